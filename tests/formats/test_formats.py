@@ -1,87 +1,146 @@
-"""Values of v0.1.0 are read today, and v0.1.0 reads those of today.
+"""What this tree stores it reads, and what earlier versions stored is a miss or is read.
 
-``samples/v0.1.0.json`` was written by that version's code (commit 71b68f4), for the same inputs and
-key. ``samples/current.json`` was written by this tree's, and v0.1.0's code was seen to read all
-of it but marks, of which it knows nothing. So as long as the same bytes are written, v0.1.0 reads
-them. Whoever changes a byte of it reads the new sample with a checkout of v0.1.0 first.
+``samples/format-3.json`` was written by this tree's code. Whoever changes a byte of a value raises
+``CACHE_FORMAT``, and adds a sample of the new format. ``v0.1.0.json`` and ``v0.6.0.json`` hold
+values of format 2, as these versions wrote them for the same inputs and key: misses, and never
+errors. ``v0.6.0-uses.json`` is a record of uses, whose bytes are the same today, so that uses
+carry over both ways (as pins do: ``tests/contract/test_pinning.py``).
 """
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
+import base64
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from wasmkiln import Artifact as SavedArtifact
-from wasmkilnd.cache.fleet.lease import State, read_lease
-from wasmkilnd.cache.fleet.strike_store import RedisStrikes
-from wasmkilnd.cache.redis.tier import RedisTier
-from wasmkilnd.cache.value.format import HEADER_OFFSET, head_end
-from wasmkilnd.cache.value.marks import Mark, read_mark
-from wasmkilnd.model import Artifact, Module, Strike
-from wasmkilnd.wait_budget import WaitBudget
+from wasmkilnd.cache.fleet import Strikes
+from wasmkilnd.cache.redis_store import RedisStore
+from wasmkilnd.cache.usage import Usage, UsedSpec, Uses
+from wasmkilnd.cache.value import TRAILER_BYTES, head_bytes
+from wasmkilnd.model import Artifact, Module, Strike, nothing_pinned
+from wasmkilnd.wait_budget import Allowance, WaitBudget
 
 from tests.contract.values import same
 from tests.doubles.notes import Notes
-from tests.doubles.shelf import TTL_S, Shelf, read
+from tests.doubles.shelf import name_of
 from tests.formats import writing
-from tests.formats.writing import KEY, LARGE, LARGE_MODULE, NAMES, SEALER, SMALL, SMALL_MODULE
+from tests.formats.writing import (
+    KEY,
+    LARGE,
+    LARGE_MODULE,
+    NOW_S,
+    PREFIX,
+    SEALER,
+    SMALL,
+    SMALL_MODULE,
+    Redis,
+)
 
 SAMPLES = Path(__file__).parent / "samples"
-VERSIONS = ["v0.1.0", "current"]
+VALUES: list[Artifact | Module] = [SMALL, LARGE, SMALL_MODULE, LARGE_MODULE]
+IDS = ["small artifact", "large artifact", "small module", "large module"]
+OLD = ["v0.1.0", "v0.6.0"]
 # How the library compresses differs from one version of it to the next.
-COMPRESSED = (LARGE.module_sha256,)
+COMPRESSED = [LARGE.module_sha256.encode()]
+OF_0_6_0 = json.loads((SAMPLES / "v0.6.0-uses.json").read_text())
 
 
 def sample(version: str) -> tuple[dict[bytes, bytes], dict[str, bytes]]:
     return writing.read_samples(SAMPLES / f"{version}.json")
 
 
-@pytest.fixture(params=VERSIONS)
-def redis(request: pytest.FixtureRequest) -> dict[bytes, bytes]:
-    return sample(request.param)[0]
+def store_of(redis: Redis, notes: Notes) -> RedisStore:
+    return RedisStore(
+        redis,  # type: ignore[arg-type]
+        PREFIX,
+        SEALER,
+        notes,
+        ttl_s=1000,
+        renews=False,
+        artifact_bytes=lambda: 1 << 40,
+        module_bytes=lambda: 1 << 40,
+        is_pinned=nothing_pinned,
+        reports_usage=False,
+    )
 
 
-@pytest.mark.parametrize("expected", [SMALL, LARGE], ids=["raw", "compressed pieces"])
-def test_an_artifact_is_read(redis: dict[bytes, bytes], expected: Artifact) -> None:
-    found, rejected = read(redis, expected.key, SEALER)
-    assert rejected == []
-    assert isinstance(found, Artifact)
-    assert SEALER.verify(found, expected.key) is None
-    # Today's attestations say more.
-    assert same(dataclasses.replace(found, attestation=expected.attestation), expected)
+async def found(redis: Redis, what: Artifact | Module, notes: Notes) -> Artifact | Module | None:
+    store = store_of(redis, notes)
+    if isinstance(what, Artifact):
+        return await store.get(what.key, Allowance())
+    return await store.get_module(what.sha256, Allowance())
 
 
-@pytest.mark.parametrize("expected", [SMALL_MODULE, LARGE_MODULE], ids=["raw", "compressed pieces"])
-def test_a_module_is_read(redis: dict[bytes, bytes], expected: Module) -> None:
-    assert read(redis, expected.sha256, SEALER) == (expected, [])
+@pytest.mark.parametrize("expected", VALUES, ids=IDS)
+async def test_a_value_is_read(expected: Artifact | Module) -> None:
+    notes = Notes()
+    read = await found(Redis(sample("format-3")[0]), expected, notes)
+    assert notes.rejected == []
+    if isinstance(expected, Module):
+        assert read == expected
+        return
+    assert isinstance(read, Artifact)
+    assert same(read, expected)
 
 
-def test_a_lease_is_read(redis: dict[bytes, bytes]) -> None:
-    name = NAMES.lease(SMALL.key)
-    lease = read_lease(redis[name], name, SEALER.check_stamp)
-    assert lease
-    assert (lease.beat, lease.lasts_ms, lease.state) == (1, 10_000, State.STORING)
+def test_a_strike_is_read() -> None:
+    assert _strikes(sample("format-3")[0]) == [writing.STRIKE]
 
 
-def test_a_strike_is_read(redis: dict[bytes, bytes]) -> None:
-    assert asyncio.run(_strikes(redis)) == [writing.STRIKE]
+def _strikes(values: Mapping[bytes, bytes]) -> list[Strike]:
+    strikes = Strikes(Redis(values), PREFIX, SEALER)  # type: ignore[arg-type]
+    with mock.patch("time.time", return_value=NOW_S):
+        strike = asyncio.run(strikes.get(writing.STRIKE.key, WaitBudget()))
+    return [strike] if strike else []
 
 
-async def _strikes(values: Mapping[bytes, bytes]) -> list[Strike]:
-    assert writing.STRIKE_TTL_S == TTL_S
-    tier = RedisTier(Shelf(values), SEALER, Notes(), marks=writing.marks())
-    strikes = RedisStrikes(tier.link, tier.names, SEALER, tier.marks)
-    found = await strikes.get(writing.STRIKE.key, WaitBudget())
-    await tier.close()
-    return [found] if found else []
+@pytest.mark.parametrize("what", VALUES, ids=IDS)
+@pytest.mark.parametrize("version", OLD)
+async def test_a_value_of_format_2_is_a_miss(version: str, what: Artifact | Module) -> None:
+    redis, notes = Redis(sample(version)[0]), Notes()
+    assert await found(redis, what, notes) is None
+    assert notes.rejected == []
+    assert redis.values == sample(version)[0]
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("what", VALUES, ids=IDS)
+@pytest.mark.parametrize("version", OLD)
+async def test_a_value_of_format_2_under_a_name_of_today_is_deleted(
+    version: str, what: Artifact | Module
+) -> None:
+    redis, notes = Redis(), Notes()
+    redis.values[name_of(what)] = sample(version)[0][_name_in_format_2(what)]
+    assert await found(redis, what, notes) is None
+    assert notes.rejected == ["format"]
+    assert redis.values == {}
+
+
+@pytest.mark.parametrize("version", OLD)
+def test_a_strike_of_format_2_is_none(version: str) -> None:
+    values = sample(version)[0]
+    assert _strikes(values) == []
+    [old] = (name for name in values if name.startswith(b"wasm:strike:"))
+    today = old.replace(b"wasm:strike:", b"wasm:3:strike:")
+    assert _strikes({today: values[old]}) == []
+
+
+@pytest.mark.parametrize("version", OLD)
+async def test_values_of_format_2_are_told_from_those_of_today(version: str) -> None:
+    old, today = sample(version)[0], sample("format-3")[0]
+    store = store_of(Redis(old | today), Notes())
+    told = [name for page in [page async for page in store.of_format_2()] for name in page]
+    # Leases and strikes live for seconds and hours.
+    kept = (b"wasm:lease:", b"wasm:strike:")
+    assert sorted(told) == sorted(name for name in old if not name.startswith(kept))
+
+
+@pytest.mark.parametrize("version", [*OLD, "format-3"])
 def test_a_saved_artifact_is_read_and_verified(version: str, tmp_path: Path) -> None:
     for name, content in sample(version)[1].items():
         (tmp_path / name).write_bytes(content)
@@ -92,51 +151,82 @@ def test_a_saved_artifact_is_read_and_verified(version: str, tmp_path: Path) -> 
     assert (tmp_path / "artifact.dsse.json").read_bytes() == artifact.header.attestation
 
 
-def test_the_mark_of_an_evict_is_read() -> None:
-    redis, _ = sample("current")
-    for whose, expected in ((SMALL.module_sha256, writing.MARK), ("", writing.MARK_OF_ALL)):
-        name = NAMES.mark(whose)
-        assert read_mark(name, redis[name], SEALER.check_stamp) == expected
-    assert Mark() not in (writing.MARK, writing.MARK_OF_ALL)
+def test_an_artifact_has_the_address_that_it_had_in_0_6_0() -> None:
+    assert _name_in_format_2(SMALL) in sample("v0.6.0")[0]
+    assert sample("format-3")[1] == sample("v0.6.0")[1]
 
 
 def test_the_same_bytes_are_written() -> None:
-    redis, files = sample("current")
+    redis, files = sample("format-3")
+    assert sorted(writing.stored()) == sorted(redis)
     assert _exact(writing.stored()) == _exact(redis)
     assert writing.saved(SMALL) == files
 
 
-@pytest.mark.parametrize(
-    "name",
-    [NAMES.artifact(LARGE.key), NAMES.module(LARGE_MODULE.sha256)],
-    ids=["artifact", "module"],
-)
-def test_the_same_heads_of_compressed_values_are_written(name: bytes) -> None:
-    now, before = writing.stored()[name], sample("current")[0][name]
+@pytest.mark.parametrize("what", [LARGE, LARGE_MODULE], ids=["artifact", "module"])
+def test_the_same_heads_of_compressed_values_are_written(what: Artifact | Module) -> None:
+    now, before = (redis[name_of(what)] for redis in (writing.stored(), sample("format-3")[0]))
     assert _header(now) == _header(before)
 
 
-def test_the_same_names_are_written_to() -> None:
-    before, now = sample("v0.1.0")[0], writing.stored()
-    new = {NAMES.mark(SMALL.module_sha256), NAMES.mark("")}
-    # Behind the last colon is a digest of compressed bytes.
-    assert sorted(map(_stem, before)) == sorted(_stem(name) for name in now if name not in new)
+class _Written(Redis):
+    """As Redis, with a random place that is not random."""
+
+    async def run(self, *commands: Any, timeout_s: float | None = None) -> list[Any]:
+        if commands[0][0] == "SET":
+            [(_, _, record, *_)] = commands
+            commands = (("SET", b"wasm:uses:3", record),)
+        return await super().run(*commands)
+
+
+def _uses() -> Uses:
+    rows = OF_0_6_0["uses"]
+    counts = {
+        (module, UsedSpec(engine, target, cpu, tuple(settings.items()))): count
+        for module, engine, target, cpu, settings, count in rows
+    }
+    return Uses(counts, OF_0_6_0["at"])
+
+
+def _record() -> dict[bytes, bytes]:
+    return {name.encode(): base64.b64decode(each) for name, each in OF_0_6_0["redis"].items()}
+
+
+async def test_uses_of_0_6_0_are_read(tmp_path: Path) -> None:
+    usage = Usage(tmp_path, "", SEALER, Redis(_record()))  # type: ignore[arg-type]
+    with mock.patch("time.time", return_value=NOW_S):
+        assert (await usage.of_fleet()).counts == _uses().counts
+
+
+async def test_uses_are_written_as_0_6_0_wrote_them(tmp_path: Path) -> None:
+    redis = _Written()
+    owner = "0123456789abcdef"
+    with (
+        mock.patch("secrets.token_hex", return_value=owner),
+        mock.patch("time.time", return_value=NOW_S),
+    ):
+        usage = Usage(tmp_path, "", SEALER, redis)  # type: ignore[arg-type]
+        with mock.patch.object(usage.tally, "take", return_value=_uses().counts):
+            await usage.save()
+    assert redis.values == _record()
 
 
 def _exact(values: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
     return {
         name: value
         for name, value in values.items()
-        if not any(module.encode() in name for module in COMPRESSED)
+        if not any(module in name for module in COMPRESSED)
     }
 
 
 def _header(value: bytes) -> dict[str, Any]:
-    """The content of a value's head, without sizes and digests of compressed pieces."""
-    header: dict[str, Any] = json.loads(value[HEADER_OFFSET : head_end(value)])
-    header["body"]["pieces"] = len(header["body"]["pieces"])
+    """The content of a value's head, without sizes and digests of compressed frames."""
+    header: dict[str, Any] = json.loads(value[-head_bytes(value) : -TRAILER_BYTES])
+    header["body"]["frames"] = len(header["body"]["frames"])
     return header
 
 
-def _stem(name: bytes) -> bytes:
-    return name.rpartition(b":")[0] if b"part:" in name else name
+def _name_in_format_2(what: Artifact | Module) -> bytes:
+    if isinstance(what, Module):
+        return f"wasm:module:{{{what.sha256}}}".encode()
+    return f"wasm:compiled:{{{what.module_sha256}}}:{what.spec.fingerprint}".encode()

@@ -11,19 +11,16 @@ import hashlib
 import json
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 from wasmkiln import Artifact as SavedArtifact
 from wasmkiln.trusted_keys import TrustedKeys
 from wasmkiln.v1.module_service_pb2 import CompileResponse
 from wasmkilnd import wire
-from wasmkilnd.cache.fleet.lease import Lease, State
-from wasmkilnd.cache.fleet.strike_record import write_record
-from wasmkilnd.cache.redis.tier import DEFAULT_PREFIX, RedisTier
-from wasmkilnd.cache.value.marks import Mark, Marks, write_mark
-from wasmkilnd.cache.value.names import KeyNames
+from wasmkilnd.cache.fleet import Strikes
 from wasmkilnd.fingerprint import fingerprint
 from wasmkilnd.model import (
     Artifact,
@@ -40,13 +37,12 @@ from wasmkilnd.rpc.wire.headers import Headers
 from wasmkilnd.signing.keys import Keys, PrivateKey
 from wasmkilnd.signing.sealer import Sealer
 
-from tests.doubles.notes import Notes
-from tests.doubles.shelf import Shelf
+from tests.doubles import shelf
 
 NOW_S = 1_700_000_000.25
 KEY = PrivateKey.parse(hashlib.sha256(b"the key of wasmkiln's samples").hexdigest())
 SEALER = Sealer(Keys(KEY, TrustedKeys([KEY.public])), "0.0.samples", now=lambda: NOW_S)
-NAMES = KeyNames(DEFAULT_PREFIX)
+PREFIX = "wasm:"
 
 ENGINE = EngineIdentity("wasmtime", "50.0.1", "50", "cranelift")
 SETTINGS = {"fuel": "false", "max_wasm_stack": "524288"}
@@ -78,7 +74,7 @@ def _artifact(of: Module, payload: bytes) -> Artifact:
     )
 
 
-# A payload of one piece, as it is; and one of two pieces, compressed.
+# A payload of one frame, as it is; and one of two frames, compressed.
 SMALL_MODULE = _module(b"\0asm\x01\0\0\0" + bytes(range(100)))
 LARGE_MODULE = _module(b"\0asm\x01\0\0\0" + b"a module " * 60_000)
 SMALL = SEALER.seal(_artifact(SMALL_MODULE, hashlib.shake_128(b"native code").digest(300)))
@@ -86,41 +82,69 @@ LARGE = SEALER.seal(_artifact(LARGE_MODULE, b"native code " * 60_000))
 
 STRIKE = Strike(SMALL.key, ENGINE.id, "COMPILE_TIMEOUT", "it took “too” long", 3, 600.0)
 STRIKE_TTL_S = 1000
-MARK = Mark(evicted_ms=1_700_000_000_001, released_ms=1_700_000_000_002)
-MARK_OF_ALL = Mark(engines={ENGINE.id: 1_700_000_000_003})
+
+
+class Redis:
+    """A server and the link to it: a dictionary of strings that live for ``STRIKE_TTL_S``."""
+
+    def __init__(self, values: Mapping[bytes, bytes] | None = None) -> None:
+        self.values = dict(values or {})
+        self.prefix = PREFIX
+        self.is_down = False
+        self.timeout_s = 1.0
+
+    @property
+    def link(self) -> Redis:
+        """Return itself: what asks for a store asks only for its link and prefix."""
+        return self
+
+    async def run(self, *commands: Any, timeout_s: float | None = None) -> list[Any]:
+        """Run commands, as RedisLink."""
+        return [self._reply(*command) for command in commands]
+
+    async def scan(self, pattern: bytes) -> AsyncIterator[list[bytes]]:
+        """Return all keys, whose names match what ends in an asterisk."""
+        yield [name for name in self.values if name.startswith(pattern.removesuffix(b"*"))]
+
+    def _reply(self, command: str, *arguments: Any) -> Any:
+        name, *rest = arguments
+        value = self.values.get(name, b"")
+        match command:
+            case "GETRANGE":
+                first, last = rest
+                begin = max(0, len(value) + first) if first < 0 else first
+                return value[begin : len(value) + 1 + last if last < 0 else last + 1]
+            case "SET":
+                self.values[name] = rest[0]
+                return b"OK"
+            case "TTL":
+                return STRIKE_TTL_S if value else -2
+            case "EXISTS":
+                return int(name in self.values)
+            case "SMEMBERS":
+                return []
+            case "EVAL":  # Only what deletes a value that ends in what was read.
+                _, at, first, digest = rest
+                end = self.values.get(at, b"")[first:]
+                if hashlib.sha1(end, usedforsecurity=False).hexdigest() == digest:
+                    del self.values[at]
+                return 1
+        raise ValueError(command)
 
 
 def stored() -> dict[bytes, bytes]:
     """Return what is in Redis, by name, when everything was stored."""
-    shelf = Shelf()
-
-    async def store() -> None:
-        tier = RedisTier(shelf, SEALER, Notes())
-        for artifact, module in ((SMALL, SMALL_MODULE), (LARGE, LARGE_MODULE)):
-            await tier.put(artifact)
-            await tier.put_module(module)
-        await tier.close()
-
-    asyncio.run(store())
-    lease, strike = NAMES.lease(SMALL.key), NAMES.strike(STRIKE.key)
-    marks = {NAMES.mark(SMALL.module_sha256): MARK, NAMES.mark(""): MARK_OF_ALL}
-    return {
-        **shelf.values,
-        lease: a_lease().written(lease, SEALER.stamp),
-        strike: write_record(STRIKE, STRIKE_TTL_S, int(NOW_S * 1000), SEALER.stamp),
-        **{name: write_mark(name, mark, SEALER.stamp) for name, mark in marks.items()},
-    }
-
-
-def a_lease() -> Lease:
-    """Return a lease that was renewed once and is about to end."""
-    with mock.patch("secrets.token_bytes", lambda count: bytes(range(count))):
-        return Lease.new(10_000, NOW_S).next(State.STORING)
-
-
-def marks() -> Marks:
-    """Return the marks of a daemon at the time of the samples."""
-    return Marks(lambda: NOW_S)
+    redis = Redis()
+    with (
+        # What makes one value differ from the next of the same artifact.
+        mock.patch("secrets.token_hex", lambda count: "5e" * count),
+        mock.patch("time.time", return_value=NOW_S),
+    ):
+        for what in (SMALL, SMALL_MODULE, LARGE, LARGE_MODULE):
+            redis.values |= shelf.stored(what, SEALER)
+        strikes = Strikes(redis, PREFIX, SEALER)  # type: ignore[arg-type]
+        asyncio.run(strikes.put(STRIKE, STRIKE_TTL_S, None))
+    return redis.values
 
 
 def saved(artifact: Artifact) -> dict[str, bytes]:

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from wasmkiln import ArtifactMismatch
 from wasmkiln._compression import Decoder
-from wasmkilnd.cache.value.pieces import ZSTD, decoded
-from wasmkilnd.cache.value.rejected import ValueRejected
+from wasmkilnd import wire
+from wasmkilnd.cache.value import ZSTD, ValueRejected, decoded
 
+from tests.contract.values import artifact
 from tests.fuzz.bytes_from_outside import changed
 from tests.lying import honest
 from tests.lying.encoded import in_pieces, packed
-from tests.unit.cache.test_encodings import encoded, with_payload
 
 SIZE = len(honest.ARTIFACT)
 SEEDS = [packed(), in_pieces(), packed(write_checksum=True), packed(write_content_size=False)]
-KEPT = encoded(with_payload(honest.ARTIFACT))
+KEPT = dataclasses.replace(
+    artifact(),
+    sha256=hashlib.sha256(honest.ARTIFACT).hexdigest(),
+    size_bytes=SIZE,
+    frames=(wire.frame(packed()),),
+    encoding=ZSTD,
+)
 
 
 @given(changed(SEEDS) | st.binary(max_size=400), st.integers(1, 500))
@@ -39,18 +48,15 @@ def test_a_client_makes_no_more_than_the_artifact_of_any_bytes(stream: bytes, cu
     assert len(made) <= SIZE + 512 * 1024
 
 
-@given(st.lists(changed([KEPT.frames[0]]) | st.binary(min_size=2, max_size=90), max_size=3))
+@given(st.lists(changed([packed()]) | st.binary(min_size=2, max_size=90), max_size=3))
 def test_the_daemon_decodes_any_frames_to_the_artifacts_size_or_not_at_all(
     chunks: list[bytes],
 ) -> None:
-    import dataclasses
-
-    from wasmkilnd import wire
-
     kept = dataclasses.replace(KEPT, frames=tuple(wire.frame(chunk) for chunk in chunks))
     try:
         assert sum(map(len, wire.payload_views(decoded(kept).frames))) == SIZE
     except ValueRejected as rejected:
         assert rejected.why
+    assert wire.payload_views(decoded(KEPT).frames) == [honest.ARTIFACT]
     with pytest.raises(ValueRejected):
         decoded(dataclasses.replace(KEPT, frames=(), encoding=ZSTD))

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from wasmkilnd import errors
-from wasmkilnd.cache.new_fleet import Fleet, Strikes
+from wasmkilnd.cache.fleet import Fleet, Strikes
 from wasmkilnd.model import STAMP_BYTES, CacheKey, Strike
 from wasmkilnd.rpc.wire import messages
 from wasmkilnd.rpc.wire.status import to_status
