@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from wasmkilnd.cache.redis.guarded import STORE_TIMEOUT_S
+from wasmkilnd.cache.redis_link import WRITE_TIMEOUT_S
 
 from tests.faults.proxy import GOOD, Line
 from tests.faults.site import PASSWORD, TIMEOUT_S, Site
@@ -122,7 +122,7 @@ KINDS = (
     Kind("killed with SIGKILL, restarted", killed, False, 0.8),
     Kind("stopped with SIGSTOP, continued", stopped, False, 3 * TIMEOUT_S),
     # What is written may take up to 10 s, if a socket takes the bytes at all.
-    Kind("the same for 12 s", stopped, False, STORE_TIMEOUT_S + 2, takes_long=True),
+    Kind("the same for 12 s", stopped, False, WRITE_TIMEOUT_S + 2, takes_long=True),
     Kind("out of memory, noeviction", full, False, 0.8, takes_reads=True),
     Kind("read-only replica after failover", demoted, False, 0.8, takes_reads=True),
     Kind("password changed", other_password, False, 0.8),

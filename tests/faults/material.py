@@ -40,22 +40,22 @@ class Material:
     """More than memory holds: the daemon reads them from Redis each time."""
     small: list[Known]
     large: list[Known]
-    """The modules whose values are tampered with; stored in one piece each, and in two."""
+    """The modules whose values are tampered with: those that one read gets, and larger ones."""
 
 
 def make_material() -> Material:
     """Make all modules, which takes a few seconds."""
     return Material(
         hot=[known(wasm.constant(-1 - tag)) for tag in range(2)],
-        # 140 KB, of which compiling takes 60 ms; 0.6 MB in two pieces and 1.2 in three, which
-        # are data.
+        # 140 KB, of which compiling takes 60 ms; 0.6 MB in two frames, and 1.2 in three, which
+        # takes two reads; both are data.
         warm=[
             *(known(wasm.many_functions(1000 + tag)) for tag in range(3)),
             *(known(wasm.with_data(size, size)) for size in (600_000, 600_001)),
             *(known(wasm.with_data(size, size)) for size in (1_200_000, 1_200_001)),
         ],
         small=[known(wasm.with_data(20_000, tag)) for tag in range(5)],
-        large=[known(wasm.with_data(600_000, tag)) for tag in range(4)],
+        large=[known(wasm.with_data(1_200_000, tag)) for tag in range(4)],
     )
 
 

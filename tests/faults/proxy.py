@@ -13,6 +13,8 @@ from types import TracebackType
 _READ_BYTES = 64 * 1024
 # No fault may hold a byte back for longer, whatever was asked for.
 _LONGEST_PAUSE_S = 30.0
+# A connection that was just accepted is among those that can be cut after this.
+_BEGIN_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Proxy:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._do(self._close())
+        self._do(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -96,6 +98,12 @@ class Proxy:
             self._server.close()
             self._server = None
         await self._cut()
+
+    async def _end(self) -> None:
+        await self._close()
+        await asyncio.sleep(_BEGIN_S)
+        await self._cut()
+        await asyncio.sleep(0)  # What was aborted closes its socket.
 
     async def _cut(self) -> None:
         for connection in self._connections:

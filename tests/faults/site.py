@@ -11,7 +11,7 @@ from pathlib import Path
 
 import redis
 from wasmkiln.trusted_keys import TrustedKeys
-from wasmkilnd.signing.keys import KeyStore, PrivateKey
+from wasmkilnd.signing.keys import KeyStore
 
 from tests.e2e.daemon import Daemon, state_with
 from tests.faults.callers import Caller
@@ -24,6 +24,8 @@ PASSWORD = "first"
 TIMEOUT_S = 0.5
 """The one time-out that is configured."""
 LEASE_S = 1.0
+COMPILE_TIMEOUT_S = 8.0
+"""With a lease's time, the longest that a forged lease delays a call."""
 SETTINGS = {
     "WASMKILN_REDIS_TIMEOUT_S": str(TIMEOUT_S),
     "WASMKILN_HOST_STORE_BYTES": "0",
@@ -31,6 +33,7 @@ SETTINGS = {
     # breaker like one more of the same, and it would ask less and less.
     "WASMKILN_REDIS_RETRY_MAX_S": "1",
     "WASMKILN_COMPILE_LEASE_S": str(LEASE_S),
+    "WASMKILN_COMPILE_TIMEOUT_S": str(COMPILE_TIMEOUT_S),
     "WASMKILN_MEMORY_BYTES": "1.5MiB",
     "WASMKILN_WORKERS": "1",
     "WASMKILN_DEFAULT_ENGINE": ENGINE,
@@ -84,8 +87,6 @@ class Site:
     daemons: list[Daemon]
     callers: list[Caller]
     """One for each daemon."""
-    keys: PrivateKey
-    """The key that the daemons sign with."""
     folder: Path
 
 
@@ -116,4 +117,4 @@ async def running_site(folder: Path, *, by_proxy: bool) -> AsyncIterator[Site]:
             await stack.enter_async_context(Caller(number, daemon.address, trusted))
             for number, daemon in enumerate(daemons)
         ]
-        yield Site(server, admin, proxy, list(daemons), callers, keys, folder)
+        yield Site(server, admin, proxy, list(daemons), callers, folder)

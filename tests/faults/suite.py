@@ -17,7 +17,7 @@ from tests.faults.kinds import KINDS, Kind
 from tests.faults.load import Load
 from tests.faults.material import Known, Material, make_material
 from tests.faults.site import Site, running_site
-from tests.faults.tampering import OF_ANY, OF_PIECES, TAMPERINGS, Target
+from tests.faults.tampering import OF_ANY, OF_LARGE, TAMPERINGS, Target
 
 _POLL_S = 0.02
 _REJECTED = re.compile(r'^wasmkiln_values_rejected_total\{cause="(\w+)".*\} (\d+)', re.MULTILINE)
@@ -158,7 +158,7 @@ async def _tamper_with_all(
             injections.append(await _tamper(site, how, victim, other))
 
     tasks = []
-    for modules, ways in ((material.small, OF_ANY), (material.large, OF_PIECES)):
+    for modules, ways in ((material.small, OF_ANY), (material.large, OF_LARGE)):
         left = [how for _ in range(rounds) for how in ways]
         *victims, other = modules
         tasks += [work(victim, other, left) for victim in victims]
@@ -168,7 +168,7 @@ async def _tamper_with_all(
 
 async def _tamper(site: Site, how: str, victim: Known, other: Known) -> Injection:
     one = site.callers[0]
-    target = Target(site.admin, site.keys, one.fingerprint, victim, other)
+    target = Target(site.admin, one.fingerprint, victim, other)
     await _until(_stored(target), site, f"before: {how}")
     await _until(_stored(replace(target, module=other)), site, f"before: {how}")
     began = time.monotonic()
@@ -183,6 +183,8 @@ async def _tamper(site: Site, how: str, victim: Known, other: Known) -> Injectio
         return (await one.compile(victim)).origin == REDIS
 
     await _until(mended, site, how)
+    # What waits for a forged lease belongs to this fault, not to the next.
+    await asyncio.to_thread(site.admin.delete, target.lease)
     return Injection(how, began, healed, time.monotonic(), victim.sha256)
 
 

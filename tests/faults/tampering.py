@@ -9,24 +9,21 @@ from typing import TypeAlias
 
 import redis
 from wasmkilnd import wire
-from wasmkilnd.cache.fleet.lease import Lease
-from wasmkilnd.cache.redis.tier import DEFAULT_PREFIX
-from wasmkilnd.cache.value.format import HEADER_OFFSET, open_artifact, open_module
-from wasmkilnd.cache.value.names import KeyNames
-from wasmkilnd.cache.value.rejected import ValueRejected
+from wasmkilnd.cache.value import TRAILER_BYTES, Frame, ValueRejected, head_bytes, open_value
 from wasmkilnd.model import STAMP_BYTES, Artifact, CacheKey
-from wasmkilnd.signing.keys import PrivateKey
 from wasmkilnd.signing.sealer import Sealer
 
 from tests.contract.sealing import THEIRS, sealer
 from tests.doubles.no_sealer import NoSealer
-from tests.doubles.shelf import read, stored
-from tests.faults.material import Known
+from tests.doubles.shelf import opened, stored
+from tests.faults.material import ENGINE, Known
 
-_NAMES = KeyNames(DEFAULT_PREFIX)
+_PREFIX = "wasm:3:"
 _ANYONE = NoSealer()
 _HOUR_MS = 3_600_000
-_STAMP = slice(HEADER_OFFSET - STAMP_BYTES, HEADER_OFFSET)
+_STAMP = slice(-STAMP_BYTES, None)
+# Where the version stands, behind the magic.
+_VERSION = 4 - TRAILER_BYTES
 
 _chance = random.Random(3)
 
@@ -38,8 +35,6 @@ class Target:
     """A module whose values are tampered with, and another one to put in its place."""
 
     admin: redis.Redis
-    keys: PrivateKey
-    """The fleet's own keys; an attacker has only what was signed with them."""
     fingerprint: str
     module: Known
     other: Known
@@ -47,22 +42,27 @@ class Target:
     @property
     def key(self) -> CacheKey:
         """The artifact's key."""
-        return CacheKey(self.module.sha256, self.fingerprint)
+        return CacheKey(self.module.sha256, self.fingerprint, ENGINE)
 
     @property
     def name(self) -> bytes:
         """The name under which the artifact is stored."""
-        return _NAMES.artifact(self.key)
+        return f"{_PREFIX}compiled:{{{self.module.sha256}}}:{ENGINE}:{self.fingerprint}".encode()
 
     @property
     def module_name(self) -> bytes:
         """The name under which the module is stored."""
-        return _NAMES.module(self.module.sha256)
+        return f"{_PREFIX}module:{{{self.module.sha256}}}".encode()
+
+    @property
+    def set(self) -> bytes:
+        """The name of the set of the module's artifacts."""
+        return f"{_PREFIX}of:{{{self.module.sha256}}}".encode()
 
     @property
     def lease(self) -> bytes:
         """The name of the lease."""
-        return _NAMES.lease(self.key)
+        return f"{_PREFIX}lease:{{{self.module.sha256}}}:{self.fingerprint}".encode()
 
     def value(self, name: bytes) -> bytes:
         """Return what is stored."""
@@ -74,38 +74,29 @@ class Target:
         """Put ``value`` in the place of what is stored."""
         self.admin.set(name, value, keepttl=True)
 
-    def pieces(self) -> list[bytes]:
-        """Return the names of the artifact's further pieces."""
-        body = open_artifact(self.value(self.name), self.key, _ANYONE.check_stamp).body
-        return [_NAMES.artifact_part(self.key, piece.sha256) for piece in body.pieces[1:]]
-
-    def module_pieces(self) -> list[bytes]:
-        """Return the names of the module's further pieces."""
-        sha256 = self.module.sha256
-        body = open_module(self.value(self.module_name), sha256, _ANYONE.check_stamp).body
-        return [_NAMES.module_part(sha256, piece.sha256) for piece in body.pieces[1:]]
+    def frames(self) -> tuple[Frame, ...]:
+        """Return where the artifact's frames are."""
+        return open_value(self.value(self.name), self.key, _ANYONE).frames
 
     def is_whole(self) -> bool:
-        """Whether artifact and module are stored with all their pieces."""
+        """Whether artifact and module are stored, both complete."""
         try:
-            names = [self.name, self.module_name, *self.pieces(), *self.module_pieces()]
+            opened(self.value(self.name), self.key, _ANYONE)
+            opened(self.value(self.module_name), self.module.sha256, _ANYONE)
         except (AssertionError, ValueRejected, redis.ResponseError):
             return False
-        return self.admin.exists(*names) == len(names)
+        return True
 
     def read(self) -> Artifact:
         """Return the artifact, without a check of its signature."""
-        values = {name: self.value(name) for name in (self.name, *self.pieces())}
-        artifact, _ = read(values, self.key, _ANYONE)
+        artifact = opened(self.value(self.name), self.key, _ANYONE)
         assert isinstance(artifact, Artifact)
         return artifact
 
     def store(self, artifact: Artifact, by: Sealer, stamp: bytes = b"") -> None:
         """Store ``artifact`` as a stranger would, perhaps with a ``stamp`` from another value."""
-        for name, value in stored(artifact, by).items():
-            if name == self.name and stamp:
-                value = value[: _STAMP.start] + stamp + value[_STAMP.stop :]
-            self.put(name, value)
+        [value] = stored(artifact, by).values()
+        self.put(self.name, value[: _STAMP.start] + stamp if stamp else value)
 
 
 def put_another_s(target: Target) -> None:
@@ -118,19 +109,34 @@ def put_another_s_module(target: Target) -> None:
     target.put(target.module_name, other.value(other.module_name))
 
 
-def cut(name: bytes, target: Target) -> None:
-    value = target.value(name)
-    target.put(name, value[: _chance.randrange(len(value))])
+def cut_the_end(target: Target) -> None:
+    value = target.value(target.name)
+    target.put(target.name, value[: _chance.randrange(len(value))])
+
+
+def cut_the_beginning(target: Target) -> None:
+    value = target.value(target.name)
+    target.put(target.name, value[_chance.randrange(1, len(value)) :])
 
 
 def grow(target: Target) -> None:
-    target.put(target.name, target.value(target.name) + _chance.randbytes(9))
+    value, more = target.value(target.name), _chance.randbytes(9)
+    target.put(target.name, _chance.choice([value + more, more + value]))
 
 
-def flip(name: bytes, target: Target, end: int | None = None) -> None:
+def flip(name: bytes, target: Target) -> None:
+    flip_in(name, target, 0, len(target.value(name)))
+
+
+def flip_in(name: bytes, target: Target, begin: int, end: int) -> None:
     value = bytearray(target.value(name))
-    value[_chance.randrange(end or len(value))] ^= 1 << _chance.randrange(8)
+    value[_chance.randrange(begin, end)] ^= 1 << _chance.randrange(8)
     target.put(name, bytes(value))
+
+
+def flip_in_the_head(target: Target) -> None:
+    value = target.value(target.name)
+    flip_in(target.name, target, len(value) - head_bytes(value), len(value))
 
 
 def list_at(name: bytes, target: Target) -> None:
@@ -152,32 +158,40 @@ def borrow_a_stamp(target: Target) -> None:
 
 def change_the_version(name: bytes, target: Target) -> None:
     value = bytearray(target.value(name))
-    value[4] = _chance.choice([0, 1, 3, 255])
+    value[_VERSION] = _chance.choice([0, 1, 2, 4, 255])
     target.put(name, bytes(value))
 
 
-def swap_pieces(target: Target) -> None:
-    one, two = _chance.choice(target.pieces()), target.name
-    if len(target.pieces()) > 1:
-        one, two = target.pieces()[:2]
-    values = target.value(one), target.value(two)
-    target.put(two, values[0])
-    target.put(one, values[1])
+def spoil_the_set(target: Target) -> None:
+    target.admin.delete(target.set, target.name)
+    members = [b"", b"x", b"\xff" * 9, f"{ENGINE}:{'0' * 64}".encode()]
+    spoil: list[Callable[[], object]] = [
+        lambda: None,
+        lambda: target.admin.set(target.set, b"x"),
+        lambda: target.admin.sadd(target.set, *members),
+    ]
+    _chance.choice(spoil)()
 
 
 def forge_a_lease(target: Target) -> None:
-    value = _chance.choice(
-        [b"mine", Lease.new(_HOUR_MS).written(target.lease, sealer(THEIRS).stamp)]
-    )
     target.admin.delete(target.name)
-    target.admin.set(target.lease, value)  # And it never expires.
+    # These never expire, and so are none of the fleet's.
+    target.admin.set(target.lease, _chance.choice([b"mine", b"failed", _token(), bytes(999)]))
 
 
-def copy_a_lease(target: Target) -> None:
-    # As it was once: nobody who holds it lives, and nobody renews it.
-    value = Lease.new(1000).written(target.lease, sealer(target.keys).stamp)
+def forge_a_note(target: Target) -> None:
     target.admin.delete(target.name)
-    target.admin.set(target.lease, value)
+    target.admin.set(target.lease, b"failed", px=_HOUR_MS)
+
+
+def forge_a_lease_for_an_hour(target: Target) -> None:
+    # Nothing tells it from a lease that a daemon holds and renews.
+    target.admin.delete(target.name)
+    target.admin.set(target.lease, _token(), px=_HOUR_MS)
+
+
+def _token() -> bytes:
+    return _chance.randbytes(16).hex().encode()
 
 
 def of_the_module(spoil: Tampering) -> Tampering:
@@ -190,15 +204,34 @@ def of_the_module(spoil: Tampering) -> Tampering:
     return both
 
 
-def a_piece(target: Target) -> bytes:
-    return _chance.choice(target.pieces())
+def swap_frames(target: Target) -> None:
+    value, (one, two, *_) = target.value(target.name), target.frames()
+    middle, end = one.stored_bytes, two.offset + two.stored_bytes
+    target.put(target.name, value[middle:end] + value[:middle] + value[end:])
 
 
+def put_another_s_frame(target: Target) -> None:
+    other, [first, *_] = replace(target, module=target.other), target.frames()
+    value, alien = target.value(target.name), other.value(other.name)
+    target.put(target.name, alien[: first.stored_bytes] + value[first.stored_bytes :])
+
+
+def remove_the_first_frame(target: Target) -> None:
+    target.put(target.name, target.value(target.name)[target.frames()[0].stored_bytes :])
+
+
+def flip_in_the_first_frame(target: Target) -> None:
+    # Of a large value it does not come with the head.
+    flip_in(target.name, target, 0, target.frames()[0].stored_bytes)
+
+
+HELD_FOR_AN_HOUR = "lease forged, for an hour"
 OF_ANY: dict[str, Tampering] = {
     "value of another key": put_another_s,
-    "value cut short": lambda target: cut(target.name, target),
+    "value without its end": cut_the_end,
+    "value without its beginning": cut_the_beginning,
     "value grown": grow,
-    "bit flipped in the head": lambda target: flip(target.name, target, 600),
+    "bit flipped in the head": flip_in_the_head,
     "bit flipped anywhere": lambda target: flip(target.name, target),
     "signed by a stranger": sign_as_a_stranger,
     "other code under a borrowed stamp": borrow_a_stamp,
@@ -212,17 +245,17 @@ OF_ANY: dict[str, Tampering] = {
     "module: a list in its place": of_the_module(
         lambda target: list_at(target.module_name, target)
     ),
+    "set of its artifacts spoilt": spoil_the_set,
     "lease forged": forge_a_lease,
-    "lease copied": copy_a_lease,
+    "note of a failure forged": forge_a_note,
+    HELD_FOR_AN_HOUR: forge_a_lease_for_an_hour,
 }
-OF_PIECES: dict[str, Tampering] = {
-    "piece removed": lambda target: target.admin.delete(a_piece(target)),
-    "pieces swapped": swap_pieces,
-    "bit flipped in a piece": lambda target: flip(a_piece(target), target),
-    "piece cut short": lambda target: cut(a_piece(target), target),
-    "a list in a piece's place": lambda target: list_at(a_piece(target), target),
-    "module: piece removed": of_the_module(
-        lambda target: target.admin.delete(*target.module_pieces())
-    ),
+OF_LARGE: dict[str, Tampering] = {
+    "frame removed": remove_the_first_frame,
+    "frames swapped": swap_frames,
+    "frame of another value": put_another_s_frame,
+    "bit flipped in a frame": flip_in_the_first_frame,
+    "large value without its beginning": cut_the_beginning,
+    "large module: bit flipped": of_the_module(lambda target: flip(target.module_name, target)),
 }
-TAMPERINGS = {**OF_ANY, **OF_PIECES}
+TAMPERINGS = {**OF_ANY, **OF_LARGE}

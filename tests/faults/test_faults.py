@@ -9,9 +9,9 @@ import pytest
 
 from tests.faults.kinds import KINDS
 from tests.faults.report import markdown, report
-from tests.faults.site import LEASE_S, TIMEOUT_S
+from tests.faults.site import COMPILE_TIMEOUT_S, LEASE_S, TIMEOUT_S
 from tests.faults.suite import Plan, run
-from tests.faults.tampering import TAMPERINGS
+from tests.faults.tampering import HELD_FOR_AN_HOUR, TAMPERINGS
 from tests.sizes import size
 
 # What a machine that is busy with other things may add. A call that hangs takes far longer;
@@ -38,7 +38,10 @@ async def test_faults_under_load_cost_no_call_and_no_truth(tmp_path: Path) -> No
     assert made.calls > 10 * made.injected
     assert made.wrong == []
     assert (made.failed, made.errors) == ([], [])
-    assert made.longest_added_s < TIMEOUT_S + LEASE_S + _BUSY_S
+    for row in made.rows:
+        # A lease that looks like one of the fleet's is waited for, but no longer than this.
+        most_s = LEASE_S + (COMPILE_TIMEOUT_S if row.fault == HELD_FOR_AN_HOUR else 0)
+        assert row.longest_added_s < TIMEOUT_S + most_s + _BUSY_S, row.fault
     waited_out = {row.fault: row.waited_out_s for row in made.rows}
     for fault in _WAITED_OUT:
         # A busy machine adds to each what it adds to calls without faults.
@@ -46,6 +49,6 @@ async def test_faults_under_load_cost_no_call_and_no_truth(tmp_path: Path) -> No
     # That nobody believed what was tampered with shows that it was met at all.
     assert sum(made.rejected.values()) > size(5, 2) * len(TAMPERINGS)
     assert {cause for cause, count in made.rejected.items() if count} >= {
-        *("digest", "format", "incomplete", "mismatch", "stranger", "truncated", "version"),
+        *("digest", "format", "mismatch", "stranger", "truncated", "version"),
         "wrong_key",
     }

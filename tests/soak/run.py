@@ -241,7 +241,7 @@ def _leases(fleet: Fleet) -> int:
     """Return how many leases are left once all have had the time to expire."""
     time.sleep(2 * LEASE_S)
     with fleet.server.admin() as admin:
-        return sum(1 for _ in admin.scan_iter("wasm:lease:*", count=1000))
+        return sum(1 for _ in admin.scan_iter("wasm:3:lease:*", count=1000))
 
 
 async def _freed(member: Member, before: Holdings) -> Holdings:

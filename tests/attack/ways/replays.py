@@ -13,7 +13,7 @@ from tests.attack.target import Target
 
 _PREFIX = "wasm:*"
 _MOST_KNOWN = 2_000
-_LEASE = b"wasm:lease:"
+_LEASE = b"wasm:3:lease:"
 
 
 def attack(target: Target, until_s: float) -> Counter[str]:
@@ -28,7 +28,7 @@ def attack(target: Target, until_s: float) -> Counter[str]:
             with contextlib.suppress(redis.ResponseError):
                 _learn(client, known, done)
             for key in dice.sample(sorted(known), min(20, len(known))):
-                act = dice.choice((_replay, _replay, _swap, _flip, _grow, _delete))
+                act = dice.choice((_replay, _replay, _swap, _flip, _grow, _delete, _block))
                 with contextlib.suppress(redis.ResponseError):
                     act(client, key, known, dice)
                     done[act.__name__.strip("_")] += 1
@@ -40,7 +40,7 @@ def attack(target: Target, until_s: float) -> Counter[str]:
 
 
 def _learn(client: redis.Redis, known: dict[bytes, bytes], done: Counter[str]) -> None:
-    for key in client.scan_iter(_PREFIX, count=500):
+    for key in client.scan_iter(_PREFIX, count=500, _type="string"):
         if key in known or len(known) >= _MOST_KNOWN:
             continue
         value = client.get(key)
@@ -66,6 +66,13 @@ def _flip(client: redis.Redis, key: bytes, known: dict[bytes, bytes], dice: rand
 
 def _grow(client: redis.Redis, key: bytes, known: dict[bytes, bytes], _: random.Random) -> None:
     client.set(key, known[key] + bytes(2**20))
+
+
+def _block(client: redis.Redis, key: bytes, known: dict[bytes, bytes], _: random.Random) -> None:
+    # In the place of the set of its module's artifacts.
+    module, braced, _rest = key.partition(b"{")[2].partition(b"}")
+    if braced:
+        client.set(b"wasm:3:of:{%b}" % module, known[key], ex=1)
 
 
 def _delete(client: redis.Redis, key: bytes, _: dict[bytes, bytes], __: random.Random) -> None:
