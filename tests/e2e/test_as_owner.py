@@ -77,7 +77,7 @@ COMMANDS = (
     ("config", "--admin-listen", "none", "--listen", "127.0.0.1:0"),
 )
 # There is no cache yet.
-NO_CACHE = (("cache", "ls"), ("cache", "du", "--tier", "host_store"), ("cache", "export", "-"))
+NO_CACHE = (("cache", "ls"), ("cache", "scrub", "--tier", "host_store"), ("cache", "export", "-"))
 
 
 def test_the_service_owns_what_every_command_of_roots_leaves(state: Path) -> None:

@@ -317,7 +317,7 @@ def test_the_offline_tools_show_it_and_find_what_is_wrong(
     assert {(row["engine"], row["trust"]) for row in listed} == {(ENGINE, "trusted")}
     [row] = cache(0, "ls", "--module", made[0].module_sha256[:8])
     assert row["raw_bytes"] == made[0].size_bytes
-    [sums] = cache(0, "du")
+    [sums] = cache(0, "ls", "--totals")
     assert sums["total"]["values"] == 3
     entry = entry_path(store, made[1].fingerprint, made[1].module_sha256)
     code = bytearray((entry / ARTIFACT).read_bytes())
