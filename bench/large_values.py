@@ -1,8 +1,9 @@
 """Writes and reads a 75 MB artifact again and again, until its standard input ends.
 
-``python -m bench.large_values SOCKET split|whole ARTIFACT_FILE``: through the Redis tier, or as
-a single value with its digest in front. Prints the seconds of each write and of each read as
-one JSON line.
+``python -m bench.large_values SOCKET store|ranges|whole ARTIFACT_FILE``: through the daemon's
+store, or with redis-py alone, a plain SET of the bytes as they are. What was set is read in ranges
+as large as the store's, one after the other, or by one GET, and hashed. Prints the seconds of each
+write and of each read as one JSON line.
 """
 
 from __future__ import annotations
@@ -15,28 +16,23 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 from redis.asyncio import Redis
 from wasmkiln.trusted_keys import TrustedKeys
-from wasmkilnd.cache.redis.connect import connect
-from wasmkilnd.cache.redis.tier import RedisTier
-from wasmkilnd.model import Artifact, CompileSpec, EngineIdentity, Kind
+from wasmkilnd.model import Artifact, CompileSpec, EngineIdentity, EvictScope, Kind
 from wasmkilnd.signing.keys import Keys, PrivateKey
 from wasmkilnd.signing.sealer import Sealer
+from wasmkilnd.wait_budget import Allowance
 from wasmkilnd.wire import to_frames
 
+from bench.scale.stores import redis_store
+
 SIZE_BYTES = 75_000_000
+RANGE_BYTES = 960 * 1024
+"""As much of a value RedisStore reads at once."""
 _TIMEOUT_S = 30.0
 
 Round = tuple[Callable[[], Awaitable[None]], Callable[[], Awaitable[None]]]
-
-
-class _Nobody:
-    """A recorder that takes note of nothing."""
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *args: None
 
 
 def payload_from(file: Path) -> bytes:
@@ -45,13 +41,11 @@ def payload_from(file: Path) -> bytes:
     return (real * (SIZE_BYTES // len(real) + 1))[:SIZE_BYTES]
 
 
-def split(socket: str, payload: bytes) -> Round:
-    """Return how the tier writes and reads."""
+def store(socket: str, payload: bytes) -> Round:
+    """Return how a daemon writes, a value that is not there, and reads."""
     key = PrivateKey.generate()
     sealer = Sealer(Keys(key, TrustedKeys([key.public])), "bench")
-    tier = RedisTier(
-        connect(f"unix://{socket}", timeout_s=_TIMEOUT_S), sealer, _Nobody(), timeout_s=_TIMEOUT_S
-    )
+    redis = redis_store(f"unix://{socket}", sealer)
     spec = CompileSpec(
         EngineIdentity("bench", "1", "1", "none"), "none", "native", {}, {}, "0" * 64
     )
@@ -68,32 +62,61 @@ def split(socket: str, payload: bytes) -> Round:
     )
 
     async def write() -> None:
-        await tier.put(artifact)
+        await redis.evict(EvictScope(artifact.module_sha256))
+        await redis.put(artifact)
 
     async def read() -> None:
-        found = await tier.get(artifact.key)
+        found = await redis.get(artifact.key, Allowance())
         if found is None or found.size_bytes != len(payload):
-            raise ValueError("the tier did not find what it stored")
+            raise ValueError("the store did not find what it stored")
 
     return write, read
+
+
+def ranges(socket: str, payload: bytes) -> Round:
+    """Return how one would without packing, reading no more at once than the store does."""
+    client = Redis(unix_socket_path=socket, socket_timeout=_TIMEOUT_S)
+    digest = hashlib.sha256(payload).digest()
+
+    async def read() -> None:
+        parts = [
+            await client.getrange("plain", start, min(start + RANGE_BYTES, SIZE_BYTES) - 1)
+            for start in range(0, SIZE_BYTES, RANGE_BYTES)
+        ]
+        await _check(b"".join(map(_bytes, parts)), digest)
+
+    return _plain_write(client, payload), read
 
 
 def whole(socket: str, payload: bytes) -> Round:
-    """Return how one would without cutting and compressing."""
+    """Return how one would without packing and without ranges."""
     client = Redis(unix_socket_path=socket, socket_timeout=_TIMEOUT_S)
-
-    async def write() -> None:
-        digest = await asyncio.to_thread(lambda: hashlib.sha256(payload).digest())
-        await client.set("whole", digest + payload)
+    digest = hashlib.sha256(payload).digest()
 
     async def read() -> None:
-        value = await client.get("whole")
-        assert isinstance(value, bytes)
-        if await asyncio.to_thread(lambda: hashlib.sha256(value[32:]).digest()) != value[:32]:
-            raise ValueError("the value is damaged")
-        await asyncio.to_thread(to_frames, value[32:])
+        await _check(_bytes(await client.get("plain")), digest)
 
-    return write, read
+    return _plain_write(client, payload), read
+
+
+def _plain_write(client: Redis, payload: bytes) -> Callable[[], Awaitable[None]]:
+    async def write() -> None:
+        await client.set("plain", payload)
+
+    return write
+
+
+async def _check(value: bytes, digest: bytes) -> None:
+    """Do the least that every reader does: compare the digest, and cut bytes into messages."""
+    if await asyncio.to_thread(lambda: hashlib.sha256(value).digest()) != digest:
+        raise ValueError("the value is damaged")
+    await asyncio.to_thread(to_frames, value)
+
+
+def _bytes(reply: bytes | str | None) -> bytes:
+    if not isinstance(reply, bytes):
+        raise ValueError("Redis does not hold what was set")
+    return reply
 
 
 async def _repeat(write_and_read: Round, ended: threading.Event) -> dict[str, list[float]]:
@@ -118,7 +141,7 @@ def main(socket: str, how: str, file: str) -> None:
     payload = payload_from(Path(file))
 
     async def run() -> dict[str, list[float]]:
-        round_of = {"split": split, "whole": whole}[how](socket, payload)
+        round_of = {"store": store, "ranges": ranges, "whole": whole}[how](socket, payload)
         print("begun", flush=True)
         return await _repeat(round_of, ended)
 

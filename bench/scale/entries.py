@@ -36,7 +36,7 @@ class Entries:
 
     def key(self, number: int) -> CacheKey:
         """Return an entry's key, of strings that nobody has hashed yet, as a call brings it."""
-        return CacheKey(_digest(number), self.spec.fingerprint)
+        return CacheKey(_digest(number), self.spec.fingerprint, self.spec.engine.id)
 
     def unsigned(self, number: int) -> Artifact:
         """Return an entry with a copy of another one's attestation: for what verifies nothing."""

@@ -25,7 +25,7 @@ _BUDGET_S = 20.0  # For one operation of one tier.
 _COUNTS = {
     "memory": {"get": 2000, "put": 1000, "evict": 200},
     "host_store": {"get": 200, "path": 1000, "put": 30, "evict": 30},
-    "redis": {"get": 100, "put": 50, "evict": 1},
+    "redis": {"get": 100, "put": 50, "evict": 30},
 }
 """Of each tier: how many of each operation make one turn."""
 

@@ -51,9 +51,9 @@ class Probe:
     async def get(self, count: int) -> float:
         """Read entries."""
         keys = [self._entries.key(each) for each in random.choices(self._store.live, k=count)]
-        tier = self._store.tier
+        store = self._store
         began = time.perf_counter()
-        found = [await tier.get(key) for key in keys]
+        found = [await store.get(key) for key in keys]
         seconds = time.perf_counter() - began
         if None in found:
             raise ValueError("the tier does not hold what it was given")
@@ -74,10 +74,10 @@ class Probe:
         """Store new entries."""
         numbers = range(self._next, self._next + count)
         artifacts = [self._store.make(number) for number in numbers]
-        tier = self._store.tier
+        store = self._store
         began = time.perf_counter()
         for artifact in artifacts:
-            await tier.put(artifact)
+            await store.put(artifact)
         seconds = time.perf_counter() - began
         self._next += count
         self._store.stored(numbers)
@@ -87,14 +87,14 @@ class Probe:
         """Evict modules, one at a time, and store them again."""
         numbers = random.sample(self._store.live, count)
         scopes = [EvictScope(self._entries.key(number).module_sha256) for number in numbers]
-        tier = self._store.tier
+        store = self._store
         began = time.perf_counter()
-        gone = [await tier.evict(scope) for scope in scopes]
+        gone = [await store.evict(scope) for scope in scopes]
         seconds = time.perf_counter() - began
         if any(each.artifacts != 1 for each in gone):
             raise ValueError("the tier did not hold what was to be evicted")
         for number in numbers:
-            await tier.put(self._store.make(number))
+            await store.put(self._store.make(number))
         return seconds / count
 
 

@@ -10,17 +10,19 @@ from typing import Protocol
 import redis.asyncio
 from wasmkilnd.cache.host_store import HostStore
 from wasmkilnd.cache.memory import MemoryTier
-from wasmkilnd.cache.observed import ObservedTier
-from wasmkilnd.cache.redis.connect import connect
-from wasmkilnd.cache.redis.tier import DEFAULT_PREFIX, DEFAULT_TTL_S, RedisTier
-from wasmkilnd.cache.value.names import KeyNames
-from wasmkilnd.model import Artifact
-from wasmkilnd.ports import Tier
+from wasmkilnd.cache.redis_link import RedisLink
+from wasmkilnd.cache.redis_servers import connect
+from wasmkilnd.cache.redis_store import RedisStore
+from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, nothing_pinned
+from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.metrics.recorder import Metrics
+from wasmkilnd.wait_budget import Allowance
 
 from bench.scale import host_files
 from bench.scale.entries import Entries
 
+_TTL_S = 24 * 3600
+_PREFIX = "wasm:"
 _TIMEOUT_S = 60.0
 _BATCH = 1000
 _REAL = 1000
@@ -31,8 +33,6 @@ _REAL_FILES = 200  # Each waits for the disk.
 class Store(Protocol):
     """A tier with a number of entries."""
 
-    tier: Tier
-    """The tier with the metrics of the daemon around it."""
     budget_bytes: int
     """What the settings let it hold in the daemon's memory."""
 
@@ -50,6 +50,18 @@ class Store(Protocol):
         """Return an entry in the form that the tier stores."""
         ...
 
+    async def get(self, key: CacheKey) -> Artifact | None:
+        """Read an entry."""
+        ...
+
+    async def put(self, artifact: Artifact) -> None:
+        """Store an entry."""
+        ...
+
+    async def evict(self, scope: EvictScope) -> Evicted:
+        """Delete entries."""
+        ...
+
     def stored(self, numbers: Sequence[int]) -> None:
         """Take note that the tier holds these from now on."""
         ...
@@ -62,21 +74,25 @@ class _InMemory:
 
     def __init__(self, entries: Entries, count: int) -> None:
         self.make = entries.unsigned
-        self._count = self._end = count
+        self._end = self._count = count
         self._memory = MemoryTier(1 << 40)
-        self.tier: Tier = ObservedTier(self._memory, Metrics("bench"))
-
-    async def fill(self) -> None:
-        """Store all, and leave no room for more."""
-        for number in range(self._count):
-            await self._memory.put(self.make(number))
+        self.evict = self._memory.evict
+        for number in range(count):
+            self._memory.put(self.make(number))
         self.budget_bytes = self._memory.usage().bytes
+        # It has no room for more.
         self._memory.resize(self.budget_bytes)
 
     @property
     def live(self) -> Sequence[int]:
         # Entries that were read are younger than others: the newest quarter is surely there.
         return range(self._end - self._count // 4, self._end)
+
+    async def get(self, key: CacheKey) -> Artifact | None:
+        return self._memory.get(key)
+
+    async def put(self, artifact: Artifact) -> None:
+        self._memory.put(artifact)
 
     def stored(self, numbers: Sequence[int]) -> None:
         self._end = max(self._end, *(number + 1 for number in numbers))
@@ -88,27 +104,33 @@ class _InRedis:
     budget_bytes = 0
     files = None
 
-    def __init__(self, entries: Entries, url: str, tier: RedisTier) -> None:
+    def __init__(self, entries: Entries, url: str, store: RedisStore) -> None:
         self.make = entries.sealed
-        self.tier: Tier = ObservedTier(tier, Metrics("bench"))
+        self.put, self.evict = store.put, store.evict
         self._entries = entries
         self._url = url
+        self._store = store
         self.live: list[int] = []
 
     async def fill(self, count: int, real: int) -> None:
         """Store ``count`` entries, of which ``real`` can be read."""
         self.live = spread(count, real)
         await fill_redis(self._entries, self._url, self.live)
-        names = KeyNames(DEFAULT_PREFIX)
         async with redis.asyncio.Redis.from_url(self._url) as client:
-            value = await client.get(names.artifact(self._entries.key(self.live[0])))
+            value = await client.get(self._store.name_of(self._entries.key(self.live[0])))
             assert value
             for start in range(0, count, _BATCH):
                 pipeline = client.pipeline(transaction=False)
                 for number in range(start, min(start + _BATCH, count)):
-                    name = names.artifact(self._entries.key(number))
-                    pipeline.set(name, value, ex=DEFAULT_TTL_S, nx=True)
+                    key = self._entries.key(number)
+                    pipeline.set(self._store.name_of(key), value, ex=_TTL_S, nx=True)
+                    of = f"{_PREFIX}3:of:{{{key.module_sha256}}}"
+                    pipeline.sadd(of, f"{key.engine_id}:{key.fingerprint}")
+                    pipeline.expire(of, _TTL_S)
                 await pipeline.execute()
+
+    async def get(self, key: CacheKey) -> Artifact | None:
+        return await self._store.get(key, Allowance())
 
     def stored(self, numbers: Sequence[int]) -> None:
         self.live += numbers
@@ -119,10 +141,10 @@ class _InFiles:
 
     budget_bytes = 0
 
-    def __init__(self, entries: Entries, tier: HostStore, live: list[int]) -> None:
+    def __init__(self, entries: Entries, store: HostStore, live: list[int]) -> None:
         self.make = entries.sealed
-        self.files = tier
-        self.tier: Tier = ObservedTier(tier, Metrics("bench"))
+        self.files = store
+        self.get, self.put, self.evict = store.get, store.put, store.evict
         self.live = live
 
     def stored(self, numbers: Sequence[int]) -> None:
@@ -131,15 +153,31 @@ class _InFiles:
 
 async def fill_redis(entries: Entries, url: str, numbers: Iterable[int]) -> None:
     """Store entries as a daemon does."""
-    tier = _redis_tier(entries, url)
+    store = redis_store(url, entries.sealer)
     for number in numbers:
-        await tier.put(entries.sealed(number))
-    await tier.close()
+        await store.put(entries.sealed(number))
+    await _close(store)
 
 
-def _redis_tier(entries: Entries, url: str) -> RedisTier:
-    connection = connect(url, timeout_s=_TIMEOUT_S)
-    return RedisTier(connection, entries.sealer, Metrics("bench"), timeout_s=_TIMEOUT_S)
+def redis_store(url: str, sealer: Sealer) -> RedisStore:
+    """Return the store of the default namespace, as a daemon builds it, with a long time-out."""
+    return RedisStore(
+        RedisLink(connect(url, timeout_s=_TIMEOUT_S), timeout_s=_TIMEOUT_S),
+        _PREFIX,
+        sealer,
+        Metrics("bench"),
+        ttl_s=_TTL_S,
+        renews=True,
+        artifact_bytes=lambda: 1 << 40,
+        module_bytes=lambda: 1 << 40,
+        is_pinned=nothing_pinned,
+        reports_usage=True,
+    )
+
+
+async def _close(store: RedisStore) -> None:
+    await store.close()
+    await store.link.close()
 
 
 def spread(count: int, some: int) -> list[int]:
@@ -149,19 +187,16 @@ def spread(count: int, some: int) -> list[int]:
 
 @asynccontextmanager
 async def _memory(entries: Entries, count: int, _: str) -> AsyncIterator[Store]:
-    store = _InMemory(entries, count)
-    await store.fill()
-    yield store
-    await store.tier.close()
+    yield _InMemory(entries, count)
 
 
 @asynccontextmanager
 async def _redis(entries: Entries, count: int, url: str) -> AsyncIterator[Store]:
-    tier = _redis_tier(entries, url)
-    store = _InRedis(entries, url, tier)
-    await store.fill(count, _REAL)
-    yield store
-    await tier.close()
+    store = redis_store(url, entries.sealer)
+    filled = _InRedis(entries, url, store)
+    await filled.fill(count, _REAL)
+    yield filled
+    await _close(store)
 
 
 @asynccontextmanager
