@@ -107,7 +107,8 @@ def test_what_is_left_an_old_value_with_all_unchanged_is_used(site: Site) -> Non
     with site.daemon() as (daemon, client):
         made = compiled(client)
         old = site.stored()
-        client.compile(MODULE, engine=NEW, skip_cache_lookup=True)
+        client.evict(module_sha256=made.header.module_sha256)
+        client.compile(MODULE, engine=NEW)
         settled(client)
         assert site.stored() != old
         site.put_back(old)
