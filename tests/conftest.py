@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Generator
 
 import pytest
+import structlog
 from hypothesis import settings
 
 # No test says anything about speed, so no example of one has a deadline.
@@ -16,6 +18,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _uncollected: list[str] = []
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Keep what one test sets up for a log from all tests that come after."""
+    before = structlog.get_config()
+    try:
+        return (yield)
+    finally:
+        structlog.configure(**before)
 
 
 def pytest_collectreport(report: pytest.CollectReport) -> None:
