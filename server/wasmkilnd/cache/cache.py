@@ -159,7 +159,7 @@ class Cache:
 
     def put(self, artifact: Artifact) -> None:
         """Store in memory now, and in the other tiers after the call."""
-        self._memory.put(artifact)
+        self._keep(artifact)
         self.write_to_host(artifact)
         self.write_to_redis(artifact)
 
@@ -179,7 +179,7 @@ class Cache:
 
     def put_module(self, module: Module) -> None:
         """Store in memory now, and in Redis after the call."""
-        self._memory.put(module)
+        self._keep(module)
         self.write_to_redis(module)
 
     def restore_module(self, module: Module) -> None:
@@ -340,8 +340,13 @@ class Cache:
         self._looked_in_memory("artifact", artifact is not None, began)
         if artifact is None and (artifact := self._waiting(key)):
             # Memory evicted the artifact before it was written, and the write may take long.
-            self._memory.put(artifact)
+            self._keep(artifact)
         return artifact
+
+    def _keep(self, value: Artifact | Module) -> None:
+        began = time.perf_counter()
+        self._memory.put(value)
+        self._recorder.tier_store("memory", "ok", time.perf_counter() - began)
 
     def _looked_in_memory(self, what: str, is_hit: bool, began: float) -> None:
         seconds = time.perf_counter() - began
@@ -368,7 +373,7 @@ class Cache:
                 self._memory.drop([artifact])
                 return None
             if self._memory.holds(artifact):
-                self._memory.put(found)
+                self._keep(found)
             return found
 
         found: Artifact | None = await self._lookups.join(artifact, _anybody(), decode).wait()
@@ -426,11 +431,11 @@ class Cache:
             with contextlib.suppress(TierUnavailable):
                 if artifact := await self._host.get(key, allowance):
                     if evictions == self._evictions:
-                        self._memory.put(artifact)
+                        self._keep(artifact)
                     return artifact, Origin.HOST_STORE
         if self._redis and (artifact := await self._redis.get(key, allowance, accept)):
             if evictions == self._evictions:
-                self._memory.put(artifact)
+                self._keep(artifact)
                 self.write_to_host(artifact)
             return artifact, Origin.REDIS
         return None
@@ -452,7 +457,7 @@ class Cache:
         evictions = self._evictions
         module = await redis.get_module(sha256, allowance)
         if module and evictions == self._evictions:
-            self._memory.put(module)
+            self._keep(module)
         return module
 
     async def _below(
