@@ -178,10 +178,11 @@ def test_a_full_queue_and_a_long_wait(site: Site) -> None:
 
 def test_one_forged_value(site: Site) -> None:
     with site.client() as client:
-        fingerprint = client.compile(wasm.adder(1)).header.fingerprint
+        header = client.compile(wasm.adder(1)).header
         forged = wasm.adder(2)
+        name = f"{{{wasm.digest(forged)}}}:{header.engine.id}:{header.fingerprint}"
         with redis.Redis.from_url(site.server.url) as attacker:
-            attacker.set(f"wasm:compiled:{{{wasm.digest(forged)}}}:{fingerprint}", b"forged")
+            attacker.set(f"wasm:3:compiled:{name}", b"forged" * 100)
         assert client.compile(forged).header.size_bytes
     site.prometheus.wait_for("WasmkilnStoredValuesRejected", tier="redis", cause="format")
 
