@@ -284,6 +284,20 @@ def test_ensure_returns_when_the_server_listens_whoever_keeps_it(
     assert len(servers_of(state)) == 1
 
 
+async def test_the_death_of_a_server_is_told_once_and_with_its_cause(state: Path) -> None:
+    server = EmbeddedServer(state, LIMIT_BYTES)
+    with Redis.from_url(await server.start()) as client:
+        await asyncio.to_thread(until, lambda: answers_to(client))
+        [before] = servers_of(state)
+        with capture_logs() as logs:
+            os.kill(before, signal.SIGKILL)
+            await asyncio.to_thread(until, lambda: servers_of(state) not in ([], [before]))
+    await server.stop()
+    assert [line["event"] for line in logs] == ["the embedded server died"]
+    assert logs[0]["status"] == -signal.SIGKILL
+    assert logs[0]["restart_in_s"] > 0
+
+
 async def test_a_folder_that_is_deleted_takes_nothing_else_with_it(state: Path) -> None:
     server = EmbeddedServer(state, LIMIT_BYTES)
     with Redis.from_url(await server.start()) as client:

@@ -324,6 +324,7 @@ class _Keeper:
             if now_s >= self._start_at_s:
                 self._start(lock)
         elif (status := self._process.poll()) is not None:
+            _log.warning("the embedded server died", status=status, restart_in_s=self._wait_s)
             self._process = None
             self._start_at_s = now_s + self._wait_s
             self._wait_s = min(2 * self._wait_s, _LONGEST_RESTART_WAIT_S)
