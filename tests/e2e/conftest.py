@@ -9,6 +9,7 @@ import pytest
 from wasmkiln import Client
 
 from tests.e2e.daemon import ONE_ENGINE, TWO_ENGINES, Daemon, fresh_state
+from tests.e2e.processes import eventually, jobs_of
 from tests.e2e.programs import Installed, installed_engines
 
 
@@ -31,14 +32,25 @@ def lean_state_dir(engines: Installed, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def daemon(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A daemon with default settings that all tests may call, and none may harm."""
+def shared_daemon(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """See ``daemon``."""
     state = fresh_state(tmp_path_factory.mktemp("shared") / "state")
     # The largest modules of the corpus, and time for them on a machine that is busy.
     flags = ["--max-module-bytes", "12MiB", "--compile-timeout-s", "300"]
     with Daemon(state, flags) as shared:
         yield shared
     assert shared.process.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def daemon(shared_daemon: Daemon) -> Iterator[Daemon]:
+    """A daemon with default settings that all tests may call, and none may harm.
+
+    A file's tests leave no job running: the daemon finishes what its callers have left, and the
+    next file's tests would wait for its workers, for up to four times the limit of a compile.
+    """
+    yield shared_daemon
+    eventually(lambda: not jobs_of(shared_daemon.pid), "a job was left to run", timeout_s=120)
 
 
 @pytest.fixture(scope="module")

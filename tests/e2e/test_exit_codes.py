@@ -17,6 +17,10 @@ from tests.e2e.daemon import Daemon, state_with
 from tests.e2e.processes import eventually
 from tests.e2e.programs import WASMKILN, Installed
 
+# Blocks that keep wasmer busy for some seconds. The daemon finishes what its callers have left, so
+# a module that keeps it busy to its limit would keep its workers from the tests of other files.
+SOME_SECONDS = 50_000
+
 POLICY = """
 [[rule]]
 identity = "token:small"
@@ -84,7 +88,7 @@ def test_3_is_no_daemon(tmp_path: Path) -> None:
 
 
 def test_4_is_no_answer_in_time(daemon: Daemon, tmp_path: Path) -> None:
-    slow = file_of(tmp_path, wasm.nested_blocks(1_000_000))
+    slow = file_of(tmp_path, wasm.nested_blocks(SOME_SECONDS))
     assert code_of(command(daemon, "--timeout", "0.5", "compile", slow))[0] == 4
 
 
@@ -108,8 +112,7 @@ def test_6_is_not_let_in(guarded: Daemon, tmp_path: Path) -> None:
 
 
 def test_130_is_interrupted(daemon: Daemon, tmp_path: Path) -> None:
-    slow = tmp_path / "slow.wasm"
-    slow.write_bytes(wasm.nested_blocks(1_000_001))
+    slow = file_of(tmp_path, wasm.nested_blocks(SOME_SECONDS, tag=1))
     process = subprocess.Popen(
         command(daemon, "compile", slow), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
