@@ -9,6 +9,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+# The CPU time of a job that is long past its settings.
+_COMPILES_S = 0.3
+
 
 def eventually(check: Callable[[], object], what: str, timeout_s: float = 60) -> None:
     """Wait until ``check`` returns something true."""
@@ -59,6 +62,23 @@ def jobs_of(daemon_pid: int) -> list[int]:
             if os.getpgid(pid) == pid:
                 jobs.append(pid)
     return jobs
+
+
+def busy_job(daemon_pid: int) -> int:
+    """Wait for a job that compiles, and return it.
+
+    A job that is killed before it is set up runs once more, on another worker; one that is killed
+    before the engine took its settings dies of those.
+    """
+    busy: list[int] = []
+
+    def look() -> list[int]:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            busy[:] = [job for job in jobs_of(daemon_pid) if cpu_s_of(job) > _COMPILES_S]
+        return busy
+
+    eventually(look, "no job compiles")
+    return busy[0]
 
 
 def stopped(pid: int) -> bool:

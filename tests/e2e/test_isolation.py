@@ -19,7 +19,7 @@ from tests.corpus.fetch import fetch
 from tests.corpus.modules import BY_NAME
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon
-from tests.e2e.processes import cpu_s_of, eventually, jobs_of, parent_of, send, workers_of
+from tests.e2e.processes import busy_job, eventually, jobs_of, parent_of, send, workers_of
 
 SLOW = wasm.nested_blocks(1_000_000)
 
@@ -51,10 +51,9 @@ def test_a_killed_job_costs_only_its_own_call(lean_state_dir: Path) -> None:
         ThreadPoolExecutor(2) as callers,
     ):
         slow = callers.submit(client.compile, SLOW, engine="wasmer")
-        eventually(lambda: len(jobs_of(daemon.pid)) == 1, "no job started")
-        workers = workers_of(daemon.pid)
+        job, workers = busy_job(daemon.pid), workers_of(daemon.pid)
         waiting = callers.submit(client.compile, wasm.adder(22), engine="wasmer")
-        os.kill(jobs_of(daemon.pid)[0], signal.SIGKILL)
+        os.kill(job, signal.SIGKILL)
         with pytest.raises(CompilerCrashed) as failure:
             slow.result()
         assert failure.value.code is grpc.StatusCode.INTERNAL
@@ -71,9 +70,7 @@ def test_a_crash_is_named_by_its_signal(lean_state_dir: Path, how: signal.Signal
         ThreadPoolExecutor(1) as callers,
     ):
         slow = callers.submit(client.compile, SLOW, engine="wasmer")
-        eventually(lambda: len(jobs_of(daemon.pid)) == 1, "no job started")
-        # Past its settings: a job that dies before dies of those.
-        eventually(lambda: cpu_s_of(jobs_of(daemon.pid)[0]) > 0.3, "the job does nothing")
+        busy_job(daemon.pid)
         # Engines handle these signals once, to tell a trap from a crash, and let the next kill.
         while not slow.done():
             send(how, *jobs_of(daemon.pid))
@@ -156,6 +153,24 @@ def test_a_stopped_worker_does_not_hold_its_caller_for_ever(lean_state_dir: Path
             os.kill(worker, signal.SIGSTOP)
         # It is given up after its grace, and the job done by its successor.
         assert client.compile(wasm.adder(25), engine="wasmer").header.size_bytes
+
+
+def test_a_worker_that_stops_under_a_job_does_not_hold_its_caller(lean_state_dir: Path) -> None:
+    flags = ["--workers", "1", "--redis-url", "none", "--compile-timeout-s", "1"]
+    with (
+        Daemon(lean_state_dir, flags) as daemon,
+        daemon.client(max_attempts=1, timeout_s=100) as client,
+        ThreadPoolExecutor(1) as callers,
+    ):
+        call = callers.submit(client.compile, SLOW, engine="wasmer")
+        worker = parent_of(busy_job(daemon.pid))
+        os.kill(worker, signal.SIGSTOP)
+        # The job is killed at its limit and its worker after its grace; the worker's successor
+        # does the job again, and that one meets its limit as well.
+        with pytest.raises(CompileTimeout):
+            call.result()
+        assert not parent_of(worker)
+        assert client.compile(wasm.adder(28), engine="wasmer").header.size_bytes
 
 
 def test_a_hundred_cold_calls_make_one_compile(client: Client, daemon: Daemon) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +14,7 @@ from wasmkiln import CompilerCrashed, CompileTimeout, ModuleQuarantined
 
 from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, TWO_ENGINES, Daemon, fresh_state
-from tests.e2e.processes import eventually, jobs_of, parent_of
+from tests.e2e.processes import busy_job, eventually, jobs_of, parent_of
 from tests.e2e.programs import WASMKILN, Installed
 from tests.servers.redis_server import binary_of, redis_server
 
@@ -97,9 +96,7 @@ def test_a_job_that_an_operator_kills_condemns_nobody_at_once(
     ):
         for _ in range(2):
             slow = callers.submit(getattr(client, call), module, engine=engine)
-            eventually(lambda: len(jobs_of(one.pid)) == 1, "no job started")
-            time.sleep(0.3)  # Past its settings: a job that dies before dies of those.
-            os.kill(jobs_of(one.pid)[0], signal.SIGKILL)
+            os.kill(busy_job(one.pid), signal.SIGKILL)
             with pytest.raises(CompilerCrashed):
                 slow.result()
         with pytest.raises(ModuleQuarantined, match="SIGKILL"):
