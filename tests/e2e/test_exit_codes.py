@@ -19,7 +19,7 @@ from tests.e2e.programs import WASMKILN, Installed
 
 # Blocks that keep wasmer busy for some seconds. The daemon finishes what its callers have left, so
 # a module that keeps it busy to its limit would keep its workers from the tests of other files.
-SOME_SECONDS = 50_000
+SOME_SECONDS = 40_000
 
 POLICY = """
 [[rule]]
