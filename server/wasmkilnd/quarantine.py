@@ -198,7 +198,7 @@ class Quarantine:
         age_s = max(known.age_s(now), _LEAST_AGE_S)
         ttl_s = known.lasts_s - age_s
         if ttl_s > 0:
-            await self._store.put(known.strike_at(now), ttl_s, None, age_s)
+            await self._store.put(known.strike_at(now), ttl_s, WaitBudget(), age_s)
             known.shared = True
         else:
             del self._known[key]

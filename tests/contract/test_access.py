@@ -88,7 +88,9 @@ async def test_the_documented_commands_are_enough_for_all_that_is_asked(
         await one.close()
         await two.close()
         strikes = Strikes(at.link, store.prefix, SEALER)
-        await strikes.put(Strike(key, "e-1", "COMPILE_TIMEOUT", "long", 3, 600.0), 100, None)
+        await strikes.put(
+            Strike(key, "e-1", "COMPILE_TIMEOUT", "long", 3, 600.0), 100, WaitBudget()
+        )
         assert [strike.key for strike in await strikes.all()] == [key]
         assert await strikes.remove(key.module_sha256) == [key]
         usage = Usage(tmp_path, "", SEALER, store)

@@ -328,8 +328,8 @@ async def test_all_queued_jobs_together_look_50_times_a_second_at_most() -> None
 
     class Counted:
         async def run(self, *commands: object, timeout_s: float | None = None) -> list[Any]:
-            looked.extend(commands)
-            return [b"held"]
+            looked.append(commands)
+            return [0, b"held", 60]
 
     daemon = Fleet(
         Counted(),  # type: ignore[arg-type]
@@ -537,12 +537,10 @@ FORGERIES = {
 async def test_a_value_that_no_daemon_writes_delays_no_call(
     server: RedisServer, raw: Redis, value: bytes
 ) -> None:
-    async with fleet(server, 3, lease_s=60) as daemons:
+    async with fleet(server, 3, lease_s=60) as daemons, asyncio.timeout(10):
         await raw.set(LEASE, value)
-        # One takes it over, and the others believe that one.
-        assert sorted(await asyncio.gather(*beginning(daemons))) == [False, False, True]
-        turns = [turn for daemon in daemons for turn in daemon.turns]
-        assert sorted(turns) == ["made", "made", "seized"]
+        assert await asyncio.gather(*beginning(daemons)) == [True] * 3
+        assert [daemon.turns for daemon in daemons] == [["late"]] * 3
 
 
 async def test_a_lease_key_of_another_type_delays_no_call(server: RedisServer, raw: Redis) -> None:
@@ -550,8 +548,7 @@ async def test_a_lease_key_of_another_type_delays_no_call(server: RedisServer, r
         await raw.lpush(LEASE, "x")
         assert await one.compile()
         await one.fleet.close()
-        assert one.turns == ["seized"]
-        assert not await raw.exists(LEASE)
+        assert one.turns == ["alone"]
 
 
 async def test_forged_leases_delay_a_call_by_the_bound_and_then_it_compiles(
@@ -614,7 +611,7 @@ async def test_every_kind_of_redis_serves_a_fleet(deployment: Deployment) -> Non
             with client() as connected, contextlib.suppress(RedisError):  # Not its slot, or dead.
                 added += connected.lpush(LEASE, "x")
         assert await one.compile()
-        assert one.turns == ["taken", "seized" if added else "taken"]
+        assert one.turns == ["taken", "alone" if added else "taken"]
         here, there = (strikes_on(daemon.link) for daemon in others)
         await here.put(STRIKE, 1000, WaitBudget())
         assert about(await there.get(KEY, WaitBudget()), STRIKE)
@@ -666,20 +663,6 @@ async def test_a_strike_is_shared_listed_and_removed(strikes: Strikes, link: Any
     assert await strikes.remove("") == [KEY]
 
 
-async def test_a_strike_s_age_is_the_server_s(strikes: Strikes, raw: Redis) -> None:
-    await strikes.put(STRIKE, 1000, WaitBudget())
-    for ttl_s, left_s in ((900, 500), (400, 0), (1, 0)):
-        await raw.expire(STRIKE_NAME, ttl_s)
-        assert about(await strikes.get(KEY, WaitBudget()), replace(STRIKE, left_s=left_s))
-        await raw.persist(STRIKE_NAME)  # So that a slow test loses none.
-    # Nobody makes it last longer than it was written for.
-    for change in (raw.persist(STRIKE_NAME), raw.expire(STRIKE_NAME, 5000)):
-        await change
-        found = await strikes.get(KEY, WaitBudget())
-        assert found
-        assert found.left_s == 0
-
-
 async def test_a_strike_that_is_written_back_ends_when_its_time_is_over(
     strikes: Strikes, raw: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -687,14 +670,12 @@ async def test_a_strike_that_is_written_back_ends_when_its_time_is_over(
     copy = await raw.get(STRIKE_NAME)
     assert copy
     await strikes.remove(KEY.module_sha256)
-    await raw.set(STRIKE_NAME, copy, ex=1000)
-    assert about(await strikes.get(KEY, WaitBudget()), STRIKE)
     now = _now_of(monkeypatch)
-    for later_s, left_s in ((360, 300), (960, 0)):  # A minute is left for clocks that differ.
-        await raw.set(STRIKE_NAME, copy, ex=1000)
+    # For as long as it likes; and nor does a clock that is behind make it last longer.
+    await raw.set(STRIKE_NAME, copy)
+    for later_s, left_s in ((0, 600), (300, 300), (900, 0), (-500, 600)):
         now.later_s = later_s
         assert about(await strikes.get(KEY, WaitBudget()), replace(STRIKE, left_s=left_s))
-    await raw.set(STRIKE_NAME, copy, ex=1000)
     now.later_s = 1100
     assert await strikes.get(KEY, WaitBudget()) is None
 
@@ -716,11 +697,11 @@ async def test_a_late_strike_does_not_replace_one_that_counts_as_many_failures(
     await strikes.put(STRIKE, 1000, WaitBudget())
     for count, stored in ((2, 3), (3, 3), (4, 4)):
         late = replace(STRIKE, count=count, message=f"late {count}")
-        await strikes.put(late, 900, None, age_s=0.5)
+        await strikes.put(late, 900, WaitBudget(), age_s=0.5)
         found = await strikes.get(KEY, WaitBudget())
         assert found
         assert found.count == stored
-    await strikes.put(replace(STRIKE, count=1), 1000, None)
+    await strikes.put(replace(STRIKE, count=1), 1000, WaitBudget())
     found = await strikes.get(KEY, WaitBudget())
     assert found
     assert found.count == 1
@@ -799,9 +780,9 @@ async def test_many_strikes_are_listed_in_few_round_trips(
     # A key of another type hides none of them, and is no strike.
     await raw.lpush(STRIKE_NAME, "x")
     assert len(await strikes.all()) == len(all_of_them)
-    with pytest.raises(TierUnavailable):
-        await strikes.get(KEY, WaitBudget())
-    assert len(await strikes.remove("")) == len(all_of_them) + 1
+    await raw.lpush(STRIKE_NAME, "x")
+    assert await strikes.get(KEY, WaitBudget()) is None
+    assert len(await strikes.remove("")) == len(all_of_them)
     assert await raw.keys("*") == []
 
 

@@ -36,6 +36,7 @@ from wasmkilnd.requests import Served
 from wasmkilnd.rpc.wire.headers import Headers
 from wasmkilnd.signing.keys import Keys, PrivateKey
 from wasmkilnd.signing.sealer import Sealer
+from wasmkilnd.wait_budget import WaitBudget
 
 from tests.doubles import shelf
 
@@ -143,7 +144,7 @@ def stored() -> dict[bytes, bytes]:
         for what in (SMALL, SMALL_MODULE, LARGE, LARGE_MODULE):
             redis.values |= shelf.stored(what, SEALER)
         strikes = Strikes(redis, PREFIX, SEALER)  # type: ignore[arg-type]
-        asyncio.run(strikes.put(STRIKE, STRIKE_TTL_S, None))
+        asyncio.run(strikes.put(STRIKE, STRIKE_TTL_S, WaitBudget()))
     return redis.values
 
 

@@ -11,8 +11,19 @@ queue keeps no other daemon from compiling. The others look until the artifact i
 ``max_wait_s`` at most in all waits of one call together; then they compile alone. Who can write to
 Redis can delay a call within that bound, and no more.
 
-**A strike** (``<prefix>3:strike:{<module>}:<fingerprint>``) is signed, and says when it ends:
-whoever writes one back can make it count until then. ``quarantine.py`` decides what it means.
+**A strike** (``<prefix>3:strike:{<module>}:<fingerprint>``) is signed, and says when it was written
+and for how long: whoever writes one back can make it count until then. ``quarantine.py`` decides
+what it means.
+
+The metric ``fleet_turns`` counts how claims end:
+
+| outcome | |
+|---|---|
+| ``taken`` | this daemon took the lease, and compiled |
+| ``made`` | another daemon stored the artifact |
+| ``failed`` | another daemon compiled and failed, or could not store: this daemon compiled too |
+| ``late`` | other daemons took too long to compile or to store: this daemon compiled |
+| ``alone`` | Redis did not answer: this daemon compiled |
 """
 
 from __future__ import annotations
@@ -24,15 +35,15 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from enum import Enum
 from typing import Annotated, Any
 
 import structlog
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from wasmkilnd.cache.redis_link import RedisLink
-from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError, WrongType
-from wasmkilnd.model import STAMP_BYTES, CacheKey, Strike
+from wasmkilnd.cache import stamped
+from wasmkilnd.cache.redis_link import Command, RedisLink
+from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
+from wasmkilnd.model import CacheKey, Strike
 from wasmkilnd.ports import Claim, Recorder
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.wait_budget import WaitBudget
@@ -41,7 +52,7 @@ _RENEWALS_PER_LEASE = 3
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.25
 # A job that waits for a worker looks less often, and all such jobs of a daemon together look no
 # more often than this.
-_QUEUED_PAUSE_S = 1.0
+_QUEUED_PAUSE_S = 0.5
 _QUEUED_LOOKS_PER_S = 50
 # Anyone who can write to the server can make artifacts come and go for ever. In an honest fleet a
 # holder dies or gives up now and then.
@@ -57,26 +68,10 @@ _NOT_TRIED = frozenset(
     {Reason.COMPILE_QUEUE_FULL, Reason.WORKER_UNAVAILABLE, Reason.SERVER_DRAINING}
 )
 
-# KEYS: the lease and the artifact; ARGV: a token, empty to look and change nothing, and the time
-# to live. What no daemon writes is replaced: another type, another form, or a lease for ever.
-_TAKE = f"""
-if redis.call('exists', KEYS[2]) == 1 then return 'stored' end
-local held = redis.pcall('getrange', KEYS[1], 0, 32)
-if type(held) == 'string' and redis.call('ttl', KEYS[1]) >= 0 then
-    if held == '{_FAILED.decode()}' then return 'failed' end
-    if #held == 32 and not held:find('[^0-9a-f]') then return 'held' end
-end
-if ARGV[1] == '' then return 'free' end
-local there = redis.call('exists', KEYS[1])
-redis.call('set', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return there == 1 and 'seized' or 'taken'
-"""
-
 # KEYS: the lease; ARGV: the token, and what to store for how long, or nothing. A holder that lost
 # its lease leaves the next one alone.
 _REPLACE = """
-local held = redis.pcall('getrange', KEYS[1], 0, 32)
-if held ~= ARGV[1] then return 0 end
+if redis.call('get', KEYS[1]) ~= ARGV[1] then return 0 end
 if ARGV[2] == '' then return redis.call('del', KEYS[1]) end
 redis.call('set', KEYS[1], ARGV[2], 'PX', ARGV[3])
 return 1
@@ -85,47 +80,10 @@ return 1
 _MAX_LISTED = 10_000
 _BATCH = 100
 _MAX_RECORD_BYTES = 16 * 1024
-_PURPOSE = b"wasmkiln strike 3\0"
-# A daemon whose clock is ahead by no more than this ends no strike early.
-_CLOCKS_DIFFER_S = 60.0
+_PURPOSE = b"wasmkiln strike 3"
 _LONGEST_S = 100 * 365 * 24 * 3600
 
 _log = structlog.get_logger("wasmkilnd.cache")
-
-
-class Outcome(Enum):
-    """How a claim ended; the values are labels of the metric ``fleet_turns``."""
-
-    TAKEN = "taken"
-    """This daemon took the lease, and compiled."""
-    SEIZED = "seized"
-    """As TAKEN; it replaced a value that no daemon writes there."""
-    MADE = "made"
-    """Another daemon stored the artifact."""
-    FAILED = "failed"
-    """Another daemon compiled and failed, or could not store: this daemon compiled too."""
-    LATE = "late"
-    """Other daemons took too long to compile or to store: this daemon compiled."""
-    ALONE = "alone"
-    """Redis did not answer: this daemon compiled."""
-
-
-class _End(Enum):
-    """How a holder's work ended, and so what becomes of its lease."""
-
-    COMPILED = "keep it until the artifact is stored"
-    FAILED = "leave a note"
-    GIVEN_UP = "release it: another daemon may take over"
-
-
-async def _run(link: RedisLink | None, *commands: tuple[bytes | str | int, ...]) -> list[Any]:
-    if link is None:
-        raise TierUnavailable("there is no shared tier")
-    return await link.run(*commands) if commands else []
-
-
-def _name(prefix: str, key: CacheKey) -> bytes:
-    return f"{prefix}{{{key.module_sha256}}}:{key.fingerprint}".encode()
 
 
 class Fleet:
@@ -148,13 +106,13 @@ class Fleet:
         """
         self._link = link if lease_s else None
         self._leases, self._artifacts = f"{prefix}3:lease:", f"{prefix}3:compiled:"
-        self._recorder = recorder
-        self._stored = stored
-        self._lease_s = lease_s
         self._lease_ms = max(1, round(lease_s * 1000))
-        self._max_wait_s = max_wait_s
-        self._queued: set[_Claim] = set()
-        """The claims whose jobs wait for a worker."""
+        self.recorder = recorder
+        self.stored = stored
+        self.lease_s = lease_s
+        self.max_wait_s = max_wait_s
+        self.looking = asyncio.Lock()
+        """Held for a moment before each look of a job that waits for a worker."""
         self._background: set[asyncio.Task[None]] = set()
 
     @contextlib.asynccontextmanager
@@ -163,16 +121,15 @@ class Fleet:
     ) -> AsyncIterator[Claim]:
         """Return this daemon's claim to compile ``key``; see the port."""
         claim = _Claim(self, key, budget, alone=alone or self._link is None)
-        end = _End.GIVEN_UP
         try:
             yield claim
-            end = _End.COMPILED
+            claim.end(None)
         except WasmkilnError as failure:
             if failure.reason not in _NOT_TRIED:
-                end = _End.FAILED
+                claim.failed()
             raise
         finally:
-            claim.end(end)
+            claim.end(b"")  # Unless it has ended: another daemon may take over.
 
     async def close(self) -> None:
         """Release every lease; never raises."""
@@ -182,7 +139,7 @@ class Fleet:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
 
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def in_background(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run ``work`` without letting the call wait for it."""
 
         async def unless_down() -> None:
@@ -192,21 +149,34 @@ class Fleet:
         task = asyncio.create_task(unless_down())
         self._background.add(task)
         task.add_done_callback(self._background.discard)
-        return task
 
-    async def _ask(self, key: CacheKey, token: bytes = b"") -> bytes:
-        """Return what becomes of the artifact; with a token, take the lease if it is free."""
+    async def look(self, key: CacheKey, token: bytes = b"") -> str:
+        """Return what becomes of the artifact: ``stored``, ``held``, ``failed`` or ``free``.
+
+        With a token, take the lease if it is free: ``taken``, or ``stored``, which counts first.
+        """
+        lease = _name(self._leases, key)
         artifact = f"{self._artifacts}{{{key.module_sha256}}}:{key.engine_id}:{key.fingerprint}"
-        names = _name(self._leases, key), artifact.encode()
-        [found] = await _run(self._link, ("EVAL", _TAKE, 2, *names, token, self._lease_ms))
-        if not isinstance(found, bytes):
-            raise TierUnavailable("the server returned a reply of another type")
-        return found
+        looks: list[Command] = [
+            ("EXISTS", artifact.encode()),
+            ("GETRANGE", lease, 0, 31),
+            ("TTL", lease),
+        ]
+        if token:
+            # Before the looks: a holder stores the artifact before it releases the lease.
+            looks.insert(0, ("SET", lease, token, "NX", "PX", self._lease_ms))
+        *taken, stored, held, ttl_s = await _open(self._link).run(*looks)
+        if stored or any(taken):
+            return "stored" if stored else "taken"
+        if not held or ttl_s == -1:  # No daemon writes a lease for ever.
+            return "free"
+        return "failed" if held == _FAILED else "held"
 
-    async def _replace(self, key: CacheKey, token: bytes, value: bytes, ttl_ms: int = 0) -> bool:
-        """Store ``value``, or nothing if it is empty, if ``token`` still holds the lease."""
-        name = _name(self._leases, key)
-        [replaced] = await _run(self._link, ("EVAL", _REPLACE, 1, name, token, value, ttl_ms))
+    async def replace(self, key: CacheKey, token: bytes, value: bytes) -> bool:
+        """Renew the lease by its token, leave a note, or release it by nothing; if it is held."""
+        ttl_ms = self._lease_ms if value == token else _FAILED_MS
+        command = ("EVAL", _REPLACE, 1, _name(self._leases, key), token, value, ttl_ms)
+        [replaced] = await _open(self._link).run(command)
         return bool(replaced)
 
 
@@ -218,69 +188,65 @@ class _Claim:
         self._key = key
         self._budget = budget
         self._alone = alone
-        self._token = b""
-        self._renewing: asyncio.Task[None] | None = None
+        self._ended: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
         self._times_waited = 0
         self._waited_s = 0.0
-        self._why_compile: Outcome | None = None
+        self._why_compile = ""
         """Why this daemon compiles, though it does not hold the lease."""
 
     async def stored(self) -> None:
-        """See Claim. All claims of a daemon share a limit of looks per second."""
+        """See Claim."""
         if not self._believes_others:
             await asyncio.Event().wait()
-        queued = self._fleet._queued
-        queued.add(self)
-        pause_s = _LONGEST_PAUSE_S
-        try:
-            while True:
-                # Jittered to half of this at least, so all of them keep the limit.
-                await asyncio.sleep(_jittered(max(pause_s, 2 * len(queued) / _QUEUED_LOOKS_PER_S)))
-                pause_s = min(pause_s * 1.5, _QUEUED_PAUSE_S)
-                # A server that does not answer costs nothing: the job waits for a worker anyway.
-                with contextlib.suppress(TierUnavailable):
-                    if await self._fleet._ask(self._key) == b"stored":
-                        return
-        finally:
-            queued.discard(self)
+        while True:
+            await asyncio.sleep(_jittered(_QUEUED_PAUSE_S))
+            async with self._fleet.looking:
+                await asyncio.sleep(1 / _QUEUED_LOOKS_PER_S)
+            # A server that does not answer costs nothing: the job waits for a worker anyway.
+            with contextlib.suppress(TierUnavailable):
+                if await self._fleet.look(self._key) == "stored":
+                    return
 
     async def take(self) -> bool:
         """See Claim."""
         if self._alone:
             return True
-        outcome = await self._take()
-        if outcome is None:
-            return False
-        self._fleet._recorder.fleet_turn(outcome.value)
+        token, found = secrets.token_hex(16).encode(), ""
+        try:
+            found = await self._look(token)
+        finally:
+            if found in ("", "alone", "stored"):
+                # The server may have taken it all the same, and then all would wait for nothing.
+                self._fleet.in_background(self._fleet.replace(self._key, token, b""))
+        if found == "taken":
+            self._fleet.in_background(self._hold(token))
+        elif found in ("stored", "held", "free"):
+            if self._believes_others and (found == "stored" or not self._why_compile):
+                return False
+            found = self._why_compile or "late"
+        self._fleet.recorder.fleet_turn(found)
         return True
 
     async def wait_for_others(self) -> bool:
         """See Claim. The pauses cost no budget: they replace work that this call would do."""
-        if self._alone:
-            return False
         self._times_waited += 1
-        pause_s = _FIRST_PAUSE_S
-        while True:
+        while not self._alone:
             began_s = time.monotonic()
-            looking = self._fleet._ask(self._key)
-            try:
-                found = await self._budget.spend_on(looking, charged=False)
-            except TierUnavailable:
-                return False
-            if found == b"stored":
-                self._fleet._recorder.fleet_turn(Outcome.MADE.value)
+            found = await self._look(charged=False)
+            if found == "stored":
+                self._fleet.recorder.fleet_turn("made")
                 return True
-            if found == _FAILED:
-                self._why_compile = Outcome.FAILED
-            if found != b"held":
-                return False
-            left_s = self._fleet._max_wait_s() - self._waited_s
-            if left_s <= 0:
-                self._why_compile = Outcome.LATE
-                return False
+            left_s = self._fleet.max_wait_s() - self._waited_s
+            if found == "failed":
+                self._why_compile = "failed"
+            elif found == "held" and left_s <= 0:
+                self._why_compile = "late"
+            if found != "held" or left_s <= 0:
+                break
+            pause_s = min(max(self._waited_s / 2, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
             await asyncio.sleep(min(_jittered(pause_s), left_s))
             self._waited_s += time.monotonic() - began_s
-            pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S)
+        return False
 
     def ignore_others(self) -> None:
         """See Claim."""
@@ -288,89 +254,59 @@ class _Claim:
 
     def failed(self) -> None:
         """See Claim."""
-        self.end(_End.FAILED)
+        self.end(_FAILED)
 
-    def end(self, end: _End) -> None:
-        """End the lease as ``end`` says, if it is held. Only the first call counts."""
-        renewing, self._renewing = self._renewing, None
-        if renewing:
-            self._fleet._in_background(self._let_go(end, renewing))
+    def end(self, note: bytes | None) -> None:
+        """End the lease, if it is held, and leave ``note``. Only the first call counts.
+
+        None keeps the lease until the artifact is stored.
+        """
+        if not self._ended.done():
+            self._ended.set_result(note)
 
     @property
     def _believes_others(self) -> bool:
         return not self._alone and self._times_waited < _MAX_TIMES_WAITED
 
-    async def _take(self) -> Outcome | None:
-        """Take the lease; return None to leave the compile to another daemon."""
-        token = secrets.token_hex(16).encode()
+    async def _look(self, token: bytes = b"", *, charged: bool = True) -> str:
         try:
-            found = await self._budget.spend_on(self._fleet._ask(self._key, token))
-        except (TierUnavailable, asyncio.CancelledError) as failure:
-            # The server may have taken it all the same, and then all would wait for nothing.
-            self._fleet._in_background(self._release(token))
-            if isinstance(failure, TierUnavailable):
-                return self._why_compile or Outcome.ALONE
-            raise
-        if found in (b"taken", b"seized"):
-            if found == b"seized":
-                name = _name(self._fleet._leases, self._key)
-                _log.warning("replaced a lease that no daemon wrote", key=name.decode())
-            self._token = token
-            self._renewing = self._fleet._in_background(self._renew())
-            return Outcome(found.decode())
-        if found == _FAILED:
-            self._why_compile = Outcome.FAILED
-        if self._believes_others and (found == b"stored" or self._why_compile is None):
-            return None
-        return self._why_compile or Outcome.LATE
+            looking = self._fleet.look(self._key, token)
+            return await self._budget.spend_on(looking, charged=charged)
+        except TierUnavailable:
+            return "alone"
 
-    async def _renew(self) -> None:
-        fleet, token = self._fleet, self._token
-        while True:
-            await asyncio.sleep(fleet._lease_s / _RENEWALS_PER_LEASE)
+    async def _hold(self, token: bytes) -> None:
+        """Renew the lease until the claim ends, and until its artifact is stored; then let go."""
+        fleet, key, held = self._fleet, self._key, True
+        while held and not self._ended.done():
+            await asyncio.wait((self._ended,), timeout=fleet.lease_s / _RENEWALS_PER_LEASE)
             # A short outage: the lease may outlast it.
             with contextlib.suppress(TierUnavailable):
-                if not await fleet._replace(self._key, token, token, fleet._lease_ms):
-                    return  # It expired, and another daemon may hold one by now.
-
-    async def _let_go(self, end: _End, renewing: asyncio.Task[None]) -> None:
-        try:
-            if end is _End.COMPILED:
-                # One lease at most: who waits for longer than that compiles sooner.
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._fleet._lease_s):
-                        await self._fleet._stored(self._key)
-                    if await self._fleet._ask(self._key) != b"stored":
-                        end = _End.FAILED  # It was dropped, as it would be for the next daemon.
-        finally:
-            renewing.cancel()
-        if end is _End.FAILED:
-            await self._fleet._replace(self._key, self._token, _FAILED, _FAILED_MS)
-        else:
-            await self._release(self._token)
-
-    async def _release(self, token: bytes) -> None:
-        await self._fleet._replace(self._key, token, b"")
-
-
-def _jittered(pause_s: float) -> float:
-    """Return a pause for one of many daemons, so that they do not look together for ever."""
-    return pause_s * random.uniform(0.5, 1.0)  # noqa: S311
+                held = await fleet.replace(key, token, token)
+        if not held:
+            return  # It expired, and another daemon may hold one by now.
+        note = self._ended.result()
+        if note is None:
+            # One lease at most, which it has just renewed: who waits longer compiles sooner.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(fleet.lease_s):
+                    await fleet.stored(key)
+                if await fleet.look(key) != "stored":
+                    note = _FAILED  # It was dropped, as it would be for the next daemon.
+        await fleet.replace(key, token, note or b"")
 
 
 class Strikes:
     """Strikes against modules, which daemons share. Every method raises TierUnavailable.
 
     A daemon believes what a trusted key signed for this very key. A released strike is deleted;
-    one that somebody writes back counts until its own time ends.
+    one that somebody writes back counts until its own time ends, by the clock of the reader.
     """
 
     def __init__(self, link: RedisLink | None, prefix: str, sealer: Sealer) -> None:
         self._link = link
         self._prefix = f"{prefix}3:strike:"
         self._sealer = sealer
-        digest = r"([0-9a-f]{64})"
-        self._names = re.compile(rf"{re.escape(self._prefix)}\{{{digest}\}}:{digest}")
 
     async def get(self, key: CacheKey, budget: WaitBudget) -> Strike | None:
         """Return the strike against ``key``, with the time that its quarantine has left."""
@@ -378,41 +314,14 @@ class Strikes:
         return found[0] if found else None
 
     async def put(
-        self, strike: Strike, ttl_s: float, budget: WaitBudget | None, age_s: float = 0.0
+        self, strike: Strike, ttl_s: float, budget: WaitBudget, age_s: float = 0.0
     ) -> None:
         """Store ``strike``, over what is there, for ``ttl_s`` seconds.
 
         A strike that is ``age_s`` old is not stored if the stored one counts as many failures.
-        ``budget`` is the waiting call's, None if no call waits.
         """
-        putting = self._put(strike, max(1, round(ttl_s)), only_if_more=age_s > 0)
-        await (budget.spend_on(putting) if budget else putting)
-
-    async def ready(self) -> None:
-        """Return once the server is believed to answer; never without one."""
-        await (self._link.ready() if self._link else asyncio.Event().wait())
-
-    async def all(self) -> Sequence[Strike]:
-        """Return all strikes, 10,000 at most."""
-        found: dict[CacheKey, Strike] = {}
-        async for names in self._scan(""):
-            found |= {strike.key: strike for strike in await self._read_strings(names)}
-            if len(found) >= _MAX_LISTED:
-                break
-        return list(found.values())[:_MAX_LISTED]
-
-    async def remove(self, module_sha256: str) -> Sequence[CacheKey]:
-        """Delete the strikes against a module, or against all modules for an empty digest."""
-        removed: list[CacheKey] = []
-        async for names in self._scan(module_sha256):
-            existed = await _run(self._link, *(("UNLINK", name) for name in names))
-            keys = [self._key_of(name) for name in names]
-            removed += [key for key, did in zip(keys, existed, strict=True) if did and key]
-        return removed
-
-    async def _put(self, strike: Strike, ttl_s: int, *, only_if_more: bool) -> None:
         name = _name(self._prefix, strike.key)
-        if only_if_more and (there := await self._read([name])) and there[0].count >= strike.count:
+        if age_s and (there := await self.get(strike.key, budget)) and there.count >= strike.count:
             return
         record = _Record.model_construct(  # Who reads it checks it.
             engine=strike.engine_id,
@@ -420,71 +329,77 @@ class Strikes:
             message=strike.message,
             count=strike.count,
             quarantine_s=strike.left_s,
-            ttl_s=ttl_s,
+            ttl_s=max(1, round(ttl_s)),
             written_s=time.time(),
         )
         text = record.model_dump_json().encode()
-        stamp = self._sealer.stamp(_PURPOSE + name + b"\0" + text)
-        await _run(self._link, ("SET", name, stamp + text, "EX", ttl_s))
+        stored = stamped.written(_PURPOSE, name, text, self._sealer)
+        await budget.spend_on(stamped.store(_open(self._link), name, stored, record.ttl_s))
 
-    async def _scan(self, module_sha256: str) -> AsyncIterator[list[bytes]]:
+    async def ready(self) -> None:
+        """Return once the server is believed to answer; never without one."""
+        await (self._link.ready() if self._link else asyncio.Event().wait())
+
+    async def all(self) -> Sequence[Strike]:
+        """Return all strikes, 10,000 at most."""
+        found: list[Strike] = []
+        async for names in self._scan("*"):
+            found += await self._read(names)
+            if len(found) >= _MAX_LISTED:
+                break
+        return found[:_MAX_LISTED]
+
+    async def remove(self, module_sha256: str) -> Sequence[CacheKey]:
+        """Delete the strikes against a module, or against all modules for an empty digest."""
+        removed: list[CacheKey] = []
+        async for names in self._scan(f"{{{module_sha256}}}:*" if module_sha256 else "*"):
+            existed = await _open(self._link).run(*(("UNLINK", name) for name in names))
+            found = zip(names, existed, strict=True)
+            removed += [key for name, did in found if did and (key := self._key_of(name))]
+        return removed
+
+    async def _scan(self, pattern: str) -> AsyncIterator[list[bytes]]:
+        """Return the names of strikes, each once, some at a time."""
         if self._link is None:
             return
-        pattern = re.sub(r"[*?\[\]\\]", r"\\\g<0>", self._prefix)
-        pattern += f"{{{module_sha256}}}:*" if module_sha256 else "*"
-        names: list[bytes] = []
-        async for page in self._link.scan(pattern.encode()):
-            names += page
-            while len(names) >= _BATCH:
-                yield names[:_BATCH]
-                del names[:_BATCH]
-        yield names
-
-    async def _read_strings(self, names: Sequence[bytes]) -> list[Strike]:
-        """Return the strikes under ``names``, apart from keys of another type."""
-        try:
-            return await self._read(names)
-        except WrongType:
-            if len(names) == 1:
-                return []
-        return [each for name in names for each in await self._read_strings([name])]
+        prefix, names = re.sub(r"[*?\[\]\\]", r"\\\g<0>", self._prefix), set[bytes]()
+        async for page in self._link.scan((prefix + pattern).encode()):
+            names.update(page)
+        ordered = list(names)
+        for at in range(0, len(ordered), _BATCH):
+            yield ordered[at : at + _BATCH]
 
     async def _read(self, names: Sequence[bytes]) -> list[Strike]:
         """Return the strikes that count under ``names``."""
-        looks = ((("GETRANGE", name, 0, _MAX_RECORD_BYTES), ("TTL", name)) for name in names)
-        replies = await _run(self._link, *(command for look in looks for command in look))
-        read = zip(names, replies[::2], replies[1::2], strict=True)
+        records = await stamped.fetch(_open(self._link), names, _MAX_RECORD_BYTES)
+        read = zip(names, records, strict=True)
         return [strike for each in read if (strike := self._strike(*each))]
 
-    def _strike(self, name: bytes, value: bytes, ttl_s: int) -> Strike | None:
+    def _strike(self, name: bytes, stored: bytes) -> Strike | None:
         key = self._key_of(name)
-        if not value or key is None:
+        if not stored or key is None:
             return None
-        stamp, text = value[:STAMP_BYTES], value[STAMP_BYTES:]
-        refused = self._sealer.check_stamp(_PURPOSE + name + b"\0" + text, stamp)
-        record = None if refused or len(value) > _MAX_RECORD_BYTES else _Record.read(text)
-        if record is None:
+        try:
+            text = stamped.text_of(_PURPOSE, name, stored, self._sealer)
+            record = _Record.model_validate_json(text)
+        except ValidationError:
             module = key.module_sha256
             _log.warning("ignored a quarantine record without a valid stamp", module=module)
             return None
-        quarantine_s = record.left_s(ttl_s, time.time())
-        if quarantine_s is None:
-            return None
-        return Strike(key, record.engine, record.reason, record.message, record.count, quarantine_s)
+        age_s = max(0.0, time.time() - record.written_s)
+        if age_s > record.ttl_s:
+            return None  # Somebody has written it back.
+        left_s = max(0.0, record.quarantine_s - age_s)
+        return Strike(key, record.engine, record.reason, record.message, record.count, left_s)
 
     def _key_of(self, name: bytes) -> CacheKey | None:
-        found = self._names.fullmatch(name.decode(errors="replace"))
+        found = _KEY.fullmatch(name.decode(errors="replace").removeprefix(self._prefix))
         return CacheKey(*found.groups()) if found else None
 
 
-def _printable(text: str) -> str:
-    """Return ``text`` if it can be told to callers and operators; else raise ValueError."""
-    if not text.isprintable():
-        raise ValueError("it cannot be printed")
-    return text
-
-
-_Text = Annotated[str, AfterValidator(_printable)]
+_KEY = re.compile(r"\{([0-9a-f]{64})\}:([0-9a-f]{64})")
+# What can be told to callers and operators: nothing that moves a cursor or hides text.
+_Text = Annotated[str, Field(pattern=r"^[^\p{C}\p{Zl}\p{Zp}]*$")]
 
 
 class _Record(BaseModel):
@@ -500,20 +415,17 @@ class _Record(BaseModel):
     ttl_s: int = Field(ge=1, le=_LONGEST_S)
     written_s: float = Field(ge=0, le=1e11)
 
-    @classmethod
-    def read(cls, text: bytes) -> _Record | None:
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError:
-            return None
 
-    def left_s(self, ttl_s: int, now_s: float) -> float | None:
-        """Return how long the quarantine lasts from now on; None if the record has ended.
+def _open(link: RedisLink | None) -> RedisLink:
+    if link is None:
+        raise TierUnavailable("there is no shared tier")
+    return link
 
-        ``ttl_s`` is what the server says that the record has left, which counts, so daemons need
-        no common clock. The time of writing ends a copy that was written back. A record with more
-        left than it was written with was tampered with: its quarantine is over.
-        """
-        age_s: float = self.ttl_s - ttl_s if 0 <= ttl_s <= self.ttl_s else self.ttl_s
-        age_s = max(age_s, now_s - self.written_s - _CLOCKS_DIFFER_S)
-        return max(0.0, self.quarantine_s - age_s) if age_s <= self.ttl_s else None
+
+def _name(prefix: str, key: CacheKey) -> bytes:
+    return f"{prefix}{{{key.module_sha256}}}:{key.fingerprint}".encode()
+
+
+def _jittered(pause_s: float) -> float:
+    """Return a pause for one of many daemons, so that they do not look together for ever."""
+    return pause_s * random.uniform(0.5, 1.0)  # noqa: S311

@@ -22,12 +22,11 @@ class StrikeStore(Protocol):
         ...
 
     async def put(
-        self, strike: Strike, ttl_s: float, budget: WaitBudget | None, age_s: float = 0.0
+        self, strike: Strike, ttl_s: float, budget: WaitBudget, age_s: float = 0.0
     ) -> None:
         """Store ``strike``, over what is there, for ``ttl_s`` seconds.
 
         A strike that is ``age_s`` old is not stored if the stored one counts as many failures.
-        ``budget`` is the waiting call's, None if no call waits.
         """
         ...
 

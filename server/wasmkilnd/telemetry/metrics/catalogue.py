@@ -50,7 +50,7 @@ _GRPC_CODES = (
 _LIMITS = ("queue", "deadline", "calls", "connections", "receive", "send", "descriptors")
 _CLOSED_CAUSES = ("taken_back", "only_frames", "no_room", "not_read")
 _BEHIND_OUTCOMES = ("compiled", "found", "failed", "dropped")
-_FLEET_OUTCOMES = ("taken", "seized", "made", "failed", "late", "alone")
+_FLEET_OUTCOMES = ("taken", "made", "failed", "late", "alone")
 _ABANDONED_STAGES = ("queued", "running")
 RELOADED: Final = ("settings", "files")
 
