@@ -6,12 +6,10 @@ import grp
 
 from wasmkilnd.cache.host_store import HostOptions
 from wasmkilnd.cache.redis_servers import RedisAccess
-from wasmkilnd.cache.shared_server import RemoteOptions
 from wasmkilnd.config.machine import cpu_count
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.engines.child.isolation import limits
 from wasmkilnd.model import Abandoned, Limits, Priority, TrafficLimits
-from wasmkilnd.reloadable import Reloadable
 
 
 def limits_of(settings: Settings) -> Limits:
@@ -46,28 +44,6 @@ def traffic_limits(settings: Settings) -> TrafficLimits:
         send_bytes=settings.send_bytes,
         send_pinned_bytes=settings.send_pinned_bytes,
         caller_timeout_s=settings.caller_timeout_s,
-    )
-
-
-def remote_options(reloadable: Reloadable[Settings]) -> RemoteOptions:
-    """Return the options of the shared tier; it reads those that a reload changes at each use."""
-    settings = reloadable.current
-    return RemoteOptions(
-        url=settings.redis_url.get_secret_value(),
-        access=redis_access(settings),
-        state_dir=settings.state_dir,
-        embedded_limit_bytes=settings.embedded_redis_bytes,
-        prefix=settings.redis_prefix,
-        ttl_s=settings.cache_ttl_s,
-        ttl_refresh=settings.cache_ttl_refresh,
-        timeout_s=settings.redis_timeout_s,
-        retry_max_s=settings.redis_retry_max_s,
-        lease_s=settings.compile_lease_s,
-        # The daemon that compiles has succeeded or failed by then.
-        fleet_wait_s=lambda: reloadable.current.compile_timeout_s + settings.compile_lease_s,
-        artifact_bytes=lambda: reloadable.current.max_artifact_bytes,
-        module_bytes=lambda: reloadable.current.max_module_bytes,
-        write_queue_bytes=lambda: reloadable.current.effective_write_queue_bytes,
     )
 
 

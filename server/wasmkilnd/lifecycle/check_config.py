@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from wasmkilnd.access.sources import Sources, read_sources
-from wasmkilnd.cache.shared_server import CannotOpenShared, connected
+from wasmkilnd.cache.redis_servers import AccessUnusable, connect
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.config.values.address import Address
 from wasmkilnd.config.values.types import NO_ADMIN
@@ -24,9 +24,8 @@ from wasmkilnd.lifecycle.listening import open_tls, socket_access
 from wasmkilnd.lifecycle.preflight import CannotStart, check_limits
 from wasmkilnd.lifecycle.running import running
 from wasmkilnd.lifecycle.tracing import check_tracing
-from wasmkilnd.options import redis_access, remote_options
+from wasmkilnd.options import redis_access
 from wasmkilnd.ownership import check_path
-from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.signing.keys import read_keys
 
 
@@ -73,12 +72,11 @@ def _check_redis(settings: Settings) -> None:
         return
 
     async def read_files() -> None:
-        options = remote_options(Reloadable(settings))
-        connected(options, url, redis_access(settings), options.timeout_s)
+        connect(url, redis_access(settings))
 
     try:
         asyncio.run(read_files())
-    except CannotOpenShared as failure:
+    except AccessUnusable as failure:
         raise CannotStart(str(failure)) from None
 
 

@@ -13,7 +13,8 @@ import structlog
 from wasmkilnd.access.tls.files import TlsFiles
 from wasmkilnd.admission import Admission
 from wasmkilnd.cache.host_store import HostDirectory
-from wasmkilnd.cache.shared_server import CannotOpenShared, open_server
+from wasmkilnd.cache.redis_servers import AccessUnusable
+from wasmkilnd.cache.shared_server import SharedServer
 from wasmkilnd.compiles_behind import BehindSlots
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.config.values.types import NO_ADMIN
@@ -37,7 +38,7 @@ from wasmkilnd.lifecycle.served_engines import served_engines
 from wasmkilnd.lifecycle.shutdown import Shutdown, until
 from wasmkilnd.lifecycle.tracing import open_tracing
 from wasmkilnd.model import Limits, NamespaceLimits
-from wasmkilnd.options import host_options, remote_options
+from wasmkilnd.options import host_options, redis_access
 from wasmkilnd.ports import Auditor, Guard, Tracing
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.listener import CannotListen
@@ -132,19 +133,26 @@ class Opening:
         """Open the caches and services of each namespace. Raises CannotStart."""
         if why := refusal(self._settings.current, namespaces):
             raise CannotStart(why)
-        options = remote_options(self._settings)
+        settings = self._settings.current
         try:
-            server = await open_server(options)
-        except CannotOpenShared as failure:
+            server = SharedServer(
+                settings.redis_url.get_secret_value(),
+                redis_access(settings),
+                state_dir=settings.state_dir,
+                embedded_limit_bytes=settings.embedded_redis_bytes,
+                timeout_s=settings.redis_timeout_s,
+                retry_max_s=settings.redis_retry_max_s,
+            )
+        except AccessUnusable as failure:
             raise CannotStart(str(failure)) from None
         self._on_stop.push_async_callback(self._unless_hurried, server.leave)
         self._on_stop.push_async_callback(server.close)
+        await server.start()
         common = Common(
             settings=self._settings,
             limits=self._limits,
             metrics=self._metrics,
             server=server,
-            remote_options=options,
             host=HostDirectory(host_options(self._settings.current)),
             engines=engines,
             served_engines=partial(served_engines, engines),

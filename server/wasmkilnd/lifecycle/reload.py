@@ -10,7 +10,7 @@ from typing import TypeAlias
 import structlog
 
 from wasmkilnd.access.unusable import defect_in
-from wasmkilnd.cache.shared_server import CannotOpenShared
+from wasmkilnd.cache.redis_servers import AccessUnusable
 from wasmkilnd.config.changes import Change, changes, take_over
 from wasmkilnd.config.load import ConfigError, LoadedSettings
 from wasmkilnd.config.schema import Settings
@@ -50,7 +50,7 @@ class ReloadResult:
     """Settings that have changed, and stay as they were."""
 
 
-_CANNOT = (ConfigError, KeysUnusable, CannotOpenShared, CannotAudit, CannotReload)
+_CANNOT = (ConfigError, KeysUnusable, AccessUnusable, CannotAudit, CannotReload)
 
 Prepare: TypeAlias = Callable[[Settings], Callable[[], None]]
 """Reads all that a part takes from settings and the files that they name; returns what applies it.

@@ -15,7 +15,7 @@ from wasmkilnd.cache.host_store import HostDirectory, HostStore
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.pins import Pins
 from wasmkilnd.cache.redis_store import RedisStore
-from wasmkilnd.cache.shared_server import RemoteOptions, SharedServer
+from wasmkilnd.cache.shared_server import SharedServer
 from wasmkilnd.cache.usage import Usage
 from wasmkilnd.compile_service import CompileService
 from wasmkilnd.compiles_behind import BehindSlots
@@ -43,7 +43,6 @@ class Common:
     metrics: Metrics
     """Of the whole daemon."""
     server: SharedServer
-    remote_options: RemoteOptions
     host: HostDirectory
     engines: EngineRegistry
     served_engines: Callable[[], Mapping[str, Any]]
@@ -127,8 +126,16 @@ def open_tenant(
     tracing = common.tracing
     if tracing:
         recorder = BothRecorders(recorder, tracing.recorder())
-    options, link = common.remote_options, common.server.link
-    prefix = f"{options.prefix}ns:{namespace}:" if namespace else options.prefix
+    link, prefix = common.server.link, settings.redis_prefix
+    if namespace:
+        prefix += f"ns:{namespace}:"
+
+    def artifact_bytes() -> int:
+        return common.settings.current.max_artifact_bytes
+
+    def fleet_wait_s() -> float:
+        # The daemon that compiles has succeeded or failed by then.
+        return common.settings.current.compile_timeout_s + settings.compile_lease_s
 
     def is_pinned(module_sha256: str) -> bool:
         return pins.is_pinned(module_sha256)
@@ -143,7 +150,7 @@ def open_tenant(
         header_of=header_of,
         # So that a disk that hangs leaves a call time to ask Redis.
         wait_s=settings.redis_timeout_s / 2,
-        artifact_bytes=options.artifact_bytes,
+        artifact_bytes=artifact_bytes,
         engines=common.served_engines,
         is_pinned=is_pinned,
     )
@@ -154,10 +161,10 @@ def open_tenant(
             prefix,
             sealer,
             recorder,
-            ttl_s=options.ttl_s,
-            renews=options.ttl_refresh,
-            artifact_bytes=options.artifact_bytes,
-            module_bytes=options.module_bytes,
+            ttl_s=settings.cache_ttl_s,
+            renews=settings.cache_ttl_refresh,
+            artifact_bytes=artifact_bytes,
+            module_bytes=lambda: common.settings.current.max_module_bytes,
             is_pinned=is_pinned,
             reports_usage=not namespace,
         )
@@ -187,8 +194,8 @@ def open_tenant(
         prefix,
         recorder,
         cache.stored,
-        lease_s=options.lease_s,
-        max_wait_s=options.fleet_wait_s,
+        lease_s=settings.compile_lease_s,
+        max_wait_s=fleet_wait_s,
     )
     quarantine = Quarantine(
         Strikes(link, prefix, sealer), recorder, lambda: common.settings.current.quarantine_s
