@@ -17,14 +17,15 @@ ones:
       engines/registry      chooses the engine of a request
       engines/workers       a worker process for the job: pool, process
 
-Load, FindMissing and Evict are in ``module_service``, Pin, Unpin and ListPins in ``cache/pins``.
+Load, FindMissing and Evict are in ``module_service``, Pin, Unpin and ListPins in ``pins``.
 Each namespace has services of its own (``tenant``). ``account`` is who pays for what a call uses.
 
-| room | what it is for |
+| room or file | what it is for |
 |---|---|
 | ``access`` | who may do what: identities, roles, quotas, TLS |
 | ``rpc`` | gRPC: connections, bytes in flight, messages, the table of errors |
-| ``cache`` | the tiers; pins; how often artifacts are served; who of the fleet compiles |
+| ``cache`` | the tiers; who of the fleet compiles |
+| ``pins``, ``usage`` | what no tier evicts; how often each artifact is served |
 | ``engines`` | installing engines, running jobs in confined workers, judging how jobs end |
 | ``tenants`` | namespaces: caches and services of their own for callers who share nothing |
 | ``signing`` | keys and signatures: the daemon serves only artifacts that a trusted key signed |

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from wasmkilnd import errors
 from wasmkilnd.admission import Admission, check_sha256
 from wasmkilnd.cache.cache import Cache
-from wasmkilnd.cache.pins import Pins
 from wasmkilnd.model import CacheKey, Evicted, EvictScope, Kind
+from wasmkilnd.pins import Pins
 from wasmkilnd.ports import Engines
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.requests import LoadRequest, LoadResult, WantedArtifact

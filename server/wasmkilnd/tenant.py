@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from wasmkilnd.cache.pins import Pins
-from wasmkilnd.cache.usage import Tally
 from wasmkilnd.compile_service import CompileService
 from wasmkilnd.module_service import ModuleService
+from wasmkilnd.pins import Pins
 from wasmkilnd.quarantine import Quarantine
+from wasmkilnd.usage import Tally
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ import pytest
 import redis
 from structlog.testing import capture_logs
 from wasmkilnd.cache.fleet import Fleet, Strikes
-from wasmkilnd.cache.usage import Usage
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import EvictScope, Held, Kind, Strike
+from wasmkilnd.usage import Usage
 from wasmkilnd.wait_budget import Allowance, WaitBudget
 
 from tests.contract.redis_stores import SEALER, Site, site

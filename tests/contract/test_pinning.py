@@ -19,9 +19,9 @@ import pytest
 import redis
 from structlog.testing import capture_logs
 from wasmkilnd.cache.memory import MemoryTier
-from wasmkilnd.cache.pins import Pins, Unpinned
 from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
 from wasmkilnd.model import MAX_PINS, Artifact, EvictScope, Held, Module
+from wasmkilnd.pins import Pins, Unpinned
 from wasmkilnd.signing.keys import PrivateKey
 from wasmkilnd.signing.sealer import Sealer
 

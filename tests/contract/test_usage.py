@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import redis
 from structlog.testing import capture_logs
-from wasmkilnd.cache import usage
-from wasmkilnd.cache.usage import HALF_LIFE_S, MAX_USES, PLACES, Tally, Usage, UsedSpec, Uses
+from wasmkilnd import usage
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import STAMP_BYTES
 from wasmkilnd.signing.sealer import Sealer
+from wasmkilnd.usage import HALF_LIFE_S, MAX_USES, PLACES, Tally, Usage, UsedSpec, Uses
 
 from tests.contract.link import open_store
 from tests.contract.sealing import THEIRS, sealer

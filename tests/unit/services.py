@@ -17,9 +17,7 @@ from wasmkilnd.admission import Admission
 from wasmkilnd.cache.cache import Cache
 from wasmkilnd.cache.fleet import Fleet, Strikes
 from wasmkilnd.cache.memory import MemoryTier
-from wasmkilnd.cache.pins import Pins
 from wasmkilnd.cache.redis_store import RedisStore
-from wasmkilnd.cache.usage import Tally
 from wasmkilnd.compile_service import CompileService
 from wasmkilnd.engines.scheduling.ticket import Unless
 from wasmkilnd.errors import WasmkilnError
@@ -33,11 +31,13 @@ from wasmkilnd.model import (
     Module,
 )
 from wasmkilnd.module_service import ModuleService
+from wasmkilnd.pins import Pins
 from wasmkilnd.ports import CompiledCode, Refused
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.tenant import Tenant
+from wasmkilnd.usage import Tally
 from wasmkilnd.waiters import Waiter, Waiters
 from wasmkilnd.wire import pack
 

@@ -10,11 +10,11 @@ from typing import Any, cast
 
 import pytest
 from wasmkilnd import errors
-from wasmkilnd.cache.usage import UsedSpec, Uses
 from wasmkilnd.engines.install.warm_orders import WarmOrder, WarmOrders
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.lifecycle.warm_ups import WarmUps
 from wasmkilnd.tenants.tenants import Tenants
+from wasmkilnd.usage import UsedSpec, Uses
 
 OLD, NEW = "wasmtime-49.0.0", "wasmtime-50.0.1"
 MODULE = "a" * 64

@@ -14,8 +14,9 @@ fails. ``tenants/graph`` builds one for each namespace.
 | ``embedded``, ``shared_server`` | the Valkey that daemons run; the one server of all namespaces |
 | ``writes`` | the queue of what is written after a call |
 | ``fleet`` | what daemons agree on: who compiles, and which modules do harm |
-| ``pins``, ``usage`` | what no tier evicts; how often each artifact is served |
 | ``stamped`` | signed records, which pins and uses are |
+
+``wasmkilnd.pins`` says what no tier evicts, ``wasmkilnd.usage`` how often each artifact is served.
 
 **Waiting.** A call waits for all tiers below memory no longer than ``redis_timeout_s`` together
 (``wait_budget``), apart from moving large values and waiting while another daemon compiles. Calls

@@ -43,7 +43,6 @@ from wasmkiln.cli.text import elapsed, one_line, size
 from wasmkilnd.cache import host_store
 from wasmkilnd.cache import value as values
 from wasmkilnd.cache.embedded import EmbeddedServer, EmbeddedUnavailable, server_folder
-from wasmkilnd.cache.pins import pinned_in
 from wasmkilnd.cache.redis_link import RedisLink
 from wasmkilnd.cache.redis_servers import NO_ACCESS, NO_ANSWER, AccessUnusable, connect
 from wasmkilnd.cache.redis_store import RedisStore
@@ -57,6 +56,7 @@ from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import NAMESPACE_NAME, Artifact, CacheKey, Evicted, EvictScope, Module, Refusal
 from wasmkilnd.model import RejectionCause as Cause
 from wasmkilnd.options import host_options, redis_access
+from wasmkilnd.pins import pinned_in
 from wasmkilnd.ports import Recorder
 from wasmkilnd.redis_address import BadRedisUrl, RedisAddress
 from wasmkilnd.signing.keys import read_keys

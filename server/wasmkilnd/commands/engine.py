@@ -10,7 +10,6 @@ from pathlib import Path
 
 import click
 
-from wasmkilnd.cache.usage import MAX_USES
 from wasmkilnd.commands.as_owner import settings_of
 from wasmkilnd.commands.engine_use import names_of, use
 from wasmkilnd.commands.running import processes, reload_option, take_in
@@ -25,6 +24,7 @@ from wasmkilnd.engines.install.vetting import check_engine
 from wasmkilnd.engines.install.warm_orders import WarmOrder, WarmOrders
 from wasmkilnd.lifecycle.running import running
 from wasmkilnd.ownership import NotOurs
+from wasmkilnd.usage import MAX_USES
 
 _HELP = {"help_option_names": ["-h", "--help"]}
 _TOP = 100

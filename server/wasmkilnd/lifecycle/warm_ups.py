@@ -17,7 +17,6 @@ from typing import Any
 
 import structlog
 
-from wasmkilnd.cache.usage import Use
 from wasmkilnd.compiles_behind import request_behind_all
 from wasmkilnd.engines.install.warm_orders import WarmOrder, WarmOrders
 from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
@@ -25,6 +24,7 @@ from wasmkilnd.model import SWITCHED_OFF, EngineWarmUp
 from wasmkilnd.ownership import NotOurs
 from wasmkilnd.tenants.graph import OpenTenant
 from wasmkilnd.tenants.tenants import Tenants
+from wasmkilnd.usage import Use
 
 log = structlog.get_logger("wasmkilnd.engines")
 

@@ -13,16 +13,15 @@ from wasmkilnd.cache.cache import Cache
 from wasmkilnd.cache.fleet import Fleet, Strikes
 from wasmkilnd.cache.host_store import HostDirectory, HostStore
 from wasmkilnd.cache.memory import MemoryTier
-from wasmkilnd.cache.pins import Pins
 from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.cache.shared_server import SharedServer
-from wasmkilnd.cache.usage import Usage
 from wasmkilnd.compile_service import CompileService
 from wasmkilnd.compiles_behind import BehindSlots
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.model import DEFAULT_NAMESPACE, HostStatus, Limits, RemoteStatus
 from wasmkilnd.module_service import ModuleService
+from wasmkilnd.pins import Pins
 from wasmkilnd.ports import Engines, Recorder, Tracing
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.reloadable import Reloadable
@@ -32,6 +31,7 @@ from wasmkilnd.telemetry.metrics.recorder import Metrics
 from wasmkilnd.tenant import Tenant
 from wasmkilnd.tenants.recorders import BothRecorders
 from wasmkilnd.tenants.shares import Share
+from wasmkilnd.usage import Usage
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import structlog
 
-from wasmkilnd.cache.usage import MAX_USES
 from wasmkilnd.ownership import check_path
+from wasmkilnd.usage import MAX_USES
 from wasmkilnd.whole_files import write_whole
 
 log = structlog.get_logger("wasmkilnd.engines")
