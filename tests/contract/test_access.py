@@ -13,6 +13,7 @@ from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import EvictScope, Held, Kind, Strike
 from wasmkilnd.usage import Usage
 from wasmkilnd.wait_budget import Allowance, WaitBudget
+from wasmkilnd.whole_files import SharedFile
 
 from tests.contract.redis_stores import SEALER, Site, site
 from tests.contract.values import artifact, module, same
@@ -93,10 +94,10 @@ async def test_the_documented_commands_are_enough_for_all_that_is_asked(
         )
         assert [strike.key for strike in await strikes.all()] == [key]
         assert await strikes.remove(key.module_sha256) == [key]
-        usage = Usage(tmp_path, "", SEALER, store)
+        usage = Usage(SharedFile(tmp_path, "", ""), SEALER, store)
         usage.tally.begin(SMALL)
         await usage.save(last=True)
-        later = Usage(tmp_path, "", SEALER, store)
+        later = Usage(SharedFile(tmp_path, "", ""), SEALER, store)
         later.tally.begin(SMALL)
         await later.save()
         assert [*(await later.of_fleet()).counts.values()] == [pytest.approx(2, abs=0.1)]

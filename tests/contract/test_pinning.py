@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import hashlib
 import itertools
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from pathlib import Path
 
 import pytest
 import redis
 from structlog.testing import capture_logs
+from wasmkilnd.cache.cache import Cache
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
 from wasmkilnd.model import MAX_PINS, Artifact, EvictScope, Held, Module
-from wasmkilnd.pins import Pins, Unpinned
+from wasmkilnd.pins import Pins, file_of
 from wasmkilnd.signing.keys import PrivateKey
 from wasmkilnd.signing.sealer import Sealer
 
@@ -30,6 +30,7 @@ from tests.contract.link import TTL_S, open_store
 from tests.contract.sealing import THEIRS, sealer
 from tests.contract.values import artifact as unsigned
 from tests.contract.values import module
+from tests.doubles.notes import Notes
 from tests.doubles.shelf import name_of
 from tests.servers.redis_server import TIMEOUT_S, RedisServer, binary_of, redis_server
 
@@ -57,17 +58,16 @@ class Daemon:
         self.host = host_store(folder / "host", SEALER, limit_bytes=MIB, is_pinned=self.is_pinned)
         prefix = f"wasm:ns:{namespace}:" if namespace else "wasm:"
         self.redis = open_store(url, prefix, self.is_pinned) if url else None
-        self._writes = set[asyncio.Task[None]]()
+        self.cache = Cache(
+            self.memory,
+            self.host,
+            self.redis,
+            Notes(),
+            call_wait_s=TIMEOUT_S,
+            write_queue_bytes=lambda: 100 * MIB,
+        )
         self.pins = Pins(
-            folder,
-            namespace,
-            sealer,
-            memory=self.memory,
-            host=self.host,
-            store=self.redis,
-            write_to_host=lambda what: self._behind(self.host.put(what)),
-            write_to_redis=lambda what: self._behind(self._put(what)),
-            written_to_redis=lambda module_sha256: self.written(),
+            file_of(folder, namespace), sealer, self.cache, self.memory, self.host, self.redis
         )
 
     def is_pinned(self, module_sha256: str) -> bool:
@@ -76,28 +76,18 @@ class Daemon:
     async def start(self) -> None:
         await self.pins.read()
         await self.host.start()
-        self.pins.start()
+        await self.pins.look()
 
     async def store(self, *items: Artifact | Module) -> None:
         for item in items:
-            self.memory.put(item)
             if isinstance(item, Artifact):
-                self._behind(self.host.put(item))
-            self._behind(self._put(item))
+                self.cache.put(item)
+            else:
+                self.cache.put_module(item)
         await self.written()
 
-    async def _put(self, what: Artifact | Module) -> None:
-        if self.redis:
-            with contextlib.suppress(TierUnavailable):
-                await self.redis.put(what)
-
-    def _behind(self, write: Coroutine[object, object, None]) -> None:
-        task = asyncio.create_task(write)
-        self._writes.add(task)
-        task.add_done_callback(self._writes.discard)
-
     async def written(self) -> None:
-        await asyncio.gather(*self._writes)
+        await self.cache.flush(TIMEOUT_S)
 
     async def listed(self) -> list[str]:
         return [pin.module_sha256 for pin in await self.pins.listed()]
@@ -112,11 +102,9 @@ class Daemon:
         self.file.write_text(json.dumps({"pins": times}))
 
     async def close(self) -> None:
-        await self.pins.close()
-        await self.written()
+        await self.cache.close()
         await self.host.close()
         if self.redis:
-            await self.redis.close()
             await self.redis.link.close()
 
 
@@ -158,9 +146,7 @@ async def until(happens: Callable[[], object], *daemons: Daemon) -> None:
     async with asyncio.timeout(TIMEOUT_S):
         while not happens():
             for each in daemons:
-                each.pins.look_soon()
-            await asyncio.sleep(0.02)
-            for each in daemons:
+                await each.pins.look()
                 await each.written()
 
 
@@ -184,9 +170,9 @@ async def test_what_a_tier_lost_comes_back_from_another(start: Start, server: re
     one, dear = await start(), artifact(0)
     assert one.redis
     await one.store(dear, module(0))
-    pinned = await one.pins.pin(dear.module_sha256)
-    assert pinned.reached_redis
-    tiers = pinned.pin.tiers
+    pin, reached_redis = await one.pins.pin(dear.module_sha256)
+    assert reached_redis
+    tiers = pin.tiers
     assert {name: (held.artifacts, held.modules) for name, held in tiers.items()} == {
         "memory": (1, 1),
         "host_store": (1, 0),
@@ -204,11 +190,11 @@ async def test_what_a_tier_lost_comes_back_from_another(start: Start, server: re
     one.memory.close()
     server.flushall()
     await until(lambda: ttls(server) == {"compiled": -1}, one)
-    assert one.pins.redis_usage().pinned_bytes > 0
-    assert await one.pins.unpin(dear.module_sha256) == Unpinned(removed=True, reached_redis=True)
-    assert await one.pins.unpin(dear.module_sha256) == Unpinned(removed=False, reached_redis=True)
+    await until(lambda: one.pins.redis_usage.pinned_bytes > 0, one)
+    assert await one.pins.unpin(dear.module_sha256) == (True, True)
+    assert await one.pins.unpin(dear.module_sha256) == (False, True)
     assert 900 < ttls(server)["compiled"] <= TTL_S
-    for usage in (one.memory.usage(), one.host.usage(), one.pins.redis_usage()):
+    for usage in (one.memory.usage(), one.host.usage(), one.pins.redis_usage):
         assert (usage.pinned_entries, usage.pinned_bytes) == (0, 0)
 
 
@@ -244,22 +230,22 @@ async def test_in_redis_the_latest_pins_lose_their_hold_above_half(
     for each in several:
         await one.pins.pin(each.module_sha256)
         await asyncio.sleep(0.002)  # The order of pins is that of their milliseconds.
-    assert one.pins.redis_usage().pinned_entries == 3
+    assert one.pins.redis_usage.pinned_entries == 3
     # Room for two of three.
-    server.config_set("maxmemory", 2 * one.pins.redis_usage().pinned_bytes - 2)
+    server.config_set("maxmemory", 2 * one.pins.redis_usage.pinned_bytes - 2)
     server.config_set("maxmemory-policy", "noeviction")
     await one.pins.pin(several[0].module_sha256)
-    assert one.pins.redis_usage().pinned_entries == 2
-    assert one.pins.redis_usage().let_go == 1
+    assert one.pins.redis_usage.pinned_entries == 2
+    assert one.pins.redis_usage.let_go == 1
     last = name_of(several[2])
     assert ttl(server, last) > 0
     server.config_set("maxmemory", 0)
     await one.pins.pin(several[0].module_sha256)
     await one.pins.pin(several[2].module_sha256)
-    assert one.pins.redis_usage().pinned_entries == 3
+    assert one.pins.redis_usage.pinned_entries == 3
     assert ttl(server, last) == -1
     # Several namespaces share half of the server. What was let go and then unpinned stays so.
-    server.config_set("maxmemory", 4 * one.pins.redis_usage().pinned_bytes - 4)
+    server.config_set("maxmemory", 4 * one.pins.redis_usage.pinned_bytes - 4)
     one.pins.namespaces = 2
     await one.pins.pin(several[0].module_sha256)
     assert ttl(server, last) > 0
@@ -287,13 +273,12 @@ async def test_a_pin_made_while_redis_is_away_is_told_later(
     link, dear = tmp_path / "link.sock", artifact(0)
     one = await start(url=f"unix://{link}")
     one.memory.put(dear)
-    pinned = await one.pins.pin(dear.module_sha256)
-    assert not pinned.reached_redis
-    assert set(pinned.pin.tiers) == {"memory", "host_store"}
+    pin, reached_redis = await one.pins.pin(dear.module_sha256)
+    assert not reached_redis
+    assert set(pin.tiers) == {"memory", "host_store"}
     link.symlink_to(valkey.url.removeprefix("unix://"))
     await until(lambda: ttls(server) == {"compiled": -1}, one)
     assert server.keys("wasm:pins:*")
-    await one.pins.close()
     again = await start()
     assert await again.listed() == [dear.module_sha256]
 
@@ -307,11 +292,9 @@ async def test_one_that_was_unpinned_while_redis_was_away_expires_in_the_end(
     await one.store(dear)
     await one.pins.pin(dear.module_sha256)
     assert ttls(server) == {"compiled": -1}
-    await one.pins.close()
     # The next daemon with this state directory does not reach the server, and ends.
     apart = await start(url=f"unix://{tmp_path / 'nobody.sock'}")
-    assert await apart.pins.unpin(dear.module_sha256) == Unpinned(True, reached_redis=False)
-    await apart.pins.close()
+    assert await apart.pins.unpin(dear.module_sha256) == (True, False)
     last = await start()
     await until(lambda: ttls(server)["compiled"] > 0, last)
 
@@ -332,12 +315,14 @@ async def test_a_look_that_is_under_way_keeps_nothing_that_a_call_unpins(
 
     monkeypatch.setattr(one.redis, "measure", slow)
     server.expire(name_of(module(0)), 100)
-    await until(begins.is_set, one)
+    looking = asyncio.create_task(one.pins.look())
+    await begins.wait()
     unpinning = asyncio.create_task(one.pins.unpin(module(0).sha256))
     await asyncio.sleep(0.1)
     goes_on.set()
-    assert (await unpinning).reached_redis
-    await until(lambda: ttls(server)["module"] > 0)
+    await looking
+    assert await unpinning == (True, True)
+    assert ttls(server)["module"] > 0
 
 
 async def test_daemons_share_pins_and_no_list_undoes_one(start: Start, server: redis.Redis) -> None:
@@ -364,7 +349,7 @@ async def test_daemons_share_pins_and_no_list_undoes_one(start: Start, server: r
     assert await one.listed() == [digest]
     assert server.get(name) == old
     # Another namespace's list says nothing here, nor does an old one.
-    assert (await two.pins.unpin(digest)).removed
+    assert (await two.pins.unpin(digest))[0]
     server.set(f"wasm:ns:team:pins:{digest[0]}", old)
     server.set(name, old)
     for each in (two, one, other):  # The second learns of it from the first, who writes it again.
@@ -390,7 +375,6 @@ async def test_lists_are_those_of_0_6_0_both_ways(start: Start, server: redis.Re
     for name, record in stored.items():
         server.set(name, record)
     one = await start(sealer=SAMPLED_BY)
-    await one.pins.close()  # Its own look may be about to write the file.
     assert await one.listed() == SAMPLE["pinned"]
     assert one.file.read_text() == files
     server.flushall()
@@ -418,10 +402,10 @@ async def test_pin_refuses_what_it_cannot_keep(start: Start) -> None:
     }
     assert not one.pins.is_pinned(digest)
     one.memory.resize(2 * held)
-    pinned = await one.pins.pin(digest)
-    assert pinned.reached_redis  # There is nobody to tell.
-    assert pinned.pin.pinned_ms <= time.time() * 1000
-    assert (await one.pins.pin(digest)).pin == pinned.pin
+    pin, reached_redis = await one.pins.pin(digest)
+    assert reached_redis  # There is nobody to tell.
+    assert pin.pinned_ms <= time.time() * 1000
+    assert await one.pins.pin(digest) == (pin, True)
     assert len(one.pins) == 1
 
 
@@ -463,14 +447,14 @@ async def test_the_last_change_counts_whatever_the_clock_says(start: Start) -> N
     digest, future_ms = module(0).sha256, int(time.time() * 1000) + 10**9
     for _ in range(3):
         await one.pins.pin(digest)
-        assert (await one.pins.unpin(digest)).removed
+        assert (await one.pins.unpin(digest))[0]
     one.write_file({digest: [future_ms, 0]})
     assert await one.listed() == [digest]
-    assert (await one.pins.unpin(digest)).removed
+    assert (await one.pins.unpin(digest))[0]
     assert await one.listed() == []
     await one.pins.pin(digest)
     assert await one.listed() == [digest]
-    assert one.in_file() == {digest: [future_ms + 1, future_ms]}
+    assert one.in_file() == {digest: [future_ms + 2, future_ms + 1]}
 
 
 async def test_daemons_agree_in_whatever_order_they_hear_of_pins(start: Start) -> None:
@@ -486,7 +470,6 @@ async def test_daemons_agree_in_whatever_order_they_hear_of_pins(start: Start) -
 
 async def test_unpinned_modules_are_remembered_up_to_a_number(start: Start) -> None:
     one = await start(url="")
-    await one.pins.close()
     one.write_file({f"{n:064x}": [1, 2 + n] for n in range(MAX_PINS + 5)})
     assert await one.listed() == []
     one.file.unlink()
@@ -512,7 +495,6 @@ async def test_daemons_on_one_state_directory_share_its_file(start: Start) -> No
 @pytest.mark.parametrize(
     "text",
     [
-        "",
         "[]",
         "{}",
         '{"pins":[]}',
@@ -528,7 +510,6 @@ async def test_daemons_on_one_state_directory_share_its_file(start: Start) -> No
 )
 async def test_of_a_malformed_list_nothing_counts(start: Start, text: str) -> None:
     one = await start(url="")
-    await one.pins.close()
     one.file.parent.mkdir(exist_ok=True)
     one.file.write_text(text)
     with capture_logs() as logs:
@@ -550,7 +531,6 @@ async def test_what_a_later_version_adds_to_a_list_is_passed_over(start: Start) 
 
 async def test_a_state_directory_that_is_gone_is_said_once(start: Start, tmp_path: Path) -> None:
     one = await start(url="")
-    await one.pins.close()
     await one.store(module(0))
     (tmp_path / "one").rename(tmp_path / "elsewhere")
     with capture_logs() as logs:

@@ -16,20 +16,19 @@ from typing import Any
 import pytest
 import redis
 from structlog.testing import capture_logs
-from wasmkilnd import usage
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import STAMP_BYTES
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.usage import HALF_LIFE_S, MAX_USES, PLACES, Tally, Usage, UsedSpec, Uses
+from wasmkilnd.whole_files import SharedFile
 
 from tests.contract.link import open_store
 from tests.contract.sealing import THEIRS, sealer
 from tests.contract.values import artifact
-from tests.servers.redis_server import TIMEOUT_S, RedisServer, binary_of, redis_server, wait_until
+from tests.servers.redis_server import TIMEOUT_S, RedisServer, binary_of, redis_server
 
 SEALER = sealer()
 SPEC = UsedSpec("wasmtime-49.0.0", "x86_64-unknown-linux-gnu", "baseline", (("opt_level", "none"),))
-OTHER = replace(SPEC, engine_id="wasmtime-50.0.1", settings=())
 OWNER = b"0123456789abcdef"
 NAMES = b"wasm:uses:"
 LONG_AGO_S = 3 * 3600.0
@@ -95,7 +94,7 @@ async def daemon(
 
     def begin(by: Sealer = SEALER, *, url: str = valkey.url, prefix: str = "wasm:") -> Usage:
         stores.append(open_store(url, prefix))
-        return Usage(tmp_path, "", by, stores[-1])
+        return Usage(file_in(tmp_path), by, stores[-1])
 
     yield begin
     for each in stores:
@@ -103,7 +102,11 @@ async def daemon(
 
 
 def on_disk(folder: Path, namespace: str = "") -> Usage:
-    return Usage(folder, namespace, SEALER, None)
+    return Usage(file_in(folder, namespace), SEALER, None)
+
+
+def file_in(folder: Path, namespace: str = "") -> SharedFile:
+    return SharedFile(folder / "uses", namespace, "cannot save uses")
 
 
 Daemon = Callable[..., Usage]
@@ -128,7 +131,7 @@ async def test_each_writes_its_own_sums_and_reads_those_of_the_others(
         assert rounded(await each.of_fleet()) == {"1": 5.0, "2": 1.0}
     count(third, m2=4)
     assert rounded(await third.of_fleet()) == {"1": 5.0, "2": 5.0}
-    assert rounded(third.own()) == {"2": 4.0}
+    assert rounded(third.own) == {"2": 4.0}
     await third.save(last=True)
     assert rounded(await first.of_fleet()) == {"1": 5.0, "2": 5.0}
 
@@ -172,7 +175,7 @@ async def test_what_one_left_the_next_takes_over_once(daemon: Daemon, server: re
     late = daemon()
     count(late, m3=1)
     await late.save()
-    assert rounded(late.own()) == {"3": 1.0}
+    assert rounded(late.own) == {"3": 1.0}
     assert rounded(await daemon().of_fleet()) == {"1": 5.0, "2": 3.7, "3": 1.0}
 
 
@@ -253,7 +256,7 @@ async def test_where_every_place_is_taken_one_only_counts_for_itself(
     late = daemon()
     count(late, m2=1)
     await late.save()
-    assert rounded(late.own()) == {"2": 1.0}
+    assert rounded(late.own) == {"2": 1.0}
     assert taken(server) == PLACES
     assert rounded(await late.of_fleet()) == {"1": float(PLACES), "2": 1.0}
     server.delete("wasm:uses:9")
@@ -271,7 +274,7 @@ async def test_a_server_that_is_away_costs_nothing_that_was_counted(
     await ours.save()
     with pytest.raises(TierUnavailable):
         await ours.of_fleet()
-    assert rounded(ours.own()) == {"1": 1.0}
+    assert rounded(ours.own) == {"1": 1.0}
     link.symlink_to(valkey.url.removeprefix("unix://"))
     async with asyncio.timeout(TIMEOUT_S):
         while not taken(server):  # A link asks a server that was down after a while.
@@ -280,30 +283,18 @@ async def test_a_server_that_is_away_costs_nothing_that_was_counted(
     assert rounded(await daemon().of_fleet()) == {"1": 1.0}
 
 
-async def test_a_daemon_saves_by_itself(
-    daemon: Daemon, server: redis.Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(usage, "SAVE_EVERY_S", 0.01)
-    ours = daemon()
-    ours.start()
-    count(ours, m1=1)
-    await asyncio.to_thread(wait_until, lambda: taken(server) == 1, "it saves nothing")
-    await ours.close()
-
-
-async def test_one_that_serves_nothing_for_hours_says_that_it_lives(
-    daemon: Daemon, server: redis.Redis, monkeypatch: pytest.MonkeyPatch
+async def test_one_that_serves_nothing_says_that_it_lives(
+    daemon: Daemon, server: redis.Redis
 ) -> None:
     ours = daemon()
     count(ours, m1=1)
     await ours.save()
     [name] = server.scan_iter("wasm:uses:*")
     before = server.get(name)
-    await ours.save()
-    assert server.get(name) == before
-    monkeypatch.setattr(usage, "_ABANDONED_S", 0.0)
+    await asyncio.sleep(0.002)
     await ours.save()
     assert server.get(name) != before
+    assert rounded(await daemon().of_fleet()) == {"1": 1.0}
 
 
 async def test_daemons_on_one_state_directory_add_to_one_file(tmp_path: Path) -> None:
@@ -343,7 +334,7 @@ async def test_what_lies_back_counts_less_and_then_nothing(tmp_path: Path) -> No
     said = document(m1=8.0, m2=0.015)
     file.write_text(json.dumps(said | {"at": said["at"] - HALF_LIFE_S}))
     count(ours, m1=1)
-    assert rounded(await ours.of_fleet()) == {"1": 5.0, "2": 0.0}
+    assert rounded(await ours.of_fleet()) == {"1": 5.0}
     await ours.save()
     assert rounded(await on_disk(tmp_path).of_fleet()) == {"1": 5.0}
 
@@ -363,8 +354,8 @@ async def test_of_too_many_those_used_least_are_forgotten(tmp_path: Path) -> Non
     assert (digest(1), SPEC) not in whole.counts
     [(hottest, _)] = whole.most(1)
     assert hottest == (digest(0), UsedSpec.of(made.spec))
-    assert {*whole.of_engine(made.spec.engine.id).counts} == {hottest}
-    assert len(whole.of_engine(SPEC.engine_id).counts) == MAX_USES - 1
+    assert [use for use, _ in whole.most(MAX_USES, made.spec.engine.id)] == [hottest]
+    assert len(whole.most(MAX_USES, SPEC.engine_id)) == MAX_USES - 1
 
 
 async def test_the_largest_record_is_read_as_it_was_written(
@@ -377,7 +368,7 @@ async def test_the_largest_record_is_read_as_it_was_written(
     assert len((await daemon().of_fleet()).counts) == MAX_USES
 
 
-def test_a_tally_counts_by_artifact_begins_anew_and_has_a_bound() -> None:
+def test_a_tally_counts_by_artifact_and_begins_anew() -> None:
     tally, made = Tally(), artifact()
     for _ in range(3):
         if (key := made.key) in tally.counts:
@@ -386,9 +377,6 @@ def test_a_tally_counts_by_artifact_begins_anew_and_has_a_bound() -> None:
             tally.begin(made)
     assert tally.take() == {(made.module_sha256, UsedSpec.of(made.spec)): 3.0}
     assert tally.take() == {}
-    for number in range(2 * MAX_USES + 10):
-        tally.begin(replace(made, module_sha256=digest(number)))
-    assert len(tally.take()) == 2 * MAX_USES
 
 
 @pytest.mark.parametrize(
@@ -396,18 +384,13 @@ def test_a_tally_counts_by_artifact_begins_anew_and_has_a_bound() -> None:
     [
         {"version": 2},
         {"at": -1},
-        {"at": time.time() + 1e6},
         {"at": "now"},
-        {"uses": [["00", 0, 1.0]]},
         {"uses": [[digest(1), 7, 1.0]]},
         {"uses": [[digest(1), -1, 1.0]]},
         {"uses": [[digest(1), 0, -1.0]]},
-        {"uses": [[digest(1), 0, 1e300]]},
         {"uses": [[digest(1), 0, float("nan")]]},
         {"uses": [[digest(1), 0, None]]},
         {"uses": [[7, 0, 1.0]]},
-        {"uses": [[digest(1), 0, 1.0]] * (MAX_USES + 1)},
-        {"specs": [["e", "t", "c", {"a": "b" * 999}]]},
         {"specs": [["e", "t", 7, {}]]},
         {"specs": [["e", "t", "c", []]]},
         {"specs": [["e"]]},
@@ -422,6 +405,15 @@ async def test_other_texts_are_no_uses(
     assert rounded(await daemon().of_fleet()) == {"1": 1.0}
     server.set("wasm:uses:0", record(document(m1=1.0) | change))
     assert rounded(await daemon().of_fleet()) == {}
+
+
+async def test_a_clock_that_is_ahead_makes_no_other_count_old(
+    daemon: Daemon, server: redis.Redis
+) -> None:
+    server.set("wasm:uses:0", record(document(-1e6, m1=3.0)))
+    ours = daemon()
+    count(ours, m2=2)
+    assert rounded(await ours.of_fleet()) == {"1": 3.0, "2": 2.0}
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"{}", b"\xff", b"[" * 100_000, b"null", b"NaN"])

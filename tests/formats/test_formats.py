@@ -25,6 +25,7 @@ from wasmkilnd.cache.value import TRAILER_BYTES, head_bytes
 from wasmkilnd.model import Artifact, Module, Strike, nothing_pinned
 from wasmkilnd.usage import Usage, UsedSpec, Uses
 from wasmkilnd.wait_budget import Allowance, WaitBudget
+from wasmkilnd.whole_files import SharedFile
 
 from tests.contract.values import same
 from tests.doubles.notes import Notes
@@ -193,7 +194,7 @@ def _record() -> dict[bytes, bytes]:
 
 
 async def test_uses_of_0_6_0_are_read(tmp_path: Path) -> None:
-    usage = Usage(tmp_path, "", SEALER, Redis(_record()))  # type: ignore[arg-type]
+    usage = Usage(SharedFile(tmp_path, "", ""), SEALER, Redis(_record()))  # type: ignore[arg-type]
     with mock.patch("time.time", return_value=NOW_S):
         assert (await usage.of_fleet()).counts == _uses().counts
 
@@ -205,7 +206,7 @@ async def test_uses_are_written_as_0_6_0_wrote_them(tmp_path: Path) -> None:
         mock.patch("secrets.token_hex", return_value=owner),
         mock.patch("time.time", return_value=NOW_S),
     ):
-        usage = Usage(tmp_path, "", SEALER, redis)  # type: ignore[arg-type]
+        usage = Usage(SharedFile(tmp_path, "", ""), SEALER, redis)  # type: ignore[arg-type]
         with mock.patch.object(usage.tally, "take", return_value=_uses().counts):
             await usage.save()
     assert redis.values == _record()

@@ -31,7 +31,7 @@ from wasmkilnd.model import (
     Module,
 )
 from wasmkilnd.module_service import ModuleService
-from wasmkilnd.pins import Pins
+from wasmkilnd.pins import Pins, file_of
 from wasmkilnd.ports import CompiledCode, Refused
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.reloadable import Reloadable
@@ -181,17 +181,7 @@ class Rig:
             call_wait_s=60,
             write_queue_bytes=lambda: 100_000,
         )
-        self.pins = Pins(
-            Path("unused"),
-            "",
-            sealer,
-            memory=self.memory,
-            host=None,
-            store=None,
-            write_to_host=cache.write_to_host,
-            write_to_redis=cache.write_to_redis,
-            written_to_redis=cache.stored,
-        )
+        self.pins = Pins(file_of(Path("unused"), ""), sealer, cache, self.memory, None, None)
         self.quarantine = Quarantine(Strikes(None, "", sealer), self.recorder, lambda: 600.0)
         admission = Admission(self.engines, Reloadable(LIMITS))
         self.modules = ModuleService(cache, self.engines, self.quarantine, admission, self.pins)

@@ -30,6 +30,7 @@ class Dead:
     async def of_fleet(self) -> Uses:
         raise TierUnavailable("it is gone")
 
+    @property
     def own(self) -> Uses:
         use = (MODULE, UsedSpec(OLD, "x86_64-unknown-linux-gnu", "baseline", ()))
         return Uses({use: 1.0})
@@ -45,12 +46,13 @@ class Dead:
 class Defective(Dead):
     """A namespace with two artifacts to make, the first of which meets a defect of the daemon."""
 
+    @property
     def own(self) -> Uses:
         spec = UsedSpec(OLD, "x86_64-unknown-linux-gnu", "baseline", ())
         return Uses({(MODULE, spec): 2.0, ("b" * 64, spec): 1.0})
 
     async def of_fleet(self) -> Uses:
-        return self.own()
+        return self.own
 
     async def make(self, request: object) -> None:
         self.asked += 1

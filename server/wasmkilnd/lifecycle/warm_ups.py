@@ -117,10 +117,10 @@ class WarmUps:
                         "cannot read what the fleet uses most: this daemon's own counts decide",
                         engine=order.engine_id,
                     )
-                    return opened.usage.own().of_engine(order.from_engine_id).most(order.top)
+                    return opened.usage.own.most(order.top, order.from_engine_id)
                 await asyncio.sleep(_PAUSE_S)
             else:
-                return uses.of_engine(order.from_engine_id).most(order.top)
+                return uses.most(order.top, order.from_engine_id)
 
     async def _work(self, engine_id: str, rest: Iterator[tuple[str, Use]]) -> None:
         for namespace, use in rest:

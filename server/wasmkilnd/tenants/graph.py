@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import structlog
 
 from wasmkilnd.admission import Admission
 from wasmkilnd.cache.cache import Cache
@@ -21,7 +23,7 @@ from wasmkilnd.config.schema import Settings
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.model import DEFAULT_NAMESPACE, HostStatus, Limits, RemoteStatus
 from wasmkilnd.module_service import ModuleService
-from wasmkilnd.pins import Pins
+from wasmkilnd.pins import Pins, file_of
 from wasmkilnd.ports import Engines, Recorder, Tracing
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.reloadable import Reloadable
@@ -32,6 +34,12 @@ from wasmkilnd.tenant import Tenant
 from wasmkilnd.tenants.recorders import BothRecorders
 from wasmkilnd.tenants.shares import Share
 from wasmkilnd.usage import Usage
+from wasmkilnd.whole_files import SharedFile
+
+LOOK_EVERY_S = 30.0
+"""How long it takes at most until a daemon knows what another one pins and uses."""
+
+log = structlog.get_logger("wasmkilnd.tenants")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +77,18 @@ class OpenTenant:
     """As in RemoteStatus."""
     metrics: Metrics
     """Of the namespace alone; of the default one, those of the whole daemon."""
+    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+    _looking: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Make the host store ready, and begin to watch Redis; never raise."""
         await self.tenant.pins.read()  # First: a tier that opens makes room.
         await asyncio.gather(self.host.start(), *([self.redis.start()] if self.redis else []))
-        self.tenant.pins.start()
-        self.usage.start()
+        self._looking = asyncio.create_task(self._look_for_ever())
+
+    def look_soon(self) -> None:
+        """Look after pins and uses as soon as possible."""
+        self._wake.set()
 
     def resize(self, share: Share) -> None:
         """Hold no more than ``share`` from now on."""
@@ -105,12 +118,24 @@ class OpenTenant:
 
     async def close(self) -> None:
         """Drop the writes that wait, and close, without waiting; see flush."""
-        await self.usage.close()
+        if self._looking:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
         await self.tenant.quarantine.close()
-        await self.tenant.pins.close()
         await self.fleet.close()
         await self.cache.close()
         await self.host.close()
+
+    async def _look_for_ever(self) -> None:
+        while True:
+            self._wake.clear()
+            for look in (self.tenant.pins.look, self.usage.save):
+                try:
+                    await look()
+                except Exception:
+                    log.exception("a defect keeps pins or uses from being looked after")
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), LOOK_EVERY_S)
 
 
 def open_tenant(
@@ -178,17 +203,10 @@ def open_tenant(
         carry=tracing.carry if tracing else nullcontext,
     )
     pins = Pins(
-        settings.state_dir,
-        namespace,
-        sealer,
-        memory=memory,
-        host=host if host.is_on else None,
-        store=redis,
-        write_to_host=cache.write_to_host,
-        write_to_redis=cache.write_to_redis,
-        written_to_redis=cache.stored,
+        file_of(settings.state_dir, namespace),
+        *(sealer, cache, memory, host if host.is_on else None, redis),
+        namespaces=share.namespaces,
     )
-    pins.namespaces = share.namespaces
     fleet = Fleet(
         link,
         prefix,
@@ -214,7 +232,8 @@ def open_tenant(
         behind=common.behind,
     )
     modules = ModuleService(cache, engines, quarantine, admission, pins)
-    usage = Usage(settings.state_dir, namespace, sealer, redis)
+    uses = SharedFile(settings.state_dir / "uses", namespace, "cannot save uses")
+    usage = Usage(uses, sealer, redis)
     tenant = Tenant(namespace, service, modules, quarantine, pins, usage.tally)
     opened = OpenTenant(
         tenant=tenant,
@@ -240,7 +259,7 @@ def _show(opened: OpenTenant) -> None:
     gauges.tiers["memory"] = opened.memory.usage
     gauges.tiers["host_store"] = opened.host.usage
     # Redis does not count by namespace, except what is pinned.
-    gauges.tiers["redis"] = tenant.pins.redis_usage
+    gauges.tiers["redis"] = lambda: replace(tenant.pins.redis_usage, limit_bytes=0)
     gauges.pins = lambda: len(tenant.pins)
     gauges.flights = lambda: tenant.service.flights
     gauges.quarantined = lambda: tenant.quarantine.size

@@ -165,7 +165,7 @@ class Tenants:
 
     def redis_usage(self) -> TierUsage:
         """Return what the server says of all its keys, and what of it is pinned."""
-        pinned = _sum(each.tenant.pins.redis_usage() for each in self._open.values())
+        pinned = _sum(each.tenant.pins.redis_usage for each in self._open.values())
         return replace(
             self.default.redis.usage() if self.default.redis else TierUsage(),
             pinned_entries=pinned.pinned_entries,
@@ -180,7 +180,7 @@ class Tenants:
     def look_at_pins(self) -> None:
         """Exchange pins with other daemons soon."""
         for each in self._open.values():
-            each.tenant.pins.look_soon()
+            each.look_soon()
 
     def host_usage(self) -> TierUsage:
         """Return what the host store holds, of namespaces that are served and of others."""

@@ -74,17 +74,15 @@ class AdminServicer:
     async def pin(self, request: pb.PinRequest, call: Call) -> pb.PinResponse:
         """Pin a module."""
         call.module = request.module_sha256
-        pinned = await self._tenant(call).pins.pin(request.module_sha256)
-        return pb.PinResponse(
-            pin=pin_message(pinned.pin), redis_unreachable=not pinned.reached_redis
-        )
+        pin, reached_redis = await self._tenant(call).pins.pin(request.module_sha256)
+        return pb.PinResponse(pin=pin_message(pin), redis_unreachable=not reached_redis)
 
     async def unpin(self, request: pb.UnpinRequest, call: Call) -> pb.UnpinResponse:
         """Unpin a module."""
         call.module = request.module_sha256
-        done = await self._tenant(call).pins.unpin(request.module_sha256)
-        call.about["removed"] = int(done.removed)
-        return pb.UnpinResponse(removed=done.removed, redis_unreachable=not done.reached_redis)
+        removed, reached_redis = await self._tenant(call).pins.unpin(request.module_sha256)
+        call.about["removed"] = int(removed)
+        return pb.UnpinResponse(removed=removed, redis_unreachable=not reached_redis)
 
     async def list_pins(self, request: pb.ListPinsRequest, call: Call) -> bytes:
         """List the pins."""
