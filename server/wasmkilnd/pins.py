@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -100,7 +100,7 @@ class Pins:
     async def look(self) -> None:
         """Exchange pins with other daemons, and put back what a tier has lost; never raise."""
         async with self._one_at_a_time:
-            await self._exchange(self._pinned)
+            await self._exchange(is_look=True)
         await self._repair()
 
     async def pin(self, module_sha256: str) -> tuple[model.Pin, bool]:
@@ -115,9 +115,8 @@ class Pins:
             if not self.is_pinned(module_sha256):
                 await self._refuse_if_there_is_no_room(module_sha256)
                 self._learn({module_sha256: PinTimes(pinned_ms=self._now_ms(module_sha256))})
-            reached_redis = await self._exchange([module_sha256])
-            [pin] = await self._shown([module_sha256])
-            return pin, reached_redis
+            reached_redis = await self._exchange()
+            return (await self._shown([module_sha256]))[0], reached_redis
 
     async def unpin(self, module_sha256: str) -> tuple[bool, bool]:
         """Unpin a module; return whether it was pinned, and whether Redis answered, as ``pin``.
@@ -176,8 +175,8 @@ class Pins:
         held = {module: {name: tier[module] for name, tier in tiers.items()} for module in modules}
         return [model.Pin(each, self._pinned.get(each, 0), held[each]) for each in modules]
 
-    async def _exchange(self, modules: Collection[str] = ()) -> bool:
-        """Learn other daemons' pins, tell them this one's, and keep ``modules`` in Redis.
+    async def _exchange(self, *, is_look: bool = False) -> bool:
+        """Learn other daemons' pins, tell them this one's, and keep what is pinned in Redis.
 
         Return whether Redis answered; if not, a later look does it. Without a Redis, return True:
         there is nobody to tell.
@@ -185,7 +184,7 @@ class Pins:
         try:
             if self.redis:
                 await self._exchange_with_redis(self.redis)
-                await self._keep_in_redis(self.redis, modules)
+                await self._keep_in_redis(self.redis, is_look=is_look)
         except errors.TierUnavailable:
             return False
         finally:
@@ -233,11 +232,12 @@ class Pins:
         self._unpinned |= changed - self._pinned.keys()
         self.memory.keep_pinned(changed)
 
-    async def _keep_in_redis(self, redis: RedisStore, modules: Collection[str]) -> None:
-        """Keep what is there of pinned ``modules``, and let go what was unpinned.
+    async def _keep_in_redis(self, redis: RedisStore, *, is_look: bool) -> None:
+        """Keep what is there of new pins, at a look of all, and let go what was unpinned.
 
         Keep no more than half of the server: first what was pinned first.
         """
+        modules = {*self._pinned} - (set() if is_look else self._in_redis.keys())
         limit_bytes = (await redis.link.usage()).limit_bytes // self.namespaces
         sizes = self._in_redis | await redis.measure(modules, keep=False)
         in_order = sorted(self._pinned, key=self._pinned.__getitem__)

@@ -1,4 +1,4 @@
-"""Every kind of Redis, each started once."""
+"""Every kind of Redis, each started once; and a server of its own for each file."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import gc
 from collections.abc import Iterator
 
 import pytest
+import redis
 
 from tests.servers.deployments import KINDS_OF_REDIS, Deployment
+from tests.servers.redis_server import RedisServer, binary_of, redis_server
 
 
 @pytest.fixture(scope="session", params=KINDS_OF_REDIS)
@@ -17,6 +19,22 @@ def deployment(
     """One kind after the other."""
     with KINDS_OF_REDIS[request.param](tmp_path_factory.mktemp(request.param[:8])) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A server for the tests of one file."""
+    with redis_server(binary_of("valkey"), tmp_path_factory.mktemp("valkey")) as running:
+        yield running
+
+
+@pytest.fixture
+def server(valkey: RedisServer) -> Iterator[redis.Redis]:
+    """A client of that server, with nothing in it."""
+    with redis.Redis.from_url(valkey.url) as client:
+        client.flushall()
+        client.config_set("maxmemory", 0)
+        yield client
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from pathlib import Path
 
 import pytest
@@ -32,7 +32,7 @@ from tests.contract.values import artifact as unsigned
 from tests.contract.values import module
 from tests.doubles.notes import Notes
 from tests.doubles.shelf import name_of
-from tests.servers.redis_server import TIMEOUT_S, RedisServer, binary_of, redis_server
+from tests.servers.redis_server import TIMEOUT_S, RedisServer
 
 SEALER = sealer()
 MIB = 1024 * 1024
@@ -109,20 +109,6 @@ class Daemon:
 
 
 Start = Callable[..., Awaitable[Daemon]]
-
-
-@pytest.fixture(scope="module")
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with redis_server(binary_of("valkey"), tmp_path_factory.mktemp("valkey")) as running:
-        yield running
-
-
-@pytest.fixture
-def server(valkey: RedisServer) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(valkey.url) as client:
-        client.flushall()
-        client.config_set("maxmemory", 0)
-        yield client
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from wasmkilnd.whole_files import SharedFile
 from tests.contract.link import open_store
 from tests.contract.sealing import THEIRS, sealer
 from tests.contract.values import artifact
-from tests.servers.redis_server import TIMEOUT_S, RedisServer, binary_of, redis_server
+from tests.servers.redis_server import TIMEOUT_S, RedisServer
 
 SEALER = sealer()
 SPEC = UsedSpec("wasmtime-49.0.0", "x86_64-unknown-linux-gnu", "baseline", (("opt_level", "none"),))
@@ -71,19 +71,6 @@ def count(into: Usage, **counts: int) -> None:
                 into.tally.counts[key] += 1
             else:
                 into.tally.begin(made)
-
-
-@pytest.fixture(scope="module")
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with redis_server(binary_of("valkey"), tmp_path_factory.mktemp("valkey")) as running:
-        yield running
-
-
-@pytest.fixture
-def server(valkey: RedisServer) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(valkey.url) as client:
-        client.flushall()
-        yield client
 
 
 @pytest.fixture

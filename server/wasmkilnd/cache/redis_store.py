@@ -724,9 +724,11 @@ class RedisStore:
         """Return the names of modules, their artifacts and sets, in batches."""
         for some in _batches(list(modules), _BATCH):
             sets = await self._each([("SMEMBERS", self._set(each)) for each in some])
+            names = list[bytes]()
             for module_sha256, members in zip(some, sets, strict=True):
-                names = [self._artifact_of(module_sha256, each) for each in members]
-                yield [*names, self._module(module_sha256), self._set(module_sha256)]
+                names += [self._artifact_of(module_sha256, each) for each in members]
+                names += [self._module(module_sha256), self._set(module_sha256)]
+            yield names
 
     def _artifact_of(self, module_sha256: str, member: bytes) -> bytes:
         return b"%b{%b}:%b" % (self._kind("compiled"), module_sha256.encode(), member)
