@@ -110,7 +110,9 @@ class OpenTenant:
         return self.cache.remote_status(self.mode)
 
     async def flush(self, timeout_s: float) -> None:
-        """Write what waits, for at most ``timeout_s``."""
+        """Write what waits, for at most ``timeout_s``; look after nothing any more."""
+        if self._looking:
+            self._looking.cancel()
         saving = asyncio.wait_for(self.usage.save(last=True), timeout_s)
         await asyncio.gather(
             self.cache.flush(timeout_s), asyncio.gather(saving, return_exceptions=True)

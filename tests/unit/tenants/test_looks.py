@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 from unittest.mock import AsyncMock
 
 import pytest
@@ -28,9 +29,9 @@ async def started(pins: Any, usage: Any) -> OpenTenant:
     return opened
 
 
-async def until(mock: AsyncMock, calls: int) -> None:
+async def until(done: AsyncMock, calls: int) -> None:
     async with asyncio.timeout(20):
-        while mock.await_count < calls:  # noqa: ASYNC110 - a mock tells nobody
+        while done.await_count < calls:  # noqa: ASYNC110 - a mock tells nobody
             await asyncio.sleep(0.001)
 
 
@@ -50,6 +51,17 @@ async def test_pins_and_uses_are_looked_after_again_and_again_and_on_request(
     assert looks >= 9
     await asyncio.sleep(0.01)
     assert pins.look.await_count == looks
+
+
+async def test_the_last_save_is_the_last() -> None:
+    pins, usage = AsyncMock(), AsyncMock()
+    opened = await started(pins, usage)
+    await until(usage.save, 1)
+    await opened.flush(1.0)
+    opened.look_soon()
+    await asyncio.sleep(0.01)
+    assert usage.save.await_args_list == [mock.call(), mock.call(last=True)]
+    await opened.close()
 
 
 async def test_a_defect_ends_no_look(monkeypatch: pytest.MonkeyPatch) -> None:
