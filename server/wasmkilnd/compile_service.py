@@ -264,7 +264,7 @@ class CompileService:
                 return None
             if worker.queued_s > _RECHECK_QUARANTINE_AFTER_S:
                 await self._quarantine.check(work.key, work.budget)
-            if not work.recompile and self._cache.has_local(work.key):
+            if not work.recompile and self._cache.peek(work.key):
                 return None
             if not await claim.take():
                 return None
@@ -292,7 +292,7 @@ class CompileService:
         artifact = self._sealer.seal(work.artifact(code))
         if work.uploaded:
             # The engine accepted the module, which is all that Load would have asked.
-            self._cache.put_module(work.module)
+            self._cache.put(work.module)
         self._cache.put(artifact)
         bill.stored(artifact.size_bytes + (len(work.module.wasm) if work.uploaded else 0))
         return Served(artifact, Origin.COMPILED, code.queue_time_s)

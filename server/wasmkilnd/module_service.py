@@ -58,14 +58,12 @@ class ModuleService:
             await self._engines.validate(engine_id, module, waiters, watch)
         finally:
             work.end()
-        if already_loaded:
-            # This daemon may have the module in memory after Redis lost it, where others look.
-            self._cache.restore_module(module)
-        else:
-            self._cache.put_module(module)
+        # Also where it is here already: Redis, where others look, may have lost it.
+        self._cache.put(module)
+        if not already_loaded:
             work.bill.stored(len(module.wasm))
         return LoadResult(
-            module, engine_id, already_loaded, self._cache.held_in_memory(module.sha256)
+            module, engine_id, already_loaded, self._cache.memory.artifacts_of(module.sha256)
         )
 
     async def find_missing(self, wanted: Iterable[WantedArtifact]) -> list[int]:
@@ -85,22 +83,15 @@ class ModuleService:
     async def _missing(
         self, candidates: Sequence[Sequence[CacheKey]], budget: WaitBudget
     ) -> list[int]:
-        missing = await self._cache.missing([key for keys in candidates for key in keys], budget)
+        held = await self._cache.held([key for keys in candidates for key in keys], budget)
         # Only the stored artifact tells whether its module is a component.
-        kinds = await self._cache.kinds_of(
-            [
-                key
-                for keys in candidates
-                if keys[0] in missing
-                for key in keys[1:]
-                if key not in missing
-            ],
-            budget,
-        )
+        lacking = {index: keys[1:] for index, keys in enumerate(candidates) if keys[0] not in held}
+        others = [key for keys in lacking.values() for key in keys if key in held]
+        kinds = await self._cache.held(others, budget, kinds=True)
         return [
             index
-            for index, keys in enumerate(candidates)
-            if keys[0] in missing and not any(kinds.get(key) is Kind.COMPONENT for key in keys[1:])
+            for index, keys in lacking.items()
+            if not any(kinds.get(key) is Kind.COMPONENT for key in keys)
         ]
 
     async def evict(self, scope: EvictScope, tier: str) -> tuple[Evicted, Sequence[str]]:

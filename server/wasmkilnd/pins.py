@@ -31,7 +31,6 @@ from wasmkilnd.cache.cache import Cache
 from wasmkilnd.cache.host_store import HostStore
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.redis_store import RedisStore
-from wasmkilnd.cache.writes import Item, size_of
 from wasmkilnd.model import MAX_PINS, Held, PinTimes
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.whole_files import SharedFile
@@ -283,12 +282,12 @@ class Pins:
                 if left_bytes <= 0:
                     break
                 if isinstance(key, str):
-                    found: Item | None = self.memory.module_of(key)
+                    found: model.Item | None = self.memory.module_of(key)
                 elif not (found := at_hand.get(key)) and self.host:
                     found = await self.host.get(key)
                 if found:
-                    left_bytes -= size_of(found)
-                    self.cache.write_to_redis(found)
+                    left_bytes -= found.size_bytes
+                    self.cache.redis_writes.add(found)
 
 
 def file_of(state_dir: Path, namespace: str) -> SharedFile:

@@ -65,7 +65,7 @@ async def put_all(store: RedisStore) -> None:
 
 
 async def damage_two(store: RedisStore) -> None:
-    for name in map(store.name_of, (VALUES[0].sha256, VALUES[-1].key)):  # type: ignore[union-attr]
+    for name in map(store.name_of, (VALUES[0].sha256, VALUES[-1].key)):
         [value] = await store.link.run(("GETRANGE", name, 0, -1), timeout_s=20)
         # In two parts, as no write of a daemon has a megabyte.
         damaged = bytes([value[0] ^ 1]) + value[1:]

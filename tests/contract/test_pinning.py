@@ -80,10 +80,7 @@ class Daemon:
 
     async def store(self, *items: Artifact | Module) -> None:
         for item in items:
-            if isinstance(item, Artifact):
-                self.cache.put(item)
-            else:
-                self.cache.put_module(item)
+            self.cache.put(item)
         await self.written()
 
     async def written(self) -> None:

@@ -44,12 +44,11 @@ class _Gated:
         return found
 
     async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
-        await self._answer()
-        return self.kept.held(keys)
+        return frozenset(await self.kinds_of(keys))
 
     async def kinds_of(self, keys: Sequence[CacheKey]) -> Mapping[CacheKey, Kind]:
         await self._answer()
-        return self.kept.kinds_of(keys)
+        return {key: found.kind for key in keys if (found := self.kept.peek(key))}
 
     async def evict(self, scope: EvictScope) -> Evicted:
         await self._answer()
@@ -112,12 +111,9 @@ class SharedTier(_Gated):
         self.uses: list[CacheKey | str] = []
 
     async def get_module(self, sha256: str, allowance: Allowance | None = None) -> Module | None:
-        found = self.kept.get_module(sha256)
+        found = self.kept.get(sha256)
         await self._answer()
         return found
-
-    async def has_module(self, sha256: str) -> bool:
-        return await self.get_module(sha256) is not None
 
     async def put(self, what: Artifact | Module) -> None:
         await self._answer()
@@ -128,11 +124,13 @@ class SharedTier(_Gated):
 
 
 class _Link:
-    """The way to it, which is always open."""
+    """The way to it, which is open."""
 
     def __init__(self, tier: SharedTier) -> None:
         self._tier = tier
         self.is_down = False
+        self.open = asyncio.Event()
+        self.open.set()
 
     @property
     def up(self) -> bool:
@@ -143,4 +141,4 @@ class _Link:
         return "down" if self._tier.down else ""
 
     async def ready(self) -> None:
-        return None
+        await self.open.wait()

@@ -185,7 +185,9 @@ class Rig:
         self.quarantine = Quarantine(Strikes(None, "", sealer), self.recorder, lambda: 600.0)
         admission = Admission(self.engines, Reloadable(LIMITS))
         self.modules = ModuleService(cache, self.engines, self.quarantine, admission, self.pins)
-        self.fleet = Fleet(None, "", self.recorder, cache.stored, lease_s=0, max_wait_s=lambda: 0.0)
+        self.fleet = Fleet(
+            None, "", self.recorder, cache.redis_writes.settled, lease_s=0, max_wait_s=lambda: 0.0
+        )
         self.service = CompileService(
             cache,
             self.fleet,

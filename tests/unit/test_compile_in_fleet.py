@@ -139,7 +139,7 @@ async def test_one_call_spends_one_budget_on_the_shared_tier(
         monkeypatch.setattr(owner, name, watched)
 
     monkeypatch.setattr(rig.cache, "wait_budget", wait_budget)
-    for name in ("get", "get_module", "missing", "kinds_of"):
+    for name in ("get", "get_module", "held"):
         watch(rig.cache, name)
     watch(rig.fleet, "claim")
     for name in ("check", "report"):
@@ -160,4 +160,4 @@ async def test_one_call_spends_one_budget_on_the_shared_tier(
     looks = ["get", "get_module", "get", "claim", "check", "report"]
     assert await asked_by(compiling) == looks
     finding = rig.modules.find_missing([WantedArtifact(sha256)])
-    assert await asked_by(finding) == ["missing", "kinds_of"]
+    assert await asked_by(finding) == ["held", "held"]

@@ -1,7 +1,7 @@
 """Where modules and artifacts are kept: memory, files of this host, and what daemons share.
 
-``cache`` is all that services see: the tiers of one namespace as one. No call fails because a tier
-fails. ``tenants/graph`` builds one for each namespace.
+``cache`` is all that services see: the tiers of one namespace as one, and what is written after a
+call. No call fails because a tier fails. ``tenants/graph`` builds one for each namespace.
 
 | file | what it is |
 |---|---|
@@ -12,7 +12,6 @@ fails. ``tenants/graph`` builds one for each namespace.
 | ``redis_link`` | the way to Redis: time-outs and a breaker |
 | ``redis_servers`` | each kind of Redis: one server, Sentinel, Cluster, REST |
 | ``embedded``, ``shared_server`` | the Valkey that daemons run; the one server of all namespaces |
-| ``writes`` | the queue of what is written after a call |
 | ``fleet`` | what daemons agree on: who compiles, and which modules do harm |
 | ``stamped`` | signed records, which pins and uses are |
 

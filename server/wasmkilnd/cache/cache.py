@@ -14,29 +14,20 @@ import time
 from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
+from weakref import WeakValueDictionary
 
 import structlog
 
+from wasmkilnd import model
 from wasmkilnd.cache.host_store import HostStore
 from wasmkilnd.cache.memory import MemoryTier
+from wasmkilnd.cache.redis_link import RedisLink
 from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.cache.value import ZSTD, ValueRejected, decoded
-from wasmkilnd.cache.writes import Item, Writes
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.flights import Flights
-from wasmkilnd.model import (
-    SWITCHED_OFF,
-    Artifact,
-    CacheKey,
-    Evicted,
-    EvictScope,
-    HostFile,
-    Kind,
-    Module,
-    Origin,
-    RemoteStatus,
-)
+from wasmkilnd.model import Artifact, CacheKey, Evicted, Item, Module, Origin
 from wasmkilnd.ports import Recorder
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.wait_budget import Allowance, WaitBudget
@@ -44,8 +35,15 @@ from wasmkilnd.waiters import Waiter, Waiters
 
 V = TypeVar("V")
 
+# The encodings that an artifact's frames can have.
 ENCODINGS = frozenset({ZSTD})
-"""The encodings that an artifact's frames can have."""
+
+_MAX_ITEMS = 10_000
+# How long a tier that is down may delay the end of the daemon.
+_OUTAGE_S = 0.5
+# The reply that caused a write is still being sent: sending megabytes to the tier at the same
+# time would slow it down.
+_HEAD_START_S = 0.05
 
 log = structlog.get_logger("wasmkilnd.cache")
 
@@ -69,29 +67,13 @@ class Cache:
         The time for moving a large value is added (Allowance). ``write_queue_bytes`` may wait to
         be written to each. For ``carry`` see Writes.
         """
-        self._memory = memory
-        self._host = host
-        self._redis = redis
-        self._recorder = recorder
-        self._call_wait_s = call_wait_s
-        self.host_writes: Writes | None = None
-        self.redis_writes: Writes | None = None
-        if host:
-            put = cast("Callable[[Item], Coroutine[Any, Any, None]]", host.put)
-            self.host_writes = Writes(host.name, put, write_queue_bytes, carry=carry)
-        if redis:
-            link = redis.link
-            self.redis_writes = Writes(
-                redis.name,
-                redis.put,
-                write_queue_bytes,
-                ready=link.ready,
-                is_down=lambda: link.is_down,
-                carry=carry,
-            )
+        self.memory, self._host, self._redis = memory, host, redis
+        self._recorder, self._call_wait_s = recorder, call_wait_s
+        made = partial(Writes, limit_bytes=write_queue_bytes, carry=carry)
+        self.redis_writes, self.host_writes = self._queues = made(redis), made(host)
         self._lookups: Flights[Hashable, Any] = Flights()
-        self._allowances: dict[Hashable, Allowance] = {}
-        self._restoring: dict[str, asyncio.Task[None]] = {}
+        # By look-up, for as long as it runs or a call waits for it.
+        self._allowances: WeakValueDictionary[Hashable, Allowance] = WeakValueDictionary()
         self._evictions = 0
 
     def wait_budget(self) -> WaitBudget:
@@ -106,157 +88,131 @@ class Cache:
         Its encoding is empty or one of ``accept``.
         """
         accept &= ENCODINGS
-        found: tuple[Artifact, Origin] | None
-        if artifact := await self.get_local(key, accept):
-            found = artifact, Origin.MEMORY
-        else:
-            found = await self._look_up(key, budget, accept)
-        if found:
-            self._used(key)
+        artifact = await self.get_local(key, accept)
+        found = (artifact, Origin.MEMORY) if artifact else await self._look_up(key, budget, accept)
+        if found and self._redis:
+            self._redis.used(key)
         return found
 
     async def get_local(
         self, key: CacheKey, accept: frozenset[str] = frozenset()
     ) -> Artifact | None:
         """Return the artifact if this daemon's memory has it, and keep it there."""
-        artifact = self._in_memory(key)
+        artifact: Artifact | None = self._in_memory(key)
         if artifact is not None and artifact.encoding and artifact.encoding not in accept:
             return await self._decoded(artifact)
         return artifact
 
-    def has_local(self, key: CacheKey) -> bool:
-        """Return whether this daemon's memory has the artifact, without counting as use."""
-        return bool(self._memory.held([key]) or self._waiting(key))
+    def peek(self, key: CacheKey | str) -> Item | None:
+        """Return what this daemon's memory has, encoded or not, without counting as use.
+
+        What waits to be written is in memory, too, though the tier had no room for it.
+        """
+        return (
+            self.memory.peek(key) or self.redis_writes.waiting(key) or self.host_writes.waiting(key)
+        )
 
     async def host_file(
         self, key: CacheKey, budget: WaitBudget
-    ) -> tuple[Artifact, HostFile, Origin] | None:
+    ) -> tuple[Artifact, model.HostFile, Origin] | None:
         """Return the artifact without its bytes, and the file that a process here can map.
 
         If the host store lacks it and another tier has it, write it there at once: its bytes are
         unpacked on their way into the file, and not before.
         """
-        host, writes = self._host, self.host_writes
-        if host is None or writes is None:
+        if (host := self._host) is None:
             return None
-        found, origin = await self._file_of(key, budget), Origin.HOST_STORE
+
+        async def look_up(allowance: Allowance) -> tuple[Artifact, model.HostFile] | None:
+            await self.host_writes.settled(key, at_once=True)
+            return await host.file_of(key, allowance)
+
+        found, origin = await self._shared(("file", key), look_up, budget), Origin.HOST_STORE
         if found is None:
-            artifact = self._in_memory(key)
-            origin = Origin.MEMORY
-            if artifact is None:
-                fetched = await self._look_up(key, budget, ENCODINGS)
-                artifact, origin = fetched or (None, origin)
-            if artifact is None:
+            if (elsewhere := await self.get(key, budget, ENCODINGS)) is None:
                 return None
-            if not writes.waiting(key) and host.takes(artifact):
-                writes.add(artifact)
-            found = await self._file_of(key, budget)
+            artifact, origin = elsewhere
+            self.write_to_host(artifact)
+            found = await self._shared(("file", key), look_up, budget)
             # If these bytes could not be written, a file of others may be there from before.
             if found is None or found[0].sha256 != artifact.sha256:
                 return None
-        self._used(key)
+        if self._redis:
+            self._redis.used(key)
         return *found, origin
 
-    def put(self, artifact: Artifact) -> None:
+    def put(self, item: Item) -> None:
         """Store in memory now, and in the other tiers after the call."""
-        self._keep(artifact)
-        self.write_to_host(artifact)
-        self.write_to_redis(artifact)
+        self._keep(item)
+        if isinstance(item, Artifact):
+            self.write_to_host(item)
+        self.redis_writes.add(item)
 
     async def get_module(self, sha256: str, budget: WaitBudget) -> Module | None:
         """Return the module from the nearest tier that has it, and keep it in memory."""
-        began = time.perf_counter()
-        module = self._memory.get_module(sha256)
-        self._looked_in_memory("module", module is not None, began)
-        if module is None and self.redis_writes:
-            module = self.redis_writes.waiting(sha256)
-        if module is None and self._redis:
-            look_up = partial(self._fetch_module, self._redis, sha256)
+        module: Module | None = self._in_memory(sha256)
+        redis, evictions = self._redis, self._evictions
+
+        async def look_up(allowance: Allowance) -> Module | None:
+            found = await redis.get_module(sha256, allowance) if redis else None
+            if found and evictions == self._evictions:
+                self._keep(found)
+            return found
+
+        if module is None and redis:
             module = await self._shared(("module", sha256), look_up, budget)
-        if module:
-            self._used(sha256)
+        if module and redis:
+            redis.used(sha256)
         return module
 
-    def put_module(self, module: Module) -> None:
-        """Store in memory now, and in Redis after the call."""
-        self._keep(module)
-        self.write_to_redis(module)
+    async def held(
+        self, keys: Sequence[CacheKey], budget: WaitBudget, *, kinds: bool = False
+    ) -> Mapping[CacheKey, model.Kind | None]:
+        """Return those of ``keys`` that a tier holds; with ``kinds``, each module's kind.
 
-    def restore_module(self, module: Module) -> None:
-        """Store ``module`` in Redis, after the call, if it is missing there."""
-        redis, writes = self._redis, self.redis_writes
-        if redis is None or writes is None or module.sha256 in self._restoring:
-            return
+        Ask memory, the host store, and Redis for the rest; pass over one that fails. Kinds cost
+        more: the tiers read them from what is stored.
+        """
+        near = {key: self.peek(key) for key in keys}
+        found: dict[CacheKey, Any] = {key: item.kind for key, item in near.items() if item}
+        rest = frozenset(near.keys() - found.keys())
 
-        async def restore() -> None:
-            # If Redis does not answer, the next Load of the module tries again.
-            with contextlib.suppress(TierUnavailable):
-                if not await redis.has_module(module.sha256):
-                    writes.add(module)
+        async def look_up(_: Allowance) -> dict[CacheKey, Any]:
+            below: dict[CacheKey, Any] = {}
+            for tier in (self._host, self._redis):
+                if tier and (left := [key for key in rest if key not in below]):
+                    with contextlib.suppress(TierUnavailable):
+                        if kinds:
+                            below |= await tier.kinds_of(left)
+                        else:
+                            below |= dict.fromkeys(await tier.held(left))
+            return below
 
-        restoring = self._restoring[module.sha256] = asyncio.create_task(restore())
-        restoring.add_done_callback(lambda _: self._restoring.pop(module.sha256))
+        if rest:
+            found |= await self._shared(("held", kinds, rest), look_up, budget) or {}
+        return found
 
-    async def missing(self, keys: Sequence[CacheKey], budget: WaitBudget) -> frozenset[CacheKey]:
-        """Return which of ``keys`` no tier holds."""
-        missing = frozenset(keys) - self._memory.held(keys)
-        missing -= {key for key in missing if self._waiting(key)}
-        if missing:
-            asked = tuple(sorted(missing, key=_in_order))
-
-            async def held(tier: HostStore | RedisStore, some: Sequence[CacheKey]) -> Any:
-                return dict.fromkeys(await tier.held(some), True)
-
-            look_up = partial(self._below, held, asked)
-            # If a tier does not answer, report the keys that the others lack missing.
-            missing -= frozenset(await self._shared(("held", asked), look_up, budget) or ())
-        return missing
-
-    async def kinds_of(
-        self, keys: Sequence[CacheKey], budget: WaitBudget
-    ) -> Mapping[CacheKey, Kind]:
-        """Return the kind of module behind each of ``keys`` that a tier holds."""
-        kinds = dict(self._memory.kinds_of(keys))
-        for key in keys:
-            if key not in kinds and (artifact := self._waiting(key)):
-                kinds[key] = artifact.kind
-        asked = tuple(sorted({*keys} - kinds.keys(), key=_in_order))
-        if asked:
-
-            async def of(tier: HostStore | RedisStore, some: Sequence[CacheKey]) -> Any:
-                return await tier.kinds_of(some)
-
-            look_up = partial(self._below, of, asked)
-            kinds |= await self._shared(("kinds", asked), look_up, budget) or {}
-        return kinds
-
-    def held_in_memory(self, module_sha256: str) -> Sequence[Artifact]:
-        """Return the artifacts of a module that this daemon's memory holds."""
-        return self._memory.artifacts_of(module_sha256)
-
-    async def evict(self, scope: EvictScope, tier: str) -> tuple[Evicted, Sequence[str]]:
+    async def evict(self, scope: model.EvictScope, tier: str) -> tuple[Evicted, Sequence[str]]:
         """Evict ``scope`` from ``tier`` ("" for all).
 
         Return what was removed, and the names of the tiers that did not answer.
         """
         removed, unreachable = Evicted(), list[str]()
-        for candidate in (self._redis, self._host, self._memory):
-            if candidate is None or tier not in ("", candidate.name):
-                continue
-            if candidate is self._redis:
-                # A module that is about to be restored must not be written after the eviction.
-                await asyncio.gather(*self._restoring.values())
-                if self.redis_writes:
-                    await self.redis_writes.forget(scope)
-            else:
+        tiers = (
+            (self._redis, self.redis_writes),
+            (self._host, self.host_writes),
+            (self.memory, None),
+        )
+        for candidate, writes in tiers:
+            if candidate and tier in ("", candidate.name):
                 # Look-ups that began before must not fill memory or the host store again.
                 self._evictions += 1
-            if candidate is self._host and self.host_writes:
-                await self.host_writes.forget(scope)
-            try:
-                removed += await candidate.evict(scope)
-            except TierUnavailable:
-                unreachable.append(candidate.name)
+                if writes:
+                    await writes.forget(scope)
+                try:
+                    removed += await candidate.evict(scope)
+                except TierUnavailable:
+                    unreachable.append(candidate.name)
         return removed, unreachable
 
     async def recheck(self, sealer: Sealer) -> int:
@@ -269,94 +225,62 @@ class Cache:
         self._evictions += 1  # Look-ups under way may have verified with the old keys.
         if self._host:
             self._host.recheck()
-        queues = [queue for queue in (self.host_writes, self.redis_writes) if queue]
-        held = [*self._memory.artifacts(), *(one for each in queues for one in each.artifacts())]
-        refused = await asyncio.to_thread(
-            lambda: [artifact for artifact in held if sealer.verify(artifact, artifact.key)]
-        )
-        for queue in queues:
-            queue.give_up(refused)
-        return self._memory.drop(refused)
+        return await self.drop(lambda artifact: sealer.verify(artifact, artifact.key))
 
-    async def drop_outdated(self, sealer: Sealer) -> int:
-        """Drop from memory what has grown too old since it came; return how much."""
-        held = self._memory.artifacts()
-        return self._memory.drop(
-            await asyncio.to_thread(lambda: [each for each in held if sealer.outdated(each)])
-        )
+    async def drop(self, refuses: Callable[[Artifact], object]) -> int:
+        """Drop what ``refuses``, called in a thread, is true of; return how much memory held."""
+        held = [*self.memory.artifacts(), *self.redis_writes.items(), *self.host_writes.items()]
+
+        def refused() -> list[Artifact]:
+            return [each for each in held if isinstance(each, Artifact) and refuses(each)]
+
+        gone = await asyncio.to_thread(refused)
+        for queue in self._queues:
+            queue.give_up(gone)
+        return self.memory.drop(gone)
 
     def write_to_host(self, artifact: Artifact) -> None:
         """Write to the host store after the call, if it takes the artifact now."""
-        if self._host and self.host_writes and self._host.takes(artifact):
+        if self._host and self._host.takes(artifact):
             self.host_writes.add(artifact)
-
-    def write_to_redis(self, item: Artifact | Module) -> None:
-        """Write to Redis after the call."""
-        if self.redis_writes:
-            self.redis_writes.add(item)
-
-    async def stored(self, key: CacheKey | str) -> None:
-        """Return once no write of an artifact or a module to Redis waits."""
-        if self.redis_writes:
-            await self.redis_writes.settled(key)
 
     async def flush(self, timeout_s: float) -> None:
         """Write what waits, for at most ``timeout_s``."""
-        queues = [queue for queue in (self.host_writes, self.redis_writes) if queue]
-        await asyncio.gather(*(queue.flush(timeout_s) for queue in queues))
+        await asyncio.gather(*(queue.flush(timeout_s) for queue in self._queues))
 
     async def close(self) -> None:
         """Drop the writes that wait, and close all tiers, without waiting; see ``flush``."""
-        for queue in (self.redis_writes, self.host_writes):
-            if queue:
-                await queue.close()
+        for queue in self._queues:
+            await queue.close()
         await self._lookups.settle(0)
         if self._redis:
             await self._redis.close()
-        self._memory.close()
+        self.memory.close()
 
-    def remote_status(self, mode: str) -> RemoteStatus:
+    def remote_status(self, mode: str) -> model.RemoteStatus:
         """Return whether Redis answers, and how many writes wait; ``mode`` is as there."""
-        redis, writes = self._redis, self.redis_writes
-        if redis is None or writes is None:
-            return RemoteStatus(mode=mode, up=False, detail=SWITCHED_OFF)
-        refusal = redis.write_refusal if redis.link.up else ""
-        return RemoteStatus(
-            mode=mode,
-            up=redis.link.up,
-            detail=f"takes no writes: {refusal}" if refusal else redis.link.why_down,
-            pending_writes=writes.pending,
-            dropped_writes=writes.dropped,
-        )
+        if (redis := self._redis) is None:
+            return model.RemoteStatus(mode=mode, up=False, detail=model.SWITCHED_OFF)
+        refusal = redis.write_refusal and f"takes no writes: {redis.write_refusal}"
+        detail, pending = redis.link.why_down or refusal, len(self.redis_writes.items())
+        return model.RemoteStatus(mode, redis.link.up, detail, pending, self.redis_writes.dropped)
 
-    def _used(self, key: CacheKey | str) -> None:
-        if self._redis:
-            self._redis.used(key)
-
-    def _in_memory(self, key: CacheKey) -> Artifact | None:
-        """Return the artifact from memory as it is there, encoded or not."""
+    def _in_memory(self, key: CacheKey | str) -> Any:
+        """Return an item from memory as it is there, encoded or not; None if there is none."""
         began = time.perf_counter()
-        artifact = self._memory.get(key)
-        self._looked_in_memory("artifact", artifact is not None, began)
-        if artifact is None and (artifact := self._waiting(key)):
-            # Memory evicted the artifact before it was written, and the write may take long.
-            self._keep(artifact)
-        return artifact
-
-    def _keep(self, value: Artifact | Module) -> None:
-        began = time.perf_counter()
-        self._memory.put(value)
-        self._recorder.tier_store("memory", "ok", time.perf_counter() - began)
-
-    def _looked_in_memory(self, what: str, is_hit: bool, began: float) -> None:
+        item = self.memory.get(key)
+        what = "module" if isinstance(key, str) else "artifact"
         seconds = time.perf_counter() - began
-        self._recorder.tier_lookup("memory", what, "hit" if is_hit else "miss", seconds)
+        self._recorder.tier_lookup("memory", what, "hit" if item else "miss", seconds)
+        if item is None and (item := self.peek(key)):
+            # Memory evicted the item before it was written, and the write may take long.
+            self._keep(item)
+        return item
 
-    def _waiting(self, key: CacheKey) -> Artifact | None:
-        for queue in (self.redis_writes, self.host_writes):
-            if queue and (artifact := queue.waiting(key)):
-                return artifact
-        return None
+    def _keep(self, value: Item) -> None:
+        began = time.perf_counter()
+        self.memory.put(value)
+        self._recorder.tier_store("memory", "ok", time.perf_counter() - began)
 
     async def _decoded(self, artifact: Artifact) -> Artifact | None:
         """Unpack an artifact of memory, once for all callers; None, and drop it, if it cannot be.
@@ -370,13 +294,14 @@ class Cache:
                 found = await asyncio.to_thread(decoded, artifact)
             except ValueRejected as rejected:
                 log.warning("cannot decode an artifact", why=rejected.why)
-                self._memory.drop([artifact])
+                self.memory.drop([artifact])
                 return None
-            if self._memory.holds(artifact):
+            if self.memory.holds(artifact):
                 self._keep(found)
             return found
 
-        found: Artifact | None = await self._lookups.join(artifact, _anybody(), decode).wait()
+        ticket = self._lookups.join(artifact, Waiters.of(Waiter()), decode)
+        found: Artifact | None = await ticket.wait()
         return found
 
     async def _look_up(
@@ -400,28 +325,21 @@ class Cache:
         A hundred callers of one artifact fetch its 40 MB once. A call whose budget ends stops
         waiting; the look-up goes on, so that the tier's own time-out says what is wrong.
         """
-        if budget.spent:
+        if budget.left_s <= 0:
             return None
+        allowance = self._allowances.setdefault(what, Allowance())
 
         async def run(waiters: Waiters) -> V | None:
             waiters.kept = True
-            try:
+            with contextlib.suppress(TierUnavailable):
                 return await look_up(allowance)
-            except TierUnavailable:
-                return None
-            finally:
-                if self._allowances.get(what) is allowance:
-                    del self._allowances[what]
-
-        if self._lookups.waiters(what) is None or what not in self._allowances:
-            self._allowances[what] = Allowance()
-        allowance = self._allowances[what]
-        ticket = self._lookups.join(what, _anybody(), run)
-        try:
-            found: V | None = await budget.spend_on(ticket.wait(), allowance)
-        except TierUnavailable:
             return None
-        return found
+
+        ticket = self._lookups.join(what, Waiters.of(Waiter()), run)
+        with contextlib.suppress(TierUnavailable):
+            found: V | None = await budget.spend_on(ticket.wait(), allowance)
+            return found
+        return None
 
     async def _fetch(
         self, key: CacheKey, accept: frozenset[str], allowance: Allowance
@@ -440,44 +358,177 @@ class Cache:
             return artifact, Origin.REDIS
         return None
 
-    async def _file_of(self, key: CacheKey, budget: WaitBudget) -> tuple[Artifact, HostFile] | None:
-        host, writes = self._host, self.host_writes
-        if host is None or writes is None:
-            return None
-        if writes.waiting(key):
-            try:
-                await budget.spend_on(writes.settled(key, at_once=True))
-            except TierUnavailable:
-                return None
-        return await self._shared(("file", key), partial(host.file_of, key), budget)
 
-    async def _fetch_module(
-        self, redis: RedisStore, sha256: str, allowance: Allowance
-    ) -> Module | None:
-        evictions = self._evictions
-        module = await redis.get_module(sha256, allowance)
-        if module and evictions == self._evictions:
-            self._keep(module)
-        return module
+_Waiting: TypeAlias = "tuple[Item, AbstractContextManager[None] | None]"
 
-    async def _below(
+
+class Writes:
+    """Writes to one tier below memory, one at a time. For one event loop.
+
+    The queue is bounded. When it is full it drops artifacts before modules, the oldest first: a
+    missing artifact costs other daemons a compile, a missing module costs callers
+    MODULE_NOT_LOADED. It always takes the newest item, and never drops a module for its own
+    artifact or the other way round, so that both are written whatever their sizes. Each write
+    that is dropped is counted and logged.
+
+    A newer write of a key replaces the one that waits. A write that finds the tier down is tried
+    once more when it is back; one that fails otherwise is dropped, so the next reader misses.
+    """
+
+    def __init__(
         self,
-        ask: Callable[..., Coroutine[Any, Any, Mapping[CacheKey, V]]],
-        keys: Sequence[CacheKey],
-        _: Allowance,
-    ) -> Mapping[CacheKey, V]:
-        """Ask the host store, then Redis for the rest; pass over one that fails."""
-        found: dict[CacheKey, V] = {}
-        for tier in (self._host, self._redis):
-            if tier and (rest := [key for key in keys if key not in found]):
-                with contextlib.suppress(TierUnavailable):
-                    found |= await ask(tier, rest)
-        return found
+        tier: HostStore | RedisStore | None,
+        limit_bytes: Callable[[], int],
+        carry: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        """For None, take nothing.
 
+        What ``carry`` returns when an item is added surrounds the first try to write it.
+        """
+        self.dropped = 0  # How many writes were dropped since the start.
+        self._tier = tier
+        # It tells an outage from a refusal, and when that is over.
+        self._link: RedisLink | None = getattr(tier, "link", None)
+        self._log = structlog.get_logger("wasmkilnd.cache", tier=tier.name if tier else "")
+        self._limit_bytes, self._carry = limit_bytes, carry
+        self._queue: dict[CacheKey | str, _Waiting] = {}
+        self._under_way: _Waiting | None = None  # It is in the queue too, unless it is given up.
+        self._bytes = 0
+        self._change, self._work = asyncio.Event(), asyncio.Event()
+        self._writer: asyncio.Task[None] | None = None
 
-def _anybody() -> Waiters:
-    return Waiters.of(Waiter())
+    def add(self, item: Item) -> None:
+        """Queue ``item`` to be written. Return at once; never raise."""
+        if self._tier is None:
+            return
+        self._take(item.key)
+        under_way_bytes = self._under_way[0].size_bytes if self._under_way else 0
+        limit_bytes = self._limit_bytes() + under_way_bytes - item.size_bytes
+        while self._bytes > limit_bytes or len(self._queue) >= _MAX_ITEMS:
+            # Not the other one of a module and its artifact: both are to be written.
+            others = (
+                each[0]
+                for each in self._queue.values()
+                if each is not self._under_way
+                and (type(each[0]) is type(item) or each[0].module_sha256 != item.module_sha256)
+            )
+            # The oldest artifact, else the oldest module.
+            first = min(others, key=lambda one: isinstance(one, Module), default=None)
+            if first is None:
+                break
+            self._take(first.key)
+            self._drop(first, "newer writes need the room: raise write_queue_bytes")
+        self._queue[item.key] = item, self._carry()
+        self._bytes += item.size_bytes
+        asyncio.get_running_loop().call_later(_HEAD_START_S, self._work.set)
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._run())
 
+    def items(self) -> list[Item]:
+        """Return what is being written or waits: it is served like a hit."""
+        return [item for item, _ in self._queue.values()]
 
-def _in_order(key: CacheKey) -> tuple[str, str]:
-    return key.module_sha256, key.fingerprint
+    def waiting(self, key: CacheKey | str) -> Item | None:
+        """Return the newest item under ``key`` that waits or is being written."""
+        return self._queue[key][0] if key in self._queue else None
+
+    def give_up(self, refused: Sequence[Artifact]) -> None:
+        """Neither write nor serve ``refused`` from now on; a write under way runs to its end."""
+        for artifact in refused:
+            if self.waiting(artifact.key) is artifact:
+                self._take(artifact.key)
+        self._tell()
+
+    async def settled(self, key: CacheKey | str, *, at_once: bool = False) -> None:
+        """Return once nothing waits under ``key``: it was written, or dropped.
+
+        With ``at_once``, give up the head start: a caller waits for the write.
+        """
+        while self.waiting(key):
+            if at_once:
+                self._work.set()
+            await self._change.wait()
+
+    async def forget(self, scope: model.EvictScope) -> None:
+        """Drop the writes in ``scope`` that wait, and wait for one that is under way.
+
+        An eviction that follows is then not undone by an earlier write.
+        """
+        for item in filter(scope.removes, self.items()):
+            self._take(item.key)
+        self._tell()
+        while self._under_way and scope.removes(self._under_way[0]):
+            await self._change.wait()
+
+    async def flush(self, timeout_s: float) -> None:
+        """Write what waits, for at most ``timeout_s``; stop soon if the tier takes no writes."""
+        self._work.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self._queue:
+                    change = self._change  # One that comes while this waits for the link counts.
+                    if self._link:
+                        await asyncio.wait_for(self._link.ready(), _OUTAGE_S)
+                    await change.wait()
+
+    async def close(self) -> None:
+        """Drop the writes that are left, and stop; see ``flush``."""
+        if left := self.items():
+            self._log.warning("cache writes given up", writes=len(left))
+        for item in left:
+            self._drop(item, "the daemon ends before the write")
+        self._queue, self._bytes = {}, 0
+        if self._writer:
+            self._writer.cancel()
+            await asyncio.gather(self._writer, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            await self._work.wait()
+            # Do not try during an outage: the writes wait until it is over.
+            if self._link:
+                await self._link.ready()
+            if self._queue:
+                await self._write(next(iter(self._queue.values())))
+            else:
+                self._work.clear()
+
+    async def _write(self, waiting: _Waiting) -> None:
+        (item, context), why = waiting, ""
+        self._under_way = waiting
+        try:
+            with context or nullcontext():
+                await cast("Any", self._tier).put(item)
+        except Exception as failure:
+            why = str(failure) or "the daemon failed to write it"
+            if not isinstance(failure, TierUnavailable):
+                self._log.exception("cache write failed")
+        self._under_way = None
+        # If not, it was given up meanwhile, or replaced.
+        stays = self._queue.get(item.key) is waiting
+        if why and stays and context and self._link and self._link.is_down:
+            # What finds the tier down a second time may be what brings it down.
+            self._queue[item.key] = item, None
+        else:
+            if stays:
+                self._take(item.key)
+            if why:
+                self._drop(item, why)
+        self._tell()
+
+    def _take(self, key: CacheKey | str) -> None:
+        if key in self._queue:
+            self._bytes -= self._queue.pop(key)[0].size_bytes
+
+    def _drop(self, item: Item, why: str) -> None:
+        self.dropped += 1
+        about: dict[str, object] = {"module": item.module_sha256, "bytes": item.size_bytes}
+        if isinstance(item, Artifact):
+            about |= {"engine": item.spec.engine.id, "fingerprint": item.spec.fingerprint}
+        kind = type(item).__name__.lower()
+        self._log.warning("a cache write was dropped", kind=kind, why=why, **about)
+        self._tell()
+
+    def _tell(self) -> None:
+        self._change.set()
+        self._change = asyncio.Event()

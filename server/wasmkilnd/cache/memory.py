@@ -4,23 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Generator, Iterable, Sequence
+from typing import TypeAlias, overload
 
-from wasmkilnd.model import (
-    Artifact,
-    CacheKey,
-    Evicted,
-    EvictScope,
-    ExternType,
-    Held,
-    IsPinned,
-    Kind,
-    Module,
-    TierUsage,
-    nothing_pinned,
-)
+from wasmkilnd import model
+from wasmkilnd.model import Artifact, CacheKey, Evicted, Held, Item, Module
 from wasmkilnd.slices import in_slices
 
 _ENTRY_BYTES = 1024
@@ -28,15 +16,27 @@ _ENTRY_BYTES = 1024
 _EXTERN_BYTES = 72
 """What an import or export takes on top of its texts."""
 
-_Line: TypeAlias = "OrderedDict[CacheKey | str, None]"
+_Key: TypeAlias = "CacheKey | str"
 
 
-@dataclass(slots=True)
-class _Entry:
-    value: Artifact | Module
-    # Stored, not computed again, so that exactly what was added is subtracted.
-    size_bytes: int
-    line: _Line
+class _Line(OrderedDict[_Key, tuple[Item, int]]):
+    """Entries with their sizes, the least recently used first.
+
+    A size is stored, not computed again, so that exactly what was added is subtracted.
+    """
+
+    bytes = 0
+
+    def add(self, key: _Key, entry: tuple[Item, int]) -> None:
+        """Add an entry as the most recently used."""
+        self[key] = entry
+        self.bytes += entry[1]
+
+    def take(self, key: _Key) -> tuple[Item, int]:
+        """Remove an entry, and return it."""
+        entry = self.pop(key)
+        self.bytes -= entry[1]
+        return entry
 
 
 class MemoryTier:
@@ -51,79 +51,70 @@ class MemoryTier:
 
     name = "memory"
 
-    def __init__(self, limit_bytes: int, is_pinned: IsPinned = nothing_pinned) -> None:
+    def __init__(self, limit_bytes: int, is_pinned: model.IsPinned = model.nothing_pinned) -> None:
         """``is_pinned`` returns whether a module is pinned; see ``keep_pinned``."""
         self._limit_bytes = limit_bytes
         self._is_pinned = is_pinned
-        self._bytes = self._kept_bytes = 0
         self._evictions = self._let_go = 0
-        # A module's key is its digest.
-        self._entries: dict[CacheKey | str, _Entry] = {}
-        # Each entry is in one of these, least recently used first.
-        self._free: _Line = OrderedDict()
-        self._kept: _Line = OrderedDict()
-        self._keys_of: dict[str, dict[CacheKey, None]] = {}
+        # Each entry is in one of these.
+        self._free, self._kept = _Line(), _Line()
+        # In order: an eviction counts what goes in the order in which it came.
+        self._keys_of: dict[str, dict[_Key, None]] = {}
 
-    def get(self, key: CacheKey) -> Artifact | None:
-        """Return the artifact under ``key`` as it was put, and make it the most recently used."""
-        entry = self._touch(key)
-        return entry.value if entry and isinstance(entry.value, Artifact) else None
+    @overload
+    def get(self, key: CacheKey) -> Artifact | None: ...
+    @overload
+    def get(self, key: str) -> Module | None: ...
+    def get(self, key: _Key) -> Item | None:
+        """Return what was put under ``key``, and make it the most recently used."""
+        for line in (self._free, self._kept):
+            if entry := line.get(key):
+                line.move_to_end(key)
+                return entry[0]
+        return None
 
-    def get_module(self, sha256: str) -> Module | None:
-        """Return the module with this digest, and make it the most recently used."""
-        entry = self._touch(sha256)
-        return entry.value if entry and isinstance(entry.value, Module) else None
+    def peek(self, key: _Key) -> Item | None:
+        """Return what was put under ``key``, without making it recent."""
+        entry = self._free.get(key) or self._kept.get(key)
+        return entry[0] if entry else None
 
-    def put(self, value: Artifact | Module) -> None:
+    def put(self, value: Item) -> None:
         """Store ``value``, unless it is larger than the whole tier."""
-        if isinstance(value, Artifact):
-            self._store(value.key, value, _artifact_bytes(value))
-        else:
-            self._store(value.sha256, value, len(value.wasm) + _ENTRY_BYTES)
+        key, size_bytes = value.key, _size_of(value)
+        old_bytes = self._kept[key][1] if key in self._kept else 0
+        if size_bytes > self._limit_bytes - self._kept.bytes + old_bytes:
+            return  # It will never fit: not even an old entry of the same key makes room.
+        if self.peek(key):
+            self._remove(key)  # First, so that an overwrite makes room for the difference only.
+        self._make_room(size_bytes)
+        keeps = self._is_pinned(value.module_sha256) and 2 * size_bytes <= self._limit_bytes
+        (self._kept if keeps else self._free).add(key, (value, size_bytes))
+        self._keys_of.setdefault(value.module_sha256, {})[key] = None
+        self._let_some_go()
 
-    def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
-        """Return which of ``keys`` are stored, without making them recent."""
-        return frozenset(key for key in keys if key in self._entries)
-
-    def kinds_of(self, keys: Sequence[CacheKey]) -> Mapping[CacheKey, Kind]:
-        """Return the kind of module behind each artifact, without making it recent."""
-        found = {key: self._entries.get(key) for key in keys}
-        return {key: entry.value.kind for key, entry in found.items() if entry}
-
-    def artifacts_of(self, module_sha256: str) -> Sequence[Artifact]:
-        """Return the artifacts of a module, without making them recent."""
-        values = (self._entries[key].value for key in self._keys_of.get(module_sha256, ()))
-        return [value for value in values if isinstance(value, Artifact)]
-
-    async def evict(self, scope: EvictScope) -> Evicted:
+    async def evict(self, scope: model.EvictScope) -> Evicted:
         """Remove all in ``scope`` that is here now, in slices between which other tasks run."""
+        of_module = list(self._keys_of.get(scope.module_sha256, ()))
+        keys = of_module if scope.module_sha256 else [*self._free, *self._kept]
 
         def steps() -> Generator[None, None, Evicted]:
             removed = Evicted()
-            for key in self._candidates(scope):
-                entry = self._entries.get(key)
-                if entry and _is_in(scope, entry) and scope.leaves(_module_of(key)):
+            for key in keys:
+                value = self.peek(key)
+                if value and scope.removes(value):
+                    removed += Evicted(*_counts(self._remove(key)))
+                elif value and scope.covers(value):
                     removed += Evicted(pinned=1)
-                elif entry and _is_in(scope, entry):
-                    self._remove(key)
-                    is_module = isinstance(entry.value, Module)
-                    removed += Evicted(int(not is_module), int(is_module), entry.size_bytes)
                 yield
             return removed
 
         return await in_slices(steps())
 
-    def usage(self) -> TierUsage:
+    def usage(self) -> model.TierUsage:
         """Return the exact figures."""
-        return TierUsage(
-            len(self._entries),
-            self._bytes,
-            self._limit_bytes,
-            self._evictions,
-            len(self._kept),
-            self._kept_bytes,
-            self._let_go,
-        )
+        free, kept = self._free, self._kept
+        whole = len(free) + len(kept), free.bytes + kept.bytes, self._limit_bytes, self._evictions
+        return model.TierUsage(*whole, len(kept), kept.bytes, self._let_go)
 
     def resize(self, limit_bytes: int) -> None:
         """Change the limit; drop the least recently used entries if there is less room now."""
@@ -137,141 +128,86 @@ class MemoryTier:
         What would take more than half of the budget together is not kept.
         """
         for module_sha256 in modules:
-            for key in (*self._keys_of.get(module_sha256, ()), module_sha256):
-                entry = self._entries.get(key)
-                if entry is None or (entry.line is self._kept) == self._is_pinned(module_sha256):
-                    continue
-                if entry.line is self._kept:
-                    self._put_in(self._free, key, entry)
-                elif 2 * (self._kept_bytes + entry.size_bytes) <= self._limit_bytes:
-                    self._put_in(self._kept, key, entry)
-
-    def module_of(self, sha256: str) -> Module | None:
-        """Return a module, without making it recent."""
-        entry = self._entries.get(sha256)
-        return entry.value if entry and isinstance(entry.value, Module) else None
+            is_pinned = self._is_pinned(module_sha256)
+            source, target = (self._free, self._kept) if is_pinned else (self._kept, self._free)
+            for key in filter(source.__contains__, self._keys_of.get(module_sha256, ())):
+                kept_bytes = self._kept.bytes + source[key][1]
+                if not is_pinned or 2 * kept_bytes <= self._limit_bytes:
+                    target.add(key, source.take(key))
 
     def pinned(self, modules: Iterable[str]) -> dict[str, Held]:
         """Return what is here of each of ``modules``."""
-        return {module_sha256: self._part_of(module_sha256) for module_sha256 in modules}
+        found = dict.fromkeys(modules, Held())
+        for module_sha256 in found:
+            for key in self._keys_of.get(module_sha256, ()):
+                entry = self._free.get(key) or self._kept[key]
+                found[module_sha256] += Held(*_counts(entry))
+        return found
+
+    def artifacts_of(self, module_sha256: str) -> Sequence[Artifact]:
+        """Return the artifacts of a module, without making them recent."""
+        values = map(self.peek, self._keys_of.get(module_sha256, ()))
+        return [value for value in values if isinstance(value, Artifact)]
+
+    def module_of(self, sha256: str) -> Module | None:
+        """Return a module, without making it recent."""
+        value = self.peek(sha256)
+        return value if isinstance(value, Module) else None
 
     def holds(self, artifact: Artifact) -> bool:
         """Return whether this very object is here, without making it recent."""
-        entry = self._entries.get(artifact.key)
-        return entry is not None and entry.value is artifact
+        return self.peek(artifact.key) is artifact
 
     def artifacts(self) -> Sequence[Artifact]:
         """Return every artifact, without making any recent."""
-        values = (entry.value for entry in self._entries.values())
-        return [value for value in values if isinstance(value, Artifact)]
+        entries = (*self._free.values(), *self._kept.values())
+        return [value for value, _ in entries if isinstance(value, Artifact)]
 
     def drop(self, artifacts: Iterable[Artifact]) -> int:
         """Remove those of ``artifacts`` that are still here; return how many."""
-        dropped = 0
-        for artifact in artifacts:
-            if self.holds(artifact):
-                self._remove(artifact.key)
-                dropped += 1
-        return dropped
+        here = {artifact for artifact in artifacts if self.holds(artifact)}
+        for artifact in here:
+            self._remove(artifact.key)
+        return len(here)
 
     def close(self) -> None:
         """Remove everything."""
-        self._entries.clear()
-        self._free.clear()
-        self._kept.clear()
-        self._keys_of.clear()
-        self._bytes = self._kept_bytes = 0
-
-    def _touch(self, key: CacheKey | str) -> _Entry | None:
-        entry = self._entries.get(key)
-        if entry is not None:
-            entry.line.move_to_end(key)
-        return entry
-
-    def _store(self, key: CacheKey | str, value: Artifact | Module, size_bytes: int) -> None:
-        old = self._entries.get(key)
-        kept_bytes = self._kept_bytes - (old.size_bytes if old and old.line is self._kept else 0)
-        if size_bytes > self._limit_bytes - kept_bytes:
-            return  # It will never fit: not even an old entry of the same key makes room.
-        if old:
-            self._remove(key)  # First, so that an overwrite makes room for the difference only.
-        self._make_room(size_bytes)
-        entry = self._entries[key] = _Entry(value, size_bytes, self._free)
-        self._free[key] = None
-        self._bytes += size_bytes
-        if self._is_pinned(_module_of(key)) and 2 * size_bytes <= self._limit_bytes:
-            self._put_in(self._kept, key, entry)
-            self._let_some_go()
-        if isinstance(key, CacheKey):
-            self._keys_of.setdefault(key.module_sha256, {})[key] = None
+        self._free, self._kept, self._keys_of = _Line(), _Line(), {}
 
     def _make_room(self, size_bytes: int) -> None:
-        while self._bytes + size_bytes > self._limit_bytes:
+        while self._free.bytes + self._kept.bytes + size_bytes > self._limit_bytes:
             self._remove(next(iter(self._free)))
             self._evictions += 1
 
     def _let_some_go(self) -> None:
-        while 2 * self._kept_bytes > self._limit_bytes:
+        while 2 * self._kept.bytes > self._limit_bytes:
             key = next(iter(self._kept))
-            self._put_in(self._free, key, self._entries[key])
+            self._free.add(key, self._kept.take(key))
             self._let_go += 1
 
-    def _put_in(self, line: _Line, key: CacheKey | str, entry: _Entry) -> None:
-        del entry.line[key]
-        entry.line = line
-        line[key] = None
-        self._kept_bytes += entry.size_bytes if line is self._kept else -entry.size_bytes
-
-    def _part_of(self, module_sha256: str) -> Held:
-        part = Held()
-        for key in (*self._keys_of.get(module_sha256, ()), module_sha256):
-            if entry := self._entries.get(key):
-                is_module = isinstance(entry.value, Module)
-                part += Held(int(not is_module), int(is_module), entry.size_bytes)
-        return part
-
-    def _remove(self, key: CacheKey | str) -> _Entry:
-        entry = self._entries.pop(key)
-        del entry.line[key]
-        self._bytes -= entry.size_bytes
-        if entry.line is self._kept:
-            self._kept_bytes -= entry.size_bytes
-        if isinstance(key, CacheKey):
-            siblings = self._keys_of[key.module_sha256]
-            del siblings[key]
-            if not siblings:
-                del self._keys_of[key.module_sha256]
+    def _remove(self, key: _Key) -> tuple[Item, int]:
+        entry = (self._free if key in self._free else self._kept).take(key)
+        siblings = self._keys_of[entry[0].module_sha256]
+        del siblings[key]
+        if not siblings:
+            del self._keys_of[entry[0].module_sha256]
         return entry
 
-    def _candidates(self, scope: EvictScope) -> list[CacheKey | str]:
-        if scope.module_sha256:
-            return [*self._keys_of.get(scope.module_sha256, ()), scope.module_sha256]
-        return list(self._entries)
+
+def _counts(entry: tuple[Item, int]) -> tuple[int, int, int]:
+    """Return how many artifacts, modules and bytes an entry is."""
+    is_module = isinstance(entry[0], Module)
+    return int(not is_module), int(is_module), entry[1]
 
 
-def _is_in(scope: EvictScope, entry: _Entry) -> bool:
-    if not scope.engine_id:
-        return True
-    return isinstance(entry.value, Artifact) and entry.value.spec.engine.id == scope.engine_id
-
-
-def _module_of(key: CacheKey | str) -> str:
-    return key if isinstance(key, str) else key.module_sha256
-
-
-def _artifact_bytes(artifact: Artifact) -> int:
-    externs = (*artifact.imports, *artifact.exports)
-    # A thousand imports with long names can take more room than the code. Those of an artifact
-    # from Redis share equal texts, those of a compiled one do not: count each object once.
-    texts = {id(text): text for each in externs for text in _texts(each)}
+def _size_of(value: Item) -> int:
+    if isinstance(value, Module):
+        return value.size_bytes + _ENTRY_BYTES
+    externs = (*value.imports, *value.exports)
+    # A thousand imports with long names can take more room than the code. Equal texts count again
+    # and again, though those of an artifact from Redis are one object.
+    texts = (text for each in externs for text in (each.module, each.name, each.kind, each.type))
+    frames_bytes = sum(map(len, value.frames)) + len(value.attestation)
     return (
-        sum(map(len, artifact.frames))
-        + len(artifact.attestation)
-        + len(externs) * _EXTERN_BYTES
-        + sum(map(sys.getsizeof, texts.values()))
-        + _ENTRY_BYTES
+        frames_bytes + len(externs) * _EXTERN_BYTES + sum(map(sys.getsizeof, texts)) + _ENTRY_BYTES
     )
-
-
-def _texts(extern: ExternType) -> tuple[str, str, str, str]:
-    return extern.module, extern.name, extern.kind, extern.type

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final
+from typing import Final, TypeAlias
 
 SHA256_HEX = re.compile(r"[0-9a-f]{64}")
 
@@ -41,6 +41,21 @@ class Module:
     sha256: str
     kind: Kind
     wasm: bytes = field(repr=False)
+
+    @property
+    def key(self) -> str:
+        """The key under which every tier stores it: its digest."""
+        return self.sha256
+
+    @property
+    def module_sha256(self) -> str:
+        """The same, by the name that it has in an artifact."""
+        return self.sha256
+
+    @property
+    def size_bytes(self) -> int:
+        """How large it is."""
+        return len(self.wasm)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +159,10 @@ class Artifact:
         return self.spec.key_for(self.module_sha256)
 
 
+Item: TypeAlias = "Artifact | Module"
+"""What a tier stores under one key."""
+
+
 @dataclass(frozen=True, slots=True)
 class HostFile:
     """An artifact's file in the host store."""
@@ -196,10 +215,15 @@ class EvictScope:
         """Return whether what is of this module stays."""
         return self.spares is not None and self.spares(module_sha256)
 
-    @property
-    def everything(self) -> bool:
-        """Whether neither a module nor an engine narrows it."""
-        return not self.module_sha256 and not self.engine_id
+    def covers(self, item: Item) -> bool:
+        """Return whether ``item`` is meant, pinned or not."""
+        if self.engine_id:
+            return isinstance(item, Artifact) and item.spec.engine.id == self.engine_id
+        return self.module_sha256 in ("", item.module_sha256)
+
+    def removes(self, item: Item) -> bool:
+        """Return whether ``item`` is meant and does not stay."""
+        return self.covers(item) and not self.leaves(item.module_sha256)
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,10 +100,10 @@ class OpenTenant:
     def host_status(self) -> HostStatus:
         """Return whether the host store can be used, and the writes that wait or were given up."""
         writes = self.cache.host_writes
-        if writes is None:
+        if not self.host.is_on:
             return HostStatus()
         dropped = writes.dropped + self.host.skipped
-        return HostStatus(writes.pending, dropped, is_on=True, up=self.host.is_well)
+        return HostStatus(len(writes.items()), dropped, is_on=True, up=self.host.is_well)
 
     def remote_status(self) -> RemoteStatus:
         """Return whether Redis answers, and how many writes to it wait."""
@@ -213,7 +213,7 @@ def open_tenant(
         link,
         prefix,
         recorder,
-        cache.stored,
+        cache.redis_writes.settled,
         lease_s=settings.compile_lease_s,
         max_wait_s=fleet_wait_s,
     )

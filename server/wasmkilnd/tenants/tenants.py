@@ -137,7 +137,7 @@ class Tenants:
             await asyncio.sleep(max(1.0, min(_LOOK_EVERY_S, sealer.max_age_s / 4 or _LOOK_EVERY_S)))
             if sealer.max_age_s:
                 for each in self._all():
-                    await each.cache.drop_outdated(sealer)
+                    await each.cache.drop(sealer.outdated)
 
     async def end_behind(self) -> None:
         """End the compiles that no caller waits for, and start no more."""

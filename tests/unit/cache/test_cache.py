@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import threading
+from collections.abc import Mapping
 from typing import Any, cast
 
 import pytest
@@ -52,8 +53,13 @@ class Tiers:
 
     @property
     def pending(self) -> int:
-        queues = (self.cache.host_writes, self.cache.redis_writes)
-        return sum(queue.pending for queue in queues if queue)
+        return len(self.cache.host_writes.items()) + len(self.cache.redis_writes.items())
+
+    async def missing(self, *keys: CacheKey) -> set[CacheKey]:
+        return {*keys} - (await self.cache.held(keys, WaitBudget())).keys()
+
+    async def kinds(self, *keys: CacheKey) -> Mapping[CacheKey, Kind | None]:
+        return await self.cache.held(keys, WaitBudget(), kinds=True)
 
 
 @pytest.fixture
@@ -79,12 +85,12 @@ async def test_the_nearest_tier_is_asked_first_and_memory_keeps_what_is_found(
     asked = tiers.host.gets, tiers.far.gets
     for each in (one, two):
         assert await tiers.get(each.key) == (each, Origin.MEMORY)
-        assert tiers.cache.has_local(each.key)
+        assert tiers.cache.peek(each.key)
         assert await tiers.cache.get_local(each.key) is each
-    kinds = await tiers.cache.kinds_of([one.key, two.key], WaitBudget())
+    kinds = await tiers.kinds(one.key, two.key)
     assert kinds == dict.fromkeys([one.key, two.key], Kind.CORE_MODULE)
     assert (tiers.host.gets, tiers.far.gets) == asked
-    assert tiers.cache.held_in_memory(one.module_sha256) == [one]
+    assert tiers.near.artifacts_of(one.module_sha256) == [one]
 
 
 async def test_modules_are_in_memory_and_in_redis(tiers: Tiers) -> None:
@@ -94,10 +100,10 @@ async def test_modules_are_in_memory_and_in_redis(tiers: Tiers) -> None:
     for _ in range(2):
         assert await tiers.cache.get_module(one.sha256, WaitBudget()) is one
     assert tiers.far.gets == 2
-    assert tiers.near.get_module(one.sha256) is one
-    tiers.cache.put_module(module(2))
+    assert tiers.near.get(one.sha256) is one
+    tiers.cache.put(module(2))
     await tiers.cache.flush(5)
-    assert tiers.far.kept.get_module(module(2).sha256) == module(2)
+    assert tiers.far.kept.get(module(2).sha256) == module(2)
     assert tiers.host.gets == 0
 
 
@@ -108,7 +114,7 @@ async def test_a_put_is_in_memory_at_once_and_in_the_others_later(tiers: Tiers) 
     tiers.cache.put(one)
     assert tiers.near.get(one.key) is one
     assert tiers.cache.remote_status("redis").pending_writes == 1
-    waiting = asyncio.create_task(tiers.cache.stored(one.key))
+    waiting = asyncio.create_task(tiers.cache.redis_writes.settled(one.key))
     await asyncio.sleep(0.01)
     assert not waiting.done()
     tiers.far.gate.set()
@@ -163,8 +169,8 @@ async def test_a_tier_that_fails_is_passed_over(tiers: Tiers) -> None:
     tiers.near.close()
     assert await tiers.get(one.key) is None
     assert await tiers.cache.get_module(module().sha256, WaitBudget()) is None
-    assert await tiers.cache.missing([one.key], WaitBudget()) == {one.key}
-    assert await tiers.cache.kinds_of([one.key], WaitBudget()) == {}
+    assert await tiers.missing(one.key) == {one.key}
+    assert await tiers.kinds(one.key) == {}
     tiers.cache.put(two)
     await tiers.cache.flush(5)
     assert await tiers.get(two.key) == (two, Origin.MEMORY)
@@ -179,13 +185,13 @@ async def test_one_tier_s_answer_counts_though_the_other_fails(tiers: Tiers) -> 
     tiers.host.kept.put(one)
     tiers.far.kept.put(two)
     keys = [one.key, two.key, three.key]
-    assert await tiers.cache.missing(keys, WaitBudget()) == {three.key}
-    kinds = await tiers.cache.kinds_of(keys, WaitBudget())
+    assert await tiers.missing(*keys) == {three.key}
+    kinds = await tiers.kinds(*keys)
     assert kinds == dict.fromkeys(keys[:2], Kind.CORE_MODULE)
     tiers.far.down = True
-    assert await tiers.cache.missing(keys, WaitBudget()) == {two.key, three.key}
+    assert await tiers.missing(*keys) == {two.key, three.key}
     tiers.far.down, tiers.host.down = False, True
-    assert await tiers.cache.missing(keys, WaitBudget()) == {one.key, three.key}
+    assert await tiers.missing(*keys) == {one.key, three.key}
 
 
 async def test_evicting_one_tier_leaves_the_others(tiers: Tiers) -> None:
@@ -249,36 +255,8 @@ async def test_an_eviction_drops_the_writes_that_wait(tiers: Tiers) -> None:
         tiers.cache.put(one)
         await tiers.cache.evict(EvictScope(), tier)
         await tiers.cache.flush(5)
-        assert not kept.held([one.key])
+        assert not kept.peek(one.key)
         await tiers.cache.evict(EvictScope(), "")
-
-
-async def test_a_module_is_restored_where_it_is_gone_and_not_after_an_eviction(
-    tiers: Tiers,
-) -> None:
-    lost, there = module(1), module(2)
-    tiers.far.kept.put(there)
-    for one in (lost, there, lost):
-        tiers.cache.restore_module(one)
-    await begun(tiers.far)
-    await asyncio.sleep(0.01)
-    await tiers.cache.flush(5)
-    assert tiers.far.kept.get_module(lost.sha256)
-    assert tiers.far.gets == 3  # Once for each, and one write.
-    tiers.far.gate.clear()
-    await tiers.far.kept.evict(EvictScope())
-    tiers.cache.restore_module(lost)
-    await asyncio.sleep(0)
-    evicting = asyncio.create_task(tiers.cache.evict(EvictScope(), ""))
-    await asyncio.sleep(0.01)
-    tiers.far.gate.set()
-    await evicting
-    await tiers.cache.flush(5)
-    assert tiers.far.usage().entries == 0
-    tiers.far.down = True  # No failure of anybody's.
-    tiers.cache.restore_module(lost)
-    await asyncio.sleep(0.01)
-    assert tiers.pending == 0
 
 
 async def test_a_key_that_lost_its_trust_counts_in_memory_and_in_writes_that_wait(
@@ -304,14 +282,15 @@ async def test_a_key_that_lost_its_trust_counts_in_memory_and_in_writes_that_wai
     assert await tiers.cache.recheck(ours) == 3
     assert tiers.host.rechecks == 2
     assert await tiers.get(kept.key) == (kept, Origin.MEMORY)
-    assert tiers.near.get_module(module(2).sha256) == module(2)
+    assert tiers.near.get(module(2).sha256) == module(2)
     for one in (gone, under_way, bad):
-        assert not tiers.cache.has_local(one.key)
+        assert not tiers.cache.peek(one.key)
     for tier in (tiers.far, tiers.host):
         tier.gate.set()
     await tiers.cache.flush(5)
     for kept_by in (tiers.far.kept, tiers.host.kept):
-        assert kept_by.held([good.key, bad.key]) == {good.key}
+        assert kept_by.peek(good.key)
+        assert not kept_by.peek(bad.key)
 
 
 async def test_a_look_up_from_before_the_keys_changed_is_not_kept(tiers: Tiers) -> None:
@@ -330,11 +309,11 @@ async def test_what_grew_too_old_is_dropped_from_memory(tiers: Tiers) -> None:
     ours = sealer(OURS)
     one = ours.seal(artifact(1))
     tiers.near.put(one)
-    assert await tiers.cache.drop_outdated(ours) == 0
+    assert await tiers.cache.drop(ours.outdated) == 0
     ours.use(ours.keys, 0.001)
-    assert await tiers.cache.drop_outdated(ours) == 0  # By its own clock it is of now.
+    assert await tiers.cache.drop(ours.outdated) == 0  # By its own clock it is of now.
     ours._now = lambda: 1_800_000_000.0
-    assert await tiers.cache.drop_outdated(ours) == 1
+    assert await tiers.cache.drop(ours.outdated) == 1
     assert tiers.near.get(one.key) is None
 
 
@@ -344,16 +323,16 @@ async def test_a_write_that_waits_is_served_though_memory_had_no_room_for_it(
     one, wasm = artifact(1), module(1)
     tiers.far.gate.clear()
     tiers.cache.put(one)
-    tiers.cache.put_module(wasm)
+    tiers.cache.put(wasm)
     await begun(tiers.far)  # One of them is under way now.
     await tiers.near.evict(EvictScope())
     assert await tiers.get(one.key) == (one, Origin.MEMORY)
     assert await tiers.cache.get_module(wasm.sha256, WaitBudget()) is wasm
     await tiers.near.evict(EvictScope())
-    assert tiers.cache.has_local(one.key)
+    assert tiers.cache.peek(one.key)
     assert tiers.near.usage().entries == 0
-    assert await tiers.cache.kinds_of([one.key], WaitBudget()) == {one.key: Kind.CORE_MODULE}
-    assert await tiers.cache.missing([one.key], WaitBudget()) == frozenset()
+    assert await tiers.kinds(one.key) == {one.key: Kind.CORE_MODULE}
+    assert await tiers.missing(one.key) == set()
     assert await tiers.cache.get_local(one.key) is one
     assert tiers.far.gets == 1  # The write.
     tiers.far.gate.set()
@@ -372,10 +351,7 @@ async def test_a_slow_tier_costs_a_call_one_time_out_in_all(tiers: Tiers) -> Non
         assert await cache.get(one.key, budget) is None
         assert await cache.get(artifact(2).key, budget) is None
         assert await cache.get_module(one.module_sha256, budget) is None
-        assert await cache.missing([one.key, artifact(3).key], budget) == {
-            one.key,
-            artifact(3).key,
-        }
+        assert await cache.held([one.key, artifact(3).key], budget) == {}
 
     await asyncio.gather(*(asyncio.create_task(call()) for _ in range(20)))
     assert asyncio.get_running_loop().time() - began < 10
@@ -393,13 +369,12 @@ async def test_a_question_about_many_keys_costs_one_time_out(tiers: Tiers) -> No
     tiers.far.kept.put(artifact(1))
     tiers.far.gate.clear()
     budget = cache.wait_budget()
-    assert await asyncio.wait_for(cache.missing(keys, budget), 10) == frozenset(keys)
-    assert await asyncio.wait_for(cache.kinds_of(keys, budget), 10) == {}
+    assert await asyncio.wait_for(cache.held(keys, budget), 10) == {}
+    assert await asyncio.wait_for(cache.held(keys, budget, kinds=True), 10) == {}
     assert tiers.far.gets == 1
     # It goes on: so the metrics and the breaker learn how it ends.
     tiers.far.gate.set()
-    kinds = await cache.kinds_of(keys, WaitBudget())
-    assert kinds == {artifact(1).key: Kind.CORE_MODULE}
+    assert await tiers.kinds(*keys) == {artifact(1).key: Kind.CORE_MODULE}
     assert tiers.far.gets == 2  # All of them at once.
 
 
@@ -469,8 +444,8 @@ async def test_looks_into_memory_are_counted(tiers: Tiers) -> None:
     tiers.cache.put(one)
     await tiers.get(one.key)
     await tiers.cache.get_module(module(1).sha256, WaitBudget())
-    tiers.cache.has_local(one.key)
-    await tiers.cache.missing([one.key], WaitBudget())
+    tiers.cache.peek(one.key)
+    await tiers.missing(one.key)
     assert tiers.notes.lookups == [("artifact", "miss"), ("artifact", "hit"), ("module", "miss")]
     await tiers.cache.host_file(artifact(2).key, WaitBudget())
     assert tiers.notes.lookups[3:] == [("artifact", "miss")]
@@ -487,14 +462,13 @@ async def test_without_tiers_below_memory() -> None:
     )
     one, wasm = artifact(1), module(1)
     cache.put(one)
-    cache.put_module(wasm)
-    cache.restore_module(wasm)
+    cache.put(wasm)
     assert await cache.get(one.key, WaitBudget()) == (one, Origin.MEMORY)
     assert await cache.get(artifact(2).key, WaitBudget()) is None
     assert await cache.get_module(wasm.sha256, WaitBudget()) is wasm
     assert await cache.host_file(one.key, WaitBudget()) is None
-    assert await cache.missing([one.key, artifact(2).key], WaitBudget()) == {artifact(2).key}
-    await cache.stored(one.key)
+    assert (await cache.held([one.key, artifact(2).key], WaitBudget())).keys() == {one.key}
+    await cache.redis_writes.settled(one.key)
     assert (await cache.evict(EvictScope(), ""))[0].artifacts == 1
     assert await cache.evict(EvictScope(), "redis") == (Evicted(), [])
     assert not cache.remote_status("off").up

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from hypothesis import given
 from hypothesis import strategies as st
 from wasmkilnd.cache.memory import MemoryTier
-from wasmkilnd.model import EvictScope, Kind
+from wasmkilnd.model import EvictScope
 
 from tests.contract.values import artifact, module
 
@@ -76,14 +76,14 @@ async def test_what_was_put_is_returned_as_it_is() -> None:
     tier = MemoryTier(10_000_000)
     one, wasm = artifact(1, 600_000), module(1)
     assert tier.get(one.key) is None
-    assert tier.get_module(wasm.sha256) is None
+    assert tier.get(wasm.sha256) is None
     tier.put(one)
     tier.put(wasm)
     assert tier.get(one.key) is one
-    assert tier.get_module(wasm.sha256) is tier.module_of(wasm.sha256) is wasm
+    assert tier.get(wasm.sha256) is tier.module_of(wasm.sha256) is wasm
     assert tier.artifacts_of(wasm.sha256) == [one]
-    assert tier.held([one.key, artifact(2).key]) == {one.key}
-    assert tier.kinds_of([one.key, artifact(2).key]) == {one.key: Kind.CORE_MODULE}
+    assert tier.peek(one.key) is one
+    assert tier.peek(artifact(2).key) is None
     newer = artifact(1, 1000)
     tier.put(newer)
     assert tier.get(one.key) is newer
@@ -98,12 +98,10 @@ async def test_the_least_recently_used_goes_first() -> None:
     for tag in range(3):
         tier.put(artifact(tag, 1000))
     tier.get(artifact(0).key)
-    for look in (tier.held, tier.kinds_of):  # These are no uses.
-        look([artifact(1).key])
+    tier.peek(artifact(1).key)  # These are no uses.
     tier.artifacts_of(artifact(1).module_sha256)
     tier.put(artifact(3, 1000))
-    held = tier.held([artifact(tag).key for tag in range(4)])
-    assert held == {artifact(tag).key for tag in (0, 2, 3)}
+    assert [tag for tag in range(4) if tier.peek(artifact(tag).key)] == [0, 2, 3]
     assert tier.usage().evictions == 1
 
 
@@ -111,7 +109,8 @@ async def test_what_can_never_fit_evicts_nothing() -> None:
     tier = MemoryTier(10_000)
     tier.put(artifact(1, 1000))
     tier.put(artifact(2, 20_000))
-    assert tier.held([artifact(1).key, artifact(2).key]) == {artifact(1).key}
+    assert tier.peek(artifact(1).key)
+    assert not tier.peek(artifact(2).key)
     assert tier.usage().evictions == 0
 
 
@@ -169,7 +168,7 @@ async def test_other_tasks_run_while_everything_is_evicted() -> None:
     assert turns > 3
     assert (await evicting).modules == 20_000
     # What was put meanwhile was not there when it began.
-    assert tier.held([artifact(1).key])
+    assert tier.peek(artifact(1).key)
 
 
 async def test_what_is_pinned_makes_no_room() -> None:
@@ -181,7 +180,7 @@ async def test_what_is_pinned_makes_no_room() -> None:
         tier.put(artifact(tag, 2000))
         tier.put(artifact(tag, 9_000_000))
     assert tier.get(artifact(0).key)
-    assert tier.get_module(module(0).sha256)
+    assert tier.get(module(0).sha256)
     usage = tier.usage()
     assert (usage.pinned_entries, usage.let_go) == (2, 0)
     assert usage.evictions > 20
@@ -202,8 +201,7 @@ async def test_pins_take_half_of_it_and_the_least_recently_used_lose_their_hold(
         tier.put(artifact(tag, 3000))
     assert (tier.usage().pinned_entries, tier.usage().let_go) == (2, 1)
     tier.put(artifact(3, 3 * size_bytes))  # It would take more than half: it is not held.
-    held = tier.held([artifact(tag).key for tag in range(4)])
-    assert held == {artifact(tag).key for tag in (0, 1, 2)}
+    assert [tag for tag in range(4) if tier.peek(artifact(tag).key)] == [0, 1, 2]
     check(tier)
     tier.resize(2 * size_bytes + 100)
     check(tier)

@@ -6,22 +6,24 @@ import asyncio
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from structlog.testing import capture_logs
-from wasmkilnd.cache.writes import Item, Writes, key_of
+from wasmkilnd.cache.cache import Writes
 from wasmkilnd.errors import TierUnavailable
-from wasmkilnd.model import Artifact, CacheKey, EvictScope
+from wasmkilnd.model import Artifact, CacheKey, EvictScope, Item
 
 from tests.contract.values import artifact, module
+from tests.doubles.tiers import SharedTier
 
 
-class Tier:
+class Tier(SharedTier):
     """A tier that takes writes once its gate opens."""
 
     def __init__(self) -> None:
-        self.gate = asyncio.Event()
+        super().__init__()
+        self.gate.clear()
         self.written: list[CacheKey | str] = []
         self.broken = False
         self.on_failure: Callable[[], None] = lambda: None
@@ -31,7 +33,7 @@ class Tier:
         if self.broken and isinstance(item, Artifact):
             self.on_failure()
             raise TierUnavailable("no")
-        self.written.append(key_of(item))
+        self.written.append(item.key)
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def slow() -> Tier:
 
 
 def writes_to(tier: Tier, limit_bytes: int = 10_000, **options: Any) -> Writes:
-    return Writes("redis", tier.put, lambda: limit_bytes, **options)
+    return Writes(cast("Any", tier), lambda: limit_bytes, **options)
 
 
 async def finish(writes: Writes, timeout_s: float = 5) -> None:
@@ -53,12 +55,12 @@ async def test_nothing_is_lost_while_there_is_room(slow: Tier) -> None:
     items: list[Item] = [*(artifact(tag, 100) for tag in range(5)), module(1)]
     for item in items:
         writes.add(item)
-    assert writes.pending == 6
+    assert len(writes.items()) == 6
     assert slow.written == []
     slow.gate.set()
     await finish(writes)
-    assert slow.written == list(map(key_of, items))
-    assert (writes.pending, writes.dropped) == (0, 0)
+    assert slow.written == [item.key for item in items]
+    assert (len(writes.items()), writes.dropped) == (0, 0)
 
 
 async def test_a_write_lets_the_reply_go_first(slow: Tier) -> None:
@@ -85,12 +87,12 @@ async def test_what_waits_is_served_until_it_is_written(slow: Tier) -> None:
     assert writes.waiting(one.key) is one  # It is being written.
     assert writes.waiting(two.key) is two
     assert writes.waiting(wasm.sha256) is wasm
-    assert sorted(map(id, writes.artifacts())) == sorted(map(id, (one, two)))
+    assert writes.items() == [one, two, wasm]
     slow.gate.set()
     await finish(writes)
     assert writes.waiting(one.key) is None
     assert writes.waiting(wasm.sha256) is None
-    assert writes.artifacts() == []
+    assert writes.items() == []
 
 
 async def under_way(writes: Writes) -> None:
@@ -161,7 +163,7 @@ async def test_small_items_are_bounded_too(slow: Tier) -> None:
     writes = writes_to(slow, 10**9)
     for tag in range(10_100):
         writes.add(module(tag))
-    assert (writes.pending, writes.dropped) == (10_000, 100)
+    assert (len(writes.items()), writes.dropped) == (10_000, 100)
     await writes.close()
 
 
@@ -186,28 +188,26 @@ async def test_each_dropped_write_is_logged(slow: Tier) -> None:
 
 async def test_a_bound_that_changes_counts_from_then_on(slow: Tier) -> None:
     limit_bytes = 1000
-    writes = Writes("redis", slow.put, lambda: limit_bytes)
+    writes = Writes(cast("Any", slow), lambda: limit_bytes)
     for tag in range(1, 6):
         writes.add(artifact(tag, 200))
     limit_bytes = 400
     writes.add(artifact(6, 200))
-    assert writes.pending == 2
+    assert len(writes.items()) == 2
     await writes.close()
 
 
 async def test_a_write_that_meets_an_outage_is_tried_again(slow: Tier) -> None:
-    up = asyncio.Event()
-    up.set()
     slow.gate.set()
-    slow.broken = True
-    slow.on_failure = up.clear
-    writes = writes_to(slow, ready=_until(up), is_down=lambda: slow.broken and not up.is_set())
+    slow.broken = slow.link.is_down = True
+    slow.on_failure = slow.link.open.clear
+    writes = writes_to(slow)
     writes.add(artifact(1))
     writes.add(module(1))
     await under_way(writes)
-    assert (slow.written, writes.pending, writes.dropped) == ([], 2, 0)
+    assert (slow.written, len(writes.items()), writes.dropped) == ([], 2, 0)
     slow.broken = False
-    up.set()
+    slow.link.open.set()
     await finish(writes)
     assert slow.written == [artifact(1).key, module(1).sha256]
 
@@ -222,17 +222,18 @@ async def test_a_write_that_brings_the_tier_down_each_time_is_given_up(slow: Tie
         tries += 1
 
     slow.on_failure = count
-    writes = writes_to(slow, is_down=lambda: True)
+    slow.link.is_down = True
+    writes = writes_to(slow)
     writes.add(artifact(1))
     writes.add(module(1))
     await finish(writes)
-    assert (writes.dropped, tries) == (1, 3)
+    assert (writes.dropped, tries) == (1, 2)
     assert slow.written == [module(1).sha256]
 
 
 async def test_a_write_that_was_replaced_meanwhile_is_not_tried_again(slow: Tier) -> None:
-    slow.broken = True
-    writes = writes_to(slow, 1000, is_down=lambda: True)
+    slow.broken = slow.link.is_down = True
+    writes = writes_to(slow, 1000)
     old, new = artifact(1, 600), artifact(1, 600)
     slow.on_failure = lambda: setattr(slow, "broken", False)
     writes.add(old)
@@ -244,15 +245,8 @@ async def test_a_write_that_was_replaced_meanwhile_is_not_tried_again(slow: Tier
     assert (slow.written, writes.dropped) == ([new.key], 1)
     for tag in (2, 3):  # Nor does it take room for ever.
         writes.add(artifact(tag, 500))
-    assert writes.pending == 2
+    assert len(writes.items()) == 2
     await finish(writes)
-
-
-def _until(event: asyncio.Event) -> Callable[[], Any]:
-    async def wait() -> None:
-        await event.wait()
-
-    return wait
 
 
 async def test_something_larger_than_the_queue_goes_alone(slow: Tier) -> None:
@@ -268,23 +262,26 @@ async def test_the_newest_of_a_key_is_written(slow: Tier) -> None:
     all_of_them = [artifact(1, size) for size in (100, 200, 300)]
     for one in all_of_them:
         writes.add(one)
-    assert writes.pending == 1
+    assert len(writes.items()) == 1
     assert writes.waiting(all_of_them[0].key) is all_of_them[2]
     slow.gate.set()
     await finish(writes)
     assert slow.written == [artifact(1).key]
 
 
-async def test_failures_and_defects_are_counted_and_stop_nothing(slow: Tier) -> None:
-    async def put(item: Item) -> None:
-        if item is defect:
-            raise ZeroDivisionError
-        await slow.put(item)
-
+async def test_failures_and_defects_are_counted_and_stop_nothing() -> None:
     defect = artifact(2)
+
+    class Broken(Tier):
+        async def put(self, item: Item) -> None:
+            if item is defect:
+                raise ZeroDivisionError
+            await super().put(item)
+
+    slow = Broken()
     slow.broken = True
     slow.gate.set()
-    writes = Writes("redis", put, lambda: 10_000)
+    writes = writes_to(slow)
     with capture_logs() as logs:
         for item in (artifact(1), defect, module(1)):
             writes.add(item)
@@ -296,13 +293,13 @@ async def test_failures_and_defects_are_counted_and_stop_nothing(slow: Tier) -> 
 
 
 async def test_queued_writes_outlast_an_outage(slow: Tier) -> None:
-    up = asyncio.Event()
     slow.gate.set()
-    writes = writes_to(slow, ready=_until(up))
+    slow.link.open.clear()
+    writes = writes_to(slow)
     writes.add(artifact(1))
     await under_way(writes)
     assert (slow.written, writes.dropped) == ([], 0)
-    up.set()
+    slow.link.open.set()
     await finish(writes)
     assert slow.written == [artifact(1).key]
 
@@ -315,12 +312,13 @@ async def test_flushing_gives_up_in_time_and_closing_drops(slow: Tier) -> None:
     assert writes.dropped == 0
     with capture_logs() as logs:
         await writes.close()
-    assert (writes.dropped, writes.pending) == (2, 0)
+    assert (writes.dropped, len(writes.items())) == (2, 0)
     assert logs[0]["event"] == "cache writes given up"
 
 
 async def test_an_outage_at_the_end_is_not_waited_for(slow: Tier) -> None:
-    writes = writes_to(slow, ready=_until(asyncio.Event()))
+    slow.link.open.clear()
+    writes = writes_to(slow)
     writes.add(artifact(1))
     await asyncio.wait_for(finish(writes, 3600), 20)
     assert writes.dropped == 1
@@ -369,15 +367,15 @@ async def test_forgetting_waits_for_a_write_that_is_under_way(slow: Tier) -> Non
 
 
 async def test_what_is_given_up_is_neither_served_nor_written(slow: Tier) -> None:
-    writes = writes_to(slow, is_down=lambda: True)
-    slow.broken = True
+    writes = writes_to(slow)
+    slow.broken = slow.link.is_down = True
     first, second, third = (artifact(tag) for tag in range(3))
     for one in (first, second, third):
         writes.add(one)
     await under_way(writes)
     writes.give_up([first, second])
     assert writes.waiting(first.key) is writes.waiting(second.key) is None
-    assert writes.artifacts() == [third]
+    assert writes.items() == [third]
     slow.on_failure = lambda: setattr(slow, "broken", False)
     slow.gate.set()
     await finish(writes)
@@ -417,7 +415,7 @@ async def test_what_dropped_writes_carried_is_let_go_during_an_outage(slow: Tier
     for tag in range(50):
         writes.add(artifact(tag, 100))
     assert writes.dropped >= 40
-    assert len(kept) <= writes.pending
+    assert len(kept) <= len(writes.items())
     await writes.forget(EvictScope())
     assert not kept
     await writes.close()
