@@ -19,9 +19,6 @@ from wasmkilnd.errors import TierUnavailable
 
 V = TypeVar("V")
 
-# How soon a call learns that its time counts again.
-_LOOK_EVERY_S = 0.25
-
 
 class Allowance:
     """How much longer a look-up may take than the budgets of the calls that wait for it.
@@ -70,7 +67,8 @@ class WaitBudget:
                 left_s = self.left_s + more.seconds - (time.monotonic() - began_s)
                 if left_s <= 0:
                     raise TierUnavailable("Redis took longer than one call may wait for it")
-                await asyncio.wait((task,), timeout=min(left_s, _LOOK_EVERY_S))
+                # Not for ever: the time that is free may end.
+                await asyncio.wait((task,), timeout=min(left_s, 0.25))
             return task.result()
         except TierUnavailable:
             charged = True

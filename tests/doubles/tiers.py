@@ -30,6 +30,9 @@ class _Gated:
         self.gate.set()
         self.asked = asyncio.Event()
         self.down = False
+        self.defect: Exception | None = None
+        self.moving_s = 0.0
+        """How long it says that moving an artifact may take."""
         self.gets = 0
         """How often anything was asked of it."""
 
@@ -40,6 +43,8 @@ class _Gated:
         accept: frozenset[str] = frozenset(),
     ) -> Artifact | None:
         found = self.kept.get(key)
+        if allowance:
+            allowance.add(self.moving_s)
         await self._answer()
         return found
 
@@ -64,6 +69,8 @@ class _Gated:
         self.gets += 1
         self.asked.set()
         await self.gate.wait()
+        if self.defect:
+            raise self.defect
         if self.down:
             raise TierUnavailable("down")
 
@@ -72,6 +79,7 @@ class HostFiles(_Gated):
     """A HostStore that opens no file."""
 
     name = "host_store"
+    link = None
 
     def __init__(self) -> None:
         super().__init__()

@@ -120,6 +120,18 @@ async def test_what_a_daemon_s_own_work_takes_is_granted() -> None:
     assert allowance.seconds == granted_s  # It has ended.
 
 
+async def test_no_call_waits_for_ever_once_its_time_counts_again() -> None:
+    allowance = Allowance()
+
+    async def queue_and_hang() -> None:
+        with allowance.free():
+            await asyncio.sleep(0.3)
+        await asyncio.sleep(HANG_S)
+
+    with pytest.raises(TierUnavailable):
+        await asyncio.wait_for(WaitBudget(0.1).spend_on(queue_and_hang(), allowance), 10)
+
+
 async def test_a_failure_other_than_the_tier_s_is_raised_as_it_is() -> None:
     async def broken() -> None:
         raise ZeroDivisionError

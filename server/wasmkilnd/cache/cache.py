@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, TypeAlias, TypeVar, cast
 from weakref import WeakValueDictionary
@@ -22,7 +21,6 @@ import structlog
 from wasmkilnd import model
 from wasmkilnd.cache.host_store import HostStore
 from wasmkilnd.cache.memory import MemoryTier
-from wasmkilnd.cache.redis_link import RedisLink
 from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.cache.value import ZSTD, ValueRejected, decoded
 from wasmkilnd.errors import TierUnavailable
@@ -60,7 +58,7 @@ class Cache:
         *,
         call_wait_s: float,
         write_queue_bytes: Callable[[], int],
-        carry: Callable[[], AbstractContextManager[None]] = nullcontext,
+        carry: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         """One call waits for ``host`` and ``redis`` no longer than ``call_wait_s`` in all.
 
@@ -108,9 +106,8 @@ class Cache:
 
         What waits to be written is in memory, too, though the tier had no room for it.
         """
-        return (
-            self.memory.peek(key) or self.redis_writes.waiting(key) or self.host_writes.waiting(key)
-        )
+        waiting = self.redis_writes.waiting(key) or self.host_writes.waiting(key)
+        return self.memory.peek(key) or waiting
 
     async def host_file(
         self, key: CacheKey, budget: WaitBudget
@@ -129,13 +126,12 @@ class Cache:
 
         found, origin = await self._shared(("file", key), look_up, budget), Origin.HOST_STORE
         if found is None:
-            if (elsewhere := await self.get(key, budget, ENCODINGS)) is None:
-                return None
-            artifact, origin = elsewhere
-            self.write_to_host(artifact)
-            found = await self._shared(("file", key), look_up, budget)
+            artifact, origin = await self.get(key, budget, ENCODINGS) or (None, origin)
+            if artifact:
+                self.write_to_host(artifact)
+                found = await self._shared(("file", key), look_up, budget)
             # If these bytes could not be written, a file of others may be there from before.
-            if found is None or found[0].sha256 != artifact.sha256:
+            if artifact is None or found is None or found[0].sha256 != artifact.sha256:
                 return None
         if self._redis:
             self._redis.used(key)
@@ -173,9 +169,8 @@ class Cache:
         Ask memory, the host store, and Redis for the rest; pass over one that fails. Kinds cost
         more: the tiers read them from what is stored.
         """
-        near = {key: self.peek(key) for key in keys}
-        found: dict[CacheKey, Any] = {key: item.kind for key, item in near.items() if item}
-        rest = frozenset(near.keys() - found.keys())
+        found: dict[CacheKey, Any] = {key: item.kind for key in keys if (item := self.peek(key))}
+        rest = frozenset(keys).difference(found)
 
         async def look_up(_: Allowance) -> dict[CacheKey, Any]:
             below: dict[CacheKey, Any] = {}
@@ -198,11 +193,7 @@ class Cache:
         Return what was removed, and the names of the tiers that did not answer.
         """
         removed, unreachable = Evicted(), list[str]()
-        tiers = (
-            (self._redis, self.redis_writes),
-            (self._host, self.host_writes),
-            (self.memory, None),
-        )
+        tiers = zip((self._redis, self._host, self.memory), (*self._queues, None), strict=True)
         for candidate, writes in tiers:
             if candidate and tier in ("", candidate.name):
                 # Look-ups that began before must not fill memory or the host store again.
@@ -269,9 +260,8 @@ class Cache:
         """Return an item from memory as it is there, encoded or not; None if there is none."""
         began = time.perf_counter()
         item = self.memory.get(key)
-        what = "module" if isinstance(key, str) else "artifact"
-        seconds = time.perf_counter() - began
-        self._recorder.tier_lookup("memory", what, "hit" if item else "miss", seconds)
+        what, outcome = "module" if isinstance(key, str) else "artifact", "hit" if item else "miss"
+        self._recorder.tier_lookup("memory", what, outcome, time.perf_counter() - began)
         if item is None and (item := self.peek(key)):
             # Memory evicted the item before it was written, and the write may take long.
             self._keep(item)
@@ -300,9 +290,7 @@ class Cache:
                 self._keep(found)
             return found
 
-        ticket = self._lookups.join(artifact, Waiters.of(Waiter()), decode)
-        found: Artifact | None = await ticket.wait()
-        return found
+        return await self._join(artifact, decode)
 
     async def _look_up(
         self, key: CacheKey, budget: WaitBudget, accept: frozenset[str]
@@ -325,8 +313,6 @@ class Cache:
         A hundred callers of one artifact fetch its 40 MB once. A call whose budget ends stops
         waiting; the look-up goes on, so that the tier's own time-out says what is wrong.
         """
-        if budget.left_s <= 0:
-            return None
         allowance = self._allowances.setdefault(what, Allowance())
 
         async def run(waiters: Waiters) -> V | None:
@@ -335,11 +321,14 @@ class Cache:
                 return await look_up(allowance)
             return None
 
-        ticket = self._lookups.join(what, Waiters.of(Waiter()), run)
         with contextlib.suppress(TierUnavailable):
-            found: V | None = await budget.spend_on(ticket.wait(), allowance)
-            return found
+            # If nothing is left, this raises before it starts a look-up.
+            return await budget.spend_on(self._join(what, run), allowance)
         return None
+
+    async def _join(self, what: Hashable, work: Callable[[Waiters], Coroutine[Any, Any, V]]) -> V:
+        found: V = await self._lookups.join(what, Waiters.of(Waiter()), work).wait()
+        return found
 
     async def _fetch(
         self, key: CacheKey, accept: frozenset[str], allowance: Allowance
@@ -359,7 +348,7 @@ class Cache:
         return None
 
 
-_Waiting: TypeAlias = "tuple[Item, AbstractContextManager[None] | None]"
+_Waiting: TypeAlias = "tuple[Item, contextlib.AbstractContextManager[None] | None]"
 
 
 class Writes:
@@ -379,21 +368,21 @@ class Writes:
         self,
         tier: HostStore | RedisStore | None,
         limit_bytes: Callable[[], int],
-        carry: Callable[[], AbstractContextManager[None]] = nullcontext,
+        carry: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         """For None, take nothing.
 
         What ``carry`` returns when an item is added surrounds the first try to write it.
         """
-        self.dropped = 0  # How many writes were dropped since the start.
+        # How many writes were dropped since the start, and the bytes of those that wait.
+        self.dropped = self._bytes = 0
         self._tier = tier
         # It tells an outage from a refusal, and when that is over.
-        self._link: RedisLink | None = getattr(tier, "link", None)
+        self._link = None if tier is None or isinstance(tier, HostStore) else tier.link
         self._log = structlog.get_logger("wasmkilnd.cache", tier=tier.name if tier else "")
         self._limit_bytes, self._carry = limit_bytes, carry
         self._queue: dict[CacheKey | str, _Waiting] = {}
         self._under_way: _Waiting | None = None  # It is in the queue too, unless it is given up.
-        self._bytes = 0
         self._change, self._work = asyncio.Event(), asyncio.Event()
         self._writer: asyncio.Task[None] | None = None
 
@@ -437,7 +426,6 @@ class Writes:
         for artifact in refused:
             if self.waiting(artifact.key) is artifact:
                 self._take(artifact.key)
-        self._tell()
 
     async def settled(self, key: CacheKey | str, *, at_once: bool = False) -> None:
         """Return once nothing waits under ``key``: it was written, or dropped.
@@ -456,7 +444,6 @@ class Writes:
         """
         for item in filter(scope.removes, self.items()):
             self._take(item.key)
-        self._tell()
         while self._under_way and scope.removes(self._under_way[0]):
             await self._change.wait()
 
@@ -476,8 +463,8 @@ class Writes:
         if left := self.items():
             self._log.warning("cache writes given up", writes=len(left))
         for item in left:
+            self._take(item.key)
             self._drop(item, "the daemon ends before the write")
-        self._queue, self._bytes = {}, 0
         if self._writer:
             self._writer.cancel()
             await asyncio.gather(self._writer, return_exceptions=True)
@@ -497,7 +484,7 @@ class Writes:
         (item, context), why = waiting, ""
         self._under_way = waiting
         try:
-            with context or nullcontext():
+            with context or contextlib.nullcontext():
                 await cast("Any", self._tier).put(item)
         except Exception as failure:
             why = str(failure) or "the daemon failed to write it"
@@ -519,6 +506,7 @@ class Writes:
     def _take(self, key: CacheKey | str) -> None:
         if key in self._queue:
             self._bytes -= self._queue.pop(key)[0].size_bytes
+            self._tell()
 
     def _drop(self, item: Item, why: str) -> None:
         self.dropped += 1
@@ -527,7 +515,6 @@ class Writes:
             about |= {"engine": item.spec.engine.id, "fingerprint": item.spec.fingerprint}
         kind = type(item).__name__.lower()
         self._log.warning("a cache write was dropped", kind=kind, why=why, **about)
-        self._tell()
 
     def _tell(self) -> None:
         self._change.set()

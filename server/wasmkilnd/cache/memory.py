@@ -11,10 +11,10 @@ from wasmkilnd import model
 from wasmkilnd.model import Artifact, CacheKey, Evicted, Held, Item, Module
 from wasmkilnd.slices import in_slices
 
+# What an entry costs on top of its bytes: objects, digests, the tier's tables.
 _ENTRY_BYTES = 1024
-"""What an entry costs on top of its bytes: objects, digests, the tier's tables."""
+# What an import or export takes on top of its texts.
 _EXTERN_BYTES = 72
-"""What an import or export takes on top of its texts."""
 
 _Key: TypeAlias = "CacheKey | str"
 
@@ -53,8 +53,7 @@ class MemoryTier:
 
     def __init__(self, limit_bytes: int, is_pinned: model.IsPinned = model.nothing_pinned) -> None:
         """``is_pinned`` returns whether a module is pinned; see ``keep_pinned``."""
-        self._limit_bytes = limit_bytes
-        self._is_pinned = is_pinned
+        self._limit_bytes, self._is_pinned = limit_bytes, is_pinned
         self._evictions = self._let_go = 0
         # Each entry is in one of these.
         self._free, self._kept = _Line(), _Line()
@@ -81,9 +80,8 @@ class MemoryTier:
     def put(self, value: Item) -> None:
         """Store ``value``, unless it is larger than the whole tier."""
         key, size_bytes = value.key, _size_of(value)
-        old_bytes = self._kept[key][1] if key in self._kept else 0
-        if size_bytes > self._limit_bytes - self._kept.bytes + old_bytes:
-            return  # It will never fit: not even an old entry of the same key makes room.
+        if size_bytes > self._limit_bytes - self._kept.bytes:
+            return  # It will never fit.
         if self.peek(key):
             self._remove(key)  # First, so that an overwrite makes room for the difference only.
         self._make_room(size_bytes)
@@ -140,8 +138,7 @@ class MemoryTier:
         found = dict.fromkeys(modules, Held())
         for module_sha256 in found:
             for key in self._keys_of.get(module_sha256, ()):
-                entry = self._free.get(key) or self._kept[key]
-                found[module_sha256] += Held(*_counts(entry))
+                found[module_sha256] += Held(*_counts(self._free.get(key) or self._kept[key]))
         return found
 
     def artifacts_of(self, module_sha256: str) -> Sequence[Artifact]:

@@ -378,22 +378,8 @@ async def test_a_question_about_many_keys_costs_one_time_out(tiers: Tiers) -> No
     assert tiers.far.gets == 2  # All of them at once.
 
 
-class Allowing(SharedTier):
-    """A tier that has something large."""
-
-    async def get(
-        self,
-        key: CacheKey,
-        allowance: Allowance | None = None,
-        accept: frozenset[str] = frozenset(),
-    ) -> Artifact | None:
-        assert allowance
-        allowance.add(60.0)
-        return await super().get(key, allowance, accept)
-
-
-async def test_the_time_for_moving_a_large_value_is_granted_to_all_who_wait() -> None:
-    tiers = Tiers(Allowing())
+async def test_the_time_for_moving_a_large_value_is_granted_to_all_who_wait(tiers: Tiers) -> None:
+    tiers.far.moving_s = 60.0
     cache = tiers.made(call_wait_s=0.1)
     one = artifact(1)
     tiers.far.kept.put(one)
@@ -406,18 +392,8 @@ async def test_the_time_for_moving_a_large_value_is_granted_to_all_who_wait() ->
     assert await asyncio.gather(*callers) == [(one, Origin.REDIS)] * 4
 
 
-class Broken(SharedTier):
-    async def get(
-        self,
-        key: CacheKey,
-        allowance: Allowance | None = None,
-        accept: frozenset[str] = frozenset(),
-    ) -> Artifact | None:
-        raise ZeroDivisionError
-
-
-async def test_a_defect_is_told_to_each_caller() -> None:
-    tiers = Tiers(Broken())
+async def test_a_defect_is_told_to_each_caller(tiers: Tiers) -> None:
+    tiers.far.defect = ZeroDivisionError()
     answers = await asyncio.gather(
         *(tiers.get(artifact(1).key) for _ in range(3)), return_exceptions=True
     )

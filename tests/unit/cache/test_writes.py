@@ -270,11 +270,9 @@ async def test_the_newest_of_a_key_is_written(slow: Tier) -> None:
 
 
 async def test_failures_and_defects_are_counted_and_stop_nothing() -> None:
-    defect = artifact(2)
-
     class Broken(Tier):
         async def put(self, item: Item) -> None:
-            if item is defect:
+            if item.key == artifact(2).key:
                 raise ZeroDivisionError
             await super().put(item)
 
@@ -283,7 +281,7 @@ async def test_failures_and_defects_are_counted_and_stop_nothing() -> None:
     slow.gate.set()
     writes = writes_to(slow)
     with capture_logs() as logs:
-        for item in (artifact(1), defect, module(1)):
+        for item in (artifact(1), artifact(2), module(1)):
             writes.add(item)
         await finish(writes)
     assert writes.dropped == 2
@@ -364,6 +362,21 @@ async def test_forgetting_waits_for_a_write_that_is_under_way(slow: Tier) -> Non
     await asyncio.wait_for(forgetting, 5)
     assert slow.written == [artifact(1).key]
     await writes.close()
+
+
+async def test_what_is_forgotten_is_not_tried_again_after_an_outage(slow: Tier) -> None:
+    slow.broken = slow.link.is_down = True
+    slow.on_failure = lambda: setattr(slow, "broken", False)
+    writes = writes_to(slow)
+    writes.add(artifact(1))
+    await under_way(writes)
+    forgetting = asyncio.create_task(writes.forget(EvictScope()))
+    await asyncio.sleep(0)
+    assert not forgetting.done()
+    slow.gate.set()
+    await asyncio.wait_for(forgetting, 5)
+    await finish(writes)
+    assert slow.written == []
 
 
 async def test_what_is_given_up_is_neither_served_nor_written(slow: Tier) -> None:
