@@ -76,12 +76,15 @@ def sign(statement: Statement, signer: Signer) -> bytes:
     return canonical_json(envelope.to_dict())
 
 
-def open_envelope(envelope: bytes, trusted: KeyLookup) -> tuple[Statement, str]:
+def open_envelope(
+    envelope: bytes, trusted: KeyLookup, *, is_stamped: bool = False
+) -> tuple[Statement, str]:
     """Return the statement that a trusted key signed, and the key's id.
 
     Accept only an envelope that is byte for byte as `sign` writes it, with one signature, and
-    parse the payload only after its signature was verified. Raise AttestationInvalid, and
-    VerificationNotInstalled where securesystemslib is missing.
+    parse the payload only after its signature was verified. With `is_stamped`, something else
+    vouches for the envelope: all holds but that its signature is verified. Raise
+    AttestationInvalid, and VerificationNotInstalled where securesystemslib is missing.
     """
     if not envelope:
         _refuse(UNSIGNED, "the artifact has no attestation")
@@ -97,8 +100,14 @@ def open_envelope(envelope: bytes, trusted: KeyLookup) -> tuple[Statement, str]:
     if not canonical:
         _refuse(UNSIGNED, _MALFORMED)
     key = find_key(key_id, trusted)
+    if document["payloadType"] != PAYLOAD_TYPE:
+        _refuse(MISMATCH, "the attestation's payload is of another type", key.id)
     try:
-        payload = _signed_payload(document, key, envelope)
+        payload = (
+            base64.b64decode(document["payload"])
+            if is_stamped
+            else _signed_payload(document, key, envelope)
+        )
     except (ValueError, LookupError, TypeError, AttributeError):
         _refuse(UNSIGNED, _MALFORMED, key.id)
     try:
@@ -164,8 +173,6 @@ def _signed_payload(document: dict[str, Any], key: PublicKey, envelope: bytes) -
     # Base64 can encode the same bytes in several ways; accept only the one that `sign` writes.
     if canonical_json(opened.to_dict()) != envelope:
         raise ValueError("not canonical")
-    if opened.payload_type != PAYLOAD_TYPE:
-        _refuse(MISMATCH, "the attestation's payload is of another type", key.id)
     try:
         opened.verify([_sslib_key(key)], 1)
     except VerificationError:

@@ -28,7 +28,7 @@ import dataclasses
 import hashlib
 import secrets
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Literal, TypeAlias
@@ -36,17 +36,9 @@ from typing import Annotated, Literal, TypeAlias
 import zstandard
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from wasmkilnd import model
 from wasmkilnd.errors import DoesNotFit
-from wasmkilnd.model import (
-    STAMP_BYTES,
-    Artifact,
-    CacheKey,
-    CompileSpec,
-    EngineIdentity,
-    ExternType,
-    Kind,
-    Module,
-)
+from wasmkilnd.model import Artifact, Module
 from wasmkilnd.model import RejectionCause as Cause
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.wire import CHUNK_BYTES, frame, payload_views
@@ -59,7 +51,7 @@ RAW, ZSTD = "raw", "zstd"
 FRAME_BYTES = CHUNK_BYTES
 """The size of a frame before it is packed: what one message to a caller carries."""
 
-_TRAILER = struct.Struct(f">4sBI32s{STAMP_BYTES}s")
+_TRAILER = struct.Struct(f">4sBI32s{model.STAMP_BYTES}s")
 _START = struct.Struct(">4sBI")
 TRAILER_BYTES = _TRAILER.size
 """The bytes after the header: they are different for each value that a daemon writes."""
@@ -99,6 +91,7 @@ class _Strict(BaseModel):
 
 _Digest = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\z")]
 _Size = Annotated[int, Field(ge=0, lt=1 << 48)]
+_Rows: TypeAlias = tuple[tuple[str, str, str, str], ...]
 
 
 class _Body(_Strict):
@@ -110,28 +103,21 @@ class _Body(_Strict):
     """Stored size and digest of each."""
 
 
-class _Engine(_Strict):
-    name: str
-    version: str
-    core_version: str
-    compiler: str
-
-
 class _ArtifactHeader(_Strict):
     what: Literal["artifact"] = "artifact"
     body: _Body
     module: _Digest
-    kind: Literal["core", "component"]
+    kind: model.Kind
     sha256: _Digest
     fingerprint: _Digest
-    engine: _Engine
+    engine: model.EngineIdentity
     target: str
     cpu: str
     settings: dict[str, str]
     changed_settings: dict[str, str]
     compile_time_s: Annotated[float, Field(ge=0, lt=1e9, allow_inf_nan=False)]
-    imports: tuple[tuple[str, str, str, str], ...]
-    exports: tuple[tuple[str, str, str, str], ...]
+    imports: _Rows
+    exports: _Rows
     types_truncated: bool
     attestation: str
 
@@ -139,7 +125,7 @@ class _ArtifactHeader(_Strict):
 class _ModuleHeader(_Strict):
     what: Literal["module"] = "module"
     body: _Body
-    kind: Literal["core", "component"]
+    kind: model.Kind
     sha256: _Digest
 
 
@@ -232,12 +218,12 @@ def open_head(tail: Payload, sealer: Sealer) -> Opened:
         left_bytes -= frames[-1].size_bytes
     if left_bytes or (frames and not frames[-1].size_bytes):
         raise ValueRejected(Cause.FORMAT, "the value has too few or too many frames")
-    what = _artifact(read) if isinstance(read, _ArtifactHeader) else _module(read)
+    what = _what(read)
     stored = offset + len(header) + TRAILER_BYTES
     return Opened(what, read.body.codec, read.body.size_bytes, tuple(frames), stored)
 
 
-def open_value(tail: Payload, key: CacheKey | str, sealer: Sealer) -> Opened:
+def open_value(tail: Payload, key: model.CacheKey | str, sealer: Sealer) -> Opened:
     """Verify the head in which ``tail`` ends, which was read as ``key``, and the attestation."""
     opened = open_head(tail, sealer)
     what = opened.what
@@ -248,8 +234,13 @@ def open_value(tail: Payload, key: CacheKey | str, sealer: Sealer) -> Opened:
 
 
 def check_attestation(what: Artifact | Module, sealer: Sealer) -> None:
-    """Raise ValueRejected unless a trusted key vouches for an artifact, and still does."""
-    if isinstance(what, Artifact) and (refusal := sealer.verify(what, what.key)):
+    """Raise ValueRejected unless an artifact, which is stamped, has the attestation of a key
+    that is trusted now.
+
+    The stamp covers the attestation as it is: so its signature was verified by a daemon that is
+    trusted, and is not verified again. Its key may have been revoked since.
+    """
+    if isinstance(what, Artifact) and (refusal := sealer.verify(what, what.key, is_stamped=True)):
         raise ValueRejected(Cause(refusal.cause), refusal.why)
 
 
@@ -279,7 +270,7 @@ def check_payload(what: Artifact | Module, sha256: str, beginning: bytes) -> Non
     if sha256 != what.sha256:
         raise ValueRejected(Cause.WRONG_KEY, "the value is another module")
     is_component = beginning[6:8] == _COMPONENT_LAYER
-    if beginning.startswith(_PREAMBLE) and is_component != (what.kind is Kind.COMPONENT):
+    if beginning.startswith(_PREAMBLE) and is_component != (what.kind is model.Kind.COMPONENT):
         raise ValueRejected(Cause.FORMAT, "the header's kind is not the module's")
 
 
@@ -303,12 +294,8 @@ def written(what: Artifact | Module, sealer: Sealer) -> Iterator[bytes]:
         stored = bytes(piece) if is_packed or codec == RAW else packer.compress(piece)
         frames.append((len(stored), hashlib.sha256(stored).hexdigest()))
         yield stored
-    body = _Body.model_construct(
-        nonce=secrets.token_hex(8),
-        codec=codec,
-        size_bytes=size_bytes,
-        frames=tuple(frames),
-    )
+    nonce, stored_frames = secrets.token_hex(8), tuple(frames)
+    body = _Body.model_construct(nonce=nonce, codec=codec, size_bytes=size_bytes, frames=stored_frames)
     header = _header(what, body).model_dump_json().encode()
     if len(header) > MAX_HEADER_BYTES:
         raise DoesNotFit(f"its header has {len(header)} bytes, more than {MAX_HEADER_BYTES}")
@@ -317,21 +304,26 @@ def written(what: Artifact | Module, sealer: Sealer) -> Iterator[bytes]:
     yield b"".join((header, start, digest, sealer.stamp(_PURPOSE + digest)))
 
 
-def decoded(artifact: Artifact) -> Artifact:
-    """Return ``artifact`` with the bytes themselves in its frames; call it in a thread.
+def unpacked_frames(artifact: Artifact) -> Iterator[bytes]:
+    """Return the frames of an artifact that is encoded as they would be if it were not.
 
-    Raise ValueRejected for frames that do not unpack to the sizes that they should have.
+    Unpacking one takes a millisecond: take them in a thread. Raise ValueRejected for frames that
+    do not unpack to the sizes that they should have.
     """
-    if not artifact.encoding:
-        return artifact
-    frames, left_bytes = [], artifact.size_bytes
+    left_bytes = artifact.size_bytes
     for piece in payload_views(artifact.frames):
         raw = unpacked(piece, min(FRAME_BYTES, left_bytes))
         left_bytes -= len(raw)
-        frames.append(frame(raw))
+        yield frame(raw)
     if left_bytes:
         raise ValueRejected(Cause.FORMAT, "the artifact has too few or too many frames")
-    return dataclasses.replace(artifact, frames=tuple(frames), encoding="")
+
+
+def decoded(artifact: Artifact) -> Artifact:
+    """Return ``artifact`` with the bytes themselves in its frames; see ``unpacked_frames``."""
+    if not artifact.encoding:
+        return artifact
+    return dataclasses.replace(artifact, frames=tuple(unpacked_frames(artifact)), encoding="")
 
 
 def unpacked(stored: Payload, size_bytes: int) -> bytes:
@@ -356,45 +348,42 @@ def _codec_for(payload: Sequence[Payload]) -> str:
 def _header(what: Artifact | Module, body: _Body) -> _ArtifactHeader | _ModuleHeader:
     # Of our own values: only what was read needs to be checked.
     if isinstance(what, Module):
-        return _ModuleHeader.model_construct(body=body, kind=what.kind.value, sha256=what.sha256)
+        return _ModuleHeader.model_construct(body=body, kind=what.kind, sha256=what.sha256)
     spec = what.spec
     return _ArtifactHeader.model_construct(
         body=body,
         module=what.module_sha256,
-        kind=what.kind.value,
+        kind=what.kind,
         sha256=what.sha256,
         fingerprint=spec.fingerprint,
-        engine=_Engine.model_construct(**dataclasses.asdict(spec.engine)),
+        engine=spec.engine,
         target=spec.target,
         cpu=spec.cpu,
         settings=dict(spec.settings),
         changed_settings=dict(spec.changed_settings),
         compile_time_s=float(what.compile_time_s),
-        imports=_rows(what.imports),
-        exports=_rows(what.exports),
+        imports=tuple((each.module, each.name, each.kind, each.type) for each in what.imports),
+        exports=tuple((each.module, each.name, each.kind, each.type) for each in what.exports),
         types_truncated=what.types_truncated,
         attestation=what.attestation.decode(),
     )
 
 
-def _artifact(header: _ArtifactHeader) -> Artifact:
+def _what(header: _ArtifactHeader | _ModuleHeader) -> Artifact | Module:
+    """Return what a header is about, without its payload."""
+    if isinstance(header, _ModuleHeader):
+        return Module(header.sha256, header.kind, b"")
+    settings, changed = tuple(header.settings.items()), tuple(header.changed_settings.items())
     return Artifact(
-        module_sha256=header.module,
-        kind=Kind(header.kind),
-        spec=_spec(
-            EngineIdentity(**header.engine.model_dump()),
-            header.target,
-            header.cpu,
-            tuple(header.settings.items()),
-            tuple(header.changed_settings.items()),
-            header.fingerprint,
-        ),
-        sha256=header.sha256,
-        size_bytes=header.body.size_bytes,
+        header.module,
+        header.kind,
+        _spec(header.engine, header.target, header.cpu, settings, changed, header.fingerprint),
+        header.sha256,
+        header.body.size_bytes,
         frames=(),
         compile_time_s=header.compile_time_s,
-        imports=tuple(ExternType(*row) for row in header.imports),
-        exports=tuple(ExternType(*row) for row in header.exports),
+        imports=tuple(model.ExternType(*row) for row in header.imports),
+        exports=tuple(model.ExternType(*row) for row in header.exports),
         types_truncated=header.types_truncated,
         attestation=header.attestation.encode(),
     )
@@ -402,21 +391,12 @@ def _artifact(header: _ArtifactHeader) -> Artifact:
 
 @lru_cache(maxsize=1024)
 def _spec(
-    engine: EngineIdentity,
+    engine: model.EngineIdentity,
     target: str,
     cpu: str,
     settings: tuple[tuple[str, str], ...],
-    changed_settings: tuple[tuple[str, str], ...],
+    changed: tuple[tuple[str, str], ...],
     fingerprint: str,
-) -> CompileSpec:
+) -> model.CompileSpec:
     """Return one object for all artifacts of a spec, which takes more memory than most headers."""
-    all_of_them: Mapping[str, str] = dict(settings)
-    return CompileSpec(engine, target, cpu, all_of_them, dict(changed_settings), fingerprint)
-
-
-def _module(header: _ModuleHeader) -> Module:
-    return Module(header.sha256, Kind(header.kind), b"")
-
-
-def _rows(types: Sequence[ExternType]) -> tuple[tuple[str, str, str, str], ...]:
-    return tuple((each.module, each.name, each.kind, each.type) for each in types)
+    return model.CompileSpec(engine, target, cpu, dict(settings), dict(changed), fingerprint)
