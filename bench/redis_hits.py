@@ -76,7 +76,7 @@ class _Stored:
         return value
 
     def check(self) -> None:
-        """Do what the daemon does before it believes it: both signatures, and every digest.
+        """Do what the daemon does before it believes it: the stamp, and every digest.
 
         Reading the header is part of it, since what it says is checked. Raises BenchError.
         """
@@ -138,6 +138,6 @@ def _rows(
         series["check"],
         "the whole call",
         hit,
-        # What is fixed of it, two signatures, is a great part of a call for next to nothing.
+        # What is fixed of it, a signature, is a great part of a call for next to nothing.
         CHECKS_GOAL if held.size_bytes > 1_000_000 else None,
     )

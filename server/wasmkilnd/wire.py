@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 # the contract allows 1 MiB.
 CHUNK_BYTES = 512 * 1024
 
+ONE_MESSAGE_BYTES = 64 * 1024
+"""The largest artifact inside a header, whatever the caller allows: gRPC's first window."""
+
 _CHUNK_TAG = b"\x12"  # field 2, wire type 2
 
 

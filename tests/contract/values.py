@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
@@ -65,3 +66,9 @@ def same(one: Artifact | None, other: Artifact) -> bool:
     return one is not None and all(
         getattr(one, name) == getattr(other, name) for name in Artifact.__dataclass_fields__
     )
+
+
+async def arrived(one: Artifact) -> Artifact:
+    """Return an artifact once all of its frames are here."""
+    frames = tuple([await asyncio.shield(each) for each in one.coming])
+    return replace(one, frames=one.frames or frames, coming=())

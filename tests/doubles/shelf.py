@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
-from wasmkilnd.cache.value import RAW, ZSTD, ValueRejected, open_value, with_payload, written
+from wasmkilnd.cache.value import ValueRejected, decoded, open_value, with_frames, written
 from wasmkilnd.model import Artifact, CacheKey, Module, RejectionCause
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.wire import frame
@@ -46,11 +45,9 @@ def opened(
     if found.stored_bytes != len(value):
         raise ValueRejected(RejectionCause.FORMAT, "it has another length")
     parts = [value[one.offset : one.offset + one.stored_bytes] for one in found.frames]
-    if isinstance(found.what, Artifact) and found.codec == ZSTD and ZSTD in accept:
-        packed = tuple(frame(found.check(index, part)) for index, part in enumerate(parts))
-        return replace(found.what, frames=packed, encoding=ZSTD)
-    assert found.codec in (RAW, ZSTD)
-    return with_payload(found, [found.unpack(index, part) for index, part in enumerate(parts)])
+    frames = [frame(found.check(index, part)) for index, part in enumerate(parts)]
+    what = with_frames(found, frames)
+    return what if isinstance(what, Module) or what.encoding in accept else decoded(what)
 
 
 def _is_of(name: bytes, key: CacheKey | str) -> bool:

@@ -36,12 +36,7 @@ class _Gated:
         self.gets = 0
         """How often anything was asked of it."""
 
-    async def get(
-        self,
-        key: CacheKey,
-        allowance: Allowance | None = None,
-        accept: frozenset[str] = frozenset(),
-    ) -> Artifact | None:
+    async def get(self, key: CacheKey, allowance: Allowance | None = None) -> Artifact | None:
         found = self.kept.get(key)
         if allowance:
             allowance.add(self.moving_s)

@@ -21,7 +21,7 @@ import pytest
 from wasmkiln import Artifact as SavedArtifact
 from wasmkilnd.cache.fleet import Strikes
 from wasmkilnd.cache.redis_store import RedisStore
-from wasmkilnd.cache.value import TRAILER_BYTES, head_bytes
+from wasmkilnd.cache.value import TRAILER_BYTES, decoded, head_bytes
 from wasmkilnd.model import Artifact, Module, Strike, nothing_pinned
 from wasmkilnd.usage import Usage, UsedSpec, Uses
 from wasmkilnd.wait_budget import Allowance, WaitBudget
@@ -87,7 +87,7 @@ async def test_a_value_is_read(expected: Artifact | Module) -> None:
         assert read == expected
         return
     assert isinstance(read, Artifact)
-    assert same(read, expected)
+    assert same(decoded(read), expected)
 
 
 def test_a_strike_is_read() -> None:

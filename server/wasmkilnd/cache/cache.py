@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from functools import partial
@@ -22,7 +23,7 @@ from wasmkilnd import model
 from wasmkilnd.cache.host_store import HostStore
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.redis_store import RedisStore
-from wasmkilnd.cache.value import ZSTD, ValueRejected, decoded
+from wasmkilnd.cache.value import ValueRejected, unpacked_frames
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.flights import Flights
 from wasmkilnd.model import Artifact, CacheKey, Evicted, Item, Module, Origin
@@ -30,11 +31,9 @@ from wasmkilnd.ports import Recorder
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.wait_budget import Allowance, WaitBudget
 from wasmkilnd.waiters import Waiter, Waiters
+from wasmkilnd.wire import ONE_MESSAGE_BYTES
 
 V = TypeVar("V")
-
-# The encodings that an artifact's frames can have.
-ENCODINGS = frozenset({ZSTD})
 
 _MAX_ITEMS = 10_000
 # How long a tier that is down may delay the end of the daemon.
@@ -72,6 +71,7 @@ class Cache:
         self._lookups: Flights[Hashable, Any] = Flights()
         # By look-up, for as long as it runs or a call waits for it.
         self._allowances: WeakValueDictionary[Hashable, Allowance] = WeakValueDictionary()
+        self._decoding: dict[Artifact, tuple[Artifact, asyncio.Task[Artifact | None]]] = {}
         self._evictions = 0
 
     def wait_budget(self) -> WaitBudget:
@@ -83,11 +83,14 @@ class Cache:
     ) -> tuple[Artifact, Origin] | None:
         """Return the artifact from the nearest tier that has it, and keep it in memory.
 
-        Its encoding is empty or one of ``accept``.
+        Its encoding is empty or one of ``accept``. Its frames may be ``coming``.
         """
-        accept &= ENCODINGS
-        artifact = await self.get_local(key, accept)
-        found = (artifact, Origin.MEMORY) if artifact else await self._look_up(key, budget, accept)
+        found: tuple[Artifact, Origin] | None
+        if artifact := await self.get_local(key, accept):
+            found = artifact, Origin.MEMORY
+        elif found := await self._look_up(key, budget):
+            artifact = await self._as_accepted(found[0], accept)
+            found = (artifact, found[1]) if artifact else None
         if found and self._redis:
             self._redis.used(key)
         return found
@@ -97,9 +100,7 @@ class Cache:
     ) -> Artifact | None:
         """Return the artifact if this daemon's memory has it, and keep it there."""
         artifact: Artifact | None = self._in_memory(key)
-        if artifact is not None and artifact.encoding and artifact.encoding not in accept:
-            return await self._decoded(artifact)
-        return artifact
+        return await self._as_accepted(artifact, accept) if artifact else None
 
     def peek(self, key: CacheKey | str) -> Item | None:
         """Return what this daemon's memory has, encoded or not, without counting as use.
@@ -126,7 +127,9 @@ class Cache:
 
         found, origin = await self._shared(("file", key), look_up, budget), Origin.HOST_STORE
         if found is None:
-            artifact, origin = await self.get(key, budget, ENCODINGS) or (None, origin)
+            artifact, origin = self._in_memory(key), Origin.MEMORY
+            if artifact is None:
+                artifact, origin = await self._look_up(key, budget) or (None, origin)
             if artifact:
                 self.write_to_host(artifact)
                 found = await self._shared(("file", key), look_up, budget)
@@ -272,35 +275,71 @@ class Cache:
         self.memory.put(value)
         self._recorder.tier_store("memory", "ok", time.perf_counter() - began)
 
-    async def _decoded(self, artifact: Artifact) -> Artifact | None:
-        """Unpack an artifact of memory, once for all callers; None, and drop it, if it cannot be.
+    async def _as_accepted(self, artifact: Artifact, accept: frozenset[str]) -> Artifact | None:
+        """Return an artifact of memory as it is, or decoded: then its frames may be ``coming``.
 
-        A trusted key signed these bytes, so whoever stored them was broken. The next look into
-        Redis rejects them, and deletes them there.
+        None if the first cannot be decoded. A trusted key signed these bytes, so whoever stored
+        them was broken.
         """
+        if not artifact.encoding or artifact.encoding in accept:
+            return artifact
+        if artifact not in self._decoding:
+            loop = asyncio.get_running_loop()
+            coming = [loop.create_future() for _ in artifact.frames]
+            plain = dataclasses.replace(artifact, frames=(), encoding="", coming=coming)
+            self._decoding[artifact] = plain, loop.create_task(self._decode(artifact, coming))
+        plain, decoding = self._decoding[artifact]
+        with contextlib.suppress(ValueRejected):
+            if artifact.size_bytes <= ONE_MESSAGE_BYTES:  # Which has all of it, or nothing.
+                return await asyncio.shield(decoding)
+            await asyncio.shield(plain.coming[0])
+            return plain
+        return None
 
-        async def decode(_: Waiters) -> Artifact | None:
-            try:
-                found = await asyncio.to_thread(decoded, artifact)
-            except ValueRejected as rejected:
-                log.warning("cannot decode an artifact", why=rejected.why)
-                self.memory.drop([artifact])
-                return None
+    async def _decode(
+        self, artifact: Artifact, coming: Sequence[asyncio.Future[bytes]]
+    ) -> Artifact | None:
+        """Decode an artifact of memory for all callers, frame by frame; then keep that instead.
+
+        Drop it if it cannot be decoded, so that it is compiled again.
+        """
+        call, frames = asyncio.get_running_loop().call_soon_threadsafe, list[bytes]()
+
+        def decode() -> None:
+            for one, decoded in zip(coming, unpacked_frames(artifact), strict=True):
+                frames.append(decoded)
+                call(one.set_result, decoded)
+
+        try:
+            if artifact.size_bytes > ONE_MESSAGE_BYTES:
+                await asyncio.to_thread(decode)
+            else:
+                decode()
+        except ValueRejected as rejected:
+            log.warning("cannot decode an artifact", why=rejected.why)
+            self.memory.drop([artifact])
+            for one in coming:
+                if not one.done():
+                    one.set_exception(ValueRejected(rejected.cause, rejected.why))
+                    one.exception()  # Perhaps nobody waits for it.
+            with contextlib.suppress(TierUnavailable):
+                if self._redis:
+                    await self._redis.remove(artifact.key)
+            return None
+        else:
+            found = dataclasses.replace(artifact, frames=tuple(frames), encoding="")
             if self.memory.holds(artifact):
                 self._keep(found)
             return found
+        finally:
+            del self._decoding[artifact]
 
-        return await self._join(artifact, decode)
-
-    async def _look_up(
-        self, key: CacheKey, budget: WaitBudget, accept: frozenset[str]
-    ) -> tuple[Artifact, Origin] | None:
+    async def _look_up(self, key: CacheKey, budget: WaitBudget) -> tuple[Artifact, Origin] | None:
         """Return the artifact from the nearest tier below memory, in one look-up for all callers.
 
-        Those that do not accept the same need it as they do: so that is part of the look-up's key.
+        It is encoded as it is stored there.
         """
-        look_up = partial(self._fetch, key, accept)
-        return await self._shared(("artifact", key, accept), look_up, budget)
+        return await self._shared(("artifact", key), partial(self._fetch, key), budget)
 
     async def _shared(
         self,
@@ -330,9 +369,7 @@ class Cache:
         found: V = await self._lookups.join(what, Waiters.of(Waiter()), work).wait()
         return found
 
-    async def _fetch(
-        self, key: CacheKey, accept: frozenset[str], allowance: Allowance
-    ) -> tuple[Artifact, Origin] | None:
+    async def _fetch(self, key: CacheKey, allowance: Allowance) -> tuple[Artifact, Origin] | None:
         evictions = self._evictions
         if self._host:
             with contextlib.suppress(TierUnavailable):
@@ -340,7 +377,7 @@ class Cache:
                     if evictions == self._evictions:
                         self._keep(artifact)
                     return artifact, Origin.HOST_STORE
-        if self._redis and (artifact := await self._redis.get(key, allowance, accept)):
+        if self._redis and (artifact := await self._redis.get(key, allowance)):
             if evictions == self._evictions:
                 self._keep(artifact)
                 self.write_to_host(artifact)

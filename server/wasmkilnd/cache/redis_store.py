@@ -20,40 +20,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import hashlib
+import itertools
+import math
 import re
 import secrets
 import time
-from collections import OrderedDict
-from collections.abc import (
-    AsyncIterator,
-    Callable,
-    Collection,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import structlog
 
+from wasmkilnd import model
+from wasmkilnd.cache import value
 from wasmkilnd.cache.redis_link import RedisLink
 from wasmkilnd.cache.redis_servers import WRITE_TIMEOUT_S, Command
-from wasmkilnd.cache.value import (
-    TRAILER_BYTES,
-    ZSTD,
-    Opened,
-    ValueRejected,
-    head_bytes,
-    open_head,
-    open_value,
-    stamped_by,
-    with_payload,
-    written,
-)
+from wasmkilnd.cache.value import Opened, ValueRejected
 from wasmkilnd.errors import (
     DoesNotFit,
     PartUnavailable,
@@ -61,18 +44,7 @@ from wasmkilnd.errors import (
     WrongType,
     forget_frames,
 )
-from wasmkilnd.model import (
-    SHA256_HEX,
-    Artifact,
-    CacheKey,
-    Evicted,
-    EvictScope,
-    Held,
-    IsPinned,
-    Kind,
-    Module,
-    TierUsage,
-)
+from wasmkilnd.model import Artifact, CacheKey, Evicted, Held, Module
 from wasmkilnd.model import RejectionCause as Cause
 from wasmkilnd.ports import Recorder
 from wasmkilnd.signing.sealer import Sealer
@@ -80,14 +52,19 @@ from wasmkilnd.wait_budget import Allowance
 from wasmkilnd.wire import frame
 
 T = TypeVar("T")
+K = TypeVar("K", bound="CacheKey | str")
+Key: TypeAlias = "CacheKey | str"
+"""What a value is stored under: the key of an artifact, or the digest of a module."""
 
 # One GETRANGE gets the head and, of most artifacts, all frames. Other clients of the server wait
 # for as much at most (docs/explanation/performance.md).
+_TAIL_BYTES = 1280 * 1024
 # A little less than a MiB: glibc maps larger blocks one by one, and each page faults.
 _RANGE_BYTES = 960 * 1024
 # Enough for the head of nearly every artifact.
 _HEAD_BYTES = 8192
-_CHUNK_BYTES = 512 * 1024
+# Frames are sent one by one, but the smallest.
+_LEAST_CHUNK_BYTES = 64 * 1024
 _WRITING_S = 60
 # More look-ups than this wait: answers would seem late because this daemon is busy.
 _READS_AT_ONCE = 8
@@ -104,15 +81,15 @@ _NO_TTL, _GONE = -1, -2
 
 _GLOB = re.compile(r"[][*?\\^-]")
 _HEX = "[0-9a-f]{64}"
-_NAME = re.compile(rf"(module|compiled):{{({_HEX})}}(?::([!-~]+):({_HEX}))?".encode())
+_NAME = re.compile(
+    rf"3:(?:(module|of):{{({_HEX})}}|compiled:{{({_HEX})}}:([!-~]+):({_HEX}))".encode()
+)
 _OF_FORMAT_2 = re.compile(
     rf"compiled:{{{_HEX}}}:{_HEX}|module:{{{_HEX}}}|part:{{{_HEX}}}:(?:{_HEX}|module):{_HEX}"
     rf"|mark:(?:{{{_HEX}}}|all)|(?:revoked|cert):{_HEX}".encode()
 )
-_OURS = re.compile(
-    rb"3:(?:compiled:\{[0-9a-f]{64}\}:.+:[0-9a-f]{64}|(?:module|of):\{[0-9a-f]{64}\})", re.DOTALL
-)
-# A fleet whose daemons do not trust each other's keys rejects every value for one of these.
+# A fleet whose daemons do not trust each other's keys rejects every value for one of these. A
+# writer to Redis can make up any number of reasons.
 _LOGGED_ONCE = frozenset({Cause.UNSIGNED, Cause.STRANGER})
 _MAX_LOGGED = 64
 
@@ -132,7 +109,7 @@ log = structlog.get_logger("wasmkilnd.cache")
 class Lacking:
     """What the tier lacks of pinned modules."""
 
-    missing: list[CacheKey | str] = field(default_factory=list)
+    missing: list[Key] = field(default_factory=list)
     """Artifacts, and digests of modules whose own bytes are missing, in the order of the look."""
     expiring: set[str] = field(default_factory=set)
     """Digests of modules of which a value expires."""
@@ -157,7 +134,7 @@ class RedisStore:
         renews: bool,
         artifact_bytes: Callable[[], int],
         module_bytes: Callable[[], int],
-        is_pinned: IsPinned,
+        is_pinned: model.IsPinned,
         reports_usage: bool,
     ) -> None:
         """Keep values below ``prefix``, that of the namespace.
@@ -177,12 +154,12 @@ class RedisStore:
         self._limits = {True: artifact_bytes, False: module_bytes}
         self._is_pinned = is_pinned
         self._reports_usage = reports_usage
-        self._usage = TierUsage()
+        self._usage = model.TierUsage()
         self._reading = asyncio.Semaphore(_READS_AT_ONCE)
         self._logged = set[str]()
         self._refused = b""
-        self._renewed: OrderedDict[CacheKey | str, float] = OrderedDict()
-        self._background = set[asyncio.Task[None]]()
+        self._renewed = dict[Key, float]()
+        self._renewing = set[asyncio.Task[None]]()
         self._watcher: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -192,29 +169,27 @@ class RedisStore:
 
     async def close(self) -> None:
         """Stop watching; never raise. The link stays open."""
-        tasks = [*self._background, *([self._watcher] if self._watcher else [])]
+        tasks = [*self._renewing, *([self._watcher] if self._watcher else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def usage(self) -> TierUsage:
+    def usage(self) -> model.TierUsage:
         """Return what the server reported last, the keys of other clients included."""
         return self._usage
 
-    async def get(
-        self, key: CacheKey, allowance: Allowance, accept: frozenset[str] = frozenset()
-    ) -> Artifact | None:
-        """Return the artifact under ``key``, verified.
+    async def get(self, key: CacheKey, allowance: Allowance) -> Artifact | None:
+        """Return the artifact under ``key``, verified, with its frames as they are stored.
 
-        Its frames stay packed if ``accept`` has their encoding. The time that moving a large value
-        takes is added to ``allowance``, and the wait for this daemon's other look-ups.
+        The time that moving a large value takes is added to ``allowance``, and the wait for this
+        daemon's other look-ups.
         """
-        found = await self._find(key, allowance, accept)
+        found = await self._find(key, allowance)
         return found if isinstance(found, Artifact) else None
 
     async def get_module(self, sha256: str, allowance: Allowance) -> Module | None:
         """Return the module with this digest, verified; as ``get``."""
-        found = await self._find(sha256, allowance, frozenset())
+        found = await self._find(sha256, allowance)
         return found if isinstance(found, Module) else None
 
     async def put(self, what: Artifact | Module) -> None:
@@ -222,163 +197,149 @@ class RedisStore:
 
         Raise DoesNotFit for one that the server does not take for its size.
         """
-        began = time.perf_counter()
+        began, outcome = time.perf_counter(), "error"
+        key, size_bytes = (
+            (what.key, what.size_bytes)
+            if isinstance(what, Artifact)
+            else (what.sha256, len(what.wasm))
+        )
         try:
             async with asyncio.timeout(max(WRITE_TIMEOUT_S, self.link.timeout_s)):
-                key = what.key if isinstance(what, Artifact) else what.sha256
-                size_bytes = what.size_bytes if isinstance(what, Artifact) else len(what.wasm)
-                await self.store(key, written(what, self._sealer), size_bytes)
+                await self.store(key, value.written(what, self._sealer), size_bytes)
+            outcome = "ok"
+            self._note_refusal(b"", "")
         except DoesNotFit as failure:
-            self._recorder.tier_store(self.name, "too_large", time.perf_counter() - began)
+            outcome = "too_large"
             log.warning(
                 "value not shared: the tier does not take one of its size", why=str(failure)
             )
             raise
         except TimeoutError:
-            self._recorder.tier_store(self.name, "error", time.perf_counter() - began)
             raise TierUnavailable("a write to Redis takes too long") from None
         except TierUnavailable as failure:
-            self._recorder.tier_store(self.name, "error", time.perf_counter() - began)
             # Of a cluster, the other nodes take writes.
             if not self.link.is_down and not isinstance(failure, PartUnavailable):
-                self._note_refusal(self._temporary(_module_of(what)), str(failure))
+                self._note_refusal(self._temporary(_module_of(key)), str(failure))
             raise
-        self._recorder.tier_store(self.name, "ok", time.perf_counter() - began)
-        self._note_refusal(b"", "")
+        finally:
+            self._recorder.tier_store(self.name, outcome, time.perf_counter() - began)
 
     async def has_module(self, sha256: str) -> bool:
         """Return whether a module is stored, without verifying it."""
-        [found] = await self._run(("EXISTS", self._module(sha256)))
+        [found] = await self._each([("EXISTS", self.name_of(sha256))])
         return bool(found)
 
     async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
         """Return which of ``keys`` are stored, without verifying them."""
         names = await self._names(keys)
         found = await self._each([("EXISTS", name) for name in names.values()])
-        return frozenset(key for key, there in zip(names, found, strict=True) if there)
+        return frozenset(itertools.compress(names, found))
 
-    async def kinds_of(self, keys: Sequence[CacheKey]) -> Mapping[CacheKey, Kind]:
+    async def kinds_of(self, keys: Sequence[CacheKey]) -> dict[CacheKey, model.Kind]:
         """Return the kind of module behind each artifact that is stored, by its head alone."""
-        kinds = dict[CacheKey, Kind]()
+        kinds = dict[CacheKey, model.Kind]()
         names = await self._names(keys)
         for some in _batches(list(names.items()), 128):
             tails = await self._each([("GETRANGE", name, -_HEAD_BYTES, -1) for _, name in some])
             for (key, name), tail in zip(some, tails, strict=True):
-                if not tail:
-                    continue
                 with contextlib.suppress(ValueRejected):
-                    if head_bytes(tail) > len(tail):
-                        [tail] = await self._run(("GETRANGE", name, -head_bytes(tail), -1))
-                    opened = open_head(tail, self._sealer).what
+                    tail = await self._whole_head(name, tail or b"")
+                    opened = value.open_head(tail, self._sealer).what
                     if isinstance(opened, Artifact) and opened.key == key:
                         kinds[key] = opened.kind
             await asyncio.sleep(0)
         return kinds
 
-    async def evict(self, scope: EvictScope) -> Evicted:
+    async def evict(self, scope: model.EvictScope) -> Evicted:
         """Delete what is in ``scope`` and not pinned; a module in time linear in its artifacts."""
         gone = Evicted()
-        if scope.module_sha256:
-            return await self._delete(await self._of_module(scope.module_sha256), scope)
-        engine = f"*:{_literal(scope.engine_id)}:*" if scope.engine_id else "*"
-        for kind in ("compiled",) if scope.engine_id else ("compiled", "module", "of"):
-            async for page in self.link.scan(self._pattern(kind, engine)):
+        if module_sha256 := scope.module_sha256:
+            [names] = [names async for _, names in self._of_modules([module_sha256])]
+            patterns = [("compiled", f"{{{module_sha256}}}:*")] if len(names) == 2 else []
+            gone += await self._delete(names, scope)
+        elif scope.engine_id:
+            patterns = [("compiled", f"*:{_literal(scope.engine_id)}:*")]
+        else:
+            patterns = [("compiled", "*"), ("module", "*"), ("of", "*")]
+        for kind, rest in patterns:
+            async for page in self._scan(kind, rest):
                 gone += await self._delete(page, scope)
         return gone
 
-    def used(self, key: CacheKey | str) -> None:
+    def used(self, key: Key) -> None:
         """Note a use, also one from memory, which restarts the time to live if settings say so.
 
         What every daemon has in memory must still be here when a daemon restarts. Each value is
-        renewed ten times in its life at most. Return at once; never raise.
+        renewed ten times in its life, and a few more if there are very many. Return at once;
+        never raise.
         """
         now_s = time.monotonic()
-        last_s = self._renewed.get(key)
-        interval_s = self._ttl_s / _RENEWALS_PER_LIFE
-        if not self._renews or (last_s is not None and now_s - last_s < interval_s):
+        due_s = self._renewed.get(key, -math.inf) + self._ttl_s / _RENEWALS_PER_LIFE
+        if not self._renews or now_s < due_s or len(self._renewing) >= _MAX_RENEWING:
             return
-        if len(self._background) >= _MAX_RENEWING:
-            return  # The next use renews it.
+        if len(self._renewed) >= _MAX_REMEMBERED:
+            self._renewed.clear()
         self._renewed[key] = now_s
-        self._renewed.move_to_end(key)
-        if len(self._renewed) > _MAX_REMEMBERED:
-            self._renewed.popitem(last=False)
         renewing = asyncio.create_task(self._renew(key))
-        self._background.add(renewing)
-        renewing.add_done_callback(self._background.discard)
+        self._renewing.add(renewing)
+        renewing.add_done_callback(self._renewing.discard)
 
     async def measure(self, modules: Collection[str], *, keep: bool) -> dict[str, Held]:
         """Return what is here of each of ``modules``; with ``keep``, let none of it expire."""
         found = dict.fromkeys(modules, Held())
-        async for some in self._of_modules(modules):
+        async for module_sha256, some in self._of_modules(modules):
             if keep:
                 await self._each([("PERSIST", name) for name in some])
-            values = [name for name in some if not name.startswith(self._kind("of"))]
-            sizes = await self._each([("STRLEN", name) for name in values])
-            for name, size in zip(values, sizes, strict=True):
-                is_module = name.startswith(self._kind("module"))
-                if size:
-                    held = Held(int(not is_module), int(is_module), size)
-                    found[module_in(name)] += held
+            *artifacts, module = await self._each([("STRLEN", name) for name in some[:-1]])
+            held = Held(sum(map(bool, artifacts)), int(module > 0), sum(artifacts, module))
+            found[module_sha256] = held
         return found
 
     async def release(self, modules: Collection[str]) -> None:
         """Let what is kept of ``modules`` expire, as if it were stored now."""
-        async for some in self._of_modules(modules):
+        async for _, some in self._of_modules(modules):
             ages = await self._each([("TTL", name) for name in some])
             kept = [name for name, age in zip(some, ages, strict=True) if age == _NO_TTL]
             await self._each([("EXPIRE", name, self._ttl_s) for name in kept])
 
-    async def lacking(self, wanted: Sequence[CacheKey | str]) -> Lacking:
+    async def lacking(self, wanted: Sequence[Key]) -> Lacking:
         """Return what is missing of ``wanted``, artifacts and modules, and what of it expires."""
-        names = await self._names([each for each in wanted if isinstance(each, CacheKey)])
-        named = [
-            names.get(each) if isinstance(each, CacheKey) else self._module(each) for each in wanted
-        ]
-        ages = iter(await self._each([("TTL", name) for name in named if name]))
-        found = Lacking()
-        for each, name in zip(wanted, named, strict=True):
-            age = next(ages) if name else _GONE
-            if age == _GONE:
-                found.missing.append(each)
-            elif age != _NO_TTL:
-                found.expiring.add(each if isinstance(each, str) else each.module_sha256)
-        return found
+        names = await self._names(wanted)
+        found = await self._each([("TTL", name) for name in names.values()])
+        ages = dict(zip(names, found, strict=True))
+        return Lacking(
+            [each for each in wanted if ages.get(each, _GONE) == _GONE],
+            {_module_of(each) for each, age in ages.items() if age >= 0},
+        )
 
     # Reading
 
-    async def _find(
-        self, key: CacheKey | str, allowance: Allowance, accept: frozenset[str]
-    ) -> Artifact | Module | None:
-        began = time.perf_counter()
-        what = "module" if isinstance(key, str) else "artifact"
+    async def _find(self, key: Key, allowance: Allowance) -> Artifact | Module | None:
+        began, outcome = time.perf_counter(), "error"
         try:
             with allowance.free():
                 await self._reading.acquire()
             try:
-                found = await self._read(key, allowance, accept)
+                found = await self._read(key, allowance)
             finally:
                 self._reading.release()
-        except TierUnavailable:
-            self._recorder.tier_lookup(self.name, what, "error", time.perf_counter() - began)
-            raise
-        outcome = "miss" if found is None else "hit"
-        self._recorder.tier_lookup(self.name, what, outcome, time.perf_counter() - began)
+            outcome = "miss" if found is None else "hit"
+        finally:
+            what = "module" if isinstance(key, str) else "artifact"
+            self._recorder.tier_lookup(self.name, what, outcome, time.perf_counter() - began)
         return found
 
-    async def _read(
-        self, key: CacheKey | str, allowance: Allowance, accept: frozenset[str]
-    ) -> Artifact | Module | None:
-        name = self._module(key) if isinstance(key, str) else (await self._names([key])).get(key)
+    async def _read(self, key: Key, allowance: Allowance) -> Artifact | Module | None:
+        name = (await self._names([key])).get(key)
+        if name is None:
+            return None
         for last in (False, True):
-            if name is None:
-                return None
             tail = b""
             try:
-                [tail] = await self._run(("GETRANGE", name, -_RANGE_BYTES, -1))
+                [tail] = await self.link.run(("GETRANGE", name, -_TAIL_BYTES, -1))
                 if not tail:
                     return None
-                return await self._open(name, tail, key, allowance, accept)
+                return await self._open(name, tail, key, allowance)
             except WrongType:
                 rejected = ValueRejected(Cause.FORMAT, "the key holds a list or the like")
             except ValueRejected as failure:
@@ -389,105 +350,67 @@ class RedisStore:
         return None
 
     async def _open(
-        self,
-        name: bytes,
-        tail: bytes,
-        key: CacheKey | str,
-        allowance: Allowance,
-        accept: frozenset[str],
+        self, name: bytes, tail: bytes, key: Key, allowance: Allowance
     ) -> Artifact | Module | None:
-        size_bytes = head_bytes(tail)
-        if size_bytes > len(tail):
-            [tail] = await self._run(("GETRANGE", name, -size_bytes, -1))
-        await self._sealer.meet(stamped_by(tail))
-        opened = await _in_thread(size_bytes, open_value, tail, key, self._sealer)
-        if opened.size_bytes > self._limits[isinstance(key, CacheKey)]():
+        tail = await self._whole_head(name, tail)
+        await self._sealer.meet(value.stamped_by(tail))
+
+        def begin() -> tuple[Opened, list[bytes]]:
+            opened = value.open_value(tail, key, self._sealer)
+            begins = opened.stored_bytes - len(tail)
+            if begins < 0:
+                raise ValueRejected(Cause.FORMAT, "the value has bytes before its first frame")
+            missing = sum(one.offset < begins for one in opened.frames)
+            return opened, _checked(opened, missing, len(opened.frames), tail, begins)
+
+        # The head, and the frames that came with it, in one go.
+        opened, frames = await _in_thread(len(tail), begin)
+        if opened.size_bytes > self._limits[isinstance(opened.what, Artifact)]():
             # Not deleted: daemons with a higher limit use it.
             log.info("stored value is larger than the limit", key=name.decode())
             return None
         moving_s = opened.stored_bytes / _LEAST_BYTES_PER_S
         allowance.add(moving_s)
-        packed = opened.codec == ZSTD and ZSTD in accept
         try:
             async with asyncio.timeout(self.link.timeout_s + moving_s):
-                frames = await self._frames(name, opened, tail, packed=packed)
+                left = await self._frames(name, opened, len(opened.frames) - len(frames))
         except TimeoutError:
             # Not an outage: the server answered each command in time.
             raise TierUnavailable("Redis takes too long for a value of this size") from None
-        if packed and isinstance(opened.what, Artifact):
-            return dataclasses.replace(opened.what, frames=frames, encoding=ZSTD)
-        if isinstance(opened.what, Artifact):
-            return dataclasses.replace(opened.what, frames=frames)
-        return await _in_thread(opened.size_bytes, with_payload, opened, frames)
+        size_bytes = 0 if isinstance(opened.what, Artifact) else opened.size_bytes
+        return await _in_thread(size_bytes, value.with_frames, opened, [*left, *frames])
 
-    async def _frames(
-        self, name: bytes, opened: Opened, tail: bytes, *, packed: bool
-    ) -> tuple[bytes, ...]:
-        """Return all frames, checked and, unless ``packed``, unpacked while others are read.
-
-        Those of an artifact are as the wire carries them.
-        """
-        is_artifact = isinstance(opened.what, Artifact)
-        begins = opened.stored_bytes - len(tail)
-        if begins < 0:
-            raise ValueRejected(Cause.FORMAT, "the value has bytes before its first frame")
-
-        def take(first: int, stored: Sequence[memoryview]) -> list[bytes]:
-            taken = []
-            for index, each in enumerate(stored, first):
-                raw = opened.check(index, each) if packed else opened.unpack(index, each)
-                taken.append(frame(raw) if is_artifact else bytes(raw))
-            return taken
-
-        def here(first: int, end: int, data: bytes, offset: int) -> list[memoryview]:
-            view = memoryview(data)
-            return [
-                view[one.offset - offset : one.offset - offset + one.stored_bytes]
-                for one in opened.frames[first:end]
-            ]
-
-        count = len(opened.frames)
-        # The frames that the tail holds whole, in two parts: two threads unpack them at once.
-        first = next((i for i, one in enumerate(opened.frames) if one.offset >= begins), count)
-        middle = (first + count + 1) // 2
-        parts = [(start, end) for start, end in ((first, middle), (middle, count)) if start < end]
-        taking = {
-            start: asyncio.ensure_future(
-                _in_thread(
-                    sum(one.stored_bytes for one in opened.frames[start:end]),
-                    take,
-                    start,
-                    here(start, end, tail, begins),
-                )
-            )
-            for start, end in parts
-        }
+    async def _frames(self, name: bytes, opened: Opened, count: int) -> list[bytes]:
+        """Return the first ``count`` frames, each range checked while the next one is read."""
+        frames, start = list[bytes](), 0
+        checking: asyncio.Future[list[bytes]] | None = None
         try:
-            start, last = 0, None
-            while start < first:
-                end, offset = start + 1, opened.frames[start].offset
-                while end < first and _end(opened, end) - offset <= _RANGE_BYTES:
+            while start < count:
+                begins, end = opened.frames[start].offset, start + 1
+                while end < count and opened.frames[end].ends - begins <= _RANGE_BYTES:
                     end += 1
-                size_bytes = _end(opened, end - 1) - offset
-                [data] = await self._run(("GETRANGE", name, offset, offset + size_bytes - 1))
-                work = _in_thread(size_bytes, take, start, here(start, end, data, offset))
-                taking[start] = asyncio.ensure_future(work)
-                if last is not None:  # No more is read than two threads unpack.
-                    await last
-                last, start = taking[start], end
-            done = {at: await task for at, task in taking.items()}
+                ends = opened.frames[end - 1].ends
+                [data] = await self.link.run(("GETRANGE", name, begins, ends - 1))
+                frames += await checking if checking else ()
+                work = _in_thread(len(data), _checked, opened, start, end, data, begins)
+                checking, start = asyncio.ensure_future(work), end
+            return [*frames, *(await checking if checking else ())]
         finally:
-            for task in taking.values():
-                task.cancel()
-            await asyncio.gather(*taking.values(), return_exceptions=True)
-        return tuple(each for at in sorted(done) for each in done[at])
+            if checking:
+                checking.cancel()
+
+    async def _whole_head(self, name: bytes, tail: bytes) -> bytes:
+        """Return ``tail``, or more of the value's end if its head is longer."""
+        size_bytes = value.head_bytes(tail)
+        if size_bytes > len(tail):
+            [tail] = await self.link.run(("GETRANGE", name, -size_bytes, -1))
+        return tail
 
     async def _discard(self, name: bytes, tail: bytes, rejected: ValueRejected) -> None:
         cause = rejected.cause.value
         self._recorder.value_rejected(self.name, cause)
         tell = log.warning
         if rejected.cause in _LOGGED_ONCE:
-            # A writer to Redis can make up any number of reasons.
             if rejected.why in self._logged or len(self._logged) >= _MAX_LOGGED:
                 tell = log.debug
             else:
@@ -502,60 +425,56 @@ class RedisStore:
         An empty ``tail`` stands for an empty string, or for a key of another type.
         """
         # In hexadecimal, since REST carries such an argument as it carries any text.
-        end = tail[-TRAILER_BYTES:]
+        end = tail[-value.TRAILER_BYTES :]
         digest = hashlib.sha1(end, usedforsecurity=False).hexdigest()
-        [deleted] = await self._run(("EVAL", _DELETE_IF, 1, name, -max(1, len(end)), digest))
+        [deleted] = await self.link.run(("EVAL", _DELETE_IF, 1, name, -max(1, len(end)), digest))
         return bool(deleted)
+
+    async def remove(self, key: CacheKey) -> None:
+        """Delete an artifact that turned out to be of no use."""
+        names = await self._names([key])
+        await self.link.run(*(("UNLINK", name) for name in names.values()))
 
     # Writing
 
-    async def store(self, key: CacheKey | str, chunks: Iterator[bytes], size_bytes: int) -> bool:
+    async def store(self, key: Key, chunks: Iterator[bytes], size_bytes: int) -> bool:
         """Store the bytes of a value under ``key``, unless one is there; return whether it did.
 
         Then restart the time to live. ``chunks`` is taken in threads if ``size_bytes`` is large.
         """
-        module_sha256 = key if isinstance(key, str) else key.module_sha256
-        name = self._module(key) if isinstance(key, str) else self._name(key)
-        names, stored = [name], False
+        name, module_sha256, stored = self.name_of(key), _module_of(key), False
+        names = [name]
         there, there_bytes = await self._each([("EXISTS", name), ("STRLEN", name)])
         if there and not there_bytes:  # What is no value must not keep one out.
             await self.delete_if(name, b"")
         if not there_bytes:
             stored = await self._write(name, self._temporary(module_sha256), chunks, size_bytes)
         if isinstance(key, CacheKey):
-            names.append(self._set(module_sha256))
+            names.append(self._named("of", module_sha256))
             await self._note(names[1], f"{key.engine_id}:{key.fingerprint}")
-        if self._is_pinned(module_sha256):
-            await self._send(*(("PERSIST", each) for each in names))
-        else:
-            await self._send(*(("EXPIRE", each, self._ttl_s) for each in names))
+        is_pinned = self._is_pinned(module_sha256)
+        await self._send(
+            *(("PERSIST", each) if is_pinned else ("EXPIRE", each, self._ttl_s) for each in names)
+        )
         return stored
 
     async def _write(
         self, name: bytes, temporary: bytes, chunks: Iterator[bytes], size_bytes: int
     ) -> bool:
         """Write a value, and give it its name unless that is taken; return whether it was not."""
-        waiting, sent_bytes = b"", 0
-        while chunk := await _in_thread(size_bytes, next, chunks, b""):
-            if waiting and len(waiting) + len(chunk) > _CHUNK_BYTES:
-                sent_bytes = await self._append(temporary, waiting, sent_bytes)
-                waiting = b""
-            waiting += chunk
-        await self._append(temporary, waiting, sent_bytes)
+        sent_bytes = 0
+        while chunk := await _in_thread(size_bytes, _next_chunk, chunks):
+            if not sent_bytes:
+                await self._send(("SET", temporary, chunk, "EX", _WRITING_S))
+            else:
+                [there, _] = await self._send(
+                    ("APPEND", temporary, chunk), ("EXPIRE", temporary, _WRITING_S)
+                )
+                if there != sent_bytes + len(chunk):
+                    raise TierUnavailable("Redis lost the beginning of a value that was written")
+            sent_bytes += len(chunk)
         stored, _ = await self._send(("RENAMENX", temporary, name), ("UNLINK", temporary))
         return bool(stored)
-
-    async def _append(self, temporary: bytes, chunk: bytes, sent_bytes: int) -> int:
-        """Write the next chunk of a value; return how many bytes there are now."""
-        if not sent_bytes:
-            await self._send(("SET", temporary, chunk, "EX", _WRITING_S))
-            return len(chunk)
-        [there, _] = await self._send(
-            ("APPEND", temporary, chunk), ("EXPIRE", temporary, _WRITING_S)
-        )
-        if there != sent_bytes + len(chunk):
-            raise TierUnavailable("Redis lost the beginning of a value while it was written")
-        return sent_bytes + len(chunk)
 
     async def _note(self, name: bytes, member: str) -> None:
         """Add to the set of a module's artifacts, in place of a key of another type."""
@@ -587,66 +506,57 @@ class RedisStore:
         with contextlib.suppress(TierUnavailable):
             if self._reports_usage:
                 self._usage = await self.link.usage()
-        if self.write_refusal:  # The next write may be far off.
-            with contextlib.suppress(TierUnavailable):
-                await self._run(("SET", self._refused, b"", "EX", 1))
+        with contextlib.suppress(TierUnavailable):
+            if self.write_refusal:  # The next write may be far off.
+                await self.link.run(("SET", self._refused, b"", "EX", 1))
                 self._note_refusal(b"", "")
 
-    async def _renew(self, key: CacheKey | str) -> None:
-        module_sha256 = key if isinstance(key, str) else key.module_sha256
+    async def _renew(self, key: Key) -> None:
+        module_sha256 = _module_of(key)
         if self._is_pinned(module_sha256):
             return
-        names = [self._module(module_sha256), self._set(module_sha256)]
         try:
-            if isinstance(key, CacheKey):
-                names += (await self._names([key])).values()
-            await self._run(*(("EXPIRE", name, self._ttl_s) for name in names))
+            names = [*(await self._names({key, module_sha256})).values()]
+            names.append(self._named("of", module_sha256))
+            await self.link.run(*(("EXPIRE", name, self._ttl_s) for name in names))
         except TierUnavailable:
             self._renewed.pop(key, None)  # The next use tries again.
 
     # What ``wasmkilnd cache`` asks for
 
-    async def pages(self, beginning: str = "") -> AsyncIterator[list[CacheKey | str]]:
+    async def pages(self, beginning: str = "") -> AsyncIterator[list[Key]]:
         """Return the keys of all values, of modules whose digest begins with ``beginning``.
 
         Modules come first. Some values may come twice.
         """
         for kind in ("module", "compiled"):
-            async for page in self.link.scan(self._pattern(kind, f"{{{beginning}*")):
-                yield [key for key in map(self._key_at, page) if key]
-
-    def name_of(self, key: CacheKey | str) -> bytes:
-        """Return the name of an artifact, whose engine must be known, or of a module."""
-        return self._module(key) if isinstance(key, str) else self._name(key)
+            async for page in self._scan(kind, f"{{{beginning}*"):
+                yield [key for _, _, key in self._ours(page)]
 
     async def look(
-        self, keys: Sequence[CacheKey | str], tail_bytes: int = 0
+        self, keys: Sequence[Key], tail_bytes: int = 0
     ) -> list[tuple[int, int | None, bytes | None]]:
         """Return size, seconds to live (None for ever) and last bytes of values; size -1 if gone.
 
         None in place of the bytes stands for a key that holds a list or the like.
         """
-        names = [self.name_of(key) for key in keys]
-        asked: list[Command] = [("TTL", name) for name in names]
-        asked += [("STRLEN", name) for name in names]
-        asked += [("GETRANGE", name, -tail_bytes, -1) for name in names if tail_bytes]
-        found = await self._each(asked)
-        count, looked = len(names), list[tuple[int, int | None, bytes | None]]()
-        tails = found[2 * count :] or [b""] * count
-        for age, size, tail in zip(found[:count], found[count : 2 * count], tails, strict=True):
-            is_string = isinstance(tail, bytes)
-            looked.append(
-                (
-                    size if age != _GONE else -1,
-                    None if age == _NO_TTL else age,
-                    tail if is_string else None,
-                )
+        start, end = (-tail_bytes, -1) if tail_bytes else (1, 0)
+        asked = list[Command]()
+        for name in map(self.name_of, keys):
+            asked += ("TTL", name), ("STRLEN", name), ("GETRANGE", name, start, end)
+        found = iter(await self._each(asked))
+        return [
+            (
+                size if age != _GONE else -1,
+                None if age == _NO_TTL else age,
+                tail if isinstance(tail, bytes) else None,
             )
-        return looked
+            for age, size, tail in zip(found, found, found, strict=True)
+        ]
 
     async def kept(self, modules: Collection[str]) -> set[str]:
         """Return which of ``modules`` are pinned, as Redis shows it: their values never expire."""
-        names = [(each, name) for each in modules for name in (self._module(each), self._set(each))]
+        names = [(each, self._named(kind, each)) for each in modules for kind in ("module", "of")]
         ages = await self._each([("TTL", name) for _, name in names])
         return {each for (each, _), age in zip(names, ages, strict=True) if age == _NO_TTL}
 
@@ -658,124 +568,87 @@ class RedisStore:
 
     # Names
 
-    def _key_at(self, name: bytes) -> CacheKey | str | None:
-        found = _NAME.fullmatch(name.removeprefix(f"{self.prefix}3:".encode()))
-        if not found:
-            return None
-        kind, module_sha256, engine_id, fingerprint = (each.decode() for each in found.groups(b""))
-        if kind == "module" and not engine_id:
-            return module_sha256
-        if kind == "compiled" and engine_id:
-            return CacheKey(module_sha256, fingerprint, engine_id)
-        return None
+    def name_of(self, key: Key) -> bytes:
+        """Return the name of an artifact, whose engine must be known, or of a module."""
+        if isinstance(key, str):
+            return self._named("module", key)
+        return self._named("compiled", key.module_sha256, f":{key.engine_id}:{key.fingerprint}")
 
-    def _kind(self, kind: str) -> bytes:
-        return f"{self.prefix}3:{kind}:".encode()
-
-    def _name(self, key: CacheKey) -> bytes:
-        return b"%b{%b}:%b:%b" % (
-            self._kind("compiled"),
-            key.module_sha256.encode(),
-            key.engine_id.encode(),
-            key.fingerprint.encode(),
-        )
-
-    def _module(self, sha256: str) -> bytes:
-        return b"%b{%b}" % (self._kind("module"), sha256.encode())
-
-    def _set(self, module_sha256: str) -> bytes:
-        return b"%b{%b}" % (self._kind("of"), module_sha256.encode())
+    def _named(self, kind: str, module_sha256: str, rest: str = "") -> bytes:
+        return f"{self.prefix}3:{kind}:{{{module_sha256}}}{rest}".encode()
 
     def _temporary(self, module_sha256: str) -> bytes:
-        random = secrets.token_hex(8).encode()
-        return b"%b{%b}:%b" % (self._kind("new"), module_sha256.encode(), random)
+        return self._named("new", module_sha256, f":{secrets.token_hex(8)}")
 
-    def _pattern(self, kind: str, rest: str = "*") -> bytes:
-        return (_literal(self._kind(kind).decode()) + rest).encode()
+    def _scan(self, kind: str, rest: str) -> AsyncIterator[list[bytes]]:
+        return self.link.scan((_literal(f"{self.prefix}3:{kind}:") + rest).encode())
 
-    async def _names(self, keys: Iterable[CacheKey]) -> dict[CacheKey, bytes]:
-        """Return the names of those artifacts whose engines are known, or stand in the sets."""
-        names, unknown = dict[CacheKey, bytes](), list[CacheKey]()
-        for key in keys:
-            if key.engine_id:
-                names[key] = self._name(key)
-            else:
-                unknown.append(key)
-        modules = list({key.module_sha256: None for key in unknown})
-        members = await self._each([("SMEMBERS", self._set(each)) for each in modules])
-        sets = dict(zip(modules, members, strict=True))
+    def _ours(self, names: Iterable[bytes]) -> list[tuple[bytes, str, Key]]:
+        """Return kind and key of those names, from a scan or a set, that a daemon writes."""
+        ours, prefix = list[tuple[bytes, str, Key]](), self.prefix.encode()
+        for name in names:
+            found = _NAME.fullmatch(name, len(prefix))
+            if found and name.startswith(prefix):
+                kind, sha256, *of = (each.decode() for each in found.groups(b""))
+                key: Key = sha256 or CacheKey(of[0], of[2], of[1])
+                ours.append((name, kind or "compiled", key))
+        return ours
+
+    async def _names(self, keys: Iterable[K]) -> dict[K, bytes]:
+        """Return the names of all but artifacts whose engines neither say nor the sets know."""
+        keys = list(keys)
+        names = {key: self.name_of(key) for key in keys if isinstance(key, str) or key.engine_id}
+        unknown = [key for key in keys if isinstance(key, CacheKey) and key not in names]
+        sets = dict(await self._sets({key.module_sha256 for key in unknown}))
         for key in unknown:
-            for member in sets[key.module_sha256]:
-                engine_id, _, fingerprint = member.decode(errors="replace").rpartition(":")
-                if fingerprint == key.fingerprint:
-                    names[key] = self._name(dataclasses.replace(key, engine_id=engine_id))
+            end = f":{key.fingerprint}".encode()
+            for name in sets[key.module_sha256]:
+                if name.endswith(end):
+                    names[key] = name
         return names
 
-    async def _of_module(self, module_sha256: str) -> list[bytes]:
-        """Return the names of a module, its artifacts and its set; without one, by a scan."""
-        [members] = await self._each([("SMEMBERS", self._set(module_sha256))])
-        names = [self._artifact_of(module_sha256, each) for each in members]
-        if not names:
-            pattern = self._pattern("compiled", f"{{{module_sha256}}}:*")
-            names = [name async for page in self.link.scan(pattern) for name in page]
-        return [*names, self._module(module_sha256), self._set(module_sha256)]
-
-    async def _of_modules(self, modules: Collection[str]) -> AsyncIterator[list[bytes]]:
-        """Return the names of modules, their artifacts and sets, in batches."""
+    async def _of_modules(self, modules: Collection[str]) -> AsyncIterator[tuple[str, list[bytes]]]:
+        """Return modules with the names of their artifacts, themselves, and their sets."""
         for some in _batches(list(modules), _BATCH):
-            sets = await self._each([("SMEMBERS", self._set(each)) for each in some])
-            names = list[bytes]()
-            for module_sha256, members in zip(some, sets, strict=True):
-                names += [self._artifact_of(module_sha256, each) for each in members]
-                names += [self._module(module_sha256), self._set(module_sha256)]
-            yield names
+            for each, artifacts in await self._sets(some):
+                yield each, [*artifacts, self.name_of(each), self._named("of", each)]
 
-    def _artifact_of(self, module_sha256: str, member: bytes) -> bytes:
-        return b"%b{%b}:%b" % (self._kind("compiled"), module_sha256.encode(), member)
+    async def _sets(self, modules: Collection[str]) -> list[tuple[str, list[bytes]]]:
+        """Return modules with the names of their artifacts, as far as the sets know them."""
+        sets = await self._each([("SMEMBERS", self._named("of", each)) for each in modules])
+        return [
+            (each, [self._named("compiled", each, ":") + member for member in members])
+            for each, members in zip(modules, sets, strict=True)
+        ]
 
-    async def _delete(self, names: Sequence[bytes], scope: EvictScope) -> Evicted:
+    async def _delete(self, names: Sequence[bytes], scope: model.EvictScope) -> Evicted:
         gone = Evicted()
-        sets, modules = self._kind("of"), self._kind("module")
-        for some in _batches([name for name in names if self._is_ours(name)], _BATCH):
-            stay = {name for name in some if scope.leaves(module_in(name))}
-            go = [name for name in some if name not in stay]
-            lengths = [("EXISTS" if name.startswith(sets) else "STRLEN", name) for name in go]
-            sizes = await self._each(lengths)
-            existed = await self._each([("UNLINK", name) for name in go])
-            gone += Evicted(pinned=sum(not name.startswith(sets) for name in stay))
-            for name, size, did in zip(go, sizes, existed, strict=True):
-                if did and not name.startswith(sets):
-                    is_module = name.startswith(modules)
-                    gone += Evicted(int(not is_module), int(is_module), size)
+        for some in _batches(self._ours(names), _BATCH):
+            stay = [each for each in some if scope.leaves(_module_of(each[2]))]
+            go = [each for each in some if each not in stay]
+            sizes = await self._each(
+                [("EXISTS" if kind == "of" else "STRLEN", name) for name, kind, _ in go]
+            )
+            existed = await self._each([("UNLINK", name) for name, _, _ in go])
+            gone += Evicted(pinned=sum(kind != "of" for _, kind, _ in stay))
+            for (_, kind, _), size, did in zip(go, sizes, existed, strict=True):
+                if did and kind != "of":
+                    gone += Evicted(int(kind == "compiled"), int(kind == "module"), size)
         return gone
-
-    def _is_ours(self, name: bytes) -> bool:
-        """Return whether a name that a scan found, or a set led to, is one that a daemon writes."""
-        prefix = self.prefix.encode()
-        return name.startswith(prefix) and bool(_OURS.fullmatch(name, len(prefix)))
 
     async def _each(self, commands: Sequence[Command]) -> list[Any]:
         """Run any number of commands; one on a key of another type counts as one on no key."""
         answers = list[Any]()
         for some in _batches(commands, _BATCH):
             try:
-                answers += await self._run(*some)
+                answers += await self.link.run(*some)
             except WrongType:
-                for command in some:
-                    try:
-                        answers += await self._run(command)
-                    except WrongType:
-                        answers.append([] if command[0] == "SMEMBERS" else 0)
+                if len(some) > 1:
+                    for command in some:
+                        answers += await self._each([command])
+                else:
+                    answers.append([] if some[0][0] == "SMEMBERS" else 0)
         return answers
-
-    async def _run(self, *commands: Command) -> list[Any]:
-        return await self.link.run(*commands)
-
-
-def module_in(name: bytes) -> str:
-    """Return the digest between the braces of a key's name; empty if there is none."""
-    found = name.partition(b"{")[2].partition(b"}")[0].decode(errors="replace")
-    return found if SHA256_HEX.fullmatch(found) else ""
 
 
 def _literal(text: str) -> str:
@@ -783,13 +656,22 @@ def _literal(text: str) -> str:
     return _GLOB.sub(r"\\\g<0>", text)
 
 
-def _module_of(what: Artifact | Module) -> str:
-    return what.module_sha256 if isinstance(what, Artifact) else what.sha256
+def _module_of(key: Key) -> str:
+    return key if isinstance(key, str) else key.module_sha256
 
 
-def _end(opened: Opened, index: int) -> int:
-    one = opened.frames[index]
-    return one.offset + one.stored_bytes
+def _checked(opened: Opened, start: int, end: int, data: bytes, begins: int) -> list[bytes]:
+    """Return frames as the wire carries them; ``data`` is of the value from ``begins`` on."""
+    view, frames = memoryview(data), opened.frames[start:end]
+    stored = (view[one.offset - begins : one.ends - begins] for one in frames)
+    return [frame(opened.check(index, each)) for index, each in enumerate(stored, start)]
+
+
+def _next_chunk(chunks: Iterator[bytes]) -> bytes:
+    chunk = b""
+    while len(chunk) < _LEAST_CHUNK_BYTES and (more := next(chunks, b"")):
+        chunk += more
+    return chunk
 
 
 def _batches(items: Sequence[T], size: int) -> Iterable[Sequence[T]]:

@@ -145,6 +145,11 @@ class Frame:
     size_bytes: int
     """Its size when it is unpacked."""
 
+    @property
+    def ends(self) -> int:
+        """Where it ends in the value."""
+        return self.offset + self.stored_bytes
+
 
 @dataclass(frozen=True, slots=True)
 class Opened:
@@ -214,9 +219,14 @@ def open_head(tail: Payload, sealer: Sealer) -> Opened:
     left_bytes = read.body.size_bytes
     for stored_bytes, sha256 in read.body.frames:
         frames.append(Frame(offset, stored_bytes, sha256, min(FRAME_BYTES, left_bytes)))
-        offset += stored_bytes
+        offset = frames[-1].ends
         left_bytes -= frames[-1].size_bytes
-    if left_bytes or (frames and not frames[-1].size_bytes):
+    is_raw = read.body.codec == RAW
+    if (
+        left_bytes
+        or (frames and not frames[-1].size_bytes)
+        or (is_raw and any(one.stored_bytes != one.size_bytes for one in frames))
+    ):
         raise ValueRejected(Cause.FORMAT, "the value has too few or too many frames")
     what = _what(read)
     stored = offset + len(header) + TRAILER_BYTES
@@ -246,17 +256,20 @@ def check_attestation(what: Artifact | Module, sealer: Sealer) -> None:
 
 def stamped_by(tail: Payload) -> str:
     """Return the id of the key that a value's stamp names; this proves nothing."""
-    return bytes(tail[-STAMP_BYTES:][:32]).hex()
+    return bytes(tail[-model.STAMP_BYTES :][:32]).hex()
 
 
-def with_payload(opened: Opened, payload: Sequence[Payload]) -> Artifact | Module:
-    """Return what was opened, with its unpacked payload.
+def with_frames(opened: Opened, frames: Sequence[bytes]) -> Artifact | Module:
+    """Return what was opened with all of its frames, which were checked, as the wire carries them.
 
-    Raise ValueRejected for a module with another digest.
+    Those of a module are unpacked: take a large one in a thread. Raise ValueRejected for a module
+    with another digest.
     """
+    encoding = ZSTD if opened.codec == ZSTD else ""
     if isinstance(opened.what, Artifact):
-        return dataclasses.replace(opened.what, frames=tuple(map(frame, payload)))
-    wasm = b"".join(payload)
+        return dataclasses.replace(opened.what, frames=tuple(frames), encoding=encoding)
+    stored, sizes = payload_views(frames), (one.size_bytes for one in opened.frames)
+    wasm = b"".join(map(unpacked, stored, sizes) if encoding else stored)
     check_payload(opened.what, hashlib.sha256(wasm).hexdigest(), wasm[:8])
     return dataclasses.replace(opened.what, wasm=wasm)
 
@@ -295,7 +308,9 @@ def written(what: Artifact | Module, sealer: Sealer) -> Iterator[bytes]:
         frames.append((len(stored), hashlib.sha256(stored).hexdigest()))
         yield stored
     nonce, stored_frames = secrets.token_hex(8), tuple(frames)
-    body = _Body.model_construct(nonce=nonce, codec=codec, size_bytes=size_bytes, frames=stored_frames)
+    body = _Body.model_construct(
+        nonce=nonce, codec=codec, size_bytes=size_bytes, frames=stored_frames
+    )
     header = _header(what, body).model_dump_json().encode()
     if len(header) > MAX_HEADER_BYTES:
         raise DoesNotFit(f"its header has {len(header)} bytes, more than {MAX_HEADER_BYTES}")

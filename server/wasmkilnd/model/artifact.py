@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from asyncio import Future
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, TypeAlias
@@ -152,6 +153,8 @@ class Artifact:
     encoding: str = ""
     """How the bytes in ``frames`` are encoded: empty for not at all, or ``zstd``. ``sha256``,
     ``size_bytes`` and ``attestation`` are of the decoded artifact."""
+    coming: Sequence[Future[bytes]] = field(default=(), repr=False)
+    """In place of ``frames``, while they are being decoded: each as soon as it is."""
 
     @property
     def key(self) -> CacheKey:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import pytest
@@ -13,12 +13,13 @@ from structlog.testing import capture_logs
 from wasmkilnd.cache import cache as module_of_cache
 from wasmkilnd.cache.cache import Cache
 from wasmkilnd.cache.memory import MemoryTier
-from wasmkilnd.cache.value import ZSTD, decoded
+from wasmkilnd.cache.value import ZSTD, ValueRejected, unpacked_frames
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Kind, Origin
 from wasmkilnd.wait_budget import Allowance, WaitBudget
+from wasmkilnd.wire import frame
 
 from tests.contract.sealing import OURS, THEIRS, sealer
-from tests.contract.values import artifact, module, same, shrinking
+from tests.contract.values import arrived, artifact, module, same, shrinking
 from tests.doubles.notes import Notes
 from tests.doubles.shelf import opened, stored
 from tests.doubles.tiers import HostFiles, SharedTier
@@ -523,29 +524,27 @@ async def test_no_call_waits_for_a_file_longer_than_its_budget(tiers: Tiers) -> 
 SHRUNK = sealer(OURS).seal(shrinking(1, 1_200_000))
 
 
-def packed() -> Artifact:
-    [value] = stored(SHRUNK, sealer(OURS)).values()
-    found = opened(value, SHRUNK.key, sealer(OURS), ACCEPTS)
+def packed(one: Artifact = SHRUNK) -> Artifact:
+    [value] = stored(one, sealer(OURS)).values()
+    found = opened(value, one.key, sealer(OURS), ACCEPTS)
     assert isinstance(found, Artifact)
     return found
 
 
 class Packing(SharedTier):
-    """A tier that has SHRUNK, and returns it as the caller accepts it."""
+    """A tier that has SHRUNK, and returns it as it is stored."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.accepted: list[frozenset[str]] = []
+        self.removed: list[CacheKey] = []
+        self.stored = packed()
 
-    async def get(
-        self,
-        key: CacheKey,
-        allowance: Allowance | None = None,
-        accept: frozenset[str] = frozenset(),
-    ) -> Artifact | None:
-        self.accepted.append(accept)
+    async def get(self, key: CacheKey, allowance: Allowance | None = None) -> Artifact | None:
         await self._answer()
-        return packed() if ZSTD in accept else SHRUNK
+        return None if self.removed else self.stored
+
+    async def remove(self, key: CacheKey) -> None:
+        self.removed.append(key)
 
 
 class PackingTiers(Tiers):
@@ -559,13 +558,22 @@ class PackingTiers(Tiers):
         assert found
         return found
 
+    async def whole(self) -> Artifact:
+        """Return the artifact once memory has all of its bytes."""
+        async with asyncio.timeout(10):
+            while True:
+                await asyncio.sleep(0)
+                found, _ = await self.found()
+                if not found.coming:
+                    return found
+
 
 @pytest.fixture
 def packing() -> PackingTiers:
     return PackingTiers()
 
 
-async def test_a_packed_and_a_raw_reader_do_not_get_each_other_s(packing: PackingTiers) -> None:
+async def test_a_packed_and_a_raw_reader_share_a_look_up(packing: PackingTiers) -> None:
     packing.far.gate.clear()
     accepted = (ACCEPTS, frozenset[str](), ACCEPTS | {"br"})
     waiting = [asyncio.create_task(packing.found(accept)) for accept in accepted]
@@ -573,11 +581,9 @@ async def test_a_packed_and_a_raw_reader_do_not_get_each_other_s(packing: Packin
     await asyncio.sleep(0.01)
     packing.far.gate.set()
     kept, raw, other = await asyncio.gather(*waiting)
-    assert same(raw[0], SHRUNK)
-    assert kept[0].encoding == other[0].encoding == ZSTD
-    assert same(decoded(kept[0]), SHRUNK)
-    # The third shared the first one's look-up: its second encoding is one that nobody stores.
-    assert sorted(map(len, packing.far.accepted)) == [0, 1]
+    assert same(await arrived(raw[0]), SHRUNK)
+    assert kept[0] is other[0] is packing.far.stored
+    assert packing.far.gets == 1
 
 
 async def test_memory_keeps_what_arrived_until_somebody_needs_the_bytes(
@@ -589,19 +595,27 @@ async def test_memory_keeps_what_arrived_until_somebody_needs_the_bytes(
     assert await packing.found(ACCEPTS) == (kept, Origin.MEMORY)
     raw, origin = await packing.found()
     assert origin is Origin.MEMORY
-    assert same(raw, SHRUNK)
+    assert same(await arrived(raw), SHRUNK)
     # From now on memory has the bytes, and gives them to both.
+    whole = await packing.whole()
+    assert same(whole, SHRUNK)
     assert packing.near.usage().bytes > size_packed
-    assert await packing.found() == (raw, Origin.MEMORY)
-    assert await packing.found(ACCEPTS) == (raw, Origin.MEMORY)
-    assert len(packing.far.accepted) == 1
+    assert await packing.found() == (whole, Origin.MEMORY)
+    assert await packing.found(ACCEPTS) == (whole, Origin.MEMORY)
+    assert packing.far.gets == 1
 
 
 async def test_a_flight_gets_bytes(packing: PackingTiers) -> None:
     packing.near.put(packed())
     found = await packing.cache.get_local(SHRUNK.key)
     assert found
-    assert same(found, SHRUNK)
+    assert same(await arrived(found), SHRUNK)
+
+
+async def test_a_small_artifact_is_decoded_at_once(packing: PackingTiers) -> None:
+    small = sealer(OURS).seal(shrinking(2, 60_000))
+    packing.near.put(packed(small))
+    assert same(await packing.cache.get_local(small.key), small)
 
 
 class Slow:
@@ -609,13 +623,15 @@ class Slow:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.gate, self.began, self.calls = threading.Event(), threading.Event(), 0
-        monkeypatch.setattr(module_of_cache, "decoded", self)
+        monkeypatch.setattr(module_of_cache, "unpacked_frames", self)
 
-    def __call__(self, one: Artifact) -> Artifact:
+    def __call__(self, one: Artifact) -> Iterator[bytes]:
         self.calls += 1
-        self.began.set()
-        self.gate.wait(10)
-        return decoded(one)
+        for number, each in enumerate(unpacked_frames(one)):
+            if number:  # The first is there at once.
+                self.began.set()
+                self.gate.wait(10)
+            yield each
 
 
 async def test_many_callers_share_one_unpacking_and_one_that_leaves_ends_it_for_nobody(
@@ -623,16 +639,19 @@ async def test_many_callers_share_one_unpacking_and_one_that_leaves_ends_it_for_
 ) -> None:
     slow = Slow(monkeypatch)
     packing.near.put(packed())
-    waiting = [asyncio.create_task(packing.found()) for _ in range(5)]
+    found = [(await packing.found())[0] for _ in range(5)]
     assert await asyncio.to_thread(slow.began.wait, 10)
+    assert found[0].coming[0].done()  # An answer begins before all is unpacked.
+    assert not found[0].coming[1].done()
+    waiting = [asyncio.create_task(arrived(each)) for each in found]
+    await asyncio.sleep(0)
     waiting[0].cancel()
     await asyncio.sleep(0)
     slow.gate.set()
-    [(first, _), *others] = await asyncio.gather(*waiting[1:])
-    assert same(first, SHRUNK)
-    assert all(each is first for each, _ in others)
+    for each in await asyncio.gather(*waiting[1:]):
+        assert same(each, SHRUNK)
     assert slow.calls == 1
-    assert packing.near.holds(first)
+    assert same(await packing.whole(), SHRUNK)
 
 
 async def test_what_was_evicted_meanwhile_does_not_come_back(
@@ -641,22 +660,31 @@ async def test_what_was_evicted_meanwhile_does_not_come_back(
     slow = Slow(monkeypatch)
     kept = packed()
     packing.near.put(kept)
-    waiting = asyncio.create_task(packing.found())
-    assert await asyncio.to_thread(slow.began.wait, 10)
+    found, _ = await packing.found()
     packing.near.drop([kept])
     slow.gate.set()
-    assert same((await waiting)[0], SHRUNK)
+    assert same(await arrived(found), SHRUNK)
+    await asyncio.sleep(0.01)
     assert packing.near.get(SHRUNK.key) is None
 
 
-async def test_what_cannot_be_unpacked_is_dropped_and_looked_up_again(
-    packing: PackingTiers,
+@pytest.mark.parametrize("broken", [0, 1])
+async def test_what_cannot_be_unpacked_is_dropped_everywhere(
+    packing: PackingTiers, broken: int
 ) -> None:
-    broken = dataclasses.replace(packed(), frames=packed().frames[:-1])
-    packing.near.put(broken)
+    frames = list(packed().frames)
+    frames[broken] = frame(b"no zstd at all")
+    packing.far.stored = dataclasses.replace(packed(), frames=tuple(frames))
     with capture_logs() as logs:
-        found, origin = await packing.found()
-    assert origin is Origin.REDIS
-    assert same(found, SHRUNK)
+        found = await packing.get(SHRUNK.key)
+        if broken:  # The answer has begun: it ends with an error.
+            assert found
+            with pytest.raises(ValueRejected):
+                await arrived(found[0])
+        else:
+            assert found is None
+        await asyncio.sleep(0.01)
     assert [log["event"] for log in logs] == ["cannot decode an artifact"]
-    assert packing.far.accepted == [frozenset()]
+    assert packing.near.get(SHRUNK.key) is None
+    assert packing.far.removed == [SHRUNK.key]
+    assert await packing.get(SHRUNK.key) is None  # Now it is compiled again.

@@ -112,9 +112,12 @@ class Sender:
             self._timer = loop.call_later(_SWEEP_S, self._sweep)
         try:
             message = first
-            for following in artifact.frames if artifact else ():
+            for following in (artifact.frames or artifact.coming) if artifact else ():
                 await self._write_in_pieces(answer, message)
-                message = following
+                if isinstance(following, bytes):
+                    message = following
+                else:
+                    message = await asyncio.shield(following)
             if keep_last:
                 rest, message = wire.cut_off(message, _LAST_BYTES)
                 if rest:

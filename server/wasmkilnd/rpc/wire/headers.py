@@ -15,7 +15,7 @@ from wasmkiln.v1 import types_pb2
 from wasmkilnd.model import Artifact, ExternType, Origin
 from wasmkilnd.requests import Served
 from wasmkilnd.rpc.wire.messages import KINDS, duration, engine
-from wasmkilnd.wire import payload_views, varint
+from wasmkilnd.wire import ONE_MESSAGE_BYTES, payload_views, varint
 
 ORIGINS = {
     Origin.MEMORY: types_pb2.ORIGIN_MEMORY,
@@ -31,9 +31,6 @@ EXTERN_KINDS = {
     "memory": types_pb2.EXTERN_KIND_MEMORY,
     "tag": types_pb2.EXTERN_KIND_TAG,
 }
-
-MAX_INLINE_BYTES = 64 * 1024
-"""The largest artifact inside a header, whatever the caller allows: gRPC's first window."""
 
 _HEADER_TAG = b"\x0a"  # field 1 of CompileResponse, length-delimited
 _INLINE_TAG = b"\x9a\x01"  # field 19 of ArtifactHeader, length-delimited
@@ -72,7 +69,7 @@ class Headers:
             size_bytes = sum(map(len, payload_views(artifact.frames)))
             first = self._message(served, _encoded(artifact.encoding))
             return SerializedAnswer(first, artifact, size_bytes)
-        if size_bytes > min(inline_limit_bytes, MAX_INLINE_BYTES):
+        if size_bytes > min(inline_limit_bytes, ONE_MESSAGE_BYTES):
             return SerializedAnswer(self._message(served), artifact, size_bytes)
         payload = payload_views(artifact.frames)
         first = self._message(served, _INLINE_TAG, varint(size_bytes), *payload)
