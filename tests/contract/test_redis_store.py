@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 from wasmkilnd.cache.cache import Cache
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.redis_servers import Command
-from wasmkilnd.cache.value import TRAILER_BYTES, ZSTD, decoded, written
+from wasmkilnd.cache.value import TRAILER_BYTES, ZSTD, written
 from wasmkilnd.errors import DoesNotFit, TierUnavailable
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Held, Kind, Module, Origin
 from wasmkilnd.signing.sealer import Sealer
@@ -29,6 +29,7 @@ from tests.contract.redis_stores import SEALER, TTL_S, Site, site
 from tests.contract.sealing import OURS, THEIRS, sealer
 from tests.contract.values import arrived, module, same, shrinking
 from tests.contract.values import artifact as unsigned
+from tests.doubles.shelf import decoded
 from tests.servers.deployments import Deployment
 from tests.servers.redis_server import TIMEOUT_S, RedisServer, binary_of, redis_server
 

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
-from wasmkilnd.cache.value import ValueRejected, decoded, open_value, with_frames, written
+from wasmkilnd.cache.value import (
+    ValueRejected,
+    open_value,
+    unpacked_frames,
+    with_frames,
+    written,
+)
 from wasmkilnd.model import Artifact, CacheKey, Module, RejectionCause
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.wire import frame
@@ -48,6 +55,13 @@ def opened(
     frames = [frame(found.check(index, part)) for index, part in enumerate(parts)]
     what = with_frames(found, frames)
     return what if isinstance(what, Module) or what.encoding in accept else decoded(what)
+
+
+def decoded(artifact: Artifact) -> Artifact:
+    """Return ``artifact`` with the bytes themselves in its frames."""
+    if not artifact.encoding:
+        return artifact
+    return replace(artifact, frames=tuple(unpacked_frames(artifact)), encoding="")
 
 
 def _is_of(name: bytes, key: CacheKey | str) -> bool:

@@ -21,7 +21,7 @@ import pytest
 from wasmkiln import Artifact as SavedArtifact
 from wasmkilnd.cache.fleet import Strikes
 from wasmkilnd.cache.redis_store import RedisStore
-from wasmkilnd.cache.value import TRAILER_BYTES, decoded, head_bytes
+from wasmkilnd.cache.value import TRAILER_BYTES, head_bytes
 from wasmkilnd.model import Artifact, Module, Strike, nothing_pinned
 from wasmkilnd.usage import Usage, UsedSpec, Uses
 from wasmkilnd.wait_budget import Allowance, WaitBudget
@@ -29,7 +29,7 @@ from wasmkilnd.whole_files import SharedFile
 
 from tests.contract.values import same
 from tests.doubles.notes import Notes
-from tests.doubles.shelf import name_of
+from tests.doubles.shelf import decoded, name_of
 from tests.formats import writing
 from tests.formats.writing import (
     KEY,

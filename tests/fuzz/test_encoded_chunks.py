@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from wasmkiln import ArtifactMismatch
 from wasmkiln._compression import Decoder
 from wasmkilnd import wire
-from wasmkilnd.cache.value import ZSTD, ValueRejected, decoded
+from wasmkilnd.cache.value import ZSTD, ValueRejected
 
 from tests.contract.values import artifact
+from tests.doubles.shelf import decoded
 from tests.fuzz.bytes_from_outside import changed
 from tests.lying import honest
 from tests.lying.encoded import in_pieces, packed

@@ -38,23 +38,23 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from wasmkilnd import model
 from wasmkilnd.errors import DoesNotFit
-from wasmkilnd.model import Artifact, Module
+from wasmkilnd.model import Artifact, EngineIdentity, Module
 from wasmkilnd.model import RejectionCause as Cause
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.wire import CHUNK_BYTES, frame, payload_views
 
+# The version of this format.
 CACHE_FORMAT = 3
-"""The version of this format."""
 
 RAW, ZSTD = "raw", "zstd"
 
+# The size of a frame before it is packed: what one message to a caller carries.
 FRAME_BYTES = CHUNK_BYTES
-"""The size of a frame before it is packed: what one message to a caller carries."""
 
 _TRAILER = struct.Struct(f">4sBI32s{model.STAMP_BYTES}s")
 _START = struct.Struct(">4sBI")
+# The bytes after the header: they are different for each value that a daemon writes.
 TRAILER_BYTES = _TRAILER.size
-"""The bytes after the header: they are different for each value that a daemon writes."""
 
 # Imports and exports are cut at 256 KiB of text (types.proto), which JSON can make six times as
 # long; all else together is a few KiB.
@@ -74,6 +74,7 @@ _LEAST_BYTES = 512
 _PREAMBLE, _COMPONENT_LAYER = b"\0asm", b"\x01\0"
 
 Payload: TypeAlias = "bytes | memoryview"
+_Pairs: TypeAlias = tuple[tuple[str, str], ...]
 
 
 class ValueRejected(Exception):  # noqa: N818 - says what happened to the value
@@ -91,16 +92,15 @@ class _Strict(BaseModel):
 
 _Digest = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\z")]
 _Size = Annotated[int, Field(ge=0, lt=1 << 48)]
-_Rows: TypeAlias = tuple[tuple[str, str, str, str], ...]
 
 
 class _Body(_Strict):
+    # What makes two values of the same module or artifact differ, and so their trailers.
     nonce: Annotated[str, Field(pattern=r"\A[0-9a-f]{16}\z")]
-    """What makes two values of the same module or artifact differ, and so their trailers."""
     codec: Literal["raw", "zstd"]
     size_bytes: _Size
+    # Stored size and digest of each.
     frames: tuple[tuple[Annotated[int, Field(gt=0, le=_MAX_STORED_FRAME_BYTES)], _Digest], ...]
-    """Stored size and digest of each."""
 
 
 class _ArtifactHeader(_Strict):
@@ -110,14 +110,14 @@ class _ArtifactHeader(_Strict):
     kind: model.Kind
     sha256: _Digest
     fingerprint: _Digest
-    engine: model.EngineIdentity
+    engine: EngineIdentity
     target: str
     cpu: str
     settings: dict[str, str]
     changed_settings: dict[str, str]
     compile_time_s: Annotated[float, Field(ge=0, lt=1e9, allow_inf_nan=False)]
-    imports: _Rows
-    exports: _Rows
+    imports: tuple[tuple[str, str, str, str], ...]
+    exports: tuple[tuple[str, str, str, str], ...]
     types_truncated: bool
     attestation: str
 
@@ -136,14 +136,12 @@ _HEADER: TypeAdapter[_ArtifactHeader | _ModuleHeader] = TypeAdapter(
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A frame as it is stored."""
+    """A frame as it is stored, ``offset`` bytes into the value; ``size_bytes`` when unpacked."""
 
     offset: int
-    """Where it begins in the value."""
     stored_bytes: int
     sha256: str
     size_bytes: int
-    """Its size when it is unpacked."""
 
     @property
     def ends(self) -> int:
@@ -153,16 +151,17 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A value whose head is verified and whose frames are not."""
+    """A value whose head is verified and whose frames are not.
+
+    ``what`` is without its payload, of which ``size_bytes`` is the size when it is unpacked;
+    ``stored_bytes`` is the size of the whole value.
+    """
 
     what: Artifact | Module
-    """The artifact or module, without its payload."""
     codec: str
     size_bytes: int
-    """The size of the whole payload, unpacked."""
     frames: tuple[Frame, ...]
     stored_bytes: int
-    """The size of the whole value."""
 
     def check(self, index: int, stored: Payload) -> Payload:
         """Return a frame as it is stored. Raise ValueRejected unless it is the one that it was."""
@@ -176,10 +175,7 @@ class Opened:
     def unpack(self, index: int, stored: Payload) -> bytes:
         """Return the bytes of a frame. Raise ValueRejected as ``check``."""
         checked, size_bytes = self.check(index, stored), self.frames[index].size_bytes
-        raw = bytes(checked) if self.codec == RAW else unpacked(checked, size_bytes)
-        if len(raw) != size_bytes:
-            raise ValueRejected(Cause.FORMAT, f"frame {index} has another size than it should")
-        return raw
+        return bytes(checked) if self.codec == RAW else unpacked(checked, size_bytes)
 
 
 def head_bytes(trailer: Payload) -> int:
@@ -201,10 +197,10 @@ def open_head(tail: Payload, sealer: Sealer) -> Opened:
 
     ``tail`` may begin anywhere before the head.
     """
-    end = len(tail) - TRAILER_BYTES
-    header = bytes(tail[len(tail) - head_bytes(tail) : end])
-    if len(tail) < head_bytes(tail):
+    end, needed_bytes = len(tail) - TRAILER_BYTES, head_bytes(tail)
+    if len(tail) < needed_bytes:
         raise ValueRejected(Cause.TRUNCATED, "the header is cut off")
+    header = bytes(tail[len(tail) - needed_bytes : end])
     start = bytes(tail[end : end + _START.size])
     _, _, _, digest, stamp = _TRAILER.unpack(tail[end:])
     if hashlib.sha256(header + start).digest() != digest:
@@ -215,22 +211,16 @@ def open_head(tail: Payload, sealer: Sealer) -> Opened:
         read = _HEADER.validate_json(header)
     except ValidationError:
         raise ValueRejected(Cause.FORMAT, "the header is malformed") from None
-    frames, offset = list[Frame](), 0
-    left_bytes = read.body.size_bytes
-    for stored_bytes, sha256 in read.body.frames:
+    body, frames, offset = read.body, list[Frame](), 0
+    left_bytes = body.size_bytes
+    for stored_bytes, sha256 in body.frames:
         frames.append(Frame(offset, stored_bytes, sha256, min(FRAME_BYTES, left_bytes)))
-        offset = frames[-1].ends
-        left_bytes -= frames[-1].size_bytes
-    is_raw = read.body.codec == RAW
-    if (
-        left_bytes
-        or (frames and not frames[-1].size_bytes)
-        or (is_raw and any(one.stored_bytes != one.size_bytes for one in frames))
-    ):
+        offset, left_bytes = frames[-1].ends, left_bytes - frames[-1].size_bytes
+    is_whole = not left_bytes and all(one.size_bytes for one in frames)
+    if not is_whole or (body.codec == RAW and offset != body.size_bytes):
         raise ValueRejected(Cause.FORMAT, "the value has too few or too many frames")
-    what = _what(read)
-    stored = offset + len(header) + TRAILER_BYTES
-    return Opened(what, read.body.codec, read.body.size_bytes, tuple(frames), stored)
+    stored_bytes = offset + needed_bytes
+    return Opened(_what(read), body.codec, body.size_bytes, tuple(frames), stored_bytes)
 
 
 def open_value(tail: Payload, key: model.CacheKey | str, sealer: Sealer) -> Opened:
@@ -276,14 +266,12 @@ def with_frames(opened: Opened, frames: Sequence[bytes]) -> Artifact | Module:
 
 def check_payload(what: Artifact | Module, sha256: str, beginning: bytes) -> None:
     """Raise ValueRejected for a payload with another digest, or a module of another kind."""
-    if isinstance(what, Artifact):
-        if sha256 != what.sha256:
-            raise ValueRejected(Cause.MISMATCH, "the bytes do not have the signed digest")
-        return
+    is_module = isinstance(what, Module)
     if sha256 != what.sha256:
-        raise ValueRejected(Cause.WRONG_KEY, "the value is another module")
-    is_component = beginning[6:8] == _COMPONENT_LAYER
-    if beginning.startswith(_PREAMBLE) and is_component != (what.kind is model.Kind.COMPONENT):
+        cause = Cause.WRONG_KEY if is_module else Cause.MISMATCH
+        raise ValueRejected(cause, "the bytes do not have the digest that they should")
+    kind = model.Kind.COMPONENT if beginning[6:8] == _COMPONENT_LAYER else model.Kind.CORE_MODULE
+    if is_module and beginning.startswith(_PREAMBLE) and what.kind is not kind:
         raise ValueRejected(Cause.FORMAT, "the header's kind is not the module's")
 
 
@@ -294,22 +282,17 @@ def written(what: Artifact | Module, sealer: Sealer) -> Iterator[bytes]:
     no reader would accept.
     """
     if isinstance(what, Artifact):
-        payload = payload_views(what.frames)
-        codec, is_packed = what.encoding or _codec_for(payload), bool(what.encoding)
-        size_bytes = what.size_bytes
+        payload, size_bytes, encoding = payload_views(what.frames), what.size_bytes, what.encoding
     else:
-        view = memoryview(what.wasm)
-        payload = [view[at : at + FRAME_BYTES] for at in range(0, len(view), FRAME_BYTES)]
-        codec, is_packed, size_bytes = _codec_for(payload), False, len(view)
-    packer = zstandard.ZstdCompressor(level=_LEVEL)
-    frames = []
+        view, size_bytes, encoding = memoryview(what.wasm), len(what.wasm), ""
+        payload = [view[at : at + FRAME_BYTES] for at in range(0, size_bytes, FRAME_BYTES)]
+    codec, packer, frames = encoding or _codec_for(payload), zstandard.ZstdCompressor(_LEVEL), []
     for piece in payload:
-        stored = bytes(piece) if is_packed or codec == RAW else packer.compress(piece)
+        stored = bytes(piece) if encoding or codec == RAW else packer.compress(piece)
         frames.append((len(stored), hashlib.sha256(stored).hexdigest()))
         yield stored
-    nonce, stored_frames = secrets.token_hex(8), tuple(frames)
     body = _Body.model_construct(
-        nonce=nonce, codec=codec, size_bytes=size_bytes, frames=stored_frames
+        nonce=secrets.token_hex(8), codec=codec, size_bytes=size_bytes, frames=tuple(frames)
     )
     header = _header(what, body).model_dump_json().encode()
     if len(header) > MAX_HEADER_BYTES:
@@ -334,13 +317,6 @@ def unpacked_frames(artifact: Artifact) -> Iterator[bytes]:
         raise ValueRejected(Cause.FORMAT, "the artifact has too few or too many frames")
 
 
-def decoded(artifact: Artifact) -> Artifact:
-    """Return ``artifact`` with the bytes themselves in its frames; see ``unpacked_frames``."""
-    if not artifact.encoding:
-        return artifact
-    return dataclasses.replace(artifact, frames=tuple(unpacked_frames(artifact)), encoding="")
-
-
 def unpacked(stored: Payload, size_bytes: int) -> bytes:
     """Return the bytes of a zstd frame. Raise ValueRejected unless it has ``size_bytes``."""
     try:
@@ -356,7 +332,7 @@ def unpacked(stored: Payload, size_bytes: int) -> bytes:
 def _codec_for(payload: Sequence[Payload]) -> str:
     if not payload or len(payload[0]) < _LEAST_BYTES:
         return RAW
-    shrunk = len(zstandard.ZstdCompressor(level=_LEVEL).compress(payload[0]))
+    shrunk = len(zstandard.ZstdCompressor(_LEVEL).compress(payload[0]))
     return ZSTD if shrunk < _PAYS_BELOW * len(payload[0]) else RAW
 
 
@@ -364,21 +340,15 @@ def _header(what: Artifact | Module, body: _Body) -> _ArtifactHeader | _ModuleHe
     # Of our own values: only what was read needs to be checked.
     if isinstance(what, Module):
         return _ModuleHeader.model_construct(body=body, kind=what.kind, sha256=what.sha256)
-    spec = what.spec
     return _ArtifactHeader.model_construct(
         body=body,
         module=what.module_sha256,
         kind=what.kind,
         sha256=what.sha256,
-        fingerprint=spec.fingerprint,
-        engine=spec.engine,
-        target=spec.target,
-        cpu=spec.cpu,
-        settings=dict(spec.settings),
-        changed_settings=dict(spec.changed_settings),
+        **(dataclasses.asdict(what.spec) | {"engine": what.spec.engine}),
         compile_time_s=float(what.compile_time_s),
-        imports=tuple((each.module, each.name, each.kind, each.type) for each in what.imports),
-        exports=tuple((each.module, each.name, each.kind, each.type) for each in what.exports),
+        imports=tuple(map(dataclasses.astuple, what.imports)),
+        exports=tuple(map(dataclasses.astuple, what.exports)),
         types_truncated=what.types_truncated,
         attestation=what.attestation.decode(),
     )
@@ -406,12 +376,7 @@ def _what(header: _ArtifactHeader | _ModuleHeader) -> Artifact | Module:
 
 @lru_cache(maxsize=1024)
 def _spec(
-    engine: model.EngineIdentity,
-    target: str,
-    cpu: str,
-    settings: tuple[tuple[str, str], ...],
-    changed: tuple[tuple[str, str], ...],
-    fingerprint: str,
+    engine: EngineIdentity, target: str, cpu: str, settings: _Pairs, changed: _Pairs, digest: str
 ) -> model.CompileSpec:
     """Return one object for all artifacts of a spec, which takes more memory than most headers."""
-    return model.CompileSpec(engine, target, cpu, dict(settings), dict(changed), fingerprint)
+    return model.CompileSpec(engine, target, cpu, dict(settings), dict(changed), digest)

@@ -20,7 +20,6 @@ from wasmkilnd.cache.value import (
     Frame,
     Opened,
     ValueRejected,
-    decoded,
     head_bytes,
     open_head,
     open_value,
@@ -31,7 +30,7 @@ from wasmkilnd.wire import to_frames
 
 from tests.contract.sealing import OURS, THEIRS, sealer
 from tests.contract.values import artifact, module, payload_of, same, shrinking
-from tests.doubles.shelf import name_of, opened, read, stored
+from tests.doubles.shelf import decoded, name_of, opened, read, stored
 
 SEALER = sealer(OURS)
 PACKED = frozenset({ZSTD})
