@@ -27,8 +27,8 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias, TypeVar
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import structlog
 
@@ -37,13 +37,7 @@ from wasmkilnd.cache import value
 from wasmkilnd.cache.redis_link import RedisLink
 from wasmkilnd.cache.redis_servers import WRITE_TIMEOUT_S, Command
 from wasmkilnd.cache.value import Opened, ValueRejected
-from wasmkilnd.errors import (
-    DoesNotFit,
-    PartUnavailable,
-    TierUnavailable,
-    WrongType,
-    forget_frames,
-)
+from wasmkilnd.errors import DoesNotFit, PartUnavailable, TierUnavailable, WrongType, forget_frames
 from wasmkilnd.model import Artifact, CacheKey, Evicted, Held, Module
 from wasmkilnd.model import RejectionCause as Cause
 from wasmkilnd.ports import Recorder
@@ -53,8 +47,10 @@ from wasmkilnd.wire import frame
 
 T = TypeVar("T")
 K = TypeVar("K", bound="CacheKey | str")
+# What a value is stored under: the key of an artifact, or the digest of a module.
 Key: TypeAlias = "CacheKey | str"
-"""What a value is stored under: the key of an artifact, or the digest of a module."""
+# A module's digest, and names of keys that are about it.
+_Of: TypeAlias = tuple[str, list[bytes]]
 
 # One GETRANGE gets the head and, of most artifacts, all frames. Other clients of the server wait
 # for as much at most (docs/explanation/performance.md).
@@ -105,74 +101,63 @@ return redis.call('unlink', KEYS[1])
 log = structlog.get_logger("wasmkilnd.cache")
 
 
-@dataclass(frozen=True, slots=True)
-class Lacking:
-    """What the tier lacks of pinned modules."""
+class Lacking(NamedTuple):
+    """What the tier lacks of pinned modules.
 
-    missing: list[Key] = field(default_factory=list)
-    """Artifacts, and digests of modules whose own bytes are missing, in the order of the look."""
-    expiring: set[str] = field(default_factory=set)
-    """Digests of modules of which a value expires."""
+    ``missing`` are artifacts, and digests of modules whose own bytes are missing, in the order of
+    the look; ``expiring`` are digests of modules of which a value expires.
+    """
+
+    missing: list[Key]
+    expiring: set[str]
 
 
+@dataclass(eq=False)
 class RedisStore:
     """Artifacts and modules of one namespace. For one event loop.
+
+    Values are kept below ``prefix``, that of the namespace. With ``renews``, a use restarts the
+    time to live. Payloads larger than ``artifact_bytes`` or ``module_bytes`` are not read. Without
+    ``reports_usage``, ``usage`` returns zeros: the server's own figures are sums over all of its
+    keys.
 
     Each method raises TierUnavailable if the server fails, and no other error.
     """
 
+    link: RedisLink
+    prefix: str
+    _sealer: Sealer
+    _recorder: Recorder
+    _: KW_ONLY
+    ttl_s: int
+    renews: bool
+    artifact_bytes: Callable[[], int]
+    module_bytes: Callable[[], int]
+    is_pinned: model.IsPinned
+    reports_usage: bool
+
     name = "redis"
+    # Why the server, which answers, takes no writes; empty while it takes them.
+    write_refusal = ""
 
-    def __init__(
-        self,
-        link: RedisLink,
-        prefix: str,
-        sealer: Sealer,
-        recorder: Recorder,
-        *,
-        ttl_s: int,
-        renews: bool,
-        artifact_bytes: Callable[[], int],
-        module_bytes: Callable[[], int],
-        is_pinned: model.IsPinned,
-        reports_usage: bool,
-    ) -> None:
-        """Keep values below ``prefix``, that of the namespace.
-
-        With ``renews``, a use restarts the time to live. Payloads larger than ``artifact_bytes``
-        or ``module_bytes`` are not read. Without ``reports_usage``, ``usage`` returns zeros: the
-        server's own figures are sums over all of its keys.
-        """
-        self.link = link
-        self.prefix = prefix
-        self.write_refusal = ""
-        """Why the server, which answers, takes no writes; empty while it takes them."""
-        self._sealer = sealer
-        self._recorder = recorder
-        self._ttl_s = ttl_s
-        self._renews = renews
-        self._limits = {True: artifact_bytes, False: module_bytes}
-        self._is_pinned = is_pinned
-        self._reports_usage = reports_usage
+    def __post_init__(self) -> None:
         self._usage = model.TierUsage()
         self._reading = asyncio.Semaphore(_READS_AT_ONCE)
         self._logged = set[str]()
         self._refused = b""
         self._renewed = dict[Key, float]()
-        self._renewing = set[asyncio.Task[None]]()
-        self._watcher: asyncio.Task[None] | None = None
+        self._tasks = set[asyncio.Task[None]]()
 
     async def start(self) -> None:
         """Begin to watch the server; wait until it is known whether it answers."""
         await self._look()
-        self._watcher = asyncio.create_task(self._watch())
+        self._tasks.add(asyncio.create_task(self._watch()))
 
     async def close(self) -> None:
         """Stop watching; never raise. The link stays open."""
-        tasks = [*self._renewing, *([self._watcher] if self._watcher else [])]
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def usage(self) -> model.TierUsage:
         """Return what the server reported last, the keys of other clients included."""
@@ -198,28 +183,23 @@ class RedisStore:
         Raise DoesNotFit for one that the server does not take for its size.
         """
         began, outcome = time.perf_counter(), "error"
-        key, size_bytes = (
-            (what.key, what.size_bytes)
-            if isinstance(what, Artifact)
-            else (what.sha256, len(what.wasm))
-        )
+        key = what.key if isinstance(what, Artifact) else what.sha256
+        size_bytes = what.size_bytes if isinstance(what, Artifact) else len(what.wasm)
         try:
             async with asyncio.timeout(max(WRITE_TIMEOUT_S, self.link.timeout_s)):
                 await self.store(key, value.written(what, self._sealer), size_bytes)
             outcome = "ok"
             self._note_refusal(b"", "")
-        except DoesNotFit as failure:
-            outcome = "too_large"
-            log.warning(
-                "value not shared: the tier does not take one of its size", why=str(failure)
-            )
-            raise
         except TimeoutError:
             raise TierUnavailable("a write to Redis takes too long") from None
         except TierUnavailable as failure:
+            why = str(failure)
+            if isinstance(failure, DoesNotFit):
+                outcome = "too_large"
+                log.warning("value not shared: the tier does not take one of its size", why=why)
             # Of a cluster, the other nodes take writes.
-            if not self.link.is_down and not isinstance(failure, PartUnavailable):
-                self._note_refusal(self._temporary(_module_of(key)), str(failure))
+            elif not self.link.is_down and not isinstance(failure, PartUnavailable):
+                self._note_refusal(self._temporary(_module_of(key)), why)
             raise
         finally:
             self._recorder.tier_store(self.name, outcome, time.perf_counter() - began)
@@ -274,15 +254,15 @@ class RedisStore:
         never raise.
         """
         now_s = time.monotonic()
-        due_s = self._renewed.get(key, -math.inf) + self._ttl_s / _RENEWALS_PER_LIFE
-        if not self._renews or now_s < due_s or len(self._renewing) >= _MAX_RENEWING:
+        due_s = self._renewed.get(key, -math.inf) + self.ttl_s / _RENEWALS_PER_LIFE
+        if not self.renews or now_s < due_s or len(self._tasks) > _MAX_RENEWING:
             return
         if len(self._renewed) >= _MAX_REMEMBERED:
             self._renewed.clear()
         self._renewed[key] = now_s
         renewing = asyncio.create_task(self._renew(key))
-        self._renewing.add(renewing)
-        renewing.add_done_callback(self._renewing.discard)
+        self._tasks.add(renewing)
+        renewing.add_done_callback(self._tasks.discard)
 
     async def measure(self, modules: Collection[str], *, keep: bool) -> dict[str, Held]:
         """Return what is here of each of ``modules``; with ``keep``, let none of it expire."""
@@ -300,7 +280,7 @@ class RedisStore:
         async for _, some in self._of_modules(modules):
             ages = await self._each([("TTL", name) for name in some])
             kept = [name for name, age in zip(some, ages, strict=True) if age == _NO_TTL]
-            await self._each([("EXPIRE", name, self._ttl_s) for name in kept])
+            await self._each([("EXPIRE", name, self.ttl_s) for name in kept])
 
     async def lacking(self, wanted: Sequence[Key]) -> Lacking:
         """Return what is missing of ``wanted``, artifacts and modules, and what of it expires."""
@@ -316,18 +296,16 @@ class RedisStore:
 
     async def _find(self, key: Key, allowance: Allowance) -> Artifact | Module | None:
         began, outcome = time.perf_counter(), "error"
+        with allowance.free():
+            await self._reading.acquire()
         try:
-            with allowance.free():
-                await self._reading.acquire()
-            try:
-                found = await self._read(key, allowance)
-            finally:
-                self._reading.release()
+            found = await self._read(key, allowance)
             outcome = "miss" if found is None else "hit"
+            return found
         finally:
+            self._reading.release()
             what = "module" if isinstance(key, str) else "artifact"
             self._recorder.tier_lookup(self.name, what, outcome, time.perf_counter() - began)
-        return found
 
     async def _read(self, key: Key, allowance: Allowance) -> Artifact | Module | None:
         name = (await self._names([key])).get(key)
@@ -365,7 +343,8 @@ class RedisStore:
 
         # The head, and the frames that came with it, in one go.
         opened, frames = await _in_thread(len(tail), begin)
-        if opened.size_bytes > self._limits[isinstance(opened.what, Artifact)]():
+        is_artifact = isinstance(opened.what, Artifact)
+        if opened.size_bytes > (self.artifact_bytes if is_artifact else self.module_bytes)():
             # Not deleted: daemons with a higher limit use it.
             log.info("stored value is larger than the limit", key=name.decode())
             return None
@@ -377,7 +356,7 @@ class RedisStore:
         except TimeoutError:
             # Not an outage: the server answered each command in time.
             raise TierUnavailable("Redis takes too long for a value of this size") from None
-        size_bytes = 0 if isinstance(opened.what, Artifact) else opened.size_bytes
+        size_bytes = 0 if is_artifact else opened.size_bytes
         return await _in_thread(size_bytes, value.with_frames, opened, [*left, *frames])
 
     async def _frames(self, name: bytes, opened: Opened, count: int) -> list[bytes]:
@@ -407,15 +386,13 @@ class RedisStore:
         return tail
 
     async def _discard(self, name: bytes, tail: bytes, rejected: ValueRejected) -> None:
-        cause = rejected.cause.value
+        cause, why = rejected.cause.value, rejected.why
         self._recorder.value_rejected(self.name, cause)
-        tell = log.warning
-        if rejected.cause in _LOGGED_ONCE:
-            if rejected.why in self._logged or len(self._logged) >= _MAX_LOGGED:
-                tell = log.debug
-            else:
-                self._logged.add(rejected.why)
-        tell("stored value rejected", key=name.decode(), cause=cause, why=rejected.why)
+        is_told = why in self._logged or len(self._logged) >= _MAX_LOGGED
+        if rejected.cause in _LOGGED_ONCE and not is_told:
+            self._logged.add(why)
+        tell = log.debug if rejected.cause in _LOGGED_ONCE and is_told else log.warning
+        tell("stored value rejected", key=name.decode(), cause=cause, why=why)
         with contextlib.suppress(TierUnavailable):  # The next reader rejects it again.
             await self.delete_if(name, tail)
 
@@ -452,9 +429,9 @@ class RedisStore:
         if isinstance(key, CacheKey):
             names.append(self._named("of", module_sha256))
             await self._note(names[1], f"{key.engine_id}:{key.fingerprint}")
-        is_pinned = self._is_pinned(module_sha256)
+        is_pinned = self.is_pinned(module_sha256)
         await self._send(
-            *(("PERSIST", each) if is_pinned else ("EXPIRE", each, self._ttl_s) for each in names)
+            *(("PERSIST", each) if is_pinned else ("EXPIRE", each, self.ttl_s) for each in names)
         )
         return stored
 
@@ -504,7 +481,7 @@ class RedisStore:
     async def _look(self) -> None:
         # If the server is down, the link has logged it and asks again by itself.
         with contextlib.suppress(TierUnavailable):
-            if self._reports_usage:
+            if self.reports_usage:
                 self._usage = await self.link.usage()
         with contextlib.suppress(TierUnavailable):
             if self.write_refusal:  # The next write may be far off.
@@ -513,14 +490,11 @@ class RedisStore:
 
     async def _renew(self, key: Key) -> None:
         module_sha256 = _module_of(key)
-        if self._is_pinned(module_sha256):
-            return
-        try:
-            names = [*(await self._names({key, module_sha256})).values()]
-            names.append(self._named("of", module_sha256))
-            await self.link.run(*(("EXPIRE", name, self._ttl_s) for name in names))
-        except TierUnavailable:
-            self._renewed.pop(key, None)  # The next use tries again.
+        with contextlib.suppress(TierUnavailable):  # A tenth of its life later, it is tried again.
+            names = (await self._names({key, module_sha256})).values()
+            if not self.is_pinned(module_sha256):
+                every = (*names, self._named("of", module_sha256))
+                await self.link.run(*(("EXPIRE", name, self.ttl_s) for name in every))
 
     # What ``wasmkilnd cache`` asks for
 
@@ -607,13 +581,13 @@ class RedisStore:
                     names[key] = name
         return names
 
-    async def _of_modules(self, modules: Collection[str]) -> AsyncIterator[tuple[str, list[bytes]]]:
+    async def _of_modules(self, modules: Collection[str]) -> AsyncIterator[_Of]:
         """Return modules with the names of their artifacts, themselves, and their sets."""
         for some in _batches(list(modules), _BATCH):
             for each, artifacts in await self._sets(some):
                 yield each, [*artifacts, self.name_of(each), self._named("of", each)]
 
-    async def _sets(self, modules: Collection[str]) -> list[tuple[str, list[bytes]]]:
+    async def _sets(self, modules: Collection[str]) -> list[_Of]:
         """Return modules with the names of their artifacts, as far as the sets know them."""
         sets = await self._each([("SMEMBERS", self._named("of", each)) for each in modules])
         return [
