@@ -271,8 +271,8 @@ class RedisStore:
             if keep:
                 await self._each([("PERSIST", name) for name in some])
             *artifacts, module = await self._each([("STRLEN", name) for name in some[:-1]])
-            held = Held(sum(map(bool, artifacts)), int(module > 0), sum(artifacts, module))
-            found[module_sha256] = held
+            count, size_bytes = sum(map(bool, artifacts)), sum(artifacts, module)
+            found[module_sha256] = Held(count, int(module > 0), size_bytes)
         return found
 
     async def release(self, modules: Collection[str]) -> None:
@@ -409,8 +409,7 @@ class RedisStore:
 
     async def remove(self, key: CacheKey) -> None:
         """Delete an artifact that turned out to be of no use."""
-        names = await self._names([key])
-        await self.link.run(*(("UNLINK", name) for name in names.values()))
+        await self.link.run(("UNLINK", self.name_of(key)))
 
     # Writing
 
@@ -441,15 +440,12 @@ class RedisStore:
         """Write a value, and give it its name unless that is taken; return whether it was not."""
         sent_bytes = 0
         while chunk := await _in_thread(size_bytes, _next_chunk, chunks):
-            if not sent_bytes:
-                await self._send(("SET", temporary, chunk, "EX", _WRITING_S))
-            else:
-                [there, _] = await self._send(
-                    ("APPEND", temporary, chunk), ("EXPIRE", temporary, _WRITING_S)
-                )
-                if there != sent_bytes + len(chunk):
-                    raise TierUnavailable("Redis lost the beginning of a value that was written")
+            first = ("SET", temporary, chunk, "EX", _WRITING_S)
+            later = ("APPEND", temporary, chunk), ("EXPIRE", temporary, _WRITING_S)
+            [done, *_] = await self._send(*(later if sent_bytes else (first,)))
             sent_bytes += len(chunk)
+            if done not in (b"OK", sent_bytes):
+                raise TierUnavailable("Redis lost the beginning of a value that was written")
         stored, _ = await self._send(("RENAMENX", temporary, name), ("UNLINK", temporary))
         return bool(stored)
 
@@ -483,7 +479,6 @@ class RedisStore:
         with contextlib.suppress(TierUnavailable):
             if self.reports_usage:
                 self._usage = await self.link.usage()
-        with contextlib.suppress(TierUnavailable):
             if self.write_refusal:  # The next write may be far off.
                 await self.link.run(("SET", self._refused, b"", "EX", 1))
                 self._note_refusal(b"", "")
@@ -598,8 +593,8 @@ class RedisStore:
     async def _delete(self, names: Sequence[bytes], scope: model.EvictScope) -> Evicted:
         gone = Evicted()
         for some in _batches(self._ours(names), _BATCH):
+            go = [each for each in some if not scope.leaves(_module_of(each[2]))]
             stay = [each for each in some if scope.leaves(_module_of(each[2]))]
-            go = [each for each in some if each not in stay]
             sizes = await self._each(
                 [("EXISTS" if kind == "of" else "STRLEN", name) for name, kind, _ in go]
             )
