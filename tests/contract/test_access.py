@@ -62,12 +62,11 @@ async def test_the_documented_commands_are_enough_for_all_that_is_asked(
         store.used(SMALL.key)
         assert same(await store.get(LARGE.key, Allowance()), LARGE)
         assert await store.get_module(wasm.sha256, Allowance()) == wasm
-        assert await store.has_module(wasm.sha256)
         assert await store.held([SMALL.key, LARGE.key]) == {SMALL.key, LARGE.key}
         assert await store.kinds_of([SMALL.key]) == {SMALL.key: Kind.CORE_MODULE}
         held = await store.measure([wasm.sha256], keep=True)
         assert held[wasm.sha256] == Held(2, 1, held[wasm.sha256].bytes)
-        assert not (await store.lacking([wasm.sha256, SMALL.key])).expiring
+        assert await at.run("TTL", at.name(SMALL)) == -1
         await store.release([wasm.sha256])
         await at.run("SET", at.name(SMALL), b"spoilt")
         assert await store.get(SMALL.key, Allowance()) is None

@@ -28,7 +28,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import structlog
 
@@ -49,8 +49,8 @@ T = TypeVar("T")
 K = TypeVar("K", bound="CacheKey | str")
 # What a value is stored under: the key of an artifact, or the digest of a module.
 Key: TypeAlias = "CacheKey | str"
-# A module's digest, and names of keys that are about it.
-_Of: TypeAlias = tuple[str, list[bytes]]
+# A module's digest, the kind of a key that is about it, and the key's name.
+_Of: TypeAlias = tuple[str, str, bytes]
 
 # One GETRANGE gets the head and, of most artifacts, all frames. Other clients of the server wait
 # for as much at most (docs/explanation/performance.md).
@@ -99,17 +99,6 @@ return redis.call('unlink', KEYS[1])
 """
 
 log = structlog.get_logger("wasmkilnd.cache")
-
-
-class Lacking(NamedTuple):
-    """What the tier lacks of pinned modules.
-
-    ``missing`` are artifacts, and digests of modules whose own bytes are missing, in the order of
-    the look; ``expiring`` are digests of modules of which a value expires.
-    """
-
-    missing: list[Key]
-    expiring: set[str]
 
 
 @dataclass(eq=False)
@@ -204,11 +193,6 @@ class RedisStore:
         finally:
             self._recorder.tier_store(self.name, outcome, time.perf_counter() - began)
 
-    async def has_module(self, sha256: str) -> bool:
-        """Return whether a module is stored, without verifying it."""
-        [found] = await self._each([("EXISTS", self.name_of(sha256))])
-        return bool(found)
-
     async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
         """Return which of ``keys`` are stored, without verifying them."""
         names = await self._names(keys)
@@ -234,9 +218,9 @@ class RedisStore:
         """Delete what is in ``scope`` and not pinned; a module in time linear in its artifacts."""
         gone = Evicted()
         if module_sha256 := scope.module_sha256:
-            [names] = [names async for _, names in self._of_modules([module_sha256])]
+            [names] = [some async for some in self._of_modules([module_sha256])]
             patterns = [("compiled", f"{{{module_sha256}}}:*")] if len(names) == 2 else []
-            gone += await self._delete(names, scope)
+            gone += await self._delete([name for *_, name in names], scope)
         elif scope.engine_id:
             patterns = [("compiled", f"*:{_literal(scope.engine_id)}:*")]
         else:
@@ -267,30 +251,23 @@ class RedisStore:
     async def measure(self, modules: Collection[str], *, keep: bool) -> dict[str, Held]:
         """Return what is here of each of ``modules``; with ``keep``, let none of it expire."""
         found = dict.fromkeys(modules, Held())
-        async for module_sha256, some in self._of_modules(modules):
+        async for some in self._of_modules(modules):
             if keep:
-                await self._each([("PERSIST", name) for name in some])
-            *artifacts, module = await self._each([("STRLEN", name) for name in some[:-1]])
-            count, size_bytes = sum(map(bool, artifacts)), sum(artifacts, module)
-            found[module_sha256] = Held(count, int(module > 0), size_bytes)
+                await self._each([("PERSIST", name) for *_, name in some])
+            values = [each for each in some if each[1] != "of"]
+            sizes = await self._each([("STRLEN", name) for *_, name in values])
+            for (module_sha256, kind, _), size in zip(values, sizes, strict=True):
+                if size:
+                    held = Held(int(kind == "compiled"), int(kind == "module"), size)
+                    found[module_sha256] += held
         return found
 
     async def release(self, modules: Collection[str]) -> None:
         """Let what is kept of ``modules`` expire, as if it were stored now."""
-        async for _, some in self._of_modules(modules):
-            ages = await self._each([("TTL", name) for name in some])
-            kept = [name for name, age in zip(some, ages, strict=True) if age == _NO_TTL]
+        async for some in self._of_modules(modules):
+            ages = await self._each([("TTL", name) for *_, name in some])
+            kept = [name for (*_, name), age in zip(some, ages, strict=True) if age == _NO_TTL]
             await self._each([("EXPIRE", name, self.ttl_s) for name in kept])
-
-    async def lacking(self, wanted: Sequence[Key]) -> Lacking:
-        """Return what is missing of ``wanted``, artifacts and modules, and what of it expires."""
-        names = await self._names(wanted)
-        found = await self._each([("TTL", name) for name in names.values()])
-        ages = dict(zip(names, found, strict=True))
-        return Lacking(
-            [each for each in wanted if ages.get(each, _GONE) == _GONE],
-            {_module_of(each) for each, age in ages.items() if age >= 0},
-        )
 
     # Reading
 
@@ -576,13 +553,17 @@ class RedisStore:
                     names[key] = name
         return names
 
-    async def _of_modules(self, modules: Collection[str]) -> AsyncIterator[_Of]:
-        """Return modules with the names of their artifacts, themselves, and their sets."""
+    async def _of_modules(self, modules: Collection[str]) -> AsyncIterator[list[_Of]]:
+        """Return the names of modules' artifacts, of themselves, and of their sets, in batches."""
         for some in _batches(list(modules), _BATCH):
+            names = list[_Of]()
             for each, artifacts in await self._sets(some):
-                yield each, [*artifacts, self.name_of(each), self._named("of", each)]
+                names += [(each, "compiled", name) for name in artifacts]
+                names += [(each, "module", self.name_of(each))]
+                names += [(each, "of", self._named("of", each))]
+            yield names
 
-    async def _sets(self, modules: Collection[str]) -> list[_Of]:
+    async def _sets(self, modules: Collection[str]) -> list[tuple[str, list[bytes]]]:
         """Return modules with the names of their artifacts, as far as the sets know them."""
         sets = await self._each([("SMEMBERS", self._named("of", each)) for each in modules])
         return [
