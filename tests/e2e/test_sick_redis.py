@@ -317,7 +317,7 @@ def rest(
     [
         (401, "Redis refuses the user or password"),
         (302, "HTTP status 302"),
-        (429, "too many requests"),
+        (429, "HTTP status 429"),
         (503, "HTTP status 503"),
         (200, "does not speak the Redis protocol"),
     ],

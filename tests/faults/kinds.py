@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from wasmkilnd.cache.redis_link import WRITE_TIMEOUT_S
+from wasmkilnd.cache.redis_servers import WRITE_TIMEOUT_S
 
 from tests.faults.proxy import GOOD, Line
 from tests.faults.site import PASSWORD, TIMEOUT_S, Site

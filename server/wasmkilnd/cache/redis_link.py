@@ -13,20 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import structlog
 
-from wasmkilnd.cache.redis_servers import WRITE_TIMEOUT_S as WRITE_TIMEOUT_S
-from wasmkilnd.cache.redis_servers import Command as Command
-from wasmkilnd.cache.redis_servers import (
-    RedisServer,
-    described,
-    is_outage,
-    is_timeout,
-    without_errors,
-)
+from wasmkilnd.cache import redis_servers
+from wasmkilnd.cache.redis_servers import WRITE_TIMEOUT_S, Ask, Command, RedisServer
 from wasmkilnd.errors import TierUnavailable, forget_frames
 from wasmkilnd.model import TierUsage
 
@@ -35,20 +28,20 @@ T = TypeVar("T")
 _log = structlog.get_logger("wasmkilnd.cache")
 
 _FIRST_WAIT_S = 0.25
+_SCAN_COUNT = 1000
 
-_NONE = type(None)
-_NUMBERS = (
-    "APPEND DEL EXISTS EXPIRE PERSIST PEXPIRE PTTL RENAMENX SADD SCARD SETRANGE SREM STRLEN TTL"
-    " UNLINK"
-)
-# What the replies to a command are. Those to a script, and to any other command, may be anything.
-_TYPES: dict[bytes | str | int, tuple[type, ...]] = {
-    **dict.fromkeys(_NUMBERS.split(), (int,)),
-    "GET": (bytes, _NONE),
-    "GETRANGE": (bytes,),
-    "SET": (bytes, _NONE),
-    "SMEMBERS": (list,),
-}
+# What the replies to commands are. Those to all others that the daemon sends are numbers.
+_TYPES: dict[Any, Any] = {"GET": bytes | None, "GETRANGE": bytes, "SMEMBERS": list, "EVAL": object}
+
+
+def _fits(command: Command, reply: Any) -> bool:
+    """Return whether ``command`` can have this reply."""
+    if command[0] == "SET":
+        return reply in (b"OK", None)
+    if command[0] == "SCAN":
+        cursor, names = reply
+        return int(cursor) >= 0 and all(type(name) is bytes for name in names)
+    return isinstance(reply, _TYPES.get(command[0], int))
 
 
 class RedisLink:
@@ -60,27 +53,22 @@ class RedisLink:
     """
 
     def __init__(
-        self,
-        server: RedisServer,
-        *,
-        timeout_s: float = 2.0,
-        retry_max_s: float = 10.0,
+        self, server: RedisServer, *, timeout_s: float = 2.0, retry_max_s: float = 10.0
     ) -> None:
         """``retry_max_s`` is the longest wait before the server is asked again."""
         self.timeout_s = timeout_s
+        self.why_down = "not asked yet"
+        """What is wrong, without secrets; empty while the server is up."""
         self._server = server
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._retry_max_s = retry_max_s
         self._closed = asyncio.Event()
         self._closed.set()
         self._closed_at_s = -retry_max_s
-        self._wait_s = self._first_wait_s
-        self._asking: asyncio.Task[None] | None = None
-        self._long: set[asyncio.Timeout] = set()
-        """The calls under way that may take longer than ``timeout_s``."""
-        self._answered = False
+        self._first_wait_s = self._wait_s = min(_FIRST_WAIT_S, retry_max_s)
+        self._calls: set[asyncio.Timeout] = set()
+        """When each call under way ends."""
         self._answered_at_s = -timeout_s
-        self._why = "not asked yet"
 
     @property
     def is_down(self) -> bool:
@@ -90,12 +78,7 @@ class RedisLink:
     @property
     def up(self) -> bool:
         """Whether the server answered the last time it was asked."""
-        return self._answered and not self.is_down
-
-    @property
-    def why_down(self) -> str:
-        """What is wrong, without secrets; empty while the server is up."""
-        return "" if self.up else self._why
+        return not self.why_down
 
     async def run(self, *commands: Command, timeout_s: float | None = None) -> list[Any]:
         """Run ``commands``, in one round trip where the server allows it; return their replies.
@@ -105,16 +88,7 @@ class RedisLink:
         link's own time-out: a write passes WRITE_TIMEOUT_S.
         """
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
-
-        async def ask() -> list[Any]:
-            replies = without_errors(await self._server.ask(commands, timeout_s))
-            for command, reply in zip(commands, replies, strict=True):
-                known = isinstance(reply, _TYPES.get(command[0], object))
-                if not known or (command[0] == "SET" and reply not in (b"OK", None)):
-                    raise TypeError("the server returned a reply of another type")
-            return replies
-
-        return await self._call(ask, timeout_s) if commands else []
+        return await self._ask(self._server.ask, commands, timeout_s) if commands else []
 
     async def scan(self, pattern: bytes) -> AsyncIterator[list[bytes]]:
         """Return the keys that match ``pattern``, in pages; a page may be empty.
@@ -122,13 +96,14 @@ class RedisLink:
         Includes each key that exists during the whole scan; some may come twice. Each page has
         its own time-out.
         """
-        pages = self._server.scan(pattern, self.timeout_s)
-
-        async def next_page() -> list[bytes] | None:
-            return await anext(pages, None)
-
-        while (page := await self._call(next_page, self.timeout_s)) is not None:
-            yield page
+        for ask in await self._call(self._server.parts, self.timeout_s):
+            cursor: Any = 0
+            while True:
+                command: Command = ("SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN_COUNT)
+                [(cursor, page)] = await self._ask(ask, [command], self.timeout_s)
+                yield page
+                if int(cursor) == 0:
+                    break
 
     async def usage(self) -> TierUsage:
         """Return what the server reports about itself; zero for what it does not report."""
@@ -140,18 +115,20 @@ class RedisLink:
 
     def replace(self, server: RedisServer) -> None:
         """Use ``server`` from now on; commands that are running end on the previous one."""
-        retiring = asyncio.create_task(self._retire(self._server))
-        self._retiring.add(retiring)
-        retiring.add_done_callback(self._retiring.discard)
+        self._begin(self._retire(self._server))
         self._server = server
 
     async def close(self) -> None:
         """Close every connection; never raises."""
-        tasks = [*self._retiring, *([self._asking] if self._asking else [])]
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._server.close()
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _retire(self, server: RedisServer) -> None:
         try:
@@ -160,42 +137,47 @@ class RedisLink:
         finally:
             await server.close()
 
-    @property
-    def _first_wait_s(self) -> float:
-        return min(_FIRST_WAIT_S, self._retry_max_s)
+    async def _ask(self, ask: Ask, commands: Sequence[Command], timeout_s: float) -> list[Any]:
+        async def replies() -> list[Any]:
+            told = redis_servers.without_errors(await ask(commands, timeout_s))
+            if len(told) != len(commands) or not all(map(_fits, commands, told)):
+                raise TypeError("the server returned a reply of another type")
+            return told
+
+        return await self._call(replies, timeout_s)
 
     async def _call(self, work: Callable[[], Awaitable[T]], timeout_s: float) -> T:
         if self.is_down:
-            raise TierUnavailable(self._why)
+            raise TierUnavailable(self.why_down)
         try:
             async with asyncio.timeout(timeout_s) as end:
-                if timeout_s > self.timeout_s:
-                    self._long.add(end)
+                self._calls.add(end)
                 try:
                     answer = await work()
                 finally:
-                    self._long.discard(end)
+                    self._calls.discard(end)
         except Exception as error:
-            failure = described(error)
-            outage = is_outage(error)
-            if outage and is_timeout(error) and self._answers_others():
-                outage = False  # This daemon is slow, or this one reply.
-            elif not outage:
-                self._answered = True  # A refusal is an answer.
-            forget_frames(error)  # Frames hold values, and libraries keep their errors.
-            if outage:
-                self._open(str(failure))
-            try:
-                # Not `from error`: a traceback in a log would contain its secrets.
-                raise failure from None
-            finally:
-                del failure  # Its traceback holds this frame.
-        self._answered = True
+            # Not `from error`: a traceback in a log would contain its secrets.
+            raise self._failed(error) from None
+        self._note_answer()
         self._answered_at_s = time.monotonic()
         return answer
 
-    def _answers_others(self) -> bool:
-        return time.monotonic() - self._answered_at_s < self.timeout_s / 2
+    def _failed(self, error: Exception) -> TierUnavailable:
+        failure = redis_servers.described(error)
+        if not redis_servers.is_outage(error):
+            self._note_answer()  # A refusal is one.
+        # A time-out while others are answered: this daemon is slow, or this one reply.
+        elif str(failure) != redis_servers.NO_ANSWER or (
+            time.monotonic() - self._answered_at_s >= self.timeout_s / 2
+        ):
+            self._open(str(failure))
+        forget_frames(error)  # Frames hold values, and libraries keep their errors.
+        return failure
+
+    def _note_answer(self) -> None:
+        if not self.is_down:  # Else the call began before.
+            self.why_down = ""
 
     def _open(self, why: str) -> None:
         if self.is_down:
@@ -203,14 +185,14 @@ class RedisLink:
         if time.monotonic() - self._closed_at_s > self._retry_max_s:
             self._wait_s = self._first_wait_s
         # Else it flaps: it answers when it is asked, and nothing more. Keep the waits growing.
-        self._why = why
+        self.why_down = why
         self._closed.clear()
         _log.warning("tier is down", tier="redis", detail=why)
         soon_s = asyncio.get_running_loop().time() + self._first_wait_s
-        for end in self._long:
+        for end in self._calls:
             if not end.expired():
                 end.reschedule(min(end.when() or soon_s, soon_s))
-        self._asking = asyncio.create_task(self._ask_until_it_answers())
+        self._begin(self._ask_until_it_answers())
 
     async def _ask_until_it_answers(self) -> None:
         opened_at_s = time.monotonic()
@@ -220,13 +202,12 @@ class RedisLink:
             try:
                 async with asyncio.timeout(self.timeout_s):
                     await self._server.probe(self.timeout_s)
+                break
             except Exception as error:
-                self._why = str(described(error))
+                self.why_down = str(redis_servers.described(error))
                 forget_frames(error)
-                continue
-            break
         self._closed_at_s = time.monotonic()
-        self._answered = True
         self._closed.set()
+        self.why_down = ""
         down_s = round(self._closed_at_s - opened_at_s, 1)
         _log.info("tier is up again", tier="redis", down_s=down_s)

@@ -25,17 +25,10 @@ import re
 import ssl
 import time
 from abc import ABC, abstractmethod
-from collections import defaultdict
-from collections.abc import (
-    AsyncIterator,
-    Callable,
-    Coroutine,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import quote
@@ -43,26 +36,8 @@ from urllib.parse import quote
 import aiohttp
 import structlog
 from redis import exceptions
-from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
-from redis.asyncio.cluster import ClusterNode, NodesManager, PipelineCommand
-from redis.asyncio.connection import (
-    AbstractConnection,
-    Connection,
-    SSLConnection,
-    UnixDomainSocketConnection,
-)
-from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import (
-    MasterNotFoundError,
-    Sentinel,
-    SentinelConnectionPool,
-    SentinelManagedConnection,
-    SentinelManagedSSLConnection,
-)
-from redis.backoff import NoBackoff
-from redis.cluster import PRIMARY
-from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
-from redis.credentials import CredentialProvider
+from redis.asyncio import connection as redis_py
+from redis.crc import key_slot
 from yarl import URL
 
 from wasmkilnd.errors import PartUnavailable, TierUnavailable, WrongType, forget_frames
@@ -72,17 +47,20 @@ from wasmkilnd.redis_address import RedisAddress, RedisKind
 Command: TypeAlias = tuple[bytes | str | int, ...]
 """A command and its arguments, for example ``("SET", name, value, "EX", 60)``."""
 
-CLIENT_NAME = "wasmkiln"
+Ask: TypeAlias = Callable[[Sequence[Command], float], Awaitable[list[Any]]]
+"""As ``RedisServer.ask``."""
+
+Node: TypeAlias = tuple[str, int]
+"""Host and port."""
+
+Shards: TypeAlias = dict[range, list[Node]]
+"""Slots, and the nodes that have them, the primary first."""
 
 WRITE_TIMEOUT_S = 10.0
 """How long all steps of a write may take together (a connection, sending, the reply)."""
 
-NO_ANSWER = "Redis does not answer in time"
-"""For a server that accepts connections and does not answer."""
-
 _log = structlog.get_logger("wasmkilnd.cache")
 
-_SCAN_COUNT = 1000
 _MAX_CONNECTIONS = 32
 # Large reads take half the time of redis-py's default of 32 KiB (docs/explanation/performance.md).
 _READ_BYTES = 1024 * 1024
@@ -103,51 +81,38 @@ class RedisServer(ABC):
         the caller grants to all of it.
         """
 
-    async def drop_idle(self) -> None:  # noqa: B027 - two kinds keep nothing open
+    async def parts(self) -> Sequence[Ask]:
+        """Return how to ask each of the servers that have keys of their own."""
+        return [self.ask]
+
+    async def drop_idle(self) -> None:  # noqa: B027 - some kinds keep nothing open
         """Drop idle connections: after an outage they look alive, and each costs a time-out."""
 
-    async def close(self) -> None:  # noqa: B027 - two kinds keep nothing open
+    async def close(self) -> None:  # noqa: B027 - some kinds keep nothing open
         """Close every connection; never raises."""
 
-    async def scan(self, pattern: bytes, timeout_s: float) -> AsyncIterator[list[bytes]]:
-        """Return the keys that match ``pattern``, in pages of one round trip each.
-
-        Includes each key that exists during the whole scan; some may come twice.
-        """
-        cursor: Any = 0
-        while True:
-            command: Command = ("SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN_COUNT)
-            [(cursor, page)] = without_errors(await self.ask([command], timeout_s))
-            if not all(type(name) is bytes for name in page):
-                raise TypeError("the server returned something other than names")
-            yield page
-            if int(cursor) == 0:
-                return
-
     async def usage(self, timeout_s: float) -> TierUsage:
-        """Return what the server reports about itself; zero for what it does not report."""
-        replies = await self.ask([("DBSIZE",), ("INFO", "memory"), ("INFO", "stats")], timeout_s)
-        for reply in replies:
-            # The server answers, though this user may not see it, or it does not know.
-            refusals = (exceptions.ResponseError, exceptions.NoPermissionError)
-            if isinstance(reply, Exception) and type(reply) not in refusals:
-                raise reply
-        entries, memory, stats = replies
-        numbers = _numbers(memory) | _numbers(stats)
-        return TierUsage(
-            entries=entries if type(entries) is int else 0,
-            bytes=numbers.get("used_memory", 0),
-            limit_bytes=numbers.get("maxmemory", 0),
-            evictions=numbers.get("evicted_keys", 0),
-        )
+        """Return what the server reports about itself; zero for what it does not report.
+
+        That is what its user may not ask, and what a node of a cluster has that is down.
+        """
+        questions: list[Command] = [("DBSIZE",), ("INFO", "memory"), ("INFO", "stats")]
+        asked = (ask(questions, timeout_s) for ask in await self.parts())
+        total: Counter[bytes] = Counter()
+        for replies in await asyncio.gather(*asked):
+            for reply in _without_outages(replies):
+                if isinstance(reply, int):
+                    total[b"entries"] += reply
+                elif isinstance(reply, bytes):
+                    for name, value in re.findall(rb"^(\w+):(\d{1,18})\r?$", reply, re.MULTILINE):
+                        total[name] += int(value)
+        told = (b"entries", b"used_memory", b"maxmemory", b"evicted_keys")
+        return TierUsage(*(total[name] for name in told))
 
     async def probe(self, timeout_s: float) -> None:
-        """Ask on a new connection whether the server answers; raise if not."""
+        """Ask on a new connection whether the server answers, be it by a refusal; raise if not."""
         await self.drop_idle()
-        [reply] = await self.ask([("PING",)], timeout_s)
-        # A user without permission to PING was answered all the same.
-        if isinstance(reply, Exception) and not isinstance(reply, exceptions.NoPermissionError):
-            raise reply
+        _without_outages(await self.ask([("PING",)], timeout_s))
 
 
 def without_errors(replies: list[Any]) -> list[Any]:
@@ -158,11 +123,10 @@ def without_errors(replies: list[Any]) -> list[Any]:
     return replies
 
 
-def _numbers(info: Any) -> dict[str, int]:
-    """Read the whole numbers of a reply to INFO."""
-    lines = info.decode(errors="replace").splitlines() if isinstance(info, bytes) else []
-    pairs = (line.partition(":") for line in lines)
-    return {name: int(value) for name, _, value in pairs if value.isascii() and value.isdigit()}
+def _without_outages(replies: list[Any]) -> list[Any]:
+    """Return ``replies``, with refusals; raise the first outage among them."""
+    without_errors([each for each in replies if isinstance(each, Exception) and is_outage(each)])
+    return replies
 
 
 class UnavailableServer(RedisServer):
@@ -180,7 +144,7 @@ class UnavailableServer(RedisServer):
 class SingleServer(RedisServer):
     """One server, through redis-py's connections of ``pool``."""
 
-    def __init__(self, pool: ConnectionPool) -> None:
+    def __init__(self, pool: redis_py.ConnectionPool) -> None:
         self._pool = pool
 
     async def ask(self, commands: Sequence[Command], timeout_s: float) -> list[Any]:
@@ -190,10 +154,11 @@ class SingleServer(RedisServer):
         try:
             await connection.send_packed_command(connection.pack_commands(commands))
             replies: list[Any] = []
-            for _ in commands:
+            for command in commands:
                 try:
                     replies.append(await connection.read_response())
                 except exceptions.ResponseError as refusal:
+                    refusal.add_note(str(command[0]))
                     replies.append(refusal)
         finally:
             await self._pool.release(connection)
@@ -213,102 +178,66 @@ class SingleServer(RedisServer):
             await self._pool.disconnect()
 
 
-# ---- Sentinel
+class _OurConnection(redis_py.AbstractConnection):
+    """A connection to the server that ``find`` names at that moment, or else to the usual one.
 
-
-class SentinelServer(SingleServer):
-    """The server that is the primary of ``service`` now.
-
-    Each new connection asks the Sentinels first, so connections to a primary that died or was
-    demoted are replaced by connections to its successor. ``options`` are for connections to the
-    primary, ``sentinel_options`` for those to the Sentinels.
+    It always closes, even where the server hangs or the caller is cancelled: redis-py waits until
+    all is sent, and with TLS until the server says goodbye.
     """
 
-    def __init__(
-        self,
-        address: RedisAddress,
-        options: Mapping[str, Any],
-        sentinel_options: Mapping[str, Any],
-    ) -> None:
-        self._sentinels = _Sentinels(address, sentinel_options)
-        kind = _SentinelTlsConnection if address.tls else _SentinelConnection
-        super().__init__(
-            _SentinelPool(address.service, self._sentinels, connection_class=kind, **options)  # type: ignore[no-untyped-call]
-        )
+    find: Callable[[], Awaitable[Node]] | None = None
 
-    async def close(self) -> None:
-        """As RedisServer."""
-        await super().close()
-        closing = (each.aclose() for each in self._sentinels.sentinels)
-        await asyncio.gather(*closing, return_exceptions=True)
+    async def _connect(self) -> None:
+        if self.find:
+            self.host, self.port = await self.find()
+        await super()._connect()  # type: ignore[no-untyped-call, safe-super]
+
+    async def disconnect(self, *args: Any, **options: Any) -> None:
+        """Close the connection."""
+        if self._writer is not None:
+            self._writer.transport.abort()
+        await super().disconnect(*args, **options)
 
 
-class _SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
-    """A pool in which callers beyond its limit wait, instead of being refused."""
+async def _primary_of(service: str, sentinels: Sequence[Callable[[], SingleServer]]) -> Node:
+    """Return where the primary is, by the Sentinel that tells it first: others may hang.
 
-
-class _Sentinels(Sentinel):
-    def __init__(self, address: RedisAddress, options: Mapping[str, Any]) -> None:
-        super().__init__([])  # type: ignore[no-untyped-call]
-        kind = _TlsConnection if address.tls else _TcpConnection
-        self.sentinels = [
-            Redis.from_pool(ConnectionPool(connection_class=kind, host=host, port=port, **options))
-            for host, port in address.hosts
-        ]
-
-    async def discover_master(self, service_name: str) -> tuple[str, int]:
-        """Return where the primary is. Raises MasterNotFoundError.
-
-        Asks all Sentinels at once: redis-py asks one after the other, so the first one,
-        if it hangs, would use up the time of every call.
-        """
-        try:
-            return await _first_success(self._ask(each, service_name) for each in self.sentinels)
-        except Exception as failure:
-            raise MasterNotFoundError("no Sentinel names a primary") from failure
-
-    async def _ask(self, sentinel: Redis, service_name: str) -> tuple[str, int]:
-        state: Any = await sentinel.sentinel_master(service_name)
-        # A Sentinel that lost its peers still names the primary that died, but marks it down.
-        if not self.check_master_state(state, service_name):
-            raise exceptions.ConnectionError("the primary that this Sentinel names is down")
-        return state["ip"], state["port"]
-
-
-async def _first_success(
-    attempts: Iterable[Coroutine[Any, Any, tuple[str, int]]],
-) -> tuple[str, int]:
-    """Return what the first attempt to succeed returns, and cancel the others.
-
-    Raises what the last one to fail raised if all failed.
+    Each new connection asks, so those to a primary that died or was demoted are replaced by
+    connections to its successor.
     """
-    tasks = [asyncio.create_task(attempt) for attempt in attempts]
+    question: list[Command] = [("SENTINEL", "MASTER", service)]
+    servers = [connected() for connected in sentinels]
+    asked = [asyncio.create_task(server.ask(question, 0)) for server in servers]
+    why = ""
     try:
-        failure: Exception = ValueError("there are no attempts")
-        for task in asyncio.as_completed(tasks):
+        for told in asyncio.as_completed(asked):
             try:
-                return await task
-            except Exception as error:
-                failure = error
-        raise failure
+                [reply] = without_errors(await told)
+                state = dict(zip(reply[::2], reply[1::2], strict=True))
+                # A Sentinel that lost its peers still names the primary that died.
+                if b"down" not in state[b"flags"]:
+                    return state[b"ip"].decode(), int(state[b"port"])
+                why = "the primary is down"
+            except Exception as failure:
+                why = str(described(failure))
+        raise TierUnavailable(f"no Sentinel names a primary: {why}")
     finally:
-        for task in tasks:
+        for task in asked:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-# ---- Cluster
+        await asyncio.gather(*asked, return_exceptions=True)
+        await asyncio.gather(*(server.close() for server in servers))
 
 
 class ClusterServer(RedisServer):
     """The cluster to which ``seeds`` belong: each command goes to the node that has its key.
 
-    A node that does not answer is not asked again by calls, until it answers a background task
-    or another node has its slots. Meanwhile commands on its keys raise PartUnavailable, at once
-    from the second one on, and commands on other keys work. If every primary is down, the last
-    error is raised.
+    Calls do not ask a node that failed: commands on its keys raise PartUnavailable, at once from
+    the second one on, and commands on other keys work. If every primary is down, TierUnavailable
+    is raised. Whenever a command meets a node that is down, or is told that a slot has moved, a
+    background task asks all nodes, some times a second at most, who answers and who has which
+    slots.
 
-    redis-py knows the nodes and the slots. Its ``RedisCluster`` is not used: after one lost
+    Each node is a SingleServer. redis-py's ``RedisCluster`` is not used: after one lost
     connection every call of it waits until the slots are read again, perhaps from a node that
     hangs; its ASKING may go on another connection than the command; and it asks for COMMAND.
     """
@@ -317,260 +246,159 @@ class ClusterServer(RedisServer):
     # outage of the whole cluster.
     _NODE_SHARE = 0.75
     _MOST_REDIRECTIONS = 5
-    _TRY_AGAIN_S = 0.05
-    _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 2.0
+    _REST_S = 0.25
 
     def __init__(
-        self,
-        seeds: Sequence[tuple[str, int]],
-        options: Mapping[str, Any],
-        *,
-        timeout_s: float,
+        self, seeds: Sequence[Node], connected: Callable[[Node], SingleServer], timeout_s: float
     ) -> None:
-        """``options`` are those of a ClusterNode; ``timeout_s`` is for the background task."""
-        self._seeds, self._timeout_s = tuple(seeds), timeout_s
-        # More than calls use: the background task needs some.
-        self._options = {**options, "max_connections": 2 * _MAX_CONNECTIONS}
-        # Callers beyond the limit of a node wait: redis-py would refuse them.
-        self._turns: dict[str, asyncio.Semaphore] = defaultdict(
-            lambda: asyncio.Semaphore(_MAX_CONNECTIONS)
-        )
-        self._nodes = NodesManager(self._new_seeds(), False, self._options)
-        self._down: dict[str, str] = {}
-        """Why each primary that does not answer does not, by its name."""
-        self._reading: asyncio.Task[None] | None = None
-        self._mending: asyncio.Task[None] | None = None
+        """``timeout_s`` is for the questions after the slots."""
+        self._seeds, self._connected, self._timeout_s = seeds, connected, timeout_s
+        self._servers = {node: connected(node) for node in seeds}
+        self._owners: dict[int, Node] = {}
+        """The primary of each slot."""
+        self._primaries: frozenset[Node] = frozenset()
+        self._down: dict[Node, str] = {}
+        """Why each node that fails does."""
+        self._mending: asyncio.Task[str] | None = None
 
     async def ask(self, commands: Sequence[Command], timeout_s: float) -> list[Any]:
         """As RedisServer: each node gets its commands in one round trip, all at the same time."""
-        await self._know_slots()
-        by_node: dict[ClusterNode, list[int]] = defaultdict(list)
+        if not self._owners:
+            await self.probe(timeout_s)
+        by_node: dict[Node, list[int]] = defaultdict(list)
         replies: list[Any] = [None] * len(commands)
         for index, command in enumerate(commands):
-            owners = self._nodes.slots_cache.get(_slot_of(command))
-            if owners:
-                by_node[owners[0]].append(index)
+            key = command[3 if command[0] == "EVAL" else 1]
+            slot = key_slot(key if isinstance(key, bytes) else str(key).encode())
+            if owner := self._owners.get(slot):
+                by_node[owner].append(index)
             else:
                 self._mend()
                 replies[index] = PartUnavailable("no node of the Redis cluster serves this key")
 
-        async def at(node: ClusterNode, indices: list[int]) -> None:
+        async def at(node: Node, indices: list[int]) -> None:
             answers = await self._at(node, [commands[index] for index in indices], timeout_s)
             for index, answer in zip(indices, answers, strict=True):
-                if isinstance(answer, exceptions.AskError | exceptions.TryAgainError):
-                    answer = await self._follow(node, answer, commands[index], timeout_s)
-                replies[index] = answer
+                replies[index] = await self._follow(node, answer, commands[index], timeout_s)
 
-        # Wait for all, so that no reply arrives after its reader is gone.
-        work = (at(node, indices) for node, indices in by_node.items())
-        without_errors(await asyncio.gather(*work, return_exceptions=True))
+        await asyncio.gather(*(at(node, indices) for node, indices in by_node.items()))
         return replies
 
-    async def scan(self, pattern: bytes, timeout_s: float) -> AsyncIterator[list[bytes]]:
-        """As RedisServer, primary by primary. Raises PartUnavailable if one is down."""
-        await self._know_slots()
-        for node in self._primaries():
-            async for page in _OneNode(self, node).scan(pattern, timeout_s):
-                yield page
-
-    async def usage(self, timeout_s: float) -> TierUsage:
-        """As RedisServer: sums over those primaries that answer."""
-        await self._know_slots()
-        replies = await asyncio.gather(
-            *(_OneNode(self, node).usage(timeout_s) for node in self._primaries()),
-            return_exceptions=True,
-        )
-        usages = [each for each in replies if isinstance(each, TierUsage)]
-        if not usages:
-            without_errors(list(replies))
-        return TierUsage(
-            entries=sum(each.entries for each in usages),
-            bytes=sum(each.bytes for each in usages),
-            limit_bytes=sum(each.limit_bytes for each in usages),
-            evictions=sum(each.evictions for each in usages),
-        )
+    async def parts(self) -> Sequence[Ask]:
+        """As RedisServer: the primaries."""
+        if not self._owners:
+            await self.probe(self._timeout_s)
+        return [partial(self._at, node) for node in sorted(self._primaries)]
 
     async def probe(self, timeout_s: float) -> None:
         """As RedisServer: one primary is enough, if it considers the cluster up."""
-        await self._read_slots()
-        await self._look_at(self._primaries())
-        answering = [node for node in self._primaries() if node.name not in self._down]
-        if not answering:
-            why = next(iter(self._down.values()), "it has none")
+        if why := await self._look():
             raise TierUnavailable(f"no primary of the Redis cluster answers: {why}")
-        # A cluster that is down answers PING too.
-        [info] = await self._at(answering[0], [("CLUSTER", "INFO")], timeout_s)
-        if isinstance(info, bytes) and b"cluster_state:fail" in info:
-            raise exceptions.ClusterDownError("the cluster is down")
 
     async def close(self) -> None:
         """As RedisServer."""
-        tasks = [task for task in (self._mending, self._reading) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for nodes in ("nodes_cache", "startup_nodes"):
-            with contextlib.suppress(Exception):
-                await self._nodes.aclose(nodes)
+        if self._mending:
+            self._mending.cancel()
+            await asyncio.gather(self._mending, return_exceptions=True)
+        await asyncio.gather(*(server.close() for server in self._servers.values()))
 
-    def _primaries(self) -> list[ClusterNode]:
-        nodes = {owners[0].name: owners[0] for owners in self._nodes.slots_cache.values()}
-        return [nodes[name] for name in sorted(nodes)]
+    async def _at(self, node: Node, commands: Sequence[Command], timeout_s: float) -> list[Any]:
+        """Return the replies of ``node``: to each command why it is down if it is."""
+        why = self._down.get(node, "")
+        if not why:
+            server = self._servers.get(node) or self._connected(node)
+            self._servers[node] = server
+            try:
+                async with asyncio.timeout(timeout_s * self._NODE_SHARE):
+                    return _without_outages(await server.ask(commands, timeout_s))
+            except Exception as error:
+                why = str(described(error))
+                forget_frames(error)
+            self._note(self._down | {node: why})
+            await server.drop_idle()
+        self._mend()
+        if self._down.keys() >= self._primaries:
+            unavailable = TierUnavailable(f"no primary of the Redis cluster answers: {why}")
+        else:
+            unavailable = PartUnavailable(f"a node of the Redis cluster is down: {why}")
+        return [unavailable] * len(commands)
 
-    async def _at(
-        self, node: ClusterNode, commands: Sequence[Command], timeout_s: float
-    ) -> list[Any]:
-        """Return the replies of ``node``.
-
-        Each is PartUnavailable if the node is down and others are not: at once if it is known
-        to be. Raises what its connection raises if all are down.
-        """
-        try:
-            if node.name not in self._down:
-                sent = [PipelineCommand(at, *command) for at, command in enumerate(commands)]
-                async with self._turns[node.name], asyncio.timeout(timeout_s * self._NODE_SHARE):
-                    await node.execute_pipeline(sent)
-                replies = [self._read(command.result) for command in sent]
-                for reply in replies:
-                    if isinstance(reply, Exception) and _is_lost(reply):
-                        raise reply
-                return replies
-        except Exception as error:
-            if not _is_lost(error):
-                raise
-            self._lost(node, str(described(error)))
-            if self._down.keys() >= {each.name for each in self._primaries()}:
-                raise
-            forget_frames(error)
-        why = self._down.get(node.name, "it left the cluster")
-        return [PartUnavailable(f"a node of the Redis cluster is down: {why}") for _ in commands]
-
-    def _read(self, reply: Any) -> Any:
-        if isinstance(reply, exceptions.ClusterDownError) and "not served" in str(reply):
-            self._mend()
-            return PartUnavailable("no node of the Redis cluster serves this key")
+    async def _follow(self, node: Node, reply: Any, command: Command, timeout_s: float) -> Any:
+        """Return ``reply`` of ``node``, or that of the node to which it redirects ``command``."""
+        for _ in range(self._MOST_REDIRECTIONS):
+            if not isinstance(reply, exceptions.AskError):  # MovedError is one.
+                break
+            node = _node(reply.host, reply.port, node)
+            before: list[Command] = [("ASKING",)]
+            if isinstance(reply, exceptions.MovedError):
+                before = []
+                self._mend()
+            # In one round trip, so that both go on the same connection.
+            *_, reply = await self._at(node, [*before, command], timeout_s)
         return reply
 
-    async def _follow(
-        self, node: ClusterNode, reply: Exception, command: Command, timeout_s: float
-    ) -> Any:
-        """Return the reply to ``command`` of the node to which ``reply`` redirects it."""
-        for _ in range(self._MOST_REDIRECTIONS):
-            before: list[Command] = []
-            if isinstance(reply, exceptions.TryAgainError):
-                await asyncio.sleep(self._TRY_AGAIN_S)
-            elif isinstance(reply, exceptions.AskError):  # MovedError is one.
-                host = reply.host if reply.host not in ("", "?") else node.host
-                known = self._nodes.get_node(host, reply.port)
-                if isinstance(reply, exceptions.MovedError):
-                    self._mend()
-                else:
-                    before = [("ASKING",)]
-                if known is None:
-                    known = ClusterNode(host, reply.port, PRIMARY, **self._options)
-                    self._nodes.set_nodes(self._nodes.nodes_cache, {known.name: known})
-                node = known
-            else:
-                return reply
-            # In one round trip, so that ASKING and the command go on the same connection.
-            *_, reply = await self._at(node, [*before, command], timeout_s)
-        return PartUnavailable("the nodes of the Redis cluster disagree on which serves a key")
+    async def _look(self, rest_s: float = 0) -> str:
+        """Ask every node for the slots; return why no primary answers if that is so."""
+        nodes, before = list(self._servers), self._down
+        told = dict(zip(nodes, await asyncio.gather(*map(self._slots_by, nodes)), strict=True))
+        failed = {node: why for node, why in told.items() if isinstance(why, str)}
+        # What most of them say.
+        why = max(failed.values(), key=[*failed.values()].count, default="no node has a slot")
+        answers = (each for each in told.values() if each and not isinstance(each, str))
+        for shards in itertools.islice(answers, 1):
+            self._owners = {slot: nodes[0] for slots, nodes in shards.items() for slot in slots}
+            self._primaries = frozenset(self._owners.values())
+            known = {*self._seeds, *itertools.chain(*shards.values())}
+            for node in known - self._servers.keys():
+                self._servers[node] = self._connected(node)
+            for node in self._servers.keys() - known:
+                await self._servers.pop(node).close()
+        # Who failed in the meantime may have answered before.
+        failed |= {node: why for node, why in self._down.items() if node not in before}
+        self._note(failed)
+        await asyncio.sleep(rest_s)
+        return why if self._down.keys() >= self._primaries else ""
 
-    def _lost(self, node: ClusterNode, why: str) -> None:
-        if any(node.name == each.name for each in self._primaries()):
-            if node.name not in self._down:
-                _log.warning("cluster node is down", node=node.name, detail=why)
-            self._down[node.name] = why
-        self._mend()
-
-    async def _know_slots(self) -> None:
-        if not self._nodes.slots_cache:
-            await self._read_slots()
-
-    async def _read_slots(self) -> None:
-        """Ask for the slots; concurrent callers share one request, and may leave it."""
-        if self._reading is None or self._reading.done():
-            self._reading = asyncio.create_task(self._ask_for_slots())
-        await asyncio.shield(self._reading)
-
-    async def _ask_for_slots(self) -> None:
-        nodes, cause = self._nodes, None
-        try:
-            # A node that is down is asked last.
-            await nodes.initialize(last_failed_node_name=next(iter(self._down), None))
-        except exceptions.RedisClusterException as failure:
-            # The nodes that it knew may be gone for good.
-            seeds = {each.name: each for each in self._new_seeds()}
-            nodes.startup_nodes = seeds | nodes.startup_nodes
-            # redis-py's sentence repeats what a node said; what caused it has a sentence here.
-            cause = failure.__cause__
-            cause = cause.__context__ if type(cause) is type(failure) else cause
-            cause = cause or failure
-        if cause is not None:
-            raise cause
-        primaries = {node.name for node in self._primaries()}
-        for name in self._down.keys() - primaries:
-            del self._down[name]
-            _log.info("cluster node was replaced", node=name)
-
-    def _new_seeds(self) -> list[ClusterNode]:
-        return [ClusterNode(host, port, **self._options) for host, port in self._seeds]
-
-    def _mend(self) -> None:
-        """Read the slots again, in the background, until each slot has a node that answers."""
-        if self._mending is None or self._mending.done():
-            self._mending = asyncio.create_task(self._read_until_whole())
-
-    async def _read_until_whole(self) -> None:
-        wait_s = self._FIRST_WAIT_S
-        while True:
-            with contextlib.suppress(Exception):
-                await self._read_slots()
-            await self._look_at([node for node in self._primaries() if node.name in self._down])
-            if len(self._nodes.slots_cache) == REDIS_CLUSTER_HASH_SLOTS and not self._down:
-                return
-            await asyncio.sleep(wait_s)
-            wait_s = min(2 * wait_s, self._LONGEST_WAIT_S)
-
-    async def _look_at(self, nodes: Iterable[ClusterNode]) -> None:
-        """Ask each of ``nodes`` on a new connection, and note which answer."""
-        await asyncio.gather(*(self._look(node) for node in nodes))
-
-    async def _look(self, node: ClusterNode) -> None:
+    async def _slots_by(self, node: Node) -> Shards | str:
+        """Return which nodes have which slots, as ``node`` tells, or why it is not to be asked."""
+        questions: list[Command] = [("CLUSTER", "SLOTS"), ("CLUSTER", "INFO")]
         try:
             async with asyncio.timeout(self._timeout_s * self._NODE_SHARE):
-                await node.disconnect_free_connections()
-                with contextlib.suppress(exceptions.NoPermissionError):
-                    await node.execute_command("PING")
+                slots, info = await self._servers[node].ask(questions, self._timeout_s)
+            # This user may not be allowed to see the information.
+            if isinstance(info, bytes) and b"cluster_state:fail" in info:
+                raise exceptions.ClusterDownError("")
+            return {
+                range(first, last + 1): [_node(host, port, node) for host, port, *_ in shard]
+                for first, last, *shard in without_errors([slots])[0]
+                if shard
+            }
         except Exception as error:
-            self._lost(node, str(described(error)))
+            why = str(described(error))
             forget_frames(error)
-            return
-        if self._down.pop(node.name, None):
-            _log.info("cluster node is up again", node=node.name)
+            return why
+
+    def _note(self, failed: dict[Node, str]) -> None:
+        """Note which primaries fail, and log what is new."""
+        down = {node: why for node, why in failed.items() if node in self._primaries}
+        for host, port in down.keys() - self._down.keys():
+            why = down[host, port]
+            _log.warning("cluster node is down", node=f"{host}:{port}", detail=why)
+        for host, port in self._down.keys() - down.keys():
+            again = "is up again" if (host, port) in self._primaries else "was replaced"
+            _log.info(f"cluster node {again}", node=f"{host}:{port}")
+        self._down = down
+
+    def _mend(self) -> None:
+        """Look in the background."""
+        if self._mending is None or self._mending.done():
+            self._mending = asyncio.create_task(self._look(self._REST_S))
 
 
-class _OneNode(RedisServer):
-    """One primary of a cluster, for what is asked of each of them."""
-
-    def __init__(self, cluster: ClusterServer, node: ClusterNode) -> None:
-        self._cluster, self._node = cluster, node
-
-    async def ask(self, commands: Sequence[Command], timeout_s: float) -> list[Any]:
-        return await self._cluster._at(self._node, commands, timeout_s)
-
-
-def _slot_of(command: Command) -> int:
-    key = command[3 if command[0] == "EVAL" else 1]
-    return key_slot(key if isinstance(key, bytes) else str(key).encode())
-
-
-def _is_lost(error: Exception) -> bool:
-    """Return whether ``error`` tells that a node does not answer, or refuses everything."""
-    return not isinstance(error, exceptions.ClusterDownError) and is_outage(error)
-
-
-# ---- Upstash over REST
+def _node(host: bytes | str | None, port: Any, told_by: Node) -> Node:
+    """Return a node as another one names it: a host that it does not know is its own."""
+    name = host.decode() if isinstance(host, bytes) else host
+    return (name if name and name != "?" else told_by[0]), int(port)
 
 
 class UpstashRestServer(RedisServer):
@@ -583,10 +411,8 @@ class UpstashRestServer(RedisServer):
     """
 
     _USAGE_AGE_S = 300.0
-    # Beyond the ranges that were asked for: names, numbers, JSON's own, a page of a scan.
-    _SLACK_BYTES = 8 * 1024 * 1024
-    # Below this, handing a reply to a thread costs more than parsing it.
-    _INLINE_BYTES = 64 * 1024
+    # Far more than anybody asks for at once.
+    _MOST_BYTES = 32 * 1024 * 1024
     _SYNC_TOKEN = "Upstash-Sync-Token"  # noqa: S105 - the name of a header
 
     def __init__(
@@ -594,33 +420,29 @@ class UpstashRestServer(RedisServer):
     ) -> None:
         self._url, self._token, self._tls = url.rstrip("/"), token, tls
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s)
-        self._session: aiohttp.ClientSession | None = None
         self._sync_token = ""
-        self._usage: TierUsage | None = None
-        self._usage_at_s = 0.0
+        self._usage, self._usage_at_s = TierUsage(), -self._USAGE_AGE_S
 
     async def ask(self, commands: Sequence[Command], timeout_s: float) -> list[Any]:
         """As RedisServer: one request, but one for each command with a binary argument."""
-        replies: list[Any] = []
-        texts = [[_text(part) for part in command] for command in commands]
-        for is_text, group in itertools.groupby(texts, key=_is_text):
-            some = list(group)
-            if not is_text:
-                replies += [await self._with_body(command) for command in some]
-            elif len(some) == 1:
-                replies.append(_reply(await self._post("", _json(some[0]), some)))
-            else:
-                answers = await self._post("/pipeline", _json(some), some)
-                if isinstance(answers, dict):
-                    raise _reply(answers)
-                if len(answers) != len(some):
-                    raise exceptions.InvalidResponse("not as many answers as commands")
-                replies += map(_reply, answers)
-        return replies
+        texts = [_texts(command) for command in commands]
+        if all(texts):
+            return await self._post("/pipeline", json.dumps(texts).encode())
+        if len(commands) == 1:
+            return await self._post(*_with_body(commands[0]))
+        each = [await self.ask([command], timeout_s) for command in commands]
+        return list(itertools.chain(*each))
+
+    @cached_property
+    def _session(self) -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(limit=_MAX_CONNECTIONS, ssl=self._tls)
+        return aiohttp.ClientSession(
+            connector=connector, timeout=self._timeout, auto_decompress=False
+        )
 
     async def usage(self, timeout_s: float) -> TierUsage:
         """As RedisServer, but up to _USAGE_AGE_S old: every request costs money."""
-        if self._usage is None or time.monotonic() - self._usage_at_s > self._USAGE_AGE_S:
+        if time.monotonic() - self._usage_at_s > self._USAGE_AGE_S:
             self._usage = await super().usage(timeout_s)
             self._usage_at_s = time.monotonic()
         return self._usage
@@ -631,22 +453,11 @@ class UpstashRestServer(RedisServer):
 
     async def close(self) -> None:
         """As RedisServer."""
-        session, self._session = self._session, None
-        if session is not None:
-            with contextlib.suppress(Exception):
-                await session.close()
+        with contextlib.suppress(Exception):
+            await self.__dict__.pop("_session").close()
 
-    async def _with_body(self, command: list[Any]) -> Any:
-        """Send a command with its one binary argument as the body and the rest as the query."""
-        at = next(index for index, part in enumerate(command) if isinstance(part, bytes))
-        before, body, after = command[:at], command[at], command[at + 1 :]
-        if not _is_text(after):
-            raise exceptions.DataError("REST cannot carry a command with two binary arguments")
-        path = "".join(f"/{quote(str(part), safe='')}" for part in before)
-        query = _query(after)
-        return _reply(await self._post(f"{path}?{query}" if query else path, body, [command]))
-
-    async def _post(self, path: str, body: bytes, commands: Sequence[list[Any]]) -> Any:
+    async def _post(self, path: str, body: bytes) -> list[Any]:
+        """Return the replies; to a pipeline that is refused as a whole, one."""
         headers = {
             "Authorization": f"Bearer {self._token()}",
             "Upstash-Encoding": "base64",
@@ -655,103 +466,53 @@ class UpstashRestServer(RedisServer):
         }
         if self._sync_token:
             headers[self._SYNC_TOKEN] = self._sync_token  # Reads then see our own writes.
-        if self._session is None or self._session.closed:
-            connector = aiohttp.TCPConnector(limit=_MAX_CONNECTIONS, ssl=self._tls)
-            self._session = aiohttp.ClientSession(
-                connector=connector, timeout=self._timeout, auto_decompress=False
-            )
         # Redirects are not followed: they would give the token to another host.
         url = URL(f"{self._url}{path}", encoded=True)
         async with self._session.post(
             url, data=body, headers=headers, allow_redirects=False
         ) as response:
             self._sync_token = response.headers.get(self._SYNC_TOKEN, self._sync_token)
-            _check(response.status)
-            # Base64 makes four bytes of three.
-            ranges = (c[3] - c[2] + 1 for c in commands if c[0] == "GETRANGE")
-            most_bytes = self._SLACK_BYTES + sum(ranges) * 4 // 3
+            if response.status in (401, 403):
+                raise exceptions.AuthenticationError("the token is refused")
+            if response.status not in (200, 400):  # 400 carries the error that Redis returned.
+                raise TierUnavailable(f"Redis over REST fails with HTTP status {response.status}")
             answer = bytearray()
             async for part in response.content.iter_any():
                 answer += part
-                if len(answer) > most_bytes:
+                if len(answer) > self._MOST_BYTES:
                     raise exceptions.InvalidResponse("more than was asked for")
-        if len(answer) < self._INLINE_BYTES:
-            return _parsed(answer)
-        return await asyncio.to_thread(_parsed, answer)
+        replies = await asyncio.to_thread(json.loads, answer, object_hook=_reply)
+        return replies if isinstance(replies, list) else [replies]
 
 
-def _text(part: bytes | str | int) -> bytes | str | int:
-    """Return ``part`` as text if it is UTF-8, since JSON can carry text."""
-    if not isinstance(part, bytes):
-        return part
-    try:
-        return part.decode()
-    except UnicodeDecodeError:
-        return part
+def _texts(command: Command) -> list[str | int]:
+    """Return ``command`` for JSON; nothing if an argument is not UTF-8."""
+    with contextlib.suppress(UnicodeDecodeError):
+        return [part.decode() if isinstance(part, bytes) else part for part in command]
+    return []
 
 
-def _is_text(command: list[Any]) -> bool:
-    return not any(isinstance(part, bytes) for part in command)
+def _with_body(command: Command) -> tuple[str, bytes]:
+    """Return the path of a command and its last argument of bytes, which is sent as the body."""
+    parts = [part if isinstance(part, bytes) else str(part).encode() for part in command]
+    at = max(index for index, part in enumerate(command) if isinstance(part, bytes))
+    path = "".join(f"/{quote(part, safe='')}" for part in parts[:at])
+    # What follows is the query: each number is the value of the option before it.
+    query = re.sub(rb" (?=\d)", b"=", b" ".join(parts[at + 1 :])).replace(b" ", b"&").decode()
+    return f"{path}?{query}" if query else path, parts[at]
 
 
-def _json(body: list[Any]) -> bytes:
-    return json.dumps(body).encode()
-
-
-def _query(after: Sequence[Any]) -> str:
-    """Return options like ``EX 60 NX`` as a query."""
-    options = []
-    words = iter(after)
-    for word in words:
-        # A flag has no value, not even an empty one.
-        is_flag = str(word).upper() in ("NX", "XX", "GET", "KEEPTTL")
-        options.append(f"{word}" if is_flag else f"{word}={quote(str(next(words)), safe='')}")
-    return "&".join(options)
-
-
-def _check(status: int) -> None:
-    if status in (401, 403):
-        raise exceptions.AuthenticationError("the token is refused")
-    if status == 429:
-        raise TierUnavailable("Redis over REST refuses: too many requests (HTTP status 429)")
-    if status not in (200, 400):  # 400 carries the error that Redis returned.
-        raise TierUnavailable(f"Redis over REST fails with HTTP status {status}")
-
-
-def _parsed(answer: bytearray) -> Any:
-    """Read JSON, and decode the results in it. Raises InvalidResponse."""
-    try:
-        read = json.loads(answer)
-        for each in read if isinstance(read, list) else [read]:
-            if "error" not in each:
-                each["result"] = _decoded(each["result"])
-    except (ValueError, TypeError, KeyError, RecursionError):
-        raise exceptions.InvalidResponse("not what the protocol has") from None
-    return read
+def _reply(answer: dict[str, Any]) -> Any:
+    if "error" in answer:
+        return redis_py.DefaultParser.parse_error(str(answer["error"]))  # type: ignore[no-untyped-call]
+    return _decoded(answer["result"])
 
 
 def _decoded(result: Any) -> Any:
     if isinstance(result, str):
         # The one string that is not encoded; no base64 is this short.
         return b"OK" if result == "OK" else base64.b64decode(result, validate=True)
-    if isinstance(result, list):
-        return [_decoded(each) for each in result]
-    return result
-
-
-def _reply(answer: Any) -> Any:
-    """Return the result in ``answer``, or the error that it holds."""
-    if "error" not in answer:
-        return answer["result"]
-    text = str(answer["error"])
-    kinds: dict[str, type[Exception]] = {
-        "NOPERM": exceptions.NoPermissionError,
-        "OOM": exceptions.OutOfMemoryError,
-        "READONLY": exceptions.ReadOnlyError,
-        "WRONGPASS": exceptions.AuthenticationError,
-        "NOAUTH": exceptions.AuthenticationError,
-    }
-    return kinds.get(text.partition(" ")[0], exceptions.ResponseError)(text)
+    return [_decoded(each) for each in result] if isinstance(result, list) else result
 
 
 # ---- From a URL
@@ -784,13 +545,14 @@ def connect(url: str, access: RedisAccess = NO_ACCESS, *, timeout_s: float = 2.0
     """
     address = RedisAddress.parse(url)
     _check_files(access)
-    password = _password(address, access)
+    ours = _Credentials(address.user, address.password or access.password, access.password_file)
     if address.kind is RedisKind.REST:
         tls = ssl.create_default_context(cafile=access.ca_file or None)
         where = f"{address.origin}{address.path}"
-        return UpstashRestServer(where, password, tls, connect_timeout_s=timeout_s)
+        return UpstashRestServer(where, ours.password, tls, connect_timeout_s=timeout_s)
     options: dict[str, Any] = {
         "max_connections": _MAX_CONNECTIONS,
+        "timeout": None,
         "socket_connect_timeout": timeout_s,
         # The link bounds a call; this is for Python 3.11, where asyncio can lose a cancellation
         # that meets the end of a write.
@@ -800,225 +562,139 @@ def connect(url: str, access: RedisAccess = NO_ACCESS, *, timeout_s: float = 2.0
         # What every server and proxy speaks; version 3 gives this tier nothing.
         "protocol": 2,
         "redis_connect_func": _introduce,
+        "credential_provider": ours,
+        **address.tls_options,
     }
-    if address.tls:
-        options |= address.tls_options
-        if access.ca_file:
-            options["ssl_ca_certs"] = access.ca_file
-    theirs = {n: value for n, value in options.items() if n.startswith(("socket_", "ssl_"))}
-    if address.user or address.password or access.password or access.password_file:
-        options["credential_provider"] = _Credentials(address.user, password)
-    kind: type[AbstractConnection] = _TlsConnection if address.tls else _TcpConnection
-    if address.kind is RedisKind.CLUSTER:
-        return ClusterServer(
-            address.hosts, {"connection_class": kind, **options}, timeout_s=timeout_s
-        )
-    options |= {"db": address.db, "retry": Retry(NoBackoff(), 0), "timeout": None}
-    if address.kind is RedisKind.SENTINEL:
-        theirs |= {"protocol": 2, "retry": Retry(NoBackoff(), 0)}
-        if access.sentinel_password:
-            theirs["password"] = access.sentinel_password
-            theirs["username"] = access.sentinel_user or None
-        return SentinelServer(address, options, theirs)
+    if address.tls and access.ca_file:
+        options["ssl_ca_certs"] = access.ca_file
+    kind: type[redis_py.AbstractConnection]
+    kind = redis_py.SSLConnection if address.tls else redis_py.Connection
     if address.kind is RedisKind.SOCKET:
-        kind, options["path"] = _SocketConnection, address.path
-    else:
-        [(options["host"], options["port"])] = address.hosts
-    return SingleServer(BlockingConnectionPool(connection_class=kind, **options))
+        kind = redis_py.UnixDomainSocketConnection
+
+    def server(node: Node = ("", 0), find: Any = None, **more: Any) -> SingleServer:
+        ours = type("Connection", (_OurConnection, kind), {"find": staticmethod(find)})
+        where = {"host": node[0], "port": node[1]}
+        if address.kind is RedisKind.SOCKET:
+            where = {"path": address.path}
+        pool = redis_py.BlockingConnectionPool(connection_class=ours, **options | where | more)
+        return SingleServer(pool)
+
+    if address.kind is RedisKind.CLUSTER:
+        return ClusterServer(address.hosts, server, timeout_s)
+    if address.kind is RedisKind.SENTINEL:
+        theirs = _Credentials(access.sentinel_user, access.sentinel_password)
+        sentinels = [partial(server, node, credential_provider=theirs) for node in address.hosts]
+        return server(find=partial(_primary_of, address.service, sentinels), db=address.db)
+    return server(*address.hosts, db=address.db)
 
 
-class _Credentials(CredentialProvider):
-    def __init__(self, user: str, password: Callable[[], str]) -> None:
-        self._user, self._password = user, password
+class _Credentials:
+    """A user and a password for redis-py; if there is a file, it is read for each connection."""
 
-    def get_credentials(self) -> tuple[str] | tuple[str, str]:
-        return (self._user, self._password()) if self._user else (self._password(),)
+    def __init__(self, user: str, password: str, file: str = "") -> None:
+        self._user, self._password, self._file = user, password, file
+
+    def __bool__(self) -> bool:
+        return bool(self._user or self._password or self._file)
+
+    def password(self) -> str:
+        # While the file is being replaced, use the previous password.
+        if self._file:
+            with contextlib.suppress(OSError):
+                self._password = Path(self._file).read_text(errors="replace").strip()
+        return self._password
 
     async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
-        return self.get_credentials()
-
-
-def _password(address: RedisAddress, access: RedisAccess) -> Callable[[], str]:
-    if not access.password_file:
-        password = address.password or access.password
-        return lambda: password
-    last = ""
-
-    def read() -> str:
-        nonlocal last
-        # While the file is being replaced, use the previous password.
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            last = Path(access.password_file).read_text().strip()
-        return last
-
-    return read
+        return (self._user, self.password()) if self._user else (self.password(),)
 
 
 def _check_files(access: RedisAccess) -> None:
-    for setting, path in (
-        ("redis_password_file", access.password_file),
-        ("redis_ca_file", access.ca_file),
-    ):
-        if not path:
-            continue
-        try:
-            Path(path).read_text()
-            if path == access.ca_file:
-                ssl.create_default_context(cafile=path)
-        except ssl.SSLError:
-            raise AccessUnusable(f"{setting}: {path} is not a PEM certificate") from None
-        except OSError as failure:
-            raise AccessUnusable(f"{setting}: {path}: {failure.strerror}") from None
-        except UnicodeDecodeError:
-            raise AccessUnusable(f"{setting}: {path} is not UTF-8 text") from None
-
-
-_AUTH_UNKNOWN = re.compile(r"unknown command ['`]?AUTH\b", re.IGNORECASE)
-
-
-async def _introduce(connection: AbstractConnection) -> None:
+    setting, path = "redis_password_file", access.password_file
     try:
-        await connection.on_connect()
-    except exceptions.ResponseError as refusal:
-        if not _AUTH_UNKNOWN.search(str(refusal)):
-            raise
-        # The server knows no AUTH, and its error quotes the password.
-        raise exceptions.AuthenticationError from None
-    await connection.send_command("CLIENT", "SETNAME", CLIENT_NAME)
+        if path:
+            Path(path).read_bytes()
+        setting, path = "redis_ca_file", access.ca_file
+        if path:
+            ssl.create_default_context(cafile=path)
+    except OSError as failure:
+        not_pem = isinstance(failure, ssl.SSLError)
+        why = "it is not a PEM certificate" if not_pem else failure.strerror
+        raise AccessUnusable(f"{setting}: {path}: {why}") from None
+
+
+async def _introduce(connection: redis_py.AbstractConnection) -> None:
+    await connection.on_connect()
+    await connection.send_command("CLIENT", "SETNAME", "wasmkiln")
     # A name is a courtesy to operators; some services and ACLs refuse CLIENT.
     with contextlib.suppress(exceptions.ResponseError):
         await connection.read_response()
 
 
-class _Closing(AbstractConnection):
-    """A connection that always closes, even where the server hangs or the caller is cancelled.
-
-    With TLS, redis-py waits until the server says goodbye, and then leaves the socket open.
-    """
-
-    async def disconnect(self, *args: Any, **options: Any) -> None:
-        """Close the connection."""
-        writer = self._writer
-        try:
-            await super().disconnect(*args, **options)
-        finally:
-            if writer is not None:
-                writer.transport.abort()
-
-
-class _TcpConnection(_Closing, Connection):
-    pass
-
-
-class _TlsConnection(_Closing, SSLConnection):
-    pass
-
-
-class _SocketConnection(_Closing, UnixDomainSocketConnection):
-    pass
-
-
-class _SentinelConnection(_Closing, SentinelManagedConnection):
-    pass
-
-
-class _SentinelTlsConnection(_Closing, SentinelManagedSSLConnection):
-    pass
-
-
 # ---- What went wrong, in words for operators
 
-_REFUSALS: dict[type[exceptions.ResponseError], str] = {
-    exceptions.NoPermissionError: "this user has no permission",
-    exceptions.OutOfMemoryError: "it is full: it has reached its maxmemory",
-    exceptions.ReadOnlyError: "it is read-only",
-    exceptions.ClusterDownError: "the cluster is down",
-    exceptions.MasterDownError: "it is a replica that has lost its primary",
-}
-# https://upstash.com/docs/redis/troubleshooting: for the rest of the day or month.
-_USED_UP = re.compile(r"max (daily )?requests? limit exceeded")
-_REFUSALS_BY_TEXT = {
-    "the requests of the plan are used up": _USED_UP,
-    "the request is too large": re.compile(r"max request size exceeded"),
-    "it does not know this command": re.compile(r"unknown command"),
-    "it cannot save what it holds": re.compile(r"MISCONF"),
-    "too few of its replicas follow": re.compile(r"NOREPLICAS"),
-}
-# Except the name of a command, if it is one that this daemon sends.
-_COMMAND = re.compile(
-    r"(?:unknown command|to run the) ['`]"
-    r"(append|asking|cluster|dbsize|del|eval|exists|expire|get|getrange|hello|info|persist|ping"
-    r"|pttl|renamenx|sadd|scan|select|set|setrange|smembers|srem|strlen|ttl|unlink)\b",
-    re.IGNORECASE,
-)
-_WRONG_CREDENTIALS = (
-    exceptions.AuthenticationError,
-    exceptions.AuthenticationWrongNumberOfArgsError,
+NO_ANSWER = "Redis does not answer in time"
+"""For a server that accepts connections and does not answer."""
+
+_CREDENTIALS = "Redis refuses the user or password"
+_CLUSTER_DOWN = "Redis refuses: the cluster, or the primary of this replica, is down"
+_USED_UP = "Redis refuses: the requests of the plan are used up"
+
+# The first line that fits the error, or what caused it: its type, a pattern for its text, and the
+# sentence. No sentence repeats what a server said.
+_SENTENCES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str, str], ...] = (
+    (exceptions.AuthenticationError, "", _CREDENTIALS),
+    (exceptions.AuthenticationWrongNumberOfArgsError, "", _CREDENTIALS),
+    (exceptions.ResponseError, r"(?i)unknown command ['`]?AUTH\b", _CREDENTIALS),
+    (exceptions.BusyLoadingError, "", "Redis is loading its data"),
+    (ssl.SSLCertVerificationError, "", "the certificate of Redis is not trusted: {error.strerror}"),
+    ((exceptions.TimeoutError, TimeoutError), "", NO_ANSWER),
+    (exceptions.NoPermissionError, "", "Redis refuses: this user has no permission{command}"),
+    (exceptions.OutOfMemoryError, "", "Redis refuses: it is full: it has reached its maxmemory"),
+    (exceptions.ReadOnlyError, "", "Redis refuses: it is read-only"),
+    (exceptions.ClusterDownError, "", _CLUSTER_DOWN),
+    # https://upstash.com/docs/redis/troubleshooting: for the rest of the day or month.
+    (exceptions.ResponseError, "max (daily )?requests? limit exceeded", _USED_UP),
+    (exceptions.ResponseError, "max request size", "Redis refuses: the request is too large"),
+    (
+        exceptions.ResponseError,
+        "unknown command",
+        "Redis refuses: it does not know this command{command}",
+    ),
+    (exceptions.ResponseError, "MISCONF", "Redis refuses: it cannot save what it holds"),
+    (exceptions.ResponseError, "NOREPLICAS", "Redis refuses: too few of its replicas follow"),
+    (exceptions.ResponseError, "No such master", "Redis refuses: it knows no primary of that name"),
+    (
+        exceptions.ResponseError,
+        "",
+        "Redis refuses: it gives no reason that wasmkilnd knows ({why})",
+    ),
+    (OSError, r"^\[", "cannot reach Redis: {error.strerror}"),
+    ((exceptions.ConnectionError, OSError), "", "cannot reach Redis ({why})"),
+    (Exception, "", "the server does not speak the Redis protocol ({why})"),
 )
 
 
 def described(error: Exception) -> TierUnavailable:
     """Return ``error`` as a TierUnavailable, whose text is for logs, callers and Stats."""
-    if isinstance(error, TierUnavailable):
-        return error  # Described already.
+    # redis-py wraps errors of connecting, once or twice; the first is the one that tells most.
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.insert(0, cause)
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    for link in chain:
+        if isinstance(link, TierUnavailable):
+            return link  # Described already.
     if isinstance(error, exceptions.ResponseError) and "WRONGTYPE" in str(error):
         return WrongType("a key holds another type of value than this command is for")
-    return TierUnavailable(_explained(error))
-
-
-def _explained(error: Exception) -> str:
-    # redis-py wraps errors of connecting, once or twice.
-    chain = list(_chain(error))
-    if any(isinstance(link, MasterNotFoundError) for link in chain):
-        return _no_primary(chain)
-    for link in chain:
-        if isinstance(link, _WRONG_CREDENTIALS):
-            return "Redis refuses the user or password"
-        if isinstance(link, exceptions.BusyLoadingError):
-            return "Redis is loading its data"
-        if isinstance(link, ssl.SSLCertVerificationError):
-            why = getattr(link, "verify_message", "") or "it cannot be checked"
-            return f"the certificate of Redis is not trusted: {why}"
-        if isinstance(link, ssl.SSLError):
-            return f"cannot reach Redis: TLS fails ({getattr(link, 'reason', None) or 'no reason'})"
-    if is_timeout(error):
-        return NO_ANSWER
-    if isinstance(error, exceptions.ResponseError):
-        return f"Redis refuses: {_refusal(error)}"
-    for link in chain:
-        if isinstance(link, OSError) and link.strerror:
-            return f"cannot reach Redis: {link.strerror}"
-    if isinstance(error, exceptions.ConnectionError | OSError):
-        return f"cannot reach Redis ({type(chain[-1]).__name__})"
-    return f"the server does not speak the Redis protocol ({type(error).__name__})"
-
-
-def _refusal(error: exceptions.ResponseError) -> str:
-    text = str(error)
-    command = _COMMAND.search(text)
-    about = f" ({command[1].upper()})" if command else ""
-    for kind, why in _REFUSALS.items():
-        if isinstance(error, kind):
-            return why + about
-    for why, pattern in _REFUSALS_BY_TEXT.items():
-        if pattern.search(text):
-            return why + about
-    return f"it gives no reason that wasmkilnd knows ({type(error).__name__})"
-
-
-def _no_primary(chain: Sequence[BaseException]) -> str:
-    if any(isinstance(link, _WRONG_CREDENTIALS) for link in chain):
-        return "the Sentinels refuse the user or password"
-    if any(isinstance(link, exceptions.NoPermissionError) for link in chain):
-        return "the Sentinels do not allow this user to run SENTINEL MASTER"
-    if any(isinstance(link, exceptions.ResponseError) for link in chain):
-        return "the Sentinels know no primary of that name"
-    return "no reachable Sentinel names a primary that is up"
-
-
-def is_timeout(error: Exception) -> bool:
-    """Return whether the server did not answer in time, perhaps while connecting."""
-    return any(isinstance(link, exceptions.TimeoutError | TimeoutError) for link in _chain(error))
+    command = "".join(f" ({name})" for name in getattr(error, "__notes__", ()))
+    return next(
+        TierUnavailable(sentence.format(error=link, why=type(link).__name__, command=command))
+        for kinds, pattern, sentence in _SENTENCES
+        for link in chain
+        if isinstance(link, kinds) and re.search(pattern, str(link))
+    )
 
 
 def is_outage(error: Exception) -> bool:
@@ -1028,14 +704,5 @@ def is_outage(error: Exception) -> bool:
     """
     if isinstance(error, exceptions.ResponseError):
         # Refusals that every command would meet.
-        everybody = (*_WRONG_CREDENTIALS, exceptions.ClusterDownError)
-        return isinstance(error, everybody) or _USED_UP.search(str(error)) is not None
+        return str(described(error)) in (_CREDENTIALS, _CLUSTER_DOWN, _USED_UP)
     return not isinstance(error, PartUnavailable | WrongType)
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
