@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import sys
 
-# None is what keeps Python from importing it.
-_loaded = sys.modules.setdefault("opentelemetry", None)  # type: ignore[arg-type]
+_is_known = "opentelemetry" in sys.modules
+# None keeps Python from importing it.
+sys.modules.setdefault("opentelemetry", None)  # type: ignore[arg-type]
 
 import redis.asyncio  # noqa: E402, F401
 
-if _loaded is None:
+if not _is_known:
     del sys.modules["opentelemetry"]

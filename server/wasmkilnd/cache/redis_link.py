@@ -195,7 +195,6 @@ class RedisLink:
         self._begin(self._ask_until_it_answers())
 
     async def _ask_until_it_answers(self) -> None:
-        opened_at_s = time.monotonic()
         while True:
             await asyncio.sleep(self._wait_s)
             self._wait_s = min(2 * self._wait_s, self._retry_max_s)
@@ -209,5 +208,4 @@ class RedisLink:
         self._closed_at_s = time.monotonic()
         self._closed.set()
         self.why_down = ""
-        down_s = round(self._closed_at_s - opened_at_s, 1)
-        _log.info("tier is up again", tier="redis", down_s=down_s)
+        _log.info("tier is up again", tier="redis")

@@ -317,11 +317,9 @@ class ClusterServer(RedisServer):
             self._note(self._down | {node: why})
             await server.drop_idle()
         self._mend()
-        if self._down.keys() >= self._primaries:
-            unavailable = TierUnavailable(f"no primary of the Redis cluster answers: {why}")
-        else:
-            unavailable = PartUnavailable(f"a node of the Redis cluster is down: {why}")
-        return [unavailable] * len(commands)
+        is_last = self._down.keys() >= self._primaries
+        kind = TierUnavailable if is_last else PartUnavailable
+        return [kind(f"a node of the Redis cluster is down: {why}")] * len(commands)
 
     async def _follow(self, node: Node, reply: Any, command: Command, timeout_s: float) -> Any:
         """Return ``reply`` of ``node``, or that of the node to which it redirects ``command``."""
@@ -329,10 +327,9 @@ class ClusterServer(RedisServer):
             if not isinstance(reply, exceptions.AskError):  # MovedError is one.
                 break
             node = _node(reply.host, reply.port, node)
-            before: list[Command] = [("ASKING",)]
-            if isinstance(reply, exceptions.MovedError):
-                before = []
+            if moved := isinstance(reply, exceptions.MovedError):
                 self._mend()
+            before: list[Command] = [] if moved else [("ASKING",)]
             # In one round trip, so that both go on the same connection.
             *_, reply = await self._at(node, [*before, command], timeout_s)
         return reply
@@ -416,7 +413,7 @@ class UpstashRestServer(RedisServer):
     _SYNC_TOKEN = "Upstash-Sync-Token"  # noqa: S105 - the name of a header
 
     def __init__(
-        self, url: str, token: Callable[[], str], tls: ssl.SSLContext, *, connect_timeout_s: float
+        self, url: str, token: Callable[[], str], tls: ssl.SSLContext, connect_timeout_s: float
     ) -> None:
         self._url, self._token, self._tls = url.rstrip("/"), token, tls
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s)
@@ -548,8 +545,7 @@ def connect(url: str, access: RedisAccess = NO_ACCESS, *, timeout_s: float = 2.0
     ours = _Credentials(address.user, address.password or access.password, access.password_file)
     if address.kind is RedisKind.REST:
         tls = ssl.create_default_context(cafile=access.ca_file or None)
-        where = f"{address.origin}{address.path}"
-        return UpstashRestServer(where, ours.password, tls, connect_timeout_s=timeout_s)
+        return UpstashRestServer(f"{address.origin}{address.path}", ours.password, tls, timeout_s)
     options: dict[str, Any] = {
         "max_connections": _MAX_CONNECTIONS,
         "timeout": None,
@@ -644,7 +640,6 @@ _USED_UP = "Redis refuses: the requests of the plan are used up"
 # sentence. No sentence repeats what a server said.
 _SENTENCES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str, str], ...] = (
     (exceptions.AuthenticationError, "", _CREDENTIALS),
-    (exceptions.AuthenticationWrongNumberOfArgsError, "", _CREDENTIALS),
     (exceptions.ResponseError, r"(?i)unknown command ['`]?AUTH\b", _CREDENTIALS),
     (exceptions.BusyLoadingError, "", "Redis is loading its data"),
     (ssl.SSLCertVerificationError, "", "the certificate of Redis is not trusted: {error.strerror}"),
@@ -656,19 +651,10 @@ _SENTENCES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str, str]
     # https://upstash.com/docs/redis/troubleshooting: for the rest of the day or month.
     (exceptions.ResponseError, "max (daily )?requests? limit exceeded", _USED_UP),
     (exceptions.ResponseError, "max request size", "Redis refuses: the request is too large"),
-    (
-        exceptions.ResponseError,
-        "unknown command",
-        "Redis refuses: it does not know this command{command}",
-    ),
-    (exceptions.ResponseError, "MISCONF", "Redis refuses: it cannot save what it holds"),
-    (exceptions.ResponseError, "NOREPLICAS", "Redis refuses: too few of its replicas follow"),
+    (exceptions.ResponseError, "unknown command", "Redis refuses: it has no such command{command}"),
+    (exceptions.ResponseError, "MISCONF|NOREPL", "Redis refuses: it cannot save or replicate now"),
     (exceptions.ResponseError, "No such master", "Redis refuses: it knows no primary of that name"),
-    (
-        exceptions.ResponseError,
-        "",
-        "Redis refuses: it gives no reason that wasmkilnd knows ({why})",
-    ),
+    (exceptions.ResponseError, "", "Redis refuses: it gives no known reason ({why})"),
     (OSError, r"^\[", "cannot reach Redis: {error.strerror}"),
     ((exceptions.ConnectionError, OSError), "", "cannot reach Redis ({why})"),
     (Exception, "", "the server does not speak the Redis protocol ({why})"),

@@ -60,7 +60,7 @@ def to(command: str, error: Exception) -> Exception:
         ),
         (
             to("EVAL", exceptions.ResponseError("unknown command 'EVAL', with args: 'hunter2'")),
-            "Redis refuses: it does not know this command (EVAL)",
+            "Redis refuses: it has no such command (EVAL)",
             False,
         ),
         (
@@ -70,7 +70,7 @@ def to(command: str, error: Exception) -> Exception:
         ),
         (
             exceptions.ResponseError("HUNTER2 hunter2"),
-            "Redis refuses: it gives no reason that wasmkilnd knows",
+            "Redis refuses: it gives no known reason (ResponseError)",
             False,
         ),
         (
