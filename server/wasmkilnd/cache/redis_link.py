@@ -30,8 +30,14 @@ _log = structlog.get_logger("wasmkilnd.cache")
 _FIRST_WAIT_S = 0.25
 _SCAN_COUNT = 1000
 
-# What the replies to commands are. Those to all others that the daemon sends are numbers.
-_TYPES: dict[Any, Any] = {"GET": bytes | None, "GETRANGE": bytes, "SMEMBERS": list, "EVAL": object}
+_NUMBERS = "APPEND DEL EXISTS EXPIRE PERSIST RENAMENX SADD SCARD SETRANGE SREM STRLEN TTL UNLINK"
+# What the replies to a command are. Those to a script, and to any other command, may be anything.
+_TYPES: dict[Any, Any] = {
+    **dict.fromkeys(_NUMBERS.split(), int),
+    "GET": bytes | None,
+    "GETRANGE": bytes,
+    "SMEMBERS": list,
+}
 
 
 def _fits(command: Command, reply: Any) -> bool:
@@ -41,7 +47,7 @@ def _fits(command: Command, reply: Any) -> bool:
     if command[0] == "SCAN":
         cursor, names = reply
         return int(cursor) >= 0 and all(type(name) is bytes for name in names)
-    return isinstance(reply, _TYPES.get(command[0], int))
+    return isinstance(reply, _TYPES.get(command[0], object))
 
 
 class RedisLink:
