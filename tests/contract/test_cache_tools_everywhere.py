@@ -106,7 +106,7 @@ def test_values_are_listed_verified_moved_and_removed(
     gone = removed(cache.good("rm", "--all", "--yes", "--json"))
     assert (gone["artifacts"], gone["modules"]) == (4, 4)
     assert cache.rows() == []
-    assert "imported 4 artifacts and 4 modules" in cache.good("import", str(file)).stdout
+    assert "imported: artifacts=4, modules=4, " in cache.good("import", str(file)).stdout
     assert on_it(deployment, everything) == before
     assert removed(cache.good("rm", "--engine", "wasmtime-1.0", "--json"))["artifacts"] == 4
     digest = module(1).sha256

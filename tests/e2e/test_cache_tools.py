@@ -274,15 +274,13 @@ def test_scrub_finds_each_kind_of_tampering(site: Site, warm: Warm, tmp_path: Pa
     refill(site, warm)
     done = site("scrub")
     assert done.returncode == 0
-    assert b"4 artifacts and 3 modules are good" in done.stdout
+    assert done.stdout.startswith(b"summary: artifacts=4, modules=3, bytes_read=")
 
 
 def test_values_are_chosen_sorted_and_added_up(site: Site, warm: Warm) -> None:
     """The answers are about what users know: modules, engines, sizes, keys."""
-    rows = site.rows("--sort", "size")
-    assert [row["stored_bytes"] for row in rows] == sorted(
-        (row["stored_bytes"] for row in rows), reverse=True
-    )
+    rows = site.rows()
+    assert [row["module"] for row in rows] == sorted(row["module"] for row in rows)
     assert {row["signed_by"] for row in rows} == {site.keys.public.id}
     artifacts = {
         (row["module"], row["engine"]): row["raw_bytes"]
@@ -317,7 +315,7 @@ def test_what_is_chosen_is_removed_and_pins_stay(
     done = site("rm", "--engine", "wasmer", "--json")
     assert json.loads(done.stdout)["removed"]["artifacts"] == 1
     assert not site.rows("--engine", "wasmer")
-    assert b"removed 1 artifacts and 1 modules" in site("rm", "--module", first[:12]).stdout
+    assert b"removed: artifacts=1, modules=1, bytes=" in site("rm", "--module", first[:12]).stdout
     assert not site.rows("--module", first)
     assert site("rm", "--all").returncode == 2
     done = site("rm", "--all", "--yes", "--json")
@@ -329,7 +327,7 @@ def test_what_is_chosen_is_removed_and_pins_stay(
 
 
 def test_a_wrong_command_line_has_its_exit_code(site: Site) -> None:
-    done = site("ls", "--sort", "colour")
+    done = site("ls", "--tier", "colour")
     assert done.returncode == 2
     assert b"Traceback" not in done.stderr
     done = site("import", str(site.state / "nothing.tar"))
@@ -368,7 +366,7 @@ def test_a_warm_cache_moves_to_another_site(
     file = tmp_path / "warm.tar"
     done = site("export", str(file))
     assert done.returncode == 0, done.stderr
-    assert b"exported 4 artifacts and 3 modules" in done.stdout
+    assert b"exported: artifacts=4, modules=3, " in done.stdout
     public = site.keys.public.hex
     assert public.encode() in done.stderr
     there = Site(fresh_state(tmp_path / "there", own_keys=True, engines=TWO_ENGINES))
@@ -420,15 +418,19 @@ def test_without_a_server_one_sentence_says_so(site: Site, tmp_path: Path) -> No
 
 
 def test_an_interrupted_export_leaves_no_file(site: Site, tmp_path: Path) -> None:
-    folder = tmp_path / "out"
-    folder.mkdir()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        running = begin(site, "export", str(folder / "x.tar"), "--rate", "10KB")
-        wait_until(lambda: list(folder.glob(".x.tar.*.tmp")))
-        time.sleep(0.1)
-        running.send_signal(number)
-        assert running.wait(120) == 130
-        assert list(folder.iterdir()) == []
+    file = tmp_path / "x.tar"
+    with direct(site) as client:
+        server: int = client.info()["process_id"]
+    os.kill(server, signal.SIGSTOP)
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            running = begin(site, "export", str(file))
+            wait_until(file.exists)
+            running.send_signal(number)
+            assert running.wait(60) == 130
+            assert not file.exists()
+    finally:
+        os.kill(server, signal.SIGCONT)
 
 
 def test_an_interrupted_import_leaves_whole_values_only(
@@ -438,11 +440,16 @@ def test_an_interrupted_import_leaves_whole_values_only(
     assert site("export", str(file)).returncode == 0
     with redis_server(binary_of("valkey"), tmp_path / "second") as second:
         there = Site(site.state, second.url)
-        running = begin(there, "import", str(file), "--rate", "500KB")
+        running = begin(there, "import", "-", stdin=subprocess.PIPE)
+        assert running.stdin
         with direct(there) as client:
+            # The last value is not whole, and the rest of it never comes.
+            running.stdin.write(file.read_bytes()[:-1000])
+            running.stdin.flush()
             wait_until(client.dbsize)
             running.send_signal(signal.SIGINT)
             assert running.wait(120) == 130
+            running.stdin.close()
             assert client.dbsize()
         assert there.scrub(0)[1]["bad"] == {}
         assert there("import", str(file)).returncode == 0
@@ -469,10 +476,10 @@ def wait_until(happened: Any) -> None:
         time.sleep(0.01)
 
 
-def test_a_terminal_shows_progress_and_the_time_left(site: Site) -> None:
+def test_a_terminal_shows_progress(site: Site) -> None:
     ours, theirs = pty.openpty()
     running = subprocess.Popen(
-        site.command("cache", "scrub", "--rate", "300KB"),
+        site.command("cache", "scrub"),
         env=site.clean({"TERM": "xterm", "COLUMNS": "100"}),
         stdout=subprocess.PIPE,
         stderr=theirs,
@@ -492,8 +499,7 @@ def test_a_terminal_shows_progress_and_the_time_left(site: Site) -> None:
     running.stdout.close()
     assert b"verifying" in shown
     assert b"/7" in shown
-    assert b"0:00:0" in shown
-    assert answer.startswith(b"4 artifacts and 3 modules are good")
+    assert answer.startswith(b"summary: artifacts=4, modules=3, bytes_read=")
 
 
 def test_an_export_whose_reader_is_gone_has_failed(site: Site) -> None:
@@ -503,7 +509,7 @@ def test_an_export_whose_reader_is_gone_has_failed(site: Site) -> None:
     _, told = running.communicate(timeout=60)
     assert (running.returncode, told) == (
         1,
-        b"error: cannot write to standard output: Broken pipe\n",
+        b"error: cannot write -: Broken pipe\n",
     )
 
 
