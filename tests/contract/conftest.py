@@ -1,12 +1,16 @@
-"""Every kind of Redis, each started once; and a server of its own for each file."""
+"""Every kind of Redis, each started once; a server for each file; what commands leave behind."""
 
 from __future__ import annotations
 
 import gc
+import logging
+import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import redis
+import structlog
 
 from tests.servers.deployments import KINDS_OF_REDIS, Deployment
 from tests.servers.redis_server import RedisServer, binary_of, redis_server
@@ -42,3 +46,18 @@ def _collected() -> Iterator[None]:
     """Collect what a file's tests have left: a socket that is open fails that file, not another."""
     yield
     gc.collect()
+
+
+@pytest.fixture
+def kept_as_it_was(tmp_path: Path) -> Iterator[None]:
+    """Undo what a command does to this process; see that it made no state directory."""
+    root = logging.getLogger()
+    handler, structured = signal.getsignal(signal.SIGTERM), structlog.get_config()
+    handlers, level = root.handlers[:], root.level
+    yield
+    # What a command sets up for its own process stays here.
+    signal.signal(signal.SIGTERM, handler)
+    structlog.configure(**structured)
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    assert not (tmp_path / "state").exists()  # Looking makes neither keys nor anything else.

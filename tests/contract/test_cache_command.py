@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import re
 import shutil
-import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +14,7 @@ from typing import Any, cast
 
 import pytest
 import redis
-import structlog
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 from wasmkiln.cli.text import size
 from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.cache.value import written
@@ -27,15 +24,14 @@ from wasmkilnd.model import Artifact, ExternType, Module
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.wire import CHUNK_BYTES
 
+from tests.contract.cache_command import MODULE, SEALER, STRANGER, WASMER, Command, removed, row_of
 from tests.contract.sealing import OURS, THEIRS, sealer
 from tests.contract.values import artifact, module
 from tests.servers.redis_server import RedisServer, binary_of, redis_server
 
-SEALER, STRANGER = sealer(OURS), sealer(THEIRS)
 DAYS_S = 3 * 86400 + 3600 + 30
 
-MODULE, LARGE = module(1), module(2, CHUNK_BYTES + 10)
-WASMER = SEALER.seal(artifact(3, 100, "wasmer", of=MODULE))
+LARGE = module(2, CHUNK_BYTES + 10)
 OLDER = artifact(4, 2 * CHUNK_BYTES + 10, "wasmtime", of=MODULE)
 WASMTIME = SEALER.seal(
     replace(OLDER, spec=replace(OLDER.spec, changed_settings={"consume_fuel": "true"}))
@@ -107,62 +103,6 @@ def values_in(server: redis.Redis) -> dict[bytes, bytes]:
     return {name: cast("bytes", server.get(name)) for name in strings}
 
 
-class Command:
-    """Runs `wasmkilnd cache` in this process."""
-
-    def __init__(self, url: str, state: Path) -> None:
-        self.environ = {
-            "WASMKILN_REDIS_URL": url,
-            "WASMKILN_STATE_DIR": str(state),
-            "WASMKILN_TRUSTED_KEYS": OURS.public.hex,
-        }
-
-    def __call__(self, *words: str, **environ: str) -> Result:
-        return CliRunner().invoke(
-            command, ["cache", *words], env=self.environ | environ, standalone_mode=False
-        )
-
-    def good(self, *words: str) -> Result:
-        """Run it, and see that it ended well."""
-        result = self(*words)
-        if result.exception:
-            raise result.exception
-        return result
-
-    def rows(self, *words: str) -> list[dict[str, Any]]:
-        """Return what `ls` lists."""
-        return [json.loads(line) for line in self.good("ls", "--json", *words).stdout.splitlines()]
-
-    def refusal(self, *words: str, **environ: str) -> str:
-        """Run it, and return the one sentence why it did not do its work."""
-        with pytest.raises(CacheCommandFailed) as failure:
-            raise self(*words, **environ).exception or AssertionError
-        assert "\n" not in str(failure.value)
-        return str(failure.value)
-
-    def scrub(self, *words: str, **environ: str) -> tuple[dict[bytes, Any], dict[str, Any]]:
-        """Scrub; return findings by name, and the summary."""
-        result = self("scrub", "--json", *words, **environ)
-        *findings, last = [json.loads(line) for line in result.stdout.splitlines()]
-        summary = last["summary"]
-        assert isinstance(result.exception, BadValuesFound if summary["bad"] else None.__class__)
-        return {each["name"].encode(): each for each in findings}, summary
-
-
-@pytest.fixture
-def kept_as_it_was(tmp_path: Path) -> Iterator[None]:
-    root = logging.getLogger()
-    handler, structured = signal.getsignal(signal.SIGTERM), structlog.get_config()
-    handlers, level = root.handlers[:], root.level
-    yield
-    # What a command sets up for its own process stays here.
-    signal.signal(signal.SIGTERM, handler)
-    structlog.configure(**structured)
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    assert not (tmp_path / "state").exists()  # Looking makes neither keys nor anything else.
-
-
 @pytest.fixture
 def cache(
     server: redis.Redis, valkey: RedisServer, tmp_path: Path, kept_as_it_was: None
@@ -176,23 +116,8 @@ def cache(
 def test_a_row_says_what_there_is_to_say(cache: Command) -> None:
     rows = cache.rows("--module", MODULE.sha256[:8])
     [row] = [row for row in rows if row["engine"] == "wasmtime-1.0"]
-    assert row == {
-        "what": "artifact",
-        "module": MODULE.sha256,
-        "fingerprint": WASMTIME.spec.fingerprint,
-        "kind": "core",
-        "engine": "wasmtime-1.0",
-        "target": "x86_64-unknown-linux-gnu",
-        "cpu": "baseline",
-        "changed_settings": {"consume_fuel": "true"},
-        "raw_bytes": WASMTIME.size_bytes,
-        "stored_bytes": len(VALUES[name_of(WASMTIME)]),
-        "expires_in_s": row["expires_in_s"],
-        "finished_on": "2023-11-14T22:13:20Z",
-        "signed_by": OURS.public.id,
-        "trust": "trusted",
-        "unreadable": None,
-    }
+    expected = row_of(WASMTIME, len(VALUES[name_of(WASMTIME)]), row["expires_in_s"])
+    assert row == expected | {"changed_settings": {"consume_fuel": "true"}}
     assert 3 * 86400 < row["expires_in_s"] < 3 * 86400 + 3631
 
 
@@ -272,11 +197,6 @@ def test_a_namespace_has_its_own_values(cache: Command, server: redis.Redis) -> 
 
 
 # ---- rm
-
-
-def removed(result: Result) -> dict[str, int]:
-    gone: dict[str, int] = json.loads(result.stdout)["removed"]
-    return gone
 
 
 def test_a_module_is_removed_with_its_artifacts(cache: Command, server: redis.Redis) -> None:

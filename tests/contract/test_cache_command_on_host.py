@@ -15,16 +15,11 @@ from wasmkilnd.commands.cache import BadValuesFound
 from wasmkilnd.model import Artifact
 from wasmkilnd.signing.sealer import Sealer
 
+from tests.contract.cache_command import MODULE, SEALER, STRANGER, WASMER, Command, removed, row_of
 from tests.contract.host_store import host_store
-from tests.contract.sealing import OURS, THEIRS, sealer
-from tests.contract.test_cache_command import Command, kept_as_it_was, removed
-from tests.contract.values import artifact, module
+from tests.contract.sealing import THEIRS
+from tests.contract.values import artifact
 
-__all__ = ["kept_as_it_was"]
-
-SEALER, STRANGER = sealer(OURS), sealer(THEIRS)
-MODULE = module(1)
-WASMER = SEALER.seal(artifact(3, 100, "wasmer", of=MODULE))
 WASMTIME = SEALER.seal(artifact(4, 100_000, "wasmtime", of=MODULE))
 OTHER = SEALER.seal(artifact(5))
 ALL = (WASMER, WASMTIME, OTHER)
@@ -67,23 +62,7 @@ def path_of(folder: Path, what: Artifact) -> Path:
 
 def test_entries_are_listed_with_what_is_known_of_them(cache: Command, folder: Path) -> None:
     [row] = cache.rows("--engine", "wasmtime", "--module", MODULE.sha256[:9])
-    assert row == {
-        "what": "artifact",
-        "module": MODULE.sha256,
-        "fingerprint": WASMTIME.spec.fingerprint,
-        "kind": "core",
-        "engine": "wasmtime-1.0",
-        "target": "x86_64-unknown-linux-gnu",
-        "cpu": "baseline",
-        "changed_settings": {},
-        "raw_bytes": 100_000,
-        "stored_bytes": row["stored_bytes"],
-        "expires_in_s": None,
-        "finished_on": "2023-11-14T22:13:20Z",
-        "signed_by": OURS.public.id,
-        "trust": "trusted",
-        "unreadable": None,
-    }
+    assert row == row_of(WASMTIME, row["stored_bytes"], None)
     assert row["stored_bytes"] > 100_000
     assert len(cache.rows()) == 3
     (path_of(folder, OTHER) / HEADER).write_text("{")

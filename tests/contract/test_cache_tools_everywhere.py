@@ -15,15 +15,11 @@ from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.model import Artifact, Module, nothing_pinned
 from wasmkilnd.wire import CHUNK_BYTES
 
-from tests.contract.sealing import OURS, sealer
-from tests.contract.test_cache_command import Command, kept_as_it_was, removed
+from tests.contract.cache_command import SEALER, Command, removed
 from tests.contract.values import artifact, module
 from tests.doubles.notes import Notes
 from tests.servers.deployments import KINDS_OF_REDIS, Deployment
 
-__all__ = ["kept_as_it_was"]
-
-SEALER = sealer(OURS)
 PREFIX = "wasm:tools:"
 
 VALUES: list[Artifact | Module] = [
