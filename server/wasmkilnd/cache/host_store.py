@@ -20,7 +20,6 @@ import asyncio
 import contextlib
 import errno
 import fcntl
-import grp
 import hashlib
 import json
 import math
@@ -41,17 +40,10 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import structlog
 from google.protobuf import json_format
+from wasmkiln import host_layout
 from wasmkiln.artifact import header_text
 from wasmkiln.attestation import peek
-from wasmkiln.host_layout import (
-    ARTIFACT,
-    ATTESTATION,
-    ENGINES,
-    HEADER,
-    NAMESPACES,
-    entry_path,
-    namespace_path,
-)
+from wasmkiln.host_layout import ARTIFACT, ATTESTATION, ENGINES, HEADER
 from wasmkiln.v1 import types_pb2
 from wasmkiln.v1.types_pb2 import ArtifactHeader
 
@@ -69,9 +61,9 @@ from wasmkilnd.wire import CHUNK_BYTES, frame, payload_views
 T = TypeVar("T")
 HeaderOf: TypeAlias = Callable[[Artifact], ArtifactHeader]
 """Translates an artifact into the header that the daemon sends, without what depends on a call."""
-FileId: TypeAlias = tuple[int, int, int, int] | None
+FileId: TypeAlias = tuple[int, int, int, int]
 EntryId: TypeAlias = tuple[FileId, ...]
-"""Device, inode, size and ctime of each file: while they are the same, so are its bytes."""
+"""Device, inode, size and ctime of each file, zeros for none: while they stay, so do its bytes."""
 
 FILES = (ARTIFACT, HEADER, ATTESTATION)
 BLOCK_BYTES = 4096
@@ -79,41 +71,33 @@ BLOCK_BYTES = 4096
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-_WRITE = os.O_WRONLY | os.O_CLOEXEC | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _MAX_TEXT_BYTES = 8 * 1024 * 1024
 _ASIDE = "aside"  # What is on its way in or out. 0.6.0 deletes what it does not know in tmp/.
 _LOCK = "writing.lock"
-_IN_THE_WAY = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.ENOENT)
 
 _READERS = 4
 _TRIES = 3
 _NO_WRITES_S = 10.0
 _PATIENCE_S = 2.0  # How long a disk may delay the start, a reload or the end of the daemon.
 _LEAST_BYTES_PER_S = 32 * 1024 * 1024  # A slow disk: reading much may take longer than wait_s.
-_SETTLED_NS = 1_000_000_000  # What changed this recently may change again with the same ctime.
 _REMEMBERED_BYTES = 16 * 1024 * 1024
-_MAX_REMEMBERED = 1000
+_MAX_REFUSED = 1000
 _TIDY_EVERY_S = 5.0
 _CLEAN_EVERY = 60  # Rounds of tidying.
 _NOTE_USE_EVERY_S = 300.0
 _SCAN_REST = 20  # A scan is not repeated for so many times as long as it took.
-_SCAN_PAUSE_EVERY, _SCAN_PAUSE_S = 100, 0.002
-_LOCK_WAIT_S, _LOCK_TRY_EVERY_S = 5.0, 0.01
+_LOCK_WAIT_S = 5.0
 
-_HANGS = "the disk of the host store does not answer"
 _KINDS = {types_pb2.KIND_CORE_MODULE: Kind.CORE_MODULE, types_pb2.KIND_COMPONENT: Kind.COMPONENT}
-_EXTERNS = {
-    number: name.removeprefix("EXTERN_KIND_").lower()
-    for name, number in types_pb2.ExternKind.items()
-}
+_EXTERNS = {n: name[len("EXTERN_KIND_") :].lower() for name, n in types_pb2.ExternKind.items()}
 
 log = structlog.get_logger("wasmkilnd.cache")
 
 
 @dataclass(frozen=True, slots=True)
 class HostOptions:
-    """Where the store is, how much it may hold, and who may read it."""
+    """Where a namespace's entries are, how much they may take, and who may read them."""
 
     directory: Path
     limit_bytes: int
@@ -121,25 +105,19 @@ class HostOptions:
     """The mode of files. Only the owner may have the right to write."""
     group: int | None = None
     """The number of the group of files and folders; None for the daemon's own."""
-    above: tuple[Path, ...] = ()
-    """Folders on the way to the directory that get the mode and the group too, the first first."""
-
-    def of_namespace(self, namespace: str, limit_bytes: int) -> HostOptions:
-        """Return the options of a namespace, whose entries are in a folder of this one."""
-        directory = namespace_path(self.directory, namespace)
-        above = (self.directory, directory.parent) if namespace else ()
-        return replace(self, directory=directory, limit_bytes=limit_bytes, above=above)
+    root: Path = Path()
+    """The directory of all namespaces; by default it is ``directory``."""
 
     def __post_init__(self) -> None:
         # Callers get paths, and have another working directory.
         object.__setattr__(self, "directory", self.directory.absolute())
-        if self.file_mode & ~0o666 or self.file_mode & _OTHERS_WRITE or self.file_mode < 0o400:
-            raise ValueError(f"cannot use mode {self.file_mode:04o} for files of the host store")
+        if self.root == Path():
+            object.__setattr__(self, "root", self.directory)
 
-    @property
-    def root(self) -> Path:
-        """The directory of all namespaces."""
-        return self.above[0] if self.above else self.directory
+    def of_namespace(self, namespace: str, limit_bytes: int) -> HostOptions:
+        """Return the options of a namespace, whose entries are in a folder of this one."""
+        directory = host_layout.namespace_path(self.directory, namespace)
+        return replace(self, directory=directory, limit_bytes=limit_bytes)
 
     @property
     def folder_mode(self) -> int:
@@ -147,62 +125,60 @@ class HostOptions:
         return self.file_mode | (self.file_mode & 0o444) >> 2 | stat.S_IRWXU
 
 
-class _Known:
+class _Known(NamedTuple):
     """What is known of an entry."""
 
-    __slots__ = "noted_s", "size_bytes", "used_s"
-
-    def __init__(self, size_bytes: int, used_s: float, noted_s: float) -> None:
-        self.size_bytes = size_bytes
-        self.used_s = used_s
-        self.noted_s = noted_s  # The use that the mtime of its folder tells to other daemons.
+    size_bytes: int
+    used_s: float
 
 
 @dataclass(eq=False)
 class _Shelf:
     """The entries of one namespace, the least recently used first."""
 
-    directory: Path
+    options: HostOptions
     store: HostStore | None = None
     """Whose entries they are; None while the namespace is not served."""
     entries: OrderedDict[CacheKey, _Known] = field(default_factory=OrderedDict)
     fingerprints: set[str] = field(default_factory=set)
     bytes: int = 0
     evictions: int = 0
-    too_many: frozenset[CacheKey] = frozenset()
+    too_many: set[CacheKey] = field(default_factory=set)
     """Entries of pinned modules that are not kept, as all take more than half of the limit."""
     kept: model.Held = field(default_factory=model.Held)
     let_go: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def put(self, key: CacheKey, size_bytes: int, noted_s: float) -> None:
+    def put(self, key: CacheKey, size_bytes: int, used_s: float) -> None:
         self.drop(key)
-        self.entries[key] = _Known(size_bytes, time.time(), noted_s)
-        self.fingerprints.add(key.fingerprint)
-        self.bytes += size_bytes
+        with self.lock:
+            self.entries[key] = _Known(size_bytes, used_s)
+            self.fingerprints.add(key.fingerprint)
+            self.bytes += size_bytes
 
     def drop(self, key: CacheKey) -> None:
-        if known := self.entries.pop(key, None):
-            self.bytes -= known.size_bytes
+        with self.lock:
+            if known := self.entries.pop(key, None):
+                self.bytes -= known.size_bytes
 
-    def keeps(self, key: CacheKey) -> bool:
-        is_pinned = self.store is not None and self.store.is_pinned(key.module_sha256)
-        return is_pinned and key not in self.too_many
-
-    def oldest_s(self) -> float:
-        return next(iter(self.entries.values())).used_s
-
-    def usage(self, limit_bytes: int) -> TierUsage:
-        kept, bytes_ = self.kept, self.bytes
-        return TierUsage(
-            *(len(self.entries), bytes_, limit_bytes, self.evictions),
-            *(kept.artifacts, kept.bytes, self.let_go),
-        )
+    def replace(self, found: dict[CacheKey, _Known], since_s: float) -> None:
+        """Hold what a scan found that began at ``since_s``, and what came meanwhile."""
+        with self.lock:
+            for key, old in self.entries.items():
+                if old.used_s >= since_s or (key in found and old.used_s > found[key].used_s):
+                    found[key] = old
+            self.entries = OrderedDict(sorted(found.items(), key=lambda each: each[1].used_s))
+            self.fingerprints = {key.fingerprint for key in found}
+            self.bytes = sum(known.size_bytes for known in found.values())
 
 
-class _Checked(NamedTuple):
-    artifact: Artifact
-    """Without frames."""
-    identity: EntryId
+def _usage(shelves: Collection[_Shelf], limit_bytes: int) -> TierUsage:
+    kept = sum((each.kept for each in shelves), model.Held())
+    return TierUsage(
+        *(sum(len(each.entries) for each in shelves), sum(each.bytes for each in shelves)),
+        *(limit_bytes, sum(each.evictions for each in shelves)),
+        *(kept.artifacts, kept.bytes, sum(each.let_go for each in shelves)),
+    )
 
 
 class HostDirectory:
@@ -217,37 +193,30 @@ class HostDirectory:
         self.limit_bytes = options.limit_bytes
         self.troubles: dict[str, str] = {}
         """By what the store cannot do: why not."""
-        self.no_writes_until_s = -math.inf
-        self.left_behind: set[asyncio.Task[Any]] = set()
-        """Look-ups that hang: while there are any, no other begins."""
+        self.no_writes_until_s = 0.0
+        self.hanging: set[asyncio.Future[Any]] = set()
+        """Look-ups that hang: while there are any, nothing else begins."""
         self.shelves: dict[str, _Shelf] = {}
-        self.checked: dict[Path, _Checked] = {}
+        self.checked: dict[Path, tuple[Artifact, EntryId]] = {}
         """The entries that this process has checked. Another dict once they count no more."""
         self.rounds = 0
         self._checked_bytes = 0
-        self._lock = threading.Lock()  # Of the shelves.
-        self._logged: set[str] = set()
         self._readers = ThreadPoolExecutor(_READERS, "wasmkiln-host-read")
         self._writer = ThreadPoolExecutor(1, "wasmkiln-host-write")
         self._keeper: asyncio.Task[None] | None = None
-        self._opened = asyncio.Event()
         self._wake = asyncio.Event()
         self._closed = False
         self._written = -1  # How much all daemons had ever written, as of the last scan.
-        self._scanned: object = None  # Which folder.
-        self._scan_again_s = -math.inf
+        self._rest_s = 0.0
 
-    async def start(self) -> None:
-        """Open the directory, and keep house from now on; never raise. Wait 2 s at most."""
+    def start(self) -> None:
+        """Keep house from now on."""
         self._keeper = self._keeper or asyncio.create_task(self._keep_house())
-        await _briefly(self._opened.wait())
 
     def shelf(self, namespace: str) -> _Shelf:
         """Return what is known of a namespace's entries."""
-        if shelf := self.shelves.get(namespace):
-            return shelf
-        path = namespace_path(self.options.directory, namespace)
-        return self.shelves.setdefault(namespace, _Shelf(path))
+        options = self.options.of_namespace(namespace, 0)
+        return self.shelves.setdefault(namespace, _Shelf(options))
 
     def resize(self, limit_bytes: int) -> None:
         """Hold at most ``limit_bytes`` in all namespaces; what is too much goes soon."""
@@ -256,13 +225,7 @@ class HostDirectory:
 
     def usage(self) -> TierUsage:
         """Return what the folder holds, of all namespaces, as of a few seconds ago."""
-        whole, every = _Shelf(self.options.directory), list(self.shelves.values())
-        for each in every:
-            whole.kept += each.kept
-            whole.let_go += each.let_go
-            whole.evictions += each.evictions
-        found = whole.usage(self.limit_bytes)
-        return replace(found, entries=sum(len(one.entries) for one in every), bytes=self._bytes)
+        return _usage(list(self.shelves.values()), self.limit_bytes)
 
     def recheck(self) -> None:
         """Check each entry again at its next use: a key is no longer trusted."""
@@ -277,178 +240,111 @@ class HostDirectory:
         for pool in (self._readers, self._writer):
             await _briefly(asyncio.to_thread(pool.shutdown, cancel_futures=True))
 
-    async def look(self, work: Callable[[], T], wait_s: float, allowance: Allowance) -> T:
-        """Run a look-up. Raises TierUnavailable, after ``wait_s`` or while another one hangs."""
-        if self.left_behind:
-            raise TierUnavailable(_HANGS)
-        task, began_s = asyncio.create_task(self.run("read", work)), time.monotonic()
-        try:
-            while not task.done():
-                left_s = wait_s + allowance.seconds - (time.monotonic() - began_s)
-                if left_s <= 0:
-                    # A thread that waits for a disk cannot be cancelled.
-                    if not self.left_behind:
-                        log.warning("host store skipped: a look-up takes too long")
-                    self.left_behind.add(task)
-                    task.add_done_callback(self._came_back)
-                    raise TierUnavailable(f"{_HANGS}: it took longer than {wait_s:g} s")
-                await asyncio.wait((task,), timeout=None if math.isinf(left_s) else left_s)
-            return task.result()
-        except asyncio.CancelledError:
-            task.cancel()
-            raise
-        finally:
-            del task  # A failed task holds its traceback, which holds this frame.
-
-    async def run(self, doing: str, work: Callable[[], T], *, writes: bool = False) -> T:
+    async def run(
+        self,
+        doing: str,
+        work: Callable[[], T],
+        *,
+        writes: bool = False,
+        wait_s: float = math.inf,
+        more: Allowance | None = None,
+    ) -> T:
         """Run ``work`` in a thread; log why it fails, once per cause. Raises TierUnavailable.
 
-        What writes or removes comes after all of that which came before.
+        If it takes longer than ``wait_s`` and ``more``, leave it behind: a thread that waits for a
+        disk cannot be cancelled. What writes or removes comes after all of that which came before.
         """
-        if self._closed or (writes and self.left_behind):
-            raise TierUnavailable("the host store is closed" if self._closed else _HANGS)
+        if self._closed or self.hanging:
+            why = "is closed" if self._closed else "has a disk that does not answer"
+            raise TierUnavailable(f"the host store {why}")
         pool = self._writer if writes else self._readers
+        job = asyncio.get_running_loop().run_in_executor(pool, work)
+        job.add_done_callback(self._ended)
+        until_s = time.monotonic() + wait_s
+        while not job.done():
+            left_s = until_s + (more.seconds if more else 0.0) - time.monotonic()
+            if left_s <= 0:
+                if not self.hanging:
+                    log.warning("host store skipped: a look-up takes too long")
+                self.hanging.add(job)
+                raise TierUnavailable(f"the disk of the host store does not answer in {wait_s:g} s")
+            await asyncio.wait((job,), timeout=left_s)
         try:
-            done = await asyncio.get_running_loop().run_in_executor(pool, work)
+            done = job.result()
         except DoesNotFit:
             raise
-        except (TierUnavailable, OSError) as failure:
-            why, directory = str(failure), os.fspath(self.options.directory)
+        except (OSError, NotOurs, TierUnavailable, ValueRejected) as failure:
+            why = str(cannot(doing, failure) if isinstance(failure, OSError) else failure)
             if why not in self.troubles.values():
-                log.warning(
-                    f"cannot {doing} the host store",
-                    tier=HostStore.name,
-                    directory=directory,
-                    cause=why,
-                )
+                event, where = f"cannot {doing} the host store", os.fspath(self.options.directory)
+                log.warning(event, tier=HostStore.name, directory=where, cause=why)
             self.troubles[doing] = why
             raise TierUnavailable(why) from None
         except Exception as defect:
             log.exception(f"a defect: cannot {doing} the host store")
             raise TierUnavailable(f"cannot {doing} the host store: a defect") from defect
+        finally:
+            del job  # A failed job holds its traceback, which holds this frame.
         if self.troubles.pop(doing, ""):
             log.info(f"can {doing} the host store again", tier=HostStore.name)
         return done
 
-    async def quietly(
-        self, doing: str, work: Callable[[], object], *, writes: bool = False
-    ) -> bool:
-        """Do ``run``; return whether it worked."""
-        with contextlib.suppress(TierUnavailable):
-            await self.run(doing, work, writes=writes)
-            return True
-        return False
+    def _ended(self, job: asyncio.Future[Any]) -> None:
+        if not job.cancelled():
+            job.exception()  # Nobody else reads it, if its caller is gone.
+        if job in self.hanging:
+            self.hanging.discard(job)
+            if not self.hanging:
+                log.info("host store in use again")
 
-    def rejected(self, store: HostStore, key: CacheKey, rejected: ValueRejected) -> None:
-        """Remove an entry that does not verify; count it, and log each untrusted key once."""
-        removed = remove_entry(store.options, key)
-        if removed:
-            self.dropped(store.shelf, key)
-        store.recorder.value_rejected(store.name, rejected.cause.value)
-        is_known = rejected.why in self._logged
-        if rejected.cause in (Cause.UNSIGNED, Cause.STRANGER) and (
-            len(self._logged) < _MAX_REMEMBERED
-        ):
-            self._logged.add(rejected.why)
-        (log.debug if is_known else log.warning)(
-            "stored value rejected",
-            tier=store.name,
-            module=key.module_sha256,
-            fingerprint=key.fingerprint,
-            cause=rejected.cause.value,
-            why=rejected.why,
-            removed=removed,
-        )
-
-    def remember(self, where: dict[Path, _Checked], path: Path, one: _Checked, cost: int) -> None:
-        """Check these very files no more, unless ``where`` counts no more."""
-        if self._checked_bytes + cost > _REMEMBERED_BYTES:
+    def remember(
+        self,
+        checked: dict[Path, tuple[Artifact, EntryId]],
+        path: Path,
+        artifact: Artifact,
+        identity: EntryId,
+    ) -> None:
+        """Check these very files no more, unless ``checked`` counts no more."""
+        self._checked_bytes += 2048 + 2 * identity[FILES.index(HEADER)][2]
+        if self._checked_bytes > _REMEMBERED_BYTES:
             self.recheck()
-        self._checked_bytes += cost
-        where[path] = one
+        checked[path] = artifact, identity
 
-    def used(self, shelf: _Shelf, key: CacheKey, identity: EntryId) -> None:
-        """Count a use of an entry; note it on the disk, unless one was noted just now."""
-        now_s = time.time()
-        with self._lock:
-            if key not in shelf.entries:  # Another daemon wrote it, or no scan came by yet.
-                size_bytes = BLOCK_BYTES + sum(_on_disk(each[2]) for each in identity if each)
-                shelf.put(key, size_bytes, noted_s=0)
-            known = shelf.entries[key]
-            known.used_s = now_s
-            shelf.entries.move_to_end(key)
-        if now_s - known.noted_s >= _NOTE_USE_EVERY_S:
-            known.noted_s = now_s
-            with contextlib.suppress(OSError):
-                os.utime(_path(shelf.directory, key), (now_s, now_s), follow_symlinks=False)
-
-    def dropped(self, shelf: _Shelf, key: CacheKey) -> None:
-        """Take note that an entry is gone."""
-        with self._lock:
-            shelf.drop(key)
-
-    def put(self, store: HostStore, artifact: Artifact, chunks: Iterable[Any]) -> None:
-        """Write an entry from ``chunks``, each as it comes. Raises DoesNotFit, OSError.
-
-        The caller trusts the artifact's digest, so nothing is hashed, and the entry counts as
-        checked.
-        """
-        text, key, checked = header_text(store.header_of(artifact)), artifact.key, self.checked
-        sizes = (artifact.size_bytes, len(text), len(artifact.attestation))
-        needed, limit_bytes = BLOCK_BYTES + sum(map(_on_disk, sizes)), store.options.limit_bytes
-        if needed > limit_bytes:
-            raise DoesNotFit(
-                f"it takes {needed} bytes, and the host store may hold {limit_bytes}: raise"
-                " host_store_bytes"
-            )
-        with self._turn(needed) as others_bytes:
-            self._make_room(store.shelf, needed + others_bytes)
-            aside = _fresh(self.options)
-            try:
-                identity = _write_entry(aside, artifact, text, chunks, store.options)
-                _rename_in(store.options, key, aside)
-            finally:
-                _delete(aside)
-        with self._lock:
-            store.shelf.put(key, needed, noted_s=time.time())
-        path = _path(store.options.directory, key)
-        self.remember(checked, path, _Checked(artifact, identity), 2048 + 2 * len(text))
+    def discard(self, shelf: _Shelf, key: CacheKey) -> bool:
+        """Remove an entry; return whether there was one. Raises OSError."""
+        was_there = _unlink(shelf.options, key)
+        shelf.drop(key)
+        return was_there
 
     @contextlib.contextmanager
-    def _turn(self, size_bytes: int) -> Iterator[int]:
-        """Hold off the other daemons while this one makes room and writes ``size_bytes``.
+    def room(self, shelf: _Shelf, needed: int) -> Iterator[None]:
+        """Make room for ``needed`` bytes, and hold off the other daemons until they are written.
 
-        Return how much they may have written that this one does not know of. The lock's file says
-        how many bytes all have ever written. Raises OSError and TierUnavailable.
+        The lock's file says how many bytes all have ever written. What others wrote since the last
+        scan, this one does not know: it makes room for that too, and scans when that is too much.
         """
-        with _locked(self.options.directory / _LOCK) as lock:
-            written = _number(os.pread(lock, 32, 0))
-            others_bytes = written - self._written if 0 <= self._written <= written else sys.maxsize
-            if others_bytes and self._bytes + others_bytes + size_bytes > self.limit_bytes:
-                is_too_much = others_bytes + size_bytes > self.limit_bytes
-                if is_too_much or time.monotonic() >= self._scan_again_s:
-                    self._scan()
-                    others_bytes, self._written = 0, written
+        with _locked(self.options) as lock:
+            written = _ever_written(lock)
+            is_known = 0 <= self._written <= written
+            others_bytes = written - self._written if is_known else self.limit_bytes
+            if others_bytes + needed > self.limit_bytes:
+                self._scan()
+                self._written, others_bytes = written, 0
             # First, so that a process that is killed now counts too much, not too little.
-            os.pwrite(lock, b"%-32d" % (written + size_bytes), 0)
-            self._written += size_bytes
-            yield others_bytes
-
-    @property
-    def _bytes(self) -> int:
-        return sum(shelf.bytes for shelf in list(self.shelves.values()))
+            os.pwrite(lock, b"%-32d" % (written + needed), 0)
+            self._written += needed
+            self._make_room(shelf, needed + others_bytes)
+            yield
 
     def _make_room(self, shelf: _Shelf, needed: int = 0) -> None:
         """Evict until ``needed`` bytes fit, into the share of ``shelf`` and into the limit."""
+        every = list(self.shelves.values())
         if shelf.store:
-            self._shrink(shelf, shelf.store.options.limit_bytes - needed)
-        while self._bytes + needed > self.limit_bytes:
-            every = list(self.shelves.values())
-            not_served = [each for each in every if not each.store and each.entries]
-            if not not_served:
-                return
-            oldest = min(not_served, key=_Shelf.oldest_s)
-            self._shrink(oldest, oldest.bytes - 1)
+            self._shrink(shelf, shelf.store.limit_bytes - needed)
+        for each in every:
+            if not each.store:
+                too_much = sum(one.bytes for one in every) + needed - self.limit_bytes
+                self._shrink(each, each.bytes - too_much)
 
     def _shrink(self, shelf: _Shelf, to_bytes: int) -> None:
         """Evict the least recently used entries until there are ``to_bytes`` at most.
@@ -456,116 +352,65 @@ class HostDirectory:
         Those that others used since come last, and then those that are pinned. Raises OSError.
         """
         for is_last_round in (False, False, True):
-            with self._lock:
+            with shelf.lock:
                 keys = list(shelf.entries) if shelf.bytes > to_bytes else ()
             for key in keys:
                 if shelf.bytes <= to_bytes:
-                    return
-                is_kept = shelf.keeps(key)
-                if not is_last_round and (is_kept or self._was_used(shelf, key)):
+                    break
+                is_kept = shelf.store is not None and shelf.store.keeps(key)
+                if not is_last_round and (is_kept or _was_used(shelf, key)):
                     continue
-                was_there = remove(_path(shelf.directory, key), self.options)
-                self.dropped(shelf, key)
+                was_there = self.discard(shelf, key)
                 shelf.let_go += was_there and is_kept
                 shelf.evictions += was_there
-                _prune(shelf.directory, key)
-        if not shelf.store and not shelf.entries and not any(entries_in(shelf.directory)):
-            remove(shelf.directory, self.options)  # Of a namespace that is gone.
-
-    def _was_used(self, shelf: _Shelf, key: CacheKey) -> bool:
-        """Return whether another daemon or a client used an entry since; take note of that."""
-        path, now_s = _path(shelf.directory, key), time.time()
-        try:
-            found = (path.stat(), (path / ARTIFACT).stat())
-        except OSError:
-            return False
-        with self._lock:
-            known = shelf.entries.get(key)
-            times = (found[0].st_mtime, found[1].st_atime)
-            used_s = max((each for each in times if each <= now_s), default=0.0)
-            if known is None or used_s <= known.used_s:
-                return False
-            known.used_s = used_s
-            shelf.entries.move_to_end(key)
-        return True
+                if not shelf.store and not any(entries_in(shelf.options.directory)):
+                    remove(shelf.options.directory, self.options)  # Of a namespace that is gone.
 
     def _scan(self) -> None:
-        """Find all entries of all namespaces. Raises TierUnavailable."""
-        began_s, since_s, seen = time.monotonic(), time.time(), 0
+        """Find all entries of all namespaces. Raises OSError and TierUnavailable."""
+        began_s, since_s = time.monotonic(), time.time()
         check_root(self.options.directory)
-        root = _inode_of(self.options.directory)
-        names = _names_in(self.options.directory / NAMESPACES, model.NAMESPACE_NAME.fullmatch)
+        namespaces = self.options.directory / host_layout.NAMESPACES
+        names = _names_in(namespaces, model.NAMESPACE_NAME.fullmatch)
         for namespace in {"", *names, *self.shelves}:
-            shelf, found = self.shelf(namespace), list[tuple[float, CacheKey, int]]()
-            for path, key in entries_in(shelf.directory):
+            shelf, found = self.shelf(namespace), dict[CacheKey, _Known]()
+            for path, key in entries_in(shelf.options.directory):
                 if self._closed:
-                    return
-                size_bytes, used_s = measure(path)
-                if size_bytes:
-                    found.append((used_s, key, size_bytes))
-                seen += 1
-                if seen % _SCAN_PAUSE_EVERY == 0:
-                    time.sleep(_SCAN_PAUSE_S)  # So that calls go on meanwhile.
-            self._replace(shelf, found, since_s)
-        self._scanned = root
-        took_s = time.monotonic() - began_s
-        self._scan_again_s = time.monotonic() + _SCAN_REST * took_s
-
-    def _replace(
-        self, shelf: _Shelf, found: list[tuple[float, CacheKey, int]], since_s: float
-    ) -> None:
-        """Hold what a scan found that began at ``since_s``, and what came meanwhile."""
-        with self._lock:
-            old, new = shelf.entries, dict[CacheKey, _Known]()
-            for used_s, key, size_bytes in found:
-                last_s = max(used_s, old[key].used_s) if key in old else used_s
-                new[key] = _Known(size_bytes, last_s, used_s)
-            for key, known in old.items():
-                if known.used_s >= since_s:
-                    new.setdefault(key, known)
-            shelf.entries = OrderedDict(sorted(new.items(), key=lambda item: item[1].used_s))
-            shelf.bytes = sum(known.size_bytes for known in new.values())
-            shelf.fingerprints = {key.fingerprint for key in new}
+                    raise TierUnavailable("the host store is closed")
+                known = _Known(*measure(path))
+                if known.size_bytes:
+                    found[key] = known
+                if len(found) % 100 == 0:
+                    time.sleep(0.002)  # So that calls go on meanwhile.
+            shelf.replace(found, since_s)
+        self._rest_s = _SCAN_REST * (time.monotonic() - began_s)
 
     async def _keep_house(self) -> None:
-        is_open = False
         while True:
-            is_open = is_open or await self.quietly("use", partial(prepare, self.options))
-            self._opened.set()
-            if is_open:
-                for store in [each.store for each in list(self.shelves.values()) if each.store]:
-                    await self.quietly("write engines.json to", store.mend_engines)
-                await self.quietly("tidy", self._tidy, writes=True)
+            with contextlib.suppress(TierUnavailable):
+                await self.run("use", self._tidy, writes=True)
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_TIDY_EVERY_S):
+                async with asyncio.timeout(max(_TIDY_EVERY_S, self._rest_s)):
                     await self._wake.wait()
 
     def _tidy(self) -> None:
         """Learn what others did, and stay within the limit. Raises TierUnavailable, OSError."""
-        is_time, written = self.rounds % _CLEAN_EVERY == 0, 0
-        lock = self.options.directory / _LOCK
-        with contextlib.suppress(OSError, TierUnavailable), _locked(lock) as file:
-            written = _number(os.pread(file, 32, 0))  # While nobody writes.
+        prepare(self.options)
+        is_time, written = self.rounds % _CLEAN_EVERY == 0, self._written
+        with contextlib.suppress(OSError, TierUnavailable), _locked(self.options) as lock:
+            written = _ever_written(lock)
             if is_time:
                 for path in (self.options.directory / _ASIDE).iterdir():
                     _delete(path)  # What processes left that were killed.
-        is_rested = time.monotonic() >= self._scan_again_s
-        others_wrote = is_time or written != self._written
-        root = _inode_of(self.options.directory)
-        if root and (root != self._scanned or (others_wrote and is_rested)):
+        if is_time or written != self._written:
             self._scan()
             self._written = written
         self.rounds += 1
         for shelf in list(self.shelves.values()):
             self._make_room(shelf)
-
-    def _came_back(self, task: asyncio.Task[Any]) -> None:
-        if not task.cancelled():
-            task.exception()  # Nobody else reads it.
-        self.left_behind.discard(task)
-        if not self.left_behind:
-            log.info("host store in use again")
+            if shelf.store:
+                shelf.store.mend_engines()
 
 
 class HostStore:
@@ -597,28 +442,28 @@ class HostStore:
         returns True for makes no room for others. ``engines`` returns what the daemon serves, for
         clients that compute fingerprints themselves.
         """
-        limit_bytes = directory.limit_bytes if limit_bytes is None else limit_bytes
-        self.options = directory.options.of_namespace(namespace, limit_bytes)
-        self.is_on = limit_bytes > 0
+        self.limit_bytes = directory.limit_bytes if limit_bytes is None else limit_bytes
+        self.is_on = self.limit_bytes > 0
         self.shelf = directory.shelf(namespace)
         self.shelf.store = self
-        self.is_pinned = is_pinned
-        self.header_of = header_of
-        self.recorder = recorder
         self.skipped = 0
         """How many writes were not tried."""
+        self._options = self.shelf.options
         self._directory = directory
         self._verifier = verifier
+        self._recorder = recorder
+        self._header_of = header_of
         self._engines = engines
         self._written_engines: Mapping[str, Any] = {}
         self._wait_s = wait_s
         self._artifact_bytes = artifact_bytes
+        self._is_pinned = is_pinned
         self._refused: set[CacheKey] = set()  # Each counts once, however often it is asked for.
 
     async def start(self) -> None:
         """Make the store ready, in the background if its disk takes long; never raise."""
         if self.is_on:
-            await self._directory.start()
+            self._directory.start()
             await self.write_engines()
 
     async def write_engines(self) -> None:
@@ -627,50 +472,43 @@ class HostStore:
         Write it again later if somebody removes or damages it.
         """
         if self.is_on:
-            document = self._written_engines = self._engines()
-            work = partial(_write_engines, self.options, document)
-            await _briefly(self._directory.quietly("write engines.json to", work))
+            self._written_engines = self._engines()
+            await _briefly(self._directory.run("use", self._write_engines))
 
     def mend_engines(self) -> None:
         """Write ``engines.json`` again if clients cannot use what is there.
 
         What another daemon wrote stays, or two daemons would replace each other's by turns.
-        Raises TierUnavailable.
+        Raises OSError and TierUnavailable.
         """
-        if self._written_engines and (why := _why_no_engines(self.options.directory)):
-            _write_engines(self.options, self._written_engines)
+        if self._written_engines and (why := _why_no_engines(self._options.directory)):
+            self._write_engines()
             log.warning(f"{ENGINES} of the host store was written again", cause=why)
 
     @property
     def trouble(self) -> str:
-        """Why the directory could not be used at the start, nor since; empty if it could."""
+        """Why the directory cannot be used, as of a few seconds ago; empty if it can."""
         return self._directory.troubles.get("use", "").removeprefix("the host store ")
 
     @property
     def is_well(self) -> bool:
         """Whether its directory can be used, no look-up hangs and no write failed just now."""
-        is_late = time.monotonic() >= self._directory.no_writes_until_s
-        return self.is_on and is_late and not self._directory.left_behind and not self.trouble
+        directory, is_late = self._directory, time.monotonic() >= self._directory.no_writes_until_s
+        return self.is_on and is_late and not directory.hanging and not self.trouble
 
     def takes(self, artifact: Artifact) -> bool:
         """Return whether to write it now: it fits, no look-up hangs, no write failed just now."""
-        key, limit_bytes = artifact.key, self.options.limit_bytes
-        fits = _least_on_disk(artifact) <= limit_bytes
+        key, fits = artifact.key, _least_on_disk(artifact) <= self.limit_bytes
         if self.is_well and fits:
             self._refused.discard(key)
             return True
         if self.is_on and key not in self._refused:
             self.skipped += 1
-            self._refused = {key, *(() if len(self._refused) >= _MAX_REMEMBERED else self._refused)}
+            self._refused = {key, *(self._refused if len(self._refused) < _MAX_REFUSED else ())}
             if not fits:
-                log.warning(
-                    "an artifact is larger than the host store: raise host_store_bytes",
-                    tier=self.name,
-                    module=key.module_sha256,
-                    fingerprint=key.fingerprint,
-                    bytes=artifact.size_bytes,
-                    limit_bytes=limit_bytes,
-                )
+                sizes = {"bytes": artifact.size_bytes, "limit_bytes": self.limit_bytes}
+                event = "an artifact is larger than the host store: raise host_store_bytes"
+                log.warning(event, tier=self.name, module=key.module_sha256, **sizes)
         return False
 
     async def get(
@@ -680,8 +518,9 @@ class HostStore:
         accept: frozenset[str] = frozenset(),
     ) -> Artifact | None:
         """Return the artifact under ``key``, every byte checked. Raises TierUnavailable."""
-        allowance = allowance or Allowance()
-        return await self._find(partial(self._read, key, allowance), allowance)
+        more = allowance or Allowance()
+        work = partial(self._with_entry, key, partial(self._read, more))
+        return await self._look(work, None, more, counts=True)
 
     async def file_of(
         self, key: CacheKey, allowance: Allowance | None = None
@@ -690,24 +529,28 @@ class HostStore:
 
         Raises TierUnavailable. The file may be evicted by the time a caller opens it.
         """
-        allowance = allowance or Allowance()
-        return await self._find(partial(self._file_of, key, allowance), allowance)
+        more = allowance or Allowance()
+        work = partial(self._with_entry, key, partial(self._file_of, more, self._directory.checked))
+        return await self._look(work, None, more, counts=True)
 
     async def put(self, artifact: Artifact) -> None:
         """Store ``artifact``, unless it is there. Raises TierUnavailable, DoesNotFit."""
         if not self.is_on:
             return
-        began_s = time.perf_counter()
+        began_s, outcome = time.perf_counter(), "ok"
         try:
             await self._directory.run("write", partial(self._write, artifact), writes=True)
         except DoesNotFit:
-            raise  # It says nothing about the tier.
+            outcome = ""  # It says nothing about the tier.
+            raise
         except TierUnavailable:
+            outcome = "error"
             self._directory.no_writes_until_s = time.monotonic() + _NO_WRITES_S
             self._refused.clear()
-            self.recorder.tier_store(self.name, "error", time.perf_counter() - began_s)
             raise
-        self.recorder.tier_store(self.name, "ok", time.perf_counter() - began_s)
+        finally:
+            if outcome:
+                self._recorder.tier_store(self.name, outcome, time.perf_counter() - began_s)
 
     async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
         """Return which of ``keys`` are stored, without checking them. Raises TierUnavailable."""
@@ -735,12 +578,12 @@ class HostStore:
         if not self.is_on:
             return Evicted()
         removed = await self._directory.run("evict from", partial(self._evict, scope), writes=True)
-        self._directory.no_writes_until_s = -math.inf
+        self._directory.no_writes_until_s = 0.0
         return removed
 
     def usage(self) -> TierUsage:
         """Return what all daemons of the host stored, as of a few seconds ago."""
-        return self.shelf.usage(self.options.limit_bytes)
+        return _usage([self.shelf], self.limit_bytes)
 
     def entries_of(self, modules: Collection[str]) -> Mapping[str, Mapping[CacheKey, int]]:
         """Return the entries of ``modules`` with their sizes, as of the last scan."""
@@ -751,23 +594,26 @@ class HostStore:
             found[module] = {key: one.size_bytes for key, one in known if one}
         return found
 
+    def keeps(self, key: CacheKey) -> bool:
+        """Return whether an entry makes no room for others."""
+        return self._is_pinned(key.module_sha256) and key not in self.shelf.too_many
+
     def count_pinned(self, modules: Collection[str]) -> None:
         """Count what is kept of ``modules``, all that are pinned; let go what is above half."""
         kept, too_many, entries = model.Held(), set[CacheKey](), self.shelf.entries
         pinned = [item for each in self.entries_of(modules).values() for item in each.items()]
         last_use_s = {key: known.used_s for key, _ in pinned if (known := entries.get(key))}
         for key, size_bytes in sorted(pinned, key=lambda item: -last_use_s.get(item[0], 0)):
-            if 2 * (kept.bytes + size_bytes) > self.options.limit_bytes:
+            if 2 * (kept.bytes + size_bytes) > self.limit_bytes:
                 too_many.add(key)
             else:
                 kept += model.Held(1, 0, size_bytes)
         self.shelf.let_go += len(too_many - self.shelf.too_many)
-        self.shelf.kept, self.shelf.too_many = kept, frozenset(too_many)
+        self.shelf.kept, self.shelf.too_many = kept, too_many
 
     def has_room_for_pinned(self, artifact: Artifact) -> bool:
         """Return whether ``artifact`` would be kept if it were written now."""
-        needed = self.shelf.kept.bytes + _least_on_disk(artifact)
-        return 2 * needed <= self.options.limit_bytes
+        return 2 * (self.shelf.kept.bytes + _least_on_disk(artifact)) <= self.limit_bytes
 
     def recheck(self) -> None:
         """Check each entry again at its next use: a key is no longer trusted."""
@@ -775,7 +621,7 @@ class HostStore:
 
     def resize(self, limit_bytes: int) -> None:
         """Change the share. Entries that are too many go soon after."""
-        self.options = replace(self.options, limit_bytes=limit_bytes)
+        self.limit_bytes = limit_bytes
         self._directory.resize(self._directory.limit_bytes)
 
     async def close(self) -> None:
@@ -784,145 +630,157 @@ class HostStore:
             self.shelf.store, self.shelf.kept = None, model.Held()
             self._directory.resize(self._directory.limit_bytes)
 
-    async def _find(self, work: Callable[[], T | None], more: Allowance) -> T | None:
-        began_s = time.perf_counter()
-        found = await self._look(work, None, more)
-        if self.is_on:
-            outcome, took_s = "hit" if found else "miss", time.perf_counter() - began_s
-            self.recorder.tier_lookup(self.name, "artifact", outcome, took_s)
-        return found
-
-    async def _look(self, work: Callable[[], T], off: T, more: Allowance | None = None) -> T:
+    async def _look(
+        self, work: Callable[[], T], off: T, more: Allowance | None = None, *, counts: bool = False
+    ) -> T:
         """Run a look-up; return ``off`` if the store is off. Raises TierUnavailable."""
         if not self.is_on:
             return off
-        began_s = time.perf_counter()
+        began_s, outcome = time.perf_counter(), "error"
         try:
-            return await self._directory.look(work, self._wait_s, more or Allowance())
-        except TierUnavailable:
-            took_s = time.perf_counter() - began_s
-            self.recorder.tier_lookup(self.name, "artifact", "error", took_s)
-            raise
+            found = await self._directory.run("read", work, wait_s=self._wait_s, more=more)
+            outcome = "" if not counts else "hit" if found else "miss"
+            return found
+        finally:
+            if outcome:
+                took_s = time.perf_counter() - began_s
+                self._recorder.tier_lookup(self.name, "artifact", outcome, took_s)
 
-    def _read(self, key: CacheKey, allowance: Allowance) -> Artifact | None:
-        def read(entry: OpenEntry) -> Artifact | None:
-            artifact = entry.verified(self._verifier)
-            if artifact.size_bytes > self._artifact_bytes():
-                return None  # Not removed: daemons with a higher limit use it.
-            allowance.add(artifact.size_bytes / _LEAST_BYTES_PER_S)
-            frames = list[bytes]()
-            identity = entry.check(artifact, frames)
-            self._directory.used(self.shelf, key, identity)
-            return replace(artifact, frames=tuple(frames))
-
-        return self._with_entry(key, read)
-
-    def _file_of(self, key: CacheKey, allowance: Allowance) -> tuple[Artifact, HostFile] | None:
-        path, checked = self._path(key), self._directory.checked
-
-        def find(entry: OpenEntry) -> tuple[Artifact, HostFile]:
-            known = checked.get(path)
-            if known and known.identity == entry.identity():
-                artifact, identity = known
-                if refusal := self._verifier.outdated(artifact):
-                    raise ValueRejected(Cause(refusal.cause), refusal.why)
-            else:
-                artifact = entry.verified(self._verifier)
-                allowance.add(artifact.size_bytes / _LEAST_BYTES_PER_S)
-                identity = entry.check(artifact)
-                changed_ns = max(each[3] for each in identity if each)
-                if time.time_ns() - changed_ns > _SETTLED_NS:
-                    one = _Checked(artifact, identity)
-                    self._directory.remember(checked, path, one, entry.cost_bytes)
-            self._directory.used(self.shelf, key, identity)
-            device, inode = identity[0][:2] if identity[0] else (0, 0)
-            return artifact, HostFile(os.fspath(path / ARTIFACT), device, inode)
-
-        return self._with_entry(key, find)
-
-    def _write(self, artifact: Artifact) -> None:
-        def is_same(entry: OpenEntry) -> bool:
-            there, identity = entry.verified(self._verifier), entry.identity()
-            if (there.sha256, there.attestation) != (artifact.sha256, artifact.attestation):
-                return False
-            if identity[0] is None or identity[0][2] != artifact.size_bytes:
-                return False
-            self._directory.used(self.shelf, artifact.key, identity)
-            return True
-
-        if self._verifier.outdated(artifact):
-            return
-        prepare(self.options)
-        if self._with_entry(artifact.key, is_same):
-            return
-        plain = replace(artifact, frames=(), encoding="")
-        try:
-            self._directory.put(self, plain, _unpacked(artifact))
-        except OSError as failure:
-            raise cannot("write an entry", failure) from None
-        except ValueRejected as rejected:
-            raise TierUnavailable(f"the host store cannot write an entry: {rejected}") from None
-
-    def _described(self, key: CacheKey) -> Artifact | None:
-        return self._with_entry(key, lambda entry: entry.verified(self._verifier))
+    # What follows runs in threads, and raises OSError, TierUnavailable and, where it says so,
+    # ValueRejected.
 
     def _with_entry(self, key: CacheKey, work: Callable[[OpenEntry], T]) -> T | None:
         """Return what ``work`` returns for an entry; None if there is none.
 
-        One that is rejected is removed and counted, and None too. Raises TierUnavailable.
+        One that is rejected is removed and counted, and None too.
         """
         if not _is_possible(key):
             return None
         try:
             for _ in range(_TRIES):
-                with open_entry(self.options, key) as entry:
-                    if entry is None:
-                        return None
+                with open_entry(self._options, key) as entry:
                     try:
-                        return work(entry)
+                        return work(entry) if entry else None
                     except ValueRejected:
-                        if entry.is_at(self._path(key)):
+                        if entry is None or entry.is_at(self._path(key)):
                             raise
                         # Another process evicted or replaced the entry meanwhile.
         except ValueRejected as rejected:
-            self._directory.rejected(self, key, rejected)
-        except OSError as failure:
-            raise cannot("read an entry", failure) from None
+            self._reject(key, rejected)
         return None
 
-    def _evict(self, scope: EvictScope) -> Evicted:
-        """Take time linear in what is removed. Raises TierUnavailable."""
-        directory, removed = self.options.directory, Evicted()
-        self._directory.recheck()
-        fingerprints = list(_names_in(directory, model.SHA256_HEX.fullmatch))
-        if scope.engine_id:
-            fingerprints = [one for one in fingerprints if self._engine_of(one) == scope.engine_id]
-        if scope.module_sha256:
-            keys = [CacheKey(scope.module_sha256, each) for each in fingerprints]
+    def _reject(self, key: CacheKey, rejected: ValueRejected) -> None:
+        """Remove an entry that does not verify; count it, and log it."""
+        removed, cause = remove_entry(self._options, key), rejected.cause.value
+        self.shelf.drop(key)
+        self._recorder.value_rejected(self.name, cause)
+        # What cannot be removed is rejected again and again.
+        tell, module = log.warning if removed else log.debug, key.module_sha256
+        about = {"module": module, "fingerprint": key.fingerprint, "removed": removed}
+        tell("stored value rejected", tier=self.name, cause=cause, why=rejected.why, **about)
+
+    def _read(self, more: Allowance, entry: OpenEntry) -> Artifact | None:
+        artifact, frames = entry.verified(self._verifier), list[bytes]()
+        if artifact.size_bytes > self._artifact_bytes():
+            return None  # Not removed: daemons with a higher limit use it.
+        more.add(artifact.size_bytes / _LEAST_BYTES_PER_S)
+        entry.check(artifact, frames)
+        entry.count_use(self.shelf)
+        return replace(artifact, frames=tuple(frames))
+
+    def _file_of(
+        self,
+        more: Allowance,
+        checked: dict[Path, tuple[Artifact, EntryId]],
+        entry: OpenEntry,
+    ) -> tuple[Artifact, HostFile]:
+        path = self._path(entry.key)
+        artifact, identity = checked.get(path, (None, ()))
+        if artifact and identity == entry.identity:
+            if refusal := self._verifier.outdated(artifact):
+                raise ValueRejected(Cause(refusal.cause), refusal.why)
         else:
-            keys = [key for each in fingerprints for _, key in entries_in(directory, each)]
-        try:
+            artifact = entry.verified(self._verifier)
+            more.add(artifact.size_bytes / _LEAST_BYTES_PER_S)
+            entry.check(artifact)
+            self._directory.remember(checked, path, artifact, entry.identity)
+        entry.count_use(self.shelf)
+        device, inode, _, _ = entry.identity[0]
+        return artifact, HostFile(os.fspath(path / ARTIFACT), device, inode)
+
+    def _is_same(self, artifact: Artifact, entry: OpenEntry) -> bool:
+        there, (_, _, size_bytes, _) = entry.verified(self._verifier), entry.identity[0]
+        is_same = (there.sha256, there.attestation) == (artifact.sha256, artifact.attestation)
+        if is_same and size_bytes == artifact.size_bytes:
+            entry.count_use(self.shelf)
+            return True
+        return False
+
+    def _write(self, artifact: Artifact) -> None:
+        """Write an entry. Raises ValueRejected, DoesNotFit.
+
+        The caller trusts the artifact's digest: nothing is hashed, and it counts as checked.
+        """
+        options, checked, key = self._options, self._directory.checked, artifact.key
+        if self._verifier.outdated(artifact):
+            return
+        prepare(options)
+        if self._with_entry(key, partial(self._is_same, artifact)):
+            return
+        plain = replace(artifact, frames=(), encoding="")
+        text = header_text(self._header_of(plain))
+        sizes = (artifact.size_bytes, len(text), len(artifact.attestation))
+        needed = BLOCK_BYTES + sum(map(_on_disk, sizes))
+        if needed > self.limit_bytes:
+            why = f"it takes {needed} bytes, and the host store may hold {self.limit_bytes}"
+            raise DoesNotFit(f"{why}: raise host_store_bytes")
+        with self._directory.room(self.shelf, needed):
+            aside = _fresh(options)
+            try:
+                identity = _write_entry(aside, artifact, text, options)
+                _rename_in(options, key, aside)
+            finally:
+                _delete(aside)
+        self.shelf.put(key, needed, time.time())
+        self._directory.remember(checked, self._path(key), plain, identity)
+
+    def _described(self, key: CacheKey) -> Artifact | None:
+        return self._with_entry(key, lambda entry: entry.verified(self._verifier))
+
+    def _evict(self, scope: EvictScope) -> Evicted:
+        """Take time linear in what is removed."""
+        directory, removed = self._options.directory, Evicted()
+        for fingerprint in list(_names_in(directory, model.SHA256_HEX.fullmatch)):
+            keys = [key for _, key in entries_in(directory, fingerprint)]
+            if scope.module_sha256:
+                keys = [CacheKey(scope.module_sha256, fingerprint)]
+            elif scope.engine_id:
+                described = filter(None, map(self._described, keys))  # By its first good entry.
+                if next((each.spec.engine.id for each in described), "") != scope.engine_id:
+                    continue
             for key in filter(_is_possible, keys):
-                if not scope.module_sha256 and scope.leaves(key.module_sha256):
+                if scope.leaves(key.module_sha256):
                     removed += Evicted(pinned=1)
                     continue
                 size_bytes, _ = measure(self._path(key))
-                if remove(self._path(key), self.options):
+                if self._directory.discard(self.shelf, key):
                     removed += Evicted(int(size_bytes > 0), 0, size_bytes)
-                    _prune(directory, key)
-                self._directory.dropped(self.shelf, key)
-        except OSError as failure:
-            raise cannot("remove an entry", failure) from None
         return removed
 
-    def _engine_of(self, fingerprint: str) -> str:
-        """Return the engine's id of a fingerprint, by its first good entry; empty for none."""
-        entries = entries_in(self.options.directory, fingerprint)
-        described = (self._described(key) for _, key in entries)
-        return next((each.spec.engine.id for each in described if each), "")
+    def _write_engines(self) -> None:
+        """Write ``engines.json`` aside and rename it into place."""
+        prepare(self._options)
+        text = json.dumps(self._written_engines, indent=2, allow_nan=False).encode() + b"\n"
+        place = self._options.directory / ENGINES
+        with _locked(self._options):
+            aside = _fresh(self._options)
+            _write_file(aside, [text], self._options)
+            if place.is_dir() and not place.is_symlink():
+                _delete(place)
+            aside.replace(place)
 
     def _path(self, key: CacheKey) -> Path:
-        return _path(self.options.directory, key)
+        return _path(self._options.directory, key)
 
 
 class OpenEntry:
@@ -933,45 +791,39 @@ class OpenEntry:
     """
 
     def __init__(self, folder: int, key: CacheKey) -> None:
+        self.key = key
         self._folder = folder
-        self._key = key
-        self._before: EntryId = ()
-        self.cost_bytes = 0
-        """What the artifact without frames takes in memory, about."""
+        self.identity: EntryId = tuple(map(self._id_of, FILES))
+        """As of now: what changes later has another one."""
 
     def described(self) -> Artifact:
         """Return what the header says, which nobody has vouched for yet, without frames."""
-        self._before = self.identity()
         text, header = self._content(HEADER), ArtifactHeader()
-        self.cost_bytes = 2048 + 2 * len(text)
         try:
             json_format.Parse(text, header, ignore_unknown_fields=True)
         except (json_format.ParseError, UnicodeDecodeError, RecursionError):
             raise ValueRejected(Cause.FORMAT, f"{HEADER} is not an artifact's header") from None
-        if not text.endswith(b"}\n"):
-            raise ValueRejected(Cause.FORMAT, f"{HEADER} does not end as it should")
+        if not text.endswith(b"}\n") or header.kind not in _KINDS:
+            raise ValueRejected(Cause.FORMAT, f"{HEADER} has another end or kind than it should")
         return _artifact_of(header)
 
     def verified(self, verifier: Sealer) -> Artifact:
         """Return what the header says, if its attestation vouches for it."""
         artifact = self.described()
-        is_signed = artifact.attestation or self._before[FILES.index(ATTESTATION)]
+        is_signed = artifact.attestation or any(self.identity[FILES.index(ATTESTATION)])
         if is_signed and self._content(ATTESTATION) != artifact.attestation:
             raise ValueRejected(Cause.DIGEST, f"{ATTESTATION} is another than {HEADER} says")
-        if refusal := verifier.verify(artifact, self._key) or verifier.outdated(artifact):
+        if refusal := verifier.verify(artifact, self.key) or verifier.outdated(artifact):
             raise ValueRejected(Cause(refusal.cause), refusal.why)
         return artifact
 
-    def check(self, artifact: Artifact, frames: list[bytes] | None = None) -> EntryId:
-        """Compare the bytes with what ``verified`` returned, and add them to ``frames``.
-
-        Return the identity of what was checked.
-        """
+    def check(self, artifact: Artifact, frames: list[bytes] | None = None) -> None:
+        """Compare the bytes with what ``verified`` returned, and add them to ``frames``."""
         digest, left = hashlib.sha256(), artifact.size_bytes
-        with self._open(ARTIFACT) as (descriptor, found):
-            if found.st_size != left:
-                cause = Cause.TRUNCATED if found.st_size < left else Cause.FORMAT
-                raise ValueRejected(cause, f"{ARTIFACT} has {found.st_size} bytes")
+        with _opened(ARTIFACT, self._folder) as (descriptor, size_bytes):
+            if size_bytes != left:
+                cause = Cause.TRUNCATED if size_bytes < left else Cause.FORMAT
+                raise ValueRejected(cause, f"{ARTIFACT} has {size_bytes} bytes")
             while left and (chunk := _read(descriptor, min(left, CHUNK_BYTES))):
                 left -= len(chunk)
                 digest.update(chunk)
@@ -979,68 +831,46 @@ class OpenEntry:
                     frames.append(frame(chunk))
         if digest.hexdigest() != artifact.sha256:
             raise ValueRejected(Cause.DIGEST, f"{ARTIFACT} is damaged")
-        if self.identity() != self._before:
-            raise ValueRejected(Cause.DIGEST, "the files changed while they were being checked")
-        return self._before
 
-    def identity(self) -> EntryId:
-        """Return the identities of the files."""
-        found = list[FileId]()
-        for name in FILES:
-            try:
-                found.append(_id_of(os.stat(name, dir_fd=self._folder, follow_symlinks=False)))
-            except FileNotFoundError:
-                found.append(None)
-        return tuple(found)
+    def count_use(self, shelf: _Shelf) -> None:
+        """Count a use; note it on the disk, unless one was noted just now."""
+        now_s, known = time.time(), shelf.entries.get(self.key)
+        size_bytes = BLOCK_BYTES + sum(_on_disk(each[2]) for each in self.identity)
+        shelf.put(self.key, known.size_bytes if known else size_bytes, now_s)
+        if now_s - os.fstat(self._folder).st_mtime >= _NOTE_USE_EVERY_S:
+            with contextlib.suppress(OSError):
+                os.utime(self._folder, (now_s, now_s))
 
     def is_at(self, path: Path) -> bool:
         """Return whether ``path`` still leads to this entry."""
-        found = os.fstat(self._folder)
-        return _inode_of(path) == (found.st_dev, found.st_ino)
+        try:
+            return os.path.samestat(os.fstat(self._folder), path.lstat())
+        except OSError:
+            return False
+
+    def _id_of(self, name: str) -> FileId:
+        try:
+            return _id_of(os.stat(name, dir_fd=self._folder, follow_symlinks=False))
+        except FileNotFoundError:
+            return (0, 0, 0, 0)
 
     def _content(self, name: str) -> bytes:
-        with self._open(name) as (descriptor, _):
+        with _opened(name, self._folder) as (descriptor, _):
             return _read(descriptor, _MAX_TEXT_BYTES)
-
-    @contextlib.contextmanager
-    def _open(self, name: str) -> Iterator[tuple[int, os.stat_result]]:
-        try:
-            found = os.stat(name, dir_fd=self._folder, follow_symlinks=False)
-            if not stat.S_ISREG(found.st_mode):
-                raise ValueRejected(Cause.FOREIGN, f"{name} is no regular file")
-            descriptor = os.open(name, _READ, dir_fd=self._folder)
-        except FileNotFoundError:
-            raise ValueRejected(Cause.INCOMPLETE, f"{name} is gone") from None
-        except PermissionError:
-            raise ValueRejected(Cause.FOREIGN, f"the daemon may not read {name}") from None
-        try:
-            found = os.fstat(descriptor)
-            _check_ours(found, name)
-            if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
-                raise ValueRejected(Cause.FOREIGN, f"{name} has {found.st_nlink} names")
-            yield descriptor, found
-        finally:
-            os.close(descriptor)
 
 
 def prepare(options: HostOptions) -> None:
-    """Make the directory if it is missing, with its mode and group. Raises TierUnavailable."""
-    for directory in (*options.above, options.directory):
+    """Make the directory if it is missing, with its mode and group.
+
+    Raises NotOurs, OSError and TierUnavailable.
+    """
+    above = [path for path in options.directory.parents if path.is_relative_to(options.root)]
+    for directory in (*reversed(above), options.directory):
         take_back(directory)
         try:
             make_folder(directory)
             check_root(directory)
             _admit(directory, options.folder_mode, options.group)
-        except NotOurs as failure:
-            raise TierUnavailable(str(failure)) from None
-        except PermissionError as failure:
-            if options.group is None or not directory.is_dir():
-                raise _unusable(directory, failure) from None
-            group = str(options.group)
-            with contextlib.suppress(KeyError):
-                group = grp.getgrgid(options.group).gr_name
-            do = f"give {directory} to the group {group} of host_store_group, which the daemon's"
-            raise cannot(f"{do} user must be in", failure) from None
         except OSError as failure:
             raise _unusable(directory, failure) from None
 
@@ -1055,13 +885,12 @@ def check_root(directory: Path) -> None:
     except OSError as failure:
         raise _unusable(directory, failure) from None
     except ValueRejected as rejected:
+        why = f"the host store refuses its directory: {rejected.why}"
         try:
             check_path(directory)  # It says what to do.
         except NotOurs as failure:
             raise TierUnavailable(str(failure)) from None
-        why = f"the host store refuses its directory: {rejected.why}"
-        if os.access(directory, os.W_OK):  # As a volume is whose group the daemon is in.
-            why += f"; use a folder in it, which the daemon makes: {directory / 'artifacts'}"
+        why += f"; use a folder in it, which the daemon makes: {directory / 'artifacts'}"
         raise TierUnavailable(why) from None
 
 
@@ -1072,12 +901,11 @@ def open_entry(options: HostOptions, key: CacheKey) -> Iterator[OpenEntry | None
     Raises ValueRejected if a folder on the way is a link or not ours, OSError, TierUnavailable.
     """
     check_root(options.directory)
-    try:
+    folder = -1
+    with contextlib.suppress(FileNotFoundError):
         for path in _steps(options.directory, key):
             _check_folder(path)
         folder = os.open(path, _FOLDER)
-    except FileNotFoundError:
-        folder = -1
     if folder < 0:
         yield None
         return
@@ -1088,7 +916,7 @@ def open_entry(options: HostOptions, key: CacheKey) -> Iterator[OpenEntry | None
 
 
 def entries_in(directory: Path, fingerprint: str = "") -> Iterator[tuple[Path, CacheKey]]:
-    """Return the entries of a fingerprint, or of all, unchecked. Raises TierUnavailable."""
+    """Return the entries of a fingerprint, or of all, unchecked. Raises OSError."""
     is_digest = model.SHA256_HEX.fullmatch
     for each in (fingerprint,) if fingerprint else _names_in(directory, is_digest):
         for start in _names_in(directory / each, lambda name: len(name) == 2):
@@ -1097,34 +925,28 @@ def entries_in(directory: Path, fingerprint: str = "") -> Iterator[tuple[Path, C
 
 
 def measure(path: Path) -> tuple[int, float]:
-    """Return what the store counts for the entry at ``path``, and when it was used.
+    """Return what the store counts for the entry at ``path``, and when anybody used it.
 
     Nothing is counted where there is no artifact.
     """
     try:
         with os.scandir(path) as files:
-            found = {file.name: file.stat(follow_symlinks=False).st_size for file in files}
-        used_s = path.stat(follow_symlinks=False).st_mtime
+            found = {file.name: file.stat(follow_symlinks=False) for file in files}
+        if ARTIFACT not in found:
+            return 0, 0.0
+        times = path.stat(follow_symlinks=False).st_mtime, found[ARTIFACT].st_atime
     except OSError:
         return 0, 0.0
-    return BLOCK_BYTES + sum(map(_on_disk, found.values())) if ARTIFACT in found else 0, used_s
+    size_bytes = BLOCK_BYTES + sum(_on_disk(each.st_size) for each in found.values())
+    return size_bytes, max((each for each in times if each <= time.time()), default=0.0)
 
 
 def remove_entry(options: HostOptions, key: CacheKey) -> bool:
-    """Remove an entry that does not verify; return whether it is gone. Never raises.
-
-    If a folder on the way to it is no folder of ours, that goes, and nothing behind a link.
-    """
+    """Remove an entry that does not verify; return whether it is gone. Never raises."""
     try:
-        for path in _steps(options.directory, key):
-            try:
-                _check_folder(path)
-            except (OSError, ValueRejected):
-                break
-        remove(path, options)
+        _unlink(options, key)
     except OSError:
         return False
-    _prune(options.directory, key)
     return True
 
 
@@ -1151,49 +973,60 @@ def cannot(do: str, failure: OSError) -> TierUnavailable:
     return TierUnavailable(f"the host store cannot {do}: {failure.strerror or failure}")
 
 
-def _rename_in(options: HostOptions, key: CacheKey, aside: Path) -> None:
-    """Rename an entry into place, over what is there. Raises OSError."""
-    target = _path(options.directory, key)
-    for tries_left in (2, 1, 0):
+def _unlink(options: HostOptions, key: CacheKey) -> bool:
+    """Remove an entry; return whether there was one. Raises OSError.
+
+    If a folder on the way to it is no folder of ours, that goes, and nothing behind a link.
+    """
+    steps = _steps(options.directory, key)
+    for path in steps:
         try:
-            for path in _steps(options.directory, key)[:-1]:
+            _check_folder(path)
+        except (OSError, ValueRejected):
+            break
+    was_there = remove(path, options)
+    with contextlib.suppress(OSError):
+        for path in reversed(steps[:-1]):
+            path.rmdir()  # Where it is empty.
+    return was_there
+
+
+def _rename_in(options: HostOptions, key: CacheKey, aside: Path) -> None:
+    """Rename an entry into place, over what is there. Raises OSError and ValueRejected."""
+    *above, target = _steps(options.directory, key)
+    for is_last in (False, False, True):
+        try:
+            for path in above:
                 with contextlib.suppress(FileExistsError):
                     path.mkdir(mode=0o700)
                     _admit(path, options.folder_mode, options.group)
                 _check_folder(path)
             aside.rename(target)
             return
-        except ValueRejected:
-            remove_entry(options, key)
-        except OSError as failure:
-            if not tries_left or failure.errno not in _IN_THE_WAY:
+        except (OSError, ValueRejected):
+            if is_last:
                 raise
             # Either an entry is there, or another process removed an empty folder.
-            remove(target, options)
+            _unlink(options, key)
 
 
-def _write_entry(
-    path: Path, artifact: Artifact, header: bytes, chunks: Iterable[Any], options: HostOptions
-) -> EntryId:
+def _write_entry(path: Path, artifact: Artifact, header: bytes, options: HostOptions) -> EntryId:
     """Write an entry as the new folder ``path``. Raises OSError and ValueRejected."""
     path.mkdir(mode=0o700)
     signed = [artifact.attestation] if artifact.attestation else None
     identity = tuple(
-        _write_file(path / name, content, options) if content is not None else None
-        for name, content in zip(FILES, (chunks, [header], signed), strict=True)
+        _write_file(path / name, content, options) if content else (0, 0, 0, 0)
+        for name, content in zip(FILES, (_unpacked(artifact), [header], signed), strict=True)
     )
     _admit(path, options.folder_mode, options.group)
-    if identity[0] is None or identity[0][2] != artifact.size_bytes:
+    if identity[0][2] != artifact.size_bytes:
         raise ValueRejected(Cause.FORMAT, "the artifact has another size than it should")
     return identity
 
 
 def _write_file(path: Path, chunks: Iterable[Any], options: HostOptions) -> FileId:
-    with os.fdopen(os.open(path, _WRITE, 0o600), "wb", buffering=0) as file:
-        for chunk in chunks:
-            left = memoryview(chunk)
-            while left:
-                left = left[file.write(left) :]
+    with path.open("xb") as file:  # In a folder that no other user gets into.
+        file.writelines(chunks)
     _admit(path, options.file_mode, options.group)
     return _id_of(path.stat())
 
@@ -1208,91 +1041,84 @@ def _unpacked(artifact: Artifact) -> Iterator[Any]:
 
 
 def _artifact_of(header: ArtifactHeader) -> Artifact:
-    """Translate a header back into what it was made of. Raises ValueRejected."""
-    if header.kind not in _KINDS:
-        raise ValueRejected(Cause.FORMAT, f"{HEADER} is of a kind that this version does not know")
-    engine = header.engine
-    # A Duration has fewer digits than the attestation, which is verified later.
-    compile_time_s = header.compile_time.ToNanoseconds() / 1e9
-    attested = peek(header.attestation)
-    if attested and abs(attested[0].compile_time_s - compile_time_s) < 1e-6:
-        compile_time_s = attested[0].compile_time_s
+    """Translate a header back into what it was made of."""
+    engine, attested = header.engine, peek(header.attestation)
+    identity = engine.name, engine.version, engine.core_version, engine.compiler
+    settings = dict(header.settings), dict(header.changed_settings)
+    every = (
+        [("", each) for each in header.exports],
+        [(each.module, each) for each in header.imports],
+    )
+    exports, imports = (
+        tuple(
+            model.ExternType(module, each.name, _EXTERNS.get(each.kind, ""), each.type)
+            for module, each in some
+        )
+        for some in every
+    )
     return Artifact(
-        module_sha256=header.module_sha256,
-        kind=_KINDS[header.kind],
-        spec=model.CompileSpec(
-            engine=model.EngineIdentity(
-                engine.name, engine.version, engine.core_version, engine.compiler
-            ),
-            target=header.target,
-            cpu=header.cpu,
-            settings=dict(header.settings),
-            changed_settings=dict(header.changed_settings),
-            fingerprint=header.fingerprint,
+        header.module_sha256,
+        _KINDS[header.kind],
+        model.CompileSpec(
+            model.EngineIdentity(*identity),
+            *(header.target, header.cpu, *settings, header.fingerprint),
         ),
-        sha256=header.artifact_sha256,
-        size_bytes=header.size_bytes,
+        header.artifact_sha256,
+        header.size_bytes,
         frames=(),
-        compile_time_s=compile_time_s,
-        imports=tuple(
-            model.ExternType(i.module, i.name, _EXTERNS.get(i.kind, ""), i.type)
-            for i in header.imports
-        ),
-        exports=tuple(
-            model.ExternType("", e.name, _EXTERNS.get(e.kind, ""), e.type) for e in header.exports
-        ),
+        # A Duration has fewer digits than the attestation, which is verified later.
+        compile_time_s=attested[0].compile_time_s if attested else 0.0,
+        imports=imports,
+        exports=exports,
         types_truncated=header.types_truncated,
         attestation=header.attestation,
     )
 
 
-def _write_engines(options: HostOptions, document: Mapping[str, object]) -> None:
-    """Write ``engines.json`` aside and rename it into place. Raises TierUnavailable."""
-    prepare(options)
-    text = json.dumps(document, indent=2, allow_nan=False).encode() + b"\n"
-    place = options.directory / ENGINES
-    try:
-        with _locked(options.root / _LOCK):
-            aside = _fresh(options)
-            try:
-                _write_file(aside, [text], options)
-                if place.is_dir() and not place.is_symlink():
-                    _delete(place)
-                aside.replace(place)
-            finally:
-                _delete(aside)
-    except OSError as failure:
-        raise cannot(f"write {ENGINES}", failure) from None
-
-
 def _why_no_engines(directory: Path) -> str:
     """Return why no client can use ``engines.json``; empty if a daemon of this user wrote it."""
-    path = directory / ENGINES
     try:
-        found = path.lstat()
-        _check_ours(found, ENGINES)
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
-            return "it is no regular file with one name"
-        if not found.st_mode & stat.S_IRUSR:
-            return "its owner may not read it"
-        document = json.loads(path.read_bytes())
+        with _opened(os.fspath(directory / ENGINES)) as (descriptor, _):
+            document = json.loads(_read(descriptor, _MAX_TEXT_BYTES))
+        is_good = isinstance(document, dict) and {"version", "engines"} <= document.keys()
     except ValueRejected as rejected:
         return rejected.why
     except (ValueError, RecursionError):
-        return "it is damaged"
-    except OSError as failure:
-        return failure.strerror or str(failure)
-    is_document = isinstance(document, dict) and {"version", "engines"} <= document.keys()
-    return "" if is_document else "it is damaged"
+        is_good = False
+    return "" if is_good else "it is damaged"
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[int]:
-    """Open and lock a file, which is made if it is missing. Raises OSError, TierUnavailable."""
-    if path.is_symlink() or path.is_dir():  # Somebody else put it there.
-        _delete(path)
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    until_s = time.monotonic() + _LOCK_WAIT_S
+def _opened(path: str, folder: int | None = None) -> Iterator[tuple[int, int]]:
+    """Open a file, and return its descriptor and size. Raises OSError.
+
+    Raises ValueRejected unless it is a regular file with one name, which only this user may write.
+    """
+    name = os.path.basename(path)  # noqa: PTH119
+    try:
+        descriptor = os.open(path, _READ, dir_fd=folder)
+    except FileNotFoundError:
+        raise ValueRejected(Cause.INCOMPLETE, f"{name} is gone") from None
+    except OSError as failure:
+        if failure.errno not in (errno.ELOOP, errno.EACCES):
+            raise
+        why = f"the daemon may not read {name}, or it is a link"
+        raise ValueRejected(Cause.FOREIGN, why) from None
+    try:
+        found = os.fstat(descriptor)
+        _check_ours(found, name)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+            raise ValueRejected(Cause.FOREIGN, f"{name} is no regular file with one name")
+        yield descriptor, found.st_size
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _locked(options: HostOptions) -> Iterator[int]:
+    """Open the file that daemons lock while they write. Raises OSError, TierUnavailable."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    lock, until_s = os.open(options.root / _LOCK, flags, 0o600), time.monotonic() + _LOCK_WAIT_S
     try:
         while True:
             try:
@@ -1301,17 +1127,20 @@ def _locked(path: Path) -> Iterator[int]:
             except BlockingIOError:
                 if time.monotonic() > until_s:
                     raise TierUnavailable("another daemon writes to the host store") from None
-                time.sleep(_LOCK_TRY_EVERY_S)
+                time.sleep(0.01)
         yield lock
     finally:
         os.close(lock)
 
 
+def _ever_written(lock: int) -> int:
+    text = os.pread(lock, 32, 0).strip()
+    return int(text) if text.isdigit() else 0
+
+
 def _fresh(options: HostOptions) -> Path:
     """Return a path that does not exist, in a folder that does. Raises OSError."""
     aside = options.root / _ASIDE
-    if aside.is_symlink():
-        aside.unlink()
     aside.mkdir(mode=0o700, exist_ok=True)
     return aside / secrets.token_hex(8)
 
@@ -1334,10 +1163,14 @@ def _check_ours(found: os.stat_result, name: str) -> None:
 
 
 def _admit(path: Path, mode: int, group: int | None) -> None:
-    """Give a file or folder of this user its mode and group. Raises OSError."""
+    """Give a file or folder of this user its mode and group. Raises OSError, TierUnavailable."""
     found = path.stat()
     if group is not None and found.st_gid != group:
-        os.chown(path, -1, group)
+        try:
+            os.chown(path, -1, group)
+        except PermissionError as failure:
+            do = f"give {path} to the group {group} of host_store_group, which the daemon's user"
+            raise cannot(f"{do} must be in", failure) from None
     if stat.S_IMODE(found.st_mode) != mode:
         path.chmod(mode)
 
@@ -1347,21 +1180,19 @@ def _unusable(directory: Path, failure: OSError) -> TierUnavailable:
     code = errno.ENOTDIR if failure.errno == errno.EEXIST else failure.errno
     why = os.strerror(code) if code else str(failure)
     if code != errno.ENOENT:
-        why += f": {next(filter(_inode_of, (directory, *directory.parents)), directory)}"
+        why += f": {next(filter(os.path.lexists, (directory, *directory.parents)), directory)}"
     return TierUnavailable(f"the host store cannot use its directory {directory}: {why}")
 
 
 def _names_in(folder: Path, wanted: Callable[[str], object]) -> Iterator[str]:
-    """Return the names of the folders in ``folder`` that are ``wanted``. Raises TierUnavailable."""
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if wanted(entry.name) and entry.is_dir(follow_symlinks=False):
-                    yield entry.name
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except OSError as failure:
-        raise cannot("list its entries", failure) from None
+    """Return the names of the folders in ``folder`` that are ``wanted``. Raises OSError."""
+    with (
+        contextlib.suppress(FileNotFoundError, NotADirectoryError),
+        os.scandir(folder) as entries,
+    ):
+        for entry in entries:
+            if wanted(entry.name) and entry.is_dir(follow_symlinks=False):
+                yield entry.name
 
 
 def _delete(path: Path) -> None:
@@ -1373,11 +1204,16 @@ def _delete(path: Path) -> None:
             path.unlink()
 
 
-def _prune(directory: Path, key: CacheKey) -> None:
-    """Remove the folders above an entry that are empty; never raise."""
-    with contextlib.suppress(OSError):
-        for path in reversed(_steps(directory, key)[:-1]):
-            path.rmdir()
+def _was_used(shelf: _Shelf, key: CacheKey) -> bool:
+    """Return whether another daemon or a client used an entry since; take note of that."""
+    (size_bytes, used_s), known = (
+        measure(_path(shelf.options.directory, key)),
+        shelf.entries.get(key),
+    )
+    if known is None or not size_bytes or used_s <= known.used_s:
+        return False
+    shelf.put(key, size_bytes, used_s)
+    return True
 
 
 def _read(descriptor: int, size_bytes: int) -> bytes:
@@ -1392,19 +1228,6 @@ def _id_of(found: os.stat_result) -> FileId:
     return found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns
 
 
-def _inode_of(path: Path) -> tuple[int, int] | None:
-    """Return device and inode of what is at ``path``; None if nothing is."""
-    try:
-        found = path.lstat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-def _number(text: bytes) -> int:
-    return int(text) if text.strip().isdigit() else 0
-
-
 def _on_disk(size_bytes: int) -> int:
     """Return what the store counts for a file of ``size_bytes``."""
     return -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES
@@ -1416,7 +1239,7 @@ def _least_on_disk(artifact: Artifact) -> int:
 
 
 def _path(directory: Path, key: CacheKey) -> Path:
-    return entry_path(directory, key.fingerprint, key.module_sha256)
+    return host_layout.entry_path(directory, key.fingerprint, key.module_sha256)
 
 
 def _steps(directory: Path, key: CacheKey) -> tuple[Path, Path, Path]:
@@ -1431,5 +1254,5 @@ def _is_possible(key: CacheKey) -> bool:
 
 
 async def _briefly(work: Coroutine[Any, Any, object]) -> None:
-    """Wait some seconds for ``work``, which never raises. It goes on if it did not end."""
+    """Wait some seconds for ``work``. It goes on if it did not end; that it failed is logged."""
     await asyncio.wait((asyncio.create_task(work),), timeout=_PATIENCE_S)
