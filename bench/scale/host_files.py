@@ -28,7 +28,7 @@ async def host_store(folder: Path, entries: Entries) -> AsyncIterator[HostStore]
     """Run the store as the daemon builds it."""
     directory = HostDirectory(HostOptions(folder, _NO_LIMIT))
     store = HostStore(
-        directory, entries.sealer, Metrics("bench"), header_of=header_of, engines=dict
+        directory, entries.sealer, Metrics("bench"), header_of, engines=dict, limit_bytes=_NO_LIMIT
     )
     await store.start()
     yield store

@@ -21,7 +21,7 @@ class OnlyStore(HostStore):
 
     async def close(self) -> None:
         await super().close()
-        await self._directory.close()
+        await self.directory.close()
 
 
 def host_store(
@@ -43,6 +43,7 @@ def host_store(
         verifier,
         recorder or Notes(),
         header_of=header_of,
+        limit_bytes=limit_bytes,
         engines=engines,
         is_pinned=is_pinned,
         wait_s=wait_s,

@@ -55,7 +55,7 @@ async def store(
 async def tidied(tier: HostStore) -> None:
     """Wait until a store that has just started is done with its first round of tidying."""
     async with asyncio.timeout(60):
-        while not tier._directory.rounds:  # noqa: ASYNC110
+        while not tier.directory.rounds:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 

@@ -55,7 +55,7 @@ class Shelf:
 
 
 @mock.patch("time.time", return_value=WRITTEN_S)
-def written(_: mock.Mock) -> tuple[bytes, bytes]:
+def written(_: object) -> tuple[bytes, bytes]:
     """Return the name and the record of a strike, as a daemon writes it."""
     shelf = Shelf()
     strikes = Strikes(shelf, "wasm:", SEALER)  # type: ignore[arg-type]

@@ -1,8 +1,8 @@
 """The host store: artifacts as files that any process of this host maps, a tier of its own.
 
 Clients find an entry by fingerprint and module digest alone (``wasmkiln.host_layout``), with the
-daemon up or down. ``HostDirectory`` is the folder with all its namespaces: threads, order of use,
-room. ``HostStore`` is what one namespace does in it.
+daemon up or down. ``HostDirectory`` is the folder with all its namespaces: threads and room.
+``HostStore`` is what one namespace does in it.
 
 - An entry appears whole, by a rename, and its files never change; Evict unlinks, so whoever has a
   file mapped keeps it. Nothing is synced: each entry is checked before this process first uses it,
@@ -11,7 +11,8 @@ room. ``HostStore`` is what one namespace does in it.
   and a miss. A disk that hangs, is full, read-only or gone fails the tier, never a call.
 - ``limit_bytes`` bounds the files of all namespaces and daemons, each rounded up to 4 KiB. The
   least recently used entries go first, those of namespaces that are not served before all others.
-  Uses are noted as the mtime of the entry's folder; what clients read shows in the file's atime.
+  Daemons note a use as the mtime of the entry's folder; what clients read shows in the file's
+  atime. There is no index: a store that is full is scanned, and a part of it makes room.
 """
 
 from __future__ import annotations
@@ -20,23 +21,19 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import json
-import math
 import os
-import secrets
 import shutil
 import stat
-import sys
-import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, BinaryIO, TypeAlias, TypeVar
 
 import structlog
 from google.protobuf import json_format
@@ -45,49 +42,38 @@ from wasmkiln.artifact import header_text
 from wasmkiln.attestation import peek
 from wasmkiln.host_layout import ARTIFACT, ATTESTATION, ENGINES, HEADER
 from wasmkiln.v1 import types_pb2
-from wasmkiln.v1.types_pb2 import ArtifactHeader
 
-from wasmkilnd import model
-from wasmkilnd.cache.value import ValueRejected, unpacked
+from wasmkilnd import model, ownership
+from wasmkilnd.cache.value import ValueRejected, unpacked_frames
 from wasmkilnd.errors import DoesNotFit, TierUnavailable
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, HostFile, Kind, TierUsage
 from wasmkilnd.model import RejectionCause as Cause
-from wasmkilnd.ownership import NotOurs, check_path, make_folder, take_back
 from wasmkilnd.ports import Recorder
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.wait_budget import Allowance
 from wasmkilnd.wire import CHUNK_BYTES, frame, payload_views
 
 T = TypeVar("T")
-HeaderOf: TypeAlias = Callable[[Artifact], ArtifactHeader]
+HeaderOf: TypeAlias = Callable[[Artifact], types_pb2.ArtifactHeader]
 """Translates an artifact into the header that the daemon sends, without what depends on a call."""
-FileId: TypeAlias = tuple[int, int, int, int]
-EntryId: TypeAlias = tuple[FileId, ...]
-"""Device, inode, size and ctime of each file, zeros for none: while they stay, so do its bytes."""
+EntryId: TypeAlias = Mapping[str, tuple[int, int, int, int]]
+"""Device, inode, size and ctime of each file: while they are the same, so are its bytes."""
+Found: TypeAlias = tuple[Artifact, HostFile]
+Checked: TypeAlias = dict[Path, tuple[Artifact, EntryId]]
+"""By the path of an entry that was checked: what it is, without frames, and which files."""
 
-FILES = (ARTIFACT, HEADER, ATTESTATION)
 BLOCK_BYTES = 4096
 """What the store counts for a folder, and the unit to which it rounds up the size of a file."""
 
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
-_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _MAX_TEXT_BYTES = 8 * 1024 * 1024
 _ASIDE = "aside"  # What is on its way in or out. 0.6.0 deletes what it does not know in tmp/.
-_LOCK = "writing.lock"
-
-_READERS = 4
-_TRIES = 3
 _NO_WRITES_S = 10.0
 _PATIENCE_S = 2.0  # How long a disk may delay the start, a reload or the end of the daemon.
 _LEAST_BYTES_PER_S = 32 * 1024 * 1024  # A slow disk: reading much may take longer than wait_s.
 _REMEMBERED_BYTES = 16 * 1024 * 1024
-_MAX_REFUSED = 1000
 _TIDY_EVERY_S = 5.0
-_CLEAN_EVERY = 60  # Rounds of tidying.
-_NOTE_USE_EVERY_S = 300.0
-_SCAN_REST = 20  # A scan is not repeated for so many times as long as it took.
-_LOCK_WAIT_S = 5.0
+_SCAN_EVERY = 60  # Rounds of tidying, and sooner if others wrote.
+_SPARE = 32  # A store that is full lets go one of so many entries more than it must.
 
 _KINDS = {types_pb2.KIND_CORE_MODULE: Kind.CORE_MODULE, types_pb2.KIND_COMPONENT: Kind.COMPONENT}
 _EXTERNS = {n: name[len("EXTERN_KIND_") :].lower() for name, n in types_pb2.ExternKind.items()}
@@ -125,51 +111,33 @@ class HostOptions:
         return self.file_mode | (self.file_mode & 0o444) >> 2 | stat.S_IRWXU
 
 
-class _Known(NamedTuple):
-    """What is known of an entry."""
-
-    size_bytes: int
-    used_s: float
-
-
 @dataclass(eq=False)
 class _Shelf:
-    """The entries of one namespace, the least recently used first."""
+    """The entries of one namespace. One thread changes them."""
 
     options: HostOptions
     store: HostStore | None = None
     """Whose entries they are; None while the namespace is not served."""
-    entries: OrderedDict[CacheKey, _Known] = field(default_factory=OrderedDict)
-    fingerprints: set[str] = field(default_factory=set)
-    bytes: int = 0
+    entries: dict[CacheKey, int] = field(default_factory=dict)
+    """Their sizes as of the last scan, the least recently used first."""
     evictions: int = 0
     too_many: set[CacheKey] = field(default_factory=set)
     """Entries of pinned modules that are not kept, as all take more than half of the limit."""
     kept: model.Held = field(default_factory=model.Held)
     let_go: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def put(self, key: CacheKey, size_bytes: int, used_s: float) -> None:
-        self.drop(key)
-        with self.lock:
-            self.entries[key] = _Known(size_bytes, used_s)
-            self.fingerprints.add(key.fingerprint)
-            self.bytes += size_bytes
+    @property
+    def bytes(self) -> int:
+        return sum(list(self.entries.values()))
 
-    def drop(self, key: CacheKey) -> None:
-        with self.lock:
-            if known := self.entries.pop(key, None):
-                self.bytes -= known.size_bytes
+    def over(self, needed: int) -> int:
+        """Return by how much its share is exceeded with ``needed`` bytes more."""
+        store = self.store  # The event loop may change it.
+        return self.bytes + needed - store.limit_bytes if store else 0
 
-    def replace(self, found: dict[CacheKey, _Known], since_s: float) -> None:
-        """Hold what a scan found that began at ``since_s``, and what came meanwhile."""
-        with self.lock:
-            for key, old in self.entries.items():
-                if old.used_s >= since_s or (key in found and old.used_s > found[key].used_s):
-                    found[key] = old
-            self.entries = OrderedDict(sorted(found.items(), key=lambda each: each[1].used_s))
-            self.fingerprints = {key.fingerprint for key in found}
-            self.bytes = sum(known.size_bytes for known in found.values())
+    def keeps(self, key: CacheKey) -> bool:
+        store = self.store
+        return bool(store and store.is_pinned(key.module_sha256)) and key not in self.too_many
 
 
 def _usage(shelves: Collection[_Shelf], limit_bytes: int) -> TierUsage:
@@ -182,7 +150,7 @@ def _usage(shelves: Collection[_Shelf], limit_bytes: int) -> TierUsage:
 
 
 class HostDirectory:
-    """The folder of all namespaces: its threads, the order of use, and who makes room.
+    """The folder of all namespaces: its threads, and who makes room.
 
     For one event loop, which nothing here blocks. Methods with one underscore run in threads; those
     that write run in one thread alone, one after the other.
@@ -197,16 +165,16 @@ class HostDirectory:
         self.hanging: set[asyncio.Future[Any]] = set()
         """Look-ups that hang: while there are any, nothing else begins."""
         self.shelves: dict[str, _Shelf] = {}
-        self.checked: dict[Path, tuple[Artifact, EntryId]] = {}
-        """The entries that this process has checked. Another dict once they count no more."""
+        self.checked: Checked = {}
+        """What this process has checked. Another dict once that counts no more."""
         self.rounds = 0
         self._checked_bytes = 0
-        self._readers = ThreadPoolExecutor(_READERS, "wasmkiln-host-read")
+        self._readers = ThreadPoolExecutor(4, "wasmkiln-host-read")
         self._writer = ThreadPoolExecutor(1, "wasmkiln-host-write")
         self._keeper: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._closed = False
-        self._written = -1  # How much all daemons had ever written, as of the last scan.
+        self._taken = -1  # What all daemons took, as this one knows it.
         self._rest_s = 0.0
 
     def start(self) -> None:
@@ -241,39 +209,32 @@ class HostDirectory:
             await _briefly(asyncio.to_thread(pool.shutdown, cancel_futures=True))
 
     async def run(
-        self,
-        doing: str,
-        work: Callable[[], T],
-        *,
-        writes: bool = False,
-        wait_s: float = math.inf,
-        more: Allowance | None = None,
+        self, doing: str, work: Callable[[], T], until_s: Callable[[], float] | None = None
     ) -> T:
         """Run ``work`` in a thread; log why it fails, once per cause. Raises TierUnavailable.
 
-        If it takes longer than ``wait_s`` and ``more``, leave it behind: a thread that waits for a
-        disk cannot be cancelled. What writes or removes comes after all of that which came before.
+        A look-up ends at ``until_s()``, which may grow, or is left behind: a thread that waits for
+        a disk cannot be cancelled. All else writes, and comes after what came before.
         """
         if self._closed or self.hanging:
             why = "is closed" if self._closed else "has a disk that does not answer"
             raise TierUnavailable(f"the host store {why}")
-        pool = self._writer if writes else self._readers
+        pool = self._readers if until_s else self._writer
         job = asyncio.get_running_loop().run_in_executor(pool, work)
         job.add_done_callback(self._ended)
-        until_s = time.monotonic() + wait_s
         while not job.done():
-            left_s = until_s + (more.seconds if more else 0.0) - time.monotonic()
-            if left_s <= 0:
+            left_s = until_s() - time.monotonic() if until_s else None
+            if left_s is not None and left_s <= 0:
                 if not self.hanging:
                     log.warning("host store skipped: a look-up takes too long")
                 self.hanging.add(job)
-                raise TierUnavailable(f"the disk of the host store does not answer in {wait_s:g} s")
+                raise TierUnavailable("the disk of the host store does not answer in time")
             await asyncio.wait((job,), timeout=left_s)
         try:
             done = job.result()
         except DoesNotFit:
             raise
-        except (OSError, NotOurs, TierUnavailable, ValueRejected) as failure:
+        except (OSError, ownership.NotOurs, TierUnavailable, ValueRejected) as failure:
             why = str(cannot(doing, failure) if isinstance(failure, OSError) else failure)
             if why not in self.troubles.values():
                 event, where = f"cannot {doing} the host store", os.fspath(self.options.directory)
@@ -285,8 +246,7 @@ class HostDirectory:
             raise TierUnavailable(f"cannot {doing} the host store: a defect") from defect
         finally:
             del job  # A failed job holds its traceback, which holds this frame.
-        if self.troubles.pop(doing, ""):
-            log.info(f"can {doing} the host store again", tier=HostStore.name)
+        self.troubles.pop(doing, None)
         return done
 
     def _ended(self, job: asyncio.Future[Any]) -> None:
@@ -297,288 +257,221 @@ class HostDirectory:
             if not self.hanging:
                 log.info("host store in use again")
 
-    def remember(
-        self,
-        checked: dict[Path, tuple[Artifact, EntryId]],
-        path: Path,
-        artifact: Artifact,
-        identity: EntryId,
-    ) -> None:
+    def remember(self, checked: Checked, path: Path, artifact: Artifact, files: EntryId) -> None:
         """Check these very files no more, unless ``checked`` counts no more."""
-        self._checked_bytes += 2048 + 2 * identity[FILES.index(HEADER)][2]
+        self._checked_bytes += 0 if path in checked else 2048 + 2 * files[HEADER][2]
         if self._checked_bytes > _REMEMBERED_BYTES:
             self.recheck()
-        checked[path] = artifact, identity
+        checked[path] = artifact, files
 
-    def discard(self, shelf: _Shelf, key: CacheKey) -> bool:
-        """Remove an entry; return whether there was one. Raises OSError."""
-        was_there = _unlink(shelf.options, key)
-        shelf.drop(key)
-        return was_there
+    def discard(self, shelf: _Shelf, key: CacheKey) -> None:
+        """Remove an entry, if it is there. Raises TierUnavailable."""
+        if not remove_entry(shelf.options, key):
+            raise TierUnavailable("the host store cannot remove an entry")
+        shelf.entries.pop(key, None)
 
     @contextlib.contextmanager
-    def room(self, shelf: _Shelf, needed: int) -> Iterator[None]:
+    def room(self, shelf: _Shelf | None = None, needed: int = 0) -> Iterator[None]:
         """Make room for ``needed`` bytes, and hold off the other daemons until they are written.
 
-        The lock's file says how many bytes all have ever written. What others wrote since the last
-        scan, this one does not know: it makes room for that too, and scans when that is too much.
+        The lock's file says how many bytes all daemons have taken. What was removed since the last
+        scan is in it, so it may be too much, and is never too little. Raises OSError and
+        TierUnavailable.
         """
         with _locked(self.options) as lock:
-            written = _ever_written(lock)
-            is_known = 0 <= self._written <= written
-            others_bytes = written - self._written if is_known else self.limit_bytes
-            if others_bytes + needed > self.limit_bytes:
+            text = os.pread(lock, 32, 0).strip()
+            written = int(text) if text.isdigit() else 0
+            taken = max(written, self.usage().bytes)
+            over = [each.over(needed if each is shelf else 0) for each in [*self.shelves.values()]]
+            is_full = taken + needed > self.limit_bytes or max(over, default=0) > 0
+            if is_full or self._taken < 0 or (shelf is None and written != self._taken):
                 self._scan()
-                self._written, others_bytes = written, 0
+                taken = self._make_room(shelf, needed)
+            self._taken = taken + needed
             # First, so that a process that is killed now counts too much, not too little.
-            os.pwrite(lock, b"%-32d" % (written + needed), 0)
-            self._written += needed
-            self._make_room(shelf, needed + others_bytes)
+            os.pwrite(lock, b"%-32d" % self._taken, 0)
             yield
 
-    def _make_room(self, shelf: _Shelf, needed: int = 0) -> None:
-        """Evict until ``needed`` bytes fit, into the share of ``shelf`` and into the limit."""
-        every = list(self.shelves.values())
-        if shelf.store:
-            self._shrink(shelf, shelf.store.limit_bytes - needed)
-        for each in every:
-            if not each.store:
-                too_much = sum(one.bytes for one in every) + needed - self.limit_bytes
-                self._shrink(each, each.bytes - too_much)
+    def _make_room(self, shelf: _Shelf | None, needed: int) -> int:
+        """Evict until ``needed`` bytes fit, and a few entries more; return what is left.
 
-    def _shrink(self, shelf: _Shelf, to_bytes: int) -> None:
-        """Evict the least recently used entries until there are ``to_bytes`` at most.
-
-        Those that others used since come last, and then those that are pinned. Raises OSError.
+        The least recently used go first, and what is pinned last. Raises TierUnavailable.
         """
-        for is_last_round in (False, False, True):
-            with shelf.lock:
-                keys = list(shelf.entries) if shelf.bytes > to_bytes else ()
-            for key in keys:
-                if shelf.bytes <= to_bytes:
+        for each in sorted([*self.shelves.values()], key=lambda each: each.store is not None):
+            over = each.over(needed if each is shelf else 0)
+            if not each.store:
+                over = self.usage().bytes + needed - self.limit_bytes
+            order = sorted(each.entries, key=each.keeps) if over > 0 else []
+            for place, key in enumerate(order):
+                size_bytes, is_kept = each.entries[key], each.keeps(key)
+                if over <= 0 and (is_kept or place >= len(order) // _SPARE):
                     break
-                is_kept = shelf.store is not None and shelf.store.keeps(key)
-                if not is_last_round and (is_kept or _was_used(shelf, key)):
-                    continue
-                was_there = self.discard(shelf, key)
-                shelf.let_go += was_there and is_kept
-                shelf.evictions += was_there
-                if not shelf.store and not any(entries_in(shelf.options.directory)):
-                    remove(shelf.options.directory, self.options)  # Of a namespace that is gone.
+                self.discard(each, key)
+                over -= size_bytes
+                each.evictions += 1
+                each.let_go += is_kept
+            if order and not each.entries and not each.store:
+                remove(each.options.directory, self.options)  # Of a namespace that is gone.
+        return self.usage().bytes
 
     def _scan(self) -> None:
-        """Find all entries of all namespaces. Raises OSError and TierUnavailable."""
-        began_s, since_s = time.monotonic(), time.time()
+        """Find all entries of all namespaces. Raises TierUnavailable."""
+        began_s, namespaces = time.monotonic(), self.options.directory / host_layout.NAMESPACES
         check_root(self.options.directory)
-        namespaces = self.options.directory / host_layout.NAMESPACES
-        names = _names_in(namespaces, model.NAMESPACE_NAME.fullmatch)
+        names = filter(model.NAMESPACE_NAME.fullmatch, _names_in(namespaces, "*"))
         for namespace in {"", *names, *self.shelves}:
-            shelf, found = self.shelf(namespace), dict[CacheKey, _Known]()
+            shelf, found = self.shelf(namespace), list[tuple[float, int, CacheKey]]()
             for path, key in entries_in(shelf.options.directory):
                 if self._closed:
                     raise TierUnavailable("the host store is closed")
-                known = _Known(*measure(path))
-                if known.size_bytes:
-                    found[key] = known
+                size_bytes, used_s = measure(path)
+                found += [(used_s, size_bytes, key)] if size_bytes else []
                 if len(found) % 100 == 0:
                     time.sleep(0.002)  # So that calls go on meanwhile.
-            shelf.replace(found, since_s)
-        self._rest_s = _SCAN_REST * (time.monotonic() - began_s)
+            shelf.entries = {key: size for _, size, key in sorted(found, key=lambda it: it[0])}
+        self._rest_s = 20 * (time.monotonic() - began_s)  # Until housekeeping scans again.
 
     async def _keep_house(self) -> None:
         while True:
             with contextlib.suppress(TierUnavailable):
-                await self.run("use", self._tidy, writes=True)
+                await self.run("use", self._tidy)
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(_TIDY_EVERY_S, self._rest_s)):
                     await self._wake.wait()
 
     def _tidy(self) -> None:
-        """Learn what others did, and stay within the limit. Raises TierUnavailable, OSError."""
+        """Learn what others did, and stay within the limit. Raises as ``prepare``."""
         prepare(self.options)
-        is_time, written = self.rounds % _CLEAN_EVERY == 0, self._written
-        with contextlib.suppress(OSError, TierUnavailable), _locked(self.options) as lock:
-            written = _ever_written(lock)
-            if is_time:
-                for path in (self.options.directory / _ASIDE).iterdir():
-                    _delete(path)  # What processes left that were killed.
-        if is_time or written != self._written:
-            self._scan()
-            self._written = written
+        if self.rounds % _SCAN_EVERY == 0:
+            self._taken = -1
+        with self.room():
+            for name in _names_in(self.options.directory / _ASIDE, "*"):
+                _delete(self.options.directory / _ASIDE / name)  # Of processes that were killed.
         self.rounds += 1
-        for shelf in list(self.shelves.values()):
-            self._make_room(shelf)
-            if shelf.store:
-                shelf.store.mend_engines()
+        for store in [shelf.store for shelf in list(self.shelves.values())]:
+            if store:
+                store.mend_engines()
 
 
+@dataclass(eq=False, repr=False)
 class HostStore:
     """Keeps one namespace's artifacts as files that processes of this host map; no modules.
 
-    A store that may hold no bytes is switched off: it finds nothing and takes nothing.
+    One that may hold no bytes is switched off: nobody asks it for anything.
     """
 
     name = "host_store"
 
-    def __init__(
-        self,
-        directory: HostDirectory,
-        verifier: Sealer,
-        recorder: Recorder,
-        *,
-        header_of: HeaderOf,
-        engines: Callable[[], Mapping[str, Any]],
-        namespace: str = "",
-        limit_bytes: int | None = None,
-        wait_s: float = math.inf,
-        artifact_bytes: Callable[[], int] = lambda: sys.maxsize,
-        is_pinned: model.IsPinned = model.nothing_pinned,
-    ) -> None:
-        """Hold at most ``limit_bytes``, the namespace's share of the directory's limit.
+    directory: HostDirectory
+    verifier: Sealer
+    recorder: Recorder
+    header_of: HeaderOf
+    engines: Callable[[], Mapping[str, Any]]
+    """Returns what the daemon serves, for clients that compute fingerprints themselves."""
+    limit_bytes: int
+    """The namespace's share of the directory's limit."""
+    namespace: str = ""
+    wait_s: float = 60.0
+    """Bounds each look-up, apart from reading large artifacts."""
+    artifact_bytes: Callable[[], int] = lambda: 1 << 62
+    """``get`` reads no artifact that is larger."""
+    is_pinned: model.IsPinned = model.nothing_pinned
+    """Returns True for a module whose artifacts make no room for others."""
+    skipped: int = 0
+    """How many writes were not tried."""
 
-        ``wait_s`` bounds each look-up, apart from reading large artifacts. ``get`` reads no
-        artifact that is larger than ``artifact_bytes``. What is of a module that ``is_pinned``
-        returns True for makes no room for others. ``engines`` returns what the daemon serves, for
-        clients that compute fingerprints themselves.
-        """
-        self.limit_bytes = directory.limit_bytes if limit_bytes is None else limit_bytes
+    def __post_init__(self) -> None:
         self.is_on = self.limit_bytes > 0
-        self.shelf = directory.shelf(namespace)
-        self.shelf.store = self
-        self.skipped = 0
-        """How many writes were not tried."""
-        self._options = self.shelf.options
-        self._directory = directory
-        self._verifier = verifier
-        self._recorder = recorder
-        self._header_of = header_of
-        self._engines = engines
-        self._written_engines: Mapping[str, Any] = {}
-        self._wait_s = wait_s
-        self._artifact_bytes = artifact_bytes
-        self._is_pinned = is_pinned
-        self._refused: set[CacheKey] = set()  # Each counts once, however often it is asked for.
+        self.shelf = self.directory.shelf(self.namespace)
+        self.shelf.store, self._options = self, self.shelf.options
+        self._served: Mapping[str, Any] = {}
+        self._told_too_large = False
 
     async def start(self) -> None:
         """Make the store ready, in the background if its disk takes long; never raise."""
         if self.is_on:
-            self._directory.start()
             await self.write_engines()
+            self.directory.start()
 
     async def write_engines(self) -> None:
         """Write what the daemon serves where clients look for it; wait 2 s at most, never raise.
 
-        Write it again later if somebody removes or damages it.
+        Write it again later if somebody removes it.
         """
         if self.is_on:
-            self._written_engines = self._engines()
-            await _briefly(self._directory.run("use", self._write_engines))
-
-    def mend_engines(self) -> None:
-        """Write ``engines.json`` again if clients cannot use what is there.
-
-        What another daemon wrote stays, or two daemons would replace each other's by turns.
-        Raises OSError and TierUnavailable.
-        """
-        if self._written_engines and (why := _why_no_engines(self._options.directory)):
-            self._write_engines()
-            log.warning(f"{ENGINES} of the host store was written again", cause=why)
+            work = partial(self._write_engines, self.engines())
+            await _briefly(self.directory.run("use", work))
 
     @property
     def trouble(self) -> str:
         """Why the directory cannot be used, as of a few seconds ago; empty if it can."""
-        return self._directory.troubles.get("use", "").removeprefix("the host store ")
+        return self.directory.troubles.get("use", "").removeprefix("the host store ")
 
     @property
     def is_well(self) -> bool:
         """Whether its directory can be used, no look-up hangs and no write failed just now."""
-        directory, is_late = self._directory, time.monotonic() >= self._directory.no_writes_until_s
-        return self.is_on and is_late and not directory.hanging and not self.trouble
+        is_late = time.monotonic() >= self.directory.no_writes_until_s
+        return is_late and not self.directory.hanging and not self.trouble
 
     def takes(self, artifact: Artifact) -> bool:
         """Return whether to write it now: it fits, no look-up hangs, no write failed just now."""
-        key, fits = artifact.key, _least_on_disk(artifact) <= self.limit_bytes
+        fits = _least_on_disk(artifact) <= self.limit_bytes
         if self.is_well and fits:
-            self._refused.discard(key)
             return True
-        if self.is_on and key not in self._refused:
-            self.skipped += 1
-            self._refused = {key, *(self._refused if len(self._refused) < _MAX_REFUSED else ())}
-            if not fits:
-                sizes = {"bytes": artifact.size_bytes, "limit_bytes": self.limit_bytes}
-                event = "an artifact is larger than the host store: raise host_store_bytes"
-                log.warning(event, tier=self.name, module=key.module_sha256, **sizes)
+        self.skipped += 1
+        if not fits and not self._told_too_large:
+            self._told_too_large = True
+            of = {"bytes": artifact.size_bytes, "limit_bytes": self.limit_bytes}
+            log.warning("an artifact is larger than the host store: raise host_store_bytes", **of)
         return False
 
     async def get(
-        self,
-        key: CacheKey,
-        allowance: Allowance | None = None,
-        accept: frozenset[str] = frozenset(),
+        self, key: CacheKey, allowance: Allowance | None = None, accept: Collection[str] = ()
     ) -> Artifact | None:
         """Return the artifact under ``key``, every byte checked. Raises TierUnavailable."""
-        more = allowance or Allowance()
-        work = partial(self._with_entry, key, partial(self._read, more))
-        return await self._look(work, None, more, counts=True)
+        more, frames = allowance or Allowance(), list[bytes]()
+        found = await self._look(partial(self._find, key, partial(self._use, more, frames)), more)
+        return replace(found[0], frames=tuple(frames)) if found else None
 
-    async def file_of(
-        self, key: CacheKey, allowance: Allowance | None = None
-    ) -> tuple[Artifact, HostFile] | None:
+    async def file_of(self, key: CacheKey, allowance: Allowance | None = None) -> Found | None:
         """Return the artifact without frames, and the file that holds it, checked.
 
         Raises TierUnavailable. The file may be evicted by the time a caller opens it.
         """
         more = allowance or Allowance()
-        work = partial(self._with_entry, key, partial(self._file_of, more, self._directory.checked))
-        return await self._look(work, None, more, counts=True)
+        return await self._look(partial(self._find, key, partial(self._use, more, None)), more)
 
     async def put(self, artifact: Artifact) -> None:
         """Store ``artifact``, unless it is there. Raises TierUnavailable, DoesNotFit."""
-        if not self.is_on:
-            return
-        began_s, outcome = time.perf_counter(), "ok"
+        began_s = time.perf_counter()
         try:
-            await self._directory.run("write", partial(self._write, artifact), writes=True)
+            await self.directory.run("write", partial(self._write, artifact))
         except DoesNotFit:
-            outcome = ""  # It says nothing about the tier.
-            raise
+            raise  # It says nothing about the tier.
         except TierUnavailable:
-            outcome = "error"
-            self._directory.no_writes_until_s = time.monotonic() + _NO_WRITES_S
-            self._refused.clear()
+            self.directory.no_writes_until_s = time.monotonic() + _NO_WRITES_S
+            self.recorder.tier_store(self.name, "error", time.perf_counter() - began_s)
             raise
-        finally:
-            if outcome:
-                self._recorder.tier_store(self.name, outcome, time.perf_counter() - began_s)
+        self.recorder.tier_store(self.name, "ok", time.perf_counter() - began_s)
 
-    async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
+    async def held(self, keys: Collection[CacheKey]) -> frozenset[CacheKey]:
         """Return which of ``keys`` are stored, without checking them. Raises TierUnavailable."""
+        paths = {key: _steps(self._options, key)[-1] / ARTIFACT for key in keys if _is_digest(key)}
+        return await self._look(lambda: frozenset(each for each in paths if paths[each].is_file()))
 
-        def look() -> frozenset[CacheKey]:
-            there = (key for key in keys if _is_possible(key))
-            return frozenset(key for key in there if (self._path(key) / ARTIFACT).is_file())
-
-        return await self._look(look, frozenset()) if keys else frozenset()
-
-    async def kinds_of(self, keys: Sequence[CacheKey]) -> Mapping[CacheKey, Kind]:
+    async def kinds_of(self, keys: Collection[CacheKey]) -> Mapping[CacheKey, Kind]:
         """Return the kinds of the modules behind artifacts, from the entries' headers alone."""
-
-        def look() -> Mapping[CacheKey, Kind]:
-            described = ((key, self._described(key)) for key in keys)
-            return {key: artifact.kind for key, artifact in described if artifact}
-
-        return await self._look(look, {}) if keys else {}
+        found = await self._look(lambda: {key: self._described(key) for key in keys})
+        return {key: artifact.kind for key, artifact in found.items() if artifact}
 
     async def evict(self, scope: EvictScope) -> Evicted:
         """Remove all in ``scope``, for all daemons of the host. Raises TierUnavailable.
 
         There may be room after it, so a write that failed keeps no other from being tried.
         """
-        if not self.is_on:
-            return Evicted()
-        removed = await self._directory.run("evict from", partial(self._evict, scope), writes=True)
-        self._directory.no_writes_until_s = 0.0
+        removed = await self.directory.run("evict from", partial(self._evict, scope))
+        self.directory.no_writes_until_s = 0.0
         return removed
 
     def usage(self) -> TierUsage:
@@ -587,27 +480,21 @@ class HostStore:
 
     def entries_of(self, modules: Collection[str]) -> Mapping[str, Mapping[CacheKey, int]]:
         """Return the entries of ``modules`` with their sizes, as of the last scan."""
-        found: dict[str, dict[CacheKey, int]] = {}
-        for module in modules:
-            keys = [CacheKey(module, each) for each in list(self.shelf.fingerprints)]
-            known = ((key, self.shelf.entries.get(key)) for key in keys)
-            found[module] = {key: one.size_bytes for key, one in known if one}
+        found: dict[str, dict[CacheKey, int]] = {module: {} for module in modules}
+        for key, size_bytes in list(self.shelf.entries.items()) if modules else ():
+            if key.module_sha256 in found:
+                found[key.module_sha256][key] = size_bytes
         return found
-
-    def keeps(self, key: CacheKey) -> bool:
-        """Return whether an entry makes no room for others."""
-        return self._is_pinned(key.module_sha256) and key not in self.shelf.too_many
 
     def count_pinned(self, modules: Collection[str]) -> None:
         """Count what is kept of ``modules``, all that are pinned; let go what is above half."""
-        kept, too_many, entries = model.Held(), set[CacheKey](), self.shelf.entries
-        pinned = [item for each in self.entries_of(modules).values() for item in each.items()]
-        last_use_s = {key: known.used_s for key, _ in pinned if (known := entries.get(key))}
-        for key, size_bytes in sorted(pinned, key=lambda item: -last_use_s.get(item[0], 0)):
-            if 2 * (kept.bytes + size_bytes) > self.limit_bytes:
-                too_many.add(key)
-            else:
-                kept += model.Held(1, 0, size_bytes)
+        kept, too_many, pinned = model.Held(), set[CacheKey](), frozenset(modules)
+        for key, size_bytes in reversed(list(self.shelf.entries.items()) if pinned else []):
+            if key.module_sha256 in pinned:
+                if 2 * (kept.bytes + size_bytes) > self.limit_bytes:
+                    too_many.add(key)
+                else:
+                    kept += model.Held(1, 0, size_bytes)
         self.shelf.let_go += len(too_many - self.shelf.too_many)
         self.shelf.kept, self.shelf.too_many = kept, too_many
 
@@ -617,201 +504,181 @@ class HostStore:
 
     def recheck(self) -> None:
         """Check each entry again at its next use: a key is no longer trusted."""
-        self._directory.recheck()
+        self.directory.recheck()
 
     def resize(self, limit_bytes: int) -> None:
         """Change the share. Entries that are too many go soon after."""
         self.limit_bytes = limit_bytes
-        self._directory.resize(self._directory.limit_bytes)
+        self.directory.resize(self.directory.limit_bytes)
 
     async def close(self) -> None:
         """Serve the namespace no more: its entries go when others need the room."""
         if self.shelf.store is self:
             self.shelf.store, self.shelf.kept = None, model.Held()
-            self._directory.resize(self._directory.limit_bytes)
+            self.directory.resize(self.directory.limit_bytes)
 
-    async def _look(
-        self, work: Callable[[], T], off: T, more: Allowance | None = None, *, counts: bool = False
-    ) -> T:
-        """Run a look-up; return ``off`` if the store is off. Raises TierUnavailable."""
-        if not self.is_on:
-            return off
-        began_s, outcome = time.perf_counter(), "error"
+    async def _look(self, work: Callable[[], T], allowance: Allowance | None = None) -> T:
+        """Run a look-up; count one with an allowance as hit or miss. Raises TierUnavailable."""
+        began_s, outcome, more = time.monotonic(), "error", allowance or Allowance()
+        until_s = began_s + self.wait_s
         try:
-            found = await self._directory.run("read", work, wait_s=self._wait_s, more=more)
-            outcome = "" if not counts else "hit" if found else "miss"
+            found = await self.directory.run("read", work, lambda: until_s + more.seconds)
+            outcome = "hit" if found else "miss"
             return found
         finally:
-            if outcome:
-                took_s = time.perf_counter() - began_s
-                self._recorder.tier_lookup(self.name, "artifact", outcome, took_s)
+            if allowance or outcome == "error":
+                took_s = time.monotonic() - began_s
+                self.recorder.tier_lookup(self.name, "artifact", outcome, took_s)
 
     # What follows runs in threads, and raises OSError, TierUnavailable and, where it says so,
     # ValueRejected.
 
-    def _with_entry(self, key: CacheKey, work: Callable[[OpenEntry], T]) -> T | None:
+    def _find(self, key: CacheKey, work: Callable[[Entry], T]) -> T | None:
         """Return what ``work`` returns for an entry; None if there is none.
 
         One that is rejected is removed and counted, and None too.
         """
-        if not _is_possible(key):
-            return None
+        entry = None
         try:
-            for _ in range(_TRIES):
-                with open_entry(self._options, key) as entry:
-                    try:
-                        return work(entry) if entry else None
-                    except ValueRejected:
-                        if entry is None or entry.is_at(self._path(key)):
-                            raise
-                        # Another process evicted or replaced the entry meanwhile.
+            entry = open_entry(self._options, key)
+            return work(entry) if entry else None
         except ValueRejected as rejected:
-            self._reject(key, rejected)
-        return None
+            # If it changed, another process evicted or replaced it meanwhile.
+            if entry is None or entry.files == _ids_of(entry.path):
+                self._reject(key, rejected)
+            return None
 
     def _reject(self, key: CacheKey, rejected: ValueRejected) -> None:
         """Remove an entry that does not verify; count it, and log it."""
         removed, cause = remove_entry(self._options, key), rejected.cause.value
-        self.shelf.drop(key)
-        self._recorder.value_rejected(self.name, cause)
+        self.recorder.value_rejected(self.name, cause)
         # What cannot be removed is rejected again and again.
         tell, module = log.warning if removed else log.debug, key.module_sha256
         about = {"module": module, "fingerprint": key.fingerprint, "removed": removed}
         tell("stored value rejected", tier=self.name, cause=cause, why=rejected.why, **about)
 
-    def _read(self, more: Allowance, entry: OpenEntry) -> Artifact | None:
-        artifact, frames = entry.verified(self._verifier), list[bytes]()
-        if artifact.size_bytes > self._artifact_bytes():
-            return None  # Not removed: daemons with a higher limit use it.
-        more.add(artifact.size_bytes / _LEAST_BYTES_PER_S)
-        entry.check(artifact, frames)
-        entry.count_use(self.shelf)
-        return replace(artifact, frames=tuple(frames))
-
-    def _file_of(
-        self,
-        more: Allowance,
-        checked: dict[Path, tuple[Artifact, EntryId]],
-        entry: OpenEntry,
-    ) -> tuple[Artifact, HostFile]:
-        path = self._path(entry.key)
-        artifact, identity = checked.get(path, (None, ()))
-        if artifact and identity == entry.identity:
-            if refusal := self._verifier.outdated(artifact):
-                raise ValueRejected(Cause(refusal.cause), refusal.why)
-        else:
-            artifact = entry.verified(self._verifier)
+    def _use(self, more: Allowance, frames: list[bytes] | None, entry: Entry) -> Found | None:
+        """Check an entry, unless it was; add its bytes to ``frames``."""
+        checked = self.directory.checked
+        artifact, files = checked.get(entry.path, (None, None))
+        if artifact is None or files != entry.files or frames is not None:
+            artifact = entry.verified(self.verifier)
+            if frames is not None and artifact.size_bytes > self.artifact_bytes():
+                return None  # Not removed: daemons with a higher limit use it.
             more.add(artifact.size_bytes / _LEAST_BYTES_PER_S)
-            entry.check(artifact)
-            self._directory.remember(checked, path, artifact, entry.identity)
-        entry.count_use(self.shelf)
-        device, inode, _, _ = entry.identity[0]
-        return artifact, HostFile(os.fspath(path / ARTIFACT), device, inode)
+            entry.check(artifact, frames)
+            self.directory.remember(checked, entry.path, artifact, entry.files)
+        elif refusal := self.verifier.outdated(artifact):
+            raise ValueRejected(Cause(refusal.cause), refusal.why)
+        _note_use(entry.path)
+        device, inode, _, _ = entry.files[ARTIFACT]
+        return artifact, HostFile(os.fspath(entry.path / ARTIFACT), device, inode)
 
-    def _is_same(self, artifact: Artifact, entry: OpenEntry) -> bool:
-        there, (_, _, size_bytes, _) = entry.verified(self._verifier), entry.identity[0]
-        is_same = (there.sha256, there.attestation) == (artifact.sha256, artifact.attestation)
-        if is_same and size_bytes == artifact.size_bytes:
-            entry.count_use(self.shelf)
-            return True
-        return False
+    def _is_same(self, artifact: Artifact, entry: Entry) -> bool:
+        stored = entry.verified(self.verifier).attestation, entry.files[ARTIFACT][2]
+        return stored == (artifact.attestation, artifact.size_bytes)
 
     def _write(self, artifact: Artifact) -> None:
         """Write an entry. Raises ValueRejected, DoesNotFit.
 
         The caller trusts the artifact's digest: nothing is hashed, and it counts as checked.
         """
-        options, checked, key = self._options, self._directory.checked, artifact.key
-        if self._verifier.outdated(artifact):
-            return
+        options, checked, key = self._options, self.directory.checked, artifact.key
         prepare(options)
-        if self._with_entry(key, partial(self._is_same, artifact)):
+        if self.verifier.outdated(artifact) or self._find(key, partial(self._is_same, artifact)):
             return
         plain = replace(artifact, frames=(), encoding="")
-        text = header_text(self._header_of(plain))
-        sizes = (artifact.size_bytes, len(text), len(artifact.attestation))
-        needed = BLOCK_BYTES + sum(map(_on_disk, sizes))
+        texts = {HEADER: header_text(self.header_of(plain)), ATTESTATION: artifact.attestation}
+        needed = BLOCK_BYTES + sum(map(_on_disk, (artifact.size_bytes, *map(len, texts.values()))))
         if needed > self.limit_bytes:
-            why = f"it takes {needed} bytes, and the host store may hold {self.limit_bytes}"
-            raise DoesNotFit(f"{why}: raise host_store_bytes")
-        with self._directory.room(self.shelf, needed):
+            raise DoesNotFit(f"{needed} bytes, above {self.limit_bytes}: raise host_store_bytes")
+        *above, path = _steps(options, key)
+        with self.directory.room(self.shelf, needed):
             aside = _fresh(options)
             try:
-                identity = _write_entry(aside, artifact, text, options)
-                _rename_in(options, key, aside)
+                aside.mkdir(mode=0o700)
+                frames = unpacked_frames(artifact) if artifact.encoding else artifact.frames
+                chunks = (view for each in frames for view in payload_views((each,)))
+                _write_file(aside / ARTIFACT, chunks, options)
+                for name, text in texts.items():
+                    _write_file(aside / name, [text], options)
+                files = _ids_of(aside)
+                for folder in above:
+                    folder.mkdir(mode=0o700, exist_ok=True)
+                    _admit(folder, options)
+                _admit(aside, options)
+                remove(path, options)
+                aside.rename(path)
             finally:
                 _delete(aside)
-        self.shelf.put(key, needed, time.time())
-        self._directory.remember(checked, self._path(key), plain, identity)
+        _note_use(path)
+        self.shelf.entries[key] = needed
+        self.directory.remember(checked, path, plain, files)
 
     def _described(self, key: CacheKey) -> Artifact | None:
-        return self._with_entry(key, lambda entry: entry.verified(self._verifier))
+        return self._find(key, lambda entry: entry.verified(self.verifier))
 
     def _evict(self, scope: EvictScope) -> Evicted:
-        """Take time linear in what is removed."""
-        directory, removed = self._options.directory, Evicted()
-        for fingerprint in list(_names_in(directory, model.SHA256_HEX.fullmatch)):
-            keys = [key for _, key in entries_in(directory, fingerprint)]
-            if scope.module_sha256:
-                keys = [CacheKey(scope.module_sha256, fingerprint)]
-            elif scope.engine_id:
-                described = filter(None, map(self._described, keys))  # By its first good entry.
-                if next((each.spec.engine.id for each in described), "") != scope.engine_id:
-                    continue
-            for key in filter(_is_possible, keys):
-                if scope.leaves(key.module_sha256):
-                    removed += Evicted(pinned=1)
-                    continue
-                size_bytes, _ = measure(self._path(key))
-                if self._directory.discard(self.shelf, key):
-                    removed += Evicted(int(size_bytes > 0), 0, size_bytes)
+        """Take time linear in the entries' names, or for a module in what is removed."""
+        removed, engines = Evicted(), dict[str, str]()
+        for path, key in list(entries_in(self._options.directory, scope.module_sha256)):
+            # An engine has a fingerprint if the first good entry there is of it.
+            is_new = scope.engine_id and key.fingerprint not in engines
+            if is_new and (found := self._described(key)):
+                engines[key.fingerprint] = found.spec.engine.id
+            if scope.engine_id not in ("", engines.get(key.fingerprint)):
+                continue
+            if scope.leaves(key.module_sha256):
+                removed += Evicted(pinned=1)
+                continue
+            size_bytes, _ = measure(path)
+            self.directory.discard(self.shelf, key)
+            removed += Evicted(int(size_bytes > 0), 0, size_bytes)
         return removed
 
-    def _write_engines(self) -> None:
+    def mend_engines(self) -> None:
+        """Write ``engines.json`` again if somebody removed it. What another daemon wrote stays."""
+        if self._served and not (self._options.directory / ENGINES).exists():
+            self._write_engines(self._served)
+            log.warning(f"{ENGINES} of the host store was written again")
+
+    def _write_engines(self, document: Mapping[str, Any]) -> None:
         """Write ``engines.json`` aside and rename it into place."""
+        self._served = document
         prepare(self._options)
-        text = json.dumps(self._written_engines, indent=2, allow_nan=False).encode() + b"\n"
-        place = self._options.directory / ENGINES
+        text = json.dumps(document, indent=2, allow_nan=False).encode() + b"\n"
         with _locked(self._options):
             aside = _fresh(self._options)
             _write_file(aside, [text], self._options)
-            if place.is_dir() and not place.is_symlink():
-                _delete(place)
-            aside.replace(place)
-
-    def _path(self, key: CacheKey) -> Path:
-        return _path(self._options.directory, key)
+            aside.replace(self._options.directory / ENGINES)
 
 
-class OpenEntry:
-    """An entry whose folder is open. Its methods raise ValueRejected and OSError.
+class Entry:
+    """An entry as it is at one moment. Its methods raise ValueRejected and OSError.
 
-    Each file is opened relative to the folder's descriptor, without following a link, and checked
-    on its own descriptor: nothing can be exchanged between the check and the reading.
+    Nobody but this user can change its folder and those above it: see ``open_entry``.
     """
 
-    def __init__(self, folder: int, key: CacheKey) -> None:
-        self.key = key
-        self._folder = folder
-        self.identity: EntryId = tuple(map(self._id_of, FILES))
-        """As of now: what changes later has another one."""
+    def __init__(self, path: Path, key: CacheKey) -> None:
+        self.path, self.key, self.files = path, key, _ids_of(path)
 
     def described(self) -> Artifact:
         """Return what the header says, which nobody has vouched for yet, without frames."""
-        text, header = self._content(HEADER), ArtifactHeader()
+        text, header = self._content(HEADER), types_pb2.ArtifactHeader()
         try:
             json_format.Parse(text, header, ignore_unknown_fields=True)
-        except (json_format.ParseError, UnicodeDecodeError, RecursionError):
-            raise ValueRejected(Cause.FORMAT, f"{HEADER} is not an artifact's header") from None
-        if not text.endswith(b"}\n") or header.kind not in _KINDS:
-            raise ValueRejected(Cause.FORMAT, f"{HEADER} has another end or kind than it should")
-        return _artifact_of(header)
+            if text.endswith(b"}\n"):
+                return _artifact_of(header)
+        except (json_format.ParseError, UnicodeDecodeError, RecursionError, KeyError):
+            pass
+        raise ValueRejected(Cause.FORMAT, f"{HEADER} is not an artifact's header")
 
     def verified(self, verifier: Sealer) -> Artifact:
         """Return what the header says, if its attestation vouches for it."""
+        if not {ARTIFACT, HEADER} <= self.files.keys():
+            raise ValueRejected(Cause.INCOMPLETE, f"{ARTIFACT} or {HEADER} is gone")
         artifact = self.described()
-        is_signed = artifact.attestation or any(self.identity[FILES.index(ATTESTATION)])
-        if is_signed and self._content(ATTESTATION) != artifact.attestation:
+        if artifact.attestation and self._content(ATTESTATION) != artifact.attestation:
             raise ValueRejected(Cause.DIGEST, f"{ATTESTATION} is another than {HEADER} says")
         if refusal := verifier.verify(artifact, self.key) or verifier.outdated(artifact):
             raise ValueRejected(Cause(refusal.cause), refusal.why)
@@ -819,44 +686,19 @@ class OpenEntry:
 
     def check(self, artifact: Artifact, frames: list[bytes] | None = None) -> None:
         """Compare the bytes with what ``verified`` returned, and add them to ``frames``."""
-        digest, left = hashlib.sha256(), artifact.size_bytes
-        with _opened(ARTIFACT, self._folder) as (descriptor, size_bytes):
-            if size_bytes != left:
-                cause = Cause.TRUNCATED if size_bytes < left else Cause.FORMAT
-                raise ValueRejected(cause, f"{ARTIFACT} has {size_bytes} bytes")
-            while left and (chunk := _read(descriptor, min(left, CHUNK_BYTES))):
-                left -= len(chunk)
+        digest = hashlib.sha256()
+        with _opened(self.path / ARTIFACT) as file:
+            for _ in range(0, artifact.size_bytes + 1, CHUNK_BYTES):  # One more than there are.
+                chunk = file.read(CHUNK_BYTES)
                 digest.update(chunk)
-                if frames is not None:
+                if frames is not None and chunk:
                     frames.append(frame(chunk))
         if digest.hexdigest() != artifact.sha256:
             raise ValueRejected(Cause.DIGEST, f"{ARTIFACT} is damaged")
 
-    def count_use(self, shelf: _Shelf) -> None:
-        """Count a use; note it on the disk, unless one was noted just now."""
-        now_s, known = time.time(), shelf.entries.get(self.key)
-        size_bytes = BLOCK_BYTES + sum(_on_disk(each[2]) for each in self.identity)
-        shelf.put(self.key, known.size_bytes if known else size_bytes, now_s)
-        if now_s - os.fstat(self._folder).st_mtime >= _NOTE_USE_EVERY_S:
-            with contextlib.suppress(OSError):
-                os.utime(self._folder, (now_s, now_s))
-
-    def is_at(self, path: Path) -> bool:
-        """Return whether ``path`` still leads to this entry."""
-        try:
-            return os.path.samestat(os.fstat(self._folder), path.lstat())
-        except OSError:
-            return False
-
-    def _id_of(self, name: str) -> FileId:
-        try:
-            return _id_of(os.stat(name, dir_fd=self._folder, follow_symlinks=False))
-        except FileNotFoundError:
-            return (0, 0, 0, 0)
-
     def _content(self, name: str) -> bytes:
-        with _opened(name, self._folder) as (descriptor, _):
-            return _read(descriptor, _MAX_TEXT_BYTES)
+        with _opened(self.path / name) as file:
+            return file.read(_MAX_TEXT_BYTES)
 
 
 def prepare(options: HostOptions) -> None:
@@ -866,62 +708,54 @@ def prepare(options: HostOptions) -> None:
     """
     above = [path for path in options.directory.parents if path.is_relative_to(options.root)]
     for directory in (*reversed(above), options.directory):
-        take_back(directory)
+        ownership.take_back(directory)
         try:
-            make_folder(directory)
+            ownership.make_folder(directory)
             check_root(directory)
-            _admit(directory, options.folder_mode, options.group)
+            _admit(directory, options)
         except OSError as failure:
-            raise _unusable(directory, failure) from None
+            raise _unusable(directory, failure, options.group) from None
 
 
 def check_root(directory: Path) -> None:
-    """Raise TierUnavailable if the directory is gone, or another user can change it."""
+    """Raise NotOurs or TierUnavailable if the directory is gone, or others can change it."""
     try:
         found = directory.stat()
         if not stat.S_ISDIR(found.st_mode):
             raise NotADirectoryError(errno.ENOTDIR, "")
-        _check_ours(found, str(directory))
+        _check(found, str(directory), stat.S_ISDIR)
     except OSError as failure:
         raise _unusable(directory, failure) from None
     except ValueRejected as rejected:
-        why = f"the host store refuses its directory: {rejected.why}"
-        try:
-            check_path(directory)  # It says what to do.
-        except NotOurs as failure:
-            raise TierUnavailable(str(failure)) from None
-        why += f"; use a folder in it, which the daemon makes: {directory / 'artifacts'}"
-        raise TierUnavailable(why) from None
+        ownership.check_path(directory)  # It says what to do.
+        why = f"the host store refuses its directory: {rejected.why}; use a folder in it, which the"
+        raise TierUnavailable(f"{why} daemon makes: {directory / 'artifacts'}") from None
 
 
-@contextlib.contextmanager
-def open_entry(options: HostOptions, key: CacheKey) -> Iterator[OpenEntry | None]:
-    """Open the folder of an entry; None if there is none.
+def open_entry(options: HostOptions, key: CacheKey) -> Entry | None:
+    """Return an entry; None if there is none, or can be none.
 
     Raises ValueRejected if a folder on the way is a link or not ours, OSError, TierUnavailable.
     """
     check_root(options.directory)
-    folder = -1
-    with contextlib.suppress(FileNotFoundError):
-        for path in _steps(options.directory, key):
-            _check_folder(path)
-        folder = os.open(path, _FOLDER)
-    if folder < 0:
-        yield None
-        return
-    try:
-        yield OpenEntry(folder, key)
-    finally:
-        os.close(folder)
+    if _is_digest(key):
+        with contextlib.suppress(FileNotFoundError):
+            for path in _steps(options, key):
+                _check(path.lstat(), path.name, stat.S_ISDIR)
+            return Entry(path, key)
+    return None
 
 
-def entries_in(directory: Path, fingerprint: str = "") -> Iterator[tuple[Path, CacheKey]]:
-    """Return the entries of a fingerprint, or of all, unchecked. Raises OSError."""
-    is_digest = model.SHA256_HEX.fullmatch
-    for each in (fingerprint,) if fingerprint else _names_in(directory, is_digest):
-        for start in _names_in(directory / each, lambda name: len(name) == 2):
-            for module in _names_in(directory / each / start, is_digest):
-                yield directory / each / start / module, CacheKey(module, sys.intern(each))
+def entries_in(directory: Path, module: str = "") -> Iterator[tuple[Path, CacheKey]]:
+    """Return the entries of a module, or of all, unchecked."""
+    for name in _names_in(directory, f"*/{module[:2]}/{module}" if module else "*/??/*"):
+        key = CacheKey(Path(name).name, Path(name).parts[0])
+        if _is_digest(key):
+            yield directory / name, key
+
+
+def _names_in(directory: Path, pattern: str) -> Iterator[str]:
+    return glob.iglob(pattern, root_dir=directory)  # noqa: PTH207 - pathlib may raise OSError
 
 
 def measure(path: Path) -> tuple[int, float]:
@@ -929,43 +763,42 @@ def measure(path: Path) -> tuple[int, float]:
 
     Nothing is counted where there is no artifact.
     """
-    try:
-        with os.scandir(path) as files:
-            found = {file.name: file.stat(follow_symlinks=False) for file in files}
-        if ARTIFACT not in found:
-            return 0, 0.0
+    found, used_s = _files_in(path), 0.0
+    with contextlib.suppress(OSError, KeyError):
         times = path.stat(follow_symlinks=False).st_mtime, found[ARTIFACT].st_atime
-    except OSError:
-        return 0, 0.0
-    size_bytes = BLOCK_BYTES + sum(_on_disk(each.st_size) for each in found.values())
-    return size_bytes, max((each for each in times if each <= time.time()), default=0.0)
+        used_s = max((each for each in times if each <= time.time()), default=0.0)
+        return BLOCK_BYTES + sum(_on_disk(each.st_size) for each in found.values()), used_s
+    return 0, 0.0
 
 
 def remove_entry(options: HostOptions, key: CacheKey) -> bool:
-    """Remove an entry that does not verify; return whether it is gone. Never raises."""
-    try:
-        _unlink(options, key)
-    except OSError:
-        return False
-    return True
+    """Remove an entry; return whether it is gone, or was not there. Never raises.
+
+    If a folder on the way to it is no folder of ours, that goes, and nothing behind a link.
+    """
+    steps = _steps(options, key)
+    for path in steps:
+        try:
+            _check(path.lstat(), path.name, stat.S_ISDIR)
+        except (OSError, ValueRejected):
+            break
+    is_gone = remove(path, options)
+    with contextlib.suppress(OSError):
+        for path in reversed(steps[:-1]):
+            path.rmdir()  # Where it is empty.
+    return is_gone
 
 
 def remove(path: Path, options: HostOptions) -> bool:
-    """Remove what is at ``path`` at one moment, by a rename; return whether there was anything.
+    """Remove what is at ``path`` at one moment, by a rename; return whether it is gone.
 
-    Where that is not possible, as on a full disk, delete it in its place. Raises OSError.
+    Where that is not possible, as on a full disk, delete it in its place. Never raises.
     """
-    if not os.path.lexists(path):
-        return False
     away = path
-    try:
+    with contextlib.suppress(OSError):
         away = path.rename(_fresh(options))
-    except OSError:
-        _delete(path)
-        if os.path.lexists(path):
-            raise
     _delete(away)
-    return True
+    return not os.path.lexists(path)
 
 
 def cannot(do: str, failure: OSError) -> TierUnavailable:
@@ -973,259 +806,126 @@ def cannot(do: str, failure: OSError) -> TierUnavailable:
     return TierUnavailable(f"the host store cannot {do}: {failure.strerror or failure}")
 
 
-def _unlink(options: HostOptions, key: CacheKey) -> bool:
-    """Remove an entry; return whether there was one. Raises OSError.
-
-    If a folder on the way to it is no folder of ours, that goes, and nothing behind a link.
-    """
-    steps = _steps(options.directory, key)
-    for path in steps:
-        try:
-            _check_folder(path)
-        except (OSError, ValueRejected):
-            break
-    was_there = remove(path, options)
-    with contextlib.suppress(OSError):
-        for path in reversed(steps[:-1]):
-            path.rmdir()  # Where it is empty.
-    return was_there
-
-
-def _rename_in(options: HostOptions, key: CacheKey, aside: Path) -> None:
-    """Rename an entry into place, over what is there. Raises OSError and ValueRejected."""
-    *above, target = _steps(options.directory, key)
-    for is_last in (False, False, True):
-        try:
-            for path in above:
-                with contextlib.suppress(FileExistsError):
-                    path.mkdir(mode=0o700)
-                    _admit(path, options.folder_mode, options.group)
-                _check_folder(path)
-            aside.rename(target)
-            return
-        except (OSError, ValueRejected):
-            if is_last:
-                raise
-            # Either an entry is there, or another process removed an empty folder.
-            _unlink(options, key)
-
-
-def _write_entry(path: Path, artifact: Artifact, header: bytes, options: HostOptions) -> EntryId:
-    """Write an entry as the new folder ``path``. Raises OSError and ValueRejected."""
-    path.mkdir(mode=0o700)
-    signed = [artifact.attestation] if artifact.attestation else None
-    identity = tuple(
-        _write_file(path / name, content, options) if content else (0, 0, 0, 0)
-        for name, content in zip(FILES, (_unpacked(artifact), [header], signed), strict=True)
-    )
-    _admit(path, options.folder_mode, options.group)
-    if identity[0][2] != artifact.size_bytes:
-        raise ValueRejected(Cause.FORMAT, "the artifact has another size than it should")
-    return identity
-
-
-def _write_file(path: Path, chunks: Iterable[Any], options: HostOptions) -> FileId:
+def _write_file(path: Path, chunks: Iterable[Any], options: HostOptions) -> None:
     with path.open("xb") as file:  # In a folder that no other user gets into.
         file.writelines(chunks)
-    _admit(path, options.file_mode, options.group)
-    return _id_of(path.stat())
+    _admit(path, options)
 
 
-def _unpacked(artifact: Artifact) -> Iterator[Any]:
-    """Return the artifact's bytes, one frame after the other. Raises ValueRejected."""
-    left_bytes = artifact.size_bytes
-    for view in payload_views(artifact.frames):
-        chunk = unpacked(view, min(CHUNK_BYTES, left_bytes)) if artifact.encoding else view
-        left_bytes -= len(chunk)
-        yield chunk
-
-
-def _artifact_of(header: ArtifactHeader) -> Artifact:
-    """Translate a header back into what it was made of."""
+def _artifact_of(header: types_pb2.ArtifactHeader) -> Artifact:
+    """Translate a header back into what it was made of. Raises KeyError for an unknown kind."""
     engine, attested = header.engine, peek(header.attestation)
-    identity = engine.name, engine.version, engine.core_version, engine.compiler
     settings = dict(header.settings), dict(header.changed_settings)
-    every = (
-        [("", each) for each in header.exports],
-        [(each.module, each) for each in header.imports],
-    )
-    exports, imports = (
-        tuple(
-            model.ExternType(module, each.name, _EXTERNS.get(each.kind, ""), each.type)
-            for module, each in some
-        )
-        for some in every
+    identity = engine.name, engine.version, engine.core_version, engine.compiler
+    spec = model.CompileSpec(
+        model.EngineIdentity(*identity), header.target, header.cpu, *settings, header.fingerprint
     )
     return Artifact(
-        header.module_sha256,
-        _KINDS[header.kind],
-        model.CompileSpec(
-            model.EngineIdentity(*identity),
-            *(header.target, header.cpu, *settings, header.fingerprint),
-        ),
-        header.artifact_sha256,
-        header.size_bytes,
+        *(header.module_sha256, _KINDS[header.kind], spec),
+        *(header.artifact_sha256, header.size_bytes),
         frames=(),
         # A Duration has fewer digits than the attestation, which is verified later.
         compile_time_s=attested[0].compile_time_s if attested else 0.0,
-        imports=imports,
-        exports=exports,
+        imports=tuple(_extern(each, each.module) for each in header.imports),
+        exports=tuple(_extern(each) for each in header.exports),
         types_truncated=header.types_truncated,
         attestation=header.attestation,
     )
 
 
-def _why_no_engines(directory: Path) -> str:
-    """Return why no client can use ``engines.json``; empty if a daemon of this user wrote it."""
+def _extern(of: types_pb2.ImportType | types_pb2.ExportType, module: str = "") -> model.ExternType:
+    return model.ExternType(module, of.name, _EXTERNS.get(of.kind, ""), of.type)
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Open a file. Raises OSError, and ValueRejected unless it counts: see ``_check``."""
     try:
-        with _opened(os.fspath(directory / ENGINES)) as (descriptor, _):
-            document = json.loads(_read(descriptor, _MAX_TEXT_BYTES))
-        is_good = isinstance(document, dict) and {"version", "engines"} <= document.keys()
-    except ValueRejected as rejected:
-        return rejected.why
-    except (ValueError, RecursionError):
-        is_good = False
-    return "" if is_good else "it is damaged"
-
-
-@contextlib.contextmanager
-def _opened(path: str, folder: int | None = None) -> Iterator[tuple[int, int]]:
-    """Open a file, and return its descriptor and size. Raises OSError.
-
-    Raises ValueRejected unless it is a regular file with one name, which only this user may write.
-    """
-    name = os.path.basename(path)  # noqa: PTH119
-    try:
-        descriptor = os.open(path, _READ, dir_fd=folder)
+        _check(path.lstat(), path.name, stat.S_ISREG)
+        return path.open("rb")
     except FileNotFoundError:
-        raise ValueRejected(Cause.INCOMPLETE, f"{name} is gone") from None
-    except OSError as failure:
-        if failure.errno not in (errno.ELOOP, errno.EACCES):
-            raise
-        why = f"the daemon may not read {name}, or it is a link"
-        raise ValueRejected(Cause.FOREIGN, why) from None
-    try:
-        found = os.fstat(descriptor)
-        _check_ours(found, name)
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
-            raise ValueRejected(Cause.FOREIGN, f"{name} is no regular file with one name")
-        yield descriptor, found.st_size
-    finally:
-        os.close(descriptor)
+        raise ValueRejected(Cause.INCOMPLETE, f"{path.name} is gone") from None
+    except PermissionError:
+        raise ValueRejected(Cause.FOREIGN, f"the daemon may not read {path.name}") from None
 
 
 @contextlib.contextmanager
 def _locked(options: HostOptions) -> Iterator[int]:
     """Open the file that daemons lock while they write. Raises OSError, TierUnavailable."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    lock, until_s = os.open(options.root / _LOCK, flags, 0o600), time.monotonic() + _LOCK_WAIT_S
+    lock = os.open(options.root / "writing.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
-        while True:
-            try:
+        for _ in range(500):  # 5 s
+            with contextlib.suppress(BlockingIOError):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except BlockingIOError:
-                if time.monotonic() > until_s:
-                    raise TierUnavailable("another daemon writes to the host store") from None
-                time.sleep(0.01)
+            time.sleep(0.01)
+        else:
+            raise TierUnavailable("another daemon writes to the host store")
         yield lock
     finally:
         os.close(lock)
-
-
-def _ever_written(lock: int) -> int:
-    text = os.pread(lock, 32, 0).strip()
-    return int(text) if text.isdigit() else 0
 
 
 def _fresh(options: HostOptions) -> Path:
     """Return a path that does not exist, in a folder that does. Raises OSError."""
     aside = options.root / _ASIDE
     aside.mkdir(mode=0o700, exist_ok=True)
-    return aside / secrets.token_hex(8)
+    return aside / os.urandom(8).hex()
 
 
-def _check_folder(path: Path) -> None:
-    """Raise ValueRejected unless ``path`` is a folder that only this user can change, OSError."""
-    found = path.lstat()
-    if not stat.S_ISDIR(found.st_mode):
-        raise ValueRejected(Cause.FOREIGN, f"{path.name} is not a folder")
-    _check_ours(found, path.name)
+def _files_in(path: Path) -> Mapping[str, os.stat_result]:
+    with contextlib.suppress(OSError), os.scandir(path) as files:
+        return {file.name: file.stat(follow_symlinks=False) for file in files}
+    return {}
 
 
-def _check_ours(found: os.stat_result, name: str) -> None:
-    """Raise ValueRejected unless only this process's user owns and may write ``name``."""
+def _ids_of(path: Path) -> EntryId:
+    """Return the identities of the files of an entry as of now: what changes has another one."""
+    files = _files_in(path).items()
+    return {name: (of.st_dev, of.st_ino, of.st_size, of.st_ctime_ns) for name, of in files}
+
+
+def _note_use(path: Path) -> None:
+    """Tell all daemons that an entry is used now."""
+    with contextlib.suppress(OSError):
+        os.utime(path, ns=(time.time_ns(),) * 2)  # The clock of the file system is coarse.
+
+
+def _check(found: os.stat_result, name: str, is_right: Callable[[int], bool]) -> None:
+    """Raise ValueRejected unless it is what it should be, and only this process's user's."""
+    if not is_right(found.st_mode) or (stat.S_ISREG(found.st_mode) and found.st_nlink != 1):
+        raise ValueRejected(Cause.FOREIGN, f"{name} is no folder, or no file with one name")
     if found.st_uid != os.geteuid():
         raise ValueRejected(Cause.FOREIGN, f"{name} belongs to user {found.st_uid}")
-    if found.st_mode & _OTHERS_WRITE:
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         mode = stat.S_IMODE(found.st_mode)
         raise ValueRejected(Cause.FOREIGN, f"other users may write to {name} (mode {mode:04o})")
 
 
-def _admit(path: Path, mode: int, group: int | None) -> None:
-    """Give a file or folder of this user its mode and group. Raises OSError, TierUnavailable."""
+def _admit(path: Path, options: HostOptions) -> None:
+    """Give a file or folder of this user its mode and group. Raises OSError."""
     found = path.stat()
-    if group is not None and found.st_gid != group:
-        try:
-            os.chown(path, -1, group)
-        except PermissionError as failure:
-            do = f"give {path} to the group {group} of host_store_group, which the daemon's user"
-            raise cannot(f"{do} must be in", failure) from None
+    mode = options.folder_mode if stat.S_ISDIR(found.st_mode) else options.file_mode
+    if options.group is not None and found.st_gid != options.group:
+        os.chown(path, -1, options.group)
     if stat.S_IMODE(found.st_mode) != mode:
         path.chmod(mode)
 
 
-def _unusable(directory: Path, failure: OSError) -> TierUnavailable:
+def _unusable(directory: Path, failure: OSError, group: int | None = None) -> TierUnavailable:
     """Return what to raise because of ``failure``; it names the folder that is in the way."""
-    code = errno.ENOTDIR if failure.errno == errno.EEXIST else failure.errno
-    why = os.strerror(code) if code else str(failure)
-    if code != errno.ENOENT:
-        why += f": {next(filter(os.path.lexists, (directory, *directory.parents)), directory)}"
-    return TierUnavailable(f"the host store cannot use its directory {directory}: {why}")
-
-
-def _names_in(folder: Path, wanted: Callable[[str], object]) -> Iterator[str]:
-    """Return the names of the folders in ``folder`` that are ``wanted``. Raises OSError."""
-    with (
-        contextlib.suppress(FileNotFoundError, NotADirectoryError),
-        os.scandir(folder) as entries,
-    ):
-        for entry in entries:
-            if wanted(entry.name) and entry.is_dir(follow_symlinks=False):
-                yield entry.name
+    code = errno.ENOTDIR if failure.errno == errno.EEXIST else failure.errno or 0
+    there = next(filter(os.path.lexists, (directory, *directory.parents)), directory)
+    why = "" if group is None else f" with the group {group} of host_store_group"
+    do, in_the_way = f"use its directory {directory}{why}", f"{os.strerror(code)}: {there}"
+    return cannot(do, OSError(code, in_the_way))
 
 
 def _delete(path: Path) -> None:
     """Remove a folder with all in it, or what else is there; never raise."""
-    with contextlib.suppress(OSError):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink()
-
-
-def _was_used(shelf: _Shelf, key: CacheKey) -> bool:
-    """Return whether another daemon or a client used an entry since; take note of that."""
-    (size_bytes, used_s), known = (
-        measure(_path(shelf.options.directory, key)),
-        shelf.entries.get(key),
-    )
-    if known is None or not size_bytes or used_s <= known.used_s:
-        return False
-    shelf.put(key, size_bytes, used_s)
-    return True
-
-
-def _read(descriptor: int, size_bytes: int) -> bytes:
-    """Read ``size_bytes``; fewer at the end of the file."""
-    found = os.read(descriptor, size_bytes)
-    while len(found) < size_bytes and (more := os.read(descriptor, size_bytes - len(found))):
-        found += more
-    return found
-
-
-def _id_of(found: os.stat_result) -> FileId:
-    return found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns
+    try:
+        path.unlink()
+    except OSError:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _on_disk(size_bytes: int) -> int:
@@ -1238,21 +938,19 @@ def _least_on_disk(artifact: Artifact) -> int:
     return 3 * BLOCK_BYTES + _on_disk(artifact.size_bytes)
 
 
-def _path(directory: Path, key: CacheKey) -> Path:
-    return host_layout.entry_path(directory, key.fingerprint, key.module_sha256)
-
-
-def _steps(directory: Path, key: CacheKey) -> tuple[Path, Path, Path]:
+def _steps(options: HostOptions, key: CacheKey) -> tuple[Path, Path, Path]:
     """Return the folders that lead from the directory to an entry."""
-    path = _path(directory, key)
+    path = host_layout.entry_path(options.directory, key.fingerprint, key.module_sha256)
     return path.parents[1], path.parent, path
 
 
-def _is_possible(key: CacheKey) -> bool:
+def _is_digest(key: CacheKey) -> bool:
     """Return whether folders can have these names: a key must not lead to another place."""
     return all(map(model.SHA256_HEX.fullmatch, (key.fingerprint, key.module_sha256)))
 
 
 async def _briefly(work: Coroutine[Any, Any, object]) -> None:
     """Wait some seconds for ``work``. It goes on if it did not end; that it failed is logged."""
-    await asyncio.wait((asyncio.create_task(work),), timeout=_PATIENCE_S)
+    task = asyncio.create_task(work)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    await asyncio.wait((task,), timeout=_PATIENCE_S)

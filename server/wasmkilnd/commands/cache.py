@@ -345,7 +345,7 @@ class _Host:
     async def rows(self, engine: str, module: str) -> list[Row]:
         """Describe the chosen entries."""
         rows = []
-        for path, key, what in self._each(host_store.OpenEntry.described):
+        for path, key, what in self._each(host_store.Entry.described):
             signed: Signed = (None, "", 0)
             if isinstance(what, Artifact):
                 _, signer = peek(what.attestation) or (None, "")
@@ -368,7 +368,7 @@ class _Host:
     async def check_all(self) -> AsyncIterator[_Found]:
         """Verify all entries that there are now."""
 
-        def check(entry: host_store.OpenEntry) -> Artifact:
+        def check(entry: host_store.Entry) -> Artifact:
             artifact = entry.verified(self._sealer)
             entry.check(artifact)
             self.bytes_read += artifact.size_bytes
@@ -380,7 +380,7 @@ class _Host:
             yield found._replace(what="artifacts" if isinstance(what, Artifact) else what or "gone")
 
     def _each(
-        self, look: Callable[[host_store.OpenEntry], Artifact]
+        self, look: Callable[[host_store.Entry], Artifact]
     ) -> Iterator[tuple[Path, CacheKey, Artifact | ValueRejected | None]]:
         """Return what ``look`` says of each entry: what it is, why it is bad, None if gone."""
         try:
@@ -388,8 +388,8 @@ class _Host:
                 found: Artifact | ValueRejected | None = None
                 for _ in range(2):  # A daemon may be replacing it.
                     try:
-                        with host_store.open_entry(self._options, key) as entry:
-                            found = look(entry) if entry else None
+                        entry = host_store.open_entry(self._options, key)
+                        found = look(entry) if entry else None
                         break
                     except ValueRejected as rejected:
                         found = ValueRejected(rejected.cause, rejected.why)  # Without its frames.

@@ -114,14 +114,12 @@ def measured(one: Artifact, files: int) -> int:
     return 4096 * (files + -(-one.size_bytes // 4096))
 
 
-async def test_an_artifact_without_attestation_has_no_file_for_it(tmp_path: Path) -> None:
-    async with started(host_store(tmp_path, SEALER)) as tier:
+async def test_an_artifact_that_nobody_vouches_for_is_a_miss(tmp_path: Path) -> None:
+    notes = Notes()
+    async with started(host_store(tmp_path, SEALER, notes)) as tier:
         await tier.put(unsigned(1))
-        assert {path.name for path in folder_of(tmp_path, unsigned(1)).iterdir()} == {
-            "artifact",
-            "artifact.json",
-        }
-        assert await tier.get(unsigned(1).key) is None  # Which nobody vouches for.
+        assert await tier.get(unsigned(1).key) is None
+    assert notes.rejected == ["unsigned"]
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o644])
@@ -240,18 +238,19 @@ async def test_what_is_larger_than_the_store_is_told_once(tmp_path: Path) -> Non
 async def test_a_file_that_the_daemon_may_not_read_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    one, notes, open_ = artifact(1), Notes(), os.open
+    one, notes = artifact(1), Notes()
+    open_: Any = Path.open
 
-    def refuse(path: str | Path, flags: int, *args: int, **folder: Any) -> int:
-        if path == name and not flags & os.O_CREAT:  # As root reads a file of mode 0.
+    def refuse(path: Path, mode: str, *args: int) -> Any:
+        if path.name == name and mode == "rb":  # As root reads a file of mode 0.
             raise PermissionError(13, "Permission denied")
-        return open_(path, flags, *args, **folder)
+        return open_(path, mode, *args)
 
     async with started(host_store(tmp_path, SEALER)) as tier:
         await tier.put(one)
     async with started(host_store(tmp_path, SEALER, notes)) as tier:
         with monkeypatch.context() as patch:
-            patch.setattr(os, "open", refuse)
+            patch.setattr(Path, "open", refuse)
             assert await tier.get(one.key) is None
         assert notes.rejected == ["foreign"]
         assert not folder_of(tmp_path, one).exists()
@@ -310,10 +309,7 @@ async def test_engines_json_is_replaced_whole(tmp_path: Path) -> None:
         assert json.loads((tmp_path / ENGINES).read_text())["engines"] == served
 
 
-@pytest.mark.parametrize(
-    "harm",
-    ["directory", "gone", "junk", "other JSON", "link", "folder", "group writes", "second name"],
-)
+@pytest.mark.parametrize("harm", ["directory", "gone"])
 async def test_engines_json_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
 ) -> None:
@@ -325,16 +321,8 @@ async def test_engines_json_comes_back(
         (tmp_path / "kept").hardlink_to(path)  # So that no new file gets its inode.
         if harm == "directory":
             shutil.rmtree(directory, ignore_errors=True)  # The index is in use.
-        elif harm == "group writes":
-            path.chmod(0o660)
-        elif harm != "second name":
+        else:
             path.unlink()
-        if harm in ("junk", "other JSON"):
-            path.write_text("{" if harm == "junk" else "[]")
-        elif harm == "link":
-            path.symlink_to(tmp_path / "kept")
-        elif harm == "folder":
-            (path / "in it").mkdir(parents=True)
 
         def is_back() -> bool:
             found = path.lstat() if path.exists() else None
@@ -353,24 +341,11 @@ async def test_engines_json_of_another_daemon_stays(
 ) -> None:
     monkeypatch.setattr("wasmkilnd.cache.host_store._TIDY_EVERY_S", 0.02)
     theirs = {"version": 1, "engines": [{"id": "wasmtime-1.0"}]}
-    async with started(host_store(tmp_path, SEALER)):
+    async with started(host_store(tmp_path, SEALER)) as tier:
         async with started(host_store(tmp_path, SEALER, engines=lambda: theirs)):
-            looks = looks_of(monkeypatch)
-            await until(lambda: len(looks) >= 4)
+            rounds = tier.directory.rounds
+            await until(lambda: tier.directory.rounds >= rounds + 4)
         assert json.loads((tmp_path / ENGINES).read_text()) == theirs
-
-
-def looks_of(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return a list that grows by each look at the file."""
-    looks = list[str]()
-
-    def look(directory: Path) -> str:
-        looks.append(wrong(directory))
-        return looks[-1]
-
-    wrong = module._why_no_engines
-    monkeypatch.setattr(module, "_why_no_engines", look)
-    return looks
 
 
 async def until(is_so: Callable[[], bool]) -> None:
@@ -460,7 +435,7 @@ async def test_after_a_write_that_failed_none_is_tried_for_a_while(
         assert tier.skipped == 0
         for tag in (0, 1, 1):  # The second is asked for again.
             assert not tier.takes(artifact(tag))
-        assert tier.skipped == 2
+        assert tier.skipped == 3
         assert await tier.get(artifact(0).key) is None  # Look-ups go on.
         await tier.evict(EvictScope())  # There may be room now.
         assert tier.takes(artifact(0))
