@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
-from unittest.mock import AsyncMock
 
 import pytest
 from structlog.testing import capture_logs
@@ -14,63 +12,85 @@ from wasmkilnd.tenants import graph
 from wasmkilnd.tenants.graph import OpenTenant
 
 
-async def started(pins: Any, usage: Any) -> OpenTenant:
-    part = AsyncMock()
-    tenant: Any = SimpleNamespace(pins=pins, quarantine=part)
-    opened = OpenTenant(
-        **(dict.fromkeys(("memory", "host", "cache", "fleet"), part)),
-        tenant=tenant,
-        usage=usage,
-        redis=None,
-        mode="none",
-        metrics=part,
-    )
+class Part:
+    """Stands for each part of a namespace; notes looks and saves in order."""
+
+    def __init__(self, defect: Exception | None = None) -> None:
+        self.done: list[str] = []
+        self._defect = defect
+        self._change = asyncio.Event()
+
+    async def read(self) -> None:
+        return None
+
+    async def start(self) -> None:
+        return None
+
+    async def look(self) -> None:
+        self.done.append("look")
+        if self._defect:
+            raise self._defect
+
+    async def save(self, *, last: bool = False) -> None:
+        self.done.append("last save" if last else "save")
+        self._change.set()
+
+    async def flush(self, timeout_s: float) -> None:
+        return None
+
+    async def close(self) -> None:
+        return None
+
+    async def until_saved(self, times: int) -> None:
+        async with asyncio.timeout(20):
+            while self.done.count("save") < times:
+                self._change.clear()
+                await self._change.wait()
+
+
+async def started(part: Part) -> OpenTenant:
+    parts: Any = dict.fromkeys(("memory", "host", "cache", "fleet", "usage", "metrics"), part)
+    tenant: Any = SimpleNamespace(pins=part, quarantine=part)
+    opened = OpenTenant(**parts, tenant=tenant, redis=None, mode="none")
     await opened.start()
     return opened
-
-
-async def until(done: AsyncMock, calls: int) -> None:
-    async with asyncio.timeout(20):
-        while done.await_count < calls:  # noqa: ASYNC110 - a mock tells nobody
-            await asyncio.sleep(0.001)
 
 
 async def test_pins_and_uses_are_looked_after_again_and_again_and_on_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pins, usage = AsyncMock(), AsyncMock()
-    opened = await started(pins, usage)
-    await until(usage.save, 1)
+    part = Part()
+    opened = await started(part)
+    await part.until_saved(1)
     opened.look_soon()
-    await until(usage.save, 2)
+    await part.until_saved(2)
     monkeypatch.setattr(graph, "LOOK_EVERY_S", 0.001)
     opened.look_soon()
-    await until(usage.save, 9)
+    await part.until_saved(9)
     await opened.close()
-    looks = pins.look.await_count
+    looks = part.done.count("look")
     assert looks >= 9
     await asyncio.sleep(0.01)
-    assert pins.look.await_count == looks
+    assert part.done.count("look") == looks
 
 
 async def test_the_last_save_is_the_last() -> None:
-    pins, usage = AsyncMock(), AsyncMock()
-    opened = await started(pins, usage)
-    await until(usage.save, 1)
+    part = Part()
+    opened = await started(part)
+    await part.until_saved(1)
     await opened.flush(1.0)
     opened.look_soon()
     await asyncio.sleep(0.01)
-    assert usage.save.await_args_list == [mock.call(), mock.call(last=True)]
+    assert part.done == ["look", "save", "last save"]
     await opened.close()
 
 
 async def test_a_defect_ends_no_look(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graph, "LOOK_EVERY_S", 0.001)
-    pins, usage = AsyncMock(), AsyncMock()
-    pins.look.side_effect = RuntimeError("a defect")
+    part = Part(RuntimeError("a defect"))
     with capture_logs() as logs:
-        opened = await started(pins, usage)
-        await until(usage.save, 3)
+        opened = await started(part)
+        await part.until_saved(3)
         await opened.close()
     assert {line["event"] for line in logs} == {
         "a defect keeps pins or uses from being looked after"
