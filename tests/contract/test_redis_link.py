@@ -27,7 +27,6 @@ from wasmkilnd.cache.redis_servers import (
     Command,
     RedisAccess,
     RedisServer,
-    UnavailableServer,
     connect,
 )
 from wasmkilnd.errors import PartUnavailable, TierUnavailable, WrongType
@@ -386,27 +385,17 @@ async def test_a_time_out_while_others_are_answered_opens_nothing(
     assert guarded.is_down
 
 
-async def test_a_write_whose_reply_is_lost_ends_before_the_server_is_asked_again(
-    guarded: RedisLink, scripted: Scripted
-) -> None:
-    scripted.hung |= {b"lost", b"hung"}
-    write = asyncio.create_task(guarded.run(("SET", b"lost", b"x"), timeout_s=10 * WRITE_TIMEOUT_S))
-    with pytest.raises(TierUnavailable, match="does not answer in time"):
-        await guarded.run(("GET", b"hung"))
-    with pytest.raises(TierUnavailable, match="does not answer in time"):
-        async with asyncio.timeout(WRITE_TIMEOUT_S):
-            await write
-    # So that its writer knows that it was no refusal.
-    assert guarded.is_down
-    assert scripted.probed == 0
-    await scripted.let_it_ask()
-    assert guarded.up
+class Dead(RedisServer):
+    """A server that does not start."""
+
+    async def ask(self, commands: Sequence[Command], timeout_s: float) -> list[Any]:
+        raise TierUnavailable("it does not start")
 
 
 async def test_a_server_that_could_not_be_started_is_replaced_later(
     scripted: Scripted,
 ) -> None:
-    link = RedisLink(UnavailableServer("it does not start"), retry_max_s=2.0)
+    link = RedisLink(Dead(), retry_max_s=2.0)
     with pytest.raises(TierUnavailable, match="it does not start"):
         await link.run(GET)
     assert link.is_down
@@ -548,6 +537,32 @@ async def test_a_write_has_its_own_time_for_all_its_steps_together() -> None:
         assert await link.run(put, timeout_s=WRITE_TIMEOUT_S) == [b"OK"]
         with pytest.raises(TierUnavailable, match="does not answer in time"):
             await link.run(put)
+
+
+async def test_a_write_whose_reply_is_lost_ends_when_the_server_is_asked_again() -> None:
+    over = asyncio.Event()
+
+    async def loses(read: bytes) -> bytes:
+        if b"PING" in read:
+            return b"+PONG\r\n"
+        await over.wait()
+        return b"$-1\r\n"
+
+    async def write(link: RedisLink) -> None:
+        with pytest.raises(TierUnavailable, match="cannot reach Redis"):
+            await link.run(("SET", b"lost", b"x", "EX", 60), timeout_s=10 * WRITE_TIMEOUT_S)
+        # So that its writer knows that it was no refusal.
+        assert link.is_down
+
+    async with speaking(loses) as url, link_to(url, timeout_s=0.5) as link:
+        writing = asyncio.create_task(write(link))
+        with pytest.raises(TierUnavailable, match="does not answer in time"):
+            await link.run(GET)
+        assert not writing.done()
+        await asyncio.wait_for(writing, WRITE_TIMEOUT_S / 2)
+        await closed_again(link)
+        over.set()
+        assert await link.run(GET) == [None]
 
 
 @pytest.mark.parametrize(

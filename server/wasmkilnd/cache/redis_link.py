@@ -3,10 +3,11 @@
 While the breaker is closed, calls go through. The first outage opens it: then calls fail at once
 without touching the network, and a background task, never a caller, asks the server again,
 waiting longer each time, until it answers. So an outage costs the callers of that moment one
-time-out at most, and later callers nothing. A write has more time, but ends before the server is
-asked again: its reply may be lost, and other writes wait behind it. A refusal (full, read-only, no
-permission) is an answer and opens nothing, nor does one dead node of a cluster, nor a cancelled
-call; a reply of another type than its command has is as good as no answer.
+time-out at most, and later callers nothing. A write has more time, but ends when the server is
+asked again, which closes its connection: its reply may be lost, and other writes wait behind it. A
+refusal (full, read-only, no permission) is an answer and opens nothing, nor does one dead node of
+a cluster, nor a cancelled call; a reply of another type than its command has is as good as no
+answer.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import structlog
 
 from wasmkilnd.cache import redis_servers
 from wasmkilnd.cache.redis_servers import WRITE_TIMEOUT_S, Ask, Command, RedisServer
-from wasmkilnd.errors import TierUnavailable, forget_frames
+from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import TierUsage
 
 T = TypeVar("T")
@@ -28,7 +29,6 @@ T = TypeVar("T")
 _log = structlog.get_logger("wasmkilnd.cache")
 
 _FIRST_WAIT_S = 0.25
-_SCAN_COUNT = 1000
 
 _NUMBERS = "APPEND DEL EXISTS EXPIRE PERSIST RENAMENX SADD SCARD SETRANGE SREM STRLEN TTL UNLINK"
 # What the replies to a command are. Those to a script, and to any other command, may be anything.
@@ -63,8 +63,8 @@ class RedisLink:
     ) -> None:
         """``retry_max_s`` is the longest wait before the server is asked again."""
         self.timeout_s = timeout_s
+        # What is wrong, without secrets; empty while the server is up.
         self.why_down = "not asked yet"
-        """What is wrong, without secrets; empty while the server is up."""
         self._server = server
         self._tasks: set[asyncio.Task[None]] = set()
         self._retry_max_s = retry_max_s
@@ -72,8 +72,6 @@ class RedisLink:
         self._closed.set()
         self._closed_at_s = -retry_max_s
         self._first_wait_s = self._wait_s = min(_FIRST_WAIT_S, retry_max_s)
-        self._calls: set[asyncio.Timeout] = set()
-        """When each call under way ends."""
         self._answered_at_s = -timeout_s
 
     @property
@@ -103,13 +101,11 @@ class RedisLink:
         its own time-out.
         """
         for ask in await self._call(self._server.parts, self.timeout_s):
-            cursor: Any = 0
-            while True:
-                command: Command = ("SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN_COUNT)
+            cursor: Any = None
+            while cursor is None or int(cursor):
+                command: Command = ("SCAN", cursor or 0, "MATCH", pattern, "COUNT", 1000)
                 [(cursor, page)] = await self._ask(ask, [command], self.timeout_s)
                 yield page
-                if int(cursor) == 0:
-                    break
 
     async def usage(self) -> TierUsage:
         """Return what the server reports about itself; zero for what it does not report."""
@@ -156,12 +152,8 @@ class RedisLink:
         if self.is_down:
             raise TierUnavailable(self.why_down)
         try:
-            async with asyncio.timeout(timeout_s) as end:
-                self._calls.add(end)
-                try:
-                    answer = await work()
-                finally:
-                    self._calls.discard(end)
+            async with asyncio.timeout(timeout_s):
+                answer = await work()
         except Exception as error:
             # Not `from error`: a traceback in a log would contain its secrets.
             raise self._failed(error) from None
@@ -178,7 +170,6 @@ class RedisLink:
             time.monotonic() - self._answered_at_s >= self.timeout_s / 2
         ):
             self._open(str(failure))
-        forget_frames(error)  # Frames hold values, and libraries keep their errors.
         return failure
 
     def _note_answer(self) -> None:
@@ -194,10 +185,6 @@ class RedisLink:
         self.why_down = why
         self._closed.clear()
         _log.warning("tier is down", tier="redis", detail=why)
-        soon_s = asyncio.get_running_loop().time() + self._first_wait_s
-        for end in self._calls:
-            if not end.expired():
-                end.reschedule(min(end.when() or soon_s, soon_s))
         self._begin(self._ask_until_it_answers())
 
     async def _ask_until_it_answers(self) -> None:
@@ -210,7 +197,6 @@ class RedisLink:
                 break
             except Exception as error:
                 self.why_down = str(redis_servers.described(error))
-                forget_frames(error)
         self._closed_at_s = time.monotonic()
         self._closed.set()
         self.why_down = ""

@@ -44,32 +44,27 @@ from wasmkilnd.errors import PartUnavailable, TierUnavailable, WrongType, forget
 from wasmkilnd.model import TierUsage
 from wasmkilnd.redis_address import RedisAddress, RedisKind
 
+# A command and its arguments, for example ``("SET", name, value, "EX", 60)``.
 Command: TypeAlias = tuple[bytes | str | int, ...]
-"""A command and its arguments, for example ``("SET", name, value, "EX", 60)``."""
-
+# As ``RedisServer.ask``.
 Ask: TypeAlias = Callable[[Sequence[Command], float], Awaitable[list[Any]]]
-"""As ``RedisServer.ask``."""
-
+# Host and port.
 Node: TypeAlias = tuple[str, int]
-"""Host and port."""
-
+# Slots, and the nodes that have them, the primary first.
 Shards: TypeAlias = dict[range, list[Node]]
-"""Slots, and the nodes that have them, the primary first."""
 
+# How long all steps of a write may take together (a connection, sending, the reply).
 WRITE_TIMEOUT_S = 10.0
-"""How long all steps of a write may take together (a connection, sending, the reply)."""
 
 _log = structlog.get_logger("wasmkilnd.cache")
 
 _MAX_CONNECTIONS = 32
-# Large reads take half the time of redis-py's default of 32 KiB (docs/explanation/performance.md).
-_READ_BYTES = 1024 * 1024
 
 
 class RedisServer(ABC):
     """A server, or several that act as one; safe for concurrent use from one event loop.
 
-    A kind of server defines ``ask``, and what it keeps open: ``drop_idle`` and ``close``.
+    A kind of server defines ``ask``, and closes what it keeps open with ``close``.
     """
 
     @abstractmethod
@@ -85,11 +80,11 @@ class RedisServer(ABC):
         """Return how to ask each of the servers that have keys of their own."""
         return [self.ask]
 
-    async def drop_idle(self) -> None:  # noqa: B027 - some kinds keep nothing open
-        """Drop idle connections: after an outage they look alive, and each costs a time-out."""
-
     async def close(self) -> None:  # noqa: B027 - some kinds keep nothing open
-        """Close every connection; never raises."""
+        """Close every connection, which ends calls under way; never raises.
+
+        A later call connects again.
+        """
 
     async def usage(self, timeout_s: float) -> TierUsage:
         """Return what the server reports about itself; zero for what it does not report.
@@ -99,46 +94,31 @@ class RedisServer(ABC):
         questions: list[Command] = [("DBSIZE",), ("INFO", "memory"), ("INFO", "stats")]
         asked = (ask(questions, timeout_s) for ask in await self.parts())
         total: Counter[bytes] = Counter()
-        for replies in await asyncio.gather(*asked):
-            for reply in _without_outages(replies):
-                if isinstance(reply, int):
-                    total[b"entries"] += reply
-                elif isinstance(reply, bytes):
-                    for name, value in re.findall(rb"^(\w+):(\d{1,18})\r?$", reply, re.MULTILINE):
-                        total[name] += int(value)
+        replies = [*itertools.chain(*await asyncio.gather(*asked))]
+        for reply in without_errors(replies, but_refusals=True):
+            if isinstance(reply, int):
+                total[b"entries"] += reply
+            elif isinstance(reply, bytes):
+                for name, value in re.findall(rb"^(\w+):(\d{1,18})\r?$", reply, re.MULTILINE):
+                    total[name] += int(value)
         told = (b"entries", b"used_memory", b"maxmemory", b"evicted_keys")
         return TierUsage(*(total[name] for name in told))
 
     async def probe(self, timeout_s: float) -> None:
-        """Ask on a new connection whether the server answers, be it by a refusal; raise if not."""
-        await self.drop_idle()
-        _without_outages(await self.ask([("PING",)], timeout_s))
+        """Ask on a new connection whether the server answers, be it by a refusal; raise if not.
+
+        The others are closed: after an outage they look alive, and each costs a time-out.
+        """
+        await self.close()
+        without_errors(await self.ask([("PING",)], timeout_s), but_refusals=True)
 
 
-def without_errors(replies: list[Any]) -> list[Any]:
-    """Return ``replies``; raise the first error among them."""
+def without_errors(replies: list[Any], *, but_refusals: bool = False) -> list[Any]:
+    """Return ``replies``; raise the first error among them, or the first that is an outage."""
     for reply in replies:
-        if isinstance(reply, Exception):
+        if isinstance(reply, Exception) and (not but_refusals or is_outage(reply)):
             raise reply
     return replies
-
-
-def _without_outages(replies: list[Any]) -> list[Any]:
-    """Return ``replies``, with refusals; raise the first outage among them."""
-    without_errors([each for each in replies if isinstance(each, Exception) and is_outage(each)])
-    return replies
-
-
-class UnavailableServer(RedisServer):
-    """Stands for a server that could not be started yet: each call raises TierUnavailable."""
-
-    def __init__(self, why: str) -> None:
-        """``why`` is the text of each error."""
-        self._why = why
-
-    async def ask(self, commands: Sequence[Command], timeout_s: float) -> list[Any]:
-        """As RedisServer."""
-        raise TierUnavailable(self._why)
 
 
 class SingleServer(RedisServer):
@@ -169,7 +149,7 @@ class SingleServer(RedisServer):
         return replies
 
     async def drop_idle(self) -> None:
-        """As RedisServer."""
+        """Close the connections that nobody uses now."""
         await self._pool.disconnect(inuse_connections=False)
 
     async def close(self) -> None:
@@ -233,9 +213,8 @@ class ClusterServer(RedisServer):
 
     Calls do not ask a node that failed: commands on its keys raise PartUnavailable, at once from
     the second one on, and commands on other keys work. If every primary is down, TierUnavailable
-    is raised. Whenever a command meets a node that is down, or is told that a slot has moved, a
-    background task asks all nodes, some times a second at most, who answers and who has which
-    slots.
+    is raised. Whenever a command meets a node that is down, or is redirected, a background task
+    asks all nodes, some times a second at most, who answers and who has which slots.
 
     Each node is a SingleServer. redis-py's ``RedisCluster`` is not used: after one lost
     connection every call of it waits until the slots are read again, perhaps from a node that
@@ -254,11 +233,11 @@ class ClusterServer(RedisServer):
         """``timeout_s`` is for the questions after the slots."""
         self._seeds, self._connected, self._timeout_s = seeds, connected, timeout_s
         self._servers = {node: connected(node) for node in seeds}
+        # The primary of each slot.
         self._owners: dict[int, Node] = {}
-        """The primary of each slot."""
         self._primaries: frozenset[Node] = frozenset()
+        # Why each node that fails does.
         self._down: dict[Node, str] = {}
-        """Why each node that fails does."""
         self._mending: asyncio.Task[str] | None = None
 
     async def ask(self, commands: Sequence[Command], timeout_s: float) -> list[Any]:
@@ -292,6 +271,8 @@ class ClusterServer(RedisServer):
 
     async def probe(self, timeout_s: float) -> None:
         """As RedisServer: one primary is enough, if it considers the cluster up."""
+        if self._owners:  # Else several first calls may be asking.
+            await self.close()
         if why := await self._look():
             raise TierUnavailable(f"no primary of the Redis cluster answers: {why}")
 
@@ -310,10 +291,9 @@ class ClusterServer(RedisServer):
             self._servers[node] = server
             try:
                 async with asyncio.timeout(timeout_s * self._NODE_SHARE):
-                    return _without_outages(await server.ask(commands, timeout_s))
+                    return without_errors(await server.ask(commands, timeout_s), but_refusals=True)
             except Exception as error:
                 why = str(described(error))
-                forget_frames(error)
             self._note(self._down | {node: why})
             await server.drop_idle()
         self._mend()
@@ -327,11 +307,10 @@ class ClusterServer(RedisServer):
             if not isinstance(reply, exceptions.AskError):  # MovedError is one.
                 break
             node = _node(reply.host, reply.port, node)
-            if moved := isinstance(reply, exceptions.MovedError):
-                self._mend()
-            before: list[Command] = [] if moved else [("ASKING",)]
-            # In one round trip, so that both go on the same connection.
-            *_, reply = await self._at(node, [*before, command], timeout_s)
+            self._mend()
+            # In one round trip, so that both go on the same connection. A node to which the slot
+            # has moved needs no ASKING, and does not mind it.
+            *_, reply = await self._at(node, [("ASKING",), command], timeout_s)
         return reply
 
     async def _look(self, rest_s: float = 0) -> str:
@@ -346,8 +325,7 @@ class ClusterServer(RedisServer):
             self._owners = {slot: nodes[0] for slots, nodes in shards.items() for slot in slots}
             self._primaries = frozenset(self._owners.values())
             known = {*self._seeds, *itertools.chain(*shards.values())}
-            for node in known - self._servers.keys():
-                self._servers[node] = self._connected(node)
+            self._servers |= {node: self._connected(node) for node in known - self._servers.keys()}
             for node in self._servers.keys() - known:
                 await self._servers.pop(node).close()
         # Who failed in the meantime may have answered before.
@@ -371,16 +349,13 @@ class ClusterServer(RedisServer):
                 if shard
             }
         except Exception as error:
-            why = str(described(error))
-            forget_frames(error)
-            return why
+            return str(described(error))
 
     def _note(self, failed: dict[Node, str]) -> None:
         """Note which primaries fail, and log what is new."""
         down = {node: why for node, why in failed.items() if node in self._primaries}
         for host, port in down.keys() - self._down.keys():
-            why = down[host, port]
-            _log.warning("cluster node is down", node=f"{host}:{port}", detail=why)
+            _log.warning("cluster node is down", node=f"{host}:{port}", detail=down[host, port])
         for host, port in self._down.keys() - down.keys():
             again = "is up again" if (host, port) in self._primaries else "was replaced"
             _log.info(f"cluster node {again}", node=f"{host}:{port}")
@@ -410,13 +385,9 @@ class UpstashRestServer(RedisServer):
     _USAGE_AGE_S = 300.0
     # Far more than anybody asks for at once.
     _MOST_BYTES = 32 * 1024 * 1024
-    _SYNC_TOKEN = "Upstash-Sync-Token"  # noqa: S105 - the name of a header
 
-    def __init__(
-        self, url: str, token: Callable[[], str], tls: ssl.SSLContext, connect_timeout_s: float
-    ) -> None:
+    def __init__(self, url: str, token: Callable[[], str], tls: ssl.SSLContext) -> None:
         self._url, self._token, self._tls = url.rstrip("/"), token, tls
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s)
         self._sync_token = ""
         self._usage, self._usage_at_s = TierUsage(), -self._USAGE_AGE_S
 
@@ -433,9 +404,7 @@ class UpstashRestServer(RedisServer):
     @cached_property
     def _session(self) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(limit=_MAX_CONNECTIONS, ssl=self._tls)
-        return aiohttp.ClientSession(
-            connector=connector, timeout=self._timeout, auto_decompress=False
-        )
+        return aiohttp.ClientSession(connector=connector, auto_decompress=False)
 
     async def usage(self, timeout_s: float) -> TierUsage:
         """As RedisServer, but up to _USAGE_AGE_S old: every request costs money."""
@@ -443,10 +412,6 @@ class UpstashRestServer(RedisServer):
             self._usage = await super().usage(timeout_s)
             self._usage_at_s = time.monotonic()
         return self._usage
-
-    async def drop_idle(self) -> None:
-        """As RedisServer."""
-        await self.close()
 
     async def close(self) -> None:
         """As RedisServer."""
@@ -460,15 +425,14 @@ class UpstashRestServer(RedisServer):
             "Upstash-Encoding": "base64",
             # A few compressed bytes can become any number of bytes.
             "Accept-Encoding": "identity",
+            # Reads then see our own writes. It is empty at first, as in Upstash's own clients.
+            "Upstash-Sync-Token": self._sync_token,
         }
-        if self._sync_token:
-            headers[self._SYNC_TOKEN] = self._sync_token  # Reads then see our own writes.
         # Redirects are not followed: they would give the token to another host.
         url = URL(f"{self._url}{path}", encoded=True)
-        async with self._session.post(
-            url, data=body, headers=headers, allow_redirects=False
-        ) as response:
-            self._sync_token = response.headers.get(self._SYNC_TOKEN, self._sync_token)
+        sent = self._session.post(url, data=body, headers=headers, allow_redirects=False)
+        async with sent as response:
+            self._sync_token = response.headers.get("Upstash-Sync-Token", self._sync_token)
             if response.status in (401, 403):
                 raise exceptions.AuthenticationError("the token is refused")
             if response.status not in (200, 400):  # 400 carries the error that Redis returned.
@@ -523,11 +487,11 @@ class AccessUnusable(ValueError):  # noqa: N818 - reads as what it is
 class RedisAccess:
     """Credentials and certificates for a server, as far as its URL does not hold them."""
 
+    # A file of certificates to trust instead of the system's authorities.
     ca_file: str = ""
-    """A file of certificates to trust instead of the system's authorities."""
     password: str = field(default="", repr=False)
+    # A file that is read for each connection, so that the password can change.
     password_file: str = ""
-    """A file that is read for each connection, so that the password can change."""
     sentinel_user: str = ""
     sentinel_password: str = field(default="", repr=False)
 
@@ -545,34 +509,31 @@ def connect(url: str, access: RedisAccess = NO_ACCESS, *, timeout_s: float = 2.0
     ours = _Credentials(address.user, address.password or access.password, access.password_file)
     if address.kind is RedisKind.REST:
         tls = ssl.create_default_context(cafile=access.ca_file or None)
-        return UpstashRestServer(f"{address.origin}{address.path}", ours.password, tls, timeout_s)
+        return UpstashRestServer(f"{address.origin}{address.path}", ours.password, tls)
     options: dict[str, Any] = {
         "max_connections": _MAX_CONNECTIONS,
-        "timeout": None,
         "socket_connect_timeout": timeout_s,
         # The link bounds a call; this is for Python 3.11, where asyncio can lose a cancellation
         # that meets the end of a write.
         "socket_timeout": max(timeout_s, WRITE_TIMEOUT_S),
-        "socket_read_size": _READ_BYTES,
-        "decode_responses": False,
+        # Large reads take half the time of those with redis-py's default of 32 KiB
+        # (docs/explanation/performance.md).
+        "socket_read_size": 1024 * 1024,
         # What every server and proxy speaks; version 3 gives this tier nothing.
         "protocol": 2,
         "redis_connect_func": _introduce,
         "credential_provider": ours,
         **address.tls_options,
     }
+    kind: Any = redis_py.SSLConnection if address.tls else redis_py.Connection
     if address.tls and access.ca_file:
         options["ssl_ca_certs"] = access.ca_file
-    kind: type[redis_py.AbstractConnection]
-    kind = redis_py.SSLConnection if address.tls else redis_py.Connection
     if address.kind is RedisKind.SOCKET:
-        kind = redis_py.UnixDomainSocketConnection
+        kind, options["path"] = redis_py.UnixDomainSocketConnection, address.path
 
-    def server(node: Node = ("", 0), find: Any = None, **more: Any) -> SingleServer:
+    def server(node: Node | None = None, find: Any = None, **more: Any) -> SingleServer:
         ours = type("Connection", (_OurConnection, kind), {"find": staticmethod(find)})
-        where = {"host": node[0], "port": node[1]}
-        if address.kind is RedisKind.SOCKET:
-            where = {"path": address.path}
+        where = {"host": node[0], "port": node[1]} if node else {}
         pool = redis_py.BlockingConnectionPool(connection_class=ours, **options | where | more)
         return SingleServer(pool)
 
@@ -614,8 +575,9 @@ def _check_files(access: RedisAccess) -> None:
         if path:
             ssl.create_default_context(cafile=path)
     except OSError as failure:
-        not_pem = isinstance(failure, ssl.SSLError)
-        why = "it is not a PEM certificate" if not_pem else failure.strerror
+        why = (
+            "it is not a PEM certificate" if isinstance(failure, ssl.SSLError) else failure.strerror
+        )
         raise AccessUnusable(f"{setting}: {path}: {why}") from None
 
 
@@ -629,8 +591,8 @@ async def _introduce(connection: redis_py.AbstractConnection) -> None:
 
 # ---- What went wrong, in words for operators
 
+# For a server that accepts connections and does not answer.
 NO_ANSWER = "Redis does not answer in time"
-"""For a server that accepts connections and does not answer."""
 
 _CREDENTIALS = "Redis refuses the user or password"
 _CLUSTER_DOWN = "Redis refuses: the cluster, or the primary of this replica, is down"
@@ -662,13 +624,17 @@ _SENTENCES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str, str]
 
 
 def described(error: Exception) -> TierUnavailable:
-    """Return ``error`` as a TierUnavailable, whose text is for logs, callers and Stats."""
+    """Return ``error`` as a TierUnavailable, whose text is for logs, callers and Stats.
+
+    ``error`` itself is not to be read any more: it loses its traceback and what caused it.
+    """
     # redis-py wraps errors of connecting, once or twice; the first is the one that tells most.
     chain: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in chain:
         chain.insert(0, cause)
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    forget_frames(error)  # Frames hold values, and libraries keep their errors.
     for link in chain:
         if isinstance(link, TierUnavailable):
             return link  # Described already.

@@ -87,10 +87,7 @@ class SharedServer:
 
 
 class _Embedded(RedisServer):
-    """The embedded server, which may start at any time.
-
-    It needs no ``drop_idle``: a Unix socket tells at once that the other end is gone.
-    """
+    """The embedded server, which may start at any time."""
 
     def __init__(self, embedded: EmbeddedServer, timeout_s: float) -> None:
         self._embedded = embedded

@@ -130,9 +130,10 @@ async def test_what_a_url_says_is_done(url: str, expected: dict[str, object]) ->
     assert options["socket_connect_timeout"] == 1.5
     # No step of a write is cut before the whole write is.
     assert options["socket_timeout"] == WRITE_TIMEOUT_S
-    assert options["decode_responses"] is False
     assert isinstance(server, SingleServer)
-    assert server._pool.make_connection().retry.get_retries() == 0  # type: ignore[no-untyped-call]
+    connection = server._pool.make_connection()  # type: ignore[no-untyped-call]
+    assert connection.encoder.decode_responses is False
+    assert connection.retry.get_retries() == 0
     await server.close()
 
 
