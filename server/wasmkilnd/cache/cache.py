@@ -26,7 +26,7 @@ from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.cache.value import ValueRejected, unpacked_frames
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.flights import Flights
-from wasmkilnd.model import Artifact, CacheKey, Evicted, Item, Module, Origin
+from wasmkilnd.model import Artifact, CacheKey, Evicted, Item, Module, Origin, RejectionCause
 from wasmkilnd.ports import Recorder
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.wait_budget import Allowance, WaitBudget
@@ -125,12 +125,13 @@ class Cache:
             await self.host_writes.settled(key, at_once=True)
             return await host.file_of(key, allowance)
 
+        evictions = self._evictions
         found, origin = await self._shared(("file", key), look_up, budget), Origin.HOST_STORE
         if found is None:
             artifact, origin = self._in_memory(key), Origin.MEMORY
             if artifact is None:
                 artifact, origin = await self._look_up(key, budget) or (None, origin)
-            if artifact:
+            if artifact and evictions == self._evictions:
                 self.write_to_host(artifact)
                 found = await self._shared(("file", key), look_up, budget)
             # If these bytes could not be written, a file of others may be there from before.
@@ -223,12 +224,17 @@ class Cache:
 
     async def drop(self, refuses: Callable[[Artifact], object]) -> int:
         """Drop what ``refuses``, called in a thread, is true of; return how much memory held."""
-        held = [*self.memory.artifacts(), *self.redis_writes.items(), *self.host_writes.items()]
 
-        def refused() -> list[Artifact]:
-            return [each for each in held if isinstance(each, Artifact) and refuses(each)]
+        def held() -> list[Artifact]:
+            queued = (*self.redis_writes.items(), *self.host_writes.items())
+            return [*self.memory.artifacts(), *(x for x in queued if isinstance(x, Artifact))]
 
-        gone = await asyncio.to_thread(refused)
+        def refused(some: Sequence[Artifact]) -> set[bytes]:
+            return {each.attestation for each in some if refuses(each)}
+
+        # Not the objects: one may be replaced meanwhile by what was decoded of it.
+        attestations = await asyncio.to_thread(refused, held())
+        gone = [each for each in held() if each.attestation in attestations]
         for queue in self._queues:
             queue.give_up(gone)
         return self.memory.drop(gone)
@@ -315,15 +321,16 @@ class Cache:
                 await asyncio.to_thread(decode)
             else:
                 decode()
-        except ValueRejected as rejected:
-            log.warning("cannot decode an artifact", why=rejected.why)
+        except Exception as failure:  # Whatever it is, nobody may wait for a frame for ever.
+            why = failure.why if isinstance(failure, ValueRejected) else repr(failure)
+            log.warning("cannot decode an artifact", why=why)
             self.memory.drop([artifact])
             for one in coming:
                 if not one.done():
-                    one.set_exception(ValueRejected(rejected.cause, rejected.why))
+                    one.set_exception(ValueRejected(RejectionCause.FORMAT, why))
                     one.exception()  # Perhaps nobody waits for it.
             with contextlib.suppress(TierUnavailable):
-                if self._redis:
+                if self._redis and isinstance(failure, ValueRejected):
                     await self._redis.remove(artifact.key)
             return None
         else:

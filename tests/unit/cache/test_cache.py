@@ -233,6 +233,20 @@ async def test_a_look_up_under_way_does_not_undo_an_eviction(tiers: Tiers) -> No
     assert tiers.host.usage().entries == 0
 
 
+async def test_a_file_that_is_asked_for_does_not_undo_an_eviction(tiers: Tiers) -> None:
+    one = artifact(1)
+    tiers.far.kept.put(one)
+    tiers.far.gate.clear()
+    asking = asyncio.create_task(tiers.cache.host_file(one.key, WaitBudget()))
+    await begun(tiers.far)
+    await tiers.cache.evict(EvictScope(), "host_store")
+    await tiers.cache.evict(EvictScope(), "memory")
+    tiers.far.gate.set()
+    assert await asking is None
+    await tiers.cache.flush(5)
+    assert tiers.host.usage().entries == tiers.near.usage().entries == 0
+
+
 async def test_a_write_under_way_does_not_undo_an_eviction(tiers: Tiers) -> None:
     tiers.far.gate.clear()
     tiers.host.gate.clear()
@@ -688,3 +702,42 @@ async def test_what_cannot_be_unpacked_is_dropped_everywhere(
     assert packing.near.get(SHRUNK.key) is None
     assert packing.far.removed == [SHRUNK.key]
     assert await packing.get(SHRUNK.key) is None  # Now it is compiled again.
+
+
+async def test_no_caller_waits_for_ever_for_a_frame_that_the_daemon_failed_to_unpack(
+    packing: PackingTiers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(one: Artifact) -> Iterator[bytes]:
+        yield next(unpacked_frames(one))
+        raise MemoryError
+
+    monkeypatch.setattr(module_of_cache, "unpacked_frames", fails)
+    found, _ = await packing.found()
+    with pytest.raises(ValueRejected):
+        await asyncio.wait_for(arrived(found), 5)
+    await asyncio.sleep(0.01)
+    assert packing.near.get(SHRUNK.key) is None
+    assert packing.far.removed == []  # The value is as good as it was.
+    monkeypatch.undo()
+    assert same(await arrived((await packing.found())[0]), SHRUNK)
+
+
+async def test_what_is_unpacked_while_its_key_loses_its_trust_is_dropped(
+    packing: PackingTiers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, checking, checked = Slow(monkeypatch), threading.Event(), threading.Event()
+    packing.near.put(packed())
+    found, _ = await packing.found()
+
+    def refuses(_: Artifact) -> bool:
+        checking.set()
+        return checked.wait(10)
+
+    dropping = asyncio.create_task(packing.cache.drop(refuses))
+    assert await asyncio.to_thread(checking.wait, 10)
+    slow.gate.set()
+    await arrived(found)
+    await asyncio.sleep(0.05)
+    checked.set()
+    assert await dropping == 1
+    assert packing.near.get(SHRUNK.key) is None
