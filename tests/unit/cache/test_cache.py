@@ -15,6 +15,7 @@ from wasmkilnd.cache.cache import Cache
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.value import ZSTD, ValueRejected, unpacked_frames
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Kind, Origin
+from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.wait_budget import Allowance, WaitBudget
 from wasmkilnd.wire import frame
 
@@ -295,7 +296,7 @@ async def test_a_key_that_lost_its_trust_counts_in_memory_and_in_writes_that_wai
         tiers.cache.put(one)
     assert await tiers.cache.recheck(sealer(OURS, THEIRS)) == 0
     assert await tiers.cache.recheck(ours) == 3
-    assert tiers.host.rechecks == 2
+    assert tiers.host.rechecks == 4  # Before and after, each time.
     assert await tiers.get(kept.key) == (kept, Origin.MEMORY)
     assert tiers.near.get(module(2).sha256) == module(2)
     for one in (gone, under_way, bad):
@@ -306,6 +307,29 @@ async def test_a_key_that_lost_its_trust_counts_in_memory_and_in_writes_that_wai
     for kept_by in (tiers.far.kept, tiers.host.kept):
         assert kept_by.peek(good.key)
         assert not kept_by.peek(bad.key)
+
+
+async def test_a_file_that_is_written_while_its_key_loses_its_trust_is_checked_again(
+    tiers: Tiers,
+) -> None:
+    bad, checking, checked = sealer(THEIRS).seal(artifact(1)), threading.Event(), threading.Event()
+
+    class Slow(Sealer):
+        def verify(self, *args: Any, **options: Any) -> Any:
+            checking.set()
+            checked.wait(10)
+            return super().verify(*args, **options)
+
+    tiers.near.put(bad)
+    rechecking = asyncio.create_task(tiers.cache.recheck(Slow(sealer(OURS).keys)))
+    assert await asyncio.to_thread(checking.wait, 10)
+    tiers.cache.put(bad)
+    await tiers.cache.flush(5)
+    assert tiers.host.kept.peek(bad.key)
+    before = tiers.host.rechecks
+    checked.set()
+    assert await rechecking == 1
+    assert tiers.host.rechecks > before
 
 
 async def test_a_look_up_from_before_the_keys_changed_is_not_kept(tiers: Tiers) -> None:
