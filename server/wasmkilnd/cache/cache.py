@@ -72,7 +72,8 @@ class Cache:
         # By look-up, for as long as it runs or a call waits for it.
         self._allowances: WeakValueDictionary[Hashable, Allowance] = WeakValueDictionary()
         self._decoding: dict[Artifact, tuple[Artifact, asyncio.Task[Artifact | None]]] = {}
-        self._evictions = 0
+        # How many began or ended, and how many are under way.
+        self._evictions = self._evicting = 0
 
     def wait_budget(self) -> WaitBudget:
         """Return how long one call may wait for the tiers below memory in all, from now on."""
@@ -131,7 +132,7 @@ class Cache:
             artifact, origin = self._in_memory(key), Origin.MEMORY
             if artifact is None:
                 artifact, origin = await self._look_up(key, budget) or (None, origin)
-            if artifact and evictions == self._evictions:
+            if artifact and self._may_fill(evictions):
                 self.write_to_host(artifact)
                 found = await self._shared(("file", key), look_up, budget)
             # If these bytes could not be written, a file of others may be there from before.
@@ -155,7 +156,7 @@ class Cache:
 
         async def look_up(allowance: Allowance) -> Module | None:
             found = await redis.get_module(sha256, allowance) if redis else None
-            if found and evictions == self._evictions:
+            if found and self._may_fill(evictions):
                 self._keep(found)
             return found
 
@@ -198,16 +199,18 @@ class Cache:
         """
         removed, unreachable = Evicted(), list[str]()
         tiers = zip((self._redis, self._host, self.memory), (*self._queues, None), strict=True)
-        for candidate, writes in tiers:
-            if candidate and tier in ("", candidate.name):
-                # Look-ups that began before must not fill memory or the host store again.
-                self._evictions += 1
-                if writes:
-                    await writes.forget(scope)
-                try:
-                    removed += await candidate.evict(scope)
-                except TierUnavailable:
-                    unreachable.append(candidate.name)
+        self._evictions, self._evicting = self._evictions + 1, self._evicting + 1
+        try:
+            for candidate, writes in tiers:
+                if candidate and tier in ("", candidate.name):
+                    if writes:
+                        await writes.forget(scope)
+                    try:
+                        removed += await candidate.evict(scope)
+                    except TierUnavailable:
+                        unreachable.append(candidate.name)
+        finally:
+            self._evictions, self._evicting = self._evictions + 1, self._evicting - 1
         return removed, unreachable
 
     async def recheck(self, sealer: Sealer) -> int:
@@ -267,6 +270,13 @@ class Cache:
         refusal = redis.write_refusal and f"takes no writes: {redis.write_refusal}"
         detail, pending = redis.link.why_down or refusal, len(self.redis_writes.items())
         return model.RemoteStatus(mode, redis.link.up, detail, pending, self.redis_writes.dropped)
+
+    def _may_fill(self, evictions: int) -> bool:
+        """Return whether what was found since there were ``evictions`` may be kept elsewhere.
+
+        What was evicted from one tier must not come back from another, where its turn is later.
+        """
+        return not self._evicting and evictions == self._evictions
 
     def _in_memory(self, key: CacheKey | str) -> Any:
         """Return an item from memory as it is there, encoded or not; None if there is none."""
@@ -362,6 +372,8 @@ class Cache:
         A hundred callers of one artifact fetch its 40 MB once. A call whose budget ends stops
         waiting; the look-up goes on, so that the tier's own time-out says what is wrong.
         """
+        # No call joins a look-up from before an eviction, or from before the keys changed.
+        what = what, self._evictions
         allowance = self._allowances.setdefault(what, Allowance())
 
         async def run(waiters: Waiters) -> V | None:
@@ -384,11 +396,11 @@ class Cache:
         if self._host:
             with contextlib.suppress(TierUnavailable):
                 if artifact := await self._host.get(key, allowance):
-                    if evictions == self._evictions:
+                    if self._may_fill(evictions):
                         self._keep(artifact)
                     return artifact, Origin.HOST_STORE
         if self._redis and (artifact := await self._redis.get(key, allowance)):
-            if evictions == self._evictions:
+            if self._may_fill(evictions):
                 self._keep(artifact)
                 self.write_to_host(artifact)
             return artifact, Origin.REDIS

@@ -248,6 +248,39 @@ async def test_a_file_that_is_asked_for_does_not_undo_an_eviction(tiers: Tiers) 
     assert tiers.host.usage().entries == tiers.near.usage().entries == 0
 
 
+async def test_a_tier_whose_turn_is_later_does_not_undo_an_eviction(tiers: Tiers) -> None:
+    one, evict, found = artifact(1), tiers.host.evict, list[Any]()
+    for tier in (tiers.near, tiers.host.kept, tiers.far.kept):
+        tier.put(one)
+
+    async def evicted(scope: EvictScope) -> Evicted:
+        gone = await evict(scope)
+        found.append(await tiers.cache.host_file(one.key, WaitBudget()))
+        return gone
+
+    tiers.host.evict = evicted  # type: ignore[method-assign]
+    await tiers.cache.evict(EvictScope(), "")
+    assert found == [None]
+    await tiers.cache.flush(5)
+    for tier in (tiers.near, tiers.host.kept, tiers.far.kept):
+        assert tier.usage().entries == 0
+
+
+async def test_nobody_joins_a_look_up_from_before_an_eviction(tiers: Tiers) -> None:
+    one = artifact(1)
+    tiers.far.kept.put(one)
+    tiers.far.gate.clear()
+    before = asyncio.create_task(tiers.get(one.key))
+    await begun(tiers.far)
+    tiers.far.kept.drop([one])
+    await tiers.cache.evict(EvictScope(), "memory")
+    after = asyncio.create_task(tiers.get(one.key))
+    await asyncio.sleep(0.01)
+    tiers.far.gate.set()
+    assert await before == (one, Origin.REDIS)
+    assert await after is None
+
+
 async def test_a_write_under_way_does_not_undo_an_eviction(tiers: Tiers) -> None:
     tiers.far.gate.clear()
     tiers.host.gate.clear()
