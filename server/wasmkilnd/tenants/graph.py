@@ -12,11 +12,11 @@ import structlog
 
 from wasmkilnd.admission import Admission
 from wasmkilnd.cache.cache import Cache
+from wasmkilnd.cache.embedded import SharedServer
 from wasmkilnd.cache.fleet import Fleet, Strikes
 from wasmkilnd.cache.host_store import HostDirectory, HostStore
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.redis_store import RedisStore
-from wasmkilnd.cache.shared_server import SharedServer
 from wasmkilnd.compile_service import CompileService
 from wasmkilnd.compiles_behind import BehindSlots
 from wasmkilnd.config.schema import Settings

@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 
 from wasmkilnd import errors
-from wasmkilnd.cache.shared_server import SharedServer
+from wasmkilnd.cache.embedded import SharedServer
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.model import (
     DEFAULT_NAMESPACE,
