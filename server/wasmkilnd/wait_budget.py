@@ -51,14 +51,10 @@ class WaitBudget:
     def __init__(self, seconds: float = math.inf) -> None:
         self.left_s = seconds
 
-    async def spend_on(
-        self, work: Awaitable[V], allowance: Allowance | None = None, *, charged: bool = True
-    ) -> V:
+    async def spend_on(self, work: Awaitable[V], allowance: Allowance | None = None) -> V:
         """Return what ``work`` returns, and charge the time that it took.
 
-        Without ``charged``, charge for failures only: a call that waited in vain must not wait
-        for a second time-out. ``allowance`` is free. If the budget ends first, cancel ``work`` and
-        raise TierUnavailable.
+        ``allowance`` is free. If the budget ends first, cancel ``work`` and raise TierUnavailable.
         """
         more, began_s = allowance or Allowance(), time.monotonic()
         task = asyncio.ensure_future(work)
@@ -70,11 +66,7 @@ class WaitBudget:
                 # Not for ever: the time that is free may end.
                 await asyncio.wait((task,), timeout=min(left_s, 0.25))
             return task.result()
-        except TierUnavailable:
-            charged = True
-            raise
         finally:
             task.cancel()
-            if charged:
-                self.left_s -= max(0.0, time.monotonic() - began_s - more.seconds)
+            self.left_s -= max(0.0, time.monotonic() - began_s - more.seconds)
             del task  # A failed task holds its traceback, which holds this frame.

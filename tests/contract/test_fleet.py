@@ -461,6 +461,27 @@ async def test_all_waits_of_a_call_count_together(server: RedisServer, raw: Redi
         assert one.turns == ["late"]
 
 
+async def test_looks_at_a_lease_of_others_cost_a_call_no_budget() -> None:
+    looks = 0
+
+    class Slow:
+        async def run(self, *commands: object, timeout_s: float | None = None) -> list[Any]:
+            nonlocal looks
+            looks += 1
+            await asyncio.sleep(0.05)
+            if looks == 5:
+                raise TierUnavailable("it timed out by itself")
+            return [looks == 4, a_lease(), 60]
+
+    budget = WaitBudget(10.0)
+    async with Daemon(Slow()).fleet.claim(KEY, budget) as claim:
+        assert await claim.wait_for_others()
+        assert (looks, budget.left_s) == (4, 10.0)
+        # But who waited in vain must not wait for a second time-out.
+        assert not await claim.wait_for_others()
+        assert budget.left_s < 10.0
+
+
 async def test_a_daemon_that_waited_too_long_compiles_only_what_is_not_stored(
     server: RedisServer, raw: Redis
 ) -> None:

@@ -35,6 +35,7 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import structlog
@@ -61,12 +62,10 @@ _CLOSE_TIMEOUT_S = 1.0
 
 # How long a holder whose compile failed leaves a note. All other daemons see it, and each
 # compiles now and finds out for itself, rather than one after the other.
-_FAILED, _FAILED_MS = b"failed", 2000
+_FAILED, _FAILED_S = b"failed", 2.0
 
 # Failures that tell nothing about the module.
-_NOT_TRIED = frozenset(
-    {Reason.COMPILE_QUEUE_FULL, Reason.WORKER_UNAVAILABLE, Reason.SERVER_DRAINING}
-)
+_NOT_TRIED = (Reason.COMPILE_QUEUE_FULL, Reason.WORKER_UNAVAILABLE, Reason.SERVER_DRAINING)
 
 # KEYS: the lease; ARGV: the token, and what to store for how long, or nothing. A holder that lost
 # its lease leaves the next one alone.
@@ -85,41 +84,31 @@ _LONGEST_S = 100 * 365 * 24 * 3600
 _log = structlog.get_logger("wasmkilnd.cache")
 
 
+@dataclass(eq=False, repr=False)
 class Fleet:
-    """The daemons that share a Redis; see the port. For one event loop."""
+    """The daemons that share a Redis; see the port. For one event loop.
 
-    def __init__(
-        self,
-        link: RedisLink | None,
-        prefix: str,
-        recorder: Recorder,
-        stored: Callable[[CacheKey], Awaitable[None]],
-        *,
-        lease_s: float,
-        max_wait_s: Callable[[], float],
-    ) -> None:
-        """Grant every claim without ``link``, or if ``lease_s`` is 0.
+    Every claim is granted without ``link``, or if ``lease_s`` is 0. ``stored`` returns once an
+    artifact that was compiled here is stored, or dropped; ``max_wait_s`` returns how long one call
+    waits on others' leases, all its waits together.
+    """
 
-        ``stored`` returns once an artifact that was compiled here is stored, or dropped;
-        ``max_wait_s`` returns how long one call waits on others' leases, all its waits together.
-        """
-        self._link = link if lease_s else None
-        self._leases, self._artifacts = f"{prefix}3:lease:", f"{prefix}3:compiled:"
-        self._lease_ms = max(1, round(lease_s * 1000))
-        self.recorder = recorder
-        self.stored = stored
-        self.lease_s = lease_s
-        self.max_wait_s = max_wait_s
-        self.looking = asyncio.Lock()
-        """Held for a moment before each look of a job that waits for a worker."""
-        self._background: set[asyncio.Task[None]] = set()
+    link: RedisLink | None
+    prefix: str
+    recorder: Recorder
+    stored: Callable[[CacheKey], Awaitable[None]]
+    lease_s: float
+    max_wait_s: Callable[[], float]
+    # Held for a moment before each look of a job that waits for a worker.
+    looking: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _background: set[asyncio.Task[None]] = field(default_factory=set)
 
     @contextlib.asynccontextmanager
     async def claim(
         self, key: CacheKey, budget: WaitBudget, *, alone: bool = False
     ) -> AsyncIterator[Claim]:
         """Return this daemon's claim to compile ``key``; see the port."""
-        claim = _Claim(self, key, budget, alone=alone or self._link is None)
+        claim = _Claim(self, key, budget, alone=alone or not self.link or not self.lease_s)
         try:
             yield claim
             claim.end(None)
@@ -141,22 +130,20 @@ class Fleet:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    async def look(
-        self, key: CacheKey, budget: WaitBudget, token: bytes = b"", *, charged: bool = True
-    ) -> str:
+    async def look(self, key: CacheKey, budget: WaitBudget, token: bytes = b"") -> str:
         """Return what becomes of the artifact: ``stored``, ``held``, ``failed`` or ``free``.
 
         With a token, take the lease if it is free: ``taken``, or ``stored``, which counts first.
         ``alone`` if Redis does not answer.
         """
-        lease = _name(self._leases, key)
-        artifact = f"{self._artifacts}{{{key.module_sha256}}}:{key.engine_id}:{key.fingerprint}"
+        lease, module = _name(f"{self.prefix}3:lease:", key), key.module_sha256
+        artifact = f"{self.prefix}3:compiled:{{{module}}}:{key.engine_id}:{key.fingerprint}"
         # Before the looks: a holder stores the artifact before it releases the lease.
-        take = ("SET", lease, token, "NX", "PX", self._lease_ms)
+        take = ("SET", lease, token, "NX", "PX", int(self.lease_s * 1000) + 1)
         looks = ("EXISTS", artifact.encode()), ("GETRANGE", lease, 0, 31), ("TTL", lease)
         try:
-            asking = _open(self._link).run(*((take, *looks) if token else looks))
-            *taken, stored, held, ttl_s = await budget.spend_on(asking, charged=charged)
+            asking = _open(self.link).run(*((take, *looks) if token else looks))
+            *taken, stored, held, ttl_s = await budget.spend_on(asking)
         except TierUnavailable:
             return "alone"
         if stored or any(taken):
@@ -170,10 +157,11 @@ class Fleet:
 
         Return whether it is: it may be if Redis does not answer, as it outlasts a short outage.
         """
-        ttl_ms = self._lease_ms if value == token else _FAILED_MS
-        command = ("EVAL", _REPLACE, 1, _name(self._leases, key), token, value, ttl_ms)
+        ttl_s = self.lease_s if value == token else _FAILED_S
+        lease, ttl_ms = _name(f"{self.prefix}3:lease:", key), int(ttl_s * 1000) + 1
+        command = ("EVAL", _REPLACE, 1, lease, token, value, ttl_ms)
         try:
-            [replaced] = await _open(self._link).run(command)
+            [replaced] = await _open(self.link).run(command)
         except TierUnavailable:
             return True
         return bool(replaced)
@@ -190,13 +178,13 @@ class _Claim:
         self._ended: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
         self._times_waited = 0
         self._waited_s = 0.0
+        # Why this daemon compiles, though it does not hold the lease.
         self._why_compile = ""
-        """Why this daemon compiles, though it does not hold the lease."""
 
     async def stored(self) -> None:
         """See Claim."""
         while True:
-            await asyncio.sleep(_jittered(_QUEUED_PAUSE_S))
+            await asyncio.sleep(_QUEUED_PAUSE_S)
             async with self._fleet.looking:
                 await asyncio.sleep(1 / _QUEUED_LOOKS_PER_S)
             # A server that does not answer costs nothing: the job waits for a worker anyway.
@@ -225,11 +213,13 @@ class _Claim:
         return True
 
     async def wait_for_others(self) -> bool:
-        """See Claim. The pauses cost no budget: they replace work that this call would do."""
+        """See Claim. This costs no budget: it replaces work that this call would do."""
         self._times_waited += 1
         while not self._alone:
-            began_s = time.monotonic()
-            found = await self._fleet.look(self._key, self._budget, charged=False)
+            began_s, budget_s = time.monotonic(), self._budget.left_s
+            found = await self._fleet.look(self._key, self._budget)
+            if found != "alone":  # One that waited in vain must not wait for a second time-out.
+                self._budget.left_s = budget_s
             if found == "stored":
                 self._fleet.recorder.fleet_turn("made")
                 return True
@@ -239,7 +229,8 @@ class _Claim:
                 self._why_compile = why.get(found, self._why_compile)
                 break
             pause_s = min(max(self._waited_s / 2, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
-            await asyncio.sleep(min(_jittered(pause_s), left_s))
+            pause_s *= random.uniform(0.5, 1.0)  # noqa: S311 - so that not all look together
+            await asyncio.sleep(min(pause_s, left_s))
             self._waited_s += time.monotonic() - began_s
         return False
 
@@ -265,18 +256,16 @@ class _Claim:
 
     async def _hold(self, token: bytes) -> None:
         """Renew the lease until the claim ends, and until its artifact is stored; then let go."""
-        fleet, key, held = self._fleet, self._key, True
-        while held and not self._ended.done():
+        fleet, key = self._fleet, self._key
+        while not self._ended.done():
             await asyncio.wait((self._ended,), timeout=fleet.lease_s / _RENEWALS_PER_LEASE)
-            held = await fleet.replace(key, token, token)
-        if not held:
-            return  # It expired, and another daemon may hold one by now.
+            if not await fleet.replace(key, token, token):
+                return  # It expired, and another daemon may hold one by now.
         note = self._ended.result()
         if note is None:
             # One lease at most, which it has just renewed: who waits longer compiles sooner.
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(fleet.lease_s):
-                    await fleet.stored(key)
+                await asyncio.wait_for(fleet.stored(key), fleet.lease_s)
                 if await fleet.look(key, WaitBudget()) != "stored":
                     note = _FAILED  # It was dropped, as it would be for the next daemon.
         await fleet.replace(key, token, note or b"")
@@ -406,8 +395,3 @@ def _open(link: RedisLink | None) -> RedisLink:
 
 def _name(prefix: str, key: CacheKey) -> bytes:
     return f"{prefix}{{{key.module_sha256}}}:{key.fingerprint}".encode()
-
-
-def _jittered(pause_s: float) -> float:
-    """Return a pause for one of many daemons, so that they do not look together for ever."""
-    return pause_s * random.uniform(0.5, 1.0)  # noqa: S311
