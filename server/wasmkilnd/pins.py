@@ -26,10 +26,11 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from wasmkilnd import errors, model
 from wasmkilnd.admission import check_sha256
-from wasmkilnd.cache import stamped
+from wasmkilnd.cache import fleet
 from wasmkilnd.cache.cache import Cache
 from wasmkilnd.cache.host_store import HostStore
 from wasmkilnd.cache.memory import MemoryTier
+from wasmkilnd.cache.redis_servers import WRITE_TIMEOUT_S
 from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.model import MAX_PINS, Held, PinTimes
 from wasmkilnd.signing.sealer import Sealer
@@ -199,15 +200,16 @@ class Pins:
         finds at its next look that its pin is missing. Write a list again that has no valid stamp.
         """
         names = {f"{digit:x}": f"{redis.prefix}pins:{digit:x}".encode() for digit in range(16)}
-        records = await stamped.fetch(redis.link, [*names.values()])
+        records = await fleet.fetch(redis.link, [*names.values()])
         for (digit, name), record in zip(names.items(), records, strict=True):
             await asyncio.sleep(0)  # 10,000 pins at once would make every caller wait.
-            theirs = _parse(stamped.text_of(_PURPOSE, name, record, self.sealer))
+            theirs = _parse(fleet.text_of(_PURPOSE, name, record, self.sealer))
             self._learn(theirs)
             known = {each: at for each, at in self._times.items() if each[0] == digit}
             if known != theirs:
-                record = stamped.written(_PURPOSE, name, _text(known), self.sealer)
-                await stamped.store(redis.link, name, record, _LIST_TTL_S)
+                record = fleet.written(_PURPOSE, name, _text(known), self.sealer)
+                command = ("SET", name, record, "EX", _LIST_TTL_S)
+                await redis.link.run(command, timeout_s=WRITE_TIMEOUT_S)
 
     async def _exchange_with_file(self) -> None:
         text = await asyncio.to_thread(self.file.add, self._added)

@@ -26,7 +26,8 @@ from typing import Literal, NamedTuple, TypeAlias
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from wasmkilnd import errors, model
-from wasmkilnd.cache import stamped
+from wasmkilnd.cache import fleet
+from wasmkilnd.cache.redis_servers import WRITE_TIMEOUT_S
 from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.whole_files import SharedFile
@@ -171,15 +172,16 @@ class Usage:
     # writes all that it has, and at every save, or others would take its record for abandoned.
 
     async def _save_to_redis(self, redis: RedisStore, *, last: bool) -> None:
-        [head] = await stamped.fetch(redis.link, [self._place], _HEAD_BYTES)
+        [head] = await fleet.fetch(redis.link, [self._place], _HEAD_BYTES)
         is_there = head[model.STAMP_BYTES :] == self._owner
         # If not, this is the first write, or the record was lost.
         places = [self._place] if is_there else await self._take_over(redis)
         # Of ten thousand uses, this takes as long as many calls do.
         text = self._owner + await asyncio.to_thread(_text, replace(self.own, left=last))
-        record = await asyncio.to_thread(stamped.written, _PURPOSE, self._names, text, self._sealer)
+        record = await asyncio.to_thread(fleet.written, _PURPOSE, self._names, text, self._sealer)
         for place in places:
-            if await stamped.store(redis.link, place, record, _RECORD_TTL_S, if_free=not is_there):
+            command = ("SET", place, record, "EX", _RECORD_TTL_S, *(() if is_there else ("NX",)))
+            if (await redis.link.run(command, timeout_s=WRITE_TIMEOUT_S))[0]:
                 self._place = place
                 return
 
@@ -201,8 +203,8 @@ class Usage:
 
     async def _read(self, redis: RedisStore, place: bytes) -> tuple[bytes, Uses]:
         """Return what is in a place; the beginning of it is empty if nothing is."""
-        [record] = await stamped.fetch(redis.link, [place])
-        text = await asyncio.to_thread(stamped.text_of, _PURPOSE, self._names, record, self._sealer)
+        [record] = await fleet.fetch(redis.link, [place])
+        text = await asyncio.to_thread(fleet.text_of, _PURPOSE, self._names, record, self._sealer)
         return record[:_HEAD_BYTES], await asyncio.to_thread(_parse, text[_OWNER_BYTES:])
 
 

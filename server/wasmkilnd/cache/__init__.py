@@ -12,8 +12,7 @@ call. No call fails because a tier fails. ``tenants/graph`` builds one for each 
 | ``redis_link`` | the way to Redis: time-outs and a breaker |
 | ``redis_servers`` | each kind of Redis: one server, Sentinel, Cluster, REST |
 | ``embedded`` | the one server of all namespaces, and the Valkey that daemons run |
-| ``fleet`` | what daemons agree on: who compiles, and which modules do harm |
-| ``stamped`` | signed records, which pins and uses are |
+| ``fleet`` | what daemons agree on: who compiles, which modules do harm; their signed records |
 
 ``wasmkilnd.pins`` says what no tier evicts, ``wasmkilnd.usage`` how often each artifact is served.
 

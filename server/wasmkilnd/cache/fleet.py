@@ -15,6 +15,11 @@ Redis can delay a call within that bound, and no more.
 and for how long: whoever writes one back can make it count until then. ``quarantine.py`` decides
 what it means.
 
+**A record** is a stamp, then the text that it signs. Strikes, lists of pins and records of uses are
+records. Other programs may write to the server, too. So no more is read than a record may have, a
+key of another type is deleted, and a text counts only if a trusted key signed it for this purpose
+and this name.
+
 The metric ``fleet_turns`` counts how claims end:
 
 | outcome | |
@@ -39,12 +44,12 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import structlog
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from wasmkilnd.cache import stamped
 from wasmkilnd.cache.redis_link import RedisLink
-from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
-from wasmkilnd.model import CacheKey, Strike
+from wasmkilnd.cache.redis_servers import WRITE_TIMEOUT_S
+from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError, WrongType
+from wasmkilnd.model import STAMP_BYTES, CacheKey, Strike
 from wasmkilnd.ports import Claim, Recorder
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.wait_budget import WaitBudget
@@ -77,7 +82,8 @@ return 1
 """
 
 _MAX_LISTED = 10_000
-_MAX_RECORD_BYTES = 16 * 1024
+_MAX_BYTES = 2 * 1024**2
+_MAX_STRIKE_BYTES = 16 * 1024
 _PURPOSE = b"wasmkiln strike 3"
 _LONGEST_S = 100 * 365 * 24 * 3600
 
@@ -298,18 +304,11 @@ class Strikes:
         name = _name(self._prefix, strike.key)
         if age_s and (there := await self.get(strike.key, budget)) and there.count >= strike.count:
             return
-        record = _Record.model_construct(  # Who reads it checks it.
-            engine=strike.engine_id,
-            reason=strike.reason,
-            message=strike.message,
-            count=strike.count,
-            quarantine_s=strike.left_s,
-            ttl_s=max(1, round(ttl_s)),
-            written_s=time.time(),
-        )
-        text = record.model_dump_json().encode()
-        stored = stamped.written(_PURPOSE, name, text, self._sealer)
-        await budget.spend_on(stamped.store(_open(self._link), name, stored, record.ttl_s))
+        said = (strike.engine_id, strike.reason, strike.message, strike.count, strike.left_s)
+        record = _Record(*said, max(1, round(ttl_s)), time.time())  # Who reads it checks it.
+        stored = written(_PURPOSE, name, _RECORDS.dump_json(record), self._sealer)
+        command = ("SET", name, stored, "EX", record.ttl_s)
+        await budget.spend_on(_open(self._link).run(command, timeout_s=WRITE_TIMEOUT_S))
 
     async def ready(self) -> None:
         """Return once the server is believed to answer; never without one."""
@@ -342,17 +341,16 @@ class Strikes:
 
     async def _read(self, names: Sequence[bytes]) -> list[Strike]:
         """Return the strikes that count under ``names``."""
-        records = await stamped.fetch(_open(self._link), names, _MAX_RECORD_BYTES)
-        read = zip(names, records, strict=True)
-        return [strike for each in read if (strike := self._strike(*each))]
+        records = await fetch(_open(self._link), names, _MAX_STRIKE_BYTES)
+        return [strike for strike in map(self._strike, names, records) if strike]
 
     def _strike(self, name: bytes, stored: bytes) -> Strike | None:
         key = self._key_of(name)
         if not stored or key is None:
             return None
         try:
-            text = stamped.text_of(_PURPOSE, name, stored, self._sealer)
-            record = _Record.model_validate_json(text)
+            text = text_of(_PURPOSE, name, stored, self._sealer)
+            record = _RECORDS.validate_json(text)
         except ValidationError:
             module = key.module_sha256
             _log.warning("ignored a quarantine record without a valid stamp", module=module)
@@ -373,10 +371,11 @@ _KEY = re.compile(r"\{([0-9a-f]{64})\}:([0-9a-f]{64})")
 _Text = Annotated[str, Field(pattern=r"^[^\p{C}\p{Zl}\p{Zp}]*$")]
 
 
-class _Record(BaseModel):
+@dataclass
+class _Record:
     """What a strike's key holds behind its stamp, as JSON."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
     engine: _Text
     reason: _Text
@@ -387,6 +386,9 @@ class _Record(BaseModel):
     written_s: float = Field(ge=0, le=1e11)
 
 
+_RECORDS = TypeAdapter(_Record)
+
+
 def _open(link: RedisLink | None) -> RedisLink:
     if link is None:
         raise TierUnavailable("there is no shared tier")
@@ -395,3 +397,32 @@ def _open(link: RedisLink | None) -> RedisLink:
 
 def _name(prefix: str, key: CacheKey) -> bytes:
     return f"{prefix}{{{key.module_sha256}}}:{key.fingerprint}".encode()
+
+
+def written(purpose: bytes, name: bytes, text: bytes, sealer: Sealer) -> bytes:
+    """Return the bytes to store for ``text``."""
+    return sealer.stamp(b"\0".join((purpose, name, text))) + text
+
+
+def text_of(purpose: bytes, name: bytes, record: bytes, sealer: Sealer) -> bytes:
+    """Return the text of a stored record; nothing if no trusted key signed it for ``name``."""
+    stamp, text = record[:STAMP_BYTES], record[STAMP_BYTES:]
+    if len(record) > _MAX_BYTES or not text:
+        return b""
+    return b"" if sealer.check_stamp(b"\0".join((purpose, name, text)), stamp) else text
+
+
+async def fetch(
+    link: RedisLink, names: Sequence[bytes], length: int = _MAX_BYTES + 1
+) -> list[bytes]:
+    """Return the first bytes under each name, empty for none; delete what is of another type.
+
+    Raises TierUnavailable.
+    """
+    try:
+        return await link.run(*(("GETRANGE", name, 0, length - 1) for name in names))
+    except WrongType:
+        if len(names) == 1:
+            await link.run(("UNLINK", names[0]))
+            return [b""]
+    return [found for name in names for found in await fetch(link, [name], length)]
