@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 from structlog.testing import capture_logs
 from wasmkilnd.cache.embedded import EmbeddedServer, EmbeddedUnavailable
+from wasmkilnd.errors import TierUnavailable
 
 LIMIT_BYTES = 64 * 1024 * 1024
 _PATIENCE_S = 20.0
@@ -408,6 +410,24 @@ def test_a_long_or_strange_path(tmp_path: Path) -> None:
         one.close()
         two.close()
     until(lambda: not servers_of(folder))
+
+
+async def test_a_folder_of_strangers_in_place_of_the_socket_s_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared, folder = tmp_path / "tmp", tmp_path / ("deep " * 20) / "state"
+    shared.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(shared))
+    digest = hashlib.sha256(os.fsencode((folder / "redis").resolve())).hexdigest()
+    there = shared / f"wasmkiln-{os.geteuid()}-{digest[:16]}"
+    there.mkdir()
+    there.chmod(0o777)
+    server = EmbeddedServer(folder, LIMIT_BYTES)
+    with pytest.raises(EmbeddedUnavailable, match="other users may write"):
+        await server.start()
+    with pytest.raises(TierUnavailable, match="other users may write"):
+        await server.ask([("PING",)], 1.0)
+    await server.stop()
 
 
 async def test_a_server_that_cannot_run_is_reported_and_leaves_nothing(

@@ -56,7 +56,7 @@ import structlog
 from wasmkilnd.cache.redis_link import RedisLink
 from wasmkilnd.cache.redis_servers import Command, RedisAccess, RedisServer, connect
 from wasmkilnd.errors import TierUnavailable
-from wasmkilnd.ownership import check_path, make_folder
+from wasmkilnd.ownership import NotOurs, check_path, make_folder
 from wasmkilnd.redis_address import RedisAddress
 from wasmkilnd.whole_files import write_whole
 
@@ -90,7 +90,7 @@ os.execve(sys.argv[2], sys.argv[2:], {"LC_ALL": "C.UTF-8"})
 """
 
 
-class EmbeddedUnavailable(Exception):  # noqa: N818 - a state
+class EmbeddedUnavailable(TierUnavailable):
     """The embedded server cannot be run; the message says why."""
 
 
@@ -254,7 +254,7 @@ class EmbeddedServer(RedisServer):
         """Return the path of the socket, the same for every daemon of the state directory.
 
         The kernel limits the length of a socket's path. If the state directory's path is too
-        long, use a folder under the temporary directory. Raises OSError or NotOurs.
+        long, use a folder under the temporary directory. Raises OSError, EmbeddedUnavailable.
         """
         path = self._folder / "valkey.sock"
         if len(os.fsencode(path)) <= _MAX_SOCKET_PATH_BYTES:
@@ -262,8 +262,11 @@ class EmbeddedServer(RedisServer):
         name = hashlib.sha256(os.fsencode(self._folder.resolve())).hexdigest()[:16]
         folder = Path(tempfile.gettempdir()) / f"wasmkiln-{os.geteuid()}-{name}"
         folder.mkdir(mode=0o700, exist_ok=True)
-        # Another user may have created it first, or put a symbolic link there.
-        check_path(folder, private=True, secret=True)
+        try:  # Another user may have created it first, or put a symbolic link there.
+            check_path(folder, private=True)
+        except NotOurs as refusal:
+            raise EmbeddedUnavailable(str(refusal)) from None
+        folder.chmod(0o700)
         return folder / "valkey.sock"
 
     def _write_config(self) -> None:

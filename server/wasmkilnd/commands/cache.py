@@ -196,7 +196,7 @@ async def _redis(
             if server:
                 await _loaded(link)
             yield _Redis(settings, namespace, sealer, link)
-        except (embedded.EmbeddedUnavailable, AccessUnusable, TierUnavailable) as failure:
+        except (AccessUnusable, TierUnavailable) as failure:
             raise CacheCommandFailed(f"{where}: {failure}") from None
 
 
