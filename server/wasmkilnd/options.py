@@ -50,7 +50,7 @@ def traffic_limits(settings: Settings) -> TrafficLimits:
 def host_options(settings: Settings) -> HostOptions:
     """Return the options of the host store."""
     return HostOptions(
-        directory=settings.effective_host_store_dir,
+        root=settings.effective_host_store_dir,
         limit_bytes=settings.effective_host_store_bytes,
         file_mode=int(settings.host_store_mode, 8),
         group=_group_id(settings.host_store_group),

@@ -166,9 +166,9 @@ class Pins:
         """Return what each tier that answers has of each module."""
         tiers: dict[str, Mapping[str, Held]] = {self.memory.name: self.memory.pinned(modules)}
         if self.host:
-            found = self.host.entries_of(modules)
-            sizes = {module: [*entries.values()] for module, entries in found.items()}
-            tiers[self.host.name] = {m: Held(len(each), 0, sum(each)) for m, each in sizes.items()}
+            tiers[self.host.name] = found = dict.fromkeys(modules, Held())
+            for key, size_bytes in self.host.entries_of(modules).items():
+                found[key.module_sha256] += Held(1, 0, size_bytes)
         if self.redis:
             with contextlib.suppress(errors.TierUnavailable):
                 tiers[self.redis.name] = await self.redis.measure(modules, keep=False)
@@ -267,7 +267,7 @@ class Pins:
         artifacts = [each for module in self._pinned for each in self.memory.artifacts_of(module)]
         at_hand, on_disk = {each.key: each for each in artifacts}, set[model.CacheKey]()
         if self.host:
-            on_disk = {key for each in self.host.entries_of(self._pinned).values() for key in each}
+            on_disk = set(self.host.entries_of(self._pinned))
             for artifact in artifacts:
                 if artifact.key not in on_disk and self.host.has_room_for_pinned(artifact):
                     self.cache.write_to_host(artifact)

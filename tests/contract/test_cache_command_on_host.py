@@ -129,5 +129,6 @@ def test_where_there_is_no_store_one_sentence_says_so(cache: Command, folder: Pa
     shutil.rmtree(folder)
     for words in (["ls"], ["scrub"], ["rm", "--all", "--yes"]):
         told = cache.refusal(*words)
-        assert told.endswith(f"cannot use its directory {folder}: No such file or directory")
+        why = f"No such file or directory: {folder.parent}"
+        assert told.endswith(f"cannot use its directory {folder}: {why}")
     assert "host_store_dir is none" in cache.refusal("ls", "--host-store-dir", "none")

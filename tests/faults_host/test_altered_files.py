@@ -238,7 +238,7 @@ async def test_a_key_that_is_no_longer_trusted(tmp_path: Path) -> None:
         await tier.put(ONE)
         assert await tier.file_of(ONE.key)
         changing.use(sealer(THEIRS).keys, 0)
-        tier.recheck()
+        tier.directory.recheck()
         assert await tier.file_of(ONE.key) is None
         assert notes.rejected == ["stranger"]
 

@@ -222,10 +222,10 @@ class Cache:
         """
         self._evictions += 1  # Look-ups under way may have verified with the old keys.
         if self._host:
-            self._host.recheck()
+            self._host.directory.recheck()
         dropped = await self.drop(lambda artifact: sealer.verify(artifact, artifact.key))
         if self._host:
-            self._host.recheck()  # A write that began meanwhile counts as checked there.
+            self._host.directory.recheck()  # A write that began meanwhile counts as checked there.
         return dropped
 
     async def drop(self, refuses: Callable[[Artifact], object]) -> int:

@@ -45,7 +45,7 @@ from wasmkiln.v1 import types_pb2
 
 from wasmkilnd import model, ownership
 from wasmkilnd.cache.value import ValueRejected, unpacked_frames
-from wasmkilnd.errors import DoesNotFit, TierUnavailable
+from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, HostFile, Kind, TierUsage
 from wasmkilnd.model import RejectionCause as Cause
 from wasmkilnd.ports import Recorder
@@ -54,17 +54,16 @@ from wasmkilnd.wait_budget import Allowance
 from wasmkilnd.wire import CHUNK_BYTES, frame, payload_views
 
 T = TypeVar("T")
+# Translates an artifact into the header that the daemon sends, without what depends on a call.
 HeaderOf: TypeAlias = Callable[[Artifact], types_pb2.ArtifactHeader]
-"""Translates an artifact into the header that the daemon sends, without what depends on a call."""
+# Device, inode, size and ctime of each file: while they are the same, so are its bytes.
 EntryId: TypeAlias = Mapping[str, tuple[int, int, int, int]]
-"""Device, inode, size and ctime of each file: while they are the same, so are its bytes."""
 Found: TypeAlias = tuple[Artifact, HostFile]
+# By the path of an entry that was checked: what it is, without frames, and which files.
 Checked: TypeAlias = dict[Path, tuple[Artifact, EntryId]]
-"""By the path of an entry that was checked: what it is, without frames, and which files."""
 
-BLOCK_BYTES = 4096
-"""What the store counts for a folder, and the unit to which it rounds up the size of a file."""
-
+# What the store counts for a folder, and the unit to which it rounds up the size of a file.
+_BLOCK_BYTES = 4096
 _MAX_TEXT_BYTES = 8 * 1024 * 1024
 _ASIDE = "aside"  # What is on its way in or out. 0.6.0 deletes what it does not know in tmp/.
 _NO_WRITES_S = 10.0
@@ -72,7 +71,7 @@ _PATIENCE_S = 2.0  # How long a disk may delay the start, a reload or the end of
 _LEAST_BYTES_PER_S = 32 * 1024 * 1024  # A slow disk: reading much may take longer than wait_s.
 _REMEMBERED_BYTES = 16 * 1024 * 1024
 _TIDY_EVERY_S = 5.0
-_SCAN_EVERY = 60  # Rounds of tidying, and sooner if others wrote.
+_SCAN_EVERY_S = 4.0  # And less often where that takes long.
 _SPARE = 32  # A store that is full lets go one of so many entries more than it must.
 
 _KINDS = {types_pb2.KIND_CORE_MODULE: Kind.CORE_MODULE, types_pb2.KIND_COMPONENT: Kind.COMPONENT}
@@ -83,27 +82,23 @@ log = structlog.get_logger("wasmkilnd.cache")
 
 @dataclass(frozen=True, slots=True)
 class HostOptions:
-    """Where a namespace's entries are, how much they may take, and who may read them."""
+    """Where a namespace's entries are, how much they may take, and who may read them.
 
-    directory: Path
+    ``root`` is absolute: callers get paths, and have another working directory. Of the mode of
+    files, only the owner may have the right to write. ``group`` is the number of the group of
+    files and folders; None for the daemon's own.
+    """
+
+    root: Path
     limit_bytes: int
     file_mode: int = 0o640
-    """The mode of files. Only the owner may have the right to write."""
     group: int | None = None
-    """The number of the group of files and folders; None for the daemon's own."""
-    root: Path = Path()
-    """The directory of all namespaces; by default it is ``directory``."""
+    namespace: str = ""
 
-    def __post_init__(self) -> None:
-        # Callers get paths, and have another working directory.
-        object.__setattr__(self, "directory", self.directory.absolute())
-        if self.root == Path():
-            object.__setattr__(self, "root", self.directory)
-
-    def of_namespace(self, namespace: str, limit_bytes: int) -> HostOptions:
-        """Return the options of a namespace, whose entries are in a folder of this one."""
-        directory = host_layout.namespace_path(self.directory, namespace)
-        return replace(self, directory=directory, limit_bytes=limit_bytes)
+    @property
+    def directory(self) -> Path:
+        """The namespace's folder in ``root``, which is that of the default one."""
+        return host_layout.namespace_path(self.root, self.namespace)
 
     @property
     def folder_mode(self) -> int:
@@ -116,13 +111,11 @@ class _Shelf:
     """The entries of one namespace. One thread changes them."""
 
     options: HostOptions
+    # Whose entries they are; None while the namespace is not served.
     store: HostStore | None = None
-    """Whose entries they are; None while the namespace is not served."""
+    # Their sizes as of the last scan, the least recently used first.
     entries: dict[CacheKey, int] = field(default_factory=dict)
-    """Their sizes as of the last scan, the least recently used first."""
     evictions: int = 0
-    too_many: set[CacheKey] = field(default_factory=set)
-    """Entries of pinned modules that are not kept, as all take more than half of the limit."""
     kept: model.Held = field(default_factory=model.Held)
     let_go: int = 0
 
@@ -134,10 +127,6 @@ class _Shelf:
         """Return by how much its share is exceeded with ``needed`` bytes more."""
         store = self.store  # The event loop may change it.
         return self.bytes + needed - store.limit_bytes if store else 0
-
-    def keeps(self, key: CacheKey) -> bool:
-        store = self.store
-        return bool(store and store.is_pinned(key.module_sha256)) and key not in self.too_many
 
 
 def _usage(shelves: Collection[_Shelf], limit_bytes: int) -> TierUsage:
@@ -158,24 +147,23 @@ class HostDirectory:
 
     def __init__(self, options: HostOptions) -> None:
         self.options = options
+        # Of all namespaces. It may be set: what is too much goes soon.
         self.limit_bytes = options.limit_bytes
+        # By what the store cannot do: why not.
         self.troubles: dict[str, str] = {}
-        """By what the store cannot do: why not."""
         self.no_writes_until_s = 0.0
+        # Look-ups that hang: while there are any, nothing else begins.
         self.hanging: set[asyncio.Future[Any]] = set()
-        """Look-ups that hang: while there are any, nothing else begins."""
         self.shelves: dict[str, _Shelf] = {}
+        # What this process has checked. Another dict once that counts no more.
         self.checked: Checked = {}
-        """What this process has checked. Another dict once that counts no more."""
         self.rounds = 0
         self._checked_bytes = 0
         self._readers = ThreadPoolExecutor(4, "wasmkiln-host-read")
         self._writer = ThreadPoolExecutor(1, "wasmkiln-host-write")
         self._keeper: asyncio.Task[None] | None = None
-        self._wake = asyncio.Event()
         self._closed = False
-        self._taken = -1  # What all daemons took, as this one knows it.
-        self._rest_s = 0.0
+        self._scan_at_s = 0.0
 
     def start(self) -> None:
         """Keep house from now on."""
@@ -183,13 +171,8 @@ class HostDirectory:
 
     def shelf(self, namespace: str) -> _Shelf:
         """Return what is known of a namespace's entries."""
-        options = self.options.of_namespace(namespace, 0)
-        return self.shelves.setdefault(namespace, _Shelf(options))
-
-    def resize(self, limit_bytes: int) -> None:
-        """Hold at most ``limit_bytes`` in all namespaces; what is too much goes soon."""
-        self.limit_bytes = limit_bytes
-        self._wake.set()
+        shelf = _Shelf(replace(self.options, namespace=namespace))
+        return self.shelves.setdefault(namespace, shelf)
 
     def usage(self) -> TierUsage:
         """Return what the folder holds, of all namespaces, as of a few seconds ago."""
@@ -232,13 +215,11 @@ class HostDirectory:
             await asyncio.wait((job,), timeout=left_s)
         try:
             done = job.result()
-        except DoesNotFit:
-            raise
         except (OSError, ownership.NotOurs, TierUnavailable, ValueRejected) as failure:
             why = str(cannot(doing, failure) if isinstance(failure, OSError) else failure)
             if why not in self.troubles.values():
-                event, where = f"cannot {doing} the host store", os.fspath(self.options.directory)
-                log.warning(event, tier=HostStore.name, directory=where, cause=why)
+                event, directory = f"cannot {doing} the host store", str(self.options.root)
+                log.warning(event, directory=directory, cause=why)
             self.troubles[doing] = why
             raise TierUnavailable(why) from None
         except Exception as defect:
@@ -280,16 +261,14 @@ class HostDirectory:
         """
         with _locked(self.options) as lock:
             text = os.pread(lock, 32, 0).strip()
-            written = int(text) if text.isdigit() else 0
-            taken = max(written, self.usage().bytes)
+            taken = max(int(text) if text.isdigit() else 0, self.usage().bytes)
             over = [each.over(needed if each is shelf else 0) for each in [*self.shelves.values()]]
-            is_full = taken + needed > self.limit_bytes or max(over, default=0) > 0
-            if is_full or self._taken < 0 or (shelf is None and written != self._taken):
+            is_full = max(taken + needed - self.limit_bytes, *over) > 0
+            if is_full or time.monotonic() >= self._scan_at_s:
                 self._scan()
                 taken = self._make_room(shelf, needed)
-            self._taken = taken + needed
             # First, so that a process that is killed now counts too much, not too little.
-            os.pwrite(lock, b"%-32d" % self._taken, 0)
+            os.pwrite(lock, b"%-32d" % (taken + needed), 0)
             yield
 
     def _make_room(self, shelf: _Shelf | None, needed: int) -> int:
@@ -298,20 +277,18 @@ class HostDirectory:
         The least recently used go first, and what is pinned last. Raises TierUnavailable.
         """
         for each in sorted([*self.shelves.values()], key=lambda each: each.store is not None):
-            over = each.over(needed if each is shelf else 0)
-            if not each.store:
+            store, over = each.store, each.over(needed if each is shelf else 0)
+            if not store:
                 over = self.usage().bytes + needed - self.limit_bytes
-            order = sorted(each.entries, key=each.keeps) if over > 0 else []
+            kept = store.kept(store.is_pinned) if store and over > 0 else {}
+            order = sorted(each.entries, key=kept.__contains__) if over > 0 else []
             for place, key in enumerate(order):
-                size_bytes, is_kept = each.entries[key], each.keeps(key)
-                if over <= 0 and (is_kept or place >= len(order) // _SPARE):
+                if over <= 0 and (key in kept or place >= len(order) // _SPARE):
                     break
+                over -= each.entries[key]
                 self.discard(each, key)
-                over -= size_bytes
                 each.evictions += 1
-                each.let_go += is_kept
-            if order and not each.entries and not each.store:
-                remove(each.options.directory, self.options)  # Of a namespace that is gone.
+                each.let_go += bool(store and store.is_pinned(key.module_sha256))
         return self.usage().bytes
 
     def _scan(self) -> None:
@@ -329,36 +306,36 @@ class HostDirectory:
                 if len(found) % 100 == 0:
                     time.sleep(0.002)  # So that calls go on meanwhile.
             shelf.entries = {key: size for _, size, key in sorted(found, key=lambda it: it[0])}
-        self._rest_s = 20 * (time.monotonic() - began_s)  # Until housekeeping scans again.
+        now_s = time.monotonic()
+        self._scan_at_s = now_s + max(_SCAN_EVERY_S, 100 * (now_s - began_s))
 
     async def _keep_house(self) -> None:
         while True:
             with contextlib.suppress(TierUnavailable):
                 await self.run("use", self._tidy)
-            self._wake.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(_TIDY_EVERY_S, self._rest_s)):
-                    await self._wake.wait()
+            await asyncio.sleep(_TIDY_EVERY_S)
 
     def _tidy(self) -> None:
         """Learn what others did, and stay within the limit. Raises as ``prepare``."""
         prepare(self.options)
-        if self.rounds % _SCAN_EVERY == 0:
-            self._taken = -1
         with self.room():
             for name in _names_in(self.options.directory / _ASIDE, "*"):
                 _delete(self.options.directory / _ASIDE / name)  # Of processes that were killed.
         self.rounds += 1
-        for store in [shelf.store for shelf in list(self.shelves.values())]:
-            if store:
-                store.mend_engines()
+        for store in filter(None, [shelf.store for shelf in [*self.shelves.values()]]):
+            store.mend_engines()
 
 
 @dataclass(eq=False, repr=False)
 class HostStore:
     """Keeps one namespace's artifacts as files that processes of this host map; no modules.
 
-    One that may hold no bytes is switched off: nobody asks it for anything.
+    ``engines`` returns what the daemon serves, for clients that compute fingerprints themselves.
+    ``limit_bytes`` is the namespace's share of the directory's limit: a store that may hold no
+    bytes is switched off, and nobody asks it for anything. ``wait_s`` bounds each look-up, apart
+    from reading large artifacts. ``get`` reads none that is larger than ``artifact_bytes()``.
+    The artifacts of a module of which ``is_pinned`` is true make no room for others. ``skipped``
+    says how many writes were not tried.
     """
 
     name = "host_store"
@@ -368,25 +345,18 @@ class HostStore:
     recorder: Recorder
     header_of: HeaderOf
     engines: Callable[[], Mapping[str, Any]]
-    """Returns what the daemon serves, for clients that compute fingerprints themselves."""
     limit_bytes: int
-    """The namespace's share of the directory's limit."""
     namespace: str = ""
     wait_s: float = 60.0
-    """Bounds each look-up, apart from reading large artifacts."""
     artifact_bytes: Callable[[], int] = lambda: 1 << 62
-    """``get`` reads no artifact that is larger."""
     is_pinned: model.IsPinned = model.nothing_pinned
-    """Returns True for a module whose artifacts make no room for others."""
     skipped: int = 0
-    """How many writes were not tried."""
 
     def __post_init__(self) -> None:
         self.is_on = self.limit_bytes > 0
         self.shelf = self.directory.shelf(self.namespace)
         self.shelf.store, self._options = self, self.shelf.options
         self._served: Mapping[str, Any] = {}
-        self._told_too_large = False
 
     async def start(self) -> None:
         """Make the store ready, in the background if its disk takes long; never raise."""
@@ -400,8 +370,7 @@ class HostStore:
         Write it again later if somebody removes it.
         """
         if self.is_on:
-            work = partial(self._write_engines, self.engines())
-            await _briefly(self.directory.run("use", work))
+            await _briefly(self.directory.run("use", partial(self._write_engines, self.engines())))
 
     @property
     def trouble(self) -> str:
@@ -416,19 +385,12 @@ class HostStore:
 
     def takes(self, artifact: Artifact) -> bool:
         """Return whether to write it now: it fits, no look-up hangs, no write failed just now."""
-        fits = _least_on_disk(artifact) <= self.limit_bytes
-        if self.is_well and fits:
+        if self.is_well and _least_on_disk(artifact) <= self.limit_bytes:
             return True
         self.skipped += 1
-        if not fits and not self._told_too_large:
-            self._told_too_large = True
-            of = {"bytes": artifact.size_bytes, "limit_bytes": self.limit_bytes}
-            log.warning("an artifact is larger than the host store: raise host_store_bytes", **of)
         return False
 
-    async def get(
-        self, key: CacheKey, allowance: Allowance | None = None, accept: Collection[str] = ()
-    ) -> Artifact | None:
+    async def get(self, key: CacheKey, allowance: Allowance | None = None) -> Artifact | None:
         """Return the artifact under ``key``, every byte checked. Raises TierUnavailable."""
         more, frames = allowance or Allowance(), list[bytes]()
         found = await self._look(partial(self._find, key, partial(self._use, more, frames)), more)
@@ -443,12 +405,10 @@ class HostStore:
         return await self._look(partial(self._find, key, partial(self._use, more, None)), more)
 
     async def put(self, artifact: Artifact) -> None:
-        """Store ``artifact``, unless it is there. Raises TierUnavailable, DoesNotFit."""
+        """Store ``artifact``, unless it is there or too large. Raises TierUnavailable."""
         began_s = time.perf_counter()
         try:
             await self.directory.run("write", partial(self._write, artifact))
-        except DoesNotFit:
-            raise  # It says nothing about the tier.
         except TierUnavailable:
             self.directory.no_writes_until_s = time.monotonic() + _NO_WRITES_S
             self.recorder.tier_store(self.name, "error", time.perf_counter() - began_s)
@@ -466,56 +426,47 @@ class HostStore:
         return {key: artifact.kind for key, artifact in found.items() if artifact}
 
     async def evict(self, scope: EvictScope) -> Evicted:
-        """Remove all in ``scope``, for all daemons of the host. Raises TierUnavailable.
-
-        There may be room after it, so a write that failed keeps no other from being tried.
-        """
-        removed = await self.directory.run("evict from", partial(self._evict, scope))
-        self.directory.no_writes_until_s = 0.0
-        return removed
+        """Remove all in ``scope``, for all daemons of the host. Raises TierUnavailable."""
+        return await self.directory.run("evict from", partial(self._evict, scope))
 
     def usage(self) -> TierUsage:
         """Return what all daemons of the host stored, as of a few seconds ago."""
         return _usage([self.shelf], self.limit_bytes)
 
-    def entries_of(self, modules: Collection[str]) -> Mapping[str, Mapping[CacheKey, int]]:
+    def entries_of(self, modules: Collection[str]) -> Mapping[CacheKey, int]:
         """Return the entries of ``modules`` with their sizes, as of the last scan."""
-        found: dict[str, dict[CacheKey, int]] = {module: {} for module in modules}
-        for key, size_bytes in list(self.shelf.entries.items()) if modules else ():
-            if key.module_sha256 in found:
-                found[key.module_sha256][key] = size_bytes
-        return found
+        entries, chosen = [*self.shelf.entries.items()] if modules else [], frozenset(modules)
+        return {key: size_bytes for key, size_bytes in entries if key.module_sha256 in chosen}
+
+    def kept(self, is_pinned: model.IsPinned) -> Mapping[CacheKey, int]:
+        """Return the most recently used entries of pinned modules, up to half of the share.
+
+        They make no room for others; those above half do.
+        """
+        kept, left_bytes = dict[CacheKey, int](), self.limit_bytes / 2
+        for key, size_bytes in reversed([*self.shelf.entries.items()]):
+            if size_bytes <= left_bytes and is_pinned(key.module_sha256):
+                kept[key] = size_bytes
+                left_bytes -= size_bytes
+        return kept
 
     def count_pinned(self, modules: Collection[str]) -> None:
-        """Count what is kept of ``modules``, all that are pinned; let go what is above half."""
-        kept, too_many, pinned = model.Held(), set[CacheKey](), frozenset(modules)
-        for key, size_bytes in reversed(list(self.shelf.entries.items()) if pinned else []):
-            if key.module_sha256 in pinned:
-                if 2 * (kept.bytes + size_bytes) > self.limit_bytes:
-                    too_many.add(key)
-                else:
-                    kept += model.Held(1, 0, size_bytes)
-        self.shelf.let_go += len(too_many - self.shelf.too_many)
-        self.shelf.kept, self.shelf.too_many = kept, too_many
+        """Count what is kept of ``modules``, all that are pinned."""
+        kept = self.kept(frozenset(modules).__contains__) if modules else {}
+        self.shelf.kept = model.Held(len(kept), 0, sum(kept.values()))
 
     def has_room_for_pinned(self, artifact: Artifact) -> bool:
         """Return whether ``artifact`` would be kept if it were written now."""
         return 2 * (self.shelf.kept.bytes + _least_on_disk(artifact)) <= self.limit_bytes
 
-    def recheck(self) -> None:
-        """Check each entry again at its next use: a key is no longer trusted."""
-        self.directory.recheck()
-
     def resize(self, limit_bytes: int) -> None:
-        """Change the share. Entries that are too many go soon after."""
+        """Change the share. Entries that are too many go within seconds."""
         self.limit_bytes = limit_bytes
-        self.directory.resize(self.directory.limit_bytes)
 
     async def close(self) -> None:
         """Serve the namespace no more: its entries go when others need the room."""
         if self.shelf.store is self:
             self.shelf.store, self.shelf.kept = None, model.Held()
-            self.directory.resize(self.directory.limit_bytes)
 
     async def _look(self, work: Callable[[], T], allowance: Allowance | None = None) -> T:
         """Run a look-up; count one with an allowance as hit or miss. Raises TierUnavailable."""
@@ -545,53 +496,45 @@ class HostStore:
         except ValueRejected as rejected:
             # If it changed, another process evicted or replaced it meanwhile.
             if entry is None or entry.files == _ids_of(entry.path):
-                self._reject(key, rejected)
+                removed, cause = remove_entry(self._options, key), rejected.cause.value
+                self.recorder.value_rejected(self.name, cause)
+                of = {"module": key.module_sha256, "fingerprint": key.fingerprint}
+                # What cannot be removed is rejected again and again.
+                tell = log.warning if removed else log.debug
+                tell("stored value rejected", tier=self.name, cause=cause, why=rejected.why, **of)
             return None
-
-    def _reject(self, key: CacheKey, rejected: ValueRejected) -> None:
-        """Remove an entry that does not verify; count it, and log it."""
-        removed, cause = remove_entry(self._options, key), rejected.cause.value
-        self.recorder.value_rejected(self.name, cause)
-        # What cannot be removed is rejected again and again.
-        tell, module = log.warning if removed else log.debug, key.module_sha256
-        about = {"module": module, "fingerprint": key.fingerprint, "removed": removed}
-        tell("stored value rejected", tier=self.name, cause=cause, why=rejected.why, **about)
 
     def _use(self, more: Allowance, frames: list[bytes] | None, entry: Entry) -> Found | None:
         """Check an entry, unless it was; add its bytes to ``frames``."""
         checked = self.directory.checked
         artifact, files = checked.get(entry.path, (None, None))
-        if artifact is None or files != entry.files or frames is not None:
+        is_old = artifact and self.verifier.outdated(artifact)
+        if artifact is None or is_old or files != entry.files or frames is not None:
             artifact = entry.verified(self.verifier)
             if frames is not None and artifact.size_bytes > self.artifact_bytes():
                 return None  # Not removed: daemons with a higher limit use it.
             more.add(artifact.size_bytes / _LEAST_BYTES_PER_S)
             entry.check(artifact, frames)
             self.directory.remember(checked, entry.path, artifact, entry.files)
-        elif refusal := self.verifier.outdated(artifact):
-            raise ValueRejected(Cause(refusal.cause), refusal.why)
         _note_use(entry.path)
-        device, inode, _, _ = entry.files[ARTIFACT]
-        return artifact, HostFile(os.fspath(entry.path / ARTIFACT), device, inode)
-
-    def _is_same(self, artifact: Artifact, entry: Entry) -> bool:
-        stored = entry.verified(self.verifier).attestation, entry.files[ARTIFACT][2]
-        return stored == (artifact.attestation, artifact.size_bytes)
+        return artifact, HostFile(os.fspath(entry.path / ARTIFACT), *entry.files[ARTIFACT][:2])
 
     def _write(self, artifact: Artifact) -> None:
-        """Write an entry. Raises ValueRejected, DoesNotFit.
+        """Write an entry, if it fits. Raises ValueRejected.
 
         The caller trusts the artifact's digest: nothing is hashed, and it counts as checked.
         """
         options, checked, key = self._options, self.directory.checked, artifact.key
         prepare(options)
-        if self.verifier.outdated(artifact) or self._find(key, partial(self._is_same, artifact)):
+        stored = self._described(key)  # Bytes that are torn, the next look-up finds.
+        is_there = stored and stored.attestation == artifact.attestation
+        if is_there or self.verifier.outdated(artifact):
             return
         plain = replace(artifact, frames=(), encoding="")
         texts = {HEADER: header_text(self.header_of(plain)), ATTESTATION: artifact.attestation}
-        needed = BLOCK_BYTES + sum(map(_on_disk, (artifact.size_bytes, *map(len, texts.values()))))
+        needed = _BLOCK_BYTES + sum(map(_on_disk, (artifact.size_bytes, *map(len, texts.values()))))
         if needed > self.limit_bytes:
-            raise DoesNotFit(f"{needed} bytes, above {self.limit_bytes}: raise host_store_bytes")
+            return  # ``takes`` says so, unless the header is large.
         *above, path = _steps(options, key)
         with self.directory.room(self.shelf, needed):
             aside = _fresh(options)
@@ -640,7 +583,6 @@ class HostStore:
         """Write ``engines.json`` again if somebody removed it. What another daemon wrote stays."""
         if self._served and not (self._options.directory / ENGINES).exists():
             self._write_engines(self._served)
-            log.warning(f"{ENGINES} of the host store was written again")
 
     def _write_engines(self, document: Mapping[str, Any]) -> None:
         """Write ``engines.json`` aside and rename it into place."""
@@ -763,11 +705,10 @@ def measure(path: Path) -> tuple[int, float]:
 
     Nothing is counted where there is no artifact.
     """
-    found, used_s = _files_in(path), 0.0
+    found = _files_in(path)
     with contextlib.suppress(OSError, KeyError):
-        times = path.stat(follow_symlinks=False).st_mtime, found[ARTIFACT].st_atime
-        used_s = max((each for each in times if each <= time.time()), default=0.0)
-        return BLOCK_BYTES + sum(_on_disk(each.st_size) for each in found.values()), used_s
+        used_s = max(path.stat(follow_symlinks=False).st_mtime, found[ARTIFACT].st_atime)
+        return _BLOCK_BYTES + sum(_on_disk(each.st_size) for each in found.values()), used_s
     return 0, 0.0
 
 
@@ -922,20 +863,19 @@ def _unusable(directory: Path, failure: OSError, group: int | None = None) -> Ti
 
 def _delete(path: Path) -> None:
     """Remove a folder with all in it, or what else is there; never raise."""
-    try:
+    shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
         path.unlink()
-    except OSError:
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def _on_disk(size_bytes: int) -> int:
     """Return what the store counts for a file of ``size_bytes``."""
-    return -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES
+    return -(-size_bytes // _BLOCK_BYTES) * _BLOCK_BYTES
 
 
 def _least_on_disk(artifact: Artifact) -> int:
     """Return what an entry takes at least: a folder, an artifact, a header and an attestation."""
-    return 3 * BLOCK_BYTES + _on_disk(artifact.size_bytes)
+    return 3 * _BLOCK_BYTES + _on_disk(artifact.size_bytes)
 
 
 def _steps(options: HostOptions, key: CacheKey) -> tuple[Path, Path, Path]:

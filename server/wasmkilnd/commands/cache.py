@@ -25,7 +25,7 @@ import signal
 import sys
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeAlias
 
@@ -337,7 +337,7 @@ class _Host:
         options, self.bytes_read = host_options(settings), 0
         if not options.limit_bytes:
             raise CacheCommandFailed("host_store_dir is none, or host_store_bytes is 0")
-        self._options = options.of_namespace(namespace, options.limit_bytes)
+        self._options = replace(options, namespace=namespace)
         self._sealer, self._pins = sealer, (settings.state_dir, namespace)
         act_as_owner(self._options.directory)
         host_store.check_root(self._options.directory)

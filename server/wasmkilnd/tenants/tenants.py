@@ -110,7 +110,7 @@ class Tenants:
             settings.memory_bytes, settings.effective_host_store_bytes, self._named
         )
         if settings.effective_host_store_bytes:
-            self._common.host.resize(settings.effective_host_store_bytes)
+            self._common.host.limit_bytes = settings.effective_host_store_bytes
         for namespace, opened in self._open.items():
             opened.resize(self._shares[namespace])
 

@@ -45,7 +45,7 @@ async def test_what_is_pinned_stays_through_a_flood_until_it_is_unpinned(tmp_pat
         tier.count_pinned(pins)
         assert tier.usage().pinned_entries == 1
         assert 0 < tier.usage().pinned_bytes <= ENTRY_BYTES
-        [key] = tier.entries_of(pins)[dear.module_sha256]
+        [key] = tier.entries_of(pins)
         assert key == dear.key
     async with store(tmp_path, pins) as again:
         for tag in range(40, 80):
@@ -63,7 +63,7 @@ async def test_more_than_half_of_the_store_is_not_held(tmp_path: Path) -> None:
         assert tier.usage().let_go > 0
         tier.count_pinned(pins)
         assert 2 * tier.usage().pinned_bytes <= LIMIT_BYTES
-        held = {key for keys in tier.entries_of(pins).values() for key in keys}
+        held = tier.entries_of(pins)
         for tag in range(20, 40):
             await tier.put(artifact(tag))
         left = await tier.held([*held])
