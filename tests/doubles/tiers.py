@@ -80,6 +80,7 @@ class HostFiles(_Gated):
         super().__init__()
         self.refuse_writes = False
         self.rechecks = 0
+        self.directory = self  # Which is what checks again.
 
     def takes(self, artifact: Artifact) -> bool:
         return True

@@ -426,8 +426,13 @@ class HostStore:
         return {key: artifact.kind for key, artifact in found.items() if artifact}
 
     async def evict(self, scope: EvictScope) -> Evicted:
-        """Remove all in ``scope``, for all daemons of the host. Raises TierUnavailable."""
-        return await self.directory.run("evict from", partial(self._evict, scope))
+        """Remove all in ``scope``, for all daemons of the host. Raises TierUnavailable.
+
+        There may be room after it, so a write that failed keeps no other from being tried.
+        """
+        removed = await self.directory.run("evict from", partial(self._evict, scope))
+        self.directory.no_writes_until_s = 0.0
+        return removed
 
     def usage(self) -> TierUsage:
         """Return what all daemons of the host stored, as of a few seconds ago."""
