@@ -499,8 +499,8 @@ class HostStore:
             entry = open_entry(self._options, key)
             return work(entry) if entry else None
         except ValueRejected as rejected:
-            # If it changed, another process evicted or replaced it meanwhile.
-            if entry is None or entry.files == _ids_of(entry.path):
+            # If it changed or is gone, another process evicted or replaced it meanwhile.
+            if not entry or (entry.files == _ids_of(entry.path) and entry.path.exists()):
                 removed, cause = remove_entry(self._options, key), rejected.cause.value
                 self.recorder.value_rejected(self.name, cause)
                 of = {"module": key.module_sha256, "fingerprint": key.fingerprint}
