@@ -77,12 +77,12 @@ def sign(statement: Statement, signer: Signer) -> bytes:
 
 
 def open_envelope(
-    envelope: bytes, trusted: KeyLookup, *, is_stamped: bool = False
+    envelope: bytes, trusted: KeyLookup, *, stamped: bool = False
 ) -> tuple[Statement, str]:
     """Return the statement that a trusted key signed, and the key's id.
 
     Accept only an envelope that is byte for byte as `sign` writes it, with one signature, and
-    parse the payload only after its signature was verified. With `is_stamped`, something else
+    parse the payload only after its signature was verified. With `stamped`, something else
     vouches for the envelope: all holds but that its signature is verified. Raise
     AttestationInvalid, and VerificationNotInstalled where securesystemslib is missing.
     """
@@ -105,7 +105,7 @@ def open_envelope(
     try:
         payload = (
             base64.b64decode(document["payload"])
-            if is_stamped
+            if stamped
             else _signed_payload(document, key, envelope)
         )
     except (ValueError, LookupError, TypeError, AttributeError):

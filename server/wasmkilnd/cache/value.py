@@ -240,7 +240,7 @@ def check_attestation(what: Artifact | Module, sealer: Sealer) -> None:
     The stamp covers the attestation as it is: so its signature was verified by a daemon that is
     trusted, and is not verified again. Its key may have been revoked since.
     """
-    if isinstance(what, Artifact) and (refusal := sealer.verify(what, what.key, is_stamped=True)):
+    if isinstance(what, Artifact) and (refusal := sealer.verify(what, what.key, stamped=True)):
         raise ValueRejected(Cause(refusal.cause), refusal.why)
 
 

@@ -111,19 +111,17 @@ class Sealer:
         signing = self._signing
         return bytes.fromhex(signing.public.id) + signing.sign(message)
 
-    def verify(
-        self, artifact: Artifact, key: CacheKey, *, is_stamped: bool = False
-    ) -> Refusal | None:
+    def verify(self, artifact: Artifact, key: CacheKey, *, stamped: bool = False) -> Refusal | None:
         """Return why no trusted key vouches for ``artifact`` under ``key``, None if one does.
 
         Believe ``artifact.sha256``: the stamp covers it, and the bytes were hashed as they came.
-        With ``is_stamped``, a stamp that was verified covers the attestation too: its key must be
+        With ``stamped``, a stamp that was verified covers the attestation too: its key must be
         trusted and it must state what the artifact is, but its signature is not verified again.
         """
         if artifact.key != key:
             return Refusal(MISMATCH, "the artifact belongs to another cache key")
         try:
-            statement, _ = open_envelope(artifact.attestation, self, is_stamped=is_stamped)
+            statement, _ = open_envelope(artifact.attestation, self, stamped=stamped)
             check_claims(statement, _claims(artifact))
         except AttestationInvalid as error:
             cause = error.metadata["cause"]
