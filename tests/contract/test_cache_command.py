@@ -739,9 +739,9 @@ def test_a_user_who_may_little_is_enough(
 @pytest.mark.parametrize(
     ("words", "mistake"),
     [
-        (["ls", "--module", "xyz"], "expected [0-9a-f]{4,64}"),
-        (["ls", "--namespace", "No"], "expected [a-z0-9]"),
-        (["ls", "--tier", "memory"], "expected redis|host_store"),
+        (["ls", "--module", "xyz"], "expected 4 to 64 hexadecimal digits"),
+        (["ls", "--namespace", "No"], "expected 1 to 63 lowercase letters"),
+        (["ls", "--tier", "memory"], "expected redis or host_store"),
         (["du"], "No such command 'du'"),
         (["scrub", "--recompile"], "No such option"),
     ],

@@ -16,6 +16,8 @@ from tests.e2e.programs import WASMKILND, installed_engines, why_not_as
 SERVICE = 54321
 """A user without a name, as in containers."""
 NOBODY = 65534
+SOME_KEY = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
+"""The public key of the first test of RFC 8032."""
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as somebody else")
 
@@ -108,8 +110,11 @@ def test_a_file_that_the_owner_may_not_write_is_refused_with_the_reason(
 ) -> None:
     roots = reachable / "roots"
     roots.mkdir(mode=0o700)
-    words = ("cache", "export", str(roots / "cache.tar"), "--state-dir", str(state))
-    done = wasmkilnd(*words)
+    words = ("cache", "export", str(roots / "values"), "--state-dir", str(state))
+    # Nobody listens there: the file comes first.
+    done = wasmkilnd(
+        *(*words, "--redis-url", "redis://127.0.0.1:1"), WASMKILN_TRUSTED_KEYS=SOME_KEY
+    )
     assert done.returncode == 1
     assert "Permission denied" in done.stderr
     assert f"this command acts as user {SERVICE}, who owns {state}" in done.stderr

@@ -83,10 +83,10 @@ class BadValuesFound(Exception):  # noqa: N818 - an answer
 # ---- Commands and their options
 
 
-def _choice(flag: str, shape: str, text: str) -> Decorator:
+def _choice(flag: str, shape: str, text: str, expected: str = "") -> Decorator:
     def check(context: click.Context, parameter: click.Parameter, value: str) -> str:
         if value and not re.fullmatch(shape, value):
-            raise click.BadParameter(f"expected {shape}")
+            raise click.BadParameter(f"expected {expected or shape}")
         return value
 
     return click.option(flag, default="", metavar=flag[2:].upper(), callback=check, help=text)
@@ -95,9 +95,18 @@ def _choice(flag: str, shape: str, text: str) -> Decorator:
 _flag: Callable[..., Decorator] = functools.partial(click.option, is_flag=True)
 _FILE = click.argument("file", metavar="FILE")
 _ENGINE = _choice("--engine", ".*", "Only of an engine: wasmtime-50.0.1, or wasmtime for all.")
-_MODULE = _choice("--module", "[0-9a-f]{4,64}", "Only of a module: the beginning of its SHA-256.")
-_TIER = _choice("--tier", "redis|host_store", "Which tier it is about, redis if not given.")
-_NAMESPACE = _choice("--namespace", NAMESPACE_NAME.pattern, "A namespace, if not the default one.")
+_MODULE = _choice(
+    *("--module", "[0-9a-f]{4,64}", "Only of a module: the beginning of its SHA-256."),
+    "4 to 64 hexadecimal digits",
+)
+_TIER = _choice(
+    *("--tier", "redis|host_store", "Which tier it is about, redis if not given."),
+    "redis or host_store",
+)
+_NAMESPACE = _choice(
+    *("--namespace", NAMESPACE_NAME.pattern, "A namespace, if not the default one."),
+    "1 to 63 lowercase letters, digits and hyphens",
+)
 _JSON = _flag("--json", "as_json", help="Print JSON, an object a line.")
 _TOTALS = _flag("--totals", help="Print only the sums by engine and kind.")
 _ALL = _flag("--all", "everything", help="Everything; needs --yes.")
@@ -593,6 +602,7 @@ async def export_values(tier: _Redis, file: str, engine: str, module: str, as_js
             _count(moved, os.fsdecode(found.name), found.what, found.value)
             if found.value:
                 archive.write(len(found.value).to_bytes(_LENGTH_BYTES) + found.value)
+            del found  # Else the error that ends the command holds the last value.
         archive.write(bytes(_LENGTH_BYTES))
     for signer in filter(None, map(tier.sealer.get, moved["signers"])):
         click.echo(f"trust this key where you import the file: {signer.hex}", err=True)
