@@ -617,6 +617,9 @@ _SENTENCES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str, str]
     (exceptions.ResponseError, "MISCONF|NOREPL", "Redis refuses: it cannot save or replicate now"),
     (exceptions.ResponseError, "No such master", "Redis refuses: it knows no primary of that name"),
     (exceptions.ResponseError, "", "Redis refuses: it gives no known reason ({why})"),
+    # Not asyncio's own words, which quote the address to callers.
+    (ConnectionRefusedError, "", "cannot reach Redis: the connection is refused"),
+    (OSError, "Connect call failed", "cannot reach Redis: no network leads to it"),
     (OSError, r"^\[", "cannot reach Redis: {error.strerror}"),
     ((exceptions.ConnectionError, OSError), "", "cannot reach Redis ({why})"),
     (Exception, "", "the server does not speak the Redis protocol ({why})"),

@@ -88,6 +88,16 @@ def to(command: str, error: Exception) -> Exception:
             "cannot reach Redis: [SSL] wrong",
             True,
         ),
+        (
+            OSError(111, "Connect call failed ('10.0.0.1', 6379)"),
+            "cannot reach Redis: the connection is refused",
+            True,
+        ),
+        (
+            OSError(113, "Connect call failed ('10.0.0.1', 6379)"),
+            "cannot reach Redis: no network leads to it",
+            True,
+        ),
     ],
 )
 def test_each_has_its_sentence(error: Exception, told: str, outage: bool) -> None:
