@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -82,19 +82,11 @@ def put(
 VALUES = {name_of(what): bytes_of(what) for what in ALL}
 
 
-@pytest.fixture(scope="module")
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with redis_server(binary_of("valkey"), tmp_path_factory.mktemp("valkey")) as running:
-        yield running
-
-
 @pytest.fixture
-def server(valkey: RedisServer) -> Iterator[redis.Redis]:
+def server(server: redis.Redis) -> redis.Redis:
     """The server, with the values in it and nothing else."""
-    with redis.Redis.from_url(valkey.url) as client:
-        client.flushall()
-        put(client, *ALL)
-        yield client
+    put(server, *ALL)
+    return server
 
 
 def values_in(server: redis.Redis) -> dict[bytes, bytes]:

@@ -341,13 +341,6 @@ def chunked(value: bytes) -> Iterator[tuple[int, bytes]]:
 # On one server
 
 
-@pytest.fixture(scope="module")
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A server that these tests share, each under its own prefix."""
-    with redis_server(binary_of("valkey"), tmp_path_factory.mktemp("valkey")) as running:
-        yield running
-
-
 @pytest.fixture
 async def here(valkey: RedisServer) -> AsyncIterator[Site]:
     async with site(valkey.url) as made:
