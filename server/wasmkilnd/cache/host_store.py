@@ -21,7 +21,6 @@ import asyncio
 import contextlib
 import errno
 import fcntl
-import glob
 import hashlib
 import json
 import os
@@ -72,7 +71,7 @@ _LEAST_BYTES_PER_S = 32 * 1024 * 1024  # A slow disk: reading much may take long
 _REMEMBERED_BYTES = 16 * 1024 * 1024
 _TIDY_EVERY_S = 5.0
 _SCAN_EVERY_S = 4.0  # And less often where that takes long.
-_SPARE = 32  # A store that is full lets go one of so many entries more than it must.
+_SPARE = 32  # A store that is full evicts one of so many entries more than it must.
 
 _KINDS = {types_pb2.KIND_CORE_MODULE: Kind.CORE_MODULE, types_pb2.KIND_COMPONENT: Kind.COMPONENT}
 _EXTERNS = {n: name[len("EXTERN_KIND_") :].lower() for name, n in types_pb2.ExternKind.items()}
@@ -147,7 +146,7 @@ class HostDirectory:
 
     def __init__(self, options: HostOptions) -> None:
         self.options = options
-        # Of all namespaces. It may be set: what is too much goes soon.
+        # Of all namespaces. It may be set: a lower one evicts within seconds.
         self.limit_bytes = options.limit_bytes
         # By what the store cannot do: why not.
         self.troubles: dict[str, str] = {}
@@ -214,6 +213,8 @@ class HostDirectory:
                 raise TierUnavailable("the disk of the host store does not answer in time")
             await asyncio.wait((job,), timeout=left_s)
         try:
+            if job.cancelled():  # With the thread that it waited for.
+                raise TierUnavailable("the host store is closed")
             done = job.result()
         except (OSError, ownership.NotOurs, TierUnavailable, ValueRejected) as failure:
             why = str(cannot(doing, failure) if isinstance(failure, OSError) else failure)
@@ -245,12 +246,6 @@ class HostDirectory:
             self.recheck()
         checked[path] = artifact, files
 
-    def discard(self, shelf: _Shelf, key: CacheKey) -> None:
-        """Remove an entry, if it is there. Raises TierUnavailable."""
-        if not remove_entry(shelf.options, key):
-            raise TierUnavailable("the host store cannot remove an entry")
-        shelf.entries.pop(key, None)
-
     @contextlib.contextmanager
     def room(self, shelf: _Shelf | None = None, needed: int = 0) -> Iterator[None]:
         """Make room for ``needed`` bytes, and hold off the other daemons until they are written.
@@ -263,7 +258,7 @@ class HostDirectory:
             text = os.pread(lock, 32, 0).strip()
             taken = max(int(text) if text.isdigit() else 0, self.usage().bytes)
             over = [each.over(needed if each is shelf else 0) for each in [*self.shelves.values()]]
-            is_full = max(taken + needed - self.limit_bytes, *over) > 0
+            is_full = max([taken + needed - self.limit_bytes, *over]) > 0
             if is_full or time.monotonic() >= self._scan_at_s:
                 self._scan()
                 taken = self._make_room(shelf, needed)
@@ -285,17 +280,23 @@ class HostDirectory:
             for place, key in enumerate(order):
                 if over <= 0 and (key in kept or place >= len(order) // _SPARE):
                     break
-                over -= each.entries[key]
-                self.discard(each, key)
+                if not remove_entry(each.options, key):
+                    continue
+                over -= each.entries.pop(key)
                 each.evictions += 1
                 each.let_go += bool(store and store.is_pinned(key.module_sha256))
-        return self.usage().bytes
+            if order and not store and not each.entries:
+                remove(each.options.directory, self.options)  # Of a namespace that is gone.
+        left = self.usage().bytes
+        if left + needed > self.limit_bytes or (shelf and shelf.over(needed) > 0):
+            raise TierUnavailable("the host store cannot make room: entries cannot be removed")
+        return left
 
     def _scan(self) -> None:
         """Find all entries of all namespaces. Raises TierUnavailable."""
         began_s, namespaces = time.monotonic(), self.options.directory / host_layout.NAMESPACES
         check_root(self.options.directory)
-        names = filter(model.NAMESPACE_NAME.fullmatch, _names_in(namespaces, "*"))
+        names = filter(model.NAMESPACE_NAME.fullmatch, _names_in(namespaces))
         for namespace in {"", *names, *self.shelves}:
             shelf, found = self.shelf(namespace), list[tuple[float, int, CacheKey]]()
             for path, key in entries_in(shelf.options.directory):
@@ -303,7 +304,7 @@ class HostDirectory:
                     raise TierUnavailable("the host store is closed")
                 size_bytes, used_s = measure(path)
                 found += [(used_s, size_bytes, key)] if size_bytes else []
-                if len(found) % 100 == 0:
+                if size_bytes and len(found) % 100 == 0:
                     time.sleep(0.002)  # So that calls go on meanwhile.
             shelf.entries = {key: size for _, size, key in sorted(found, key=lambda it: it[0])}
         now_s = time.monotonic()
@@ -319,7 +320,7 @@ class HostDirectory:
         """Learn what others did, and stay within the limit. Raises as ``prepare``."""
         prepare(self.options)
         with self.room():
-            for name in _names_in(self.options.directory / _ASIDE, "*"):
+            for name in _names_in(self.options.directory / _ASIDE):
                 _delete(self.options.directory / _ASIDE / name)  # Of processes that were killed.
         self.rounds += 1
         for store in filter(None, [shelf.store for shelf in [*self.shelves.values()]]):
@@ -345,6 +346,7 @@ class HostStore:
     recorder: Recorder
     header_of: HeaderOf
     engines: Callable[[], Mapping[str, Any]]
+    # Its share of the store. It may be set: a lower one evicts within seconds.
     limit_bytes: int
     namespace: str = ""
     wait_s: float = 60.0
@@ -356,7 +358,7 @@ class HostStore:
         self.is_on = self.limit_bytes > 0
         self.shelf = self.directory.shelf(self.namespace)
         self.shelf.store, self._options = self, self.shelf.options
-        self._served: Mapping[str, Any] = {}
+        self._served = self._written = dict[str, Any]()
 
     async def start(self) -> None:
         """Make the store ready, in the background if its disk takes long; never raise."""
@@ -367,10 +369,11 @@ class HostStore:
     async def write_engines(self) -> None:
         """Write what the daemon serves where clients look for it; wait 2 s at most, never raise.
 
-        Write it again later if somebody removes it.
+        Write it again later if that fails, or if somebody removes it.
         """
         if self.is_on:
-            await _briefly(self.directory.run("use", partial(self._write_engines, self.engines())))
+            self._served = dict(self.engines())
+            await _briefly(self.directory.run("use", self._write_engines))
 
     @property
     def trouble(self) -> str:
@@ -380,8 +383,8 @@ class HostStore:
     @property
     def is_well(self) -> bool:
         """Whether its directory can be used, no look-up hangs and no write failed just now."""
-        is_late = time.monotonic() >= self.directory.no_writes_until_s
-        return is_late and not self.directory.hanging and not self.trouble
+        may_write = time.monotonic() >= self.directory.no_writes_until_s
+        return may_write and not self.directory.hanging and not self.trouble
 
     def takes(self, artifact: Artifact) -> bool:
         """Return whether to write it now: it fits, no look-up hangs, no write failed just now."""
@@ -464,10 +467,6 @@ class HostStore:
         """Return whether ``artifact`` would be kept if it were written now."""
         return 2 * (self.shelf.kept.bytes + _least_on_disk(artifact)) <= self.limit_bytes
 
-    def resize(self, limit_bytes: int) -> None:
-        """Change the share. Entries that are too many go within seconds."""
-        self.limit_bytes = limit_bytes
-
     async def close(self) -> None:
         """Serve the namespace no more: its entries go when others need the room."""
         if self.shelf.store is self:
@@ -504,9 +503,9 @@ class HostStore:
                 removed, cause = remove_entry(self._options, key), rejected.cause.value
                 self.recorder.value_rejected(self.name, cause)
                 of = {"module": key.module_sha256, "fingerprint": key.fingerprint}
+                of |= {"tier": self.name, "cause": cause, "why": rejected.why}
                 # What cannot be removed is rejected again and again.
-                tell = log.warning if removed else log.debug
-                tell("stored value rejected", tier=self.name, cause=cause, why=rejected.why, **of)
+                (log.warning if removed else log.debug)("stored value rejected", **of)
             return None
 
     def _use(self, more: Allowance, frames: list[bytes] | None, entry: Entry) -> Found | None:
@@ -551,12 +550,18 @@ class HostStore:
                 for name, text in texts.items():
                     _write_file(aside / name, [text], options)
                 files = _ids_of(aside)
-                for folder in above:
-                    folder.mkdir(mode=0o700, exist_ok=True)
-                    _admit(folder, options)
                 _admit(aside, options)
-                remove(path, options)
-                aside.rename(path)
+                for is_last in (False, False, True):  # Whoever removes an entry prunes folders.
+                    try:
+                        for folder in above:
+                            folder.mkdir(mode=0o700, exist_ok=True)
+                            _admit(folder, options)
+                        remove(path, options)
+                        aside.rename(path)
+                        break
+                    except FileNotFoundError:
+                        if is_last:
+                            raise
             finally:
                 _delete(aside)
         _note_use(path)
@@ -580,24 +585,28 @@ class HostStore:
                 removed += Evicted(pinned=1)
                 continue
             size_bytes, _ = measure(path)
-            self.directory.discard(self.shelf, key)
+            if not remove_entry(self._options, key):
+                raise TierUnavailable("the host store cannot remove an entry")
+            self.shelf.entries.pop(key, None)
             removed += Evicted(int(size_bytes > 0), 0, size_bytes)
         return removed
 
     def mend_engines(self) -> None:
-        """Write ``engines.json`` again if somebody removed it. What another daemon wrote stays."""
-        if self._served and not (self._options.directory / ENGINES).exists():
-            self._write_engines(self._served)
+        """Write ``engines.json`` if it is due or gone. What another daemon wrote stays."""
+        is_gone = self._served and not (self._options.directory / ENGINES).exists()
+        if is_gone or self._served is not self._written:
+            self._write_engines()
 
-    def _write_engines(self, document: Mapping[str, Any]) -> None:
+    def _write_engines(self) -> None:
         """Write ``engines.json`` aside and rename it into place."""
-        self._served = document
+        document = self._served
         prepare(self._options)
         text = json.dumps(document, indent=2, allow_nan=False).encode() + b"\n"
         with _locked(self._options):
             aside = _fresh(self._options)
             _write_file(aside, [text], self._options)
             aside.replace(self._options.directory / ENGINES)
+        self._written = document
 
 
 class Entry:
@@ -694,15 +703,21 @@ def open_entry(options: HostOptions, key: CacheKey) -> Entry | None:
 
 
 def entries_in(directory: Path, module: str = "") -> Iterator[tuple[Path, CacheKey]]:
-    """Return the entries of a module, or of all, unchecked."""
-    for name in _names_in(directory, f"*/{module[:2]}/{module}" if module else "*/??/*"):
-        key = CacheKey(Path(name).name, Path(name).parts[0])
-        if _is_digest(key):
-            yield directory / name, key
+    """Return the entries of a module, or of all, unchecked. Raises OSError."""
+    for fingerprint in filter(model.SHA256_HEX.fullmatch, _names_in(directory)):
+        for start in [module[:2]] if module else _names_in(directory / fingerprint):
+            folder = directory / fingerprint / start
+            for name in [module] if module else _names_in(folder):
+                path, key = folder / name, CacheKey(name, fingerprint)
+                if start == name[:2] and _is_digest(key) and (not module or os.path.lexists(path)):
+                    yield path, key
 
 
-def _names_in(directory: Path, pattern: str) -> Iterator[str]:
-    return glob.iglob(pattern, root_dir=directory)  # noqa: PTH207 - pathlib may raise OSError
+def _names_in(folder: Path) -> list[str]:
+    """Return what is in a folder, if there is one. Raises OSError: it is not empty for that."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return [path.name for path in folder.iterdir()]
+    return []
 
 
 def measure(path: Path) -> tuple[int, float]:
@@ -713,6 +728,7 @@ def measure(path: Path) -> tuple[int, float]:
     found = _files_in(path)
     with contextlib.suppress(OSError, KeyError):
         used_s = max(path.stat(follow_symlinks=False).st_mtime, found[ARTIFACT].st_atime)
+        used_s = min(used_s, time.time())  # Else one from the future would be the newest for ever.
         return _BLOCK_BYTES + sum(_on_disk(each.st_size) for each in found.values()), used_s
     return 0, 0.0
 
@@ -799,7 +815,7 @@ def _locked(options: HostOptions) -> Iterator[int]:
     """Open the file that daemons lock while they write. Raises OSError, TierUnavailable."""
     lock = os.open(options.root / "writing.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
-        for _ in range(500):  # 5 s
+        for _ in range(1500):  # 15 s: a scan of a large store takes seconds.
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break

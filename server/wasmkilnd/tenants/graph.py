@@ -95,7 +95,7 @@ class OpenTenant:
         self.memory.resize(share.memory_bytes)
         self.tenant.pins.namespaces = share.namespaces
         if share.host_store_bytes:
-            self.host.resize(share.host_store_bytes)
+            self.host.limit_bytes = share.host_store_bytes
 
     def host_status(self) -> HostStatus:
         """Return whether the host store can be used, and the writes that wait or were given up."""

@@ -181,7 +181,7 @@ async def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
         assert held == {many[place].key for place in (0, 3, 4, 5)}
         assert tier.usage().evictions == 2
         assert (tier.usage().entries, tier.usage().bytes) == (4, 4 * size_bytes)
-        tier.resize(size_bytes)
+        tier.limit_bytes = size_bytes
         async with asyncio.timeout(30):
             while tier.usage().entries > 1:  # noqa: ASYNC110 - another thread does it
                 await asyncio.sleep(0.01)
@@ -289,6 +289,7 @@ async def test_engines_json_is_replaced_whole(tmp_path: Path) -> None:
     store = host_store(tmp_path, SEALER, engines=lambda: {"version": 1, "engines": list(served)})
     async with started(store) as tier:
         first = (tmp_path / ENGINES).stat().st_ino
+        (tmp_path / "kept").hardlink_to(tmp_path / ENGINES)  # So that no new file gets its inode.
         served.append({"id": "wasmtime-1.0"})
         await tier.write_engines()
         assert (tmp_path / ENGINES).stat().st_ino != first
@@ -332,6 +333,110 @@ async def test_engines_json_of_another_daemon_stays(
             rounds = tier.directory.rounds
             await until(lambda: tier.directory.rounds >= rounds + 4)
         assert json.loads((tmp_path / ENGINES).read_text()) == theirs
+
+
+async def test_engines_json_that_could_not_be_written_is_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wasmkilnd.cache.host_store._TIDY_EVERY_S", 0.02)
+    served = list[dict[str, str]]()
+    store = host_store(tmp_path, SEALER, engines=lambda: {"version": 1, "engines": served})
+    async with started(store) as tier:
+        served.append({"id": "wasmtime-1.0"})
+        with monkeypatch.context() as patch:
+            refuse_writes(patch)
+            await tier.write_engines()
+            assert json.loads((tmp_path / ENGINES).read_text())["engines"] == []
+        await until(lambda: json.loads((tmp_path / ENGINES).read_text())["engines"] == served)
+
+
+async def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wasmkilnd.cache.host_store._TIDY_EVERY_S", 0.02)
+    monkeypatch.setattr("wasmkilnd.cache.host_store._SCAN_EVERY_S", 0.0)
+
+    def refuse(_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    async with started(host_store(tmp_path, SEALER)) as tier:
+        await tidied(tier)
+        await tier.put(artifact(1))
+        taken = (tmp_path / "writing.lock").read_text()
+        with monkeypatch.context() as patch:
+            patch.setattr("pathlib.Path.iterdir", refuse)
+            await until(lambda: "Too many open files" in tier.trouble)
+            assert tier.usage().entries == 1
+            assert (tmp_path / "writing.lock").read_text() == taken
+        await until(lambda: tier.is_well)
+
+
+async def test_an_entry_that_cannot_be_removed_keeps_no_other_from_making_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stays, goes, new = (artifact(tag, 100_000) for tag in range(3))
+    remove = module.remove_entry
+
+    def some(options: module.HostOptions, key: CacheKey) -> bool:
+        return key != stays.key and remove(options, key)
+
+    async with started(host_store(tmp_path, SEALER, limit_bytes=250_000)) as tier:
+        await tidied(tier)
+        await tier.put(stays)
+        await tier.put(goes)
+        monkeypatch.setattr(module, "remove_entry", some)
+        await tier.put(new)
+        assert await tier.held([stays.key, goes.key, new.key]) == {stays.key, new.key}
+        monkeypatch.setattr(module, "remove_entry", lambda *_: False)
+        with pytest.raises(TierUnavailable, match="cannot make room"):
+            await tier.put(goes)
+        assert tier.usage().bytes <= 250_000
+
+
+async def test_the_folder_of_a_namespace_that_is_gone_goes_with_its_last_entry(
+    tmp_path: Path,
+) -> None:
+    directory = module.HostDirectory(module.HostOptions(tmp_path, 250_000))
+    stores = [
+        HostStore(
+            *(directory, SEALER, Notes(), header_of, lambda: {"version": 1, "engines": []}),
+            limit_bytes=250_000,
+            namespace=namespace,
+        )
+        for namespace in ("", "team-a")
+    ]
+    for each in stores:
+        await each.start()
+    one, theirs = stores
+    await theirs.put(artifact(1, 100_000))
+    folder = tmp_path / "ns" / "team-a"
+    assert folder.is_dir()
+    await theirs.close()
+    for tag in range(2, 4):
+        await one.put(artifact(tag, 100_000))
+    assert not folder.exists()
+    assert one.usage().entries == 2
+    await one.close()
+    await directory.close()
+
+
+async def test_folders_that_another_process_prunes_are_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, rename, pruned = artifact(1), Path.rename, list[Path]()
+
+    def prune_first(path: Path, target: Path) -> Path:
+        if target == folder_of(tmp_path, one) and len(pruned) < 2:
+            pruned.append(target)
+            target.parent.rmdir()
+        return rename(path, target)
+
+    async with started(host_store(tmp_path, SEALER)) as tier:
+        await tidied(tier)
+        monkeypatch.setattr(Path, "rename", prune_first)
+        await tier.put(one)
+        assert len(pruned) == 2
+        assert same(await tier.get(one.key), one)
 
 
 async def until(is_so: Callable[[], bool]) -> None:

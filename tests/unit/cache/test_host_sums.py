@@ -40,7 +40,7 @@ async def do(tier: HostStore, what: str, tag: int, size_bytes: int) -> None:
         case "all":
             await tier.evict(EvictScope())
         case "resize":
-            tier.resize(min(LIMIT_BYTES, 10 * size_bytes))
+            tier.limit_bytes = min(LIMIT_BYTES, 10 * size_bytes)
 
 
 @settings(max_examples=25, deadline=None)
