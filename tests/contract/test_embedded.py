@@ -412,6 +412,18 @@ def test_a_long_or_strange_path(tmp_path: Path) -> None:
     until(lambda: not servers_of(folder))
 
 
+async def test_a_password_that_another_keeper_made_is_read_again(state: Path) -> None:
+    server = EmbeddedServer(state, LIMIT_BYTES)
+    await server.start()
+    assert await server.ask([("PING",)], 5.0) == [b"PONG"]
+    assert await server.ask([("CONFIG", "SET", "requirepass", "f" * 64)], 5.0) == [b"OK"]
+    (state / "redis" / "password").write_text("f" * 64)
+    await server.probe(5.0)
+    assert await server.ask([("PING",)], 5.0) == [b"PONG"]
+    await server.close()
+    await server.stop()
+
+
 async def test_a_folder_of_strangers_in_place_of_the_socket_s_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

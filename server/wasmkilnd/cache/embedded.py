@@ -67,10 +67,8 @@ _START_TIMEOUT_S = 30.0
 _STOP_TIMEOUT_S = 20.0
 # The server creates its socket before it loads its data.
 _SOCKET_TIMEOUT_S = 3.0
-_RESTART_WAIT_S = 0.5
-_RETRY_WAIT_S = 5.0
-# A server that dies so soon after its start may do so because of its data. It is more than it takes
-# to load them.
+_FIRST_WAIT_S, _RETRY_WAIT_S = 0.25, 5.0
+# A server that dies so soon after its start may do so because of its data. Loading takes less.
 _EARLY_S = 600.0
 _DEATHS_UNTIL_DATA_IS_SUSPECT = 2
 _MAX_LOG_BYTES = 1024 * 1024
@@ -78,8 +76,8 @@ _MAX_LOG_BYTES = 1024 * 1024
 _MAX_SOCKET_PATH_BYTES = 100
 
 # Becomes the server, which the kernel kills when the daemon ends, however that ends, and even if
-# the server hangs. It loses nothing: all that it has answered is written. A program of its own,
-# since Python must run nothing between fork and exec in a process with threads.
+# the server hangs. It loses two seconds of writes at most. A program of its own, since Python must
+# run nothing between fork and exec in a process with threads.
 _LAUNCH = """
 import ctypes, os, sys
 PR_SET_PDEATHSIG, SIGKILL = 1, 9
@@ -133,7 +131,7 @@ class EmbeddedServer(RedisServer):
     def url(self) -> str:
         """Return the URL of a server that has been started. Raises OSError."""
         address = urllib.parse.quote(str(self._socket()))
-        return f"unix://:{(self._folder / 'password').read_text()}@{address}"
+        return f"unix://:{(self._folder / 'password').read_text(errors='replace')}@{address}"
 
     async def stop(self) -> None:
         """Stop using the server; if this daemon keeps it, wait until it has ended.
@@ -154,9 +152,13 @@ class EmbeddedServer(RedisServer):
         return await self._connected.ask(commands, timeout_s)
 
     async def close(self) -> None:
-        """As RedisServer. The server goes on; see stop."""
-        if self._connected:
-            await self._connected.close()
+        """As RedisServer: a later command connects anew, by the password as of then.
+
+        The server goes on; see stop.
+        """
+        connected, self._connected = self._connected, None
+        if connected:
+            await connected.close()
 
     def _keep(self) -> None:
         """Keep the server whenever nobody else does, until ``stop``."""
@@ -194,12 +196,15 @@ class EmbeddedServer(RedisServer):
     def _keep_running(self, lock: IO[str]) -> None:
         """Start the server whenever it is dead, until ``stop``. OSError, EmbeddedUnavailable."""
         data, aside, early_deaths = self._folder / "data", self._folder / "broken", 0
+        wait_s = _FIRST_WAIT_S
         while not self._stopping.is_set():
             started_s, status = time.monotonic(), self._run(lock)
             if self._stopping.is_set():
                 return
-            _log.warning("the embedded server died", status=status, restart_in_s=_RESTART_WAIT_S)
-            if time.monotonic() - started_s > _EARLY_S:
+            lived_s = time.monotonic() - started_s
+            wait_s = min(2 * wait_s, _RETRY_WAIT_S) if lived_s < _RETRY_WAIT_S else _FIRST_WAIT_S
+            _log.warning("the embedded server died", status=status, restart_in_s=wait_s)
+            if lived_s > _EARLY_S:
                 early_deaths = 0
             elif status not in (0, -signal.SIGKILL, -signal.SIGTERM):
                 # One that was killed or told to stop says nothing about its data.
@@ -212,7 +217,7 @@ class EmbeddedServer(RedisServer):
                     aside.rename(data)
                     log = self._folder / "valkey.log"
                     raise EmbeddedUnavailable(f"valkey-server does not start; see {log}")
-            self._stopping.wait(_RESTART_WAIT_S)
+            self._stopping.wait(wait_s)
 
     def _run(self, lock: IO[str]) -> int:
         """Run the server until it ends, or ``stop``; return its status."""
