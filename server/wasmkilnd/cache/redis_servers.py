@@ -618,7 +618,7 @@ _SENTENCES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str, str]
     (exceptions.ResponseError, "No such master", "Redis refuses: it knows no primary of that name"),
     (exceptions.ResponseError, "", "Redis refuses: it gives no known reason ({why})"),
     # Not asyncio's own words, which quote the address to callers.
-    (ConnectionRefusedError, "", "cannot reach Redis: the connection is refused"),
+    (OSError, r"\[Errno 111\]", "cannot reach Redis: the connection is refused"),
     (OSError, "Connect call failed", "cannot reach Redis: no network leads to it"),
     (OSError, r"^\[", "cannot reach Redis: {error.strerror}"),
     ((exceptions.ConnectionError, OSError), "", "cannot reach Redis ({why})"),
@@ -636,7 +636,9 @@ def described(error: Exception) -> TierUnavailable:
     cause: BaseException | None = error
     while cause is not None and cause not in chain:
         chain.insert(0, cause)
-        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+        above = None if cause.__suppress_context__ else cause.__context__
+        # Not what a caller handles while it runs the command.
+        cause = cause.__cause__ or (None if isinstance(above, TierUnavailable) else above)
     forget_frames(error)  # Frames hold values, and libraries keep their errors.
     for link in chain:
         if isinstance(link, TierUnavailable):

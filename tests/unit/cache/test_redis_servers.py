@@ -19,7 +19,7 @@ from wasmkilnd.cache.redis_servers import (
     described,
     is_outage,
 )
-from wasmkilnd.errors import PartUnavailable, TierUnavailable
+from wasmkilnd.errors import PartUnavailable, TierUnavailable, WrongType
 from wasmkilnd.redis_address import BadRedisUrl
 
 NO = "Redis refuses: "
@@ -94,6 +94,13 @@ def to(command: str, error: Exception) -> Exception:
             True,
         ),
         (
+            OSError(
+                "Multiple exceptions: [Errno 111] Connect call failed ('::1', 6379, 0, 0), ..."
+            ),
+            "cannot reach Redis: the connection is refused",
+            True,
+        ),
+        (
             OSError(113, "Connect call failed ('10.0.0.1', 6379)"),
             "cannot reach Redis: no network leads to it",
             True,
@@ -114,6 +121,19 @@ def test_errors_that_cause_each_other_are_described() -> None:
     one, other = exceptions.ConnectionError("one"), exceptions.ConnectionError("other")
     one.__cause__, other.__cause__ = other, one
     assert str(described(one)) == "cannot reach Redis (ConnectionError)"
+
+
+def fails_while(handled: Exception) -> None:
+    try:
+        raise handled
+    except WrongType:
+        raise exceptions.ConnectionError("gone")  # noqa: B904 - as a library raises it
+
+
+def test_what_a_caller_handles_is_not_what_went_wrong() -> None:
+    with pytest.raises(exceptions.ConnectionError) as failure:
+        fails_while(WrongType("a list"))
+    assert str(described(failure.value)) == "cannot reach Redis (ConnectionError)"
 
 
 def options_of(server: RedisServer) -> dict[str, Any]:
