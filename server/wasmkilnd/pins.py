@@ -284,7 +284,7 @@ class Pins:
                 if left_bytes <= 0:
                     break
                 if isinstance(key, str):
-                    found: model.Item | None = self.memory.module_of(key)
+                    found: model.Item | None = self.memory.peek(key)
                 elif not (found := at_hand.get(key)) and self.host:
                     found = await self.host.get(key)
                 if found:

@@ -146,11 +146,6 @@ class MemoryTier:
         values = map(self.peek, self._keys_of.get(module_sha256, ()))
         return [value for value in values if isinstance(value, Artifact)]
 
-    def module_of(self, sha256: str) -> Module | None:
-        """Return a module, without making it recent."""
-        value = self.peek(sha256)
-        return value if isinstance(value, Module) else None
-
     def holds(self, artifact: Artifact) -> bool:
         """Return whether this very object is here, without making it recent."""
         return self.peek(artifact.key) is artifact

@@ -30,14 +30,10 @@ _log = structlog.get_logger("wasmkilnd.cache")
 
 _FIRST_WAIT_S = 0.25
 
-_NUMBERS = "APPEND DEL EXISTS EXPIRE PERSIST RENAMENX SADD SCARD SETRANGE SREM STRLEN TTL UNLINK"
+_NUMBERS = "APPEND EXISTS EXPIRE PERSIST RENAMENX SADD STRLEN TTL UNLINK"
 # What the replies to a command are. Those to a script, and to any other command, may be anything.
-_TYPES: dict[Any, Any] = {
-    **dict.fromkeys(_NUMBERS.split(), int),
-    "GET": bytes | None,
-    "GETRANGE": bytes,
-    "SMEMBERS": list,
-}
+_TYPES: dict[Any, type] = dict.fromkeys(_NUMBERS.split(), int)
+_TYPES |= {"GETRANGE": bytes, "SMEMBERS": list}
 
 
 def _fits(command: Command, reply: Any) -> bool:

@@ -59,8 +59,6 @@ _TAIL_BYTES = 1280 * 1024
 _RANGE_BYTES = 960 * 1024
 # Enough for the head of nearly every artifact.
 _HEAD_BYTES = 8192
-# Frames are sent one by one, but the smallest.
-_LEAST_CHUNK_BYTES = 64 * 1024
 _WRITING_S = 60
 # More look-ups than this wait: answers would seem late because this daemon is busy.
 _READS_AT_ONCE = 8
@@ -416,7 +414,7 @@ class RedisStore:
     ) -> bool:
         """Write a value, and give it its name unless that is taken; return whether it was not."""
         sent_bytes = 0
-        while chunk := await _in_thread(size_bytes, _next_chunk, chunks):
+        while chunk := await _in_thread(size_bytes, next, chunks, b""):
             first = ("SET", temporary, chunk, "EX", _WRITING_S)
             later = ("APPEND", temporary, chunk), ("EXPIRE", temporary, _WRITING_S)
             [done, *_] = await self._send(*(later if sent_bytes else (first,)))
@@ -615,13 +613,6 @@ def _checked(opened: Opened, start: int, end: int, data: bytes, begins: int) -> 
     view, frames = memoryview(data), opened.frames[start:end]
     stored = (view[one.offset - begins : one.ends - begins] for one in frames)
     return [frame(opened.check(index, each)) for index, each in enumerate(stored, start)]
-
-
-def _next_chunk(chunks: Iterator[bytes]) -> bytes:
-    chunk = b""
-    while len(chunk) < _LEAST_CHUNK_BYTES and (more := next(chunks, b"")):
-        chunk += more
-    return chunk
 
 
 def _batches(items: Sequence[T], size: int) -> Iterable[Sequence[T]]:

@@ -80,7 +80,7 @@ async def test_what_was_put_is_returned_as_it_is() -> None:
     tier.put(one)
     tier.put(wasm)
     assert tier.get(one.key) is one
-    assert tier.get(wasm.sha256) is tier.module_of(wasm.sha256) is wasm
+    assert tier.get(wasm.sha256) is tier.peek(wasm.sha256) is wasm
     assert tier.artifacts_of(wasm.sha256) == [one]
     assert tier.peek(one.key) is one
     assert tier.peek(artifact(2).key) is None
