@@ -89,7 +89,8 @@ class _InMemory:
         return range(self._end - self._count // 4, self._end)
 
     async def get(self, key: CacheKey) -> Artifact | None:
-        return self._memory.get(key)
+        found: Artifact | None = self._memory.get(key)
+        return found
 
     async def put(self, artifact: Artifact) -> None:
         self._memory.put(artifact)
@@ -130,7 +131,8 @@ class _InRedis:
                 await pipeline.execute()
 
     async def get(self, key: CacheKey) -> Artifact | None:
-        return await self._store.get(key, Allowance())
+        found: Artifact | None = await self._store.get(key, Allowance())
+        return found
 
     def stored(self, numbers: Sequence[int]) -> None:
         self.live += numbers

@@ -61,7 +61,7 @@ async def test_the_documented_commands_are_enough_for_all_that_is_asked(
             await store.put(each)
         store.used(SMALL.key)
         assert same(await store.get(LARGE.key, Allowance()), LARGE)
-        assert await store.get_module(wasm.sha256, Allowance()) == wasm
+        assert await store.get(wasm.sha256, Allowance()) == wasm
         assert await store.held([SMALL.key, LARGE.key]) == {SMALL.key, LARGE.key}
         assert await store.kinds_of([SMALL.key]) == {SMALL.key: Kind.CORE_MODULE}
         held = await store.measure([wasm.sha256], keep=True)

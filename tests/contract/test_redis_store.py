@@ -49,11 +49,13 @@ async def get(at: Site, key: CacheKey) -> Artifact | None:
 
 
 async def get_packed(at: Site, key: CacheKey) -> Artifact | None:
-    return await at.store.get(key, Allowance())
+    found: Artifact | None = await at.store.get(key, Allowance())
+    return found
 
 
 async def get_module(at: Site, sha256: str) -> Module | None:
-    return await at.store.get_module(sha256, Allowance())
+    found: Module | None = await at.store.get(sha256, Allowance())
+    return found
 
 
 def bytes_of(what: Artifact | Module, signer: Sealer = SEALER) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.errors import TierUnavailable
@@ -36,7 +37,7 @@ class _Gated:
         self.gets = 0
         """How often anything was asked of it."""
 
-    async def get(self, key: CacheKey, allowance: Allowance | None = None) -> Artifact | None:
+    async def get(self, key: Any, allowance: Allowance | None = None) -> Any:
         found = self.kept.get(key)
         if allowance:
             allowance.add(self.moving_s)
@@ -113,11 +114,6 @@ class SharedTier(_Gated):
         self.link = _Link(self)
         self.write_refusal = ""
         self.uses: list[CacheKey | str] = []
-
-    async def get_module(self, sha256: str, allowance: Allowance | None = None) -> Module | None:
-        found = self.kept.get(sha256)
-        await self._answer()
-        return found
 
     async def put(self, what: Artifact | Module) -> None:
         await self._answer()

@@ -72,10 +72,8 @@ def store_of(redis: Redis, notes: Notes) -> RedisStore:
 
 
 async def found(redis: Redis, what: Artifact | Module, notes: Notes) -> Artifact | Module | None:
-    store = store_of(redis, notes)
-    if isinstance(what, Artifact):
-        return await store.get(what.key, Allowance())
-    return await store.get_module(what.sha256, Allowance())
+    read: Artifact | Module | None = await store_of(redis, notes).get(what.key, Allowance())
+    return read
 
 
 @pytest.mark.parametrize("expected", VALUES, ids=IDS)

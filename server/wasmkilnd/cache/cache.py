@@ -155,7 +155,7 @@ class Cache:
         redis, evictions = self._redis, self._evictions
 
         async def look_up(allowance: Allowance) -> Module | None:
-            found = await redis.get_module(sha256, allowance) if redis else None
+            found: Module | None = await redis.get(sha256, allowance) if redis else None
             if found and self._may_fill(evictions):
                 self._keep(found)
             return found

@@ -551,17 +551,15 @@ class HostStore:
                     _write_file(aside / name, [text], options)
                 files = _ids_of(aside)
                 _admit(aside, options)
-                for is_last in (False, False, True):  # Whoever removes an entry prunes folders.
-                    try:
+                while aside.exists():
+                    # Who removes another entry now may prune these folders: then make them again.
+                    with contextlib.suppress(FileNotFoundError):
+                        prepare(options)
                         for folder in above:
                             folder.mkdir(mode=0o700, exist_ok=True)
                             _admit(folder, options)
                         remove(path, options)
                         aside.rename(path)
-                        break
-                    except FileNotFoundError:
-                        if is_last:
-                            raise
             finally:
                 _delete(aside)
         _note_use(path)

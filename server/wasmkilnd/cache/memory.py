@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import OrderedDict
 from collections.abc import Generator, Iterable, Sequence
-from typing import TypeAlias, overload
+from typing import Any, TypeAlias
 
 from wasmkilnd import model
 from wasmkilnd.model import Artifact, CacheKey, Evicted, Held, Item, Module
@@ -60,11 +60,7 @@ class MemoryTier:
         # In order: an eviction counts what goes in the order in which it came.
         self._keys_of: dict[str, dict[_Key, None]] = {}
 
-    @overload
-    def get(self, key: CacheKey) -> Artifact | None: ...
-    @overload
-    def get(self, key: str) -> Module | None: ...
-    def get(self, key: _Key) -> Item | None:
+    def get(self, key: _Key) -> Any:
         """Return what was put under ``key``, and make it the most recently used."""
         for line in (self._free, self._kept):
             if entry := line.get(key):

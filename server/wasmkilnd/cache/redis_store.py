@@ -150,19 +150,23 @@ class RedisStore:
         """Return what the server reported last, the keys of other clients included."""
         return self._usage
 
-    async def get(self, key: CacheKey, allowance: Allowance) -> Artifact | None:
-        """Return the artifact under ``key``, verified, with its frames as they are stored.
+    async def get(self, key: Key, allowance: Allowance) -> Any:
+        """Return what is under ``key``, verified, an artifact with its frames as they are stored.
 
         The time that moving a large value takes is added to ``allowance``, and the wait for this
         daemon's other look-ups.
         """
-        found = await self._find(key, allowance)
-        return found if isinstance(found, Artifact) else None
-
-    async def get_module(self, sha256: str, allowance: Allowance) -> Module | None:
-        """Return the module with this digest, verified; as ``get``."""
-        found = await self._find(sha256, allowance)
-        return found if isinstance(found, Module) else None
+        began, outcome = time.perf_counter(), "error"
+        with allowance.free():
+            await self._reading.acquire()
+        try:
+            found = await self._read(key, allowance)
+            outcome = "miss" if found is None else "hit"
+            return found
+        finally:
+            self._reading.release()
+            what = "module" if isinstance(key, str) else "artifact"
+            self._recorder.tier_lookup(self.name, what, outcome, time.perf_counter() - began)
 
     async def put(self, what: Artifact | Module) -> None:
         """Store a value, unless it is there; then restart its time to live.
@@ -268,19 +272,6 @@ class RedisStore:
             await self._each([("EXPIRE", name, self.ttl_s) for name in kept])
 
     # Reading
-
-    async def _find(self, key: Key, allowance: Allowance) -> Artifact | Module | None:
-        began, outcome = time.perf_counter(), "error"
-        with allowance.free():
-            await self._reading.acquire()
-        try:
-            found = await self._read(key, allowance)
-            outcome = "miss" if found is None else "hit"
-            return found
-        finally:
-            self._reading.release()
-            what = "module" if isinstance(key, str) else "artifact"
-            self._recorder.tier_lookup(self.name, what, outcome, time.perf_counter() - began)
 
     async def _read(self, key: Key, allowance: Allowance) -> Artifact | Module | None:
         name = (await self._names([key])).get(key)
