@@ -1,0 +1,190 @@
+"""A real Envoy with the configuration of deploy/ in front of two daemons."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+from wasmkiln import Client, WasmkilnError
+from wasmkiln.v1 import admin_service_pb2
+from wasmkiln.v1.admin_service_pb2_grpc import AdminServiceStub
+
+from tests.e2e.callers import ENGINE, modules
+from tests.e2e.daemon import Daemon, state_with
+from tests.e2e.floods import KINDS, Flood
+from tests.e2e.processes import eventually
+from tests.e2e.programs import ROOT, installed_engines
+from tests.servers.redis_server import free_ports
+
+CONFIGURATION = ROOT / "deploy" / "envoy.yaml"
+MOST_CONNECTIONS = 8
+
+
+@dataclass(frozen=True)
+class Proxied:
+    """Two daemons, and the address of the Envoy in front of them."""
+
+    daemons: tuple[Daemon, Daemon]
+    address: str
+
+    def client(self) -> Client:
+        return Client(self.address, timeout_s=30)
+
+    def compiles(self) -> list[float]:
+        return [
+            daemon.metric("compiles_total", engine=ENGINE, outcome="ok") for daemon in self.daemons
+        ]
+
+
+@pytest.fixture(scope="module")
+def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
+    [program] = (ROOT / ".work" / "operators").glob("lib/python3*/site-packages/envoy/_bin/envoy")
+    installed_engines()
+    folder = tmp_path_factory.mktemp("proxied")
+    flags = ["--redis-url", "none", "--workers", "1", "--host-store-bytes", "0"]
+    with contextlib.ExitStack() as stack:
+        first, second = (
+            stack.enter_context(Daemon(state_with(folder / name, ENGINE), flags))
+            for name in ("one", "two")
+        )
+        [port] = free_ports(1)
+        path = folder / "envoy.yaml"
+        path.write_text(_configuration(port, first, second))
+        envoy = stack.enter_context(_running(program, path))
+        address = f"127.0.0.1:{port}"
+        eventually(lambda: _answers(address), f"Envoy does not answer: {_end_of(path)}")
+        yield Proxied((first, second), address)
+        assert envoy.poll() is None
+
+
+def test_what_callers_need_goes_through_and_nothing_else(proxied: Proxied) -> None:
+    [module] = modules(1)
+    with proxied.client() as client:
+        assert client.compile(module, engine=ENGINE).bytes
+        assert client.health()
+        assert client.stats()
+    with grpc.insecure_channel(proxied.address) as channel, pytest.raises(grpc.RpcError) as refused:
+        AdminServiceStub(channel).Evict(admin_service_pb2.EvictRequest(), timeout=10)
+    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_all_calls_about_a_module_go_to_one_daemon(proxied: Proxied) -> None:
+    before = proxied.compiles()
+    several = modules(24)
+    for _ in range(2):
+        with proxied.client() as client:
+            for module in several:
+                client.compile(module, engine=ENGINE)
+    made = [after - old for after, old in zip(proxied.compiles(), before, strict=True)]
+    assert sum(made) == len(several), "a module was compiled by both"
+    assert min(made) > 0, "one daemon has all modules"
+
+
+def test_errors_arrive_whole(proxied: Proxied) -> None:
+    with proxied.client() as client, pytest.raises(WasmkilnError) as refused:
+        client.compile(b"\0asm\1\0\0\0\xff", engine=ENGINE)
+    assert refused.value.reason == "MODULE_INVALID"
+    assert refused.value.metadata
+
+
+@pytest.mark.parametrize("kind", ["resets", "pings", "settings"])
+def test_a_flood_ends_at_the_proxy(proxied: Proxied, kind: str) -> None:
+    [module] = modules(1)
+    waits: list[float] = []
+    with proxied.client() as client, Flood(proxied.address) as flood:
+        client.compile(module, engine=ENGINE)
+        sent, seconds = flood.run(KINDS[kind](flood), rate=50_000, seconds=5)
+        for _ in range(20):
+            began = time.monotonic()
+            client.compile(module, engine=ENGINE, timeout_s=5)
+            waits.append(time.monotonic() - began)
+        print(f"{kind}: {sent} frames in {seconds:.1f} s; longest call {max(waits):.3f} s")
+        assert flood.closed.wait(10), "Envoy goes on reading it"
+
+
+def test_connections_of_strangers_are_bounded(proxied: Proxied) -> None:
+    host, _, port = proxied.address.rpartition(":")
+    with contextlib.ExitStack() as stack:
+        strangers = [
+            stack.enter_context(contextlib.closing(socket.create_connection((host, int(port)))))
+            for _ in range(2 * MOST_CONNECTIONS)
+        ]
+        eventually(
+            lambda: sum(map(_is_closed, strangers)) >= MOST_CONNECTIONS, "all stay connected", 15
+        )
+    eventually(lambda: _answers(proxied.address), "the connections do not come back")
+
+
+def test_a_daemon_that_ends_is_taken_over(proxied: Proxied) -> None:
+    """It is the last test of the file: it ends a daemon."""
+    several = modules(8)
+    ends, stays = proxied.daemons
+    ends.kill()
+    with proxied.client() as client:
+        eventually(lambda: _compiles_all(client, several), "calls go on to the daemon that ended")
+    assert _compiles(stays) >= len(several)
+
+
+def _compiles(daemon: Daemon) -> float:
+    return daemon.metric("compiles_total", engine=ENGINE, outcome="ok")
+
+
+def _configuration(port: int, first: Daemon, second: Daemon) -> str:
+    """Return the configuration of deploy/ with addresses and a limit of this test."""
+    text = CONFIGURATION.read_text()
+    for shipped, ours in (
+        ("0.0.0.0", "127.0.0.1"),
+        ("50050", str(port)),
+        ("max_connections: 1000", f"max_connections: {MOST_CONNECTIONS}"),
+    ):
+        assert shipped in text
+        text = text.replace(shipped, ours)
+    [line] = re.findall(r"^ +- endpoint: .*$\n", text, re.MULTILINE)
+    ports = [each.address.rpartition(":")[2] for each in (first, second)]
+    return text.replace(line, "".join(line.replace("50051", each) for each in ports))
+
+
+@contextlib.contextmanager
+def _running(program: Path, path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    command = [str(program), "-c", str(path), "--disable-hot-restart", "--concurrency", "1"]
+    with path.with_suffix(".log").open("wb") as log:
+        envoy = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        yield envoy
+    finally:
+        envoy.kill()
+        envoy.wait()
+
+
+def _end_of(path: Path) -> str:
+    return path.with_suffix(".log").read_text(errors="replace")[-2000:]
+
+
+def _answers(address: str) -> bool:
+    with contextlib.suppress(WasmkilnError), Client(address, timeout_s=2, max_attempts=1) as client:
+        return bool(client.health())
+    return False
+
+
+def _compiles_all(client: Client, several: list[bytes]) -> bool:
+    with contextlib.suppress(WasmkilnError):
+        return all(client.compile(each, engine=ENGINE).bytes for each in several)
+    return False
+
+
+def _is_closed(one: socket.socket) -> bool:
+    one.setblocking(False)
+    try:
+        return one.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
