@@ -37,6 +37,7 @@ from wasmkilnd.lifecycle.service import Service
 from wasmkilnd.lifecycle.shutdown import Shutdown, until
 from wasmkilnd.lifecycle.start_engines import find_engines, start_engines
 from wasmkilnd.lifecycle.status_page import StatusPage
+from wasmkilnd.lifecycle.vulnerable_engines import prepare_advisories
 from wasmkilnd.lifecycle.watch import follow, stamps_of, watched_files
 from wasmkilnd.model import DrainState
 from wasmkilnd.options import limits_of, traffic_limits
@@ -151,6 +152,7 @@ class Daemon:
                 prepare_audit(audit),
                 lambda _: tenants.look_at_pins,
                 prepare_names(self._settings),
+                prepare_advisories(started.advisories),
             ],
         )
         self._in_the_background(access.follow_keys())

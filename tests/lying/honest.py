@@ -143,6 +143,11 @@ ANSWERS: dict[str, Message] = {
                     ],
                     attempts=[modules.BreakOutAttempt(name="fork", refused=True)],
                 ),
+                advisories=[
+                    modules.Advisory(
+                        id="A-1", summary="a flaw", fixed_in=["1.2.3"], url="https://a"
+                    )
+                ],
             )
         ],
         limits=modules.Limits(

@@ -152,6 +152,13 @@ def engines(answer: GetCapabilitiesResponse) -> RenderableType:
     limits = answer.limits
     return Group(
         table.shown(),
+        *lines(
+            f"{one.engine.id} has a known vulnerability: {row.id}: {row.summary}; "
+            + (f"fixed in {', '.join(row.fixed_in)}" if row.fixed_in else "no release fixes it")
+            + f"; see {row.url}"
+            for one in answer.engines
+            for row in one.advisories
+        ),
         *lines(f"not served: {one.id}: {one.cause}" for one in answer.unserved_engines),
         f"limits: module {size(limits.module_bytes)}, "
         f"compile {time(limits.compile_time)} and "

@@ -307,7 +307,7 @@ class Isolation(_message.Message):
     def __init__(self, holds: bool = ..., layers: _Optional[_Iterable[_Union[IsolationLayer, _Mapping]]] = ..., attempts: _Optional[_Iterable[_Union[BreakOutAttempt, _Mapping]]] = ...) -> None: ...
 
 class EngineCapabilities(_message.Message):
-    __slots__ = ("engine", "fingerprint", "targets", "settings", "wasm_features", "kinds", "default", "interpreter", "host_triple", "host_cpu_features", "isolation")
+    __slots__ = ("engine", "fingerprint", "targets", "settings", "wasm_features", "kinds", "default", "interpreter", "host_triple", "host_cpu_features", "isolation", "advisories")
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
@@ -319,6 +319,7 @@ class EngineCapabilities(_message.Message):
     HOST_TRIPLE_FIELD_NUMBER: _ClassVar[int]
     HOST_CPU_FEATURES_FIELD_NUMBER: _ClassVar[int]
     ISOLATION_FIELD_NUMBER: _ClassVar[int]
+    ADVISORIES_FIELD_NUMBER: _ClassVar[int]
     engine: _types_pb2.Engine
     fingerprint: str
     targets: _containers.RepeatedCompositeFieldContainer[Target]
@@ -330,7 +331,20 @@ class EngineCapabilities(_message.Message):
     host_triple: str
     host_cpu_features: _containers.RepeatedScalarFieldContainer[str]
     isolation: Isolation
-    def __init__(self, engine: _Optional[_Union[_types_pb2.Engine, _Mapping]] = ..., fingerprint: _Optional[str] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., settings: _Optional[_Iterable[_Union[Setting, _Mapping]]] = ..., wasm_features: _Optional[_Iterable[str]] = ..., kinds: _Optional[_Iterable[_Union[_types_pb2.Kind, str]]] = ..., default: bool = ..., interpreter: _Optional[str] = ..., host_triple: _Optional[str] = ..., host_cpu_features: _Optional[_Iterable[str]] = ..., isolation: _Optional[_Union[Isolation, _Mapping]] = ...) -> None: ...
+    advisories: _containers.RepeatedCompositeFieldContainer[Advisory]
+    def __init__(self, engine: _Optional[_Union[_types_pb2.Engine, _Mapping]] = ..., fingerprint: _Optional[str] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., settings: _Optional[_Iterable[_Union[Setting, _Mapping]]] = ..., wasm_features: _Optional[_Iterable[str]] = ..., kinds: _Optional[_Iterable[_Union[_types_pb2.Kind, str]]] = ..., default: bool = ..., interpreter: _Optional[str] = ..., host_triple: _Optional[str] = ..., host_cpu_features: _Optional[_Iterable[str]] = ..., isolation: _Optional[_Union[Isolation, _Mapping]] = ..., advisories: _Optional[_Iterable[_Union[Advisory, _Mapping]]] = ...) -> None: ...
+
+class Advisory(_message.Message):
+    __slots__ = ("id", "summary", "fixed_in", "url")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    FIXED_IN_FIELD_NUMBER: _ClassVar[int]
+    URL_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    summary: str
+    fixed_in: _containers.RepeatedScalarFieldContainer[str]
+    url: str
+    def __init__(self, id: _Optional[str] = ..., summary: _Optional[str] = ..., fixed_in: _Optional[_Iterable[str]] = ..., url: _Optional[str] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("module_bytes", "compile_time", "compile_memory_bytes", "artifact_bytes", "chunk_bytes", "compile_cpu_time", "queue_length", "find_missing_keys")

@@ -67,6 +67,12 @@ class ServedEngine:
             for setting in self.capabilities.settings
         )
 
+    @property
+    def compilers(self) -> frozenset[str]:
+        """The compilers that a request can choose."""
+        fast = [FAST_SETTINGS[self.name][1]] if self.has_fast else []
+        return frozenset({self.capabilities.identity.compiler, *fast})
+
     def fast(self, spec: CompileSpec, settings: Mapping[str, str]) -> CompileSpec | None:
         """Return ``spec`` with the engine's fast compiler; None if there is no such choice.
 

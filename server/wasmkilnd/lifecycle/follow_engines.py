@@ -26,6 +26,7 @@ from wasmkilnd.lifecycle.start_engines import (
     look_for_engines,
     show_engine,
 )
+from wasmkilnd.lifecycle.vulnerable_engines import leave_out_vulnerable
 from wasmkilnd.lifecycle.warm_ups import WarmUps
 from wasmkilnd.model import UnservedEngine
 from wasmkilnd.ownership import NotOurs
@@ -102,11 +103,16 @@ class EngineFollower:
         if new:
             make_room(len(new), self._settings.current)
         added, broken = await serve_engines(new, self._started.options)
+        advisories = self._started.advisories.current
+        added, refused = await leave_out_vulnerable(added, advisories)
+        broken += [*refused, *advisories.refused(before.values())]
         ids = {engine.id for engine in found.installed} & {*before, *(each.id for each in added)}
+        ids -= {each.id for each in broken}
         orders = {each.engine_id: each for each in await asyncio.to_thread(self._read_orders, ids)}
         # Names that stand for an engine already do not move back.
         self._started.orders |= {each.id: orders[each.id] for each in added if each.id in orders}
         await self._serve(found, before, added, broken, choices)
+        advisories.warn(registry.served)
         self._warm_ups.begin(list(orders.values()))
 
     def _read_orders(self, engine_ids: Collection[str]) -> Sequence[WarmOrder]:
@@ -166,7 +172,8 @@ class EngineFollower:
         choices: NameChoices,
     ) -> None:
         started, installed = self._started, {engine.id for engine in found.installed}
-        removed = [engine for engine in before.values() if engine.id not in installed]
+        left = installed - {each.id for each in broken}
+        removed = [engine for engine in before.values() if engine.id not in left]
         unserved = [*found.damaged, *broken]
         log_unserved([each for each in unserved if each not in started.unserved])
         started.unserved = unserved

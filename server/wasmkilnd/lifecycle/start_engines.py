@@ -12,6 +12,7 @@ from wasmkiln.v1 import module_service_pb2 as pb
 
 from wasmkilnd.config.machine import cpu_count
 from wasmkilnd.config.schema import Settings
+from wasmkilnd.engines.advisories import Advisories
 from wasmkilnd.engines.install.start import WorkerOptions, serve_engines
 from wasmkilnd.engines.install.store import EngineStore, InstalledEngine
 from wasmkilnd.engines.install.warm_orders import WarmOrder, WarmOrders
@@ -24,6 +25,7 @@ from wasmkilnd.lifecycle.engine_names import read_choices, record_names, refusal
 from wasmkilnd.lifecycle.gauges import usage_of_engine
 from wasmkilnd.lifecycle.long_step import long_step
 from wasmkilnd.lifecycle.preflight import CannotStart
+from wasmkilnd.lifecycle.vulnerable_engines import leave_out_vulnerable, open_advisories
 from wasmkilnd.model import FAST_SETTINGS, Limits, UnservedEngine
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.wire.capabilities import capabilities_response
@@ -57,10 +59,12 @@ class StartedEngines:
     """By engine, what to compile before names stand for it."""
     options: WorkerOptions
     """How the workers of a further engine are run."""
+    advisories: Reloadable[Advisories]
+    """Which engines have a known vulnerability."""
 
     def capabilities(self, version: str, limits: Limits) -> pb.GetCapabilitiesResponse:
         """Return what GetCapabilities tells callers of a daemon of ``version``."""
-        return capabilities_response(
+        response = capabilities_response(
             version,
             [
                 (
@@ -76,6 +80,12 @@ class StartedEngines:
             limits,
             isolation_required=self.isolation.required,
         )
+        for engine, message in zip(self.registry.served, response.engines, strict=True):
+            message.advisories.extend(
+                pb.Advisory(id=row.id, summary=row.summary, fixed_in=row.fixed_in, url=row.url)
+                for row in self.advisories.current.of(engine)
+            )
+        return response
 
 
 def find_engines(settings: Settings) -> FoundEngines:
@@ -110,6 +120,7 @@ async def start_engines(
     if why := await asyncio.to_thread(refusal, settings):
         raise CannotStart(why)
     choices = await asyncio.to_thread(read_choices, settings)
+    advisories = await asyncio.to_thread(open_advisories, settings)
     isolation = IsolationGuard(settings.isolation)
     options = WorkerOptions(
         size=settings.effective_workers,
@@ -123,8 +134,9 @@ async def start_engines(
     # Each kind of module is compiled and run, and a broken engine is given a minute for each job.
     async with long_step(f"testing {', '.join(ids)}", _TEST_MOST_S):
         served, broken = await serve_engines(found.installed, options)
-    log_unserved(broken)
-    unserved = [*found.damaged, *broken]
+    served, refused = await leave_out_vulnerable(served, advisories)
+    log_unserved([*broken, *refused])
+    unserved = [*found.damaged, *broken, *refused]
     for working in served:
         on_stop.push_async_callback(working.pool.close)
         show_engine(working, metrics)
@@ -145,7 +157,8 @@ async def start_engines(
         raise CannotStart(f"WASMKILN_DEFAULT_ENGINE: {failure.message}") from None
     ids += [each.id for each in found.damaged]
     registry.choices = await asyncio.to_thread(record_names, settings, registry, ids)
-    started = StartedEngines(registry, unserved, isolation, orders, options)
+    advisories.warn(served)
+    started = StartedEngines(registry, unserved, isolation, orders, options, Reloadable(advisories))
     _show_states(started, metrics)
     return started
 

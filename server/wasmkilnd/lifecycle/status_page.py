@@ -49,6 +49,7 @@ def _engines(started: StartedEngines) -> Sequence[EngineView]:
             engine.capabilities.interpreter,
             engine.id == default,
             started.isolation.of(engine.id),
+            [row.text for row in started.advisories.current.of(engine)],
         )
         for engine in started.registry.served
     ]

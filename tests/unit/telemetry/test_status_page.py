@@ -97,7 +97,7 @@ def hostile(metrics: Metrics, text: str) -> Sources:
         metrics,
         host=text,
         state=(False, text),
-        engines=[EngineView(text, text, True, Isolation())],
+        engines=[EngineView(text, text, True, Isolation(), [text])],
         unserved=[UnservedEngine(text, text)],
         strikes=[Strike(CacheKey(text, text), text, text, text, 2, 60.0)],
     )
@@ -151,6 +151,15 @@ def test_what_needs_attention_is_said_first(metrics: Metrics) -> None:
     assert "Redis does not answer: refused. Calls go on without it." in text
     assert "1 module is in quarantine." in text
     assert "The last reload of the settings failed: see the log." in text
+    assert "All is well" not in text
+
+
+def test_a_known_vulnerability_needs_attention(metrics: Metrics) -> None:
+    words = "RUSTSEC-2026-0095: A guest can leave; see https://example.org/0095"
+    vulnerable = EngineView(ENGINE, "CPython 3.13", True, CONFINED, [words])
+    text = read(sources(metrics, engines=[vulnerable])).text
+    assert f"{ENGINE} has a known vulnerability: see Engines." in text
+    assert f"{ENGINE} has a known vulnerability. {words}" in text
     assert "All is well" not in text
 
 

@@ -14,6 +14,7 @@ from wasmkilnd.config.values.types import (
     EngineAliases,
     EngineName,
     LowerCase,
+    OptionalFile,
     Size,
     Switch,
     Text,
@@ -61,6 +62,18 @@ class QueueSettings(BaseModel):
         description="Where `engine install --fetch-python` gets CPython for wasmer: a mirror of the"
         " releases of python-build-standalone. Empty for where uv gets it.",
         json_schema_extra=LIVE,  # No daemon reads it.
+    )
+    advisories_file: OptionalFile = Field(
+        default="",
+        description="A TOML file of known vulnerabilities in the code that engines compile, besides"
+        " those that this release knows: docs/how-to/engines.md.",
+        json_schema_extra=LIVE,
+    )
+    vulnerable_engines: Annotated[Literal["warn", "refuse"], LowerCase] = Field(
+        default="warn",
+        description="What to do with an engine whose code has a known vulnerability: serve it and"
+        " warn in the log, or refuse to serve it.",
+        json_schema_extra=LIVE,
     )
     workers: Count = Field(
         default=0,

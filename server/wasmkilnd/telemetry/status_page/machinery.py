@@ -72,9 +72,9 @@ def _state(tier: str, usage: TierUsage, now: Readings) -> Markup:
 
 def engines(sources: Sources, now: Readings) -> Markup:
     """Return the engines, those that are not served, and warm-ups."""
+    served = sources.engines()
     rows = [
-        _engine(sources, engine, now.engines.get(engine.id, EngineUsage()))
-        for engine in sources.engines()
+        _engine(sources, engine, now.engines.get(engine.id, EngineUsage())) for engine in served
     ]
     rows += [
         (one.id, mark("not served", "bad"), one.cause, NONE, NONE, NONE, NONE)
@@ -82,7 +82,12 @@ def engines(sources: Sources, now: Readings) -> Markup:
     ]
     heads = ("Engine", "State", "Isolation", "Workers", "Queued", "Compiled", "Takes")
     jobs = tag("p", f"Jobs are {sources.isolation()}.", class_="remark")
-    return join(table("Engines", heads, rows), jobs, *map(_warm_up, now.warm_ups))
+    known = (
+        tag("p", f"{engine.id} has a known vulnerability. {text}", class_="remark")
+        for engine in served
+        for text in engine.advisories
+    )
+    return join(table("Engines", heads, rows), *known, jobs, *map(_warm_up, now.warm_ups))
 
 
 def _engine(sources: Sources, engine: EngineView, usage: EngineUsage) -> tuple[Child, ...]:
@@ -96,10 +101,13 @@ def _engine(sources: Sources, engine: EngineView, usage: EngineUsage) -> tuple[C
     gaps = ", ".join(f"{gap.name} {gap.state.value}" for gap in isolation.gaps)
     broken = ("broken", "bad") if sources.isolation_required else ("not confined", "quiet")
     held = mark(*(("holds", "good") if isolation.holds else broken))
-    state = mark("served", "good")
     return (
         engine.id,
-        join(state, " ", mark("default", "quiet")) if engine.default else state,
+        join(
+            mark("served", "good"),
+            join(" ", mark("default", "quiet")) if engine.default else None,
+            join(" ", mark("vulnerable", "bad")) if engine.advisories else None,
+        ),
         join(held, f" ({gaps})" if gaps else None),
         workers if usage.workers else mark("no worker", "bad"),
         count(usage.queued),

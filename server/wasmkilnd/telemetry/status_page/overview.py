@@ -24,6 +24,11 @@ def attention(sources: Sources, now: Readings) -> Markup:
     if not ready:
         wrong.append(("bad", f"The daemon serves no call: {why}."))
     wrong += [("bad", f"{one.id} is not served: {one.cause}") for one in sources.unserved()]
+    wrong += [
+        ("warn", f"{engine.id} has a known vulnerability: see Engines.")
+        for engine in sources.engines()
+        if engine.advisories
+    ]
     if sources.isolation_required and _any_not_confined(sources):
         wrong.append(("bad", f"Jobs are {sources.isolation()}."))
     if not (now.remote.up or now.remote.switched_off):

@@ -17,6 +17,8 @@ class EngineView:
     interpreter: str
     default: bool
     isolation: Isolation
+    advisories: Sequence[str] = ()
+    """Known vulnerabilities of the code that it compiles, in words."""
 
 
 @dataclass(frozen=True, slots=True)

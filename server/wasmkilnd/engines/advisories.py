@@ -1,0 +1,151 @@
+"""Which releases of an engine have a known vulnerability in the code that they compile.
+
+The table of this release is ``advisories.toml`` beside this file; an operator adds rows by the
+setting ``advisories_file``. A row names releases, compilers and targets, since an engine can have
+several compilers and compile for several machines. What it is about is in the artifacts: to patch a
+host does not unmake it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import structlog
+from packaging.specifiers import SpecifierSet
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from wasmkilnd.access.unusable import AccessUnusable, read
+from wasmkilnd.config.values.toml_text import parse_toml
+from wasmkilnd.engines.served import ServedEngine
+from wasmkilnd.model import UnservedEngine
+
+log = structlog.get_logger("wasmkilnd.engines")
+
+BUILT_IN = Path(__file__).with_name("advisories.toml")
+
+_Line = Annotated[str, Field(pattern=r"^\S[^\n]*$", max_length=500)]
+
+
+def _releases(value: object) -> SpecifierSet:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError('expected releases, such as ">= 37.0.0, < 42.0.2"')
+    return SpecifierSet(value)
+
+
+class Advisory(BaseModel):
+    """One row of the table."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True
+    )
+
+    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$", max_length=100)]
+    summary: _Line
+    engine: Literal["wasmer", "wasmtime"]
+    affected: Annotated[
+        tuple[Annotated[SpecifierSet, BeforeValidator(_releases)], ...], Field(min_length=1)
+    ]
+    """Ranges of the engine's versions, as RustSec writes them: ">= 37.0.0, < 42.0.2"."""
+    compilers: tuple[Literal["cranelift", "singlepass", "winch"], ...] = ()
+    """The compilers whose code has it; empty for all."""
+    targets: tuple[Literal["aarch64", "riscv64gc", "s390x", "x86_64"], ...] = ()
+    """The machines whose code has it: how a target's triple begins; empty for all."""
+    fixed_in: tuple[_Line, ...]
+    """The first releases without it; empty if there is none."""
+    url: Annotated[str, Field(pattern=r"^https?://\S+$", max_length=500)]
+
+    @property
+    def text(self) -> str:
+        """The row as a sentence for people."""
+        fixed = f"fixed in {', '.join(self.fixed_in)}" if self.fixed_in else "no release fixes it"
+        return f"{self.id}: {self.summary}; {fixed}; see {self.url}"
+
+    def concerns(self, engine: ServedEngine) -> bool:
+        """Return whether code that ``engine`` compiles here can have it."""
+        machines = {target.triple.partition("-")[0] for target in engine.capabilities.targets}
+        version = engine.capabilities.identity.version
+        return (
+            self.engine == engine.name
+            and any(releases.contains(version, prereleases=True) for releases in self.affected)
+            and (not self.compilers or not engine.compilers.isdisjoint(self.compilers))
+            and (not self.targets or not machines.isdisjoint(self.targets))
+        )
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    advisory: Annotated[tuple[Advisory, ...], Field(max_length=1000)]
+
+
+@dataclass(frozen=True, slots=True)
+class Advisories:
+    """The whole table, and what follows from it."""
+
+    rows: Sequence[Advisory]
+    refuse: bool
+    """Whether an engine that an advisory concerns is not served."""
+    _found: dict[str, Sequence[Advisory]] = field(default_factory=dict, init=False)
+
+    def of(self, engine: ServedEngine) -> Sequence[Advisory]:
+        """Return the advisories that concern an engine; compared once, since callers ask often."""
+        if engine.id not in self._found:
+            self._found[engine.id] = [row for row in self.rows if row.concerns(engine)]
+        return self._found[engine.id]
+
+    def refused(self, engines: Iterable[ServedEngine]) -> Sequence[UnservedEngine]:
+        """Return the engines that are not to be served, and why."""
+        return [
+            UnservedEngine(
+                engine.id,
+                f"its code has a known vulnerability ({', '.join(row.id for row in rows)}), and"
+                " vulnerable_engines is refuse",
+            )
+            for engine in engines
+            if self.refuse and (rows := self.of(engine))
+        ]
+
+    def warn(self, engines: Iterable[ServedEngine]) -> None:
+        """Log each engine that an advisory concerns."""
+        for engine in engines:
+            if found := self.of(engine):
+                log.warning(
+                    "engine has a known vulnerability",
+                    engine=engine.id,
+                    advisories=[row.id for row in found],
+                    advice="`wasmkiln engines` says what they are, and which releases lack them",
+                )
+
+
+def read_advisories(file: str, *, refuse: bool) -> Advisories:
+    """Return the built-in table and the rows of ``file``, if it is not empty. May block.
+
+    Raises ValueError with a sentence for people if the file cannot be used.
+    """
+    rows = _rows(BUILT_IN.read_bytes())
+    if not file:
+        return Advisories(rows, refuse)
+    try:
+        return Advisories([*rows, *_rows(read("advisories_file", Path(file)))], refuse)
+    except AccessUnusable as refusal:
+        raise ValueError(str(refusal)) from None
+    except FileNotFoundError:
+        raise ValueError(f"cannot use advisories_file {file}: there is no such file") from None
+    except ValueError as mistake:
+        raise ValueError(f"cannot use advisories_file {file}: {mistake}") from None
+
+
+def _rows(content: bytes) -> Sequence[Advisory]:
+    """Return the rows of a file. Raises ValueError with the first thing that is wrong."""
+    try:
+        return _File.model_validate(parse_toml(content.decode())).advisory
+    except UnicodeDecodeError:
+        raise ValueError("it is not UTF-8 text") from None
+    except ValidationError as error:
+        wrong = error.errors(include_input=False, include_url=False)[0]
+        place = [str(step + 1) if isinstance(step, int) else step for step in wrong["loc"]]
+        why = wrong["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{' '.join(place)}: {why}") from None

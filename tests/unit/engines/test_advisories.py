@@ -1,0 +1,199 @@
+"""Known vulnerabilities: the form of the table, which engines a row concerns, broken files."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from packaging.version import Version
+from structlog.testing import capture_logs
+from wasmkilnd.engines.advisories import BUILT_IN, Advisories, Advisory, read_advisories
+from wasmkilnd.engines.served import ServedEngine
+from wasmkilnd.model import EngineCapabilities, EngineIdentity, Kind, SettingInfo, TargetInfo
+
+ROOT = Path(__file__).resolve().parents[3]
+X86_64, AARCH64 = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"
+ROW = """[[advisory]]
+id = "TEST-1"
+summary = "A guest can leave"
+engine = "wasmtime"
+affected = ["== 50.0.1"]
+fixed_in = ["50.0.2"]
+url = "https://example.org/TEST-1"
+"""
+
+
+def engine(version: str, *targets: str, name: str = "wasmtime", winch: bool = True) -> ServedEngine:
+    """An engine without workers."""
+    strategies = ["cranelift", "winch"] if winch else ["cranelift"]
+    capabilities = EngineCapabilities(
+        identity=EngineIdentity(name, version, version, "cranelift"),
+        interpreter="CPython 3.13",
+        host_triple=X86_64,
+        host_cpu_features=(),
+        targets=[TargetInfo(each, ["baseline"], each == X86_64) for each in targets or (X86_64,)],
+        settings=[SettingInfo("strategy", "cranelift", strategies, "the compiler")],
+        wasm_features=(),
+        kinds=frozenset(Kind),
+    )
+    return ServedEngine(capabilities, cast(Any, None))
+
+
+def ids(table: Advisories, concerned: ServedEngine) -> set[str]:
+    return {row.id for row in table.rows if row.concerns(concerned)}
+
+
+@pytest.fixture
+def built_in() -> Advisories:
+    return read_advisories("", refuse=False)
+
+
+def write(folder: Path, content: str | bytes) -> str:
+    file = folder / "advisories.toml"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(file)
+
+
+def test_each_built_in_row_has_its_source_and_agrees_with_itself(built_in: Advisories) -> None:
+    blocks = BUILT_IN.read_text().split("\n\n")
+    rows = {row.id: row for row in built_in.rows}
+    assert len(rows) == len(built_in.rows)
+    with_rows = [block for block in blocks if "[[advisory]]" in block]
+    assert len(with_rows) == len(rows)
+    for block in with_rows:
+        [found] = re.findall(
+            r"# Source: https://github\.com/rustsec/advisory-db/blob/main/crates/wasmtime/(\S+)\.md",
+            block,
+        )
+        row = rows[found]
+        assert f'id = "{found}"' in block
+        assert row.url == f"https://rustsec.org/advisories/{found}.html"
+        # Each range ends with a release that has the fix, and no such release is in a range.
+        assert [
+            limit for each in row.affected for limit in re.findall(r"<([\d.]+)", str(each))
+        ] == [*row.fixed_in]
+        assert not any(each.contains(fixed) for each in row.affected for fixed in row.fixed_in)
+        assert sorted(row.fixed_in, key=Version) == [*row.fixed_in]
+
+
+@pytest.mark.parametrize(
+    ("version", "concerned"),
+    [
+        ("24.0.0", False),
+        ("25.0.0", True),
+        ("36.0.6", True),
+        ("36.0.7", False),
+        ("36.0.12", False),
+        ("37.0.0", True),
+        ("42.0.1", True),
+        ("42.0.2", False),
+        ("42.10.0", False),
+        ("43.0.0", True),
+        ("43.0.1", False),
+        ("50.0.1", False),
+    ],
+)
+def test_releases_of_winchs_sandbox_escape(
+    built_in: Advisories, version: str, concerned: bool
+) -> None:
+    assert ("RUSTSEC-2026-0095" in ids(built_in, engine(version))) is concerned
+    assert "RUSTSEC-2026-0095" not in ids(built_in, engine(version, winch=False))
+    assert "RUSTSEC-2026-0095" not in ids(built_in, engine(version, name="wasmer"))
+
+
+@pytest.mark.parametrize(
+    ("version", "concerned"),
+    [("31.0.0", False), ("32.0.0", True), ("36.0.7", False), ("42.0.1", True), ("43.0.1", False)],
+)
+def test_releases_of_cranelifts_sandbox_escape_on_aarch64(
+    built_in: Advisories, version: str, concerned: bool
+) -> None:
+    found = ids(built_in, engine(version, X86_64, AARCH64, winch=False))
+    assert ("RUSTSEC-2026-0096" in found) is concerned
+    assert "RUSTSEC-2026-0096" not in ids(built_in, engine(version, X86_64))
+
+
+def test_the_default_engines_have_none_and_a_release_that_cannot_be_compared_neither(
+    built_in: Advisories,
+) -> None:
+    for version in ("50.0.1", "not a version"):
+        assert not built_in.of(engine(version, X86_64, AARCH64))
+    assert not built_in.of(engine("1.1.0", X86_64, AARCH64, name="wasmer"))
+
+
+def test_an_operators_rows_are_added(tmp_path: Path) -> None:
+    table = read_advisories(write(tmp_path, ROW), refuse=False)
+    assert ids(table, engine("50.0.1")) == {"TEST-1"}
+    assert "RUSTSEC-2026-0095" in ids(table, engine("43.0.0"))
+    [row] = table.of(engine("50.0.1"))
+    assert row.text == (
+        "TEST-1: A guest can leave; fixed in 50.0.2; see https://example.org/TEST-1"
+    )
+    with capture_logs() as log:
+        table.warn([engine("50.0.1"), engine("50.0.2")])
+    assert [(line["log_level"], line["engine"], line["advisories"]) for line in log] == [
+        ("warning", "wasmtime-50.0.1", ["TEST-1"])
+    ]
+
+
+def test_only_refuse_refuses(tmp_path: Path) -> None:
+    file = write(tmp_path, ROW)
+    both = [engine("50.0.1"), engine("50.0.2")]
+    assert read_advisories(file, refuse=False).refused(both) == []
+    [refused] = read_advisories(file, refuse=True).refused(both)
+    assert refused.id == "wasmtime-50.0.1"
+    assert "known vulnerability (TEST-1)" in refused.cause
+
+
+def test_the_example_of_the_page_can_be_used(tmp_path: Path) -> None:
+    page = (ROOT / "docs/how-to/engines.md").read_text()
+    [example] = re.findall(r"```toml\n(\[\[advisory]].*?)```", page, re.DOTALL)
+    table = read_advisories(write(tmp_path, example), refuse=False)
+    [fields] = tomllib.loads(example)["advisory"]
+    assert fields.keys() == Advisory.model_fields.keys()
+    assert table.rows[-1].text.startswith(f"{fields['id']}: ")
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("advisory = 5", "advisory: Input should be a valid tuple"),
+        ("", "advisory: Field required"),
+        ("[[advisory]", "not valid TOML: "),
+        (b"\xff", "it is not UTF-8 text"),
+        (ROW + "severity = 9", "advisory 1 severity: Extra inputs are not permitted"),
+        (ROW.replace('id = "TEST-1"\n', ""), "advisory 1 id: Field required"),
+        (ROW + ROW.replace("50.0.1", ""), "advisory 2 affected 1: Invalid specifier"),
+        (ROW.replace('"== 50.0.1"', ""), "advisory 1 affected: Tuple should have at least 1 item"),
+        (ROW.replace('"== 50.0.1"', '" "'), "advisory 1 affected 1: expected releases"),
+        (ROW.replace('"== 50.0.1"', "50"), "advisory 1 affected 1: expected releases"),
+        (ROW + 'compilers = ["winhc"]', "advisory 1 compilers 1: Input should be 'cranelift', "),
+        (ROW + 'targets = ["arm64"]', "advisory 1 targets 1: Input should be 'aarch64', "),
+        (ROW.replace("wasmtime", "wasm3"), "advisory 1 engine: Input should be 'wasmer' or "),
+        (ROW.replace("https:", "javascript:"), "advisory 1 url: String should match pattern"),
+        (ROW.replace("can leave", "can\\nleave"), "advisory 1 summary: String should match"),
+    ],
+)
+def test_a_file_that_cannot_be_used_says_why_in_one_sentence(
+    tmp_path: Path, content: str | bytes, why: str
+) -> None:
+    file = write(tmp_path, content)
+    with pytest.raises(ValueError, match="cannot use advisories_file") as refused:
+        read_advisories(file, refuse=False)
+    assert str(refused.value).startswith(f"cannot use advisories_file {file}: {why}")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_that_is_not_there_or_that_others_may_write_to(tmp_path: Path) -> None:
+    missing = str(tmp_path / "none")
+    with pytest.raises(ValueError, match="none: there is no such file"):
+        read_advisories(missing, refuse=False)
+    with pytest.raises(ValueError, match="cannot use advisories_file"):
+        read_advisories(str(tmp_path), refuse=False)
+    file = write(tmp_path, ROW)
+    Path(file).chmod(0o666)
+    with pytest.raises(ValueError, match=re.escape(file)):
+        read_advisories(file, refuse=False)
