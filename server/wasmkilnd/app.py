@@ -42,9 +42,7 @@ from wasmkilnd.lifecycle.watch import follow, stamps_of, watched_files
 from wasmkilnd.model import DrainState
 from wasmkilnd.options import limits_of, traffic_limits
 from wasmkilnd.reloadable import Reloadable
-from wasmkilnd.rpc.listener import TransportLimits
-from wasmkilnd.rpc.served import METHODS
-from wasmkilnd.rpc.server import RpcServer
+from wasmkilnd.rpc.server import METHODS, RpcServer, TransportLimits
 from wasmkilnd.rpc.services.admin import AdminServicer
 from wasmkilnd.rpc.services.module import ModuleServicer
 from wasmkilnd.rpc.wire.stats import stats_response

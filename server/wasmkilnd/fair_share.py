@@ -30,7 +30,7 @@ class FairShare:
 
     def room(self, caller: str) -> int:
         """Return how much more ``caller`` may hold; negative if it holds too much."""
-        return self.free - self.held(caller)
+        return self._limit() - self.total - self._held.get(caller, 0)
 
     def fits(self, caller: str, amount: int) -> bool:
         """Return whether ``caller`` with ``amount`` more would hold no more than is left free."""
@@ -39,12 +39,8 @@ class FairShare:
     def add(self, caller: str, amount: int) -> None:
         """Add ``amount`` to what ``caller`` holds; a negative amount gives back."""
         self.total += amount
-        held = self.held(caller) + amount
+        held = self._held.get(caller, 0) + amount
         if held:
             self._held[caller] = held
         else:
             self._held.pop(caller, None)
-
-    def heaviest(self) -> str:
-        """Return the caller that holds most; an empty string if no caller holds anything."""
-        return max(self._held, key=self.held, default="")

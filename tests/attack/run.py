@@ -29,6 +29,8 @@ QUIET = "quiet"
 """The name of the phase in which nobody attacks."""
 # Longer than what the daemon holds back for callers that may come again.
 _SETTLE_S = 60.0
+RECOVERY_S = 5.0
+_RECOVERED_S = 2.0
 _SETTLED_MEMORY_BYTES = 48 * 2**20
 _ATTACKER_ENDS_S = 90.0
 SETTINGS = {
@@ -53,6 +55,8 @@ class Phase:
     """How often the attacker did each thing, and which answers it got."""
     calls: list[Call]
     """The calls that honest callers began meanwhile."""
+    afterwards: list[Call]
+    """The calls that they began in the seconds after it."""
     holds: list[Hold]
     samples: list[Sample]
     log_bytes: int
@@ -140,13 +144,15 @@ async def _phase(honest: Honest, sampler: Sampler, name: str, seconds: float) ->
     done = await _attack(honest.target, name, seconds) if name in WAYS else {}
     if not done:
         await asyncio.sleep(max(0.0, began_s + seconds - time.monotonic()))
-    last = sampler.look()
+    last, over = sampler.look(), len(honest.ledger.calls)
+    await asyncio.sleep((RECOVERY_S if done else 0.0) + _RECOVERED_S)
     return Phase(
         name,
         began_s,
         last.at_s,
         done,
-        honest.ledger.calls[first:],
+        honest.ledger.calls[first:over],
+        honest.ledger.calls[over:],
         sampler.holds(began_s, last.at_s),
         sampler.within(began_s, last.at_s),
         last.log_bytes - log_bytes,

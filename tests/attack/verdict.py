@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from tests.attack.run import QUIET, Figures, Phase
+from tests.attack.honest import HIT
+from tests.attack.run import QUIET, RECOVERY_S, Figures, Phase
+from tests.soak.ledger import Call
+from tests.soak.verdict import percentile
 
 MIB = 2**20
 LONGEST_HOLD_S = 0.05
@@ -13,6 +16,8 @@ MOST_LOG_BYTES_PER_S = 64 * 1024
 # The memory tier's 16 MiB, and what allocators keep for the next time.
 _MEMORY_LEFT_BYTES = 64 * MIB
 _DESCRIPTORS_LEFT = 16
+# Of what the daemon may hold for calls by default (receive_bytes, send_bytes, send_pinned_bytes).
+_MEMORY_MEANWHILE_BYTES = 512 * MIB
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,7 @@ def judge(figures: Figures) -> list[Check]:
     """Return a check for each promise."""
     return [
         _calls(figures),
+        _recovered(figures),
         _holds(figures),
         _memory(figures),
         _descriptors(figures),
@@ -65,13 +71,13 @@ def failed(phase: Phase) -> Counter[str]:
     """Return the outcomes of the honest calls that failed."""
     return Counter(
         f"{call.kind}: {call.outcome}: {call.wrong or call.said[:200]}"
-        for call in phase.calls
+        for call in (*phase.calls, *phase.afterwards)
         if not call.as_expected
     )
 
 
 def _calls(figures: Figures) -> Check:
-    calls = sum(len(phase.calls) for phase in figures.phases)
+    calls = sum(len(phase.calls) + len(phase.afterwards) for phase in figures.phases)
     bad = [(phase.name, *each) for phase in figures.phases for each in failed(phase).items()]
     told = [f"{count} of {what} ({name})" for name, what, count in bad[:8]]
     total = sum(count for *_, count in bad)
@@ -80,6 +86,30 @@ def _calls(figures: Figures) -> Check:
         "; ".join([f"{total} of {calls:,}", *told]),
         not bad,
     )
+
+
+def _recovered(figures: Figures) -> Check:
+    quiet = next(phase for phase in figures.phases if phase.name == QUIET)
+    before_s = _hits_p50_s(quiet.calls)
+    p50s = {
+        phase.name: _hits_p50_s(
+            [call for call in phase.afterwards if call.began_s >= phase.ended_s + RECOVERY_S]
+        )
+        for phase in figures.phases
+        if phase is not quiet
+    }
+    worst = max(p50s, key=lambda name: p50s[name])
+    after_s = p50s[worst]
+    return Check(
+        "hits 5 s after an attack: a p50 of at most twice that before, and 5 ms",
+        f"{after_s * 1e3:.1f} ms ({worst}; before {before_s * 1e3:.1f})",
+        after_s <= 2 * before_s + 0.005,
+    )
+
+
+def _hits_p50_s(calls: list[Call]) -> float:
+    hits = [call for call in calls if call.kind == HIT and call.as_expected]
+    return percentile(hits, 0.5) if hits else float("inf")
 
 
 def _holds(figures: Figures) -> Check:
@@ -96,9 +126,10 @@ def _memory(figures: Figures) -> Check:
     before, after = figures.before.memory_bytes, figures.after.memory_bytes
     peak = max(sample.memory_bytes for phase in figures.phases for sample in phase.samples)
     return Check(
-        f"memory afterwards: at most {_MEMORY_LEFT_BYTES // MIB} MiB more than before",
+        f"memory afterwards: at most {_MEMORY_LEFT_BYTES // MIB} MiB more than before,"
+        f" meanwhile {_MEMORY_MEANWHILE_BYTES // MIB} MiB",
         f"{after // MIB} MiB (before {before // MIB}, at most {peak // MIB})",
-        after <= before + _MEMORY_LEFT_BYTES,
+        after <= before + _MEMORY_LEFT_BYTES and peak <= before + _MEMORY_MEANWHILE_BYTES,
     )
 
 

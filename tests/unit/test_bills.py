@@ -16,14 +16,16 @@ from wasmkilnd.flights import Flights
 from wasmkilnd.model import ALL_ROLES, Identity, Origin, QuotaLimits
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.requests import CompileRequest, LoadRequest, Terms
-from wasmkilnd.rpc.flow import receive
+from wasmkilnd.rpc.traffic import Call, Traffic
 from wasmkilnd.waiters import Waiter, Waiters
 
 from tests.doubles.clock import Clock
 from tests.unit.engines.limits import LIMITS
 from tests.unit.engines.test_dispatch import Rig as Workers
 from tests.unit.engines.test_dispatch import settled
-from tests.unit.rpc.test_receive import MESSAGE, Caller, arriving, receiving
+from tests.unit.rpc.limits import limits
+from tests.unit.rpc.test_requests import Arrived
+from tests.unit.rpc.test_traffic import Caller
 from tests.unit.services import CORE, Rig
 
 CI = Identity("token:ci", ALL_ROLES, quota="q")
@@ -99,44 +101,55 @@ async def test_a_job_waits_only_where_its_bill_has_a_place() -> None:
     assert bill.waits == 0
 
 
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(receive, "_QUICK_S", 0.02)
-
-
 async def test_a_request_counts_for_its_account_until_it_is_released() -> None:
     of = accounts(bytes_in_flight=10)
-    account, receiver = of.of(CI), receiving(8 * MESSAGE)
-    _, held = await receiver.read(arriving(b"12345678"), "a", account=account)
-    held.add(4)
+    traffic = Traffic(Reloadable(limits()), 1000, lambda _: False)
+
+    def call(raw: bytes) -> Call:
+        return Call(Arrived(raw), account=of.of(CI))
+
+    first = call(b"12345678")
+    await traffic.read(first, 1000)
+    traffic.hold_more(first, 4)
     assert used(of) == {"bytes_in_flight": 12}
     with pytest.raises(WasmkilnError) as failure:
-        await receiver.read(arriving(b"123"), "a", account=account)
+        await traffic.read(call(b"123"), 1000)
     assert failure.value.metadata == {"quota": "bytes_in_flight"}
-    held()
-    held()
+    first.release_request()
+    first.release_request()
     assert used(of).get("bytes_in_flight", 0) == 0
-    assert receiver.held_bytes == 0
+    assert traffic.receive_bytes == 0
 
 
-@pytest.mark.usefixtures("quick")
 async def test_a_request_that_arrives_slowly_counts_in_full_for_its_account() -> None:
-    of = accounts(bytes_in_flight=MESSAGE)
-    account, receiver = of.of(CI), receiving(100 * MESSAGE)
+    of = accounts(bytes_in_flight=1000)
+    traffic = Traffic(Reloadable(limits()), 1000, lambda _: False)
     callers = [Caller(), Caller()]
-    calls = [asyncio.create_task(receiver.read(caller, "a", account=account)) for caller in callers]
+
+    async def read(caller: Caller) -> Call:
+        call = Call(caller, account=of.of(CI), task=asyncio.current_task())
+        try:
+            await traffic.read(call, 1000)
+        except asyncio.CancelledError:
+            if call.refusal is None:
+                raise
+            raise call.refusal from None
+        return call
+
+    calls = [asyncio.create_task(read(caller)) for caller in callers]
     done, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
     [refused] = done
     failure = refused.exception()
     assert isinstance(failure, WasmkilnError)
     assert failure.reason is Reason.QUOTA_EXCEEDED
-    assert used(of) == {"bytes_in_flight": MESSAGE}
+    assert used(of) == {"bytes_in_flight": 1000}
     for caller in callers:
+        caller.message = b"x"
         caller.arrived.set()
     [call] = set(calls) - done
-    _, held = await call
+    arrived = await call
     assert used(of) == {"bytes_in_flight": 1}
-    held()
+    arrived.release_request()
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from typing import Any
 from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkiln.v1 import types_pb2
 from wasmkilnd.model import EvictScope
-from wasmkilnd.rpc.connections.call import Call
 from wasmkilnd.rpc.services.module import ModuleServicer
+from wasmkilnd.rpc.traffic import Call
 from wasmkilnd.rpc.wire.messages import CompileCall
 
 from tests.contract.redis_stores import site

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from wasmkilnd.engines.served import ServedEngine
-from wasmkilnd.rpc.calls import Traffic
+from wasmkilnd.rpc.traffic import Traffic
 from wasmkilnd.rpc.wire.stats import hit_ratio
 from wasmkilnd.telemetry.metrics.gauges import Gauges
 from wasmkilnd.telemetry.metrics.readings import EngineUsage, TrafficUsage
@@ -31,10 +31,10 @@ def usage_of_engine(engine: ServedEngine) -> Callable[[], EngineUsage]:
 def usage_of_traffic(traffic: Traffic) -> Callable[[], TrafficUsage]:
     """Return a function that tells how much memory calls hold."""
     return lambda: TrafficUsage(
-        calls=traffic.gate.running,
-        receive_bytes=traffic.receiver.held_bytes,
-        send_bytes=traffic.sender.unread_bytes,
-        pinned_bytes=traffic.sender.pinned_bytes,
+        calls=traffic.calls.running,
+        receive_bytes=traffic.receive_bytes,
+        send_bytes=traffic.send_bytes,
+        pinned_bytes=traffic.pinned_bytes,
     )
 
 

@@ -18,7 +18,7 @@ from wasmkilnd.lifecycle.preflight import CannotStart
 from wasmkilnd.lifecycle.reload import CannotReload, Prepare
 from wasmkilnd.model import Entrance, Transport
 from wasmkilnd.network import SocketAccess
-from wasmkilnd.rpc.listener import ListenGroup, open_socket
+from wasmkilnd.rpc.server import ListenGroup, open_socket
 from wasmkilnd.telemetry.admin.names import Names
 from wasmkilnd.telemetry.metrics.readings import TlsStatus
 

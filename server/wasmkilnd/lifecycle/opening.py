@@ -41,8 +41,7 @@ from wasmkilnd.model import Limits, NamespaceLimits
 from wasmkilnd.options import host_options, redis_access
 from wasmkilnd.ports import Auditor, Guard, Tracing
 from wasmkilnd.reloadable import Reloadable
-from wasmkilnd.rpc.listener import CannotListen
-from wasmkilnd.rpc.server import RpcServer
+from wasmkilnd.rpc.server import CannotListen, RpcServer
 from wasmkilnd.signing.keys import KeysUnusable, open_keys
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.admin.pages import Pages

@@ -1,4 +1,14 @@
-"""What every call gets: admission, a request id, a log line, a count, and errors by the table."""
+"""What every call gets: admission, a request id, a log line, a count, errors by the table, audit.
+
+``handler`` makes one RPC of a behavior, which takes a request and returns an answer.
+``served`` is what all calls pass, those of health, reflection and channelz too: the guard, a
+gate, and whatever ends the call. The daemon counts and logs a call right after its answer, so
+that the caller does not wait for that.
+
+A call gets one line of the audit at most, before its answer is sent. A Compile call that a tier
+serves gets none: it does nothing that somebody would have to answer for, and its path is the
+fastest. Nor does one by a digest that no tier has: clients ask like this before they upload.
+"""
 
 from __future__ import annotations
 
@@ -7,77 +17,39 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 import grpc
 import structlog
 from google.protobuf.message import Message
 from grpc import aio
 
+from wasmkilnd import ports
 from wasmkilnd.account import Account, unlimited
-from wasmkilnd.errors import (
-    Reason,
-    WasmkilnError,
-    forget_frames,
-    server_draining,
-    too_many_calls,
-)
-from wasmkilnd.fair_share import FairShare
-from wasmkilnd.model import LOCAL_HITS, Entrance, Identity, TrafficLimits
-from wasmkilnd.ports import Auditor, CallTrace, Guard, Tracing
-from wasmkilnd.reloadable import Reloadable
-from wasmkilnd.rpc import audited
-from wasmkilnd.rpc.connections.call import Call, CallsUnderWay, Context, this_task
-from wasmkilnd.rpc.flow.receive import Receiver
-from wasmkilnd.rpc.flow.send import Sender
+from wasmkilnd.errors import Reason, WasmkilnError, forget_frames
+from wasmkilnd.model import LOCAL_HITS, Entrance, Identity, Origin
+from wasmkilnd.rpc.traffic import Call, Context, Gate, Traffic
 from wasmkilnd.rpc.wire import status
 from wasmkilnd.rpc.wire.headers import SerializedAnswer
 from wasmkilnd.rpc.wire.requests import Requests
 
 log = structlog.get_logger("wasmkilnd.rpc")
 
-_COMPILE = "/wasmkiln.v1.ModuleService/Compile"
+_MODULES = "/wasmkiln.v1.ModuleService/"
+_OPERATING = "/wasmkiln.v1.AdminService/"
+_COMPILE = f"{_MODULES}Compile"
+_EVENTS = {_COMPILE: ports.AuditEvent.COMPILE, f"{_MODULES}Load": ports.AuditEvent.UPLOAD}
+_REFUSALS = frozenset(
+    {
+        Reason.CREDENTIALS_MISSING,
+        Reason.CREDENTIALS_INVALID,
+        Reason.ROLE_MISSING,
+        Reason.QUOTA_EXCEEDED,
+    }
+)
 _LOCAL_HITS = frozenset(origin.value for origin in LOCAL_HITS)
-
-
-class CallGate:
-    """Counts the calls that run, refuses those above the limit, and can be closed to new ones.
-
-    For one event loop. A caller may run at most as many calls as are still free for others.
-    """
-
-    def __init__(self, limits: Reloadable[TrafficLimits]) -> None:
-        self._held = FairShare(lambda: limits.current.calls)
-        self._closed = False
-        self._idle = asyncio.Event()
-        self._idle.set()
-
-    @property
-    def running(self) -> int:
-        """How many calls run."""
-        return self._held.total
-
-    def enter(self, caller: str) -> None:
-        """Let a call in. Raises COMPILE_QUEUE_FULL, or SERVER_DRAINING once closed."""
-        if self._closed:
-            raise server_draining()
-        if self._held.room(caller) < 1:
-            raise too_many_calls(self.running, self._held.held(caller))
-        self._held.add(caller, 1)
-        self._idle.clear()
-
-    def leave(self, caller: str) -> None:
-        """Note that a call has ended."""
-        self._held.add(caller, -1)
-        if not self.running:
-            self._idle.set()
-
-    def close(self) -> None:
-        """Refuse new calls from now on."""
-        self._closed = True
-
-    async def idle(self) -> None:
-        """Wait until no call runs."""
-        await self._idle.wait()
+_MADE = (Origin.COMPILED.value, Origin.JOINED_FLIGHT.value)
+_QUIET = (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED)
 
 
 class CallRecorder(Protocol):
@@ -93,173 +65,162 @@ class CallRecorder(Protocol):
         """Note a Compile call for the list of recent ones: see ``ports.Recorder``."""
         ...
 
-    def connections_closed(self, cause: str, count: int) -> None:
-        """Count connections that the daemon closed to protect other callers."""
-        ...
-
     def bytes_sent(self, size_bytes: int) -> None:
         """Count artifact bytes that were sent to a caller."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Traffic:
-    """The gates and budgets of all calls."""
+class Entry:
+    """Where calls come in, and who limits, guards, counts, audits, charges and traces them."""
 
-    gate: CallGate
-    grpcio_gate: CallGate
-    """For the services that come with grpcio."""
-    under_way: CallsUnderWay
-    receiver: Receiver
-    sender: Sender
+    traffic: Traffic
     recorder: CallRecorder
-    guard: Guard
-    auditor: Auditor
+    guard: ports.Guard
+    auditor: ports.Auditor
     entrance: Entrance
     account_of: Callable[[Identity], Account] = unlimited
-    tracing: Tracing | None = None
+    tracing: ports.Tracing | None = None
     """Follows the calls that were let in; None if nobody does."""
 
 
-Behavior = Callable[[Any, Call], Awaitable["Message | SerializedAnswer | bytes"]]
+Answer = Message | SerializedAnswer | bytes
+Behavior = Callable[[Any, Call], Awaitable[Answer]]
 """One RPC of a servicer: takes a request, or its Parts, and returns an answer.
 
 An answer of bytes is a message that is serialized already."""
+Handler = Callable[[Any, Context], Awaitable[bytes | None]]
 
 
 def handler(
-    method: str, parse: Callable[[bytes], Any], behavior: Behavior, traffic: Traffic
-) -> Callable[..., Awaitable[bytes | None]]:
+    method: str,
+    parse: Callable[[bytes], Any],
+    behavior: Behavior,
+    entry: Entry,
+    *,
+    probe: bool = False,
+) -> Handler:
     """Return the handler of one RPC, to be registered as one of a stream of requests.
 
     On the wire there is no difference. A stream lets the daemon read a request only when there
-    is room for it. The handler of a behavior with a SerializedAnswer returns its last message:
-    register it as one with a single answer. The daemon builds nothing of a request that exceeds
-    ``bounds.TABLE``. A WasmkilnError becomes its row of the error table; any other exception
-    becomes INTERNAL with the request id, and goes to the log whole. The daemon counts and logs a
-    call right after its answer, so that the caller does not wait for that.
+    is room for it. The handler returns the last message of the answer: register it as one with a
+    single answer. ``probe`` calls do not count among those of ``max_calls``.
     """
-    requests = Requests(method, parse, traffic.receiver)
+    requests = Requests(method, parse, entry.traffic)
 
     async def request(call: Call) -> Any:
-        message, call.release_request = await requests.read(call.context, call.caller, call.account)
-        call.start_work()
-        return message
+        built = await requests.read(call)
+        call.working = True
+        return built
 
-    async def answer(call: Call) -> bytes | None:
+    async def answer(call: Call) -> bytes:
         # No variable here keeps the request: it may be megabytes, and the call may wait long.
         found = await behavior(await request(call), call)
-        audited.answered(traffic.auditor, method, call)
+        if entry.auditor.on:
+            _audit_answer(entry.auditor, method, call)
         if isinstance(found, SerializedAnswer):
-            last = await traffic.sender.send_but_last(
-                call.context, call.caller, found.first, found.artifact
-            )
+            last = await entry.traffic.send(call, found.first, found.artifact)
             if found.artifact_bytes:
-                traffic.recorder.bytes_sent(found.artifact_bytes)
+                entry.recorder.bytes_sent(found.artifact_bytes)
             return last
         message = found if isinstance(found, bytes) else found.SerializeToString()
-        await traffic.sender.send(call.context, call.caller, message)
-        return None
+        return await entry.traffic.send(call, message)
+
+    gate = entry.traffic.probes if probe else entry.traffic.calls
+    return served(method, answer, entry, gate)
+
+
+def served(
+    method: str,
+    answer: Callable[[Call], Awaitable[bytes | None]],
+    entry: Entry,
+    gate: Gate,
+    *,
+    spare: int = 0,
+) -> Handler:
+    """Return the handler of calls that ``answer`` answers, and that leave ``spare`` places free.
+
+    A WasmkilnError becomes its row of the error table; any other exception becomes INTERNAL with
+    the request id, and goes to the log whole.
+    """
 
     async def handle(_: Any, context: Context) -> bytes | None:
-        call = Call(context, traffic.entrance)
-        ended = _Ended(method, call, traffic)
+        call = Call(context, entry.entrance)
+        ended = _Ended(method, call, entry, gate)
         # gRPC's task for this call ends when the answer is on its way, its last message included.
-        this_task().add_done_callback(ended)
+        call.task = this_task()
+        call.task.add_done_callback(ended)
         try:
-            call.admitted(traffic.guard.admit(method, traffic.entrance, call.credentials))
-            traffic.gate.enter(call.caller)
+            call.admitted(entry.guard.admit(method, entry.entrance, call.credentials))
+            gate.enter(call.caller, spare)
             ended.entered = True
-            if traffic.tracing:
-                ended.trace = traffic.tracing.begin(method, call.metadata())
-            call.charge_to(traffic.account_of(call.identity))
-            with traffic.under_way.answering(call):
-                return await answer(call)
+            if entry.tracing:
+                ended.trace = entry.tracing.begin(method, call.metadata())
+            call.charge_to(entry.account_of(call.identity))
+            return await answer(call)
         except WasmkilnError as failure:
-            ended.code, ended.reason = status.CODES[failure.reason], failure.reason.value
-            ended.limit = failure.metadata.get("limit", "")
-            audited.failed(traffic.auditor, method, call, failure)
-            forget_frames(failure)
-            if not context.done():
-                await abort(context, failure)
+            await _fail(entry, method, call, failure, ended)
         except asyncio.CancelledError as gone:
-            # The caller hung up, its deadline passed, or the server stops. grpcio ends the call.
-            ended.code = grpc.StatusCode.CANCELLED
-            audited.left(traffic.auditor, method, call)
             forget_frames(gone)
-            raise
+            if call.refusal is None:
+                # The caller hung up, its deadline passed, or the server stops.
+                ended.code = grpc.StatusCode.CANCELLED
+                if entry.auditor.on and call.working and not call.origin:
+                    _audit(entry.auditor, _event(method), method, call, "CANCELLED")
+                raise
+            this_task().uncancel()
+            await _fail(entry, method, call, call.refusal, ended)
         except aio.InternalError:
             # gRPC could not send or receive: the connection has gone, and with it the caller.
             ended.code = grpc.StatusCode.CANCELLED
             raise asyncio.CancelledError from None
+        except aio.AbortError as aborted:
+            # Health and channelz tell so that there is nothing of the name that they were asked.
+            ended.code = grpc.StatusCode.NOT_FOUND
+            forget_frames(aborted)
         except Exception as defect:
-            ended.code, ended.reason = grpc.StatusCode.INTERNAL, Reason.INTERNAL.value
             log.exception("call failed", method=method, request_id=call.request_id)
             forget_frames(defect)
-            failed = WasmkilnError(
+            internal = WasmkilnError(
                 Reason.INTERNAL,
                 f"the daemon failed: see its log for request {call.request_id}",
                 request_id=call.request_id,
             )
-            audited.failed(traffic.auditor, method, call, failed)
-            await abort(context, failed)
-        finally:
-            call.release_request()
+            await _fail(entry, method, call, internal, ended)
         return None
 
     return handle
 
 
-@dataclass(slots=True)
-class _Ended:
-    """Does what is left when a call has ended: no caller waits for that."""
-
-    method: str
-    call: Call
-    traffic: Traffic
-    entered: bool = False
-    """Whether the gate let the call in."""
-    code: grpc.StatusCode = grpc.StatusCode.OK
-    reason: str = ""
-    limit: str = ""
-    trace: CallTrace | None = None
-    started_s: float = field(default_factory=time.perf_counter)
-
-    def __call__(self, _: asyncio.Task[Any]) -> None:
-        if self.entered:
-            self.traffic.gate.leave(self.call.caller)
-        self.call.account.leave()
-        seconds = time.perf_counter() - self.started_s
-        self.traffic.recorder.rpc(self.method, self.code.name, seconds, self.limit)
-        trace_id = self.trace.trace_id if self.trace else ""
-        _log_call(self.method, self.call, self.code.name, self.reason, seconds, trace_id)
-        if self.trace:
-            about = {name: getattr(self.call, name) for name in _TRACED}
-            if self.code is not grpc.StatusCode.OK:
-                del about["engine"]  # It may be any text that the caller sent.
-            self.trace.end(self.code.name, self.reason, about)
-        if self.call.origin not in _LOCAL_HITS and self.method == _COMPILE:
-            self._note_compile(seconds)
-
-    def _note_compile(self, seconds: float) -> None:
-        call = self.call
-        reason = self.reason or (self.code.name if self.code is not grpc.StatusCode.OK else "")
-        # A client asks by digest first and uploads then, so that this reason is no failure. Of a
-        # call that did not say what to compile, there is nothing to tell.
-        if call.module and reason != Reason.MODULE_NOT_LOADED.value:
-            origin = "" if reason else call.origin
-            self.traffic.recorder.compile_ended(call.module, call.engine, origin, reason, seconds)
+def this_task() -> asyncio.Task[Any]:
+    """Return the task that answers a call: the running one."""
+    task = asyncio.current_task()
+    if task is None:
+        raise RuntimeError("calls are answered in tasks")
+    return task
 
 
-async def abort(context: Context, failure: WasmkilnError) -> None:
+async def _fail(
+    entry: Entry, method: str, call: Call, failure: WasmkilnError, ended: _Ended
+) -> None:
     """End a call with its row of the error table.
 
     grpcio raises an exception in the handler, and keeps it for as long as the connection is
-    open. So drop its traceback, which holds the call and its answer.
+    open. So drop its traceback, which holds the call and its answer. The status stands behind
+    what the caller has not read yet, so that it has its time too.
     """
+    ended.code, ended.reason = status.CODES[failure.reason], failure.reason.value
+    ended.limit = failure.metadata.get("limit", "")
+    if entry.auditor.on:
+        _audit_failure(entry.auditor, method, call, failure)
+    forget_frames(failure)
+    if call.context.done():
+        return
     answer = status.to_status(failure)
+    call.refusal = failure
+    entry.traffic.await_caller(call, time.monotonic())
     try:
-        await context.abort(
+        await call.context.abort(
             status.CODES[failure.reason],
             answer.message,
             ((status.DETAILS_KEY, answer.SerializeToString()),),
@@ -268,24 +229,121 @@ async def abort(context: Context, failure: WasmkilnError) -> None:
         forget_frames(aborted)
 
 
+@dataclass(slots=True)
+class _Ended:
+    """Does what is left when a call has ended: no caller waits for that."""
+
+    method: str
+    call: Call
+    entry: Entry
+    gate: Gate
+    entered: bool = False
+    """Whether the gate let the call in."""
+    code: grpc.StatusCode = grpc.StatusCode.OK
+    reason: str = ""
+    limit: str = ""
+    trace: ports.CallTrace | None = None
+    started_s: float = field(default_factory=time.perf_counter)
+
+    def __call__(self, _: asyncio.Task[Any]) -> None:
+        call, entry = self.call, self.entry
+        entry.traffic.end(call)
+        if self.entered:
+            self.gate.leave(call.caller)
+        call.account.leave()
+        if call.refusal and not self.reason:  # It was cut off at its last message.
+            self.code, self.reason = status.CODES[call.refusal.reason], call.refusal.reason.value
+            self.limit = call.refusal.metadata.get("limit", "")
+        seconds = time.perf_counter() - self.started_s
+        entry.recorder.rpc(self.method, self.code.name, seconds, self.limit)
+        self._log(seconds)
+        if self.trace:
+            about = {name: getattr(call, name) for name in _TRACED}
+            if self.code is not grpc.StatusCode.OK:
+                del about["engine"]  # It may be any text that the caller sent.
+            self.trace.end(self.code.name, self.reason, about)
+        # A client asks by digest first and uploads then, so that this reason is no failure. Of a
+        # call that did not say what to compile, there is nothing to tell.
+        if (
+            self.method == _COMPILE
+            and call.origin not in _LOCAL_HITS
+            and call.module
+            and self.reason != Reason.MODULE_NOT_LOADED.value
+        ):
+            reason = self.reason or ("" if self.code is grpc.StatusCode.OK else self.code.name)
+            origin = "" if reason else call.origin
+            entry.recorder.compile_ended(call.module, call.engine, origin, reason, seconds)
+
+    def _log(self, seconds: float) -> None:
+        words: dict[str, Any] = {
+            "method": self.method,
+            "request_id": self.call.request_id,
+            "code": self.code.name,
+            "duration_ms": round(seconds * 1e3, 3),
+        }
+        if self.reason:
+            words["reason"] = self.reason
+        if self.trace and self.trace.trace_id:
+            words["trace_id"] = self.trace.trace_id
+        for name in ("module", "engine", "origin", "queue_ms", "compile_ms", "bytes"):
+            if value := getattr(self.call, name):
+                words[name] = value
+        # Probes come every few seconds: those that went well would hide the rest.
+        quiet = self.code in _QUIET and self.method.startswith("/grpc.")
+        (log.debug if quiet else log.info)("call", **words)
+
+
 # The module's digest is the caller's own, and is in the log only.
 _TRACED = ("engine", "origin", "bytes")
 
 
-def _log_call(
-    method: str, call: Call, code: str, reason: str, seconds: float, trace_id: str
+def _event(method: str) -> ports.AuditEvent | None:
+    return ports.AuditEvent.ADMIN if method.startswith(_OPERATING) else _EVENTS.get(method)
+
+
+def _audit_answer(auditor: ports.Auditor, method: str, call: Call) -> None:
+    """Write the line of a call that succeeded, if it gets one."""
+    event = _event(method)
+    if event is not ports.AuditEvent.COMPILE or call.origin in _MADE:
+        _audit(auditor, event, method, call, "OK")
+
+
+def _audit_failure(auditor: ports.Auditor, method: str, call: Call, failure: WasmkilnError) -> None:
+    """Write the line of a call that failed or was refused, if it gets one."""
+    refused = failure.reason in _REFUSALS
+    if not refused and (call.origin or failure.reason is Reason.MODULE_NOT_LOADED):
+        return  # it was served, and could not be sent; or there was nothing to compile
+    event = ports.AuditEvent.REFUSAL if refused else _event(method)
+    code = status.CODES[failure.reason].name
+    _audit(auditor, event, method, call, code, failure.reason.value, failure.identity)
+
+
+def _audit(
+    auditor: ports.Auditor,
+    event: ports.AuditEvent | None,
+    method: str,
+    call: Call,
+    code: str,
+    reason: str = "",
+    identity: str = "",
 ) -> None:
-    words: dict[str, Any] = {
-        "method": method,
-        "request_id": call.request_id,
-        "code": code,
-        "duration_ms": round(seconds * 1e3, 3),
-    }
-    if reason:
-        words["reason"] = reason
-    if trace_id:
-        words["trace_id"] = trace_id
-    for name in ("module", "engine", "origin", "queue_ms", "compile_ms", "bytes"):
-        if value := getattr(call, name):
-            words[name] = value
-    log.info("call", **words)
+    if not event or call.audited:
+        return
+    call.audited = True
+    kind, _, address = call.peer.partition(":")
+    auditor.write(
+        ports.AuditLine(
+            event,
+            call.identity.name or identity,
+            call.identity.namespace,
+            unquote(address) if kind in ("ipv4", "ipv6") else kind,
+            method,
+            code,
+            reason,
+            call.module,
+            call.engine,
+            call.origin if code == "OK" else "",
+            call.request_id,
+            call.about,
+        )
+    )

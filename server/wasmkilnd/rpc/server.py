@@ -1,34 +1,121 @@
-"""The gRPC servers: one for each group of addresses, with gates and budgets that all share."""
+"""The gRPC servers: what they serve, on which addresses, with which of grpc's own limits.
+
+There is one server for each group of addresses that are served in the same way. All share one
+``Traffic``.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc import aio
+from wasmkiln.v1 import admin_service_pb2, module_service_pb2
 
 from wasmkilnd.account import Account, unlimited
-from wasmkilnd.model import PLAINTEXT, Artifact, Identity, TrafficLimits
-from wasmkilnd.network import SocketAccess
+from wasmkilnd.model import PLAINTEXT, Artifact, Entrance, Identity, TrafficLimits
+from wasmkilnd.network import SocketAccess, is_listening
 from wasmkilnd.ports import Auditor, Guard, Tracing
 from wasmkilnd.reloadable import Reloadable
-from wasmkilnd.rpc.calls import CallGate, CallRecorder, Traffic, abort
-from wasmkilnd.rpc.connections import sockets
-from wasmkilnd.rpc.connections.call import CallsUnderWay
-from wasmkilnd.rpc.connections.flood_guard import FloodGuard
-from wasmkilnd.rpc.connections.reserve import ConnectionReserve
-from wasmkilnd.rpc.flow.receive import Receiver
-from wasmkilnd.rpc.flow.send import Sender
-from wasmkilnd.rpc.listener import Listener, ListenGroup, TransportLimits
-from wasmkilnd.rpc.served import Servicers, serve
+from wasmkilnd.rpc.calls import Behavior, CallRecorder, Entry, handler
+from wasmkilnd.rpc.health import PROBES, Health, add_probes
 from wasmkilnd.rpc.services.admin import AdminServicer
-from wasmkilnd.rpc.services.health import Health
 from wasmkilnd.rpc.services.module import ModuleServicer
+from wasmkilnd.rpc.traffic import Traffic
+from wasmkilnd.rpc.wire.contract import contract
+from wasmkilnd.rpc.wire.messages import CompileCall
+
+MODULE_SERVICE = "wasmkiln.v1.ModuleService"
+ADMIN_SERVICE = "wasmkiln.v1.AdminService"
+SERVICES = (MODULE_SERVICE, ADMIN_SERVICE, *PROBES)
+METHODS = tuple(
+    f"/{service}/{method.name}"
+    for service in SERVICES
+    for method in contract().FindServiceByName(service).methods
+)
+
+_DESCRIBED: Mapping[str, Any] = {
+    MODULE_SERVICE: module_service_pb2.DESCRIPTOR.services_by_name["ModuleService"],
+    ADMIN_SERVICE: admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"],
+}
+
+# The daemon accepts these while it drains, and they do not count among its calls. Operators look
+# how the drain goes; they may shorten the grace, or try again if the first answer was lost.
+_WHILE_DRAINING = ("Drain", "Stats", "GetCapabilities")
 
 # A module above its limit should get the daemon's own error, which explains it. A message above
 # this size gets gRPC's.
 _LEAST_MESSAGE_BYTES = 16 * 1024 * 1024
 _MESSAGE_OVERHEAD_BYTES = 1024 * 1024
 _LAST_ANSWERS_S = 0.5
+_METADATA_BYTES = 16 * 1024
+_HOUR_MS = 3_600_000
+
+_OPTIONS = (
+    ("grpc.so_reuseport", 0),  # A second daemon on one port is a mistake: fail.
+    ("grpc.max_send_message_length", -1),
+    # The hard limit too: between the two limits gRPC refuses at random.
+    ("grpc.max_metadata_size", _METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", _METADATA_BYTES),
+    # Uncompressed messages only: gRPC 1.76 checks the size of a compressed one after it has
+    # unpacked all of it, and 600 KB become 600 MB.
+    ("grpc.compression_enabled_algorithms_bitset", 1),
+    # gRPC ends a connection (GOAWAY, "too_many_pings") that pings more often than this without
+    # calls, at the third time.
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.max_ping_strikes", 2),
+    # The calls of a peer that vanished end.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    # A connection without a handshake, that of TLS included, or idle for long, is closed.
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_connection_idle_ms", _HOUR_MS // 4),
+    # Every other one gets a GOAWAY in time, and is closed when the longest call must have ended.
+    ("grpc.max_connection_age_ms", _HOUR_MS),
+    ("grpc.max_connection_age_grace_ms", _HOUR_MS),
+)
+
+
+class CannotListen(Exception):  # noqa: N818 - says what the daemon cannot do
+    """The daemon cannot listen on an address; the message says which and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class TransportLimits:
+    """What gRPC's core lets in. A reload does not change it."""
+
+    module_bytes: int
+    """The largest module; messages may be a little larger."""
+    connections: int
+    """Per address."""
+    streams: int
+    """Calls per connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListenGroup:
+    """Addresses that are served in the same way."""
+
+    setting: str
+    """That names them: ``listen``, ``token_listen`` or ``operator_listen``."""
+    entrance: Entrance
+    addresses: Sequence[str]
+    credentials: Callable[[], Any] | None = None
+    """Makes gRPC's ServerCredentials for one address; None for plaintext and Unix sockets."""
+    admin: bool = True
+    """Whether AdminService is served there."""
+
+    @property
+    def advice(self) -> str:
+        """What to do if one of them is in use."""
+        flag = self.setting.replace("_", "-")
+        return f"choose another with --{flag} or WASMKILN_{self.setting.upper()}"
 
 
 class RpcServer:
@@ -48,33 +135,38 @@ class RpcServer:
         tracing: Tracing | None = None,
     ) -> None:
         """``in_memory`` tells whether the memory tier holds an artifact."""
-        message = max(_LEAST_MESSAGE_BYTES, transport.module_bytes + _MESSAGE_OVERHEAD_BYTES)
-        self.largest_module_bytes = message - _MESSAGE_OVERHEAD_BYTES
+        message_bytes = max(_LEAST_MESSAGE_BYTES, transport.module_bytes + _MESSAGE_OVERHEAD_BYTES)
+        self.largest_module_bytes = message_bytes - _MESSAGE_OVERHEAD_BYTES
         """The largest module that gRPC lets in, whatever a reload sets the limit to."""
-        self._transport = transport
-        self._ports: frozenset[int] = frozenset()
-        self._reserve: asyncio.Task[None] | None = None
-        self._flood_guard: FloodGuard | None = None
-        self._message_bytes = message
-        self._limits = limits
-
-        self._gate = CallGate(limits)
-        self._traffic = Traffic(
-            self._gate,
-            CallGate(limits),
-            CallsUnderWay(remembered=4 * transport.connections),
-            Receiver(limits, message),
-            Sender(limits, abort, self._close_connection, in_memory),
-            recorder,
-            guard,
-            auditor,
-            PLAINTEXT,
-            account_of,
-            tracing,
+        self.traffic = Traffic(limits, message_bytes, in_memory)
+        """The limits of calls, for the gauges of what these hold now."""
+        self._entry = Entry(self.traffic, recorder, guard, auditor, PLAINTEXT, account_of, tracing)
+        self._options = (
+            *_OPTIONS,
+            ("grpc.max_receive_message_length", message_bytes),
+            ("grpc.max_concurrent_streams", transport.streams),
+            ("grpc.max_allowed_incoming_connections", transport.connections),
         )
-        self._ungated = replace(self._traffic, gate=CallGate(limits), account_of=unlimited)
-        self._servicers = Servicers(module_servicer, admin_servicer)
-        self._listeners: list[Listener] = []
+        module, admin = module_servicer, admin_servicer
+        self._behaviors: dict[str, dict[str, Behavior]] = {
+            MODULE_SERVICE: {
+                "Load": module.load,
+                "Compile": module.compile,
+                "Stats": module.stats,
+                "GetCapabilities": module.get_capabilities,
+                "FindMissing": module.find_missing,
+            },
+            ADMIN_SERVICE: {
+                "Evict": admin.evict,
+                "ListQuarantine": admin.list_quarantine,
+                "ReleaseQuarantine": admin.release_quarantine,
+                "Pin": admin.pin,
+                "Unpin": admin.unpin,
+                "ListPins": admin.list_pins,
+                "Drain": admin.drain,
+            },
+        }
+        self._servers: list[Any] = []
         self._healths: list[Health] = []
 
     async def start(
@@ -85,24 +177,20 @@ class RpcServer:
         Raises CannotListen.
         """
         for group in groups:
-            listener = Listener(group, self._transport, self._message_bytes)
-            self._listeners.append(listener)
-            traffic, ungated = (
-                replace(each, entrance=group.entrance) for each in (self._traffic, self._ungated)
-            )
-            health = serve(listener.server, self._servicers, traffic, ungated, admin=group.admin)
-            self._healths.append(health)
-        bound = [listener.bind(socket_access) for listener in self._listeners]
-        for listener in self._listeners:
-            await listener.server.start()
-        ports = self._ports = frozenset().union(*(each.ports for each in self._listeners))
-        closed = self._traffic.recorder.connections_closed
-        reserve = ConnectionReserve(self._transport.connections, self._traffic.under_way, closed)
-        self._reserve = asyncio.create_task(reserve.run(ports))
-        self._flood_guard = FloodGuard(
-            ports, lambda: self._limits.current.calls, self._message_bytes, closed
-        )
-        self._flood_guard.start()
+            server = aio.server(options=self._options)
+            entry = replace(self._entry, entrance=group.entrance)
+            services = (MODULE_SERVICE, ADMIN_SERVICE) if group.admin else (MODULE_SERVICE,)
+            for service in services:
+                self._add(server, service, entry)
+            probes = replace(entry, account_of=unlimited, tracing=None)
+            self._healths.append(add_probes(server, services, probes))
+            self._servers.append(server)
+        bound = [
+            [_bind(server, group, address, socket_access) for address in group.addresses]
+            for server, group in zip(self._servers, groups, strict=True)
+        ]
+        for server in self._servers:
+            await server.start()
         return bound
 
     def set_health(self, serving: bool) -> None:
@@ -110,29 +198,19 @@ class RpcServer:
         for health in self._healths:
             health.set(serving)
 
-    async def _close_connection(self, peer: str) -> None:
-        if address := sockets.parse(peer):
-            closed = await asyncio.to_thread(sockets.close, (address,), self._ports)
-            self._traffic.recorder.connections_closed("not_read", closed)
-
-    @property
-    def traffic(self) -> Traffic:
-        """The gates and budgets, for the gauges of what calls hold now."""
-        return self._traffic
-
     @property
     def running_calls(self) -> int:
         """How many calls run now."""
-        return self._gate.running
+        return self.traffic.calls.running
 
     def refuse_calls(self) -> None:
         """Refuse new calls with SERVER_DRAINING, and tell watchers of the health."""
         self.set_health(False)
-        self._gate.close()
+        self.traffic.calls.close()
 
     async def idle(self) -> None:
-        """Wait until no call runs."""
-        await self._gate.idle()
+        """Wait until no call runs, after ``refuse_calls``."""
+        await self.traffic.calls.idle()
 
     async def stop(self) -> None:
         """Close every connection, and end the calls that still run half a second later.
@@ -140,11 +218,72 @@ class RpcServer:
         The delay is for answers that are on their way, such as that of a compilation that the
         daemon has just given up.
         """
-        if self._flood_guard:
-            await asyncio.to_thread(self._flood_guard.stop)
-        if self._reserve:
-            self._reserve.cancel()
-            await asyncio.gather(self._reserve, return_exceptions=True)
-        await asyncio.gather(
-            *(listener.server.stop(_LAST_ANSWERS_S) for listener in self._listeners)
+        await asyncio.gather(*(server.stop(_LAST_ANSWERS_S) for server in self._servers))
+
+    def _add(self, server: Any, service: str, entry: Entry) -> None:
+        handlers = {}
+        for name, behavior in self._behaviors[service].items():
+            asked = _DESCRIBED[service].methods_by_name[name].input_type._concrete_class
+            parse = CompileCall if name == "Compile" else asked.FromString
+            passed = replace(entry, account_of=unlimited) if name == "Drain" else entry
+            handlers[name] = grpc.stream_unary_rpc_method_handler(
+                handler(
+                    f"/{service}/{name}", parse, behavior, passed, probe=name in _WHILE_DRAINING
+                )
+            )
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+
+
+def open_socket(address: str, path: Path, sockets: SocketAccess) -> None:
+    """Set who can connect to a Unix socket that is bound. Raises CannotListen."""
+    try:
+        sockets.apply(path)
+    except OSError as failure:
+        raise CannotListen(
+            f"cannot set mode and group of {address} (socket_mode, socket_group):"
+            f" {failure.strerror}"
+        ) from None
+
+
+def _bind(server: Any, group: ListenGroup, address: str, sockets: SocketAccess) -> str:
+    """Bind an address; return it with the real port. Raises CannotListen."""
+    if address.startswith("unix:"):
+        path = Path(address.removeprefix("unix:").removeprefix("//"))
+        _refuse_used_socket(address, path, group.advice)
+        # Nobody else can connect before the file has its mode.
+        before = os.umask(0o177)
+        try:
+            bound = _add_port(server, group, address)
+        finally:
+            os.umask(before)
+        if bound:
+            open_socket(address, path, sockets)
+            return address
+    elif port := _add_port(server, group, address):
+        return f"{address.rpartition(':')[0]}:{port}"
+    raise CannotListen(
+        f"cannot listen on {address}: it is in use, or not an address of this machine;"
+        f" {group.advice}"
+    )
+
+
+def _add_port(server: Any, group: ListenGroup, address: str) -> int:
+    """Bind an address; return its port, 0 if that fails, and 1 for a Unix socket."""
+    try:
+        if group.credentials is None:
+            return int(server.add_insecure_port(address))
+        return int(server.add_secure_port(address, group.credentials()))
+    except RuntimeError:
+        return 0
+
+
+def _refuse_used_socket(address: str, path: Path, advice: str) -> None:
+    """Raise CannotListen if ``path`` is in use: gRPC would take a socket over from its process."""
+    if not path.parent.is_dir():
+        raise CannotListen(
+            f"cannot listen on {address}: {path.parent} is not a directory; create it"
         )
+    if path.exists() and not path.is_socket():
+        raise CannotListen(f"cannot listen on {address}: the path is a file that is not a socket")
+    if is_listening(path):
+        raise CannotListen(f"cannot listen on {address}: another process serves there; {advice}")

@@ -5,21 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
-from wasmkilnd.rpc.served import SERVICES
+from wasmkilnd.rpc.server import SERVICES
 from wasmkilnd.rpc.wire.contract import contract
-
-SERVED = (
-    *SERVICES,
-    "grpc.reflection.v1.ServerReflection",
-    "grpc.reflection.v1alpha.ServerReflection",
-)
 
 
 def methods() -> dict[str, Descriptor]:
     """Return the request's type of each method."""
     return {
         f"/{service}/{method.name}": method.input_type
-        for service in SERVED
+        for service in SERVICES
         for method in contract().FindServiceByName(service).methods
     }
 

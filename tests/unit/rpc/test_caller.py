@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.rpc.connections.call import caller_of, is_background
+from wasmkilnd.rpc.traffic import caller_of, is_background
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkilnd import errors
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import Limits
-from wasmkilnd.rpc.connections.call import PRIORITY_KEY, Call
 from wasmkilnd.rpc.services.module import ModuleServicer
+from wasmkilnd.rpc.traffic import PRIORITY_KEY, Call
 from wasmkilnd.rpc.wire.messages import CompileCall
 
 from tests.doubles.context import Context

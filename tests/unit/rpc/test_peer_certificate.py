@@ -15,7 +15,7 @@ from grpc import aio
 from wasmkilnd.access.certificates import certificate_name
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.model import Credentials, Entrance, Transport
-from wasmkilnd.rpc.connections.call import Call
+from wasmkilnd.rpc.traffic import Call
 
 DAY = datetime.timedelta(days=1)
 

@@ -28,9 +28,7 @@ class TrafficSettings(BaseModel):
         default=1024,
         gt=0,
         le=1_000_000,
-        description="Connections, for each address of listen; the daemon closes others at once."
-        " It keeps an eighth of them free: it closes idle ones, then those of the host that has"
-        " most. A host that has no more than its share of them loses none.",
+        description="Connections, for each address of listen; the daemon closes others at once.",
     )
     max_streams: Count = Field(
         default=256, gt=0, le=100_000, description="Calls in progress on one connection."
@@ -38,8 +36,8 @@ class TrafficSettings(BaseModel):
     receive_bytes: Size = Field(
         default=512 * MIB,
         ge=MIB,
-        description="Memory for requests that are arriving or being read. A request that arrives"
-        " slowly counts as the largest possible message.",
+        description="Memory for requests: half for those that are being used, half for those that"
+        " arrive slowly, each of which counts as the largest possible message.",
         json_schema_extra=LIVE,
     )
     send_bytes: Size = Field(
@@ -52,14 +50,15 @@ class TrafficSettings(BaseModel):
         default=512 * MIB,
         gt=0,
         description="Bytes of artifacts that are being sent, besides those in the memory tier;"
-        " each artifact counts once, and stays in memory until it is sent. No caller may have more"
-        " of it than it leaves to others.",
+        " each counts once, and the daemon refuses to send one more than that. No caller may have"
+        " more of it than it leaves to others.",
         json_schema_extra=LIVE,
     )
     caller_timeout_s: Seconds = Field(
         default=60.0,
         gt=0,
         description="How long a caller may take to send its request, and how long it may read"
-        " nothing of its answer. The daemon then ends the call.",
+        " nothing of its answer; for a whole artifact it has ten times as long. The daemon then"
+        " ends the call.",
         json_schema_extra=LIVE,
     )

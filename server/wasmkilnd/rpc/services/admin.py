@@ -9,7 +9,7 @@ from wasmkiln.v1 import admin_service_pb2 as pb
 from wasmkilnd.admission import check_sha256
 from wasmkilnd.errors import invalid_request
 from wasmkilnd.model import DrainState
-from wasmkilnd.rpc.connections.call import Call
+from wasmkilnd.rpc.traffic import Call
 from wasmkilnd.rpc.wire import messages
 from wasmkilnd.rpc.wire.parts import repeated
 from wasmkilnd.rpc.wire.pins import pin_message

@@ -12,7 +12,7 @@ from wasmkiln.v1 import types_pb2
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.model import Role
 from wasmkilnd.requests import CompileRequest, LoadRequest, Terms, WantedArtifact
-from wasmkilnd.rpc.connections.call import Call
+from wasmkilnd.rpc.traffic import Call
 from wasmkilnd.rpc.wire import messages
 from wasmkilnd.rpc.wire.capabilities import caller_message
 from wasmkilnd.rpc.wire.headers import Headers, SerializedAnswer

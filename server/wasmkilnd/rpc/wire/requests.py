@@ -10,9 +10,8 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from wasmkilnd.account import UNLIMITED, Account
 from wasmkilnd.errors import WasmkilnError, invalid_request
-from wasmkilnd.rpc.flow.receive import Receiver
+from wasmkilnd.rpc.traffic import Call, Traffic
 from wasmkilnd.rpc.wire.bounds import (
     MAX_FIELDS,
     MAX_UNKNOWN_BYTES,
@@ -45,38 +44,30 @@ class Requests:
     no call may change it. Hits of a module by its digest are such calls.
     """
 
-    def __init__(self, method: str, parse: Callable[[bytes], Any], receiver: Receiver) -> None:
+    def __init__(self, method: str, parse: Callable[[bytes], Any], traffic: Traffic) -> None:
         """Raise LookupError if a field of the method's request has no bound."""
         self._parse = parse
-        self._receiver = receiver
+        self._traffic = traffic
+        self._most_bytes = traffic.most_bytes(method)
         self._plan = plan_of(method)
         self._in_parts = any(row.bound.one_by_one for row in self._plan.values())
         self._small = lru_cache(maxsize=_KEPT_REQUESTS)(self._scanned_and_built)
 
-    async def read(
-        self, context: Any, caller: str, account: Account = UNLIMITED
-    ) -> tuple[Any, Callable[[], None]]:
-        """Return a call's request, and a function that stops counting its memory.
+    async def read(self, call: Call) -> Any:
+        """Return a call's request; it counts until the call releases it.
 
         The request is Parts if its fields are built one by one. Raises COMPILE_QUEUE_FULL,
         QUOTA_EXCEEDED, or INVALID_REQUEST for bytes above a bound or bytes that are no message of
         this method.
         """
-        message, held = await self._receiver.read(context, caller, account=account)
-        message = message or b""
-        built: Any
-        try:
-            if len(message) <= _SMALL_BYTES and not self._in_parts:
-                built, cost_bytes = self._small(message)
-                held.add(cost_bytes)
-                return built, held
-            scanned = await in_slices(scan(message, self._plan))
-            held.add(scanned.cost_bytes)
-            built = Parts(message, scanned.parts) if self._in_parts else await self._built(message)
-        except BaseException:
-            held()
-            raise
-        return built, held
+        message = await self._traffic.read(call, self._most_bytes) or b""
+        if len(message) <= _SMALL_BYTES and not self._in_parts:
+            built, cost_bytes = self._small(message)
+            self._traffic.hold_more(call, cost_bytes)
+            return built
+        scanned = await in_slices(scan(message, self._plan))
+        self._traffic.hold_more(call, scanned.cost_bytes)
+        return Parts(message, scanned.parts) if self._in_parts else await self._built(message)
 
     def _scanned_and_built(self, message: bytes) -> tuple[Any, int]:
         steps = scan(message, self._plan)

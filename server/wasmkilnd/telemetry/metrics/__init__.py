@@ -18,7 +18,7 @@ The families, all named ``wasmkiln_…``, and the question that each answers:
 ``queue_*``, ``workers*``, ``abandoned``       are there enough workers
 ``rpcs``, ``rpc_duration``, ``sent_bytes``     what do callers get, and how fast
 ``calls``, ``receive_*``, ``send_*``           how much memory do calls hold
-``refused``, ``connections_closed``            which limits protect callers from others
+``refused``                                    which limits protect callers from others
 ``quota_*``                                    who is near to a quota, and which quotas refuse
 ``fleet_turns``, ``quarantine*``               do daemons share work and failures
 ``ready``, ``engine_state``, ``isolation_*``   what is served, and how are jobs confined

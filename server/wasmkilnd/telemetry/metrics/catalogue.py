@@ -47,8 +47,7 @@ _GRPC_CODES = (
     "UNAUTHENTICATED",
 )
 # The limits that protect callers from each other; see errors.py.
-_LIMITS = ("queue", "deadline", "calls", "connections", "receive", "send", "descriptors")
-_CLOSED_CAUSES = ("taken_back", "only_frames", "no_room", "not_read")
+_LIMITS = ("queue", "deadline", "calls", "receive", "send", "descriptors")
 _BEHIND_OUTCOMES = ("compiled", "found", "failed", "dropped")
 _FLEET_OUTCOMES = ("taken", "made", "failed", "late", "alone")
 _ABANDONED_STAGES = ("queued", "running")
@@ -120,11 +119,6 @@ class Catalogue:
             "refused",
             "Calls refused because of a limit that protects other callers.",
             limit=_LIMITS,
-        )
-        self.connections_closed = self._counters(
-            "connections_closed",
-            "Connections that the daemon closed to protect other callers.",
-            cause=_CLOSED_CAUSES,
         )
         self.served = self._counters(
             "served",

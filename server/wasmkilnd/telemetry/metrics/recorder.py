@@ -129,10 +129,6 @@ class Metrics:
         if limit:
             self.catalogue.refused.at(limit).inc()
 
-    def connections_closed(self, cause: str, count: int) -> None:
-        """Record that the daemon closed ``count`` connections to protect other callers."""
-        self.catalogue.connections_closed.at(cause).inc(count)
-
     def bytes_sent(self, size_bytes: int) -> None:
         """Record that artifact bytes went to a caller."""
         self.catalogue.sent_bytes.inc(size_bytes)

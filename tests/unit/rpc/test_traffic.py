@@ -1,0 +1,443 @@
+"""Callers that send and read at once, slowly, or never, and limits that hold."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from grpc import aio
+from wasmkilnd import wire
+from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.model import Artifact
+from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.rpc import traffic
+from wasmkilnd.rpc.traffic import FREE_FOR_CHECKS, Call, Gate, Traffic
+
+from tests.contract.values import artifact, payload_of
+from tests.unit.rpc.limits import limits
+
+KIB, MIB = 1024, 1024 * 1024
+MESSAGE = 1000
+HEADER = b"\x0a\x00"
+
+
+class Caller:
+    """One end of a call: sends and reads when it says so, as gRPC's flow control lets it."""
+
+    def __init__(self, message: bytes | None = None, *, reads: bool = True) -> None:
+        self.message = message
+        self.arrived, self.reads = asyncio.Event(), asyncio.Event()
+        self.got: list[bytes] = []
+        if message is not None:
+            self.arrived.set()
+        if reads:
+            self.reads.set()
+
+    def peer(self) -> str:
+        return "unix:"
+
+    async def read(self) -> Any:
+        await self.arrived.wait()
+        return self.message or aio.EOF
+
+    async def write(self, message: bytes) -> None:
+        if message != HEADER:  # gRPC's first window takes it.
+            await self.reads.wait()
+            self.got.append(message)
+
+
+class Rig:
+    """The limits, and calls that run in tasks as those of gRPC do."""
+
+    def __init__(self, **changed: Any) -> None:
+        self.limits = Reloadable(limits(**changed))
+        self.memory: list[Artifact] = []
+        self.traffic = Traffic(self.limits, MESSAGE, lambda one: one in self.memory)
+        self.tasks: list[asyncio.Task[Any]] = []
+
+    def read(
+        self, caller: Caller, name: str = "a", most_bytes: int = MESSAGE
+    ) -> asyncio.Task[tuple[bytes | None, Call]]:
+        """Read a request; the task ends with it and its call, which still holds it."""
+
+        async def act(call: Call) -> tuple[bytes | None, Call]:
+            return await self.traffic.read(call, most_bytes), call
+
+        return self._begin(caller, name, act)
+
+    def send(self, caller: Caller, one: Artifact, name: str = "a") -> asyncio.Task[None]:
+        """Send an artifact."""
+
+        async def act(call: Call) -> None:
+            try:
+                # gRPC sends the last message with the status, in the call's task.
+                await caller.write(await self.traffic.send(call, HEADER, one))
+            finally:
+                self.traffic.end(call)
+
+        return self._begin(caller, name, act)
+
+    async def close(self) -> None:
+        """End all calls; nothing must be held then."""
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        held = self.traffic
+        assert held.send_bytes == held.pinned_bytes == 0
+
+    def _begin(self, caller: Caller, name: str, act: Callable[[Call], Any]) -> asyncio.Task[Any]:
+        async def run() -> Any:
+            call = Call(caller)
+            call.caller, call.task = name, asyncio.current_task()
+            try:
+                return await act(call)
+            except asyncio.CancelledError:
+                if call.refusal is None:
+                    raise
+                raise call.refusal from None
+
+        task = asyncio.create_task(run())
+        self.tasks.append(task)
+        return task
+
+
+def sized(payload: bytes) -> Artifact:
+    return replace(artifact(), size_bytes=len(payload), frames=wire.to_frames(payload))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(traffic, "_LOOK_S", 0.01)
+    monkeypatch.setattr(traffic, "_SLOW_S", 0.03)
+
+
+async def eventually(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - it has no event
+            await asyncio.sleep(0.005)
+
+
+async def refusal_of(task: asyncio.Task[Any]) -> WasmkilnError:
+    with pytest.raises(WasmkilnError) as failure:
+        await task
+    assert failure.value.reason is Reason.COMPILE_QUEUE_FULL
+    assert failure.value.retry_after_s
+    return failure.value
+
+
+# Calls
+
+
+def test_the_gate_keeps_room_for_others() -> None:
+    in_force = Reloadable(limits(calls=8))
+    gate = Gate(lambda: in_force.current.calls)
+    for _ in range(4):
+        gate.enter("a")
+    with pytest.raises(WasmkilnError) as failure:
+        gate.enter("a")
+    assert failure.value.reason is Reason.COMPILE_QUEUE_FULL
+    assert failure.value.metadata["limit"] == "calls"
+    assert failure.value.retry_after_s
+    gate.enter("b")
+    gate.leave("a")
+    gate.leave("a")
+    gate.enter("a")
+    assert gate.running == 4
+    in_force.current = limits(calls=2)
+    with pytest.raises(WasmkilnError):
+        gate.enter("c")
+    in_force.current = limits(calls=16)
+    gate.enter("a")
+
+
+def test_calls_that_last_leave_room_for_those_that_do_not() -> None:
+    gate = Gate(lambda: 2 * FREE_FOR_CHECKS)
+    for number in range(FREE_FOR_CHECKS):
+        gate.enter(f"watch {number}", FREE_FOR_CHECKS)
+    with pytest.raises(WasmkilnError):
+        gate.enter("another watch", FREE_FOR_CHECKS)
+    gate.enter("a check")
+
+
+async def test_a_gate_that_is_closed_is_idle_when_the_last_call_has_left() -> None:
+    gate = Gate(lambda: 8)
+    gate.enter("a")
+    gate.close()
+    with pytest.raises(WasmkilnError) as failure:
+        gate.enter("a")
+    assert failure.value.reason is Reason.SERVER_DRAINING
+    idle = asyncio.create_task(gate.idle())
+    await asyncio.sleep(0)
+    assert not idle.done()
+    gate.leave("a")
+    await idle
+    await gate.idle()
+
+
+# Requests
+
+
+async def test_what_arrives_at_once_is_held_until_it_is_released() -> None:
+    rig = Rig(receive_bytes=8 * MESSAGE)
+    message, call = await rig.read(Caller(b"hello"))
+    assert message == b"hello"
+    assert rig.traffic.receive_bytes == 5
+    rig.traffic.hold_more(call, 10)
+    assert rig.traffic.receive_bytes == 15
+    call.release_request()
+    call.release_request()
+    assert rig.traffic.receive_bytes == 0
+    assert (await rig.read(Caller(b"")))[0] is None
+
+
+async def test_a_request_larger_than_its_method_allows_is_refused_and_not_held() -> None:
+    rig = Rig()
+    with pytest.raises(WasmkilnError, match=r"11 bytes.* at most 10") as failure:
+        await rig.read(Caller(bytes(11)), most_bytes=10)
+    assert failure.value.reason is Reason.INVALID_REQUEST
+    assert failure.value.metadata == {"at_most": "10", "size_bytes": "11"}
+    assert rig.traffic.receive_bytes == 0
+
+
+def test_only_requests_with_a_module_may_be_large() -> None:
+    most_bytes = Rig().traffic.most_bytes
+    assert most_bytes("/wasmkiln.v1.ModuleService/Compile") == MESSAGE
+    assert most_bytes("/wasmkiln.v1.ModuleService/FindMissing") == 2 * MIB
+    assert most_bytes("/grpc.health.v1.Health/Check") == 64 * KIB
+
+
+async def test_what_arrives_slowly_counts_in_full_until_it_is_there() -> None:
+    rig = Rig(receive_bytes=8 * MESSAGE)
+    caller = Caller()
+    call = rig.read(caller)
+    await asyncio.sleep(0)
+    assert rig.traffic.receive_bytes == 0
+    await eventually(lambda: rig.traffic.receive_bytes == MESSAGE)
+    caller.message = b"x"
+    caller.arrived.set()
+    await call
+    assert rig.traffic.receive_bytes == 1
+
+
+async def test_a_caller_that_sends_nothing_is_refused_in_the_end() -> None:
+    rig = Rig(caller_timeout_s=0.2)
+    failure = await refusal_of(rig.read(Caller()))
+    assert failure.metadata["limit"] == "receive"
+    assert "did not arrive within 0.2 s" in failure.message
+    assert rig.traffic.receive_bytes == 0
+
+
+async def test_slow_ones_beyond_the_share_are_refused_and_quick_ones_never_wait() -> None:
+    rig = Rig(receive_bytes=8 * MESSAGE)  # room for four
+    slow = [Caller() for _ in range(10)]
+    calls = [rig.read(caller, f"slow {number}") for number, caller in enumerate(slow)]
+    await eventually(lambda: sum(call.done() for call in calls) == 6)
+    for call in calls:
+        if call.done():
+            assert (await refusal_of(call)).metadata["limit"] == "receive"
+    assert rig.traffic.receive_bytes == 4 * MESSAGE
+    for _ in range(100):
+        (await rig.read(Caller(b"x"), "quick"))[1].release_request()
+    await rig.close()
+    assert rig.traffic.receive_bytes == 0
+
+
+async def test_a_caller_has_no_more_slow_ones_than_it_leaves_to_others() -> None:
+    rig = Rig(receive_bytes=8 * MESSAGE)
+    flood = [rig.read(Caller(), "flood") for _ in range(10)]
+    await eventually(lambda: sum(not call.done() for call in flood) == 2)
+    other = rig.read(Caller(), "other")
+    await asyncio.sleep(0.1)
+    assert not other.done()
+    await rig.close()
+    assert rig.traffic.receive_bytes == 0
+
+
+async def test_who_holds_as_much_as_it_leaves_free_waits_and_others_do_not() -> None:
+    rig = Rig(receive_bytes=8 * MESSAGE)
+    held = [(await rig.read(Caller(bytes(MESSAGE)), "flood"))[1] for _ in range(2)]
+    waiting = rig.read(Caller(bytes(MESSAGE)), "flood")
+    leaving = rig.read(Caller(bytes(MESSAGE)), "flood")
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    (await rig.read(Caller(b"x"), "other"))[1].release_request()
+    leaving.cancel()
+    held.pop().release_request()
+    _, call = await waiting
+    for each in (call, *held):
+        each.release_request()
+    assert rig.traffic.receive_bytes == 0
+
+
+async def test_who_waits_too_long_to_be_read_is_refused() -> None:
+    rig = Rig(receive_bytes=2 * MESSAGE, caller_timeout_s=0.1)
+    await rig.read(Caller(bytes(MESSAGE)))
+    assert "already hold" in (await refusal_of(rig.read(Caller(b"x")))).message
+
+
+async def test_other_limits_are_in_force_at_once() -> None:
+    rig = Rig(receive_bytes=2 * MESSAGE)
+    await rig.read(Caller(b"x" * MESSAGE))
+    rig.limits.current = limits(receive_bytes=8 * MESSAGE, caller_timeout_s=0.05)
+    assert "did not arrive within 0.05 s" in (await refusal_of(rig.read(Caller()))).message
+
+
+# Answers
+
+
+async def test_who_reads_gets_everything_in_whole_frames() -> None:
+    rig, caller = Rig(), Caller()
+    await rig.send(caller, sized(bytes(3 * MIB)))
+    assert payload_of(caller.got) == bytes(3 * MIB)
+    # The last frame in two, for what goes out with the status is small.
+    assert [len(message) // KIB for message in caller.got] == [512, 512, 512, 512, 512, 448, 64]
+    await rig.close()
+
+
+async def test_a_small_last_frame_is_not_cut() -> None:
+    rig, caller = Rig(), Caller()
+    await rig.send(caller, sized(bytes(MIB + 22_000)))
+    assert [len(message) // 1000 for message in caller.got] == [524, 524, 22]
+    assert payload_of(caller.got) == bytes(MIB + 22_000)
+
+
+async def test_the_last_message_counts_until_the_call_has_ended() -> None:
+    rig, caller = Rig(), Caller(reads=False)
+    call = rig.send(caller, sized(bytes(20_000)))
+    await eventually(lambda: rig.traffic.send_bytes)
+    assert 20_000 < rig.traffic.send_bytes < 20_010
+    assert rig.traffic.pinned_bytes == 20_000
+    caller.reads.set()
+    await call
+    assert rig.traffic.send_bytes == rig.traffic.pinned_bytes == 0
+
+
+async def test_many_who_read_nothing_stay_within_the_limit_and_hold_up_nobody() -> None:
+    rig, one = Rig(send_bytes=8 * MIB, calls=256), sized(bytes(MIB))
+    for number in range(255):
+        rig.send(Caller(reads=False), one, f"slow {number}")
+    await eventually(lambda: rig.traffic.send_bytes > 4 * MIB)
+    await asyncio.sleep(0.05)
+    assert rig.traffic.send_bytes <= 8 * MIB
+    assert rig.traffic.pinned_bytes == MIB  # once, not 255 times
+    caller = Caller()
+    async with asyncio.timeout(10):
+        await rig.send(caller, one, "quick")
+    assert payload_of(caller.got) == bytes(MIB)
+    assert max(map(len, caller.got)) < 17 * KIB  # smaller pieces, and not one that waits
+    assert not any(task.done() for task in rig.tasks[:255])
+    await rig.close()
+
+
+async def test_a_caller_with_many_unread_answers_leaves_whole_frames_to_others() -> None:
+    rig, one = Rig(send_bytes=64 * MIB), sized(bytes(MIB))
+    for _ in range(300):
+        rig.send(Caller(reads=False), one, "flood")
+    await eventually(lambda: rig.traffic.send_bytes > 16 * MIB)
+    caller = Caller()
+    await rig.send(caller, one, "other")
+    assert payload_of(caller.got) == bytes(MIB)
+    assert max(map(len, caller.got)) > 512 * KIB
+    await rig.close()
+
+
+@pytest.mark.parametrize("size_bytes", [20_000, MIB])
+async def test_who_reads_nothing_is_ended(size_bytes: int) -> None:
+    """A message before the last, or the last, after which only the status comes."""
+    rig = Rig(caller_timeout_s=0.1)
+    failure = await refusal_of(rig.send(Caller(reads=False), sized(bytes(size_bytes))))
+    assert failure.metadata["limit"] == "send"
+    assert "did not read its answer for 0.1 s" in failure.message
+    await rig.close()
+
+
+async def test_who_does_not_read_the_refusal_either_is_cut_off() -> None:
+    rig = Rig(caller_timeout_s=0.1)
+    call = Call(Caller(reads=False))
+
+    async def refuse() -> None:
+        call.task = asyncio.current_task()
+        call.refusal = WasmkilnError(Reason.COMPILE_QUEUE_FULL, "too slow")
+        rig.traffic.await_caller(call, asyncio.get_running_loop().time())
+        await asyncio.Future()
+
+    with pytest.raises(asyncio.CancelledError):
+        async with asyncio.timeout(10):
+            await asyncio.create_task(refuse())
+    rig.traffic.end(call)
+
+
+async def trickle(caller: Caller, pause_s: float) -> None:
+    """Take a message now and then: never stalled, and never done."""
+    while True:
+        caller.reads.set()
+        caller.reads.clear()
+        await asyncio.sleep(pause_s)
+
+
+async def test_who_reads_slowly_but_reads_has_time_for_the_whole_answer_and_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(traffic, "_WHOLE_ANSWER", 4)
+    rig = Rig(caller_timeout_s=0.5)
+    callers = Caller(reads=False), Caller(reads=False)
+    reading = [asyncio.create_task(trickle(one, 0.1)) for one in callers]
+    short = rig.send(callers[0], sized(bytes(2 * MIB)))
+    endless = rig.send(callers[1], sized(bytes(50 * MIB)))
+    await short
+    assert payload_of(callers[0].got) == bytes(2 * MIB)
+    assert "did not read its answer for 2 s" in (await refusal_of(endless)).message
+    for task in reading:
+        task.cancel()
+    await rig.close()
+
+
+async def test_who_hangs_up_frees_what_it_held() -> None:
+    rig = Rig()
+    call = rig.send(Caller(reads=False), sized(bytes(MIB)))
+    await eventually(lambda: rig.traffic.send_bytes)
+    call.cancel()
+    await asyncio.gather(call, return_exceptions=True)
+    assert rig.traffic.send_bytes == rig.traffic.pinned_bytes == 0
+
+
+# Artifacts that only their answers keep in memory
+
+
+async def test_a_caller_keeps_no_more_artifacts_than_it_leaves_to_others() -> None:
+    rig = Rig(send_pinned_bytes=4 * MIB)
+    one = sized(bytes(MIB))
+    slow = [rig.send(Caller(reads=False), one), rig.send(Caller(reads=False), one)]
+    slow.append(rig.send(Caller(reads=False), sized(b"1" * MIB)))
+    await eventually(lambda: rig.traffic.pinned_bytes == 2 * MIB)
+    failure = await refusal_of(rig.send(Caller(), sized(b"2" * MIB)))
+    assert failure.metadata["limit"] == "send"
+    # Another caller has room, and so has an artifact that is being sent, or in memory.
+    await rig.send(Caller(), sized(b"3" * MIB), "other")
+    await rig.send(Caller(), one)
+    rig.memory.append(sized(b"4" * 8 * MIB))
+    await rig.send(Caller(), rig.memory[0])
+    assert not any(call.done() for call in slow)
+    await rig.close()
+
+
+async def test_what_the_memory_tier_drops_while_it_is_sent_counts_from_then_on() -> None:
+    rig = Rig(send_pinned_bytes=4 * MIB)
+    rig.memory = [sized(bytes([number]) * MIB) for number in range(6)]
+    for one in rig.memory[:5]:
+        rig.send(Caller(reads=False), one)
+    await eventually(lambda: rig.traffic.pinned_bytes == 5 * MIB)
+    await rig.send(Caller(), rig.memory[5], "other")
+    del rig.memory[:5]
+    await refusal_of(rig.send(Caller(), rig.memory[0], "other"))
+    await rig.close()
+
+
+async def test_one_artifact_alone_may_be_larger_than_all() -> None:
+    rig = Rig(send_pinned_bytes=MIB)
+    caller = Caller()
+    await rig.send(caller, sized(bytes(2 * MIB)))
+    assert payload_of(caller.got) == bytes(2 * MIB)
