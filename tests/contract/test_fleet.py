@@ -712,22 +712,6 @@ def _now_of(monkeypatch: pytest.MonkeyPatch) -> _Now:
     return now
 
 
-async def test_a_late_strike_does_not_replace_one_that_counts_as_many_failures(
-    strikes: Strikes,
-) -> None:
-    await strikes.put(STRIKE, 1000, WaitBudget())
-    for count, stored in ((2, 3), (3, 3), (4, 4)):
-        late = replace(STRIKE, count=count, message=f"late {count}")
-        await strikes.put(late, 900, WaitBudget(), age_s=0.5)
-        found = await strikes.get(KEY, WaitBudget())
-        assert found
-        assert found.count == stored
-    await strikes.put(replace(STRIKE, count=1), 1000, WaitBudget())
-    found = await strikes.get(KEY, WaitBudget())
-    assert found
-    assert found.count == 1
-
-
 async def test_a_strike_without_a_trusted_stamp_has_no_effect(
     strikes: Strikes, link: Any, raw: Redis
 ) -> None:

@@ -287,25 +287,14 @@ class Strikes:
         found = await budget.spend_on(self._read([_name(self._prefix, key)]))
         return found[0] if found else None
 
-    async def put(
-        self, strike: Strike, ttl_s: float, budget: WaitBudget, age_s: float = 0.0
-    ) -> None:
-        """Store ``strike``, over what is there, for ``ttl_s`` seconds.
-
-        A strike that is ``age_s`` old is not stored if the stored one counts as many failures.
-        """
+    async def put(self, strike: Strike, ttl_s: float, budget: WaitBudget) -> None:
+        """Store ``strike``, over what is there, for ``ttl_s`` seconds."""
         name = _name(self._prefix, strike.key)
-        if age_s and (there := await self.get(strike.key, budget)) and there.count >= strike.count:
-            return
         said = (strike.engine_id, strike.reason, strike.message, strike.count, strike.left_s)
         record = _Record(*said, max(1, round(ttl_s)), time.time())  # Who reads it checks it.
         stored = written(_PURPOSE, name, _RECORDS.dump_json(record), self._sealer)
         command = ("SET", name, stored, "EX", record.ttl_s)
         await budget.spend_on(_open(self._link).run(command, timeout_s=WRITE_TIMEOUT_S))
-
-    async def ready(self) -> None:
-        """Return once the server is believed to answer; never without one."""
-        await (self._link.ready() if self._link else asyncio.Event().wait())
 
     async def all(self) -> Sequence[Strike]:
         """Return all strikes, 10,000 at most."""

@@ -7,7 +7,6 @@ knowing the services.
 | file | ports | implemented by |
 |---|---|---|
 | ``claims`` | ``Fleet``: who compiles; ``Claim``: one daemon's claim to compile | ``cache.fleet`` |
-| ``strikes`` | ``StrikeStore``: compile failures that all daemons share | ``cache.fleet`` |
 | ``engines`` | ``Engines``, ``EngineWorker``, ``CompiledCode``, ``Refused`` | ``engines`` |
 | ``access`` | ``Guard``: who calls, and what they may do | ``access`` |
 | ``audit`` | ``Auditor``: writes down who did what | ``telemetry.audit`` |
@@ -30,7 +29,6 @@ from wasmkilnd.ports.audit import AuditEvent, AuditLine, Auditor
 from wasmkilnd.ports.claims import Claim, Fleet
 from wasmkilnd.ports.engines import CompiledCode, Engines, EngineWorker, Refused
 from wasmkilnd.ports.recorder import Recorder
-from wasmkilnd.ports.strikes import StrikeStore
 from wasmkilnd.ports.tracing import CallTrace, Tracing
 
 __all__ = [
@@ -46,6 +44,5 @@ __all__ = [
     "Guard",
     "Recorder",
     "Refused",
-    "StrikeStore",
     "Tracing",
 ]

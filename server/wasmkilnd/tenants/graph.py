@@ -123,7 +123,6 @@ class OpenTenant:
         if self._looking:
             self._looking.cancel()
             await asyncio.gather(self._looking, return_exceptions=True)
-        await self.tenant.quarantine.close()
         await self.fleet.close()
         await self.cache.close()
         await self.host.close()
@@ -264,7 +263,7 @@ def _show(opened: OpenTenant) -> None:
     gauges.tiers["redis"] = lambda: replace(tenant.pins.redis_usage, limit_bytes=0)
     gauges.pins = lambda: len(tenant.pins)
     gauges.flights = lambda: tenant.service.flights
-    gauges.quarantined = lambda: tenant.quarantine.size
+    gauges.quarantined = lambda: len(tenant.quarantine.known())
     # The detail may name the server, which is the operators' alone.
     gauges.remote = lambda: replace(opened.remote_status(), detail="")
     gauges.host = opened.host_status

@@ -188,7 +188,7 @@ class Tenants:
 
     def quarantined(self) -> int:
         """Return how many modules are in quarantine, those of each namespace by themselves."""
-        return sum(each.tenant.quarantine.size for each in self._open.values())
+        return sum(len(each.tenant.quarantine.known()) for each in self._open.values())
 
     def known_in_quarantine(self) -> Sequence[Strike]:
         """Return the modules in quarantine that this daemon knows of, those of all namespaces."""
