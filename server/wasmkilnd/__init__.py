@@ -18,7 +18,8 @@ ones:
       engines/workers       a worker process for the job: pool, process
 
 Load, FindMissing and Evict are in ``module_service``, Pin, Unpin and ListPins in ``pins``.
-Each namespace has services of its own (``tenant``). ``account`` is who pays for what a call uses.
+Each namespace has caches and services of its own (``tenants``, ``tenant``). ``account`` is who pays
+for what a call uses.
 
 | room or file | what it is for |
 |---|---|
@@ -27,7 +28,6 @@ Each namespace has services of its own (``tenant``). ``account`` is who pays for
 | ``cache`` | the tiers; who of the fleet compiles |
 | ``pins``, ``usage`` | what no tier evicts; how often each artifact is served |
 | ``engines`` | installing engines, running jobs in confined workers, judging how jobs end |
-| ``tenants`` | namespaces: caches and services of their own for callers who share nothing |
 | ``signing`` | keys and signatures: the daemon serves only artifacts that a trusted key signed |
 | ``config`` | settings: one schema for flags, environment, file and docs |
 | ``lifecycle`` | start, readiness, reload, shutdown |

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from wasmkilnd.model import Origin
+from wasmkilnd.ports import Recorder
 
 
-class Notes:
-    """The Recorder port: remembers what happened, each kind in a list of its own."""
+class Notes(Recorder):
+    """Remembers what happened, each kind in a list of its own."""
 
     def __init__(self) -> None:
         self.lookups: list[tuple[str, str]] = []

@@ -23,7 +23,7 @@ OTHER = CacheKey("a" * 64, "other")
 
 TIMEOUT = errors.compile_timeout("e-1", "compiling", 30)
 MEMORY = errors.compile_memory_limit("e-1", 1000)
-CRASH = errors.compiler_crashed("e-1", "was ended by SIGSEGV", "", "SIGSEGV", Fault.MODULE)
+CRASH = errors.compiler_crashed("e-1", "was ended by SIGSEGV", "", "SIGSEGV")
 KILLED = errors.compiler_crashed("e-1", "was ended by SIGKILL", "", "SIGKILL")
 STARVED = errors.compile_timeout("e-1", "compiling", 30, Fault.UNSURE)
 REFUSED = errors.compile_memory_limit("e-1", 1000, Fault.UNSURE)

@@ -6,8 +6,8 @@ from wasmkilnd.model import Origin
 from wasmkilnd.ports import Recorder
 
 
-class BothRecorders:
-    """Implements Recorder with two others."""
+class BothRecorders(Recorder):
+    """Records with two others."""
 
     def __init__(self, whole: Recorder, own: Recorder) -> None:
         self._both = (whole, own)

@@ -1,6 +1,6 @@
-"""The error table: the gRPC code of each reason, and the status that a caller receives.
+"""The status that a caller receives for a row of the error table (``errors.Reason``).
 
-The status is a ``google.rpc.Status`` in the trailer ``grpc-status-details-bin``, with ErrorInfo
+It is a ``google.rpc.Status`` in the trailer ``grpc-status-details-bin``, with ErrorInfo
 (reason and metadata), BadRequest if a field is at fault, and RetryInfo if waiting helps.
 """
 
@@ -17,34 +17,7 @@ from wasmkilnd.errors import Reason, WasmkilnError
 DOMAIN = "wasmkiln"
 DETAILS_KEY = "grpc-status-details-bin"
 
-CODES: dict[Reason, grpc.StatusCode] = {
-    Reason.INVALID_REQUEST: grpc.StatusCode.INVALID_ARGUMENT,
-    Reason.MODULE_INVALID: grpc.StatusCode.INVALID_ARGUMENT,
-    Reason.NOT_WASM: grpc.StatusCode.INVALID_ARGUMENT,
-    Reason.MODULE_TOO_LARGE: grpc.StatusCode.INVALID_ARGUMENT,
-    Reason.DIGEST_MISMATCH: grpc.StatusCode.INVALID_ARGUMENT,
-    Reason.ENGINE_UNKNOWN: grpc.StatusCode.INVALID_ARGUMENT,
-    Reason.ENGINE_REMOVED: grpc.StatusCode.FAILED_PRECONDITION,
-    Reason.TARGET_UNSUPPORTED: grpc.StatusCode.INVALID_ARGUMENT,
-    Reason.SETTING_UNKNOWN: grpc.StatusCode.INVALID_ARGUMENT,
-    Reason.ENGINE_LACKS_FEATURE: grpc.StatusCode.FAILED_PRECONDITION,
-    Reason.MODULE_NOT_LOADED: grpc.StatusCode.NOT_FOUND,
-    Reason.COMPILE_TIMEOUT: grpc.StatusCode.DEADLINE_EXCEEDED,
-    Reason.COMPILE_MEMORY_LIMIT: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    Reason.ARTIFACT_TOO_LARGE: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    Reason.COMPILER_CRASHED: grpc.StatusCode.INTERNAL,
-    Reason.MODULE_PINNED: grpc.StatusCode.FAILED_PRECONDITION,
-    Reason.PINS_FULL: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    Reason.MODULE_QUARANTINED: grpc.StatusCode.FAILED_PRECONDITION,
-    Reason.COMPILE_QUEUE_FULL: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    Reason.WORKER_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
-    Reason.CREDENTIALS_MISSING: grpc.StatusCode.UNAUTHENTICATED,
-    Reason.CREDENTIALS_INVALID: grpc.StatusCode.UNAUTHENTICATED,
-    Reason.ROLE_MISSING: grpc.StatusCode.PERMISSION_DENIED,
-    Reason.QUOTA_EXCEEDED: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    Reason.SERVER_DRAINING: grpc.StatusCode.UNAVAILABLE,
-    Reason.INTERNAL: grpc.StatusCode.INTERNAL,
-}
+CODES = {reason: grpc.StatusCode[reason.code] for reason in Reason}
 
 # gRPC sends errors as HTTP/2 headers, and its implementations begin to drop headers above
 # 8 KiB in all. The message is sent three times: percent-encoded, which can make it three times

@@ -8,14 +8,15 @@ from collections.abc import Iterable, Iterator
 from prometheus_client import CollectorRegistry, Gauge, Metric, ProcessCollector
 
 from wasmkilnd.model import Origin
+from wasmkilnd.ports import Recorder
 from wasmkilnd.telemetry.metrics.catalogue import ERROR, FAILED, OK, PREFIX, RELOADED, Catalogue
 from wasmkilnd.telemetry.metrics.gauges import Gauges
 from wasmkilnd.telemetry.metrics.readings import EngineUsage, ReloadStatus
 from wasmkilnd.telemetry.metrics.recent import RecentCompiles
 
 
-class Metrics:
-    """Counts what happens; see :class:`wasmkilnd.ports.Recorder` for the promises.
+class Metrics(Recorder):
+    """Counts what happens; see ``Recorder`` for the promises.
 
     /metrics serves ``registry``; Stats reads ``catalogue`` and ``gauges``. The daemon makes
     engines and RPC methods known beforehand, so that they stand at zero; others count under

@@ -6,16 +6,16 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
 
-from wasmkilnd.model import CacheKey, CompileSpec, EvictScope, Kind, Module, Origin
-from wasmkilnd.ports import Claim, CompiledCode, Engines, EngineWorker, Fleet, Refused
+from wasmkilnd.model import CacheKey, CompileSpec, EvictScope, Kind, Module
+from wasmkilnd.ports import Claim, CompiledCode, Engines, EngineWorker, Fleet, Recorder, Refused
 from wasmkilnd.telemetry.traces import spans
 from wasmkilnd.telemetry.traces.spans import Step
 from wasmkilnd.wait_budget import WaitBudget
 from wasmkilnd.waiters import Waiter, Waiters
 
 
-class TracedTiers:
-    """Implements Recorder: adds look-ups and writes to the trace, and leaves out all else."""
+class TracedTiers(Recorder):
+    """Adds look-ups and writes to the trace, and leaves out all else."""
 
     def tier_lookup(self, tier: str, what: str, outcome: str, seconds: float) -> None:
         """As Recorder."""
@@ -30,38 +30,6 @@ class TracedTiers:
     def value_rejected(self, tier: str, cause: str) -> None:
         """As Recorder."""
         spans.lookup(f"reject {tier}", 0.0, {"tier": tier, "outcome": cause}, "value rejected")
-
-    def compiled(self, engine_id: str, outcome: str, seconds: float, queued_s: float) -> None:
-        """Do nothing: see TracedEngines."""
-
-    def served(self, origin: Origin) -> None:
-        """Do nothing: the span of the call has it."""
-
-    def flight_joined(self) -> None:
-        """Do nothing: the span of the call has it."""
-
-    def compiled_behind(self, outcome: str) -> None:
-        """Do nothing: no call waits for it."""
-
-    def compile_ended(
-        self, module: str, engine: str, origin: str, reason: str, took_s: float
-    ) -> None:
-        """Do nothing: the span of the call has it."""
-
-    def fleet_turn(self, outcome: str) -> None:
-        """Do nothing: see TracedFleet."""
-
-    def abandoned(self, engine_id: str, stage: str) -> None:
-        """Do nothing."""
-
-    def quarantine_refused(self) -> None:
-        """Do nothing: the span of the call has the reason."""
-
-    def job_starved(self, engine_id: str) -> None:
-        """Do nothing."""
-
-    def worker_replaced(self, engine_id: str) -> None:
-        """Do nothing."""
 
 
 class TracedWorker:

@@ -1,0 +1,599 @@
+"""What can go wrong with a caller's request, in words for the caller.
+
+Every failure that a caller sees is one ``WasmkilnError``: a ``Reason`` (public: it travels as
+``ErrorInfo.reason``), one sentence that says what is wrong and what to do, and metadata. A part
+of the daemon never builds one by hand; it calls a function of this module:
+``errors.module_too_large(size, limit)``. ``Reason`` is the table of errors: each row has the gRPC
+code, the field at fault and the names of the metadata. Below it, each function makes a sentence;
+those of its parameters that its row names are the metadata.
+
+Nothing here knows gRPC: ``rpc/wire/status.py`` makes the status that a caller receives.
+
+``Fault`` says whether a failure counts against its module: see ``quarantine``. A reason, its
+metadata and its status code are a promise to callers in every language; the sentences are not.
+What a cache tier raises is at the end; the daemon handles it, and no caller sees it.
+
+CONTRIBUTING.md lists the files that a new reason touches.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Collection, Iterable
+from enum import Enum
+from typing import Any, ParamSpec
+
+P = ParamSpec("P")
+_INVALID, _REFUSED = "INVALID_ARGUMENT", "FAILED_PRECONDITION"
+_FULL = "RESOURCE_EXHAUSTED"
+
+
+class Reason(Enum):
+    """Why a request failed: its name, the gRPC code, and "field at fault: names of metadata"."""
+
+    _value_: str
+    code: str
+    field: str
+    metadata: Collection[str]
+
+    def __new__(cls, reason: str, code: str, about: str = "") -> Reason:
+        """Make a row; the public ``ErrorInfo.reason`` is its value."""
+        row = object.__new__(cls)
+        row._value_, row.code = reason, code
+        row.field, _, names = about.rpartition(":")
+        row.metadata = names.split()
+        return row
+
+    INVALID_REQUEST = "INVALID_REQUEST", _INVALID, "at_most size_bytes"
+    MODULE_INVALID = "MODULE_INVALID", _INVALID, "module: engine offset"
+    NOT_WASM = "NOT_WASM", _INVALID, "module:"
+    MODULE_TOO_LARGE = "MODULE_TOO_LARGE", _INVALID, "module: size_bytes limit_bytes"
+    DIGEST_MISMATCH = "DIGEST_MISMATCH", _INVALID, "expected_sha256: expected_sha256 actual_sha256"
+    ENGINE_UNKNOWN = "ENGINE_UNKNOWN", _INVALID, "engine: engine engines"
+    ENGINE_REMOVED = "ENGINE_REMOVED", _REFUSED, "engine: engine engines"
+    TARGET_UNSUPPORTED = "TARGET_UNSUPPORTED", _INVALID, "target: engine target targets cpu cpus"
+    SETTING_UNKNOWN = "SETTING_UNKNOWN", _INVALID, "settings: engine setting value allowed"
+    ENGINE_LACKS_FEATURE = (
+        *("ENGINE_LACKS_FEATURE", _REFUSED),
+        "engine: engine accepted_by feature offset",
+    )
+    MODULE_NOT_LOADED = "MODULE_NOT_LOADED", "NOT_FOUND", "sha256: sha256"
+    COMPILE_TIMEOUT = "COMPILE_TIMEOUT", "DEADLINE_EXCEEDED", "engine limit_s"
+    COMPILE_MEMORY_LIMIT = "COMPILE_MEMORY_LIMIT", _FULL, "engine limit_bytes"
+    ARTIFACT_TOO_LARGE = "ARTIFACT_TOO_LARGE", _FULL, "engine size_bytes limit_bytes"
+    COMPILER_CRASHED = "COMPILER_CRASHED", "INTERNAL", "engine signal"
+    MODULE_QUARANTINED = "MODULE_QUARANTINED", _REFUSED, "engine first_reason seconds_left"
+    COMPILE_QUEUE_FULL = "COMPILE_QUEUE_FULL", _FULL, "limit engine waiting expected_wait_s calls"
+    WORKER_UNAVAILABLE = "WORKER_UNAVAILABLE", "UNAVAILABLE", "engine"
+    CREDENTIALS_MISSING = "CREDENTIALS_MISSING", "UNAUTHENTICATED"
+    CREDENTIALS_INVALID = "CREDENTIALS_INVALID", "UNAUTHENTICATED", "cause"
+    ROLE_MISSING = "ROLE_MISSING", "PERMISSION_DENIED", "role"
+    QUOTA_EXCEEDED = "QUOTA_EXCEEDED", _FULL, "quota"
+    MODULE_PINNED = "MODULE_PINNED", _REFUSED, "module_sha256: sha256"
+    PINS_FULL = "PINS_FULL", _FULL, "tier bytes limit_bytes"
+    SERVER_DRAINING = "SERVER_DRAINING", "UNAVAILABLE"
+    INTERNAL = "INTERNAL", "INTERNAL", "request_id"
+
+
+class Fault(Enum):
+    """Who caused a failure, and so how much it counts against the module."""
+
+    NONE = "none"
+    """No job on the module broke, or other work on the machine may have broken it."""
+    UNSURE = "unsure"
+    """A job broke while it ran alone. The machine or an operator may have caused it."""
+    MODULE = "module"
+    """The module broke the job."""
+
+
+# Operators send these. A kernel that is out of memory may send SIGKILL to the wrong process.
+FROM_OUTSIDE = frozenset({"", "SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"})
+# The longest text of a caller's that an error or a log line quotes.
+_MAX_QUOTED = 100
+# The daemon replaces a worker that ended within this time.
+_WORKER_RETRY_S = 1.0
+
+
+class WasmkilnError(Exception):
+    """The daemon cannot serve a request; the message says why and what to do."""
+
+    def __init__(
+        self,
+        reason: Reason,
+        message: str,
+        *,
+        field: str = "",
+        retry_after_s: float | None = None,
+        fault: Fault = Fault.NONE,
+        **metadata: Any,
+    ) -> None:
+        """Describe the failure.
+
+        ``message`` is one sentence that says what is wrong and what to do. ``field`` names the
+        request's field at fault, if that is not the reason's; ``retry_after_s`` is set where
+        waiting helps; ``fault`` where a job broke. The rest goes into the error's metadata: lists
+        joined, and what is None left out.
+        """
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.field = field or reason.field
+        self.retry_after_s = retry_after_s
+        self.fault = fault
+        self.identity = ""
+        """Who was refused, where that is known: for the audit. Callers do not get it."""
+        self.metadata = {
+            name: str(value) if isinstance(value, str | int | float) else ", ".join(value)
+            for name, value in metadata.items()
+            if value is not None
+        }
+
+    def again(self) -> WasmkilnError:
+        """Return a copy for one more caller, without the traceback and the causes."""
+        copy = WasmkilnError.__new__(WasmkilnError, self.message)
+        vars(copy).update(vars(self))
+        return copy
+
+
+def forget_frames(failure: BaseException | None) -> None:
+    """Drop the tracebacks of ``failure`` and of the exceptions that caused it.
+
+    Their frames hold modules, artifacts and often the task or future that holds the failure:
+    a reference cycle, which would keep all of that until the next garbage collection. Call
+    this where nothing reads the failure any more.
+    """
+    while failure is not None:
+        before = failure.__context__
+        failure.__traceback__ = failure.__cause__ = failure.__context__ = None
+        failure = before
+
+
+def quoted(text: str) -> str:
+    """Return a caller's text in quotes; of a long one the beginning, and how much is cut."""
+    if len(text) <= _MAX_QUOTED:
+        return repr(text)
+    return f"{text[:_MAX_QUOTED]!r}… ({len(text) - _MAX_QUOTED:,} more characters)"
+
+
+def _sentence(
+    reason: Reason, field: str = ""
+) -> Callable[[Callable[P, str]], Callable[P, WasmkilnError]]:
+    """Make a function that returns a sentence one that returns the error of this reason.
+
+    Its parameters ``fault`` and ``retry_after_s`` are the error's, and so is each that the row of
+    the reason names as metadata.
+    """
+    keys = {"fault", "retry_after_s", *reason.metadata}
+
+    def decorate(sentence: Callable[P, str]) -> Callable[P, WasmkilnError]:
+        signature = inspect.signature(sentence)
+
+        @functools.wraps(sentence)
+        def error(*args: P.args, **kwargs: P.kwargs) -> WasmkilnError:
+            given = signature.bind(*args, **kwargs)
+            given.apply_defaults()
+            about = {name: value for name, value in given.arguments.items() if name in keys}
+            return WasmkilnError(reason, sentence(*args, **kwargs), field=field, **about)
+
+        return error
+
+    return decorate
+
+
+# The request: its module, engine, target and settings. "allowed" and the like are valid values.
+
+
+def invalid_request(message: str, field: str, **metadata: Any) -> WasmkilnError:
+    """The request itself is malformed."""
+    return WasmkilnError(Reason.INVALID_REQUEST, message, field=field, **metadata)
+
+
+@_sentence(Reason.NOT_WASM)
+def not_wasm(what: str) -> str:
+    """The bytes are not a WebAssembly binary; ``what`` says what they are."""
+    return what
+
+
+@_sentence(Reason.MODULE_TOO_LARGE)
+def module_too_large(size_bytes: int, limit_bytes: int) -> str:
+    """The module is above the size limit."""
+    return (
+        f"the module has {size_bytes:,} bytes and the limit is {limit_bytes:,}:"
+        " send a smaller one, or raise WASMKILN_MAX_MODULE_BYTES"
+    )
+
+
+@_sentence(Reason.DIGEST_MISMATCH)
+def digest_mismatch(expected_sha256: str, actual_sha256: str) -> str:
+    """The module does not have the digest that the caller expects."""
+    return (
+        f"the module's SHA-256 is {actual_sha256}, not the expected {expected_sha256}: send the"
+        " module that it belongs to, or correct expected_sha256"
+    )
+
+
+@_sentence(Reason.ENGINE_UNKNOWN)
+def engine_unknown(engine: str, engines: Collection[str]) -> str:
+    """The daemon serves no engine of this name."""
+    return f"this daemon serves no engine {quoted(engine)}: choose one of: {_or_none(engines)}"
+
+
+@_sentence(Reason.ENGINE_REMOVED)
+def engine_removed(engine: str, engines: Collection[str]) -> str:
+    """The daemon served this engine, until an operator removed it."""
+    return (
+        f"{quoted(engine)} was removed from this daemon: choose one of: {_or_none(engines)}; or"
+        " an operator installs it again and reloads the daemon"
+    )
+
+
+@_sentence(Reason.TARGET_UNSUPPORTED)
+def target_unsupported(engine: str, target: str, targets: Collection[str]) -> str:
+    """The engine does not compile for the target."""
+    return (
+        f"{engine} does not compile for target {quoted(target)}: choose one of: {_or_none(targets)}"
+    )
+
+
+@_sentence(Reason.TARGET_UNSUPPORTED, field="cpu")
+def cpu_unsupported(engine: str, target: str, cpu: str, cpus: Collection[str]) -> str:
+    """The target has no such cpu level."""
+    return f"{engine} has no cpu level {quoted(cpu)} for {target}: choose one of: {_or_none(cpus)}"
+
+
+@_sentence(Reason.SETTING_UNKNOWN)
+def setting_unknown(engine: str, setting: str, allowed: Collection[str]) -> str:
+    """The engine has no such setting."""
+    return f"{engine} has no setting {quoted(setting)}: choose from: {_or_none(allowed)}"
+
+
+@_sentence(Reason.SETTING_UNKNOWN)
+def setting_value_unknown(engine: str, setting: str, value: str, allowed: Collection[str]) -> str:
+    """The engine's setting has no such value."""
+    return (
+        f"{engine} has no value {quoted(value)} for setting {quoted(setting)}:"
+        f" choose one of: {_or_none(allowed)}"
+    )
+
+
+@_sentence(Reason.SETTING_UNKNOWN)
+def settings_refused(engine: str, message: str) -> str:
+    """Each setting is known, but the engine refuses them together."""
+    return f"{engine} refuses this combination of settings: {message}"
+
+
+@_sentence(Reason.MODULE_NOT_LOADED)
+def module_not_loaded(sha256: str) -> str:
+    """The daemon has no module with this digest."""
+    return f"this daemon has not loaded module {sha256}: send the module itself"
+
+
+# The compilation: the engine refuses the module, or the job breaks.
+
+
+@_sentence(Reason.MODULE_INVALID)
+def module_invalid(engine: str, message: str, offset: int | None) -> str:
+    """The engine refuses the module. ``message`` is the engine's own."""
+    return f"{engine} says that the module is invalid: {message}"
+
+
+def engine_lacks_feature(
+    engine: str,
+    message: str,
+    accepted_by: Iterable[str],
+    offset: int | None = None,
+    feature: str = "",
+) -> WasmkilnError:
+    """The module is valid, but this engine cannot compile it. ``message`` is the engine's own.
+
+    ``feature`` is the proposal that the module needs, where that is known.
+    """
+    others = ", ".join(accepted_by)
+    advice = (
+        f"compile it with one of: {others}" if others else "no engine of this daemon accepts it"
+    )
+    return _lacks_feature(engine, engine, message, others, offset, feature or None, advice)
+
+
+def fast_compiler_lacks_feature(
+    engine: str, message: str, offset: int | None = None, feature: str = "", *, valid: bool = True
+) -> WasmkilnError:
+    """The engine's fast compiler cannot compile the module. ``message`` is the engine's own.
+
+    ``valid`` is whether the engine's validator accepts the module; False if it was not asked.
+    """
+    advice = "compile it with the default compiler"
+    advice += "" if valid else ", which tells whether it is valid"
+    compiler, accepted_by = f"the fast compiler of {engine}", engine if valid else ""
+    return _lacks_feature(compiler, engine, message, accepted_by, offset, feature or None, advice)
+
+
+@_sentence(Reason.ENGINE_LACKS_FEATURE)
+def _lacks_feature(
+    compiler: str,
+    engine: str,
+    message: str,
+    accepted_by: str,
+    offset: int | None,
+    feature: str | None,
+    advice: str,
+) -> str:
+    needs = f" it needs {feature};" if feature else ""
+    return f"{compiler} cannot compile this module ({message});{needs} {advice}"
+
+
+@_sentence(Reason.COMPILE_TIMEOUT)
+def compile_timeout(engine: str, what: str, limit_s: float, fault: Fault = Fault.MODULE) -> str:
+    """The job reached its time limit, and the daemon killed it.
+
+    A ``fault`` other than the module's: the job spent part of that time without a CPU.
+    """
+    why, advice = "", "simplify the module"
+    if fault is not Fault.MODULE:
+        why, advice = ", part of it without a CPU,", "try again when the machine is less busy"
+    return (
+        f"{engine} did not finish within {limit_s:g} s of {what}{why} and was stopped:"
+        f" {advice}, or raise WASMKILN_COMPILE_TIMEOUT_S"
+    )
+
+
+@_sentence(Reason.COMPILE_TIMEOUT)
+def compile_cpu_timeout(engine: str, what: str, limit_s: float, fault: Fault = Fault.MODULE) -> str:
+    """The job used up its CPU time, and the daemon stopped it."""
+    return (
+        f"{engine} did not finish within {limit_s:g} s of CPU time, {what}, and was stopped:"
+        " simplify the module, or raise WASMKILN_COMPILE_CPU_S"
+    )
+
+
+@_sentence(Reason.COMPILE_MEMORY_LIMIT)
+def compile_memory_limit(engine: str, limit_bytes: int, fault: Fault = Fault.MODULE) -> str:
+    """The job reached its memory limit.
+
+    A ``fault`` other than the module's: the machine itself may have had no more memory.
+    """
+    what = f"needed more than {limit_bytes:,} bytes of memory and was stopped"
+    if fault is not Fault.MODULE:
+        what = (
+            f"could not get memory or a thread while it used less than half of its {limit_bytes:,}"
+            " bytes: the machine may have had no more"
+        )
+    return f"{engine} {what}; simplify the module, or raise WASMKILN_COMPILE_MEMORY_BYTES"
+
+
+@_sentence(Reason.ARTIFACT_TOO_LARGE)
+def artifact_too_large(engine: str, size_bytes: int, limit_bytes: int) -> str:
+    """The artifact is above its size limit."""
+    return (
+        f"{engine} produced an artifact of {size_bytes:,} bytes and the limit is"
+        f" {limit_bytes:,}: send a smaller module, or raise WASMKILN_MAX_ARTIFACT_BYTES"
+    )
+
+
+def compiler_crashed(
+    engine: str, how: str, last_words: str, signal: str = "", fault: Fault | None = None
+) -> WasmkilnError:
+    """The compiler process ended without a result, or broke the job protocol.
+
+    Without ``fault``, the signal decides.
+    """
+    fault = fault or (Fault.UNSURE if signal in FROM_OUTSIDE else Fault.MODULE)
+    text = f"{engine} {how} while it worked on this module"
+    text += f": {last_words}" if last_words else ""
+    return WasmkilnError(Reason.COMPILER_CRASHED, text, fault=fault, engine=engine, signal=signal)
+
+
+@_sentence(Reason.MODULE_QUARANTINED)
+def module_quarantined(engine: str, first_reason: str, message: str, seconds_left: float) -> str:
+    """The module broke this compiler before; the reason and the message say how at first."""
+    return (
+        f"this module is refused for {seconds_left:,.0f} s more, because compiling it failed"
+        f" before: {message} ({first_reason}); an operator can release it"
+    )
+
+
+@_sentence(Reason.WORKER_UNAVAILABLE)
+def worker_unavailable(engine: str, why: str, retry_after_s: float = _WORKER_RETRY_S) -> str:
+    """The daemon cannot start a worker of the engine, or a job on it, for any module."""
+    return (
+        f"the daemon cannot run {engine} now, whatever the module ({why}): try again or call"
+        " another daemon; if this lasts, an operator has to read the daemon's log"
+    )
+
+
+# Callers without the right to call. What they learn is what they lack, and nothing else.
+
+
+@_sentence(Reason.CREDENTIALS_MISSING)
+def credentials_missing(*, certificates: bool = True) -> str:
+    """The call says nothing about who makes it.
+
+    ``certificates``: whether the daemon knows callers by certificates too.
+    """
+    send = "cannot tell who calls: send a token as the metadata `authorization: Bearer TOKEN`"
+    more = ", or a client certificate to an address that asks for one"
+    return send + more if certificates else send
+
+
+@_sentence(Reason.CREDENTIALS_INVALID)
+def credentials_invalid(cause: str, message: str) -> str:
+    """The call has credentials that do not count.
+
+    ``cause`` is ``malformed``, ``unknown``, ``expired`` or ``untrusted``. Name ``expired`` only
+    for credentials that were genuine: others must not learn that.
+    """
+    return message
+
+
+def namespace_closed() -> WasmkilnError:
+    """The policy changed while the call arrived, and names the namespace of its caller no more."""
+    return credentials_invalid(
+        "unknown", "cannot serve this call: its caller's namespace was just removed; call again"
+    )
+
+
+@_sentence(Reason.ROLE_MISSING)
+def role_missing(role: str, what: str) -> str:
+    """The caller lacks a role. ``what`` says what it wanted, after "cannot"."""
+    return (
+        f"cannot {what}: it needs the role {role}, which your identity does not have; ask the"
+        " operator of the daemon"
+    )
+
+
+def only_hits(what: str) -> WasmkilnError:
+    """The caller may only get what a cache holds. ``what`` says what it wanted, after "cannot"."""
+    return role_missing("compile", what)
+
+
+@_sentence(Reason.ROLE_MISSING)
+def not_in_the_table(what: str, role: str = "none") -> str:
+    """The caller wants what the table of access has no row for: no role permits it."""
+    return f"cannot {what}: the daemon has nothing there that anybody may have"
+
+
+@_sentence(Reason.ROLE_MISSING)
+def default_namespace_only(role: str, what: str) -> str:
+    """The caller has a role in its namespace, and wants something that is about all of them."""
+    return (
+        f"cannot {what}: it is about the whole daemon, and needs the role {role} in the default"
+        " namespace; ask the operator of the daemon"
+    )
+
+
+@_sentence(Reason.QUOTA_EXCEEDED)
+def quota_exceeded(quota: str, what: str, retry_after_s: float) -> str:
+    """The caller has used up a quota. ``quota`` names it, ``what`` says how."""
+    return f"{what}: try again in {retry_after_s:.1f} s"
+
+
+# Limits that protect callers from each other, and a daemon that ends.
+
+
+def _overloaded(
+    limit: str, what: str, retry_after_s: float = 1.0, **metadata: Any
+) -> WasmkilnError:
+    text = f"{what}: try again in {retry_after_s:.1f} s"
+    return WasmkilnError(
+        Reason.COMPILE_QUEUE_FULL, text, retry_after_s=retry_after_s, limit=limit, **metadata
+    )
+
+
+def compile_queue_full(engine: str, waiting: int, retry_after_s: float) -> WasmkilnError:
+    """The queue of the engine is full."""
+    what = f"{waiting} compilations already wait for {engine}"
+    return _overloaded("queue", what, retry_after_s, engine=engine, waiting=waiting)
+
+
+def modules_held(engine: str, held_bytes: int, retry_after_s: float) -> WasmkilnError:
+    """The modules of all work in progress are too large together."""
+    what = f"the modules of all work in progress already hold {held_bytes:,} bytes"
+    return _overloaded("queue", what, max(1.0, retry_after_s), engine=engine)
+
+
+def deadline_too_near(engine: str, wait_s: float, left_s: float) -> WasmkilnError:
+    """The call's deadline would pass before a worker is free."""
+    what = (
+        f"a worker of {engine} would be free in about {wait_s:.1f} s,"
+        f" and the call's deadline is in {max(0.0, left_s):.1f} s"
+    )
+    return _overloaded("deadline", what, wait_s, engine=engine, expected_wait_s=round(wait_s, 3))
+
+
+def too_many_calls(running: int, yours: int) -> WasmkilnError:
+    """The daemon serves as many calls as it may, or too many of this caller."""
+    what = f"the daemon is serving {running} calls, {yours} of them yours"
+    return _overloaded("calls", what, calls=running)
+
+
+def too_many_connections() -> WasmkilnError:
+    """The daemon closes the call's connection to have some left for other hosts."""
+    what = "hardly any connections are left, and your host has most of them"
+    return _overloaded("connections", what)
+
+
+def receiving_too_much(held_bytes: int) -> WasmkilnError:
+    """Requests that are still arriving fill the memory set aside for them."""
+    return _overloaded("receive", f"requests that arrive slowly already hold {held_bytes:,} bytes")
+
+
+def sending_too_much(held_bytes: int) -> WasmkilnError:
+    """Answers that callers do not read fill the memory set aside for them."""
+    what = f"answers that callers have not read already hold {held_bytes:,} bytes"
+    return _overloaded("send", what)
+
+
+def out_of_descriptors() -> WasmkilnError:
+    """The daemon has too many files and connections open to start a job."""
+    what = "the daemon has no file descriptors left for a compilation"
+    return _overloaded("descriptors", what)
+
+
+def request_too_slow(limit_s: float) -> WasmkilnError:
+    """The caller did not send its request in time."""
+    return _overloaded("receive", f"the request did not arrive within {limit_s:g} s")
+
+
+def reader_too_slow(limit_s: float) -> WasmkilnError:
+    """The caller did not read its answer in time."""
+    return _overloaded("send", f"the caller did not read its answer for {limit_s:g} s")
+
+
+@_sentence(Reason.SERVER_DRAINING)
+def server_draining() -> str:
+    """The daemon is shutting down."""
+    return "the daemon is shutting down: call another daemon, or try again"
+
+
+# What pins refuse.
+
+
+@_sentence(Reason.MODULE_PINNED)
+def module_pinned(sha256: str) -> str:
+    """A pinned module cannot be evicted."""
+    return f"cannot evict module {sha256}: it is pinned; unpin it first"
+
+
+@_sentence(Reason.MODULE_NOT_LOADED, field="module_sha256")
+def nothing_to_pin(sha256: str) -> str:
+    """No tier has anything of the module."""
+    return f"cannot pin module {sha256}: no tier has it, or an artifact of it; compile it first"
+
+
+@_sentence(Reason.PINS_FULL)
+def pins_full(tier: str, bytes: int, limit_bytes: int) -> str:  # noqa: A002 - its public name
+    """All pins would take more than half of a tier."""
+    return (
+        f"cannot pin: all pins would take {bytes:,} bytes of the tier {tier}, which has"
+        f" {limit_bytes:,}, and they may take half: unpin others, or give the tier more room"
+    )
+
+
+@_sentence(Reason.PINS_FULL)
+def too_many_pins(limit: int) -> str:
+    """No further module may be pinned."""
+    return f"cannot pin: {limit:,} modules are pinned, and no more can be: unpin others"
+
+
+# What a cache tier raises. Never reaches a caller.
+
+
+class TierUnavailable(Exception):  # noqa: N818 - a state of the tier, and no fault of the caller's
+    """A cache tier could not do what the daemon asked of it."""
+
+
+class DoesNotFit(TierUnavailable):
+    """A value is larger than all that the tier may hold; the tier works."""
+
+
+class PartUnavailable(TierUnavailable):
+    """One part of a tier is down, and the key lies there; the rest of the tier answers."""
+
+
+class WrongType(TierUnavailable):
+    """A key in Redis holds a type of value that no daemon writes."""
+
+
+def _or_none(valid: Collection[str]) -> str:
+    return ", ".join(valid) or "none"

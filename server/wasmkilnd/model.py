@@ -1,0 +1,693 @@
+"""The values that the daemon's parts hand to each other.
+
+All are frozen dataclasses and enums: they hold no connection, no lock and no behaviour beyond
+what follows from their fields, and import nothing of the daemon. Every room may import them.
+
+The three that matter most: a ``Module`` and a ``CompileSpec`` go into a compilation, an
+``Artifact`` comes out. ``CacheKey`` (the module's SHA-256 and the spec's fingerprint) is under
+what every tier stores it.
+
+None of them is written to Redis or the wire as it is: ``cache/value`` and ``rpc/wire`` hold the
+formats.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from asyncio import Future
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, field
+from enum import Enum
+from typing import Any, Final, NamedTuple, Self, TypeAlias
+
+
+class _Sums:
+    """Values that are added field by field."""
+
+    __slots__ = ()
+
+    def __add__(self, other: Self) -> Self:
+        kind: Any = type(self)
+        added: Self = kind(*map(operator.add, astuple(self), astuple(other)))  # type: ignore[call-overload]
+        return added
+
+
+# Who calls, through which entrance, and what they may do.
+
+DEFAULT_NAMESPACE = ""
+"""Callers without a namespace of their own; keys and paths of it carry no namespace."""
+
+
+class Role(Enum):
+    """What an identity may do. The values are those of policy files and tokens."""
+
+    READ = "read"
+    """Get artifacts by digest that a tier holds; compile nothing."""
+    COMPILE = "compile"
+    """Upload and compile modules; includes READ."""
+    ADMIN = "admin"
+    """Evict, pin, list and release quarantined modules; in the default namespace also Drain."""
+    METRICS = "metrics"
+    """Read Stats, /metrics and the connections."""
+
+
+ALL_ROLES = frozenset(Role)
+
+
+def with_included(roles: Iterable[Role]) -> frozenset[Role]:
+    """Return ``roles`` and those that they include."""
+    given = frozenset(roles)
+    return given | {Role.READ} if Role.COMPILE in given else given
+
+
+class Transport(Enum):
+    """How a connection is protected."""
+
+    PLAINTEXT = "plaintext"
+    UNIX = "unix"
+    TLS = "tls"
+    MTLS = "mtls"
+    """TLS on which every caller shows a certificate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entrance:
+    """A group of addresses that the daemon listens on, and what is served there."""
+
+    transport: Transport = Transport.PLAINTEXT
+    address: str = ""
+    """Of a Unix socket, ``unix:/path``: its mode and group decide who can connect."""
+
+
+PLAINTEXT = Entrance()
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What a call brings along to say who makes it."""
+
+    authorization: str = ""
+    """The metadata or header ``authorization``."""
+    certificate: bytes = b""
+    """The peer's certificate as PEM. TLS has verified it when the connection was made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who makes a call, and what they may do."""
+
+    name: str
+    """For logs, the audit and quotas: ``token:NAME``, ``spiffe://…``, ``dns:HOST``,
+    ``jwt:SUBJECT``, ``unix:/path``, ``anonymous``, or empty where the daemon asks for none."""
+    roles: frozenset[Role]
+    namespace: str = DEFAULT_NAMESPACE
+    quota: str = ""
+    """The name of its quota in the policy; empty for none."""
+
+
+ANYBODY = Identity("", ALL_ROLES)
+"""Every caller of a daemon that asks for no identity."""
+
+
+# What a policy gives a namespace and an identity beyond roles.
+
+NAMESPACE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+"""Names of namespaces, other than that of the default one."""
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceLimits:
+    """How much of the caches on this machine a namespace has; None for an equal part."""
+
+    memory_bytes: int | None = None
+    host_store_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaLimits:
+    """The most that one identity may use; None for no limit."""
+
+    name: str
+    """Its name in the policy: a bounded label of metrics."""
+    calls: int | None = None
+    """At once."""
+    bytes_in_flight: int | None = None
+    """Of requests that arrive, and of modules under way."""
+    queue_share: float | None = None
+    """Of an engine's queue, above 0 and at most 1."""
+    compiles_per_minute: float | None = None
+    cpu_seconds_per_hour: float | None = None
+    bytes_kept: int | None = None
+    """In the tiers."""
+
+
+# Modules, artifacts, and what identifies them.
+
+SHA256_HEX = re.compile(r"[0-9a-f]{64}")
+
+
+class Kind(Enum):
+    """The two binary formats of WebAssembly."""
+
+    CORE_MODULE = "core"
+    COMPONENT = "component"
+
+
+class Origin(Enum):
+    """Where the daemon got the artifact of an answer."""
+
+    MEMORY = "memory"
+    REDIS = "redis"
+    COMPILED = "compiled"
+    JOINED_FLIGHT = "joined_flight"
+    HOST_STORE = "host_store"
+
+
+LOCAL_HITS: Final = frozenset({Origin.MEMORY, Origin.HOST_STORE})
+"""Nothing was waited for: too many to be told one by one."""
+HITS: Final = LOCAL_HITS | {Origin.REDIS}
+"""A tier had the artifact."""
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True)
+class Module:
+    """A WebAssembly binary that passed admission."""
+
+    sha256: str
+    kind: Kind
+    wasm: bytes = field(repr=False)
+
+    @property
+    def key(self) -> str:
+        """The key under which every tier stores it: its digest."""
+        return self.sha256
+
+    @property
+    def module_sha256(self) -> str:
+        """The same, by the name that it has in an artifact."""
+        return self.sha256
+
+    @property
+    def size_bytes(self) -> int:
+        """How large it is."""
+        return len(self.wasm)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineIdentity:
+    """A runtime at one version with its compiler, as the engine reports it."""
+
+    name: str
+    version: str
+    core_version: str
+    compiler: str
+
+    @property
+    def id(self) -> str:
+        """What a request writes to choose this engine, e.g. ``wasmtime-50.0.1``."""
+        return f"{self.name}-{self.version}"
+
+
+FAST_SETTINGS: Mapping[str, tuple[str, str]] = {
+    "wasmtime": ("strategy", "winch"),
+    "wasmer": ("compiler", "singlepass"),
+}
+"""By an engine's name: the setting, and its value, that chooses the engine's fast compiler."""
+
+
+def is_fast(settings: Mapping[str, str]) -> bool:
+    """Return whether settings that differ from an engine's defaults choose its fast compiler."""
+    return any(settings.get(name) == value for name, value in FAST_SETTINGS.values())
+
+
+@dataclass(frozen=True, slots=True)
+class CompileSpec:
+    """All that decides an artifact besides the module: the fingerprint stands for it."""
+
+    engine: EngineIdentity
+    target: str
+    cpu: str
+    settings: Mapping[str, str]
+    """Every setting with its value, defaults included."""
+    changed_settings: Mapping[str, str]
+    """The settings that differ from the engine's defaults."""
+    fingerprint: str
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether the engine's fast compiler makes it, whose code runs slower."""
+        return is_fast(self.changed_settings)
+
+    def key_for(self, module_sha256: str) -> CacheKey:
+        """Return the key of the artifact of a module."""
+        return CacheKey(module_sha256, self.fingerprint, self.engine.id)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheKey:
+    """The identity of an artifact."""
+
+    module_sha256: str
+    fingerprint: str
+    engine_id: str = field(default="", compare=False)
+    """Part of the artifact's name in Redis; empty where only a fingerprint is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExternType:
+    """One import or export. ``module`` is empty for exports and components."""
+
+    module: str
+    name: str
+    kind: str
+    """``function``, ``global``, ``table``, ``memory``, ``tag`` or ``other``."""
+    type: str
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Artifact:
+    """An engine's native code for one module and one spec, ready to be sent.
+
+    Two artifacts are equal only if they are the same object: no code compares megabytes by
+    accident.
+    """
+
+    module_sha256: str
+    kind: Kind
+    spec: CompileSpec
+    sha256: str
+    size_bytes: int
+    frames: tuple[bytes, ...] = field(repr=False)
+    """The bytes, cut and framed as the wire carries them: see :mod:`wasmkilnd.wire`."""
+    compile_time_s: float
+    imports: tuple[ExternType, ...] = ()
+    exports: tuple[ExternType, ...] = ()
+    types_truncated: bool = False
+    attestation: bytes = b""
+    encoding: str = ""
+    """How the bytes in ``frames`` are encoded: empty for not at all, or ``zstd``. ``sha256``,
+    ``size_bytes`` and ``attestation`` are of the decoded artifact."""
+    coming: Sequence[Future[bytes]] = field(default=(), repr=False)
+    """In place of ``frames``, while they are being decoded: each as soon as it is."""
+
+    @property
+    def key(self) -> CacheKey:
+        """The key under which every tier stores it."""
+        return self.spec.key_for(self.module_sha256)
+
+
+Item: TypeAlias = "Artifact | Module"
+"""What a tier stores under one key."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostFile:
+    """An artifact's file in the host store."""
+
+    path: str
+    device: int
+    inode: int
+
+
+STAMP_BYTES = 96
+"""The size of a stored value's stamp: a key's id (32 bytes) and its signature (64)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why the daemon refuses a stored value: no trusted key vouches for it."""
+
+    cause: str
+    """``unsigned``, ``stranger``, ``mismatch``, ``revoked`` or ``too_old``."""
+    why: str
+    """For the log: the key's id and what to do, where that is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Strike:
+    """The compilations of a key that broke the compiler, and what follows for its module."""
+
+    key: CacheKey
+    engine_id: str
+    reason: str
+    """The first failure's reason, by its public name."""
+    message: str
+    """The first failure's message."""
+    count: int
+    """How many failures there were."""
+    left_s: float
+    """Seconds for which the daemon refuses the module from now on; 0 for not at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvictScope:
+    """What to evict: exactly one of a module, an engine's artifacts, or everything."""
+
+    module_sha256: str = ""
+    engine_id: str = ""
+    spares: Callable[[str], bool] | None = None
+    """Returns whether a module is pinned, so that it and its artifacts stay; None if none is."""
+
+    def leaves(self, module_sha256: str) -> bool:
+        """Return whether what is of this module stays."""
+        return self.spares is not None and self.spares(module_sha256)
+
+    def covers(self, item: Item) -> bool:
+        """Return whether ``item`` is meant, pinned or not."""
+        if self.engine_id:
+            return isinstance(item, Artifact) and item.spec.engine.id == self.engine_id
+        return self.module_sha256 in ("", item.module_sha256)
+
+    def removes(self, item: Item) -> bool:
+        """Return whether ``item`` is meant and does not stay."""
+        return self.covers(item) and not self.leaves(item.module_sha256)
+
+
+@dataclass(frozen=True, slots=True)
+class Evicted(_Sums):
+    """What an eviction removed."""
+
+    artifacts: int = 0
+    modules: int = 0
+    bytes: int = 0
+    pinned: int = 0
+    """How many artifacts and modules of the scope stayed, because they are pinned."""
+
+
+# Pins: modules whose artifacts the tiers keep, whatever else needs room.
+
+IsPinned: TypeAlias = Callable[[str], bool]
+"""Returns whether the module with this digest is pinned."""
+
+MAX_PINS = 10_000
+"""How many modules of a namespace may be pinned."""
+
+
+def nothing_pinned(module_sha256: str) -> bool:
+    """Return False: nothing is pinned."""
+    return False
+
+
+class PinTimes(NamedTuple):
+    """When a module was pinned and unpinned last, in milliseconds since 1970; 0 for never.
+
+    The later one counts. So what two daemons know of a module is the larger of each time.
+    """
+
+    pinned_ms: int = 0
+    unpinned_ms: int = 0
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether the module is pinned."""
+        return self.pinned_ms > self.unpinned_ms
+
+    def merged(self, other: PinTimes) -> PinTimes:
+        """Return what both know."""
+        return PinTimes(
+            max(self.pinned_ms, other.pinned_ms), max(self.unpinned_ms, other.unpinned_ms)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Held(_Sums):
+    """What a tier has of one pinned module."""
+
+    artifacts: int = 0
+    modules: int = 0
+    """1 if the tier has the module's own bytes."""
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """A pinned module, and what each tier has of it."""
+
+    module_sha256: str
+    pinned_ms: int
+    tiers: Mapping[str, Held] = field(default_factory=dict)
+
+
+# What an engine can do on this host, and what confines its jobs.
+
+
+@dataclass(frozen=True, slots=True)
+class SettingInfo:
+    """One engine option that changes the artifact."""
+
+    name: str
+    default: str
+    allowed: Sequence[str]
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class TargetInfo:
+    """One target that the engine can compile for: it did so when the daemon asked."""
+
+    triple: str
+    cpus: Sequence[str]
+    """The levels that a request may name, the default first."""
+    host: bool
+
+
+class LayerState(Enum):
+    """Whether a layer of isolation works on this machine."""
+
+    ENFORCED = "enforced"
+    PARTIAL = "partial"
+    MISSING = "missing"
+
+
+@dataclass(frozen=True, slots=True)
+class IsolationLayer:
+    """One thing that confines a worker and its jobs."""
+
+    name: str
+    state: LayerState
+    detail: str
+    """What the layer is, or what is missing and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Isolation:
+    """What confines a worker and its jobs; the worker tested it by trying to break out."""
+
+    layers: Sequence[IsolationLayer] = ()
+    attempts: Mapping[str, bool] = field(default_factory=dict)
+    """What the worker tried, and whether that was refused."""
+
+    @property
+    def holes(self) -> Sequence[str]:
+        """What a job could do that it should not."""
+        return [name for name, refused in self.attempts.items() if not refused]
+
+    @property
+    def holds(self) -> bool:
+        """Whether every attempt was refused, by whichever layer."""
+        return bool(self.attempts) and not self.holes
+
+    @property
+    def gaps(self) -> Sequence[IsolationLayer]:
+        """The layers that are missing or partial."""
+        return [layer for layer in self.layers if layer.state is not LayerState.ENFORCED]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCapabilities:
+    """What one engine version can do on this host; the daemon asks it at start."""
+
+    identity: EngineIdentity
+    interpreter: str
+    host_triple: str
+    host_cpu_features: Sequence[str]
+    targets: Sequence[TargetInfo]
+    settings: Sequence[SettingInfo]
+    wasm_features: Sequence[str]
+    kinds: frozenset[Kind]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineWarmUp:
+    """How far the artifacts of an engine are compiled before names stand for it."""
+
+    engine_id: str
+    from_engine_id: str
+    """The engine whose artifacts were used most."""
+    total: int = 0
+    """How many artifacts there are to compile; 0 until that is known."""
+    done: int = 0
+    failed: int = 0
+    ended: bool = False
+    """Whether names stand for the engine."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnservedEngine:
+    """An engine that is installed but does not work."""
+
+    id: str
+    cause: str
+
+
+# What callers, jobs and tiers are held to, and what they use of it now.
+
+
+class Abandoned(Enum):
+    """What the daemon does with a running job when no caller waits for it any more."""
+
+    FINISH = "finish"
+    """Let it finish, and keep its artifact."""
+    YIELD = "yield"
+    """Let it finish unless another job waits for a worker; then end it."""
+    KILL = "kill"
+    """End it at once."""
+
+
+class Priority(Enum):
+    """How a job competes for the machine's CPUs. The values are those of the job's order."""
+
+    IDLE = "idle"
+    """It gets what no other process wants; while others want it all, it runs as LOW."""
+    LOW = "low"
+    """It gets a third of what an ordinary process gets beside it."""
+    NORMAL = "normal"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits on a caller's module, its compilation and the queue."""
+
+    module_bytes: int
+    artifact_bytes: int
+    compile_timeout_s: float
+    compile_cpu_s: float
+    compile_memory_bytes: int
+    queue_length: int
+    queue_bytes: int
+    abandoned: Abandoned = Abandoned.FINISH
+    priority: Priority = Priority.IDLE
+
+
+@dataclass(frozen=True, slots=True)
+class TrafficLimits:
+    """Limits on the calls in progress of all callers together."""
+
+    calls: int
+    receive_bytes: int
+    """For requests that arrive or are being read."""
+    send_bytes: int
+    """For copies of answers that callers have not read."""
+    send_pinned_bytes: int
+    """For artifacts that are being sent."""
+    caller_timeout_s: float
+    """How long a caller may take to send its request, and to read something of its answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class TierUsage(_Sums):
+    """What a tier holds now."""
+
+    entries: int = 0
+    bytes: int = 0
+    limit_bytes: int = 0
+    evictions: int = 0
+    pinned_entries: int = 0
+    """Those that the tier keeps whatever else needs room."""
+    pinned_bytes: int = 0
+    let_go: int = 0
+    """How often a pinned entry was let go, as those of all pins took more than half of the tier."""
+
+
+SWITCHED_OFF = "switched off"
+"""The detail of a shared tier that the settings switch off."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteStatus:
+    """Whether the shared tier answers, in words that hold no secret."""
+
+    mode: str
+    """``embedded``, ``external`` or ``none``."""
+    up: bool
+    detail: str = ""
+    pending_writes: int = 0
+    dropped_writes: int = 0
+
+    @property
+    def switched_off(self) -> bool:
+        """Whether the settings switch the shared tier off."""
+        return self.mode == "none" and self.detail == SWITCHED_OFF
+
+
+@dataclass(frozen=True, slots=True)
+class HostStatus:
+    """Whether the host store can be used, and the writes to it."""
+
+    pending_writes: int = 0
+    dropped_writes: int = 0
+    is_on: bool = False
+    """Whether the settings switch it on."""
+    up: bool = False
+    """Whether its directory can be used, and its disk answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaReading:
+    """How much of a quota an identity has used."""
+
+    identity: str
+    kind: str
+    """The quota's name in the policy, such as ``calls``."""
+    used: float
+    limit: float
+    refused: int
+
+    @property
+    def ratio(self) -> float:
+        """Return how much of the limit is used; above 1 if more than it allows."""
+        return self.used / self.limit if self.limit else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class DrainState:
+    """What a daemon that drains still waits for."""
+
+    left_s: float
+    calls: int
+    flights: int
+
+
+# Why a stored value is not used.
+
+
+class RejectionCause(Enum):
+    """The causes: few and fixed, since they are labels of a metric."""
+
+    FORMAT = "format"
+    """Not a value of wasmkilnd, or malformed."""
+    VERSION = "version"
+    """Written in a format of another version, or with an unknown codec."""
+    TRUNCATED = "truncated"
+    """Shorter than its header says."""
+    INCOMPLETE = "incomplete"
+    """A piece is missing: the server evicted it, or another client deleted it."""
+    WRONG_KEY = "wrong_key"
+    """About another key than the one that it was read from."""
+    DIGEST = "digest"
+    """The bytes are not those that were stored."""
+    UNSIGNED = "unsigned"
+    """It has no readable attestation."""
+    STRANGER = "stranger"
+    """It is signed by a key that is not trusted."""
+    MISMATCH = "mismatch"
+    """Its attestation is forged, or about something else."""
+    FOREIGN = "foreign"
+    """A file of the host store with another owner, another mode, a link, or no file at all."""
+    REVOKED = "revoked"
+    """It is signed by a key that is revoked since before that."""
+    TOO_OLD = "too_old"
+    """Its attestation is older than ``value_max_age_s``."""
+    EVICTED = "evicted"
+    """It is older than an Evict of its scope: another client wrote back a copy."""

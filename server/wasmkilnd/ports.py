@@ -1,0 +1,362 @@
+"""What the request path needs from the outside, and what each port promises.
+
+A port is a Protocol: the services know ports alone, and each room implements its ports without
+knowing the services. ``cache.fleet`` implements ``Fleet`` and ``Claim``, ``engines`` what compiles,
+``access`` the ``Guard``, ``telemetry`` the rest; traces surround some of them.
+
+Three promises hold for every port that does not say otherwise:
+
+- It is safe for concurrent use by the tasks of one event loop, and for no other thread.
+- It raises only what its docstrings name. A ``WasmkilnError`` is told to the caller; a
+  ``TierUnavailable`` says that a tier could not answer, and never stands for a miss.
+- A call that is cancelled leaves the port usable.
+
+A new method of a port needs its promise here, and a test of that promise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Protocol
+
+from wasmkilnd import model
+from wasmkilnd.errors import WasmkilnError
+from wasmkilnd.wait_budget import WaitBudget
+from wasmkilnd.waiters import Waiter, Waiters
+from wasmkilnd.wire import Packed
+
+# Who may do what: the port that every call and every HTTP request passes first.
+
+
+class Guard(Protocol):
+    """Says who calls, and refuses what they may not do. Never waits; safe from one event loop."""
+
+    def admit(
+        self, what: str, entrance: model.Entrance, credentials: Callable[[], model.Credentials]
+    ) -> model.Identity:
+        """Return who calls.
+
+        ``what`` is the path of an RPC, ``/wasmkiln.v1.ModuleService/Load``, or of a page,
+        ``/metrics``. ``credentials`` reads what the call brings along; a daemon that asks for no
+        identity does not call it. Raises CREDENTIALS_MISSING, CREDENTIALS_INVALID or ROLE_MISSING.
+        """
+
+
+# Where the daemon writes down who did what.
+
+
+class AuditEvent(Enum):
+    """What a line is about."""
+
+    COMPILE = "compile"
+    """A Compile call that compiled, waited for another's compilation, or failed."""
+    UPLOAD = "upload"
+    """A Load call."""
+    ADMIN = "admin"
+    """A call of AdminService."""
+    REFUSAL = "refusal"
+    """A call or an HTTP request of somebody who may not make it, or has used up a quota."""
+    CHANGE = "change"
+    """Keys, certificates, tokens, the policy or settings differ from before."""
+    START = "start"
+    STOP = "stop"
+    LOST = "lost"
+    """Lines before this one could not be written."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditLine:
+    """What one line of the audit says. Empty fields are left out. Nothing here is a secret."""
+
+    event: AuditEvent
+    identity: str = ""
+    namespace: str = ""
+    peer: str = ""
+    """The address of the other end, ``192.0.2.1:40000``, ``[2001:db8::1]:40000`` or ``unix``."""
+    method: str = ""
+    """The path of an RPC or of a page."""
+    code: str = "OK"
+    """The name of the gRPC code, or the status of HTTP."""
+    reason: str = ""
+    module: str = ""
+    engine: str = ""
+    origin: str = ""
+    request_id: str = ""
+    about: Mapping[str, str | int | bool] = field(default_factory=dict)
+    """What else there is to tell."""
+
+
+class Auditor(Protocol):
+    """Writes the audit. Safe for use from any thread."""
+
+    @property
+    def on(self) -> bool:
+        """Whether an audit is kept at all."""
+
+    def write(self, line: AuditLine) -> None:
+        """Write a line before returning; never raise.
+
+        The operating system has the line then: a daemon that is killed loses none. Of lines with
+        another code than OK, a flood is counted instead of written.
+        """
+
+
+# Which daemon of a fleet compiles an artifact.
+
+
+class Claim(Protocol):
+    """One daemon's claim to compile one artifact.
+
+    For the tasks of one flight. No method fails because the shared tier fails: the daemon then
+    compiles by itself, so the same artifact may be compiled twice, but no call waits for a
+    daemon that cannot be seen.
+
+    The lease is taken once a worker is free, not before: a job that waits in this daemon's
+    queue keeps no other daemon from compiling.
+    """
+
+    async def stored(self) -> None:
+        """Return once another daemon has stored the artifact: the job needs no worker then."""
+
+    async def take(self) -> bool:
+        """Take the lease, so that other daemons wait until the artifact is stored.
+
+        Return False if the artifact is stored already, or if another daemon compiles it.
+        """
+
+    async def wait_for_others(self) -> bool:
+        """Wait while another daemon compiles; return whether the artifact is stored then."""
+
+    def ignore_others(self) -> None:
+        """Compile here from now on, whatever other daemons do: what they stored is no use."""
+
+    def failed(self) -> None:
+        """Tell other daemons, before the context ends, that the module does not compile."""
+
+
+class Fleet(Protocol):
+    """The daemons that share a tier. Safe for concurrent use from one event loop."""
+
+    def claim(
+        self, key: model.CacheKey, budget: WaitBudget, *, alone: bool = False
+    ) -> AbstractAsyncContextManager[Claim]:
+        """Return this daemon's claim to compile ``key``, which lasts as long as the context.
+
+        Its requests to the shared tier together take no longer than ``budget`` has left. Other
+        daemons learn how the context ends. With ``alone``, this daemon compiles whatever other
+        daemons do, and they learn nothing of it.
+        """
+
+
+# What compiles and validates modules.
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledCode:
+    """The result of a compilation that succeeded."""
+
+    code: Packed
+    compile_time_s: float
+    queue_time_s: float
+    imports: Sequence[Sequence[str]]
+    """Each as module, name, kind, type."""
+    exports: Sequence[Sequence[str]]
+    types_truncated: bool
+
+
+class Refused(Protocol):
+    """The result of a compilation that an engine refused."""
+
+    async def explained(self) -> WasmkilnError:
+        """Ask other engines why, which takes a while; return the error for the caller.
+
+        If no caller waits any more, ask none and return SERVER_DRAINING, which no caller reads.
+        Raises COMPILE_QUEUE_FULL or SERVER_DRAINING if an engine could not be asked.
+        """
+
+
+class EngineWorker(Protocol):
+    """A worker that is reserved for one module."""
+
+    @property
+    def queued_s(self) -> float:
+        """How long the module waited for the worker."""
+
+    async def compile(self) -> CompiledCode | Refused:
+        """Compile the module, once. Raises the errors of Compile."""
+
+
+class Engines(Protocol):
+    """Every engine that the daemon serves.
+
+    Safe for concurrent use from one event loop. Whatever a module does to an engine, only the
+    calls about that module fail, and each with a WasmkilnError.
+    """
+
+    def choose(self, engine: str, kind: model.Kind | None) -> str:
+        """Return the id of the engine that a request names.
+
+        ``kind`` is None while only the module's digest is known. Raises ENGINE_UNKNOWN or
+        ENGINE_REMOVED.
+        """
+
+    def spec(
+        self, engine_id: str, target: str, cpu: str, settings: Mapping[str, str]
+    ) -> model.CompileSpec:
+        """Complete a request with defaults. Raises TARGET_UNSUPPORTED or SETTING_UNKNOWN."""
+
+    def fast(
+        self, spec: model.CompileSpec, settings: Mapping[str, str]
+    ) -> model.CompileSpec | None:
+        """Return ``spec`` with the engine's fast compiler.
+
+        Return None if the engine has none, or if ``settings``, those of the request, choose a
+        compiler.
+        """
+
+    def worker(
+        self,
+        spec: model.CompileSpec,
+        module: model.Module,
+        waiters: Waiters,
+        *,
+        unless: Callable[[], Coroutine[Any, Any, None]],
+    ) -> AbstractAsyncContextManager[EngineWorker | None]:
+        """Wait for a worker in the turn of ``waiters``; reserve it for the context.
+
+        The worker is None if ``unless`` returns before one is free. Raises the errors of
+        Compile that can be told before compiling: a known verdict, no room in the queue.
+        """
+
+    async def validate(
+        self,
+        engine_id: str,
+        module: model.Module,
+        waiters: Waiters,
+        watch: AbstractAsyncContextManager[None],
+    ) -> None:
+        """Validate ``module`` in a worker, in the turn of ``waiters``. Raises the errors of Load.
+
+        If the engine has to compile in order to validate, that one job runs inside ``watch``,
+        however many calls ask for it.
+        """
+
+    def expected_wait_s(
+        self, engine_id: str, module: model.Module, waiter: Waiter, others: Waiters | None
+    ) -> float:
+        """Return how long ``waiter`` would wait for a worker; 0 if one is free.
+
+        ``others`` wait for the job that ``waiter`` would join; None for a job of its own.
+        """
+
+    def forget(self, scope: model.EvictScope) -> None:
+        """Forget the verdicts of engines about what ``scope`` names."""
+
+
+# What the request path tells the metrics.
+
+
+class Recorder:
+    """Takes note of what happens: of nothing, if a subclass does not say how.
+
+    Safe for use from any thread. Every method returns at once and never raises: what cannot be
+    recorded is lost.
+    """
+
+    def tier_lookup(self, tier: str, what: str, outcome: str, seconds: float) -> None:
+        """Record a look-up in a tier.
+
+        ``what`` is ``artifact`` or ``module``; ``outcome`` is ``hit``, ``miss`` or ``error``.
+        """
+
+    def tier_store(self, tier: str, outcome: str, seconds: float) -> None:
+        """Record a write to a tier; ``outcome`` is ``ok`` or ``error``."""
+
+    def value_rejected(self, tier: str, cause: str) -> None:
+        """Record that a stored value did not verify and was deleted.
+
+        ``cause`` is one of a small set.
+        """
+
+    def compiled(self, engine_id: str, outcome: str, seconds: float, queued_s: float) -> None:
+        """Record a compilation; ``outcome`` is ``ok`` or an error's reason in lower case."""
+
+    def served(self, origin: model.Origin) -> None:
+        """Record that a Compile call was answered."""
+
+    def flight_joined(self) -> None:
+        """Record that a caller shared another caller's compilation."""
+
+    def compiled_behind(self, outcome: str) -> None:
+        """Record how an optimised compile behind a fast artifact ended.
+
+        ``outcome`` is ``compiled``; ``found`` if the artifact came from elsewhere; ``failed``; or
+        ``dropped`` if it did not run.
+        """
+
+    def compile_ended(
+        self, module: str, engine: str, origin: str, reason: str, took_s: float
+    ) -> None:
+        """Record how a compile ended, for the list of recent ones; no hit of memory is one.
+
+        ``origin`` is empty for one that failed, ``reason`` for one that did not. ``took_s`` is what
+        a caller would have waited.
+        """
+
+    def fleet_turn(self, outcome: str) -> None:
+        """Record how a claim to compile ended; ``outcome`` is one of a small set."""
+
+    def abandoned(self, engine_id: str, stage: str) -> None:
+        """Record that a job was ended because no caller waited for it.
+
+        ``stage`` is ``queued`` or ``running``.
+        """
+
+    def quarantine_refused(self) -> None:
+        """Record that a compile was refused because the module is in quarantine."""
+
+    def job_starved(self, engine_id: str) -> None:
+        """Record that a job got no CPU in the idle class, and went on at low priority."""
+
+    def worker_replaced(self, engine_id: str) -> None:
+        """Record that a worker died and a new one took its place."""
+
+
+# How one call is followed through the daemon, and from service to service.
+
+
+class CallTrace(Protocol):
+    """The trace that one call belongs to."""
+
+    @property
+    def trace_id(self) -> str:
+        """Its id for the log; empty if nobody can look it up."""
+
+    def end(self, code: str, reason: str, about: Mapping[str, str | int | float | None]) -> None:
+        """Note that the call has ended with a gRPC code; what is None or empty is left out."""
+
+
+class Tracing(Protocol):
+    """Follows calls through the daemon. Without it the daemon serves the same.
+
+    No method waits or raises. The context of a task tells which call the task works for, so the
+    request path passes nothing on; nothing but the trace and the log reads it.
+    """
+
+    def begin(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> CallTrace:
+        """Begin the trace of a call that the running task answers, or go on with its caller's."""
+
+    def recorder(self) -> Recorder:
+        """Return a recorder that adds look-ups and writes to the trace of the call."""
+
+    def engines(self, engines: Engines) -> Engines:
+        """Return ``engines``, with each wait for a worker and each job as a step of the trace."""
+
+    def fleet(self, fleet: Fleet) -> Fleet:
+        """Return ``fleet``, with each request for a lease and each wait as a step of the trace."""
+
+    def carry(self) -> AbstractContextManager[None]:
+        """Return a context for work that the running task leaves to another: it is this call's."""
