@@ -1,4 +1,4 @@
-"""Compiles on a machine that other processes keep busy, at each priority of jobs."""
+"""Compiles on a machine that other processes keep busy."""
 
 from __future__ import annotations
 
@@ -26,51 +26,23 @@ _SETTLE_S = 0.5
 
 
 def on_a_busy_machine(given: Setting) -> Iterator[Row]:
-    """A cold compile beside a process for each CPU that never sleeps, and one beside nobody.
-
-    Each daemon in the idle class serves one round: its first compile starves until the daemon
-    notices, and its second starts at low priority.
-    """
+    """A cold compile beside a process for each CPU that never sleeps."""
     rounds = given.rounds(5)
     module, target = given.modules.medium, given.wasmtime
     request = by_bytes(module.wasm, target.engine.id)
-    series: dict[str, list[float]] = {}
-
-    def note(what: str, seconds: float) -> None:
-        series.setdefault(what, []).append(seconds)
-
+    ours: list[float] = []
+    theirs: list[float] = []
     with ExitStack() as stack:
         engine = stack.enter_context(EngineProcess(target.engine, target.triple, target.cpu))
-        idle = [_daemon(given, stack, "idle", at) for at in range(rounds)]
-        others = {each: _daemon(given, stack, each, 0) for each in ("low", "normal")}
-        for daemon in (*idle, *others.values()):
-            _compile(daemon, module, request)  # What only the first compile of a process costs.
-        note("quiet", _compile(others["normal"], module, request))
-        note("quiet idle", _compile(idle[0], module, request))
+        engines = {"wasmtime": engines_or_install()["wasmtime"]}
+        flags = ("--redis-url", "none", "--workers", "1")
+        daemon = stack.enter_context(Daemon(make_state(given.folder / "busy", engines), *flags))
+        _compile(daemon, module, request)  # What only the first compile of a process costs.
         with _busy_machine():
-            for daemon in idle:
-                note("engine", engine.measure("first", module.path))
-                note("idle", _compile(daemon, module, request))
-                note("idle, later", _compile(daemon, module, request))
-                for priority, other in others.items():
-                    note(priority, _compile(other, module, request))
-    for what, name in (
-        ("idle", "idle, until it starves"),
-        ("idle, later", "idle, known to be busy"),
-        ("low", "low"),
-        ("normal", "normal"),
-    ):
-        yield compare(_GROUP, name, series[what], _AGAINST, series["engine"])
-    yield compare(
-        "the same, quiet", "idle", series["quiet idle"], "normal priority", series["quiet"]
-    )
-
-
-def _daemon(given: Setting, stack: ExitStack, priority: str, number: int) -> Daemon:
-    folder = given.folder / f"busy-{priority}-{number}"
-    engines = {"wasmtime": engines_or_install()["wasmtime"]}
-    flags = ("--compile-priority", priority, "--redis-url", "none", "--workers", "1")
-    return stack.enter_context(Daemon(make_state(folder, engines), *flags))
+            for _ in range(rounds):
+                theirs.append(engine.measure("first", module.path))
+                ours.append(_compile(daemon, module, request))
+    yield compare(_GROUP, "one caller", ours, _AGAINST, theirs)
 
 
 def _compile(daemon: Daemon, module: Module, request: bytes) -> float:

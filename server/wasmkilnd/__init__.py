@@ -7,7 +7,6 @@ ones:
     rpc/calls               who calls, and may they; limits, the log line, metrics and audit
     rpc/services/module     reads the request, sends the answer
     compile_service         look in the cache; join or start a flight; compile; store
-      fast_first            what calls that accept fast code get
       compiles_behind       compiles that no caller waits for
       admission             refuses a module or a spec before it costs anything
       cache/cache           memory first, then the host store, then Redis

@@ -7,7 +7,6 @@ for a few megabytes: so only bytes with the preamble of a binary get that far.
 from __future__ import annotations
 
 import asyncio
-import copy
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,10 +15,8 @@ from wasmkilnd import errors
 from wasmkilnd.account import Bill
 from wasmkilnd.fair_share import FairShare
 from wasmkilnd.model import SHA256_HEX, Kind, Limits, Module
-from wasmkilnd.ports import Engines
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.requests import Terms
-from wasmkilnd.waiters import Waiters
 
 HASH_INLINE_BYTES = 256 * 1024
 """Below this size, hashing takes less time than handing the bytes to a thread and back."""
@@ -49,18 +46,11 @@ class Begun:
 class Admission:
     """Admits modules, and limits the bytes of those being worked on. For one event loop."""
 
-    def __init__(self, engines: Engines, limits: Reloadable[Limits]) -> None:
-        self._engines = engines
+    def __init__(self, limits: Reloadable[Limits]) -> None:
         self._limits = limits
         # The bytes of all modules being worked on, whatever that work waits for: another
         # daemon's lease, a worker, or another caller's job.
         self._modules = FairShare(lambda: 2 * limits.current.queue_bytes)
-
-    def view(self, engines: Engines) -> Admission:
-        """Return one that counts together with this one, and asks ``engines`` how long to wait."""
-        other = copy.copy(self)
-        other._engines = engines
-        return other
 
     async def admit(self, wasm: bytes, expected_sha256: str = "") -> Module:
         """Do what the function ``admit`` does; hash large modules in a thread."""
@@ -80,25 +70,10 @@ class Admission:
         """
         waiter, size_bytes = terms.waiter, len(module.wasm)
         if self._modules.room(waiter.caller) <= 0:
-            wait_s = self._engines.expected_wait_s(engine_id, module, waiter, None)
-            raise errors.modules_held(engine_id, self._modules.total, wait_s)
+            raise errors.modules_held(engine_id, self._modules.total)
         bill = terms.account.start(size_bytes, compiles=compiles, arrived=arrived)
         self._modules.add(waiter.caller, size_bytes)
         return Begun(bill, lambda: self._modules.add(waiter.caller, -size_bytes))
-
-    def refuse_if_late(
-        self, engine_id: str, module: Module, terms: Terms, others: Waiters | None
-    ) -> None:
-        """Refuse a call that would get a worker only after its deadline.
-
-        ``others`` wait for the work that the call would join. Raises COMPILE_QUEUE_FULL.
-        """
-        if terms.deadline_s is None:
-            return
-        wait_s = self._engines.expected_wait_s(engine_id, module, terms.waiter, others)
-        left_s = terms.deadline_s - asyncio.get_running_loop().time()
-        if wait_s > left_s:
-            raise errors.deadline_too_near(engine_id, wait_s, left_s)
 
 
 def admit(wasm: bytes, limit_bytes: int, expected_sha256: str = "") -> Module:

@@ -3,25 +3,46 @@
 A call looks the artifact up, else joins the flight that makes it. The flight looks again, claims
 the artifact in the fleet, waits for a worker, compiles and stores. This file knows the ports
 alone: no gRPC, no Redis, no engine.
+
+**Fast code first.** "Optimised" is what a call gets without ``accept_fast``; "fast" is the same but
+for the setting that chooses the engine's fast compiler. What a call with ``accept_fast`` gets,
+where the first case that fits counts:
+
+1. It names the setting itself, or the engine has no fast compiler: as without ``accept_fast``.
+2. It skips the look-up: both are compiled anew, as in case 5.
+3. A tier has the optimised artifact: that one.
+4. A tier has the fast one: that one, and the optimised one is compiled behind. This needs no module
+   in a tier; without one, nothing is compiled behind.
+5. No tier has either: the fast one is compiled now, in a flight like any other. When it is there,
+   the optimised one is compiled behind, even if every caller has left. This holds too while an
+   optimised compile waits or runs: nobody knows how long it takes.
+6. The fast compile fails, and the optimised one may not (``_MAY_SUCCEED_OPTIMISED``): the optimised
+   one, in the same call, as without ``accept_fast``. The failure counts against the fast
+   fingerprint only. So a module in quarantine for the fast compiler goes here at once.
+7. The fast compile fails for a reason that concerns both, such as a full queue or an invalid
+   module: that error.
+
+An optimised compile that fails behind, or that the quarantine refuses, costs no caller anything:
+the fast artifact goes on serving. It is not tried again for a while.
 """
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from weakref import WeakValueDictionary
+
+import structlog
 
 from wasmkilnd import errors
 from wasmkilnd.account import Bill
 from wasmkilnd.admission import Admission, check_sha256
 from wasmkilnd.cache.cache import Cache
-from wasmkilnd.compile_work import CompileWork
 from wasmkilnd.compiles_behind import BehindSlots, CompilesBehind
-from wasmkilnd.errors import WasmkilnError
-from wasmkilnd.fast_first import optimised_may_succeed
+from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.flights import Flights, FlightTicket
-from wasmkilnd.model import CacheKey, CompileSpec, Module, Origin
+from wasmkilnd.model import Artifact, CacheKey, CompileSpec, ExternType, Module, Origin
 from wasmkilnd.ports import Claim, CompiledCode, Engines, Fleet, Recorder, Refused
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.requests import CompileRequest, Served, Terms
@@ -29,9 +50,37 @@ from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.wait_budget import WaitBudget
 from wasmkilnd.waiters import Waiters
 
+log = structlog.get_logger("wasmkilnd")
+
+_MAY_SUCCEED_OPTIMISED = frozenset(
+    {
+        Reason.ENGINE_LACKS_FEATURE,
+        Reason.SETTING_UNKNOWN,  # the engine refuses it together with another setting
+        Reason.COMPILER_CRASHED,
+        Reason.COMPILE_TIMEOUT,
+        Reason.COMPILE_MEMORY_LIMIT,
+        Reason.ARTIFACT_TOO_LARGE,  # fast code is larger
+        Reason.MODULE_QUARANTINED,
+    }
+)
 # A job that waited longer than this for a worker checks the quarantine again: the module may
 # have broken another daemon's compiler meanwhile.
 _RECHECK_QUARANTINE_AFTER_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class CompileWork:
+    """What one flight compiles."""
+
+    key: CacheKey
+    module: Module
+    uploaded: bool
+    """Whether the module came with the call, rather than from a tier."""
+    spec: CompileSpec
+    recompile: bool
+    """Whether to compile even if the artifact is stored or another daemon compiles it."""
+    budget: WaitBudget
+    """How long the call that started the flight may still wait for the tiers below memory."""
 
 
 class CompileService:
@@ -103,15 +152,23 @@ class CompileService:
         return served
 
     async def _compiled(self, found: CompileWork, request: CompileRequest) -> Served:
-        """Return what a flight compiles; the cases with ``accept_fast`` are in fast_first.py."""
-        fast = self._fast(found.spec, request)
+        """Return what a flight compiles: the fast artifact, where the caller accepts it."""
+        fast, sha256 = self._fast(found.spec, request), found.key.module_sha256
         if fast is None:
             return await self._make(found, request.terms)
+        work = replace(found, key=fast.key_for(sha256), spec=fast)
         try:
-            return await self._make(found.by(fast), request.terms, behind=found)
+            return await self._make(work, request.terms, behind=found)
         except WasmkilnError as failure:
-            if not optimised_may_succeed(fast, found.key.module_sha256, failure):
+            if failure.reason not in _MAY_SUCCEED_OPTIMISED:
                 raise
+            log.info(
+                "fast code not made",
+                module=sha256,
+                engine=fast.engine.id,
+                reason=failure.reason.value,
+                cause=failure.message,
+            )
         return await self._make(found, request.terms)
 
     async def _find(self, request: CompileRequest, budget: WaitBudget) -> Served | CompileWork:
@@ -193,32 +250,30 @@ class CompileService:
         ticket = self._join(work, terms)
         terms.release()
         if behind:
-            sha256, spec, anew = behind.key.module_sha256, behind.spec, behind.recompile
-            account = terms.account
-            ticket.on_success(lambda: self.behind.add(sha256, spec, account, anew=anew))
+            ticket.on_end(partial(self._add_behind, behind, terms))
         served = await ticket.wait()
         return Served(served.artifact, Origin.JOINED_FLIGHT) if ticket.joined else served
 
+    def _add_behind(self, work: CompileWork, terms: Terms, made: bool) -> None:
+        if made:
+            sha256, account, anew = work.key.module_sha256, terms.account, work.recompile
+            self.behind.add(sha256, work.spec, account, anew=anew)
+
     def _join(self, work: CompileWork, terms: Terms) -> FlightTicket[Served]:
-        flight, engine_id = (work.key, work.recompile), work.spec.engine.id
-        others = self._flights.waiters(flight)
-        self._admission.refuse_if_late(engine_id, work.module, terms, others)
-        if others:
-            return self._flights.join(flight, Waiters.of(terms.waiter), partial(self._run, work))
+        flight, run = (work.key, work.recompile), partial(self._run, work)
+        if flight in self._flights:
+            return self._flights.join(flight, terms.waiter, run)
         begun = self._admission.begin(
-            engine_id, work.module, terms, compiles=True, arrived=work.uploaded
+            work.spec.engine.id, work.module, terms, compiles=True, arrived=work.uploaded
         )
-        waiters = Waiters.of(terms.waiter, begun.bill)
-        ticket = self._flights.join(flight, waiters, partial(self._run, work))
-        ticket.on_end(begun.end)
+        ticket = self._flights.join(flight, terms.waiter, run, begun.bill)
+        ticket.on_end(lambda _: begun.end())
         return ticket
 
     def _end_unwanted(self, request: CompileRequest) -> None:
         """End the flight of the daemon's own request, unless a caller waits for it too."""
         spec = self._spec(request, None)
-        flight = spec.key_for(request.sha256), request.skip_cache_lookup
-        if waiters := self._flights.waiters(flight):
-            waiters.release()
+        self._flights.release((spec.key_for(request.sha256), request.skip_cache_lookup))
 
     async def _run(self, work: CompileWork, waiters: Waiters) -> Served:
         try:
@@ -238,7 +293,6 @@ class CompileService:
             while True:
                 code = await self._compile_in_worker(work, claim, waiters)
                 if isinstance(code, CompiledCode):
-                    waiters.kept = True  # Store the artifact even if every caller has left.
                     return await self._store(work, code, waiters.bill)
                 if code is not None:
                     claim.failed()
@@ -247,7 +301,7 @@ class CompileService:
                     return found
         # The claim has ended, so asking other engines now blocks neither a worker nor another
         # daemon.
-        raise await code.explained()
+        raise await code()
 
     async def _compile_in_worker(
         self, work: CompileWork, claim: Claim, waiters: Waiters
@@ -256,19 +310,17 @@ class CompileService:
 
         Return None if the artifact is stored, or another daemon compiles it.
         """
-        async with (
-            self._quarantine.watch(work.key, work.spec, work.budget),
-            self._engines.worker(work.spec, work.module, waiters, unless=claim.stored) as worker,
-        ):
-            if worker is None:
-                return None
-            if worker.queued_s > _RECHECK_QUARANTINE_AFTER_S:
+
+        async def still_needed(queued_s: float) -> bool:
+            if queued_s > _RECHECK_QUARANTINE_AFTER_S:
                 await self._quarantine.check(work.key, work.budget)
-            if not work.recompile and self._cache.peek(work.key):
-                return None
-            if not await claim.take():
-                return None
-            return await worker.compile()
+            stored = not work.recompile and self._cache.peek(work.key)
+            return not stored and await claim.take()
+
+        async with self._quarantine.watch(work.key, work.spec, work.budget):
+            return await self._engines.compile(
+                work.spec, work.module, waiters, ready=still_needed, unless=claim.stored
+            )
 
     async def _from_fleet(self, work: CompileWork, claim: Claim) -> Served | None:
         """Wait for another daemon's artifact; return None if this daemon has to compile.
@@ -289,7 +341,20 @@ class CompileService:
         return Served(artifact, Origin.MEMORY) if artifact else None
 
     async def _store(self, work: CompileWork, code: CompiledCode, bill: Bill) -> Served:
-        artifact = self._sealer.seal(work.artifact(code))
+        artifact = self._sealer.seal(
+            Artifact(
+                module_sha256=work.module.sha256,
+                kind=work.module.kind,
+                spec=work.spec,
+                sha256=code.code.sha256,
+                size_bytes=code.code.size_bytes,
+                frames=code.code.frames,
+                compile_time_s=code.compile_time_s,
+                imports=tuple(ExternType(*row) for row in code.imports),
+                exports=tuple(ExternType(*row) for row in code.exports),
+                types_truncated=code.types_truncated,
+            )
+        )
         if work.uploaded:
             # The engine accepted the module, which is all that Load would have asked.
             self._cache.put(work.module)

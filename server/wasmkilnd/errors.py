@@ -64,7 +64,7 @@ class Reason(Enum):
     ARTIFACT_TOO_LARGE = "ARTIFACT_TOO_LARGE", _FULL, "engine size_bytes limit_bytes"
     COMPILER_CRASHED = "COMPILER_CRASHED", "INTERNAL", "engine signal"
     MODULE_QUARANTINED = "MODULE_QUARANTINED", _REFUSED, "engine first_reason seconds_left"
-    COMPILE_QUEUE_FULL = "COMPILE_QUEUE_FULL", _FULL, "limit engine waiting expected_wait_s calls"
+    COMPILE_QUEUE_FULL = "COMPILE_QUEUE_FULL", _FULL, "limit engine waiting calls"
     WORKER_UNAVAILABLE = "WORKER_UNAVAILABLE", "UNAVAILABLE", "engine"
     CREDENTIALS_MISSING = "CREDENTIALS_MISSING", "UNAUTHENTICATED"
     CREDENTIALS_INVALID = "CREDENTIALS_INVALID", "UNAUTHENTICATED", "cause"
@@ -486,19 +486,10 @@ def compile_queue_full(engine: str, waiting: int, retry_after_s: float) -> Wasmk
     return _overloaded("queue", what, retry_after_s, engine=engine, waiting=waiting)
 
 
-def modules_held(engine: str, held_bytes: int, retry_after_s: float) -> WasmkilnError:
+def modules_held(engine: str, held_bytes: int) -> WasmkilnError:
     """The modules of all work in progress are too large together."""
     what = f"the modules of all work in progress already hold {held_bytes:,} bytes"
-    return _overloaded("queue", what, max(1.0, retry_after_s), engine=engine)
-
-
-def deadline_too_near(engine: str, wait_s: float, left_s: float) -> WasmkilnError:
-    """The call's deadline would pass before a worker is free."""
-    what = (
-        f"a worker of {engine} would be free in about {wait_s:.1f} s,"
-        f" and the call's deadline is in {max(0.0, left_s):.1f} s"
-    )
-    return _overloaded("deadline", what, wait_s, engine=engine, expected_wait_s=round(wait_s, 3))
+    return _overloaded("queue", what, 1.0, engine=engine)
 
 
 def too_many_calls(running: int, yours: int) -> WasmkilnError:

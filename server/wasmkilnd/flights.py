@@ -2,8 +2,7 @@
 
 A flight is a task of its own that belongs to Flights, not to a caller: a caller that is
 cancelled or times out does not stop the other callers. When the last caller leaves, the flight is
-cancelled, unless its waiters are ``kept``: its job runs and ``abandoned_compiles`` does not kill
-it, or its artifact is being stored.
+cancelled, unless its waiters are ``kept``: its job has begun, or its artifact is being stored.
 
 The task never fails: a failure is a value that it returns, and each caller raises its own copy.
 A failed task refers to its traceback, which refers to the task: a cycle that only the garbage
@@ -17,9 +16,9 @@ from collections.abc import Callable, Coroutine, Hashable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from wasmkilnd.account import Bill
+from wasmkilnd.account import FREE, Bill
 from wasmkilnd.errors import WasmkilnError, forget_frames
-from wasmkilnd.waiters import Waiters
+from wasmkilnd.waiters import Waiter, Waiters
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -42,7 +41,8 @@ class FlightTicket(Generic[V]):
     joined: bool
     """Whether another caller started the flight."""
     _flight: asyncio.Task[V | Failed]
-    _leave: Callable[[], None]
+    _waiters: Waiters
+    _waiter: Waiter
 
     async def wait(self) -> V:
         """Return what the flight's work returns, or raise what it raises.
@@ -53,25 +53,18 @@ class FlightTicket(Generic[V]):
         try:
             result = await asyncio.shield(self._flight)
         finally:
-            self._leave()
+            self._waiters.leave(self._waiter)
         if not isinstance(result, Failed):
             return result
         if isinstance(result.failure, WasmkilnError):
             raise result.failure.again()
         raise result.failure
 
-    def on_end(self, call: Callable[[], None]) -> None:
-        """Call ``call`` when the flight has ended, whether or not a caller still waits."""
-        self._flight.add_done_callback(lambda _: call())
-
-    def on_success(self, call: Callable[[], None]) -> None:
-        """Do as ``on_end``, but only if the flight's work did not fail."""
-
-        def ended(flight: asyncio.Task[V | Failed]) -> None:
-            if not (flight.cancelled() or isinstance(flight.result(), Failed)):
-                call()
-
-        self._flight.add_done_callback(ended)
+    def on_end(self, call: Callable[[bool], None]) -> None:
+        """Tell ``call`` whether the work was done, when the flight ends, whoever still waits."""
+        self._flight.add_done_callback(
+            lambda ended: call(not (ended.cancelled() or isinstance(ended.result(), Failed)))
+        )
 
 
 class Flights(Generic[K, V]):
@@ -85,27 +78,36 @@ class Flights(Generic[K, V]):
         """Return how many flights are under way."""
         return len(self._flights)
 
-    def waiters(self, key: K) -> Waiters | None:
-        """Return who waits for the flight of ``key``; None if there is no such flight."""
-        flight = self._flights.get(key)
-        return flight[1] if flight else None
+    def __contains__(self, key: K) -> bool:
+        """Return whether the flight of ``key`` is under way."""
+        return key in self._flights
 
     def join(
-        self, key: K, waiters: Waiters, work: Callable[[Waiters], Coroutine[Any, Any, V]]
+        self,
+        key: K,
+        waiter: Waiter,
+        work: Callable[[Waiters], Coroutine[Any, Any, V]],
+        bill: Bill = FREE,
     ) -> FlightTicket[V]:
         """Join the flight of ``key``; start it with ``work`` if there is none.
 
-        The flight counts ``waiters`` as its own until the ticket's ``wait`` ends. Those that
-        start it pay for it.
+        ``waiter`` waits for it until the ticket's ``wait`` ends. ``bill`` pays for a flight that
+        this starts.
         """
         joined = key in self._flights
-        task, of_flight = self._flights[key] if joined else self._start(key, work, waiters.bill)
-        return FlightTicket(joined, task, of_flight.follow(waiters))
+        task, waiters = self._flights[key] if joined else self._start(key, work, bill)
+        waiters.waiting[waiter] += 1
+        return FlightTicket(joined, task, waiters, waiter)
+
+    def release(self, key: K) -> None:
+        """End the flight of ``key`` if no caller waits for it, even if its job has begun."""
+        if key in self._flights:
+            self._flights[key][1].release()
 
     def _start(
         self, key: K, work: Callable[[Waiters], Coroutine[Any, Any, V]], bill: Bill
     ) -> tuple[asyncio.Task[V | Failed], Waiters]:
-        waiters = Waiters(lambda: self._drop(key, task), bill)
+        waiters = Waiters(bill, lambda: self._drop(key, task))
         task = asyncio.create_task(_outcome(work(waiters)))
         self._flights[key] = task, waiters
         # A callback frees the key whatever happens, and only after the work's last step (its

@@ -534,27 +534,6 @@ class UnservedEngine:
 # What callers, jobs and tiers are held to, and what they use of it now.
 
 
-class Abandoned(Enum):
-    """What the daemon does with a running job when no caller waits for it any more."""
-
-    FINISH = "finish"
-    """Let it finish, and keep its artifact."""
-    YIELD = "yield"
-    """Let it finish unless another job waits for a worker; then end it."""
-    KILL = "kill"
-    """End it at once."""
-
-
-class Priority(Enum):
-    """How a job competes for the machine's CPUs. The values are those of the job's order."""
-
-    IDLE = "idle"
-    """It gets what no other process wants; while others want it all, it runs as LOW."""
-    LOW = "low"
-    """It gets a third of what an ordinary process gets beside it."""
-    NORMAL = "normal"
-
-
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Limits on a caller's module, its compilation and the queue."""
@@ -566,8 +545,6 @@ class Limits:
     compile_memory_bytes: int
     queue_length: int
     queue_bytes: int
-    abandoned: Abandoned = Abandoned.FINISH
-    priority: Priority = Priority.IDLE
 
 
 @dataclass(frozen=True, slots=True)

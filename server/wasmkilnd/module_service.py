@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from wasmkilnd import errors
 from wasmkilnd.admission import Admission, check_sha256
 from wasmkilnd.cache.cache import Cache
+from wasmkilnd.flights import Flights
 from wasmkilnd.model import CacheKey, Evicted, EvictScope, Kind
 from wasmkilnd.pins import Pins
 from wasmkilnd.ports import Engines
@@ -16,7 +17,6 @@ from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.requests import LoadRequest, LoadResult, WantedArtifact
 from wasmkilnd.slices import collect_in_slices
 from wasmkilnd.wait_budget import WaitBudget
-from wasmkilnd.waiters import Waiters
 
 # How many keys FindMissing looks up at once: this holds the event loop for milliseconds.
 _LOOKED_UP_AT_ONCE = 1000
@@ -38,6 +38,8 @@ class ModuleService:
         self._quarantine = quarantine
         self._admission = admission
         self._pins = pins
+        # Callers of one moment share one validation.
+        self._flights: Flights[CacheKey, None] = Flights()
 
     async def load(self, request: LoadRequest) -> LoadResult:
         """Admit, validate and store a module. Raises the errors of Load."""
@@ -46,18 +48,19 @@ class ModuleService:
         request.sha256 = module.sha256
         engine_id = self._engines.choose(request.engine, module.kind)
         already_loaded = await self._cache.get_module(module.sha256, budget) is not None
-        if not already_loaded:
-            self._admission.refuse_if_late(engine_id, module, request.terms, None)
         spec = self._engines.spec(engine_id, "", "", {})
         key = spec.key_for(module.sha256)
         watch = self._quarantine.watch(key, spec, budget)
         work = self._admission.begin(engine_id, module, request.terms, compiles=False, arrived=True)
         request.terms.release()
-        waiters = Waiters.of(request.terms.waiter, work.bill)
-        try:
-            await self._engines.validate(engine_id, module, waiters, watch)
-        finally:
-            work.end()
+        ticket = self._flights.join(
+            key,
+            request.terms.waiter,
+            lambda waiters: self._engines.validate(engine_id, module, waiters, watch),
+            work.bill,
+        )
+        ticket.on_end(lambda _: work.end())
+        await ticket.wait()
         # Also where it is here already: Redis, where others look, may have lost it.
         self._cache.put(module)
         if not already_loaded:
@@ -103,8 +106,6 @@ class ModuleService:
         if scope.module_sha256:
             check_sha256(scope.module_sha256, "module_sha256")
         scope = await self._pins.sparing(scope)
-        if not tier:
-            self._engines.forget(scope)
         return await self._cache.evict(scope, tier)
 
     def _keys_of(self, wanted: WantedArtifact) -> list[CacheKey]:

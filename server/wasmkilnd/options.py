@@ -9,7 +9,7 @@ from wasmkilnd.cache.redis_servers import RedisAccess
 from wasmkilnd.config.machine import cpu_count
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.engines.child.isolation import limits
-from wasmkilnd.model import Abandoned, Limits, Priority, TrafficLimits
+from wasmkilnd.model import Limits, TrafficLimits
 
 
 def limits_of(settings: Settings) -> Limits:
@@ -22,8 +22,6 @@ def limits_of(settings: Settings) -> Limits:
         compile_memory_bytes=settings.effective_compile_memory_bytes,
         queue_length=settings.queue_length,
         queue_bytes=settings.queue_bytes,
-        abandoned=Abandoned(settings.abandoned_compiles),
-        priority=Priority(settings.compile_priority),
     )
 
 

@@ -20,12 +20,12 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from wasmkilnd import model
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.wait_budget import WaitBudget
-from wasmkilnd.waiters import Waiter, Waiters
+from wasmkilnd.waiters import Waiters
 from wasmkilnd.wire import Packed
 
 # Who may do what: the port that every call and every HTTP request passes first.
@@ -167,26 +167,12 @@ class CompiledCode:
     types_truncated: bool
 
 
-class Refused(Protocol):
-    """The result of a compilation that an engine refused."""
+Refused: TypeAlias = "Callable[[], Coroutine[Any, Any, WasmkilnError]]"
+"""A compilation that an engine refused: asks other engines why, and returns the caller's error.
 
-    async def explained(self) -> WasmkilnError:
-        """Ask other engines why, which takes a while; return the error for the caller.
-
-        If no caller waits any more, ask none and return SERVER_DRAINING, which no caller reads.
-        Raises COMPILE_QUEUE_FULL or SERVER_DRAINING if an engine could not be asked.
-        """
-
-
-class EngineWorker(Protocol):
-    """A worker that is reserved for one module."""
-
-    @property
-    def queued_s(self) -> float:
-        """How long the module waited for the worker."""
-
-    async def compile(self) -> CompiledCode | Refused:
-        """Compile the module, once. Raises the errors of Compile."""
+If no caller waits any more, it asks none and returns SERVER_DRAINING, which no caller reads. It
+raises COMPILE_QUEUE_FULL or SERVER_DRAINING if an engine could not be asked.
+"""
 
 
 class Engines(Protocol):
@@ -217,18 +203,20 @@ class Engines(Protocol):
         compiler.
         """
 
-    def worker(
+    async def compile(
         self,
         spec: model.CompileSpec,
         module: model.Module,
         waiters: Waiters,
         *,
+        ready: Callable[[float], Coroutine[Any, Any, bool]],
         unless: Callable[[], Coroutine[Any, Any, None]],
-    ) -> AbstractAsyncContextManager[EngineWorker | None]:
-        """Wait for a worker in the turn of ``waiters``; reserve it for the context.
+    ) -> CompiledCode | Refused | None:
+        """Compile ``module`` in a worker, in the turn of ``waiters``.
 
-        The worker is None if ``unless`` returns before one is free. Raises the errors of
-        Compile that can be told before compiling: a known verdict, no room in the queue.
+        Once a worker is free, ``ready`` is awaited, with how long the module waited for it.
+        Return None if that returns False, or if ``unless`` returns before. Raises the errors of
+        Compile, and what ``ready`` and ``unless`` raise.
         """
 
     async def validate(
@@ -240,20 +228,8 @@ class Engines(Protocol):
     ) -> None:
         """Validate ``module`` in a worker, in the turn of ``waiters``. Raises the errors of Load.
 
-        If the engine has to compile in order to validate, that one job runs inside ``watch``,
-        however many calls ask for it.
+        If the engine has to compile in order to validate, that job runs inside ``watch``.
         """
-
-    def expected_wait_s(
-        self, engine_id: str, module: model.Module, waiter: Waiter, others: Waiters | None
-    ) -> float:
-        """Return how long ``waiter`` would wait for a worker; 0 if one is free.
-
-        ``others`` wait for the job that ``waiter`` would join; None for a job of its own.
-        """
-
-    def forget(self, scope: model.EvictScope) -> None:
-        """Forget the verdicts of engines about what ``scope`` names."""
 
 
 # What the request path tells the metrics.
@@ -310,16 +286,10 @@ class Recorder:
         """Record how a claim to compile ended; ``outcome`` is one of a small set."""
 
     def abandoned(self, engine_id: str, stage: str) -> None:
-        """Record that a job was ended because no caller waited for it.
-
-        ``stage`` is ``queued`` or ``running``.
-        """
+        """Record that a job was dropped as no caller waited for it; ``stage`` is ``queued``."""
 
     def quarantine_refused(self) -> None:
         """Record that a compile was refused because the module is in quarantine."""
-
-    def job_starved(self, engine_id: str) -> None:
-        """Record that a job got no CPU in the idle class, and went on at low priority."""
 
     def worker_replaced(self, engine_id: str) -> None:
         """Record that a worker died and a new one took its place."""

@@ -29,7 +29,6 @@ FAILURES = {
     "ValueRejected": "a stored value is damaged",
     "WorkerDied": "a worker process is lost",
     "JobNotSetUp": "a worker process is lost before its job began",
-    "JobStarved": "a worker process is lost with a job that got no CPU",
     "OutOfDescriptors": "the daemon has no file descriptors left",
     "asyncio.CancelledError": "the callers have left, or the daemon ends",
     "aio.InternalError": "gRPC lost the connection",

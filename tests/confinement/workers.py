@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,7 +16,6 @@ from wasmkilnd.engines.workers.job_protocol import JobOrder, JobReport
 from wasmkilnd.engines.workers.job_users import JobUsers
 from wasmkilnd.engines.workers.process import Worker
 from wasmkilnd.engines.workers.spawn import start_worker
-from wasmkilnd.model import Priority
 
 from tests.contract.values import payload_of
 from tests.e2e import hostile_engine
@@ -81,17 +82,9 @@ async def attempt(
     memory_bytes: int = 2**31,
     cpu_s: float = 20,
     timeout_s: float = 30,
-    priority: Priority = Priority.NORMAL,
 ) -> Outcome:
     """Have the code in a job try something."""
-    ordered = order(
-        name,
-        *arguments,
-        memory_bytes=memory_bytes,
-        cpu_s=cpu_s,
-        timeout_s=timeout_s,
-        priority=priority,
-    )
+    ordered = order(name, *arguments, memory_bytes=memory_bytes, cpu_s=cpu_s, timeout_s=timeout_s)
     return Outcome(await worker.run(ordered))
 
 
@@ -101,7 +94,6 @@ def order(
     memory_bytes: int = 2**31,
     cpu_s: float = 20,
     timeout_s: float = 30,
-    priority: Priority = Priority.NORMAL,
 ) -> JobOrder:
     """Return the order of a job whose code is to try something."""
     return JobOrder(
@@ -117,23 +109,21 @@ def order(
         cpu_s=cpu_s,
         memory_bytes=memory_bytes,
         artifact_limit_bytes=2**20,
-        priority=priority,
     )
 
 
 @asynccontextmanager
-async def job_of(worker: Worker, priority: Priority = Priority.NORMAL) -> AsyncIterator[int]:
+async def job_of(worker: Worker) -> AsyncIterator[int]:
     """A job that runs a module; yields its pid."""
-    work = asyncio.create_task(
-        attempt(worker, "burn_cpu", cpu_s=30, timeout_s=30, priority=priority)
-    )
+    work = asyncio.create_task(attempt(worker, "burn_cpu", cpu_s=30, timeout_s=30))
     try:
         async with asyncio.timeout(60):
             while "Seccomp_filters:	2" not in status_of(worker._job_pid):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         yield worker._job_pid
     finally:
-        worker.end_job()
+        if worker._job_pid:
+            os.killpg(worker._job_pid, signal.SIGKILL)
         await asyncio.gather(work, return_exceptions=True)
 
 

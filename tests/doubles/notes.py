@@ -29,7 +29,6 @@ class Notes(Recorder):
         """At which stage jobs without callers were ended."""
         self.refused = 0
         self.replaced: list[str] = []
-        self.starved: list[str] = []
         self.ended: list[tuple[str, str, str, str]] = []
         """Module, engine, origin and reason of compiles that ended."""
 
@@ -68,9 +67,6 @@ class Notes(Recorder):
 
     def quarantine_refused(self) -> None:
         self.refused += 1
-
-    def job_starved(self, engine_id: str) -> None:
-        self.starved.append(engine_id)
 
     def worker_replaced(self, engine_id: str) -> None:
         self.replaced.append(engine_id)

@@ -10,7 +10,6 @@ from tests.e2e import wasm
 from tests.e2e.callers import ENGINE
 from tests.e2e.refusals import (
     Meet,
-    come_too_late,
     compile_,
     crash,
     drain,
@@ -286,14 +285,6 @@ ROWS = [
         "COMPILE_QUEUE_FULL",
         fill_the_queue,
         {"limit": "queue", "engine": ENGINE, "waiting": "1"},
-        retry=True,
-        crowded=True,
-    ),
-    Row(
-        "deadline",
-        "COMPILE_QUEUE_FULL",
-        come_too_late,
-        {"limit": "deadline", "engine": ENGINE, "expected_wait_s": r"\d+(\.\d+)?"},
         retry=True,
         crowded=True,
     ),

@@ -106,23 +106,6 @@ def fill_the_queue(daemon: Daemon) -> Refusal:
         return refused
 
 
-def come_too_late(daemon: Daemon) -> Refusal:
-    """Call with a short deadline while a job runs that is expected to take long."""
-    with held_worker(daemon):
-        began = time.monotonic()
-        refused = None
-        while refused is None or refused.code == "DeadlineExceeded":
-            assert time.monotonic() - began < 20, refused
-            time.sleep(0.5)
-            # Near enough to be refused, and far enough for grpcurl to come to its call.
-            refused = Grpcurl(daemon.address).refused(
-                COMPILE,
-                {"module": _module(wasm.constant(1))},
-                max_time_s=(time.monotonic() - began) / 2,
-            )
-    return refused
-
-
 def lose_every_worker(daemon: Daemon) -> Refusal:
     """Call while the engine has no Python, so that no worker starts."""
     return _with_another(daemon, _without_python)

@@ -91,7 +91,7 @@ def test_who_holds_all_connections_ends_no_call_of_others(
 def test_watches_leave_room_for_probes_and_are_counted(engines: Installed, tmp_path: Path) -> None:
     with daemon_with(tmp_path) as daemon, contextlib.ExitStack() as stack:
         callers = [stack.enter_context(Caller(daemon)) for _ in range(5)]
-        watches = []
+        watches: list[Any] = []
         while not watches or not watches[-1].done():
             assert len(watches) < 1_024
             stub = health_pb2_grpc.HealthStub(callers[len(watches) // 250].channel)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from wasmkiln import Client, WasmkilnError
+from wasmkiln import Client
 
 from tests.e2e.daemon import Daemon
 from tests.e2e.programs import Installed
@@ -63,29 +63,3 @@ def test_generated_and_damaged_modules_each_get_a_clear_verdict(
     after = client.stats()
     assert after.uptime.ToTimedelta() > before.uptime.ToTimedelta()
     assert [w.replaced for w in after.workers] == [w.replaced for w in before.workers]
-
-
-def test_a_refused_module_costs_no_engine_a_second_look(client: Client, daemon: Daemon) -> None:
-    """The daemon remembers the verdicts of all engines, and starts no job."""
-    [case] = [case for case in CASES if case.name == "table-of-externref"]
-    module = case.wasm()
-    for call in (client.load, client.compile):
-        for engine in ("wasmer-1.1.0", "wasmtime-50.0.1"):
-            _try(call, module, engine)
-    before = _jobs(client)
-    for _ in range(20):
-        with pytest.raises(WasmkilnError) as failure:
-            client.compile(module, engine="wasmer", skip_cache_lookup=True)
-        assert failure.value.reason == "ENGINE_LACKS_FEATURE"
-    assert _jobs(client) == before
-
-
-def _try(call: object, module: bytes, engine: str) -> None:
-    try:
-        call(module, engine=engine)  # type: ignore[operator]
-    except WasmkilnError:
-        return
-
-
-def _jobs(client: Client) -> dict[tuple[str, str], int]:
-    return {(one.engine, one.outcome): one.count for one in client.stats().compiles}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,13 +19,12 @@ from wasmkilnd.cache.fleet import Fleet, Strikes
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.compile_service import CompileService
-from wasmkilnd.engines.scheduling.ticket import Unless
+from wasmkilnd.engines.workers.pool import Unless
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.model import (
     FAST_SETTINGS,
     CompileSpec,
     EngineIdentity,
-    EvictScope,
     Kind,
     Limits,
     Module,
@@ -70,9 +69,6 @@ class Engines:
         self.validating = 0
         self.free = asyncio.Event()
         self.free.set()
-        self.wait_s = 0.0
-        self.asked: list[tuple[str, Waiter, Waiters | None]] = []
-        self.forgotten: list[EvictScope] = []
 
     def choose(self, engine: str, kind: Kind | None) -> str:
         return engine.removesuffix("-1") or ("other" if kind is Kind.COMPONENT else "usual")
@@ -93,10 +89,15 @@ class Engines:
         made = self.spec(spec.engine.name, spec.target, spec.cpu, changed)
         return replace(made, changed_settings=changed)
 
-    @asynccontextmanager
-    async def worker(
-        self, spec: CompileSpec, module: Module, waiters: Waiters, *, unless: Unless
-    ) -> AsyncIterator[EngineWorker | None]:
+    async def compile(
+        self,
+        spec: CompileSpec,
+        module: Module,
+        waiters: Waiters,
+        *,
+        ready: Callable[[float], Awaitable[bool]],
+        unless: Unless,
+    ) -> CompiledCode | Refused | None:
         self.started.set()
         watching = asyncio.create_task(unless())
         waiting = asyncio.create_task(self.free.wait())
@@ -104,12 +105,27 @@ class Engines:
         try:
             await asyncio.wait((watching, waiting), return_when=asyncio.FIRST_COMPLETED)
             self.workers += 1
-            queued_s = time.monotonic() - began_s
-            yield EngineWorker(self, spec, waiters, queued_s) if waiting.done() else None
+            if not waiting.done() or not await ready(time.monotonic() - began_s):
+                return None
+            waiters.kept = self.keep
+            return await self._compiled(spec, waiters)
         finally:
             self.workers = 0
             watching.cancel()
             waiting.cancel()
+
+    async def _compiled(self, spec: CompileSpec, waiters: Waiters) -> CompiledCode | Refused:
+        self.compiles += 1
+        self.compiled.append((spec.is_fast, set(waiters.waiting)))
+        await self.release.wait()
+        if self.fast_failure and spec.is_fast:
+            raise self.fast_failure
+        if self.failure:
+            raise self.failure
+        if self.refusal:
+            return self.refusal
+        code = pack(b"code of " + spec.engine.name.encode())
+        return CompiledCode(code, 0.5, 0.1, [], [], False)
 
     async def validate(
         self,
@@ -124,38 +140,6 @@ class Engines:
         async with watch if module.kind is Kind.COMPONENT else nullcontext():
             if self.failure:
                 raise self.failure
-
-    def expected_wait_s(
-        self, engine_id: str, module: Module, waiter: Waiter, waiters: Waiters | None
-    ) -> float:
-        self.asked.append((engine_id, waiter, waiters))
-        return self.wait_s
-
-    def forget(self, scope: EvictScope) -> None:
-        self.forgotten.append(scope)
-
-
-@dataclass
-class EngineWorker:
-    engines: Engines
-    spec: CompileSpec
-    waiters: Waiters
-    queued_s: float
-
-    async def compile(self) -> CompiledCode | Refused:
-        engines = self.engines
-        engines.compiles += 1
-        engines.compiled.append((self.spec.is_fast, self.waiters.effective()))
-        self.waiters.kept = engines.keep
-        await engines.release.wait()
-        if engines.fast_failure and self.spec.is_fast:
-            raise engines.fast_failure
-        if engines.failure:
-            raise engines.failure
-        if engines.refusal:
-            return engines.refusal
-        code = pack(b"code of " + self.spec.engine.name.encode())
-        return CompiledCode(code, 0.5, 0.1, [], [], False)
 
 
 class Rig:
@@ -183,7 +167,7 @@ class Rig:
         )
         self.pins = Pins(file_of(Path("unused"), ""), sealer, cache, self.memory, None, None)
         self.quarantine = Quarantine(Strikes(None, "", sealer), self.recorder, lambda: 600.0)
-        admission = Admission(self.engines, Reloadable(LIMITS))
+        admission = Admission(Reloadable(LIMITS))
         self.modules = ModuleService(cache, self.engines, self.quarantine, admission, self.pins)
         self.fleet = Fleet(
             None, "", self.recorder, cache.redis_writes.settled, lease_s=0, max_wait_s=lambda: 0.0

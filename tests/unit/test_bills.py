@@ -21,8 +21,8 @@ from wasmkilnd.waiters import Waiter, Waiters
 
 from tests.doubles.clock import Clock
 from tests.unit.engines.limits import LIMITS
-from tests.unit.engines.test_dispatch import Rig as Workers
-from tests.unit.engines.test_dispatch import settled
+from tests.unit.engines.test_pool import Rig as Workers
+from tests.unit.engines.test_pool import settled
 from tests.unit.rpc.limits import limits
 from tests.unit.rpc.test_requests import Arrived
 from tests.unit.rpc.test_traffic import Caller
@@ -63,42 +63,39 @@ class Noted(Bill):
             self.waits -= 1
 
 
-async def test_the_one_that_starts_a_flight_pays_for_it_and_for_its_steps() -> None:
+async def test_the_one_that_starts_a_flight_pays_for_it() -> None:
     flights: Flights[str, Bill] = Flights()
-    steps: Flights[str, Bill] = Flights()
     first, second = Noted(), Noted()
 
-    async def step(waiters: Waiters) -> Bill:
+    async def work(waiters: Waiters) -> Bill:
         await asyncio.sleep(0)
         return waiters.bill
 
-    async def work(waiters: Waiters) -> Bill:
-        return await steps.join("step", waiters, step).wait()
-
-    tickets = [flights.join("k", Waiters.of(Waiter(), bill), work) for bill in (first, second)]
+    tickets = [flights.join("k", Waiter(), work, bill) for bill in (first, second)]
     assert await asyncio.gather(*(ticket.wait() for ticket in tickets)) == [first, first]
 
 
 async def test_a_job_waits_only_where_its_bill_has_a_place() -> None:
     workers = Workers()
-    running = workers.ask(Waiter("a"), waiters=Waiters.of(Waiter("a"), Noted(room=False)))
+    running = workers.ask(waiters=Waiters.of(Waiter("a"), Noted(room=False)))
     await settled()
-    assert running.done(), "a free worker needs no place in the queue"
+    assert workers.pool.busy == 1, "a free worker needs no place in the queue"
     with pytest.raises(WasmkilnError) as failure:
-        await workers.ask(Waiter("a"), waiters=Waiters.of(Waiter("a"), Noted(room=False)))
+        await workers.ask(waiters=Waiters.of(Waiter("a"), Noted(room=False)))
     assert failure.value.reason is Reason.QUOTA_EXCEEDED
     assert failure.value.retry_after_s
     bill = Noted()
-    waiting = workers.ask(Waiter("a"), waiters=Waiters.of(Waiter("a"), bill))
-    leaving = workers.ask(Waiter("a"), waiters=Waiters.of(Waiter("a"), bill))
+    waiting = workers.ask(waiters=Waiters.of(Waiter("a"), bill))
+    leaving = workers.ask(waiters=Waiters.of(Waiter("a"), bill))
     await settled()
     assert bill.waits == 2
     leaving.cancel()
     await settled()
     assert bill.waits == 1
-    await workers.pass_time(1.0)
-    assert waiting.done()
+    await workers.end()
     assert bill.waits == 0
+    await workers.end()
+    await asyncio.gather(running, waiting)
 
 
 async def test_a_request_counts_for_its_account_until_it_is_released() -> None:

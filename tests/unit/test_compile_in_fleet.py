@@ -71,14 +71,13 @@ async def test_other_daemons_learn_of_a_refusal_before_it_is_explained(rig: Rig)
     claim = Claim()
     contest(rig, claim)
 
-    class Refusal:
-        async def explained(self) -> WasmkilnError:
-            assert claim.said == ["failed", "ended"]
-            assert rig.engines.workers == 0
-            claim.said.append("explained")
-            return errors.module_invalid("usual-1", "bad", 8)
+    async def refusal() -> WasmkilnError:
+        assert claim.said == ["failed", "ended"]
+        assert rig.engines.workers == 0
+        claim.said.append("explained")
+        return errors.module_invalid("usual-1", "bad", 8)
 
-    rig.engines.refusal = Refusal()
+    rig.engines.refusal = refusal
     assert (await refused(rig.service.compile(CompileRequest(wasm=CORE)))).message
     assert claim.said[-1] == "explained"
 

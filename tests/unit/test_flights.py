@@ -33,13 +33,11 @@ async def run(
 ) -> tuple[object, bool]:
     """Wait for a flight that is kept; return its result and whether it was joined."""
 
-    async def kept(_: Waiters) -> object:
+    async def kept(waiters: Waiters) -> object:
+        waiters.kept = True
         return await work()
 
-    ticket = flights.join(key, Waiters.of(Waiter()), kept)
-    waiters = flights.waiters(key)
-    assert waiters
-    waiters.kept = True
+    ticket = flights.join(key, Waiter(), kept)
     return await ticket.wait(), ticket.joined
 
 
@@ -101,19 +99,19 @@ async def test_a_failure_reaches_every_caller_and_frees_the_key() -> None:
     assert await run(flights, "k", healthy) == ("made", False)
 
 
-@pytest.mark.parametrize(("result", "told"), [("made", ["k"]), (ValueError("no"), [])])
-async def test_who_asks_is_told_of_success_even_after_leaving(
-    result: object, told: list[str]
+@pytest.mark.parametrize(("result", "told"), [("made", [True]), (ValueError("no"), [False])])
+async def test_who_asks_is_told_of_the_end_even_after_leaving(
+    result: object, told: list[bool]
 ) -> None:
     flights: Flights[str, object] = Flights()
-    work, heard = Work(result), list[str]()
+    work, heard = Work(result), list[bool]()
 
     async def kept(waiters: Waiters) -> object:
         waiters.kept = True
         return await work()
 
-    ticket = flights.join("k", Waiters.of(Waiter()), kept)
-    ticket.on_success(lambda: heard.append("k"))
+    ticket = flights.join("k", Waiter(), kept)
+    ticket.on_end(heard.append)
     call = asyncio.create_task(ticket.wait())
     await work.started.wait()
     call.cancel()
@@ -122,16 +120,16 @@ async def test_who_asks_is_told_of_success_even_after_leaving(
     assert heard == told
 
 
-async def test_no_one_is_told_of_a_flight_that_is_dropped() -> None:
+async def test_a_flight_that_is_dropped_was_not_done() -> None:
     flights: Flights[str, object] = Flights()
-    work, heard = Work(), list[str]()
-    ticket = flights.join("k", Waiters.of(Waiter()), lambda _: work())
-    ticket.on_success(lambda: heard.append("k"))
+    work, heard = Work(), list[bool]()
+    ticket = flights.join("k", Waiter(), lambda _: work())
+    ticket.on_end(heard.append)
     call = asyncio.create_task(ticket.wait())
     await work.started.wait()
     call.cancel()
     await flights.settle(5)
-    assert heard == []
+    assert heard == [False]
 
 
 async def test_settle_cancels_flights_that_do_not_end() -> None:
@@ -159,7 +157,7 @@ async def test_a_flight_that_all_callers_leave_is_dropped_and_its_key_is_free_at
             await asyncio.sleep(0)  # It takes a moment to clean up.
             ended.append("cleaned up")
 
-    calls = [asyncio.create_task(flights.join("k", Waiters.of(A), work).wait()) for _ in range(2)]
+    calls = [asyncio.create_task(flights.join("k", A, work).wait()) for _ in range(2)]
     await asyncio.sleep(0)
     calls[0].cancel()
     await asyncio.sleep(0)
@@ -185,7 +183,7 @@ async def test_a_flight_that_is_to_be_kept_goes_on_alone() -> None:
         finished.append("finished")
         return "made"
 
-    call = asyncio.create_task(flights.join("k", Waiters.of(A), work).wait())
+    call = asyncio.create_task(flights.join("k", A, work).wait())
     await asyncio.sleep(0)
     call.cancel()
     await flights.settle(5)
@@ -194,29 +192,38 @@ async def test_a_flight_that_is_to_be_kept_goes_on_alone() -> None:
 
 async def test_a_flight_knows_who_waits_for_it() -> None:
     flights: Flights[str, object] = Flights()
-    work = Work()
-    changes: list[set[Waiter]] = []
+    work, known = Work(), list[Waiters]()
 
     async def watched(waiters: Waiters) -> object:
-        waiters.watch("test", lambda _: changes.append(waiters.effective()))
+        known.append(waiters)
         return await work()
 
-    warming = Waiter("w", background=True)
-    calls = [asyncio.create_task(flights.join("k", Waiters.of(warming), watched).wait())]
+    callers = (Waiter("w", background=True), A, A, B)
+    calls = [asyncio.create_task(flights.join("k", each, watched).wait()) for each in callers]
     await work.started.wait()
-    calls += [
-        asyncio.create_task(flights.join("k", Waiters.of(waiter), watched).wait())
-        for waiter in (A, B)
-    ]
-    await asyncio.sleep(0)
-    waiters = flights.waiters("k")
-    assert waiters is not None
-    # While a caller waits, it is no background work.
-    assert changes == [{A}, {A, B}]
+    [waiters] = known
+    assert waiters.waiting == {callers[0]: 1, A: 2, B: 1}
     calls[1].cancel()
-    calls[2].cancel()
+    calls[3].cancel()
     await asyncio.sleep(0)
-    assert changes[2:] == [{B}, {warming}]
+    await asyncio.sleep(0)
+    assert waiters.waiting == {callers[0]: 1, A: 1}
     work.release.set()
-    assert await calls[0] == "made"
-    assert flights.waiters("k") is None
+    assert await calls[0] == await calls[2] == "made"
+    assert not waiters.waiting
+    assert "k" not in flights
+
+
+async def test_a_flight_that_is_released_ends_unless_a_caller_waits() -> None:
+    flights: Flights[str, object] = Flights()
+    work = Work()
+    call = asyncio.create_task(run(flights, "k", work))
+    await work.started.wait()
+    flights.release("k")
+    assert "k" in flights
+    call.cancel()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    flights.release("k")
+    assert "k" not in flights
+    await flights.settle(5)

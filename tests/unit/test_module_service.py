@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +67,12 @@ async def test_find_missing_refuses_malformed_digests(rig: Rig) -> None:
     with pytest.raises(WasmkilnError) as failure:
         await rig.modules.find_missing([WantedArtifact("x")])
     assert failure.value.reason is Reason.INVALID_REQUEST
+
+
+async def test_callers_of_one_moment_share_one_validation(rig: Rig) -> None:
+    rig.engines.release.clear()
+    loads = [asyncio.create_task(rig.modules.load(LoadRequest(CORE))) for _ in range(5)]
+    await asyncio.sleep(0.01)
+    assert rig.engines.validating == 1
+    rig.engines.release.set()
+    assert len({loaded.module.sha256 for loaded in await asyncio.gather(*loads)}) == 1

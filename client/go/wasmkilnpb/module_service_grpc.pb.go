@@ -56,7 +56,7 @@ type ModuleServiceClient interface {
 	//	DEADLINE_EXCEEDED   COMPILE_TIMEOUT       validation ran past its limit.
 	//	RESOURCE_EXHAUSTED  COMPILE_MEMORY_LIMIT  validation ran past its memory limit.
 	//	RESOURCE_EXHAUSTED  COMPILE_QUEUE_FULL    with RetryInfo; metadata: limit, and engine for
-	//	                                          the limits queue and deadline.
+	//	                                          the limit queue.
 	//	INTERNAL            COMPILER_CRASHED      metadata: engine, signal.
 	//	UNAVAILABLE         WORKER_UNAVAILABLE    the daemon cannot start a worker of this
 	//	                                          engine now, whatever the module; with
@@ -219,7 +219,7 @@ type ModuleServiceServer interface {
 	//	DEADLINE_EXCEEDED   COMPILE_TIMEOUT       validation ran past its limit.
 	//	RESOURCE_EXHAUSTED  COMPILE_MEMORY_LIMIT  validation ran past its memory limit.
 	//	RESOURCE_EXHAUSTED  COMPILE_QUEUE_FULL    with RetryInfo; metadata: limit, and engine for
-	//	                                          the limits queue and deadline.
+	//	                                          the limit queue.
 	//	INTERNAL            COMPILER_CRASHED      metadata: engine, signal.
 	//	UNAVAILABLE         WORKER_UNAVAILABLE    the daemon cannot start a worker of this
 	//	                                          engine now, whatever the module; with

@@ -388,7 +388,7 @@ class Cache:
         return None
 
     async def _join(self, what: Hashable, work: Callable[[Waiters], Coroutine[Any, Any, V]]) -> V:
-        found: V = await self._lookups.join(what, Waiters.of(Waiter()), work).wait()
+        found: V = await self._lookups.join(what, Waiter(), work).wait()
         return found
 
     async def _fetch(self, key: CacheKey, allowance: Allowance) -> tuple[Artifact, Origin] | None:

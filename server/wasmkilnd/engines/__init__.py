@@ -7,19 +7,17 @@ a job for each module; the job is confined, does its one piece of work, and ends
 | part | what it does |
 |---|---|
 | ``registry`` | the port ``Engines``: chooses an engine and waits for a worker |
-| ``compilation`` | compiles one module in a worker, and records how that went |
-| ``second_opinions`` | verdicts of all engines, and what a refusal means for the caller |
+| ``compilation`` | compiles or validates a module, and says what a refusal means for the caller |
 | ``table`` | which engines are served now: a reload changes that |
 | ``served`` | one engine: its capabilities, its pool, and the spec of a request |
-| ``scheduling`` | which job gets the next free worker |
-| ``workers`` | worker processes, and the daemon's side of a job |
+| ``workers`` | which job gets the next free worker, and the daemon's side of a job |
 | ``verdicts`` | what the end of a job says about the module |
 | ``install`` | installs engines, and tests each before it is served |
 | ``child`` | the code that runs inside an engine's interpreter |
 
 Where limits are enforced: the wall clock by the daemon (``workers.process`` kills the job's
 process group); CPU time and memory by the kernel (``child.isolation.limits`` sets them in each
-job); the queue by ``scheduling.fair_queue``; the size of an artifact by the job itself, and by
+job); the queue by ``workers.pool``; the size of an artifact by the job itself, and by
 ``child.frames`` for a job that lies.
 
 To add an engine: ``child/<name>_engine.py`` with a class for the protocol

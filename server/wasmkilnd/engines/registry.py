@@ -1,29 +1,23 @@
-"""The engines port: choose an engine for a request, and have its workers compile or validate."""
+"""The engines port: choose an engine for a request; ``compilation`` has its workers do the rest."""
 
 from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from wasmkilnd import errors
-from wasmkilnd.engines.compilation import CompilationRecord, ModuleWorker, RefusedModule
+from wasmkilnd.engines.compilation import Compilation
 from wasmkilnd.engines.names import NameChoices, Names, resolve
-from wasmkilnd.engines.scheduling.ticket import Unless
-from wasmkilnd.engines.second_opinions import SecondOpinions
 from wasmkilnd.engines.served import ServedEngine
 from wasmkilnd.engines.table import EngineTable
-from wasmkilnd.engines.verdicts.verdict import Outcome
-from wasmkilnd.engines.workers import job_orders
-from wasmkilnd.model import CompileSpec, EvictScope, Kind, Limits, Module
+from wasmkilnd.model import CompileSpec, Kind, Limits
 from wasmkilnd.ports import Recorder
 from wasmkilnd.reloadable import Reloadable
-from wasmkilnd.waiters import Waiter, Waiters
 
 
-class EngineRegistry:
+class EngineRegistry(Compilation):
     """Every engine that the daemon serves. See the port ``Engines`` for what it promises."""
 
     def __init__(
@@ -43,22 +37,15 @@ class EngineRegistry:
         except LookupError:
             ids = [engine.id for engine in served]
             raise errors.engine_unknown(choices.default, ids) from None
-        self._table = EngineTable(served, names)
+        super().__init__(EngineTable(served, names), limits, recorder)
         self._table.removed = choices.removed
         self.choices = choices
         """What decides which engine a name stands for."""
-        self._limits = limits
-        self._recorder = recorder
-        self._opinions = SecondOpinions(self._table, limits)
 
     def view(self, recorder: Recorder) -> EngineRegistry:
-        """Return the same engines and workers, with verdicts of its own, counting in ``recorder``.
-
-        The verdicts that one view's callers cause are not known to those of another.
-        """
+        """Return the same engines and workers, counting in ``recorder``."""
         other = copy.copy(self)
         other._recorder = recorder
-        other._opinions = SecondOpinions(self._table, self._limits)
         return other
 
     def serve(
@@ -131,60 +118,6 @@ class EngineRegistry:
     def fast(self, spec: CompileSpec, settings: Mapping[str, str]) -> CompileSpec | None:
         """Return ``spec`` with the engine's fast compiler; None if there is no such choice."""
         return self._table.known[spec.engine.id].fast(spec, settings)
-
-    @asynccontextmanager
-    async def worker(
-        self, spec: CompileSpec, module: Module, waiters: Waiters, *, unless: Unless
-    ) -> AsyncIterator[ModuleWorker | None]:
-        """Wait for a worker to compile ``module``; yield None if ``unless`` returns first.
-
-        Raises the errors of Compile: a refusal that was remembered, or why there is no worker.
-        """
-        if refusal := self._opinions.known_refusal(spec, module):
-            raise await RefusedModule(self._opinions, spec, module, waiters, refusal).explained()
-        size_bytes, limits = self._opinions.known_oversize(spec, module), self._limits.current
-        if size_bytes > limits.artifact_bytes:
-            raise errors.artifact_too_large(spec.engine.id, size_bytes, limits.artifact_bytes)
-        order = job_orders.on_module(
-            "compile", module, spec.target, spec.cpu, spec.changed_settings, limits
-        )
-        record = CompilationRecord(self._recorder, spec.engine.id, self._table)
-        async with AsyncExitStack() as stack:
-            with record.failures():
-                pool = self._table.working(spec.engine.id).pool
-                waiting = pool.worker(order, waiters, unless=unless)
-                lent = await stack.enter_async_context(waiting)
-            if lent is None:
-                yield None
-                return
-            record.worker = lent
-            yield ModuleWorker(self._opinions, record, lent, spec, module, waiters, limits)
-
-    def expected_wait_s(
-        self, engine_id: str, module: Module, waiter: Waiter, others: Waiters | None
-    ) -> float:
-        """Return how long ``waiter`` would wait for a worker; 0 if one is free."""
-        return self._opinions.expected_wait_s(engine_id, module, waiter, others)
-
-    async def validate(
-        self,
-        engine_id: str,
-        module: Module,
-        waiters: Waiters,
-        watch: AbstractAsyncContextManager[None],
-    ) -> None:
-        """Validate in a worker, in the turn of ``waiters``. Raises the errors of Load.
-
-        ``watch`` surrounds a job that has to compile in order to validate: it checks the
-        quarantine and records strikes.
-        """
-        found = await self._opinions.verdict(engine_id, module, waiters, watch)
-        if found.outcome is not Outcome.VALID:
-            raise await self._opinions.refusal(engine_id, module, found, waiters)
-
-    def forget(self, scope: EvictScope) -> None:
-        """Forget the verdicts of engines about what ``scope`` names."""
-        self._opinions.forget(scope)
 
     async def close(self) -> None:
         """End every worker."""

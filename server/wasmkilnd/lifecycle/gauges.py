@@ -11,7 +11,6 @@ from wasmkilnd.telemetry.metrics.gauges import Gauges
 from wasmkilnd.telemetry.metrics.readings import EngineUsage, TrafficUsage
 from wasmkilnd.telemetry.metrics.recorder import Metrics
 from wasmkilnd.tenants.tenants import Tenants
-from wasmkilnd.waiters import Waiter
 
 
 def usage_of_engine(engine: ServedEngine) -> Callable[[], EngineUsage]:
@@ -24,7 +23,7 @@ def usage_of_engine(engine: ServedEngine) -> Callable[[], EngineUsage]:
         queued_in_background=pool.waiting_in_background,
         queued_callers=pool.waiting_callers,
         queued_bytes=pool.waiting_bytes,
-        expected_wait_s=pool.expected_wait_s(Waiter()),
+        expected_wait_s=pool.expected_wait_s,
     )
 
 

@@ -154,7 +154,7 @@ class Opening:
             host=HostDirectory(host_options(self._settings.current)),
             engines=engines,
             served_engines=partial(served_engines, engines),
-            admission=Admission(engines, self._limits),
+            admission=Admission(self._limits),
             # So that most workers stay free for callers.
             behind=BehindSlots(max(1, self._settings.current.effective_workers // 2)),
             sealer=sealer,

@@ -221,7 +221,7 @@ def open_tenant(
     )
     served = common.engines.view(recorder)
     engines: Engines = tracing.engines(served) if tracing else served
-    admission = common.admission.view(engines)
+    admission = common.admission
     service = CompileService(
         cache,
         tracing.fleet(fleet) if tracing and link else fleet,

@@ -69,11 +69,6 @@ class BothRecorders(Recorder):
         for each in self._both:
             each.quarantine_refused()
 
-    def job_starved(self, engine_id: str) -> None:
-        """As Recorder."""
-        for each in self._both:
-            each.job_starved(engine_id)
-
     def worker_replaced(self, engine_id: str) -> None:
         """As Recorder."""
         for each in self._both:

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from wasmkilnd.engines.workers.cpu_time import cpu_wait_s
+from wasmkilnd.engines.workers.process import cpu_wait_s
 
 # More threads of one CPU than it can run: each waits for most of the time.
 _CROWD = """

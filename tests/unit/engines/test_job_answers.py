@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from wasmkilnd.engines.child import frames, job
 from wasmkilnd.engines.child.engine import Extern, ModuleRefused
-from wasmkilnd.engines.verdicts import job_result
+from wasmkilnd.engines.verdicts.verdict import JobResult
 from wasmkilnd.engines.workers.job_protocol import JobOrder, JobReport, exchange
 
 ORDER = JobOrder(
@@ -50,7 +50,7 @@ class Talkative:
         return [], self.exports
 
 
-async def said_by(engine: Any) -> job_result.JobResult:
+async def said_by(engine: Any) -> JobResult:
     """Have a job answer for real, and the daemon read it."""
     report = JobReport()
     ours, theirs = socket.socketpair()
@@ -66,7 +66,7 @@ async def said_by(engine: Any) -> job_result.JobResult:
     await answering
     assert report.protocol_error == ""
     assert report.result is not None
-    return job_result.parse(report.result)
+    return JobResult.model_validate(report.result)
 
 
 @pytest.mark.parametrize("sign", ["a", "é", "鳥", "🔥", '"', "\n", "\x01", "\x7f"])

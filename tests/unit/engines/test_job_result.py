@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from wasmkilnd.engines.verdicts import job_result, verdict
+from wasmkilnd.engines.verdicts import verdict
 from wasmkilnd.engines.workers.job_protocol import JobReport
 from wasmkilnd.errors import Fault, Reason, WasmkilnError
 from wasmkilnd.wire import pack
@@ -52,7 +52,9 @@ def test_a_number_that_cannot_be_is_no_result(name: str, number: str) -> None:
 
 @pytest.mark.parametrize("seconds", [0, 2, 0.5, 2.5])
 def test_times_that_can_be(seconds: float) -> None:
-    assert job_result.parse({"outcome": "ok", "seconds": seconds}, longest_s=2.5).seconds == seconds
+    said = {"outcome": "ok", "seconds": seconds}
+    report = JobReport(configured=True, result=said, packed=pack(b"code"), elapsed_s=2.5)
+    assert verdict.compiled_code(report, "wasmtime-1", 0.0).compile_time_s == seconds
 
 
 @pytest.mark.parametrize("offset", [None, 0, 100])

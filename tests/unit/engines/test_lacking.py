@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from wasmkilnd.errors import Reason
 
-from tests.unit.engines.test_second_opinions import (
+from tests.unit.engines.test_compilation import (
     COMPONENT,
     INVALID,
     UNSUPPORTED,
@@ -13,7 +13,7 @@ from tests.unit.engines.test_second_opinions import (
     Rig,
     Said,
 )
-from tests.unit.engines.test_second_opinions import refused as refusal_of
+from tests.unit.engines.test_compilation import refused as refusal_of
 
 LEGACY: Said = {
     "outcome": "invalid",

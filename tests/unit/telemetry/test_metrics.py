@@ -80,7 +80,6 @@ def test_everything_known_stands_at_zero_from_the_start(metrics: Metrics) -> Non
         assert got["wasmkiln_served_total", (origin.value,)] == 0
     assert got["wasmkiln_rpcs_total", ("UNAVAILABLE", COMPILE)] == 0
     assert got["wasmkiln_workers_replaced_total", (ENGINE,)] == 0
-    assert got["wasmkiln_jobs_starved_total", (ENGINE,)] == 0
     assert got["wasmkiln_flights_joined_total", ()] == 0
     assert got["wasmkiln_sent_bytes_total", ()] == 0
     assert got["wasmkiln_redis_up", ()] == 0
@@ -155,14 +154,12 @@ def test_rpcs_bytes_and_replacements(metrics: Metrics) -> None:
     metrics.bytes_sent(1000)
     metrics.bytes_sent(24)
     metrics.worker_replaced(ENGINE)
-    metrics.job_starved(ENGINE)
     scraped = samples(metrics)
     assert scraped["wasmkiln_rpcs_total", ("OK", COMPILE)] == 1
     assert scraped["wasmkiln_rpcs_total", ("NOT_FOUND", COMPILE)] == 1
     assert scraped["wasmkiln_rpc_duration_seconds_count", (COMPILE,)] == 2
     assert scraped["wasmkiln_sent_bytes_total", ()] == 1024
     assert scraped["wasmkiln_workers_replaced_total", (ENGINE,)] == 1
-    assert scraped["wasmkiln_jobs_starved_total", (ENGINE,)] == 1
     assert stats_response(metrics).workers[0].replaced == 1
 
 
@@ -176,7 +173,6 @@ def test_labels_do_not_grow_with_what_callers_send(metrics: Metrics) -> None:
         metrics.tier_store(f"tier-{index}", "ok", 0.1)
         metrics.value_rejected("redis", f"cause-{index}")
         metrics.worker_replaced(f"engine-{index}")
-        metrics.job_starved(f"engine-{index}")
     scraped = samples(metrics)
     assert len(scraped) < before + 150
     assert scraped["wasmkiln_rpcs_total", ("other", "other")] == 1000

@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent import futures
-from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -25,7 +24,7 @@ from wasmkilnd import errors
 from wasmkilnd.cache.fleet import Fleet
 from wasmkilnd.lifecycle.preflight import CannotStart
 from wasmkilnd.lifecycle.tracing import _headers
-from wasmkilnd.ports import Engines, EngineWorker
+from wasmkilnd.ports import Engines
 from wasmkilnd.telemetry.traces import spans
 from wasmkilnd.telemetry.traces.open import Traces
 from wasmkilnd.telemetry.traces.sending import Collector
@@ -200,11 +199,8 @@ def test_what_a_call_leaves_to_a_task_of_others_is_in_its_trace(kept: Kept) -> N
 class OneWorker:
     """Engines with one worker, that fails."""
 
-    @asynccontextmanager
-    async def worker(self, *_: object, **__: object) -> Any:
-        yield self
-
-    async def compile(self) -> None:
+    async def compile(self, *_: object, ready: Any, **__: object) -> None:
+        await ready(0.1)
         raise errors.compiler_crashed("wasmtime-50.0.1", "ended by SIGSEGV", "")
 
 
@@ -214,10 +210,13 @@ def test_a_job_that_fails_says_why_in_its_step(kept: Kept) -> None:
     module: Any = SimpleNamespace(wasm=b"secret!!")
 
     async def work() -> None:
-        waiting = engines.worker(spec, module, cast(Any, None), unless=cast(Any, None))
+        async def ready(_: float) -> bool:
+            return True
+
         with pytest.raises(errors.WasmkilnError):
-            async with waiting as worker:
-                await cast(EngineWorker, worker).compile()
+            await engines.compile(
+                spec, module, cast(Any, None), ready=ready, unless=cast(Any, None)
+            )
 
     queue, compiling, _ = kept.call(work)
     assert (queue.name, compiling.name) == ("queue", "compile")

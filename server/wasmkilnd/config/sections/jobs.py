@@ -21,9 +21,7 @@ class JobSettings(BaseModel):
     compile_timeout_s: Seconds = Field(
         default=30.0,
         gt=0,
-        description="How long one compilation may take before the daemon kills it. Time in which"
-        " processes other than compilations keep it from a CPU does not count; after four times as"
-        " long it is killed in any case.",
+        description="How long one compilation may take before the daemon kills it.",
         json_schema_extra=LIVE,
     )
     compile_cpu_s: Seconds = Field(
@@ -38,14 +36,6 @@ class JobSettings(BaseModel):
         ge=0,
         description="Memory that one compilation may use before it is killed; 0 for 4 GiB, or for"
         " half of the machine's or control group's memory if that is less.",
-        json_schema_extra=LIVE,
-    )
-    compile_priority: Annotated[Literal["idle", "low", "normal"], LowerCase] = Field(
-        default="idle",
-        description="How compilations compete with other processes for the CPUs. idle: they take"
-        " what nobody else wants, so that hits do not notice them, and run as low while other"
-        " processes keep the CPUs busy, or if a caller waits for fast code. low: niceness 5, a"
-        " third of what another process gets. normal: as every process.",
         json_schema_extra=LIVE,
     )
     quarantine_s: Seconds = Field(

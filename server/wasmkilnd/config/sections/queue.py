@@ -95,10 +95,3 @@ class QueueSettings(BaseModel):
         " refuses more. All work in progress may hold twice that.",
         json_schema_extra=LIVE,
     )
-    abandoned_compiles: Annotated[Literal["finish", "yield", "kill"], LowerCase] = Field(
-        default="finish",
-        description="What to do with a running compilation when its last caller has gone:"
-        " finish it for the cache, yield its worker to jobs that wait for one, or kill it. The"
-        " daemon always drops a compilation that has not started.",
-        json_schema_extra=LIVE,
-    )

@@ -16,10 +16,9 @@ from wasmkilnd.engines.install.vetting import check_engine
 from wasmkilnd.engines.served import ServedEngine
 from wasmkilnd.engines.verdicts.engine_messages import cause_line
 from wasmkilnd.engines.workers import job_orders
-from wasmkilnd.engines.workers.contention import Neighbours
 from wasmkilnd.engines.workers.isolation import IsolationGuard, NotConfined
 from wasmkilnd.engines.workers.job_users import JobUsers
-from wasmkilnd.engines.workers.pool import WorkerPool
+from wasmkilnd.engines.workers.pool import Neighbours, WorkerPool
 from wasmkilnd.engines.workers.process import OutOfDescriptors, Worker, WorkerDied
 from wasmkilnd.engines.workers.spawn import start_worker
 from wasmkilnd.errors import WasmkilnError

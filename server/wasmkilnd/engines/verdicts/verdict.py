@@ -1,16 +1,32 @@
-"""Read a verdict, or an error for the caller, from how a job ended."""
+"""What the end of a job says about its module: a verdict, an error for the caller, or code.
+
+A job ends in one of three ways:
+
+1. The engine decided: the module is VALID, INVALID, or UNSUPPORTED (valid, but this engine does
+   not compile it). That is a ``Verdict``.
+2. The job used up a limit or broke: COMPILE_TIMEOUT, COMPILE_MEMORY_LIMIT, COMPILER_CRASHED,
+   SETTING_UNKNOWN. That is no verdict. Each error carries a ``Fault``, which decides whether the
+   module gets a strike (see ``quarantine``): the module's own doing, the machine's, or unsure.
+   CPU time used up is the module's doing. A timeout on a crowded machine must not put a
+   stranger's module into quarantine.
+3. The job broke the protocol, or sent a result that its own code never sends. The module has
+   taken the compiler over: COMPILER_CRASHED, and the module is to blame.
+"""
 
 from __future__ import annotations
 
 import signal
 from dataclasses import dataclass
 from enum import Enum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from wasmkilnd import errors
-from wasmkilnd.engines.verdicts import engine_messages, job_result
+from wasmkilnd.engines.child.job import MAX_TYPES
+from wasmkilnd.engines.verdicts import engine_messages
 from wasmkilnd.engines.verdicts.engine_messages import cause_line, one_sentence
-from wasmkilnd.engines.verdicts.job_result import JobResult
-from wasmkilnd.engines.workers.job_protocol import JobReport
+from wasmkilnd.engines.workers.job_protocol import MAX_NUMBER, JobReport
 from wasmkilnd.errors import Fault
 from wasmkilnd.model import Limits
 from wasmkilnd.ports import CompiledCode
@@ -22,6 +38,30 @@ _OWN_ENDS = frozenset(
 
 # A job that got at least this part of the CPU time that it wanted was not held up by others.
 _FAIR_SHARE = 0.9
+
+
+_Row = Annotated[list[str], Field(min_length=4, max_length=4)]
+_Rows = Annotated[list[_Row], Field(max_length=MAX_TYPES)]
+
+
+class JobResult(BaseModel):
+    """The content of one RESULT frame about one module, which may have written it itself."""
+
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
+
+    outcome: Literal[
+        "ok", "invalid", "unsupported", "settings_refused", "too_large", "out_of_memory"
+    ]
+    message: str = ""
+    """The engine's own message, where it refused the module."""
+    offset: int | None = Field(default=None, ge=0)
+    seconds: float = Field(default=0.0, ge=0)
+    size_bytes: int = Field(default=0, ge=0, le=MAX_NUMBER)
+    """The size of an artifact that was too large to be sent."""
+    imports: _Rows = []
+    """Each as module, name, kind, type."""
+    exports: _Rows = []
+    types_truncated: bool = False
 
 
 class Outcome(Enum):
@@ -110,11 +150,19 @@ def _result(report: JobReport, engine_id: str) -> JobResult | None:
     if report.result is None:
         return None
     try:
-        return job_result.parse(
-            report.result, longest_s=report.elapsed_s, module_bytes=report.module_bytes
-        )
-    except ValueError as failure:
-        raise _malformed(engine_id, str(failure)) from None
+        result = JobResult.model_validate(report.result)
+    except ValidationError as failure:
+        first = failure.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise _malformed(engine_id, f"{where}: {first['msg']}") from None
+    for name, value, most in (
+        ("seconds", result.seconds, report.elapsed_s),
+        ("offset", result.offset or 0, report.module_bytes),
+        ("number of types", len(result.imports) + len(result.exports), MAX_TYPES),
+    ):
+        if value > most:
+            raise _malformed(engine_id, f"{name}: expected at most {most:g}")
+    return result
 
 
 def _malformed(engine_id: str, why: str) -> errors.WasmkilnError:

@@ -5,13 +5,13 @@ each order it forks a job, which is confined, reads the module from a socket of 
 result, and ends. No worker ever holds a module, so nothing of one caller's module is left when
 the next one comes. One compile, from top to bottom:
 
-- ``pool`` lends a worker (``engines.scheduling`` decides to whom) and runs the job. A job that
+- ``pool`` decides which job gets the next free worker, and runs it. A job that
   loses its worker runs once more on another; after the second loss it is COMPILER_CRASHED.
 - ``process`` gives the job to its worker, enforces the wall clock, and waits for the end. Past
   the time limit it kills the job's process group; the worker goes on.
-- ``job_protocol`` sends the order and receives the artifact and the result; ``receive`` packs the
-  artifact as it arrives. A job that breaks the protocol is killed. Nothing that a job sends is
-  trusted: frames are bounded, each type may come once and in order.
+- ``job_protocol`` sends the order, packs the artifact as it arrives, and receives the result. A
+  job that breaks the protocol is killed. Nothing that a job sends is trusted: frames are bounded,
+  each type may come once and in order.
 - ``job_orders`` builds the orders: compile, validate, call, describe, nothing.
 
 Around it:
@@ -21,10 +21,6 @@ Around it:
 - ``isolation`` admits a worker only if its confinement holds as the setting ``isolation``
   demands; the worker tried to break out before its first job, and reports how that went.
 - ``job_users`` finds a user for each worker that no other process has, if the daemon is root.
-- ``job_clock`` ends a job at its time limit, in which the time that other processes take does not
-  count, and takes a job that starves out of the idle class (setting ``compile_priority``).
-- ``contention`` tells whether a job had to share the CPUs, and with whom, which also decides what a
-  timeout is blamed on. ``cpu_time`` reads the kernel's account of a process.
 - ``kernel_log`` finds the system call that a job was killed for.
 
 A worker is never reused after something unexpected: it is killed and replaced.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from wasmkilnd.engines.child.cpu import NATIVE
 from wasmkilnd.engines.workers.job_protocol import JobOrder
-from wasmkilnd.model import Kind, Limits, Module, Priority, is_fast
+from wasmkilnd.model import Kind, Limits, Module
 
 
 def on_module(
@@ -25,19 +25,9 @@ def on_module(
         timeout_s=limits.compile_timeout_s,
         cpu_s=limits.compile_cpu_s,
         memory_bytes=limits.compile_memory_bytes,
-        priority=_priority(settings, limits),
         artifact_limit_bytes=limits.artifact_bytes,
         module_sha256=module.sha256,
     )
-
-
-def _priority(settings: Mapping[str, str], limits: Limits) -> Priority:
-    """Return the priority of a compile."""
-    # Callers wait for fast code, and nobody for the optimised code that is compiled behind. In the
-    # idle class both would get the same share of the CPUs.
-    if limits.priority is Priority.IDLE and is_fast(settings):
-        return Priority.LOW
-    return limits.priority
 
 
 def call(
@@ -63,7 +53,6 @@ def call(
         timeout_s=limits.compile_timeout_s,
         cpu_s=limits.compile_cpu_s,
         memory_bytes=limits.compile_memory_bytes,
-        priority=limits.priority,
     )
 
 

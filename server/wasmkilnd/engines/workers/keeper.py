@@ -71,11 +71,8 @@ async def keep_filled(pool: Pool, worker: Worker | None) -> None:
             finally:
                 pool.worker_ended(worker)
                 await worker.kill()
-            if worker.starved:
-                log.info("worker replaced", engine=pool.engine_id, pid=worker.pid, cause="no CPU")
-            else:
-                pool.worker_replaced()
-                log.warning("worker replaced", engine=pool.engine_id, pid=worker.pid)
+            pool.worker_replaced()
+            log.warning("worker replaced", engine=pool.engine_id, pid=worker.pid)
             worker = None
             if time.monotonic() - began > _HEALTHY_LIFE_S:
                 delay_s = _FIRST_RESTART_DELAY_S

@@ -1,7 +1,8 @@
 """One worker process, seen from the daemon: give it a job, wait for the job's end, kill it.
 
 The worker forks the job, waits for its end and reports it over the control socket. The daemon
-talks to the job itself over a socket of the job's own (see ``job_protocol``).
+talks to the job itself over a socket of the job's own (see ``job_protocol``), and kills it at its
+time limit.
 """
 
 from __future__ import annotations
@@ -17,21 +18,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from io import FileIO
+from pathlib import Path
 from typing import Any
 
 from wasmkilnd.engines.child import frames
 from wasmkilnd.engines.child.frames import Type
-from wasmkilnd.engines.workers.contention import Neighbours, RunningJob
-from wasmkilnd.engines.workers.cpu_time import cpu_wait_s, leave_idle_class
-from wasmkilnd.engines.workers.job_clock import JobClock
 from wasmkilnd.engines.workers.job_protocol import (
     MAX_NUMBER,
     JobOrder,
     JobReport,
     exchange,
+    receive,
 )
-from wasmkilnd.engines.workers.receive import receive
-from wasmkilnd.model import Isolation, Priority
+from wasmkilnd.model import Isolation
 
 # The longest that a healthy worker takes for its own part of a job: a fork before it, a frame
 # after it. A worker that takes longer is sick, and is replaced.
@@ -40,6 +39,8 @@ _WORKER_GRACE_S = 10.0
 _WHOLE_PIPE_BYTES = 2 * 1024 * 1024
 _LAST_WORDS_BYTES = 4096
 _GONE = "the worker ended, or was killed"
+# What every job asks of the worker: to give hits the CPU first (see ``child.isolation.priority``).
+_PRIORITY = "low"
 
 
 class WorkerDied(Exception):  # noqa: N818
@@ -51,10 +52,6 @@ class JobNotSetUp(WorkerDied):
 
     The worker has ended too, since each of its jobs would end the same way.
     """
-
-
-class JobStarved(WorkerDied):
-    """A job got no CPU in the idle class and could not leave it; its worker was ended with it."""
 
 
 class OutOfDescriptors(Exception):  # noqa: N818
@@ -109,81 +106,49 @@ class Worker:
     pid: int
     isolation: Isolation = field(default_factory=Isolation)
     """What it found when it tried to break out, before its first job."""
-    starved: bool = False
-    """Whether the daemon ended it because its job got no CPU."""
     _closing: bool = field(default=False)
     _job_pid: int = 0
-    _job_given_up: bool = False
 
-    async def run(self, job: JobOrder, jobs: Neighbours | None = None) -> JobReport:
+    async def run(self, job: JobOrder) -> JobReport:
         """Have the worker do one job, and wait for its end.
 
-        ``jobs`` are all that run now; a job past its time is killed with its process group. Raises
-        OutOfDescriptors before anything has begun: the worker stays usable. Raises JobNotSetUp or
-        WorkerDied when the worker itself fails, and JobStarved for a job that is to start again
-        elsewhere: the worker is killed.
+        A job past its time is killed with its process group. Raises OutOfDescriptors before
+        anything has begun: the worker stays usable. Raises JobNotSetUp or WorkerDied when the
+        worker itself fails: it is killed.
         """
-        jobs = jobs or Neighbours()
         report = JobReport(module_bytes=job.size_bytes)
-        try:
-            with _open_pipes() as pipes:
-                try:
-                    with jobs.job() as running:
-                        await self._run(job, pipes, report, running, jobs)
-                    report.alone, report.starved = running.alone, running.starved
-                    if not (report.set_up or report.timed_out or self._job_given_up):
-                        raise WorkerDied(describe_end(report.signal, report.exit_code))
-                except BaseException as failure:
-                    # After any exception the worker's state is unknown.
-                    await self.kill()
-                    if isinstance(failure, JobStarved):
-                        raise
-                    if isinstance(failure, WorkerDied) and not report.set_up:
-                        why = report.last_words or pipes.last_words() or str(failure)
-                        raise JobNotSetUp(f"a job cannot be set up: {last_line(why)}") from None
-                    raise
-            return report
-        finally:
-            self._job_given_up = False
+        with _open_pipes() as pipes:
+            try:
+                await self._run(job, pipes, report)
+                if not (report.set_up or report.timed_out):
+                    raise WorkerDied(describe_end(report.signal, report.exit_code))
+            except BaseException as failure:
+                # After any exception the worker's state is unknown.
+                await self.kill()
+                if isinstance(failure, WorkerDied) and not report.set_up:
+                    why = report.last_words or pipes.last_words() or str(failure)
+                    raise JobNotSetUp(f"a job cannot be set up: {last_line(why)}") from None
+                raise
+        return report
 
-    async def _run(
-        self,
-        job: JobOrder,
-        pipes: JobPipes,
-        report: JobReport,
-        running: RunningJob,
-        jobs: Neighbours,
-    ) -> None:
+    async def _run(self, job: JobOrder, pipes: JobPipes, report: JobReport) -> None:
         began = time.monotonic()
-        priority = jobs.priority(job.priority)
         try:
-            self._send_run(job, priority, pipes)
+            self._send_run(job, pipes)
             pipes.close_jobs_ends()
-            started = await self._frame_in_time(Type.STARTED)
-            pid = _number(started, "pid")
+            pid = _number(await self._frame_in_time(Type.STARTED), "pid")
             if pid <= 1:  # To kill group 0 would be to kill our own.
                 raise WorkerDied(f"expected a job's pid, got {pid}")
-            self._job_pid = report.pid = running.pid = pid
-            if self._job_given_up:
-                _end_group(pid)
-            clock = JobClock(running, jobs, priority, job.timeout_s)
+            self._job_pid = report.pid = pid
             try:
-                async with clock:
+                async with asyncio.timeout(job.timeout_s):
                     await exchange(pipes.sock, job, report)
                     if report.protocol_error:
-                        _end_group(pid)
+                        _kill_group(pid)
                     ended = await self.frame(Type.ENDED)
             except TimeoutError:
-                report.waited_s = cpu_wait_s(pid)
-                _end_group(pid)
-                if clock.must_start_again:
-                    self.starved = True
-                    if report.result is None:
-                        raise JobStarved("a job got no CPU in the idle class") from None
-                    report.elapsed_s = time.monotonic() - began
-                    await self.kill()  # The job has done its work, but cannot end soon.
-                    return
-                report.timed_out = True
+                report.timed_out, report.waited_s = True, cpu_wait_s(pid)
+                _kill_group(pid)
                 ended = await self._frame_in_time(Type.ENDED)
             # Kill threads and children that the job left behind, before its pid is free again.
             _kill_group(pid)
@@ -192,7 +157,7 @@ class Worker:
                 report.exit_code = _number(ended, "exit_code")
             else:
                 report.signal = _number(ended, "signal")
-            report.cpu_s = running.used_s = _number(ended, "cpu_ms") / 1000
+            report.cpu_s = _number(ended, "cpu_ms") / 1000
             report.peak_memory_bytes = _number(ended, "peak_memory_bytes")
             report.last_words = pipes.last_words()
         finally:
@@ -204,15 +169,9 @@ class Worker:
         except OSError:
             raise WorkerDied(_GONE) from None
 
-    def end_job(self) -> None:
-        """Kill the job of ``run``, even if it has not started yet; the worker goes on."""
-        self._job_given_up = True
-        if self._job_pid:
-            _end_group(self._job_pid)
-
-    def _send_run(self, job: JobOrder, priority: Priority, pipes: JobPipes) -> None:
+    def _send_run(self, job: JobOrder, pipes: JobPipes) -> None:
         cpu_s = max(1, round(job.cpu_s))
-        wanted = {"memory_bytes": job.memory_bytes, "cpu_s": cpu_s, "priority": priority.value}
+        wanted = {"memory_bytes": job.memory_bytes, "cpu_s": cpu_s, "priority": _PRIORITY}
         order = json.dumps(wanted).encode()
         message = frames.HEADER.pack(Type.RUN, len(order)) + order
         try:
@@ -282,10 +241,19 @@ def _number(content: Mapping[str, Any], name: str) -> int:
     return value
 
 
-def _end_group(pid: int) -> None:
-    """Kill a job that still runs. To end, it needs a CPU, so it does not stay in the idle class."""
-    _kill_group(pid)
-    leave_idle_class(pid)
+def cpu_wait_s(pid: int) -> float | None:
+    """Return how long the threads of a living process were ready and had no CPU, added up.
+
+    Threads that have ended do not count. None where the kernel does not tell.
+    """
+    waited_ns = 0
+    try:
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            # Time on a CPU, time in a run queue, and the number of turns.
+            waited_ns += int((thread / "schedstat").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return waited_ns / 1e9
 
 
 def _kill_group(pid: int) -> None:

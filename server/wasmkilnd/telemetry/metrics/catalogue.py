@@ -47,10 +47,10 @@ _GRPC_CODES = (
     "UNAUTHENTICATED",
 )
 # The limits that protect callers from each other; see errors.py.
-_LIMITS = ("queue", "deadline", "calls", "receive", "send", "descriptors")
+_LIMITS = ("queue", "calls", "receive", "send", "descriptors")
 _BEHIND_OUTCOMES = ("compiled", "found", "failed", "dropped")
 _FLEET_OUTCOMES = ("taken", "made", "failed", "late", "alone")
-_ABANDONED_STAGES = ("queued", "running")
+_ABANDONED_STAGES = ("queued",)
 RELOADED: Final = ("settings", "files")
 
 # All in seconds, and multiples of 1, 2.5 and 5.
@@ -105,9 +105,6 @@ class Catalogue:
         )
         self.workers_replaced = self._counters(
             "workers_replaced", "Workers that died, so that the daemon replaced them.", engine=()
-        )
-        self.jobs_starved = self._counters(
-            "jobs_starved", "Jobs that got no CPU in the idle class, and left it.", engine=()
         )
         self.abandoned = self._counters(
             "abandoned",
@@ -195,7 +192,6 @@ class Catalogue:
         self.compile_durations.add(engine_id, OK)
         self.queue_waits.add(engine_id)
         self.workers_replaced.add(engine_id)
-        self.jobs_starved.add(engine_id)
         for stage in _ABANDONED_STAGES:
             self.abandoned.add(engine_id, stage)
 

@@ -105,10 +105,6 @@ class Metrics(Recorder):
         """See :meth:`wasmkilnd.ports.Recorder.abandoned`."""
         self.catalogue.abandoned.at(engine_id, stage).inc()
 
-    def job_starved(self, engine_id: str) -> None:
-        """See :meth:`wasmkilnd.ports.Recorder.job_starved`."""
-        self.catalogue.jobs_starved.at(engine_id).inc()
-
     def worker_replaced(self, engine_id: str) -> None:
         """See :meth:`wasmkilnd.ports.Recorder.worker_replaced`."""
         self.catalogue.workers_replaced.at(engine_id).inc()

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
-from wasmkilnd.model import CacheKey, CompileSpec, EvictScope, Kind, Module
-from wasmkilnd.ports import Claim, CompiledCode, Engines, EngineWorker, Fleet, Recorder, Refused
+from wasmkilnd.model import CacheKey, CompileSpec, Kind, Module
+from wasmkilnd.ports import Claim, CompiledCode, Engines, Fleet, Recorder, Refused
 from wasmkilnd.telemetry.traces import spans
 from wasmkilnd.telemetry.traces.spans import Step
 from wasmkilnd.wait_budget import WaitBudget
-from wasmkilnd.waiters import Waiter, Waiters
+from wasmkilnd.waiters import Waiters
 
 
 class TracedTiers(Recorder):
@@ -30,34 +30,6 @@ class TracedTiers(Recorder):
     def value_rejected(self, tier: str, cause: str) -> None:
         """As Recorder."""
         spans.lookup(f"reject {tier}", 0.0, {"tier": tier, "outcome": cause}, "value rejected")
-
-
-class TracedWorker:
-    """Implements EngineWorker."""
-
-    def __init__(self, worker: EngineWorker, spec: CompileSpec, module: Module) -> None:
-        self._worker = worker
-        self._engine_id = spec.engine.id
-        self._module_bytes = len(module.wasm)
-
-    @property
-    def queued_s(self) -> float:
-        """As EngineWorker."""
-        return self._worker.queued_s
-
-    async def compile(self) -> CompiledCode | Refused:
-        """As EngineWorker."""
-        step = Step("compile", engine=self._engine_id, module_bytes=self._module_bytes)
-        try:
-            found = await self._worker.compile()
-        except BaseException as failure:
-            step.fail(failure)
-            raise
-        if isinstance(found, CompiledCode):
-            step.end("ok", artifact_bytes=found.code.size_bytes)
-        else:
-            step.end("refused")
-        return found
 
 
 class TracedEngines:
@@ -80,26 +52,39 @@ class TracedEngines:
         """As Engines."""
         return self._engines.fast(spec, settings)
 
-    @asynccontextmanager
-    async def worker(
+    async def compile(
         self,
         spec: CompileSpec,
         module: Module,
         waiters: Waiters,
         *,
+        ready: Callable[[float], Coroutine[Any, Any, bool]],
         unless: Callable[[], Coroutine[Any, Any, None]],
-    ) -> AsyncIterator[EngineWorker | None]:
+    ) -> CompiledCode | Refused | None:
         """As Engines; the wait for the worker is a step, and so is its job."""
-        step = Step("queue", engine=spec.engine.id)
-        async with AsyncExitStack() as stack:
-            waiting = self._engines.worker(spec, module, waiters, unless=unless)
-            try:
-                worker = await stack.enter_async_context(waiting)
-            except BaseException as failure:
+        step: Step | None = Step("queue", engine=spec.engine.id)
+
+        async def traced(queued_s: float) -> bool:
+            nonlocal step
+            if step:
+                step.end("worker")
+            step = None
+            needed = await ready(queued_s)
+            if needed:
+                step = Step("compile", engine=spec.engine.id, module_bytes=len(module.wasm))
+            return needed
+
+        try:
+            found = await self._engines.compile(spec, module, waiters, ready=traced, unless=unless)
+        except BaseException as failure:
+            if step:
                 step.fail(failure)
-                raise
-            step.end("worker" if worker else "stored")
-            yield TracedWorker(worker, spec, module) if worker else None
+            raise
+        if step and isinstance(found, CompiledCode):
+            step.end("ok", artifact_bytes=found.code.size_bytes)
+        elif step:
+            step.end("refused" if found else "stored")
+        return found
 
     async def validate(
         self,
@@ -116,16 +101,6 @@ class TracedEngines:
             step.fail(failure)
             raise
         step.end("ok")
-
-    def expected_wait_s(
-        self, engine_id: str, module: Module, waiter: Waiter, others: Waiters | None
-    ) -> float:
-        """As Engines."""
-        return self._engines.expected_wait_s(engine_id, module, waiter, others)
-
-    def forget(self, scope: EvictScope) -> None:
-        """As Engines."""
-        self._engines.forget(scope)
 
 
 class TracedClaim:

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from wasmkilnd import errors
 from wasmkilnd.engines.names import NameChoices
 from wasmkilnd.engines.registry import EngineRegistry
-from wasmkilnd.engines.scheduling.fair_queue import Entry
-from wasmkilnd.engines.scheduling.ticket import Ticket, Unless
 from wasmkilnd.engines.served import ServedEngine
 from wasmkilnd.engines.workers.job_protocol import JobOrder, JobReport
-from wasmkilnd.engines.workers.pool import LentWorker
+from wasmkilnd.engines.workers.pool import Job, Unless
 from wasmkilnd.errors import Reason, WasmkilnError, module_quarantined
 from wasmkilnd.model import (
     EngineCapabilities,
     EngineIdentity,
-    EvictScope,
     Kind,
     Limits,
     Module,
@@ -56,23 +52,19 @@ class Pool:
         self.says: dict[str, Said] = {"validate": validate, "compile": compile_}
         self.orders: Counter[str] = Counter()
         self.limits: list[float] = []
-        self.second: list[bool] = []
         self.asked: list[Waiters] = []
         self.ended = 0
-        self.wait_s = {False: 0.0, True: 0.0}
         self.free = asyncio.Event()
         self.free.set()
         self.made_elsewhere = False
         self.queued_s = 0.0
         self.full = False
+        self.declined = 0
 
-    async def run(
-        self, job: JobOrder, waiters: Waiters, *, second: bool = False
-    ) -> tuple[JobReport, float]:
+    async def run(self, job: JobOrder, waiters: Waiters) -> tuple[JobReport, float]:
         op = job.order["op"]
         self.orders[op] += 1
         self.limits.append(job.cpu_s)
-        self.second.append(second)
         self.asked.append(waiters)
         try:
             await asyncio.sleep(0.001)
@@ -89,29 +81,18 @@ class Pool:
             report.packed = pack(b"code")
         return report, 0.0
 
-    @asynccontextmanager
-    async def worker(
-        self, job: JobOrder, waiters: Waiters, *, unless: Unless
-    ) -> AsyncIterator[LentWorker | None]:
-        if self.made_elsewhere:
-            yield None
-            return
-
+    async def take(self, job: Job, unless: Unless) -> bool:
         await asyncio.sleep(self.queued_s)
         if self.full:
             raise errors.compile_queue_full("old-1", 1, 1.0)
+        job.queued_s = self.queued_s
+        return not self.made_elsewhere
 
-        async def run() -> JobReport:
-            return (await self.run(job, waiters))[0]
+    def decline(self, job: Job) -> None:
+        self.declined += 1
 
-        granted: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
-        ticket = Ticket[str](waiters, job.op, Entry(set()), 0.0, self.queued_s, granted)
-        yield LentWorker(ticket, run)
-
-    def expected_wait_s(
-        self, waiter: Waiter, others: Waiters | None, *, second: bool = False
-    ) -> float:
-        return self.wait_s[second]
+    async def work(self, job: Job) -> JobReport:
+        return (await self.run(job.order, job.waiters))[0]
 
 
 class Rig:
@@ -144,13 +125,17 @@ class Rig:
         waiters: Waiters | None = None,
     ) -> CompiledCode:
         spec = self.registry.spec(engine, "", "", settings or {})
-        worker = self.registry.worker(spec, module, waiters or Waiters.of(Waiter()), unless=never)
-        async with worker as ready:
-            assert ready
-            code = await ready.compile()
+        code = await self.registry.compile(
+            spec, module, waiters or Waiters.of(Waiter()), ready=at_once, unless=never
+        )
+        assert code
         if isinstance(code, CompiledCode):
             return code
-        raise await code.explained()
+        raise await code()
+
+
+async def at_once(queued_s: float) -> bool:
+    return True
 
 
 async def never() -> None:
@@ -200,32 +185,40 @@ async def test_a_compile_that_gets_no_worker_takes_no_time_but_its_wait() -> Non
     assert queued_s > 0
 
 
-async def test_others_are_asked_when_the_worker_is_back_and_a_refusal_is_to_be_explained() -> None:
+async def test_others_are_asked_once_a_refusal_is_to_be_explained() -> None:
     rig = Rig({"old-1": (INVALID, INVALID), "new-1": (VALID, VALID)})
     spec = rig.registry.spec("old-1", "", "", {})
-    async with rig.registry.worker(spec, MODULE, Waiters.of(Waiter()), unless=never) as worker:
-        assert worker
-        code = await worker.compile()
+    code = await rig.registry.compile(
+        spec, MODULE, Waiters.of(Waiter()), ready=at_once, unless=never
+    )
+    assert code
     assert not isinstance(code, CompiledCode)
     assert rig.recorder.compiles == ["module_invalid"]
     assert not rig.pools["new-1"].orders
-    assert (await code.explained()).reason is Reason.ENGINE_LACKS_FEATURE
+    assert (await code()).reason is Reason.ENGINE_LACKS_FEATURE
     assert rig.pools["new-1"].orders.total() == 1
 
 
 async def test_what_another_daemon_does_is_no_compilation_of_this_one() -> None:
     rig = Rig({"old-1": (VALID, VALID)})
-    spec = rig.registry.spec("old-1", "", "", {})
-    waiting = rig.registry.worker(spec, MODULE, Waiters.of(Waiter()), unless=never)
-    with pytest.raises(WasmkilnError):
-        async with waiting:
-            raise module_quarantined("old-1", "COMPILE_TIMEOUT", "slow", 1.0)
-    async with rig.registry.worker(spec, MODULE, Waiters.of(Waiter()), unless=never) as worker:
-        assert worker  # Another daemon holds the lease.
-    rig.pools["old-1"].made_elsewhere = True
-    async with rig.registry.worker(spec, MODULE, Waiters.of(Waiter()), unless=never) as worker:
-        assert worker is None
+    spec, pool = rig.registry.spec("old-1", "", "", {}), rig.pools["old-1"]
+
+    async def quarantined(_: float) -> bool:
+        raise module_quarantined("old-1", "COMPILE_TIMEOUT", "slow", 1.0)
+
+    async def left_to_another(_: float) -> bool:
+        return False
+
+    def compiling(ready: Callable[[float], Coroutine[Any, Any, bool]]) -> Any:
+        return rig.registry.compile(spec, MODULE, Waiters.of(Waiter()), ready=ready, unless=never)
+
+    assert (await refused(compiling(quarantined))).reason is Reason.MODULE_QUARANTINED
+    assert await compiling(left_to_another) is None
+    assert pool.declined == 2
+    pool.made_elsewhere = True
+    assert await compiling(at_once) is None
     assert rig.recorder.compiles == []
+    assert not pool.orders
 
 
 async def test_what_all_refuse_is_invalid_in_the_words_of_the_one_asked() -> None:
@@ -271,15 +264,6 @@ async def test_another_version_is_named_only_if_it_compiles_what_this_one_only_v
     assert rig.pools["new-1"].orders == {"validate": 1}
 
 
-async def test_an_engine_that_is_known_not_to_compile_it_is_not_named() -> None:
-    rig = Rig({"old-1": (VALID, UNSUPPORTED), "new-1": (INVALID, INVALID)})
-    await refused(rig.compile("old-1"))
-    failure = await refused(rig.load("new-1"))
-    # One finds it valid, so it is not called invalid.
-    assert failure.reason is Reason.ENGINE_LACKS_FEATURE
-    assert failure.metadata["accepted_by"] == ""
-
-
 async def test_settings_that_switch_something_off_are_told_from_the_engine() -> None:
     rig = Rig({"old-1": (VALID, INVALID)})
     failure = await refused(rig.compile("old-1", settings={"wasm_simd": "false"}))
@@ -312,65 +296,16 @@ async def test_a_component_whose_second_opinion_takes_too_long_goes_by_its_kind(
 # --- What is watched for the quarantine ----------------------------------------------------
 
 
-async def test_a_job_that_compiles_to_validate_is_watched_once_for_all_who_ask() -> None:
-    rig = Rig({"new-1": ("killed at its limit", VALID)})
-    await asyncio.gather(*(refused(rig.load("new-1", COMPONENT)) for _ in range(20)))
-    assert rig.pools["new-1"].orders == {"validate": 1}
-    assert rig.watched == 1
-
-
 async def test_what_needs_no_compiling_is_not_watched() -> None:
     rig = Rig({"old-1": (VALID, VALID), "new-1": (VALID, VALID)})
     await rig.load("new-1")
     await refused(rig.load("old-1", COMPONENT))  # A second opinion, which has limits of its own.
-    await rig.load("new-1", COMPONENT)  # Known by now.
     assert rig.watched == 0
+    await rig.load("new-1", COMPONENT)  # It has to compile it.
+    assert rig.watched == 1
 
 
-# --- What is remembered -------------------------------------------------------------------
-
-
-async def test_verdicts_are_remembered_good_and_bad() -> None:
-    rig = Rig({"old-1": (INVALID, INVALID), "new-1": (VALID, VALID)})
-    for _ in range(3):
-        await refused(rig.load("old-1"))
-        await refused(rig.compile("old-1"))
-        await rig.load("new-1")
-    assert rig.pools["old-1"].orders == {"validate": 1}
-    assert rig.pools["new-1"].orders == {"validate": 1}
-    assert rig.recorder.compiles == []
-
-
-async def test_a_refusal_to_compile_is_remembered_by_fingerprint() -> None:
-    rig = Rig({"old-1": (VALID, UNSUPPORTED)})
-    for _ in range(3):
-        await refused(rig.compile("old-1"))
-    assert rig.pools["old-1"].orders == {"compile": 1}
-    await refused(rig.compile("old-1", settings={"wasm_simd": "false"}))
-    assert rig.pools["old-1"].orders == {"compile": 2}
-
-
-async def test_the_size_of_an_artifact_that_is_too_large_is_remembered() -> None:
-    rig = Rig({"old-1": (VALID, TOO_LARGE)})
-    for limit_bytes in (1000, 1000, 4999, 10):
-        rig.limits.current = replace(LIMITS, artifact_bytes=limit_bytes)
-        failure = await refused(rig.compile("old-1"))
-        assert failure.reason is Reason.ARTIFACT_TOO_LARGE
-        assert failure.metadata["size_bytes"] == "5000"
-        assert failure.metadata["limit_bytes"] == str(limit_bytes)
-    await rig.load("old-1")  # It is valid all the same.
-    assert rig.pools["old-1"].orders == {"compile": 1}
-    assert rig.recorder.compiles == ["artifact_too_large"]
-    await refused(rig.compile("old-1", settings={"wasm_simd": "false"}))
-    assert rig.pools["old-1"].orders == {"compile": 2}
-    # Now it fits, so it is tried again.
-    rig.limits.current = replace(LIMITS, artifact_bytes=5000)
-    rig.pools["old-1"].says["compile"] = VALID
-    await rig.compile("old-1")
-    rig.registry.forget(EvictScope())
-    rig.limits.current = LIMITS
-    await rig.compile("old-1")
-    assert rig.pools["old-1"].orders == {"compile": 4}
+# --- What a compile says -------------------------------------------------------------------
 
 
 async def test_an_artifact_that_is_too_large_is_no_word_against_the_module() -> None:
@@ -379,64 +314,7 @@ async def test_an_artifact_that_is_too_large_is_no_word_against_the_module() -> 
     assert (await refused(rig.load("old-1"))).metadata["accepted_by"] == "new-1"
 
 
-async def test_to_compile_by_itself_is_to_validate() -> None:
-    rig = Rig({"old-1": (VALID, VALID)})
-    await rig.compile("old-1")
-    await rig.load("old-1")
-    assert rig.pools["old-1"].orders == {"compile": 1}
-
-
-async def test_callers_of_one_moment_share_one_validation() -> None:
-    rig = Rig({"old-1": (VALID, VALID)})
-    await asyncio.gather(*(rig.load("old-1") for _ in range(20)))
-    assert rig.pools["old-1"].orders == {"validate": 1}
-
-
-@pytest.mark.parametrize(
-    "end",
-    [
-        "killed at its limit",
-        errors.compiler_crashed("old-1", "was ended by SIGSEGV", "", "SIGSEGV"),
-        errors.compile_queue_full("old-1", 10, 1.0),
-    ],
-)
-async def test_what_is_no_verdict_is_not_remembered_as_one(end: Said) -> None:
-    rig = Rig({"old-1": (end, end)})
-    for _ in range(2):
-        await refused(rig.load("old-1"))
-        await refused(rig.compile("old-1"))
-    assert rig.pools["old-1"].orders == {"validate": 2, "compile": 2}
-
-
-@pytest.mark.parametrize(
-    ("scope", "asked_again"),
-    [
-        (EvictScope(), True),
-        (EvictScope(module_sha256=MODULE.sha256), True),
-        (EvictScope(engine_id="old-1"), True),
-        (EvictScope(module_sha256="f" * 64), False),
-        (EvictScope(engine_id="new-1"), False),
-    ],
-)
-async def test_evicting_forgets_verdicts(scope: EvictScope, asked_again: bool) -> None:
-    rig = Rig({"old-1": (INVALID, INVALID)})
-    await refused(rig.load("old-1"))
-    rig.registry.forget(scope)
-    await refused(rig.load("old-1"))
-    assert rig.pools["old-1"].orders["validate"] == 1 + asked_again
-
-
 # --- What a refused module costs the other engines ----------------------------------------
-
-
-async def test_a_second_opinion_has_little_time_and_is_not_asked_for_twice() -> None:
-    rig = Rig({"old-1": (INVALID, INVALID), "new-1": ("killed at its limit", VALID)})
-    for _ in range(3):
-        assert (await refused(rig.load("old-1"))).reason is Reason.MODULE_INVALID
-    assert rig.pools["new-1"].orders == {"validate": 1}
-    assert rig.pools["new-1"].limits == [2.0]
-    await refused(rig.load("new-1"))  # Who asks for the engine itself is given all its time.
-    assert rig.pools["new-1"].limits == [2.0, 60]
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -446,68 +324,23 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.001)
 
 
-async def test_the_pool_is_told_which_are_second_opinions() -> None:
-    """So that it bounds them; who asks for the engine itself shares no flight with them."""
-    rig = Rig({"old-1": (INVALID, INVALID), "new-1": (VALID, VALID)})
-    rig.pools["new-1"].free.clear()
-    call = asyncio.create_task(refused(rig.load("old-1")))
-    await until(lambda: rig.pools["new-1"].second == [True])
-    own = asyncio.create_task(rig.load("new-1"))
-    await until(lambda: rig.pools["new-1"].second == [True, False])
-    assert rig.pools["old-1"].second == [False]
-    rig.pools["new-1"].free.set()
-    await asyncio.gather(call, own)
-
-
-async def test_second_opinions_stand_in_the_line_of_whoever_waits_for_them() -> None:
-    warming, caller = Waiter("w", background=True), Waiter("c")
-    rig = Rig({"old-1": (VALID, VALID), "new-1": (VALID, VALID)})
-    rig.pools["new-1"].free.clear()
-    waiters = Waiters.of(warming)
-    call = asyncio.create_task(refused(rig.compile("old-1", COMPONENT, waiters=waiters)))
-    await until(lambda: rig.pools["new-1"].asked)
-    [asked] = rig.pools["new-1"].asked
-    assert asked.effective() == {warming}
-    waiters.join(caller)
-    assert asked.effective() == {caller}
-    waiters.leave(caller)
-    assert asked.effective() == {warming}
-    rig.pools["new-1"].free.set()
-    assert (await call).reason is Reason.ENGINE_LACKS_FEATURE
-    assert not asked.wanted
-    waiters.join(caller)
-    assert not asked.wanted
-
-
-async def test_a_second_opinion_that_nobody_waits_for_any_more_is_dropped() -> None:
-    rig = Rig({"old-1": (INVALID, INVALID), "new-1": (VALID, VALID)})
-    rig.pools["new-1"].free.clear()
-    flights: list[asyncio.Task[CompiledCode]] = []
-
-    def drop() -> None:
-        flights[0].cancel()
-
-    waiters = Waiters(drop)
-    waiters.join(Waiter("a"))
-    flights.append(asyncio.create_task(rig.compile("old-1", waiters=waiters)))
-    waiters.kept = True  # As from when the first job began.
-    async with asyncio.timeout(5):
-        while not rig.pools["new-1"].orders:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
-    waiters.leave(Waiter("a"))
-    with pytest.raises(asyncio.CancelledError):
-        await flights[0]
-    await asyncio.sleep(0)
-    assert rig.pools["new-1"].ended == 1
+async def test_a_second_opinion_is_a_job_of_the_same_callers_with_little_time() -> None:
+    rig = Rig({"old-1": (INVALID, INVALID), "new-1": ("killed at its limit", VALID)})
+    waiters = Waiters.of(Waiter("a"))
+    failure = await refused(rig.compile("old-1", waiters=waiters))
+    assert failure.reason is Reason.MODULE_INVALID
+    assert rig.pools["new-1"].orders == {"validate": 1}
+    assert rig.pools["new-1"].asked == [waiters]
+    assert rig.pools["new-1"].limits == [2.0]
+    await refused(rig.load("new-1"))  # Who asks for the engine itself is given all its time.
+    assert rig.pools["new-1"].limits == [2.0, 60]
 
 
 async def test_nobody_else_is_asked_about_what_everybody_has_left() -> None:
     rig = Rig({"old-1": (INVALID, INVALID), "new-1": (VALID, VALID)})
     rig.pools["old-1"].free.clear()
-    drops: list[str] = []
-    waiters = Waiters(lambda: drops.append("dropped"))
-    waiters.join(Waiter("a"))
-    waiters.kept = True
+    drops, waiters = list[str](), Waiters.of(Waiter("a"))
+    waiters.drop, waiters.kept = lambda: drops.append("dropped"), True
     flight = asyncio.create_task(rig.compile("old-1", waiters=waiters))
     await until(lambda: rig.pools["old-1"].orders)
     waiters.leave(Waiter("a"))
@@ -516,25 +349,6 @@ async def test_nobody_else_is_asked_about_what_everybody_has_left() -> None:
     assert (await refused(flight)).reason is Reason.SERVER_DRAINING
     assert drops  # Before anybody could join what tells nothing.
     assert not rig.pools["new-1"].orders
-    # What the engine itself said is remembered.
-    assert (await refused(rig.compile("old-1"))).reason is Reason.ENGINE_LACKS_FEATURE
-    assert rig.pools["old-1"].orders == {"compile": 1}
-
-
-async def test_the_wait_for_a_module_that_is_for_others_to_judge_is_theirs() -> None:
-    rig = Rig({"old-1": (VALID, VALID), "new-1": (VALID, VALID), "new-2": (VALID, VALID)})
-    for number, pool in enumerate(rig.pools.values(), 1):
-        pool.wait_s = {False: number, True: 10.0 * number}
-
-    def expected_s(module: Module) -> float:
-        return rig.registry.expected_wait_s("old-1", module, Waiter(), None)
-
-    assert expected_s(MODULE) == 1.0
-    assert expected_s(COMPONENT) == 30.0
-    await rig.load("new-2", COMPONENT)
-    assert expected_s(COMPONENT) == 20.0
-    await rig.load("new-1", COMPONENT)
-    assert expected_s(COMPONENT) == 0.0  # Both have said what they think.
 
 
 async def test_no_verdict_is_made_of_a_full_queue() -> None:
