@@ -78,7 +78,7 @@ OPERATIONS = {"first": in_a_fork, "again": compile_once, "stall": longest_stall}
 def main(engine_name: str, folder: str) -> None:
     """Serve orders until standard input ends."""
     sys.path.append(folder)
-    from child.engines import load  # type: ignore[import-not-found]
+    from child.engine import load  # type: ignore[import-not-found]
 
     engine = load(engine_name)
     for line in sys.stdin:

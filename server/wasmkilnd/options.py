@@ -8,7 +8,7 @@ from wasmkilnd.cache.host_store import HostOptions
 from wasmkilnd.cache.redis_servers import RedisAccess
 from wasmkilnd.config.machine import cpu_count
 from wasmkilnd.config.schema import Settings
-from wasmkilnd.engines.child.isolation import limits
+from wasmkilnd.engines.child import sandbox
 from wasmkilnd.model import Limits, TrafficLimits
 
 
@@ -27,7 +27,7 @@ def limits_of(settings: Settings) -> Limits:
 
 def limits_too_low(settings: Settings) -> str:
     """Return which limits of this process are too low for a job; empty if none is."""
-    return limits.too_low(
+    return sandbox.too_low(
         settings.effective_compile_memory_bytes,
         max(1, round(settings.effective_compile_cpu_s)),
         cpu_count(),

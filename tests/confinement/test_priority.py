@@ -1,4 +1,4 @@
-"""Jobs run behind everything else, and end even where others want all CPUs."""
+"""Other processes go before jobs, and a job cannot change that."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from wasmkilnd.engines.child import sandbox
 from wasmkilnd.engines.workers.process import Worker
 
 from tests.confinement.workers import attempt, job_of, running
@@ -41,14 +42,14 @@ def busy_cpu() -> Iterator[None]:
             loop.wait()
 
 
-async def test_a_job_is_nicer_than_its_worker(confined: Worker) -> None:
+async def test_a_job_goes_behind_its_worker(confined: Worker) -> None:
     async with job_of(confined) as job:
-        assert class_of(job) == (os.SCHED_OTHER, max(5, _OURS))
+        assert class_of(job) == (os.SCHED_OTHER, max(sandbox.NICENESS, _OURS))
     assert class_of(confined.pid) == (os.SCHED_OTHER, _OURS)
 
 
 @pytest.mark.parametrize("way", ["compete", "go_first"])
-async def test_a_job_cannot_raise_itself(confined: Worker, way: str) -> None:
+async def test_a_job_cannot_change_its_priority(confined: Worker, way: str) -> None:
     assert (await attempt(confined, way)).refused == "EPERM"
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from wasmkilnd.engines.child.isolation import namespaces
+from wasmkilnd.engines.child import sandbox
 from wasmkilnd.model import Isolation, LayerState
 
 from tests.confinement import workers
@@ -38,7 +38,7 @@ def engine_run_by(*command: str) -> Iterator[Path]:
     nothing = shutil.which("true") or ""
     if subprocess.run([*command, nothing], capture_output=True, check=False).returncode:
         pytest.skip(f"{command[0]} is refused here")
-    for needed in (PYTHON, str(hostile_engine.HOSTILE), namespaces.__file__):
+    for needed in (PYTHON, str(hostile_engine.HOSTILE), sandbox.__file__):
         if subprocess.run(["test", "-r", needed], user=USER, check=False).returncode:
             pytest.skip(f"an ordinary user cannot read {needed} here")
     with tempfile.TemporaryDirectory() as folder:

@@ -74,13 +74,12 @@ def test_the_kernel_says_the_same_of_every_worker(daemon: Daemon, client: Client
             assert status["Seccomp"] == "2"
         if "privileges" in enforced:
             assert status["NoNewPrivs"] == "1"
-            # CAP_SYS_ADMIN of its own user namespace, with which jobs make others.
-            assert int(status["CapEff"], 16) in (0, 1 << 21)
+            assert int(status["CapEff"], 16) == 0
             assert "0" not in status["Uid"].split()
         if "root" in enforced:
             assert list(Path(f"/proc/{worker}/root").iterdir()) == []
         if "namespaces" in enforced:
-            for name in ("net", "mnt", "ipc", "uts", "cgroup", "user", "pid_for_children"):
+            for name in ("net", "mnt", "ipc", "user", "pid_for_children"):
                 ours, theirs = (
                     Path(f"/proc/{pid}/ns/{name}").readlink() for pid in (daemon.pid, worker)
                 )
@@ -160,8 +159,6 @@ def test_a_job_that_tries_to_break_out_is_killed_and_named(state_dir: Path) -> N
         line = json.loads(daemon.wait_for_log("a job was killed for a system call"))
         assert line["engine"] == "wasmtime-0.0.1"
         assert line["module"] == hashlib.sha256(module("fork")).hexdigest()
-        # As far as the kernel's log can be read and nobody takes its records away.
-        assert line["call"] in ("clone", "fork", "unknown")
         refused = client.compile(
             module("read_file", str(state_dir / "keys")), engine="wasmtime-0.0.1"
         )

@@ -69,8 +69,7 @@ def test_a_service_manager_may_allow_fewer_namespaces(tmp_path: Path) -> None:
         [engine] = client.capabilities().engines
         layers = {layer.name: layer for layer in engine.isolation.layers}
         assert engine.isolation.holds
-        assert layers["namespaces"].state == pb.IsolationLayer.STATE_PARTIAL
-        assert "no UTS and cgroup" in layers["namespaces"].detail
+        assert layers["namespaces"].state == pb.IsolationLayer.STATE_ENFORCED
         assert layers["root"].state == pb.IsolationLayer.STATE_ENFORCED
 
 

@@ -16,12 +16,12 @@ a job for each module; the job is confined, does its one piece of work, and ends
 | ``child`` | the code that runs inside an engine's interpreter |
 
 Where limits are enforced: the wall clock by the daemon (``workers.process`` kills the job's
-process group); CPU time and memory by the kernel (``child.isolation.limits`` sets them in each
-job); the queue by ``workers.pool``; the size of an artifact by the job itself, and by
+process group); CPU time and memory by the kernel (``child.sandbox`` sets them in each job); the
+queue by ``workers.pool``; the size of an artifact by the job itself, and by
 ``child.frames`` for a job that lies.
 
 To add an engine: ``child/<name>_engine.py`` with a class for the protocol
-``child.engine.Engine``; its line in ``child/engines.py``; its packages and its range of Python
+``child.engine.Engine``; its line in the table there; its packages and its range of Python
 versions in ``KINDS`` in ``install/store.py``, whose order decides which engine is the default. No
 other code chooses by an engine's name: the daemon asks each engine what it can do
 (``child/describe.py``). The messages with which an engine says that a proposal or memory is

@@ -11,11 +11,7 @@ import sys
 
 def leave_out(*names):
     for name in names:
-        globals()["_" + name]()
-
-
-def _part(name):
-    return sys.modules["child.isolation." + name]
+        globals()["_" + name](sys.modules["child.sandbox"])
 
 
 def _refuse(*_):
@@ -26,41 +22,37 @@ def _do_nothing(*_):
     pass
 
 
-def _namespaces():
-    namespaces = _part("namespaces")
-    entered = namespaces.Entered("left out", "left out", "left out")
+def _namespaces(sandbox):
+    def become(self, user):
+        sandbox._become(user)
+        _refuse()
 
-    def enter(machine, user):
-        _part("privileges").become_ordinary(user)
-        return entered
-
-    namespaces.enter = enter
+    sandbox.Sandbox._namespaces = become
 
 
-def _landlock():
-    _part("landlock").abi = _refuse
+def _landlock(sandbox):
+    sandbox.Sandbox._landlock = _refuse
 
 
-def _seccomp():
-    _part("seccomp").install = _refuse
+def _seccomp(sandbox):
+    sandbox.Sandbox._seccomp = _refuse
 
 
-def _privileges():
-    privileges = _part("privileges")
-    privileges.become_ordinary = privileges.leave_no_traces = _do_nothing
-    privileges.drop_capabilities = _refuse
+def _privileges(sandbox):
+    sandbox.Sandbox._privileges = _refuse
+    sandbox._become = _do_nothing
 
 
-def _limits():
-    _part("confinement")._lower = _do_nothing
-    _part("limits").limit = _do_nothing
+def _limits(sandbox):
+    sandbox.Sandbox._limits = _refuse
+    sandbox.limit = _do_nothing
 
 
-def _descriptors():
+def _descriptors(sandbox):
     """Leave a job what its worker has open."""
 
     def enter_job(self, job_socket, words):
         os.dup2(words, 2)
         return job_socket
 
-    _part("confinement").Confinement.enter_job = enter_job
+    sandbox.Sandbox.enter_job = enter_job

@@ -57,7 +57,7 @@ async def said_by(engine: Any) -> JobResult:
 
     def run() -> None:
         with theirs:
-            job.run(engine, theirs, engine, "normal")
+            job.run(engine, theirs, engine)
 
     with ours:
         ours.setblocking(False)
@@ -94,6 +94,4 @@ async def test_words_of_any_length(sign: str) -> None:
 
 
 def test_the_largest_answer_leaves_room_in_its_frame() -> None:
-    assert frames.LIMITS_BYTES[frames.Type.RESULT] > (
-        job._MAX_TYPES_BYTES + 2 * 6 * job._MAX_MESSAGE_END + 1024
-    )
+    assert frames.MOST_BYTES > (job._MAX_TYPES_BYTES + 2 * 6 * job._MAX_MESSAGE_END + 1024)

@@ -2,22 +2,23 @@
 
 It imports the standard library and its one engine, and nothing of the daemon's: an engine's
 environment has no other package, and wasmer's interpreter is older than the daemon's. The daemon
-starts it as ``child.worker``.
+starts ``job.main``.
 
-- ``worker``: imports the engine, confines itself, tries to break out, and reports READY. Then it
-  forks a job for each RUN frame. It stays single-threaded, since only then is forking safe, and
-  never sees a module.
-- ``job``: one process for one order. It is sealed before it reads the first byte of a module.
-- ``frames``: the format of both sockets, with the most that each type of frame may hold.
-- ``engine``: the protocol that each engine implements; ``wasmer_engine`` and ``wasmtime_engine``
-  implement it, and ``engines`` chooses by name. ``wasmtime_settings`` is what the daemon offers.
+- ``job``: a worker imports the engine, confines itself, tries to break out, and reports READY.
+  Then it forks a job for each RUN frame. It stays single-threaded, since only then is forking
+  safe, and never sees a module. A job is a process for one order; it is sealed before it reads
+  the first byte of a module.
+- ``sandbox``: what confines a worker and its jobs, with their limits; ``seccomp`` has the system
+  calls that they may make.
+- ``frames``: the format of both sockets, with the most that a frame may hold.
+- ``engine``: the protocol that each engine implements, and their table; ``wasmer_engine`` and
+  ``wasmtime_engine`` implement it.
 - ``describe``: asks an engine what it can do, by trying: each target, CPU level, setting and
   proposal in a process of its own, since engines abort for what they lack. ``features`` holds a
   tiny module for each proposal, ``cpu`` the levels of CPU features.
-- ``isolation``: the layers that confine a worker and its jobs.
 
 The daemon's side of the same sockets is ``engines.workers``. A new field in a frame needs both
 sides; they are always of the same release, so frames have no version.
 
-To add an engine: see ``engines``.
+To add an engine: see ``engine``.
 """

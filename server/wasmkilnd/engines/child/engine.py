@@ -1,27 +1,40 @@
-"""The protocol that each engine implements for its jobs."""
+"""What each engine implements for its jobs, and the table of engines by name."""
 
 from __future__ import annotations
 
+import importlib
 import re
-import sys
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
+
+# Each class is in a module of its own, since importing it imports the engine's package.
+_CLASSES = {"wasmer": "WasmerEngine", "wasmtime": "WasmtimeEngine"}
 
 
-class SettingsRefused(Exception):  # noqa: N818 - a verdict
+class Refused(Exception):  # noqa: N818 - a verdict
+    """What the engine does not do. ``str()`` is its own message."""
+
+    outcome = ""
+
+
+class SettingsRefused(Refused):
     """The engine does not support this combination of settings."""
 
-
-class ModuleRefused(Exception):  # noqa: N818 - a verdict
-    """The engine finds the module invalid. ``str()`` is the engine's own message."""
+    outcome = "settings_refused"
 
 
-class FeatureLacking(Exception):  # noqa: N818 - a verdict
-    """The engine finds the module valid, but does not compile it. ``str()`` says why."""
+class ModuleRefused(Refused):
+    """The engine finds the module invalid."""
+
+    outcome = "invalid"
 
 
-@dataclass(frozen=True)
-class Extern:
+class FeatureLacking(Refused):
+    """The engine finds the module valid, but does not compile it."""
+
+    outcome = "unsupported"
+
+
+class Extern(NamedTuple):
     """One import or export; ``module`` is empty for exports and components."""
 
     module: str
@@ -30,66 +43,42 @@ class Extern:
     type: str
 
 
-@dataclass(frozen=True)
-class Description:
-    """What an engine reports about itself."""
-
-    name: str
-    version: str
-    core_version: str
-    compiler: str
-    host_triple: str
-    host_cpu_features: list[str]
-    candidate_targets: list[str]
-    """Triples to try; the host's first."""
-    setting_values: dict[str, list[str]]
-    """Candidate values of each candidate setting."""
-    setting_descriptions: dict[str, str]
-    kinds: list[str] = field(default_factory=lambda: ["core"])
-    compiler_setting: str = ""
-    """The setting that chooses the engine's compiler; empty if there is one only."""
-
-
 class Engine(Protocol):
     """One engine, imported. Single-threaded until something is compiled."""
 
-    name: str
+    # Return what the engine reports about itself, as JSON-ready data: name, version, core_version,
+    # compiler, host_triple, host_cpu_features, kinds; candidate_targets, the triples to try, the
+    # host's first; setting_values and setting_descriptions by setting, with the values to try; and
+    # compiler_setting, the one that chooses the compiler. May compile: call it in a job only.
+    def describe(self) -> dict[str, Any]: ...
 
-    def describe(self) -> Description:
-        """Return a description. May compile, so call it only in a process of its own."""
-        ...
+    # Return the engine's own configuration object. Raises SettingsRefused, or aborts.
+    def configure(self, target: str, cpu: str, settings: dict[str, str]) -> Any: ...
 
-    def configure(self, target: str, cpu: str, settings: dict[str, str]) -> Any:
-        """Return the engine's own configuration object. Raises SettingsRefused, or aborts."""
-        ...
+    # Raise ModuleRefused unless ``wasm`` is valid; FeatureLacking where that takes a compile.
+    def validate(self, configured: Any, wasm: bytearray, kind: str) -> None: ...
 
-    def validate(self, configured: Any, wasm: bytearray, kind: str) -> None:
-        """Raise ModuleRefused unless ``wasm`` is valid.
+    # Return the engine's own module. Raises ModuleRefused or FeatureLacking. A core module is
+    # validated as a whole first: an invalid one costs no compile.
+    def compile(self, configured: Any, wasm: bytearray, kind: str) -> Any: ...
 
-        An engine that has to compile in order to validate may raise FeatureLacking.
-        """
-        ...
+    # Return the artifact.
+    def serialize(self, module: Any) -> bytes | bytearray: ...
 
-    def compile(self, configured: Any, wasm: bytearray, kind: str) -> Any:
-        """Return the engine's own module. Raises ModuleRefused or FeatureLacking.
+    # List imports and exports in the module's order. May abort: call it last.
+    def externs(self, configured: Any, module: Any) -> tuple[list[Extern], list[Extern]]: ...
 
-        A core module is validated as a whole first: an invalid one costs no compile.
-        """
-        ...
-
-    def serialize(self, module: Any) -> bytes | bytearray:
-        """Return the artifact."""
-        ...
-
-    def externs(self, configured: Any, module: Any) -> tuple[list[Extern], list[Extern]]:
-        """List imports and exports in the module's order. May abort: call it last."""
-        ...
-
+    # Load an artifact that is known to be good; return what its function returns.
     def call(
         self, configured: Any, artifact: bytearray, kind: str, export: str, arguments: list[int]
-    ) -> Any:
-        """Load an artifact that is known to be good; return what its function returns."""
-        ...
+    ) -> Any: ...
+
+
+def load(name: str) -> Engine:
+    """Import the engine called ``name``. Raises ImportError or KeyError."""
+    module = importlib.import_module(f".{name}_engine", __package__)
+    engine: Engine = getattr(module, _CLASSES[name])()
+    return engine
 
 
 # The last match counts: a message quotes names of the module before it tells the offset.
@@ -100,9 +89,3 @@ def offset_in(message: str) -> int | None:
     """Return the byte offset that an engine's message names."""
     found = _OFFSET.match(message)
     return int(found.group(1), 0) if found else None
-
-
-def interpreter() -> str:
-    """Return this interpreter's name and version, e.g. ``CPython 3.10.13``."""
-    name = {"cpython": "CPython", "pypy": "PyPy"}.get(sys.implementation.name, "Python")
-    return f"{name} {sys.version.split()[0]}"

@@ -52,8 +52,3 @@ CORE_PROPOSALS = {
     # (type $f (func)) (type $c (cont $f)) (func (param (ref $f)) (result (ref $c)) ... cont.new $c)
     "stack-switching": "010d036000005d0060016400016401030201020a080106002000e0010b",
 }
-
-
-def core_module(proposal: str) -> bytes:
-    """Return the module that needs ``proposal``."""
-    return CORE_PREAMBLE + bytes.fromhex(CORE_PROPOSALS[proposal])

@@ -14,15 +14,17 @@ from enum import IntEnum
 
 HEADER = struct.Struct(">BI")
 
-_SMALL_BYTES = 64 * 1024
-_ONE_SEND_BYTES = 64 * 1024
+# The most that a frame may hold, but for a module or an artifact, which the order limits. The
+# daemon parses JSON while all other tasks wait: 8 MiB of it can take a second. A RESULT holds
+# imports and exports, an engine's message, and some numbers: see job.py.
+MOST_BYTES = 320 * 1024
 
 
 class Type(IntEnum):
     """What a frame's payload is."""
 
     # Control socket, worker to daemon.
-    READY = 1  # JSON: pid, threads
+    READY = 1  # JSON: how it is confined
     STARTED = 2  # JSON: pid of the job
     ENDED = 3  # JSON: exit code, or signal number; what it used
     # Control socket, daemon to worker.
@@ -39,49 +41,23 @@ class Type(IntEnum):
     SET_UP = 12  # empty: the job is confined and has its limits
 
 
-# The most that a frame may hold; the order limits those of a module and an artifact.
-# The daemon parses JSON while all other tasks wait: 8 MiB of it can take a second.
-LIMITS_BYTES = {
-    Type.READY: _SMALL_BYTES,
-    Type.STARTED: _SMALL_BYTES,
-    Type.ENDED: _SMALL_BYTES,
-    Type.RUN: _SMALL_BYTES,
-    Type.REAP: 0,
-    Type.ORDER: _SMALL_BYTES,
-    Type.SET_UP: 0,
-    Type.CONFIGURED: 0,
-    Type.COMPILED: 0,
-    # Imports and exports, an engine's message, and some numbers: see job.py.
-    Type.RESULT: 320 * 1024,
-}
-
-
 class FrameError(Exception):
-    """The other side broke the protocol, or closed its end in the middle of a frame."""
+    """The other side broke the protocol."""
 
 
 def send(sock: socket.socket, kind: Type, payload: bytes | bytearray = b"") -> None:
     """Send one frame, waiting until all of it has left. Raises OSError."""
-    head = HEADER.pack(kind, len(payload))
-    if len(payload) <= _ONE_SEND_BYTES:
-        # In one piece, so that a reader that has the header has the whole frame.
-        sock.sendall(head + payload)
-    else:
-        sock.sendall(head)
-        sock.sendall(payload)
+    sock.sendall(HEADER.pack(kind, len(payload)))
+    sock.sendall(payload)
 
 
 def receive(sock: socket.socket, code_bytes: int = 0) -> tuple[Type, bytearray]:
-    """Wait for one frame. Raises EOFError at a clean end, FrameError, OSError.
+    """Wait for one frame. Raises EOFError, FrameError, OSError.
 
     ``code_bytes`` is the limit for a module or an artifact.
     """
-    head = receive_exactly(sock, HEADER.size)
-    kind, size = parse_header(head, code_bytes)
-    try:
-        return kind, receive_exactly(sock, size)
-    except EOFError:
-        raise FrameError("the other side closed its end in the middle of a frame") from None
+    kind, size = parse_header(receive_exactly(sock, HEADER.size), code_bytes)
+    return kind, receive_exactly(sock, size)
 
 
 def parse_header(head: bytes | bytearray, code_bytes: int = 0) -> tuple[Type, int]:
@@ -91,22 +67,15 @@ def parse_header(head: bytes | bytearray, code_bytes: int = 0) -> tuple[Type, in
         kind = Type(number)
     except ValueError:
         raise FrameError(f"unknown frame type {number}") from None
-    limit = LIMITS_BYTES.get(kind, code_bytes)
+    limit = code_bytes if kind in (Type.MODULE, Type.ARTIFACT) else MOST_BYTES
     if size > limit:
         raise FrameError(f"a {kind.name} frame of {size} bytes is above its limit of {limit}")
     return kind, size
 
 
 def receive_exactly(sock: socket.socket, size: int) -> bytearray:
-    """Wait for ``size`` bytes. Raises EOFError when none came, FrameError when some did."""
+    """Wait for ``size`` bytes. Raises EOFError if fewer come."""
     buffer = bytearray(size)
-    view = memoryview(buffer)
-    filled = 0
-    while filled < size:
-        received = sock.recv_into(view[filled:])
-        if received == 0:
-            if filled == 0:
-                raise EOFError
-            raise FrameError("the other side closed its end in the middle of a frame")
-        filled += received
+    if size and sock.recv_into(buffer, size, socket.MSG_WAITALL) < size:
+        raise EOFError
     return buffer

@@ -1,18 +1,24 @@
-"""One job: a process that carries out one order for one module, and ends."""
+"""A worker, and the jobs that it forks.
+
+A worker is a process with one engine imported. It stays single-threaded, because only then is
+forking safe. It never sees a module: a job, which is a process for one order, reads its module
+from its own socket, so nothing of it is left in memory when the next caller's module comes. The
+daemon gives one order at a time.
+"""
 
 from __future__ import annotations
 
 import json
-import resource
+import os
+import signal
 import socket
 import time
 from typing import Any
 
-from . import frames
+from . import cpu, frames, sandbox
 from .describe import describe
-from .engine import Engine, FeatureLacking, ModuleRefused, SettingsRefused, offset_in
-from .isolation import priority
-from .isolation.confinement import Confinement
+from .engine import Engine, Extern, Refused, load, offset_in
+from .sandbox import Sandbox
 
 # The most imports and exports that a header holds: a hostile module has hundreds of thousands,
 # and a client reads messages of at most 4 MiB. Bytes are counted as they are sent, so that a RESULT
@@ -24,64 +30,136 @@ _MAX_TYPES_BYTES = 256 * 1024
 _MAX_MESSAGE_END = 4096
 
 
-def run(engine: Engine, sock: socket.socket, confinement: Confinement, wanted: str) -> None:
+def main(engine_name: str, control_fd: int) -> None:
+    """Carry out the daemon's orders from ``control_fd`` until the daemon closes its end."""
+    daemon = int(os.environ["WASMKILN_DAEMON_PID"])
+    sandbox.die_with_parent(daemon)
+    # Ctrl-C and service managers signal the whole group, but the daemon decides when workers end,
+    # and lets jobs finish that callers wait for. A worker ends when its socket closes.
+    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)
+    # The socket has the same number as in the daemon, where numbers grow with the callers. Jobs
+    # close only the first few descriptors, so give it a low number.
+    control = socket.socket(fileno=os.dup(control_fd))
+    os.close(control_fd)
+    engine = load(engine_name)
+    if (threads := len(os.listdir("/proc/self/task"))) != 1:
+        raise SystemExit(f"it has {threads} threads: forking is unsafe")
+    cpu.host_features()  # Read and remember them now: a confined worker cannot open files.
+    confined = Sandbox(
+        int(os.environ["WASMKILN_JOB_UID"]), os.environ["WASMKILN_JOB_UID_SHARED_WITH"]
+    )
+    sandbox.die_with_parent(daemon)
+    attempts = confined.try_to_break_out()
+    _send(control, frames.Type.READY, layers=confined.layers, attempts=attempts)
+    while True:
+        # A RUN frame, and the two descriptors that travel with it.
+        head, fds, _, _ = socket.recv_fds(control, frames.HEADER.size, 2)
+        if not head:
+            return
+        _, size = frames.parse_header(head)
+        pid = _start_job(engine, confined, json.loads(frames.receive_exactly(control, size)), fds)
+        for fd in fds:
+            os.close(fd)
+        _send(control, frames.Type.STARTED, pid=pid)
+        # Wait without reaping: while the daemon may still kill the job, no other process must
+        # get its pid.
+        while not (ended := os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)):
+            pass
+        how = "exit_code" if ended.si_code == os.CLD_EXITED else "signal"
+        _send(control, frames.Type.ENDED, **{how: ended.si_status}, **sandbox.used_by(pid))
+        frames.receive(control)  # REAP
+        os.waitpid(pid, 0)
+
+
+def _start_job(engine: Engine, confined: Sandbox, wanted: dict[str, Any], fds: list[int]) -> int:
+    worker = os.getpid()
+    try:
+        pid = os.fork()
+    except OSError as failure:
+        os.write(fds[1], f"cannot fork a job: {failure.strerror}\n".encode())
+        raise
+    if pid:
+        os.setpgid(pid, pid)  # The daemon kills a job with its group.
+        return pid
+    try:
+        sandbox.die_with_parent(worker)
+        sock = socket.socket(fileno=confined.enter_job(*fds))
+        threads = int(os.environ["RAYON_NUM_THREADS"])
+        sandbox.limit(wanted, confined.mapped_bytes, threads)
+        run(engine, sock, confined)
+        sock.close()
+    except BaseException as failure:  # A panic derives from BaseException.
+        os.write(2, f"{type(failure).__name__}: {failure}\n".encode(errors="replace"))
+        os._exit(70)  # EX_SOFTWARE
+    os._exit(0)
+
+
+def run(engine: Engine, sock: socket.socket, confined: Sandbox) -> None:
     """Read the order from ``sock``, carry it out, and send the result on ``sock``.
 
-    The job gets the priority ``wanted`` and is sealed before it reads a byte of a module.
+    The job is sealed before it reads a byte of a module.
     """
-    _, order_json = frames.receive(sock)
-    order = json.loads(order_json)
+    order = json.loads(frames.receive(sock)[1])
+    result: dict[str, Any]
     if order["op"] == "describe":
         frames.send(sock, frames.Type.SET_UP)
-        _send_result(sock, outcome="ok", capabilities=describe(engine, confinement))
-        return
-    priority.lower_to(wanted)
-    confinement.seal()
-    frames.send(sock, frames.Type.SET_UP)
-    if order["op"] == "nothing":
-        return
-    _, wasm = frames.receive(sock, int(order["module_bytes"]))
-    started = time.perf_counter()
-    try:
-        configured = engine.configure(order["target"], order["cpu"], order["settings"])
-        frames.send(sock, frames.Type.CONFIGURED)
-        if order["op"] == "call":
-            value = engine.call(
-                configured, wasm, order["kind"], order["export"], order["arguments"]
-            )
-            _send_result(sock, outcome="ok", value=value)
-            return
-        if order["op"] == "validate":
-            engine.validate(configured, wasm, order["kind"])
-            _send_result(sock, outcome="ok", seconds=time.perf_counter() - started)
-            return
-        module = engine.compile(configured, wasm, order["kind"])
-        frames.send(sock, frames.Type.COMPILED)
-        artifact = engine.serialize(module)
-    except SettingsRefused as refusal:
-        _send_result(sock, outcome="settings_refused", message=_cut(str(refusal)))
-    except ModuleRefused as refusal:
-        message = str(refusal)
-        _send_result(sock, outcome="invalid", message=_cut(message), offset=offset_in(message))
-    except FeatureLacking as refusal:
-        message = str(refusal)
-        _send_result(sock, outcome="unsupported", message=_cut(message), offset=offset_in(message))
-    except MemoryError:
-        _send_result(sock, outcome="out_of_memory")
+        result = {"outcome": "ok", "capabilities": describe(engine, confined)}
     else:
-        seconds = time.perf_counter() - started
-        if len(artifact) > int(order["artifact_limit_bytes"]):
-            _send_result(sock, outcome="too_large", size_bytes=len(artifact))
+        sandbox.lower_priority()
+        confined.seal()
+        frames.send(sock, frames.Type.SET_UP)
+        if order["op"] == "nothing":
             return
-        frames.send(sock, frames.Type.ARTIFACT, artifact)
-        # Last, because an engine may abort on types that it compiles but cannot name. The artifact
-        # is complete by then.
-        _send_result(sock, outcome="ok", seconds=seconds, **_types(engine, configured, module))
-
-
-def _send_result(sock: socket.socket, **result: Any) -> None:
-    result["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        _, wasm = frames.receive(sock, int(order["module_bytes"]))
+        try:
+            result = _carry_out(engine, sock, order, wasm)
+        except Refused as refusal:
+            message = str(refusal)
+            result = {"outcome": refusal.outcome, "offset": offset_in(message)}
+            if len(message) > 2 * _MAX_MESSAGE_END:
+                message = f"{message[:_MAX_MESSAGE_END]} … {message[-_MAX_MESSAGE_END:]}"
+            result["message"] = message
+        except MemoryError:
+            result = {"outcome": "out_of_memory"}
     frames.send(sock, frames.Type.RESULT, _json(result))
+
+
+def _carry_out(
+    engine: Engine, sock: socket.socket, order: dict[str, Any], wasm: bytearray
+) -> dict[str, Any]:
+    """Return the result of an order about one module. Raises Refused or MemoryError."""
+    kind, started = order["kind"], time.perf_counter()
+    configured = engine.configure(order["target"], order["cpu"], order["settings"])
+    frames.send(sock, frames.Type.CONFIGURED)
+    if order["op"] == "call":
+        value = engine.call(configured, wasm, kind, order["export"], order["arguments"])
+        return {"outcome": "ok", "value": value}
+    if order["op"] == "validate":
+        engine.validate(configured, wasm, kind)
+        return {"outcome": "ok", "seconds": time.perf_counter() - started}
+    module = engine.compile(configured, wasm, kind)
+    frames.send(sock, frames.Type.COMPILED)
+    artifact = engine.serialize(module)
+    seconds = time.perf_counter() - started
+    if len(artifact) > int(order["artifact_limit_bytes"]):
+        return {"outcome": "too_large", "size_bytes": len(artifact)}
+    frames.send(sock, frames.Type.ARTIFACT, artifact)
+    # Last, because an engine may abort on types that it compiles but cannot name. The artifact
+    # is complete by then.
+    return {"outcome": "ok", "seconds": seconds, **_types(*engine.externs(configured, module))}
+
+
+def _types(imports: list[Extern], exports: list[Extern]) -> dict[str, Any]:
+    kept: dict[str, list[Extern]] = {"imports": [], "exports": []}
+    rows = [*(("imports", row) for row in imports), *(("exports", row) for row in exports)]
+    budget = _MAX_TYPES_BYTES
+    for name, row in rows[:MAX_TYPES]:
+        budget -= len(_json(row)) + len(", ")
+        if budget < 0:
+            break
+        kept[name].append(row)
+    return {**kept, "types_truncated": sum(map(len, kept.values())) < len(rows)}
 
 
 def _json(value: Any) -> bytes:
@@ -89,25 +167,5 @@ def _json(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode(errors="replace")
 
 
-def _cut(message: str) -> str:
-    if len(message) <= 2 * _MAX_MESSAGE_END:
-        return message
-    return f"{message[:_MAX_MESSAGE_END]} … {message[-_MAX_MESSAGE_END:]}"
-
-
-def _types(engine: Engine, configured: Any, module: Any) -> dict[str, Any]:
-    imports, exports = engine.externs(configured, module)
-    budget = _MAX_TYPES_BYTES
-    kept: dict[str, list[list[str]]] = {"imports": [], "exports": []}
-    truncated = len(imports) + len(exports) > MAX_TYPES
-    room = MAX_TYPES
-    for name, items in (("imports", imports), ("exports", exports)):
-        for item in items[:room]:
-            row = [item.module, item.name, item.kind, item.type]
-            budget -= len(_json(row)) + len(", ")
-            if budget < 0:
-                truncated = True
-                break
-            kept[name].append(row)
-        room -= len(kept[name])
-    return {**kept, "types_truncated": truncated}
+def _send(control: socket.socket, kind: frames.Type, **payload: Any) -> None:
+    frames.send(control, kind, json.dumps(payload).encode())

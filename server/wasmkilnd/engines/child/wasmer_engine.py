@@ -19,48 +19,27 @@ except ImportError:
     Singlepass = None
 
 from .cpu import NATIVE, X86_64_LEVELS, host_features
-from .engine import Description, Extern, FeatureLacking, ModuleRefused, SettingsRefused
+from .engine import Extern, FeatureLacking, ModuleRefused, SettingsRefused
 from .features import CORE_PREAMBLE
 
 _COMPILER = "compiler"
 _COMPILERS = {"cranelift": Compiler, "singlepass": Singlepass}
 
-_CANDIDATE_TARGETS = (
-    "x86_64-unknown-linux-gnu",
-    "aarch64-unknown-linux-gnu",
-    "x86_64-unknown-linux-musl",
-    "aarch64-unknown-linux-musl",
-    "x86_64-apple-darwin",
-    "aarch64-apple-darwin",
-    "x86_64-pc-windows-msvc",
-    "riscv64gc-unknown-linux-gnu",
+_TARGETS = (
+    *(f"{cpu}-unknown-linux-{libc}" for libc in ("gnu", "musl") for cpu in ("x86_64", "aarch64")),
+    *("x86_64-apple-darwin", "aarch64-apple-darwin"),
+    *("x86_64-pc-windows-msvc", "riscv64gc-unknown-linux-gnu"),
 )
 
 # wasmer's names for the features of /proc/cpuinfo, from its CpuFeatures documentation.
-_FEATURE_NAMES = {
-    "sse3": "sse3",
-    "ssse3": "ssse3",
-    "sse4_1": "sse4.1",
-    "sse4_2": "sse4.2",
-    "popcnt": "popcnt",
-    "avx": "avx",
-    "avx2": "avx2",
-    "bmi1": "bmi",
-    "bmi2": "bmi2",
-    "lzcnt": "lzcnt",
-    "avx512dq": "avx512dq",
-    "avx512vl": "avx512vl",
-}
+_OTHER_NAMES = {"sse4_1": "sse4.1", "sse4_2": "sse4.2", "bmi1": "bmi"}
+_SAME_NAMES = ("sse3", "ssse3", "popcnt", "avx", "avx2", "bmi2", "lzcnt", "avx512dq", "avx512vl")
+_FEATURE_NAMES = {**_OTHER_NAMES, **{name: name for name in _SAME_NAMES}}
 
 # The package represents a value's type as a number.
 _VALUE_TYPES = {
-    int(wasmer.Type.I32): "i32",
-    int(wasmer.Type.I64): "i64",
-    int(wasmer.Type.F32): "f32",
-    int(wasmer.Type.F64): "f64",
-    int(wasmer.Type.V128): "v128",
-    int(wasmer.Type.EXTERN_REF): "externref",
-    int(wasmer.Type.FUNC_REF): "funcref",
+    int(getattr(wasmer.Type, name)): name.replace("_", "").lower()
+    for name in ("I32", "I64", "F32", "F64", "V128", "EXTERN_REF", "FUNC_REF")
 }
 
 _EXTERN_KINDS = {
@@ -76,31 +55,29 @@ class WasmerEngine:
 
     name = "wasmer"
 
-    def describe(self) -> Description:
+    def describe(self) -> dict[str, Any]:
         """Return a description."""
         host = str(wasmer_targets.Triple.host())
-        return Description(
-            name=self.name,
-            version=wasmer.__version__,
-            core_version=wasmer.__core_version__,
-            compiler="cranelift",
-            host_triple=host,
-            host_cpu_features=sorted(
-                ours for feature, ours in _FEATURE_NAMES.items() if feature in host_features()
+        compilers = {_COMPILER: list(_COMPILERS)} if Singlepass else {}
+        return {
+            "name": self.name,
+            "version": wasmer.__version__,
+            "core_version": wasmer.__core_version__,
+            "compiler": "cranelift",
+            "host_triple": host,
+            "host_cpu_features": sorted(
+                _FEATURE_NAMES[name] for name in _FEATURE_NAMES.keys() & host_features()
             ),
-            candidate_targets=[host, *(t for t in _CANDIDATE_TARGETS if t != host)],
-            setting_values={
-                "engine": ["universal"],
-                **({_COMPILER: list(_COMPILERS)} if Singlepass else {}),
-            },
-            setting_descriptions={
-                "engine": "How code is laid out; of wasmer's engines only this one needs no"
-                " linker.",
+            "candidate_targets": [host, *(target for target in _TARGETS if target != host)],
+            "setting_values": {"engine": ["universal"], **compilers},
+            "setting_descriptions": {
+                "engine": "How code is laid out; only wasmer's universal engine needs no linker.",
                 _COMPILER: "singlepass takes an eighth of cranelift's time, and its code runs"
                 " slower; it lacks some proposals, and needs a CPU with AVX.",
             },
-            compiler_setting=_COMPILER,
-        )
+            "kinds": ["core"],
+            "compiler_setting": _COMPILER,
+        }
 
     def configure(self, target: str, cpu: str, settings: dict[str, str]) -> wasmer.Store:
         """Return a store for the target. Raises SettingsRefused."""
@@ -122,9 +99,10 @@ class WasmerEngine:
 
     def validate(self, configured: wasmer.Store, wasm: bytearray, kind: str) -> None:
         """Raise ModuleRefused unless ``wasm`` is valid."""
-        data = bytes(wasm)
-        if not wasmer.Module.validate(configured, data):
-            raise ModuleRefused(self._why_invalid(configured, data))
+        if not wasmer.Module.validate(configured, bytes(wasm)):
+            # That returns only yes or no; compiling stops at the same place, with a message.
+            self.compile(configured, wasm, kind)
+            raise ModuleRefused("not a valid module")
 
     def compile(self, configured: wasmer.Store, wasm: bytearray, kind: str) -> wasmer.Module:
         """Compile. Raises ModuleRefused, or FeatureLacking where wasmer validates but gives up.
@@ -141,7 +119,7 @@ class WasmerEngine:
         # A panic leaves locks of its store poisoned, so validate in a new one.
         if wasmer.Module.validate(wasmer.Store(wasmer_engines.Universal(Compiler)), data):
             raise FeatureLacking(message)
-        raise ModuleRefused(_without_prefix(message))
+        raise ModuleRefused(message.removeprefix("Validation error: "))
 
     def serialize(self, module: wasmer.Module) -> bytes:
         """Return the artifact."""
@@ -169,17 +147,6 @@ class WasmerEngine:
         module = wasmer.Module.deserialize(configured, bytes(artifact))
         return getattr(wasmer.Instance(module).exports, export)(*arguments)
 
-    @staticmethod
-    def _why_invalid(store: wasmer.Store, data: bytes) -> str:
-        # validate() returns only yes or no; compiling stops at the same place, with a message.
-        try:
-            wasmer.Module(store, data)
-        except MemoryError:
-            raise
-        except BaseException as failure:  # A panic derives from BaseException.
-            return _without_prefix(str(failure))
-        return "not a valid module"
-
 
 def _target(triple: str, cpu: str) -> wasmer_targets.Target:
     features = wasmer_targets.CpuFeatures()
@@ -189,10 +156,6 @@ def _target(triple: str, cpu: str) -> wasmer_targets.Target:
             if feature in _FEATURE_NAMES:
                 features.add(_FEATURE_NAMES[feature])
     return wasmer_targets.Target(wasmer_targets.Triple(triple), features)
-
-
-def _without_prefix(message: str) -> str:
-    return message.removeprefix("Validation error: ")
 
 
 def _kind_and_type(item: Any) -> tuple[str, str]:

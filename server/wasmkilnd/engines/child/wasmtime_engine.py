@@ -10,49 +10,72 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import wasmtime
 from wasmtime import _bindings, component
 
 from .cpu import NATIVE, X86_64_LEVELS
-from .engine import (
-    Description,
-    Extern,
-    FeatureLacking,
-    ModuleRefused,
-    SettingsRefused,
-    offset_in,
-)
+from .engine import Extern, FeatureLacking, ModuleRefused, SettingsRefused, offset_in
 from .features import CORE_PREAMBLE
-from .wasmtime_metadata import collector_of
-from .wasmtime_settings import (
-    BOOL,
-    COLLECTOR,
-    NO_COLLECTOR,
-    PROPOSAL_DESCRIPTION,
-    SETTINGS,
-    STRATEGIES,
-    STRATEGY,
-)
+
+_BOOL = ["false", "true"]
+_STRATEGY = "strategy"
+# The values of wasmtime_strategy_enum in wasmtime/config.h.
+_STRATEGIES = {"cranelift": 1, "winch": 2}
+_COLLECTOR = "collector"
+# The collectors, by the numbers that artifacts have for them, and as the command's -C collector
+# calls them.
+_COLLECTORS = ("drc", "null", "copying")
+_NO_COLLECTOR = "none"
+
+# The attributes of wasmtime.Config that change an artifact or decide which hosts can load it.
+# Those that only change how this process works (cache, profiler, parallel_compilation,
+# max_wasm_stack, memory_init_cow, mach ports) are left out on purpose, and so is debug_info,
+# which puts paths and sources into artifacts.
+_SETTINGS = {
+    _STRATEGY: "The compiler. Winch takes a fifth of cranelift's time, and its code runs slower;"
+    " it lacks some proposals. A host needs an engine with the same strategy.",
+    "cranelift_opt_level": "How hard the compiler tries.",
+    "cranelift_nan_canonicalization": "One NaN for all, for deterministic floats.",
+    "consume_fuel": "Code counts fuel, and stops when it is used up.",
+    "epoch_interruption": "Code can be interrupted by raising the engine's epoch.",
+    _COLLECTOR: "The garbage collector that the code is for: a host with another one refuses it."
+    " Code for none loads with any, and cannot use collected types; gc_support=false means the"
+    " same.",
+    "gc_support": "Whether the garbage collector is there at all.",
+    "signals_based_traps": "Traps by signal handlers rather than by explicit checks.",
+    "native_unwind_info": "Whether unwind tables are part of the artifact.",
+    "memory_may_move": "Whether linear memories may move when they grow.",
+    "memory_reservation": "Virtual memory reserved for each linear memory, bytes.",
+    "memory_guard_size": "Guard region behind each linear memory, bytes.",
+    "shared_memory": "Whether shared memories can be created.",
+}
+_PROPOSAL = "Whether modules may use this proposal."
+# What the settings that are not true or false may be.
+_VALUES = {
+    _STRATEGY: list(_STRATEGIES),
+    "cranelift_opt_level": ["none", "speed", "speed_and_size"],
+    "memory_reservation": ["0", "4294967296"],
+    "memory_guard_size": ["0", "65536", "33554432"],
+}
+_TAKES_STRATEGIES = hasattr(_bindings, "wasmtime_config_strategy_set")
+_TARGETS = ("x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu")
 
 # In an artifact the engine lists the CPU features it compiled for, each a name and a true byte.
 _CPU_FLAG = re.compile(rb"has_([a-z0-9_]+)\x02\x01")
 _TRIPLE = re.compile(rb"(?:x86_64|aarch64|riscv64gc|s390x)(?:-[a-z0-9_]+){2,3}")
-
 # Cranelift's names for the features of /proc/cpuinfo, where they differ.
 _FLAG_NAMES = {"sse4_1": "sse41", "sse4_2": "sse42", "cx16": "cmpxchg16b"}
 
 _CAUSES = re.compile(r"\n+Caused by:\n")
+_CAUSE_NUMBER = re.compile(r"^ +\d+: ", re.MULTILINE)
 _LACKING = re.compile(
     r"\b(?:not (?:yet )?(?:supported|implemented)|unsupported|unimplemented)\b", re.I
 )
-_CAUSE_NUMBER = re.compile(r"^ +\d+: ", re.MULTILINE)
 
 
-@dataclass(frozen=True)
-class Configured:
+class Configured(NamedTuple):
     """An engine that compiles, and one that decides whether a module is valid.
 
     They differ for Winch, whose engine calls modules invalid that need a proposal it lacks.
@@ -71,43 +94,41 @@ class WasmtimeEngine:
         # Read it now: a job cannot open files.
         self._version = importlib.metadata.version("wasmtime")
 
-    def describe(self) -> Description:
+    def describe(self) -> dict[str, Any]:
         """Return a description; read the triple and the CPU features from a compiled module."""
         probe = bytes(wasmtime.Module(wasmtime.Engine(), CORE_PREAMBLE).serialize())
         triple = _TRIPLE.search(probe)
         host = triple.group().decode() if triple else ""
-        settings = {name: allowed for name, (allowed, _) in SETTINGS.items() if _has_setting(name)}
+        # The version that the engine writes before its triple, which a loader compares.
+        core = re.search(rb"\x02?([0-9]+(?:\.[0-9]+)*)[\x00-\x7f]" + host.encode(), probe)
+        has = dir(wasmtime.Config)
+        proposals = {name: _PROPOSAL for name in has if name.startswith("wasm_")}
+        settings = {name: text for name, text in _SETTINGS.items() if name in has}
+        if not _TAKES_STRATEGIES:
+            settings.pop(_STRATEGY, None)
+        values = dict(_VALUES)
         if collector := collector_of(probe, host):
-            settings[COLLECTOR] = [collector, NO_COLLECTOR]
-        proposals = {name: BOOL for name in dir(wasmtime.Config) if name.startswith("wasm_")}
-        return Description(
-            name=self.name,
-            version=self._version,
-            core_version=_core_version(probe, host) or self._version,
-            compiler="cranelift",
-            host_triple=host,
-            host_cpu_features=sorted({flag.decode() for flag in _CPU_FLAG.findall(probe)}),
-            candidate_targets=[
-                host,
-                *(
-                    t
-                    for t in ("x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu")
-                    if t != host
-                ),
-            ],
-            setting_values={**settings, **proposals},
-            setting_descriptions={
-                **{name: text for name, (_, text) in SETTINGS.items()},
-                **dict.fromkeys(proposals, PROPOSAL_DESCRIPTION),
-            },
-            kinds=["core", "component"],
-            compiler_setting=STRATEGY,
-        )
+            settings[_COLLECTOR] = _SETTINGS[_COLLECTOR]
+            values[_COLLECTOR] = [collector, _NO_COLLECTOR]
+        settings.update(proposals)
+        return {
+            "name": self.name,
+            "version": self._version,
+            "core_version": core.group(1).decode() if core and host else self._version,
+            "compiler": "cranelift",
+            "host_triple": host,
+            "host_cpu_features": sorted({flag.decode() for flag in _CPU_FLAG.findall(probe)}),
+            "candidate_targets": [host, *(target for target in _TARGETS if target != host)],
+            "setting_values": {name: values.get(name, _BOOL) for name in settings},
+            "setting_descriptions": settings,
+            "kinds": ["core", "component"],
+            "compiler_setting": _STRATEGY,
+        }
 
     def configure(self, target: str, cpu: str, settings: dict[str, str]) -> Configured:
         """Return an engine. Raises SettingsRefused; wasmtime aborts if it refuses them later."""
-        others = {name: value for name, value in settings.items() if name != STRATEGY}
-        strategy = settings.get(STRATEGY, "cranelift")
+        others = {name: value for name, value in settings.items() if name != _STRATEGY}
+        strategy = settings.get(_STRATEGY, "cranelift")
         validator = self._engine(target, cpu, others)
         if strategy == "cranelift":
             return Configured(validator, validator)
@@ -124,9 +145,9 @@ class WasmtimeEngine:
                 for feature in X86_64_LEVELS[cpu] if target.startswith("x86_64") else ():
                     config.cranelift_flag_enable(f"has_{_FLAG_NAMES.get(feature, feature)}")
             for name, value in settings.items():
-                if name != COLLECTOR:
+                if name != _COLLECTOR:
                     setattr(config, name, _as_config_value(value))
-            if settings.get(COLLECTOR) == NO_COLLECTOR:
+            if settings.get(_COLLECTOR) == _NO_COLLECTOR:
                 config.gc_support = False
             if strategy != "cranelift":
                 _set_strategy(config, strategy)
@@ -154,12 +175,11 @@ class WasmtimeEngine:
         its end would cost a whole compile. Validating a core module first costs 1 to 2 % of that.
         The package cannot validate a component without compiling it.
         """
-        if kind == "core":
-            self.validate(configured, wasm, kind)
         try:
-            if kind == "core":
-                return wasmtime.Module(configured.engine, wasm)
-            return component.Component(configured.engine, wasm)
+            if kind != "core":
+                return component.Component(configured.engine, wasm)
+            self.validate(configured, wasm, kind)
+            return wasmtime.Module(configured.engine, wasm)
         except wasmtime.WasmtimeError as failure:
             message = _plain(str(failure))
         if kind == "core" or configured.engine is not configured.validator:
@@ -221,34 +241,20 @@ def _plain(message: str) -> str:
     return _CAUSE_NUMBER.split(causes)[-1].strip()
 
 
-def _has_setting(name: str) -> bool:
-    return hasattr(wasmtime.Config, name) and (name != STRATEGY or _takes_strategies())
-
-
-def _takes_strategies() -> bool:
-    return hasattr(_bindings, "wasmtime_config_strategy_set")
-
-
 def _set_strategy(config: wasmtime.Config, strategy: str) -> None:
     """Set it by the C function: the package's own setter refuses ``winch``.
 
     A strategy that the library was built without makes it abort later, when the engine is made.
     """
-    if strategy not in STRATEGIES or not _takes_strategies():
+    if strategy not in _STRATEGIES or not _TAKES_STRATEGIES:
         raise SettingsRefused(f"this wasmtime has no strategy {strategy}")
-    _bindings.wasmtime_config_strategy_set(config.ptr(), STRATEGIES[strategy])
+    _bindings.wasmtime_config_strategy_set(config.ptr(), _STRATEGIES[strategy])
 
 
 def _as_config_value(value: str) -> bool | int | str:
-    if value in BOOL:
+    if value in _BOOL:
         return value == "true"
     return int(value) if value.isdigit() else value
-
-
-def _core_version(probe: bytes, host: str) -> str:
-    """Return the version that the engine writes before its triple, which a loader compares."""
-    found = re.search(rb"\x02?([0-9]+(?:\.[0-9]+)*)[\x00-\x7f]" + re.escape(host.encode()), probe)
-    return found.group(1).decode() if host and found else ""
 
 
 def _kind_and_type(item: Any) -> tuple[str, str]:
@@ -277,3 +283,36 @@ def _item(item: Any) -> tuple[str, str]:
     item = getattr(item, "ty", item)
     name = type(item).__name__.removesuffix("Type").removeprefix("Component").lower()
     return ("function", "func") if name == "func" else ("other", name)
+
+
+def collector_of(artifact: bytes, triple: str) -> str:
+    """Return for which garbage collector an artifact's code is: its name, ``none``, "" if unknown.
+
+    An artifact has a section in which the engine writes what a loader compares: its version, then,
+    in postcard's encoding, the target, the compiler's flags for all targets, those for this one,
+    and the tunables, which begin with the collector. Their layout is no promise of wasmtime's, so
+    what does not look as expected is taken for unknown.
+    """
+    written = bytes([len(triple)]) + triple.encode()
+    start = artifact.find(written)
+    if not triple or start < 0:
+        return ""
+    try:
+        at = _skip_flags(artifact, _skip_flags(artifact, start + len(written)))
+        if artifact[at] == 0:
+            return _NO_COLLECTOR
+        return _COLLECTORS[artifact[at + 1]] if artifact[at] == 1 else ""
+    except IndexError:
+        return ""
+
+
+def _skip_flags(artifact: bytes, at: int) -> int:
+    """Return where a list of flags ends, each a name and a value. Raises IndexError for others."""
+    count, at = artifact[at], at + 1
+    for _ in range(count):
+        at += 1 + artifact[at]
+        kind, at = artifact[at], at + 1
+        if kind > 2:  # neither a text, nor a number, nor a truth value
+            raise IndexError("not a flag")
+        at += 1 + artifact[at] if kind == 0 else 1
+    return at

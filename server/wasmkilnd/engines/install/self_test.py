@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from wasmkilnd.admission import admit
-from wasmkilnd.engines.child.isolation import limits
+from wasmkilnd.engines.child import sandbox
 from wasmkilnd.engines.verdicts import verdict
 from wasmkilnd.engines.verdicts.verdict import Outcome
 from wasmkilnd.engines.workers import job_orders
@@ -51,7 +51,7 @@ class SelfTestFailed(Exception):  # noqa: N818 - an outcome
 
 def own_limits() -> Limits:
     """Return the limits of the daemon's own jobs, which are within the daemon's hard limits."""
-    memory_bytes, cpu_s = limits.reachable(LIMITS.compile_memory_bytes, LIMITS.compile_cpu_s)
+    memory_bytes, cpu_s = sandbox.reachable(LIMITS.compile_memory_bytes, LIMITS.compile_cpu_s)
     return replace(LIMITS, compile_memory_bytes=memory_bytes, compile_cpu_s=cpu_s)
 
 

@@ -21,7 +21,6 @@ Around it:
 - ``isolation`` admits a worker only if its confinement holds as the setting ``isolation``
   demands; the worker tried to break out before its first job, and reports how that went.
 - ``job_users`` finds a user for each worker that no other process has, if the daemon is root.
-- ``kernel_log`` finds the system call that a job was killed for.
 
 A worker is never reused after something unexpected: it is killed and replaced.
 """

@@ -28,9 +28,9 @@ from typing import Any, TypeAlias
 import structlog
 
 from wasmkilnd import errors
+from wasmkilnd.engines.workers.isolation import log_refused_call
 from wasmkilnd.engines.workers.job_protocol import JobOrder, JobReport
 from wasmkilnd.engines.workers.keeper import keep_filled
-from wasmkilnd.engines.workers.kernel_log import log_refused_call
 from wasmkilnd.engines.workers.process import JobNotSetUp, OutOfDescriptors, Worker, WorkerDied
 from wasmkilnd.model import Limits
 from wasmkilnd.ports import Recorder
@@ -259,7 +259,7 @@ class WorkerPool:
             else:
                 if report.signal == signal.SIGSYS:
                     about = self.engine_id, job.order.module_sha256, report.pid
-                    await asyncio.to_thread(log_refused_call, *about)
+                    log_refused_call(*about)
                 return report
             self._refuse_if_useless()
             job.granted, job.again = asyncio.Future(), True

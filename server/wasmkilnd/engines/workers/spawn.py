@@ -6,9 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from wasmkilnd.engines import child
 from wasmkilnd.engines.child.frames import Type
@@ -21,7 +19,7 @@ _START_TIMEOUT_S = 30.0
 _LAST_MOMENTS_S = 1.0
 _BOOT = (
     "import sys; sys.path.append(sys.argv[3]);"
-    " from child.worker import main; main(sys.argv[1], int(sys.argv[2]))"
+    " from child.job import main; main(sys.argv[1], int(sys.argv[2]))"
 )
 
 
@@ -33,37 +31,46 @@ async def start_worker(interpreter: Path, engine: str, threads: int, user: JobUs
     """
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
+    words = (engine, str(theirs.fileno()), str(Path(child.__path__[0]).parent))
     with theirs:
         process = await asyncio.create_subprocess_exec(
             str(interpreter),
-            "-I",  # Import nothing from the caller's environment or folder.
-            "-B",
-            "-c",
-            _BOOT,
-            engine,
-            str(theirs.fileno()),
-            str(Path(child.__path__[0]).parent),
+            # -I: import nothing from the caller's environment or folder.
+            *("-I", "-B", "-c", _BOOT, *words),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
             pass_fds=(theirs.fileno(),),
-            env=_environment(threads, user),
+            # All of it: nothing of the daemon's environment, which may hold secrets.
+            env={
+                "WASMKILN_DAEMON_PID": str(os.getpid()),
+                "WASMKILN_JOB_UID": str(user.uid),
+                "WASMKILN_JOB_UID_SHARED_WITH": user.shared_with,
+                "LC_ALL": "C.UTF-8",
+                # To count CPUs, wasmtime looks at files that a confined job does not have.
+                "RAYON_NUM_THREADS": str(threads),
+                "RUST_BACKTRACE": "0",  # Resolving a backtrace takes longer than many a compile.
+                "PYTHONDONTWRITEBYTECODE": "1",
+            },
             cwd="/",
         )
     worker = Worker(process, ours, process.pid)
     try:
         async with asyncio.timeout(_START_TIMEOUT_S):
             ready = await worker.frame(Type.READY)
-        worker.isolation = _isolation(ready)
+        worker.isolation = Isolation(
+            layers=tuple(
+                IsolationLayer(str(each["name"]), LayerState(each["state"]), str(each["detail"]))
+                for each in ready["layers"]
+            ),
+            attempts={str(each["name"]): each["refused"] is True for each in ready["attempts"]},
+        )
     except (TimeoutError, WorkerDied, OSError, LookupError, TypeError, ValueError) as failure:
         why = await _cause_of_death(worker) or str(failure) or "it was not ready in time"
         raise WorkerDied(f"a {engine} worker did not start: {why}") from None
     except BaseException:
         await worker.kill()
         raise
-    if ready.get("threads") != 1:
-        await worker.kill()
-        raise WorkerDied(f"a {engine} worker has {ready.get('threads')} threads: forking is unsafe")
     return worker
 
 
@@ -73,36 +80,9 @@ async def _cause_of_death(worker: Worker) -> str:
     Empty where neither tells anything.
     """
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_LAST_MOMENTS_S):
-            await worker.wait()
+        await asyncio.wait_for(worker.wait(), _LAST_MOMENTS_S)
     code = worker.process.returncode
     await worker.kill()
-    stderr = worker.process.stderr
-    words = await stderr.read() if stderr else b""
-    if line := last_line(words.decode(errors="replace")):
-        return line
-    return "" if code is None or code >= 0 else describe_end(-code, None)
-
-
-def _isolation(ready: Mapping[str, Any]) -> Isolation:
-    return Isolation(
-        layers=tuple(
-            IsolationLayer(str(each["name"]), LayerState(each["state"]), str(each["detail"]))
-            for each in ready["layers"]
-        ),
-        attempts={str(each["name"]): each["refused"] is True for each in ready["attempts"]},
-    )
-
-
-def _environment(threads: int, user: JobUser) -> dict[str, str]:
-    """Return a worker's whole environment: nothing of the daemon's, which may hold secrets."""
-    return {
-        "WASMKILN_DAEMON_PID": str(os.getpid()),
-        "WASMKILN_JOB_UID": str(user.uid),
-        "WASMKILN_JOB_UID_SHARED_WITH": user.shared_with,
-        "LC_ALL": "C.UTF-8",
-        # To count CPUs, wasmtime looks at files that a confined job does not have.
-        "RAYON_NUM_THREADS": str(threads),
-        "RUST_BACKTRACE": "0",  # Resolving a backtrace takes longer than many a compile.
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
+    words = await worker.process.stderr.read() if worker.process.stderr else b""
+    killed = "" if code is None or code >= 0 else describe_end(-code, None)
+    return last_line(words.decode(errors="replace")) or killed
