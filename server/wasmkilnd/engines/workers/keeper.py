@@ -24,25 +24,16 @@ class Pool(Protocol):
     """What a keeper needs of the pool whose place it keeps filled."""
 
     engine_id: str
-
+    # Start a worker. Raises WorkerDied or OSError.
     start_worker: Callable[[], Awaitable[Worker]]
-    """Start a worker. Raises WorkerDied or OSError."""
 
-    def worker_started(self, worker: Worker) -> None:
-        """Give jobs to a new worker."""
-        ...
+    # Give jobs to a new worker; give no more to one that ended; count one that ended by itself.
+    def worker_started(self, worker: Worker) -> None: ...
+    def worker_ended(self, worker: Worker) -> None: ...
+    def worker_replaced(self) -> None: ...
 
-    def worker_ended(self, worker: Worker) -> None:
-        """Give no more jobs to a worker."""
-        ...
-
-    def worker_replaced(self) -> None:
-        """Count a worker that ended by itself."""
-        ...
-
-    def workers_missing(self, why: str = "") -> None:
-        """Let no job wait if this was the last worker; ``why`` is the cause, if it is known."""
-        ...
+    # Let no job wait if this was the last worker; ``why`` is the cause, if it is known.
+    def workers_missing(self, why: str = "") -> None: ...
 
 
 async def keep_filled(pool: Pool, worker: Worker | None) -> None:
