@@ -48,7 +48,7 @@ from wasmkilnd.rpc.services.module import ModuleServicer
 from wasmkilnd.rpc.wire.stats import stats_response
 from wasmkilnd.telemetry.logs.standard_error import dropped_lines
 from wasmkilnd.telemetry.metrics.recorder import Metrics
-from wasmkilnd.tenants.tenants import Tenants
+from wasmkilnd.tenants import Tenants
 
 log = structlog.get_logger("wasmkilnd")
 

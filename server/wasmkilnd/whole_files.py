@@ -60,9 +60,7 @@ class SharedFile:
 
     def read(self) -> bytes:
         """Return what is in the file; nothing if there is none. Raises OSError."""
-        with contextlib.suppress(FileNotFoundError):
-            return self._path.read_bytes()
-        return b""
+        return read_whole(self._path)
 
     def add(self, added: Callable[[bytes], bytes]) -> bytes:
         """Return what is in the file, and write what ``added`` makes of it, if that differs.

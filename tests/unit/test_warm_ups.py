@@ -13,7 +13,7 @@ from wasmkilnd import errors
 from wasmkilnd.engines.install.warm_orders import WarmOrder, WarmOrders
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.lifecycle.warm_ups import WarmUps
-from wasmkilnd.tenants.tenants import Tenants
+from wasmkilnd.tenants import Tenants
 from wasmkilnd.usage import UsedSpec, Uses
 
 OLD, NEW = "wasmtime-49.0.0", "wasmtime-50.0.1"

@@ -33,7 +33,7 @@ from wasmkilnd.ownership import NotOurs
 from wasmkilnd.ports import Auditor
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.telemetry.metrics.recorder import Metrics
-from wasmkilnd.tenants.tenants import Tenants
+from wasmkilnd.tenants import Tenants
 
 log = structlog.get_logger("wasmkilnd.engines")
 

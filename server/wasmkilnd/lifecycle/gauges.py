@@ -7,10 +7,8 @@ from collections.abc import Callable
 from wasmkilnd.engines.served import ServedEngine
 from wasmkilnd.rpc.traffic import Traffic
 from wasmkilnd.rpc.wire.stats import hit_ratio
-from wasmkilnd.telemetry.metrics.gauges import Gauges
 from wasmkilnd.telemetry.metrics.readings import EngineUsage, TrafficUsage
 from wasmkilnd.telemetry.metrics.recorder import Metrics
-from wasmkilnd.tenants.tenants import Tenants
 
 
 def usage_of_engine(engine: ServedEngine) -> Callable[[], EngineUsage]:
@@ -35,19 +33,6 @@ def usage_of_traffic(traffic: Traffic) -> Callable[[], TrafficUsage]:
         send_bytes=traffic.send_bytes,
         pinned_bytes=traffic.pinned_bytes,
     )
-
-
-def show_tenants(gauges: Gauges, tenants: Tenants) -> None:
-    """Let ``gauges`` read the sums over all namespaces."""
-    gauges.tiers["memory"] = tenants.memory_usage
-    gauges.tiers["host_store"] = tenants.host_usage
-    # The server's own figures, which are those of all its keys.
-    gauges.tiers["redis"] = tenants.redis_usage
-    gauges.pins = tenants.pins
-    gauges.remote = tenants.remote_status
-    gauges.host = tenants.host_status
-    gauges.flights = lambda: tenants.flights
-    gauges.quarantined = tenants.quarantined
 
 
 def figures(metrics: Metrics) -> str:

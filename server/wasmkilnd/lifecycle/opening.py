@@ -20,7 +20,6 @@ from wasmkilnd.config.schema import Settings
 from wasmkilnd.config.values.types import NO_ADMIN
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.lifecycle.auditing import CannotAudit, end_audit, open_target
-from wasmkilnd.lifecycle.gauges import show_tenants
 from wasmkilnd.lifecycle.listening import (
     Bound,
     admin_names,
@@ -48,8 +47,7 @@ from wasmkilnd.telemetry.admin.pages import Pages
 from wasmkilnd.telemetry.admin.server import AddressInUse, AdminServer
 from wasmkilnd.telemetry.audit.audit import Audit
 from wasmkilnd.telemetry.metrics.recorder import Metrics
-from wasmkilnd.tenants.graph import Common
-from wasmkilnd.tenants.tenants import Tenants
+from wasmkilnd.tenants import Common, Tenants
 
 _FLUSH_S = 5.0
 
@@ -148,7 +146,6 @@ class Opening:
         await server.start()
         common = Common(
             settings=self._settings,
-            limits=self._limits,
             metrics=self._metrics,
             server=server,
             host=HostDirectory(host_options(self._settings.current)),
@@ -163,7 +160,6 @@ class Opening:
         tenants = Tenants(common, namespaces)
         self._on_stop.push_async_callback(tenants.close)
         self._on_stop.push_async_callback(self._unless_hurried, tenants.flush, _FLUSH_S)
-        show_tenants(self._metrics.gauges, tenants)
         await tenants.start()
         return tenants
 

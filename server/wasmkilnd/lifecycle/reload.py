@@ -24,7 +24,7 @@ from wasmkilnd.signing.keys import changes as key_changes
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.logs import standard_error
 from wasmkilnd.telemetry.metrics.recorder import Metrics
-from wasmkilnd.tenants.tenants import Tenants
+from wasmkilnd.tenants import Tenants
 
 log = structlog.get_logger("wasmkilnd")
 

@@ -8,8 +8,7 @@ from wasmkilnd.config.schema import Settings
 from wasmkilnd.lifecycle.open_access import OpenAccess
 from wasmkilnd.lifecycle.reload import CannotReload, Prepare
 from wasmkilnd.model import NamespaceLimits
-from wasmkilnd.tenants.shares import why_not
-from wasmkilnd.tenants.tenants import Tenants
+from wasmkilnd.tenants import Tenants, why_not
 
 
 def refusal(settings: Settings, namespaces: Mapping[str, NamespaceLimits]) -> str:

@@ -12,7 +12,7 @@ from wasmkilnd.telemetry.metrics.recorder import Metrics
 from wasmkilnd.telemetry.status_page.pages import status_pages
 from wasmkilnd.telemetry.status_page.sampler import Sampler
 from wasmkilnd.telemetry.status_page.sources import EngineView, Sources
-from wasmkilnd.tenants.tenants import Tenants
+from wasmkilnd.tenants import Tenants
 
 
 class StatusPage:

@@ -22,8 +22,7 @@ from wasmkilnd.engines.install.warm_orders import WarmOrder, WarmOrders
 from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
 from wasmkilnd.model import SWITCHED_OFF, EngineWarmUp
 from wasmkilnd.ownership import NotOurs
-from wasmkilnd.tenants.graph import OpenTenant
-from wasmkilnd.tenants.tenants import Tenants
+from wasmkilnd.tenants import OpenTenant, Tenants
 from wasmkilnd.usage import Use
 
 log = structlog.get_logger("wasmkilnd.engines")

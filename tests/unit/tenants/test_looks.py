@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
-from wasmkilnd.tenants import graph
-from wasmkilnd.tenants.graph import OpenTenant
+from wasmkilnd import tenants
+from wasmkilnd.tenants import OpenTenant
 
 
 class Part:
@@ -49,9 +48,10 @@ class Part:
 
 
 async def started(part: Part) -> OpenTenant:
-    parts: Any = dict.fromkeys(("memory", "host", "cache", "fleet", "usage", "metrics"), part)
-    tenant: Any = SimpleNamespace(pins=part, quarantine=part)
-    opened = OpenTenant(**parts, tenant=tenant, redis=None, mode="none")
+    opened = OpenTenant.__new__(OpenTenant)
+    tenant = SimpleNamespace(pins=part)
+    vars(opened).update(dict.fromkeys(("host", "cache", "fleet", "usage"), part), tenant=tenant)
+    vars(opened).update(redis=None, wake=asyncio.Event(), looking=None)
     await opened.start()
     return opened
 
@@ -62,10 +62,10 @@ async def test_pins_and_uses_are_looked_after_again_and_again_and_on_request(
     part = Part()
     opened = await started(part)
     await part.until_saved(1)
-    opened.look_soon()
+    opened.wake.set()
     await part.until_saved(2)
-    monkeypatch.setattr(graph, "LOOK_EVERY_S", 0.001)
-    opened.look_soon()
+    monkeypatch.setattr(tenants, "LOOK_EVERY_S", 0.001)
+    opened.wake.set()
     await part.until_saved(9)
     await opened.close()
     looks = part.done.count("look")
@@ -79,14 +79,14 @@ async def test_the_last_save_is_the_last() -> None:
     opened = await started(part)
     await part.until_saved(1)
     await opened.flush(1.0)
-    opened.look_soon()
+    opened.wake.set()
     await asyncio.sleep(0.01)
     assert part.done == ["look", "save", "last save"]
     await opened.close()
 
 
 async def test_a_defect_ends_no_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graph, "LOOK_EVERY_S", 0.001)
+    monkeypatch.setattr(tenants, "LOOK_EVERY_S", 0.001)
     part = Part(RuntimeError("a defect"))
     with capture_logs() as logs:
         opened = await started(part)

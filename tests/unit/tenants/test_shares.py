@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from wasmkilnd.model import NamespaceLimits
-from wasmkilnd.tenants.shares import MAX_NAMESPACES, Share, shares, why_not
+from wasmkilnd.tenants import MAX_NAMESPACES, Share, shares, why_not
 
 EQUAL = NamespaceLimits()
 

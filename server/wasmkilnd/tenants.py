@@ -1,0 +1,502 @@
+"""Namespaces: what serves the callers of each, so that none reaches what another has.
+
+Isolation is by construction. Each namespace has an object graph of its own (``OpenTenant``), and no
+object of one graph holds a reference to one of another. Whoever knows a digest or a fingerprint of
+another tenant gets nothing by it. The graphs share what holds no tenant's data (``Common``): the
+engines' workers and their queue, the admission of bytes under way, the connection to Redis, and the
+memory and disk that are divided among them (``shares``).
+
+**Where things are.** The default namespace ("") has the names and paths of a daemon without
+namespaces. The keys of another begin with ``<redis_prefix>ns:<namespace>:``; its host store is
+``<host_store_dir>/ns/<namespace>/``, a store with an index and a limit of its own. Both names are
+part of the format of stored values.
+
+**Promises.** A call gets what its own namespace has uploaded or compiled, and its own namespace's
+evictions, quarantine and counters. Flights are not joined across namespaces: two tenants that
+compile one module at a time pay for it twice. Whatever one tenant stores, nothing of another is
+evicted for it. What remains is what sharing workers means: a busy queue is busy for all, and the
+quotas bound how busy one tenant can make it.
+
+Opening a namespace waits for nothing, so that a policy is in force from one step of the event loop
+to the next. A namespace that is named no more is closed when its calls have ended; its values stay
+in Redis and on the disk until they expire or make room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import structlog
+
+from wasmkilnd import errors, model
+from wasmkilnd.admission import Admission
+from wasmkilnd.cache.cache import Cache
+from wasmkilnd.cache.embedded import SharedServer
+from wasmkilnd.cache.fleet import Fleet, Strikes
+from wasmkilnd.cache.host_store import HostDirectory, HostStore
+from wasmkilnd.cache.memory import MemoryTier
+from wasmkilnd.cache.redis_store import RedisStore
+from wasmkilnd.compile_service import CompileService
+from wasmkilnd.compiles_behind import BehindSlots
+from wasmkilnd.config.schema import Settings
+from wasmkilnd.engines.registry import EngineRegistry
+from wasmkilnd.module_service import ModuleService
+from wasmkilnd.pins import Pins, file_of
+from wasmkilnd.ports import Recorder, Tracing
+from wasmkilnd.quarantine import Quarantine
+from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.rpc.wire.headers import header_of
+from wasmkilnd.signing.sealer import Sealer
+from wasmkilnd.telemetry.metrics.gauges import Gauges
+from wasmkilnd.telemetry.metrics.recorder import Metrics
+from wasmkilnd.tenant import Tenant
+from wasmkilnd.usage import Usage
+from wasmkilnd.whole_files import SharedFile
+
+MAX_NAMESPACES = 256
+"""How many may be open at once: each has threads, files and tables of its own."""
+LOOK_EVERY_S = 30.0
+"""How long it takes at most until a daemon knows what another one pins and uses."""
+# How long a namespace that is named no more may take to write what waits.
+_FLUSH_S = 5.0
+
+log = structlog.get_logger("wasmkilnd.tenants")
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """How many bytes of memory and of the host store one namespace has."""
+
+    memory_bytes: int
+    host_store_bytes: int
+    namespaces: int = 1
+    """How many divide what the shared tier may hold of pinned modules."""
+
+
+def shares(
+    memory_bytes: int, host_store_bytes: int, namespaces: Mapping[str, model.NamespaceLimits]
+) -> dict[str, Share]:
+    """Divide memory and host store among ``namespaces`` and the default one; see ``why_not``.
+
+    Those that name a number get it, and the others equal parts of what is left.
+    """
+    named = {model.DEFAULT_NAMESPACE: model.NamespaceLimits(), **namespaces}
+    memory = _divided(memory_bytes, [each.memory_bytes for each in named.values()])
+    store = _divided(host_store_bytes, [each.host_store_bytes for each in named.values()])
+    parts = zip(named, memory, store, strict=True)
+    return {name: Share(memory, store, len(named)) for name, memory, store in parts}
+
+
+def _divided(total: int, wanted: Sequence[int | None]) -> list[int]:
+    left = max(0, total - sum(filter(None, wanted)))
+    # A tier without any room keeps nothing. At one byte it is still there, and says so.
+    part = min(total, max(1, left // max(1, wanted.count(None))))
+    return [part if size is None else min(size, total) for size in wanted]
+
+
+def why_not(
+    memory_bytes: int, host_store_bytes: int, namespaces: Mapping[str, model.NamespaceLimits]
+) -> str:
+    """Return why the daemon cannot serve ``namespaces``, of policy and tokens; empty if it can.
+
+    A host store that is off has nothing to divide, and is not looked at.
+    """
+    if len(namespaces) > MAX_NAMESPACES:
+        return (
+            f"there are {len(namespaces)} namespaces, and one daemon serves {MAX_NAMESPACES} at"
+            " most: let tenants share some, or run another daemon"
+        )
+    for setting, there in (("memory_bytes", memory_bytes), ("host_store_bytes", host_store_bytes)):
+        asked = sum(getattr(each, setting) or 0 for each in namespaces.values())
+        if there and asked >= there:
+            return (
+                f"the namespaces have {asked} {setting} together, and the daemon has {there} for"
+                f" all, the default namespace included: raise the setting {setting}, or give them"
+                " less"
+            )
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Common:
+    """What all namespaces share: nothing of it holds what a tenant stored."""
+
+    settings: Reloadable[Settings]
+    metrics: Metrics
+    """Of the whole daemon."""
+    server: SharedServer
+    host: HostDirectory
+    engines: EngineRegistry
+    served_engines: Callable[[], Mapping[str, Any]]
+    """Returns what each host store keeps as ``engines.json``."""
+    admission: Admission
+    behind: BehindSlots
+    sealer: Sealer
+    tracing: Tracing | None = None
+
+
+class OpenTenant:
+    """What serves one namespace, and what comes and goes with it."""
+
+    def __init__(
+        self, namespace: str, share: Share, write_queue_bytes: Callable[[], int], common: Common
+    ) -> None:
+        """Build it; see ``start``. ``write_queue_bytes`` may wait to be written to each tier."""
+        now, whole = common.settings, common.metrics
+        sealer, tracing = common.sealer, common.tracing
+        settings, link, self.mode = now.current, common.server.link, common.server.mode
+        self.metrics = Metrics(whole.version) if namespace else whole
+        """Of the namespace alone; of the default one, those of the whole daemon."""
+        told = [whole, *([self.metrics] if namespace else [])]
+        recorder: Recorder = _each([*told, tracing.recorder()] if tracing else told)
+        prefix = settings.redis_prefix + (f"ns:{namespace}:" if namespace else "")
+
+        def artifact_bytes() -> int:
+            return now.current.max_artifact_bytes
+
+        def is_pinned(module_sha256: str) -> bool:
+            return pins.is_pinned(module_sha256)
+
+        self.memory = MemoryTier(share.memory_bytes, is_pinned)
+        self.host = HostStore(
+            *(common.host, sealer, recorder),
+            namespace=namespace,
+            limit_bytes=share.host_store_bytes,
+            header_of=header_of,
+            # So that a disk that hangs leaves a call time to ask Redis.
+            wait_s=settings.redis_timeout_s / 2,
+            artifact_bytes=artifact_bytes,
+            engines=common.served_engines,
+            is_pinned=is_pinned,
+        )
+        host = self.host if self.host.is_on else None
+        self.redis: RedisStore | None = None
+        """None where the settings switch Redis off."""
+        if link:
+            self.redis = RedisStore(
+                *(link, prefix, sealer, recorder),
+                ttl_s=settings.cache_ttl_s,
+                renews=settings.cache_ttl_refresh,
+                artifact_bytes=artifact_bytes,
+                module_bytes=lambda: now.current.max_module_bytes,
+                is_pinned=is_pinned,
+                reports_usage=not namespace,
+            )
+        self.cache = Cache(
+            *(self.memory, host, self.redis, recorder),
+            call_wait_s=settings.redis_timeout_s,
+            write_queue_bytes=write_queue_bytes,
+            carry=tracing.carry if tracing else nullcontext,
+        )
+        pins = Pins(
+            file_of(settings.state_dir, namespace),
+            *(sealer, self.cache, self.memory, host, self.redis),
+            namespaces=share.namespaces,
+        )
+        self.fleet = Fleet(
+            *(link, prefix, recorder, self.cache.redis_writes.settled),
+            lease_s=settings.compile_lease_s,
+            # The daemon that compiles has succeeded or failed by then.
+            max_wait_s=lambda: now.current.compile_timeout_s + settings.compile_lease_s,
+        )
+        strikes = Strikes(link, prefix, sealer)
+        quarantine = Quarantine(strikes, recorder, lambda: now.current.quarantine_s)
+        served = common.engines.view(recorder)
+        engines = tracing.engines(served) if tracing else served
+        fleet = tracing.fleet(self.fleet) if tracing and link else self.fleet
+        admission = common.admission
+        service = CompileService(
+            *(self.cache, fleet, engines, sealer, quarantine, recorder, admission),
+            behind=common.behind,
+        )
+        modules = ModuleService(self.cache, engines, quarantine, admission, pins)
+        uses = SharedFile(settings.state_dir / "uses", namespace, "cannot save uses")
+        self.usage = Usage(uses, sealer, self.redis)
+        self.tenant = Tenant(namespace, service, modules, quarantine, pins, self.usage.tally)
+        self.wake = asyncio.Event()
+        """Set it to have pins and uses looked after as soon as possible."""
+        self.looking: asyncio.Task[None] | None = None
+        if namespace:
+            for engine in served.served:
+                self.metrics.catalogue.add_engine(engine.id)
+            _show(self.metrics.gauges, lambda: [self])
+            # The detail may name the server, which is the operators' alone.
+            self.metrics.gauges.remote = lambda: replace(self.remote_status(), detail="")
+
+    async def start(self) -> None:
+        """Make the host store ready, and begin to watch Redis; never raise."""
+        await self.tenant.pins.read()  # First: a tier that opens makes room.
+        await asyncio.gather(self.host.start(), *([self.redis.start()] if self.redis else []))
+        self.looking = asyncio.create_task(self.look_for_ever())
+
+    def resize(self, share: Share) -> None:
+        """Hold no more than ``share`` from now on."""
+        self.memory.resize(share.memory_bytes)
+        self.tenant.pins.namespaces = share.namespaces
+        if share.host_store_bytes:
+            self.host.limit_bytes = share.host_store_bytes
+
+    def remote_status(self) -> model.RemoteStatus:
+        """Return whether Redis answers, and how many writes to it wait."""
+        return self.cache.remote_status(self.mode)
+
+    async def flush(self, timeout_s: float) -> None:
+        """Write what waits, for at most ``timeout_s``; look after nothing any more."""
+        if self.looking:
+            self.looking.cancel()
+        saving = asyncio.wait_for(self.usage.save(last=True), timeout_s)
+        await asyncio.gather(
+            self.cache.flush(timeout_s), asyncio.gather(saving, return_exceptions=True)
+        )
+
+    async def close(self) -> None:
+        """Drop the writes that wait, and close, without waiting; see flush."""
+        if self.looking:
+            self.looking.cancel()
+            await asyncio.gather(self.looking, return_exceptions=True)
+        for part in (self.fleet, self.cache, self.host):
+            await part.close()
+
+    async def look_for_ever(self) -> None:
+        """Look after pins and uses again and again, and when ``wake`` is set."""
+        while True:
+            self.wake.clear()
+            for look in (self.tenant.pins.look, self.usage.save):
+                try:
+                    await look()
+                except Exception:
+                    log.exception("a defect keeps pins or uses from being looked after")
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.wake.wait(), LOOK_EVERY_S)
+
+
+class Tenants:
+    """Serves each namespace by a graph of its own. For one event loop."""
+
+    def __init__(self, common: Common, namespaces: Mapping[str, model.NamespaceLimits]) -> None:
+        """Open the default namespace and ``namespaces``; see ``start``."""
+        self._common = common
+        self.server = common.server
+        """The connection to the shared tier, which all namespaces use."""
+        self.opened: dict[str, OpenTenant] = {}
+        """Every namespace that is served now, by name."""
+        self._closing: set[OpenTenant] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._named: Mapping[str, model.NamespaceLimits] = {}
+        self._shares: dict[str, Share] = {}
+        self.serve(namespaces, common.settings.current)
+        gauges = common.metrics.gauges
+        _show(gauges, self._all)
+        # Those of namespaces that are served, and of others.
+        gauges.tiers["host_store"] = common.host.usage
+        # The server's own figures, which are those of all its keys, and what of them is pinned.
+        pinned, redis = gauges.tiers["redis"], self.default.redis
+        gauges.tiers["redis"] = lambda: (redis.usage() if redis else model.TierUsage()) + pinned()
+
+    async def start(self) -> None:
+        """Wait until the host stores are ready and the server has answered, or takes too long."""
+        await asyncio.gather(*self._tasks)
+
+    @property
+    def default(self) -> OpenTenant:
+        """The default namespace."""
+        return self.opened[model.DEFAULT_NAMESPACE]
+
+    @property
+    def flights(self) -> int:
+        """How many compilations are under way or waiting for a worker."""
+        return sum(each.tenant.service.flights for each in self._all())
+
+    def of(self, namespace: str) -> Tenant:
+        """Return what serves the callers of ``namespace``.
+
+        Raises CREDENTIALS_INVALID for one that the policy names no more.
+        """
+        return self._of(namespace).tenant
+
+    def metrics_of(self, namespace: str) -> Metrics:
+        """Return what is counted in ``namespace``; for the default one, in the whole daemon.
+
+        Raises as ``of``.
+        """
+        return self._of(namespace).metrics
+
+    def holds(self, artifact: model.Artifact) -> bool:
+        """Return whether this very object is in the memory of a namespace."""
+        return any(each.memory.holds(artifact) for each in self.opened.values())
+
+    def serve(self, namespaces: Mapping[str, model.NamespaceLimits], settings: Settings) -> None:
+        """Serve ``namespaces`` and the default one from now on, and no others.
+
+        They divide what ``settings`` give.
+        """
+        self._named = namespaces
+        for namespace in self.opened.keys() - {model.DEFAULT_NAMESPACE, *namespaces}:
+            self._in_the_background(self._retire(self.opened.pop(namespace)))
+            log.info("namespace closed", namespace=namespace)
+        self.resize(settings)
+        for namespace, share in self._shares.items():
+            if namespace and not model.NAMESPACE_NAME.fullmatch(namespace):
+                raise ValueError(f"cannot serve a namespace with this name: {namespace!r:.80}")
+            if namespace not in self.opened:
+                opened = OpenTenant(namespace, share, self._write_queue_bytes, self._common)
+                self.opened[namespace] = opened
+                self._in_the_background(opened.start())
+                if namespace:
+                    log.info("namespace opened", namespace=namespace)
+
+    def resize(self, settings: Settings) -> None:
+        """Divide the memory and the host store that ``settings`` give."""
+        host_bytes = settings.effective_host_store_bytes
+        self._shares = shares(settings.memory_bytes, host_bytes, self._named)
+        if host_bytes:
+            self._common.host.limit_bytes = host_bytes
+        for namespace, opened in self.opened.items():
+            opened.resize(self._shares[namespace])
+
+    def add_engine(self, engine_id: str) -> None:
+        """Let the metrics of every namespace count an engine."""
+        for opened in self.opened.values():
+            opened.metrics.catalogue.add_engine(engine_id)
+
+    async def save_uses(self) -> None:
+        """Save how often each artifact was served so far, where the fleet finds it."""
+        await asyncio.gather(*(each.usage.save() for each in self.opened.values()))
+
+    async def write_engines(self) -> None:
+        """Write what the daemon serves where clients look for it; never raise."""
+        await asyncio.gather(*(each.host.write_engines() for each in self.opened.values()))
+
+    async def recheck(self, sealer: Sealer) -> int:
+        """Drop artifacts that ``sealer`` does not vouch for; return how many memory held."""
+        return sum([await each.cache.recheck(sealer) for each in self._all()])
+
+    async def drop_outdated(self, sealer: Sealer) -> None:
+        """Drop from memory what grows older than ``value_max_age_s``, until cancelled."""
+        while True:
+            await asyncio.sleep(max(1.0, min(LOOK_EVERY_S, sealer.max_age_s / 4 or LOOK_EVERY_S)))
+            if sealer.max_age_s:
+                for each in self._all():
+                    await each.cache.drop(sealer.outdated)
+
+    async def end_behind(self) -> None:
+        """End the compiles that no caller waits for, and start no more."""
+        await asyncio.gather(*(each.tenant.service.end_behind() for each in self._all()))
+
+    async def settle(self, timeout_s: float | None = None) -> None:
+        """Let compilations finish, then cancel those that are left: see CompileService."""
+        await asyncio.gather(*(each.tenant.service.settle(timeout_s) for each in self._all()))
+
+    async def flush(self, timeout_s: float) -> None:
+        """Write what waits, for at most ``timeout_s``."""
+        await asyncio.gather(*(each.flush(timeout_s) for each in self._all()))
+
+    async def close(self) -> None:
+        """Drop the writes that wait, and close all, without waiting; see flush."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(each.close() for each in self._all()))
+        await self._common.host.close()
+
+    def look_at_pins(self) -> None:
+        """Exchange pins with other daemons soon."""
+        for each in self.opened.values():
+            each.wake.set()
+
+    def known_in_quarantine(self) -> Sequence[model.Strike]:
+        """Return the modules in quarantine that this daemon knows of, those of all namespaces."""
+        return [strike for each in self._all() for strike in each.tenant.quarantine.known()]
+
+    def remote_status(self) -> model.RemoteStatus:
+        """Return whether the shared tier answers, and how many writes of all namespaces wait."""
+        return _remote_status(self._all())
+
+    def _all(self) -> list[OpenTenant]:
+        return [*self.opened.values(), *self._closing]
+
+    def _of(self, namespace: str) -> OpenTenant:
+        if namespace not in self.opened:
+            raise errors.namespace_closed()
+        return self.opened[namespace]
+
+    def _write_queue_bytes(self) -> int:
+        # The newest module and artifact are queued even where they are larger than that.
+        return self._common.settings.current.effective_write_queue_bytes // len(self.opened)
+
+    async def _retire(self, opened: OpenTenant) -> None:
+        """Close what served a namespace, after the calls that still use it."""
+        self._closing.add(opened)
+        try:
+            await opened.tenant.service.end_behind()
+            await opened.tenant.service.settle()
+            await opened.flush(_FLUSH_S)
+        finally:
+            self._closing.discard(opened)
+            await opened.close()
+
+    def _in_the_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _show(gauges: Gauges, opened: Callable[[], Collection[OpenTenant]]) -> None:
+    """Let ``gauges`` read the sums over namespaces."""
+
+    def usage(of: Callable[[OpenTenant], model.TierUsage]) -> Callable[[], model.TierUsage]:
+        return lambda: sum(map(of, opened()), model.TierUsage())
+
+    def host_status() -> model.HostStatus:
+        on = [each for each in opened() if each.host.is_on]
+        return model.HostStatus(
+            sum(len(each.cache.host_writes.items()) for each in on),
+            sum(each.cache.host_writes.dropped + each.host.skipped for each in on),
+            is_on=bool(on),
+            up=bool(on) and all(each.host.is_well for each in on),
+        )
+
+    gauges.tiers["memory"] = usage(lambda each: each.memory.usage())
+    gauges.tiers["host_store"] = usage(lambda each: each.host.usage())
+    # Redis does not count by namespace, except what is pinned.
+    gauges.tiers["redis"] = usage(lambda each: replace(each.tenant.pins.redis_usage, limit_bytes=0))
+    gauges.pins = lambda: sum(len(each.tenant.pins) for each in opened())
+    gauges.flights = lambda: sum(each.tenant.service.flights for each in opened())
+    gauges.quarantined = lambda: sum(len(each.tenant.quarantine.known()) for each in opened())
+    gauges.remote = lambda: _remote_status(opened())
+    gauges.host = host_status
+
+
+def _remote_status(opened: Collection[OpenTenant]) -> model.RemoteStatus:
+    each = [one.remote_status() for one in opened]
+    return replace(
+        each[0],
+        detail=next((one.detail for one in each if one.detail), ""),
+        pending_writes=sum(one.pending_writes for one in each),
+        dropped_writes=sum(one.dropped_writes for one in each),
+    )
+
+
+class _Each:
+    """Tells several recorders what one is told."""
+
+    def __init__(self, recorders: Sequence[Recorder]) -> None:
+        self._recorders = recorders
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        notes = [getattr(each, name) for each in self._recorders]
+
+        def note(*about: Any) -> None:
+            for each in notes:
+                each(*about)
+
+        setattr(self, name, note)  # Found without this function from now on.
+        return note
+
+
+def _each(recorders: Sequence[Recorder]) -> Recorder:
+    return recorders[0] if len(recorders) == 1 else cast(Recorder, _Each(recorders))
