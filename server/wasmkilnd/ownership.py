@@ -86,7 +86,7 @@ def check_tree(folder: Path, leave_out: Collection[str] = ()) -> None:
                 continue
             found = entry.stat(follow_symlinks=False)
             _refuse_owner(path, found, folder)
-            _refuse_writers(path, found, folder, private=False)
+            _refuse_writers(path, found, folder)
             if stat.S_ISDIR(found.st_mode) and entry.name not in leave_out:
                 folders.append(path)
 
@@ -112,26 +112,18 @@ def take_back(folder: Path, *, private: bool = False) -> int:
     ``fsGroup``). Only where the group is this process's and has no other member: nobody can have
     used it. With ``private``, take every right. Raise nothing.
     """
-    try:
-        found = folder.lstat()
-    except OSError:
-        return 0
-    ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
-    writers = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    if not (ours and writers == stat.S_IWGRP and _nobody_else_in(found.st_gid, os.geteuid())):
-        return 0
     taken = stat.S_IRWXG if private else stat.S_IWGRP
-    return sum(_take(path, taken) for path in (folder, *folder.rglob("*")))
+    if not _take(folder, taken):
+        return 0
+    return 1 + sum(_take(path, taken) for path in folder.rglob("*"))
 
 
 def _take(path: Path, taken: int) -> bool:
     try:
         found = path.lstat()
+        ours = found.st_uid == os.geteuid() and _only_we_write(path, found)
         plain = stat.S_ISDIR(found.st_mode) or stat.S_ISREG(found.st_mode)
-        others = found.st_mode & stat.S_IWOTH
-        if not plain or others or found.st_uid != os.geteuid() or _has_access_list(path):
-            return False
-        if not (found.st_mode & stat.S_IWGRP and _nobody_else_in(found.st_gid, os.geteuid())):
+        if not (ours and plain and found.st_mode & stat.S_IWGRP):
             return False
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
@@ -146,31 +138,34 @@ def _take(path: Path, taken: int) -> bool:
 def _refuse_owner(step: Path, found: os.stat_result, path: Path) -> None:
     if found.st_uid in (os.geteuid(), 0):
         return
+    remedy = "choose a place where every folder above is yours or root's"
     if step.is_relative_to(path.absolute()):
         remedy = f"`chown -R {os.geteuid()} {_quoted(path)}`"
-    else:
-        remedy = "choose a place where every folder above is yours or root's"
     raise NotOurs(
         f"cannot use {path}: {_named(step, path)} belongs to user {found.st_uid}, who could change"
         f" what runs here; {remedy}, or run as that user"
     )
 
 
-def _refuse_writers(step: Path, found: os.stat_result, path: Path, *, private: bool) -> None:
-    writers = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    if not writers:
+def _refuse_writers(
+    step: Path, found: os.stat_result, path: Path, *, private: bool = False
+) -> None:
+    if _only_we_write(step, found) and not (private and found.st_mode & stat.S_IWGRP):
         return
-    of_ours = writers == stat.S_IWGRP and not private
-    # The mode shows what an access list allows to others as a right of the group.
-    if of_ours and _nobody_else_in(found.st_gid, os.geteuid()) and not _has_access_list(step):
-        return
-    remedy = f"chmod -R go-w {_quoted(path)}"
-    if not step.is_relative_to(path.absolute()):
-        remedy = f"chmod go-w {_quoted(step)}"
+    inside = step.is_relative_to(path.absolute())
+    remedy = f"chmod -R go-w {_quoted(path)}" if inside else f"chmod go-w {_quoted(step)}"
     raise NotOurs(
         f"cannot use {path}: other users may write to {_named(step, path)}, and so change what"
         f" runs here; `{remedy}`"
     )
+
+
+def _only_we_write(path: Path, found: os.stat_result) -> bool:
+    writers = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if writers != stat.S_IWGRP:
+        return not writers
+    # The mode shows what an access list allows to others as a right of the group.
+    return _nobody_else_in(found.st_gid, os.geteuid()) and not _has_access_list(path)
 
 
 def _named(step: Path, path: Path) -> str:
