@@ -31,7 +31,7 @@ FAILURES = {
     "JobNotSetUp": "a worker process is lost before its job began",
     "OutOfDescriptors": "the daemon has no file descriptors left",
     "asyncio.CancelledError": "the callers have left, or the daemon ends",
-    "aio.InternalError": "gRPC lost the connection",
+    "aio.BaseError": "gRPC lost the connection, or ends",
     "aio.AbortError": "grpcio ends a handler this way",
     "DecodeError": "the bytes are not a message",
     "frames.FrameError": "a worker broke the protocol",

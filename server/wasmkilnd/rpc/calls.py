@@ -28,7 +28,7 @@ from wasmkilnd import ports
 from wasmkilnd.account import Account, unlimited
 from wasmkilnd.errors import Reason, WasmkilnError, forget_frames
 from wasmkilnd.model import LOCAL_HITS, Entrance, Identity, Origin
-from wasmkilnd.rpc.traffic import Call, Context, Gate, Traffic
+from wasmkilnd.rpc.traffic import WITH_MODULE, Call, Context, Gate, Traffic
 from wasmkilnd.rpc.wire import status
 from wasmkilnd.rpc.wire.headers import SerializedAnswer
 from wasmkilnd.rpc.wire.requests import Requests
@@ -115,7 +115,7 @@ def handler(
 
     async def answer(call: Call) -> bytes:
         # No variable here keeps the request: it may be megabytes, and the call may wait long.
-        found = await behavior(await request(call), call)
+        found = await act(await request(call), call)
         if entry.auditor.on:
             _audit_answer(entry.auditor, method, call)
         if isinstance(found, SerializedAnswer):
@@ -126,6 +126,11 @@ def handler(
         message = found if isinstance(found, bytes) else found.SerializeToString()
         return await entry.traffic.send(call, message)
 
+    async def in_turn(request: Any, call: Call) -> Answer:
+        async with entry.traffic.turns(call.caller):
+            return await behavior(request, call)
+
+    act = behavior if method in WITH_MODULE else in_turn
     gate = entry.traffic.probes if probe else entry.traffic.calls
     return served(method, answer, entry, gate)
 
@@ -170,14 +175,14 @@ def served(
                 raise
             this_task().uncancel()
             await _fail(entry, method, call, call.refusal, ended)
-        except aio.InternalError:
-            # gRPC could not send or receive: the connection has gone, and with it the caller.
-            ended.code = grpc.StatusCode.CANCELLED
-            raise asyncio.CancelledError from None
         except aio.AbortError as aborted:
             # Health and channelz tell so that there is nothing of the name that they were asked.
             ended.code = grpc.StatusCode.NOT_FOUND
             forget_frames(aborted)
+        except aio.BaseError:
+            # gRPC could not send or receive: the connection has gone, and with it the caller.
+            ended.code = grpc.StatusCode.CANCELLED
+            raise asyncio.CancelledError from None
         except Exception as defect:
             log.exception("call failed", method=method, request_id=call.request_id)
             forget_frames(defect)

@@ -8,6 +8,8 @@ requests            half of ``receive_bytes`` for those that have arrived, until
                     whoever holds as much as it leaves free waits before the daemon reads more.
                     The other half for those that arrive slowly, each as large as a message may
                     be, since gRPC does not tell how much has come: one without room is refused
+turns               of questions, which are all calls without a module: a caller's wait for each
+                    other, so that the event loop goes on with other callers between them
 size                of a request, for each method (``most_bytes``)
 answers             a caller that does not read makes gRPC hold one message for each call. These
                     are whole frames in half of ``send_bytes``, and so small beyond it that all
@@ -30,11 +32,13 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, TypeAlias
 from urllib.parse import unquote
+from weakref import WeakValueDictionary
 
 from grpc import aio
 
@@ -53,12 +57,14 @@ FREE_FOR_CHECKS = 64
 """Of these, calls that may last, such as a watch, leave so many free for those that do not."""
 _SMALL_BYTES = 64 * 1024
 _MOST_BYTES = {"/wasmkiln.v1.ModuleService/FindMissing": 2 * 1024 * 1024}
-_WITH_MODULE = ("/wasmkiln.v1.ModuleService/Load", "/wasmkiln.v1.ModuleService/Compile")
+WITH_MODULE = ("/wasmkiln.v1.ModuleService/Load", "/wasmkiln.v1.ModuleService/Compile")
 
 _LOOK_S = 0.1
 # All requests that arrive within this time are together no more than the network brings in it.
 _SLOW_S = 0.1
 _WHOLE_ANSWER = 10
+# Of one caller, at a time. Each holds the loop for a millisecond or two.
+_QUESTIONS = 4
 _LEAST_PIECE_BYTES = 16 * 1024
 # The last part of an artifact goes out with the status: gRPC's first window takes it.
 _LAST_BYTES = 64 * 1024
@@ -291,6 +297,7 @@ class Traffic:
         self._pinned: dict[model.Artifact, dict[Call, None]] = {}
         self._waiting: dict[Call, None] = {}
         """The calls that wait for their callers."""
+        self._questions: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._turns: dict[asyncio.Future[None], str] = {}
         """Who waits to be read, in order."""
         self._timer: asyncio.TimerHandle | None = None
@@ -307,7 +314,7 @@ class Traffic:
 
     def most_bytes(self, method: str) -> int:
         """Return how large a request of ``method`` may be."""
-        if method in _WITH_MODULE:
+        if method in WITH_MODULE:
             return self._message_bytes
         return _MOST_BYTES.get(method, _SMALL_BYTES)
 
@@ -343,6 +350,16 @@ class Traffic:
         self.requests.add(call.caller, size_bytes)
         call.release_request = _Held(self, call.caller, call.account, size_bytes)
         return bytes(message)
+
+    @asynccontextmanager
+    async def turns(self, caller: str) -> AsyncIterator[None]:
+        """Wait until few other questions of ``caller`` are being answered, and let others go on."""
+        questions = self._questions.get(caller)
+        if questions is None:
+            questions = self._questions[caller] = asyncio.Semaphore(_QUESTIONS)
+        async with questions:
+            yield
+            await asyncio.sleep(0)
 
     def hold_more(self, call: Call, size_bytes: int) -> None:
         """Count what was built of the request that was read last, beside its bytes."""
