@@ -15,7 +15,7 @@ from typing import Any
 
 from wasmkiln import Artifact, Client
 from wasmkiln.v1 import types_pb2
-from wasmkilnd.engines.install.store import InstalledEngine
+from wasmkilnd.engines.install import InstalledEngine
 
 from bench.lab import ROOT, BenchError
 

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import wasmkilnd.engines
-from wasmkilnd.engines.install.store import InstalledEngine
+from wasmkilnd.engines.install import InstalledEngine
 
 from bench.lab import BenchError, end
 

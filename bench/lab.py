@@ -15,8 +15,7 @@ from typing import IO
 
 from wasmkiln import Client
 from wasmkilnd.config.values.types import default_state_dir
-from wasmkilnd.engines.install.command import EngineInstallError
-from wasmkilnd.engines.install.store import EngineStore, InstalledEngine
+from wasmkilnd.engines.install import EngineInstallError, EngineStore, InstalledEngine
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGINE_NAMES = ("wasmer", "wasmtime")

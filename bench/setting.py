@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wasmkiln.v1.module_service_pb2 import EngineCapabilities
-from wasmkilnd.engines.install.store import InstalledEngine
+from wasmkilnd.engines.install import InstalledEngine
 
 from bench.lab import BenchError, Daemon, engines_or_install, make_state
 from bench.modules import Modules, fetch_all, small_modules

@@ -46,7 +46,7 @@ _WORDS = {
     "Python Software Foundation License": "PSF-2.0",
 }
 _LOCKED = re.compile(r"^(?P<name>[a-z0-9-]+)==(?P<version>[^ \\]+)", re.MULTILINE)
-_PINS = "server/wasmkilnd/engines/install/pins"
+_PINS = "server/wasmkilnd/engines/pins"
 
 
 class Package(NamedTuple):

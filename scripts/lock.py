@@ -15,9 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "server"))
 
-from wasmkilnd.engines.install.fetch_python import UV_PINS  # noqa: E402
-from wasmkilnd.engines.install.store import KINDS, parse_spec  # noqa: E402
-from wasmkilnd.engines.install.wheels import PINS, pinned_versions  # noqa: E402
+from wasmkilnd.engines.install import KINDS, PINS, parse_spec, pinned_versions  # noqa: E402
 
 OLDEST = "3.11"
 WHEELS = ("--only-binary", ":all:")
@@ -53,9 +51,8 @@ def main(uv: str, options: Sequence[str]) -> None:
         name, version = parse_spec(engine)
         packages = (*KINDS[name].packages, *KINDS[name].optional)
         wanted = "".join(f"{package}=={version}\n" for package in packages)
-        oldest = ".".join(map(str, KINDS[name].python.oldest))
+        oldest = f"3.{KINDS[name].minors[0]}"
         lock(uv, PINS / f"{name}-{version}.txt", ("-", *WHEELS), oldest, wanted)
-    lock(uv, UV_PINS, ("-", *WHEELS, *options), OLDEST, "uv\n")
 
 
 def lock(

@@ -19,9 +19,12 @@ from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.lifecycle import descriptors
 from wasmkilnd.lifecycle.auditing import audit_access, audit_start, audit_tls, prepare_audit
 from wasmkilnd.lifecycle.banner import banner
-from wasmkilnd.lifecycle.engine_names import prepare_names
-from wasmkilnd.lifecycle.first_engines import install_first_engines
-from wasmkilnd.lifecycle.follow_engines import EngineFollower
+from wasmkilnd.lifecycle.engines import (
+    Serving,
+    find_engines,
+    install_first_engines,
+    prepare_names,
+)
 from wasmkilnd.lifecycle.gauges import figures, usage_of_traffic
 from wasmkilnd.lifecycle.listening import prepare_tls
 from wasmkilnd.lifecycle.long_step import long_step
@@ -35,7 +38,6 @@ from wasmkilnd.lifecycle.reload import Reloader, ReloadResult
 from wasmkilnd.lifecycle.serve_namespaces import prepare_namespaces
 from wasmkilnd.lifecycle.service import Service
 from wasmkilnd.lifecycle.shutdown import Shutdown, until
-from wasmkilnd.lifecycle.start_engines import find_engines, start_engines
 from wasmkilnd.lifecycle.status_page import StatusPage
 from wasmkilnd.lifecycle.vulnerable_engines import prepare_advisories
 from wasmkilnd.lifecycle.watch import follow, stamps_of, watched_files
@@ -72,7 +74,7 @@ class Daemon:
         self._tenants: Tenants | None = None
         self._engines: EngineRegistry | None = None
         self._reloader: Reloader | None = None
-        self._follower: EngineFollower | None = None
+        self._serving: Serving | None = None
         self.banner = ""
 
     async def start(self) -> None:
@@ -96,7 +98,8 @@ class Daemon:
             settings, len(found.installed), len(access.policy.current.namespaces)
         )
         audit_start(audit, self._version, sealer.keys)
-        started = await start_engines(found, settings, self._limits, self._metrics, self._on_stop)
+        started = Serving(self._settings, self._limits, self._metrics)
+        await started.start(found, self._on_stop)
         engines = self._engines = started.registry
         accounts = Accounts(
             lambda identity: access.policy.current.quota_of(identity),
@@ -149,7 +152,7 @@ class Daemon:
                 prepare_namespaces(tenants, access),
                 prepare_audit(audit),
                 lambda _: tenants.look_at_pins,
-                prepare_names(self._settings),
+                prepare_names,
                 prepare_advisories(started.advisories),
             ],
         )
@@ -157,11 +160,9 @@ class Daemon:
         self._in_the_background(
             follow(lambda: watched_files(self._settings.current), seen, self._reloader.refresh)
         )
-        self._follower = EngineFollower(
-            started, self._settings, self._metrics, tenants, audit, self._in_the_background
-        )
         self._in_the_background(tenants.drop_outdated(sealer))
-        self._follower.begin()
+        started.follow(tenants, audit, self._in_the_background)
+        self._serving = started
         status = StatusPage(self._metrics, self._readiness, started, tenants)
         admin_address = await opening.admin(self._readiness, access.guard, audit, tls, status.pages)
         if admin_address:
@@ -203,8 +204,8 @@ class Daemon:
             log.warning("cannot reload: the daemon is starting or stopping")
             return ReloadResult("the daemon is starting or stopping")
         result = await self._reloader.reload(read)
-        if not result.refused and self._follower:
-            await self._follower.look()
+        if not result.refused and self._serving:
+            await self._serving.look()
         return result
 
     def service(self) -> Service:

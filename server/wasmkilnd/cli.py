@@ -60,7 +60,7 @@ def _failures() -> tuple[type[Exception], ...]:
     from wasmkilnd.access.unusable import AccessUnusable
     from wasmkilnd.commands.cache import CacheCommandFailed
     from wasmkilnd.commands.running import ReloadFailed
-    from wasmkilnd.engines.install.command import EngineInstallError
+    from wasmkilnd.engines.install import EngineInstallError
     from wasmkilnd.lifecycle.preflight import CannotStart
     from wasmkilnd.ownership import NotOurs
     from wasmkilnd.signing.keys import KeysUnusable

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from wasmkilnd.engines.install import interpreters
-from wasmkilnd.engines.install.interpreters import PythonRange
+from wasmkilnd.engines.install import find_python
 from wasmkilnd.engines.workers.process import Worker
 
 from tests.confinement import workers
@@ -35,7 +34,7 @@ def confined_engine(
     """The hostile engine in each of the interpreters that engines live in."""
     python = sys.executable
     if request.param == "CPython 3.10":
-        found = interpreters.find(PythonRange((3, 10), (3, 10)))
+        found = find_python(range(10, 11), Path("/nonexistent"))
         if found is None:
             pytest.skip("no CPython 3.10 is installed")
         python = str(found.path)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from wasmkilnd.engines.install.self_test import LIMITS
+from wasmkilnd.engines.serving import LIMITS
 from wasmkilnd.engines.workers import job_orders, spawn
 from wasmkilnd.engines.workers.job_users import JobUser
 from wasmkilnd.engines.workers.pool import WorkerPool

@@ -1,9 +1,8 @@
-"""`engine install wasmer` without CPython 3.10 has uv fetch one, after it was asked to."""
+"""`engine install wasmer` without CPython 3.10 has uv fetch one, and says so."""
 
 from __future__ import annotations
 
 import os
-import pty
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.daemon import Daemon, state_with
 from tests.e2e.programs import WASMKILND, Installed, engines_of
 from tests.e2e.python_mirror import listing, packed, serve_archive
 
@@ -44,7 +44,7 @@ def environ(tmp_path: Path) -> dict[str, str]:
     if Path("/usr/bin/python3.10").exists() or Path("/usr/local/bin/python3.10").exists():
         pytest.skip("the system has a CPython 3.10 of its own, which nothing can hide")
     kept = {k: v for k, v in os.environ.items() if k.startswith("PIP_")}
-    return {**kept, "HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    return {**kept, "HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "PYENV_ROOT": ""}
 
 
 def command(state: Path, *flags: str) -> list[str]:
@@ -64,9 +64,7 @@ def test_it_is_fetched_from_a_mirror_and_wasmer_runs_in_it(
             "WASMKILN_PYTHON_MIRROR": mirror.url,
             "UV_PYTHON_DOWNLOADS_JSON_URL": str(downloads),
         }
-        done = subprocess.run(
-            command(state, "--fetch-python"), env=environ, capture_output=True, text=True
-        )
+        done = subprocess.run(command(state), env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"fetching CPython 3.10 from {mirror.url}" in done.stderr
     assert [path.startswith("/mirror/20260101/cpython-") for path in mirror.asked] == [True]
@@ -77,8 +75,7 @@ def test_it_is_fetched_from_a_mirror_and_wasmer_runs_in_it(
     assert state / "pythons" in engine.interpreter.resolve().parents
     imported = "import wasmer, wasmer_compiler_cranelift"
     subprocess.run([engine.interpreter, "-I", "-c", imported], check=True)
-    # uv is gone, and what it fetched is found again without it.
-    assert not list(state.glob(".uv-*"))
+    # What it fetched is found again.
     shutil.rmtree(engine.path)
     index = {"PIP_INDEX_URL": "http://127.0.0.1:1/", "PIP_RETRIES": "0"}
     again = subprocess.run(command(state), env=environ | index, capture_output=True, text=True)
@@ -91,9 +88,7 @@ def test_what_has_another_digest_than_uv_knows_is_refused(
     state = tmp_path / "state"
     with serve_archive(archive) as mirror:
         environ["WASMKILN_PYTHON_MIRROR"] = mirror.url
-        done = subprocess.run(
-            command(state, "--fetch-python"), env=environ, capture_output=True, text=True
-        )
+        done = subprocess.run(command(state), env=environ, capture_output=True, text=True)
     assert mirror.asked
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
@@ -101,33 +96,23 @@ def test_what_has_another_digest_than_uv_knows_is_refused(
     assert "Hash mismatch" in last
     assert "python_mirror" in last
     assert not list((state / "pythons").glob("cpython-*"))
-    assert not list(state.glob(".uv-*"))
 
 
-def test_nothing_is_fetched_unasked(tmp_path: Path, environ: dict[str, str]) -> None:
-    done = subprocess.run(
-        command(tmp_path / "state"),
-        env=environ,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1
-    assert "have one fetched with --fetch-python" in done.stderr
-    assert not (tmp_path / "state" / "pythons").exists()
+def test_the_option_that_asked_for_it_is_still_taken(engines: Installed, tmp_path: Path) -> None:
+    state = state_with(tmp_path / "state", "wasmer-1.1.0")
+    done = subprocess.run(command(state, "--fetch-python"), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
-def test_on_a_terminal_it_asks(tmp_path: Path, environ: dict[str, str]) -> None:
-    mine, theirs = pty.openpty()
-    process = subprocess.Popen(
-        command(tmp_path / "state"), env=environ, stdin=theirs, stdout=theirs, stderr=theirs
-    )
-    os.close(theirs)
-    said = b""
-    while b"[Y/n]" not in said:
-        said += os.read(mine, 4096)
-    os.write(mine, b"n\n")
-    assert process.wait(60) == 1
-    assert b"needs CPython 3.9 to 3.10, and there is none. Fetch it with uv?" in said
-    assert not (tmp_path / "state" / "pythons").exists()
-    os.close(mine)
+def test_a_first_start_without_it_serves_wasmtime_alone(
+    tmp_path: Path, environ: dict[str, str]
+) -> None:
+    environ |= {"WASMKILN_PYTHON_MIRROR": "http://127.0.0.1:1/mirror", "UV_HTTP_RETRIES": "0"}
+    with (
+        Daemon(tmp_path / "state", ["--redis-url", "none", "--workers", "1"], environ) as daemon,
+        daemon.client() as client,
+    ):
+        assert {each.engine.name for each in client.capabilities().engines} == {"wasmtime"}
+        assert "this machine has no CPython 3.9 to 3.10: fetching CPython 3.10" in daemon.log
+        assert "cannot fetch CPython 3.10 from http://127.0.0.1:1/mirror" in daemon.log
+        assert "python_mirror" in daemon.log

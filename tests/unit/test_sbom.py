@@ -66,7 +66,7 @@ def test_it_names_what_is_locked_and_nothing_that_only_builds(bill: Any) -> None
     left_out = locked("server").keys() - parts.keys()
     assert parts.items() <= locked("server").items()
     assert "hatchling" in left_out
-    assert not {"grpcio", "redis", "cryptography", "yarl", "pip"} & left_out
+    assert not {"grpcio", "redis", "cryptography", "yarl", "uv"} & left_out
 
 
 def test_the_thin_client_needs_little(bill: Any) -> None:
@@ -87,5 +87,5 @@ def test_the_pins_of_the_engines_are_in_the_wheel(built: Path) -> None:
     pins = ROOT / "server" / "wasmkilnd" / "engines" / "install" / "pins"
     with zipfile.ZipFile(built) as wheel:
         for file in pins.iterdir():
-            inside = f"wasmkilnd/engines/install/pins/{file.name}"
+            inside = f"wasmkilnd/engines/pins/{file.name}"
             assert wheel.read(inside) == file.read_bytes()

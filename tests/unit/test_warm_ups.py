@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 from wasmkilnd import errors
-from wasmkilnd.engines.install.warm_orders import WarmOrder, WarmOrders
+from wasmkilnd.engines.names import WarmOrder, WarmOrders
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.lifecycle.warm_ups import WarmUps
 from wasmkilnd.tenants import Tenants

@@ -1,33 +1,33 @@
-"""``wasmkilnd engine``: install, list and remove engines."""
+"""``wasmkilnd engine``: install, list and remove engines, and say what their names stand for."""
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
+from dataclasses import asdict
 
 import click
 
 from wasmkilnd.commands.as_owner import settings_of
-from wasmkilnd.commands.engine_use import names_of, use
 from wasmkilnd.commands.running import processes, reload_option, take_in
 from wasmkilnd.config.schema import Settings
-from wasmkilnd.engines.install.command import EngineInstallError
-from wasmkilnd.engines.install.fetch_python import fetch_python as python_fetcher
-from wasmkilnd.engines.install.in_use import is_used
-from wasmkilnd.engines.install.interpreters import NoInterpreterError
-from wasmkilnd.engines.install.name_record import NameRecord
-from wasmkilnd.engines.install.store import KINDS, EngineStore, InstalledEngine
-from wasmkilnd.engines.install.vetting import check_engine
-from wasmkilnd.engines.install.warm_orders import WarmOrder, WarmOrders
+from wasmkilnd.engines.install import KINDS, EngineInstallError, EngineStore, not_installed
+from wasmkilnd.engines.names import (
+    DEFAULT,
+    NameChoices,
+    NameRecord,
+    WarmOrder,
+    WarmOrders,
+    moved_to,
+    name_of,
+    resolve,
+)
 from wasmkilnd.lifecycle.running import running
 from wasmkilnd.ownership import NotOurs
 from wasmkilnd.usage import MAX_USES
 
 _HELP = {"help_option_names": ["-h", "--help"]}
-_TOP = 100
 
 
 @click.group(context_settings=_HELP)
@@ -43,11 +43,8 @@ _state_dir = click.option(
 @engine.command(context_settings=_HELP)
 @click.argument("specs", nargs=-1, required=True, metavar="NAME[==VERSION]...")
 @click.option("--python", default="", help="The interpreter to use, instead of searching.")
-@click.option(
-    "--fetch-python",
-    is_flag=True,
-    help="Fetch a CPython with uv where an engine finds none. On a terminal you are asked.",
-)
+# It asked for what is done anyway now.
+@click.option("--fetch-python", is_flag=True, hidden=True, expose_value=False)
 @click.option(
     "--keep-going", is_flag=True, help="Go on after a failure; succeed if one is installed."
 )
@@ -67,7 +64,7 @@ _state_dir = click.option(
 @click.option(
     "--top",
     type=click.IntRange(1, MAX_USES),
-    default=_TOP,
+    default=100,
     show_default=True,
     help="How many artifacts --warm-from compiles.",
 )
@@ -76,7 +73,6 @@ _state_dir = click.option(
 def install(
     specs: Sequence[str],
     python: str,
-    fetch_python: bool,
     keep_going: bool,
     sha256: Sequence[str],
     warm_from: str,
@@ -87,42 +83,42 @@ def install(
     """Install engines, each in a virtual environment of its own.
 
     Without a version, install the one that this release was tested with. The wheels of tested
-    versions are pinned by SHA-256; others are installed with a warning, or by --sha256.
+    versions are pinned by SHA-256; others are installed with a warning, or by --sha256. Where an
+    engine finds no CPython that it runs in, uv fetches one.
     """
-    if sha256 and len(specs) > 1:
-        raise click.UsageError("--sha256 is for one engine: install them one by one")
-    if warm_from and len(specs) > 1:
-        raise click.UsageError("--warm-from is for one engine: install them one by one")
+    for option, given in (("--sha256", sha256), ("--warm-from", warm_from)):
+        if given and len(specs) > 1:
+            raise click.UsageError(f"{option} is for one engine: install them one by one")
     settings = _settings(state_dir)
-    folder = settings.state_dir
-    store, names = EngineStore(folder), names_of(settings)
+    names = _Names(settings)
     if warm_from:
-        warm_from = _installed(store, warm_from)
+        warm_from = names.installed_id("warm from", warm_from)
     installed = 0
     for spec in specs:
         try:
-            done = _install(store, settings, spec, python, sha256, fetch=fetch_python)
+            done = names.store.install(spec, python, _report, sha256, settings.python_mirror)
         except EngineInstallError as failure:
             if not keep_going:
                 raise
             click.echo(f"warning: {failure}", err=True)
-        else:
-            installed += 1
-            click.echo(f"{done.id} is installed ({done.python})", err=True)
-            if warm_from:
-                _order(folder, WarmOrder(done.id, warm_from, top))
-            for each in names.held_back(done.id):
-                click.echo(f"also after the warm-up {each}" if warm_from else each, err=True)
-            aliased = done.name in settings.engine_aliases
-            if not (warm_from or aliased) and names.kept(done.name) not in ("", done.id):
-                click.echo(
-                    f"{done.name} goes on to stand for {names.kept(done.name)}:"
-                    f" `wasmkilnd engine use {done.id}` changes that",
-                    err=True,
-                )
+            continue
+        installed += 1
+        click.echo(f"{done.id} is installed ({done.python})", err=True)
+        if warm_from:
+            _order(settings, WarmOrder(done.id, warm_from, top))
+        for each in _held_back(settings, done.id):
+            click.echo(f"also after the warm-up {each}" if warm_from else each, err=True)
+        kept = names.names.by_name.get(done.name, done.id)
+        recorded = done.name in names.choices.recorded and done.name not in names.choices.aliases
+        if recorded and kept != done.id and not warm_from:
+            click.echo(
+                f"{done.name} goes on to stand for {kept}: `wasmkilnd engine use {done.id}`"
+                " changes that",
+                err=True,
+            )
     if not installed:
         raise EngineInstallError("cannot install any of the engines: see the warnings above")
-    take_in(folder, "serves what is new", and_reload=and_reload)
+    take_in(settings.state_dir, "serves what is new", and_reload=and_reload)
 
 
 @engine.command(name="list", context_settings=_HELP)
@@ -130,22 +126,24 @@ def install(
 @_state_dir
 def list_engines(as_json: bool, state_dir: str | None) -> None:
     """List the installed engines, newest versions first."""
-    settings = _settings(state_dir)
-    engines, names = EngineStore(settings.state_dir).installed(), names_of(settings)
+    names = _Names(_settings(state_dir))
     if as_json:
-        rows = [{**_engine_row(each), "names": names.of(each.id)} for each in engines]
+        rows = [
+            {"id": found.id, **asdict(found), "path": str(found.path), "names": names.of(found.id)}
+            for found in names.installed
+        ]
         click.echo(json.dumps(rows, indent=2))
         return
-    for found in engines:
+    for found in names.installed:
         called = f"  ({', '.join(names.of(found.id))})" if names.of(found.id) else ""
         click.echo(f"{found.id:<20} {found.python:<18} {found.path}{called}")
         try:
-            check_engine(found.path, found.interpreter)
+            found.check()
         except NotOurs as refusal:
             click.echo(f"{found.id} is not served: {refusal}", err=True)
-    for folder in EngineStore(settings.state_dir).damaged():
+    for folder in names.store.damaged():
         click.echo(f"damaged: {folder}; install that engine again", err=True)
-    if not engines:
+    if not names.installed:
         known = ", ".join(f"{name}=={kind.default_version}" for name, kind in KINDS.items())
         click.echo(f"none is installed; run `wasmkilnd engine install`: {known}", err=True)
 
@@ -162,96 +160,113 @@ def remove(engine_id: str, force: bool, state_dir: str | None, and_reload: bool)
     artifacts stay in the cache.
     """
     settings = _settings(state_dir)
-    folder, store = settings.state_dir, EngineStore(settings.state_dir)
-    if not force:
-        _refuse_if_needed(settings, store.installed(), _as_id(engine_id))
-    store.remove(engine_id)
-    WarmOrders(folder).remove(_as_id(engine_id))
+    names, folder = _Names(settings), settings.state_dir
+    engine_id = names.installed_id("remove", engine_id)
+    if not force and (daemons := running(folder)):
+        raise EngineInstallError(
+            f"a daemon that runs ({processes(daemons)}) serves {engine_id}: its callers would get"
+            " ENGINE_REMOVED."
+            " Once none asks for it, remove it with --force"
+        )
+    called = names.of(engine_id)
+    # The last engine leaves no other to its callers.
+    if not force and called and len(names.installed) > 1:
+        raise EngineInstallError(
+            f"{' and '.join(called)} stand{'s' if len(called) == 1 else ''} for {engine_id}:"
+            " callers would get another engine. Choose that first, with `wasmkilnd engine use`,"
+            " engine_alias or default_engine, or remove it with --force"
+        )
+    names.store.remove(engine_id)
+    WarmOrders(folder).remove(engine_id)
     with suppress(OSError):  # Then its callers get ENGINE_UNKNOWN after a restart.
-        NameRecord(folder).note_removed(_as_id(engine_id))
-    click.echo(f"{_as_id(engine_id)} is removed", err=True)
+        NameRecord(folder).write(names.choices.recorded, removed=engine_id)
+    click.echo(f"{engine_id} is removed", err=True)
     take_in(folder, "ends it, after its jobs,", and_reload=and_reload)
 
 
-engine.add_command(use)
+@engine.command(context_settings=_HELP)
+@click.argument("engine_id", metavar="ENGINE")
+@click.option("--default", "as_default", is_flag=True, help="Also for requests that name none.")
+@_state_dir
+@reload_option
+def use(engine_id: str, as_default: bool, state_dir: str | None, and_reload: bool) -> None:
+    """Let an engine's name stand for ENGINE, for example wasmtime-50.0.1.
 
-
-def _install(
-    store: EngineStore,
-    settings: Settings,
-    spec: str,
-    python: str,
-    sha256: Sequence[str],
-    *,
-    fetch: bool,
-) -> InstalledEngine:
-    """Install an engine; where it finds no interpreter, fetch one if the person wants that."""
+    Requests that name no engine follow, if they got another version of it before.
+    """
+    settings = _settings(state_dir)
+    names, folder = _Names(settings), settings.state_dir
+    engine_id = names.installed_id("use", engine_id)
+    name = name_of(engine_id)
+    then = "change it there, and reload the daemon"
+    if name in settings.engine_aliases:
+        raise EngineInstallError(f"engine_alias says what {name} stands for: {then}")
+    if as_default and settings.default_engine:
+        raise EngineInstallError(
+            f"default_engine says what requests get that name no engine: {then}"
+        )
+    # What names stand for without a record stays, too.
+    now = {each: stands for each, stands in names.names.by_name.items() if each == name_of(stands)}
+    default = {DEFAULT: names.names.default} if names.names.default else {}
+    record = moved_to({**now, **default, **names.choices.recorded}, engine_id)
+    if as_default:
+        record[DEFAULT] = engine_id
     try:
-        return store.install(spec, python, _report, sha256)
-    except NoInterpreterError as lacking:
-        if not fetch and not (sys.stdin.isatty() and sys.stderr.isatty()):
-            raise
-        question = f"{spec} needs {lacking.wanted}, and there is none. Fetch it with uv?"
-        if not fetch and not click.confirm(question, default=True, err=True):
-            raise
-        fetched = python_fetcher(
-            settings.state_dir, lacking.wanted, settings.python_mirror, _report
-        )
-    return store.install(spec, str(fetched.path), _report, sha256)
+        NameRecord(folder).write(record)
+    except OSError as failure:
+        where = failure.filename or folder
+        raise EngineInstallError(f"cannot write {where}: {failure.strerror}") from None
+    also = " and requests that name no engine" if record.get(DEFAULT) == engine_id else ""
+    click.echo(f"{name}{also} will stand for {engine_id}", err=True)
+    take_in(folder, "takes that over", and_reload=and_reload)
 
 
-def _refuse_if_needed(
-    settings: Settings, installed: Sequence[InstalledEngine], engine_id: str
-) -> None:
-    """Raise EngineInstallError for an engine that a daemon serves, or that names stand for."""
-    found = next((each for each in installed if each.id == engine_id), None)
-    if found is None:
-        return
-    if is_used(found):
-        daemons = running(settings.state_dir)
-        who = f" ({processes(daemons)})" if daemons else ""
-        raise EngineInstallError(
-            f"a daemon that runs{who} serves {engine_id}: its callers would get ENGINE_REMOVED."
-            " Once none asks for it, remove it with --force"
-        )
-    names = names_of(settings).of(engine_id)
-    # The last engine leaves no other to its callers.
-    if names and len(installed) > 1:
-        raise EngineInstallError(
-            f"{' and '.join(names)} stand{'s' if len(names) == 1 else ''} for {engine_id}: callers"
-            " would get another engine. Choose that first, with `wasmkilnd engine use`,"
-            " engine_alias or default_engine, or remove it with --force"
-        )
+class _Names:
+    """What names stand for, by what is installed: whether it works, only a daemon knows."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Read it. Raises NotOurs."""
+        self.store = EngineStore(settings.state_dir)
+        self.installed = self.store.installed()
+        recorded, _ = NameRecord(settings.state_dir).read()
+        self.choices = NameChoices(settings.engine_aliases, settings.default_engine, recorded)
+        self.names = resolve(self.choices, self.installed)
+
+    def of(self, engine_id: str) -> list[str]:
+        """Return what stands for an engine, in words."""
+        found = [name for name, each in sorted(self.names.by_name.items()) if each == engine_id]
+        return [*found, *(["the default"] if self.names.default == engine_id else [])]
+
+    def installed_id(self, what: str, spec: str) -> str:
+        """Return the id of an installed engine, given as that or as NAME==VERSION.
+
+        Raises EngineInstallError.
+        """
+        engine_id = spec.replace("==", "-")
+        if engine_id not in {each.id for each in self.installed}:
+            raise not_installed(f"{what} {spec}", self.installed)
+        return engine_id
 
 
-def _report(step: str) -> None:
-    click.echo(f"  {step}", err=True)
+def _held_back(settings: Settings, engine_id: str) -> Iterator[str]:
+    """Yield a sentence for each setting that keeps callers from a new version."""
+    name, aliases, default = name_of(engine_id), settings.engine_aliases, settings.default_engine
+    then = f"until you change it there to {engine_id}, and reload the daemon"
+    if aliases.get(name, engine_id) != engine_id:
+        yield f"engine_alias keeps {name} at {aliases[name]}, {then}"
+    # A name follows, unless an alias says what it stands for.
+    if default not in ("", name, engine_id, *aliases) and name_of(default) == name:
+        yield f"default_engine keeps requests that name no engine at {default}, {then}"
 
 
-def _as_id(spec: str) -> str:
-    """Return the id that a spec such as wasmtime==50.0.1 stands for; an id as it is."""
-    return spec.replace("==", "-")
-
-
-def _installed(store: EngineStore, engine_id: str) -> str:
-    """Return the id of an installed engine. Raises EngineInstallError."""
-    ids = [engine.id for engine in store.installed()]
-    if _as_id(engine_id) in ids:
-        return _as_id(engine_id)
-    raise EngineInstallError(
-        f"cannot warm from {engine_id}: it is not installed; installed are:"
-        f" {', '.join(ids) or 'none'}"
-    )
-
-
-def _order(folder: Path, order: WarmOrder) -> None:
+def _order(settings: Settings, order: WarmOrder) -> None:
     if order.engine_id == order.from_engine_id:
         raise EngineInstallError(f"cannot warm {order.engine_id} from itself")
     try:
-        WarmOrders(folder).write(order)
+        WarmOrders(settings.state_dir).write(order)
     except OSError as failure:
         raise EngineInstallError(
-            f"cannot order a warm-up: {failure.filename or folder}: {failure.strerror};"
+            f"cannot order a warm-up: {failure.filename or settings.state_dir}: {failure.strerror};"
             f" {order.engine_id} is installed without one: before you reload the daemon, mend"
             " that and run this again"
         ) from None
@@ -263,15 +278,9 @@ def _order(folder: Path, order: WarmOrder) -> None:
     )
 
 
+def _report(step: str) -> None:
+    click.echo(f"  {step}", err=True)
+
+
 def _settings(state_dir: str | None) -> Settings:
     return settings_of({"state_dir": state_dir} if state_dir else {})
-
-
-def _engine_row(engine: InstalledEngine) -> dict[str, object]:
-    return {
-        "id": engine.id,
-        "name": engine.name,
-        "version": engine.version,
-        "python": engine.python,
-        "path": str(engine.path),
-    }

@@ -1,17 +1,41 @@
 """Which engine a name stands for: what the operator says, else what it stood for before.
 
 A further version that is installed changes no name. So that a restart changes none either, what
-each name stands for is kept in the state directory (``install.name_record``).
+each name stands for is kept in the state directory (``NameRecord``). An order of a warm-up
+(``WarmOrders``) keeps names from a new engine until what is used most is compiled for it.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, TypeVar
+
+import structlog
+
+from wasmkilnd.ownership import check_path
+from wasmkilnd.usage import MAX_USES
+from wasmkilnd.whole_files import write_whole
+
+log = structlog.get_logger("wasmkilnd.engines")
 
 DEFAULT = "default"
 """What stands in a record for requests that name no engine."""
+
+_VERSION = 1
+_MAX_REMOVED = 64
+# What reading a file raises that is not there, or holds something else.
+_UNUSABLE = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    OSError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 class _Engine(Protocol):
@@ -53,33 +77,25 @@ def name_of(engine_id: str) -> str:
     return engine_id.partition("-")[0]
 
 
-def resolve(choices: NameChoices, served: Sequence[_Engine], unserved: Collection[str]) -> Names:
+def resolve(choices: NameChoices, served: Sequence[_Engine]) -> Names:
     """Return what names stand for where ``served`` are the engines, the preferred ones first.
 
-    ``unserved`` are the ids of installed engines that do not work. A default that is one of them
-    has no other in its place, which the operator did not choose. Raises LookupError for a default
-    that is in neither list.
+    A default that is not served has no other in its place, which the operator did not choose.
     """
     ids = {engine.id for engine in served}
     by_name: dict[str, str] = {}
     for engine in served:
         before = choices.recorded.get(engine.name, "")
         by_name.setdefault(engine.name, before if before in ids else engine.id)
+    first = by_name[served[0].name] if served else ""
     by_name |= choices.aliases
-    default = choices.default
-    if default:
-        default = default if default in ids else by_name.get(default, default)
-        if default not in ids:
-            if not any(default in (each, name_of(each)) for each in unserved):
-                raise LookupError(default)
-            default = ""
-    elif served:
+    if choices.default:
+        wanted = [choices.default, by_name.get(choices.default, "")]
+    else:
         before = choices.recorded.get(DEFAULT, "")
         # Of an engine that is gone, another version is nearer than another engine.
-        wanted = (before, by_name.get(name_of(before), ""))
-        default = next((each for each in wanted if each in ids), by_name[served[0].name])
-        default = default if default in ids else served[0].id
-    return Names(by_name, default)
+        wanted = [before, by_name.get(name_of(before), ""), by_name.get(name_of(first), ""), first]
+    return Names(by_name, next((each for each in wanted if each in ids), ""))
 
 
 def named_first(served: Iterable[E], names: Names) -> list[E]:
@@ -115,3 +131,106 @@ def moved_to(recorded: Mapping[str, str], engine_id: str) -> dict[str, str]:
     if name_of(record.get(DEFAULT, "")) == name:
         record[DEFAULT] = engine_id
     return record
+
+
+class NameRecord:
+    """What names stand for, and which engines were removed: ``<state_dir>/engine-names.json``.
+
+    The daemon writes it when names are resolved; ``wasmkilnd engine use`` and ``remove`` change
+    it. Every method may block, and raises NotOurs.
+    """
+
+    def __init__(self, state_dir: Path) -> None:
+        self._file = state_dir / "engine-names.json"
+
+    def read(self) -> tuple[dict[str, str], list[str]]:
+        """Return an id by name, and the ids of engines that an operator removed, the last ones.
+
+        Both are empty where there is no record, or a damaged one.
+        """
+        check_path(self._file)
+        try:
+            document = json.loads(self._file.read_bytes())
+            if document["version"] != _VERSION:
+                raise ValueError("it is of another version")
+            names = {str(name): str(each) for name, each in document["names"].items()}
+            return names, [str(each) for each in document.get("removed", ())]
+        except FileNotFoundError:
+            pass
+        except _UNUSABLE as failure:
+            log.error(
+                "cannot read what engines' names stand for: names stand for the newest versions",
+                file=str(self._file),
+                cause=str(failure) if isinstance(failure, OSError) else "it is damaged",
+            )
+        return {}, []
+
+    def write(self, names: Mapping[str, str], removed: str = "") -> None:
+        """Replace what names stand for; remember that an engine was ``removed``. Raises OSError."""
+        before = [each for each in self.read()[1] if each != removed]
+        gone = [*before, *([removed] if removed else [])][-_MAX_REMOVED:]
+        document = {"version": _VERSION, "names": dict(sorted(names.items())), "removed": gone}
+        write_whole(self._file, json.dumps(document, indent=1).encode() + b"\n")
+
+
+@dataclass(frozen=True, slots=True)
+class WarmOrder:
+    """What to compile before names stand for an engine."""
+
+    engine_id: str
+    from_engine_id: str
+    top: int
+    """How many of the artifacts that are used most."""
+
+
+class WarmOrders:
+    """Orders in a state directory: ``<state_dir>/warm-ups/<new engine>.json``.
+
+    An order stays until the work is done, so a daemon that is restarted in the middle goes on.
+    Every method may block.
+    """
+
+    def __init__(self, state_dir: Path) -> None:
+        self._folder = state_dir / "warm-ups"
+
+    def write(self, order: WarmOrder) -> None:
+        """Write an order, in the place of an earlier one for the same engine.
+
+        Raises OSError, and NotOurs where a daemon would refuse to read it.
+        """
+        check_path(self._folder)
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        document = {"version": _VERSION, "from": order.from_engine_id, "top": order.top}
+        write_whole(self._file(order.engine_id), json.dumps(document).encode() + b"\n")
+
+    def read(self, engine_ids: Iterable[str]) -> list[WarmOrder]:
+        """Return the orders for these engines. Raises NotOurs.
+
+        Pass over what is no order; the log says so, since names do not wait for that engine.
+        """
+        check_path(self._folder)
+        found = []
+        for engine_id in engine_ids:
+            try:
+                document = json.loads(self._file(engine_id).read_bytes())
+                if document["version"] != _VERSION:
+                    raise ValueError("it is of another version")
+                top = max(1, min(int(document["top"]), MAX_USES))
+                found.append(WarmOrder(engine_id, str(document["from"]), top))
+            except FileNotFoundError:
+                continue
+            except _UNUSABLE as failure:
+                log.error(
+                    "cannot use the order of a warm-up: names do not wait for it",
+                    engine=engine_id,
+                    cause=str(failure) if isinstance(failure, OSError) else "it is damaged",
+                    advice="write it again: wasmkilnd engine install … --warm-from …",
+                )
+        return found
+
+    def remove(self, engine_id: str) -> None:
+        """Remove the order for an engine, if there is one. Raises OSError."""
+        self._file(engine_id).unlink(missing_ok=True)
+
+    def _file(self, engine_id: str) -> Path:
+        return self._folder / f"{engine_id}.json"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from wasmkilnd import errors
 from wasmkilnd.engines.compilation import Compilation
@@ -26,18 +25,9 @@ class EngineRegistry(Compilation):
         choices: NameChoices,
         limits: Reloadable[Limits],
         recorder: Recorder,
-        unserved: Sequence[str] = (),
     ) -> None:
-        """Serve ``served``, the preferred ones first; see ``names.resolve``.
-
-        Raises ENGINE_UNKNOWN when the default is neither served nor among ``unserved``.
-        """
-        try:
-            names = resolve(choices, served, unserved)
-        except LookupError:
-            ids = [engine.id for engine in served]
-            raise errors.engine_unknown(choices.default, ids) from None
-        super().__init__(EngineTable(served, names), limits, recorder)
+        """Serve ``served``, the preferred ones first; see ``names.resolve``."""
+        super().__init__(EngineTable(served, resolve(choices, served)), limits, recorder)
         self._table.removed = choices.removed
         self.choices = choices
         """What decides which engine a name stands for."""
@@ -48,20 +38,10 @@ class EngineRegistry(Compilation):
         other._recorder = recorder
         return other
 
-    def serve(
-        self, served: Sequence[ServedEngine], unserved: Sequence[str], choices: NameChoices
-    ) -> None:
-        """Serve these from now on, in all views; work that chose another one goes on.
-
-        Unlike at the start, a default that is in neither list is no failure: requests that
-        name no engine are refused.
-        """
-        try:
-            names = resolve(choices, served, unserved)
-        except LookupError:
-            names = replace(resolve(replace(choices, default=""), served, unserved), default="")
+    def serve(self, served: Sequence[ServedEngine], choices: NameChoices) -> None:
+        """Serve these from now on, in all views; work that chose another one goes on."""
         self.choices = choices
-        self._table.serve(served, names)
+        self._table.serve(served, resolve(choices, served))
         self._table.removed = choices.removed
 
     def end(self, engine: ServedEngine) -> None:

@@ -8,16 +8,13 @@
 | | ``preflight`` | refuses to start where this host or user rules a setting out |
 | | ``private_folders`` | takes back what a container platform let a volume's group write to |
 | | ``check_config`` | checks the same for ``wasmkilnd config``, and starts nothing |
-| | ``first_engines`` | installs engines where there is none |
 | | ``long_step`` | asks the service manager for time while a step of the start takes it |
 | | ``descriptors`` | divides the file descriptors; raises the soft limit |
 | | ``listening`` | where gRPC is served, and with which TLS |
 | | ``open_access`` | the guard; reads again the files that say who may do what |
 | | ``opening`` | opens keys, tiers and the servers |
 | | ``auditing`` | where the audit goes, and its lines about the daemon itself |
-| | ``start_engines`` | starts the installed engines, and leaves out those that do not work |
-| | ``engine_names`` | which engine a name stands for: checks and records it |
-| | ``served_engines`` | ``engines.json``: what clients need to compute fingerprints |
+| | ``engines`` | installs the first engines, starts them, and follows what is installed |
 | | ``banner`` | the text for the person at the terminal |
 | serve | ``readiness`` | whether the daemon serves calls: /readyz, gRPC health, log |
 | | ``gauges`` | what metrics read from engines and calls |
@@ -27,7 +24,6 @@
 | | ``progress`` | whether jobs get on, so that the watchdog is answered |
 | | ``running`` | a file in the state directory for each daemon: its reloads |
 | reload | ``reload`` | applies settings, keys and files that SIGHUP makes the daemon read again |
-| | ``follow_engines`` | serves engines that were installed, and ends those that were removed |
 | | ``warm_ups`` | compiles what is used most for a new engine before names stand for it |
 | | ``watch`` | notices that files have changed, so that they are read without SIGHUP |
 | | ``serve_namespaces`` | opens and closes namespaces as the policy names them |

@@ -18,7 +18,7 @@ from wasmkilnd.cache.redis_servers import AccessUnusable, connect
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.config.values.address import Address
 from wasmkilnd.config.values.types import NO_ADMIN
-from wasmkilnd.lifecycle import engine_names, serve_namespaces
+from wasmkilnd.lifecycle import engines, serve_namespaces
 from wasmkilnd.lifecycle.auditing import cannot_write_audit
 from wasmkilnd.lifecycle.listening import open_tls, socket_access
 from wasmkilnd.lifecycle.preflight import CannotStart, check_limits
@@ -44,7 +44,7 @@ def check(settings: Settings) -> Sources:
     if why := serve_namespaces.refusal(settings, sources.policy.namespaces):
         raise CannotStart(why)
     read_keys(settings).refuse_revoked()
-    if why := engine_names.refusal(settings):
+    if why := engines.refusal(settings):
         raise CannotStart(why)
     open_advisories(settings)
     _check_redis(settings)

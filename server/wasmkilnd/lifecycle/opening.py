@@ -20,6 +20,7 @@ from wasmkilnd.config.schema import Settings
 from wasmkilnd.config.values.types import NO_ADMIN
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.lifecycle.auditing import CannotAudit, end_audit, open_target
+from wasmkilnd.lifecycle.engines import served_engines
 from wasmkilnd.lifecycle.listening import (
     Bound,
     admin_names,
@@ -33,7 +34,6 @@ from wasmkilnd.lifecycle.listening import (
 from wasmkilnd.lifecycle.preflight import CannotStart
 from wasmkilnd.lifecycle.readiness import Readiness
 from wasmkilnd.lifecycle.serve_namespaces import refusal
-from wasmkilnd.lifecycle.served_engines import served_engines
 from wasmkilnd.lifecycle.shutdown import Shutdown, until
 from wasmkilnd.lifecycle.tracing import open_tracing
 from wasmkilnd.model import Limits, NamespaceLimits

@@ -5,8 +5,8 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping, Sequence
 
+from wasmkilnd.lifecycle.engines import Serving
 from wasmkilnd.lifecycle.readiness import Readiness
-from wasmkilnd.lifecycle.start_engines import StartedEngines
 from wasmkilnd.telemetry.admin.pages import Asset, LivePage
 from wasmkilnd.telemetry.metrics.recorder import Metrics
 from wasmkilnd.telemetry.status_page.pages import status_pages
@@ -19,7 +19,7 @@ class StatusPage:
     """The status page of a daemon, and the history that it shows."""
 
     def __init__(
-        self, metrics: Metrics, readiness: Readiness, started: StartedEngines, tenants: Tenants
+        self, metrics: Metrics, readiness: Readiness, started: Serving, tenants: Tenants
     ) -> None:
         """Begin the history now."""
         self.sampler = Sampler(metrics)
@@ -41,7 +41,7 @@ class StatusPage:
         return status_pages(self._sources, self.sampler)
 
 
-def _engines(started: StartedEngines) -> Sequence[EngineView]:
+def _engines(started: Serving) -> Sequence[EngineView]:
     default = started.registry.default
     return [
         EngineView(

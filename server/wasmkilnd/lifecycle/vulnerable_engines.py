@@ -26,7 +26,7 @@ def open_advisories(settings: Settings) -> Advisories:
 
 
 def prepare_advisories(current: Reloadable[Advisories]) -> Prepare:
-    """Return what reads the table again. Engines follow after all else (``follow_engines``)."""
+    """Return what reads the table again. Engines follow after all else (``Serving.look``)."""
 
     def prepare(new: Settings) -> Callable[[], None]:
         try:

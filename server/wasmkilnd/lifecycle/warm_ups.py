@@ -18,7 +18,7 @@ from typing import Any
 import structlog
 
 from wasmkilnd.compiles_behind import request_behind_all
-from wasmkilnd.engines.install.warm_orders import WarmOrder, WarmOrders
+from wasmkilnd.engines.names import WarmOrder, WarmOrders
 from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
 from wasmkilnd.model import SWITCHED_OFF, EngineWarmUp
 from wasmkilnd.ownership import NotOurs

@@ -1,19 +1,28 @@
-"""What a name stands for: as the operator says, else as before, else the newest version."""
+"""What a name stands for: as the operator says, else as before, else the newest version.
+
+It is kept in a file that may be damaged, or not there; so are orders of warm-ups.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 from wasmkilnd.engines.names import (
     DEFAULT,
     NameChoices,
+    NameRecord,
+    WarmOrder,
+    WarmOrders,
     moved_to,
     name_of,
     named_first,
     resolve,
     to_record,
 )
+from wasmkilnd.ownership import NotOurs
 
 
 @dataclass(frozen=True)
@@ -33,18 +42,18 @@ NEW, OLD, OTHER = "wasmtime-50.0.1", "wasmtime-49.0.0", "wasmer-1.1.0"
 
 
 def test_at_first_a_name_stands_for_the_first() -> None:
-    names = resolve(NameChoices(), engines(OTHER, NEW, OLD), [])
+    names = resolve(NameChoices(), engines(OTHER, NEW, OLD))
     assert names.by_name == {"wasmer": OTHER, "wasmtime": NEW}
     assert names.default == OTHER
 
 
 def test_a_further_version_or_engine_changes_nothing() -> None:
     first = engines(OLD)
-    names = resolve(NameChoices(), first, [])
+    names = resolve(NameChoices(), first)
     record = to_record(NameChoices(), names, first, [OLD])
     assert record == {"wasmtime": OLD, DEFAULT: OLD}
     choices, served = NameChoices(recorded=record), engines(OTHER, NEW, OLD)
-    names = resolve(choices, served, [])
+    names = resolve(choices, served)
     assert names.by_name == {"wasmer": OTHER, "wasmtime": OLD}
     assert names.default == OLD
     assert [each.id for each in named_first(served, names)] == [OTHER, OLD, NEW]
@@ -54,7 +63,7 @@ def test_a_further_version_or_engine_changes_nothing() -> None:
 def test_what_is_gone_is_followed_by_another_version() -> None:
     choices = NameChoices(recorded={"wasmtime": OLD, DEFAULT: OLD})
     served = engines(OTHER, NEW)
-    names = resolve(choices, served, [])
+    names = resolve(choices, served)
     assert (names.by_name["wasmtime"], names.default) == (NEW, NEW)
     assert to_record(choices, names, served, [OTHER, NEW])["wasmtime"] == NEW
 
@@ -62,7 +71,7 @@ def test_what_is_gone_is_followed_by_another_version() -> None:
 def test_what_is_broken_for_now_gets_its_name_back() -> None:
     choices = NameChoices(recorded={"wasmtime": OLD, DEFAULT: OLD})
     served = engines(NEW)
-    names = resolve(choices, served, [OLD])
+    names = resolve(choices, served)
     assert names.by_name["wasmtime"] == NEW
     assert to_record(choices, names, served, [NEW, OLD]) == choices.recorded
 
@@ -70,30 +79,81 @@ def test_what_is_broken_for_now_gets_its_name_back() -> None:
 def test_an_alias_is_stronger_and_is_remembered() -> None:
     choices = NameChoices({"wasmtime": OLD}, "wasmtime", {"wasmtime": NEW})
     served = engines(NEW, OLD)
-    names = resolve(choices, served, [])
+    names = resolve(choices, served)
     assert names.by_name == {"wasmtime": OLD}
     assert names.default == OLD
     record = to_record(choices, names, served, [NEW, OLD])
     assert record == {"wasmtime": OLD, DEFAULT: OLD}
-    assert resolve(NameChoices(recorded=record), served, []) == resolve(
-        NameChoices(recorded={"wasmtime": OLD, DEFAULT: OLD}), served, []
+    assert resolve(NameChoices(recorded=record), served) == resolve(
+        NameChoices(recorded={"wasmtime": OLD, DEFAULT: OLD}), served
     )
 
 
 def test_an_alias_for_what_is_not_served_stands_for_nothing_else() -> None:
-    names = resolve(NameChoices({"wasmtime": OLD}), engines(NEW), [OLD])
+    names = resolve(NameChoices({"wasmtime": OLD}), engines(NEW))
     assert names.by_name == {"wasmtime": OLD}
     assert names.default == NEW  # Nobody chose what requests get that name none.
 
 
-def test_a_default_that_is_not_there() -> None:
-    with pytest.raises(LookupError):
-        resolve(NameChoices(default="v8"), engines(NEW), [])
-    assert resolve(NameChoices(default=OLD), engines(NEW), [OLD]).default == ""
-    assert resolve(NameChoices(default="wasmer"), engines(NEW), [OTHER]).default == ""
-    assert resolve(NameChoices(), [], []).default == ""
+def test_a_default_that_is_not_served_has_no_other_in_its_place() -> None:
+    for default in ("v8", OLD, "wasmer"):
+        assert resolve(NameChoices(default=default), engines(NEW)).default == ""
+    assert resolve(NameChoices(), []).default == ""
 
 
 def test_names_move_to_an_engine_with_what_stood_for_another_version() -> None:
     assert moved_to({"wasmtime": OLD, DEFAULT: OLD}, NEW) == {"wasmtime": NEW, DEFAULT: NEW}
     assert moved_to({"wasmtime": OLD, DEFAULT: OTHER}, NEW) == {"wasmtime": NEW, DEFAULT: OTHER}
+
+
+def test_names_and_what_was_removed_are_kept(tmp_path: Path) -> None:
+    record = NameRecord(tmp_path)
+    assert record.read() == ({}, [])
+    record.write({"wasmtime": NEW})
+    record.write({"wasmtime": NEW}, removed=OLD)
+    record.write({"wasmtime": "wasmtime-51.0.0"})
+    assert record.read() == ({"wasmtime": "wasmtime-51.0.0"}, [OLD])
+    for number in range(100):
+        record.write({}, removed=f"wasmtime-1.0.{number}")
+    _, removed = record.read()
+    assert (len(removed), removed[-1]) == (64, "wasmtime-1.0.99")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 2}', '{"version": 1, "names": 3}'])
+def test_a_damaged_record_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "engine-names.json").write_text(text)
+    assert NameRecord(tmp_path).read() == ({}, [])
+    NameRecord(tmp_path).write({"wasmtime": NEW})
+    assert NameRecord(tmp_path).read() == ({"wasmtime": NEW}, [])
+
+
+def test_what_is_recorded_and_no_engine_stands_for_nothing() -> None:
+    choices = NameChoices(recorded={"wasmtime": "../x", "A": "b", DEFAULT: ""})
+    names = resolve(choices, engines(NEW))
+    assert (names.by_name, names.default) == ({"wasmtime": NEW}, NEW)
+    assert to_record(choices, names, engines(NEW), [NEW]) == {"wasmtime": NEW, DEFAULT: NEW}
+
+
+def test_a_record_that_others_may_write_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "engine-names.json").write_text("{}")
+    (tmp_path / "engine-names.json").chmod(0o666)
+    with pytest.raises(NotOurs):
+        NameRecord(tmp_path).read()
+
+
+def test_orders_are_read_as_they_were_written(tmp_path: Path) -> None:
+    orders, order = WarmOrders(tmp_path), WarmOrder("wasmtime-50.0.1", "wasmtime-49.0.0", 20)
+    assert orders.read(["wasmtime-50.0.1"]) == []
+    orders.write(order)
+    assert orders.read(["wasmtime-50.0.1", "wasmer-1.1.0"]) == [order]
+    assert orders.read(["wasmer-1.1.0"]) == []
+    endless = '{"version": 1, "from": "wasmtime-49.0.0", "top": 1e999}'
+    for text in ("{", "[]", "[" * 5000, "\0" * 9000, '{"version": 9}', endless):
+        (tmp_path / "warm-ups" / "wasmtime-50.0.1.json").write_text(text)
+        with capture_logs() as logs:
+            assert orders.read(["wasmtime-50.0.1"]) == []
+        # An operator who ordered it learns that names move at once.
+        (line,) = logs
+        assert (line["engine"], line["cause"]) == ("wasmtime-50.0.1", "it is damaged")
+    orders.remove("wasmtime-50.0.1")
+    orders.remove("wasmtime-50.0.1")

