@@ -12,7 +12,7 @@ import click
 from wasmkilnd.commands.as_owner import settings_of
 from wasmkilnd.commands.running import processes, reload_option, take_in
 from wasmkilnd.config.schema import Settings
-from wasmkilnd.engines.install import KINDS, EngineInstallError, EngineStore, not_installed
+from wasmkilnd.engines.install import KINDS, EngineInstallError, EngineStore, InstalledEngine
 from wasmkilnd.engines.names import (
     DEFAULT,
     NameChoices,
@@ -22,6 +22,7 @@ from wasmkilnd.engines.names import (
     moved_to,
     name_of,
     resolve,
+    to_record,
 )
 from wasmkilnd.lifecycle.running import running
 from wasmkilnd.ownership import NotOurs
@@ -92,7 +93,7 @@ def install(
     settings = _settings(state_dir)
     names = _Names(settings)
     if warm_from:
-        warm_from = names.installed_id("warm from", warm_from)
+        warm_from = names.find("warm from", warm_from).id
     installed = 0
     for spec in specs:
         try:
@@ -161,7 +162,8 @@ def remove(engine_id: str, force: bool, state_dir: str | None, and_reload: bool)
     """
     settings = _settings(state_dir)
     names, folder = _Names(settings), settings.state_dir
-    engine_id = names.installed_id("remove", engine_id)
+    found = names.find("remove", engine_id)
+    engine_id = found.id
     if not force and (daemons := running(folder)):
         raise EngineInstallError(
             f"a daemon that runs ({processes(daemons)}) serves {engine_id}: its callers would get"
@@ -176,7 +178,7 @@ def remove(engine_id: str, force: bool, state_dir: str | None, and_reload: bool)
             " callers would get another engine. Choose that first, with `wasmkilnd engine use`,"
             " engine_alias or default_engine, or remove it with --force"
         )
-    names.store.remove(engine_id)
+    names.store.remove(found)
     WarmOrders(folder).remove(engine_id)
     with suppress(OSError):  # Then its callers get ENGINE_UNKNOWN after a restart.
         NameRecord(folder).write(names.choices.recorded, removed=engine_id)
@@ -196,7 +198,7 @@ def use(engine_id: str, as_default: bool, state_dir: str | None, and_reload: boo
     """
     settings = _settings(state_dir)
     names, folder = _Names(settings), settings.state_dir
-    engine_id = names.installed_id("use", engine_id)
+    engine_id = names.find("use", engine_id).id
     name = name_of(engine_id)
     then = "change it there, and reload the daemon"
     if name in settings.engine_aliases:
@@ -206,9 +208,9 @@ def use(engine_id: str, as_default: bool, state_dir: str | None, and_reload: boo
             f"default_engine says what requests get that name no engine: {then}"
         )
     # What names stand for without a record stays, too.
-    now = {each: stands for each, stands in names.names.by_name.items() if each == name_of(stands)}
-    default = {DEFAULT: names.names.default} if names.names.default else {}
-    record = moved_to({**now, **default, **names.choices.recorded}, engine_id)
+    there = [*(each.id for each in names.installed), *(each.name for each in names.store.damaged())]
+    now = to_record(names.choices, names.names, names.installed, there)
+    record = moved_to(now, engine_id)
     if as_default:
         record[DEFAULT] = engine_id
     try:
@@ -237,15 +239,13 @@ class _Names:
         found = [name for name, each in sorted(self.names.by_name.items()) if each == engine_id]
         return [*found, *(["the default"] if self.names.default == engine_id else [])]
 
-    def installed_id(self, what: str, spec: str) -> str:
-        """Return the id of an installed engine, given as that or as NAME==VERSION.
-
-        Raises EngineInstallError.
-        """
-        engine_id = spec.replace("==", "-")
-        if engine_id not in {each.id for each in self.installed}:
-            raise not_installed(f"{what} {spec}", self.installed)
-        return engine_id
+    def find(self, what: str, spec: str) -> InstalledEngine:
+        """Return an installed engine by its id or NAME==VERSION. Raises EngineInstallError."""
+        for engine in self.installed:
+            if engine.id == spec.replace("==", "-"):
+                return engine
+        ids = ", ".join(engine.id for engine in self.installed) or "none"
+        raise EngineInstallError(f"cannot {what} {spec}: it is not installed; installed are: {ids}")
 
 
 def _held_back(settings: Settings, engine_id: str) -> Iterator[str]:

@@ -35,13 +35,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
-from packaging.version import InvalidVersion, Version
+from packaging.version import Version
 
 from wasmkilnd.ownership import NotOurs, check_path, check_tree, make_folder
 
 PINS = Path(__file__).parent / "pins"
+Report: TypeAlias = Callable[[str], None]
+"""What is called with each step of an installation."""
 
 _MARKER = "engine.json"
 _BUILDING = ".building-"
@@ -178,7 +180,7 @@ class EngineStore:
         self,
         spec: str,
         python: str = "",
-        report: Callable[[str], None] = lambda _: None,
+        report: Report = lambda _: None,
         sha256: Sequence[str] = (),
         mirror: str = "",
     ) -> InstalledEngine:
@@ -196,85 +198,65 @@ class EngineStore:
                     f"{digest!r} is not a SHA-256: expected 64 digits, 0 to 9 and a to f"
                 )
         version = version or KINDS[name].default_version
+        pins = PINS / f"{name}-{version}.txt"
         with self._lock():
-            for left_over in self._root.glob(f"{_BUILDING}*"):
-                shutil.rmtree(left_over, ignore_errors=True)  # of an installation that was killed
             for engine in self.installed():
                 if (engine.name, engine.version) == (name, version):
                     return engine
-            interpreter = self._interpreter(name, python, mirror, report)
-            report(f"{spec}: using {interpreter.name} at {interpreter.path}")
+            found = self._interpreter(name, python, mirror, report)
+            report(f"{spec}: using {found.name} at {found.path}")
             with tempfile.TemporaryDirectory(prefix=_BUILDING, dir=self._root) as folder:
-                return self._build(Path(folder), name, version, sha256, interpreter, report)
+                if sha256:
+                    hashes = "".join(f" --hash=sha256:{digest}" for digest in sha256)
+                    pins = Path(folder, "pins.txt")
+                    wanted = [*KINDS[name].packages, *KINDS[name].optional]
+                    pins.write_text("".join(f"{each}=={version}{hashes}\n" for each in wanted))
+                elif not pins.exists():
+                    report(
+                        f"warning: {name}=={version} is not pinned: whatever the package index"
+                        " serves under this name is installed and run. Give --sha256 DIGEST of a"
+                        f" wheel that you trust, or install {' or '.join(pinned_versions())}"
+                    )
+                return self._build(Path(folder, "engine"), name, version, found, pins, report)
 
     def _build(
-        self,
-        folder: Path,
-        name: str,
-        version: str,
-        sha256: Sequence[str],
-        interpreter: Interpreter,
-        report: Callable[[str], None],
+        self, folder: Path, name: str, version: str, found: Interpreter, pins: Path, report: Report
     ) -> InstalledEngine:
-        kind, building = KINDS[name], folder / "engine"
-        packages, optional = (
-            [f"{package}=={version}" for package in some] for some in (kind.packages, kind.optional)
-        )
-        pins = PINS / f"{name}-{version}.txt"
-        if sha256:
-            hashes = "".join(f" --hash=sha256:{digest}" for digest in sha256)
-            pins = folder / "pins.txt"
-            pins.write_text("".join(f"{each}{hashes}\n" for each in (*packages, *optional)))
-        elif not pins.exists():
-            pinned = " or ".join(pinned_versions())
-            report(
-                f"warning: {name}=={version} is not pinned: whatever the package index serves"
-                " under this name is installed and run. Give --sha256 DIGEST of a wheel that"
-                f" you trust, or install {pinned}"
-            )
         # Not by uv, which runs an interpreter with the packages beside its library.
-        _run([str(interpreter.path), "-I", "-S", "-m", "venv", "--without-pip", str(building)])
-        python = building / "bin" / "python"
-        report(f"installing {', '.join(packages)}")
-        _install_wheels(python, packages, pins)
+        _run([str(found.path), "-I", "-S", "-m", "venv", "--without-pip", str(folder)])
+        python, kind, marker = folder / "bin" / "python", KINDS[name], folder / _MARKER
+        _install_wheels(python, [f"{each}=={version}" for each in kind.packages], pins, report)
         try:
-            for each in optional:
-                report(f"installing {each}")
-                _install_wheels(python, [each], pins)
+            for each in kind.optional:
+                _install_wheels(python, [f"{each}=={version}"], pins, report)
         except _ForeignWheelError:
             raise
         except EngineInstallError as failure:
             report(f"going on without: {failure}")
-        # uv makes it for everybody to write.
-        (building / ".lock").unlink(missing_ok=True)
-        actual = _run([str(python), "-I", "-c", _VERSION_PROBE, kind.packages[0]]).strip()
-        engine = InstalledEngine(name, actual, interpreter.name, self._root / f"{name}-{actual}")
-        marker = {"name": name, "version": actual, "python": interpreter.name}
-        (building / _MARKER).write_text(json.dumps(marker))
-        (building / _MARKER).chmod(0o644)  # Whatever the umask is: nobody else may write to it.
-        building.chmod(0o755)
+        version = _run([str(python), "-I", "-c", _VERSION_PROBE, kind.packages[0]]).strip()
+        engine = InstalledEngine(name, version, found.name, self._root / f"{name}-{version}")
+        marker.write_text(json.dumps({"name": name, "version": version, "python": found.name}))
+        # Whatever the umask is, nobody else may write to it; uv lets everybody write to its lock.
+        marker.chmod(0o644)
+        folder.chmod(0o755)
+        (folder / ".lock").unlink(missing_ok=True)
         if not _read(engine.path / _MARKER):
             shutil.rmtree(engine.path, ignore_errors=True)
-            building.rename(engine.path)
+            folder.rename(engine.path)
         return engine
 
-    def _interpreter(
-        self, name: str, python: str, mirror: str, report: Callable[[str], None]
-    ) -> Interpreter:
+    def _interpreter(self, name: str, python: str, mirror: str, report: Report) -> Interpreter:
         kind = KINDS[name]
         if not python:
             return find_python(kind.minors, self._pythons) or self._fetch(kind, mirror, report)
-        try:
-            given = probe(python)
-        except NotOurs as refusal:
-            raise EngineInstallError(f"{name} needs {kind.needs}, and {refusal}") from None
+        given = probe(python)
         if given is None:
             raise EngineInstallError(f"{python} is not a working Python interpreter")
         if not given.fits(kind.minors):
             raise EngineInstallError(f"{python} is {given.name}, and {name} needs {kind.needs}")
         return given
 
-    def _fetch(self, kind: EngineKind, mirror: str, report: Callable[[str], None]) -> Interpreter:
+    def _fetch(self, kind: EngineKind, mirror: str, report: Report) -> Interpreter:
         version = f"3.{min(kind.minors[-1], sys.version_info.minor)}"
         where = mirror or os.environ.get("UV_PYTHON_INSTALL_MIRROR", "where uv finds it")
         report(f"this machine has no {kind.needs}: fetching CPython {version} from {where}")
@@ -295,20 +277,15 @@ class EngineStore:
             raise EngineInstallError(f"uv fetched CPython {version}, and it does not run here")
         return found
 
-    def remove(self, engine_id: str) -> None:
-        """Remove an engine at once: no daemon finds half of it. Raises EngineInstallError."""
+    def remove(self, engine: InstalledEngine) -> None:
+        """Remove an engine at once: no daemon finds half of it."""
         with self._lock():
-            installed = self.installed()
-            for engine in installed:
-                if engine_id in (engine.id, f"{engine.name}=={engine.version}"):
-                    if engine.path.is_symlink():
-                        engine.path.unlink()
-                    else:
-                        aside = Path(tempfile.mkdtemp(prefix=_BUILDING, dir=self._root))
-                        engine.path.rename(aside / engine.id)
-                        shutil.rmtree(aside)
-                    return
-        raise not_installed(f"remove {engine_id}", installed)
+            if engine.path.is_symlink():
+                engine.path.unlink()
+            elif engine.is_there():
+                aside = Path(tempfile.mkdtemp(prefix=_BUILDING, dir=self._root))
+                engine.path.rename(aside / engine.id)
+                shutil.rmtree(aside)
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
@@ -322,13 +299,9 @@ class EngineStore:
             ) from None
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            for left_over in self._root.glob(f"{_BUILDING}*"):
+                shutil.rmtree(left_over, ignore_errors=True)  # of an installation that was killed
             yield
-
-
-def not_installed(what: str, installed: Sequence[InstalledEngine]) -> EngineInstallError:
-    """Return why ``what`` cannot be done: with an engine that is not there."""
-    ids = ", ".join(engine.id for engine in installed) or "none"
-    return EngineInstallError(f"cannot {what}: it is not installed; installed are: {ids}")
 
 
 def parse_spec(spec: str) -> tuple[str, str]:
@@ -339,12 +312,7 @@ def parse_spec(spec: str) -> tuple[str, str]:
             f"{spec!r} is not an engine: write {' or '.join(KINDS)}, or one with a version,"
             " such as wasmtime==50.0.1"
         )
-    version = found["version"] or ""
-    try:
-        Version(version or "0")
-    except InvalidVersion:
-        raise EngineInstallError(f"{version!r} is not a version") from None
-    return found["name"], version
+    return found["name"], found["version"] or ""
 
 
 def pinned_versions() -> list[str]:
@@ -446,11 +414,12 @@ class _ForeignWheelError(EngineInstallError):
     """The package index served a file that is not one of those that were pinned."""
 
 
-def _install_wheels(python: Path, packages: Sequence[str], pins: Path) -> None:
+def _install_wheels(python: Path, packages: Sequence[str], pins: Path, report: Report) -> None:
     """Install ``package==version``s into the environment of ``python``.
 
     Where the file ``pins`` exists, it lists the SHA-256 of the files that are good.
     """
+    report(f"installing {', '.join(packages)}")
     hashes = ["--require-hashes", "--constraints", str(pins)] if pins.exists() else []
     words = ["pip", "install", "--python", str(python), "--only-binary", ":all:"]
     try:
@@ -511,12 +480,8 @@ def _run(command: Sequence[str], environ: dict[str, str] | None = None) -> str:
             umask=0o022,  # Whatever the caller's is, no other user may write to an engine.
             env={k: v for k, v in (environ or os.environ).items() if not k.startswith("PYTHON")},
         )
-    except subprocess.TimeoutExpired:
-        raise EngineInstallError(
-            f"`{' '.join(command)}` did not end within {_TIMEOUT_S} s"
-        ) from None
-    except OSError as failure:
-        raise EngineInstallError(f"cannot run {command[0]}: {failure.strerror}") from None
+    except (OSError, subprocess.TimeoutExpired) as failure:
+        raise EngineInstallError(f"cannot run `{' '.join(command)}`: {failure}") from None
     if done.returncode != 0:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or [""]
         # uv says below an error what caused it, each in a line of its own.

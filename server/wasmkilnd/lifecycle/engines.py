@@ -23,17 +23,8 @@ from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkilnd import errors, model
 from wasmkilnd.config.machine import cpu_count
 from wasmkilnd.config.schema import Settings
+from wasmkilnd.engines import names as naming
 from wasmkilnd.engines.install import KINDS, EngineStore, InstalledEngine
-from wasmkilnd.engines.names import (
-    NameChoices,
-    NameRecord,
-    Names,
-    WarmOrder,
-    WarmOrders,
-    moved_to,
-    name_of,
-    to_record,
-)
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.engines.served import ServedEngine
 from wasmkilnd.engines.serving import WorkerOptions, serve_engines
@@ -128,8 +119,8 @@ class FoundEngines:
 
     installed: Sequence[InstalledEngine]
     damaged: Sequence[model.UnservedEngine]
-    choices: NameChoices
-    orders: Sequence[WarmOrder]
+    choices: naming.NameChoices
+    orders: Sequence[naming.WarmOrder]
     """What to compile before names stand for an engine."""
 
     @property
@@ -147,12 +138,12 @@ def look_for_engines(settings: Settings) -> FoundEngines:
             model.UnservedEngine(folder.name, "it is damaged: install it again")
             for folder in store.damaged()
         ],
-        NameChoices(
+        naming.NameChoices(
             settings.engine_aliases,
             settings.default_engine,
-            *NameRecord(settings.state_dir).read(),
+            *naming.NameRecord(settings.state_dir).read(),
         ),
-        WarmOrders(settings.state_dir).read(engine.id for engine in installed),
+        naming.WarmOrders(settings.state_dir).read(engine.id for engine in installed),
     )
 
 
@@ -184,7 +175,7 @@ def refusal(settings: Settings) -> str:
                 f"engine_alias: {name} stands for {engine_id}, which is not installed; installed"
                 f" are: {', '.join(there)}: install it, or correct WASMKILN_ENGINE_ALIAS"
             )
-    if there and default and default not in {*there, *map(name_of, there)}:
+    if there and default and default not in {*there, *map(naming.name_of, there)}:
         return f"WASMKILN_DEFAULT_ENGINE: {errors.engine_unknown(default, there).message}"
     return ""
 
@@ -226,13 +217,14 @@ class Serving:
             guard=self.isolation,
             users=JobUsers(settings.current.job_uid),
         )
-        self.registry = EngineRegistry([], NameChoices(), limits, metrics)
+        self.registry = EngineRegistry([], naming.NameChoices(), limits, metrics)
         self.unserved: Sequence[model.UnservedEngine] = ()
+        self._record = naming.NameRecord(settings.current.state_dir)
         self._ids: list[str] = []
         """What is installed, the preferred ones first."""
         self._warming: set[str] = set()
         """What names do not stand for yet."""
-        self._orders: Sequence[WarmOrder] = ()
+        self._orders: Sequence[naming.WarmOrder] = ()
         metrics.gauges.engine_states = lambda: {
             **{engine.id: False for engine in self.unserved},
             **{engine.id: True for engine in self.registry.served},
@@ -281,19 +273,21 @@ class Serving:
         return ids, [engine for engine in before.values() if engine.id not in there]
 
     async def _arrange(
-        self, served: Iterable[ServedEngine], choices: NameChoices, written: Mapping[str, str]
+        self,
+        served: Iterable[ServedEngine],
+        choices: naming.NameChoices,
+        written: Mapping[str, str],
     ) -> None:
         """Serve these engines, resolve names, and record them if that is not ``written`` yet."""
         registry = self.registry
         order = sorted(served, key=lambda each: self._ids.index(each.id))
         registry.serve(sorted(order, key=lambda each: each.id in self._warming), choices)
-        record = to_record(choices, registry.resolved, registry.served, self._ids)
+        record = naming.to_record(choices, registry.resolved, registry.served, self._ids)
         registry.choices = replace(choices, recorded=record)
         if record == written:
             return
         try:
-            file = NameRecord(self._settings.current.state_dir)
-            await asyncio.to_thread(file.write, record)
+            await asyncio.to_thread(self._record.write, record)
         except (OSError, NotOurs) as failure:
             # Names may move at the next start.
             log.warning("cannot record what engines' names stand for", cause=str(failure))
@@ -310,7 +304,7 @@ class Serving:
         """
         self._tenants, self._auditor, self._in_background = tenants, auditor, in_background
         self._warm_ups = WarmUps(
-            WarmOrders(self._settings.current.state_dir),
+            naming.WarmOrders(self._settings.current.state_dir),
             tenants,
             max(1, self._settings.current.effective_workers // 2),
             self._names_move,
@@ -319,7 +313,7 @@ class Serving:
         self._metrics.gauges.warm_ups = lambda: self._warm_ups.status
         self._warm_up(self._orders)
 
-    def _warm_up(self, orders: Iterable[WarmOrder]) -> None:
+    def _warm_up(self, orders: Iterable[naming.WarmOrder]) -> None:
         served = {engine.id for engine in self.registry.served}
         self._warm_ups.begin([order for order in orders if order.engine_id in served])
 
@@ -342,26 +336,15 @@ class Serving:
         log.info("engines read again")
 
     async def _look(self, found: FoundEngines) -> None:
-        registry, names = self.registry, self.registry.resolved
-        further = {each.id for each in found.installed} - {each.id for each in registry.served}
+        names = self.registry.resolved
+        further = {each.id for each in found.installed} - {each.id for each in self.registry.served}
         make_room(len(further), self._settings.current)
         added, gone = await self._take(found)
         for engine_id in added:
             self._tenants.add_engine(engine_id)
         for engine in gone:
             self._in_background(self._end(engine))
-        if added or gone:
-            await self._tenants.write_engines()
-            audit_engines(self._auditor, added, [engine.id for engine in gone])
-            log.info(
-                "engines changed",
-                served=added,
-                removed=[engine.id for engine in gone],
-                default=registry.default,
-                names=registry.names,
-            )
-        else:
-            await self._tell_names(names)
+        await self._tell(names, added, [engine.id for engine in gone])
         self._warm_up(found.orders)
 
     async def _names_move(self, engine_id: str) -> None:
@@ -372,22 +355,25 @@ class Serving:
         names, choices = self.registry.resolved, self.registry.choices
         written = choices.recorded
         with contextlib.suppress(NotOurs):  # An operator may have changed it since.
-            written, _ = await asyncio.to_thread(NameRecord(self._settings.current.state_dir).read)
-        choices = replace(choices, recorded=moved_to(written, engine_id))
+            written, _ = await asyncio.to_thread(self._record.read)
+        choices = replace(choices, recorded=naming.moved_to(written, engine_id))
         await self._arrange(self.registry.served, choices, written)
-        await self._tell_names(names)
+        await self._tell(names)
 
-    async def _tell_names(self, before: Names) -> None:
+    async def _tell(
+        self, before: naming.Names, added: Sequence[str] = (), gone: Sequence[str] = ()
+    ) -> None:
+        """Tell clients, the audit and the log what is served now, and what names stand for."""
         registry = self.registry
-        # Equal if there was no other engine, or an alias decides, or the new one was taken out.
-        if registry.resolved != before:
+        if added or gone or registry.resolved != before:
             await self._tenants.write_engines()
+            audit_engines(self._auditor, added, gone)
             log.info(
-                "names stand for another engine",
-                names=registry.names,
-                before=before.by_name,
+                "engines changed",
+                served=added,
+                removed=gone,
                 default=registry.default,
-                default_before=before.default,
+                names=registry.names,
             )
 
     async def _end(self, engine: ServedEngine) -> None:
