@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
     Source = str | os.PathLike[str] | bytes | bytearray | memoryview
 
-# The daemon refuses more keys in one call; see FindMissing in module_service.proto.
+# The daemon refuses more keys in one call, and more bytes; see FindMissing in module_service.proto.
 FIND_MISSING_KEYS = 10_000
+FIND_MISSING_BYTES = 2 * 1024 * 1024
 # A daemon puts no larger artifact into its header's message; see module_service.proto.
 _INLINE_LIMIT_BYTES = 65_536
 # The highest limit that a daemon can be configured to have. A larger file is not read.
@@ -125,7 +126,7 @@ def artifact_keys(keys: Iterable[ArtifactKey | str]) -> list[ArtifactKey]:
 def in_batches(
     keys: Sequence[ArtifactKey], *, by_module: bool = False
 ) -> Iterator[modules.FindMissingRequest]:
-    """Yield FindMissing requests, each with no more keys than the daemon allows.
+    """Yield FindMissing requests, each with no more keys and bytes than the daemon allows.
 
     With `by_module` each is about one module, since another daemon may have the next one.
     """
@@ -133,8 +134,11 @@ def in_batches(
         for _, group in itertools.groupby(keys, key=lambda key: key.module_sha256):
             yield from in_batches(list(group))
         return
-    for start in range(0, len(keys), FIND_MISSING_KEYS):
-        yield modules.FindMissingRequest(keys=keys[start : start + FIND_MISSING_KEYS])
+    # In a request, each key has its tag and its length, too.
+    largest = max((key.ByteSize() + 4 for key in keys), default=1)
+    at_once = max(1, min(FIND_MISSING_KEYS, FIND_MISSING_BYTES // largest))
+    for start in range(0, len(keys), at_once):
+        yield modules.FindMissingRequest(keys=keys[start : start + at_once])
 
 
 def evict_request(

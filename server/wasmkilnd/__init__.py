@@ -5,7 +5,7 @@ One Compile call goes through these files in this order; ``compile_service`` cal
 ones:
 
     rpc/calls               who calls, and may they; limits, the log line, metrics and audit
-    rpc/services/module     reads the request, sends the answer
+    rpc/module_service      reads the request, sends the answer
     compile_service         look in the cache; join or start a flight; compile; store
       compiles_behind       compiles that no caller waits for
       admission             refuses a module or a spec before it costs anything

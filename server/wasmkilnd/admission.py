@@ -52,12 +52,12 @@ class Admission:
         # daemon's lease, a worker, or another caller's job.
         self._modules = FairShare(lambda: 2 * limits.current.queue_bytes)
 
-    async def admit(self, wasm: bytes, expected_sha256: str = "") -> Module:
+    async def admit(self, wasm: bytes) -> Module:
         """Do what the function ``admit`` does; hash large modules in a thread."""
         limit_bytes = self._limits.current.module_bytes
         if len(wasm) <= HASH_INLINE_BYTES or len(wasm) > limit_bytes:
-            return admit(wasm, limit_bytes, expected_sha256)
-        return await asyncio.to_thread(admit, wasm, limit_bytes, expected_sha256)
+            return admit(wasm, limit_bytes)
+        return await asyncio.to_thread(admit, wasm, limit_bytes)
 
     def begin(
         self, engine_id: str, module: Module, terms: Terms, *, compiles: bool, arrived: bool
@@ -76,21 +76,12 @@ class Admission:
         return Begun(bill, lambda: self._modules.add(waiter.caller, -size_bytes))
 
 
-def admit(wasm: bytes, limit_bytes: int, expected_sha256: str = "") -> Module:
-    """Check size, preamble and digest of ``wasm``.
-
-    ``expected_sha256`` is checked when it is not empty. Raises NOT_WASM,
-    MODULE_TOO_LARGE, INVALID_REQUEST or DIGEST_MISMATCH.
-    """
+def admit(wasm: bytes, limit_bytes: int) -> Module:
+    """Check size and preamble of ``wasm``. Raises NOT_WASM and MODULE_TOO_LARGE."""
     kind = kind_of(wasm)
     if len(wasm) > limit_bytes:
         raise errors.module_too_large(len(wasm), limit_bytes)
-    if expected_sha256:
-        check_sha256(expected_sha256, "expected_sha256")
-    actual = hashlib.sha256(wasm).hexdigest()
-    if expected_sha256 and actual != expected_sha256:
-        raise errors.digest_mismatch(expected_sha256, actual)
-    return Module(actual, kind, wasm)
+    return Module(hashlib.sha256(wasm).hexdigest(), kind, wasm)
 
 
 def kind_of(wasm: bytes) -> Kind:

@@ -44,10 +44,10 @@ from wasmkilnd.lifecycle.watch import follow, stamps_of, watched_files
 from wasmkilnd.model import DrainState
 from wasmkilnd.options import limits_of, traffic_limits
 from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.rpc.admin_service import AdminServicer
+from wasmkilnd.rpc.messages import stats_response
+from wasmkilnd.rpc.module_service import ModuleServicer
 from wasmkilnd.rpc.server import METHODS, RpcServer, TransportLimits
-from wasmkilnd.rpc.services.admin import AdminServicer
-from wasmkilnd.rpc.services.module import ModuleServicer
-from wasmkilnd.rpc.wire.stats import stats_response
 from wasmkilnd.telemetry.logs.standard_error import dropped_lines
 from wasmkilnd.telemetry.metrics.recorder import Metrics
 from wasmkilnd.tenants import Tenants

@@ -7,7 +7,7 @@ of the daemon never builds one by hand; it calls a function of this module:
 code, the field at fault and the names of the metadata. Below it, each function makes a sentence;
 those of its parameters that its row names are the metadata.
 
-Nothing here knows gRPC: ``rpc/wire/status.py`` makes the status that a caller receives.
+Nothing here knows gRPC: ``rpc/messages.py`` makes the status that a caller receives.
 
 ``Fault`` says whether a failure counts against its module: see ``quarantine``. A reason, its
 metadata and its status code are a promise to callers in every language; the sentences are not.

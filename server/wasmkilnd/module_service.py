@@ -43,9 +43,13 @@ class ModuleService:
 
     async def load(self, request: LoadRequest) -> LoadResult:
         """Admit, validate and store a module. Raises the errors of Load."""
-        budget = self._cache.wait_budget()
-        module = await self._admission.admit(request.wasm, request.expected_sha256)
+        budget, expected = self._cache.wait_budget(), request.expected_sha256
+        if expected:
+            check_sha256(expected, "expected_sha256")
+        module = await self._admission.admit(request.wasm)
         request.sha256 = module.sha256
+        if expected not in ("", module.sha256):
+            raise errors.digest_mismatch(expected, module.sha256)
         engine_id = self._engines.choose(request.engine, module.kind)
         already_loaded = await self._cache.get_module(module.sha256, budget) is not None
         spec = self._engines.spec(engine_id, "", "", {})

@@ -51,23 +51,6 @@ class CompileRequest:
     """Whether the caller may have what a tier holds, and nothing compiled for it."""
     terms: Terms = field(default_factory=Terms)
 
-    def of_call(self, terms: Terms) -> CompileRequest:
-        """Return a copy with the terms of a call."""
-        return CompileRequest(
-            self.sha256,
-            self.wasm,
-            self.engine,
-            self.target,
-            self.cpu,
-            self.settings,
-            self.skip_cache_lookup,
-            self.accept_host_file,
-            self.accept_encodings,
-            self.accept_fast,
-            self.hits_only,
-            terms,
-        )
-
     def restrict_to_hits(self) -> None:
         """Let the call have what a tier holds, and nothing else. Raises ROLE_MISSING."""
         if self.wasm:

@@ -49,7 +49,7 @@ from wasmkilnd.pins import Pins, file_of
 from wasmkilnd.ports import Recorder, Tracing
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.reloadable import Reloadable
-from wasmkilnd.rpc.wire.headers import header_of
+from wasmkilnd.rpc.messages import header_of
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.metrics.gauges import Gauges
 from wasmkilnd.telemetry.metrics.recorder import Metrics

@@ -45,6 +45,20 @@ def varint(number: int) -> bytes:
     return bytes(out)
 
 
+def read_varint(raw: bytes, at: int) -> tuple[int, int]:
+    """Return the number at ``at``, and the position after it.
+
+    Raises IndexError where the bytes end before, and OverflowError above 64 bits.
+    """
+    value = shift = 0
+    while (byte := raw[at]) > 0x7F:
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if shift > 63:
+            raise OverflowError
+    return value | byte << shift, at + 1
+
+
 def to_frames(payload: bytes | bytearray | memoryview) -> tuple[bytes, ...]:
     """Cut ``payload`` into serialized chunk messages; none for an empty one."""
     view = memoryview(payload)
@@ -83,10 +97,4 @@ def cut_off(message: bytes, tail_bytes: int) -> tuple[bytes, bytes]:
 
 def payload_views(frames: Iterable[bytes]) -> list[memoryview]:
     """Return views of the payload inside ``frames``, without copying."""
-    views = []
-    for frame in frames:
-        end_of_length = 1
-        while frame[end_of_length] & 0x80:
-            end_of_length += 1
-        views.append(memoryview(frame)[end_of_length + 1 :])
-    return views
+    return [memoryview(frame)[read_varint(frame, 1)[1] :] for frame in frames]

@@ -11,7 +11,7 @@ from tests.architecture.imports import SERVER, imported_modules, shown, written_
 # In the order in which a call reaches them. All other files that a call runs are called by these.
 SPINE = (
     "rpc/calls.py",
-    "rpc/services/module.py",
+    "rpc/module_service.py",
     "compile_service.py",
     "cache/cache.py",
     "flights.py",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from wasmkilnd.cache.host_store import HeaderOf, HostDirectory, HostOptions, HostStore
 from wasmkilnd.model import IsPinned, nothing_pinned
-from wasmkilnd.rpc.wire.headers import header_of
+from wasmkilnd.rpc.messages import header_of
 from wasmkilnd.signing.sealer import Sealer
 
 from tests.doubles.notes import Notes

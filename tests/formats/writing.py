@@ -33,7 +33,7 @@ from wasmkilnd.model import (
     Strike,
 )
 from wasmkilnd.requests import Served
-from wasmkilnd.rpc.wire.headers import Headers
+from wasmkilnd.rpc.messages import Headers
 from wasmkilnd.signing.keys import Keys, PrivateKey
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.wait_budget import WaitBudget

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from wasmkilnd import errors
 from wasmkilnd.cache.fleet import Fleet, Strikes
 from wasmkilnd.model import STAMP_BYTES, CacheKey, Strike
-from wasmkilnd.rpc.wire import messages
-from wasmkilnd.rpc.wire.status import to_status
+from wasmkilnd.rpc import messages
+from wasmkilnd.rpc.messages import to_status
 from wasmkilnd.wait_budget import WaitBudget
 
 from tests.contract.sealing import OURS, sealer

@@ -14,6 +14,7 @@ import socket
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from wasmkiln.v1.types_pb2 import ImportType
 from wasmkilnd.engines.child import frames
 from wasmkilnd.engines.child.frames import HEADER, Type
 from wasmkilnd.engines.verdicts import verdict
@@ -23,8 +24,8 @@ from wasmkilnd.engines.workers.job_protocol import JobOrder, JobReport
 from wasmkilnd.engines.workers.process import Worker, WorkerDied
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import ExternType, Limits
-from wasmkilnd.rpc.wire import headers
-from wasmkilnd.rpc.wire.status import to_status
+from wasmkilnd.rpc import messages
+from wasmkilnd.rpc.messages import to_status
 
 from tests.fuzz.bytes_from_outside import anything, corpus, json_values
 
@@ -118,7 +119,7 @@ def check(report: JobReport) -> None:
     if code:
         assert code.code.size_bytes <= ARTIFACT_LIMIT
         for row in [*code.imports, *code.exports]:
-            headers._import(ExternType(*row)).SerializeToString()
+            ImportType(**messages._export(ExternType(*row))).SerializeToString()
 
 
 ends = st.sampled_from(

@@ -1,84 +1,85 @@
-"""Whatever a caller sends as a request, the parsed message is within the bounds, or refused."""
+"""Whatever a caller sends as a request, what is built of it is within the bounds, or refused."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-from google.protobuf import unknown_fields
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from hypothesis import given
 from hypothesis import strategies as st
+from wasmkiln.v1 import module_service_pb2 as pb
+from wasmkiln.v1.types_pb2 import ArtifactKey
+from wasmkilnd import requests
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.rpc.wire.bounds import MAX_UNKNOWN_FIELDS, TABLE, plan_of
-from wasmkilnd.rpc.wire.requests import Scanned, not_a_message, scan
-from wasmkilnd.rpc.wire.status import to_status
+from wasmkilnd.rpc.messages import (
+    CompileCall,
+    keys,
+    not_a_message,
+    reader,
+    to_status,
+    wanted,
+)
 
 from tests.fuzz.messages import HONEST, messages
 from tests.unit.rpc.served import methods
 
 METHODS = {method: message for method, message in methods().items() if message.fields}
-_MERGED = 8
-
-
-def scanned(raw: bytes, method: str) -> Scanned:
-    scanning = scan(raw, plan_of(method))
-    try:
-        while True:
-            next(scanning)
-    except StopIteration as end:
-        return end.value  # type: ignore[no-any-return]
+COMPILE = "/wasmkiln.v1.ModuleService/Compile"
+FIND_MISSING = "/wasmkiln.v1.ModuleService/FindMissing"
 
 
 def built(raw: bytes, method: str) -> Message:
     return GetMessageClass(methods()[method]).FromString(raw)
 
 
-def check_within_bounds(message: Any, merged: int = 1) -> None:
-    """Check the message that protobuf built against the table of bounds."""
-    assert len(unknown_fields.UnknownFieldSet(message)) <= MAX_UNKNOWN_FIELDS
-    for field, value in message.ListFields():
-        bound = TABLE[field.full_name]
-        if field.is_repeated:
-            assert len(value) <= bound.times * merged
-        if field.message_type and field.message_type.GetOptions().map_entry:
-            [key, mapped] = (TABLE[part.full_name] for part in field.message_type.fields)
-            for name, text in value.items():
-                assert len(name.encode()) <= key.length
-                assert len(text.encode()) <= mapped.length
-        elif field.message_type:
-            for one in value if field.is_repeated else [value]:
-                check_within_bounds(one, 1 if field.is_repeated else _MERGED)
-        elif isinstance(value, (str, bytes)):
-            encoded = value if isinstance(value, bytes) else value.encode()
-            assert len(encoded) <= bound.length
+def check_within_bounds(wishes: requests.CompileRequest | requests.WantedArtifact) -> None:
+    for name in (wishes.engine, wishes.target, wishes.cpu, *wishes.settings):
+        assert len(name.encode()) <= 128
+    assert all(len(value.encode()) <= 256 for value in wishes.settings.values())
+    assert len(wishes.settings) <= 64
 
 
-def check_refusal(refusal: WasmkilnError, raw: bytes, method: str) -> None:
+def check_refusal(refusal: WasmkilnError) -> None:
     assert refusal.reason is Reason.INVALID_REQUEST
     assert len(to_status(refusal).SerializeToString()) < 1000
-    if refusal.message == not_a_message().message:
-        with pytest.raises(DecodeError):
-            built(raw, method)
+
+
+def check_keys(raw: bytes) -> None:
+    """Whatever protobuf takes is taken, but groups, which no protobuf of ours writes."""
+    try:
+        found = [raw[value:end] for _, value, end in keys(raw)]
+    except WasmkilnError as refusal:
+        check_refusal(refusal)
+        return
+    for key in found:
+        try:
+            check_within_bounds(wanted(key))
+        except WasmkilnError as refusal:
+            check_refusal(refusal)
+    try:
+        message: Any = built(raw, FIND_MISSING)
+    except DecodeError:
+        return  # It has fields that are none, which the daemon steps over.
+    assert [ArtifactKey.FromString(key) for key in found] == list(message.keys)
 
 
 def check(raw: bytes, method: str) -> None:
     try:
-        found = scanned(raw, method)
+        reader(method, GetMessageClass(methods()[method]).FromString)(raw)
     except WasmkilnError as refusal:
-        check_refusal(refusal, raw, method)
-        return
-    try:
-        message: Any = built(raw, method)
-    except DecodeError:
-        return  # It has texts that are none, which the scan steps over.
-    check_within_bounds(message)
-    if method.endswith("/FindMissing"):
-        key = type(message.keys.add())
-        del message.keys[-1]
-        parts = [key.FromString(raw[start:end]) for start, end in found.parts]
-        assert parts == list(message.keys)
+        check_refusal(refusal)
+        if refusal.message == not_a_message().message and len(raw) <= 64 * 1024:
+            with pytest.raises(DecodeError):
+                built(raw, method)
+    if method == FIND_MISSING:
+        check_keys(raw)
+    if method == COMPILE:
+        try:
+            check_within_bounds(reader(method, CompileCall)(raw).request(requests.Terms()))
+        except WasmkilnError as refusal:
+            check_refusal(refusal)
 
 
 hostile = st.sampled_from(sorted(METHODS)).flatmap(
@@ -98,8 +99,11 @@ def test_what_is_built_of_any_request_is_within_the_bounds(sent: tuple[bytes, st
 )
 def test_what_is_within_the_bounds_is_taken(sent: tuple[bytes, str]) -> None:
     raw, method = sent
-    assert scanned(raw, method).cost_bytes >= 0
-    built(raw, method)
+    message = built(raw, method)
+    assert reader(method, GetMessageClass(methods()[method]).FromString)(raw) == message
+    if isinstance(message, pb.FindMissingRequest):
+        found = [ArtifactKey.FromString(raw[value:end]) for _, value, end in keys(raw)]
+        assert found == list(message.keys)
 
 
 @given(st.binary(max_size=300), st.sampled_from(sorted(methods())))

@@ -27,7 +27,7 @@ from wasmkilnd.cache.value import (
     stamped_by,
 )
 from wasmkilnd.model import Artifact
-from wasmkilnd.rpc.wire import headers
+from wasmkilnd.rpc.messages import header_of
 
 from tests.contract.sealing import OURS, sealer
 from tests.contract.values import artifact, module, shrinking
@@ -69,7 +69,7 @@ def check_rejected(rejected: ValueRejected) -> None:
 def check_opened(found: Opened) -> None:
     """A value whose head was accepted can be served: it fits into the messages."""
     if isinstance(found.what, Artifact):
-        assert headers.header_of(found.what).SerializeToString()
+        assert header_of(found.what).SerializeToString()
         SEALER.verify(found.what, found.what.key)
     assert len(found.frames) == -(-found.size_bytes // FRAME_BYTES)
     assert sum(each.size_bytes for each in found.frames) == found.size_bytes

@@ -34,6 +34,7 @@ from wasmkilnd.pins import Pins, file_of
 from wasmkilnd.ports import CompiledCode, Refused
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.rpc.messages import Capabilities
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.tenant import Tenant
 from wasmkilnd.usage import Tally
@@ -189,6 +190,10 @@ class Rig:
     def stats(self, namespace: str) -> pb.StatsResponse:
         """Return an empty response."""
         return pb.StatsResponse()
+
+    def capabilities(self) -> Capabilities:
+        """Return those of no engine."""
+        return Capabilities("0.0.0", [], "", {}, [], LIMITS, False)
 
 
 async def refused(call: Any) -> WasmkilnError:

@@ -51,17 +51,6 @@ def test_size_limit_is_inclusive() -> None:
     assert refusal.value.metadata == {"size_bytes": "101", "limit_bytes": "100"}
 
 
-def test_expected_digest() -> None:
-    right = hashlib.sha256(CORE).hexdigest()
-    assert admit(CORE, 100, right).sha256 == right
-    with pytest.raises(WasmkilnError) as refusal:
-        admit(CORE, 100, "0" * 64)
-    assert refusal.value.reason is Reason.DIGEST_MISMATCH
-    with pytest.raises(WasmkilnError) as refusal:
-        admit(CORE, 100, "nonsense")
-    assert refusal.value.reason is Reason.INVALID_REQUEST
-
-
 @pytest.mark.parametrize("digest", ["", "0" * 63, "0" * 65, "A" * 64, "0" * 63 + "\n", "g" * 64])
 def test_malformed_digests_are_refused(digest: str) -> None:
     with pytest.raises(WasmkilnError) as refusal:

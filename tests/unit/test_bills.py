@@ -20,13 +20,25 @@ from wasmkilnd.rpc.traffic import Call, Traffic
 from wasmkilnd.waiters import Waiter, Waiters
 
 from tests.doubles.clock import Clock
+from tests.doubles.context import Context
 from tests.unit.engines.limits import LIMITS
 from tests.unit.engines.test_pool import Rig as Workers
 from tests.unit.engines.test_pool import settled
 from tests.unit.rpc.limits import limits
-from tests.unit.rpc.test_requests import Arrived
 from tests.unit.rpc.test_traffic import Caller
 from tests.unit.services import CORE, Rig
+
+
+class Arrived(Context):
+    """A call whose request is there."""
+
+    def __init__(self, raw: bytes) -> None:
+        super().__init__()
+        self._raw = raw
+
+    async def read(self) -> bytes:
+        return self._raw
+
 
 CI = Identity("token:ci", ALL_ROLES, quota="q")
 

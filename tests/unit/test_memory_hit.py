@@ -15,9 +15,9 @@ from typing import Any
 from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkiln.v1 import types_pb2
 from wasmkilnd.model import EvictScope
-from wasmkilnd.rpc.services.module import ModuleServicer
+from wasmkilnd.rpc.messages import CompileCall
+from wasmkilnd.rpc.module_service import ModuleServicer
 from wasmkilnd.rpc.traffic import Call
-from wasmkilnd.rpc.wire.messages import CompileCall
 
 from tests.contract.redis_stores import site
 from tests.contract.sealing import sealer
@@ -62,7 +62,7 @@ async def _compare(rig: Rig) -> None:
     usual = rig.engines.spec("usual", "", "", {})
     # As the registry of engines does, which computes a fingerprint once.
     rig.engines.spec = lambda *wishes: usual  # type: ignore[method-assign]
-    servicer = ModuleServicer(rig.tenant_of, rig.stats, pb.GetCapabilitiesResponse)
+    servicer = ModuleServicer(rig.tenant_of, rig.stats, rig.capabilities)
 
     async def call(request: pb.CompileRequest) -> tuple[types_pb2.Origin, Counter[str]]:
         with counted() as calls:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,18 @@ async def test_load_is_idempotent_and_lists_artifacts_in_memory(rig: Rig) -> Non
     again = await rig.modules.load(LoadRequest(CORE, first.module.sha256))
     assert (first.already_loaded, again.already_loaded) == (False, True)
     assert [artifact.spec.engine.name for artifact in again.artifacts] == ["usual"]
+
+
+async def test_a_module_has_the_digest_that_its_caller_expects(rig: Rig) -> None:
+    right = hashlib.sha256(CORE).hexdigest()
+    assert (await rig.modules.load(LoadRequest(CORE, right))).module.sha256 == right
+    for wrong, reason in (
+        ("0" * 64, Reason.DIGEST_MISMATCH),
+        ("nonsense", Reason.INVALID_REQUEST),
+    ):
+        with pytest.raises(WasmkilnError) as refusal:
+            await rig.modules.load(LoadRequest(CORE, wrong))
+        assert (refusal.value.reason, refusal.value.field) == (reason, "expected_sha256")
 
 
 async def test_find_missing_refuses_malformed_digests(rig: Rig) -> None:

@@ -2319,7 +2319,7 @@ type FindMissingRequest struct {
 	sizeCache     protoimpl.SizeCache
 	unknownFields protoimpl.UnknownFields
 
-	// The artifacts to look for; 10,000 at most.
+	// The artifacts to look for; 10,000 at most, in 2 MiB.
 	Keys []*ArtifactKey `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
 }
 

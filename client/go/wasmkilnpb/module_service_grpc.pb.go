@@ -97,12 +97,12 @@ type ModuleServiceClient interface {
 	// Errors: none of its own.
 	GetCapabilities(ctx context.Context, in *GetCapabilitiesRequest, opts ...grpc.CallOption) (*GetCapabilitiesResponse, error)
 	// Returns those of the given keys whose artifact no tier holds. At most
-	// 10,000 keys in one call.
+	// 10,000 keys in one call, and 2 MiB.
 	//
 	// Errors:
 	//
 	//	INVALID_ARGUMENT INVALID_REQUEST      a malformed digest or fingerprint, or more than
-	//	                                      10,000 keys.
+	//	                                      10,000 keys or 2 MiB.
 	//	INVALID_ARGUMENT ENGINE_UNKNOWN, TARGET_UNSUPPORTED, SETTING_UNKNOWN  as in Compile.
 	//	FAILED_PRECONDITION ENGINE_REMOVED    as in Compile.
 	FindMissing(ctx context.Context, in *FindMissingRequest, opts ...grpc.CallOption) (*FindMissingResponse, error)
@@ -260,12 +260,12 @@ type ModuleServiceServer interface {
 	// Errors: none of its own.
 	GetCapabilities(context.Context, *GetCapabilitiesRequest) (*GetCapabilitiesResponse, error)
 	// Returns those of the given keys whose artifact no tier holds. At most
-	// 10,000 keys in one call.
+	// 10,000 keys in one call, and 2 MiB.
 	//
 	// Errors:
 	//
 	//	INVALID_ARGUMENT INVALID_REQUEST      a malformed digest or fingerprint, or more than
-	//	                                      10,000 keys.
+	//	                                      10,000 keys or 2 MiB.
 	//	INVALID_ARGUMENT ENGINE_UNKNOWN, TARGET_UNSUPPORTED, SETTING_UNKNOWN  as in Compile.
 	//	FAILED_PRECONDITION ENGINE_REMOVED    as in Compile.
 	FindMissing(context.Context, *FindMissingRequest) (*FindMissingResponse, error)

@@ -58,7 +58,8 @@ class ModuleServiceStub(object):
     Beside the reasons named at each RPC, every RPC may fail with:
     INVALID_ARGUMENT INVALID_REQUEST a field is above its bound, or the request is not a
     message of its type; metadata: at_most, size_bytes. At
-    most 64 settings, names of 128 bytes, values of 256.
+    most 64 settings, names of 128 bytes, values of 256, and
+    64 KiB in all without a module, FindMissing apart.
     UNAUTHENTICATED    CREDENTIALS_MISSING  the daemon asks who calls: send a token as the
     metadata authorization: Bearer TOKEN, or use a client
     certificate.
@@ -142,7 +143,8 @@ class ModuleServiceServicer(object):
     Beside the reasons named at each RPC, every RPC may fail with:
     INVALID_ARGUMENT INVALID_REQUEST a field is above its bound, or the request is not a
     message of its type; metadata: at_most, size_bytes. At
-    most 64 settings, names of 128 bytes, values of 256.
+    most 64 settings, names of 128 bytes, values of 256, and
+    64 KiB in all without a module, FindMissing apart.
     UNAUTHENTICATED    CREDENTIALS_MISSING  the daemon asks who calls: send a token as the
     metadata authorization: Bearer TOKEN, or use a client
     certificate.
@@ -246,11 +248,11 @@ class ModuleServiceServicer(object):
 
     def FindMissing(self, request, context):
         """Returns those of the given keys whose artifact no tier holds. At most
-        10,000 keys in one call.
+        10,000 keys in one call, and 2 MiB.
 
         Errors:
         INVALID_ARGUMENT INVALID_REQUEST      a malformed digest or fingerprint, or more than
-        10,000 keys.
+        10,000 keys or 2 MiB.
         INVALID_ARGUMENT ENGINE_UNKNOWN, TARGET_UNSUPPORTED, SETTING_UNKNOWN  as in Compile.
         FAILED_PRECONDITION ENGINE_REMOVED    as in Compile.
         """
@@ -327,7 +329,8 @@ class ModuleService(object):
     Beside the reasons named at each RPC, every RPC may fail with:
     INVALID_ARGUMENT INVALID_REQUEST a field is above its bound, or the request is not a
     message of its type; metadata: at_most, size_bytes. At
-    most 64 settings, names of 128 bytes, values of 256.
+    most 64 settings, names of 128 bytes, values of 256, and
+    64 KiB in all without a module, FindMissing apart.
     UNAUTHENTICATED    CREDENTIALS_MISSING  the daemon asks who calls: send a token as the
     metadata authorization: Bearer TOKEN, or use a client
     certificate.

@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 import structlog
-from wasmkiln.v1 import module_service_pb2 as pb
 
 from wasmkilnd import errors, model
 from wasmkilnd.config.machine import cpu_count
@@ -42,7 +41,7 @@ from wasmkilnd.lifecycle.warm_ups import WarmUps
 from wasmkilnd.ownership import NotOurs
 from wasmkilnd.ports import Auditor
 from wasmkilnd.reloadable import Reloadable
-from wasmkilnd.rpc.wire.capabilities import capabilities_response
+from wasmkilnd.rpc.messages import Capabilities
 from wasmkilnd.telemetry.metrics.recorder import Metrics
 from wasmkilnd.tenants import Tenants
 
@@ -388,15 +387,16 @@ class Serving:
         await engine.pool.close()
         log.info("engine has ended", engine=engine.id)
 
-    def capabilities(self, version: str, limits: model.Limits) -> pb.GetCapabilitiesResponse:
+    def capabilities(self, version: str, limits: model.Limits) -> Capabilities:
         """Return what GetCapabilities tells callers of a daemon of ``version``."""
-        response = capabilities_response(
+        return Capabilities(
             version,
             [
                 (
                     engine.capabilities,
                     engine.spec("", "", {}).fingerprint,
                     self.isolation.of(engine.id),
+                    self.advisories.current.of(engine),
                 )
                 for engine in self.registry.served
             ],
@@ -404,14 +404,8 @@ class Serving:
             self.registry.names,
             self.unserved,
             limits,
-            isolation_required=self.isolation.required,
+            self.isolation.required,
         )
-        for engine, message in zip(self.registry.served, response.engines, strict=True):
-            message.advisories.extend(
-                pb.Advisory(id=row.id, summary=row.summary, fixed_in=row.fixed_in, url=row.url)
-                for row in self.advisories.current.of(engine)
-            )
-        return response
 
 
 def served_engines(engines: EngineRegistry) -> dict[str, Any]:

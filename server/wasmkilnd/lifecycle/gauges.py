@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from wasmkilnd.engines.served import ServedEngine
+from wasmkilnd.rpc.messages import hit_ratio
 from wasmkilnd.rpc.traffic import Traffic
-from wasmkilnd.rpc.wire.stats import hit_ratio
 from wasmkilnd.telemetry.metrics.readings import EngineUsage, TrafficUsage
 from wasmkilnd.telemetry.metrics.recorder import Metrics
 

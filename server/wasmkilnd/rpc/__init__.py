@@ -1,8 +1,8 @@
 """The gRPC front of the daemon: translates between the wire and the domain, and decides nothing.
 
 One call goes down these files and back: ``calls`` (the guard, request id, log line, errors) →
-``traffic`` and ``wire.requests`` (read within the limits, check, build the request) →
-``services.module`` (translate) → ``compile_service`` or ``module_service`` outside of this room →
+``traffic`` and ``messages`` (read within the limits, check, build the request) →
+``module_service`` (translate) → ``compile_service`` or ``module_service`` outside of this room →
 ``traffic`` (send).
 
 ====================  =======================================================================
@@ -10,13 +10,14 @@ One call goes down these files and back: ``calls`` (the guard, request id, log l
 ``calls``             what every call gets, its line of the audit among it
 ``traffic``           one call under way, and every limit on all of them together
 ``health``            health, reflection and channelz, within the same limits
-``services/``         ModuleService and AdminService, one file each
-``wire/``             messages, bounds of requests, error table
+``module_service``    the RPCs of ModuleService; ``admin_service`` those of AdminService
+``messages``          all translation: requests, answers, the status of an error
+``contract``          the descriptors that reflection shows
 ====================  =======================================================================
 
-What the room promises: each request is admitted, read within a budget, and checked against its
-bounds before protobuf builds anything of it. Each failure becomes a row of the error table
-(``wire.status``); anything else becomes INTERNAL and a traceback in the log. No task,
+What the room promises: each request is admitted, read within a budget, and checked against the
+size of its method before protobuf builds anything of it. Each failure becomes a row of the error
+table (``errors.Reason``); anything else becomes INTERNAL and a traceback in the log. No task,
 buffer or traceback of a call outlives it.
 
 CONTRIBUTING.md lists the files that a new RPC or error reason touches.

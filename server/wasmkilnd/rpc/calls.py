@@ -28,10 +28,8 @@ from wasmkilnd import ports
 from wasmkilnd.account import Account, unlimited
 from wasmkilnd.errors import Reason, WasmkilnError, forget_frames
 from wasmkilnd.model import LOCAL_HITS, Entrance, Identity, Origin
+from wasmkilnd.rpc.messages import CODES, DETAILS_KEY, SerializedAnswer, reader, to_status
 from wasmkilnd.rpc.traffic import WITH_MODULE, Call, Context, Gate, Traffic
-from wasmkilnd.rpc.wire import status
-from wasmkilnd.rpc.wire.headers import SerializedAnswer
-from wasmkilnd.rpc.wire.requests import Requests
 
 log = structlog.get_logger("wasmkilnd.rpc")
 
@@ -86,7 +84,7 @@ class Entry:
 
 Answer = Message | SerializedAnswer | bytes
 Behavior = Callable[[Any, Call], Awaitable[Answer]]
-"""One RPC of a servicer: takes a request, or its Parts, and returns an answer.
+"""One RPC of a servicer: takes a request, and returns an answer.
 
 An answer of bytes is a message that is serialized already."""
 Handler = Callable[[Any, Context], Awaitable[bytes | None]]
@@ -106,10 +104,10 @@ def handler(
     is room for it. The handler returns the last message of the answer: register it as one with a
     single answer. ``probe`` calls do not count among those of ``max_calls``.
     """
-    requests = Requests(method, parse, entry.traffic)
+    build, most_bytes = reader(method, parse), entry.traffic.most_bytes(method)
 
     async def request(call: Call) -> Any:
-        built = await requests.read(call)
+        built = build(await entry.traffic.read(call, most_bytes) or b"")
         call.working = True
         return built
 
@@ -214,21 +212,21 @@ async def _fail(
     open. So drop its traceback, which holds the call and its answer. The status stands behind
     what the caller has not read yet, so that it has its time too.
     """
-    ended.code, ended.reason = status.CODES[failure.reason], failure.reason.value
+    ended.code, ended.reason = CODES[failure.reason], failure.reason.value
     ended.limit = failure.metadata.get("limit", "")
     if entry.auditor.on:
         _audit_failure(entry.auditor, method, call, failure)
     forget_frames(failure)
     if call.context.done():
         return
-    answer = status.to_status(failure)
+    answer = to_status(failure)
     call.refusal = failure
     entry.traffic.await_caller(call, time.monotonic())
     try:
         await call.context.abort(
-            status.CODES[failure.reason],
+            CODES[failure.reason],
             answer.message,
-            ((status.DETAILS_KEY, answer.SerializeToString()),),
+            ((DETAILS_KEY, answer.SerializeToString()),),
         )
     except aio.AbortError as aborted:
         forget_frames(aborted)
@@ -257,7 +255,7 @@ class _Ended:
             self.gate.leave(call.caller)
         call.account.leave()
         if call.refusal and not self.reason:  # It was cut off at its last message.
-            self.code, self.reason = status.CODES[call.refusal.reason], call.refusal.reason.value
+            self.code, self.reason = CODES[call.refusal.reason], call.refusal.reason.value
             self.limit = call.refusal.metadata.get("limit", "")
         seconds = time.perf_counter() - self.started_s
         entry.recorder.rpc(self.method, self.code.name, seconds, self.limit)
@@ -319,7 +317,7 @@ def _audit_failure(auditor: ports.Auditor, method: str, call: Call, failure: Was
     if not refused and (call.origin or failure.reason is Reason.MODULE_NOT_LOADED):
         return  # it was served, and could not be sent; or there was nothing to compile
     event = ports.AuditEvent.REFUSAL if refused else _event(method)
-    code = status.CODES[failure.reason].name
+    code = CODES[failure.reason].name
     _audit(auditor, event, method, call, code, failure.reason.value, failure.identity)
 
 

@@ -23,9 +23,9 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from wasmkilnd.errors import invalid_request, quoted
 from wasmkilnd.rpc.calls import Entry, handler, served
+from wasmkilnd.rpc.contract import contract, message_class
+from wasmkilnd.rpc.messages import not_a_message
 from wasmkilnd.rpc.traffic import FREE_FOR_CHECKS, Call
-from wasmkilnd.rpc.wire.contract import contract, message_class
-from wasmkilnd.rpc.wire.requests import not_a_message
 
 HEALTH = "grpc.health.v1.Health"
 CHANNELZ = "grpc.channelz.v1.Channelz"

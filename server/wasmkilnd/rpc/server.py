@@ -22,13 +22,13 @@ from wasmkilnd.model import PLAINTEXT, Artifact, Entrance, Identity, TrafficLimi
 from wasmkilnd.network import SocketAccess, is_listening
 from wasmkilnd.ports import Auditor, Guard, Tracing
 from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.rpc.admin_service import AdminServicer
 from wasmkilnd.rpc.calls import Behavior, CallRecorder, Entry, handler
+from wasmkilnd.rpc.contract import contract
 from wasmkilnd.rpc.health import PROBES, Health, add_probes
-from wasmkilnd.rpc.services.admin import AdminServicer
-from wasmkilnd.rpc.services.module import ModuleServicer
+from wasmkilnd.rpc.messages import CompileCall
+from wasmkilnd.rpc.module_service import ModuleServicer
 from wasmkilnd.rpc.traffic import Traffic
-from wasmkilnd.rpc.wire.contract import contract
-from wasmkilnd.rpc.wire.messages import CompileCall
 
 MODULE_SERVICE = "wasmkiln.v1.ModuleService"
 ADMIN_SERVICE = "wasmkiln.v1.AdminService"
@@ -47,6 +47,8 @@ _DESCRIBED: Mapping[str, Any] = {
 # The daemon accepts these while it drains, and they do not count among its calls. Operators look
 # how the drain goes; they may shorten the grace, or try again if the first answer was lost.
 _WHILE_DRAINING = ("Drain", "Stats", "GetCapabilities")
+# FindMissing parses its keys one by one.
+_PARSERS: Mapping[str, Callable[[bytes], Any]] = {"Compile": CompileCall, "FindMissing": bytes}
 
 # A module above its limit should get the daemon's own error, which explains it. A message above
 # this size gets gRPC's.
@@ -224,7 +226,7 @@ class RpcServer:
         handlers = {}
         for name, behavior in self._behaviors[service].items():
             asked = _DESCRIBED[service].methods_by_name[name].input_type._concrete_class
-            parse = CompileCall if name == "Compile" else asked.FromString
+            parse = _PARSERS.get(name, asked.FromString)
             passed = replace(entry, account_of=unlimited) if name == "Drain" else entry
             handlers[name] = grpc.stream_unary_rpc_method_handler(
                 handler(

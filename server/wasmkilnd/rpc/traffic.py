@@ -48,6 +48,7 @@ from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.fair_share import FairShare
 from wasmkilnd.network import address_of, host_of
 from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.rpc.messages import REQUEST_BYTES, SMALL_BYTES
 
 Context: TypeAlias = Any  # a grpc.aio.ServicerContext; grpcio ships no types
 
@@ -55,8 +56,6 @@ MOST_PROBES = 1024
 """Calls of health, reflection and channelz, and those that the daemon answers while it drains."""
 FREE_FOR_CHECKS = 64
 """Of these, calls that may last, such as a watch, leave so many free for those that do not."""
-_SMALL_BYTES = 64 * 1024
-_MOST_BYTES = {"/wasmkiln.v1.ModuleService/FindMissing": 2 * 1024 * 1024}
 WITH_MODULE = ("/wasmkiln.v1.ModuleService/Load", "/wasmkiln.v1.ModuleService/Compile")
 
 _LOOK_S = 0.1
@@ -316,7 +315,7 @@ class Traffic:
         """Return how large a request of ``method`` may be."""
         if method in WITH_MODULE:
             return self._message_bytes
-        return _MOST_BYTES.get(method, _SMALL_BYTES)
+        return REQUEST_BYTES.get(method, SMALL_BYTES)
 
     async def read(self, call: Call, most_bytes: int) -> bytes | None:
         """Return the next message, None after the last; it counts until ``release_request``.

@@ -27,7 +27,7 @@ from wasmkilnd.cache.host_store import HostStore, measure
 from wasmkilnd.cache.value import ZSTD
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope
-from wasmkilnd.rpc.wire.headers import header_of
+from wasmkilnd.rpc.messages import header_of
 
 from tests.contract.host_store import host_store
 from tests.contract.sealing import sealer

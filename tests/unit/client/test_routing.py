@@ -79,3 +79,16 @@ def test_a_batch_of_a_ring_is_about_one_module_and_keeps_the_order() -> None:
         ["4"],
     ]
     assert len(list(in_batches(keys))) == 1
+
+
+def test_a_batch_has_no_more_bytes_than_the_daemon_takes() -> None:
+    settings = {f"setting_{number}": "x" * 200 for number in range(10)}
+    keys = [
+        ArtifactKey(module_sha256=f"{number:064x}", settings=settings if number % 2 else {})
+        for number in range(9_000)
+    ]
+    batches = list(in_batches(keys))
+    assert [key for batch in batches for key in batch.keys] == keys
+    assert max(batch.ByteSize() for batch in batches) <= 2 * 1024 * 1024
+    assert len(batches) < 12
+    assert [len(batch.keys) for batch in in_batches([ArtifactKey()] * 10_001)] == [10_000, 1]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from wasmkilnd.rpc.contract import contract
 from wasmkilnd.rpc.server import SERVICES
-from wasmkilnd.rpc.wire.contract import contract
 
 
 def methods() -> dict[str, Descriptor]:

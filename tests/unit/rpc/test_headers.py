@@ -19,8 +19,7 @@ from wasmkilnd.model import (
     Origin,
 )
 from wasmkilnd.requests import Served
-from wasmkilnd.rpc.wire import headers
-from wasmkilnd.rpc.wire.headers import Headers, SerializedAnswer, header_of
+from wasmkilnd.rpc.messages import Headers, SerializedAnswer, header_of
 
 KIB = 1024
 ARTIFACT = Artifact(
@@ -62,7 +61,7 @@ def test_a_header_is_whole_whenever_it_is_made() -> None:
     answers = Headers()
     for origin, queued_s in ((Origin.COMPILED, 0.5), (Origin.MEMORY, 0.0), (Origin.REDIS, 0.0)):
         header = header_in(answers.answer(Served(ARTIFACT, origin, queued_s)))
-        assert header.origin == headers.ORIGINS[origin]
+        assert header.origin == types_pb2.Origin.Value(f"ORIGIN_{origin.name}")
         assert header.queue_time.ToMilliseconds() == queued_s * 1000
         assert header.compile_time.ToMilliseconds() == 1250
         assert header.engine.id == "wasmtime-50.0.1"
@@ -89,7 +88,7 @@ def test_a_first_message_is_the_one_that_protobuf_makes(
     origin: Origin, queued_s: float, inline_limit_bytes: int, file: HostFile | None
 ) -> None:
     expected = header_of(ARTIFACT)
-    expected.origin = headers.ORIGINS[origin]
+    expected.MergeFrom(types_pb2.ArtifactHeader(origin=f"ORIGIN_{origin.name}"))
     if queued_s:
         expected.queue_time.CopyFrom(Duration(nanos=250_000_000))
     if file:

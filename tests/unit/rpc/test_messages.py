@@ -9,8 +9,8 @@ from google.protobuf import duration_pb2
 from wasmkiln.v1 import admin_service_pb2, module_service_pb2
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.model import Kind, Module
-from wasmkilnd.requests import LoadResult, Terms
-from wasmkilnd.rpc.wire import messages
+from wasmkilnd.requests import LoadResult
+from wasmkilnd.rpc import messages
 
 from tests.unit.rpc.test_headers import ARTIFACT
 
@@ -36,7 +36,7 @@ def test_an_order_needs_a_source() -> None:
         module_service_pb2.CompileRequest(sha256=""),
     ):
         with pytest.raises(WasmkilnError):
-            messages.CompileCall(request.SerializeToString()).request(Terms())
+            messages.CompileCall(request.SerializeToString())
 
 
 @pytest.mark.parametrize(

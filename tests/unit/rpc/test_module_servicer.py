@@ -10,10 +10,11 @@ import pytest
 from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkilnd import errors
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.model import Limits
-from wasmkilnd.rpc.services.module import ModuleServicer
+from wasmkilnd.model import Identity, Limits, Role, UnservedEngine
+from wasmkilnd.rpc import messages
+from wasmkilnd.rpc.messages import CompileCall
+from wasmkilnd.rpc.module_service import ModuleServicer
 from wasmkilnd.rpc.traffic import PRIORITY_KEY, Call
-from wasmkilnd.rpc.wire.messages import CompileCall
 
 from tests.doubles.context import Context
 from tests.unit import services
@@ -31,9 +32,7 @@ class Kiln:
         self.rig = Rig()
         self.rig.engines.failure = errors.module_invalid("usual-1", "bad", 8)
         self.hashed: list[tuple[int, bool]] = []
-        self._servicer = ModuleServicer(
-            self.rig.tenant_of, self.rig.stats, pb.GetCapabilitiesResponse
-        )
+        self._servicer = ModuleServicer(self.rig.tenant_of, self.rig.stats, self.rig.capabilities)
         monkeypatch.setattr(hashlib, "sha256", self._sha256)
 
     def _sha256(self, data: bytes) -> Any:
@@ -97,11 +96,42 @@ async def test_a_module_by_its_digest_is_named(kiln: Kiln) -> None:
     assert await kiln.refused(unknown) == (Reason.MODULE_NOT_LOADED, "1" * 64)
 
 
+async def test_capabilities_are_told_in_one_answer_until_they_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig, built = Rig(), list[messages.Capabilities]()
+    told = rig.capabilities()
+    build = messages.capabilities
+
+    def counted(of: messages.Capabilities) -> pb.GetCapabilitiesResponse:
+        built.append(of)
+        return build(of)
+
+    monkeypatch.setattr(messages, "capabilities", counted)
+    servicer = ModuleServicer(rig.tenant_of, rig.stats, lambda: told)
+
+    async def answer(name: str) -> pb.GetCapabilitiesResponse:
+        call = Call(Context())
+        call.identity = Identity(name, frozenset({Role.READ}), "tenant")
+        raw = await servicer.get_capabilities(pb.GetCapabilitiesRequest(), call)
+        return pb.GetCapabilitiesResponse.FromString(raw)
+
+    for name in ("one", "other"):
+        found = await answer(name)
+        assert found.caller == pb.Caller(identity=name, roles=["read"], namespace="tenant")
+        found.ClearField("caller")
+        assert found == build(told)
+    assert len(built) == 1
+    told = told._replace(unserved=[UnservedEngine("wasmtime-1", "it is damaged")])
+    assert [each.id for each in (await answer("one")).unserved_engines] == ["wasmtime-1"]
+    assert len(built) == 2
+
+
 @pytest.mark.parametrize("background", [False, True])
 async def test_background_calls_count_as_no_use(background: bool) -> None:
     rig = Rig()
     tenant = rig.tenant_of("")
-    servicer = ModuleServicer(lambda _: tenant, rig.stats, pb.GetCapabilitiesResponse)
+    servicer = ModuleServicer(lambda _: tenant, rig.stats, rig.capabilities)
     request = pb.CompileRequest(module=CORE).SerializeToString()
     usual, behind = Context(), Context((PRIORITY_KEY, "background"))
     for context in (usual, behind if background else usual):

@@ -1,143 +1,205 @@
-"""A request is counted for as long as it is held, and let go of whatever becomes of it."""
+"""Requests that are cheap to send and dear to build are refused before protobuf builds them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from google.protobuf.message import Message
+from wasmkiln.v1 import admin_service_pb2, types_pb2
 from wasmkiln.v1 import module_service_pb2 as pb
-from wasmkiln.v1.types_pb2 import ArtifactKey
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.reloadable import Reloadable
-from wasmkilnd.rpc.traffic import Call, Traffic
-from wasmkilnd.rpc.wire.parts import Parts
-from wasmkilnd.rpc.wire.requests import Requests
-
-from tests.doubles.context import Context
-from tests.unit.rpc.limits import limits
+from wasmkilnd.rpc import messages
+from wasmkilnd.rpc.messages import CompileCall, keys, reader, to_status
 
 MIB = 1024 * 1024
-SERVICE = "/wasmkiln.v1.ModuleService"
+MODULES = "/wasmkiln.v1.ModuleService"
+COMPILE, LOAD = f"{MODULES}/Compile", f"{MODULES}/Load"
+FIND_MISSING, STATS = f"{MODULES}/FindMissing", f"{MODULES}/Stats"
+EVICT = "/wasmkiln.v1.AdminService/Evict"
+DIGEST = "0" * 64
 
 
-class Arrived(Context):
-    """A call whose request is there."""
-
-    def __init__(self, raw: bytes) -> None:
-        super().__init__()
-        self._raw = raw
-
-    async def read(self) -> bytes:
-        return self._raw
+def refusal(method: str, parse: Callable[[bytes], Any], raw: bytes) -> WasmkilnError:
+    with pytest.raises(WasmkilnError) as failure:
+        reader(method, parse)(raw)
+    assert failure.value.reason is Reason.INVALID_REQUEST
+    assert len(failure.value.message) < 300
+    assert len(to_status(failure.value).SerializeToString()) < 1000
+    return failure.value
 
 
-def call_with(raw: bytes) -> Call:
-    return Call(Arrived(raw))
+def nothing_is_built(raw: bytes) -> None:
+    raise AssertionError(f"{len(raw)} bytes are built")
 
 
-@pytest.fixture
-def traffic() -> Traffic:
-    return Traffic(Reloadable(limits()), 16 * MIB, lambda _: False)
+@pytest.mark.parametrize(
+    ("method", "raw"),
+    [
+        (COMPILE, b"\x32\x00" * (8 * MIB)),  # settings
+        (COMPILE, b"\x38\x01" * (8 * MIB)),  # one number again and again
+        (COMPILE, pb.CompileRequest(engine="w" * (15 * MIB)).SerializeToString()),
+        (COMPILE, b"\x12\x80\x80\x40" + bytes(MIB) + b"\x32\x00" * 40_000),
+        (LOAD, b"\x1a\x00" * MIB),
+        (LOAD, b"\x7a\x00" * MIB),  # what the daemon does not know
+        (FIND_MISSING, bytes(2 * MIB + 1)),
+        (STATS, b"\x78\x01" * MIB),
+        (EVICT, admin_service_pb2.EvictRequest(engine="e" * 65_536).SerializeToString()),
+    ],
+)
+def test_what_is_above_the_size_of_its_method_is_not_built(method: str, raw: bytes) -> None:
+    failure = refusal(method, nothing_is_built, raw)
+    most = 2 * MIB if method is FIND_MISSING else messages.SMALL_BYTES
+    assert failure.metadata["at_most"] == str(most)
+    assert most < int(failure.metadata["size_bytes"]) <= len(raw)
 
 
-def requests(traffic: Traffic, type_: Any, method: str, held: list[int]) -> Requests:
-    def parse(raw: bytes) -> Message:
-        held.append(traffic.receive_bytes)
-        message: Message = type_.FromString(raw)
-        return message
-
-    return Requests(f"{SERVICE}/{method}", parse, traffic)
-
-
-async def test_what_is_built_counts_from_before_it_is_built(traffic: Traffic) -> None:
-    held: list[int] = []
-    raw = pb.CompileRequest(module=bytes(MIB)).SerializeToString()
-    compiling = requests(traffic, pb.CompileRequest, "Compile", held)
-    call = call_with(raw)
-    request = await compiling.read(call)
-    assert request == pb.CompileRequest.FromString(raw)
-    assert held == [traffic.receive_bytes]
-    assert 3 * MIB < traffic.receive_bytes < 3.01 * MIB
-    call.release_request()
-    call.release_request()
-    assert traffic.receive_bytes == 0
+@pytest.mark.parametrize(
+    ("raw", "found"),
+    [
+        (b"\x32\x00" * MIB, 0),
+        (b"\x78\x01" * MIB, 0),
+        (b"\x0a\x00" * MIB, 10_000),
+        (b"\x8a\x80\x00\x80\x00" * MIB, 10_000),
+    ],
+)
+def test_looking_for_keys_ends_after_a_few_fields(raw: bytes, found: int) -> None:
+    seen: list[int] = []
+    with pytest.raises(WasmkilnError) as failure:
+        seen.extend(end for _, _, end in keys(raw))
+    assert failure.value.reason is Reason.INVALID_REQUEST
+    assert len(seen) == found
+    # Each field counts as 64 bytes at least.
+    assert not seen or seen[-1] <= 5 * 10_000
 
 
-async def test_many_keys_are_parts_and_nothing_is_built(traffic: Traffic) -> None:
-    held: list[int] = []
-    keys = [ArtifactKey(module_sha256=str(number)) for number in range(10_000)]
-    raw = pb.FindMissingRequest(keys=keys).SerializeToString()
-    finding = requests(traffic, pb.FindMissingRequest, "FindMissing", held)
-    call = call_with(raw)
-    request = await finding.read(call)
-    assert isinstance(request, Parts)
-    assert [ArtifactKey.FromString(part) for part in request] == keys
-    assert held == []
-    assert traffic.receive_bytes == len(raw) + 10_000 * 1024
-    call.release_request()
-    assert traffic.receive_bytes == 0
+def test_a_module_may_come_a_few_times_and_the_last_counts() -> None:
+    raw = (b"\x12\x80\x80\x04" + bytes(64 * 1024)) * 8 + b"\x12\x01w"
+    assert refusal(COMPILE, nothing_is_built, raw).field == "module"
+    assert reader(COMPILE, pb.CompileRequest.FromString)(raw[65_540:]).module == b"w"
+
+
+@pytest.mark.parametrize(
+    "raw", [b"\x0a" + b"\x80" * MIB, b"\x7b\x7c" * MIB, b"\x12\xff\xff\x7f" * MIB]
+)
+def test_of_many_bytes_that_are_no_message_nothing_is_built(raw: bytes) -> None:
+    assert "no message of this call" in refusal(COMPILE, nothing_is_built, raw).message
+
+
+def test_a_large_module_is_taken_with_all_that_a_request_may_say_besides() -> None:
+    settings = {f"cranelift_setting_{number}": "speed_and_size" for number in range(60)}
+    sent = pb.CompileRequest(module=bytes(5 * MIB), engine="wasmtime", settings=settings)
+    assert reader(COMPILE, pb.CompileRequest.FromString)(sent.SerializeToString()) == sent
+    loading = pb.LoadRequest(module=bytes(5 * MIB), expected_sha256=DIGEST, engine="wasmtime")
+    assert reader(LOAD, pb.LoadRequest.FromString)(loading.SerializeToString()) == loading
+
+
+@pytest.mark.parametrize(
+    ("sent", "field", "words"),
+    [
+        ({"engine": "w" * 129}, "engine", "engine has 129 bytes and may have at most 128"),
+        ({"target": "ü" * 65}, "target", "target has 130 bytes"),
+        ({"cpu": "c" * 129}, "cpu", "cpu has 129 bytes"),
+        (
+            {"settings": {str(n): "" for n in range(65)}},
+            "settings",
+            "settings has 65 values and may have at most 64",
+        ),
+        ({"settings": {"x" * 129: ""}}, "settings.key", "settings.key has 129 bytes"),
+        ({"settings": {"x": "y" * 257}}, "settings.value", "257 bytes and may have at most 256"),
+    ],
+)
+def test_what_is_above_a_bound_is_refused_by_name(
+    sent: dict[str, Any], field: str, words: str
+) -> None:
+    compiling = pb.CompileRequest(sha256=DIGEST, **sent).SerializeToString()
+    failure = refusal(COMPILE, CompileCall, compiling)
+    assert (failure.field, words in failure.message) == (field, True)
+    finding = types_pb2.ArtifactKey(module_sha256=DIGEST, **sent).SerializeToString()
+    with pytest.raises(WasmkilnError) as refused:
+        messages.wanted(finding)
+    assert (refused.value.field, words in refused.value.message) == (f"keys.{field}", True)
+
+
+def test_a_key_is_built_only_if_it_is_as_small_as_one_with_all_settings() -> None:
+    with pytest.raises(WasmkilnError, match="keys has 60,000 bytes"):
+        messages.wanted(b"\x2a\x00" * 30_000)
+
+
+@pytest.mark.parametrize("raw", [b"\x1a\x02w", b"\x1a\x01\xff", b"\x80", b"\x0b"])
+def test_what_is_no_message_is_refused(raw: bytes) -> None:
+    for _ in range(2):
+        failure = refusal(COMPILE, pb.CompileRequest.FromString, raw)
+        assert "no message of this call" in failure.message
+    with pytest.raises(WasmkilnError, match="no message of this call"):
+        messages.wanted(raw)
 
 
 @pytest.mark.parametrize(
     "raw",
     [
-        b"\x1a\xff\x01" + b"w" * 255,  # above a bound
-        b"\x1a\x02w",  # no message
-        b"\x1a\x01\xff",  # no text, which only protobuf finds out
-        b"\x12\x80\x80\x40" + bytes(MIB) + b"\x1a\x01\xff",
+        b"\x0a",  # no length
+        b"\x0a\x02\x00",  # less than its length
+        b"\x0a\x80",
+        b"\x80",
+        b"\x80" * 20,
+        b"\x08" + b"\xff" * 11,
+        b"\x0c",  # the end of no group
+        b"\x0e\x00",  # no such wire type
+        b"\x0f\x00",
+        b"\x09\x00",
+        b"\x0d\x00\x00",
     ],
 )
-async def test_nothing_is_held_of_what_is_refused(traffic: Traffic, raw: bytes) -> None:
-    compiling, call = requests(traffic, pb.CompileRequest, "Compile", []), call_with(raw)
-    with pytest.raises(WasmkilnError) as failure:
-        await compiling.read(call)
-    assert failure.value.reason is Reason.INVALID_REQUEST
-    call.release_request()
-    assert traffic.receive_bytes == 0
+def test_keys_are_not_found_in_what_is_no_message(raw: bytes) -> None:
+    with pytest.raises(Exception, match="parsing message"):
+        pb.FindMissingRequest.FromString(raw)
+    with pytest.raises(WasmkilnError, match="no message of this call"):
+        list(keys(raw))
 
 
-async def test_no_request_is_an_empty_one(traffic: Traffic) -> None:
-    stats = requests(traffic, pb.StatsRequest, "Stats", [])
-    assert await stats.read(call_with(b"")) == pb.StatsRequest()
+def test_keys_are_found_as_protobuf_finds_them() -> None:
+    wanted = [
+        types_pb2.ArtifactKey(module_sha256=str(n), settings={"s": "v" * (n % 200)})
+        for n in range(1000)
+    ]
+    sent = pb.FindMissingRequest(keys=wanted).SerializeToString()
+    strange = (
+        *(b"\x78\x01", b"\x7a\x01x", b"\x79" + bytes(8), b"\x7d" + bytes(4)),
+        *(b"\x08\x01", b"\x0d" + bytes(4)),  # the number of keys with other wire types
+    )
+    raw = b"".join(strange) + sent + b"".join(strange)
+    found = list(keys(raw))
+    assert [types_pb2.ArtifactKey.FromString(raw[value:end]) for _, value, end in found] == wanted
+    assert b"".join(raw[start:end] for start, _, end in found) == sent
+    # A tag and a length in more bytes than they need.
+    assert [*keys(b"\x8a\x80\x00\x81\x00x")] == [(0, 5, 6)]
 
 
-async def test_the_same_small_request_is_built_once_and_counts_each_time(
-    traffic: Traffic,
-) -> None:
-    built: list[int] = []
-    compiling = requests(traffic, pb.CompileRequest, "Compile", built)
-    raw = pb.CompileRequest(sha256="a" * 64, settings={"a": "b"}).SerializeToString()
-    calls = call_with(raw), call_with(raw)
-    first = await compiling.read(calls[0])
-    counted = traffic.receive_bytes
-    assert counted > len(raw)
-    second = await compiling.read(calls[1])
-    assert first is second
-    assert traffic.receive_bytes == 2 * counted
-    for call in calls:
-        call.release_request()
-    assert traffic.receive_bytes == 0
-    other = pb.CompileRequest(sha256="b" * 64).SerializeToString()
-    assert (await compiling.read(call_with(other))).sha256 == "b" * 64
-    assert len(built) == 2
+def test_10_000_keys_with_a_few_settings_fit() -> None:
+    key = types_pb2.ArtifactKey(
+        module_sha256=DIGEST,
+        engine="wasmtime-50.0.1",
+        target="x86_64-unknown-linux-gnu",
+        cpu="x86-64-v3",
+        settings={"consume_fuel": "true"},
+    )
+    raw = pb.FindMissingRequest(keys=[key] * 10_000).SerializeToString()
+    assert reader(FIND_MISSING, bytes)(raw) == raw
+    assert len(list(keys(raw))) == 10_000
 
 
-async def test_a_small_request_above_a_bound_is_refused_each_time(traffic: Traffic) -> None:
-    compiling = requests(traffic, pb.CompileRequest, "Compile", [])
-    raw = pb.CompileRequest(engine="e" * 129).SerializeToString()
-    for _ in range(2):
-        call = call_with(raw)
-        with pytest.raises(WasmkilnError, match="engine has 129 bytes"):
-            await compiling.read(call)
-        call.release_request()
-        assert traffic.receive_bytes == 0
+def test_the_same_small_request_is_built_once() -> None:
+    built: list[bytes] = []
 
+    def parse(raw: bytes) -> pb.CompileRequest:
+        built.append(raw)
+        return pb.CompileRequest.FromString(raw)
 
-async def test_a_large_request_is_not_kept(traffic: Traffic) -> None:
-    built: list[int] = []
-    compiling = requests(traffic, pb.CompileRequest, "Compile", built)
-    raw = pb.CompileRequest(module=bytes(1000)).SerializeToString()
-    for _ in range(2):
-        await compiling.read(call_with(raw))
-    assert len(built) == 2
+    read = reader(COMPILE, parse)
+    small = pb.CompileRequest(sha256=DIGEST, settings={"a": "b"}).SerializeToString()
+    assert read(small) is read(small)
+    assert read(pb.CompileRequest(sha256="1" * 64).SerializeToString()).sha256 == "1" * 64
+    large = pb.CompileRequest(module=bytes(1000)).SerializeToString()
+    assert read(large) is not read(large)
+    assert len(built) == 4

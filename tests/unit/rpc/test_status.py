@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wasmkilnd import errors
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.rpc.wire import status
+from wasmkilnd.rpc import messages as status
 
 
 def test_every_reason_has_a_code() -> None:

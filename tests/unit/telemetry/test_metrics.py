@@ -25,7 +25,7 @@ from wasmkilnd.model import (
     TierUsage,
 )
 from wasmkilnd.ports import Recorder
-from wasmkilnd.rpc.wire.stats import stats_response
+from wasmkilnd.rpc.messages import stats_response
 from wasmkilnd.telemetry.metrics.readings import EngineUsage
 from wasmkilnd.telemetry.metrics.recorder import Metrics
 

@@ -20,7 +20,7 @@
 /healthz says that the process runs; /readyz whether it serves calls, and why not; /metrics
 is Prometheus text, or OpenMetrics if asked for. The status page (``telemetry.status_page``) is
 handed in. Where a page is for browsers, a person can give a token as password. Nothing can be
-changed here: calls that change the daemon are in rpc/services/admin. Who may read a page is a row
+changed here: calls that change the daemon are in rpc/admin_service. Who may read a page is a row
 of ``access.needs``, as for RPCs.
 
 With ``tls_cert_file``, TCP connections speak TLS. The certificates in force are asked for as each

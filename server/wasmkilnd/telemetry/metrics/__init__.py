@@ -31,7 +31,7 @@ metric: define it in ``catalogue`` and count it in ``recorder``, or read it in `
 it in ``families``; add it to that list and to the page. What an alert watches has to stand at zero
 from the start: increase() sees no event that makes its own series.
 
-Stats reads the same series, in rpc/wire/stats.py.
+Stats reads the same series, in rpc/messages.py.
 
 Promises: recording takes about a microsecond and never raises; no label grows with what callers
 send (unexpected values count under ``other``); two daemons in one process share nothing.

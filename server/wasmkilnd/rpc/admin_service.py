@@ -1,4 +1,7 @@
-"""The RPCs of AdminService: translates requests and results, and decides nothing."""
+"""The RPCs of AdminService: translates requests and results, and decides nothing.
+
+Its methods are what those of ``rpc.module_service`` are.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,8 @@ from wasmkiln.v1 import admin_service_pb2 as pb
 from wasmkilnd.admission import check_sha256
 from wasmkilnd.errors import invalid_request
 from wasmkilnd.model import DrainState
+from wasmkilnd.rpc import messages
 from wasmkilnd.rpc.traffic import Call
-from wasmkilnd.rpc.wire import messages
-from wasmkilnd.rpc.wire.parts import repeated
-from wasmkilnd.rpc.wire.pins import pin_message
 from wasmkilnd.tenant import Tenant
 
 
@@ -20,9 +21,7 @@ class AdminServicer:
     """Implements AdminService."""
 
     def __init__(
-        self,
-        tenant_of: Callable[[str], Tenant],
-        drain: Callable[[float | None], DrainState],
+        self, tenant_of: Callable[[str], Tenant], drain: Callable[[float | None], DrainState]
     ) -> None:
         """``tenant_of`` takes a namespace."""
         self._tenant_of = tenant_of
@@ -30,41 +29,24 @@ class AdminServicer:
 
     async def evict(self, request: pb.EvictRequest, call: Call) -> pb.EvictResponse:
         """Evict artifacts and modules from one tier, or from all."""
-        if request.tier not in messages.TIERS:
-            raise invalid_request(
-                "cannot evict: unknown tier; use TIER_MEMORY or TIER_REDIS", "tier"
-            )
-        call.module, call.engine = request.module_sha256, request.engine
-        call.about["tier"] = messages.TIERS[request.tier] or "all"
-        evicted, unreachable = await self._tenant(call).modules.evict(
-            messages.evict_scope(request), messages.TIERS[request.tier]
-        )
+        scope, tier = messages.evict_scope(request)
+        call.module, call.engine = scope.module_sha256, scope.engine_id
+        call.about["tier"] = tier or "all"
+        evicted, unreachable = await self._tenant(call).modules.evict(scope, tier)
         call.about |= {"artifacts": evicted.artifacts, "modules": evicted.modules}
-        return pb.EvictResponse(
-            artifacts=evicted.artifacts,
-            modules=evicted.modules,
-            bytes=evicted.bytes,
-            unreachable_tiers=unreachable,
-            pinned=evicted.pinned,
-        )
+        return messages.filled(pb.EvictResponse, evicted, unreachable_tiers=unreachable)
 
     async def list_quarantine(self, request: pb.ListQuarantineRequest, call: Call) -> bytes:
         """List the modules in quarantine."""
-        return await repeated(
-            pb.ListQuarantineResponse.MODULES_FIELD_NUMBER,
-            (
-                messages.quarantined_module(strike).SerializeToString()
-                for strike in await self._tenant(call).quarantine.listed()
-            ),
-        )
+        strikes = await self._tenant(call).quarantine.listed()
+        return await messages.repeated(map(messages.quarantined_module, strikes))
 
     async def release_quarantine(
         self, request: pb.ReleaseQuarantineRequest, call: Call
     ) -> pb.ReleaseQuarantineResponse:
         """Release one module from quarantine, or all."""
-        call.module = request.module_sha256
         if request.WhichOneof("scope") == "module_sha256":
-            check_sha256(request.module_sha256, "module_sha256")
+            call.module = check_sha256(request.module_sha256, "module_sha256")
         elif not request.all:
             raise invalid_request("cannot release: set module_sha256, or all to true", "scope")
         released, reached_redis = await self._tenant(call).quarantine.release(request.module_sha256)
@@ -73,34 +55,26 @@ class AdminServicer:
 
     async def pin(self, request: pb.PinRequest, call: Call) -> pb.PinResponse:
         """Pin a module."""
-        call.module = request.module_sha256
+        call.module = check_sha256(request.module_sha256, "module_sha256")
         pin, reached_redis = await self._tenant(call).pins.pin(request.module_sha256)
-        return pb.PinResponse(pin=pin_message(pin), redis_unreachable=not reached_redis)
+        return pb.PinResponse(pin=messages.pin(pin), redis_unreachable=not reached_redis)
 
     async def unpin(self, request: pb.UnpinRequest, call: Call) -> pb.UnpinResponse:
         """Unpin a module."""
-        call.module = request.module_sha256
+        call.module = check_sha256(request.module_sha256, "module_sha256")
         removed, reached_redis = await self._tenant(call).pins.unpin(request.module_sha256)
         call.about["removed"] = int(removed)
         return pb.UnpinResponse(removed=removed, redis_unreachable=not reached_redis)
 
     async def list_pins(self, request: pb.ListPinsRequest, call: Call) -> bytes:
         """List the pins."""
-        return await repeated(
-            pb.ListPinsResponse.PINS_FIELD_NUMBER,
-            (
-                pin_message(pin).SerializeToString()
-                for pin in await self._tenant(call).pins.listed()
-            ),
-        )
+        return await messages.repeated(map(messages.pin, await self._tenant(call).pins.listed()))
 
     async def drain(self, request: pb.DrainRequest, call: Call) -> pb.DrainResponse:
         """Start to shut the daemon down, and return what it still waits for."""
         grace_s = messages.seconds(request.grace, "grace") if request.HasField("grace") else None
         state = self._drain(grace_s)
-        return pb.DrainResponse(
-            grace=messages.duration(state.left_s), calls=state.calls, flights=state.flights
-        )
+        return messages.filled(pb.DrainResponse, state, grace=messages.duration(state.left_s))
 
     def _tenant(self, call: Call) -> Tenant:
         """Return what serves the caller's namespace."""

@@ -1,0 +1,617 @@
+"""All translation between the messages of the contract and the daemon's values.
+
+Requests: ``reader`` parses a request within the bounds of its method, ``fields`` finds the keys of
+a FindMissing one by one, and the rest builds values. A message of a few bytes can cost megabytes
+and seconds once protobuf has built it; so what is built at once has 64 KiB at most, modules apart.
+
+Answers: ``Headers`` puts the first message of Compile's answer together. What an artifact says of
+itself is serialized once, so that a hit in the memory tier builds no message at all; protobuf
+allows the fields of a message in any order.
+
+Errors: ``CODES`` has the gRPC code of each ``errors.Reason``. Callers receive a
+``google.rpc.Status`` in the trailer ``grpc-status-details-bin``, with ErrorInfo (reason and
+metadata), BadRequest if a field is at fault, and RetryInfo if waiting helps, cut to what HTTP/2
+headers carry. The names of reasons, fields and metadata keys are public: add some, change none.
+"""
+
+from __future__ import annotations
+
+import re
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache, partial
+from typing import Any, NamedTuple, TypeVar
+
+from google.protobuf import duration_pb2, timestamp_pb2
+from google.protobuf.any import pack
+from google.protobuf.message import DecodeError, Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc import StatusCode
+from wasmkiln.v1 import admin_service_pb2 as admin
+from wasmkiln.v1 import module_service_pb2 as pb
+from wasmkiln.v1 import types_pb2
+
+from wasmkilnd import model, requests, wire
+from wasmkilnd.admission import check_sha256
+from wasmkilnd.engines.advisories import Advisory
+from wasmkilnd.errors import Reason, WasmkilnError, invalid_request, quoted
+from wasmkilnd.slices import collect_in_slices
+from wasmkilnd.telemetry.metrics.catalogue import ERROR, Catalogue
+from wasmkilnd.telemetry.metrics.recorder import Metrics
+from wasmkilnd.telemetry.metrics.series import Latency, count_of
+
+M = TypeVar("M", bound=Message)
+
+DOMAIN = "wasmkiln"
+DETAILS_KEY = "grpc-status-details-bin"
+
+CODES = {reason: StatusCode[reason.code] for reason in Reason}
+
+# gRPC sends errors as HTTP/2 headers, and its implementations begin to drop headers above
+# 8 KiB in all. The message is sent three times: percent-encoded, which can make it three times
+# as long; in the status; and with the field at fault. The latter two are in base64.
+_MAX_MESSAGE_BYTES = 700
+_MAX_METADATA_BYTES = 1500
+
+MAX_FIND_MISSING_KEYS = 10_000
+_MAX_KEY_BYTES = 48 * 1024
+"""Of one key with all its settings: it is built at once."""
+_MAX_SETTINGS = 64
+"""Of one artifact. Today's engines have at most 30."""
+MAX_NAME_BYTES, _MAX_VALUE_BYTES = 128, 256
+"""Of engines, targets, CPUs and settings."""
+MAX_CACHED_ARTIFACTS = 1000
+"""Of one module, in the response of Load. With their settings they fit into the 4 MiB that gRPC's
+clients accept by default.
+"""
+
+SMALL_BYTES = 64 * 1024
+"""What a request may have, modules and keys apart."""
+_MODULES = "/wasmkiln.v1.ModuleService/"
+REQUEST_BYTES = {f"{_MODULES}FindMissing": 2 * 1024 * 1024}
+"""What a request of a method may have, if not SMALL_BYTES; those with a module are not here."""
+_LEAST_BYTES = 64
+"""What each other field counts at least, so that looking for modules and keys takes little time."""
+_MAX_MODULES = 8
+"""Of one request: the last counts."""
+_MODULE_FIELDS = {
+    f"{_MODULES}Load": pb.LoadRequest.MODULE_FIELD_NUMBER,
+    f"{_MODULES}Compile": pb.CompileRequest.MODULE_FIELD_NUMBER,
+}
+
+# A request without a module, in most cases. 1,024 with 64 settings each, which is the most that
+# fits, take 15 MB; by digest alone they take 1.5 MB.
+_KEPT_BYTES = 512
+_KEPT_REQUESTS = 1024
+# What duration.proto allows.
+_MAX_DURATION_S = 315_576_000_000
+_ENGINE_ID = re.compile(r"[a-z]+-[0-9][0-9A-Za-z.+!-]*")
+_EXTERN_KINDS = {
+    name.removeprefix("EXTERN_KIND_").lower(): number
+    for name, number in types_pb2.ExternKind.items()
+}
+_TIERS = ("", "memory", "redis", "host_store")
+"""By the number of ``admin.Tier``."""
+
+_FIXED_BYTES = {1: 8, 5: 4}
+"""Of the wire types of fixed size."""
+_NOT_OF_ARTIFACT = (
+    *("origin", "queue_time", "host_file", "inline_artifact", "content_encoding"),
+    "signer_certificate",
+)
+"""The fields of a header that a call has, and one that no daemon sets any more."""
+_SUMMARY = ("sum", "p50", "p90", "p99")
+_HEADER_TAG = b"\x0a"  # field 1 of CompileResponse, length-delimited
+_INLINE_TAG = b"\x9a\x01"  # field 19 of ArtifactHeader, length-delimited
+
+
+def to_status(error: WasmkilnError) -> status_pb2.Status:
+    """Return the google.rpc.Status of ``error``, with texts cut to what headers can carry."""
+    message, left, metadata = _cut(error.message, _MAX_MESSAGE_BYTES), _MAX_METADATA_BYTES, {}
+    for name, value in error.metadata.items():
+        left -= len(name)
+        metadata[name] = _cut(value, max(0, left))
+        left -= len(metadata[name].encode())
+    info = error_details_pb2.ErrorInfo(reason=error.reason.value, domain=DOMAIN, metadata=metadata)
+    details = [pack(info)]
+    if error.field:
+        at_fault = {"field": error.field, "description": message}
+        details.append(pack(error_details_pb2.BadRequest(field_violations=[at_fault])))
+    if error.retry_after_s is not None:
+        delay = duration(error.retry_after_s)
+        details.append(pack(error_details_pb2.RetryInfo(retry_delay=delay)))
+    code: int = CODES[error.reason].value[0]
+    return status_pb2.Status(code=code, message=message, details=details)
+
+
+def _cut(text: str, limit_bytes: int) -> str:
+    encoded = text.encode(errors="replace")
+    if len(encoded) <= limit_bytes:
+        return encoded.decode()
+    return encoded[: max(0, limit_bytes - 3)].decode(errors="ignore") + "…"
+
+
+def reader(method: str, parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Return ``parse`` within the bounds of a method: it raises INVALID_REQUEST.
+
+    What was built of a small request is kept, and given to every call that sends the same bytes:
+    no call may change it. Hits of a module by its digest are such calls.
+    """
+    kept = lru_cache(maxsize=_KEPT_REQUESTS)(parse)
+
+    def read(raw: bytes) -> Any:
+        check_size(method, raw)
+        try:
+            return kept(raw) if len(raw) <= _KEPT_BYTES else parse(raw)
+        except DecodeError:
+            raise not_a_message() from None
+
+    return read
+
+
+def check_size(method: str, raw: bytes) -> None:
+    """Raise INVALID_REQUEST for a request that is too large to be built at once."""
+    if len(raw) <= SMALL_BYTES:
+        return
+    if number := _MODULE_FIELDS.get(method):
+        for _ in fields(raw, number, "module", _MAX_MODULES):
+            pass
+    else:
+        bound("", len(raw), REQUEST_BYTES.get(method, SMALL_BYTES))
+
+
+def fields(raw: bytes, number: int, name: str, times: int) -> Iterator[tuple[int, int, int]]:
+    """Find each field ``number`` of a message: where it and its value begin, and both end.
+
+    Builds nothing. Raises INVALID_REQUEST for bytes that are no message, where the field comes more
+    than ``times``, and where there are more than SMALL_BYTES beside it.
+    """
+    at = found = rest = 0
+    try:
+        while at < len(raw):
+            start = at
+            tag, at = wire.read_varint(raw, at)
+            if tag & 7 == 2:
+                size, value = wire.read_varint(raw, at)
+                at = value + size
+            elif tag & 7 == 0:
+                _, at = wire.read_varint(raw, at)
+            elif skipped := _FIXED_BYTES.get(tag & 7):
+                at += skipped
+            else:
+                raise not_a_message()
+            if at > len(raw):
+                raise not_a_message()
+            if tag == number << 3 | 2:
+                found += 1
+                bound(name, found, times, "values")
+                yield start, value, at
+            else:
+                rest += max(at - start, _LEAST_BYTES)
+                bound("", rest, SMALL_BYTES)
+    except (IndexError, OverflowError):
+        raise not_a_message() from None
+
+
+keys = partial(
+    fields,
+    number=pb.FindMissingRequest.KEYS_FIELD_NUMBER,
+    name="keys",
+    times=MAX_FIND_MISSING_KEYS,
+)
+"""Find the keys of a FindMissing."""
+
+
+def not_a_message() -> WasmkilnError:
+    """Return the error for bytes that are no protobuf message of this method."""
+    return invalid_request("cannot parse the request: its bytes are no message of this call", "")
+
+
+def bound(field: str, size: int, at_most: int, unit: str = "bytes") -> None:
+    """Raise INVALID_REQUEST if a field of this size is above its bound."""
+    if size > at_most:
+        metadata = {"size_bytes": size} if unit == "bytes" else {}
+        what = field or "the request without its module or keys"
+        raise invalid_request(
+            f"{what} has {size:,} {unit} and may have at most {at_most:,}",
+            field,
+            at_most=at_most,
+            **metadata,
+        )
+
+
+class CompileCall:
+    """A CompileRequest as it came: translated once, however many calls send the same bytes."""
+
+    __slots__ = ("inline_limit_bytes", "omit_artifact", "request")
+
+    def __init__(self, raw: bytes) -> None:
+        """Raise INVALID_REQUEST, or DecodeError for bytes that are no CompileRequest."""
+        sent = pb.CompileRequest.FromString(raw)
+        if not sent.WhichOneof("source"):
+            raise invalid_request(
+                "cannot compile: the request has no source; set sha256 or module", "source"
+            )
+        if sent.HasField("sha256"):
+            check_sha256(sent.sha256, "sha256")
+        self.omit_artifact = sent.omit_artifact
+        self.inline_limit_bytes = sent.inline_limit_bytes
+        self.request: Callable[[requests.Terms], requests.CompileRequest] = partial(
+            requests.CompileRequest,
+            *(sent.sha256, sent.module, sent.engine, sent.target, sent.cpu, _settings(sent)),
+            *(sent.skip_cache_lookup, sent.accept_host_file, frozenset(sent.accept_encodings)),
+            *(sent.accept_fast, False),
+        )
+        """Return the request with a call's terms."""
+
+
+def wanted(raw: bytes) -> requests.WantedArtifact:
+    """Translate a serialized ArtifactKey. Raises INVALID_REQUEST."""
+    bound("keys", len(raw), _MAX_KEY_BYTES)
+    try:
+        key = types_pb2.ArtifactKey.FromString(raw)
+    except DecodeError:
+        raise not_a_message() from None
+    settings = _settings(key, "keys.") if len(raw) > MAX_NAME_BYTES else dict(key.settings)
+    return requests.WantedArtifact(
+        key.module_sha256, key.engine, key.target, key.cpu, settings, key.fingerprint
+    )
+
+
+def _settings(sent: pb.CompileRequest | types_pb2.ArtifactKey, where: str = "") -> dict[str, str]:
+    """Return the settings. Raises INVALID_REQUEST where they, or names, are above their bounds."""
+    settings = dict(sent.settings)
+    bound(f"{where}settings", len(settings), _MAX_SETTINGS, "values")
+    for field in ("engine", "target", "cpu"):
+        bound(f"{where}{field}", len(getattr(sent, field).encode()), MAX_NAME_BYTES)
+    for name, value in settings.items():
+        bound(f"{where}settings.key", len(name.encode()), MAX_NAME_BYTES)
+        bound(f"{where}settings.value", len(value.encode()), _MAX_VALUE_BYTES)
+    return settings
+
+
+def evict_scope(request: admin.EvictRequest) -> tuple[model.EvictScope, str]:
+    """Return the scope of an EvictRequest, and the tier ("" for all). Raises INVALID_REQUEST."""
+    if not 0 <= request.tier < len(_TIERS):
+        raise invalid_request("cannot evict: unknown tier; use TIER_MEMORY or TIER_REDIS", "tier")
+    tier, scope = _TIERS[request.tier], request.WhichOneof("scope")
+    if scope == "module_sha256" and request.module_sha256:
+        check_sha256(request.module_sha256, "module_sha256")
+        return model.EvictScope(module_sha256=request.module_sha256), tier
+    if scope == "engine":
+        # Any id will do, for the engine may have been removed.
+        if not _ENGINE_ID.fullmatch(request.engine):
+            raise invalid_request(
+                f"cannot evict {quoted(request.engine)}: expected an id such as wasmtime-50.0.1",
+                "engine",
+            )
+        bound("engine", len(request.engine), MAX_NAME_BYTES)
+        return model.EvictScope(engine_id=request.engine), tier
+    if scope == "all" and request.all:
+        return model.EvictScope(), tier
+    raise invalid_request(
+        "cannot evict: the request has no scope; set module_sha256, engine, or all to true", "scope"
+    )
+
+
+def seconds(message: duration_pb2.Duration, field: str) -> float:
+    """Return a caller's Duration. Raises INVALID_REQUEST for a negative or malformed one."""
+    if not 0 <= message.seconds <= _MAX_DURATION_S or not 0 <= message.nanos < 1_000_000_000:
+        raise invalid_request(f"cannot use {field}: expected a duration of 0 s or more", field)
+    return message.seconds + message.nanos / 1e9
+
+
+def filled(message: type[M], /, *sources: object, **given: Any) -> M:
+    """Return a message: a field that is not given is the attribute of its name of a source.
+
+    Raises AttributeError if no source has it.
+    """
+    for name in message.DESCRIPTOR.fields_by_name.keys() - given.keys():
+        given[name] = getattr(next((x for x in sources if hasattr(x, name)), None), name)
+    return message(**given)
+
+
+def _timestamp(seconds: float) -> timestamp_pb2.Timestamp:
+    message = timestamp_pb2.Timestamp()
+    message.FromMicroseconds(round(seconds * 1e6))
+    return message
+
+
+def duration(seconds: float) -> duration_pb2.Duration:
+    """Return ``seconds`` as a Duration."""
+    message = duration_pb2.Duration()
+    message.FromNanoseconds(int(seconds * 1e9))
+    return message
+
+
+async def repeated(values: Iterable[Message]) -> bytes:
+    """Return a serialized message that has only ``values``, in the repeated field 1.
+
+    They are built in slices.
+    """
+    serialized = (value.SerializeToString() for value in values)
+    pieces = (b"\x0a" + wire.varint(len(value)) + value for value in serialized)
+    return b"".join(await collect_in_slices(pieces))
+
+
+@dataclass(frozen=True, slots=True)
+class SerializedAnswer:
+    """An answer that is serialized already: its first message, and what follows."""
+
+    first: bytes
+    """The CompileResponse with the header."""
+    artifact: model.Artifact | None = None
+    """The artifact whose frames follow; None if no message follows."""
+    artifact_bytes: int = 0
+    """How many bytes of the artifact the answer has, as they are encoded."""
+
+
+class Headers:
+    """Puts answers together from what is kept for as long as the artifact is in memory."""
+
+    def __init__(self) -> None:
+        self._kept: weakref.WeakKeyDictionary[model.Artifact, bytes] = weakref.WeakKeyDictionary()
+
+    def answer(
+        self, served: requests.Served, *, omit_artifact: bool = False, inline_limit_bytes: int = 0
+    ) -> SerializedAnswer:
+        """Return the answer of a Compile call.
+
+        The artifact is in the first message if it is small and not encoded. No byte of it is
+        sent to a caller that gets a file's name.
+        """
+        artifact, size_bytes = served.artifact, served.artifact.size_bytes
+        if omit_artifact or served.host_file:
+            return SerializedAnswer(self._message(served))
+        if artifact.encoding:
+            size_bytes = sum(map(len, wire.payload_views(artifact.frames)))
+            encoded = types_pb2.ArtifactHeader(content_encoding=artifact.encoding)
+            first = self._message(served, encoded.SerializeToString())
+            return SerializedAnswer(first, artifact, size_bytes)
+        if size_bytes > min(inline_limit_bytes, wire.ONE_MESSAGE_BYTES):
+            return SerializedAnswer(self._message(served), artifact, size_bytes)
+        payload = wire.payload_views(artifact.frames)
+        first = self._message(served, _INLINE_TAG, wire.varint(size_bytes), *payload)
+        return SerializedAnswer(first, None, size_bytes)
+
+    def _message(self, served: requests.Served, *more: bytes | memoryview) -> bytes:
+        """Return the serialized CompileResponse whose header has ``more`` fields."""
+        kept = self._kept.get(served.artifact)
+        if kept is None:
+            kept = self._kept[served.artifact] = header_of(served.artifact).SerializeToString()
+        if served.queue_time_s or served.host_file:
+            of_call = _of_call(served.origin, served.queue_time_s, served.host_file)
+        else:
+            of_call = _of_hit(served.origin)
+        parts = (kept, of_call, *more)
+        return b"".join((_HEADER_TAG, wire.varint(sum(map(len, parts))), *parts))
+
+
+def header_of(artifact: model.Artifact) -> types_pb2.ArtifactHeader:
+    """Return what an artifact says of itself, whichever call asks: no field of a call is set."""
+    return filled(
+        types_pb2.ArtifactHeader,
+        artifact,
+        artifact.spec,
+        artifact_sha256=artifact.sha256,
+        engine=filled(types_pb2.Engine, artifact.spec.engine),
+        compile_time=duration(artifact.compile_time_s),
+        kind=f"KIND_{artifact.kind.name}",
+        imports=[{"module": each.module, **_export(each)} for each in artifact.imports],
+        exports=map(_export, artifact.exports),
+        **dict.fromkeys(_NOT_OF_ARTIFACT),
+    )
+
+
+def _of_call(
+    origin: model.Origin, queue_time_s: float = 0, file: model.HostFile | None = None
+) -> bytes:
+    """Return the fields of a header that differ from call to call."""
+    return types_pb2.ArtifactHeader(
+        origin=f"ORIGIN_{origin.name}",
+        queue_time=duration(queue_time_s) if queue_time_s else None,
+        host_file=filled(types_pb2.HostFile, file) if file else None,
+    ).SerializeToString()
+
+
+_of_hit = cache(_of_call)
+
+
+def _export(item: model.ExternType) -> dict[str, Any]:
+    kind = _EXTERN_KINDS.get(item.kind, types_pb2.EXTERN_KIND_OTHER)
+    return {"name": item.name, "kind": kind, "type": item.type}
+
+
+def load_response(loaded: requests.LoadResult) -> pb.LoadResponse:
+    """Return the response of Load."""
+    return filled(
+        pb.LoadResponse,
+        loaded,
+        sha256=loaded.module.sha256,
+        size_bytes=len(loaded.module.wasm),
+        kind=f"KIND_{loaded.module.kind.name}",
+        engine=loaded.engine_id,
+        artifacts=[
+            filled(types_pb2.CachedArtifact, each, each.spec, engine=each.spec.engine.id)
+            for each in loaded.artifacts[:MAX_CACHED_ARTIFACTS]
+        ],
+    )
+
+
+def quarantined_module(strike: model.Strike) -> admin.QuarantinedModule:
+    """Return one entry of ListQuarantine."""
+    return filled(
+        admin.QuarantinedModule,
+        strike,
+        strike.key,
+        engine=strike.engine_id,
+        strikes=strike.count,
+        time_left=duration(strike.left_s),
+    )
+
+
+def pin(pin: model.Pin) -> admin.Pin:
+    """Return a pin as callers get it."""
+    tiers = [
+        filled(admin.PinnedInTier, held, tier=tier, module=held.modules > 0)
+        for tier, held in pin.tiers.items()
+    ]
+    return filled(admin.Pin, pin, tiers=tiers, created_at=_timestamp(pin.pinned_ms / 1e3))
+
+
+class Capabilities(NamedTuple):
+    """What GetCapabilities tells every caller."""
+
+    version: str
+    engines: Sequence[tuple[model.EngineCapabilities, str, model.Isolation, Sequence[Advisory]]]
+    """Each engine that is served, with the fingerprint of its default target, cpu and settings,
+    the isolation of its jobs, and its known vulnerabilities."""
+    default: str
+    """The id of the engine for requests that name none."""
+    names: Mapping[str, str]
+    """The id that each name stands for."""
+    unserved: Sequence[model.UnservedEngine]
+    limits: model.Limits
+    isolation_required: bool
+
+
+def capabilities(told: Capabilities) -> pb.GetCapabilitiesResponse:
+    """Return the response of GetCapabilities, without the caller."""
+    limits = told.limits
+    return filled(
+        pb.GetCapabilitiesResponse,
+        told,
+        engines=[_capabilities(*each, told.default) for each in told.engines],
+        limits=filled(
+            pb.Limits,
+            limits,
+            compile_time=duration(limits.compile_timeout_s),
+            compile_cpu_time=duration(limits.compile_cpu_s),
+            chunk_bytes=wire.CHUNK_BYTES,
+            find_missing_keys=MAX_FIND_MISSING_KEYS,
+        ),
+        unserved_engines=[filled(pb.UnservedEngine, each) for each in told.unserved],
+        engine_names=told.names,
+        caller=None,
+    )
+
+
+def _capabilities(
+    engine: model.EngineCapabilities,
+    fingerprint: str,
+    isolation: model.Isolation,
+    advisories: Sequence[Advisory],
+    default: str,
+) -> pb.EngineCapabilities:
+    return filled(
+        pb.EngineCapabilities,
+        engine,
+        engine=filled(types_pb2.Engine, engine.identity),
+        fingerprint=fingerprint,
+        targets=[filled(pb.Target, target) for target in engine.targets],
+        settings=[
+            filled(pb.Setting, each, default_value=each.default, allowed_values=each.allowed)
+            for each in engine.settings
+        ],
+        kinds=sorted(types_pb2.Kind.Value(f"KIND_{kind.name}") for kind in engine.kinds),
+        default=engine.identity.id == default,
+        advisories=[filled(pb.Advisory, each) for each in advisories],
+        isolation=filled(
+            pb.Isolation,
+            isolation,
+            layers=[
+                filled(pb.IsolationLayer, layer, state=f"STATE_{layer.state.name}")
+                for layer in isolation.layers
+            ],
+            attempts=[
+                {"name": name, "refused": refused} for name, refused in isolation.attempts.items()
+            ],
+        ),
+    )
+
+
+def caller(identity: model.Identity) -> pb.Caller:
+    """Return who the caller is to the daemon."""
+    return pb.Caller(
+        identity=identity.name,
+        roles=[role.value for role in model.Role if role in identity.roles],
+        namespace=identity.namespace,
+    )
+
+
+def stats_response(
+    metrics: Metrics,
+    namespace: str = "",
+    quotas: Iterable[model.QuotaReading] = (),
+    engine_names: Mapping[str, str] | None = None,
+) -> pb.StatsResponse:
+    """Return what ``metrics``, those of ``namespace``, hold now. Never raises."""
+    catalogue, now = metrics.catalogue, metrics.gauges.read()
+    compiles = sorted(catalogue.compile_durations.all(), key=lambda each: each[0])
+    return filled(
+        pb.StatsResponse,
+        now,
+        now.remote,
+        metrics,
+        started_at=_timestamp(metrics.started_at_s),
+        uptime=duration(metrics.uptime_s),
+        tiers=[_tier(catalogue, tier, usage) for tier, usage in now.tiers.items()],
+        compiles=[
+            {"engine": engine, "outcome": outcome, "count": took.count, "duration": _latency(took)}
+            for (engine, outcome), took in compiles
+        ],
+        workers=[
+            filled(pb.WorkerStats, usage, engine=engine, replaced=count_of(replaced))
+            for engine, usage in now.engines.items()
+            for replaced in [catalogue.workers_replaced.at(engine)]
+        ],
+        queue_depth=sum(usage.queued for usage in now.engines.values()),
+        busy_workers=sum(usage.busy for usage in now.engines.values()),
+        flights_joined=count_of(catalogue.flights_joined),
+        quarantined_modules=now.quarantined,
+        hit_ratio=hit_ratio(catalogue),
+        redis_up=now.remote.up,
+        redis_mode=now.remote.mode,
+        redis_detail=now.remote.detail,
+        namespace=namespace,
+        engine_names=engine_names,
+        quotas=[filled(pb.QuotaUsage, each, quota=each.kind) for each in quotas],
+        engine_warm_ups=[
+            filled(pb.EngineWarmUp, each, engine=each.engine_id, from_engine=each.from_engine_id)
+            for each in now.warm_ups
+        ],
+    )
+
+
+def _tier(catalogue: Catalogue, tier: str, usage: model.TierUsage) -> pb.TierStats:
+    def lookups(what: str, outcome: str) -> int:
+        return count_of(catalogue.lookups.at(tier, what, outcome))
+
+    failed = lookups("artifact", ERROR) + lookups("module", ERROR)
+    failed += count_of(catalogue.stores.at(tier, ERROR))
+    rejected = (counter for (where, _), counter in catalogue.rejected.all() if where == tier)
+    return filled(
+        pb.TierStats,
+        usage,
+        tier=tier,
+        hits=lookups("artifact", "hit"),
+        misses=lookups("artifact", "miss"),
+        errors=failed + sum(map(count_of, rejected)),
+        module_hits=lookups("module", "hit"),
+        module_misses=lookups("module", "miss"),
+        get_latency=_latency(catalogue.lookup_durations.at(tier, "artifact")),
+        put_latency=_latency(catalogue.store_durations.at(tier)),
+    )
+
+
+def _latency(series: Latency) -> pb.LatencySummary:
+    summary = series.summary()
+    percentiles = {name: duration(getattr(summary, f"{name}_s")) for name in _SUMMARY}
+    return pb.LatencySummary(count=summary.count, **percentiles)
+
+
+def hit_ratio(catalogue: Catalogue) -> float:
+    """Return the share of answered Compile calls that a tier answered."""
+    served = {origin: count_of(catalogue.served.at(origin.value)) for origin in model.Origin}
+    return sum(served[origin] for origin in model.HITS) / (sum(served.values()) or 1)

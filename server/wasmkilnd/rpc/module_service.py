@@ -1,0 +1,124 @@
+"""The RPCs of ModuleService: translates requests and results, and decides nothing.
+
+One method per RPC: it takes a request and the ``Call`` (caller, priority, deadline, request id),
+translates the request, calls a service of the core, notes in the call what its log line tells, and
+returns a message, serialized bytes, or a ``SerializedAnswer``. It raises ``WasmkilnError`` for what
+the caller has to know. Counting, logging, limits and errors are those of ``rpc.calls``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+
+from wasmkiln.v1 import module_service_pb2 as pb
+
+from wasmkilnd.model import Role
+from wasmkilnd.requests import LoadRequest, Terms, WantedArtifact
+from wasmkilnd.rpc import messages
+from wasmkilnd.rpc.traffic import Call
+from wasmkilnd.tenant import Tenant
+from wasmkilnd.waiters import Waiter
+
+
+class ModuleServicer:
+    """Implements ModuleService."""
+
+    def __init__(
+        self,
+        tenant_of: Callable[[str], Tenant],
+        stats: Callable[[str], pb.StatsResponse],
+        capabilities: Callable[[], messages.Capabilities],
+    ) -> None:
+        """``tenant_of`` and ``stats`` take the namespace of a caller."""
+        self._tenant_of = tenant_of
+        self._stats = stats
+        self._capabilities = capabilities
+        self._told: messages.Capabilities | None = None
+        self._answer = b""
+        """The serialized response of GetCapabilities for what was ``told`` last."""
+        self._headers = messages.Headers()
+
+    async def load(self, request: pb.LoadRequest, call: Call) -> pb.LoadResponse:
+        """Admit, validate and store a module."""
+        messages.bound("engine", len(request.engine.encode()), messages.MAX_NAME_BYTES)
+        call.engine = request.engine
+        wanted = LoadRequest(request.module, request.expected_sha256, request.engine, _terms(call))
+        del request  # The call may wait long, and one copy of the module is enough.
+        try:
+            loaded = await self._tenant(call).modules.load(wanted)
+        finally:
+            call.module = wanted.sha256
+        call.engine = loaded.engine_id
+        return messages.load_response(loaded)
+
+    async def compile(self, request: messages.CompileCall, call: Call) -> messages.SerializedAnswer:
+        """Return the header and the artifact, both serialized."""
+        omit_artifact, inline_limit_bytes = request.omit_artifact, request.inline_limit_bytes
+        wanted = request.request(_terms(call))
+        del request  # The call may wait long, and one copy of the module is enough.
+        call.engine, call.about["uploaded"] = wanted.engine, bool(wanted.wasm)
+        tenant = self._tenant(call)
+        try:
+            if Role.COMPILE not in call.identity.roles:
+                wanted.restrict_to_hits()
+            served = await tenant.service.compile(wanted)
+        finally:
+            call.module = wanted.sha256
+        artifact = served.artifact
+        if not wanted.terms.waiter.background:
+            if (key := artifact.key) in tenant.tally.counts:  # See Tally.
+                tenant.tally.counts[key] += 1
+            else:
+                tenant.tally.begin(artifact)
+        call.engine = artifact.spec.engine.id
+        call.origin, call.bytes = served.origin.value, artifact.size_bytes
+        if served.queue_time_s:
+            call.queue_ms = round(served.queue_time_s * 1e3, 3)
+        call.compile_ms = round(artifact.compile_time_s * 1e3, 3)
+        return self._headers.answer(
+            served, omit_artifact=omit_artifact, inline_limit_bytes=inline_limit_bytes
+        )
+
+    async def stats(self, request: pb.StatsRequest, call: Call) -> pb.StatsResponse:
+        """Return counters and latencies."""
+        return self._stats(call.identity.namespace)
+
+    async def get_capabilities(self, request: pb.GetCapabilitiesRequest, call: Call) -> bytes:
+        """Return the engines and limits of the daemon: one answer until they change."""
+        told = self._capabilities()
+        if told != self._told:
+            self._told, self._answer = told, messages.capabilities(told).SerializeToString()
+        caller = pb.GetCapabilitiesResponse(caller=messages.caller(call.identity))
+        return self._answer + caller.SerializeToString()
+
+    async def find_missing(self, request: bytes, call: Call) -> bytes:
+        """Return the keys that no tier holds, as the caller sent them.
+
+        They are found, parsed and looked up in slices.
+        """
+        sent: list[slice] = []
+
+        def wanted() -> Iterator[WantedArtifact]:
+            for start, value, end in messages.keys(request):
+                sent.append(slice(start, end))
+                yield messages.wanted(request[value:end])
+
+        missing = await self._tenant(call).modules.find_missing(wanted())
+        # Keys have the same number in the answer.
+        return b"".join(request[sent[index]] for index in missing)
+
+    def _tenant(self, call: Call) -> Tenant:
+        """Return what serves the caller's namespace: the one way to any cache or service."""
+        return self._tenant_of(call.identity.namespace)
+
+
+def _terms(call: Call) -> Terms:
+    """Return a call's priority, deadline and release function. Raises INVALID_REQUEST."""
+    left_s = call.context.time_remaining()
+    return Terms(
+        Waiter(call.caller, call.background),
+        None if left_s is None else asyncio.get_running_loop().time() + left_s,
+        call.release_request,
+        call.account,
+    )
