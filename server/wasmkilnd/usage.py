@@ -71,30 +71,26 @@ Use: TypeAlias = tuple[str, UsedSpec]
 
 
 class Tally:
-    """The uses since the last look. For one event loop.
-
-    The request path counts by hand, which costs a memory hit one look-up::
-
-        if (key := artifact.key) in tally.counts:
-            tally.counts[key] += 1
-        else:
-            tally.begin(artifact)
-    """
+    """The uses since the last look. For one event loop."""
 
     def __init__(self) -> None:
-        self.counts: dict[model.CacheKey, int] = {}
+        self.counts: dict[tuple[str, str], int] = {}
+        """By module and fingerprint."""
         self._specs: dict[str, UsedSpec] = {}
 
-    def begin(self, artifact: model.Artifact) -> None:
-        """Count the first use of an artifact."""
-        self.counts[artifact.key] = 1
-        self._specs[artifact.spec.fingerprint] = UsedSpec.of(artifact.spec)
+    def count(self, artifact: model.Artifact) -> None:
+        """Count one use of an artifact. It is called for each memory hit."""
+        fingerprint = artifact.spec.fingerprint
+        use = artifact.module_sha256, fingerprint
+        self.counts[use] = self.counts.get(use, 0) + 1
+        if fingerprint not in self._specs:
+            self._specs[fingerprint] = UsedSpec.of(artifact.spec)
 
     def take(self) -> dict[Use, float]:
         """Return what was counted, and begin anew."""
         counts, specs = self.counts, self._specs
         self.counts, self._specs = {}, {}
-        return {(key.module_sha256, specs[key.fingerprint]): n for key, n in counts.items()}
+        return {(module, specs[fingerprint]): n for (module, fingerprint), n in counts.items()}
 
 
 @dataclass(frozen=True, slots=True)

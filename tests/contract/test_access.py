@@ -94,10 +94,10 @@ async def test_the_documented_commands_are_enough_for_all_that_is_asked(
         assert [strike.key for strike in await strikes.all()] == [key]
         assert await strikes.remove(key.module_sha256) == [key]
         usage = Usage(SharedFile(tmp_path, "", ""), SEALER, store)
-        usage.tally.begin(SMALL)
+        usage.tally.count(SMALL)
         await usage.save(last=True)
         later = Usage(SharedFile(tmp_path, "", ""), SEALER, store)
-        later.tally.begin(SMALL)
+        later.tally.count(SMALL)
         await later.save()
         assert [*(await later.of_fleet()).counts.values()] == [pytest.approx(2, abs=0.1)]
         gone = await store.evict(EvictScope(module_sha256=wasm.sha256))

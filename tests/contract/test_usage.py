@@ -67,10 +67,7 @@ def count(into: Usage, **counts: int) -> None:
     for name, number in counts.items():
         made = replace(artifact(), module_sha256=digest(int(name[-1])))
         for _ in range(number):
-            if (key := made.key) in into.tally.counts:
-                into.tally.counts[key] += 1
-            else:
-                into.tally.begin(made)
+            into.tally.count(made)
 
 
 @pytest.fixture
@@ -125,7 +122,7 @@ async def test_each_writes_its_own_sums_and_reads_those_of_the_others(
 
 async def test_what_was_saved_is_laid_out_as_before(daemon: Daemon, server: redis.Redis) -> None:
     ours, made = daemon(), artifact()
-    ours.tally.begin(made)
+    ours.tally.count(made)
     await ours.save()
     [name] = server.scan_iter("wasm:uses:*")
     value = server.get(name)
@@ -333,8 +330,8 @@ async def test_of_too_many_those_used_least_are_forgotten(tmp_path: Path) -> Non
     said["uses"] = [[digest(number), 0, float(number)] for number in range(1, MAX_USES + 1)]
     file.write_text(json.dumps(said))
     made = replace(artifact(), module_sha256=digest(0))
-    ours.tally.begin(made)
-    ours.tally.counts[made.key] = 10**6
+    ours.tally.count(made)
+    ours.tally.counts[made.module_sha256, made.spec.fingerprint] = 10**6
     await ours.save()
     whole = await on_disk(tmp_path).of_fleet()
     assert len(whole.counts) == MAX_USES
@@ -350,7 +347,7 @@ async def test_the_largest_record_is_read_as_it_was_written(
 ) -> None:
     ours = daemon()
     for number in range(MAX_USES):
-        ours.tally.begin(replace(artifact(), module_sha256=digest(number)))
+        ours.tally.count(replace(artifact(), module_sha256=digest(number)))
     await ours.save()
     assert len((await daemon().of_fleet()).counts) == MAX_USES
 
@@ -358,10 +355,7 @@ async def test_the_largest_record_is_read_as_it_was_written(
 def test_a_tally_counts_by_artifact_and_begins_anew() -> None:
     tally, made = Tally(), artifact()
     for _ in range(3):
-        if (key := made.key) in tally.counts:
-            tally.counts[key] += 1
-        else:
-            tally.begin(made)
+        tally.count(made)
     assert tally.take() == {(made.module_sha256, UsedSpec.of(made.spec)): 3.0}
     assert tally.take() == {}
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import re
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
@@ -86,7 +87,7 @@ _KEPT_BYTES = 512
 _KEPT_REQUESTS = 1024
 # What duration.proto allows.
 _MAX_DURATION_S = 315_576_000_000
-_ENGINE_ID = re.compile(r"[a-z]+-[0-9][0-9A-Za-z.+!-]*")
+_ENGINE_ID = re.compile(r"[a-z]{1,60}-[0-9][0-9A-Za-z.+!-]{,60}")
 _EXTERN_KINDS = {
     name.removeprefix("EXTERN_KIND_").lower(): number
     for name, number in types_pb2.ExternKind.items()
@@ -141,24 +142,19 @@ def reader(method: str, parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]
     kept = lru_cache(maxsize=_KEPT_REQUESTS)(parse)
 
     def read(raw: bytes) -> Any:
-        check_size(method, raw)
         try:
-            return kept(raw) if len(raw) <= _KEPT_BYTES else parse(raw)
+            if len(raw) <= _KEPT_BYTES:
+                return kept(raw)
+            if number := _MODULE_FIELDS.get(method):
+                if len(raw) > SMALL_BYTES:
+                    deque(fields(raw, number, "module", _MAX_MODULES), maxlen=0)
+            else:
+                bound("", len(raw), REQUEST_BYTES.get(method, SMALL_BYTES))
+            return parse(raw)
         except DecodeError:
             raise not_a_message() from None
 
     return read
-
-
-def check_size(method: str, raw: bytes) -> None:
-    """Raise INVALID_REQUEST for a request that is too large to be built at once."""
-    if len(raw) <= SMALL_BYTES:
-        return
-    if number := _MODULE_FIELDS.get(method):
-        for _ in fields(raw, number, "module", _MAX_MODULES):
-            pass
-    else:
-        bound("", len(raw), REQUEST_BYTES.get(method, SMALL_BYTES))
 
 
 def fields(raw: bytes, number: int, name: str, times: int) -> Iterator[tuple[int, int, int]]:
@@ -275,20 +271,19 @@ def evict_scope(request: admin.EvictRequest) -> tuple[model.EvictScope, str]:
     """Return the scope of an EvictRequest, and the tier ("" for all). Raises INVALID_REQUEST."""
     if not 0 <= request.tier < len(_TIERS):
         raise invalid_request("cannot evict: unknown tier; use TIER_MEMORY or TIER_REDIS", "tier")
-    tier, scope = _TIERS[request.tier], request.WhichOneof("scope")
-    if scope == "module_sha256" and request.module_sha256:
+    tier = _TIERS[request.tier]
+    if request.module_sha256:
         check_sha256(request.module_sha256, "module_sha256")
         return model.EvictScope(module_sha256=request.module_sha256), tier
-    if scope == "engine":
+    if request.engine:
         # Any id will do, for the engine may have been removed.
         if not _ENGINE_ID.fullmatch(request.engine):
             raise invalid_request(
                 f"cannot evict {quoted(request.engine)}: expected an id such as wasmtime-50.0.1",
                 "engine",
             )
-        bound("engine", len(request.engine), MAX_NAME_BYTES)
         return model.EvictScope(engine_id=request.engine), tier
-    if scope == "all" and request.all:
+    if request.all:
         return model.EvictScope(), tier
     raise invalid_request(
         "cannot evict: the request has no scope; set module_sha256, engine, or all to true", "scope"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 from wasmkiln.v1 import module_service_pb2 as pb
 
@@ -19,6 +20,9 @@ from wasmkilnd.rpc import messages
 from wasmkilnd.rpc.traffic import Call
 from wasmkilnd.tenant import Tenant
 from wasmkilnd.waiters import Waiter
+
+# Each caller makes many calls.
+_waiter = lru_cache(maxsize=4096)(Waiter)
 
 
 class ModuleServicer:
@@ -30,7 +34,10 @@ class ModuleServicer:
         stats: Callable[[str], pb.StatsResponse],
         capabilities: Callable[[], messages.Capabilities],
     ) -> None:
-        """``tenant_of`` and ``stats`` take the namespace of a caller."""
+        """``tenant_of`` and ``stats`` take the namespace of a caller.
+
+        What serves that namespace is the one way to any cache or service.
+        """
         self._tenant_of = tenant_of
         self._stats = stats
         self._capabilities = capabilities
@@ -46,7 +53,7 @@ class ModuleServicer:
         wanted = LoadRequest(request.module, request.expected_sha256, request.engine, _terms(call))
         del request  # The call may wait long, and one copy of the module is enough.
         try:
-            loaded = await self._tenant(call).modules.load(wanted)
+            loaded = await self._tenant_of(call.identity.namespace).modules.load(wanted)
         finally:
             call.module = wanted.sha256
         call.engine = loaded.engine_id
@@ -58,7 +65,7 @@ class ModuleServicer:
         wanted = request.request(_terms(call))
         del request  # The call may wait long, and one copy of the module is enough.
         call.engine, call.about["uploaded"] = wanted.engine, bool(wanted.wasm)
-        tenant = self._tenant(call)
+        tenant = self._tenant_of(call.identity.namespace)
         try:
             if Role.COMPILE not in call.identity.roles:
                 wanted.restrict_to_hits()
@@ -67,10 +74,7 @@ class ModuleServicer:
             call.module = wanted.sha256
         artifact = served.artifact
         if not wanted.terms.waiter.background:
-            if (key := artifact.key) in tenant.tally.counts:  # See Tally.
-                tenant.tally.counts[key] += 1
-            else:
-                tenant.tally.begin(artifact)
+            tenant.tally.count(artifact)
         call.engine = artifact.spec.engine.id
         call.origin, call.bytes = served.origin.value, artifact.size_bytes
         if served.queue_time_s:
@@ -104,20 +108,16 @@ class ModuleServicer:
                 sent.append(slice(start, end))
                 yield messages.wanted(request[value:end])
 
-        missing = await self._tenant(call).modules.find_missing(wanted())
+        missing = await self._tenant_of(call.identity.namespace).modules.find_missing(wanted())
         # Keys have the same number in the answer.
         return b"".join(request[sent[index]] for index in missing)
-
-    def _tenant(self, call: Call) -> Tenant:
-        """Return what serves the caller's namespace: the one way to any cache or service."""
-        return self._tenant_of(call.identity.namespace)
 
 
 def _terms(call: Call) -> Terms:
     """Return a call's priority, deadline and release function. Raises INVALID_REQUEST."""
     left_s = call.context.time_remaining()
     return Terms(
-        Waiter(call.caller, call.background),
+        _waiter(call.caller, call.background),
         None if left_s is None else asyncio.get_running_loop().time() + left_s,
         call.release_request,
         call.account,
