@@ -16,7 +16,6 @@ from wasmkilnd.ports import Engines
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.requests import LoadRequest, LoadResult, WantedArtifact
 from wasmkilnd.slices import collect_in_slices
-from wasmkilnd.wait_budget import WaitBudget
 
 # How many keys FindMissing looks up at once: this holds the event loop for milliseconds.
 _LOOKED_UP_AT_ONCE = 1000
@@ -83,23 +82,17 @@ class ModuleService:
         missing: list[int] = []
         for start in range(0, len(candidates), _LOOKED_UP_AT_ONCE):
             some = candidates[start : start + _LOOKED_UP_AT_ONCE]
-            missing += [start + index for index in await self._missing(some, budget)]
+            held = await self._cache.held([key for keys in some for key in keys], budget)
+            # Only the stored artifact tells whether its module is a component.
+            unsure = [key for usual, *others in some if usual not in held for key in others]
+            kinds = await self._cache.held([x for x in unsure if x in held], budget, kinds=True)
+            missing += [
+                index
+                for index, (usual, *others) in enumerate(some, start)
+                if usual not in held and Kind.COMPONENT not in map(kinds.get, others)
+            ]
             await asyncio.sleep(0)
         return missing
-
-    async def _missing(
-        self, candidates: Sequence[Sequence[CacheKey]], budget: WaitBudget
-    ) -> list[int]:
-        held = await self._cache.held([key for keys in candidates for key in keys], budget)
-        # Only the stored artifact tells whether its module is a component.
-        lacking = {index: keys[1:] for index, keys in enumerate(candidates) if keys[0] not in held}
-        others = [key for keys in lacking.values() for key in keys if key in held]
-        kinds = await self._cache.held(others, budget, kinds=True)
-        return [
-            index
-            for index, keys in lacking.items()
-            if not any(kinds.get(key) is Kind.COMPONENT for key in keys)
-        ]
 
     async def evict(self, scope: EvictScope, tier: str) -> tuple[Evicted, Sequence[str]]:
         """Evict what is not pinned of ``scope``.
