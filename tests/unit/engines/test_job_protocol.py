@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from wasmkilnd.engines.child.frames import HEADER, Type
+from wasmkilnd.engines.child.frames import HEADER, MOST_BYTES, Type
 from wasmkilnd.engines.workers.job_protocol import JobOrder, JobReport, exchange
 from wasmkilnd.wire import pack
 
@@ -93,7 +93,7 @@ async def test_anything_else_is_an_error(said: Sequence[bytes], named: str) -> N
 
 @pytest.mark.parametrize(
     ("kind", "size"),
-    [(Type.CONFIGURED, 1), (Type.COMPILED, 1), (Type.ARTIFACT, 1001), (Type.RESULT, 2**20)],
+    [(Type.COMPILED, MOST_BYTES + 1), (Type.ARTIFACT, 1001), (Type.RESULT, MOST_BYTES + 1)],
 )
 async def test_a_frame_is_as_large_as_its_type_may_be(kind: Type, size: int) -> None:
     """JSON is read while everything else waits, and 8 MiB of it for a second."""
