@@ -364,10 +364,11 @@ class Headers:
             encoded = types_pb2.ArtifactHeader(content_encoding=artifact.encoding)
             first = self._message(served, encoded.SerializeToString())
             return SerializedAnswer(first, artifact, size_bytes)
-        if size_bytes > min(inline_limit_bytes, wire.ONE_MESSAGE_BYTES):
+        limit_bytes = min(inline_limit_bytes, wire.ONE_MESSAGE_BYTES)
+        if size_bytes > limit_bytes or len(artifact.frames) != 1:
             return SerializedAnswer(self._message(served), artifact, size_bytes)
-        payload = wire.payload_views(artifact.frames)
-        first = self._message(served, _INLINE_TAG, wire.varint(size_bytes), *payload)
+        # The same length and bytes under another tag.
+        first = self._message(served, _INLINE_TAG, memoryview(artifact.frames[0])[1:])
         return SerializedAnswer(first, None, size_bytes)
 
     def _message(self, served: requests.Served, *more: bytes | memoryview) -> bytes:
