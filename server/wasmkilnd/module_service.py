@@ -18,7 +18,7 @@ from wasmkilnd.requests import LoadRequest, LoadResult, WantedArtifact
 from wasmkilnd.slices import collect_in_slices
 
 # How many keys FindMissing looks up at once: this holds the event loop for milliseconds.
-_LOOKED_UP_AT_ONCE = 1000
+_LOOKED_UP_AT_ONCE = 500
 
 
 class ModuleService:

@@ -190,13 +190,10 @@ def fields(raw: bytes, number: int, name: str, times: int) -> Iterator[tuple[int
         raise not_a_message() from None
 
 
-keys = partial(
-    fields,
-    number=pb.FindMissingRequest.KEYS_FIELD_NUMBER,
-    name="keys",
-    times=MAX_FIND_MISSING_KEYS,
-)
-"""Find the keys of a FindMissing."""
+def keys(raw: bytes) -> Iterator[tuple[int, int, int]]:
+    """Find the keys of a FindMissing, as ``fields`` does."""
+    number = pb.FindMissingRequest.KEYS_FIELD_NUMBER
+    return fields(raw, number, "keys", MAX_FIND_MISSING_KEYS)
 
 
 def not_a_message() -> WasmkilnError:
