@@ -142,8 +142,6 @@ def _rows(content: bytes) -> Sequence[Advisory]:
     """Return the rows of a file. Raises ValueError with the first thing that is wrong."""
     try:
         return _File.model_validate(parse_toml(content.decode())).advisory
-    except UnicodeDecodeError:
-        raise ValueError("it is not UTF-8 text") from None
     except ValidationError as error:
         wrong = error.errors(include_input=False, include_url=False)[0]
         place = [str(step + 1) if isinstance(step, int) else step for step in wrong["loc"]]

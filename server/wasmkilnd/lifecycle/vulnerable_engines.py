@@ -6,6 +6,7 @@ The table is read at a start and at a reload (``engines.advisories``).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.engines.advisories import Advisories, read_advisories
@@ -33,11 +34,7 @@ def prepare_advisories(current: Reloadable[Advisories]) -> Prepare:
             advisories = open_advisories(new)
         except CannotStart as refusal:
             raise CannotReload(str(refusal)) from None
-
-        def use() -> None:
-            current.current = advisories
-
-        return use
+        return partial(setattr, current, "current", advisories)
 
     return prepare
 
@@ -48,11 +45,8 @@ async def leave_out_vulnerable(
     """End the engines that are not to be served; return the others, and why those are not."""
     refused = advisories.refused(started)
     ids = {each.id for each in refused}
-    served = []
     for engine in started:
         if engine.id in ids:
             await engine.pool.close()
             engine.release()
-        else:
-            served.append(engine)
-    return served, refused
+    return [engine for engine in started if engine.id not in ids], refused

@@ -163,7 +163,7 @@ def test_the_example_of_the_page_can_be_used(tmp_path: Path) -> None:
         ("advisory = 5", "advisory: Input should be a valid tuple"),
         ("", "advisory: Field required"),
         ("[[advisory]", "not valid TOML: "),
-        (b"\xff", "it is not UTF-8 text"),
+        (b"\xff", "'utf-8' codec can't decode byte"),
         (ROW + "severity = 9", "advisory 1 severity: Extra inputs are not permitted"),
         (ROW.replace('id = "TEST-1"\n', ""), "advisory 1 id: Field required"),
         (ROW + ROW.replace("50.0.1", ""), "advisory 2 affected 1: Invalid specifier"),
