@@ -65,12 +65,16 @@ def test_each_built_in_row_has_its_source_and_agrees_with_itself(built_in: Advis
     assert len(with_rows) == len(rows)
     for block in with_rows:
         [found] = re.findall(
-            r"# Source: https://github\.com/rustsec/advisory-db/blob/main/crates/wasmtime/(\S+)\.md",
-            block,
+            r"^# Source: https://github\.com/(\S+)/(\S+)\.(?:md|json)$", block, re.MULTILINE
         )
-        row = rows[found]
-        assert f'id = "{found}"' in block
-        assert row.url == f"https://rustsec.org/advisories/{found}.html"
+        database, row_id = found
+        row = rows[row_id]
+        if row_id.startswith("RUSTSEC-"):
+            assert database == "rustsec/advisory-db/blob/main/crates/wasmtime"
+            assert row.url == f"https://rustsec.org/advisories/{row_id}.html"
+        else:
+            assert database.startswith("CVEProject/cvelistV5/blob/main/cves/")
+            assert "/security/advisories/GHSA-" in row.url
         # Each range ends with a release that has the fix, and no such release is in a range.
         assert [
             limit for each in row.affected for limit in re.findall(r"<([\d.]+)", str(each))
