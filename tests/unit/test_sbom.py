@@ -84,7 +84,7 @@ def test_it_says_who_asks_for_whom(bill: Any) -> None:
 
 
 def test_the_pins_of_the_engines_are_in_the_wheel(built: Path) -> None:
-    pins = ROOT / "server" / "wasmkilnd" / "engines" / "install" / "pins"
+    pins = ROOT / "server" / "wasmkilnd" / "engines" / "pins"
     with zipfile.ZipFile(built) as wheel:
         for file in pins.iterdir():
             inside = f"wasmkilnd/engines/pins/{file.name}"
