@@ -549,7 +549,9 @@ class Writes:
             why = str(failure) or "the daemon failed to write it"
             if not isinstance(failure, TierUnavailable):
                 self._log.exception("cache write failed")
-        self._under_way = None
+        finally:  # Also at the end of the daemon: an eviction may wait for this write.
+            self._under_way = None
+            self._tell()
         # If not, it was given up meanwhile, or replaced.
         stays = self._queue.get(item.key) is waiting
         if why and stays and context and self._link and self._link.is_down:
@@ -560,7 +562,6 @@ class Writes:
                 self._take(item.key)
             if why:
                 self._drop(item, why)
-        self._tell()
 
     def _take(self, key: CacheKey | str) -> None:
         if key in self._queue:

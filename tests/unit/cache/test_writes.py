@@ -364,6 +364,17 @@ async def test_forgetting_waits_for_a_write_that_is_under_way(slow: Tier) -> Non
     await writes.close()
 
 
+async def test_nobody_waits_for_a_write_that_the_end_of_the_daemon_stopped(slow: Tier) -> None:
+    writes = writes_to(slow)
+    writes.add(artifact(1))
+    await under_way(writes)
+    forgetting = asyncio.create_task(writes.forget(EvictScope()))
+    await asyncio.sleep(0)
+    await writes.close()
+    await asyncio.wait_for(forgetting, 5)
+    assert slow.written == []
+
+
 async def test_what_is_forgotten_is_not_tried_again_after_an_outage(slow: Tier) -> None:
     slow.broken = slow.link.is_down = True
     slow.on_failure = lambda: setattr(slow, "broken", False)
