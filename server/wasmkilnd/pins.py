@@ -167,7 +167,8 @@ class Pins:
         tiers: dict[str, Mapping[str, Held]] = {self.memory.name: self.memory.pinned(modules)}
         if self.host:
             tiers[self.host.name] = found = dict.fromkeys(modules, Held())
-            for key, size_bytes in self.host.entries_of(modules).items():
+            entries = await asyncio.to_thread(self.host.entries_of, modules)
+            for key, size_bytes in entries.items():
                 found[key.module_sha256] += Held(1, 0, size_bytes)
         if self.redis:
             with contextlib.suppress(errors.TierUnavailable):
@@ -190,7 +191,7 @@ class Pins:
         finally:
             await self._exchange_with_file()
             if self.host:
-                self.host.count_pinned(self._pinned)
+                await self.host.count_pinned(self._pinned)
         return True
 
     async def _exchange_with_redis(self, redis: RedisStore) -> None:
@@ -267,7 +268,7 @@ class Pins:
         artifacts = [each for module in self._pinned for each in self.memory.artifacts_of(module)]
         at_hand, on_disk = {each.key: each for each in artifacts}, set[model.CacheKey]()
         if self.host:
-            on_disk = set(self.host.entries_of(self._pinned))
+            on_disk = set(await asyncio.to_thread(self.host.entries_of, self._pinned))
             for artifact in artifacts:
                 if artifact.key not in on_disk and self.host.has_room_for_pinned(artifact):
                     self.cache.write_to_host(artifact)

@@ -442,7 +442,10 @@ class HostStore:
         return _usage([self.shelf], self.limit_bytes)
 
     def entries_of(self, modules: Collection[str]) -> Mapping[CacheKey, int]:
-        """Return the entries of ``modules`` with their sizes, as of the last scan."""
+        """Return the entries of ``modules`` with their sizes, as of the last scan.
+
+        Look at all entries, of which there may be many: call it in a thread.
+        """
         entries, chosen = [*self.shelf.entries.items()] if modules else [], frozenset(modules)
         return {key: size_bytes for key, size_bytes in entries if key.module_sha256 in chosen}
 
@@ -458,9 +461,10 @@ class HostStore:
                 left_bytes -= size_bytes
         return kept
 
-    def count_pinned(self, modules: Collection[str]) -> None:
+    async def count_pinned(self, modules: Collection[str]) -> None:
         """Count what is kept of ``modules``, all that are pinned."""
-        kept = self.kept(frozenset(modules).__contains__) if modules else {}
+        is_pinned = frozenset(modules).__contains__
+        kept = await asyncio.to_thread(self.kept, is_pinned) if modules else {}
         self.shelf.kept = model.Held(len(kept), 0, sum(kept.values()))
 
     def has_room_for_pinned(self, artifact: Artifact) -> bool:

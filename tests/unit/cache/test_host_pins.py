@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from wasmkilnd.cache.host_store import HostStore
-from wasmkilnd.model import Artifact, EvictScope
+from wasmkilnd.model import Artifact, CacheKey, EvictScope
 
 from tests.contract.host_store import host_store
 from tests.contract.sealing import sealer
@@ -42,7 +44,7 @@ async def test_what_is_pinned_stays_through_a_flood_until_it_is_unpinned(tmp_pat
         assert await tier.held([dear.key])
         assert tier.usage().evictions > 20
         assert tier.usage().bytes <= LIMIT_BYTES
-        tier.count_pinned(pins)
+        await tier.count_pinned(pins)
         assert tier.usage().pinned_entries == 1
         assert 0 < tier.usage().pinned_bytes <= ENTRY_BYTES
         [key] = tier.entries_of(pins)
@@ -53,6 +55,29 @@ async def test_what_is_pinned_stays_through_a_flood_until_it_is_unpinned(tmp_pat
         assert await again.get(dear.key)
 
 
+class Watched(dict[CacheKey, int]):
+    """Entries that know which threads read them."""
+
+    def __init__(self, entries: dict[CacheKey, int]) -> None:
+        super().__init__(entries)
+        self.threads = set[int]()
+
+    def items(self) -> Any:
+        self.threads.add(threading.get_ident())
+        return super().items()
+
+
+async def test_pins_are_counted_in_a_thread(tmp_path: Path) -> None:
+    pins = {artifact(0).module_sha256}
+    async with store(tmp_path, pins) as tier:
+        await tier.put(artifact(0))
+        tier.shelf.entries = entries = Watched(tier.shelf.entries)
+        await tier.count_pinned(pins)
+        assert tier.usage().pinned_entries == 1
+        assert entries.threads
+        assert threading.get_ident() not in entries.threads
+
+
 async def test_more_than_half_of_the_store_is_not_held(tmp_path: Path) -> None:
     many = [artifact(tag) for tag in range(20)]
     pins = {each.module_sha256 for each in many}
@@ -61,7 +86,7 @@ async def test_more_than_half_of_the_store_is_not_held(tmp_path: Path) -> None:
             await tier.put(each)  # It ends, though all that could make room is pinned.
         assert tier.usage().bytes <= LIMIT_BYTES
         assert tier.usage().let_go > 0
-        tier.count_pinned(pins)
+        await tier.count_pinned(pins)
         assert 2 * tier.usage().pinned_bytes <= LIMIT_BYTES
         held = tier.entries_of(pins)
         for tag in range(20, 40):
