@@ -63,6 +63,7 @@ Checked: TypeAlias = dict[Path, tuple[Artifact, EntryId]]
 
 # What the store counts for a folder, and the unit to which it rounds up the size of a file.
 _BLOCK_BYTES = 4096
+_READERS = 4  # Threads, of all namespaces.
 _MAX_TEXT_BYTES = 8 * 1024 * 1024
 _ASIDE = "aside"  # What is on its way in or out. 0.6.0 deletes what it does not know in tmp/.
 _NO_WRITES_S = 10.0
@@ -158,9 +159,12 @@ class HostDirectory:
         self.checked: Checked = {}
         self.rounds = 0
         self._checked_bytes = 0
-        self._readers = ThreadPoolExecutor(4, "wasmkiln-host-read")
+        self._readers = ThreadPoolExecutor(_READERS, "wasmkiln-host-read")
+        # Whoever waits for a thread does not wait for the disk.
+        self.reading = asyncio.Semaphore(_READERS)
         self._writer = ThreadPoolExecutor(1, "wasmkiln-host-write")
         self._keeper: asyncio.Task[None] | None = None
+        self._jobs = set[asyncio.Future[Any]]()
         self._closed = False
         self._scan_at_s = 0.0
 
@@ -188,7 +192,14 @@ class HostDirectory:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
         for pool in (self._readers, self._writer):
-            await _briefly(asyncio.to_thread(pool.shutdown, cancel_futures=True))
+            pool.shutdown(wait=False, cancel_futures=True)
+        if self._jobs:
+            await asyncio.wait(self._jobs, timeout=_PATIENCE_S)
+
+    def check_open(self) -> None:
+        """Raise TierUnavailable if the daemon ends."""
+        if self._closed:
+            raise TierUnavailable("the host store is closed")
 
     async def run(
         self, doing: str, work: Callable[[], T], until_s: Callable[[], float] | None = None
@@ -198,11 +209,12 @@ class HostDirectory:
         A look-up ends at ``until_s()``, which may grow, or is left behind: a thread that waits for
         a disk cannot be cancelled. All else writes, and comes after what came before.
         """
-        if self._closed or self.hanging:
-            why = "is closed" if self._closed else "has a disk that does not answer"
-            raise TierUnavailable(f"the host store {why}")
+        self.check_open()
+        if self.hanging:
+            raise TierUnavailable("the host store has a disk that does not answer")
         pool = self._readers if until_s else self._writer
         job = asyncio.get_running_loop().run_in_executor(pool, work)
+        self._jobs.add(job)
         job.add_done_callback(self._ended)
         while not job.done():
             left_s = until_s() - time.monotonic() if until_s else None
@@ -214,7 +226,7 @@ class HostDirectory:
             await asyncio.wait((job,), timeout=left_s)
         try:
             if job.cancelled():  # With the thread that it waited for.
-                raise TierUnavailable("the host store is closed")
+                self.check_open()
             done = job.result()
         except (OSError, ownership.NotOurs, TierUnavailable, ValueRejected) as failure:
             why = str(cannot(doing, failure) if isinstance(failure, OSError) else failure)
@@ -232,6 +244,7 @@ class HostDirectory:
         return done
 
     def _ended(self, job: asyncio.Future[Any]) -> None:
+        self._jobs.discard(job)
         if not job.cancelled():
             job.exception()  # Nobody else reads it, if its caller is gone.
         if job in self.hanging:
@@ -254,7 +267,7 @@ class HostDirectory:
         scan is in it, so it may be too much, and is never too little. Raises OSError and
         TierUnavailable.
         """
-        with _locked(self.options) as lock:
+        with _locked(self) as lock:
             text = os.pread(lock, 32, 0).strip()
             taken = max(int(text) if text.isdigit() else 0, self.usage().bytes)
             over = [each.over(needed if each is shelf else 0) for each in [*self.shelves.values()]]
@@ -285,8 +298,9 @@ class HostDirectory:
                 over -= each.entries.pop(key)
                 each.evictions += 1
                 each.let_go += bool(store and store.is_pinned(key.module_sha256))
-            if order and not store and not each.entries:
-                remove(each.options.directory, self.options)  # Of a namespace that is gone.
+            # Of a namespace that is gone; the default one's is that of all.
+            if each.options.namespace and order and not store and not each.entries:
+                remove(each.options.directory, self.options)
         left = self.usage().bytes
         if left + needed > self.limit_bytes or (shelf and shelf.over(needed) > 0):
             raise TierUnavailable("the host store cannot make room: entries cannot be removed")
@@ -300,8 +314,7 @@ class HostDirectory:
         for namespace in {"", *names, *self.shelves}:
             shelf, found = self.shelf(namespace), list[tuple[float, int, CacheKey]]()
             for path, key in entries_in(shelf.options.directory):
-                if self._closed:
-                    raise TierUnavailable("the host store is closed")
+                self.check_open()
                 size_bytes, used_s = measure(path)
                 found += [(used_s, size_bytes, key)] if size_bytes else []
                 if size_bytes and len(found) % 100 == 0:
@@ -480,11 +493,14 @@ class HostStore:
         """Run a look-up; count one with an allowance as hit or miss. Raises TierUnavailable."""
         began_s, outcome, more = time.monotonic(), "error", allowance or Allowance()
         until_s = began_s + self.wait_s
+        with more.free():
+            await self.directory.reading.acquire()
         try:
             found = await self.directory.run("read", work, lambda: until_s + more.seconds)
             outcome = "hit" if found else "miss"
             return found
         finally:
+            self.directory.reading.release()
             if allowance or outcome == "error":
                 took_s = time.monotonic() - began_s
                 self.recorder.tier_lookup(self.name, "artifact", outcome, took_s)
@@ -555,7 +571,9 @@ class HostStore:
                     _write_file(aside / name, [text], options)
                 files = _ids_of(aside)
                 _admit(aside, options)
-                while aside.exists():
+                placed = None
+                while not placed:
+                    aside.lstat()  # Somebody may remove the whole store meanwhile: then it fails.
                     # Who removes another entry now may prune these folders: then make them again.
                     with contextlib.suppress(FileNotFoundError):
                         prepare(options)
@@ -563,7 +581,7 @@ class HostStore:
                             folder.mkdir(mode=0o700, exist_ok=True)
                             _admit(folder, options)
                         remove(path, options)
-                        aside.rename(path)
+                        placed = aside.rename(path)
             finally:
                 _delete(aside)
         _note_use(path)
@@ -604,7 +622,7 @@ class HostStore:
         document = self._served
         prepare(self._options)
         text = json.dumps(document, indent=2, allow_nan=False).encode() + b"\n"
-        with _locked(self._options):
+        with _locked(self.directory):
             aside = _fresh(self._options)
             _write_file(aside, [text], self._options)
             aside.replace(self._options.directory / ENGINES)
@@ -813,11 +831,13 @@ def _opened(path: Path) -> BinaryIO:
 
 
 @contextlib.contextmanager
-def _locked(options: HostOptions) -> Iterator[int]:
+def _locked(directory: HostDirectory) -> Iterator[int]:
     """Open the file that daemons lock while they write. Raises OSError, TierUnavailable."""
-    lock = os.open(options.root / "writing.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    file = directory.options.root / "writing.lock"
+    lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         for _ in range(1500):  # 15 s: a scan of a large store takes seconds.
+            directory.check_open()
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import fcntl
 import json
+import math
 import mmap
 import os
 import shutil
@@ -28,6 +30,7 @@ from wasmkilnd.cache.value import ZSTD
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope
 from wasmkilnd.rpc.messages import header_of
+from wasmkilnd.wait_budget import Allowance
 
 from tests.contract.host_store import host_store
 from tests.contract.sealing import sealer
@@ -420,6 +423,28 @@ async def test_the_folder_of_a_namespace_that_is_gone_goes_with_its_last_entry(
     await directory.close()
 
 
+async def test_a_default_namespace_that_is_gone_takes_no_other_with_it(tmp_path: Path) -> None:
+    directory = module.HostDirectory(module.HostOptions(tmp_path, 250_000))
+    default, other = (
+        HostStore(
+            *(directory, SEALER, Notes(), header_of, lambda: {"version": 1, "engines": []}),
+            limit_bytes=250_000,
+            namespace=namespace,
+        )
+        for namespace in ("", "team-a")
+    )
+    for each in (default, other):
+        await each.start()
+    await default.put(artifact(1, 100_000))
+    await default.close()
+    for tag in range(2, 4):
+        await other.put(artifact(tag, 100_000))
+    assert default.usage().entries == 0
+    assert len(await other.held([artifact(tag, 100_000).key for tag in range(4)])) == 2
+    assert (tmp_path / "ns" / "team-a" / ENGINES).exists()
+    await directory.close()
+
+
 async def test_folders_that_another_process_prunes_are_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -436,6 +461,28 @@ async def test_folders_that_another_process_prunes_are_made_again(
         monkeypatch.setattr(Path, "rename", prune_first)
         await tier.put(one)
         assert len(pruned) == 2
+        assert same(await tier.get(one.key), one)
+
+
+async def test_a_store_that_vanishes_during_a_write_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, rename, notes = artifact(1), Path.rename, Notes()
+
+    def vanish_first(path: Path, target: Path) -> Path:
+        if target == folder_of(tmp_path / "store", one):
+            shutil.rmtree(tmp_path / "store")
+        return rename(path, target)
+
+    async with started(host_store(tmp_path / "store", SEALER, notes)) as tier:
+        await tidied(tier)
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", vanish_first)
+            with pytest.raises(TierUnavailable, match="No such file"):
+                await tier.put(one)
+        assert notes.stores == ["error"]
+        assert tier.usage().entries == 0
+        await tier.put(one)
         assert same(await tier.get(one.key), one)
 
 
@@ -466,7 +513,55 @@ async def test_a_disk_that_hangs_holds_up_neither_start_nor_end(
     await tier.start()
     await tier.close()
     assert not hangs.is_set()
+    # Nor is a thread of the event loop left behind that waits for the disk.
+    await asyncio.wait_for(asyncio.get_running_loop().shutdown_default_executor(), 20)
+    assert not hangs.is_set()
     hangs.set()
+
+
+async def test_the_end_waits_for_no_other_daemon_that_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tier, waits, flock = host_store(tmp_path, SEALER), threading.Event(), fcntl.flock
+
+    def noted(lock: int, how: int) -> None:
+        waits.set()
+        flock(lock, how)
+
+    await tier.start()
+    await tidied(tier)
+    lock = os.open(tmp_path / "writing.lock", os.O_RDWR)
+    flock(lock, fcntl.LOCK_EX)
+    monkeypatch.setattr(fcntl, "flock", noted)
+    writing = asyncio.create_task(tier.put(artifact(1)))
+    await until(waits.is_set)
+    await tier.close()
+    with pytest.raises(TierUnavailable, match="closed"):
+        await writing
+    os.close(lock)
+
+
+async def test_a_look_up_that_waits_for_a_thread_does_not_wait_for_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, goes_on, check = artifact(1), threading.Event(), module.check_root
+    allowances = [Allowance() for _ in range(10)]
+
+    def slow(path: Path) -> None:
+        assert goes_on.wait(60)
+        check(path)
+
+    async with started(host_store(tmp_path, SEALER, wait_s=60)) as tier:
+        await tidied(tier)
+        await tier.put(one)
+        monkeypatch.setattr(module, "check_root", slow)
+        looks = [asyncio.create_task(tier.get(one.key, each)) for each in allowances]
+        await asyncio.sleep(0.05)
+        # Of these no time is counted yet.
+        assert [math.isinf(each.seconds) for each in allowances] == [False] * 4 + [True] * 6
+        assert tier.is_well
+        goes_on.set()
+        assert all(same(found, one) for found in await asyncio.gather(*looks))
 
 
 async def test_a_disk_that_hangs_costs_one_look_up_its_time_and_others_nothing(
