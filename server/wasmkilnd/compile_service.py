@@ -225,12 +225,9 @@ class CompileService:
     ) -> Served | None:
         if request.accept_host_file and (mapped := await self._cache.host_file(key, budget)):
             artifact, file, origin = mapped
-            served = Served(artifact, origin, host_file=file)
-        elif found := await self._cache.get(key, budget, request.accept_encodings):
-            served = Served(*found)
-        else:
-            return None
-        return served
+            return Served(artifact, origin, host_file=file)
+        found = await self._cache.get(key, budget, request.accept_encodings)
+        return Served(*found) if found else None
 
     async def _with_host_file(self, served: Served, budget: WaitBudget) -> Served:
         """Return ``served`` with its file, if the host store has it by now or can be filled."""

@@ -72,7 +72,7 @@ class Flights(Generic[K, V]):
 
     def __init__(self) -> None:
         self._flights: dict[K, tuple[asyncio.Task[V | Failed], Waiters]] = {}
-        self._dropped: set[asyncio.Task[V | Failed]] = set()
+        self._tasks: set[asyncio.Task[V | Failed]] = set()
 
     def __len__(self) -> int:
         """Return how many flights are under way."""
@@ -110,34 +110,33 @@ class Flights(Generic[K, V]):
         waiters = Waiters(bill, lambda: self._drop(key, task))
         task = asyncio.create_task(_outcome(work(waiters)))
         self._flights[key] = task, waiters
+        self._tasks.add(task)
         # A callback frees the key whatever happens, and only after the work's last step (its
         # write to the cache): a later caller finds either the flight or what it stored.
-        task.add_done_callback(lambda done: self._ended(key, done))
+        task.add_done_callback(lambda done: self._free(key, done))
+        task.add_done_callback(self._tasks.discard)
         return task, waiters
 
-    def _drop(self, key: K, flight: asyncio.Task[V | Failed]) -> None:
-        if flight.done() or flight in self._dropped:
-            return
-        # Free the key at once: a caller that comes now must not join a flight that is ending.
+    def _free(self, key: K, flight: asyncio.Task[V | Failed]) -> bool:
+        """Free the key; return False if it was free, or if another flight has it by now."""
+        if key not in self._flights or self._flights[key][0] is not flight:
+            return False
         del self._flights[key]
-        self._dropped.add(flight)
-        flight.cancel()
+        return True
 
-    def _ended(self, key: K, flight: asyncio.Task[V | Failed]) -> None:
-        if flight in self._dropped:
-            self._dropped.remove(flight)
-        else:
-            del self._flights[key]
+    def _drop(self, key: K, flight: asyncio.Task[V | Failed]) -> None:
+        # At once: a caller that comes now must not join a flight that is ending.
+        if self._free(key, flight):
+            flight.cancel()
 
     async def settle(self, timeout_s: float | None) -> int:
         """Wait for all flights, then cancel those that are left; return how many were cancelled.
 
         Without ``timeout_s``, wait as long as it takes.
         """
-        flights = [task for task, _ in self._flights.values()] + list(self._dropped)
-        if not flights:
+        if not self._tasks:
             return 0
-        _, late = await asyncio.wait(flights, timeout=timeout_s)
+        _, late = await asyncio.wait(self._tasks, timeout=timeout_s)
         for flight in late:
             flight.cancel()
         await asyncio.gather(*late, return_exceptions=True)

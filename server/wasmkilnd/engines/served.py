@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 
 from wasmkilnd import errors
 from wasmkilnd.engines.child.cpu import NATIVE
@@ -27,9 +27,11 @@ class ServedEngine:
     """Return whether the engine's files are still there."""
     release: Callable[[], None] = lambda: None
     """Say that this process uses the engine's files no more."""
-    _specs: OrderedDict[tuple[object, ...], CompileSpec] = field(
-        default_factory=OrderedDict, init=False, repr=False, compare=False
-    )
+    _resolved: Callable[..., CompileSpec] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        cached = lru_cache(_REMEMBERED_SPECS)(partial(_resolve, self.capabilities))
+        object.__setattr__(self, "_resolved", cached)
 
     @property
     def id(self) -> str:
@@ -50,13 +52,7 @@ class ServedEngine:
 
         Raises TARGET_UNSUPPORTED or SETTING_UNKNOWN.
         """
-        request = (target, cpu, *sorted(settings.items()))
-        spec = self._specs.get(request)
-        if spec is None:
-            spec = self._specs[request] = _resolve(self.capabilities, target, cpu, settings)
-            if len(self._specs) > _REMEMBERED_SPECS:
-                self._specs.popitem(last=False)
-        return spec
+        return self._resolved(target, cpu, tuple(sorted(settings.items())))
 
     @property
     def has_fast(self) -> bool:
@@ -85,7 +81,7 @@ class ServedEngine:
 
 
 def _resolve(
-    capabilities: EngineCapabilities, target: str, cpu: str, settings: Mapping[str, str]
+    capabilities: EngineCapabilities, target: str, cpu: str, settings: tuple[tuple[str, str], ...]
 ) -> CompileSpec:
     engine_id = capabilities.identity.id
     chosen = _target(capabilities, target)
@@ -95,7 +91,7 @@ def _resolve(
     in_force = {setting.name: setting.default for setting in capabilities.settings}
     allowed = {setting.name: setting.allowed for setting in capabilities.settings}
     changed = {}
-    for name, value in settings.items():
+    for name, value in settings:
         if name not in in_force:
             raise errors.setting_unknown(engine_id, name, in_force)
         if value not in allowed[name]:

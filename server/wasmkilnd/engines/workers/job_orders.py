@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from wasmkilnd.engines.child.cpu import NATIVE
 from wasmkilnd.engines.workers.job_protocol import JobOrder
@@ -13,21 +14,13 @@ def on_module(
     op: str, module: Module, target: str, cpu: str, settings: Mapping[str, str], limits: Limits
 ) -> JobOrder:
     """Return an order to ``compile`` or ``validate`` a module."""
-    return JobOrder(
-        order={
-            "op": op,
-            "kind": module.kind.value,
-            "target": target,
-            "cpu": cpu,
-            "settings": dict(settings),
-        },
-        wasm=module.wasm,
-        timeout_s=limits.compile_timeout_s,
-        cpu_s=limits.compile_cpu_s,
-        memory_bytes=limits.compile_memory_bytes,
-        artifact_limit_bytes=limits.artifact_bytes,
-        module_sha256=module.sha256,
-    )
+    about: dict[str, Any] = {
+        "kind": module.kind.value,
+        "target": target,
+        "cpu": cpu,
+        "settings": dict(settings),
+    }
+    return _order(op, limits, module.wasm, module.sha256, limits.artifact_bytes, **about)
 
 
 def call(
@@ -39,38 +32,35 @@ def call(
     limits: Limits,
 ) -> JobOrder:
     """Return an order to load an artifact as a host would, and call one of its functions."""
-    return JobOrder(
-        order={
-            "op": "call",
-            "kind": kind.value,
-            "target": target,
-            "cpu": NATIVE,
-            "settings": {},
-            "export": export,
-            "arguments": list(arguments),
-        },
-        wasm=bytes(artifact),  # sent in the place of a module
-        timeout_s=limits.compile_timeout_s,
-        cpu_s=limits.compile_cpu_s,
-        memory_bytes=limits.compile_memory_bytes,
-    )
+    about: dict[str, Any] = {"kind": kind.value, "target": target, "cpu": NATIVE, "settings": {}}
+    wasm = bytes(artifact)  # sent in the place of a module
+    return _order("call", limits, wasm, export=export, arguments=list(arguments), **about)
 
 
 def describe(limits: Limits) -> JobOrder:
     """Return an order to find out what the engine can do."""
-    return _without_module("describe", limits)
+    return _order("describe", limits)
 
 
 def nothing(limits: Limits) -> JobOrder:
     """Return an order to be set up like every job, and end."""
-    return _without_module("nothing", limits)
+    return _order("nothing", limits)
 
 
-def _without_module(op: str, limits: Limits) -> JobOrder:
+def _order(
+    op: str,
+    limits: Limits,
+    wasm: bytes | None = None,
+    sha256: str = "",
+    artifact_bytes: int = 0,
+    **about: Any,
+) -> JobOrder:
     return JobOrder(
-        order={"op": op},
-        wasm=None,
-        timeout_s=limits.compile_timeout_s,
-        cpu_s=limits.compile_cpu_s,
-        memory_bytes=limits.compile_memory_bytes,
+        {"op": op, **about},
+        wasm,
+        limits.compile_timeout_s,
+        limits.compile_cpu_s,
+        limits.compile_memory_bytes,
+        artifact_bytes,
+        sha256,
     )

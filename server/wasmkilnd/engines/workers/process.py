@@ -14,8 +14,8 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
@@ -67,22 +67,9 @@ class JobPipes:
     stderr: FileIO
     jobs_stderr: FileIO
 
-    def close_jobs_ends(self) -> None:
-        """Close the daemon's copies of the job's ends."""
-        self.jobs_sock.close()
-        self.jobs_stderr.close()
-
-    def last_words(self) -> str:
-        """Return the end of what the job has written."""
-        # One read only, since the job may keep writing.
-        words: bytes = self.stderr.read(_WHOLE_PIPE_BYTES) or b""
-        return words[-_LAST_WORDS_BYTES:].decode(errors="replace").strip()
-
-
-@contextmanager
-def _open_pipes() -> Iterator[JobPipes]:
-    """Open the pipes of a job; close all of them at the end. Raises OutOfDescriptors."""
-    with ExitStack() as opened:
+    @classmethod
+    def open(cls, opened: ExitStack) -> JobPipes:
+        """Open the pipes; ``opened`` closes all of them. Raises OutOfDescriptors."""
         try:
             sock, jobs_sock = map(opened.enter_context, socket.socketpair())
             readable, writable = os.pipe()
@@ -94,7 +81,13 @@ def _open_pipes() -> Iterator[JobPipes]:
             # If the job writes too much to standard error, the rest is lost and nobody blocks.
             os.set_blocking(end, False)
         sock.setblocking(False)
-        yield JobPipes(sock, jobs_sock, stderr, jobs_stderr)
+        return cls(sock, jobs_sock, stderr, jobs_stderr)
+
+    def last_words(self) -> str:
+        """Return the end of what the job has written."""
+        # One read only, since the job may keep writing.
+        words: bytes = self.stderr.read(_WHOLE_PIPE_BYTES) or b""
+        return words[-_LAST_WORDS_BYTES:].decode(errors="replace").strip()
 
 
 @dataclass(slots=True)
@@ -117,7 +110,8 @@ class Worker:
         worker itself fails: it is killed.
         """
         report = JobReport(module_bytes=job.size_bytes)
-        with _open_pipes() as pipes:
+        with ExitStack() as opened:
+            pipes = JobPipes.open(opened)
             try:
                 await self._run(job, pipes, report)
                 if not (report.set_up or report.timed_out):
@@ -135,8 +129,9 @@ class Worker:
         began = time.monotonic()
         try:
             self._send_run(job, pipes)
-            pipes.close_jobs_ends()
-            pid = _number(await self._frame_in_time(Type.STARTED), "pid")
+            pipes.jobs_sock.close()
+            pipes.jobs_stderr.close()
+            pid = _number(await self.frame(Type.STARTED, _WORKER_GRACE_S), "pid")
             if pid <= 1:  # To kill group 0 would be to kill our own.
                 raise WorkerDied(f"expected a job's pid, got {pid}")
             self._job_pid = report.pid = pid
@@ -149,7 +144,7 @@ class Worker:
             except TimeoutError:
                 report.timed_out, report.waited_s = True, cpu_wait_s(pid)
                 _kill_group(pid)
-                ended = await self._frame_in_time(Type.ENDED)
+                ended = await self.frame(Type.ENDED, _WORKER_GRACE_S)
             # Kill threads and children that the job left behind, before its pid is free again.
             _kill_group(pid)
             report.elapsed_s = time.monotonic() - began
@@ -183,30 +178,21 @@ class Worker:
         if sent != len(message):
             raise WorkerDied("the worker's control socket is full")
 
-    async def frame(self, expected: Type) -> dict[str, Any]:
+    async def frame(self, expected: Type, within_s: float | None = None) -> dict[str, Any]:
         """Wait for a frame on the control socket; return its JSON. Raises WorkerDied."""
         try:
-            kind, payload = await receive(self.control)
-        except (EOFError, OSError):
-            raise WorkerDied(_GONE) from None
-        except frames.FrameError as malformed:
-            raise WorkerDied(str(malformed)) from None
-        if kind is not expected:
-            raise WorkerDied(f"expected a {expected.name} frame, got {kind.name}")
-        try:
+            async with asyncio.timeout(within_s) as limit:
+                kind, payload = await receive(self.control)
             content = json.loads(payload)
-        except (ValueError, RecursionError):
-            content = None
-        if not isinstance(content, dict):
-            raise WorkerDied(f"its {kind.name} frame holds no JSON object")
+        except (EOFError, OSError) as failure:  # TimeoutError is an OSError.
+            late = isinstance(failure, TimeoutError) and limit.expired()
+            why = f"no {expected.name} frame within {within_s:g} s" if late else _GONE
+            raise WorkerDied(why) from None
+        except (frames.FrameError, ValueError, RecursionError) as malformed:
+            raise WorkerDied(f"its {expected.name} frame is malformed: {malformed}") from None
+        if kind is not expected or not isinstance(content, dict):
+            raise WorkerDied(f"expected a {expected.name} frame of JSON, got {kind.name}")
         return content
-
-    async def _frame_in_time(self, kind: Type) -> dict[str, Any]:
-        try:
-            async with asyncio.timeout(_WORKER_GRACE_S):
-                return await self.frame(kind)
-        except TimeoutError:
-            raise WorkerDied(f"no {kind.name} frame within {_WORKER_GRACE_S:g} s") from None
 
     async def wait(self) -> None:
         """Wait until the process has ended."""
