@@ -94,7 +94,7 @@ def test_fingerprints_are_the_daemon_s(target: str, cpu: str, chosen: dict[str, 
     known = capabilities("50.0.1")
     engines = Engines(HASHED_FORMAT, (row_of(known),))
     try:
-        expected = _resolve(known, target, cpu, chosen).fingerprint
+        expected = _resolve(known, target, cpu, tuple(chosen.items())).fingerprint
     except Exception:
         with pytest.raises(Refused):
             engines.fingerprint(engines.rows[0], target, cpu, chosen)

@@ -257,6 +257,16 @@ async def test_work_that_others_want_too_is_not_given_up_for_a_flood() -> None:
     assert not shared.done()
 
 
+async def test_a_job_that_goes_on_for_nobody_goes_last_and_makes_room_first() -> None:
+    rig = Rig(length=1)
+    await busy(rig)
+    nobodys = rig.ask(waiters=Waiters())
+    await settled()
+    await refusal(rig.ask(waiters=Waiters()))
+    rig.ask(A)
+    await refusal(nobodys)
+
+
 async def test_bytes_are_bounded_too_and_whoever_holds_most_yields() -> None:
     rig = Rig(limit_bytes=100)
     await busy(rig)

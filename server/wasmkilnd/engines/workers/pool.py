@@ -21,7 +21,7 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -48,6 +48,7 @@ _LEAST_RETRY_S = 0.1
 _FIRST_GUESS_S = 0.5
 # How much the newest job counts in the mean time of jobs.
 _WEIGHT = 1 / 8
+_NOBODY = (Waiter(background=True, last=True),)
 
 
 @dataclass(slots=True)
@@ -86,6 +87,11 @@ class Job:
     """Whether it lost a worker."""
     granted: asyncio.Future[bool] = field(default_factory=asyncio.Future)
     """True once there is a worker; False if the job needs none any more."""
+
+    @property
+    def callers(self) -> Collection[Waiter]:
+        """In whose lines it stands; of one that goes on though all have left, nobody's."""
+        return self.waiters.waiting or _NOBODY
 
     def withdraw(self, watching: asyncio.Task[None]) -> None:
         """Stop waiting because ``watching`` has ended; raise in the waiting job if that failed."""
@@ -142,12 +148,12 @@ class WorkerPool:
     @property
     def waiting_in_background(self) -> int:
         """How many waiting jobs only warm the cache."""
-        return sum(all(each.background for each in job.waiters.waiting) for job in self._waiting)
+        return sum(all(each.background for each in job.callers) for job in self._waiting)
 
     @property
     def waiting_callers(self) -> int:
         """How many callers take turns."""
-        return len({waiter.caller for job in self._waiting for waiter in job.waiters.waiting})
+        return len({waiter.caller for job in self._waiting for waiter in job.callers})
 
     @property
     def waiting_bytes(self) -> int:
@@ -331,7 +337,7 @@ class WorkerPool:
         """Return ``newcomer`` if its own line is as long. Background work goes before any other."""
         lines: dict[Waiter, list[Job]] = {}
         for job in self._waiting:
-            for waiter in job.waiters.waiting if not job.again else ():
+            for waiter in job.callers if not job.again else ():
                 lines.setdefault(waiter, []).append(job)
 
         def weight(waiter: Waiter) -> tuple[int, int]:
@@ -341,22 +347,22 @@ class WorkerPool:
             )
 
         longest = max(lines, key=weight)
-        if weight(longest) <= max(map(weight, newcomer.waiters.waiting)):
+        if weight(longest) <= max(map(weight, newcomer.callers)):
             return newcomer
         # A job that other callers wait for too goes only if there is no other.
-        return max(reversed(lines[longest]), key=lambda job: len(job.waiters.waiting) == 1)
+        return max(reversed(lines[longest]), key=lambda job: len(job.callers) == 1)
 
     def _next(self) -> Job | None:
         """Take the job whose turn it is out of the queue: of the caller served longest ago."""
         # Those that are done were cancelled, or refused, at this very moment.
         waiting = [job for job in self._waiting if not job.granted.done()]
-        callers = {waiter for job in waiting for waiter in job.waiters.waiting}
+        callers = {waiter for job in waiting for waiter in job.callers}
         # A caller that is new goes behind all that have waited for their turn.
         self._turns = {each: self._turns.get(each, self._turn) for each in callers}
         places = [
-            (not job.again, waiter.rank, self._turns.get(waiter, 0), number, waiter)
+            (not job.again, waiter.rank, self._turns[waiter], number, waiter)
             for number, job in enumerate(waiting)
-            for waiter in job.waiters.waiting or (Waiter(last=True),)
+            for waiter in job.callers
         ]
         if not places:
             return None
