@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 # Each class is in a module of its own, since importing it imports the engine's package.
 _CLASSES = {"wasmer": "WasmerEngine", "wasmtime": "WasmtimeEngine"}
@@ -34,13 +34,8 @@ class FeatureLacking(Refused):
     outcome = "unsupported"
 
 
-class Extern(NamedTuple):
-    """One import or export; ``module`` is empty for exports and components."""
-
-    module: str
-    name: str
-    kind: str
-    type: str
+# One import or export: its module, which is empty for exports and components, its name, kind, type.
+Extern = tuple[str, str, str, str]
 
 
 class Engine(Protocol):
@@ -70,7 +65,7 @@ class Engine(Protocol):
 
     # Load an artifact that is known to be good; return what its function returns.
     def call(
-        self, configured: Any, artifact: bytearray, kind: str, export: str, arguments: list[int]
+        self, configured: Any, artifact: bytearray, kind: str, export: str, args: list[int]
     ) -> Any: ...
 
 

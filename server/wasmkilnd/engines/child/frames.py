@@ -41,6 +41,9 @@ class Type(IntEnum):
     SET_UP = 12  # empty: the job is confined and has its limits
 
 
+_EMPTY = (Type.REAP, Type.SET_UP, Type.CONFIGURED, Type.COMPILED)
+
+
 class FrameError(Exception):
     """The other side broke the protocol."""
 
@@ -67,7 +70,9 @@ def parse_header(head: bytes | bytearray, code_bytes: int = 0) -> tuple[Type, in
         kind = Type(number)
     except ValueError:
         raise FrameError(f"unknown frame type {number}") from None
-    limit = code_bytes if kind in (Type.MODULE, Type.ARTIFACT) else MOST_BYTES
+    limit = 0 if kind in _EMPTY else MOST_BYTES
+    if kind in (Type.MODULE, Type.ARTIFACT):
+        limit = code_bytes
     if size > limit:
         raise FrameError(f"a {kind.name} frame of {size} bytes is above its limit of {limit}")
     return kind, size

@@ -1,8 +1,8 @@
 """The sandbox: what keeps a module that takes over its compiler from doing harm.
 
 A worker puts it up once its engine is imported, and its jobs inherit it. Each layer is put up as
-far as the kernel allows, tried at once by something that it should stop, and reported as enforced,
-partial or missing; the others do not depend on it. In this order:
+far as the kernel allows, and reported as enforced, partial or missing; the others do not depend on
+it. In this order:
 
 | layer | what a job lacks |
 |---|---|
@@ -13,9 +13,9 @@ partial or missing; the others do not depend on it. In this order:
 | limits | more than 32 descriptors, threads, files, locked memory |
 | seccomp | system calls that compiling does not need (``seccomp``) |
 
-A job adds what must be its own: no descriptors but its socket and streams, a Landlock domain below
-the worker's, limits on memory and CPU time from its order, and, before it reads a byte of a module,
-the job's filter of system calls. After that, a call that no compiler makes kills the job.
+A job adds what must be its own: no descriptors but its socket and streams, limits on memory and CPU
+time from its order, and, before it reads a byte of a module, the job's filter of system calls.
+After that, a call that no compiler makes kills the job.
 
 Before its first job, a worker has test jobs try to break out. What succeeds is a hole. The daemon
 decides whether all that is enough (``engines.workers.isolation``).
@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import math
 import os
 import re
 import resource
@@ -56,6 +57,9 @@ _FILE_RIGHTS = (13, 14, 15, 15, 16)
 _CAPABILITY_HEAD = struct.pack("=Ii", 0x20080522, 0)
 _PTRACE_SEIZE, _IPC_CREAT = 0x4206, 0o1000
 
+_NULL = 0  # the worker's standard input, which is /dev/null
+_ATTEMPT_SECONDS = 10
+_PIPE_BYTES = 64 * 1024
 _MOST_DESCRIPTORS = 32
 _JOB_SOCKET = 3
 _THREADS, _THREADS_PER_CPU = 256, 4  # Engines start a thread for each CPU.
@@ -68,12 +72,10 @@ NICENESS = 5
 class Sandbox:
     """The sandbox of this worker, and what its jobs add."""
 
+    # Why there is no empty root, and no user namespace; empty if there is.
     _no_root = _no_user = "there are no namespaces"
-    """Why there is no empty root, and no user namespace; empty if there is."""
     _has_namespaces = False
-    _still_root = ""
-    """Why this is still the user root."""
-    _ruleset = -1
+    _still_root = ""  # why this is still the user root
     _sealed = False
 
     def __init__(self, user: int, shared_with: str) -> None:
@@ -119,15 +121,12 @@ class Sandbox:
             _call("unshare", _NEW_USER | _NEW_REST)
             self._has_namespaces, self._no_user = True, ""
             self._no_root = _why_not(_map_user, *own) or _why_not(_empty_root)
-        _must_fail(errno.ENETUNREACH, _use_loopback)
         lacking = f"no user namespace: {self._no_user}" if self._no_user else ""
         return "user, mount, network, IPC, PID", lacking
 
     def _root(self) -> tuple[str, str]:
         if self._no_root:
             raise OSError(errno.EPERM, self._no_root)
-        if os.listdir("/") or not os.statvfs("/").f_flag & os.ST_RDONLY:
-            raise OSError(errno.EPERM, "the new root is not empty, or can be written to")
         return "an empty folder, read-only", ""
 
     def _landlock(self) -> tuple[str, str]:
@@ -139,8 +138,7 @@ class Sandbox:
         rules = struct.pack(f"={len(fields)}Q", *fields)
         ruleset = _call("syscall", _LANDLOCK_CREATE_RULESET, rules, len(rules), 0)
         _call("syscall", _LANDLOCK_RESTRICT_SELF, ruleset, 0)
-        self._ruleset = ruleset  # Only one that works: jobs would fail with any other.
-        _must_fail(errno.EACCES, partial(os.open, "/", os.O_RDONLY))
+        os.close(ruleset)
         gaps = {4: "TCP (ABI 4, Linux 6.7)", 6: "signals and abstract sockets (ABI 6, Linux 6.12)"}
         gap = " and ".join(what for since, what in gaps.items() if abi < since)
         return f"ABI {abi}", f"ABI {abi} does not cover {gap}" if gap else ""
@@ -157,8 +155,8 @@ class Sandbox:
 
     def _limits(self) -> tuple[str, str]:
         for name in ("CORE", "FSIZE", "MEMLOCK", "MSGQUEUE"):
-            _lower(getattr(resource, f"RLIMIT_{name}"), 0)
-        _lower(resource.RLIMIT_NOFILE, _MOST_DESCRIPTORS)
+            _lower(name, 0)
+        _lower("NOFILE", _MOST_DESCRIPTORS)
         threads = max(_THREADS, _THREADS_PER_CPU * (os.cpu_count() or 1))
         what = f"{threads} threads, {_MOST_DESCRIPTORS} descriptors"
         if self._not_killed_first:
@@ -167,7 +165,7 @@ class Sandbox:
         if self._no_user or self._still_root or release < _PROCESSES_COUNTED_APART:
             needed = "a user namespace, a user other than root, and Linux 5.14"
             return what, f"threads are not limited: that takes {needed}"
-        _lower(resource.RLIMIT_NPROC, threads)
+        _lower("NPROC", threads)
         return what, ""
 
     def _seccomp(self) -> tuple[str, str]:
@@ -176,7 +174,6 @@ class Sandbox:
             raise OSError(errno.ENOSYS, f"no list of system calls for {os.uname().machine}")
         install_filter(seccomp.worker_program(machine))
         self._sealed = True
-        _must_fail(errno.EPERM, socket.socket)
         return "what is not listed is refused", ""
 
     def enter_job(self, job_socket: int, words: int) -> int:
@@ -187,9 +184,6 @@ class Sandbox:
         """
         os.dup2(words, 1)
         os.dup2(words, 2)
-        if self._ruleset >= 0:
-            # Below the worker, not beside it.
-            _call("syscall", _LANDLOCK_RESTRICT_SELF, self._ruleset, 0)
         os.dup2(job_socket, _JOB_SOCKET)
         os.closerange(_JOB_SOCKET + 1, _MOST_DESCRIPTORS)
         return _JOB_SOCKET
@@ -199,27 +193,43 @@ class Sandbox:
         if self._sealed:
             install_filter(seccomp.job_program(seccomp.machine(), os.getpid()))
 
+    def attempt(self, step: Callable[[], bytes]) -> tuple[bytes, int]:
+        """Return what ``step`` returns in a process confined as a job, and how that process ended.
+
+        Without any error the second is 0, as of ``os.waitpid``.
+        """
+        readable, writable = os.pipe()
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                die_with_parent(parent)
+                signal.alarm(_ATTEMPT_SECONDS)
+                out = self.enter_job(writable, _NULL)  # What it says of an error is discarded.
+                self.seal()
+                output = step()
+                while output:
+                    output = output[os.write(out, output) :]
+                os._exit(0)
+            finally:  # A panic derives from BaseException.
+                os._exit(1)
+        os.close(writable)
+        output = b""
+        while piece := os.read(readable, _PIPE_BYTES):
+            output += piece
+        os.close(readable)
+        return output, os.waitpid(pid, 0)[1]
+
     def try_to_break_out(self) -> list[dict[str, Any]]:
         """Return each attempt to break out of a job, and whether it was refused."""
         return [
-            {"name": name, "refused": self._refuses(these)} for name, these in _ATTEMPTS.items()
+            {"name": name, "refused": self._refuses(those)} for name, those in _ATTEMPTS.items()
         ]
 
     def _refuses(self, attempts: Sequence[Callable[[], Any]]) -> bool:
         """Return whether the kernel refuses attempts to a job, or kills it."""
-        pid = os.fork()
-        if pid == 0:
-            try:
-                signal.alarm(_ATTEMPT_SECONDS)
-                self.enter_job(_NULL, _NULL)
-                self.seal()
-                os._exit(_REFUSED if all(map(_is_refused, attempts)) else _DONE)
-            finally:
-                os._exit(_DONE)
-        _, status = os.waitpid(pid, 0)
-        return status == _REFUSED or (
-            os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGSYS
-        )
+        said, status = self.attempt(lambda: b"\0" if all(map(_is_refused, attempts)) else b"\1")
+        return said == b"\0" or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGSYS)
 
 
 def _layer(name: str, put_up: Callable[[], tuple[str, str]]) -> dict[str, str]:
@@ -257,21 +267,6 @@ def _why_not(step: Callable[..., Any], *arguments: Any) -> str:
     except OSError as failure:
         return failure.strerror or type(failure).__name__
     return ""
-
-
-def _must_fail(number: int, attempt: Callable[[], Any]) -> None:
-    """Raise OSError unless ``attempt`` fails with the error ``number``, as the layer is to do."""
-    try:
-        attempt()
-    except OSError as failure:
-        if failure.errno == number:
-            return
-    raise OSError(errno.EPERM, "it does not refuse what it should")
-
-
-def _use_loopback() -> None:
-    with socket.socket(type=socket.SOCK_DGRAM) as udp:
-        udp.connect(("127.0.0.1", 9))  # Sends nothing.
 
 
 def _become(user: int) -> None:
@@ -350,26 +345,27 @@ def _be_killed_first() -> None:
         file.write("1000")
 
 
-def _lower(what: int, value: int) -> None:
-    _, hard = resource.getrlimit(what)
-    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(what, (value, value))
+def _hard(name: str) -> float:
+    """Return a hard limit of this process; infinity where there is none."""
+    hard = resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[1]
+    return math.inf if hard < 0 else hard
 
 
-class LimitTooLow(Exception):  # noqa: N818 - a state of the limit
-    """A hard limit of the worker leaves a job less than it needs; the message says what to do."""
+def _lower(name: str, value: int) -> None:
+    lower = int(min(value, _hard(name)))
+    resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (lower, lower))
 
 
 def limit(wanted: dict[str, Any], mapped_bytes: int, threads: int) -> None:
     """Set the limits of a job whose engine starts ``threads`` threads.
 
     ``memory_bytes`` counts what the job maps beyond ``mapped_bytes``, what it has when it
-    starts; ``cpu_s`` counts the time of all its threads. Raises LimitTooLow where the worker
-    itself may not have as much.
+    starts; ``cpu_s`` counts the time of all its threads. Raises OSError where the worker itself
+    may not have as much.
     """
     memory, cpu = int(wanted["memory_bytes"]) + mapped_bytes, int(wanted["cpu_s"])
     if why := too_low(memory, cpu, threads):
-        raise LimitTooLow(why)
+        raise OSError(why)
     for name, (amount, _, _) in _needs(memory, cpu, threads).items():
         what = getattr(resource, f"RLIMIT_{name}")
         soft, hard = resource.getrlimit(what)
@@ -390,7 +386,7 @@ def too_low(memory_bytes: int, cpu_s: int, threads: int) -> str:
         f" (ulimit -H{flag}, or Limit{name}= of a systemd unit)"
         + (f", or lower WASMKILN_{setting}" if setting else "")
         for name, (amount, flag, setting) in _needs(memory_bytes, cpu_s, threads).items()
-        if 0 <= (hard := resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[1]) < amount
+        if (hard := _hard(name)) < amount
     )
 
 
@@ -411,13 +407,10 @@ def _needs(memory_bytes: int, cpu_s: int, threads: int) -> dict[str, tuple[int, 
 
 def reachable(memory_bytes: int, cpu_s: float) -> tuple[int, float]:
     """Return both, lowered to what the hard limits of this process leave to a job."""
-    for what in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
-        hard = resource.getrlimit(what)[1]
-        if hard >= 0:
-            # Less what a worker has mapped before it does anything, with room to spare.
-            memory_bytes = min(memory_bytes, max(hard - 1024**3, hard // 2))
-    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    return memory_bytes, min(cpu_s, max(1, hard - 1)) if hard >= 0 else cpu_s
+    hard = min(_hard("AS"), _hard("DATA"))
+    # Less what a worker has mapped before it does anything, with room to spare.
+    memory_bytes = int(min(memory_bytes, max(hard - 1024**3, hard / 2)))
+    return memory_bytes, min(cpu_s, max(1, _hard("CPU") - 1))
 
 
 def lower_priority() -> None:
@@ -452,9 +445,6 @@ _REFUSALS = {
     *(errno.EPERM, errno.EACCES, errno.EROFS, errno.ENOSYS, errno.ENOENT, errno.ESRCH),
     *(errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EAGAIN, errno.EBADF),
 }
-_NULL = 0  # the worker's standard input, which is /dev/null
-_ATTEMPT_SECONDS = 10
-_REFUSED, _DONE = 0, 1
 
 
 def _is_refused(attempt: Callable[[], Any]) -> bool:

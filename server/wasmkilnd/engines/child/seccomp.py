@@ -48,8 +48,8 @@ JOB_MAY = _calls(
 # an engine to have its capabilities found out.
 WORKER_MAY = JOB_MAY | _calls(
     "alarm 37 -1, close_range 436 436, dup 32 23, dup2 33 -1, dup3 292 24, fcntl 72 25",
-    "getppid 110 173, getsockname 51 204, getsockopt 55 209, landlock_restrict_self 446 446",
-    "pipe2 293 59, ppoll 271 73, prctl 157 167, read 0 63, recvmsg 47 212, seccomp 317 277",
+    "getppid 110 173, getsockname 51 204, getsockopt 55 209, pipe2 293 59",
+    " ppoll 271 73, prctl 157 167, read 0 63, recvmsg 47 212, seccomp 317 277",
     "setitimer 38 103, setpgid 109 154, tgkill 234 131, wait4 61 260, waitid 247 95",
 )
 # No compiler makes these calls by mistake: a job that does has been taken over.
@@ -111,13 +111,14 @@ def number(name: str, machine: str) -> int:
 def job_program(machine: str, pid: int) -> bytes:
     """Return the program for a job, which is the process ``pid``."""
     thread = ((_ANY_BIT, 0, 2, _CLONE_THREAD), (_ANY_BIT, 1, 0, 0xFFFFFFFF & ~_CLONE_OF_THREADS))
+    naming = ((_EQUAL, 2, 0, _PR_SET_NAME), (_EQUAL, 1, 0, _PR_SET_VMA))
     special: dict[str, Sequence[Instruction]] = {
         "clone": (_load(0), *thread, _ALLOW, _KILL),
-        "prctl": _if_argument(0, (_PR_SET_NAME, _PR_SET_VMA), _EPERM),
+        "prctl": (_load(0), *naming, _EPERM, _ALLOW),
         # its own limits; reading only
-        "prlimit64": (*_unless_zero(0), *_unless_zero(2), *_unless_zero(2, 4), _ALLOW),
+        "prlimit64": (*_unless(0), *_unless(2), *_unless(2, offset=4), _ALLOW),
         # abort() signals the process itself
-        "tgkill": _if_argument(0, (pid,), _KILL),
+        "tgkill": (*_unless(0, pid, otherwise=_KILL), _ALLOW),
     }
     return _program(machine, JOB_MAY, {**dict.fromkeys(JOB_DIES_OF, (_KILL,)), **special})
 
@@ -126,9 +127,9 @@ def worker_program(machine: str) -> bytes:
     """Return the program for a worker, under which its jobs start."""
     special: dict[str, Sequence[Instruction]] = {
         "clone": (_load(0), (_ANY_BIT, 0, 1, _CLONE_NEW_NAMESPACES), _EPERM, _ALLOW),
-        "prlimit64": (*_unless_zero(0), _ALLOW),
+        "prlimit64": (*_unless(0), _ALLOW),
         # A job lowers its own priority before it is sealed.
-        "setpriority": (*_unless_zero(0), *_unless_zero(1), _ALLOW),
+        "setpriority": (*_unless(0), *_unless(1), _ALLOW),
     }
     return _program(machine, WORKER_MAY, special)
 
@@ -147,7 +148,7 @@ def _program(
         # makes threads with clone.
         "clone3": (_ENOSYS,),
         # Sockets are connected, and no call names an address.
-        "sendto": (*_unless_zero(4), *_unless_zero(4, 4), _ALLOW),
+        "sendto": (*_unless(4), *_unless(4, offset=4), _ALLOW),
         **special,
     }
     for name, body in calls.items():
@@ -161,14 +162,8 @@ def _load(argument: int, offset: int = 0) -> Instruction:
     return (_LOAD, 0, 0, _ARGUMENTS + 8 * argument + offset)
 
 
-def _if_argument(
-    argument: int, values: Sequence[int], otherwise: Instruction
+def _unless(
+    argument: int, value: int = 0, offset: int = 0, otherwise: Instruction = _EPERM
 ) -> Sequence[Instruction]:
-    """Allow a call whose 32-bit argument is one of ``values``."""
-    tests = [(_EQUAL, len(values) - place, 0, value) for place, value in enumerate(values)]
-    return [_load(argument), *tests, otherwise, _ALLOW]
-
-
-def _unless_zero(argument: int, offset: int = 0) -> Sequence[Instruction]:
-    """Refuse a call unless 32 bits of an argument are zero."""
-    return [_load(argument, offset), (_EQUAL, 1, 0, 0), _EPERM]
+    """Refuse a call unless 32 bits of an argument are ``value``."""
+    return [_load(argument, offset), (_EQUAL, 1, 0, value), otherwise]

@@ -85,11 +85,8 @@ class WasmerEngine:
         if compiler is None:
             raise SettingsRefused("wasmer-compiler-singlepass is not installed")
         try:
-            store = wasmer.Store(
-                wasmer_engines.Universal(compiler)
-                if cpu == NATIVE
-                else wasmer_engines.Universal(compiler, _target(target, cpu))
-            )
+            chosen = () if cpu == NATIVE else (_target(target, cpu),)
+            store = wasmer.Store(wasmer_engines.Universal(compiler, *chosen))
             if compiler is not Compiler:
                 # singlepass tells only when it compiles that it does not know the target.
                 wasmer.Module(store, CORE_PREAMBLE)
@@ -121,31 +118,23 @@ class WasmerEngine:
             raise FeatureLacking(message)
         raise ModuleRefused(message.removeprefix("Validation error: "))
 
-    def serialize(self, module: wasmer.Module) -> bytes:
+    def serialize(self, module: wasmer.Module) -> Any:
         """Return the artifact."""
-        artifact: bytes = module.serialize()
-        return artifact
+        return module.serialize()
 
-    def externs(
-        self, configured: wasmer.Store, module: wasmer.Module
-    ) -> tuple[list[Extern], list[Extern]]:
+    def externs(self, configured: Any, module: Any) -> tuple[list[Extern], list[Extern]]:
         """List imports and exports in the module's order."""
         return (
-            [Extern(i.module, i.name, *_kind_and_type(i.type)) for i in module.imports],
-            [Extern("", e.name, *_kind_and_type(e.type)) for e in module.exports],
+            [(i.module, i.name, *_kind_and_type(i.type)) for i in module.imports],
+            [("", e.name, *_kind_and_type(e.type)) for e in module.exports],
         )
 
     def call(
-        self,
-        configured: wasmer.Store,
-        artifact: bytearray,
-        kind: str,
-        export: str,
-        arguments: list[int],
+        self, configured: Any, artifact: bytearray, kind: str, export: str, args: list[int]
     ) -> Any:
         """Load an artifact; return what its function returns."""
         module = wasmer.Module.deserialize(configured, bytes(artifact))
-        return getattr(wasmer.Instance(module).exports, export)(*arguments)
+        return getattr(wasmer.Instance(module).exports, export)(*args)
 
 
 def _target(triple: str, cpu: str) -> wasmer_targets.Target:
@@ -161,7 +150,8 @@ def _target(triple: str, cpu: str) -> wasmer_targets.Target:
 def _kind_and_type(item: Any) -> tuple[str, str]:
     kind = _EXTERN_KINDS.get(type(item), "other")
     if kind == "function":
-        return kind, f"({_types(item.params)}) -> ({_types(item.results)})"
+        params, results = (", ".join(map(_type, of)) for of in (item.params, item.results))
+        return kind, f"({params}) -> ({results})"
     if kind == "global":
         return kind, f"{'mut ' if item.mutable else ''}{_type(item.type)}"
     if kind == "table":
@@ -170,10 +160,6 @@ def _kind_and_type(item: Any) -> tuple[str, str]:
         shared = " shared" if item.shared else ""
         return kind, f"pages {_range(item.minimum, item.maximum)}{shared}"
     return kind, str(item)
-
-
-def _types(types: list[Any]) -> str:
-    return ", ".join(map(_type, types))
 
 
 def _type(value: Any) -> str:

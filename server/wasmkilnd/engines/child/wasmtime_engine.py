@@ -59,7 +59,6 @@ _VALUES = {
     "memory_reservation": ["0", "4294967296"],
     "memory_guard_size": ["0", "65536", "33554432"],
 }
-_TAKES_STRATEGIES = hasattr(_bindings, "wasmtime_config_strategy_set")
 _TARGETS = ("x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu")
 
 # In an artifact the engine lists the CPU features it compiled for, each a name and a true byte.
@@ -101,16 +100,11 @@ class WasmtimeEngine:
         host = triple.group().decode() if triple else ""
         # The version that the engine writes before its triple, which a loader compares.
         core = re.search(rb"\x02?([0-9]+(?:\.[0-9]+)*)[\x00-\x7f]" + host.encode(), probe)
-        has = dir(wasmtime.Config)
-        proposals = {name: _PROPOSAL for name in has if name.startswith("wasm_")}
+        collector = collector_of(probe, host)
+        has = [*dir(wasmtime.Config), *([_COLLECTOR] if collector else [])]
         settings = {name: text for name, text in _SETTINGS.items() if name in has}
-        if not _TAKES_STRATEGIES:
-            settings.pop(_STRATEGY, None)
-        values = dict(_VALUES)
-        if collector := collector_of(probe, host):
-            settings[_COLLECTOR] = _SETTINGS[_COLLECTOR]
-            values[_COLLECTOR] = [collector, _NO_COLLECTOR]
-        settings.update(proposals)
+        settings.update((name, _PROPOSAL) for name in has if name.startswith("wasm_"))
+        values = {**_VALUES, _COLLECTOR: [collector, _NO_COLLECTOR]}
         return {
             "name": self.name,
             "version": self._version,
@@ -127,16 +121,12 @@ class WasmtimeEngine:
 
     def configure(self, target: str, cpu: str, settings: dict[str, str]) -> Configured:
         """Return an engine. Raises SettingsRefused; wasmtime aborts if it refuses them later."""
-        others = {name: value for name, value in settings.items() if name != _STRATEGY}
-        strategy = settings.get(_STRATEGY, "cranelift")
-        validator = self._engine(target, cpu, others)
-        if strategy == "cranelift":
+        validator = self._engine(target, cpu, {**settings, _STRATEGY: "cranelift"})
+        if settings.get(_STRATEGY, "cranelift") == "cranelift":
             return Configured(validator, validator)
-        return Configured(self._engine(target, cpu, others, strategy), validator)
+        return Configured(self._engine(target, cpu, settings), validator)
 
-    def _engine(
-        self, target: str, cpu: str, settings: dict[str, str], strategy: str = "cranelift"
-    ) -> wasmtime.Engine:
+    def _engine(self, target: str, cpu: str, settings: dict[str, str]) -> wasmtime.Engine:
         config = wasmtime.Config()
         try:
             if cpu != NATIVE:
@@ -145,12 +135,14 @@ class WasmtimeEngine:
                 for feature in X86_64_LEVELS[cpu] if target.startswith("x86_64") else ():
                     config.cranelift_flag_enable(f"has_{_FLAG_NAMES.get(feature, feature)}")
             for name, value in settings.items():
-                if name != _COLLECTOR:
+                if name not in (_COLLECTOR, _STRATEGY):
                     setattr(config, name, _as_config_value(value))
+                elif value in _STRATEGIES and value != "cranelift":
+                    # By the C function: the package's own setter refuses ``winch``. A library that
+                    # was built without it aborts below, when the engine is made.
+                    _bindings.wasmtime_config_strategy_set(config.ptr(), _STRATEGIES[value])
             if settings.get(_COLLECTOR) == _NO_COLLECTOR:
                 config.gc_support = False
-            if strategy != "cranelift":
-                _set_strategy(config, strategy)
             return wasmtime.Engine(config)
         except (wasmtime.WasmtimeError, TypeError) as refusal:
             raise SettingsRefused(str(refusal)) from None
@@ -188,31 +180,23 @@ class WasmtimeEngine:
             raise FeatureLacking(message)
         raise _refusal(message, kind)
 
-    def serialize(self, module: Any) -> bytearray:
+    def serialize(self, module: Any) -> Any:
         """Return the artifact."""
-        artifact: bytearray = module.serialize()
-        return artifact
+        return module.serialize()
 
     def externs(self, configured: Configured, module: Any) -> tuple[list[Extern], list[Extern]]:
         """List imports and exports in the module's order."""
         if isinstance(module, component.Component):
-            kind, engine = module.type, configured.engine
-            return (
-                [Extern("", name, *_item(item)) for name, item in kind.imports(engine).items()],
-                [Extern("", name, *_item(item)) for name, item in kind.exports(engine).items()],
-            )
+            both = module.type.imports(configured.engine), module.type.exports(configured.engine)
+            imports, exports = ([("", name, *_item(of)) for name, of in o.items()] for o in both)
+            return imports, exports
         return (
-            [Extern(i.module, i.name or "", *_kind_and_type(i.type)) for i in module.imports],
-            [Extern("", e.name, *_kind_and_type(e.type)) for e in module.exports],
+            [(i.module, i.name or "", *_kind_and_type(i.type)) for i in module.imports],
+            [("", e.name, *_kind_and_type(e.type)) for e in module.exports],
         )
 
     def call(
-        self,
-        configured: Configured,
-        artifact: bytearray,
-        kind: str,
-        export: str,
-        arguments: list[int],
+        self, configured: Configured, artifact: bytearray, kind: str, export: str, args: list[int]
     ) -> Any:
         """Load an artifact; return what its function returns."""
         engine = configured.engine
@@ -225,7 +209,7 @@ class WasmtimeEngine:
             loaded = component.Component.deserialize(engine, artifact)
             instance = component.Linker(engine).instantiate(store, loaded)
             function = instance.get_func(store, export)
-        return function(store, *arguments)
+        return function(store, *args)
 
 
 def _refusal(message: str, kind: str) -> Exception:
@@ -241,16 +225,6 @@ def _plain(message: str) -> str:
     return _CAUSE_NUMBER.split(causes)[-1].strip()
 
 
-def _set_strategy(config: wasmtime.Config, strategy: str) -> None:
-    """Set it by the C function: the package's own setter refuses ``winch``.
-
-    A strategy that the library was built without makes it abort later, when the engine is made.
-    """
-    if strategy not in _STRATEGIES or not _TAKES_STRATEGIES:
-        raise SettingsRefused(f"this wasmtime has no strategy {strategy}")
-    _bindings.wasmtime_config_strategy_set(config.ptr(), _STRATEGIES[strategy])
-
-
 def _as_config_value(value: str) -> bool | int | str:
     if value in _BOOL:
         return value == "true"
@@ -259,7 +233,8 @@ def _as_config_value(value: str) -> bool | int | str:
 
 def _kind_and_type(item: Any) -> tuple[str, str]:
     if isinstance(item, wasmtime.FuncType):
-        return "function", f"({_types(item.params)}) -> ({_types(item.results)})"
+        params, results = (", ".join(map(str, of)) for of in (item.params, item.results))
+        return "function", f"({params}) -> ({results})"
     if isinstance(item, wasmtime.GlobalType):
         return "global", f"{'mut ' if item.mutable else ''}{item.content}"
     if isinstance(item, wasmtime.TableType):
@@ -268,10 +243,6 @@ def _kind_and_type(item: Any) -> tuple[str, str]:
         shared = " shared" if getattr(item, "is_shared", False) else ""
         return "memory", f"pages {_range(item.limits)}{shared}"
     return ("tag" if type(item).__name__ == "TagType" else "other"), type(item).__name__
-
-
-def _types(types: list[Any]) -> str:
-    return ", ".join(map(str, types))
 
 
 def _range(limits: wasmtime.Limits) -> str:

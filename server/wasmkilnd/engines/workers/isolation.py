@@ -12,13 +12,10 @@ log = structlog.get_logger("wasmkilnd.engines")
 
 Level = Literal["strict", "required", "best-effort"]
 
-# What strict isolation demands. Landlock's first version covers files; what later ones add, TCP
-# and signals, namespaces and seccomp refuse as well.
-_STRICT = {
-    "seccomp": {LayerState.ENFORCED},
-    "root": {LayerState.ENFORCED},
-    "landlock": {LayerState.ENFORCED, LayerState.PARTIAL},
-}
+# The states that strict isolation does not accept of a layer. Landlock's first version covers
+# files; what later ones add, TCP and signals, namespaces and seccomp refuse as well.
+_BOTH = (LayerState.MISSING, LayerState.PARTIAL)
+_NOT_STRICT = {"seccomp": _BOTH, "root": _BOTH, "landlock": (LayerState.MISSING,)}
 
 
 class NotConfined(Exception):  # noqa: N818 - a state of the worker
@@ -42,14 +39,10 @@ class IsolationGuard:
         """Admit a worker. Raises NotConfined where it is not confined enough."""
         for gap in isolation.gaps:
             if self._first_time(gap):
-                log.warning(
-                    "a layer of isolation is not in force",
-                    layer=gap.name,
-                    state=gap.state.value,
-                    cause=gap.detail,
-                )
-        holes = isolation.holes or ["do anything"]
-        if not isolation.holds and self._first_time((engine_id, *holes)):
+                event = "a layer of isolation is not in force"
+                log.warning(event, layer=gap.name, state=gap.state.value, cause=gap.detail)
+        holes = list(isolation.holes) or "anything"
+        if not isolation.holds and self._first_time((engine_id, str(holes))):
             log.error("jobs are not confined", engine=engine_id, could=holes)
         if why := self._why_not(isolation):
             self.refused[engine_id] = why
@@ -67,10 +60,8 @@ class IsolationGuard:
         weakest = max(self._weakest.values(), key=_weakness, default=Isolation())
         if self._weakest and not weakest.holds:
             return f"not confined: they could {_holes(weakest)}"
-        return "confined by " + ", ".join(
-            f"{layer.name} ({layer.state.value})" if layer in weakest.gaps else layer.name
-            for layer in weakest.layers
-        )
+        gaps = {gap.name: f"{gap.name} ({gap.state.value})" for gap in weakest.gaps}
+        return "confined by " + ", ".join(gaps.get(one.name, one.name) for one in weakest.layers)
 
     def _why_not(self, isolation: Isolation) -> str:
         if not isolation.holds and self.required:
@@ -81,9 +72,9 @@ class IsolationGuard:
                 " set WASMKILN_ISOLATION=best-effort to serve it anyway"
             )
         lacking = "; ".join(
-            f"{layer.name} is {layer.state.value}: {layer.detail}"
-            for layer in isolation.layers
-            if layer.state not in _STRICT.get(layer.name, LayerState)
+            f"{gap.name} is {gap.state.value}: {gap.detail}"
+            for gap in isolation.gaps
+            if gap.state in _NOT_STRICT.get(gap.name, ())
         )
         if lacking and self.level == "strict":
             return (

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Any
 
 import structlog
 
@@ -20,23 +19,8 @@ _HEALTHY_LIFE_S = 5.0
 _SHORT_DELAY_S = 1.0
 
 
-class Pool(Protocol):
-    """What a keeper needs of the pool whose place it keeps filled."""
-
-    engine_id: str
-    # Start a worker. Raises WorkerDied or OSError.
-    start_worker: Callable[[], Awaitable[Worker]]
-
-    # Give jobs to a new worker; give no more to one that ended; count one that ended by itself.
-    def worker_started(self, worker: Worker) -> None: ...
-    def worker_ended(self, worker: Worker) -> None: ...
-    def worker_replaced(self) -> None: ...
-
-    # Let no job wait if this was the last worker; ``why`` is the cause, if it is known.
-    def workers_missing(self, why: str = "") -> None: ...
-
-
-async def keep_filled(pool: Pool, worker: Worker | None) -> None:
+# The pool is a WorkerPool, whose module imports this one.
+async def keep_filled(pool: Any, worker: Worker | None) -> None:
     """Keep one place filled until cancelled, at first with ``worker`` if there is one.
 
     A worker that does not start, or ends soon, is replaced after a delay that doubles each time:
