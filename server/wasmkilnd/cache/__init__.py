@@ -1,7 +1,7 @@
 """Where modules and artifacts are kept: memory, files of this host, and what daemons share.
 
 ``cache`` is all that services see: the tiers of one namespace as one, and what is written after a
-call. No call fails because a tier fails. ``tenants/graph`` builds one for each namespace.
+call. No call fails because a tier fails. ``tenants.py`` builds one for each namespace.
 
 | file | what it is |
 |---|---|
