@@ -22,11 +22,9 @@ HASH_INLINE_BYTES = 256 * 1024
 """Below this size, hashing takes less time than handing the bytes to a thread and back."""
 
 _MAGIC = b"\0asm"
-_CORE_VERSION_1 = b"\x01\0\0\0"  # version 1, layer 0
-_COMPONENT_LAYER = b"\x01\0"  # bytes 6 and 7 of the preamble
-_COMPONENT_VERSION = b"\x0d\0"  # bytes 4 and 5
-_ELF_MAGIC = b"\x7fELF"
-_WASMER_MAGICS = (b"\0wasmer-universal", b"wasmer")
+# Two bytes of version, two of layer.
+_KINDS = {b"\x01\0\0\0": Kind.CORE_MODULE, b"\x0d\0\x01\0": Kind.COMPONENT}
+_COMPILED_MAGICS = (b"\x7fELF", b"\0wasmer-universal", b"wasmer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,20 +88,13 @@ def kind_of(wasm: bytes) -> Kind:
         raise errors.not_wasm("the module is empty: send the bytes of a .wasm file")
     if wasm[:4] != _MAGIC:
         raise errors.not_wasm(_what_it_is_instead(wasm))
-    if wasm[4:8] == _CORE_VERSION_1:
-        return Kind.CORE_MODULE
-    if wasm[6:8] == _COMPONENT_LAYER:
-        if wasm[4:6] == _COMPONENT_VERSION:
-            return Kind.COMPONENT
-        raise errors.not_wasm(
-            "the component has a version of the binary format other than 0x0d:"
-            " build it with current tools"
-        )
+    if kind := _KINDS.get(wasm[4:8]):
+        return kind
     if len(wasm) < 8:
         raise errors.not_wasm("the module ends inside its preamble: it was cut off")
     raise errors.not_wasm(
         f"the preamble says version 0x{wasm[4:8][::-1].hex()}: neither a core module of version 1"
-        " nor a component"
+        " nor a component of version 0x0d: build it with current tools"
     )
 
 
@@ -117,7 +108,7 @@ def check_sha256(digest: str, field: str) -> str:
 
 
 def _what_it_is_instead(head: bytes) -> str:
-    if head.startswith(_ELF_MAGIC) or head.startswith(_WASMER_MAGICS):
+    if head.startswith(_COMPILED_MAGICS):
         return "these bytes are already compiled code: send the module that it was compiled from"
     if head[:64].lstrip().startswith((b"(", b";;")):
         return "these bytes are WebAssembly text: convert them to a binary first, with wat2wasm"

@@ -47,11 +47,7 @@ def fingerprint(
             "target": target,
             "cpu": cpu,
             "cpu_features": sorted(cpu_features),
-            "settings": {
-                name: value
-                for name, value in settings.items()
-                if value != UNHASHED_DEFAULTS.get(name)
-            },
+            "settings": {n: v for n, v in settings.items() if v != UNHASHED_DEFAULTS.get(n)},
         },
         sort_keys=True,
         separators=(",", ":"),
