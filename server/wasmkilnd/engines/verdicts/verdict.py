@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from wasmkilnd import errors
 from wasmkilnd.engines.child.job import MAX_TYPES
@@ -40,7 +40,9 @@ _OWN_ENDS = frozenset(
 _FAIR_SHARE = 0.9
 
 
-_Row = Annotated[list[str], Field(min_length=4, max_length=4)]
+# JSON can express a lone surrogate, which no message to a caller can hold.
+_Text = Annotated[str, AfterValidator(lambda text: text.encode().decode())]
+_Row = Annotated[list[_Text], Field(min_length=4, max_length=4)]
 _Rows = Annotated[list[_Row], Field(max_length=MAX_TYPES)]
 
 
@@ -52,7 +54,7 @@ class JobResult(BaseModel):
     outcome: Literal[
         "ok", "invalid", "unsupported", "settings_refused", "too_large", "out_of_memory"
     ]
-    message: str = ""
+    message: _Text = ""
     """The engine's own message, where it refused the module."""
     offset: int | None = Field(default=None, ge=0)
     seconds: float = Field(default=0.0, ge=0)
