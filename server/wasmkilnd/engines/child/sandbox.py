@@ -66,7 +66,9 @@ _THREADS, _THREADS_PER_CPU = 256, 4  # Engines start a thread for each CPU.
 # Since Linux 5.14 each user namespace counts its own processes. Before, the limit covered all
 # processes of a user, and would have stopped jobs for the sake of others.
 _PROCESSES_COUNTED_APART = [5, 14]
-NICENESS = 5
+# Hits beside such jobs were as fast as beside jobs in the kernel's idle class, and slower beside jobs
+# at 5. A job at 19 gets next to no CPU on a busy machine.
+NICENESS = 10
 
 
 class Sandbox:
@@ -457,17 +459,6 @@ def _is_refused(attempt: Callable[[], Any]) -> bool:
     return False
 
 
-def _use_what_others_opened() -> None:
-    for descriptor in range(_JOB_SOCKET + 1, 4096):
-        try:
-            os.write(descriptor, b"")
-        except OSError as failure:
-            if failure.errno == errno.EBADF:
-                continue
-        return
-    raise OSError(errno.EBADF, "no other descriptor is open")
-
-
 _ATTEMPTS: dict[str, Sequence[Callable[[], Any]]] = {
     # Nothing listens there, but only a network can report that.
     "connect": [lambda: socket.socket().connect(("127.0.0.1", 9))],
@@ -494,5 +485,6 @@ _ATTEMPTS: dict[str, Sequence[Callable[[], Any]]] = {
     ],
     "share_memory": [lambda: _call("shmget", os.getpid(), 4096, _IPC_CREAT | 0o600)],
     "io_uring": [lambda: _call("syscall", _IO_URING_SETUP, 1, ctypes.create_string_buffer(256))],
-    "descriptors": [_use_what_others_opened],
+    # What others opened.
+    "descriptors": [partial(os.write, number, b"") for number in range(_JOB_SOCKET + 1, 1024)],
 }
