@@ -368,7 +368,7 @@ class Serving:
             await self._tenants.write_engines()
             audit_engines(self._auditor, added, gone)
             log.info(
-                "engines changed",
+                "engines changed" if added or gone else "names stand for another engine",
                 served=added,
                 removed=gone,
                 default=registry.default,
