@@ -323,7 +323,7 @@ async def test_a_job_that_waits_for_a_worker_keeps_no_other_daemon_waiting(
         assert (busy.compiles, busy.turns, idle.turns) == (0, ["made"], ["taken"])
 
 
-async def test_a_queued_job_looks_twice_a_second_at_most() -> None:
+async def test_all_queued_jobs_together_look_50_times_a_second_at_most() -> None:
     looked: list[object] = []
 
     class Counted:
@@ -346,10 +346,10 @@ async def test_a_queued_job_looks_twice_a_second_at_most() -> None:
 
     clock = asyncio.get_running_loop().time
     began_s = clock()
-    queued = [asyncio.create_task(queue()) for _ in range(10)]
-    while len(looked) < 20:
+    queued = [asyncio.create_task(queue()) for _ in range(100)]
+    while len(looked) < 100:
         await asyncio.sleep(0.05)
-        assert len(looked) <= 10 * 2 * (clock() - began_s)
+        assert len(looked) <= 50 * (clock() - began_s)
     for task in queued:
         task.cancel()
     await asyncio.gather(*queued, return_exceptions=True)

@@ -56,8 +56,10 @@ from wasmkilnd.wait_budget import WaitBudget
 
 _RENEWALS_PER_LEASE = 3
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.25
-# A job that waits for a worker looks less often; the queue bounds how many wait.
+# A job that waits for a worker looks less often, and all such jobs of a daemon together look no
+# more often than this.
 _QUEUED_PAUSE_S = 0.5
+_QUEUED_LOOKS_PER_S = 50
 # Anyone who can write to the server can make artifacts come and go for ever. In an honest fleet a
 # holder dies or gives up now and then.
 _MAX_TIMES_WAITED = 4
@@ -103,6 +105,8 @@ class Fleet:
     stored: Callable[[CacheKey], Awaitable[None]]
     lease_s: float
     max_wait_s: Callable[[], float]
+    # Held for a moment before each look of a job that waits for a worker.
+    looking: asyncio.Lock = field(default_factory=asyncio.Lock)
     _background: set[asyncio.Task[None]] = field(default_factory=set)
 
     @contextlib.asynccontextmanager
@@ -186,6 +190,8 @@ class _Claim:
         """See Claim."""
         while True:
             await asyncio.sleep(_QUEUED_PAUSE_S)
+            async with self._fleet.looking:
+                await asyncio.sleep(1 / _QUEUED_LOOKS_PER_S)
             # A server that does not answer costs nothing: the job waits for a worker anyway.
             believes = self._believes_others
             if believes and await self._fleet.look(self._key, WaitBudget()) == "stored":
