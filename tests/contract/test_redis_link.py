@@ -430,6 +430,27 @@ async def test_a_scan_may_take_longer_than_one_answer() -> None:
     await link.close()
 
 
+class Endless(RedisServer):
+    """A server whose scans never end."""
+
+    pages = 0
+
+    async def ask(self, commands: Sequence[Command], timeout_s: float) -> list[Any]:
+        self.pages += 1
+        return [[b"1", []]]
+
+
+async def test_a_scan_that_never_ends_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wasmkilnd.cache.redis_link._MOST_PAGES", 50)
+    server = Endless()
+    link = RedisLink(server)
+    with pytest.raises(TierUnavailable, match="does not end"):
+        [page async for page in link.scan(b"*")]
+    assert server.pages == 50
+    assert not link.is_down
+    await link.close()
+
+
 @pytest.mark.parametrize("what", ["scan", "usage"])
 async def test_whoever_answers_a_scan_or_tells_its_usage_is_up(what: str) -> None:
     link = RedisLink(Slow(), timeout_s=0.5)
@@ -566,11 +587,18 @@ async def test_a_write_whose_reply_is_lost_ends_when_the_server_is_asked_again()
 
 
 @pytest.mark.parametrize(
-    "answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b":7\r\n", b"*1\r\n", b"+\xff\r\n", b"$x\r\n"]
+    "answer",
+    [
+        *(b"HTTP/1.1 400 Bad Request\r\n\r\n", b":7\r\n", b"*1\r\n", b"+\xff\r\n", b"$x\r\n"),
+        b"*1\r\n:7\r\n",
+    ],
 )
 @pytest.mark.parametrize(
     "asked",
-    [("GETRANGE", b"key", 0, 9), ("SET", b"key", b"value"), ("TTL", b"key"), ("SCAN", 0)],
+    [
+        *(("GETRANGE", b"key", 0, 9), ("SET", b"key", b"value"), ("TTL", b"key"), ("SCAN", 0)),
+        ("SRANDMEMBER", b"key", 9),
+    ],
     ids=lambda c: c[0],
 )
 async def test_a_server_that_talks_something_else_is_down(answer: bytes, asked: Command) -> None:
@@ -650,7 +678,7 @@ async def test_a_key_of_another_type_opens_nothing(tmp_path: Path) -> None:
             with pytest.raises(WrongType):
                 await link.run(GET, ("GET", b"set"))
             assert link.up
-            assert await link.run(("SMEMBERS", b"set")) == [[b"one"]]
+            assert await link.run(("SRANDMEMBER", b"set", 1000)) == [[b"one"]]
 
 
 async def test_operators_see_who_the_client_is_and_nothing_else_is_asked(tmp_path: Path) -> None:

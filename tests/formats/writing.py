@@ -122,7 +122,7 @@ class Redis:
                 return STRIKE_TTL_S if value else -2
             case "EXISTS":
                 return int(name in self.values)
-            case "SMEMBERS":
+            case "SRANDMEMBER":
                 return []
             case "EVAL":  # Only what deletes a value that ends in what was read.
                 _, at, first, digest = rest

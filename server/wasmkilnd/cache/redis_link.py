@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import structlog
 
@@ -33,15 +33,17 @@ _FIRST_WAIT_S = 0.25
 _NUMBERS = "APPEND EXISTS EXPIRE PERSIST RENAMENX SADD STRLEN TTL UNLINK"
 # What the replies to a command are. Those to a script, and to any other command, may be anything.
 _TYPES: dict[Any, type] = dict.fromkeys(_NUMBERS.split(), int)
-_TYPES |= {"GETRANGE": bytes, "SMEMBERS": list}
+_TYPES |= {"GETRANGE": bytes}
+# Of one scan of one server: of a hundred million keys.
+_MOST_PAGES = 100_000
 
 
 def _fits(command: Command, reply: Any) -> bool:
     """Return whether ``command`` can have this reply."""
     if command[0] == "SET":
         return reply in (b"OK", None)
-    if command[0] == "SCAN":
-        cursor, names = reply
+    if command[0] in ("SCAN", "SRANDMEMBER"):
+        cursor, names = reply if command[0] == "SCAN" else (0, reply)
         return int(cursor) >= 0 and all(type(name) is bytes for name in names)
     return isinstance(reply, _TYPES.get(command[0], object))
 
@@ -94,11 +96,13 @@ class RedisLink:
         """Return the keys that match ``pattern``, in pages; a page may be empty.
 
         Includes each key that exists during the whole scan; some may come twice. Each page has
-        its own time-out.
+        its own time-out, and there are no more than any honest server has.
         """
         for ask in await self._call(self._server.parts, self.timeout_s):
-            cursor: Any = None
+            cursor, pages = cast("Any", None), 0
             while cursor is None or int(cursor):
+                if (pages := pages + 1) > _MOST_PAGES:
+                    raise TierUnavailable("Redis does not end a scan")
                 command: Command = ("SCAN", cursor or 0, "MATCH", pattern, "COUNT", 1000)
                 [(cursor, page)] = await self._ask(ask, [command], self.timeout_s)
                 yield page

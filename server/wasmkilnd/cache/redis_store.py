@@ -4,11 +4,12 @@ Below the prefix of a namespace, ``3`` is the format of values (``cache.value``)
 
 - ``3:compiled:{<module>}:<engine>:<fingerprint>`` is an artifact, ``3:module:{<module>}`` a module.
 - ``3:of:{<module>}`` is the set of ``<engine>:<fingerprint>`` of a module's artifacts, so that
-  what is about one module takes time linear in its own artifacts. Where somebody deleted it,
-  Evict scans instead.
+  what is about one module takes time linear in its own artifacts. Nobody reads it often, so that
+  a full server may evict it first: a use of an artifact adds that again, and ``lost`` if it was
+  missing. Where there is no set, or one with ``lost`` in it, Evict scans instead.
 - ``3:new:{<module>}:<random>`` is a value that is being written. It is renamed to its own name
   when it is whole, if nothing is there: so no reader meets a part of one value beside a part of
-  another. If the writer dies, it expires after a minute.
+  another. If the writer dies, it expires after ten minutes.
 
 The braces keep all keys of a module in one slot of a cluster. A value lives for ``ttl_s``, and for
 ever while its module is pinned. Nothing that the server returns is trusted: a value that does not
@@ -59,7 +60,8 @@ _TAIL_BYTES = 1280 * 1024
 _RANGE_BYTES = 960 * 1024
 # Enough for the head of nearly every artifact.
 _HEAD_BYTES = 8192
-_WRITING_S = 60
+# Longer than any write may take: no command renews it meanwhile.
+_WRITING_S = 600
 # More look-ups than this wait: answers would seem late because this daemon is busy.
 _READS_AT_ONCE = 8
 # A look-up may take longer for a large value, but no longer than this rate allows.
@@ -67,6 +69,8 @@ _LEAST_BYTES_PER_S = 32 * 1024 * 1024
 # Below this, handing bytes to a thread costs more than checking them.
 _INLINE_BYTES = 64 * 1024
 _BATCH = 500
+_MOST_OF = 1000  # Artifacts of one module that a daemon looks at.
+_LOST = b"lost"  # A member of a set that was not whole.
 _LOOK_EVERY_S = 5.0
 _RENEWALS_PER_LIFE = 10
 _MAX_REMEMBERED = 100_000
@@ -221,7 +225,9 @@ class RedisStore:
         gone = Evicted()
         if module_sha256 := scope.module_sha256:
             [names] = [some async for some in self._of_modules([module_sha256])]
-            patterns = [("compiled", f"{{{module_sha256}}}:*")] if len(names) == 2 else []
+            # Nothing but a scan finds what the set does not name.
+            is_whole = len(names) > 2 and not any(name.endswith(_LOST) for *_, name in names)
+            patterns = [] if is_whole else [("compiled", f"{{{module_sha256}}}:*")]
             gone += await self._delete([name for *_, name in names], scope)
         elif scope.engine_id:
             patterns = [("compiled", f"*:{_literal(scope.engine_id)}:*")]
@@ -235,13 +241,14 @@ class RedisStore:
     def used(self, key: Key) -> None:
         """Note a use, also one from memory, which restarts the time to live if settings say so.
 
-        What every daemon has in memory must still be here when a daemon restarts. Each value is
-        renewed ten times in its life, and a few more if there are very many. Return at once;
-        never raise.
+        What every daemon has in memory must still be here when a daemon restarts, and the set of
+        its module must name it. Each value is renewed ten times in its life, and a few more if
+        there are very many. Return at once; never raise.
         """
         now_s = time.monotonic()
         due_s = self._renewed.get(key, -math.inf) + self.ttl_s / _RENEWALS_PER_LIFE
-        if not self.renews or now_s < due_s or len(self._tasks) > _MAX_RENEWING:
+        is_idle = isinstance(key, str) and not self.renews
+        if is_idle or now_s < due_s or len(self._tasks) > _MAX_RENEWING:
             return
         if len(self._renewed) >= _MAX_REMEMBERED:
             self._renewed.clear()
@@ -406,11 +413,11 @@ class RedisStore:
         """Write a value, and give it its name unless that is taken; return whether it was not."""
         sent_bytes = 0
         while chunk := await _in_thread(size_bytes, next, chunks, b""):
-            first = ("SET", temporary, chunk, "EX", _WRITING_S)
-            later = ("APPEND", temporary, chunk), ("EXPIRE", temporary, _WRITING_S)
-            [done, *_] = await self._send(*(later if sent_bytes else (first,)))
+            first: Command = ("SET", temporary, chunk, "EX", _WRITING_S)
+            [done] = await self._send(("APPEND", temporary, chunk) if sent_bytes else first)
             sent_bytes += len(chunk)
             if done not in (b"OK", sent_bytes):
+                await self._send(("UNLINK", temporary))  # APPEND began another, for ever.
                 raise TierUnavailable("Redis lost the beginning of a value that was written")
         stored, _ = await self._send(("RENAMENX", temporary, name), ("UNLINK", temporary))
         return bool(stored)
@@ -450,12 +457,19 @@ class RedisStore:
                 self._note_refusal(b"", "")
 
     async def _renew(self, key: Key) -> None:
-        module_sha256 = _module_of(key)
+        module_sha256, asked = _module_of(key), list[Command]()
+        of = self._named("of", module_sha256)
         with contextlib.suppress(TierUnavailable):  # A tenth of its life later, it is tried again.
-            names = (await self._names({key, module_sha256})).values()
+            if isinstance(key, CacheKey) and key.engine_id:
+                member = f"{key.engine_id}:{key.fingerprint}"
+                asked += ("EXISTS", self.name_of(key)), ("SADD", of, member)
+            healing = len(asked)
             if not self.is_pinned(module_sha256):
-                every = (*names, self._named("of", module_sha256))
-                await self.link.run(*(("EXPIRE", name, self.ttl_s) for name in every))
+                every = (await self._names({key, module_sha256})).values() if self.renews else ()
+                asked += [("EXPIRE", name, self.ttl_s) for name in (*every, of)]
+            told = await self.link.run(*asked)
+            if healing and all(told[:healing]):
+                await self.link.run(("SADD", of, _LOST))
 
     # What ``wasmkilnd cache`` asks for
 
@@ -554,7 +568,8 @@ class RedisStore:
 
     async def _sets(self, modules: Collection[str]) -> list[tuple[str, list[bytes]]]:
         """Return modules with the names of their artifacts, as far as the sets know them."""
-        sets = await self._each([("SMEMBERS", self._named("of", each)) for each in modules])
+        asked = [("SRANDMEMBER", self._named("of", each), _MOST_OF) for each in modules]
+        sets = await self._each(asked)
         return [
             (each, [self._named("compiled", each, ":") + member for member in members])
             for each, members in zip(modules, sets, strict=True)
@@ -586,7 +601,7 @@ class RedisStore:
                     for command in some:
                         answers += await self._each([command])
                 else:
-                    answers.append([] if some[0][0] == "SMEMBERS" else 0)
+                    answers.append([] if some[0][0] == "SRANDMEMBER" else 0)
         return answers
 
 
