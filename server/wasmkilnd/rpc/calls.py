@@ -28,7 +28,14 @@ from wasmkilnd import ports
 from wasmkilnd.account import Account, unlimited
 from wasmkilnd.errors import Reason, WasmkilnError, forget_frames
 from wasmkilnd.model import LOCAL_HITS, Entrance, Identity, Origin
-from wasmkilnd.rpc.messages import CODES, DETAILS_KEY, SerializedAnswer, reader, to_status
+from wasmkilnd.rpc.messages import (
+    CODES,
+    DETAILS_KEY,
+    SMALL_BYTES,
+    SerializedAnswer,
+    reader,
+    to_status,
+)
 from wasmkilnd.rpc.traffic import WITH_MODULE, Call, Context, Gate, Traffic
 
 log = structlog.get_logger("wasmkilnd.rpc")
@@ -107,7 +114,10 @@ def handler(
     build, most_bytes = reader(method, parse), entry.traffic.most_bytes(method)
 
     async def request(call: Call) -> Any:
-        built = build(await entry.traffic.read(call, most_bytes) or b"")
+        raw = await entry.traffic.read(call, most_bytes) or b""
+        if len(raw) > SMALL_BYTES:
+            entry.traffic.hold_more(call, len(raw))  # protobuf copies the module.
+        built = build(raw)
         call.working = True
         return built
 
