@@ -8,7 +8,7 @@ memory and disk that are divided among them (``shares``).
 
 **Where things are.** The default namespace ("") has the names and paths of a daemon without
 namespaces. The keys of another begin with ``<redis_prefix>ns:<namespace>:``; its host store is
-``<host_store_dir>/ns/<namespace>/``, a store with an index and a limit of its own. Both names are
+``<host_store_dir>/ns/<namespace>/``, a store with a limit of its own. Both names are
 part of the format of stored values.
 
 **Promises.** A call gets what its own namespace has uploaded or compiled, and its own namespace's
