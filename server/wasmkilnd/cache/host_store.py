@@ -27,7 +27,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -63,14 +63,12 @@ Checked: TypeAlias = dict[Path, tuple[Artifact, EntryId]]
 
 # What the store counts for a folder, and the unit to which it rounds up the size of a file.
 _BLOCK_BYTES = 4096
-_READERS = 4  # Threads, of all namespaces.
 _MAX_TEXT_BYTES = 8 * 1024 * 1024
 _ASIDE = "aside"  # What is on its way in or out. 0.6.0 deletes what it does not know in tmp/.
-_NO_WRITES_S = 10.0
+_NO_WRITES_S, _TIDY_EVERY_S = 10.0, 5.0
 _PATIENCE_S = 2.0  # How long a disk may delay the start, a reload or the end of the daemon.
 _LEAST_BYTES_PER_S = 32 * 1024 * 1024  # A slow disk: reading much may take longer than wait_s.
 _REMEMBERED_BYTES = 16 * 1024 * 1024
-_TIDY_EVERY_S = 5.0
 _SCAN_EVERY_S = 4.0  # And less often where that takes long.
 _SPARE = 32  # A store that is full evicts one of so many entries more than it must.
 
@@ -159,9 +157,9 @@ class HostDirectory:
         self.checked: Checked = {}
         self.rounds = 0
         self._checked_bytes = 0
-        self._readers = ThreadPoolExecutor(_READERS, "wasmkiln-host-read")
-        # Whoever waits for a thread does not wait for the disk.
-        self.reading = asyncio.Semaphore(_READERS)
+        self._readers = ThreadPoolExecutor(4, "wasmkiln-host-read")
+        # As many: whoever waits for a thread does not wait for the disk.
+        self.reading = asyncio.Semaphore(4)
         self._writer = ThreadPoolExecutor(1, "wasmkiln-host-write")
         self._keeper: asyncio.Task[None] | None = None
         self._jobs = set[asyncio.Future[Any]]()
@@ -386,7 +384,10 @@ class HostStore:
         """
         if self.is_on:
             self._served = dict(self.engines())
-            await _briefly(self.directory.run("use", self._write_engines))
+            writing = asyncio.create_task(self.directory.run("use", self._write_engines))
+            # It goes on if it takes longer; that it failed is logged.
+            writing.add_done_callback(lambda done: done.cancelled() or done.exception())
+            await asyncio.wait((writing,), timeout=_PATIENCE_S)
 
     @property
     def trouble(self) -> str:
@@ -796,12 +797,10 @@ def _write_file(path: Path, chunks: Iterable[Any], options: HostOptions) -> None
 
 def _artifact_of(header: types_pb2.ArtifactHeader) -> Artifact:
     """Translate a header back into what it was made of. Raises KeyError for an unknown kind."""
-    engine, attested = header.engine, peek(header.attestation)
+    of, attested = header.engine, peek(header.attestation)
     settings = dict(header.settings), dict(header.changed_settings)
-    identity = engine.name, engine.version, engine.core_version, engine.compiler
-    spec = model.CompileSpec(
-        model.EngineIdentity(*identity), header.target, header.cpu, *settings, header.fingerprint
-    )
+    identity = model.EngineIdentity(of.name, of.version, of.core_version, of.compiler)
+    spec = model.CompileSpec(identity, header.target, header.cpu, *settings, header.fingerprint)
     return Artifact(
         *(header.module_sha256, _KINDS[header.kind], spec),
         *(header.artifact_sha256, header.size_bytes),
@@ -930,10 +929,3 @@ def _steps(options: HostOptions, key: CacheKey) -> tuple[Path, Path, Path]:
 def _is_digest(key: CacheKey) -> bool:
     """Return whether folders can have these names: a key must not lead to another place."""
     return all(map(model.SHA256_HEX.fullmatch, (key.fingerprint, key.module_sha256)))
-
-
-async def _briefly(work: Coroutine[Any, Any, object]) -> None:
-    """Wait some seconds for ``work``. It goes on if it did not end; that it failed is logged."""
-    task = asyncio.create_task(work)
-    task.add_done_callback(lambda done: done.cancelled() or done.exception())
-    await asyncio.wait((task,), timeout=_PATIENCE_S)

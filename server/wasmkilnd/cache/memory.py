@@ -195,7 +195,5 @@ def _size_of(value: Item) -> int:
     # A thousand imports with long names can take more room than the code. Equal texts count again
     # and again, though those of an artifact from Redis are one object.
     texts = (text for each in externs for text in (each.module, each.name, each.kind, each.type))
-    frames_bytes = sum(map(len, value.frames)) + len(value.attestation)
-    return (
-        frames_bytes + len(externs) * _EXTERN_BYTES + sum(map(sys.getsizeof, texts)) + _ENTRY_BYTES
-    )
+    externs_bytes = len(externs) * _EXTERN_BYTES + sum(map(sys.getsizeof, texts))
+    return sum(map(len, value.frames)) + len(value.attestation) + externs_bytes + _ENTRY_BYTES

@@ -32,8 +32,7 @@ _FIRST_WAIT_S = 0.25
 
 _NUMBERS = "APPEND EXISTS EXPIRE PERSIST RENAMENX SADD STRLEN TTL UNLINK"
 # What the replies to a command are. Those to a script, and to any other command, may be anything.
-_TYPES: dict[Any, type] = dict.fromkeys(_NUMBERS.split(), int)
-_TYPES |= {"GETRANGE": bytes}
+_TYPES: dict[Any, type] = dict.fromkeys(_NUMBERS.split(), int) | {"GETRANGE": bytes}
 # Of one scan of one server: of a hundred million keys.
 _MOST_PAGES = 100_000
 

@@ -575,9 +575,8 @@ def _check_files(access: RedisAccess) -> None:
         if path:
             ssl.create_default_context(cafile=path)
     except OSError as failure:
-        why = (
-            "it is not a PEM certificate" if isinstance(failure, ssl.SSLError) else failure.strerror
-        )
+        is_other = isinstance(failure, ssl.SSLError)
+        why = "it is not a PEM certificate" if is_other else failure.strerror
         raise AccessUnusable(f"{setting}: {path}: {why}") from None
 
 

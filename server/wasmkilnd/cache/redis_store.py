@@ -69,12 +69,9 @@ _LEAST_BYTES_PER_S = 32 * 1024 * 1024
 # Below this, handing bytes to a thread costs more than checking them.
 _INLINE_BYTES = 64 * 1024
 _BATCH = 500
-_MOST_OF = 1000  # Artifacts of one module that a daemon looks at.
 _LOST = b"lost"  # A member of a set that was not whole.
-_LOOK_EVERY_S = 5.0
-_RENEWALS_PER_LIFE = 10
-_MAX_REMEMBERED = 100_000
-_MAX_RENEWING = 16
+_LOOK_EVERY_S, _RENEWALS_PER_LIFE = 5.0, 10
+_MAX_REMEMBERED, _MAX_RENEWING = 100_000, 16
 _NO_TTL, _GONE = -1, -2
 
 _GLOB = re.compile(r"[][*?\\^-]")
@@ -178,11 +175,9 @@ class RedisStore:
         Raise DoesNotFit for one that the server does not take for its size.
         """
         began, outcome = time.perf_counter(), "error"
-        key = what.key if isinstance(what, Artifact) else what.sha256
-        size_bytes = what.size_bytes if isinstance(what, Artifact) else len(what.wasm)
         try:
             async with asyncio.timeout(max(WRITE_TIMEOUT_S, self.link.timeout_s)):
-                await self.store(key, value.written(what, self._sealer), size_bytes)
+                await self.store(what.key, value.written(what, self._sealer), what.size_bytes)
             outcome = "ok"
             self._note_refusal(b"", "")
         except TimeoutError:
@@ -194,7 +189,7 @@ class RedisStore:
                 log.warning("value not shared: the tier does not take one of its size", why=why)
             # Of a cluster, the other nodes take writes.
             elif not self.link.is_down and not isinstance(failure, PartUnavailable):
-                self._note_refusal(self._temporary(_module_of(key)), why)
+                self._note_refusal(self._temporary(what.module_sha256), why)
             raise
         finally:
             self._recorder.tier_store(self.name, outcome, time.perf_counter() - began)
@@ -247,8 +242,7 @@ class RedisStore:
         """
         now_s = time.monotonic()
         due_s = self._renewed.get(key, -math.inf) + self.ttl_s / _RENEWALS_PER_LIFE
-        is_idle = isinstance(key, str) and not self.renews
-        if is_idle or now_s < due_s or len(self._tasks) > _MAX_RENEWING:
+        if now_s < due_s or len(self._tasks) > _MAX_RENEWING:
             return
         if len(self._renewed) >= _MAX_REMEMBERED:
             self._renewed.clear()
@@ -400,7 +394,11 @@ class RedisStore:
             stored = await self._write(name, self._temporary(module_sha256), chunks, size_bytes)
         if isinstance(key, CacheKey):
             names.append(self._named("of", module_sha256))
-            await self._note(names[1], f"{key.engine_id}:{key.fingerprint}")
+            add: Command = ("SADD", names[1], f"{key.engine_id}:{key.fingerprint}")
+            try:
+                await self._send(add)
+            except WrongType:
+                await self._send(("UNLINK", names[1]), add)
         is_pinned = self.is_pinned(module_sha256)
         await self._send(
             *(("PERSIST", each) if is_pinned else ("EXPIRE", each, self.ttl_s) for each in names)
@@ -421,13 +419,6 @@ class RedisStore:
                 raise TierUnavailable("Redis lost the beginning of a value that was written")
         stored, _ = await self._send(("RENAMENX", temporary, name), ("UNLINK", temporary))
         return bool(stored)
-
-    async def _note(self, name: bytes, member: str) -> None:
-        """Add to the set of a module's artifacts, in place of a key of another type."""
-        try:
-            await self._send(("SADD", name, member))
-        except WrongType:
-            await self._send(("UNLINK", name), ("SADD", name, member))
 
     async def _send(self, *commands: Command) -> list[Any]:
         return await self.link.run(*commands, timeout_s=WRITE_TIMEOUT_S)
@@ -457,19 +448,17 @@ class RedisStore:
                 self._note_refusal(b"", "")
 
     async def _renew(self, key: Key) -> None:
-        module_sha256, asked = _module_of(key), list[Command]()
+        module_sha256 = _module_of(key)
         of = self._named("of", module_sha256)
         with contextlib.suppress(TierUnavailable):  # A tenth of its life later, it is tried again.
             if isinstance(key, CacheKey) and key.engine_id:
                 member = f"{key.engine_id}:{key.fingerprint}"
-                asked += ("EXISTS", self.name_of(key)), ("SADD", of, member)
-            healing = len(asked)
+                there = ("EXISTS", self.name_of(key))
+                if all(await self.link.run(there, ("SADD", of, member))):
+                    await self.link.run(("SADD", of, _LOST))
             if not self.is_pinned(module_sha256):
                 every = (await self._names({key, module_sha256})).values() if self.renews else ()
-                asked += [("EXPIRE", name, self.ttl_s) for name in (*every, of)]
-            told = await self.link.run(*asked)
-            if healing and all(told[:healing]):
-                await self.link.run(("SADD", of, _LOST))
+                await self.link.run(*(("EXPIRE", name, self.ttl_s) for name in (*every, of)))
 
     # What ``wasmkilnd cache`` asks for
 
@@ -494,14 +483,11 @@ class RedisStore:
         for name in map(self.name_of, keys):
             asked += ("TTL", name), ("STRLEN", name), ("GETRANGE", name, start, end)
         found = iter(await self._each(asked))
-        return [
-            (
-                size if age != _GONE else -1,
-                None if age == _NO_TTL else age,
-                tail if isinstance(tail, bytes) else None,
-            )
-            for age, size, tail in zip(found, found, found, strict=True)
-        ]
+        told = list[tuple[int, int | None, bytes | None]]()
+        for age, size, end in zip(found, found, found, strict=True):
+            tail = end if isinstance(end, bytes) else None
+            told.append((size if age != _GONE else -1, None if age == _NO_TTL else age, tail))
+        return told
 
     async def kept(self, modules: Collection[str]) -> set[str]:
         """Return which of ``modules`` are pinned, as Redis shows it: their values never expire."""
@@ -551,9 +537,7 @@ class RedisStore:
         sets = dict(await self._sets({key.module_sha256 for key in unknown}))
         for key in unknown:
             end = f":{key.fingerprint}".encode()
-            for name in sets[key.module_sha256]:
-                if name.endswith(end):
-                    names[key] = name
+            names |= ((key, name) for name in sets[key.module_sha256] if name.endswith(end))
         return names
 
     async def _of_modules(self, modules: Collection[str]) -> AsyncIterator[list[_Of]]:
@@ -568,8 +552,10 @@ class RedisStore:
 
     async def _sets(self, modules: Collection[str]) -> list[tuple[str, list[bytes]]]:
         """Return modules with the names of their artifacts, as far as the sets know them."""
-        asked = [("SRANDMEMBER", self._named("of", each), _MOST_OF) for each in modules]
-        sets = await self._each(asked)
+        # No module has a thousand artifacts.
+        sets = await self._each(
+            [("SRANDMEMBER", self._named("of", each), 1000) for each in modules]
+        )
         return [
             (each, [self._named("compiled", each, ":") + member for member in members])
             for each, members in zip(modules, sets, strict=True)
@@ -580,9 +566,8 @@ class RedisStore:
         for some in _batches(self._ours(names), _BATCH):
             go = [each for each in some if not scope.leaves(_module_of(each[2]))]
             stay = [each for each in some if scope.leaves(_module_of(each[2]))]
-            sizes = await self._each(
-                [("EXISTS" if kind == "of" else "STRLEN", name) for name, kind, _ in go]
-            )
+            asked = [("EXISTS" if kind == "of" else "STRLEN", name) for name, kind, _ in go]
+            sizes = await self._each(asked)
             existed = await self._each([("UNLINK", name) for name, _, _ in go])
             gone += Evicted(pinned=sum(kind != "of" for _, kind, _ in stay))
             for (_, kind, _), size, did in zip(go, sizes, existed, strict=True):
@@ -597,11 +582,9 @@ class RedisStore:
             try:
                 answers += await self.link.run(*some)
             except WrongType:
-                if len(some) > 1:
-                    for command in some:
-                        answers += await self._each([command])
-                else:
-                    answers.append([] if some[0][0] == "SRANDMEMBER" else 0)
+                none: list[Any] = [[] if some[0][0] == "SRANDMEMBER" else 0]
+                each = [await self._each([one]) for one in some] if len(some) > 1 else [none]
+                answers += itertools.chain(*each)
         return answers
 
 

@@ -34,7 +34,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import zstandard
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -296,9 +296,12 @@ def written(what: Artifact | Module, sealer: Sealer) -> Iterator[bytes]:
         stored = bytes(piece) if encoding or codec == RAW else packer.compress(piece)
         frames.append((len(stored), hashlib.sha256(stored).hexdigest()))
         yield stored
-    body = _Body.model_construct(
-        nonce=secrets.token_hex(8), codec=codec, size_bytes=size_bytes, frames=tuple(frames)
-    )
+    of: dict[str, Any] = {
+        "nonce": secrets.token_hex(8),
+        "size_bytes": size_bytes,
+        "frames": tuple(frames),
+    }
+    body = _Body.model_construct(**of, codec=codec)
     header = _header(what, body).model_dump_json().encode()
     if len(header) > MAX_HEADER_BYTES:
         raise DoesNotFit(f"its header has {len(header)} bytes, more than {MAX_HEADER_BYTES}")
@@ -349,13 +352,12 @@ def _codec_for(payload: Sequence[Payload]) -> str:
 
 def _header(what: Artifact | Module, body: _Body) -> _ArtifactHeader | _ModuleHeader:
     # Of our own values: only what was read needs to be checked.
+    common: dict[str, Any] = {"body": body, "kind": what.kind, "sha256": what.sha256}
     if isinstance(what, Module):
-        return _ModuleHeader.model_construct(body=body, kind=what.kind, sha256=what.sha256)
+        return _ModuleHeader.model_construct(**common)
     return _ArtifactHeader.model_construct(
-        body=body,
+        **common,
         module=what.module_sha256,
-        kind=what.kind,
-        sha256=what.sha256,
         **(dataclasses.asdict(what.spec) | {"engine": what.spec.engine}),
         compile_time_s=float(what.compile_time_s),
         imports=tuple(map(dataclasses.astuple, what.imports)),
@@ -370,12 +372,9 @@ def _what(header: _ArtifactHeader | _ModuleHeader) -> Artifact | Module:
     if isinstance(header, _ModuleHeader):
         return Module(header.sha256, header.kind, b"")
     settings, changed = tuple(header.settings.items()), tuple(header.changed_settings.items())
+    spec = _spec(header.engine, header.target, header.cpu, settings, changed, header.fingerprint)
     return Artifact(
-        header.module,
-        header.kind,
-        _spec(header.engine, header.target, header.cpu, settings, changed, header.fingerprint),
-        header.sha256,
-        header.body.size_bytes,
+        *(header.module, header.kind, spec, header.sha256, header.body.size_bytes),
         frames=(),
         compile_time_s=header.compile_time_s,
         imports=tuple(model.ExternType(*row) for row in header.imports),
