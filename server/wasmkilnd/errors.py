@@ -498,12 +498,6 @@ def too_many_calls(running: int, yours: int) -> WasmkilnError:
     return _overloaded("calls", what, calls=running)
 
 
-def too_many_connections() -> WasmkilnError:
-    """The daemon closes the call's connection to have some left for other hosts."""
-    what = "hardly any connections are left, and your host has most of them"
-    return _overloaded("connections", what)
-
-
 def receiving_too_much(held_bytes: int) -> WasmkilnError:
     """Requests that are still arriving fill the memory set aside for them."""
     return _overloaded("receive", f"requests that arrive slowly already hold {held_bytes:,} bytes")

@@ -14,11 +14,9 @@ from wasmkilnd.waiters import Waiter
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """Who makes a call, until when, and what the call holds."""
+    """Who makes a call, and what the call holds."""
 
     waiter: Waiter = field(default_factory=Waiter)
-    deadline_s: float | None = None
-    """When the caller gives up, by the event loop's clock."""
     release: Callable[[], None] = lambda: None
     """Frees the room that the request's bytes take in the receive budget. The services call it
     once the call holds no bytes, or admission counts them."""

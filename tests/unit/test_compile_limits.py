@@ -41,7 +41,7 @@ async def test_a_call_that_waits_holds_no_module(rig: Rig) -> None:
     rig.engines.release.clear()
     released: list[int] = []
     orders = [
-        CompileRequest(wasm=CORE, terms=Terms(A, None, lambda number=n: released.append(number)))  # type: ignore[misc]
+        CompileRequest(wasm=CORE, terms=Terms(A, lambda number=n: released.append(number)))  # type: ignore[misc]
         for n in range(3)
     ]
     calls = [asyncio.create_task(rig.service.compile(order)) for order in orders]
@@ -116,10 +116,8 @@ async def test_a_call_cancelled_at_any_moment_holds_nothing(rig: Rig) -> None:
 async def test_the_receive_budget_is_released_once_admission_counts_the_module(rig: Rig) -> None:
     rig.engines.release.clear()
     released: list[str] = []
-    load = LoadRequest(sized(0), terms=Terms(A, None, lambda: released.append("load")))
-    compile_ = CompileRequest(
-        wasm=sized(1), terms=Terms(A, None, lambda: released.append("compile"))
-    )
+    load = LoadRequest(sized(0), terms=Terms(A, lambda: released.append("load")))
+    compile_ = CompileRequest(wasm=sized(1), terms=Terms(A, lambda: released.append("compile")))
     calls = [
         asyncio.create_task(rig.modules.load(load)),
         asyncio.create_task(rig.service.compile(compile_)),
@@ -127,7 +125,7 @@ async def test_the_receive_budget_is_released_once_admission_counts_the_module(r
     await asyncio.sleep(0.01)
     assert sorted(released) == ["compile", "load"]
     # Not so what finds no room.
-    full = CompileRequest(wasm=sized(2), terms=Terms(A, None, lambda: released.append("full")))
+    full = CompileRequest(wasm=sized(2), terms=Terms(A, lambda: released.append("full")))
     await refused(rig.service.compile(full))
     assert len(released) == 2
     rig.engines.release.set()

@@ -8,7 +8,6 @@ the caller has to know. Counting, logging, limits and errors are those of ``rpc.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 
@@ -114,11 +113,5 @@ class ModuleServicer:
 
 
 def _terms(call: Call) -> Terms:
-    """Return a call's priority, deadline and release function. Raises INVALID_REQUEST."""
-    left_s = call.context.time_remaining()
-    return Terms(
-        _waiter(call.caller, call.background),
-        None if left_s is None else asyncio.get_running_loop().time() + left_s,
-        call.release_request,
-        call.account,
-    )
+    """Return a call's priority and release function. Raises INVALID_REQUEST."""
+    return Terms(_waiter(call.caller, call.background), call.release_request, call.account)

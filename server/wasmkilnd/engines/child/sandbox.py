@@ -66,9 +66,8 @@ _THREADS, _THREADS_PER_CPU = 256, 4  # Engines start a thread for each CPU.
 # Since Linux 5.14 each user namespace counts its own processes. Before, the limit covered all
 # processes of a user, and would have stopped jobs for the sake of others.
 _PROCESSES_COUNTED_APART = [5, 14]
-# Hits beside such jobs were as fast as beside jobs in the kernel's idle class, and slower beside
-# jobs at 5. A job at 19 gets next to no CPU on a busy machine.
-NICENESS = 10
+# At 10 hits are faster, but a compile on a busy machine may not end in its time.
+NICENESS = 5
 
 
 class Sandbox:

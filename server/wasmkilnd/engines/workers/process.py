@@ -39,8 +39,6 @@ _WORKER_GRACE_S = 10.0
 _WHOLE_PIPE_BYTES = 2 * 1024 * 1024
 _LAST_WORDS_BYTES = 4096
 _GONE = "the worker ended, or was killed"
-# What every job asks of the worker: to give hits the CPU first (see ``child.isolation.priority``).
-_PRIORITY = "low"
 
 
 class WorkerDied(Exception):  # noqa: N818
@@ -166,7 +164,7 @@ class Worker:
 
     def _send_run(self, job: JobOrder, pipes: JobPipes) -> None:
         cpu_s = max(1, round(job.cpu_s))
-        wanted = {"memory_bytes": job.memory_bytes, "cpu_s": cpu_s, "priority": _PRIORITY}
+        wanted = {"memory_bytes": job.memory_bytes, "cpu_s": cpu_s}
         order = json.dumps(wanted).encode()
         message = frames.HEADER.pack(Type.RUN, len(order)) + order
         try:
