@@ -156,7 +156,7 @@ def test_a_stopped_worker_does_not_hold_its_caller_for_ever(lean_state_dir: Path
 
 
 def test_a_worker_that_stops_under_a_job_does_not_hold_its_caller(lean_state_dir: Path) -> None:
-    flags = ["--workers", "1", "--redis-url", "none", "--compile-timeout-s", "1"]
+    flags = ["--workers", "1", "--redis-url", "none", "--compile-timeout-s", "5"]
     with (
         Daemon(lean_state_dir, flags) as daemon,
         daemon.client(max_attempts=1, timeout_s=100) as client,
