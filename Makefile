@@ -94,7 +94,7 @@ test: $(VENV)/.dev ## run every test (FULL=1: long ones at full size; ARGS="-k â
 	$(SUITE) -rap --last-failed --last-failed-no-failures none $(ARGS) || exit; \
 	echo "make test: FAILED IN THE CROWD, PASSED ALONE: the tests that this last run names; mend them" >&2
 
-unit: $(VENV)/.dev ## run the unit and architecture tests alone, in under a minute
+unit: $(VENV)/.dev ## run the unit and architecture tests alone, in two minutes
 	@$(PYTEST) -q -n $(FAST_PROCESSES) --dist worksteal $(FAST) $(ARGS)
 
 watch: $(VENV)/.dev ## run those at every change, what failed last first (ARGS="-k â€¦")
@@ -175,7 +175,7 @@ test-polyglot: $(VENV)/.dev ## build and run clients and hosts in other language
 	@$(BIN)/python -m tests.polyglot.toolchains
 	@POLYGLOT=all $(PYTEST) tests/polyglot -s $(ARGS)
 
-test-operators: $(VENV)/.dev $(TOOLS)/.tools $(OPERATORS)/.tools ## run what operators use: browser, Prometheus, chart (ARGS="-k page")
+test-operators: $(VENV)/.dev $(TOOLS)/.tools $(OPERATORS)/.tools ## run what operators use: browser, Prometheus, Envoy, chart (ARGS="-k page")
 	@$(BIN)/python -m tests.operators.toolchains
 	@OPERATORS=all $(PYTEST) tests/operators -n 2 --dist loadfile $(ARGS)
 
