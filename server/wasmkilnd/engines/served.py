@@ -25,7 +25,6 @@ class ServedEngine:
     pool: WorkerPool
     is_installed: Callable[[], bool] = lambda: True
     """Return whether the engine's files are still there."""
-    release: Callable[[], None] = lambda: None
     """Say that this process uses the engine's files no more."""
     _resolved: Callable[..., CompileSpec] = field(init=False, repr=False, compare=False)
 

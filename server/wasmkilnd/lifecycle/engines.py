@@ -218,6 +218,8 @@ class Serving:
         )
         self.registry = EngineRegistry([], naming.NameChoices(), limits, metrics)
         self.unserved: Sequence[model.UnservedEngine] = ()
+        self._naming = asyncio.Lock()
+        """Held from reading the record of names until it is written."""
         self._record = naming.NameRecord(settings.current.state_dir)
         self._ids: list[str] = []
         """What is installed, the preferred ones first."""
@@ -261,13 +263,19 @@ class Serving:
         there = {engine.id for engine in found.installed} - {each.id for each in refused}
         # Names that stand for an engine already do not move back.
         self._warming |= {order.engine_id for order in found.orders} & set(ids)
+        self._warming &= there
         for engine in added:
             self._metrics.add_engine(engine.id)
             self._metrics.gauges.engines[engine.id] = usage_of_engine(engine)
             if engine.name in model.FAST_SETTINGS and not engine.has_fast:
                 log.info("engine has no fast compiler", engine=engine.id)
         served = [engine for engine in (*before.values(), *added) if engine.id in there]
-        await self._arrange(served, found.choices, found.choices.recorded)
+        async with self._naming:
+            recorded, removed = found.choices.recorded, found.choices.removed
+            with contextlib.suppress(NotOurs):  # Engines took seconds to start.
+                recorded, removed = await asyncio.to_thread(self._record.read)
+            choices = replace(found.choices, recorded=recorded, removed=removed)
+            await self._arrange(served, choices, recorded)
         advisories.warn(served)
         return ids, [engine for engine in before.values() if engine.id not in there]
 
@@ -351,12 +359,13 @@ class Serving:
         if engine_id not in self._warming:
             return
         self._warming.remove(engine_id)
-        names, choices = self.registry.resolved, self.registry.choices
-        written = choices.recorded
-        with contextlib.suppress(NotOurs):  # An operator may have changed it since.
-            written, _ = await asyncio.to_thread(self._record.read)
-        choices = replace(choices, recorded=naming.moved_to(written, engine_id))
-        await self._arrange(self.registry.served, choices, written)
+        async with self._naming:
+            names, written = self.registry.resolved, self.registry.choices.recorded
+            with contextlib.suppress(NotOurs):  # An operator may have changed it since.
+                written, _ = await asyncio.to_thread(self._record.read)
+            moved = naming.moved_to(written, engine_id)
+            choices = replace(self.registry.choices, recorded=moved)
+            await self._arrange(self.registry.served, choices, written)
         await self._tell(names)
 
     async def _tell(

@@ -48,5 +48,4 @@ async def leave_out_vulnerable(
     for engine in started:
         if engine.id in ids:
             await engine.pool.close()
-            engine.release()
     return [engine for engine in started if engine.id not in ids], refused
