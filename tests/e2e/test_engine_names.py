@@ -162,7 +162,8 @@ def test_removing_what_is_served_needs_force_and_callers_are_told(
     assert got(client, "wasmtime") == OLD
     refused = engine(daemon, "remove", NEW)
     assert refused.returncode == 1
-    assert f"(process {daemon.pid}) serves {NEW}" in refused.stderr
+    assert f"a daemon runs on this state directory (process {daemon.pid})" in refused.stderr
+    assert f"may use {NEW}" in refused.stderr
     assert "--force" in refused.stderr
     assert (daemon.state_dir / "engines" / NEW).exists()
     forced = engine(daemon, "remove", NEW, "--force")

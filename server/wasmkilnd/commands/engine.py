@@ -151,7 +151,7 @@ def list_engines(as_json: bool, state_dir: str | None) -> None:
 
 @engine.command(context_settings=_HELP)
 @click.argument("engine_id", metavar="ENGINE")
-@click.option("--force", is_flag=True, help="Also if a daemon serves it, or names stand for it.")
+@click.option("--force", is_flag=True, help="Also while a daemon runs, or if names stand for it.")
 @_state_dir
 @reload_option
 def remove(engine_id: str, force: bool, state_dir: str | None, and_reload: bool) -> None:
@@ -166,9 +166,9 @@ def remove(engine_id: str, force: bool, state_dir: str | None, and_reload: bool)
     engine_id = found.id
     if not force and (daemons := running(folder)):
         raise EngineInstallError(
-            f"a daemon that runs ({processes(daemons)}) serves {engine_id}: its callers would get"
-            " ENGINE_REMOVED."
-            " Once none asks for it, remove it with --force"
+            f"a daemon runs on this state directory ({processes(daemons)}): its callers may use"
+            f" {engine_id}, and would get ENGINE_REMOVED. Once none asks for it, remove it with"
+            " --force"
         )
     called = names.of(engine_id)
     # The last engine leaves no other to its callers.

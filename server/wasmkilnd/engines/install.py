@@ -31,7 +31,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +73,7 @@ _PIP = {
     "timeout": "UV_HTTP_TIMEOUT",
     "default-timeout": "UV_HTTP_TIMEOUT",
 }
+_INDEXES = ("UV_DEFAULT_INDEX", "UV_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS")
 _HOME = re.compile(r"^home *= *(.+)$", re.MULTILINE)
 # Workers import nothing from these: an engine's environment has packages of its own.
 _PACKAGES = frozenset({"site-packages", "dist-packages"})
@@ -241,6 +242,8 @@ class EngineStore:
         folder.chmod(0o755)
         (folder / ".lock").unlink(missing_ok=True)
         if not _read(engine.path / _MARKER):
+            if engine.path.is_symlink():
+                engine.path.unlink()
             shutil.rmtree(engine.path, ignore_errors=True)
             folder.rename(engine.path)
         return engine
@@ -440,7 +443,24 @@ def _uv(words: Sequence[str], environ: dict[str, str]) -> None:
     index = _pip_settings()
     if index.pop("no-index", "").lower() in ("1", "true", "yes", "on") and words[0] == "pip":
         words = [*words, "--no-index"]
-    _run([find_uv_bin(), *words], {**index, **os.environ, **_UV, **environ})
+    environ = {**index, **os.environ, **_UV, **environ}
+    environ.pop("UV_CONFIG_FILE", None)
+    if words[0] == "pip" and "--require-hashes" not in words:
+        _refuse_http(environ)
+    _run([find_uv_bin(), *words], environ)
+
+
+def _refuse_http(environ: Mapping[str, str]) -> None:
+    """Refuse an index at which anybody on the way could serve other code, as pip does."""
+    trusted = [host.partition(":")[0] for host in environ.get("UV_INSECURE_HOST", "").split()]
+    asked = " ".join(environ.get(variable, "") for variable in _INDEXES)
+    for host in re.findall(r"http://(?:[^/@\s]*@)?(\[[^]]*\]|[^/:,\s]+)", asked):
+        if host not in ("localhost", "127.0.0.1", "[::1]", *trusted):
+            raise EngineInstallError(
+                f"cannot install what is not pinned from {host} over plain http: anybody on the"
+                " way could serve other code. Use https, pin the wheel with --sha256 DIGEST, or"
+                " name the host in PIP_TRUSTED_HOST"
+            )
 
 
 def _pip_settings() -> dict[str, str]:
@@ -448,14 +468,15 @@ def _pip_settings() -> dict[str, str]:
     files = configparser.RawConfigParser(strict=False)
     named = os.environ.get("PIP_CONFIG_FILE", "")
     if named != os.devnull:
-        homes = ("/etc", "~/.pip", "~/.config/pip", sys.prefix)
+        config = os.environ.get("XDG_CONFIG_HOME", "") or "~/.config"
+        homes = ("/etc/xdg/pip", "/etc", "~/.pip", f"{config}/pip", sys.prefix)
         with suppress(configparser.Error, ValueError):
             files.read([os.path.expanduser(f"{home}/pip.conf") for home in homes] + [named])  # noqa: PTH111 - raises nothing
     said = {
-        key: text
-        for name in files
+        key.replace("_", "-"): text
+        for name in ("global", "install")
+        if name in files
         for key, text in files[name].items()
-        if name in ("global", "install")
     }
     for name, text in os.environ.items():
         if name.startswith("PIP_"):

@@ -259,6 +259,58 @@ def test_pips_settings_of_the_index_hold_for_uv(
     assert (told["UV_HTTP_TIMEOUT"], told["SSL_CERT_FILE"]) == ("7", "/cert.pem")
 
 
+def test_both_ways_to_write_a_key_hold_and_what_is_for_install_counts_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    (tmp_path / "pip").mkdir()
+    (tmp_path / "pip" / "pip.conf").write_text(
+        "[install]\nindex_url = https://install/\n[global]\nindex-url = https://global/\n"
+    )
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert install._pip_settings()["UV_INDEX_URL"] == "https://install/"
+
+
+@pytest.mark.parametrize(
+    ("environ", "refused"),
+    [
+        ({"UV_INDEX_URL": "http://192.0.2.2:8080/simple"}, "192.0.2.2"),
+        ({"UV_EXTRA_INDEX_URL": "https://a/ http://user:secret@index.example/"}, "index.example"),
+        ({"UV_INDEX": "ours=http://[2001:db8::1]/simple"}, "[2001:db8::1]"),
+        ({"UV_INDEX_URL": "https://index.example/", "UV_FIND_LINKS": "/wheels"}, ""),
+        ({"UV_INDEX_URL": "http://127.0.0.1:8080/simple"}, ""),
+        ({"UV_INDEX_URL": "http://index.example/", "UV_INSECURE_HOST": "index.example:80"}, ""),
+    ],
+)
+def test_plain_http_is_refused_for_what_is_not_pinned(
+    environ: dict[str, str], refused: str
+) -> None:
+    if not refused:
+        install._refuse_http(environ)
+        return
+    with pytest.raises(EngineInstallError) as failure:
+        install._refuse_http(environ)
+    assert f"from {refused} over plain http" in str(failure.value)
+    assert "secret" not in str(failure.value)
+
+
+def test_a_damaged_engine_that_is_a_link_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(install, "_install_wheels", lambda *_: None)
+    told = install._run
+    monkeypatch.setattr(
+        install, "_run", lambda words, *_: told(words) if "venv" in words else "50.0.1"
+    )
+    link = tmp_path / "engines" / "wasmtime-50.0.1"
+    link.parent.mkdir()
+    link.symlink_to(tmp_path / "gone")
+    done = EngineStore(tmp_path).install("wasmtime==50.0.1", sys.executable)
+    assert done.is_there()
+    assert not link.is_symlink()
+
+
 @pytest.mark.parametrize(
     ("said", "told"),
     [
