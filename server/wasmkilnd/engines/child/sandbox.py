@@ -8,7 +8,7 @@ it. In this order:
 |---|---|
 | namespaces | the network, other processes, IPC |
 | root | files: its root is an empty folder, read-only |
-| landlock | opening files, TCP, signals to others |
+| landlock | opening files, TCP, signals out of the worker |
 | privileges | capabilities, set-user-id programs, core dumps, the user root |
 | limits | more than 32 descriptors, threads, files, locked memory |
 | seccomp | system calls that compiling does not need (``seccomp``) |
@@ -131,7 +131,7 @@ class Sandbox:
         return "an empty folder, read-only", ""
 
     def _landlock(self) -> tuple[str, str]:
-        """Allow nothing at all: no file, no TCP and, on new kernels, no signal out of the job."""
+        """Allow nothing: no file, no TCP and, on new kernels, no signal out of the worker."""
         abi = _call("syscall", _LANDLOCK_CREATE_RULESET, None, 0, 1)
         file_rights = (1 << _FILE_RIGHTS[min(abi, len(_FILE_RIGHTS)) - 1]) - 1
         # Files; to bind and connect TCP; abstract sockets and signals.
