@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from wasmkilnd.engines.workers.job_protocol import JobOrder, JobReport
+from wasmkilnd.engines.workers.keeper import keep_filled
 from wasmkilnd.engines.workers.pool import Job, Neighbours, Unless, WorkerPool
 from wasmkilnd.engines.workers.process import JobNotSetUp, OutOfDescriptors, Worker, WorkerDied
 from wasmkilnd.errors import Reason, WasmkilnError
@@ -255,6 +256,38 @@ async def test_work_that_others_want_too_is_not_given_up_for_a_flood() -> None:
     rig.ask(C)
     await refusal(flood[2])
     assert not shared.done()
+
+
+async def test_a_job_that_somebody_wants_in_the_background_too_does_not_go_sooner() -> None:
+    rig = Rig(length=4)
+    await busy(rig)
+    flood = [rig.ask(A) for _ in range(3)]
+    shared = rig.ask(B, Waiter("a", background=True))
+    await settled()
+    await refusal(rig.ask(A))
+    rig.ask(C)
+    await refusal(flood[2])
+    assert not shared.done()
+
+
+async def test_a_place_is_filled_whatever_keeps_a_worker_from_starting() -> None:
+    rig = Rig(workers=0)
+    tries: list[int] = []
+
+    async def start() -> Worker:
+        tries.append(1)
+        if len(tries) > 1:
+            await asyncio.Event().wait()
+        raise RuntimeError("can't start new thread")
+
+    rig.pool.start_worker = start
+    keeping = asyncio.create_task(keep_filled(rig.pool, None))
+    async with asyncio.timeout(10):
+        while len(tries) < 2:  # noqa: ASYNC110 - it has no event
+            await asyncio.sleep(0.01)
+    assert rig.pool.why_no_worker == "can't start new thread"
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)
 
 
 async def test_a_job_that_goes_on_for_nobody_goes_last_and_makes_room_first() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import structlog
 
-from wasmkilnd.engines.workers.process import Worker, WorkerDied
+from wasmkilnd.engines.workers.process import Worker
 
 log = structlog.get_logger("wasmkilnd.engines")
 
@@ -30,7 +30,7 @@ async def keep_filled(pool: Any, worker: Worker | None) -> None:
     while True:
         try:
             worker = worker or await pool.start_worker()
-        except (WorkerDied, OSError) as failure:
+        except Exception as failure:  # Whatever it is, the place is to be filled.
             pool.workers_missing(str(failure))
             log.error(
                 "worker does not start",

@@ -334,11 +334,17 @@ class WorkerPool:
             _refuse(gone, full)
 
     def _last_of_longest_line(self, newcomer: Job, *, by_bytes: bool) -> Job:
-        """Return ``newcomer`` if its own line is as long. Background work goes before any other."""
+        """Return ``newcomer`` if its own line is as long. Background work goes before any other.
+
+        A job counts in the lines of its most urgent callers alone: who wants it less urgently
+        too must not make it go sooner.
+        """
         lines: dict[Waiter, list[Job]] = {}
         for job in self._waiting:
+            rank = min(waiter.rank for waiter in job.callers)
             for waiter in job.callers if not job.again else ():
-                lines.setdefault(waiter, []).append(job)
+                if waiter.rank == rank:
+                    lines.setdefault(waiter, []).append(job)
 
         def weight(waiter: Waiter) -> tuple[int, int]:
             line = lines[waiter]
@@ -347,7 +353,7 @@ class WorkerPool:
             )
 
         longest = max(lines, key=weight)
-        if weight(longest) <= max(map(weight, newcomer.callers)):
+        if weight(longest) <= max(map(weight, lines.keys() & set(newcomer.callers))):
             return newcomer
         # A job that other callers wait for too goes only if there is no other.
         return max(reversed(lines[longest]), key=lambda job: len(job.callers) == 1)
