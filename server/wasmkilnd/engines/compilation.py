@@ -40,7 +40,7 @@ _VALIDATED_BY_COMPILING = frozenset({Kind.COMPONENT})
 # engine that needs more than this for a second opinion gives none.
 _SECOND_OPINION_CPU_S = 2.0
 # The engine was not asked: that says nothing about the module.
-_NOT_ASKED = frozenset({Reason.COMPILE_QUEUE_FULL, Reason.SERVER_DRAINING})
+_NOT_ASKED = frozenset({Reason.COMPILE_QUEUE_FULL, Reason.QUOTA_EXCEEDED, Reason.SERVER_DRAINING})
 
 
 class Compilation:
@@ -152,10 +152,6 @@ class Compilation:
                 # An engine that validates components by compiling them has not validated it.
                 valid=module.kind not in _VALIDATED_BY_COMPILING,
             )
-        # A refusal is not stored, so stop if no caller waits any more.
-        waiters.release()
-        if not waiters.waiting:
-            return errors.server_draining()
         changed = bool(spec.changed_settings)
         return await self._refusal(engine, module, found, waiters, changed=changed)
 
@@ -171,9 +167,14 @@ class Compilation:
         """Return MODULE_INVALID, or ENGINE_LACKS_FEATURE if another engine accepts the module.
 
         Settings that were ``changed`` may switch a proposal off: then the engine itself is asked
-        too, with its defaults. Raises COMPILE_QUEUE_FULL or SERVER_DRAINING where no engine accepts
-        the module and one could not be asked: a verdict without it could be wrong.
+        too, with its defaults. Raises COMPILE_QUEUE_FULL, QUOTA_EXCEEDED or SERVER_DRAINING where
+        no engine accepts the module and one could not be asked: a verdict without it could be
+        wrong.
         """
+        # A refusal is not stored, so stop if no caller waits any more.
+        waiters.release()
+        if not waiters.waiting:
+            return errors.server_draining()
         others = [each for each in self._table.served.values() if each.id != engine.id]
         if changed and refused.outcome is Outcome.INVALID:
             others.append(engine)

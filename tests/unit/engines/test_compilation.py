@@ -361,3 +361,17 @@ async def test_no_verdict_is_made_of_a_full_queue() -> None:
     assert failure.retry_after_s == 1.5
     rig.pools["new-1"].says["validate"] = VALID
     assert (await refused(rig.load("old-1"))).reason is Reason.ENGINE_LACKS_FEATURE
+
+
+async def test_an_engine_that_a_quota_keeps_from_being_asked_gives_no_verdict() -> None:
+    full = errors.quota_exceeded("queue_share", "used up", 1.0)
+    rig = Rig({"old-1": (INVALID, INVALID), "new-1": (full, full)})
+    assert (await refused(rig.load("old-1"))).reason is Reason.QUOTA_EXCEEDED
+
+
+async def test_nobody_is_asked_about_a_load_that_all_have_left() -> None:
+    rig = Rig({"old-1": (INVALID, INVALID), "new-1": (VALID, VALID)})
+    waiters = Waiters(kept=True)  # Its job had begun.
+    failure = await refused(rig.registry.validate("old-1", MODULE, waiters, rig._watch()))
+    assert failure.reason is Reason.SERVER_DRAINING
+    assert not rig.pools["new-1"].orders
