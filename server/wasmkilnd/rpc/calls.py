@@ -135,7 +135,7 @@ def handler(
         return await entry.traffic.send(call, message)
 
     async def in_turn(request: Any, call: Call) -> Answer:
-        async with entry.traffic.turns(call.caller):
+        async with entry.traffic.turns((call.caller, probe)):
             return await behavior(request, call)
 
     act = behavior if method in WITH_MODULE else in_turn

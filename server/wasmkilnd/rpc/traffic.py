@@ -296,7 +296,9 @@ class Traffic:
         self._pinned: dict[model.Artifact, dict[Call, None]] = {}
         self._waiting: dict[Call, None] = {}
         """The calls that wait for their callers."""
-        self._questions: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._questions: WeakValueDictionary[tuple[str, bool], asyncio.Semaphore] = (
+            WeakValueDictionary()
+        )
         self._turns: dict[asyncio.Future[None], str] = {}
         """Who waits to be read, in order."""
         self._timer: asyncio.TimerHandle | None = None
@@ -351,11 +353,14 @@ class Traffic:
         return bytes(message)
 
     @asynccontextmanager
-    async def turns(self, caller: str) -> AsyncIterator[None]:
-        """Wait until few other questions of ``caller`` are being answered, and let others go on."""
-        questions = self._questions.get(caller)
+    async def turns(self, of: tuple[str, bool]) -> AsyncIterator[None]:
+        """Wait until few other questions of a caller are being answered, and let others go on.
+
+        Probes wait for probes alone, which wait for no tier.
+        """
+        questions = self._questions.get(of)
         if questions is None:
-            questions = self._questions[caller] = asyncio.Semaphore(_QUESTIONS)
+            questions = self._questions[of] = asyncio.Semaphore(_QUESTIONS)
         async with questions:
             yield
             await asyncio.sleep(0)
@@ -429,7 +434,7 @@ class Traffic:
                 turn.set_result(None)
 
     def _half(self) -> int:
-        return max(self._limits.current.receive_bytes // 2, self._message_bytes)
+        return max(self._limits.current.receive_bytes // 2, 4 * self._message_bytes)
 
     @property
     def _piece_bytes(self) -> int:
@@ -456,6 +461,12 @@ class Traffic:
         call.arriving_bytes = 0
 
     def _hold_unread(self, call: Call, message: bytes) -> None:
+        """Count a message. Raises COMPILE_QUEUE_FULL for one that cannot be cut and is too large.
+
+        All else is so small that there is room for it in every call.
+        """
+        if len(message) > self._piece_bytes + _LAST_BYTES and not self._fits(call, message):
+            raise errors.sending_too_much(self._unread.total)
         call.unread_bytes = len(message)
         self._unread.add(call.caller, call.unread_bytes)
         self.await_caller(call, time.monotonic())
@@ -519,13 +530,25 @@ class Traffic:
     def _count_slow(self, call: Call) -> None:
         try:
             if self._arriving.room(call.caller) < self._message_bytes:
-                raise errors.receiving_too_much(self._arriving.total)
+                self._make_room(call)
             call.account.hold(self._message_bytes)
         except WasmkilnError as refusal:
             self._cancel(call, refusal)
             return
         call.arriving_bytes = self._message_bytes
         self._arriving.add(call.caller, self._message_bytes)
+
+    def _make_room(self, call: Call) -> None:
+        """End a slow request of the caller that holds most. Raises COMPILE_QUEUE_FULL.
+
+        Unless it holds but one more than the caller of ``call``.
+        """
+        held, refusal = self._arriving.held, errors.receiving_too_much(self._arriving.total)
+        slow = [each for each in self._waiting if each.arriving_bytes]
+        most = max(slow, key=lambda each: held(each.caller), default=call)
+        if held(most.caller) <= held(call.caller) + self._message_bytes:
+            raise refusal
+        self._cancel(most, refusal)
 
     def _cancel(self, call: Call, refusal: WasmkilnError) -> None:
         call.refusal, call.answer_due_s = refusal, math.inf

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from grpc import aio
 from wasmkilnd import wire
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.model import Artifact
+from wasmkilnd.model import ANYBODY, PLAINTEXT, Artifact
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc import traffic
+from wasmkilnd.rpc.calls import Entry, handler
 from wasmkilnd.rpc.traffic import FREE_FOR_CHECKS, Call, Gate, Traffic
 
 from tests.contract.values import artifact, payload_of
+from tests.doubles.context import Context
 from tests.unit.rpc.limits import limits
 
 KIB, MIB = 1024, 1024 * 1024
@@ -256,6 +260,23 @@ async def test_a_caller_has_no_more_slow_ones_than_it_leaves_to_others() -> None
     assert rig.traffic.receive_bytes == 0
 
 
+async def test_callers_that_take_all_room_for_slow_ones_make_room_for_one_more() -> None:
+    rig = Rig(receive_bytes=16 * MESSAGE)  # room for eight
+    first = [rig.read(Caller(), "first") for _ in range(4)]
+    await eventually(lambda: rig.traffic.receive_bytes == 4 * MESSAGE)
+    others = [rig.read(Caller(), name) for name in ("second", "second", "third", "fourth")]
+    await eventually(lambda: rig.traffic.receive_bytes == 8 * MESSAGE)
+    honest = rig.read(caller := Caller(), "honest")
+    await eventually(lambda: any(call.done() for call in first))
+    [ended] = [call for call in first if call.done()]
+    assert (await refusal_of(ended)).metadata["limit"] == "receive"
+    assert not any(call.done() for call in (honest, *others))
+    caller.message = b"x"
+    caller.arrived.set()
+    assert (await honest)[0] == b"x"
+    await rig.close()
+
+
 async def test_who_holds_as_much_as_it_leaves_free_waits_and_others_do_not() -> None:
     rig = Rig(receive_bytes=8 * MESSAGE)
     held = [(await rig.read(Caller(bytes(MESSAGE)), "flood"))[1] for _ in range(2)]
@@ -273,8 +294,9 @@ async def test_who_holds_as_much_as_it_leaves_free_waits_and_others_do_not() -> 
 
 
 async def test_who_waits_too_long_to_be_read_is_refused() -> None:
-    rig = Rig(receive_bytes=2 * MESSAGE, caller_timeout_s=0.1)
-    await rig.read(Caller(bytes(MESSAGE)))
+    rig = Rig(receive_bytes=8 * MESSAGE, caller_timeout_s=0.1)
+    for _ in range(2):
+        await rig.read(Caller(bytes(MESSAGE)))
     assert "already hold" in (await refusal_of(rig.read(Caller(b"x")))).message
 
 
@@ -393,6 +415,65 @@ async def test_who_reads_slowly_but_reads_has_time_for_the_whole_answer_and_no_m
     for task in reading:
         task.cancel()
     await rig.close()
+
+
+async def test_a_message_that_cannot_be_cut_is_refused_where_there_is_no_room() -> None:
+    rig = Rig(send_bytes=4 * MIB, calls=64)
+    held = [Call(Caller()) for _ in range(4)]
+
+    def hold() -> None:
+        for call in held:
+            call.caller = "a"
+            rig.traffic._hold_unread(call, bytes(256 * KIB))
+
+    hold()
+    one = Call(Caller())
+    one.caller = "a"
+    with pytest.raises(WasmkilnError) as failure:
+        rig.traffic._hold_unread(one, bytes(256 * KIB))
+    assert failure.value.metadata["limit"] == "send"
+    assert rig.traffic.send_bytes == MIB
+    rig.traffic._hold_unread(one, bytes(64 * KIB))
+    for call in (*held, one):
+        rig.traffic.end(call)
+    await rig.close()
+
+
+async def test_a_probe_waits_for_no_other_question() -> None:
+    over, began = asyncio.Event(), Counter[str]()
+    entry = Entry(
+        Traffic(Reloadable(limits(calls=100)), MESSAGE, lambda _: False),
+        cast(Any, SimpleNamespace(rpc=lambda *_: None)),
+        cast(Any, SimpleNamespace(admit=lambda *_: ANYBODY)),
+        cast(Any, SimpleNamespace(on=False)),
+        PLAINTEXT,
+    )
+
+    async def find(request: bytes, call: Call) -> bytes:
+        began["FindMissing"] += 1
+        await over.wait()
+        return b""
+
+    async def check(request: bytes, call: Call) -> bytes:
+        return b"well"
+
+    asked = handler("/wasmkiln.v1.ModuleService/FindMissing", bytes, find, entry)
+    asking = [asyncio.ensure_future(asked(None, Quick())) for _ in range(20)]
+    await eventually(lambda: began["FindMissing"])
+    probed = handler("/grpc.health.v1.Health/Check", bytes, check, entry, probe=True)
+    async with asyncio.timeout(10):
+        assert await asyncio.ensure_future(probed(None, Quick())) == b"well"
+    assert began["FindMissing"] < len(asking)
+    over.set()
+    await asyncio.gather(*asking)
+    assert began["FindMissing"] == len(asking)
+
+
+class Quick(Context):
+    """A call whose request is there, and empty."""
+
+    async def read(self) -> bytes:
+        return b""
 
 
 async def test_who_hangs_up_frees_what_it_held() -> None:
