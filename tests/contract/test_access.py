@@ -59,7 +59,6 @@ async def test_the_documented_commands_are_enough_for_all_that_is_asked(
         await store.start()
         for each in (wasm, SMALL, LARGE):
             await store.put(each)
-        store.used(SMALL.key)
         assert same(await store.get(LARGE.key, Allowance()), LARGE)
         assert await store.get(wasm.sha256, Allowance()) == wasm
         assert await store.held([SMALL.key, LARGE.key]) == {SMALL.key, LARGE.key}
@@ -68,6 +67,7 @@ async def test_the_documented_commands_are_enough_for_all_that_is_asked(
         assert held[wasm.sha256] == Held(2, 1, held[wasm.sha256].bytes)
         assert await at.run("TTL", at.name(SMALL)) == -1
         await store.release([wasm.sha256])
+        store.used(SMALL.key)
         await at.run("SET", at.name(SMALL), b"spoilt")
         assert await store.get(SMALL.key, Allowance()) is None
         assert not await at.run("EXISTS", at.name(SMALL))

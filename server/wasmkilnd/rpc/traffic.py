@@ -434,7 +434,7 @@ class Traffic:
                 turn.set_result(None)
 
     def _half(self) -> int:
-        return max(self._limits.current.receive_bytes // 2, 4 * self._message_bytes)
+        return max(self._limits.current.receive_bytes // 2, 2 * self._message_bytes)
 
     @property
     def _piece_bytes(self) -> int:
