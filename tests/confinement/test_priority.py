@@ -44,7 +44,7 @@ def busy_cpu() -> Iterator[None]:
 
 async def test_a_job_goes_behind_its_worker(confined: Worker) -> None:
     async with job_of(confined) as job:
-        assert class_of(job) == (os.SCHED_OTHER, max(sandbox.NICENESS, _OURS))
+        assert class_of(job) == (os.SCHED_IDLE, max(sandbox.NICENESS, _OURS))
     assert class_of(confined.pid) == (os.SCHED_OTHER, _OURS)
 
 

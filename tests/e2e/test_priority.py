@@ -11,11 +11,11 @@ from tests.e2e.daemon import Daemon, state_with
 from tests.e2e.programs import Installed
 
 
-def test_a_job_is_nicer_than_its_daemon(engines: Installed, tmp_path: Path) -> None:
+def test_a_job_runs_in_the_idle_class(engines: Installed, tmp_path: Path) -> None:
     flags = ["--workers", "1", "--redis-url", "none"]
     with Daemon(state_with(tmp_path / "state", ENGINE), flags) as daemon, Caller(daemon) as caller:
         job, call = stopped_job(daemon, caller.compile)
-        niceness = [os.getpriority(os.PRIO_PROCESS, pid) for pid in (daemon.pid, job)]
+        classes = [os.sched_getscheduler(pid) for pid in (daemon.pid, job)]
         os.kill(job, signal.SIGCONT)
         header_of(call)
-    assert niceness[1] == max(5, niceness[0])
+    assert classes == [os.SCHED_OTHER, os.SCHED_IDLE]

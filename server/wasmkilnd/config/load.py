@@ -27,7 +27,7 @@ FlagValue = str | bool | Sequence[str]
 
 REMOVED: Final = {
     "abandoned_compiles": "leave it out: a compilation that has begun is finished and stored",
-    "compile_priority": "leave it out: compilations run at niceness 5, behind everything else",
+    "compile_priority": "leave it out: compilations run behind everything else",
     "trusted_ca_file": "trust each daemon's key itself: `wasmkilnd keys trust`, or trusted_keys",
     "signing_cert_file": "leave it out, and have others trust the key of `wasmkilnd keys show`",
 }

@@ -66,7 +66,8 @@ _THREADS, _THREADS_PER_CPU = 256, 4  # Engines start a thread for each CPU.
 # Since Linux 5.14 each user namespace counts its own processes. Before, the limit covered all
 # processes of a user, and would have stopped jobs for the sake of others.
 _PROCESSES_COUNTED_APART = [5, 14]
-# At 10 hits are faster, but a compile on a busy machine may not end in its time.
+# Where the kernel's idle class is refused. Hits beside jobs at any niceness take twice as long as
+# beside jobs in that class (docs/explanation/performance.md).
 NICENESS = 5
 
 
@@ -420,6 +421,7 @@ def lower_priority() -> None:
     A container that refuses leaves the job where it is: that is better than none.
     """
     _why_not(os.setpriority, os.PRIO_PROCESS, 0, NICENESS)
+    _why_not(os.sched_setscheduler, 0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def used_by(pid: int) -> dict[str, int]:
