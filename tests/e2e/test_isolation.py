@@ -254,6 +254,7 @@ def test_a_compiling_daemon_answers_at_once(client: Client, daemon: Daemon) -> N
         while not any(call.done() for call in busy):
             assert client.compile(wasm.adder(26), engine="wasmtime").header.origin == 1
             hits += 1
+            time.sleep(0.02)  # Jobs run in the time that others leave.
         for call in busy:
             call.result()
-    assert hits > 50
+    assert hits > 10
