@@ -13,10 +13,10 @@ from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.redis_link import RedisLink
 from wasmkilnd.cache.redis_servers import connect
 from wasmkilnd.cache.redis_store import RedisStore
+from wasmkilnd.flights import Allowance
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, nothing_pinned
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.metrics.recorder import Metrics
-from wasmkilnd.wait_budget import Allowance
 
 from bench.scale import host_files
 from bench.scale.entries import Entries

@@ -28,7 +28,6 @@ the fast artifact goes on serving. It is not tried again for a while.
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, replace
 from functools import partial
 from weakref import WeakValueDictionary
@@ -41,14 +40,12 @@ from wasmkilnd.admission import Admission, check_sha256
 from wasmkilnd.cache.cache import Cache
 from wasmkilnd.compiles_behind import BehindSlots, CompilesBehind
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.flights import Flights, FlightTicket
+from wasmkilnd.flights import Flights, Ticket, WaitBudget, Waiters
 from wasmkilnd.model import Artifact, CacheKey, CompileSpec, ExternType, Module, Origin
 from wasmkilnd.ports import Claim, CompiledCode, Engines, Fleet, Recorder, Refused
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.requests import CompileRequest, Served, Terms
 from wasmkilnd.signing.sealer import Sealer
-from wasmkilnd.wait_budget import WaitBudget
-from wasmkilnd.waiters import Waiters
 
 log = structlog.get_logger("wasmkilnd")
 
@@ -108,7 +105,7 @@ class CompileService:
         self._admission = admission
         # Keyed by ``recompile`` too: a caller that wants a new compilation must not join a
         # flight that may return a stored artifact.
-        self._flights: Flights[tuple[CacheKey, bool], Served] = Flights()
+        self._flights = Flights()
         # A call holds its module until it is served; all calls with one module hold one copy.
         self._copies: WeakValueDictionary[str, Module] = WeakValueDictionary()
         self.behind = CompilesBehind(
@@ -251,13 +248,13 @@ class CompileService:
         served = await ticket.wait()
         return Served(served.artifact, Origin.JOINED_FLIGHT) if ticket.joined else served
 
-    def _add_behind(self, work: CompileWork, terms: Terms, made: bool) -> None:
-        if made:
+    def _add_behind(self, work: CompileWork, terms: Terms, made: object) -> None:
+        if isinstance(made, Served):
             sha256, account, anew = work.key.module_sha256, terms.account, work.recompile
             self.behind.add(sha256, work.spec, account, anew=anew)
 
-    def _join(self, work: CompileWork, terms: Terms) -> FlightTicket[Served]:
-        flight, run = (work.key, work.recompile), partial(self._run, work)
+    def _join(self, work: CompileWork, terms: Terms) -> Ticket[Served]:
+        flight, run = (work.key, work.recompile), partial(self._compile, work)
         if flight in self._flights:
             return self._flights.join(flight, terms.waiter, run)
         begun = self._admission.begin(
@@ -271,14 +268,6 @@ class CompileService:
         """End the flight of the daemon's own request, unless a caller waits for it too."""
         spec = self._spec(request, None)
         self._flights.release((spec.key_for(request.sha256), request.skip_cache_lookup))
-
-    async def _run(self, work: CompileWork, waiters: Waiters) -> Served:
-        try:
-            return await self._compile(work, waiters)
-        except asyncio.CancelledError:
-            # If every caller has left, nobody reads this error. Otherwise the daemon is
-            # shutting down.
-            raise errors.server_draining() from None
 
     async def _compile(self, work: CompileWork, waiters: Waiters) -> Served:
         """Do the work of a flight."""

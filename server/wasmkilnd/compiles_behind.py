@@ -18,10 +18,10 @@ import structlog
 from wasmkilnd import errors
 from wasmkilnd.account import UNLIMITED, Account
 from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.flights import Waiter
 from wasmkilnd.model import LOCAL_HITS, CacheKey, CompileSpec, Origin
 from wasmkilnd.ports import Recorder
 from wasmkilnd.requests import CompileRequest, Served, Terms
-from wasmkilnd.waiters import Waiter
 
 log = structlog.get_logger("wasmkilnd")
 

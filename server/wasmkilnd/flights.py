@@ -1,4 +1,4 @@
-"""One flight per key: many callers share one piece of work.
+"""Work that many calls wait for: one flight for each key, who waits for it, and for how long.
 
 A flight is a task of its own that belongs to Flights, not to a caller: a caller that is
 cancelled or times out does not stop the other callers. When the last caller leaves, the flight is
@@ -7,40 +7,92 @@ cancelled, unless its waiters are ``kept``: its job has begun, or its artifact i
 The task never fails: a failure is a value that it returns, and each caller raises its own copy.
 A failed task refers to its traceback, which refers to the task: a cycle that only the garbage
 collector frees.
+
+A call looks for an artifact, perhaps for the module and for strikes against it, and then for a
+lease. Each of these requests to the tiers below memory has a time-out, but a server that answers
+each just in time would cost the call their sum, and no circuit breaker would ever open. So each
+call has one ``WaitBudget``, and passes it on with every request.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Hashable
-from dataclasses import dataclass
+import contextlib
+import math
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from wasmkilnd.account import FREE, Bill
-from wasmkilnd.errors import WasmkilnError, forget_frames
-from wasmkilnd.waiters import Waiter, Waiters
+from wasmkilnd.errors import TierUnavailable, WasmkilnError, forget_frames, server_draining
 
-K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
-    """The result of a flight whose work failed."""
+class Waiter:
+    """One caller's interest in a piece of work."""
 
-    failure: Exception
+    caller: str = ""
+    """The name under which the caller takes turns; calls with the same name share one turn."""
+    background: bool = False
+    """Whether the caller only warms the cache: work that a caller waits for goes first."""
+    last: bool = False
+    """Whether it goes behind all background work too: the daemon's own compiles."""
+
+    @property
+    def rank(self) -> int:
+        """Return its place: work of a lower rank goes first."""
+        return 2 if self.last else int(self.background)
+
+
+@dataclass(eq=False, slots=True)
+class Waiters:
+    """All who wait for one piece of work. For one event loop.
+
+    Many callers may wait for the same work. When the last of them leaves, the work is dropped,
+    unless it is ``kept``: a job that has begun is finished, and its artifact stored.
+    """
+
+    bill: Bill = FREE
+    """Who pays for the work: the one that started it."""
+    drop: Callable[[], object] = lambda: None
+    """Ends the work."""
+    kept: bool = False
+    waiting: Counter[Waiter] = field(default_factory=Counter)
+    """How many calls of each caller wait."""
+
+    @classmethod
+    def of(cls, waiter: Waiter, bill: Bill = FREE) -> Waiters:
+        """Return the waiters of work that only ``waiter`` waits for, and that ends with it."""
+        return cls(bill, waiting=Counter((waiter,)))
+
+    def leave(self, waiter: Waiter) -> None:
+        """Remove a call; drop the work if it was the last and the work is not kept."""
+        self.waiting -= Counter((waiter,))
+        if not self.kept:
+            self.release()
+
+    def release(self) -> None:
+        """Stop keeping the work: drop it now if no caller waits for it."""
+        self.kept = False
+        if not self.waiting:
+            self.drop()
 
 
 @dataclass(frozen=True, slots=True)
-class FlightTicket(Generic[V]):
+class Ticket(Generic[V]):
     """A caller's place in a flight.
 
-    Call ``wait`` exactly once, without awaiting anything before.
+    Call ``wait`` once at most, without awaiting anything before. A caller that never does keeps
+    its place until the flight ends.
     """
 
     joined: bool
     """Whether another caller started the flight."""
-    _flight: asyncio.Task[V | Failed]
+    _flight: asyncio.Task[V | Exception]
     _waiters: Waiters
     _waiter: Waiter
 
@@ -48,86 +100,61 @@ class FlightTicket(Generic[V]):
         """Return what the flight's work returns, or raise what it raises.
 
         A caller that is cancelled stops only its own wait. When the last caller leaves, the
-        flight is dropped unless its waiters are ``kept``.
+        flight is dropped unless its waiters are ``kept``. Raises SERVER_DRAINING for a flight
+        that was cancelled while this caller waited: the daemon ends.
         """
         try:
-            result = await asyncio.shield(self._flight)
+            await asyncio.wait((self._flight,))
         finally:
             self._waiters.leave(self._waiter)
-        if not isinstance(result, Failed):
-            return result
-        if isinstance(result.failure, WasmkilnError):
-            raise result.failure.again()
-        raise result.failure
+        result = _result(self._flight)
+        if isinstance(result, Exception):
+            raise result.again() if isinstance(result, WasmkilnError) else result
+        return result
 
-    def on_end(self, call: Callable[[bool], None]) -> None:
-        """Tell ``call`` whether the work was done, when the flight ends, whoever still waits."""
-        self._flight.add_done_callback(
-            lambda ended: call(not (ended.cancelled() or isinstance(ended.result(), Failed)))
-        )
+    def on_end(self, call: Callable[[V | Exception], object]) -> None:
+        """Hand ``call`` the result or the failure when the flight ends, whoever still waits."""
+        self._flight.add_done_callback(lambda flight: call(_result(flight)))
 
 
-class Flights(Generic[K, V]):
+class Flights:
     """Runs at most one piece of work per key at a time. For one event loop."""
 
     def __init__(self) -> None:
-        self._flights: dict[K, tuple[asyncio.Task[V | Failed], Waiters]] = {}
-        self._tasks: set[asyncio.Task[V | Failed]] = set()
+        self._flights: dict[Hashable, tuple[asyncio.Task[Any], Waiters]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     def __len__(self) -> int:
         """Return how many flights are under way."""
         return len(self._flights)
 
-    def __contains__(self, key: K) -> bool:
+    def __contains__(self, key: Hashable) -> bool:
         """Return whether the flight of ``key`` is under way."""
         return key in self._flights
 
     def join(
         self,
-        key: K,
+        key: Hashable,
         waiter: Waiter,
         work: Callable[[Waiters], Coroutine[Any, Any, V]],
         bill: Bill = FREE,
-    ) -> FlightTicket[V]:
+    ) -> Ticket[V]:
         """Join the flight of ``key``; start it with ``work`` if there is none.
 
         ``waiter`` waits for it until the ticket's ``wait`` ends. ``bill`` pays for a flight that
         this starts.
         """
         joined = key in self._flights
-        task, waiters = self._flights[key] if joined else self._start(key, work, bill)
+        if not joined:
+            self._start(key, work, bill)
+        task, waiters = self._flights[key]
         waiters.waiting[waiter] += 1
-        return FlightTicket(joined, task, waiters, waiter)
+        return Ticket(joined, task, waiters, waiter)
 
-    def release(self, key: K) -> None:
+    def release(self, key: Hashable) -> None:
         """End the flight of ``key`` if no caller waits for it, even if its job has begun."""
         if key in self._flights:
             self._flights[key][1].release()
-
-    def _start(
-        self, key: K, work: Callable[[Waiters], Coroutine[Any, Any, V]], bill: Bill
-    ) -> tuple[asyncio.Task[V | Failed], Waiters]:
-        waiters = Waiters(bill, lambda: self._drop(key, task))
-        task = asyncio.create_task(_outcome(work(waiters)))
-        self._flights[key] = task, waiters
-        self._tasks.add(task)
-        # A callback frees the key whatever happens, and only after the work's last step (its
-        # write to the cache): a later caller finds either the flight or what it stored.
-        task.add_done_callback(lambda done: self._free(key, done))
-        task.add_done_callback(self._tasks.discard)
-        return task, waiters
-
-    def _free(self, key: K, flight: asyncio.Task[V | Failed]) -> bool:
-        """Free the key; return False if it was free, or if another flight has it by now."""
-        if key not in self._flights or self._flights[key][0] is not flight:
-            return False
-        del self._flights[key]
-        return True
-
-    def _drop(self, key: K, flight: asyncio.Task[V | Failed]) -> None:
-        # At once: a caller that comes now must not join a flight that is ending.
-        if self._free(key, flight):
-            flight.cancel()
 
     async def settle(self, timeout_s: float | None) -> int:
         """Wait for all flights, then cancel those that are left; return how many were cancelled.
@@ -142,16 +169,91 @@ class Flights(Generic[K, V]):
         await asyncio.gather(*late, return_exceptions=True)
         return len(late)
 
+    def _start(
+        self, key: Hashable, work: Callable[[Waiters], Coroutine[Any, Any, V]], bill: Bill
+    ) -> None:
+        # At once: a caller that comes now must not join a flight that is ending.
+        waiters = Waiters(bill, lambda: self._free(key, task) and task.cancel())
+        task = asyncio.create_task(_outcome(work(waiters)))
+        self._flights[key] = task, waiters
+        self._tasks.add(task)
+        # A callback frees the key whatever happens, and only after the work's last step (its
+        # write to the cache): a later caller finds either the flight or what it stored.
+        task.add_done_callback(lambda done: self._free(key, done))
+        task.add_done_callback(self._tasks.discard)
 
-async def _outcome(work: Coroutine[Any, Any, V]) -> V | Failed:
+    def _free(self, key: Hashable, flight: asyncio.Task[Any]) -> bool:
+        """Free the key; return False if it was free, or if another flight has it by now."""
+        if key not in self._flights or self._flights[key][0] is not flight:
+            return False
+        del self._flights[key]
+        return True
+
+
+async def _outcome(work: Coroutine[Any, Any, V]) -> V | Exception:
     """Return what ``work`` returns, or how it failed. Raises CancelledError only."""
     try:
         return await work
     except asyncio.CancelledError:
         pass  # Raise a fresh CancelledError below, without this one's traceback.
-    except WasmkilnError as failure:
-        forget_frames(failure)
-        return Failed(failure)
-    except Exception as defect:
-        return Failed(defect)  # Keep its traceback for the log.
+    except Exception as failure:
+        if isinstance(failure, WasmkilnError):  # Of a defect, keep the traceback for the log.
+            forget_frames(failure)
+        return failure
     raise asyncio.CancelledError
+
+
+def _result(flight: asyncio.Task[V | Exception]) -> V | Exception:
+    return server_draining() if flight.cancelled() else flight.result()
+
+
+class Allowance:
+    """How much longer a look-up may take than the budgets of the calls that wait for it.
+
+    A tier adds the time for which it is not to blame: to move a large value over a slow line, or
+    to wait for this daemon's own work.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Let every call that waits for the look-up wait ``seconds`` more."""
+        self.seconds += seconds
+
+    @contextlib.contextmanager
+    def free(self) -> Iterator[None]:
+        """Add the time that this context takes."""
+        before_s, began_s = self.seconds, time.monotonic()
+        self.seconds = math.inf
+        try:
+            yield
+        finally:
+            self.seconds = before_s + time.monotonic() - began_s
+
+
+class WaitBudget:
+    """What is left of a call's time-out. For the tasks of one call."""
+
+    def __init__(self, seconds: float = math.inf) -> None:
+        self.left_s = seconds
+
+    async def spend_on(self, work: Awaitable[V], allowance: Allowance | None = None) -> V:
+        """Return what ``work`` returns, and charge the time that it took.
+
+        ``allowance`` is free. If the budget ends first, cancel ``work`` and raise TierUnavailable.
+        """
+        more, began_s = allowance or Allowance(), time.monotonic()
+        task = asyncio.ensure_future(work)
+        try:
+            while not task.done():
+                left_s = self.left_s + more.seconds - (time.monotonic() - began_s)
+                if left_s <= 0:
+                    raise TierUnavailable("Redis took longer than one call may wait for it")
+                # Not for ever: the time that is free may end.
+                await asyncio.wait((task,), timeout=min(left_s, 0.25))
+            return task.result()
+        finally:
+            task.cancel()
+            self.left_s -= max(0.0, time.monotonic() - began_s - more.seconds)
+            del task  # A failed task holds its traceback, which holds this frame.

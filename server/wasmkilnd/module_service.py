@@ -15,7 +15,7 @@ from wasmkilnd.pins import Pins
 from wasmkilnd.ports import Engines
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.requests import LoadRequest, LoadResult, WantedArtifact
-from wasmkilnd.slices import collect_in_slices
+from wasmkilnd.slices import in_slices
 
 # How many keys FindMissing looks up at once: this holds the event loop for milliseconds.
 _LOOKED_UP_AT_ONCE = 500
@@ -38,7 +38,7 @@ class ModuleService:
         self._admission = admission
         self._pins = pins
         # Callers of one moment share one validation.
-        self._flights: Flights[CacheKey, None] = Flights()
+        self._flights = Flights()
 
     async def load(self, request: LoadRequest) -> LoadResult:
         """Admit, validate and store a module. Raises the errors of Load."""
@@ -78,7 +78,7 @@ class ModuleService:
         There may be many: they are parsed and looked up in slices, so other calls go on.
         """
         budget = self._cache.wait_budget()
-        candidates = await collect_in_slices(map(self._keys_of, wanted))
+        candidates = await in_slices(map(self._keys_of, wanted))
         missing: list[int] = []
         for start in range(0, len(candidates), _LOOKED_UP_AT_ONCE):
             some = candidates[start : start + _LOOKED_UP_AT_ONCE]

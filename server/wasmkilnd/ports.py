@@ -24,8 +24,7 @@ from typing import Any, Protocol, TypeAlias
 
 from wasmkilnd import model
 from wasmkilnd.errors import WasmkilnError
-from wasmkilnd.wait_budget import WaitBudget
-from wasmkilnd.waiters import Waiters
+from wasmkilnd.flights import WaitBudget, Waiters
 from wasmkilnd.wire import Packed
 
 # Who may do what: the port that every call and every HTTP request passes first.

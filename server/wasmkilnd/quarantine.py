@@ -19,9 +19,9 @@ import structlog
 from wasmkilnd import errors
 from wasmkilnd.cache.fleet import Strikes
 from wasmkilnd.errors import Fault, TierUnavailable, WasmkilnError
+from wasmkilnd.flights import WaitBudget
 from wasmkilnd.model import CacheKey, CompileSpec, Strike
 from wasmkilnd.ports import Recorder
-from wasmkilnd.wait_budget import WaitBudget
 
 log = structlog.get_logger("wasmkilnd")
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from wasmkilnd import errors
 from wasmkilnd.account import UNLIMITED, Account
 from wasmkilnd.errors import WasmkilnError
+from wasmkilnd.flights import Waiter
 from wasmkilnd.model import Artifact, HostFile, Module, Origin
-from wasmkilnd.waiters import Waiter
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ import redis
 from structlog.testing import capture_logs
 from wasmkilnd.cache.fleet import Fleet, Strikes
 from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.flights import Allowance, WaitBudget
 from wasmkilnd.model import EvictScope, Held, Kind, Strike
 from wasmkilnd.usage import Usage
-from wasmkilnd.wait_budget import Allowance, WaitBudget
 from wasmkilnd.whole_files import SharedFile
 
 from tests.contract.redis_stores import SEALER, Site, site

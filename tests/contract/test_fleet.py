@@ -23,10 +23,10 @@ from wasmkilnd.errors import (
     module_invalid,
     server_draining,
 )
+from wasmkilnd.flights import WaitBudget
 from wasmkilnd.model import STAMP_BYTES, CacheKey, Strike
 from wasmkilnd.ports import Claim
 from wasmkilnd.signing.keys import PrivateKey
-from wasmkilnd.wait_budget import WaitBudget
 
 from tests.contract.link import open_link
 from tests.contract.sealing import OURS, THEIRS, sealer

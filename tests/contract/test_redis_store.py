@@ -20,9 +20,9 @@ from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.redis_servers import Command
 from wasmkilnd.cache.value import TRAILER_BYTES, ZSTD, written
 from wasmkilnd.errors import DoesNotFit, TierUnavailable
+from wasmkilnd.flights import Allowance
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Held, Kind, Module, Origin
 from wasmkilnd.signing.sealer import Sealer
-from wasmkilnd.wait_budget import Allowance
 from wasmkilnd.wire import to_frames
 
 from tests.contract.redis_stores import SEALER, TTL_S, Site, site

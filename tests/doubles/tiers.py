@@ -9,6 +9,7 @@ from typing import Any
 
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.flights import Allowance
 from wasmkilnd.model import (
     Artifact,
     CacheKey,
@@ -19,7 +20,6 @@ from wasmkilnd.model import (
     Module,
     TierUsage,
 )
-from wasmkilnd.wait_budget import Allowance
 
 
 class _Gated:

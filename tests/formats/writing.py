@@ -22,6 +22,7 @@ from wasmkiln.v1.module_service_pb2 import CompileResponse
 from wasmkilnd import wire
 from wasmkilnd.cache.fleet import Strikes
 from wasmkilnd.fingerprint import fingerprint
+from wasmkilnd.flights import WaitBudget
 from wasmkilnd.model import (
     Artifact,
     CompileSpec,
@@ -36,7 +37,6 @@ from wasmkilnd.requests import Served
 from wasmkilnd.rpc.messages import Headers
 from wasmkilnd.signing.keys import Keys, PrivateKey
 from wasmkilnd.signing.sealer import Sealer
-from wasmkilnd.wait_budget import WaitBudget
 
 from tests.doubles import shelf
 

@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wasmkilnd import errors
 from wasmkilnd.cache.fleet import Fleet, Strikes
+from wasmkilnd.flights import WaitBudget
 from wasmkilnd.model import STAMP_BYTES, CacheKey, Strike
 from wasmkilnd.rpc import messages
 from wasmkilnd.rpc.messages import to_status
-from wasmkilnd.wait_budget import WaitBudget
 
 from tests.contract.sealing import OURS, sealer
 from tests.doubles.notes import Notes

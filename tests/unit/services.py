@@ -21,6 +21,7 @@ from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.compile_service import CompileService
 from wasmkilnd.engines.workers.pool import Unless
 from wasmkilnd.errors import WasmkilnError
+from wasmkilnd.flights import Waiter, Waiters
 from wasmkilnd.model import (
     FAST_SETTINGS,
     CompileSpec,
@@ -38,7 +39,6 @@ from wasmkilnd.rpc.messages import Capabilities
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.tenant import Tenant
 from wasmkilnd.usage import Tally
-from wasmkilnd.waiters import Waiter, Waiters
 from wasmkilnd.wire import pack
 
 from tests.doubles.no_sealer import NoSealer

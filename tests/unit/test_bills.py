@@ -12,12 +12,11 @@ from wasmkilnd import errors
 from wasmkilnd.access.quotas.accounts import Accounts
 from wasmkilnd.account import Account, Bill
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.flights import Flights
+from wasmkilnd.flights import Flights, Waiter, Waiters
 from wasmkilnd.model import ALL_ROLES, Identity, Origin, QuotaLimits
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.requests import CompileRequest, LoadRequest, Terms
 from wasmkilnd.rpc.traffic import Call, Traffic
-from wasmkilnd.waiters import Waiter, Waiters
 
 from tests.doubles.clock import Clock
 from tests.doubles.context import Context
@@ -76,7 +75,7 @@ class Noted(Bill):
 
 
 async def test_the_one_that_starts_a_flight_pays_for_it() -> None:
-    flights: Flights[str, Bill] = Flights()
+    flights = Flights()
     first, second = Noted(), Noted()
 
     async def work(waiters: Waiters) -> Bill:

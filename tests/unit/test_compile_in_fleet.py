@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from wasmkilnd import errors
 from wasmkilnd.errors import WasmkilnError
+from wasmkilnd.flights import WaitBudget
 from wasmkilnd.model import (
     CacheKey,
     Origin,
 )
 from wasmkilnd.requests import CompileRequest, LoadRequest, WantedArtifact
-from wasmkilnd.wait_budget import WaitBudget
 
 from tests.unit.services import (
     COMPONENT,

@@ -8,8 +8,8 @@ import hashlib
 import pytest
 from wasmkilnd import errors
 from wasmkilnd.errors import Reason
+from wasmkilnd.flights import Waiter
 from wasmkilnd.requests import CompileRequest, LoadRequest, Terms
-from wasmkilnd.waiters import Waiter
 
 from tests.unit.services import (
     CORE,

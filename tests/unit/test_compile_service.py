@@ -8,12 +8,12 @@ import hashlib
 import pytest
 from wasmkilnd import errors
 from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.flights import WaitBudget
 from wasmkilnd.model import (
     CacheKey,
     Origin,
 )
 from wasmkilnd.requests import CompileRequest, LoadRequest, WantedArtifact
-from wasmkilnd.wait_budget import WaitBudget
 
 from tests.unit.services import (
     COMPONENT,

@@ -10,10 +10,9 @@ from structlog.testing import capture_logs
 from wasmkilnd import compiles_behind, errors
 from wasmkilnd.compiles_behind import BehindSlots, CompilesBehind
 from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.flights import WaitBudget, Waiter
 from wasmkilnd.model import CacheKey, CompileSpec, Origin
 from wasmkilnd.requests import CompileRequest, Served
-from wasmkilnd.wait_budget import WaitBudget
-from wasmkilnd.waiters import Waiter
 
 from tests.doubles.notes import Notes
 from tests.unit.services import CORE, Rig, refused

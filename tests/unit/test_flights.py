@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
-from wasmkilnd.flights import Flights
-from wasmkilnd.waiters import Waiter, Waiters
+from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.flights import Flights, Waiter, Waiters
 
 
 class Work:
@@ -29,7 +29,7 @@ class Work:
 
 
 async def run(
-    flights: Flights[str, object], key: str, work: Callable[[], Awaitable[object]]
+    flights: Flights, key: str, work: Callable[[], Awaitable[object]]
 ) -> tuple[object, bool]:
     """Wait for a flight that is kept; return its result and whether it was joined."""
 
@@ -42,7 +42,7 @@ async def run(
 
 
 async def test_concurrent_callers_share_one_run() -> None:
-    flights: Flights[str, object] = Flights()
+    flights = Flights()
     work = Work()
     calls = [asyncio.create_task(run(flights, "k", work)) for _ in range(100)]
     await work.started.wait()
@@ -56,7 +56,7 @@ async def test_concurrent_callers_share_one_run() -> None:
 
 
 async def test_a_flight_goes_on_when_its_first_caller_leaves() -> None:
-    flights: Flights[str, object] = Flights()
+    flights = Flights()
     work = Work()
     first = asyncio.create_task(run(flights, "k", work))
     await work.started.wait()
@@ -71,7 +71,7 @@ async def test_a_flight_goes_on_when_its_first_caller_leaves() -> None:
 
 
 async def test_work_ends_in_the_cache_even_when_every_caller_is_gone() -> None:
-    flights: Flights[str, object] = Flights()
+    flights = Flights()
     stored = []
 
     async def work() -> str:
@@ -87,7 +87,7 @@ async def test_work_ends_in_the_cache_even_when_every_caller_is_gone() -> None:
 
 
 async def test_a_failure_reaches_every_caller_and_frees_the_key() -> None:
-    flights: Flights[str, object] = Flights()
+    flights = Flights()
     broken = Work(ValueError("no"))
     calls = [asyncio.create_task(run(flights, "k", broken)) for _ in range(3)]
     await broken.started.wait()
@@ -99,12 +99,10 @@ async def test_a_failure_reaches_every_caller_and_frees_the_key() -> None:
     assert await run(flights, "k", healthy) == ("made", False)
 
 
-@pytest.mark.parametrize(("result", "told"), [("made", [True]), (ValueError("no"), [False])])
-async def test_who_asks_is_told_of_the_end_even_after_leaving(
-    result: object, told: list[bool]
-) -> None:
-    flights: Flights[str, object] = Flights()
-    work, heard = Work(result), list[bool]()
+@pytest.mark.parametrize("result", ["made", ValueError("no")])
+async def test_who_asks_is_told_of_the_end_even_after_leaving(result: object) -> None:
+    flights = Flights()
+    work, heard = Work(result), list[object]()
 
     async def kept(waiters: Waiters) -> object:
         waiters.kept = True
@@ -117,29 +115,32 @@ async def test_who_asks_is_told_of_the_end_even_after_leaving(
     call.cancel()
     work.release.set()
     await flights.settle(5)
-    assert heard == told
+    assert heard == [result]
 
 
 async def test_a_flight_that_is_dropped_was_not_done() -> None:
-    flights: Flights[str, object] = Flights()
-    work, heard = Work(), list[bool]()
+    flights = Flights()
+    work, heard = Work(), list[object]()
     ticket = flights.join("k", Waiter(), lambda _: work())
     ticket.on_end(heard.append)
     call = asyncio.create_task(ticket.wait())
     await work.started.wait()
     call.cancel()
     await flights.settle(5)
-    assert heard == [False]
+    [failure] = heard
+    assert isinstance(failure, WasmkilnError)
+    assert failure.reason is Reason.SERVER_DRAINING
 
 
 async def test_settle_cancels_flights_that_do_not_end() -> None:
-    flights: Flights[str, object] = Flights()
+    flights = Flights()
     work = Work()
     call = asyncio.create_task(run(flights, "k", work))
     await work.started.wait()
     assert await flights.settle(0.01) == 1
-    with pytest.raises(asyncio.CancelledError):
+    with pytest.raises(WasmkilnError) as failure:
         await call
+    assert failure.value.reason is Reason.SERVER_DRAINING
     assert len(flights) == 0
 
 
@@ -147,7 +148,7 @@ A, B = Waiter("a"), Waiter("b")
 
 
 async def test_a_flight_that_all_callers_leave_is_dropped_and_its_key_is_free_at_once() -> None:
-    flights: Flights[str, object] = Flights()
+    flights = Flights()
     ended = []
 
     async def work(waiters: Waiters) -> object:
@@ -174,7 +175,7 @@ async def test_a_flight_that_all_callers_leave_is_dropped_and_its_key_is_free_at
 
 
 async def test_a_flight_that_is_to_be_kept_goes_on_alone() -> None:
-    flights: Flights[str, object] = Flights()
+    flights = Flights()
     finished = []
 
     async def work(waiters: Waiters) -> object:
@@ -191,7 +192,7 @@ async def test_a_flight_that_is_to_be_kept_goes_on_alone() -> None:
 
 
 async def test_a_flight_knows_who_waits_for_it() -> None:
-    flights: Flights[str, object] = Flights()
+    flights = Flights()
     work, known = Work(), list[Waiters]()
 
     async def watched(waiters: Waiters) -> object:
@@ -215,7 +216,7 @@ async def test_a_flight_knows_who_waits_for_it() -> None:
 
 
 async def test_a_flight_that_is_released_ends_unless_a_caller_waits() -> None:
-    flights: Flights[str, object] = Flights()
+    flights = Flights()
     work = Work()
     call = asyncio.create_task(run(flights, "k", work))
     await work.started.wait()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from wasmkilnd import wait_budget
+from wasmkilnd import flights
 from wasmkilnd.errors import TierUnavailable
-from wasmkilnd.wait_budget import Allowance, WaitBudget
+from wasmkilnd.flights import Allowance, WaitBudget
 
 HANG_S = 60.0
 
@@ -30,7 +30,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(wait_budget, "time", clock)
+    monkeypatch.setattr(flights, "time", clock)
     return clock
 
 

@@ -25,12 +25,10 @@ from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.cache.value import ValueRejected, unpacked_frames
 from wasmkilnd.errors import TierUnavailable
-from wasmkilnd.flights import Flights
+from wasmkilnd.flights import Allowance, Flights, WaitBudget, Waiter, Waiters
 from wasmkilnd.model import Artifact, CacheKey, Evicted, Item, Module, Origin, RejectionCause
 from wasmkilnd.ports import Recorder
 from wasmkilnd.signing.sealer import Sealer
-from wasmkilnd.wait_budget import Allowance, WaitBudget
-from wasmkilnd.waiters import Waiter, Waiters
 from wasmkilnd.wire import ONE_MESSAGE_BYTES
 
 V = TypeVar("V")
@@ -68,7 +66,7 @@ class Cache:
         self._recorder, self._call_wait_s = recorder, call_wait_s
         made = partial(Writes, limit_bytes=write_queue_bytes, carry=carry)
         self.redis_writes, self.host_writes = self._queues = made(redis), made(host)
-        self._lookups: Flights[Hashable, Any] = Flights()
+        self._lookups = Flights()
         # By look-up, for as long as it runs or a call waits for it.
         self._allowances: WeakValueDictionary[Hashable, Allowance] = WeakValueDictionary()
         self._decoding: dict[Artifact, tuple[Artifact, asyncio.Task[Artifact | None]]] = {}
@@ -388,8 +386,7 @@ class Cache:
         return None
 
     async def _join(self, what: Hashable, work: Callable[[Waiters], Coroutine[Any, Any, V]]) -> V:
-        found: V = await self._lookups.join(what, Waiter(), work).wait()
-        return found
+        return await self._lookups.join(what, Waiter(), work).wait()
 
     async def _fetch(self, key: CacheKey, allowance: Allowance) -> tuple[Artifact, Origin] | None:
         evictions = self._evictions

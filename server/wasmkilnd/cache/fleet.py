@@ -49,10 +49,10 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from wasmkilnd.cache.redis_link import RedisLink
 from wasmkilnd.cache.redis_servers import WRITE_TIMEOUT_S
 from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError, WrongType
+from wasmkilnd.flights import WaitBudget
 from wasmkilnd.model import STAMP_BYTES, CacheKey, Strike
 from wasmkilnd.ports import Claim, Recorder
 from wasmkilnd.signing.sealer import Sealer
-from wasmkilnd.wait_budget import WaitBudget
 
 _RENEWALS_PER_LEASE = 3
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.25

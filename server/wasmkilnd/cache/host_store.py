@@ -45,11 +45,11 @@ from wasmkiln.v1 import types_pb2
 from wasmkilnd import model, ownership
 from wasmkilnd.cache.value import ValueRejected, unpacked_frames
 from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.flights import Allowance
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, HostFile, Kind, TierUsage
 from wasmkilnd.model import RejectionCause as Cause
 from wasmkilnd.ports import Recorder
 from wasmkilnd.signing.sealer import Sealer
-from wasmkilnd.wait_budget import Allowance
 from wasmkilnd.wire import CHUNK_BYTES, frame, payload_views
 
 T = TypeVar("T")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 from wasmkilnd import model
@@ -91,8 +91,10 @@ class MemoryTier:
         of_module = list(self._keys_of.get(scope.module_sha256, ()))
         keys = of_module if scope.module_sha256 else [*self._free, *self._kept]
 
-        def steps() -> Generator[None, None, Evicted]:
-            removed = Evicted()
+        removed = Evicted()
+
+        def steps() -> Iterator[None]:
+            nonlocal removed
             for key in keys:
                 value = self.peek(key)
                 if value and scope.removes(value):
@@ -100,9 +102,9 @@ class MemoryTier:
                 elif value and scope.covers(value):
                     removed += Evicted(pinned=1)
                 yield
-            return removed
 
-        return await in_slices(steps())
+        await in_slices(steps())
+        return removed
 
     def usage(self) -> model.TierUsage:
         """Return the exact figures."""

@@ -39,11 +39,11 @@ from wasmkilnd.cache.redis_link import RedisLink
 from wasmkilnd.cache.redis_servers import WRITE_TIMEOUT_S, Command
 from wasmkilnd.cache.value import Opened, ValueRejected
 from wasmkilnd.errors import DoesNotFit, PartUnavailable, TierUnavailable, WrongType, forget_frames
+from wasmkilnd.flights import Allowance
 from wasmkilnd.model import Artifact, CacheKey, Evicted, Held, Module
 from wasmkilnd.model import RejectionCause as Cause
 from wasmkilnd.ports import Recorder
 from wasmkilnd.signing.sealer import Sealer
-from wasmkilnd.wait_budget import Allowance
 from wasmkilnd.wire import frame
 
 T = TypeVar("T")

@@ -25,10 +25,10 @@ from wasmkilnd.engines.verdicts.verdict import Outcome, Verdict
 from wasmkilnd.engines.workers import job_orders
 from wasmkilnd.engines.workers.pool import Job, Unless
 from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.flights import Waiters
 from wasmkilnd.model import CompileSpec, Kind, Limits, Module
 from wasmkilnd.ports import CompiledCode, Recorder, Refused
 from wasmkilnd.reloadable import Reloadable
-from wasmkilnd.waiters import Waiters
 
 _REASONS = {
     Outcome.INVALID: Reason.MODULE_INVALID,

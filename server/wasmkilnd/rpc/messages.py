@@ -37,7 +37,7 @@ from wasmkilnd import model, requests, wire
 from wasmkilnd.admission import check_sha256
 from wasmkilnd.engines.advisories import Advisory
 from wasmkilnd.errors import Reason, WasmkilnError, invalid_request, quoted
-from wasmkilnd.slices import collect_in_slices
+from wasmkilnd.slices import in_slices
 from wasmkilnd.telemetry.metrics.catalogue import ERROR, Catalogue
 from wasmkilnd.telemetry.metrics.recorder import Metrics
 from wasmkilnd.telemetry.metrics.series import Latency, count_of
@@ -324,7 +324,7 @@ async def repeated(values: Iterable[Message]) -> bytes:
     """
     serialized = (value.SerializeToString() for value in values)
     pieces = (b"\x0a" + wire.varint(len(value)) + value for value in serialized)
-    return b"".join(await collect_in_slices(pieces))
+    return b"".join(await in_slices(pieces))
 
 
 @dataclass(frozen=True, slots=True)

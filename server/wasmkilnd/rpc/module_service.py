@@ -13,12 +13,12 @@ from functools import lru_cache
 
 from wasmkiln.v1 import module_service_pb2 as pb
 
+from wasmkilnd.flights import Waiter
 from wasmkilnd.model import Role
 from wasmkilnd.requests import LoadRequest, Terms, WantedArtifact
 from wasmkilnd.rpc import messages
 from wasmkilnd.rpc.traffic import Call
 from wasmkilnd.tenant import Tenant
-from wasmkilnd.waiters import Waiter
 
 # Each caller makes many calls.
 _waiter = lru_cache(maxsize=4096)(Waiter)

@@ -14,9 +14,9 @@ from wasmkilnd.cache import cache as module_of_cache
 from wasmkilnd.cache.cache import Cache
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.value import ZSTD, ValueRejected, unpacked_frames
+from wasmkilnd.flights import Allowance, WaitBudget
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Kind, Origin
 from wasmkilnd.signing.sealer import Sealer
-from wasmkilnd.wait_budget import Allowance, WaitBudget
 from wasmkilnd.wire import frame
 
 from tests.contract.sealing import OURS, THEIRS, sealer

@@ -28,9 +28,9 @@ from wasmkilnd.cache import host_store as module
 from wasmkilnd.cache.host_store import HostStore, measure
 from wasmkilnd.cache.value import ZSTD
 from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.flights import Allowance
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope
 from wasmkilnd.rpc.messages import header_of
-from wasmkilnd.wait_budget import Allowance
 
 from tests.contract.host_store import host_store
 from tests.contract.sealing import sealer

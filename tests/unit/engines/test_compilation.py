@@ -16,6 +16,7 @@ from wasmkilnd.engines.served import ServedEngine
 from wasmkilnd.engines.workers.job_protocol import JobOrder, JobReport
 from wasmkilnd.engines.workers.pool import Job, Unless
 from wasmkilnd.errors import Reason, WasmkilnError, module_quarantined
+from wasmkilnd.flights import Waiter, Waiters
 from wasmkilnd.model import (
     EngineCapabilities,
     EngineIdentity,
@@ -27,7 +28,6 @@ from wasmkilnd.model import (
 )
 from wasmkilnd.ports import CompiledCode
 from wasmkilnd.reloadable import Reloadable
-from wasmkilnd.waiters import Waiter, Waiters
 from wasmkilnd.wire import pack
 
 from tests.doubles.notes import Notes

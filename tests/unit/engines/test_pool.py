@@ -15,9 +15,9 @@ from wasmkilnd.engines.workers.keeper import keep_filled
 from wasmkilnd.engines.workers.pool import Job, Neighbours, Unless, WorkerPool
 from wasmkilnd.engines.workers.process import JobNotSetUp, OutOfDescriptors, Worker, WorkerDied
 from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.flights import Waiter, Waiters
 from wasmkilnd.model import Limits
 from wasmkilnd.reloadable import Reloadable
-from wasmkilnd.waiters import Waiter, Waiters
 
 from tests.doubles.notes import Notes
 

@@ -22,13 +22,13 @@ from opentelemetry.trace import StatusCode
 from structlog.testing import capture_logs
 from wasmkilnd import errors
 from wasmkilnd.cache.fleet import Fleet
+from wasmkilnd.flights import WaitBudget
 from wasmkilnd.lifecycle.preflight import CannotStart
 from wasmkilnd.lifecycle.tracing import _headers
 from wasmkilnd.ports import Engines
 from wasmkilnd.telemetry.traces import spans
 from wasmkilnd.telemetry.traces.open import Traces
 from wasmkilnd.telemetry.traces.sending import Collector
-from wasmkilnd.wait_budget import WaitBudget
 
 from tests.doubles.notes import Notes
 

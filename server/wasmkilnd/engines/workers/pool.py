@@ -32,10 +32,10 @@ from wasmkilnd.engines.workers.isolation import log_refused_call
 from wasmkilnd.engines.workers.job_protocol import JobOrder, JobReport
 from wasmkilnd.engines.workers.keeper import keep_filled
 from wasmkilnd.engines.workers.process import JobNotSetUp, OutOfDescriptors, Worker, WorkerDied
+from wasmkilnd.flights import Waiter, Waiters
 from wasmkilnd.model import Limits
 from wasmkilnd.ports import Recorder
 from wasmkilnd.reloadable import Reloadable
-from wasmkilnd.waiters import Waiter, Waiters
 
 log = structlog.get_logger("wasmkilnd.engines")
 

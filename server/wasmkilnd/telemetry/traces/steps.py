@@ -6,12 +6,11 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
+from wasmkilnd.flights import WaitBudget, Waiters
 from wasmkilnd.model import CacheKey, CompileSpec, Kind, Module
 from wasmkilnd.ports import Claim, CompiledCode, Engines, Fleet, Recorder, Refused
 from wasmkilnd.telemetry.traces import spans
 from wasmkilnd.telemetry.traces.spans import Step
-from wasmkilnd.wait_budget import WaitBudget
-from wasmkilnd.waiters import Waiters
 
 
 class TracedTiers(Recorder):
