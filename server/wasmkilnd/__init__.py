@@ -1,23 +1,21 @@
 """The wasmkiln daemon: it validates, compiles and caches WebAssembly modules.
 
 ``cli`` parses the command line, ``run`` handles signals, ``app`` builds all parts and ends them.
-One Compile call goes through these files in this order; ``compile_service`` calls the indented
-ones:
+One Compile call goes through these files in this order; ``compile`` calls the indented ones, and a
+memory hit only the first of them:
 
     rpc/calls               who calls, and may they; limits, the log line, metrics and audit
     rpc/module_service      reads the request, sends the answer
-    compile_service         look in the cache; join or start a flight; compile; store
-      compiles_behind       compiles that no caller waits for
-      admission             refuses a module or a spec before it costs anything
+    compile                 look in the cache; join or start a flight; compile; store
       cache/cache           memory first, then the host store, then Redis
-      flights               one compilation for all callers that want the same artifact
+      flights               one compilation for all callers that want the same artifact; who waits
       quarantine            refuses a module that broke this compiler before
       cache/fleet           one compilation among all daemons on one Redis
       engines/registry      chooses the engine of a request
       engines/workers       a worker process for the job: pool, process
 
-Load, FindMissing and Evict are in ``module_service``, Pin, Unpin and ListPins in ``pins``.
-Each namespace has caches and services of its own (``tenants``, ``tenant``). ``account`` is who pays
+Load and FindMissing are in ``compile`` too, Pin, Unpin and ListPins in ``pins``. Each namespace has
+caches and services of its own (``tenants``). ``account`` is who pays
 for what a call uses.
 
 | room or file | what it is for |

@@ -144,9 +144,16 @@ class Flights:
         ``waiter`` waits for it until the ticket's ``wait`` ends. ``bill`` pays for a flight that
         this starts.
         """
-        joined = key in self._flights
-        if not joined:
-            self._start(key, work, bill)
+        if not (joined := key in self._flights):
+            # At once: a caller that comes now must not join a flight that is ending.
+            waiters = Waiters(bill, lambda: self._free(key, task) and task.cancel())
+            task = asyncio.create_task(_outcome(work(waiters)))
+            self._flights[key] = task, waiters
+            self._tasks.add(task)
+            # A callback frees the key whatever happens, and only after the work's last step (its
+            # write to the cache): a later caller finds either the flight or what it stored.
+            task.add_done_callback(lambda done: self._free(key, done))
+            task.add_done_callback(self._tasks.discard)
         task, waiters = self._flights[key]
         waiters.waiting[waiter] += 1
         return Ticket(joined, task, waiters, waiter)
@@ -156,7 +163,7 @@ class Flights:
         if key in self._flights:
             self._flights[key][1].release()
 
-    async def settle(self, timeout_s: float | None) -> int:
+    async def settle(self, timeout_s: float | None = None) -> int:
         """Wait for all flights, then cancel those that are left; return how many were cancelled.
 
         Without ``timeout_s``, wait as long as it takes.
@@ -168,19 +175,6 @@ class Flights:
             flight.cancel()
         await asyncio.gather(*late, return_exceptions=True)
         return len(late)
-
-    def _start(
-        self, key: Hashable, work: Callable[[Waiters], Coroutine[Any, Any, V]], bill: Bill
-    ) -> None:
-        # At once: a caller that comes now must not join a flight that is ending.
-        waiters = Waiters(bill, lambda: self._free(key, task) and task.cancel())
-        task = asyncio.create_task(_outcome(work(waiters)))
-        self._flights[key] = task, waiters
-        self._tasks.add(task)
-        # A callback frees the key whatever happens, and only after the work's last step (its
-        # write to the cache): a later caller finds either the flight or what it stored.
-        task.add_done_callback(lambda done: self._free(key, done))
-        task.add_done_callback(self._tasks.discard)
 
     def _free(self, key: Hashable, flight: asyncio.Task[Any]) -> bool:
         """Free the key; return False if it was free, or if another flight has it by now."""

@@ -25,7 +25,6 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from wasmkilnd import errors, model
-from wasmkilnd.admission import check_sha256
 from wasmkilnd.cache import fleet
 from wasmkilnd.cache.cache import Cache
 from wasmkilnd.cache.host_store import HostStore
@@ -107,9 +106,8 @@ class Pins:
         """Pin a module and all of its artifacts, now and later.
 
         Return also whether Redis answered: if not, other daemons learn of it later. Raises
-        INVALID_REQUEST, MODULE_NOT_LOADED and PINS_FULL.
+        MODULE_NOT_LOADED and PINS_FULL.
         """
-        check_sha256(module_sha256, "module_sha256")
         async with self._one_at_a_time:
             await self._exchange()
             if not self.is_pinned(module_sha256):
@@ -119,11 +117,7 @@ class Pins:
             return (await self._shown([module_sha256]))[0], reached_redis
 
     async def unpin(self, module_sha256: str) -> tuple[bool, bool]:
-        """Unpin a module; return whether it was pinned, and whether Redis answered, as ``pin``.
-
-        Raises INVALID_REQUEST.
-        """
-        check_sha256(module_sha256, "module_sha256")
+        """Unpin a module; return whether it was pinned, and whether Redis answered, as ``pin``."""
         async with self._one_at_a_time:
             reached_redis = await self._exchange()
             if removed := self.is_pinned(module_sha256):

@@ -9,10 +9,9 @@ length. Where the machine may be to blame, the first strike starts none.
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import structlog
 
@@ -33,21 +32,14 @@ _MAX_KNOWN = 10_000
 
 @dataclass(slots=True)
 class _Known:
-    """A strike, when this daemon learned of it, and whether the store has it."""
+    """A strike, when its quarantine ends, and whether the store has it."""
 
     strike: Strike
-    since_s: float
+    until_s: float
     shared: bool = False
 
-    def at(self, now_s: float) -> Strike:
-        left_s = self.strike.left_s - (now_s - self.since_s)
-        return replace(self.strike, left_s=max(0.0, left_s))
 
-    def lasts_s(self, now_s: float) -> float:
-        """For how long the strike counts from now on."""
-        return self.since_s + self.strike.left_s + MEMORY_S - now_s
-
-
+@dataclass(eq=False, repr=False)
 class Quarantine:
     """Decides which modules are refused. For one event loop.
 
@@ -55,23 +47,16 @@ class Quarantine:
     that could not be stored is stored when the module comes again, and the store answers.
     """
 
-    def __init__(
-        self,
-        store: Strikes,
-        recorder: Recorder,
-        first_s: Callable[[], float],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """``first_s`` returns how long a module's first quarantine lasts; 0 for none at all."""
-        self._store = store
-        self._recorder = recorder
-        self._first_s = first_s
-        self._clock = clock
-        self._known: OrderedDict[CacheKey, _Known] = OrderedDict()
+    store: Strikes
+    recorder: Recorder
+    first_s: Callable[[], float]
+    """Returns how long a module's first quarantine lasts; 0 for none at all."""
+    clock: Callable[[], float] = time.monotonic
+    _known: dict[CacheKey, _Known] = field(default_factory=dict)
 
     def known(self) -> Sequence[Strike]:
         """Return the modules in quarantine that this daemon knows of, without asking the store."""
-        strikes = [known.at(self._clock()) for known in self._known.values()]
+        strikes = map(self._now, self._known.values())
         return [strike for strike in strikes if strike.left_s > 0]
 
     @asynccontextmanager
@@ -91,50 +76,42 @@ class Quarantine:
 
     async def check(self, key: CacheKey, budget: WaitBudget) -> None:
         """Raise MODULE_QUARANTINED if ``key`` is in quarantine."""
-        strike = await self._find(key, budget) if self._first_s() else None
+        strike = await self._find(key, budget) if self.first_s() else None
         if strike and strike.left_s > 0:
-            self._recorder.quarantine_refused()
-            raise errors.module_quarantined(
-                strike.engine_id, strike.reason, strike.message, round(strike.left_s, 1)
-            )
+            self.recorder.quarantine_refused()
+            first = strike.engine_id, strike.reason, strike.message
+            raise errors.module_quarantined(*first, round(strike.left_s, 1))
 
     async def report(
         self, key: CacheKey, spec: CompileSpec, failure: WasmkilnError, budget: WaitBudget
     ) -> None:
         """Record a strike if ``failure`` is one that a compile of ``key`` is to blame for."""
-        first_s = self._first_s()
+        first_s, engine_id, left_s = self.first_s(), spec.engine.id, 0.0
         if not first_s or failure.fault is Fault.NONE:
             return
         # The first failure tells most: later ones come from callers that tried again.
         strike = await self._find(key, budget) or Strike(
-            key, spec.engine.id, failure.reason.value, failure.message, count=0, left_s=0.0
+            key, engine_id, failure.reason.value, failure.message, count=0, left_s=0.0
         )
-        strike = replace(strike, engine_id=spec.engine.id, count=strike.count + 1)
-        times = strike.count - (failure.fault is Fault.UNSURE)
-        left_s = min(first_s * 2 ** min(times - 1, 32), max(_LONGEST_S, first_s)) if times else 0.0
-        strike = replace(strike, left_s=float(left_s))
-        if strike.left_s:
-            log.warning(
-                "module quarantined",
-                module=key.module_sha256,
-                engine=strike.engine_id,
-                reason=strike.reason,
-                strikes=strike.count,
-                seconds=strike.left_s,
-            )
-        known = self._keep(strike)
+        strikes = strike.count + 1
+        if times := strike.count + (failure.fault is Fault.MODULE):
+            left_s = float(min(first_s * 2 ** min(times - 1, 32), max(_LONGEST_S, first_s)))
+            about = {"module": key.module_sha256, "engine": engine_id, "reason": strike.reason}
+            log.warning("module quarantined", **about, strikes=strikes, seconds=left_s)
+        strike = replace(strike, engine_id=engine_id, count=strikes, left_s=left_s)
+        known = self._keep(strike, shared=False)
         with suppress(TierUnavailable):
             await self._share(known, budget)
 
     async def listed(self) -> Sequence[Strike]:
         """Return all modules in quarantine now, in this daemon or anywhere in the fleet."""
-        active = {strike.key: strike for strike in self.known()}
+        found = self.known()
         with suppress(TierUnavailable):
-            shared = await self._store.all()
-            unshared = {key for key, known in self._known.items() if not known.shared}
-            active = {key: strike for key, strike in active.items() if key in unshared}
-            active |= {strike.key: strike for strike in shared if strike.left_s > 0}
-        return sorted(active.values(), key=lambda one: (one.key.module_sha256, one.key.fingerprint))
+            shared = await self.store.all()
+            mine = [strike for strike in self.known() if not self._known[strike.key].shared]
+            found = [*mine, *(strike for strike in shared if strike.left_s > 0)]
+        listed = {strike.key: strike for strike in found}
+        return sorted(listed.values(), key=lambda one: (one.key.module_sha256, one.key.fingerprint))
 
     async def release(self, module_sha256: str) -> tuple[int, bool]:
         """Forget the strikes against a module, or against all modules for an empty digest.
@@ -145,19 +122,19 @@ class Quarantine:
         for key in mine:
             del self._known[key]
         try:
-            return len(mine | set(await self._store.remove(module_sha256))), True
+            return len(mine | set(await self.store.remove(module_sha256))), True
         except TierUnavailable:
             return len(mine), False
 
     async def _find(self, key: CacheKey, budget: WaitBudget) -> Strike | None:
         known = self._known.get(key)
-        if known and known.lasts_s(self._clock()) <= 0:
-            del self._known[key]
+        if known and known.until_s + MEMORY_S <= self.clock():
             known = None
-        mine = known.at(self._clock()) if known else None
+            del self._known[key]
+        mine = self._now(known) if known else None
         with suppress(TierUnavailable):
-            if strike := await self._store.get(key, budget):
-                self._keep(strike).shared = True
+            if strike := await self.store.get(key, budget):
+                self._keep(strike, shared=True)
                 return strike
             if known and known.shared:
                 self._known.pop(key, None)  # It was released, or has expired.
@@ -168,13 +145,17 @@ class Quarantine:
 
     async def _share(self, known: _Known, budget: WaitBudget) -> None:
         """Store a strike that the fleet does not know. Raises TierUnavailable."""
-        now_s = self._clock()
-        await self._store.put(known.at(now_s), known.lasts_s(now_s), budget)
+        lasts_s = known.until_s + MEMORY_S - self.clock()
+        await self.store.put(self._now(known), lasts_s, budget)
         known.shared = True
 
-    def _keep(self, strike: Strike) -> _Known:
-        known = self._known[strike.key] = _Known(strike, self._clock())
-        self._known.move_to_end(strike.key)
+    def _now(self, known: _Known) -> Strike:
+        return replace(known.strike, left_s=max(0.0, known.until_s - self.clock()))
+
+    def _keep(self, strike: Strike, *, shared: bool) -> _Known:
+        known = _Known(strike, self.clock() + strike.left_s, shared)
+        self._known.pop(strike.key, None)
+        self._known[strike.key] = known  # The newest comes last.
         if len(self._known) > _MAX_KNOWN:
-            self._known.popitem(last=False)
+            del self._known[next(iter(self._known))]
         return known

@@ -33,18 +33,16 @@ from typing import Any, cast
 import structlog
 
 from wasmkilnd import errors, model
-from wasmkilnd.admission import Admission
 from wasmkilnd.cache.cache import Cache
 from wasmkilnd.cache.embedded import SharedServer
 from wasmkilnd.cache.fleet import Fleet, Strikes
 from wasmkilnd.cache.host_store import HostDirectory, HostStore
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.redis_store import RedisStore
-from wasmkilnd.compile_service import CompileService
-from wasmkilnd.compiles_behind import BehindSlots
+from wasmkilnd.compile import Compiler, Tenant
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.engines.registry import EngineRegistry
-from wasmkilnd.module_service import ModuleService
+from wasmkilnd.fair_share import FairShare
 from wasmkilnd.pins import Pins, file_of
 from wasmkilnd.ports import Recorder, Tracing
 from wasmkilnd.quarantine import Quarantine
@@ -53,7 +51,6 @@ from wasmkilnd.rpc.messages import header_of
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.metrics.gauges import Gauges
 from wasmkilnd.telemetry.metrics.recorder import Metrics
-from wasmkilnd.tenant import Tenant
 from wasmkilnd.usage import Usage
 from wasmkilnd.whole_files import SharedFile
 
@@ -133,8 +130,10 @@ class Common:
     engines: EngineRegistry
     served_engines: Callable[[], Mapping[str, Any]]
     """Returns what each host store keeps as ``engines.json``."""
-    admission: Admission
-    behind: BehindSlots
+    held: FairShare
+    """The bytes of all modules that are being worked on."""
+    slots: asyncio.Semaphore
+    """For compiles that no caller waits for."""
     sealer: Sealer
     tracing: Tracing | None = None
 
@@ -208,15 +207,15 @@ class OpenTenant:
         served = common.engines.view(recorder)
         engines = tracing.engines(served) if tracing else served
         fleet = tracing.fleet(self.fleet) if tracing and link else self.fleet
-        admission = common.admission
-        service = CompileService(
-            *(self.cache, fleet, engines, sealer, quarantine, recorder, admission),
-            behind=common.behind,
+        compiler = Compiler(
+            *(self.cache, fleet, engines, sealer, quarantine, recorder),
+            module_bytes=lambda: now.current.max_module_bytes,
+            held=common.held,
+            slots=common.slots,
         )
-        modules = ModuleService(self.cache, engines, quarantine, admission, pins)
         uses = SharedFile(settings.state_dir / "uses", namespace, "cannot save uses")
         self.usage = Usage(uses, sealer, self.redis)
-        self.tenant = Tenant(namespace, service, modules, quarantine, pins, self.usage.tally)
+        self.tenant = Tenant(compiler, quarantine, pins, self.usage.tally)
         self.wake = asyncio.Event()
         """Set it to have pins and uses looked after as soon as possible."""
         self.looking: asyncio.Task[None] | None = None
@@ -309,7 +308,7 @@ class Tenants:
     @property
     def flights(self) -> int:
         """How many compilations are under way or waiting for a worker."""
-        return sum(each.tenant.service.flights for each in self._all())
+        return sum(len(each.tenant.compiler.flights) for each in self._all())
 
     def of(self, namespace: str) -> Tenant:
         """Return what serves the callers of ``namespace``.
@@ -385,11 +384,13 @@ class Tenants:
 
     async def end_behind(self) -> None:
         """End the compiles that no caller waits for, and start no more."""
-        await asyncio.gather(*(each.tenant.service.end_behind() for each in self._all()))
+        await asyncio.gather(*(each.tenant.compiler.end_behind() for each in self._all()))
 
     async def settle(self, timeout_s: float | None = None) -> None:
-        """Let compilations finish, then cancel those that are left: see CompileService."""
-        await asyncio.gather(*(each.tenant.service.settle(timeout_s) for each in self._all()))
+        """Let compilations finish, then cancel those that are left: see Flights."""
+        await asyncio.gather(
+            *(each.tenant.compiler.flights.settle(timeout_s) for each in self._all())
+        )
 
     async def flush(self, timeout_s: float) -> None:
         """Write what waits, for at most ``timeout_s``."""
@@ -432,8 +433,8 @@ class Tenants:
         """Close what served a namespace, after the calls that still use it."""
         self._closing.add(opened)
         try:
-            await opened.tenant.service.end_behind()
-            await opened.tenant.service.settle()
+            await opened.tenant.compiler.end_behind()
+            await opened.tenant.compiler.flights.settle()
             await opened.flush(_FLUSH_S)
         finally:
             self._closing.discard(opened)
@@ -465,7 +466,7 @@ def _show(gauges: Gauges, opened: Callable[[], Collection[OpenTenant]]) -> None:
     # Redis does not count by namespace, except what is pinned.
     gauges.tiers["redis"] = usage(lambda each: replace(each.tenant.pins.redis_usage, limit_bytes=0))
     gauges.pins = lambda: sum(len(each.tenant.pins) for each in opened())
-    gauges.flights = lambda: sum(each.tenant.service.flights for each in opened())
+    gauges.flights = lambda: sum(len(each.tenant.compiler.flights) for each in opened())
     gauges.quarantined = lambda: sum(len(each.tenant.quarantine.known()) for each in opened())
     gauges.remote = lambda: _remote_status(opened())
     gauges.host = host_status

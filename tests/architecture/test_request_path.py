@@ -12,7 +12,7 @@ from tests.architecture.imports import SERVER, imported_modules, shown, written_
 SPINE = (
     "rpc/calls.py",
     "rpc/module_service.py",
-    "compile_service.py",
+    "compile.py",
     "cache/cache.py",
     "flights.py",
     "engines/registry.py",

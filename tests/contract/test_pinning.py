@@ -371,8 +371,6 @@ async def test_pin_refuses_what_it_cannot_keep(start: Start) -> None:
     missing = await refused(one.pins.pin(A))
     assert missing.reason is Reason.MODULE_NOT_LOADED
     assert missing.message.endswith("compile it first")
-    assert (await refused(one.pins.pin("x"))).reason is Reason.INVALID_REQUEST
-    assert (await refused(one.pins.unpin("x"))).reason is Reason.INVALID_REQUEST
     await one.store(artifact(0))
     digest, held = module(0).sha256, one.memory.usage().bytes
     one.memory.resize(2 * held - 1)

@@ -21,6 +21,7 @@ from wasmkiln.trusted_keys import TrustedKeys
 from wasmkiln.v1.module_service_pb2 import CompileResponse
 from wasmkilnd import wire
 from wasmkilnd.cache.fleet import Strikes
+from wasmkilnd.compile import Served
 from wasmkilnd.fingerprint import fingerprint
 from wasmkilnd.flights import WaitBudget
 from wasmkilnd.model import (
@@ -33,7 +34,6 @@ from wasmkilnd.model import (
     Origin,
     Strike,
 )
-from wasmkilnd.requests import Served
 from wasmkilnd.rpc.messages import Headers
 from wasmkilnd.signing.keys import Keys, PrivateKey
 from wasmkilnd.signing.sealer import Sealer

@@ -7,7 +7,7 @@ import hashlib
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from wasmkilnd.admission import admit
+from wasmkilnd.compile import admit
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import Kind
 from wasmkilnd.rpc.messages import to_status

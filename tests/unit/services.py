@@ -13,14 +13,14 @@ from typing import Any, cast
 
 import pytest
 from wasmkiln.v1 import module_service_pb2 as pb
-from wasmkilnd.admission import Admission
 from wasmkilnd.cache.cache import Cache
 from wasmkilnd.cache.fleet import Fleet, Strikes
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.redis_store import RedisStore
-from wasmkilnd.compile_service import CompileService
+from wasmkilnd.compile import Compiler, Tenant
 from wasmkilnd.engines.workers.pool import Unless
 from wasmkilnd.errors import WasmkilnError
+from wasmkilnd.fair_share import FairShare
 from wasmkilnd.flights import Waiter, Waiters
 from wasmkilnd.model import (
     FAST_SETTINGS,
@@ -30,14 +30,11 @@ from wasmkilnd.model import (
     Limits,
     Module,
 )
-from wasmkilnd.module_service import ModuleService
 from wasmkilnd.pins import Pins, file_of
 from wasmkilnd.ports import CompiledCode, Refused
 from wasmkilnd.quarantine import Quarantine
-from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.messages import Capabilities
 from wasmkilnd.signing.sealer import Sealer
-from wasmkilnd.tenant import Tenant
 from wasmkilnd.usage import Tally
 from wasmkilnd.wire import pack
 
@@ -168,24 +165,19 @@ class Rig:
         )
         self.pins = Pins(file_of(Path("unused"), ""), sealer, cache, self.memory, None, None)
         self.quarantine = Quarantine(Strikes(None, "", sealer), self.recorder, lambda: 600.0)
-        admission = Admission(Reloadable(LIMITS))
-        self.modules = ModuleService(cache, self.engines, self.quarantine, admission, self.pins)
         self.fleet = Fleet(
             None, "", self.recorder, cache.redis_writes.settled, lease_s=0, max_wait_s=lambda: 0.0
         )
-        self.service = CompileService(
-            cache,
-            self.fleet,
-            self.engines,
-            sealer,
-            self.quarantine,
-            self.recorder,
-            admission,
+        self.compiler = Compiler(
+            *(cache, self.fleet, self.engines, sealer, self.quarantine, self.recorder),
+            module_bytes=lambda: LIMITS.module_bytes,
+            held=FairShare(lambda: 2 * LIMITS.queue_bytes),
+            slots=asyncio.Semaphore(1),
         )
 
     def tenant_of(self, namespace: str) -> Tenant:
         """Return the services, which are those of every namespace."""
-        return Tenant(namespace, self.service, self.modules, self.quarantine, self.pins, Tally())
+        return Tenant(self.compiler, self.quarantine, self.pins, Tally())
 
     def stats(self, namespace: str) -> pb.StatsResponse:
         """Return an empty response."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import pytest
-from wasmkilnd.admission import admit, check_sha256
+from wasmkilnd.compile import admit, check_sha256
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import Kind
 

@@ -11,11 +11,11 @@ import pytest
 from wasmkilnd import errors
 from wasmkilnd.access.quotas.accounts import Accounts
 from wasmkilnd.account import Account, Bill
+from wasmkilnd.compile import Request, Terms
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.flights import Flights, Waiter, Waiters
 from wasmkilnd.model import ALL_ROLES, Identity, Origin, QuotaLimits
 from wasmkilnd.reloadable import Reloadable
-from wasmkilnd.requests import CompileRequest, LoadRequest, Terms
 from wasmkilnd.rpc.traffic import Call, Traffic
 
 from tests.doubles.clock import Clock
@@ -165,18 +165,18 @@ def rig() -> Rig:
     return Rig()
 
 
-def asked(number: int, account: Account, **wishes: object) -> CompileRequest:
+def asked(number: int, account: Account, **wishes: object) -> Request:
     """Return a request for a module of its own."""
     wasm = CORE + bytes([0, 2, 1, number])
-    return CompileRequest(wasm=wasm, terms=Terms(Waiter("ci"), account=account), **wishes)  # type: ignore[arg-type]
+    return Request(wasm=wasm, terms=Terms(Waiter("ci"), account=account), **wishes)  # type: ignore[arg-type]
 
 
 async def test_a_compile_is_charged_to_who_started_it(rig: Rig) -> None:
     ours, theirs = accounts(bytes_kept=10**6), accounts(bytes_kept=10**6, compiles_per_minute=1)
     rig.engines.release.clear()
-    first = asyncio.create_task(rig.service.compile(asked(1, ours.of(CI))))
+    first = asyncio.create_task(rig.compiler.compile(asked(1, ours.of(CI))))
     await rig.engines.started.wait()
-    second = asyncio.create_task(rig.service.compile(asked(1, theirs.of(CI))))
+    second = asyncio.create_task(rig.compiler.compile(asked(1, theirs.of(CI))))
     await settled()
     rig.engines.release.set()
     artifact = (await first).artifact
@@ -193,12 +193,12 @@ async def test_a_refused_compile_holds_nothing_and_a_hit_is_served(rig: Rig) -> 
     bill.close()
     rig.engines.compiles = 0
     with pytest.raises(WasmkilnError) as failure:
-        await rig.service.compile(asked(2, account))
+        await rig.compiler.compile(asked(2, account))
     assert failure.value.metadata == {"quota": "compiles_per_minute"}
     assert rig.engines.compiles == 0
     assert used(of) == {"compiles_per_minute": 1}
-    await rig.service.compile(asked(2, accounts().of(CI)))
-    assert (await rig.service.compile(asked(2, account))).origin is Origin.MEMORY
+    await rig.compiler.compile(asked(2, accounts().of(CI)))
+    assert (await rig.compiler.compile(asked(2, account))).origin is Origin.MEMORY
     # The first refusal left no bytes behind in admission either.
     assert rig.engines.compiles == 1
 
@@ -207,15 +207,15 @@ async def test_a_flight_without_a_job_gives_its_compile_back(rig: Rig) -> None:
     of = accounts(compiles_per_minute=2)
     rig.engines.failure = errors.server_draining()
     with pytest.raises(WasmkilnError):
-        await rig.service.compile(asked(3, of.of(CI)))
+        await rig.compiler.compile(asked(3, of.of(CI)))
     await settled()
     assert used(of) == {}  # The double of the engines runs no job.
 
 
 async def test_a_load_is_charged_what_it_stores(rig: Rig) -> None:
     of = accounts(bytes_kept=10**6, bytes_in_flight=10**6)
-    request = LoadRequest(CORE, terms=Terms(Waiter("ci"), account=of.of(CI)))
-    await rig.modules.load(request)
+    request = Request(wasm=CORE, terms=Terms(Waiter("ci"), account=of.of(CI)))
+    await rig.compiler.load(request)
     assert used(of) == {"bytes_kept": len(CORE)}
-    await rig.modules.load(LoadRequest(CORE, terms=Terms(Waiter("ci"), account=of.of(CI))))
+    await rig.compiler.load(Request(wasm=CORE, terms=Terms(Waiter("ci"), account=of.of(CI))))
     assert used(of) == {"bytes_kept": len(CORE)}, "it was loaded already"

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 from wasmkilnd import errors
+from wasmkilnd.compile import Request
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.flights import WaitBudget
 from wasmkilnd.model import (
     CacheKey,
     Origin,
 )
-from wasmkilnd.requests import CompileRequest, LoadRequest, WantedArtifact
 
 from tests.unit.services import (
     COMPONENT,
@@ -78,7 +78,7 @@ async def test_other_daemons_learn_of_a_refusal_before_it_is_explained(rig: Rig)
         return errors.module_invalid("usual-1", "bad", 8)
 
     rig.engines.refusal = refusal
-    assert (await refused(rig.service.compile(CompileRequest(wasm=CORE)))).message
+    assert (await refused(rig.compiler.compile(Request(wasm=CORE)))).message
     assert claim.said[-1] == "explained"
 
 
@@ -91,7 +91,7 @@ async def test_a_job_gives_its_worker_back_while_another_daemon_compiles(rig: Ri
         return False
 
     claim.wait_for_others = wait_for_others  # type: ignore[method-assign]
-    assert (await rig.service.compile(CompileRequest(wasm=CORE))).origin is Origin.COMPILED
+    assert (await rig.compiler.compile(Request(wasm=CORE))).origin is Origin.COMPILED
     assert rig.engines.compiles == 1
 
 
@@ -107,14 +107,14 @@ async def test_a_claim_names_its_engine(rig: Rig, accept_fast: bool) -> None:
         yield Claim()
 
     rig.fleet.claim = claimed  # type: ignore[method-assign]
-    served = await rig.service.compile(CompileRequest(wasm=CORE, accept_fast=accept_fast))
+    served = await rig.compiler.compile(Request(wasm=CORE, accept_fast=accept_fast))
     assert named[0] == served.artifact.key.engine_id == served.artifact.spec.engine.id
 
 
 async def test_an_unusable_artifact_of_another_daemon_is_compiled_here(rig: Rig) -> None:
     claim = Claim(takes=[False, True], stored=[True])
     contest(rig, claim)
-    assert (await rig.service.compile(CompileRequest(wasm=CORE))).origin is Origin.COMPILED
+    assert (await rig.compiler.compile(Request(wasm=CORE))).origin is Origin.COMPILED
     assert claim.said == ["ignored others", "ended"]
 
 
@@ -152,11 +152,11 @@ async def test_one_call_spends_one_budget_on_the_shared_tier(
         assert len(made) == 1
         return [name for name, _ in spent]
 
-    sha256 = (await rig.modules.load(LoadRequest(COMPONENT))).module.sha256
-    assert await asked_by(rig.modules.load(LoadRequest(COMPONENT))) == ["get_module", "check"]
+    sha256 = (await rig.compiler.load(Request(wasm=COMPONENT))).module.sha256
+    assert await asked_by(rig.compiler.load(Request(wasm=COMPONENT))) == ["get_module", "check"]
     rig.engines.failure = errors.compile_timeout("usual-1", "compiling", 30)
-    compiling = rig.service.compile(CompileRequest(sha256=sha256))
+    compiling = rig.compiler.compile(Request(sha256=sha256))
     looks = ["get", "get_module", "get", "claim", "check", "report"]
     assert await asked_by(compiling) == looks
-    finding = rig.modules.find_missing([WantedArtifact(sha256)])
+    finding = rig.compiler.find_missing([Request(sha256)])
     assert await asked_by(finding) == ["held", "held"]

@@ -7,9 +7,9 @@ import hashlib
 
 import pytest
 from wasmkilnd import errors
+from wasmkilnd.compile import Request, Terms
 from wasmkilnd.errors import Reason
 from wasmkilnd.flights import Waiter
-from wasmkilnd.requests import CompileRequest, LoadRequest, Terms
 
 from tests.unit.services import (
     CORE,
@@ -27,12 +27,12 @@ def rig() -> Rig:
 async def test_a_flight_without_callers_is_dropped_unless_it_is_kept(rig: Rig) -> None:
     rig.engines.release.clear()
     rig.engines.keep = False
-    call = asyncio.create_task(rig.service.compile(CompileRequest(wasm=CORE)))
+    call = asyncio.create_task(rig.compiler.compile(Request(wasm=CORE)))
     await rig.engines.started.wait()
     call.cancel()
     await asyncio.sleep(0)
-    assert rig.service.flights == 0
-    await rig.service.settle(5)
+    assert len(rig.compiler.flights) == 0
+    await rig.compiler.flights.settle(5)
     assert rig.memory.usage().entries == 0
 
 
@@ -41,10 +41,10 @@ async def test_a_call_that_waits_holds_no_module(rig: Rig) -> None:
     rig.engines.release.clear()
     released: list[int] = []
     orders = [
-        CompileRequest(wasm=CORE, terms=Terms(A, lambda number=n: released.append(number)))  # type: ignore[misc]
+        Request(wasm=CORE, terms=Terms(A, lambda number=n: released.append(number)))  # type: ignore[misc]
         for n in range(3)
     ]
-    calls = [asyncio.create_task(rig.service.compile(order)) for order in orders]
+    calls = [asyncio.create_task(rig.compiler.compile(order)) for order in orders]
     await rig.engines.started.wait()
     await asyncio.sleep(0)
     assert released == [0, 1, 2]
@@ -71,21 +71,21 @@ async def test_the_modules_of_all_work_under_way_have_one_limit(rig: Rig) -> Non
     rig.engines.release.clear()
     b = Terms(Waiter("b"))
     calls = [
-        asyncio.create_task(rig.service.compile(CompileRequest(wasm=sized(0), terms=Terms(A)))),
-        asyncio.create_task(rig.modules.load(LoadRequest(sized(1), terms=Terms(A)))),
+        asyncio.create_task(rig.compiler.compile(Request(wasm=sized(0), terms=Terms(A)))),
+        asyncio.create_task(rig.compiler.load(Request(wasm=sized(1), terms=Terms(A)))),
     ]
     await working(rig, compiles=1, validating=1)
     for call in (
-        rig.service.compile(CompileRequest(wasm=sized(2), terms=Terms(A))),
-        rig.modules.load(LoadRequest(sized(2), terms=Terms(A))),
+        rig.compiler.compile(Request(wasm=sized(2), terms=Terms(A))),
+        rig.compiler.load(Request(wasm=sized(2), terms=Terms(A))),
     ):
         failure = await refused(call)
         assert failure.reason is Reason.COMPILE_QUEUE_FULL
         assert failure.metadata["limit"] == "queue"
         assert failure.retry_after_s == 1.0
     # Who joins holds nothing, and there is room for another caller.
-    calls.append(asyncio.create_task(rig.service.compile(CompileRequest(wasm=sized(0), terms=b))))
-    calls.append(asyncio.create_task(rig.service.compile(CompileRequest(wasm=sized(3), terms=b))))
+    calls.append(asyncio.create_task(rig.compiler.compile(Request(wasm=sized(0), terms=b))))
+    calls.append(asyncio.create_task(rig.compiler.compile(Request(wasm=sized(3), terms=b))))
     await working(rig, compiles=2, validating=1)
     rig.engines.release.set()
     await asyncio.gather(*calls)
@@ -93,40 +93,40 @@ async def test_the_modules_of_all_work_under_way_have_one_limit(rig: Rig) -> Non
     rig.engines.failure = errors.module_invalid("usual-1", "bad", 8)
     for _ in range(5):
         assert (
-            await refused(rig.modules.load(LoadRequest(sized(4))))
+            await refused(rig.compiler.load(Request(wasm=sized(4))))
         ).reason is Reason.MODULE_INVALID
-        order = CompileRequest(wasm=sized(4))
-        assert (await refused(rig.service.compile(order))).reason is Reason.MODULE_INVALID
+        order = Request(wasm=sized(4))
+        assert (await refused(rig.compiler.compile(order))).reason is Reason.MODULE_INVALID
 
 
 async def test_a_call_cancelled_at_any_moment_holds_nothing(rig: Rig) -> None:
     rig.engines.release.clear()
     rig.engines.keep = False
     for moment in range(10):
-        call = asyncio.create_task(rig.service.compile(CompileRequest(wasm=sized(moment))))
+        call = asyncio.create_task(rig.compiler.compile(Request(wasm=sized(moment))))
         for _ in range(moment):
             await asyncio.sleep(0)
         call.cancel()
         await asyncio.sleep(0)
-        await rig.service.settle(5)
+        await rig.compiler.flights.settle(5)
     rig.engines.release.set()
-    await rig.service.compile(CompileRequest(wasm=sized(11)))
+    await rig.compiler.compile(Request(wasm=sized(11)))
 
 
 async def test_the_receive_budget_is_released_once_admission_counts_the_module(rig: Rig) -> None:
     rig.engines.release.clear()
     released: list[str] = []
-    load = LoadRequest(sized(0), terms=Terms(A, lambda: released.append("load")))
-    compile_ = CompileRequest(wasm=sized(1), terms=Terms(A, lambda: released.append("compile")))
+    load = Request(wasm=sized(0), terms=Terms(A, lambda: released.append("load")))
+    compile_ = Request(wasm=sized(1), terms=Terms(A, lambda: released.append("compile")))
     calls = [
-        asyncio.create_task(rig.modules.load(load)),
-        asyncio.create_task(rig.service.compile(compile_)),
+        asyncio.create_task(rig.compiler.load(load)),
+        asyncio.create_task(rig.compiler.compile(compile_)),
     ]
     await asyncio.sleep(0.01)
     assert sorted(released) == ["compile", "load"]
     # Not so what finds no room.
-    full = CompileRequest(wasm=sized(2), terms=Terms(A, lambda: released.append("full")))
-    await refused(rig.service.compile(full))
+    full = Request(wasm=sized(2), terms=Terms(A, lambda: released.append("full")))
+    await refused(rig.compiler.compile(full))
     assert len(released) == 2
     rig.engines.release.set()
     await asyncio.gather(*calls)

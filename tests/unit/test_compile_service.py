@@ -7,13 +7,13 @@ import hashlib
 
 import pytest
 from wasmkilnd import errors
+from wasmkilnd.compile import Request
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.flights import WaitBudget
 from wasmkilnd.model import (
     CacheKey,
     Origin,
 )
-from wasmkilnd.requests import CompileRequest, LoadRequest, WantedArtifact
 
 from tests.unit.services import (
     COMPONENT,
@@ -28,8 +28,8 @@ def rig() -> Rig:
 
 
 async def test_a_hit_compiles_nothing(rig: Rig) -> None:
-    first = await rig.service.compile(CompileRequest(wasm=CORE))
-    again = await rig.service.compile(CompileRequest(sha256=first.artifact.module_sha256))
+    first = await rig.compiler.compile(Request(wasm=CORE))
+    again = await rig.compiler.compile(Request(sha256=first.artifact.module_sha256))
     assert again.artifact is first.artifact
     assert (first.origin, again.origin) == (Origin.COMPILED, Origin.MEMORY)
     assert first.queue_time_s == 0.1
@@ -38,41 +38,41 @@ async def test_a_hit_compiles_nothing(rig: Rig) -> None:
 
 
 async def test_skipping_the_look_up_compiles_again(rig: Rig) -> None:
-    await rig.service.compile(CompileRequest(wasm=CORE))
-    again = await rig.service.compile(CompileRequest(wasm=CORE, skip_cache_lookup=True))
+    await rig.compiler.compile(Request(wasm=CORE))
+    again = await rig.compiler.compile(Request(wasm=CORE, skip_cache_lookup=True))
     assert again.origin is Origin.COMPILED
     assert rig.engines.compiles == 2
 
 
 async def test_an_unknown_digest_is_module_not_loaded(rig: Rig) -> None:
     with pytest.raises(WasmkilnError) as failure:
-        await rig.service.compile(CompileRequest(sha256="0" * 64))
+        await rig.compiler.compile(Request(sha256="0" * 64))
     assert failure.value.reason is Reason.MODULE_NOT_LOADED
 
 
 async def test_a_component_by_digest_goes_to_the_engine_that_takes_it(rig: Rig) -> None:
-    loaded = await rig.modules.load(LoadRequest(COMPONENT))
-    served = await rig.service.compile(CompileRequest(sha256=loaded.module.sha256))
+    loaded = await rig.compiler.load(Request(wasm=COMPONENT))
+    served = await rig.compiler.compile(Request(sha256=loaded.module.sha256))
     assert served.artifact.spec.engine.name == "other"
-    again = await rig.service.compile(CompileRequest(sha256=loaded.module.sha256))
+    again = await rig.compiler.compile(Request(sha256=loaded.module.sha256))
     assert again.origin is Origin.MEMORY
-    wanted = [WantedArtifact(loaded.module.sha256), WantedArtifact("1" * 64)]
-    assert await rig.modules.find_missing(wanted) == [1]
+    wanted = [Request(loaded.module.sha256), Request("1" * 64)]
+    assert await rig.compiler.find_missing(wanted) == [1]
 
 
 async def test_a_module_that_does_not_compile_is_not_stored(rig: Rig) -> None:
     rig.engines.failure = errors.module_invalid("usual", "bad", 8)
     with pytest.raises(WasmkilnError):
-        await rig.service.compile(CompileRequest(wasm=CORE))
+        await rig.compiler.compile(Request(wasm=CORE))
     with pytest.raises(WasmkilnError):
-        await rig.modules.load(LoadRequest(CORE))
+        await rig.compiler.load(Request(wasm=CORE))
     assert rig.memory.usage().entries == 0
-    assert rig.service.flights == 0
+    assert len(rig.compiler.flights) == 0
 
 
 async def test_concurrent_calls_share_a_flight_that_outlives_its_callers(rig: Rig) -> None:
     rig.engines.release.clear()
-    calls = [asyncio.create_task(rig.service.compile(CompileRequest(wasm=CORE))) for _ in range(50)]
+    calls = [asyncio.create_task(rig.compiler.compile(Request(wasm=CORE))) for _ in range(50)]
     await rig.engines.started.wait()
     for call in calls[::2]:
         call.cancel()
@@ -86,9 +86,9 @@ async def test_concurrent_calls_share_a_flight_that_outlives_its_callers(rig: Ri
 
 async def test_shutting_down_ends_flights_with_server_draining(rig: Rig) -> None:
     rig.engines.release.clear()
-    call = asyncio.create_task(rig.service.compile(CompileRequest(wasm=CORE)))
+    call = asyncio.create_task(rig.compiler.compile(Request(wasm=CORE)))
     await rig.engines.started.wait()
-    assert await rig.service.settle(0.01) == 1
+    assert await rig.compiler.flights.settle(0.01) == 1
     with pytest.raises(WasmkilnError) as failure:
         await call
     assert failure.value.reason is Reason.SERVER_DRAINING
@@ -98,37 +98,37 @@ async def test_a_module_that_broke_the_compiler_is_refused_the_next_time(rig: Ri
     rig.engines.failure = errors.compile_timeout("usual-1", "compiling", 30)
     for reason in (Reason.COMPILE_TIMEOUT, Reason.MODULE_QUARANTINED, Reason.MODULE_QUARANTINED):
         with pytest.raises(WasmkilnError) as raised:
-            await rig.service.compile(CompileRequest(wasm=CORE, skip_cache_lookup=True))
+            await rig.compiler.compile(Request(wasm=CORE, skip_cache_lookup=True))
         assert raised.value.reason is reason
     assert rig.engines.compiles == 1
     with pytest.raises(WasmkilnError, match="did not finish"):  # Another engine starts clean.
-        await rig.service.compile(CompileRequest(wasm=CORE, engine="other"))
+        await rig.compiler.compile(Request(wasm=CORE, engine="other"))
     rig.engines.failure = None
     await rig.quarantine.release("")
-    assert (await rig.service.compile(CompileRequest(wasm=CORE))).origin is Origin.COMPILED
+    assert (await rig.compiler.compile(Request(wasm=CORE))).origin is Origin.COMPILED
 
 
 async def test_a_component_that_broke_an_engine_is_refused_by_load_and_compile(rig: Rig) -> None:
     rig.engines.failure = errors.compile_timeout("other-1", "validating", 30)
     for reason in (Reason.COMPILE_TIMEOUT, Reason.MODULE_QUARANTINED, Reason.MODULE_QUARANTINED):
         with pytest.raises(WasmkilnError) as raised:
-            await rig.modules.load(LoadRequest(COMPONENT))
+            await rig.compiler.load(Request(wasm=COMPONENT))
         assert raised.value.reason is reason
     with pytest.raises(WasmkilnError, match="is refused for"):
-        await rig.service.compile(CompileRequest(wasm=COMPONENT))
+        await rig.compiler.compile(Request(wasm=COMPONENT))
     # With another target its compile is another matter.
     with pytest.raises(WasmkilnError, match="did not finish"):
-        await rig.service.compile(CompileRequest(wasm=COMPONENT, target="elsewhere"))
+        await rig.compiler.compile(Request(wasm=COMPONENT, target="elsewhere"))
     await rig.quarantine.release("")
     with pytest.raises(WasmkilnError, match="did not finish"):
-        await rig.service.compile(CompileRequest(wasm=COMPONENT))
+        await rig.compiler.compile(Request(wasm=COMPONENT))
     with pytest.raises(WasmkilnError, match="is refused for"):
-        await rig.modules.load(LoadRequest(COMPONENT))
+        await rig.compiler.load(Request(wasm=COMPONENT))
 
 
 async def test_a_module_that_broke_a_compiler_while_its_job_waited_is_refused(rig: Rig) -> None:
     rig.engines.free.clear()
-    waiting = asyncio.create_task(rig.service.compile(CompileRequest(wasm=CORE)))
+    waiting = asyncio.create_task(rig.compiler.compile(Request(wasm=CORE)))
     await rig.engines.started.wait()
     await asyncio.sleep(0.2)
     spec = rig.engines.spec("usual", "", "", {})
@@ -145,11 +145,11 @@ async def test_a_module_that_broke_a_compiler_while_its_job_waited_is_refused(ri
 
 async def test_an_artifact_stored_while_its_job_waited_is_not_compiled_again(rig: Rig) -> None:
     rig.engines.free.clear()
-    waiting = asyncio.create_task(rig.service.compile(CompileRequest(wasm=CORE)))
+    waiting = asyncio.create_task(rig.compiler.compile(Request(wasm=CORE)))
     await rig.engines.started.wait()
     busy, rig.engines.free = rig.engines.free, asyncio.Event()
     rig.engines.free.set()
-    anew = await rig.service.compile(CompileRequest(wasm=CORE, skip_cache_lookup=True))
+    anew = await rig.compiler.compile(Request(wasm=CORE, skip_cache_lookup=True))
     assert anew.origin is Origin.COMPILED
     busy.set()
     assert (await waiting).origin is Origin.MEMORY
@@ -158,9 +158,7 @@ async def test_an_artifact_stored_while_its_job_waited_is_not_compiled_again(rig
 
 async def refused_hits(rig: Rig, **fields: object) -> str:
     async def call() -> None:
-        request = CompileRequest(**fields)  # type: ignore[arg-type]
-        request.restrict_to_hits()
-        await rig.service.compile(request)
+        await rig.compiler.compile(Request(hits_only=True, **fields))  # type: ignore[arg-type]
 
     with pytest.raises(WasmkilnError) as failure:
         await call()
@@ -169,7 +167,7 @@ async def refused_hits(rig: Rig, **fields: object) -> str:
 
 
 async def test_a_caller_for_hits_alone_gets_them_and_has_nothing_compiled(rig: Rig) -> None:
-    sha256 = (await rig.modules.load(LoadRequest(CORE))).module.sha256
+    sha256 = (await rig.compiler.load(Request(wasm=CORE))).module.sha256
     for fields in (
         {"sha256": sha256},
         {"sha256": "0" * 64},
@@ -179,16 +177,15 @@ async def test_a_caller_for_hits_alone_gets_them_and_has_nothing_compiled(rig: R
         assert await refused_hits(rig, **fields) == "compile"
     assert rig.engines.compiles == 0
 
-    await rig.service.compile(CompileRequest(sha256=sha256))
-    request = CompileRequest(sha256=sha256)
-    request.restrict_to_hits()
-    assert (await rig.service.compile(request)).origin is Origin.MEMORY
+    await rig.compiler.compile(Request(sha256=sha256))
+    hit = await rig.compiler.compile(Request(sha256=sha256, hits_only=True))
+    assert hit.origin is Origin.MEMORY
 
 
 async def test_a_caller_for_hits_alone_joins_no_flight(rig: Rig) -> None:
     sha256 = hashlib.sha256(CORE).hexdigest()
     rig.engines.release.clear()
-    other = asyncio.create_task(rig.service.compile(CompileRequest(wasm=CORE)))
+    other = asyncio.create_task(rig.compiler.compile(Request(wasm=CORE)))
     await rig.engines.started.wait()
     assert await refused_hits(rig, sha256=sha256) == "compile"
     rig.engines.release.set()

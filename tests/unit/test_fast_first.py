@@ -7,14 +7,12 @@ import hashlib
 
 import pytest
 from structlog.testing import capture_logs
-from wasmkilnd import compiles_behind, errors
-from wasmkilnd.compiles_behind import BehindSlots, CompilesBehind
+from wasmkilnd import errors
+from wasmkilnd.compile import THE_DAEMON, Request, Served
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.flights import WaitBudget, Waiter
 from wasmkilnd.model import CacheKey, CompileSpec, Origin
-from wasmkilnd.requests import CompileRequest, Served
 
-from tests.doubles.notes import Notes
 from tests.unit.services import CORE, Rig, refused
 
 SHA256 = hashlib.sha256(CORE).hexdigest()
@@ -26,12 +24,12 @@ def rig() -> Rig:
     return Rig()
 
 
-def asking(**fields: object) -> CompileRequest:
-    return CompileRequest(**{"wasm": CORE, "engine": "wasmtime", "accept_fast": True, **fields})  # type: ignore[arg-type]
+def asking(**fields: object) -> Request:
+    return Request(**{"wasm": CORE, "engine": "wasmtime", "accept_fast": True, **fields})  # type: ignore[arg-type]
 
 
 async def compile_fast(rig: Rig, **fields: object) -> Served:
-    return await rig.service.compile(asking(**fields))
+    return await rig.compiler.compile(asking(**fields))
 
 
 def spec_of(rig: Rig) -> CompileSpec:
@@ -40,7 +38,7 @@ def spec_of(rig: Rig) -> CompileSpec:
 
 async def behind_ended(rig: Rig) -> None:
     async with asyncio.timeout(10):
-        while rig.service.behind:  # noqa: ASYNC110 - nothing tells a test
+        while rig.compiler.background:  # noqa: ASYNC110 - nothing tells a test
             await asyncio.sleep(0.001)
 
 
@@ -65,19 +63,19 @@ async def test_an_optimised_artifact_goes_first(rig: Rig) -> None:
     await compile_fast(rig, accept_fast=False)
     found = await compile_fast(rig)
     assert not found.artifact.spec.is_fast
-    assert (rig.engines.compiles, len(rig.service.behind)) == (1, 0)
+    assert (rig.engines.compiles, len(rig.compiler.background)) == (1, 0)
 
 
 @pytest.mark.parametrize("setting", ["winch", "cranelift"])
 async def test_who_names_a_compiler_gets_that_one(rig: Rig, setting: str) -> None:
     await compile_fast(rig, settings={"strategy": setting})
-    assert (rig.engines.compiles, len(rig.service.behind)) == (1, 0)
+    assert (rig.engines.compiles, len(rig.compiler.background)) == (1, 0)
 
 
 async def test_an_engine_without_a_fast_compiler(rig: Rig) -> None:
     rig.engines.has_fast = False
     assert not (await compile_fast(rig)).artifact.spec.is_fast
-    assert len(rig.service.behind) == 0
+    assert len(rig.compiler.background) == 0
 
 
 async def test_a_stored_fast_artifact_is_served_without_its_module(rig: Rig) -> None:
@@ -99,7 +97,7 @@ async def test_for_a_caller_of_hits_alone_nothing_is_compiled_behind(rig: Rig) -
     rig.memory.drop([each for each in rig.memory.artifacts() if each.key == optimised])
     again = await compile_fast(rig, wasm=b"", sha256=SHA256, hits_only=True)
     assert again.artifact is first.artifact
-    assert len(rig.service.behind) == 0
+    assert len(rig.compiler.background) == 0
 
 
 async def test_skipping_the_look_up_compiles_both_anew(rig: Rig) -> None:
@@ -128,7 +126,7 @@ async def test_what_the_fast_compiler_cannot_do_the_optimising_one_does(
     served = await compile_fast(rig)
     assert not served.artifact.spec.is_fast
     assert served.origin is Origin.COMPILED
-    assert len(rig.service.behind) == 0
+    assert len(rig.compiler.background) == 0
     # Strikes count against the fast fingerprint only.
     assert {strike.key.fingerprint for strike in await rig.quarantine.listed()} <= {
         rig.engines.fast(spec_of(rig), {}).fingerprint  # type: ignore[union-attr]
@@ -214,7 +212,7 @@ async def test_the_optimised_compile_survives_the_caller(rig: Rig) -> None:
     call.cancel()  # Its job has begun, so it is finished.
     await asyncio.gather(call, return_exceptions=True)
     rig.engines.release.set()
-    await rig.service.settle()
+    await rig.compiler.flights.settle()
     await behind_ended(rig)
     assert [fast for fast, _ in rig.engines.compiled] == [True, False]
 
@@ -235,14 +233,14 @@ async def test_the_end_of_the_daemon_ends_what_waits_and_what_runs(rig: Rig) -> 
     await compile_fast(rig)
     rig.engines.release.clear()
     await asyncio.sleep(0.01)  # The optimised compile runs, and is kept like any other.
-    rig.service.behind.add("1" * 64, spec_of(rig))
-    assert len(rig.service.behind) == 2
-    await rig.service.end_behind()
-    assert await rig.service.settle(5) == 0
-    assert (len(rig.service.behind), rig.service.flights) == (0, 0)
+    rig.compiler.behind("1" * 64, spec_of(rig))
+    assert len(rig.compiler.background) == 2
+    await rig.compiler.end_behind()
+    assert await rig.compiler.flights.settle(5) == 0
+    assert (len(rig.compiler.background), len(rig.compiler.flights)) == (0, 0)
     assert rig.recorder.behind == ["dropped", "dropped"]
-    rig.service.behind.add("2" * 64, spec_of(rig))
-    assert len(rig.service.behind) == 0
+    rig.compiler.behind("2" * 64, spec_of(rig))
+    assert len(rig.compiler.background) == 0
 
 
 async def test_the_end_of_the_daemon_leaves_a_flight_that_a_caller_joined(rig: Rig) -> None:
@@ -251,71 +249,71 @@ async def test_the_end_of_the_daemon_leaves_a_flight_that_a_caller_joined(rig: R
     await asyncio.sleep(0.01)
     joined = asyncio.create_task(compile_fast(rig, accept_fast=False))
     await asyncio.sleep(0.01)
-    await rig.service.end_behind()
+    await rig.compiler.end_behind()
     rig.engines.release.set()
     assert not (await joined).artifact.spec.is_fast
 
 
 async def test_only_so_many_wait_and_run(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiles_behind, "MAX_WAITING", 2)
+    monkeypatch.setattr("wasmkilnd.compile.MAX_BEHIND", 2)
     await compile_fast(rig)
     rig.engines.release.clear()
     for digit in "1122334":
-        rig.service.behind.add(digit * 64, spec_of(rig))
+        rig.compiler.behind(digit * 64, spec_of(rig))
     async with asyncio.timeout(10):
         while rig.engines.compiles < 2:  # noqa: ASYNC110 - nothing tells a test
             await asyncio.sleep(0.001)
-    assert len(rig.service.behind) == 3  # one that runs, two that wait
+    assert len(rig.compiler.background) == 3  # one that runs, two that wait
     assert rig.recorder.behind == ["dropped"] * 3
     rig.engines.release.set()
     await behind_ended(rig)
     assert sorted(rig.recorder.behind) == ["compiled", *["dropped"] * 3, "failed", "failed"]
 
 
-async def test_namespaces_that_wait_for_a_slot_get_one_in_turn() -> None:
-    slots, took, free = BehindSlots(1), list[str](), asyncio.Event()
+async def test_namespaces_that_wait_for_a_slot_get_one_in_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    greedy, other = Rig(), Rig()
+    took, free = list[str](), asyncio.Event()
+    for rig, name in ((greedy, "greedy"), (other, "other")):
 
-    def namespace(name: str) -> CompilesBehind:
-        async def serve(_: CompileRequest) -> Served:
+        async def serve(_: Request, name: str = name) -> Served:
             took.append(name)
             await free.wait()
             raise CRASH
 
-        return CompilesBehind(serve, lambda _: None, Notes(), slots)
-
-    rig = Rig()
-    greedy, other = namespace("greedy"), namespace("other")
+        monkeypatch.setattr(rig.compiler, "_serve", serve)
+    other.compiler.slots = greedy.compiler.slots
     for digit in "1234":
-        greedy.add(digit * 64, spec_of(rig))
+        greedy.compiler.behind(digit * 64, spec_of(greedy))
     await asyncio.sleep(0.01)
-    other.add("5" * 64, spec_of(rig))
+    other.compiler.behind("5" * 64, spec_of(other))
     await asyncio.sleep(0.01)
     free.set()
-    async with asyncio.timeout(10):
-        while greedy or other:  # noqa: ASYNC110 - nothing tells a test
-            await asyncio.sleep(0.001)
+    await behind_ended(greedy)
+    await behind_ended(other)
     assert took == ["greedy", "greedy", "other", "greedy", "greedy"]
 
 
 async def test_what_the_daemon_makes_ahead_is_behind_all_callers_and_no_call(rig: Rig) -> None:
     await compile_fast(rig, engine="usual", accept_fast=False)
-    ahead = compiles_behind.request_behind_all(SHA256, "wasmtime", "", "", {})
-    assert (await rig.service.behind.make(ahead)).origin is Origin.COMPILED
+    ahead = Request(SHA256, engine="wasmtime", terms=THE_DAEMON)
+    assert (await rig.compiler.ahead(ahead)).origin is Origin.COMPILED
     assert rig.engines.compiled[-1] == (False, {Waiter(background=True, last=True)})
     assert rig.recorder.origins == [Origin.COMPILED]
-    assert (await rig.service.behind.make(ahead)).origin is Origin.MEMORY
+    assert (await rig.compiler.ahead(ahead)).origin is Origin.MEMORY
 
 
 async def test_the_end_of_the_daemon_ends_what_it_makes_ahead_and_frees_the_slot(rig: Rig) -> None:
     await compile_fast(rig, engine="usual", accept_fast=False)
-    ahead = compiles_behind.request_behind_all(SHA256, "wasmtime", "", "", {})
+    ahead = Request(SHA256, engine="wasmtime", terms=THE_DAEMON)
     rig.engines.release.clear()
-    runs, waits = (asyncio.create_task(rig.service.behind.make(ahead)) for _ in range(2))
+    runs, waits = (asyncio.create_task(rig.compiler.ahead(ahead)) for _ in range(2))
     async with asyncio.timeout(10):
         while rig.engines.compiles < 2:  # noqa: ASYNC110 - nothing tells a test
             await asyncio.sleep(0.001)
-    await rig.service.end_behind()
+    await rig.compiler.end_behind()
     for one in (runs, waits):
         assert (await refused(one)).reason is Reason.SERVER_DRAINING
-    assert await rig.service.settle(5) == 0
-    assert (await refused(rig.service.behind.make(ahead))).reason is Reason.SERVER_DRAINING
+    assert await rig.compiler.flights.settle(5) == 0
+    assert (await refused(rig.compiler.ahead(ahead))).reason is Reason.SERVER_DRAINING

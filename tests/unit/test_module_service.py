@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from wasmkilnd.cache.redis_servers import Command
+from wasmkilnd.compile import Request
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import EvictScope
-from wasmkilnd.requests import CompileRequest, LoadRequest, WantedArtifact
 
 from tests.contract.redis_stores import SEALER, site
 from tests.servers.redis_server import binary_of, redis_server
@@ -26,10 +26,10 @@ def rig() -> Rig:
 async def test_a_core_module_of_the_component_engine_is_still_missing_for_the_default(
     rig: Rig,
 ) -> None:
-    served = await rig.service.compile(CompileRequest(wasm=CORE, engine="other"))
+    served = await rig.compiler.compile(Request(wasm=CORE, engine="other"))
     sha256 = served.artifact.module_sha256
-    assert await rig.modules.find_missing([WantedArtifact(sha256)]) == [0]
-    assert await rig.modules.find_missing([WantedArtifact(sha256, engine="other")]) == []
+    assert await rig.compiler.find_missing([Request(sha256)]) == [0]
+    assert await rig.compiler.find_missing([Request(sha256, engine="other")]) == []
 
 
 async def test_find_missing_asks_redis_a_few_times_however_many_keys(
@@ -40,8 +40,8 @@ async def test_find_missing_asks_redis_a_few_times_however_many_keys(
             rig = Rig(at.store, SEALER)
             wanted = []
             for tag in range(50):
-                served = await rig.service.compile(CompileRequest(wasm=COMPONENT + bytes([tag])))
-                wanted.append(WantedArtifact(served.artifact.module_sha256))
+                served = await rig.compiler.compile(Request(wasm=COMPONENT + bytes([tag])))
+                wanted.append(Request(served.artifact.module_sha256))
             await rig.cache.flush(30)
             await rig.memory.evict(EvictScope())
             run, trips = at.link.run, 0
@@ -52,39 +52,33 @@ async def test_find_missing_asks_redis_a_few_times_however_many_keys(
                 return await run(*commands, timeout_s=timeout_s)
 
             monkeypatch.setattr(at.link, "run", counted)
-            assert await rig.modules.find_missing([*wanted, WantedArtifact("1" * 64)]) == [50]
+            assert await rig.compiler.find_missing([*wanted, Request("1" * 64)]) == [50]
             assert 1 <= trips <= 5
 
 
 async def test_load_is_idempotent_and_lists_artifacts_in_memory(rig: Rig) -> None:
-    first = await rig.modules.load(LoadRequest(CORE))
-    await rig.service.compile(CompileRequest(sha256=first.module.sha256))
-    again = await rig.modules.load(LoadRequest(CORE, first.module.sha256))
+    first = await rig.compiler.load(Request(wasm=CORE))
+    await rig.compiler.compile(Request(sha256=first.module.sha256))
+    again = await rig.compiler.load(Request(first.module.sha256, CORE))
     assert (first.already_loaded, again.already_loaded) == (False, True)
     assert [artifact.spec.engine.name for artifact in again.artifacts] == ["usual"]
 
 
 async def test_a_module_has_the_digest_that_its_caller_expects(rig: Rig) -> None:
     right = hashlib.sha256(CORE).hexdigest()
-    assert (await rig.modules.load(LoadRequest(CORE, right))).module.sha256 == right
+    assert (await rig.compiler.load(Request(right, CORE))).module.sha256 == right
     for wrong, reason in (
         ("0" * 64, Reason.DIGEST_MISMATCH),
         ("nonsense", Reason.INVALID_REQUEST),
     ):
         with pytest.raises(WasmkilnError) as refusal:
-            await rig.modules.load(LoadRequest(CORE, wrong))
+            await rig.compiler.load(Request(wrong, CORE))
         assert (refusal.value.reason, refusal.value.field) == (reason, "expected_sha256")
-
-
-async def test_find_missing_refuses_malformed_digests(rig: Rig) -> None:
-    with pytest.raises(WasmkilnError) as failure:
-        await rig.modules.find_missing([WantedArtifact("x")])
-    assert failure.value.reason is Reason.INVALID_REQUEST
 
 
 async def test_callers_of_one_moment_share_one_validation(rig: Rig) -> None:
     rig.engines.release.clear()
-    loads = [asyncio.create_task(rig.modules.load(LoadRequest(CORE))) for _ in range(5)]
+    loads = [asyncio.create_task(rig.compiler.load(Request(wasm=CORE))) for _ in range(5)]
     await asyncio.sleep(0.01)
     assert rig.engines.validating == 1
     rig.engines.release.set()

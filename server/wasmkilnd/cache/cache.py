@@ -77,6 +77,20 @@ class Cache:
         """Return how long one call may wait for the tiers below memory in all, from now on."""
         return WaitBudget(self._call_wait_s)
 
+    def hit(self, key: CacheKey, accept: frozenset[str]) -> Artifact | None:
+        """Return an artifact that memory has as the caller takes it, without waiting.
+
+        None notes nothing: ``get`` does.
+        """
+        began = time.perf_counter()
+        artifact: Artifact | None = self.memory.get(key)
+        if artifact is None or (artifact.encoding and artifact.encoding not in accept):
+            return None
+        self._recorder.tier_lookup("memory", "artifact", "hit", time.perf_counter() - began)
+        if self._redis:
+            self._redis.used(key)
+        return artifact
+
     async def get(
         self, key: CacheKey, budget: WaitBudget, accept: frozenset[str] = frozenset()
     ) -> tuple[Artifact, Origin] | None:
@@ -84,22 +98,14 @@ class Cache:
 
         Its encoding is empty or one of ``accept``. Its frames may be ``coming``.
         """
-        found: tuple[Artifact, Origin] | None
-        if artifact := await self.get_local(key, accept):
-            found = artifact, Origin.MEMORY
-        elif found := await self._look_up(key, budget):
-            artifact = await self._as_accepted(found[0], accept)
-            found = (artifact, found[1]) if artifact else None
-        if found and self._redis:
+        artifact, origin = cast("Artifact | None", self._in_memory(key)), Origin.MEMORY
+        if artifact:
+            artifact = await self._as_accepted(artifact, accept)
+        if artifact is None and (found := await self._look_up(key, budget)):
+            artifact, origin = await self._as_accepted(found[0], accept), found[1]
+        if artifact and self._redis:
             self._redis.used(key)
-        return found
-
-    async def get_local(
-        self, key: CacheKey, accept: frozenset[str] = frozenset()
-    ) -> Artifact | None:
-        """Return the artifact if this daemon's memory has it, and keep it there."""
-        artifact: Artifact | None = self._in_memory(key)
-        return await self._as_accepted(artifact, accept) if artifact else None
+        return (artifact, origin) if artifact else None
 
     def peek(self, key: CacheKey | str) -> Item | None:
         """Return what this daemon's memory has, encoded or not, without counting as use.

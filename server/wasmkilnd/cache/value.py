@@ -75,7 +75,7 @@ _PAYS_BELOW = 0.9
 _LEAST_BYTES = 512
 _UNPACKERS = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "wasmkiln-unpack")
 _AHEAD = 4  # Frames of an artifact in memory that nobody has taken yet.
-# The layer field of a component's preamble, see admission.
+# The layer field of a component's preamble, see compile.admit.
 _PREAMBLE, _COMPONENT_LAYER = b"\0asm", b"\x01\0"
 
 Payload: TypeAlias = "bytes | memoryview"

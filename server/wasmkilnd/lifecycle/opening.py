@@ -11,14 +11,13 @@ from typing import Any
 import structlog
 
 from wasmkilnd.access.tls.files import TlsFiles
-from wasmkilnd.admission import Admission
 from wasmkilnd.cache.embedded import EmbeddedServer, SharedServer
 from wasmkilnd.cache.host_store import HostDirectory
 from wasmkilnd.cache.redis_servers import AccessUnusable
-from wasmkilnd.compiles_behind import BehindSlots
 from wasmkilnd.config.schema import Settings
 from wasmkilnd.config.values.types import NO_ADMIN
 from wasmkilnd.engines.registry import EngineRegistry
+from wasmkilnd.fair_share import FairShare
 from wasmkilnd.lifecycle.auditing import CannotAudit, end_audit, open_target
 from wasmkilnd.lifecycle.engines import served_engines
 from wasmkilnd.lifecycle.listening import (
@@ -151,9 +150,9 @@ class Opening:
             host=HostDirectory(host_options(self._settings.current)),
             engines=engines,
             served_engines=partial(served_engines, engines),
-            admission=Admission(self._limits),
+            held=FairShare(lambda: 2 * self._limits.current.queue_bytes),
             # So that most workers stay free for callers.
-            behind=BehindSlots(max(1, self._settings.current.effective_workers // 2)),
+            slots=asyncio.Semaphore(max(1, self._settings.current.effective_workers // 2)),
             sealer=sealer,
             tracing=self._tracing,
         )

@@ -17,7 +17,7 @@ from typing import Any
 
 import structlog
 
-from wasmkilnd.compiles_behind import request_behind_all
+from wasmkilnd.compile import THE_DAEMON, Request
 from wasmkilnd.engines.names import WarmOrder, WarmOrders
 from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
 from wasmkilnd.model import SWITCHED_OFF, EngineWarmUp
@@ -149,9 +149,9 @@ class WarmUps:
         module_sha256, spec = use
         settings: Mapping[str, str] = dict(spec.settings)
         while True:
-            request = request_behind_all(module_sha256, engine_id, spec.target, spec.cpu, settings)
+            asked = (module_sha256, b"", engine_id, spec.target, spec.cpu, settings)
             try:
-                await opened.tenant.service.behind.make(request)
+                await opened.tenant.compiler.ahead(Request(*asked, terms=THE_DAEMON))
             except WasmkilnError as failure:
                 lost = self._may_come_back(opened, failure)
                 if failure.reason in _AGAIN or (lost and not self._waited_enough(engine_id)):

@@ -2,8 +2,7 @@
 
 One call goes down these files and back: ``calls`` (the guard, request id, log line, errors) →
 ``traffic`` and ``messages`` (read within the limits, check, build the request) →
-``module_service`` (translate) → ``compile_service`` or ``module_service`` outside of this room →
-``traffic`` (send).
+``module_service`` (translate) → ``compile`` outside of this room → ``traffic`` (send).
 
 ====================  =======================================================================
 ``server``            the servers of all addresses, what they serve, and grpc's own limits

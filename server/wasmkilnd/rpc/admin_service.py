@@ -9,12 +9,11 @@ from collections.abc import Callable
 
 from wasmkiln.v1 import admin_service_pb2 as pb
 
-from wasmkilnd.admission import check_sha256
+from wasmkilnd.compile import Tenant, check_sha256
 from wasmkilnd.errors import invalid_request
 from wasmkilnd.model import DrainState
 from wasmkilnd.rpc import messages
 from wasmkilnd.rpc.traffic import Call
-from wasmkilnd.tenant import Tenant
 
 
 class AdminServicer:
@@ -32,7 +31,9 @@ class AdminServicer:
         scope, tier = messages.evict_scope(request)
         call.module, call.engine = scope.module_sha256, scope.engine_id
         call.about["tier"] = tier or "all"
-        evicted, unreachable = await self._tenant(call).modules.evict(scope, tier)
+        tenant = self._tenant(call)
+        scope = await tenant.pins.sparing(scope)
+        evicted, unreachable = await tenant.compiler.cache.evict(scope, tier)
         call.about |= {"artifacts": evicted.artifacts, "modules": evicted.modules}
         return messages.filled(pb.EvictResponse, evicted, unreachable_tiers=unreachable)
 

@@ -33,8 +33,8 @@ from wasmkiln.v1 import admin_service_pb2 as admin
 from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkiln.v1 import types_pb2
 
-from wasmkilnd import model, requests, wire
-from wasmkilnd.admission import check_sha256
+from wasmkilnd import model, wire
+from wasmkilnd.compile import LoadResult, Request, Served, Terms, check_sha256
 from wasmkilnd.engines.advisories import Advisory
 from wasmkilnd.errors import Reason, WasmkilnError, invalid_request, quoted
 from wasmkilnd.slices import in_slices
@@ -230,8 +230,8 @@ class CompileCall:
             check_sha256(sent.sha256, "sha256")
         self.omit_artifact = sent.omit_artifact
         self.inline_limit_bytes = sent.inline_limit_bytes
-        self.request: Callable[[requests.Terms], requests.CompileRequest] = partial(
-            requests.CompileRequest,
+        self.request: Callable[[Terms], Request] = partial(
+            Request,
             *(sent.sha256, sent.module, sent.engine, sent.target, sent.cpu, _settings(sent)),
             *(sent.skip_cache_lookup, sent.accept_host_file, frozenset(sent.accept_encodings)),
             *(sent.accept_fast, False),
@@ -239,7 +239,7 @@ class CompileCall:
         """Return the request with a call's terms."""
 
 
-def wanted(raw: bytes) -> requests.WantedArtifact:
+def wanted(raw: bytes) -> model.CacheKey | Request:
     """Translate a serialized ArtifactKey. Raises INVALID_REQUEST."""
     bound("keys", len(raw), _MAX_KEY_BYTES)
     try:
@@ -247,9 +247,10 @@ def wanted(raw: bytes) -> requests.WantedArtifact:
     except DecodeError:
         raise not_a_message() from None
     settings = _settings(key, "keys.") if len(raw) > MAX_NAME_BYTES else dict(key.settings)
-    return requests.WantedArtifact(
-        key.module_sha256, key.engine, key.target, key.cpu, settings, key.fingerprint
-    )
+    sha256 = check_sha256(key.module_sha256, "keys.module_sha256")
+    if key.fingerprint:
+        return model.CacheKey(sha256, check_sha256(key.fingerprint, "keys.fingerprint"))
+    return Request(sha256, b"", key.engine, key.target, key.cpu, settings)
 
 
 def _settings(sent: pb.CompileRequest | types_pb2.ArtifactKey, where: str = "") -> dict[str, str]:
@@ -346,7 +347,7 @@ class Headers:
         self._kept: weakref.WeakKeyDictionary[model.Artifact, bytes] = weakref.WeakKeyDictionary()
 
     def answer(
-        self, served: requests.Served, *, omit_artifact: bool = False, inline_limit_bytes: int = 0
+        self, served: Served, *, omit_artifact: bool = False, inline_limit_bytes: int = 0
     ) -> SerializedAnswer:
         """Return the answer of a Compile call.
 
@@ -368,7 +369,7 @@ class Headers:
         first = self._message(served, _INLINE_TAG, memoryview(artifact.frames[0])[1:])
         return SerializedAnswer(first, None, size_bytes)
 
-    def _message(self, served: requests.Served, *more: bytes | memoryview) -> bytes:
+    def _message(self, served: Served, *more: bytes | memoryview) -> bytes:
         """Return the serialized CompileResponse whose header has ``more`` fields."""
         kept = self._kept.get(served.artifact)
         if kept is None:
@@ -416,7 +417,7 @@ def _export(item: model.ExternType) -> dict[str, Any]:
     return {"name": item.name, "kind": kind, "type": item.type}
 
 
-def load_response(loaded: requests.LoadResult) -> pb.LoadResponse:
+def load_response(loaded: LoadResult) -> pb.LoadResponse:
     """Return the response of Load."""
     return filled(
         pb.LoadResponse,

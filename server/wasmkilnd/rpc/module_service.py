@@ -13,12 +13,11 @@ from functools import lru_cache
 
 from wasmkiln.v1 import module_service_pb2 as pb
 
+from wasmkilnd.compile import Request, Tenant, Terms
 from wasmkilnd.flights import Waiter
-from wasmkilnd.model import Role
-from wasmkilnd.requests import LoadRequest, Terms, WantedArtifact
+from wasmkilnd.model import CacheKey, Role
 from wasmkilnd.rpc import messages
 from wasmkilnd.rpc.traffic import Call
-from wasmkilnd.tenant import Tenant
 
 # Each caller makes many calls.
 _waiter = lru_cache(maxsize=4096)(Waiter)
@@ -49,10 +48,11 @@ class ModuleServicer:
         """Admit, validate and store a module."""
         messages.bound("engine", len(request.engine.encode()), messages.MAX_NAME_BYTES)
         call.engine = request.engine
-        wanted = LoadRequest(request.module, request.expected_sha256, request.engine, _terms(call))
+        terms = _terms(call)
+        wanted = Request(request.expected_sha256, request.module, request.engine, terms=terms)
         del request  # The call may wait long, and one copy of the module is enough.
         try:
-            loaded = await self._tenant_of(call.identity.namespace).modules.load(wanted)
+            loaded = await self._tenant_of(call.identity.namespace).compiler.load(wanted)
         finally:
             call.module = wanted.sha256
         call.engine = loaded.engine_id
@@ -64,11 +64,10 @@ class ModuleServicer:
         wanted = request.request(_terms(call))
         del request  # The call may wait long, and one copy of the module is enough.
         call.engine, call.about["uploaded"] = wanted.engine, bool(wanted.wasm)
+        wanted.hits_only = Role.COMPILE not in call.identity.roles
         tenant = self._tenant_of(call.identity.namespace)
         try:
-            if Role.COMPILE not in call.identity.roles:
-                wanted.restrict_to_hits()
-            served = await tenant.service.compile(wanted)
+            served = await tenant.compiler.compile(wanted)
         finally:
             call.module = wanted.sha256
         artifact = served.artifact
@@ -102,12 +101,12 @@ class ModuleServicer:
         """
         sent: list[slice] = []
 
-        def wanted() -> Iterator[WantedArtifact]:
+        def wanted() -> Iterator[CacheKey | Request]:
             for start, value, end in messages.keys(request):
                 sent.append(slice(start, end))
                 yield messages.wanted(request[value:end])
 
-        missing = await self._tenant_of(call.identity.namespace).modules.find_missing(wanted())
+        missing = await self._tenant_of(call.identity.namespace).compiler.find_missing(wanted())
         # Keys have the same number in the answer.
         return b"".join(request[sent[index]] for index in missing)
 

@@ -88,7 +88,7 @@ async def test_the_nearest_tier_is_asked_first_and_memory_keeps_what_is_found(
     for each in (one, two):
         assert await tiers.get(each.key) == (each, Origin.MEMORY)
         assert tiers.cache.peek(each.key)
-        assert await tiers.cache.get_local(each.key) is each
+        assert tiers.cache.hit(each.key, frozenset()) is each
     kinds = await tiers.kinds(one.key, two.key)
     assert kinds == dict.fromkeys([one.key, two.key], Kind.CORE_MODULE)
     assert (tiers.host.gets, tiers.far.gets) == asked
@@ -405,7 +405,7 @@ async def test_a_write_that_waits_is_served_though_memory_had_no_room_for_it(
     assert tiers.near.usage().entries == 0
     assert await tiers.kinds(one.key) == {one.key: Kind.CORE_MODULE}
     assert await tiers.missing(one.key) == set()
-    assert await tiers.cache.get_local(one.key) is one
+    assert await tiers.get(one.key) == (one, Origin.MEMORY)
     assert tiers.far.gets == 1  # The write.
     tiers.far.gate.set()
     await tiers.cache.flush(5)
@@ -678,15 +678,19 @@ async def test_memory_keeps_what_arrived_until_somebody_needs_the_bytes(
 
 async def test_a_flight_gets_bytes(packing: PackingTiers) -> None:
     packing.near.put(packed())
-    found = await packing.cache.get_local(SHRUNK.key)
-    assert found
+    found, _ = await packing.found()
     assert same(await arrived(found), SHRUNK)
 
 
 async def test_a_small_artifact_is_decoded_at_once(packing: PackingTiers) -> None:
     small = sealer(OURS).seal(shrinking(2, 60_000))
     packing.near.put(packed(small))
-    assert same(await packing.cache.get_local(small.key), small)
+    assert packing.cache.hit(small.key, frozenset()) is None
+    found = await packing.cache.get(small.key, WaitBudget())
+    assert found
+    assert same(found[0], small)
+    hit = packing.cache.hit(small.key, frozenset())
+    assert hit is found[0]
 
 
 class Slow:

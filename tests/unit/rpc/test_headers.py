@@ -9,6 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 from wasmkiln.v1 import types_pb2
 from wasmkiln.v1.module_service_pb2 import CompileResponse
 from wasmkilnd import wire
+from wasmkilnd.compile import Served
 from wasmkilnd.model import (
     Artifact,
     CompileSpec,
@@ -18,7 +19,6 @@ from wasmkilnd.model import (
     Kind,
     Origin,
 )
-from wasmkilnd.requests import Served
 from wasmkilnd.rpc.messages import Headers, SerializedAnswer, header_of
 
 KIB = 1024

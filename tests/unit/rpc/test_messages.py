@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from google.protobuf import duration_pb2
 from wasmkiln.v1 import admin_service_pb2, module_service_pb2
+from wasmkilnd.compile import LoadResult
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.model import Kind, Module
-from wasmkilnd.requests import LoadResult
 from wasmkilnd.rpc import messages
 
 from tests.unit.rpc.test_headers import ARTIFACT

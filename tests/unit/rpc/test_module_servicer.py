@@ -7,11 +7,13 @@ import threading
 from typing import Any
 
 import pytest
+from wasmkiln.v1 import admin_service_pb2 as admin
 from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkilnd import errors
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.model import Identity, Limits, Role, UnservedEngine
+from wasmkilnd.model import DrainState, Identity, Limits, Role, UnservedEngine
 from wasmkilnd.rpc import messages
+from wasmkilnd.rpc.admin_service import AdminServicer
 from wasmkilnd.rpc.messages import CompileCall
 from wasmkilnd.rpc.module_service import ModuleServicer
 from wasmkilnd.rpc.traffic import PRIORITY_KEY, Call
@@ -125,6 +127,14 @@ async def test_capabilities_are_told_in_one_answer_until_they_change(
     told = told._replace(unserved=[UnservedEngine("wasmtime-1", "it is damaged")])
     assert [each.id for each in (await answer("one")).unserved_engines] == ["wasmtime-1"]
     assert len(built) == 2
+
+
+@pytest.mark.parametrize("call", ["pin", "unpin"])
+async def test_what_is_pinned_is_named_by_its_digest(call: str) -> None:
+    servicer: Any = AdminServicer(Rig().tenant_of, lambda _: DrainState(0, 0, 0))
+    request = (admin.PinRequest if call == "pin" else admin.UnpinRequest)(module_sha256="x")
+    refused = await services.refused(getattr(servicer, call)(request, Call(Context())))
+    assert (refused.reason, refused.field) == (Reason.INVALID_REQUEST, "module_sha256")
 
 
 @pytest.mark.parametrize("background", [False, True])

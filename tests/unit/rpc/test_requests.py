@@ -126,6 +126,14 @@ def test_a_key_is_built_only_if_it_is_as_small_as_one_with_all_settings() -> Non
         messages.wanted(b"\x2a\x00" * 30_000)
 
 
+@pytest.mark.parametrize("field", ["module_sha256", "fingerprint"])
+def test_a_key_has_digests(field: str) -> None:
+    key = types_pb2.ArtifactKey(**{"module_sha256": DIGEST, field: "x"})
+    with pytest.raises(WasmkilnError) as refused:
+        messages.wanted(key.SerializeToString())
+    assert (refused.value.reason, refused.value.field) == (Reason.INVALID_REQUEST, f"keys.{field}")
+
+
 @pytest.mark.parametrize("raw", [b"\x1a\x02w", b"\x1a\x01\xff", b"\x80", b"\x0b"])
 def test_what_is_no_message_is_refused(raw: bytes) -> None:
     for _ in range(2):

@@ -14,9 +14,9 @@ sees of it; an identity without a quota has ``UNLIMITED`` there, which costs a c
 | quota | counted | where |
 |---|---|---|
 | ``calls`` | calls that run | ``rpc.calls`` |
-| ``bytes_in_flight`` | requests, then modules under way | ``rpc.traffic``, ``admission`` |
+| ``bytes_in_flight`` | requests, then modules under way | ``rpc.traffic``, ``compile`` |
 | ``queue_share`` | jobs that wait for a worker, and their modules' bytes | ``engines.scheduling`` |
-| ``compiles_per_minute`` | flights whose job began | ``admission``, ``engines.workers`` |
+| ``compiles_per_minute`` | flights whose job began | ``compile``, ``engines.workers`` |
 | ``cpu_seconds_per_hour`` | the CPU time of its jobs, once they have ended | ``engines.workers`` |
 | ``bytes_kept`` | modules and artifacts that it had stored | the services |
 

@@ -1,0 +1,611 @@
+"""The path of Compile and Load for one namespace, in the order in which it happens.
+
+A Compile call looks into memory at once: a hit waits for nothing. Otherwise it admits a module
+that it brings, looks into all tiers, and joins the flight that makes the artifact. The flight looks
+again, claims the artifact in the fleet, waits for a worker, compiles and stores. No gRPC here.
+
+**Fast code first.** "Optimised" is what a call gets without ``accept_fast``; "fast" is the same but
+for the setting that chooses the engine's fast compiler. What a call with ``accept_fast`` gets,
+where the first case that fits counts:
+
+1. It names the setting itself, or the engine has no fast compiler: as without ``accept_fast``.
+2. It skips the look-up: both are compiled anew, as in case 5.
+3. A tier has the optimised artifact: that one.
+4. A tier has the fast one: that one, and the optimised one is compiled behind. This needs no module
+   in a tier; without one, nothing is compiled behind.
+5. No tier has either: the fast one is compiled now, in a flight like any other. When it is there,
+   the optimised one is compiled behind, even if every caller has left. This holds too while an
+   optimised compile waits or runs: nobody knows how long it takes.
+6. The fast compile fails, and the optimised one may not (``_MAY_SUCCEED_OPTIMISED``): the optimised
+   one, in the same call, as without ``accept_fast``. The failure counts against the fast
+   fingerprint only. So a module in quarantine for the fast compiler goes here at once.
+7. The fast compile fails for a reason that concerns both, such as a full queue or an invalid
+   module: that error.
+
+An optimised compile that fails behind, or that the quarantine refuses, costs no caller anything:
+the fast artifact goes on serving. It is not tried again for a while.
+
+**Admission.** The compile calls of engines accept WebAssembly *text* too, at a cost of seconds and
+gigabytes for a few megabytes: so only bytes with the preamble of a binary get that far.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import time
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+from weakref import WeakValueDictionary
+
+import structlog
+
+from wasmkilnd import errors, model
+from wasmkilnd.account import UNLIMITED, Account
+from wasmkilnd.cache.cache import Cache
+from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.fair_share import FairShare
+from wasmkilnd.flights import Flights, Ticket, WaitBudget, Waiter, Waiters
+from wasmkilnd.model import Artifact, CacheKey, CompileSpec, Kind, Module, Origin
+from wasmkilnd.pins import Pins
+from wasmkilnd.ports import CompiledCode, Engines, Fleet, Recorder
+from wasmkilnd.quarantine import Quarantine
+from wasmkilnd.signing.sealer import Sealer
+from wasmkilnd.slices import in_slices
+from wasmkilnd.usage import Tally
+
+log = structlog.get_logger("wasmkilnd")
+
+V = TypeVar("V")
+
+_MAY_SUCCEED_OPTIMISED = frozenset(
+    {
+        Reason.ENGINE_LACKS_FEATURE,
+        Reason.SETTING_UNKNOWN,  # the engine refuses it together with another setting
+        Reason.COMPILER_CRASHED,
+        Reason.COMPILE_TIMEOUT,
+        Reason.COMPILE_MEMORY_LIMIT,
+        Reason.ARTIFACT_TOO_LARGE,  # fast code is larger
+        Reason.MODULE_QUARANTINED,
+    }
+)
+# A job that waited longer than this for a worker checks the quarantine again: the module may
+# have broken another daemon's compiler meanwhile.
+_RECHECK_QUARANTINE_AFTER_S = 0.1
+MAX_BEHIND = 1000
+"""How many compiles may wait behind; of each, a digest and a spec are kept, and no module."""
+# How long an artifact that could not be made behind is not tried again.
+_PAUSE_S = 60.0
+# How many keys FindMissing looks up at once: this holds the event loop for milliseconds.
+_LOOKED_UP_AT_ONCE = 500
+HASH_INLINE_BYTES = 256 * 1024
+"""Below this size, hashing takes less time than handing the bytes to a thread and back."""
+
+# The magic, two bytes of version, two of layer.
+_KINDS = {b"\0asm\x01\0\0\0": Kind.CORE_MODULE, b"\0asm\x0d\0\x01\0": Kind.COMPONENT}
+_COMPILED_MAGICS = (b"\x7fELF", b"\0wasmer-universal", b"wasmer")
+
+
+# What callers ask for, and what they get.
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """Who makes a call, and what the call holds."""
+
+    waiter: Waiter = field(default_factory=Waiter)
+    release: Callable[[], None] = lambda: None
+    """Frees the room that the request's bytes take in the receive budget. It is called once the
+    call holds no bytes, or its module counts among those being worked on."""
+    account: Account = UNLIMITED
+    """Who pays for the work that the call starts."""
+
+
+THE_DAEMON = Terms(Waiter(background=True, last=True))
+"""Of the daemon's own compiles: callers go first, and so does what they warm."""
+
+
+@dataclass(slots=True)
+class Request:
+    """A call of Compile or Load, or one artifact that FindMissing asks about.
+
+    For Compile, exactly one of ``sha256`` and ``wasm`` is set; for Load, ``sha256`` is what the
+    caller expects. Once the module is admitted, its digest replaces its bytes: a call that waits
+    for another call's compilation does not hold megabytes.
+    """
+
+    sha256: str = ""
+    wasm: bytes = b""
+    engine: str = ""
+    target: str = ""
+    cpu: str = ""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    skip_cache_lookup: bool = False
+    accept_host_file: bool = False
+    """Whether the caller takes a file of the host store instead of the bytes."""
+    accept_encodings: frozenset[str] = frozenset()
+    """How the artifact's bytes may be encoded."""
+    accept_fast: bool = False
+    """Whether the caller takes a fast compiler's artifact until the optimised one is there."""
+    hits_only: bool = False
+    """Whether the caller may have what a tier holds, and nothing compiled for it."""
+    terms: Terms = field(default_factory=Terms)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The result of a Compile call."""
+
+    artifact: Artifact
+    origin: Origin
+    queue_time_s: float = 0.0
+    host_file: model.HostFile | None = None
+    """Where the caller can map the artifact; only if it accepts that."""
+
+
+class LoadResult(NamedTuple):
+    """The result of a Load call."""
+
+    module: Module
+    engine_id: str
+    already_loaded: bool
+    artifacts: Sequence[Artifact]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one flight compiles."""
+
+    module: Module
+    uploaded: bool
+    """Whether the module came with the call, rather than from a tier."""
+    spec: CompileSpec
+    recompile: bool
+    """Whether to compile even if the artifact is stored or another daemon compiles it."""
+    budget: WaitBudget
+    """How long the call that started the flight may still wait for the tiers below memory."""
+
+    @property
+    def key(self) -> CacheKey:
+        """Under what every tier stores the artifact."""
+        return self.spec.key_for(self.module.sha256)
+
+
+@dataclass(eq=False, repr=False)
+class Compiler:
+    """Serves Compile, Load and FindMissing for one namespace. For one event loop."""
+
+    cache: Cache
+    fleet: Fleet
+    engines: Engines
+    sealer: Sealer
+    quarantine: Quarantine
+    recorder: Recorder
+    module_bytes: Callable[[], int]
+    """Returns how large a module may be."""
+    held: FairShare
+    """The bytes of all modules being worked on in all namespaces, whatever that work waits for:
+    another daemon's lease, a worker, or another caller's job."""
+    slots: asyncio.Semaphore
+    """How many compiles that no caller waits for may run at once, those of all namespaces
+    together. It should leave workers for callers."""
+    flights: Flights = field(default_factory=Flights)
+    """The compilations and validations that wait for a worker or run.
+
+    By key and purpose: a caller that wants a new compilation must not join a flight that may
+    return a stored artifact, and callers who load a module share one validation."""
+    background: Flights = field(default_factory=Flights)
+    """The compiles that no caller waits for, each a flight around that of its artifact."""
+    _failed_behind: set[Hashable] = field(default_factory=set)
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _ends: bool = False
+    # A call holds its module until it is served; all calls with one module hold one copy.
+    _copies: WeakValueDictionary[str, Module] = field(default_factory=WeakValueDictionary)
+
+    async def compile(self, request: Request) -> Served:
+        """Return the artifact from the nearest place that has it. Raises the errors of Compile."""
+        served = self._hit(request) or await self._serve(request)
+        if served.origin is Origin.JOINED_FLIGHT:
+            self.recorder.flight_joined()
+        self.recorder.served(served.origin)
+        return served
+
+    async def load(self, request: Request) -> LoadResult:
+        """Admit, validate and store a module. Raises the errors of Load."""
+        budget = self.cache.wait_budget()
+        if expected := request.sha256:
+            check_sha256(expected, "expected_sha256")
+        request.sha256 = ""
+        module = await self._admit(request)
+        if expected not in ("", module.sha256):
+            raise errors.digest_mismatch(expected, module.sha256)
+        engine_id = self.engines.choose(request.engine, module.kind)
+        already_loaded = await self.cache.get_module(module.sha256, budget) is not None
+        spec = self.engines.spec(engine_id, "", "", {})
+        key = spec.key_for(module.sha256)
+
+        async def validate(waiters: Waiters) -> None:
+            watch = self.quarantine.watch(key, spec, budget)
+            await self.engines.validate(engine_id, module, waiters, watch)
+            # Also where it is here already: Redis, where others look, may have lost it.
+            self.cache.put(module)
+            if not already_loaded:
+                waiters.bill.stored(len(module.wasm))
+
+        flight = "validate", key
+        ticket = self._join(flight, engine_id, module, request.terms, validate, arrived=True)
+        await ticket.wait()
+        artifacts = self.cache.memory.artifacts_of(module.sha256)
+        return LoadResult(module, engine_id, already_loaded, artifacts)
+
+    async def find_missing(self, wanted: Iterable[CacheKey | Request]) -> list[int]:
+        """Return the indices of those ``wanted`` that no tier holds, in ascending order.
+
+        There may be many: they are parsed and looked up in slices, so other calls go on.
+        """
+        budget = self.cache.wait_budget()
+        candidates = await in_slices(map(self._keys_of, wanted))
+        missing: list[int] = []
+        for start in range(0, len(candidates), _LOOKED_UP_AT_ONCE):
+            some = candidates[start : start + _LOOKED_UP_AT_ONCE]
+            held = await self.cache.held([usual for usual, *_ in some], budget)
+            # Only the stored artifact tells whether its module is a component.
+            unsure = [key for usual, *others in some if usual not in held for key in others]
+            kinds = await self.cache.held(unsure, budget, kinds=True)
+            missing += [
+                index
+                for index, (usual, *others) in enumerate(some, start)
+                if usual not in held and Kind.COMPONENT not in map(kinds.get, others)
+            ]
+            await asyncio.sleep(0)
+        return missing
+
+    def behind(
+        self, sha256: str, spec: CompileSpec, account: Account = UNLIMITED, *, anew: bool = False
+    ) -> None:
+        """Have a module compiled behind all other work, unless that is going to happen anyway.
+
+        With ``anew``, compile it even if a tier holds the artifact. ``account`` pays for it, so
+        nothing is compiled while that has used up a quota.
+        """
+        flight = spec.key_for(sha256), anew
+        if self._ends or flight in self.background or flight in self._failed_behind:
+            return
+        if (payer := account.behind()) is None:
+            return
+        if len(self.background) + len(self._failed_behind) > MAX_BEHIND:
+            self.recorder.compiled_behind("dropped")
+            return
+        request = Request(
+            *(sha256, b"", spec.engine.id, spec.target, spec.cpu, spec.changed_settings, anew),
+            terms=replace(THE_DAEMON, account=payer),
+        )
+        ticket = self._join_behind(request, flight)
+        ticket.on_end(partial(self._made_behind, flight, request, time.monotonic()))
+
+    async def ahead(self, request: Request) -> Served:
+        """Serve a request of THE_DAEMON behind all other work, and wait for it.
+
+        Raises the errors of Compile, and SERVER_DRAINING once ``end_behind`` was called.
+        """
+        if self._ends:
+            raise errors.server_draining()
+        key = self._spec(request, None).key_for(request.sha256)
+        return await self._join_behind(request, (key, request.skip_cache_lookup)).wait()
+
+    async def end_behind(self) -> None:
+        """End the compiles that no caller waits for, and start no more."""
+        self._ends = True
+        await self.background.settle(0)
+
+    def _hit(self, request: Request) -> Served | None:
+        """Return what memory has for a digest, as the caller takes it."""
+        if not request.sha256 or request.skip_cache_lookup or request.accept_host_file:
+            return None
+        key = self._spec(request, None).key_for(request.sha256)
+        artifact = self.cache.hit(key, request.accept_encodings)
+        return Served(artifact, Origin.MEMORY) if artifact else None
+
+    async def _serve(self, request: Request) -> Served:
+        """Serve what takes more than a look into memory."""
+        budget = self.cache.wait_budget()
+        served = await self._find(request, budget)
+        if isinstance(served, Work):
+            served = await self._compiled(served, request)
+        else:
+            request.terms.release()
+        if request.accept_host_file and not served.host_file:
+            # The host store may have it by now, or be filled. It may have other bytes, too.
+            mapped = await self.cache.host_file(served.artifact.key, budget)
+            if mapped and mapped[0].sha256 == served.artifact.sha256:
+                return replace(served, host_file=mapped[1])
+        return served
+
+    async def _find(self, request: Request, budget: WaitBudget) -> Served | Work:
+        """Look the artifact up; if no tier has it, return what there is to compile."""
+        if request.hits_only and (request.wasm or request.skip_cache_lookup):
+            wish = "upload a module" if request.wasm else "compile a module again"
+            raise errors.only_hits(wish)
+        module = None if request.sha256 else await self._admit(request)
+        uploaded, sha256 = module is not None, request.sha256
+        spec = self._spec(request, module.kind if module else None)
+        if served := await self._look_up(spec, request, budget):
+            return served
+        if module is None and (module := await self.cache.get_module(sha256, budget)):
+            # Only the module tells whether it is a component. For a component, a request that
+            # names no engine may mean another engine than the default.
+            usual, spec = spec, self._spec(request, module.kind)
+            if spec.fingerprint != usual.fingerprint and (
+                served := await self._look_up(spec, request, budget)
+            ):
+                return served
+        if request.hits_only:
+            raise errors.only_hits("compile the module: no cache holds its artifact")
+        if module is None:
+            raise errors.module_not_loaded(sha256)
+        module = self._copies.setdefault(sha256, module)
+        return Work(module, uploaded, spec, request.skip_cache_lookup, budget)
+
+    async def _look_up(
+        self, spec: CompileSpec, request: Request, budget: WaitBudget
+    ) -> Served | None:
+        """Return what a tier has: the optimised artifact, else the fast one if that will do."""
+        if request.skip_cache_lookup:
+            return None
+        fast = self._fast(spec, request)
+        for each in filter(None, (spec, fast)):
+            key, served = each.key_for(request.sha256), None
+            if request.accept_host_file and (mapped := await self.cache.host_file(key, budget)):
+                served = Served(mapped[0], mapped[2], host_file=mapped[1])
+            elif found := await self.cache.get(key, budget, request.accept_encodings):
+                served = Served(*found)
+            if served and each is fast and not request.hits_only:
+                self.behind(request.sha256, spec, request.terms.account)
+            if served:
+                return served
+        return None
+
+    async def _compiled(self, work: Work, request: Request) -> Served:
+        """Return what a flight compiles: the fast artifact, where the caller accepts it."""
+        if fast := self._fast(work.spec, request):
+            try:
+                return await self._fly(replace(work, spec=fast), request.terms, then=work)
+            except WasmkilnError as failure:
+                if failure.reason not in _MAY_SUCCEED_OPTIMISED:
+                    raise
+                about = {"module": work.module.sha256, "engine": fast.engine.id}
+                why = {"reason": failure.reason.value, "cause": failure.message}
+                log.info("fast code not made", **about, **why)
+        return await self._fly(work, request.terms)
+
+    async def _fly(self, work: Work, terms: Terms, *, then: Work | None = None) -> Served:
+        """Join the flight that compiles the artifact, and wait for it.
+
+        When the artifact is there, have that of ``then`` compiled behind, whether or not the
+        caller still waits.
+        """
+        flight, engine_id = (work.key, work.recompile), work.spec.engine.id
+        run = partial(self._compile, work)
+        ticket = self._join(flight, engine_id, work.module, terms, run, arrived=work.uploaded)
+
+        def made(result: Served | Exception) -> None:
+            if then and isinstance(result, Served):
+                self.behind(work.module.sha256, then.spec, terms.account, anew=then.recompile)
+
+        ticket.on_end(made)
+        served = await ticket.wait()
+        return Served(served.artifact, Origin.JOINED_FLIGHT) if ticket.joined else served
+
+    def _join(
+        self,
+        flight: tuple[Hashable, Hashable],
+        engine_id: str,
+        module: Module,
+        terms: Terms,
+        work: Callable[[Waiters], Coroutine[Any, Any, V]],
+        *,
+        arrived: bool,
+    ) -> Ticket[V]:
+        """Join a flight that works on ``module``, or begin it with ``work``.
+
+        Whoever begins it pays, and the module counts as his until it ends. A caller alone may
+        hold as many bytes as the queue of an engine. ``arrived`` tells whether the module came
+        with the call. Raises COMPILE_QUEUE_FULL or QUOTA_EXCEEDED.
+        """
+        waiter, size_bytes = terms.waiter, len(module.wasm)
+        if flight in self.flights:
+            ticket = self.flights.join(flight, waiter, work)
+        else:
+            if self.held.room(waiter.caller) <= 0:
+                raise errors.modules_held(engine_id, self.held.total)
+            compiles = flight[0] != "validate"
+            bill = terms.account.start(size_bytes, compiles=compiles, arrived=arrived)
+            ticket = self.flights.join(flight, waiter, work, bill)
+            self.held.add(waiter.caller, size_bytes)
+            ticket.on_end(lambda _: self.held.add(waiter.caller, -size_bytes))
+            ticket.on_end(lambda _: bill.close())
+        terms.release()
+        return ticket
+
+    async def _compile(self, work: Work, waiters: Waiters) -> Served:
+        """Do the work of a flight."""
+        # Another flight of this key may have ended since the caller looked. Without this
+        # second look, that interleaving would compile the same module twice.
+        if found := await self._stored_here(work):
+            return found
+        async with self.fleet.claim(work.key, work.budget, alone=work.recompile) as claim:
+
+            async def still_needed(queued_s: float) -> bool:
+                if queued_s > _RECHECK_QUARANTINE_AFTER_S:
+                    await self.quarantine.check(work.key, work.budget)
+                stored = not work.recompile and self.cache.peek(work.key)
+                return not stored and await claim.take()
+
+            while True:
+                async with self.quarantine.watch(work.key, work.spec, work.budget):
+                    code = await self.engines.compile(
+                        work.spec, work.module, waiters, ready=still_needed, unless=claim.stored
+                    )
+                if isinstance(code, CompiledCode):
+                    return await self._store(work, code, waiters)
+                if code is not None:
+                    claim.failed()
+                    break
+                # The artifact is stored, or another daemon compiles it. After a few waits the
+                # claim waits for other daemons no more, so this loop ends.
+                if found := await self._stored_here(work):
+                    return found
+                if await claim.wait_for_others():
+                    if stored := await self.cache.get(work.key, work.budget):
+                        return Served(*stored)
+                    # It cannot be used. Without this, each look would find it again.
+                    claim.ignore_others()
+        # The claim has ended, so asking other engines now blocks neither a worker nor another
+        # daemon.
+        raise await code()
+
+    async def _stored_here(self, work: Work) -> Served | None:
+        if work.recompile or not self.cache.peek(work.key):
+            return None
+        found = await self.cache.get(work.key, work.budget)
+        return Served(*found) if found else None
+
+    async def _store(self, work: Work, code: CompiledCode, waiters: Waiters) -> Served:
+        artifact = self.sealer.seal(
+            Artifact(
+                module_sha256=work.module.sha256,
+                kind=work.module.kind,
+                spec=work.spec,
+                sha256=code.code.sha256,
+                size_bytes=code.code.size_bytes,
+                frames=code.code.frames,
+                compile_time_s=code.compile_time_s,
+                imports=tuple(model.ExternType(*row) for row in code.imports),
+                exports=tuple(model.ExternType(*row) for row in code.exports),
+                types_truncated=code.types_truncated,
+            )
+        )
+        if work.uploaded:
+            # The engine accepted the module, which is all that Load would have asked.
+            self.cache.put(work.module)
+        self.cache.put(artifact)
+        stored_bytes = artifact.size_bytes + (len(work.module.wasm) if work.uploaded else 0)
+        waiters.bill.stored(stored_bytes)
+        return Served(artifact, Origin.COMPILED, code.queue_time_s)
+
+    def _join_behind(self, request: Request, flight: Hashable) -> Ticket[Served]:
+        serve = partial(self._serve_in_slot, request, flight)
+        return self.background.join(flight, request.terms.waiter, lambda _: serve())
+
+    async def _serve_in_slot(self, request: Request, flight: Hashable) -> Served:
+        """Serve the daemon's own request in a slot; note how it ended, as calls do for theirs."""
+        async with self._turn:  # One of each namespace asks at a time, so that they take turns.
+            await self.slots.acquire()
+        began_s, origin, reason = time.monotonic(), "", ""
+        try:
+            served = await self._serve(request)
+            origin = "" if served.origin in model.LOCAL_HITS else served.origin.value
+            return served
+        except WasmkilnError as failure:
+            reason = failure.reason.value
+            raise
+        finally:
+            self.slots.release()
+            if origin or reason:
+                about = request.sha256, request.engine, origin, reason
+                self.recorder.compile_ended(*about, time.monotonic() - began_s)
+            if self._ends:
+                # Without this, a job that runs would delay the end of the daemon.
+                self.flights.release(flight)
+
+    def _made_behind(
+        self, flight: Hashable, request: Request, began_s: float, result: Served | Exception
+    ) -> None:
+        about, outcome = {"module": request.sha256, "engine": request.engine}, "dropped"
+        if isinstance(result, Served):
+            origin, seconds = result.origin, round(time.monotonic() - began_s, 3)
+            outcome = "compiled" if origin is Origin.COMPILED else "found"
+            log.info("optimised artifact ready", origin=origin.value, seconds=seconds, **about)
+        elif isinstance(result, WasmkilnError) and result.reason is not Reason.SERVER_DRAINING:
+            outcome = "failed"
+            self._failed_behind.add(flight)
+            forget = self._failed_behind.discard
+            asyncio.get_running_loop().call_later(_PAUSE_S, forget, flight)
+            reason, cause = result.reason.value, result.message
+            log.info("optimised artifact not made", reason=reason, cause=cause, **about)
+        self.recorder.compiled_behind(outcome)
+
+    async def _admit(self, request: Request) -> Module:
+        """Put the module's digest in place of its bytes; hash a large one in a thread."""
+        sent = wasm, limit_bytes = request.wasm, self.module_bytes()
+        large = HASH_INLINE_BYTES < len(wasm) <= limit_bytes
+        module = await asyncio.to_thread(admit, *sent) if large else admit(*sent)
+        request.sha256, request.wasm = module.sha256, b""
+        return self._copies.setdefault(module.sha256, module)
+
+    def _spec(self, request: Request, kind: Kind | None) -> CompileSpec:
+        engine_id = self.engines.choose(request.engine, kind)
+        return self.engines.spec(engine_id, request.target, request.cpu, request.settings)
+
+    def _fast(self, spec: CompileSpec, request: Request) -> CompileSpec | None:
+        """Return the spec of the fast compiler, if the caller accepts it and there is one."""
+        return self.engines.fast(spec, request.settings) if request.accept_fast else None
+
+    def _keys_of(self, wanted: CacheKey | Request) -> list[CacheKey]:
+        """Return the usual key and, if a component would have another one, also that."""
+        if isinstance(wanted, CacheKey):
+            return [wanted]
+        keys = [self._spec(wanted, None).key_for(wanted.sha256)]
+        # A target or setting that only the usual engine has rules out a component.
+        with contextlib.suppress(WasmkilnError):
+            keys.append(self._spec(wanted, Kind.COMPONENT).key_for(wanted.sha256))
+        return list(dict.fromkeys(keys))
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """The services of one namespace: nothing of another's is reachable from here."""
+
+    compiler: Compiler
+    quarantine: Quarantine
+    pins: Pins
+    tally: Tally
+    """Counts how often each artifact is served."""
+
+
+def admit(wasm: bytes, limit_bytes: int) -> Module:
+    """Check size and preamble of ``wasm``. Raises NOT_WASM and MODULE_TOO_LARGE."""
+    if not (kind := _KINDS.get(wasm[:8])):
+        raise errors.not_wasm(_what_it_is_instead(wasm))
+    if len(wasm) > limit_bytes:
+        raise errors.module_too_large(len(wasm), limit_bytes)
+    return Module(hashlib.sha256(wasm).hexdigest(), kind, wasm)
+
+
+def _what_it_is_instead(wasm: bytes) -> str:
+    if not wasm:
+        return "the module is empty: send the bytes of a .wasm file"
+    if wasm.startswith(_COMPILED_MAGICS):
+        return "these bytes are already compiled code: send the module that it was compiled from"
+    if wasm[:64].lstrip().startswith((b"(", b";;")):
+        return "these bytes are WebAssembly text: convert them to a binary first, with wat2wasm"
+    if not wasm.startswith(b"\0asm"):
+        return "these bytes are not a WebAssembly binary: they do not start with \\0asm"
+    if len(wasm) < 8:
+        return "the module ends inside its preamble: it was cut off"
+    return (
+        f"the preamble says version 0x{wasm[4:8][::-1].hex()}: neither a core module of version 1"
+        " nor a component of version 0x0d: build it with current tools"
+    )
+
+
+def check_sha256(digest: str, field: str) -> str:
+    """Return ``digest`` if it is 64 lowercase hexadecimal digits. Raises INVALID_REQUEST."""
+    if not model.SHA256_HEX.fullmatch(digest):
+        raise errors.invalid_request(
+            f"{field} must be a SHA-256 as 64 lowercase hexadecimal digits", field
+        )
+    return digest
