@@ -27,7 +27,7 @@ CRASH = errors.compiler_crashed("e-1", "was ended by SIGSEGV", "", "SIGSEGV")
 KILLED = errors.compiler_crashed("e-1", "was ended by SIGKILL", "", "SIGKILL")
 STARVED = errors.compile_timeout("e-1", "compiling", 30, Fault.UNSURE)
 REFUSED = errors.compile_memory_limit("e-1", 1000, Fault.UNSURE)
-LOST = errors.compiler_crashed("e-1", "lost its worker process twice", "gone")
+LOST = errors.compiler_crashed("e-1", "lost its worker process twice", "", fault=Fault.NONE)
 
 
 class Store:
@@ -122,6 +122,7 @@ async def test_a_module_that_broke_a_compiler_is_refused_by_every_daemon_for_a_w
         errors.server_draining(),
         errors.engine_lacks_feature("e-1", "simd", []),
         errors.worker_unavailable("e-1", "its interpreter is gone"),
+        LOST,
     ],
 )
 async def test_other_failures_are_no_strikes(fleet: Fleet, failure: WasmkilnError) -> None:
@@ -153,7 +154,7 @@ async def test_a_strike_is_forgotten_a_day_after_its_quarantine(fleet: Fleet) ->
     assert (strike.count, strike.left_s) == (1, 600)
 
 
-@pytest.mark.parametrize("failure", [KILLED, LOST, STARVED, REFUSED])
+@pytest.mark.parametrize("failure", [KILLED, STARVED, REFUSED])
 async def test_a_failure_that_may_be_the_machine_s_starts_no_quarantine_at_first(
     fleet: Fleet, failure: WasmkilnError
 ) -> None:

@@ -14,7 +14,7 @@ from wasmkilnd.engines.workers.job_protocol import JobOrder, JobReport
 from wasmkilnd.engines.workers.keeper import keep_filled
 from wasmkilnd.engines.workers.pool import Job, Neighbours, Unless, WorkerPool
 from wasmkilnd.engines.workers.process import JobNotSetUp, OutOfDescriptors, Worker, WorkerDied
-from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.errors import Fault, Reason, WasmkilnError
 from wasmkilnd.flights import Waiter, Waiters
 from wasmkilnd.model import Limits
 from wasmkilnd.reloadable import Reloadable
@@ -412,7 +412,8 @@ async def test_a_job_whose_worker_died_is_next_and_is_tried_twice() -> None:
     await settled()
     assert rig.pool.busy == 1
     await rig.end(WorkerDied("gone"))
-    assert (await refusal(task)).reason is Reason.COMPILER_CRASHED
+    failure = await refusal(task)
+    assert (failure.reason, failure.fault) == (Reason.COMPILER_CRASHED, Fault.NONE)
     rig.workers.append(rig.new())
     await settled()
     await rig.order_of(others)

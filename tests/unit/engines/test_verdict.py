@@ -118,6 +118,8 @@ NO_THREAD = "ThreadPoolBuildError { kind: IOError(Resource temporarily unavailab
         ({"signal": 11}, Fault.MODULE),
         ({"signal": 9, "alone": True}, Fault.UNSURE),
         ({"signal": 9}, Fault.NONE),
+        ({"exit_code": 70, "alone": True}, Fault.UNSURE),
+        ({"exit_code": 70}, Fault.NONE),
         ({"protocol_error": "unknown frame type 9", "signal": 9}, Fault.MODULE),
         ({"result": {"outcome": "fine"}}, Fault.MODULE),
         ({"result": {"outcome": "settings_refused", "message": "no gc"}}, Fault.NONE),
@@ -128,6 +130,14 @@ def test_what_a_job_used_tells_its_own_fault_from_the_machine_s(
 ) -> None:
     with pytest.raises(WasmkilnError) as failure:
         read(**report)
+    assert failure.value.fault is fault
+
+
+@pytest.mark.parametrize(("alone", "fault"), [(True, Fault.UNSURE), (False, Fault.NONE)])
+def test_code_that_did_not_arrive_may_be_the_machine_s(alone: bool, fault: Fault) -> None:
+    report = JobReport(result={"outcome": "ok"}, alone=alone)
+    with pytest.raises(WasmkilnError, match="sent no artifact") as failure:
+        verdict.compiled_code(report, "e-1", 0.0)
     assert failure.value.fault is fault
 
 

@@ -135,7 +135,8 @@ def read(report: JobReport, engine_id: str, what: str, limits: Limits) -> Verdic
 def compiled_code(report: JobReport, engine_id: str, queued_s: float) -> CompiledCode:
     """Return the code that a job with the verdict VALID has made. Raises COMPILER_CRASHED."""
     if report.packed is None:
-        raise errors.compiler_crashed(engine_id, "sent no artifact", cause_line(report.last_words))
+        words, fault = cause_line(report.last_words), _unsure(report)
+        raise errors.compiler_crashed(engine_id, "sent no artifact", words, fault=fault)
     result = _result(report, engine_id)
     return CompiledCode(
         code=report.packed,
@@ -190,7 +191,8 @@ def _no_result(report: JobReport, engine_id: str, limits: Limits) -> errors.Wasm
         name = _name_of(report.signal)
         fault = _unsure(report) if name in errors.FROM_OUTSIDE else Fault.MODULE
         return errors.compiler_crashed(engine_id, f"was ended by {name}", words, name, fault)
-    return errors.compiler_crashed(engine_id, f"ended with exit code {report.exit_code}", words)
+    how = f"ended with exit code {report.exit_code}"
+    return errors.compiler_crashed(engine_id, how, words, fault=_unsure(report))
 
 
 def _no_memory(

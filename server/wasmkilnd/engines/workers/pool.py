@@ -259,8 +259,9 @@ class WorkerPool:
                 log.warning("worker died under a job", engine=self.engine_id, cause=str(death))
                 tries -= 1
                 if not tries:
+                    how, fault = "lost its worker process twice", errors.Fault.NONE
                     raise errors.compiler_crashed(
-                        self.engine_id, "lost its worker process twice", str(death)
+                        self.engine_id, how, str(death), fault=fault
                     ) from None
             else:
                 if report.signal == signal.SIGSYS:
