@@ -362,9 +362,9 @@ class Compiler:
                 served = Served(mapped[0], mapped[2], host_file=mapped[1])
             elif found := await self.cache.get(key, budget, request.accept_encodings):
                 served = Served(*found)
-            if served and each is fast and not request.hits_only:
-                self.behind(request.sha256, spec, request.terms.account)
             if served:
+                if each is fast and not request.hits_only:
+                    self.behind(request.sha256, spec, request.terms.account)
                 return served
         return None
 
@@ -497,8 +497,8 @@ class Compiler:
         return Served(artifact, Origin.COMPILED, code.queue_time_s)
 
     def _join_behind(self, request: Request, flight: Hashable) -> Ticket[Served]:
-        serve = partial(self._serve_in_slot, request, flight)
-        return self.background.join(flight, request.terms.waiter, lambda _: serve())
+        waiter = request.terms.waiter
+        return self.background.join(flight, waiter, lambda _: self._serve_in_slot(request, flight))
 
     async def _serve_in_slot(self, request: Request, flight: Hashable) -> Served:
         """Serve the daemon's own request in a slot; note how it ended, as calls do for theirs."""

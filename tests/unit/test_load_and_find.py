@@ -1,4 +1,4 @@
-"""Load, FindMissing and Evict over doubles at their ports."""
+"""Load and FindMissing over doubles at their ports."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import hashlib
 
 import pytest
 from wasmkilnd import errors
-from wasmkilnd.compile import Request
+from wasmkilnd.compile import Request, Served
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.flights import WaitBudget
 from wasmkilnd.model import (
@@ -35,6 +35,15 @@ async def test_a_hit_compiles_nothing(rig: Rig) -> None:
     assert first.queue_time_s == 0.1
     assert rig.engines.compiles == 1
     assert rig.recorder.origins == [Origin.COMPILED, Origin.MEMORY]
+
+
+async def test_a_memory_hit_waits_for_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = await rig.compiler.compile(Request(wasm=CORE))
+    monkeypatch.setattr(rig.cache, "wait_budget", None)
+    hit = rig.compiler.compile(Request(sha256=first.artifact.module_sha256))
+    with pytest.raises(StopIteration) as end:
+        hit.send(None)
+    assert end.value.value == Served(first.artifact, Origin.MEMORY)
 
 
 async def test_skipping_the_look_up_compiles_again(rig: Rig) -> None:
