@@ -15,8 +15,8 @@ memory hit only the first of them:
       engines/workers       a worker process for the job: pool, process
 
 Load and FindMissing are in ``compile`` too, Pin, Unpin and ListPins in ``pins``. Each namespace has
-caches and services of its own (``tenants``). ``account`` is who pays
-for what a call uses.
+caches and services of its own (``tenants``). ``quota`` counts what callers may have done in a
+minute or an hour.
 
 | room or file | what it is for |
 |---|---|

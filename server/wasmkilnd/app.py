@@ -13,7 +13,6 @@ from typing import Any
 
 import structlog
 
-from wasmkilnd.access.quotas.accounts import Accounts
 from wasmkilnd.config.load import LoadedSettings
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.lifecycle import descriptors
@@ -43,6 +42,7 @@ from wasmkilnd.lifecycle.vulnerable_engines import prepare_advisories
 from wasmkilnd.lifecycle.watch import follow, stamps_of, watched_files
 from wasmkilnd.model import DrainState
 from wasmkilnd.options import limits_of, traffic_limits
+from wasmkilnd.quota import Quotas
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.admin_service import AdminServicer
 from wasmkilnd.rpc.messages import stats_response
@@ -101,12 +101,8 @@ class Daemon:
         started = Serving(self._settings, self._limits, self._metrics)
         await started.start(found, self._on_stop)
         engines = self._engines = started.registry
-        accounts = Accounts(
-            lambda identity: access.policy.current.quota_of(identity),
-            self._limits,
-            kept_s=settings.cache_ttl_s,
-        )
-        self._metrics.gauges.quotas = accounts.by_kind
+        quotas = Quotas(lambda: access.policy.current.quotas)
+        self._metrics.gauges.quotas = quotas.by_kind
         async with long_step("opening the cache", at_most_s=300.0):
             tenants = self._tenants = await opening.tenants(
                 access.policy.current.namespaces, engines, sealer
@@ -117,7 +113,7 @@ class Daemon:
                 lambda namespace: stats_response(
                     tenants.metrics_of(namespace),
                     namespace,
-                    accounts.readings(namespace),
+                    quotas.readings(namespace),
                     engines.names,
                 ),
                 lambda: started.capabilities(self._version, self._limits.current),
@@ -133,7 +129,7 @@ class Daemon:
             tenants.holds,
             access.guard,
             audit,
-            accounts.of,
+            quotas.of,
             tracing,
         )
         self._metrics.gauges.traffic = usage_of_traffic(rpc.traffic)

@@ -44,7 +44,6 @@ from weakref import WeakValueDictionary
 import structlog
 
 from wasmkilnd import errors, model
-from wasmkilnd.account import UNLIMITED, Account
 from wasmkilnd.cache.cache import Cache
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.fair_share import FairShare
@@ -53,6 +52,7 @@ from wasmkilnd.model import Artifact, CacheKey, CompileSpec, Kind, Module, Origi
 from wasmkilnd.pins import Pins
 from wasmkilnd.ports import CompiledCode, Engines, Fleet, Recorder
 from wasmkilnd.quarantine import Quarantine
+from wasmkilnd.quota import UNLIMITED, Quota
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.slices import in_slices
 from wasmkilnd.usage import Tally
@@ -100,8 +100,8 @@ class Terms:
     release: Callable[[], None] = lambda: None
     """Frees the room that the request's bytes take in the receive budget. It is called once the
     call holds no bytes, or its module counts among those being worked on."""
-    account: Account = UNLIMITED
-    """Who pays for the work that the call starts."""
+    quota: Quota = UNLIMITED
+    """Where the work that the call starts counts."""
 
 
 THE_DAEMON = Terms(Waiter(background=True, last=True))
@@ -233,10 +233,10 @@ class Compiler:
             # Also where it is here already: Redis, where others look, may have lost it.
             self.cache.put(module)
             if not already_loaded:
-                waiters.bill.stored(len(module.wasm))
+                waiters.quota.stored(len(module.wasm))
 
         flight = "validate", key
-        ticket = self._join(flight, engine_id, module, request.terms, validate, arrived=True)
+        ticket = self._join(flight, engine_id, module, request.terms, validate)
         await ticket.wait()
         artifacts = self.cache.memory.artifacts_of(module.sha256)
         return LoadResult(module, engine_id, already_loaded, artifacts)
@@ -264,24 +264,22 @@ class Compiler:
         return missing
 
     def behind(
-        self, sha256: str, spec: CompileSpec, account: Account = UNLIMITED, *, anew: bool = False
+        self, sha256: str, spec: CompileSpec, quota: Quota = UNLIMITED, *, anew: bool = False
     ) -> None:
         """Have a module compiled behind all other work, unless that is going to happen anyway.
 
-        With ``anew``, compile it even if a tier holds the artifact. ``account`` pays for it, so
-        nothing is compiled while that has used up a quota.
+        With ``anew``, compile it even if a tier holds the artifact. It counts in ``quota``, and
+        is not compiled while that is used up.
         """
         flight = spec.key_for(sha256), anew
         if self._ends or flight in self.background or flight in self._failed_behind:
-            return
-        if (payer := account.behind()) is None:
             return
         if len(self.background) + len(self._failed_behind) > MAX_BEHIND:
             self.recorder.compiled_behind("dropped")
             return
         request = Request(
             *(sha256, b"", spec.engine.id, spec.target, spec.cpu, spec.changed_settings, anew),
-            terms=replace(THE_DAEMON, account=payer),
+            terms=replace(THE_DAEMON, quota=quota),
         )
         ticket = self._join_behind(request, flight)
         ticket.on_end(partial(self._made_behind, flight, request, time.monotonic()))
@@ -364,7 +362,7 @@ class Compiler:
                 served = Served(*found)
             if served:
                 if each is fast and not request.hits_only:
-                    self.behind(request.sha256, spec, request.terms.account)
+                    self.behind(request.sha256, spec, request.terms.quota)
                 return served
         return None
 
@@ -389,11 +387,11 @@ class Compiler:
         """
         flight, engine_id = (work.key, work.recompile), work.spec.engine.id
         run = partial(self._compile, work)
-        ticket = self._join(flight, engine_id, work.module, terms, run, arrived=work.uploaded)
+        ticket = self._join(flight, engine_id, work.module, terms, run)
 
         def made(result: Served | Exception) -> None:
             if then and isinstance(result, Served):
-                self.behind(work.module.sha256, then.spec, terms.account, anew=then.recompile)
+                self.behind(work.module.sha256, then.spec, terms.quota, anew=then.recompile)
 
         ticket.on_end(made)
         served = await ticket.wait()
@@ -406,14 +404,12 @@ class Compiler:
         module: Module,
         terms: Terms,
         work: Callable[[Waiters], Coroutine[Any, Any, V]],
-        *,
-        arrived: bool,
     ) -> Ticket[V]:
         """Join a flight that works on ``module``, or begin it with ``work``.
 
-        Whoever begins it pays, and the module counts as his until it ends. A caller alone may
-        hold as many bytes as the queue of an engine. ``arrived`` tells whether the module came
-        with the call. Raises COMPILE_QUEUE_FULL or QUOTA_EXCEEDED.
+        Whoever begins it has it in his quota, and the module counts as his until it ends. A
+        caller alone may hold as many bytes as the queue of an engine. Raises COMPILE_QUEUE_FULL
+        or QUOTA_EXCEEDED.
         """
         waiter, size_bytes = terms.waiter, len(module.wasm)
         if flight in self.flights:
@@ -421,12 +417,10 @@ class Compiler:
         else:
             if self.held.room(waiter.caller) <= 0:
                 raise errors.modules_held(engine_id, self.held.total)
-            compiles = flight[0] != "validate"
-            bill = terms.account.start(size_bytes, compiles=compiles, arrived=arrived)
-            ticket = self.flights.join(flight, waiter, work, bill)
+            terms.quota.compile()
+            ticket = self.flights.join(flight, waiter, work, terms.quota)
             self.held.add(waiter.caller, size_bytes)
             ticket.on_end(lambda _: self.held.add(waiter.caller, -size_bytes))
-            ticket.on_end(lambda _: bill.close())
         terms.release()
         return ticket
 
@@ -493,7 +487,7 @@ class Compiler:
             self.cache.put(work.module)
         self.cache.put(artifact)
         stored_bytes = artifact.size_bytes + (len(work.module.wasm) if work.uploaded else 0)
-        waiters.bill.stored(stored_bytes)
+        waiters.quota.stored(stored_bytes)
         return Served(artifact, Origin.COMPILED, code.queue_time_s)
 
     def _join_behind(self, request: Request, flight: Hashable) -> Ticket[Served]:

@@ -25,8 +25,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from wasmkilnd.account import FREE, Bill
 from wasmkilnd.errors import TierUnavailable, WasmkilnError, forget_frames, server_draining
+from wasmkilnd.quota import UNLIMITED, Quota
 
 V = TypeVar("V")
 
@@ -56,8 +56,8 @@ class Waiters:
     unless it is ``kept``: a job that has begun is finished, and its artifact stored.
     """
 
-    bill: Bill = FREE
-    """Who pays for the work: the one that started it."""
+    quota: Quota = UNLIMITED
+    """Where the work counts: that of the caller who started it."""
     drop: Callable[[], object] = lambda: None
     """Ends the work."""
     kept: bool = False
@@ -65,9 +65,9 @@ class Waiters:
     """How many calls of each caller wait."""
 
     @classmethod
-    def of(cls, waiter: Waiter, bill: Bill = FREE) -> Waiters:
+    def of(cls, waiter: Waiter) -> Waiters:
         """Return the waiters of work that only ``waiter`` waits for, and that ends with it."""
-        return cls(bill, waiting=Counter((waiter,)))
+        return cls(waiting=Counter((waiter,)))
 
     def leave(self, waiter: Waiter) -> None:
         """Remove a call; drop the work if it was the last and the work is not kept."""
@@ -137,16 +137,16 @@ class Flights:
         key: Hashable,
         waiter: Waiter,
         work: Callable[[Waiters], Coroutine[Any, Any, V]],
-        bill: Bill = FREE,
+        quota: Quota = UNLIMITED,
     ) -> Ticket[V]:
         """Join the flight of ``key``; start it with ``work`` if there is none.
 
-        ``waiter`` waits for it until the ticket's ``wait`` ends. ``bill`` pays for a flight that
-        this starts.
+        ``waiter`` waits for it until the ticket's ``wait`` ends. A flight that this
+        starts counts in ``quota``.
         """
         if not (joined := key in self._flights):
             # At once: a caller that comes now must not join a flight that is ending.
-            waiters = Waiters(bill, lambda: self._free(key, task) and task.cancel())
+            waiters = Waiters(quota, lambda: self._free(key, task) and task.cancel())
             task = asyncio.create_task(_outcome(work(waiters)))
             self._flights[key] = task, waiters
             self._tasks.add(task)

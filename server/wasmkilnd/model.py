@@ -110,7 +110,7 @@ ANYBODY = Identity("", ALL_ROLES)
 """Every caller of a daemon that asks for no identity."""
 
 
-# What a policy gives a namespace and an identity beyond roles.
+# What a policy gives a namespace.
 
 NAMESPACE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 """Names of namespaces, other than that of the default one."""
@@ -122,24 +122,6 @@ class NamespaceLimits:
 
     memory_bytes: int | None = None
     host_store_bytes: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class QuotaLimits:
-    """The most that one identity may use; None for no limit."""
-
-    name: str
-    """Its name in the policy: a bounded label of metrics."""
-    calls: int | None = None
-    """At once."""
-    bytes_in_flight: int | None = None
-    """Of requests that arrive, and of modules under way."""
-    queue_share: float | None = None
-    """Of an engine's queue, above 0 and at most 1."""
-    compiles_per_minute: float | None = None
-    cpu_seconds_per_hour: float | None = None
-    bytes_kept: int | None = None
-    """In the tiers."""
 
 
 # Modules, artifacts, and what identifies them.
@@ -616,7 +598,7 @@ class QuotaReading:
 
     identity: str
     kind: str
-    """The quota's name in the policy, such as ``calls``."""
+    """The quota's name in the policy, such as ``calls_per_minute``."""
     used: float
     limit: float
     refused: int

@@ -159,7 +159,7 @@ def test_a_broken_policy_keeps_no_revoked_token(lean_state_dir: Path, tmp_path: 
             assert "files read again" not in daemon.log
 
 
-SLIP = f"[quota.small]\ncalls = {'9' * 5000}\n"
+SLIP = f"[quota.small]\ncalls_per_minute = {'9' * 5000}\n"
 
 
 def test_a_slip_in_the_policy_keeps_nothing_else_from_being_read(

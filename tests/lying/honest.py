@@ -113,7 +113,11 @@ ANSWERS: dict[str, Message] = {
         namespace="team-a",
         pins=1,
         engine_names={"wasmtime": "wasmtime-50.0.1"},
-        quotas=[modules.QuotaUsage(identity="token:ci", quota="calls", used=1, limit=2, refused=1)],
+        quotas=[
+            modules.QuotaUsage(
+                identity="token:ci", quota="calls_per_minute", used=1, limit=2, refused=1
+            )
+        ],
         engine_warm_ups=[
             modules.EngineWarmUp(engine="e", from_engine="d", total=3, done=1, failed=1, ended=True)
         ],

@@ -961,12 +961,11 @@ type QuotaUsage struct {
 	sizeCache     protoimpl.SizeCache
 	unknownFields protoimpl.UnknownFields
 
-	// Empty for those of a namespace together.
+	// Who uses it; never empty.
 	Identity string `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
-	// "calls", "bytes_in_flight", "queue_share", "compiles_per_minute", "cpu_seconds_per_hour" or
-	// "bytes_kept"; more may come.
+	// "calls_per_minute", "compiles_per_minute" or "stored_bytes_per_hour"; more may come.
 	Quota string `protobuf:"bytes,2,opt,name=quota,proto3" json:"quota,omitempty"`
-	// What is used up now, in the quota's unit.
+	// What is used up now, in the quota's unit: it comes back with time.
 	Used float64 `protobuf:"fixed64,3,opt,name=used,proto3" json:"used,omitempty"`
 	// What the quota allows.
 	Limit float64 `protobuf:"fixed64,4,opt,name=limit,proto3" json:"limit,omitempty"`

@@ -40,10 +40,10 @@ def share(part: float) -> str:
 
 
 def amount(number: float, of: str) -> str:
-    """Return how much of a quota: bytes as a size, a share in percent, others as they are."""
-    if of.startswith("bytes") and 0 <= number < _MOST_BYTES:
+    """Return how much of a quota: bytes as a size, others as they are."""
+    if "bytes" in of and 0 <= number < _MOST_BYTES:
         return size(int(number))
-    return share(number) if of.endswith("share") else f"{round(number, 2):.6g}"
+    return f"{round(number, 2):.6g}"
 
 
 def time(duration: Duration) -> str:

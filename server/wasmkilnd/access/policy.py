@@ -11,10 +11,10 @@ from wasmkilnd.model import (
     DEFAULT_NAMESPACE,
     Identity,
     NamespaceLimits,
-    QuotaLimits,
     Role,
     with_included,
 )
+from wasmkilnd.quota import Limits
 
 Claim = str | int | bool
 Claims = Mapping[str, object]
@@ -75,7 +75,7 @@ class Policy:
     rules: Sequence[Rule] = ()
     namespaces: Mapping[str, NamespaceLimits] = field(default_factory=lambda: MappingProxyType({}))
     """Every namespace that the policy or a token names, beside the default one, by name."""
-    quotas: Mapping[str, QuotaLimits] = field(default_factory=lambda: MappingProxyType({}))
+    quotas: Mapping[str, Limits] = field(default_factory=lambda: MappingProxyType({}))
     """By name."""
 
     def identity(
@@ -100,10 +100,6 @@ class Policy:
     def names(self, name: str) -> bool:
         """Return whether a rule without claims is about the identity ``name``."""
         return any(rule.matches(name, {}) for rule in self.rules)
-
-    def quota_of(self, identity: Identity) -> QuotaLimits | None:
-        """Return the quota of an identity, None if it has none."""
-        return self.quotas.get(identity.quota)
 
 
 def default_policy() -> Policy:

@@ -19,12 +19,20 @@ from pydantic_core import ErrorDetails
 from wasmkilnd.access.policy import Claim, Pattern, Policy, Rule
 from wasmkilnd.access.unusable import AccessUnusable, read
 from wasmkilnd.config.values.toml_text import parse_toml
-from wasmkilnd.config.values.types import Count, Size
-from wasmkilnd.model import NAMESPACE_NAME, NamespaceLimits, QuotaLimits, Role
+from wasmkilnd.config.values.types import Size
+from wasmkilnd.model import NAMESPACE_NAME, NamespaceLimits, Role
 
 _ANONYMOUS = "anonymous"
 _KINDS = ("token:", "spiffe://", "dns:", "jwt:", "unix:")
 _JWT = "jwt:"
+_GONE = {
+    "calls": "write calls_per_minute instead",
+    "bytes_in_flight": "leave it out: each caller has its share of receive_bytes",
+    "queue_share": "leave it out: callers take turns in the queue",
+    "cpu_seconds_per_hour": "write compiles_per_minute instead: compile_cpu_s bounds each",
+    "bytes_kept": "write stored_bytes_per_hour instead",
+}
+"""Quotas of earlier releases, and what to do about them."""
 
 
 def read_policy(path: Path) -> Policy:
@@ -89,7 +97,7 @@ def _role(value: object) -> object:
 _Text: TypeAlias = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 _Identity: TypeAlias = Annotated[str, BeforeValidator(_identity), Field(max_length=2048)]
 _QuotaName: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
-_Number: TypeAlias = Annotated[float, Field(gt=0, le=1e9, strict=False)]
+_Number: TypeAlias = Annotated[float, Field(gt=0, le=1e9, strict=True)]
 
 
 class _Table(BaseModel):
@@ -123,12 +131,9 @@ class _NamespaceTable(_Table):
 
 
 class _QuotaTable(_Table):
-    calls: Annotated[Count, Field(ge=1, le=2**31)] | None = None
-    bytes_in_flight: Size | None = None
-    queue_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    calls_per_minute: _Number | None = None
     compiles_per_minute: _Number | None = None
-    cpu_seconds_per_hour: _Number | None = None
-    bytes_kept: Size | None = None
+    stored_bytes_per_hour: Size | None = None
 
 
 class _File(_Table):
@@ -141,9 +146,7 @@ class _File(_Table):
         for row in self.rule:
             if row.namespace:
                 limits.setdefault(row.namespace, NamespaceLimits())
-        quotas = {
-            name: QuotaLimits(name, **table.model_dump()) for name, table in self.quota.items()
-        }
+        quotas = {name: table.model_dump(exclude_none=True) for name, table in self.quota.items()}
         return Policy([row.rule() for row in self.rule], limits, quotas)
 
 
@@ -181,7 +184,11 @@ def _why(detail: ErrorDetails) -> str:
     if detail["type"] == "value_error":
         return str(detail.get("ctx", {})["error"])
     if detail["type"] == "extra_forbidden":
-        return "the daemon knows no such key"
+        table, *_, key = detail["loc"]
+        gone = _GONE.get(str(key)) if table == "quota" else None
+        return (
+            f"there is no such quota any more: {gone}" if gone else "the daemon knows no such key"
+        )
     return detail["msg"].replace("Input should", "it should")
 
 

@@ -62,6 +62,9 @@ def read_again(settings: Settings, before: Sources) -> tuple[Sources, Sequence[s
         return otherwise
 
     policy = part("the policy", lambda: _policy(settings), before.policy)
+    if (policy.rules, policy.quotas) == (before.policy.rules, before.policy.quotas):
+        # The same object: what identities have used is shown while their quotas are the same.
+        policy = replace(policy, quotas=before.policy.quotas)
     tokens = part("the tokens", lambda: read_tokens(settings.tokens_file), before.tokens)
     web_tokens = part(
         "the keys of JSON Web Tokens",

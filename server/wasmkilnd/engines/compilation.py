@@ -40,7 +40,7 @@ _VALIDATED_BY_COMPILING = frozenset({Kind.COMPONENT})
 # engine that needs more than this for a second opinion gives none.
 _SECOND_OPINION_CPU_S = 2.0
 # The engine was not asked: that says nothing about the module.
-_NOT_ASKED = frozenset({Reason.COMPILE_QUEUE_FULL, Reason.QUOTA_EXCEEDED, Reason.SERVER_DRAINING})
+_NOT_ASKED = frozenset({Reason.COMPILE_QUEUE_FULL, Reason.SERVER_DRAINING})
 
 
 class Compilation:
@@ -167,9 +167,8 @@ class Compilation:
         """Return MODULE_INVALID, or ENGINE_LACKS_FEATURE if another engine accepts the module.
 
         Settings that were ``changed`` may switch a proposal off: then the engine itself is asked
-        too, with its defaults. Raises COMPILE_QUEUE_FULL, QUOTA_EXCEEDED or SERVER_DRAINING where
-        no engine accepts the module and one could not be asked: a verdict without it could be
-        wrong.
+        too, with its defaults. Raises COMPILE_QUEUE_FULL or SERVER_DRAINING where no engine accepts
+        the module and one could not be asked: a verdict without it could be wrong.
         """
         # A refusal is not stored, so stop if no caller waits any more.
         waiters.release()
@@ -220,6 +219,7 @@ class Compilation:
         cpu_s = min(limits.compile_cpu_s, _SECOND_OPINION_CPU_S)
         limits = replace(limits, compile_cpu_s=cpu_s)
         op = "compile" if by_compiling else "validate"
+        waiters.quota.opinion()
         try:
             return await self._ask(other, op, module, limits, waiters)
         except WasmkilnError as failure:

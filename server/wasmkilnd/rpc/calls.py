@@ -25,9 +25,9 @@ from google.protobuf.message import Message
 from grpc import aio
 
 from wasmkilnd import ports
-from wasmkilnd.account import Account, unlimited
 from wasmkilnd.errors import Reason, WasmkilnError, forget_frames
 from wasmkilnd.model import LOCAL_HITS, Entrance, Identity, Origin
+from wasmkilnd.quota import Quota, unlimited
 from wasmkilnd.rpc.messages import (
     CODES,
     DETAILS_KEY,
@@ -77,14 +77,14 @@ class CallRecorder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where calls come in, and who limits, guards, counts, audits, charges and traces them."""
+    """Where calls come in, and who limits, guards, counts, audits and traces them."""
 
     traffic: Traffic
     recorder: CallRecorder
     guard: ports.Guard
     auditor: ports.Auditor
     entrance: Entrance
-    account_of: Callable[[Identity], Account] = unlimited
+    quota_of: Callable[[Identity], Quota] = unlimited
     tracing: ports.Tracing | None = None
     """Follows the calls that were let in; None if nobody does."""
 
@@ -169,7 +169,8 @@ def served(
             ended.entered = True
             if entry.tracing:
                 ended.trace = entry.tracing.begin(method, call.metadata())
-            call.charge_to(entry.account_of(call.identity))
+            call.quota = entry.quota_of(call.identity)
+            call.quota.call()
             return await answer(call)
         except WasmkilnError as failure:
             await _fail(entry, method, call, failure, ended)
@@ -263,7 +264,6 @@ class _Ended:
         entry.traffic.end(call)
         if self.entered:
             self.gate.leave(call.caller)
-        call.account.leave()
         if call.refusal and not self.reason:  # It was cut off at its last message.
             self.code, self.reason = CODES[call.refusal.reason], call.refusal.reason.value
             self.limit = call.refusal.metadata.get("limit", "")

@@ -113,4 +113,4 @@ class ModuleServicer:
 
 def _terms(call: Call) -> Terms:
     """Return a call's priority and release function. Raises INVALID_REQUEST."""
-    return Terms(_waiter(call.caller, call.background), call.release_request, call.account)
+    return Terms(_waiter(call.caller, call.background), call.release_request, call.quota)

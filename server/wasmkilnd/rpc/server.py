@@ -17,10 +17,10 @@ import grpc
 from grpc import aio
 from wasmkiln.v1 import admin_service_pb2, module_service_pb2
 
-from wasmkilnd.account import Account, unlimited
 from wasmkilnd.model import PLAINTEXT, Artifact, Entrance, Identity, TrafficLimits
 from wasmkilnd.network import SocketAccess, is_listening
 from wasmkilnd.ports import Auditor, Guard, Tracing
+from wasmkilnd.quota import Quota, unlimited
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.admin_service import AdminServicer
 from wasmkilnd.rpc.calls import Behavior, CallRecorder, Entry, handler
@@ -133,7 +133,7 @@ class RpcServer:
         in_memory: Callable[[Artifact], bool],
         guard: Guard,
         auditor: Auditor,
-        account_of: Callable[[Identity], Account] = unlimited,
+        quota_of: Callable[[Identity], Quota] = unlimited,
         tracing: Tracing | None = None,
     ) -> None:
         """``in_memory`` tells whether the memory tier holds an artifact."""
@@ -142,7 +142,7 @@ class RpcServer:
         """The largest module that gRPC lets in, whatever a reload sets the limit to."""
         self.traffic = Traffic(limits, message_bytes, in_memory)
         """The limits of calls, for the gauges of what these hold now."""
-        self._entry = Entry(self.traffic, recorder, guard, auditor, PLAINTEXT, account_of, tracing)
+        self._entry = Entry(self.traffic, recorder, guard, auditor, PLAINTEXT, quota_of, tracing)
         self._options = (
             *_OPTIONS,
             ("grpc.max_receive_message_length", message_bytes),
@@ -184,7 +184,7 @@ class RpcServer:
             services = (MODULE_SERVICE, ADMIN_SERVICE) if group.admin else (MODULE_SERVICE,)
             for service in services:
                 self._add(server, service, entry)
-            probes = replace(entry, account_of=unlimited, tracing=None)
+            probes = replace(entry, quota_of=unlimited, tracing=None)
             self._healths.append(add_probes(server, services, probes))
             self._servers.append(server)
         bound = [
@@ -227,7 +227,7 @@ class RpcServer:
         for name, behavior in self._behaviors[service].items():
             asked = _DESCRIBED[service].methods_by_name[name].input_type._concrete_class
             parse = _PARSERS.get(name, asked.FromString)
-            passed = replace(entry, account_of=unlimited) if name == "Drain" else entry
+            passed = replace(entry, quota_of=unlimited) if name == "Drain" else entry
             handlers[name] = grpc.stream_unary_rpc_method_handler(
                 handler(
                     f"/{service}/{name}", parse, behavior, passed, probe=name in _WHILE_DRAINING

@@ -43,10 +43,10 @@ from weakref import WeakValueDictionary
 from grpc import aio
 
 from wasmkilnd import errors, model, wire
-from wasmkilnd.account import UNLIMITED, Account
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.fair_share import FairShare
 from wasmkilnd.network import address_of, host_of
+from wasmkilnd.quota import UNLIMITED, Quota
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.messages import REQUEST_BYTES, SMALL_BYTES
 
@@ -84,8 +84,8 @@ class Call:
     """Where the call came in."""
     identity: model.Identity = model.ANYBODY
     """Who makes the call, once the guard has admitted it."""
-    account: Account = UNLIMITED
-    """Who pays for the call, once it counts as one of theirs."""
+    quota: Quota = UNLIMITED
+    """Where the work that the call starts counts."""
     peer: str = field(init=False)
     """gRPC's name of the other end of the connection."""
     caller: str = field(init=False)
@@ -135,11 +135,6 @@ class Call:
         self.identity = identity
         if identity.name and identity.name != ANONYMOUS:
             self.caller = f"{identity.namespace}/{identity.name}"
-
-    def charge_to(self, account: Account) -> None:
-        """Count the call as one of ``account``, until it leaves. Raises QUOTA_EXCEEDED."""
-        account.enter()
-        self.account = account
 
     def credentials(self) -> model.Credentials:
         """Return what the call brings along to say who makes it."""
@@ -259,13 +254,11 @@ class _Held:
 
     traffic: Traffic
     caller: str
-    account: Account
     size_bytes: int
 
     def __call__(self) -> None:
         if self.size_bytes:
             size_bytes, self.size_bytes = self.size_bytes, 0
-            self.account.release(size_bytes)
             self.traffic.requests.add(self.caller, -size_bytes)
             self.traffic.wake()
 
@@ -322,8 +315,7 @@ class Traffic:
     async def read(self, call: Call, most_bytes: int) -> bytes | None:
         """Return the next message, None after the last; it counts until ``release_request``.
 
-        Raises INVALID_REQUEST if it is too large, and QUOTA_EXCEEDED for what the account may
-        not hold.
+        Raises INVALID_REQUEST if it is too large.
         """
         if self.requests.room(call.caller) <= 0:
             await self._turn(call)
@@ -347,9 +339,8 @@ class Traffic:
                 at_most=most_bytes,
                 size_bytes=size_bytes,
             )
-        call.account.hold(size_bytes)
         self.requests.add(call.caller, size_bytes)
-        call.release_request = _Held(self, call.caller, call.account, size_bytes)
+        call.release_request = _Held(self, call.caller, size_bytes)
         return bytes(message)
 
     @asynccontextmanager
@@ -369,7 +360,6 @@ class Traffic:
         """Count what was built of the request that was read last, beside its bytes."""
         held = call.release_request
         if isinstance(held, _Held):
-            call.account.hold_more(size_bytes)
             self.requests.add(call.caller, size_bytes)
             held.size_bytes += size_bytes
 
@@ -457,7 +447,6 @@ class Traffic:
 
     def _arrived(self, call: Call) -> None:
         self._arriving.add(call.caller, -call.arriving_bytes)
-        call.account.release(call.arriving_bytes)
         call.arriving_bytes = 0
 
     def _hold_unread(self, call: Call, message: bytes) -> None:
@@ -531,7 +520,6 @@ class Traffic:
         try:
             if self._arriving.room(call.caller) < self._message_bytes:
                 self._make_room(call)
-            call.account.hold(self._message_bytes)
         except WasmkilnError as refusal:
             self._cancel(call, refusal)
             return

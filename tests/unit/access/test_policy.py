@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from wasmkilnd.access.policy import Pattern, Policy, Rule, default_policy
-from wasmkilnd.model import ALL_ROLES, QuotaLimits, Role
+from wasmkilnd.model import ALL_ROLES, Role
 
 
 @pytest.mark.parametrize(
@@ -36,14 +36,12 @@ def test_the_first_rule_that_matches_counts_alone() -> None:
             Rule((Pattern("token:a"),), frozenset({Role.METRICS}), "team", "small"),
             Rule((Pattern("token:*"),), ALL_ROLES, "other", "large"),
         ),
-        quotas={"small": QuotaLimits("small", calls=1)},
     )
 
     found = policy.identity("token:a")
 
     assert found.roles == {Role.METRICS}
     assert (found.namespace, found.quota) == ("team", "small")
-    assert policy.quota_of(found) == QuotaLimits("small", calls=1)
     assert policy.identity("token:b").namespace == "other"
     assert policy.identity("jwt:a").roles == frozenset()
 

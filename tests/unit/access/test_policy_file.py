@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from wasmkilnd.access.policy_file import read_policy
 from wasmkilnd.access.unusable import AccessUnusable
-from wasmkilnd.model import NamespaceLimits, QuotaLimits, Role
+from wasmkilnd.model import NamespaceLimits, Role
 
 ALL = """
 [[rule]]
@@ -25,12 +25,11 @@ memory_bytes = "64MiB"
 host_store_bytes = "1GiB"
 
 [quota.small]
-calls = 20
-bytes_in_flight = "64MiB"
-queue_share = 0.25
-compiles_per_minute = 60
-cpu_seconds_per_hour = 600
-bytes_kept = "512MiB"
+calls_per_minute = 20
+compiles_per_minute = 0.5
+stored_bytes_per_hour = "512MiB"
+
+[quota.none]
 """
 
 
@@ -56,9 +55,14 @@ def test_everything_that_a_file_can_say(tmp_path: Path) -> None:
         "team-a": NamespaceLimits(64 * 2**20, 2**30),
         "team-b": NamespaceLimits(),
     }
-    assert found.quota_of(builder) == QuotaLimits(
-        "small", 20, 64 * 2**20, 0.25, 60.0, 600.0, 512 * 2**20
-    )
+    assert found.quotas == {
+        "small": {
+            "calls_per_minute": 20,
+            "compiles_per_minute": 0.5,
+            "stored_bytes_per_hour": 512 * 2**20,
+        },
+        "none": {},
+    }
 
 
 def test_an_empty_file_gives_nobody_anything(tmp_path: Path) -> None:
@@ -83,16 +87,38 @@ TOKEN = '[[rule]]\nidentity = "token:a"\n'
         (f"{TOKEN}quota = 'q'\n[quota.r]", "rule 1: there is no \\[quota.q\\]; there is r"),
         (f"{TOKEN}role = ['read']", "rule 1: role: the daemon knows no such key"),
         (f"{TOKEN}claims = {{ a = 1 }}", "rule 1: claims are those of jwt: identities"),
-        ("[quota.q]\ncalls = 0", "quota.q: calls: it should be greater than or equal to 1"),
-        ("[quota.q]\ncalls = true", "quota.q: calls: True is not a whole number"),
-        ("[quota.q]\nqueue_share = 1.5", "quota.q: queue_share: it should be less than or eq"),
+        (
+            "[quota.q]\ncalls_per_minute = 0",
+            "quota.q: calls_per_minute: it should be greater than 0",
+        ),
+        ("[quota.q]\ncalls_per_minute = true", "quota.q: calls_per_minute: it should be a valid n"),
         ("[quota.q]\ncompiles_per_minute = inf", "quota.q: compiles_per_minute: "),
-        ("[quota.q]\nbytes_kept = 'x'", "quota.q: bytes_kept: 'x' is not a size"),
+        (
+            "[quota.q]\nstored_bytes_per_hour = 'x'",
+            "quota.q: stored_bytes_per_hour: 'x' is not a size",
+        ),
+        ("[quota.q]\nx = 1", "quota.q: x: the daemon knows no such key"),
+        *(
+            (
+                f"[quota.q]\n{gone} = 1",
+                f"quota.q: {gone}: there is no such quota any more: {advice}",
+            )
+            for gone, advice in (
+                ("calls", "write calls_per_minute instead"),
+                ("bytes_in_flight", "leave it out"),
+                ("queue_share", "leave it out"),
+                ("cpu_seconds_per_hour", "write compiles_per_minute instead"),
+                ("bytes_kept", "write stored_bytes_per_hour instead"),
+            )
+        ),
         ("[namespace.A]", "namespace.A: 'A' is no name of a namespace"),
         ("[namespace.'']", "namespace: the default namespace has the sizes of the settings"),
         ("a=" + "[" * 5000 + "]" * 5000, "not valid TOML"),
         (f"a={'9' * 5000}", "not valid TOML: a number does not fit into 64 bits"),
-        (f"[quota.q]\nqueue_share=0x{'f' * 5000}", "not valid TOML: a number does not fit into 64"),
+        (
+            f"[quota.q]\ncalls_per_minute=0x{'f' * 5000}",
+            "not valid TOML: a number does not fit into 64",
+        ),
         (f"a=[{{b={2**63}}}]", "not valid TOML: a number does not fit into 64 bits"),
     ],
 )

@@ -199,7 +199,11 @@ class FakeDaemon(modules_grpc.ModuleServiceServicer, admin_grpc.AdminServiceServ
             engine_names={"wasmtime": "wasmtime-49.0.0"},
             quotas=[
                 modules.QuotaUsage(
-                    identity="token:ci", quota="bytes_kept", used=2**20, limit=2**29, refused=3
+                    identity="token:ci",
+                    quota="stored_bytes_per_hour",
+                    used=2**20,
+                    limit=2**29,
+                    refused=3,
                 )
             ],
             engine_warm_ups=[

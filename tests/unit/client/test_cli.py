@@ -144,7 +144,14 @@ def test_stats(run: Callable[..., Result]) -> None:
     assert result.exit_code == 0, result.output
     for text in ("9.9.9", "75.0%", "embedded up", "memory", "1024.0 GiB", "wasmtime-50.0.1"):
         assert text in result.stdout
-    for text in ("team-a", "token:ci", "bytes_kept", "1.0 MiB", "512.0 MiB", "wasmtime-49.0.0"):
+    for text in (
+        "team-a",
+        "token:ci",
+        "stored_bytes_per_hour",
+        "1.0 MiB",
+        "512.0 MiB",
+        "wasmtime-49.0.0",
+    ):
         assert text in result.stdout
     answer = document(run("stats", "--json"))
     assert answer["uptime_s"] == 90

@@ -27,6 +27,7 @@ from wasmkilnd.model import (
     TargetInfo,
 )
 from wasmkilnd.ports import CompiledCode
+from wasmkilnd.quota import Quota
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.wire import pack
 
@@ -363,10 +364,15 @@ async def test_no_verdict_is_made_of_a_full_queue() -> None:
     assert (await refused(rig.load("old-1"))).reason is Reason.ENGINE_LACKS_FEATURE
 
 
-async def test_an_engine_that_a_quota_keeps_from_being_asked_gives_no_verdict() -> None:
-    full = errors.quota_exceeded("queue_share", "used up", 1.0)
-    rig = Rig({"old-1": (INVALID, INVALID), "new-1": (full, full)})
-    assert (await refused(rig.load("old-1"))).reason is Reason.QUOTA_EXCEEDED
+async def test_each_opinion_counts_as_a_compile_of_who_asked_and_is_not_refused() -> None:
+    rig = Rig({"old-1": (INVALID, INVALID), "new-1": (INVALID, INVALID)})
+    quota = Quota({"compiles_per_minute": 1})
+    quota.compile()
+    waiters = Waiters.of(Waiter())
+    waiters.quota = quota
+    failure = await refused(rig.registry.validate("old-1", MODULE, waiters, rig._watch()))
+    assert failure.reason is Reason.MODULE_INVALID
+    assert quota.used("compiles_per_minute") == pytest.approx(2, abs=0.1)
 
 
 async def test_nobody_is_asked_about_a_load_that_all_have_left() -> None:

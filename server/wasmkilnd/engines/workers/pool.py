@@ -203,16 +203,13 @@ class WorkerPool:
         """Wait for a worker; return False if ``unless`` returns before there is one.
 
         The caller gives the worker back: by ``work``, or by ``decline``. A job that is cancelled
-        leaves the queue. Raises QUOTA_EXCEEDED, WORKER_UNAVAILABLE when no worker starts,
+        leaves the queue. Raises WORKER_UNAVAILABLE when no worker starts,
         SERVER_DRAINING, or COMPILE_QUEUE_FULL: at once, or later to make room for a caller that
         holds less of the queue.
         """
         self._refuse_if_useless()
         if self._start_on_idle(job):
             return True
-        bill, size_bytes = job.waiters.bill, job.order.size_bytes
-        if refusal := bill.no_place_in_queue(self.engine_id, size_bytes, self._retry_s):
-            raise refusal
         self._enqueue(job)
         watching = asyncio.create_task(unless()) if unless else None
         if watching:
@@ -275,14 +272,13 @@ class WorkerPool:
                 await self._wait(job)
 
     async def _work(self, job: Job) -> JobReport:
-        worker, bill, cpu_s, lost = job.worker, job.waiters.bill, 0.0, True
+        worker, lost = job.worker, True
         if worker is None:
             raise LookupError("the job has no worker")
-        bill.job_began()
         self._set_up_failure = ""
         try:
             report = await self._neighbours.run(worker.run(job.order))
-            lost, cpu_s = False, report.cpu_s
+            lost = False
             self._mean_s += (report.elapsed_s - self._mean_s) * _WEIGHT
         except OutOfDescriptors as shortage:
             lost = False
@@ -296,15 +292,13 @@ class WorkerPool:
             self._set_up_failure = str(failure)
             raise
         finally:
-            bill.job_ended(cpu_s)
             self._give_back(job, None if lost else worker)  # A keeper replaces a lost one.
         return report
 
     async def _wait(self, job: Job) -> bool:
         """Wait for a job's worker; return False if the job is withdrawn instead."""
         try:
-            with job.waiters.bill.waiting(self.engine_id, job.order.size_bytes):
-                return await job.granted
+            return await job.granted
         except asyncio.CancelledError:
             if job.worker:  # It got one at the same moment.
                 self._give_back(job, job.worker)

@@ -18,10 +18,7 @@ PREFIX: Final = "wasmkiln_"
 TIERS: Final = ("memory", "host_store", "redis")
 STORED: Final = ("host_store", "redis")
 """The tiers whose values others may have changed, so that the daemon verifies them."""
-QUOTAS: Final = (
-    *("calls", "bytes_in_flight", "queue_share"),
-    *("compiles_per_minute", "cpu_seconds_per_hour", "bytes_kept"),
-)
+QUOTAS: Final = ("calls_per_minute", "compiles_per_minute", "stored_bytes_per_hour")
 OK: Final = "ok"
 ERROR: Final = "error"
 FAILED: Final = "failed"

@@ -1,0 +1,197 @@
+"""Quotas: how much work one identity may have the daemon do, as buckets of tokens.
+
+The policy names quotas and gives them to identities. Each identity with one has buckets of its own:
+a bucket holds as many tokens as its limit says, and gets as many back, evenly, in each period.
+
+=========================  ======================================================================
+``calls_per_minute``       calls of ModuleService and AdminService, taken as they come in
+``compiles_per_minute``    jobs: taken when a call begins one, not for hits, nor for those that join
+``stored_bytes_per_hour``  modules and artifacts, taken once they are stored: so a bucket may get
+                           emptier than empty, and no job begins until it has a token again
+=========================  ======================================================================
+
+Promises: memory is bounded, however many identities there are; a reload changes limits and keeps
+what is used; a quota that is taken out of the policy leaves no figure behind; a restart forgets
+all use; other daemons count for themselves.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final, TypeAlias
+
+from wasmkilnd import errors
+from wasmkilnd.model import DEFAULT_NAMESPACE, Identity, QuotaReading
+
+CALLS: Final = "calls_per_minute"
+COMPILES: Final = "compiles_per_minute"
+STORED: Final = "stored_bytes_per_hour"
+KINDS: Final = (CALLS, COMPILES, STORED)
+"""Every kind of quota, under its name in the policy."""
+MOST_IDENTITIES: Final = 2048
+"""How many identities have buckets; beyond, the one that was seen longest ago is forgotten."""
+MOST_READINGS: Final = 1_000
+
+Limits: TypeAlias = Mapping[str, float]
+"""The tokens in each bucket, by kind. A kind that is missing has no limit."""
+
+_PERIOD_S = {CALLS: 60.0, COMPILES: 60.0, STORED: 3600.0}
+_SAID = {
+    CALLS: ("make another call", "per minute"),
+    COMPILES: ("begin another compilation", "per minute"),
+    STORED: ("store more", "bytes per hour"),
+}
+_LEAST_RETRY_S = 0.1
+_ROUNDING = 1e-9
+
+
+class Quota:
+    """The buckets of one identity. For one event loop; any thread may read."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        refused: Callable[[str], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``refused`` is told the kind of each refusal."""
+        self.limits = limits
+        self.policy: object = None
+        """What the limits were read from."""
+        self.refused: Counter[str] = Counter()
+        self._count_refusal = refused
+        self._clock = clock
+        self._taken: dict[str, tuple[float, float]] = {}  # how many of a kind by when
+
+    def call(self) -> None:
+        """Count a call. Raises QUOTA_EXCEEDED."""
+        if self.limits:
+            self._check(CALLS)
+            self._take(CALLS, 1)
+
+    def compile(self) -> None:
+        """Count a job. Raises QUOTA_EXCEEDED, also while nothing more may be stored."""
+        self._check(STORED)
+        self._check(COMPILES)
+        self._take(COMPILES, 1)
+
+    def opinion(self) -> None:
+        """Count a job more of work that has begun: it is not refused."""
+        self._take(COMPILES, 1)
+
+    def stored(self, size_bytes: int) -> None:
+        """Count a module or an artifact that is stored."""
+        self._take(STORED, size_bytes)
+
+    def used(self, kind: str) -> float:
+        """Return how many tokens have not come back yet."""
+        taken, when_s = self._taken.get(kind, (0.0, 0.0))
+        back = (self._clock() - when_s) * self.limits[kind] / _PERIOD_S[kind]
+        return max(0.0, taken - back)
+
+    def _take(self, kind: str, tokens: float) -> None:
+        if kind in self.limits:
+            self._taken[kind] = self.used(kind) + tokens, self._clock()
+
+    def _check(self, kind: str) -> None:
+        if (limit := self.limits.get(kind)) is None:
+            return
+        # A bucket smaller than one token would never have one.
+        missing = self.used(kind) + 1 - max(1.0, limit)
+        if missing <= _ROUNDING:
+            return
+        self.refused[kind] += 1
+        self._count_refusal(kind)
+        what, unit = _SAID[kind]
+        raise errors.quota_exceeded(
+            kind,
+            f"cannot {what} now: your quota allows {limit:,.12g} {unit}",
+            max(_LEAST_RETRY_S, missing * _PERIOD_S[kind] / limit),
+        )
+
+
+UNLIMITED: Final = Quota({})
+"""That of callers without a quota."""
+
+
+def unlimited(_: Identity) -> Quota:
+    """Return the quota of every identity where there are none."""
+    return UNLIMITED
+
+
+class Quotas:
+    """Finds the quota of a call's identity. For one event loop."""
+
+    def __init__(
+        self,
+        in_force: Callable[[], Mapping[str, Limits]],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        most: int = MOST_IDENTITIES,
+    ) -> None:
+        """``in_force`` returns the quotas by name: another object whenever the policy changed."""
+        self._in_force = in_force
+        self._clock = clock
+        self._most = most
+        # By namespace and name: tokens of two tenants may have the same name.
+        self._known: OrderedDict[tuple[str, str], Quota] = OrderedDict()
+        self._refused: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        """Return of how many identities the use is remembered."""
+        return len(self._known)
+
+    def of(self, identity: Identity) -> Quota:
+        """Return the quota of ``identity``: one without limits if the policy gives it none."""
+        if not identity.quota:
+            return UNLIMITED
+        policy = self._in_force()
+        if (limits := policy.get(identity.quota)) is None:
+            return UNLIMITED
+        key = identity.namespace, identity.name
+        quota = self._known.get(key)
+        if quota is None:
+            quota = self._known[key] = Quota(limits, self._count_refusal, self._clock)
+            if len(self._known) > self._most:
+                self._known.popitem(last=False)
+        else:
+            self._known.move_to_end(key)
+        quota.limits, quota.policy = limits, policy
+        return quota
+
+    def readings(self, namespace: str = DEFAULT_NAMESPACE) -> Sequence[QuotaReading]:
+        """Return what the identities of ``namespace`` have used, 1,000 rows at most.
+
+        In the default namespace, return what all have used. Those that are nearest to their limit
+        come first. An identity that has not called since the policy changed has no row.
+        """
+        rows = (
+            row
+            for where, row in self._rows()
+            if namespace in (DEFAULT_NAMESPACE, where) and (row.used or row.refused)
+        )
+        return heapq.nlargest(MOST_READINGS, rows, key=lambda row: row.ratio)
+
+    def by_kind(self) -> Mapping[str, tuple[float, int]]:
+        """Return for each kind the largest part of a limit in use, and the number of refusals.
+
+        Any thread may read.
+        """
+        largest = dict.fromkeys(KINDS, 0.0)
+        for _, row in self._rows():
+            largest[row.kind] = max(largest[row.kind], row.ratio)
+        return {kind: (largest[kind], self._refused[kind]) for kind in KINDS}
+
+    def _rows(self) -> Iterator[tuple[str, QuotaReading]]:
+        policy = self._in_force()
+        for (namespace, name), quota in list(self._known.items()):
+            if quota.policy is policy:
+                for kind, limit in quota.limits.items():
+                    used, refused = quota.used(kind), quota.refused[kind]
+                    yield namespace, QuotaReading(name, kind, used, limit, refused)
+
+    def _count_refusal(self, kind: str) -> None:
+        self._refused[kind] += 1

@@ -1,0 +1,275 @@
+"""Quotas: what each bucket refuses, what time gives back, who is charged, what Stats reads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.model import ALL_ROLES, Identity, Origin
+from wasmkilnd.quota import KINDS, MOST_READINGS, UNLIMITED, Limits, Quota, Quotas
+from wasmkilnd.requests import CompileRequest, LoadRequest, Terms
+from wasmkilnd.telemetry.metrics.catalogue import QUOTAS
+from wasmkilnd.waiters import Waiter
+
+from tests.doubles.clock import Clock
+from tests.unit.engines.test_pool import settled
+from tests.unit.services import COMPONENT, CORE, Rig
+
+CI = Identity("token:ci", ALL_ROLES, quota="small")
+
+
+class Site:
+    """Quotas under a policy that a test changes, and a clock that it moves."""
+
+    def __init__(self, most: int = 100) -> None:
+        self.clock = Clock()
+        self.policy: dict[str, Limits] = {}
+        self.quotas = Quotas(lambda: self.policy, clock=self.clock, most=most)
+
+    def allow(self, identity: Identity = CI, **limits: float) -> Quota:
+        """Put a policy in force that gives ``identity`` so much, and have it call."""
+        self.policy = {**self.policy, identity.quota: limits}
+        return self.quotas.of(identity)
+
+    def used(self) -> dict[str, float]:
+        return {row.kind: row.used for row in self.quotas.readings()}
+
+
+@pytest.fixture
+def site() -> Site:
+    return Site()
+
+
+def refused(kind: str, act: Callable[[], None]) -> float:
+    """Check that a quota refuses; return how many seconds it says to wait."""
+    with pytest.raises(WasmkilnError) as caught:
+        act()
+    failure = caught.value
+    assert failure.reason is Reason.QUOTA_EXCEEDED
+    assert failure.metadata == {"quota": kind}
+    assert failure.message.startswith("cannot ")
+    assert failure.retry_after_s
+    return failure.retry_after_s
+
+
+def test_the_metrics_know_every_kind() -> None:
+    assert QUOTAS == KINDS
+
+
+def test_an_identity_without_a_quota_has_no_limits(site: Site) -> None:
+    assert site.quotas.of(replace(CI, quota="")) is UNLIMITED
+    assert site.quotas.of(replace(CI, quota="unknown")) is UNLIMITED
+    assert len(site.quotas) == 0
+    for _ in range(1000):
+        UNLIMITED.call()
+        UNLIMITED.compile()
+        UNLIMITED.stored(10**12)
+
+
+def test_calls_come_back_evenly(site: Site) -> None:
+    quota = site.allow(calls_per_minute=2)
+    quota.call()
+    quota.call()
+    assert refused("calls_per_minute", quota.call) == 30
+    site.clock.now_s += 29.9
+    refused("calls_per_minute", quota.call)
+    site.clock.now_s += 0.1
+    quota.call()
+    assert site.used() == {"calls_per_minute": 2}
+    site.clock.now_s += 1000
+    quota.call()
+    quota.call()
+    refused("calls_per_minute", quota.call)
+
+
+def test_less_than_one_a_minute(site: Site) -> None:
+    quota = site.allow(compiles_per_minute=0.5)
+    quota.compile()
+    assert refused("compiles_per_minute", quota.compile) == 120
+    site.clock.now_s += 120
+    quota.compile()
+
+
+def test_whoever_waits_as_long_as_a_refusal_says_gets_in(site: Site) -> None:
+    quota = site.allow(compiles_per_minute=7)
+    for _ in range(100):
+        try:
+            quota.compile()
+        except WasmkilnError as failure:
+            site.clock.now_s += failure.retry_after_s or 0.0
+            quota.compile()
+
+
+def test_stored_bytes_are_charged_afterwards_and_keep_new_work_out(site: Site) -> None:
+    quota = site.allow(stored_bytes_per_hour=3600)
+    quota.compile()
+    quota.stored(3600)
+    quota.stored(600)
+    wait_s = refused("stored_bytes_per_hour", quota.compile)
+    assert wait_s == 601
+    quota.call()
+    assert site.used() == {"stored_bytes_per_hour": 4200}
+    site.clock.now_s += wait_s
+    quota.compile()
+
+
+def test_more_jobs_of_work_that_has_begun_are_charged_and_not_refused(site: Site) -> None:
+    quota = site.allow(compiles_per_minute=1)
+    quota.compile()
+    quota.opinion()
+    assert refused("compiles_per_minute", quota.compile) == 120
+
+
+def test_two_identities_with_one_quota_count_apart(site: Site) -> None:
+    quota = site.allow(calls_per_minute=1)
+    quota.call()
+    refused("calls_per_minute", quota.call)
+    site.quotas.of(replace(CI, name="token:other")).call()
+
+
+def test_tokens_of_one_name_in_two_namespaces_count_apart(site: Site) -> None:
+    ours, theirs = (replace(CI, namespace=each) for each in ("ours", "theirs"))
+    site.allow(ours, calls_per_minute=1).call()
+    refused("calls_per_minute", site.quotas.of(ours).call)
+    site.quotas.of(theirs).call()
+    [row] = site.quotas.readings("theirs")
+    assert (row.used, row.refused) == (1, 0)
+    assert len(site.quotas.readings()) == 2
+
+
+def test_a_reload_changes_limits_and_keeps_what_is_used(site: Site) -> None:
+    site.allow(calls_per_minute=1).call()
+    quota = site.allow(calls_per_minute=3)
+    quota.call()
+    quota.call()
+    refused("calls_per_minute", quota.call)
+    site.policy = {}
+    assert site.quotas.of(CI) is UNLIMITED
+    refused("calls_per_minute", site.allow(calls_per_minute=1).call)
+
+
+def test_a_quota_that_is_taken_out_of_the_policy_leaves_no_figure(site: Site) -> None:
+    quota = site.allow(calls_per_minute=1, compiles_per_minute=1)
+    quota.call()
+    quota.compile()
+    assert set(site.used()) == {"calls_per_minute", "compiles_per_minute"}
+    site.policy = {"small": {"calls_per_minute": 1}}
+    assert site.used() == {}, "whether it still has the quota shows when it calls"
+    site.quotas.of(CI)
+    assert site.used() == {"calls_per_minute": 1}
+    site.policy = {}
+    site.quotas.of(replace(CI, quota=""))
+    assert site.used() == {}
+    assert site.quotas.by_kind() == dict.fromkeys(KINDS, (0.0, 0))
+
+
+def test_memory_is_bounded_and_who_called_last_is_remembered() -> None:
+    site = Site(most=10)
+    site.allow(calls_per_minute=1).call()
+    for index in range(1000):
+        site.quotas.of(replace(CI, name=f"jwt:{index}")).call()
+        site.quotas.of(CI)
+    assert len(site.quotas) == 10
+    refused("calls_per_minute", site.quotas.of(CI).call)
+    site.quotas.of(replace(CI, name="jwt:0")).call()
+
+
+def test_readings_are_those_of_a_namespace_and_bounded(site: Site) -> None:
+    ours = replace(CI, name="token:ours", namespace="ours")
+    site.allow(ours, calls_per_minute=4).call()
+    site.quotas.of(replace(ours, name="token:silent"))
+    site.quotas.of(replace(CI, name="token:theirs", namespace="theirs")).call()
+    assert [(row.identity, row.kind, row.used) for row in site.quotas.readings("ours")] == [
+        ("token:ours", "calls_per_minute", 1)
+    ]
+    assert len(site.quotas.readings()) == 2
+    assert site.quotas.by_kind()["calls_per_minute"] == (0.25, 0)
+    site = Site(most=2 * MOST_READINGS)
+    quota = site.allow(calls_per_minute=5)
+    for index in range(MOST_READINGS + 50):
+        site.quotas.of(replace(CI, name=f"jwt:{index}")).call()
+    for _ in range(5):
+        quota.call()
+    refused("calls_per_minute", quota.call)
+    rows = site.quotas.readings()
+    assert len(rows) == MOST_READINGS
+    assert (rows[0].identity, rows[0].ratio, rows[0].refused) == ("token:ci", 1.0, 1)
+    assert site.quotas.by_kind()["calls_per_minute"] == (1.0, 1)
+
+
+# Where the services charge what they do.
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return Rig()
+
+
+def asked(number: int, quota: Quota, **wishes: object) -> CompileRequest:
+    """Return a request for a module of its own."""
+    wasm = CORE + bytes([0, 2, 1, number])
+    return CompileRequest(wasm=wasm, terms=Terms(Waiter("ci"), quota=quota), **wishes)  # type: ignore[arg-type]
+
+
+async def test_whoever_starts_a_compile_is_charged_and_who_joins_it_is_not(
+    rig: Rig, site: Site
+) -> None:
+    limits = {"compiles_per_minute": 9.0, "stored_bytes_per_hour": 10.0**6}
+    first, second = site.allow(**limits), Quota(limits)
+    rig.engines.release.clear()
+    one = asyncio.create_task(rig.service.compile(asked(1, first)))
+    await rig.engines.started.wait()
+    other = asyncio.create_task(rig.service.compile(asked(1, second)))
+    await settled()
+    rig.engines.release.set()
+    artifact = (await one).artifact
+    assert (await other).origin is Origin.JOINED_FLIGHT
+    stored = artifact.size_bytes + len(asked(1, first).wasm)
+    assert site.used() == {"compiles_per_minute": 1, "stored_bytes_per_hour": stored}
+    assert [second.used(kind) for kind in limits] == [0, 0]
+
+
+async def test_a_refused_compile_holds_nothing_and_a_hit_is_served(rig: Rig, site: Site) -> None:
+    quota = site.allow(compiles_per_minute=1)
+    quota.compile()
+    with pytest.raises(WasmkilnError) as failure:
+        await rig.service.compile(asked(2, quota))
+    assert failure.value.metadata == {"quota": "compiles_per_minute"}
+    assert rig.engines.compiles == 0
+    await rig.service.compile(asked(2, UNLIMITED))
+    assert (await rig.service.compile(asked(2, quota))).origin is Origin.MEMORY
+    assert site.used() == {"compiles_per_minute": 1}
+
+
+async def test_a_compile_behind_fast_code_counts_for_who_asked(rig: Rig, site: Site) -> None:
+    quota = site.allow(compiles_per_minute=3)
+    await rig.service.compile(asked(1, quota, engine="wasmtime", accept_fast=True))
+    await settled()
+    assert rig.engines.compiles == 2
+    assert site.used() == {"compiles_per_minute": 2}
+    await rig.service.compile(asked(2, quota, engine="wasmtime", accept_fast=True))
+    await settled()
+    assert rig.engines.compiles == 3, "nothing is left for the optimised one"
+    assert site.used() == {"compiles_per_minute": 3}
+
+
+async def test_a_load_counts_as_a_job_and_what_it_stores(rig: Rig, site: Site) -> None:
+    quota = site.allow(compiles_per_minute=9, stored_bytes_per_hour=10**6)
+    rig.engines.release.clear()
+    loads = [
+        asyncio.create_task(rig.modules.load(LoadRequest(CORE, terms=Terms(quota=each))))
+        for each in (quota, Quota({"compiles_per_minute": 0.1}))
+    ]
+    await settled()
+    rig.engines.release.set()
+    await asyncio.gather(*loads)
+    assert site.used() == {"compiles_per_minute": 1, "stored_bytes_per_hour": len(CORE)}
+    await rig.modules.load(LoadRequest(CORE, terms=Terms(quota=quota)))
+    assert site.used() == {"compiles_per_minute": 2, "stored_bytes_per_hour": len(CORE)}
+    quota.stored(10**6)
+    with pytest.raises(WasmkilnError) as failure:
+        await rig.modules.load(LoadRequest(COMPONENT, terms=Terms(quota=quota)))
+    assert failure.value.metadata == {"quota": "stored_bytes_per_hour"}
