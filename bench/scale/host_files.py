@@ -9,7 +9,7 @@ from pathlib import Path
 from wasmkiln.host_layout import entry_path
 from wasmkilnd.cache.host_store import HostDirectory, HostOptions, HostStore
 from wasmkilnd.rpc.messages import header_of
-from wasmkilnd.telemetry.metrics.recorder import Metrics
+from wasmkilnd.telemetry.metrics import Metrics
 
 from bench.scale.entries import Entries
 

@@ -16,7 +16,7 @@ from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.flights import Allowance
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, nothing_pinned
 from wasmkilnd.signing.sealer import Sealer
-from wasmkilnd.telemetry.metrics.recorder import Metrics
+from wasmkilnd.telemetry.metrics import Metrics
 
 from bench.scale import host_files
 from bench.scale.entries import Entries

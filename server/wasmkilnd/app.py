@@ -24,7 +24,6 @@ from wasmkilnd.lifecycle.engines import (
     install_first_engines,
     prepare_names,
 )
-from wasmkilnd.lifecycle.gauges import figures, usage_of_traffic
 from wasmkilnd.lifecycle.listening import prepare_tls
 from wasmkilnd.lifecycle.long_step import long_step
 from wasmkilnd.lifecycle.malloc_trim import MallocTrim
@@ -49,7 +48,7 @@ from wasmkilnd.rpc.messages import stats_response
 from wasmkilnd.rpc.module_service import ModuleServicer
 from wasmkilnd.rpc.server import METHODS, RpcServer, TransportLimits
 from wasmkilnd.telemetry.logs.standard_error import dropped_lines
-from wasmkilnd.telemetry.metrics.recorder import Metrics
+from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.tenants import Tenants
 
 log = structlog.get_logger("wasmkilnd")
@@ -132,7 +131,7 @@ class Daemon:
             quotas.of,
             tracing,
         )
-        self._metrics.gauges.traffic = usage_of_traffic(rpc.traffic)
+        self._metrics.gauges.traffic = rpc.traffic.usage
         self._reloader = Reloader(
             self._settings,
             self._limits,
@@ -214,7 +213,7 @@ class Daemon:
         )
 
     def _status(self) -> str:
-        return f"{self._readiness.now()[1]}; {figures(self._metrics)}"
+        return f"{self._readiness.now()[1]}; {self._metrics.figures()}"
 
     def drain(self, grace_s: float | None = None) -> DrainState:
         """Refuse new calls from now on; return what the daemon still waits for.

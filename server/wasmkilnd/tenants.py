@@ -49,8 +49,7 @@ from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.messages import header_of
 from wasmkilnd.signing.sealer import Sealer
-from wasmkilnd.telemetry.metrics.gauges import Gauges
-from wasmkilnd.telemetry.metrics.recorder import Metrics
+from wasmkilnd.telemetry.metrics import Gauges, Metrics
 from wasmkilnd.usage import Usage
 from wasmkilnd.whole_files import SharedFile
 
@@ -148,10 +147,9 @@ class OpenTenant:
         now, whole = common.settings, common.metrics
         sealer, tracing = common.sealer, common.tracing
         settings, link, self.mode = now.current, common.server.link, common.server.mode
-        self.metrics = Metrics(whole.version) if namespace else whole
+        self.metrics = Metrics(whole.version, whole=whole) if namespace else whole
         """Of the namespace alone; of the default one, those of the whole daemon."""
-        told = [whole, *([self.metrics] if namespace else [])]
-        recorder: Recorder = _each([*told, tracing.recorder()] if tracing else told)
+        recorder: Recorder = _each([self.metrics, *([tracing.recorder()] if tracing else [])])
         prefix = settings.redis_prefix + (f"ns:{namespace}:" if namespace else "")
 
         def artifact_bytes() -> int:
@@ -221,7 +219,7 @@ class OpenTenant:
         self.looking: asyncio.Task[None] | None = None
         if namespace:
             for engine in served.served:
-                self.metrics.catalogue.add_engine(engine.id)
+                self.metrics.add_engine(engine.id)
             _show(self.metrics.gauges, lambda: [self])
             # The detail may name the server, which is the operators' alone.
             self.metrics.gauges.remote = lambda: replace(self.remote_status(), detail="")
@@ -360,7 +358,7 @@ class Tenants:
     def add_engine(self, engine_id: str) -> None:
         """Let the metrics of every namespace count an engine."""
         for opened in self.opened.values():
-            opened.metrics.catalogue.add_engine(engine_id)
+            opened.metrics.add_engine(engine_id)
 
     async def save_uses(self) -> None:
         """Save how often each artifact was served so far, where the fleet finds it."""

@@ -17,7 +17,7 @@ from wasmkilnd.engines.workers.process import Worker
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import Kind
 from wasmkilnd.reloadable import Reloadable
-from wasmkilnd.telemetry.metrics.recorder import Metrics
+from wasmkilnd.telemetry.metrics import Metrics
 
 from tests.confinement.workers import TRIPLE
 from tests.e2e.hostile_engine import PREAMBLE

@@ -17,7 +17,7 @@ from wasmkilnd.engines.workers.process import JobNotSetUp, Worker
 from wasmkilnd.errors import Fault, Reason, WasmkilnError
 from wasmkilnd.model import Kind
 from wasmkilnd.reloadable import Reloadable
-from wasmkilnd.telemetry.metrics.recorder import Metrics
+from wasmkilnd.telemetry.metrics import Metrics
 
 from tests.confinement import workers
 from tests.confinement.workers import TRIPLE

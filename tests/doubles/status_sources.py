@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from wasmkilnd.model import Isolation, IsolationLayer, LayerState, Strike, UnservedEngine
-from wasmkilnd.telemetry.metrics.recorder import Metrics
+from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.telemetry.status_page.sources import EngineView, Sources
 
 CONFINED = Isolation(

@@ -11,7 +11,7 @@ from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import ALL_ROLES, Identity, Origin
 from wasmkilnd.quota import KINDS, MOST_READINGS, UNLIMITED, Limits, Quota, Quotas
 from wasmkilnd.requests import CompileRequest, LoadRequest, Terms
-from wasmkilnd.telemetry.metrics.catalogue import QUOTAS
+from wasmkilnd.telemetry.metrics import QUOTAS
 from wasmkilnd.waiters import Waiter
 
 from tests.doubles.clock import Clock

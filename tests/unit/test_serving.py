@@ -15,7 +15,7 @@ from wasmkilnd.engines.names import DEFAULT, NameChoices, NameRecord, WarmOrder,
 from wasmkilnd.lifecycle import engines
 from wasmkilnd.lifecycle.engines import FoundEngines, Serving
 from wasmkilnd.reloadable import Reloadable
-from wasmkilnd.telemetry.metrics.recorder import Metrics
+from wasmkilnd.telemetry.metrics import EngineUsage, Metrics
 
 from tests.unit.engines.limits import LIMITS
 
@@ -62,7 +62,7 @@ def _served(engine_id: str) -> Any:
         id=engine_id,
         name=name_of(engine_id),
         has_fast=True,
-        pool=None,
+        pool=SimpleNamespace(usage=EngineUsage),
         compilers=frozenset(),
         capabilities=SimpleNamespace(identity=identity, targets=()),
     )

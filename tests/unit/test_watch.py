@@ -14,7 +14,7 @@ from wasmkilnd.config.schema import Settings
 from wasmkilnd.lifecycle.reload import CannotReload, Prepare, Reloader
 from wasmkilnd.lifecycle.watch import follow, stamps_of
 from wasmkilnd.reloadable import Reloadable
-from wasmkilnd.telemetry.metrics.recorder import Metrics
+from wasmkilnd.telemetry.metrics import Metrics
 
 LOOK_S = 0.01
 

@@ -17,7 +17,6 @@
 | | ``engines`` | installs the first engines, starts them, and follows what is installed |
 | | ``banner`` | the text for the person at the terminal |
 | serve | ``readiness`` | whether the daemon serves calls: /readyz, gRPC health, log |
-| | ``gauges`` | what metrics read from engines and calls |
 | | ``malloc_trim`` | returns freed memory to the machine |
 | | ``service`` | status and watchdog of the service manager; how reloads end |
 | | ``systemd`` | the protocol in which systemd is told |

@@ -32,7 +32,6 @@ from wasmkilnd.engines.workers.job_users import JobUsers
 from wasmkilnd.fingerprint import HASHED_FORMAT, UNHASHED_DEFAULTS
 from wasmkilnd.lifecycle.auditing import audit_engines
 from wasmkilnd.lifecycle.descriptors import make_room
-from wasmkilnd.lifecycle.gauges import usage_of_engine
 from wasmkilnd.lifecycle.long_step import long_step
 from wasmkilnd.lifecycle.preflight import CannotStart
 from wasmkilnd.lifecycle.reload import CannotReload
@@ -42,7 +41,7 @@ from wasmkilnd.ownership import NotOurs
 from wasmkilnd.ports import Auditor
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.messages import Capabilities
-from wasmkilnd.telemetry.metrics.recorder import Metrics
+from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.tenants import Tenants
 
 log = structlog.get_logger("wasmkilnd.engines")
@@ -266,7 +265,7 @@ class Serving:
         self._warming &= there
         for engine in added:
             self._metrics.add_engine(engine.id)
-            self._metrics.gauges.engines[engine.id] = usage_of_engine(engine)
+            self._metrics.gauges.engines[engine.id] = engine.pool.usage
             if engine.name in model.FAST_SETTINGS and not engine.has_fast:
                 log.info("engine has no fast compiler", engine=engine.id)
         served = [engine for engine in (*before.values(), *added) if engine.id in there]

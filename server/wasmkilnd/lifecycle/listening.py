@@ -20,7 +20,7 @@ from wasmkilnd.model import Entrance, Transport
 from wasmkilnd.network import SocketAccess
 from wasmkilnd.rpc.server import ListenGroup, open_socket
 from wasmkilnd.telemetry.admin.names import Names
-from wasmkilnd.telemetry.metrics.readings import TlsStatus
+from wasmkilnd.telemetry.metrics import TlsStatus
 
 
 def tls_options(settings: Settings) -> TlsOptions:

@@ -45,7 +45,7 @@ from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.admin.pages import Pages
 from wasmkilnd.telemetry.admin.server import AddressInUse, AdminServer
 from wasmkilnd.telemetry.audit.audit import Audit
-from wasmkilnd.telemetry.metrics.recorder import Metrics
+from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.tenants import Common, Tenants
 
 _FLUSH_S = 5.0

@@ -23,7 +23,7 @@ from wasmkilnd.signing.keys import Keys, KeysUnusable, open_keys
 from wasmkilnd.signing.keys import changes as key_changes
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.logs import standard_error
-from wasmkilnd.telemetry.metrics.recorder import Metrics
+from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.tenants import Tenants
 
 log = structlog.get_logger("wasmkilnd")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from wasmkilnd.lifecycle.engines import Serving
 from wasmkilnd.lifecycle.readiness import Readiness
 from wasmkilnd.telemetry.admin.pages import Asset, LivePage
-from wasmkilnd.telemetry.metrics.recorder import Metrics
+from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.telemetry.status_page.pages import status_pages
 from wasmkilnd.telemetry.status_page.sampler import Sampler
 from wasmkilnd.telemetry.status_page.sources import EngineView, Sources

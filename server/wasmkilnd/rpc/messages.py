@@ -38,9 +38,7 @@ from wasmkilnd.compile import LoadResult, Request, Served, Terms, check_sha256
 from wasmkilnd.engines.advisories import Advisory
 from wasmkilnd.errors import Reason, WasmkilnError, invalid_request, quoted
 from wasmkilnd.slices import in_slices
-from wasmkilnd.telemetry.metrics.catalogue import ERROR, Catalogue
-from wasmkilnd.telemetry.metrics.recorder import Metrics
-from wasmkilnd.telemetry.metrics.series import Latency, count_of
+from wasmkilnd.telemetry.metrics import LatencySummary, Metrics
 
 M = TypeVar("M", bound=Message)
 
@@ -541,8 +539,7 @@ def stats_response(
     engine_names: Mapping[str, str] | None = None,
 ) -> pb.StatsResponse:
     """Return what ``metrics``, those of ``namespace``, hold now. Never raises."""
-    catalogue, now = metrics.catalogue, metrics.gauges.read()
-    compiles = sorted(catalogue.compile_durations.all(), key=lambda each: each[0])
+    now, counts = metrics.gauges.read(), metrics.counts
     return filled(
         pb.StatsResponse,
         now,
@@ -550,21 +547,21 @@ def stats_response(
         metrics,
         started_at=_timestamp(metrics.started_at_s),
         uptime=duration(metrics.uptime_s),
-        tiers=[_tier(catalogue, tier, usage) for tier, usage in now.tiers.items()],
+        tiers=[_tier(metrics, tier, usage) for tier, usage in now.tiers.items()],
         compiles=[
             {"engine": engine, "outcome": outcome, "count": took.count, "duration": _latency(took)}
-            for (engine, outcome), took in compiles
+            for engine, outcome in sorted(metrics.took["compile_duration_seconds"])
+            for took in [metrics.summary("compile_duration_seconds", engine, outcome)]
         ],
         workers=[
-            filled(pb.WorkerStats, usage, engine=engine, replaced=count_of(replaced))
+            filled(pb.WorkerStats, usage, engine=engine, replaced=replaced)
             for engine, usage in now.engines.items()
-            for replaced in [catalogue.workers_replaced.at(engine)]
+            for replaced in [counts["workers_replaced"].get((engine,), 0)]
         ],
         queue_depth=sum(usage.queued for usage in now.engines.values()),
         busy_workers=sum(usage.busy for usage in now.engines.values()),
-        flights_joined=count_of(catalogue.flights_joined),
+        flights_joined=counts["flights_joined"][()],
         quarantined_modules=now.quarantined,
-        hit_ratio=hit_ratio(catalogue),
         redis_up=now.remote.up,
         redis_mode=now.remote.mode,
         redis_detail=now.remote.detail,
@@ -578,34 +575,22 @@ def stats_response(
     )
 
 
-def _tier(catalogue: Catalogue, tier: str, usage: model.TierUsage) -> pb.TierStats:
-    def lookups(what: str, outcome: str) -> int:
-        return count_of(catalogue.lookups.at(tier, what, outcome))
-
-    failed = lookups("artifact", ERROR) + lookups("module", ERROR)
-    failed += count_of(catalogue.stores.at(tier, ERROR))
-    rejected = (counter for (where, _), counter in catalogue.rejected.all() if where == tier)
+def _tier(metrics: Metrics, tier: str, usage: model.TierUsage) -> pb.TierStats:
+    lookups = metrics.counts["tier_lookups"]
     return filled(
         pb.TierStats,
         usage,
         tier=tier,
-        hits=lookups("artifact", "hit"),
-        misses=lookups("artifact", "miss"),
-        errors=failed + sum(map(count_of, rejected)),
-        module_hits=lookups("module", "hit"),
-        module_misses=lookups("module", "miss"),
-        get_latency=_latency(catalogue.lookup_durations.at(tier, "artifact")),
-        put_latency=_latency(catalogue.store_durations.at(tier)),
+        hits=lookups[tier, "artifact", "hit"],
+        misses=lookups[tier, "artifact", "miss"],
+        errors=metrics.errors(tier),
+        module_hits=lookups[tier, "module", "hit"],
+        module_misses=lookups[tier, "module", "miss"],
+        get_latency=_latency(metrics.summary("tier_lookup_duration_seconds", tier, "artifact")),
+        put_latency=_latency(metrics.summary("tier_store_duration_seconds", tier)),
     )
 
 
-def _latency(series: Latency) -> pb.LatencySummary:
-    summary = series.summary()
+def _latency(summary: LatencySummary) -> pb.LatencySummary:
     percentiles = {name: duration(getattr(summary, f"{name}_s")) for name in _SUMMARY}
     return pb.LatencySummary(count=summary.count, **percentiles)
-
-
-def hit_ratio(catalogue: Catalogue) -> float:
-    """Return the share of answered Compile calls that a tier answered."""
-    served = {origin: count_of(catalogue.served.at(origin.value)) for origin in model.Origin}
-    return sum(served[origin] for origin in model.HITS) / (sum(served.values()) or 1)

@@ -49,6 +49,7 @@ from wasmkilnd.network import address_of, host_of
 from wasmkilnd.quota import UNLIMITED, Quota
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.messages import REQUEST_BYTES, SMALL_BYTES
+from wasmkilnd.telemetry.metrics import TrafficUsage
 
 Context: TypeAlias = Any  # a grpc.aio.ServicerContext; grpcio ships no types
 
@@ -305,6 +306,11 @@ class Traffic:
     def send_bytes(self) -> int:
         """The size of the messages that gRPC holds until callers read."""
         return self._unread.total
+
+    def usage(self) -> TrafficUsage:
+        """Return what calls hold, for the metrics."""
+        held = self.receive_bytes, self.send_bytes, self.pinned_bytes
+        return TrafficUsage(self.calls.running, *held)
 
     def most_bytes(self, method: str) -> int:
         """Return how large a request of ``method`` may be."""

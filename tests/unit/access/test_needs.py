@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry
 from wasmkilnd.access.guard import AccessGuard
 from wasmkilnd.access.needs import PATHS
 from wasmkilnd.telemetry.admin.server import AdminServer
-from wasmkilnd.telemetry.metrics.recorder import Metrics
+from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.telemetry.status_page.pages import status_pages
 from wasmkilnd.telemetry.status_page.sampler import Sampler
 

@@ -18,7 +18,7 @@ from wasmkilnd.telemetry.admin.pages import Asset, LivePage, Pages
 from wasmkilnd.telemetry.admin.server import AdminServer
 from wasmkilnd.telemetry.admin.shared_page import SharedPage
 from wasmkilnd.telemetry.audit.audit import Audit
-from wasmkilnd.telemetry.metrics.recorder import Metrics
+from wasmkilnd.telemetry.metrics import Metrics
 
 PAGES: Pages = {
     "/": LivePage("text/html; charset=utf-8", lambda: b"<p>well</p>"),

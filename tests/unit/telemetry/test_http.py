@@ -15,7 +15,7 @@ from wasmkilnd.access.guard import AccessGuard
 from wasmkilnd.telemetry.admin import connections, pending, shared_page
 from wasmkilnd.telemetry.admin.server import AddressInUse, AdminServer
 from wasmkilnd.telemetry.audit.audit import Audit
-from wasmkilnd.telemetry.metrics.recorder import Metrics
+from wasmkilnd.telemetry.metrics import Metrics
 
 from tests.e2e.processes import eventually
 

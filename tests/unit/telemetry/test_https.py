@@ -20,7 +20,7 @@ from wasmkilnd.telemetry.admin import pending
 from wasmkilnd.telemetry.admin.server import AdminServer
 from wasmkilnd.telemetry.audit.audit import Audit, ToFile
 from wasmkilnd.telemetry.audit.file import AuditFile
-from wasmkilnd.telemetry.metrics.recorder import Metrics
+from wasmkilnd.telemetry.metrics import Metrics
 
 from tests.servers.certificates import Certificates, certificates
 

@@ -8,23 +8,19 @@ import threading
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import Histogram
-from wasmkilnd.telemetry.metrics.series import SAMPLES, Latency, LatencySummary
+from wasmkilnd.telemetry.metrics import SAMPLES, Latency, LatencySummary
 
 
 class Rig:
-    """A series and its histogram."""
+    """A series and its buckets."""
 
-    def __init__(self, *buckets: float) -> None:
-        self.histogram = Histogram("n", "Help.", buckets=buckets, registry=None)
-        self.latency = Latency(self.histogram)
+    def __init__(self, *ends: float) -> None:
+        self.latency = Latency(ends)
 
     def buckets(self) -> tuple[list[tuple[float, float]], float]:
         """Return each bucket's upper end with the samples up to it, and the sum of all."""
-        (metric,) = self.histogram.collect()
-        found = {(each.name, each.labels.get("le", "")): each.value for each in metric.samples}
-        ends = [(float(le), n) for (name, le), n in found.items() if name == "n_bucket"]
-        return ends, found["n_sum", ""]
+        buckets, sum_s = self.latency.buckets()
+        return [(float(end), count) for end, count in buckets], sum_s
 
 
 def test_an_empty_series_is_all_zero() -> None:
@@ -78,14 +74,6 @@ def test_a_bucket_includes_its_upper_end() -> None:
     for seconds in (0.1, 0.1001, 0.2, 7):
         rig.latency.add(seconds)
     assert rig.buckets()[0] == [(0.1, 1), (0.2, 3), (math.inf, 4)]
-
-
-@pytest.mark.parametrize("nonsense", [-1.0, math.nan, math.inf, -math.inf])
-def test_a_value_that_is_no_duration_counts_as_zero(nonsense: float) -> None:
-    rig = Rig(0.1)
-    rig.latency.add(nonsense)
-    assert rig.latency.summary() == LatencySummary(1)
-    assert rig.buckets() == ([(0.1, 1), (math.inf, 1)], 0.0)
 
 
 def test_threads_lose_nothing() -> None:

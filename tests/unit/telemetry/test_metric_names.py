@@ -13,8 +13,7 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 from wasmkilnd.model import EngineWarmUp, Isolation, IsolationLayer, LayerState
-from wasmkilnd.telemetry.metrics.readings import TlsStatus
-from wasmkilnd.telemetry.metrics.recorder import Metrics
+from wasmkilnd.telemetry.metrics import Metrics, TlsStatus
 
 CONTRACT = (Path(__file__).parent / "metrics.txt").read_text()
 PAGE = (Path(__file__).parents[3] / "docs" / "reference" / "metrics.md").read_text()

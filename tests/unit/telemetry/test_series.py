@@ -1,4 +1,4 @@
-"""Labels that cannot grow without end."""
+"""Labels that cannot grow without end, and counts that threads lose nothing of."""
 
 from __future__ import annotations
 
@@ -8,75 +8,66 @@ import sys
 import threading
 from pathlib import Path
 
-from prometheus_client import Counter
-from wasmkilnd.telemetry.metrics.series import Bounded
+import pytest
+from wasmkilnd.telemetry.metrics import Metrics
+
+METHOD = "/a.B/C"
 
 
-def counters(*labels: str, room: int = 0) -> Bounded[Counter]:
-    return Bounded(Counter("n", "Help.", labels, registry=None).labels, room)
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics("1", [METHOD])
 
 
-def value(counter: Counter) -> float:
-    (metric,) = counter.collect()
-    return metric.samples[0].value
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(f"wasmkiln_{name}_total", labels)
 
 
-def values(family: Bounded[Counter]) -> dict[tuple[str, ...], float]:
-    return {labels: value(counter) for labels, counter in family.all()}
-
-
-def test_an_added_series_stands_at_zero() -> None:
-    family = counters("a")
-    family.add("x")
-    assert values(family) == {("x",): 0}
-    family.at("x").inc(3)
-    assert value(family.add("x")) == 3
-
-
-def test_an_unexpected_series_counts_as_other() -> None:
-    family = counters("a", "b")
-    family.add("x", "y")
+def test_an_unexpected_series_counts_as_other(metrics: Metrics) -> None:
+    before = len(metrics.counts["rpcs"])
     for index in range(100):
-        family.at("x", f"{index}").inc()
-    assert values(family) == {("x", "y"): 0, ("other", "other"): 100}
+        metrics.rpc(METHOD, f"{index}", 0.1)
+        metrics.rpc(f"{index}", "OK", 0.1)
+    assert value(metrics, "rpcs", method=METHOD, code="OK") == 0
+    assert value(metrics, "rpcs", method="other", code="other") == 200
+    assert len(metrics.counts["rpcs"]) == before + 1
 
 
-def test_known_labels_are_kept() -> None:
-    family = counters("a", "b")
-    family.add("x", "other")
-    family.at("x", "new").inc()
-    family.at("new", "new").inc()
-    assert values(family) == {("x", "other"): 1, ("other", "other"): 1}
-    assert family.known("x", "new") == ("x", "other")
-    assert family.known("new", "new") == ("other", "other")
+def test_known_labels_are_kept(metrics: Metrics) -> None:
+    metrics.value_rejected("redis", "new")
+    metrics.value_rejected("new", "new")
+    assert value(metrics, "values_rejected", tier="redis", cause="other") == 1
+    assert value(metrics, "values_rejected", tier="other", cause="other") == 1
 
 
-def test_room_is_for_a_number_of_unexpected_series() -> None:
-    family = counters("a", room=2)
-    for name in ("x", "y", "x", "z", "w"):
-        family.at(name).inc()
-    assert values(family) == {("x",): 2, ("y",): 1, ("other",): 2}
+def test_a_namespace_counts_in_the_whole_daemon_too(metrics: Metrics) -> None:
+    namespace = Metrics("1", whole=metrics)
+    namespace.tier_lookup("redis", "artifact", "hit", 0.5)
+    metrics.tier_lookup("redis", "artifact", "hit", 1.0)
+    of = {"tier": "redis", "what": "artifact", "outcome": "hit"}
+    assert value(namespace, "tier_lookups", **of) == 1
+    assert value(metrics, "tier_lookups", **of) == 2
+    took = ("tier_lookup_duration_seconds", "redis", "artifact")
+    assert (namespace.summary(*took).sum_s, metrics.summary(*took).sum_s) == (0.5, 1.5)
 
 
-def test_threads_lose_nothing() -> None:
-    family = counters("a", room=4)
-
+def test_threads_lose_nothing(metrics: Metrics) -> None:
     def count() -> None:
         for index in range(4000):
-            family.at(f"{index % 6}").inc()
+            metrics.rpc(METHOD if index % 2 else "new", "OK", 0.1)
 
     threads = [threading.Thread(target=count) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sum(values(family).values()) == 16000
-    assert len(values(family)) == 5
+    assert value(metrics, "rpcs", method=METHOD, code="OK") == 8000
+    assert value(metrics, "rpcs", method="other", code="other") == 8000
 
 
 def test_a_folder_for_several_processes_gets_no_files(tmp_path: Path) -> None:
     """An operator may have set it for the other services of the machine."""
-    program = "from wasmkilnd.telemetry.metrics.recorder import Metrics; Metrics('1')"
+    program = "from wasmkilnd.telemetry.metrics import Metrics; Metrics('1').registry"
     environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
     command = [sys.executable, "-c", program]
     subprocess.run(command, env=environment, check=True)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from wasmkilnd.model import Origin
-from wasmkilnd.telemetry.metrics.readings import EngineUsage
-from wasmkilnd.telemetry.metrics.recorder import Metrics
+from wasmkilnd.telemetry.metrics import EngineUsage, Metrics
 from wasmkilnd.telemetry.status_page.history import COLUMNS, KEPT, STEP_S, History, Sample
 from wasmkilnd.telemetry.status_page.origins import ORIGINS
 from wasmkilnd.telemetry.status_page.sampler import Sampler

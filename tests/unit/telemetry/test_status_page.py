@@ -16,8 +16,7 @@ from wasmkilnd.model import (
     TierUsage,
     UnservedEngine,
 )
-from wasmkilnd.telemetry.metrics.readings import EngineUsage
-from wasmkilnd.telemetry.metrics.recorder import Metrics
+from wasmkilnd.telemetry.metrics import EngineUsage, Metrics
 from wasmkilnd.telemetry.status_page import machinery
 from wasmkilnd.telemetry.status_page.document import document, live
 from wasmkilnd.telemetry.status_page.markup import escaped, join, tag
@@ -90,7 +89,7 @@ def read(shown: Sources) -> Read:
 
 def hostile(metrics: Metrics, text: str) -> Sources:
     """Return sources where every word that somebody else chooses is ``text``."""
-    metrics.recent.add(text, text, "", text, 0.1)
+    metrics.compile_ended(text, text, "", text, 0.1)
     metrics.gauges.remote = lambda: RemoteStatus("external", up=False, detail=text)
     metrics.gauges.warm_ups = lambda: [EngineWarmUp(text, text, 3, 1, 1)]
     return sources(
@@ -189,10 +188,10 @@ def test_a_redis_that_is_switched_off_is_nothing_to_mend(metrics: Metrics) -> No
 
 
 def test_recent_compiles_say_what_became_of_them(metrics: Metrics) -> None:
-    metrics.recent.add("a" * 64, ENGINE, Origin.COMPILED.value, "", 0.25)
-    metrics.recent.add("b" * 64, ENGINE, Origin.REDIS.value, "", 0.002)
+    metrics.compile_ended("a" * 64, ENGINE, Origin.COMPILED.value, "", 0.25)
+    metrics.compile_ended("b" * 64, ENGINE, Origin.REDIS.value, "", 0.002)
     for _ in range(3):
-        metrics.recent.add("c" * 64, "", "", "COMPILE_TIMEOUT", 30.0)
+        metrics.compile_ended("c" * 64, "", "", "COMPILE_TIMEOUT", 30.0)
     text = read(well(metrics)).text
     assert f"{'a' * 16}\N{HORIZONTAL ELLIPSIS}{ENGINE}okcompiled250 msnow" in text
     assert f"{'b' * 16}\N{HORIZONTAL ELLIPSIS}{ENGINE}okRedis2 msnow" in text
@@ -215,7 +214,7 @@ def test_a_part_that_fails_costs_no_other(
 def test_the_page_stays_small(metrics: Metrics) -> None:
     """With all that callers can fill it with."""
     for number in range(100):
-        metrics.recent.add(f"{number:02}" + "<" * 1000, ">" * 1000, "", "COMPILER_CRASHED", 1.0)
+        metrics.compile_ended(f"{number:02}" + "<" * 1000, ">" * 1000, "", "COMPILER_CRASHED", 1.0)
     strikes = [
         Strike(CacheKey(f"{number:064}", "f" * 64), ENGINE, "COMPILE_TIMEOUT", "m" * 5000, 9, 9.0)
         for number in range(10_000)

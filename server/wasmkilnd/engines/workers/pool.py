@@ -36,6 +36,7 @@ from wasmkilnd.flights import Waiter, Waiters
 from wasmkilnd.model import Limits
 from wasmkilnd.ports import Recorder
 from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.telemetry.metrics import EngineUsage
 
 log = structlog.get_logger("wasmkilnd.engines")
 
@@ -164,6 +165,18 @@ class WorkerPool:
     def expected_wait_s(self) -> float:
         """About how long one more job would wait: a rule of thumb, by the mean of recent jobs."""
         return 0.0 if self._idle else (len(self._waiting) + 1) * self._mean_s / self.size
+
+    def usage(self) -> EngineUsage:
+        """Return what the pool is doing, for the metrics."""
+        return EngineUsage(
+            workers=self.alive,
+            busy=self.busy,
+            queued=self.waiting,
+            queued_in_background=self.waiting_in_background,
+            queued_callers=self.waiting_callers,
+            queued_bytes=self.waiting_bytes,
+            expected_wait_s=self.expected_wait_s,
+        )
 
     @property
     def why_no_worker(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wasmkilnd.telemetry.metrics.recent import RecentCompile
+from wasmkilnd.telemetry.metrics import RecentCompile
 from wasmkilnd.telemetry.status_page.elements import mark, table
 from wasmkilnd.telemetry.status_page.markup import Child, Markup, join, tag
 from wasmkilnd.telemetry.status_page.origins import ORIGINS
@@ -17,7 +17,7 @@ _QUARANTINED = 50
 
 def recent(sources: Sources, now_s: float) -> Markup:
     """Return the last compiles, the newest first."""
-    rows = [_compile(each, now_s) for each in sources.metrics.recent.newest_first()]
+    rows = [_compile(each, now_s) for each in list(sources.metrics.recent)]
     if not rows:
         return tag("p", "No module was compiled since the daemon started.", class_="remark")
     heads = ("Module", "Engine", "Ended", "Artifact", "Took", "When")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from wasmkilnd.model import EngineWarmUp, TierUsage
-from wasmkilnd.telemetry.metrics.catalogue import ERROR, OK, Catalogue
-from wasmkilnd.telemetry.metrics.readings import EngineUsage, Readings
-from wasmkilnd.telemetry.metrics.series import count_of
+from wasmkilnd.telemetry.metrics import OK, EngineUsage, Metrics, Readings
 from wasmkilnd.telemetry.status_page.elements import bar, mark, table
 from wasmkilnd.telemetry.status_page.markup import Child, Markup, join, tag
 from wasmkilnd.telemetry.status_page.sources import EngineView, Sources
@@ -16,8 +14,7 @@ _TIERS = {"memory": "Memory", "host_store": "Host store", "redis": "Redis"}
 
 def tiers(sources: Sources, now: Readings) -> Markup:
     """Return what each tier holds, and how well it answers."""
-    catalogue = sources.metrics.catalogue
-    rows = [_tier(catalogue, tier, usage, now) for tier, usage in now.tiers.items()]
+    rows = [_tier(sources.metrics, tier, usage, now) for tier, usage in now.tiers.items()]
     remarks = [
         f"Writes that wait: {count(now.remote.pending_writes)} to Redis,"
         f" {count(now.host.pending_writes)} to the host store; given up:"
@@ -30,14 +27,9 @@ def tiers(sources: Sources, now: Readings) -> Markup:
     return join(table("Tiers", heads, rows), tag("p", " ".join(remarks), class_="remark"))
 
 
-def _tier(catalogue: Catalogue, tier: str, usage: TierUsage, now: Readings) -> tuple[Child, ...]:
-    def lookups(outcome: str) -> int:
-        return count_of(catalogue.lookups.at(tier, "artifact", outcome))
-
-    rejected = (counter for (where, _), counter in catalogue.rejected.all() if where == tier)
-    errors = lookups(ERROR) + count_of(catalogue.stores.at(tier, ERROR))
-    errors += sum(map(count_of, rejected))
-    took = catalogue.lookup_durations.at(tier, "artifact").summary()
+def _tier(metrics: Metrics, tier: str, usage: TierUsage, now: Readings) -> tuple[Child, ...]:
+    lookups = metrics.counts["tier_lookups"]
+    took = metrics.summary("tier_lookup_duration_seconds", tier, "artifact")
     filled = size(usage.bytes)
     if usage.limit_bytes:
         part = usage.bytes / usage.limit_bytes
@@ -52,9 +44,9 @@ def _tier(catalogue: Catalogue, tier: str, usage: TierUsage, now: Readings) -> t
         _state(tier, usage, now),
         filled,
         entries,
-        count(lookups("hit")),
-        count(lookups("miss")),
-        count(errors),
+        count(lookups[tier, "artifact", "hit"]),
+        count(lookups[tier, "artifact", "miss"]),
+        count(metrics.errors(tier)),
         count(usage.evictions),
         f"{duration(took.p50_s)}, 99 % {duration(took.p99_s)}" if took.count else NONE,
     )
@@ -91,9 +83,8 @@ def engines(sources: Sources, now: Readings) -> Markup:
 
 
 def _engine(sources: Sources, engine: EngineView, usage: EngineUsage) -> tuple[Child, ...]:
-    catalogue = sources.metrics.catalogue
-    took = catalogue.compile_durations.at(engine.id, OK).summary()
-    replaced = count_of(catalogue.workers_replaced.at(engine.id))
+    took = sources.metrics.summary("compile_duration_seconds", engine.id, OK)
+    replaced = sources.metrics.counts["workers_replaced"].get((engine.id,), 0)
     workers = f"{usage.busy} of {usage.workers} busy"
     if replaced:
         workers += f", {count(replaced)} replaced"

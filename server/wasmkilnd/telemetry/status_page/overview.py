@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from wasmkilnd.model import HITS
-from wasmkilnd.telemetry.metrics.catalogue import OK, Catalogue
-from wasmkilnd.telemetry.metrics.readings import Readings
-from wasmkilnd.telemetry.metrics.series import LatencySummary
+from wasmkilnd.telemetry.metrics import OK, LatencySummary, Metrics, Readings
 from wasmkilnd.telemetry.status_page.charts import Chart, Series
 from wasmkilnd.telemetry.status_page.elements import figures
 from wasmkilnd.telemetry.status_page.history import Figures, Window
@@ -69,7 +67,7 @@ def headline(sources: Sources, now: Readings, window: Window) -> Markup:
     known_s = sum(column.span_s for column in window.known) or 1.0
     compiled = sum(column.compiled for column in window.known)
     failed = sum(column.failed for column in window.known)
-    took = _took(sources.metrics.catalogue)
+    took = _took(sources.metrics)
     queued = sum(each.queued for each in now.engines.values())
     busy = sum(each.busy for each in now.engines.values())
     workers = sum(each.workers for each in now.engines.values())
@@ -164,7 +162,8 @@ def _share_of(index: int) -> Callable[[Figures], float]:
     return share
 
 
-def _took(catalogue: Catalogue) -> LatencySummary:
+def _took(metrics: Metrics) -> LatencySummary:
     """Return the durations of the engine that compiled most."""
-    series = [took for labels, took in catalogue.compile_durations.all() if labels[-1] == OK]
+    compiles = list(metrics.took["compile_duration_seconds"].items())
+    series = [took for labels, took in compiles if labels[-1] == OK]
     return max(series, key=lambda each: each.count).summary() if series else LatencySummary()

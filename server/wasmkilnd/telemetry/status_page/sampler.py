@@ -7,10 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from wasmkilnd.telemetry.metrics.catalogue import OK
-from wasmkilnd.telemetry.metrics.readings import EngineUsage
-from wasmkilnd.telemetry.metrics.recorder import Metrics
-from wasmkilnd.telemetry.metrics.series import count_of
+from wasmkilnd.telemetry.metrics import OK, EngineUsage, Metrics
 from wasmkilnd.telemetry.status_page.history import STEP_S, History, Sample, Window
 from wasmkilnd.telemetry.status_page.origins import ORIGINS
 
@@ -50,16 +47,17 @@ class Sampler:
         return self._history.window(self._since(self._totals()))
 
     def _totals(self) -> _Totals:
-        catalogue = self._metrics.catalogue
+        served, took = self._metrics.counts["served"], self._metrics.took
+        compiles = list(took["compile_duration_seconds"].items())
         return _Totals(
             self._clock(),
-            tuple(count_of(catalogue.served.at(origin.value)) for origin in ORIGINS),
-            {labels: took.count for labels, took in catalogue.compile_durations.all()},
+            tuple(served[origin.value,] for origin in ORIGINS),
+            {labels: each.count for labels, each in compiles},
         )
 
     def _since(self, now: _Totals) -> Sample:
         compiled, failed, took = 0, 0, list[float]()
-        for labels, series in self._metrics.catalogue.compile_durations.all():
+        for labels, series in list(self._metrics.took["compile_duration_seconds"].items()):
             new = now.compiles.get(labels, 0) - self._before.compiles.get(labels, 0)
             if labels[-1] != OK:
                 failed += new

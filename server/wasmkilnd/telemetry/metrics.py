@@ -1,0 +1,642 @@
+"""The metrics: what the daemon counts, for Prometheus (/metrics), Stats and the status page.
+
+``_TABLE`` names every metric, all of them ``wasmkiln_…``, and the question that each answers:
+
+=============================================  =========================================
+``served``, ``flights``                        where do artifacts come from: hit ratio
+``tier_*``, ``values_rejected``, ``redis_*``   what do the caches hold, how fast are they
+``compiles``, ``compile_duration``             how many compiles fail, how long do they take
+``queue_*``, ``workers*``, ``abandoned``       are there enough workers
+``rpcs``, ``rpc_duration``, ``sent_bytes``     what do callers get, and how fast
+``calls``, ``receive_*``, ``send_*``           how much memory do calls hold
+``refused``                                    which limits protect callers from others
+``quota_*``                                    who is near to a quota, and which quotas refuse
+``fleet_turns``, ``quarantine*``               do daemons share work and failures
+``ready``, ``engine_state``, ``isolation_*``   what is served, and how are jobs confined
+``reloads``, ``last_reload_*``, ``tls_*``      do changed settings and files work
+=============================================  =========================================
+
+``Metrics`` counts some of them, as other parts call it. The others are what those parts know
+anyway: they say how it is read in ``Metrics.gauges``, and it is read when somebody asks.
+
+Names, labels and buckets are a contract: tests/unit/telemetry/metrics.txt lists them, and
+docs/reference/metrics.md, deploy/prometheus-alerts.yml and deploy/grafana/ use them. To add a
+metric, add its row to ``_TABLE``. Then count it in a method of ``Metrics``, with the label values
+that are known in ``_VALUES``, or add a field to ``Readings``. What an alert watches has to stand at
+zero from the start: increase() sees no event that makes its own series.
+
+Promises: recording takes about a microsecond and never raises; no label grows with what callers
+send (unexpected values count under ``other``); two daemons in one process share nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import time
+from bisect import bisect_left
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from threading import Lock
+from types import SimpleNamespace
+from typing import Any, Final, TypeAlias
+
+import grpc
+import structlog
+from prometheus_client import CollectorRegistry, Metric, ProcessCollector, core
+from prometheus_client.registry import Collector
+
+from wasmkilnd import model
+from wasmkilnd.errors import Reason
+from wasmkilnd.model import LayerState
+from wasmkilnd.ports import Recorder
+
+Labels: TypeAlias = tuple[str, ...]
+# The name of a histogram, how many of the labels it has, and a duration.
+_Took: TypeAlias = tuple[str, int, float]
+
+PREFIX: Final = "wasmkiln_"
+TIERS: Final = ("memory", "host_store", "redis")
+QUOTAS: Final = ("calls_per_minute", "compiles_per_minute", "stored_bytes_per_hour")
+OK: Final = "ok"
+ERROR: Final = "error"
+FAILED: Final = "failed"
+# The label of everything that was not expected.
+OTHER: Final = "other"
+# How many of the last durations the percentiles are taken over.
+SAMPLES: Final = 1024
+# How many compiles the list of recent ones has.
+KEPT: Final = 50
+# Callers choose the digest and the engine of a call that fails; no more of them is kept.
+_MAX_TEXT = 80
+
+# Of each metric: name, type, labels, where its values come from, HELP. ``counted`` are kept here;
+# of what is read, this is the way from ``Readings`` to it; ``-`` is what ``_worked_out`` makes.
+_TABLE = """
+build_info         gauge   version           -       Always 1, with the version.
+uptime_seconds     gauge   -                 -       Since the daemon's start.
+tier_lookups       counter tier,what,outcome counted Look-ups in a cache tier.
+tier_stores        counter tier,outcome      counted Writes of artifacts and modules to a tier.
+values_rejected    counter tier,cause        counted Values that did not verify, so were deleted.
+compiles           counter engine,outcome    counted Compilations that ended.
+workers_replaced   counter engine            counted Workers that died and were replaced.
+abandoned          counter engine,stage      counted Jobs ended, as no caller waited for them.
+refused            counter limit             counted Calls refused by a limit that protects others.
+served             counter origin            counted Compile calls answered, by artifact's origin.
+flights_joined     counter -                 counted Calls that shared another call's compilation.
+compiled_behind    counter outcome           counted Optimised compiles behind a fast artifact.
+fleet_turns        counter outcome           counted Claims to compile among daemons on one Redis.
+quarantine_refused counter -                 counted Compiles refused: the module is in quarantine.
+rpcs               counter method,code       counted RPCs that ended.
+sent_bytes         counter -                 counted Artifact bytes sent to callers.
+reloads            counter what,outcome      counted Times that settings or files were read again.
+audit_lost         counter -                 counted Lines of the audit that could not be written.
+tier_lookup_duration_seconds histogram tier,what      counted Of look-ups that hit or missed.
+tier_store_duration_seconds  histogram tier           counted Of writes that succeeded.
+compile_duration_seconds     histogram engine,outcome counted How long the engine worked.
+queue_wait_seconds           histogram engine         counted How long compiles waited for a worker.
+rpc_duration_seconds         histogram method         counted How long RPCs took, to the last byte.
+ready              gauge   -    ready                Whether the daemon serves calls.
+tier_entries       gauge   tier tiers.entries        Entries that the tier holds.
+tier_bytes         gauge   tier tiers.bytes          Bytes that the tier holds.
+tier_limit_bytes   gauge   tier tiers.limit_bytes    Bytes that it may hold; 0 for no limit.
+tier_evictions     counter tier tiers.evictions      Entries dropped to make room for others.
+pinned_entries     gauge   tier tiers.pinned_entries Entries that the tier keeps for pins.
+pinned_entry_bytes gauge   tier tiers.pinned_bytes   Bytes of entries that it keeps for pins.
+pinned_let_go      counter tier tiers.let_go         Pinned entries that may be evicted again.
+tier_configured    gauge   tier -                    Whether the settings switch the tier on.
+redis_up                  gauge   - remote.up             Whether the Redis tier answers.
+redis_pending_writes      gauge   - remote.pending_writes Writes that wait to go to Redis.
+redis_dropped_writes      counter - remote.dropped_writes Writes to Redis that were given up.
+host_store_up             gauge   - host.up               Whether the host store can be used.
+host_store_pending_writes gauge   - host.pending_writes   Writes that wait to go to it.
+host_store_dropped_writes counter - host.dropped_writes   Writes to it that were given up.
+workers                     gauge engine engines.workers              Worker processes that run.
+workers_busy                gauge engine engines.busy                 Workers that run a job.
+queue_depth                 gauge engine engines.queued               Jobs that wait for a worker.
+queue_background            gauge engine engines.queued_in_background Jobs that no caller waits for.
+queue_callers               gauge engine engines.queued_callers       Callers that share the queue.
+queue_bytes                 gauge engine engines.queued_bytes         Size of the modules that wait.
+queue_expected_wait_seconds gauge engine engines.expected_wait_s      What one more would wait.
+engine_state             gauge   engine,state -               1 for its state, 0 for the other.
+isolation_confined       gauge   engine       isolation.holds Whether no break-out succeeded.
+isolation_layer          gauge   engine,layer -               1 in force, 0.5 in part, 0 not.
+engine_warm_up_artifacts gauge   engine,state -               Compiled before names move.
+quota_used_ratio         gauge   quota        -               The largest part that anybody uses.
+quota_refused            counter quota        -               Calls refused because of a quota.
+flights             gauge - flights               Compilations under way or waiting.
+calls               gauge - traffic.calls         Calls under way.
+receive_bytes       gauge - traffic.receive_bytes Requests in memory; a slow one counts in full.
+send_bytes          gauge - traffic.send_bytes    Bytes of responses that are not read yet.
+send_pinned_bytes   gauge - traffic.pinned_bytes  Bytes of artifacts that are being sent.
+quarantined_modules gauge - quarantined           Modules in quarantine that are known here.
+pins                gauge - pins                  Modules that are pinned.
+tls_not_after_seconds gauge   file tls.not_after_s   When a TLS file expires, since 1970.
+tls_reload_failures   counter -    tls.failures      Changed TLS files that were of no use.
+log_lines_dropped     counter -    log_lines_dropped Lines that could not be written.
+last_reload_successful                gauge what reloads.succeeded      Whether it could be applied.
+last_reload_success_timestamp_seconds gauge what reloads.succeeded_at_s When that was read.
+"""
+_ROWS = [row.split(None, 4) for row in _TABLE.strip().splitlines()]
+_FAMILIES: Final = {
+    "counter": core.CounterMetricFamily,
+    "gauge": core.GaugeMetricFamily,
+    "histogram": core.HistogramMetricFamily,
+}
+# The values of a label, or of one metric's label, that are known beforehand. Engines and methods
+# become known later.
+_VALUES: Mapping[str, Collection[str]] = {
+    "tier": TIERS,
+    "what": ("artifact", "module"),
+    "origin": [origin.value for origin in model.Origin],
+    "cause": [*(cause.value for cause in model.RejectionCause), OTHER],
+    "limit": ("queue", "calls", "receive", "send", "descriptors"),
+    "stage": ("queued",),
+    "code": [code.name for code in grpc.StatusCode],
+    "tier_lookups outcome": ("hit", "miss", ERROR),
+    "tier_stores outcome": (OK, ERROR),
+    "compiles outcome": (OK, *(reason.value.lower() for reason in Reason)),
+    # A histogram is 15 lines long: other outcomes than ``ok`` get one when they happen.
+    "compile_duration_seconds outcome": (OK,),
+    "compiled_behind outcome": ("compiled", "found", FAILED, "dropped"),
+    "fleet_turns outcome": ("taken", "made", FAILED, "late", "alone"),
+    "reloads what": ("settings", "files"),
+    "reloads outcome": (OK, FAILED),
+}
+# All in seconds, and multiples of 1, 2.5 and 5.
+# A memory hit takes microseconds, Redis 0.5 to 60 ms by size; its timeout is a second.
+_TIER_BUCKETS = (
+    *(0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005),
+    *(0.01, 0.025, 0.05, 0.1, 0.25, 1.0),
+)
+# Half of the real modules compile within 0.1 s, nine of ten within 1 s; the limit is 30 s.
+_COMPILE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_QUEUE_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+# From a memory hit of 0.5 ms to a cold compile.
+_RPC_BUCKETS = (
+    *(0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
+)
+_BUCKETS: Final = {
+    "tier_lookup_duration_seconds": _TIER_BUCKETS,
+    "tier_store_duration_seconds": _TIER_BUCKETS,
+    "compile_duration_seconds": _COMPILE_BUCKETS,
+    "queue_wait_seconds": _QUEUE_BUCKETS,
+    "rpc_duration_seconds": _RPC_BUCKETS,
+}
+_IN_FORCE = {LayerState.ENFORCED: 1.0, LayerState.PARTIAL: 0.5, LayerState.MISSING: 0.0}
+
+
+@dataclass(frozen=True, slots=True)
+class LatencySummary:
+    """A series of durations in five numbers, in seconds. Count and sum are since the start."""
+
+    count: int = 0
+    sum_s: float = 0.0
+    p50_s: float = 0.0
+    p90_s: float = 0.0
+    p99_s: float = 0.0
+
+
+class Latency:
+    """A series of durations: buckets for Prometheus, the last 1,024 for Stats. Thread-safe."""
+
+    __slots__ = ("_counts", "_ends", "_lock", "_samples", "_sum_s")
+
+    def __init__(self, ends: Sequence[float]) -> None:
+        """Begin empty. ``ends`` are the upper ends of the buckets, which include them."""
+        self._ends = ends
+        self._counts = [0] * (len(ends) + 1)
+        self._samples: deque[float] = deque(maxlen=SAMPLES)
+        self._sum_s = 0.0
+        self._lock = Lock()
+
+    def add(self, seconds: float) -> None:
+        """Take one duration."""
+        with self._lock:
+            self._counts[bisect_left(self._ends, seconds)] += 1
+            self._sum_s += seconds
+            self._samples.append(seconds)
+
+    @property
+    def count(self) -> int:
+        """How many durations there were since the start."""
+        return sum(self._counts)
+
+    def last(self, count: int) -> list[float]:
+        """Return the last ``count`` durations, or as many of them as are kept, the newest first."""
+        with self._lock:
+            return list(itertools.islice(reversed(self._samples), count))
+
+    def summary(self) -> LatencySummary:
+        """Return count and sum, and percentiles by nearest rank."""
+        with self._lock:
+            count, sum_s, samples = self.count, self._sum_s, list(self._samples)
+        samples.sort()  # outside the lock: a reader must not hold up those who record
+        # Integers, since ceil(0.99 * 100) would be at the mercy of rounding.
+        ranks = (samples[-(-each * len(samples) // 100) - 1] for each in (50, 90, 99) if samples)
+        return LatencySummary(count, sum_s, *ranks)
+
+    def buckets(self) -> tuple[list[tuple[str, float]], float]:
+        """Return the upper end of each bucket with the durations up to it, and the sum of all."""
+        with self._lock:
+            counts, sum_s = itertools.accumulate(self._counts), self._sum_s
+            return list(zip((*map(str, self._ends), "+Inf"), counts, strict=True)), sum_s
+
+
+@dataclass(frozen=True, slots=True)
+class EngineUsage:
+    """What an engine's pool is doing now."""
+
+    workers: int = 0
+    busy: int = 0
+    # Jobs that wait for a worker.
+    queued: int = 0
+    # Those of them that no caller waits for.
+    queued_in_background: int = 0
+    # Callers whose jobs share the queue.
+    queued_callers: int = 0
+    # The size of the modules that wait.
+    queued_bytes: int = 0
+    # How long one more caller would wait.
+    expected_wait_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TrafficUsage:
+    """What calls hold now."""
+
+    calls: int = 0
+    # Requests, those that arrive slowly counted in full.
+    receive_bytes: int = 0
+    # Bytes of responses that callers have not read yet.
+    send_bytes: int = 0
+    # Bytes of artifacts held in memory while they are sent.
+    pinned_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TlsStatus:
+    """The files of TLS that are in force."""
+
+    # When each expires, by ``cert`` and ``client_ca``; empty where TLS is off.
+    not_after_s: Mapping[str, float] = field(default_factory=dict)
+    # How often changed files could not be used.
+    failures: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadStatus:
+    """How the last reload of something ended."""
+
+    succeeded: bool
+    # When what is in force was read, in seconds since 1970.
+    succeeded_at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RecentCompile:
+    """How a compile ended, or several of one module that ended alike, one after the other."""
+
+    # When the last of them ended, in seconds since 1970.
+    ended_s: float = field(compare=False)
+    module: str
+    engine: str
+    # Where the artifact came from; empty where there is none.
+    origin: str
+    # Why there is no artifact; empty where there is one.
+    reason: str
+    # How long the last of them took, its wait in the queue included.
+    took_s: float = field(compare=False)
+    count: int = field(default=1, compare=False)
+
+
+_UNUSED = dict.fromkeys(QUOTAS, (0.0, 0))
+_NO_REDIS, _NO_HOST_STORE = model.RemoteStatus("none", up=False), model.HostStatus()
+
+
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """What other parts say of themselves, at about one moment: nothing before they start."""
+
+    tiers: Mapping[str, model.TierUsage]
+    # In the order in which the engines were added.
+    engines: Mapping[str, EngineUsage]
+    flights: int = 0
+    quarantined: int = 0
+    pins: int = 0
+    traffic: TrafficUsage = TrafficUsage()
+    remote: model.RemoteStatus = _NO_REDIS
+    host: model.HostStatus = _NO_HOST_STORE
+    # By kind: the largest part of a limit that an identity uses, and all refusals.
+    quotas: Mapping[str, tuple[float, int]] = field(default_factory=lambda: _UNUSED)
+    tls: TlsStatus = TlsStatus()
+    warm_ups: Sequence[model.EngineWarmUp] = ()
+    # By engine that is installed: whether it is served.
+    engine_states: Mapping[str, bool] = field(default_factory=dict)
+    # By engine, how its least confined worker is confined.
+    isolation: Mapping[str, model.Isolation] = field(default_factory=dict)
+    # Whether the daemon serves calls.
+    ready: bool = False
+    # By what was read again: ``settings`` or ``files``.
+    reloads: Mapping[str, ReloadStatus] = field(default_factory=dict)
+    # Since the start.
+    log_lines_dropped: int = 0
+
+
+class Gauges(SimpleNamespace):
+    """The sources: functions that return a field of ``Readings``, each under the field's name.
+
+    ``tiers`` and ``engines`` have a function for each. ``app`` sets them as the parts start.
+    """
+
+    def read(self) -> Readings:
+        """Return what every source returns now; nothing of one that fails. Never raises."""
+        sources = dict(vars(self))
+        tiers = {tier: _read(source, model.TierUsage()) for tier, source in self.tiers.items()}
+        engines = {name: _read(source, EngineUsage()) for name, source in self.engines.items()}
+        now: dict[str, Any] = {"tiers": tiers, "engines": engines}
+        others = {name: _read(sources[name], None) for name in sources.keys() - now.keys()}
+        return Readings(**now, **{name: x for name, x in others.items() if x is not None})
+
+
+def _read(source: Callable[[], Any], otherwise: Any) -> Any:
+    try:
+        return source()
+    except Exception as error:  # one broken part must not cost the whole page
+        structlog.get_logger().warning("cannot read a metric", error=repr(error))
+        return otherwise
+
+
+class Metrics(Recorder, Collector):
+    """Counts what happens: the other parts call it. Two objects share nothing.
+
+    Safe for use from any thread. A method that records returns at once and never raises. Series
+    whose label values are known beforehand stand at zero from the start; the daemon makes engines
+    and RPC methods known. What is not known counts under ``other``.
+    """
+
+    def __init__(
+        self, version: str, methods: Iterable[str] = (), whole: Metrics | None = None
+    ) -> None:
+        """Begin at zero. ``methods`` are the RPCs' full names: ``/package.Service/Method``.
+
+        Those of one namespace count in those of the ``whole`` daemon, too.
+        """
+        self.version = version
+        self.started_at_s = time.time()
+        self._started = time.monotonic()
+        self._whole = whole
+        # The counters, by name and label values.
+        self.counts: dict[str, dict[Labels, int]] = defaultdict(dict)
+        # The histograms, by name and label values.
+        self.took: dict[str, dict[Labels, Latency]] = defaultdict(dict)
+        self._lock = Lock()
+        # The last compiles, the newest first.
+        self.recent: deque[RecentCompile] = deque(maxlen=KEPT)
+        # What is in force at first was read at the start.
+        start = ReloadStatus(True, self.started_at_s)
+        self._reloads = dict.fromkeys(_VALUES["reloads what"], start)
+        self.gauges = Gauges(
+            tiers=dict.fromkeys(TIERS, model.TierUsage), engines={}, reloads=lambda: self._reloads
+        )
+        self._begin()
+        for method in methods:
+            self._begin(method=method)
+
+    def add_engine(self, engine_id: str) -> None:
+        """Make an engine known. Doing so again changes nothing."""
+        self._begin(engine=engine_id)
+        if not self._whole:  # Workers are the whole daemon's.
+            self.gauges.engines.setdefault(engine_id, EngineUsage)
+
+    def tier_lookup(self, tier: str, what: str, outcome: str, seconds: float) -> None:
+        """Record a look-up in a tier.
+
+        ``what`` is ``artifact`` or ``module``; ``outcome`` is ``hit``, ``miss`` or ``error``.
+        """
+        # A failure takes the timeout, or no time at all while a breaker is open. Neither says
+        # how fast the tier is.
+        took = () if outcome == ERROR else (("tier_lookup_duration_seconds", 2, seconds),)
+        self._count("tier_lookups", (tier, what, outcome), took)
+
+    def tier_store(self, tier: str, outcome: str, seconds: float) -> None:
+        """Record a write to a tier; ``outcome`` is ``ok`` or ``error``."""
+        took = (("tier_store_duration_seconds", 1, seconds),) if outcome == OK else ()
+        self._count("tier_stores", (tier, outcome), took)
+
+    def value_rejected(self, tier: str, cause: str) -> None:
+        """Record that a stored value did not verify and was deleted.
+
+        ``cause`` is one of a small set.
+        """
+        self._count("values_rejected", (tier, cause))
+
+    def compiled(self, engine_id: str, outcome: str, seconds: float, queued_s: float) -> None:
+        """Record a compilation; ``outcome`` is ``ok`` or an error's reason in lower case."""
+        took = ("compile_duration_seconds", 2, seconds), ("queue_wait_seconds", 1, queued_s)
+        self._count("compiles", (engine_id, outcome), took)
+
+    def served(self, origin: model.Origin) -> None:
+        """Record that a Compile call was answered."""
+        self._count("served", (origin.value,))
+
+    def flight_joined(self) -> None:
+        """Record that a caller shared another caller's compilation."""
+        self._count("flights_joined")
+
+    def compiled_behind(self, outcome: str) -> None:
+        """Record how an optimised compile behind a fast artifact ended.
+
+        ``outcome`` is ``compiled``; ``found`` if the artifact came from elsewhere; ``failed``; or
+        ``dropped`` if it did not run.
+        """
+        self._count("compiled_behind", (outcome,))
+
+    def fleet_turn(self, outcome: str) -> None:
+        """Record how a claim to compile ended; ``outcome`` is one of a small set."""
+        self._count("fleet_turns", (outcome,))
+
+    def abandoned(self, engine_id: str, stage: str) -> None:
+        """Record that a job was dropped as no caller waited for it; ``stage`` is ``queued``."""
+        self._count("abandoned", (engine_id, stage))
+
+    def quarantine_refused(self) -> None:
+        """Record that a compile was refused because the module is in quarantine."""
+        self._count("quarantine_refused")
+
+    def worker_replaced(self, engine_id: str) -> None:
+        """Record that a worker died and a new one took its place."""
+        self._count("workers_replaced", (engine_id,))
+
+    def rpc(self, method: str, code: str, seconds: float, limit: str = "") -> None:
+        """Record that an RPC ended.
+
+        ``method`` is its full name, ``code`` a gRPC code's name in capitals, and ``limit`` the
+        limit that refused it, if one did: see ``_VALUES``.
+        """
+        self._count("rpcs", (method, code), (("rpc_duration_seconds", 1, seconds),))
+        if limit:
+            self._count("refused", (limit,))
+
+    def bytes_sent(self, size_bytes: int) -> None:
+        """Record that artifact bytes went to a caller."""
+        self._count("sent_bytes", by=size_bytes)
+
+    def audit_lost(self, count: int) -> None:
+        """Record that lines of the audit could not be written."""
+        self._count("audit_lost", by=count)
+
+    def reloaded(self, what: str, *, succeeded: bool) -> None:
+        """Record that the daemon read its ``settings``, or changed ``files``, again."""
+        self._count("reloads", (what, OK if succeeded else FAILED))
+        since_s = time.time() if succeeded else self._reloads[what].succeeded_at_s
+        self._reloads[what] = ReloadStatus(succeeded, since_s)
+
+    def compile_ended(
+        self, module: str, engine: str, origin: str, reason: str, took_s: float
+    ) -> None:
+        """Record how a compile ended, for the list of recent ones; no hit of memory is one.
+
+        ``origin`` is empty for one that failed, ``reason`` for one that did not. ``took_s`` is what
+        a caller would have waited. One that ended as the one before it did is counted there, so
+        that a caller that tries again and again leaves room for others.
+        """
+        module, engine, recent = module[:_MAX_TEXT], engine[:_MAX_TEXT], self.recent
+        new = RecentCompile(time.time(), module, engine, origin, reason, took_s)
+        with self._lock:
+            if recent and recent[0] == new:
+                new = replace(new, count=recent.popleft().count + 1)
+            recent.appendleft(new)
+        if self._whole:
+            self._whole.compile_ended(module, engine, origin, reason, took_s)
+
+    @property
+    def uptime_s(self) -> float:
+        """Seconds since this object was made."""
+        return time.monotonic() - self._started
+
+    @property
+    def hit_ratio(self) -> float:
+        """The share of answered Compile calls that a tier answered."""
+        served = self.counts["served"]
+        return sum(served[origin.value,] for origin in model.HITS) / (sum(served.values()) or 1)
+
+    def errors(self, tier: str) -> int:
+        """Return how many look-ups and writes of a tier failed, and values were rejected."""
+        counts = [*self.counts["tier_lookups"].items(), *self.counts["tier_stores"].items()]
+        failed = sum(count for at, count in counts if (at[0], at[-1]) == (tier, ERROR))
+        rejected = list(self.counts["values_rejected"].items())
+        return failed + sum(count for at, count in rejected if at[0] == tier)
+
+    def summary(self, name: str, *labels: str) -> LatencySummary:
+        """Return the durations of a histogram's series in five numbers."""
+        took = self.took[name].get(labels)
+        return took.summary() if took else LatencySummary()
+
+    def figures(self) -> str:
+        """Return what is worth a look in a line: ``systemctl status`` shows it."""
+        now = self.gauges.read()
+        queued = sum(each.queued for each in now.engines.values())
+        return (
+            f"{len(now.engines)} engine{'' if len(now.engines) == 1 else 's'},"
+            f" {now.tiers['memory'].entries:,} entries in memory,"
+            f" {self.hit_ratio:.1%} hits, {queued:,} queued"
+        )
+
+    @functools.cached_property
+    def registry(self) -> CollectorRegistry:
+        """What /metrics serves."""
+        registry = CollectorRegistry()
+        registry.register(self)
+        ProcessCollector(registry=registry)
+        return registry
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every metric, as prometheus_client asks for them."""
+        now = self.gauges.read()
+        found: dict[str, Mapping[Labels, Any]] = {**self.counts, **self._worked_out(now)}
+        for name, took in self.took.items():
+            found[name] = {labels: each.buckets() for labels, each in list(took.items())}
+        for name, kind, labels, source, text in _ROWS:
+            names = () if labels == "-" else labels.split(",")
+            family = _FAMILIES[kind](PREFIX + name, text, labels=names)
+            values = found.get(name, {}) if source in ("counted", "-") else _under(now, source)
+            for at, value in list(values.items()):
+                family.add_metric(at, *(value if kind == "histogram" else (value,)))
+            yield family
+
+    def _worked_out(self, now: Readings) -> Mapping[str, Mapping[Labels, float]]:
+        """Return what no field of ``now`` has as it is shown."""
+        in_use = (True, now.host.is_on, not now.remote.switched_off)
+        return {
+            "build_info": {(self.version,): 1},
+            "uptime_seconds": {(): self.uptime_s},
+            "tier_configured": {(tier,): on for tier, on in zip(TIERS, in_use, strict=True)},
+            "engine_state": {
+                (engine, state): on == (state == "served")
+                for engine, on in now.engine_states.items()
+                for state in ("served", "unserved")
+            },
+            "isolation_layer": {
+                (engine, layer.name): _IN_FORCE[layer.state]
+                for engine, found in now.isolation.items()
+                for layer in found.layers
+            },
+            "engine_warm_up_artifacts": {
+                (each.engine_id, state): number
+                for each in now.warm_ups
+                for state, number in (
+                    ("done", each.done),
+                    ("failed", each.failed),
+                    ("waiting", each.total - each.done - each.failed),
+                )
+            },
+            "quota_used_ratio": {(kind,): ratio for kind, (ratio, _) in now.quotas.items()},
+            "quota_refused": {(kind,): refused for kind, (_, refused) in now.quotas.items()},
+        }
+
+    def _begin(self, **known: str) -> None:
+        """Have the series whose label values are known, with ``known``, stand at zero."""
+        values = {**_VALUES, **{label: (value,) for label, value in known.items()}}
+        for name, kind, labels, source, _ in _ROWS:
+            names = () if labels == "-" else labels.split(",")
+            each = (values.get(f"{name} {label}", values.get(label, ())) for label in names)
+            for at in itertools.product(*each) if source == "counted" else ():
+                if kind == "histogram":
+                    self.took[name].setdefault(at, Latency(_BUCKETS[name]))
+                else:
+                    self.counts[name].setdefault(at, 0)
+
+    def _count(
+        self, name: str, labels: Labels = (), took: Iterable[_Took] = (), by: int = 1
+    ) -> None:
+        """Count in the series of ``labels``, if those are known, else in that of others.
+
+        Add durations to the histograms that have the first of these labels.
+        """
+        counts, known = self.counts[name], labels
+        with self._lock:
+            if labels not in counts:
+                # ("redis", "other") says more than "other" twice.
+                near = (*labels[:-1], OTHER)
+                known = near if near in counts else (OTHER,) * len(labels)
+            counts[known] = counts.get(known, 0) + by
+        for histogram, first, seconds in took:
+            series, at = self.took[histogram], known[:first]
+            (series.get(at) or series.setdefault(at, Latency(_BUCKETS[histogram]))).add(seconds)
+        if self._whole:
+            self._whole._count(name, labels, took, by)
+
+
+def _under(now: Readings, way: str) -> Mapping[Labels, float]:
+    """Return what stands at the end of a ``way`` of fields; of a mapping, each key is a label."""
+    found: dict[Labels, Any] = {(): now}
+    for part in way.split("."):
+        things, found = found, {}
+        for labels, thing in things.items():
+            value = getattr(thing, part)
+            inside = value.items() if isinstance(value, Mapping) else None
+            found |= {labels: value} if inside is None else {(*labels, k): x for k, x in inside}
+    return found
