@@ -64,6 +64,7 @@ def _failures() -> tuple[type[Exception], ...]:
     from wasmkilnd.lifecycle.preflight import CannotStart
     from wasmkilnd.ownership import NotOurs
     from wasmkilnd.signing.keys import KeysUnusable
+    from wasmkilnd.telemetry.tracing import TracingUnusable
 
     return (
         AccessUnusable,
@@ -74,6 +75,7 @@ def _failures() -> tuple[type[Exception], ...]:
         CannotStart,
         NotOurs,
         ReloadFailed,
+        TracingUnusable,
     )
 
 

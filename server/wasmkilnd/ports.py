@@ -2,7 +2,7 @@
 
 A port is a Protocol: the services know ports alone, and each room implements its ports without
 knowing the services. ``cache.fleet`` implements ``Fleet`` and ``Claim``, ``engines`` what compiles,
-``access`` the ``Guard``, ``telemetry`` the rest; traces surround some of them.
+``access`` the ``Guard``, ``telemetry`` the rest.
 
 Three promises hold for every port that does not say otherwise:
 
@@ -16,8 +16,8 @@ A new method of a port needs its promise here, and a test of that promise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol, TypeAlias
@@ -292,40 +292,3 @@ class Recorder:
 
     def worker_replaced(self, engine_id: str) -> None:
         """Record that a worker died and a new one took its place."""
-
-
-# How one call is followed through the daemon, and from service to service.
-
-
-class CallTrace(Protocol):
-    """The trace that one call belongs to."""
-
-    @property
-    def trace_id(self) -> str:
-        """Its id for the log; empty if nobody can look it up."""
-
-    def end(self, code: str, reason: str, about: Mapping[str, str | int | float | None]) -> None:
-        """Note that the call has ended with a gRPC code; what is None or empty is left out."""
-
-
-class Tracing(Protocol):
-    """Follows calls through the daemon. Without it the daemon serves the same.
-
-    No method waits or raises. The context of a task tells which call the task works for, so the
-    request path passes nothing on; nothing but the trace and the log reads it.
-    """
-
-    def begin(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> CallTrace:
-        """Begin the trace of a call that the running task answers, or go on with its caller's."""
-
-    def recorder(self) -> Recorder:
-        """Return a recorder that adds look-ups and writes to the trace of the call."""
-
-    def engines(self, engines: Engines) -> Engines:
-        """Return ``engines``, with each wait for a worker and each job as a step of the trace."""
-
-    def fleet(self, fleet: Fleet) -> Fleet:
-        """Return ``fleet``, with each request for a lease and each wait as a step of the trace."""
-
-    def carry(self) -> AbstractContextManager[None]:
-        """Return a context for work that the running task leaves to another: it is this call's."""

@@ -26,9 +26,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import structlog
 
@@ -44,7 +44,6 @@ from wasmkilnd.config.schema import Settings
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.fair_share import FairShare
 from wasmkilnd.pins import Pins, file_of
-from wasmkilnd.ports import Recorder, Tracing
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.messages import header_of
@@ -134,7 +133,6 @@ class Common:
     slots: asyncio.Semaphore
     """For compiles that no caller waits for."""
     sealer: Sealer
-    tracing: Tracing | None = None
 
 
 class OpenTenant:
@@ -145,11 +143,11 @@ class OpenTenant:
     ) -> None:
         """Build it; see ``start``. ``write_queue_bytes`` may wait to be written to each tier."""
         now, whole = common.settings, common.metrics
-        sealer, tracing = common.sealer, common.tracing
+        sealer = common.sealer
         settings, link, self.mode = now.current, common.server.link, common.server.mode
         self.metrics = Metrics(whole.version, whole=whole) if namespace else whole
         """Of the namespace alone; of the default one, those of the whole daemon."""
-        recorder: Recorder = _each([self.metrics, *([tracing.recorder()] if tracing else [])])
+        recorder = self.metrics
         prefix = settings.redis_prefix + (f"ns:{namespace}:" if namespace else "")
 
         def artifact_bytes() -> int:
@@ -187,7 +185,6 @@ class OpenTenant:
             *(self.memory, host, self.redis, recorder),
             call_wait_s=settings.redis_timeout_s,
             write_queue_bytes=write_queue_bytes,
-            carry=tracing.carry if tracing else nullcontext,
         )
         pins = Pins(
             file_of(settings.state_dir, namespace),
@@ -203,10 +200,8 @@ class OpenTenant:
         strikes = Strikes(link, prefix, sealer)
         quarantine = Quarantine(strikes, recorder, lambda: now.current.quarantine_s)
         served = common.engines.view(recorder)
-        engines = tracing.engines(served) if tracing else served
-        fleet = tracing.fleet(self.fleet) if tracing and link else self.fleet
         compiler = Compiler(
-            *(self.cache, fleet, engines, sealer, quarantine, recorder),
+            *(self.cache, self.fleet, served, sealer, quarantine, recorder),
             module_bytes=lambda: now.current.max_module_bytes,
             held=common.held,
             slots=common.slots,
@@ -478,24 +473,3 @@ def _remote_status(opened: Collection[OpenTenant]) -> model.RemoteStatus:
         pending_writes=sum(one.pending_writes for one in each),
         dropped_writes=sum(one.dropped_writes for one in each),
     )
-
-
-class _Each:
-    """Tells several recorders what one is told."""
-
-    def __init__(self, recorders: Sequence[Recorder]) -> None:
-        self._recorders = recorders
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        notes = [getattr(each, name) for each in self._recorders]
-
-        def note(*about: Any) -> None:
-            for each in notes:
-                each(*about)
-
-        setattr(self, name, note)  # Found without this function from now on.
-        return note
-
-
-def _each(recorders: Sequence[Recorder]) -> Recorder:
-    return recorders[0] if len(recorders) == 1 else cast(Recorder, _Each(recorders))

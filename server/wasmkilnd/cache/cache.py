@@ -29,6 +29,7 @@ from wasmkilnd.flights import Allowance, Flights, WaitBudget, Waiter, Waiters
 from wasmkilnd.model import Artifact, CacheKey, Evicted, Item, Module, Origin, RejectionCause
 from wasmkilnd.ports import Recorder
 from wasmkilnd.signing.sealer import Sealer
+from wasmkilnd.telemetry import tracing
 from wasmkilnd.wire import ONE_MESSAGE_BYTES
 
 V = TypeVar("V")
@@ -55,16 +56,15 @@ class Cache:
         *,
         call_wait_s: float,
         write_queue_bytes: Callable[[], int],
-        carry: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         """One call waits for ``host`` and ``redis`` no longer than ``call_wait_s`` in all.
 
         The time for moving a large value is added (Allowance). ``write_queue_bytes`` may wait to
-        be written to each. For ``carry`` see Writes.
+        be written to each.
         """
         self.memory, self._host, self._redis = memory, host, redis
         self._recorder, self._call_wait_s = recorder, call_wait_s
-        made = partial(Writes, limit_bytes=write_queue_bytes, carry=carry)
+        made = partial(Writes, limit_bytes=write_queue_bytes)
         self.redis_writes, self.host_writes = self._queues = made(redis), made(host)
         self._lookups = Flights()
         # By look-up, for as long as it runs or a call waits for it.
@@ -410,7 +410,8 @@ class Cache:
         return None
 
 
-_Waiting: TypeAlias = "tuple[Item, contextlib.AbstractContextManager[None] | None]"
+# An item, whether its first try is to come, and the call that it is written for.
+_Waiting: TypeAlias = tuple[Item, bool, tracing.CallTrace | None]
 
 
 class Writes:
@@ -426,23 +427,15 @@ class Writes:
     once more when it is back; one that fails otherwise is dropped, so the next reader misses.
     """
 
-    def __init__(
-        self,
-        tier: HostStore | RedisStore | None,
-        limit_bytes: Callable[[], int],
-        carry: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
-    ) -> None:
-        """For None, take nothing.
-
-        What ``carry`` returns when an item is added surrounds the first try to write it.
-        """
+    def __init__(self, tier: HostStore | RedisStore | None, limit_bytes: Callable[[], int]) -> None:
+        """For None, take nothing."""
         # How many writes were dropped since the start, and the bytes of those that wait.
         self.dropped = self._bytes = 0
         self._tier = tier
         # It tells an outage from a refusal, and when that is over.
         self._link = None if tier is None or isinstance(tier, HostStore) else tier.link
         self._log = structlog.get_logger("wasmkilnd.cache", tier=tier.name if tier else "")
-        self._limit_bytes, self._carry = limit_bytes, carry
+        self._limit_bytes = limit_bytes
         self._queue: dict[CacheKey | str, _Waiting] = {}
         self._under_way: _Waiting | None = None  # It is in the queue too, unless it is given up.
         self._change, self._work = asyncio.Event(), asyncio.Event()
@@ -469,7 +462,7 @@ class Writes:
                 break
             self._take(first.key)
             self._drop(first, "newer writes need the room: raise write_queue_bytes")
-        self._queue[item.key] = item, self._carry()
+        self._queue[item.key] = item, True, tracing.carried()
         self._bytes += item.size_bytes
         asyncio.get_running_loop().call_later(_HEAD_START_S, self._work.set)
         if self._writer is None:
@@ -477,7 +470,7 @@ class Writes:
 
     def items(self) -> list[Item]:
         """Return what is being written or waits: it is served like a hit."""
-        return [item for item, _ in self._queue.values()]
+        return [waiting[0] for waiting in self._queue.values()]
 
     def waiting(self, key: CacheKey | str) -> Item | None:
         """Return the newest item under ``key`` that waits or is being written."""
@@ -543,11 +536,11 @@ class Writes:
                 self._work.clear()
 
     async def _write(self, waiting: _Waiting) -> None:
-        (item, context), why = waiting, ""
+        (item, is_first, call), why = waiting, ""
         self._under_way = waiting
+        tracing.CALL.set(call)
         try:
-            with context or contextlib.nullcontext():
-                await cast("Any", self._tier).put(item)
+            await cast("Any", self._tier).put(item)
         except Exception as failure:
             why = str(failure) or "the daemon failed to write it"
             if not isinstance(failure, TierUnavailable):
@@ -557,9 +550,9 @@ class Writes:
             self._tell()
         # If not, it was given up meanwhile, or replaced.
         stays = self._queue.get(item.key) is waiting
-        if why and stays and context and self._link and self._link.is_down:
+        if why and stays and is_first and self._link and self._link.is_down:
             # What finds the tier down a second time may be what brings it down.
-            self._queue[item.key] = item, None
+            self._queue[item.key] = item, False, None
         else:
             if stays:
                 self._take(item.key)

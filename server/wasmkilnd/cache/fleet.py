@@ -53,6 +53,7 @@ from wasmkilnd.flights import WaitBudget
 from wasmkilnd.model import STAMP_BYTES, CacheKey, Strike
 from wasmkilnd.ports import Claim, Recorder
 from wasmkilnd.signing.sealer import Sealer
+from wasmkilnd.telemetry import tracing
 
 _RENEWALS_PER_LEASE = 3
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.25
@@ -198,6 +199,12 @@ class _Claim:
         """See Claim."""
         if self._alone:
             return True
+        with tracing.step("lease") as about:
+            taken = await self._take()
+            about["outcome"] = "granted" if taken else "left to another"
+        return taken
+
+    async def _take(self) -> bool:
         token, found = secrets.token_hex(16).encode(), ""
         try:
             found = await self._fleet.look(self._key, self._budget, token)
@@ -216,8 +223,16 @@ class _Claim:
 
     async def wait_for_others(self) -> bool:
         """See Claim. This costs no budget: it replaces work that this call would do."""
+        if self._alone:
+            return False
+        with tracing.step("wait for another daemon") as about:
+            stored = await self._wait_for_others()
+            about["outcome"] = "stored" if stored else "given up"
+        return stored
+
+    async def _wait_for_others(self) -> bool:
         self._times_waited += 1
-        while not self._alone:
+        while True:
             began_s, budget_s = time.monotonic(), self._budget.left_s
             found = await self._fleet.look(self._key, self._budget)
             if found != "alone":  # One that waited in vain must not wait for a second time-out.
@@ -229,12 +244,11 @@ class _Claim:
             if found != "held" or left_s <= 0:
                 why = {"held": "late", "failed": "failed"}
                 self._why_compile = why.get(found, self._why_compile)
-                break
+                return False
             pause_s = min(max(self._waited_s / 2, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
             pause_s *= random.uniform(0.5, 1.0)  # noqa: S311 - so that not all look together
             await asyncio.sleep(min(pause_s, left_s))
             self._waited_s += time.monotonic() - began_s
-        return False
 
     def ignore_others(self) -> None:
         """See Claim."""

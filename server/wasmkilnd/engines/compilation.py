@@ -29,6 +29,7 @@ from wasmkilnd.flights import Waiters
 from wasmkilnd.model import CompileSpec, Kind, Limits, Module
 from wasmkilnd.ports import CompiledCode, Recorder, Refused
 from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.telemetry import tracing
 
 _REASONS = {
     Outcome.INVALID: Reason.MODULE_INVALID,
@@ -70,10 +71,12 @@ class Compilation:
         limits, settings = self._limits.current, spec.changed_settings
         order = job_orders.on_module("compile", module, spec.target, spec.cpu, settings, limits)
         job, needed = Job(waiters, order), False
-        with self._recorded(job, engine.id):
+        with tracing.step("queue", engine=engine.id) as about, self._recorded(job, engine.id):
             pool = self._table.working(engine.id).pool
             if not await pool.take(job, unless):
+                about["outcome"] = "stored"
                 return None
+            about["outcome"] = "worker"
         try:
             needed = await ready(job.queued_s or 0.0)
         finally:
@@ -81,7 +84,10 @@ class Compilation:
                 pool.decline(job)
         if not needed:
             return None
-        with self._recorded(job, engine.id):
+        with (
+            tracing.step("compile", engine=engine.id, module_bytes=len(module.wasm)) as about,
+            self._recorded(job, engine.id),
+        ):
             report = await pool.work(job)
             found = verdict.read(report, engine.id, "compiling", limits)
             if (size_bytes := found.oversize_bytes) is not None:
@@ -89,6 +95,8 @@ class Compilation:
             code = None
             if found.outcome is Outcome.VALID:
                 code = verdict.compiled_code(report, engine.id, job.queued_s or 0.0)
+                about["artifact_bytes"] = code.code.size_bytes
+            about["outcome"] = "ok" if code else "refused"
         self._record(job, engine.id, _REASONS.get(found.outcome))
         return code or partial(refused, found)
 
@@ -106,10 +114,12 @@ class Compilation:
         """
         engine = self._table.working(engine_id)
         by_compiling = engine.takes(module.kind) and module.kind in _VALIDATED_BY_COMPILING
-        async with watch if by_compiling else nullcontext():
-            found = await self._ask(engine, "validate", module, self._limits.current, waiters)
-        if found.outcome is not Outcome.VALID:
-            raise await self._refusal(engine, module, found, waiters)
+        with tracing.step("validate", engine=engine.id, module_bytes=len(module.wasm)) as about:
+            async with watch if by_compiling else nullcontext():
+                found = await self._ask(engine, "validate", module, self._limits.current, waiters)
+            if found.outcome is not Outcome.VALID:
+                raise await self._refusal(engine, module, found, waiters)
+            about["outcome"] = "ok"
 
     @contextmanager
     def _recorded(self, job: Job, engine_id: str) -> Iterator[None]:

@@ -23,22 +23,23 @@ from wasmkilnd.lifecycle.auditing import cannot_write_audit
 from wasmkilnd.lifecycle.listening import open_tls, socket_access
 from wasmkilnd.lifecycle.preflight import CannotStart, check_limits
 from wasmkilnd.lifecycle.running import running
-from wasmkilnd.lifecycle.tracing import check_tracing
 from wasmkilnd.lifecycle.vulnerable_engines import open_advisories
 from wasmkilnd.options import redis_access
 from wasmkilnd.ownership import check_path
 from wasmkilnd.signing.keys import read_keys
+from wasmkilnd.telemetry.tracing import open_exporter
 
 
 def check(settings: Settings) -> Sources:
     """Return who may do what. May block.
 
-    Raises CannotStart, AccessUnusable, KeysUnusable and NotOurs, as ``serve`` would.
+    Raises CannotStart, AccessUnusable, KeysUnusable, NotOurs and TracingUnusable, as ``serve``
+    would.
     """
     check_limits(settings)
     check_path(settings.state_dir)
     _check_audit(settings)
-    check_tracing(settings)
+    open_exporter(settings)
     open_tls(settings)
     sources = read_sources(settings)
     if why := serve_namespaces.refusal(settings, sources.policy.namespaces):

@@ -34,10 +34,9 @@ from wasmkilnd.lifecycle.preflight import CannotStart
 from wasmkilnd.lifecycle.readiness import Readiness
 from wasmkilnd.lifecycle.serve_namespaces import refusal
 from wasmkilnd.lifecycle.shutdown import Shutdown, until
-from wasmkilnd.lifecycle.tracing import open_tracing
 from wasmkilnd.model import Limits, NamespaceLimits
 from wasmkilnd.options import host_options, redis_access
-from wasmkilnd.ports import Auditor, Guard, Tracing
+from wasmkilnd.ports import Auditor, Guard
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.server import CannotListen, RpcServer
 from wasmkilnd.signing.keys import KeysUnusable, open_keys
@@ -46,6 +45,7 @@ from wasmkilnd.telemetry.admin.pages import Pages
 from wasmkilnd.telemetry.admin.server import AddressInUse, AdminServer
 from wasmkilnd.telemetry.audit.audit import Audit
 from wasmkilnd.telemetry.metrics import Metrics
+from wasmkilnd.telemetry.tracing import Tracing, open_tracing
 from wasmkilnd.tenants import Common, Tenants
 
 _FLUSH_S = 5.0
@@ -68,7 +68,6 @@ class Opening:
         self._metrics = metrics
         self._on_stop = on_stop
         self._shutdown = shutdown
-        self._tracing: Tracing | None = None
 
     async def audit(self) -> Audit:
         """Open the audit. Raises CannotStart."""
@@ -81,11 +80,10 @@ class Opening:
         return audit
 
     async def tracing(self) -> Tracing | None:
-        """Open the traces; None where they are off. Raises CannotStart."""
+        """Open the traces; None where they are off. Raises TracingUnusable."""
         traces = await asyncio.to_thread(open_tracing, self._settings, self._metrics.version)
         if traces:
             self._on_stop.push_async_callback(asyncio.to_thread, traces.close)
-        self._tracing = traces
         return traces
 
     async def tls(self) -> TlsFiles | None:
@@ -154,7 +152,6 @@ class Opening:
             # So that most workers stay free for callers.
             slots=asyncio.Semaphore(max(1, self._settings.current.effective_workers // 2)),
             sealer=sealer,
-            tracing=self._tracing,
         )
         tenants = Tenants(common, namespaces)
         self._on_stop.push_async_callback(tenants.close)

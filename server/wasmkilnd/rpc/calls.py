@@ -37,6 +37,7 @@ from wasmkilnd.rpc.messages import (
     to_status,
 )
 from wasmkilnd.rpc.traffic import WITH_MODULE, Call, Context, Gate, Traffic
+from wasmkilnd.telemetry.tracing import CallTrace, Tracing
 
 log = structlog.get_logger("wasmkilnd.rpc")
 
@@ -85,7 +86,7 @@ class Entry:
     auditor: ports.Auditor
     entrance: Entrance
     quota_of: Callable[[Identity], Quota] = unlimited
-    tracing: ports.Tracing | None = None
+    tracing: Tracing | None = None
     """Follows the calls that were let in; None if nobody does."""
 
 
@@ -256,7 +257,7 @@ class _Ended:
     code: grpc.StatusCode = grpc.StatusCode.OK
     reason: str = ""
     limit: str = ""
-    trace: ports.CallTrace | None = None
+    trace: CallTrace | None = None
     started_s: float = field(default_factory=time.perf_counter)
 
     def __call__(self, _: asyncio.Task[Any]) -> None:
@@ -296,7 +297,7 @@ class _Ended:
         }
         if self.reason:
             words["reason"] = self.reason
-        if self.trace and self.trace.trace_id:
+        if self.trace:
             words["trace_id"] = self.trace.trace_id
         for name in ("module", "engine", "origin", "queue_ms", "compile_ms", "bytes"):
             if value := getattr(self.call, name):

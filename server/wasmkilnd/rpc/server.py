@@ -19,7 +19,7 @@ from wasmkiln.v1 import admin_service_pb2, module_service_pb2
 
 from wasmkilnd.model import PLAINTEXT, Artifact, Entrance, Identity, TrafficLimits
 from wasmkilnd.network import SocketAccess, is_listening
-from wasmkilnd.ports import Auditor, Guard, Tracing
+from wasmkilnd.ports import Auditor, Guard
 from wasmkilnd.quota import Quota, unlimited
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.admin_service import AdminServicer
@@ -29,6 +29,7 @@ from wasmkilnd.rpc.health import PROBES, Health, add_probes
 from wasmkilnd.rpc.messages import CompileCall
 from wasmkilnd.rpc.module_service import ModuleServicer
 from wasmkilnd.rpc.traffic import Traffic
+from wasmkilnd.telemetry.tracing import Tracing
 
 MODULE_SERVICE = "wasmkiln.v1.ModuleService"
 ADMIN_SERVICE = "wasmkiln.v1.AdminService"

@@ -4,13 +4,13 @@
 ``logs``         one line for each event, on standard error: masked, cut, limited
 ``metrics``      counters, gauges and histograms for Prometheus, and for the RPC Stats
 ``audit``        one line for each act that somebody may have to answer for
-``traces``       spans of calls, for a collector of OpenTelemetry; off unless configured
+``tracing``      spans of calls, for a collector of OpenTelemetry; off unless configured
 ``admin``        the HTTP server with /metrics, /healthz and /readyz
 ``status_page``  what a person looks at, made of the metrics and served by ``admin``
 ===============  ====================================================================
 
-The first five do not know each other, and nothing here decides anything: a daemon without telemetry
-would serve the same. Its parts log with structlog, and count through ``ports.Recorder``;
+Nothing here decides anything: a daemon without telemetry would serve the same. Its parts log with
+structlog, count by the methods of ``Metrics``, and put what takes time into a ``tracing.step``;
 ``app`` builds the metrics and the admin server, ``run`` starts the log.
 
 No part of telemetry fails a call, nor lets a caller fill memory or the disk. Metric names and log

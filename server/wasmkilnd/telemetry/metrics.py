@@ -25,6 +25,8 @@ metric, add its row to ``_TABLE``. Then count it in a method of ``Metrics``, wit
 that are known in ``_VALUES``, or add a field to ``Readings``. What an alert watches has to stand at
 zero from the start: increase() sees no event that makes its own series.
 
+A look-up in a tier, a write and a rejected value are steps of a traced call, too (``tracing``).
+
 Promises: recording takes about a microsecond and never raises; no label grows with what callers
 send (unexpected values count under ``other``); two daemons in one process share nothing.
 """
@@ -51,10 +53,11 @@ from wasmkilnd import model
 from wasmkilnd.errors import Reason
 from wasmkilnd.model import LayerState
 from wasmkilnd.ports import Recorder
+from wasmkilnd.telemetry import tracing
 
 Labels: TypeAlias = tuple[str, ...]
-# The name of a histogram, how many of the labels it has, and a duration.
-_Took: TypeAlias = tuple[str, int, float]
+# Of each: the name of a histogram, how many of the labels it has, and a duration.
+_Took: TypeAlias = Iterable[tuple[str, int, float]]
 
 PREFIX: Final = "wasmkiln_"
 TIERS: Final = ("memory", "host_store", "redis")
@@ -312,8 +315,7 @@ class RecentCompile:
     count: int = field(default=1, compare=False)
 
 
-_UNUSED = dict.fromkeys(QUOTAS, (0.0, 0))
-_NO_REDIS, _NO_HOST_STORE = model.RemoteStatus("none", up=False), model.HostStatus()
+_UNUSED, _NO_REDIS = dict.fromkeys(QUOTAS, (0.0, 0)), model.RemoteStatus("none", up=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,7 +330,7 @@ class Readings:
     pins: int = 0
     traffic: TrafficUsage = TrafficUsage()
     remote: model.RemoteStatus = _NO_REDIS
-    host: model.HostStatus = _NO_HOST_STORE
+    host: model.HostStatus = field(default_factory=model.HostStatus)
     # By kind: the largest part of a limit that an identity uses, and all refusals.
     quotas: Mapping[str, tuple[float, int]] = field(default_factory=lambda: _UNUSED)
     tls: TlsStatus = TlsStatus()
@@ -353,12 +355,10 @@ class Gauges(SimpleNamespace):
 
     def read(self) -> Readings:
         """Return what every source returns now; nothing of one that fails. Never raises."""
-        sources = dict(vars(self))
         tiers = {tier: _read(source, model.TierUsage()) for tier, source in self.tiers.items()}
         engines = {name: _read(source, EngineUsage()) for name, source in self.engines.items()}
-        now: dict[str, Any] = {"tiers": tiers, "engines": engines}
-        others = {name: _read(sources[name], None) for name in sources.keys() - now.keys()}
-        return Readings(**now, **{name: x for name, x in others.items() if x is not None})
+        others = {name: _read(x, None) for name, x in vars(self).items() if callable(x)}
+        return Readings(tiers, engines, **{name: x for name, x in others.items() if x is not None})
 
 
 def _read(source: Callable[[], Any], otherwise: Any) -> Any:
@@ -420,11 +420,17 @@ class Metrics(Recorder, Collector):
         # how fast the tier is.
         took = () if outcome == ERROR else (("tier_lookup_duration_seconds", 2, seconds),)
         self._count("tier_lookups", (tier, what, outcome), took)
+        if call := tracing.CALL.get():
+            about = {"tier": tier, "what": what, "outcome": outcome}
+            call.step(f"lookup {tier}", seconds, about, "error" if outcome == ERROR else "")
 
     def tier_store(self, tier: str, outcome: str, seconds: float) -> None:
         """Record a write to a tier; ``outcome`` is ``ok`` or ``error``."""
         took = (("tier_store_duration_seconds", 1, seconds),) if outcome == OK else ()
         self._count("tier_stores", (tier, outcome), took)
+        if call := tracing.CALL.get():
+            about = {"tier": tier, "outcome": outcome}
+            call.step(f"store {tier}", seconds, about, "error" if outcome == ERROR else "")
 
     def value_rejected(self, tier: str, cause: str) -> None:
         """Record that a stored value did not verify and was deleted.
@@ -432,6 +438,8 @@ class Metrics(Recorder, Collector):
         ``cause`` is one of a small set.
         """
         self._count("values_rejected", (tier, cause))
+        if call := tracing.CALL.get():
+            call.step(f"reject {tier}", 0.0, {"tier": tier, "outcome": cause}, "value rejected")
 
     def compiled(self, engine_id: str, outcome: str, seconds: float, queued_s: float) -> None:
         """Record a compilation; ``outcome`` is ``ok`` or an error's reason in lower case."""
@@ -609,9 +617,7 @@ class Metrics(Recorder, Collector):
                 else:
                     self.counts[name].setdefault(at, 0)
 
-    def _count(
-        self, name: str, labels: Labels = (), took: Iterable[_Took] = (), by: int = 1
-    ) -> None:
+    def _count(self, name: str, labels: Labels = (), took: _Took = (), by: int = 1) -> None:
         """Count in the series of ``labels``, if those are known, else in that of others.
 
         Add durations to the histograms that have the first of these labels.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -13,6 +12,7 @@ from structlog.testing import capture_logs
 from wasmkilnd.cache.cache import Writes
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import Artifact, CacheKey, EvictScope, Item
+from wasmkilnd.telemetry import tracing
 
 from tests.contract.values import artifact, module
 from tests.doubles.tiers import SharedTier
@@ -25,11 +25,13 @@ class Tier(SharedTier):
         super().__init__()
         self.gate.clear()
         self.written: list[CacheKey | str] = []
+        self.calls: list[tracing.CallTrace | None] = []
         self.broken = False
         self.on_failure: Callable[[], None] = lambda: None
 
     async def put(self, item: Item) -> None:
         await self.gate.wait()
+        self.calls.append(tracing.CALL.get())
         if self.broken and isinstance(item, Artifact):
             self.on_failure()
             raise TierUnavailable("no")
@@ -41,8 +43,8 @@ def slow() -> Tier:
     return Tier()
 
 
-def writes_to(tier: Tier, limit_bytes: int = 10_000, **options: Any) -> Writes:
-    return Writes(cast("Any", tier), lambda: limit_bytes, **options)
+def writes_to(tier: Tier, limit_bytes: int = 10_000) -> Writes:
+    return Writes(cast("Any", tier), lambda: limit_bytes)
 
 
 async def finish(writes: Writes, timeout_s: float = 5) -> None:
@@ -406,36 +408,37 @@ async def test_what_is_given_up_is_neither_served_nor_written(slow: Tier) -> Non
     assert slow.written == [third.key]  # The first failed, and was not tried again.
 
 
-async def test_a_write_runs_inside_of_what_was_carried_when_it_was_added(slow: Tier) -> None:
-    inside: list[str] = []
+class Call:
+    """A call that is traced, as far as writes know it."""
 
-    @contextmanager
-    def carry() -> Iterator[None]:
-        inside.append("entered")
-        yield
-        inside.append("left")
+    ended_ns = 0
 
-    writes = writes_to(slow, carry=carry)
-    writes.add(artifact(1, 100))
-    await under_way(writes)
-    assert inside == ["entered"]
+
+async def test_a_write_is_a_step_of_the_call_that_added_it(slow: Tier) -> None:
+    calls = [Call(), Call()]
+    writes = writes_to(slow)
+    for tag, call in enumerate(calls):
+        tracing.CALL.set(cast("Any", call))
+        writes.add(artifact(tag, 100))
+        call.ended_ns = 1
+    tracing.CALL.set(None)
     slow.gate.set()
     await finish(writes)
-    assert inside == ["entered", "left"]
+    assert [type(call) for call in slow.calls] == [Call, Call]
+    assert len({id(call) for call in (*slow.calls, *calls)}) == 4  # Copies, which have not ended.
+    assert [cast("Any", call).ended_ns for call in slow.calls] == [0, 0]
 
 
 async def test_what_dropped_writes_carried_is_let_go_during_an_outage(slow: Tier) -> None:
-    class Context(AbstractContextManager[None]):
-        def __exit__(self, *_: object) -> None:
-            pass
+    kept = weakref.WeakSet[Call]()
 
-    kept = weakref.WeakSet[Context]()
+    class Kept(Call):
+        def __copy__(self) -> Call:
+            kept.add(copy := Call())
+            return copy
 
-    def carry() -> Context:
-        kept.add(context := Context())
-        return context
-
-    writes = writes_to(slow, 1000, carry=carry)
+    tracing.CALL.set(cast("Any", Kept()))
+    writes = writes_to(slow, 1000)
     for tag in range(50):
         writes.add(artifact(tag, 100))
     assert writes.dropped >= 40

@@ -1,0 +1,254 @@
+"""Spans of OpenTelemetry: what one call waited for, and what it cost, seen from the service above.
+
+A call belongs to the trace that its ``traceparent`` names (W3C Trace Context), else it begins
+one. Its span has the attributes ``rpc.*``; the steps below it are ``lookup TIER``, ``store TIER``,
+``queue``, ``lease``, ``wait for another daemon``, ``compile`` and ``validate``. Their attributes
+are under ``wasmkiln.``: tier, outcome, engine, sizes, origin, reason. No digest, name, address,
+token or message is among them: a collector may be read by more people than the log.
+The line of a call in the log has the ``trace_id``, and so does all else that is logged for it.
+
+``step`` makes a step of the lines inside it. Which call a task works for is in ``CALL``, which
+asyncio hands to the tasks that a task starts; nothing but traces and the log reads it. A step
+counts if it begins before its call ends: so what a task does later, for others, is in no trace.
+Writes behind a call are its own all the same (``carried``).
+
+Promises: without ``trace_endpoint``, nothing of OpenTelemetry is loaded, and no call is traced. No
+span makes a call wait or fail. Finished spans wait in a queue of ``QUEUE`` spans, from which a
+thread sends them; if the collector does not take them, the oldest are dropped, and the log says so
+once. At the end of the daemon, what waits has ``FLUSH_S`` seconds to leave.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import grpc
+import structlog
+
+from wasmkilnd.config.schema import Settings
+from wasmkilnd.errors import WasmkilnError
+from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.telemetry.logs.pipeline import add_field
+
+Value: TypeAlias = str | int | float | None
+
+# Of a call with a compile there are about ten spans.
+QUEUE = 4096
+FLUSH_S, _TIMEOUT_S, _EVERY_MS = 2.0, 5.0, 1000
+# Of a tracestate, W3C asks for at least 512. Each span of a call holds it until it is sent.
+_BROUGHT, _LONGEST = ("traceparent", "tracestate"), 512
+# The gRPC codes that are a server's fault, by OpenTelemetry's conventions.
+_FAULTS = {"UNKNOWN", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "DEADLINE_EXCEEDED"}
+# Of HTTP/2: lower case, and none that gRPC keeps for itself.
+_HEADER = re.compile(r"(?!grpc-)[a-z0-9_.-]+")
+
+log = structlog.get_logger("wasmkilnd.traces")
+
+
+class TracingUnusable(Exception):  # noqa: N818 - a state, shown to the operator
+    """Traces are switched on, and cannot be sent; the message says why and what to do."""
+
+
+class CallTrace:
+    """The trace that one call belongs to, and the span of the call in it."""
+
+    def __init__(self, tracer: Any, span: Any, below: Any) -> None:
+        self._tracer, self._span, self._below = tracer, span, below
+        self.trace_id = f"{span.get_span_context().trace_id:032x}"
+        # Whether the collector gets it: a caller may trace its call without that.
+        self._is_sent = span.is_recording()
+        self.ended_ns = 0
+
+    def step(self, name: str, seconds: float, about: Mapping[str, Value], failed: str = "") -> None:
+        """Add a step that took ``seconds`` and ends now; ``failed`` says how, if it did."""
+        began_ns = time.time_ns() - int(seconds * 1e9)
+        if self._is_sent and (not self.ended_ns or began_ns < self.ended_ns):
+            _end(self._tracer.start_span(name, self._below, start_time=began_ns), about, failed)
+
+    def end(self, code: str, reason: str, about: Mapping[str, Value]) -> None:
+        """Note that the call has ended with a gRPC code; what is None or empty is left out."""
+        self.ended_ns = time.time_ns()
+        self._span.set_attribute("rpc.grpc.status_code", grpc.StatusCode[code].value[0])
+        _end(self._span, {**about, "reason": reason}, (reason or code) if code in _FAULTS else "")
+
+
+def _end(span: Any, about: Mapping[str, Value], failed: str) -> None:
+    from opentelemetry.trace import StatusCode
+
+    span.set_attributes({f"wasmkiln.{k}": x for k, x in about.items() if x not in (None, "")})
+    if failed:
+        span.set_status(StatusCode.ERROR, failed)
+    span.end()
+
+
+CALL: ContextVar[CallTrace | None] = ContextVar("wasmkiln-call", default=None)
+
+
+@contextmanager
+def step(name: str, **about: Value) -> Iterator[dict[str, Value]]:
+    """Make a step of what happens inside, if the running task works for a call that is traced.
+
+    Yield its attributes, to be completed: ``outcome``, unless it raises.
+    """
+    began_s, failed = time.perf_counter(), ""
+    try:
+        yield about
+    except BaseException as failure:
+        failed = failure.reason.value.lower() if isinstance(failure, WasmkilnError) else ""
+        about["outcome"] = failed or "cancelled"
+        raise
+    finally:
+        if call := CALL.get():
+            call.step(name, time.perf_counter() - began_s, about, failed)
+
+
+def carried() -> CallTrace | None:
+    """Return what ``CALL`` has to be for work that the running task leaves to another."""
+    call = CALL.get()
+    # A copy: that the call ends does not end it.
+    return copy.copy(call) if call and not call.ended_ns else None
+
+
+def trace_id() -> str:
+    """Return the id of the trace that a line of the log belongs to; empty for none."""
+    call = CALL.get()
+    return call.trace_id if call and not call.ended_ns else ""
+
+
+class Tracing:
+    """Follows calls through the daemon. Without it the daemon serves the same."""
+
+    def __init__(self, exporter: Any, version: str, sample_ratio: Callable[[], float]) -> None:
+        """Send to ``exporter`` a part of the traces that begin here: what ``sample_ratio`` returns.
+
+        Of others, send those that their callers send. OTEL_SERVICE_NAME and
+        OTEL_RESOURCE_ATTRIBUTES say more about this daemon.
+        """
+        from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+        from opentelemetry.sdk.trace import TracerProvider, export, sampling
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        self._w3c = TraceContextTextMapPropagator()
+        own = Resource({"service.name": "wasmkilnd", "service.version": version})
+        named = own.merge(OTELResourceDetector().detect())
+        self._sample_ratio = sample_ratio
+        self._provider = TracerProvider(sampling.DEFAULT_ON, named, shutdown_on_exit=False)
+        self._provider.add_span_processor(export.BatchSpanProcessor(exporter, QUEUE, _EVERY_MS))
+        self._tracer = self._provider.get_tracer("wasmkilnd", version)
+
+    def begin(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> CallTrace | None:
+        """Begin the trace of a call that the running task answers, or go on with its caller's.
+
+        Return None for one that is not sampled.
+        """
+        from opentelemetry import context, trace
+
+        brought = {name: x for name, x in metadata if name in _BROUGHT and len(x) <= _LONGEST}
+        above = self._w3c.extract(brought, context.Context())
+        if not above and random.random() >= self._sample_ratio():  # noqa: S311 - a sample
+            return None
+        service, _, name = method[1:].partition("/")
+        about = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
+        span = self._tracer.start_span(method[1:], above, trace.SpanKind.SERVER, about)
+        call = CallTrace(self._tracer, span, trace.set_span_in_context(span, above))
+        # The task is the call's own, and its context ends with it.
+        CALL.set(call)
+        return call
+
+    def close(self) -> None:
+        """Send what waits, for at most FLUSH_S, and give up the rest. Blocks that long."""
+        # The library waits for its own thread without a limit when the collector hangs.
+        flushing = threading.Thread(target=self._provider.shutdown, daemon=True)
+        flushing.start()
+        flushing.join(FLUSH_S)
+
+
+class Collector(logging.Handler):
+    """Sends spans by an exporter, and tells the log once that it cannot, and once that it can.
+
+    Let OpenTelemetry log nothing by itself: it would at each attempt.
+    """
+
+    def __init__(self, exporter: Any, endpoint: str) -> None:
+        super().__init__(logging.WARNING)
+        self._exporter, self._endpoint, self._reached, self._why = exporter, endpoint, True, ""
+        logger = logging.getLogger("opentelemetry")
+        logger.handlers[:], logger.propagate = [self], False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep what OpenTelemetry would log."""
+        self._why = record.getMessage()
+
+    def export(self, spans: Any) -> Any:
+        """Send ``spans``; they are lost if the collector does not take them."""
+        result = self._exporter.export(spans)
+        before, self._reached = self._reached, result.name == "SUCCESS"
+        if before and not self._reached:
+            event = "cannot send traces: the collector does not take them; calls go on as usual"
+            log.warning(event, endpoint=self._endpoint, cause=self._why)
+        elif self._reached and not before:
+            log.info("the collector takes traces again", endpoint=self._endpoint)
+        return result
+
+    def shutdown(self) -> None:
+        """Give up what is under way."""
+        self._exporter.shutdown()
+
+
+def open_tracing(settings: Reloadable[Settings], version: str) -> Tracing | None:
+    """Return the traces; None if they are switched off. May block. Raises TracingUnusable."""
+    if (exporter := open_exporter(settings.current)) is None:
+        return None
+    add_field("trace_id", trace_id)
+    collector = Collector(exporter, settings.current.trace_endpoint)
+    return Tracing(collector, version, lambda: settings.current.trace_sample_ratio)
+
+
+def open_exporter(settings: Settings) -> Any:
+    """Return what sends spans; None if traces are switched off. Raises TracingUnusable."""
+    if not settings.trace_endpoint:
+        return None
+    try:
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+    except ImportError:
+        raise TracingUnusable(
+            "cannot send traces (trace_endpoint): OpenTelemetry is not installed:"
+            " pip install 'wasmkiln[server,trace]'"
+        ) from None
+    headers, ca_pem = _headers(settings.trace_headers_file), _read("ca", settings.trace_ca_file)
+    credentials = grpc.ssl_channel_credentials(ca_pem.encode()) if ca_pem else None
+    return OTLPSpanExporter(
+        settings.trace_endpoint, credentials=credentials, headers=headers, timeout=_TIMEOUT_S
+    )
+
+
+def _headers(path: str) -> dict[str, str]:
+    headers = {}
+    for number, line in enumerate(_read("headers", path).splitlines(), 1):
+        name, _, value = (part.strip() for part in line.partition(":"))
+        if line.strip() and not line.startswith("#"):
+            # The line itself may hold a secret.
+            if not (_HEADER.fullmatch(name.lower()) and value and value.isascii()):
+                raise TracingUnusable(
+                    f"cannot use line {number} of {path} (trace_headers_file): write"
+                    " `name: value`, in ASCII, with a name of letters, digits, - . or _"
+                )
+            headers[name.lower()] = value
+    return headers
+
+
+def _read(what: str, path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace") if path else ""
+    except OSError as why:
+        raise TracingUnusable(f"cannot read {path} (trace_{what}_file): {why.strerror}") from None
