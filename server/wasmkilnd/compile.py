@@ -50,11 +50,12 @@ from wasmkilnd.fair_share import FairShare
 from wasmkilnd.flights import Flights, Ticket, WaitBudget, Waiter, Waiters
 from wasmkilnd.model import Artifact, CacheKey, CompileSpec, Kind, Module, Origin
 from wasmkilnd.pins import Pins
-from wasmkilnd.ports import CompiledCode, Engines, Fleet, Recorder
+from wasmkilnd.ports import CompiledCode, Engines, Fleet
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.quota import UNLIMITED, Quota
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.slices import in_slices
+from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.usage import Tally
 
 log = structlog.get_logger("wasmkilnd")
@@ -183,7 +184,7 @@ class Compiler:
     engines: Engines
     sealer: Sealer
     quarantine: Quarantine
-    recorder: Recorder
+    recorder: Metrics
     module_bytes: Callable[[], int]
     """Returns how large a module may be."""
     held: FairShare

@@ -20,7 +20,7 @@ from wasmkilnd.cache.fleet import Strikes
 from wasmkilnd.errors import Fault, TierUnavailable, WasmkilnError
 from wasmkilnd.flights import WaitBudget
 from wasmkilnd.model import CacheKey, CompileSpec, Strike
-from wasmkilnd.ports import Recorder
+from wasmkilnd.telemetry.metrics import Metrics
 
 log = structlog.get_logger("wasmkilnd")
 
@@ -48,7 +48,7 @@ class Quarantine:
     """
 
     store: Strikes
-    recorder: Recorder
+    recorder: Metrics
     first_s: Callable[[], float]
     """Returns how long a module's first quarantine lasts; 0 for none at all."""
     clock: Callable[[], float] = time.monotonic

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from wasmkilnd.model import Origin
-from wasmkilnd.ports import Recorder
+from wasmkilnd.telemetry.metrics import Metrics
 
 
-class Notes(Recorder):
+class Notes(Metrics):
     """Remembers what happened, each kind in a list of its own."""
 
     def __init__(self) -> None:
+        super().__init__("0")
         self.lookups: list[tuple[str, str]] = []
         """Look-ups, and their outcomes."""
         self.stores: list[str] = []

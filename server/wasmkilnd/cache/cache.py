@@ -27,9 +27,9 @@ from wasmkilnd.cache.value import ValueRejected, unpacked_frames
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.flights import Allowance, Flights, WaitBudget, Waiter, Waiters
 from wasmkilnd.model import Artifact, CacheKey, Evicted, Item, Module, Origin, RejectionCause
-from wasmkilnd.ports import Recorder
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry import tracing
+from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.wire import ONE_MESSAGE_BYTES
 
 V = TypeVar("V")
@@ -52,7 +52,7 @@ class Cache:
         memory: MemoryTier,
         host: HostStore | None,
         redis: RedisStore | None,
-        recorder: Recorder,
+        recorder: Metrics,
         *,
         call_wait_s: float,
         write_queue_bytes: Callable[[], int],

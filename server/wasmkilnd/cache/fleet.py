@@ -51,9 +51,10 @@ from wasmkilnd.cache.redis_servers import WRITE_TIMEOUT_S
 from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError, WrongType
 from wasmkilnd.flights import WaitBudget
 from wasmkilnd.model import STAMP_BYTES, CacheKey, Strike
-from wasmkilnd.ports import Claim, Recorder
+from wasmkilnd.ports import Claim
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry import tracing
+from wasmkilnd.telemetry.metrics import Metrics
 
 _RENEWALS_PER_LEASE = 3
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.25
@@ -99,7 +100,7 @@ class Fleet:
 
     link: RedisLink | None
     prefix: str
-    recorder: Recorder
+    recorder: Metrics
     stored: Callable[[CacheKey], Awaitable[None]]
     lease_s: float
     max_wait_s: Callable[[], float]

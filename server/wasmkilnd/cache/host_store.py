@@ -48,8 +48,8 @@ from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.flights import Allowance
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, HostFile, Kind, TierUsage
 from wasmkilnd.model import RejectionCause as Cause
-from wasmkilnd.ports import Recorder
 from wasmkilnd.signing.sealer import Sealer
+from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.wire import CHUNK_BYTES, frame, payload_views
 
 T = TypeVar("T")
@@ -354,7 +354,7 @@ class HostStore:
 
     directory: HostDirectory
     verifier: Sealer
-    recorder: Recorder
+    recorder: Metrics
     header_of: HeaderOf
     engines: Callable[[], Mapping[str, Any]]
     # Its share of the store. It may be set: a lower one evicts within seconds.

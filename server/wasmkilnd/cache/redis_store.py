@@ -42,8 +42,8 @@ from wasmkilnd.errors import DoesNotFit, PartUnavailable, TierUnavailable, Wrong
 from wasmkilnd.flights import Allowance
 from wasmkilnd.model import Artifact, CacheKey, Evicted, Held, Module
 from wasmkilnd.model import RejectionCause as Cause
-from wasmkilnd.ports import Recorder
 from wasmkilnd.signing.sealer import Sealer
+from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.wire import frame
 
 T = TypeVar("T")
@@ -115,7 +115,7 @@ class RedisStore:
     link: RedisLink
     prefix: str
     _sealer: Sealer
-    _recorder: Recorder
+    _recorder: Metrics
     _: KW_ONLY
     ttl_s: int
     renews: bool

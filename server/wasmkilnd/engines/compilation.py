@@ -27,9 +27,10 @@ from wasmkilnd.engines.workers.pool import Job, Unless
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.flights import Waiters
 from wasmkilnd.model import CompileSpec, Kind, Limits, Module
-from wasmkilnd.ports import CompiledCode, Recorder, Refused
+from wasmkilnd.ports import CompiledCode, Refused
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.telemetry import tracing
+from wasmkilnd.telemetry.metrics import Metrics
 
 _REASONS = {
     Outcome.INVALID: Reason.MODULE_INVALID,
@@ -47,9 +48,7 @@ _NOT_ASKED = frozenset({Reason.COMPILE_QUEUE_FULL, Reason.SERVER_DRAINING})
 class Compilation:
     """Implements the part of the port ``Engines`` that needs workers. For one event loop."""
 
-    def __init__(
-        self, engines: EngineTable, limits: Reloadable[Limits], recorder: Recorder
-    ) -> None:
+    def __init__(self, engines: EngineTable, limits: Reloadable[Limits], recorder: Metrics) -> None:
         self._table = engines
         self._limits = limits
         self._recorder = recorder

@@ -12,8 +12,8 @@ from wasmkilnd.engines.names import NameChoices, Names, resolve
 from wasmkilnd.engines.served import ServedEngine
 from wasmkilnd.engines.table import EngineTable
 from wasmkilnd.model import CompileSpec, Kind, Limits
-from wasmkilnd.ports import Recorder
 from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.telemetry.metrics import Metrics
 
 
 class EngineRegistry(Compilation):
@@ -24,7 +24,7 @@ class EngineRegistry(Compilation):
         served: Sequence[ServedEngine],
         choices: NameChoices,
         limits: Reloadable[Limits],
-        recorder: Recorder,
+        recorder: Metrics,
     ) -> None:
         """Serve ``served``, the preferred ones first; see ``names.resolve``."""
         super().__init__(EngineTable(served, resolve(choices, served)), limits, recorder)
@@ -32,7 +32,7 @@ class EngineRegistry(Compilation):
         self.choices = choices
         """What decides which engine a name stands for."""
 
-    def view(self, recorder: Recorder) -> EngineRegistry:
+    def view(self, recorder: Metrics) -> EngineRegistry:
         """Return the same engines and workers, counting in ``recorder``."""
         other = copy.copy(self)
         other._recorder = recorder

@@ -32,8 +32,8 @@ from wasmkilnd.engines.workers.process import OutOfDescriptors, Worker, WorkerDi
 from wasmkilnd.engines.workers.spawn import start_worker
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.ownership import NotOurs
-from wasmkilnd.ports import Recorder
 from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.wire import payload_views
 
 # Limits of its own: an engine is not broken because the operator grants callers little.
@@ -74,7 +74,7 @@ class WorkerOptions:
     limits: Reloadable[model.Limits]
     threads: int
     """Threads of one compilation."""
-    recorder: Recorder
+    recorder: Metrics
     guard: IsolationGuard
     users: JobUsers
     neighbours: Neighbours = field(default_factory=Neighbours)

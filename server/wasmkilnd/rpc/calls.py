@@ -68,7 +68,7 @@ class CallRecorder(Protocol):
     def compile_ended(
         self, module: str, engine: str, origin: str, reason: str, took_s: float
     ) -> None:
-        """Note a Compile call for the list of recent ones: see ``ports.Recorder``."""
+        """Note a Compile call for the list of recent ones: see ``Metrics``."""
         ...
 
     def bytes_sent(self, size_bytes: int) -> None:

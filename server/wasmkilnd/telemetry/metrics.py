@@ -52,7 +52,6 @@ from prometheus_client.registry import Collector
 from wasmkilnd import model
 from wasmkilnd.errors import Reason
 from wasmkilnd.model import LayerState
-from wasmkilnd.ports import Recorder
 from wasmkilnd.telemetry import tracing
 
 Labels: TypeAlias = tuple[str, ...]
@@ -369,7 +368,7 @@ def _read(source: Callable[[], Any], otherwise: Any) -> Any:
         return otherwise
 
 
-class Metrics(Recorder, Collector):
+class Metrics(Collector):
     """Counts what happens: the other parts call it. Two objects share nothing.
 
     Safe for use from any thread. A method that records returns at once and never raises. Series

@@ -34,9 +34,8 @@ from wasmkilnd.engines.workers.keeper import keep_filled
 from wasmkilnd.engines.workers.process import JobNotSetUp, OutOfDescriptors, Worker, WorkerDied
 from wasmkilnd.flights import Waiter, Waiters
 from wasmkilnd.model import Limits
-from wasmkilnd.ports import Recorder
 from wasmkilnd.reloadable import Reloadable
-from wasmkilnd.telemetry.metrics import EngineUsage
+from wasmkilnd.telemetry.metrics import EngineUsage, Metrics
 
 log = structlog.get_logger("wasmkilnd.engines")
 
@@ -114,7 +113,7 @@ class WorkerPool:
         *,
         size: int,
         limits: Reloadable[Limits],
-        recorder: Recorder,
+        recorder: Metrics,
         neighbours: Neighbours | None = None,
     ) -> None:
         self.engine_id = engine_id
