@@ -45,12 +45,14 @@ import structlog
 
 from wasmkilnd import errors, model
 from wasmkilnd.cache.cache import Cache
+from wasmkilnd.cache.fleet import Fleet
+from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.fair_share import FairShare
 from wasmkilnd.flights import Flights, Ticket, WaitBudget, Waiter, Waiters
 from wasmkilnd.model import Artifact, CacheKey, CompileSpec, Kind, Module, Origin
 from wasmkilnd.pins import Pins
-from wasmkilnd.ports import CompiledCode, Engines, Fleet
+from wasmkilnd.ports import CompiledCode
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.quota import UNLIMITED, Quota
 from wasmkilnd.signing.sealer import Sealer
@@ -181,7 +183,7 @@ class Compiler:
 
     cache: Cache
     fleet: Fleet
-    engines: Engines
+    engines: EngineRegistry
     sealer: Sealer
     quarantine: Quarantine
     recorder: Metrics

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from redis import RedisError
 from redis.asyncio import Redis
-from wasmkilnd.cache.fleet import Fleet, Strikes
+from wasmkilnd.cache.fleet import Claim, Fleet, Strikes
 from wasmkilnd.errors import (
     TierUnavailable,
     WasmkilnError,
@@ -25,7 +25,6 @@ from wasmkilnd.errors import (
 )
 from wasmkilnd.flights import WaitBudget
 from wasmkilnd.model import STAMP_BYTES, CacheKey, Strike
-from wasmkilnd.ports import Claim
 from wasmkilnd.signing.keys import PrivateKey
 
 from tests.contract.link import open_link

@@ -150,6 +150,7 @@ class Rig:
         host: HostFiles | None = None,
     ) -> None:
         self.engines = Engines()
+        engines = cast("Any", self.engines)
         self.recorder = Notes()
         sealer = sealer or NoSealer()
         self.memory = MemoryTier(
@@ -169,7 +170,7 @@ class Rig:
             None, "", self.recorder, cache.redis_writes.settled, lease_s=0, max_wait_s=lambda: 0.0
         )
         self.compiler = Compiler(
-            *(cache, self.fleet, self.engines, sealer, self.quarantine, self.recorder),
+            *(cache, self.fleet, engines, sealer, self.quarantine, self.recorder),
             module_bytes=lambda: LIMITS.module_bytes,
             held=FairShare(lambda: 2 * LIMITS.queue_bytes),
             slots=asyncio.Semaphore(1),

@@ -51,7 +51,6 @@ from wasmkilnd.cache.redis_servers import WRITE_TIMEOUT_S
 from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError, WrongType
 from wasmkilnd.flights import WaitBudget
 from wasmkilnd.model import STAMP_BYTES, CacheKey, Strike
-from wasmkilnd.ports import Claim
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry import tracing
 from wasmkilnd.telemetry.metrics import Metrics
@@ -91,7 +90,7 @@ _log = structlog.get_logger("wasmkilnd.cache")
 
 @dataclass(eq=False, repr=False)
 class Fleet:
-    """The daemons that share a Redis; see the port. For one event loop.
+    """The daemons that share a Redis. For one event loop.
 
     Every claim is granted without ``link``, or if ``lease_s`` is 0. ``stored`` returns once an
     artifact that was compiled here is stored, or dropped; ``max_wait_s`` returns how long one call
@@ -112,8 +111,13 @@ class Fleet:
     async def claim(
         self, key: CacheKey, budget: WaitBudget, *, alone: bool = False
     ) -> AsyncIterator[Claim]:
-        """Return this daemon's claim to compile ``key``; see the port."""
-        claim = _Claim(self, key, budget, alone=alone or not self.link or not self.lease_s)
+        """Return this daemon's claim to compile ``key``, which lasts as long as the context.
+
+        Its requests to the shared tier together take no longer than ``budget`` has left. Other
+        daemons learn how the context ends. With ``alone``, this daemon compiles whatever other
+        daemons do, and they learn nothing of it.
+        """
+        claim = Claim(self, key, budget, alone=alone or not self.link or not self.lease_s)
         try:
             yield claim
             claim.end(None)
@@ -172,8 +176,15 @@ class Fleet:
         return bool(replaced)
 
 
-class _Claim:
-    """Implements Claim by a lease. For the tasks of one flight."""
+class Claim:
+    """One daemon's claim to compile one artifact, by a lease. For the tasks of one flight.
+
+    No method fails because the shared tier fails: the daemon then compiles by itself, so the same
+    artifact may be compiled twice, but no call waits for a daemon that cannot be seen.
+
+    The lease is taken once a worker is free, not before: a job that waits in this daemon's
+    queue keeps no other daemon from compiling.
+    """
 
     def __init__(self, fleet: Fleet, key: CacheKey, budget: WaitBudget, *, alone: bool) -> None:
         self._fleet = fleet
@@ -186,7 +197,7 @@ class _Claim:
         self._why_compile = ""
 
     async def stored(self) -> None:
-        """See Claim."""
+        """Return once another daemon has stored the artifact: the job needs no worker then."""
         while True:
             await asyncio.sleep(_QUEUED_PAUSE_S)
             async with self._fleet.looking:
@@ -197,7 +208,10 @@ class _Claim:
                 return
 
     async def take(self) -> bool:
-        """See Claim."""
+        """Take the lease, so that other daemons wait until the artifact is stored.
+
+        Return False if the artifact is stored already, or if another daemon compiles it.
+        """
         if self._alone:
             return True
         with tracing.step("lease") as about:
@@ -223,7 +237,10 @@ class _Claim:
         return True
 
     async def wait_for_others(self) -> bool:
-        """See Claim. This costs no budget: it replaces work that this call would do."""
+        """Wait while another daemon compiles; return whether the artifact is stored then.
+
+        This costs no budget: it replaces work that this call would do.
+        """
         if self._alone:
             return False
         with tracing.step("wait for another daemon") as about:
@@ -252,11 +269,11 @@ class _Claim:
             self._waited_s += time.monotonic() - began_s
 
     def ignore_others(self) -> None:
-        """See Claim."""
+        """Compile here from now on, whatever other daemons do: what they stored is no use."""
         self._alone = True
 
     def failed(self) -> None:
-        """See Claim."""
+        """Tell other daemons, before the context ends, that the module does not compile."""
         self.end(_FAILED)
 
     def end(self, note: bytes | None) -> None:

@@ -6,7 +6,7 @@ a job for each module; the job is confined, does its one piece of work, and ends
 
 | part | what it does |
 |---|---|
-| ``registry`` | the port ``Engines``: chooses an engine and waits for a worker |
+| ``registry`` | chooses an engine and waits for a worker |
 | ``compilation`` | compiles or validates a module, and says what a refusal means for the caller |
 | ``table`` | which engines are served now: a reload changes that |
 | ``served`` | one engine: its capabilities, its pool, and the spec of a request |

@@ -46,7 +46,11 @@ _NOT_ASKED = frozenset({Reason.COMPILE_QUEUE_FULL, Reason.SERVER_DRAINING})
 
 
 class Compilation:
-    """Implements the part of the port ``Engines`` that needs workers. For one event loop."""
+    """What engines do with modules. For one event loop.
+
+    Whatever a module does to an engine, only the calls about that module fail, and each with a
+    WasmkilnError.
+    """
 
     def __init__(self, engines: EngineTable, limits: Reloadable[Limits], recorder: Metrics) -> None:
         self._table = engines
@@ -62,7 +66,12 @@ class Compilation:
         ready: Callable[[float], Coroutine[Any, Any, bool]],
         unless: Unless,
     ) -> CompiledCode | Refused | None:
-        """Compile ``module``, and record how that ended; see the port."""
+        """Compile ``module`` in a worker, in the turn of ``waiters``; record how that ended.
+
+        Once a worker is free, ``ready`` is awaited, with how long the module waited for it.
+        Return None if that returns False, or if ``unless`` returns before. Raises the errors of
+        Compile, and what ``ready`` and ``unless`` raise.
+        """
         engine = self._table.known[spec.engine.id]
         refused = partial(self._explained, spec, module, waiters)
         if not engine.takes(module.kind):

@@ -1,4 +1,4 @@
-"""The engines port: choose an engine for a request; ``compilation`` has its workers do the rest."""
+"""Every engine: choose one for a request; ``compilation`` has its workers do the rest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wasmkilnd.telemetry.metrics import Metrics
 
 
 class EngineRegistry(Compilation):
-    """Every engine that the daemon serves. See the port ``Engines`` for what it promises."""
+    """Every engine that the daemon serves."""
 
     def __init__(
         self,
@@ -71,7 +71,8 @@ class EngineRegistry(Compilation):
     def choose(self, engine: str, kind: Kind | None) -> str:
         """Return the id of the engine that a request names.
 
-        Raises ENGINE_UNKNOWN, or ENGINE_REMOVED for one that was served before.
+        ``kind`` is None while only the module's digest is known. Raises ENGINE_UNKNOWN, or
+        ENGINE_REMOVED for one that was served before.
         A request that names none gets the default. If the default runs no modules of this kind
         (components, for example), it gets the first engine that does.
         """
@@ -96,7 +97,11 @@ class EngineRegistry(Compilation):
         return self._table.known[engine_id].spec(target, cpu, settings)
 
     def fast(self, spec: CompileSpec, settings: Mapping[str, str]) -> CompileSpec | None:
-        """Return ``spec`` with the engine's fast compiler; None if there is no such choice."""
+        """Return ``spec`` with the engine's fast compiler.
+
+        Return None if the engine has none, or if ``settings``, those of the request, choose a
+        compiler.
+        """
         return self._table.known[spec.engine.id].fast(spec, settings)
 
     async def close(self) -> None:
