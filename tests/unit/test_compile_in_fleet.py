@@ -64,7 +64,7 @@ def contest(rig: Rig, claim: Claim) -> None:
         yield claim
         claim.said.append("ended")
 
-    rig.fleet.claim = claimed  # type: ignore[method-assign]
+    rig.fleet.claim = claimed  # type: ignore[method-assign,assignment]
 
 
 async def test_other_daemons_learn_of_a_refusal_before_it_is_explained(rig: Rig) -> None:
@@ -106,7 +106,7 @@ async def test_a_claim_names_its_engine(rig: Rig, accept_fast: bool) -> None:
         named.append(key.engine_id)
         yield Claim()
 
-    rig.fleet.claim = claimed  # type: ignore[method-assign]
+    rig.fleet.claim = claimed  # type: ignore[method-assign,assignment]
     served = await rig.compiler.compile(Request(wasm=CORE, accept_fast=accept_fast))
     assert named[0] == served.artifact.key.engine_id == served.artifact.spec.engine.id
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from wasmkilnd.compile import Request, Terms
 from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.flights import Waiter
 from wasmkilnd.model import ALL_ROLES, Identity, Origin
 from wasmkilnd.quota import KINDS, MOST_READINGS, UNLIMITED, Limits, Quota, Quotas
-from wasmkilnd.requests import CompileRequest, LoadRequest, Terms
 from wasmkilnd.telemetry.metrics import QUOTAS
-from wasmkilnd.waiters import Waiter
 
 from tests.doubles.clock import Clock
 from tests.unit.engines.test_pool import settled
@@ -208,21 +208,21 @@ def rig() -> Rig:
     return Rig()
 
 
-def asked(number: int, quota: Quota, **wishes: object) -> CompileRequest:
+def asked(number: int, quota: Quota, **wishes: object) -> Request:
     """Return a request for a module of its own."""
     wasm = CORE + bytes([0, 2, 1, number])
-    return CompileRequest(wasm=wasm, terms=Terms(Waiter("ci"), quota=quota), **wishes)  # type: ignore[arg-type]
+    return Request(wasm=wasm, terms=Terms(Waiter("ci"), quota=quota), **wishes)  # type: ignore[arg-type]
 
 
 async def test_whoever_starts_a_compile_is_charged_and_who_joins_it_is_not(
     rig: Rig, site: Site
 ) -> None:
     limits = {"compiles_per_minute": 9.0, "stored_bytes_per_hour": 10.0**6}
-    first, second = site.allow(**limits), Quota(limits)
+    first, second = site.allow(CI, **limits), Quota(limits)
     rig.engines.release.clear()
-    one = asyncio.create_task(rig.service.compile(asked(1, first)))
+    one = asyncio.create_task(rig.compiler.compile(asked(1, first)))
     await rig.engines.started.wait()
-    other = asyncio.create_task(rig.service.compile(asked(1, second)))
+    other = asyncio.create_task(rig.compiler.compile(asked(1, second)))
     await settled()
     rig.engines.release.set()
     artifact = (await one).artifact
@@ -236,21 +236,21 @@ async def test_a_refused_compile_holds_nothing_and_a_hit_is_served(rig: Rig, sit
     quota = site.allow(compiles_per_minute=1)
     quota.compile()
     with pytest.raises(WasmkilnError) as failure:
-        await rig.service.compile(asked(2, quota))
+        await rig.compiler.compile(asked(2, quota))
     assert failure.value.metadata == {"quota": "compiles_per_minute"}
     assert rig.engines.compiles == 0
-    await rig.service.compile(asked(2, UNLIMITED))
-    assert (await rig.service.compile(asked(2, quota))).origin is Origin.MEMORY
+    await rig.compiler.compile(asked(2, UNLIMITED))
+    assert (await rig.compiler.compile(asked(2, quota))).origin is Origin.MEMORY
     assert site.used() == {"compiles_per_minute": 1}
 
 
 async def test_a_compile_behind_fast_code_counts_for_who_asked(rig: Rig, site: Site) -> None:
     quota = site.allow(compiles_per_minute=3)
-    await rig.service.compile(asked(1, quota, engine="wasmtime", accept_fast=True))
+    await rig.compiler.compile(asked(1, quota, engine="wasmtime", accept_fast=True))
     await settled()
     assert rig.engines.compiles == 2
     assert site.used() == {"compiles_per_minute": 2}
-    await rig.service.compile(asked(2, quota, engine="wasmtime", accept_fast=True))
+    await rig.compiler.compile(asked(2, quota, engine="wasmtime", accept_fast=True))
     await settled()
     assert rig.engines.compiles == 3, "nothing is left for the optimised one"
     assert site.used() == {"compiles_per_minute": 3}
@@ -260,16 +260,16 @@ async def test_a_load_counts_as_a_job_and_what_it_stores(rig: Rig, site: Site) -
     quota = site.allow(compiles_per_minute=9, stored_bytes_per_hour=10**6)
     rig.engines.release.clear()
     loads = [
-        asyncio.create_task(rig.modules.load(LoadRequest(CORE, terms=Terms(quota=each))))
+        asyncio.create_task(rig.compiler.load(Request(wasm=CORE, terms=Terms(quota=each))))
         for each in (quota, Quota({"compiles_per_minute": 0.1}))
     ]
     await settled()
     rig.engines.release.set()
     await asyncio.gather(*loads)
     assert site.used() == {"compiles_per_minute": 1, "stored_bytes_per_hour": len(CORE)}
-    await rig.modules.load(LoadRequest(CORE, terms=Terms(quota=quota)))
+    await rig.compiler.load(Request(wasm=CORE, terms=Terms(quota=quota)))
     assert site.used() == {"compiles_per_minute": 2, "stored_bytes_per_hour": len(CORE)}
     quota.stored(10**6)
     with pytest.raises(WasmkilnError) as failure:
-        await rig.modules.load(LoadRequest(COMPONENT, terms=Terms(quota=quota)))
+        await rig.compiler.load(Request(wasm=COMPONENT, terms=Terms(quota=quota)))
     assert failure.value.metadata == {"quota": "stored_bytes_per_hour"}

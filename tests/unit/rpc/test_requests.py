@@ -128,7 +128,8 @@ def test_a_key_is_built_only_if_it_is_as_small_as_one_with_all_settings() -> Non
 
 @pytest.mark.parametrize("field", ["module_sha256", "fingerprint"])
 def test_a_key_has_digests(field: str) -> None:
-    key = types_pb2.ArtifactKey(**{"module_sha256": DIGEST, field: "x"})
+    key = types_pb2.ArtifactKey(module_sha256=DIGEST)
+    setattr(key, field, "x")
     with pytest.raises(WasmkilnError) as refused:
         messages.wanted(key.SerializeToString())
     assert (refused.value.reason, refused.value.field) == (Reason.INVALID_REQUEST, f"keys.{field}")
