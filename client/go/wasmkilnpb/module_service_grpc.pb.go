@@ -70,7 +70,7 @@ type ModuleServiceClient interface {
 	// Concurrent calls for one artifact share one compilation, which belongs to
 	// the daemon: a caller that goes away does not end it. When the last caller
 	// has gone, the daemon drops a compilation that still waits, and finishes a
-	// running one for the cache, unless it is configured otherwise.
+	// running one for the cache.
 	//
 	// Errors: those of Load but DIGEST_MISMATCH, where COMPILE_TIMEOUT and
 	// COMPILE_MEMORY_LIMIT are about the compilation (metadata: engine,
@@ -233,7 +233,7 @@ type ModuleServiceServer interface {
 	// Concurrent calls for one artifact share one compilation, which belongs to
 	// the daemon: a caller that goes away does not end it. When the last caller
 	// has gone, the daemon drops a compilation that still waits, and finishes a
-	// running one for the cache, unless it is configured otherwise.
+	// running one for the cache.
 	//
 	// Errors: those of Load but DIGEST_MISMATCH, where COMPILE_TIMEOUT and
 	// COMPILE_MEMORY_LIMIT are about the compilation (metadata: engine,

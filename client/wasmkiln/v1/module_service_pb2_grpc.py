@@ -43,8 +43,6 @@ class ModuleServiceStub(object):
     metadata limit, which is
     queue     too many or too large modules wait for the engine, or running
     calls hold too many bytes of modules;
-    deadline  the call's own deadline would pass before its turn comes: the
-    daemon refuses it at once; RetryInfo is the expected wait;
     calls     the daemon, or this caller, has too many running calls;
     receive   requests that arrive slowly fill their budget, or this one did
     not arrive in time;
@@ -52,6 +50,8 @@ class ModuleServiceStub(object):
     was not read in time;
     descriptors  the daemon has too many open files and connections to begin a
     job.
+    Daemons before 0.7 also had the limit deadline, for calls whose deadline
+    would have passed before their turn.
     Do not compress requests (UNIMPLEMENTED), nor send more than 16 KiB of
     metadata (RESOURCE_EXHAUSTED without a reason).
 
@@ -128,8 +128,6 @@ class ModuleServiceServicer(object):
     metadata limit, which is
     queue     too many or too large modules wait for the engine, or running
     calls hold too many bytes of modules;
-    deadline  the call's own deadline would pass before its turn comes: the
-    daemon refuses it at once; RetryInfo is the expected wait;
     calls     the daemon, or this caller, has too many running calls;
     receive   requests that arrive slowly fill their budget, or this one did
     not arrive in time;
@@ -137,6 +135,8 @@ class ModuleServiceServicer(object):
     was not read in time;
     descriptors  the daemon has too many open files and connections to begin a
     job.
+    Daemons before 0.7 also had the limit deadline, for calls whose deadline
+    would have passed before their turn.
     Do not compress requests (UNIMPLEMENTED), nor send more than 16 KiB of
     metadata (RESOURCE_EXHAUSTED without a reason).
 
@@ -207,7 +207,7 @@ class ModuleServiceServicer(object):
         Concurrent calls for one artifact share one compilation, which belongs to
         the daemon: a caller that goes away does not end it. When the last caller
         has gone, the daemon drops a compilation that still waits, and finishes a
-        running one for the cache, unless it is configured otherwise.
+        running one for the cache.
 
         Errors: those of Load but DIGEST_MISMATCH, where COMPILE_TIMEOUT and
         COMPILE_MEMORY_LIMIT are about the compilation (metadata: engine,
@@ -314,8 +314,6 @@ class ModuleService(object):
     metadata limit, which is
     queue     too many or too large modules wait for the engine, or running
     calls hold too many bytes of modules;
-    deadline  the call's own deadline would pass before its turn comes: the
-    daemon refuses it at once; RetryInfo is the expected wait;
     calls     the daemon, or this caller, has too many running calls;
     receive   requests that arrive slowly fill their budget, or this one did
     not arrive in time;
@@ -323,6 +321,8 @@ class ModuleService(object):
     was not read in time;
     descriptors  the daemon has too many open files and connections to begin a
     job.
+    Daemons before 0.7 also had the limit deadline, for calls whose deadline
+    would have passed before their turn.
     Do not compress requests (UNIMPLEMENTED), nor send more than 16 KiB of
     metadata (RESOURCE_EXHAUSTED without a reason).
 
