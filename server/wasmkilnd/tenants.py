@@ -240,7 +240,7 @@ class OpenTenant:
         """Write what waits, for at most ``timeout_s``; look after nothing any more."""
         if self.looking:
             self.looking.cancel()
-        saving = asyncio.wait_for(self.usage.save(last=True), timeout_s)
+        saving = asyncio.wait_for(self.usage.save(), timeout_s)
         await asyncio.gather(
             self.cache.flush(timeout_s), asyncio.gather(saving, return_exceptions=True)
         )

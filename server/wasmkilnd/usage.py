@@ -2,9 +2,10 @@
 
 The request path adds one to a number for each Compile call that is answered, and does nothing else.
 Every SAVE_EVERY_S, and when the daemon ends, the numbers go into sums that fade with a half-life of
-a day. With Redis, each daemon writes its own sums there, as a record in one of PLACES places, and
-the fleet's sums are those of all records; without Redis, the daemons on one state directory add
-theirs to a file in it. A daemon that is killed loses what it counted since it last saved.
+a day. With Redis, each daemon adds to the sums in one of PLACES places there, and the fleet's sums
+are those of all places; without Redis, the daemons on one state directory add to a file in it. A
+daemon that is killed loses what it counted since it last saved. Of two daemons that add to one
+place at the same moment, one's numbers since its last save are lost.
 
 Uses decide nothing but the order of work that is done ahead of time. At most MAX_USES artifacts
 have a count: those used least are forgotten. A server or a disk that fails costs no call anything.
@@ -16,11 +17,10 @@ import asyncio
 import contextlib
 import heapq
 import json
-import random
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
@@ -37,17 +37,14 @@ MAX_USES = 10_000
 HALF_LIFE_S = 24 * 3600.0
 """After this time, a use counts half."""
 PLACES = 64
-"""How many daemons of a fleet can write; of more, some do not count."""
+"""In how many records of Redis the sums of a fleet are."""
 
 _LEAST_COUNT = 0.01
 _MAX_SPECS = 256
 _PURPOSE = b"wasmkiln uses"
 _RECORD_TTL_S = 14 * 24 * 3600
-# A daemon that did not write for so long has ended without saying so.
-_ABANDONED_S = 2 * 3600.0
-# A record's owner stands behind its stamp, so that the record's beginning tells it.
+# Between a record's stamp and its text. Version 0.6 reads there which daemon's it is.
 _OWNER_BYTES = 16
-_HEAD_BYTES = model.STAMP_BYTES + _OWNER_BYTES
 
 
 class UsedSpec(NamedTuple):
@@ -99,8 +96,6 @@ class Uses:
 
     counts: Mapping[Use, float] = field(default_factory=dict)
     at_s: float = 0.0
-    left: bool = False
-    """Whether the daemon that counted has ended, so that another may take its record over."""
 
     def __add__(self, other: Uses) -> Uses:
         at_s, sums = max(self.at_s, other.at_s), dict[Use, float]()
@@ -124,27 +119,42 @@ class Usage:
         """Save to ``redis``, or without one to ``file``."""
         self.tally = Tally()
         self.own = Uses()
-        """With Redis, what this daemon counted up to the last save. Without, what is not saved."""
+        """What this daemon counted since it started."""
+        self._unsaved = Uses()
         self._file = file
         self._sealer = sealer
         self._redis = redis
         # The names of all places begin with this: a record counts in any place of its namespace.
         self._names = f"{redis.prefix}uses:".encode() if redis else b""
         self._places = [b"%b%d" % (self._names, place) for place in range(PLACES)]
-        self._place = self._places[0]
+        self._place = secrets.choice(self._places)
         self._owner = secrets.token_hex(_OWNER_BYTES // 2).encode()
         self._one_at_a_time = asyncio.Lock()
 
-    async def save(self, *, last: bool = False) -> None:
-        """Save what was counted; never raise. ``last`` says that the daemon ends."""
+    async def save(self) -> None:
+        """Save what was counted; never raise."""
         async with self._one_at_a_time:
-            self.own += Uses(self.tally.take(), time.time())
-            if self.own.counts and self._redis:
+            self._look_at_tally()
+            if not (unsaved := self._unsaved).counts:
+                return
+
+            def add(text: bytes) -> bytes:  # Of ten thousand uses it takes as long as many calls.
+                there = _parse(text)
+                # A record that was lost is written again as far as this daemon knows it.
+                return _text(there + unsaved if there.counts else self.own)
+
+            if self._redis:
                 with contextlib.suppress(errors.TierUnavailable):  # The breaker has logged it.
-                    await self._save_to_redis(self._redis, last=last)
-            elif self.own.counts:
-                await asyncio.to_thread(self._file.add, lambda text: _text(_parse(text) + self.own))
-                self.own = self.own if self._file.trouble else Uses()
+                    text = self._owner + await asyncio.to_thread(
+                        add, await self._read(self._redis, self._place)
+                    )
+                    record = fleet.written(_PURPOSE, self._names, text, self._sealer)
+                    command = ("SET", self._place, record, "EX", _RECORD_TTL_S)
+                    await self._redis.link.run(command, timeout_s=WRITE_TIMEOUT_S)
+                    self._unsaved = Uses()
+            else:
+                await asyncio.to_thread(self._file.add, add)
+                self._unsaved = unsaved if self._file.trouble else Uses()
 
     async def of_fleet(self) -> Uses:
         """Return the sums of all daemons, this one's last calls included.
@@ -152,56 +162,27 @@ class Usage:
         Raises TierUnavailable.
         """
         async with self._one_at_a_time:
-            self.own += Uses(self.tally.take(), time.time())
-            whole = self.own
+            self._look_at_tally()
+            whole = self._unsaved
             if self._redis is None:
                 with contextlib.suppress(OSError):
                     whole += _parse(await asyncio.to_thread(self._file.read))
                 return whole
             for place in self._places:
-                head, uses = await self._read(self._redis, place)
-                if head[model.STAMP_BYTES :] != self._owner:
-                    whole += uses
+                text = await self._read(self._redis, place)
+                whole += await asyncio.to_thread(_parse, text)
             return whole
 
-    # In Redis, no two daemons write to one place, and no command has to add on the server. Each
-    # writes all that it has, and at every save, or others would take its record for abandoned.
+    def _look_at_tally(self) -> None:
+        counted = Uses(self.tally.take(), time.time())
+        self.own += counted
+        self._unsaved += counted
 
-    async def _save_to_redis(self, redis: RedisStore, *, last: bool) -> None:
-        [head] = await fleet.fetch(redis.link, [self._place], _HEAD_BYTES)
-        is_there = head[model.STAMP_BYTES :] == self._owner
-        # If not, this is the first write, or the record was lost.
-        places = [self._place] if is_there else await self._take_over(redis)
-        # Of ten thousand uses, this takes as long as many calls do.
-        text = self._owner + await asyncio.to_thread(_text, replace(self.own, left=last))
-        record = await asyncio.to_thread(fleet.written, _PURPOSE, self._names, text, self._sealer)
-        for place in places:
-            command = ("SET", place, record, "EX", _RECORD_TTL_S, *(() if is_there else ("NX",)))
-            if (await redis.link.run(command, timeout_s=WRITE_TIMEOUT_S))[0]:
-                self._place = place
-                return
-
-    async def _take_over(self, redis: RedisStore) -> list[bytes]:
-        """Add what daemons that have ended left, and delete it; return what was free before."""
-        free = []
-        for place in random.sample(self._places, PLACES):
-            head, uses = await self._read(redis, place)
-            if not head:
-                free.append(place)
-            # What nobody signed only takes the place away.
-            elif uses.left or uses.at_s + _ABANDONED_S < time.time():
-                # Of several daemons that read it, one deletes it, and adds it. What is free from
-                # now on is for the next save: another one may delete what it has read here.
-                [deleted] = await redis.link.run(("UNLINK", place))
-                if deleted:
-                    self.own += uses
-        return free
-
-    async def _read(self, redis: RedisStore, place: bytes) -> tuple[bytes, Uses]:
-        """Return what is in a place; the beginning of it is empty if nothing is."""
+    async def _read(self, redis: RedisStore, place: bytes) -> bytes:
+        """Return the text in a place; nothing for what no daemon of the fleet has signed."""
         [record] = await fleet.fetch(redis.link, [place])
         text = await asyncio.to_thread(fleet.text_of, _PURPOSE, self._names, record, self._sealer)
-        return record[:_HEAD_BYTES], await asyncio.to_thread(_parse, text[_OWNER_BYTES:])
+        return text[_OWNER_BYTES:]
 
 
 class _Document(BaseModel):
@@ -211,7 +192,6 @@ class _Document(BaseModel):
 
     version: Literal[1]
     at: float
-    left: bool
     specs: list[tuple[str, str, str, dict[str, str]]]
     uses: list[tuple[str, NonNegativeInt, float]]
 
@@ -225,7 +205,7 @@ def _text(uses: Uses) -> bytes:
     document = {
         "version": 1,
         "at": round(uses.at_s, 3),
-        "left": uses.left,
+        "left": False,  # Version 0.6 reads this.
         "specs": [[*each[:3], dict(each.settings)] for each in specs],
         "uses": rows,
     }
@@ -239,6 +219,6 @@ def _parse(text: bytes) -> Uses:
         specs = [UsedSpec(*each[:3], tuple(sorted(each[3].items()))) for each in said.specs]
         counts = {(module, specs[number]): count for module, number, count in said.uses}
     except (ValidationError, IndexError):
-        return Uses(left=True)
+        return Uses()
     # Clocks of a fleet differ: what comes from the future must not make all else look old.
-    return Uses(counts, min(said.at, time.time()), said.left)
+    return Uses(counts, min(said.at, time.time()))

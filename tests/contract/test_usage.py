@@ -38,19 +38,19 @@ def digest(number: int) -> str:
     return f"{number:064x}"
 
 
-def document(ago_s: float = 0.0, left: bool = False, **counts: float) -> dict[str, Any]:
+def document(ago_s: float = 0.0, **counts: float) -> dict[str, Any]:
     """Return uses by the last digit of their modules' digests, as they are kept."""
     return {
         "version": 1,
         "at": round(time.time() - ago_s, 3),
-        "left": left,
+        "left": True,
         "specs": [[SPEC.engine_id, SPEC.target, SPEC.cpu, dict(SPEC.settings)]],
         "uses": [[digest(int(name[-1])), 0, count] for name, count in counts.items()],
     }
 
 
-def record(said: dict[str, Any], by: Sealer = SEALER, owner: bytes = OWNER) -> bytes:
-    text = owner + json.dumps(said, separators=(",", ":")).encode()
+def record(said: dict[str, Any], by: Sealer = SEALER) -> bytes:
+    text = OWNER + json.dumps(said, separators=(",", ":")).encode()
     return by.stamp(b"wasmkiln uses\0" + NAMES + b"\0" + text) + text
 
 
@@ -100,9 +100,7 @@ def taken(server: redis.Redis) -> int:
     return len([*server.scan_iter("wasm:uses:*")])
 
 
-async def test_each_writes_its_own_sums_and_reads_those_of_the_others(
-    daemon: Daemon, server: redis.Redis
-) -> None:
+async def test_each_adds_to_the_sums_of_the_fleet(daemon: Daemon, server: redis.Redis) -> None:
     first, second, third = daemon(), daemon(), daemon()
     count(first, m1=1)
     await first.save()
@@ -110,13 +108,13 @@ async def test_each_writes_its_own_sums_and_reads_those_of_the_others(
     await second.save()
     count(first, m1=2)
     await first.save()
-    assert taken(server) == 2
+    assert taken(server) in (1, 2)
     for each in (first, second, third):
         assert rounded(await each.of_fleet()) == {"1": 5.0, "2": 1.0}
     count(third, m2=4)
     assert rounded(await third.of_fleet()) == {"1": 5.0, "2": 5.0}
     assert rounded(third.own) == {"2": 4.0}
-    await third.save(last=True)
+    await third.save()
     assert rounded(await first.of_fleet()) == {"1": 5.0, "2": 5.0}
 
 
@@ -129,8 +127,8 @@ async def test_what_was_saved_is_laid_out_as_before(daemon: Daemon, server: redi
     assert isinstance(value, bytes)
     stamp, text = value[:STAMP_BYTES], value[STAMP_BYTES:]
     assert SEALER.check_stamp(b"wasmkiln uses\0" + NAMES + b"\0" + text, stamp) is None
-    owner, said = text[:16], json.loads(text[16:])
-    assert int(owner, 16)
+    said = json.loads(text[16:])
+    assert int(text[:16], 16)
     assert text[16:] == json.dumps(said, separators=(",", ":")).encode()
     spec = made.spec
     assert list(said.items()) == [
@@ -142,36 +140,17 @@ async def test_what_was_saved_is_laid_out_as_before(daemon: Daemon, server: redi
     ]
     assert time.time() - 60 < said["at"] <= time.time()
     assert 13 * 24 * 3600 < int(str(server.ttl(name))) <= 14 * 24 * 3600
-    await ours.save(last=True)
-    again = server.get(name)
-    assert isinstance(again, bytes)
-    assert json.loads(again[STAMP_BYTES + 16 :])["left"] is True
 
 
-async def test_what_one_left_the_next_takes_over_once(daemon: Daemon, server: redis.Redis) -> None:
-    server.set("wasm:uses:3", record(document(LONG_AGO_S, m2=4.0)))
-    server.set("wasm:uses:7", record(document(0.0, left=True, m1=4.0), owner=b"f" * 16))
-    living = daemon()
-    count(living, m1=1)
-    await living.save()
-    # That one took over what there was; the next finds nothing.
-    assert taken(server) == 1
-    late = daemon()
-    count(late, m3=1)
-    await late.save()
-    assert rounded(late.own) == {"3": 1.0}
-    assert rounded(await daemon().of_fleet()) == {"1": 5.0, "2": 3.7, "3": 1.0}
-
-
-async def test_of_several_that_begin_at_once_one_takes_over(
-    daemon: Daemon, server: redis.Redis
-) -> None:
-    server.set("wasm:uses:7", record(document(0.0, left=True, m1=4.0)))
-    several = [daemon() for _ in range(5)]
-    for each in several:
-        count(each, m2=1)
-    await asyncio.gather(*(each.save() for each in several))
-    assert rounded(await daemon().of_fleet()) == {"1": 4.0, "2": 5.0}
+async def test_what_others_saved_stays_and_fades(daemon: Daemon, server: redis.Redis) -> None:
+    for place in range(PLACES):
+        server.set(f"wasm:uses:{place}", record(document(LONG_AGO_S, m2=4.0)))
+    ours = daemon()
+    count(ours, m1=1)
+    await ours.save()
+    await ours.save()
+    assert taken(server) == PLACES
+    assert rounded(await daemon().of_fleet()) == {"1": 1.0, "2": round(PLACES * 3.668, 1)}
 
 
 async def test_a_record_that_was_copied_from_another_namespace_says_nothing(
@@ -200,20 +179,6 @@ async def test_one_whose_record_is_lost_writes_it_again(
     assert rounded(await daemon().of_fleet()) == {"1": 2.0, "2": 1.0}
 
 
-async def test_one_whose_place_another_took_finds_a_new_one(
-    daemon: Daemon, server: redis.Redis
-) -> None:
-    first = daemon()
-    count(first, m1=1)
-    await first.save()
-    [name] = server.scan_iter("wasm:uses:*")
-    server.set(name, record(document(m2=1.0)))
-    count(first, m1=1)
-    await first.save()
-    assert taken(server) == 2
-    assert rounded(await daemon().of_fleet()) == {"1": 2.0, "2": 1.0}
-
-
 async def test_strangers_records_and_other_types_do_not_count(
     daemon: Daemon, server: redis.Redis
 ) -> None:
@@ -229,24 +194,6 @@ async def test_strangers_records_and_other_types_do_not_count(
     count(ours, m2=1)
     await ours.save()
     assert rounded(await daemon().of_fleet()) == {"2": 1.0}
-    assert taken(server) == 1
-
-
-async def test_where_every_place_is_taken_one_only_counts_for_itself(
-    daemon: Daemon, server: redis.Redis
-) -> None:
-    for place in range(PLACES):
-        server.set(f"wasm:uses:{place}", record(document(m1=1.0)))
-    late = daemon()
-    count(late, m2=1)
-    await late.save()
-    assert rounded(late.own) == {"2": 1.0}
-    assert taken(server) == PLACES
-    assert rounded(await late.of_fleet()) == {"1": float(PLACES), "2": 1.0}
-    server.delete("wasm:uses:9")
-    count(late, m2=1)
-    await late.save()
-    assert rounded(await daemon().of_fleet()) == {"1": PLACES - 1.0, "2": 2.0}
 
 
 async def test_a_server_that_is_away_costs_nothing_that_was_counted(
@@ -264,20 +211,6 @@ async def test_a_server_that_is_away_costs_nothing_that_was_counted(
         while not taken(server):  # A link asks a server that was down after a while.
             await ours.save()
             await asyncio.sleep(0.02)
-    assert rounded(await daemon().of_fleet()) == {"1": 1.0}
-
-
-async def test_one_that_serves_nothing_says_that_it_lives(
-    daemon: Daemon, server: redis.Redis
-) -> None:
-    ours = daemon()
-    count(ours, m1=1)
-    await ours.save()
-    [name] = server.scan_iter("wasm:uses:*")
-    before = server.get(name)
-    await asyncio.sleep(0.002)
-    await ours.save()
-    assert server.get(name) != before
     assert rounded(await daemon().of_fleet()) == {"1": 1.0}
 
 
@@ -303,7 +236,7 @@ async def test_a_file_that_cannot_be_written_costs_nothing(tmp_path: Path) -> No
     with capture_logs() as logs:
         for _ in range(2):
             count(ours, m1=1)
-            await ours.save(last=True)
+            await ours.save()
     assert [line["event"] for line in logs] == ["cannot save uses"]
     assert rounded(await ours.of_fleet()) == {"1": 2.0}
     (tmp_path / "uses").unlink()
