@@ -155,7 +155,6 @@ class Daemon:
         self._in_the_background(
             follow(lambda: watched_files(self._settings.current), seen, self._reloader.refresh)
         )
-        self._in_the_background(tenants.drop_outdated(sealer))
         started.follow(tenants, audit, self._in_the_background)
         self._serving = started
         status = StatusPage(self._metrics, self._readiness, started, tenants)

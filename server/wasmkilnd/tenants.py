@@ -109,9 +109,8 @@ def why_not(
         asked = sum(getattr(each, setting) or 0 for each in namespaces.values())
         if there and asked >= there:
             return (
-                f"the namespaces have {asked} {setting} together, and the daemon has {there} for"
-                f" all, the default namespace included: raise the setting {setting}, or give them"
-                " less"
+                f"the namespaces have {asked} {setting} together, and the daemon {there} for all:"
+                f" raise the setting {setting}, or give them less"
             )
     return ""
 
@@ -143,7 +142,7 @@ class OpenTenant:
     ) -> None:
         """Build it; see ``start``. ``write_queue_bytes`` may wait to be written to each tier."""
         now, whole = common.settings, common.metrics
-        sealer = common.sealer
+        self._sealer = sealer = common.sealer
         settings, link, self.mode = now.current, common.server.link, common.server.mode
         self.metrics = Metrics(whole.version, whole=whole) if namespace else whole
         """Of the namespace alone; of the default one, those of the whole daemon."""
@@ -209,9 +208,6 @@ class OpenTenant:
         uses = SharedFile(settings.state_dir / "uses", namespace, "cannot save uses")
         self.usage = Usage(uses, sealer, self.redis)
         self.tenant = Tenant(compiler, quarantine, pins, self.usage.tally)
-        self.wake = asyncio.Event()
-        """Set it to have pins and uses looked after as soon as possible."""
-        self.looking: asyncio.Task[None] | None = None
         if namespace:
             for engine in served.served:
                 self.metrics.add_engine(engine.id)
@@ -223,7 +219,6 @@ class OpenTenant:
         """Make the host store ready, and begin to watch Redis; never raise."""
         await self.tenant.pins.read()  # First: a tier that opens makes room.
         await asyncio.gather(self.host.start(), *([self.redis.start()] if self.redis else []))
-        self.looking = asyncio.create_task(self.look_for_ever())
 
     def resize(self, share: Share) -> None:
         """Hold no more than ``share`` from now on."""
@@ -236,34 +231,28 @@ class OpenTenant:
         """Return whether Redis answers, and how many writes to it wait."""
         return self.cache.remote_status(self.mode)
 
+    async def look(self) -> None:
+        """Look after pins, uses, and what memory has that grows too old; never raise."""
+        for look in (self.tenant.pins.look, self.usage.save, self._drop_outdated):
+            try:
+                await look()
+            except Exception:
+                log.exception("a defect keeps pins or uses from being looked after")
+
+    async def _drop_outdated(self) -> None:
+        if self._sealer.max_age_s:
+            await self.cache.drop(self._sealer.outdated)
+
     async def flush(self, timeout_s: float) -> None:
-        """Write what waits, for at most ``timeout_s``; look after nothing any more."""
-        if self.looking:
-            self.looking.cancel()
+        """Write what waits, for at most ``timeout_s``."""
         saving = asyncio.wait_for(self.usage.save(), timeout_s)
-        await asyncio.gather(
-            self.cache.flush(timeout_s), asyncio.gather(saving, return_exceptions=True)
-        )
+        saved = asyncio.gather(saving, return_exceptions=True)
+        await asyncio.gather(self.cache.flush(timeout_s), saved)
 
     async def close(self) -> None:
         """Drop the writes that wait, and close, without waiting; see flush."""
-        if self.looking:
-            self.looking.cancel()
-            await asyncio.gather(self.looking, return_exceptions=True)
         for part in (self.fleet, self.cache, self.host):
             await part.close()
-
-    async def look_for_ever(self) -> None:
-        """Look after pins and uses again and again, and when ``wake`` is set."""
-        while True:
-            self.wake.clear()
-            for look in (self.tenant.pins.look, self.usage.save):
-                try:
-                    await look()
-                except Exception:
-                    log.exception("a defect keeps pins or uses from being looked after")
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self.wake.wait(), LOOK_EVERY_S)
 
 
 class Tenants:
@@ -276,13 +265,14 @@ class Tenants:
         """The connection to the shared tier, which all namespaces use."""
         self.opened: dict[str, OpenTenant] = {}
         """Every namespace that is served now, by name."""
-        self._closing: set[OpenTenant] = set()
+        self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._named: Mapping[str, model.NamespaceLimits] = {}
         self._shares: dict[str, Share] = {}
         self.serve(namespaces, common.settings.current)
         gauges = common.metrics.gauges
         _show(gauges, self._all)
+        gauges.remote = self.remote_status
         # Those of namespaces that are served, and of others.
         gauges.tiers["host_store"] = common.host.usage
         # The server's own figures, which are those of all its keys, and what of them is pinned.
@@ -292,6 +282,7 @@ class Tenants:
     async def start(self) -> None:
         """Wait until the host stores are ready and the server has answered, or takes too long."""
         await asyncio.gather(*self._tasks)
+        self._in_the_background(self._look_for_ever())
 
     @property
     def default(self) -> OpenTenant:
@@ -319,7 +310,7 @@ class Tenants:
 
     def holds(self, artifact: model.Artifact) -> bool:
         """Return whether this very object is in the memory of a namespace."""
-        return any(each.memory.holds(artifact) for each in self.opened.values())
+        return any(each.memory.holds(artifact) for each in self._all())
 
     def serve(self, namespaces: Mapping[str, model.NamespaceLimits], settings: Settings) -> None:
         """Serve ``namespaces`` and the default one from now on, and no others.
@@ -337,7 +328,7 @@ class Tenants:
             if namespace not in self.opened:
                 opened = OpenTenant(namespace, share, self._write_queue_bytes, self._common)
                 self.opened[namespace] = opened
-                self._in_the_background(opened.start())
+                self._in_the_background(self._start(opened))
                 if namespace:
                     log.info("namespace opened", namespace=namespace)
 
@@ -352,28 +343,20 @@ class Tenants:
 
     def add_engine(self, engine_id: str) -> None:
         """Let the metrics of every namespace count an engine."""
-        for opened in self.opened.values():
+        for opened in self._all():
             opened.metrics.add_engine(engine_id)
 
     async def save_uses(self) -> None:
         """Save how often each artifact was served so far, where the fleet finds it."""
-        await asyncio.gather(*(each.usage.save() for each in self.opened.values()))
+        await asyncio.gather(*(each.usage.save() for each in self._all()))
 
     async def write_engines(self) -> None:
         """Write what the daemon serves where clients look for it; never raise."""
-        await asyncio.gather(*(each.host.write_engines() for each in self.opened.values()))
+        await asyncio.gather(*(each.host.write_engines() for each in self._all()))
 
     async def recheck(self, sealer: Sealer) -> int:
         """Drop artifacts that ``sealer`` does not vouch for; return how many memory held."""
         return sum([await each.cache.recheck(sealer) for each in self._all()])
-
-    async def drop_outdated(self, sealer: Sealer) -> None:
-        """Drop from memory what grows older than ``value_max_age_s``, until cancelled."""
-        while True:
-            await asyncio.sleep(max(1.0, min(LOOK_EVERY_S, sealer.max_age_s / 4 or LOOK_EVERY_S)))
-            if sealer.max_age_s:
-                for each in self._all():
-                    await each.cache.drop(sealer.outdated)
 
     async def end_behind(self) -> None:
         """End the compiles that no caller waits for, and start no more."""
@@ -399,8 +382,7 @@ class Tenants:
 
     def look_at_pins(self) -> None:
         """Exchange pins with other daemons soon."""
-        for each in self.opened.values():
-            each.wake.set()
+        self._wake.set()
 
     def known_in_quarantine(self) -> Sequence[model.Strike]:
         """Return the modules in quarantine that this daemon knows of, those of all namespaces."""
@@ -408,10 +390,16 @@ class Tenants:
 
     def remote_status(self) -> model.RemoteStatus:
         """Return whether the shared tier answers, and how many writes of all namespaces wait."""
-        return _remote_status(self._all())
+        each = [one.remote_status() for one in self._all()]
+        return replace(
+            each[0],
+            detail=next((one.detail for one in each if one.detail), ""),
+            pending_writes=sum(one.pending_writes for one in each),
+            dropped_writes=sum(one.dropped_writes for one in each),
+        )
 
     def _all(self) -> list[OpenTenant]:
-        return [*self.opened.values(), *self._closing]
+        return [*self.opened.values()]
 
     def _of(self, namespace: str) -> OpenTenant:
         if namespace not in self.opened:
@@ -422,16 +410,29 @@ class Tenants:
         # The newest module and artifact are queued even where they are larger than that.
         return self._common.settings.current.effective_write_queue_bytes // len(self.opened)
 
+    async def _start(self, opened: OpenTenant) -> None:
+        await opened.start()
+        self._wake.set()
+
     async def _retire(self, opened: OpenTenant) -> None:
         """Close what served a namespace, after the calls that still use it."""
-        self._closing.add(opened)
         try:
             await opened.tenant.compiler.end_behind()
             await opened.tenant.compiler.flights.settle()
             await opened.flush(_FLUSH_S)
         finally:
-            self._closing.discard(opened)
             await opened.close()
+
+    async def _look_for_ever(self) -> None:
+        """Look after all namespaces again and again, and when woken."""
+        while True:
+            self._wake.clear()
+            for each in self._all():
+                await each.look()
+            part_of_age_s = self._common.sealer.max_age_s / 4 or LOOK_EVERY_S
+            with suppress(TimeoutError):
+                pause_s = max(1.0, min(LOOK_EVERY_S, part_of_age_s))
+                await asyncio.wait_for(self._wake.wait(), pause_s)
 
     def _in_the_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -461,15 +462,6 @@ def _show(gauges: Gauges, opened: Callable[[], Collection[OpenTenant]]) -> None:
     gauges.pins = lambda: sum(len(each.tenant.pins) for each in opened())
     gauges.flights = lambda: sum(len(each.tenant.compiler.flights) for each in opened())
     gauges.quarantined = lambda: sum(len(each.tenant.quarantine.known()) for each in opened())
-    gauges.remote = lambda: _remote_status(opened())
     gauges.host = host_status
 
 
-def _remote_status(opened: Collection[OpenTenant]) -> model.RemoteStatus:
-    each = [one.remote_status() for one in opened]
-    return replace(
-        each[0],
-        detail=next((one.detail for one in each if one.detail), ""),
-        pending_writes=sum(one.pending_writes for one in each),
-        dropped_writes=sum(one.dropped_writes for one in each),
-    )

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from structlog.testing import capture_logs
 from wasmkilnd import tenants
-from wasmkilnd.tenants import OpenTenant
+from wasmkilnd.tenants import OpenTenant, Tenants
 
 
 class Part:
@@ -30,8 +30,8 @@ class Part:
         if self._defect:
             raise self._defect
 
-    async def save(self, *, last: bool = False) -> None:
-        self.done.append("last save" if last else "save")
+    async def save(self) -> None:
+        self.done.append("save")
         self._change.set()
 
     async def flush(self, timeout_s: float) -> None:
@@ -47,51 +47,52 @@ class Part:
                 await self._change.wait()
 
 
-async def started(part: Part) -> OpenTenant:
-    opened = OpenTenant.__new__(OpenTenant)
-    tenant = SimpleNamespace(pins=part)
-    vars(opened).update(dict.fromkeys(("host", "cache", "fleet", "usage"), part), tenant=tenant)
-    vars(opened).update(redis=None, wake=asyncio.Event(), looking=None)
-    await opened.start()
-    return opened
+async def started(part: Part) -> Tenants:
+    """Return the looks of one namespace."""
+    opened, tenants = OpenTenant.__new__(OpenTenant), Tenants.__new__(Tenants)
+    tenant, young = SimpleNamespace(pins=part), SimpleNamespace(max_age_s=0.0)
+    parts = dict.fromkeys(("host", "cache", "fleet", "usage"), part)
+    vars(opened).update(**parts, redis=None, tenant=tenant, _sealer=young)
+    common = SimpleNamespace(host=part, sealer=young)
+    vars(tenants).update(opened={"": opened}, _wake=asyncio.Event(), _tasks=set(), _common=common)
+    await tenants.start()
+    return tenants
 
 
 async def test_pins_and_uses_are_looked_after_again_and_again_and_on_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     part = Part()
-    opened = await started(part)
+    whole = await started(part)
     await part.until_saved(1)
-    opened.wake.set()
+    whole.look_at_pins()
     await part.until_saved(2)
     monkeypatch.setattr(tenants, "LOOK_EVERY_S", 0.001)
-    opened.wake.set()
+    whole.look_at_pins()
     await part.until_saved(9)
-    await opened.close()
+    await whole.close()
     looks = part.done.count("look")
     assert looks >= 9
     await asyncio.sleep(0.01)
     assert part.done.count("look") == looks
 
 
-async def test_the_last_save_is_the_last() -> None:
+async def test_a_flush_saves_once_more() -> None:
     part = Part()
-    opened = await started(part)
+    whole = await started(part)
     await part.until_saved(1)
-    await opened.flush(1.0)
-    opened.wake.set()
-    await asyncio.sleep(0.01)
-    assert part.done == ["look", "save", "last save"]
-    await opened.close()
+    await whole.flush(1.0)
+    assert part.done == ["look", "save", "save"]
+    await whole.close()
 
 
 async def test_a_defect_ends_no_look(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tenants, "LOOK_EVERY_S", 0.001)
     part = Part(RuntimeError("a defect"))
     with capture_logs() as logs:
-        opened = await started(part)
+        whole = await started(part)
         await part.until_saved(3)
-        await opened.close()
+        await whole.close()
     assert {line["event"] for line in logs} == {
         "a defect keeps pins or uses from being looked after"
     }
