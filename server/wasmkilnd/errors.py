@@ -279,25 +279,22 @@ def module_invalid(engine: str, message: str, offset: int | None) -> str:
 
 
 def engine_lacks_feature(
-    engine: str,
-    message: str,
-    accepted_by: Iterable[str],
-    offset: int | None = None,
-    feature: str = "",
+    engine: str, message: str, accepted_by: Iterable[str], offset: int | None = None, need: str = ""
 ) -> WasmkilnError:
     """The module is valid, but this engine cannot compile it. ``message`` is the engine's own.
 
-    ``feature`` is the proposal that the module needs, where that is known.
+    ``need`` is the proposal that the module needs, where that is known.
     """
     others = ", ".join(accepted_by)
     advice = (
         f"compile it with one of: {others}" if others else "no engine of this daemon accepts it"
     )
-    return _lacks_feature(engine, engine, message, others, offset, feature or None, advice)
+    about = {"engine": engine, "accepted_by": others, "offset": offset, "feature": need or None}
+    return _lacks_feature(engine, message, advice, about)
 
 
 def fast_compiler_lacks_feature(
-    engine: str, message: str, offset: int | None = None, feature: str = "", *, valid: bool = True
+    engine: str, message: str, offset: int | None = None, need: str = "", *, valid: bool = True
 ) -> WasmkilnError:
     """The engine's fast compiler cannot compile the module. ``message`` is the engine's own.
 
@@ -305,22 +302,20 @@ def fast_compiler_lacks_feature(
     """
     advice = "compile it with the default compiler"
     advice += "" if valid else ", which tells whether it is valid"
-    compiler, accepted_by = f"the fast compiler of {engine}", engine if valid else ""
-    return _lacks_feature(compiler, engine, message, accepted_by, offset, feature or None, advice)
+    accepted_by = engine if valid else ""
+    about = {
+        "engine": engine,
+        "accepted_by": accepted_by,
+        "offset": offset,
+        "feature": need or None,
+    }
+    return _lacks_feature(f"the fast compiler of {engine}", message, advice, about)
 
 
-@_sentence(Reason.ENGINE_LACKS_FEATURE)
-def _lacks_feature(
-    compiler: str,
-    engine: str,
-    message: str,
-    accepted_by: str,
-    offset: int | None,
-    feature: str | None,
-    advice: str,
-) -> str:
-    needs = f" it needs {feature};" if feature else ""
-    return f"{compiler} cannot compile this module ({message});{needs} {advice}"
+def _lacks_feature(who: str, message: str, advice: str, about: dict[str, Any]) -> WasmkilnError:
+    needs = f" it needs {about['feature']};" if about["feature"] else ""
+    text = f"{who} cannot compile this module ({message});{needs} {advice}"
+    return WasmkilnError(Reason.ENGINE_LACKS_FEATURE, text, **about)
 
 
 @_sentence(Reason.COMPILE_TIMEOUT)
@@ -329,22 +324,19 @@ def compile_timeout(engine: str, what: str, limit_s: float, fault: Fault = Fault
 
     A ``fault`` other than the module's: the job spent part of that time without a CPU.
     """
-    why, advice = "", "simplify the module"
+    advice = "simplify the module"
     if fault is not Fault.MODULE:
-        why, advice = ", part of it without a CPU,", "try again when the machine is less busy"
-    return (
-        f"{engine} did not finish within {limit_s:g} s of {what}{why} and was stopped:"
-        f" {advice}, or raise WASMKILN_COMPILE_TIMEOUT_S"
-    )
+        what += ", part of it without a CPU,"
+        advice = "try again when the machine is less busy"
+    advice += ", or raise WASMKILN_COMPILE_TIMEOUT_S"
+    return f"{engine} did not finish within {limit_s:g} s of {what} and was stopped: {advice}"
 
 
 @_sentence(Reason.COMPILE_TIMEOUT)
 def compile_cpu_timeout(engine: str, what: str, limit_s: float, fault: Fault = Fault.MODULE) -> str:
     """The job used up its CPU time, and the daemon stopped it."""
-    return (
-        f"{engine} did not finish within {limit_s:g} s of CPU time, {what}, and was stopped:"
-        " simplify the module, or raise WASMKILN_COMPILE_CPU_S"
-    )
+    stopped = f"{engine} did not finish within {limit_s:g} s of CPU time, {what}, and was stopped"
+    return f"{stopped}: simplify the module, or raise WASMKILN_COMPILE_CPU_S"
 
 
 @_sentence(Reason.COMPILE_MEMORY_LIMIT)
@@ -424,13 +416,6 @@ def credentials_invalid(cause: str, message: str) -> str:
     for credentials that were genuine: others must not learn that.
     """
     return message
-
-
-def namespace_closed() -> WasmkilnError:
-    """The policy changed while the call arrived, and names the namespace of its caller no more."""
-    return credentials_invalid(
-        "unknown", "cannot serve this call: its caller's namespace was just removed; call again"
-    )
 
 
 @_sentence(Reason.ROLE_MISSING)

@@ -403,7 +403,8 @@ class Tenants:
 
     def _of(self, namespace: str) -> OpenTenant:
         if namespace not in self.opened:
-            raise errors.namespace_closed()
+            gone = "cannot serve this call: its caller's namespace was just removed; call again"
+            raise errors.credentials_invalid("unknown", gone)
         return self.opened[namespace]
 
     def _write_queue_bytes(self) -> int:
