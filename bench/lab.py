@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import IO
 
 from wasmkiln import Client
-from wasmkilnd.config.values.types import default_state_dir
 from wasmkilnd.engines.install import EngineInstallError, EngineStore, InstalledEngine
+from wasmkilnd.settings import default_state_dir
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGINE_NAMES = ("wasmer", "wasmtime")

@@ -9,8 +9,8 @@ from typing import Any
 from wasmkiln import Client
 from wasmkiln.v1 import types_pb2
 from wasmkilnd.cache.value import ValueRejected, open_value
-from wasmkilnd.config.load import load
 from wasmkilnd.model import CacheKey
+from wasmkilnd.settings_loader import load
 from wasmkilnd.signing.keys import read_keys
 from wasmkilnd.signing.sealer import Sealer
 

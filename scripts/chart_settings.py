@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from wasmkilnd.config.schema import Settings
+from wasmkilnd.settings import Settings
 
 SCHEMA = Path(__file__).resolve().parents[1] / "deploy" / "helm" / "wasmkiln" / "values.schema.json"
 

@@ -20,7 +20,7 @@ for folder in ("server", "client"):
 
 from wasmkiln.cli.app import app  # noqa: E402
 from wasmkilnd.cli import command as daemon  # noqa: E402
-from wasmkilnd.config.schema import Settings  # noqa: E402
+from wasmkilnd.settings import Settings  # noqa: E402
 
 PROGRAMS = {"wasmkiln": app, "wasmkilnd": daemon}
 # Groups with a page of their own.

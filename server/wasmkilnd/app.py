@@ -13,7 +13,6 @@ from typing import Any
 
 import structlog
 
-from wasmkilnd.config.load import LoadedSettings
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.lifecycle import descriptors
 from wasmkilnd.lifecycle.auditing import audit_access, audit_start, audit_tls, prepare_audit
@@ -47,6 +46,7 @@ from wasmkilnd.rpc.admin_service import AdminServicer
 from wasmkilnd.rpc.messages import stats_response
 from wasmkilnd.rpc.module_service import ModuleServicer
 from wasmkilnd.rpc.server import METHODS, RpcServer, TransportLimits
+from wasmkilnd.settings_loader import LoadedSettings
 from wasmkilnd.telemetry.logs.standard_error import dropped_lines
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.tenants import Tenants

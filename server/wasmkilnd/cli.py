@@ -16,9 +16,8 @@ from typing import Any
 import click
 
 from wasmkilnd.commands.lazy import LazyGroup
-from wasmkilnd.config.flags import options
-from wasmkilnd.config.load import ConfigError, FlagValue, LoadedSettings, load
 from wasmkilnd.lifecycle.restart_for_tls import restart_for_tls
+from wasmkilnd.settings_loader import ConfigError, FlagValue, LoadedSettings, load, options
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -136,9 +135,9 @@ def show_config(
     Exit with 2, and the sentence that `serve` would end with, for what it could not use: keys,
     certificates, passwords, tokens, engines, addresses.
     """
+    from wasmkilnd import settings_loader as show
     from wasmkilnd.access.show import shown
     from wasmkilnd.commands.as_owner import act_on
-    from wasmkilnd.config import show
     from wasmkilnd.lifecycle.check_config import check
 
     if reference:

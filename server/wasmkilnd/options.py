@@ -6,10 +6,10 @@ import grp
 
 from wasmkilnd.cache.host_store import HostOptions
 from wasmkilnd.cache.redis_servers import RedisAccess
-from wasmkilnd.config.machine import cpu_count
-from wasmkilnd.config.schema import Settings
 from wasmkilnd.engines.child import sandbox
+from wasmkilnd.machine import cpu_count
 from wasmkilnd.model import Limits, TrafficLimits
+from wasmkilnd.settings import Settings
 
 
 def limits_of(settings: Settings) -> Limits:

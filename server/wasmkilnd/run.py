@@ -10,12 +10,12 @@ from collections.abc import Callable
 import structlog
 
 from wasmkilnd.app import Daemon
-from wasmkilnd.config.load import LoadedSettings
 from wasmkilnd.lifecycle import systemd
 from wasmkilnd.lifecycle.banner import is_wanted, show
 from wasmkilnd.lifecycle.malloc_trim import configure_malloc
 from wasmkilnd.lifecycle.service import Service
 from wasmkilnd.lifecycle.shutdown import Shutdown, until
+from wasmkilnd.settings_loader import LoadedSettings
 from wasmkilnd.telemetry.logs.standard_error import relayed
 
 log = structlog.get_logger("wasmkilnd")

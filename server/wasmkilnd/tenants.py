@@ -40,13 +40,13 @@ from wasmkilnd.cache.host_store import HostDirectory, HostStore
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.compile import Compiler, Tenant
-from wasmkilnd.config.schema import Settings
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.fair_share import FairShare
 from wasmkilnd.pins import Pins, file_of
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.messages import header_of
+from wasmkilnd.settings import Settings
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.metrics import Gauges, Metrics
 from wasmkilnd.usage import Usage
@@ -464,5 +464,3 @@ def _show(gauges: Gauges, opened: Callable[[], Collection[OpenTenant]]) -> None:
     gauges.flights = lambda: sum(len(each.tenant.compiler.flights) for each in opened())
     gauges.quarantined = lambda: sum(len(each.tenant.quarantine.known()) for each in opened())
     gauges.host = host_status
-
-

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from wasmkilnd.config.schema import Settings
 from wasmkilnd.lifecycle.banner import is_wanted
+from wasmkilnd.settings import Settings
 
 
 @pytest.mark.parametrize(

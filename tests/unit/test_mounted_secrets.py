@@ -10,8 +10,8 @@ import pytest
 from wasmkilnd.access.policy_file import read_policy
 from wasmkilnd.access.tokens import as_file, new_token, read_tokens
 from wasmkilnd.access.unusable import AccessUnusable
-from wasmkilnd.config.load import load
 from wasmkilnd.model import Role
+from wasmkilnd.settings_loader import load
 from wasmkilnd.signing.keys import Keys, KeysUnusable, PrivateKey, read_keys
 
 USER, GROUP = 54321, 54322

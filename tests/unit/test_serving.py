@@ -9,12 +9,12 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from wasmkilnd.config.load import load
 from wasmkilnd.engines.install import InstalledEngine
 from wasmkilnd.engines.names import DEFAULT, NameChoices, NameRecord, WarmOrder, name_of
 from wasmkilnd.lifecycle import engines
 from wasmkilnd.lifecycle.engines import FoundEngines, Serving
 from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.settings_loader import load
 from wasmkilnd.telemetry.metrics import EngineUsage, Metrics
 
 from tests.unit.engines.limits import LIMITS

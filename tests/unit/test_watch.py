@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
-from wasmkilnd.config.schema import Settings
 from wasmkilnd.lifecycle.reload import CannotReload, Prepare, Reloader
 from wasmkilnd.lifecycle.watch import follow, stamps_of
 from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.settings import Settings
 from wasmkilnd.telemetry.metrics import Metrics
 
 LOOK_S = 0.01

@@ -18,9 +18,8 @@ from pydantic_core import ErrorDetails
 
 from wasmkilnd.access.policy import Claim, Pattern, Policy, Rule
 from wasmkilnd.access.unusable import AccessUnusable, read
-from wasmkilnd.config.values.toml_text import parse_toml
-from wasmkilnd.config.values.types import Size
 from wasmkilnd.model import NAMESPACE_NAME, NamespaceLimits, Role
+from wasmkilnd.setting_values import Size, parse_toml
 
 _ANONYMOUS = "anonymous"
 _KINDS = ("token:", "spiffe://", "dns:", "jwt:", "unix:")

@@ -14,8 +14,8 @@ from wasmkilnd.access.policy_file import read_policy
 from wasmkilnd.access.tokens import Tokens, read_tokens
 from wasmkilnd.access.unusable import AccessUnusable, defect_in
 from wasmkilnd.access.web_tokens import Issuer
-from wasmkilnd.config.schema import Settings
 from wasmkilnd.model import NamespaceLimits
+from wasmkilnd.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)

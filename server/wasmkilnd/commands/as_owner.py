@@ -20,9 +20,9 @@ from pathlib import Path
 
 import click
 
-from wasmkilnd.config.load import FlagValue, load
-from wasmkilnd.config.schema import Settings
 from wasmkilnd.lifecycle.private_folders import take_back_private
+from wasmkilnd.settings import Settings
+from wasmkilnd.settings_loader import FlagValue, load
 
 # They lead into the home directory of the user who gave the command.
 _OF_THE_CALLER = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME")

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from wasmkilnd.commands.as_owner import invoker
-from wasmkilnd.config.schema import Settings
 from wasmkilnd.ports import AuditEvent, AuditLine
+from wasmkilnd.settings import Settings
 from wasmkilnd.telemetry.audit.file import AuditFile
 from wasmkilnd.telemetry.audit.lines import encoded, fields_of
 

@@ -41,14 +41,14 @@ from wasmkilnd.cache.redis_servers import NO_ACCESS, NO_ANSWER, AccessUnusable, 
 from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.cache.value import Opened, ValueRejected
 from wasmkilnd.commands.as_owner import act_as_owner, settings_of
-from wasmkilnd.config.flags import Decorator, options
-from wasmkilnd.config.schema import Settings
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import NAMESPACE_NAME, Artifact, CacheKey, Evicted, Module
 from wasmkilnd.model import RejectionCause as Cause
 from wasmkilnd.options import host_options, redis_access
 from wasmkilnd.pins import pinned_in
 from wasmkilnd.redis_address import RedisAddress
+from wasmkilnd.settings import Settings
+from wasmkilnd.settings_loader import Decorator, options
 from wasmkilnd.signing.keys import read_keys
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.logs import pipeline

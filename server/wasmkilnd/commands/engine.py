@@ -11,7 +11,6 @@ import click
 
 from wasmkilnd.commands.as_owner import settings_of
 from wasmkilnd.commands.running import processes, reload_option, take_in
-from wasmkilnd.config.schema import Settings
 from wasmkilnd.engines.install import KINDS, EngineInstallError, EngineStore, InstalledEngine
 from wasmkilnd.engines.names import (
     DEFAULT,
@@ -26,6 +25,7 @@ from wasmkilnd.engines.names import (
 )
 from wasmkilnd.lifecycle.running import running
 from wasmkilnd.ownership import NotOurs
+from wasmkilnd.settings import Settings
 from wasmkilnd.usage import MAX_USES
 
 _HELP = {"help_option_names": ["-h", "--help"]}

@@ -12,9 +12,9 @@ from wasmkiln.trusted_keys import PublicKey
 
 from wasmkilnd.commands.as_owner import settings_of
 from wasmkilnd.commands.audited import audit_command
-from wasmkilnd.config.load import FlagValue
-from wasmkilnd.config.schema import Settings
 from wasmkilnd.model import SHA256_HEX
+from wasmkilnd.settings import Settings
+from wasmkilnd.settings_loader import FlagValue
 from wasmkilnd.signing.keys import KeyStore, KeysUnusable, PrivateKey, read_keys, read_public
 
 _HELP = {"help_option_names": ["-h", "--help"]}

@@ -9,9 +9,9 @@ import click
 
 from wasmkilnd.commands.as_owner import act_as_owner, settings_of
 from wasmkilnd.commands.running import RELOAD_S, ReloadFailed, reload_each
-from wasmkilnd.config.load import ConfigError
-from wasmkilnd.config.values.types import expanded
 from wasmkilnd.lifecycle.running import RunningDaemon, running
+from wasmkilnd.setting_values import expanded
+from wasmkilnd.settings_loader import ConfigError
 
 _HELP = {"help_option_names": ["-h", "--help"]}
 

@@ -14,9 +14,9 @@ from wasmkilnd.access.token_store import TokenStore
 from wasmkilnd.access.tokens import Token
 from wasmkilnd.commands.as_owner import settings_of
 from wasmkilnd.commands.audited import audit_command
-from wasmkilnd.config.schema import Settings
-from wasmkilnd.config.values.quantity import parse_seconds
 from wasmkilnd.model import DEFAULT_NAMESPACE, Role
+from wasmkilnd.setting_values import parse_seconds
+from wasmkilnd.settings import Settings
 
 _HELP = {"help_option_names": ["-h", "--help"]}
 _MOST_S = 10 * 366 * 86400

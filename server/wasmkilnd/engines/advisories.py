@@ -18,9 +18,9 @@ from packaging.specifiers import SpecifierSet
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from wasmkilnd.access.unusable import AccessUnusable, read
-from wasmkilnd.config.values.toml_text import parse_toml
 from wasmkilnd.engines.served import ServedEngine
 from wasmkilnd.model import UnservedEngine
+from wasmkilnd.setting_values import parse_toml
 
 log = structlog.get_logger("wasmkilnd.engines")
 

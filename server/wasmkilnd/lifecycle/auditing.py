@@ -8,8 +8,8 @@ from pathlib import Path
 
 from wasmkilnd.access.sources import Sources
 from wasmkilnd.access.tls.files import TlsFiles
-from wasmkilnd.config.schema import Settings
 from wasmkilnd.ports import AuditEvent, AuditLine, Auditor
+from wasmkilnd.settings import Settings
 from wasmkilnd.signing.keys import Keys
 from wasmkilnd.telemetry.audit.audit import Audit, Target, ToFile, ToLog
 from wasmkilnd.telemetry.audit.file import AuditFile

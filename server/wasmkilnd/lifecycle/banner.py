@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from wasmkilnd.config.load import LoadedSettings
-from wasmkilnd.config.schema import Settings
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.lifecycle.listening import Bound
 from wasmkilnd.model import UnservedEngine
+from wasmkilnd.settings import Settings
+from wasmkilnd.settings_loader import LoadedSettings
 from wasmkilnd.telemetry.logs.writer import LineWriter
 
 _SHOW_S = 2.0

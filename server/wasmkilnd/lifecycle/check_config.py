@@ -15,9 +15,6 @@ from pathlib import Path
 
 from wasmkilnd.access.sources import Sources, read_sources
 from wasmkilnd.cache.redis_servers import AccessUnusable, connect
-from wasmkilnd.config.schema import Settings
-from wasmkilnd.config.values.address import Address
-from wasmkilnd.config.values.types import NO_ADMIN
 from wasmkilnd.lifecycle import engines, serve_namespaces
 from wasmkilnd.lifecycle.auditing import cannot_write_audit
 from wasmkilnd.lifecycle.listening import open_tls, socket_access
@@ -26,6 +23,8 @@ from wasmkilnd.lifecycle.running import running
 from wasmkilnd.lifecycle.vulnerable_engines import open_advisories
 from wasmkilnd.options import redis_access
 from wasmkilnd.ownership import check_path
+from wasmkilnd.setting_values import NONE, Address
+from wasmkilnd.settings import Settings
 from wasmkilnd.signing.keys import read_keys
 from wasmkilnd.telemetry.tracing import open_exporter
 
@@ -87,7 +86,7 @@ def _addresses(settings: Settings) -> Iterator[tuple[str, str]]:
     for setting in ("listen", "token_listen", "operator_listen"):
         for address in getattr(settings, setting):
             yield setting, address
-    if settings.admin_listen != NO_ADMIN:
+    if settings.admin_listen != NONE:
         yield "admin_listen", settings.admin_listen
 
 

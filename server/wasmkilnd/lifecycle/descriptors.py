@@ -9,9 +9,8 @@ import resource
 
 import structlog
 
-from wasmkilnd.config.schema import Settings
-from wasmkilnd.config.values.address import Address
-from wasmkilnd.config.values.types import NO_ADMIN
+from wasmkilnd.setting_values import NONE, Address
+from wasmkilnd.settings import Settings
 from wasmkilnd.telemetry.admin.listener import DESCRIPTORS as ADMIN_DESCRIPTORS
 from wasmkilnd.telemetry.admin.listener import TLS_DESCRIPTORS
 
@@ -82,5 +81,5 @@ def _needed_by_others(settings: Settings, engines: int) -> int:
     workers = engines * settings.effective_workers
     cluster = "+cluster:" in settings.redis_url.get_secret_value()
     admin = TLS_DESCRIPTORS if settings.tls_cert_file else ADMIN_DESCRIPTORS
-    admin = 0 if settings.admin_listen == NO_ADMIN else admin
+    admin = 0 if settings.admin_listen == NONE else admin
     return workers * _WORKER + (_REDIS_CLUSTER if cluster else _REDIS) + admin + _OTHERS

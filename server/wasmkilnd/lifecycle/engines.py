@@ -20,8 +20,6 @@ from typing import Any, cast
 import structlog
 
 from wasmkilnd import errors, model
-from wasmkilnd.config.machine import cpu_count
-from wasmkilnd.config.schema import Settings
 from wasmkilnd.engines import names as naming
 from wasmkilnd.engines.install import KINDS, EngineStore, InstalledEngine
 from wasmkilnd.engines.registry import EngineRegistry
@@ -37,10 +35,12 @@ from wasmkilnd.lifecycle.preflight import CannotStart
 from wasmkilnd.lifecycle.reload import CannotReload
 from wasmkilnd.lifecycle.vulnerable_engines import leave_out_vulnerable, open_advisories
 from wasmkilnd.lifecycle.warm_ups import WarmUps
+from wasmkilnd.machine import cpu_count
 from wasmkilnd.ownership import NotOurs
 from wasmkilnd.ports import Auditor
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.messages import Capabilities
+from wasmkilnd.settings import Settings
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.tenants import Tenants
 

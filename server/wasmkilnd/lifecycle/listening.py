@@ -12,13 +12,13 @@ from wasmkilnd.access.tls.files import TlsFiles
 from wasmkilnd.access.tls.grpc_credentials import server_credentials
 from wasmkilnd.access.tls.material import TlsOptions
 from wasmkilnd.access.tls.pem import TlsUnusable
-from wasmkilnd.config.schema import Settings
-from wasmkilnd.config.values.address import Address
 from wasmkilnd.lifecycle.preflight import CannotStart
 from wasmkilnd.lifecycle.reload import CannotReload, Prepare
 from wasmkilnd.model import Entrance, Transport
 from wasmkilnd.network import SocketAccess
 from wasmkilnd.rpc.server import ListenGroup, open_socket
+from wasmkilnd.setting_values import Address
+from wasmkilnd.settings import Settings
 from wasmkilnd.telemetry.admin.names import Names
 from wasmkilnd.telemetry.metrics import TlsStatus
 

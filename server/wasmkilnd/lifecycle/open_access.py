@@ -15,10 +15,10 @@ from wasmkilnd.access.key_set import KeySet
 from wasmkilnd.access.sources import Sources, read_again, read_sources
 from wasmkilnd.access.unusable import AccessUnusable
 from wasmkilnd.access.web_tokens import VerifiedWebTokens
-from wasmkilnd.config.schema import Settings
 from wasmkilnd.lifecycle.preflight import CannotStart
 from wasmkilnd.lifecycle.reload import CannotReload
 from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.settings import Settings
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate

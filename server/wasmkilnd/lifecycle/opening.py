@@ -14,8 +14,6 @@ from wasmkilnd.access.tls.files import TlsFiles
 from wasmkilnd.cache.embedded import EmbeddedServer, SharedServer
 from wasmkilnd.cache.host_store import HostDirectory
 from wasmkilnd.cache.redis_servers import AccessUnusable
-from wasmkilnd.config.schema import Settings
-from wasmkilnd.config.values.types import NO_ADMIN
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.fair_share import FairShare
 from wasmkilnd.lifecycle.auditing import CannotAudit, end_audit, open_target
@@ -39,6 +37,8 @@ from wasmkilnd.options import host_options, redis_access
 from wasmkilnd.ports import Auditor, Guard
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.server import CannotListen, RpcServer
+from wasmkilnd.setting_values import NONE
+from wasmkilnd.settings import Settings
 from wasmkilnd.signing.keys import KeysUnusable, open_keys
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.admin.pages import Pages
@@ -172,7 +172,7 @@ class Opening:
         Raises CannotStart.
         """
         address = self._settings.current.admin_listen
-        if address == NO_ADMIN:
+        if address == NONE:
             return ""
         admin = AdminServer(
             address,

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import structlog
 
-from wasmkilnd.config.schema import Settings
 from wasmkilnd.lifecycle.private_folders import take_back_private
 from wasmkilnd.options import limits_too_low
 from wasmkilnd.ownership import NotOurs, make_folder
+from wasmkilnd.settings import Settings
 
 log = structlog.get_logger("wasmkilnd")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from wasmkilnd.config.schema import Settings
 from wasmkilnd.ownership import take_back
+from wasmkilnd.settings import Settings
 
 _PRIVATE = ("access", "daemons", "keys", "pins", "redis", "tls", "uses", "warm-ups")
 

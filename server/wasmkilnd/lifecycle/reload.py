@@ -11,14 +11,13 @@ import structlog
 
 from wasmkilnd.access.unusable import defect_in
 from wasmkilnd.cache.redis_servers import AccessUnusable
-from wasmkilnd.config.changes import Change, changes, take_over
-from wasmkilnd.config.load import ConfigError, LoadedSettings
-from wasmkilnd.config.schema import Settings
 from wasmkilnd.lifecycle.auditing import CannotAudit, audit_change, audit_settings
 from wasmkilnd.model import Limits, TrafficLimits
 from wasmkilnd.options import limits_of, limits_too_low, redis_access, traffic_limits
 from wasmkilnd.ports import Auditor
 from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.settings import Settings
+from wasmkilnd.settings_loader import Change, ConfigError, LoadedSettings, changes, take_over
 from wasmkilnd.signing.keys import Keys, KeysUnusable, open_keys
 from wasmkilnd.signing.keys import changes as key_changes
 from wasmkilnd.signing.sealer import Sealer

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from wasmkilnd.config.schema import Settings
+from wasmkilnd.settings import Settings
 
 _LEAST_VERSION_ENV = "GRPC_SSL_CIPHER_SUITES"
 """gRPC has no setting for the lowest version of TLS. It reads this variable when it is imported."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from wasmkilnd.config.schema import Settings
 from wasmkilnd.engines.advisories import Advisories, read_advisories
 from wasmkilnd.engines.served import ServedEngine
 from wasmkilnd.lifecycle.preflight import CannotStart
 from wasmkilnd.lifecycle.reload import CannotReload, Prepare
 from wasmkilnd.model import UnservedEngine
 from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.settings import Settings
 
 
 def open_advisories(settings: Settings) -> Advisories:

@@ -10,8 +10,8 @@ from typing import TypeAlias
 import structlog
 
 from wasmkilnd.access.sources import files_of
-from wasmkilnd.config.schema import Settings
 from wasmkilnd.lifecycle.listening import tls_options
+from wasmkilnd.settings import Settings
 
 log = structlog.get_logger("wasmkilnd")
 

@@ -37,8 +37,8 @@ from securesystemslib.signer import CryptoSigner, SSlibKey
 from wasmkiln.revoked_keys import FOLDER, read_revocations, write_revocation
 from wasmkiln.trusted_keys import PublicKey, TrustedKeys
 
-from wasmkilnd.config.schema import Settings
 from wasmkilnd.ownership import NotOurs, check_path, make_folder
+from wasmkilnd.settings import Settings
 from wasmkilnd.whole_files import locked, write_whole
 
 log = structlog.get_logger("wasmkilnd.keys")

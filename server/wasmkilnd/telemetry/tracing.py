@@ -35,9 +35,9 @@ from typing import Any, TypeAlias
 import grpc
 import structlog
 
-from wasmkilnd.config.schema import Settings
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.settings import Settings
 from wasmkilnd.telemetry.logs.pipeline import add_field
 
 Value: TypeAlias = str | int | float | None

@@ -10,8 +10,8 @@ from wasmkilnd.access import sources
 from wasmkilnd.access.policy import Policy
 from wasmkilnd.access.sources import read_again, read_sources
 from wasmkilnd.access.token_store import TokenStore
-from wasmkilnd.config.schema import Settings
 from wasmkilnd.model import Role
+from wasmkilnd.settings import Settings
 
 KEY = {"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}
 BROKEN = f"a = {'9' * 5000}"

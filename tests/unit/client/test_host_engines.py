@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wasmkiln.host_store import Refused, place
 from wasmkiln.host_store.engines import Engines
-from wasmkilnd.config.values.types import default_state_dir
 from wasmkilnd.engines.served import _resolve
 from wasmkilnd.fingerprint import HASHED_FORMAT
 from wasmkilnd.model import (
@@ -20,6 +19,7 @@ from wasmkilnd.model import (
     SettingInfo,
     TargetInfo,
 )
+from wasmkilnd.settings import default_state_dir
 
 from tests.host_store_writer import ROW
 

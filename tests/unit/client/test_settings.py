@@ -10,7 +10,7 @@ from wasmkiln._settings import (
     choose_timeout_s,
     parse_size,
 )
-from wasmkilnd.config.values.quantity import parse_bytes
+from wasmkilnd.setting_values import parse_bytes
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from wasmkilnd.config.values.address import Address
+from wasmkilnd.setting_values import Address
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from wasmkilnd.config.changes import changes, take_over
-from wasmkilnd.config.load import load
-from wasmkilnd.config.schema import Settings, is_live
+from wasmkilnd.settings import Settings, is_live
+from wasmkilnd.settings_loader import changes, load, take_over
 
 HOME = {"HOME": "/home/kiln"}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from wasmkilnd.config.load import ConfigError, load
+from wasmkilnd.settings_loader import ConfigError, load
 
 
 def aliases(text: str) -> dict[str, str]:

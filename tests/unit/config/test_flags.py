@@ -9,8 +9,8 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
-from wasmkilnd.config.flags import options
-from wasmkilnd.config.schema import Settings, env_name, flag_name, has_flag
+from wasmkilnd.settings import Settings, env_name, flag_name, has_flag
+from wasmkilnd.settings_loader import options
 
 SWITCHES = {"allow_remote", "cache_ttl_refresh", "install_engines", "open_health"}
 SECRETS = {"signing_key", "redis_password", "redis_sentinel_password"}

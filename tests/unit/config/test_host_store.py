@@ -7,11 +7,10 @@ import os
 from pathlib import Path
 
 import pytest
-from wasmkilnd.config.load import ConfigError, load
-from wasmkilnd.config.machine import file_system_bytes
-from wasmkilnd.config.schema import Settings
-from wasmkilnd.config.show import render
+from wasmkilnd.machine import file_system_bytes
 from wasmkilnd.options import host_options
+from wasmkilnd.settings import Settings
+from wasmkilnd.settings_loader import ConfigError, load, render
 
 GIB = 2**30
 

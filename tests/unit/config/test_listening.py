@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from wasmkilnd.config.load import ConfigError, load
-from wasmkilnd.config.schema import Settings
+from wasmkilnd.settings import Settings
+from wasmkilnd.settings_loader import ConfigError, load
 
 HOME = {"HOME": "/home/kiln"}
 TLS = {"tls_cert_file": "/c", "tls_key_file": "/k"}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+import wasmkiln
 from pydantic import ValidationError
-from wasmkilnd.config.load import ConfigError, FlagValue, load
-from wasmkilnd.config.schema import Settings, env_name
+from wasmkilnd.settings import Settings, env_name
+from wasmkilnd.settings_loader import ConfigError, FlagValue, load
 
 HOME = {"HOME": "/home/kiln"}
 
@@ -191,6 +193,8 @@ def test_several_problems_are_a_line_each(tmp_path: Path) -> None:
     [
         ("WASMKILN_ADDRESS", "127.0.0.1:1"),
         ("WASMKILN_TIMEOUT_S", "3"),
+        ("WASMKILN_COMPRESSION", "none"),
+        ("WASMKILN_TOKEN_OVER_PLAINTEXT", "1"),
         ("WASMKILN_TEST_ANYTHING", "1"),
         ("WASMKILN_SERVICE_HOST", "10.0.0.1"),
         ("WASMKILN_SERVICE_PORT", "50051"),
@@ -206,6 +210,16 @@ def test_several_problems_are_a_line_each(tmp_path: Path) -> None:
 )
 def test_variables_that_are_somebody_elses_are_passed_over(name: str, value: str) -> None:
     load({}, {**HOME, name: value})
+
+
+def test_no_variable_of_the_client_is_unknown() -> None:
+    folder = Path(wasmkiln.__file__).parent
+    sources = "".join(path.read_text() for path in folder.rglob("*.py"))
+    names = set(re.findall(r"[\"'](WASMKILN_[A-Z_]+)[\"']", sources))
+    assert {"WASMKILN_ADDRESS", "WASMKILN_COMPRESSION", "WASMKILN_TOKEN_OVER_PLAINTEXT"} <= names
+    with pytest.raises(ConfigError) as caught:
+        load({"workers": "x"}, {**HOME, **dict.fromkeys(names, "")})
+    assert "is not a setting" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -299,13 +313,13 @@ def test_what_waits_for_redis_has_room_for_the_largest_pair_that_is_accepted() -
 
 
 def test_zero_means_what_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wasmkilnd.config.schema.cpu_count", lambda: 6)
-    monkeypatch.setattr("wasmkilnd.config.schema.memory_bytes", lambda: 2 * 2**30)
+    monkeypatch.setattr("wasmkilnd.settings.cpu_count", lambda: 6)
+    monkeypatch.setattr("wasmkilnd.settings.memory_bytes", lambda: 2 * 2**30)
     settings = load({"compile_timeout_s": "10s"}, HOME).settings
     assert settings.effective_workers == 6
     assert settings.effective_compile_cpu_s == 60
     assert settings.effective_compile_memory_bytes == 2**30
-    monkeypatch.setattr("wasmkilnd.config.schema.memory_bytes", lambda: 64 * 2**30)
+    monkeypatch.setattr("wasmkilnd.settings.memory_bytes", lambda: 64 * 2**30)
     assert settings.effective_compile_memory_bytes == 4 * 2**30
     given = {"workers": "1", "compile_cpu_s": "7", "compile_memory_bytes": "9GiB"}
     settings = load(given, HOME).settings

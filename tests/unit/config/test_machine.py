@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from wasmkilnd.config.machine import cpu_count, file_system_bytes, memory_bytes
+from wasmkilnd.machine import cpu_count, file_system_bytes, memory_bytes
 
 GIB = 2**30
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from wasmkilnd.config.values.quantity import (
+from wasmkilnd.setting_values import (
     parse_bytes,
     parse_count,
     parse_seconds,
-    write_bytes,
-    write_seconds,
+    written,
 )
 
 
@@ -83,9 +82,9 @@ def test_what_is_no_count_is_refused(text: object) -> None:
 
 @pytest.mark.parametrize("size_bytes", [0, 1, 1000, 1024, 5 * 2**20, 2**30 + 1, 2**30])
 def test_a_written_size_reads_back_exactly(size_bytes: int) -> None:
-    assert parse_bytes(write_bytes(size_bytes)) == size_bytes
+    assert parse_bytes(written("a_bytes", size_bytes)) == size_bytes
 
 
 @pytest.mark.parametrize("duration_s", [0, 0.5, 1.0, 30, 60, 90, 3600, 604800])
 def test_a_written_duration_reads_back_exactly(duration_s: float) -> None:
-    assert parse_seconds(write_seconds(duration_s)) == duration_s
+    assert parse_seconds(written("a_s", duration_s)) == duration_s

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from wasmkilnd.config.values.redis_url import RedisUrl, mask, parse_redis_url
+from wasmkilnd.setting_values import RedisUrl, mask, parse_redis_url
 
 
 @pytest.mark.parametrize(

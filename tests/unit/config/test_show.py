@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from wasmkilnd.config.load import FlagValue, load
-from wasmkilnd.config.schema import Settings, env_name, flag_name, has_flag
-from wasmkilnd.config.show import as_json, reference, render
+from wasmkilnd.settings import Settings, env_name, flag_name, has_flag
+from wasmkilnd.settings_loader import FlagValue, as_json, load, reference, render
 
 FLAGS: dict[str, FlagValue] = {
     "listen": ("127.0.0.1:0", "unix:/run/kiln.sock"),

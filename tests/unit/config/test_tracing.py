@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from wasmkilnd.config.load import ConfigError, load
+from wasmkilnd.settings_loader import ConfigError, load
 
 HOME = {"HOME": "/h"}
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from wasmkilnd.config import show
-from wasmkilnd.config.load import ConfigError, LoadedSettings, load
+from wasmkilnd import settings_loader as show
+from wasmkilnd.settings_loader import ConfigError, LoadedSettings, load
 
 URL = "https://name.upstash.example"
 

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 from wasmkiln.trusted_keys import PublicKey
 from wasmkilnd.cli import command
-from wasmkilnd.config.load import load
+from wasmkilnd.settings_loader import load
 from wasmkilnd.signing.keys import KeyStore, KeysUnusable, PrivateKey, open_keys
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from wasmkiln.trusted_keys import TrustedKeys
-from wasmkilnd.config.load import load
+from wasmkilnd.settings_loader import load
 from wasmkilnd.signing.keys import Keys, KeyStore, KeysUnusable, PrivateKey, open_keys
 from wasmkilnd.signing.sealer import Sealer
 

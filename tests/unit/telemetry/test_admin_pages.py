@@ -10,9 +10,9 @@ import aiohttp
 import pytest
 from wasmkilnd import errors
 from wasmkilnd.access.guard import AccessGuard
-from wasmkilnd.config.schema import Settings
 from wasmkilnd.lifecycle.listening import admin_names
 from wasmkilnd.model import ANYBODY, Credentials, Entrance, Identity
+from wasmkilnd.settings import Settings
 from wasmkilnd.telemetry.admin.names import Names
 from wasmkilnd.telemetry.admin.pages import Asset, LivePage, Pages
 from wasmkilnd.telemetry.admin.server import AdminServer
