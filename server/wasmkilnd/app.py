@@ -51,6 +51,9 @@ from wasmkilnd.telemetry.logs.standard_error import dropped_lines
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.tenants import Tenants
 
+# Calls at a time on one connection.
+_MAX_STREAMS = 256
+
 log = structlog.get_logger("wasmkilnd")
 
 
@@ -122,7 +125,7 @@ class Daemon:
             TransportLimits(
                 module_bytes=settings.max_module_bytes,
                 connections=connections,
-                streams=settings.max_streams,
+                streams=_MAX_STREAMS,
             ),
             self._traffic_limits,
             tenants.holds,

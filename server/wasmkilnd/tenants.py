@@ -56,6 +56,8 @@ MAX_NAMESPACES = 256
 """How many may be open at once: each has threads, files and tables of its own."""
 LOOK_EVERY_S = 30.0
 """How long it takes at most until a daemon knows what another one pins and uses."""
+# A daemon that dies while it compiles keeps others of the fleet waiting for so long.
+_LEASE_S = 5.0
 # How long a namespace that is named no more may take to write what waits.
 _FLUSH_S = 5.0
 
@@ -174,7 +176,7 @@ class OpenTenant:
             self.redis = RedisStore(
                 *(link, prefix, sealer, recorder),
                 ttl_s=settings.cache_ttl_s,
-                renews=settings.cache_ttl_refresh,
+                renews=True,
                 artifact_bytes=artifact_bytes,
                 module_bytes=lambda: now.current.max_module_bytes,
                 is_pinned=is_pinned,
@@ -192,9 +194,9 @@ class OpenTenant:
         )
         self.fleet = Fleet(
             *(link, prefix, recorder, self.cache.redis_writes.settled),
-            lease_s=settings.compile_lease_s,
+            lease_s=_LEASE_S,
             # The daemon that compiles has succeeded or failed by then.
-            max_wait_s=lambda: now.current.compile_timeout_s + settings.compile_lease_s,
+            max_wait_s=lambda: now.current.compile_timeout_s + _LEASE_S,
         )
         strikes = Strikes(link, prefix, sealer)
         quarantine = Quarantine(strikes, recorder, lambda: now.current.quarantine_s)

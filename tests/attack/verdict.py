@@ -16,7 +16,7 @@ MOST_LOG_BYTES_PER_S = 64 * 1024
 # The memory tier's 16 MiB, and what allocators keep for the next time.
 _MEMORY_LEFT_BYTES = 64 * MIB
 _DESCRIPTORS_LEFT = 16
-# Of what the daemon may hold for calls by default (receive_bytes, send_bytes, send_pinned_bytes).
+# Of what the daemon may hold for calls by default: receive_bytes and what follows from it.
 _MEMORY_MEANWHILE_BYTES = 512 * MIB
 
 

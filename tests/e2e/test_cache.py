@@ -133,13 +133,10 @@ def test_keys_and_lifetime(engines: Installed, tmp_path: Path, redis_url: str) -
             assert all(name.startswith(b"wasm:") for name in direct.scan_iter())
 
 
-def test_what_is_used_lives_on_with_a_refreshed_time_to_live(
-    engines: Installed, tmp_path: Path, redis_url: str
-) -> None:
+def test_what_is_used_lives_on(engines: Installed, tmp_path: Path, redis_url: str) -> None:
     flags = {
         "WASMKILN_REDIS_URL": redis_url,
         "WASMKILN_CACHE_TTL_S": "1000",
-        "WASMKILN_CACHE_TTL_REFRESH": "true",
     }
     with (
         RedisDaemon(fresh_state(tmp_path / "a", engines=ONE_ENGINE), environ=flags) as daemon,

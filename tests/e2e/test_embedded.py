@@ -19,7 +19,7 @@ from tests.e2e.processes import eventually, within
 from tests.e2e.programs import Installed
 from tests.e2e.test_cache import REDIS, settled
 
-SETTINGS = {"WASMKILN_REDIS_RETRY_MAX_S": "1", "WASMKILN_WORKERS": "1"}
+SETTINGS = {"WASMKILN_WORKERS": "1"}
 
 
 def started(state: Path) -> RedisDaemon:

@@ -45,7 +45,6 @@ class Fleet:
             "WASMKILN_REDIS_URL": url,
             "WASMKILN_KEYS_DIR": str(folder / "keys"),
             "WASMKILN_WORKERS": "2",
-            "WASMKILN_COMPILE_LEASE_S": "1",
         }
         states = [state_with(folder / name, OLD) for name in ("a", "b")]
         with ThreadPoolExecutor(2) as threads:

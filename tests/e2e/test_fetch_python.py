@@ -61,7 +61,7 @@ def test_it_is_fetched_from_a_mirror_and_wasmer_runs_in_it(
     downloads.write_text(listing(old.version, archive))
     with serve_archive(archive) as mirror:
         environ |= {
-            "WASMKILN_PYTHON_MIRROR": mirror.url,
+            "UV_PYTHON_INSTALL_MIRROR": mirror.url,
             "UV_PYTHON_DOWNLOADS_JSON_URL": str(downloads),
         }
         done = subprocess.run(command(state), env=environ, capture_output=True, text=True)
@@ -87,14 +87,14 @@ def test_what_has_another_digest_than_uv_knows_is_refused(
 ) -> None:
     state = tmp_path / "state"
     with serve_archive(archive) as mirror:
-        environ["WASMKILN_PYTHON_MIRROR"] = mirror.url
+        environ["UV_PYTHON_INSTALL_MIRROR"] = mirror.url
         done = subprocess.run(command(state), env=environ, capture_output=True, text=True)
     assert mirror.asked
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"error: cannot fetch CPython 3.10 from {mirror.url}: "), done.stderr
     assert "Hash mismatch" in last
-    assert "python_mirror" in last
+    assert "UV_PYTHON_INSTALL_MIRROR" in last
     assert not list((state / "pythons").glob("cpython-*"))
 
 
@@ -107,7 +107,7 @@ def test_the_option_that_asked_for_it_is_still_taken(engines: Installed, tmp_pat
 def test_a_first_start_without_it_serves_wasmtime_alone(
     tmp_path: Path, environ: dict[str, str]
 ) -> None:
-    environ |= {"WASMKILN_PYTHON_MIRROR": "http://127.0.0.1:1/mirror", "UV_HTTP_RETRIES": "0"}
+    environ |= {"UV_PYTHON_INSTALL_MIRROR": "http://127.0.0.1:1/mirror", "UV_HTTP_RETRIES": "0"}
     with (
         Daemon(tmp_path / "state", ["--redis-url", "none", "--workers", "1"], environ) as daemon,
         daemon.client() as client,
@@ -115,4 +115,4 @@ def test_a_first_start_without_it_serves_wasmtime_alone(
         assert {each.engine.name for each in client.capabilities().engines} == {"wasmtime"}
         assert "this machine has no CPython 3.9 to 3.10: fetching CPython 3.10" in daemon.log
         assert "cannot fetch CPython 3.10 from http://127.0.0.1:1/mirror" in daemon.log
-        assert "python_mirror" in daemon.log
+        assert "UV_PYTHON_INSTALL_MIRROR" in daemon.log

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from tests.e2e import foreign, wasm
 from tests.e2e.callers import ENGINE
 from tests.e2e.daemon import Daemon, is_ready, state_with
 from tests.e2e.processes import eventually, workers_of
-from tests.e2e.programs import WASMKILND, why_not_as
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become others")
 
@@ -47,24 +45,3 @@ def test_whoever_gets_hold_of_the_user_costs_no_call(tmp_path: Path) -> None:
         assert not set(spoiled) <= set(workers_of(daemon.pid))
         daemon.wait_for_log("worker cannot set up a job and is replaced")
         assert is_ready(daemon)
-
-
-def test_only_root_can_choose_a_user(tmp_path: Path) -> None:
-    """The daemon refuses a setting that it cannot apply."""
-    command = [WASMKILND, "serve", "--job-uid", "12345"]
-    if why := why_not_as(12346):
-        pytest.skip(f"another user cannot run the daemon here: {why}")
-    tmp_path.chmod(0o777)
-    done = subprocess.run(
-        [*command, "--state-dir", str(state_with(tmp_path / "state", ENGINE))],
-        user=12346,
-        group=12346,
-        extra_groups=[],
-        cwd="/",
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert done.returncode
-    assert "only a daemon that is root" in done.stderr

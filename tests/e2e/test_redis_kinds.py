@@ -47,7 +47,6 @@ SETTINGS = {
     "WASMKILN_COMPILE_TIMEOUT_S": "60",
     "WASMKILN_COMPILE_CPU_S": "1",
     "WASMKILN_REDIS_TIMEOUT_S": "5",
-    "WASMKILN_REDIS_RETRY_MAX_S": "1",
 }
 # Valid, and for longer than anybody waits.
 SLOW = wasm.nested_blocks(1_000_000)

@@ -132,10 +132,10 @@ def test_the_watchdog_hears_from_a_loop_that_runs(managed: Managed) -> None:
 
 def test_a_reload_says_how_it_ended(managed: Managed) -> None:
     before = len(managed.told)
-    managed.config.write_text("compile_timeout_s = 20\nmax_streams = 7\n")
+    managed.config.write_text("compile_timeout_s = 20\nmax_connections = 7\n")
     said = managed.reload()
     assert f"the daemon with the process id {managed.process.pid} is reloaded: ready" in said
-    assert "max_streams has changed, and needs a restart" in said
+    assert "max_connections has changed, and needs a restart" in said
     eventually(lambda: managed.has_told("READY=1", before), "the reload does not end")
     told = [each.partition("=")[0] for each in managed.told[before:]]
     assert [each for each in told if each in ("RELOADING", "READY")] == ["RELOADING", "READY"]

@@ -79,7 +79,6 @@ def site(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         proxy = stack.enter_context(Proxy(server.socket))
         environ = {
             "WASMKILN_REDIS_URL": f"redis://:{PASSWORD}@127.0.0.1:{proxy.port}",
-            "WASMKILN_REDIS_RETRY_MAX_S": "1",
             "WASMKILN_WORKERS": "1",
         }
         state = fresh_state(folder / "state", engines=ONE_ENGINE)
@@ -286,7 +285,6 @@ def test_a_new_password_in_its_file_is_taken(
     environ = {
         "WASMKILN_REDIS_URL": f"unix://{site.server.socket}",
         "WASMKILN_REDIS_PASSWORD_FILE": str(file),
-        "WASMKILN_REDIS_RETRY_MAX_S": "1",
     }
     state = fresh_state(tmp_path / "state", engines=ONE_ENGINE)
     with RedisDaemon(state, environ=environ) as daemon, daemon.client() as client:
@@ -305,11 +303,12 @@ def rest(
 ) -> Iterator[tuple[Deployment, RedisDaemon]]:
     folder = tmp_path_factory.mktemp("rest")
     state = fresh_state(folder / "state", engines=ONE_ENGINE)
-    with KINDS_OF_REDIS["rest"](folder / "redis") as running:
-        environ = {**running.environment, "WASMKILN_REDIS_RETRY_MAX_S": "2"}
-        with RedisDaemon(state, environ=environ) as daemon:
-            yield running, daemon
-            assert running.access.password not in daemon.banner + daemon.log
+    with (
+        KINDS_OF_REDIS["rest"](folder / "redis") as running,
+        RedisDaemon(state, environ=running.environment) as daemon,
+    ):
+        yield running, daemon
+        assert running.access.password not in daemon.banner + daemon.log
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,11 @@ MIB = 1024 * 1024
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 FLAGS = [
     *("--redis-url", "none", "--workers", "1", "--max-module-bytes", "48MiB"),
-    *("--send-bytes", "32MiB", "--receive-bytes", "128MiB", "--caller-timeout-s", "2"),
-    *("--max-streams", "40", "--max-connections", "800"),
+    *("--receive-bytes", "128MiB", "--caller-timeout-s", "2"),
+    *(
+        "--max-connections",
+        "800",
+    ),
 ]
 
 
@@ -192,8 +195,7 @@ def test_one_that_pings_without_end_is_sent_away(kiln: Daemon) -> None:
 def forgetful(engines: Installed, tmp_path: Path) -> Iterator[Daemon]:
     """A daemon whose artifacts are in memory only while they are sent."""
     flags = ["--redis-url", "none", "--workers", "1", "--max-module-bytes", "48MiB"]
-    flags += ["--memory-bytes", "0", "--send-pinned-bytes", "100MiB", "--caller-timeout-s", "20"]
-    flags += ["--send-bytes", "8MiB"]
+    flags += ["--memory-bytes", "0", "--receive-bytes", "100MiB", "--caller-timeout-s", "20"]
     with Daemon(state_with(tmp_path / "state", ENGINE), flags) as daemon:
         yield daemon
 

@@ -229,7 +229,6 @@ def test_both_versions_share_one_embedded_server(
 ) -> None:
     """Whichever starts it, and whichever ends first; what is stored outlives each."""
     state = fresh_state(tmp_path / "state", engines=(ENGINE,))
-    again = {"WASMKILN_REDIS_RETRY_MAX_S": "1"}
 
     def stored_and_found(*daemons: Daemon) -> None:
         for daemon in daemons:
@@ -241,16 +240,16 @@ def test_both_versions_share_one_embedded_server(
                 assert client.compile(PINNED).header.origin == REDIS
 
     for first, second in ((old.wasmkilnd, WASMKILND), (WASMKILND, old.wasmkilnd)):
-        with RedisDaemon(state, environ=again, command=(second,)) as stays:
-            with RedisDaemon(state, environ=again, command=(first,)) as leaves:
+        with RedisDaemon(state, command=(second,)) as stays:
+            with RedisDaemon(state, command=(first,)) as leaves:
                 server = embedded(state)
                 stored_and_found(stays, leaves)
                 assert embedded(state) == server
             stored_and_found(stays)
         eventually(lambda: not within(state), "something outlived the daemons")
         with (
-            RedisDaemon(state, environ=again, command=(first,)) as leaves,
-            RedisDaemon(state, environ=again, command=(second,)) as stays,
+            RedisDaemon(state, command=(first,)) as leaves,
+            RedisDaemon(state, command=(second,)) as stays,
         ):
             stored_and_found(leaves, stays)
             leaves.kill()
@@ -291,7 +290,6 @@ def both(
             "WASMKILN_COMPILE_TIMEOUT_S": "60",
             "WASMKILN_COMPILE_CPU_S": "1",
             "WASMKILN_REDIS_TIMEOUT_S": "5",
-            "WASMKILN_COMPILE_LEASE_S": "5",
         }
         states = [fresh_state(folder / name, engines=(ENGINE,)) for name in ("old", "new")]
         with (

@@ -23,7 +23,7 @@ DAEMONS = 2
 PASSWORD = "first"
 TIMEOUT_S = 0.5
 """The one time-out that is configured."""
-LEASE_S = 1.0
+LEASE_S = 5.0
 COMPILE_TIMEOUT_S = 8.0
 """With a lease's time, the longest that a forged lease delays a call."""
 SETTINGS = {
@@ -31,8 +31,6 @@ SETTINGS = {
     "WASMKILN_HOST_STORE_BYTES": "0",
     # Faults come far more often here than in life: without this each would look to the
     # breaker like one more of the same, and it would ask less and less.
-    "WASMKILN_REDIS_RETRY_MAX_S": "1",
-    "WASMKILN_COMPILE_LEASE_S": str(LEASE_S),
     "WASMKILN_COMPILE_TIMEOUT_S": str(COMPILE_TIMEOUT_S),
     "WASMKILN_MEMORY_BYTES": "1.5MiB",
     "WASMKILN_WORKERS": "1",

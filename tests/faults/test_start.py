@@ -48,7 +48,6 @@ def test_a_daemon_starts_without_redis_says_so_once_and_takes_it_back(
     environ = {
         "WASMKILN_REDIS_URL": f"redis://127.0.0.1:{proxy.port}",
         "WASMKILN_REDIS_TIMEOUT_S": "0.3",
-        "WASMKILN_REDIS_RETRY_MAX_S": "0.5",
     }
     with (
         RedisDaemon(state_with(tmp_path / "state", ENGINE), environ=environ) as daemon,

@@ -28,8 +28,8 @@ from tests.servers.redis_server import RedisServer, binary_of, redis_server
 
 MIB = 1024 * 1024
 FLAGS = [
-    *("--workers", "1", "--compile-lease-s", "1", "--redis-timeout-s", "0.5"),
-    *("--redis-retry-max-s", "0.5", "--compile-timeout-s", "60"),
+    *("--workers", "1", "--redis-timeout-s", "0.5"),
+    *("--compile-timeout-s", "60"),
 ]
 
 

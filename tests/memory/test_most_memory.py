@@ -24,7 +24,7 @@ CALLS = 18
 WORKERS = 2
 LARGEST = 21 * MIB
 """The limit of a module and of an artifact, which is a little larger than its module."""
-RECEIVE, QUEUE, SEND, PINNED = 96 * MIB, 96 * MIB, 16 * MIB, 48 * MIB
+RECEIVE, QUEUE, SEND, PINNED = 96 * MIB, 96 * MIB, 24 * MIB, 96 * MIB
 MOST = (
     RECEIVE
     + 2 * LARGEST  # The request that is being parsed, in gRPC's copy and in ours.
@@ -39,7 +39,6 @@ FLAGS = [
     *("--workers", str(WORKERS)),
     *("--max-module-bytes", str(LARGEST), "--max-artifact-bytes", str(LARGEST)),
     *("--receive-bytes", str(RECEIVE), "--queue-bytes", str(QUEUE)),
-    *("--send-bytes", str(SEND), "--send-pinned-bytes", str(PINNED)),
     *("--compile-timeout-s", "120", "--caller-timeout-s", "60"),
 ]
 

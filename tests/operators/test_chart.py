@@ -115,7 +115,7 @@ def test_numbers_stay_whole() -> None:
     """Helm reads them as floating-point numbers, and would write 2.68435456e+08."""
     text = render_file("fleet").one("ConfigMap")["data"]["wasmkilnd.toml"]
     assert "memory_bytes = 268435456\n" in text
-    assert "compile_lease_s = 2.5\n" in text
+    assert "redis_timeout_s = 2.5\n" in text
     assert 'engine_alias = { "wasmtime" = "wasmtime-50.0.1" }\n' in text
     assert 'redis_url = "redis://kiln@127.0.0.1:6379/0"\n' in text
 

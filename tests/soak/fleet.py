@@ -22,12 +22,10 @@ from tests.soak.modules import ENGINES
 
 DAEMONS = 2
 WORKERS = 2
-LEASE_S = 2.0
+LEASE_S = 5.0
 MODULE_LIMIT_BYTES = 4 * 2**20
 SETTINGS = {
     "WASMKILN_REDIS_TIMEOUT_S": "0.5",
-    "WASMKILN_REDIS_RETRY_MAX_S": "1",
-    "WASMKILN_COMPILE_LEASE_S": str(LEASE_S),
     # Less than the artifacts of all modules: some are always evicted, and fetched from below.
     "WASMKILN_MEMORY_BYTES": "32MiB",
     "WASMKILN_HOST_STORE_BYTES": "32MiB",

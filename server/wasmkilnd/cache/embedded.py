@@ -329,7 +329,6 @@ class SharedServer:
     access: InitVar[RedisAccess]
     embedded: EmbeddedServer
     timeout_s: float
-    retry_max_s: float
 
     def __post_init__(self, access: RedisAccess) -> None:
         # As in RemoteStatus.
@@ -338,7 +337,7 @@ class SharedServer:
         self.link: RedisLink | None = None
         if self.mode != "none":
             server = self._connect(access) if self.url else self.embedded
-            self.link = RedisLink(server, timeout_s=self.timeout_s, retry_max_s=self.retry_max_s)
+            self.link = RedisLink(server, timeout_s=self.timeout_s)
 
     async def start(self) -> None:
         """Start the embedded server, and wait until it listens, or cannot start yet."""

@@ -56,7 +56,7 @@ class RedisLink:
     """
 
     def __init__(
-        self, server: RedisServer, *, timeout_s: float = 2.0, retry_max_s: float = 10.0
+        self, server: RedisServer, *, timeout_s: float = 2.0, retry_max_s: float = 2.0
     ) -> None:
         """``retry_max_s`` is the longest wait before the server is asked again."""
         self.timeout_s = timeout_s

@@ -97,7 +97,7 @@ def install(
     installed = 0
     for spec in specs:
         try:
-            done = names.store.install(spec, python, _report, sha256, settings.python_mirror)
+            done = names.store.install(spec, python, _report, sha256)
         except EngineInstallError as failure:
             if not keep_going:
                 raise

@@ -272,7 +272,7 @@ class EngineStore:
         except (EngineInstallError, OSError) as failure:
             raise EngineInstallError(
                 f"cannot fetch CPython {version} from {where}: {failure}. Name a mirror that this"
-                f" machine reaches with python_mirror, or install CPython {version} by hand"
+                " machine reaches with UV_PYTHON_INSTALL_MIRROR, or install it by hand"
                 f" (`pyenv install {version}`) and pass --python PATH"
             ) from None
         found = find_python(kind.minors, self._pythons)

@@ -86,7 +86,6 @@ async def _install(settings: Settings, tell: Callable[[str], None]) -> list[str]
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "WASMKILN_PYTHON_MIRROR": settings.python_mirror},
         start_new_session=True,  # uv, its child, ends with it.
     )
     failures = []
@@ -213,7 +212,7 @@ class Serving:
             threads=cpu_count(),
             recorder=metrics,
             guard=self.isolation,
-            users=JobUsers(settings.current.job_uid),
+            users=JobUsers(),
         )
         self.registry = EngineRegistry([], naming.NameChoices(), limits, metrics)
         self.unserved: Sequence[model.UnservedEngine] = ()

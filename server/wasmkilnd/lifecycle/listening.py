@@ -87,7 +87,7 @@ def admin_names(settings: Settings) -> Names | None:
     address = Address.parse(settings.admin_listen)
     if address.path or not address.local or settings.tls_cert_file:
         return None
-    return Names(settings.admin_names)
+    return Names()
 
 
 def listen_groups(settings: Settings, tls: TlsFiles | None) -> Sequence[ListenGroup]:

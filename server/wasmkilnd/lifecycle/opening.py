@@ -134,7 +134,6 @@ class Opening:
                 redis_access(settings),
                 EmbeddedServer(settings.state_dir, settings.embedded_redis_bytes),
                 timeout_s=settings.redis_timeout_s,
-                retry_max_s=settings.redis_retry_max_s,
             )
         except AccessUnusable as failure:
             raise CannotStart(str(failure)) from None

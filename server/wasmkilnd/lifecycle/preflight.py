@@ -23,11 +23,6 @@ class CannotStart(Exception):  # noqa: N818 - says what the daemon cannot do
 
 def check_limits(settings: Settings) -> None:
     """Raise CannotStart where this host or user rules a setting out."""
-    if settings.job_uid and os.geteuid() != 0:
-        raise CannotStart(
-            f"cannot run workers as user {settings.job_uid} (job_uid): only a daemon that is root"
-            " can; run it as root, or leave job_uid out to run workers as the daemon's user"
-        )
     if why := limits_too_low(settings):
         raise CannotStart(f"cannot run jobs: {why}")
 

@@ -12,12 +12,11 @@ from click.testing import CliRunner
 from wasmkilnd.settings import Settings, env_name, flag_name, has_flag
 from wasmkilnd.settings_loader import options
 
-SWITCHES = {"allow_remote", "cache_ttl_refresh", "install_engines", "open_health"}
+SWITCHES = {"allow_remote", "install_engines", "open_health"}
 SECRETS = {"signing_key", "redis_password", "redis_sentinel_password"}
 LISTS = {
     "listen",
     "trusted_keys",
-    "admin_names",
     "token_listen",
     "operator_listen",
     "jwt_audience",

@@ -10,22 +10,18 @@ themselves.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Collection
 from http import HTTPStatus
 
 from aiohttp import web
 
 _REFUSED = (
     "cannot answer under this name, since websites could take it: ask for localhost or an IP"
-    " address, or list the name in admin_names (--admin-names, WASMKILN_ADMIN_NAMES)\n"
+    " address, and have a proxy ask so\n"
 )
 
 
 class Names:
-    """Which requests name this machine: by an IP address, by localhost, or by one of ``more``."""
-
-    def __init__(self, more: Collection[str]) -> None:
-        self._known = frozenset({"localhost", *(name.lower().rstrip(".") for name in more)})
+    """Which requests name this machine: by an IP address or by localhost."""
 
     def refuse(self, request: web.Request) -> web.Response | None:
         """Return the answer to a request under a strange name, None for any other.
@@ -38,7 +34,7 @@ class Names:
 
     def _ours(self, host: str) -> bool:
         name = _without_port(host).lower().rstrip(".")
-        if name in self._known or name.endswith(".localhost"):
+        if name == "localhost" or name.endswith(".localhost"):
             return True
         try:
             ipaddress.ip_address(name.strip("[]"))
