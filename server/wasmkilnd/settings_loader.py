@@ -252,7 +252,9 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
     It takes the flags of removed settings too, so that ``load`` says what to do instead.
     """
     for field in REMOVED:
-        command = click.option(flag_name(field), field, hidden=True)(command)
+        command = click.option(flag_name(field), field, hidden=True, is_flag=False, flag_value="")(
+            command
+        )
     return some_options(lambda field: True)(command)
 
 
