@@ -136,28 +136,24 @@ def _take(path: Path, taken: int) -> bool:
 
 
 def _refuse_owner(step: Path, found: os.stat_result, path: Path) -> None:
-    if found.st_uid in (os.geteuid(), 0):
-        return
-    remedy = "choose a place where every folder above is yours or root's"
-    if step.is_relative_to(path.absolute()):
-        remedy = f"`chown -R {os.geteuid()} {_quoted(path)}`"
-    raise NotOurs(
-        f"cannot use {path}: {_named(step, path)} belongs to user {found.st_uid}, who could change"
-        f" what runs here; {remedy}, or run as that user"
-    )
+    if found.st_uid not in (os.geteuid(), 0):
+        remedy = "choose a place where every folder above is yours or root's"
+        if step.is_relative_to(path.absolute()):
+            remedy = f"`chown -R {os.geteuid()} {_quoted(path)}`"
+        what = (
+            f"{_named(step, path)} belongs to user {found.st_uid}, who could change what runs here"
+        )
+        raise NotOurs(f"cannot use {path}: {what}; {remedy}, or run as that user")
 
 
 def _refuse_writers(
     step: Path, found: os.stat_result, path: Path, *, private: bool = False
 ) -> None:
-    if _only_we_write(step, found) and not (private and found.st_mode & stat.S_IWGRP):
-        return
-    inside = step.is_relative_to(path.absolute())
-    remedy = f"chmod -R go-w {_quoted(path)}" if inside else f"chmod go-w {_quoted(step)}"
-    raise NotOurs(
-        f"cannot use {path}: other users may write to {_named(step, path)}, and so change what"
-        f" runs here; `{remedy}`"
-    )
+    if not _only_we_write(step, found) or (private and found.st_mode & stat.S_IWGRP):
+        inside = step.is_relative_to(path.absolute())
+        remedy = f"`chmod {f'-R go-w {_quoted(path)}' if inside else f'go-w {_quoted(step)}'}`"
+        what = f"other users may write to {_named(step, path)}, and so change what runs here"
+        raise NotOurs(f"cannot use {path}: {what}; {remedy}")
 
 
 def _only_we_write(path: Path, found: os.stat_result) -> bool:
