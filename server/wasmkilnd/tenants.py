@@ -176,7 +176,6 @@ class OpenTenant:
             self.redis = RedisStore(
                 *(link, prefix, sealer, recorder),
                 ttl_s=settings.cache_ttl_s,
-                renews=True,
                 artifact_bytes=artifact_bytes,
                 module_bytes=lambda: now.current.max_module_bytes,
                 is_pinned=is_pinned,

@@ -36,7 +36,6 @@ def open_store(url: str, prefix: str = "wasm:", is_pinned: IsPinned = nothing_pi
         sealer(),
         Notes(),
         ttl_s=TTL_S,
-        renews=True,
         artifact_bytes=lambda: 1 << 30,
         module_bytes=lambda: 1 << 30,
         is_pinned=is_pinned,

@@ -98,7 +98,6 @@ async def site(
     signer: Sealer = SEALER,
     timeout_s: float = 5.0,
     ttl_s: int = TTL_S,
-    renews: bool = True,
     limit_bytes: Callable[[], int] = lambda: 1 << 40,
     is_pinned: IsPinned = nothing_pinned,
 ) -> AsyncIterator[Site]:
@@ -112,7 +111,6 @@ async def site(
         signer,
         notes,
         ttl_s=ttl_s,
-        renews=renews,
         artifact_bytes=limit_bytes,
         module_bytes=limit_bytes,
         is_pinned=is_pinned,

@@ -41,7 +41,6 @@ def on_it(deployment: Deployment, work: Callable[[RedisStore], Awaitable[Any]]) 
             SEALER,
             Notes(),
             ttl_s=9000,
-            renews=False,
             artifact_bytes=lambda: 10**9,
             module_bytes=lambda: 10**9,
             is_pinned=nothing_pinned,

@@ -204,12 +204,12 @@ async def test_evicting_a_module_takes_its_artifacts(at: Site, has_set: bool) ->
     assert await at.store.evict(EvictScope(module_sha256=mine.sha256)) == Evicted()
 
 
-@pytest.mark.parametrize("how", ["renews", "does not", "is pinned"])
-async def test_a_use_mends_the_set_that_a_server_evicted(deployment: Deployment, how: str) -> None:
-    pins = {module(1).sha256} if how == "is pinned" else set[str]()
-    async with site(
-        deployment.url, deployment.access, renews=how == "renews", is_pinned=pins.__contains__
-    ) as at:
+@pytest.mark.parametrize("pinned", [False, True])
+async def test_a_use_mends_the_set_that_a_server_evicted(
+    deployment: Deployment, pinned: bool
+) -> None:
+    pins = {module(1).sha256} if pinned else set[str]()
+    async with site(deployment.url, deployment.access, is_pinned=pins.__contains__) as at:
         engines = ("cranelift", "wasmer", "wasmtime")
         artifacts = [artifact(1, engine=name, of=module(1)) for name in engines]
         for what in artifacts:

@@ -63,7 +63,6 @@ def store_of(redis: Redis, notes: Notes) -> RedisStore:
         SEALER,
         notes,
         ttl_s=1000,
-        renews=False,
         artifact_bytes=lambda: 1 << 40,
         module_bytes=lambda: 1 << 40,
         is_pinned=nothing_pinned,

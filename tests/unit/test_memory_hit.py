@@ -54,7 +54,7 @@ async def test_a_memory_hit_hashes_and_verifies_nothing_and_a_redis_hit_does(
 ) -> None:
     ours = sealer()
     with redis_server(binary_of("valkey"), tmp_path) as running:
-        async with site(running.url, signer=ours, renews=False) as at:
+        async with site(running.url, signer=ours) as at:
             await _compare(Rig(at.store, ours))
 
 

@@ -104,8 +104,8 @@ log = structlog.get_logger("wasmkilnd.cache")
 class RedisStore:
     """Artifacts and modules of one namespace. For one event loop.
 
-    Values are kept below ``prefix``, that of the namespace. With ``renews``, a use restarts the
-    time to live. Payloads larger than ``artifact_bytes`` or ``module_bytes`` are not read. Without
+    Values are kept below ``prefix``, that of the namespace. A use restarts the time to
+    live. Payloads larger than ``artifact_bytes`` or ``module_bytes`` are not read. Without
     ``reports_usage``, ``usage`` returns zeros: the server's own figures are sums over all of its
     keys.
 
@@ -118,7 +118,6 @@ class RedisStore:
     _recorder: Metrics
     _: KW_ONLY
     ttl_s: int
-    renews: bool
     artifact_bytes: Callable[[], int]
     module_bytes: Callable[[], int]
     is_pinned: model.IsPinned
@@ -457,7 +456,7 @@ class RedisStore:
                 if all(await self.link.run(there, ("SADD", of, member))):
                     await self.link.run(("SADD", of, _LOST))
             if not self.is_pinned(module_sha256):
-                every = (await self._names({key, module_sha256})).values() if self.renews else ()
+                every = (await self._names({key, module_sha256})).values()
                 await self.link.run(*(("EXPIRE", name, self.ttl_s) for name in (*every, of)))
 
     # What ``wasmkilnd cache`` asks for
