@@ -140,18 +140,6 @@ class Address:
         """How many sockets may listen there: a host name may stand for IPv4 and IPv6."""
         return 1 if self.path or _ip(self.host) else 2
 
-    def overlaps(self, other: Address) -> bool:
-        """Whether one process cannot listen on both. Port 0 never overlaps: it is any free port."""
-        if self.path or other.path:
-            return self.path == other.path
-        if self.port != other.port or self.port == 0:
-            return False
-        mine, others = _ip(self.host), _ip(other.host)
-        if mine is None or others is None:
-            return self.host.lower() == other.host.lower()
-        same_kind = mine.version == others.version
-        return same_kind and (mine == others or mine.is_unspecified or others.is_unspecified)
-
 
 def _unix_path(text: str) -> str:
     path = text.removeprefix("unix:")
@@ -188,17 +176,10 @@ def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def _addresses(value: object) -> tuple[str, ...]:
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list | tuple) or not all(isinstance(each, str) for each in texts):
-        raise ValueError("expected addresses: host:port, [v6]:port or unix:/path")
-    parts = [part for each in texts for part in each.split(",")]
-    if not any(part.strip() for part in parts):
-        raise ValueError("expected at least one address: host:port, [v6]:port or unix:/path")
-    addresses = [Address.parse(part) for part in parts]
-    for index, address in enumerate(addresses):
-        if any(address.overlaps(other) for other in addresses[:index]):
-            raise ValueError(f"{address} is listed twice, or another address of the list covers it")
-    return tuple(map(str, addresses))
+    what = "at least one address: host:port, [v6]:port or unix:/path"
+    if not any(parts := _parts(value, what)):
+        raise ValueError(f"expected {what}")
+    return tuple(str(Address.parse(part)) for part in parts)
 
 
 def _optional_addresses(value: object) -> tuple[str, ...]:
@@ -318,11 +299,15 @@ def _text_or_path(value: object) -> str:
     return str(expanded(text)) if text.startswith("~") else text
 
 
-def _texts(value: object) -> tuple[str, ...]:
+def _parts(value: object, what: str) -> list[str]:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(isinstance(each, str) for each in texts):
-        raise ValueError("expected strings, separated by commas")
-    return tuple(part.strip() for each in texts for part in each.split(",") if part.strip())
+        raise ValueError(f"expected {what}")
+    return [part.strip() for each in texts for part in each.split(",")]
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    return tuple(filter(None, _parts(value, "strings, separated by commas")))
 
 
 def _texts_or_paths(value: object) -> tuple[str, ...]:

@@ -411,24 +411,15 @@ class Settings(BaseModel):
             yield "redis_url", f"{why} redis_password_file, or write https://:token@host"
 
     def _address_conflicts(self) -> Iterator[tuple[str, str]]:
-        known: list[tuple[str, Address]] = []
-        names = ("listen", "token_listen", "operator_listen", "admin_listen")
-        for setting in names:
+        for setting in ("listen", "token_listen", "operator_listen", "admin_listen"):
             given = getattr(self, setting)
             texts = () if given == NONE else (given,) if isinstance(given, str) else given
-            addresses = [Address.parse(text) for text in texts]
-            for address in addresses:
-                other = next((name for name, before in known if address.overlaps(before)), "")
-                or_none = " address, or none" if setting == "admin_listen" else ""
-                if other:
-                    why = f"{address} already serves gRPC ({other}): choose another{or_none}"
-                    yield setting, why
+            for address in map(Address.parse, texts):
                 if setting == "token_listen" and address.path:
                     why = f"{address} is a Unix socket, which speaks no TLS: name it in listen"
                     yield setting, why
                 if not address.local:
                     yield from self._remote_conflicts(setting, address)
-            known += [(setting, address) for address in addresses]
 
     def _remote_conflicts(self, setting: str, address: Address) -> Iterator[tuple[str, str]]:
         tls = "TLS (tls_cert_file, tls_key_file)"

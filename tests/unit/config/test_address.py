@@ -51,24 +51,3 @@ def test_an_address_is_read_and_written(text: str, canonical: str, local: bool) 
 def test_what_is_no_address_is_refused(text: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         Address.parse(text)
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "overlaps"),
-    [
-        ("127.0.0.1:1", "127.0.0.1:1", True),
-        ("127.0.0.1:1", "127.0.0.1:2", False),
-        ("0.0.0.0:1", "127.0.0.1:1", True),
-        ("[::]:1", "[::1]:1", True),
-        ("[::]:1", "127.0.0.1:1", False),
-        ("127.0.0.1:0", "127.0.0.1:0", False),
-        ("Localhost:1", "localhost:1", True),
-        ("unix:/a", "unix:/a", True),
-        ("unix:/a", "unix:/b", False),
-        ("unix:/a", "127.0.0.1:1", False),
-    ],
-)
-def test_overlap_goes_both_ways(one: str, other: str, overlaps: bool) -> None:
-    first, second = Address.parse(one), Address.parse(other)
-    assert first.overlaps(second) is overlaps
-    assert second.overlaps(first) is overlaps

@@ -68,16 +68,6 @@ def test_tokens_and_operators_need_tls_on_a_network_in_any_case(field: str) -> N
             " name it in listen",
         ),
         (
-            {"operator_listen": "127.0.0.1:50051"},
-            "operator_listen (flag --operator-listen): 127.0.0.1:50051 already serves gRPC"
-            " (listen): choose another",
-        ),
-        (
-            {"operator_listen": "127.0.0.1:9464"},
-            "admin_listen (default): 127.0.0.1:9464 already serves gRPC (operator_listen): choose"
-            " another address, or none",
-        ),
-        (
             {"audit_file": "log", "log_level": "warning"},
             "audit_file (flag --audit-file): at log_level warning the log leaves the audit out:"
             " set log_level to info, or name a file",

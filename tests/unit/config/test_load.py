@@ -110,7 +110,6 @@ def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPat
 IMPOSSIBLE = [
     ("listen", "nowhere"),
     ("listen", ""),
-    ("listen", "127.0.0.1:1,127.0.0.1:1"),
     ("listen", "127.0.0.1:1,"),
     ("admin_listen", "127.0.0.1:70000"),
     ("redis_url", "ftp://h"),
@@ -248,20 +247,6 @@ def test_a_file_that_cannot_be_used(tmp_path: Path) -> None:
     binary = tmp_path / "binary"
     binary.write_bytes(b"\xff\xfe")
     assert "not UTF-8" in problems(file=binary)[0]
-
-
-@pytest.mark.parametrize(
-    "environ",
-    [
-        {"WASMKILN_ADMIN_LISTEN": "127.0.0.1:50051"},
-        {"WASMKILN_ADMIN_LISTEN": "0.0.0.0:50051", "WASMKILN_ALLOW_REMOTE": "true"},
-        {"WASMKILN_ADMIN_LISTEN": "unix:/a", "WASMKILN_LISTEN": "unix:///a"},
-    ],
-)
-def test_the_admin_page_cannot_be_where_grpc_is(environ: dict[str, str]) -> None:
-    (line,) = problems(environ=environ)
-    assert line.startswith("admin_listen (env WASMKILN_ADMIN_LISTEN): ")
-    assert "already serves gRPC" in line
 
 
 @pytest.mark.parametrize(
