@@ -65,9 +65,8 @@ def test_the_directory_may_be_none_or_relative(
     monkeypatch.chdir(tmp_path)
     assert settings(host_store_dir="some").effective_host_store_dir == tmp_path / "some"
     assert settings(host_store_dir="./none").effective_host_store_dir == tmp_path / "none"
-    for wrong in (" ", "\0"):
-        with pytest.raises(ConfigError, match="host_store_dir"):
-            settings(host_store_dir=wrong)
+    with pytest.raises(ConfigError, match="host_store_dir"):
+        settings(host_store_dir="\0")
 
 
 @pytest.mark.parametrize(

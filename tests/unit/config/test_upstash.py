@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from wasmkilnd import settings_loader as show
-from wasmkilnd.settings_loader import ConfigError, LoadedSettings, load
+from wasmkilnd.settings_loader import ConfigError, LoadedSettings, as_json, load, render
 
 URL = "https://name.upstash.example"
 
@@ -59,7 +58,7 @@ def test_a_token_goes_nowhere_but_to_a_rest_url_without_one() -> None:
         ({"redis_url": "redis://:a@h", "redis_password_file": "/f"}, "password is given twice"),
         ({"redis_url": "redis://h", "redis_ca_file": "/f"}, "redis:// is not encrypted"),
         ({"redis_url": "unix:///s", "redis_ca_file": "/f"}, "unix:// is not encrypted"),
-        ({"redis_url": "redis://h", "redis_ca_file": "a\0b"}, "path of a file"),
+        ({"redis_url": "redis://h", "redis_ca_file": "a\0b"}, "expected a path"),
     ],
 )
 def test_what_does_not_go_together_is_told(given: dict[str, str], why: str) -> None:
@@ -79,9 +78,9 @@ def test_files_are_paths_from_here() -> None:
     assert loaded({}, {"redis_ca_file": " "}).settings.redis_ca_file == ""
 
 
-@pytest.mark.parametrize("render", [show.render, show.as_json])
-def test_what_is_shown_holds_no_secret(render: Any) -> None:
-    shown = render(
+@pytest.mark.parametrize("shown_by", [render, as_json])
+def test_what_is_shown_holds_no_secret(shown_by: Any) -> None:
+    shown = shown_by(
         loaded(
             {
                 "UPSTASH_REDIS_URL": URL,
