@@ -7,13 +7,13 @@ each name stands for is kept in the state directory (``NameRecord``). An order o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import structlog
+from pydantic import BaseModel, Field
 
 from wasmkilnd.ownership import check_path
 from wasmkilnd.usage import MAX_USES
@@ -24,18 +24,7 @@ log = structlog.get_logger("wasmkilnd.engines")
 DEFAULT = "default"
 """What stands in a record for requests that name no engine."""
 
-_VERSION = 1
 _MAX_REMOVED = 64
-# What reading a file raises that is not there, or holds something else.
-_UNUSABLE = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    OSError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
 
 
 class _Engine(Protocol):
@@ -46,6 +35,7 @@ class _Engine(Protocol):
 
 
 E = TypeVar("E", bound=_Engine)
+F = TypeVar("F", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +123,30 @@ def moved_to(recorded: Mapping[str, str], engine_id: str) -> dict[str, str]:
     return record
 
 
+class _Record(BaseModel):
+    version: Literal[1] = 1
+    names: dict[str, str]
+    removed: list[str] = []
+
+
+class _Order(BaseModel):
+    version: Literal[1] = 1
+    source: str = Field(alias="from")
+    top: int = Field(ge=1, le=MAX_USES)
+
+
+def _read(form: type[F], path: Path, event: str, **about: Any) -> F | None:
+    """Return what a file holds; None if it is not there, or damaged, of which the log tells."""
+    try:
+        return form.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as failure:
+        cause = str(failure) if isinstance(failure, OSError) else "it is damaged"
+        log.error(event, cause=cause, **about)
+        return None
+
+
 class NameRecord:
     """What names stand for, and which engines were removed: ``<state_dir>/engine-names.json``.
 
@@ -149,28 +163,16 @@ class NameRecord:
         Both are empty where there is no record, or a damaged one.
         """
         check_path(self._file)
-        try:
-            document = json.loads(self._file.read_bytes())
-            if document["version"] != _VERSION:
-                raise ValueError("it is of another version")
-            names = {str(name): str(each) for name, each in document["names"].items()}
-            return names, [str(each) for each in document.get("removed", ())]
-        except FileNotFoundError:
-            pass
-        except _UNUSABLE as failure:
-            log.error(
-                "cannot read what engines' names stand for: names stand for the newest versions",
-                file=str(self._file),
-                cause=str(failure) if isinstance(failure, OSError) else "it is damaged",
-            )
-        return {}, []
+        event = "cannot read what engines' names stand for: names stand for the newest versions"
+        found = _read(_Record, self._file, event, file=str(self._file))
+        return (found.names, found.removed) if found else ({}, [])
 
     def write(self, names: Mapping[str, str], removed: str = "") -> None:
         """Replace what names stand for; remember that an engine was ``removed``. Raises OSError."""
-        before = [each for each in self.read()[1] if each != removed]
-        gone = [*before, *([removed] if removed else [])][-_MAX_REMOVED:]
-        document = {"version": _VERSION, "names": dict(sorted(names.items())), "removed": gone}
-        write_whole(self._file, json.dumps(document, indent=1).encode() + b"\n")
+        gone = [each for each in self.read()[1] if each != removed]
+        gone = [*gone, *([removed] if removed else [])][-_MAX_REMOVED:]
+        document = _Record(names=dict(sorted(names.items())), removed=gone)
+        write_whole(self._file, document.model_dump_json(indent=1).encode() + b"\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,8 +202,8 @@ class WarmOrders:
         """
         check_path(self._folder)
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        document = {"version": _VERSION, "from": order.from_engine_id, "top": order.top}
-        write_whole(self._file(order.engine_id), json.dumps(document).encode() + b"\n")
+        document = _Order(**{"from": order.from_engine_id, "top": order.top})
+        write_whole(self._file(order.engine_id), document.model_dump_json(by_alias=True).encode())
 
     def read(self, engine_ids: Iterable[str]) -> list[WarmOrder]:
         """Return the orders for these engines. Raises NotOurs.
@@ -209,24 +211,13 @@ class WarmOrders:
         Pass over what is no order; the log says so, since names do not wait for that engine.
         """
         check_path(self._folder)
-        found = []
-        for engine_id in engine_ids:
-            try:
-                document = json.loads(self._file(engine_id).read_bytes())
-                if document["version"] != _VERSION:
-                    raise ValueError("it is of another version")
-                top = max(1, min(int(document["top"]), MAX_USES))
-                found.append(WarmOrder(engine_id, str(document["from"]), top))
-            except FileNotFoundError:
-                continue
-            except _UNUSABLE as failure:
-                log.error(
-                    "cannot use the order of a warm-up: names do not wait for it",
-                    engine=engine_id,
-                    cause=str(failure) if isinstance(failure, OSError) else "it is damaged",
-                    advice="write it again: wasmkilnd engine install … --warm-from …",
-                )
-        return found
+        event = "cannot use the order of a warm-up: names do not wait for it"
+        advice = "write it again: wasmkilnd engine install … --warm-from …"
+        return [
+            WarmOrder(each, order.source, order.top)
+            for each in engine_ids
+            if (order := _read(_Order, self._file(each), event, engine=each, advice=advice))
+        ]
 
     def remove(self, engine_id: str) -> None:
         """Remove the order for an engine, if there is one. Raises OSError."""
