@@ -17,12 +17,7 @@ from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.lifecycle import descriptors
 from wasmkilnd.lifecycle.auditing import audit_access, audit_start, audit_tls, prepare_audit
 from wasmkilnd.lifecycle.banner import banner
-from wasmkilnd.lifecycle.engines import (
-    Serving,
-    find_engines,
-    install_first_engines,
-    prepare_names,
-)
+from wasmkilnd.lifecycle.engines import Serving, find_engines, install_first_engines
 from wasmkilnd.lifecycle.listening import prepare_tls
 from wasmkilnd.lifecycle.long_step import long_step
 from wasmkilnd.lifecycle.malloc_trim import MallocTrim
@@ -36,7 +31,6 @@ from wasmkilnd.lifecycle.serve_namespaces import prepare_namespaces
 from wasmkilnd.lifecycle.service import Service
 from wasmkilnd.lifecycle.shutdown import Shutdown, until
 from wasmkilnd.lifecycle.status_page import StatusPage
-from wasmkilnd.lifecycle.vulnerable_engines import prepare_advisories
 from wasmkilnd.lifecycle.watch import follow, stamps_of, watched_files
 from wasmkilnd.model import DrainState
 from wasmkilnd.options import limits_of, traffic_limits
@@ -97,7 +91,7 @@ class Daemon:
         await install_first_engines(settings)
         found = find_engines(settings)
         connections = descriptors.connections_per_address(
-            settings, len(found.installed), len(access.policy.current.namespaces)
+            settings, len(found), len(access.policy.current.namespaces)
         )
         audit_start(audit, self._version, sealer.keys)
         started = Serving(self._settings, self._limits, self._metrics)
@@ -150,8 +144,7 @@ class Daemon:
                 prepare_namespaces(tenants, access),
                 prepare_audit(audit),
                 lambda _: tenants.look_at_pins,
-                prepare_names,
-                prepare_advisories(started.advisories),
+                started.prepare,
             ],
         )
         self._in_the_background(access.follow_keys())

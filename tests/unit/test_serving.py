@@ -1,4 +1,8 @@
-"""Names move to a new engine once, and back to none, whatever happens while engines start."""
+"""Which engines serve, and what names stand for, whatever happens while engines start.
+
+Names move to a new engine once, and back to none. A warm-up ends, whatever does not come back:
+names must not wait for ever.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +13,21 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from wasmkilnd import errors
 from wasmkilnd.engines.install import InstalledEngine
-from wasmkilnd.engines.names import DEFAULT, NameChoices, NameRecord, WarmOrder, name_of
+from wasmkilnd.engines.names import DEFAULT, NameRecord, WarmOrder, WarmOrders, name_of
+from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.lifecycle import engines
-from wasmkilnd.lifecycle.engines import FoundEngines, Serving
+from wasmkilnd.lifecycle.engines import Serving
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.settings_loader import load
-from wasmkilnd.telemetry.metrics import EngineUsage, Metrics
+from wasmkilnd.telemetry.metrics import Metrics
+from wasmkilnd.usage import UsedSpec, Uses
 
 from tests.unit.engines.limits import LIMITS
 
 OLD, MIDDLE, NEW, OTHER = "wasmtime-48.0.0", "wasmtime-49.0.0", "wasmtime-50.0.1", "wasmer-1.1.0"
+MODULE = "a" * 64
 
 
 class Rig:
@@ -28,44 +36,49 @@ class Rig:
     def __init__(self, state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         settings = load({"state_dir": str(state_dir)}, {}).settings
         self.serving = Serving(Reloadable(settings), Reloadable(LIMITS), Metrics("0"))
-        self.record = NameRecord(state_dir)
+        self.record, self.orders = NameRecord(state_dir), WarmOrders(state_dir)
         self.meanwhile: Callable[[], Awaitable[None]] | None = None
+        self.started: list[str] = []
+        self.closed: list[str] = []
 
         async def start(new: Sequence[InstalledEngine], _: object) -> tuple[list[Any], list[Any]]:
             if self.meanwhile:
                 await self.meanwhile()
-            return [_served(each.id) for each in new], []
+            self.started += [each.id for each in new]
+            return [self._served(each.id) for each in new], []
 
         monkeypatch.setattr(engines, "serve_engines", start)
         nobody = SimpleNamespace(write_engines=_nothing)
         self.serving._tenants = cast(Any, nobody)
         self.serving._auditor = cast(Any, SimpleNamespace(on=False, write=lambda _: None))
 
+    def _served(self, engine_id: str) -> Any:
+        async def close() -> None:
+            self.closed.append(engine_id)
+
+        identity = SimpleNamespace(id=engine_id, version=engine_id.partition("-")[2])
+        return SimpleNamespace(
+            id=engine_id,
+            name=name_of(engine_id),
+            has_fast=True,
+            pool=SimpleNamespace(close=close),
+            compilers=frozenset(),
+            capabilities=SimpleNamespace(identity=identity, targets=()),
+        )
+
     async def take(self, *ids: str, warming: Sequence[str] = ()) -> None:
         installed = [
             InstalledEngine(name_of(each), each.partition("-")[2], "CPython", Path(each))
             for each in ids
         ]
-        choices = NameChoices({}, "", *self.record.read())
-        orders = [WarmOrder(each, OLD, 10) for each in warming]
-        await self.serving._take(FoundEngines(installed, [], choices, orders))
+        for each in warming:
+            self.orders.write(WarmOrder(each, OLD, 10))
+        await self.serving._take(installed)
 
     @property
     def stands_for(self) -> tuple[str, str]:
         """What `wasmtime` means now, and what it will after a restart."""
         return self.serving.registry.names["wasmtime"], self.record.read()[0]["wasmtime"]
-
-
-def _served(engine_id: str) -> Any:
-    identity = SimpleNamespace(id=engine_id, version=engine_id.partition("-")[2])
-    return SimpleNamespace(
-        id=engine_id,
-        name=name_of(engine_id),
-        has_fast=True,
-        pool=SimpleNamespace(usage=EngineUsage),
-        compilers=frozenset(),
-        capabilities=SimpleNamespace(identity=identity, targets=()),
-    )
 
 
 async def _nothing() -> None:
@@ -110,3 +123,114 @@ async def test_what_an_operator_chooses_while_an_engine_starts_holds(rig: Rig) -
     rig.meanwhile = choose
     await rig.take(MIDDLE, OLD, OTHER)
     assert rig.stands_for == (MIDDLE, MIDDLE)
+
+
+ROW = """[[advisory]]
+id = "TEST-1"
+summary = "A guest can leave"
+engine = "wasmtime"
+affected = ["== 50.0.1"]
+fixed_in = []
+url = "https://example.org/TEST-1"
+"""
+
+
+async def test_what_an_advisory_refuses_is_not_started_again_until_none_does(
+    rig: Rig, tmp_path: Path
+) -> None:
+    file = tmp_path / "advisories.toml"
+    file.write_text(ROW)
+
+    def reload(refuse: str) -> None:
+        with_file = {"advisories_file": str(file), "vulnerable_engines": refuse}
+        rig.serving.prepare(load({"state_dir": str(tmp_path), **with_file}, {}).settings)()
+
+    reload("refuse")
+    rig.started.clear()
+    for _ in range(3):
+        await rig.take(NEW, MIDDLE, OLD)
+        assert [each.id for each in rig.serving.unserved] == [NEW]
+    assert (rig.started, rig.closed) == ([NEW], [NEW])
+    reload("warn")
+    await rig.take(NEW, MIDDLE, OLD)
+    assert not rig.serving.unserved
+    assert rig.started == [NEW, NEW]
+    reload("refuse")
+    await rig.take(NEW, MIDDLE, OLD)
+    assert [each.id for each in rig.serving.registry.served] == [OLD, MIDDLE]
+    assert rig.started == [NEW, NEW]
+
+
+class Dead:
+    """A namespace whose shared tier does not answer, and whose module only that tier had."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.usage = self.tenant = self.service = self.behind = self
+
+    async def of_fleet(self) -> Uses:
+        raise TierUnavailable("it is gone")
+
+    @property
+    def own(self) -> Uses:
+        use = (MODULE, UsedSpec(OLD, "x86_64-unknown-linux-gnu", "baseline", ()))
+        return Uses({use: 1.0})
+
+    async def make(self, request: object) -> None:
+        self.asked += 1
+        raise errors.module_not_loaded(MODULE)
+
+    def remote_status(self) -> object:
+        return SimpleNamespace(up=False, detail="it is gone")
+
+
+class Defective(Dead):
+    """A namespace with two artifacts to make, the first of which meets a defect of the daemon."""
+
+    @property
+    def own(self) -> Uses:
+        spec = UsedSpec(OLD, "x86_64-unknown-linux-gnu", "baseline", ())
+        return Uses({(MODULE, spec): 2.0, ("b" * 64, spec): 1.0})
+
+    async def of_fleet(self) -> Uses:
+        return self.own
+
+    async def make(self, request: object) -> None:
+        self.asked += 1
+        if self.asked == 1:
+            raise RuntimeError("a defect")
+
+
+async def warm(rig: Rig, site: Dead) -> Any:
+    """Have an engine warmed; return how that ended."""
+    await rig.take(NEW, MIDDLE, OLD, warming=[NEW])
+    assert rig.stands_for == (OLD, OLD)
+    tasks: list[asyncio.Task[None]] = []
+    tenants = SimpleNamespace(opened={"": site}, write_engines=_nothing)
+    rig.serving.follow(
+        cast(Any, tenants),
+        rig.serving._auditor,
+        lambda work: tasks.append(asyncio.create_task(work)),
+    )
+    await asyncio.gather(*tasks)
+    assert rig.orders.read([NEW]) == []
+    assert rig.stands_for == (NEW, NEW)
+    (status,) = rig.serving._warm_ups.values()
+    return status
+
+
+async def test_a_defect_at_one_artifact_does_not_stop_the_others(rig: Rig) -> None:
+    site = Defective()
+    status = await warm(rig, site)
+    assert (status.total, status.done, status.failed, status.ended) == (2, 1, 1, True)
+    assert site.asked == 2
+
+
+@pytest.mark.parametrize("patience_s", [0.0, 0.01])
+async def test_a_server_that_is_gone_for_good_does_not_keep_names_back(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, patience_s: float
+) -> None:
+    monkeypatch.setattr(engines, "_PATIENCE_S", patience_s)
+    site = Dead()
+    status = await warm(rig, site)
+    assert (status.ended, status.total, status.failed, site.asked) == (True, 1, 1, 1)

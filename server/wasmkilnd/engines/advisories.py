@@ -19,7 +19,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from wasmkilnd.access.unusable import AccessUnusable, read
 from wasmkilnd.engines.served import ServedEngine
-from wasmkilnd.model import UnservedEngine
 from wasmkilnd.setting_values import parse_toml
 
 log = structlog.get_logger("wasmkilnd.engines")
@@ -96,17 +95,12 @@ class Advisories:
             self._found[engine.id] = [row for row in self.rows if row.concerns(engine)]
         return self._found[engine.id]
 
-    def refused(self, engines: Iterable[ServedEngine]) -> Sequence[UnservedEngine]:
-        """Return the engines that are not to be served, and why."""
-        return [
-            UnservedEngine(
-                engine.id,
-                f"its code has a known vulnerability ({', '.join(row.id for row in rows)}), and"
-                " vulnerable_engines is refuse",
-            )
-            for engine in engines
-            if self.refuse and (rows := self.of(engine))
-        ]
+    def why(self, engine: ServedEngine) -> str:
+        """Return why an engine is not to be served; empty if it is."""
+        if not self.refuse or not (rows := self.of(engine)):
+            return ""
+        ids = ", ".join(row.id for row in rows)
+        return f"its code has a known vulnerability ({ids}), and vulnerable_engines is refuse"
 
     def warn(self, engines: Iterable[ServedEngine]) -> None:
         """Log each engine that an advisory concerns."""
@@ -126,16 +120,15 @@ def read_advisories(file: str, *, refuse: bool) -> Advisories:
     Raises ValueError with a sentence for people if the file cannot be used.
     """
     rows = _rows(BUILT_IN.read_bytes())
-    if not file:
-        return Advisories(rows, refuse)
     try:
-        return Advisories([*rows, *_rows(read("advisories_file", Path(file)))], refuse)
+        return Advisories(
+            [*rows, *(_rows(read("advisories_file", Path(file))) if file else ())], refuse
+        )
     except AccessUnusable as refusal:
         raise ValueError(str(refusal)) from None
-    except FileNotFoundError:
-        raise ValueError(f"cannot use advisories_file {file}: there is no such file") from None
-    except ValueError as mistake:
-        raise ValueError(f"cannot use advisories_file {file}: {mistake}") from None
+    except (FileNotFoundError, ValueError) as mistake:
+        why = "there is no such file" if isinstance(mistake, OSError) else mistake
+        raise ValueError(f"cannot use advisories_file {file}: {why}") from None
 
 
 def _rows(content: bytes) -> Sequence[Advisory]:

@@ -166,6 +166,10 @@ class EngineStore:
         found.sort(key=lambda engine: Version(engine.version), reverse=True)
         return sorted(found, key=lambda engine: (*KINDS, engine.name).index(engine.name))
 
+    def ids(self) -> list[str]:
+        """Return the ids of all engines, damaged ones too."""
+        return [*(each.id for each in self.installed()), *(each.name for each in self.damaged())]
+
     def damaged(self) -> list[Path]:
         """List folders that should hold an engine and do not; to repair one, install it again."""
         check_path(self._root)

@@ -20,7 +20,6 @@ from wasmkilnd.lifecycle.auditing import cannot_write_audit
 from wasmkilnd.lifecycle.listening import open_tls, socket_access
 from wasmkilnd.lifecycle.preflight import CannotStart, check_limits
 from wasmkilnd.lifecycle.running import running
-from wasmkilnd.lifecycle.vulnerable_engines import open_advisories
 from wasmkilnd.options import redis_access
 from wasmkilnd.ownership import check_path
 from wasmkilnd.setting_values import NONE, Address
@@ -46,7 +45,7 @@ def check(settings: Settings) -> Sources:
     read_keys(settings).refuse_revoked()
     if why := engines.refusal(settings):
         raise CannotStart(why)
-    open_advisories(settings)
+    engines.open_advisories(settings)
     _check_redis(settings)
     # A daemon that runs here has the addresses itself.
     if not running(settings.state_dir):

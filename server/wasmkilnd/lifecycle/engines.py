@@ -1,40 +1,48 @@
 """The engines of a daemon: install the first ones, start what is installed, follow what changes.
 
-A reload serves new engines, takes out those that are gone, and resolves names anew. While an order
-of a warm-up waits for an engine, a name stands for it only if there is no other: what is used most
-is still being compiled for it.
+A reload serves new engines, takes out those that are gone or that an advisory refuses, and resolves
+names anew. While an order of a warm-up waits for an engine, a name stands for it only if there is
+no other: what is used most is still being compiled for it.
+
+Every daemon of a fleet goes through the same artifacts of a warm-up, in an order of its own. The
+fleet's leases let each be compiled once; the daemon that finds it stored fetches it into its
+memory. So whatever daemon is killed, the others go on, and one that is restarted begins again and
+finds most of the work done.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
+import random
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass, replace
+import time
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
+from dataclasses import asdict, replace
+from functools import partial
 from typing import Any, cast
 
 import structlog
 
 from wasmkilnd import errors, model
+from wasmkilnd.compile import THE_DAEMON, Request
 from wasmkilnd.engines import names as naming
+from wasmkilnd.engines.advisories import Advisories, read_advisories
 from wasmkilnd.engines.install import KINDS, EngineStore, InstalledEngine
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.engines.served import ServedEngine
 from wasmkilnd.engines.serving import WorkerOptions, serve_engines
 from wasmkilnd.engines.workers.isolation import IsolationGuard
 from wasmkilnd.engines.workers.job_users import JobUsers
+from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
 from wasmkilnd.fingerprint import HASHED_FORMAT, UNHASHED_DEFAULTS
 from wasmkilnd.lifecycle.auditing import audit_engines
 from wasmkilnd.lifecycle.descriptors import make_room
 from wasmkilnd.lifecycle.long_step import long_step
 from wasmkilnd.lifecycle.preflight import CannotStart
 from wasmkilnd.lifecycle.reload import CannotReload
-from wasmkilnd.lifecycle.vulnerable_engines import leave_out_vulnerable, open_advisories
-from wasmkilnd.lifecycle.warm_ups import WarmUps
 from wasmkilnd.machine import cpu_count
 from wasmkilnd.ownership import NotOurs
 from wasmkilnd.ports import Auditor
@@ -42,18 +50,24 @@ from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.messages import Capabilities
 from wasmkilnd.settings import Settings
 from wasmkilnd.telemetry.metrics import Metrics
-from wasmkilnd.tenants import Tenants
+from wasmkilnd.tenants import OpenTenant, Tenants
+from wasmkilnd.usage import Use, Uses
 
 log = structlog.get_logger("wasmkilnd.engines")
 
 LIST_VERSION = 1
 """Raise it when a client that knows the old list would compute wrong fingerprints."""
 
-_WARNING = "warning: "
 # How long systemd is asked to wait.
 _INSTALL_MOST_S = 1800.0
 _TEST_MOST_S = 600.0
 _LOOK_S = 0.25
+# The tier or the workers may be back soon: none of these says anything about the module.
+_AGAIN = frozenset({Reason.COMPILE_QUEUE_FULL, Reason.WORKER_UNAVAILABLE, Reason.QUOTA_EXCEEDED})
+_PAUSE_S = 1.0
+# How long a warm-up waits for what only the shared tier knows: a server that is gone for good must
+# not keep names from the new engine for ever.
+_PATIENCE_S = 600.0
 
 
 async def install_first_engines(settings: Settings) -> None:
@@ -64,11 +78,36 @@ async def install_first_engines(settings: Settings) -> None:
     """
     store, folder = EngineStore(settings.state_dir), settings.state_dir
     # A damaged one was chosen by somebody: what to do about it is for them to say.
-    if not settings.install_engines or store.installed() or store.damaged():
+    if not settings.install_engines or store.ids():
         return
     log.info("first start: installing engines", engines=list(KINDS), state_dir=str(folder))
-    async with long_step("installing engines", _INSTALL_MOST_S) as tell:
-        failures = await _install(settings, tell)
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "wasmkilnd", "engine", "install", "--keep-going", *KINDS),
+        *("--state-dir", str(folder)),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,  # uv, its child, ends with it.
+    )
+    failures = []
+    try:
+        async with long_step("installing engines", _INSTALL_MOST_S) as tell:
+            async for raw in cast(asyncio.StreamReader, child.stderr):
+                line = raw.decode(errors="replace").strip()
+                kind, _, what = line.partition(": ")
+                if kind in ("warning", "error"):
+                    failures.append(what)
+                    log.warning("installing engines", warning=what)
+                elif not line.startswith("a daemon that runs"):  # This is the one.
+                    log.info("installing engines", step=line)
+                    if line.startswith("installing "):
+                        tell(line.replace("==", " "))
+            await child.wait()
+    finally:
+        if child.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            await child.wait()
     if not store.installed():
         raise CannotStart(
             f"no engine is installed under {folder}, and the daemon cannot install"
@@ -78,76 +117,10 @@ async def install_first_engines(settings: Settings) -> None:
         )
 
 
-async def _install(settings: Settings, tell: Callable[[str], None]) -> list[str]:
-    """Install engines in a child; log each of its lines, and return why one failed."""
-    child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "wasmkilnd", "engine", "install", "--keep-going", *KINDS),
-        *("--state-dir", str(settings.state_dir)),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,  # uv, its child, ends with it.
-    )
-    failures = []
-    try:
-        async for raw in cast(asyncio.StreamReader, child.stderr):
-            line = raw.decode(errors="replace").strip()
-            if line.startswith(_WARNING):
-                failures.append(line.removeprefix(_WARNING))
-                log.warning("installing engines", warning=failures[-1])
-            elif line.startswith("error: "):
-                failures = failures or [line.removeprefix("error: ")]
-            elif not line.startswith("a daemon that runs"):  # This is the one.
-                log.info("installing engines", step=line)
-                if line.startswith("installing "):
-                    tell(line.replace("==", " "))
-        await child.wait()
-    finally:
-        if child.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-            await child.wait()
-    return failures
-
-
-@dataclass(frozen=True, slots=True)
-class FoundEngines:
-    """What lies in the state directory."""
-
-    installed: Sequence[InstalledEngine]
-    damaged: Sequence[model.UnservedEngine]
-    choices: naming.NameChoices
-    orders: Sequence[naming.WarmOrder]
-    """What to compile before names stand for an engine."""
-
-    @property
-    def ids(self) -> list[str]:
-        """The ids of all engines, damaged ones too."""
-        return [*(each.id for each in self.installed), *(each.id for each in self.damaged)]
-
-
-def look_for_engines(settings: Settings) -> FoundEngines:
-    """Return what lies under the state directory now. May block. Raises NotOurs."""
-    store, installed = EngineStore(settings.state_dir), EngineStore(settings.state_dir).installed()
-    return FoundEngines(
-        installed,
-        [
-            model.UnservedEngine(folder.name, "it is damaged: install it again")
-            for folder in store.damaged()
-        ],
-        naming.NameChoices(
-            settings.engine_aliases,
-            settings.default_engine,
-            *naming.NameRecord(settings.state_dir).read(),
-        ),
-        naming.WarmOrders(settings.state_dir).read(engine.id for engine in installed),
-    )
-
-
-def find_engines(settings: Settings) -> FoundEngines:
+def find_engines(settings: Settings) -> Sequence[InstalledEngine]:
     """Return the engines under the state directory. Raises CannotStart, also for wrong names."""
-    found = look_for_engines(settings)
-    if not found.installed:
+    found = EngineStore(settings.state_dir).installed()
+    if not found:
         raise CannotStart(
             f"no engine is installed under {settings.state_dir}: run"
             " `wasmkilnd engine install wasmtime` (and wasmer, if you need it) first"
@@ -160,10 +133,12 @@ def find_engines(settings: Settings) -> FoundEngines:
 def refusal(settings: Settings) -> str:
     """Return why aliases or the default engine cannot be used; empty if they can. May block.
 
-    Without any engine there is nothing to compare them with. Raises NotOurs.
+    Without any engine there is nothing to compare them with.
     """
-    store = EngineStore(settings.state_dir)
-    there = [*(each.id for each in store.installed()), *(each.name for each in store.damaged())]
+    try:
+        there = EngineStore(settings.state_dir).ids()
+    except NotOurs as refused:
+        return str(refused)
     aliases = settings.engine_aliases
     default = aliases.get(settings.default_engine, settings.default_engine)
     for name, engine_id in aliases.items():
@@ -177,18 +152,13 @@ def refusal(settings: Settings) -> str:
     return ""
 
 
-def prepare_names(new: Settings) -> Callable[[], None]:
-    """Refuse a reload that names an engine which is not there. Raises CannotReload.
-
-    Engines follow after all else (``Serving.look``), and names with them.
-    """
+def open_advisories(settings: Settings) -> Advisories:
+    """Return the advisories that ``settings`` ask for. May block. Raises CannotStart."""
     try:
-        why = refusal(new)
-    except NotOurs as refused:
-        why = str(refused)
-    if why:
-        raise CannotReload(why)
-    return lambda: None
+        refuse = settings.vulnerable_engines == "refuse"
+        return read_advisories(settings.advisories_file, refuse=refuse)
+    except ValueError as mistake:
+        raise CannotStart(str(mistake)) from None
 
 
 class Serving:
@@ -218,12 +188,18 @@ class Serving:
         self.unserved: Sequence[model.UnservedEngine] = ()
         self._naming = asyncio.Lock()
         """Held from reading the record of names until it is written."""
-        self._record = naming.NameRecord(settings.current.state_dir)
+        state_dir = settings.current.state_dir
+        self._store, self._record = EngineStore(state_dir), naming.NameRecord(state_dir)
+        self._warm_orders = naming.WarmOrders(state_dir)
         self._ids: list[str] = []
         """What is installed, the preferred ones first."""
+        self._refused: dict[str, ServedEngine] = {}
+        """What an advisory refuses, by id: what it can do is known, and it does not run."""
         self._warming: set[str] = set()
         """What names do not stand for yet."""
         self._orders: Sequence[naming.WarmOrder] = ()
+        self._warm_ups: dict[str, model.EngineWarmUp] = {}
+        """Every warm-up since the daemon started, by the new engine."""
         metrics.gauges.engine_states = lambda: {
             **{engine.id: False for engine in self.unserved},
             **{engine.id: True for engine in self.registry.served},
@@ -232,50 +208,69 @@ class Serving:
             engine.id: self.isolation.of(engine.id) for engine in self.registry.served
         }
 
-    async def start(self, found: FoundEngines, on_stop: AsyncExitStack) -> None:
+    async def start(self, installed: Sequence[InstalledEngine], on_stop: AsyncExitStack) -> None:
         """Start every engine that works; ``on_stop`` ends them. Raises CannotStart."""
         on_stop.push_async_callback(self.registry.close)
-        ids = ", ".join(engine.id for engine in found.installed)
+        ids = ", ".join(engine.id for engine in installed)
         # Each kind of module is compiled and run, and a broken engine is given a minute a job.
         async with long_step(f"testing {ids}", _TEST_MOST_S):
-            await self._take(found)
+            await self._take(installed)
         if self.isolation.level == "strict" and self.isolation.refused:
             engine_id, why = next(iter(self.isolation.refused.items()))
             raise CannotStart(f"cannot serve {engine_id} (isolation = strict): {why}")
-        self._orders = found.orders
 
-    async def _take(self, found: FoundEngines) -> tuple[list[str], list[ServedEngine]]:
-        """Serve what was found, and nothing else; return what is new, and what is gone."""
+    async def _take(
+        self, installed: Sequence[InstalledEngine]
+    ) -> tuple[list[str], list[ServedEngine]]:
+        """Serve what is installed, and nothing else; return what is new, and what is gone.
+
+        Raises NotOurs, and changes nothing then.
+        """
+        damaged, self._orders, (recorded, removed) = await asyncio.to_thread(self._read, installed)
         before = {engine.id: engine for engine in self.registry.served}
-        new = [engine for engine in found.installed if engine.id not in before]
-        added, broken = await serve_engines(new, self._options)
         advisories = self.advisories.current
-        added, refused = await leave_out_vulnerable(added, advisories)
-        refused = [*refused, *advisories.refused(before.values())]
-        unserved = [*found.damaged, *broken, *refused]
+        known = {**self._refused, **before}
+        there = [known[each.id] for each in installed if each.id in known]
+        refused = {each.id: each for each in there if advisories.why(each)}
+        new = [each for each in installed if each.id not in {*before, *refused}]
+        added, broken = await serve_engines(new, self._options)
+        for engine in [each for each in added if advisories.why(each)]:
+            added.remove(engine)
+            refused[engine.id] = engine
+            await engine.pool.close()
+        again = "it is damaged: install it again"
+        unserved = [*(model.UnservedEngine(each.name, again) for each in damaged), *broken]
+        unserved += [
+            model.UnservedEngine(each.id, advisories.why(each)) for each in refused.values()
+        ]
         for one in unserved:
             if one not in self.unserved:
                 log.error("engine is not served", engine=one.id, cause=one.cause)
-        self.unserved, self._ids = unserved, found.ids
+        self.unserved, self._refused = unserved, refused
+        self._ids = [*(each.id for each in installed), *(each.name for each in damaged)]
         ids = [engine.id for engine in added]
-        there = {engine.id for engine in found.installed} - {each.id for each in refused}
         # Names that stand for an engine already do not move back.
-        self._warming |= {order.engine_id for order in found.orders} & set(ids)
-        self._warming &= there
+        self._warming |= {order.engine_id for order in self._orders} & set(ids)
+        stay = {engine.id for engine in installed} - set(refused)
+        self._warming &= stay
         for engine in added:
             self._metrics.add_engine(engine.id)
             self._metrics.gauges.engines[engine.id] = engine.pool.usage
             if engine.name in model.FAST_SETTINGS and not engine.has_fast:
                 log.info("engine has no fast compiler", engine=engine.id)
-        served = [engine for engine in (*before.values(), *added) if engine.id in there]
+        served = [*(each for each in before.values() if each.id in stay), *added]
         async with self._naming:
-            recorded, removed = found.choices.recorded, found.choices.removed
-            with contextlib.suppress(NotOurs):  # Engines took seconds to start.
+            with suppress(NotOurs):  # Engines took seconds to start.
                 recorded, removed = await asyncio.to_thread(self._record.read)
-            choices = replace(found.choices, recorded=recorded, removed=removed)
-            await self._arrange(served, choices, recorded)
+            now = self._settings.current
+            choices = (now.engine_aliases, now.default_engine, recorded, removed)
+            await self._arrange(served, naming.NameChoices(*choices), recorded)
         advisories.warn(served)
-        return ids, [engine for engine in before.values() if engine.id not in there]
+        return ids, [engine for engine in before.values() if engine not in served]
+
+    def _read(self, installed: Sequence[InstalledEngine]) -> tuple[Any, Any, Any]:
+        orders = self._warm_orders.read(engine.id for engine in installed)
+        return self._store.damaged(), orders, self._record.read()
 
     async def _arrange(
         self,
@@ -308,19 +303,21 @@ class Serving:
         ``in_background`` runs what no reload waits for.
         """
         self._tenants, self._auditor, self._in_background = tenants, auditor, in_background
-        self._warm_ups = WarmUps(
-            naming.WarmOrders(self._settings.current.state_dir),
-            tenants,
-            max(1, self._settings.current.effective_workers // 2),
-            self._names_move,
-            in_background,
-        )
-        self._metrics.gauges.warm_ups = lambda: self._warm_ups.status
-        self._warm_up(self._orders)
+        self._metrics.gauges.warm_ups = lambda: tuple(self._warm_ups.values())
+        self._warm_up()
 
-    def _warm_up(self, orders: Iterable[naming.WarmOrder]) -> None:
-        served = {engine.id for engine in self.registry.served}
-        self._warm_ups.begin([order for order in orders if order.engine_id in served])
+    def prepare(self, new: Settings) -> Callable[[], None]:
+        """Refuse a reload that names an engine which is not there; read the advisories again.
+
+        Engines follow after all else (``look``), and names with them. Raises CannotReload.
+        """
+        try:
+            apply = partial(setattr, self.advisories, "current", open_advisories(new))
+        except CannotStart as unusable:
+            raise CannotReload(str(unusable)) from None
+        if why := refusal(new):
+            raise CannotReload(why, apply)
+        return apply
 
     async def look(self) -> None:
         """Serve what is installed now, and nothing else; never raise for an engine that fails.
@@ -330,27 +327,124 @@ class Serving:
         # Other daemons that are told of the same engine want to know what is hot here.
         await self._tenants.save_uses()
         try:
-            found = await asyncio.to_thread(look_for_engines, self._settings.current)
-        except NotOurs as refusal:
-            log.error("cannot look for engines: those that are served stay", cause=str(refusal))
-        else:
-            if found.installed:
-                await self._look(found)
+            installed = await asyncio.to_thread(self._store.installed)
+            if installed:
+                await self._take_in(installed)
             else:
                 log.error("no engine is installed: those that are served stay")
+        except NotOurs as refusal:
+            log.error("cannot look for engines: those that are served stay", cause=str(refusal))
         log.info("engines read again")
 
-    async def _look(self, found: FoundEngines) -> None:
+    async def _take_in(self, installed: Sequence[InstalledEngine]) -> None:
         names = self.registry.resolved
-        further = {each.id for each in found.installed} - {each.id for each in self.registry.served}
+        further = {each.id for each in installed} - {each.id for each in self.registry.served}
         make_room(len(further), self._settings.current)
-        added, gone = await self._take(found)
+        added, gone = await self._take(installed)
         for engine_id in added:
             self._tenants.add_engine(engine_id)
         for engine in gone:
             self._in_background(self._end(engine))
         await self._tell(names, added, [engine.id for engine in gone])
-        self._warm_up(found.orders)
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Begin the warm-ups that were ordered, unless they are under way."""
+        served = {engine.id for engine in self.registry.served}
+        for order in self._orders:
+            known = self._warm_ups.get(order.engine_id)
+            if order.engine_id in served and (known is None or known.ended):
+                new = model.EngineWarmUp(order.engine_id, order.from_engine_id)
+                self._warm_ups[order.engine_id] = new
+                self._in_background(self._warm(order))
+
+    async def _warm(self, order: naming.WarmOrder) -> None:
+        """Compile what is used most with the old engine, then let names stand for the new one."""
+        until_s = time.monotonic() + _PATIENCE_S
+        about = {"engine": order.engine_id, "from": order.from_engine_id}
+        try:
+            hot = await self._hot(order, until_s)
+            self._change(order, total=len(hot))
+            log.info("engine warm-up began", artifacts=len(hot), **about)
+            random.shuffle(hot)
+            rest = iter(hot)
+            at_once = max(1, self._settings.current.effective_workers // 2)
+            await asyncio.gather(*(self._work(order, rest, until_s) for _ in range(at_once)))
+        except Exception:
+            log.exception("engine warm-up failed: a defect of the daemon", **about)
+        try:
+            await asyncio.to_thread(self._warm_orders.remove, order.engine_id)
+        except OSError as failure:
+            log.warning("cannot remove the order of a warm-up", cause=str(failure), **about)
+        await self._names_move(order.engine_id)
+        self._change(order, ended=True)
+        end = self._warm_ups[order.engine_id]
+        log.info("engine warm-up ended", done=end.done, failed=end.failed, **about)
+
+    async def _hot(self, order: naming.WarmOrder, until_s: float) -> list[tuple[OpenTenant, Use]]:
+        """Return what is used most with the old engine, each with its namespace.
+
+        What this daemon counted decides where the fleet's counts are not to be had in time.
+        """
+        counted: list[tuple[float, OpenTenant, Use]] = []
+        for opened in [*self._tenants.opened.values()]:
+            uses: Uses | None = None
+            while uses is None:
+                try:
+                    uses = await opened.usage.of_fleet()
+                except TierUnavailable:
+                    if time.monotonic() >= until_s:
+                        uses = opened.usage.own
+                    else:
+                        await asyncio.sleep(_PAUSE_S)
+            most = uses.most(order.top, order.from_engine_id)
+            counted += [(count, opened, use) for use, count in most]
+        counted.sort(key=lambda each: (-each[0], each[2][0]))
+        return [(opened, use) for _, opened, use in counted[: order.top]]
+
+    async def _work(
+        self, order: naming.WarmOrder, rest: Iterator[tuple[OpenTenant, Use]], until_s: float
+    ) -> None:
+        for opened, use in rest:
+            try:
+                why = await self._compile(order, opened, use, until_s)
+            except Exception:
+                log.exception("cannot make an artifact ahead", engine=order.engine_id)
+                why = "a defect of the daemon"
+            so_far = self._warm_ups[order.engine_id]
+            if why:
+                self._change(order, failed=so_far.failed + 1)
+                about = {"engine": order.engine_id, "module": use[0], "cause": why}
+                log.warning("artifact not made ahead", **about)
+            else:
+                self._change(order, done=so_far.done + 1)
+
+    async def _compile(
+        self, order: naming.WarmOrder, opened: OpenTenant, use: Use, until_s: float
+    ) -> str:
+        """Have one artifact in memory and in the tiers; return why that is not possible."""
+        sha256, (_, target, cpu, settings) = use
+        while True:
+            asked = (sha256, b"", order.engine_id, target, cpu, dict(settings))
+            try:
+                await opened.tenant.compiler.ahead(Request(*asked, terms=THE_DAEMON))
+            except WasmkilnError as failure:
+                tier = opened.remote_status()
+                # It may be in a tier that does not answer now.
+                lost = failure.reason is Reason.MODULE_NOT_LOADED and not tier.up
+                lost = lost and tier.detail != model.SWITCHED_OFF and time.monotonic() < until_s
+                if failure.reason in _AGAIN or lost:
+                    await asyncio.sleep(max(_PAUSE_S, failure.retry_after_s or 0.0))
+                    continue
+                is_open = opened in self._tenants.opened.values()
+                if failure.reason is Reason.SERVER_DRAINING and is_open:
+                    # The daemon ends, and the order stays for the next start.
+                    raise asyncio.CancelledError from None
+                return failure.message
+            return ""
+
+    def _change(self, order: naming.WarmOrder, **fields: Any) -> None:
+        self._warm_ups[order.engine_id] = replace(self._warm_ups[order.engine_id], **fields)
 
     async def _names_move(self, engine_id: str) -> None:
         """Let names stand for an engine whose warm-up has ended."""
@@ -359,7 +453,7 @@ class Serving:
         self._warming.remove(engine_id)
         async with self._naming:
             names, written = self.registry.resolved, self.registry.choices.recorded
-            with contextlib.suppress(NotOurs):  # An operator may have changed it since.
+            with suppress(NotOurs):  # An operator may have changed it since.
                 written, _ = await asyncio.to_thread(self._record.read)
             moved = naming.moved_to(written, engine_id)
             choices = replace(self.registry.choices, recorded=moved)

@@ -145,11 +145,10 @@ def test_an_operators_rows_are_added(tmp_path: Path) -> None:
 
 def test_only_refuse_refuses(tmp_path: Path) -> None:
     file = write(tmp_path, ROW)
-    both = [engine("50.0.1"), engine("50.0.2")]
-    assert read_advisories(file, refuse=False).refused(both) == []
-    [refused] = read_advisories(file, refuse=True).refused(both)
-    assert refused.id == "wasmtime-50.0.1"
-    assert "known vulnerability (TEST-1)" in refused.cause
+    assert read_advisories(file, refuse=False).why(engine("50.0.1")) == ""
+    table = read_advisories(file, refuse=True)
+    assert "known vulnerability (TEST-1)" in table.why(engine("50.0.1"))
+    assert table.why(engine("50.0.2")) == ""
 
 
 def test_the_example_of_the_page_can_be_used(tmp_path: Path) -> None:
