@@ -61,7 +61,7 @@ class Rig:
             id=engine_id,
             name=name_of(engine_id),
             has_fast=True,
-            pool=SimpleNamespace(close=close),
+            pool=SimpleNamespace(close=close, usage=EngineUsage),
             compilers=frozenset(),
             capabilities=SimpleNamespace(identity=identity, targets=()),
         )

@@ -6,29 +6,20 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 
 import click
 
 from wasmkilnd.commands.as_owner import settings_of
 from wasmkilnd.commands.running import processes, reload_option, take_in
+from wasmkilnd.engines import names as naming
 from wasmkilnd.engines.install import KINDS, EngineInstallError, EngineStore, InstalledEngine
-from wasmkilnd.engines.names import (
-    DEFAULT,
-    NameChoices,
-    NameRecord,
-    WarmOrder,
-    WarmOrders,
-    moved_to,
-    name_of,
-    resolve,
-    to_record,
-)
 from wasmkilnd.lifecycle.running import running
 from wasmkilnd.ownership import NotOurs
-from wasmkilnd.settings import Settings
 from wasmkilnd.usage import MAX_USES
 
 _HELP = {"help_option_names": ["-h", "--help"]}
+_say = partial(click.echo, err=True)
 
 
 @click.group(context_settings=_HELP)
@@ -87,36 +78,27 @@ def install(
     versions are pinned by SHA-256; others are installed with a warning, or by --sha256. Where an
     engine finds no CPython that it runs in, uv fetches one.
     """
-    for option, given in (("--sha256", sha256), ("--warm-from", warm_from)):
-        if given and len(specs) > 1:
-            raise click.UsageError(f"{option} is for one engine: install them one by one")
-    settings = _settings(state_dir)
-    names = _Names(settings)
+    if len(specs) > 1 and (sha256 or warm_from):
+        raise click.UsageError("--sha256 and --warm-from: install engines one by one")
+    state = _State(state_dir)
+    settings, store = state.settings, state.store
     if warm_from:
-        warm_from = names.find("warm from", warm_from).id
+        warm_from = state.find("warm from", warm_from).id
     installed = 0
     for spec in specs:
         try:
-            done = names.store.install(spec, python, _report, sha256)
-        except EngineInstallError as failure:
+            done = store.install(spec, python, _say, sha256)
+        except (EngineInstallError, NotOurs) as failure:
             if not keep_going:
                 raise
-            click.echo(f"warning: {failure}", err=True)
+            _say(f"warning: {failure}")
             continue
         installed += 1
-        click.echo(f"{done.id} is installed ({done.python})", err=True)
+        _say(f"{done.id} is installed ({done.python})")
         if warm_from:
-            _order(settings, WarmOrder(done.id, warm_from, top))
-        for each in _held_back(settings, done.id):
-            click.echo(f"also after the warm-up {each}" if warm_from else each, err=True)
-        kept = names.names.by_name.get(done.name, done.id)
-        recorded = done.name in names.choices.recorded and done.name not in names.choices.aliases
-        if recorded and kept != done.id and not warm_from:
-            click.echo(
-                f"{done.name} goes on to stand for {kept}: `wasmkilnd engine use {done.id}`"
-                " changes that",
-                err=True,
-            )
+            state.order(naming.WarmOrder(done.id, warm_from, top))
+        for each in state.held_back(done, warmed=bool(warm_from)):
+            _say(each)
     if not installed:
         raise EngineInstallError("cannot install any of the engines: see the warnings above")
     take_in(settings.state_dir, "serves what is new", and_reload=and_reload)
@@ -127,26 +109,26 @@ def install(
 @_state_dir
 def list_engines(as_json: bool, state_dir: str | None) -> None:
     """List the installed engines, newest versions first."""
-    names = _Names(_settings(state_dir))
+    state = _State(state_dir)
     if as_json:
         rows = [
-            {"id": found.id, **asdict(found), "path": str(found.path), "names": names.of(found.id)}
-            for found in names.installed
+            {"id": found.id, **asdict(found), "path": str(found.path), "names": state.of(found.id)}
+            for found in state.installed
         ]
         click.echo(json.dumps(rows, indent=2))
         return
-    for found in names.installed:
-        called = f"  ({', '.join(names.of(found.id))})" if names.of(found.id) else ""
+    for found in state.installed:
+        called = f"  ({', '.join(state.of(found.id))})" if state.of(found.id) else ""
         click.echo(f"{found.id:<20} {found.python:<18} {found.path}{called}")
         try:
             found.check()
         except NotOurs as refusal:
-            click.echo(f"{found.id} is not served: {refusal}", err=True)
-    for folder in names.store.damaged():
-        click.echo(f"damaged: {folder}; install that engine again", err=True)
-    if not names.installed:
+            _say(f"{found.id} is not served: {refusal}")
+    for folder in state.store.damaged():
+        _say(f"damaged: {folder}; install that engine again")
+    if not state.installed:
         known = ", ".join(f"{name}=={kind.default_version}" for name, kind in KINDS.items())
-        click.echo(f"none is installed; run `wasmkilnd engine install`: {known}", err=True)
+        _say(f"none is installed; run `wasmkilnd engine install`: {known}")
 
 
 @engine.command(context_settings=_HELP)
@@ -160,29 +142,27 @@ def remove(engine_id: str, force: bool, state_dir: str | None, and_reload: bool)
     Reload the daemons that serve it right after: they finish its jobs, and end it. Its
     artifacts stay in the cache.
     """
-    settings = _settings(state_dir)
-    names, folder = _Names(settings), settings.state_dir
-    found = names.find("remove", engine_id)
-    engine_id = found.id
+    state = _State(state_dir)
+    found, folder = state.find("remove", engine_id), state.settings.state_dir
     if not force and (daemons := running(folder)):
         raise EngineInstallError(
             f"a daemon runs on this state directory ({processes(daemons)}): its callers may use"
-            f" {engine_id}, and would get ENGINE_REMOVED. Once none asks for it, remove it with"
+            f" {found.id}, and would get ENGINE_REMOVED. Once none asks for it, remove it with"
             " --force"
         )
-    called = names.of(engine_id)
+    called = state.of(found.id)
     # The last engine leaves no other to its callers.
-    if not force and called and len(names.installed) > 1:
+    if not force and called and len(state.installed) > 1:
         raise EngineInstallError(
-            f"{' and '.join(called)} stand{'s' if len(called) == 1 else ''} for {engine_id}:"
+            f"{' and '.join(called)} stand{'s' if len(called) == 1 else ''} for {found.id}:"
             " callers would get another engine. Choose that first, with `wasmkilnd engine use`,"
             " engine_alias or default_engine, or remove it with --force"
         )
-    names.store.remove(found)
-    WarmOrders(folder).remove(engine_id)
+    state.store.remove(found)
+    naming.WarmOrders(folder).remove(found.id)
     with suppress(OSError):  # Then its callers get ENGINE_UNKNOWN after a restart.
-        NameRecord(folder).write(names.choices.recorded, removed=engine_id)
-    click.echo(f"{engine_id} is removed", err=True)
+        naming.NameRecord(folder).write(state.choices.recorded, removed=found.id)
+    _say(f"{found.id} is removed")
     take_in(folder, "ends it, after its jobs,", and_reload=and_reload)
 
 
@@ -196,43 +176,43 @@ def use(engine_id: str, as_default: bool, state_dir: str | None, and_reload: boo
 
     Requests that name no engine follow, if they got another version of it before.
     """
-    settings = _settings(state_dir)
-    names, folder = _Names(settings), settings.state_dir
-    engine_id = names.find("use", engine_id).id
-    name = name_of(engine_id)
-    then = "change it there, and reload the daemon"
-    if name in settings.engine_aliases:
-        raise EngineInstallError(f"engine_alias says what {name} stands for: {then}")
-    if as_default and settings.default_engine:
-        raise EngineInstallError(
-            f"default_engine says what requests get that name no engine: {then}"
-        )
+    state = _State(state_dir)
+    settings, found = state.settings, state.find("use", engine_id)
+    for setting, what, says in (
+        ("engine_alias", found.name, found.name in settings.engine_aliases),
+        ("default_engine", "a request that names none", as_default and settings.default_engine),
+    ):
+        if says:
+            raise EngineInstallError(
+                f"{setting} says what {what} stands for: change it there, and reload the daemon"
+            )
     # What names stand for without a record stays, too.
-    there = [*(each.id for each in names.installed), *(each.name for each in names.store.damaged())]
-    now = to_record(names.choices, names.names, names.installed, there)
-    record = moved_to(now, engine_id)
+    now = naming.to_record(state.choices, state.names, state.installed, state.store.ids())
+    record = naming.moved_to(now, found.id)
     if as_default:
-        record[DEFAULT] = engine_id
+        record[naming.DEFAULT] = found.id
     try:
-        NameRecord(folder).write(record)
+        naming.NameRecord(settings.state_dir).write(record)
     except OSError as failure:
-        where = failure.filename or folder
+        where = failure.filename or settings.state_dir
         raise EngineInstallError(f"cannot write {where}: {failure.strerror}") from None
-    also = " and requests that name no engine" if record.get(DEFAULT) == engine_id else ""
-    click.echo(f"{name}{also} will stand for {engine_id}", err=True)
-    take_in(folder, "takes that over", and_reload=and_reload)
+    also = " and requests that name no engine" if record.get(naming.DEFAULT) == found.id else ""
+    _say(f"{found.name}{also} will stand for {found.id}")
+    take_in(settings.state_dir, "takes that over", and_reload=and_reload)
 
 
-class _Names:
+class _State:
     """What names stand for, by what is installed: whether it works, only a daemon knows."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, state_dir: str | None) -> None:
         """Read it. Raises NotOurs."""
-        self.store = EngineStore(settings.state_dir)
+        self.settings = settings_of({"state_dir": state_dir} if state_dir else {})
+        aliases, default = self.settings.engine_aliases, self.settings.default_engine
+        self.store = EngineStore(self.settings.state_dir)
         self.installed = self.store.installed()
-        recorded, _ = NameRecord(settings.state_dir).read()
-        self.choices = NameChoices(settings.engine_aliases, settings.default_engine, recorded)
-        self.names = resolve(self.choices, self.installed)
+        recorded, _ = naming.NameRecord(self.settings.state_dir).read()
+        self.choices = naming.NameChoices(aliases, default, recorded)
+        self.names = naming.resolve(self.choices, self.installed)
 
     def of(self, engine_id: str) -> list[str]:
         """Return what stands for an engine, in words."""
@@ -247,40 +227,37 @@ class _Names:
         ids = ", ".join(engine.id for engine in self.installed) or "none"
         raise EngineInstallError(f"cannot {what} {spec}: it is not installed; installed are: {ids}")
 
+    def held_back(self, new: InstalledEngine, *, warmed: bool) -> Iterator[str]:
+        """Yield a sentence for each thing that keeps callers from a new version."""
+        name, aliases, default = new.name, self.choices.aliases, self.choices.default
+        then = f"until you change it there to {new.id}, and reload the daemon"
+        also = "also after the warm-up " if warmed else ""
+        if aliases.get(name, new.id) != new.id:
+            yield f"{also}engine_alias keeps {name} at {aliases[name]}, {then}"
+        # A name follows, unless an alias says what it stands for.
+        if default not in ("", name, new.id, *aliases) and naming.name_of(default) == name:
+            yield f"{also}default_engine keeps requests that name no engine at {default}, {then}"
+        kept = self.names.by_name.get(name, new.id)
+        if not warmed and kept != new.id and name in {*self.choices.recorded} - {*aliases}:
+            yield (
+                f"{name} goes on to stand for {kept}: `wasmkilnd engine use {new.id}` changes that"
+            )
 
-def _held_back(settings: Settings, engine_id: str) -> Iterator[str]:
-    """Yield a sentence for each setting that keeps callers from a new version."""
-    name, aliases, default = name_of(engine_id), settings.engine_aliases, settings.default_engine
-    then = f"until you change it there to {engine_id}, and reload the daemon"
-    if aliases.get(name, engine_id) != engine_id:
-        yield f"engine_alias keeps {name} at {aliases[name]}, {then}"
-    # A name follows, unless an alias says what it stands for.
-    if default not in ("", name, engine_id, *aliases) and name_of(default) == name:
-        yield f"default_engine keeps requests that name no engine at {default}, {then}"
-
-
-def _order(settings: Settings, order: WarmOrder) -> None:
-    if order.engine_id == order.from_engine_id:
-        raise EngineInstallError(f"cannot warm {order.engine_id} from itself")
-    try:
-        WarmOrders(settings.state_dir).write(order)
-    except OSError as failure:
-        raise EngineInstallError(
-            f"cannot order a warm-up: {failure.filename or settings.state_dir}: {failure.strerror};"
-            f" {order.engine_id} is installed without one: before you reload the daemon, mend"
-            " that and run this again"
-        ) from None
-    click.echo(
-        f"{order.engine_id} compiles the {order.top} artifacts that are used most with"
-        f" {order.from_engine_id} first; until then it is served by its id alone, and names stand"
-        " for what they did before. Watch it with `wasmkiln stats`.",
-        err=True,
-    )
-
-
-def _report(step: str) -> None:
-    click.echo(f"  {step}", err=True)
-
-
-def _settings(state_dir: str | None) -> Settings:
-    return settings_of({"state_dir": state_dir} if state_dir else {})
+    def order(self, order: naming.WarmOrder) -> None:
+        """Write the order of a warm-up, and say so. Raises EngineInstallError."""
+        if order.engine_id == order.from_engine_id:
+            raise EngineInstallError(f"cannot warm {order.engine_id} from itself")
+        folder = self.settings.state_dir
+        try:
+            naming.WarmOrders(folder).write(order)
+        except OSError as failure:
+            raise EngineInstallError(
+                f"cannot order a warm-up: {failure.filename or folder}: {failure.strerror};"
+                f" {order.engine_id} is installed without one: before you reload the daemon, mend"
+                " that and run this again"
+            ) from None
+        _say(
+            f"{order.engine_id} compiles the {order.top} artifacts that are used most with"
+            f" {order.from_engine_id} first; until then it is served by its id alone, and names"
+            " stand for what they did before. Watch it with `wasmkiln stats`."
+        )

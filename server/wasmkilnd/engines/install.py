@@ -296,19 +296,20 @@ class EngineStore:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
+        """Let no other process install or remove meanwhile; say which file cannot be used."""
         try:
             make_folder(self._root)
-            lock = (self._root / ".lock").open("w")
+            with (self._root / ".lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                for left_over in self._root.glob(f"{_BUILDING}*"):
+                    # Of an installation that was killed.
+                    shutil.rmtree(left_over, ignore_errors=True)
+                yield
         except OSError as failure:
             raise EngineInstallError(
-                f"cannot use {self._root}: {failure.strerror};"
+                f"cannot use {failure.filename or self._root}: {failure.strerror};"
                 " choose another place with --state-dir or WASMKILN_STATE_DIR"
             ) from None
-        with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            for left_over in self._root.glob(f"{_BUILDING}*"):
-                shutil.rmtree(left_over, ignore_errors=True)  # of an installation that was killed
-            yield
 
 
 def parse_spec(spec: str) -> tuple[str, str]:

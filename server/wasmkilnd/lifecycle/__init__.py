@@ -14,7 +14,7 @@
 | | ``open_access`` | the guard; reads again the files that say who may do what |
 | | ``opening`` | opens keys, tiers and the servers |
 | | ``auditing`` | where the audit goes, and its lines about the daemon itself |
-| | ``engines`` | installs the first engines, starts them, and follows what is installed |
+| | ``engines`` | installs the first engines, starts and warms them, follows what is installed |
 | | ``banner`` | the text for the person at the terminal |
 | serve | ``readiness`` | whether the daemon serves calls: /readyz, gRPC health, log |
 | | ``malloc_trim`` | returns freed memory to the machine |
@@ -23,7 +23,6 @@
 | | ``progress`` | whether jobs get on, so that the watchdog is answered |
 | | ``running`` | a file in the state directory for each daemon: its reloads |
 | reload | ``reload`` | applies settings, keys and files that SIGHUP makes the daemon read again |
-| | ``warm_ups`` | compiles what is used most for a new engine before names stand for it |
 | | ``watch`` | notices that files have changed, so that they are read without SIGHUP |
 | | ``serve_namespaces`` | opens and closes namespaces as the policy names them |
 | end | ``shutdown`` | the deadline of calls in progress |
