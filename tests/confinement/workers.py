@@ -16,12 +16,22 @@ from wasmkilnd.engines.workers.job_protocol import JobOrder, JobReport
 from wasmkilnd.engines.workers.job_users import JobUsers
 from wasmkilnd.engines.workers.process import Worker
 from wasmkilnd.engines.workers.spawn import start_worker
+from wasmkilnd.model import Limits
 
 from tests.contract.values import payload_of
 from tests.e2e import hostile_engine
 from tests.e2e.hostile_engine import module
 
 TRIPLE = "x86_64-unknown-linux-gnu"
+LIMITS = Limits(
+    module_bytes=1024,
+    artifact_bytes=4 * 1024**2,
+    compile_timeout_s=60.0,
+    compile_cpu_s=60.0,
+    compile_memory_bytes=4 * 1024**3,
+    queue_length=1,
+    queue_bytes=1024**2,
+)
 # Without any of these a job is what it was before there was isolation, but for its user.
 EVERYTHING = ("namespaces", "landlock", "seccomp", "privileges", "limits", "descriptors")
 

@@ -1,17 +1,13 @@
-"""Bring an installed engine into service: start its workers, ask what it can do, and test it.
+"""Bring an engine into service: start its workers, ask what it can do, and whether it works.
 
-The self-test takes the path of every request: a job compiles and serializes a small module of each
-kind with the default target, cpu level and settings. Then another job loads the artifact as a host
-would, in the engine's own interpreter, and calls its function, which has to return the right sum.
-
-An engine that fails is not served, with the reason in the log, in GetCapabilities and on the
-banner; it does not stop the others.
+A job of the engine's own tries both (``child.describe``), under the limits of all jobs. An engine
+that fails is not served, with the reason in the log, in GetCapabilities and on the banner; it does
+not stop the others.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -21,11 +17,9 @@ from wasmkilnd import model
 from wasmkilnd.engines.child import sandbox
 from wasmkilnd.engines.install import InstalledEngine
 from wasmkilnd.engines.served import ServedEngine
-from wasmkilnd.engines.verdicts import verdict
 from wasmkilnd.engines.verdicts.engine_messages import cause_line
 from wasmkilnd.engines.workers import job_orders
 from wasmkilnd.engines.workers.isolation import IsolationGuard, NotConfined
-from wasmkilnd.engines.workers.job_protocol import JobOrder, JobReport
 from wasmkilnd.engines.workers.job_users import JobUsers
 from wasmkilnd.engines.workers.pool import Neighbours, WorkerPool
 from wasmkilnd.engines.workers.process import OutOfDescriptors, Worker, WorkerDied
@@ -34,31 +28,9 @@ from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.ownership import NotOurs
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.telemetry.metrics import Metrics
-from wasmkilnd.wire import payload_views
 
 # Limits of its own: an engine is not broken because the operator grants callers little.
-LIMITS = model.Limits(
-    module_bytes=1024,
-    artifact_bytes=4 * 1024**2,
-    compile_timeout_s=60.0,
-    compile_cpu_s=60.0,
-    compile_memory_bytes=4 * 1024**3,
-    queue_length=1,
-    queue_bytes=1024**2,
-)
-
-# (module (func (export "add") (param i32 i32) (result i32) local.get 0 local.get 1 i32.add))
-_CORE = "0061736d0100000001070160027f7f017f030201000707010361646400000a09010700200020016a0b"
-# (component (core module $m the module above) (core instance $i (instantiate $m))
-#   (func (export "add") (param "a" u32) (param "b" u32) (result u32)
-#     (canon lift (core func $i "add"))))
-_COMPONENT = (
-    "0061736d0d00010001290061736d0100000001070160027f7f017f030201000707010361646400000a0901"
-    "0700200020016a0b020401000000070b0140020161790162790079060901000001000361646408060100000000"
-    "000b09010003616464010000"
-)
-_MODULES = {model.Kind.CORE_MODULE: _CORE, model.Kind.COMPONENT: _COMPONENT}
-_EXPORT, _ARGUMENTS, _SUM = "add", (2, 3), 5
+_TRY_S, _TRY_BYTES = 60.0, 4 * 1024**3
 
 
 class EngineUnusable(Exception):  # noqa: N818 - says what the engine is
@@ -131,10 +103,7 @@ async def _serve_engine(engine: InstalledEngine, options: WorkerOptions) -> Serv
         # Before the first worker, which would run what it finds there as the daemon's user.
         await asyncio.to_thread(engine.check)
         await pool.start()
-        capabilities = await _ask(pool)
-        if capabilities.identity.id != engine.id:
-            raise EngineUnusable(f"it calls itself {capabilities.identity.id}")
-        await _test(capabilities, pool)
+        capabilities = await _ask(pool, engine.id, options.limits.current)
         return ServedEngine(capabilities, pool, engine.is_there)
     except BaseException:
         await pool.close()
@@ -151,48 +120,23 @@ def _in_words(failure: Exception) -> str:
     return f"it broke the job protocol ({type(failure).__name__}: {words:.300})"
 
 
-async def _ask(pool: WorkerPool) -> model.EngineCapabilities:
-    report, _ = await pool.run(job_orders.describe(own_limits()))
+async def _ask(pool: WorkerPool, engine_id: str, limits: model.Limits) -> model.EngineCapabilities:
+    """Return what an engine can do. Raises EngineUnusable if it does not work."""
+    memory_bytes, cpu_s = sandbox.reachable(_TRY_BYTES, _TRY_S)
+    limits = replace(
+        limits,
+        compile_timeout_s=_TRY_S,
+        compile_cpu_s=cpu_s,
+        compile_memory_bytes=memory_bytes,
+    )
+    report, _ = await pool.run(job_orders.describe(limits))
     if report.protocol_error or not report.result:
         words = report.protocol_error or cause_line(report.last_words)
         raise EngineUnusable(words or "it did not report its capabilities")
     told = report.result["capabilities"]
-    return TypeAdapter(model.EngineCapabilities).validate_python({**told, "identity": told})
-
-
-def own_limits() -> model.Limits:
-    """Return the limits of the daemon's own jobs, which are within the daemon's hard limits."""
-    memory_bytes, cpu_s = sandbox.reachable(LIMITS.compile_memory_bytes, LIMITS.compile_cpu_s)
-    return replace(LIMITS, compile_memory_bytes=memory_bytes, compile_cpu_s=cpu_s)
-
-
-async def _test(capabilities: model.EngineCapabilities, pool: WorkerPool) -> None:
-    """Have the engine compile and run a module of each kind. Raises EngineUnusable."""
-    host = next((target for target in capabilities.targets if target.host), None)
-    if host is None:
-        raise EngineUnusable("the self-test failed: it does not compile for this machine")
-
-    async def run(what: str, order: JobOrder) -> JobReport:
-        try:
-            report, _ = await pool.run(order)
-            found = verdict.read(report, capabilities.identity.id, what, LIMITS)
-        except WasmkilnError as failure:
-            raise EngineUnusable(f"the self-test failed: {failure.message}") from None
-        if found.outcome is not verdict.Outcome.VALID:
-            raise EngineUnusable(
-                f"the self-test failed: it refuses a valid module: {found.message}"
-            )
-        return report
-
-    for kind in sorted(capabilities.kinds, key=lambda kind: kind.value):
-        wasm, own = bytes.fromhex(_MODULES[kind]), own_limits()
-        module = model.Module(hashlib.sha256(wasm).hexdigest(), kind, wasm)
-        order = job_orders.on_module("compile", module, host.triple, host.cpus[0], {}, own)
-        packed = (await run("compiling", order)).packed
-        if packed is None:
-            raise EngineUnusable("the self-test failed: it sent no artifact")
-        artifact = b"".join(payload_views(packed.frames))
-        order = job_orders.call(artifact, kind, host.triple, _EXPORT, _ARGUMENTS, own)
-        value = ((await run("running what it compiled", order)).result or {}).get("value")
-        if value != _SUM:
-            raise EngineUnusable(f"the self-test failed: its code returned {value!r:.40} for 2 + 3")
+    found = TypeAdapter(model.EngineCapabilities).validate_python({**told, "identity": told})
+    if found.identity.id != engine_id:
+        raise EngineUnusable(f"it calls itself {found.identity.id}")
+    if told["broken"]:
+        raise EngineUnusable(f"the self-test failed: {told['broken']}")
+    return found

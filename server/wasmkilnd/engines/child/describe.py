@@ -1,29 +1,91 @@
-"""Find out what an engine can do on this machine, by trying.
+"""Find out what an engine can do on this machine, by trying, and whether it works.
 
 There is no table of capabilities: for each target, CPU level, setting value and proposal, the
 engine compiles or validates a tiny module; where a setting chooses the compiler, the code has to
 load and run as well. Engines abort the whole process for what they lack, so each attempt is made
 in a process of its own, confined as a compile is; to fork one costs about a millisecond.
+
+The self-test compiles a module of each kind with the default target, CPU level and settings. Then
+another process loads the artifact as a host would, and calls its function, which has to return the
+right sum.
+
+Each module here is binary, in hexadecimal, made from the text above it; those of proposals are
+without the preamble. An engine that validates one has the proposal.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import platform
+import signal
 from collections.abc import Callable
 from typing import Any
 
 from . import cpu
 from .engine import Engine
-from .features import ADDER, CORE_PREAMBLE, CORE_PROPOSALS
 from .sandbox import Sandbox
+
+CORE_PREAMBLE = b"\0asm\x01\0\0\0"
+
+_ADDERS = {
+    # (func (export "add") (param i32 i32) (result i32) local.get 0 local.get 1 i32.add)
+    "core": "0061736d0100000001070160027f7f017f030201000707010361646400000a09010700200020016a0b",
+    # (component (core module $m the module above) (core instance $i (instantiate $m))
+    #   (func (export "add") (param "a" u32) (param "b" u32) (result u32)
+    #     (canon lift (core func $i "add"))))
+    "component": "0061736d0d00010001290061736d0100000001070160027f7f017f03020100070701036164640000"
+    "0a09010700200020016a0b020401000000070b01400201617901627900790609010000010003616464080601000000"
+    "00000b09010003616464010000",
+}
+
+_PROPOSALS = {
+    # (global (export "g") (mut i32) (i32.const 0))
+    "mutable-globals": "0606017f0141000b07050101670300",
+    # (func (param i32) (result i32) local.get 0 i32.extend8_s)
+    "sign-extension": "01060160017f017f030201000a070105002000c00b",
+    # (func (param f32) (result i32) local.get 0 i32.trunc_sat_f32_s)
+    "saturating-float-to-int": "01060160017d017f030201000a080106002000fc000b",
+    # (func (result i32 i32) i32.const 0 i32.const 1)
+    "multi-value": "0106016000027f7f030201000a08010600410041010b",
+    # (memory 1) (func i32.const 0 i32.const 0 i32.const 0 memory.copy)
+    "bulk-memory": "0104016000000302010005030100010a0e010c00410041004100fc0a00000b",
+    # (func (param externref) (result externref) local.get 0)
+    "reference-types": "01060160016f016f030201000a0601040020000b",
+    # (func (result v128) v128.const i32x4 0 0 0 0)
+    "simd": "0105016000017b030201000a16011400fd0c000000000000000000000000000000000b",
+    # (func (param v128 v128) (result v128) local.get 0 local.get 1 i8x16.relaxed_swizzle)
+    "relaxed-simd": "01070160027b7b017b030201000a0b01090020002001fd80020b",
+    # (func $f return_call $f)
+    "tail-call": "010401600000030201000a0601040012000b",
+    # (global i32 (i32.add (i32.const 1) (i32.const 2)))
+    "extended-const": "0609017f00410141026a0b",
+    # (memory 1 1 shared) (func (result i32) i32.const 0 i32.atomic.load)
+    "threads": "0105016000017f030201000504010301010a0a0108004100fe1002000b",
+    # (memory 1) (memory 1)
+    "multi-memory": "05050200010001",
+    # (memory i64 1)
+    "memory64": "0503010401",
+    # (tag $t) (func (block $b (try_table (catch $t $b) throw $t)))
+    "exception-handling": "010401600000030201000d030100000a10010e0002401f400100000008000b0b0b",
+    # (type $t (func)) (func (param (ref $t)) local.get 0 call_ref $t)
+    "function-references": "0109026000006001640000030201010a08010600200014000b",
+    # (type $s (struct (field i32))) (func (result (ref $s)) i32.const 0 struct.new $s)
+    "gc": "010a025f017f006000016400030201010a090107004100fb00000b",
+    # (func (param i64 i64 i64 i64) (result i64 i64) local.get 0..3 i64.add128)
+    "wide-arithmetic": "010a0160047e7e7e7e027e7e030201000a0e010c002000200120022003fc130b",
+    # (memory 1 (pagesize 1))
+    "custom-page-sizes": "050401080100",
+    # (type $f (func)) (type $c (cont $f)) (func (param (ref $f)) (result (ref $c)) ... cont.new $c)
+    "stack-switching": "010d036000005d0060016400016401030201020a080106002000e0010b",
+}
 
 # A target, a CPU level, and settings.
 _Where = tuple[str, str, dict[str, str]]
 
 
 def describe(engine: Engine, sandbox: Sandbox) -> dict[str, Any]:
-    """Return the engine's capabilities as JSON-ready data."""
+    """Return the engine's capabilities as JSON-ready data; ``broken`` says why it does not work."""
     output, status = sandbox.attempt(lambda: json.dumps(engine.describe()).encode())
     if status:
         raise RuntimeError("the engine could not compile an empty module")
@@ -31,6 +93,7 @@ def describe(engine: Engine, sandbox: Sandbox) -> dict[str, Any]:
     trials = _Trials(engine, sandbox, said["host_triple"])
     return {
         **said,
+        "broken": next(filter(None, map(trials.broken, said["kinds"])), ""),
         "interpreter": f"{platform.python_implementation()} {platform.python_version()}",
         "targets": [
             {"triple": triple, "cpus": levels, "host": triple == trials.host}
@@ -42,7 +105,7 @@ def describe(engine: Engine, sandbox: Sandbox) -> dict[str, Any]:
             for name, values in said["setting_values"].items()
             if (setting := trials.setting(name, values, name == said["compiler_setting"]))
         ],
-        "wasm_features": [name for name, body in CORE_PROPOSALS.items() if trials.validates(body)]
+        "wasm_features": [name for name, body in _PROPOSALS.items() if trials.validates(body)]
         + ["component-model"] * ("component" in said["kinds"]),
     }
 
@@ -55,6 +118,13 @@ class _Trials:
         self._sandbox = sandbox
         self.host = host
         self._by_default = self._artifact((host, cpu.NATIVE, {}))
+
+    def broken(self, kind: str) -> str:
+        """Return why the engine does not compile and run a module of a kind; empty if it does."""
+        if not (levels := self.levels(self.host)):
+            return "it does not compile for this machine"
+        value, why = self._run((self.host, levels[0], {}), kind)
+        return why or ("" if value == b"5" else f"its code returned {value.decode()} for 2 + 3")
 
     def levels(self, triple: str) -> list[str]:
         """Return the CPU levels that the engine compiles for, the default first."""
@@ -70,22 +140,17 @@ class _Trials:
         Empty if its default is no candidate, and for a compiler that there is no choice of: a
         setting that ``chooses`` it has the values whose code runs here.
         """
-        tried = {one: self._artifact((self.host, cpu.NATIVE, {name: one})) for one in candidates}
-        made = {one: artifact for one, artifact in tried.items() if artifact}
+        tried = {one: (self.host, cpu.NATIVE, {name: one}) for one in candidates}
+        made = {one: code for one, where in tried.items() if (code := self._artifact(where))}
         default = next((one for one in made if made[one] == self._by_default), None)
-        allowed = [one for one in made if not chooses or one == default or self._runs({name: one})]
+        allowed = [
+            one
+            for one in made
+            if not chooses or one == default or self._run(tried[one], "core")[0] == b"5"
+        ]
         if default is None or (chooses and len(allowed) == 1):
             return {}
         return {"name": name, "default": default, "allowed": allowed}
-
-    def _runs(self, settings: dict[str, str]) -> bool:
-        where = (self.host, cpu.NATIVE, settings)
-        artifact = bytearray(self._artifact(where, ADDER))
-
-        def call_it(configured: Any) -> bytes:
-            return str(self._engine.call(configured, artifact, "core", "add", [40, 2])).encode()
-
-        return bool(artifact) and self._try(where, call_it) == b"42"
 
     def validates(self, body: str) -> bool:
         """Return whether the engine finds a core module valid."""
@@ -95,15 +160,40 @@ class _Trials:
             self._engine.validate(configured, bytearray(wasm), "core")
             return b"valid"
 
-        return self._try((self.host, cpu.NATIVE, {}), validate_it) == b"valid"
+        return self._try((self.host, cpu.NATIVE, {}), validate_it)[0] == b"valid"
 
-    def _artifact(self, where: _Where, wasm: bytes = CORE_PREAMBLE) -> bytes:
+    def _artifact(self, where: _Where) -> bytes:
+        return self._compile(where, CORE_PREAMBLE, "core")[0]
+
+    def _compile(self, where: _Where, wasm: bytes, kind: str) -> tuple[bytes, str]:
         def compile_it(configured: Any) -> bytes:
-            module = self._engine.compile(configured, bytearray(wasm), "core")
+            module = self._engine.compile(configured, bytearray(wasm), kind)
             return bytes(self._engine.serialize(module))
 
         return self._try(where, compile_it)
 
-    def _try(self, where: _Where, step: Callable[[Any], bytes]) -> bytes:
-        output, status = self._sandbox.attempt(lambda: step(self._engine.configure(*where)))
-        return b"" if status else output
+    def _run(self, where: _Where, kind: str) -> tuple[bytes, str]:
+        """Return what code that adds 2 and 3 returns, and why there is none."""
+        artifact, why = self._compile(where, bytes.fromhex(_ADDERS[kind]), kind)
+
+        def call_it(configured: Any) -> bytes:
+            code = bytearray(artifact)
+            return str(self._engine.call(configured, code, kind, "add", [2, 3])).encode()
+
+        return (b"", why) if why else self._try(where, call_it)
+
+    def _try(self, where: _Where, step: Callable[[Any], bytes]) -> tuple[bytes, str]:
+        """Return what a step returns, and why it failed; one of both is empty."""
+
+        def taken() -> bytes:
+            try:
+                return b"+" + step(self._engine.configure(*where))
+            except BaseException as failure:  # A panic derives from BaseException.
+                return f"-{type(failure).__name__}: {failure}".encode(errors="replace")
+
+        output, status = self._sandbox.attempt(taken)
+        if os.WIFSIGNALED(status):
+            return b"", f"it was ended by {signal.Signals(os.WTERMSIG(status)).name}"
+        if output[:1] == b"+" and not status:
+            return output[1:], ""
+        return b"", " ".join(output[1:500].decode(errors="replace").split()) or "it failed"

@@ -131,9 +131,6 @@ def _carry_out(
     kind, started = order["kind"], time.perf_counter()
     configured = engine.configure(order["target"], order["cpu"], order["settings"])
     frames.send(sock, frames.Type.CONFIGURED)
-    if order["op"] == "call":
-        value = engine.call(configured, wasm, kind, order["export"], order["arguments"])
-        return {"outcome": "ok", "value": value}
     if order["op"] == "validate":
         engine.validate(configured, wasm, kind)
         return {"outcome": "ok", "seconds": time.perf_counter() - started}

@@ -19,8 +19,8 @@ except ImportError:
     Singlepass = None
 
 from .cpu import NATIVE, X86_64_LEVELS, host_features
+from .describe import CORE_PREAMBLE
 from .engine import Extern, FeatureLacking, ModuleRefused, SettingsRefused
-from .features import CORE_PREAMBLE
 
 _COMPILER = "compiler"
 _COMPILERS = {"cranelift": Compiler, "singlepass": Singlepass}

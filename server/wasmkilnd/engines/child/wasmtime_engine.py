@@ -16,8 +16,8 @@ import wasmtime
 from wasmtime import _bindings, component
 
 from .cpu import NATIVE, X86_64_LEVELS
+from .describe import CORE_PREAMBLE
 from .engine import Extern, FeatureLacking, ModuleRefused, SettingsRefused, offset_in
-from .features import CORE_PREAMBLE
 
 _BOOL = ["false", "true"]
 _STRATEGY = "strategy"

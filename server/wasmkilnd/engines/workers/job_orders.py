@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from wasmkilnd.engines.child.cpu import NATIVE
 from wasmkilnd.engines.workers.job_protocol import JobOrder
-from wasmkilnd.model import Kind, Limits, Module
+from wasmkilnd.model import Limits, Module
 
 
 def on_module(
@@ -21,20 +20,6 @@ def on_module(
         "settings": dict(settings),
     }
     return _order(op, limits, module.wasm, module.sha256, limits.artifact_bytes, **about)
-
-
-def call(
-    artifact: bytes | bytearray,
-    kind: Kind,
-    target: str,
-    export: str,
-    arguments: Sequence[int],
-    limits: Limits,
-) -> JobOrder:
-    """Return an order to load an artifact as a host would, and call one of its functions."""
-    about: dict[str, Any] = {"kind": kind.value, "target": target, "cpu": NATIVE, "settings": {}}
-    wasm = bytes(artifact)  # sent in the place of a module
-    return _order("call", limits, wasm, export=export, arguments=list(arguments), **about)
 
 
 def describe(limits: Limits) -> JobOrder:
