@@ -71,7 +71,6 @@ _PIP = {
     "proxy": "ALL_PROXY",
     "retries": "UV_HTTP_RETRIES",
     "timeout": "UV_HTTP_TIMEOUT",
-    "default-timeout": "UV_HTTP_TIMEOUT",
 }
 _INDEXES = ("UV_DEFAULT_INDEX", "UV_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS")
 _HOME = re.compile(r"^home *= *(.+)$", re.MULTILINE)
@@ -141,12 +140,12 @@ class InstalledEngine:
     def check(self) -> None:
         """Raise NotOurs if another user can change what the engine's workers run. May block."""
         check_tree(self.path)
-        _check_interpreter(self.interpreter)
-        # The environment's Python takes its library from there, wherever the link to it leads.
+        text = ""
         with suppress(OSError):
             text = (self.path / "pyvenv.cfg").read_text(errors="replace")
-            for home in _HOME.findall(text):
-                _check_libraries(Path(home.strip()).parent, self.interpreter)
+        # The environment's Python takes its library from there, wherever the link to it leads.
+        homes = [Path(home.strip()).parent for home in _HOME.findall(text)]
+        _check_interpreter(self.interpreter, homes)
 
 
 class EngineStore:
@@ -231,13 +230,8 @@ class EngineStore:
         _run([str(found.path), "-I", "-S", "-m", "venv", "--without-pip", str(folder)])
         python, kind, marker = folder / "bin" / "python", KINDS[name], folder / _MARKER
         _install_wheels(python, [f"{each}=={version}" for each in kind.packages], pins, report)
-        try:
-            for each in kind.optional:
-                _install_wheels(python, [f"{each}=={version}"], pins, report)
-        except _ForeignWheelError:
-            raise
-        except EngineInstallError as failure:
-            report(f"going on without: {failure}")
+        for each in kind.optional:
+            _install_wheels(python, [f"{each}=={version}"], pins, report, optional=True)
         version = _run([str(python), "-I", "-c", _VERSION_PROBE, kind.packages[0]]).strip()
         engine = InstalledEngine(name, version, found.name, self._root / f"{name}-{version}")
         marker.write_text(json.dumps({"name": name, "version": version, "python": found.name}))
@@ -401,45 +395,43 @@ def _candidates(minors: range, fetched: Path) -> Iterator[str]:
             yield from sorted(glob.glob(f"{folder}/python3.{minor}"))  # noqa: PTH207
 
 
-def _check_interpreter(executable: Path) -> None:
-    """Raise NotOurs if another user can change a Python or its library. May block."""
+def _check_interpreter(executable: Path, prefixes: Sequence[Path] = ()) -> None:
+    """Raise NotOurs if another user can change a Python or its libraries. May block."""
     check_path(executable)
-    _check_libraries(executable.resolve().parent.parent, executable)
+    itself = executable.resolve()
+    versions = itself.name if re.fullmatch(r"python3\.\d+", itself.name) else "python3.*"
+    for prefix in (itself.parent.parent, *prefixes):
+        for folder in (prefix / "lib", prefix / "lib64"):
+            check_path(folder)
+            for library in folder.glob(versions):
+                check_tree(library, leave_out=_PACKAGES)
+            for loaded in (*folder.glob("python3*.zip"), *folder.glob("libpython3*")):
+                check_path(loaded)
 
 
-def _check_libraries(prefix: Path, executable: Path) -> None:
-    name = executable.resolve().name
-    versions = name if re.fullmatch(r"python3\.\d+", name) else "python3.*"
-    for folder in (prefix / "lib", prefix / "lib64"):
-        check_path(folder)
-        for library in folder.glob(versions):
-            check_tree(library, leave_out=_PACKAGES)
-        for loaded in (*folder.glob("python3*.zip"), *folder.glob("libpython3*")):
-            check_path(loaded)
-
-
-class _ForeignWheelError(EngineInstallError):
-    """The package index served a file that is not one of those that were pinned."""
-
-
-def _install_wheels(python: Path, packages: Sequence[str], pins: Path, report: Report) -> None:
-    """Install ``package==version``s into the environment of ``python``.
+def _install_wheels(
+    python: Path, packages: Sequence[str], pins: Path, report: Report, *, optional: bool = False
+) -> None:
+    """Install ``package==version``s into the environment of ``python``, if they are there.
 
     Where the file ``pins`` exists, it lists the SHA-256 of the files that are good.
     """
-    report(f"installing {', '.join(packages)}")
+    names = ", ".join(packages)
+    report(f"installing {names}")
     hashes = ["--require-hashes", "--constraints", str(pins)] if pins.exists() else []
     words = ["pip", "install", "--python", str(python), "--only-binary", ":all:"]
     try:
         _uv([*words, *hashes, *packages], {"UV_LINK_MODE": "copy"})
     except EngineInstallError as failure:
-        if "Hash mismatch" not in str(failure):
+        if "Hash mismatch" in str(failure):
+            whose = "this release" if pins.parent == PINS else "--sha256"
+            raise EngineInstallError(
+                f"cannot install {names}: the package index served a file with another SHA-256"
+                f" than those that {whose} allows; find out who changed it"
+            ) from None
+        if not optional:
             raise
-        whose = "this release" if pins.parent == PINS else "--sha256"
-        raise _ForeignWheelError(
-            f"cannot install {', '.join(packages)}: the package index served a file with another"
-            f" SHA-256 than those that {whose} allows; find out who changed it"
-        ) from None
+        report(f"going on without: {failure}")
 
 
 def _uv(words: Sequence[str], environ: dict[str, str]) -> None:
@@ -477,18 +469,12 @@ def _pip_settings() -> dict[str, str]:
         homes = ("/etc/xdg/pip", "/etc", "~/.pip", f"{config}/pip", sys.prefix)
         with suppress(configparser.Error, ValueError):
             files.read([os.path.expanduser(f"{home}/pip.conf") for home in homes] + [named])  # noqa: PTH111 - raises nothing
-    said = {
-        key.replace("_", "-"): text
-        for name in ("global", "install")
-        if name in files
-        for key, text in files[name].items()
-    }
-    for name, text in os.environ.items():
-        if name.startswith("PIP_"):
-            said[name.removeprefix("PIP_").lower().replace("_", "-")] = text
-    found = {
-        _PIP[key]: " ".join(text.split()) for key, text in said.items() if key in _PIP and text
-    }
+    said: dict[str, str] = {}
+    for name in ("global", "install"):
+        said |= dict(files[name]) if name in files else {}
+    said |= {name[4:]: text for name, text in os.environ.items() if name.startswith("PIP_")}
+    said = {key.lower().replace("_", "-"): " ".join(text.split()) for key, text in said.items()}
+    found = {_PIP[key]: text for key, text in said.items() if key in _PIP and text}
     if "UV_FIND_LINKS" in found:
         found["UV_FIND_LINKS"] = found["UV_FIND_LINKS"].replace(" ", ",")
     return found
