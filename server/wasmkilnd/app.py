@@ -94,7 +94,9 @@ class Daemon:
             settings, len(found), len(access.policy.current.namespaces)
         )
         audit_start(audit, self._version, sealer.keys)
-        started = Serving(self._settings, self._limits, self._metrics)
+        started = Serving(
+            self._settings, self._limits, self._metrics, audit, self._in_the_background
+        )
         await started.start(found, self._on_stop)
         engines = self._engines = started.registry
         quotas = Quotas(lambda: access.policy.current.quotas)
@@ -151,7 +153,7 @@ class Daemon:
         self._in_the_background(
             follow(lambda: watched_files(self._settings.current), seen, self._reloader.refresh)
         )
-        started.follow(tenants, audit, self._in_the_background)
+        started.follow(tenants)
         self._serving = started
         status = StatusPage(self._metrics, self._readiness, started, tenants)
         admin_address = await opening.admin(self._readiness, access.guard, audit, tls, status.pages)

@@ -21,7 +21,7 @@ from wasmkilnd.lifecycle import engines
 from wasmkilnd.lifecycle.engines import Serving
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.settings_loader import load
-from wasmkilnd.telemetry.metrics import Metrics
+from wasmkilnd.telemetry.metrics import EngineUsage, Metrics
 from wasmkilnd.usage import UsedSpec, Uses
 
 from tests.unit.engines.limits import LIMITS
@@ -35,22 +35,27 @@ class Rig:
 
     def __init__(self, state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         settings = load({"state_dir": str(state_dir)}, {}).settings
-        self.serving = Serving(Reloadable(settings), Reloadable(LIMITS), Metrics("0"))
+        self.tasks: list[asyncio.Task[None]] = []
+        self.serving = Serving(
+            Reloadable(settings),
+            Reloadable(LIMITS),
+            Metrics("0"),
+            cast(Any, SimpleNamespace(on=False, write=lambda _: None)),
+            lambda work: self.tasks.append(asyncio.create_task(work)),
+        )
         self.record, self.orders = NameRecord(state_dir), WarmOrders(state_dir)
         self.meanwhile: Callable[[], Awaitable[None]] | None = None
         self.started: list[str] = []
         self.closed: list[str] = []
 
-        async def start(new: Sequence[InstalledEngine], _: object) -> tuple[list[Any], list[Any]]:
+        async def start(new: InstalledEngine, _: object) -> Any:
             if self.meanwhile:
                 await self.meanwhile()
-            self.started += [each.id for each in new]
-            return [self._served(each.id) for each in new], []
+            self.started.append(new.id)
+            return self._served(new.id)
 
-        monkeypatch.setattr(engines, "serve_engines", start)
-        nobody = SimpleNamespace(write_engines=_nothing)
-        self.serving._tenants = cast(Any, nobody)
-        self.serving._auditor = cast(Any, SimpleNamespace(on=False, write=lambda _: None))
+        monkeypatch.setattr(engines, "serve_engine", start)
+        self.serving.follow(cast(Any, SimpleNamespace(write_engines=_nothing)))
 
     def _served(self, engine_id: str) -> Any:
         async def close() -> None:
@@ -205,14 +210,8 @@ async def warm(rig: Rig, site: Dead) -> Any:
     """Have an engine warmed; return how that ended."""
     await rig.take(NEW, MIDDLE, OLD, warming=[NEW])
     assert rig.stands_for == (OLD, OLD)
-    tasks: list[asyncio.Task[None]] = []
-    tenants = SimpleNamespace(opened={"": site}, write_engines=_nothing)
-    rig.serving.follow(
-        cast(Any, tenants),
-        rig.serving._auditor,
-        lambda work: tasks.append(asyncio.create_task(work)),
-    )
-    await asyncio.gather(*tasks)
+    rig.serving.follow(cast(Any, SimpleNamespace(opened={"": site}, write_engines=_nothing)))
+    await asyncio.gather(*rig.tasks)
     assert rig.orders.read([NEW]) == []
     assert rig.stands_for == (NEW, NEW)
     (status,) = rig.serving._warm_ups.values()

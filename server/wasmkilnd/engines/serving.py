@@ -8,12 +8,12 @@ not stop the others.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from pydantic import TypeAdapter
 
 from wasmkilnd import model
+from wasmkilnd.config.machine import cpu_count
 from wasmkilnd.engines.child import sandbox
 from wasmkilnd.engines.install import InstalledEngine
 from wasmkilnd.engines.served import ServedEngine
@@ -44,8 +44,6 @@ class WorkerOptions:
     size: int
     """Workers per engine."""
     limits: Reloadable[model.Limits]
-    threads: int
-    """Threads of one compilation."""
     recorder: Metrics
     guard: IsolationGuard
     users: JobUsers
@@ -53,60 +51,41 @@ class WorkerOptions:
     """The jobs of all engines."""
 
 
-async def serve_engines(
-    engines: Sequence[InstalledEngine], options: WorkerOptions
-) -> tuple[list[ServedEngine], list[model.UnservedEngine]]:
-    """Start all engines; return those that work, and those that do not with the reason.
-
-    Whatever is wrong with one engine does not stop the others.
-    """
-    outcomes = await asyncio.gather(
-        *(_serve_engine(engine, options) for engine in engines), return_exceptions=True
-    )
-    served, unserved = [], []
-    for engine, outcome in zip(engines, outcomes, strict=True):
-        if isinstance(outcome, ServedEngine):
-            served.append(outcome)
-        elif isinstance(outcome, Exception):
-            unserved.append(model.UnservedEngine(engine.id, _in_words(outcome)))
-        else:
-            raise outcome
-    return served, unserved
-
-
-async def _serve_engine(engine: InstalledEngine, options: WorkerOptions) -> ServedEngine:
+async def serve_engine(
+    engine: InstalledEngine, options: WorkerOptions
+) -> ServedEngine | model.UnservedEngine:
     """Start an engine's workers, ask it what it can do, and test it."""
 
     async def start() -> Worker:
         user = await options.users.pick()
-        worker = await start_worker(engine.interpreter, engine.name, options.threads, user)
+        worker = await start_worker(engine.interpreter, engine.name, cpu_count(), user)
         try:
             options.guard.admit(engine.id, worker.isolation)
             await worker.run(job_orders.nothing(options.limits.current))
-        except (NotConfined, OutOfDescriptors) as failure:
+        except BaseException as failure:
             await worker.kill()
-            raise WorkerDied(str(failure)) from None
-        except BaseException:
-            await worker.kill()
+            if isinstance(failure, NotConfined | OutOfDescriptors):
+                raise WorkerDied(str(failure)) from None
             raise
         return worker
 
+    size, limits, recorder = options.size, options.limits, options.recorder
     pool = WorkerPool(
-        engine.id,
-        start,
-        size=options.size,
-        limits=options.limits,
-        recorder=options.recorder,
+        *(engine.id, start),
+        size=size,
+        limits=limits,
+        recorder=recorder,
         neighbours=options.neighbours,
     )
     try:
         # Before the first worker, which would run what it finds there as the daemon's user.
         await asyncio.to_thread(engine.check)
         await pool.start()
-        capabilities = await _ask(pool, engine.id, options.limits.current)
-        return ServedEngine(capabilities, pool, engine.is_there)
-    except BaseException:
+        return ServedEngine(await _ask(pool, engine.id, limits.current), pool, engine.is_there)
+    except BaseException as failure:
         await pool.close()
+        if isinstance(failure, Exception):
+            return model.UnservedEngine(engine.id, _in_words(failure))
         raise
 
 

@@ -18,7 +18,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -33,7 +33,7 @@ from wasmkilnd.engines.advisories import Advisories, read_advisories
 from wasmkilnd.engines.install import KINDS, EngineStore, InstalledEngine
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.engines.served import ServedEngine
-from wasmkilnd.engines.serving import WorkerOptions, serve_engines
+from wasmkilnd.engines.serving import WorkerOptions, serve_engine
 from wasmkilnd.engines.workers.isolation import IsolationGuard
 from wasmkilnd.engines.workers.job_users import JobUsers
 from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
@@ -43,7 +43,6 @@ from wasmkilnd.lifecycle.descriptors import make_room
 from wasmkilnd.lifecycle.long_step import long_step
 from wasmkilnd.lifecycle.preflight import CannotStart
 from wasmkilnd.lifecycle.reload import CannotReload
-from wasmkilnd.machine import cpu_count
 from wasmkilnd.ownership import NotOurs
 from wasmkilnd.ports import Auditor
 from wasmkilnd.reloadable import Reloadable
@@ -168,10 +167,18 @@ class Serving:
     """
 
     def __init__(
-        self, settings: Reloadable[Settings], limits: Reloadable[model.Limits], metrics: Metrics
+        self,
+        settings: Reloadable[Settings],
+        limits: Reloadable[model.Limits],
+        metrics: Metrics,
+        auditor: Auditor,
+        in_background: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
-        """Serve nothing yet. Raises CannotStart."""
-        self._settings = settings
+        """Serve nothing yet. Raises CannotStart.
+
+        ``in_background`` runs what no reload waits for.
+        """
+        self._settings, self._auditor, self._in_background = settings, auditor, in_background
         self.advisories = Reloadable(open_advisories(settings.current))
         """Which engines have a known vulnerability."""
         self._metrics = metrics
@@ -179,7 +186,6 @@ class Serving:
         self._options = WorkerOptions(
             size=settings.current.effective_workers,
             limits=limits,
-            threads=cpu_count(),
             recorder=metrics,
             guard=self.isolation,
             users=JobUsers(),
@@ -204,6 +210,7 @@ class Serving:
             **{engine.id: False for engine in self.unserved},
             **{engine.id: True for engine in self.registry.served},
         }
+        metrics.gauges.warm_ups = lambda: tuple(self._warm_ups.values())
         metrics.gauges.isolation = lambda: {
             engine.id: self.isolation.of(engine.id) for engine in self.registry.served
         }
@@ -226,28 +233,28 @@ class Serving:
 
         Raises NotOurs, and changes nothing then.
         """
-        damaged, self._orders, (recorded, removed) = await asyncio.to_thread(self._read, installed)
+        damaged, self._orders = await asyncio.to_thread(self._read, installed)
         before = {engine.id: engine for engine in self.registry.served}
         advisories = self.advisories.current
         known = {**self._refused, **before}
         there = [known[each.id] for each in installed if each.id in known]
         refused = {each.id: each for each in there if advisories.why(each)}
         new = [each for each in installed if each.id not in {*before, *refused}]
-        added, broken = await serve_engines(new, self._options)
+        started = await asyncio.gather(*(serve_engine(each, self._options) for each in new))
+        added = [each for each in started if not isinstance(each, model.UnservedEngine)]
         for engine in [each for each in added if advisories.why(each)]:
             added.remove(engine)
             refused[engine.id] = engine
             await engine.pool.close()
-        again = "it is damaged: install it again"
-        unserved = [*(model.UnservedEngine(each.name, again) for each in damaged), *broken]
-        unserved += [
-            model.UnservedEngine(each.id, advisories.why(each)) for each in refused.values()
-        ]
+        self._refused = refused
+        unserved = [each for each in started if isinstance(each, model.UnservedEngine)]
+        whys = dict.fromkeys(damaged, "it is damaged: install it again")
+        whys |= {each.id: advisories.why(each) for each in refused.values()}
+        unserved += [model.UnservedEngine(engine_id, why) for engine_id, why in whys.items()]
         for one in unserved:
             if one not in self.unserved:
                 log.error("engine is not served", engine=one.id, cause=one.cause)
-        self.unserved, self._refused = unserved, refused
-        self._ids = [*(each.id for each in installed), *(each.name for each in damaged)]
+        self.unserved, self._ids = unserved, [*(each.id for each in installed), *damaged]
         ids = [engine.id for engine in added]
         # Names that stand for an engine already do not move back.
         self._warming |= {order.engine_id for order in self._orders} & set(ids)
@@ -259,51 +266,47 @@ class Serving:
             if engine.name in model.FAST_SETTINGS and not engine.has_fast:
                 log.info("engine has no fast compiler", engine=engine.id)
         served = [*(each for each in before.values() if each.id in stay), *added]
-        async with self._naming:
-            with suppress(NotOurs):  # Engines took seconds to start.
-                recorded, removed = await asyncio.to_thread(self._record.read)
-            now = self._settings.current
-            choices = (now.engine_aliases, now.default_engine, recorded, removed)
-            await self._arrange(served, naming.NameChoices(*choices), recorded)
+        await self._resolve(served)
         advisories.warn(served)
         return ids, [engine for engine in before.values() if engine not in served]
 
-    def _read(self, installed: Sequence[InstalledEngine]) -> tuple[Any, Any, Any]:
+    def _read(
+        self, installed: Sequence[InstalledEngine]
+    ) -> tuple[list[str], list[naming.WarmOrder]]:
+        self._record.read()  # A record that another user could change stops all.
         orders = self._warm_orders.read(engine.id for engine in installed)
-        return self._store.damaged(), orders, self._record.read()
+        return [folder.name for folder in self._store.damaged()], orders
 
-    async def _arrange(
-        self,
-        served: Iterable[ServedEngine],
-        choices: naming.NameChoices,
-        written: Mapping[str, str],
+    async def _resolve(
+        self, served: Sequence[ServedEngine] | None = None, moved_to: str = ""
     ) -> None:
-        """Serve these engines, resolve names, and record them if that is not ``written`` yet."""
-        registry = self.registry
-        order = sorted(served, key=lambda each: self._ids.index(each.id))
-        registry.serve(sorted(order, key=lambda each: each.id in self._warming), choices)
-        record = naming.to_record(choices, registry.resolved, registry.served, self._ids)
-        registry.choices = replace(choices, recorded=record)
-        if record == written:
-            return
-        try:
-            await asyncio.to_thread(self._record.write, record)
-        except (OSError, NotOurs) as failure:
-            # Names may move at the next start.
-            log.warning("cannot record what engines' names stand for", cause=str(failure))
+        """Serve these engines, or the same, and resolve names; record what they stand for.
 
-    def follow(
-        self,
-        tenants: Tenants,
-        auditor: Auditor,
-        in_background: Callable[[Coroutine[Any, Any, None]], None],
-    ) -> None:
-        """Follow what is installed from now on, and go on with warm-ups that were ordered before.
-
-        ``in_background`` runs what no reload waits for.
+        The name of ``moved_to`` stands for that engine from now on.
         """
-        self._tenants, self._auditor, self._in_background = tenants, auditor, in_background
-        self._metrics.gauges.warm_ups = lambda: tuple(self._warm_ups.values())
+        registry, settings = self.registry, self._settings.current
+        async with self._naming:
+            written, removed = registry.choices.recorded, registry.choices.removed
+            with suppress(NotOurs):  # An operator may have changed it while engines started.
+                written, removed = await asyncio.to_thread(self._record.read)
+            recorded = naming.moved_to(written, moved_to) if moved_to else written
+            names = settings.engine_aliases, settings.default_engine
+            choices = naming.NameChoices(*names, recorded, removed)
+            served = registry.served if served is None else served
+            order = sorted(served, key=lambda each: self._ids.index(each.id))
+            registry.serve(sorted(order, key=lambda each: each.id in self._warming), choices)
+            record = naming.to_record(choices, registry.resolved, registry.served, self._ids)
+            registry.choices = replace(choices, recorded=record)
+            try:
+                if record != written:
+                    await asyncio.to_thread(self._record.write, record)
+            except (OSError, NotOurs) as failure:
+                # Names may move at the next start.
+                log.warning("cannot record what engines' names stand for", cause=str(failure))
+
+    def follow(self, tenants: Tenants) -> None:
+        """Follow what is installed from now on; go on with warm-ups that were ordered before."""
+        self._tenants = tenants
         self._warm_up()
 
     def prepare(self, new: Settings) -> Callable[[], None]:
@@ -448,17 +451,11 @@ class Serving:
 
     async def _names_move(self, engine_id: str) -> None:
         """Let names stand for an engine whose warm-up has ended."""
-        if engine_id not in self._warming:
-            return
-        self._warming.remove(engine_id)
-        async with self._naming:
-            names, written = self.registry.resolved, self.registry.choices.recorded
-            with suppress(NotOurs):  # An operator may have changed it since.
-                written, _ = await asyncio.to_thread(self._record.read)
-            moved = naming.moved_to(written, engine_id)
-            choices = replace(self.registry.choices, recorded=moved)
-            await self._arrange(self.registry.served, choices, written)
-        await self._tell(names)
+        if engine_id in self._warming:
+            self._warming.remove(engine_id)
+            names = self.registry.resolved
+            await self._resolve(moved_to=engine_id)
+            await self._tell(names)
 
     async def _tell(
         self, before: naming.Names, added: Sequence[str] = (), gone: Sequence[str] = ()

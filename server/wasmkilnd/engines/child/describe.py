@@ -101,8 +101,8 @@ def describe(engine: Engine, sandbox: Sandbox) -> dict[str, Any]:
             if (levels := trials.levels(triple))
         ],
         "settings": [
-            {**setting, "description": said["setting_descriptions"][name]}
-            for name, values in said["setting_values"].items()
+            {**setting, "description": text}
+            for name, (text, values) in said["candidate_settings"].items()
             if (setting := trials.setting(name, values, name == said["compiler_setting"]))
         ],
         "wasm_features": [name for name, body in _PROPOSALS.items() if trials.validates(body)]

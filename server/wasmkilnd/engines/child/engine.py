@@ -43,7 +43,7 @@ class Engine(Protocol):
 
     # Return what the engine reports about itself, as JSON-ready data: name, version, core_version,
     # compiler, host_triple, host_cpu_features, kinds; candidate_targets, the triples to try, the
-    # host's first; setting_values and setting_descriptions by setting, with the values to try; and
+    # host's first; candidate_settings, by name a sentence and the values to try; and
     # compiler_setting, the one that chooses the compiler. May compile: call it in a job only.
     def describe(self) -> dict[str, Any]: ...
 

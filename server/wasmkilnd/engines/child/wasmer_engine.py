@@ -24,6 +24,11 @@ from .engine import Extern, FeatureLacking, ModuleRefused, SettingsRefused
 
 _COMPILER = "compiler"
 _COMPILERS = {"cranelift": Compiler, "singlepass": Singlepass}
+_SPEED = (
+    "singlepass takes an eighth of cranelift's time, and its code runs slower; it lacks some"
+    " proposals, and needs a CPU with AVX."
+)
+_LAYOUT = "How code is laid out; only wasmer's universal engine needs no linker."
 
 _TARGETS = (
     *(f"{cpu}-unknown-linux-{libc}" for libc in ("gnu", "musl") for cpu in ("x86_64", "aarch64")),
@@ -58,7 +63,6 @@ class WasmerEngine:
     def describe(self) -> dict[str, Any]:
         """Return a description."""
         host = str(wasmer_targets.Triple.host())
-        compilers = {_COMPILER: list(_COMPILERS)} if Singlepass else {}
         return {
             "name": self.name,
             "version": wasmer.__version__,
@@ -69,11 +73,9 @@ class WasmerEngine:
                 _FEATURE_NAMES[name] for name in _FEATURE_NAMES.keys() & host_features()
             ),
             "candidate_targets": [host, *(target for target in _TARGETS if target != host)],
-            "setting_values": {"engine": ["universal"], **compilers},
-            "setting_descriptions": {
-                "engine": "How code is laid out; only wasmer's universal engine needs no linker.",
-                _COMPILER: "singlepass takes an eighth of cranelift's time, and its code runs"
-                " slower; it lacks some proposals, and needs a CPU with AVX.",
+            "candidate_settings": {
+                "engine": (_LAYOUT, ["universal"]),
+                **({_COMPILER: (_SPEED, list(_COMPILERS))} if Singlepass else {}),
             },
             "kinds": ["core"],
             "compiler_setting": _COMPILER,

@@ -102,8 +102,8 @@ class WasmtimeEngine:
         core = re.search(rb"\x02?([0-9]+(?:\.[0-9]+)*)[\x00-\x7f]" + host.encode(), probe)
         collector = collector_of(probe, host)
         has = [*dir(wasmtime.Config), *([_COLLECTOR] if collector else [])]
-        settings = {name: text for name, text in _SETTINGS.items() if name in has}
-        settings.update((name, _PROPOSAL) for name in has if name.startswith("wasm_"))
+        texts = {name: text for name, text in _SETTINGS.items() if name in has}
+        texts.update((name, _PROPOSAL) for name in has if name.startswith("wasm_"))
         values = {**_VALUES, _COLLECTOR: [collector, _NO_COLLECTOR]}
         return {
             "name": self.name,
@@ -113,8 +113,9 @@ class WasmtimeEngine:
             "host_triple": host,
             "host_cpu_features": sorted({flag.decode() for flag in _CPU_FLAG.findall(probe)}),
             "candidate_targets": [host, *(target for target in _TARGETS if target != host)],
-            "setting_values": {name: values.get(name, _BOOL) for name in settings},
-            "setting_descriptions": settings,
+            "candidate_settings": {
+                name: (text, values.get(name, _BOOL)) for name, text in texts.items()
+            },
             "kinds": ["core", "component"],
             "compiler_setting": _STRATEGY,
         }
