@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,7 +16,7 @@ from typing import Any, cast
 import pytest
 from wasmkilnd import errors
 from wasmkilnd.engines.install import InstalledEngine
-from wasmkilnd.engines.names import DEFAULT, NameRecord, WarmOrder, WarmOrders, name_of
+from wasmkilnd.engines.names import DEFAULT, NameRecord, WarmOrder, name_of
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.lifecycle import engines
 from wasmkilnd.lifecycle.engines import Serving
@@ -43,7 +44,7 @@ class Rig:
             cast(Any, SimpleNamespace(on=False, write=lambda _: None)),
             lambda work: self.tasks.append(asyncio.create_task(work)),
         )
-        self.record, self.orders = NameRecord(state_dir), WarmOrders(state_dir)
+        self.record = NameRecord(state_dir)
         self.meanwhile: Callable[[], Awaitable[None]] | None = None
         self.started: list[str] = []
         self.closed: list[str] = []
@@ -77,13 +78,14 @@ class Rig:
             for each in ids
         ]
         for each in warming:
-            self.orders.write(WarmOrder(each, OLD, 10))
+            order = WarmOrder(each, OLD, 10)
+            self.record.change(lambda record, order=order: record.ordered(order.engine_id, order))
         await self.serving._take(installed)
 
     @property
     def stands_for(self) -> tuple[str, str]:
         """What `wasmtime` means now, and what it will after a restart."""
-        return self.serving.registry.names["wasmtime"], self.record.read()[0]["wasmtime"]
+        return self.serving.registry.names["wasmtime"], self.record.read().names["wasmtime"]
 
 
 async def _nothing() -> None:
@@ -102,28 +104,29 @@ async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
 async def test_names_move_when_a_warm_up_has_ended(rig: Rig) -> None:
     await rig.take(NEW, MIDDLE, OLD, warming=[NEW])
     assert rig.stands_for == (OLD, OLD)
-    await rig.serving._names_move(NEW)
+    await rig.serving._resolve(warmed=NEW)
     assert rig.stands_for == (NEW, NEW)
-    assert rig.record.read()[0][DEFAULT] == NEW
+    assert rig.record.read().names[DEFAULT] == NEW
 
 
 async def test_an_engine_that_was_taken_out_during_its_warm_up_moves_no_name(rig: Rig) -> None:
     await rig.take(NEW, MIDDLE, OLD, warming=[NEW])
     await rig.take(MIDDLE, OLD)
-    await rig.serving._names_move(NEW)
+    await rig.serving._resolve(warmed=NEW)
     assert rig.stands_for == (OLD, OLD)
 
 
 async def test_a_warm_up_that_ends_while_another_engine_starts_is_not_undone(rig: Rig) -> None:
     await rig.take(NEW, MIDDLE, OLD, warming=[NEW])
-    rig.meanwhile = lambda: rig.serving._names_move(NEW)
+    rig.meanwhile = lambda: rig.serving._resolve(warmed=NEW)
     await rig.take(NEW, MIDDLE, OLD, OTHER)
     assert rig.stands_for == (NEW, NEW)
 
 
 async def test_what_an_operator_chooses_while_an_engine_starts_holds(rig: Rig) -> None:
     async def choose() -> None:
-        rig.record.write({"wasmtime": MIDDLE, DEFAULT: MIDDLE})
+        names = {"wasmtime": MIDDLE, DEFAULT: MIDDLE}
+        rig.record.change(lambda record: replace(record, names=names))
 
     rig.meanwhile = choose
     await rig.take(MIDDLE, OLD, OTHER)
@@ -212,7 +215,7 @@ async def warm(rig: Rig, site: Dead) -> Any:
     assert rig.stands_for == (OLD, OLD)
     rig.serving.follow(cast(Any, SimpleNamespace(opened={"": site}, write_engines=_nothing)))
     await asyncio.gather(*rig.tasks)
-    assert rig.orders.read([NEW]) == []
+    assert rig.record.read().warm_ups == []
     assert rig.stands_for == (NEW, NEW)
     (status,) = rig.serving._warm_ups.values()
     return status

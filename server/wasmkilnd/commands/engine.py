@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 
 import click
@@ -159,9 +159,8 @@ def remove(engine_id: str, force: bool, state_dir: str | None, and_reload: bool)
             " engine_alias or default_engine, or remove it with --force"
         )
     state.store.remove(found)
-    naming.WarmOrders(folder).remove(found.id)
     with suppress(OSError):  # Then its callers get ENGINE_UNKNOWN after a restart.
-        naming.NameRecord(folder).write(state.choices.recorded, removed=found.id)
+        state.record.change(lambda record: record.without(found.id))
     _say(f"{found.id} is removed")
     take_in(folder, "ends it, after its jobs,", and_reload=and_reload)
 
@@ -188,15 +187,11 @@ def use(engine_id: str, as_default: bool, state_dir: str | None, and_reload: boo
             )
     # What names stand for without a record stays, too.
     now = naming.to_record(state.choices, state.names, state.installed, state.store.ids())
-    record = naming.moved_to(now, found.id)
+    names = naming.moved_to(now, found.id)
     if as_default:
-        record[naming.DEFAULT] = found.id
-    try:
-        naming.NameRecord(settings.state_dir).write(record)
-    except OSError as failure:
-        where = failure.filename or settings.state_dir
-        raise EngineInstallError(f"cannot write {where}: {failure.strerror}") from None
-    also = " and requests that name no engine" if record.get(naming.DEFAULT) == found.id else ""
+        names[naming.DEFAULT] = found.id
+    state.change(lambda record: replace(record, names=names))
+    also = " and requests that name no engine" if names.get(naming.DEFAULT) == found.id else ""
     _say(f"{found.name}{also} will stand for {found.id}")
     take_in(settings.state_dir, "takes that over", and_reload=and_reload)
 
@@ -210,8 +205,8 @@ class _State:
         aliases, default = self.settings.engine_aliases, self.settings.default_engine
         self.store = EngineStore(self.settings.state_dir)
         self.installed = self.store.installed()
-        recorded, _ = naming.NameRecord(self.settings.state_dir).read()
-        self.choices = naming.NameChoices(aliases, default, recorded)
+        self.record = naming.NameRecord(self.settings.state_dir)
+        self.choices = naming.NameChoices(aliases, default, self.record.read().names)
         self.names = naming.resolve(self.choices, self.installed)
 
     def of(self, engine_id: str) -> list[str]:
@@ -247,17 +242,20 @@ class _State:
         """Write the order of a warm-up, and say so. Raises EngineInstallError."""
         if order.engine_id == order.from_engine_id:
             raise EngineInstallError(f"cannot warm {order.engine_id} from itself")
-        folder = self.settings.state_dir
-        try:
-            naming.WarmOrders(folder).write(order)
-        except OSError as failure:
-            raise EngineInstallError(
-                f"cannot order a warm-up: {failure.filename or folder}: {failure.strerror};"
-                f" {order.engine_id} is installed without one: before you reload the daemon, mend"
-                " that and run this again"
-            ) from None
+        self.change(lambda record: record.ordered(order.engine_id, order))
         _say(
             f"{order.engine_id} compiles the {order.top} artifacts that are used most with"
             f" {order.from_engine_id} first; until then it is served by its id alone, and names"
             " stand for what they did before. Watch it with `wasmkiln stats`."
         )
+
+    def change(self, change: Callable[[naming.Record], naming.Record]) -> None:
+        """Change the record of names. Raises EngineInstallError."""
+        try:
+            self.record.change(change)
+        except OSError as failure:
+            where = failure.filename or self.settings.state_dir
+            raise EngineInstallError(
+                f"cannot write {where}: {failure.strerror}; mend that and run this again before"
+                " you reload the daemon"
+            ) from None

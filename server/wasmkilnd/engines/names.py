@@ -2,22 +2,22 @@
 
 A further version that is installed changes no name. So that a restart changes none either, what
 each name stands for is kept in the state directory (``NameRecord``). An order of a warm-up
-(``WarmOrders``) keeps names from a new engine until what is used most is compiled for it.
+(``WarmOrder``) keeps names from a new engine until what is used most is compiled for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Annotated, Literal, Protocol, TypeVar
 
 import structlog
-from pydantic import BaseModel, Field
+from pydantic import Field, TypeAdapter
 
 from wasmkilnd.ownership import check_path
 from wasmkilnd.usage import MAX_USES
-from wasmkilnd.whole_files import write_whole
+from wasmkilnd.whole_files import locked, write_whole
 
 log = structlog.get_logger("wasmkilnd.engines")
 
@@ -35,7 +35,6 @@ class _Engine(Protocol):
 
 
 E = TypeVar("E", bound=_Engine)
-F = TypeVar("F", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,105 +122,68 @@ def moved_to(recorded: Mapping[str, str], engine_id: str) -> dict[str, str]:
     return record
 
 
-class _Record(BaseModel):
-    version: Literal[1] = 1
-    names: dict[str, str]
-    removed: list[str] = []
-
-
-class _Order(BaseModel):
-    version: Literal[1] = 1
-    source: str = Field(alias="from")
-    top: int = Field(ge=1, le=MAX_USES)
-
-
-def _read(form: type[F], path: Path, event: str, **about: Any) -> F | None:
-    """Return what a file holds; None if it is not there, or damaged, of which the log tells."""
-    try:
-        return form.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as failure:
-        cause = str(failure) if isinstance(failure, OSError) else "it is damaged"
-        log.error(event, cause=cause, **about)
-        return None
-
-
-class NameRecord:
-    """What names stand for, and which engines were removed: ``<state_dir>/engine-names.json``.
-
-    The daemon writes it when names are resolved; ``wasmkilnd engine use`` and ``remove`` change
-    it. Every method may block, and raises NotOurs.
-    """
-
-    def __init__(self, state_dir: Path) -> None:
-        self._file = state_dir / "engine-names.json"
-
-    def read(self) -> tuple[dict[str, str], list[str]]:
-        """Return an id by name, and the ids of engines that an operator removed, the last ones.
-
-        Both are empty where there is no record, or a damaged one.
-        """
-        check_path(self._file)
-        event = "cannot read what engines' names stand for: names stand for the newest versions"
-        found = _read(_Record, self._file, event, file=str(self._file))
-        return (found.names, found.removed) if found else ({}, [])
-
-    def write(self, names: Mapping[str, str], removed: str = "") -> None:
-        """Replace what names stand for; remember that an engine was ``removed``. Raises OSError."""
-        gone = [each for each in self.read()[1] if each != removed]
-        gone = [*gone, *([removed] if removed else [])][-_MAX_REMOVED:]
-        document = _Record(names=dict(sorted(names.items())), removed=gone)
-        write_whole(self._file, document.model_dump_json(indent=1).encode() + b"\n")
-
-
 @dataclass(frozen=True, slots=True)
 class WarmOrder:
     """What to compile before names stand for an engine."""
 
     engine_id: str
     from_engine_id: str
-    top: int
+    top: Annotated[int, Field(ge=1, le=MAX_USES)]
     """How many of the artifacts that are used most."""
 
 
-class WarmOrders:
-    """Orders in a state directory: ``<state_dir>/warm-ups/<new engine>.json``.
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is kept in ``<state_dir>/engine-names.json``."""
 
-    An order stays until the work is done, so a daemon that is restarted in the middle goes on.
-    Every method may block.
+    version: Literal[1] = 1
+    names: dict[str, str] = field(default_factory=dict)
+    """An id by name, and by DEFAULT."""
+    removed: list[str] = field(default_factory=list)
+    """The ids of engines that an operator removed, the last ones."""
+    warm_ups: list[WarmOrder] = field(default_factory=list)
+    """Orders that are not done yet: a daemon that is restarted in the middle goes on."""
+
+    def ordered(self, engine_id: str, *orders: WarmOrder) -> Record:
+        """Return this with these orders for an engine, and no others."""
+        others = [order for order in self.warm_ups if order.engine_id != engine_id]
+        return replace(self, warm_ups=[*others, *orders])
+
+    def without(self, engine_id: str) -> Record:
+        """Return this with an engine that was removed."""
+        before = [each for each in self.removed if each != engine_id]
+        return replace(self.ordered(engine_id), removed=[*before, engine_id][-_MAX_REMOVED:])
+
+
+_RECORD = TypeAdapter(Record)
+
+
+class NameRecord:
+    """The record of a state directory. Every method may block, and raises NotOurs.
+
+    The daemon writes it when names are resolved; ``wasmkilnd engine`` changes it too.
     """
 
     def __init__(self, state_dir: Path) -> None:
-        self._folder = state_dir / "warm-ups"
+        self._file = state_dir / "engine-names.json"
 
-    def write(self, order: WarmOrder) -> None:
-        """Write an order, in the place of an earlier one for the same engine.
+    def read(self) -> Record:
+        """Return what is recorded: nothing where there is no record, or a damaged one."""
+        check_path(self._file)
+        try:
+            return _RECORD.validate_json(self._file.read_bytes())
+        except FileNotFoundError:
+            return Record()
+        except (OSError, ValueError) as failure:
+            log.error(
+                "cannot read what engines' names stand for: names stand for the newest versions,"
+                " and no warm-up is ordered",
+                file=str(self._file),
+                cause=str(failure) if isinstance(failure, OSError) else "it is damaged",
+            )
+            return Record()
 
-        Raises OSError, and NotOurs where a daemon would refuse to read it.
-        """
-        check_path(self._folder)
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        document = _Order(**{"from": order.from_engine_id, "top": order.top})
-        write_whole(self._file(order.engine_id), document.model_dump_json(by_alias=True).encode())
-
-    def read(self, engine_ids: Iterable[str]) -> list[WarmOrder]:
-        """Return the orders for these engines. Raises NotOurs.
-
-        Pass over what is no order; the log says so, since names do not wait for that engine.
-        """
-        check_path(self._folder)
-        event = "cannot use the order of a warm-up: names do not wait for it"
-        advice = "write it again: wasmkilnd engine install … --warm-from …"
-        return [
-            WarmOrder(each, order.source, order.top)
-            for each in engine_ids
-            if (order := _read(_Order, self._file(each), event, engine=each, advice=advice))
-        ]
-
-    def remove(self, engine_id: str) -> None:
-        """Remove the order for an engine, if there is one. Raises OSError."""
-        self._file(engine_id).unlink(missing_ok=True)
-
-    def _file(self, engine_id: str) -> Path:
-        return self._folder / f"{engine_id}.json"
+    def change(self, change: Callable[[Record], Record]) -> None:
+        """Replace the record by what ``change`` makes of it. Raises OSError."""
+        with locked(self._file.parent):
+            write_whole(self._file, _RECORD.dump_json(change(self.read()), indent=1) + b"\n")

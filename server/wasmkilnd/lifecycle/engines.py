@@ -18,7 +18,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -196,7 +196,6 @@ class Serving:
         """Held from reading the record of names until it is written."""
         state_dir = settings.current.state_dir
         self._store, self._record = EngineStore(state_dir), naming.NameRecord(state_dir)
-        self._warm_orders = naming.WarmOrders(state_dir)
         self._ids: list[str] = []
         """What is installed, the preferred ones first."""
         self._refused: dict[str, ServedEngine] = {}
@@ -233,7 +232,8 @@ class Serving:
 
         Raises NotOurs, and changes nothing then.
         """
-        damaged, self._orders = await asyncio.to_thread(self._read, installed)
+        damaged = [folder.name for folder in await asyncio.to_thread(self._store.damaged)]
+        self._orders = (await asyncio.to_thread(self._record.read)).warm_ups
         before = {engine.id: engine for engine in self.registry.served}
         advisories = self.advisories.current
         known = {**self._refused, **before}
@@ -270,36 +270,38 @@ class Serving:
         advisories.warn(served)
         return ids, [engine for engine in before.values() if engine not in served]
 
-    def _read(
-        self, installed: Sequence[InstalledEngine]
-    ) -> tuple[list[str], list[naming.WarmOrder]]:
-        self._record.read()  # A record that another user could change stops all.
-        orders = self._warm_orders.read(engine.id for engine in installed)
-        return [folder.name for folder in self._store.damaged()], orders
-
     async def _resolve(
-        self, served: Sequence[ServedEngine] | None = None, moved_to: str = ""
+        self, served: Sequence[ServedEngine] | None = None, warmed: str = ""
     ) -> None:
         """Serve these engines, or the same, and resolve names; record what they stand for.
 
-        The name of ``moved_to`` stands for that engine from now on.
+        The name of ``warmed``, whose warm-up has ended, stands for that engine from now on, unless
+        it was taken out meanwhile.
         """
         registry, settings = self.registry, self._settings.current
         async with self._naming:
-            written, removed = registry.choices.recorded, registry.choices.removed
+            before = registry.choices
+            record = naming.Record(names={**before.recorded}, removed=[*before.removed])
             with suppress(NotOurs):  # An operator may have changed it while engines started.
-                written, removed = await asyncio.to_thread(self._record.read)
-            recorded = naming.moved_to(written, moved_to) if moved_to else written
+                record = await asyncio.to_thread(self._record.read)
+            recorded: Mapping[str, str] = record.names
+            if warmed in self._warming:
+                self._warming.remove(warmed)
+                recorded = naming.moved_to(recorded, warmed)
             names = settings.engine_aliases, settings.default_engine
-            choices = naming.NameChoices(*names, recorded, removed)
+            choices = naming.NameChoices(*names, recorded, record.removed)
             served = registry.served if served is None else served
             order = sorted(served, key=lambda each: self._ids.index(each.id))
             registry.serve(sorted(order, key=lambda each: each.id in self._warming), choices)
-            record = naming.to_record(choices, registry.resolved, registry.served, self._ids)
-            registry.choices = replace(choices, recorded=record)
+            made = naming.to_record(choices, registry.resolved, registry.served, self._ids)
+            registry.choices = replace(choices, recorded=made)
+
+            def change(now: naming.Record) -> naming.Record:
+                return replace(now.ordered(warmed), names=made)
+
             try:
-                if record != written:
-                    await asyncio.to_thread(self._record.write, record)
+                if change(record) != record:
+                    await asyncio.to_thread(self._record.change, change)
             except (OSError, NotOurs) as failure:
                 # Names may move at the next start.
                 log.warning("cannot record what engines' names stand for", cause=str(failure))
@@ -375,11 +377,9 @@ class Serving:
             await asyncio.gather(*(self._work(order, rest, until_s) for _ in range(at_once)))
         except Exception:
             log.exception("engine warm-up failed: a defect of the daemon", **about)
-        try:
-            await asyncio.to_thread(self._warm_orders.remove, order.engine_id)
-        except OSError as failure:
-            log.warning("cannot remove the order of a warm-up", cause=str(failure), **about)
-        await self._names_move(order.engine_id)
+        names = self.registry.resolved
+        await self._resolve(warmed=order.engine_id)
+        await self._tell(names)
         self._change(order, ended=True)
         end = self._warm_ups[order.engine_id]
         log.info("engine warm-up ended", done=end.done, failed=end.failed, **about)
@@ -448,14 +448,6 @@ class Serving:
 
     def _change(self, order: naming.WarmOrder, **fields: Any) -> None:
         self._warm_ups[order.engine_id] = replace(self._warm_ups[order.engine_id], **fields)
-
-    async def _names_move(self, engine_id: str) -> None:
-        """Let names stand for an engine whose warm-up has ended."""
-        if engine_id in self._warming:
-            self._warming.remove(engine_id)
-            names = self.registry.resolved
-            await self._resolve(moved_to=engine_id)
-            await self._tell(names)
 
     async def _tell(
         self, before: naming.Names, added: Sequence[str] = (), gone: Sequence[str] = ()

@@ -5,7 +5,8 @@ It is kept in a file that may be damaged, or not there; so are orders of warm-up
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,8 @@ from wasmkilnd.engines.names import (
     DEFAULT,
     NameChoices,
     NameRecord,
+    Record,
     WarmOrder,
-    WarmOrders,
     moved_to,
     name_of,
     named_first,
@@ -106,25 +107,48 @@ def test_names_move_to_an_engine_with_what_stood_for_another_version() -> None:
     assert moved_to({"wasmtime": OLD, DEFAULT: OTHER}, NEW) == {"wasmtime": NEW, DEFAULT: OTHER}
 
 
+def names_are(names: dict[str, str]) -> Callable[[Record], Record]:
+    return lambda record: replace(record, names=names)
+
+
 def test_names_and_what_was_removed_are_kept(tmp_path: Path) -> None:
     record = NameRecord(tmp_path)
-    assert record.read() == ({}, [])
-    record.write({"wasmtime": NEW})
-    record.write({"wasmtime": NEW}, removed=OLD)
-    record.write({"wasmtime": "wasmtime-51.0.0"})
-    assert record.read() == ({"wasmtime": "wasmtime-51.0.0"}, [OLD])
+    assert record.read() == Record()
+    record.change(names_are({"wasmtime": NEW}))
+    record.change(lambda now: now.without(OLD))
+    record.change(names_are({"wasmtime": "wasmtime-51.0.0"}))
+    assert record.read() == Record(names={"wasmtime": "wasmtime-51.0.0"}, removed=[OLD])
     for number in range(100):
-        record.write({}, removed=f"wasmtime-1.0.{number}")
-    _, removed = record.read()
+        record.change(lambda now, number=number: now.without(f"wasmtime-1.0.{number}"))
+    removed = record.read().removed
     assert (len(removed), removed[-1]) == (64, "wasmtime-1.0.99")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 2}', '{"version": 1, "names": 3}'])
-def test_a_damaged_record_is_none(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{", "[]", "[" * 5000, "\0" * 9000, '{"version": 2}', '{"version": 1, "names": 3}'),
+        '{"warm_ups": [{"engine_id": "a", "from_engine_id": "b", "top": 1e999}]}',
+        '{"warm_ups": [{"engine_id": "a", "from_engine_id": "b", "top": 0}]}',
+    ],
+)
+def test_a_damaged_record_is_none_and_the_log_says_so(tmp_path: Path, text: str) -> None:
     (tmp_path / "engine-names.json").write_text(text)
-    assert NameRecord(tmp_path).read() == ({}, [])
-    NameRecord(tmp_path).write({"wasmtime": NEW})
-    assert NameRecord(tmp_path).read() == ({"wasmtime": NEW}, [])
+    with capture_logs() as logs:
+        assert NameRecord(tmp_path).read() == Record()
+    # An operator who ordered a warm-up learns that names move at once.
+    (line,) = logs
+    assert (line["log_level"], line["cause"]) == ("error", "it is damaged")
+    NameRecord(tmp_path).change(names_are({"wasmtime": NEW}))
+    assert NameRecord(tmp_path).read() == Record(names={"wasmtime": NEW})
+
+
+def test_a_record_of_the_last_release_is_read(tmp_path: Path) -> None:
+    text = '{"version": 1, "names": {"wasmtime": "wasmtime-50.0.1"}, "removed": ["wasmtime-1.0.0"]}'
+    (tmp_path / "engine-names.json").write_text(text)
+    assert NameRecord(tmp_path).read() == Record(
+        names={"wasmtime": NEW}, removed=["wasmtime-1.0.0"]
+    )
 
 
 def test_what_is_recorded_and_no_engine_stands_for_nothing() -> None:
@@ -139,21 +163,16 @@ def test_a_record_that_others_may_write_is_refused(tmp_path: Path) -> None:
     (tmp_path / "engine-names.json").chmod(0o666)
     with pytest.raises(NotOurs):
         NameRecord(tmp_path).read()
+    with pytest.raises(NotOurs):
+        NameRecord(tmp_path).change(lambda record: record)
 
 
 def test_orders_are_read_as_they_were_written(tmp_path: Path) -> None:
-    orders, order = WarmOrders(tmp_path), WarmOrder("wasmtime-50.0.1", "wasmtime-49.0.0", 20)
-    assert orders.read(["wasmtime-50.0.1"]) == []
-    orders.write(order)
-    assert orders.read(["wasmtime-50.0.1", "wasmer-1.1.0"]) == [order]
-    assert orders.read(["wasmer-1.1.0"]) == []
-    endless = '{"version": 1, "from": "wasmtime-49.0.0", "top": 1e999}'
-    for text in ("{", "[]", "[" * 5000, "\0" * 9000, '{"version": 9}', endless):
-        (tmp_path / "warm-ups" / "wasmtime-50.0.1.json").write_text(text)
-        with capture_logs() as logs:
-            assert orders.read(["wasmtime-50.0.1"]) == []
-        # An operator who ordered it learns that names move at once.
-        (line,) = logs
-        assert (line["engine"], line["cause"]) == ("wasmtime-50.0.1", "it is damaged")
-    orders.remove("wasmtime-50.0.1")
-    orders.remove("wasmtime-50.0.1")
+    record, order = NameRecord(tmp_path), WarmOrder(NEW, OLD, 20)
+    record.change(lambda now: now.ordered(NEW, WarmOrder(NEW, OLD, 10)))
+    record.change(lambda now: now.ordered(OTHER, WarmOrder(OTHER, OLD, 1)))
+    record.change(lambda now: now.ordered(NEW, order))
+    assert record.read().warm_ups == [WarmOrder(OTHER, OLD, 1), order]
+    record.change(lambda now: now.ordered(NEW))
+    record.change(lambda now: now.without(OTHER))
+    assert record.read() == Record(removed=[OTHER])
