@@ -94,7 +94,7 @@ async def install_first_engines(settings: Settings) -> None:
             async for raw in cast(asyncio.StreamReader, child.stderr):
                 line = raw.decode(errors="replace").strip()
                 kind, _, what = line.partition(": ")
-                if kind in ("warning", "error"):
+                if kind == "warning" or (kind == "error" and not failures):
                     failures.append(what)
                     log.warning("installing engines", warning=what)
                 elif not line.startswith("a daemon that runs"):  # This is the one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -9,18 +10,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+from wasmkilnd.commands.engine import engine
 from wasmkilnd.engines import install
 from wasmkilnd.engines.install import (
     KINDS,
     PINS,
     EngineInstallError,
     EngineStore,
+    InstalledEngine,
     Interpreter,
     find_python,
     parse_spec,
     pinned_versions,
     probe,
 )
+from wasmkilnd.ownership import NotOurs
 
 from tests.e2e.programs import ENGINE_SPECS
 
@@ -327,3 +332,32 @@ def test_a_failure_is_told_in_the_lines_that_say_most(said: str, told: str) -> N
     with pytest.raises(EngineInstallError) as caught:
         install._run([sys.executable, "-c", f"import sys; sys.stderr.write({said!r}); sys.exit(1)"])
     assert str(caught.value).endswith(f"failed with exit code 1: {told}")
+
+
+def test_a_disk_that_is_full_is_told_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/its/place")
+
+    use_uv(monkeypatch, FakeUv())
+    monkeypatch.setattr(install.tempfile, "TemporaryDirectory", full)
+    with pytest.raises(EngineInstallError, match="cannot use /its/place: No space left on device"):
+        EngineStore(tmp_path).install("wasmer")
+
+
+def test_keep_going_goes_on_after_files_that_another_user_could_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def install_one(_: EngineStore, spec: str, *__: object) -> InstalledEngine:
+        if spec == "wasmer":
+            raise NotOurs("cannot use it: it belongs to somebody else")
+        return InstalledEngine("wasmtime", "50.0.1", "CPython 3.13.1", tmp_path)
+
+    monkeypatch.setattr(EngineStore, "install", install_one)
+    words = ["install", "wasmer", "wasmtime", "--state-dir", str(tmp_path)]
+    done = CliRunner().invoke(engine, [*words, "--keep-going"])
+    assert done.exit_code == 0, done.stderr
+    assert "warning: cannot use it: it belongs to somebody else" in done.stderr
+    assert "wasmtime-50.0.1 is installed" in done.stderr
+    assert isinstance(CliRunner().invoke(engine, words).exception, NotOurs)
