@@ -63,6 +63,8 @@ _TARGETS = ("x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu")
 
 # In an artifact the engine lists the CPU features it compiled for, each a name and a true byte.
 _CPU_FLAG = re.compile(rb"has_([a-z0-9_]+)\x02\x01")
+# A flag of its compiler: a name, and a text, a number or a truth value.
+_FLAG = rb"[\x01-\x2f][a-z0-9_]+(?:\x00[\x01-\x2f][a-z0-9_]+|\x01.|\x02[\x00\x01])"
 _TRIPLE = re.compile(rb"(?:x86_64|aarch64|riscv64gc|s390x)(?:-[a-z0-9_]+){2,3}")
 # Cranelift's names for the features of /proc/cpuinfo, where they differ.
 _FLAG_NAMES = {"sse4_1": "sse41", "sse4_2": "sse42", "cx16": "cmpxchg16b"}
@@ -265,26 +267,9 @@ def collector_of(artifact: bytes, triple: str) -> str:
     and the tunables, which begin with the collector. Their layout is no promise of wasmtime's, so
     what does not look as expected is taken for unknown.
     """
-    written = bytes([len(triple)]) + triple.encode()
-    start = artifact.find(written)
-    if not triple or start < 0:
+    flags = rb"(?:%s)*" % _FLAG
+    what = re.escape(bytes([len(triple)]) + triple.encode()) + b"." + flags + b"." + flags
+    found = re.search(what + rb"(?:(\x00)|\x01(.))", artifact, re.DOTALL)
+    if not triple or not found:
         return ""
-    try:
-        at = _skip_flags(artifact, _skip_flags(artifact, start + len(written)))
-        if artifact[at] == 0:
-            return _NO_COLLECTOR
-        return _COLLECTORS[artifact[at + 1]] if artifact[at] == 1 else ""
-    except IndexError:
-        return ""
-
-
-def _skip_flags(artifact: bytes, at: int) -> int:
-    """Return where a list of flags ends, each a name and a value. Raises IndexError for others."""
-    count, at = artifact[at], at + 1
-    for _ in range(count):
-        at += 1 + artifact[at]
-        kind, at = artifact[at], at + 1
-        if kind > 2:  # neither a text, nor a number, nor a truth value
-            raise IndexError("not a flag")
-        at += 1 + artifact[at] if kind == 0 else 1
-    return at
+    return _NO_COLLECTOR if found[1] else "".join(_COLLECTORS[found[2][0] : found[2][0] + 1])
