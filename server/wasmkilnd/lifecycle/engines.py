@@ -18,7 +18,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -202,7 +202,7 @@ class Serving:
         """What an advisory refuses, by id: what it can do is known, and it does not run."""
         self._warming: set[str] = set()
         """What names do not stand for yet."""
-        self._orders: Sequence[naming.WarmOrder] = ()
+        self._recorded = naming.Record()
         self._warm_ups: dict[str, model.EngineWarmUp] = {}
         """Every warm-up since the daemon started, by the new engine."""
         metrics.gauges.engine_states = lambda: {
@@ -233,7 +233,7 @@ class Serving:
         Raises NotOurs, and changes nothing then.
         """
         damaged = [folder.name for folder in await asyncio.to_thread(self._store.damaged)]
-        self._orders = (await asyncio.to_thread(self._record.read)).warm_ups
+        self._recorded = await asyncio.to_thread(self._record.read)
         before = {engine.id: engine for engine in self.registry.served}
         advisories = self.advisories.current
         known = {**self._refused, **before}
@@ -257,7 +257,7 @@ class Serving:
         self.unserved, self._ids = unserved, [*(each.id for each in installed), *damaged]
         ids = [engine.id for engine in added]
         # Names that stand for an engine already do not move back.
-        self._warming |= {order.engine_id for order in self._orders} & set(ids)
+        self._warming |= {order.engine_id for order in self._recorded.warm_ups} & set(ids)
         stay = {engine.id for engine in installed} - set(refused)
         self._warming &= stay
         for engine in added:
@@ -280,27 +280,25 @@ class Serving:
         """
         registry, settings = self.registry, self._settings.current
         async with self._naming:
-            before = registry.choices
-            record = naming.Record(names={**before.recorded}, removed=[*before.removed])
             with suppress(NotOurs):  # An operator may have changed it while engines started.
-                record = await asyncio.to_thread(self._record.read)
-            recorded: Mapping[str, str] = record.names
+                self._recorded = await asyncio.to_thread(self._record.read)
+            before, recorded = self._recorded, self._recorded.names
             if warmed in self._warming:
                 self._warming.remove(warmed)
                 recorded = naming.moved_to(recorded, warmed)
             names = settings.engine_aliases, settings.default_engine
-            choices = naming.NameChoices(*names, recorded, record.removed)
+            choices = naming.NameChoices(*names, recorded, before.removed)
             served = registry.served if served is None else served
             order = sorted(served, key=lambda each: self._ids.index(each.id))
             registry.serve(sorted(order, key=lambda each: each.id in self._warming), choices)
             made = naming.to_record(choices, registry.resolved, registry.served, self._ids)
-            registry.choices = replace(choices, recorded=made)
 
             def change(now: naming.Record) -> naming.Record:
                 return replace(now.ordered(warmed), names=made)
 
+            self._recorded = change(before)
             try:
-                if change(record) != record:
+                if self._recorded != before:
                     await asyncio.to_thread(self._record.change, change)
             except (OSError, NotOurs) as failure:
                 # Names may move at the next start.
@@ -356,7 +354,7 @@ class Serving:
     def _warm_up(self) -> None:
         """Begin the warm-ups that were ordered, unless they are under way."""
         served = {engine.id for engine in self.registry.served}
-        for order in self._orders:
+        for order in self._recorded.warm_ups:
             known = self._warm_ups.get(order.engine_id)
             if order.engine_id in served and (known is None or known.ended):
                 new = model.EngineWarmUp(order.engine_id, order.from_engine_id)
