@@ -186,7 +186,7 @@ def use(engine_id: str, as_default: bool, state_dir: str | None, and_reload: boo
                 f"{setting} says what {what} stands for: change it there, and reload the daemon"
             )
     # What names stand for without a record stays, too.
-    now = naming.to_record(state.choices, state.names, state.installed, state.store.ids())
+    now = naming.to_record(state.choices, state.names, state.ids, state.store.ids())
     names = naming.moved_to(now, found.id)
     if as_default:
         names[naming.DEFAULT] = found.id
@@ -207,7 +207,8 @@ class _State:
         self.installed = self.store.installed()
         self.record = naming.NameRecord(self.settings.state_dir)
         self.choices = naming.NameChoices(aliases, default, self.record.read().names)
-        self.names = naming.resolve(self.choices, self.installed)
+        self.ids = [engine.id for engine in self.installed]
+        self.names = naming.resolve(self.choices, self.ids)
 
     def of(self, engine_id: str) -> list[str]:
         """Return what stands for an engine, in words."""
@@ -219,7 +220,7 @@ class _State:
         for engine in self.installed:
             if engine.id == spec.replace("==", "-"):
                 return engine
-        ids = ", ".join(engine.id for engine in self.installed) or "none"
+        ids = ", ".join(self.ids) or "none"
         raise EngineInstallError(f"cannot {what} {spec}: it is not installed; installed are: {ids}")
 
     def held_back(self, new: InstalledEngine, *, warmed: bool) -> Iterator[str]:

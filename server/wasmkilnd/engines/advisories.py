@@ -119,11 +119,10 @@ def read_advisories(file: str, *, refuse: bool) -> Advisories:
 
     Raises ValueError with a sentence for people if the file cannot be used.
     """
-    rows = _rows(BUILT_IN.read_bytes())
+    rows = [*_rows(BUILT_IN.read_bytes())]
     try:
-        return Advisories(
-            [*rows, *(_rows(read("advisories_file", Path(file))) if file else ())], refuse
-        )
+        rows += _rows(read("advisories_file", Path(file))) if file else ()
+        return Advisories(rows, refuse)
     except AccessUnusable as refusal:
         raise ValueError(str(refusal)) from None
     except (FileNotFoundError, ValueError) as mistake:

@@ -172,13 +172,9 @@ class EngineStore:
     def damaged(self) -> list[Path]:
         """List folders that should hold an engine and do not; to repair one, install it again."""
         check_path(self._root)
-        return sorted(
-            folder
-            for folder in self._root.glob("[!.]*-*")
-            # A folder that this user cannot read is damaged too, and no reason to fail.
-            if (os.path.isdir(folder) or folder.is_symlink())  # noqa: PTH112 - is_dir raises
-            and not _read(folder / _MARKER)
-        )
+        # What this user cannot read is damaged too, and no reason to fail.
+        found = self._root.glob("[!.]*-*")
+        return sorted(folder for folder in found if not _read(folder / _MARKER))
 
     def install(
         self,
@@ -196,11 +192,8 @@ class EngineStore:
         of a tested version are pinned. Call ``report`` with each step. Raises EngineInstallError.
         """
         name, version = parse_spec(spec)
-        for digest in sha256:
-            if not _SHA256.fullmatch(digest):
-                raise EngineInstallError(
-                    f"{digest!r} is not a SHA-256: expected 64 digits, 0 to 9 and a to f"
-                )
+        if wrong := [digest for digest in sha256 if not _SHA256.fullmatch(digest)]:
+            raise EngineInstallError(f"{wrong[0]!r} is not a SHA-256: 64 digits, 0 to 9 and a to f")
         version = version or KINDS[name].default_version
         pins = PINS / f"{name}-{version}.txt"
         with self._lock():
@@ -327,9 +320,9 @@ def _read(marker: Path) -> InstalledEngine | None:
     if marker.parent.name.startswith("."):
         return None
     try:
-        engine = json.loads(marker.read_text())
-        Version(engine["version"])
-        return InstalledEngine(engine["name"], engine["version"], engine["python"], marker.parent)
+        said = json.loads(marker.read_text())
+        Version(said["version"])
+        return InstalledEngine(said["name"], said["version"], said["python"], marker.parent)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -7,10 +7,10 @@ each name stands for is kept in the state directory (``NameRecord``). An order o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal, Protocol, TypeVar
+from typing import Annotated, Literal
 
 import structlog
 from pydantic import Field, TypeAdapter
@@ -25,16 +25,6 @@ DEFAULT = "default"
 """What stands in a record for requests that name no engine."""
 
 _MAX_REMOVED = 64
-
-
-class _Engine(Protocol):
-    @property
-    def id(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-
-
-E = TypeVar("E", bound=_Engine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +56,16 @@ def name_of(engine_id: str) -> str:
     return engine_id.partition("-")[0]
 
 
-def resolve(choices: NameChoices, served: Sequence[_Engine]) -> Names:
-    """Return what names stand for where ``served`` are the engines, the preferred ones first.
+def resolve(choices: NameChoices, served: Sequence[str]) -> Names:
+    """Return what names stand for where these ids are ``served``, the preferred ones first.
 
     A default that is not served has no other in its place, which the operator did not choose.
     """
-    ids = {engine.id for engine in served}
     by_name: dict[str, str] = {}
-    for engine in served:
-        before = choices.recorded.get(engine.name, "")
-        by_name.setdefault(engine.name, before if before in ids else engine.id)
-    first = by_name[served[0].name] if served else ""
+    for engine_id in served:
+        before = choices.recorded.get(name_of(engine_id), "")
+        by_name.setdefault(name_of(engine_id), before if before in served else engine_id)
+    first = by_name[name_of(served[0])] if served else ""
     by_name |= choices.aliases
     if choices.default:
         wanted = [choices.default, by_name.get(choices.default, "")]
@@ -84,28 +73,21 @@ def resolve(choices: NameChoices, served: Sequence[_Engine]) -> Names:
         before = choices.recorded.get(DEFAULT, "")
         # Of an engine that is gone, another version is nearer than another engine.
         wanted = [before, by_name.get(name_of(before), ""), by_name.get(name_of(first), ""), first]
-    return Names(by_name, next((each for each in wanted if each in ids), ""))
-
-
-def named_first(served: Iterable[E], names: Names) -> list[E]:
-    """Return engines with those first that their names stand for: clients choose the first."""
-    return sorted(served, key=lambda engine: names.by_name.get(engine.name) != engine.id)
+    return Names(by_name, next((each for each in wanted if each in served), ""))
 
 
 def to_record(
-    choices: NameChoices, names: Names, served: Iterable[_Engine], installed: Collection[str]
+    choices: NameChoices, names: Names, served: Collection[str], installed: Collection[str]
 ) -> dict[str, str]:
     """Return what to record: as before, except for what is chosen, or is not installed any more.
 
     A choice is recorded too: what a name stands for stays when the choice is taken back.
     """
     record = {name: each for name, each in choices.recorded.items() if each in installed}
-    ids = {engine.id for engine in served}
-    now = {name: names.by_name[name] for name in {name_of(each) for each in ids}}
-    now[DEFAULT] = names.default
+    now = {name: names.by_name[name] for name in map(name_of, served)} | {DEFAULT: names.default}
     for name, engine_id in now.items():
         chosen = choices.default if name == DEFAULT else name in choices.aliases
-        if engine_id in ids and (chosen or name not in record):
+        if engine_id in served and (chosen or name not in record):
             record[name] = engine_id
     return record
 

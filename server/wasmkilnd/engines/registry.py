@@ -27,7 +27,8 @@ class EngineRegistry(Compilation):
         recorder: Metrics,
     ) -> None:
         """Serve ``served``, the preferred ones first; see ``names.resolve``."""
-        super().__init__(EngineTable(served, resolve(choices, served)), limits, recorder)
+        names = resolve(choices, [engine.id for engine in served])
+        super().__init__(EngineTable(served, names), limits, recorder)
         self._table.removed = choices.removed
         self.choices = choices
         """What decides which engine a name stands for."""
@@ -41,7 +42,7 @@ class EngineRegistry(Compilation):
     def serve(self, served: Sequence[ServedEngine], choices: NameChoices) -> None:
         """Serve these from now on, in all views; work that chose another one goes on."""
         self.choices = choices
-        self._table.serve(served, resolve(choices, served))
+        self._table.serve(served, resolve(choices, [engine.id for engine in served]))
         self._table.removed = choices.removed
 
     def end(self, engine: ServedEngine) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from wasmkilnd import errors
-from wasmkilnd.engines.names import Names, named_first
+from wasmkilnd.engines.names import Names
 from wasmkilnd.engines.served import ServedEngine
 from wasmkilnd.errors import Reason, WasmkilnError
 
@@ -35,7 +35,9 @@ class EngineTable:
 
     def serve(self, served: Sequence[ServedEngine], names: Names) -> None:
         """Let requests choose among ``served`` from now on, by their ids and by ``names``."""
-        self.served = {engine.id: engine for engine in named_first(served, names)}
+        # Clients choose the first.
+        order = sorted(served, key=lambda engine: names.by_name.get(engine.name) != engine.id)
+        self.served = {engine.id: engine for engine in order}
         self.names = names
         named = {name: each for name, each in names.by_name.items() if each in self.served}
         self.ids = named | {each: each for each in self.served}

@@ -291,7 +291,8 @@ class Serving:
             served = registry.served if served is None else served
             order = sorted(served, key=lambda each: self._ids.index(each.id))
             registry.serve(sorted(order, key=lambda each: each.id in self._warming), choices)
-            made = naming.to_record(choices, registry.resolved, registry.served, self._ids)
+            ids = [engine.id for engine in served]
+            made = naming.to_record(choices, registry.resolved, ids, self._ids)
 
             def change(now: naming.Record) -> naming.Record:
                 return replace(now.ordered(warmed), names=made)

@@ -6,7 +6,7 @@ It is kept in a file that may be damaged, or not there; so are orders of warm-up
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,52 +18,35 @@ from wasmkilnd.engines.names import (
     Record,
     WarmOrder,
     moved_to,
-    name_of,
-    named_first,
     resolve,
     to_record,
 )
 from wasmkilnd.ownership import NotOurs
 
-
-@dataclass(frozen=True)
-class Engine:
-    id: str
-
-    @property
-    def name(self) -> str:
-        return name_of(self.id)
-
-
-def engines(*ids: str) -> list[Engine]:
-    return [Engine(each) for each in ids]
-
-
 NEW, OLD, OTHER = "wasmtime-50.0.1", "wasmtime-49.0.0", "wasmer-1.1.0"
 
 
 def test_at_first_a_name_stands_for_the_first() -> None:
-    names = resolve(NameChoices(), engines(OTHER, NEW, OLD))
+    names = resolve(NameChoices(), [OTHER, NEW, OLD])
     assert names.by_name == {"wasmer": OTHER, "wasmtime": NEW}
     assert names.default == OTHER
 
 
 def test_a_further_version_or_engine_changes_nothing() -> None:
-    first = engines(OLD)
+    first = [OLD]
     names = resolve(NameChoices(), first)
     record = to_record(NameChoices(), names, first, [OLD])
     assert record == {"wasmtime": OLD, DEFAULT: OLD}
-    choices, served = NameChoices(recorded=record), engines(OTHER, NEW, OLD)
+    choices, served = NameChoices(recorded=record), [OTHER, NEW, OLD]
     names = resolve(choices, served)
     assert names.by_name == {"wasmer": OTHER, "wasmtime": OLD}
     assert names.default == OLD
-    assert [each.id for each in named_first(served, names)] == [OTHER, OLD, NEW]
     assert to_record(choices, names, served, [OTHER, NEW, OLD]) == {**record, "wasmer": OTHER}
 
 
 def test_what_is_gone_is_followed_by_another_version() -> None:
     choices = NameChoices(recorded={"wasmtime": OLD, DEFAULT: OLD})
-    served = engines(OTHER, NEW)
+    served = [OTHER, NEW]
     names = resolve(choices, served)
     assert (names.by_name["wasmtime"], names.default) == (NEW, NEW)
     assert to_record(choices, names, served, [OTHER, NEW])["wasmtime"] == NEW
@@ -71,7 +54,7 @@ def test_what_is_gone_is_followed_by_another_version() -> None:
 
 def test_what_is_broken_for_now_gets_its_name_back() -> None:
     choices = NameChoices(recorded={"wasmtime": OLD, DEFAULT: OLD})
-    served = engines(NEW)
+    served = [NEW]
     names = resolve(choices, served)
     assert names.by_name["wasmtime"] == NEW
     assert to_record(choices, names, served, [NEW, OLD]) == choices.recorded
@@ -79,7 +62,7 @@ def test_what_is_broken_for_now_gets_its_name_back() -> None:
 
 def test_an_alias_is_stronger_and_is_remembered() -> None:
     choices = NameChoices({"wasmtime": OLD}, "wasmtime", {"wasmtime": NEW})
-    served = engines(NEW, OLD)
+    served = [NEW, OLD]
     names = resolve(choices, served)
     assert names.by_name == {"wasmtime": OLD}
     assert names.default == OLD
@@ -91,14 +74,14 @@ def test_an_alias_is_stronger_and_is_remembered() -> None:
 
 
 def test_an_alias_for_what_is_not_served_stands_for_nothing_else() -> None:
-    names = resolve(NameChoices({"wasmtime": OLD}), engines(NEW))
+    names = resolve(NameChoices({"wasmtime": OLD}), [NEW])
     assert names.by_name == {"wasmtime": OLD}
     assert names.default == NEW  # Nobody chose what requests get that name none.
 
 
 def test_a_default_that_is_not_served_has_no_other_in_its_place() -> None:
     for default in ("v8", OLD, "wasmer"):
-        assert resolve(NameChoices(default=default), engines(NEW)).default == ""
+        assert resolve(NameChoices(default=default), [NEW]).default == ""
     assert resolve(NameChoices(), []).default == ""
 
 
@@ -153,9 +136,9 @@ def test_a_record_of_the_last_release_is_read(tmp_path: Path) -> None:
 
 def test_what_is_recorded_and_no_engine_stands_for_nothing() -> None:
     choices = NameChoices(recorded={"wasmtime": "../x", "A": "b", DEFAULT: ""})
-    names = resolve(choices, engines(NEW))
+    names = resolve(choices, [NEW])
     assert (names.by_name, names.default) == ({"wasmtime": NEW}, NEW)
-    assert to_record(choices, names, engines(NEW), [NEW]) == {"wasmtime": NEW, DEFAULT: NEW}
+    assert to_record(choices, names, [NEW], [NEW]) == {"wasmtime": NEW, DEFAULT: NEW}
 
 
 def test_a_record_that_others_may_write_is_refused(tmp_path: Path) -> None:

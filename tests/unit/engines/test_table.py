@@ -32,7 +32,7 @@ class Engine:
 
 def serve(*ids: str, **choices: Any) -> tuple[Sequence[ServedEngine], Any]:
     engines = cast(list[ServedEngine], [Engine(each) for each in ids])
-    return engines, resolve(NameChoices(**choices), engines)
+    return engines, resolve(NameChoices(**choices), ids)
 
 
 def reason(table: EngineTable, engine: str) -> Reason:
