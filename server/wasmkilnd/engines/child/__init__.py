@@ -14,8 +14,8 @@ starts ``job.main``.
 - ``engine``: the protocol that each engine implements, and their table; ``wasmer_engine`` and
   ``wasmtime_engine`` implement it.
 - ``describe``: asks an engine what it can do, by trying: each target, CPU level, setting and
-  proposal in a process of its own, since engines abort for what they lack. ``features`` holds a
-  tiny module for each proposal, ``cpu`` the levels of CPU features.
+  proposal in a process of its own, since engines abort for what they lack; and whether it works.
+  ``cpu`` has the levels of CPU features.
 
 The daemon's side of the same sockets is ``engines.workers``. A new field in a frame needs both
 sides; they are always of the same release, so frames have no version.
