@@ -72,14 +72,16 @@ class Rig:
             capabilities=SimpleNamespace(identity=identity, targets=()),
         )
 
+    def _order(self, order: WarmOrder) -> None:
+        self.record.change(lambda record: record.ordered(order.engine_id, order))
+
     async def take(self, *ids: str, warming: Sequence[str] = ()) -> None:
         installed = [
             InstalledEngine(name_of(each), each.partition("-")[2], "CPython", Path(each))
             for each in ids
         ]
         for each in warming:
-            order = WarmOrder(each, OLD, 10)
-            self.record.change(lambda record, order=order: record.ordered(order.engine_id, order))
+            self._order(WarmOrder(each, OLD, 10))
         await self.serving._take(installed)
 
     @property
@@ -144,29 +146,27 @@ url = "https://example.org/TEST-1"
 
 
 async def test_what_an_advisory_refuses_is_not_started_again_until_none_does(
-    rig: Rig, tmp_path: Path
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = tmp_path / "advisories.toml"
+    rig, later, file = Rig(tmp_path, monkeypatch), "wasmtime-51.0.0", tmp_path / "advisories.toml"
     file.write_text(ROW)
 
-    def reload(refuse: str) -> None:
+    async def reload(refuse: str) -> list[str]:
+        """Reload; return what serves then."""
         with_file = {"advisories_file": str(file), "vulnerable_engines": refuse}
         rig.serving.prepare(load({"state_dir": str(tmp_path), **with_file}, {}).settings)()
+        await rig.take(later, NEW)
+        refused = [each.id for each in rig.serving.unserved]
+        assert refused == ([NEW] if refuse == "refuse" else [])
+        return [each.id for each in rig.serving.registry.served]
 
-    reload("refuse")
-    rig.started.clear()
     for _ in range(3):
-        await rig.take(NEW, MIDDLE, OLD)
-        assert [each.id for each in rig.serving.unserved] == [NEW]
-    assert (rig.started, rig.closed) == ([NEW], [NEW])
-    reload("warn")
-    await rig.take(NEW, MIDDLE, OLD)
-    assert not rig.serving.unserved
-    assert rig.started == [NEW, NEW]
-    reload("refuse")
-    await rig.take(NEW, MIDDLE, OLD)
-    assert [each.id for each in rig.serving.registry.served] == [OLD, MIDDLE]
-    assert rig.started == [NEW, NEW]
+        assert await reload("refuse") == [later]
+    assert (rig.started, rig.closed) == ([later, NEW], [NEW])
+    assert await reload("warn") == [later, NEW]
+    assert rig.started == [later, NEW, NEW]
+    assert await reload("refuse") == [later]
+    assert rig.started == [later, NEW, NEW]
 
 
 class Dead:

@@ -88,7 +88,7 @@ async def install_first_engines(settings: Settings) -> None:
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,  # uv, its child, ends with it.
     )
-    failures = []
+    failures: list[str] = []
     try:
         async with long_step("installing engines", _INSTALL_MOST_S) as tell:
             async for raw in cast(asyncio.StreamReader, child.stderr):

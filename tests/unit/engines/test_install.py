@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -341,7 +342,7 @@ def test_a_disk_that_is_full_is_told_in_one_sentence(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/its/place")
 
     use_uv(monkeypatch, FakeUv())
-    monkeypatch.setattr(install.tempfile, "TemporaryDirectory", full)
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", full)
     with pytest.raises(EngineInstallError, match="cannot use /its/place: No space left on device"):
         EngineStore(tmp_path).install("wasmer")
 

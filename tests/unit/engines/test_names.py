@@ -94,17 +94,21 @@ def names_are(names: dict[str, str]) -> Callable[[Record], Record]:
     return lambda record: replace(record, names=names)
 
 
+def removed(engine_id: str) -> Callable[[Record], Record]:
+    return lambda record: record.without(engine_id)
+
+
 def test_names_and_what_was_removed_are_kept(tmp_path: Path) -> None:
     record = NameRecord(tmp_path)
     assert record.read() == Record()
     record.change(names_are({"wasmtime": NEW}))
-    record.change(lambda now: now.without(OLD))
+    record.change(removed(OLD))
     record.change(names_are({"wasmtime": "wasmtime-51.0.0"}))
     assert record.read() == Record(names={"wasmtime": "wasmtime-51.0.0"}, removed=[OLD])
     for number in range(100):
-        record.change(lambda now, number=number: now.without(f"wasmtime-1.0.{number}"))
-    removed = record.read().removed
-    assert (len(removed), removed[-1]) == (64, "wasmtime-1.0.99")
+        record.change(removed(f"wasmtime-1.0.{number}"))
+    last = record.read().removed
+    assert (len(last), last[-1]) == (64, "wasmtime-1.0.99")
 
 
 @pytest.mark.parametrize(
@@ -157,5 +161,5 @@ def test_orders_are_read_as_they_were_written(tmp_path: Path) -> None:
     record.change(lambda now: now.ordered(NEW, order))
     assert record.read().warm_ups == [WarmOrder(OTHER, OLD, 1), order]
     record.change(lambda now: now.ordered(NEW))
-    record.change(lambda now: now.without(OTHER))
+    record.change(removed(OTHER))
     assert record.read() == Record(removed=[OTHER])
