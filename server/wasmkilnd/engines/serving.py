@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from pydantic import TypeAdapter
 
 from wasmkilnd import model
-from wasmkilnd.config.machine import cpu_count
 from wasmkilnd.engines.child import sandbox
 from wasmkilnd.engines.install import InstalledEngine
 from wasmkilnd.engines.served import ServedEngine
@@ -25,6 +24,7 @@ from wasmkilnd.engines.workers.pool import Neighbours, WorkerPool
 from wasmkilnd.engines.workers.process import OutOfDescriptors, Worker, WorkerDied
 from wasmkilnd.engines.workers.spawn import start_worker
 from wasmkilnd.errors import WasmkilnError
+from wasmkilnd.machine import cpu_count
 from wasmkilnd.ownership import NotOurs
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.telemetry.metrics import Metrics

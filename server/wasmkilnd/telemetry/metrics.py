@@ -141,7 +141,7 @@ last_reload_successful                gauge what reloads.succeeded      Whether 
 last_reload_success_timestamp_seconds gauge what reloads.succeeded_at_s When that was read.
 """
 _ROWS = [row.split(None, 4) for row in _TABLE.strip().splitlines()]
-_FAMILIES: Final = {
+_FAMILIES: Mapping[str, Any] = {
     "counter": core.CounterMetricFamily,
     "gauge": core.GaugeMetricFamily,
     "histogram": core.HistogramMetricFamily,
@@ -351,6 +351,8 @@ class Gauges(SimpleNamespace):
 
     ``tiers`` and ``engines`` have a function for each. ``app`` sets them as the parts start.
     """
+
+    engine_states: Callable[[], Mapping[str, bool]]
 
     def read(self) -> Readings:
         """Return what every source returns now; nothing of one that fails. Never raises."""

@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from wasmkilnd import errors
@@ -29,6 +29,7 @@ from wasmkilnd.model import (
 from wasmkilnd.ports import CompiledCode
 from wasmkilnd.quota import Quota
 from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.telemetry import tracing
 from wasmkilnd.wire import pack
 
 from tests.doubles.notes import Notes
@@ -381,3 +382,28 @@ async def test_nobody_is_asked_about_a_load_that_all_have_left() -> None:
     failure = await refused(rig.registry.validate("old-1", MODULE, waiters, rig._watch()))
     assert failure.reason is Reason.SERVER_DRAINING
     assert not rig.pools["new-1"].orders
+
+
+async def test_the_wait_for_a_worker_and_its_job_are_steps_of_a_traced_call() -> None:
+    steps: list[tuple[str, Mapping[str, Any]]] = []
+
+    class Call:
+        def step(self, name: str, seconds: float, about: Mapping[str, Any], failed: str) -> None:
+            steps.append((name, about))
+
+    rig = Rig({"old-1": (VALID, VALID), "old-2": (INVALID, INVALID)})
+    tracing.CALL.set(cast("Any", Call()))
+    code = await rig.compile("old-1")
+    await refused(rig.load("old-2"))
+    rig.pools["old-1"].made_elsewhere = True
+    with pytest.raises(AssertionError):
+        await rig.compile("old-1")
+    tracing.CALL.set(None)
+    about = {"engine": "old-1", "module_bytes": len(MODULE.wasm)}
+    made = {"artifact_bytes": code.code.size_bytes, "outcome": "ok"}
+    assert steps == [
+        ("queue", {"engine": "old-1", "outcome": "worker"}),
+        ("compile", {**about, **made}),
+        ("validate", {**about, "engine": "old-2", "outcome": "engine_lacks_feature"}),
+        ("queue", {"engine": "old-1", "outcome": "stored"}),
+    ]
