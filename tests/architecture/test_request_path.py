@@ -14,11 +14,11 @@ SPINE = (
     "rpc/module_service.py",
     "compile.py",
     "cache/cache.py",
-    "flights.py",
     "engines/registry.py",
     "engines/compilation.py",
     "engines/workers/pool.py",
     "engines/workers/process.py",
+    "flights.py",  # which all share
 )
 
 # The exceptions that the spine may catch: each says what went wrong. Do not add an exception that
