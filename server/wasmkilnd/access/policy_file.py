@@ -183,8 +183,7 @@ def _why(detail: ErrorDetails) -> str:
     if detail["type"] == "value_error":
         return str(detail.get("ctx", {})["error"])
     if detail["type"] == "extra_forbidden":
-        table, *_, key = detail["loc"]
-        gone = _GONE.get(str(key)) if table == "quota" else None
+        gone = _GONE.get(str(detail["loc"][-1])) if detail["loc"][0] == "quota" else None
         return (
             f"there is no such quota any more: {gone}" if gone else "the daemon knows no such key"
         )
