@@ -14,9 +14,8 @@ from pathlib import Path
 
 import grpc
 from wasmkiln.v1.types_pb2 import ORIGIN_MEMORY
-from wasmkilnd.access.guard import AccessGuard
-from wasmkilnd.access.identities import Identities
-from wasmkilnd.access.policy import Pattern, Policy, Rule
+from wasmkilnd.access.guard import Access, AccessGuard
+from wasmkilnd.access.policy import Policy, Rule
 from wasmkilnd.model import PLAINTEXT, Credentials, Role
 
 from bench.hits import INLINE_BYTES
@@ -111,8 +110,14 @@ def _sites(given: Setting, folder: Path, stack: ExitStack) -> Mapping[str, _Site
 
 def _guard_s() -> float:
     """Return how long the guard takes for a call that it has seen before."""
-    everybody = Rule((Pattern("anonymous"),), frozenset({Role.COMPILE, Role.READ}))
-    guard = AccessGuard(Identities(Policy((everybody,))))
+    everybody = Rule(
+        identity=("anonymous",),
+        roles=(
+            Role.COMPILE,
+            Role.READ,
+        ),
+    )
+    guard = AccessGuard(Access(Policy((everybody,)), on=True))
     started = time.perf_counter()
     for _ in range(_GUARD_CALLS):
         guard.admit(COMPILE, PLAINTEXT, Credentials)

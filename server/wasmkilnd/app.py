@@ -181,7 +181,7 @@ class Daemon:
             started.isolation.summary,
             tenants.default.host.trouble,
             tenants.server.description,
-            asks=access.guard.asks,
+            asks=access.guard.access.on,
         )
         log.info(
             "ready",

@@ -55,7 +55,6 @@ def main() -> None:
 def _failures() -> tuple[type[Exception], ...]:
     """Return what is told in one sentence. Python asks for it only where something has failed."""
     # These take a second to import, and nearly no command fails.
-    from wasmkilnd.access.tls.first_try import CannotMakeFiles
     from wasmkilnd.access.unusable import AccessUnusable
     from wasmkilnd.commands.cache import CacheCommandFailed
     from wasmkilnd.commands.running import ReloadFailed
@@ -67,7 +66,6 @@ def _failures() -> tuple[type[Exception], ...]:
 
     return (
         AccessUnusable,
-        CannotMakeFiles,
         EngineInstallError,
         KeysUnusable,
         CacheCommandFailed,
@@ -136,7 +134,6 @@ def show_config(
     certificates, passwords, tokens, engines, addresses.
     """
     from wasmkilnd import settings_loader as show
-    from wasmkilnd.access.show import shown
     from wasmkilnd.commands.as_owner import act_on
     from wasmkilnd.lifecycle.check_config import check
 
@@ -146,13 +143,13 @@ def show_config(
     loaded = load(flags, os.environ, config)
     act_on(loaded.settings, loaded.settings.state_dir)  # So that it sees what the service will see.
     try:
-        sources = check(loaded.settings)
+        access = check(loaded.settings)
     except _failures() as failure:
         raise ConfigError(str(failure)) from None
     if as_json:
         click.echo(show.as_json(loaded))
     else:
-        click.echo(f"{show.render(loaded)}{shown(sources)}")
+        click.echo(f"{show.render(loaded)}{access}")
 
 
 def _fail(message: str, code: int) -> None:

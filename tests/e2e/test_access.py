@@ -222,7 +222,7 @@ def test_the_policy_decides_and_is_read_again_when_it_changes(
     [
         (
             '[[rule]]\nidentity = "token:a"\nroles = ["reed"]\n',
-            "rule 1: roles: 'reed' is no role",
+            "rule 1 roles 1: it should be 'read', 'compile', 'admin' or 'metrics'",
         ),
         (SLIP, "not valid TOML: a number does not fit into 64 bits"),
     ],

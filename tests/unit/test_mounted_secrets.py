@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from wasmkilnd.access.policy_file import read_policy
+from wasmkilnd.access.policy import read_policy
 from wasmkilnd.access.tokens import as_file, new_token, read_tokens
 from wasmkilnd.access.unusable import AccessUnusable
 from wasmkilnd.model import Role

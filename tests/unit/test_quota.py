@@ -217,8 +217,8 @@ def asked(number: int, quota: Quota, **wishes: object) -> Request:
 async def test_whoever_starts_a_compile_is_charged_and_who_joins_it_is_not(
     rig: Rig, site: Site
 ) -> None:
-    limits = {"compiles_per_minute": 9.0, "stored_bytes_per_hour": 10.0**6}
-    first, second = site.allow(CI, **limits), Quota(limits)
+    first = site.allow(compiles_per_minute=9, stored_bytes_per_hour=10**6)
+    second = Quota(limits := first.limits)
     rig.engines.release.clear()
     one = asyncio.create_task(rig.compiler.compile(asked(1, first)))
     await rig.engines.started.wait()
@@ -258,8 +258,7 @@ async def test_a_compile_behind_fast_code_counts_for_who_asked(rig: Rig, site: S
 
 async def behind_ended(rig: Rig) -> None:
     await asyncio.sleep(0)
-    while len(rig.service.behind):
-        await asyncio.sleep(0.01)
+    await asyncio.gather(*rig.service.behind._adding.values(), return_exceptions=True)
 
 
 async def test_a_load_counts_as_a_job_and_what_it_stores(rig: Rig, site: Site) -> None:

@@ -1,67 +1,308 @@
-"""The guard of a daemon: from credentials to an identity, and whether it may."""
+"""The guard: who calls, and whether they may. ``Access`` is all that it decides by.
+
+Every RPC and every HTTP request passes ``AccessGuard.admit`` before the daemon reads more of it.
+``RPCS`` and ``PATHS`` say what each needs; a path without a row is refused. A token counts before
+the certificate of its connection, both before the socket; a certificate is looked at even beside a
+token. A credential is checked once and then remembered, until it expires or anything of this
+changes: an ``Access`` is replaced whole, and nothing that was remembered outlives it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import asyncio
+import contextlib
+import hashlib
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
-from wasmkilnd import errors
-from wasmkilnd.access.identities import Identities
-from wasmkilnd.access.needs import PATHS, RPCS, Need
-from wasmkilnd.access.policy import Policy
-from wasmkilnd.errors import WasmkilnError
-from wasmkilnd.model import ANYBODY, Credentials, Entrance, Identity
+import structlog
 
+from wasmkilnd import errors, model
+from wasmkilnd.access.jwt import CannotFetch, Issuer, fetch_keys, keys_file, read_issuer, refused
+from wasmkilnd.access.policy import ANONYMOUS, Policy, default_policy, read_policy
+from wasmkilnd.access.tls import Certificates, certificate_name
+from wasmkilnd.access.tokens import PREFIX, Tokens, read_tokens
+from wasmkilnd.access.unusable import AccessUnusable, defect_in
+from wasmkilnd.model import Identity, Role, Transport
+from wasmkilnd.settings import Settings
+
+log = structlog.get_logger("wasmkilnd")
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What an RPC or a path needs."""
+
+    role: Role | None = None
+    """The role that the caller needs; None where any identity will do."""
+    health: bool = False
+    """Whether ``open_health`` opens it to everybody."""
+    whole_daemon: bool = False
+    """Whether it acts on all namespaces, so that only the default one's callers may."""
+
+
+_ANY, _HEALTH, _ADMIN, _METRICS = Need(), Need(health=True), Need(Role.ADMIN), Need(Role.METRICS)
+_METRICS_OF_ALL = Need(Role.METRICS, whole_daemon=True)
+_REFLECTION = "ServerReflection/ServerReflectionInfo"
+
+
+def _each(prefix: str, names: str, need: Need) -> Mapping[str, Need]:
+    return {prefix + name: need for name in names.split()}
+
+
+# Uploading and compiling need COMPILE: the services check that, which know the request.
+RPCS: Mapping[str, Need] = {
+    **_each("/wasmkiln.v1.ModuleService/", "Load", Need(Role.COMPILE)),
+    **_each("/wasmkiln.v1.ModuleService/", "Compile FindMissing", Need(Role.READ)),
+    **_each("/wasmkiln.v1.ModuleService/", "GetCapabilities", _ANY),
+    **_each("/wasmkiln.v1.ModuleService/", "Stats", _METRICS),
+    **_each("/wasmkiln.v1.AdminService/", "Evict Pin Unpin ListPins", _ADMIN),
+    **_each("/wasmkiln.v1.AdminService/", "ListQuarantine ReleaseQuarantine", _ADMIN),
+    **_each("/wasmkiln.v1.AdminService/", "Drain", Need(Role.ADMIN, whole_daemon=True)),
+    **_each("/grpc.health.v1.Health/", "Check List Watch", _HEALTH),
+    **_each("/grpc.channelz.v1.Channelz/", "GetTopChannels GetServers GetServer", _METRICS_OF_ALL),
+    **_each("/grpc.channelz.v1.Channelz/", "GetServerSockets GetChannel", _METRICS_OF_ALL),
+    **_each("/grpc.channelz.v1.Channelz/", "GetSubchannel GetSocket", _METRICS_OF_ALL),
+    **_each("/grpc.reflection.", f"v1.{_REFLECTION} v1alpha.{_REFLECTION}", _ANY),
+}
+PATHS: Mapping[str, Need] = {
+    "/": _METRICS_OF_ALL,
+    **_each("/status", "/live /page.css /page.js /icon.svg", _METRICS_OF_ALL),
+    **_each("/", "metrics status", _METRICS_OF_ALL),
+    **_each("/", "healthz readyz", _HEALTH),
+}
 _NEEDS: Mapping[str, Need] = {**RPCS, **PATHS}
-_ANONYMOUS_OF_HEALTH = Identity("anonymous", frozenset())
+
+_ANONYMOUS_OF_HEALTH = Identity(ANONYMOUS, frozenset())
+_REMEMBERED = 4096
+_BEARER = re.compile(r"bearer +([!-~]+) *", re.IGNORECASE)
+_FOREVER = float("inf")
+_FETCH_EVERY_S = 300.0
+_FETCH_PAUSE_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """All that says who may do what, read together. Another one whenever anything changes."""
+
+    policy: Policy = field(default_factory=Policy)
+    """With the namespaces of tokens among its own."""
+    tokens: Tokens | None = None
+    """None where there is no file of them."""
+    on: bool = False
+    """Whether callers need an identity."""
+    issuer: Issuer | None = None
+    """Whose JSON Web Tokens count; None for nobody's."""
+    open_health: bool = False
+
+    def __str__(self) -> str:
+        """Return the policy, a line for each rule: comments, so that `config` stays TOML."""
+        if not self.on:
+            return "# access: everybody may do everything: there is no source of identities"
+        lines = ["# access: every caller needs an identity; the first rule that matches it counts"]
+        for number, rule in enumerate(self.policy.rules, 1):
+            lines.append(f"#   {number}. {rule.model_dump_json(exclude_defaults=True)}")
+        if self.tokens:
+            lines.append(f"# tokens: {len(self.tokens.all):,}, with their own roles besides")
+        if self.policy.namespaces:
+            lines.append(f"# namespaces: {', '.join(sorted(self.policy.namespaces))}")
+        return "\n".join(lines)
+
+
+def _policy(settings: Settings) -> Policy:
+    return read_policy(Path(settings.policy_file)) if settings.policy_file else default_policy()
+
+
+_PARTS: Mapping[str, Callable[[Settings], Any]] = {
+    "policy": _policy,
+    "tokens": lambda settings: read_tokens(settings.tokens_file),
+    "issuer": read_issuer,
+}
+
+
+def read_access(settings: Settings, before: Access | None = None) -> tuple[Access, Sequence[str]]:
+    """Read everything but the keys of a URL. It may block. Raises AccessUnusable.
+
+    With ``before``, keep its part where one cannot be used, and return why: a text for each.
+    """
+    found: dict[str, Any] = {}
+    causes: list[str] = []
+    for what, read in _PARTS.items():
+        try:
+            found[what] = read(settings)
+        except Exception as failure:  # a revoked token must not count on because of a defect
+            if before is None:
+                raise
+            unusable = isinstance(failure, AccessUnusable)
+            why = str(failure) if unusable else f"cannot read the {what}: {defect_in(failure)}"
+            causes.append(why)
+            found[what] = getattr(before, what)
+    policy, tokens = found["policy"], found["tokens"]
+    known = tokens.all if tokens else ()
+    named = {token.namespace: model.NamespaceLimits() for token in known if token.namespace}
+    policy = replace(policy, namespaces={**named, **policy.namespaces})
+    if before and policy == before.policy:
+        policy = before.policy  # What identities have used is shown while it is the same object.
+    named_by_settings = settings.policy_file or settings.tls_client_ca_file or settings.jwt_issuer
+    on = bool(named_by_settings) or tokens is not None
+    return Access(policy, tokens, on, found["issuer"], settings.open_health), causes
+
+
+def files_of(settings: Settings) -> Sequence[Path]:
+    """Return the files that ``read_access`` reads, whether or not they exist."""
+    policy = Path(settings.policy_file) if settings.policy_file else None
+    return [path for path in (settings.tokens_file, policy, keys_file(settings)) if path]
 
 
 class AccessGuard:
-    """Admits by the table of needs and the identities in force. For one event loop."""
+    """Admits callers by the ``Access`` in force; see the port ``Guard``. For one event loop."""
 
-    def __init__(self, identities: Identities | None, *, open_health: bool = False) -> None:
-        """Without ``identities``, let everybody do everything."""
-        self._identities = identities
-        self._open_health = open_health
+    def __init__(
+        self, access: Access | None = None, client_cas: Callable[[], Certificates] = tuple
+    ) -> None:
+        """Without ``access``, let everybody do everything.
 
-    def replace(self, identities: Identities | None, *, open_health: bool) -> None:
-        """Admit by these from now on: what counted before lets no later call in.
+        ``client_cas`` returns another object whenever the CAs in force have changed.
+        """
+        self._client_cas = client_cas
+        self._cas = client_cas()
+        self._keys_wanted = asyncio.Event()
+        self._fetched_s = time.monotonic()
+        self.access = Access()
+        """What is in force."""
+        self.replace(access or self.access)
+
+    def replace(self, access: Access) -> None:
+        """Admit by ``access`` from now on: what counted before lets no later call in.
 
         A guard that has asked for identities asks for them until the daemon ends: a file that
         vanishes opens nothing.
         """
-        if identities is None and self._identities is not None:
-            identities = Identities(Policy())
-        self._identities = identities
-        self._open_health = open_health
-
-    @property
-    def asks(self) -> bool:
-        """Whether callers need an identity."""
-        return self._identities is not None
+        if not access.on and self.access.on:
+            access = Access(on=True, open_health=access.open_health)
+        self.access = access
+        # By the SHA-256 of what was sent: a token never stays in memory, and equal ones are found
+        # in a time that tells nothing.
+        self._known: dict[tuple[str, bytes], tuple[Identity, float]] = {}
+        by_rule = access.policy.names(ANONYMOUS)
+        self._anonymous = access.policy.identity(ANONYMOUS) if by_rule else None
 
     def admit(
-        self, what: str, entrance: Entrance, credentials: Callable[[], Credentials]
+        self, what: str, entrance: model.Entrance, credentials: Callable[[], model.Credentials]
     ) -> Identity:
         """Return who calls; see the port."""
-        if self._identities is None:
-            return ANYBODY
+        if not self.access.on:
+            return model.ANYBODY
         need = _NEEDS.get(what)
-        if need is not None and need.health and self._open_health:
+        if need is not None and need.health and self.access.open_health:
             return _ANONYMOUS_OF_HEALTH
-        identity = self._identities.of(entrance, credentials())
+        identity = self.identity(entrance, credentials())
+        role = need.role.value if need and need.role else ""
         if need is None:
-            raise _of(identity, errors.not_in_the_table(_act(what)))
-        if need.role is not None and need.role not in identity.roles:
-            raise _of(identity, errors.role_missing(need.role.value, _act(what)))
-        if need.whole_daemon and identity.namespace:
-            role = need.role.value if need.role else ""
-            raise _of(identity, errors.default_namespace_only(role, _act(what)))
-        return identity
+            refusal = errors.not_in_the_table(_act(what))
+        elif need.role and need.role not in identity.roles:
+            refusal = errors.role_missing(role, _act(what))
+        elif need.whole_daemon and identity.namespace:
+            refusal = errors.default_namespace_only(role, _act(what))
+        else:
+            return identity
+        refusal.identity = identity.name
+        raise refusal
 
+    def identity(self, entrance: model.Entrance, credentials: model.Credentials) -> Identity:
+        """Return who calls. Raises CREDENTIALS_MISSING and CREDENTIALS_INVALID."""
+        of_certificate = None
+        if credentials.certificate:
+            # Also beside a token: a connection whose certificate does not count any more carries
+            # no calls.
+            of_certificate = self._once(
+                "certificate", credentials.certificate, self._of_certificate
+            )
+        elif entrance.transport is Transport.MTLS:
+            raise errors.credentials_missing()
+        if sent := credentials.authorization:
+            return self._once("token", sent.encode("utf-8", "replace"), self._of_authorization)
+        if of_certificate:
+            return of_certificate
+        if entrance.transport is Transport.UNIX:
+            return self._once("unix", entrance.address.encode(), self._of_socket)
+        if self._anonymous:
+            return self._anonymous
+        raise errors.credentials_missing(certificates=bool(self._client_cas()))
 
-def _of(identity: Identity, refusal: WasmkilnError) -> WasmkilnError:
-    refusal.identity = identity.name
-    return refusal
+    async def follow_keys(self) -> None:
+        """Fetch the keys of JSON Web Tokens now and then, until cancelled.
+
+        While the URL cannot be read, the keys that were read last stay in force.
+        """
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_FETCH_EVERY_S):
+                    await self._keys_wanted.wait()
+            # Whoever makes up names of keys causes one fetch a minute; a reload fetches too.
+            await asyncio.sleep(self._fetched_s + _FETCH_PAUSE_S - time.monotonic())
+            self._keys_wanted.clear()
+            issuer = self.access.issuer
+            if issuer is None or not issuer.url:
+                continue
+            try:
+                fetched = await self.fetch(issuer)
+                if self.access.issuer is issuer:
+                    self.replace(replace(self.access, issuer=fetched))
+            except CannotFetch as failure:
+                log.error("cannot fetch jwt_keys: the old ones stay", cause=str(failure))
+
+    async def fetch(self, issuer: Issuer) -> Issuer:
+        """Return an issuer with the keys that its URL has now. Raises CannotFetch."""
+        self._fetched_s = time.monotonic()
+        return replace(issuer, keys=await fetch_keys(issuer.url))
+
+    def _once(
+        self, kind: str, sent: bytes, check: Callable[[bytes], tuple[Identity, float]]
+    ) -> Identity:
+        """Return whom ``check`` finds, and remember that until it expires."""
+        if (cas := self._client_cas()) is not self._cas:
+            self._cas = cas
+            self._known.clear()
+        key = kind, hashlib.sha256(sent).digest()
+        known = self._known.get(key)
+        if known is None or time.time() >= known[1]:
+            known = check(sent)
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            self._known[key] = known
+        return known[0]
+
+    def _of_certificate(self, pem: bytes) -> tuple[Identity, float]:
+        name, until_s = certificate_name(pem, self._cas)
+        return self.access.policy.identity(name), until_s
+
+    def _of_socket(self, address: bytes) -> tuple[Identity, float]:
+        return self.access.policy.identity(address.decode()), _FOREVER
+
+    def _of_authorization(self, sent: bytes) -> tuple[Identity, float]:
+        policy, tokens, issuer = self.access.policy, self.access.tokens, self.access.issuer
+        shape = _BEARER.fullmatch(sent.decode())
+        if not shape:
+            why = "cannot read the metadata `authorization`: write `Bearer TOKEN`"
+            raise errors.credentials_invalid("malformed", why)
+        text = shape[1]
+        if issuer and text.count(".") == 2 and not text.startswith(PREFIX):
+            subject, claims, until_s = issuer.verify(text, self._keys_wanted.set)
+            return policy.identity(f"jwt:{subject}", claims), until_s
+        token = tokens.find(text) if tokens else None
+        if token is None:
+            raise refused("unknown", "the daemon does not know it; ask its operator for a new one")
+        if token.expired(time.time()):
+            raise refused("expired", "it has expired; ask for a new one")
+        own = Identity(f"token:{token.name}", token.roles, token.namespace)
+        return policy.identity(
+            own.name, own=own
+        ), _FOREVER if token.expires is None else token.expires
 
 
 def _act(what: str) -> str:

@@ -1,71 +1,110 @@
-"""The policy: which identity has which roles, which namespace and which quota."""
+"""The policy: which identity has which roles, which namespace and which quota.
+
+It comes from a TOML file (``read_policy``), whose rules are the models here. Whatever is wrong with
+the file is said in words, a line for each problem.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 from types import MappingProxyType
+from typing import Annotated, TypeAlias
 
-from wasmkilnd.model import (
-    ALL_ROLES,
-    DEFAULT_NAMESPACE,
-    Identity,
-    NamespaceLimits,
-    Role,
-    with_included,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from wasmkilnd import model
+from wasmkilnd.access.unusable import AccessUnusable, read
 from wasmkilnd.quota import Limits
+from wasmkilnd.setting_values import Size, parse_toml
 
-Claim = str | int | bool
-Claims = Mapping[str, object]
+ANONYMOUS = "anonymous"
+Claims: TypeAlias = Mapping[str, object]
 """What a verified JSON Web Token says."""
 
-
-@dataclass(frozen=True, slots=True)
-class Pattern:
-    """The name of an identity, in which ``*`` stands for any text."""
-
-    text: str
-
-    def matches(self, name: str) -> bool:
-        """Return whether ``name`` is one of those that the pattern stands for.
-
-        The time is linear in both: callers choose names.
-        """
-        first, *others = self.text.split("*")
-        if not others:
-            return name == first
-        *middle, last = others
-        if not name.startswith(first):
-            return False
-        at, end = len(first), len(name) - len(last)
-        for part in middle:
-            found = name.find(part, at, max(at, end))
-            if found < 0:
-                return False
-            at = found + len(part)
-        return at <= end and name.endswith(last)
+_NO_CLAIMS: Claims = MappingProxyType({})
+_NOBODY = model.Identity("", frozenset())
+_KINDS = ("token:", "spiffe://", "dns:", "jwt:", "unix:")
+_GONE = {
+    "calls": "write calls_per_minute instead",
+    "bytes_in_flight": "leave it out: each caller has its share of receive_bytes",
+    "queue_share": "leave it out: callers take turns in the queue",
+    "cpu_seconds_per_hour": "write compiles_per_minute instead: compile_cpu_s bounds each",
+    "bytes_kept": "write stored_bytes_per_hour instead",
+}
+"""Quotas of earlier releases, and what to do about them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+def _identity(value: object) -> object:
+    text = value.strip() if isinstance(value, str) else ""
+    if text != ANONYMOUS and not text.startswith(_KINDS):
+        raise ValueError(
+            f"{str(value)[:100]!r} is no identity: write token:NAME, spiffe://DOMAIN/PATH,"
+            " dns:HOST, jwt:SUBJECT, unix:/PATH or anonymous; * stands for any text"
+        )
+    return text.lower() if text.startswith("dns:") else text
+
+
+def _several(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+_Identity: TypeAlias = Annotated[str, BeforeValidator(_identity), Field(max_length=2048)]
+_Text: TypeAlias = Annotated[str, Field(min_length=1, max_length=256)]
+_Namespace: TypeAlias = Annotated[str, Field(pattern=f"^({model.NAMESPACE_NAME.pattern})?$")]
+_QuotaName: TypeAlias = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+_Number: TypeAlias = Annotated[float, Field(gt=0, le=1e9, strict=True)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", hide_input_in_errors=True, allow_inf_nan=False, frozen=True
+    )
+
+
+class Rule(_Table):
     """Which identities get what."""
 
-    identities: Sequence[Pattern]
-    roles: frozenset[Role] = frozenset()
+    identity: Annotated[
+        tuple[_Identity, ...], BeforeValidator(_several), Field(max_length=1000)
+    ] = ()
+    """Their names, in which ``*`` stands for any text."""
+    claims: Annotated[dict[_Text, str | int | bool], Field(max_length=50)] = {}
+    """What a JSON Web Token must say too."""
+    roles: tuple[model.Role, ...] = ()
     """What it gives, without the roles that these include; see ``with_included``."""
-    namespace: str | None = None
+    namespace: _Namespace | None = None
     """None where the rule names none."""
     quota: str = ""
-    claims: Mapping[str, Claim] = field(default_factory=dict)
-    """What a JSON Web Token must say too."""
 
     def matches(self, name: str, claims: Claims) -> bool:
         """Return whether the rule is about the identity ``name``."""
-        return any(pattern.matches(name) for pattern in self.identities) and all(
+        names = self.identity or ("jwt:*",)
+        return any(_regex(pattern).fullmatch(name) for pattern in names) and all(
             _says(claims.get(claim), wanted, in_words=claim == "scope")
             for claim, wanted in self.claims.items()
         )
+
+
+class _NamespaceTable(_Table):
+    memory_bytes: Size | None = None
+    host_store_bytes: Size | None = None
+
+
+class _QuotaTable(_Table):
+    calls_per_minute: _Number | None = None
+    compiles_per_minute: _Number | None = None
+    stored_bytes_per_hour: Size | None = None
+
+
+class _File(_Table):
+    rule: Annotated[tuple[Rule, ...], Field(max_length=10_000)] = ()
+    namespace: dict[_Namespace, _NamespaceTable] = {}
+    quota: Annotated[dict[_QuotaName, _QuotaTable], Field(max_length=1000)] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,29 +112,23 @@ class Policy:
     """Who may do what. The first rule that matches an identity counts, and no other."""
 
     rules: Sequence[Rule] = ()
-    namespaces: Mapping[str, NamespaceLimits] = field(default_factory=lambda: MappingProxyType({}))
+    namespaces: Mapping[str, model.NamespaceLimits] = field(default_factory=dict)
     """Every namespace that the policy or a token names, beside the default one, by name."""
-    quotas: Mapping[str, Limits] = field(default_factory=lambda: MappingProxyType({}))
+    quotas: Mapping[str, Limits] = field(default_factory=dict)
     """By name."""
 
     def identity(
-        self,
-        name: str,
-        claims: Claims = MappingProxyType({}),
-        *,
-        own_roles: frozenset[Role] = frozenset(),
-        own_namespace: str = DEFAULT_NAMESPACE,
-    ) -> Identity:
+        self, name: str, claims: Claims = _NO_CLAIMS, own: model.Identity = _NOBODY
+    ) -> model.Identity:
         """Return the identity of this name.
 
-        ``own_roles`` are those of its token, which count beside those of the rule;
-        ``own_namespace`` is the token's, which counts where the rule names none.
+        ``own`` has the roles of its token, which count beside those of the rule, and the token's
+        namespace, which counts where the rule names none.
         """
-        for rule in self.rules:
-            if rule.matches(name, claims):
-                namespace = own_namespace if rule.namespace is None else rule.namespace
-                return Identity(name, with_included(rule.roles | own_roles), namespace, rule.quota)
-        return Identity(name, with_included(own_roles), own_namespace)
+        rule = next((rule for rule in self.rules if rule.matches(name, claims)), Rule())
+        namespace = own.namespace if rule.namespace is None else rule.namespace
+        roles = model.with_included(own.roles.union(rule.roles))
+        return model.Identity(name, roles, namespace, rule.quota)
 
     def names(self, name: str) -> bool:
         """Return whether a rule without claims is about the identity ``name``."""
@@ -104,26 +137,84 @@ class Policy:
 
 def default_policy() -> Policy:
     """Return the policy of a daemon without a policy file."""
-    return Policy(
-        (
-            Rule((Pattern("spiffe://*"), Pattern("dns:*")), frozenset({Role.COMPILE})),
-            Rule((Pattern("unix:*"),), ALL_ROLES),
-        )
-    )
+    certificates = Rule(identity=("spiffe://*", "dns:*"), roles=(model.Role.COMPILE,))
+    return Policy((certificates, Rule(identity=("unix:*",), roles=tuple(model.Role))))
 
 
-def _says(said: object, wanted: Claim, *, in_words: bool) -> bool:
+def read_policy(path: Path) -> Policy:
+    """Return the policy of a file. Raises AccessUnusable with a line for each problem."""
+    try:
+        found = _File.model_validate(parse_toml(read("policy", path).decode()))
+        problems = list(_disagreements(found))
+    except ValidationError as error:
+        # Of a value that may have several types, the first problem is enough.
+        wrong: dict[str, str] = {}
+        for detail in error.errors(include_input=False, include_url=False):
+            wrong.setdefault(_where(detail["loc"]), _why(detail))
+        problems = [where + why for where, why in wrong.items()]
+    except UnicodeDecodeError:
+        problems = ["it is not UTF-8 text"]
+    except ValueError as mistake:
+        problems = [str(mistake)]
+    if problems:
+        said = [f"cannot use policy {path}: {why}" for why in problems[:20]]
+        raise AccessUnusable("\n".join(said)) from None
+    namespaces = {rule.namespace: model.NamespaceLimits() for rule in found.rule if rule.namespace}
+    for name, sizes in found.namespace.items():
+        namespaces[name] = model.NamespaceLimits(**sizes.model_dump())
+    quotas = {name: table.model_dump(exclude_none=True) for name, table in found.quota.items()}
+    return Policy(found.rule, namespaces, quotas)
+
+
+@lru_cache(maxsize=10_000)
+def _regex(pattern: str) -> re.Pattern[str]:
+    """Return what matches the names of a pattern, in linear time: callers choose names."""
+    first, *others = map(re.escape, pattern.split("*"))
+    if others:
+        *middle, last = others
+        first += "".join(f"(?>.*?{part})" for part in middle) + f".*{last}"
+    return re.compile(first, re.DOTALL)
+
+
+def _says(said: object, wanted: str | int | bool, *, in_words: bool) -> bool:
     """Return whether a claim equals ``wanted``, or is a list that contains it.
 
     ``scope`` is a list in one text, with spaces between its words (RFC 8693).
     """
-    if isinstance(said, list):
-        return any(_equal(each, wanted) for each in said)
     if in_words and isinstance(said, str):
-        return wanted in said.split(" ")
-    return _equal(said, wanted)
-
-
-def _equal(said: object, wanted: Claim) -> bool:
+        said = said.split(" ")
     # To Python, True equals 1.
-    return type(said) is type(wanted) and said == wanted
+    said = said if isinstance(said, list) else [said]
+    return any(type(each) is type(wanted) and each == wanted for each in said)
+
+
+def _disagreements(found: _File) -> Iterator[str]:
+    """Yield what is wrong across tables."""
+    for number, rule in enumerate(found.rule, start=1):
+        if not rule.identity and not rule.claims:
+            yield f"rule {number}: it is about nobody: write identity or claims"
+        elif rule.claims and not all(name.startswith("jwt:") for name in rule.identity):
+            yield f"rule {number}: claims are those of jwt: identities, and it names others too"
+        if rule.quota and rule.quota not in found.quota:
+            known = f"; there is {', '.join(sorted(found.quota)[:20])}" if found.quota else ""
+            yield f"rule {number}: there is no [quota.{rule.quota}]{known}"
+    if "" in found.namespace:
+        yield "namespace: the default namespace has the sizes of the settings"
+
+
+def _where(loc: Sequence[int | str]) -> str:
+    """Return the place of a problem: "rule 2 roles 1: "."""
+    # Beyond these, it is the type that was tried.
+    steps = [step + 1 if isinstance(step, int) else step for step in loc[:4] if step != "[key]"]
+    return f"{' '.join(map(str, steps))}: " if steps else ""
+
+
+def _why(detail: ErrorDetails) -> str:
+    if detail["type"] == "value_error":
+        return str(detail.get("ctx", {})["error"])
+    if detail["type"] == "extra_forbidden":
+        gone = _GONE.get(str(detail["loc"][-1])) if detail["loc"][0] == "quota" else None
+        return (
+            f"there is no such quota any more: {gone}" if gone else "the daemon knows no such key"
+        )
+    return re.sub("(Input|String) should", "it should", detail["msg"])

@@ -1,151 +1,171 @@
-"""Bearer tokens of this daemon: what they look like, and how the daemon knows them again.
+"""Bearer tokens: what they look like, how the daemon knows them again, their file.
 
 A token is ``wk_<id>_<secret>``: 12 hexadecimal digits that name it, and 48 that nobody can guess
 (192 bits). The daemon keeps its SHA-256 alone: the secret is random, so that no slower hash is
 needed.
+
+::
+
+    <state_dir>/access/              0700
+    <state_dir>/access/tokens.json   0600  written whole and renamed
+    <state_dir>/access/.lock         0600  held by the process that changes something
+
+A running daemon reads the file again when it changes. Format: ``version`` 1; raise it for what an
+older daemon must not read.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
-import json
 import re
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from wasmkilnd.access.unusable import AccessUnusable, read
+from wasmkilnd.access.unusable import AccessUnusable, NoSuchFile, read
 from wasmkilnd.model import NAMESPACE_NAME, Role
+from wasmkilnd.ownership import NotOurs, make_folder
+from wasmkilnd.whole_files import locked, write_whole
 
 PREFIX = "wk_"
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-"""Names of tokens."""
-MOST_TOKENS = 10_000
-
 _TOKEN = re.compile(r"wk_([0-9a-f]{12})_[0-9a-f]{48}")
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True, frozen=True)
+
+
+class Token(_Model):
     """A token as the daemon keeps it: without its secret."""
 
-    id: str
-    name: str
+    id: Annotated[str, Field(pattern="^[0-9a-f]{12}$")]
+    name: Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
     roles: frozenset[Role]
-    namespace: str
-    sha256: str = field(repr=False)
-    created_s: int
+    namespace: Annotated[str, Field(pattern=f"^({NAMESPACE_NAME.pattern})?$")]
+    sha256: Annotated[str, Field(repr=False)]
+    created: int
     """Seconds since 1970, as all times here."""
-    expires_s: int | None = None
+    expires: int | None
     """None for never."""
 
     def expired(self, now_s: float) -> bool:
         """Return whether it counts no more."""
-        return self.expires_s is not None and now_s >= self.expires_s
+        return self.expires is not None and now_s >= self.expires
 
 
-def new_token(
-    name: str, roles: Iterable[Role], namespace: str, now_s: int, expires_s: int | None
-) -> tuple[str, Token]:
-    """Return the text of a new token, and what the daemon keeps of it."""
-    token_id = secrets.token_hex(6)
-    text = f"{PREFIX}{token_id}_{secrets.token_hex(24)}"
-    kept = Token(token_id, name, frozenset(roles), namespace, _digest(text), now_s, expires_s)
-    return text, kept
+class Tokens(_Model):
+    """The tokens that the daemon knows, the oldest first: the content of their file."""
 
+    version: Literal[1] = 1
+    all: list[Token] = Field(default=[], alias="tokens", max_length=10_000)
 
-class Tokens:
-    """The tokens that the daemon knows."""
-
-    def __init__(self, tokens: Sequence[Token] = ()) -> None:
-        self.all = tokens
-        self._by_id: Mapping[str, Token] = {token.id: token for token in tokens}
+    @cached_property
+    def _by_id(self) -> dict[str, Token]:
+        return {token.id: token for token in self.all}
 
     def find(self, text: str) -> Token | None:
         """Return the token that ``text`` is, also if it has expired; None for an unknown one."""
         shape = _TOKEN.fullmatch(text)
         token = self._by_id.get(shape[1]) if shape else None
-        if token is None or not hmac.compare_digest(token.sha256, _digest(text)):
-            return None
-        return token
+        return token if token and hmac.compare_digest(token.sha256, _digest(text)) else None
+
+
+def new_token(
+    name: str, roles: Iterable[Role], namespace: str, created: int, expires: int | None
+) -> tuple[str, Token]:
+    """Return the text of a new token, and what the daemon keeps of it."""
+    token_id = secrets.token_hex(6)
+    text = f"{PREFIX}{token_id}_{secrets.token_hex(24)}"
+    about = {"id": token_id, "name": name, "roles": [*roles], "namespace": namespace}
+    times = {"created": created, "expires": expires}
+    return text, Token.model_validate({**about, **times, "sha256": _digest(text)})
 
 
 def read_tokens(path: Path) -> Tokens | None:
     """Return the tokens of a file, None if there is none. Raises AccessUnusable."""
     try:
-        content = read("tokens file", path, secret=True)
-    except FileNotFoundError:
+        return Tokens.model_validate_json(read("tokens file", path, secret=True))
+    except NoSuchFile:
         return None
-    try:
-        found = _File.model_validate_json(content)
     except ValidationError as error:
-        [first, *_] = error.errors(include_input=False, include_url=False)
-        where = ".".join(str(step) for step in first["loc"])
         # From None: the cause holds the file's content.
         raise AccessUnusable(
-            f"cannot use tokens file {path}: {where + ': ' if where else ''}{first['msg']}; put"
-            " back a copy, or delete it and make the tokens again"
+            f"cannot use tokens file {path}: {_first(error)}; put back a copy, or delete it and"
+            " make the tokens again"
         ) from None
-    return Tokens([row.token() for row in found.tokens])
 
 
-def as_file(tokens: Iterable[Token]) -> bytes:
+class TokenStore:
+    """Makes and revokes tokens. Safe for use by several processes; every method may block."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def tokens(self) -> Sequence[Token]:
+        """Return all tokens, the oldest first. Raises AccessUnusable."""
+        return (read_tokens(self.file) or Tokens()).all
+
+    def add(
+        self, name: str, roles: Iterable[Role], namespace: str, lifetime_s: float | None
+    ) -> tuple[str, Token]:
+        """Make a token; return its text, which is kept nowhere. Raises AccessUnusable.
+
+        Several tokens may have one name: so one can replace another without a gap.
+        """
+        now_s = int(time.time())
+        expires = None if lifetime_s is None else now_s + max(1, int(lifetime_s))
+        try:
+            text, token = new_token(name, roles, namespace, now_s, expires)
+            with self._changing() as tokens:
+                tokens.append(token)
+        except ValidationError as error:
+            raise AccessUnusable(f"cannot make a token {name[:100]!r}: {_first(error)}") from None
+        return text, token
+
+    def revoke(self, name_or_id: str) -> Sequence[Token]:
+        """Forget the token of this id, or all of this name; return them. Raises AccessUnusable."""
+        with self._changing() as tokens:
+            gone = [token for token in tokens if name_or_id in (token.id, token.name)]
+            if not gone:
+                raise AccessUnusable(
+                    f"cannot revoke {name_or_id[:100]!r}: no token has this name or id;"
+                    " `wasmkilnd token ls` shows them"
+                )
+            tokens[:] = [token for token in tokens if token not in gone]
+        return gone
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[list[Token]]:
+        try:
+            make_folder(self.file.parent, private=True)
+            with locked(self.file.parent):
+                tokens = list(self.tokens())
+                yield tokens
+                # A file without tokens stays: without it, the daemon would let everybody in.
+                write_whole(self.file, as_file(tokens))
+        except NotOurs as refusal:
+            raise AccessUnusable(str(refusal)) from None
+        except OSError as failure:
+            where = failure.filename or self.file
+            raise AccessUnusable(f"cannot change {where}: {failure.strerror}") from None
+
+
+def as_file(tokens: list[Token]) -> bytes:
     """Return the content of a tokens file."""
-    rows: list[dict[str, Any]] = [
-        {
-            "id": token.id,
-            "name": token.name,
-            "roles": sorted(role.value for role in token.roles),
-            "namespace": token.namespace,
-            "sha256": token.sha256,
-            "created": token.created_s,
-            "expires": token.expires_s,
-        }
-        for token in tokens
-    ]
-    return json.dumps({"version": 1, "tokens": rows}, indent=1).encode() + b"\n"
+    return Tokens(tokens=tokens).model_dump_json(indent=1, by_alias=True).encode() + b"\n"
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors(include_input=False, include_url=False)[0]
+    return ": ".join((*map(str, first["loc"]), first["msg"]))
 
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-_Name: TypeAlias = Annotated[str, StringConstraints(pattern=f"^{NAME.pattern}$")]
-_Namespace: TypeAlias = Annotated[str, StringConstraints(pattern=f"^({NAMESPACE_NAME.pattern})?$")]
-_Hex: TypeAlias = Annotated[str, StringConstraints(pattern="^[0-9a-f]+$", max_length=64)]
-_Time: TypeAlias = Annotated[int, Field(ge=0, le=2**40)]
-
-
-class _Row(BaseModel):
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
-
-    id: _Hex
-    name: _Name
-    roles: list[Role]
-    namespace: _Namespace
-    sha256: _Hex
-    created: _Time
-    expires: _Time | None
-
-    def token(self) -> Token:
-        return Token(
-            self.id,
-            self.name,
-            frozenset(self.roles),
-            self.namespace,
-            self.sha256,
-            self.created,
-            self.expires,
-        )
-
-
-class _File(BaseModel):
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
-
-    version: Literal[1]
-    tokens: Annotated[list[_Row], Field(max_length=MOST_TOKENS)]

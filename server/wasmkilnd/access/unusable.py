@@ -17,6 +17,10 @@ class AccessUnusable(Exception):  # noqa: N818 - says what the files are
     """The daemon cannot use what says who may do what. The message never holds a secret."""
 
 
+class NoSuchFile(AccessUnusable):
+    """There is no such file."""
+
+
 def defect_in(failure: Exception) -> str:
     """Return what nobody foresaw and where, without its message: it may hold a file's content."""
     place = traceback.extract_tb(failure.__traceback__)[-1]
@@ -24,29 +28,29 @@ def defect_in(failure: Exception) -> str:
     return f"a defect of the daemon ({type(failure).__name__} in {where})"
 
 
-def read(what: str, path: Path, *, secret: bool = False) -> bytes:
+def read(what: str, path: Path, *, secret: bool = False, ours: bool = True) -> bytes:
     """Return a file's content; ``what`` says what the file is. Raises AccessUnusable.
 
-    Whoever can change the file decides who may do what: so refuse it if another user can. With
-    ``secret``, refuse it if another user can read it. Raises FileNotFoundError.
+    Where whoever can change the file decides who may do what, it must be ``ours``: refuse it if
+    another user can change it. With ``secret``, refuse it if another user can read it.
     """
     try:
-        check_path(path, private=secret, secret=secret)
-        # Without O_NONBLOCK a pipe would block.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        if ours:
+            check_path(path, private=secret, secret=secret)
+        with open(path, "rb", opener=_open) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise AccessUnusable(f"cannot use {what} {path}: it is not a file")
-            with open(descriptor, "rb", closefd=False) as file:
-                content = file.read(_MOST_BYTES + 1)
-        finally:
-            os.close(descriptor)
+            content = file.read(_MOST_BYTES + 1)
     except FileNotFoundError:
-        raise
+        raise NoSuchFile(f"cannot use {what} {path}: there is no such file") from None
     except NotOurs as refusal:
-        raise AccessUnusable(str(refusal)) from None
+        raise AccessUnusable(f"{refusal} ({what})") from None
     except OSError as failure:
         raise AccessUnusable(f"cannot use {what} {path}: {failure.strerror}") from None
     if len(content) > _MOST_BYTES:
         raise AccessUnusable(f"cannot use {what} {path}: it is larger than 4 MiB")
     return content
+
+
+def _open(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # A pipe would block.

@@ -10,8 +10,7 @@ from typing import Any
 
 import click
 
-from wasmkilnd.access.token_store import TokenStore
-from wasmkilnd.access.tokens import Token
+from wasmkilnd.access.tokens import Token, TokenStore
 from wasmkilnd.commands.as_owner import settings_of
 from wasmkilnd.commands.audited import audit_command
 from wasmkilnd.model import DEFAULT_NAMESPACE, Role
@@ -104,7 +103,7 @@ def add(
     click.echo(text)
     click.echo(
         f"token {made.name} (id {made.id}) has the roles {_roles(made)}, expires"
-        f" {_time(made.expires_s)}; keep it now: it is not shown again",
+        f" {_time(made.expires)}; keep it now: it is not shown again",
         err=True,
     )
     if first:
@@ -131,10 +130,10 @@ def list_tokens(as_json: bool, state_dir: str | None) -> None:
             f"{'id':<12}  {'name':<20}  {'roles':<26}  {'namespace':<16}  {'made':<17}  expires"
         )
     for each in tokens:
-        expires = _time(each.expires_s) + (" (expired)" if each.expired(now_s) else "")
+        expires = _time(each.expires) + (" (expired)" if each.expired(now_s) else "")
         click.echo(
             f"{each.id}  {each.name:<20}  {_roles(each):<26}  {each.namespace or '-':<16}"
-            f"  {_time(each.created_s)}  {expires}"
+            f"  {_time(each.created)}  {expires}"
         )
     if not tokens:
         click.echo(f"there is no token in {store.file}; make one with `token add`", err=True)
@@ -176,6 +175,6 @@ def _row(kept: Token) -> dict[str, Any]:
         "name": kept.name,
         "roles": [role.value for role in Role if role in kept.roles],
         "namespace": kept.namespace,
-        "created": kept.created_s,
-        "expires": kept.expires_s,
+        "created": kept.created,
+        "expires": kept.expires,
     }

@@ -6,8 +6,8 @@ import errno
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from wasmkilnd.access.sources import Sources
-from wasmkilnd.access.tls.files import TlsFiles
+from wasmkilnd.access.guard import Access
+from wasmkilnd.access.tls import TlsFiles
 from wasmkilnd.ports import AuditEvent, AuditLine, Auditor
 from wasmkilnd.settings import Settings
 from wasmkilnd.signing.keys import Keys
@@ -90,7 +90,7 @@ def audit_engines(auditor: Auditor, served: Iterable[str], removed: Iterable[str
         audit_change(auditor, "engine_removed", engine=engine_id)
 
 
-def audit_access(auditor: Auditor, before: Sources, after: Sources) -> None:
+def audit_access(auditor: Auditor, before: Access, after: Access) -> None:
     """Write how those who may do what differ from before."""
     if before.on != after.on:
         audit_change(auditor, "access", on=after.on)

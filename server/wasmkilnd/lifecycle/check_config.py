@@ -13,7 +13,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from wasmkilnd.access.sources import Sources, read_sources
+from wasmkilnd.access.guard import Access, read_access
 from wasmkilnd.cache.redis_servers import AccessUnusable, connect
 from wasmkilnd.lifecycle import engines, serve_namespaces
 from wasmkilnd.lifecycle.auditing import cannot_write_audit
@@ -28,7 +28,7 @@ from wasmkilnd.signing.keys import read_keys
 from wasmkilnd.telemetry.tracing import open_exporter
 
 
-def check(settings: Settings) -> Sources:
+def check(settings: Settings) -> Access:
     """Return who may do what. May block.
 
     Raises CannotStart, AccessUnusable, KeysUnusable, NotOurs and TracingUnusable, as ``serve``
@@ -39,8 +39,8 @@ def check(settings: Settings) -> Sources:
     _check_audit(settings)
     open_exporter(settings)
     open_tls(settings)
-    sources = read_sources(settings)
-    if why := serve_namespaces.refusal(settings, sources.policy.namespaces):
+    access, _ = read_access(settings)
+    if why := serve_namespaces.refusal(settings, access.policy.namespaces):
         raise CannotStart(why)
     read_keys(settings).refuse_revoked()
     if why := engines.refusal(settings):
@@ -51,7 +51,7 @@ def check(settings: Settings) -> Sources:
     if not running(settings.state_dir):
         for setting, text in _addresses(settings):
             _check_address(settings, setting, Address.parse(text))
-    return sources
+    return access
 
 
 def _check_audit(settings: Settings) -> None:

@@ -8,10 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from wasmkilnd.access.tls.files import TlsFiles
-from wasmkilnd.access.tls.grpc_credentials import server_credentials
-from wasmkilnd.access.tls.material import TlsOptions
-from wasmkilnd.access.tls.pem import TlsUnusable
+from wasmkilnd.access.tls import TlsFiles, TlsUnusable, server_credentials
 from wasmkilnd.lifecycle.preflight import CannotStart
 from wasmkilnd.lifecycle.reload import CannotReload, Prepare
 from wasmkilnd.model import Entrance, Transport
@@ -23,22 +20,12 @@ from wasmkilnd.telemetry.admin.names import Names
 from wasmkilnd.telemetry.metrics import TlsStatus
 
 
-def tls_options(settings: Settings) -> TlsOptions:
-    """Return the settings of TLS; they name no files where it is off."""
-    return TlsOptions(
-        settings.tls_cert_file,
-        settings.tls_key_file,
-        settings.tls_client_ca_file,
-        settings.tls_min_version,
-    )
-
-
 def open_tls(settings: Settings) -> TlsFiles | None:
     """Read the files of TLS; return None where it is off. Raises CannotStart."""
     if not settings.tls_cert_file:
         return None
     try:
-        return TlsFiles(tls_options(settings))
+        return TlsFiles(settings)
     except TlsUnusable as refusal:
         raise CannotStart(str(refusal)) from None
 
@@ -48,7 +35,7 @@ def prepare_tls(files: TlsFiles) -> Prepare:
 
     def prepare(new: Settings) -> Callable[[], None]:
         try:
-            return files.prepare(tls_options(new))
+            return files.prepare(new)
         except TlsUnusable as refusal:
             raise CannotReload(str(refusal)) from None
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 
-from wasmkilnd.access.tls.files import TlsFiles
+from wasmkilnd.access.tls import TlsFiles
 from wasmkilnd.cache.embedded import EmbeddedServer, SharedServer
 from wasmkilnd.cache.host_store import HostDirectory
 from wasmkilnd.cache.redis_servers import AccessUnusable
@@ -179,7 +179,7 @@ class Opening:
             readiness.now,
             guard,
             auditor,
-            (lambda: tls.current.http_context()) if tls else None,
+            (lambda: tls.current.http_context) if tls else None,
             pages,
             admin_names(self._settings.current),
         )

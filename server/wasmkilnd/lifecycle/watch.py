@@ -9,8 +9,7 @@ from typing import TypeAlias
 
 import structlog
 
-from wasmkilnd.access.sources import files_of
-from wasmkilnd.lifecycle.listening import tls_options
+from wasmkilnd.access.guard import files_of
 from wasmkilnd.settings import Settings
 
 log = structlog.get_logger("wasmkilnd")
@@ -22,7 +21,8 @@ Stamps: TypeAlias = tuple[tuple[object, ...], ...]
 
 def watched_files(settings: Settings) -> Iterable[Path]:
     """Return the files that ``settings`` name and the daemon reads again when they change."""
-    return [*files_of(settings), *map(Path, tls_options(settings).files)]
+    tls = settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file
+    return [*files_of(settings), *map(Path, filter(None, tls))]
 
 
 def stamps_of(files: Iterable[Path]) -> Stamps:

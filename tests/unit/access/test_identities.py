@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from cryptography import x509
-from wasmkilnd.access.guard import AccessGuard
-from wasmkilnd.access.identities import Identities
-from wasmkilnd.access.policy import Claims, Pattern, Policy, Rule, default_policy
-from wasmkilnd.access.tokens import Tokens, new_token
+from wasmkilnd.access.guard import Access, AccessGuard
+from wasmkilnd.access.jwt import Issuer
+from wasmkilnd.access.policy import Claims, Policy, Rule, default_policy
+from wasmkilnd.access.tokens import Token, Tokens, new_token
 from wasmkilnd.errors import Reason, WasmkilnError, credentials_invalid
 from wasmkilnd.model import ALL_ROLES, ANYBODY, PLAINTEXT, Credentials, Entrance, Role, Transport
 
@@ -30,10 +31,21 @@ def bearer(text: str) -> Credentials:
     return Credentials(f"Bearer {text}")
 
 
-def refused(found: Identities, entrance: Entrance, credentials: Credentials) -> tuple[str, str]:
+def refused(found: AccessGuard, entrance: Entrance, credentials: Credentials) -> tuple[str, str]:
     with pytest.raises(WasmkilnError) as caught:
-        found.of(entrance, credentials)
+        found.identity(entrance, credentials)
     return caught.value.reason.value, caught.value.metadata.get("cause", "")
+
+
+def identities(
+    policy: Policy,
+    tokens: Sequence[Token] = (),
+    client_cas: Callable[[], Sequence[x509.Certificate]] = tuple,
+    web_tokens: FakeWebTokens | None = None,
+) -> AccessGuard:
+    """Return a guard that asks who calls."""
+    found: Issuer | None = web_tokens  # type: ignore[assignment]
+    return AccessGuard(Access(policy, Tokens(tokens=[*tokens]), True, found), client_cas)
 
 
 def cas(*authorities: Authority) -> tuple[x509.Certificate, ...]:
@@ -45,10 +57,10 @@ class FakeWebTokens:
 
     def __init__(self, until_s: float) -> None:
         self.until_s = until_s
-        self.keys = object()
+        self.url = ""
         self.asked = 0
 
-    def verify(self, token: str) -> tuple[str, Claims, float]:
+    def verify(self, token: str, unknown_key: Callable[[], None]) -> tuple[str, Claims, float]:
         self.asked += 1
         if token != "a.b.c":
             raise credentials_invalid("untrusted", "no")
@@ -57,13 +69,13 @@ class FakeWebTokens:
 
 def test_a_token_names_its_caller_and_gives_its_roles() -> None:
     text, kept = new_token("ci", [Role.COMPILE], "team", 0, None)
-    found = Identities(Policy(), Tokens([kept]))
+    found = identities(Policy(), [kept])
 
     for _ in range(2):
-        who = found.of(PLAINTEXT, bearer(text))
+        who = found.identity(PLAINTEXT, bearer(text))
         assert (who.name, who.namespace) == ("token:ci", "team")
         assert who.roles == {Role.COMPILE, Role.READ}
-    assert found.of(PLAINTEXT, Credentials(f"bearer  {text} ")).name == "token:ci"
+    assert found.identity(PLAINTEXT, Credentials(f"bearer  {text} ")).name == "token:ci"
 
 
 @pytest.mark.parametrize(
@@ -80,16 +92,16 @@ def test_a_token_names_its_caller_and_gives_its_roles() -> None:
 )
 def test_what_is_no_token_is_refused(sent: str, cause: str) -> None:
     _, kept = new_token("ci", [Role.COMPILE], "", 0, None)
-    found = Identities(default_policy(), Tokens([kept]))
+    found = identities(default_policy(), [kept])
     for entrance in (PLAINTEXT, UNIX):  # A socket is no way around wrong credentials.
         assert refused(found, entrance, Credentials(sent)) == ("CREDENTIALS_INVALID", cause)
 
 
 def test_a_token_expires_though_it_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     text, kept = new_token("ci", [Role.COMPILE], "", 0, 1000)
-    found = Identities(Policy(), Tokens([kept]))
+    found = identities(Policy(), [kept])
     monkeypatch.setattr("time.time", lambda: 999.0)
-    assert found.of(PLAINTEXT, bearer(text)).name == "token:ci"
+    assert found.identity(PLAINTEXT, bearer(text)).name == "token:ci"
     monkeypatch.setattr("time.time", lambda: 1000.0)
     assert refused(found, PLAINTEXT, bearer(text)) == ("CREDENTIALS_INVALID", "expired")
 
@@ -97,48 +109,48 @@ def test_a_token_expires_though_it_is_remembered(monkeypatch: pytest.MonkeyPatch
 def test_an_expired_token_with_another_secret_is_unknown() -> None:
     text, kept = new_token("ci", [Role.COMPILE], "", 0, 1)
     guessed = text[:-1] + ("0" if text[-1] != "0" else "1")
-    found = Identities(Policy(), Tokens([kept]))
+    found = identities(Policy(), [kept])
     assert refused(found, PLAINTEXT, bearer(guessed)) == ("CREDENTIALS_INVALID", "unknown")
 
 
 def test_nobody_is_missing_unless_a_rule_is_about_anonymous_callers() -> None:
-    assert refused(Identities(default_policy()), TLS, NOBODY) == ("CREDENTIALS_MISSING", "")
-    open_ = Policy((Rule((Pattern("anonymous"),), frozenset({Role.READ})),))
-    who = Identities(open_).of(PLAINTEXT, NOBODY)
+    assert refused(identities(default_policy()), TLS, NOBODY) == ("CREDENTIALS_MISSING", "")
+    open_ = Policy((Rule(identity=("anonymous",), roles=(Role.READ,)),))
+    who = identities(open_).identity(PLAINTEXT, NOBODY)
     assert who.name == "anonymous"
     assert who.roles == {Role.READ}
 
 
 def test_a_socket_is_an_identity_and_a_token_through_it_counts_first() -> None:
     text, kept = new_token("ci", [Role.READ], "", 0, None)
-    found = Identities(default_policy(), Tokens([kept]))
-    assert found.of(UNIX, NOBODY).name == "unix:/run/x.sock"
-    assert found.of(UNIX, NOBODY).roles == ALL_ROLES
-    assert found.of(UNIX, bearer(text)).roles == {Role.READ}
+    found = identities(default_policy(), [kept])
+    assert found.identity(UNIX, NOBODY).name == "unix:/run/x.sock"
+    assert found.identity(UNIX, NOBODY).roles == ALL_ROLES
+    assert found.identity(UNIX, bearer(text)).roles == {Role.READ}
 
 
 def test_web_tokens_are_verified_once_until_they_expire(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.time", lambda: 100.0)
     web = FakeWebTokens(200.0)
-    rule = Rule((Pattern("jwt:*"),), frozenset({Role.READ}), claims={"groups": "wasm"})
-    found = Identities(Policy((rule,)), web_tokens=web)
+    rule = Rule(identity=("jwt:*",), roles=(Role.READ,), claims={"groups": "wasm"})
+    found = identities(Policy((rule,)), web_tokens=web)
 
-    assert {found.of(TLS, bearer("a.b.c")).name for _ in range(3)} == {"jwt:me"}
-    assert found.of(TLS, bearer("a.b.c")).roles == {Role.READ}
+    assert {found.identity(TLS, bearer("a.b.c")).name for _ in range(3)} == {"jwt:me"}
+    assert found.identity(TLS, bearer("a.b.c")).roles == {Role.READ}
     assert web.asked == 1
     assert refused(found, TLS, bearer("a.b.d")) == ("CREDENTIALS_INVALID", "untrusted")
     monkeypatch.setattr("time.time", lambda: 200.0)
-    found.of(TLS, bearer("a.b.c"))
+    found.identity(TLS, bearer("a.b.c"))
     assert web.asked == 3
 
 
 def test_certificates_are_named_by_spiffe_id_else_dns_name(tmp_path: Path) -> None:
     ca = Authority(tmp_path)
     roots = cas(ca)
-    found = Identities(default_policy(), client_cas=lambda: roots)
+    found = identities(default_policy(), client_cas=lambda: roots)
 
     def name(pair: Pair) -> str:
-        return found.of(MTLS, Credentials("", pair.cert)).name
+        return found.identity(MTLS, Credentials("", pair.cert)).name
 
     assert name(ca.client(spiffe="spiffe://a.org/x", dns="b.org")) == "spiffe://a.org/x"
     assert name(ca.client(dns="B.org")) == "dns:b.org"
@@ -157,17 +169,17 @@ def test_a_certificate_ceases_to_count_with_its_ca_and_its_time(
     text, kept = new_token("ci", ALL_ROLES, "", 0, None)
     with_token = Credentials(f"Bearer {text}", ours.certificate)
     roots = cas(old)
-    found = Identities(default_policy(), Tokens([kept]), lambda: roots)
+    found = identities(default_policy(), [kept], lambda: roots)
 
-    assert found.of(MTLS, ours).name == "dns:a.org"
-    assert found.of(MTLS, with_token).name == "token:ci"
+    assert found.identity(MTLS, ours).name == "dns:a.org"
+    assert found.identity(MTLS, with_token).name == "token:ci"
     roots = cas(new, old)
-    assert found.of(MTLS, ours).name == "dns:a.org"
+    assert found.identity(MTLS, ours).name == "dns:a.org"
     roots = cas(new)
     for credentials in (ours, with_token):
         assert refused(found, MTLS, credentials) == ("CREDENTIALS_INVALID", "untrusted")
     roots = cas(old)
-    assert found.of(MTLS, ours).name == "dns:a.org"
+    assert found.identity(MTLS, ours).name == "dns:a.org"
     later = datetime.datetime.now(datetime.UTC) + 11 * DAY
     monkeypatch.setattr("time.time", later.timestamp)
 
@@ -176,7 +188,7 @@ def test_a_certificate_ceases_to_count_with_its_ca_and_its_time(
         def now(cls, tz: datetime.tzinfo | None = None) -> Later:
             return cls.fromtimestamp(later.timestamp(), tz)
 
-    monkeypatch.setattr("wasmkilnd.access.certificates.datetime.datetime", Later)
+    monkeypatch.setattr("wasmkilnd.access.tls.datetime", Later)
     assert refused(found, MTLS, ours) == ("CREDENTIALS_INVALID", "expired")
 
 
@@ -184,7 +196,7 @@ def test_a_ca_of_the_same_name_with_another_key_vouches_for_nobody(tmp_path: Pat
     real, false = Authority(tmp_path / "a"), Authority(tmp_path / "b")
     roots = cas(real)
     forged = Credentials("", false.client(dns="a.org").cert + false.ca_file.read_bytes())
-    found = Identities(default_policy(), client_cas=lambda: roots)
+    found = identities(default_policy(), client_cas=lambda: roots)
     assert refused(found, MTLS, forged) == ("CREDENTIALS_INVALID", "untrusted")
 
 
@@ -220,7 +232,7 @@ def test_a_name_of_another_form_than_its_standard_has_is_none(
 ) -> None:
     ca = Authority(tmp_path)
     roots = cas(ca)
-    found = Identities(default_policy(), client_cas=lambda: roots)
+    found = identities(default_policy(), client_cas=lambda: roots)
     forged = Credentials("", ca.sign_extension(names))
     assert refused(found, MTLS, forged) == ("CREDENTIALS_INVALID", "malformed")
 
@@ -228,13 +240,13 @@ def test_a_name_of_another_form_than_its_standard_has_is_none(
 def test_a_ca_signs_no_cas_beyond_its_path_length(tmp_path: Path) -> None:
     free, bound = Authority(tmp_path / "free", path_length=None), Authority(tmp_path / "bound")
     roots = cas(free, bound)
-    found = Identities(default_policy(), client_cas=lambda: roots)
+    found = identities(default_policy(), client_cas=lambda: roots)
 
     def through_another(root: Authority) -> Credentials:
         between = root.authority("between")
         return Credentials("", between.client(dns="a.org").cert + between.ca_file.read_bytes())
 
-    assert found.of(MTLS, through_another(free)).name == "dns:a.org"
+    assert found.identity(MTLS, through_another(free)).name == "dns:a.org"
     refusal = refused(found, MTLS, through_another(bound))
     assert refusal == ("CREDENTIALS_INVALID", "untrusted")
 
@@ -242,19 +254,19 @@ def test_a_ca_signs_no_cas_beyond_its_path_length(tmp_path: Path) -> None:
 def test_a_long_chain_is_remembered_by_its_digest(tmp_path: Path) -> None:
     ca = Authority(tmp_path)
     roots = cas(ca)
-    found = Identities(default_policy(), client_cas=lambda: roots)
+    found = identities(default_policy(), client_cas=lambda: roots)
     pair = ca.client(dns="a.org")
-    found.of(MTLS, Credentials("", pair.cert * 100))
-    assert [len(key) for key in found._by_certificate] == [32]
+    found.identity(MTLS, Credentials("", pair.cert * 100))
+    assert [len(digest) for _, digest in found._known] == [32]
 
 
 def test_what_is_remembered_is_bounded() -> None:
     web = FakeWebTokens(float("inf"))
-    web.verify = lambda token: ("me", {}, float("inf"))  # type: ignore[method-assign]
-    found = Identities(Policy(), web_tokens=web)
+    web.verify = lambda token, unknown_key: ("me", {}, float("inf"))  # type: ignore[method-assign]
+    found = identities(Policy(), web_tokens=web)
     for number in range(5000):
-        found.of(TLS, bearer(f"a.b.{number}"))
-    assert len(found._by_token) <= 4096
+        found.identity(TLS, bearer(f"a.b.{number}"))
+    assert len(found._known) <= 4096
 
 
 def reason(guard: AccessGuard, what: str, credentials: Credentials) -> tuple[Reason, str]:
@@ -266,18 +278,18 @@ def reason(guard: AccessGuard, what: str, credentials: Credentials) -> tuple[Rea
 def test_the_guard_lets_everybody_in_until_identities_are_asked_for() -> None:
     guard = AccessGuard(None)
     assert guard.admit(DRAIN, PLAINTEXT, lambda: NOBODY) is ANYBODY
-    guard.replace(Identities(Policy()), open_health=False)
+    guard.replace(Access(on=True))
     assert reason(guard, DRAIN, NOBODY) == (Reason.CREDENTIALS_MISSING, "")
     # The file of the tokens was removed by hand.
-    guard.replace(None, open_health=False)
+    guard.replace(Access())
     assert reason(guard, DRAIN, NOBODY) == (Reason.CREDENTIALS_MISSING, "")
-    assert guard.asks
+    assert guard.access.on
 
 
 def test_the_guard_says_which_role_is_missing() -> None:
     reading, a = new_token("a", [Role.READ], "", 0, None)
     admin, b = new_token("b", [Role.ADMIN], "team", 0, None)
-    guard = AccessGuard(Identities(Policy(), Tokens([a, b])))
+    guard = identities(Policy(), [a, b])
 
     assert guard.admit(COMPILE, PLAINTEXT, lambda: bearer(reading)).name == "token:a"
     assert reason(guard, LOAD, bearer(reading)) == (Reason.ROLE_MISSING, "compile")
@@ -292,9 +304,9 @@ def test_the_guard_says_which_role_is_missing() -> None:
 
 
 def test_health_is_open_if_asked() -> None:
-    guard = AccessGuard(Identities(Policy()))
+    guard = identities(Policy())
     assert reason(guard, HEALTH, NOBODY) == (Reason.CREDENTIALS_MISSING, "")
-    guard.replace(Identities(Policy()), open_health=True)
+    guard.replace(Access(on=True, open_health=True))
     for path in (HEALTH, "/healthz", "/readyz"):
         assert guard.admit(path, PLAINTEXT, lambda: bearer("wrong")).roles == frozenset()
     assert reason(guard, "/metrics", NOBODY) == (Reason.CREDENTIALS_MISSING, "")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from wasmkilnd.access.policy import Pattern, Policy, Rule, default_policy
-from wasmkilnd.model import ALL_ROLES, Role
+from wasmkilnd.access.policy import Policy, Rule, default_policy
+from wasmkilnd.model import ALL_ROLES, Identity, Role
 
 
 @pytest.mark.parametrize(
@@ -27,14 +27,19 @@ from wasmkilnd.model import ALL_ROLES, Role
     ],
 )
 def test_a_star_stands_for_any_text(pattern: str, name: str, found: bool) -> None:
-    assert Pattern(pattern).matches(name) is found
+    assert Rule(identity=(pattern,)).matches(name, {}) is found
 
 
 def test_the_first_rule_that_matches_counts_alone() -> None:
     policy = Policy(
         (
-            Rule((Pattern("token:a"),), frozenset({Role.METRICS}), "team", "small"),
-            Rule((Pattern("token:*"),), ALL_ROLES, "other", "large"),
+            Rule(
+                identity=("token:a",),
+                roles=(Role.METRICS,),
+                namespace="team",
+                quota="small",
+            ),
+            Rule(identity=("token:*",), roles=tuple(ALL_ROLES), namespace="other", quota="large"),
         ),
     )
 
@@ -49,15 +54,15 @@ def test_the_first_rule_that_matches_counts_alone() -> None:
 def test_a_token_keeps_its_own_roles_and_its_namespace_unless_a_rule_names_one() -> None:
     policy = Policy(
         (
-            Rule((Pattern("token:a"),), frozenset({Role.METRICS}), "team"),
-            Rule((Pattern("token:b"),), frozenset({Role.METRICS})),
+            Rule(identity=("token:a",), roles=(Role.METRICS,), namespace="team"),
+            Rule(identity=("token:b",), roles=(Role.METRICS,)),
         )
     )
-    own = frozenset({Role.COMPILE})
+    own = Identity("", frozenset({Role.COMPILE}), "mine")
 
-    a = policy.identity("token:a", own_roles=own, own_namespace="mine")
-    b = policy.identity("token:b", own_roles=own, own_namespace="mine")
-    c = policy.identity("token:c", own_roles=own, own_namespace="mine")
+    a = policy.identity("token:a", own=own)
+    b = policy.identity("token:b", own=own)
+    c = policy.identity("token:c", own=own)
 
     assert a.roles == b.roles == {Role.METRICS, Role.COMPILE, Role.READ}
     assert (a.namespace, b.namespace, c.namespace) == ("team", "mine", "mine")
@@ -77,13 +82,13 @@ def test_a_token_keeps_its_own_roles_and_its_namespace_unless_a_rule_names_one()
     ],
 )
 def test_a_claim_equals_or_contains_the_value(said: dict[str, object], matches: bool) -> None:
-    rule = Rule((Pattern("jwt:*"),), claims={"groups": "wasm"})
+    rule = Rule(identity=("jwt:*",), claims={"groups": "wasm"})
     assert rule.matches("jwt:a", said) is matches
 
 
 def test_scope_is_a_list_of_words_and_a_number_is_no_switch() -> None:
-    assert Rule((Pattern("jwt:*"),), claims={"scope": "a"}).matches("jwt:x", {"scope": "b a"})
-    assert not Rule((Pattern("jwt:*"),), claims={"n": 1}).matches("jwt:x", {"n": True})
+    assert Rule(identity=("jwt:*",), claims={"scope": "a"}).matches("jwt:x", {"scope": "b a"})
+    assert not Rule(identity=("jwt:*",), claims={"n": 1}).matches("jwt:x", {"n": True})
 
 
 def test_without_a_file_certificates_compile_and_sockets_do_all() -> None:

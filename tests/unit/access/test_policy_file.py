@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from wasmkilnd.access.policy_file import read_policy
+from wasmkilnd.access.policy import read_policy
 from wasmkilnd.access.unusable import AccessUnusable
 from wasmkilnd.model import NamespaceLimits, Role
 
@@ -79,29 +79,29 @@ TOKEN = '[[rule]]\nidentity = "token:a"\n'
     [
         ("x", "not valid TOML"),
         ("[[rules]]", "rules: the daemon knows no such key"),
-        (f"{TOKEN}[[rule]]\nidentity = '*'", "rule 2: identity: '\\*' is no identity"),
+        (f"{TOKEN}[[rule]]\nidentity = '*'", "rule 2 identity 1: '\\*' is no identity"),
         (f"{TOKEN}[[rule]]\nroles = []", "rule 2: it is about nobody"),
-        (f"{TOKEN}roles = ['reed']", "rule 1: roles: 'reed' is no role: write one of read, comp"),
-        (f"{TOKEN}namespace = 'A'", "rule 1: namespace: 'A' is no name of a namespace"),
-        (f"{TOKEN}namespace = '../a'", "rule 1: namespace: '../a' is no name of a namespace"),
+        (f"{TOKEN}roles = ['reed']", "rule 1 roles 1: it should be 'read', 'compile'"),
+        (f"{TOKEN}namespace = 'A'", "rule 1 namespace: it should match pattern"),
+        (f"{TOKEN}namespace = '../a'", "rule 1 namespace: it should match pattern"),
         (f"{TOKEN}quota = 'q'\n[quota.r]", "rule 1: there is no \\[quota.q\\]; there is r"),
-        (f"{TOKEN}role = ['read']", "rule 1: role: the daemon knows no such key"),
+        (f"{TOKEN}role = ['read']", "rule 1 role: the daemon knows no such key"),
         (f"{TOKEN}claims = {{ a = 1 }}", "rule 1: claims are those of jwt: identities"),
         (
             "[quota.q]\ncalls_per_minute = 0",
-            "quota.q: calls_per_minute: it should be greater than 0",
+            "quota q calls_per_minute: it should be greater than 0",
         ),
-        ("[quota.q]\ncalls_per_minute = true", "quota.q: calls_per_minute: it should be a valid n"),
-        ("[quota.q]\ncompiles_per_minute = inf", "quota.q: compiles_per_minute: "),
+        ("[quota.q]\ncalls_per_minute = true", "quota q calls_per_minute: it should be a valid n"),
+        ("[quota.q]\ncompiles_per_minute = inf", "quota q compiles_per_minute: "),
         (
             "[quota.q]\nstored_bytes_per_hour = 'x'",
-            "quota.q: stored_bytes_per_hour: 'x' is not a size",
+            "quota q stored_bytes_per_hour: 'x' is not a size",
         ),
-        ("[quota.q]\nx = 1", "quota.q: x: the daemon knows no such key"),
+        ("[quota.q]\nx = 1", "quota q x: the daemon knows no such key"),
         *(
             (
                 f"[quota.q]\n{gone} = 1",
-                f"quota.q: {gone}: there is no such quota any more: {advice}",
+                f"quota q {gone}: there is no such quota any more: {advice}",
             )
             for gone, advice in (
                 ("calls", "write calls_per_minute instead"),
@@ -111,7 +111,7 @@ TOKEN = '[[rule]]\nidentity = "token:a"\n'
                 ("bytes_kept", "write stored_bytes_per_hour instead"),
             )
         ),
-        ("[namespace.A]", "namespace.A: 'A' is no name of a namespace"),
+        ("[namespace.A]", "namespace A: it should match pattern"),
         ("[namespace.'']", "namespace: the default namespace has the sizes of the settings"),
         ("a=" + "[" * 5000 + "]" * 5000, "not valid TOML"),
         (f"a={'9' * 5000}", "not valid TOML: a number does not fit into 64 bits"),
@@ -143,5 +143,5 @@ def test_a_file_that_others_can_change_or_that_is_not_there_is_refused(tmp_path:
         read_policy(path)
     with pytest.raises(AccessUnusable, match="there is no such file"):
         read_policy(tmp_path / "none.toml")
-    with pytest.raises(AccessUnusable, match="it is not a file"):
+    with pytest.raises(AccessUnusable, match="Is a directory"):
         read_policy(tmp_path)

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from wasmkilnd.access import sources
+from wasmkilnd.access import guard
+from wasmkilnd.access.guard import read_access
 from wasmkilnd.access.policy import Policy
-from wasmkilnd.access.sources import read_again, read_sources
-from wasmkilnd.access.token_store import TokenStore
+from wasmkilnd.access.tokens import TokenStore
 from wasmkilnd.model import Role
 from wasmkilnd.settings import Settings
 
@@ -41,7 +41,7 @@ def write(path: Path, text: str) -> Path:
 def test_a_part_that_cannot_be_used_stays_and_the_others_are_read(
     settings: Settings, broken: str
 ) -> None:
-    before = read_sources(settings)
+    before, _ = read_access(settings)
     TokenStore(settings.tokens_file).revoke("old")
     TokenStore(settings.tokens_file).add("new", [Role.READ], "", None)
     new_keys = json.dumps({"keys": [{**KEY, "kid": "new"}]})
@@ -56,28 +56,29 @@ def test_a_part_that_cannot_be_used_stays_and_the_others_are_read(
     for name, (file, text) in files.items():
         write(file, BROKEN if name == broken else text)
 
-    now, causes = read_again(settings, before)
+    now, causes = read_access(settings, before)
     assert len(causes) == 1
     assert str(files[broken][0]) in causes[0]
     assert now.tokens
+    assert now.issuer
     assert now.on
     assert {
         "policy": bool(now.policy.rules),
         "tokens": [token.name for token in now.tokens.all] == ["new"],
-        "keys": [key.id for key in now.keys.keys] == ["new"],
+        "keys": [*now.issuer.keys] == ["new"],
     } == {name: name != broken for name in files}
 
 
 def test_what_nobody_foresaw_is_a_refusal_and_tells_no_secret(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = read_sources(settings)
+    before, _ = read_access(settings)
 
     def fail(_: Path) -> Policy:
         raise RuntimeError("a secret")
 
-    monkeypatch.setattr(sources, "read_policy", fail)
-    now, causes = read_again(settings, before)
+    monkeypatch.setattr(guard, "read_policy", fail)
+    now, causes = read_access(settings, before)
     assert now.policy == before.policy
     [cause] = causes
     assert cause.startswith("cannot read the policy: a defect of the daemon (RuntimeError in ")

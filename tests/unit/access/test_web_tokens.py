@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from wasmkilnd.access.identities import Identities
-from wasmkilnd.access.key_set import KeySet, parse_key_set, read_key_set
-from wasmkilnd.access.policy import Policy
+from wasmkilnd.access.guard import Access, AccessGuard
+from wasmkilnd.access.jwt import Issuer, Keys, parse_keys, read_issuer
+from wasmkilnd.access.policy import Claims
 from wasmkilnd.access.unusable import AccessUnusable
-from wasmkilnd.access.web_tokens import Issuer, VerifiedWebTokens
+from wasmkilnd.config.schema import Settings
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import PLAINTEXT, Credentials
 
@@ -29,18 +31,23 @@ NOW_S = int(time.time())
 class Verifier:
     """Verifies tokens with keys that a test replaces."""
 
-    def __init__(self, keys: KeySet) -> None:
+    def __init__(self, keys: Keys) -> None:
         self.keys = keys
         self.unknown = 0
-        issuer = Issuer(ISSUER, ("other", AUDIENCE))
-        self.web_tokens = VerifiedWebTokens(issuer, lambda: self.keys, self._count)
+
+    @property
+    def issuer(self) -> Issuer:
+        return Issuer(ISSUER, ("other", AUDIENCE), self.keys)
+
+    def verify(self, token: str) -> tuple[str, Claims, float]:
+        return self.issuer.verify(token, self._count)
 
     def _count(self) -> None:
         self.unknown += 1
 
     def refused(self, token: str) -> str:
         with pytest.raises(WasmkilnError) as caught:
-            self.web_tokens.verify(token)
+            self.verify(token)
         assert caught.value.reason is Reason.CREDENTIALS_INVALID
         assert token not in caught.value.message
         return caught.value.metadata["cause"]
@@ -53,7 +60,7 @@ def issuer() -> TestIssuer:
 
 @pytest.fixture
 def verifier(issuer: TestIssuer) -> Verifier:
-    return Verifier(parse_key_set(issuer.key_set()))
+    return Verifier(parse_keys(issuer.key_set()))
 
 
 @pytest.mark.parametrize(
@@ -67,7 +74,7 @@ def verifier(issuer: TestIssuer) -> Verifier:
 )
 def test_each_kind_of_key(key: PrivateKey) -> None:
     issuer = TestIssuer(key)
-    web_tokens = Verifier(parse_key_set(issuer.key_set())).web_tokens
+    web_tokens = Verifier(parse_keys(issuer.key_set()))
     subject, claims, until_s = web_tokens.verify(issuer.token(groups=["wasm"]))
     assert (subject, claims["groups"]) == ("me", ["wasm"])
     assert NOW_S + 3600 < until_s < time.time() + 3700
@@ -103,10 +110,10 @@ def test_what_does_not_count(
 @pytest.mark.parametrize(
     ("claims", "words"),
     [
-        ({"aud": "someone"}, "another audience"),
-        ({"iss": "https://other.example.org"}, "another issuer"),
-        ({"nbf": NOW_S + 3600}, "not valid yet"),
-        ({"exp": None}, "lacks the claim exp"),
+        ({"aud": "someone"}, "Audience doesn't match"),
+        ({"iss": "https://other.example.org"}, "Invalid issuer"),
+        ({"nbf": NOW_S + 3600}, "not yet valid"),
+        ({"exp": None}, 'missing the "exp" claim'),
         ({"exp": "never"}, "its signature or its content does not count"),
     ],
 )
@@ -114,15 +121,15 @@ def test_who_has_a_token_of_the_issuer_reads_what_is_wrong(
     verifier: Verifier, issuer: TestIssuer, claims: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(WasmkilnError, match=words):
-        verifier.web_tokens.verify(issuer.token(**claims))
+        verifier.verify(issuer.token(**claims))
     with pytest.raises(WasmkilnError, match="its signature or its content"):
-        verifier.web_tokens.verify(TestIssuer().token(**claims))
+        verifier.verify(TestIssuer().token(**claims))
 
 
 def test_a_clock_may_be_half_a_minute_off(verifier: Verifier, issuer: TestIssuer) -> None:
     now_s = int(time.time())
-    assert verifier.web_tokens.verify(issuer.token(exp=now_s - 5))[0] == "me"
-    assert verifier.web_tokens.verify(issuer.token(nbf=now_s + 15))[0] == "me"
+    assert verifier.verify(issuer.token(exp=now_s - 5))[0] == "me"
+    assert verifier.verify(issuer.token(nbf=now_s + 15))[0] == "me"
 
 
 def test_nobody_signs_in_the_issuers_place(verifier: Verifier, issuer: TestIssuer) -> None:
@@ -160,8 +167,8 @@ def test_an_unknown_key_asks_for_new_ones(verifier: Verifier, issuer: TestIssuer
     new = TestIssuer(key_id="k2")
     assert verifier.refused(new.token()) == "untrusted"
     assert verifier.unknown == 1
-    verifier.keys = parse_key_set(issuer.key_set(new))
-    assert verifier.web_tokens.verify(new.token())[0] == "me"
+    verifier.keys = parse_keys(issuer.key_set(new))
+    assert verifier.verify(new.token())[0] == "me"
     # Of several keys, a token has to name one.
     _, body, signature = new.token().split(".")
     assert verifier.refused(f"{part({'alg': 'ES256'})}.{body}.{signature}") == "untrusted"
@@ -170,12 +177,53 @@ def test_an_unknown_key_asks_for_new_ones(verifier: Verifier, issuer: TestIssuer
 def test_a_token_that_is_remembered_ends_with_its_key(
     verifier: Verifier, issuer: TestIssuer
 ) -> None:
-    found = Identities(Policy(), web_tokens=verifier.web_tokens)
+    found = AccessGuard(Access(on=True, issuer=verifier.issuer))
     sent = Credentials(f"Bearer {issuer.token()}")
-    assert found.of(PLAINTEXT, sent).name == "jwt:me"
-    verifier.keys = parse_key_set(TestIssuer(key_id="k2").key_set())
+    assert found.identity(PLAINTEXT, sent).name == "jwt:me"
+    verifier.keys = parse_keys(TestIssuer(key_id="k2").key_set())
+    found.replace(Access(on=True, issuer=verifier.issuer))
     with pytest.raises(WasmkilnError):
-        found.of(PLAINTEXT, sent)
+        found.identity(PLAINTEXT, sent)
+
+
+async def test_an_unknown_key_fetches_beside_the_calls_and_at_most_once_a_minute(
+    issuer: TestIssuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new, asked, now_s = TestIssuer(key_id="k2"), list[str](), [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now_s[0])
+    old = Issuer(ISSUER, (AUDIENCE,), parse_keys(issuer.key_set()), "https://example.org/keys")
+    guard = AccessGuard(Access(on=True, issuer=old))
+    slept: list[float] = []
+
+    async def fetch(url: str) -> Keys:
+        asked.append(url)
+        return parse_keys(new.key_set())
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        now_s[0] += max(0.0, seconds)
+
+    monkeypatch.setattr("wasmkilnd.access.guard.fetch_keys", fetch)
+    monkeypatch.setattr("wasmkilnd.access.guard.asyncio.sleep", sleep)
+    sent = Credentials(f"Bearer {new.token()}")
+    follows = asyncio.create_task(guard.follow_keys())
+    for _ in range(20):
+        with pytest.raises(WasmkilnError):
+            guard.identity(PLAINTEXT, sent)
+    await _until(lambda: asked)
+    assert slept == [60.0]
+    assert guard.identity(PLAINTEXT, sent).name == "jwt:me"
+    assert len(asked) == 1
+    follows.cancel()
+    await asyncio.gather(follows, return_exceptions=True)
+
+
+async def _until(done: Callable[[], object]) -> None:
+    loop = asyncio.get_running_loop()
+    while not done():
+        turn = loop.create_future()
+        loop.call_soon(turn.set_result, None)
+        await turn
 
 
 def test_only_safe_keys_are_used() -> None:
@@ -184,28 +232,30 @@ def test_only_safe_keys_are_used() -> None:
     rows = [
         weak.row(),
         issuer.row(kid="enc", use="enc"),
-        issuer.row(kid="other", alg="ES512"),
         {"kty": "oct", "k": "c2VjcmV0", "kid": "shared"},
         {"kty": "EC", "crv": "P-256", "x": "!", "kid": "odd"},
         "text",
         issuer.row(),
     ]
-    found = parse_key_set(json.dumps({"keys": rows}).encode())
-    assert [(key.id, key.algorithms) for key in found.keys] == [("k1", ("ES256",))]
+    found = parse_keys(json.dumps({"keys": rows}).encode())
+    assert {key_id: key.algorithm_name for key_id, key in found.items()} == {"k1": "ES256"}
 
 
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b"{", "it is not JSON"),
-        (b"[" * 5000, "it is not JSON"),
-        (b"[]", "no list"),
-        (b'{"keys": []}', "no public key"),
-        (json.dumps({"keys": [{}] * 101}).encode(), "more than 100 keys"),
+        (b"{", "it is no JSON Web Key Set"),
+        (b"[" * 5000, "it is no JSON Web Key Set"),
+        (b"[]", "it is no JSON Web Key Set"),
+        (b'{"keys": []}', "it is no JSON Web Key Set"),
+        (
+            json.dumps({"keys": [TestIssuer().row(kid=str(n)) for n in range(101)]}).encode(),
+            "it needs 1 to 100 keys",
+        ),
     ],
 )
 def test_a_file_without_keys_is_refused(tmp_path: Path, content: bytes, why: str) -> None:
     file = tmp_path / "keys.json"
     file.write_bytes(content)
     with pytest.raises(AccessUnusable, match=f"cannot use jwt_keys {file}: .*{why}"):
-        read_key_set(file)
+        read_issuer(Settings(jwt_issuer=ISSUER, jwt_audience=(AUDIENCE,), jwt_keys=str(file)))

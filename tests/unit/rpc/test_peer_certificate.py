@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from grpc import aio
-from wasmkilnd.access.certificates import certificate_name
+from wasmkilnd.access.tls import certificate_name
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.model import Credentials, Entrance, Transport
 from wasmkilnd.rpc.traffic import Call

@@ -1,0 +1,181 @@
+"""JSON Web Tokens of one issuer: its public keys, of which only safe ones are used; and checks.
+
+Nothing here waits for the issuer while a call does: ``AccessGuard.follow_keys`` fetches keys.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+from urllib.parse import urlsplit
+
+import aiohttp
+import jwt
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+from wasmkilnd import errors
+from wasmkilnd.access.policy import Claims
+from wasmkilnd.access.unusable import AccessUnusable, defect_in, read
+from wasmkilnd.errors import WasmkilnError
+from wasmkilnd.settings import Settings
+
+LEEWAY_S = 30
+"""How far the clocks of issuer and daemon may differ."""
+_TIMEOUT = aiohttp.ClientTimeout(total=10)
+_MOST_BYTES = 1024 * 1024
+_MOST_KEYS = 100
+_LONGEST_SUBJECT = 512
+_RSA = {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"}
+_SAFE = {*_RSA, "ES256", "ES384", "ES512", "EdDSA"}
+# The library checks the signature first: who reads these has a token of the issuer.
+_OF_ISSUER = (
+    *(jwt.InvalidAudienceError, jwt.InvalidIssuerError),
+    *(jwt.ImmatureSignatureError, jwt.MissingRequiredClaimError),
+)
+
+
+Keys: TypeAlias = Mapping[str, jwt.PyJWK]
+"""By id."""
+
+
+class CannotFetch(Exception):  # noqa: N818 - says what happened
+    """The keys cannot be fetched now; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Issuer:
+    """Whose tokens count, and with which keys. A reload, or new keys, make another."""
+
+    name: str
+    audiences: Sequence[str]
+    keys: Keys = field(default_factory=dict)
+    url: str = ""
+    """Where the keys come from; empty for a file."""
+
+    def verify(self, token: str, unknown_key: Callable[[], None]) -> tuple[str, Claims, float]:
+        """Return the subject, all claims, and until when the token counts, in Unix seconds.
+
+        Call ``unknown_key`` for a token that names a key that is not there. Raises
+        CREDENTIALS_INVALID.
+        """
+        try:
+            header: Mapping[str, str] = jwt.get_unverified_header(token)
+        except Exception:  # The text is a stranger's, and the library has many errors.
+            raise refused("malformed", "it is no JSON Web Token") from None
+        # A token may leave the id out where there is one key.
+        only = next(iter(self.keys)) if len(self.keys) == 1 else ""
+        key = self.keys.get(header.get("kid", only))
+        if key is None:
+            unknown_key()
+            raise refused("untrusted", "the daemon does not know the key that it names")
+        if "crit" in header:
+            raise refused("malformed", "it has critical extensions, and the daemon knows none")
+        try:
+            claims = jwt.decode(
+                token,
+                key.key,
+                algorithms=[key.algorithm_name],
+                audience=list(self.audiences),
+                issuer=self.name,
+                leeway=LEEWAY_S,
+                options={"require": ["exp", "iss", "aud", "sub"]},
+            )
+            until_s = float(claims["exp"]) + LEEWAY_S
+        except jwt.ExpiredSignatureError:
+            raise refused("expired", "it has expired; ask its issuer for a new one") from None
+        except _OF_ISSUER as failure:
+            raise refused("untrusted", str(failure)) from None
+        except Exception:
+            why = "its signature or its content does not count; ask its issuer for a new one"
+            raise refused("untrusted", why) from None
+        subject = str(claims["sub"])
+        if not (subject.isprintable() and 0 < len(subject) <= _LONGEST_SUBJECT):
+            raise refused("malformed", "its subject is not a plain text, or too long")
+        return subject, claims, until_s
+
+
+def read_issuer(settings: Settings) -> Issuer | None:
+    """Return whose tokens count, without the keys of a URL. Raises AccessUnusable."""
+    named = name, audiences, where = settings.jwt_issuer, settings.jwt_audience, settings.jwt_keys
+    if not any(named):
+        return None
+    if not all(named):
+        raise AccessUnusable(
+            "cannot accept JSON Web Tokens: jwt_issuer, jwt_audience and jwt_keys are needed"
+            " together"
+        )
+    if file := keys_file(settings):
+        try:
+            return Issuer(name, audiences, parse_keys(read("jwt_keys", file)))
+        except ValueError as mistake:
+            raise AccessUnusable(f"cannot use jwt_keys {file}: {mistake}") from None
+    url = urlsplit(where)
+    if url.scheme != "https" or not url.hostname or "@" in url.netloc:
+        raise AccessUnusable(
+            "cannot use jwt_keys: write the path of a file, or a URL that begins with https:// and"
+            " has no user and password"
+        )
+    return Issuer(name, audiences, url=where)
+
+
+def keys_file(settings: Settings) -> Path | None:
+    """Return the file of the issuer's keys; None for a URL."""
+    where = settings.jwt_keys
+    return None if not where or "://" in where else Path(where).expanduser().absolute()
+
+
+def parse_keys(content: bytes) -> Keys:
+    """Return the usable keys of a JSON Web Key Set.
+
+    Keys for other purposes, and of kinds that the daemon does not take, are left out: an issuer
+    may have them too. Raises ValueError if there is no usable key.
+    """
+    try:
+        found = jwt.PyJWKSet.from_json(content.decode()).keys
+    except Exception:  # The library has many errors.
+        raise ValueError("it is no JSON Web Key Set, or has no key that can be used") from None
+    keys = {key.key_id or "": key for key in found if _is_safe(key)}
+    if not keys or len(found) > _MOST_KEYS:
+        raise ValueError(
+            "it needs 1 to 100 keys, and a public one for signatures: RSA of 2048 bits or more, EC"
+            " P-256, P-384 or P-521, Ed25519"
+        )
+    return keys
+
+
+def _is_safe(key: jwt.PyJWK) -> bool:
+    public = isinstance(key.key, ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey)
+    if isinstance(key.key, rsa.RSAPublicKey):
+        public = key.key.key_size >= 2048
+    return public and key.public_key_use in (None, "sig") and key.algorithm_name in _SAFE
+
+
+async def fetch_keys(url: str) -> Keys:
+    """Return the keys that a URL has now. Raises CannotFetch after 10 seconds at the latest."""
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=_TIMEOUT) as session,
+            # A redirection could lead to a place without TLS, or inside this network.
+            session.get(url, allow_redirects=False) as answer,
+        ):
+            if answer.status != 200:
+                raise ValueError(f"the server answered {answer.status}")
+            content = b""
+            async for part in answer.content.iter_chunked(64 * 1024):
+                content += part
+                if len(content) > _MOST_BYTES:
+                    raise ValueError("it is larger than 1 MiB")
+        return await asyncio.to_thread(parse_keys, content)
+    except (aiohttp.ClientError, OSError, ValueError, TimeoutError) as failure:
+        why = str(failure) or "it took more than 10 seconds"
+    except Exception as defect:  # the next fetch must not depend on it
+        why = defect_in(defect)
+    raise CannotFetch(f"cannot fetch jwt_keys {url.partition('?')[0]}: {why}")
+
+
+def refused(cause: str, why: str) -> WasmkilnError:
+    """Return why a token does not count."""
+    return errors.credentials_invalid(cause, f"cannot accept your token: {why}")
