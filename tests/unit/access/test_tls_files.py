@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from wasmkilnd.access.tls import TlsFiles, TlsUnusable, load
-from wasmkilnd.config.schema import Settings
+from wasmkilnd.settings import Settings
 
 from tests.authority import DAY, Authority, write_key
 
