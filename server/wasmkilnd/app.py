@@ -37,9 +37,11 @@ from wasmkilnd.options import limits_of, traffic_limits
 from wasmkilnd.quota import Quotas
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.admin_service import AdminServicer
+from wasmkilnd.rpc.calls import Entry
 from wasmkilnd.rpc.messages import stats_response
 from wasmkilnd.rpc.module_service import ModuleServicer
-from wasmkilnd.rpc.server import METHODS, RpcServer, TransportLimits
+from wasmkilnd.rpc.server import METHODS, RpcServer
+from wasmkilnd.rpc.traffic import MESSAGE_OVERHEAD_BYTES, Traffic, message_bytes_for
 from wasmkilnd.settings_loader import LoadedSettings
 from wasmkilnd.telemetry.logs.standard_error import dropped_lines
 from wasmkilnd.telemetry.metrics import Metrics
@@ -105,6 +107,7 @@ class Daemon:
             tenants = self._tenants = await opening.tenants(
                 access.policy.current.namespaces, engines, sealer
             )
+        traffic = Traffic(self._traffic_limits, message_bytes_for(settings.max_module_bytes))
         rpc = RpcServer(
             ModuleServicer(
                 tenants.of,
@@ -117,20 +120,11 @@ class Daemon:
                 lambda: started.capabilities(self._version, self._limits.current),
             ),
             AdminServicer(tenants.of, self.drain),
-            self._metrics,
-            TransportLimits(
-                module_bytes=settings.max_module_bytes,
-                connections=connections,
-                streams=_MAX_STREAMS,
-            ),
-            self._traffic_limits,
-            tenants.holds,
-            access.guard,
-            audit,
-            quotas.of,
-            tracing,
+            Entry(traffic, self._metrics, access.guard, audit, quotas.of, tracing),
+            connections=connections,
+            streams=_MAX_STREAMS,
         )
-        self._metrics.gauges.traffic = rpc.traffic.usage
+        self._metrics.gauges.traffic = traffic.usage
         self._reloader = Reloader(
             self._settings,
             self._limits,
@@ -139,7 +133,7 @@ class Daemon:
             tenants,
             audit,
             self._metrics,
-            largest_module_bytes=rpc.largest_module_bytes,
+            largest_module_bytes=traffic.message_bytes - MESSAGE_OVERHEAD_BYTES,
             parts=[
                 *([prepare_tls(tls)] if tls else []),
                 access.prepare,

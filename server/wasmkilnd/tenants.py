@@ -309,10 +309,6 @@ class Tenants:
         """
         return self._of(namespace).metrics
 
-    def holds(self, artifact: model.Artifact) -> bool:
-        """Return whether this very object is in the memory of a namespace."""
-        return any(each.memory.holds(artifact) for each in self._all())
-
     def serve(self, namespaces: Mapping[str, model.NamespaceLimits], settings: Settings) -> None:
         """Serve ``namespaces`` and the default one from now on, and no others.
 

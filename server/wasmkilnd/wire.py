@@ -8,7 +8,7 @@ messages that it will send: each frame is a serialized ``CompileResponse`` with 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 # grpcio streams fastest in messages of 512 KiB to 1 MiB (docs/explanation/performance.md);
@@ -72,27 +72,11 @@ def frame(chunk: bytes | memoryview) -> bytes:
     return b"".join((_CHUNK_TAG, varint(len(chunk)), chunk))
 
 
-def cut(message: bytes, limit_bytes: int) -> Iterable[bytes]:
-    """Cut a chunk message into chunk messages of about ``limit_bytes``; leave others whole."""
-    if not message.startswith(_CHUNK_TAG):
-        return (message,)
-    (chunk,) = payload_views((message,))
-    return (
-        frame(chunk[start : start + limit_bytes]) for start in range(0, len(chunk), limit_bytes)
-    )
-
-
-def cut_off(message: bytes, tail_bytes: int) -> tuple[bytes, bytes]:
-    """Cut a chunk message so that its second part has ``tail_bytes`` of the chunk at most.
-
-    The first part is empty if the message fits, or is no chunk message.
-    """
-    if len(message) <= tail_bytes or not message.startswith(_CHUNK_TAG):
-        return b"", message
-    (chunk,) = payload_views((message,))
-    if len(chunk) <= tail_bytes:
-        return b"", message
-    return frame(chunk[:-tail_bytes]), frame(chunk[-tail_bytes:])
+def cut(message: bytes, limit_bytes: int) -> Iterator[bytes]:
+    """Cut a chunk message into chunk messages of about ``limit_bytes``."""
+    [chunk] = payload_views((message,))
+    for start in range(0, len(chunk), limit_bytes):
+        yield frame(chunk[start : start + limit_bytes])
 
 
 def payload_views(frames: Iterable[bytes]) -> list[memoryview]:

@@ -75,7 +75,6 @@ RPCS = {
     "/wasmkiln.v1.AdminService/ReleaseQuarantine": Need("admin"),
     "/wasmkiln.v1.AdminService/Drain": Need("admin", whole_daemon=True),
     "/grpc.health.v1.Health/Check": Need(),
-    "/grpc.health.v1.Health/List": Need(),
     "/grpc.health.v1.Health/Watch": Need(),
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": Need(),
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Need(),

@@ -7,7 +7,7 @@ import hashlib
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from wasmkiln.v1 import module_service_pb2, types_pb2
+from wasmkiln.v1 import module_service_pb2
 from wasmkilnd import wire
 
 from tests.contract.values import payload_of
@@ -50,26 +50,3 @@ def test_a_frame_cut_smaller_is_the_same_bytes(limit: int) -> None:
     assert [
         module_service_pb2.CompileResponse.FromString(p).WhichOneof("part") for p in pieces
     ] == ["chunk"] * len(pieces)
-
-
-def test_a_header_is_never_cut() -> None:
-    header = module_service_pb2.CompileResponse(
-        header=types_pb2.ArtifactHeader(module_sha256="a" * 64)
-    ).SerializeToString()
-    assert list(wire.cut(header, 1)) == [header]
-
-
-@given(st.binary(max_size=2000), st.integers(min_value=1, max_value=2000))
-def test_a_tail_is_cut_off(payload: bytes, tail_bytes: int) -> None:
-    message = wire.frame(payload)
-    head, tail = wire.cut_off(message, tail_bytes)
-    assert payload_of((head, tail) if head else (tail,)) == payload
-    assert len(payload_of((tail,))) == min(len(payload), tail_bytes)
-    assert bool(head) == (len(payload) > tail_bytes)
-
-
-def test_a_header_has_no_tail() -> None:
-    header = module_service_pb2.CompileResponse(
-        header=types_pb2.ArtifactHeader(target="x" * 1000)
-    ).SerializeToString()
-    assert wire.cut_off(header, 10) == (b"", header)

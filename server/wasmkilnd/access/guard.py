@@ -63,7 +63,7 @@ RPCS: Mapping[str, Need] = {
     **_each("/wasmkiln.v1.AdminService/", "Evict Pin Unpin ListPins", _ADMIN),
     **_each("/wasmkiln.v1.AdminService/", "ListQuarantine ReleaseQuarantine", _ADMIN),
     **_each("/wasmkiln.v1.AdminService/", "Drain", Need(Role.ADMIN, whole_daemon=True)),
-    **_each("/grpc.health.v1.Health/", "Check List Watch", _HEALTH),
+    **_each("/grpc.health.v1.Health/", "Check Watch", _HEALTH),
     **_each("/grpc.channelz.v1.Channelz/", "GetTopChannels GetServers GetServer", _METRICS_OF_ALL),
     **_each("/grpc.channelz.v1.Channelz/", "GetServerSockets GetChannel", _METRICS_OF_ALL),
     **_each("/grpc.channelz.v1.Channelz/", "GetSubchannel GetSocket", _METRICS_OF_ALL),

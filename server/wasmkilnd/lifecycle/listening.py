@@ -1,10 +1,10 @@
-"""Where the daemon listens, and with which TLS: from the settings to groups of addresses."""
+"""Where the daemon listens, and with which TLS: from the settings to addresses."""
 
 from __future__ import annotations
 
 import grp
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from wasmkilnd.lifecycle.preflight import CannotStart
 from wasmkilnd.lifecycle.reload import CannotReload, Prepare
 from wasmkilnd.model import Entrance, Transport
 from wasmkilnd.network import SocketAccess
-from wasmkilnd.rpc.server import ListenGroup, open_socket
+from wasmkilnd.rpc.server import Listener, open_socket
 from wasmkilnd.setting_values import Address
 from wasmkilnd.settings import Settings
 from wasmkilnd.telemetry.admin.names import Names
@@ -77,31 +77,26 @@ def admin_names(settings: Settings) -> Names | None:
     return Names()
 
 
-def listen_groups(settings: Settings, tls: TlsFiles | None) -> Sequence[ListenGroup]:
-    """Return the addresses of gRPC, grouped by how they are served."""
+def listeners(settings: Settings, tls: TlsFiles | None) -> Sequence[Listener]:
+    """Return the addresses of gRPC, in the order of the settings."""
     mutual = Transport.MTLS if settings.tls_client_ca_file else Transport.TLS
     apart = bool(settings.operator_listen)
-    groups: list[ListenGroup] = []
+    found = []
     for setting, addresses, transport, admin in (
         ("listen", settings.listen, mutual, not apart),
         ("token_listen", settings.token_listen, Transport.TLS, not apart),
         ("operator_listen", settings.operator_listen, mutual, True),
     ):
-        over_tcp = [address for address in addresses if not address.startswith("unix:")]
-        if over_tcp and tls:
-            credentials = partial(
-                server_credentials, tls, client_certificates=transport is Transport.MTLS
-            )
-            groups.append(ListenGroup(setting, Entrance(transport), over_tcp, credentials, admin))
-        elif over_tcp:
-            groups.append(ListenGroup(setting, Entrance(), over_tcp, admin=admin))
-        # gRPC does not tell which of its Unix sockets a call came through: each has a server.
-        groups.extend(
-            ListenGroup(setting, Entrance(Transport.UNIX, address), [address], admin=admin)
-            for address in addresses
-            if address.startswith("unix:")
-        )
-    return groups
+        for address in addresses:
+            at = Listener(address, setting, admin)
+            if address.startswith("unix:"):
+                at = replace(at, entrance=Entrance(Transport.UNIX, address))
+            elif tls:
+                asks = transport is Transport.MTLS
+                credentials = partial(server_credentials, tls, client_certificates=asks)
+                at = replace(at, entrance=Entrance(transport), credentials=credentials)
+            found.append(at)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,24 +116,11 @@ class Bound:
 
 
 def bound_addresses(
-    settings: Settings, groups: Sequence[ListenGroup], bound: Sequence[Sequence[str]]
+    settings: Settings, listeners: Sequence[Listener], bound: Sequence[str]
 ) -> Bound:
-    """Return what the addresses of ``groups`` became."""
-
-    def of(setting: str, wanted: Sequence[str]) -> Sequence[str]:
-        over_tcp = iter(
-            [
-                address
-                for group, addresses in zip(groups, bound, strict=True)
-                if group.setting == setting and group.entrance.transport is not Transport.UNIX
-                for address in addresses
-            ]
-        )
-        return [each if each.startswith("unix:") else next(over_tcp) for each in wanted]
-
-    return Bound(
-        of("listen", settings.listen),
-        of("token_listen", settings.token_listen),
-        of("operator_listen", settings.operator_listen),
-        settings.tls_min_version if settings.tls_cert_file else "",
-    )
+    """Return what the addresses of ``listeners`` became."""
+    of: dict[str, list[str]] = {"listen": [], "token_listen": [], "operator_listen": []}
+    for listener, address in zip(listeners, bound, strict=True):
+        of[listener.setting].append(address)
+    spoken = settings.tls_min_version if settings.tls_cert_file else ""
+    return Bound(of["listen"], of["token_listen"], of["operator_listen"], spoken)

@@ -22,7 +22,7 @@ from wasmkilnd.lifecycle.listening import (
     Bound,
     admin_names,
     bound_addresses,
-    listen_groups,
+    listeners,
     open_admin_socket,
     open_tls,
     socket_access,
@@ -97,14 +97,13 @@ class Opening:
         """Serve gRPC; return the addresses. Raises CannotStart."""
         settings = self._settings.current
         self._on_stop.push_async_callback(rpc.stop)
-        groups = listen_groups(settings, tls)
-        sockets = socket_access(settings)
+        wanted, sockets = listeners(settings, tls), socket_access(settings)
         try:
-            bound = await rpc.start(groups, sockets)
+            bound = await rpc.start(wanted, sockets)
             open_admin_socket(settings, sockets)
         except CannotListen as failure:
             raise CannotStart(str(failure)) from None
-        return bound_addresses(settings, groups, bound)
+        return bound_addresses(settings, wanted, bound)
 
     async def sealer(self) -> Sealer:
         """Open the keys. Raises CannotStart."""

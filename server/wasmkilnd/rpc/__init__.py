@@ -8,10 +8,9 @@ One call goes down these files and back: ``calls`` (the guard, request id, log l
 ``server``            the servers of all addresses, what they serve, and grpc's own limits
 ``calls``             what every call gets, its line of the audit among it
 ``traffic``           one call under way, and every limit on all of them together
-``health``            health, reflection and channelz, within the same limits
+``health``            health, reflection and channelz, within the same limits; the descriptors
 ``module_service``    the RPCs of ModuleService; ``admin_service`` those of AdminService
 ``messages``          all translation: requests, answers, the status of an error
-``contract``          the descriptors that reflection shows
 ====================  =======================================================================
 
 What the room promises: each request is admitted, read within a budget, and checked against the

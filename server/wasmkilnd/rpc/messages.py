@@ -21,10 +21,11 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache, partial
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeVar
 
-from google.protobuf import duration_pb2, timestamp_pb2
+from google.protobuf import duration_pb2
 from google.protobuf.any import pack
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
@@ -54,12 +55,10 @@ _MAX_MESSAGE_BYTES = 700
 _MAX_METADATA_BYTES = 1500
 
 MAX_FIND_MISSING_KEYS = 10_000
-_MAX_KEY_BYTES = 48 * 1024
-"""Of one key with all its settings: it is built at once."""
 _MAX_SETTINGS = 64
 """Of one artifact. Today's engines have at most 30."""
-MAX_NAME_BYTES, _MAX_VALUE_BYTES = 128, 256
-"""Of engines, targets, CPUs and settings."""
+MAX_NAME_BYTES = 128
+"""Of engines, targets and CPUs: logs and errors have them."""
 MAX_CACHED_ARTIFACTS = 1000
 """Of one module, in the response of Load. With their settings they fit into the 4 MiB that gRPC's
 clients accept by default.
@@ -67,17 +66,17 @@ clients accept by default.
 
 SMALL_BYTES = 64 * 1024
 """What a request may have, modules and keys apart."""
-_MODULES = "/wasmkiln.v1.ModuleService/"
-REQUEST_BYTES = {f"{_MODULES}FindMissing": 2 * 1024 * 1024}
+REQUEST_BYTES = {"/wasmkiln.v1.ModuleService/FindMissing": 2 * 1024 * 1024}
 """What a request of a method may have, if not SMALL_BYTES; those with a module are not here."""
 _LEAST_BYTES = 64
 """What each other field counts at least, so that looking for modules and keys takes little time."""
 _MAX_MODULES = 8
 """Of one request: the last counts."""
-_MODULE_FIELDS = {
-    f"{_MODULES}Load": pb.LoadRequest.MODULE_FIELD_NUMBER,
-    f"{_MODULES}Compile": pb.CompileRequest.MODULE_FIELD_NUMBER,
+MODULE_FIELDS = {
+    "/wasmkiln.v1.ModuleService/Load": pb.LoadRequest.MODULE_FIELD_NUMBER,
+    "/wasmkiln.v1.ModuleService/Compile": pb.CompileRequest.MODULE_FIELD_NUMBER,
 }
+"""The methods with a module, and its field."""
 
 # A request without a module, in most cases. 1,024 with 64 settings each, which is the most that
 # fits, take 15 MB; by digest alone they take 1.5 MB.
@@ -94,7 +93,7 @@ _TIERS = ("", "memory", "redis", "host_store")
 """By the number of ``admin.Tier``."""
 
 _FIXED_BYTES = {1: 8, 5: 4}
-"""Of the wire types of fixed size."""
+"""By wire type. Groups, which no protobuf of ours writes, are refused."""
 _NOT_OF_ARTIFACT = (
     *("origin", "queue_time", "host_file", "inline_artifact", "content_encoding"),
     "signer_certificate",
@@ -109,9 +108,8 @@ def to_status(error: WasmkilnError) -> status_pb2.Status:
     """Return the google.rpc.Status of ``error``, with texts cut to what headers can carry."""
     message, left, metadata = _cut(error.message, _MAX_MESSAGE_BYTES), _MAX_METADATA_BYTES, {}
     for name, value in error.metadata.items():
-        left -= len(name)
-        metadata[name] = _cut(value, max(0, left))
-        left -= len(metadata[name].encode())
+        metadata[name] = _cut(value, max(0, left - len(name)))
+        left -= len(name) + len(metadata[name].encode())
     info = error_details_pb2.ErrorInfo(reason=error.reason.value, domain=DOMAIN, metadata=metadata)
     details = [pack(info)]
     if error.field:
@@ -120,7 +118,7 @@ def to_status(error: WasmkilnError) -> status_pb2.Status:
     if error.retry_after_s is not None:
         delay = duration(error.retry_after_s)
         details.append(pack(error_details_pb2.RetryInfo(retry_delay=delay)))
-    code: int = CODES[error.reason].value[0]
+    code = CODES[error.reason].value[0]
     return status_pb2.Status(code=code, message=message, details=details)
 
 
@@ -143,11 +141,8 @@ def reader(method: str, parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]
         try:
             if len(raw) <= _KEPT_BYTES:
                 return kept(raw)
-            if number := _MODULE_FIELDS.get(method):
-                if len(raw) > SMALL_BYTES:
-                    deque(fields(raw, number, "module", _MAX_MODULES), maxlen=0)
-            else:
-                bound("", len(raw), REQUEST_BYTES.get(method, SMALL_BYTES))
+            if len(raw) > SMALL_BYTES and method in MODULE_FIELDS:
+                deque(fields(raw, MODULE_FIELDS[method], "module", _MAX_MODULES), maxlen=0)
             return parse(raw)
         except DecodeError:
             raise not_a_message() from None
@@ -171,20 +166,18 @@ def fields(raw: bytes, number: int, name: str, times: int) -> Iterator[tuple[int
                 at = value + size
             elif tag & 7 == 0:
                 _, at = wire.read_varint(raw, at)
-            elif skipped := _FIXED_BYTES.get(tag & 7):
-                at += skipped
             else:
-                raise not_a_message()
+                at += _FIXED_BYTES[tag & 7]
             if at > len(raw):
-                raise not_a_message()
+                raise IndexError
             if tag == number << 3 | 2:
                 found += 1
                 bound(name, found, times, "values")
                 yield start, value, at
             else:
                 rest += max(at - start, _LEAST_BYTES)
-                bound("", rest, SMALL_BYTES)
-    except (IndexError, OverflowError):
+                bound("", rest, SMALL_BYTES, what=f"the request beside its {name}")
+    except (IndexError, KeyError, OverflowError):
         raise not_a_message() from None
 
 
@@ -199,17 +192,16 @@ def not_a_message() -> WasmkilnError:
     return invalid_request("cannot parse the request: its bytes are no message of this call", "")
 
 
-def bound(field: str, size: int, at_most: int, unit: str = "bytes") -> None:
-    """Raise INVALID_REQUEST if a field of this size is above its bound."""
+def bound(
+    field: str, size: int, at_most: int, unit: str = "bytes", what: str = "the request"
+) -> None:
+    """Raise INVALID_REQUEST if ``field``, or else ``what``, is above its bound."""
     if size > at_most:
-        metadata = {"size_bytes": size} if unit == "bytes" else {}
-        what = field or "the request without its module or keys"
-        raise invalid_request(
-            f"{what} has {size:,} {unit} and may have at most {at_most:,}",
-            field,
-            at_most=at_most,
-            **metadata,
+        sizes = (
+            {"at_most": at_most, "size_bytes": size} if unit == "bytes" else {"at_most": at_most}
         )
+        message = f"{field or what} has {size:,} {unit} and may have at most {at_most:,}"
+        raise invalid_request(message, field, **sizes)
 
 
 class CompileCall:
@@ -239,7 +231,7 @@ class CompileCall:
 
 def wanted(raw: bytes) -> model.CacheKey | Request:
     """Translate a serialized ArtifactKey. Raises INVALID_REQUEST."""
-    bound("keys", len(raw), _MAX_KEY_BYTES)
+    bound("keys", len(raw), SMALL_BYTES)
     try:
         key = types_pb2.ArtifactKey.FromString(raw)
     except DecodeError:
@@ -253,37 +245,28 @@ def wanted(raw: bytes) -> model.CacheKey | Request:
 
 def _settings(sent: pb.CompileRequest | types_pb2.ArtifactKey, where: str = "") -> dict[str, str]:
     """Return the settings. Raises INVALID_REQUEST where they, or names, are above their bounds."""
-    settings = dict(sent.settings)
-    bound(f"{where}settings", len(settings), _MAX_SETTINGS, "values")
+    bound(f"{where}settings", len(sent.settings), _MAX_SETTINGS, "values")
     for field in ("engine", "target", "cpu"):
         bound(f"{where}{field}", len(getattr(sent, field).encode()), MAX_NAME_BYTES)
-    for name, value in settings.items():
-        bound(f"{where}settings.key", len(name.encode()), MAX_NAME_BYTES)
-        bound(f"{where}settings.value", len(value.encode()), _MAX_VALUE_BYTES)
-    return settings
+    return dict(sent.settings)
 
 
 def evict_scope(request: admin.EvictRequest) -> tuple[model.EvictScope, str]:
     """Return the scope of an EvictRequest, and the tier ("" for all). Raises INVALID_REQUEST."""
     if not 0 <= request.tier < len(_TIERS):
         raise invalid_request("cannot evict: unknown tier; use TIER_MEMORY or TIER_REDIS", "tier")
-    tier = _TIERS[request.tier]
-    if request.module_sha256:
-        check_sha256(request.module_sha256, "module_sha256")
-        return model.EvictScope(module_sha256=request.module_sha256), tier
-    if request.engine:
+    scope = request.WhichOneof("scope")
+    if scope == "module_sha256":
+        check_sha256(request.module_sha256, scope)
+    elif scope == "engine":
         # Any id will do, for the engine may have been removed.
         if not _ENGINE_ID.fullmatch(request.engine):
-            raise invalid_request(
-                f"cannot evict {quoted(request.engine)}: expected an id such as wasmtime-50.0.1",
-                "engine",
-            )
-        return model.EvictScope(engine_id=request.engine), tier
-    if request.all:
-        return model.EvictScope(), tier
-    raise invalid_request(
-        "cannot evict: the request has no scope; set module_sha256, engine, or all to true", "scope"
-    )
+            what = f"cannot evict {quoted(request.engine)}: expected an id such as wasmtime-50.0.1"
+            raise invalid_request(what, scope)
+    elif not request.all:
+        what = "the request has no scope; set module_sha256, engine, or all to true"
+        raise invalid_request(f"cannot evict: {what}", "scope")
+    return model.EvictScope(request.module_sha256, request.engine), _TIERS[request.tier]
 
 
 def seconds(message: duration_pb2.Duration, field: str) -> float:
@@ -303,17 +286,9 @@ def filled(message: type[M], /, *sources: object, **given: Any) -> M:
     return message(**given)
 
 
-def _timestamp(seconds: float) -> timestamp_pb2.Timestamp:
-    message = timestamp_pb2.Timestamp()
-    message.FromMicroseconds(round(seconds * 1e6))
-    return message
-
-
-def duration(seconds: float) -> duration_pb2.Duration:
-    """Return ``seconds`` as a Duration."""
-    message = duration_pb2.Duration()
-    message.FromNanoseconds(int(seconds * 1e9))
-    return message
+def duration(seconds: float) -> Any:
+    """Return ``seconds`` as protobuf takes a Duration."""
+    return timedelta(seconds=seconds)
 
 
 async def repeated(values: Iterable[Message]) -> bytes:
@@ -361,22 +336,18 @@ class Headers:
             first = self._message(served, encoded.SerializeToString())
             return SerializedAnswer(first, artifact, size_bytes)
         limit_bytes = min(inline_limit_bytes, wire.ONE_MESSAGE_BYTES)
-        if size_bytes > limit_bytes or len(artifact.frames) != 1:
-            return SerializedAnswer(self._message(served), artifact, size_bytes)
-        # The same length and bytes under another tag.
-        first = self._message(served, _INLINE_TAG, memoryview(artifact.frames[0])[1:])
-        return SerializedAnswer(first, None, size_bytes)
+        if size_bytes <= limit_bytes and len(artifact.frames) == 1:
+            # The same length and bytes under another tag.
+            first = self._message(served, _INLINE_TAG, memoryview(artifact.frames[0])[1:])
+            return SerializedAnswer(first, None, size_bytes)
+        return SerializedAnswer(self._message(served), artifact, size_bytes)
 
     def _message(self, served: Served, *more: bytes | memoryview) -> bytes:
         """Return the serialized CompileResponse whose header has ``more`` fields."""
         kept = self._kept.get(served.artifact)
         if kept is None:
             kept = self._kept[served.artifact] = header_of(served.artifact).SerializeToString()
-        if served.queue_time_s or served.host_file:
-            of_call = _of_call(served.origin, served.queue_time_s, served.host_file)
-        else:
-            of_call = _of_hit(served.origin)
-        parts = (kept, of_call, *more)
+        parts = (kept, _of_call(served.origin, served.queue_time_s, served.host_file), *more)
         return b"".join((_HEADER_TAG, wire.varint(sum(map(len, parts))), *parts))
 
 
@@ -396,18 +367,14 @@ def header_of(artifact: model.Artifact) -> types_pb2.ArtifactHeader:
     )
 
 
-def _of_call(
-    origin: model.Origin, queue_time_s: float = 0, file: model.HostFile | None = None
-) -> bytes:
+@lru_cache(maxsize=64)  # For hits: they differ in nothing.
+def _of_call(origin: model.Origin, queue_time_s: float, file: model.HostFile | None) -> bytes:
     """Return the fields of a header that differ from call to call."""
     return types_pb2.ArtifactHeader(
         origin=f"ORIGIN_{origin.name}",
         queue_time=duration(queue_time_s) if queue_time_s else None,
         host_file=filled(types_pb2.HostFile, file) if file else None,
     ).SerializeToString()
-
-
-_of_hit = cache(_of_call)
 
 
 def _export(item: model.ExternType) -> dict[str, Any]:
@@ -449,7 +416,9 @@ def pin(pin: model.Pin) -> admin.Pin:
         filled(admin.PinnedInTier, held, tier=tier, module=held.modules > 0)
         for tier, held in pin.tiers.items()
     ]
-    return filled(admin.Pin, pin, tiers=tiers, created_at=_timestamp(pin.pinned_ms / 1e3))
+    return filled(
+        admin.Pin, pin, tiers=tiers, created_at=datetime.fromtimestamp(pin.pinned_ms / 1e3, UTC)
+    )
 
 
 class Capabilities(NamedTuple):
@@ -545,7 +514,7 @@ def stats_response(
         now,
         now.remote,
         metrics,
-        started_at=_timestamp(metrics.started_at_s),
+        started_at=datetime.fromtimestamp(metrics.started_at_s, UTC),
         uptime=duration(metrics.uptime_s),
         tiers=[_tier(metrics, tier, usage) for tier, usage in now.tiers.items()],
         compiles=[

@@ -2,27 +2,27 @@
 
 ==================  ==========================================================================
 calls               ``Gate``: no caller runs more calls than it leaves free for others. Health,
-                    reflection and channelz have a small gate of their own, so that probes are
-                    answered when all calls are taken
+                    reflection and channelz have gates of their own, so that probes are answered
+                    when all calls are taken, and by watches, too
 requests            half of ``receive_bytes`` for those that have arrived, until they are used:
                     whoever holds as much as it leaves free waits before the daemon reads more.
                     The other half for those that arrive slowly, each as large as a message may
-                    be, since gRPC does not tell how much has come: one without room is refused
+                    be, since gRPC does not tell how much has come: where there is no room for
+                    one more, the caller that has most of them loses one
 turns               of questions, which are all calls without a module: a caller's wait for each
                     other, so that the event loop goes on with other callers between them
 size                of a request, for each method (``most_bytes``)
 answers             a caller that does not read makes gRPC hold one message for each call. These
                     are whole frames in half of ``send_bytes``, and so small beyond it that all
                     calls together fit into the other half
-artifacts           ``send_pinned_bytes`` for those that only their answers keep in memory; each
-                    counts once, and one without room is refused
+artifacts           ``send_pinned_bytes`` for those that are being sent, whether the memory tier
+                    holds them or not; each counts once, and one without room is refused
 time                ``caller_timeout_s`` for each read and each write, ten times that for a whole
                     answer. Who does not read the refusal either has its call cut off
 ==================  ==========================================================================
 
-Every share is a ``FairShare``: a caller gets no more than it leaves free. A refusal is
-COMPILE_QUEUE_FULL, and names its limit. ``Traffic`` looks ten times a second at the calls that
-wait for their callers; no call has a timer of its own.
+A refusal is COMPILE_QUEUE_FULL, and names its limit. ``Traffic`` looks ten times a second at the
+calls that wait for their callers; no call has a timer of its own.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ import math
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -48,16 +49,20 @@ from wasmkilnd.fair_share import FairShare
 from wasmkilnd.network import address_of, host_of
 from wasmkilnd.quota import UNLIMITED, Quota
 from wasmkilnd.reloadable import Reloadable
-from wasmkilnd.rpc.messages import REQUEST_BYTES, SMALL_BYTES
+from wasmkilnd.rpc.messages import MODULE_FIELDS, REQUEST_BYTES, SMALL_BYTES, bound
 from wasmkilnd.telemetry.metrics import TrafficUsage
+from wasmkilnd.telemetry.tracing import CallTrace
 
 Context: TypeAlias = Any  # a grpc.aio.ServicerContext; grpcio ships no types
 
+# A module above its limit should get the daemon's own error, which explains it. A message above
+# this size gets gRPC's.
+_LEAST_MESSAGE_BYTES = 16 * 1024 * 1024
+MESSAGE_OVERHEAD_BYTES = 1024 * 1024
 MOST_PROBES = 1024
 """Calls of health, reflection and channelz, and those that the daemon answers while it drains."""
-FREE_FOR_CHECKS = 64
-"""Of these, calls that may last, such as a watch, leave so many free for those that do not."""
-WITH_MODULE = ("/wasmkiln.v1.ModuleService/Load", "/wasmkiln.v1.ModuleService/Compile")
+MOST_WATCHES = 960
+"""Calls that may last as long as the caller likes: watches of the health, and reflection."""
 
 _LOOK_S = 0.1
 # All requests that arrive within this time are together no more than the network brings in it.
@@ -66,13 +71,12 @@ _WHOLE_ANSWER = 10
 # Of one caller, at a time. Each holds the loop for a millisecond or two.
 _QUESTIONS = 4
 _LEAST_PIECE_BYTES = 16 * 1024
-# The last part of an artifact goes out with the status: gRPC's first window takes it.
-_LAST_BYTES = 64 * 1024
+# More than this beside a piece makes gRPC hold it, for its first window takes as much.
+_WINDOW_BYTES = 64 * 1024
 
 ANONYMOUS = "anonymous"
 """The name of callers without credentials, where the policy lets them in."""
 PRIORITY_KEY = "wasmkiln-priority"
-_PRIORITIES = {"": False, "interactive": False, "background": True}
 _REQUEST_ID = re.compile(r"[0-9A-Za-z._:/+=-]{1,128}")
 
 
@@ -86,17 +90,21 @@ class Call:
     identity: model.Identity = model.ANYBODY
     """Who makes the call, once the guard has admitted it."""
     quota: Quota = UNLIMITED
-    """Where the work that the call starts counts."""
+    """Where the work of the call counts."""
     peer: str = field(init=False)
     """gRPC's name of the other end of the connection."""
     caller: str = field(init=False)
     """The name under which the call takes turns with other callers, and counts in each limit."""
     task: asyncio.Task[Any] | None = None
     """gRPC's task for the call."""
+    started_s: float = field(default_factory=time.perf_counter)
+    entered: bool = False
+    """Whether a gate let the call in."""
+    trace: CallTrace | None = None
+    arrived: bool = False
+    """Whether the daemon has its request, or the first of them."""
     release_request: Callable[[], None] = lambda: None
     """Stops counting the request's bytes. A second call does nothing."""
-    working: bool = False
-    """Whether the request has arrived, so that the daemon works for it."""
     module: str = ""
     engine: str = ""
     origin: str = ""
@@ -107,22 +115,24 @@ class Call:
     """What else its line of the audit tells."""
     audited: bool = False
     """Whether it has its line of the audit."""
-    reads_since_s: float = math.inf
-    """Since when the daemon waits for its request; infinite while it does not."""
-    due_s: float = math.inf
-    """When the caller must have sent or read what the daemon waits for."""
-    answer_due_s: float = math.inf
-    """When the caller must have read the whole answer."""
+    code: str = "OK"
+    """The name of the gRPC code that ended it, where no error of the table did."""
+    refusal: WasmkilnError | None = None
+    """The error that ends the call."""
+    waits_since_s: float = 0.0
+    """Since when the daemon waits for the caller, while it does."""
+    reading: bool = False
+    """Whether it waits for a request."""
     arriving_bytes: int = 0
     """What its request counts while it arrives slowly."""
     unread_bytes: int = 0
     """The size of the message that gRPC holds until the caller reads."""
+    answer_due_s: float = math.inf
+    """When the caller must have read the whole answer."""
     artifact: model.Artifact | None = None
     """The artifact that is being sent."""
-    refusal: WasmkilnError | None = None
-    """Why a limit ends the call."""
     _request_id: str = ""
-    _sent: tuple[Any, ...] | None = None
+    _sent: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
         self.peer = self.context.peer()
@@ -147,32 +157,37 @@ class Call:
                 (*said.get("x509_pem_cert", ()), *said.get("x509_pem_cert_chain", ()))
             )
         # Of two, a proxy may have checked the other one. Together they are no token.
-        return model.Credentials(", ".join(self._all_metadata("authorization")), certificate)
+        return model.Credentials(", ".join(self._said("authorization")), certificate)
 
     @property
     def request_id(self) -> str:
         """The id that the caller sent with the call if it is well-formed, else a new one."""
         if not self._request_id:
-            sent = self._metadata("x-request-id")
+            sent = "".join(self._said("x-request-id")[:1])
             self._request_id = sent if _REQUEST_ID.fullmatch(sent) else os.urandom(8).hex()
         return self._request_id
 
     @property
     def background(self) -> bool:
         """Whether the caller asked to yield to other callers. Raises INVALID_REQUEST."""
-        return is_background(self._metadata(PRIORITY_KEY))
+        said = "".join(self._said(PRIORITY_KEY)[:1])
+        if said not in ("", "interactive", "background"):
+            raise errors.invalid_request(
+                f"the metadata {PRIORITY_KEY} is 'background' or 'interactive',"
+                f" not {errors.quoted(said)}",
+                PRIORITY_KEY,
+            )
+        return said == "background"
 
     def metadata(self) -> tuple[Any, ...]:
         """Return the metadata that the caller sent, each a name and a value."""
-        if self._sent is None:  # grpcio makes a new tuple each time.
+        if not self._sent:  # grpcio makes a new tuple each time.
             self._sent = tuple(self.context.invocation_metadata() or ())
         return self._sent
 
-    def _metadata(self, wanted: str) -> str:
-        return next(iter(self._all_metadata(wanted)), "")
-
-    def _all_metadata(self, wanted: str) -> list[str]:
-        return [value for key, value in self.metadata() if key == wanted and isinstance(value, str)]
+    def _said(self, wanted: str) -> list[str]:
+        sent = self._sent or self.metadata()
+        return [value for key, value in sent if key == wanted and isinstance(value, str)]
 
 
 @lru_cache(maxsize=4096)  # More than the connections of most daemons; each makes many calls.
@@ -194,59 +209,25 @@ def caller_of(peer: str) -> str:
     return peer if address.is_loopback else host_of(address)
 
 
-def is_background(priority: str) -> bool:
-    """Return whether a priority yields to other callers. Raises INVALID_REQUEST."""
-    if priority not in _PRIORITIES:
-        raise errors.invalid_request(
-            f"the metadata {PRIORITY_KEY} is 'background' or 'interactive',"
-            f" not {errors.quoted(priority)}",
-            PRIORITY_KEY,
-        )
-    return _PRIORITIES[priority]
+def message_bytes_for(module_bytes: int) -> int:
+    """Return how large messages may be: a little larger than modules."""
+    return max(_LEAST_MESSAGE_BYTES, module_bytes + MESSAGE_OVERHEAD_BYTES)
 
 
-class Gate:
-    """Counts the calls that run, refuses those above a limit, and can be closed to new ones.
+class Gate(FairShare):
+    """Lets calls in: a caller may run at most as many as are still free for others."""
 
-    For one event loop. A caller may run at most as many calls as are still free for others.
-    """
+    closed = False
+    """Whether the daemon drains."""
 
-    def __init__(self, limit: Callable[[], int]) -> None:
-        self._held = FairShare(limit)
-        self._closed = False
-        self._idle = asyncio.Event()
-
-    @property
-    def running(self) -> int:
-        """How many calls run."""
-        return self._held.total
-
-    def enter(self, caller: str, spare: int = 0) -> None:
-        """Let a call in that leaves ``spare`` places free.
-
-        Raises COMPILE_QUEUE_FULL, or SERVER_DRAINING once closed.
-        """
-        if self._closed:
+    def enter(self, caller: str) -> None:
+        """Let a call in. Raises COMPILE_QUEUE_FULL, or SERVER_DRAINING once closed."""
+        if self.closed:
             raise errors.server_draining()
-        if self._held.room(caller) < 1 or (spare and self._held.free <= spare):
-            raise errors.too_many_calls(self.running, self._held.held(caller))
-        self._held.add(caller, 1)
-
-    def leave(self, caller: str) -> None:
-        """Note that a call has ended."""
-        self._held.add(caller, -1)
-        if self._closed and not self.running:
-            self._idle.set()
-
-    def close(self) -> None:
-        """Refuse new calls from now on."""
-        self._closed = True
-        if not self.running:
-            self._idle.set()
-
-    async def idle(self) -> None:
-        """Wait until it is closed and no call runs."""
-        await self._idle.wait()
+        held = self._held.get(caller, 0)
+        if self._limit() - self.total <= held:
+            raise errors.too_many_calls(self.total, held)
+        self.add(caller, 1)
 
 
 @dataclass(slots=True)
@@ -259,43 +240,40 @@ class _Held:
 
     def __call__(self) -> None:
         if self.size_bytes:
-            size_bytes, self.size_bytes = self.size_bytes, 0
-            self.traffic.requests.add(self.caller, -size_bytes)
-            self.traffic.wake()
+            self.traffic.requests.add(self.caller, -self.size_bytes)
+            self.traffic.freed.set()
+            self.size_bytes = 0
 
 
 class Traffic:
     """The limits of all calls, and what these hold. For one event loop."""
 
-    def __init__(
-        self,
-        limits: Reloadable[model.TrafficLimits],
-        message_bytes: int,
-        in_memory: Callable[[model.Artifact], bool],
-    ) -> None:
-        """Let messages of ``message_bytes`` in.
-
-        ``in_memory`` tells whether the memory tier holds an artifact now.
-        """
+    def __init__(self, limits: Reloadable[model.TrafficLimits], message_bytes: int) -> None:
+        """Let messages of ``message_bytes`` in."""
         self._limits = limits
-        self._message_bytes = message_bytes
-        self._in_memory = in_memory
+        self.message_bytes = message_bytes
         self.calls = Gate(lambda: limits.current.calls)
         self.probes = Gate(lambda: MOST_PROBES)
+        self.watches = Gate(lambda: MOST_WATCHES)
         self.requests = FairShare(self._half)
+        self.freed = asyncio.Event()
+        """Set when a request is released."""
         self._arriving = FairShare(self._half)
         self._unread = FairShare(lambda: limits.current.send_bytes // 2)
-        self.pinned_bytes = 0
-        """The size of the artifacts that are being sent, those in the memory tier included."""
-        self._pinned: dict[model.Artifact, dict[Call, None]] = {}
+        self._pinned = FairShare(lambda: limits.current.send_pinned_bytes)
+        self._sent = Counter[model.Artifact]()
+        """How many calls each artifact is being sent to."""
+        self._sent_for: dict[model.Artifact, str] = {}
+        """The caller that each of them counts for, the first that it was sent to."""
         self._waiting: dict[Call, None] = {}
         """The calls that wait for their callers."""
-        self._questions: WeakValueDictionary[tuple[str, bool], asyncio.Semaphore] = (
-            WeakValueDictionary()
-        )
-        self._turns: dict[asyncio.Future[None], str] = {}
-        """Who waits to be read, in order."""
+        self._questions: WeakValueDictionary[Any, asyncio.Semaphore] = WeakValueDictionary()
         self._timer: asyncio.TimerHandle | None = None
+
+    def usage(self) -> TrafficUsage:
+        """Return what calls hold, for the metrics."""
+        held = self.receive_bytes, self.send_bytes, self.pinned_bytes
+        return TrafficUsage(self.calls.total, *held)
 
     @property
     def receive_bytes(self) -> int:
@@ -307,15 +285,15 @@ class Traffic:
         """The size of the messages that gRPC holds until callers read."""
         return self._unread.total
 
-    def usage(self) -> TrafficUsage:
-        """Return what calls hold, for the metrics."""
-        held = self.receive_bytes, self.send_bytes, self.pinned_bytes
-        return TrafficUsage(self.calls.running, *held)
+    @property
+    def pinned_bytes(self) -> int:
+        """The size of the artifacts that are being sent, those in the memory tier included."""
+        return self._pinned.total
 
     def most_bytes(self, method: str) -> int:
         """Return how large a request of ``method`` may be."""
-        if method in WITH_MODULE:
-            return self._message_bytes
+        if method in MODULE_FIELDS:
+            return self.message_bytes
         return REQUEST_BYTES.get(method, SMALL_BYTES)
 
     async def read(self, call: Call, most_bytes: int) -> bytes | None:
@@ -323,28 +301,27 @@ class Traffic:
 
         Raises INVALID_REQUEST if it is too large.
         """
-        if self.requests.room(call.caller) <= 0:
-            await self._turn(call)
-        call.reads_since_s = time.monotonic()
-        self.await_caller(call, call.reads_since_s)
         try:
+            while self.requests.room(call.caller) <= 0:
+                if call not in self._waiting:
+                    self.await_caller(call)
+                self.freed.clear()
+                await self.freed.wait()
+            self.await_caller(call)
+            call.reading = True
             message = await call.context.read()
         finally:
-            call.reads_since_s = math.inf
+            call.reading = False
             self._waiting.pop(call, None)
             if call.arriving_bytes:
-                self._arrived(call)
+                self._count_slow(call, -call.arriving_bytes)
         if message is aio.EOF:
             return None
         size_bytes = len(message)
-        if size_bytes > most_bytes:
-            raise errors.invalid_request(
-                f"the request has {size_bytes:,} bytes, and one of this method may have at most"
-                f" {most_bytes:,}: send less, or several requests",
-                "",
-                at_most=most_bytes,
-                size_bytes=size_bytes,
-            )
+        bound("", size_bytes, most_bytes)
+        call.arrived = True
+        if size_bytes > SMALL_BYTES:
+            size_bytes *= 2  # protobuf copies the module.
         self.requests.add(call.caller, size_bytes)
         call.release_request = _Held(self, call.caller, size_bytes)
         return bytes(message)
@@ -355,19 +332,9 @@ class Traffic:
 
         Probes wait for probes alone, which wait for no tier.
         """
-        questions = self._questions.get(of)
-        if questions is None:
-            questions = self._questions[of] = asyncio.Semaphore(_QUESTIONS)
-        async with questions:
+        async with self._questions.setdefault(of, asyncio.Semaphore(_QUESTIONS)):
             yield
             await asyncio.sleep(0)
-
-    def hold_more(self, call: Call, size_bytes: int) -> None:
-        """Count what was built of the request that was read last, beside its bytes."""
-        held = call.release_request
-        if isinstance(held, _Held):
-            self.requests.add(call.caller, size_bytes)
-            held.size_bytes += size_bytes
 
     async def write(self, call: Call, message: bytes) -> None:
         """Send one message; return when gRPC may send it, which is when the caller reads."""
@@ -385,26 +352,27 @@ class Traffic:
         caller one turn of the event loop. The message counts until the call has ended.
         """
         if artifact:
-            call.answer_due_s = time.monotonic() + (
-                _WHOLE_ANSWER * self._limits.current.caller_timeout_s
-            )
+            limits = self._limits.current
+            call.answer_due_s = time.monotonic() + _WHOLE_ANSWER * limits.caller_timeout_s
             self._pin(call, artifact)
             for following in artifact.frames or artifact.coming:
-                await self._write_in_pieces(call, first)
+                await self.write(call, first)
                 if isinstance(following, bytes):
                     first = following
                 else:  # Other calls may wait for it too.
                     first = await asyncio.shield(following)
-            last_bytes = _LAST_BYTES if self._fits(call, first) else self._piece_bytes
-            rest, first = wire.cut_off(first, last_bytes)
-            if rest:
-                await self._write_in_pieces(call, rest)
+                if not self._unread.fits(call.caller, len(first)):
+                    pieces = wire.cut(first, self._piece_bytes)
+                    first = next(pieces)
+                    for piece in pieces:
+                        await self.write(call, first)
+                        first = piece
         self._hold_unread(call, first)
         return first
 
-    def await_caller(self, call: Call, since_s: float) -> None:
-        """Give the caller ``caller_timeout_s`` from ``since_s`` to send or read something."""
-        call.due_s = since_s + self._limits.current.caller_timeout_s
+    def await_caller(self, call: Call) -> None:
+        """Give the caller ``caller_timeout_s`` from now on to send or read something."""
+        call.waits_since_s = time.monotonic()
         self._waiting[call] = None
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
@@ -417,132 +385,83 @@ class Traffic:
         if call.unread_bytes:
             self._unread.add(call.caller, -call.unread_bytes)
         if call.artifact:
-            answers = self._pinned[call.artifact]
-            del answers[call]
-            if not answers:
-                del self._pinned[call.artifact]
-                self.pinned_bytes -= call.artifact.size_bytes
-
-    def wake(self) -> None:
-        """Let those go on that wait to be read and may be."""
-        for turn, caller in self._turns.items():
-            if self.requests.room(caller) > 0 and not turn.done():
-                turn.set_result(None)
+            self._sent[call.artifact] -= 1
+            if not self._sent[call.artifact]:
+                del self._sent[call.artifact]
+                payer = self._sent_for.pop(call.artifact)
+                self._pinned.add(payer, -call.artifact.size_bytes)
 
     def _half(self) -> int:
-        return max(self._limits.current.receive_bytes // 2, 2 * self._message_bytes)
+        return max(self._limits.current.receive_bytes // 2, 2 * self.message_bytes)
 
     @property
     def _piece_bytes(self) -> int:
         limits = self._limits.current
         return max(_LEAST_PIECE_BYTES, limits.send_bytes // (2 * limits.calls))
 
-    async def _turn(self, call: Call) -> None:
-        """Wait until the caller holds less of the requests than it leaves free."""
-        self.await_caller(call, time.monotonic())
-        try:
-            while self.requests.room(call.caller) <= 0:
-                turn = asyncio.get_running_loop().create_future()
-                self._turns[turn] = call.caller
-                try:
-                    await turn
-                finally:
-                    del self._turns[turn]
-        finally:
-            self._waiting.pop(call, None)
-
-    def _arrived(self, call: Call) -> None:
-        self._arriving.add(call.caller, -call.arriving_bytes)
-        call.arriving_bytes = 0
-
     def _hold_unread(self, call: Call, message: bytes) -> None:
         """Count a message. Raises COMPILE_QUEUE_FULL for one that cannot be cut and is too large.
 
         All else is so small that there is room for it in every call.
         """
-        if len(message) > self._piece_bytes + _LAST_BYTES and not self._fits(call, message):
+        size_bytes = len(message)
+        if (
+            size_bytes > _WINDOW_BYTES + _LEAST_PIECE_BYTES
+            and size_bytes > _WINDOW_BYTES + self._piece_bytes
+            and not self._unread.fits(call.caller, size_bytes)
+        ):
             raise errors.sending_too_much(self._unread.total)
-        call.unread_bytes = len(message)
-        self._unread.add(call.caller, call.unread_bytes)
-        self.await_caller(call, time.monotonic())
-
-    async def _write_in_pieces(self, call: Call, message: bytes) -> None:
-        whole = len(message) <= self._piece_bytes or self._fits(call, message)
-        for piece in (message,) if whole else wire.cut(message, self._piece_bytes):
-            await self.write(call, piece)
-
-    def _fits(self, call: Call, message: bytes) -> bool:
-        return self._unread.fits(call.caller, len(message))
+        call.unread_bytes = size_bytes
+        self._unread.add(call.caller, size_bytes)
+        self.await_caller(call)
 
     def _pin(self, call: Call, artifact: model.Artifact) -> None:
-        """Count an artifact that is being sent. Raises COMPILE_QUEUE_FULL."""
-        if artifact not in self._pinned:
-            if not self._has_room(call.caller, artifact):
-                raise errors.sending_too_much(self.pinned_bytes)
-            self._pinned[artifact] = {}
-            self.pinned_bytes += artifact.size_bytes
-        self._pinned[artifact][call] = None
-        call.artifact = artifact
+        """Count an artifact that is being sent. Raises COMPILE_QUEUE_FULL.
 
-    def _has_room(self, caller: str, artifact: model.Artifact) -> bool:
-        """Return whether one more artifact may be sent. One alone may, however large."""
-        limit_bytes = self._limits.current.send_pinned_bytes
-        if 2 * (self.pinned_bytes + artifact.size_bytes) <= limit_bytes:
-            return True  # Whoever holds all of it leaves as much free.
-        share = FairShare(lambda: limit_bytes)
-        for pinned, answers in self._pinned.items():
-            if not self._in_memory(pinned):
-                share.add(next(iter(answers)).caller, pinned.size_bytes)
-        if self._in_memory(artifact):
-            # The memory tier may have dropped artifacts since their answers began. While these
-            # are above the limit no answer begins, for the tier may drop its artifact too.
-            return share.free >= 0
-        return not share.total or share.fits(caller, artifact.size_bytes)
+        One alone may be sent, however large.
+        """
+        if not self._sent[artifact]:
+            size_bytes, total = artifact.size_bytes, self._pinned.total
+            if total and not self._pinned.fits(call.caller, size_bytes):
+                raise errors.sending_too_much(total)
+            self._pinned.add(call.caller, size_bytes)
+            self._sent_for[artifact] = call.caller
+        self._sent[artifact] += 1
+        call.artifact = artifact
 
     def _look(self) -> None:
         """End the calls whose callers take too long, and count requests that arrive slowly."""
-        now = time.monotonic()
+        now, limit_s = time.monotonic(), self._limits.current.caller_timeout_s
         for call in list(self._waiting):
-            if now >= min(call.due_s, call.answer_due_s):
-                self._end_late(call, now)
-            elif now - call.reads_since_s >= _SLOW_S and not call.arriving_bytes:
-                self._count_slow(call)
+            waited_s = now - call.waits_since_s
+            if waited_s < limit_s and now < call.answer_due_s:
+                if call.reading and waited_s >= _SLOW_S and not call.arriving_bytes:
+                    self._make_room(call)
+            elif call.refusal:  # Its caller does not read that either.
+                self._cancel(call, call.refusal)
+            elif call.unread_bytes:
+                had_s = limit_s if waited_s >= limit_s else _WHOLE_ANSWER * limit_s
+                self._cancel(call, errors.reader_too_slow(had_s))
+            elif call.reading:
+                self._cancel(call, errors.request_too_slow(limit_s))
+            else:
+                self._cancel(call, errors.receiving_too_much(self.receive_bytes))
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(_LOOK_S, self._look) if self._waiting else None
 
-    def _end_late(self, call: Call, now: float) -> None:
-        limit_s = self._limits.current.caller_timeout_s
-        if call.refusal:  # Its caller does not read that either.
-            self._cancel(call, call.refusal)
-        elif call.unread_bytes:
-            whole = now >= call.answer_due_s
-            self._cancel(call, errors.reader_too_slow(limit_s * (_WHOLE_ANSWER if whole else 1)))
-        elif call.reads_since_s < now:
-            self._cancel(call, errors.request_too_slow(limit_s))
-        else:
-            self._cancel(call, errors.receiving_too_much(self.receive_bytes))
-
-    def _count_slow(self, call: Call) -> None:
-        try:
-            if self._arriving.room(call.caller) < self._message_bytes:
-                self._make_room(call)
-        except WasmkilnError as refusal:
-            self._cancel(call, refusal)
-            return
-        call.arriving_bytes = self._message_bytes
-        self._arriving.add(call.caller, self._message_bytes)
-
     def _make_room(self, call: Call) -> None:
-        """End a slow request of the caller that holds most. Raises COMPILE_QUEUE_FULL.
+        """Count a request that arrives slowly; without room for it, end one of who has most."""
+        self._count_slow(call, self.message_bytes)
+        if self._arriving.free < 0:
+            held = self._arriving.held
+            slow = (each for each in self._waiting if each.arriving_bytes)
+            most = max(slow, key=lambda each: (held(each.caller), each is call))
+            self._count_slow(most, -most.arriving_bytes)
+            self._cancel(most, errors.receiving_too_much(self._arriving.total))
 
-        Unless it holds but one more than the caller of ``call``.
-        """
-        held, refusal = self._arriving.held, errors.receiving_too_much(self._arriving.total)
-        slow = [each for each in self._waiting if each.arriving_bytes]
-        most = max(slow, key=lambda each: held(each.caller), default=call)
-        if held(most.caller) <= held(call.caller) + self._message_bytes:
-            raise refusal
-        self._cancel(most, refusal)
+    def _count_slow(self, call: Call, size_bytes: int) -> None:
+        call.arriving_bytes += size_bytes
+        self._arriving.add(call.caller, size_bytes)
 
     def _cancel(self, call: Call, refusal: WasmkilnError) -> None:
         call.refusal, call.answer_due_s = refusal, math.inf

@@ -19,9 +19,9 @@ from wasmkilnd.access.guard import Access, AccessGuard
 from wasmkilnd.access.jwt import Issuer, Keys, parse_keys, read_issuer
 from wasmkilnd.access.policy import Claims
 from wasmkilnd.access.unusable import AccessUnusable
-from wasmkilnd.settings import Settings
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import PLAINTEXT, Credentials
+from wasmkilnd.settings import Settings
 
 from tests.web_tokens import AUDIENCE, ISSUER, PrivateKey, TestIssuer, part
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
-from wasmkilnd.rpc.contract import contract
+from wasmkilnd.rpc.health import contract
 from wasmkilnd.rpc.server import SERVICES
 
 

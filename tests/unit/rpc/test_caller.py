@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.rpc.traffic import caller_of, is_background
+from wasmkilnd.rpc.traffic import PRIORITY_KEY, Call, caller_of
+
+from tests.doubles.context import Context
 
 
 @pytest.mark.parametrize(
@@ -32,10 +34,10 @@ def test_caller_of_peer(peer: str, caller: str) -> None:
 
 
 def test_priorities() -> None:
-    assert is_background("background")
-    assert not is_background("interactive")
-    assert not is_background("")
+    assert Call(Context((PRIORITY_KEY, "background"))).background
+    assert not Call(Context((PRIORITY_KEY, "interactive"))).background
+    assert not Call(Context()).background
     with pytest.raises(WasmkilnError) as failure:
-        is_background("urgent")
+        assert Call(Context((PRIORITY_KEY, "urgent"))).background
     assert failure.value.reason is Reason.INVALID_REQUEST
     assert "'background' or 'interactive'" in failure.value.message

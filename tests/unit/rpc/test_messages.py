@@ -49,7 +49,8 @@ def test_a_duration_that_is_none_is_refused(seconds: int, nanos: int) -> None:
 
 @pytest.mark.parametrize("seconds", [0.0, 0.25, 30.0, 315_576_000_000.0])
 def test_durations_survive_the_way_there_and_back(seconds: float) -> None:
-    assert messages.seconds(messages.duration(seconds), "grace") == seconds
+    sent = admin_service_pb2.DrainResponse(grace=messages.duration(seconds))
+    assert messages.seconds(sent.grace, "grace") == seconds
 
 
 def test_the_answer_of_load_fits_into_what_clients_take_by_default() -> None:
