@@ -169,7 +169,6 @@ def redis_store(url: str, sealer: Sealer) -> RedisStore:
         sealer,
         Metrics("bench"),
         ttl_s=_TTL_S,
-        renews=True,
         artifact_bytes=lambda: 1 << 40,
         module_bytes=lambda: 1 << 40,
         is_pinned=nothing_pinned,

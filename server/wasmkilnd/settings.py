@@ -170,17 +170,17 @@ class Settings(BaseModel):
     """The user name for the Sentinels, if they ask for one; the URL's user is for the primary."""
     redis_sentinel_password: values.Secret = _live(SecretStr(""))
     """The password for the Sentinels, if they ask for one."""
-    redis_timeout_s: values.Seconds = Field(1.0, gt=0)
+    redis_timeout_s: values.Seconds = Field(default=1.0, gt=0)
     """How long to wait for each step of Redis: to accept a connection, to take a command, or to
     answer it. The first call that meets a Redis that hangs waits about this long; later calls do
     not wait. No call waits for writes: all steps of one write together may take 10 s, or this
     long if that is longer."""
     redis_prefix: values.KeyPrefix = "wasm:"
     """What every key in Redis begins with."""
-    embedded_redis_bytes: values.Size = Field(GIB, ge=4 * MIB)
+    embedded_redis_bytes: values.Size = Field(default=GIB, ge=4 * MIB)
     """Memory that the embedded server may fill; it then drops the least recently used entries. The
     daemon that starts the server decides for all that share it."""
-    cache_ttl_s: values.WholeSeconds = Field(7 * values.DAY_S, gt=0)
+    cache_ttl_s: values.WholeSeconds = Field(default=7 * values.DAY_S, gt=0)
     """How long an entry stays in Redis after its last use."""
     write_queue_bytes: values.Size = _live(0, ge=0)
     """Bytes that may wait to be written to Redis, and as many for the host store; above that the
@@ -228,7 +228,7 @@ class Settings(BaseModel):
     vulnerable_engines: Annotated[Literal["warn", "refuse"], values.LowerCase] = _live("warn")
     """What to do with an engine whose code has a known vulnerability: serve it and warn in the log,
     or refuse to serve it."""
-    workers: values.Count = Field(0, ge=0, le=1024)
+    workers: values.Count = Field(default=0, ge=0, le=1024)
     """Compilations that run at the same time, for each engine; 0 for one per CPU."""
     queue_length: values.Count = _live(256, gt=0, le=1000000)
     """Calls that may wait for a worker, for each engine; the daemon refuses more."""
@@ -240,7 +240,7 @@ class Settings(BaseModel):
     # Limits on calls in progress, so that no caller can crowd out the others.
     max_calls: values.Count = _live(2048, gt=0, le=1000000)
     """Calls in progress, in any phase. No caller may have more of them than it leaves to others."""
-    max_connections: values.Count = Field(1024, gt=0, le=1000000)
+    max_connections: values.Count = Field(default=1024, gt=0, le=1000000)
     """Connections, for each address of listen; the daemon closes others at once."""
     receive_bytes: values.Size = _live(512 * MIB, ge=MIB)
     """Memory for requests: half for those that are being used, half for those that arrive slowly,

@@ -95,7 +95,7 @@ async def test_the_documented_commands_are_enough_for_all_that_is_asked(
         assert await strikes.remove(key.module_sha256) == [key]
         usage = Usage(SharedFile(tmp_path, "", ""), SEALER, store)
         usage.tally.count(SMALL)
-        await usage.save(last=True)
+        await usage.save()
         later = Usage(SharedFile(tmp_path, "", ""), SEALER, store)
         later.tally.count(SMALL)
         await later.save()

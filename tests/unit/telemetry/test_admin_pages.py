@@ -148,8 +148,8 @@ async def test_many_pages_take_no_more_time_than_one(monkeypatch: pytest.MonkeyP
 
 @pytest.fixture
 async def named() -> AsyncIterator[str]:
-    """Where a server is that answers under names of its own."""
-    names = Names(["Kiln.example.org."])
+    """Where a server is that answers under the names of this machine alone."""
+    names = Names()
     server = AdminServer(
         "127.0.0.1:0",
         Metrics("1.2.3").registry,
@@ -172,11 +172,10 @@ async def named() -> AsyncIterator[str]:
         ("LocalHost", 200),
         ("localhost.", 200),
         ("kiln.localhost", 200),
-        ("kiln.example.org", 200),
+        ("kiln.example.org", 421),
         ("evil.example", 421),
         ("127.0.0.1.evil.example", 421),
         ("localhost.evil.example", 421),
-        ("kiln.example.org.evil.example", 421),
         ("evillocalhost", 421),
         ("[::1].evil.example", 421),
         ("", 421),
