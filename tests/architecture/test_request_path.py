@@ -16,8 +16,8 @@ SPINE = (
     "cache/cache.py",
     "engines/registry.py",
     "engines/compilation.py",
-    "engines/workers/pool.py",
-    "engines/workers/process.py",
+    "engines/pool.py",
+    "engines/process.py",
     "flights.py",  # which all share
 )
 
@@ -28,13 +28,13 @@ FAILURES = {
     "TierUnavailable": "a tier does not answer",
     "ValueRejected": "a stored value is damaged",
     "WorkerDied": "a worker process is lost",
-    "JobNotSetUp": "a worker process is lost before its job began",
-    "OutOfDescriptors": "the daemon has no file descriptors left",
+    "process.WorkerDied": "as above",
+    "process.JobNotSetUp": "a worker process is lost before its job began",
     "asyncio.CancelledError": "the callers have left, or the daemon ends",
     "aio.BaseError": "gRPC lost the connection, or ends",
     "aio.AbortError": "grpcio ends a handler this way",
     "DecodeError": "the bytes are not a message",
-    "frames.FrameError": "a worker broke the protocol",
+    "FrameError": "a worker broke the protocol",
 }
 
 

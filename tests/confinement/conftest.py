@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from wasmkilnd.engines.install import find_python
-from wasmkilnd.engines.workers.process import Worker
+from wasmkilnd.engines.process import Worker
 
 from tests.confinement import workers
 from tests.confinement.workers import EVERYTHING

@@ -9,10 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from wasmkilnd.engines.workers import spawn
-from wasmkilnd.engines.workers.job_users import JobUser
-from wasmkilnd.engines.workers.pool import WorkerPool
-from wasmkilnd.engines.workers.process import Worker
+from wasmkilnd.engines import process
+from wasmkilnd.engines.pool import Job, WorkerPool
+from wasmkilnd.engines.process import Worker
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.telemetry.metrics import Metrics
@@ -54,7 +53,7 @@ async def test_a_lack_of_descriptors_is_told_and_costs_no_worker(confined_engine
     started: list[Worker] = []
 
     async def start_worker() -> Worker:
-        started.append(await spawn.start_worker(python, "wasmtime", 2, JobUser()))
+        started.append(await process.start_worker(python, "wasmtime", 2))
         return started[-1]
 
     pool = WorkerPool(
@@ -65,14 +64,14 @@ async def test_a_lack_of_descriptors_is_told_and_costs_no_worker(confined_engine
         for count in range(NEEDED):
             before = how_many_are_open()
             with descriptors_left(count), pytest.raises(WasmkilnError) as failure:
-                await pool.run(order("find"))
+                await pool.run(Job(order("find")))
             assert failure.value.reason is Reason.COMPILE_QUEUE_FULL
             assert failure.value.metadata["limit"] == "descriptors"
             assert failure.value.retry_after_s
             assert how_many_are_open() == before
             assert (pool.alive, pool.busy) == (1, 0)
         with descriptors_left(NEEDED):
-            report, _ = await pool.run(order("find"))
+            report = await pool.run(Job(order("find")))
         assert report.result
         assert report.result["outcome"] == "ok"
         assert len(started) == 1

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from wasmkilnd.engines.child.frames import HEADER, Type
-from wasmkilnd.engines.workers.process import Worker
+from wasmkilnd.engines.process import Worker
 
 from tests.confinement.workers import attempt, job_of
 

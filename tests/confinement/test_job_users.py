@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from wasmkilnd.engines.workers.job_users import NOBODY, JobUsers
-from wasmkilnd.engines.workers.process import Worker
+from wasmkilnd.engines import process
+from wasmkilnd.engines.process import NOBODY, Worker, pick_user
 from wasmkilnd.model import LayerState
 
 from tests.confinement import workers
@@ -75,16 +75,18 @@ async def test_workers_cannot_interfere_with_each_other(confined_engine: Path) -
         assert user_of(one.pid) != user_of(other.pid)
 
 
-async def test_a_user_that_somebody_else_has_is_told(confined_engine: Path) -> None:
-    user = unused_user()
-    async with workers.running(confined_engine, user) as worker:
-        assert user_of(worker.pid) == user
+async def test_a_user_that_somebody_else_has_is_told(
+    confined_engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with workers.running(confined_engine) as worker:
         assert privileges_of(worker) == (
             LayerState.ENFORCED,
-            f"user {user}, no capabilities, no core dumps",
+            f"user {user_of(worker.pid)}, no capabilities, no core dumps",
         )
+    user = unused_user()
+    monkeypatch.setattr(process, "pick_user", lambda: (user, process._owner_of(user)))
     with service_of(user) as pid:
-        async with workers.running(confined_engine, user) as worker:
+        async with workers.running(confined_engine) as worker:
             state, detail = privileges_of(worker)
             assert state is LayerState.PARTIAL
             assert detail.startswith(f"user {user} is also that of process {pid} (")
@@ -113,31 +115,22 @@ async def test_a_user_that_only_a_zombie_has_is_free() -> None:
     pids = dict(launched.stdout.readline().split() for _ in range(2))
     try:
         assert state_of(int(pids["zombie"])) == "Z"
-        assert not (await JobUsers(user).pick()).shared_with
+        assert process._owner_of(user) == ""
     finally:
         os.kill(int(pids["parent"]), signal.SIGKILL)
         launched.wait()
         launched.stdout.close()
 
 
-async def test_workers_that_have_the_same_user_are_no_others(confined_engine: Path) -> None:
-    user = unused_user()
-    async with (
-        workers.running(confined_engine, user),
-        workers.running(confined_engine, user) as two,
-    ):
-        assert privileges_of(two)[0] is LayerState.ENFORCED
-
-
 async def test_to_pick_a_user_looks_once_and_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     monkeypatch.setattr(time, "sleep", waits.append)
-    await JobUsers().pick()
+    pick_user()
     assert not waits
 
 
 async def test_who_is_in_the_user_database_is_told() -> None:
-    assert (await JobUsers(NOBODY).pick()).shared_with == "the user nobody"
+    assert process._owner_of(NOBODY) == "the user nobody"
 
 
 @pytest.mark.parametrize(
@@ -151,8 +144,8 @@ async def test_who_is_in_the_user_database_is_told() -> None:
 def test_in_a_container(mapped: tuple[str, ...], range_: range, *, shared: bool) -> None:
     """If not every user exists, the daemon takes another range; if there is none, it says so."""
     program = (
-        "import asyncio; from wasmkilnd.engines.workers.job_users import JobUsers;"
-        " user = asyncio.run(JobUsers().pick()); print(user.uid, bool(user.shared_with))"
+        "from wasmkilnd.engines.process import pick_user;"
+        " uid, shared_with = pick_user(); print(uid, bool(shared_with))"
     )
     done = subprocess.run(
         ["unshare", "--user", *mapped, sys.executable, "-c", program],

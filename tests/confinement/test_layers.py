@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from wasmkilnd.engines.workers.process import Worker
+from wasmkilnd.engines.process import Worker
 from wasmkilnd.model import Isolation, LayerState
 
 from tests.confinement import workers

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from wasmkilnd.engines.workers.process import Worker, WorkerDied
+from wasmkilnd.engines.process import Worker, WorkerDied
 
 from tests.confinement import workers
 from tests.confinement.workers import attempt

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from wasmkilnd.engines.workers.process import Worker
+from wasmkilnd.engines.process import Worker
 
 from tests.confinement.workers import attempt
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from wasmkilnd.engines.child import sandbox
-from wasmkilnd.engines.workers.process import Worker
+from wasmkilnd.engines.process import Worker
 
 from tests.confinement.workers import attempt, job_of, running
 

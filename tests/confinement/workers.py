@@ -8,14 +8,11 @@ import os
 import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from wasmkilnd.engines.workers.job_protocol import JobOrder, JobReport
-from wasmkilnd.engines.workers.job_users import JobUsers
-from wasmkilnd.engines.workers.process import Worker
-from wasmkilnd.engines.workers.spawn import start_worker
+from wasmkilnd.engines.process import JobOrder, JobReport, Worker, start_worker
 from wasmkilnd.model import Limits
 
 from tests.contract.values import payload_of
@@ -75,10 +72,9 @@ def environment(folder: Path, left_out: Sequence[str] = (), python: str = "") ->
 
 
 @asynccontextmanager
-async def running(engine: Path, configured_user: int = 0) -> AsyncIterator[Worker]:
-    """A worker in an environment, with a user of its own unless one is configured."""
-    user = await JobUsers(configured_user).pick()
-    worker = await start_worker(engine / "bin" / "python", "wasmtime", 2, user)
+async def running(engine: Path) -> AsyncIterator[Worker]:
+    """A worker in an environment, with a user of its own."""
+    worker = await start_worker(engine / "bin" / "python", "wasmtime", 2)
     try:
         yield worker
     finally:
@@ -114,29 +110,41 @@ def order(
             "cpu": "native",
             "settings": {},
         },
+        limits=replace(
+            LIMITS,
+            artifact_bytes=2**20,
+            compile_timeout_s=timeout_s,
+            compile_cpu_s=cpu_s,
+            compile_memory_bytes=memory_bytes,
+        ),
         wasm=module(name, *arguments),
-        timeout_s=timeout_s,
-        cpu_s=cpu_s,
-        memory_bytes=memory_bytes,
-        artifact_limit_bytes=2**20,
     )
 
 
 @asynccontextmanager
 async def job_of(worker: Worker) -> AsyncIterator[int]:
     """A job that runs a module; yields its pid."""
+    before = children_of(worker.pid)
     work = asyncio.create_task(attempt(worker, "burn_cpu", cpu_s=30, timeout_s=30))
+    job: set[int] = set()
     try:
         async with asyncio.timeout(60):
-            while "Seccomp_filters:	2" not in status_of(worker._job_pid):  # noqa: ASYNC110
+            while not any("Seccomp_filters:\t2" in status_of(pid) for pid in job):
                 await asyncio.sleep(0.01)
-        yield worker._job_pid
+                job = children_of(worker.pid) - before
+        [pid] = job
+        yield pid
     finally:
-        if worker._job_pid:
-            os.killpg(worker._job_pid, signal.SIGKILL)
+        for pid in job:
+            os.killpg(pid, signal.SIGKILL)
         await asyncio.gather(work, return_exceptions=True)
 
 
+def children_of(pid: int) -> set[int]:
+    """Return the children of a process."""
+    return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
 def status_of(pid: int) -> str:
-    """Return the kernel's status of a process; an empty text for pid 0."""
-    return Path(f"/proc/{pid}/status").read_text() if pid else ""
+    """Return the kernel's status of a process."""
+    return Path(f"/proc/{pid}/status").read_text()

@@ -15,13 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from wasmkiln.v1.types_pb2 import ImportType
+from wasmkilnd.engines import process, verdict
 from wasmkilnd.engines.child import frames
 from wasmkilnd.engines.child.frames import HEADER, Type
-from wasmkilnd.engines.verdicts import verdict
-from wasmkilnd.engines.verdicts.verdict import Outcome
-from wasmkilnd.engines.workers import job_protocol, process
-from wasmkilnd.engines.workers.job_protocol import JobOrder, JobReport
-from wasmkilnd.engines.workers.process import Worker, WorkerDied
+from wasmkilnd.engines.process import Ended, JobOrder, JobReport, Worker, WorkerDied
+from wasmkilnd.engines.verdict import Outcome
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import ExternType, Limits
 from wasmkilnd.rpc import messages
@@ -32,14 +30,7 @@ from tests.fuzz.bytes_from_outside import anything, corpus, json_values
 # As it is by default: far above what any other frame may hold.
 ARTIFACT_LIMIT = 256 * 1024**2
 LIMITS = Limits(1, ARTIFACT_LIMIT, 30, 60, 4096, 1, 1000)
-ORDER = JobOrder(
-    order={"op": "compile"},
-    wasm=b"\0asm",
-    timeout_s=30,
-    cpu_s=60,
-    memory_bytes=4096,
-    artifact_limit_bytes=ARTIFACT_LIMIT,
-)
+ORDER = JobOrder({"op": "compile"}, LIMITS, b"\0asm")
 
 rows = st.lists(st.lists(st.text(max_size=8), min_size=3, max_size=5), max_size=4)
 results = st.fixed_dictionaries(
@@ -86,7 +77,7 @@ def what_comes_of(stream: bytes, ended: dict[str, int | None]) -> JobReport:
             ours.setblocking(False)
             theirs.setblocking(False)
             sending = asyncio.create_task(send_and_go(theirs, stream))
-            await job_protocol.exchange(ours, ORDER, report)
+            await process.exchange(ours, ORDER, report)
             sending.cancel()  # The daemon may have heard enough.
         return report
 
@@ -165,8 +156,7 @@ def test_whatever_a_worker_sends_it_is_understood_or_given_up(stream: bytes) -> 
             worker = Worker(process=None, control=ours, pid=1)  # type: ignore[arg-type]
             with pytest.raises(WorkerDied):
                 while True:
-                    answer = await worker.frame(Type.ENDED)
-                    process._number(answer, "exit_code")
+                    await worker.frame(Type.ENDED, Ended)
             sending.cancel()
 
     asyncio.run(listen())

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkiln.v1.types_pb2 import ArtifactKey
-from wasmkilnd import requests
+from wasmkilnd.compile import Request, Terms
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.rpc.messages import (
     CompileCall,
@@ -34,7 +34,7 @@ def built(raw: bytes, method: str) -> Message:
     return GetMessageClass(methods()[method]).FromString(raw)
 
 
-def check_within_bounds(wishes: requests.CompileRequest | requests.WantedArtifact) -> None:
+def check_within_bounds(wishes: Request) -> None:
     for name in (wishes.engine, wishes.target, wishes.cpu):
         assert len(name.encode()) <= 128
     assert len(wishes.settings) <= 64
@@ -54,7 +54,8 @@ def check_keys(raw: bytes) -> None:
         return
     for key in found:
         try:
-            check_within_bounds(wanted(key))
+            if isinstance(asked := wanted(key), Request):
+                check_within_bounds(asked)
         except WasmkilnError as refusal:
             check_refusal(refusal)
     try:
@@ -76,7 +77,7 @@ def check(raw: bytes, method: str) -> None:
         check_keys(raw)
     if method == COMPILE:
         try:
-            check_within_bounds(reader(method, CompileCall)(raw).request(requests.Terms()))
+            check_within_bounds(reader(method, CompileCall)(raw).request(Terms()))
         except WasmkilnError as refusal:
             check_refusal(refusal)
 

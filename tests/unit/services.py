@@ -18,7 +18,7 @@ from wasmkilnd.cache.fleet import Fleet, Strikes
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.compile import Compiler, Tenant
-from wasmkilnd.engines.workers.pool import Unless
+from wasmkilnd.engines.pool import Unless
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.fair_share import FairShare
 from wasmkilnd.flights import Waiter, Waiters

@@ -257,8 +257,8 @@ async def test_a_compile_behind_fast_code_counts_for_who_asked(rig: Rig, site: S
 
 
 async def behind_ended(rig: Rig) -> None:
-    await asyncio.sleep(0)
-    await asyncio.gather(*rig.compiler.background._adding.values(), return_exceptions=True)
+    await settled()
+    await rig.compiler.background.settle()
 
 
 async def test_a_load_counts_as_a_job_and_what_it_stores(rig: Rig, site: Site) -> None:

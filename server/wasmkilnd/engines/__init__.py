@@ -8,24 +8,23 @@ a job for each module; the job is confined, does its one piece of work, and ends
 |---|---|
 | ``registry`` | chooses an engine and waits for a worker |
 | ``compilation`` | compiles or validates a module, and says what a refusal means for the caller |
-| ``table`` | which engines are served now: a reload changes that |
-| ``served`` | one engine: its capabilities, its pool, and the spec of a request |
-| ``workers`` | which job gets the next free worker, and the daemon's side of a job |
-| ``verdicts`` | what the end of a job says about the module |
+| ``served`` | which engines are served now; of each, its capabilities and the spec of a request |
+| ``pool`` | which job gets the next free worker; replaces workers that end |
+| ``process`` | one worker and its jobs, seen from the daemon; how well they are confined |
+| ``verdict`` | what the end of a job says about the module |
 | ``install`` | installs engines: environments, pinned wheels, a CPython that fits |
 | ``serving`` | starts an engine's workers, and tests it before it is served |
 | ``names`` | which engine a name stands for; orders of warm-ups |
 | ``child`` | the code that runs inside an engine's interpreter |
 
-Where limits are enforced: the wall clock by the daemon (``workers.process`` kills the job's
-process group); CPU time and memory by the kernel (``child.sandbox`` sets them in each job); the
-queue by ``workers.pool``; the size of an artifact by the job itself, and by
-``child.frames`` for a job that lies.
+Where limits are enforced: the wall clock by the daemon (``process`` kills the job's process
+group); CPU time and memory by the kernel (``child.sandbox`` sets them in each job); the queue by
+``pool``; the size of an artifact by the job itself, and by ``child.frames`` for a job that lies.
 
 To add an engine: ``child/<name>_engine.py`` with a class for the protocol
 ``child.engine.Engine``; its line in the table there; its packages and its range of Python
 versions in ``KINDS`` in ``install.py``, whose order decides which engine is the default. No
 other code chooses by an engine's name: the daemon asks each engine what it can do
 (``child/describe.py``). The messages with which an engine says that a proposal or memory is
-missing belong in ``verdicts/engine_messages.py``. CONTRIBUTING.md has the whole list.
+missing belong in ``verdict.py``. CONTRIBUTING.md has the whole list.
 """

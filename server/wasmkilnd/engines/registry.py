@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from wasmkilnd import errors
 from wasmkilnd.engines.compilation import Compilation
 from wasmkilnd.engines.names import NameChoices, Names, resolve
-from wasmkilnd.engines.served import ServedEngine
-from wasmkilnd.engines.table import EngineTable
+from wasmkilnd.engines.served import EngineTable, ServedEngine
 from wasmkilnd.model import CompileSpec, Kind, Limits
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.telemetry.metrics import Metrics
@@ -44,10 +43,6 @@ class EngineRegistry(Compilation):
         self.choices = choices
         self._table.serve(served, resolve(choices, [engine.id for engine in served]))
         self._table.removed = choices.removed
-
-    def end(self, engine: ServedEngine) -> None:
-        """Refuse all further work of an engine that is not served any more."""
-        self._table.end(engine)
 
     @property
     def served(self) -> Sequence[ServedEngine]:

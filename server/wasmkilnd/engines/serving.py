@@ -13,16 +13,13 @@ from dataclasses import dataclass, field, replace
 from pydantic import TypeAdapter
 
 from wasmkilnd import model
+from wasmkilnd.engines import process
 from wasmkilnd.engines.child import sandbox
 from wasmkilnd.engines.install import InstalledEngine
+from wasmkilnd.engines.pool import Job, Neighbours, WorkerPool
+from wasmkilnd.engines.process import JobOrder, Worker, WorkerDied
 from wasmkilnd.engines.served import ServedEngine
-from wasmkilnd.engines.verdicts.engine_messages import cause_line
-from wasmkilnd.engines.workers import job_orders
-from wasmkilnd.engines.workers.isolation import IsolationGuard, NotConfined
-from wasmkilnd.engines.workers.job_users import JobUsers
-from wasmkilnd.engines.workers.pool import Neighbours, WorkerPool
-from wasmkilnd.engines.workers.process import OutOfDescriptors, Worker, WorkerDied
-from wasmkilnd.engines.workers.spawn import start_worker
+from wasmkilnd.engines.verdict import cause_line
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.machine import cpu_count
 from wasmkilnd.ownership import NotOurs
@@ -45,8 +42,7 @@ class WorkerOptions:
     """Workers per engine."""
     limits: Reloadable[model.Limits]
     recorder: Metrics
-    guard: IsolationGuard
-    users: JobUsers
+    guard: process.IsolationGuard
     neighbours: Neighbours = field(default_factory=Neighbours)
     """The jobs of all engines."""
 
@@ -57,14 +53,13 @@ async def serve_engine(
     """Start an engine's workers, ask it what it can do, and test it."""
 
     async def start() -> Worker:
-        user = await options.users.pick()
-        worker = await start_worker(engine.interpreter, engine.name, cpu_count(), user)
+        worker = await process.start_worker(engine.interpreter, engine.name, cpu_count())
         try:
             options.guard.admit(engine.id, worker.isolation)
-            await worker.run(job_orders.nothing(options.limits.current))
+            await worker.run(JobOrder({"op": "nothing"}, options.limits.current))
         except BaseException as failure:
             await worker.kill()
-            if isinstance(failure, NotConfined | OutOfDescriptors):
+            if isinstance(failure, process.NotConfined | WasmkilnError):
                 raise WorkerDied(str(failure)) from None
             raise
         return worker
@@ -108,7 +103,7 @@ async def _ask(pool: WorkerPool, engine_id: str, limits: model.Limits) -> model.
         compile_cpu_s=cpu_s,
         compile_memory_bytes=memory_bytes,
     )
-    report, _ = await pool.run(job_orders.describe(limits))
+    report = await pool.run(Job(JobOrder({"op": "describe"}, limits)))
     if report.protocol_error or not report.result:
         words = report.protocol_error or cause_line(report.last_words)
         raise EngineUnusable(words or "it did not report its capabilities")

@@ -31,11 +31,10 @@ from wasmkilnd.compile import THE_DAEMON, Request
 from wasmkilnd.engines import names as naming
 from wasmkilnd.engines.advisories import Advisories, read_advisories
 from wasmkilnd.engines.install import KINDS, EngineStore, InstalledEngine
+from wasmkilnd.engines.process import IsolationGuard
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.engines.served import ServedEngine
 from wasmkilnd.engines.serving import WorkerOptions, serve_engine
-from wasmkilnd.engines.workers.isolation import IsolationGuard
-from wasmkilnd.engines.workers.job_users import JobUsers
 from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
 from wasmkilnd.fingerprint import HASHED_FORMAT, UNHASHED_DEFAULTS
 from wasmkilnd.lifecycle.auditing import audit_engines
@@ -188,7 +187,6 @@ class Serving:
             limits=limits,
             recorder=metrics,
             guard=self.isolation,
-            users=JobUsers(),
         )
         self.registry = EngineRegistry([], naming.NameChoices(), limits, metrics)
         self.unserved: Sequence[model.UnservedEngine] = ()
@@ -470,7 +468,6 @@ class Serving:
         while idle < 2:  # A call that chose the engine may be about to ask for a worker.
             await asyncio.sleep(_LOOK_S)
             idle = 0 if engine.pool.busy or engine.pool.waiting else idle + 1
-        self.registry.end(engine)
         if engine.id not in {each.id for each in self.registry.served}:
             self._metrics.gauges.engines.pop(engine.id, None)
         await engine.pool.close()

@@ -56,9 +56,9 @@ class Readiness:
         engines, unserved = self._engines(), self._unserved()
         wrong = [f"{one.id} is not served: {one.cause}" for one in unserved]
         wrong += [
-            f"{engine.id} has no worker: {engine.pool.why_not_ready}"
+            f"{engine.id} has no worker: {engine.pool.why_no_worker}"
             for engine in engines
-            if engine.pool.why_not_ready
+            if engine.pool.why_no_worker
         ]
         ready = len(wrong) < len(engines) + len(unserved)
         if detail := self._redis_detail():

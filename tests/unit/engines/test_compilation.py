@@ -11,10 +11,10 @@ from typing import Any, cast
 import pytest
 from wasmkilnd import errors
 from wasmkilnd.engines.names import NameChoices
+from wasmkilnd.engines.pool import Job, Ready, Unless
+from wasmkilnd.engines.process import JobReport
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.engines.served import ServedEngine
-from wasmkilnd.engines.workers.job_protocol import JobOrder, JobReport
-from wasmkilnd.engines.workers.pool import Job, Unless
 from wasmkilnd.errors import Reason, WasmkilnError, module_quarantined
 from wasmkilnd.flights import Waiter, Waiters
 from wasmkilnd.model import (
@@ -61,13 +61,21 @@ class Pool:
         self.made_elsewhere = False
         self.queued_s = 0.0
         self.full = False
-        self.declined = 0
 
-    async def run(self, job: JobOrder, waiters: Waiters) -> tuple[JobReport, float]:
-        op = job.order["op"]
+    async def run(
+        self, job: Job, *, ready: Ready | None = None, unless: Unless | None = None
+    ) -> JobReport:
+        if ready:
+            await asyncio.sleep(self.queued_s)
+            if self.full:
+                raise errors.compile_queue_full("old-1", 1, 1.0)
+            job.queued_s = self.queued_s
+            if self.made_elsewhere or not await ready(self.queued_s):
+                return JobReport(needless=True)
+        op = job.order.order["op"]
         self.orders[op] += 1
-        self.limits.append(job.cpu_s)
-        self.asked.append(waiters)
+        self.limits.append(job.order.limits.compile_cpu_s)
+        self.asked.append(job.waiters)
         try:
             await asyncio.sleep(0.001)
             await self.free.wait()
@@ -77,24 +85,11 @@ class Pool:
         if isinstance(said, WasmkilnError):
             raise said
         if isinstance(said, str):  # Killed at its limit.
-            return JobReport(configured=True, timed_out=True, signal=9), 0.0
+            return JobReport(configured=True, timed_out=True, signal=9)
         report = JobReport(configured=True, result=dict(said))
         if op == "compile" and said is VALID:
             report.packed = pack(b"code")
-        return report, 0.0
-
-    async def take(self, job: Job, unless: Unless) -> bool:
-        await asyncio.sleep(self.queued_s)
-        if self.full:
-            raise errors.compile_queue_full("old-1", 1, 1.0)
-        job.queued_s = self.queued_s
-        return not self.made_elsewhere
-
-    def decline(self, job: Job) -> None:
-        self.declined += 1
-
-    async def work(self, job: Job) -> JobReport:
-        return (await self.run(job.order, job.waiters))[0]
+        return report
 
 
 class Rig:
@@ -216,7 +211,6 @@ async def test_what_another_daemon_does_is_no_compilation_of_this_one() -> None:
 
     assert (await refused(compiling(quarantined))).reason is Reason.MODULE_QUARANTINED
     assert await compiling(left_to_another) is None
-    assert pool.declined == 2
     pool.made_elsewhere = True
     assert await compiling(at_once) is None
     assert rig.recorder.compiles == []

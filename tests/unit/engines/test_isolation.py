@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from structlog.testing import capture_logs
-from wasmkilnd.engines.workers.isolation import IsolationGuard, NotConfined
+from wasmkilnd.engines.process import IsolationGuard, NotConfined
 from wasmkilnd.model import Isolation, IsolationLayer, LayerState
 
 SECCOMP = IsolationLayer("seccomp", LayerState.ENFORCED, "")

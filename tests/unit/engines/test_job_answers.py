@@ -11,16 +11,15 @@ from typing import Any
 import pytest
 from wasmkilnd.engines.child import frames, job
 from wasmkilnd.engines.child.engine import Extern, ModuleRefused
-from wasmkilnd.engines.verdicts.verdict import JobResult
-from wasmkilnd.engines.workers.job_protocol import JobOrder, JobReport, exchange
+from wasmkilnd.engines.process import JobOrder, JobReport, exchange
+from wasmkilnd.engines.verdict import JobResult
+
+from tests.unit.engines.limits import LIMITS
 
 ORDER = JobOrder(
     {"op": "compile", "kind": "core", "target": "", "cpu": "native", "settings": {}},
+    LIMITS,
     b"\0asm",
-    timeout_s=30,
-    cpu_s=60,
-    memory_bytes=4096,
-    artifact_limit_bytes=1000,
 )
 
 

@@ -9,12 +9,15 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from wasmkilnd.engines.child.frames import HEADER, MOST_BYTES, Type
-from wasmkilnd.engines.workers.job_protocol import JobOrder, JobReport, exchange
+from wasmkilnd.engines.process import JobOrder, JobReport, exchange
 from wasmkilnd.wire import pack
+
+from tests.unit.engines.limits import LIMITS
 
 FLOOD = """
 import socket, sys
@@ -25,7 +28,9 @@ while True:
 
 
 def order(artifact_limit_bytes: int = 1000) -> JobOrder:
-    return JobOrder({"op": "compile"}, b"\0asm", 30, 60, 4096, artifact_limit_bytes)
+    return JobOrder(
+        {"op": "compile"}, replace(LIMITS, artifact_bytes=artifact_limit_bytes), b"\0asm"
+    )
 
 
 def frame(kind: Type, payload: bytes = b"") -> bytes:

@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from wasmkilnd.engines.verdicts import verdict
-from wasmkilnd.engines.workers.job_protocol import JobReport
+from wasmkilnd.engines import verdict
+from wasmkilnd.engines.process import JobReport
 from wasmkilnd.errors import Fault, Reason, WasmkilnError
 from wasmkilnd.wire import pack
 
@@ -64,4 +64,6 @@ def test_offsets_that_can_be(offset: int | None) -> None:
 
 @pytest.mark.parametrize("size_bytes", [1001, 1_000_000])
 def test_sizes_that_can_be(size_bytes: int) -> None:
-    assert read("too_large", size_bytes=size_bytes).oversize_bytes == size_bytes
+    with pytest.raises(WasmkilnError) as failure:
+        read("too_large", size_bytes=size_bytes)
+    assert failure.value.reason is Reason.ARTIFACT_TOO_LARGE

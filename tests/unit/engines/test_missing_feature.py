@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from wasmkilnd.engines.verdicts.engine_messages import missing_feature
+from wasmkilnd.engines.verdict import missing_feature
 
 # What wasmer 1.1.0, wasmtime 49.0.0 and 50.0.1 say of a module for each proposal: by default, and
 # with the proposals switched off that wasmtime has.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from wasmkilnd.engines.verdicts.engine_messages import tells_out_of_memory
+from wasmkilnd.engines.verdict import tells_out_of_memory
 
 _THREADS = (
     "The global thread pool has not been initialized.: ThreadPoolBuildError { kind: IOError(Os"

@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from wasmkilnd.engines.workers.job_protocol import JobOrder, JobReport
-from wasmkilnd.engines.workers.keeper import keep_filled
-from wasmkilnd.engines.workers.pool import Job, Neighbours, Unless, WorkerPool
-from wasmkilnd.engines.workers.process import JobNotSetUp, OutOfDescriptors, Worker, WorkerDied
+from wasmkilnd import errors
+from wasmkilnd.engines.pool import Job, Neighbours, Unless, WorkerPool
+from wasmkilnd.engines.process import JobNotSetUp, JobOrder, JobReport, Worker, WorkerDied
 from wasmkilnd.errors import Fault, Reason, WasmkilnError
 from wasmkilnd.flights import Waiter, Waiters
 from wasmkilnd.model import Limits
 from wasmkilnd.reloadable import Reloadable
 
 from tests.doubles.notes import Notes
+from tests.unit.engines.limits import LIMITS
 
 A, B, C = Waiter("a"), Waiter("b"), Waiter("c")
 WARMING = Waiter("w", background=True)
 OWN = Waiter(background=True, last=True)
+
+
+@dataclass(eq=False)
+class FakeProcess:
+    """Lives until its worker is killed."""
+
+    returncode: int | None = None
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def wait(self) -> None:
+        await self.ended.wait()
 
 
 @dataclass(eq=False)
@@ -32,12 +42,21 @@ class FakeWorker:
 
     began: list[JobOrder]
     job: asyncio.Future[JobReport] | None = None
-    process: Any = field(default_factory=lambda: SimpleNamespace(returncode=None))
+    process: FakeProcess = field(default_factory=FakeProcess)
+    pid: int = 1
 
     async def run(self, order: JobOrder) -> JobReport:
         self.began.append(order)
         self.job = asyncio.get_running_loop().create_future()
-        return await self.job
+        try:
+            return await self.job
+        except (WorkerDied, asyncio.CancelledError):
+            await self.kill()
+            raise
+
+    async def kill(self) -> None:
+        self.process.returncode = -9
+        self.process.ended.set()
 
 
 class Rig:
@@ -57,17 +76,17 @@ class Rig:
 
     def new(self) -> FakeWorker:
         worker = FakeWorker(self.began)
-        self.pool.worker_started(cast(Worker, worker))
+        self.pool.offer(cast(Worker, worker))
         return worker
 
     def ask(
         self, *callers: Waiter, size: int = 1, waiters: Waiters | None = None
-    ) -> asyncio.Task[tuple[JobReport, float]]:
+    ) -> asyncio.Task[JobReport]:
         """Ask for a worker for all ``callers``."""
         waiters = waiters or Waiters.of(callers[0])
         for caller in callers[1:]:
             waiters.waiting[caller] += 1
-        return asyncio.create_task(self.pool.run(order(size), waiters))
+        return asyncio.create_task(self.pool.run(Job(order(size), waiters)))
 
     async def end(self, outcome: JobReport | Exception | None = None) -> None:
         """End the job of the first busy worker."""
@@ -79,11 +98,9 @@ class Rig:
             worker.job.set_result(outcome or JobReport(elapsed_s=1.0, cpu_s=0.5))
         await settled()
 
-    async def order_of(
-        self, tasks: list[asyncio.Task[tuple[JobReport, float]]]
-    ) -> list[asyncio.Task[tuple[JobReport, float]]]:
+    async def order_of(self, tasks: list[asyncio.Task[JobReport]]) -> list[asyncio.Task[JobReport]]:
         """End all jobs; return in which order they ended."""
-        ended: list[asyncio.Task[tuple[JobReport, float]]] = []
+        ended: list[asyncio.Task[JobReport]] = []
         for task in tasks:
             task.add_done_callback(ended.append)
         while not all(task.done() for task in tasks):
@@ -92,7 +109,7 @@ class Rig:
 
 
 def order(size: int = 1) -> JobOrder:
-    return JobOrder({"op": "compile"}, bytes(size), timeout_s=1, cpu_s=1, memory_bytes=1)
+    return JobOrder({"op": "compile"}, LIMITS, bytes(size))
 
 
 async def settled() -> None:
@@ -110,12 +127,14 @@ async def refusal(task: asyncio.Task[Any]) -> WasmkilnError:
 
 
 async def test_a_free_worker_is_given_at_once() -> None:
-    rig = Rig()
-    task = rig.ask(A)
+    rig, job = Rig(), Job(order())
+    task = asyncio.create_task(rig.pool.run(job))
     await settled()
     assert (rig.pool.busy, rig.pool.alive, rig.pool.waiting) == (1, 1, 0)
     await rig.end()
-    assert (await task)[1] < 1
+    assert not (await task).needless
+    assert job.queued_s is not None
+    assert job.queued_s < 1
     assert rig.pool.busy == 0
 
 
@@ -271,23 +290,28 @@ async def test_a_job_that_somebody_wants_in_the_background_too_does_not_go_soone
 
 
 async def test_a_place_is_filled_whatever_keeps_a_worker_from_starting() -> None:
-    rig = Rig(workers=0)
-    tries: list[int] = []
+    rig, started = Rig(workers=0), list[FakeWorker]()
+    failures = [RuntimeError("can't start new thread")]
 
     async def start() -> Worker:
-        tries.append(1)
-        if len(tries) > 1:
-            await asyncio.Event().wait()
-        raise RuntimeError("can't start new thread")
+        if started and failures:
+            raise failures.pop()
+        started.append(FakeWorker(rig.began))
+        return cast(Worker, started[-1])
 
-    rig.pool.start_worker = start
-    keeping = asyncio.create_task(keep_filled(rig.pool, None))
+    pool = WorkerPool("engine-1", start, size=1, limits=rig.limits, recorder=rig.recorder)
+    await pool.start()
+    await settled()
+    await started[0].kill()
     async with asyncio.timeout(10):
-        while len(tries) < 2:  # noqa: ASYNC110 - it has no event
+        while not pool.why_no_worker:  # noqa: ASYNC110 - it has no event
             await asyncio.sleep(0.01)
-    assert rig.pool.why_no_worker == "can't start new thread"
-    keeping.cancel()
-    await asyncio.gather(keeping, return_exceptions=True)
+        assert pool.why_no_worker == "can't start new thread"
+        while not pool.alive:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert not pool.why_no_worker
+    assert rig.recorder.replaced == ["engine-1"]
+    await pool.close()
 
 
 async def test_a_job_that_goes_on_for_nobody_goes_last_and_makes_room_first() -> None:
@@ -346,8 +370,7 @@ async def test_a_worker_given_in_the_moment_of_giving_up_goes_to_the_next(first:
     if first == "cancel":
         gone.cancel()
     rig.workers[0].job.set_result(JobReport())
-    for _ in range(3):
-        await asyncio.sleep(0)
+    await asyncio.sleep(0)
     gone.cancel()
     await settled()
     await rig.end()
@@ -357,7 +380,7 @@ async def test_a_worker_given_in_the_moment_of_giving_up_goes_to_the_next(first:
     assert (rig.pool.busy, rig.pool.alive) == (0, 1)
 
 
-async def test_a_job_that_has_begun_is_kept_and_goes_on_when_its_call_is_cancelled() -> None:
+async def test_a_job_that_has_begun_is_kept_and_dies_with_its_flight() -> None:
     rig, drops = Rig(), list[str]()
     waiters = Waiters.of(A)
     waiters.drop = lambda: drops.append("dropped")
@@ -367,26 +390,30 @@ async def test_a_job_that_has_begun_is_kept_and_goes_on_when_its_call_is_cancell
     assert not drops
     task.cancel()
     await settled()
-    assert rig.pool.busy == 1
-    await rig.end()
-    assert rig.pool.busy == 0
+    assert (rig.pool.busy, rig.pool.alive) == (0, 0)  # A keeper replaces its worker.
 
 
 async def test_a_worker_that_is_not_needed_after_all_goes_to_the_next() -> None:
-    rig, drops = Rig(), list[str]()
+    rig, drops, needed = Rig(), list[str](), asyncio.Future[bool]()
     waiters = Waiters.of(A)
     waiters.drop = lambda: drops.append("dropped")
-    job = Job(waiters, order())
-    assert await rig.pool.take(job)
+
+    async def ready(_: float) -> bool:
+        return await needed
+
+    job = asyncio.create_task(rig.pool.run(Job(order(), waiters), ready=ready))
+    await settled()
     waiters.leave(A)
     after = rig.ask(B)
     await settled()
     assert not drops
-    rig.pool.decline(job)
+    needed.set_result(False)
+    assert (await job).needless
     assert drops == ["dropped"]
     await settled()
     await rig.end()
     await after
+    assert len(rig.began) == 1
 
 
 async def test_whoever_waits_when_it_ends_is_told() -> None:
@@ -435,7 +462,7 @@ async def test_without_descriptors_the_worker_stays() -> None:
     rig = Rig()
     task = rig.ask(A)
     await settled()
-    await rig.end(OutOfDescriptors("none"))
+    await rig.end(errors.out_of_descriptors())
     assert (await refusal(task)).metadata["limit"] == "descriptors"
     assert (rig.pool.busy, rig.pool.alive) == (0, 1)
 
@@ -475,20 +502,19 @@ class Elsewhere:
             self.watched -= 1
 
 
-def take(rig: Rig, unless: Unless) -> tuple[Job, asyncio.Task[bool]]:
-    job = Job(Waiters.of(A), order())
-    return job, asyncio.create_task(rig.pool.take(job, unless))
+def ask(rig: Rig, unless: Unless) -> asyncio.Task[JobReport]:
+    return asyncio.create_task(rig.pool.run(Job(order(), Waiters.of(A)), unless=unless))
 
 
 async def test_who_needs_no_worker_any_more_leaves_the_queue() -> None:
     rig, elsewhere = Rig(), Elsewhere()
     await busy(rig)
-    _, waiting = take(rig, elsewhere)
+    waiting = ask(rig, elsewhere)
     behind = rig.ask(A)
     await settled()
     assert (rig.pool.waiting, elsewhere.watched) == (2, 1)
     elsewhere.stored.set()
-    assert not await waiting
+    assert (await waiting).needless
     assert rig.pool.waiting == 1
     await rig.end()
     await rig.end()
@@ -498,35 +524,33 @@ async def test_who_needs_no_worker_any_more_leaves_the_queue() -> None:
 
 async def test_who_has_a_worker_keeps_it_and_nobody_watches_any_more() -> None:
     rig, elsewhere = Rig(), Elsewhere()
-    job, at_once = take(rig, elsewhere)
-    assert await at_once
-    assert elsewhere.watched == 0
-    _, waiting = take(rig, elsewhere)
+    at_once, waiting = ask(rig, elsewhere), ask(rig, elsewhere)
     await settled()
-    rig.pool.decline(job)
-    elsewhere.stored.set()  # In the same moment, and too late.
-    assert await waiting
-    await settled()
+    assert elsewhere.watched == 1
+    await rig.end()
     assert elsewhere.watched == 0
+    elsewhere.stored.set()  # Too late.
+    await rig.end()
+    assert not (await at_once).needless
+    assert not (await waiting).needless
 
 
 @pytest.mark.parametrize("steps", range(8))
 async def test_who_is_cancelled_at_any_moment_keeps_no_worker(steps: int) -> None:
     rig, elsewhere = Rig(), Elsewhere()
-    first, at_once = take(rig, elsewhere)
-    await at_once
-    job, waiting = take(rig, elsewhere)
+    first, waiting = ask(rig, elsewhere), ask(rig, elsewhere)
     await settled()
-    rig.pool.decline(first)
-    elsewhere.stored.set()
+    assert rig.workers[0].job
+    rig.workers[0].job.set_result(JobReport())
+    elsewhere.stored.set()  # In the same moment.
     for _ in range(steps):
         await asyncio.sleep(0)
     waiting.cancel()
-    await asyncio.gather(waiting, return_exceptions=True)
-    if not waiting.cancelled() and waiting.result():
-        rig.pool.decline(job)
+    await asyncio.gather(first, waiting, return_exceptions=True)
     await settled()
-    assert (rig.pool.busy, rig.pool.alive, rig.pool.waiting) == (0, 1, 0)
+    assert (rig.pool.busy, rig.pool.waiting) == (0, 0)
+    # Alive, unless its job had begun.
+    assert rig.pool.alive == (len(rig.began) == 1)
     assert elsewhere.watched == 0
 
 
@@ -536,7 +560,7 @@ async def test_a_watch_that_fails_is_no_silence() -> None:
 
     rig = Rig()
     await busy(rig)
-    _, waiting = take(rig, broken)
+    waiting = ask(rig, broken)
     with pytest.raises(ZeroDivisionError):
         await waiting
     assert rig.pool.waiting == 0
@@ -567,6 +591,9 @@ def test_whatever_happens_it_counts_exactly_and_loses_nothing(
             elif what == "cancel" and left:
                 left[number % len(left)].cancel()
             await settled()
+            if not rig.pool.alive:  # Its job was cancelled.
+                rig.workers.append(rig.new())
+                await settled()
             assert rig.pool.waiting <= 6
             assert rig.pool.waiting_bytes <= 100 or rig.pool.waiting == 1
             assert rig.pool.busy <= 1

@@ -7,7 +7,7 @@ import os
 import socket
 
 import pytest
-from wasmkilnd.engines.workers.job_protocol import receive_packed
+from wasmkilnd.engines.process import receive_packed
 from wasmkilnd.wire import CHUNK_BYTES, pack
 
 

@@ -17,7 +17,7 @@ starts ``job.main``.
   proposal in a process of its own, since engines abort for what they lack; and whether it works.
   ``cpu`` has the levels of CPU features.
 
-The daemon's side of the same sockets is ``engines.workers``. A new field in a frame needs both
+The daemon's side of the same sockets is ``engines.process``. A new field in a frame needs both
 sides; they are always of the same release, so frames have no version.
 
 To add an engine: see ``engine``.

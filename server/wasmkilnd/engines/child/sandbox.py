@@ -18,7 +18,7 @@ time from its order, and, before it reads a byte of a module, the job's filter o
 After that, a call that no compiler makes kills the job.
 
 Before its first job, a worker has test jobs try to break out. What succeeds is a hole. The daemon
-decides whether all that is enough (``engines.workers.isolation``).
+decides whether all that is enough (``engines.process``).
 
 No path is allowed and so none is configured: what an engine needs of its environment it has read
 before. The daemon imports this module for the limits only.
@@ -222,11 +222,9 @@ class Sandbox:
         os.close(readable)
         return output, os.waitpid(pid, 0)[1]
 
-    def try_to_break_out(self) -> list[dict[str, Any]]:
+    def try_to_break_out(self) -> dict[str, bool]:
         """Return each attempt to break out of a job, and whether it was refused."""
-        return [
-            {"name": name, "refused": self._refuses(those)} for name, those in _ATTEMPTS.items()
-        ]
+        return {name: self._refuses(those) for name, those in _ATTEMPTS.items()}
 
     def _refuses(self, attempts: Sequence[Callable[[], Any]]) -> bool:
         """Return whether the kernel refuses attempts to a job, or kills it."""

@@ -1,0 +1,386 @@
+"""The workers of one engine version, and the jobs that run on them or wait for one.
+
+There are three cases for a job that asks for a worker:
+
+1. A worker is idle: the job starts at once.
+2. None is idle, and the queue has room: the job waits. Callers take turns; each has a line of its
+   own, so a caller with a thousand modules does not hold up a caller with one. A job that several
+   callers want stands in the line of each, and a line passes over jobs that have started.
+   Background work moves only while no caller waits, and the daemon's own only while no other does.
+3. The queue is full: the last job of the longest line is refused with COMPILE_QUEUE_FULL, which
+   may be the new one. A caller that floods the queue fills what the others leave free, and keeps
+   no other caller out.
+
+A job that waits and that all callers have left is dropped. One that has begun is finished. A job
+that lost its worker goes before all others: once, or, where it could not be set up, until a worker
+has tried it that is newer than all that there were.
+
+A worker that ends is replaced, with a delay that doubles while workers die young.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import structlog
+
+from wasmkilnd import errors
+from wasmkilnd.engines import process
+from wasmkilnd.engines.process import JobOrder, JobReport, Worker
+from wasmkilnd.flights import Waiter, Waiters
+from wasmkilnd.model import Limits
+from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.telemetry.metrics import EngineUsage, Metrics
+
+log = structlog.get_logger("wasmkilnd.engines")
+
+# Returns when a job that waits for a worker needs none any more.
+Unless: TypeAlias = "Callable[[], Coroutine[Any, Any, None]]"
+# Returns whether a job that has a worker is still to be done; is told how long it waited.
+Ready: TypeAlias = "Callable[[float], Coroutine[Any, Any, bool]]"
+
+# A daemon that used more of a CPU than this has taken it from its jobs for other calls.
+_BUSY = 0.1
+_LEAST_RETRY_S = 0.1
+_FIRST_GUESS_S = 0.5
+# How much the newest job counts in the mean time of jobs.
+_WEIGHT = 1 / 8
+_FIRST_RESTART_DELAY_S = 0.1
+_MAX_RESTART_DELAY_S = 30.0
+_HEALTHY_LIFE_S = 5.0
+# Jobs do not wait for a worker whose start is further off than this.
+_SHORT_DELAY_S = 1.0
+# The kernel's log says which call it was.
+_REFUSED_CALL = "a job was killed for a system call that no compiler makes"
+_NOBODY = Waiter(background=True, last=True)
+
+
+@dataclass(slots=True)
+class Neighbours:
+    """The jobs of all engines: tells whether one ran beside others."""
+
+    running: int = 0
+    started: int = 0
+
+    async def run(self, job: Coroutine[Any, Any, JobReport]) -> JobReport:
+        """Run ``job``; note whether it ran beside no other one, and beside no busy daemon."""
+        self.running += 1
+        self.started += 1
+        nth, alone = self.started, self.running == 1
+        began_s, used_s = time.monotonic(), time.process_time()
+        try:
+            report = await job
+        finally:
+            self.running -= 1
+        busy = time.process_time() - used_s > _BUSY * (time.monotonic() - began_s)
+        report.alone = alone and nth == self.started and not busy
+        return report
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """A job, from when it asks for a worker until the worker is free again.
+
+    One without ``waiters`` is the daemon's own, and waits like a caller's.
+    """
+
+    order: JobOrder
+    waiters: Waiters = field(default_factory=lambda: Waiters.of(Waiter()))
+    asked_s: float = field(default_factory=time.monotonic)
+    # How long it waited for the worker that it got last.
+    queued_s: float | None = None
+    worker: Worker | None = None
+    # Whether it lost a worker.
+    again: bool = False
+    # None once there is a worker, or why it gets none.
+    granted: asyncio.Future[errors.WasmkilnError | None] = field(default_factory=asyncio.Future)
+
+    @property
+    def lines(self) -> list[Waiter]:
+        """In whose lines it stands: its most urgent callers; nobody's if all have left.
+
+        Who wants it less urgently too must not make it go sooner where the queue is full.
+        """
+        rank = min((each.rank for each in self.waiters.waiting), default=0)
+        return [each for each in self.waiters.waiting if each.rank == rank] or [_NOBODY]
+
+
+class WorkerPool:
+    """Runs jobs on a fixed number of workers. For one event loop."""
+
+    def __init__(
+        self,
+        engine_id: str,
+        start_worker: Callable[[], Awaitable[Worker]],
+        *,
+        size: int,
+        limits: Reloadable[Limits],
+        recorder: Metrics,
+        neighbours: Neighbours | None = None,
+    ) -> None:
+        self.engine_id = engine_id
+        self.size = size
+        self.start_worker = start_worker
+        # How many workers have a job.
+        self.busy = 0
+        # Why the last worker that was to start, or started, does not work.
+        self._cause = ""
+        self._limits = limits
+        self._recorder = recorder
+        self._neighbours = neighbours or Neighbours()
+        self._idle: list[Worker] = []
+        self._waiting: dict[Job, None] = {}  # in the order in which they came
+        self._turns: dict[Waiter, int] = {}
+        self._turn = 0
+        self._mean_s = _FIRST_GUESS_S
+        self._keepers: list[asyncio.Task[None]] = []
+        self._closed = False
+
+    @property
+    def alive(self) -> int:
+        """How many workers there are, idle or busy."""
+        return len(self._idle) + self.busy
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs wait for a worker."""
+        return len(self._waiting)
+
+    @property
+    def waiting_in_background(self) -> int:
+        """How many waiting jobs only warm the cache."""
+        return sum(job.lines[0].background for job in self._waiting)
+
+    @property
+    def waiting_callers(self) -> int:
+        """How many callers take turns."""
+        return len({line.caller for job in self._waiting for line in job.lines})
+
+    @property
+    def waiting_bytes(self) -> int:
+        """The size of the modules that wait."""
+        return sum(job.order.size_bytes for job in self._waiting)
+
+    @property
+    def expected_wait_s(self) -> float:
+        """About how long one more job would wait: a rule of thumb, by the mean of recent jobs."""
+        return 0.0 if self._idle else (len(self._waiting) + 1) * self._mean_s / self.size
+
+    def usage(self) -> EngineUsage:
+        """Return what the pool is doing, for the metrics."""
+        return EngineUsage(
+            workers=self.alive,
+            busy=self.busy,
+            queued=self.waiting,
+            queued_in_background=self.waiting_in_background,
+            queued_callers=self.waiting_callers,
+            queued_bytes=self.waiting_bytes,
+            expected_wait_s=self.expected_wait_s,
+        )
+
+    @property
+    def why_no_worker(self) -> str:
+        """Why the engine has no worker; empty if it has one or one is starting."""
+        return "" if self.alive else self._cause
+
+    async def start(self) -> None:
+        """Start all workers. Raises WorkerDied when the first does not come up."""
+        first = await self.start_worker()
+        self._keepers = [asyncio.create_task(self._keep_filled(first))]
+        self._keepers += [asyncio.create_task(self._keep_filled()) for _ in range(1, self.size)]
+
+    async def close(self) -> None:
+        """End every worker, and refuse the jobs that wait."""
+        self._closed = True
+        self._refuse_waiting(errors.server_draining())
+        for keeper in self._keepers:
+            keeper.cancel()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
+
+    async def run(
+        self, job: Job, *, ready: Ready | None = None, unless: Unless | None = None
+    ) -> JobReport:
+        """Run a job; return its report.
+
+        It is ``needless`` if ``unless`` returns while the job waits for a worker, or if ``ready``
+        returns False once it has one. When cancelled, the job ends, and its worker with it.
+
+        Raises COMPILE_QUEUE_FULL, at once, or later to make room for a caller that
+        holds less of the queue, or when the daemon has no file descriptors left;
+        WORKER_UNAVAILABLE when no worker starts, or could set the job up; COMPILER_CRASHED when
+        two workers died under it; SERVER_DRAINING; and what ``ready`` and ``unless`` raise.
+        """
+        tries = self.size + 1  # All present workers may be damaged; a new one is not.
+        while True:
+            try:
+                worker = await self._wait(job, unless)
+                if worker and ready and not await ready(job.queued_s or 0.0):
+                    job.waiters.release()
+                    worker = None
+                if worker is None:
+                    return JobReport(needless=True)
+                ready = unless = None
+                return await self._work(job, worker)
+            except process.JobNotSetUp as failure:
+                cause, event = str(failure), "worker cannot set up a job and is replaced"
+                tries -= 1
+                refusal = errors.worker_unavailable(self.engine_id, cause)
+            except process.WorkerDied as death:
+                cause, event = str(death), "worker died under a job"
+                tries = min(tries, 2) - 1
+                # The sandbox lets no job end its worker, so somebody else did.
+                how, nobodys = "lost its worker process twice", errors.Fault.NONE
+                refusal = errors.compiler_crashed(self.engine_id, how, cause, fault=nobodys)
+            finally:
+                if job.worker:
+                    self._give_back(job, job.worker)
+            log.warning(event, engine=self.engine_id, cause=cause)
+            if not tries:
+                raise refusal
+            job.granted, job.again = asyncio.Future(), True
+
+    async def _wait(self, job: Job, unless: Unless | None) -> Worker | None:
+        """Wait for a worker; return None if ``unless`` returns before there is one."""
+        if self._closed:
+            raise errors.server_draining()
+        if self.why_no_worker:
+            raise errors.worker_unavailable(self.engine_id, self._cause)
+        if self._idle:
+            self._start(job, self._idle.pop())
+            return job.worker
+        watching: list[asyncio.Future[Any]] = [asyncio.create_task(unless())] if unless else []
+        self._waiting[job] = None
+        try:
+            if not job.again:
+                self._make_room(job)
+            await asyncio.wait((job.granted, *watching), return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            if not job.waiters.waiting:
+                self._recorder.abandoned(self.engine_id, "queued")
+            raise
+        finally:
+            self._waiting.pop(job, None)
+            for each in watching:
+                each.cancel()
+        if not job.granted.done():
+            watching[0].result()  # It may have failed.
+        elif refusal := job.granted.result():
+            raise refusal
+        return job.worker
+
+    async def _work(self, job: Job, worker: Worker) -> JobReport:
+        report = await self._neighbours.run(worker.run(job.order))
+        self._mean_s += (report.elapsed_s - self._mean_s) * _WEIGHT
+        if report.signal == signal.SIGSYS:
+            event, module = _REFUSED_CALL, job.order.module_sha256
+            log.error(event, engine=self.engine_id, module=module, pid=report.pid)
+        return report
+
+    def _make_room(self, newcomer: Job) -> None:
+        """Refuse jobs that wait until there is room for the one that came last.
+
+        There is room for ``queue_length`` jobs and ``queue_bytes``, or for one job of any size. A
+        line is as long as the share of both that its jobs fill. The last job of the longest line
+        goes, but one that other callers wait for too only if there is no other; background work
+        goes before any other, and the newcomer where lines are equally long.
+        """
+        limits = self._limits.current
+        while (length := len(self._waiting)) > limits.queue_length or (
+            length > 1 and self.waiting_bytes > limits.queue_bytes
+        ):
+            waiting, fills = list(self._waiting), Counter[Waiter]()
+            for job in waiting:
+                for line in job.lines:
+                    fills[line] += job.order.size_bytes * limits.queue_length + limits.queue_bytes
+            *_, place = max(
+                (line.rank, fills[line], line in newcomer.lines, len(job.lines) == 1, number)
+                for number, job in enumerate(waiting)
+                for line in (job.lines if not job.again else ())
+            )
+            gone = waiting[place]
+            del self._waiting[gone]
+            full = errors.compile_queue_full(self.engine_id, length - 1, self._retry_s())
+            if gone is newcomer:
+                raise full
+            gone.granted.set_result(full)
+
+    def _next(self) -> Job | None:
+        """Take the job whose turn it is out of the queue: of the line served longest ago."""
+        standing = [(job, line) for job in self._waiting for line in job.lines]
+        # A line that is new goes behind all that have waited for their turn.
+        self._turns = {line: self._turns.get(line, self._turn) for _, line in standing}
+        if not standing:
+            return None
+        job, line = min(standing, key=lambda at: (not at[0].again, at[1].rank, self._turns[at[1]]))
+        self._turn += 1
+        self._turns[line] = self._turn
+        del self._waiting[job]
+        return job
+
+    def _start(self, job: Job, worker: Worker) -> None:
+        self.busy += 1
+        job.worker, job.queued_s = worker, time.monotonic() - job.asked_s
+        job.waiters.kept = True
+        job.granted.set_result(None)
+
+    def _give_back(self, job: Job, worker: Worker) -> None:
+        self.busy -= 1
+        job.worker = None
+        if worker.process.returncode is None:  # A keeper replaces one that has ended.
+            self.offer(worker)
+
+    def offer(self, worker: Worker) -> None:
+        """Give a worker that is free to the job whose turn it is."""
+        if job := self._next():
+            self._start(job, worker)
+        else:
+            self._idle.append(worker)
+
+    def _refuse_waiting(self, refusal: errors.WasmkilnError) -> None:
+        for job in self._waiting:
+            job.granted.set_result(refusal)
+        self._waiting.clear()
+
+    def _retry_s(self) -> float:
+        return max(_LEAST_RETRY_S, self.expected_wait_s)
+
+    async def _keep_filled(self, worker: Worker | None = None) -> None:
+        """Keep one place filled until cancelled, at first with ``worker`` if there is one.
+
+        A worker that does not start, or ends soon, is replaced after a delay that doubles each
+        time: starting workers must not keep the machine busy.
+        """
+        delay_s = _FIRST_RESTART_DELAY_S
+        while True:
+            cause = "its workers end soon after they start" if delay_s > _SHORT_DELAY_S else ""
+            try:
+                worker = worker or await self.start_worker()
+            except Exception as failure:  # Whatever it is, the place is to be filled.
+                cause, event = str(failure), "worker does not start"
+                log.error(event, engine=self.engine_id, cause=cause, retry_in_s=delay_s)
+            else:
+                began_s, self._cause = time.monotonic(), ""
+                self.offer(worker)
+                try:
+                    await worker.process.wait()
+                finally:
+                    if worker in self._idle:
+                        self._idle.remove(worker)
+                    await worker.kill()
+                self._recorder.worker_replaced(self.engine_id)
+                log.warning("worker replaced", engine=self.engine_id, pid=worker.pid)
+                worker = None
+                if time.monotonic() - began_s > _HEALTHY_LIFE_S:
+                    delay_s = _FIRST_RESTART_DELAY_S
+                    continue
+            self._cause = cause or self._cause
+            if self.why_no_worker:
+                self._refuse_waiting(errors.worker_unavailable(self.engine_id, self._cause))
+            await asyncio.sleep(delay_s)
+            delay_s = min(delay_s * 2, _MAX_RESTART_DELAY_S)
