@@ -15,7 +15,7 @@ import structlog
 
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.lifecycle import descriptors
-from wasmkilnd.lifecycle.auditing import audit_access, audit_start, audit_tls, prepare_audit
+from wasmkilnd.lifecycle.auditing import audit_access, audit_start, audit_tls
 from wasmkilnd.lifecycle.banner import banner
 from wasmkilnd.lifecycle.engines import Serving, find_engines, install_first_engines
 from wasmkilnd.lifecycle.listening import prepare_tls
@@ -43,7 +43,7 @@ from wasmkilnd.rpc.module_service import ModuleServicer
 from wasmkilnd.rpc.server import METHODS, RpcServer
 from wasmkilnd.rpc.traffic import MESSAGE_OVERHEAD_BYTES, Traffic, message_bytes_for
 from wasmkilnd.settings_loader import LoadedSettings
-from wasmkilnd.telemetry.logs.standard_error import dropped_lines
+from wasmkilnd.telemetry.logs import dropped_lines
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.tenants import Tenants
 
@@ -138,7 +138,7 @@ class Daemon:
                 *([prepare_tls(tls)] if tls else []),
                 access.prepare,
                 prepare_namespaces(tenants, access),
-                prepare_audit(audit),
+                lambda new: audit.prepare(new.audit_file),
                 lambda _: tenants.look_at_pins,
                 started.prepare,
             ],
@@ -160,7 +160,6 @@ class Daemon:
         )
         rpc.set_health(self._readiness.now()[0])
         self._in_the_background(self._readiness.follow(rpc.set_health))
-        self._in_the_background(audit.run())
         self._in_the_background(MallocTrim.of_this_process().run())
         # All that is there now stays: a full collection of it would make every caller wait.
         gc.collect()

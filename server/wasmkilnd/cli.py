@@ -154,10 +154,10 @@ def show_config(
 
 def _fail(message: str, code: int) -> None:
     from wasmkilnd.commands.as_owner import acting
-    from wasmkilnd.telemetry.logs.journal import is_journal, marked
+    from wasmkilnd.telemetry.logs import is_journal, marked
 
     message = f"error: {message}"
-    click.echo(marked(message, "error") if is_journal(2) else message, err=True)
+    click.echo(marked(message, "error") if is_journal(sys.stderr) else message, err=True)
     if (whom := acting()) and os.strerror(errno.EACCES) in message:
         click.echo(f"note: {whom.note}", err=True)
     sys.exit(code)

@@ -16,7 +16,7 @@ from wasmkilnd.lifecycle.malloc_trim import configure_malloc
 from wasmkilnd.lifecycle.service import Service
 from wasmkilnd.lifecycle.shutdown import Shutdown, until
 from wasmkilnd.settings_loader import LoadedSettings
-from wasmkilnd.telemetry.logs.standard_error import relayed
+from wasmkilnd.telemetry import logs
 
 log = structlog.get_logger("wasmkilnd")
 
@@ -27,7 +27,7 @@ async def run(loaded: LoadedSettings, read: Callable[[], LoadedSettings]) -> Non
     ``read`` returns the configuration at each SIGHUP. Raises CannotStart.
     """
     configure_malloc()
-    with relayed(loaded.settings.log_format, loaded.settings.log_level):
+    with logs.standard_error(loaded.settings.log_format, loaded.settings.log_level):
         # On a fatal signal, Python prints its stack here and nowhere else.
         faulthandler.enable(file=2)
         await _live(loaded, read)

@@ -140,10 +140,6 @@ class Settings(BaseModel):
     """Where the audit is written, a line of JSON for each compile, upload, act of an operator,
     refusal and change of keys: the path of a file, `log` for the daemon's log, or empty for no
     audit."""
-    audit_file_bytes: values.Size = _live(64 * MIB, ge=64 * 1024)
-    """The size at which the audit file is renamed to NAME.1, and a new one begun."""
-    audit_files: values.Count = _live(10, ge=1, le=1000)
-    """How many renamed audit files are kept."""
     value_max_age_s: values.Seconds = _live(0.0, ge=0)
     """The greatest age of a stored artifact, by the time that its signature states; older ones are
     compiled again. It bounds how old a value can be that somebody puts back into Redis. 0 for no

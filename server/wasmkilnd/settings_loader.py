@@ -41,6 +41,8 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 REMOVED: Final = {
     "abandoned_compiles": "leave it out: a compilation that has begun is finished and stored",
     "admin_names": "have the proxy ask for localhost or for an IP address",
+    "audit_file_bytes": "leave it out, and have logrotate rename the file: the daemon follows",
+    "audit_files": "leave it out, and have logrotate rename the file: the daemon follows",
     "cache_ttl_refresh": "leave it out: an entry stays for cache_ttl_s after its last use",
     "compile_lease_s": "leave it out: another daemon takes over after 5 s",
     "compile_priority": "leave it out: compilations run behind everything else",

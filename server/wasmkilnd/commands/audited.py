@@ -9,8 +9,7 @@ import click
 from wasmkilnd.commands.as_owner import invoker
 from wasmkilnd.ports import AuditEvent, AuditLine
 from wasmkilnd.settings import Settings
-from wasmkilnd.telemetry.audit.file import AuditFile
-from wasmkilnd.telemetry.audit.lines import encoded, fields_of
+from wasmkilnd.telemetry.audit import TO_LOG, AuditFile
 
 
 def audit_command(settings: Settings, what: str, **about: str | int | bool) -> None:
@@ -19,14 +18,11 @@ def audit_command(settings: Settings, what: str, **about: str | int | bool) -> N
     The identity is the user who ran it. A line that cannot be written is a warning: the change is
     made.
     """
-    if settings.audit_file in ("", "log"):  # A command has no log.
+    if settings.audit_file in ("", TO_LOG):  # A command has no log.
         return
     path = Path(settings.audit_file).expanduser()
     line = AuditLine(AuditEvent.CHANGE, f"uid:{invoker()}", about={"what": what, **about})
-    file = AuditFile(path, settings.audit_file_bytes, settings.audit_files)
     try:
-        file.append(encoded(fields_of(line)))
+        AuditFile(path).append(line)
     except OSError as failure:
         click.echo(f"warning: cannot write the audit to {path}: {failure.strerror}", err=True)
-    finally:
-        file.close()

@@ -51,7 +51,7 @@ from wasmkilnd.settings import Settings
 from wasmkilnd.settings_loader import Decorator, options
 from wasmkilnd.signing.keys import read_keys
 from wasmkilnd.signing.sealer import Sealer
-from wasmkilnd.telemetry.logs import pipeline
+from wasmkilnd.telemetry import logs
 
 # An artifact's key, or a module's digest.
 Key: TypeAlias = "CacheKey | str"
@@ -165,7 +165,7 @@ def _command(*own: Decorator, verifies: bool = False, makes: bool = False) -> Ca
 
 def _sealer(settings: Settings, *, verifies: bool) -> Sealer:
     # Only errors: the command prints what an operator needs.
-    pipeline.configure("text", "error", sys.stderr)
+    logs.configure("text", "error", sys.stderr)
     for number in (signal.SIGINT, signal.SIGTERM):
         # Raises KeyboardInterrupt at once, so that unfinished work is undone.
         signal.signal(number, signal.default_int_handler)

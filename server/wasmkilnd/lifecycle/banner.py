@@ -10,7 +10,7 @@ from wasmkilnd.lifecycle.listening import Bound
 from wasmkilnd.model import UnservedEngine
 from wasmkilnd.settings import Settings
 from wasmkilnd.settings_loader import LoadedSettings
-from wasmkilnd.telemetry.logs.writer import LineWriter
+from wasmkilnd.telemetry.logs import Writer
 
 _SHOW_S = 2.0
 
@@ -93,8 +93,8 @@ def banner(
 def show(text: str) -> None:
     """Print the banner; give up after 2 s if nobody reads it."""
     if sys.stdout:  # the daemon may have been started without one
-        writer = LineWriter(sys.stdout.fileno(), lambda _: None)
-        writer.write(f"{text}\n".encode(errors="backslashreplace"))
+        writer = Writer(sys.stdout.fileno())
+        writer.put(lambda _: text, {})
         writer.end(_SHOW_S)
 
 

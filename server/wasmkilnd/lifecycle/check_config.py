@@ -16,7 +16,6 @@ from pathlib import Path
 from wasmkilnd.access.guard import Access, read_access
 from wasmkilnd.cache.redis_servers import AccessUnusable, connect
 from wasmkilnd.lifecycle import engines, serve_namespaces
-from wasmkilnd.lifecycle.auditing import cannot_write_audit
 from wasmkilnd.lifecycle.listening import open_tls, socket_access
 from wasmkilnd.lifecycle.preflight import CannotStart, check_limits
 from wasmkilnd.lifecycle.running import running
@@ -25,6 +24,7 @@ from wasmkilnd.ownership import check_path
 from wasmkilnd.setting_values import NONE, Address
 from wasmkilnd.settings import Settings
 from wasmkilnd.signing.keys import read_keys
+from wasmkilnd.telemetry.audit import cannot_write_audit
 from wasmkilnd.telemetry.tracing import open_exporter
 
 

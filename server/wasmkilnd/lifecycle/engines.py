@@ -37,7 +37,6 @@ from wasmkilnd.engines.served import ServedEngine
 from wasmkilnd.engines.serving import WorkerOptions, serve_engine
 from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
 from wasmkilnd.fingerprint import HASHED_FORMAT, UNHASHED_DEFAULTS
-from wasmkilnd.lifecycle.auditing import audit_engines
 from wasmkilnd.lifecycle.descriptors import make_room
 from wasmkilnd.lifecycle.long_step import long_step
 from wasmkilnd.lifecycle.preflight import CannotStart
@@ -47,6 +46,7 @@ from wasmkilnd.ports import Auditor
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.messages import Capabilities
 from wasmkilnd.settings import Settings
+from wasmkilnd.telemetry.audit import audit_change
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.tenants import OpenTenant, Tenants
 from wasmkilnd.usage import Use, Uses
@@ -453,7 +453,10 @@ class Serving:
         registry = self.registry
         if added or gone or registry.resolved != before:
             await self._tenants.write_engines()
-            audit_engines(self._auditor, added, gone)
+            for each in added:
+                audit_change(self._auditor, "engine_served", engine=each)
+            for each in gone:
+                audit_change(self._auditor, "engine_removed", engine=each)
             log.info(
                 "engines changed" if added or gone else "names stand for another engine",
                 served=added,

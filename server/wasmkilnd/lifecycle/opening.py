@@ -16,7 +16,6 @@ from wasmkilnd.cache.host_store import HostDirectory
 from wasmkilnd.cache.redis_servers import AccessUnusable
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.fair_share import FairShare
-from wasmkilnd.lifecycle.auditing import CannotAudit, end_audit, open_target
 from wasmkilnd.lifecycle.engines import served_engines
 from wasmkilnd.lifecycle.listening import (
     Bound,
@@ -43,7 +42,7 @@ from wasmkilnd.signing.keys import KeysUnusable, open_keys
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.admin.pages import Pages
 from wasmkilnd.telemetry.admin.server import AddressInUse, AdminServer
-from wasmkilnd.telemetry.audit.audit import Audit
+from wasmkilnd.telemetry.audit import Audit, CannotAudit
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.telemetry.tracing import Tracing, open_tracing
 from wasmkilnd.tenants import Common, Tenants
@@ -71,12 +70,13 @@ class Opening:
 
     async def audit(self) -> Audit:
         """Open the audit. Raises CannotStart."""
+        audit = Audit(self._metrics.audit_lost)
         try:
-            target = await asyncio.to_thread(open_target, self._settings.current)
+            begin = await asyncio.to_thread(audit.prepare, self._settings.current.audit_file)
         except CannotAudit as failure:
             raise CannotStart(str(failure)) from None
-        audit = Audit(target, self._metrics.audit_lost)
-        self._on_stop.callback(end_audit, audit)
+        begin()
+        self._on_stop.callback(audit.close)
         return audit
 
     async def tracing(self) -> Tracing | None:

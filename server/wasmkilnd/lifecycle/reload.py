@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -11,7 +12,6 @@ import structlog
 
 from wasmkilnd.access.unusable import defect_in
 from wasmkilnd.cache.redis_servers import AccessUnusable
-from wasmkilnd.lifecycle.auditing import CannotAudit, audit_change, audit_settings
 from wasmkilnd.model import Limits, TrafficLimits
 from wasmkilnd.options import limits_of, limits_too_low, redis_access, traffic_limits
 from wasmkilnd.ports import Auditor
@@ -21,7 +21,8 @@ from wasmkilnd.settings_loader import Change, ConfigError, LoadedSettings, chang
 from wasmkilnd.signing.keys import Keys, KeysUnusable, open_keys
 from wasmkilnd.signing.keys import changes as key_changes
 from wasmkilnd.signing.sealer import Sealer
-from wasmkilnd.telemetry.logs import standard_error
+from wasmkilnd.telemetry import logs
+from wasmkilnd.telemetry.audit import CannotAudit, audit_change
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.tenants import Tenants
 
@@ -168,7 +169,8 @@ class Reloader:
                 log.warning(
                     "setting needs a restart", setting=change.field, old=change.old, new=change.new
                 )
-        audit_settings(self._auditor, [change.field for change in live])
+        for change in live:  # The log has their values.
+            audit_change(self._auditor, "setting", setting=change.field)
         switch_redis()
         for apply in apply_to_parts:
             apply()
@@ -199,7 +201,7 @@ class Reloader:
         self._traffic.current = traffic_limits(new)
         self._tenants.resize(new)
         await self._tenants.write_engines()
-        standard_error.configure(new.log_format, new.log_level)
+        logs.configure(new.log_format, new.log_level, sys.stderr)
         before = self._sealer.keys, self._sealer.max_age_s
         # In a thread, since it waits for a look into the key directory that is under way.
         await asyncio.to_thread(self._sealer.use, keys, new.value_max_age_s)

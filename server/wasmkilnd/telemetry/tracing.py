@@ -38,7 +38,7 @@ import structlog
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.settings import Settings
-from wasmkilnd.telemetry.logs.pipeline import add_field
+from wasmkilnd.telemetry import logs
 
 Value: TypeAlias = str | int | float | None
 
@@ -119,10 +119,10 @@ def carried() -> CallTrace | None:
     return copy.copy(call) if call and not call.ended_ns else None
 
 
-def trace_id() -> str:
-    """Return the id of the trace that a line of the log belongs to; empty for none."""
+def of_line() -> dict[str, str]:
+    """Return what a line of the log says of the trace that it belongs to."""
     call = CALL.get()
-    return call.trace_id if call and not call.ended_ns else ""
+    return {"trace_id": call.trace_id} if call and not call.ended_ns else {}
 
 
 class Tracing:
@@ -209,7 +209,7 @@ def open_tracing(settings: Reloadable[Settings], version: str) -> Tracing | None
     """Return the traces; None if they are switched off. May block. Raises TracingUnusable."""
     if (exporter := open_exporter(settings.current)) is None:
         return None
-    add_field("trace_id", trace_id)
+    logs.context = of_line
     collector = Collector(exporter, settings.current.trace_endpoint)
     return Tracing(collector, version, lambda: settings.current.trace_sample_ratio)
 

@@ -17,7 +17,7 @@ from wasmkilnd.telemetry.admin.names import Names
 from wasmkilnd.telemetry.admin.pages import Asset, LivePage, Pages
 from wasmkilnd.telemetry.admin.server import AdminServer
 from wasmkilnd.telemetry.admin.shared_page import SharedPage
-from wasmkilnd.telemetry.audit.audit import Audit
+from wasmkilnd.telemetry.audit import Audit
 from wasmkilnd.telemetry.metrics import Metrics
 
 PAGES: Pages = {

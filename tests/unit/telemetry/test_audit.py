@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import multiprocessing
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,23 +16,20 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 from wasmkilnd.ports import AuditEvent, AuditLine
-from wasmkilnd.telemetry.audit import floods
-from wasmkilnd.telemetry.audit.audit import Audit, ToFile, ToLog
-from wasmkilnd.telemetry.audit.file import AuditFile
-from wasmkilnd.telemetry.audit.floods import INTERVAL_S, LINES, LINES_OF_A_FLOOD, FailureLimit
+from wasmkilnd.telemetry import logs
+from wasmkilnd.telemetry.audit import FAILURES, OTHERS, Audit, AuditFile, CannotAudit
 
+LINES, INTERVAL_S = FAILURES
 DONE = AuditLine(AuditEvent.COMPILE, "token:ci", peer="192.0.2.1:7", origin="compiled")
 REFUSED = AuditLine(AuditEvent.REFUSAL, code="UNAUTHENTICATED", reason="CREDENTIALS_MISSING")
 
 
-class Now:
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A clock that tests set."""
-
-    def __init__(self) -> None:
-        self.now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
+    now = [1.0]
+    monkeypatch.setattr("wasmkilnd.telemetry.logs.time.monotonic", lambda: now[0])
+    return now
 
 
 @pytest.fixture
@@ -38,8 +37,10 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "audit.jsonl"
 
 
-def audit(path: Path, limit_bytes: int = 2**20, kept: int = 3, **options: Any) -> Audit:
-    return Audit(ToFile(AuditFile(path, limit_bytes, kept)), **options)
+def audit(path: Path, **options: Any) -> Audit:
+    audit = Audit(**options)
+    audit.prepare(str(path))()
+    return audit
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -75,44 +76,6 @@ def test_an_audit_that_is_off_writes_nothing() -> None:
     assert not off.on
 
 
-def test_a_full_file_is_renamed_and_so_many_are_kept(path: Path) -> None:
-    written = audit(path, limit_bytes=400, kept=2)
-    for number in range(20):
-        written.write(replace(DONE, request_id=str(number)))
-    assert sorted(each.name for each in path.parent.iterdir()) == [
-        "audit.jsonl",
-        "audit.jsonl.1",
-        "audit.jsonl.2",
-    ]
-    kept = [
-        line["request_id"] for name in (".2", ".1", "") for line in lines(Path(f"{path}{name}"))
-    ]
-    assert kept == [str(number) for number in range(20 - len(kept), 20)]
-    assert all(each.stat().st_size <= 400 for each in path.parent.iterdir())
-
-
-def test_with_fewer_to_keep_the_others_go(path: Path) -> None:
-    for number in (1, 2, 3, 4):
-        path.with_name(f"{path.name}.{number}").write_text("{}\n")
-    written = audit(path, limit_bytes=150, kept=2)
-    written.write(DONE)
-    written.write(DONE)
-    assert sorted(each.name for each in path.parent.iterdir()) == [
-        "audit.jsonl",
-        "audit.jsonl.1",
-        "audit.jsonl.2",
-    ]
-
-
-def test_the_next_file_has_the_mode_of_the_one_before(path: Path) -> None:
-    written = audit(path, limit_bytes=150)
-    written.write(DONE)
-    path.chmod(0o640)
-    written.write(DONE)
-    assert path.with_name(f"{path.name}.1").exists()
-    assert path.stat().st_mode & 0o777 == 0o640
-
-
 def test_a_file_that_others_rename_or_delete_is_made_anew(path: Path) -> None:
     written = audit(path)
     written.write(replace(DONE, request_id="1"))
@@ -125,12 +88,15 @@ def test_a_file_that_others_rename_or_delete_is_made_anew(path: Path) -> None:
 
 
 def _append(path: Path, name: str, count: int) -> None:
-    written = audit(path, limit_bytes=20_000, kept=1000)
+    written = audit(path)
     for number in range(count):
         written.write(replace(DONE, request_id=f"{name}-{number}"))
+        if not number % 100:
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                path.rename(path.with_name(f"{name}-{number}.jsonl"))
 
 
-def test_several_processes_append_and_rotate_and_lose_nothing(path: Path) -> None:
+def test_several_processes_append_while_the_file_is_renamed_and_lose_nothing(path: Path) -> None:
     fork = multiprocessing.get_context("fork")
     writers = [fork.Process(target=_append, args=(path, str(n), 1000)) for n in range(4)]
     for writer in writers:
@@ -141,16 +107,6 @@ def test_several_processes_append_and_rotate_and_lose_nothing(path: Path) -> Non
     found = [line["request_id"] for each in path.parent.iterdir() for line in lines(each)]
     assert len(list(path.parent.iterdir())) > 3
     assert sorted(found) == sorted(f"{n}-{number}" for n in range(4) for number in range(1000))
-
-
-def test_a_file_that_cannot_be_renamed_grows_and_the_log_says_so_once(path: Path) -> None:
-    written = audit(path, limit_bytes=300, kept=1)
-    path.with_name(f"{path.name}.1").mkdir()  # in the way
-    with capture_logs() as logged:
-        for _ in range(10):
-            written.write(DONE)
-    assert len(lines(path)) == 10
-    assert [line["event"] for line in logged] == ["cannot rename the audit file, so it grows"]
 
 
 def no_room(*_: object) -> int:
@@ -199,6 +155,19 @@ def test_half_a_line_does_not_swallow_the_next(path: Path, monkeypatch: pytest.M
     assert [json.loads(line)["event"] for line in others] == ["lost", "compile"]
 
 
+def test_another_target_is_used_from_then_on(path: Path, tmp_path: Path) -> None:
+    written = audit(path)
+    written.write(DONE)
+    other = tmp_path / "other.jsonl"
+    apply = written.prepare(str(other))
+    written.write(DONE)
+    apply()
+    written.write(DONE)
+    written.prepare("")()
+    written.write(DONE)
+    assert (len(lines(path)), len(lines(other))) == (2, 1)
+
+
 def test_half_a_line_of_a_process_before_does_not_swallow_the_next(path: Path) -> None:
     path.write_text('{"time":')
     audit(path).write(DONE)
@@ -213,54 +182,61 @@ def test_what_is_no_file_is_refused(path: Path, kind: str) -> None:
         os.mkfifo(path)
     else:
         path = path / "x" / "y"
+    with pytest.raises(CannotAudit, match="cannot write the audit to"):
+        Audit().prepare(str(path))
     with pytest.raises(OSError):
-        AuditFile(path, 10**6, 1).open()
+        AuditFile(path).append(DONE)
 
 
-def test_of_a_flood_of_failures_some_are_written_and_the_others_counted(path: Path) -> None:
-    now = Now()
-    written = audit(path, limit=FailureLimit(now))
+def test_of_a_flood_of_failures_some_are_written_and_the_others_counted(
+    path: Path, now: list[float]
+) -> None:
+    written = audit(path)
     for _ in range(1000):
         written.write(REFUSED)
     written.write(replace(REFUSED, identity="token:ci"))  # another caller's is not hidden
     for _ in range(300):
         written.write(DONE)  # what succeeds is not limited
     assert len(lines(path)) == LINES + 1 + 300
-    now.now_s += INTERVAL_S
+    now[0] += INTERVAL_S
     for _ in range(1000):
         written.write(REFUSED)
     told = lines(path)[LINES + 301 :]
-    assert [line.get("left_out") for line in told] == [1000 - LINES] + [None] * LINES_OF_A_FLOOD
+    assert [line.get("left_out") for line in told] == [1000 - LINES] + [None] * LINES
     assert told[0]["reason"] == "CREDENTIALS_MISSING"
     written.close()
-    assert lines(path)[-1]["left_out"] == 1000 - LINES_OF_A_FLOOD
+    assert lines(path)[-1]["left_out"] == 1000 - LINES
 
 
-def test_a_flood_that_is_over_is_forgotten() -> None:
-    now = Now()
-    limit = FailureLimit(now)
-    kind = floods.Kind(AuditEvent.REFUSAL, "UNAUTHENTICATED", "X", "")
+def test_what_was_left_out_of_a_flood_is_told_when_it_is_over(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wasmkilnd.telemetry.audit.FAILURES", (LINES, 0.2))
+    written = audit(path)
     for _ in range(LINES + 5):
-        limit.allows(kind)
-    now.now_s += INTERVAL_S
-    assert limit.ended() == [(kind, 5)]
-    now.now_s += INTERVAL_S
-    assert limit.ended() == []
-    assert [limit.allows(kind) for _ in range(LINES)] == [True] * LINES
+        written.write(REFUSED)
+    deadline = time.monotonic() + 20
+    while len(lines(path)) == LINES and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert lines(path)[-1]["left_out"] == 5
 
 
-def test_however_many_identities_there_are_few_are_remembered() -> None:
-    limit = FailureLimit(Now())
-    for number in range(10 * floods.KINDS):
-        limit.allows(floods.Kind(AuditEvent.REFUSAL, "PERMISSION_DENIED", "X", f"jwt:{number}"))
-    left_out = limit.ended(all_kinds=True)
-    assert [kind.identity for kind, _ in left_out] == [floods.OTHERS]
-    assert left_out[0][1] == 9 * floods.KINDS - LINES
+def test_however_many_identities_there_are_few_are_remembered(path: Path, now: list[float]) -> None:
+    written = audit(path)
+    count = 10 * logs.KINDS
+    for number in range(count):
+        written.write(replace(REFUSED, identity=f"jwt:{number}"))
+    written.close()
+    *_, last = lines(path)
+    assert last["identity"] == OTHERS
+    assert len(lines(path)) - 2 + last["left_out"] == count
 
 
 def test_lines_go_to_the_log_if_asked() -> None:
     with capture_logs() as logged:
-        Audit(ToLog()).write(DONE)
+        written = Audit()
+        written.prepare("log")()
+        written.write(DONE)
     assert logged[0]["event"] == "audit"
     assert logged[0]["act"] == "compile"
     assert logged[0]["identity"] == "token:ci"

@@ -14,7 +14,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from wasmkilnd.access.guard import AccessGuard
 from wasmkilnd.telemetry.admin import connections, pending, shared_page
 from wasmkilnd.telemetry.admin.server import AddressInUse, AdminServer
-from wasmkilnd.telemetry.audit.audit import Audit
+from wasmkilnd.telemetry.audit import Audit
 from wasmkilnd.telemetry.metrics import Metrics
 
 from tests.e2e.processes import eventually

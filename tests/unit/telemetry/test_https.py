@@ -18,8 +18,7 @@ from wasmkilnd.access.guard import AccessGuard
 from wasmkilnd.model import ANYBODY, Credentials, Entrance, Identity, Transport
 from wasmkilnd.telemetry.admin import pending
 from wasmkilnd.telemetry.admin.server import AdminServer
-from wasmkilnd.telemetry.audit.audit import Audit, ToFile
-from wasmkilnd.telemetry.audit.file import AuditFile
+from wasmkilnd.telemetry.audit import Audit
 from wasmkilnd.telemetry.metrics import Metrics
 
 from tests.servers.certificates import Certificates, certificates
@@ -270,7 +269,8 @@ async def test_who_is_refused_reads_why_and_no_page(
 ) -> None:
     https.gate.refusal = refusal
     path = https.folder / "audit.jsonl"
-    audit = Audit(ToFile(AuditFile(path, 10**6, 1)))
+    audit = Audit()
+    audit.prepare(str(path))()
     async with https.served(tls=None, auditor=audit):
         streams = await https.connect(None)
         found, text = await ask(streams, page, {"Authorization": "Bearer wk_secret"})

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
-from wasmkilnd.telemetry.logs import pipeline
-from wasmkilnd.telemetry.logs.relay import Relay
+from wasmkilnd.telemetry import logs
 
 
 @pytest.fixture
@@ -32,7 +31,7 @@ def test_each_line_begins_with_its_priority(
 ) -> None:
     ours, journal = stream
     with ours.makefile("w") as written:
-        pipeline.configure(log_format, "debug", written)
+        logs.configure(log_format, "debug", written)
         log = structlog.get_logger("wasmkilnd")
         log.debug("one")
         log.info("two")
@@ -56,17 +55,6 @@ def test_a_stream_that_was_sent_elsewhere_gets_none(
 ) -> None:
     other, reader = socket.socketpair()
     with other, reader, other.makefile("w") as written:
-        pipeline.configure("json", "info", written)
+        logs.configure("json", "info", written)
         structlog.get_logger("wasmkilnd").info("one")
         assert reader.recv(4096).startswith(b'{"timestamp"')
-
-
-@pytest.mark.parametrize("log_format", ["json", "text"])
-def test_lines_of_native_libraries_carry_it_too(log_format: str) -> None:
-    lines: list[str] = []
-    relay = Relay(lines.append, terminal=False, journal=True)
-    relay.configure(log_format, "info")
-    relay.log("W0000 00:00:00.0 1 chttp2.cc:1] two")
-    relay.log("abort")
-    assert [line[:3] for line in lines] == ["<4>", "<3>"]
-    assert all(line.endswith("\n") for line in lines)

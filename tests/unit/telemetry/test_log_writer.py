@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from wasmkilnd.telemetry.logs.writer import BYTES, LINES, LineWriter, as_text
+from wasmkilnd.telemetry.logs import LINES, Line, Writer
 
 from tests.e2e.processes import eventually
 
 SOON_S = 0.05
 LIMIT_S = 60.0
-
-
-class Told:
-    """What the writer tells of dropped lines."""
-
-    def __init__(self) -> None:
-        self.counts: list[int] = []
-
-    def __call__(self, count: int) -> None:
-        self.counts.append(count)
 
 
 @pytest.fixture
@@ -33,6 +24,15 @@ def pipe() -> Iterator[tuple[int, int]]:
     yield ends
     for end in ends:
         os.close(end)
+
+
+def render(line: Line) -> str:
+    """Return the text of a line of these tests, or how many lines were dropped."""
+    return str(line.get("text", f"dropped {line.get('lines')}"))
+
+
+def put(writer: Writer, text: object) -> None:
+    writer.put(render, {"text": text})
 
 
 def fill(descriptor: int) -> int:
@@ -65,95 +65,100 @@ def numbered(found: bytes) -> list[int]:
 
 def test_a_reader_who_reads_gets_all_in_order(pipe: tuple[int, int]) -> None:
     reader, found = read_behind(pipe[0], b"last\n")
-    told = Told()
-    writer = LineWriter(pipe[1], told)
+    writer = Writer(pipe[1])
     for number in range(LINES):
-        writer.write(b"%d %s\n" % (number, b"x" * 100))
-    eventually(lambda: not writer._lines, "lines are left")
-    writer.write(b"last\n")
+        put(writer, f"{number} {'x' * 100}")
+    eventually(lambda: found.count(b"\n") == LINES, "lines are left")
+    put(writer, "last")
     assert writer.end(LIMIT_S)
     reader.join(LIMIT_S)
     assert numbered(bytes(found).removesuffix(b"last\n")) == list(range(LINES))
-    assert (writer.dropped, told.counts) == (0, [])
+    assert writer.dropped == 0
 
 
 def test_a_reader_who_stalls_makes_nobody_wait_and_learns_what_was_dropped(
     pipe: tuple[int, int],
 ) -> None:
-    counts: list[int] = []
-
-    def tell(count: int) -> None:
-        counts.append(count)
-        writer.write(b"told\n")
-
     size = fill(pipe[1])
-    writer = LineWriter(pipe[1], tell)
-    for number in range(LINES + 5):
-        writer.write(b"%d\n" % number)
-    assert (writer.dropped, counts) == (5, [])
-    reader, found = read_behind(pipe[0], b"told\n")
+    writer = Writer(pipe[1])
+    put(writer, 0)
+    eventually(writer._queue.empty, "the thread does not write")  # and waits for the reader
+    for number in range(1, LINES + 6):
+        put(writer, number)
+    assert writer.dropped == 5
+    reader, found = read_behind(pipe[0], b"last\n")
+    eventually(lambda: b"dropped 5\n" in found, "not told")
+    put(writer, "last")
     reader.join(LIMIT_S)
-    assert numbered(bytes(found[size:]).removesuffix(b"told\n")) == list(range(LINES))
-    assert (writer.dropped, counts) == (5, [5])
+    assert found.count(b"dropped") == 1
+    rest = bytes(found[size:]).replace(b"dropped 5\n", b"").removesuffix(b"last\n")
+    assert numbered(rest) == list(range(LINES + 1))
+    assert writer.dropped == 5
     assert writer.end(LIMIT_S)
 
 
 def test_the_end_does_not_wait_for_a_reader_who_stalls(pipe: tuple[int, int]) -> None:
     size = fill(pipe[1])
-    writer = LineWriter(pipe[1], Told())
-    writer.write(b"last\n")
+    writer = Writer(pipe[1])
+    put(writer, "last")
     assert not writer.end(SOON_S)
     reader, found = read_behind(pipe[0], b"last\n")
     reader.join(LIMIT_S)
     assert found[size:] == b"last\n"
 
 
-def test_lines_are_bounded_in_bytes(pipe: tuple[int, int]) -> None:
-    writer = LineWriter(pipe[1], Told())
-    line = b"x" * (BYTES // 4 - 8) + b"\n"
-    for _ in range(9):
-        writer.write(line)
-    assert writer.dropped == 5
-    writer.write(b"last\n")
-    reader, found = read_behind(pipe[0], b"last\n")
-    assert writer.end(LIMIT_S)
-    reader.join(LIMIT_S)
-    assert found == 4 * line + b"last\n"
-
-
 def test_what_cannot_be_written_is_counted_and_told_later() -> None:
     readable, writable = os.pipe()
-    told = Told()
-    writer = LineWriter(writable, told)
+    writer = Writer(writable)
     os.close(readable)
-    writer.write(b"one\n")
-    writer.write(b"two\n")
+    put(writer, "one")
+    put(writer, "two")
     eventually(lambda: writer.dropped == 2, "not counted")
     # Somebody reads again.
     readable, other = os.pipe()
     os.dup2(other, writable)
-    writer.write(b"three\n")
+    put(writer, "three")
     assert writer.end(LIMIT_S)
-    assert told.counts == [2]
-    assert os.read(readable, 100) == b"three\n"
+    assert os.read(readable, 100) == b"three\ndropped 2\n"
     for descriptor in (readable, writable, other):
         os.close(descriptor)
 
 
 def test_a_full_disk_is_counted() -> None:
     with Path("/dev/full").open("wb") as full:
-        writer = LineWriter(full.fileno(), Told())
-        writer.write(b"one\n")
+        writer = Writer(full.fileno())
+        put(writer, "one")
         assert writer.end(LIMIT_S)
     assert writer.dropped == 1
+
+
+def test_half_a_line_does_not_become_part_of_the_next(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_write = os.write
+    room = [4]
+
+    def little_room(descriptor: int, data: bytes) -> int:
+        if not room:
+            raise OSError
+        return real_write(descriptor, data[: room.pop()])
+
+    writer = Writer(pipe[1])
+    monkeypatch.setattr(os, "write", little_room)
+    put(writer, "half a line")
+    eventually(lambda: writer.dropped == 1, "not counted")
+    monkeypatch.setattr(os, "write", real_write)
+    put(writer, "next")
+    assert writer.end(LIMIT_S)
+    assert os.read(pipe[0], 100) == b"half\nnext\ndropped 1\n"
 
 
 def test_a_descriptor_that_does_not_block_loses_nothing(pipe: tuple[int, int]) -> None:
     size = fill(pipe[1])
     os.set_blocking(pipe[1], False)
-    writer = LineWriter(pipe[1], Told())
+    writer = Writer(pipe[1])
     for number in range(LINES):
-        writer.write(b"%d\n" % number)
+        put(writer, number)
     reader, found = read_behind(pipe[0], b"%d\n" % (LINES - 1))
     assert writer.end(LIMIT_S)
     reader.join(LIMIT_S)
@@ -162,22 +167,22 @@ def test_a_descriptor_that_does_not_block_loses_nothing(pipe: tuple[int, int]) -
 
 
 def test_text_comes_whole_whatever_its_letters_and_length(pipe: tuple[int, int]) -> None:
-    stream = as_text(writer := LineWriter(pipe[1], Told()))
+    writer = Writer(pipe[1])
     reader, found = read_behind(pipe[0], b"end\n")
     long = "y" * 64 * 1024
-    print("x", end=" ", file=stream)
-    print(f"\ud800 caf\u00e9\n{long}", file=stream)
-    stream.write("end\n")
+    put(writer, "x \ud800 caf\u00e9")
+    put(writer, long)
+    put(writer, "end")
     assert writer.end(LIMIT_S)
     reader.join(LIMIT_S)
     assert bytes(found).decode() == f"x \\ud800 caf\u00e9\n{long}\nend\n"
-    assert stream.fileno() == pipe[1]
-    assert not stream.isatty()
 
 
-def test_what_comes_after_the_end_counts_as_dropped(pipe: tuple[int, int]) -> None:
-    writer = LineWriter(pipe[1], lambda _: None)
-    writer.write(b"one\n")
+def test_a_line_that_cannot_be_rendered_is_counted_and_holds_up_no_other(
+    pipe: tuple[int, int],
+) -> None:
+    writer = Writer(pipe[1])
+    writer.put(json.dumps, {"odd": object()})
+    put(writer, "next")
     assert writer.end(LIMIT_S)
-    writer.write(b"two\n")
-    assert (os.read(pipe[0], 100), writer.dropped) == (b"one\n", 1)
+    assert os.read(pipe[0], 100) == b"next\ndropped 1\n"

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import structlog
-from wasmkilnd.telemetry.logs.masking import mask_text
-from wasmkilnd.telemetry.logs.pipeline import configure
+from wasmkilnd.telemetry import logs
+from wasmkilnd.telemetry.logs import configure, mask_text
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,6 @@ def _as_it_was() -> Iterator[None]:
     handlers, level = list(root.handlers), root.level
     yield
     structlog.reset_defaults()
-    structlog.contextvars.clear_contextvars()
     root.handlers[:] = handlers
     root.setLevel(level)
 
@@ -94,11 +93,13 @@ def test_lines_below_the_level_are_not_written() -> None:
     ]
 
 
-def test_what_was_bound_to_the_context_is_in_every_line() -> None:
+def test_what_the_context_tells_is_in_every_line(monkeypatch: pytest.MonkeyPatch) -> None:
     stream, log = to_json()
-    with structlog.contextvars.bound_contextvars(request_id="abc"):
-        log.info("x")
-    assert lines(stream)[0]["request_id"] == "abc"
+    monkeypatch.setattr(logs, "context", lambda: {"trace_id": "abc"})
+    log.info("x")
+    log.info("x", trace_id="of its own")
+    logging.getLogger("some.library").warning("x")
+    assert [line["trace_id"] for line in lines(stream)] == ["abc", "of its own", "abc"]
 
 
 def test_libraries_log_in_the_same_lines() -> None:
@@ -241,9 +242,9 @@ def test_a_stream_that_is_gone_raises_nothing() -> None:
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
-def test_text_that_the_stream_cannot_encode_is_escaped(encoding: str) -> None:
+def test_text_that_standard_error_cannot_encode_is_escaped(encoding: str) -> None:
     raw = io.BytesIO()
-    configure("text", "info", io.TextIOWrapper(raw, encoding=encoding))
+    configure("text", "info", io.TextIOWrapper(raw, encoding=encoding, errors="backslashreplace"))
     structlog.get_logger().info("caf\u00e9", name="\ud800")
     assert b"caf" in raw.getvalue()
     assert b"ud800" in raw.getvalue()

@@ -1,0 +1,217 @@
+"""The audit: one line of JSON for each act that somebody may have to answer for.
+
+A line is written with one ``write`` to a file that is open for appending, before the caller gets
+the answer. So a daemon that is killed after it answered has lost nothing, and several processes
+(daemons, ``wasmkilnd keys``) may write to the same file. A machine that loses power may lose the
+last seconds: the daemon does not wait for the disk. Others may rename the file or delete it: the
+next line makes it anew.
+
+Each line has ``time``, ``event``, ``identity`` and ``code``; docs/reference/audit.md lists the
+others. No line has a secret, or bytes of a module. Texts of callers are cut, and are ASCII once
+they are JSON, so that no line exceeds 16 KiB.
+
+What succeeds always gets its line. Failures cost a caller little and strangers can cause them, so
+of one reason and one identity 100 in a minute are written, and then one line with ``left_out``,
+the number of the others.
+
+A full disk does not stop the daemon: it logs "cannot write the audit" once, counts
+``wasmkiln_audit_lost_total``, and begins the next line that it can write with how many are lost.
+With ``audit_file=log``, lines go to the daemon's log instead, as the event ``audit``.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from wasmkilnd.ports import AuditEvent, AuditLine, Auditor
+from wasmkilnd.telemetry.logs import Repeats
+
+log = structlog.get_logger("wasmkilnd.audit")
+
+TO_LOG: Final = "log"
+FAILURES: Final = 100, 60.0
+"""Lines of one kind in an interval of so many seconds."""
+OTHERS: Final = "(others)"
+"""The identity of those who are too many to tell apart."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_IDENTITY_LENGTH = 400
+_TEXT_LENGTH = 200
+_FIELDS = ("namespace", "peer", "method", "code", "reason", "module", "engine", "origin")
+
+
+class CannotAudit(Exception):  # noqa: N818 - says what the daemon cannot do
+    """The audit file cannot be used; the message says why and what to do."""
+
+
+def cannot_write_audit(path: Path, failure: OSError) -> str:
+    """Return why the audit cannot go to ``path``, and what to do."""
+    return (
+        f"cannot write the audit to {path}: {failure.strerror}; name a file in a folder"
+        f" that the daemon may write to with audit_file, or {TO_LOG} for its log"
+    )
+
+
+class Audit:
+    """The audit of one process, kept nowhere until ``prepare`` was applied. Thread-safe."""
+
+    def __init__(self, lost: Callable[[int], None] = lambda _: None) -> None:
+        """``lost`` counts lines that cannot be written."""
+        self._append: Callable[[AuditLine], None] | None = None
+        self._count_lost = lost
+        self._lost = 0
+        self._failures = Repeats(self._tell_left_out)
+        self._lock = threading.RLock()
+
+    @property
+    def on(self) -> bool:
+        """Whether an audit is kept."""
+        return self._append is not None
+
+    def prepare(self, where: str) -> Callable[[], None]:
+        """Return what sends lines to ``where``, the setting ``audit_file``. May block.
+
+        On a full disk the daemon serves: it counts the lines that are lost until there is room.
+        Raises CannotAudit.
+        """
+        if where in ("", TO_LOG):
+            return lambda: self._use(_append_to_log if where else None)
+        path = Path(where).expanduser()
+        file = AuditFile(path)
+        try:
+            file.open()
+        except OSError as failure:
+            if failure.errno not in _FULL:
+                raise CannotAudit(cannot_write_audit(path, failure)) from None
+        return lambda: self._use(file.append)
+
+    def write(self, line: AuditLine) -> None:
+        """See :meth:`wasmkilnd.ports.Auditor.write`."""
+        kind = line.event, line.code, line.reason, _cut(line.identity, _IDENTITY_LENGTH)
+        if self.on and (line.code == "OK" or self._failures.allows(kind, FAILURES, line)):
+            self._write(line)
+
+    def close(self) -> None:
+        """Write that the daemon ends and what was left out, and no more."""
+        self.write(AuditLine(AuditEvent.STOP))
+        self._use(None)
+
+    def _use(self, append: Callable[[AuditLine], None] | None) -> None:
+        self._failures.flush()
+        with self._lock:
+            self._append = append
+
+    def _tell_left_out(self, kind: object, last: AuditLine, count: int) -> None:
+        identity = last.identity if kind else OTHERS
+        about = {"left_out": count}
+        self._write(
+            AuditLine(last.event, identity, code=last.code, reason=last.reason, about=about)
+        )
+
+    def _write(self, line: AuditLine) -> None:
+        with self._lock:
+            if not self._append:
+                return
+            try:
+                if self._lost:
+                    self._append(AuditLine(AuditEvent.LOST, about={"lines": self._lost}))
+                    log.info("the audit is written again", lost=self._lost)
+                    self._lost = 0
+                self._append(line)
+            except Exception as failure:  # a line that cannot be written must not fail a call
+                if not self._lost:
+                    cause = getattr(failure, "strerror", None) or str(failure)
+                    log.error("cannot write the audit", cause=cause)
+                self._lost += 1
+                self._count_lost(1)
+
+
+def audit_change(auditor: Auditor, what: str, **about: str | int | bool) -> None:
+    """Write that something was read again and differs."""
+    auditor.write(AuditLine(AuditEvent.CHANGE, about={"what": what, **about}))
+
+
+class AuditFile:
+    """Appends lines to a file. Several processes may append to it, rename and delete it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor = -1
+        self._torn = False
+        """Whether the last write ended within a line."""
+
+    def open(self) -> None:
+        """Open the file that the path leads to, if it is not that; make it if there is none.
+
+        Raises OSError.
+        """
+        try:
+            if os.path.samestat(self._path.stat(), os.fstat(self._descriptor)):
+                return
+        except OSError:  # it is not open, or not there
+            pass
+        self.close()
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+        self._descriptor = os.open(self._path, flags, 0o600)
+        found, self._torn = os.fstat(self._descriptor), False
+        if not stat.S_ISREG(found.st_mode):
+            self.close()
+            raise OSError(0, "it is not a regular file")
+        size = found.st_size
+        if size and os.pread(self._descriptor, 1, size - 1) != b"\n":
+            time.sleep(0.01)  # another process may be in the midst of a line
+            self._torn = os.fstat(self._descriptor).st_size == size
+
+    def append(self, line: AuditLine) -> None:
+        """Write a line. Raises OSError if not all of it was written."""
+        self.open()
+        # ASCII: no text can end it or forge another.
+        text = json.dumps(_fields_of(line), separators=(",", ":")) + "\n"
+        # After half a line, when the disk was full, the next one must not become part of it.
+        left = f"\n{text}".encode() if self._torn else text.encode()
+        while left:
+            left = left[os.write(self._descriptor, left) :]
+            self._torn = bool(left)
+
+    def close(self) -> None:
+        """Close the file, if it is open."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
+
+    __del__ = close
+
+
+def _append_to_log(line: AuditLine) -> None:
+    fields = _fields_of(line)
+    del fields["time"]  # the log has its own
+    log.info("audit", act=fields.pop("event"), **fields)
+
+
+def _fields_of(line: AuditLine) -> dict[str, Any]:
+    """Return what a line says as JSON, with the time; texts of callers are cut."""
+    fields: dict[str, Any] = {
+        "time": datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        "event": line.event.value,
+        "identity": _cut(line.identity, _IDENTITY_LENGTH),
+    }
+    named = {name: getattr(line, name) for name in (*_FIELDS, "request_id")}
+    told = {name: value for name, value in named.items() if value} | dict(line.about)
+    for name, value in told.items():
+        fields[name] = _cut(value, _TEXT_LENGTH) if isinstance(value, str) else value
+    return fields
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[:length]}…"
