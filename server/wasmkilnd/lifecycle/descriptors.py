@@ -11,8 +11,7 @@ import structlog
 
 from wasmkilnd.setting_values import NONE, Address
 from wasmkilnd.settings import Settings
-from wasmkilnd.telemetry.admin.listener import DESCRIPTORS as ADMIN_DESCRIPTORS
-from wasmkilnd.telemetry.admin.listener import TLS_DESCRIPTORS
+from wasmkilnd.telemetry import admin
 
 log = structlog.get_logger("wasmkilnd")
 
@@ -80,6 +79,6 @@ def _needed_by_others(settings: Settings, engines: int) -> int:
     """Return how many descriptors the daemon needs beside connections to the gRPC port."""
     workers = engines * settings.effective_workers
     cluster = "+cluster:" in settings.redis_url.get_secret_value()
-    admin = TLS_DESCRIPTORS if settings.tls_cert_file else ADMIN_DESCRIPTORS
-    admin = 0 if settings.admin_listen == NONE else admin
-    return workers * _WORKER + (_REDIS_CLUSTER if cluster else _REDIS) + admin + _OTHERS
+    pages = admin.TLS_LIMIT if settings.tls_cert_file else admin.LIMIT
+    pages = 0 if settings.admin_listen == NONE else pages
+    return workers * _WORKER + (_REDIS_CLUSTER if cluster else _REDIS) + pages + _OTHERS

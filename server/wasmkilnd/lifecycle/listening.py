@@ -16,7 +16,6 @@ from wasmkilnd.network import SocketAccess
 from wasmkilnd.rpc.server import Listener, open_socket
 from wasmkilnd.setting_values import Address
 from wasmkilnd.settings import Settings
-from wasmkilnd.telemetry.admin.names import Names
 from wasmkilnd.telemetry.metrics import TlsStatus
 
 
@@ -69,12 +68,13 @@ def open_admin_socket(settings: Settings, sockets: SocketAccess) -> None:
         open_socket(address, Path(address.removeprefix("unix:")), sockets)
 
 
-def admin_names(settings: Settings) -> Names | None:
-    """Return which names the admin server answers to; None for all."""
+def checks_host(settings: Settings) -> bool:
+    """Return whether a website could have browsers ask the admin server under its own name.
+
+    TLS names the server, and a port that other machines reach can be asked without a browser.
+    """
     address = Address.parse(settings.admin_listen)
-    if address.path or not address.local or settings.tls_cert_file:
-        return None
-    return Names()
+    return address.local and not address.path and not settings.tls_cert_file
 
 
 def listeners(settings: Settings, tls: TlsFiles | None) -> Sequence[Listener]:

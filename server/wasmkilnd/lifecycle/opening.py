@@ -19,8 +19,8 @@ from wasmkilnd.fair_share import FairShare
 from wasmkilnd.lifecycle.engines import served_engines
 from wasmkilnd.lifecycle.listening import (
     Bound,
-    admin_names,
     bound_addresses,
+    checks_host,
     listeners,
     open_admin_socket,
     open_tls,
@@ -40,8 +40,7 @@ from wasmkilnd.setting_values import NONE
 from wasmkilnd.settings import Settings
 from wasmkilnd.signing.keys import KeysUnusable, open_keys
 from wasmkilnd.signing.sealer import Sealer
-from wasmkilnd.telemetry.admin.pages import Pages
-from wasmkilnd.telemetry.admin.server import AddressInUse, AdminServer
+from wasmkilnd.telemetry.admin import AddressInUse, AdminServer, Pages
 from wasmkilnd.telemetry.audit import Audit, CannotAudit
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.telemetry.tracing import Tracing, open_tracing
@@ -180,7 +179,7 @@ class Opening:
             auditor,
             (lambda: tls.current.http_context) if tls else None,
             pages,
-            admin_names(self._settings.current),
+            checks_host=checks_host(self._settings.current),
         )
         try:
             address = await admin.start()

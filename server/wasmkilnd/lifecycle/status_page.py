@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from wasmkilnd.lifecycle.engines import Serving
 from wasmkilnd.lifecycle.readiness import Readiness
-from wasmkilnd.telemetry.admin.pages import Asset, LivePage
+from wasmkilnd.telemetry.admin import Page
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.telemetry.status_page.pages import status_pages
 from wasmkilnd.telemetry.status_page.sampler import Sampler
@@ -36,7 +36,7 @@ class StatusPage:
         )
 
     @property
-    def pages(self) -> Mapping[str, LivePage | Asset]:
+    def pages(self) -> Mapping[str, Page]:
         """The pages by path."""
         return status_pages(self._sources, self.sampler)
 

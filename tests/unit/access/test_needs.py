@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry
 from wasmkilnd.access.guard import PATHS, AccessGuard
-from wasmkilnd.telemetry.admin.server import AdminServer
+from wasmkilnd.telemetry.admin import AdminServer
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.telemetry.status_page.pages import status_pages
 from wasmkilnd.telemetry.status_page.sampler import Sampler

@@ -10,19 +10,16 @@ import aiohttp
 import pytest
 from wasmkilnd import errors
 from wasmkilnd.access.guard import AccessGuard
-from wasmkilnd.lifecycle.listening import admin_names
+from wasmkilnd.lifecycle.listening import checks_host
 from wasmkilnd.model import ANYBODY, Credentials, Entrance, Identity
 from wasmkilnd.settings import Settings
-from wasmkilnd.telemetry.admin.names import Names
-from wasmkilnd.telemetry.admin.pages import Asset, LivePage, Pages
-from wasmkilnd.telemetry.admin.server import AdminServer
-from wasmkilnd.telemetry.admin.shared_page import SharedPage
+from wasmkilnd.telemetry.admin import AdminServer, Page, Pages, SharedPage
 from wasmkilnd.telemetry.audit import Audit
 from wasmkilnd.telemetry.metrics import Metrics
 
 PAGES: Pages = {
-    "/": LivePage("text/html; charset=utf-8", lambda: b"<p>well</p>"),
-    "/page.css": Asset("text/css; charset=utf-8", b"p {}"),
+    "/": Page("text/html; charset=utf-8", lambda: b"<p>well</p>"),
+    "/page.css": Page("text/css; charset=utf-8", b"p {}"),
 }
 
 
@@ -124,8 +121,8 @@ async def test_many_pages_take_no_more_time_than_one(monkeypatch: pytest.MonkeyP
         pauses.append(seconds)
         now_s += seconds
 
-    monkeypatch.setattr("wasmkilnd.telemetry.admin.shared_page.asyncio.sleep", sleep)
-    monkeypatch.setattr("wasmkilnd.telemetry.admin.shared_page.time.monotonic", lambda: now_s)
+    monkeypatch.setattr("wasmkilnd.telemetry.admin.asyncio.sleep", sleep)
+    monkeypatch.setattr("wasmkilnd.telemetry.admin.time.monotonic", lambda: now_s)
 
     def rendering(name: str) -> Callable[[], bytes]:
         def render() -> bytes:
@@ -149,7 +146,6 @@ async def test_many_pages_take_no_more_time_than_one(monkeypatch: pytest.MonkeyP
 @pytest.fixture
 async def named() -> AsyncIterator[str]:
     """Where a server is that answers under the names of this machine alone."""
-    names = Names()
     server = AdminServer(
         "127.0.0.1:0",
         Metrics("1.2.3").registry,
@@ -157,7 +153,7 @@ async def named() -> AsyncIterator[str]:
         AccessGuard(None),
         Audit(),
         pages=PAGES,
-        names=names,
+        checks_host=True,
     )
     yield await server.start()
     await server.stop()
@@ -224,4 +220,4 @@ async def test_of_several_names_none_is_strange(named: str, hosts: str) -> None:
 def test_names_are_checked_where_a_browser_would_not(
     settings: dict[str, object], checked: bool
 ) -> None:
-    assert (admin_names(Settings.model_validate(settings)) is not None) == checked
+    assert checks_host(Settings.model_validate(settings)) is checked

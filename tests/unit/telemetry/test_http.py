@@ -12,12 +12,10 @@ import aiohttp
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from wasmkilnd.access.guard import AccessGuard
-from wasmkilnd.telemetry.admin import connections, pending, shared_page
-from wasmkilnd.telemetry.admin.server import AddressInUse, AdminServer
+from wasmkilnd.telemetry import admin
+from wasmkilnd.telemetry.admin import AddressInUse, AdminServer
 from wasmkilnd.telemetry.audit import Audit
 from wasmkilnd.telemetry.metrics import Metrics
-
-from tests.e2e.processes import eventually
 
 
 class Readiness:
@@ -115,32 +113,18 @@ async def test_only_get_and_head_of_three_pages_are_served_without_a_banner(
             assert await answer.read() == b""
 
 
-async def test_a_defect_that_one_client_meets_ends_no_other(
-    monkeypatch: pytest.MonkeyPatch, http: aiohttp.ClientSession
-) -> None:
-    running = server("127.0.0.1:0")
-    page = f"http://{await running.start()}/healthz"
-    with monkeypatch.context() as patched:
-        patched.setattr(connections.HttpConnections, "add", None)
-        with pytest.raises(aiohttp.ClientError):
-            await http.get(page)
-    async with http.get(page) as answer:
-        assert answer.status == 200
-    await running.stop()
-
-
 async def test_an_address_in_use_is_reported_in_one_line(url: str) -> None:
     address = url.removeprefix("http://")
     with pytest.raises(AddressInUse) as caught:
         await server(address).start()
     message = str(caught.value)
-    assert f"cannot serve metrics on {address}: it is in use already" in message
+    assert f"cannot serve metrics on {address}: Address already in use" in message
     assert "WASMKILN_ADMIN_LISTEN" in message
     assert "\n" not in message
 
 
 async def test_an_address_of_another_machine_is_refused() -> None:
-    with pytest.raises(AddressInUse, match="no such address"):
+    with pytest.raises(AddressInUse, match="Cannot assign requested address"):
         await server("192.0.2.1:9464").start()
 
 
@@ -240,40 +224,49 @@ async def ends(sock: socket.socket) -> bool:
     return True
 
 
-async def test_a_client_without_a_whole_request_in_time_is_disconnected(
+def half(sock: socket.socket) -> socket.socket:
+    sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: kiln\r\nX-Half: ")
+    return sock
+
+
+async def test_when_full_the_oldest_that_has_sent_no_request_makes_way(
+    url: str, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admin, "LIMIT", 4)
+    async with http.get(f"{url}/healthz") as answer:  # on a connection that is kept
+        assert answer.status == 200
+    with connect(url) as first, connect(url) as second, connect(url) as third:
+        half(first)
+        half(third)
+        await asyncio.sleep(0.1)
+        async with aiohttp.ClientSession() as other, other.get(f"{url}/readyz") as answer:
+            assert answer.status == 200
+            assert await ends(first)
+            # So do as many as it takes, and none that has asked.
+            with connect(url), connect(url):
+                assert await ends(second)
+                assert await ends(third)
+                async with other.get(f"{url}/readyz") as answer:
+                    assert answer.status == 200
+                async with http.get(f"{url}/healthz") as answer:
+                    assert answer.status == 200
+
+
+async def test_when_all_have_asked_the_one_idle_for_longest_makes_way(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pending, "_REQUEST_S", 0.2)
-    with connect(url) as silent, connect(url) as half:
-        half.sendall(b"GET /healthz HTTP/1.1\r\nHost: kiln\r\nX-Half: ")
-        assert await ends(silent)
-        assert await ends(half)
-
-
-def is_open_at_the_server(sock: socket.socket) -> bool:
-    """Return whether the server has not closed its end of ``sock`` (proc_net_tcp(5))."""
-    ends = [f":{port:04X}" for _, port in (sock.getpeername(), sock.getsockname())]
-    rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    states = [row[3] for row in rows if row[1].endswith(ends[0]) and row[2].endswith(ends[1])]
-    return states == ["01"]
-
-
-async def test_a_client_that_reads_no_response_is_disconnected(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connections, "_ANSWER_S", 0.2)
-    # Or a busy machine renders too few pages in 3 s to fill the socket's buffers.
-    monkeypatch.setattr(shared_page, "_PAUSE", 0.0)
-    with socket.socket() as slow:
-        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        host, _, port = url.removeprefix("http://").rpartition(":")
-        slow.connect((host, int(port)))
-        slow.sendall(b"GET /metrics HTTP/1.1\r\nHost: kiln\r\n\r\n" * 400)
-        # Reading would let the server go on, so the kernel tells when it has closed.
-        await asyncio.to_thread(
-            eventually, lambda: not is_open_at_the_server(slow), "the server waits without end"
-        )
-        assert await ends(slow)
+    monkeypatch.setattr(admin, "LIMIT", 2)
+    request = b"GET /healthz HTTP/1.1\r\nHost: kiln\r\n\r\n"
+    with connect(url) as first, connect(url) as second:
+        for sock in (first, second, first):
+            sock.sendall(request)
+            await asyncio.to_thread(sock.recv, 65536)
+        with connect(url) as third:
+            third.sendall(request)
+            assert b"200 OK" in await asyncio.to_thread(third.recv, 65536)
+            assert await ends(second)
+            first.sendall(request)
+            assert b"200 OK" in await asyncio.to_thread(first.recv, 65536)
 
 
 async def test_requests_in_parts_and_pipelined_requests_are_answered(

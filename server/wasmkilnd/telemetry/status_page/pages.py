@@ -7,7 +7,7 @@ from functools import partial
 from importlib import resources
 from typing import Final
 
-from wasmkilnd.telemetry.admin.pages import Asset, LivePage
+from wasmkilnd.telemetry.admin import Page
 from wasmkilnd.telemetry.status_page.document import document, live
 from wasmkilnd.telemetry.status_page.sampler import Sampler
 from wasmkilnd.telemetry.status_page.sources import Sources
@@ -20,16 +20,15 @@ _ASSETS: Final = {
 }
 
 
-def status_pages(sources: Sources, sampler: Sampler) -> Mapping[str, LivePage | Asset]:
+def status_pages(sources: Sources, sampler: Sampler) -> Mapping[str, Page]:
     """Return the pages by path."""
-    whole = LivePage(_HTML, partial(document, sources, sampler))
+    whole = Page(_HTML, partial(document, sources, sampler))
     folder = resources.files(__package__) / "assets"
     return {
         "/": whole,
         "/status": whole,
-        "/status/live": LivePage(_HTML, partial(live, sources, sampler)),
+        "/status/live": Page(_HTML, partial(live, sources, sampler)),
         **{
-            path: Asset(kind, (folder / name).read_bytes())
-            for path, (name, kind) in _ASSETS.items()
+            path: Page(kind, (folder / name).read_bytes()) for path, (name, kind) in _ASSETS.items()
         },
     }
