@@ -174,7 +174,7 @@ class Dead:
 
     def __init__(self) -> None:
         self.asked = 0
-        self.usage = self.tenant = self.service = self.behind = self
+        self.usage = self.tenant = self.compiler = self
 
     async def of_fleet(self) -> Uses:
         raise TierUnavailable("it is gone")
@@ -184,7 +184,7 @@ class Dead:
         use = (MODULE, UsedSpec(OLD, "x86_64-unknown-linux-gnu", "baseline", ()))
         return Uses({use: 1.0})
 
-    async def make(self, request: object) -> None:
+    async def ahead(self, request: object) -> None:
         self.asked += 1
         raise errors.module_not_loaded(MODULE)
 
@@ -203,7 +203,7 @@ class Defective(Dead):
     async def of_fleet(self) -> Uses:
         return self.own
 
-    async def make(self, request: object) -> None:
+    async def ahead(self, request: object) -> None:
         self.asked += 1
         if self.asked == 1:
             raise RuntimeError("a defect")
