@@ -182,14 +182,12 @@ class EngineStore:
         python: str = "",
         report: Report = lambda _: None,
         sha256: Sequence[str] = (),
-        mirror: str = "",
     ) -> InstalledEngine:
         """Install ``NAME`` or ``NAME==VERSION``; return the engine. Idempotent.
 
-        ``python`` is a path to an interpreter, or empty to look for one, and else to fetch one
-        from ``mirror``: builds in the layout of python-build-standalone's releases, empty for
-        where uv finds them. ``sha256`` has the digests of the wheels to accept; without it those
-        of a tested version are pinned. Call ``report`` with each step. Raises EngineInstallError.
+        ``python`` is a path to an interpreter, or empty to look for one, and else have uv fetch
+        one. ``sha256`` has the digests of the wheels to accept; without it those of a tested
+        version are pinned. Call ``report`` with each step. Raises EngineInstallError.
         """
         name, version = parse_spec(spec)
         if wrong := [digest for digest in sha256 if not _SHA256.fullmatch(digest)]:
@@ -200,7 +198,7 @@ class EngineStore:
             for engine in self.installed():
                 if (engine.name, engine.version) == (name, version):
                     return engine
-            found = self._interpreter(name, python, mirror, report)
+            found = self._interpreter(name, python, report)
             report(f"{spec}: using {found.name} at {found.path}")
             with tempfile.TemporaryDirectory(prefix=_BUILDING, dir=self._root) as folder:
                 if sha256:
@@ -239,10 +237,10 @@ class EngineStore:
             folder.rename(engine.path)
         return engine
 
-    def _interpreter(self, name: str, python: str, mirror: str, report: Report) -> Interpreter:
+    def _interpreter(self, name: str, python: str, report: Report) -> Interpreter:
         kind = KINDS[name]
         if not python:
-            return find_python(kind.minors, self._pythons) or self._fetch(kind, mirror, report)
+            return find_python(kind.minors, self._pythons) or self._fetch(kind, report)
         given = probe(python)
         if given is None:
             raise EngineInstallError(f"{python} is not a working Python interpreter")
@@ -250,16 +248,14 @@ class EngineStore:
             raise EngineInstallError(f"{python} is {given.name}, and {name} needs {kind.needs}")
         return given
 
-    def _fetch(self, kind: EngineKind, mirror: str, report: Report) -> Interpreter:
+    def _fetch(self, kind: EngineKind, report: Report) -> Interpreter:
         version = f"3.{min(kind.minors[-1], sys.version_info.minor)}"
-        where = mirror or os.environ.get("UV_PYTHON_INSTALL_MIRROR", "where uv finds it")
+        where = os.environ.get("UV_PYTHON_INSTALL_MIRROR", "where uv finds it")
         report(f"this machine has no {kind.needs}: fetching CPython {version} from {where}")
-        environ = {"UV_PYTHON_INSTALL_DIR": str(self._pythons)}
-        if mirror:
-            environ["UV_PYTHON_INSTALL_MIRROR"] = mirror
         try:
             make_folder(self._pythons)
-            _uv(["python", "install", "--no-bin", f"cpython@{version}"], environ)
+            folder = {"UV_PYTHON_INSTALL_DIR": str(self._pythons)}
+            _uv(["python", "install", "--no-bin", f"cpython@{version}"], folder)
         except (EngineInstallError, OSError) as failure:
             raise EngineInstallError(
                 f"cannot fetch CPython {version} from {where}: {failure}. Name a mirror that this"

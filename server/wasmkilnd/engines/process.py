@@ -110,14 +110,10 @@ def order_on(
     cpu: str,
     settings: Mapping[str, str],
     limits: Limits,
-    **more: Any,
 ) -> JobOrder:
-    """Return an order to ``compile`` or ``validate`` a module.
-
-    To ``call`` a function of an artifact as a host would, send that in the place of a module.
-    """
+    """Return an order to ``compile`` or ``validate`` a module."""
     about = {"kind": module.kind.value, "target": target, "cpu": cpu, "settings": dict(settings)}
-    return JobOrder({"op": op, **about, **more}, limits, module.wasm, module.sha256)
+    return JobOrder({"op": op, **about}, limits, module.wasm, module.sha256)
 
 
 @dataclass(slots=True)
