@@ -20,10 +20,9 @@ from pathlib import Path
 from redis.asyncio import Redis
 from wasmkiln.trusted_keys import TrustedKeys
 from wasmkilnd.flights import Allowance
-from wasmkilnd.model import Artifact, CompileSpec, EngineIdentity, EvictScope, Kind
+from wasmkilnd.model import Artifact, CompileSpec, EngineIdentity, EvictScope, Kind, to_frames
 from wasmkilnd.signing.keys import Keys, PrivateKey
 from wasmkilnd.signing.sealer import Sealer
-from wasmkilnd.wire import to_frames
 
 from bench.scale.stores import redis_store
 

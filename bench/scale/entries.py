@@ -6,10 +6,9 @@ import hashlib
 from dataclasses import replace
 
 from wasmkiln.trusted_keys import TrustedKeys
-from wasmkilnd.model import Artifact, CacheKey, CompileSpec, EngineIdentity, Kind
+from wasmkilnd.model import Artifact, CacheKey, CompileSpec, EngineIdentity, Kind, to_frames
 from wasmkilnd.signing.keys import Keys, PrivateKey
 from wasmkilnd.signing.sealer import Sealer
-from wasmkilnd.wire import to_frames
 
 CODE_BYTES = 200
 

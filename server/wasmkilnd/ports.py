@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeAlias
 
 from wasmkilnd import model
 from wasmkilnd.errors import WasmkilnError
-from wasmkilnd.wire import Packed
+from wasmkilnd.model import Packed
 
 # Who may do what: the port that every call and every HTTP request passes first.
 

@@ -1,4 +1,6 @@
-"""Quotas: how much work one identity may have the daemon do, as buckets of tokens.
+"""How much one caller may have: quotas over time, and fair shares of what there is at a time.
+
+**Quotas** say how much work one identity may have the daemon do, as buckets of tokens.
 
 The policy names quotas and gives them to identities. Each identity with one has buckets of its own:
 a bucket holds as many tokens as its limit says, and gets as many back, evenly, in each period.
@@ -195,3 +197,44 @@ class Quotas:
 
     def _count_refusal(self, kind: str) -> None:
         self._refused[kind] += 1
+
+
+class FairShare:
+    """Shares a limit among callers: each may hold as much as is left free.
+
+    One caller alone gets half of the limit, two get a third each, and there is always room
+    for a new caller: dynamic queue length thresholds, as in switches with a shared memory
+    (Choudhury and Hahne, 1998). A caller that holds nothing is forgotten.
+    """
+
+    def __init__(self, limit: Callable[[], int]) -> None:
+        """``limit`` is read at each use; while more than it is held, no caller has room."""
+        self._limit = limit
+        self.total = 0
+        self._held: dict[str, int] = {}
+
+    @property
+    def free(self) -> int:
+        """How much is left; negative after the limit was lowered below the total."""
+        return self._limit() - self.total
+
+    def held(self, caller: str) -> int:
+        """Return how much ``caller`` holds."""
+        return self._held.get(caller, 0)
+
+    def room(self, caller: str) -> int:
+        """Return how much more ``caller`` may hold; negative if it holds too much."""
+        return self._limit() - self.total - self._held.get(caller, 0)
+
+    def fits(self, caller: str, amount: int) -> bool:
+        """Return whether ``caller`` with ``amount`` more would hold no more than is left free."""
+        return 2 * amount <= self.room(caller)
+
+    def add(self, caller: str, amount: int) -> None:
+        """Add ``amount`` to what ``caller`` holds; a negative amount gives back."""
+        self.total += amount
+        held = self._held.get(caller, 0) + amount
+        if held:
+            self._held[caller] = held
+        else:
+            self._held.pop(caller, None)

@@ -41,9 +41,9 @@ from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.compile import Compiler, Tenant
 from wasmkilnd.engines.registry import EngineRegistry
-from wasmkilnd.fair_share import FairShare
 from wasmkilnd.pins import Pins, file_of
 from wasmkilnd.quarantine import Quarantine
+from wasmkilnd.quota import FairShare
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.messages import header_of
 from wasmkilnd.settings import Settings

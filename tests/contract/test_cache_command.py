@@ -20,9 +20,8 @@ from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.cache.value import written
 from wasmkilnd.cli import command
 from wasmkilnd.commands.cache import BadValuesFound, CacheCommandFailed
-from wasmkilnd.model import Artifact, ExternType, Module
+from wasmkilnd.model import CHUNK_BYTES, Artifact, ExternType, Module
 from wasmkilnd.signing.sealer import Sealer
-from wasmkilnd.wire import CHUNK_BYTES
 
 from tests.contract.cache_command import MODULE, SEALER, STRANGER, WASMER, Command, removed, row_of
 from tests.contract.sealing import OURS, THEIRS, sealer

@@ -12,8 +12,7 @@ import pytest
 from wasmkilnd.cache.redis_link import RedisLink
 from wasmkilnd.cache.redis_servers import RedisAccess, connect
 from wasmkilnd.cache.redis_store import RedisStore
-from wasmkilnd.model import Artifact, Module, nothing_pinned
-from wasmkilnd.wire import CHUNK_BYTES
+from wasmkilnd.model import CHUNK_BYTES, Artifact, Module, nothing_pinned
 
 from tests.contract.cache_command import SEALER, Command, removed
 from tests.contract.values import artifact, module

@@ -21,9 +21,18 @@ from wasmkilnd.cache.redis_servers import Command
 from wasmkilnd.cache.value import TRAILER_BYTES, ZSTD, written
 from wasmkilnd.errors import DoesNotFit, TierUnavailable
 from wasmkilnd.flights import Allowance
-from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Held, Kind, Module, Origin
+from wasmkilnd.model import (
+    Artifact,
+    CacheKey,
+    Evicted,
+    EvictScope,
+    Held,
+    Kind,
+    Module,
+    Origin,
+    to_frames,
+)
 from wasmkilnd.signing.sealer import Sealer
-from wasmkilnd.wire import to_frames
 
 from tests.contract.redis_stores import SEALER, TTL_S, Site, site
 from tests.contract.sealing import OURS, THEIRS, sealer

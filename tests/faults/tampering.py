@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import redis
-from wasmkilnd import wire
+from wasmkilnd import model
 from wasmkilnd.cache.value import TRAILER_BYTES, Frame, ValueRejected, head_bytes, open_value
 from wasmkilnd.model import STAMP_BYTES, Artifact, CacheKey
 from wasmkilnd.signing.sealer import Sealer
@@ -152,7 +152,7 @@ def sign_as_a_stranger(target: Target) -> None:
 def borrow_a_stamp(target: Target) -> None:
     # Native code of another module, which the engine would run, under a stamp of the fleet's.
     code = target.other.artifact
-    evil = replace(target.read(), size_bytes=len(code), frames=wire.to_frames(code))
+    evil = replace(target.read(), size_bytes=len(code), frames=model.to_frames(code))
     target.store(evil, _ANYONE, stamp=target.value(target.name)[_STAMP])
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wasmkiln import ArtifactMismatch
 from wasmkiln._compression import Decoder
-from wasmkilnd import wire
+from wasmkilnd import model
 from wasmkilnd.cache.value import ZSTD, ValueRejected
 
 from tests.contract.values import artifact
@@ -25,7 +25,7 @@ KEPT = dataclasses.replace(
     artifact(),
     sha256=hashlib.sha256(honest.ARTIFACT).hexdigest(),
     size_bytes=SIZE,
-    frames=(wire.frame(packed()),),
+    frames=(model.frame(packed()),),
     encoding=ZSTD,
 )
 
@@ -53,11 +53,11 @@ def test_a_client_makes_no_more_than_the_artifact_of_any_bytes(stream: bytes, cu
 def test_the_daemon_decodes_any_frames_to_the_artifacts_size_or_not_at_all(
     chunks: list[bytes],
 ) -> None:
-    kept = dataclasses.replace(KEPT, frames=tuple(wire.frame(chunk) for chunk in chunks))
+    kept = dataclasses.replace(KEPT, frames=tuple(model.frame(chunk) for chunk in chunks))
     try:
-        assert sum(map(len, wire.payload_views(decoded(kept).frames))) == SIZE
+        assert sum(map(len, model.payload_views(decoded(kept).frames))) == SIZE
     except ValueRejected as rejected:
         assert rejected.why
-    assert wire.payload_views(decoded(KEPT).frames) == [honest.ARTIFACT]
+    assert model.payload_views(decoded(KEPT).frames) == [honest.ARTIFACT]
     with pytest.raises(ValueRejected):
         decoded(dataclasses.replace(KEPT, frames=(), encoding=ZSTD))

@@ -20,7 +20,6 @@ from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.compile import Compiler, Tenant
 from wasmkilnd.engines.pool import Unless
 from wasmkilnd.errors import WasmkilnError
-from wasmkilnd.fair_share import FairShare
 from wasmkilnd.flights import Waiter, Waiters
 from wasmkilnd.model import (
     FAST_SETTINGS,
@@ -29,14 +28,15 @@ from wasmkilnd.model import (
     Kind,
     Limits,
     Module,
+    pack,
 )
 from wasmkilnd.pins import Pins, file_of
 from wasmkilnd.ports import CompiledCode, Refused
 from wasmkilnd.quarantine import Quarantine
+from wasmkilnd.quota import FairShare
 from wasmkilnd.rpc.messages import Capabilities
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.usage import Tally
-from wasmkilnd.wire import pack
 
 from tests.doubles.no_sealer import NoSealer
 from tests.doubles.notes import Notes

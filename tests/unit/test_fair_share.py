@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from wasmkilnd.fair_share import FairShare
+from wasmkilnd.quota import FairShare
 
 
 def fill(share: FairShare, caller: str) -> int:

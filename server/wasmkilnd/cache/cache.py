@@ -26,11 +26,19 @@ from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.cache.value import ValueRejected, unpacked_frames
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.flights import Allowance, Flights, WaitBudget, Waiter, Waiters
-from wasmkilnd.model import Artifact, CacheKey, Evicted, Item, Module, Origin, RejectionCause
+from wasmkilnd.model import (
+    ONE_MESSAGE_BYTES,
+    Artifact,
+    CacheKey,
+    Evicted,
+    Item,
+    Module,
+    Origin,
+    RejectionCause,
+)
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry import tracing
 from wasmkilnd.telemetry.metrics import Metrics
-from wasmkilnd.wire import ONE_MESSAGE_BYTES
 
 V = TypeVar("V")
 

@@ -46,11 +46,21 @@ from wasmkilnd import model, ownership
 from wasmkilnd.cache.value import ValueRejected, unpacked_frames
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.flights import Allowance
-from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, HostFile, Kind, TierUsage
+from wasmkilnd.model import (
+    CHUNK_BYTES,
+    Artifact,
+    CacheKey,
+    Evicted,
+    EvictScope,
+    HostFile,
+    Kind,
+    TierUsage,
+    frame,
+    payload_views,
+)
 from wasmkilnd.model import RejectionCause as Cause
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.metrics import Metrics
-from wasmkilnd.wire import CHUNK_BYTES, frame, payload_views
 
 T = TypeVar("T")
 # Translates an artifact into the header that the daemon sends, without what depends on a call.

@@ -40,11 +40,10 @@ from wasmkilnd.cache.redis_servers import WRITE_TIMEOUT_S, Command
 from wasmkilnd.cache.value import Opened, ValueRejected
 from wasmkilnd.errors import DoesNotFit, PartUnavailable, TierUnavailable, WrongType, forget_frames
 from wasmkilnd.flights import Allowance
-from wasmkilnd.model import Artifact, CacheKey, Evicted, Held, Module
+from wasmkilnd.model import Artifact, CacheKey, Evicted, Held, Module, frame
 from wasmkilnd.model import RejectionCause as Cause
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.metrics import Metrics
-from wasmkilnd.wire import frame
 
 T = TypeVar("T")
 K = TypeVar("K", bound="CacheKey | str")

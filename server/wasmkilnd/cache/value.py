@@ -41,10 +41,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from wasmkilnd import model
 from wasmkilnd.errors import DoesNotFit
-from wasmkilnd.model import Artifact, EngineIdentity, Module
+from wasmkilnd.model import CHUNK_BYTES, Artifact, EngineIdentity, Module, frame, payload_views
 from wasmkilnd.model import RejectionCause as Cause
 from wasmkilnd.signing.sealer import Sealer
-from wasmkilnd.wire import CHUNK_BYTES, frame, payload_views
 
 # The version of this format.
 CACHE_FORMAT = 3

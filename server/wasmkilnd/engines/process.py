@@ -47,8 +47,16 @@ from pydantic_core import from_json
 from wasmkilnd import errors
 from wasmkilnd.engines import child
 from wasmkilnd.engines.child.frames import HEADER, FrameError, Type, parse_header
-from wasmkilnd.model import Isolation, IsolationLayer, LayerState, Limits, Module
-from wasmkilnd.wire import CHUNK_BYTES, Packed, frame
+from wasmkilnd.model import (
+    CHUNK_BYTES,
+    Isolation,
+    IsolationLayer,
+    LayerState,
+    Limits,
+    Module,
+    Packed,
+    frame,
+)
 
 log = structlog.get_logger("wasmkilnd.engines")
 

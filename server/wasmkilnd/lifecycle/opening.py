@@ -15,7 +15,6 @@ from wasmkilnd.cache.embedded import EmbeddedServer, SharedServer
 from wasmkilnd.cache.host_store import HostDirectory
 from wasmkilnd.cache.redis_servers import AccessUnusable
 from wasmkilnd.engines.registry import EngineRegistry
-from wasmkilnd.fair_share import FairShare
 from wasmkilnd.lifecycle.engines import served_engines
 from wasmkilnd.lifecycle.listening import (
     Bound,
@@ -34,6 +33,7 @@ from wasmkilnd.lifecycle.shutdown import Shutdown, until
 from wasmkilnd.model import Limits, NamespaceLimits
 from wasmkilnd.options import host_options, redis_access
 from wasmkilnd.ports import Auditor, Guard
+from wasmkilnd.quota import FairShare
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.server import CannotListen, RpcServer
 from wasmkilnd.setting_values import NONE

@@ -43,11 +43,10 @@ from weakref import WeakValueDictionary
 
 from grpc import aio
 
-from wasmkilnd import errors, model, wire
+from wasmkilnd import errors, model
 from wasmkilnd.errors import WasmkilnError
-from wasmkilnd.fair_share import FairShare
 from wasmkilnd.network import address_of, host_of
-from wasmkilnd.quota import UNLIMITED, Quota
+from wasmkilnd.quota import UNLIMITED, FairShare, Quota
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.messages import MODULE_FIELDS, REQUEST_BYTES, SMALL_BYTES, bound
 from wasmkilnd.telemetry.metrics import TrafficUsage
@@ -362,7 +361,7 @@ class Traffic:
                 else:  # Other calls may wait for it too.
                     first = await asyncio.shield(following)
                 if not self._unread.fits(call.caller, len(first)):
-                    pieces = wire.cut(first, self._piece_bytes)
+                    pieces = model.cut(first, self._piece_bytes)
                     first = next(pieces)
                     for piece in pieces:
                         await self.write(call, first)

@@ -15,9 +15,8 @@ from wasmkilnd.cache.cache import Cache
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.value import ZSTD, ValueRejected, unpacked_frames
 from wasmkilnd.flights import Allowance, WaitBudget
-from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Kind, Origin
+from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Kind, Origin, frame
 from wasmkilnd.signing.sealer import Sealer
-from wasmkilnd.wire import frame
 
 from tests.contract.sealing import OURS, THEIRS, sealer
 from tests.contract.values import arrived, artifact, module, same, shrinking

@@ -23,7 +23,7 @@ import zstandard
 from wasmkiln.artifact import Artifact as ClientArtifact
 from wasmkiln.host_layout import ENGINES, entry_path
 from wasmkiln.v1.types_pb2 import ArtifactHeader
-from wasmkilnd import wire
+from wasmkilnd import model
 from wasmkilnd.cache import host_store as module
 from wasmkilnd.cache.host_store import HostStore, measure
 from wasmkilnd.cache.value import ZSTD
@@ -157,8 +157,8 @@ def tier_folder_mode(mode: int) -> int:
 
 async def test_an_encoded_artifact_is_stored_decoded(tmp_path: Path) -> None:
     one = artifact(1, 1_200_000)
-    pieces = [zstandard.compress(view) for view in wire.payload_views(one.frames)]
-    packed = dataclasses.replace(one, frames=tuple(map(wire.frame, pieces)), encoding=ZSTD)
+    pieces = [zstandard.compress(view) for view in model.payload_views(one.frames)]
+    packed = dataclasses.replace(one, frames=tuple(map(model.frame, pieces)), encoding=ZSTD)
     async with started(host_store(tmp_path, SEALER)) as tier:
         await tier.put(packed)
         assert same(await tier.get(one.key), one)

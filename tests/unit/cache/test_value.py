@@ -25,8 +25,7 @@ from wasmkilnd.cache.value import (
     open_value,
     written,
 )
-from wasmkilnd.model import STAMP_BYTES, Artifact, CacheKey, Kind, Module
-from wasmkilnd.wire import to_frames
+from wasmkilnd.model import STAMP_BYTES, Artifact, CacheKey, Kind, Module, to_frames
 
 from tests.contract.sealing import OURS, THEIRS, sealer
 from tests.contract.values import artifact, module, payload_of, same, shrinking

@@ -25,12 +25,12 @@ from wasmkilnd.model import (
     Module,
     SettingInfo,
     TargetInfo,
+    pack,
 )
 from wasmkilnd.ports import CompiledCode
 from wasmkilnd.quota import Quota
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.telemetry import tracing
-from wasmkilnd.wire import pack
 
 from tests.doubles.notes import Notes
 

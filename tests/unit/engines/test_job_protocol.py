@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from wasmkilnd.engines.child.frames import HEADER, MOST_BYTES, Type
 from wasmkilnd.engines.process import JobOrder, JobReport, exchange
-from wasmkilnd.wire import pack
+from wasmkilnd.model import pack
 
 from tests.unit.engines.limits import LIMITS
 

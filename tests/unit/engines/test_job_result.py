@@ -9,7 +9,7 @@ import pytest
 from wasmkilnd.engines import verdict
 from wasmkilnd.engines.process import JobReport
 from wasmkilnd.errors import Fault, Reason, WasmkilnError
-from wasmkilnd.wire import pack
+from wasmkilnd.model import pack
 
 from tests.unit.engines.limits import LIMITS
 

@@ -8,7 +8,7 @@ import socket
 
 import pytest
 from wasmkilnd.engines.process import receive_packed
-from wasmkilnd.wire import CHUNK_BYTES, pack
+from wasmkilnd.model import CHUNK_BYTES, pack
 
 
 async def received(payload: bytes, size: int) -> object:

@@ -11,7 +11,7 @@ from wasmkilnd.engines import verdict
 from wasmkilnd.engines.process import JobReport
 from wasmkilnd.engines.verdict import Outcome
 from wasmkilnd.errors import Fault, Reason, WasmkilnError
-from wasmkilnd.wire import pack
+from wasmkilnd.model import pack
 
 from tests.unit.engines import limits
 

@@ -8,7 +8,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from wasmkiln.v1 import types_pb2
 from wasmkiln.v1.module_service_pb2 import CompileResponse
-from wasmkilnd import wire
+from wasmkilnd import model
 from wasmkilnd.compile import Served
 from wasmkilnd.model import (
     Artifact,
@@ -35,7 +35,7 @@ ARTIFACT = Artifact(
     ),
     sha256="b" * 64,
     size_bytes=4,
-    frames=wire.to_frames(b"code"),
+    frames=model.to_frames(b"code"),
     compile_time_s=1.25,
     imports=(ExternType("env", "log", "function", "() -> ()"),),
     exports=(ExternType("", "run", "tag", ""), ExternType("", "x", "unheard of", "")),
@@ -47,7 +47,7 @@ HIT = Served(ARTIFACT, Origin.MEMORY)
 def of_size(size_bytes: int, encoding: str = "") -> Artifact:
     payload = bytes(at % 251 for at in range(size_bytes))
     return replace(
-        ARTIFACT, size_bytes=size_bytes, frames=wire.to_frames(payload), encoding=encoding
+        ARTIFACT, size_bytes=size_bytes, frames=model.to_frames(payload), encoding=encoding
     )
 
 
@@ -127,7 +127,7 @@ def test_an_artifact_is_in_the_header_up_to_the_callers_limit_and_64_kib(
     assert answer.artifact_bytes == size_bytes
     if inline:
         assert answer.artifact is None  # No chunks follow.
-        payload = b"".join(wire.payload_views(artifact.frames))
+        payload = b"".join(model.payload_views(artifact.frames))
         assert header_in(answer).inline_artifact == payload
     else:
         assert answer.artifact is artifact

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 from grpc import aio
-from wasmkilnd import wire
+from wasmkilnd import model
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import ANYBODY, Artifact
 from wasmkilnd.reloadable import Reloadable
@@ -108,7 +108,7 @@ class Rig:
 
 
 def sized(payload: bytes) -> Artifact:
-    return replace(artifact(), size_bytes=len(payload), frames=wire.to_frames(payload))
+    return replace(artifact(), size_bytes=len(payload), frames=model.to_frames(payload))
 
 
 @pytest.fixture(autouse=True)
