@@ -58,8 +58,8 @@ class ModuleServiceStub(object):
     Beside the reasons named at each RPC, every RPC may fail with:
     INVALID_ARGUMENT INVALID_REQUEST a field is above its bound, or the request is not a
     message of its type; metadata: at_most, size_bytes. At
-    most 64 settings, names of 128 bytes, values of 256, and
-    64 KiB in all without a module, FindMissing apart.
+    most 64 settings, 128 bytes for engine, target and cpu,
+    and 64 KiB in all without a module, FindMissing apart.
     UNAUTHENTICATED    CREDENTIALS_MISSING  the daemon asks who calls: send a token as the
     metadata authorization: Bearer TOKEN, or use a client
     certificate.
@@ -143,8 +143,8 @@ class ModuleServiceServicer(object):
     Beside the reasons named at each RPC, every RPC may fail with:
     INVALID_ARGUMENT INVALID_REQUEST a field is above its bound, or the request is not a
     message of its type; metadata: at_most, size_bytes. At
-    most 64 settings, names of 128 bytes, values of 256, and
-    64 KiB in all without a module, FindMissing apart.
+    most 64 settings, 128 bytes for engine, target and cpu,
+    and 64 KiB in all without a module, FindMissing apart.
     UNAUTHENTICATED    CREDENTIALS_MISSING  the daemon asks who calls: send a token as the
     metadata authorization: Bearer TOKEN, or use a client
     certificate.
@@ -329,8 +329,8 @@ class ModuleService(object):
     Beside the reasons named at each RPC, every RPC may fail with:
     INVALID_ARGUMENT INVALID_REQUEST a field is above its bound, or the request is not a
     message of its type; metadata: at_most, size_bytes. At
-    most 64 settings, names of 128 bytes, values of 256, and
-    64 KiB in all without a module, FindMissing apart.
+    most 64 settings, 128 bytes for engine, target and cpu,
+    and 64 KiB in all without a module, FindMissing apart.
     UNAUTHENTICATED    CREDENTIALS_MISSING  the daemon asks who calls: send a token as the
     metadata authorization: Bearer TOKEN, or use a client
     certificate.
