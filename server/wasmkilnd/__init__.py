@@ -12,7 +12,7 @@ memory hit only the first of them:
       quarantine            refuses a module that broke this compiler before
       cache/fleet           one compilation among all daemons on one Redis
       engines/registry      chooses the engine of a request
-      engines/workers       a worker process for the job: pool, process
+      engines/pool          a worker for the job; engines/process is one worker
 
 Load and FindMissing are in ``compile`` too, Pin, Unpin and ListPins in ``pins``. Each namespace has
 caches and services of its own (``tenants``). ``quota`` counts what callers may have done in a
@@ -26,14 +26,14 @@ minute or an hour.
 | ``pins``, ``usage`` | what no tier evicts; how often each artifact is served |
 | ``engines`` | installing engines, running jobs in confined workers, judging how jobs end |
 | ``signing`` | keys and signatures: the daemon serves only artifacts that a trusted key signed |
-| ``config`` | settings: one schema for flags, environment, file and docs |
+| ``settings`` | one schema for flags, environment, file and docs; ``settings_loader`` reads it |
 | ``lifecycle`` | start, readiness, reload, shutdown |
 | ``telemetry`` | logs, the audit, metrics, the HTTP port for metrics and health |
 | ``commands`` | the commands beside ``serve``: keys, tokens, certificates, the cache |
-| ``model``, ``errors``, ``ports`` | values, failures and interfaces that all rooms share |
+| ``model``, ``errors`` | values and failures that all rooms share |
 
-Rooms share values and ports; which other rooms each may import is listed in pyproject.toml. The
-daemon never imports an engine: engines run in processes and interpreters of their own.
+Which other rooms each may import is listed in pyproject.toml. The daemon never imports an engine:
+engines run in processes and interpreters of their own.
 """
 
 import sys

@@ -47,11 +47,11 @@ from wasmkilnd import errors, model
 from wasmkilnd.cache.cache import Cache
 from wasmkilnd.cache.fleet import Fleet
 from wasmkilnd.engines.registry import EngineRegistry
+from wasmkilnd.engines.verdict import CompiledCode
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.flights import Flights, Ticket, WaitBudget, Waiter, Waiters
 from wasmkilnd.model import Artifact, CacheKey, CompileSpec, Kind, Module, Origin
 from wasmkilnd.pins import Pins
-from wasmkilnd.ports import CompiledCode
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.quota import UNLIMITED, FairShare, Quota
 from wasmkilnd.signing.sealer import Sealer

@@ -15,7 +15,6 @@ SPINE = (
     "compile.py",
     "cache/cache.py",
     "engines/registry.py",
-    "engines/compilation.py",
     "engines/pool.py",
     "engines/process.py",
     "flights.py",  # which all share

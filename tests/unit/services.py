@@ -19,6 +19,8 @@ from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.compile import Compiler, Tenant
 from wasmkilnd.engines.pool import Unless
+from wasmkilnd.engines.registry import Refused
+from wasmkilnd.engines.verdict import CompiledCode
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.flights import Waiter, Waiters
 from wasmkilnd.model import (
@@ -31,7 +33,6 @@ from wasmkilnd.model import (
     pack,
 )
 from wasmkilnd.pins import Pins, file_of
-from wasmkilnd.ports import CompiledCode, Refused
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.quota import FairShare
 from wasmkilnd.rpc.messages import Capabilities

@@ -159,7 +159,7 @@ def files_of(settings: Settings) -> Sequence[Path]:
 
 
 class AccessGuard:
-    """Admits callers by the ``Access`` in force; see the port ``Guard``. For one event loop."""
+    """Admits callers by the ``Access`` in force. Never waits; for one event loop."""
 
     def __init__(
         self, access: Access | None = None, client_cas: Callable[[], Certificates] = tuple
@@ -194,7 +194,12 @@ class AccessGuard:
     def admit(
         self, what: str, entrance: model.Entrance, credentials: Callable[[], model.Credentials]
     ) -> Identity:
-        """Return who calls; see the port."""
+        """Return who calls.
+
+        ``what`` is the path of an RPC, ``/wasmkiln.v1.ModuleService/Load``, or of a page,
+        ``/metrics``. ``credentials`` reads what the call brings along; without access control it is
+        not called. Raises CREDENTIALS_MISSING, CREDENTIALS_INVALID or ROLE_MISSING.
+        """
         if not self.access.on:
             return model.ANYBODY
         need = _NEEDS.get(what)

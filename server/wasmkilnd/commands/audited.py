@@ -7,9 +7,8 @@ from pathlib import Path
 import click
 
 from wasmkilnd.commands.as_owner import invoker
-from wasmkilnd.ports import AuditEvent, AuditLine
 from wasmkilnd.settings import Settings
-from wasmkilnd.telemetry.audit import TO_LOG, AuditFile
+from wasmkilnd.telemetry.audit import TO_LOG, AuditEvent, AuditFile, AuditLine
 
 
 def audit_command(settings: Settings, what: str, **about: str | int | bool) -> None:

@@ -6,9 +6,7 @@ a job for each module; the job is confined, does its one piece of work, and ends
 
 | part | what it does |
 |---|---|
-| ``registry`` | chooses an engine and waits for a worker |
-| ``compilation`` | compiles or validates a module, and says what a refusal means for the caller |
-| ``served`` | which engines are served now; of each, its capabilities and the spec of a request |
+| ``registry`` | what is served and what a request means; compiles, and says what a refusal means |
 | ``pool`` | which job gets the next free worker; replaces workers that end |
 | ``process`` | one worker and its jobs, seen from the daemon; how well they are confined |
 | ``verdict`` | what the end of a job says about the module |

@@ -18,7 +18,7 @@ from packaging.specifiers import SpecifierSet
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from wasmkilnd.access.unusable import AccessUnusable, read
-from wasmkilnd.engines.served import ServedEngine
+from wasmkilnd.engines.registry import ServedEngine
 from wasmkilnd.setting_values import parse_toml
 
 log = structlog.get_logger("wasmkilnd.engines")

@@ -1,22 +1,191 @@
-"""Every engine: choose one for a request; ``compilation`` has its workers do the rest."""
+"""Every engine that is served: what a request means for one, and what they do with a module.
+
+A reload changes which engines requests can choose, while calls run.
+
+An engine's refusal alone does not tell a broken module from one that is ahead of the engine.
+So each other engine is asked to validate it, once, as a job of the same caller. If one of them
+accepts the module, the refusing engine lacks a feature; otherwise the module is invalid. Nothing
+of that is remembered.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from typing import Any, TypeAlias
 
 from wasmkilnd import errors
-from wasmkilnd.engines.compilation import Compilation
+from wasmkilnd.engines import verdict
+from wasmkilnd.engines.child.cpu import NATIVE
 from wasmkilnd.engines.names import NameChoices, Names, resolve
-from wasmkilnd.engines.served import EngineTable, ServedEngine
-from wasmkilnd.model import CompileSpec, Kind, Limits
+from wasmkilnd.engines.pool import Job, Ready, Unless, WorkerPool
+from wasmkilnd.engines.process import order_on
+from wasmkilnd.engines.verdict import CompiledCode, Outcome, Verdict
+from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.fingerprint import fingerprint
+from wasmkilnd.flights import Waiters
+from wasmkilnd.model import FAST_SETTINGS, CompileSpec, EngineCapabilities, Kind, Limits, Module
 from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.telemetry import tracing
 from wasmkilnd.telemetry.metrics import Metrics
 
+_RECORDED = {
+    Outcome.VALID: "ok",
+    Outcome.INVALID: "module_invalid",
+    Outcome.UNSUPPORTED: "engine_lacks_feature",
+}
+# wasmtime's package has no other way to validate them.
+_VALIDATED_BY_COMPILING = frozenset({Kind.COMPONENT})
+_NO_SUCH_KIND = Verdict(
+    Outcome.UNSUPPORTED, "it is a component, and this engine runs core modules only"
+)
+# Validating the worst of 280 hostile core modules took 0.22 s. Only components need more; an
+# engine that needs more than this for a second opinion gives none.
+_SECOND_OPINION_CPU_S = 2.0
+# The engine was not asked: that says nothing about the module.
+_NOT_ASKED = frozenset({Reason.COMPILE_QUEUE_FULL, Reason.SERVER_DRAINING})
+# Callers ask for the same few specs again and again, and to compute a fingerprint costs as much
+# as a cache hit.
+_REMEMBERED_SPECS = 1024
+# How a job or a worker ends whose engine's files are not there any more.
+_BY_REMOVAL = frozenset({Reason.COMPILER_CRASHED, Reason.WORKER_UNAVAILABLE})
 
-class EngineRegistry(Compilation):
-    """Every engine that the daemon serves."""
+Refused: TypeAlias = "Callable[[], Coroutine[Any, Any, WasmkilnError]]"
+"""A compilation that an engine refused: asks other engines why, and returns the caller's error.
+
+If no caller waits any more, it asks none and returns SERVER_DRAINING, which no caller reads. It
+raises COMPILE_QUEUE_FULL or SERVER_DRAINING if an engine could not be asked.
+"""
+
+
+@dataclass(eq=False)
+class ServedEngine:
+    """One engine version with its workers."""
+
+    capabilities: EngineCapabilities
+    pool: WorkerPool
+    # Returns whether the engine's files are still there.
+    is_installed: Callable[[], bool] = lambda: True
+
+    def __post_init__(self) -> None:
+        # The id by which a request names the engine, and its name without the version.
+        self.id, self.name = self.capabilities.identity.id, self.capabilities.identity.name
+        name, value = FAST_SETTINGS.get(self.name, ("", ""))
+        offered = self.capabilities.settings
+        # Whether the engine has a fast compiler that works here.
+        self.has_fast = any(each.name == name and value in each.allowed for each in offered)
+        self._resolved = lru_cache(_REMEMBERED_SPECS)(partial(_resolve, self.capabilities))
+
+    def takes(self, kind: Kind) -> bool:
+        """Return whether the engine runs modules of this kind at all."""
+        return kind in self.capabilities.kinds
+
+    def spec(self, target: str, cpu: str, settings: Mapping[str, str]) -> CompileSpec:
+        """Check a request against the engine's capabilities, and fill in the defaults.
+
+        Raises TARGET_UNSUPPORTED or SETTING_UNKNOWN.
+        """
+        return self._resolved(target, cpu, tuple(sorted(settings.items())))
+
+    @property
+    def compilers(self) -> frozenset[str]:
+        """The compilers that a request can choose."""
+        fast = [FAST_SETTINGS[self.name][1]] if self.has_fast else []
+        return frozenset({self.capabilities.identity.compiler, *fast})
+
+    def fast(self, spec: CompileSpec, settings: Mapping[str, str]) -> CompileSpec | None:
+        """Return ``spec`` with the engine's fast compiler; None if there is no such choice.
+
+        ``settings`` are those of the request: where they name a compiler, it is chosen.
+        """
+        name, value = FAST_SETTINGS.get(self.name, ("", ""))
+        if not self.has_fast or name in settings:
+            return None
+        return self.spec(spec.target, spec.cpu, {**spec.changed_settings, name: value})
+
+
+def _resolve(
+    capabilities: EngineCapabilities, target: str, cpu: str, settings: tuple[tuple[str, str], ...]
+) -> CompileSpec:
+    engine_id = capabilities.identity.id
+    targets = {each.triple: each for each in capabilities.targets}
+    chosen = targets.get(target or next((one for one in targets if targets[one].host), ""))
+    if chosen is None:
+        raise errors.target_unsupported(engine_id, target, list(targets))
+    cpu = cpu or chosen.cpus[0]
+    if cpu not in chosen.cpus:
+        raise errors.cpu_unsupported(engine_id, chosen.triple, cpu, chosen.cpus)
+    in_force = {setting.name: setting.default for setting in capabilities.settings}
+    allowed = {setting.name: setting.allowed for setting in capabilities.settings}
+    changed = {}
+    for name, value in settings:
+        if name not in in_force:
+            raise errors.setting_unknown(engine_id, name, in_force)
+        if value not in allowed[name]:
+            raise errors.setting_value_unknown(engine_id, name, value, allowed[name])
+        if value != in_force[name]:
+            in_force[name] = changed[name] = value
+    features = capabilities.host_cpu_features if cpu == NATIVE else ()
+    digest = fingerprint(capabilities.identity, chosen.triple, cpu, features, in_force)
+    return CompileSpec(capabilities.identity, chosen.triple, cpu, in_force, changed, digest)
+
+
+class EngineTable:
+    """The engines that requests can choose, and those that only finish what they began.
+
+    All namespaces share one. For one event loop.
+    """
+
+    def __init__(self, served: Sequence[ServedEngine], names: Names) -> None:
+        """Serve ``served``; see ``serve``."""
+        # By id, also those that are served no more: work that chose one of them goes on.
+        self.known: dict[str, ServedEngine] = {}
+        # Ids of engines that were removed, also before this daemon started.
+        self.removed: Collection[str] = ()
+        self.serve(served, names)
+
+    def serve(self, served: Sequence[ServedEngine], names: Names) -> None:
+        """Let requests choose among ``served`` from now on, by their ids and by ``names``."""
+        # By id; those that names stand for come first, which clients choose. Replaced as a whole.
+        order = sorted(served, key=lambda engine: names.by_name.get(engine.name) != engine.id)
+        self.served = {engine.id: engine for engine in order}
+        self.names = names
+        named = {name: each for name, each in names.by_name.items() if each in self.served}
+        # The id of what is served by each word that a request may name it by: id or name.
+        self.ids = named | {each: each for each in self.served}
+        self.known |= self.served
+
+    def explained(self, engine_id: str, failure: WasmkilnError) -> WasmkilnError:
+        """Return ENGINE_REMOVED for what broke because the engine's files or workers are gone."""
+        ended = failure.reason is Reason.SERVER_DRAINING and engine_id not in self.served
+        broken = failure.reason in _BY_REMOVAL and not self.known[engine_id].is_installed()
+        if not (ended or broken):
+            return failure
+        return errors.engine_removed(engine_id, [each for each in self.served if each != engine_id])
+
+    def not_served(self, engine: str) -> WasmkilnError:
+        """Return ENGINE_UNKNOWN for an id or a name; ENGINE_REMOVED for what was served before."""
+        engine = self.names.by_name.get(engine, engine)
+        if (
+            engine in self.known
+            or engine in self.removed
+            or any(engine == each.name for each in self.known.values())
+        ):
+            return errors.engine_removed(engine, self.served)
+        return errors.engine_unknown(engine, self.served)
+
+
+class EngineRegistry:
+    """Every engine that the daemon serves, and what they do with modules. For one event loop.
+
+    Whatever a module does to an engine, only the calls about that module fail, and each with a
+    WasmkilnError.
+    """
 
     def __init__(
         self,
@@ -27,7 +196,9 @@ class EngineRegistry(Compilation):
     ) -> None:
         """Serve ``served``, the preferred ones first; see ``names.resolve``."""
         names = resolve(choices, [engine.id for engine in served])
-        super().__init__(EngineTable(served, names), limits, recorder)
+        self._table = EngineTable(served, names)
+        self._limits = limits
+        self._recorder = recorder
         self._table.removed = choices.removed
         self.choices = choices
         """What decides which engine a name stands for."""
@@ -100,6 +271,178 @@ class EngineRegistry(Compilation):
         """
         return self._table.known[spec.engine.id].fast(spec, settings)
 
+    async def compile(
+        self, spec: CompileSpec, module: Module, waiters: Waiters, *, ready: Ready, unless: Unless
+    ) -> CompiledCode | Refused | None:
+        """Compile ``module`` in a worker, in the turn of ``waiters``; record how that ended.
+
+        Once a worker is free, ``ready`` is awaited, with how long the module waited for it.
+        Return None if that returns False, or if ``unless`` returns before. Raises the errors of
+        Compile, and what ``ready`` and ``unless`` raise.
+        """
+        engine = self._table.known[spec.engine.id]
+        refused = partial(self._refusal, engine, module, waiters, spec=spec)
+        if not engine.takes(module.kind):
+            return partial(refused, _NO_SUCH_KIND)
+        limits, settings = self._limits.current, spec.changed_settings
+        job = Job(order_on("compile", module, spec.target, spec.cpu, settings, limits), waiters)
+        code = None
+        steps = ExitStack()
+        about = steps.enter_context(tracing.step("queue", engine=engine.id, outcome="stored"))
+
+        async def began(queued_s: float) -> bool:
+            nonlocal about
+            about["outcome"] = "worker"
+            steps.close()
+            needed = await ready(queued_s)
+            if needed:
+                step = tracing.step("compile", engine=engine.id, module_bytes=len(module.wasm))
+                about = steps.enter_context(step)
+            return needed
+
+        try:
+            with steps:
+                report = await engine.pool.run(job, ready=began, unless=unless)
+                if report.needless:
+                    return None
+                found = verdict.read(report, engine.id, "compiling", limits)
+                if found.outcome is Outcome.VALID:
+                    code = verdict.compiled_code(report, engine.id, job.queued_s or 0.0)
+                    about["artifact_bytes"] = code.code.size_bytes
+                about["outcome"] = "ok" if code else "refused"
+        except WasmkilnError as failure:
+            failure = self._table.explained(engine.id, failure)
+            if failure.reason is not Reason.MODULE_QUARANTINED:  # ``ready`` said that.
+                self._record(job, engine.id, failure.reason.value.lower())
+            raise failure from None
+        self._record(job, engine.id, _RECORDED[found.outcome])
+        return code or partial(refused, found)
+
+    async def validate(
+        self,
+        engine_id: str,
+        module: Module,
+        waiters: Waiters,
+        watch: AbstractAsyncContextManager[None],
+    ) -> None:
+        """Validate in a worker, in the turn of ``waiters``. Raises the errors of Load.
+
+        ``watch`` surrounds a job that has to compile in order to validate: it checks the
+        quarantine and records strikes.
+        """
+        engine, found = self._table.known[engine_id], _NO_SUCH_KIND
+        with tracing.step("validate", engine=engine.id, module_bytes=len(module.wasm)) as about:
+            if engine.takes(module.kind):
+                async with watch if module.kind in _VALIDATED_BY_COMPILING else nullcontext():
+                    limits = self._limits.current
+                    found = await self._ask(engine, "validate", module, waiters, limits)
+            if found.outcome is not Outcome.VALID:
+                raise await self._refusal(engine, module, waiters, found)
+            about["outcome"] = "ok"
+
+    def _record(self, job: Job, engine_id: str, outcome: str) -> None:
+        took_s = time.monotonic() - job.asked_s
+        queued_s = took_s if job.queued_s is None else job.queued_s
+        self._recorder.compiled(engine_id, outcome, took_s - queued_s, queued_s)
+
+    async def _refusal(
+        self,
+        engine: ServedEngine,
+        module: Module,
+        waiters: Waiters,
+        refused: Verdict,
+        spec: CompileSpec | None = None,
+    ) -> WasmkilnError:
+        """Return MODULE_INVALID, or ENGINE_LACKS_FEATURE if another engine accepts the module.
+
+        Ask no engine about what a fast compiler lacks: it says nothing about the module, and the
+        caller may be waiting for the optimised artifact instead. Settings that were changed may
+        switch a proposal off: then the engine itself is asked too, with its defaults.
+
+        Raises COMPILE_QUEUE_FULL or SERVER_DRAINING where no engine accepts the module and one
+        could not be asked: a verdict without it could be wrong.
+        """
+        takes_kind, unsupported = engine.takes(module.kind), refused.outcome is Outcome.UNSUPPORTED
+        if spec and spec.is_fast and takes_kind and unsupported:
+            # An engine that validates components by compiling them has not validated it.
+            valid = module.kind not in _VALIDATED_BY_COMPILING
+            return errors.fast_compiler_lacks_feature(
+                engine.id, refused.message, refused.offset, refused.feature, valid=valid
+            )
+        # A refusal is not stored, so stop if no caller waits any more.
+        waiters.release()
+        if not waiters.waiting:
+            return errors.server_draining()
+        others = [each for each in self._table.served.values() if each.takes(module.kind)]
+        if not (spec and spec.changed_settings) or unsupported:
+            others = [each for each in others if each.id != engine.id]
+        # A module that the engine calls valid and does not compile is valid for its other
+        # versions too. To name a version that compiles it, the daemon has to try.
+        by_compiling = engine.name if unsupported else ""
+        ops = ["compile" if each.name == by_compiling else "validate" for each in others]
+        asked = (self._opinion(*each, module, waiters) for each in zip(others, ops, strict=True))
+        opinions = list(zip(others, await asyncio.gather(*asked), strict=True))
+        verdicts = [(engine, refused)] if takes_kind else []
+        verdicts += [(other, each) for other, each in opinions if isinstance(each, Verdict)]
+        accepted_by = [other.id for other, each in verdicts if each.outcome is Outcome.VALID]
+        if not takes_kind:
+            # Those that reached no verdict run modules of its kind, which the engine does not.
+            accepted_by += [other.id for other, each in opinions if each is None]
+        for _, each in opinions:
+            if isinstance(each, WasmkilnError) and not accepted_by:
+                raise each
+        feature = "" if accepted_by else _lacked_by_all(verdicts)
+        invalid = verdicts and all(each.outcome is Outcome.INVALID for _, each in verdicts)
+        if accepted_by or feature or not invalid:
+            return errors.engine_lacks_feature(
+                engine.id, refused.message, accepted_by, refused.offset, feature or refused.feature
+            )
+        first, said = verdicts[0]
+        return errors.module_invalid(first.id, said.message, said.offset)
+
+    async def _opinion(
+        self, other: ServedEngine, op: str, module: Module, waiters: Waiters
+    ) -> Verdict | WasmkilnError | None:
+        """Return another engine's verdict; None if it has none, an error if it was not asked."""
+        limits = self._limits.current
+        cpu_s = min(limits.compile_cpu_s, _SECOND_OPINION_CPU_S)
+        waiters.quota.opinion()
+        try:
+            return await self._ask(other, op, module, waiters, replace(limits, compile_cpu_s=cpu_s))
+        except WasmkilnError as failure:
+            return failure if failure.reason in _NOT_ASKED else None
+
+    async def _ask(
+        self, engine: ServedEngine, op: str, module: Module, waiters: Waiters, limits: Limits
+    ) -> Verdict:
+        """Return the verdict of an engine with its default settings.
+
+        Raises the errors of Load for a job that reached no verdict.
+        """
+        host = engine.capabilities.host_triple
+        try:
+            job = Job(order_on(op, module, host, NATIVE, {}, limits), waiters)
+            return verdict.read(await engine.pool.run(job), engine.id, "validating", limits)
+        except WasmkilnError as failure:
+            raise self._table.explained(engine.id, failure) from None
+
     async def close(self) -> None:
         """End every worker."""
         await asyncio.gather(*(engine.pool.close() for engine in self._table.known.values()))
+
+
+def _lacked_by_all(verdicts: Sequence[tuple[ServedEngine, Verdict]]) -> str:
+    """Return the feature that the module needs and none of the engines has; "" if none.
+
+    An engine that has the feature, and calls the module invalid for another reason, has
+    read past the place where the first engine stopped: the module is invalid.
+    """
+    for _, found in verdicts:
+        overruled = any(
+            found.feature in other.capabilities.wasm_features
+            for other, theirs in verdicts
+            if theirs is not found
+        )
+        if found.feature and not overruled:
+            return found.feature
+    return ""

@@ -18,7 +18,7 @@ from wasmkilnd.engines.child import sandbox
 from wasmkilnd.engines.install import InstalledEngine
 from wasmkilnd.engines.pool import Job, Neighbours, WorkerPool
 from wasmkilnd.engines.process import JobOrder, Worker, WorkerDied
-from wasmkilnd.engines.served import ServedEngine
+from wasmkilnd.engines.registry import ServedEngine
 from wasmkilnd.engines.verdict import cause_line
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.machine import cpu_count

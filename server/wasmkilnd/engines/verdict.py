@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import re
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated, Literal
@@ -36,8 +37,7 @@ from wasmkilnd import errors
 from wasmkilnd.engines.child.job import MAX_TYPES
 from wasmkilnd.engines.process import MAX_NUMBER, JobReport
 from wasmkilnd.errors import Fault, WasmkilnError
-from wasmkilnd.model import Limits
-from wasmkilnd.ports import CompiledCode
+from wasmkilnd.model import Limits, Packed
 
 # Signals by which a process ends through its own doing, rather than by another process.
 _OWN_ENDS = frozenset(
@@ -68,6 +68,19 @@ class JobResult(BaseModel, strict=True, frozen=True, allow_inf_nan=False):
     imports: _Rows = []
     exports: _Rows = []
     types_truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledCode:
+    """The result of a compilation that succeeded."""
+
+    code: Packed
+    compile_time_s: float
+    queue_time_s: float
+    imports: Sequence[Sequence[str]]
+    """Each as module, name, kind, type."""
+    exports: Sequence[Sequence[str]]
+    types_truncated: bool
 
 
 class Outcome(Enum):

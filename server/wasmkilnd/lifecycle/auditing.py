@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from wasmkilnd.access.guard import Access
 from wasmkilnd.access.tls import TlsFiles
-from wasmkilnd.ports import AuditEvent, AuditLine, Auditor
 from wasmkilnd.signing.keys import Keys
-from wasmkilnd.telemetry.audit import audit_change
+from wasmkilnd.telemetry.audit import Audit, AuditEvent, AuditLine, audit_change
 
 
-def audit_start(auditor: Auditor, version: str, keys: Keys) -> None:
+def audit_start(auditor: Audit, version: str, keys: Keys) -> None:
     """Write that the daemon starts, and with which keys."""
     about: dict[str, str | int | bool] = {"version": version, "key_id": keys.own_id}
     about["trusted_keys"] = len(keys.trusted)
     auditor.write(AuditLine(AuditEvent.START, about=about))
 
 
-def audit_access(auditor: Auditor, before: Access, after: Access) -> None:
+def audit_access(auditor: Audit, before: Access, after: Access) -> None:
     """Write how those who may do what differ from before."""
     if before.on != after.on:
         audit_change(auditor, "access", on=after.on)
@@ -30,7 +29,7 @@ def audit_access(auditor: Auditor, before: Access, after: Access) -> None:
         audit_change(auditor, "tokens", accepted=accepted, dropped=dropped)
 
 
-def audit_tls(auditor: Auditor, files: TlsFiles | None) -> None:
+def audit_tls(auditor: Audit, files: TlsFiles | None) -> None:
     """Write from now on when the certificate or the CAs of callers are replaced."""
     if files is None:
         return

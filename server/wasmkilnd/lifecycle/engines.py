@@ -32,8 +32,7 @@ from wasmkilnd.engines import names as naming
 from wasmkilnd.engines.advisories import Advisories, read_advisories
 from wasmkilnd.engines.install import KINDS, EngineStore, InstalledEngine
 from wasmkilnd.engines.process import IsolationGuard
-from wasmkilnd.engines.registry import EngineRegistry
-from wasmkilnd.engines.served import ServedEngine
+from wasmkilnd.engines.registry import EngineRegistry, ServedEngine
 from wasmkilnd.engines.serving import WorkerOptions, serve_engine
 from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
 from wasmkilnd.fingerprint import HASHED_FORMAT, UNHASHED_DEFAULTS
@@ -42,11 +41,10 @@ from wasmkilnd.lifecycle.long_step import long_step
 from wasmkilnd.lifecycle.preflight import CannotStart
 from wasmkilnd.lifecycle.reload import CannotReload
 from wasmkilnd.ownership import NotOurs
-from wasmkilnd.ports import Auditor
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.messages import Capabilities
 from wasmkilnd.settings import Settings
-from wasmkilnd.telemetry.audit import audit_change
+from wasmkilnd.telemetry.audit import Audit, audit_change
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.tenants import OpenTenant, Tenants
 from wasmkilnd.usage import Use, Uses
@@ -170,7 +168,7 @@ class Serving:
         settings: Reloadable[Settings],
         limits: Reloadable[model.Limits],
         metrics: Metrics,
-        auditor: Auditor,
+        auditor: Audit,
         in_background: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
         """Serve nothing yet. Raises CannotStart.

@@ -10,6 +10,7 @@ from typing import Any
 
 import structlog
 
+from wasmkilnd.access.guard import AccessGuard
 from wasmkilnd.access.tls import TlsFiles
 from wasmkilnd.cache.embedded import EmbeddedServer, SharedServer
 from wasmkilnd.cache.host_store import HostDirectory
@@ -32,7 +33,6 @@ from wasmkilnd.lifecycle.serve_namespaces import refusal
 from wasmkilnd.lifecycle.shutdown import Shutdown, until
 from wasmkilnd.model import Limits, NamespaceLimits
 from wasmkilnd.options import host_options, redis_access
-from wasmkilnd.ports import Auditor, Guard
 from wasmkilnd.quota import FairShare
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.server import CannotListen, RpcServer
@@ -159,8 +159,8 @@ class Opening:
     async def admin(
         self,
         readiness: Readiness,
-        guard: Guard,
-        auditor: Auditor,
+        guard: AccessGuard,
+        auditor: Audit,
         tls: TlsFiles | None,
         pages: Pages,
     ) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from wasmkilnd.engines.served import ServedEngine
+from wasmkilnd.engines.registry import ServedEngine
 from wasmkilnd.model import UnservedEngine
 
 log = structlog.get_logger("wasmkilnd")

@@ -14,7 +14,6 @@ from wasmkilnd.access.unusable import defect_in
 from wasmkilnd.cache.redis_servers import AccessUnusable
 from wasmkilnd.model import Limits, TrafficLimits
 from wasmkilnd.options import limits_of, limits_too_low, redis_access, traffic_limits
-from wasmkilnd.ports import Auditor
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.settings import Settings
 from wasmkilnd.settings_loader import Change, ConfigError, LoadedSettings, changes, take_over
@@ -22,7 +21,7 @@ from wasmkilnd.signing.keys import Keys, KeysUnusable, open_keys
 from wasmkilnd.signing.keys import changes as key_changes
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry import logs
-from wasmkilnd.telemetry.audit import CannotAudit, audit_change
+from wasmkilnd.telemetry.audit import Audit, CannotAudit, audit_change
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.tenants import Tenants
 
@@ -73,7 +72,7 @@ class Reloader:
         traffic: Reloadable[TrafficLimits],
         sealer: Sealer,
         tenants: Tenants,
-        auditor: Auditor,
+        auditor: Audit,
         metrics: Metrics,
         *,
         largest_module_bytes: int,

@@ -25,11 +25,13 @@ import structlog
 from google.protobuf.message import Message
 from grpc import aio
 
-from wasmkilnd import model, ports
+from wasmkilnd import model
+from wasmkilnd.access.guard import AccessGuard
 from wasmkilnd.errors import Reason, WasmkilnError, forget_frames
 from wasmkilnd.quota import Quota, unlimited
 from wasmkilnd.rpc import messages
 from wasmkilnd.rpc.traffic import Call, Context, Gate, Traffic
+from wasmkilnd.telemetry.audit import Audit, AuditEvent, AuditLine
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.telemetry.tracing import Tracing
 
@@ -37,7 +39,7 @@ log = structlog.get_logger("wasmkilnd.rpc")
 
 _MODULES = "/wasmkiln.v1.ModuleService/"
 _COMPILE = f"{_MODULES}Compile"
-_EVENTS = {_COMPILE: ports.AuditEvent.COMPILE, f"{_MODULES}Load": ports.AuditEvent.UPLOAD}
+_EVENTS = {_COMPILE: AuditEvent.COMPILE, f"{_MODULES}Load": AuditEvent.UPLOAD}
 _REFUSALS = (
     *(Reason.CREDENTIALS_MISSING, Reason.CREDENTIALS_INVALID, Reason.ROLE_MISSING),
     Reason.QUOTA_EXCEEDED,
@@ -55,8 +57,8 @@ class Entry:
 
     traffic: Traffic
     metrics: Metrics
-    guard: ports.Guard
-    auditor: ports.Auditor
+    guard: AccessGuard
+    auditor: Audit
     quota_of: Callable[[model.Identity], Quota] = unlimited
     tracing: Tracing | None = None
     """Follows the calls that were let in; None if nobody does."""
@@ -121,7 +123,7 @@ class Rpc:
         self._answer = answer
         self._gate = gate
         operating = path.startswith("/wasmkiln.v1.AdminService/")
-        self._event = ports.AuditEvent.ADMIN if operating else _EVENTS.get(path)
+        self._event = AuditEvent.ADMIN if operating else _EVENTS.get(path)
 
     async def handle(self, _: Any, context: Context) -> bytes | None:
         """Answer a call.
@@ -235,18 +237,18 @@ class Rpc:
         if not auditor.on or call.audited:
             return
         if reason in _REFUSALS:
-            event = ports.AuditEvent.REFUSAL
+            event = AuditEvent.REFUSAL
         elif code != "OK":
             if call.origin or reason is Reason.MODULE_NOT_LOADED:
                 return  # It was served, and could not be sent; or there was nothing to compile.
-        elif event is ports.AuditEvent.COMPILE and call.origin not in _MADE:
+        elif event is AuditEvent.COMPILE and call.origin not in _MADE:
             return
         if not event:
             return
         call.audited = True
         kind, _, address = call.peer.partition(":")
         auditor.write(
-            ports.AuditLine(
+            AuditLine(
                 event,
                 call.identity.name or (failure.identity if failure else ""),
                 call.identity.namespace,

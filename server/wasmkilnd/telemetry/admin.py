@@ -34,7 +34,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import structlog
 from aiohttp import web
@@ -42,9 +42,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from wasmkilnd.errors import Reason, WasmkilnError, forget_frames
-from wasmkilnd.model import Credentials, Entrance, Transport
+from wasmkilnd.model import Credentials, Entrance, Identity, Transport
 from wasmkilnd.network import address_of, host_of, is_listening
-from wasmkilnd.ports import AuditEvent, AuditLine, Auditor, Guard
+from wasmkilnd.telemetry.audit import Audit, AuditEvent, AuditLine
 
 log = structlog.get_logger("wasmkilnd.telemetry")
 
@@ -140,6 +140,20 @@ class SharedPage:
                 self._not_before_s = ended_s + 4.0 * (ended_s - began_s)
 
 
+class Guard(Protocol):
+    """Says who calls, and refuses what they may not do; ``access`` has it."""
+
+    def admit(
+        self, what: str, entrance: Entrance, credentials: Callable[[], Credentials]
+    ) -> Identity:
+        """Return who calls.
+
+        ``what`` is the path of an RPC, ``/wasmkiln.v1.ModuleService/Load``, or of a page,
+        ``/metrics``. ``credentials`` reads what the call brings along; a daemon that asks for no
+        identity does not call it. Raises CREDENTIALS_MISSING, CREDENTIALS_INVALID or ROLE_MISSING.
+        """
+
+
 @dataclass(eq=False)
 class AdminServer:
     """Serves ``/metrics``, ``/healthz``, ``/readyz`` and ``pages``, for GET and HEAD alone."""
@@ -150,7 +164,7 @@ class AdminServer:
     ready: Callable[[], tuple[bool, str]]
     """Returns whether the daemon serves calls, and a sentence that says why or why not."""
     guard: Guard
-    auditor: Auditor
+    auditor: Audit
     tls: Callable[[], ssl.SSLContext] | None = None
     """Returns what new TCP connections are made with; None for plaintext."""
     pages: Pages = field(default_factory=dict)

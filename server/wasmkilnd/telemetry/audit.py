@@ -27,14 +27,15 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from enum import Enum
 from pathlib import Path
 from typing import Any, Final
 
 import structlog
 
-from wasmkilnd.ports import AuditEvent, AuditLine, Auditor
 from wasmkilnd.telemetry.logs import Repeats
 
 log = structlog.get_logger("wasmkilnd.audit")
@@ -49,6 +50,47 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _IDENTITY_LENGTH = 400
 _TEXT_LENGTH = 200
 _FIELDS = ("namespace", "peer", "method", "code", "reason", "module", "engine", "origin")
+
+
+class AuditEvent(Enum):
+    """What a line is about."""
+
+    COMPILE = "compile"
+    """A Compile call that compiled, waited for another's compilation, or failed."""
+    UPLOAD = "upload"
+    """A Load call."""
+    ADMIN = "admin"
+    """A call of AdminService."""
+    REFUSAL = "refusal"
+    """A call or an HTTP request of somebody who may not make it, or has used up a quota."""
+    CHANGE = "change"
+    """Keys, certificates, tokens, the policy or settings differ from before."""
+    START = "start"
+    STOP = "stop"
+    LOST = "lost"
+    """Lines before this one could not be written."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditLine:
+    """What one line of the audit says. Empty fields are left out. Nothing here is a secret."""
+
+    event: AuditEvent
+    identity: str = ""
+    namespace: str = ""
+    peer: str = ""
+    """The address of the other end, ``192.0.2.1:40000``, ``[2001:db8::1]:40000`` or ``unix``."""
+    method: str = ""
+    """The path of an RPC or of a page."""
+    code: str = "OK"
+    """The name of the gRPC code, or the status of HTTP."""
+    reason: str = ""
+    module: str = ""
+    engine: str = ""
+    origin: str = ""
+    request_id: str = ""
+    about: Mapping[str, str | int | bool] = field(default_factory=dict)
+    """What else there is to tell."""
 
 
 class CannotAudit(Exception):  # noqa: N818 - says what the daemon cannot do
@@ -97,7 +139,11 @@ class Audit:
         return lambda: self._use(file.append)
 
     def write(self, line: AuditLine) -> None:
-        """See :meth:`wasmkilnd.ports.Auditor.write`."""
+        """Write a line before returning; never raise. Safe for use from any thread.
+
+        The operating system has the line then: a daemon that is killed loses none. Of lines with
+        another code than OK, a flood is counted instead of written.
+        """
         kind = line.event, line.code, line.reason, _cut(line.identity, _IDENTITY_LENGTH)
         if self.on and (line.code == "OK" or self._failures.allows(kind, FAILURES, line)):
             self._write(line)
@@ -137,7 +183,7 @@ class Audit:
                 self._count_lost(1)
 
 
-def audit_change(auditor: Auditor, what: str, **about: str | int | bool) -> None:
+def audit_change(auditor: Audit, what: str, **about: str | int | bool) -> None:
     """Write that something was read again and differs."""
     auditor.write(AuditLine(AuditEvent.CHANGE, about={"what": what, **about}))
 

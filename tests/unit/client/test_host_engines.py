@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wasmkiln.host_store import Refused, place
 from wasmkiln.host_store.engines import Engines
-from wasmkilnd.engines.served import _resolve
+from wasmkilnd.engines.registry import _resolve
 from wasmkilnd.fingerprint import HASHED_FORMAT
 from wasmkilnd.model import (
     EngineCapabilities,

@@ -11,7 +11,7 @@ import pytest
 from packaging.version import Version
 from structlog.testing import capture_logs
 from wasmkilnd.engines.advisories import BUILT_IN, Advisories, Advisory, read_advisories
-from wasmkilnd.engines.served import ServedEngine
+from wasmkilnd.engines.registry import ServedEngine
 from wasmkilnd.model import EngineCapabilities, EngineIdentity, Kind, SettingInfo, TargetInfo
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -13,8 +13,8 @@ from wasmkilnd import errors
 from wasmkilnd.engines.names import NameChoices
 from wasmkilnd.engines.pool import Job, Ready, Unless
 from wasmkilnd.engines.process import JobReport
-from wasmkilnd.engines.registry import EngineRegistry
-from wasmkilnd.engines.served import ServedEngine
+from wasmkilnd.engines.registry import EngineRegistry, ServedEngine
+from wasmkilnd.engines.verdict import CompiledCode
 from wasmkilnd.errors import Reason, WasmkilnError, module_quarantined
 from wasmkilnd.flights import Waiter, Waiters
 from wasmkilnd.model import (
@@ -27,7 +27,6 @@ from wasmkilnd.model import (
     TargetInfo,
     pack,
 )
-from wasmkilnd.ports import CompiledCode
 from wasmkilnd.quota import Quota
 from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.telemetry import tracing

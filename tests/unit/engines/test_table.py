@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from wasmkilnd import errors
 from wasmkilnd.engines.names import NameChoices, resolve
-from wasmkilnd.engines.served import EngineTable, ServedEngine
+from wasmkilnd.engines.registry import EngineTable, ServedEngine
 from wasmkilnd.errors import Reason
 
 NEW, OLD, OTHER = "wasmtime-50.0.1", "wasmtime-49.0.0", "wasmer-1.1.0"

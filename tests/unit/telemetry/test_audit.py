@@ -15,9 +15,16 @@ from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
-from wasmkilnd.ports import AuditEvent, AuditLine
 from wasmkilnd.telemetry import logs
-from wasmkilnd.telemetry.audit import FAILURES, OTHERS, Audit, AuditFile, CannotAudit
+from wasmkilnd.telemetry.audit import (
+    FAILURES,
+    OTHERS,
+    Audit,
+    AuditEvent,
+    AuditFile,
+    AuditLine,
+    CannotAudit,
+)
 
 LINES, INTERVAL_S = FAILURES
 DONE = AuditLine(AuditEvent.COMPILE, "token:ci", peer="192.0.2.1:7", origin="compiled")
