@@ -26,16 +26,7 @@ from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.cache.value import ValueRejected, unpacked_frames
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.flights import Allowance, Flights, WaitBudget, Waiter, Waiters
-from wasmkilnd.model import (
-    ONE_MESSAGE_BYTES,
-    Artifact,
-    CacheKey,
-    Evicted,
-    Item,
-    Module,
-    Origin,
-    RejectionCause,
-)
+from wasmkilnd.model import Artifact, CacheKey, Evicted, Item, Module, Origin, RejectionCause
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry import tracing
 from wasmkilnd.telemetry.metrics import Metrics
@@ -321,7 +312,7 @@ class Cache:
             self._decoding[artifact] = plain, loop.create_task(self._decode(artifact, coming))
         plain, decoding = self._decoding[artifact]
         with contextlib.suppress(ValueRejected):
-            if artifact.size_bytes <= ONE_MESSAGE_BYTES:  # Which has all of it, or nothing.
+            if artifact.size_bytes <= model.ONE_MESSAGE_BYTES:  # Which has all of it, or nothing.
                 return await asyncio.shield(decoding)
             await asyncio.shield(plain.coming[0])
             return plain
@@ -342,7 +333,7 @@ class Cache:
                 call(one.set_result, decoded)
 
         try:
-            if artifact.size_bytes > ONE_MESSAGE_BYTES:
+            if artifact.size_bytes > model.ONE_MESSAGE_BYTES:
                 await asyncio.to_thread(decode)
             else:
                 decode()

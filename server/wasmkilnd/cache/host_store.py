@@ -46,18 +46,7 @@ from wasmkilnd import model, ownership
 from wasmkilnd.cache.value import ValueRejected, unpacked_frames
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.flights import Allowance
-from wasmkilnd.model import (
-    CHUNK_BYTES,
-    Artifact,
-    CacheKey,
-    Evicted,
-    EvictScope,
-    HostFile,
-    Kind,
-    TierUsage,
-    frame,
-    payload_views,
-)
+from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, HostFile, Kind, TierUsage
 from wasmkilnd.model import RejectionCause as Cause
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.metrics import Metrics
@@ -576,7 +565,7 @@ class HostStore:
             try:
                 aside.mkdir(mode=0o700)
                 frames = unpacked_frames(artifact) if artifact.encoding else artifact.frames
-                chunks = (view for each in frames for view in payload_views((each,)))
+                chunks = (view for each in frames for view in model.payload_views((each,)))
                 _write_file(aside / ARTIFACT, chunks, options)
                 for name, text in texts.items():
                     _write_file(aside / name, [text], options)
@@ -675,11 +664,12 @@ class Entry:
         """Compare the bytes with what ``verified`` returned, and add them to ``frames``."""
         digest = hashlib.sha256()
         with _opened(self.path / ARTIFACT) as file:
-            for _ in range(0, artifact.size_bytes + 1, CHUNK_BYTES):  # One more than there are.
-                chunk = file.read(CHUNK_BYTES)
+            # One more than there are.
+            for _ in range(0, artifact.size_bytes + 1, model.CHUNK_BYTES):
+                chunk = file.read(model.CHUNK_BYTES)
                 digest.update(chunk)
                 if frames is not None and chunk:
-                    frames.append(frame(chunk))
+                    frames.append(model.frame(chunk))
         if digest.hexdigest() != artifact.sha256:
             raise ValueRejected(Cause.DIGEST, f"{ARTIFACT} is damaged")
 
