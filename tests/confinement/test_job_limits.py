@@ -24,7 +24,7 @@ async def test_memory_above_the_limit_is_not_to_be_had(confined: Worker) -> None
 
 
 async def test_cpu_time_runs_out(confined: Worker) -> None:
-    outcome = await attempt(confined, "burn_cpu", cpu_s=1)
+    outcome = await attempt(confined, "burn_cpu", cpu_s=1, timeout_s=120)
     assert outcome.report.signal == signal.SIGXCPU
     assert not outcome.report.timed_out
 
@@ -75,6 +75,6 @@ async def test_what_a_job_used_is_known_whatever_its_end(confined: Worker) -> No
     filled = await attempt(confined, "fill_memory", size)
     assert size < filled.report.peak_memory_bytes < 2 * size
     assert filled.report.cpu_s < 10
-    burnt = await attempt(confined, "burn_cpu", cpu_s=1)
+    burnt = await attempt(confined, "burn_cpu", cpu_s=1, timeout_s=120)
     assert 0.5 < burnt.report.cpu_s < 2.5  # The kernel looks, and accounts, by its ticks.
     assert 0 < burnt.report.peak_memory_bytes < size

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -207,7 +206,8 @@ def test_a_reader_that_is_cut_off(kiln: Watched) -> None:
         request = pb.CompileRequest(module=module, engine=ENGINE).SerializeToString()
         stream = rude.begin(COMPILE, len(request))
         assert rude.send(stream, request) == len(request)
-        time.sleep(4)
+        eventually(lambda: kiln.metric("calls") == 2, "the calls do not begin")
+        eventually(kiln.quiet, "the readers are not cut off", 150)
         assert outcome_of(call) is not grpc.StatusCode.OK
         eventually(kiln.quiet, "the rude reader keeps its answer")
 
