@@ -68,7 +68,9 @@ def test_keys_are_secret_and_nothing_is_overwritten(tmp_path: Path) -> None:
         assert (tmp_path / "x" / f"{name}.key").stat().st_mode & 0o777 == 0o600
     again = wasmkilnd("tls", "init", "--dir", str(tmp_path / "x"))
     assert again.returncode == 1
-    assert again.stderr.startswith(f"error: cannot make {tmp_path}/x/ca.pem: File exists")
+    assert again.stderr.startswith(
+        f"error: {tmp_path}/x/ca.pem exists already: choose another folder"
+    )
     assert {path.name: path.read_bytes() for path in (tmp_path / "x").iterdir()} == made
 
 

@@ -244,6 +244,7 @@ class AccessGuard:
 
         While the URL cannot be read, the keys that were read last stay in force.
         """
+        told = ""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_FETCH_EVERY_S):
@@ -258,8 +259,11 @@ class AccessGuard:
                 fetched = await self.fetch(issuer)
                 if self.access.issuer is issuer:
                     self.replace(replace(self.access, issuer=fetched))
+                told = ""
             except CannotFetch as failure:
-                log.error("cannot fetch jwt_keys: the old ones stay", cause=str(failure))
+                if str(failure) != told:
+                    log.error("cannot fetch jwt_keys: the old ones stay", cause=str(failure))
+                told = str(failure)
 
     async def fetch(self, issuer: Issuer) -> Issuer:
         """Return an issuer with the keys that its URL has now. Raises CannotFetch."""

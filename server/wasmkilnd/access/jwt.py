@@ -77,7 +77,7 @@ class Issuer:
             claims = jwt.decode(
                 token,
                 key.key,
-                algorithms=[key.algorithm_name],
+                algorithms=_algorithms(key),
                 audience=list(self.audiences),
                 issuer=self.name,
                 leeway=LEEWAY_S,
@@ -137,13 +137,22 @@ def parse_keys(content: bytes) -> Keys:
         found = jwt.PyJWKSet.from_json(content.decode()).keys
     except Exception:  # The library has many errors.
         raise ValueError("it is no JSON Web Key Set, or has no key that can be used") from None
-    keys = {key.key_id or "": key for key in found if _is_safe(key)}
+    keys: dict[str, jwt.PyJWK] = {}
+    for key in filter(_is_safe, found):
+        keys.setdefault(str(key.key_id or ""), key)
     if not keys or len(found) > _MOST_KEYS:
         raise ValueError(
             "it needs 1 to 100 keys, and a public one for signatures: RSA of 2048 bits or more, EC"
             " P-256, P-384 or P-521, Ed25519"
         )
     return keys
+
+
+def _algorithms(key: jwt.PyJWK) -> list[str]:
+    """Return what may sign with a key: the library takes RS256 where an RSA key names none."""
+    if isinstance(key.key, rsa.RSAPublicKey) and "alg" not in key._jwk_data:
+        return sorted(_RSA)
+    return [key.algorithm_name]
 
 
 def _is_safe(key: jwt.PyJWK) -> bool:

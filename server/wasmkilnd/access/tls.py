@@ -19,7 +19,6 @@ from __future__ import annotations
 import os
 import re
 import ssl
-import stat
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -47,6 +46,7 @@ TlsUnusable = AccessUnusable
 """A file cannot be used for TLS. The message names setting, file and cause; never a secret."""
 
 _LONGEST_CHAIN = 5
+_CURVES = ("secp256r1", "secp384r1", "secp521r1")  # gRPC takes no others.
 _LONGEST_NAME = 2048
 # As the SPIFFE standard has them. A policy's patterns mean what they show only where a name has
 # one form: without "..", escapes, ports and queries.
@@ -197,7 +197,12 @@ def _name(leaf: Certificate) -> str:
     ids = [uri for uri in uris if uri.lower().startswith("spiffe:")]
     if len(ids) > 1:
         raise ValueError("which of them is meant?")
-    return peer_name((ids or names.get_values_for_type(x509.DNSName))[0])
+    if ids:
+        return peer_name(ids[0])
+    name = peer_name(names.get_values_for_type(x509.DNSName)[0])
+    if not name.startswith("dns:"):  # A CA that vouches for host names may not look at this.
+        raise ValueError("a SPIFFE id is a URI")
+    return name
 
 
 def _vouched_until(
@@ -274,19 +279,17 @@ def _client_cas(settings: Settings, now: datetime) -> Certificates:
 
 def _private_key(settings: Settings) -> PrivateKey:
     path = Path(settings.tls_key_file)
-    content, why = read("tls_key_file", path, ours=False), ""
+    content, why = read("tls_key_file", path, ours=False, closed=True), ""
     try:
         key = serialization.load_pem_private_key(content, None)
     except Exception:
         why = "it holds no private key in PEM without a password"
     else:
-        least_bits = 2048 if isinstance(key, rsa.RSAPrivateKey) else 256
-        if isinstance(key, PrivateKey) and key.key_size >= least_bits:
-            if not path.stat().st_mode & stat.S_IRWXO:
-                return key
-            why = f"other users may read it; run `chmod o= {path}`"
-        else:
-            why = "TLS needs an ECDSA key (P-256, P-384, P-521) or an RSA key of at least 2048 bits"
+        if isinstance(key, rsa.RSAPrivateKey) and key.key_size >= 2048:
+            return key
+        if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name in _CURVES:
+            return key
+        why = "TLS needs an ECDSA key (P-256, P-384, P-521) or an RSA key of at least 2048 bits"
     # Beyond the handler: its cause might hold a part of the key.
     raise _refused(settings, "tls_key_file", why)
 

@@ -28,18 +28,25 @@ def defect_in(failure: Exception) -> str:
     return f"a defect of the daemon ({type(failure).__name__} in {where})"
 
 
-def read(what: str, path: Path, *, secret: bool = False, ours: bool = True) -> bytes:
+def read(
+    what: str, path: Path, *, secret: bool = False, ours: bool = True, closed: bool = False
+) -> bytes:
     """Return a file's content; ``what`` says what the file is. Raises AccessUnusable.
 
     Where whoever can change the file decides who may do what, it must be ``ours``: refuse it if
-    another user can change it. With ``secret``, refuse it if another user can read it.
+    another user can change it. With ``secret``, refuse it if another user can read it, and if
+    ``closed``, if users outside its group can.
     """
     try:
         if ours:
             check_path(path, private=secret, secret=secret)
         with open(path, "rb", opener=_open) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            mode = os.fstat(file.fileno()).st_mode
+            if not stat.S_ISREG(mode):
                 raise AccessUnusable(f"cannot use {what} {path}: it is not a file")
+            if closed and mode & stat.S_IRWXO:
+                why = f"other users may read it; run `chmod o= {path}`"
+                raise AccessUnusable(f"cannot use {what} {path}: {why}")
             content = file.read(_MOST_BYTES + 1)
     except FileNotFoundError:
         raise NoSuchFile(f"cannot use {what} {path}: there is no such file") from None

@@ -115,6 +115,10 @@ def make(folder: Path, hosts: Sequence[str], client: str, days: int) -> None:
     signs = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for who in ("ca", "server", "client"):
+            for path in (folder / f"{who}.pem", folder / f"{who}.key"):
+                if os.path.lexists(path):
+                    raise AccessUnusable(f"{path} exists already: choose another folder with --dir")
         ca = _make(folder / "ca", _CA_DAYS, [signs])
         for who, names, purpose in (
             ("server", server, ExtendedKeyUsageOID.SERVER_AUTH),

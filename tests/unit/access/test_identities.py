@@ -221,6 +221,8 @@ def san(*names: x509.GeneralName | bytes) -> x509.ExtensionType:
         san(x509.UniformResourceIdentifier("spiffe://a.org/builder/1?x")),
         san(x509.UniformResourceIdentifier("SPIFFE://a.org/builder/1"), x509.DNSName("b.org")),
         san(*map(x509.UniformResourceIdentifier, ("spiffe://a.org/x", "spiffe://a.org/builder/1"))),
+        # A CA that vouches for host names may not look at this.
+        san(x509.DNSName("spiffe://a.org/builder/1")),
         san(b"\x82\x00"),
         san(b"\x82\x08a\0.b.org"),
         san(b"\x82\x08\xd1\x91.b.org"),

@@ -89,8 +89,9 @@ TOKEN = '[[rule]]\nidentity = "token:a"\n'
         (f"{TOKEN}claims = {{ a = 1 }}", "rule 1: claims are those of jwt: identities"),
         (
             "[quota.q]\ncalls_per_minute = 0",
-            "quota q calls_per_minute: it should be greater than 0",
+            "quota q calls_per_minute: it should be greater than or equal to 0.001",
         ),
+        ("[quota.q]\nstored_bytes_per_hour = 0", "quota q stored_bytes_per_hour: it should be gr"),
         ("[quota.q]\ncalls_per_minute = true", "quota q calls_per_minute: it should be a valid n"),
         ("[quota.q]\ncompiles_per_minute = inf", "quota q compiles_per_minute: "),
         (
