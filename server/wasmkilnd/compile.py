@@ -201,7 +201,7 @@ class Compiler:
     return a stored artifact, and callers who load a module share one validation."""
     background: Flights = field(default_factory=Flights)
     """The compiles that no caller waits for, each a flight around that of its artifact."""
-    _failed_behind: set[Hashable] = field(default_factory=set)
+    _failed_behind: dict[Hashable, None] = field(default_factory=dict)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     _ends: bool = False
     # A call holds its module until it is served; all calls with one module hold one copy.
@@ -276,7 +276,9 @@ class Compiler:
         flight = spec.key_for(sha256), anew
         if self._ends or flight in self.background or flight in self._failed_behind:
             return
-        if len(self.background) + len(self._failed_behind) > MAX_BEHIND:
+        if not quota.may_compile():
+            return
+        if len(self.background) > MAX_BEHIND:
             self.recorder.compiled_behind("dropped")
             return
         request = Request(
@@ -527,9 +529,12 @@ class Compiler:
             log.info("optimised artifact ready", origin=origin.value, seconds=seconds, **about)
         elif isinstance(result, WasmkilnError) and result.reason is not Reason.SERVER_DRAINING:
             outcome = "failed"
-            self._failed_behind.add(flight)
-            forget = self._failed_behind.discard
-            asyncio.get_running_loop().call_later(_PAUSE_S, forget, flight)
+            if result.reason is not Reason.QUOTA_EXCEEDED:  # Another caller may have it made.
+                self._failed_behind[flight] = None
+                if len(self._failed_behind) > MAX_BEHIND:
+                    del self._failed_behind[next(iter(self._failed_behind))]
+                forget = self._failed_behind.pop
+                asyncio.get_running_loop().call_later(_PAUSE_S, forget, flight, None)
             reason, cause = result.reason.value, result.message
             log.info("optimised artifact not made", reason=reason, cause=cause, **about)
         self.recorder.compiled_behind(outcome)

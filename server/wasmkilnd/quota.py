@@ -80,6 +80,10 @@ class Quota:
         self._check(COMPILES)
         self._take(COMPILES, 1)
 
+    def may_compile(self) -> bool:
+        """Return whether ``compile`` would count a job."""
+        return not (self._missing(STORED) or self._missing(COMPILES))
+
     def opinion(self) -> None:
         """Count a job more of work that has begun: it is not refused."""
         self._take(COMPILES, 1)
@@ -98,13 +102,18 @@ class Quota:
         if kind in self.limits:
             self._taken[kind] = self.used(kind) + tokens, self._clock()
 
-    def _check(self, kind: str) -> None:
+    def _missing(self, kind: str) -> float:
+        """Return how much of a token is missing, 0 for nothing."""
         if (limit := self.limits.get(kind)) is None:
-            return
+            return 0.0
         # A bucket smaller than one token would never have one.
         missing = self.used(kind) + 1 - max(1.0, limit)
-        if missing <= _ROUNDING:
+        return missing if missing > _ROUNDING else 0.0
+
+    def _check(self, kind: str) -> None:
+        if not (missing := self._missing(kind)):
             return
+        limit = self.limits[kind]
         self.refused[kind] += 1
         self._count_refusal(kind)
         what, unit = _SAID[kind]

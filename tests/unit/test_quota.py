@@ -256,6 +256,17 @@ async def test_a_compile_behind_fast_code_counts_for_who_asked(rig: Rig, site: S
     assert site.used() == {"compiles_per_minute": 3}
 
 
+async def test_a_spent_quota_keeps_nobody_else_from_optimised_code(rig: Rig, site: Site) -> None:
+    quota = site.allow(compiles_per_minute=1)
+    await rig.compiler.compile(asked(1, quota, engine="wasmtime", accept_fast=True))
+    await behind_ended(rig)
+    assert rig.engines.compiles == 1
+    assert site.quotas.readings()[0].refused == 0
+    await rig.compiler.compile(asked(1, UNLIMITED, engine="wasmtime", accept_fast=True))
+    await behind_ended(rig)
+    assert rig.engines.compiles == 2
+
+
 async def behind_ended(rig: Rig) -> None:
     await settled()
     await rig.compiler.background.settle()

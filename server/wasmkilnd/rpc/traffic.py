@@ -32,7 +32,6 @@ import math
 import os
 import re
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -260,10 +259,8 @@ class Traffic:
         self._arriving = FairShare(self._half)
         self._unread = FairShare(lambda: limits.current.send_bytes // 2)
         self._pinned = FairShare(lambda: limits.current.send_pinned_bytes)
-        self._sent = Counter[model.Artifact]()
-        """How many calls each artifact is being sent to."""
-        self._sent_for: dict[model.Artifact, str] = {}
-        """The caller that each of them counts for, the first that it was sent to."""
+        self._sent: dict[model.Artifact, list[Call]] = {}
+        """The calls that each artifact is being sent to; it counts for the caller of the first."""
         self._waiting: dict[Call, None] = {}
         """The calls that wait for their callers."""
         self._questions: WeakValueDictionary[Any, asyncio.Semaphore] = WeakValueDictionary()
@@ -384,11 +381,13 @@ class Traffic:
         if call.unread_bytes:
             self._unread.add(call.caller, -call.unread_bytes)
         if call.artifact:
-            self._sent[call.artifact] -= 1
-            if not self._sent[call.artifact]:
+            calls, size_bytes = self._sent[call.artifact], call.artifact.size_bytes
+            self._pinned.add(calls[0].caller, -size_bytes)
+            calls.remove(call)
+            if calls:
+                self._pinned.add(calls[0].caller, size_bytes)
+            else:
                 del self._sent[call.artifact]
-                payer = self._sent_for.pop(call.artifact)
-                self._pinned.add(payer, -call.artifact.size_bytes)
 
     def _half(self) -> int:
         return max(self._limits.current.receive_bytes // 2, 2 * self.message_bytes)
@@ -419,19 +418,20 @@ class Traffic:
 
         One alone may be sent, however large.
         """
-        if not self._sent[artifact]:
+        if artifact not in self._sent:
             size_bytes, total = artifact.size_bytes, self._pinned.total
             if total and not self._pinned.fits(call.caller, size_bytes):
                 raise errors.sending_too_much(total)
             self._pinned.add(call.caller, size_bytes)
-            self._sent_for[artifact] = call.caller
-        self._sent[artifact] += 1
+        self._sent.setdefault(artifact, []).append(call)
         call.artifact = artifact
 
     def _look(self) -> None:
         """End the calls whose callers take too long, and count requests that arrive slowly."""
         now, limit_s = time.monotonic(), self._limits.current.caller_timeout_s
         for call in list(self._waiting):
+            if call not in self._waiting:  # It made room for one before.
+                continue
             waited_s = now - call.waits_since_s
             if waited_s < limit_s and now < call.answer_due_s:
                 if call.reading and waited_s >= _SLOW_S and not call.arriving_bytes:

@@ -268,6 +268,22 @@ async def test_callers_that_take_all_room_for_slow_ones_make_room_for_one_more()
     await rig.close()
 
 
+async def test_one_that_waited_for_its_turn_costs_one_slow_request_of_others_at_most() -> None:
+    """It keeps its place before those that it makes room with."""
+    rig = Rig(receive_bytes=4 * MESSAGE)  # room for two
+    held = (await rig.read(Caller(bytes(MESSAGE)), "a"))[1]
+    waited = rig.read(Caller(), "a")
+    slow = [rig.read(Caller(), "b"), rig.read(Caller(), "b")]
+    await eventually(lambda: rig.traffic.receive_bytes == 3 * MESSAGE)
+    held.release_request()
+    await eventually(lambda: any(call.done() for call in (waited, *slow)))
+    await asyncio.sleep(0.3)
+    assert sum(call.done() for call in (waited, *slow)) == 1
+    assert rig.traffic.receive_bytes == 2 * MESSAGE
+    await rig.close()
+    assert rig.traffic.receive_bytes == 0
+
+
 async def test_who_holds_as_much_as_it_leaves_free_waits_and_others_do_not() -> None:
     rig = Rig(receive_bytes=8 * MESSAGE)
     held = [(await rig.read(Caller(bytes(MESSAGE)), "flood"))[1] for _ in range(2)]
@@ -496,6 +512,19 @@ async def test_an_artifact_counts_until_the_last_of_its_answers_has_ended() -> N
     second.reads.set()
     await calls[1]
     assert rig.traffic.pinned_bytes == 0
+
+
+async def test_an_artifact_counts_for_a_caller_that_it_is_sent_to() -> None:
+    rig, one = Rig(send_pinned_bytes=4 * MIB), sized(bytes(2 * MIB))
+    first, second = Caller(reads=False), Caller(reads=False)
+    calls = [rig.send(first, one, "first"), rig.send(second, one, "second")]
+    await eventually(lambda: rig.traffic.send_bytes > MIB)
+    first.reads.set()
+    await calls[0]
+    await rig.send(Caller(), sized(b"1" * MIB), "first")
+    failure = await refusal_of(rig.send(Caller(), sized(b"2" * MIB), "second"))
+    assert failure.metadata["limit"] == "send"
+    await rig.close()
 
 
 async def test_one_artifact_alone_may_be_larger_than_all() -> None:
