@@ -104,13 +104,14 @@ class RedisAddress:
                 " 65535, and percent-encode special characters of user and password ('@' is %40)"
             )
         options = _options(parts["query"], kind, tls=tls)
+        database = options.pop("db", "")
         path = parts.get("path", "")
         address = cls(
             scheme,
             hosts,
             unquote(path) if kind is RedisKind.SOCKET else path.rstrip("/"),
             parts.get("service", ""),
-            int(parts.get("db") or options.pop("db", "") or 0),
+            int(parts.get("db") or database or 0),
             unquote(parts["user"]),
             unquote(parts["password"]),
             MappingProxyType(options),

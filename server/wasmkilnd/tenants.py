@@ -234,7 +234,7 @@ class OpenTenant:
 
     async def look(self) -> None:
         """Look after pins, uses, and what memory has that grows too old; never raise."""
-        for look in (self.tenant.pins.look, self.usage.save, self._drop_outdated):
+        for look in (self._drop_outdated, self.tenant.pins.look, self.usage.save):
             try:
                 await look()
             except Exception:
@@ -268,6 +268,8 @@ class Tenants:
         """Every namespace that is served now, by name."""
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closing: set[OpenTenant] = set()
+        """Those that are served no more, and whose calls have not ended."""
         self._named: Mapping[str, model.NamespaceLimits] = {}
         self._shares: dict[str, Share] = {}
         self.serve(namespaces, common.settings.current)
@@ -396,7 +398,7 @@ class Tenants:
         )
 
     def _all(self) -> list[OpenTenant]:
-        return [*self.opened.values()]
+        return [*self.opened.values(), *self._closing]
 
     def _of(self, namespace: str) -> OpenTenant:
         if namespace not in self.opened:
@@ -414,19 +416,20 @@ class Tenants:
 
     async def _retire(self, opened: OpenTenant) -> None:
         """Close what served a namespace, after the calls that still use it."""
+        self._closing.add(opened)
         try:
             await opened.tenant.compiler.end_behind()
             await opened.tenant.compiler.flights.settle()
             await opened.flush(_FLUSH_S)
         finally:
+            self._closing.discard(opened)
             await opened.close()
 
     async def _look_for_ever(self) -> None:
         """Look after all namespaces again and again, and when woken."""
         while True:
             self._wake.clear()
-            for each in self._all():
-                await each.look()
+            await asyncio.gather(*(each.look() for each in self._all()))
             part_of_age_s = self._common.sealer.max_age_s / 4 or LOOK_EVERY_S
             with suppress(TimeoutError):
                 pause_s = max(1.0, min(LOOK_EVERY_S, part_of_age_s))

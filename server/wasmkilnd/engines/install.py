@@ -172,9 +172,13 @@ class EngineStore:
     def damaged(self) -> list[Path]:
         """List folders that should hold an engine and do not; to repair one, install it again."""
         check_path(self._root)
-        # What this user cannot read is damaged too, and no reason to fail.
-        found = self._root.glob("[!.]*-*")
-        return sorted(folder for folder in found if not _read(folder / _MARKER))
+        return sorted(
+            folder
+            for folder in self._root.glob("[!.]*-*")
+            # A folder that this user cannot read is damaged too, and no reason to fail.
+            if (os.path.isdir(folder) or folder.is_symlink())  # noqa: PTH112 - is_dir raises
+            and not _read(folder / _MARKER)
+        )
 
     def install(
         self,

@@ -362,7 +362,7 @@ class WorkerPool:
             try:
                 worker = worker or await self.start_worker()
             except Exception as failure:  # Whatever it is, the place is to be filled.
-                cause, event = str(failure), "worker does not start"
+                cause, event = str(failure) or repr(failure), "worker does not start"
                 log.error(event, engine=self.engine_id, cause=cause, retry_in_s=delay_s)
             else:
                 began_s, self._cause = time.monotonic(), ""

@@ -315,6 +315,9 @@ class EngineRegistry:
             if failure.reason is not Reason.MODULE_QUARANTINED:  # ``ready`` said that.
                 self._record(job, engine.id, failure.reason.value.lower())
             raise failure from None
+        except Exception:
+            self._record(job, engine.id, "internal")
+            raise
         self._record(job, engine.id, _RECORDED[found.outcome])
         return code or partial(refused, found)
 

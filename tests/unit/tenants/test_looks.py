@@ -54,7 +54,8 @@ async def started(part: Part) -> Tenants:
     parts = dict.fromkeys(("host", "cache", "fleet", "usage"), part)
     vars(opened).update(**parts, redis=None, tenant=tenant, _sealer=young)
     common = SimpleNamespace(host=part, sealer=young)
-    vars(tenants).update(opened={"": opened}, _wake=asyncio.Event(), _tasks=set(), _common=common)
+    vars(tenants).update(opened={"": opened}, _wake=asyncio.Event(), _common=common)
+    vars(tenants).update(_tasks=set(), _closing=set())
     await tenants.start()
     return tenants
 
