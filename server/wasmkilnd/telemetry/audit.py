@@ -113,7 +113,7 @@ class Audit:
         self._append: Callable[[AuditLine], None] | None = None
         self._count_lost = lost
         self._lost = 0
-        self._failures = Repeats(self._tell_left_out)
+        self._failures = Repeats(self._tell_left_out, kinds=1024)
         self._lock = threading.RLock()
 
     @property

@@ -148,8 +148,10 @@ class Repeats:
     back and forth ends in the log as it is. Any thread may call ``write``.
     """
 
-    def __init__(self, write: Callable[[Hashable, Any, int], object]) -> None:
+    def __init__(self, write: Callable[[Hashable, Any, int], object], kinds: int = KINDS) -> None:
+        """Tell ``kinds`` apart at a time."""
         self._write = write
+        self._most = kinds
         self._kinds: dict[Hashable, _Kind] = {}
 
     def allows(self, name: Hashable, limit: tuple[int, float], line: object) -> bool:
@@ -157,9 +159,9 @@ class Repeats:
         lines, interval_s = limit
         now_s = time.monotonic()
         with _lock:
-            if name not in self._kinds and len(self._kinds) >= KINDS:
+            if name not in self._kinds and len(self._kinds) >= self._most:
                 self._kinds = {n: kind for n, kind in self._kinds.items() if kind.until_s > now_s}
-                name = name if len(self._kinds) < KINDS else None
+                name = name if len(self._kinds) < self._most else None
             kind = self._kinds.setdefault(name, _Kind())
         if kind.until_s <= now_s:
             self._end(name, kind, kind.until_s)
