@@ -286,18 +286,18 @@ class WorkerPool:
         """Refuse jobs that wait until there is room for the one that came last.
 
         There is room for ``queue_length`` jobs and ``queue_bytes``, or for one job of any size. A
-        line is as long as the share of both that its jobs fill. The last job of the longest line
-        goes, but one that other callers wait for too only if there is no other; background work
-        goes before any other, and the newcomer where lines are equally long.
+        line is as long as it has jobs, or bytes where these are short. The last job of the longest
+        line goes, but one that other callers wait for too only if there is no other; background
+        work goes before any other, and the newcomer where lines are equally long.
         """
         limits = self._limits.current
-        while (length := len(self._waiting)) > limits.queue_length or (
+        while (many := (length := len(self._waiting)) > limits.queue_length) or (
             length > 1 and self.waiting_bytes > limits.queue_bytes
         ):
             waiting, fills = list(self._waiting), Counter[Waiter]()
             for job in waiting:
                 for line in job.lines:
-                    fills[line] += job.order.size_bytes * limits.queue_length + limits.queue_bytes
+                    fills[line] += 1 if many else job.order.size_bytes
             *_, place = max(
                 (line.rank, fills[line], line in newcomer.lines, len(job.lines) == 1, number)
                 for number, job in enumerate(waiting)
