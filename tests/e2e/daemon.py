@@ -69,6 +69,10 @@ def is_ready(daemon: Daemon) -> bool:
         return no.code != 503
 
 
+# Jobs get what other processes leave: in a crowd of tests, little.
+_PATIENT = {"WASMKILN_COMPILE_TIMEOUT_S": "120"}
+
+
 class Daemon:
     """A ``wasmkilnd serve``, ready once the constructor returns; it ends with the context."""
 
@@ -95,7 +99,7 @@ class Daemon:
                 *(("--log-format", log_format) if log_format else ()),
                 *flags,
             ],
-            env={**inherited, "WASMKILN_BANNER": "always", **(environ or {})},
+            env={**inherited, **_PATIENT, "WASMKILN_BANNER": "always", **(environ or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

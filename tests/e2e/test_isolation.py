@@ -244,9 +244,9 @@ def test_running_work_that_nobody_waits_for_still_lands_in_the_cache(
 def test_a_compiling_daemon_answers_at_once(client: Client, daemon: Daemon) -> None:
     """While every worker compiles, hits and stats go on: no call waits for a compile's end."""
     client.compile(wasm.adder(26), engine="wasmtime")
-    with ThreadPoolExecutor(4) as callers:
+    with daemon.client(timeout_s=150) as patient, ThreadPoolExecutor(4) as callers:
         busy = [
-            callers.submit(client.compile, fetch(BY_NAME[name]), engine="wasmtime", cpu="baseline")
+            callers.submit(patient.compile, fetch(BY_NAME[name]), engine="wasmtime", cpu="baseline")
             for name in ("itk-downsample-label-image", "itk-downsample-bin-shrink")
         ]
         eventually(lambda: client.stats().busy_workers >= 2, "the workers are not busy")
