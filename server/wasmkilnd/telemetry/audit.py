@@ -111,15 +111,12 @@ class Audit:
     def __init__(self, lost: Callable[[int], None] = lambda _: None) -> None:
         """``lost`` counts lines that cannot be written."""
         self._append: Callable[[AuditLine], None] | None = None
+        self.on = False
+        """Whether an audit is kept."""
         self._count_lost = lost
         self._lost = 0
         self._failures = Repeats(self._tell_left_out, kinds=1024)
         self._lock = threading.RLock()
-
-    @property
-    def on(self) -> bool:
-        """Whether an audit is kept."""
-        return self._append is not None
 
     def prepare(self, where: str) -> Callable[[], None]:
         """Return what sends lines to ``where``, the setting ``audit_file``. May block.
@@ -156,7 +153,7 @@ class Audit:
     def _use(self, append: Callable[[AuditLine], None] | None) -> None:
         self._failures.flush()
         with self._lock:
-            self._append = append
+            self._append, self.on = append, append is not None
 
     def _tell_left_out(self, kind: object, last: AuditLine, count: int) -> None:
         identity = last.identity if kind else OTHERS
