@@ -90,6 +90,7 @@ class Daemon:
         An empty ``log_format`` leaves that to the flags and the environment.
         """
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("WASMKILN_")}
+        patient = {} if "--config" in flags else _PATIENT
         self.state_dir = state_dir
         self.process = subprocess.Popen(
             [
@@ -99,7 +100,7 @@ class Daemon:
                 *(("--log-format", log_format) if log_format else ()),
                 *flags,
             ],
-            env={**inherited, **_PATIENT, "WASMKILN_BANNER": "always", **(environ or {})},
+            env={**inherited, **patient, "WASMKILN_BANNER": "always", **(environ or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
