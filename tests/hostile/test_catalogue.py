@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from wasmkiln import CompileTimeout
 
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon, state_with
@@ -48,10 +50,17 @@ def test_each_gets_a_clear_answer_and_the_daemon_serves_as_before(daemon: Daemon
         with daemon.client(max_attempts=1, timeout_s=60) as client:
 
             def honest() -> str:
-                made = client.compile(wasm.constant(1), engine=engine, skip_cache_lookup=True)
-                return hashlib.sha256(made.bytes).hexdigest()
+                # Two seconds are little in a crowd: jobs get what other processes leave.
+                for _ in range(30):
+                    with contextlib.suppress(CompileTimeout):
+                        made = client.compile(
+                            wasm.constant(1), engine=engine, skip_cache_lookup=True
+                        )
+                        return hashlib.sha256(made.bytes).hexdigest()
+                return "never made"
 
             before, answers = honest(), {}
+            assert before != "never made"
             for hostile in TRIED:
                 answers[hostile.name], _ = answer(client, hostile.build(), engine)
                 assert honest() == before, hostile
