@@ -107,7 +107,7 @@ def test_a_flood_ends_at_the_proxy(proxied: Proxied, kind: str) -> None:
             client.compile(module, engine=ENGINE, timeout_s=5)
             waits.append(time.monotonic() - began)
         print(f"{kind}: {sent} frames in {seconds:.1f} s; longest call {max(waits):.3f} s")
-        assert flood.closed.wait(10), "Envoy goes on reading it"
+        assert flood.closed.wait(60), "Envoy goes on reading it"
 
 
 def test_connections_of_strangers_are_bounded(proxied: Proxied) -> None:
