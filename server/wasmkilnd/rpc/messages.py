@@ -254,7 +254,8 @@ def _settings(sent: pb.CompileRequest | types_pb2.ArtifactKey, where: str = "") 
 def evict_scope(request: admin.EvictRequest) -> tuple[model.EvictScope, str]:
     """Return the scope of an EvictRequest, and the tier ("" for all). Raises INVALID_REQUEST."""
     if not 0 <= request.tier < len(_TIERS):
-        raise invalid_request("cannot evict: unknown tier; use TIER_MEMORY or TIER_REDIS", "tier")
+        tiers = "TIER_MEMORY, TIER_HOST_STORE or TIER_REDIS"
+        raise invalid_request(f"cannot evict: unknown tier; use {tiers}", "tier")
     scope = request.WhichOneof("scope")
     if scope == "module_sha256":
         check_sha256(request.module_sha256, scope)

@@ -9,10 +9,9 @@
 ``status_page``  what a person looks at, made of the metrics and served by ``admin``
 ===============  ====================================================================
 
-``audit`` uses the limit of ``logs``; else its parts do not know each other. Nothing here decides
-anything: a daemon without telemetry would serve the same. Its parts log with structlog, count by
-the methods of ``Metrics``, and put what takes time into a ``tracing.step``; ``app`` builds the
-metrics and the admin server, ``run`` starts the log.
+Nothing here decides anything: a daemon without telemetry would serve the same. Its parts log with
+structlog, count by the methods of ``Metrics``, and put what takes time into a ``tracing.step``;
+``app`` builds the metrics and the admin server, ``run`` starts the log.
 
 No part of telemetry fails a call, nor lets a caller fill memory or the disk. Metric names and log
 fields are a contract with operators (docs/reference/logs.md); the words of log events may change.

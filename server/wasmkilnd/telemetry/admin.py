@@ -4,7 +4,7 @@
 Prometheus text, or OpenMetrics if asked for. The status page (``telemetry.status_page``) is handed
 in. Where a page is for browsers, a person can give a token as password. Nothing can be changed
 here: calls that change the daemon are in rpc/admin_service. Who may read a page is a row of
-``access.needs``, as for RPCs.
+``access.guard.PATHS``, as for RPCs.
 
 With ``tls_cert_file``, TCP connections speak TLS. The certificates in force are asked for as each
 connection comes, so that those that change harm no other. A client may show a certificate, and
@@ -102,7 +102,7 @@ class Page:
 
 
 Pages = Mapping[str, Page]
-"""By path. Each path needs a row of ``access.needs``."""
+"""By path. Each path needs a row of ``access.guard.PATHS``."""
 
 
 class AddressInUse(Exception):  # noqa: N818 - the name says what is wrong

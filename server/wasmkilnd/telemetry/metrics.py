@@ -52,6 +52,7 @@ from prometheus_client.registry import Collector
 from wasmkilnd import model
 from wasmkilnd.errors import Reason
 from wasmkilnd.model import LayerState
+from wasmkilnd.quota import KINDS
 from wasmkilnd.telemetry import tracing
 
 Labels: TypeAlias = tuple[str, ...]
@@ -60,7 +61,6 @@ _Took: TypeAlias = Iterable[tuple[str, int, float]]
 
 PREFIX: Final = "wasmkiln_"
 TIERS: Final = ("memory", "host_store", "redis")
-QUOTAS: Final = ("calls_per_minute", "compiles_per_minute", "stored_bytes_per_hour")
 OK: Final = "ok"
 ERROR: Final = "error"
 FAILED: Final = "failed"
@@ -157,7 +157,7 @@ _VALUES: Mapping[str, Collection[str]] = {
     "stage": ("queued",),
     "code": [code.name for code in grpc.StatusCode],
     "tier_lookups outcome": ("hit", "miss", ERROR),
-    "tier_stores outcome": (OK, ERROR),
+    "tier_stores outcome": (OK, ERROR, "too_large"),
     "compiles outcome": (OK, *(reason.value.lower() for reason in Reason)),
     # A histogram is 15 lines long: other outcomes than ``ok`` get one when they happen.
     "compile_duration_seconds outcome": (OK,),
@@ -314,7 +314,7 @@ class RecentCompile:
     count: int = field(default=1, compare=False)
 
 
-_UNUSED, _NO_REDIS = dict.fromkeys(QUOTAS, (0.0, 0)), model.RemoteStatus("none", up=False)
+_UNUSED, _NO_REDIS = dict.fromkeys(KINDS, (0.0, 0)), model.RemoteStatus("none", up=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -426,7 +426,7 @@ class Metrics(Collector):
             call.step(f"lookup {tier}", seconds, about, "error" if outcome == ERROR else "")
 
     def tier_store(self, tier: str, outcome: str, seconds: float) -> None:
-        """Record a write to a tier; ``outcome`` is ``ok`` or ``error``."""
+        """Record a write to a tier; ``outcome`` is ``ok``, ``error`` or ``too_large``."""
         took = (("tier_store_duration_seconds", 1, seconds),) if outcome == OK else ()
         self._count("tier_stores", (tier, outcome), took)
         if call := tracing.CALL.get():

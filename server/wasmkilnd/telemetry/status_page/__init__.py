@@ -23,7 +23,7 @@ names of calls that failed are what callers sent: they are cut, and escaped like
 
 Promises: while nobody looks, the daemon reads a dozen counters every 5 s; a page is made once for
 all who ask at that moment, and the daemon then does other work for four times as long
-(``admin.shared_page``); a part that cannot be made says so, and the others are shown; memory is
-bounded by ``history.KEPT`` samples. Who may read it is a row of ``access.needs``, as for /metrics.
-It shows reasons and digests, and no message of an engine, which may quote a module.
+(``admin.SharedPage``); a part that cannot be made says so, and the others are shown; memory is
+bounded by ``history.KEPT`` samples. Who may read it is a row of ``access.guard.PATHS``, as for
+/metrics. It shows reasons and digests, and no message of an engine, which may quote a module.
 """

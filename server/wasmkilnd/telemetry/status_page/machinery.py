@@ -59,6 +59,8 @@ def _state(tier: str, usage: TierUsage, now: Readings) -> Markup:
         return mark(f"{now.remote.mode}, up", "good") if now.remote.up else mark("down", "bad")
     if tier == "host_store" and not usage.limit_bytes:
         return mark("off", "quiet")
+    if tier == "host_store" and not now.host.up:
+        return mark("down", "bad")
     return mark("up", "good")
 
 
