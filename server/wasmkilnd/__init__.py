@@ -20,8 +20,8 @@ minute or an hour.
 
 | room or file | what it is for |
 |---|---|
-| ``access`` | who may do what: identities, roles, quotas, TLS |
-| ``rpc`` | gRPC: connections, bytes in flight, messages, the table of errors |
+| ``access`` | who may do what: identities, roles, TLS |
+| ``rpc`` | gRPC: calls and their limits, messages |
 | ``cache`` | the tiers; who of the fleet compiles |
 | ``pins``, ``usage`` | what no tier evicts; how often each artifact is served |
 | ``engines`` | installing engines, running jobs in confined workers, judging how jobs end |

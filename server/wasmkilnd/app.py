@@ -92,9 +92,7 @@ class Daemon:
         sealer = await opening.sealer()
         await install_first_engines(settings)
         found = find_engines(settings)
-        connections = descriptors.connections_per_address(
-            settings, len(found), len(access.policy.current.namespaces)
-        )
+        connections = descriptors.connections_per_address(settings, len(found))
         audit_start(audit, self._version, sealer.keys)
         started = Serving(
             self._settings, self._limits, self._metrics, audit, self._in_the_background
@@ -143,7 +141,7 @@ class Daemon:
                 started.prepare,
             ],
         )
-        self._in_the_background(access.follow_keys())
+        self._in_the_background(access.guard.follow_keys())
         self._in_the_background(
             follow(lambda: watched_files(self._settings.current), seen, self._reloader.refresh)
         )

@@ -91,8 +91,6 @@ class Fault(Enum):
 FROM_OUTSIDE = frozenset({"", "SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"})
 # The longest text of a caller's that an error or a log line quotes.
 _MAX_QUOTED = 100
-# The daemon replaces a worker that ended within this time.
-_WORKER_RETRY_S = 1.0
 
 
 class WasmkilnError(Exception):
@@ -386,7 +384,7 @@ def module_quarantined(engine: str, first_reason: str, message: str, seconds_lef
 
 
 @_sentence(Reason.WORKER_UNAVAILABLE)
-def worker_unavailable(engine: str, why: str, retry_after_s: float = _WORKER_RETRY_S) -> str:
+def worker_unavailable(engine: str, why: str, retry_after_s: float = 1.0) -> str:
     """The daemon cannot start a worker of the engine, or a job on it, for any module."""
     return (
         f"the daemon cannot run {engine} now, whatever the module ({why}): try again or call"
@@ -474,7 +472,7 @@ def compile_queue_full(engine: str, waiting: int, retry_after_s: float) -> Wasmk
 def modules_held(engine: str, held_bytes: int) -> WasmkilnError:
     """The modules of all work in progress are too large together."""
     what = f"the modules of all work in progress already hold {held_bytes:,} bytes"
-    return _overloaded("queue", what, 1.0, engine=engine)
+    return _overloaded("queue", what, engine=engine)
 
 
 def too_many_calls(running: int, yours: int) -> WasmkilnError:

@@ -262,7 +262,7 @@ class Artifact:
     sha256: str
     size_bytes: int
     frames: tuple[bytes, ...] = field(repr=False)
-    """The bytes, cut and framed as the wire carries them: see :mod:`wasmkilnd.wire`."""
+    """The bytes, cut and framed as the wire carries them: see ``to_frames``."""
     compile_time_s: float
     imports: tuple[ExternType, ...] = ()
     exports: tuple[ExternType, ...] = ()

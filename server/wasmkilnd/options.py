@@ -52,7 +52,7 @@ def host_options(settings: Settings) -> HostOptions:
         root=settings.effective_host_store_dir,
         limit_bytes=settings.effective_host_store_bytes,
         file_mode=int(settings.host_store_mode, 8),
-        group=_group_id(settings.host_store_group),
+        group=group_id(settings.host_store_group),
     )
 
 
@@ -67,7 +67,8 @@ def redis_access(settings: Settings) -> RedisAccess:
     )
 
 
-def _group_id(group: str) -> int | None:
+def group_id(group: str) -> int | None:
+    """Return the number of a group, None for none. Raises KeyError."""
     if group.isdecimal():
         return int(group)
     return grp.getgrnam(group).gr_gid if group else None

@@ -53,7 +53,7 @@ from wasmkilnd.usage import Usage
 from wasmkilnd.whole_files import SharedFile
 
 MAX_NAMESPACES = 256
-"""How many may be open at once: each has threads, files and tables of its own."""
+"""How many may be open at once: each has tasks and tables of its own."""
 LOOK_EVERY_S = 30.0
 """How long it takes at most until a daemon knows what another one pins and uses."""
 # A daemon that dies while it compiles keeps others of the fleet waiting for so long.

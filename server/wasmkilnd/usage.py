@@ -1,11 +1,11 @@
 """How often each artifact of one namespace is served, for whoever has to know what is hot.
 
 The request path adds one to a number for each Compile call that is answered, and does nothing else.
-Every SAVE_EVERY_S, and when the daemon ends, the numbers go into sums that fade with a half-life of
-a day. With Redis, each daemon adds to the sums in one of PLACES places there, and the fleet's sums
-are those of all places; without Redis, the daemons on one state directory add to a file in it. A
-daemon that is killed loses what it counted since it last saved. Of two daemons that add to one
-place at the same moment, one's numbers since its last save are lost.
+Every 30 s (``tenants.LOOK_EVERY_S``), and when the daemon ends, the numbers go into sums that fade
+with a half-life of a day. With Redis, each daemon adds to the sums in one of PLACES places there,
+and the fleet's sums are those of all places; without Redis, the daemons on one state directory add
+to a file in it. A daemon that is killed loses what it counted since it last saved. Of two daemons
+that add to one place at the same moment, one's numbers since its last save are lost.
 
 Uses decide nothing but the order of work that is done ahead of time. At most MAX_USES artifacts
 have a count: those used least are forgotten. A server or a disk that fails costs no call anything.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ssl
 import subprocess
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +11,6 @@ from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkiln.v1.module_service_pb2_grpc import ModuleServiceStub
 
 from tests.authority import Authority, Pair
-from tests.e2e.daemon import Daemon
 
 
 class TlsSite:
@@ -43,16 +40,6 @@ class TlsSite:
         # Otherwise channels of one process share connections.
         options = [("grpc.use_local_subchannel_pool", 1)]
         return grpc.secure_channel(address, credentials, options)
-
-
-def tls_metrics(daemon: Daemon, site: TlsSite, pair: Pair | None = None) -> str:
-    """Return /metrics over TLS."""
-    context = ssl.create_default_context(cafile=str(site.authority.ca_file))
-    if pair:
-        context.load_cert_chain(pair.cert_file, pair.key_file)
-    url = daemon.admin_url.replace("http:", "https:") + "/metrics"
-    with urllib.request.urlopen(url, timeout=30, context=context) as page:
-        return str(page.read().decode())
 
 
 def ask(channel: grpc.Channel, timeout_s: float = 20.0) -> pb.GetCapabilitiesResponse:

@@ -19,7 +19,6 @@ from typing import Self
 from tests.e2e.processes import children_of, eventually
 from tests.e2e.programs import ROOT
 
-SYSTEMD = Path("/usr/lib/systemd/systemd")
 SITE = Path(sysconfig.get_path("purelib"))
 _PYTHON = Path(sys.executable).resolve()
 _HIDDEN = ("/home/", "/root/", "/run/user/")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -76,19 +76,3 @@ async def lying_server(folder: Path, lie: str, *, from_the_start: bool) -> Async
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         listening.close()
-
-
-@contextlib.contextmanager
-def little_memory(most_bytes: int) -> Iterator[None]:
-    """Assert that this process never takes more memory than that within the context."""
-    Path("/proc/self/clear_refs").write_text("5")  # The peak is from now on.
-    before = _memory("VmRSS")
-    yield
-    grown = _memory("VmHWM") - before
-    assert grown < most_bytes, f"{grown / 1024**2:.0f} MiB"
-
-
-def _memory(what: str) -> int:
-    found = re.search(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found
-    return int(found[1]) * 1024

@@ -12,7 +12,6 @@ from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.flights import Waiter
 from wasmkilnd.model import ALL_ROLES, Identity, Origin
 from wasmkilnd.quota import KINDS, MOST_READINGS, UNLIMITED, Limits, Quota, Quotas
-from wasmkilnd.telemetry.metrics import QUOTAS
 
 from tests.doubles.clock import Clock
 from tests.unit.engines.test_pool import settled
@@ -53,10 +52,6 @@ def refused(kind: str, act: Callable[[], None]) -> float:
     assert failure.message.startswith("cannot ")
     assert failure.retry_after_s
     return failure.retry_after_s
-
-
-def test_the_metrics_know_every_kind() -> None:
-    assert QUOTAS == KINDS
 
 
 def test_an_identity_without_a_quota_has_no_limits(site: Site) -> None:

@@ -18,5 +18,5 @@ All that says who may do what is one immutable ``Access``, read whole: a reload 
 remembers nothing of what counted before. A daemon that asks for identities asks for them until it
 ends, whatever a reload finds: a file that vanishes opens nothing.
 
-An identity has a namespace: its caches, quarantine and verdicts are those of the namespace alone.
+An identity has a namespace: its caches, quarantine and counters are those of the namespace alone.
 """

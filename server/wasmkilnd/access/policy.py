@@ -22,6 +22,7 @@ from wasmkilnd.quota import Limits
 from wasmkilnd.setting_values import Size, parse_toml
 
 ANONYMOUS = "anonymous"
+"""The name of callers without credentials, where the policy lets them in."""
 Claims: TypeAlias = Mapping[str, object]
 """What a verified JSON Web Token says."""
 

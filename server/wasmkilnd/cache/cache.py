@@ -267,7 +267,7 @@ class Cache:
         self.memory.close()
 
     def remote_status(self, mode: str) -> model.RemoteStatus:
-        """Return whether Redis answers, and how many writes wait; ``mode`` is as there."""
+        """Return whether Redis answers, and how many writes wait, for a Redis of this ``mode``."""
         if (redis := self._redis) is None:
             return model.RemoteStatus(mode=mode, up=False, detail=model.SWITCHED_OFF)
         refusal = redis.write_refusal and f"takes no writes: {redis.write_refusal}"

@@ -181,9 +181,6 @@ class Claim:
 
     No method fails because the shared tier fails: the daemon then compiles by itself, so the same
     artifact may be compiled twice, but no call waits for a daemon that cannot be seen.
-
-    The lease is taken once a worker is free, not before: a job that waits in this daemon's
-    queue keeps no other daemon from compiling.
     """
 
     def __init__(self, fleet: Fleet, key: CacheKey, budget: WaitBudget, *, alone: bool) -> None:

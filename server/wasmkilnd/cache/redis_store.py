@@ -232,7 +232,7 @@ class RedisStore:
         return gone
 
     def used(self, key: Key) -> None:
-        """Note a use, also one from memory, which restarts the time to live if settings say so.
+        """Note a use, also one from memory, which restarts the time to live.
 
         What every daemon has in memory must still be here when a daemon restarts, and the set of
         its module must name it. Each value is renewed ten times in its life, and a few more if

@@ -311,7 +311,7 @@ class _Redis:
     async def take(self, value: bytes, seen: set[Key]) -> str:
         """Store a value, unless it is there; return what to count it as. Raise ValueRejected."""
         opened = self._open(value, len(value))
-        key = _key_of(opened.what)
+        key = opened.what.key
         [(there_bytes, _, _)] = await self.store.look([key])
         if key in seen or there_bytes >= 0:
             return "duplicates" if key in seen else "kept"
@@ -331,7 +331,7 @@ class _Redis:
     def _open(self, tail: bytes, size_bytes: int, key: Key | None = None) -> Opened:
         """Verify the head of a value, and that it is about ``key`` if that is given."""
         opened = values.open_head(tail, self.sealer)
-        if key and self.store.name_of(_key_of(opened.what)) != self.store.name_of(key):
+        if key and self.store.name_of(opened.what.key) != self.store.name_of(key):
             raise ValueRejected(Cause.WRONG_KEY, "the value belongs to another key")
         values.check_attestation(opened.what, self.sealer)
         if opened.stored_bytes != size_bytes:
@@ -419,10 +419,6 @@ def _module_of(key: Key) -> str:
     return key if isinstance(key, str) else key.module_sha256
 
 
-def _key_of(what: Artifact | Module) -> Key:
-    return what.key if isinstance(what, Artifact) else what.sha256
-
-
 def _kind(what: Artifact | Module) -> str:
     return "artifacts" if isinstance(what, Artifact) else "modules"
 
@@ -482,7 +478,7 @@ def _row(
     key: Key, what: What, stored_bytes: int, ttl_s: int | None, signed: Signed = (None, "", 0)
 ) -> Row:
     """Return the row of a value; ``what`` is why it cannot be read, if it cannot."""
-    if not isinstance(what, ValueRejected) and _key_of(what) != key:
+    if not isinstance(what, ValueRejected) and what.key != key:
         what = ValueRejected(Cause.WRONG_KEY, "the value belongs to another key")
     row: Row = dict.fromkeys(_FIELDS.split()) | {"changed_settings": {}, "raw_bytes": 0}
     row |= {"what": "module" if isinstance(key, str) else "artifact", "module": _module_of(key)}

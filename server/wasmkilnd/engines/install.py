@@ -39,6 +39,7 @@ from typing import NamedTuple, TypeAlias
 
 from packaging.version import Version
 
+from wasmkilnd.model import SHA256_HEX
 from wasmkilnd.ownership import NotOurs, check_path, check_tree, make_folder
 
 PINS = Path(__file__).parent / "pins"
@@ -48,7 +49,6 @@ Report: TypeAlias = Callable[[str], None]
 _MARKER = "engine.json"
 _BUILDING = ".building-"
 _SPEC = re.compile(r"(?P<name>[a-z]+)(?:==(?P<version>[0-9][0-9A-Za-z.+!-]*))?")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _VERSION_PROBE = "import importlib.metadata, sys; print(importlib.metadata.version(sys.argv[1]))"
 _PYTHON_PROBE = (
     "import platform, sys; print(sys.executable);"
@@ -194,7 +194,7 @@ class EngineStore:
         version are pinned. Call ``report`` with each step. Raises EngineInstallError.
         """
         name, version = parse_spec(spec)
-        if wrong := [digest for digest in sha256 if not _SHA256.fullmatch(digest)]:
+        if wrong := [digest for digest in sha256 if not SHA256_HEX.fullmatch(digest)]:
             raise EngineInstallError(f"{wrong[0]!r} is not a SHA-256: 64 digits, 0 to 9 and a to f")
         version = version or KINDS[name].default_version
         pins = PINS / f"{name}-{version}.txt"

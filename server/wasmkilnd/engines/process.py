@@ -100,7 +100,7 @@ class JobOrder:
 
     order: Mapping[str, Any]
     limits: Limits
-    # The module, or the artifact to run.
+    # The module; None where there is none.
     wasm: bytes | None = None
     # The module's name in the log; empty where there is no module.
     module_sha256: str = ""
@@ -461,7 +461,6 @@ NOBODY = 65534  # the user that owns nothing, by the kernel's own convention; se
 # the same user. The second is for containers that have 65,536 users.
 _RANGES = (range(2_000_400_000, 2_147_000_000), range(60_578, 61_184))
 _USER_ATTEMPTS = 100
-_JOBS_END_S = 0.2
 
 
 def pick_user() -> tuple[int, str]:

@@ -93,7 +93,7 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """An engine's decision about a module, which holds for as long as the engine is the same."""
+    """An engine's decision about a module."""
 
     outcome: Outcome
     # The engine's own message, on one line and of bounded length.

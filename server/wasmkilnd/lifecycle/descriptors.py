@@ -21,17 +21,13 @@ _WORKER = 8
 # primaries of larger clusters are not all busy at once.
 _REDIS = 32
 _REDIS_CLUSTER = 6 * _REDIS
-# Twice what the host store of a namespace keeps open: a reload may bring as many more.
-_NAMESPACE = 10
 # Files, listening sockets, what gRPC and threads use for themselves, and a reserve.
 _OTHERS = 96
 _LEAST_CONNECTIONS = 16
 
 
-def connections_per_address(settings: Settings, engines: int, namespaces: int) -> int:
+def connections_per_address(settings: Settings, engines: int) -> int:
     """Return how many connections each address of gRPC may have, with ``engines`` at work.
-
-    ``namespaces`` are served beside the default one.
 
     Raise the soft limit of the process to what the daemon needs. Where the hard limit is below
     that, the addresses get fewer connections than ``max_connections``, and the log says so.
@@ -39,7 +35,7 @@ def connections_per_address(settings: Settings, engines: int, namespaces: int) -
     addresses = (*settings.listen, *settings.token_listen, *settings.operator_listen)
     listeners = sum(Address.parse(address).listeners for address in addresses)
     connections = settings.max_connections
-    others = _needed_by_others(settings, engines) + namespaces * _NAMESPACE
+    others = _needed_by_others(settings, engines)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = connections * listeners + others
     if hard != resource.RLIM_INFINITY and hard < wanted:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import grp
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,6 +12,7 @@ from wasmkilnd.lifecycle.preflight import CannotStart
 from wasmkilnd.lifecycle.reload import CannotReload, Prepare
 from wasmkilnd.model import Entrance, Transport
 from wasmkilnd.network import SocketAccess
+from wasmkilnd.options import group_id
 from wasmkilnd.rpc.server import Listener, open_socket
 from wasmkilnd.setting_values import Address
 from wasmkilnd.settings import Settings
@@ -56,9 +56,7 @@ def tls_status(files: TlsFiles) -> Callable[[], TlsStatus]:
 
 def socket_access(settings: Settings) -> SocketAccess:
     """Return who can connect to the daemon's Unix sockets."""
-    group = settings.socket_group
-    number = int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid if group else None
-    return SocketAccess(int(settings.socket_mode, 8), number)
+    return SocketAccess(int(settings.socket_mode, 8), group_id(settings.socket_group))
 
 
 def open_admin_socket(settings: Settings, sockets: SocketAccess) -> None:

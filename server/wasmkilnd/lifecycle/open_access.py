@@ -71,10 +71,6 @@ class OpenAccess:
         """Have ``call`` called with what counted before and what counts now, at each reload."""
         self._changed = call
 
-    async def follow_keys(self) -> None:
-        """Fetch the keys of JSON Web Tokens now and then, until cancelled."""
-        await self.guard.follow_keys()
-
     def _with_keys(self, access: Access) -> Access:
         """Return ``access`` with the keys of a URL, if they can be fetched."""
         if access.issuer and access.issuer.url:

@@ -8,7 +8,7 @@ from pathlib import Path
 from wasmkilnd.ownership import take_back
 from wasmkilnd.settings import Settings
 
-_PRIVATE = ("access", "daemons", "keys", "pins", "redis", "tls", "uses", "warm-ups")
+_PRIVATE = ("access", "daemons", "keys", "pins", "redis", "tls", "uses")
 
 
 def take_back_private(settings: Settings) -> Sequence[tuple[Path, int]]:

@@ -53,7 +53,7 @@ _TRACED = ("engine", "origin", "bytes")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where calls come in, and who limits, guards, counts, audits, charges and traces them."""
+    """Where calls come in, and who limits, guards, counts, audits and traces them."""
 
     traffic: Traffic
     metrics: Metrics

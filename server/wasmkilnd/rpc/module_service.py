@@ -1,9 +1,9 @@
 """The RPCs of ModuleService: translates requests and results, and decides nothing.
 
-One method per RPC: it takes a request and the ``Call`` (caller, priority, deadline, request id),
-translates the request, calls a service of the core, notes in the call what its log line tells, and
-returns a message, serialized bytes, or a ``SerializedAnswer``. It raises ``WasmkilnError`` for what
-the caller has to know. Counting, logging, limits and errors are those of ``rpc.calls``.
+One method per RPC: it takes a request and the ``Call`` (caller, priority, request id), translates
+the request, calls a service of its tenant, notes in the call what its log line tells, and returns a
+message, serialized bytes, or a ``SerializedAnswer``. It raises ``WasmkilnError`` for what the
+caller has to know. Counting, logging, limits and errors are those of ``rpc.calls``.
 """
 
 from __future__ import annotations
@@ -112,5 +112,5 @@ class ModuleServicer:
 
 
 def _terms(call: Call) -> Terms:
-    """Return a call's priority and release function. Raises INVALID_REQUEST."""
+    """Return who makes a call, and what it holds. Raises INVALID_REQUEST."""
     return Terms(_waiter(call.caller, call.background), call.release_request, call.quota)

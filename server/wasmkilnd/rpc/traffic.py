@@ -43,6 +43,7 @@ from weakref import WeakValueDictionary
 from grpc import aio
 
 from wasmkilnd import errors, model
+from wasmkilnd.access.policy import ANONYMOUS
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.network import address_of, host_of
 from wasmkilnd.quota import UNLIMITED, FairShare, Quota
@@ -72,8 +73,6 @@ _LEAST_PIECE_BYTES = 16 * 1024
 # More than this beside a piece makes gRPC hold it, for its first window takes as much.
 _WINDOW_BYTES = 64 * 1024
 
-ANONYMOUS = "anonymous"
-"""The name of callers without credentials, where the policy lets them in."""
 PRIORITY_KEY = "wasmkiln-priority"
 _REQUEST_ID = re.compile(r"[0-9A-Za-z._:/+=-]{1,128}")
 

@@ -254,12 +254,6 @@ def write_memory_of(pid):
     return "might have"
 
 
-def leave_its_group():
-    os.setpgid(0, 0)
-    os.setsid()
-    return os.getpgrp()
-
-
 def join_group_of(pid):
     os.setpgid(0, os.getpgid(pid))
     return os.getpgrp()
