@@ -185,7 +185,7 @@ class Compiler:
     engines: EngineRegistry
     sealer: Sealer
     quarantine: Quarantine
-    recorder: Metrics
+    metrics: Metrics
     module_bytes: Callable[[], int]
     """Returns how large a module may be."""
     held: FairShare
@@ -211,8 +211,8 @@ class Compiler:
         """Return the artifact from the nearest place that has it. Raises the errors of Compile."""
         served = self._hit(request) or await self._serve(request)
         if served.origin is Origin.JOINED_FLIGHT:
-            self.recorder.flight_joined()
-        self.recorder.served(served.origin)
+            self.metrics.flight_joined()
+        self.metrics.served(served.origin)
         return served
 
     async def load(self, request: Request) -> LoadResult:
@@ -279,7 +279,7 @@ class Compiler:
         if not quota.may_compile():
             return
         if len(self.background) > MAX_BEHIND:
-            self.recorder.compiled_behind("dropped")
+            self.metrics.compiled_behind("dropped")
             return
         request = Request(
             *(sha256, b"", spec.engine.id, spec.target, spec.cpu, spec.changed_settings, anew),
@@ -514,7 +514,7 @@ class Compiler:
             self.slots.release()
             if origin or reason:
                 about = request.sha256, request.engine, origin, reason
-                self.recorder.compile_ended(*about, time.monotonic() - began_s)
+                self.metrics.compile_ended(*about, time.monotonic() - began_s)
             if self._ends:
                 # Without this, a job that runs would delay the end of the daemon.
                 self.flights.release(flight)
@@ -537,7 +537,7 @@ class Compiler:
                 asyncio.get_running_loop().call_later(_PAUSE_S, forget, flight, None)
             reason, cause = result.reason.value, result.message
             log.info("optimised artifact not made", reason=reason, cause=cause, **about)
-        self.recorder.compiled_behind(outcome)
+        self.metrics.compiled_behind(outcome)
 
     async def _admit(self, request: Request) -> Module:
         """Put the module's digest in place of its bytes; hash a large one in a thread."""

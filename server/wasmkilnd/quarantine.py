@@ -48,7 +48,7 @@ class Quarantine:
     """
 
     store: Strikes
-    recorder: Metrics
+    metrics: Metrics
     first_s: Callable[[], float]
     """Returns how long a module's first quarantine lasts; 0 for none at all."""
     clock: Callable[[], float] = time.monotonic
@@ -78,7 +78,7 @@ class Quarantine:
         """Raise MODULE_QUARANTINED if ``key`` is in quarantine."""
         strike = await self._find(key, budget) if self.first_s() else None
         if strike and strike.left_s > 0:
-            self.recorder.quarantine_refused()
+            self.metrics.quarantine_refused()
             first = strike.engine_id, strike.reason, strike.message
             raise errors.module_quarantined(*first, round(strike.left_s, 1))
 

@@ -148,7 +148,7 @@ class OpenTenant:
         settings, link, self.mode = now.current, common.server.link, common.server.mode
         self.metrics = Metrics(whole.version, whole=whole) if namespace else whole
         """Of the namespace alone; of the default one, those of the whole daemon."""
-        recorder = self.metrics
+        metrics = self.metrics
         prefix = settings.redis_prefix + (f"ns:{namespace}:" if namespace else "")
 
         def artifact_bytes() -> int:
@@ -159,7 +159,7 @@ class OpenTenant:
 
         self.memory = MemoryTier(share.memory_bytes, is_pinned)
         self.host = HostStore(
-            *(common.host, sealer, recorder),
+            *(common.host, sealer, metrics),
             namespace=namespace,
             limit_bytes=share.host_store_bytes,
             header_of=header_of,
@@ -174,7 +174,7 @@ class OpenTenant:
         """None where the settings switch Redis off."""
         if link:
             self.redis = RedisStore(
-                *(link, prefix, sealer, recorder),
+                *(link, prefix, sealer, metrics),
                 ttl_s=settings.cache_ttl_s,
                 artifact_bytes=artifact_bytes,
                 module_bytes=lambda: now.current.max_module_bytes,
@@ -182,7 +182,7 @@ class OpenTenant:
                 reports_usage=not namespace,
             )
         self.cache = Cache(
-            *(self.memory, host, self.redis, recorder),
+            *(self.memory, host, self.redis, metrics),
             call_wait_s=settings.redis_timeout_s,
             write_queue_bytes=write_queue_bytes,
         )
@@ -192,16 +192,16 @@ class OpenTenant:
             namespaces=share.namespaces,
         )
         self.fleet = Fleet(
-            *(link, prefix, recorder, self.cache.redis_writes.settled),
+            *(link, prefix, metrics, self.cache.redis_writes.settled),
             lease_s=_LEASE_S,
             # The daemon that compiles has succeeded or failed by then.
             max_wait_s=lambda: now.current.compile_timeout_s + _LEASE_S,
         )
         strikes = Strikes(link, prefix, sealer)
-        quarantine = Quarantine(strikes, recorder, lambda: now.current.quarantine_s)
-        served = common.engines.view(recorder)
+        quarantine = Quarantine(strikes, metrics, lambda: now.current.quarantine_s)
+        served = common.engines.view(metrics)
         compiler = Compiler(
-            *(self.cache, self.fleet, served, sealer, quarantine, recorder),
+            *(self.cache, self.fleet, served, sealer, quarantine, metrics),
             module_bytes=lambda: now.current.max_module_bytes,
             held=common.held,
             slots=common.slots,

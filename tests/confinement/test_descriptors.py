@@ -57,7 +57,7 @@ async def test_a_lack_of_descriptors_is_told_and_costs_no_worker(confined_engine
         return started[-1]
 
     pool = WorkerPool(
-        "wasmtime-0.0.1", start_worker, size=1, limits=Reloadable(LIMITS), recorder=Metrics("test")
+        "wasmtime-0.0.1", start_worker, size=1, limits=Reloadable(LIMITS), metrics=Metrics("test")
     )
     await pool.start()
     try:

@@ -70,7 +70,7 @@ async def pool_with_spoiled(engine: Path, count: int, size: int = 1) -> AsyncIte
         start_worker,
         size=size,
         limits=Reloadable(LIMITS),
-        recorder=Metrics("test"),
+        metrics=Metrics("test"),
     )
     await pool.start()
     while pool.alive < size:  # noqa: ASYNC110 - it has no event

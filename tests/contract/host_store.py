@@ -27,7 +27,7 @@ class OnlyStore(HostStore):
 def host_store(
     folder: Path,
     verifier: Sealer,
-    recorder: Notes | None = None,
+    metrics: Notes | None = None,
     *,
     limit_bytes: int = 100_000_000,
     file_mode: int = 0o640,
@@ -41,7 +41,7 @@ def host_store(
     return OnlyStore(
         HostDirectory(HostOptions(folder, limit_bytes, file_mode, group)),
         verifier,
-        recorder or Notes(),
+        metrics or Notes(),
         header_of=header_of,
         limit_bytes=limit_bytes,
         engines=engines,

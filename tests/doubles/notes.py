@@ -1,4 +1,4 @@
-"""A recorder for tests."""
+"""A metrics for tests."""
 
 from __future__ import annotations
 

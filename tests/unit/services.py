@@ -152,7 +152,7 @@ class Rig:
     ) -> None:
         self.engines = Engines()
         engines = cast("Any", self.engines)
-        self.recorder = Notes()
+        self.metrics = Notes()
         sealer = sealer or NoSealer()
         self.memory = MemoryTier(
             1_000_000, lambda module_sha256: self.pins.is_pinned(module_sha256)
@@ -161,17 +161,17 @@ class Rig:
             self.memory,
             cast("Any", host),
             redis,
-            self.recorder,
+            self.metrics,
             call_wait_s=60,
             write_queue_bytes=lambda: 100_000,
         )
         self.pins = Pins(file_of(Path("unused"), ""), sealer, cache, self.memory, None, None)
-        self.quarantine = Quarantine(Strikes(None, "", sealer), self.recorder, lambda: 600.0)
+        self.quarantine = Quarantine(Strikes(None, "", sealer), self.metrics, lambda: 600.0)
         self.fleet = Fleet(
-            None, "", self.recorder, cache.redis_writes.settled, lease_s=0, max_wait_s=lambda: 0.0
+            None, "", self.metrics, cache.redis_writes.settled, lease_s=0, max_wait_s=lambda: 0.0
         )
         self.compiler = Compiler(
-            *(cache, self.fleet, engines, sealer, self.quarantine, self.recorder),
+            *(cache, self.fleet, engines, sealer, self.quarantine, self.metrics),
             module_bytes=lambda: LIMITS.module_bytes,
             held=FairShare(lambda: 2 * LIMITS.queue_bytes),
             slots=asyncio.Semaphore(1),

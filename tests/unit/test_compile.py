@@ -34,7 +34,7 @@ async def test_a_hit_compiles_nothing(rig: Rig) -> None:
     assert (first.origin, again.origin) == (Origin.COMPILED, Origin.MEMORY)
     assert first.queue_time_s == 0.1
     assert rig.engines.compiles == 1
-    assert rig.recorder.origins == [Origin.COMPILED, Origin.MEMORY]
+    assert rig.metrics.origins == [Origin.COMPILED, Origin.MEMORY]
 
 
 async def test_a_memory_hit_waits_for_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +90,7 @@ async def test_concurrent_calls_share_a_flight_that_outlives_its_callers(rig: Ri
     answers = [await call for call in calls[1::2]]
     assert rig.engines.compiles == 1
     assert {served.origin for served in answers} == {Origin.JOINED_FLIGHT}
-    assert rig.recorder.joined == 25
+    assert rig.metrics.joined == 25
 
 
 async def test_shutting_down_ends_flights_with_server_draining(rig: Rig) -> None:

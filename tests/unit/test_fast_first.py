@@ -50,13 +50,13 @@ async def test_fast_now_and_optimised_behind(rig: Rig) -> None:
     later = await compile_fast(rig)
     assert not later.artifact.spec.is_fast
     assert later.origin is Origin.MEMORY
-    assert rig.recorder.behind == ["compiled"]
+    assert rig.metrics.behind == ["compiled"]
     # The daemon's own compile is no call.
-    assert rig.recorder.origins == [Origin.COMPILED, Origin.MEMORY]
+    assert rig.metrics.origins == [Origin.COMPILED, Origin.MEMORY]
     assert [fast for fast, _ in rig.engines.compiled] == [True, False]
     assert rig.engines.compiled[1][1] == {Waiter(background=True, last=True)}
     # But it is told with the recent ones, which calls are by who serves them.
-    assert rig.recorder.ended == [(SHA256, spec_of(rig).engine.id, "compiled", "")]
+    assert rig.metrics.ended == [(SHA256, spec_of(rig).engine.id, "compiled", "")]
 
 
 async def test_an_optimised_artifact_goes_first(rig: Rig) -> None:
@@ -87,7 +87,7 @@ async def test_a_stored_fast_artifact_is_served_without_its_module(rig: Rig) -> 
     assert again.artifact is first.artifact
     assert again.origin is Origin.MEMORY
     await behind_ended(rig)
-    assert rig.recorder.behind == ["compiled", "compiled"]
+    assert rig.metrics.behind == ["compiled", "compiled"]
 
 
 async def test_for_a_caller_of_hits_alone_nothing_is_compiled_behind(rig: Rig) -> None:
@@ -173,7 +173,7 @@ async def test_an_optimised_module_in_quarantine_leaves_the_fast_one(rig: Rig) -
         assert (await compile_fast(rig)).artifact.spec.is_fast
         await behind_ended(rig)
     # It is not tried again with each call.
-    assert rig.recorder.behind == ["failed"]
+    assert rig.metrics.behind == ["failed"]
     assert [fast for fast, _ in rig.engines.compiled] == [True]
     failure = await refused(compile_fast(rig, accept_fast=False))
     assert failure.reason is Reason.MODULE_QUARANTINED
@@ -187,10 +187,10 @@ async def test_many_calls_share_both_compiles_and_one_copy_of_the_module(rig: Ri
     rig.engines.release.set()
     answers = [await call for call in calls]
     assert all(served.artifact is answers[0].artifact for served in answers)
-    assert rig.recorder.joined == 19
+    assert rig.metrics.joined == 19
     await behind_ended(rig)
     assert [fast for fast, _ in rig.engines.compiled] == [True, False]
-    assert rig.recorder.joined == 19
+    assert rig.metrics.joined == 19
 
 
 async def test_a_crowd_falls_back_together(rig: Rig) -> None:
@@ -238,7 +238,7 @@ async def test_the_end_of_the_daemon_ends_what_waits_and_what_runs(rig: Rig) -> 
     await rig.compiler.end_behind()
     assert await rig.compiler.flights.settle(5) == 0
     assert (len(rig.compiler.background), len(rig.compiler.flights)) == (0, 0)
-    assert rig.recorder.behind == ["dropped", "dropped"]
+    assert rig.metrics.behind == ["dropped", "dropped"]
     rig.compiler.behind("2" * 64, spec_of(rig))
     assert len(rig.compiler.background) == 0
 
@@ -264,10 +264,10 @@ async def test_only_so_many_wait_and_run(rig: Rig, monkeypatch: pytest.MonkeyPat
         while rig.engines.compiles < 2:  # noqa: ASYNC110 - nothing tells a test
             await asyncio.sleep(0.001)
     assert len(rig.compiler.background) == 3  # one that runs, two that wait
-    assert rig.recorder.behind == ["dropped"] * 3
+    assert rig.metrics.behind == ["dropped"] * 3
     rig.engines.release.set()
     await behind_ended(rig)
-    assert sorted(rig.recorder.behind) == ["compiled", *["dropped"] * 3, "failed", "failed"]
+    assert sorted(rig.metrics.behind) == ["compiled", *["dropped"] * 3, "failed", "failed"]
 
 
 async def test_namespaces_that_wait_for_a_slot_get_one_in_turn(
@@ -300,7 +300,7 @@ async def test_what_the_daemon_makes_ahead_is_behind_all_callers_and_no_call(rig
     ahead = Request(SHA256, engine="wasmtime", terms=THE_DAEMON)
     assert (await rig.compiler.ahead(ahead)).origin is Origin.COMPILED
     assert rig.engines.compiled[-1] == (False, {Waiter(background=True, last=True)})
-    assert rig.recorder.origins == [Origin.COMPILED]
+    assert rig.metrics.origins == [Origin.COMPILED]
     assert (await rig.compiler.ahead(ahead)).origin is Origin.MEMORY
 
 

@@ -51,7 +51,7 @@ class Cache:
         memory: MemoryTier,
         host: HostStore | None,
         redis: RedisStore | None,
-        recorder: Metrics,
+        metrics: Metrics,
         *,
         call_wait_s: float,
         write_queue_bytes: Callable[[], int],
@@ -62,7 +62,7 @@ class Cache:
         be written to each.
         """
         self.memory, self._host, self._redis = memory, host, redis
-        self._recorder, self._call_wait_s = recorder, call_wait_s
+        self._metrics, self._call_wait_s = metrics, call_wait_s
         made = partial(Writes, limit_bytes=write_queue_bytes)
         self.redis_writes, self.host_writes = self._queues = made(redis), made(host)
         self._lookups = Flights()
@@ -85,7 +85,7 @@ class Cache:
         artifact: Artifact | None = self.memory.get(key)
         if artifact is None or (artifact.encoding and artifact.encoding not in accept):
             return None
-        self._recorder.tier_lookup("memory", "artifact", "hit", time.perf_counter() - began)
+        self._metrics.tier_lookup("memory", "artifact", "hit", time.perf_counter() - began)
         if self._redis:
             self._redis.used(key)
         return artifact
@@ -286,7 +286,7 @@ class Cache:
         began = time.perf_counter()
         item = self.memory.get(key)
         what, outcome = "module" if isinstance(key, str) else "artifact", "hit" if item else "miss"
-        self._recorder.tier_lookup("memory", what, outcome, time.perf_counter() - began)
+        self._metrics.tier_lookup("memory", what, outcome, time.perf_counter() - began)
         if item is None and (item := self.peek(key)):
             # Memory evicted the item before it was written, and the write may take long.
             self._keep(item)
@@ -295,7 +295,7 @@ class Cache:
     def _keep(self, value: Item) -> None:
         began = time.perf_counter()
         self.memory.put(value)
-        self._recorder.tier_store("memory", "ok", time.perf_counter() - began)
+        self._metrics.tier_store("memory", "ok", time.perf_counter() - began)
 
     async def _as_accepted(self, artifact: Artifact, accept: frozenset[str]) -> Artifact | None:
         """Return an artifact of memory as it is, or decoded: then its frames may be ``coming``.

@@ -99,7 +99,7 @@ class Fleet:
 
     link: RedisLink | None
     prefix: str
-    recorder: Metrics
+    metrics: Metrics
     stored: Callable[[CacheKey], Awaitable[None]]
     lease_s: float
     max_wait_s: Callable[[], float]
@@ -230,7 +230,7 @@ class Claim:
             if self._believes_others and (found == "stored" or not self._why_compile):
                 return False
             found = self._why_compile or "late"
-        self._fleet.recorder.fleet_turn(found)
+        self._fleet.metrics.fleet_turn(found)
         return True
 
     async def wait_for_others(self) -> bool:
@@ -253,7 +253,7 @@ class Claim:
             if found != "alone":  # One that waited in vain must not wait for a second time-out.
                 self._budget.left_s = budget_s
             if found == "stored":
-                self._fleet.recorder.fleet_turn("made")
+                self._fleet.metrics.fleet_turn("made")
                 return True
             left_s = self._fleet.max_wait_s() - self._waited_s
             if found != "held" or left_s <= 0:

@@ -353,7 +353,7 @@ class HostStore:
 
     directory: HostDirectory
     verifier: Sealer
-    recorder: Metrics
+    metrics: Metrics
     header_of: HeaderOf
     engines: Callable[[], Mapping[str, Any]]
     # Its share of the store. It may be set: a lower one evicts within seconds.
@@ -427,9 +427,9 @@ class HostStore:
             await self.directory.run("write", partial(self._write, artifact))
         except TierUnavailable:
             self.directory.no_writes_until_s = time.monotonic() + _NO_WRITES_S
-            self.recorder.tier_store(self.name, "error", time.perf_counter() - began_s)
+            self.metrics.tier_store(self.name, "error", time.perf_counter() - began_s)
             raise
-        self.recorder.tier_store(self.name, "ok", time.perf_counter() - began_s)
+        self.metrics.tier_store(self.name, "ok", time.perf_counter() - began_s)
 
     async def held(self, keys: Collection[CacheKey]) -> frozenset[CacheKey]:
         """Return which of ``keys`` are stored, without checking them. Raises TierUnavailable."""
@@ -503,7 +503,7 @@ class HostStore:
             self.directory.reading.release()
             if allowance or outcome == "error":
                 took_s = time.monotonic() - began_s
-                self.recorder.tier_lookup(self.name, "artifact", outcome, took_s)
+                self.metrics.tier_lookup(self.name, "artifact", outcome, took_s)
 
     # What follows runs in threads, and raises OSError, TierUnavailable and, where it says so,
     # ValueRejected.
@@ -521,7 +521,7 @@ class HostStore:
             # If it changed or is gone, another process evicted or replaced it meanwhile.
             if not entry or (entry.files == _ids_of(entry.path) and entry.path.exists()):
                 removed, cause = remove_entry(self._options, key), rejected.cause.value
-                self.recorder.value_rejected(self.name, cause)
+                self.metrics.value_rejected(self.name, cause)
                 of = {"module": key.module_sha256, "fingerprint": key.fingerprint}
                 of |= {"tier": self.name, "cause": cause, "why": rejected.why}
                 # What cannot be removed is rejected again and again.

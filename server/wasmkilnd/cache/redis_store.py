@@ -114,7 +114,7 @@ class RedisStore:
     link: RedisLink
     prefix: str
     _sealer: Sealer
-    _recorder: Metrics
+    _metrics: Metrics
     _: KW_ONLY
     ttl_s: int
     artifact_bytes: Callable[[], int]
@@ -165,7 +165,7 @@ class RedisStore:
         finally:
             self._reading.release()
             what = "module" if isinstance(key, str) else "artifact"
-            self._recorder.tier_lookup(self.name, what, outcome, time.perf_counter() - began)
+            self._metrics.tier_lookup(self.name, what, outcome, time.perf_counter() - began)
 
     async def put(self, what: Artifact | Module) -> None:
         """Store a value, unless it is there; then restart its time to live.
@@ -190,7 +190,7 @@ class RedisStore:
                 self._note_refusal(self._temporary(what.module_sha256), why)
             raise
         finally:
-            self._recorder.tier_store(self.name, outcome, time.perf_counter() - began)
+            self._metrics.tier_store(self.name, outcome, time.perf_counter() - began)
 
     async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
         """Return which of ``keys`` are stored, without verifying them."""
@@ -352,7 +352,7 @@ class RedisStore:
 
     async def _discard(self, name: bytes, tail: bytes, rejected: ValueRejected) -> None:
         cause, why = rejected.cause.value, rejected.why
-        self._recorder.value_rejected(self.name, cause)
+        self._metrics.value_rejected(self.name, cause)
         is_told = why in self._logged or len(self._logged) >= _MAX_LOGGED
         if rejected.cause in _LOGGED_ONCE and not is_told:
             self._logged.add(why)

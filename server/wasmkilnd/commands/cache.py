@@ -241,7 +241,7 @@ class _Redis:
         self.sealer, self._pinned = sealer, set[str]()
         prefix = settings.redis_prefix + (f"ns:{namespace}:" if namespace else "")
         only_daemons: Any = dict.fromkeys(
-            ("_recorder", "artifact_bytes", "module_bytes", "reports_usage")
+            ("_metrics", "artifact_bytes", "module_bytes", "reports_usage")
         )
         is_pinned, ttl_s = self._pinned.__contains__, settings.cache_ttl_s
         self.store = RedisStore(

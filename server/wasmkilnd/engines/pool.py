@@ -121,7 +121,7 @@ class WorkerPool:
         *,
         size: int,
         limits: Reloadable[Limits],
-        recorder: Metrics,
+        metrics: Metrics,
         neighbours: Neighbours | None = None,
     ) -> None:
         self.engine_id = engine_id
@@ -132,7 +132,7 @@ class WorkerPool:
         # Why the last worker that was to start, or started, does not work.
         self._cause = ""
         self._limits = limits
-        self._recorder = recorder
+        self._metrics = metrics
         self._neighbours = neighbours or Neighbours()
         self._idle: list[Worker] = []
         self._waiting: dict[Job, None] = {}  # in the order in which they came
@@ -262,7 +262,7 @@ class WorkerPool:
             await asyncio.wait((job.granted, *watching), return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             if not job.waiters.waiting:
-                self._recorder.abandoned(self.engine_id, "queued")
+                self._metrics.abandoned(self.engine_id, "queued")
             raise
         finally:
             self._waiting.pop(job, None)
@@ -373,7 +373,7 @@ class WorkerPool:
                     if worker in self._idle:
                         self._idle.remove(worker)
                     await worker.kill()
-                self._recorder.worker_replaced(self.engine_id)
+                self._metrics.worker_replaced(self.engine_id)
                 log.warning("worker replaced", engine=self.engine_id, pid=worker.pid)
                 worker = None
                 if time.monotonic() - began_s > _HEALTHY_LIFE_S:

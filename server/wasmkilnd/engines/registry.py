@@ -192,21 +192,21 @@ class EngineRegistry:
         served: Sequence[ServedEngine],
         choices: NameChoices,
         limits: Reloadable[Limits],
-        recorder: Metrics,
+        metrics: Metrics,
     ) -> None:
         """Serve ``served``, the preferred ones first; see ``names.resolve``."""
         names = resolve(choices, [engine.id for engine in served])
         self._table = EngineTable(served, names)
         self._limits = limits
-        self._recorder = recorder
+        self._metrics = metrics
         self._table.removed = choices.removed
         self.choices = choices
         """What decides which engine a name stands for."""
 
-    def view(self, recorder: Metrics) -> EngineRegistry:
-        """Return the same engines and workers, counting in ``recorder``."""
+    def view(self, metrics: Metrics) -> EngineRegistry:
+        """Return the same engines and workers, counting in ``metrics``."""
         other = copy.copy(self)
-        other._recorder = recorder
+        other._metrics = metrics
         return other
 
     def serve(self, served: Sequence[ServedEngine], choices: NameChoices) -> None:
@@ -346,7 +346,7 @@ class EngineRegistry:
     def _record(self, job: Job, engine_id: str, outcome: str) -> None:
         took_s = time.monotonic() - job.asked_s
         queued_s = took_s if job.queued_s is None else job.queued_s
-        self._recorder.compiled(engine_id, outcome, took_s - queued_s, queued_s)
+        self._metrics.compiled(engine_id, outcome, took_s - queued_s, queued_s)
 
     async def _refusal(
         self,

@@ -41,7 +41,7 @@ class WorkerOptions:
     size: int
     """Workers per engine."""
     limits: Reloadable[model.Limits]
-    recorder: Metrics
+    metrics: Metrics
     guard: process.IsolationGuard
     neighbours: Neighbours = field(default_factory=Neighbours)
     """The jobs of all engines."""
@@ -64,12 +64,12 @@ async def serve_engine(
             raise
         return worker
 
-    size, limits, recorder = options.size, options.limits, options.recorder
+    size, limits, metrics = options.size, options.limits, options.metrics
     pool = WorkerPool(
         *(engine.id, start),
         size=size,
         limits=limits,
-        recorder=recorder,
+        metrics=metrics,
         neighbours=options.neighbours,
     )
     try:

@@ -183,7 +183,7 @@ class Serving:
         self._options = WorkerOptions(
             size=settings.current.effective_workers,
             limits=limits,
-            recorder=metrics,
+            metrics=metrics,
             guard=self.isolation,
         )
         self.registry = EngineRegistry([], naming.NameChoices(), limits, metrics)

@@ -96,14 +96,14 @@ class Rig:
 
     def __init__(self, engines: Mapping[str, tuple[Said, Said]]) -> None:
         self.pools = {engine_id: Pool(*says) for engine_id, says in engines.items()}
-        self.recorder = Notes()
+        self.metrics = Notes()
         self.watched = 0
         served = [
             ServedEngine(capabilities(engine_id), pool)  # type: ignore[arg-type]
             for engine_id, pool in self.pools.items()
         ]
         self.limits = Reloadable(LIMITS)
-        self.registry = EngineRegistry(served, NameChoices(), self.limits, self.recorder)
+        self.registry = EngineRegistry(served, NameChoices(), self.limits, self.metrics)
 
     async def load(self, engine: str, module: Module = MODULE) -> None:
         await self.registry.validate(engine, module, Waiters.of(Waiter()), self._watch())
@@ -167,7 +167,7 @@ async def test_the_wait_for_a_worker_is_no_time_of_the_compile_that_fails() -> N
     pool = rig.pools["old-1"]
     pool.queued_s = 0.01
     assert (await refused(rig.compile("old-1"))).reason is Reason.COMPILER_CRASHED
-    [(_, queued_s)] = rig.recorder.compile_times
+    [(_, queued_s)] = rig.metrics.compile_times
     assert queued_s == pool.queued_s
 
 
@@ -176,7 +176,7 @@ async def test_a_compile_that_gets_no_worker_takes_no_time_but_its_wait() -> Non
     pool = rig.pools["old-1"]
     pool.queued_s, pool.full = 0.01, True
     assert (await refused(rig.compile("old-1"))).reason is Reason.COMPILE_QUEUE_FULL
-    [(seconds, queued_s)] = rig.recorder.compile_times
+    [(seconds, queued_s)] = rig.metrics.compile_times
     assert seconds == 0
     assert queued_s > 0
 
@@ -189,7 +189,7 @@ async def test_others_are_asked_once_a_refusal_is_to_be_explained() -> None:
     )
     assert code
     assert not isinstance(code, CompiledCode)
-    assert rig.recorder.compiles == ["module_invalid"]
+    assert rig.metrics.compiles == ["module_invalid"]
     assert not rig.pools["new-1"].orders
     assert (await code()).reason is Reason.ENGINE_LACKS_FEATURE
     assert rig.pools["new-1"].orders.total() == 1
@@ -212,7 +212,7 @@ async def test_what_another_daemon_does_is_no_compilation_of_this_one() -> None:
     assert await compiling(left_to_another) is None
     pool.made_elsewhere = True
     assert await compiling(at_once) is None
-    assert rig.recorder.compiles == []
+    assert rig.metrics.compiles == []
     assert not pool.orders
 
 

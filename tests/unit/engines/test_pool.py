@@ -63,11 +63,11 @@ class Rig:
     """An engine with workers whose jobs end when a test says so."""
 
     def __init__(self, workers: int = 1, length: int = 100, limit_bytes: int = 10**9) -> None:
-        self.recorder = Notes()
+        self.metrics = Notes()
         self.began: list[JobOrder] = []
         self.limits = Reloadable(Limits(1, 1, 1, 1, 1, length, limit_bytes))
         self.pool = WorkerPool(
-            "engine-1", self.start, size=workers, limits=self.limits, recorder=self.recorder
+            "engine-1", self.start, size=workers, limits=self.limits, metrics=self.metrics
         )
         self.workers = [self.new() for _ in range(workers)]
 
@@ -299,7 +299,7 @@ async def test_a_place_is_filled_whatever_keeps_a_worker_from_starting() -> None
         started.append(FakeWorker(rig.began))
         return cast(Worker, started[-1])
 
-    pool = WorkerPool("engine-1", start, size=1, limits=rig.limits, recorder=rig.recorder)
+    pool = WorkerPool("engine-1", start, size=1, limits=rig.limits, metrics=rig.metrics)
     await pool.start()
     await settled()
     await started[0].kill()
@@ -310,7 +310,7 @@ async def test_a_place_is_filled_whatever_keeps_a_worker_from_starting() -> None
         while not pool.alive:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert not pool.why_no_worker
-    assert rig.recorder.replaced == ["engine-1"]
+    assert rig.metrics.replaced == ["engine-1"]
     await pool.close()
 
 
@@ -353,7 +353,7 @@ async def test_a_job_that_is_given_up_leaves_the_queue_and_never_gets_a_worker()
     gone.cancel()
     await settled()
     assert rig.pool.waiting == 1
-    assert rig.recorder.abandonments == ["queued"]
+    assert rig.metrics.abandonments == ["queued"]
     await rig.end()
     await rig.end()
     await after
@@ -519,7 +519,7 @@ async def test_who_needs_no_worker_any_more_leaves_the_queue() -> None:
     await rig.end()
     await rig.end()
     await behind
-    assert rig.recorder.abandonments == []
+    assert rig.metrics.abandonments == []
 
 
 async def test_who_has_a_worker_keeps_it_and_nobody_watches_any_more() -> None:
