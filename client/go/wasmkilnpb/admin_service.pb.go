@@ -1100,7 +1100,7 @@ type DrainResponse struct {
 	Grace *durationpb.Duration `protobuf:"bytes,1,opt,name=grace,proto3" json:"grace,omitempty"`
 	// Running calls, without this one.
 	Calls uint32 `protobuf:"varint,2,opt,name=calls,proto3" json:"calls,omitempty"`
-	// Compilations that run or wait for a worker.
+	// Compilations and validations that run or wait for a worker.
 	Flights uint32 `protobuf:"varint,3,opt,name=flights,proto3" json:"flights,omitempty"`
 }
 

@@ -264,7 +264,7 @@ type CompileRequest struct {
 	Settings map[string]string `protobuf:"bytes,6,rep,name=settings,proto3" json:"settings,omitempty" protobuf_key:"bytes,1,opt,name=key,proto3" protobuf_val:"bytes,2,opt,name=value,proto3"`
 	// Return the header alone.
 	OmitArtifact bool `protobuf:"varint,7,opt,name=omit_artifact,json=omitArtifact,proto3" json:"omit_artifact,omitempty"`
-	// Compile even when a tier holds the artifact, and store the new one.
+	// Compile even when a tier holds the artifact, and store the new one; Redis keeps what it has.
 	SkipCacheLookup bool `protobuf:"varint,8,opt,name=skip_cache_lookup,json=skipCacheLookup,proto3" json:"skip_cache_lookup,omitempty"`
 	// The caller may be on the daemon's machine: return ArtifactHeader.host_file instead of the
 	// bytes, where the host store has the artifact. A caller that cannot open that file sends the
@@ -1061,7 +1061,7 @@ type StatsResponse struct {
 	QueueDepth uint32 `protobuf:"varint,7,opt,name=queue_depth,json=queueDepth,proto3" json:"queue_depth,omitempty"`
 	// Workers that compile or validate now, of all engines.
 	BusyWorkers uint32 `protobuf:"varint,8,opt,name=busy_workers,json=busyWorkers,proto3" json:"busy_workers,omitempty"`
-	// Running compilations.
+	// Compilations and validations that run or wait for a worker.
 	Flights uint32 `protobuf:"varint,9,opt,name=flights,proto3" json:"flights,omitempty"`
 	// Calls that shared a compilation which another call had begun.
 	FlightsJoined uint64 `protobuf:"varint,10,opt,name=flights_joined,json=flightsJoined,proto3" json:"flights_joined,omitempty"`
