@@ -48,7 +48,7 @@ COPIES = (
     # What a daemon prints and answers in the examples of the documentation.
     Place("README.md", rf"\bwasmkilnd {_NUMBERS} is ready"),
     Place("docs/**/*.md", rf"\bwasmkilnd {_NUMBERS} is ready", required=False),
-    Place("docs/**/*.md", rf'^ *"version": "{_NUMBERS}",$', required=False),
+    Place("docs/**/*.md", rf'^  "version": "{_NUMBERS}",$', required=False),
     Place("docs/**/*.md", rf'"version": {{"wasmkiln": "{_NUMBERS}"', required=False),
 )
 

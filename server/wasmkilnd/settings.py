@@ -227,7 +227,7 @@ class Settings(BaseModel):
     workers: values.Count = Field(default=0, ge=0, le=1024)
     """Compilations that run at the same time, for each engine; 0 for one per CPU."""
     queue_length: values.Count = _live(256, gt=0, le=1000000)
-    """Calls that may wait for a worker, for each engine; the daemon refuses more."""
+    """Jobs that may wait for a worker, for each engine; the daemon refuses more."""
 
     queue_bytes: values.Size = _live(256 * MIB, gt=0)
     """Bytes of modules that may wait for a worker, for each engine; the daemon refuses more. All

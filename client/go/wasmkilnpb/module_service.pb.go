@@ -882,7 +882,7 @@ type WorkerStats struct {
 	Workers uint32 `protobuf:"varint,2,opt,name=workers,proto3" json:"workers,omitempty"`
 	// Workers that compile or validate now.
 	Busy uint32 `protobuf:"varint,3,opt,name=busy,proto3" json:"busy,omitempty"`
-	// Calls that wait for a worker.
+	// Jobs that wait for a worker.
 	Queued uint32 `protobuf:"varint,4,opt,name=queued,proto3" json:"queued,omitempty"`
 	// Workers that died or were ended, and were started again.
 	Replaced uint64 `protobuf:"varint,5,opt,name=replaced,proto3" json:"replaced,omitempty"`
@@ -1057,7 +1057,7 @@ type StatsResponse struct {
 	Compiles []*CompileStats `protobuf:"bytes,5,rep,name=compiles,proto3" json:"compiles,omitempty"`
 	// The workers of each engine.
 	Workers []*WorkerStats `protobuf:"bytes,6,rep,name=workers,proto3" json:"workers,omitempty"`
-	// Calls that wait for a worker, of all engines.
+	// Jobs that wait for a worker, of all engines.
 	QueueDepth uint32 `protobuf:"varint,7,opt,name=queue_depth,json=queueDepth,proto3" json:"queue_depth,omitempty"`
 	// Workers that compile or validate now, of all engines.
 	BusyWorkers uint32 `protobuf:"varint,8,opt,name=busy_workers,json=busyWorkers,proto3" json:"busy_workers,omitempty"`

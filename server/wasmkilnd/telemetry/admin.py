@@ -67,7 +67,6 @@ _HTTP_LIMITS: Final[dict[str, Any]] = {
 _STATUS = {
     Reason.CREDENTIALS_MISSING: 401,
     Reason.CREDENTIALS_INVALID: 401,
-    Reason.QUOTA_EXCEEDED: 429,
 }
 # A browser cannot send a token of its own accord: it asks a person for a name and a password.
 _BROWSER_CHALLENGE = 'Basic realm="wasmkiln: any name, and a token as password", charset="UTF-8"'

@@ -66,8 +66,8 @@ _THREADS, _THREADS_PER_CPU = 256, 4  # Engines start a thread for each CPU.
 # Since Linux 5.14 each user namespace counts its own processes. Before, the limit covered all
 # processes of a user, and would have stopped jobs for the sake of others.
 _PROCESSES_COUNTED_APART = [5, 14]
-# Where the kernel's idle class is refused. Hits beside jobs at any niceness take twice as long as
-# beside jobs in that class (docs/explanation/performance.md).
+# Where the kernel's idle class is refused. Hits beside jobs at any niceness take several times as
+# long as beside jobs in that class (docs/explanation/performance.md).
 NICENESS = 5
 
 
