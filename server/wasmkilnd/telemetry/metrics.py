@@ -83,7 +83,7 @@ tier_stores        counter tier,outcome      counted Writes of artifacts and mod
 values_rejected    counter tier,cause        counted Values that did not verify, so were deleted.
 compiles           counter engine,outcome    counted Compilations that ended.
 workers_replaced   counter engine            counted Workers that died and were replaced.
-abandoned          counter engine,stage      counted Waiting jobs dropped, as no caller waited for them.
+abandoned          counter engine,stage      counted Jobs dropped: no caller waited any more.
 refused            counter limit             counted Calls refused by a limit that protects others.
 served             counter origin            counted Compile calls answered, by artifact's origin.
 flights_joined     counter -                 counted Calls that shared another call's compilation.
@@ -117,7 +117,7 @@ host_store_dropped_writes counter - host.dropped_writes   Writes to it that were
 workers                     gauge engine engines.workers              Worker processes that run.
 workers_busy                gauge engine engines.busy                 Workers that run a job.
 queue_depth                 gauge engine engines.queued               Jobs that wait for a worker.
-queue_background            gauge engine engines.queued_in_background Waiting jobs of callers in the background and of the daemon.
+queue_background            gauge engine engines.queued_in_background Background jobs that wait.
 queue_callers               gauge engine engines.queued_callers       Callers that share the queue.
 queue_bytes                 gauge engine engines.queued_bytes         Size of the modules that wait.
 queue_expected_wait_seconds gauge engine engines.expected_wait_s      What one more would wait.
