@@ -172,6 +172,6 @@ def _cpu_s(pid: int, action: Action) -> float:
 
 
 def _used_ns(pid: int) -> int:
-    """Return the CPU time of a process's threads."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
+    """Return the CPU time of a process, of threads that have ended too."""
+    # The clock of another process, as clock_getcpuclockid(3) names it, which Python does not have.
+    return time.clock_gettime_ns(~pid << 3 | 2)
