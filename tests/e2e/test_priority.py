@@ -1,4 +1,4 @@
-"""Compilations run behind everything else."""
+"""Compilations leave the CPU to what is more urgent."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from tests.e2e.daemon import Daemon, state_with
 from tests.e2e.programs import Installed
 
 
-def test_a_job_runs_in_the_idle_class(engines: Installed, tmp_path: Path) -> None:
+def test_a_job_has_less_than_the_daemon(engines: Installed, tmp_path: Path) -> None:
     flags = ["--workers", "1", "--redis-url", "none"]
     with Daemon(state_with(tmp_path / "state", ENGINE), flags) as daemon, Caller(daemon) as caller:
         job, call = stopped_job(daemon, caller.compile)
-        classes = [os.sched_getscheduler(pid) for pid in (daemon.pid, job)]
+        classes = [
+            (os.sched_getscheduler(pid), os.getpriority(os.PRIO_PROCESS, pid))
+            for pid in (daemon.pid, job)
+        ]
         os.kill(job, signal.SIGCONT)
         header_of(call)
-    assert classes == [os.SCHED_OTHER, os.SCHED_IDLE]
+    assert classes == [(os.SCHED_OTHER, 0), (os.SCHED_BATCH, 5)]

@@ -75,7 +75,7 @@ JOB_DIES_OF = _calls(
 # Calls that a filter allows with some arguments only.
 _CONDITIONAL = _calls(
     "clone 56 220, clone3 435 435, prlimit64 302 261, sendto 44 206",
-    "sched_setscheduler 144 119, setpriority 141 140",
+    "sched_setattr 314 274, setpriority 141 140",
 )
 NUMBERS = {**WORKER_MAY, **JOB_DIES_OF, **_CONDITIONAL}
 
@@ -130,7 +130,7 @@ def worker_program(machine: str) -> bytes:
         "clone": (_load(0), (_ANY_BIT, 0, 1, _CLONE_NEW_NAMESPACES), _EPERM, _ALLOW),
         "prlimit64": (*_unless(0), _ALLOW),
         # A job lowers its own priority before it is sealed.
-        "sched_setscheduler": (*_unless(0), *_unless(1, os.SCHED_IDLE), _ALLOW),
+        "sched_setattr": (*_unless(0), _ALLOW),
         "setpriority": (*_unless(0), *_unless(1), _ALLOW),
     }
     return _program(machine, WORKER_MAY, special)

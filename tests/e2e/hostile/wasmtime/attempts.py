@@ -312,7 +312,7 @@ def go_first():
 
 
 def compete():
-    """Leave the idle class, as a process may that RLIMIT_NICE allows it."""
+    """Leave the class of batch jobs, as an ordinary process may."""
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     return "competes"
 
