@@ -1,9 +1,16 @@
-"""The CPUs, the memory and the disk that this process may use, control groups included."""
+"""The CPUs, the memory and the disk that this process may use, control groups included.
+
+Control groups are those of version 2. The limits of this process's group count, and of all above.
+"""
 
 from __future__ import annotations
 
 import math
 import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 _ROOT = Path("/")
@@ -15,21 +22,22 @@ def cpu_count(root: Path = _ROOT) -> int:
     The affinity mask and the quotas of control groups decide: 64 workers do not help a
     container that may use one CPU of 64. ``root`` holds /proc and /sys.
     """
-    count = len(os.sched_getaffinity(0))
-    for quota, period in _cpu_quotas(root):
-        if quota > 0 and period > 0:
-            count = min(count, math.ceil(quota / period))
-    return max(count, 1)
+    counts = [len(os.sched_getaffinity(0))]
+    for text in _limits(root, "cpu.max"):
+        quota, _, period = text.partition(" ")
+        if quota.isdecimal() and period.isdecimal() and int(period):
+            counts.append(math.ceil(int(quota) / int(period)))
+    return max(1, min(counts))
 
 
 def memory_bytes(root: Path = _ROOT) -> int:
     """Return the bytes of memory that this process may use: the machine's, or its group's limit."""
-    total = _physical_bytes(root)
-    limits = [int(text) for text in _read_up(root, "memory", "memory.max") if text.isdecimal()]
-    limits += [
-        int(text) for text in _read_up(root, "memory", "memory.limit_in_bytes") if text.isdecimal()
-    ]
-    return min([total, *(limit for limit in limits if limit > 0)])
+    total = re.search(r"^MemTotal: *([0-9]+) kB$", _read(root / "proc/meminfo"), re.MULTILINE)
+    limits = [int(total[1]) * 1024] if total else []
+    limits += [int(text) for text in _limits(root, "memory.max") if text.isdecimal()]
+    return min(
+        filter(None, limits), default=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE")
+    )
 
 
 def file_system_bytes(path: Path) -> int:
@@ -38,63 +46,22 @@ def file_system_bytes(path: Path) -> int:
     Of the nearest folder above that tells; 0 if none does.
     """
     for place in (path, *path.absolute().parents):
-        try:
-            found = os.statvfs(place)
-        except OSError:
-            continue
-        return found.f_blocks * found.f_frsize
+        with suppress(OSError):
+            return shutil.disk_usage(place).total
     return 0
 
 
-def _physical_bytes(root: Path) -> int:
-    for line in _read(root / "proc/meminfo").splitlines():
-        name, _, rest = line.partition(":")
-        if name == "MemTotal":
-            return int(rest.split()[0]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _cpu_quotas(root: Path) -> list[tuple[int, int]]:
-    quotas = []
-    for text in _read_up(root, "cpu", "cpu.max"):
-        quota, _, period = text.partition(" ")
-        if quota.isdecimal() and period.isdecimal():
-            quotas.append((int(quota), int(period)))
-    v1 = zip(
-        _read_up(root, "cpu", "cpu.cfs_quota_us"),
-        _read_up(root, "cpu", "cpu.cfs_period_us"),
-        strict=False,
-    )
-    for quota, period in v1:
-        if quota.isdecimal() and period.isdecimal():  # -1 is no quota
-            quotas.append((int(quota), int(period)))
-    return quotas
-
-
-def _read_up(root: Path, controller: str, file: str) -> list[str]:
+def _limits(root: Path, file: str) -> Iterator[str]:
     """Return the file's text in this process's group and in every group above it."""
-    texts = []
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        number, _, rest = line.partition(":")
-        controllers, _, group = rest.partition(":")
-        if number == "0" and not controllers:  # version 2: one tree for all
-            mount = root / "sys/fs/cgroup"
-        elif controller in controllers.split(","):
-            mount = root / "sys/fs/cgroup" / controller
-        else:
-            continue
-        # Inside a container the path can be the host's, which does not exist here. The top of
-        # the mount is then this process's group; the loop reads it last.
+    for group in re.findall(r"^0::(.*)$", _read(root / "proc/self/cgroup"), re.MULTILINE):
+        # Inside a container the path can be the host's, which does not exist here. The top of the
+        # mount is then this process's group; it comes last.
         names = [name for name in group.split("/") if name not in ("", "..")]
         for depth in range(len(names), -1, -1):
-            text = _read(mount.joinpath(*names[:depth], file)).strip()
-            if text:
-                texts.append(text)
-    return texts
+            yield _read(root.joinpath("sys/fs/cgroup", *names[:depth], file)).strip()
 
 
 def _read(path: Path) -> str:
-    try:
+    with suppress(OSError):
         return path.read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return ""
+    return ""

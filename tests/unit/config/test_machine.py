@@ -33,20 +33,6 @@ def machine(root: Path, files: dict[str, str]) -> Path:
             },
             GIB,
         ),
-        (
-            {  # version 1 says "no limit" with a number that no machine has
-                "proc/self/cgroup": "4:memory:/x\n0::/\n",
-                "sys/fs/cgroup/memory/x/memory.limit_in_bytes": "9223372036854771712\n",
-            },
-            16 * GIB,
-        ),
-        (
-            {  # inside a container of version 1 the path is the host's
-                "proc/self/cgroup": "4:cpu,memory:/docker/abc\n",
-                "sys/fs/cgroup/memory/memory.limit_in_bytes": f"{3 * GIB}\n",
-            },
-            3 * GIB,
-        ),
         ({"proc/self/cgroup": "0::/../..\n", "sys/fs/cgroup/memory.max": f"{GIB}\n"}, GIB),
         ({"proc/self/cgroup": "nonsense\n", "sys/fs/cgroup/memory.max": "1\n"}, 16 * GIB),
     ],
@@ -71,19 +57,6 @@ def test_a_cpu_quota_counts_and_is_rounded_up(
     assert cpu_count(root) == 2
     quota.write_text("1000 100000\n")
     assert cpu_count(root) == 1
-
-
-def test_a_cpu_quota_of_version_1_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)))
-    files = {
-        "proc/self/cgroup": "3:cpu,cpuacct:/\n",
-        "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "300000\n",
-        "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
-    }
-    root = machine(tmp_path, files)
-    assert cpu_count(root) == 3
-    (root / "sys/fs/cgroup/cpu/cpu.cfs_quota_us").write_text("-1\n")
-    assert cpu_count(root) == 8
 
 
 def test_the_real_machine_has_some_of_both() -> None:
