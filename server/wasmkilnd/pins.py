@@ -29,7 +29,6 @@ from wasmkilnd.cache import fleet
 from wasmkilnd.cache.cache import Cache
 from wasmkilnd.cache.host_store import HostStore
 from wasmkilnd.cache.memory import MemoryTier
-from wasmkilnd.cache.redis_servers import WRITE_TIMEOUT_S
 from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.model import MAX_PINS, Held, PinTimes
 from wasmkilnd.signing.sealer import Sealer
@@ -203,8 +202,7 @@ class Pins:
             known = {each: at for each, at in self._times.items() if each[0] == digit}
             if known != theirs:
                 record = fleet.written(_PURPOSE, name, _text(known), self.sealer)
-                command = ("SET", name, record, "EX", _LIST_TTL_S)
-                await redis.link.run(command, timeout_s=WRITE_TIMEOUT_S)
+                await fleet.store(redis.link, name, record, _LIST_TTL_S)
 
     async def _exchange_with_file(self) -> None:
         text = await asyncio.to_thread(self.file.add, self._added)
@@ -301,7 +299,8 @@ def pinned_in(state_dir: Path, namespace: str) -> set[str]:
 def _merge(one: Mapping[str, PinTimes], other: Mapping[str, PinTimes]) -> dict[str, PinTimes]:
     """Return what both know; of what is unpinned, the latest MAX_PINS."""
     never = PinTimes()
-    both = {each: one.get(each, never).merged(other.get(each, never)) for each in {**one, **other}}
+    pairs = {each: (one.get(each, never), other.get(each, never)) for each in {**one, **other}}
+    both = {each: PinTimes(*map(max, *pair)) for each, pair in pairs.items()}
     unpinned = [module for module, at in both.items() if not at.is_pinned]
     for module in sorted(unpinned, key=lambda each: both[each].unpinned_ms)[:-MAX_PINS]:
         del both[module]

@@ -30,21 +30,12 @@ _LONGEST_S = 24 * 3600
 _MAX_KNOWN = 10_000
 
 
-@dataclass(slots=True)
-class _Known:
-    """A strike, when its quarantine ends, and whether the store has it."""
-
-    strike: Strike
-    until_s: float
-    shared: bool = False
-
-
 @dataclass(eq=False, repr=False)
 class Quarantine:
     """Decides which modules are refused. For one event loop.
 
-    The shared ``store`` decides. While it does not answer, this daemon's own memory does. A strike
-    that could not be stored is stored when the module comes again, and the store answers.
+    The shared ``store`` decides. While it does not answer, this daemon's own memory does: a strike
+    that could not be stored counts until the store answers again.
     """
 
     store: Strikes
@@ -52,12 +43,12 @@ class Quarantine:
     first_s: Callable[[], float]
     """Returns how long a module's first quarantine lasts; 0 for none at all."""
     clock: Callable[[], float] = time.monotonic
-    _known: dict[CacheKey, _Known] = field(default_factory=dict)
+    # By the end of the quarantine. The newest strike comes last.
+    _known: dict[CacheKey, tuple[Strike, float]] = field(default_factory=dict)
 
     def known(self) -> Sequence[Strike]:
         """Return the modules in quarantine that this daemon knows of, without asking the store."""
-        strikes = map(self._now, self._known.values())
-        return [strike for strike in strikes if strike.left_s > 0]
+        return [strike for key in list(self._known) if (strike := self._now(key)).left_s > 0]
 
     @asynccontextmanager
     async def watch(
@@ -99,19 +90,16 @@ class Quarantine:
             about = {"module": key.module_sha256, "engine": engine_id, "reason": strike.reason}
             log.warning("module quarantined", **about, strikes=strikes, seconds=left_s)
         strike = replace(strike, engine_id=engine_id, count=strikes, left_s=left_s)
-        known = self._keep(strike, shared=False)
+        self._keep(strike)
         with suppress(TierUnavailable):
-            await self._share(known, budget)
+            await self.store.put(strike, left_s + MEMORY_S, budget)
 
     async def listed(self) -> Sequence[Strike]:
         """Return all modules in quarantine now, in this daemon or anywhere in the fleet."""
         found = self.known()
         with suppress(TierUnavailable):
-            shared = await self.store.all()
-            mine = [strike for strike in self.known() if not self._known[strike.key].shared]
-            found = [*mine, *(strike for strike in shared if strike.left_s > 0)]
-        listed = {strike.key: strike for strike in found}
-        return sorted(listed.values(), key=lambda one: (one.key.module_sha256, one.key.fingerprint))
+            found = [strike for strike in await self.store.all() if strike.left_s > 0]
+        return sorted(found, key=lambda one: (one.key.module_sha256, one.key.fingerprint))
 
     async def release(self, module_sha256: str) -> tuple[int, bool]:
         """Forget the strikes against a module, or against all modules for an empty digest.
@@ -127,35 +115,22 @@ class Quarantine:
             return len(mine), False
 
     async def _find(self, key: CacheKey, budget: WaitBudget) -> Strike | None:
-        known = self._known.get(key)
-        if known and known.until_s + MEMORY_S <= self.clock():
-            known = None
-            del self._known[key]
-        mine = self._now(known) if known else None
         with suppress(TierUnavailable):
             if strike := await self.store.get(key, budget):
-                self._keep(strike, shared=True)
-                return strike
-            if known and known.shared:
+                self._keep(strike)
+            else:
                 self._known.pop(key, None)  # It was released, or has expired.
-                return None
-            if known:
-                await self._share(known, budget)
-        return mine
+            return strike
+        if key in self._known and self._known[key][1] + MEMORY_S <= self.clock():
+            del self._known[key]
+        return self._now(key) if key in self._known else None
 
-    async def _share(self, known: _Known, budget: WaitBudget) -> None:
-        """Store a strike that the fleet does not know. Raises TierUnavailable."""
-        lasts_s = known.until_s + MEMORY_S - self.clock()
-        await self.store.put(self._now(known), lasts_s, budget)
-        known.shared = True
+    def _now(self, key: CacheKey) -> Strike:
+        strike, until_s = self._known[key]
+        return replace(strike, left_s=max(0.0, until_s - self.clock()))
 
-    def _now(self, known: _Known) -> Strike:
-        return replace(known.strike, left_s=max(0.0, known.until_s - self.clock()))
-
-    def _keep(self, strike: Strike, *, shared: bool) -> _Known:
-        known = _Known(strike, self.clock() + strike.left_s, shared)
+    def _keep(self, strike: Strike) -> None:
         self._known.pop(strike.key, None)
-        self._known[strike.key] = known  # The newest comes last.
+        self._known[strike.key] = strike, self.clock() + strike.left_s
         if len(self._known) > _MAX_KNOWN:
             del self._known[next(iter(self._known))]
-        return known

@@ -27,7 +27,6 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from wasmkilnd import errors, model
 from wasmkilnd.cache import fleet
-from wasmkilnd.cache.redis_servers import WRITE_TIMEOUT_S
 from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.whole_files import SharedFile
@@ -149,8 +148,7 @@ class Usage:
                         add, await self._read(self._redis, self._place)
                     )
                     record = fleet.written(_PURPOSE, self._names, text, self._sealer)
-                    command = ("SET", self._place, record, "EX", _RECORD_TTL_S)
-                    await self._redis.link.run(command, timeout_s=WRITE_TIMEOUT_S)
+                    await fleet.store(self._redis.link, self._place, record, _RECORD_TTL_S)
                     self._unsaved = Uses()
             else:
                 await asyncio.to_thread(self._file.add, add)

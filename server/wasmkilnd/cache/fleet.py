@@ -325,11 +325,11 @@ class Strikes:
         said = (strike.engine_id, strike.reason, strike.message, strike.count, strike.left_s)
         record = _Record(*said, max(1, round(ttl_s)), time.time())  # Who reads it checks it.
         stored = written(_PURPOSE, name, _RECORDS.dump_json(record), self._sealer)
-        command = ("SET", name, stored, "EX", record.ttl_s)
-        await budget.spend_on(_open(self._link).run(command, timeout_s=WRITE_TIMEOUT_S))
+        await budget.spend_on(store(_open(self._link), name, stored, record.ttl_s))
 
     async def all(self) -> Sequence[Strike]:
         """Return all strikes, 10,000 at most."""
+        _open(self._link)
         found: dict[CacheKey, Strike] = {}
         async for names in self._scan("*"):
             found |= {strike.key: strike for strike in await self._read(names)}
@@ -424,6 +424,11 @@ def text_of(purpose: bytes, name: bytes, record: bytes, sealer: Sealer) -> bytes
     if len(record) > _MAX_BYTES or not text:
         return b""
     return b"" if sealer.check_stamp(b"\0".join((purpose, name, text)), stamp) else text
+
+
+async def store(link: RedisLink, name: bytes, record: bytes, ttl_s: int) -> None:
+    """Store a record for ``ttl_s`` seconds. Raises TierUnavailable."""
+    await link.run(("SET", name, record, "EX", ttl_s), timeout_s=WRITE_TIMEOUT_S)
 
 
 async def fetch(
