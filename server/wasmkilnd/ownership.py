@@ -24,6 +24,8 @@ from pathlib import Path
 
 _OTHERS_READ = stat.S_IROTH | stat.S_IXOTH
 _MOST_LINKS = 40
+# What this user cannot look into, it cannot use.
+_OUT_OF_REACH = (FileNotFoundError, NotADirectoryError, PermissionError)
 
 
 class NotOurs(Exception):  # noqa: N818 - says what it is
@@ -44,22 +46,22 @@ def check_path(path: Path, *, private: bool = False, secret: bool = False) -> No
             step = here.parent  # The path so far has no link left, so its parent is the right one.
         try:
             found = step.lstat()
-        except (FileNotFoundError, NotADirectoryError, PermissionError):
+        except _OUT_OF_REACH:
             return  # Opening the path fails later, with the reason.
-        _refuse_owner(step, found, path)
-        if stat.S_ISLNK(found.st_mode):
+        is_above, is_link = bool(steps), stat.S_ISLNK(found.st_mode)
+        sticky = is_above and found.st_mode & stat.S_ISVTX
+        if is_link or sticky:
+            _refuse_owner(step, found, path)
+        else:
+            _refuse(step, found, path, private=private and not is_above)
+        if is_link:
             links += 1
             if links > _MOST_LINKS:
                 raise NotOurs(f"cannot use {path}: its symbolic links form a loop")
             steps += reversed(step.readlink().parts)
             continue
-        is_above = bool(steps)
-        if not (is_above and found.st_mode & stat.S_ISVTX):
-            _refuse_writers(step, found, path, private=private and not is_above)
         if secret and not is_above and stat.S_IMODE(found.st_mode) & _OTHERS_READ:
-            remedy = f"`chmod 600 {_quoted(step)}`"
-            if found.st_uid != os.geteuid():  # Root's: this user may only read it as its group.
-                remedy = f"`chmod o= {_quoted(step)}` (a Secret of Kubernetes: `defaultMode: 0440`)"
+            remedy = f"`chmod o= {_quoted(step)}` (a Secret of Kubernetes: `defaultMode: 0440`)"
             raise NotOurs(
                 f"cannot use {path}: other users may read it; {remedy}, and replace it if one of"
                 " them may have read it"
@@ -73,22 +75,18 @@ def check_tree(folder: Path, leave_out: Collection[str] = ()) -> None:
     Skip the folders in it whose names are in ``leave_out``.
     """
     check_path(folder)
-    folders = [folder]
-    while folders:
-        try:
-            entries = list(os.scandir(folders.pop()))
-        except (FileNotFoundError, NotADirectoryError, PermissionError):
-            continue
-        for entry in entries:
-            path = Path(entry.path)
-            if entry.is_symlink():
+    for above, folders, files in os.walk(folder, onerror=_unless_out_of_reach):
+        for path in (Path(above, name) for name in (*folders, *files)):
+            if path.is_symlink():
                 check_path(path)
-                continue
-            found = entry.stat(follow_symlinks=False)
-            _refuse_owner(path, found, folder)
-            _refuse_writers(path, found, folder)
-            if stat.S_ISDIR(found.st_mode) and entry.name not in leave_out:
-                folders.append(path)
+            else:
+                _refuse(path, path.lstat(), folder)
+        folders[:] = [name for name in folders if name not in leave_out]
+
+
+def _unless_out_of_reach(failure: OSError) -> None:
+    if not isinstance(failure, _OUT_OF_REACH):
+        raise failure
 
 
 def make_folder(path: Path, *, private: bool = False) -> None:
@@ -97,11 +95,9 @@ def make_folder(path: Path, *, private: bool = False) -> None:
     Raises OSError, and NotOurs where another user could change the folder, before or after.
     """
     check_path(path, private=private)
-    for folder in reversed(path.absolute().parents):
-        # One by one: mkdir(parents=True) would give those above the permissions of the umask.
-        if not folder.exists():
-            folder.mkdir(mode=0o700, exist_ok=True)
-    path.mkdir(mode=0o700, exist_ok=True)
+    # One by one: mkdir(parents=True) would give those above the permissions of the umask.
+    for folder in (*reversed(path.absolute().parents), path):
+        folder.mkdir(mode=0o700, exist_ok=True)
     check_path(path, private=private)
 
 
@@ -119,20 +115,14 @@ def take_back(folder: Path, *, private: bool = False) -> int:
 
 
 def _take(path: Path, taken: int) -> bool:
-    try:
+    with suppress(OSError):  # It is gone, or using it fails with the reason.
         found = path.lstat()
         ours = found.st_uid == os.geteuid() and _only_we_write(path, found)
         plain = stat.S_ISDIR(found.st_mode) or stat.S_ISREG(found.st_mode)
-        if not (ours and plain and found.st_mode & stat.S_IWGRP):
-            return False
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            os.fchmod(descriptor, stat.S_IMODE(found.st_mode) & ~taken)
-        finally:
-            os.close(descriptor)
-    except OSError:
-        return False  # It is gone, or using it fails with the reason.
-    return True
+        if ours and plain and found.st_mode & stat.S_IWGRP:
+            path.chmod(stat.S_IMODE(found.st_mode) & ~taken)
+            return True
+    return False
 
 
 def _refuse_owner(step: Path, found: os.stat_result, path: Path) -> None:
@@ -140,15 +130,13 @@ def _refuse_owner(step: Path, found: os.stat_result, path: Path) -> None:
         remedy = "choose a place where every folder above is yours or root's"
         if step.is_relative_to(path.absolute()):
             remedy = f"`chown -R {os.geteuid()} {_quoted(path)}`"
-        what = (
-            f"{_named(step, path)} belongs to user {found.st_uid}, who could change what runs here"
-        )
-        raise NotOurs(f"cannot use {path}: {what}; {remedy}, or run as that user")
+        what = f"{_named(step, path)} belongs to user {found.st_uid}, who could change"
+        raise NotOurs(f"cannot use {path}: {what} what runs here; {remedy}, or run as that user")
 
 
-def _refuse_writers(
-    step: Path, found: os.stat_result, path: Path, *, private: bool = False
-) -> None:
+def _refuse(step: Path, found: os.stat_result, path: Path, *, private: bool = False) -> None:
+    """Raise NotOurs if ``step`` has another owner, or others may write to it."""
+    _refuse_owner(step, found, path)
     if not _only_we_write(step, found) or (private and found.st_mode & stat.S_IWGRP):
         inside = step.is_relative_to(path.absolute())
         remedy = f"`chmod {f'-R go-w {_quoted(path)}' if inside else f'go-w {_quoted(step)}'}`"
@@ -181,10 +169,9 @@ def _nobody_else_in(gid: int, user: int) -> bool:
 
 
 def _has_access_list(path: Path) -> bool:
-    try:
+    with suppress(OSError):  # The file system has no access lists.
         return "system.posix_acl_access" in os.listxattr(path, follow_symlinks=False)
-    except OSError:
-        return False  # The file system has no access lists.
+    return False
 
 
 def _quoted(path: Path) -> str:

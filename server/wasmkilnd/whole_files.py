@@ -29,13 +29,6 @@ def write_whole(path: Path, content: bytes) -> None:
         raise
 
 
-def read_whole(path: Path) -> bytes:
-    """Return what is in a file; nothing if there is none. Raises OSError."""
-    with contextlib.suppress(FileNotFoundError):
-        return path.read_bytes()
-    return b""
-
-
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Let one process at a time change the files of ``folder``. Raises OSError."""
@@ -60,7 +53,9 @@ class SharedFile:
 
     def read(self) -> bytes:
         """Return what is in the file; nothing if there is none. Raises OSError."""
-        return read_whole(self._path)
+        with contextlib.suppress(FileNotFoundError):
+            return self._path.read_bytes()
+        return b""
 
     def add(self, added: Callable[[bytes], bytes]) -> bytes:
         """Return what is in the file, and write what ``added`` makes of it, if that differs.
