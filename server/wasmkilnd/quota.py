@@ -41,11 +41,7 @@ Limits: TypeAlias = Mapping[str, float]
 """The tokens in each bucket, by kind. A kind that is missing has no limit."""
 
 _PERIOD_S = {CALLS: 60.0, COMPILES: 60.0, STORED: 3600.0}
-_SAID = {
-    CALLS: ("make another call", "per minute"),
-    COMPILES: ("begin another compilation", "per minute"),
-    STORED: ("store more", "bytes per hour"),
-}
+_MORE = {CALLS: "make another call", COMPILES: "begin another compilation", STORED: "store more"}
 _LEAST_RETRY_S = 0.1
 _ROUNDING = 1e-9
 
@@ -56,15 +52,15 @@ class Quota:
     def __init__(
         self,
         limits: Limits,
-        refused: Callable[[str], None] = lambda _: None,
+        refusals: Counter[str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``refused`` is told the kind of each refusal."""
+        """``refusals`` counts those of all quotas by kind."""
         self.limits = limits
         self.policy: object = None
         """What the limits were read from."""
         self.refused: Counter[str] = Counter()
-        self._count_refusal = refused
+        self._refusals = Counter[str]() if refusals is None else refusals
         self._clock = clock
         self._taken: dict[str, tuple[float, float]] = {}  # how many of a kind by when
 
@@ -115,13 +111,11 @@ class Quota:
             return
         limit = self.limits[kind]
         self.refused[kind] += 1
-        self._count_refusal(kind)
-        what, unit = _SAID[kind]
-        raise errors.quota_exceeded(
-            kind,
-            f"cannot {what} now: your quota allows {limit:,.12g} {unit}",
-            max(_LEAST_RETRY_S, missing * _PERIOD_S[kind] / limit),
-        )
+        self._refusals[kind] += 1
+        unit = "bytes per hour" if kind == STORED else "per minute"
+        what = f"cannot {_MORE[kind]} now: your quota allows {limit:,.12g} {unit}"
+        retry_after_s = max(_LEAST_RETRY_S, missing * _PERIOD_S[kind] / limit)
+        raise errors.quota_exceeded(kind, what, retry_after_s)
 
 
 UNLIMITED: Final = Quota({})
@@ -163,13 +157,12 @@ class Quotas:
         if (limits := policy.get(identity.quota)) is None:
             return UNLIMITED
         key = identity.namespace, identity.name
-        quota = self._known.get(key)
-        if quota is None:
-            quota = self._known[key] = Quota(limits, self._count_refusal, self._clock)
-            if len(self._known) > self._most:
-                self._known.popitem(last=False)
-        else:
-            self._known.move_to_end(key)
+        if key not in self._known:
+            self._known[key] = Quota(limits, self._refused, self._clock)
+        self._known.move_to_end(key)
+        if len(self._known) > self._most:
+            self._known.popitem(last=False)
+        quota = self._known[key]
         quota.limits, quota.policy = limits, policy
         return quota
 
@@ -203,9 +196,6 @@ class Quotas:
                 for kind, limit in quota.limits.items():
                     used, refused = quota.used(kind), quota.refused[kind]
                     yield namespace, QuotaReading(name, kind, used, limit, refused)
-
-    def _count_refusal(self, kind: str) -> None:
-        self._refused[kind] += 1
 
 
 class FairShare:
