@@ -35,10 +35,10 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
 import structlog
@@ -49,13 +49,12 @@ from wasmkilnd.cache.fleet import Fleet
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.engines.verdict import CompiledCode
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.flights import Flights, Ticket, WaitBudget, Waiter, Waiters
+from wasmkilnd.flights import Flights, Run, Ticket, WaitBudget, Waiter, Waiters, in_slices
 from wasmkilnd.model import Artifact, CacheKey, CompileSpec, Kind, Module, Origin
 from wasmkilnd.pins import Pins
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.quota import UNLIMITED, FairShare, Quota
 from wasmkilnd.signing.sealer import Sealer
-from wasmkilnd.slices import in_slices
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.usage import Tally
 
@@ -201,7 +200,7 @@ class Compiler:
     return a stored artifact, and callers who load a module share one validation."""
     background: Flights = field(default_factory=Flights)
     """The compiles that no caller waits for, each a flight around that of its artifact."""
-    _failed_behind: dict[Hashable, None] = field(default_factory=dict)
+    _failed_behind: dict[Hashable, float] = field(default_factory=dict)  # Until when each pauses.
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     _ends: bool = False
     # A call holds its module until it is served; all calls with one module hold one copy.
@@ -274,7 +273,8 @@ class Compiler:
         is not compiled while that is used up.
         """
         flight = spec.key_for(sha256), anew
-        if self._ends or flight in self.background or flight in self._failed_behind:
+        pause_until_s = self._failed_behind.get(flight, 0.0)
+        if self._ends or flight in self.background or time.monotonic() < pause_until_s:
             return
         if not quota.may_compile():
             return
@@ -330,7 +330,7 @@ class Compiler:
         """Look the artifact up; if no tier has it, return what there is to compile."""
         if request.hits_only and (request.wasm or request.skip_cache_lookup):
             wish = "upload a module" if request.wasm else "compile a module again"
-            raise errors.only_hits(wish)
+            raise errors.role_missing("compile", wish)
         module = None if request.sha256 else await self._admit(request)
         uploaded, sha256 = module is not None, request.sha256
         spec = self._spec(request, module.kind if module else None)
@@ -345,7 +345,8 @@ class Compiler:
             ):
                 return served
         if request.hits_only:
-            raise errors.only_hits("compile the module: no cache holds its artifact")
+            wish = "compile the module: no cache holds its artifact"
+            raise errors.role_missing("compile", wish)
         if module is None:
             raise errors.module_not_loaded(sha256)
         module = self._copies.setdefault(sha256, module)
@@ -402,12 +403,7 @@ class Compiler:
         return Served(served.artifact, Origin.JOINED_FLIGHT) if ticket.joined else served
 
     def _join(
-        self,
-        flight: tuple[Hashable, Hashable],
-        engine_id: str,
-        module: Module,
-        terms: Terms,
-        work: Callable[[Waiters], Coroutine[Any, Any, V]],
+        self, flight: Hashable, engine_id: str, module: Module, terms: Terms, work: Run[V]
     ) -> Ticket[V]:
         """Join a flight that works on ``module``, or begin it with ``work``.
 
@@ -472,20 +468,12 @@ class Compiler:
         return Served(*found) if found else None
 
     async def _store(self, work: Work, code: CompiledCode, waiters: Waiters) -> Served:
-        artifact = self.sealer.seal(
-            Artifact(
-                module_sha256=work.module.sha256,
-                kind=work.module.kind,
-                spec=work.spec,
-                sha256=code.code.sha256,
-                size_bytes=code.code.size_bytes,
-                frames=code.code.frames,
-                compile_time_s=code.compile_time_s,
-                imports=tuple(model.ExternType(*row) for row in code.imports),
-                exports=tuple(model.ExternType(*row) for row in code.exports),
-                types_truncated=code.types_truncated,
-            )
-        )
+        key, made = (work.module.sha256, work.module.kind, work.spec), code.code
+        packed = made.sha256, made.size_bytes, made.frames
+        imports = tuple(model.ExternType(*row) for row in code.imports)
+        exports = tuple(model.ExternType(*row) for row in code.exports)
+        types = imports, exports, code.types_truncated
+        artifact = self.sealer.seal(Artifact(*key, *packed, code.compile_time_s, *types))
         if work.uploaded:
             # The engine accepted the module, which is all that Load would have asked.
             self.cache.put(work.module)
@@ -530,11 +518,10 @@ class Compiler:
         elif isinstance(result, WasmkilnError) and result.reason is not Reason.SERVER_DRAINING:
             outcome = "failed"
             if result.reason is not Reason.QUOTA_EXCEEDED:  # Another caller may have it made.
-                self._failed_behind[flight] = None
+                self._failed_behind.pop(flight, None)
+                self._failed_behind[flight] = time.monotonic() + _PAUSE_S
                 if len(self._failed_behind) > MAX_BEHIND:
                     del self._failed_behind[next(iter(self._failed_behind))]
-                forget = self._failed_behind.pop
-                asyncio.get_running_loop().call_later(_PAUSE_S, forget, flight, None)
             reason, cause = result.reason.value, result.message
             log.info("optimised artifact not made", reason=reason, cause=cause, **about)
         self.metrics.compiled_behind(outcome)
@@ -595,18 +582,13 @@ def _what_it_is_instead(wasm: bytes) -> str:
         return "these bytes are WebAssembly text: convert them to a binary first, with wat2wasm"
     if not wasm.startswith(b"\0asm"):
         return "these bytes are not a WebAssembly binary: they do not start with \\0asm"
-    if len(wasm) < 8:
-        return "the module ends inside its preamble: it was cut off"
-    return (
-        f"the preamble says version 0x{wasm[4:8][::-1].hex()}: neither a core module of version 1"
-        " nor a component of version 0x0d: build it with current tools"
-    )
+    known = "a core module of version 1, or a component of version 0x0d"
+    return f"the preamble is not that of {known}: build it whole, with current tools"
 
 
 def check_sha256(digest: str, field: str) -> str:
     """Return ``digest`` if it is 64 lowercase hexadecimal digits. Raises INVALID_REQUEST."""
     if not model.SHA256_HEX.fullmatch(digest):
-        raise errors.invalid_request(
-            f"{field} must be a SHA-256 as 64 lowercase hexadecimal digits", field
-        )
+        expected = "a SHA-256 as 64 lowercase hexadecimal digits"
+        raise errors.invalid_request(f"{field} must be {expected}", field)
     return digest

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from enum import Enum
 from typing import Any, ParamSpec
 
@@ -196,63 +196,49 @@ def not_wasm(what: str) -> str:
 @_sentence(Reason.MODULE_TOO_LARGE)
 def module_too_large(size_bytes: int, limit_bytes: int) -> str:
     """The module is above the size limit."""
-    return (
-        f"the module has {size_bytes:,} bytes and the limit is {limit_bytes:,}:"
-        " send a smaller one, or raise WASMKILN_MAX_MODULE_BYTES"
-    )
+    return f"the module has {size_bytes:,} bytes, and max_module_bytes is {limit_bytes:,}"
 
 
 @_sentence(Reason.DIGEST_MISMATCH)
 def digest_mismatch(expected_sha256: str, actual_sha256: str) -> str:
     """The module does not have the digest that the caller expects."""
-    return (
-        f"the module's SHA-256 is {actual_sha256}, not the expected {expected_sha256}: send the"
-        " module that it belongs to, or correct expected_sha256"
-    )
+    return f"the module's SHA-256 is {actual_sha256}, not the expected {expected_sha256}"
 
 
 @_sentence(Reason.ENGINE_UNKNOWN)
 def engine_unknown(engine: str, engines: Collection[str]) -> str:
     """The daemon serves no engine of this name."""
-    return f"this daemon serves no engine {quoted(engine)}: choose one of: {_or_none(engines)}"
+    return f"this daemon serves no engine {quoted(engine)}{_choose(engines)}"
 
 
 @_sentence(Reason.ENGINE_REMOVED)
 def engine_removed(engine: str, engines: Collection[str]) -> str:
     """The daemon served this engine, until an operator removed it."""
-    return (
-        f"{quoted(engine)} was removed from this daemon: choose one of: {_or_none(engines)}; or"
-        " an operator installs it again and reloads the daemon"
-    )
+    return f"{quoted(engine)} was removed from this daemon{_choose(engines)}"
 
 
 @_sentence(Reason.TARGET_UNSUPPORTED)
 def target_unsupported(engine: str, target: str, targets: Collection[str]) -> str:
     """The engine does not compile for the target."""
-    return (
-        f"{engine} does not compile for target {quoted(target)}: choose one of: {_or_none(targets)}"
-    )
+    return f"{engine} does not compile for target {quoted(target)}{_choose(targets)}"
 
 
 @_sentence(Reason.TARGET_UNSUPPORTED, field="cpu")
 def cpu_unsupported(engine: str, target: str, cpu: str, cpus: Collection[str]) -> str:
     """The target has no such cpu level."""
-    return f"{engine} has no cpu level {quoted(cpu)} for {target}: choose one of: {_or_none(cpus)}"
+    return f"{engine} has no cpu level {quoted(cpu)} for {target}{_choose(cpus)}"
 
 
 @_sentence(Reason.SETTING_UNKNOWN)
 def setting_unknown(engine: str, setting: str, allowed: Collection[str]) -> str:
     """The engine has no such setting."""
-    return f"{engine} has no setting {quoted(setting)}: choose from: {_or_none(allowed)}"
+    return f"{engine} has no setting {quoted(setting)}{_choose(allowed)}"
 
 
 @_sentence(Reason.SETTING_UNKNOWN)
 def setting_value_unknown(engine: str, setting: str, value: str, allowed: Collection[str]) -> str:
     """The engine's setting has no such value."""
-    return (
-        f"{engine} has no value {quoted(value)} for setting {quoted(setting)}:"
-        f" choose one of: {_or_none(allowed)}"
-    )
+    return f"{engine} has no value {quoted(value)} for setting {setting}{_choose(allowed)}"
 
 
 @_sentence(Reason.SETTING_UNKNOWN)
@@ -276,44 +262,30 @@ def module_invalid(engine: str, message: str, offset: int | None) -> str:
     return f"{engine} says that the module is invalid: {message}"
 
 
+@_sentence(Reason.ENGINE_LACKS_FEATURE)
 def engine_lacks_feature(
-    engine: str, message: str, accepted_by: Iterable[str], offset: int | None = None, need: str = ""
-) -> WasmkilnError:
+    engine: str,
+    message: str,
+    accepted_by: Collection[str],
+    offset: int | None = None,
+    feature: str | None = None,
+    *,
+    fast: bool = False,
+) -> str:
     """The module is valid, but this engine cannot compile it. ``message`` is the engine's own.
 
-    ``need`` is the proposal that the module needs, where that is known.
+    ``feature`` is the proposal that the module needs, where that is known. With ``fast``, it is the
+    engine's fast compiler that cannot; it is accepted by the engine if its validator accepts it.
     """
-    others = ", ".join(accepted_by)
-    advice = (
-        f"compile it with one of: {others}" if others else "no engine of this daemon accepts it"
-    )
-    about = {"engine": engine, "accepted_by": others, "offset": offset, "feature": need or None}
-    return _lacks_feature(engine, message, advice, about)
-
-
-def fast_compiler_lacks_feature(
-    engine: str, message: str, offset: int | None = None, need: str = "", *, valid: bool = True
-) -> WasmkilnError:
-    """The engine's fast compiler cannot compile the module. ``message`` is the engine's own.
-
-    ``valid`` is whether the engine's validator accepts the module; False if it was not asked.
-    """
-    advice = "compile it with the default compiler"
-    advice += "" if valid else ", which tells whether it is valid"
-    accepted_by = engine if valid else ""
-    about = {
-        "engine": engine,
-        "accepted_by": accepted_by,
-        "offset": offset,
-        "feature": need or None,
-    }
-    return _lacks_feature(f"the fast compiler of {engine}", message, advice, about)
-
-
-def _lacks_feature(who: str, message: str, advice: str, about: dict[str, Any]) -> WasmkilnError:
-    needs = f" it needs {about['feature']};" if about["feature"] else ""
-    text = f"{who} cannot compile this module ({message});{needs} {advice}"
-    return WasmkilnError(Reason.ENGINE_LACKS_FEATURE, text, **about)
+    needs = f" it needs {feature};" if feature else ""
+    advice = "no engine of this daemon accepts it"
+    if fast:
+        engine = f"the fast compiler of {engine}"
+        advice = "compile it with the default compiler"
+        advice += "" if accepted_by else ", which tells whether it is valid"
+    elif accepted_by:
+        advice = f"compile it with one of: {', '.join(accepted_by)}"
+    return f"{engine} cannot compile this module ({message});{needs} {advice}"
 
 
 @_sentence(Reason.COMPILE_TIMEOUT)
@@ -324,10 +296,9 @@ def compile_timeout(engine: str, what: str, limit_s: float, fault: Fault = Fault
     """
     advice = "simplify the module"
     if fault is not Fault.MODULE:
-        what += ", part of it without a CPU,"
-        advice = "try again when the machine is less busy"
-    advice += ", or raise WASMKILN_COMPILE_TIMEOUT_S"
-    return f"{engine} did not finish within {limit_s:g} s of {what} and was stopped: {advice}"
+        what, advice = f"{what}, part of it without a CPU,", "try again"
+    stopped = f"{engine} did not finish within {limit_s:g} s of {what} and was stopped"
+    return f"{stopped}: {advice}, or raise WASMKILN_COMPILE_TIMEOUT_S"
 
 
 @_sentence(Reason.COMPILE_TIMEOUT)
@@ -343,22 +314,17 @@ def compile_memory_limit(engine: str, limit_bytes: int, fault: Fault = Fault.MOD
 
     A ``fault`` other than the module's: the machine itself may have had no more memory.
     """
-    what = f"needed more than {limit_bytes:,} bytes of memory and was stopped"
+    why = ""
     if fault is not Fault.MODULE:
-        what = (
-            f"could not get memory or a thread while it used less than half of its {limit_bytes:,}"
-            " bytes: the machine may have had no more"
-        )
-    return f"{engine} {what}; simplify the module, or raise WASMKILN_COMPILE_MEMORY_BYTES"
+        why = ", or the machine had no more: it used less than half of that"
+    return f"{engine} needed more than the {limit_bytes:,} bytes of compile_memory_bytes{why}"
 
 
 @_sentence(Reason.ARTIFACT_TOO_LARGE)
 def artifact_too_large(engine: str, size_bytes: int, limit_bytes: int) -> str:
     """The artifact is above its size limit."""
-    return (
-        f"{engine} produced an artifact of {size_bytes:,} bytes and the limit is"
-        f" {limit_bytes:,}: send a smaller module, or raise WASMKILN_MAX_ARTIFACT_BYTES"
-    )
+    sizes = f"{size_bytes:,} bytes, and max_artifact_bytes is {limit_bytes:,}"
+    return f"{engine} produced an artifact of {sizes}"
 
 
 def compiler_crashed(
@@ -419,15 +385,8 @@ def credentials_invalid(cause: str, message: str) -> str:
 @_sentence(Reason.ROLE_MISSING)
 def role_missing(role: str, what: str) -> str:
     """The caller lacks a role. ``what`` says what it wanted, after "cannot"."""
-    return (
-        f"cannot {what}: it needs the role {role}, which your identity does not have; ask the"
-        " operator of the daemon"
-    )
-
-
-def only_hits(what: str) -> WasmkilnError:
-    """The caller may only get what a cache holds. ``what`` says what it wanted, after "cannot"."""
-    return role_missing("compile", what)
+    lacks = f"it needs the role {role}, which your identity does not have"
+    return f"cannot {what}: {lacks}; ask the operator of the daemon"
 
 
 @_sentence(Reason.ROLE_MISSING)
@@ -439,10 +398,7 @@ def not_in_the_table(what: str, role: str = "none") -> str:
 @_sentence(Reason.ROLE_MISSING)
 def default_namespace_only(role: str, what: str) -> str:
     """The caller has a role in its namespace, and wants something that is about all of them."""
-    return (
-        f"cannot {what}: it is about the whole daemon, and needs the role {role} in the default"
-        " namespace; ask the operator of the daemon"
-    )
+    return f"cannot {what}: it needs the role {role} in the default namespace"
 
 
 @_sentence(Reason.QUOTA_EXCEEDED)
@@ -532,16 +488,14 @@ def nothing_to_pin(sha256: str) -> str:
 @_sentence(Reason.PINS_FULL)
 def pins_full(tier: str, bytes: int, limit_bytes: int) -> str:  # noqa: A002 - its public name
     """All pins would take more than half of a tier."""
-    return (
-        f"cannot pin: all pins would take {bytes:,} bytes of the tier {tier}, which has"
-        f" {limit_bytes:,}, and they may take half: unpin others, or give the tier more room"
-    )
+    most = f"{bytes:,} bytes of the tier {tier}, and may take half of {limit_bytes:,}"
+    return f"cannot pin: all pins would take {most}; unpin others"
 
 
 @_sentence(Reason.PINS_FULL)
 def too_many_pins(limit: int) -> str:
     """No further module may be pinned."""
-    return f"cannot pin: {limit:,} modules are pinned, and no more can be: unpin others"
+    return f"cannot pin: {limit:,} modules are pinned, and no more can be; unpin others"
 
 
 # What a cache tier raises. Never reaches a caller.
@@ -563,5 +517,5 @@ class WrongType(TierUnavailable):
     """A key in Redis holds a type of value that no daemon writes."""
 
 
-def _or_none(valid: Collection[str]) -> str:
-    return ", ".join(valid) or "none"
+def _choose(valid: Collection[str]) -> str:
+    return f": choose one of: {', '.join(valid) or 'none'}"

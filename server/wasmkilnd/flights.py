@@ -12,6 +12,8 @@ A call looks for an artifact, perhaps for the module and for strikes against it,
 lease. Each of these requests to the tiers below memory has a time-out, but a server that answers
 each just in time would cost the call their sum, and no circuit breaker would ever open. So each
 call has one ``WaitBudget``, and passes it on with every request.
+
+Long work on the event loop is cut into slices (``in_slices``), between which other tasks run.
 """
 
 from __future__ import annotations
@@ -21,14 +23,18 @@ import contextlib
 import math
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from itertools import islice
+from typing import Any, Generic, TypeAlias, TypeVar
+from weakref import WeakKeyDictionary
 
 from wasmkilnd.errors import TierUnavailable, WasmkilnError, forget_frames, server_draining
 from wasmkilnd.quota import UNLIMITED, Quota
 
 V = TypeVar("V")
+Run: TypeAlias = "Callable[[Waiters], Coroutine[Any, Any, V]]"
+"""The work of a flight, which is told who waits for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,11 +139,7 @@ class Flights:
         return key in self._flights
 
     def join(
-        self,
-        key: Hashable,
-        waiter: Waiter,
-        work: Callable[[Waiters], Coroutine[Any, Any, V]],
-        quota: Quota = UNLIMITED,
+        self, key: Hashable, waiter: Waiter, work: Run[V], quota: Quota = UNLIMITED
     ) -> Ticket[V]:
         """Join the flight of ``key``; start it with ``work`` if there is none.
 
@@ -251,3 +253,32 @@ class WaitBudget:
             task.cancel()
             self.left_s -= max(0.0, time.monotonic() - began_s - more.seconds)
             del task  # A failed task holds its traceback, which holds this frame.
+
+
+SLICE_S = 0.002
+"""How long one slice holds the loop: a caller with little work waits for a few slices."""
+
+_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
+
+
+async def in_slices(steps: Iterable[V]) -> list[V]:
+    """Return a list of ``steps``, each of which is work.
+
+    The first step runs at once, since most work has no second. After that the loop runs one
+    slice per round, for one piece of work after the other: however many pieces are under way,
+    no other task waits for more than one slice.
+    """
+    rest = iter(steps)
+    made = list(islice(rest, 1))
+    turns = _turns.setdefault(asyncio.get_running_loop(), asyncio.Lock())
+    while made:
+        async with turns:
+            until = time.perf_counter() + SLICE_S
+            for step in rest:
+                made.append(step)
+                if time.perf_counter() >= until:
+                    break
+            else:
+                break
+            await asyncio.sleep(0)
+    return made

@@ -56,12 +56,6 @@ class Role(Enum):
 ALL_ROLES = frozenset(Role)
 
 
-def with_included(roles: Iterable[Role]) -> frozenset[Role]:
-    """Return ``roles`` and those that they include."""
-    given = frozenset(roles)
-    return given | {Role.READ} if Role.COMPILE in given else given
-
-
 class Transport(Enum):
     """How a connection is protected."""
 
@@ -199,11 +193,6 @@ FAST_SETTINGS: Mapping[str, tuple[str, str]] = {
 """By an engine's name: the setting, and its value, that chooses the engine's fast compiler."""
 
 
-def is_fast(settings: Mapping[str, str]) -> bool:
-    """Return whether settings that differ from an engine's defaults choose its fast compiler."""
-    return any(settings.get(name) == value for name, value in FAST_SETTINGS.values())
-
-
 @dataclass(frozen=True, slots=True)
 class CompileSpec:
     """All that decides an artifact besides the module: the fingerprint stands for it."""
@@ -220,7 +209,7 @@ class CompileSpec:
     @property
     def is_fast(self) -> bool:
         """Whether the engine's fast compiler makes it, whose code runs slower."""
-        return is_fast(self.changed_settings)
+        return any(self.changed_settings.get(name) == it for name, it in FAST_SETTINGS.values())
 
     def key_for(self, module_sha256: str) -> CacheKey:
         """Return the key of the artifact of a module."""
@@ -385,12 +374,6 @@ class PinTimes(NamedTuple):
     def is_pinned(self) -> bool:
         """Whether the module is pinned."""
         return self.pinned_ms > self.unpinned_ms
-
-    def merged(self, other: PinTimes) -> PinTimes:
-        """Return what both know."""
-        return PinTimes(
-            max(self.pinned_ms, other.pinned_ms), max(self.unpinned_ms, other.unpinned_ms)
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,12 +33,8 @@ from typing import Any
 import structlog
 
 from wasmkilnd import errors, model
+from wasmkilnd.cache import embedded, fleet, host_store, memory, redis_store
 from wasmkilnd.cache.cache import Cache
-from wasmkilnd.cache.embedded import SharedServer
-from wasmkilnd.cache.fleet import Fleet, Strikes
-from wasmkilnd.cache.host_store import HostDirectory, HostStore
-from wasmkilnd.cache.memory import MemoryTier
-from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.compile import Compiler, Tenant
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.pins import Pins, file_of
@@ -103,17 +99,12 @@ def why_not(
     A host store that is off has nothing to divide, and is not looked at.
     """
     if len(namespaces) > MAX_NAMESPACES:
-        return (
-            f"there are {len(namespaces)} namespaces, and one daemon serves {MAX_NAMESPACES} at"
-            " most: let tenants share some, or run another daemon"
-        )
+        return f"there are {len(namespaces)} namespaces, and one daemon serves {MAX_NAMESPACES}"
     for setting, there in (("memory_bytes", memory_bytes), ("host_store_bytes", host_store_bytes)):
         asked = sum(getattr(each, setting) or 0 for each in namespaces.values())
         if there and asked >= there:
-            return (
-                f"the namespaces have {asked} {setting} together, and the daemon {there} for all:"
-                f" raise the setting {setting}, or give them less"
-            )
+            what = f"the namespaces have {asked} {setting} together, and the daemon {there}"
+            return f"{what} for all: raise the setting {setting}, or give them less"
     return ""
 
 
@@ -124,8 +115,8 @@ class Common:
     settings: Reloadable[Settings]
     metrics: Metrics
     """Of the whole daemon."""
-    server: SharedServer
-    host: HostDirectory
+    server: embedded.SharedServer
+    host: host_store.HostDirectory
     engines: EngineRegistry
     served_engines: Callable[[], Mapping[str, Any]]
     """Returns what each host store keeps as ``engines.json``."""
@@ -157,8 +148,8 @@ class OpenTenant:
         def is_pinned(module_sha256: str) -> bool:
             return pins.is_pinned(module_sha256)
 
-        self.memory = MemoryTier(share.memory_bytes, is_pinned)
-        self.host = HostStore(
+        self.memory = memory.MemoryTier(share.memory_bytes, is_pinned)
+        self.host = host_store.HostStore(
             *(common.host, sealer, metrics),
             namespace=namespace,
             limit_bytes=share.host_store_bytes,
@@ -170,10 +161,10 @@ class OpenTenant:
             is_pinned=is_pinned,
         )
         host = self.host if self.host.is_on else None
-        self.redis: RedisStore | None = None
+        self.redis: redis_store.RedisStore | None = None
         """None where the settings switch Redis off."""
         if link:
-            self.redis = RedisStore(
+            self.redis = redis_store.RedisStore(
                 *(link, prefix, sealer, metrics),
                 ttl_s=settings.cache_ttl_s,
                 artifact_bytes=artifact_bytes,
@@ -191,13 +182,13 @@ class OpenTenant:
             *(sealer, self.cache, self.memory, host, self.redis),
             namespaces=share.namespaces,
         )
-        self.fleet = Fleet(
+        self.fleet = fleet.Fleet(
             *(link, prefix, metrics, self.cache.redis_writes.settled),
             lease_s=_LEASE_S,
             # The daemon that compiles has succeeded or failed by then.
             max_wait_s=lambda: now.current.compile_timeout_s + _LEASE_S,
         )
-        strikes = Strikes(link, prefix, sealer)
+        strikes = fleet.Strikes(link, prefix, sealer)
         quarantine = Quarantine(strikes, metrics, lambda: now.current.quarantine_s)
         served = common.engines.view(metrics)
         compiler = Compiler(
@@ -322,8 +313,6 @@ class Tenants:
             log.info("namespace closed", namespace=namespace)
         self.resize(settings)
         for namespace, share in self._shares.items():
-            if namespace and not model.NAMESPACE_NAME.fullmatch(namespace):
-                raise ValueError(f"cannot serve a namespace with this name: {namespace!r:.80}")
             if namespace not in self.opened:
                 opened = OpenTenant(namespace, share, self._write_queue_bytes, self._common)
                 self.opened[namespace] = opened

@@ -114,7 +114,7 @@ async def test_skipping_the_look_up_compiles_both_anew(rig: Rig) -> None:
         errors.compile_timeout("wasmtime-1", "compiling", 30),
         errors.compile_memory_limit("wasmtime-1", 1000),
         errors.artifact_too_large("wasmtime-1", 1001, 1000),
-        errors.fast_compiler_lacks_feature("wasmtime-1", "no tail calls"),
+        errors.engine_lacks_feature("wasmtime-1", "no tail calls", ["wasmtime-1"], fast=True),
         errors.settings_refused("wasmtime-1", "not together"),
     ],
     ids=lambda failure: failure.reason.value,

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from wasmkilnd.slices import SLICE_S, in_slices
+from wasmkilnd.flights import SLICE_S, in_slices
 
 
 def busy(slices: int, ran: list[str], name: str = "") -> Iterator[str]:

@@ -76,7 +76,7 @@ class Rule(_Table):
     claims: Annotated[dict[_Text, str | int | bool], Field(max_length=50)] = {}
     """What a JSON Web Token must say too."""
     roles: tuple[model.Role, ...] = ()
-    """What it gives, without the roles that these include; see ``with_included``."""
+    """What it gives, without the roles that these include."""
     namespace: _Namespace | None = None
     """None where the rule names none."""
     quota: str = ""
@@ -127,7 +127,8 @@ class Policy:
         """
         rule = next((rule for rule in self.rules if rule.matches(name, claims)), Rule())
         namespace = own.namespace if rule.namespace is None else rule.namespace
-        roles = model.with_included(own.roles.union(rule.roles))
+        roles = own.roles.union(rule.roles)
+        roles |= {model.Role.READ} if model.Role.COMPILE in roles else set()
         return model.Identity(name, roles, namespace, rule.quota)
 
     def names(self, name: str) -> bool:

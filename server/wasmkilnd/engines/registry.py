@@ -368,10 +368,9 @@ class EngineRegistry:
         takes_kind, unsupported = engine.takes(module.kind), refused.outcome is Outcome.UNSUPPORTED
         if spec and spec.is_fast and takes_kind and unsupported:
             # An engine that validates components by compiling them has not validated it.
-            valid = module.kind not in _VALIDATED_BY_COMPILING
-            return errors.fast_compiler_lacks_feature(
-                engine.id, refused.message, refused.offset, refused.feature, valid=valid
-            )
+            by = [] if module.kind in _VALIDATED_BY_COMPILING else [engine.id]
+            need = refused.offset, refused.feature or None
+            return errors.engine_lacks_feature(engine.id, refused.message, by, *need, fast=True)
         # A refusal is not stored, so stop if no caller waits any more.
         waiters.release()
         if not waiters.waiting:
@@ -397,9 +396,8 @@ class EngineRegistry:
         feature = "" if accepted_by else _lacked_by_all(verdicts)
         invalid = verdicts and all(each.outcome is Outcome.INVALID for _, each in verdicts)
         if accepted_by or feature or not invalid:
-            return errors.engine_lacks_feature(
-                engine.id, refused.message, accepted_by, refused.offset, feature or refused.feature
-            )
+            need = refused.offset, feature or refused.feature or None
+            return errors.engine_lacks_feature(engine.id, refused.message, accepted_by, *need)
         first, said = verdicts[0]
         return errors.module_invalid(first.id, said.message, said.offset)
 

@@ -38,7 +38,7 @@ from wasmkilnd import model
 from wasmkilnd.compile import LoadResult, Request, Served, Terms, check_sha256
 from wasmkilnd.engines.advisories import Advisory
 from wasmkilnd.errors import Reason, WasmkilnError, invalid_request, quoted
-from wasmkilnd.slices import in_slices
+from wasmkilnd.flights import in_slices
 from wasmkilnd.telemetry.metrics import LatencySummary, Metrics
 
 M = TypeVar("M", bound=Message)
