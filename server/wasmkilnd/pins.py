@@ -276,9 +276,8 @@ class Pins:
             for key in lost:
                 if left_bytes <= 0:
                     break
-                if isinstance(key, str):
-                    found: model.Item | None = self.memory.peek(key)
-                elif not (found := at_hand.get(key)) and self.host:
+                found = self.memory.peek(key)
+                if found is None and self.host and not isinstance(key, str):
                     found = await self.host.get(key)
                 if found:
                     left_bytes -= found.size_bytes

@@ -293,14 +293,17 @@ class Tenants:
 
         Raises CREDENTIALS_INVALID for one that the policy names no more.
         """
-        return self._of(namespace).tenant
+        if namespace not in self.opened:
+            gone = "cannot serve this call: its caller's namespace was just removed; call again"
+            raise errors.credentials_invalid("unknown", gone)
+        return self.opened[namespace].tenant
 
     def metrics_of(self, namespace: str) -> Metrics:
         """Return what is counted in ``namespace``; for the default one, in the whole daemon.
 
         Raises as ``of``.
         """
-        return self._of(namespace).metrics
+        return self.of(namespace).compiler.metrics
 
     def serve(self, namespaces: Mapping[str, model.NamespaceLimits], settings: Settings) -> None:
         """Serve ``namespaces`` and the default one from now on, and no others.
@@ -388,12 +391,6 @@ class Tenants:
 
     def _all(self) -> list[OpenTenant]:
         return [*self.opened.values(), *self._closing]
-
-    def _of(self, namespace: str) -> OpenTenant:
-        if namespace not in self.opened:
-            gone = "cannot serve this call: its caller's namespace was just removed; call again"
-            raise errors.credentials_invalid("unknown", gone)
-        return self.opened[namespace]
 
     def _write_queue_bytes(self) -> int:
         # The newest module and artifact are queued even where they are larger than that.
