@@ -32,10 +32,9 @@ from wasmkilnd.lifecycle.service import Service
 from wasmkilnd.lifecycle.shutdown import Shutdown, until
 from wasmkilnd.lifecycle.status_page import StatusPage
 from wasmkilnd.lifecycle.watch import follow, stamps_of, watched_files
-from wasmkilnd.model import DrainState
+from wasmkilnd.model import DrainState, Reloadable
 from wasmkilnd.options import limits_of, traffic_limits
 from wasmkilnd.quota import Quotas
-from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.admin_service import AdminServicer
 from wasmkilnd.rpc.calls import Entry
 from wasmkilnd.rpc.messages import stats_response

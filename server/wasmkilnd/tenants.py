@@ -40,7 +40,6 @@ from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.pins import Pins, file_of
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.quota import FairShare
-from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.messages import header_of
 from wasmkilnd.settings import Settings
 from wasmkilnd.signing.sealer import Sealer
@@ -112,7 +111,7 @@ def why_not(
 class Common:
     """What all namespaces share: nothing of it holds what a tenant stored."""
 
-    settings: Reloadable[Settings]
+    settings: model.Reloadable[Settings]
     metrics: Metrics
     """Of the whole daemon."""
     server: embedded.SharedServer

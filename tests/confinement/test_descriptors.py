@@ -13,7 +13,7 @@ from wasmkilnd.engines import process
 from wasmkilnd.engines.pool import Job, WorkerPool
 from wasmkilnd.engines.process import Worker
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.model import Reloadable
 from wasmkilnd.telemetry.metrics import Metrics
 
 from tests.confinement.workers import LIMITS, order

@@ -22,7 +22,6 @@ from wasmkiln.v1.module_service_pb2 import CompileResponse
 from wasmkilnd import model
 from wasmkilnd.cache.fleet import Strikes
 from wasmkilnd.compile import Served
-from wasmkilnd.fingerprint import fingerprint
 from wasmkilnd.flights import WaitBudget
 from wasmkilnd.model import (
     Artifact,
@@ -33,6 +32,7 @@ from wasmkilnd.model import (
     Module,
     Origin,
     Strike,
+    fingerprint,
 )
 from wasmkilnd.rpc.messages import Headers
 from wasmkilnd.signing.keys import Keys, PrivateKey

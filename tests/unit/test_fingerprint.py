@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from wasmkilnd import fingerprint as module
-from wasmkilnd.fingerprint import fingerprint
-from wasmkilnd.model import FAST_SETTINGS, EngineIdentity
+from wasmkilnd import model as module
+from wasmkilnd.model import FAST_SETTINGS, EngineIdentity, fingerprint
 
 ENGINE = EngineIdentity("wasmtime", "50.0.1", "50", "cranelift")
 # As 0.6.0 computes it for ARGUMENTS.

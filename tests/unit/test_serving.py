@@ -20,7 +20,7 @@ from wasmkilnd.engines.names import DEFAULT, NameRecord, WarmOrder, name_of
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.lifecycle import engines
 from wasmkilnd.lifecycle.engines import Serving
-from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.model import Reloadable
 from wasmkilnd.settings_loader import load
 from wasmkilnd.telemetry.metrics import EngineUsage, Metrics
 from wasmkilnd.usage import UsedSpec, Uses

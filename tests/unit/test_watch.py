@@ -12,7 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 from wasmkilnd.lifecycle.reload import CannotReload, Prepare, Reloader
 from wasmkilnd.lifecycle.watch import follow, stamps_of
-from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.model import Reloadable
 from wasmkilnd.settings import Settings
 from wasmkilnd.telemetry.metrics import Metrics
 

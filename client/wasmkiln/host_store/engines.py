@@ -1,6 +1,6 @@
 """Compute fingerprints without a daemon, from what it wrote into engines.json.
 
-The same computation as the daemon's fingerprint.py and engines/registry.py; a test compares them.
+The same computation as the daemon's model.py and engines/registry.py; a test compares them.
 """
 
 from __future__ import annotations

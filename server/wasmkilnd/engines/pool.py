@@ -34,8 +34,7 @@ from wasmkilnd import errors
 from wasmkilnd.engines import process
 from wasmkilnd.engines.process import JobOrder, JobReport, Worker
 from wasmkilnd.flights import Waiter, Waiters
-from wasmkilnd.model import Limits
-from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.model import Limits, Reloadable
 from wasmkilnd.telemetry.metrics import EngineUsage, Metrics
 
 log = structlog.get_logger("wasmkilnd.engines")

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, TypeAlias
 
-from wasmkilnd import errors
+from wasmkilnd import errors, model
 from wasmkilnd.engines import verdict
 from wasmkilnd.engines.child.cpu import NATIVE
 from wasmkilnd.engines.names import NameChoices, Names, resolve
@@ -27,10 +27,8 @@ from wasmkilnd.engines.pool import Job, Ready, Unless, WorkerPool
 from wasmkilnd.engines.process import order_on
 from wasmkilnd.engines.verdict import CompiledCode, Outcome, Verdict
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.fingerprint import fingerprint
 from wasmkilnd.flights import Waiters
 from wasmkilnd.model import FAST_SETTINGS, CompileSpec, EngineCapabilities, Kind, Limits, Module
-from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.telemetry import tracing
 from wasmkilnd.telemetry.metrics import Metrics
 
@@ -131,7 +129,7 @@ def _resolve(
         if value != in_force[name]:
             in_force[name] = changed[name] = value
     features = capabilities.host_cpu_features if cpu == NATIVE else ()
-    digest = fingerprint(capabilities.identity, chosen.triple, cpu, features, in_force)
+    digest = model.fingerprint(capabilities.identity, chosen.triple, cpu, features, in_force)
     return CompileSpec(capabilities.identity, chosen.triple, cpu, in_force, changed, digest)
 
 
@@ -191,7 +189,7 @@ class EngineRegistry:
         self,
         served: Sequence[ServedEngine],
         choices: NameChoices,
-        limits: Reloadable[Limits],
+        limits: model.Reloadable[Limits],
         metrics: Metrics,
     ) -> None:
         """Serve ``served``, the preferred ones first; see ``names.resolve``."""

@@ -22,8 +22,8 @@ from wasmkilnd.engines.registry import ServedEngine
 from wasmkilnd.engines.verdict import cause_line
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.machine import cpu_count
+from wasmkilnd.model import Reloadable
 from wasmkilnd.ownership import NotOurs
-from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.telemetry.metrics import Metrics
 
 # Limits of its own: an engine is not broken because the operator grants callers little.

@@ -35,13 +35,12 @@ from wasmkilnd.engines.process import IsolationGuard
 from wasmkilnd.engines.registry import EngineRegistry, ServedEngine
 from wasmkilnd.engines.serving import WorkerOptions, serve_engine
 from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
-from wasmkilnd.fingerprint import HASHED_FORMAT, UNHASHED_DEFAULTS
 from wasmkilnd.lifecycle.descriptors import make_room
 from wasmkilnd.lifecycle.long_step import long_step
 from wasmkilnd.lifecycle.preflight import CannotStart
 from wasmkilnd.lifecycle.reload import CannotReload
+from wasmkilnd.model import HASHED_FORMAT, UNHASHED_DEFAULTS, Reloadable
 from wasmkilnd.ownership import NotOurs
-from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.messages import Capabilities
 from wasmkilnd.settings import Settings
 from wasmkilnd.telemetry.audit import Audit, audit_change

@@ -14,7 +14,7 @@ from wasmkilnd.access.jwt import CannotFetch
 from wasmkilnd.access.unusable import AccessUnusable
 from wasmkilnd.lifecycle.preflight import CannotStart
 from wasmkilnd.lifecycle.reload import CannotReload
-from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.model import Reloadable
 from wasmkilnd.settings import Settings
 
 if TYPE_CHECKING:

@@ -31,10 +31,9 @@ from wasmkilnd.lifecycle.preflight import CannotStart
 from wasmkilnd.lifecycle.readiness import Readiness
 from wasmkilnd.lifecycle.serve_namespaces import refusal
 from wasmkilnd.lifecycle.shutdown import Shutdown, until
-from wasmkilnd.model import Limits, NamespaceLimits
+from wasmkilnd.model import Limits, NamespaceLimits, Reloadable
 from wasmkilnd.options import host_options, redis_access
 from wasmkilnd.quota import FairShare
-from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.server import CannotListen, RpcServer
 from wasmkilnd.setting_values import NONE
 from wasmkilnd.settings import Settings

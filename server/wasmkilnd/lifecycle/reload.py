@@ -12,9 +12,8 @@ import structlog
 
 from wasmkilnd.access.unusable import defect_in
 from wasmkilnd.cache.redis_servers import AccessUnusable
-from wasmkilnd.model import Limits, TrafficLimits
+from wasmkilnd.model import Limits, Reloadable, TrafficLimits
 from wasmkilnd.options import limits_of, limits_too_low, redis_access, traffic_limits
-from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.settings import Settings
 from wasmkilnd.settings_loader import Change, ConfigError, LoadedSettings, changes, take_over
 from wasmkilnd.signing.keys import Keys, KeysUnusable, open_keys

@@ -47,7 +47,6 @@ from wasmkilnd.access.policy import ANONYMOUS
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.network import address_of, host_of
 from wasmkilnd.quota import UNLIMITED, FairShare, Quota
-from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.rpc.messages import MODULE_FIELDS, REQUEST_BYTES, SMALL_BYTES, bound
 from wasmkilnd.telemetry.metrics import TrafficUsage
 from wasmkilnd.telemetry.tracing import CallTrace
@@ -245,7 +244,7 @@ class _Held:
 class Traffic:
     """The limits of all calls, and what these hold. For one event loop."""
 
-    def __init__(self, limits: Reloadable[model.TrafficLimits], message_bytes: int) -> None:
+    def __init__(self, limits: model.Reloadable[model.TrafficLimits], message_bytes: int) -> None:
         """Let messages of ``message_bytes`` in."""
         self._limits = limits
         self.message_bytes = message_bytes

@@ -36,7 +36,7 @@ import grpc
 import structlog
 
 from wasmkilnd.errors import WasmkilnError
-from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.model import Reloadable
 from wasmkilnd.settings import Settings
 from wasmkilnd.telemetry import logs
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from wasmkiln.host_store import Refused, place
 from wasmkiln.host_store.engines import Engines
 from wasmkilnd.engines.registry import _resolve
-from wasmkilnd.fingerprint import HASHED_FORMAT
 from wasmkilnd.model import (
+    HASHED_FORMAT,
     EngineCapabilities,
     EngineIdentity,
     Kind,

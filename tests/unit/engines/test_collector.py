@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import wasmtime
 from wasmkilnd.engines.child.wasmtime_engine import collector_of
-from wasmkilnd.fingerprint import UNHASHED_DEFAULTS
+from wasmkilnd.model import UNHASHED_DEFAULTS
 
 from tests.e2e import wasm
 from tests.polyglot.test_hosts import COMMANDS

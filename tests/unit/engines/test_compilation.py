@@ -23,12 +23,12 @@ from wasmkilnd.model import (
     Kind,
     Limits,
     Module,
+    Reloadable,
     SettingInfo,
     TargetInfo,
     pack,
 )
 from wasmkilnd.quota import Quota
-from wasmkilnd.reloadable import Reloadable
 from wasmkilnd.telemetry import tracing
 
 from tests.doubles.notes import Notes

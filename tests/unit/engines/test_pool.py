@@ -14,8 +14,7 @@ from wasmkilnd.engines.pool import Job, Neighbours, Unless, WorkerPool
 from wasmkilnd.engines.process import JobNotSetUp, JobOrder, JobReport, Worker, WorkerDied
 from wasmkilnd.errors import Fault, Reason, WasmkilnError
 from wasmkilnd.flights import Waiter, Waiters
-from wasmkilnd.model import Limits
-from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.model import Limits, Reloadable
 
 from tests.doubles.notes import Notes
 from tests.unit.engines.limits import LIMITS

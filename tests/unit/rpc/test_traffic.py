@@ -13,8 +13,7 @@ import pytest
 from grpc import aio
 from wasmkilnd import model
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.model import ANYBODY, Artifact
-from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.model import ANYBODY, Artifact, Reloadable
 from wasmkilnd.rpc import traffic
 from wasmkilnd.rpc.calls import Entry, unary
 from wasmkilnd.rpc.traffic import Call, Gate, Traffic

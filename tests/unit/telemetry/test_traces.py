@@ -325,7 +325,7 @@ def test_a_daemon_that_lacks_the_library_says_what_to_install() -> None:
         "from pathlib import Path\n"
         "from wasmkilnd.settings_loader import load\n"
         "from wasmkilnd.telemetry.tracing import open_tracing\n"
-        "from wasmkilnd.reloadable import Reloadable\n"
+        "from wasmkilnd.model import Reloadable\n"
         "flags = {'trace_endpoint': 'http://127.0.0.1:1', 'state_dir': '/s'}\n"
         "try:\n"
         "    open_tracing(Reloadable(load(flags, {}).settings), '1')\n"
