@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import signal
 import socket
+import subprocess
+import sys
+import termios
 import threading
+import time
 
 import pytest
 from hypothesis import given
@@ -22,6 +29,28 @@ def test_round_trip(size: int) -> None:
         sender.join()
     assert kind is Type.ARTIFACT
     assert payload == b"x" * size
+
+
+def test_a_process_that_is_stopped_in_the_middle_receives_the_rest() -> None:
+    """So do those of a machine that sleeps, and of a container that is paused."""
+    ours, theirs = socket.socketpair()
+    program = (
+        "import socket, sys; from wasmkilnd.engines.child import frames;"
+        " _, payload = frames.receive(socket.socket(fileno=int(sys.argv[1])), 10);"
+        " raise SystemExit(payload != b'0123456789')"
+    )
+    with ours, theirs:
+        ours.sendall(frames.HEADER.pack(Type.MODULE, 10) + b"01234")
+        command = [sys.executable, "-c", program, str(theirs.fileno())]
+        with subprocess.Popen(command, pass_fds=[theirs.fileno()]) as receiver:
+            while any(fcntl.ioctl(ours, termios.TIOCOUTQ, bytes(4))):  # not received
+                time.sleep(0.01)
+            receiver.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, receiver.pid, os.WSTOPPED)
+            receiver.send_signal(signal.SIGCONT)
+            time.sleep(0.1)
+            ours.sendall(b"56789")
+            assert receiver.wait(30) == 0
 
 
 def test_the_end() -> None:

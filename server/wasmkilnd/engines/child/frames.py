@@ -80,7 +80,10 @@ def parse_header(head: bytes | bytearray, code_bytes: int = 0) -> tuple[Type, in
 
 def receive_exactly(sock: socket.socket, size: int) -> bytearray:
     """Wait for ``size`` bytes. Raises EOFError if fewer come."""
-    buffer = bytearray(size)
-    if size and sock.recv_into(buffer, size, socket.MSG_WAITALL) < size:
-        raise EOFError
+    buffer, at = bytearray(size), 0
+    # A process that is stopped and goes on gets less than it waits for.
+    while at < size:
+        if not (got := sock.recv_into(memoryview(buffer)[at:], 0, socket.MSG_WAITALL)):
+            raise EOFError
+        at += got
     return buffer
