@@ -22,3 +22,16 @@ sides; they are always of the same release, so frames have no version.
 
 To add an engine: see ``engine``.
 """
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+
+def rows(table: str) -> Iterator[list[str]]:
+    """Return the words of each line of a table beside this file; what follows a # is for people."""
+    with open(os.path.join(__path__[0], table), encoding="ascii") as file:
+        for line in file:
+            if words := line.partition("#")[0].split():
+                yield words

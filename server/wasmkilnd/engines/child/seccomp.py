@@ -1,11 +1,11 @@
 """The system calls that a worker and a job may make, as programs that the kernel runs for each.
 
-All calls that are not listed are refused with EPERM. The allowed ones were observed with
-``strace``: every engine, compiling, validating, refusing, panicking and running out of memory. To
-allow another one, add it to JOB_MAY, and say in the commit which engine needs it, observed how.
-The numbers are from the kernel's ``arch/x86/entry/syscalls/syscall_64.tbl`` and
-``include/uapi/asm-generic/unistd.h``. The programs are classic BPF: a comparison for each call,
-followed by the action for it.
+``system_calls.txt`` has the calls; all that are not listed are refused with EPERM. The allowed ones
+were observed with ``strace``: every engine, compiling, validating, refusing, panicking and running
+out of memory. To allow another one, add it to the section ``job``, and say in the commit which
+engine needs it, observed how. The numbers are from the kernel's
+``arch/x86/entry/syscalls/syscall_64.tbl`` and ``include/uapi/asm-generic/unistd.h``. The programs
+are classic BPF: a comparison for each call, followed by the action for it.
 """
 
 from __future__ import annotations
@@ -16,68 +16,21 @@ import struct
 import sys
 from collections.abc import Iterable, Sequence
 
+from . import rows
+
 # With the numbers of the kernel's AUDIT_ARCH.
 MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 
-def _calls(*lines: str) -> dict[str, tuple[int, int]]:
-    """Read entries of a name and its numbers on both machines; -1 stands for no such call."""
-    entries = (entry.split() for line in lines for entry in line.split(","))
-    return {name: (int(x86_64), int(aarch64)) for name, x86_64, aarch64 in entries}
+_ROWS = list(rows("system_calls.txt"))
+NUMBERS = {name: (int(x86_64), int(aarch64)) for _, name, x86_64, aarch64 in _ROWS}
 
 
-# A job computes in threads, and sends its result on a socket that it has. It opens nothing.
-JOB_MAY = _calls(
-    # memory; membarrier publishes new machine code on aarch64
-    "brk 12 214, madvise 28 233, membarrier 324 283, mmap 9 222, mprotect 10 226, mremap 25 216",
-    "munmap 11 215",
-    # threads
-    "exit 60 93, exit_group 231 94, futex 202 98, getpid 39 172, gettid 186 178, rseq 334 293",
-    "sched_getaffinity 204 123, sched_yield 24 124, set_robust_list 273 99",
-    # signals that it handles itself
-    "restart_syscall 219 128, rt_sigaction 13 134, rt_sigprocmask 14 135, rt_sigreturn 15 139",
-    "sigaltstack 131 132",
-    # time, and what it used
-    "clock_getres 229 114, clock_gettime 228 113, clock_nanosleep 230 115, getcpu 309 168",
-    "getrandom 318 278, getrusage 98 165, gettimeofday 96 169, nanosleep 35 101, sysinfo 99 179",
-    "time 201 -1, uname 63 160",
-    # the descriptors that it has
-    "close 3 57, recvfrom 45 207, write 1 64",
-)
-# A worker does that, starts jobs, and waits for them. A job needs these calls to be confined, and
-# an engine to have its capabilities found out.
-WORKER_MAY = JOB_MAY | _calls(
-    "alarm 37 -1, close_range 436 436, dup 32 23, dup2 33 -1, dup3 292 24, fcntl 72 25",
-    "getppid 110 173, getsockname 51 204, getsockopt 55 209, pipe2 293 59",
-    " ppoll 271 73, prctl 157 167, read 0 63, recvmsg 47 212, seccomp 317 277",
-    "setitimer 38 103, setpgid 109 154, tgkill 234 131, wait4 61 260, waitid 247 95",
-)
-# No compiler makes these calls by mistake: a job that does has been taken over.
-JOB_DIES_OF = _calls(
-    # the network
-    "accept 43 202, accept4 288 242, bind 49 200, connect 42 203, listen 50 201, socket 41 198",
-    "socketpair 53 199",
-    # other programs and processes
-    "execve 59 221, execveat 322 281, fork 57 -1, kill 62 129, pidfd_getfd 438 438",
-    "pidfd_open 434 434, pidfd_send_signal 424 424, process_madvise 440 440",
-    "process_vm_readv 310 270, process_vm_writev 311 271, ptrace 101 117",
-    "rt_sigqueueinfo 129 138, rt_tgsigqueueinfo 297 240, tkill 200 130, vfork 58 -1",
-    # other privileges and namespaces
-    "capset 126 91, chroot 161 51, fsopen 430 430, mount 165 40, move_mount 429 429",
-    "open_by_handle_at 304 265, open_tree 428 428, pivot_root 155 41, setns 308 268",
-    "umount2 166 39, unshare 272 97",
-    # parts of the kernel that attackers use
-    "add_key 248 217, bpf 321 280, delete_module 176 106, finit_module 313 273",
-    "init_module 175 105, io_uring_enter 426 426, io_uring_register 427 427",
-    "io_uring_setup 425 425, kexec_file_load 320 294, kexec_load 246 104, keyctl 250 219",
-    "perf_event_open 298 241, request_key 249 218, userfaultfd 323 282",
-)
-# Calls that a filter allows with some arguments only.
-_CONDITIONAL = _calls(
-    "clone 56 220, clone3 435 435, prlimit64 302 261, sendto 44 206",
-    "sched_setattr 314 274, setpriority 141 140",
-)
-NUMBERS = {**WORKER_MAY, **JOB_DIES_OF, **_CONDITIONAL}
+def _in(*sections: str) -> Sequence[str]:
+    return [name for section, name, *_ in _ROWS if section in sections]
+
+
+JOB_MAY, WORKER_MAY, JOB_DIES_OF = _in("job"), _in("job", "worker"), _in("dies")
 
 # Instructions, from linux/bpf_common.h, and where they find what they compare, in a struct
 # seccomp_data.
