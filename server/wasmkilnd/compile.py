@@ -441,7 +441,9 @@ class Compiler:
             while True:
                 async with self.quarantine.watch(work.key, work.spec, work.budget):
                     code = await self.engines.compile(
-                        work.spec, work.module, waiters, ready=still_needed, unless=claim.stored
+                        *(work.spec, work.module, waiters, self.metrics),
+                        ready=still_needed,
+                        unless=claim.stored,
                     )
                 if isinstance(code, CompiledCode):
                     return await self._store(work, code, waiters)

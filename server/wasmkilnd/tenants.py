@@ -189,9 +189,8 @@ class OpenTenant:
         )
         strikes = fleet.Strikes(link, prefix, sealer)
         quarantine = Quarantine(strikes, metrics, lambda: now.current.quarantine_s)
-        served = common.engines.view(metrics)
         compiler = Compiler(
-            *(self.cache, self.fleet, served, sealer, quarantine, metrics),
+            *(self.cache, self.fleet, common.engines, sealer, quarantine, metrics),
             module_bytes=lambda: now.current.max_module_bytes,
             held=common.held,
             slots=common.slots,
@@ -200,7 +199,7 @@ class OpenTenant:
         self.usage = Usage(uses, sealer, self.redis)
         self.tenant = Tenant(compiler, quarantine, pins, self.usage.tally)
         if namespace:
-            for engine in served.served:
+            for engine in common.engines.served:
                 self.metrics.add_engine(engine.id)
             _show(self.metrics.gauges, lambda: [self])
             # The detail may name the server, which is the operators' alone.

@@ -129,6 +129,18 @@ async def test_to_pick_a_user_looks_once_and_does_not_wait(monkeypatch: pytest.M
     assert not waits
 
 
+async def test_a_user_that_a_worker_of_this_daemon_has_is_not_free(confined_engine: Path) -> None:
+    async with workers.running(confined_engine) as worker:
+        assert str(worker.pid) in process._owner_of(user_of(worker.pid))
+
+
+def test_workers_that_start_at_once_get_different_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there are few users, too: none of these has its user yet."""
+    few = range(60_578, 60_600)
+    monkeypatch.setattr(process, "_RANGES", (few,))
+    assert {pick_user()[0] for _ in few} == {*few}
+
+
 async def test_who_is_in_the_user_database_is_told() -> None:
     assert process._owner_of(NOBODY) == "the user nobody"
 

@@ -37,6 +37,7 @@ from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.quota import FairShare
 from wasmkilnd.rpc.messages import Capabilities
 from wasmkilnd.signing.sealer import Sealer
+from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.usage import Tally
 
 from tests.doubles.no_sealer import NoSealer
@@ -93,6 +94,7 @@ class Engines:
         spec: CompileSpec,
         module: Module,
         waiters: Waiters,
+        metrics: Metrics,
         *,
         ready: Callable[[float], Awaitable[bool]],
         unless: Unless,

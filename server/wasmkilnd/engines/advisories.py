@@ -34,26 +34,27 @@ def _releases(value: object) -> SpecifierSet:
     return SpecifierSet(value)
 
 
-class Advisory(BaseModel):
+_STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True)
+
+
+class Advisory(BaseModel, frozen=True):
     """One row of the table."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True
-    )
+    model_config = _STRICT
 
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$", max_length=100)]
     summary: _Line
     engine: Literal["wasmer", "wasmtime"]
+    # Ranges of the engine's versions, as RustSec writes them: ">= 37.0.0, < 42.0.2".
     affected: Annotated[
         tuple[Annotated[SpecifierSet, BeforeValidator(_releases)], ...], Field(min_length=1)
     ]
-    """Ranges of the engine's versions, as RustSec writes them: ">= 37.0.0, < 42.0.2"."""
+    # The compilers whose code has it; empty for all.
     compilers: tuple[Literal["cranelift", "singlepass", "winch"], ...] = ()
-    """The compilers whose code has it; empty for all."""
+    # The machines whose code has it: how a target's triple begins; empty for all.
     targets: tuple[Literal["aarch64", "riscv64gc", "s390x", "x86_64"], ...] = ()
-    """The machines whose code has it: how a target's triple begins; empty for all."""
+    # The first releases without it; empty if there is none.
     fixed_in: tuple[_Line, ...]
-    """The first releases without it; empty if there is none."""
     url: Annotated[str, Field(pattern=r"^https?://\S+$", max_length=500)]
 
     @property
@@ -75,7 +76,7 @@ class Advisory(BaseModel):
 
 
 class _File(BaseModel):
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+    model_config = _STRICT
 
     advisory: Annotated[tuple[Advisory, ...], Field(max_length=1000)]
 
@@ -85,8 +86,8 @@ class Advisories:
     """The whole table, and what follows from it."""
 
     rows: Sequence[Advisory]
+    # Whether an engine that an advisory concerns is not served.
     refuse: bool
-    """Whether an engine that an advisory concerns is not served."""
     _found: dict[str, Sequence[Advisory]] = field(default_factory=dict, init=False)
 
     def of(self, engine: ServedEngine) -> Sequence[Advisory]:
@@ -117,17 +118,13 @@ class Advisories:
 def read_advisories(file: str, *, refuse: bool) -> Advisories:
     """Return the built-in table and the rows of ``file``, if it is not empty. May block.
 
-    Raises ValueError with a sentence for people if the file cannot be used.
+    Raises AccessUnusable if the file cannot be used.
     """
-    rows = [*_rows(BUILT_IN.read_bytes())]
     try:
-        rows += _rows(read("advisories_file", Path(file))) if file else ()
-        return Advisories(rows, refuse)
-    except AccessUnusable as refusal:
-        raise ValueError(str(refusal)) from None
-    except (FileNotFoundError, ValueError) as mistake:
-        why = "there is no such file" if isinstance(mistake, OSError) else mistake
-        raise ValueError(f"cannot use advisories_file {file}: {why}") from None
+        rows = _rows(read("advisories_file", Path(file))) if file else ()
+        return Advisories([*_rows(BUILT_IN.read_bytes()), *rows], refuse)
+    except ValueError as mistake:
+        raise AccessUnusable(f"cannot use advisories_file {file}: {mistake}") from None
 
 
 def _rows(content: bytes) -> Sequence[Advisory]:

@@ -43,8 +43,8 @@ from wasmkilnd.model import SHA256_HEX
 from wasmkilnd.ownership import NotOurs, check_path, check_tree, make_folder
 
 PINS = Path(__file__).parent / "pins"
+# What is called with each step of an installation.
 Report: TypeAlias = Callable[[str], None]
-"""What is called with each step of an installation."""
 
 _MARKER = "engine.json"
 _BUILDING = ".building-"
@@ -86,16 +86,16 @@ class EngineInstallError(Exception):
 class EngineKind:
     """The packages of an engine and the interpreters that they run in."""
 
+    # Installed at the same version; the version of the first is the engine's.
     packages: tuple[str, ...]
-    """Installed at the same version; the version of the first is the engine's."""
+    # The versions of CPython, in words.
     needs: str
-    """The versions of CPython, in words."""
+    # The same as numbers: the 10 of 3.10.
     minors: range
-    """The same as numbers: the 10 of 3.10."""
+    # The version to install when none is named: the one that this release was tested with.
     default_version: str
-    """The version to install when none is named: the one that this release was tested with."""
+    # Installed at the same version too, where there are wheels; without them the engine works.
     optional: tuple[str, ...] = ()
-    """Installed at the same version too, where there are wheels; without them the engine works."""
 
 
 # In the order in which engines are listed; the first that is served is the default.
@@ -119,8 +119,8 @@ class InstalledEngine:
 
     name: str
     version: str
+    # For example ``CPython 3.10.13``.
     python: str
-    """For example ``CPython 3.10.13``."""
     path: Path
 
     @property
@@ -331,8 +331,8 @@ class Interpreter(NamedTuple):
     """A Python interpreter that was run, and what it reported."""
 
     path: Path
+    # For example ``CPython 3.10.13``.
     name: str
-    """For example ``CPython 3.10.13``."""
 
     def fits(self, minors: range) -> bool:
         """Return whether it is a CPython 3 of one of these minor versions."""

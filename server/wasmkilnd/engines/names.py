@@ -21,8 +21,8 @@ from wasmkilnd.whole_files import locked, write_whole
 
 log = structlog.get_logger("wasmkilnd.engines")
 
+# What stands in a record for requests that name no engine.
 DEFAULT = "default"
-"""What stands in a record for requests that name no engine."""
 
 _MAX_REMOVED = 64
 
@@ -31,24 +31,24 @@ _MAX_REMOVED = 64
 class NameChoices:
     """What decides which engine a name stands for, the strongest first."""
 
+    # The setting ``engine_alias``: an id by name.
     aliases: Mapping[str, str] = field(default_factory=dict)
-    """The setting ``engine_alias``: an id by name."""
+    # The setting ``default_engine``: an id, a name, or empty.
     default: str = ""
-    """The setting ``default_engine``: an id, a name, or empty."""
+    # What names stood for before: an id by name, and by DEFAULT.
     recorded: Mapping[str, str] = field(default_factory=dict)
-    """What names stood for before: an id by name, and by DEFAULT."""
+    # The ids of engines that an operator removed.
     removed: Collection[str] = ()
-    """The ids of engines that an operator removed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Names:
     """What each name stands for."""
 
+    # An id by name; that of an alias may not be served.
     by_name: Mapping[str, str]
-    """An id by name; that of an alias may not be served."""
+    # The id for requests that name no engine; empty if it is not served.
     default: str
-    """The id for requests that name no engine; empty if it is not served."""
 
 
 def name_of(engine_id: str) -> str:
@@ -110,8 +110,8 @@ class WarmOrder:
 
     engine_id: str
     from_engine_id: str
+    # How many of the artifacts that are used most.
     top: Annotated[int, Field(ge=1, le=MAX_USES)]
-    """How many of the artifacts that are used most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +119,12 @@ class Record:
     """What is kept in ``<state_dir>/engine-names.json``."""
 
     version: Literal[1] = 1
+    # An id by name, and by DEFAULT.
     names: dict[str, str] = field(default_factory=dict)
-    """An id by name, and by DEFAULT."""
+    # The ids of engines that an operator removed, the last ones.
     removed: list[str] = field(default_factory=list)
-    """The ids of engines that an operator removed, the last ones."""
+    # Orders that are not done yet: a daemon that is restarted in the middle goes on.
     warm_ups: list[WarmOrder] = field(default_factory=list)
-    """Orders that are not done yet: a daemon that is restarted in the middle goes on."""
 
     def ordered(self, engine_id: str, *orders: WarmOrder) -> Record:
         """Return this with these orders for an engine, and no others."""

@@ -110,29 +110,23 @@ class Job:
         return [each for each in self.waiters.waiting if each.rank == rank] or [_NOBODY]
 
 
+@dataclass(eq=False)
 class WorkerPool:
     """Runs jobs on a fixed number of workers. For one event loop."""
 
-    def __init__(
-        self,
-        engine_id: str,
-        start_worker: Callable[[], Awaitable[Worker]],
-        *,
-        size: int,
-        limits: Reloadable[Limits],
-        metrics: Metrics,
-        neighbours: Neighbours | None = None,
-    ) -> None:
-        self.engine_id = engine_id
-        self.size = size
-        self.start_worker = start_worker
+    engine_id: str
+    start_worker: Callable[[], Awaitable[Worker]]
+    size: int
+    limits: Reloadable[Limits]
+    metrics: Metrics
+    # The jobs of all engines.
+    neighbours: Neighbours = field(default_factory=Neighbours)
+
+    def __post_init__(self) -> None:
         # How many workers have a job.
         self.busy = 0
         # Why the last worker that was to start, or started, does not work.
         self._cause = ""
-        self._limits = limits
-        self._metrics = metrics
-        self._neighbours = neighbours or Neighbours()
         self._idle: list[Worker] = []
         self._waiting: dict[Job, None] = {}  # in the order in which they came
         self._turns: dict[Waiter, int] = {}
@@ -151,37 +145,25 @@ class WorkerPool:
         """How many jobs wait for a worker."""
         return len(self._waiting)
 
-    @property
-    def waiting_in_background(self) -> int:
-        """How many waiting jobs only warm the cache."""
-        return sum(job.lines[0].background for job in self._waiting)
-
-    @property
-    def waiting_callers(self) -> int:
-        """How many callers take turns."""
-        return len({line.caller for job in self._waiting for line in job.lines})
-
-    @property
-    def waiting_bytes(self) -> int:
-        """The size of the modules that wait."""
-        return sum(job.order.size_bytes for job in self._waiting)
-
-    @property
-    def expected_wait_s(self) -> float:
-        """About how long one more job would wait: a rule of thumb, by the mean of recent jobs."""
-        return 0.0 if self._idle else (len(self._waiting) + 1) * self._mean_s / self.size
-
     def usage(self) -> EngineUsage:
         """Return what the pool is doing, for the metrics."""
         return EngineUsage(
             workers=self.alive,
             busy=self.busy,
             queued=self.waiting,
-            queued_in_background=self.waiting_in_background,
-            queued_callers=self.waiting_callers,
-            queued_bytes=self.waiting_bytes,
-            expected_wait_s=self.expected_wait_s,
+            queued_in_background=sum(job.lines[0].background for job in self._waiting),
+            queued_callers=len({line.caller for job in self._waiting for line in job.lines}),
+            queued_bytes=self._waiting_bytes(),
+            expected_wait_s=self._expected_wait_s(),
         )
+
+    def _waiting_bytes(self) -> int:
+        """Return the size of the modules that wait."""
+        return sum(job.order.size_bytes for job in self._waiting)
+
+    def _expected_wait_s(self) -> float:
+        """Return how long one more job would wait, by the mean of recent jobs: a rule of thumb."""
+        return 0.0 if self._idle else (self.waiting + 1) * self._mean_s / self.size
 
     @property
     def why_no_worker(self) -> str:
@@ -261,7 +243,7 @@ class WorkerPool:
             await asyncio.wait((job.granted, *watching), return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             if not job.waiters.waiting:
-                self._metrics.abandoned(self.engine_id, "queued")
+                self.metrics.abandoned(self.engine_id, "queued")
             raise
         finally:
             self._waiting.pop(job, None)
@@ -274,7 +256,7 @@ class WorkerPool:
         return job.worker
 
     async def _work(self, job: Job, worker: Worker) -> JobReport:
-        report = await self._neighbours.run(worker.run(job.order))
+        report = await self.neighbours.run(worker.run(job.order))
         self._mean_s += (report.elapsed_s - self._mean_s) * _WEIGHT
         if report.signal == signal.SIGSYS:
             event, module = _REFUSED_CALL, job.order.module_sha256
@@ -289,9 +271,9 @@ class WorkerPool:
         line goes, but one that other callers wait for too only if there is no other; background
         work goes before any other, and the newcomer where lines are equally long.
         """
-        limits = self._limits.current
+        limits = self.limits.current
         while (many := (length := len(self._waiting)) > limits.queue_length) or (
-            length > 1 and self.waiting_bytes > limits.queue_bytes
+            length > 1 and self._waiting_bytes() > limits.queue_bytes
         ):
             waiting, fills = list(self._waiting), Counter[Waiter]()
             for job in waiting:
@@ -304,7 +286,8 @@ class WorkerPool:
             )
             gone = waiting[place]
             del self._waiting[gone]
-            full = errors.compile_queue_full(self.engine_id, length - 1, self._retry_s())
+            retry_s = max(_LEAST_RETRY_S, self._expected_wait_s())
+            full = errors.compile_queue_full(self.engine_id, length - 1, retry_s)
             if gone is newcomer:
                 raise full
             gone.granted.set_result(full)
@@ -346,9 +329,6 @@ class WorkerPool:
             job.granted.set_result(refusal)
         self._waiting.clear()
 
-    def _retry_s(self) -> float:
-        return max(_LEAST_RETRY_S, self.expected_wait_s)
-
     async def _keep_filled(self, worker: Worker | None = None) -> None:
         """Keep one place filled until cancelled, at first with ``worker`` if there is one.
 
@@ -372,7 +352,7 @@ class WorkerPool:
                     if worker in self._idle:
                         self._idle.remove(worker)
                     await worker.kill()
-                self._metrics.worker_replaced(self.engine_id)
+                self.metrics.worker_replaced(self.engine_id)
                 log.warning("worker replaced", engine=self.engine_id, pid=worker.pid)
                 worker = None
                 if time.monotonic() - began_s > _HEALTHY_LIFE_S:

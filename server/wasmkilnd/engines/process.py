@@ -24,12 +24,13 @@ import asyncio
 import contextlib
 import grp
 import hashlib
+import itertools
 import json
 import math
 import os
 import pwd
-import random
 import re
+import secrets
 import signal
 import socket
 import time
@@ -111,17 +112,9 @@ class JobOrder:
         return len(self.wasm or b"")
 
 
-def order_on(
-    op: str,
-    module: Module,
-    target: str,
-    cpu: str,
-    settings: Mapping[str, str],
-    limits: Limits,
-) -> JobOrder:
-    """Return an order to ``compile`` or ``validate`` a module."""
-    about = {"kind": module.kind.value, "target": target, "cpu": cpu, "settings": dict(settings)}
-    return JobOrder({"op": op, **about}, limits, module.wasm, module.sha256)
+def order_on(module: Module, limits: Limits, **order: Any) -> JobOrder:
+    """Return an ``order`` about a module: ``op``, ``target``, ``cpu`` and ``settings``."""
+    return JobOrder({"kind": module.kind.value, **order}, limits, module.wasm, module.sha256)
 
 
 @dataclass(slots=True)
@@ -284,15 +277,13 @@ class Worker:
         with ExitStack() as opened:
             try:
                 sock, jobs_sock = map(opened.enter_context, socket.socketpair())
-                readable, writable = os.pipe()
+                # If the job writes too much to standard error, the rest is lost and nobody blocks.
+                readable, writable = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
             except OSError as shortage:
                 log.warning("no job", cause=str(shortage))
                 raise errors.out_of_descriptors() from None
             stderr = opened.enter_context(FileIO(readable, "r"))
             jobs_stderr = opened.enter_context(FileIO(writable, "w"))
-            # If the job writes too much to standard error, the rest is lost and nobody blocks.
-            os.set_blocking(readable, False)
-            os.set_blocking(writable, False)
             sock.setblocking(False)
             try:
                 cpu_s = max(1, round(job.limits.compile_cpu_s))
@@ -403,15 +394,15 @@ async def start_worker(interpreter: Path, engine: str, threads: int) -> Worker:
         )
     worker = Worker(process, ours, process.pid)
     try:
-        ready = await worker.frame(Type.READY, Ready, _START_TIMEOUT_S)
-    except WorkerDied as failure:
-        why, said = str(failure), b""
-        with contextlib.suppress(TimeoutError):  # It is about to end, and to tell why.
-            _, said = await asyncio.wait_for(process.communicate(), _LAST_MOMENTS_S)
-            why = f"it ended with status {process.returncode}"
-        await worker.kill()
-        why = last_line(said.decode(errors="replace")) or why
-        raise WorkerDied(f"a {engine} worker did not start: {why}") from None
+        try:
+            ready = await worker.frame(Type.READY, Ready, _START_TIMEOUT_S)
+        except WorkerDied as failure:
+            why, said = str(failure), b""
+            with contextlib.suppress(TimeoutError):  # It is about to end, and to tell why.
+                _, said = await asyncio.wait_for(process.communicate(), _LAST_MOMENTS_S)
+                why = f"it ended with status {process.returncode}"
+            why = last_line(said.decode(errors="replace")) or why
+            raise WorkerDied(f"a {engine} worker did not start: {why}") from None
     except BaseException:
         await worker.kill()
         raise
@@ -461,6 +452,8 @@ NOBODY = 65534  # the user that owns nothing, by the kernel's own convention; se
 # the same user. The second is for containers that have 65,536 users.
 _RANGES = (range(2_000_400_000, 2_147_000_000), range(60_578, 61_184))
 _USER_ATTEMPTS = 100
+# Each attempt takes the next one, so that workers that start at once do not choose the same.
+_next_user = itertools.count(secrets.randbelow(2**31))
 
 
 def pick_user() -> tuple[int, str]:
@@ -472,8 +465,8 @@ def pick_user() -> tuple[int, str]:
         return NOBODY, ""  # A worker keeps the daemon's user.
     for candidates in _RANGES:
         if all(_all_exist(candidates, file) for file in ("uid_map", "gid_map")):
-            for uid in random.sample(candidates, _USER_ATTEMPTS):
-                if not _owner_of(uid):
+            for number in itertools.islice(_next_user, _USER_ATTEMPTS):
+                if not _owner_of(uid := candidates[number % len(candidates)]):
                     return uid, ""
     return NOBODY, "other processes of nobody: there is no free user in this container"
 
@@ -488,23 +481,17 @@ def _owner_of(uid: int) -> str:
 
 
 def _process_of(uid: int) -> str:
-    """Return a process that has a user or group, except this one and its descendants.
+    """Return a process that has a user or group, in words; empty if there is none.
 
     Zombies count as having no user: they run no code, and stay where init reaps no processes.
     """
-    statuses: dict[str, dict[str, str]] = {}
     for file in Path("/proc").glob("[0-9]*/status"):
         with contextlib.suppress(OSError):  # The process has ended.
             fields = re.findall(r"^(\w+):\t(.*)$", file.read_text(errors="replace"), re.MULTILINE)
-            statuses[file.parent.name] = dict(fields)
-    daemon = str(os.getpid())
-    for pid, status in statuses.items():
-        ids = f"{status['Uid']} {status['Gid']} {status['Groups']}".split()
-        ancestor = pid
-        while ancestor in statuses and ancestor != daemon:
-            ancestor = statuses[ancestor]["PPid"]
-        if str(uid) in ids and status["State"][0] not in "ZX" and ancestor != daemon:
-            return f"process {pid} ({status['Name']})"
+            status = dict(fields)
+            ids = f"{status['Uid']} {status['Gid']} {status['Groups']}".split()
+            if str(uid) in ids and status["State"][0] not in "ZX":
+                return f"process {file.parent.name} ({status['Name']})"
     return ""
 
 
@@ -541,13 +528,15 @@ class IsolationGuard:
 
     def admit(self, engine_id: str, isolation: Isolation) -> None:
         """Admit a worker. Raises NotConfined where it is not confined enough."""
-        for gap in [each for each in isolation.gaps if each not in self._logged]:
-            event = "a layer of isolation is not in force"
-            log.warning(event, layer=gap.name, state=gap.state.value, cause=gap.detail)
-        holes = list(isolation.holes) or "anything"
-        if not isolation.holds and (engine_id, str(holes)) not in self._logged:
-            log.error("jobs are not confined", engine=engine_id, could=holes)
-        self._logged |= {*isolation.gaps, (engine_id, str(holes))}
+        for gap in {*isolation.gaps} - self._logged:
+            about = {"layer": gap.name, "state": gap.state.value, "cause": gap.detail}
+            log.warning("a layer of isolation is not in force", **about)
+        hole = engine_id, _holes(isolation)
+        if not isolation.holds and hole not in self._logged:
+            log.error(
+                "jobs are not confined", engine=engine_id, could=list(isolation.holes) or "anything"
+            )
+        self._logged |= {*isolation.gaps, hole}
         if why := self._why_not(isolation):
             self.refused[engine_id] = why
             raise NotConfined(why)

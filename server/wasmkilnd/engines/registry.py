@@ -11,9 +11,8 @@ of that is remembered.
 from __future__ import annotations
 
 import asyncio
-import copy
 import time
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -22,7 +21,7 @@ from typing import Any, TypeAlias
 from wasmkilnd import errors, model
 from wasmkilnd.engines import verdict
 from wasmkilnd.engines.child.cpu import NATIVE
-from wasmkilnd.engines.names import NameChoices, Names, resolve
+from wasmkilnd.engines.names import NameChoices, resolve
 from wasmkilnd.engines.pool import Job, Ready, Unless, WorkerPool
 from wasmkilnd.engines.process import order_on
 from wasmkilnd.engines.verdict import CompiledCode, Outcome, Verdict
@@ -53,12 +52,10 @@ _REMEMBERED_SPECS = 1024
 # How a job or a worker ends whose engine's files are not there any more.
 _BY_REMOVAL = frozenset({Reason.COMPILER_CRASHED, Reason.WORKER_UNAVAILABLE})
 
+# A compilation that an engine refused: asks other engines why, and returns the caller's error.  If
+# no caller waits any more, it asks none and returns SERVER_DRAINING, which no caller reads. It
+# raises COMPILE_QUEUE_FULL or SERVER_DRAINING if an engine could not be asked.
 Refused: TypeAlias = "Callable[[], Coroutine[Any, Any, WasmkilnError]]"
-"""A compilation that an engine refused: asks other engines why, and returns the caller's error.
-
-If no caller waits any more, it asks none and returns SERVER_DRAINING, which no caller reads. It
-raises COMPILE_QUEUE_FULL or SERVER_DRAINING if an engine could not be asked.
-"""
 
 
 @dataclass(eq=False)
@@ -133,51 +130,6 @@ def _resolve(
     return CompileSpec(capabilities.identity, chosen.triple, cpu, in_force, changed, digest)
 
 
-class EngineTable:
-    """The engines that requests can choose, and those that only finish what they began.
-
-    All namespaces share one. For one event loop.
-    """
-
-    def __init__(self, served: Sequence[ServedEngine], names: Names) -> None:
-        """Serve ``served``; see ``serve``."""
-        # By id, also those that are served no more: work that chose one of them goes on.
-        self.known: dict[str, ServedEngine] = {}
-        # Ids of engines that were removed, also before this daemon started.
-        self.removed: Collection[str] = ()
-        self.serve(served, names)
-
-    def serve(self, served: Sequence[ServedEngine], names: Names) -> None:
-        """Let requests choose among ``served`` from now on, by their ids and by ``names``."""
-        # By id; those that names stand for come first, which clients choose. Replaced as a whole.
-        order = sorted(served, key=lambda engine: names.by_name.get(engine.name) != engine.id)
-        self.served = {engine.id: engine for engine in order}
-        self.names = names
-        named = {name: each for name, each in names.by_name.items() if each in self.served}
-        # The id of what is served by each word that a request may name it by: id or name.
-        self.ids = named | {each: each for each in self.served}
-        self.known |= self.served
-
-    def explained(self, engine_id: str, failure: WasmkilnError) -> WasmkilnError:
-        """Return ENGINE_REMOVED for what broke because the engine's files or workers are gone."""
-        ended = failure.reason is Reason.SERVER_DRAINING and engine_id not in self.served
-        broken = failure.reason in _BY_REMOVAL and not self.known[engine_id].is_installed()
-        if not (ended or broken):
-            return failure
-        return errors.engine_removed(engine_id, [each for each in self.served if each != engine_id])
-
-    def not_served(self, engine: str) -> WasmkilnError:
-        """Return ENGINE_UNKNOWN for an id or a name; ENGINE_REMOVED for what was served before."""
-        engine = self.names.by_name.get(engine, engine)
-        if (
-            engine in self.known
-            or engine in self.removed
-            or any(engine == each.name for each in self.known.values())
-        ):
-            return errors.engine_removed(engine, self.served)
-        return errors.engine_unknown(engine, self.served)
-
-
 class EngineRegistry:
     """Every engine that the daemon serves, and what they do with modules. For one event loop.
 
@@ -185,53 +137,30 @@ class EngineRegistry:
     WasmkilnError.
     """
 
-    def __init__(
-        self,
-        served: Sequence[ServedEngine],
-        choices: NameChoices,
-        limits: model.Reloadable[Limits],
-        metrics: Metrics,
-    ) -> None:
-        """Serve ``served``, the preferred ones first; see ``names.resolve``."""
-        names = resolve(choices, [engine.id for engine in served])
-        self._table = EngineTable(served, names)
+    def __init__(self, limits: model.Reloadable[Limits]) -> None:
+        """Serve nothing yet."""
         self._limits = limits
-        self._metrics = metrics
-        self._table.removed = choices.removed
-        self.choices = choices
-        """What decides which engine a name stands for."""
-
-    def view(self, metrics: Metrics) -> EngineRegistry:
-        """Return the same engines and workers, counting in ``metrics``."""
-        other = copy.copy(self)
-        other._metrics = metrics
-        return other
+        # By id, also those that are served no more: work that chose one of them goes on.
+        self._known: dict[str, ServedEngine] = {}
+        self.serve([], NameChoices())
 
     def serve(self, served: Sequence[ServedEngine], choices: NameChoices) -> None:
-        """Serve these from now on, in all views; work that chose another one goes on."""
-        self.choices = choices
-        self._table.serve(served, resolve(choices, [engine.id for engine in served]))
-        self._table.removed = choices.removed
+        """Let requests choose among ``served`` from now on, the preferred ones first.
 
-    @property
-    def served(self) -> Sequence[ServedEngine]:
-        """Every engine, in the order in which they are listed."""
-        return tuple(self._table.served.values())
-
-    @property
-    def default(self) -> str:
-        """The id of the engine for requests that name none; empty when it is not served."""
-        return self._table.names.default
-
-    @property
-    def resolved(self) -> Names:
-        """What each name stands for, and the default."""
-        return self._table.names
-
-    @property
-    def names(self) -> Mapping[str, str]:
-        """Which engine each name stands for."""
-        return self._table.names.by_name
+        ``choices`` decide what a name stands for. Work that chose another engine goes on.
+        """
+        names = resolve(choices, [engine.id for engine in served])
+        self.choices, self.resolved = choices, names
+        # The engine for requests that name none, empty if it is not served; and by name.
+        self.default, self.names = names.default, names.by_name
+        order = sorted(served, key=lambda engine: names.by_name.get(engine.name) != engine.id)
+        # In the order in which they are listed: first those that names stand for.
+        self.served: Sequence[ServedEngine] = tuple(order)
+        self._served = {each.id: each for each in order}
+        self._known |= self._served
+        named = {name: each for name, each in names.by_name.items() if each in self._served}
+        # The id of what is served by each word that a request may name it by: id or name.
+        self._ids = named | {each: each for each in self._served}
 
     def choose(self, engine: str, kind: Kind | None) -> str:
         """Return the id of the engine that a request names.
@@ -241,25 +170,41 @@ class EngineRegistry:
         A request that names none gets the default. If the default runs no modules of this kind
         (components, for example), it gets the first engine that does.
         """
-        if found := self._table.ids.get(engine):
+        if found := self._ids.get(engine):
             return found
         if engine:
-            raise self._table.not_served(engine)
-        served, default = self._table.served, self._table.names.default
+            raise self._not_served(self.names.get(engine, engine))
+        default = self.default
         if not default:
-            raise errors.engine_unknown(self.choices.default, served)
-        if kind is None or served[default].takes(kind):
+            raise errors.engine_unknown(self.choices.default, self._served)
+        if kind is None or self._served[default].takes(kind):
             return default
-        for candidate in served.values():
-            if candidate.takes(kind):
-                return candidate.id
-        return default
+        return next((each.id for each in self.served if each.takes(kind)), default)
+
+    def _not_served(self, engine: str) -> WasmkilnError:
+        """Return ENGINE_UNKNOWN for an id or a name; ENGINE_REMOVED for what was served before.
+
+        Also before this daemon started.
+        """
+        known = self._known
+        before = {*self.choices.removed, *known, *(each.name for each in known.values())}
+        error = errors.engine_removed if engine in before else errors.engine_unknown
+        return error(engine, self._served)
+
+    def _explained(self, engine_id: str, failure: WasmkilnError) -> WasmkilnError:
+        """Return ENGINE_REMOVED for what broke because the engine's files or workers are gone."""
+        ended = failure.reason is Reason.SERVER_DRAINING and engine_id not in self._served
+        broken = failure.reason in _BY_REMOVAL and not self._known[engine_id].is_installed()
+        if not (ended or broken):
+            return failure
+        others = [each.id for each in self.served if each.id != engine_id]
+        return errors.engine_removed(engine_id, others)
 
     def spec(
         self, engine_id: str, target: str, cpu: str, settings: Mapping[str, str]
     ) -> CompileSpec:
         """Complete a request with defaults. Raises TARGET_UNSUPPORTED or SETTING_UNKNOWN."""
-        return self._table.known[engine_id].spec(target, cpu, settings)
+        return self._known[engine_id].spec(target, cpu, settings)
 
     def fast(self, spec: CompileSpec, settings: Mapping[str, str]) -> CompileSpec | None:
         """Return ``spec`` with the engine's fast compiler.
@@ -267,23 +212,32 @@ class EngineRegistry:
         Return None if the engine has none, or if ``settings``, those of the request, choose a
         compiler.
         """
-        return self._table.known[spec.engine.id].fast(spec, settings)
+        return self._known[spec.engine.id].fast(spec, settings)
 
     async def compile(
-        self, spec: CompileSpec, module: Module, waiters: Waiters, *, ready: Ready, unless: Unless
+        self,
+        spec: CompileSpec,
+        module: Module,
+        waiters: Waiters,
+        metrics: Metrics,
+        *,
+        ready: Ready,
+        unless: Unless,
     ) -> CompiledCode | Refused | None:
-        """Compile ``module`` in a worker, in the turn of ``waiters``; record how that ended.
+        """Compile ``module`` in a worker, in the turn of ``waiters``; count in ``metrics``.
 
         Once a worker is free, ``ready`` is awaited, with how long the module waited for it.
         Return None if that returns False, or if ``unless`` returns before. Raises the errors of
         Compile, and what ``ready`` and ``unless`` raise.
         """
-        engine = self._table.known[spec.engine.id]
+        engine = self._known[spec.engine.id]
         refused = partial(self._refusal, engine, module, waiters, spec=spec)
         if not engine.takes(module.kind):
             return partial(refused, _NO_SUCH_KIND)
-        limits, settings = self._limits.current, spec.changed_settings
-        job = Job(order_on("compile", module, spec.target, spec.cpu, settings, limits), waiters)
+        limits = self._limits.current
+        order = {"op": "compile", "target": spec.target, "cpu": spec.cpu}
+        settings = dict(spec.changed_settings)
+        job = Job(order_on(module, limits, **order, settings=settings), waiters)
         code = None
         steps = ExitStack()
         about = steps.enter_context(tracing.step("queue", engine=engine.id, outcome="stored"))
@@ -298,6 +252,11 @@ class EngineRegistry:
                 about = steps.enter_context(step)
             return needed
 
+        def record(outcome: str) -> None:
+            took_s = time.monotonic() - job.asked_s
+            queued_s = took_s if job.queued_s is None else job.queued_s
+            metrics.compiled(engine.id, outcome, took_s - queued_s, queued_s)
+
         try:
             with steps:
                 report = await engine.pool.run(job, ready=began, unless=unless)
@@ -309,14 +268,14 @@ class EngineRegistry:
                     about["artifact_bytes"] = code.code.size_bytes
                 about["outcome"] = "ok" if code else "refused"
         except WasmkilnError as failure:
-            failure = self._table.explained(engine.id, failure)
+            failure = self._explained(engine.id, failure)
             if failure.reason is not Reason.MODULE_QUARANTINED:  # ``ready`` said that.
-                self._record(job, engine.id, failure.reason.value.lower())
+                record(failure.reason.value.lower())
             raise failure from None
         except Exception:
-            self._record(job, engine.id, "internal")
+            record("internal")
             raise
-        self._record(job, engine.id, _RECORDED[found.outcome])
+        record(_RECORDED[found.outcome])
         return code or partial(refused, found)
 
     async def validate(
@@ -331,7 +290,7 @@ class EngineRegistry:
         ``watch`` surrounds a job that has to compile in order to validate: it checks the
         quarantine and records strikes.
         """
-        engine, found = self._table.known[engine_id], _NO_SUCH_KIND
+        engine, found = self._known[engine_id], _NO_SUCH_KIND
         with tracing.step("validate", engine=engine.id, module_bytes=len(module.wasm)) as about:
             if engine.takes(module.kind):
                 async with watch if module.kind in _VALIDATED_BY_COMPILING else nullcontext():
@@ -340,11 +299,6 @@ class EngineRegistry:
             if found.outcome is not Outcome.VALID:
                 raise await self._refusal(engine, module, waiters, found)
             about["outcome"] = "ok"
-
-    def _record(self, job: Job, engine_id: str, outcome: str) -> None:
-        took_s = time.monotonic() - job.asked_s
-        queued_s = took_s if job.queued_s is None else job.queued_s
-        self._metrics.compiled(engine_id, outcome, took_s - queued_s, queued_s)
 
     async def _refusal(
         self,
@@ -373,14 +327,13 @@ class EngineRegistry:
         waiters.release()
         if not waiters.waiting:
             return errors.server_draining()
-        others = [each for each in self._table.served.values() if each.takes(module.kind)]
+        others = [each for each in self.served if each.takes(module.kind)]
         if not (spec and spec.changed_settings) or unsupported:
             others = [each for each in others if each.id != engine.id]
         # A module that the engine calls valid and does not compile is valid for its other
         # versions too. To name a version that compiles it, the daemon has to try.
         by_compiling = engine.name if unsupported else ""
-        ops = ["compile" if each.name == by_compiling else "validate" for each in others]
-        asked = (self._opinion(*each, module, waiters) for each in zip(others, ops, strict=True))
+        asked = (self._opinion(each, by_compiling, module, waiters) for each in others)
         opinions = list(zip(others, await asyncio.gather(*asked), strict=True))
         verdicts = [(engine, refused)] if takes_kind else []
         verdicts += [(other, each) for other, each in opinions if isinstance(each, Verdict)]
@@ -400,14 +353,14 @@ class EngineRegistry:
         return errors.module_invalid(first.id, said.message, said.offset)
 
     async def _opinion(
-        self, other: ServedEngine, op: str, module: Module, waiters: Waiters
+        self, other: ServedEngine, by_compiling: str, module: Module, waiters: Waiters
     ) -> Verdict | WasmkilnError | None:
         """Return another engine's verdict; None if it has none, an error if it was not asked."""
-        limits = self._limits.current
-        cpu_s = min(limits.compile_cpu_s, _SECOND_OPINION_CPU_S)
+        limits, op = self._limits.current, "compile" if other.name == by_compiling else "validate"
+        limits = replace(limits, compile_cpu_s=min(limits.compile_cpu_s, _SECOND_OPINION_CPU_S))
         waiters.quota.opinion()
         try:
-            return await self._ask(other, op, module, waiters, replace(limits, compile_cpu_s=cpu_s))
+            return await self._ask(other, op, module, waiters, limits)
         except WasmkilnError as failure:
             return failure if failure.reason in _NOT_ASKED else None
 
@@ -420,14 +373,16 @@ class EngineRegistry:
         """
         host = engine.capabilities.host_triple
         try:
-            job = Job(order_on(op, module, host, NATIVE, {}, limits), waiters)
-            return verdict.read(await engine.pool.run(job), engine.id, "validating", limits)
+            order = order_on(module, limits, op=op, target=host, cpu=NATIVE, settings={})
+            return verdict.read(
+                await engine.pool.run(Job(order, waiters)), engine.id, "validating", limits
+            )
         except WasmkilnError as failure:
-            raise self._table.explained(engine.id, failure) from None
+            raise self._explained(engine.id, failure) from None
 
     async def close(self) -> None:
         """End every worker."""
-        await asyncio.gather(*(engine.pool.close() for engine in self._table.known.values()))
+        await asyncio.gather(*(engine.pool.close() for engine in self._known.values()))
 
 
 def _lacked_by_all(verdicts: Sequence[tuple[ServedEngine, Verdict]]) -> str:
@@ -437,11 +392,7 @@ def _lacked_by_all(verdicts: Sequence[tuple[ServedEngine, Verdict]]) -> str:
     read past the place where the first engine stopped: the module is invalid.
     """
     for _, found in verdicts:
-        overruled = any(
-            found.feature in other.capabilities.wasm_features
-            for other, theirs in verdicts
-            if theirs is not found
-        )
-        if found.feature and not overruled:
+        others = [engine.capabilities for engine, theirs in verdicts if theirs is not found]
+        if found.feature and not any(found.feature in each.wasm_features for each in others):
             return found.feature
     return ""

@@ -8,7 +8,8 @@ not stop the others.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 
 from pydantic import TypeAdapter
 
@@ -16,15 +17,13 @@ from wasmkilnd import model
 from wasmkilnd.engines import process
 from wasmkilnd.engines.child import sandbox
 from wasmkilnd.engines.install import InstalledEngine
-from wasmkilnd.engines.pool import Job, Neighbours, WorkerPool
+from wasmkilnd.engines.pool import Job, WorkerPool
 from wasmkilnd.engines.process import JobOrder, Worker, WorkerDied
 from wasmkilnd.engines.registry import ServedEngine
 from wasmkilnd.engines.verdict import cause_line
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.machine import cpu_count
-from wasmkilnd.model import Reloadable
 from wasmkilnd.ownership import NotOurs
-from wasmkilnd.telemetry.metrics import Metrics
 
 # Limits of its own: an engine is not broken because the operator grants callers little.
 _TRY_S, _TRY_BYTES = 60.0, 4 * 1024**3
@@ -34,29 +33,16 @@ class EngineUnusable(Exception):  # noqa: N818 - says what the engine is
     """An installed engine does not work; the message says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerOptions:
-    """How each engine's workers are run."""
-
-    size: int
-    """Workers per engine."""
-    limits: Reloadable[model.Limits]
-    metrics: Metrics
-    guard: process.IsolationGuard
-    neighbours: Neighbours = field(default_factory=Neighbours)
-    """The jobs of all engines."""
-
-
 async def serve_engine(
-    engine: InstalledEngine, options: WorkerOptions
+    engine: InstalledEngine, guard: process.IsolationGuard, new_pool: Callable[..., WorkerPool]
 ) -> ServedEngine | model.UnservedEngine:
     """Start an engine's workers, ask it what it can do, and test it."""
 
     async def start() -> Worker:
         worker = await process.start_worker(engine.interpreter, engine.name, cpu_count())
         try:
-            options.guard.admit(engine.id, worker.isolation)
-            await worker.run(JobOrder({"op": "nothing"}, options.limits.current))
+            guard.admit(engine.id, worker.isolation)
+            await worker.run(JobOrder({"op": "nothing"}, pool.limits.current))
         except BaseException as failure:
             await worker.kill()
             if isinstance(failure, process.NotConfined | WasmkilnError):
@@ -64,19 +50,12 @@ async def serve_engine(
             raise
         return worker
 
-    size, limits, metrics = options.size, options.limits, options.metrics
-    pool = WorkerPool(
-        *(engine.id, start),
-        size=size,
-        limits=limits,
-        metrics=metrics,
-        neighbours=options.neighbours,
-    )
+    pool = new_pool(engine.id, start)
     try:
         # Before the first worker, which would run what it finds there as the daemon's user.
         await asyncio.to_thread(engine.check)
         await pool.start()
-        return ServedEngine(await _ask(pool, engine.id, limits.current), pool, engine.is_there)
+        return ServedEngine(await _ask(pool, engine.id, pool.limits.current), pool, engine.is_there)
     except BaseException as failure:
         await pool.close()
         if isinstance(failure, Exception):
@@ -98,10 +77,7 @@ async def _ask(pool: WorkerPool, engine_id: str, limits: model.Limits) -> model.
     """Return what an engine can do. Raises EngineUnusable if it does not work."""
     memory_bytes, cpu_s = sandbox.reachable(_TRY_BYTES, _TRY_S)
     limits = replace(
-        limits,
-        compile_timeout_s=_TRY_S,
-        compile_cpu_s=cpu_s,
-        compile_memory_bytes=memory_bytes,
+        limits, compile_timeout_s=_TRY_S, compile_cpu_s=cpu_s, compile_memory_bytes=memory_bytes
     )
     report = await pool.run(Job(JobOrder({"op": "describe"}, limits)))
     if report.protocol_error or not report.result:

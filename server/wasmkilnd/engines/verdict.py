@@ -44,6 +44,7 @@ _OWN_ENDS = frozenset(
     {signal.SIGABRT, signal.SIGILL, signal.SIGTRAP, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE}
 )
 
+_SIGNALS = {int(each): each.name for each in signal.Signals}
 # A job that got at least this part of the CPU time that it wanted was not held up by others.
 _FAIR_SHARE = 0.9
 
@@ -185,10 +186,8 @@ def _no_result(report: JobReport, engine_id: str, limits: Limits) -> WasmkilnErr
         return errors.settings_refused(engine_id, words)
     how, name = f"ended with exit code {report.exit_code}", ""
     if report.signal is not None:
-        try:
-            name = signal.Signals(report.signal).name
-        except ValueError:  # a real-time signal, which a job can send to itself
-            name = f"signal {report.signal}"
+        # Real-time signals, which a job can send to itself, have no name.
+        name = _SIGNALS.get(report.signal, f"signal {report.signal}")
         how = f"was ended by {name}"
     fault = _unsure(report) if name in errors.FROM_OUTSIDE else Fault.MODULE
     return errors.compiler_crashed(engine_id, how, words, name, fault)

@@ -27,13 +27,15 @@ from typing import Any, cast
 import structlog
 
 from wasmkilnd import errors, model
+from wasmkilnd.access.unusable import AccessUnusable
 from wasmkilnd.compile import THE_DAEMON, Request
 from wasmkilnd.engines import names as naming
 from wasmkilnd.engines.advisories import Advisories, read_advisories
 from wasmkilnd.engines.install import KINDS, EngineStore, InstalledEngine
+from wasmkilnd.engines.pool import Neighbours, WorkerPool
 from wasmkilnd.engines.process import IsolationGuard
 from wasmkilnd.engines.registry import EngineRegistry, ServedEngine
-from wasmkilnd.engines.serving import WorkerOptions, serve_engine
+from wasmkilnd.engines.serving import serve_engine
 from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
 from wasmkilnd.lifecycle.descriptors import make_room
 from wasmkilnd.lifecycle.long_step import long_step
@@ -50,8 +52,8 @@ from wasmkilnd.usage import Use, Uses
 
 log = structlog.get_logger("wasmkilnd.engines")
 
+# Raise it when a client that knows the old list would compute wrong fingerprints.
 LIST_VERSION = 1
-"""Raise it when a client that knows the old list would compute wrong fingerprints."""
 
 # How long systemd is asked to wait.
 _INSTALL_MOST_S = 1800.0
@@ -93,10 +95,9 @@ async def install_first_engines(settings: Settings) -> None:
                 if kind == "warning" or (kind == "error" and not failures):
                     failures.append(what)
                     log.warning("installing engines", warning=what)
-                elif not line.startswith("a daemon that runs"):  # This is the one.
+                else:
                     log.info("installing engines", step=line)
-                    if line.startswith("installing "):
-                        tell(line.replace("==", " "))
+                    tell(line)
             await child.wait()
     finally:
         if child.returncode is None:
@@ -148,12 +149,9 @@ def refusal(settings: Settings) -> str:
 
 
 def open_advisories(settings: Settings) -> Advisories:
-    """Return the advisories that ``settings`` ask for. May block. Raises CannotStart."""
-    try:
-        refuse = settings.vulnerable_engines == "refuse"
-        return read_advisories(settings.advisories_file, refuse=refuse)
-    except ValueError as mistake:
-        raise CannotStart(str(mistake)) from None
+    """Return the advisories that ``settings`` ask for. May block. Raises AccessUnusable."""
+    refuse = settings.vulnerable_engines == "refuse"
+    return read_advisories(settings.advisories_file, refuse=refuse)
 
 
 class Serving:
@@ -170,44 +168,37 @@ class Serving:
         auditor: Audit,
         in_background: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
-        """Serve nothing yet. Raises CannotStart.
+        """Serve nothing yet. Raises AccessUnusable.
 
         ``in_background`` runs what no reload waits for.
         """
         self._settings, self._auditor, self._in_background = settings, auditor, in_background
-        self.advisories = Reloadable(open_advisories(settings.current))
-        """Which engines have a known vulnerability."""
         self._metrics = metrics
+        # Which engines have a known vulnerability.
+        self.advisories = Reloadable(open_advisories(settings.current))
         self.isolation = IsolationGuard(settings.current.isolation)
-        self._options = WorkerOptions(
-            size=settings.current.effective_workers,
-            limits=limits,
-            metrics=metrics,
-            guard=self.isolation,
+        size, jobs = settings.current.effective_workers, Neighbours()
+        self._new_pool = partial(
+            WorkerPool, size=size, limits=limits, metrics=metrics, neighbours=jobs
         )
-        self.registry = EngineRegistry([], naming.NameChoices(), limits, metrics)
+        self.registry = EngineRegistry(limits)
         self.unserved: Sequence[model.UnservedEngine] = ()
+        # Held from reading the record of names until it is written.
         self._naming = asyncio.Lock()
-        """Held from reading the record of names until it is written."""
         state_dir = settings.current.state_dir
         self._store, self._record = EngineStore(state_dir), naming.NameRecord(state_dir)
+        # What is installed, the preferred ones first.
         self._ids: list[str] = []
-        """What is installed, the preferred ones first."""
-        self._refused: dict[str, ServedEngine] = {}
-        """What an advisory refuses, by id: what it can do is known, and it does not run."""
-        self._warming: set[str] = set()
-        """What names do not stand for yet."""
         self._recorded = naming.Record()
+        # Every warm-up since the daemon started, by the new engine.
         self._warm_ups: dict[str, model.EngineWarmUp] = {}
-        """Every warm-up since the daemon started, by the new engine."""
-        metrics.gauges.engine_states = lambda: {
-            **{engine.id: False for engine in self.unserved},
-            **{engine.id: True for engine in self.registry.served},
-        }
-        metrics.gauges.warm_ups = lambda: tuple(self._warm_ups.values())
-        metrics.gauges.isolation = lambda: {
-            engine.id: self.isolation.of(engine.id) for engine in self.registry.served
-        }
+        gauges, registry = metrics.gauges, self.registry
+        gauges.engine_states = lambda: (
+            dict.fromkeys((each.id for each in self.unserved), False)
+            | dict.fromkeys((each.id for each in registry.served), True)
+        )
+        gauges.warm_ups = lambda: tuple(self._warm_ups.values())
+        gauges.isolation = lambda: {each.id: self.isolation.of(each.id) for each in registry.served}
 
     async def start(self, installed: Sequence[InstalledEngine], on_stop: AsyncExitStack) -> None:
         """Start every engine that works; ``on_stop`` ends them. Raises CannotStart."""
@@ -229,41 +220,38 @@ class Serving:
         """
         damaged = [folder.name for folder in await asyncio.to_thread(self._store.damaged)]
         self._recorded = await asyncio.to_thread(self._record.read)
-        before = {engine.id: engine for engine in self.registry.served}
-        advisories = self.advisories.current
-        known = {**self._refused, **before}
-        there = [known[each.id] for each in installed if each.id in known]
-        refused = {each.id: each for each in there if advisories.why(each)}
-        new = [each for each in installed if each.id not in {*before, *refused}]
-        started = await asyncio.gather(*(serve_engine(each, self._options) for each in new))
-        added = [each for each in started if not isinstance(each, model.UnservedEngine)]
-        for engine in [each for each in added if advisories.why(each)]:
-            added.remove(engine)
-            refused[engine.id] = engine
-            await engine.pool.close()
-        self._refused = refused
-        unserved = [each for each in started if isinstance(each, model.UnservedEngine)]
-        whys = dict.fromkeys(damaged, "it is damaged: install it again")
-        whys |= {each.id: advisories.why(each) for each in refused.values()}
-        unserved += [model.UnservedEngine(engine_id, why) for engine_id, why in whys.items()]
+        before, advisories = self.registry.served, self.advisories.current
+        now: dict[str, ServedEngine | model.UnservedEngine] = {each.id: each for each in before}
+        new = [each for each in installed if each.id not in now]
+        starts = (serve_engine(each, self.isolation, self._new_pool) for each in new)
+        now |= {each.id: each for each in await asyncio.gather(*starts)}
+        served, whys = (
+            list[ServedEngine](),
+            dict.fromkeys(damaged, "it is damaged: install it again"),
+        )
+        for engine in [now[each.id] for each in installed]:
+            if isinstance(engine, model.UnservedEngine):
+                whys[engine.id] = engine.cause
+            elif not (why := advisories.why(engine)):
+                served.append(engine)
+            else:  # It had to start all the same: they depend on what it can do.
+                whys[engine.id] = why
+                if engine not in before:
+                    await engine.pool.close()
+        unserved = [model.UnservedEngine(*each) for each in whys.items()]
         for one in unserved:
             if one not in self.unserved:
                 log.error("engine is not served", engine=one.id, cause=one.cause)
         self.unserved, self._ids = unserved, [*(each.id for each in installed), *damaged]
-        ids = [engine.id for engine in added]
-        # Names that stand for an engine already do not move back.
-        self._warming |= {order.engine_id for order in self._recorded.warm_ups} & set(ids)
-        stay = {engine.id for engine in installed} - set(refused)
-        self._warming &= stay
+        added = [each for each in served if each not in before]
         for engine in added:
             self._metrics.add_engine(engine.id)
             self._metrics.gauges.engines[engine.id] = engine.pool.usage
             if engine.name in model.FAST_SETTINGS and not engine.has_fast:
                 log.info("engine has no fast compiler", engine=engine.id)
-        served = [*(each for each in before.values() if each.id in stay), *added]
         await self._resolve(served)
         advisories.warn(served)
-        return ids, [engine for engine in before.values() if engine not in served]
+        return [each.id for each in added], [each for each in before if each not in served]
 
     async def _resolve(
         self, served: Sequence[ServedEngine] | None = None, warmed: str = ""
@@ -277,16 +265,17 @@ class Serving:
         async with self._naming:
             with suppress(NotOurs):  # An operator may have changed it while engines started.
                 self._recorded = await asyncio.to_thread(self._record.read)
-            before, recorded = self._recorded, self._recorded.names
-            if warmed in self._warming:
-                self._warming.remove(warmed)
+            before, served = self._recorded, registry.served if served is None else served
+            ids, recorded = [each.id for each in served], before.names
+            warming = {order.engine_id for order in before.warm_ups}
+            if warmed in warming and warmed in ids:
                 recorded = naming.moved_to(recorded, warmed)
             names = settings.engine_aliases, settings.default_engine
             choices = naming.NameChoices(*names, recorded, before.removed)
-            served = registry.served if served is None else served
-            order = sorted(served, key=lambda each: self._ids.index(each.id))
-            registry.serve(sorted(order, key=lambda each: each.id in self._warming), choices)
-            ids = [engine.id for engine in served]
+            # The preferred ones first; one that is not installed any more is taken out next.
+            place = [*self._ids, *ids].index
+            order = sorted(served, key=lambda each: (each.id in warming, place(each.id)))
+            registry.serve(order, choices)
             made = naming.to_record(choices, registry.resolved, ids, self._ids)
 
             def change(now: naming.Record) -> naming.Record:
@@ -312,7 +301,7 @@ class Serving:
         """
         try:
             apply = partial(setattr, self.advisories, "current", open_advisories(new))
-        except CannotStart as unusable:
+        except AccessUnusable as unusable:
             raise CannotReload(str(unusable)) from None
         if why := refusal(new):
             raise CannotReload(why, apply)
@@ -336,9 +325,8 @@ class Serving:
         log.info("engines read again")
 
     async def _take_in(self, installed: Sequence[InstalledEngine]) -> None:
-        names = self.registry.resolved
-        further = {each.id for each in installed} - {each.id for each in self.registry.served}
-        make_room(len(further), self._settings.current)
+        names, served = self.registry.resolved, {each.id for each in self.registry.served}
+        make_room(len({each.id for each in installed} - served), self._settings.current)
         added, gone = await self._take(installed)
         for engine_id in added:
             self._tenants.add_engine(engine_id)
@@ -403,18 +391,12 @@ class Serving:
         self, order: naming.WarmOrder, rest: Iterator[tuple[OpenTenant, Use]], until_s: float
     ) -> None:
         for opened, use in rest:
-            try:
-                why = await self._compile(order, opened, use, until_s)
-            except Exception:
-                log.exception("cannot make an artifact ahead", engine=order.engine_id)
-                why = "a defect of the daemon"
-            so_far = self._warm_ups[order.engine_id]
+            why = await self._compile(order, opened, use, until_s)
+            end = "failed" if why else "done"
+            self._change(order, **{end: getattr(self._warm_ups[order.engine_id], end) + 1})
             if why:
-                self._change(order, failed=so_far.failed + 1)
                 about = {"engine": order.engine_id, "module": use[0], "cause": why}
                 log.warning("artifact not made ahead", **about)
-            else:
-                self._change(order, done=so_far.done + 1)
 
     async def _compile(
         self, order: naming.WarmOrder, opened: OpenTenant, use: Use, until_s: float
@@ -425,20 +407,20 @@ class Serving:
             asked = (sha256, b"", order.engine_id, target, cpu, dict(settings))
             try:
                 await opened.tenant.compiler.ahead(Request(*asked, terms=THE_DAEMON))
+                return ""
             except WasmkilnError as failure:
-                tier = opened.remote_status()
-                # It may be in a tier that does not answer now.
-                lost = failure.reason is Reason.MODULE_NOT_LOADED and not tier.up
-                lost = lost and tier.detail != model.SWITCHED_OFF and time.monotonic() < until_s
-                if failure.reason in _AGAIN or lost:
-                    await asyncio.sleep(max(_PAUSE_S, failure.retry_after_s or 0.0))
-                    continue
-                is_open = opened in self._tenants.opened.values()
-                if failure.reason is Reason.SERVER_DRAINING and is_open:
+                tier, reason = opened.remote_status(), failure.reason
+                if reason is Reason.SERVER_DRAINING and opened in self._tenants.opened.values():
                     # The daemon ends, and the order stays for the next start.
                     raise asyncio.CancelledError from None
-                return failure.message
-            return ""
+                # It may be in a tier that does not answer now.
+                lost = reason is Reason.MODULE_NOT_LOADED and not (tier.up or tier.switched_off)
+                if reason not in _AGAIN and not (lost and time.monotonic() < until_s):
+                    return failure.message
+                await asyncio.sleep(max(_PAUSE_S, failure.retry_after_s or 0.0))
+            except Exception:
+                log.exception("cannot make an artifact ahead", engine=order.engine_id)
+                return "a defect of the daemon"
 
     def _change(self, order: naming.WarmOrder, **fields: Any) -> None:
         self._warm_ups[order.engine_id] = replace(self._warm_ups[order.engine_id], **fields)
@@ -448,26 +430,21 @@ class Serving:
     ) -> None:
         """Tell clients, the audit and the log what is served now, and what names stand for."""
         registry = self.registry
-        if added or gone or registry.resolved != before:
-            await self._tenants.write_engines()
-            for each in added:
-                audit_change(self._auditor, "engine_served", engine=each)
-            for each in gone:
-                audit_change(self._auditor, "engine_removed", engine=each)
-            log.info(
-                "engines changed" if added or gone else "names stand for another engine",
-                served=added,
-                removed=gone,
-                default=registry.default,
-                names=registry.names,
-            )
+        if not added and not gone and registry.resolved == before:
+            return
+        await self._tenants.write_engines()
+        for event, ids in (("engine_served", added), ("engine_removed", gone)):
+            for each in ids:
+                audit_change(self._auditor, event, engine=each)
+        event = "engines changed" if added or gone else "names stand for another engine"
+        now = {"default": registry.default, "names": registry.names}
+        log.info(event, served=added, removed=gone, **now)
 
     async def _end(self, engine: ServedEngine) -> None:
         """End an engine that is served no more, after the jobs that it has."""
-        idle = 0
-        while idle < 2:  # A call that chose the engine may be about to ask for a worker.
+        await asyncio.sleep(_LOOK_S)  # A call that chose it may be about to ask for a worker.
+        while engine.pool.busy or engine.pool.waiting:  # noqa: ASYNC110 - it has no event
             await asyncio.sleep(_LOOK_S)
-            idle = 0 if engine.pool.busy or engine.pool.waiting else idle + 1
         if engine.id not in {each.id for each in self.registry.served}:
             self._metrics.gauges.engines.pop(engine.id, None)
         await engine.pool.close()
@@ -475,22 +452,11 @@ class Serving:
 
     def capabilities(self, version: str, limits: model.Limits) -> Capabilities:
         """Return what GetCapabilities tells callers of a daemon of ``version``."""
+        advisories, registry = self.advisories.current, self.registry
         return Capabilities(
             version,
-            [
-                (
-                    engine.capabilities,
-                    engine.spec("", "", {}).fingerprint,
-                    self.isolation.of(engine.id),
-                    self.advisories.current.of(engine),
-                )
-                for engine in self.registry.served
-            ],
-            self.registry.default,
-            self.registry.names,
-            self.unserved,
-            limits,
-            self.isolation.required,
+            [(each, self.isolation.of(each.id), advisories.of(each)) for each in registry.served],
+            *(registry.default, registry.names, self.unserved, limits, self.isolation.required),
         )
 
 
@@ -501,28 +467,22 @@ def served_engines(engines: EngineRegistry) -> dict[str, Any]:
     Engines come in the order in which a request's name chooses among them: the one that a name
     stands for is the first of its name.
     """
-    return {
-        "version": LIST_VERSION,
-        "cache_format": HASHED_FORMAT,
-        "engines": [_listed(engine, engine.id == engines.default) for engine in engines.served],
-    }
-
-
-def _listed(engine: ServedEngine, is_default: bool) -> dict[str, Any]:
-    capabilities = engine.capabilities
-    return {
-        "id": engine.id,
-        **asdict(capabilities.identity),
-        "default": is_default,
-        "kinds": sorted(kind.value for kind in capabilities.kinds),
-        "targets": [asdict(target) for target in capabilities.targets],
-        "native_cpu_features": sorted(capabilities.host_cpu_features),
-        "settings": {setting.name: setting.default for setting in capabilities.settings},
-        # Settings that enter the fingerprint only where they differ from their default.
-        "unhashed_defaults": [
-            setting.name
-            for setting in capabilities.settings
-            if setting.default == UNHASHED_DEFAULTS.get(setting.name)
-        ],
-        "fingerprint": engine.spec("", "", {}).fingerprint,
-    }
+    listed = []
+    for engine in engines.served:
+        known = engine.capabilities
+        defaults = {setting.name: setting.default for setting in known.settings}
+        listed.append(
+            {
+                "id": engine.id,
+                **asdict(known.identity),
+                "default": engine.id == engines.default,
+                "kinds": sorted(kind.value for kind in known.kinds),
+                "targets": [asdict(target) for target in known.targets],
+                "native_cpu_features": sorted(known.host_cpu_features),
+                "settings": defaults,
+                # Settings that enter the fingerprint only where they differ from their default.
+                "unhashed_defaults": sorted(dict(defaults.items() & UNHASHED_DEFAULTS.items())),
+                "fingerprint": engine.spec("", "", {}).fingerprint,
+            }
+        )
+    return {"version": LIST_VERSION, "cache_format": HASHED_FORMAT, "engines": listed}

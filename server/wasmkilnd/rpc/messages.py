@@ -37,6 +37,7 @@ from wasmkiln.v1 import types_pb2
 from wasmkilnd import model
 from wasmkilnd.compile import LoadResult, Request, Served, Terms, check_sha256
 from wasmkilnd.engines.advisories import Advisory
+from wasmkilnd.engines.registry import ServedEngine
 from wasmkilnd.errors import Reason, WasmkilnError, invalid_request, quoted
 from wasmkilnd.flights import in_slices
 from wasmkilnd.telemetry.metrics import LatencySummary, Metrics
@@ -55,28 +56,27 @@ _MAX_MESSAGE_BYTES = 700
 _MAX_METADATA_BYTES = 1500
 
 MAX_FIND_MISSING_KEYS = 10_000
+# Of one artifact. Today's engines have at most 30.
 _MAX_SETTINGS = 64
-"""Of one artifact. Today's engines have at most 30."""
+# Of engines, targets and CPUs: logs and errors have them.
 MAX_NAME_BYTES = 128
-"""Of engines, targets and CPUs: logs and errors have them."""
+# Of one module, in the response of Load. With their settings they fit into the 4 MiB that gRPC's
+# clients accept by default.
 MAX_CACHED_ARTIFACTS = 1000
-"""Of one module, in the response of Load. With their settings they fit into the 4 MiB that gRPC's
-clients accept by default.
-"""
 
+# What a request may have, modules and keys apart.
 SMALL_BYTES = 64 * 1024
-"""What a request may have, modules and keys apart."""
+# What a request of a method may have, if not SMALL_BYTES; those with a module are not here.
 REQUEST_BYTES = {"/wasmkiln.v1.ModuleService/FindMissing": 2 * 1024 * 1024}
-"""What a request of a method may have, if not SMALL_BYTES; those with a module are not here."""
+# What each other field counts at least, so that looking for modules and keys takes little time.
 _LEAST_BYTES = 64
-"""What each other field counts at least, so that looking for modules and keys takes little time."""
+# Of one request: the last counts.
 _MAX_MODULES = 8
-"""Of one request: the last counts."""
+# The methods with a module, and its field.
 MODULE_FIELDS = {
     "/wasmkiln.v1.ModuleService/Load": pb.LoadRequest.MODULE_FIELD_NUMBER,
     "/wasmkiln.v1.ModuleService/Compile": pb.CompileRequest.MODULE_FIELD_NUMBER,
 }
-"""The methods with a module, and its field."""
 
 # A request without a module, in most cases. 1,024 with 64 settings each, which is the most that
 # fits, take 15 MB; by digest alone they take 1.5 MB.
@@ -89,16 +89,16 @@ _EXTERN_KINDS = {
     name.removeprefix("EXTERN_KIND_").lower(): number
     for name, number in types_pb2.ExternKind.items()
 }
+# By the number of ``admin.Tier``.
 _TIERS = ("", "memory", "redis", "host_store")
-"""By the number of ``admin.Tier``."""
 
+# By wire type. Groups, which no protobuf of ours writes, are refused.
 _FIXED_BYTES = {1: 8, 5: 4}
-"""By wire type. Groups, which no protobuf of ours writes, are refused."""
+# The fields of a header that a call has, and one that no daemon sets any more.
 _NOT_OF_ARTIFACT = (
     *("origin", "queue_time", "host_file", "inline_artifact", "content_encoding"),
     "signer_certificate",
 )
-"""The fields of a header that a call has, and one that no daemon sets any more."""
 _SUMMARY = ("sum", "p50", "p90", "p99")
 _HEADER_TAG = b"\x0a"  # field 1 of CompileResponse, length-delimited
 _INLINE_TAG = b"\x9a\x01"  # field 19 of ArtifactHeader, length-delimited
@@ -220,13 +220,13 @@ class CompileCall:
             check_sha256(sent.sha256, "sha256")
         self.omit_artifact = sent.omit_artifact
         self.inline_limit_bytes = sent.inline_limit_bytes
+        # Return the request with a call's terms.
         self.request: Callable[[Terms], Request] = partial(
             Request,
             *(sent.sha256, sent.module, sent.engine, sent.target, sent.cpu, _settings(sent)),
             *(sent.skip_cache_lookup, sent.accept_host_file, frozenset(sent.accept_encodings)),
             *(sent.accept_fast, False),
         )
-        """Return the request with a call's terms."""
 
 
 def wanted(raw: bytes) -> model.CacheKey | Request:
@@ -306,12 +306,12 @@ async def repeated(values: Iterable[Message]) -> bytes:
 class SerializedAnswer:
     """An answer that is serialized already: its first message, and what follows."""
 
+    # The CompileResponse with the header.
     first: bytes
-    """The CompileResponse with the header."""
+    # The artifact whose frames follow; None if no message follows.
     artifact: model.Artifact | None = None
-    """The artifact whose frames follow; None if no message follows."""
+    # How many bytes of the artifact the answer has, as they are encoded.
     artifact_bytes: int = 0
-    """How many bytes of the artifact the answer has, as they are encoded."""
 
 
 class Headers:
@@ -426,13 +426,12 @@ class Capabilities(NamedTuple):
     """What GetCapabilities tells every caller."""
 
     version: str
-    engines: Sequence[tuple[model.EngineCapabilities, str, model.Isolation, Sequence[Advisory]]]
-    """Each engine that is served, with the fingerprint of its default target, cpu and settings,
-    the isolation of its jobs, and its known vulnerabilities."""
+    # Each engine, with the isolation of its jobs and its known vulnerabilities.
+    engines: Sequence[tuple[ServedEngine, model.Isolation, Sequence[Advisory]]]
+    # The id of the engine for requests that name none.
     default: str
-    """The id of the engine for requests that name none."""
+    # The id that each name stands for.
     names: Mapping[str, str]
-    """The id that each name stands for."""
     unserved: Sequence[model.UnservedEngine]
     limits: model.Limits
     isolation_required: bool
@@ -460,24 +459,21 @@ def capabilities(told: Capabilities) -> pb.GetCapabilitiesResponse:
 
 
 def _capabilities(
-    engine: model.EngineCapabilities,
-    fingerprint: str,
-    isolation: model.Isolation,
-    advisories: Sequence[Advisory],
-    default: str,
+    engine: ServedEngine, isolation: model.Isolation, advisories: Sequence[Advisory], default: str
 ) -> pb.EngineCapabilities:
+    known = engine.capabilities
     return filled(
         pb.EngineCapabilities,
-        engine,
-        engine=filled(types_pb2.Engine, engine.identity),
-        fingerprint=fingerprint,
-        targets=[filled(pb.Target, target) for target in engine.targets],
+        known,
+        engine=filled(types_pb2.Engine, known.identity),
+        fingerprint=engine.spec("", "", {}).fingerprint,
+        targets=[filled(pb.Target, target) for target in known.targets],
         settings=[
             filled(pb.Setting, each, default_value=each.default, allowed_values=each.allowed)
-            for each in engine.settings
+            for each in known.settings
         ],
-        kinds=sorted(types_pb2.Kind.Value(f"KIND_{kind.name}") for kind in engine.kinds),
-        default=engine.identity.id == default,
+        kinds=sorted(types_pb2.Kind.Value(f"KIND_{kind.name}") for kind in known.kinds),
+        default=engine.id == default,
         advisories=[filled(pb.Advisory, each) for each in advisories],
         isolation=filled(
             pb.Isolation,

@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 from packaging.version import Version
 from structlog.testing import capture_logs
+from wasmkilnd.access.unusable import AccessUnusable
 from wasmkilnd.engines.advisories import BUILT_IN, Advisories, Advisory, read_advisories
 from wasmkilnd.engines.registry import ServedEngine
 from wasmkilnd.model import EngineCapabilities, EngineIdentity, Kind, SettingInfo, TargetInfo
@@ -184,7 +185,7 @@ def test_a_file_that_cannot_be_used_says_why_in_one_sentence(
     tmp_path: Path, content: str | bytes, why: str
 ) -> None:
     file = write(tmp_path, content)
-    with pytest.raises(ValueError, match="cannot use advisories_file") as refused:
+    with pytest.raises(AccessUnusable, match="cannot use advisories_file") as refused:
         read_advisories(file, refuse=False)
     assert str(refused.value).startswith(f"cannot use advisories_file {file}: {why}")
     assert "\n" not in str(refused.value)
@@ -192,11 +193,11 @@ def test_a_file_that_cannot_be_used_says_why_in_one_sentence(
 
 def test_a_file_that_is_not_there_or_that_others_may_write_to(tmp_path: Path) -> None:
     missing = str(tmp_path / "none")
-    with pytest.raises(ValueError, match="none: there is no such file"):
+    with pytest.raises(AccessUnusable, match="none: there is no such file"):
         read_advisories(missing, refuse=False)
-    with pytest.raises(ValueError, match="cannot use advisories_file"):
+    with pytest.raises(AccessUnusable, match="cannot use advisories_file"):
         read_advisories(str(tmp_path), refuse=False)
     file = write(tmp_path, ROW)
     Path(file).chmod(0o666)
-    with pytest.raises(ValueError, match=re.escape(file)):
+    with pytest.raises(AccessUnusable, match=re.escape(file)):
         read_advisories(file, refuse=False)

@@ -103,7 +103,8 @@ class Rig:
             for engine_id, pool in self.pools.items()
         ]
         self.limits = Reloadable(LIMITS)
-        self.registry = EngineRegistry(served, NameChoices(), self.limits, self.metrics)
+        self.registry = EngineRegistry(self.limits)
+        self.registry.serve(served, NameChoices())
 
     async def load(self, engine: str, module: Module = MODULE) -> None:
         await self.registry.validate(engine, module, Waiters.of(Waiter()), self._watch())
@@ -121,8 +122,9 @@ class Rig:
         waiters: Waiters | None = None,
     ) -> CompiledCode:
         spec = self.registry.spec(engine, "", "", settings or {})
+        waiters = waiters or Waiters.of(Waiter())
         code = await self.registry.compile(
-            spec, module, waiters or Waiters.of(Waiter()), ready=at_once, unless=never
+            spec, module, waiters, self.metrics, ready=at_once, unless=never
         )
         assert code
         if isinstance(code, CompiledCode):
@@ -185,7 +187,7 @@ async def test_others_are_asked_once_a_refusal_is_to_be_explained() -> None:
     rig = Rig({"old-1": (INVALID, INVALID), "new-1": (VALID, VALID)})
     spec = rig.registry.spec("old-1", "", "", {})
     code = await rig.registry.compile(
-        spec, MODULE, Waiters.of(Waiter()), ready=at_once, unless=never
+        spec, MODULE, Waiters.of(Waiter()), rig.metrics, ready=at_once, unless=never
     )
     assert code
     assert not isinstance(code, CompiledCode)
@@ -206,7 +208,8 @@ async def test_what_another_daemon_does_is_no_compilation_of_this_one() -> None:
         return False
 
     def compiling(ready: Callable[[float], Coroutine[Any, Any, bool]]) -> Any:
-        return rig.registry.compile(spec, MODULE, Waiters.of(Waiter()), ready=ready, unless=never)
+        waiters = Waiters.of(Waiter())
+        return rig.registry.compile(spec, MODULE, waiters, rig.metrics, ready=ready, unless=never)
 
     assert (await refused(compiling(quarantined))).reason is Reason.MODULE_QUARANTINED
     assert await compiling(left_to_another) is None

@@ -150,7 +150,7 @@ async def test_a_flood_keeps_another_waiting_for_a_job_or_two() -> None:
     await settled()
     single = rig.ask(B)
     await settled()
-    assert rig.pool.waiting_callers == 2
+    assert rig.pool.usage().queued_callers == 2
     assert (await rig.order_of([*flood, single])).index(single) <= 2
 
 
@@ -174,7 +174,7 @@ async def test_background_work_waits_for_everybody_and_the_daemons_own_for_that(
     own, warming = [rig.ask(OWN)], [rig.ask(WARMING) for _ in range(3)]
     calls = [rig.ask(A), rig.ask(B)]
     await settled()
-    assert rig.pool.waiting_in_background == 4
+    assert rig.pool.usage().queued_in_background == 4
     assert await rig.order_of([running, *own, *warming, *calls]) == [
         running, *calls, *warming, *own
     ]  # fmt: skip
@@ -188,7 +188,7 @@ async def test_a_job_takes_the_turn_of_who_joins_it() -> None:
     warming, calls = rig.ask(WARMING, waiters=waiters), [rig.ask(A) for _ in range(5)]
     await settled()
     waiters.waiting[B] += 1
-    assert rig.pool.waiting_in_background == 0
+    assert rig.pool.usage().queued_in_background == 0
     assert (await rig.order_of([running, *calls, warming])).index(warming) <= 2
 
 
@@ -224,7 +224,7 @@ async def test_a_full_queue_refuses_a_caller_that_holds_most_of_it() -> None:
 
 async def test_the_wait_is_told_by_the_mean_of_recent_jobs() -> None:
     rig = Rig(workers=2)
-    assert rig.pool.expected_wait_s == 0
+    assert rig.pool.usage().expected_wait_s == 0
     for _ in range(50):
         task = rig.ask(A)
         await settled()
@@ -233,7 +233,7 @@ async def test_the_wait_is_told_by_the_mean_of_recent_jobs() -> None:
     for _ in range(4):
         rig.ask(A)
     await settled()
-    assert rig.pool.expected_wait_s == pytest.approx(3 * 4.0 / 2, rel=0.01)
+    assert rig.pool.usage().expected_wait_s == pytest.approx(3 * 4.0 / 2, rel=0.01)
 
 
 async def test_a_full_queue_makes_room_for_a_caller_that_holds_less() -> None:
@@ -331,7 +331,7 @@ async def test_bytes_are_bounded_too_and_whoever_holds_most_yields() -> None:
     await settled()
     rig.ask(B, size=20)
     await refusal(big[1])
-    assert rig.pool.waiting_bytes == 70
+    assert rig.pool.usage().queued_bytes == 70
     alone = Rig(limit_bytes=10)
     await busy(alone)
     task = alone.ask(A, size=1000)
@@ -594,7 +594,7 @@ def test_whatever_happens_it_counts_exactly_and_loses_nothing(
                 rig.workers.append(rig.new())
                 await settled()
             assert rig.pool.waiting <= 6
-            assert rig.pool.waiting_bytes <= 100 or rig.pool.waiting == 1
+            assert rig.pool.usage().queued_bytes <= 100 or rig.pool.waiting == 1
             assert rig.pool.busy <= 1
             assert not rig.pool.waiting or rig.pool.busy == 1
         while rig.pool.busy:
