@@ -60,16 +60,15 @@ class Entry:
     guard: AccessGuard
     auditor: Audit
     quota_of: Callable[[model.Identity], Quota] = unlimited
+    # Follows the calls that were let in; None if nobody does.
     tracing: Tracing | None = None
-    """Follows the calls that were let in; None if nobody does."""
     entrance: model.Entrance = model.PLAINTEXT
 
 
 Answer: TypeAlias = Message | messages.SerializedAnswer | bytes
+# One RPC of a servicer: takes a request, and returns an answer. One of bytes is a message
+# that is serialized already.
 Behavior: TypeAlias = Callable[[Any, Call], Awaitable[Answer]]
-"""One RPC of a servicer: takes a request, and returns an answer.
-
-An answer of bytes is a message that is serialized already."""
 
 
 def unary(
@@ -141,9 +140,10 @@ class Rpc:
             self._gate.enter(call.caller)
             call.entered = True
             if entry.tracing:
-                call.trace = entry.tracing.begin(self._path, call.metadata())
-            call.quota = entry.quota_of(call.identity)
-            call.quota.call()
+                call.trace = entry.tracing.begin(self._path, call.metadata)
+            if call.identity.quota:
+                call.quota = entry.quota_of(call.identity)
+                call.quota.call()
             return await self._answer(call)
         except WasmkilnError as failure:
             await self._fail(call, failure)

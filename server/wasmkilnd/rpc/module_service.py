@@ -40,8 +40,8 @@ class ModuleServicer:
         self._stats = stats
         self._capabilities = capabilities
         self._told: messages.Capabilities | None = None
+        # The serialized response of GetCapabilities for what was ``told`` last.
         self._answer = b""
-        """The serialized response of GetCapabilities for what was ``told`` last."""
         self._headers = messages.Headers()
 
     async def load(self, request: pb.LoadRequest, call: Call) -> pb.LoadResponse:

@@ -88,13 +88,13 @@ class Listener:
     """An address that is listened on, and what is served there."""
 
     address: str
+    # What names it: ``listen``, ``token_listen`` or ``operator_listen``.
     setting: str
-    """That names it: ``listen``, ``token_listen`` or ``operator_listen``."""
+    # Whether AdminService is served there.
     admin: bool
-    """Whether AdminService is served there."""
     entrance: Entrance = PLAINTEXT
+    # Makes gRPC's ServerCredentials; None for plaintext and Unix sockets.
     credentials: Callable[[], Any] | None = None
-    """Makes gRPC's ServerCredentials; None for plaintext and Unix sockets."""
 
 
 class RpcServer:

@@ -32,7 +32,7 @@ import math
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -57,10 +57,10 @@ Context: TypeAlias = Any  # a grpc.aio.ServicerContext; grpcio ships no types
 # this size gets gRPC's.
 _LEAST_MESSAGE_BYTES = 16 * 1024 * 1024
 MESSAGE_OVERHEAD_BYTES = 1024 * 1024
+# Calls of health, reflection and channelz, and those that the daemon answers while it drains.
 MOST_PROBES = 1024
-"""Calls of health, reflection and channelz, and those that the daemon answers while it drains."""
+# Calls that may last as long as the caller likes: watches of the health, and reflection.
 MOST_WATCHES = 960
-"""Calls that may last as long as the caller likes: watches of the health, and reflection."""
 
 _LOOK_S = 0.1
 # All requests that arrive within this time are together no more than the network brings in it.
@@ -81,58 +81,63 @@ class Call:
     """A call under way: who makes it, what its log line tells, and what it holds of the limits."""
 
     context: Context
+    # Where the call came in.
     entrance: model.Entrance = model.PLAINTEXT
-    """Where the call came in."""
+    # Who makes the call, once the guard has admitted it.
     identity: model.Identity = model.ANYBODY
-    """Who makes the call, once the guard has admitted it."""
+    # Where the work of the call counts.
     quota: Quota = UNLIMITED
-    """Where the work of the call counts."""
+    # gRPC's name of the other end of the connection.
     peer: str = field(init=False)
-    """gRPC's name of the other end of the connection."""
+    # The name under which the call takes turns with other callers, and counts in each limit.
     caller: str = field(init=False)
-    """The name under which the call takes turns with other callers, and counts in each limit."""
+    # gRPC's task for the call.
     task: asyncio.Task[Any] | None = None
-    """gRPC's task for the call."""
     started_s: float = field(default_factory=time.perf_counter)
+    # Whether a gate let the call in.
     entered: bool = False
-    """Whether a gate let the call in."""
     trace: CallTrace | None = None
+    # Whether the daemon has its request, or the first of them.
     arrived: bool = False
-    """Whether the daemon has its request, or the first of them."""
-    release_request: Callable[[], None] = lambda: None
-    """Stops counting the request's bytes. A second call does nothing."""
     module: str = ""
     engine: str = ""
     origin: str = ""
     queue_ms: float | None = None
     compile_ms: float | None = None
     bytes: int | None = None
+    # What else its line of the audit tells.
     about: dict[str, str | int | bool] = field(default_factory=dict)
-    """What else its line of the audit tells."""
+    # Whether it has its line of the audit.
     audited: bool = False
-    """Whether it has its line of the audit."""
+    # The name of the gRPC code that ended it, where no error of the table did.
     code: str = "OK"
-    """The name of the gRPC code that ended it, where no error of the table did."""
+    # The error that ends the call.
     refusal: WasmkilnError | None = None
-    """The error that ends the call."""
+    # Since when the daemon waits for the caller, while it does.
     waits_since_s: float = 0.0
-    """Since when the daemon waits for the caller, while it does."""
+    # Whether it waits for a request.
     reading: bool = False
-    """Whether it waits for a request."""
+    # Where a request counts that has arrived, and how much.
+    traffic: Traffic | None = None
+    request_bytes: int = 0
+    # What its request counts while it arrives slowly.
     arriving_bytes: int = 0
-    """What its request counts while it arrives slowly."""
+    # The size of the message that gRPC holds until the caller reads.
     unread_bytes: int = 0
-    """The size of the message that gRPC holds until the caller reads."""
+    # When the caller must have read the whole answer.
     answer_due_s: float = math.inf
-    """When the caller must have read the whole answer."""
+    # The artifact that is being sent.
     artifact: model.Artifact | None = None
-    """The artifact that is being sent."""
+    # What the caller sent beside the request, each a name and a value.
+    metadata: tuple[Any, ...] = field(init=False)
+    _first: dict[str, str] = field(init=False)
     _request_id: str = ""
-    _sent: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
         self.peer = self.context.peer()
         self.caller = caller_of(self.peer)
+        self.metadata = sent = tuple(self.context.invocation_metadata() or ())
+        self._first = {name: text for name, text in reversed(sent) if isinstance(text, str)}
 
     def admitted(self, identity: model.Identity) -> None:
         """Note who makes the call: an identity with a name counts as one caller.
@@ -143,30 +148,39 @@ class Call:
         if identity.name and identity.name != ANONYMOUS:
             self.caller = f"{identity.namespace}/{identity.name}"
 
+    def release_request(self) -> None:
+        """Stop counting the request's bytes. A second call does nothing."""
+        if self.traffic and self.request_bytes:
+            self.traffic.requests.add(self.caller, -self.request_bytes)
+            self.traffic.freed.set()
+            self.request_bytes = 0
+
     def credentials(self) -> model.Credentials:
         """Return what the call brings along to say who makes it."""
         certificate = b""
         if self.entrance.transport is model.Transport.MTLS:
-            said = self.context.auth_context()
+            shown = self.context.auth_context()
             # Those between it and its CA too, if the caller sent some.
             certificate = b"".join(
-                (*said.get("x509_pem_cert", ()), *said.get("x509_pem_cert_chain", ()))
+                (*shown.get("x509_pem_cert", ()), *shown.get("x509_pem_cert_chain", ()))
             )
         # Of two, a proxy may have checked the other one. Together they are no token.
-        return model.Credentials(", ".join(self._said("authorization")), certificate)
+        sent = (value for name, value in self.metadata if name == "authorization")
+        said = [value for value in sent if isinstance(value, str)]
+        return model.Credentials(", ".join(said), certificate)
 
     @property
     def request_id(self) -> str:
         """The id that the caller sent with the call if it is well-formed, else a new one."""
         if not self._request_id:
-            sent = "".join(self._said("x-request-id")[:1])
+            sent = self._first.get("x-request-id", "")
             self._request_id = sent if _REQUEST_ID.fullmatch(sent) else os.urandom(8).hex()
         return self._request_id
 
     @property
     def background(self) -> bool:
         """Whether the caller asked to yield to other callers. Raises INVALID_REQUEST."""
-        said = "".join(self._said(PRIORITY_KEY)[:1])
+        said = self._first.get(PRIORITY_KEY, "")
         if said not in ("", "interactive", "background"):
             raise errors.invalid_request(
                 f"the metadata {PRIORITY_KEY} is 'background' or 'interactive',"
@@ -174,16 +188,6 @@ class Call:
                 PRIORITY_KEY,
             )
         return said == "background"
-
-    def metadata(self) -> tuple[Any, ...]:
-        """Return the metadata that the caller sent, each a name and a value."""
-        if not self._sent:  # grpcio makes a new tuple each time.
-            self._sent = tuple(self.context.invocation_metadata() or ())
-        return self._sent
-
-    def _said(self, wanted: str) -> list[str]:
-        sent = self._sent or self.metadata()
-        return [value for key, value in sent if key == wanted and isinstance(value, str)]
 
 
 @lru_cache(maxsize=4096)  # More than the connections of most daemons; each makes many calls.
@@ -213,8 +217,8 @@ def message_bytes_for(module_bytes: int) -> int:
 class Gate(FairShare):
     """Lets calls in: a caller may run at most as many as are still free for others."""
 
+    # Whether the daemon drains.
     closed = False
-    """Whether the daemon drains."""
 
     def enter(self, caller: str) -> None:
         """Let a call in. Raises COMPILE_QUEUE_FULL, or SERVER_DRAINING once closed."""
@@ -224,21 +228,6 @@ class Gate(FairShare):
         if self._limit() - self.total <= held:
             raise errors.too_many_calls(self.total, held)
         self.add(caller, 1)
-
-
-@dataclass(slots=True)
-class _Held:
-    """What a request that has arrived takes of its share. Calling it gives all back, once."""
-
-    traffic: Traffic
-    caller: str
-    size_bytes: int
-
-    def __call__(self) -> None:
-        if self.size_bytes:
-            self.traffic.requests.add(self.caller, -self.size_bytes)
-            self.traffic.freed.set()
-            self.size_bytes = 0
 
 
 class Traffic:
@@ -252,15 +241,15 @@ class Traffic:
         self.probes = Gate(lambda: MOST_PROBES)
         self.watches = Gate(lambda: MOST_WATCHES)
         self.requests = FairShare(self._half)
+        # Set when a request is released.
         self.freed = asyncio.Event()
-        """Set when a request is released."""
         self._arriving = FairShare(self._half)
         self._unread = FairShare(lambda: limits.current.send_bytes // 2)
         self._pinned = FairShare(lambda: limits.current.send_pinned_bytes)
+        # The calls that each artifact is being sent to; it counts for the caller of the first.
         self._sent: dict[model.Artifact, list[Call]] = {}
-        """The calls that each artifact is being sent to; it counts for the caller of the first."""
+        # The calls that wait for their callers.
         self._waiting: dict[Call, None] = {}
-        """The calls that wait for their callers."""
         self._questions: WeakValueDictionary[Any, asyncio.Semaphore] = WeakValueDictionary()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -312,12 +301,13 @@ class Traffic:
         if message is aio.EOF:
             return None
         size_bytes = len(message)
-        bound("", size_bytes, most_bytes)
+        if size_bytes > most_bytes:
+            bound("", size_bytes, most_bytes)
         call.arrived = True
         if size_bytes > SMALL_BYTES:
             size_bytes *= 2  # protobuf copies the module.
+        call.traffic, call.request_bytes = self, size_bytes
         self.requests.add(call.caller, size_bytes)
-        call.release_request = _Held(self, call.caller, size_bytes)
         return bytes(message)
 
     @asynccontextmanager

@@ -42,6 +42,9 @@ class Caller:
     def peer(self) -> str:
         return "unix:"
 
+    def invocation_metadata(self) -> None:
+        return None
+
     async def read(self) -> Any:
         await self.arrived.wait()
         return self.message or aio.EOF
