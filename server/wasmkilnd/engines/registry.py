@@ -74,7 +74,7 @@ class ServedEngine:
         offered = self.capabilities.settings
         # Whether the engine has a fast compiler that works here.
         self.has_fast = any(each.name == name and value in each.allowed for each in offered)
-        self._resolved = lru_cache(_REMEMBERED_SPECS)(partial(_resolve, self.capabilities))
+        self.completed = lru_cache(_REMEMBERED_SPECS)(partial(_resolve, self.capabilities))
 
     def takes(self, kind: Kind) -> bool:
         """Return whether the engine runs modules of this kind at all."""
@@ -85,7 +85,7 @@ class ServedEngine:
 
         Raises TARGET_UNSUPPORTED or SETTING_UNKNOWN.
         """
-        return self._resolved(target, cpu, tuple(sorted(settings.items())))
+        return self.completed(target, cpu, tuple(sorted(settings.items())))
 
     @property
     def compilers(self) -> frozenset[str]:
@@ -204,7 +204,7 @@ class EngineRegistry:
         self, engine_id: str, target: str, cpu: str, settings: Mapping[str, str]
     ) -> CompileSpec:
         """Complete a request with defaults. Raises TARGET_UNSUPPORTED or SETTING_UNKNOWN."""
-        return self._known[engine_id].spec(target, cpu, settings)
+        return self._known[engine_id].completed(target, cpu, tuple(sorted(settings.items())))
 
     def fast(self, spec: CompileSpec, settings: Mapping[str, str]) -> CompileSpec | None:
         """Return ``spec`` with the engine's fast compiler.

@@ -9,18 +9,13 @@ caller has to know. Counting, logging, limits and errors are those of ``rpc.call
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 
 from wasmkiln.v1 import module_service_pb2 as pb
 
 from wasmkilnd.compile import Request, Tenant, Terms
-from wasmkilnd.flights import Waiter
 from wasmkilnd.model import CacheKey, Role
 from wasmkilnd.rpc import messages
 from wasmkilnd.rpc.traffic import Call
-
-# Each caller makes many calls.
-_waiter = lru_cache(maxsize=4096)(Waiter)
 
 
 class ModuleServicer:
@@ -48,7 +43,7 @@ class ModuleServicer:
         """Admit, validate and store a module."""
         messages.bound("engine", len(request.engine.encode()), messages.MAX_NAME_BYTES)
         call.engine = request.engine
-        terms = _terms(call)
+        terms = Terms(call.waiter, call.release_request, call.quota)
         wanted = Request(request.expected_sha256, request.module, request.engine, terms=terms)
         del request  # The call may wait long, and one copy of the module is enough.
         try:
@@ -61,7 +56,7 @@ class ModuleServicer:
     async def compile(self, request: messages.CompileCall, call: Call) -> messages.SerializedAnswer:
         """Return the header and the artifact, both serialized."""
         omit_artifact, inline_limit_bytes = request.omit_artifact, request.inline_limit_bytes
-        wanted = request.request(_terms(call))
+        wanted = request.request(Terms(call.waiter, call.release_request, call.quota))
         del request  # The call may wait long, and one copy of the module is enough.
         call.engine, call.about["uploaded"] = wanted.engine, bool(wanted.wasm)
         wanted.hits_only = Role.COMPILE not in call.identity.roles
@@ -109,8 +104,3 @@ class ModuleServicer:
         missing = await self._tenant_of(call.identity.namespace).compiler.find_missing(wanted())
         # Keys have the same number in the answer.
         return b"".join(request[sent[index]] for index in missing)
-
-
-def _terms(call: Call) -> Terms:
-    """Return who makes a call, and what it holds. Raises INVALID_REQUEST."""
-    return Terms(_waiter(call.caller, call.background), call.release_request, call.quota)

@@ -45,6 +45,7 @@ from grpc import aio
 from wasmkilnd import errors, model
 from wasmkilnd.access.policy import ANONYMOUS
 from wasmkilnd.errors import WasmkilnError
+from wasmkilnd.flights import Waiter
 from wasmkilnd.network import address_of, host_of
 from wasmkilnd.quota import UNLIMITED, FairShare, Quota
 from wasmkilnd.rpc.messages import MODULE_FIELDS, REQUEST_BYTES, SMALL_BYTES, bound
@@ -73,6 +74,8 @@ _LEAST_PIECE_BYTES = 16 * 1024
 _WINDOW_BYTES = 64 * 1024
 
 PRIORITY_KEY = "wasmkiln-priority"
+# Each caller makes many calls.
+_waiter = lru_cache(maxsize=4096)(Waiter)
 _REQUEST_ID = re.compile(r"[0-9A-Za-z._:/+=-]{1,128}")
 
 
@@ -178,8 +181,8 @@ class Call:
         return self._request_id
 
     @property
-    def background(self) -> bool:
-        """Whether the caller asked to yield to other callers. Raises INVALID_REQUEST."""
+    def waiter(self) -> Waiter:
+        """Who waits, and whether it asked to yield to other callers. Raises INVALID_REQUEST."""
         said = self._first.get(PRIORITY_KEY, "")
         if said not in ("", "interactive", "background"):
             raise errors.invalid_request(
@@ -187,7 +190,7 @@ class Call:
                 f" not {errors.quoted(said)}",
                 PRIORITY_KEY,
             )
-        return said == "background"
+        return _waiter(self.caller, said == "background")
 
 
 @lru_cache(maxsize=4096)  # More than the connections of most daemons; each makes many calls.
@@ -227,7 +230,8 @@ class Gate(FairShare):
         held = self._held.get(caller, 0)
         if self._limit() - self.total <= held:
             raise errors.too_many_calls(self.total, held)
-        self.add(caller, 1)
+        self.total += 1
+        self._held[caller] = held + 1
 
 
 class Traffic:

@@ -34,10 +34,10 @@ def test_caller_of_peer(peer: str, caller: str) -> None:
 
 
 def test_priorities() -> None:
-    assert Call(Context((PRIORITY_KEY, "background"))).background
-    assert not Call(Context((PRIORITY_KEY, "interactive"))).background
-    assert not Call(Context()).background
+    assert Call(Context((PRIORITY_KEY, "background"))).waiter.background
+    assert not Call(Context((PRIORITY_KEY, "interactive"))).waiter.background
+    assert not Call(Context()).waiter.background
     with pytest.raises(WasmkilnError) as failure:
-        assert Call(Context((PRIORITY_KEY, "urgent"))).background
+        assert Call(Context((PRIORITY_KEY, "urgent"))).waiter.background
     assert failure.value.reason is Reason.INVALID_REQUEST
     assert "'background' or 'interactive'" in failure.value.message
