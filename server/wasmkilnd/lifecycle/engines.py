@@ -18,12 +18,12 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import structlog
 
@@ -66,6 +66,9 @@ _PAUSE_S = 1.0
 # How long a warm-up waits for what only the shared tier knows: a server that is gone for good must
 # not keep names from the new engine for ever.
 _PATIENCE_S = 600.0
+
+# How a Request begins: a module's digest, no module, the engine, target, cpu and settings.
+_Asked: TypeAlias = tuple[str, bytes, str, str, str, dict[str, str]]
 
 
 async def find_engines(settings: Settings) -> Sequence[InstalledEngine]:
@@ -350,6 +353,17 @@ class Serving:
         """Compile what is used most with the old engine, then let names stand for the new one."""
         until_s = time.monotonic() + _PATIENCE_S
         about = {"engine": order.engine_id, "from": order.from_engine_id}
+
+        async def work() -> None:
+            for opened, (sha256, (_, target, cpu, settings)) in rest:
+                asked = sha256, b"", order.engine_id, target, cpu, dict(settings)
+                why = await self._compile(opened, asked, until_s)
+                end = "failed" if why else "done"
+                self._change(order, **{end: getattr(self._warm_ups[order.engine_id], end) + 1})
+                if why:
+                    what = {"engine": order.engine_id, "module": sha256, "cause": why}
+                    log.warning("artifact not made ahead", **what)
+
         try:
             hot = await self._hot(order, until_s)
             self._change(order, total=len(hot))
@@ -357,7 +371,7 @@ class Serving:
             random.shuffle(hot)
             rest = iter(hot)
             at_once = max(1, self._settings.current.effective_workers // 2)
-            await asyncio.gather(*(self._work(order, rest, until_s) for _ in range(at_once)))
+            await asyncio.gather(*(work() for _ in range(at_once)))
         except Exception:
             log.exception("engine warm-up failed: a defect of the daemon", **about)
         names = self.registry.resolved
@@ -388,24 +402,9 @@ class Serving:
         counted.sort(key=lambda each: (-each[0], each[2][0]))
         return [(opened, use) for _, opened, use in counted[: order.top]]
 
-    async def _work(
-        self, order: naming.WarmOrder, rest: Iterator[tuple[OpenTenant, Use]], until_s: float
-    ) -> None:
-        for opened, use in rest:
-            why = await self._compile(order, opened, use, until_s)
-            end = "failed" if why else "done"
-            self._change(order, **{end: getattr(self._warm_ups[order.engine_id], end) + 1})
-            if why:
-                about = {"engine": order.engine_id, "module": use[0], "cause": why}
-                log.warning("artifact not made ahead", **about)
-
-    async def _compile(
-        self, order: naming.WarmOrder, opened: OpenTenant, use: Use, until_s: float
-    ) -> str:
+    async def _compile(self, opened: OpenTenant, asked: _Asked, until_s: float) -> str:
         """Have one artifact in memory and in the tiers; return why that is not possible."""
-        sha256, (_, target, cpu, settings) = use
         while True:
-            asked = (sha256, b"", order.engine_id, target, cpu, dict(settings))
             try:
                 await opened.tenant.compiler.ahead(Request(*asked, terms=THE_DAEMON))
                 return ""
@@ -420,7 +419,7 @@ class Serving:
                     return failure.message
                 await asyncio.sleep(max(_PAUSE_S, failure.retry_after_s or 0.0))
             except Exception:
-                log.exception("cannot make an artifact ahead", engine=order.engine_id)
+                log.exception("cannot make an artifact ahead", engine=asked[2])
                 return "a defect of the daemon"
 
     def _change(self, order: naming.WarmOrder, **fields: Any) -> None:
