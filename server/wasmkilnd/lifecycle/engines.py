@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -158,30 +158,27 @@ def open_advisories(settings: Settings) -> Advisories:
     return read_advisories(settings.advisories_file, refuse=refuse)
 
 
+@dataclass(eq=False)
 class Serving:
     """The engines that serve, and those that do not; both change while calls run.
 
     For one event loop.
     """
 
-    def __init__(
-        self,
-        settings: Reloadable[Settings],
-        limits: Reloadable[model.Limits],
-        metrics: Metrics,
-        auditor: Audit,
-        in_background: Callable[[Coroutine[Any, Any, None]], None],
-    ) -> None:
-        """Serve nothing yet. Raises AccessUnusable.
+    settings: Reloadable[Settings]
+    limits: Reloadable[model.Limits]
+    metrics: Metrics
+    auditor: Audit
+    # Runs what no reload waits for.
+    in_background: Callable[[Coroutine[Any, Any, None]], None]
 
-        ``in_background`` runs what no reload waits for.
-        """
-        self._settings, self._auditor, self._in_background = settings, auditor, in_background
-        self._metrics = metrics
+    def __post_init__(self) -> None:
+        """Serve nothing yet. Raises AccessUnusable."""
+        settings, limits, metrics = self.settings.current, self.limits, self.metrics
         # Which engines have a known vulnerability.
-        self.advisories = Reloadable(open_advisories(settings.current))
-        self.isolation = IsolationGuard(settings.current.isolation)
-        size, jobs = settings.current.effective_workers, Neighbours()
+        self.advisories = Reloadable(open_advisories(settings))
+        self.isolation = IsolationGuard(settings.isolation)
+        size, jobs = settings.effective_workers, Neighbours()
         self._new_pool = partial(
             WorkerPool, size=size, limits=limits, metrics=metrics, neighbours=jobs
         )
@@ -189,7 +186,7 @@ class Serving:
         self.unserved: Sequence[model.UnservedEngine] = ()
         # Held from reading the record of names until it is written.
         self._naming = asyncio.Lock()
-        state_dir = settings.current.state_dir
+        state_dir = settings.state_dir
         self._store, self._record = EngineStore(state_dir), naming.NameRecord(state_dir)
         # What is installed, the preferred ones first.
         self._ids: list[str] = []
@@ -249,8 +246,8 @@ class Serving:
         self.unserved, self._ids = unserved, [*(each.id for each in installed), *damaged]
         added = [each for each in served if each not in before]
         for engine in added:
-            self._metrics.add_engine(engine.id)
-            self._metrics.gauges.engines[engine.id] = engine.pool.usage
+            self.metrics.add_engine(engine.id)
+            self.metrics.gauges.engines[engine.id] = engine.pool.usage
             if engine.name in model.FAST_SETTINGS and not engine.has_fast:
                 log.info("engine has no fast compiler", engine=engine.id)
         await self._resolve(served)
@@ -265,7 +262,7 @@ class Serving:
         The name of ``warmed``, whose warm-up has ended, stands for that engine from now on, unless
         it was taken out meanwhile.
         """
-        registry, settings = self.registry, self._settings.current
+        registry, settings = self.registry, self.settings.current
         async with self._naming:
             with suppress(NotOurs):  # An operator may have changed it while engines started.
                 self._recorded = await asyncio.to_thread(self._record.read)
@@ -330,12 +327,12 @@ class Serving:
 
     async def _take_in(self, installed: Sequence[InstalledEngine]) -> None:
         names, served = self.registry.resolved, {each.id for each in self.registry.served}
-        make_room(len({each.id for each in installed} - served), self._settings.current)
+        make_room(len({each.id for each in installed} - served), self.settings.current)
         added, gone = await self._take(installed)
         for engine_id in added:
             self._tenants.add_engine(engine_id)
         for engine in gone:
-            self._in_background(self._end(engine))
+            self.in_background(self._end(engine))
         await self._tell(names, added, [engine.id for engine in gone])
         self._warm_up()
 
@@ -347,7 +344,7 @@ class Serving:
             if order.engine_id in served and (known is None or known.ended):
                 new = model.EngineWarmUp(order.engine_id, order.from_engine_id)
                 self._warm_ups[order.engine_id] = new
-                self._in_background(self._warm(order))
+                self.in_background(self._warm(order))
 
     async def _warm(self, order: naming.WarmOrder) -> None:
         """Compile what is used most with the old engine, then let names stand for the new one."""
@@ -370,13 +367,13 @@ class Serving:
             log.info("engine warm-up began", artifacts=len(hot), **about)
             random.shuffle(hot)
             rest = iter(hot)
-            at_once = max(1, self._settings.current.effective_workers // 2)
+            at_once = max(1, self.settings.current.effective_workers // 2)
             await asyncio.gather(*(work() for _ in range(at_once)))
         except Exception:
             log.exception("engine warm-up failed: a defect of the daemon", **about)
         names = self.registry.resolved
         await self._resolve(warmed=order.engine_id)
-        await self._tell(names)
+        await self._tell(names, (), ())
         self._change(order, ended=True)
         end = self._warm_ups[order.engine_id]
         log.info("engine warm-up ended", done=end.done, failed=end.failed, **about)
@@ -425,9 +422,7 @@ class Serving:
     def _change(self, order: naming.WarmOrder, **fields: Any) -> None:
         self._warm_ups[order.engine_id] = replace(self._warm_ups[order.engine_id], **fields)
 
-    async def _tell(
-        self, before: naming.Names, added: Sequence[str] = (), gone: Sequence[str] = ()
-    ) -> None:
+    async def _tell(self, before: naming.Names, added: Sequence[str], gone: Sequence[str]) -> None:
         """Tell clients, the audit and the log what is served now, and what names stand for."""
         registry = self.registry
         if not added and not gone and registry.resolved == before:
@@ -435,7 +430,7 @@ class Serving:
         await self._tenants.write_engines()
         for event, ids in (("engine_served", added), ("engine_removed", gone)):
             for each in ids:
-                audit_change(self._auditor, event, engine=each)
+                audit_change(self.auditor, event, engine=each)
         event = "engines changed" if added or gone else "names stand for another engine"
         now = {"default": registry.default, "names": registry.names}
         log.info(event, served=added, removed=gone, **now)
@@ -446,7 +441,7 @@ class Serving:
         while engine.pool.busy or engine.pool.waiting:  # noqa: ASYNC110 - it has no event
             await asyncio.sleep(_LOOK_S)
         if engine.id not in {each.id for each in self.registry.served}:
-            self._metrics.gauges.engines.pop(engine.id, None)
+            self.metrics.gauges.engines.pop(engine.id, None)
         await engine.pool.close()
         log.info("engine has ended", engine=engine.id)
 
