@@ -29,7 +29,7 @@ ENGINE_SPECS = ("wasmer==1.1.0", "wasmtime==50.0.1", "wasmtime==49.0.0")
 
 @dataclass(frozen=True)
 class Engine:
-    """An installed engine, as ``wasmkilnd engine list`` tells of it."""
+    """An installed engine, as ``wasmkilnd engine ls`` tells of it."""
 
     id: str
     name: str
@@ -102,7 +102,7 @@ def test_state_dir() -> Path:
 
 def engines_of(state_dir: Path) -> Installed:
     """Return the engines that are installed under a state directory."""
-    found = json_of("engine", "list", "--json", "--state-dir", str(state_dir))
+    found = json_of("engine", "ls", "--json", "--state-dir", str(state_dir))
     return tuple(Engine(e["id"], e["name"], e["version"], Path(e["path"])) for e in found)
 
 

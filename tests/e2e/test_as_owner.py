@@ -75,7 +75,7 @@ COMMANDS = (
     ("token", "ls"),
     ("token", "revoke", "ci"),
     ("tls", "init"),
-    ("engine", "list"),
+    ("engine", "ls"),
     ("config", "--admin-listen", "none", "--listen", "127.0.0.1:0"),
 )
 # There is no cache yet.
@@ -90,7 +90,7 @@ def test_the_service_owns_what_every_command_of_roots_leaves(state: Path) -> Non
             for words in ("Traceback", "chown"):
                 assert words not in done.stdout + done.stderr, (command, done)
     assert owners(state) == {SERVICE}
-    listed = as_service("keys", "list", "--state-dir", str(state))
+    listed = as_service("keys", "ls", "--state-dir", str(state))
     assert listed.stdout.count("\n") == 3, listed
 
 

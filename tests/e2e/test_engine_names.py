@@ -69,12 +69,12 @@ def test_a_name_is_moved_by_the_operator_alone(daemon: Daemon, client: Client) -
     assert (got(client, "wasmtime"), got(client)) == (NEW, NEW)
     assert client.stats().engine_names["wasmtime"] == NEW
     assert client.capabilities().engine_names["wasmtime"] == NEW
-    assert [each["id"] for each in json.loads(engine(daemon, "list", "--json").stdout)] == [
+    assert [each["id"] for each in json.loads(engine(daemon, "ls", "--json").stdout)] == [
         NEW,
         OLD,
     ]
-    assert f"{NEW}      " in engine(daemon, "list").stdout
-    assert "(wasmtime, the default)" in engine(daemon, "list").stdout
+    assert f"{NEW}      " in engine(daemon, "ls").stdout
+    assert "(wasmtime, the default)" in engine(daemon, "ls").stdout
     # A restart keeps it: what names stand for is in the state directory.
     assert engine(daemon, "use", OLD, "--reload").returncode == 0
     assert got(client, "wasmtime") == OLD

@@ -24,10 +24,10 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a 
 NO_INDEX = {"PIP_INDEX_URL": "http://127.0.0.1:1/", "PIP_RETRIES": "0"}
 COMMANDS = [
     ["serve", "--listen", "127.0.0.1:0", "--admin-listen", "none"],
-    ["engine", "list"],
+    ["engine", "ls"],
     ["engine", "install", "wasmtime"],
     ["engine", "remove", SERVED],
-    ["keys", "list"],
+    ["keys", "ls"],
     ["cache", "ls"],
 ]
 
@@ -119,7 +119,7 @@ def test_an_engine_that_others_could_change_is_left_out_and_never_run(
         [left_out] = capabilities.unserved_engines
         assert left_out.id == LEFT_OUT
         assert f"{package} belongs to user {OTHERS}" in left_out.cause
-    listed = wasmkilnd("engine", "list", "--state-dir", str(state))
+    listed = wasmkilnd("engine", "ls", "--state-dir", str(state))
     assert listed.returncode == 0
     assert LEFT_OUT in listed.stdout
     assert f"{LEFT_OUT} is not served: cannot use" in listed.stderr
@@ -127,7 +127,7 @@ def test_an_engine_that_others_could_change_is_left_out_and_never_run(
     # What the message says helps.
     remedy = left_out.cause.split("`")[1]
     subprocess.run(remedy, shell=True, check=True)
-    assert "cannot use" not in wasmkilnd("engine", "list", "--state-dir", str(state)).stderr
+    assert "cannot use" not in wasmkilnd("engine", "ls", "--state-dir", str(state)).stderr
 
 
 @pytest.mark.parametrize("what", ["", "..", "../../lib", "../../lib/python3.13/os.py"])
@@ -199,10 +199,10 @@ def test_an_installed_engine_passes_until_one_file_of_it_is_open(tmp_path: Path)
     source = state_with(tmp_path / "source", SERVED) / "engines" / SERVED
     copy = state / "engines" / SERVED
     shutil.copytree(source.resolve(), copy, symlinks=True)
-    listed = wasmkilnd("engine", "list", "--state-dir", str(state))
+    listed = wasmkilnd("engine", "ls", "--state-dir", str(state))
     assert (listed.returncode, listed.stderr) == (0, "")
     (copy / "pyvenv.cfg").chmod(0o666)
-    listed = wasmkilnd("engine", "list", "--state-dir", str(state))
+    listed = wasmkilnd("engine", "ls", "--state-dir", str(state))
     assert f"{SERVED} is not served: " in listed.stderr
     assert "other users may write to " in listed.stderr
     assert "pyvenv.cfg" in listed.stderr

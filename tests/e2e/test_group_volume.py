@@ -128,7 +128,7 @@ def test_it_starts_again_after_the_group_was_let_into_everything(volumes: Path) 
         assert "foreign" not in again.log
 
 
-@pytest.mark.parametrize("command", ["keys list", "config --listen 127.0.0.1:0"])
+@pytest.mark.parametrize("command", ["keys ls", "config --listen 127.0.0.1:0"])
 def test_commands_take_back_what_the_group_was_let_into(volumes: Path, command: str) -> None:
     """Before a daemon has started again: it need not start for that."""
     state = volumes / "state"

@@ -35,8 +35,8 @@ class Keys:
         return done.stdout
 
     def rows(self, **environ: str) -> dict[str, dict[str, Any]]:
-        """Return what `list` lists, by id."""
-        return {row["id"]: row for row in json.loads(self("list", "--json", **environ))}
+        """Return what `ls` lists, by id."""
+        return {row["id"]: row for row in json.loads(self("ls", "--json", **environ))}
 
     def roles(self, **environ: str) -> dict[str, str]:
         """Return the role of each key, by id."""
@@ -67,7 +67,7 @@ def mode(path: Path) -> int:
 
 
 def test_a_key_is_made_shown_and_replaced(keys: Keys) -> None:
-    assert json.loads(keys("list", "--json")) == []
+    assert json.loads(keys("ls", "--json")) == []
     assert not keys.folder.exists()
     before = os.umask(0)  # Whatever the umask is, the files are the owner's alone.
     try:
@@ -189,7 +189,7 @@ def test_keys_that_others_could_have_changed_are_refused(keys: Keys, why: str) -
     assert keys.directory.pair()
     harm, words = REFUSED[why]
     harm(keys)
-    told = keys.refused("list")
+    told = keys.refused("ls")
     assert words in told
     assert str(keys.folder) in told
     assert "hunter2" not in told

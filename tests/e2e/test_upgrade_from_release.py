@@ -183,7 +183,8 @@ class House:
         assert header.artifact_sha256 == known
 
     def _keys(self, program: str) -> dict[str, str]:
-        listed = json.loads(self.command(program, "keys", "list", "--json"))
+        word = "ls" if program == WASMKILND else "list"
+        listed = json.loads(self.command(program, "keys", word, "--json"))
         return {key["id"]: key["role"] for key in listed}
 
 

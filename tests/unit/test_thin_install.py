@@ -59,7 +59,7 @@ sys.meta_path.insert(0, Lacking())
     done = subprocess.run(
         [
             *(sys.executable, "-c", _RUN.format(paths=[], before=lacking)),
-            *("engine", "list", "--state-dir", "/nonexistent"),
+            *("engine", "ls", "--state-dir", "/nonexistent"),
         ],
         capture_output=True,
         text=True,

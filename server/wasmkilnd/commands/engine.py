@@ -104,7 +104,7 @@ def install(
     take_in(settings.state_dir, "serves what is new", and_reload=and_reload)
 
 
-@engine.command(name="list", context_settings=_HELP)
+@engine.command(name="ls", context_settings=_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @_state_dir
 def list_engines(as_json: bool, state_dir: str | None) -> None:

@@ -73,7 +73,7 @@ def generate(
     click.echo(f"made key {key.public.id}: daemons sign with it from now on")
 
 
-@keys.command(name="list", context_settings=_HELP)
+@keys.command(name="ls", context_settings=_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @_where
 def list_keys(as_json: bool, keys_dir: str | None, state_dir: str | None) -> None:
@@ -167,7 +167,7 @@ def trust(public_keys: tuple[str, ...], keys_dir: str | None, state_dir: str | N
 @click.argument("key_ids", nargs=-1, required=True, metavar="KEYID...")
 @_where
 def distrust(key_ids: tuple[str, ...], keys_dir: str | None, state_dir: str | None) -> None:
-    """Stop trusting keys, by the ids that `keys list` shows.
+    """Stop trusting keys, by the ids that `keys ls` shows.
 
     Daemons reject what these keys signed. A running daemon forgets them on SIGHUP.
     """
@@ -185,7 +185,7 @@ def distrust(key_ids: tuple[str, ...], keys_dir: str | None, state_dir: str | No
 def revoke(
     key_ids: tuple[str, ...], since: str | None, keys_dir: str | None, state_dir: str | None
 ) -> None:
-    """Revoke keys, by the ids that `keys list` shows: nothing counts that they signed.
+    """Revoke keys, by the ids that `keys ls` shows: nothing counts that they signed.
 
     A running daemon refuses it from the next reload on (SIGHUP), and a client from its next start.
     Revoke a key in the key directory of each daemon, or share one.

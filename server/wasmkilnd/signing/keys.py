@@ -210,7 +210,7 @@ class KeyStore:
             if not files:
                 raise KeysUnusable(
                     f"cannot distrust {key_id}: it is not the id of a key in {self._trusted};"
-                    " `wasmkilnd keys list` shows the keys. Take a key that WASMKILN_TRUSTED_KEYS"
+                    " `wasmkilnd keys ls` shows the keys. Take a key that WASMKILN_TRUSTED_KEYS"
                     " names out of that variable"
                 )
             if crowded := [file for file in files if len(held[file]) > 1]:

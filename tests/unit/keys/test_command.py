@@ -31,7 +31,7 @@ class Command:
         return result
 
     def rows(self) -> Any:
-        return json.loads(self("list", "--json").stdout)
+        return json.loads(self("ls", "--json").stdout)
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def keys(tmp_path: Path) -> Command:
 
 
 def test_generate_list_rotate(keys: Command) -> None:
-    assert "`wasmkilnd serve` makes one" in keys("list").stderr
+    assert "`wasmkilnd serve` makes one" in keys("ls").stderr
     assert not keys.folder.exists()
     keys("generate")
     [first] = keys.rows()
@@ -50,7 +50,7 @@ def test_generate_list_rotate(keys: Command) -> None:
     roles = {row["id"]: row["role"] for row in keys.rows()}
     assert len(roles) == 2
     assert roles[first["id"]] == "trusted"
-    assert f"{first['id']}  trusted  {first['key']}" in keys("list").stdout
+    assert f"{first['id']}  trusted  {first['key']}" in keys("ls").stdout
 
 
 def test_trust(keys: Command, tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_the_state_directory_decides_where_no_other_is_named(tmp_path: Path) -> 
 def test_no_command_shows_a_private_key_unasked(keys: Command) -> None:
     keys("generate")
     key = KeyStore(keys.folder).ensure()
-    told = keys("list").output + keys("list", "--json").output + keys("rotate").output
+    told = keys("ls").output + keys("ls", "--json").output + keys("rotate").output
     assert key.base64 not in told
     assert "PRIVATE" not in told
 
@@ -124,7 +124,7 @@ def test_revoke(keys: Command) -> None:
     [signing] = [row for row in keys.rows() if row["role"] == "signing"]
     [revoked] = [row for row in keys.rows() if row["role"] == "trusted"]
     assert revoked["revoked"] == "altogether"
-    assert f"{other.hex}  revoked\n" in keys("list").stdout
+    assert f"{other.hex}  revoked\n" in keys("ls").stdout
     for arguments, words in (
         ((signing["id"],), "this daemon signs with it"),
         (("nonsense",), "a key's id is 64 hex digits"),

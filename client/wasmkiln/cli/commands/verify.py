@@ -103,11 +103,11 @@ def _opened(envelope: bytes, trusted: TrustedKeys) -> tuple[Statement, str]:
     try:
         return open_envelope(envelope, trusted)
     except AttestationInvalid as invalid:
-        # Easy to mix up: both are 64 hex digits, side by side in `keys list`.
+        # Easy to mix up: both are 64 hex digits, side by side in `keys ls`.
         if any(key.hex in invalid.message for key in trusted.values()):
             raise AttestationInvalid(
                 "the trusted key is only the *id* of the key that signed: give its public key, the"
-                " last column of `wasmkilnd keys list`",
+                " last column of `wasmkilnd keys ls`",
                 metadata=invalid.metadata,
             ) from None
         raise
