@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import gc
 import os
 import sys
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import click
 
-from wasmkilnd.commands.lazy import LazyGroup
 from wasmkilnd.lifecycle.restart_for_tls import restart_for_tls
 from wasmkilnd.settings_loader import ConfigError, FlagValue, LoadedSettings, load, options
 
@@ -24,7 +23,7 @@ EXIT_USAGE = 2
 EXIT_FOUND = 3
 EXIT_INTERRUPTED = 130
 
-_HELP = {"help_option_names": ["-h", "--help"]}
+_ELSEWHERE = ("cache", "engine", "keys", "reload", "tls", "token")
 
 
 def main() -> None:
@@ -56,24 +55,16 @@ def _failures() -> tuple[type[Exception], ...]:
     """Return what is told in one sentence. Python asks for it only where something has failed."""
     # These take a second to import, and nearly no command fails.
     from wasmkilnd.access.unusable import AccessUnusable
-    from wasmkilnd.commands.cache import CacheCommandFailed
-    from wasmkilnd.commands.running import ReloadFailed
+    from wasmkilnd.commands.shared import CommandFailed
     from wasmkilnd.engines.install import EngineInstallError
+    from wasmkilnd.errors import TierUnavailable
     from wasmkilnd.lifecycle.preflight import CannotStart
     from wasmkilnd.ownership import NotOurs
     from wasmkilnd.signing.keys import KeysUnusable
     from wasmkilnd.telemetry.tracing import TracingUnusable
 
-    return (
-        AccessUnusable,
-        EngineInstallError,
-        KeysUnusable,
-        CacheCommandFailed,
-        CannotStart,
-        NotOurs,
-        ReloadFailed,
-        TracingUnusable,
-    )
+    told = (AccessUnusable, CannotStart, CommandFailed, EngineInstallError, KeysUnusable, NotOurs)
+    return (*told, TierUnavailable, TracingUnusable)
 
 
 def _told(failure: Exception) -> tuple[str, int]:
@@ -88,20 +79,31 @@ def _told(failure: Exception) -> tuple[str, int]:
     return f"the daemon failed ({type(failure).__name__}): this is a defect", EXIT_FAILED
 
 
-@click.group(
-    cls=LazyGroup,
-    modules={
-        name: f"wasmkilnd.commands.{name}"
-        for name in ("cache", "engine", "keys", "reload", "tls", "token")
-    },
-    context_settings=_HELP,
-)
+class _Commands(click.Group):
+    """Imports a command when it is asked for.
+
+    A daemon needs none of them, nor does one need what another does, and each import takes its part
+    of a second.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands, imported or not."""
+        return sorted({*self.commands, *_ELSEWHERE})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command; import it first."""
+        if cmd_name in _ELSEWHERE and cmd_name not in self.commands:
+            self.add_command(getattr(import_module(f"wasmkilnd.commands.{cmd_name}"), cmd_name))
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(version("wasmkiln"), prog_name="wasmkilnd")
 def command() -> None:
     """Validate, compile and cache WebAssembly modules for services in any language."""
 
 
-@command.command(context_settings=_HELP)
+@command.command()
 @options
 def serve(flags: Mapping[str, FlagValue], config: Path | None) -> None:
     """Serve in the foreground until SIGTERM or Ctrl-C."""
@@ -121,7 +123,7 @@ def _run() -> Callable[[LoadedSettings, Callable[[], LoadedSettings]], Coroutine
     return run
 
 
-@command.command(name="config", context_settings=_HELP)
+@command.command(name="config")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of TOML.")
 @click.option("--reference", is_flag=True, help="Print the documentation of every setting.")
 @options
@@ -134,16 +136,15 @@ def show_config(
     certificates, passwords, tokens, engines, addresses.
     """
     from wasmkilnd import settings_loader as show
-    from wasmkilnd.commands.as_owner import act_on
+    from wasmkilnd.commands.shared import ready
     from wasmkilnd.lifecycle.check_config import check
 
     if reference:
         click.echo(show.reference(), nl=False)
         return
     loaded = load(flags, os.environ, config)
-    act_on(loaded.settings, loaded.settings.state_dir)  # So that it sees what the service will see.
     try:
-        access = check(loaded.settings)
+        access = check(ready(loaded.settings))
     except _failures() as failure:
         raise ConfigError(str(failure)) from None
     if as_json:
@@ -153,11 +154,8 @@ def show_config(
 
 
 def _fail(message: str, code: int) -> None:
-    from wasmkilnd.commands.as_owner import acting
     from wasmkilnd.telemetry.logs import is_journal, marked
 
     message = f"error: {message}"
     click.echo(marked(message, "error") if is_journal(sys.stderr) else message, err=True)
-    if (whom := acting()) and os.strerror(errno.EACCES) in message:
-        click.echo(f"note: {whom.note}", err=True)
     sys.exit(code)

@@ -17,6 +17,7 @@ import os
 import pwd
 import shlex
 import stat
+import sys
 from collections.abc import Collection
 from contextlib import suppress
 from functools import lru_cache
@@ -99,6 +100,31 @@ def make_folder(path: Path, *, private: bool = False) -> None:
     for folder in (*reversed(path.absolute().parents), path):
         folder.mkdir(mode=0o700, exist_ok=True)
     check_path(path, private=private)
+
+
+def refuse_root(state_dir: Path) -> None:
+    """Raise NotOurs for a root who would work on another user's state directory.
+
+    Its owner could change what root runs, and could not use what root makes there.
+    """
+    try:
+        found = state_dir.stat()
+    except OSError:
+        return  # It is to be made, or using it fails with the reason.
+    if os.geteuid() != 0 or found.st_uid == 0:
+        return
+    user = str(found.st_uid)
+    become = f"setpriv --reuid {user} --regid {found.st_gid} --clear-groups"
+    with suppress(KeyError):  # In a container, a user may have no name.
+        user = pwd.getpwuid(found.st_uid).pw_name
+        become = f"runuser -u {user} --"
+    words = sys.argv if os.access(sys.argv[0], os.X_OK) else sys.orig_argv
+    if str(state_dir) not in words:
+        words = [*words, "--state-dir", str(state_dir)]
+    raise NotOurs(
+        f"cannot run as root: {state_dir} belongs to user {user}; run this as that user:"
+        f" `{become} {shlex.join(words)}`"
+    )
 
 
 def take_back(folder: Path, *, private: bool = False) -> int:

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from wasmkilnd.cli import command
-from wasmkilnd.commands.cache import BadValuesFound, CacheCommandFailed
+from wasmkilnd.commands.cache import BadValuesFound
+from wasmkilnd.commands.shared import CommandFailed
+from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import Artifact
 
 from tests.contract.sealing import OURS, THEIRS, sealer
@@ -48,7 +50,7 @@ class Command:
 
     def refusal(self, *words: str, **environ: str) -> str:
         """Run it, and return the one sentence why it did not do its work."""
-        with pytest.raises(CacheCommandFailed) as failure:
+        with pytest.raises((CommandFailed, TierUnavailable)) as failure:
             raise self(*words, **environ).exception or AssertionError
         assert "\n" not in str(failure.value)
         return str(failure.value)

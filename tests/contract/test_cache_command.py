@@ -19,7 +19,8 @@ from wasmkiln.cli.text import size
 from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.cache.value import written
 from wasmkilnd.cli import command
-from wasmkilnd.commands.cache import BadValuesFound, CacheCommandFailed
+from wasmkilnd.commands.cache import BadValuesFound
+from wasmkilnd.commands.shared import CommandFailed
 from wasmkilnd.model import CHUNK_BYTES, Artifact, ExternType, Module
 from wasmkilnd.signing.sealer import Sealer
 
@@ -340,31 +341,6 @@ def test_another_version_of_the_format_is_left_alone(
     assert "exported: artifacts=2, modules=1, stored_bytes=" in result.stdout
 
 
-def test_what_0_6_0_left_goes_when_somebody_asks_for_it(
-    cache: Command, server: redis.Redis
-) -> None:
-    one, other = "1" * 64, "2" * 64
-    old = [
-        *(f"compiled:{{{one}}}:{other}", f"module:{{{one}}}", f"mark:{{{one}}}", "mark:all"),
-        *(f"part:{{{one}}}:{other}:{one}", f"part:{{{one}}}:module:{one}"),
-        *(f"revoked:{one}", f"cert:{one}"),
-    ]
-    others = ["pins:a", "uses:3", f"module:{{{one}}}v9", f"compiled:{{{one}}}", "mark:x", "what"]
-    others += [f"lease:{{{one}}}:{other}", f"ns:blue:module:{{{one}}}", f"3:new:{{{one}}}:a"]
-    for rest in (*old, *others):
-        server.set(f"wasm:{rest}", "x")
-    server.set(f"x:wasm:module:{{{one}}}", "x")
-    before = server.dbsize()
-    assert cache.scrub()[1]["other_format"] == len(old)
-    assert f"other_format={len(old)}" in cache.good("scrub").stdout
-    assert cache.scrub("--delete-old-format", "--dry-run")[1]["old_format_deleted"] == 0
-    assert server.dbsize() == before
-    told = cache.good("scrub", "--delete-old-format").stdout
-    assert f"old_format_deleted={len(old)}" in told
-    assert server.dbsize() == before - len(old)
-    assert all(server.exists(f"wasm:{rest}") for rest in others)
-
-
 def test_huge_keys_under_our_names_are_not_read_whole(cache: Command, server: redis.Redis) -> None:
     server.setrange(name_of(module(7)).decode(), 100 * 1024**2, "x")
     _, summary = cache.scrub()
@@ -566,7 +542,7 @@ def test_an_archive_of_garbage_ends_in_a_sentence_whatever_it_is(
         rest = hashlib.shake_128(bytes([number])).digest(40 * number + 1)
         file.write_bytes(archive(end=length(8 * number) + rest))
         result = cache("import", str(file))
-        assert isinstance(result.exception, CacheCommandFailed | BadValuesFound)
+        assert isinstance(result.exception, CommandFailed | BadValuesFound)
 
 
 def test_no_mutated_archive_has_anything_stored_that_was_not_exported(
@@ -583,7 +559,7 @@ def test_no_mutated_archive_has_anything_stored_that_was_not_exported(
         file.write_bytes(changed)
         server.flushall()
         result = cache("import", str(file))
-        assert isinstance(result.exception, CacheCommandFailed | BadValuesFound | None)
+        assert isinstance(result.exception, CommandFailed | BadValuesFound | None)
         assert values_in(server).items() <= stored.items()
 
 
@@ -702,7 +678,7 @@ def test_an_outage_is_an_outage_and_no_finding(tmp_path: Path) -> None:
             told = cache.refusal("scrub")
         assert re.match(r"Redis at unix://.*: ", told)
         result = cache("ls")
-        assert isinstance(result.exception, CacheCommandFailed)
+        assert isinstance(result.exception, CommandFailed)
 
 
 def test_a_user_who_may_little_is_enough(
@@ -718,7 +694,7 @@ def test_a_user_who_may_little_is_enough(
     server.set(name_of(MODULE), VALUES[name_of(MODULE)][:-1])
     server.lpush(name_of(module(20)).decode(), "x")
     assert len(cache.rows(*with_it)) == 5
-    findings, summary = cache.scrub("--delete-old-format", *with_it)
+    findings, summary = cache.scrub(*with_it)
     assert (len(findings), summary["deleted"]) == (2, 2)
     file = tmp_path / "warm"
     cache.good("export", str(file), *with_it)
@@ -732,7 +708,7 @@ def test_a_user_who_may_little_is_enough(
     [
         (["ls", "--module", "xyz"], "expected 4 to 64 hexadecimal digits"),
         (["ls", "--namespace", "No"], "expected 1 to 63 lowercase letters"),
-        (["ls", "--tier", "memory"], "expected redis or host_store"),
+        (["ls", "--tier", "memory"], "'memory' is not one of 'redis', 'host_store'"),
         (["du"], "No such command 'du'"),
         (["scrub", "--recompile"], "No such option"),
     ],

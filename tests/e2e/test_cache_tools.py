@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import shutil
 import signal
 import subprocess
@@ -474,32 +473,6 @@ def wait_until(happened: Any) -> None:
     while not happened():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-def test_a_terminal_shows_progress(site: Site) -> None:
-    ours, theirs = pty.openpty()
-    running = subprocess.Popen(
-        site.command("cache", "scrub"),
-        env=site.clean({"TERM": "xterm", "COLUMNS": "100"}),
-        stdout=subprocess.PIPE,
-        stderr=theirs,
-        stdin=subprocess.DEVNULL,
-    )
-    os.close(theirs)
-    shown = b""
-    while True:
-        try:
-            shown += os.read(ours, 65536)
-        except OSError:
-            break
-    os.close(ours)
-    assert running.stdout
-    answer = running.stdout.read()
-    assert running.wait(120) == 0
-    running.stdout.close()
-    assert b"verifying" in shown
-    assert b"/7" in shown
-    assert answer.startswith(b"summary: artifacts=4, modules=3, bytes_read=")
 
 
 def test_an_export_whose_reader_is_gone_has_failed(site: Site) -> None:

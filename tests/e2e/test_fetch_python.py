@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.daemon import Daemon, state_with
+from tests.e2e.daemon import Daemon
 from tests.e2e.programs import WASMKILND, Installed, engines_of
 from tests.e2e.python_mirror import listing, packed, serve_archive
 
@@ -96,12 +96,6 @@ def test_what_has_another_digest_than_uv_knows_is_refused(
     assert "Hash mismatch" in last
     assert "UV_PYTHON_INSTALL_MIRROR" in last
     assert not list((state / "pythons").glob("cpython-*"))
-
-
-def test_the_option_that_asked_for_it_is_still_taken(engines: Installed, tmp_path: Path) -> None:
-    state = state_with(tmp_path / "state", "wasmer-1.1.0")
-    done = subprocess.run(command(state, "--fetch-python"), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 def test_a_first_start_without_it_serves_wasmtime_alone(

@@ -86,7 +86,7 @@ def test_a_state_directory_that_others_could_change_is_not_used(
 ) -> None:
     state = fresh_state(tmp_path / "above" / "state", own_keys=True)
     if foreign == "inside":
-        # Of a state directory that is all somebody else's, see test_as_owner.py.
+        # Of a state directory that is all somebody else's, see test_as_root.py.
         (state / "engines").unlink()
         for folder in ("engines", "keys", "redis"):
             (state / folder).mkdir(mode=0o700)

@@ -33,32 +33,22 @@ def test_the_commands_work_as_printed(lean_state_dir: Path, tmp_path: Path, clie
     done = wasmkilnd("tls", "init", "--dir", str(folder), "--client", client)
     assert done.returncode == 0, done.stderr
     commands = printed(done.stdout)
-    assert set(commands) == {"serve", "call", "call with grpcurl", "read with curl"}
+    assert set(commands) == {"serve", "call"}
     program, verb, *flags = commands["serve"]
     assert (program, verb) == ("wasmkilnd", "serve")
     with Daemon(lean_state_dir, [*flags, "--redis-url", "none", "--workers", "1"]) as daemon:
-        ports = {
-            "50051": daemon.address.rpartition(":")[2],
-            "9464": daemon.admin_url.rpartition(":")[2],
-        }
-
-        def run(what: str) -> str:
-            program, *words = commands[what]
-            words = [re.sub(r":(50051|9464)\b", lambda at: f":{ports[at[1]]}", w) for w in words]
-            ran = subprocess.run(
-                [program, *words],
-                env={**os.environ, "PATH": search_path()},
-                capture_output=True,
-                text=True,
-                timeout=60,
-                check=False,
-            )
-            assert ran.returncode == 0, f"{words} {ran.stdout} {ran.stderr}"
-            return ran.stdout
-
-        assert "wasmtime" in run("call") or "wasmer" in run("call")
-        assert "wasmkiln.v1.ModuleService" in run("call with grpcurl")
-        assert "ready" in run("read with curl")
+        port = daemon.address.rpartition(":")[2]
+        words = [each.replace(":50051", f":{port}") for each in commands["call"]]
+        ran = subprocess.run(
+            words,
+            env={**os.environ, "PATH": search_path()},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert ran.returncode == 0, f"{words} {ran.stdout} {ran.stderr}"
+        assert "wasmtime" in ran.stdout or "wasmer" in ran.stdout
 
 
 def test_keys_are_secret_and_nothing_is_overwritten(tmp_path: Path) -> None:
@@ -68,9 +58,7 @@ def test_keys_are_secret_and_nothing_is_overwritten(tmp_path: Path) -> None:
         assert (tmp_path / "x" / f"{name}.key").stat().st_mode & 0o777 == 0o600
     again = wasmkilnd("tls", "init", "--dir", str(tmp_path / "x"))
     assert again.returncode == 1
-    assert again.stderr.startswith(
-        f"error: {tmp_path}/x/ca.pem exists already: choose another folder"
-    )
+    assert again.stderr == f"error: cannot use {tmp_path}/x/ca.pem: File exists\n"
     assert {path.name: path.read_bytes() for path in (tmp_path / "x").iterdir()} == made
 
 

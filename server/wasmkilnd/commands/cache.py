@@ -37,10 +37,10 @@ from wasmkilnd import model
 from wasmkilnd.cache import embedded, host_store
 from wasmkilnd.cache import value as values
 from wasmkilnd.cache.redis_link import RedisLink
-from wasmkilnd.cache.redis_servers import NO_ACCESS, NO_ANSWER, AccessUnusable, connect
+from wasmkilnd.cache.redis_servers import NO_ANSWER, AccessUnusable
 from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.cache.value import Opened, ValueRejected
-from wasmkilnd.commands.as_owner import act_as_owner, settings_of
+from wasmkilnd.commands.shared import CommandFailed, json_option, print_table, ready
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import NAMESPACE_NAME, Artifact, CacheKey, Evicted, Module
 from wasmkilnd.model import RejectionCause as Cause
@@ -48,7 +48,7 @@ from wasmkilnd.options import host_options, redis_access
 from wasmkilnd.pins import pinned_in
 from wasmkilnd.redis_address import RedisAddress
 from wasmkilnd.settings import Settings
-from wasmkilnd.settings_loader import Decorator, options
+from wasmkilnd.settings_loader import Decorator, load, options
 from wasmkilnd.signing.keys import read_keys
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry import logs
@@ -70,10 +70,7 @@ _LOADING_S = 60.0  # The embedded server listens before it has loaded its data.
 _MAX_REPORTED = 20  # Values that are reported one by one: an archive may hold any number.
 _ARCHIVE = b"wasmkiln cache archive 2\n"
 _LENGTH_BYTES = 8
-
-
-class CacheCommandFailed(Exception):  # noqa: N818 - says what happened
-    """The command failed; the message says why and what to do."""
+_ADVICE = "; trust their key with `wasmkilnd keys trust`, or check that these are the right keys"
 
 
 class BadValuesFound(Exception):  # noqa: N818 - an answer
@@ -83,37 +80,30 @@ class BadValuesFound(Exception):  # noqa: N818 - an answer
 # ---- Commands and their options
 
 
-def _choice(flag: str, shape: str, text: str, expected: str = "") -> Decorator:
+def _shaped(pattern: str, words: str) -> Callable[[click.Context, click.Parameter, str], str]:
     def check(context: click.Context, parameter: click.Parameter, value: str) -> str:
-        if value and not re.fullmatch(shape, value):
-            raise click.BadParameter(f"expected {expected or shape}")
+        if value and not re.fullmatch(pattern, value):
+            raise click.BadParameter(f"expected {words}")
         return value
 
-    return click.option(flag, default="", metavar=flag[2:].upper(), callback=check, help=text)
+    return check
 
 
+_text: Callable[..., Decorator] = functools.partial(click.option, default="")
 _flag: Callable[..., Decorator] = functools.partial(click.option, is_flag=True)
+_HEX = _shaped("[0-9a-f]{4,64}", "4 to 64 hexadecimal digits")
+_NAME = _shaped(NAMESPACE_NAME.pattern, "1 to 63 lowercase letters, digits and hyphens")
 _FILE = click.argument("file", metavar="FILE")
-_ENGINE = _choice("--engine", ".*", "Only of an engine: wasmtime-50.0.1, or wasmtime for all.")
-_MODULE = _choice(
-    *("--module", "[0-9a-f]{4,64}", "Only of a module: the beginning of its SHA-256."),
-    "4 to 64 hexadecimal digits",
-)
-_TIER = _choice(
-    *("--tier", "redis|host_store", "Which tier it is about, redis if not given."),
-    "redis or host_store",
-)
-_NAMESPACE = _choice(
-    *("--namespace", NAMESPACE_NAME.pattern, "A namespace, if not the default one."),
-    "1 to 63 lowercase letters, digits and hyphens",
-)
-_JSON = _flag("--json", "as_json", help="Print JSON, an object a line.")
+_ENGINE = _text("--engine", help="Of an engine: wasmtime-50.0.1, or wasmtime for all.")
+_MODULE = _text("--module", callback=_HEX, help="Of a module: the beginning of its SHA-256.")
+_TIERS = click.Choice(["redis", "host_store"])
+_TIER = _text("--tier", type=_TIERS, default="redis", help="Which tier; redis if not given.")
+_NAMESPACE = _text("--namespace", callback=_NAME, help="A namespace, if not the default one.")
 _TOTALS = _flag("--totals", help="Print only the sums by engine and kind.")
 _ALL = _flag("--all", "everything", help="Everything; needs --yes.")
 _YES = _flag("--yes", help="Yes, everything.")
 _PINNED = _flag("--pinned", help="What belongs to pinned modules, too.")
 _DRY_RUN = _flag("--dry-run", help="Report only; delete nothing.")
-_OLD = _flag("--delete-old-format", help="Also delete what versions up to 0.6.0 stored.")
 
 
 @click.group()
@@ -134,26 +124,21 @@ def _command(*own: Decorator, verifies: bool = False, makes: bool = False) -> Ca
 
     def add(work: Callable[..., Awaitable[None]]) -> click.Command:
         @functools.wraps(work)
-        def run(namespace: str, tier: str = "", **given: Any) -> None:
-            # Acts as the owner of the state directory before it opens a file.
-            settings = settings_of(given.pop("flags"), given.pop("config"))
+        def run(namespace: str, tier: str = "redis", **given: Any) -> None:
+            settings = ready(load(given.pop("flags"), os.environ, given.pop("config")).settings)
 
             async def with_tier() -> None:
                 where = settings, namespace, _sealer(settings, verifies=verifies)
                 if tier == "host_store":
-                    await work(_Host(*where), **given)
-                else:
-                    async with _redis(*where, makes=makes) as opened:
-                        await work(opened, **given)
+                    return await work(_Host(*where), **given)
+                async with _redis(*where, makes=makes) as opened:
+                    return await work(opened, **given)
 
-            try:
-                asyncio.run(with_tier())
-            except TierUnavailable as failure:
-                raise CacheCommandFailed(str(failure)) from None
+            asyncio.run(with_tier())
 
         command: Callable[..., Any] = run
         # What comes later shows earlier in the help.
-        for option in (options, _JSON, _NAMESPACE, *reversed(own)):
+        for option in (options, json_option, _NAMESPACE, *reversed(own)):
             command = option(command)
         return cache.command(work.__name__.removesuffix("_values"))(command)
 
@@ -172,7 +157,7 @@ def _sealer(settings: Settings, *, verifies: bool) -> Sealer:
     keys = read_keys(settings)
     if verifies and not keys.trusted:
         why = f"no key is trusted here, and there is none in {settings.effective_keys_dir}"
-        raise CacheCommandFailed(f"{why} (set --keys-dir or WASMKILN_TRUSTED_KEYS)")
+        raise CommandFailed(f"{why} (set --keys-dir or WASMKILN_TRUSTED_KEYS)")
     return Sealer(keys)
 
 
@@ -181,43 +166,33 @@ async def _redis(
     settings: Settings, namespace: str, sealer: Sealer, *, makes: bool
 ) -> AsyncIterator[_Redis]:
     """Open the server that a daemon of these settings uses, and leave it as it was found."""
-    url, access = settings.redis_url.get_secret_value(), redis_access(settings)
-    if url == "none":
-        raise CacheCommandFailed("there is no shared cache: WASMKILN_REDIS_URL is none")
-    where, server = "embedded Valkey", None
+    url = settings.redis_url.get_secret_value()
+    timeout_s = max(settings.redis_timeout_s, _TIMEOUT_S)
+    server = embedded.EmbeddedServer(settings.state_dir, settings.embedded_redis_bytes)
     async with contextlib.AsyncExitStack() as opened:
         try:
-            if url:
-                where = f"Redis at {RedisAddress.parse(url)}"
-            else:
-                folder = embedded.server_folder(settings.state_dir)
+            shared = embedded.SharedServer(url, redis_access(settings), server, timeout_s)
+            if shared.link is None:
+                raise CommandFailed("there is no shared cache: WASMKILN_REDIS_URL is none")
+            # Before the start, since an interrupted start has to be undone too.
+            opened.push_async_callback(server.stop)
+            opened.push_async_callback(shared.close)
+            if not url:
                 # Not is_dir: it raises without permission to look.
-                if not makes and not os.path.isdir(folder):  # noqa: PTH112, ASYNC240
+                if not makes and not os.path.isdir(embedded.server_folder(settings.state_dir)):  # noqa: PTH112, ASYNC240
                     why = "there is no cache yet: no daemon has run with the state directory"
                     raise TierUnavailable(f"{why} {settings.state_dir}")
-                server = embedded.EmbeddedServer(settings.state_dir, settings.embedded_redis_bytes)
-                # Before the start, since an interrupted start has to be undone too.
-                opened.push_async_callback(server.stop)
-                url, access = await server.start(), NO_ACCESS
-            connected = connect(url, access, timeout_s=settings.redis_timeout_s)
-            link = RedisLink(connected, timeout_s=max(settings.redis_timeout_s, _TIMEOUT_S))
-            opened.push_async_callback(link.close)
-            if server:
-                await _loaded(link)
-            yield _Redis(settings, namespace, sealer, link)
+                await server.start()
+                with contextlib.suppress(TierUnavailable):
+                    await shared.link.run(("EXISTS", b"loaded"))
+                # A server that loads its data says so; one that does not answer hangs.
+                if shared.link.why_down not in ("", NO_ANSWER):
+                    ready_again = asyncio.create_task(shared.link.ready())
+                    await asyncio.wait([ready_again], timeout=_LOADING_S)
+            yield _Redis(settings, namespace, sealer, shared.link)
         except (AccessUnusable, TierUnavailable) as failure:
-            raise CacheCommandFailed(f"{where}: {failure}") from None
-
-
-async def _loaded(link: RedisLink) -> None:
-    """Return once the embedded server has loaded its data, or does not answer."""
-    with contextlib.suppress(TierUnavailable, TimeoutError):
-        try:
-            await link.run(("EXISTS", b"loaded"))
-        finally:
-            # A server that loads its data says so; one that does not answer hangs.
-            if link.why_down != NO_ANSWER:
-                await asyncio.wait_for(link.ready(), _LOADING_S)
+            where = f"Redis at {RedisAddress.parse(url)}" if url else "embedded Valkey"
+            raise CommandFailed(f"{where}: {failure}") from None
 
 
 # ---- What a tier does for the commands
@@ -240,13 +215,10 @@ class _Redis:
         self.bytes_read, self.limit_bytes = 0, settings.max_artifact_bytes
         self.sealer, self._pinned = sealer, set[str]()
         prefix = settings.redis_prefix + (f"ns:{namespace}:" if namespace else "")
-        only_daemons: Any = dict.fromkeys(
-            ("_metrics", "artifact_bytes", "module_bytes", "reports_usage")
-        )
-        is_pinned, ttl_s = self._pinned.__contains__, settings.cache_ttl_s
-        self.store = RedisStore(
-            link, prefix, sealer, ttl_s=ttl_s, is_pinned=is_pinned, **only_daemons
-        )
+        unused = "_metrics artifact_bytes module_bytes reports_usage"  # By commands.
+        more: Any = {"ttl_s": settings.cache_ttl_s, **dict.fromkeys(unused.split())}
+        is_pinned = self._pinned.__contains__
+        self.store = RedisStore(link, prefix, sealer, is_pinned=is_pinned, **more)
 
     async def keys(self, engine: str = "", module: str = "") -> list[Key]:
         """Return the keys of chosen values, modules first, each once."""
@@ -273,7 +245,7 @@ class _Redis:
     async def remove(self, engine: str, module: str, *, pinned: bool) -> Evicted:
         """Remove what one of ``engine`` and ``module`` chooses, or everything."""
         keys, gone = await self.keys(engine, module), Evicted()
-        modules, engines = set(map(_module_of, keys)), set(map(_engine_of, keys))
+        modules, engines = (set(map(_module_of, keys)), set(map(_engine_of, keys)))
         stay = set() if pinned else await self.store.kept(modules)
         for each in itertools.product(modules if module else [""], engines if engine else [""]):
             gone += await self.store.evict(model.EvictScope(*each, spares=stay.__contains__))
@@ -281,7 +253,7 @@ class _Redis:
 
     async def check_all(self) -> AsyncIterator[_Found]:
         """Verify all values that there are now."""
-        for key in _shown("verifying", await self.keys()):
+        for key in await self.keys():
             yield await self.read(key)
 
     async def read(self, key: Key) -> _Found:
@@ -299,13 +271,12 @@ class _Redis:
                 for start in range(0, begins := size_bytes - len(tail), _RANGE_BYTES):
                     last = min(start + _RANGE_BYTES, begins) - 1
                     parts += await self.store.link.run(("GETRANGE", name, start, last))
-                value = b"".join((*parts, tail))
-                _check(opened, value)
+                found = found._replace(value=b"".join((*parts, tail)))
                 self.bytes_read += size_bytes
-                return found._replace(what=_kind(opened.what), value=value)
+                return found._replace(what=_check(opened, found.value))
             except ValueRejected as bad:
                 # Not the exception itself: its traceback holds the value.
-                found = found._replace(what=ValueRejected(bad.cause, bad.why))
+                found = found._replace(what=ValueRejected(bad.cause, bad.why), value=b"")
         return found
 
     async def take(self, value: bytes, seen: set[Key]) -> str:
@@ -315,12 +286,12 @@ class _Redis:
         [(there_bytes, _, _)] = await self.store.look([key])
         if key in seen or there_bytes >= 0:
             return "duplicates" if key in seen else "kept"
-        _check(opened, value)
+        kind = _check(opened, value)
         seen.add(key)
         # What is pinned here does not expire here.
         self._pinned.update(await self.store.kept([_module_of(key)]))
         chunks = (value[at : at + _CHUNK_BYTES] for at in range(0, len(value), _CHUNK_BYTES))
-        return _kind(opened.what) if await self.store.store(key, chunks, len(value)) else "kept"
+        return kind if await self.store.store(key, chunks, len(value)) else "kept"
 
     async def _tail(self, key: Key, end: bytes | None) -> bytes:
         """Return the end of a value with its whole head, given some of it."""
@@ -345,10 +316,9 @@ class _Host:
     def __init__(self, settings: Settings, namespace: str, sealer: Sealer) -> None:
         options, self.bytes_read = host_options(settings), 0
         if not options.limit_bytes:
-            raise CacheCommandFailed("host_store_dir is none, or host_store_bytes is 0")
+            raise CommandFailed("host_store_dir is none, or host_store_bytes is 0")
         self._options = replace(options, namespace=namespace)
         self._sealer, self._pins = sealer, (settings.state_dir, namespace)
-        act_as_owner(self._options.directory)
         host_store.check_root(self._options.directory)
 
     async def rows(self, engine: str, module: str) -> list[Row]:
@@ -419,18 +389,15 @@ def _module_of(key: Key) -> str:
     return key if isinstance(key, str) else key.module_sha256
 
 
-def _kind(what: Artifact | Module) -> str:
-    return "artifacts" if isinstance(what, Artifact) else "modules"
-
-
-def _check(opened: Opened, value: bytes) -> None:
-    """Verify the payload of a whole value whose head is verified."""
+def _check(opened: Opened, value: bytes) -> str:
+    """Verify the payload of a whole value whose head is verified. Return what to count it as."""
     view, digest, beginning = memoryview(value), hashlib.sha256(), b""
     for index, each in enumerate(opened.frames):
         raw = opened.unpack(index, view[each.offset : each.offset + each.stored_bytes])
         digest.update(raw)
         beginning = beginning or raw[:8]
     values.check_payload(opened.what, digest.hexdigest(), beginning)
+    return "artifacts" if isinstance(opened.what, Artifact) else "modules"
 
 
 # ---- ls
@@ -448,9 +415,8 @@ async def ls(tier: Tier, engine: str, module: str, totals: bool, as_json: bool) 
     total = Counter(values=0, raw_bytes=0, stored_bytes=0)
     sums: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for row in rows:
-        of = row["engine"] or row["what"], row["kind"]
-        if row["unreadable"]:
-            of = "unreadable", row["unreadable"]["cause"]
+        bad = row["unreadable"]
+        of = ("unreadable", bad["cause"]) if bad else (row["engine"] or row["what"], row["kind"])
         for each in (total, sums[of]):
             each.update(values=1, raw_bytes=row["raw_bytes"], stored_bytes=row["stored_bytes"])
     kinds = [{"what": what, "kind": kind, **sums[what, kind]} for what, kind in sorted(sums)]
@@ -499,11 +465,7 @@ def _row(
 
 
 def _print_table(rows: list[Row]) -> None:
-    shown = [{name: name.partition("_")[0].upper() for name in row} for row in rows[:1]]
-    shown += [{name: _cell(name, value) for name, value in row.items()} for row in rows]
-    widths = {name: max(len(row[name]) for row in shown) for name in shown[0]} if rows else {}
-    for row in shown:
-        click.echo("  ".join(cell.ljust(widths[name]) for name, cell in row.items()).rstrip())
+    print_table([{name: _cell(name, value) for name, value in row.items()} for row in rows])
 
 
 def _cell(name: str, value: Any) -> str:
@@ -537,15 +499,14 @@ async def rm(tier: Tier, everything: bool, yes: bool, as_json: bool, **chosen: A
 # ---- scrub
 
 
-@_command(_DRY_RUN, _OLD, _TIER, verifies=True)
-async def scrub(tier: Tier, dry_run: bool, delete_old_format: bool, as_json: bool) -> None:
+@_command(_DRY_RUN, _TIER, verifies=True)
+async def scrub(tier: Tier, dry_run: bool, as_json: bool) -> None:
     """Verify every value completely, and delete the bad ones.
 
-    Daemons may run meanwhile; with --delete-old-format, none of version 0.6.0 or before. Exits with
-    0 if all values are good, and with 3 if some are bad.
+    Daemons may run meanwhile. Exits with 0 if all values are good, and with 3 if some are bad.
     """
-    bad, names = list[tuple[_Found, ValueRejected]](), ("artifacts", "modules", "deleted", "gone")
-    done: Row = dict.fromkeys((*names, "other_format", "old_format_deleted"), 0)
+    bad = list[tuple[_Found, ValueRejected]]()
+    done: Row = dict.fromkeys(("artifacts", "modules", "deleted", "gone", "other_format"), 0)
     done |= {"bad": Counter(), "dry_run": dry_run}
     async for found in tier.check_all():
         if isinstance(found.what, str):
@@ -567,12 +528,6 @@ async def scrub(tier: Tier, dry_run: bool, delete_old_format: bool, as_json: boo
         why = "signed by an untrusted key, as all values are: kept" if keep else rejected.why
         told = {"name": name, "cause": cause, "why": why, "deleted": deleted}
         click.echo(json.dumps(told) if as_json else f"bad: {_cell('bad', told)}")
-    if isinstance(tier, _Redis):
-        async for page in tier.store.of_format_2():
-            done["other_format"] += len(page)
-            if delete_old_format and not dry_run:
-                gone = await tier.store.link.run(*(("UNLINK", each) for each in page))
-                done["old_format_deleted"] += sum(gone)
     done["bytes_read"] = tier.bytes_read
     _end("summary", done, as_json=as_json)
 
@@ -593,12 +548,11 @@ async def export_values(tier: _Redis, file: str, engine: str, module: str, as_js
         keys = await tier.keys(module=module)
         modules = {_module_of(key) for key in keys if _is_of(_engine_of(key), engine)}
         keys = [key for key in keys if key in modules or _is_of(_engine_of(key), engine)]
-        for key in _shown("exporting", keys):
+        for key in keys:
             found = await tier.read(key)
             _count(moved, os.fsdecode(found.name), found.what, found.value)
             if found.value:
                 archive.write(len(found.value).to_bytes(_LENGTH_BYTES) + found.value)
-            del found  # Else the error that ends the command holds the last value.
         archive.write(bytes(_LENGTH_BYTES))
     for signer in filter(None, map(tier.sealer.get, moved["signers"])):
         click.echo(f"trust this key where you import the file: {signer.hex}", err=True)
@@ -620,7 +574,7 @@ def _written(file: str) -> Iterator[IO[bytes]]:
         if file == "-":
             # Else Python reports the error again when it flushes standard output at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise CacheCommandFailed(f"cannot write {file}: {failure.strerror}") from None
+        raise CommandFailed(f"cannot write {file}: {failure.strerror}") from None
 
 
 @_command(_FILE, verifies=True, makes=True)
@@ -639,10 +593,10 @@ async def import_values(tier: _Redis, file: str, as_json: bool) -> None:
                     _count(moved, f"value {number}", await tier.take(value, seen), value)
                 except ValueRejected as rejected:
                     _count(moved, f"value {number}", rejected, value)
-    except (OSError, TierUnavailable, CacheCommandFailed) as failure:
+    except (OSError, TierUnavailable, CommandFailed) as failure:
         why = getattr(failure, "strerror", failure)
         before = f"{moved['artifacts'] + moved['modules']} values were imported before"
-        raise CacheCommandFailed(f"cannot import {file}: {why}; {before}") from None
+        raise CommandFailed(f"cannot import {file}: {why}; {before}") from None
     _end("imported", moved, as_json=as_json)
 
 
@@ -651,15 +605,15 @@ def _values_in(archive: IO[bytes], limit_bytes: int) -> Iterator[bytes]:
 
     def read(size_bytes: int) -> bytes:
         if len(found := archive.read(size_bytes)) < size_bytes:
-            raise CacheCommandFailed("it is cut off")
+            raise CommandFailed("it is cut off")
         return found
 
     if archive.read(len(_ARCHIVE)) != _ARCHIVE:
-        raise CacheCommandFailed("`wasmkilnd cache export` of this version has not written it")
+        raise CommandFailed("`wasmkilnd cache export` of this version has not written it")
     while size_bytes := int.from_bytes(read(_LENGTH_BYTES)):
         # A value whose payload is within the limit has no more bytes than this.
         if size_bytes > limit_bytes * 65 // 64 + 2 * values.MAX_HEADER_BYTES:
-            raise CacheCommandFailed(f"it has a value of {size_bytes} bytes (--max-artifact-bytes)")
+            raise CommandFailed(f"it has a value of {size_bytes} bytes (--max-artifact-bytes)")
         yield read(size_bytes)
 
 
@@ -691,17 +645,5 @@ def _end(done: str, counts: Row, *, as_json: bool, err: bool = False) -> None:
     bad: Counter[str] = counts.get("bad") or counts.get("refused") or Counter()
     # Values in another format are no bad values: other daemons can read them.
     if bad.total() > bad[Cause.VERSION.value]:
-        advice = (
-            "; trust their key with `wasmkilnd keys trust`, or check that these are the right keys"
-        )
         causes = ", ".join(f"{count} {cause}" for cause, count in bad.most_common())
-        raise BadValuesFound(f"bad values: {causes}{advice if bad[Cause.STRANGER.value] else ''}")
-
-
-def _shown(doing: str, keys: list[Key]) -> Iterator[Key]:
-    """Show a progress bar on stderr if that is a terminal."""
-    if not sys.stderr.isatty():
-        yield from keys
-        return
-    with click.progressbar(keys, label=doing, show_pos=True, file=sys.stderr) as shown:
-        yield from shown
+        raise BadValuesFound(f"bad values: {causes}{_ADVICE if bad[Cause.STRANGER.value] else ''}")

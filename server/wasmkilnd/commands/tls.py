@@ -20,115 +20,56 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from wasmkilnd.access.tls import as_pem, peer_name, private_pem
 from wasmkilnd.access.unusable import AccessUnusable
-from wasmkilnd.commands.as_owner import act_as_owner, settings_of
+from wasmkilnd.commands.shared import with_settings
+from wasmkilnd.ownership import make_folder
+from wasmkilnd.settings import Settings
 
-_HELP = {"help_option_names": ["-h", "--help"]}
 _HERE = ("localhost", "127.0.0.1", "::1")
-_CA_DAYS = 3650
-# A clock that is a little behind takes the certificates too.
-_EARLIER = timedelta(minutes=5)
+_SIGNS = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
+_MADE = """\
+made a CA, a server certificate and a client certificate in {0}
+
+serve:
+  wasmkilnd serve --tls-cert-file {0}/server.pem --tls-key-file {0}/server.key \
+--tls-client-ca-file {0}/ca.pem
+
+call:
+  wasmkiln --address localhost:50051 --ca-file {0}/ca.pem --cert-file {0}/client.pem \
+--key-file {0}/client.key engines"""
 
 
-@click.group(context_settings=_HELP)
+@click.group()
 def tls() -> None:
     """Make certificates for a first try of TLS."""
 
 
-@tls.command(context_settings=_HELP)
-@click.option(
-    "--dir",
-    "folder",
-    type=click.Path(path_type=Path),
-    default=None,
-    help="Where the files go.  [default: tls/ in the state directory]",
-)
-@click.option(
-    "--host",
-    "hosts",
-    multiple=True,
-    metavar="NAME",
-    help="A name or IP address of the server, besides localhost and this machine's name; may be"
-    " repeated.",
-)
-@click.option(
-    "--client",
-    default="client",
-    show_default=True,
-    metavar="NAME",
-    help="Whom the client certificate names: a DNS name, or a SPIFFE id such as"
-    " spiffe://example.org/builder.",
-)
-@click.option(
-    "--days",
-    type=click.IntRange(1, 825),
-    default=365,
-    show_default=True,
-    help="How long the certificates are valid. The CA is for ten years.",
-)
-@click.option(
-    "--state-dir",
-    default=None,
-    metavar="DIR",
-    help="The state directory.  [env: WASMKILN_STATE_DIR]",
-)
-def init(
-    folder: Path | None, hosts: Sequence[str], client: str, days: int, state_dir: str | None
-) -> None:
+@tls.command()
+@click.option("--dir", "folder", type=click.Path(path_type=Path), help="Where the files go.")
+@click.option("--host", "hosts", multiple=True, help="A further name or address of the server.")
+@click.option("--client", default="client", show_default=True, help="A DNS name or SPIFFE id.")
+@with_settings("state_dir")
+def init(settings: Settings, folder: Path | None, hosts: Sequence[str], client: str) -> None:
     """Make a CA, a server certificate and a client certificate, and say how to use them.
 
-    No file is overwritten. Whoever has ca.key can make certificates that the daemon trusts: keep
-    it secret, or delete it once you need no more of them.
+    They go into tls/ in the state directory, or --dir; no file is overwritten. The server is called
+    localhost and as this machine is, and as each --host says; --client says whom the client's
+    certificate names, for example spiffe://example.org/builder. The CA is valid for ten years, the
+    others for one. Whoever has ca.key can make certificates that the daemon trusts: keep it secret,
+    or delete it once you need no more of them.
     """
-    if folder is None:
-        folder = settings_of({"state_dir": state_dir} if state_dir else {}).state_dir / "tls"
-    folder = folder.absolute()
-    act_as_owner(next(each for each in (folder, *folder.parents) if each.exists()))
-    make(folder, (*_HERE, socket.gethostname(), *hosts), client, days)
-    click.echo(f"made a CA, a server certificate and a client certificate in {folder}")
-    for what, command in commands(folder, "localhost"):
-        click.echo(f"\n{what}:\n  {command}")
-
-
-def commands(folder: Path, host: str) -> Sequence[tuple[str, str]]:
-    """Return one command to serve, and one for each way to call."""
-    ca, cert, key = (str(folder / name) for name in ("ca.pem", "client.pem", "client.key"))
-    server = (str(folder / "server.pem"), str(folder / "server.key"))
-    serve = ("--tls-cert-file", server[0], "--tls-key-file", server[1], "--tls-client-ca-file", ca)
-    ours = ("--ca-file", ca, "--cert-file", cert, "--key-file", key)
-    grpcurl = ("-cacert", ca, "-cert", cert, "-key", key)
-    curl = ("--cacert", ca, "--cert", cert, "--key", key)
-    return [
-        ("serve", shlex.join(["wasmkilnd", "serve", *serve])),
-        ("call", shlex.join(["wasmkiln", "--address", f"{host}:50051", *ours, "engines"])),
-        ("call with grpcurl", shlex.join(["grpcurl", *grpcurl, f"{host}:50051", "list"])),
-        ("read with curl", shlex.join(["curl", *curl, f"https://{host}:9464/readyz"])),
-    ]
-
-
-def make(folder: Path, hosts: Sequence[str], client: str, days: int) -> None:
-    """Make certificates and keys: ``ca.pem``, ``ca.key``, and those of ``server`` and ``client``.
-
-    They are valid for ``days``, the CA for ten years. ``client`` is a SPIFFE id or a DNS name.
-    Raises AccessUnusable, also where a file exists.
-    """
-    server, named = [_host(host) for host in dict.fromkeys(hosts)], [_name(client)]
-    signs = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for who in ("ca", "server", "client"):
-            for path in (folder / f"{who}.pem", folder / f"{who}.key"):
-                if os.path.lexists(path):
-                    raise AccessUnusable(f"{path} exists already: choose another folder with --dir")
-        ca = _make(folder / "ca", _CA_DAYS, [signs])
-        for who, names, purpose in (
-            ("server", server, ExtendedKeyUsageOID.SERVER_AUTH),
-            ("client", named, ExtendedKeyUsageOID.CLIENT_AUTH),
-        ):
-            said = [x509.ExtendedKeyUsage([purpose]), x509.SubjectAlternativeName(names)]
-            _make(folder / who, days, said, ca)
-    except OSError as failure:
-        where = failure.filename or folder
-        raise AccessUnusable(f"cannot make {where}: {failure.strerror}") from None
+    folder = (folder or settings.state_dir / "tls").absolute()
+    # Every name before anything is made.
+    caller = [_name(client)]
+    server = [_host(host) for host in dict.fromkeys((*_HERE, socket.gethostname(), *hosts))]
+    make_folder(folder)
+    ca = _make(folder / "ca", 3650, [_SIGNS])
+    for name, sans, purpose in (
+        ("server", server, ExtendedKeyUsageOID.SERVER_AUTH),
+        ("client", caller, ExtendedKeyUsageOID.CLIENT_AUTH),
+    ):
+        said = [x509.ExtendedKeyUsage([purpose]), x509.SubjectAlternativeName(sans)]
+        _make(folder / name, 365, said, ca)
+    click.echo(_MADE.format(shlex.quote(str(folder))))
 
 
 def _make(
@@ -142,12 +83,8 @@ def _make(
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"wasmkiln first-try {path.name}")])
     issuer, signing_key = ca or (name, key)
     made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(issuer)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _EARLIER)
+        x509.CertificateBuilder(issuer, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(minutes=5))  # For a clock that is a little behind.
         .not_valid_after(now + timedelta(days=days))
     )
     for extension in (
@@ -158,9 +95,8 @@ def _make(
     ):
         critical = isinstance(extension, x509.BasicConstraints | x509.KeyUsage)
         made = made.add_extension(extension, critical)
-    signed = made.sign(signing_key, hashes.SHA256())
-    files = {".pem": (as_pem([signed]), 0o644), ".key": (private_pem(key), 0o600)}
-    for kind, (content, mode) in files.items():
+    pem = as_pem([made.sign(signing_key, hashes.SHA256())])
+    for kind, content, mode in ((".pem", pem, 0o644), (".key", private_pem(key), 0o600)):
         with open(path.with_suffix(kind), "xb", opener=partial(os.open, mode=mode)) as file:
             file.write(content)
     return name, key
@@ -173,6 +109,7 @@ def _host(text: str) -> x509.GeneralName:
 
 
 def _name(text: str) -> x509.GeneralName:
+    """Return the name of a certificate. Raises AccessUnusable for one that the guard refuses."""
     try:
         kind, _, host = peer_name(text).partition(":")
     except ValueError:

@@ -1,0 +1,108 @@
+"""What the commands share: the settings that they work by, tables, and their lines of the audit."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from wasmkilnd.lifecycle.private_folders import take_back_private
+from wasmkilnd.ownership import refuse_root
+from wasmkilnd.settings import Settings, env_name, flag_name
+from wasmkilnd.settings_loader import Decorator, load
+from wasmkilnd.telemetry.audit import TO_LOG, AuditEvent, AuditFile, AuditLine
+
+json_option: Decorator = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+say = functools.partial(click.echo, err=True)
+
+
+class CommandFailed(Exception):  # noqa: N818 - says what happened
+    """The command failed; the message says why and what to do."""
+
+
+def with_settings(*folders: str) -> Decorator:
+    """Give a command the settings that `serve` has, and a flag for each of ``folders``."""
+
+    def decorate(work: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(work)
+        def run(**given: Any) -> None:
+            flags = {name: value for name in folders if (value := given.pop(name))}
+            try:
+                work(ready(load(flags, os.environ).settings), **given)
+            except BrokenPipeError:
+                raise
+            except OSError as failure:
+                what = failure.filename or "a file"
+                raise CommandFailed(f"cannot use {what}: {failure.strerror}") from None
+
+        command: Callable[..., None] = run
+        for name in reversed(folders):
+            text = f"{Settings.model_fields[name].description}  [env: {env_name(name)}]"
+            command = click.option(flag_name(name), metavar="DIR", help=text)(command)
+        return command
+
+    return decorate
+
+
+def ready(settings: Settings) -> Settings:
+    """Return ``settings`` where a command may work by them. Raises NotOurs for another user's.
+
+    Where a container platform let the group of a volume write to private files, take that back, as
+    the daemon does when it starts: it would refuse the files.
+    """
+    refuse_root(settings.state_dir)
+    for private, files in take_back_private(settings):
+        say(f"note: took the group's rights to {files} private files: {private}")
+    return settings
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], none: str, *, as_json: bool) -> None:
+    """Print rows as JSON, or as a table where numbers are times; or say that there is none."""
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+    elif rows:
+        columns = dict.fromkeys(name for row in rows for name in row)
+        print_table([{name: _cell(row.get(name)) for name in columns} for row in rows])
+    else:
+        say(none)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, int):
+        return as_time(value)
+    return (", ".join(value) if isinstance(value, list) else value) or "-"
+
+
+def as_time(seconds: int) -> str:
+    """Return a time, which is given in seconds since 1970."""
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M}Z"
+
+
+def print_table(rows: Sequence[Mapping[str, str]]) -> None:
+    """Print rows of the same columns, and the columns' names above."""
+    heads = [{name: name.partition("_")[0].upper() for name in row} for row in rows[:1]]
+    shown = [[*row.values()] for row in (*heads, *rows)]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    for row in shown:
+        click.echo("  ".join(map(str.ljust, row, widths)).rstrip())
+
+
+def audit_change(settings: Settings, what: str, **about: str) -> None:
+    """Write what a command has changed, and who ran it, if ``settings`` name an audit file.
+
+    A line that cannot be written is a warning: the change is made.
+    """
+    if settings.audit_file in ("", TO_LOG):  # A command has no log.
+        return
+    path = Path(settings.audit_file).expanduser()
+    line = AuditLine(AuditEvent.CHANGE, f"uid:{os.getuid()}", about={"what": what, **about})
+    try:
+        AuditFile(path).append(line)
+    except OSError as failure:
+        say(f"warning: cannot write the audit to {path}: {failure.strerror}")

@@ -1,0 +1,148 @@
+"""Root on the state of a service: each command refuses, and prints the line that does it."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.daemon import Daemon
+from tests.e2e.programs import WASMKILND, installed_engines, why_not_as
+
+SERVICE = 54321
+"""A user without a name, as in containers."""
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as somebody else")
+
+
+@pytest.fixture
+def reachable() -> Iterator[Path]:
+    """A folder that the service's user can reach: pytest's own are root's alone."""
+    with tempfile.TemporaryDirectory(prefix="wasmkiln-") as folder:
+        Path(folder).chmod(0o711)
+        yield Path(folder)
+
+
+@pytest.fixture
+def state(reachable: Path) -> Path:
+    """The state directory of a service, as ``install -d -o`` makes it."""
+    state = reachable / "state"
+    state.mkdir(mode=0o700)
+    os.chown(state, SERVICE, SERVICE)
+    if why := why_not_as(SERVICE):
+        pytest.skip(f"another user cannot run the daemon: {why}")
+    return state
+
+
+def wasmkilnd(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as root, from a folder that is root's alone."""
+    return run(WASMKILND, *words, environ=environ)
+
+
+def run(*words: str, environ: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("WASMKILN_")}
+    return subprocess.run(
+        words,
+        env={**inherited, **(environ or {})},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def owners(folder: Path) -> set[int]:
+    return {each.lstat().st_uid for each in (folder, *folder.rglob("*"))}
+
+
+COMMANDS = (
+    ("keys", "generate"),
+    ("keys", "rotate"),
+    ("keys", "ls"),
+    ("token", "add", "ci", "--role", "compile"),
+    ("token", "ls"),
+    ("token", "revoke", "ci"),
+    ("tls", "init", "--host", "a name"),
+    ("engine", "ls"),
+    ("engine", "install", "wasmtime"),
+    ("engine", "remove", "wasmtime-50.0.1"),
+    ("cache", "ls"),
+    ("cache", "scrub", "--tier", "host_store"),
+    ("cache", "export", "-"),
+    ("reload",),
+    ("serve", "--redis-url", "none"),
+)
+CONFIG = ("config", "--admin-listen", "none", "--listen", "127.0.0.1:0")
+
+
+@pytest.mark.parametrize("named_by", ["flag", "environment"])
+@pytest.mark.parametrize("command", [*COMMANDS, CONFIG], ids=lambda words: "-".join(words[:2]))
+def test_each_command_refuses_and_names_the_line_to_give(
+    state: Path, command: tuple[str, ...], named_by: str
+) -> None:
+    words, environ = command, {"WASMKILN_STATE_DIR": str(state)}
+    if named_by == "flag":
+        words, environ = (*command, "--state-dir", str(state)), {}
+    done = wasmkilnd(*words, **environ)
+    assert done.returncode == (2 if command == CONFIG else 1), done
+    *logged, told = done.stderr.splitlines()
+    assert not logged or command[0] == "serve"
+    assert told.startswith(f"error: cannot run as root: {state} belongs to user {SERVICE}; ")
+    become = ["setpriv", "--reuid", str(SERVICE), "--regid", str(SERVICE), "--clear-groups"]
+    given = [WASMKILND, *command, "--state-dir", str(state)]
+    assert line_in(told) == [*become, *given]
+    assert list(state.iterdir()) == []
+
+
+def line_in(told: str) -> Sequence[str]:
+    """Return the command that a refusal prints."""
+    _, line, _ = told.split("`")
+    return shlex.split(line)
+
+
+def test_the_lines_do_what_root_wanted(state: Path) -> None:
+    for words in (("keys", "generate"), ("token", "add", "ci", "--role", "read"), ("tls", "init")):
+        refused = wasmkilnd(*words, WASMKILN_STATE_DIR=str(state))
+        done = run(*line_in(refused.stderr))
+        assert done.returncode == 0, done.stderr
+    assert owners(state) == {SERVICE}
+    assert {path.name for path in state.iterdir()} == {"access", "keys", "tls"}
+
+
+def test_a_user_with_a_name_gets_a_line_of_runuser(state: Path) -> None:
+    nobody = pwd.getpwnam("nobody")
+    os.chown(state, nobody.pw_uid, nobody.pw_gid)
+    refused = wasmkilnd("keys", "generate", WASMKILN_STATE_DIR=str(state))
+    line = line_in(refused.stderr)
+    assert line[:4] == ["runuser", "-u", "nobody", "--"]
+    done = run(*line)
+    assert done.returncode == 0, done.stderr
+    assert owners(state) == {nobody.pw_uid}
+
+
+def test_as_a_module_the_line_names_the_interpreter(state: Path) -> None:
+    python = str(Path(WASMKILND).parent / "python")
+    refused = run(python, "-m", "wasmkilnd", "keys", "ls", "--state-dir", str(state))
+    line = line_in(refused.stderr)
+    assert line[-7:] == [python, "-m", "wasmkilnd", "keys", "ls", "--state-dir", str(state)]
+    assert run(*line).returncode == 0
+
+
+def test_what_the_refusal_says_serves(state: Path) -> None:
+    refused = wasmkilnd("serve", "--state-dir", str(state))
+    line = line_in(refused.stderr)
+    become = line[: line.index(WASMKILND)]
+    flags = ["--redis-url", "none", "--workers", "1"]
+    engines = state / "engines"
+    engines.mkdir(mode=0o700)
+    [wasmtime] = [e for e in installed_engines() if e.id == "wasmtime-50.0.1"]
+    subprocess.run(["cp", "-a", str(wasmtime.path), str(engines / wasmtime.id)], check=True)
+    run("chown", "-R", f"{SERVICE}:{SERVICE}", str(engines))
+    with Daemon(state, flags, command=[*become, WASMKILND]) as daemon, daemon.client() as client:
+        assert client.health() == "SERVING"
+        assert owners(state) == {SERVICE}
