@@ -128,16 +128,6 @@ def test_a_strike_of_format_2_is_none(version: str) -> None:
     assert _strikes({today: values[old]}) == []
 
 
-@pytest.mark.parametrize("version", OLD)
-async def test_values_of_format_2_are_told_from_those_of_today(version: str) -> None:
-    old, today = sample(version)[0], sample("format-3")[0]
-    store = store_of(Redis(old | today), Notes())
-    told = [name for page in [page async for page in store.of_format_2()] for name in page]
-    # Leases and strikes live for seconds and hours.
-    kept = (b"wasm:lease:", b"wasm:strike:")
-    assert sorted(told) == sorted(name for name in old if not name.startswith(kept))
-
-
 @pytest.mark.parametrize("version", [*OLD, "format-3"])
 def test_a_saved_artifact_is_read_and_verified(version: str, tmp_path: Path) -> None:
     for name, content in sample(version)[1].items():

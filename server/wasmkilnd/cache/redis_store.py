@@ -78,10 +78,6 @@ _HEX = "[0-9a-f]{64}"
 _NAME = re.compile(
     rf"3:(?:(module|of):{{({_HEX})}}|compiled:{{({_HEX})}}:([!-~]+):({_HEX}))".encode()
 )
-_OF_FORMAT_2 = re.compile(
-    rf"compiled:{{{_HEX}}}:{_HEX}|module:{{{_HEX}}}|part:{{{_HEX}}}:(?:{_HEX}|module):{_HEX}"
-    rf"|mark:(?:{{{_HEX}}}|all)|(?:revoked|cert):{_HEX}".encode()
-)
 # A fleet whose daemons do not trust each other's keys rejects every value for one of these. A
 # writer to Redis can make up any number of reasons.
 _LOGGED_ONCE = frozenset({Cause.UNSIGNED, Cause.STRANGER})
@@ -492,12 +488,6 @@ class RedisStore:
         names = [(each, self._named(kind, each)) for each in modules for kind in ("module", "of")]
         ages = await self._each([("TTL", name) for _, name in names])
         return {each for (each, _), age in zip(names, ages, strict=True) if age == _NO_TTL}
-
-    async def of_format_2(self) -> AsyncIterator[list[bytes]]:
-        """Return the names of what versions up to 0.6.0 stored and no later version reads."""
-        begins = len(self.prefix)
-        async for page in self.link.scan(f"{_literal(self.prefix)}*".encode()):
-            yield [name for name in page if _OF_FORMAT_2.fullmatch(name, begins)]
 
     # Names
 
