@@ -136,7 +136,7 @@ def test_keys_are_trusted_distrusted_and_revoked(keys: Keys, tmp_path: Path) -> 
     assert "signs with it" in keys.refused("revoke", signing.id)
     words = ("keys", "revoke", two.id, "--since", "2026-11-27", "--keys-dir", str(keys.folder))
     dated = wasmkilnd(*words)
-    assert (dated.returncode, "No such option: --since" in dated.stderr) == (2, True)
+    assert (dated.returncode, "No such option" in dated.stderr) == (2, True)
     assert two.id not in keys.directory.revoked()
 
 

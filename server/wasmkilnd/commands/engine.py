@@ -52,7 +52,6 @@ def install(
     Without a version, install the one that this release was tested with. The wheels of tested
     versions are pinned by SHA-256; others are installed with a warning, or by --sha256, which is
     given once for each wheel. Where an engine finds no CPython that it runs in, uv fetches one.
-
     With --warm-from, for example wasmtime-49.0.0, names stand for the new engine once the daemon
     has compiled for it what is used most with that one.
     """

@@ -52,10 +52,9 @@ def init(settings: Settings, folder: Path | None, hosts: Sequence[str], client: 
     """Make a CA, a server certificate and a client certificate, and say how to use them.
 
     They go into tls/ in the state directory, or --dir; no file is overwritten. The server is called
-    localhost and as this machine is, and as each --host says; --client says whom the client's
-    certificate names, for example spiffe://example.org/builder. The CA is valid for ten years, the
-    others for one. Whoever has ca.key can make certificates that the daemon trusts: keep it secret,
-    or delete it once you need no more of them.
+    localhost, as this machine is, and as each --host says; the client as --client says, for example
+    spiffe://example.org/builder. The CA is valid for ten years, the others for one. Whoever has
+    ca.key can make certificates that the daemon trusts: keep it secret, or delete it.
     """
     folder = (folder or settings.state_dir / "tls").absolute()
     # Every name before anything is made.

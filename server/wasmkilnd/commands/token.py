@@ -58,10 +58,8 @@ def add(
     """Make a token, and print it: once, as it is kept nowhere.
 
     Repeat --role for more roles; compile includes read. A rule of the policy may give it another
-    namespace. Without --expires it counts for ever.
-
-    Several tokens may have one name. So replace a token without a gap: add the new one, hand it
-    out, and revoke the old one by its id.
+    namespace. Without --expires it counts for ever. Several tokens may have one name. So replace a
+    token without a gap: add the new one, hand it out, and revoke the old one by its id.
     """
     is_first = not settings.has_tokens_file
     text, made = TokenStore(settings.tokens_file).add(name, map(Role, roles), namespace, expires)
