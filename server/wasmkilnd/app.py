@@ -4,50 +4,52 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Callable, Coroutine
+import threading
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import structlog
 
-from wasmkilnd.engines.registry import EngineRegistry
-from wasmkilnd.lifecycle import descriptors
-from wasmkilnd.lifecycle.auditing import audit_access, audit_start, audit_tls
-from wasmkilnd.lifecycle.banner import banner
-from wasmkilnd.lifecycle.engines import Serving, find_engines
-from wasmkilnd.lifecycle.listening import prepare_tls
-from wasmkilnd.lifecycle.long_step import long_step
-from wasmkilnd.lifecycle.malloc_trim import MallocTrim
-from wasmkilnd.lifecycle.open_access import open_access
-from wasmkilnd.lifecycle.opening import Opening
-from wasmkilnd.lifecycle.preflight import check_host
-from wasmkilnd.lifecycle.progress import Progress
+from wasmkilnd import options
+from wasmkilnd.access.tls import Certificates, TlsFiles, server_credentials
+from wasmkilnd.cache.embedded import EmbeddedServer, SharedServer
+from wasmkilnd.cache.host_store import HostDirectory
+from wasmkilnd.cache.redis_servers import AccessUnusable as RedisUnusable
+from wasmkilnd.lifecycle import engines, preflight, serve_namespaces
+from wasmkilnd.lifecycle import reload as reloads
 from wasmkilnd.lifecycle.readiness import Readiness
-from wasmkilnd.lifecycle.reload import Reloader, ReloadResult
-from wasmkilnd.lifecycle.serve_namespaces import prepare_namespaces
-from wasmkilnd.lifecycle.service import Service
 from wasmkilnd.lifecycle.shutdown import Shutdown, until
 from wasmkilnd.lifecycle.status_page import StatusPage
-from wasmkilnd.lifecycle.watch import follow, stamps_of, watched_files
-from wasmkilnd.model import DrainState, Reloadable
-from wasmkilnd.options import limits_of, traffic_limits
-from wasmkilnd.quota import Quotas
+from wasmkilnd.lifecycle.systemd import long_step
+from wasmkilnd.model import DrainState, Entrance, Reloadable, Transport
+from wasmkilnd.network import SocketAccess
+from wasmkilnd.quota import FairShare, Quotas
+from wasmkilnd.rpc import server
 from wasmkilnd.rpc.admin_service import AdminServicer
 from wasmkilnd.rpc.calls import Entry
-from wasmkilnd.rpc.messages import stats_response
+from wasmkilnd.rpc.messages import Capabilities, stats_response
 from wasmkilnd.rpc.module_service import ModuleServicer
-from wasmkilnd.rpc.server import METHODS, RpcServer
 from wasmkilnd.rpc.traffic import MESSAGE_OVERHEAD_BYTES, Traffic, message_bytes_for
+from wasmkilnd.setting_values import NONE, Address, written
+from wasmkilnd.settings import Settings
 from wasmkilnd.settings_loader import LoadedSettings
+from wasmkilnd.signing.keys import open_keys
+from wasmkilnd.signing.sealer import Sealer
+from wasmkilnd.telemetry.admin import AddressInUse, AdminServer
+from wasmkilnd.telemetry.audit import Audit, AuditEvent, AuditLine, CannotAudit, audit_change
 from wasmkilnd.telemetry.logs import dropped_lines
-from wasmkilnd.telemetry.metrics import Metrics
-from wasmkilnd.tenants import Tenants
+from wasmkilnd.telemetry.metrics import Metrics, TlsStatus
+from wasmkilnd.telemetry.tracing import open_tracing
+from wasmkilnd.tenants import Common, Tenants
 
 # Calls at a time on one connection.
 _MAX_STREAMS = 256
+_FLUSH_S = 5.0
 
 log = structlog.get_logger("wasmkilnd")
 
@@ -56,150 +58,180 @@ class Daemon:
     """All parts of one daemon."""
 
     def __init__(self, loaded: LoadedSettings, shutdown: Shutdown) -> None:
-        self._loaded = loaded
-        self._settings = Reloadable(loaded.settings)
-        self._limits = Reloadable(limits_of(loaded.settings))
-        self._traffic_limits = Reloadable(traffic_limits(loaded.settings))
-        self._shutdown = shutdown
-        self._version = version("wasmkiln")
-        self._metrics = Metrics(self._version, METHODS)
-        self._readiness = Readiness()
-        self._metrics.gauges.ready = lambda: self._readiness.now()[0]
-        self._metrics.gauges.log_lines_dropped = dropped_lines
-        self._on_stop = AsyncExitStack()
-        self._rpc: RpcServer | None = None
-        self._tenants: Tenants | None = None
-        self._engines: EngineRegistry | None = None
-        self._reloader: Reloader | None = None
-        self._serving: Serving | None = None
+        self.settings = Reloadable(loaded.settings)
+        self.version = version("wasmkiln")
         self.banner = ""
+        self._shutdown = shutdown
+        self._metrics = Metrics(self.version, server.METHODS)
+        self._readiness = Readiness()
+        self._on_stop = AsyncExitStack()
+        self._rpc: server.RpcServer | None = None
+        self._tenants: Tenants | None = None
 
     async def start(self) -> None:
-        """Start every part; serve last, once all else works. Raises CannotStart."""
-        settings = self._settings.current
-        check_host(settings)
-        seen = stamps_of(watched_files(settings))
-        opening = Opening(
-            self._settings, self._limits, self._metrics, self._on_stop, self._shutdown
-        )
-        audit = await opening.audit()
-        tracing = await opening.tracing()
-        tls = await opening.tls()
-        access = await open_access(self._settings, lambda: tls.current.client_cas if tls else ())
-        access.on_change(partial(audit_access, audit))
-        audit_tls(audit, tls)
-        sealer = await opening.sealer()
-        found = await find_engines(settings)
-        connections = descriptors.connections_per_address(settings, len(found))
-        audit_start(audit, self._version, sealer.keys)
-        started = Serving(
-            self._settings, self._limits, self._metrics, audit, self._in_the_background
-        )
-        await started.start(found, self._on_stop)
-        engines = self._engines = started.registry
-        quotas = Quotas(lambda: access.policy.current.quotas)
-        self._metrics.gauges.quotas = quotas.by_kind
+        """Build and start every part; serve last, once all else works.
+
+        Raises CannotStart, AccessUnusable, KeysUnusable and TracingUnusable.
+        """
+        try:
+            await self._start(self.settings.current)
+        except (AddressInUse, CannotAudit, server.CannotListen, RedisUnusable) as failure:
+            raise preflight.CannotStart(str(failure)) from None
+
+    async def _start(self, now: Settings) -> None:
+        settings, metrics = self.settings, self._metrics
+        readiness, on_stop = self._readiness, self._on_stop
+        limits = Reloadable(options.limits_of(now))
+        traffic_limits = Reloadable(options.traffic_limits(now))
+        preflight.check_host(now)
+        seen = reloads.stamps_of(reloads.watched_files(now))
+
+        # Who may do what, and what is written about it.
+        audit = Audit(metrics.audit_lost)
+        (await asyncio.to_thread(audit.prepare, now.audit_file))()
+        on_stop.callback(audit.close)
+        if tracing := await asyncio.to_thread(open_tracing, settings, self.version):
+            on_stop.push_async_callback(asyncio.to_thread, tracing.close)
+        tls = await asyncio.to_thread(TlsFiles, now) if now.tls_cert_file else None
+
+        def client_cas() -> Certificates:
+            return tls.current.client_cas if tls else ()
+
+        access = await asyncio.to_thread(reloads.OpenAccess, settings, audit, client_cas)
+        keys = await asyncio.to_thread(open_keys, now)
+        sealer = Sealer(keys, self.version, max_age_s=now.value_max_age_s)
+        about: dict[str, Any] = {"key_id": keys.own_id, "trusted_keys": len(keys.trusted)}
+        log.info("signing artifacts", **about)
+        audit.write(AuditLine(AuditEvent.START, about={"version": self.version, **about}))
+
+        # The engines.
+        found = await engines.find_engines(now)
+        connections = preflight.connections_per_address(now, len(found))
+        serving = engines.Serving(settings, limits, metrics, audit, self._in_the_background)
+        await serving.start(found, on_stop)
+        served = serving.registry
+
+        # The tiers, and what serves each namespace.
+        if why := serve_namespaces.refusal(now, access.policy.current.namespaces):
+            raise preflight.CannotStart(why)
+        embedded = EmbeddedServer(now.state_dir, now.embedded_redis_bytes)
+        url, access_of_redis = now.redis_url.get_secret_value(), options.redis_access(now)
+        shared = SharedServer(url, access_of_redis, embedded, timeout_s=now.redis_timeout_s)
+        on_stop.push_async_callback(self._unless_hurried, embedded.stop)
+        on_stop.push_async_callback(shared.close)
         async with long_step("opening the cache", at_most_s=300.0):
-            tenants = self._tenants = await opening.tenants(
-                access.policy.current.namespaces, engines, sealer
+            await shared.start()
+            common = Common(
+                *(settings, metrics, shared, HostDirectory(options.host_options(now)), served),
+                served_engines=partial(engines.served_engines, served),
+                held=FairShare(lambda: 2 * limits.current.queue_bytes),
+                # So that most workers stay free for callers.
+                slots=asyncio.Semaphore(max(1, now.effective_workers // 2)),
+                sealer=sealer,
             )
-        traffic = Traffic(self._traffic_limits, message_bytes_for(settings.max_module_bytes))
-        rpc = RpcServer(
-            ModuleServicer(
-                tenants.of,
-                lambda namespace: stats_response(
-                    tenants.metrics_of(namespace),
-                    namespace,
-                    quotas.readings(namespace),
-                    engines.names,
-                ),
-                lambda: started.capabilities(self._version, self._limits.current),
-            ),
+            tenants = self._tenants = Tenants(common, access.policy.current.namespaces)
+            on_stop.push_async_callback(tenants.close)
+            on_stop.push_async_callback(self._unless_hurried, tenants.flush, _FLUSH_S)
+            await tenants.start()
+
+        # The calls.
+        quotas = Quotas(lambda: access.policy.current.quotas)
+        traffic = Traffic(traffic_limits, message_bytes_for(now.max_module_bytes))
+
+        def stats(namespace: str) -> Any:
+            counted, spent = tenants.metrics_of(namespace), quotas.readings(namespace)
+            return stats_response(counted, namespace, spent, served.names)
+
+        def capabilities() -> Capabilities:
+            return serving.capabilities(self.version, limits.current)
+
+        rpc = server.RpcServer(
+            ModuleServicer(tenants.of, stats, capabilities),
             AdminServicer(tenants.of, self.drain),
-            Entry(traffic, self._metrics, access.guard, audit, quotas.of, tracing),
+            Entry(traffic, metrics, access.guard, audit, quotas.of, tracing),
             connections=connections,
             streams=_MAX_STREAMS,
         )
-        self._metrics.gauges.traffic = traffic.usage
-        self._reloader = Reloader(
-            self._settings,
-            self._limits,
-            self._traffic_limits,
-            sealer,
-            tenants,
-            audit,
-            self._metrics,
-            largest_module_bytes=traffic.message_bytes - MESSAGE_OVERHEAD_BYTES,
-            parts=[
-                *([prepare_tls(tls)] if tls else []),
-                access.prepare,
-                prepare_namespaces(tenants, access),
-                lambda new: audit.prepare(new.audit_file),
-                lambda _: tenants.look_at_pins,
-                started.prepare,
-            ],
-        )
-        self._in_the_background(access.guard.follow_keys())
-        self._in_the_background(
-            follow(lambda: watched_files(self._settings.current), seen, self._reloader.refresh)
-        )
-        started.follow(tenants)
-        self._serving = started
-        status = StatusPage(self._metrics, self._readiness, started, tenants)
-        admin_address = await opening.admin(self._readiness, access.guard, audit, tls, status.pages)
-        if admin_address:
+        gauges = metrics.gauges
+        gauges.ready = lambda: readiness.now()[0]
+        gauges.log_lines_dropped, gauges.quotas = dropped_lines, quotas.by_kind
+        gauges.traffic = traffic.usage
+
+        if tls:
+            gauges.tls = partial(_tls_status, tls)
+            _audit_tls(audit, tls)
+        status = StatusPage(metrics, readiness, serving, tenants)
+        admin_address = ""
+        if now.admin_listen != NONE:
+            admin = AdminServer(
+                *(now.admin_listen, metrics.registry, readiness.now, access.guard, audit),
+                (lambda: tls.current.http_context) if tls else None,
+                status.pages,
+                checks_host=checks_host(now),
+            )
+            admin_address = await admin.start()
+            on_stop.push_async_callback(admin.stop)
             self._in_the_background(status.sampler.run())
         self._rpc = rpc
-        bound = await opening.listen(rpc, tls)
-        self._readiness.started(
-            lambda: engines.served, lambda: started.unserved, lambda: _redis_detail(tenants)
+        on_stop.push_async_callback(rpc.stop)
+        on_stop.push_async_callback(self._finish, rpc, tenants, served.close)
+
+        # What changes while it runs.
+        self._serving = serving
+        self._reloader = reloads.Reloader(
+            *(settings, limits, traffic_limits, sealer, tenants, audit, metrics),
+            largest_module_bytes=traffic.message_bytes - MESSAGE_OVERHEAD_BYTES,
+            refusal=lambda new: options.limits_too_low(new) or engines.refusal(new),
+            parts={
+                **({"TLS": tls.prepare} if tls else {}),
+                "access": access.prepare,
+                "namespaces": serve_namespaces.prepare_namespaces(tenants, access),
+                "audit": lambda new: audit.prepare(new.audit_file),
+                "pins": lambda _: tenants.look_at_pins,
+                "engines": serving.prepare,
+            },
         )
-        rpc.set_health(self._readiness.now()[0])
-        self._in_the_background(self._readiness.follow(rpc.set_health))
-        self._in_the_background(MallocTrim.of_this_process().run())
+        self._in_the_background(access.guard.follow_keys())
+        self._follow_files(seen)
+        serving.follow(tenants)
+
+        # What listens.
+        sockets = SocketAccess(int(now.socket_mode, 8), options.group_id(now.socket_group))
+        wanted = _listeners(now, tls)
+        bound = await rpc.start(wanted, sockets)
+        if path := Address.parse(admin_address).path if admin_address else "":
+            server.open_socket(admin_address, Path(path), sockets)
+        readiness.started(
+            lambda: served.served, lambda: serving.unserved, lambda: _redis_detail(tenants)
+        )
+        rpc.set_health(readiness.now()[0])
         # All that is there now stays: a full collection of it would make every caller wait.
         gc.collect()
         gc.freeze()
-        self.banner = banner(
-            self._version,
-            self._loaded,
-            bound,
-            admin_address,
-            engines,
-            started.unserved,
-            started.isolation.summary,
-            tenants.default.host.trouble,
-            tenants.server.description,
-            asks=access.guard.access.on,
-        )
-        log.info(
-            "ready",
-            addresses=bound.all,
-            metrics=admin_address,
-            engines=[engine.id for engine in engines.served],
-        )
+        gc.enable()
+        serves: dict[str, list[str]] = {}
+        for listener, address in zip(wanted, bound, strict=True):
+            serves.setdefault(listener.setting, []).append(address)
+        about_it = now, self.version, serves, admin_address, serving, tenants
+        self.banner = _banner(*about_it, asks=access.guard.access.on)
+        ids = [engine.id for engine in served.served]
+        log.info("ready", addresses=bound, metrics=admin_address, engines=ids)
 
-    async def reload(self, read: Callable[[], LoadedSettings]) -> ReloadResult:
+    async def reload(self, read: Callable[[], LoadedSettings]) -> reloads.ReloadResult:
         """Apply the configuration that ``read`` returns, as far as a running daemon can."""
-        if self._reloader is None or self._shutdown.asked.is_set():
-            log.warning("cannot reload: the daemon is starting or stopping")
-            return ReloadResult("the daemon is starting or stopping")
         result = await self._reloader.reload(read)
-        if not result.refused and self._serving:
+        if not result.settings_refused:  # The names of engines are among them.
             await self._serving.look()
         return result
 
-    def service(self) -> Service:
-        """Return what tells the service manager how the daemon is."""
-        progress = Progress(
-            lambda: [engine.pool for engine in self._engines.served] if self._engines else []
-        )
-        return Service(
-            self._settings.current.state_dir, self._version, self._status, progress.holds
-        )
-
-    def _status(self) -> str:
+    def status(self) -> str:
+        """Return in a sentence how the daemon is."""
         return f"{self._readiness.now()[1]}; {self._metrics.figures()}"
+
+    def look(self) -> bool:
+        """Do what has to be done every few seconds; return whether the daemon gets on."""
+        preflight.trim_memory()
+        return self._readiness.look(self._rpc.set_health if self._rpc else lambda _: None)
 
     def drain(self, grace_s: float | None = None) -> DrainState:
         """Refuse new calls from now on; return what the daemon still waits for.
@@ -207,7 +239,7 @@ class Daemon:
         Calls in progress have ``grace_s`` to finish; None for the setting.
         """
         first = not self._shutdown.asked.is_set()
-        self._shutdown.ask(self._settings.current.shutdown_grace_s if grace_s is None else grace_s)
+        self._shutdown.ask(self.settings.current.shutdown_grace_s if grace_s is None else grace_s)
         self._readiness.draining()
         if not (self._rpc and self._tenants):
             return DrainState(0.0, 0, 0)  # It was still starting.
@@ -220,25 +252,26 @@ class Daemon:
     async def stop(self) -> None:
         """End in phases: refuse new calls, finish, give up, flush, close."""
         self.drain()
-        if self._tenants:
-            await self._tenants.end_behind()
-        if self._tenants and not await until(self._shutdown.overdue, self._finish()):
-            log.warning(
-                "grace is over: giving up calls",
-                calls=self._rpc.running_calls if self._rpc else 0,
-                flights=self._tenants.flights,
-            )
-            await self._tenants.settle(0)
-        if self._engines:
-            # While connections are open, so that callers who wait for a worker learn why they fail.
-            await self._engines.close()
         await self._on_stop.aclose()
         log.info("stopped")
 
-    async def _finish(self) -> None:
-        if self._rpc and self._tenants:
-            await self._rpc.idle()
-            await self._tenants.settle()
+    async def _finish(
+        self,
+        rpc: server.RpcServer,
+        tenants: Tenants,
+        close_engines: Callable[[], Coroutine[Any, Any, None]],
+    ) -> None:
+        async def finished() -> None:
+            await rpc.idle()
+            await tenants.settle()
+
+        await tenants.end_behind()
+        if not await until(self._shutdown.overdue, finished()):
+            left = {"calls": rpc.running_calls, "flights": tenants.flights}
+            log.warning("grace is over: giving up calls", **left)
+            await tenants.settle(0)
+        # While connections are open, so that callers who wait for a worker learn why they fail.
+        await close_engines()
 
     def _in_the_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -249,7 +282,117 @@ class Daemon:
 
         self._on_stop.push_async_callback(end)
 
+    def _follow_files(self, seen: reloads.Stamps) -> None:
+        loop, stop = asyncio.get_running_loop(), threading.Event()
+        self._on_stop.callback(stop.set)
+        about = (
+            lambda: reloads.watched_files(self.settings.current),
+            seen,
+            lambda: asyncio.run_coroutine_threadsafe(self._reloader.refresh(), loop).result(),
+            stop,
+        )
+        threading.Thread(target=reloads.follow, args=about, name="files", daemon=True).start()
+
+    async def _unless_hurried(self, work: Callable[..., Any], *arguments: Any) -> None:
+        await until(self._shutdown.hurried, work(*arguments))
+
 
 def _redis_detail(tenants: Tenants) -> str:
     status = tenants.remote_status()
     return "" if status.switched_off else status.detail
+
+
+def _tls_status(files: TlsFiles) -> TlsStatus:
+    """Return when the files expire, for the metrics."""
+    current = files.current
+    expiry = {"cert": current.not_after.timestamp()}
+    if current.client_ca_not_after:
+        expiry["client_ca"] = current.client_ca_not_after.timestamp()
+    return TlsStatus(expiry, files.failures)
+
+
+def _audit_tls(audit: Audit, files: TlsFiles) -> None:
+    """Write from now on when the certificate or the CAs of callers are replaced."""
+    before = files.current
+
+    def tell() -> None:
+        nonlocal before
+        now = files.current
+        if now.chain_pem != before.chain_pem:
+            audit_change(audit, "certificate", not_after=now.not_after.isoformat())
+        if now.client_ca_pem != before.client_ca_pem:
+            audit_change(audit, "client_cas", count=len(now.client_cas))
+        before = now
+
+    files.on_change(tell)
+
+
+def checks_host(settings: Settings) -> bool:
+    """Return whether a website could have browsers ask the admin server under its own name.
+
+    TLS names the server, and a port that other machines reach can be asked without a browser.
+    """
+    address = Address.parse(settings.admin_listen)
+    return address.local and not address.path and not settings.tls_cert_file
+
+
+def _listeners(settings: Settings, tls: TlsFiles | None) -> Sequence[server.Listener]:
+    """Return the addresses of gRPC, in the order of the settings."""
+    found = []
+    for setting in ("listen", "token_listen", "operator_listen"):
+        asks = bool(settings.tls_client_ca_file) and setting != "token_listen"
+        admin = setting == "operator_listen" or not settings.operator_listen
+        for address in getattr(settings, setting):
+            at = server.Listener(address, setting, admin)
+            if address.startswith("unix:"):
+                at = replace(at, entrance=Entrance(Transport.UNIX, address))
+            elif tls:
+                entrance = Entrance(Transport.MTLS if asks else Transport.TLS)
+                credentials = partial(server_credentials, tls, client_certificates=asks)
+                at = replace(at, entrance=entrance, credentials=credentials)
+            found.append(at)
+    return found
+
+
+def _banner(
+    settings: Settings,
+    version: str,
+    serves: Mapping[str, Sequence[str]],
+    admin: str,
+    serving: engines.Serving,
+    tenants: Tenants,
+    *,
+    asks: bool,
+) -> str:
+    """Return the addresses, who may call, engines, tiers, and a command for another terminal."""
+    address, trouble = serves["listen"][0], tenants.default.host.trouble
+    found, open_to_all = serving.registry, not (asks or settings.tls_cert_file)
+    page = f"http{'s' if settings.tls_cert_file else ''}://{admin}/ in a browser"
+    host = f"host store, {written('host_store_bytes', settings.effective_host_store_bytes)}"
+    host = host if settings.effective_host_store_bytes else "no host store"
+    host = f"host store unusable: {trouble}" if trouble else host
+    served = [
+        f"{engine.id} ({engine.capabilities.interpreter},"
+        f" {engine.pool.size} worker{'s' if engine.pool.size > 1 else ''}"
+        f"{', default' if engine.id == found.default else ''})"
+        for engine in found.served
+    ]
+    served = served or ["none works: the daemon serves no call"]
+    served += [f"{one.id} is not served: {one.cause}" for one in serving.unserved]
+    flag = "" if address == "127.0.0.1:50051" else f"--address {address} "
+    rows = {
+        "serving": ", ".join(serves["listen"]),
+        "tokens": ", ".join(serves.get("token_listen", ())),
+        "operator": ", ".join(serves.get("operator_listen", ())),
+        "callers": "need an identity" if asks else "everybody may do everything",
+        "metrics": admin and f"{admin}/metrics, /healthz, /readyz",
+        "status": admin and not admin.startswith("unix:") and page,
+        "engines": f"\n{'':11}".join(served),
+        "jobs": found.served and serving.isolation.summary,
+        "tiers": f"memory, {written('memory_bytes', settings.memory_bytes)}; {host};"
+        f" {tenants.server.description}",
+        "state": settings.state_dir,
+        "try": open_to_all and f"wasmkiln {flag}compile MODULE.wasm -o MODULE.cwasm",
+    }
+    body = "\n".join(f"  {name:<9}{text}" for name, text in rows.items() if text)
+    return f"wasmkilnd {version} is ready\n{body}"

@@ -6,17 +6,15 @@ import asyncio
 import gc
 import os
 import sys
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Mapping
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import click
 
-from wasmkilnd.lifecycle.restart_for_tls import restart_for_tls
-from wasmkilnd.settings_loader import ConfigError, FlagValue, LoadedSettings, load, options
+from wasmkilnd.settings_loader import ConfigError, FlagValue, load, options
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -24,6 +22,11 @@ EXIT_FOUND = 3
 EXIT_INTERRUPTED = 130
 
 _ELSEWHERE = ("cache", "engine", "keys", "reload", "tls", "token")
+
+_ONLY_TLS_1_3 = "ECDHE-PSK-AES128-CBC-SHA"
+"""The one cipher suite for TLS 1.2 that no connection can use without a pre-shared key.
+
+The suites of TLS 1.3 are not part of this list, and always there."""
 
 
 def main() -> None:
@@ -109,18 +112,15 @@ def serve(flags: Mapping[str, FlagValue], config: Path | None) -> None:
     """Serve in the foreground until SIGTERM or Ctrl-C."""
     read = partial(load, flags, os.environ, config)
     loaded = read()
-    restart_for_tls(loaded.settings)
-    asyncio.run(_run()(loaded, read))
-
-
-def _run() -> Callable[[LoadedSettings, Callable[[], LoadedSettings]], Coroutine[Any, Any, None]]:
-    # What is imported stays, so there is nothing to collect: looking takes a sixth of the time.
+    if loaded.settings.tls_cert_file and loaded.settings.tls_min_version == "1.3":
+        # gRPC has no setting for the lowest version of TLS: it looks here when it is imported.
+        os.environ["GRPC_SSL_CIPHER_SUITES"] = _ONLY_TLS_1_3
+    # What is imported stays, so there is nothing to collect until the daemon is built: looking
+    # takes a sixth of the time.
     gc.disable()
-    try:
-        from wasmkilnd.run import run
-    finally:
-        gc.enable()
-    return run
+    from wasmkilnd.run import run
+
+    asyncio.run(run(loaded, read))
 
 
 @command.command(name="config")

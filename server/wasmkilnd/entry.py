@@ -4,11 +4,15 @@ The thin client brings this script and not what the daemon needs. So this file i
 library alone.
 """
 
+import signal
 import sys
 
 
 def main() -> None:
     """Run the command; with one sentence where a package is not there."""
+    if sys.argv[1:2] == ["serve"]:
+        # A SIGHUP waits until the daemon can reload: it would kill one that is still importing.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
     try:
         from wasmkilnd.cli import main as run
 

@@ -5,26 +5,28 @@ from __future__ import annotations
 import asyncio
 import faulthandler
 import signal
+import sys
 from collections.abc import Callable
 
 import structlog
 
 from wasmkilnd.app import Daemon
-from wasmkilnd.lifecycle import systemd
-from wasmkilnd.lifecycle.banner import is_wanted, show
-from wasmkilnd.lifecycle.malloc_trim import configure_malloc
-from wasmkilnd.lifecycle.service import Service
+from wasmkilnd.lifecycle.preflight import configure_malloc
 from wasmkilnd.lifecycle.shutdown import Shutdown, until
+from wasmkilnd.lifecycle.systemd import Service, notify
+from wasmkilnd.settings import Settings
 from wasmkilnd.settings_loader import LoadedSettings
 from wasmkilnd.telemetry import logs
 
 log = structlog.get_logger("wasmkilnd")
 
+_SHOW_S = 2.0
+
 
 async def run(loaded: LoadedSettings, read: Callable[[], LoadedSettings]) -> None:
     """Serve until SIGTERM, SIGINT or Drain, then drain and end.
 
-    ``read`` returns the configuration at each SIGHUP. Raises CannotStart.
+    ``read`` returns the configuration at each SIGHUP. Raises as ``Daemon.start``.
     """
     configure_malloc()
     with logs.standard_error(loaded.settings.log_format, loaded.settings.log_level):
@@ -34,25 +36,9 @@ async def run(loaded: LoadedSettings, read: Callable[[], LoadedSettings]) -> Non
 
 
 async def _live(loaded: LoadedSettings, read: Callable[[], LoadedSettings]) -> None:
-    shutdown = Shutdown()
+    shutdown, hung_up = Shutdown(), asyncio.Event()
     daemon = Daemon(loaded, shutdown)
-    service = daemon.service()
-    hung_up = asyncio.Event()
-    _handle_signals(daemon, shutdown, hung_up)
-    try:
-        if await until(shutdown.asked, daemon.start()):
-            if is_wanted(loaded.settings):
-                await asyncio.to_thread(show, daemon.banner)
-            await service.begin()
-            await until(shutdown.asked, _reload_at_each(hung_up, daemon, service, read))
-    finally:
-        systemd.stopping()
-        await daemon.stop()
-        await service.end()
-        _ignore_signals()
-
-
-def _handle_signals(daemon: Daemon, shutdown: Shutdown, hung_up: asyncio.Event) -> None:
+    service = Service(loaded.settings.state_dir, daemon.version, daemon.status, daemon.look)
     stops = 0
 
     def stop(name: str) -> None:
@@ -67,28 +53,47 @@ def _handle_signals(daemon: Daemon, shutdown: Shutdown, hung_up: asyncio.Event) 
             log.info("stopping at once", signal=name)
             shutdown.hurry()
 
+    async def reload_at_each_hang_up() -> None:
+        while True:
+            await hung_up.wait()
+            hung_up.clear()
+            await service.reload(lambda: daemon.reload(read))
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number.name)
     loop.add_signal_handler(signal.SIGHUP, hung_up.set)
+    # Since ``entry``, one that came has waited: the daemon reloads once it has started.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])
+    try:
+        if await until(shutdown.asked, daemon.start()):
+            if is_banner_wanted(loaded.settings):
+                await asyncio.to_thread(_show, daemon.banner)
+            await service.begin()
+            await until(shutdown.asked, reload_at_each_hang_up())
+    finally:
+        notify("STOPPING=1", "STATUS=draining")
+        await daemon.stop()
+        await service.end()
+        # The event loop removes its handlers as it closes, before the interpreter ends: a signal
+        # that comes in between would kill a daemon that has stopped cleanly.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
 
 
-def _ignore_signals() -> None:
-    """Ignore signals from now on.
-
-    The event loop removes its handlers as it closes, before the interpreter ends: a signal that
-    comes in between would kill a daemon that has stopped cleanly.
-    """
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        loop.remove_signal_handler(number)
-        signal.signal(number, signal.SIG_IGN)
+def is_banner_wanted(settings: Settings) -> bool:
+    """Return whether somebody reads the banner: not a program that reads JSON."""
+    if settings.banner != "auto":
+        return settings.banner == "always"
+    if settings.log_format == "auto":
+        return sys.stdout.isatty() or sys.stderr.isatty()
+    return sys.stdout.isatty() or settings.log_format == "text"
 
 
-async def _reload_at_each(
-    hung_up: asyncio.Event, daemon: Daemon, service: Service, read: Callable[[], LoadedSettings]
-) -> None:
-    while True:
-        await hung_up.wait()
-        hung_up.clear()
-        await service.reload(lambda: daemon.reload(read))
+def _show(text: str) -> None:
+    """Print the banner; give up after 2 s if nobody reads it."""
+    if sys.stdout:  # the daemon may have been started without one
+        writer = logs.Writer(sys.stdout.fileno())
+        writer.put(lambda _: text, {})
+        writer.end(_SHOW_S)

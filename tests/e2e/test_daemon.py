@@ -47,7 +47,7 @@ def test_the_banner_tells_what_one_has_to_know(daemon: Daemon) -> None:
         "wasmtime-50.0.1 (CPython 3",
         "wasmtime-49.0.0",
         "default",
-        "memory, 256 MiB",
+        "memory, 256MiB",
         "embedded Valkey",
         str(daemon.state_dir),
         "everybody may do everything",

@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import signal
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -26,13 +27,14 @@ from tests.e2e import wasm
 from tests.e2e.callers import COMPILE, RawCaller
 from tests.e2e.daemon import RedisDaemon, fresh_state
 from tests.e2e.processes import eventually
-from tests.e2e.programs import Installed
+from tests.e2e.programs import WASMKILND, Installed
 from tests.e2e.signing_keys import KeyDirectory, KeyPair
 from tests.e2e.test_cache import COMPILED, MEMORY, REDIS, settled
 from tests.servers.certificates import Certificates, certificates
 from tests.servers.redis_server import RedisServer, binary_of, free_ports, redis_server
 
 MIB = 2**20
+FAILED = "cannot reload: what cannot be used stays as it was"
 
 
 class Configured:
@@ -184,15 +186,13 @@ def test_a_smaller_memory_tier_makes_room_at_once(configured: Configured) -> Non
 
 BROKEN = {
     "compile_timeout_s = ": "not valid TOML",
-    'compile_timeout_s = "soon"\nworkers = -1': "soon",
+    'compile_timeout_s = "soon"\nworkers = -1\nmemory_bytes = 0': "soon",
     "compile_timeout = 3": "did you mean compile_timeout_s",
-    'compile_timeout_s = 9\nsigning_key = "secret-nonsense"': "WASMKILN_SIGNING_KEY",
-    'compile_timeout_s = 9\ntrusted_keys = ["nobody"]': "WASMKILN_TRUSTED_KEYS",
     "": "cannot read",
 }
 
 
-def test_a_broken_configuration_changes_nothing(configured: Configured) -> None:
+def test_a_broken_configuration_changes_no_setting(configured: Configured) -> None:
     with configured.daemon.client() as client:
         for content, words in BROKEN.items():
             configured.file.write_text(content)
@@ -200,14 +200,66 @@ def test_a_broken_configuration_changes_nothing(configured: Configured) -> None:
                 configured.file.unlink()
             [line] = configured.reload()
             assert line["level"] == "error"
-            assert line["event"] == "cannot reload: nothing changed"
+            assert line["event"] == FAILED
             assert words in line["cause"]
             assert "\n" not in line["cause"]
             assert client.capabilities().limits.compile_time.seconds == 61
         assert client.compile(wasm.adder(1)).header.size_bytes
         configured.write(compile_timeout_s=4)
         assert changes(configured.reload(), "setting changed") == {"compile_timeout_s": (61, 4)}
-    assert "secret-nonsense" not in configured.daemon.log
+
+
+def test_a_broken_configuration_holds_back_no_keys(engines: Installed, tmp_path: Path) -> None:
+    """Nor do keys that cannot be used hold back settings."""
+    one = Configured(tmp_path, compile_timeout_s=61)
+    with one.daemon, one.daemon.client() as client:
+        keys = KeyDirectory.of(one.state)
+        before = keys.pair()
+        keys.run("rotate")
+        one.file.write_text("compile_timeout_s = 'soon'")
+        events = {line["event"]: line for line in one.reload()}
+        assert "compile_timeout_s" in events[FAILED]["cause"]
+        assert events["signing key changed"]["old"] == before.public.id
+        for name, value in (("signing_key", "secret-nonsense"), ("trusted_keys", ["nobody"])):
+            one.write(compile_timeout_s=len(name), **{name: value})
+            lines = one.reload()
+            [failed] = [line for line in lines if line["event"] == FAILED]
+            assert f"WASMKILN_{name.upper()}" in failed["cause"]
+            assert "compile_timeout_s" in changes(lines, "setting changed")
+            assert client.capabilities().limits.compile_time.seconds == len(name)
+            assert client.compile(wasm.adder(1)).header.size_bytes
+    assert "secret-nonsense" not in one.daemon.log
+
+
+def test_a_hang_up_before_the_daemon_is_there_waits_for_it(
+    engines: Installed, tmp_path: Path
+) -> None:
+    state = fresh_state(tmp_path / "state", engines=["wasmer-1.1.0"])
+    process = subprocess.Popen(
+        [
+            *(WASMKILND, "serve", "--state-dir", str(state), "--redis-url", "none"),
+            *("--listen", "127.0.0.1:0", "--admin-listen", "none", "--log-format", "json"),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    eventually(lambda: blocks_hang_ups(process.pid), "it does not begin")
+    process.send_signal(signal.SIGHUP)
+    assert process.stderr
+    events = []
+    for line in process.stderr:
+        events.append(json.loads(line)["event"])
+        if events[-1] == "reloaded":
+            process.terminate()
+    assert process.wait(60) == 0, events
+    assert events.index("ready") < events.index("reloaded")
+    process.stderr.close()
+
+
+def blocks_hang_ups(pid: int) -> bool:
+    [mask] = re.findall(r"SigBlk:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+    return bool(int(mask, 16) & 1 << signal.SIGHUP - 1)
 
 
 def test_the_log_and_the_grace(configured: Configured) -> None:

@@ -148,9 +148,9 @@ def test_a_failed_reload_is_seen_by_whoever_reloaded(managed: Managed) -> None:
     assert code == 1
     assert re.search(r"goes on with what it had: .*compile_timeout_s", said), said
     # systemd shows it too, and so does the journal.
-    words = "STATUS=the last reload changed nothing: "
+    words = "STATUS=the last reload failed: "
     eventually(lambda: managed.has_told(words, before), "systemd does not hear of it")
-    words = "cannot reload: nothing changed"
+    words = "cannot reload: what cannot be used stays as it was"
     eventually(lambda: any(words in each for each in managed.lines), "it is not logged")
     assert all(each.startswith("<3>") for each in managed.lines if words in each)
     managed.config.write_text("compile_timeout_s = 20\n")

@@ -293,7 +293,7 @@ def test_namespaces_that_have_more_than_there_is_are_refused(
         assert a.compile(wasm.adder(30)).header.origin == COMPILED
         policy.write_text(greedy)
         tenants.daemon.process.send_signal(signal.SIGHUP)
-        line = tenants.daemon.wait_for_log("cannot reload: nothing changed")
+        line = tenants.daemon.wait_for_log("cannot reload: what cannot be used stays as it was")
         assert "raise the setting memory_bytes" in line
         assert a.compile(wasm.adder(30)).header.origin == MEMORY
     for command in ("config", "serve"):

@@ -204,8 +204,8 @@ def test_broken_files_change_nothing(site: TlsSite, daemon: Daemon, tmp_path: Pa
     with Callers(daemon, site, site.client).running() as callers:
         before = served_certificate(daemon, site)
         shutil.copy(Authority(tmp_path / "other").server().key_file, site.server.key_file)
-        hang_up(daemon, "cannot reload: nothing changed")
-        line = daemon.wait_for_log("cannot reload: nothing changed")
+        hang_up(daemon, "cannot reload: what cannot be used stays as it was")
+        line = daemon.wait_for_log("cannot reload: what cannot be used stays as it was")
         assert "cannot use tls_key_file" in line
         assert "it is not the key of the certificate" in line
         site.client_ca_file.write_text("nothing")

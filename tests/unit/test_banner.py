@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from wasmkilnd.lifecycle.banner import is_wanted
+from wasmkilnd.run import is_banner_wanted
 from wasmkilnd.settings import Settings
 
 
@@ -33,4 +33,4 @@ def test_it_gets_between_no_lines_of_json(
 
     monkeypatch.setattr("sys.stdout", Stream(out))
     monkeypatch.setattr("sys.stderr", Stream(err))
-    assert is_wanted(Settings(state_dir=Path("/x"), **settings)) is wanted
+    assert is_banner_wanted(Settings(state_dir=Path("/x"), **settings)) is wanted

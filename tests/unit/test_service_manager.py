@@ -9,49 +9,44 @@ import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from wasmkilnd.lifecycle import systemd
-from wasmkilnd.lifecycle.long_step import long_step
-from wasmkilnd.lifecycle.progress import STUCK_S, Progress
+from wasmkilnd.lifecycle.readiness import STUCK_S, Readiness
 from wasmkilnd.lifecycle.reload import ReloadResult
-from wasmkilnd.lifecycle.running import (
-    RunningDaemon,
-    RunningFile,
-    began,
-    remove_stale,
-    running,
-)
-from wasmkilnd.lifecycle.service import Service
+from wasmkilnd.lifecycle.running import RunningDaemon, began, remove_stale, running, write
+from wasmkilnd.lifecycle.systemd import Service, long_step, notify
 
 
 @pytest.mark.parametrize("abstract", [False, True])
-def test_a_life_as_systemd_hears_it(
+async def test_a_life_as_systemd_hears_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstract: bool
 ) -> None:
+    async def done() -> ReloadResult:
+        return ReloadResult()
+
     path = f"wasmkiln-test-{tmp_path.name}" if abstract else str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.settimeout(5)
         manager.bind(f"\0{path}" if abstract else path)
         monkeypatch.setenv("NOTIFY_SOCKET", f"@{path}" if abstract else path)
-        systemd.ready("ready; one\nX_FORGED=1")
+        service = Service(tmp_path, "1.2.3", lambda: "ready; one\nX_FORGED=1", lambda: True)
+        await service.begin()
         assert manager.recv(4096) == b"READY=1\nSTATUS=ready; one"
         before_us = time.monotonic_ns() // 1000
-        systemd.reloading()
+        await service.reload(done)
         reloading, _, stamp = manager.recv(4096).decode().partition("\nMONOTONIC_USEC=")
         assert reloading == "RELOADING=1"
         assert before_us <= int(stamp) <= time.monotonic_ns() // 1000
-        systemd.status("2 engines\nX_FORGED=1")
-        assert manager.recv(4096) == b"STATUS=2 engines"
-        systemd.stopping()
-        assert manager.recv(4096).startswith(b"STOPPING=1\n")
+        assert manager.recv(4096) == b"READY=1\nSTATUS=ready; one"
+        await service.end()
 
 
 @pytest.mark.parametrize("address", ["", "relative", "/nothing/listens/here"])
 def test_nobody_to_tell_is_no_failure(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", address)
-    systemd.ready("ready")
-    systemd.stopping()
+    notify("READY=1", "STATUS=ready")
 
 
 def test_a_manager_that_does_not_read_holds_up_nobody(
@@ -61,7 +56,7 @@ def test_a_manager_that_does_not_read_holds_up_nobody(
         manager.bind(str(tmp_path / "notify"))
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         for _ in range(10_000):
-            systemd.status("x" * 200)
+            notify(f"STATUS={'x' * 200}")
 
 
 @pytest.mark.parametrize(
@@ -121,23 +116,50 @@ class Workers:
     why_no_worker: str = ""
 
 
+@dataclass
+class Engine:
+    id: str
+    pool: Workers
+
+
 def test_jobs_that_wait_for_minutes_beside_idle_workers_are_stuck() -> None:
+    def gets_on() -> bool:
+        return readiness.look(lambda _: None)
+
     now_s, pool = 0.0, Workers()
-    progress = Progress(lambda: [Workers(), pool], lambda: now_s)
-    assert progress.holds()
+    readiness = Readiness(lambda: now_s)
+    engines: Any = [Engine("one", Workers()), Engine("two", pool)]
+    readiness.started(lambda: engines, tuple, str)
+    assert gets_on()
     pool.waiting = 3
-    assert progress.holds()
+    assert gets_on()
     now_s += STUCK_S - 1
-    assert progress.holds()
+    assert gets_on()
     now_s += 2
-    assert not progress.holds()
+    assert not gets_on()
     pool.busy = 1  # A long job is no harm.
-    assert progress.holds()
+    assert gets_on()
     now_s += 10 * STUCK_S
-    assert progress.holds()
+    assert gets_on()
     pool.busy, pool.why_no_worker = 0, "it does not start"
     now_s += 10 * STUCK_S
-    assert progress.holds()
+    assert gets_on()
+
+
+def test_a_change_of_health_is_told_once() -> None:
+    pool, told = Workers(), list[bool]()
+    readiness = Readiness()
+    engines: Any = [Engine("one", pool)]
+    readiness.look(told.append)
+    readiness.started(lambda: engines, tuple, str)
+    for why in ("", "it does not start", "it does not start", "", ""):
+        pool.why_no_worker = why
+        readiness.look(told.append)
+    assert told == [False, True]
+    readiness.draining()
+    readiness.look(told.append)
+    assert told == [False, True]
+    assert readiness.now() == (False, "draining")
 
 
 async def test_the_watchdog_hears_nothing_once_jobs_are_stuck(
@@ -194,7 +216,7 @@ def test_files_of_killed_daemons_go_and_nonsense_is_no_daemon(tmp_path: Path) ->
     folder.mkdir(mode=0o700)
     for number, text in enumerate(("", "[]", "{}", '{"pid": 1, "began": 0}', '{"pid": "x"}')):
         (folder / f"{number}.json").write_text(text)
-    RunningFile(tmp_path).write(RunningDaemon(os.getpid(), began(os.getpid()) + 1))
+    write(tmp_path, RunningDaemon(os.getpid(), began(os.getpid()) + 1))
     assert running(tmp_path) == []
     remove_stale(tmp_path)
     assert list(folder.iterdir()) == []

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
-from wasmkilnd.lifecycle.reload import CannotReload, Prepare, Reloader
-from wasmkilnd.lifecycle.watch import follow, stamps_of
+from wasmkilnd.lifecycle.reload import (
+    CannotReload,
+    Prepare,
+    Reloader,
+    Stamps,
+    follow,
+    stamps_of,
+)
 from wasmkilnd.model import Reloadable
 from wasmkilnd.settings import Settings
 from wasmkilnd.telemetry.metrics import Metrics
+
+from tests.e2e.processes import eventually
 
 LOOK_S = 0.01
 
@@ -30,48 +39,57 @@ class Looks:
         self.count += 1
         return self.files
 
-    async def some(self) -> None:
+    def some(self) -> None:
         """Wait until the files were looked through a few times more."""
         wanted = self.count + 4
-        async with asyncio.timeout(30):
-            while self.count < wanted:  # noqa: ASYNC110 - a thread counts
-                await asyncio.sleep(LOOK_S)
+        eventually(lambda: self.count >= wanted, "nobody looks", 30)
 
 
-@asynccontextmanager
-async def followed(looks: Looks) -> AsyncIterator[list[str]]:
+@contextmanager
+def following(
+    files: Callable[[], Iterable[Path]], seen: Stamps, changed: Callable[[], bool]
+) -> Iterator[None]:
+    stop = threading.Event()
+    thread = threading.Thread(target=follow, args=(files, seen, changed, stop, LOOK_S))
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+@contextmanager
+def followed(looks: Looks) -> Iterator[list[str]]:
     """Follow the first file; yield what it held each time that a change was noticed."""
     noticed: list[str] = []
 
-    async def changed() -> bool:
+    def changed() -> bool:
         noticed.append(looks.files[0].read_text() if looks.files[0].exists() else "")
         return True
 
-    task = asyncio.create_task(follow(looks, stamps_of(looks.files), changed, LOOK_S))
-    try:
+    with following(looks, stamps_of(looks.files), changed):
         yield noticed
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_a_change_is_noticed_once(tmp_path: Path) -> None:
+def test_a_change_is_noticed_once(tmp_path: Path) -> None:
     looks = Looks(tmp_path / "file")
-    async with followed(looks) as noticed:
-        await looks.some()
+    with followed(looks) as noticed:
+        looks.some()
         assert noticed == []
         looks.files[0].write_text("made")
-        await looks.some()
+        looks.some()
         assert noticed == ["made"]
         looks.files[0].write_text("changed")
-        await looks.some()
+        looks.some()
         assert noticed == ["made", "changed"]
         looks.files[0].unlink()
-        await looks.some()
+        looks.some()
         assert noticed == ["made", "changed", ""]
 
 
-async def test_files_that_still_change_are_left_alone(tmp_path: Path) -> None:
+def test_files_that_still_change_are_left_alone(tmp_path: Path) -> None:
     """A certificate and its key are not replaced in one moment."""
     file = tmp_path / "file"
     file.write_text("0")
@@ -84,25 +102,23 @@ async def test_files_that_still_change_are_left_alone(tmp_path: Path) -> None:
 
     looks = Looks(file)
     found: list[str] = []
-    noticed = asyncio.Event()
+    noticed = threading.Event()
 
-    async def changed() -> bool:
+    def changed() -> bool:
         found.append(file.read_text())
         noticed.set()
         return True
 
-    task = asyncio.create_task(follow(growing, stamps_of([file]), changed, LOOK_S))
-    await asyncio.wait_for(noticed.wait(), 30)
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    with following(growing, stamps_of([file]), changed):
+        assert noticed.wait(30)
     assert found == ["0" * 6]
 
 
 @pytest.mark.parametrize("failing", ["files", "changed"])
-async def test_whatever_fails_is_tried_again(tmp_path: Path, failing: str) -> None:
+def test_whatever_fails_is_tried_again(tmp_path: Path, failing: str) -> None:
     file = tmp_path / "file"
     left = 3
-    noticed = asyncio.Event()
+    noticed = threading.Event()
 
     def fail(what: str) -> None:
         nonlocal left
@@ -114,29 +130,26 @@ async def test_whatever_fails_is_tried_again(tmp_path: Path, failing: str) -> No
         fail("files")
         return [file]
 
-    async def changed() -> bool:
+    def changed() -> bool:
         fail("changed")
         noticed.set()
         return True
 
     seen = stamps_of([file])
     file.write_text("new")
-    with capture_logs() as log:
-        task = asyncio.create_task(follow(files, seen, changed, LOOK_S))
-        await asyncio.wait_for(noticed.wait(), 30)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+    with capture_logs() as log, following(files, seen, changed):
+        assert noticed.wait(30)
     assert left == 0
-    assert [line["event"] for line in log] == ["a defect keeps changed files from being read"]
+    assert {line["event"] for line in log} == {"a defect keeps changed files from being read"}
 
 
-async def test_what_could_not_be_used_is_tried_again_without_a_change(tmp_path: Path) -> None:
+def test_what_could_not_be_used_is_tried_again_without_a_change(tmp_path: Path) -> None:
     """No descriptor was left, say: the file that revokes a token is as it was."""
     file = tmp_path / "file"
     tried = 0
-    done = asyncio.Event()
+    done = threading.Event()
 
-    async def changed() -> bool:
+    def changed() -> bool:
         nonlocal tried
         tried += 1
         if tried == 3:
@@ -145,11 +158,9 @@ async def test_what_could_not_be_used_is_tried_again_without_a_change(tmp_path: 
 
     seen = stamps_of([file])
     file.write_text("new")
-    task = asyncio.create_task(follow(lambda: [file], seen, changed, LOOK_S))
-    await asyncio.wait_for(done.wait(), 30)
-    await asyncio.sleep(10 * LOOK_S)
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    with following(lambda: [file], seen, changed):
+        assert done.wait(30)
+        time.sleep(10 * LOOK_S)
     assert tried == 3
 
 
@@ -175,18 +186,19 @@ async def test_what_one_part_cannot_read_or_apply_holds_back_no_other(tmp_path: 
 
         return apply
 
-    parts = [
-        part("one"),
-        part("", ValueError("a secret")),
-        cannot_apply,
-        part("", CannotReload("no", lambda: applied.append("rest"))),
-        part("two"),
-    ]
+    parts = {
+        "a": part("one"),
+        "b": part("", ValueError("a secret")),
+        "c": cannot_apply,
+        "d": part("", CannotReload("no", lambda: applied.append("rest"))),
+        "e": part("two"),
+    }
     nothing: Any = None
     metrics = Metrics("1")
     reloader = Reloader(
         *(settings, nothing, nothing, nothing, nothing, nothing, metrics),
         largest_module_bytes=0,
+        refusal=lambda _: "",
         parts=parts,
     )
     with capture_logs() as log:

@@ -11,7 +11,7 @@ as a whole before any of them is used, and what was checked is what is used: not
 Messages read "cannot use tls_key_file /path: why" and never hold a key.
 
 Certificate and key may be replaced one after the other: files that changed are read once they have
-stayed the same for a second (``lifecycle.watch``).
+stayed the same for a second (``lifecycle.reload``).
 """
 
 from __future__ import annotations

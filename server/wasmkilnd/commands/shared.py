@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from wasmkilnd.lifecycle.private_folders import take_back_private
+from wasmkilnd.lifecycle.running import take_back_private
 from wasmkilnd.ownership import refuse_root
 from wasmkilnd.settings import Settings, env_name, flag_name
 from wasmkilnd.settings_loader import Decorator, load

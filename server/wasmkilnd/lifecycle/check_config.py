@@ -2,7 +2,7 @@
 
 Nothing is made and nothing is left: a key that the first start makes is not missed here. Each
 failure is the one that ``serve`` would end with. What a start takes back of a volume's group, the
-command has taken back before (``private_folders``).
+command has taken back before (``running``).
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from wasmkilnd.access import tls
 from wasmkilnd.access.guard import Access, read_access
 from wasmkilnd.cache.redis_servers import AccessUnusable, connect
 from wasmkilnd.lifecycle import engines, serve_namespaces
-from wasmkilnd.lifecycle.listening import open_tls, socket_access
 from wasmkilnd.lifecycle.preflight import CannotStart, check_limits
 from wasmkilnd.lifecycle.running import running
-from wasmkilnd.options import redis_access
+from wasmkilnd.options import group_id, redis_access
 from wasmkilnd.ownership import check_path
 from wasmkilnd.setting_values import NONE, Address
 from wasmkilnd.settings import Settings
@@ -38,7 +38,8 @@ def check(settings: Settings) -> Access:
     check_path(settings.state_dir)
     _check_audit(settings)
     open_exporter(settings)
-    open_tls(settings)
+    if settings.tls_cert_file:
+        tls.load(settings)
     access, _ = read_access(settings)
     if why := serve_namespaces.refusal(settings, access.policy.namespaces):
         raise CannotStart(why)
@@ -104,7 +105,7 @@ def _check_socket(settings: Settings, address: Address) -> None:
     folder = Path(address.path).parent
     if not folder.is_dir():
         raise CannotStart(f"cannot listen on {address}: {folder} is not a directory; create it")
-    group = socket_access(settings).group
+    group = group_id(settings.socket_group)
     mine = {os.getegid(), *os.getgroups()}
     if group is not None and os.geteuid() != 0 and group not in mine:
         raise CannotStart(

@@ -38,10 +38,9 @@ from wasmkilnd.engines.process import IsolationGuard
 from wasmkilnd.engines.registry import EngineRegistry, ServedEngine
 from wasmkilnd.engines.serving import serve_engine
 from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
-from wasmkilnd.lifecycle.descriptors import make_room
-from wasmkilnd.lifecycle.long_step import long_step
 from wasmkilnd.lifecycle.preflight import CannotStart
 from wasmkilnd.lifecycle.reload import CannotReload
+from wasmkilnd.lifecycle.systemd import long_step
 from wasmkilnd.model import HASHED_FORMAT, UNHASHED_DEFAULTS, Reloadable
 from wasmkilnd.ownership import NotOurs
 from wasmkilnd.rpc.messages import Capabilities
@@ -326,8 +325,7 @@ class Serving:
         log.info("engines read again")
 
     async def _take_in(self, installed: Sequence[InstalledEngine]) -> None:
-        names, served = self.registry.resolved, {each.id for each in self.registry.served}
-        make_room(len({each.id for each in installed} - served), self.settings.current)
+        names = self.registry.resolved
         added, gone = await self._take(installed)
         for engine_id in added:
             self._tenants.add_engine(engine_id)

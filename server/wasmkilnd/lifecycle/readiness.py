@@ -1,8 +1,8 @@
-"""Whether the daemon serves calls, and if not, why: for /readyz, gRPC health and the log."""
+"""Whether the daemon serves calls, and if not, why: for /readyz, gRPC health, log and watchdog."""
 
 from __future__ import annotations
 
-import asyncio
+import time
 from collections.abc import Callable, Sequence
 
 import structlog
@@ -12,8 +12,8 @@ from wasmkilnd.model import UnservedEngine
 
 log = structlog.get_logger("wasmkilnd")
 
-_INTERVAL_S = 0.25
-_STARTING = "starting"
+# A worker that has not started after a minute is given up, and its jobs learn the cause.
+STUCK_S = 150.0
 
 
 class Readiness:
@@ -23,11 +23,12 @@ class Readiness:
     event loop.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._redis_detail: Callable[[], str] = str
         self._engines: Callable[[], Sequence[ServedEngine]] = tuple
         self._unserved: Callable[[], Sequence[UnservedEngine]] = tuple
-        self._phase = _STARTING
+        self._phase = "starting"
+        self._clock, self._got_on_s, self._reported = clock, clock(), True
 
     def started(
         self,
@@ -42,8 +43,9 @@ class Readiness:
         """
         self._engines, self._unserved = engines, unserved
         self._redis_detail = redis_detail
-        if self._phase == _STARTING:
+        if self._phase == "starting":
             self._phase = ""
+        self._reported, _ = self.now()
 
     def draining(self) -> None:
         """Be not ready from now on, whatever the engines do."""
@@ -55,27 +57,28 @@ class Readiness:
             return False, self._phase
         engines, unserved = self._engines(), self._unserved()
         wrong = [f"{one.id} is not served: {one.cause}" for one in unserved]
-        wrong += [
-            f"{engine.id} has no worker: {engine.pool.why_no_worker}"
-            for engine in engines
-            if engine.pool.why_no_worker
-        ]
+        idle = {engine.id: engine.pool.why_no_worker for engine in engines}
+        wrong += [f"{engine_id} has no worker: {why}" for engine_id, why in idle.items() if why]
         ready = len(wrong) < len(engines) + len(unserved)
         if detail := self._redis_detail():
             wrong.append(detail)
         return ready, "; ".join(["ready" if ready else "no engine works", *wrong])
 
-    async def follow(self, report: Callable[[bool], None]) -> None:
-        """Report every change until cancelled."""
-        reported, _ = self.now()
-        while True:
-            await asyncio.sleep(_INTERVAL_S)
-            ready, why = self.now()
-            if ready == reported or self._phase:
-                continue
-            reported = ready
+    def look(self, report: Callable[[bool], None]) -> bool:
+        """Report a change since the last look, and return whether the daemon gets on.
+
+        While jobs wait, workers are busy or the engine says why it has none. Where neither holds
+        for minutes, what hands out workers has died, and only a restart helps.
+        """
+        ready, why = self.now()
+        if ready != self._reported and not self._phase:
+            self._reported = ready
             if ready:
                 log.info("serving again", detail=why)
             else:
                 log.error("not serving", cause=why)
             report(ready)
+        pools = [engine.pool for engine in self._engines()]
+        if not any(each.waiting and not each.busy and not each.why_no_worker for each in pools):
+            self._got_on_s = self._clock()
+        return self._clock() - self._got_on_s < STUCK_S

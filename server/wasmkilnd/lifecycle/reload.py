@@ -1,22 +1,33 @@
-"""Reload on SIGHUP: replace the current settings and keys with those read again."""
+"""Read settings, keys, TLS, access and what else files say again: on SIGHUP, and as files change.
+
+Each part is read by itself. One that cannot be used stays as it was, is named, makes the reload a
+failure, and holds no other part back: a token that was revoked must not count on because a
+certificate, or the configuration, is broken. The settings are one part, since they are checked
+together: with one value that cannot be used, all stay as they were. A file that a setting names is
+a part of its own: if it cannot be used, what was in force stays, and the daemon tries again.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import structlog
 
-from wasmkilnd.access.unusable import defect_in
-from wasmkilnd.cache.redis_servers import AccessUnusable
+from wasmkilnd.access.guard import Access, AccessGuard, files_of, read_access
+from wasmkilnd.access.jwt import CannotFetch
+from wasmkilnd.access.unusable import AccessUnusable, defect_in
+from wasmkilnd.cache.redis_servers import AccessUnusable as RedisUnusable
 from wasmkilnd.model import Limits, Reloadable, TrafficLimits
-from wasmkilnd.options import limits_of, limits_too_low, redis_access, traffic_limits
+from wasmkilnd.options import limits_of, redis_access, traffic_limits
 from wasmkilnd.settings import Settings
 from wasmkilnd.settings_loader import Change, ConfigError, LoadedSettings, changes, take_over
-from wasmkilnd.signing.keys import Keys, KeysUnusable, open_keys
+from wasmkilnd.signing.keys import KeysUnusable, open_keys
 from wasmkilnd.signing.keys import changes as key_changes
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry import logs
@@ -24,9 +35,19 @@ from wasmkilnd.telemetry.audit import Audit, CannotAudit, audit_change
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.tenants import Tenants
 
+if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
+
 log = structlog.get_logger("wasmkilnd")
 
+_LOOK_S = 2.0
 _TLS_FILES = ("tls_cert_file", "tls_key_file", "tls_client_ca_file")
+
+Prepare: TypeAlias = Callable[[Settings], Callable[[], None]]
+"""Reads all that a part takes from settings and the files that they name; returns what applies it.
+
+It runs in a thread, may block, and changes nothing. What it returns runs in the event loop, at
+once. Raises CannotReload, or another of ``_CANNOT``."""
 
 
 class CannotReload(Exception):  # noqa: N818 - says what the daemon cannot do
@@ -38,175 +59,282 @@ class CannotReload(Exception):  # noqa: N818 - says what the daemon cannot do
         self.rest = rest
 
 
+_CANNOT = (AccessUnusable, CannotAudit, CannotReload, ConfigError, KeysUnusable, RedisUnusable)
+
+
 @dataclass(frozen=True, slots=True)
 class ReloadResult:
     """How a reload ended."""
 
     refused: str = ""
-    """Why it changed nothing; empty if it could be applied."""
+    """What it could not use, and why; empty if it could use everything."""
     need_restart: Sequence[str] = ()
     """Settings that have changed, and stay as they were."""
+    settings_refused: bool = False
+    """Whether the settings are those from before, because those that were read cannot be used."""
 
 
-_CANNOT = (ConfigError, KeysUnusable, AccessUnusable, CannotAudit, CannotReload)
-
-Prepare: TypeAlias = Callable[[Settings], Callable[[], None]]
-"""Reads all that a part takes from settings and the files that they name; returns what applies it.
-
-It runs in a thread, may block, and changes nothing. What it returns runs in the event loop, at
-once. Raises CannotReload."""
-
-
+@dataclass(eq=False)
 class Reloader:
-    """Applies what can be applied while everything runs. For one event loop.
+    """Applies what can be applied while everything runs. For one event loop."""
 
-    It reads and checks everything first: a configuration or a key that it cannot use changes
-    nothing.
-    """
-
-    def __init__(
-        self,
-        settings: Reloadable[Settings],
-        limits: Reloadable[Limits],
-        traffic: Reloadable[TrafficLimits],
-        sealer: Sealer,
-        tenants: Tenants,
-        auditor: Audit,
-        metrics: Metrics,
-        *,
-        largest_module_bytes: int,
-        parts: Sequence[Prepare] = (),
-    ) -> None:
-        """Reload what these hold. Modules above ``largest_module_bytes`` need a restart."""
-        self._settings = settings
-        self._limits = limits
-        self._traffic = traffic
-        self._sealer = sealer
-        self._tenants = tenants
-        self._auditor = auditor
-        self._metrics = metrics
-        self._largest_module_bytes = largest_module_bytes
-        self._parts = parts
-        self._one_at_a_time = asyncio.Lock()
-        self._refused: dict[int, str] = {}
+    settings: Reloadable[Settings]
+    limits: Reloadable[Limits]
+    traffic: Reloadable[TrafficLimits]
+    sealer: Sealer
+    tenants: Tenants
+    auditor: Audit
+    metrics: Metrics
+    largest_module_bytes: int
+    """Modules above this need a restart."""
+    refusal: Callable[[Settings], str]
+    """Returns why settings cannot be used as a whole. It may block."""
+    parts: Mapping[str, Prepare]
+    """What reads files, by what they are called, in the order in which it is applied."""
+    _one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _refused: dict[str, str] = field(default_factory=dict)
+    """Why parts could not be read when their files had changed."""
 
     async def reload(self, read: Callable[[], LoadedSettings]) -> ReloadResult:
-        """Read and apply, and log each change or why nothing changed; raise for neither."""
+        """Read and apply everything; log each change and what cannot be used; raise for neither."""
         async with self._one_at_a_time:
-            done = False
+            refused: dict[str, str] = {}
+            live: list[Change] = []
+            restart: list[Change] = []
+            # Another object, so that each part knows that more than files may have changed.
+            new = old = self.settings.current.model_copy()
             try:
-                result = await self._reload(read)
-                done = not result.refused
-            finally:
-                self._metrics.reloaded("settings", succeeded=done)
-            if done:  # It read the files too, and every part could use them.
+                wanted = (await asyncio.to_thread(read)).settings
+                for change in changes(old, wanted):
+                    (live if self._is_live(change, wanted) else restart).append(change)
+                new = take_over(old, wanted, [change.field for change in live])
+                if why := await asyncio.to_thread(self.refusal, new):
+                    raise ConfigError(why)
+            except Exception as failure:
+                refused["settings"] = _why("settings", failure)
+                new, live, restart = old, [], []
+            for change in live:
+                log.info("setting changed", setting=change.field, old=change.old, new=change.new)
+                audit_change(self.auditor, "setting", setting=change.field)  # The log has values.
+            for change in restart:
+                values = {"old": change.old, "new": change.new}
+                log.warning("setting needs a restart", setting=change.field, **values)
+            refused |= await self._read_files(new)
+            self.limits.current, self.traffic.current = limits_of(new), traffic_limits(new)
+            logs.configure(new.log_format, new.log_level, sys.stderr)
+            refused |= await self._read_keys_and_redis(new)
+            await self.tenants.write_engines()
+            self.metrics.reloaded("settings", succeeded=not refused)
+            cause = "; ".join(dict.fromkeys(refused.values()))
+            if refused:
+                log.error("cannot reload: what cannot be used stays as it was", cause=cause)
+            else:  # It read the files too.
                 self._refused.clear()
-                self._metrics.reloaded("files", succeeded=True)
-            return result
+                self.metrics.reloaded("files", succeeded=True)
+                log.info("reloaded", changed=len(live), need_restart=len(restart))
+            return ReloadResult(cause, [each.field for each in restart], "settings" in refused)
 
     async def refresh(self) -> bool:
-        """Have each part read its files again, as far as it can use them; the settings stay.
+        """Read the files again; the settings stay. Return whether every part could be used.
 
-        Unlike a reload, a file that cannot be used, for whatever reason, holds back no other: a
-        token that was revoked must not count on because a certificate, or the policy, is broken.
-        Log and count a refusal once, however often this is tried again; raise for none. Return
-        whether nothing was refused.
+        Log and count a refusal once, however often this is tried again; raise for none.
         """
         async with self._one_at_a_time:
-            settings = self._settings.current
-            prepared: dict[int, Callable[[], None]] = {}
-            refused: dict[int, str] = {}
-            for number, prepare in enumerate(self._parts):
-                try:
-                    prepared[number] = await asyncio.to_thread(prepare, settings)
-                except CannotReload as failure:
-                    refused[number] = str(failure)
-                    if failure.rest:
-                        prepared[number] = failure.rest
-                except CannotAudit as failure:
-                    refused[number] = str(failure)
-                except Exception as defect:
-                    refused[number] = f"cannot read them: {defect_in(defect)}"
-            for number, apply in prepared.items():
-                try:
-                    apply()
-                except Exception as defect:
-                    refused[number] = f"cannot apply them: {defect_in(defect)}"
-            for number, why in refused.items():
-                cause = "; ".join(why.splitlines())
-                if self._refused.get(number) != cause:
-                    log.error("cannot read changed files: they change nothing", cause=cause)
-                refused[number] = cause
-            if not refused or refused != self._refused:
-                self._metrics.reloaded("files", succeeded=not refused)
+            before, refused = self._refused, await self._read_files(self.settings.current)
             self._refused = refused
+            for name, why in refused.items():
+                if before.get(name) != why:
+                    log.error("cannot read changed files: they change nothing", cause=why)
+            if not refused or refused != before:
+                self.metrics.reloaded("files", succeeded=not refused)
             if not refused:
                 log.info("files read again")
             return not refused
 
-    async def _reload(self, read: Callable[[], LoadedSettings]) -> ReloadResult:
-        old = self._settings.current
-        try:
-            wanted = (await asyncio.to_thread(read)).settings
-            found = changes(old, wanted)
-            live = [change for change in found if self._is_live(change, wanted)]
-            new = take_over(old, wanted, [change.field for change in live])
-            if why := limits_too_low(new):
-                raise ConfigError(f"cannot run jobs: {why}")
-            keys = await asyncio.to_thread(open_keys, new)
-            apply_to_parts = await asyncio.to_thread(self._prepare, new)
-            switch_redis = self._tenants.server.prepare_reconnect(redis_access(new))
-        except _CANNOT as failure:
-            cause = "; ".join(str(failure).splitlines())
-            log.error("cannot reload: nothing changed", cause=cause)
-            return ReloadResult(cause)
-        for change in found:
-            if change in live:
-                log.info("setting changed", setting=change.field, old=change.old, new=change.new)
-            else:
-                log.warning(
-                    "setting needs a restart", setting=change.field, old=change.old, new=change.new
-                )
-        for change in live:  # The log has their values.
-            audit_change(self._auditor, "setting", setting=change.field)
-        switch_redis()
-        for apply in apply_to_parts:
-            apply()
-        await self._apply(new, keys)
-        log.info("reloaded", changed=len(live), need_restart=len(found) - len(live))
-        return ReloadResult(need_restart=[each.field for each in found if each not in live])
+    async def _read_files(self, new: Settings) -> dict[str, str]:
+        """Apply ``new`` and what the files say to each part; return why not, by part."""
+        prepared: dict[str, Callable[[], None]] = {}
+        refused: dict[str, str] = {}
 
-    def _prepare(self, new: Settings) -> Sequence[Callable[[], None]]:
-        return [prepare(new) for prepare in self._parts]
+        def read() -> None:
+            for name, prepare in self.parts.items():
+                try:
+                    prepared[name] = prepare(new)
+                except Exception as failure:
+                    refused[name] = _why(name, failure)
+                    if rest := getattr(failure, "rest", None):
+                        prepared[name] = rest
+
+        await asyncio.to_thread(read)
+        self.settings.current = new
+        for name, apply in prepared.items():
+            try:
+                apply()
+            except Exception as failure:
+                refused[name] = _why(name, failure)
+        return refused
+
+    async def _read_keys_and_redis(self, new: Settings) -> dict[str, str]:
+        refused: dict[str, str] = {}
+        before, age_before_s = self.sealer.keys, self.sealer.max_age_s
+        keys = before
+        try:
+            self.tenants.server.prepare_reconnect(redis_access(new))()
+        except Exception as failure:
+            refused["redis"] = _why("certificates and password of Redis", failure)
+        try:
+            keys = await asyncio.to_thread(open_keys, new)
+        except Exception as failure:
+            refused["keys"] = _why("keys", failure)
+        # In a thread, since it waits for a look into the key directory that is under way.
+        await asyncio.to_thread(self.sealer.use, keys, new.value_max_age_s)
+        changed = key_changes(before, keys)
+        for what, about in changed:
+            audit_change(self.auditor, what, **about)
+        if changed or age_before_s != new.value_max_age_s:
+            dropped = await self.tenants.recheck(self.sealer)
+            if dropped:
+                log.info("artifacts dropped from memory: their key is not trusted", count=dropped)
+        return refused
 
     def _is_live(self, change: Change, wanted: Settings) -> bool:
         if change.field == "max_module_bytes":
             # The gRPC server was created with a largest message size.
-            return wanted.max_module_bytes <= self._largest_module_bytes
+            return wanted.max_module_bytes <= self.largest_module_bytes
         if change.field == "host_store_bytes":
             # A store that was off at the start does not exist, and one that is on would have to
             # delete all that it holds.
-            return self._tenants.default.host.is_on and wanted.effective_host_store_bytes > 0
+            return self.tenants.default.host.is_on and wanted.effective_host_store_bytes > 0
         if change.field in _TLS_FILES:
             # The addresses that are open speak TLS, and ask callers for certificates, or do not.
-            before = getattr(self._settings.current, change.field)
+            before = getattr(self.settings.current, change.field)
             return bool(before) == bool(getattr(wanted, change.field))
         return change.live
 
-    async def _apply(self, new: Settings, keys: Keys) -> None:
-        self._settings.current = new
-        self._limits.current = limits_of(new)
-        self._traffic.current = traffic_limits(new)
-        self._tenants.resize(new)
-        await self._tenants.write_engines()
-        logs.configure(new.log_format, new.log_level, sys.stderr)
-        before = self._sealer.keys, self._sealer.max_age_s
-        # In a thread, since it waits for a look into the key directory that is under way.
-        await asyncio.to_thread(self._sealer.use, keys, new.value_max_age_s)
-        changed = key_changes(before[0], keys)
-        for what, about in changed:
-            audit_change(self._auditor, what, **about)
-        if changed or before[1] != new.value_max_age_s:
-            dropped = await self._tenants.recheck(self._sealer)
-            if dropped:
-                log.info("artifacts dropped from memory: their key is not trusted", count=dropped)
+
+def _why(what: str, failure: Exception) -> str:
+    # What nobody foresaw may quote a secret.
+    foreseen = isinstance(failure, _CANNOT)
+    why = str(failure) if foreseen else f"cannot read the {what}: {defect_in(failure)}"
+    return "; ".join(why.splitlines())
+
+
+class OpenAccess:
+    """The guard and the policy in force. For one event loop."""
+
+    def __init__(
+        self,
+        settings: Reloadable[Settings],
+        auditor: Audit,
+        client_cas: Callable[[], Sequence[Certificate]] = tuple,
+    ) -> None:
+        """Read who may do what. It may block: call it in a thread. Raises AccessUnusable.
+
+        ``client_cas`` returns the CAs of callers' certificates that are in force now.
+        """
+        self._settings, self._auditor = settings, auditor
+        self.guard = AccessGuard(client_cas=client_cas)
+        access, _ = read_access(settings.current)
+        self.guard.replace(self._with_keys(access))
+        self.policy = Reloadable(access.policy)
+        """The policy in force."""
+        self.next_policy = access.policy
+        """What ``prepare`` has read last: parts that are prepared after it find it here."""
+
+    def prepare(self, settings: Settings) -> Callable[[], None]:
+        """Read everything again; see ``Prepare``."""
+        access, causes = read_access(settings, self.guard.access)
+        self.next_policy = access.policy
+        # A file that changed is no reason to wait for a URL: a revoked token must not count on.
+        fetch = settings is not self._settings.current and not causes
+        with_keys = self._with_keys(access) if fetch else access
+
+        def apply() -> None:
+            before, after, issuer = self.guard.access, with_keys, access.issuer
+            known = before.issuer
+            if after is access and issuer and known and issuer.url and issuer.url == known.url:
+                after = replace(access, issuer=replace(issuer, keys=known.keys))
+            self.policy.current = after.policy
+            self.guard.replace(after)
+            # Last, since whatever fails here must not keep anybody's access.
+            self._audit(before, self.guard.access)
+
+        if causes:
+            raise CannotReload("\n".join(causes), apply)
+        return apply
+
+    def _with_keys(self, access: Access) -> Access:
+        """Return ``access`` with the keys of a URL, if they can be fetched."""
+        if access.issuer and access.issuer.url:
+            try:
+                return replace(access, issuer=asyncio.run(self.guard.fetch(access.issuer)))
+            except CannotFetch as failure:
+                log.error("cannot fetch the keys of JSON Web Tokens yet", cause=str(failure))
+        return access
+
+    def _audit(self, before: Access, after: Access) -> None:
+        if before.on != after.on:
+            audit_change(self._auditor, "access", on=after.on)
+        if before.policy != after.policy:
+            audit_change(self._auditor, "policy", rules=len(after.policy.rules))
+        old, new = (
+            {each.id for each in it.tokens.all} if it.tokens else set() for it in (before, after)
+        )
+        if old != new:
+            about = {
+                "accepted": ",".join(sorted(new - old)),
+                "dropped": ",".join(sorted(old - new)),
+            }
+            audit_change(self._auditor, "tokens", **about)
+
+
+# Files that change are read without SIGHUP.
+
+Stamps: TypeAlias = tuple[object, ...]
+
+
+def watched_files(settings: Settings) -> Iterable[Path]:
+    """Return the files that ``settings`` name and the daemon reads again when they change."""
+    tls = (getattr(settings, name) for name in _TLS_FILES)
+    return [*files_of(settings), *map(Path, filter(None, tls))]
+
+
+def stamps_of(files: Iterable[Path]) -> Stamps:
+    """Return what changes whenever a file is written, replaced, made or removed."""
+    return tuple((str(file), *_stamp(file)) for file in files)
+
+
+def _stamp(file: Path) -> tuple[object, ...]:
+    try:
+        it = file.stat()
+    except (OSError, ValueError) as failure:  # ValueError for a path that no file can have
+        return type(failure), getattr(failure, "errno", None)
+    return it.st_dev, it.st_ino, it.st_mtime_ns, it.st_ctime_ns, it.st_size
+
+
+def follow(
+    files: Callable[[], Iterable[Path]],
+    seen: Stamps,
+    changed: Callable[[], bool],
+    stop: threading.Event,
+    look_s: float = _LOOK_S,
+) -> None:
+    """Call ``changed`` whenever ``files`` have changed since ``seen``, until ``stop``.
+
+    For a thread of its own: a file system that hangs holds up nothing else. ``changed`` returns
+    whether it could use all of them. Files may be written in several steps: so wait until two looks
+    find them the same. Whatever fails is tried again at the next look: a revoked token counts until
+    this has read that it is.
+    """
+    looked, whole, pause_s = seen, True, look_s
+    while not stop.wait(pause_s):
+        try:
+            now = stamps_of(files())
+            stable, looked = now == looked, now
+            pause_s = look_s if stable else look_s / 2
+            if stable and (now != seen or not whole):
+                whole = changed()
+                seen = now
+        except Exception:
+            if not stop.is_set():
+                log.exception("a defect keeps changed files from being read")

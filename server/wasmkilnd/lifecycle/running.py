@@ -1,12 +1,13 @@
-"""Which daemons run on a state directory, and how their last reload ended.
+"""What daemons and commands share of a state directory: who runs there, and what is private.
 
 ::
 
     <state_dir>/daemons/            0700
     <state_dir>/daemons/<pid>.json  0600  written whole at the start and at each reload
 
-The daemon removes its file when it stops. A file that a killed daemon left counts for nothing: it
-has the time at which the process started, which the kernel tells of each process.
+It says how a daemon's last reload ended. The daemon removes its file when it stops. A file that a
+killed daemon left counts for nothing: it has the time at which the process started, which the
+kernel tells of each process.
 """
 
 from __future__ import annotations
@@ -20,10 +21,13 @@ from pathlib import Path
 
 import structlog
 
-from wasmkilnd.ownership import NotOurs, make_folder
+from wasmkilnd.ownership import NotOurs, make_folder, take_back
+from wasmkilnd.settings import Settings
 from wasmkilnd.whole_files import write_whole
 
 log = structlog.get_logger("wasmkilnd")
+
+_PRIVATE = ("access", "daemons", "keys", "pins", "redis", "tls", "uses")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,30 +41,26 @@ class RunningDaemon:
     reloads_begun: int = 0
     reloads_ended: int = 0
     refused: str = ""
-    """Why the last reload changed nothing; empty if it could be applied."""
+    """What the last reload could not use, and why; empty if it could use everything."""
     need_restart: tuple[str, ...] = ()
     """Settings that the last reload found changed, and could not apply."""
     status: str = ""
 
 
-class RunningFile:
-    """A daemon's own file. Its methods may block, and never raise."""
+def write(state_dir: Path, daemon: RunningDaemon) -> None:
+    """Replace a daemon's file. May block; never raises."""
+    path = _folder(state_dir) / f"{daemon.pid}.json"
+    try:
+        make_folder(path.parent, private=True)
+        write_whole(path, json.dumps(asdict(daemon)).encode())
+    except (NotOurs, OSError) as failure:
+        log.warning("cannot say in a file how reloads end", cause=str(failure))
 
-    def __init__(self, state_dir: Path) -> None:
-        self._path = _folder(state_dir) / f"{os.getpid()}.json"
 
-    def write(self, daemon: RunningDaemon) -> None:
-        """Replace the file."""
-        try:
-            make_folder(self._path.parent, private=True)
-            write_whole(self._path, json.dumps(asdict(daemon)).encode())
-        except (NotOurs, OSError) as failure:
-            log.warning("cannot say in a file how reloads end", cause=str(failure))
-
-    def remove(self) -> None:
-        """Remove the file."""
-        with contextlib.suppress(OSError):
-            self._path.unlink()
+def remove(state_dir: Path) -> None:
+    """Remove this process's file. May block; never raises."""
+    with contextlib.suppress(OSError):
+        (_folder(state_dir) / f"{os.getpid()}.json").unlink()
 
 
 def began(pid: int) -> int:
@@ -76,16 +76,25 @@ def began(pid: int) -> int:
 def running(state_dir: Path) -> Sequence[RunningDaemon]:
     """Return the daemons that run on ``state_dir``."""
     found = (_read(path) for path in sorted(_folder(state_dir).glob("*.json")))
-    return [daemon for daemon in found if daemon and began(daemon.pid) == daemon.began]
+    return [daemon for daemon in found if daemon]
 
 
 def remove_stale(state_dir: Path) -> None:
-    """Remove the files that killed daemons left."""
+    """Remove the files that killed daemons left. May block; never raises."""
     for path in _folder(state_dir).glob("*.json"):
-        found = _read(path)
-        if found is None or began(found.pid) != found.began:
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            if _read(path) is None:
                 path.unlink()
+
+
+def take_back_private(settings: Settings) -> Sequence[tuple[Path, int]]:
+    """Make this user's alone again what a container platform let the volume's group write to.
+
+    Return where something was taken, and of how many files. May block; raise nothing.
+    """
+    private = {settings.state_dir / name for name in _PRIVATE} | {settings.effective_keys_dir}
+    taken = ((folder, take_back(folder, private=True)) for folder in sorted(private))
+    return [(folder, files) for folder, files in taken if files]
 
 
 def _folder(state_dir: Path) -> Path:
@@ -93,10 +102,12 @@ def _folder(state_dir: Path) -> Path:
 
 
 def _read(path: Path) -> RunningDaemon | None:
+    """Return what a file says of a daemon that runs; None for nonsense, and for one that ended."""
     try:
         fields = json.loads(path.read_bytes())
         fields["need_restart"] = tuple(fields["need_restart"])
         daemon = RunningDaemon(**fields)
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    return daemon if type(daemon.pid) is int and daemon.pid > 1 else None
+    runs = type(daemon.pid) is int and daemon.pid > 1 and began(daemon.pid) == daemon.began
+    return daemon if runs else None

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from wasmkilnd.lifecycle.open_access import OpenAccess
-from wasmkilnd.lifecycle.reload import CannotReload, Prepare
+from wasmkilnd.lifecycle.reload import CannotReload, OpenAccess, Prepare
 from wasmkilnd.model import NamespaceLimits
 from wasmkilnd.settings import Settings
 from wasmkilnd.tenants import Tenants, why_not

@@ -22,7 +22,6 @@ class Shutdown:
         """Set when the daemon shall wait for nothing any more."""
         self._loop = asyncio.get_running_loop()
         self._deadline = math.inf
-        self._alarm: asyncio.TimerHandle | None = None
 
     @property
     def left_s(self) -> float:
@@ -38,9 +37,7 @@ class Shutdown:
         deadline = self._loop.time() + grace_s
         if deadline < self._deadline:
             self._deadline = deadline
-            if self._alarm:
-                self._alarm.cancel()
-            self._alarm = self._loop.call_at(deadline, self.overdue.set)
+            self._loop.call_at(deadline, self.overdue.set)
 
     def hurry(self) -> None:
         """End the daemon without waiting for anything."""

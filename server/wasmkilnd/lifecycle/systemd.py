@@ -1,81 +1,153 @@
-"""Tell systemd how the daemon is: sd_notify(3), without the library.
+"""The daemon as its service manager sees it, and ``wasmkilnd reload``.
 
-These functions do nothing where no service manager set NOTIFY_SOCKET. The protocol is a datagram
-to that socket, and systemd guarantees it as stable.
+sd_notify(3) without the library: a datagram to the socket in NOTIFY_SOCKET, which systemd
+guarantees as stable. Nothing is said where no service manager set that.
+
+systemd gives a start TimeoutStartSec, and more while it is asked for more (``long_step``). It gets
+a status when that changes. The event loop answers its watchdog, so a loop that hangs answers no
+more; and only while jobs get on.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import structlog
+
+from wasmkilnd.lifecycle import running
+from wasmkilnd.lifecycle.reload import ReloadResult
+
+log = structlog.get_logger("wasmkilnd")
+
+_LOOK_S = 2.0
+_ASK_S, _EXTEND_S = 15.0, 60.0
 
 
-def ready(status: str) -> None:
-    """Say that the daemon serves calls, or that a reload is over; ``status`` is for people."""
-    _notify(f"READY=1\nSTATUS={_line(status)}")
-
-
-def reloading() -> None:
-    """Say that the daemon reads its configuration again."""
-    now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
-    _notify(f"RELOADING=1\nMONOTONIC_USEC={now_us}")
-
-
-def stopping() -> None:
-    """Say that the daemon is stopping."""
-    _notify("STOPPING=1\nSTATUS=draining")
-
-
-def status(text: str) -> None:
-    """Say in a sentence what the daemon does, for ``systemctl status``."""
-    _notify(f"STATUS={_line(text)}")
-
-
-def extend_timeout(for_s: float) -> None:
-    """Ask for this much time from now, beyond what the manager gives a start."""
-    _notify(f"EXTEND_TIMEOUT_USEC={int(for_s * 1e6)}")
-
-
-def alive() -> None:
-    """Say that the daemon works, so that the watchdog lets it."""
-    _notify("WATCHDOG=1")
-
-
-def listens() -> bool:
-    """Return whether there is a service manager to tell."""
-    return bool(_address())
+def notify(*state: str) -> None:
+    """Tell systemd each ``NAME=text``, of which the first line counts."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address[:1] not in ("/", "@"):
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]  # The abstract namespace.
+    message = "\n".join(each.partition("\n")[0] for each in state)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager, contextlib.suppress(OSError):
+        manager.setblocking(False)  # A manager that does not read must not hold up the daemon.
+        manager.connect(address)
+        manager.send(message.encode())
 
 
 def watchdog_s() -> float:
-    """Return within how many seconds ``alive`` must be called again; 0 without a watchdog."""
+    """Return within how many seconds the watchdog wants an answer; 0 without one."""
     try:
         limit_us = int(os.environ.get("WATCHDOG_USEC", "0"))
         whose = int(os.environ.get("WATCHDOG_PID", "0"))
     except ValueError:
         return 0.0
-    if whose not in (0, os.getpid()):
-        return 0.0  # A parent's, which the environment was inherited from.
-    return limit_us / 1e6
+    # A parent's, which the environment was inherited from, is not this process's.
+    return limit_us / 1e6 if whose in (0, os.getpid()) else 0.0
 
 
-def _line(text: str) -> str:
-    return text.partition("\n")[0]
+@asynccontextmanager
+async def long_step(
+    what: str, at_most_s: float, ask_s: float = _ASK_S
+) -> AsyncIterator[Callable[[str], None]]:
+    """Tell the service manager that the start does ``what``, and ask for time while it does.
+
+    A step that hangs the loop, or takes longer than ``at_most_s``, is ended all the same. Yields a
+    function that says more exactly what it does now.
+    """
+
+    async def ask() -> None:
+        end_s = time.monotonic() + at_most_s
+        while time.monotonic() < end_s:
+            notify(f"EXTEND_TIMEOUT_USEC={int(_EXTEND_S * 1e6)}")
+            await asyncio.sleep(ask_s)
+
+    notify(f"STATUS={what}")
+    asking = asyncio.create_task(ask())
+    try:
+        yield lambda text: notify(f"STATUS={text}")
+    finally:
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
 
 
-def _address() -> str:
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    return address if address[:1] in ("/", "@") else ""
+class Service:
+    """Tells what the daemon does, and how its reloads end. For one event loop."""
 
+    def __init__(
+        self, state_dir: Path, version: str, status: Callable[[], str], look: Callable[[], bool]
+    ) -> None:
+        """``status`` returns a sentence for people.
 
-def _notify(state: str) -> None:
-    address = _address()
-    if not address:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]  # The abstract namespace.
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify, contextlib.suppress(OSError):
-        notify.setblocking(False)  # A manager that does not read must not hold up the daemon.
-        notify.connect(address)
-        notify.send(state.encode())
+        ``look`` is called again and again, and returns whether the daemon gets on.
+        """
+        self._state_dir, self._status, self._look = state_dir, status, look
+        self._me = running.RunningDaemon(os.getpid(), running.began(os.getpid()), version)
+        self._told = ""
+        self._keeping: asyncio.Task[None] | None = None
+
+    async def begin(self) -> None:
+        """Say that the daemon serves, and go on telling how it is."""
+        await asyncio.to_thread(running.remove_stale, self._state_dir)
+        await self._write(status=self._status())
+        self._ready()
+        self._keeping = asyncio.create_task(self._keep_told())
+
+    async def reload(self, work: Callable[[], Awaitable[ReloadResult]]) -> None:
+        """Reload, and tell how that ended. Never raises."""
+        now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        notify("RELOADING=1", f"MONOTONIC_USEC={now_us}")
+        begun = self._me.reloads_begun + 1
+        await self._write(reloads_begun=begun)
+        try:
+            result = await work()
+        except Exception:  # A defect in reloading must not end a daemon that serves.
+            log.exception("cannot reload: a defect of the daemon")
+            result = ReloadResult("this is a defect of the daemon: its log has the cause")
+        self._me = replace(self._me, refused=result.refused)
+        # systemd first: who waits for the file may ask systemd next.
+        self._ready()
+        restart = tuple(result.need_restart)
+        await self._write(reloads_ended=begun, need_restart=restart, status=self._status())
+
+    async def end(self) -> None:
+        """Say nothing more."""
+        if self._keeping:
+            self._keeping.cancel()
+            await asyncio.gather(self._keeping, return_exceptions=True)
+            await asyncio.to_thread(running.remove, self._state_dir)
+
+    async def _write(self, **changed: object) -> None:
+        self._me = replace(self._me, **changed)  # type: ignore[arg-type]
+        await asyncio.to_thread(running.write, self._state_dir, self._me)
+
+    def _ready(self) -> None:
+        self._told = self._text()
+        notify("READY=1", f"STATUS={self._told}")
+
+    def _text(self) -> str:
+        refused = self._me.refused
+        return f"the last reload failed: {refused}; {self._status()}" if refused else self._status()
+
+    async def _keep_told(self) -> None:
+        limit_s, held = watchdog_s(), True
+        while True:
+            await asyncio.sleep(min(_LOOK_S, limit_s / 3) if limit_s else _LOOK_S)
+            before, held = held, self._look()
+            if limit_s and held:
+                notify("WATCHDOG=1")
+            elif limit_s and before:
+                log.error("jobs wait and get no worker: the watchdog will restart the daemon")
+            if (text := self._text()) != self._told:
+                self._told = text
+                notify(f"STATUS={text}")

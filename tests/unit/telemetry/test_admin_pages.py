@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 from wasmkilnd import errors
 from wasmkilnd.access.guard import AccessGuard
-from wasmkilnd.lifecycle.listening import checks_host
+from wasmkilnd.app import checks_host
 from wasmkilnd.model import ANYBODY, Credentials, Entrance, Identity
 from wasmkilnd.settings import Settings
 from wasmkilnd.telemetry.admin import AdminServer, Page, Pages, SharedPage
