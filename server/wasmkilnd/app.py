@@ -366,7 +366,7 @@ def _banner(
 ) -> str:
     """Return the addresses, who may call, engines, tiers, and a command for another terminal."""
     address, trouble = serves["listen"][0], tenants.default.host.trouble
-    found, open_to_all = serving.registry, not (asks or settings.tls_cert_file)
+    found = serving.registry
     page = f"http{'s' if settings.tls_cert_file else ''}://{admin}/ in a browser"
     host = f"host store, {written('host_store_bytes', settings.effective_host_store_bytes)}"
     host = host if settings.effective_host_store_bytes else "no host store"
@@ -392,7 +392,7 @@ def _banner(
         "tiers": f"memory, {written('memory_bytes', settings.memory_bytes)}; {host};"
         f" {tenants.server.description}",
         "state": settings.state_dir,
-        "try": open_to_all and f"wasmkiln {flag}compile MODULE.wasm -o MODULE.cwasm",
+        "try": f"wasmkiln {flag}compile MODULE.wasm -o MODULE.cwasm",
     }
     body = "\n".join(f"  {name:<9}{text}" for name, text in rows.items() if text)
     return f"wasmkilnd {version} is ready\n{body}"

@@ -220,8 +220,8 @@ def test_a_broken_configuration_holds_back_no_keys(engines: Installed, tmp_path:
         events = {line["event"]: line for line in one.reload()}
         assert "compile_timeout_s" in events[FAILED]["cause"]
         assert events["signing key changed"]["old"] == before.public.id
-        for name, value in (("signing_key", "secret-nonsense"), ("trusted_keys", ["nobody"])):
-            one.write(compile_timeout_s=len(name), **{name: value})
+        for name, value in (("trusted_keys", ["nobody"]), ("signing_key", "secret-nonsense")):
+            one.write(compile_timeout_s=len(name), **{"trusted_keys": [], name: value})
             lines = one.reload()
             [failed] = [line for line in lines if line["event"] == FAILED]
             assert f"WASMKILN_{name.upper()}" in failed["cause"]
