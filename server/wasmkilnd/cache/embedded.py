@@ -63,6 +63,8 @@ from wasmkilnd.whole_files import write_whole
 _log = structlog.get_logger("wasmkilnd.cache")
 
 _POLL_S, _START_TIMEOUT_S, _STOP_TIMEOUT_S = 0.05, 30.0, 20.0
+# How often its keeper looks after the server, and others whether there is a keeper.
+_LOOK_S, _LOCK_S = 2.0, 0.25
 # The server creates its socket before it loads its data.
 _SOCKET_TIMEOUT_S = 3.0
 _FIRST_WAIT_S, _RETRY_WAIT_S = 0.25, 5.0
@@ -188,7 +190,7 @@ class EmbeddedServer(RedisServer):
                 with contextlib.suppress(BlockingIOError):
                     fcntl.flock(file, how | fcntl.LOCK_NB)
                     break
-                self._stopping.wait(_POLL_S)
+                self._stopping.wait(_LOCK_S)
             yield file
 
     def _keep_running(self, lock: IO[str]) -> None:
@@ -236,8 +238,11 @@ class EmbeddedServer(RedisServer):
             # As long as the server lives, the lock is held, also when its keeper was killed.
             pass_fds=[lock.fileno()],
         )
-        seen_s, gone = time.monotonic(), False
-        while process.poll() is None and not self._stopping.wait(_POLL_S):
+        began_s = seen_s = time.monotonic()
+        gone, look_s = False, _POLL_S
+        while process.poll() is None and not self._stopping.wait(look_s):
+            if time.monotonic() - began_s > _RETRY_WAIT_S:
+                look_s = _LOOK_S  # One that dies at its start is told of at once.
             if not gone and not self._folder.is_dir():
                 gone = True
                 _log.warning("the folder of the embedded server is gone", folder=str(self._folder))
