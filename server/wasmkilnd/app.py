@@ -20,6 +20,7 @@ from wasmkilnd.access.tls import Certificates, TlsFiles, server_credentials
 from wasmkilnd.cache.embedded import EmbeddedServer, SharedServer
 from wasmkilnd.cache.host_store import HostDirectory
 from wasmkilnd.cache.redis_servers import AccessUnusable as RedisUnusable
+from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.lifecycle import engines, preflight, serve_namespaces
 from wasmkilnd.lifecycle import reload as reloads
 from wasmkilnd.lifecycle.readiness import Readiness
@@ -174,7 +175,7 @@ class Daemon:
             self._in_the_background(status.sampler.run())
         self._rpc = rpc
         on_stop.push_async_callback(rpc.stop)
-        on_stop.push_async_callback(self._finish, rpc, tenants, served.close)
+        on_stop.push_async_callback(self._finish, rpc, tenants, served)
 
         # What changes while it runs.
         self._serving = serving
@@ -201,9 +202,7 @@ class Daemon:
         bound = await rpc.start(wanted, sockets)
         if path := Address.parse(admin_address).path if admin_address else "":
             server.open_socket(admin_address, Path(path), sockets)
-        readiness.started(
-            lambda: served.served, lambda: serving.unserved, lambda: _redis_detail(tenants)
-        )
+        readiness.started(lambda: served.served, lambda: serving.unserved, tenants.remote_status)
         rpc.set_health(readiness.now()[0])
         # All that is there now stays: a full collection of it would make every caller wait.
         gc.collect()
@@ -256,10 +255,7 @@ class Daemon:
         log.info("stopped")
 
     async def _finish(
-        self,
-        rpc: server.RpcServer,
-        tenants: Tenants,
-        close_engines: Callable[[], Coroutine[Any, Any, None]],
+        self, rpc: server.RpcServer, tenants: Tenants, served: EngineRegistry
     ) -> None:
         async def finished() -> None:
             await rpc.idle()
@@ -271,7 +267,7 @@ class Daemon:
             log.warning("grace is over: giving up calls", **left)
             await tenants.settle(0)
         # While connections are open, so that callers who wait for a worker learn why they fail.
-        await close_engines()
+        await served.close()
 
     def _in_the_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -295,11 +291,6 @@ class Daemon:
 
     async def _unless_hurried(self, work: Callable[..., Any], *arguments: Any) -> None:
         await until(self._shutdown.hurried, work(*arguments))
-
-
-def _redis_detail(tenants: Tenants) -> str:
-    status = tenants.remote_status()
-    return "" if status.switched_off else status.detail
 
 
 def _tls_status(files: TlsFiles) -> TlsStatus:

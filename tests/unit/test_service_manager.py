@@ -17,6 +17,9 @@ from wasmkilnd.lifecycle.readiness import STUCK_S, Readiness
 from wasmkilnd.lifecycle.reload import ReloadResult
 from wasmkilnd.lifecycle.running import RunningDaemon, began, remove_stale, running, write
 from wasmkilnd.lifecycle.systemd import Service, long_step, notify
+from wasmkilnd.model import SWITCHED_OFF, RemoteStatus
+
+NO_REDIS = RemoteStatus("none", up=False, detail=SWITCHED_OFF)
 
 
 @pytest.mark.parametrize("abstract", [False, True])
@@ -129,7 +132,7 @@ def test_jobs_that_wait_for_minutes_beside_idle_workers_are_stuck() -> None:
     now_s, pool = 0.0, Workers()
     readiness = Readiness(lambda: now_s)
     engines: Any = [Engine("one", Workers()), Engine("two", pool)]
-    readiness.started(lambda: engines, tuple, str)
+    readiness.started(lambda: engines, tuple, lambda: NO_REDIS)
     assert gets_on()
     pool.waiting = 3
     assert gets_on()
@@ -151,7 +154,7 @@ def test_a_change_of_health_is_told_once() -> None:
     readiness = Readiness()
     engines: Any = [Engine("one", pool)]
     readiness.look(told.append)
-    readiness.started(lambda: engines, tuple, str)
+    readiness.started(lambda: engines, tuple, lambda: NO_REDIS)
     for why in ("", "it does not start", "it does not start", "", ""):
         pool.why_no_worker = why
         readiness.look(told.append)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from wasmkilnd.engines.registry import ServedEngine
-from wasmkilnd.model import UnservedEngine
+from wasmkilnd.model import RemoteStatus, UnservedEngine
 
 log = structlog.get_logger("wasmkilnd")
 
@@ -24,7 +24,7 @@ class Readiness:
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._redis_detail: Callable[[], str] = str
+        self._redis: Callable[[], RemoteStatus]
         self._engines: Callable[[], Sequence[ServedEngine]] = tuple
         self._unserved: Callable[[], Sequence[UnservedEngine]] = tuple
         self._phase = "starting"
@@ -34,15 +34,15 @@ class Readiness:
         self,
         engines: Callable[[], Sequence[ServedEngine]],
         unserved: Callable[[], Sequence[UnservedEngine]],
-        redis_detail: Callable[[], str],
+        redis: Callable[[], RemoteStatus],
     ) -> None:
         """Let the engines decide from now on, unless the daemon already drains.
 
         ``engines`` and ``unserved`` return those of the moment: a reload changes them.
-        ``redis_detail`` says what is wrong with Redis, if anything.
+        ``redis`` returns how Redis is, and says what is wrong, if anything.
         """
         self._engines, self._unserved = engines, unserved
-        self._redis_detail = redis_detail
+        self._redis = redis
         if self._phase == "starting":
             self._phase = ""
         self._reported, _ = self.now()
@@ -60,8 +60,9 @@ class Readiness:
         idle = {engine.id: engine.pool.why_no_worker for engine in engines}
         wrong += [f"{engine_id} has no worker: {why}" for engine_id, why in idle.items() if why]
         ready = len(wrong) < len(engines) + len(unserved)
-        if detail := self._redis_detail():
-            wrong.append(detail)
+        redis = self._redis()
+        if redis.detail and not redis.switched_off:
+            wrong.append(redis.detail)
         return ready, "; ".join(["ready" if ready else "no engine works", *wrong])
 
     def look(self, report: Callable[[bool], None]) -> bool:
