@@ -10,7 +10,7 @@ from wasmkilnd import errors
 from wasmkilnd.engines.names import NameChoices
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.reloadable import Reloadable
+from wasmkilnd.model import Reloadable
 
 from tests.unit.engines.limits import LIMITS
 
