@@ -25,7 +25,7 @@ from wasmkilnd.lifecycle import engines, preflight, serve_namespaces
 from wasmkilnd.lifecycle import reload as reloads
 from wasmkilnd.lifecycle.readiness import Readiness
 from wasmkilnd.lifecycle.shutdown import Shutdown, until
-from wasmkilnd.lifecycle.status_page import StatusPage
+from wasmkilnd.lifecycle.status_page import status_json
 from wasmkilnd.lifecycle.systemd import long_step
 from wasmkilnd.model import DrainState, Entrance, Reloadable, Transport
 from wasmkilnd.network import SocketAccess
@@ -161,18 +161,20 @@ class Daemon:
         if tls:
             gauges.tls = partial(_tls_status, tls)
             _audit_tls(audit, tls)
-        status = StatusPage(metrics, readiness, serving, tenants)
         admin_address = ""
         if now.admin_listen != NONE:
             admin = AdminServer(
-                *(now.admin_listen, metrics.registry, readiness.now, access.guard, audit),
+                now.admin_listen,
+                metrics.registry,
+                partial(status_json, metrics, readiness, serving, tenants),
+                readiness.now,
+                access.guard.admit,
+                audit,
                 (lambda: tls.current.http_context) if tls else None,
-                status.pages,
                 checks_host=checks_host(now),
             )
             admin_address = await admin.start()
             on_stop.push_async_callback(admin.stop)
-            self._in_the_background(status.sampler.run())
         self._rpc = rpc
         on_stop.push_async_callback(rpc.stop)
         on_stop.push_async_callback(self._finish, rpc, tenants, served)

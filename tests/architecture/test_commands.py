@@ -136,14 +136,6 @@ def in_sentences(page: str) -> list[str]:
     return [" ".join(each.split()) for each in _IN_TEXT.findall(text) if "[" not in each]
 
 
-def test_our_commands_on_the_status_page_exist() -> None:
-    pages = ROOT / "server" / "wasmkilnd" / "telemetry" / "status_page"
-    text = "".join(file.read_text() for file in pages.glob("*.py"))
-    found = re.findall(r'tag\("code", "(wasmkilnd? [^"]*)"', text)
-    assert found
-    assert [each for each in found if any(unknown(words) for words in commands(each))] == []
-
-
 def test_commands_that_do_not_exist_are_found() -> None:
     text = "wasmkiln compile x.wasm --fats\nA=b bin/wasmkilnd cash ls | wasmkilnd keys --no\n"
     assert [unknown(words) for words in commands(text)] == [["--fats"], ["cash", "ls"], ["--no"]]

@@ -19,7 +19,7 @@ SENT = {
     "unread": WHOLE,
     "status page": b"".join(
         b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % path
-        for path in (b"/", b"/status", b"/status/live", b"/status/page.js") * 20
+        for path in (b"/", b"/status", b"/status.json", b"/status/page.js") * 20
     ),
     "headers": b"GET /metrics HTTP/1.1\r\n" + b"".join(b"X-%d: a\r\n" % n for n in range(5000)),
     "long header": HALF + b"a" * 1_000_000,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import re
+import json
 import urllib.request
+from typing import Any
 
 import pytest
 from wasmkiln import Client, ModuleInvalid
@@ -16,30 +17,28 @@ from tests.e2e.wasm import constant
 
 ENGINE = "wasmtime-50.0.1"
 _tags = itertools.count(510_000)
-_ROW = re.compile(r'title="([^"]*)">.*?</tr>', re.DOTALL)
 
 
-def rows_of(daemon: Daemon, module: bytes) -> list[str]:
-    """Return the words of each row about a module, the newest first."""
-    with urllib.request.urlopen(f"{daemon.admin_url}/status/live", timeout=60) as page:
-        text = page.read().decode()
+def rows_of(daemon: Daemon, module: bytes) -> list[dict[str, Any]]:
+    """Return each recent compile of a module, the newest first."""
+    with urllib.request.urlopen(f"{daemon.admin_url}/status.json", timeout=60) as page:
+        told = json.load(page)
     sha256 = hashlib.sha256(module).hexdigest()
-    rows = [found[0] for found in _ROW.finditer(text) if found[1] == sha256]
-    return [" ".join(re.sub(r"<[^>]+>", " ", f"<{row}").split()) for row in rows]
+    return [each for each in told["recent"] if each["module"] == sha256]
 
 
-def told(daemon: Daemon, module: bytes, *words: str) -> None:
-    """Wait until the newest row about a module has these words: a call is told after its answer."""
+def told(daemon: Daemon, module: bytes, **fields: object) -> None:
+    """Wait until the newest row about a module has these: a call is told after its answer."""
     eventually(
-        lambda: all(word in (rows_of(daemon, module) or [""])[0] for word in words),
-        f"the page does not tell of {words}",
+        lambda: fields.items() <= (rows_of(daemon, module) or [{}])[0].items(),
+        f"the page does not tell of {fields}",
     )
 
 
 def test_a_compile_is_told_and_a_hit_is_not(daemon: Daemon, client: Client) -> None:
     module = constant(next(_tags))
     client.compile(module, engine=ENGINE)
-    told(daemon, module, ENGINE, "ok", "compiled")
+    told(daemon, module, engine=ENGINE, origin="compiled", reason="", count=1)
     for _ in range(3):
         client.compile(module, engine=ENGINE)
     # The client asks by digest first, which is no failure either.
@@ -53,7 +52,7 @@ def test_a_failure_is_told_with_its_reason_and_how_often_it_came(
     for _ in range(2):
         with pytest.raises(ModuleInvalid):
             client.compile(module, engine=ENGINE)
-    told(daemon, module, ENGINE, "failed", "2 times", "MODULE_INVALID")
+    told(daemon, module, engine=ENGINE, origin="", reason="MODULE_INVALID", count=2)
     assert len(rows_of(daemon, module)) == 1
 
 
@@ -61,6 +60,6 @@ def test_a_compile_that_no_caller_waits_for_is_told(daemon: Daemon, client: Clie
     module = constant(next(_tags))
     client.compile(module, engine=ENGINE, accept_fast=True)
     eventually(
-        lambda: len(rows_of(daemon, module)) == 1 and "2 times" in rows_of(daemon, module)[0],
+        lambda: [each["count"] for each in rows_of(daemon, module)] == [2],
         "the optimised compile behind the fast one is not told",
     )

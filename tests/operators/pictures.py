@@ -1,6 +1,6 @@
 """Draw the pictures of the documentation: ``python -m tests.operators.pictures FOLDER``.
 
-A daemon compiles and serves for a while, as in a small fleet; then a browser looks at its page.
+A daemon compiles and serves for a while, as in a small fleet, while a browser looks at its page.
 """
 
 from __future__ import annotations
@@ -40,18 +40,21 @@ def main() -> None:
     with (
         tempfile.TemporaryDirectory() as state,
         Daemon(fresh_state(Path(state) / "state", engines=TWO_ENGINES)) as daemon,
+        browsing(Path(shutil.which("chromium") or "")) as browser,
     ):
+        visits = {
+            name: Visit(browser, daemon.admin_url, width=width, height=height, dark=dark)
+            for name, width, height, dark in PICTURES
+        }
         with daemon.client() as client:
             _use(client, BUSY_S)
-        with browsing(Path(shutil.which("chromium") or "")) as browser:
-            for name, width, height, dark in PICTURES:
-                visit = Visit(browser, daemon.admin_url, width=width, height=height, dark=dark)
-                visit.wait_for("#pulse.live")
-                visit.page.evaluate("document.querySelector('h1 small').textContent = 'on kiln-1'")
-                path = folder / f"status-page-{name}.png"
-                visit.page.screenshot(path=path)
-                visit.close()
-                assert path.stat().st_size < LARGEST_BYTES, f"{path} is too large"
+        for name, visit in visits.items():
+            visit.wait_for("#pulse.live")
+            visit.page.evaluate("document.querySelector('h1 small').textContent = 'on kiln-1'")
+            path = folder / f"status-page-{name}.png"
+            visit.page.screenshot(path=path)
+            visit.close()
+            assert path.stat().st_size < LARGEST_BYTES, f"{path} is too large"
 
 
 def _use(client: Client, seconds: float) -> None:

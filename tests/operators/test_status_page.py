@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, Route
 from playwright.sync_api import Error as PlaywrightError
 from wasmkiln import Client, WasmkilnError
 
@@ -22,6 +22,11 @@ ENGINE = "wasmtime-50.0.1"
 SECTIONS = ["state", "figures", "charts", "tiers", "engines", "quarantine", "recent"]
 # The smallest text that may be on the page, in pixels.
 LEAST_TEXT = 12
+# What a browser does with a tab that is out of sight.
+HIDE = """(hidden) => {
+  Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+  document.dispatchEvent(new Event("visibilitychange"));
+}"""
 _numbers = iter(range(10_000, 20_000))
 
 Visiting = Callable[..., Visit]
@@ -70,6 +75,7 @@ def test_it_loads_and_says_how_the_daemon_is(visiting: Visiting) -> None:
     assert "embedded, up" in page.inner_text("#tiers")
     assert "MODULE_INVALID" in page.inner_text("#recent")
     assert page.locator("svg[role=img]").count() >= 4
+    assert page.locator("#figures b").count() == 6
     assert visit.wrong == []
 
 
@@ -82,10 +88,13 @@ def test_it_follows_the_daemon_while_modules_are_compiled(
         artifact = client.compile(constant(next(_numbers)), engine=ENGINE)
         visit.wait_for_words(artifact.header.module_sha256[:16])
     visit.wait_for("#chart-origins .area.c5[d*=v]")
-    # All of that without loading the page again, nor anything but its live part.
+    # All of that without loading the page again, nor anything but what it is drawn from.
     assert visit.page.evaluate("window.loadedOnce")
     assert visit.requested.count("/") == 1
-    assert "/status/live" in visit.requested
+    assert set(visit.requested[visit.requested.index("/status.json") :]) <= {
+        "/status.json",
+        "/status/icon.svg",
+    }
     assert visit.wrong == []
 
 
@@ -96,7 +105,9 @@ def test_what_a_caller_sends_is_text(visiting: Visiting, client: Client) -> None
     with pytest.raises(WasmkilnError):
         client.compile(constant(next(_numbers)), engine=hostile)
     visit.wait_for_words(hostile)
-    assert visiting().page.get_by_text(hostile).count() == 1
+    again = visiting()
+    again.wait_for_words(hostile)
+    assert again.page.get_by_text(hostile).count() == 1
     assert visit.page.locator("img").count() == 0
     assert "/metrics" not in visit.requested
     assert visit.wrong == []
@@ -116,19 +127,131 @@ def test_what_somebody_opened_stays_open(visiting: Visiting, client: Client) -> 
 def test_it_says_when_the_daemon_does_not_answer(visiting: Visiting) -> None:
     visit = visiting()
     visit.wait_for("#pulse.live")
-    visit.page.route("**/status/live", lambda route: route.abort())
+    assert visit.page.locator("#lost").is_hidden()
+    visit.page.route("**/status.json", lambda route: route.abort())
     visit.wait_for("#pulse.lost")
     assert visit.page.inner_text("#pulse").startswith("no answer for ")
-    visit.page.unroute("**/status/live")
+    lost = visit.page.inner_text("[role=alert]")
+    assert lost.startswith("The daemon cannot be asked: no answer for ")
+    assert "What you see is from " in lost
+    visit.page.unroute("**/status.json")
+    visit.page.route("**/status.json", lambda route: route.fulfill(status=403))
+    visit.wait_for_words("the answer is 403")
+    visit.page.unroute("**/status.json")
     visit.wait_for("#pulse.live")
+    assert visit.page.locator("#lost").is_hidden()
 
 
-def test_without_scripts_it_loads_itself_again(visiting: Visiting) -> None:
+def test_without_scripts_it_says_where_the_figures_are(visiting: Visiting) -> None:
     visit = visiting(script=False)
-    assert visit.page.locator("main > section").count() == len(SECTIONS)
-    again = visit.page.locator("noscript meta[http-equiv=refresh]")
-    assert again.get_attribute("content") == "10"
+    link = visit.page.locator("noscript a[href=metrics]")
+    link.wait_for(state="visible")
+    assert visit.page.locator("main").is_hidden()
     assert visit.wrong == []
+
+
+def test_it_asks_nothing_while_nobody_looks(visiting: Visiting) -> None:
+    visit = visiting()
+    visit.wait_for("#pulse.live")
+    visit.page.evaluate(HIDE, True)
+    visit.page.wait_for_timeout(500)
+    asked = visit.requested.count("/status.json")
+    visit.page.wait_for_timeout(4500)
+    assert visit.requested.count("/status.json") == asked
+    with visit.page.expect_response("**/status.json"):
+        visit.page.evaluate(HIDE, False)
+    assert visit.wrong == []
+
+
+def test_charts_say_what_they_show_to_the_pointer_and_to_keys(visiting: Visiting) -> None:
+    visit = visiting()
+    visit.wait_for("#chart-origins .area.c1[d], #chart-origins .area.c5[d]")
+    chart = visit.page.locator("#chart-calls .slider")
+    chart.hover()
+    assert ":" in visit.page.inner_text("#chart-calls .when")
+    assert visit.page.inner_text("#chart-queue .when") == visit.page.inner_text(
+        "#chart-calls .when"
+    )
+    chart.focus()
+    visit.page.keyboard.press("Home")
+    visit.page.keyboard.press("ArrowRight")
+    assert chart.get_attribute("aria-valuenow") == "1"
+    assert "calls \N{EN DASH}" in (chart.get_attribute("aria-valuetext") or "")
+    visit.page.keyboard.press("End")
+    assert chart.get_attribute("aria-valuenow") == "59"
+    visit.page.keyboard.press("Tab")
+    assert (chart.get_attribute("aria-valuetext") or "").startswith("now: calls ")
+    assert visit.wrong == []
+
+
+def test_what_needs_attention_is_said_first(visiting: Visiting) -> None:
+    visit = visiting()
+    visit.wait_for("#pulse.live")
+    visit.page.route("**/status.json", lambda route: wrong_in(route))
+    visit.wait_for_words("not serving")
+    said = visit.page.locator("#attention li").all_inner_texts()
+    assert said == [
+        "The daemon serves no call: draining.",
+        "wasmer-1.1.0 is not served: the daemon's log says why.",
+        "wasmer-1.0.0 is not served: it calls itself wasmtime.",
+        f"{ENGINE} has a known vulnerability: see Engines.",
+        "Jobs are not confined: they could open a file.",
+        "Redis does not answer: refused. Calls go on without it.",
+        "The last reload of the settings failed: see the log.",
+        "1 module is in quarantine.",
+    ]
+    assert f"{ENGINE} has a known vulnerability. TEST-1" in visit.page.inner_text("#engines")
+    assert "broken" in visit.page.inner_text("#engines")
+    assert visit.page.inner_text("#quarantine code") == f"{'a' * 16}\N{HORIZONTAL ELLIPSIS}"
+    assert "down" in visit.page.inner_text("#tiers")
+    visit.page.unroute("**/status.json")
+
+
+def wrong_in(route: Route) -> None:
+    """Answer as a daemon would where everything is wrong that may be."""
+    answer = route.fetch()
+    told = answer.json()
+    served = next(each for each in told["engines"] if each["id"] == ENGINE)
+    served |= {"confined": False, "advisories": ["TEST-1: a guest can leave"]}
+    told |= {
+        "ready": False,
+        "state": "draining",
+        "unserved": {"wasmer-1.1.0": "", "wasmer-1.0.0": "it calls itself wasmtime"},
+        "isolation": {"required": True, "summary": "not confined: they could open a file"},
+        "failed_reloads": ["settings"],
+        "quarantine": [
+            {
+                "module": "a" * 64,
+                "engine": ENGINE,
+                "reason": "COMPILE_TIMEOUT",
+                "strikes": 2,
+                "left_s": 60.0,
+            }
+        ],
+    }
+    told["stats"] |= {"redis_up": False, "redis_detail": "refused", "quarantined_modules": 1}
+    route.fulfill(response=answer, json=told)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ("[0, 1023, 1536, 97 * 2 ** 20, 2 ** 40].map(size)", "0 B|1,023 B|1.5 KiB|97 MiB|1 TiB"),
+        (
+            "[0, 4e-6, 0.34, 30, 95, 3720, 2e5].map(duration)",
+            "0 s|4 µs|340 ms|30 s|1 min 35 s|1 h 2 min|2 days",
+        ),
+        (
+            "[0, 99999, 123456, 1.2e6, 3e9, 4e12].map(count)",
+            "0|99,999|123 k|1.2 M|3 G|4,000 G",
+        ),
+        ("[0, 0.4, 12].map(rate)", "0/s|0.4/s|12/s"),
+        ("[0, 0.0001, 0.5, 0.99999, 1].map(percent)", "0 %|0.1 %|50.0 %|99.9 %|100 %"),
+        ("[plain('a\\u202eb\\0c\\nd')]", "a\ufffdb\ufffdc\ufffdd"),
+    ],
+)
+def test_words(visiting: Visiting, call: str, words: str) -> None:
+    assert visiting().page.evaluate(call) == words.split("|")
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -165,14 +288,16 @@ def test_a_person_gives_a_token_as_password(browser: Browser, needs: Needs, tmp_
             Visit(browser, guarded.admin_url)
         visit = Visit(browser, guarded.admin_url, password=token)
         stack.callback(visit.close)
-        visit.wait_for("main > section")
-        with visit.page.expect_response("**/status/live") as answered:
+        visit.wait_for("#pulse.live")
+        with visit.page.expect_response("**/status.json") as answered:
             pass
         assert answered.value.status == 200
 
 
 def test_a_screen_reader_finds_its_way(visiting: Visiting) -> None:
-    page = visiting().page
+    visit = visiting()
+    visit.wait_for("#pulse.live")
+    page = visit.page
     assert page.get_attribute("html", "lang") == "en"
     assert page.locator("h1").count() == 1
     for section in page.locator("main > section").all():

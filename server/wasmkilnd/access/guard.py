@@ -71,7 +71,7 @@ RPCS: Mapping[str, Need] = {
 }
 PATHS: Mapping[str, Need] = {
     "/": _METRICS_OF_ALL,
-    **_each("/status", "/live /page.css /page.js /icon.svg", _METRICS_OF_ALL),
+    **_each("/status", ".json /page.css /page.js /icon.svg", _METRICS_OF_ALL),
     **_each("/", "metrics status", _METRICS_OF_ALL),
     **_each("/", "healthz readyz", _HEALTH),
 }

@@ -1,55 +1,76 @@
-"""Hand the daemon's parts to the status page."""
+"""What the status page is drawn from: /status.json.
+
+``stats`` is the answer of Stats in protobuf's JSON, ``quarantine`` and ``engines`` are what
+ListQuarantine and GetCapabilities say, without what may name a path, a command or a module's
+contents: the page may be open to everybody on this machine.
+"""
 
 from __future__ import annotations
 
+import json
 import platform
-from collections.abc import Mapping, Sequence
+import time
+from dataclasses import asdict
+
+from google.protobuf.json_format import MessageToDict
 
 from wasmkilnd.lifecycle.engines import Serving
 from wasmkilnd.lifecycle.readiness import Readiness
-from wasmkilnd.telemetry.admin import Page
+from wasmkilnd.rpc.messages import stats_response
 from wasmkilnd.telemetry.metrics import Metrics
-from wasmkilnd.telemetry.status_page.pages import status_pages
-from wasmkilnd.telemetry.status_page.sampler import Sampler
-from wasmkilnd.telemetry.status_page.sources import EngineView, Sources
 from wasmkilnd.tenants import Tenants
 
-
-class StatusPage:
-    """The status page of a daemon, and the history that it shows."""
-
-    def __init__(
-        self, metrics: Metrics, readiness: Readiness, started: Serving, tenants: Tenants
-    ) -> None:
-        """Begin the history now."""
-        self.sampler = Sampler(metrics)
-        self._sources = Sources(
-            host=platform.node(),
-            metrics=metrics,
-            state=readiness.now,
-            engines=lambda: _engines(started),
-            unserved=lambda: started.unserved,
-            isolation=lambda: started.isolation.summary,
-            isolation_required=started.isolation.required,
-            quarantined=tenants.known_in_quarantine,
-            namespaces=lambda: len(tenants.opened),
-        )
-
-    @property
-    def pages(self) -> Mapping[str, Page]:
-        """The pages by path."""
-        return status_pages(self._sources, self.sampler)
+_QUARANTINED = 50
+"""How many modules in quarantine are named."""
 
 
-def _engines(started: Serving) -> Sequence[EngineView]:
-    default = started.registry.default
-    return [
-        EngineView(
-            engine.id,
-            engine.capabilities.interpreter,
-            engine.id == default,
-            started.isolation.of(engine.id),
-            [row.text for row in started.advisories.current.of(engine)],
-        )
-        for engine in started.registry.served
-    ]
+def status_json(
+    metrics: Metrics, readiness: Readiness, started: Serving, tenants: Tenants
+) -> bytes:
+    """Return how the daemon is now."""
+    (ready, why), now = readiness.now(), metrics.gauges.read()
+    strikes = sorted(tenants.known_in_quarantine(), key=lambda strike: -strike.left_s)
+    registry, isolation = started.registry, started.isolation
+    told = {
+        "host": platform.node(),
+        "time_s": time.time(),
+        "ready": ready,
+        # Causes, which follow, may name a path.
+        "state": why.partition(";")[0],
+        "stats": MessageToDict(stats_response(metrics), preserving_proto_field_name=True),
+        "served": {origin: count for (origin,), count in metrics.counts["served"].items()},
+        "calls": now.traffic.calls,
+        "namespaces": len(tenants.opened),
+        "redis_off": now.remote.switched_off,
+        "host_store": asdict(now.host),
+        "tls_failures": now.tls.failures,
+        "failed_reloads": [what for what, last in now.reloads.items() if not last.succeeded],
+        "expected_wait_s": max((each.expected_wait_s for each in now.engines.values()), default=0),
+        "isolation": {"required": isolation.required, "summary": isolation.summary},
+        "engines": [
+            {
+                "id": engine.id,
+                "default": engine.id == registry.default,
+                "confined": isolation.of(engine.id).holds,
+                "gaps": {gap.name: gap.state.value for gap in isolation.of(engine.id).gaps},
+                "advisories": [row.text for row in started.advisories.current.of(engine)],
+            }
+            for engine in registry.served
+        ],
+        # A cause that names a path or a command is for the log alone.
+        "unserved": {
+            one.id: "" if {"/", "`"} & set(one.cause) else one.cause for one in started.unserved
+        },
+        "quarantine": [
+            {
+                "module": strike.key.module_sha256,
+                "engine": strike.engine_id,
+                "reason": strike.reason,
+                "strikes": strike.count,
+                "left_s": strike.left_s,
+            }
+            for strike in strikes[:_QUARANTINED]
+        ],
+        "recent": [asdict(each) for each in list(metrics.recent)],
+    }
+    return json.dumps(told, separators=(",", ":")).encode()

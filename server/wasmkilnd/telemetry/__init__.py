@@ -6,7 +6,7 @@
 ``audit``        one line for each act that somebody may have to answer for
 ``tracing``      spans of calls, for a collector of OpenTelemetry; off unless configured
 ``admin``        the HTTP server with /metrics, /healthz and /readyz
-``status_page``  what a person looks at, made of the metrics and served by ``admin``
+``status``       the page that a person looks at, served by ``admin``, drawn in the browser
 ===============  ====================================================================
 
 Nothing here decides anything: a daemon without telemetry would serve the same. Its parts log with

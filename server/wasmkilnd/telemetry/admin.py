@@ -1,10 +1,10 @@
-"""The admin server: /metrics, /healthz, /readyz and pages for browsers, at ``admin_listen``.
+"""The admin server: /metrics, /healthz, /readyz and the status page, at ``admin_listen``.
 
 /healthz says that the process runs; /readyz whether it serves calls, and why not; /metrics is
-Prometheus text, or OpenMetrics if asked for. The status page (``telemetry.status_page``) is handed
-in. Where a page is for browsers, a person can give a token as password. Nothing can be changed
-here: calls that change the daemon are in rpc/admin_service. Who may read a page is a row of
-``access.guard.PATHS``, as for RPCs.
+Prometheus text, or OpenMetrics if asked for. The status page is four files in ``status/``, which a
+browser draws from what /status.json says every 2 s; its maker is handed in. A person gives a
+browser a token as password. Nothing can be changed here: calls that change the daemon are in
+rpc/admin_service. Who may read a page is a row of ``access.guard.PATHS``, as for RPCs.
 
 With ``tls_cert_file``, TCP connections speak TLS. The certificates in force are asked for as each
 connection comes, so that those that change harm no other. A client may show a certificate, and
@@ -14,6 +14,8 @@ aiohttp speaks HTTP; this file accepts connections, a bounded number in all and 
 renders for a fifth of the daemon's time at most. Of the host with most connections, the one makes
 way for a new one that has sent no request, or none for longest. So strangers at this port take
 nothing from calls, jobs, scrapes and probes, and no line of the log is written for each of them.
+aiohttp's own listener cannot do that: it takes all who wait at once, and knows a connection only
+after its TLS handshake, so that 500 silent ones hold 500 descriptors.
 tests/e2e/test_admin_port.py attacks a running daemon to show it.
 """
 
@@ -21,20 +23,20 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import errno
 import ipaddress
 import logging
 import os
+import re
 import socket
 import ssl
-import stat
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, TypeAlias
 
 import structlog
 from aiohttp import web
@@ -44,9 +46,16 @@ from prometheus_client.exposition import choose_encoder
 from wasmkilnd.errors import Reason, WasmkilnError, forget_frames
 from wasmkilnd.model import Credentials, Entrance, Identity, Transport
 from wasmkilnd.network import address_of, host_of, is_listening
+from wasmkilnd.telemetry import status
 from wasmkilnd.telemetry.audit import Audit, AuditEvent, AuditLine
 
 log = structlog.get_logger("wasmkilnd.telemetry")
+
+Admit: TypeAlias = Callable[[str, Entrance, Callable[[], Credentials]], Identity]
+"""Returns who calls, or raises CREDENTIALS_MISSING, CREDENTIALS_INVALID or ROLE_MISSING.
+
+Takes the path, the way in, and what reads the caller's credentials if they are needed.
+"""
 
 LIMIT: Final = 512
 """Connections that are open at once."""
@@ -54,7 +63,11 @@ TLS_LIMIT: Final = 128
 """The same with TLS: asyncio keeps a quarter of a MiB for each."""
 # After each connection the rest of the daemon gets its turn. A handshake takes a millisecond.
 _PAUSE_S, _TLS_PAUSE_S = 0.001, 0.004
-_HTTP_LIMITS: Final[dict[str, Any]] = {
+_OPTIONS: Final[dict[str, Any]] = {
+    "access_log": None,
+    # Idle for longer than between two scrapes of Prometheus, so that they share a connection.
+    "keepalive_timeout": 75.0,
+    "shutdown_timeout": 1.0,
     # Scrapers and probes send far less.
     "max_line_size": 4096,
     "max_field_size": 4096,
@@ -64,44 +77,11 @@ _HTTP_LIMITS: Final[dict[str, Any]] = {
     "lingering_time": 0.0,
     "auto_decompress": False,
 }
-_STATUS = {
-    Reason.CREDENTIALS_MISSING: 401,
-    Reason.CREDENTIALS_INVALID: 401,
-}
 # A browser cannot send a token of its own accord: it asks a person for a name and a password.
 _BROWSER_CHALLENGE = 'Basic realm="wasmkiln: any name, and a token as password", charset="UTF-8"'
-_STRANGE_NAME = (
-    "cannot answer under this name, since websites could take it: ask for localhost or an IP"
-    " address, and have a proxy ask so\n"
-)
-_PAGE_HEADERS: Final = {
-    # Nothing comes from elsewhere, nothing goes elsewhere, and no other site shows a page in its
-    # own. No style and no script is written into a page, so that nothing injected could run.
-    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self';"
-    " img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none';"
-    " frame-ancestors 'none'",
-    "Cache-Control": "no-store",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
+_STRANGE_NAME = "ask for localhost or an IP address: websites could take any other name\n"
 # aiohttp logs a traceback for every byte that is not HTTP, and any scanner sends some.
 logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """A page for browsers."""
-
-    kind: str
-    """Its Content-Type."""
-    content: bytes | Callable[[], bytes]
-    """What it is, or what makes it anew for those who ask."""
-
-
-Pages = Mapping[str, Page]
-"""By path. Each path needs a row of ``access.guard.PATHS``."""
 
 
 class AddressInUse(Exception):  # noqa: N818 - the name says what is wrong
@@ -139,35 +119,21 @@ class SharedPage:
                 self._not_before_s = ended_s + 4.0 * (ended_s - began_s)
 
 
-class Guard(Protocol):
-    """Says who calls, and refuses what they may not do; ``access`` has it."""
-
-    def admit(
-        self, what: str, entrance: Entrance, credentials: Callable[[], Credentials]
-    ) -> Identity:
-        """Return who calls.
-
-        ``what`` is the path of an RPC, ``/wasmkiln.v1.ModuleService/Load``, or of a page,
-        ``/metrics``. ``credentials`` reads what the call brings along; a daemon that asks for no
-        identity does not call it. Raises CREDENTIALS_MISSING, CREDENTIALS_INVALID or ROLE_MISSING.
-        """
-
-
 @dataclass(eq=False)
 class AdminServer:
-    """Serves ``/metrics``, ``/healthz``, ``/readyz`` and ``pages``, for GET and HEAD alone."""
+    """Serves metrics, health and the status page, for GET and HEAD alone."""
 
     address: str
     """Where: host:port, [v6]:port or unix:/path."""
     registry: CollectorRegistry
+    status_json: Callable[[], bytes]
+    """Makes /status.json."""
     ready: Callable[[], tuple[bool, str]]
     """Returns whether the daemon serves calls, and a sentence that says why or why not."""
-    guard: Guard
+    admit: Admit
     auditor: Audit
     tls: Callable[[], ssl.SSLContext] | None = None
     """Returns what new TCP connections are made with; None for plaintext."""
-    pages: Pages = field(default_factory=dict)
-    """For browsers."""
     checks_host: bool = False
     """Whether a request has to name this machine by an IP address or as localhost."""
 
@@ -177,25 +143,21 @@ class AdminServer:
         self._tls = None if unix else self.tls
         transport = Transport.TLS if self._tls else Transport.PLAINTEXT
         self._entrance = Entrance(Transport.UNIX, self.address) if unix else Entrance(transport)
-        self._inode = 0
         self._shared = SharedPage()
         self._sockets: list[socket.socket] = []
-        self._open: dict[socket.socket, str] = {}
-        """Whose host is at the other end."""
-        self._asked_s: dict[int, float] = {}
-        """By descriptor, when the last request came; nothing before the first."""
+        # By aiohttp's protocol, whose host is at the other end, and whether it has asked for a
+        # page. The one that asked last is the last; some are closed.
+        self._open: dict[Any, tuple[socket.socket, str, bool]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        app = web.Application(client_max_size=1024, middlewares=[self._admit])
+        app = web.Application(client_max_size=1024, middlewares=[self._check])
         # aiohttp answers 405 to methods other than GET and HEAD, and 404 for other paths.
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
-        for path in self.pages:
-            app.router.add_get(path, self._page)
+        for path in status.PATHS:
+            app.router.add_get(path, self._status)
         app.on_response_prepare.append(_remove_banner)
-        # Idle for longer than between two scrapes of Prometheus, so that they share a connection.
-        times: dict[str, Any] = {"keepalive_timeout": 75.0, "shutdown_timeout": 1.0}
-        self._runner = web.AppRunner(app, access_log=None, **times, **_HTTP_LIMITS)
+        self._runner = web.AppRunner(app, **_OPTIONS)
 
     async def start(self) -> str:
         """Serve; return the address with its real port. Raise AddressInUse."""
@@ -205,9 +167,8 @@ class AdminServer:
         except OSError as failure:
             await self.stop()
             raise AddressInUse(
-                f"cannot serve metrics on {self.address}: {failure.strerror}; choose another"
-                " address with admin_listen (--admin-listen, WASMKILN_ADMIN_LISTEN), or switch it"
-                " off with none"
+                f"cannot serve metrics on {self.address}: {failure.strerror}; set admin_listen"
+                " (WASMKILN_ADMIN_LISTEN) to another address, or to none"
             ) from None
         for sock in self._sockets:
             sock.setblocking(False)
@@ -224,68 +185,55 @@ class AdminServer:
         for sock in self._sockets:
             sock.close()
         await self._runner.cleanup()
-        # Another daemon may have taken the path over meanwhile.
-        with suppress(FileNotFoundError):
-            if self._path and self._path.stat().st_ino == self._inode:
-                self._path.unlink()
+        if self._path:
+            _remove_dead(self._path)
 
     async def _listen(self) -> None:
-        if self._path is None:
-            host, _, port = self.address.rpartition(":")
-            loop = asyncio.get_running_loop()
-            flags: dict[str, Any] = {"type": socket.SOCK_STREAM, "flags": socket.AI_PASSIVE}
-            found: Any = await loop.getaddrinfo(host.strip("[]"), int(port), **flags)
-            for family, _, _, _, where in dict.fromkeys(found):
-                sock = socket.create_server(where, family=family, backlog=LIMIT)
-                self._sockets.append(sock)
-            return
-        # The file may belong to a running daemon, which must not lose it.
-        if is_listening(self._path):
-            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-        with suppress(FileNotFoundError):
-            if stat.S_ISSOCK(self._path.stat().st_mode):
-                self._path.unlink()
-        # Nobody else can connect before the file has its mode.
-        before = os.umask(0o177)
-        try:
-            path = str(self._path)
-            sock = socket.create_server(path, family=socket.AF_UNIX, backlog=LIMIT)
+        if self._path:
+            _remove_dead(self._path)
+            before = os.umask(0o177)  # nobody else can connect before the file has its mode
+            try:
+                sock = socket.create_server(str(self._path), family=socket.AF_UNIX, backlog=LIMIT)
+            finally:
+                os.umask(before)
             self._sockets.append(sock)
-        finally:
-            os.umask(before)
-        self._inode = self._path.stat().st_ino
+            return
+        host, _, port = self.address.rpartition(":")
+        found = await asyncio.get_running_loop().getaddrinfo(
+            host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        for family, _, _, _, where in dict.fromkeys(found):
+            self._sockets.append(socket.create_server(where, family=family, backlog=LIMIT))
 
     async def _accept(self, listening: socket.socket) -> None:
         while True:
             await asyncio.sleep(_TLS_PAUSE_S if self._tls else _PAUSE_S)
             try:
                 sock, address = await asyncio.get_running_loop().sock_accept(listening)
-            except ConnectionError:
-                continue  # the client left before it was accepted
             except OSError as failure:
                 log.warning("cannot accept connections to the admin server", cause=str(failure))
                 await asyncio.sleep(1.0)
                 continue
             self._make_room()
-            self._open[sock] = "unix" if self._path else host_of(address_of(address[0]))
-            self._asked_s.pop(sock.fileno(), None)
-            self._in_background(self._serve(sock))
+            handler: Any = self._runner.server()  # type: ignore[misc]
+            host = "unix" if self._path else host_of(address_of(address[0]))
+            self._open[handler] = sock, host, False
+            self._in_background(self._serve(sock, handler))
 
     def _make_room(self) -> None:
-        self._open = {sock: host for sock, host in self._open.items() if sock.fileno() >= 0}
+        self._open = {at: each for at, each in self._open.items() if each[0].fileno() >= 0}
         if len(self._open) < (TLS_LIMIT if self._tls else LIMIT):
             return
-        held, asked_s = Counter(self._open.values()), self._asked_s
-        last = min(self._open, key=lambda it: (-held[self._open[it]], asked_s.get(it.fileno(), 0)))
-        del self._open[last]
+        held = Counter(host for _, host, _ in self._open.values())
+        # Of those that are equal, the first.
+        last = min(self._open, key=lambda at: (-held[self._open[at][1]], self._open[at][2]))
         with suppress(OSError):  # the client has left
-            last.shutdown(socket.SHUT_RDWR)  # then asyncio closes it
+            self._open.pop(last)[0].shutdown(socket.SHUT_RDWR)  # then asyncio closes it
 
-    async def _serve(self, sock: socket.socket) -> None:
-        server: Any = self._runner.server
-        tls = self._tls() if self._tls else None
+    async def _serve(self, sock: socket.socket, handler: Any) -> None:
+        tls, loop = self._tls and self._tls(), asyncio.get_running_loop()
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(server, sock, ssl=tls)
+            await loop.connect_accepted_socket(lambda: handler, sock, ssl=tls)
         except OSError:  # of which those of TLS are some
             sock.close()
 
@@ -295,79 +243,68 @@ class AdminServer:
         task.add_done_callback(self._tasks.discard)
 
     @web.middleware
-    async def _admit(
-        self,
-        request: web.Request,
-        handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
-    ) -> web.StreamResponse:
-        if request.transport:
-            descriptor = request.transport.get_extra_info("socket").fileno()
-            self._asked_s[descriptor] = time.monotonic()
+    async def _check(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        if known := self._open.pop(request.protocol, None):
+            self._open[request.protocol] = *known[:2], True
         # Requests that came together on one connection must not hold up the others.
         await asyncio.sleep(0)
         # A website that a person visits may have its name resolve to 127.0.0.1. The browser then
         # takes this port for a part of that website, whose scripts read what it answers. Browsers
         # always send ``Host``: a request without it comes from none.
-        if not all(self._is_ours(host) for host in request.headers.getall("Host", ())):
+        if self.checks_host and not all(map(_is_ours, request.headers.getall("Host", ()))):
             return web.Response(text=_STRANGE_NAME, status=421)
         # Of no page, the path that was sent: whom the guard refuses learns nothing from that.
         resource = request.match_info.route.resource
         page = resource.canonical if resource else request.path
         try:
-            self.guard.admit(
-                page, self._entrance, lambda: _credentials(request, basic=page in self.pages)
-            )
+            self.admit(page, self._entrance, partial(_credentials, request, page))
+            answer: web.StreamResponse = await handler(request)
         except WasmkilnError as refusal:
             forget_frames(refusal)
             return self._refused(request, page, refusal)
-        return await handler(request)
-
-    def _is_ours(self, host: str) -> bool:
-        name, _, port = host.rpartition(":")
-        name = _name(name if port.isdecimal() and not name.endswith(":") else host)
-        if not self.checks_host or name == "localhost":
-            return True
-        with suppress(ValueError):
-            return bool(ipaddress.ip_address(name.strip("[]")))
-        return name.endswith(".localhost")
+        except web.HTTPException:
+            raise
+        except Exception as failure:
+            log.error("cannot answer at the admin port", page=page, error=repr(failure))
+            return web.Response(text="the daemon failed: see its log\n", status=503)
+        return answer
 
     def _refused(self, request: web.Request, page: str, refusal: WasmkilnError) -> web.Response:
-        status = _STATUS.get(refusal.reason, 403)
-        told = _peer(request), page, str(status), refusal.reason.value
+        invalid = refusal.reason is Reason.CREDENTIALS_INVALID
+        code = 401 if invalid or refusal.reason is Reason.CREDENTIALS_MISSING else 403
+        told = _peer(request), page, str(code), refusal.reason.value
         self.auditor.write(AuditLine(AuditEvent.REFUSAL, refusal.identity, "", *told))
-        answer = web.Response(text=f"{refusal.message}\n", status=status)
-        if status == 401:
-            invalid = refusal.reason is Reason.CREDENTIALS_INVALID
+        answer = web.Response(text=f"{refusal.message}\n", status=code)
+        if code == 401:
             error = ', error="invalid_token"' if invalid else ""
             answer.headers.add("WWW-Authenticate", f'Bearer realm="wasmkiln"{error}')
-            if page in self.pages:
+            if page in status.PATHS:
                 answer.headers.add("WWW-Authenticate", _BROWSER_CHALLENGE)
-        if refusal.retry_after_s is not None:
-            answer.headers["Retry-After"] = str(max(1, round(refusal.retry_after_s)))
         return answer
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-        page = await self._shared.get(content_type, lambda: encode(self.registry))
-        return web.Response(body=page, headers={"Content-Type": content_type})
+        encode, kind = choose_encoder(request.headers.get("Accept", ""))
+        page = await self._shared.get(kind, partial(encode, self.registry))
+        return web.Response(body=page, headers={"Content-Type": kind})
 
     async def _healthz(self, _request: web.Request) -> web.Response:
         return web.Response(text="alive\n")
 
     async def _readyz(self, _request: web.Request) -> web.Response:
-        try:
-            ready, why = self.ready()
-        except Exception as failure:
-            log.error("readiness check failed", error=repr(failure))
-            ready, why = False, "the readiness check failed"
+        ready, why = self.ready()
         return web.Response(text=f"{why}\n", status=200 if ready else 503)
 
-    async def _page(self, request: web.Request) -> web.Response:
-        page = self.pages[request.path]
-        body = page.content
-        if not isinstance(body, bytes):
-            body = await self._shared.get(request.path, body)
-        return web.Response(body=body, headers={"Content-Type": page.kind, **_PAGE_HEADERS})
+    async def _status(self, request: web.Request) -> web.Response:
+        body, kind = status.FILES.get(request.path, (b"", "application/json"))
+        if not body:
+            body = await self._shared.get(kind, self.status_json)
+        return web.Response(body=body, headers={"Content-Type": kind, **status.HEADERS})
+
+
+def _remove_dead(path: Path) -> None:
+    # The file may belong to another daemon that runs, which must not lose it.
+    if path.is_socket() and not is_listening(path):
+        path.unlink()
 
 
 async def _remove_banner(_request: web.Request, response: web.StreamResponse) -> None:
@@ -375,14 +312,17 @@ async def _remove_banner(_request: web.Request, response: web.StreamResponse) ->
     response.headers.pop("Server", None)
 
 
-def _name(host: str) -> str:
-    return host.lower().rstrip(".")
+def _is_ours(host: str) -> bool:
+    name = re.sub(r":[0-9]*$", "", host).lower().rstrip(".")
+    with suppress(ValueError):
+        return bool(ipaddress.ip_address(name.strip("[]")))
+    return name == "localhost" or name.endswith(".localhost")
 
 
-def _credentials(request: web.Request, *, basic: bool) -> Credentials:
+def _credentials(request: web.Request, page: str) -> Credentials:
     # Of two, a proxy may have checked the other one. Together they are no token.
     authorization = ", ".join(request.headers.getall("Authorization", ()))
-    if basic and authorization.lower().startswith("basic "):
+    if page in status.PATHS and authorization.lower().startswith("basic "):
         # What a browser sends for a person counts as a token.
         with suppress(ValueError):
             pair = base64.b64decode(authorization[6:].strip(), validate=True).decode()
@@ -392,19 +332,17 @@ def _credentials(request: web.Request, *, basic: bool) -> Credentials:
 
 def _certificate(request: web.Request) -> bytes:
     """Return the client's certificate as PEM, and what it sent beside it; empty for none."""
-    tls: Any = request.transport.get_extra_info("ssl_object") if request.transport else None
+    tls = request.get_extra_info("ssl_object")
     if not (tls and (shown := tls.getpeercert(binary_form=True))):
         return b""
     # Public from Python 3.13 on. There is none for a session that goes on.
-    chain = tls._sslobj.get_unverified_chain()
-    if not chain:
-        return ssl.DER_cert_to_PEM_cert(shown).encode()
-    return "".join(each.public_bytes() for each in chain).encode()
+    chain = tls._sslobj.get_unverified_chain() or ()
+    pem = "".join(each.public_bytes() for each in chain) or ssl.DER_cert_to_PEM_cert(shown)
+    return pem.encode()
 
 
 def _peer(request: web.Request) -> str:
-    name = request.transport.get_extra_info("peername") if request.transport else None
+    name = request.get_extra_info("peername")
     if not isinstance(name, tuple):
         return "unix"
-    host = f"[{name[0]}]" if ":" in name[0] else name[0]
-    return f"{host}:{name[1]}"
+    return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"

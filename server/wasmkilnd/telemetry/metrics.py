@@ -226,11 +226,6 @@ class Latency:
         """How many durations there were since the start."""
         return sum(self._counts)
 
-    def last(self, count: int) -> list[float]:
-        """Return the last ``count`` durations, or as many of them as are kept, the newest first."""
-        with self._lock:
-            return list(itertools.islice(reversed(self._samples), count))
-
     def summary(self) -> LatencySummary:
         """Return count and sum, and percentiles by nearest rank."""
         with self._lock:

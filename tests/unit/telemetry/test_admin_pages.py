@@ -13,13 +13,16 @@ from wasmkilnd.access.guard import AccessGuard
 from wasmkilnd.app import checks_host
 from wasmkilnd.model import ANYBODY, Credentials, Entrance, Identity
 from wasmkilnd.settings import Settings
-from wasmkilnd.telemetry.admin import AdminServer, Page, Pages, SharedPage
+from wasmkilnd.telemetry import status
+from wasmkilnd.telemetry.admin import AdminServer, SharedPage
 from wasmkilnd.telemetry.audit import Audit
 from wasmkilnd.telemetry.metrics import Metrics
 
-PAGES: Pages = {
-    "/": Page("text/html; charset=utf-8", lambda: b"<p>well</p>"),
-    "/page.css": Page("text/css; charset=utf-8", b"p {}"),
+POLICY = {
+    "default-src": "'none'",
+    **dict.fromkeys(["style-src", "script-src", "img-src", "connect-src"], "'self'"),
+    **dict.fromkeys(["base-uri", "form-action", "frame-ancestors"], "'none'"),
+    "require-trusted-types-for": "'script'",
 }
 
 
@@ -41,7 +44,7 @@ class TokenGuard:
 async def url() -> AsyncIterator[str]:
     registry = Metrics("1.2.3").registry
     server = AdminServer(
-        "127.0.0.1:0", registry, lambda: (True, "ready"), TokenGuard(), Audit(), pages=PAGES
+        "127.0.0.1:0", registry, lambda: b"{}", lambda: (True, "ready"), TokenGuard().admit, Audit()
     )
     yield f"http://{await server.start()}"
     await server.stop()
@@ -57,19 +60,20 @@ TOKEN = {"Authorization": "Bearer s3:cret"}
 PASSWORD = {"Authorization": f"Basic {base64.b64encode(b'ada:s3:cret').decode()}"}
 
 
-@pytest.mark.parametrize("path", PAGES)
+@pytest.mark.parametrize("path", sorted(status.PATHS))
 async def test_a_page_keeps_strangers_out_of_it(
     url: str, http: aiohttp.ClientSession, path: str
 ) -> None:
     async with http.get(url + path, headers=TOKEN) as answer:
         assert answer.status == 200
-        assert answer.headers["Content-Type"] == PAGES[path].kind
+        kind = answer.headers["Content-Type"]
+        assert kind == status.FILES.get(path, (b"", "application/json"))[1]
+        assert await answer.read()
         policy = dict(
             part.strip().split(" ", 1)
             for part in answer.headers["Content-Security-Policy"].split(";")
         )
-        assert policy["default-src"] == policy["frame-ancestors"] == "'none'"
-        assert set(policy.values()) == {"'none'", "'self'"}
+        assert policy == POLICY
         assert answer.headers["Cache-Control"] == "no-store"
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
         assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
@@ -85,8 +89,8 @@ async def test_a_page_can_only_be_read(
 
 
 async def test_a_person_gives_a_token_as_password(url: str, http: aiohttp.ClientSession) -> None:
-    async with http.get(url, headers=PASSWORD) as answer:
-        assert (answer.status, await answer.text()) == (200, "<p>well</p>")
+    async with http.get(f"{url}/status.json", headers=PASSWORD) as answer:
+        assert (answer.status, await answer.json()) == (200, {})
 
 
 @pytest.mark.parametrize(
@@ -149,10 +153,10 @@ async def named() -> AsyncIterator[str]:
     server = AdminServer(
         "127.0.0.1:0",
         Metrics("1.2.3").registry,
+        lambda: b"{}",
         lambda: (True, "ready"),
-        AccessGuard(None),
+        AccessGuard(None).admit,
         Audit(),
-        pages=PAGES,
         checks_host=True,
     )
     yield await server.start()
@@ -177,7 +181,7 @@ async def named() -> AsyncIterator[str]:
         ("", 421),
     ],
 )
-@pytest.mark.parametrize("path", ["/", "/metrics", "/page.css", "/no-such-page"])
+@pytest.mark.parametrize("path", ["/", "/metrics", "/status.json", "/no-such-page"])
 async def test_a_website_cannot_make_the_port_a_part_of_itself(
     named: str, host: str, status: int, port: str, path: str
 ) -> None:

@@ -37,7 +37,10 @@ def readiness() -> Readiness:
 
 def server(address: str, readiness: Readiness | None = None) -> AdminServer:
     registry = Metrics("1.2.3").registry
-    return AdminServer(address, registry, readiness or Readiness(), AccessGuard(None), Audit())
+    guard = AccessGuard(None)
+    return AdminServer(
+        address, registry, lambda: b"{}", readiness or Readiness(), guard.admit, Audit()
+    )
 
 
 @pytest.fixture
@@ -97,7 +100,9 @@ async def test_healthz_is_always_200_and_readyz_calls_the_readiness_check(
         ("POST", "/metrics", 405),
         ("PUT", "/healthz", 405),
         ("DELETE", "/readyz", 405),
-        ("GET", "/", 404),
+        ("POST", "/", 405),
+        ("GET", "/status/live", 404),
+        ("GET", "/status/../page.py", 404),
         ("GET", "/metrics/", 404),
         ("GET", "/../etc/passwd", 404),
         ("POST", "/nothing", 404),
@@ -250,6 +255,33 @@ async def test_when_full_the_oldest_that_has_sent_no_request_makes_way(
                     assert answer.status == 200
                 async with http.get(f"{url}/healthz") as answer:
                     assert answer.status == 200
+
+
+async def test_five_hundred_strangers_keep_no_probe_out(
+    url: str, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They come faster than they are let in, and send as much of a request as makes one wait."""
+    monkeypatch.setattr(admin, "LIMIT", 64)
+    strangers: list[socket.socket] = []
+
+    async def come() -> None:
+        strangers.extend([half(await asyncio.to_thread(connect, url)) for _ in range(500)])
+
+    coming = asyncio.create_task(come())
+    try:
+        for _ in range(20):
+            # Each on a connection of its own, as a kubelet opens them.
+            async with http.get(f"{url}/healthz", headers={"Connection": "close"}) as answer:
+                assert answer.status == 200
+            await asyncio.sleep(0.02)
+        await coming
+        async with http.get(f"{url}/healthz") as answer:
+            assert answer.status == 200
+        assert all([await ends(each) for each in strangers[:400]])
+    finally:
+        await coming
+        for each in strangers:
+            each.close()
 
 
 async def test_when_all_have_asked_the_one_idle_for_longest_makes_way(

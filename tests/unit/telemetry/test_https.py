@@ -81,8 +81,9 @@ class Https:
         server = AdminServer(
             "127.0.0.1:0",
             Metrics("1.2.3").registry,
+            lambda: b"{}",
             lambda: (True, "ready"),
-            tls.pop("guard", self.gate),
+            tls.pop("guard", self.gate).admit,
             tls.pop("auditor", Audit()),
             **tls,
         )
@@ -204,6 +205,21 @@ async def test_too_many_handshakes_make_room_for_new_ones(
         with suppress(ConnectionResetError):
             assert await asyncio.wait_for(silent[0][0].read(), 5) == b""  # the oldest
         for streams in silent:
+            await end(streams)
+
+
+async def test_five_hundred_strangers_keep_no_probe_out(https: Https) -> None:
+    """They begin no handshake, so that aiohttp knows nothing of them."""
+    async with https.served():
+        strangers = [await https.connect(None) for _ in range(500)]
+        async with asyncio.timeout(30):
+            for _ in range(5):
+                assert (await https.get("/healthz"))[0] == 200
+            # No more than the limit are left, and the first have made way.
+            for reader, _ in strangers[: 500 - admin.TLS_LIMIT]:
+                with suppress(ConnectionResetError):
+                    assert await reader.read() == b""
+        for streams in strangers:
             await end(streams)
 
 

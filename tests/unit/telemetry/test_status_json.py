@@ -1,0 +1,152 @@
+"""What the status page is drawn from: small, and without paths, commands and messages."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from wasmkilnd.lifecycle.readiness import Readiness
+from wasmkilnd.lifecycle.status_page import status_json
+from wasmkilnd.model import (
+    CacheKey,
+    Isolation,
+    IsolationLayer,
+    LayerState,
+    Origin,
+    RemoteStatus,
+    Strike,
+    TierUsage,
+    UnservedEngine,
+)
+from wasmkilnd.telemetry.metrics import EngineUsage, Metrics
+
+ENGINE = "wasmtime-50.0.1"
+SECRET = "/var/lib/wasmkiln/engines; run `chmod go-w /var/lib/wasmkiln`"
+ISOLATION = Isolation(
+    [
+        IsolationLayer("seccomp", LayerState.ENFORCED, SECRET),
+        IsolationLayer("landlock", LayerState.PARTIAL, SECRET),
+    ],
+    {"open a file": True},
+)
+
+
+class Parts:
+    """A daemon that is none."""
+
+    def __init__(self) -> None:
+        self.metrics = Metrics("1.2.3")
+        self.metrics.add_engine(ENGINE)
+        gauges = self.metrics.gauges
+        gauges.engines[ENGINE] = lambda: EngineUsage(workers=2, busy=1, expected_wait_s=1.5)
+        gauges.remote = lambda: RemoteStatus("embedded", up=True)
+        gauges.tiers["memory"] = lambda: TierUsage(3, 97 * 2**20, 100 * 2**20)
+        self.readiness = Readiness()
+        self.unserved: list[UnservedEngine] = []
+        self.advisories = [SimpleNamespace(text="TEST-1: a guest can leave")]
+        self.strikes: list[Strike] = []
+        self.engines = [SimpleNamespace(id=ENGINE, pool=SimpleNamespace(why_no_worker=""))]
+        self.readiness.started(lambda: self.engines, lambda: self.unserved, str)  # type: ignore[arg-type,return-value]
+
+    def raw(self) -> bytes:
+        started: Any = SimpleNamespace(
+            registry=SimpleNamespace(served=self.engines, default=ENGINE),
+            unserved=self.unserved,
+            isolation=SimpleNamespace(
+                summary="confined by seccomp", required=True, of=lambda _: ISOLATION
+            ),
+            advisories=SimpleNamespace(current=SimpleNamespace(of=lambda _: self.advisories)),
+        )
+        tenants: Any = SimpleNamespace(opened={"": None}, known_in_quarantine=lambda: self.strikes)
+        return status_json(self.metrics, self.readiness, started, tenants)
+
+    def told(self) -> dict[str, Any]:
+        told: dict[str, Any] = json.loads(self.raw())
+        return told
+
+
+@pytest.fixture
+def parts() -> Parts:
+    return Parts()
+
+
+def test_it_has_what_stats_capabilities_and_quarantine_have(parts: Parts) -> None:
+    parts.metrics.served(Origin.REDIS)
+    parts.metrics.compiled(ENGINE, "ok", 0.25, 0.0)
+    parts.strikes = [Strike(CacheKey("a" * 64, "f" * 64), ENGINE, "COMPILE_TIMEOUT", "m", 2, 60.0)]
+    told = parts.told()
+    assert (told["ready"], told["state"], told["namespaces"]) == (True, "ready", 1)
+    assert told["stats"]["version"] == "1.2.3"
+    [memory, *_] = told["stats"]["tiers"]
+    assert (memory["tier"], memory["bytes"]) == ("memory", str(97 * 2**20))
+    [ok] = [each for each in told["stats"]["compiles"] if each["outcome"] == "ok"]
+    assert (ok["engine"], ok["count"], ok["duration"]["p50"]) == (ENGINE, "1", "0.250s")
+    assert told["served"][Origin.REDIS.value] == 1
+    assert set(told["served"]) == {origin.value for origin in Origin}
+    [engine] = told["engines"]
+    assert engine == {
+        "id": ENGINE,
+        "default": True,
+        "confined": True,
+        "gaps": {"landlock": "partial"},
+        "advisories": ["TEST-1: a guest can leave"],
+    }
+    assert told["expected_wait_s"] == 1.5
+    [strike] = told["quarantine"]
+    assert strike == {
+        "module": "a" * 64,
+        "engine": ENGINE,
+        "reason": "COMPILE_TIMEOUT",
+        "strikes": 2,
+        "left_s": 60.0,
+    }
+
+
+def test_recent_compiles_say_what_became_of_them(parts: Parts) -> None:
+    parts.metrics.compile_ended("b" * 64, ENGINE, Origin.REDIS.value, "", 0.002)
+    for _ in range(3):
+        parts.metrics.compile_ended("c" * 64, "", "", "COMPILE_TIMEOUT", 30.0)
+    failed, found = parts.told()["recent"]
+    assert (failed["reason"], failed["count"], failed["took_s"]) == ("COMPILE_TIMEOUT", 3, 30.0)
+    assert (found["module"], found["origin"], found["reason"]) == ("b" * 64, "redis", "")
+
+
+def test_what_is_wrong_is_there(parts: Parts) -> None:
+    parts.metrics.reloaded("settings", succeeded=False)
+    parts.metrics.gauges.remote = lambda: RemoteStatus("external", up=False, detail="refused")
+    parts.readiness.draining()
+    told = parts.told()
+    assert (told["ready"], told["state"]) == (False, "draining")
+    assert told["failed_reloads"] == ["settings"]
+    assert "redis_up" not in told["stats"]
+    assert told["stats"]["redis_detail"] == "refused"
+    assert not told["redis_off"]
+
+
+def test_it_names_no_path_no_command_and_no_message(parts: Parts) -> None:
+    """Whoever can read it on this machine learns of such an engine that it is not served."""
+    broken = "the self-test failed: 1 is not 2"
+    parts.unserved = [
+        UnservedEngine("wasmer-1.1.0", SECRET),
+        UnservedEngine("wasmer-1.0.0", broken),
+    ]
+    parts.engines[0].pool.why_no_worker = SECRET
+    parts.strikes = [Strike(CacheKey("a" * 64, "f" * 64), ENGINE, "COMPILE_TIMEOUT", SECRET, 2, 9)]
+    told = parts.told()
+    assert told["unserved"] == {"wasmer-1.1.0": "", "wasmer-1.0.0": broken}
+    assert (told["ready"], told["state"]) == (False, "no engine works")
+    assert "chmod" not in json.dumps(told)
+    assert "/var/lib" not in json.dumps(told)
+
+
+def test_it_stays_small(parts: Parts) -> None:
+    """With all that callers can fill it with."""
+    for number in range(100):
+        module = f"{number:02}" + "<" * 1000
+        parts.metrics.compile_ended(module, ">" * 1000, "", "COMPILER_CRASHED", 1.0)
+    key = CacheKey("0" * 64, "f" * 64)
+    parts.strikes = [Strike(key, ENGINE, "COMPILE_TIMEOUT", "m" * 5000, 9, 9.0)] * 10_000
+    assert len(parts.told()["quarantine"]) == 50
+    assert len(parts.raw()) < 50_000
