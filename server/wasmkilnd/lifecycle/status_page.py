@@ -31,13 +31,15 @@ def status_json(
     (ready, why), now = readiness.now(), metrics.gauges.read()
     strikes = sorted(tenants.known_in_quarantine(), key=lambda strike: -strike.left_s)
     registry, isolation = started.registry, started.isolation
+    stats = MessageToDict(stats_response(metrics), preserving_proto_field_name=True)
+    stats["redis_detail"] = _told(now.remote.detail)
     told = {
         "host": platform.node(),
         "time_s": time.time(),
         "ready": ready,
         # Causes, which follow, may name a path.
         "state": why.partition(";")[0],
-        "stats": MessageToDict(stats_response(metrics), preserving_proto_field_name=True),
+        "stats": stats,
         "served": {origin: count for (origin,), count in metrics.counts["served"].items()},
         "calls": now.traffic.calls,
         "namespaces": len(tenants.opened),
@@ -57,10 +59,7 @@ def status_json(
             }
             for engine in registry.served
         ],
-        # A cause that names a path or a command is for the log alone.
-        "unserved": {
-            one.id: "" if {"/", "`"} & set(one.cause) else one.cause for one in started.unserved
-        },
+        "unserved": {one.id: _told(one.cause) for one in started.unserved},
         "quarantine": [
             {
                 "module": strike.key.module_sha256,
@@ -74,3 +73,8 @@ def status_json(
         "recent": [asdict(each) for each in list(metrics.recent)],
     }
     return json.dumps(told, separators=(",", ":")).encode()
+
+
+def _told(cause: str) -> str:
+    """Return ``cause``, or nothing if it names a path or a command: the log has it."""
+    return "" if {"/", "`"} & set(cause) else cause

@@ -133,6 +133,7 @@ def test_it_names_no_path_no_command_and_no_message(parts: Parts) -> None:
         UnservedEngine("wasmer-1.0.0", broken),
     ]
     parts.engines[0].pool.why_no_worker = SECRET
+    parts.metrics.gauges.remote = lambda: RemoteStatus("embedded", up=False, detail=SECRET)
     parts.strikes = [Strike(CacheKey("a" * 64, "f" * 64), ENGINE, "COMPILE_TIMEOUT", SECRET, 2, 9)]
     told = parts.told()
     assert told["unserved"] == {"wasmer-1.1.0": "", "wasmer-1.0.0": broken}
