@@ -91,7 +91,7 @@ class Daemon:
         audit = Audit(metrics.audit_lost)
         (await asyncio.to_thread(audit.prepare, now.audit_file))()
         on_stop.callback(audit.close)
-        if tracing := await asyncio.to_thread(open_tracing, settings, self.version):
+        if tracing := await asyncio.to_thread(open_tracing, self.version):
             on_stop.push_async_callback(asyncio.to_thread, tracing.close)
         tls = await asyncio.to_thread(TlsFiles, now) if now.tls_cert_file else None
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
-from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr
 
@@ -60,14 +59,6 @@ def parse_seconds(value: object) -> float:
 def parse_count(value: object) -> int:
     """Return a whole number from an integer or its digits. Raises ValueError."""
     return int(_number(value, "a whole number: write digits only", {}, whole=True))
-
-
-def parse_ratio(value: object) -> float:
-    """Return a number from 0 to 1, or from a text such as ``0.25``. Raises ValueError."""
-    what = "a part: write a number from 0 to 1"
-    if (number := _number(value, what, {})) > 1:
-        raise ValueError(f"{value!r} is not {what}")
-    return float(number)
 
 
 def _number(
@@ -198,7 +189,7 @@ def _admin_address(value: object) -> str:
     return text if text == NONE else str(Address.parse(text))
 
 
-# Redis, whose URL may hold a password, and the collector of traces.
+# Redis, whose URL may hold a password.
 
 
 class RedisUrl(SecretStr):
@@ -225,24 +216,6 @@ def parse_redis_url(value: object) -> str:
     if (url := value.strip()) not in (EMBEDDED, NONE):
         RedisAddress.parse(url)
     return url
-
-
-def _collector(value: object) -> str:
-    if not (text := parse_text(value)):
-        return ""
-    what = "write http://host:port or https://host:port"
-    try:
-        url = urlsplit(text)
-        port = url.port
-    except ValueError:
-        raise ValueError(f"it is not the address of a collector: {what}") from None
-    if "@" in url.netloc:
-        raise ValueError("put the token of the collector into trace_headers_file, not into the URL")
-    rest = url.path.strip("/") or url.query or url.fragment
-    if url.scheme not in ("http", "https") or not url.hostname or rest:
-        raise ValueError(f"{text!r} is not the address of a collector: {what}")
-    host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
-    return f"{url.scheme}://{host}:{port or 4317}"
 
 
 # Paths and words.
@@ -406,13 +379,11 @@ SizeOrAuto = Annotated[int | Literal["auto"], BeforeValidator(_size_or_auto)]
 Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(le=_YEARS_S)]
 WholeSeconds = Annotated[int, BeforeValidator(parse_seconds), Field(le=_YEARS_S)]
 Count = Annotated[int, BeforeValidator(parse_count)]
-Ratio = Annotated[float, BeforeValidator(parse_ratio)]
 Switch = Annotated[bool, BeforeValidator(_switch)]
 Addresses = Annotated[tuple[str, ...], BeforeValidator(_addresses)]
 OptionalAddresses = Annotated[tuple[str, ...], BeforeValidator(_optional_addresses)]
 AdminAddress = Annotated[str, BeforeValidator(_admin_address)]
 RedisLocation = Annotated[RedisUrl, BeforeValidator(parse_redis_url)]
-Collector = Annotated[str, BeforeValidator(_collector)]
 Directory = Annotated[Path, BeforeValidator(_directory)]
 StoreDirectory = Annotated[str, BeforeValidator(_store_directory)]
 """A directory, empty for the default, or NONE."""

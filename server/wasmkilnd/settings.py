@@ -17,7 +17,6 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_core import PydanticCustomError
@@ -281,20 +280,6 @@ class Settings(BaseModel):
     ready. auto does so on a terminal and where log lines are text: nothing gets between lines of
     JSON."""
 
-    # Where traces of calls go.
-    trace_endpoint: values.Collector = ""
-    """The collector of OpenTelemetry that gets traces of calls by OTLP over gRPC: http://host:port
-    or https://host:port, which is mostly port 4317. Empty for no traces. Needs wasmkiln[trace]."""
-    trace_sample_ratio: values.Ratio = _live(1.0, ge=0, le=1)
-    """Which part of the traces that begin in this daemon is sent, from 0 to 1. A call that brings a
-    traceparent along is sent if its caller says so there."""
-    trace_headers_file: values.OptionalPath = ""
-    """A file with what the collector wants to know of a sender, such as a token: a line `name:
-    value` for each. Read at the start."""
-    trace_ca_file: values.OptionalPath = ""
-    """A PEM file of the certificate authorities to check the collector's certificate against; empty
-    for those that come with gRPC."""
-
     @property
     def effective_keys_dir(self) -> Path:
         """The key directory."""
@@ -383,11 +368,6 @@ class Settings(BaseModel):
         if self.tls_client_ca_file and not self.tls_cert_file:
             yield "tls_client_ca_file", "it needs TLS: set tls_cert_file and tls_key_file too"
         yield from self._address_conflicts()
-        collector = urlsplit(self.trace_endpoint)
-        at_home = collector.hostname and Address(collector.hostname).local
-        if self.trace_headers_file and collector.scheme != "https" and not at_home:
-            why = "it would be sent over plaintext to another machine: use an https:// endpoint"
-            yield "trace_headers_file", why
         if self.audit_file == "log" and self.log_level not in ("info", "debug"):
             why = f"at log_level {self.log_level} the log leaves the audit out: set log_level to"
             yield "audit_file", f"{why} info, or name a file"

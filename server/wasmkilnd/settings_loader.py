@@ -53,6 +53,12 @@ REMOVED: Final = {
     "send_bytes": "set receive_bytes: answers that callers have not read may take a quarter of it",
     "send_pinned_bytes": "set receive_bytes: artifacts that are being sent may take as much",
     "trusted_ca_file": "trust each daemon's key itself: `wasmkilnd keys trust`, or trusted_keys",
+    "trace_ca_file": "set OTEL_EXPORTER_OTLP_CERTIFICATE to the same path",
+    "trace_endpoint": "set OTEL_EXPORTER_OTLP_TRACES_ENDPOINT in the environment to the same URL",
+    "trace_headers_file": "set OTEL_EXPORTER_OTLP_HEADERS in the environment: name=value, ...",
+    "trace_sample_ratio": (
+        "set OTEL_TRACES_SAMPLER to parentbased_traceidratio, and OTEL_TRACES_SAMPLER_ARG to it"
+    ),
     "signing_cert_file": "leave it out, and have others trust the key of `wasmkilnd keys show`",
 }
 """By field, the settings that are gone, and what to do instead."""

@@ -53,12 +53,12 @@ def test_what_is_right_is_shown_and_makes_nothing(state: Path) -> None:
         (("--audit-file", "{tmp}/none/audit"), {}, "cannot write the audit to {tmp}/none/audit"),
         (("--trusted-keys", "{tmp}/none"), {}, "WASMKILN_TRUSTED_KEYS: "),
         (
-            ("--trace-endpoint", "http://127.0.0.1:1", "--trace-headers-file", "{tmp}/none"),
-            {},
-            "cannot read {tmp}/none (trace_headers_file): ",
+            (),
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://[::1]:1", "OTEL_EXPORTER_OTLP_TIMEOUT": "x"},
+            "cannot send traces: one of the variables OTEL_EXPORTER_OTLP_*: ",
         ),
     ],
-    ids=["signing key", "default engine", "alias", "audit", "trusted keys", "headers"],
+    ids=["signing key", "default engine", "alias", "audit", "trusted keys", "collector"],
 )
 def test_both_say_the_same(
     state: Path, tmp_path: Path, flags: tuple[str, ...], environ: dict[str, str], says: str

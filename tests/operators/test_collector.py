@@ -19,7 +19,6 @@ from wasmkiln.errors import ModuleInvalid
 
 from tests.authority import Authority
 from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
-from tests.e2e.processes import eventually
 from tests.e2e.programs import installed_engines
 from tests.e2e.wasm import CORE_PREAMBLE, adder, digest
 from tests.operators.otlp_receiver import OtlpReceiver, Span
@@ -53,19 +52,18 @@ def traced(
     collector: OtlpReceiver, authority: Authority, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Daemon]:
     installed_engines()
-    folder = tmp_path_factory.mktemp("traced")
-    headers = folder / "headers"
-    headers.write_text(f"authorization: Bearer {TOKEN}\n")
-    (folder / "wasmkilnd.toml").write_text("trace_sample_ratio = 1.0\n")
-    state = fresh_state(folder / "state", engines=ONE_ENGINE)
-    flags = {
-        "--config": str(folder / "wasmkilnd.toml"),
-        "--trace-endpoint": f"https://127.0.0.1:{collector.port}",
-        "--trace-headers-file": str(headers),
-        "--trace-ca-file": str(authority.ca_file),
-    }
-    with Daemon(state, [part for flag in flags.items() for part in flag]) as daemon:
+    state = fresh_state(tmp_path_factory.mktemp("traced") / "state", engines=ONE_ENGINE)
+    with Daemon(state, environ=variables(collector, authority)) as daemon:
         yield daemon
+
+
+def variables(collector: OtlpReceiver, authority: Authority) -> dict[str, str]:
+    """Return the environment of a daemon that knows this CA."""
+    return {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"https://127.0.0.1:{collector.port}",
+        "OTEL_EXPORTER_OTLP_HEADERS": f"authorization=Bearer {TOKEN}",
+        "OTEL_EXPORTER_OTLP_CERTIFICATE": str(authority.ca_file),
+    }
 
 
 @contextmanager
@@ -171,16 +169,11 @@ def test_a_server_with_a_certificate_of_another_ca_gets_neither_spans_nor_token(
     collector: OtlpReceiver, authority: Authority, tmp_path: Path
 ) -> None:
     """Of two daemons that know different CAs, the collector hears from one."""
-    (tmp_path / "headers").write_text(f"authorization: Bearer {TOKEN}\n")
     sent = {}
     for name, ca in (("its own", authority), ("another", Authority(tmp_path / "ca"))):
-        flags = (
-            *("--trace-endpoint", f"https://127.0.0.1:{collector.port}"),
-            *("--trace-headers-file", str(tmp_path / "headers")),
-            *("--trace-ca-file", str(ca.ca_file), "--trace-sample-ratio", "1"),
-            *("--redis-url", "none", "--workers", "1"),
-        )
-        with Daemon(fresh_state(tmp_path / name, engines=ONE_ENGINE), flags) as daemon:
+        state = fresh_state(tmp_path / name, engines=ONE_ENGINE)
+        flags = ("--redis-url", "none", "--workers", "1")
+        with Daemon(state, flags, variables(collector, ca)) as daemon:
             sent[name], _ = compiled(daemon, 6)
             if ca is not authority:
                 daemon.wait_for_log("cannot send traces")
@@ -203,21 +196,19 @@ def test_what_the_caller_does_not_record_is_not_sent(
     traced.wait_for_log(unsampled)
 
 
-def test_a_reload_changes_how_much_is_sent(traced: Daemon, collector: OtlpReceiver) -> None:
-    file = traced.state_dir.parent / "wasmkilnd.toml"
-    for ratio in ("0.0", "1.0"):
-        file.write_text(f"trace_sample_ratio = {ratio}\n")
-        traced.process.send_signal(signal.SIGHUP)
-        traced.wait_for_log(f'"new": {ratio}')
-        with traced.client() as client:
-            client.find_missing([digest(adder(9))])
-        if ratio == "0.0":
-            # A caller's trace is sent all the same, and after the other one would have been.
-            with traced.client() as client, span_of_a_caller() as (trace_id, _):
-                client.stats()
-            collector.of(trace_id, "wasmkiln.v1.ModuleService/Stats")
-            assert FIND_MISSING not in {span.name for span in collector.spans}
-    eventually(lambda: FIND_MISSING in {span.name for span in collector.spans}, "it is sent")
+def test_what_the_sampler_leaves_out_is_not_sent(
+    collector: OtlpReceiver, authority: Authority, tmp_path: Path
+) -> None:
+    environ = variables(collector, authority)
+    environ |= {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0"}
+    state = fresh_state(tmp_path / "state", engines=ONE_ENGINE)
+    with Daemon(state, ("--redis-url", "none"), environ) as daemon, daemon.client() as client:
+        client.find_missing([digest(adder(9))])
+        # A caller's trace is sent all the same, and after the other one would have been.
+        with span_of_a_caller() as (trace_id, _):
+            client.stats()
+        collector.of(trace_id, "wasmkiln.v1.ModuleService/Stats")
+    assert FIND_MISSING not in {span.name for span in collector.spans}
 
 
 def test_a_collector_that_is_gone_costs_no_call_and_one_line(

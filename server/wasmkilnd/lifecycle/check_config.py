@@ -25,7 +25,7 @@ from wasmkilnd.setting_values import NONE, Address
 from wasmkilnd.settings import Settings
 from wasmkilnd.signing.keys import read_keys
 from wasmkilnd.telemetry.audit import cannot_write_audit
-from wasmkilnd.telemetry.tracing import open_exporter
+from wasmkilnd.telemetry.tracing import open_collector
 
 
 def check(settings: Settings) -> Access:
@@ -37,7 +37,7 @@ def check(settings: Settings) -> Access:
     check_limits(settings)
     check_path(settings.state_dir)
     _check_audit(settings)
-    open_exporter(settings)
+    open_collector()
     if settings.tls_cert_file:
         tls.load(settings)
     access, _ = read_access(settings)

@@ -12,45 +12,44 @@ asyncio hands to the tasks that a task starts; nothing but traces and the log re
 counts if it begins before its call ends: so what a task does later, for others, is in no trace.
 Writes behind a call are its own all the same (``carried``).
 
-Promises: without ``trace_endpoint``, nothing of OpenTelemetry is loaded, and no call is traced. No
-span makes a call wait or fail. Finished spans wait in a queue of ``QUEUE`` spans, from which a
-thread sends them; if the collector does not take them, the oldest are dropped, and the log says so
-once. At the end of the daemon, what waits has ``FLUSH_S`` seconds to leave.
+Where spans go, and which, is said by OpenTelemetry's own variables, which its SDK reads.
+
+Promises: without a variable of ``ENDPOINTS``, nothing of OpenTelemetry is loaded, and no call is
+traced. No span makes a call wait or fail. Finished spans wait in a queue of ``QUEUE`` spans, from
+which a thread sends them; if the collector does not take them, the oldest are dropped, and the log
+says so once. At the end of the daemon, what waits has ``FLUSH_S`` seconds to leave.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-import random
-import re
+import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import grpc
 import structlog
 
 from wasmkilnd.errors import WasmkilnError
-from wasmkilnd.model import Reloadable
-from wasmkilnd.settings import Settings
+from wasmkilnd.setting_values import mask
 from wasmkilnd.telemetry import logs
 
 Value: TypeAlias = str | int | float | None
 
 # Of a call with a compile there are about ten spans.
 QUEUE = 4096
-FLUSH_S, _TIMEOUT_S, _EVERY_MS = 2.0, 5.0, 1000
+FLUSH_S, _EVERY_MS = 2.0, 1000
+ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+"""The variables that name a collector, and so switch traces on."""
 # Of a tracestate, W3C asks for at least 512. Each span of a call holds it until it is sent.
 _BROUGHT, _LONGEST = ("traceparent", "tracestate"), 512
 # The gRPC codes that are a server's fault, by OpenTelemetry's conventions.
 _FAULTS = {"UNKNOWN", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "DEADLINE_EXCEEDED"}
-# Of HTTP/2: lower case, and none that gRPC keeps for itself.
-_HEADER = re.compile(r"(?!grpc-)[a-z0-9_.-]+")
 
 log = structlog.get_logger("wasmkilnd.traces")
 
@@ -128,38 +127,36 @@ def of_line() -> dict[str, str]:
 class Tracing:
     """Follows calls through the daemon. Without it the daemon serves the same."""
 
-    def __init__(self, exporter: Any, version: str, sample_ratio: Callable[[], float]) -> None:
-        """Send to ``exporter`` a part of the traces that begin here: what ``sample_ratio`` returns.
+    def __init__(self, exporter: Any, version: str) -> None:
+        """Send to ``exporter`` what the sampler of OTEL_TRACES_SAMPLER chooses.
 
-        Of others, send those that their callers send. OTEL_SERVICE_NAME and
-        OTEL_RESOURCE_ATTRIBUTES say more about this daemon.
+        OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say more about this daemon.
         """
         from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-        from opentelemetry.sdk.trace import TracerProvider, export, sampling
+        from opentelemetry.sdk.trace import TracerProvider, export
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         self._w3c = TraceContextTextMapPropagator()
         own = Resource({"service.name": "wasmkilnd", "service.version": version})
         named = own.merge(OTELResourceDetector().detect())
-        self._sample_ratio = sample_ratio
-        self._provider = TracerProvider(sampling.DEFAULT_ON, named, shutdown_on_exit=False)
+        self._provider = TracerProvider(resource=named, shutdown_on_exit=False)
         self._provider.add_span_processor(export.BatchSpanProcessor(exporter, QUEUE, _EVERY_MS))
         self._tracer = self._provider.get_tracer("wasmkilnd", version)
 
     def begin(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> CallTrace | None:
         """Begin the trace of a call that the running task answers, or go on with its caller's.
 
-        Return None for one that is not sampled.
+        Return None for one that begins here and is not sampled.
         """
         from opentelemetry import context, trace
 
         brought = {name: x for name, x in metadata if name in _BROUGHT and len(x) <= _LONGEST}
         above = self._w3c.extract(brought, context.Context())
-        if not above and random.random() >= self._sample_ratio():  # noqa: S311 - a sample
-            return None
         service, _, name = method[1:].partition("/")
         about = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
         span = self._tracer.start_span(method[1:], above, trace.SpanKind.SERVER, about)
+        if not (above or span.is_recording()):
+            return None
         call = CallTrace(self._tracer, span, trace.set_span_in_context(span, above))
         # The task is the call's own, and its context ends with it.
         CALL.set(call)
@@ -174,16 +171,30 @@ class Tracing:
 
 
 class Collector(logging.Handler):
-    """Sends spans by an exporter, and tells the log once that it cannot, and once that it can.
+    """Sends spans, and tells the log once that it cannot, and once that it can.
 
-    Let OpenTelemetry log nothing by itself: it would at each attempt.
+    Let OpenTelemetry log nothing by itself: it would at each attempt, and show headers.
     """
 
-    def __init__(self, exporter: Any, endpoint: str) -> None:
+    def __init__(self) -> None:
+        """Send where the variables of OpenTelemetry say. Raises TracingUnusable."""
         super().__init__(logging.WARNING)
-        self._exporter, self._endpoint, self._reached, self._why = exporter, endpoint, True, ""
+        self._reached, self._why = True, ""
         logger = logging.getLogger("opentelemetry")
         logger.handlers[:], logger.propagate = [self], False
+        try:
+            from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+
+            self._exporter = OTLPSpanExporter()
+        except ImportError:
+            raise TracingUnusable(
+                f"cannot send traces to the collector of {ENDPOINTS[1]}: OpenTelemetry is not"
+                " installed: pip install 'wasmkiln[server,trace]'"
+            ) from None
+        except Exception as failure:  # the library has many, for each variable
+            raise TracingUnusable(
+                f"cannot send traces: one of the variables OTEL_EXPORTER_OTLP_*: {failure}"
+            ) from None
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep what OpenTelemetry would log."""
@@ -195,9 +206,9 @@ class Collector(logging.Handler):
         before, self._reached = self._reached, result.name == "SUCCESS"
         if before and not self._reached:
             event = "cannot send traces: the collector does not take them; calls go on as usual"
-            log.warning(event, endpoint=self._endpoint, cause=self._why)
+            log.warning(event, endpoint=mask(_endpoint()), cause=self._why)
         elif self._reached and not before:
-            log.info("the collector takes traces again", endpoint=self._endpoint)
+            log.info("the collector takes traces again", endpoint=mask(_endpoint()))
         return result
 
     def shutdown(self) -> None:
@@ -205,50 +216,21 @@ class Collector(logging.Handler):
         self._exporter.shutdown()
 
 
-def open_tracing(settings: Reloadable[Settings], version: str) -> Tracing | None:
+def _endpoint() -> str:
+    return next(filter(None, map(os.environ.get, ENDPOINTS)), "")
+
+
+def open_collector() -> Collector | None:
+    """Return what sends spans; None where no variable names a collector.
+
+    Raises TracingUnusable.
+    """
+    return Collector() if _endpoint() else None
+
+
+def open_tracing(version: str) -> Tracing | None:
     """Return the traces; None if they are switched off. May block. Raises TracingUnusable."""
-    if (exporter := open_exporter(settings.current)) is None:
+    if (collector := open_collector()) is None:
         return None
     logs.context = of_line
-    collector = Collector(exporter, settings.current.trace_endpoint)
-    return Tracing(collector, version, lambda: settings.current.trace_sample_ratio)
-
-
-def open_exporter(settings: Settings) -> Any:
-    """Return what sends spans; None if traces are switched off. Raises TracingUnusable."""
-    if not settings.trace_endpoint:
-        return None
-    try:
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-    except ImportError:
-        raise TracingUnusable(
-            "cannot send traces (trace_endpoint): OpenTelemetry is not installed:"
-            " pip install 'wasmkiln[server,trace]'"
-        ) from None
-    headers, ca_pem = _headers(settings.trace_headers_file), _read("ca", settings.trace_ca_file)
-    credentials = grpc.ssl_channel_credentials(ca_pem.encode()) if ca_pem else None
-    return OTLPSpanExporter(
-        settings.trace_endpoint, credentials=credentials, headers=headers, timeout=_TIMEOUT_S
-    )
-
-
-def _headers(path: str) -> dict[str, str]:
-    headers = {}
-    for number, line in enumerate(_read("headers", path).splitlines(), 1):
-        name, _, value = (part.strip() for part in line.partition(":"))
-        if line.strip() and not line.startswith("#"):
-            # The line itself may hold a secret.
-            if not (_HEADER.fullmatch(name.lower()) and value and value.isascii()):
-                raise TracingUnusable(
-                    f"cannot use line {number} of {path} (trace_headers_file): write"
-                    " `name: value`, in ASCII, with a name of letters, digits, - . or _"
-                )
-            headers[name.lower()] = value
-    return headers
-
-
-def _read(what: str, path: str) -> str:
-    try:
-        return Path(path).read_text(errors="replace") if path else ""
-    except OSError as why:
-        raise TracingUnusable(f"cannot read {path} (trace_{what}_file): {why.strerror}") from None
+    return Tracing(collector, version)

@@ -9,12 +9,10 @@ import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent import futures
-from pathlib import Path
 from typing import Any, cast
 
 import grpc
 import pytest
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
@@ -26,7 +24,7 @@ from wasmkilnd.cache.fleet import Fleet
 from wasmkilnd.flights import WaitBudget
 from wasmkilnd.telemetry import tracing
 from wasmkilnd.telemetry.metrics import Metrics
-from wasmkilnd.telemetry.tracing import Collector, Tracing, TracingUnusable, _headers
+from wasmkilnd.telemetry.tracing import Collector, Tracing, TracingUnusable
 
 from tests.doubles.notes import Notes
 
@@ -39,10 +37,9 @@ UNSAMPLED = (("traceparent", f"00-{TRACE}-{PARENT}-00"),)
 class Kept:
     """Traces, and the spans that they sent."""
 
-    def __init__(self, sample_ratio: float = 1.0) -> None:
+    def __init__(self) -> None:
         self._exporter = InMemorySpanExporter()
-        self.sample_ratio = sample_ratio
-        self.traces = Tracing(self._exporter, "1.2.3", lambda: self.sample_ratio)
+        self.traces = Tracing(self._exporter, "1.2.3")
         self.metrics = Metrics("1.2.3")
 
     def call(
@@ -123,14 +120,20 @@ def test_what_the_caller_does_not_record_is_not_sent_but_in_the_log(kept: Kept) 
     assert kept.trace_id == TRACE
 
 
-def test_a_trace_that_begins_here_is_sampled_and_only_then_in_the_log() -> None:
-    none = Kept(sample_ratio=0.0)
+def test_a_trace_that_begins_here_is_sampled_and_only_then_in_the_log(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "0")
+    none = Kept()
     assert none.call(nothing) == []
     assert none.trace_id == ""
     assert len(none.call(nothing, SAMPLED)) == 1
-    none.sample_ratio = 1.0
-    assert len(none.call(nothing)) == 2
     none.traces.close()
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "1")
+    every = Kept()
+    assert len(every.call(nothing)) == 1
+    every.traces.close()
 
 
 def test_a_lookup_is_a_step_of_the_call(kept: Kept) -> None:
@@ -260,7 +263,7 @@ class Hanging(SpanExporter):
 
 def test_a_collector_that_hangs_does_not_keep_the_daemon_from_ending() -> None:
     hanging = Hanging()
-    traces = Tracing(hanging, "1", lambda: 1.0)
+    traces = Tracing(hanging, "1")
     context = contextvars.copy_context()  # begin() is for the task of a call.
     trace = context.run(traces.begin, COMPILE, ())
     assert trace
@@ -274,13 +277,16 @@ class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
         return trace_service_pb2.ExportTraceServiceResponse()
 
 
-def test_a_collector_that_is_gone_is_logged_once_and_so_is_its_return() -> None:
+def test_a_collector_that_is_gone_is_logged_once_and_so_is_its_return(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     server = grpc.server(futures.ThreadPoolExecutor(1))
     add: Any = trace_service_pb2_grpc.add_TraceServiceServicer_to_server
     add(Receiver(), server)
     port = server.add_insecure_port("127.0.0.1:0")
-    endpoint = f"http://127.0.0.1:{port}"
-    collector = Collector(OTLPSpanExporter(endpoint, timeout=0.5), endpoint)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.5")
+    collector = Collector()
     with capture_logs() as logs:
         # gRPC's server refuses calls until it starts.
         assert collector.export([]) is SpanExportResult.FAILURE
@@ -296,17 +302,15 @@ def test_a_collector_that_is_gone_is_logged_once_and_so_is_its_return() -> None:
     server.stop(None).wait()
 
 
-@pytest.mark.parametrize("line", ["hunter2", "a b: hunter2", "grpc-x: hunter2", "x: hünter2", "x:"])
-def test_a_file_of_headers_that_is_wrong_is_refused_without_its_text(
-    tmp_path: Path, line: str
+def test_a_variable_that_is_wrong_is_said_without_the_headers(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    file = tmp_path / "headers"
-    file.write_text(f"# for the collector\n{line}\n")
-    with pytest.raises(TracingUnusable, match="cannot use line 2 of") as refused:
-        _headers(str(file))
-    assert "hunter2" not in str(refused.value)
-    file.write_text("# for the collector\nAuthorization: Bearer a:b\n\nx-scope: 1\n")
-    assert _headers(str(file)) == {"authorization": "Bearer a:b", "x-scope": "1"}
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "hunter2")
+    Collector().shutdown()
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "soon")
+    with pytest.raises(TracingUnusable, match=r"OTEL_EXPORTER_OTLP_\*: .*'soon'") as refused:
+        Collector()
+    assert "hunter2" not in f"{refused.value} {caplog.text}"
 
 
 def test_a_daemon_without_traces_loads_nothing_for_them() -> None:
@@ -322,18 +326,17 @@ def test_a_daemon_that_lacks_the_library_says_what_to_install() -> None:
     code = (
         "import sys\n"
         "sys.modules['opentelemetry'] = None\n"
-        "from pathlib import Path\n"
-        "from wasmkilnd.settings_loader import load\n"
         "from wasmkilnd.telemetry.tracing import open_tracing\n"
-        "from wasmkilnd.model import Reloadable\n"
-        "flags = {'trace_endpoint': 'http://127.0.0.1:1', 'state_dir': '/s'}\n"
         "try:\n"
-        "    open_tracing(Reloadable(load(flags, {}).settings), '1')\n"
+        "    open_tracing('1')\n"
         "except Exception as failure:\n"
         "    print(failure)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
+    )
     assert done.stdout == (
-        "cannot send traces (trace_endpoint): OpenTelemetry is not installed:"
-        " pip install 'wasmkiln[server,trace]'\n"
+        "cannot send traces to the collector of OTEL_EXPORTER_OTLP_ENDPOINT: OpenTelemetry is not"
+        " installed: pip install 'wasmkiln[server,trace]'\n"
     )
