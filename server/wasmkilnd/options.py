@@ -62,8 +62,6 @@ def redis_access(settings: Settings) -> RedisAccess:
         ca_file=settings.redis_ca_file,
         password=settings.redis_password.get_secret_value(),
         password_file=settings.redis_password_file,
-        sentinel_user=settings.redis_sentinel_user,
-        sentinel_password=settings.redis_sentinel_password.get_secret_value(),
     )
 
 

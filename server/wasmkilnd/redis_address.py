@@ -21,7 +21,10 @@ class RedisKind(Enum):
 
     SERVER = "[user:password@]host[:port][/db]"
     SOCKET = "[user:password@]/path/to/redis.sock[?db=1]"
-    SENTINEL = "[user:password@]host[:port],host[:port]/service[/db]"
+    SENTINEL = (
+        "[user:password@]host[:port],host[:port]/service[/db]"
+        "[?sentinel_user=user&sentinel_password=password]"
+    )
     CLUSTER = "[user:password@]host[:port],host[:port]"
     REST = "[:token@]host[:port]"
 
@@ -75,6 +78,8 @@ class RedisAddress:
     user: str = ""
     password: str = ""
     """The token, for a REST service."""
+    sentinel: tuple[str, str] = ("", "")
+    """User and password for the Sentinels themselves."""
     tls_options: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """By redis-py's names: ``ssl_ca_certs`` and others."""
 
@@ -114,6 +119,7 @@ class RedisAddress:
             int(parts.get("db") or database or 0),
             unquote(parts["user"]),
             unquote(parts["password"]),
+            (options.pop("sentinel_user", ""), options.pop("sentinel_password", "")),
             MappingProxyType(options),
         )
         if kind is RedisKind.REST:
@@ -148,6 +154,8 @@ def _hosts(text: str, port: int) -> tuple[tuple[str, int], ...]:
 def _options(query: str, kind: RedisKind, *, tls: bool) -> dict[str, str]:
     # The daemon sets all others itself: decode_responses would change the result of every read.
     allowed = {"db"} if kind in (RedisKind.SERVER, RedisKind.SOCKET) else set()
+    if kind is RedisKind.SENTINEL:
+        allowed = {"sentinel_user", "sentinel_password"}
     if tls and kind is not RedisKind.REST:
         allowed |= _TLS_OPTIONS
     options = dict(parse_qsl(query, keep_blank_values=True))

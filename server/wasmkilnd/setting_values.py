@@ -200,9 +200,10 @@ class RedisUrl(SecretStr):
 
 
 def mask(url: str) -> str:
-    """Return ``url`` with ``***`` for user and password."""
+    """Return ``url`` with ``***`` for user and password, and for its options."""
     # Up to the last "@": a password may hold "/", "@" and "?" that were not percent-encoded.
-    return re.sub(r"://.*@", "://***:***@", url, flags=re.DOTALL)
+    url = re.sub(r"://.*@", "://***:***@", url, flags=re.DOTALL)
+    return re.sub(r"\?.+", "?***", url, flags=re.DOTALL)
 
 
 def parse_redis_url(value: object) -> str:

@@ -161,10 +161,6 @@ class Settings(BaseModel):
     redis_ca_file: values.OptionalPath = _live("")
     """A PEM file of the certificate authorities to check Redis's certificate against; empty for the
     system's."""
-    redis_sentinel_user: values.Text = _live("")
-    """The user name for the Sentinels, if they ask for one; the URL's user is for the primary."""
-    redis_sentinel_password: values.Secret = _live(SecretStr(""))
-    """The password for the Sentinels, if they ask for one."""
     redis_timeout_s: values.Seconds = Field(default=1.0, gt=0)
     """How long to wait for each step of Redis: to accept a connection, to take a command, or to
     answer it. The first call that meets a Redis that hangs waits about this long; later calls do

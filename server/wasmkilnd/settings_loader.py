@@ -50,6 +50,8 @@ REMOVED: Final = {
     "max_streams": "leave it out: one connection carries 256 calls at a time",
     "python_mirror": "set UV_PYTHON_INSTALL_MIRROR, which uv reads, to the same mirror",
     "redis_retry_max_s": "leave it out: the daemon asks a server that is down every 2 s",
+    "redis_sentinel_password": "append ?sentinel_user=...&sentinel_password=... to redis_url",
+    "redis_sentinel_user": "append ?sentinel_user=...&sentinel_password=... to redis_url",
     "send_bytes": "set receive_bytes: answers that callers have not read may take a quarter of it",
     "send_pinned_bytes": "set receive_bytes: artifacts that are being sent may take as much",
     "trusted_ca_file": "trust each daemon's key itself: `wasmkilnd keys trust`, or trusted_keys",

@@ -772,18 +772,13 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sentinels]:
         yield running
 
 
-def access_of(running: Sentinels) -> Access:
-    """Return what it takes to be let in by the Sentinels."""
-    return Access(sentinel_user=running.sentinel_user, sentinel_password=running.sentinel_password)
-
-
 async def test_who_is_not_let_in_by_the_sentinels_is_told_so(watched: Sentinels) -> None:
-    async with link_to(watched.url, Access(sentinel_password="wrong")) as link:
+    async with link_to(watched.url_with("wrong")) as link:
         with pytest.raises(
             TierUnavailable, match=r"^no Sentinel names a primary: .* the user or password$"
         ):
             await link.run(GET)
-    async with link_to(f"{watched.url}-other", access_of(watched)) as link:
+    async with link_to(watched.url_with(service="main-other")) as link:
         with pytest.raises(
             TierUnavailable, match=r"^no Sentinel names a primary: .* no primary of that name$"
         ):
@@ -794,7 +789,7 @@ async def test_a_sentinel_that_hangs_holds_nobody_up(watched: Sentinels) -> None
     hung = watched.sentinels[0].process
     hung.send_signal(signal.SIGSTOP)
     try:
-        async with link_to(watched.url, access_of(watched)) as link:
+        async with link_to(watched.url) as link:
             assert await attempt(link, ("SET", b"key", b"value")) == [b"OK"]
     finally:
         hung.send_signal(signal.SIGCONT)
@@ -802,7 +797,7 @@ async def test_a_sentinel_that_hangs_holds_nobody_up(watched: Sentinels) -> None
 
 async def test_a_demoted_primary_is_left_for_the_new_one(watched: Sentinels) -> None:
     await asyncio.to_thread(watched.wait_until_ready)
-    async with link_to(watched.url, access_of(watched)) as link:
+    async with link_to(watched.url) as link:
         await link.run(("SET", b"first", b"value"))
         old = watched.primary_port
         with watched.sentinel() as client:
@@ -817,7 +812,7 @@ async def test_a_killed_primary_is_replaced_without_a_restart(tmp_path: Path) ->
     with sentinels(binary_of("valkey"), tmp_path) as running:
         await asyncio.to_thread(running.wait_until_ready)
         with capture_logs() as logs:
-            async with link_to(running.url, access_of(running)) as link:
+            async with link_to(running.url) as link:
                 await link.run(("SET", b"first", b"value"))
                 old = running.kill_primary()
                 failures = await stored_again(link, b"second")
@@ -828,7 +823,7 @@ async def test_a_killed_primary_is_replaced_without_a_restart(tmp_path: Path) ->
     assert events[0] == "tier is down"
     assert events[-1] == "tier is up again"
     assert len(events) < 10  # Told when it happens, not for each call.
-    assert running.sentinel_password not in f"{logs}{failures}"
+    assert "the-sentinels" not in f"{logs}{failures}"
 
 
 # ---- Cluster: slots that have no node leave those of the others served

@@ -32,8 +32,6 @@ class Access:
     ca_file: str = ""
     password: str = ""
     password_file: str = ""
-    sentinel_user: str = ""
-    sentinel_password: str = ""
 
     def environment(self, url: str) -> dict[str, str]:
         """Return the variables that an operator would set for a daemon."""
@@ -137,10 +135,7 @@ def _sentinel(folder: Path) -> Iterator[Deployment]:
     with sentinels(binary_of("redis-server"), folder) as running:
         yield Deployment(
             running.url,
-            Access(
-                sentinel_user=running.sentinel_user, sentinel_password=running.sentinel_password
-            ),
-            stranger=(running.url, Access(sentinel_password="wrong-secret")),
+            stranger=(running.url_with("wrong-secret"), NO_ACCESS),
             fail_over=running.fail_over,
             parts=running,
         )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import redis
 
@@ -24,13 +25,20 @@ _DOWN_AFTER_MS = 1000
 class Sentinels:
     """They run. Ports tell the two servers apart."""
 
-    url: str
-    sentinel_user: str
-    sentinel_password: str
-    """Of somebody who may ask for the primary, and no more."""
     servers: dict[int, RedisServer]
     sentinels: Sequence[RedisServer]
     sentinel_ports: Sequence[int]
+
+    def url_with(self, password: str = _SENTINEL_PASSWORD, service: str = "main") -> str:
+        """Return a URL with the password of somebody who may ask for the primary, and no more."""
+        hosts = ",".join(f"127.0.0.1:{port}" for port in self.sentinel_ports)
+        options = f"sentinel_user={_SENTINEL_USER}&sentinel_password={quote(password)}"
+        return f"redis+sentinel://:{quote(_PASSWORD)}@{hosts}/{service}?{options}"
+
+    @property
+    def url(self) -> str:
+        """What an operator would set."""
+        return self.url_with()
 
     @property
     def primary_port(self) -> int:
@@ -139,7 +147,4 @@ def sentinels(binary: str, folder: Path) -> Iterator[Sentinels]:
             )
             for port in ports
         ]
-        hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
-        password = _PASSWORD.replace("'", "%27")
-        url = f"redis+sentinel://:{password}@{hosts}/main"
-        yield Sentinels(url, _SENTINEL_USER, _SENTINEL_PASSWORD, servers, watching, ports)
+        yield Sentinels(servers, watching, ports)

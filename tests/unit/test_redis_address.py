@@ -39,6 +39,13 @@ def test_what_a_url_says(
     assert {name: getattr(address, name) for name in rest} == rest
 
 
+def test_the_sentinels_may_have_a_user_and_a_password_of_their_own() -> None:
+    url = "redis+sentinel://:p@a/main?sentinel_user=u&sentinel_password=hunter%402"
+    address = RedisAddress.parse(url)
+    assert (address.password, address.sentinel) == ("p", ("u", "hunter@2"))
+    assert "hunter" not in f"{address}{address!r}"
+
+
 def test_options_of_tls_are_taken_where_there_is_tls() -> None:
     address = RedisAddress.parse("rediss://h?ssl_ca_certs=/ca.pem&ssl_cert_reqs=none")
     assert address.tls_options == {"ssl_ca_certs": "/ca.pem", "ssl_cert_reqs": "none"}

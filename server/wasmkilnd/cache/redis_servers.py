@@ -492,8 +492,6 @@ class RedisAccess:
     password: str = field(default="", repr=False)
     # A file that is read for each connection, so that the password can change.
     password_file: str = ""
-    sentinel_user: str = ""
-    sentinel_password: str = field(default="", repr=False)
 
 
 NO_ACCESS = RedisAccess()
@@ -540,7 +538,7 @@ def connect(url: str, access: RedisAccess = NO_ACCESS, *, timeout_s: float = 2.0
     if address.kind is RedisKind.CLUSTER:
         return ClusterServer(address.hosts, server, timeout_s)
     if address.kind is RedisKind.SENTINEL:
-        theirs = _Credentials(access.sentinel_user, access.sentinel_password)
+        theirs = _Credentials(*address.sentinel)
         sentinels = [partial(server, node, credential_provider=theirs) for node in address.hosts]
         return server(find=partial(_primary_of, address.service, sentinels), db=address.db)
     return server(*address.hosts, db=address.db)

@@ -212,9 +212,10 @@ def test_a_url_that_cannot_be_used_is_refused() -> None:
 
 
 async def test_what_is_kept_shows_no_secret(tmp_path: Path) -> None:
-    access = RedisAccess(password="hunter2", sentinel_password="hunter2")
+    access = RedisAccess(password="hunter2")
     assert "hunter" not in f"{access!r}"
-    for url in ("redis://u@h", "redis+sentinel://h/main", "redis+cluster://h", "https://h"):
+    sentinel = "redis+sentinel://h/main?sentinel_password=hunter2"
+    for url in ("redis://u@h", sentinel, "redis+cluster://h", "https://h"):
         server = connect(url, access)
         assert "hunter" not in f"{server!r} {vars(server)!r}"
         await server.close()

@@ -13,7 +13,7 @@ from wasmkilnd.settings import Settings, env_name, flag_name, has_flag
 from wasmkilnd.settings_loader import options
 
 SWITCHES = {"allow_remote", "install_engines", "open_health"}
-SECRETS = {"signing_key", "redis_password", "redis_sentinel_password"}
+SECRETS = {"signing_key", "redis_password"}
 LISTS = {
     "listen",
     "trusted_keys",

@@ -41,6 +41,7 @@ def test_others_are_refused_without_their_secret(url: object, why: str) -> None:
         ("redis://u:p@h:1/0", "redis://***:***@h:1/0"),
         ("redis://:p@h", "redis://***:***@h"),
         ("redis://u:p/a@b?c@h", "redis://***:***@h"),
+        ("redis+sentinel://h/s?sentinel_password=p", "redis+sentinel://h/s?***"),
         ("none", "none"),
         ("", ""),
     ],

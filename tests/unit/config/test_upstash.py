@@ -85,7 +85,6 @@ def test_what_is_shown_holds_no_secret(shown_by: Any) -> None:
             {
                 "UPSTASH_REDIS_URL": URL,
                 "UPSTASH_REDIS_TOKEN": "hunter2",
-                "WASMKILN_REDIS_SENTINEL_PASSWORD": "hunter3",
             }
         )
     )
