@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -77,6 +79,8 @@ class Daemon:
         self, state_dir: Path, *flags: str, program: Sequence[str] = ("wasmkilnd",)
     ) -> None:
         self._log = state_dir / "daemon.log"
+        # The banner has the address, and is for terminals.
+        self._terminal, its_end = pty.openpty()
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [
@@ -87,21 +91,24 @@ class Daemon:
                 cwd=ROOT,
                 env=_environment(),
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
+                stdout=its_end,
                 stderr=log,
                 text=True,
             )
+        os.close(its_end)
         self.address = ""
         self._await_ready()
 
     def _await_ready(self) -> None:
         deadline = time.monotonic() + _READY_TIMEOUT_S
-        for line in _lines(self._process):
-            words = line.split()
-            if words[:1] == ["serving"]:
-                self.address = words[1]
-            if line.startswith(_LAST_LINE_OF_BANNER) or time.monotonic() > deadline:
-                break
+        # The end of a daemon that did not start is an error of its terminal.
+        with os.fdopen(self._terminal) as terminal, contextlib.suppress(OSError):
+            for line in terminal:
+                words = line.split()
+                if words[:1] == ["serving"]:
+                    self.address = words[1].rstrip(",")
+                if line.startswith(_LAST_LINE_OF_BANNER) or time.monotonic() > deadline:
+                    break
         if not self.address:
             self.stop()
             words = self._log.read_text(errors="replace").strip().splitlines()
@@ -180,5 +187,4 @@ def _lines(process: subprocess.Popen[str]) -> IO[str]:
 
 def _environment() -> dict[str, str]:
     """Return the environment without settings of the user's own daemon: defaults are measured."""
-    own = {k: v for k, v in os.environ.items() if not k.startswith("WASMKILN_")}
-    return {**own, "WASMKILN_BANNER": "always"}  # It has the address.
+    return {k: v for k, v in os.environ.items() if not k.startswith("WASMKILN_")}

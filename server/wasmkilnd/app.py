@@ -199,7 +199,8 @@ class Daemon:
         serving.follow(tenants)
 
         # What listens.
-        sockets = SocketAccess(int(now.socket_mode, 8), options.group_id(now.socket_group))
+        group = options.group_id(now.socket_group)
+        sockets = SocketAccess(0o600 if group is None else 0o660, group)
         wanted = _listeners(now, tls)
         bound = await rpc.start(wanted, sockets)
         if path := Address.parse(admin_address).path if admin_address else "":

@@ -22,7 +22,7 @@ def limits_of(settings: Settings) -> Limits:
         compile_cpu_s=settings.effective_compile_cpu_s,
         compile_memory_bytes=settings.effective_compile_memory_bytes,
         queue_length=settings.queue_length,
-        queue_bytes=settings.queue_bytes,
+        queue_bytes=settings.receive_bytes // 2,
     )
 
 
@@ -51,7 +51,6 @@ def host_options(settings: Settings) -> HostOptions:
     return HostOptions(
         root=settings.effective_host_store_dir,
         limit_bytes=settings.effective_host_store_bytes,
-        file_mode=int(settings.host_store_mode, 8),
         group=group_id(settings.host_store_group),
     )
 

@@ -11,7 +11,7 @@ import grp
 import ipaddress
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -302,22 +302,6 @@ def _size_or_auto(value: object) -> int | str:
     return size_bytes
 
 
-def _mode(most: int, least: int, what: str) -> Callable[[object], str]:
-    def read(value: object) -> str:
-        # TOML has octal numbers; elsewhere a mode is a text of octal digits.
-        mode = value if isinstance(value, int) and not isinstance(value, bool) else -1
-        if isinstance(value, str) and re.fullmatch(r"(0o)?[0-7]{1,4}", value.strip()):
-            mode = int(value.strip().removeprefix("0o"), 8)
-        if mode < 0 or mode & ~most or mode & least != least:
-            raise ValueError(
-                f"{value!r} is not allowed: write a mode in octal that lets the daemon's user read"
-                f" and {what}"
-            )
-        return f"{mode:04o}"
-
-    return read
-
-
 def _group(value: object) -> str:
     if (group := parse_text(value)) and not group.isdecimal():
         try:
@@ -394,12 +378,6 @@ Text = Annotated[str, BeforeValidator(parse_text)]
 TextOrPath = Annotated[str, BeforeValidator(_text_or_path)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_texts)]
 TextsOrPaths = Annotated[tuple[str, ...], BeforeValidator(_texts_or_paths)]
-FileMode = Annotated[
-    str, BeforeValidator(_mode(0o644, 0o400, "nobody else write, such as 0600, 0640 or 0644"))
-]
-SocketMode = Annotated[
-    str, BeforeValidator(_mode(0o666, 0o600, "write, such as 0600, 0660 or 0666"))
-]
 Group = Annotated[str, BeforeValidator(_group)]
 KeyPrefix = Annotated[str, BeforeValidator(_prefix)]
 EngineAliases = Annotated[tuple[str, ...], BeforeValidator(_aliases)]

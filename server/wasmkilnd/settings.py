@@ -116,11 +116,9 @@ class Settings(BaseModel):
     operator_listen: values.OptionalAddresses = ()
     """Addresses of gRPC for operators. With any, AdminService is served there alone, besides
     everything else."""
-    socket_mode: values.SocketMode = "0600"
-    """The mode of the daemon's Unix sockets, in octal: who can connect to them."""
     socket_group: values.Group = ""
-    """The group of the daemon's Unix sockets, by name or number. Empty for the daemon's own
-    group."""
+    """The group, by name or number, whose members can connect to the daemon's Unix sockets (mode
+    0660). Empty for the daemon's own user alone (0600)."""
     policy_file: values.OptionalPath = _live("")
     """The TOML file that says who may do what: docs/reference/policy.md. Read again when it
     changes."""
@@ -173,11 +171,6 @@ class Settings(BaseModel):
     daemon that starts the server decides for all that share it."""
     cache_ttl_s: values.WholeSeconds = Field(default=7 * values.DAY_S, gt=0)
     """How long an entry stays in Redis after its last use."""
-    write_queue_bytes: values.Size = _live(0, ge=0)
-    """Bytes that may wait to be written to Redis, and as many for the host store; above that the
-    daemon drops the oldest artifacts, then the oldest modules, and logs it. 0 for
-    max_module_bytes plus max_artifact_bytes, and at least 64 MiB. The newest module and its
-    newest artifact always wait, whatever their sizes."""
     memory_bytes: values.Size = _live(256 * MIB, ge=0)
     """Memory that the tier in the daemon itself may fill; with 0 it keeps nothing."""
 
@@ -190,18 +183,17 @@ class Settings(BaseModel):
     """Bytes on disk that the host store may fill; the least recently used artifacts go first. auto
     for 4 GiB, or a tenth of the file system if that is less; 0 switches the store off. To switch
     it on or off, restart the daemon."""
-    host_store_mode: values.FileMode = "0640"
-    """The mode of the files in the host store, in octal: who may map them. Folders get the search
-    bits that fit. Only the daemon's user may write."""
     host_store_group: values.Group = ""
     """The group of the files in the host store, by name or number: one that the daemon's user is
-    in. Empty for the daemon's own group."""
+    in. Its members may map the files (mode 0640). Empty for the daemon's own group."""
 
     # What is compiled: how large, with which engine, how many at once, how many wait.
     max_module_bytes: values.Size = _live(5 * MIB, gt=0, le=GIB)
     """The largest module that the daemon accepts."""
     max_artifact_bytes: values.Size = _live(256 * MIB, gt=0)
-    """The largest artifact that the daemon keeps and sends."""
+    """The largest artifact that the daemon keeps and sends. As many bytes and max_module_bytes may
+    wait to be written to Redis, and to the host store; above that the daemon drops the oldest
+    artifacts, then the oldest modules, and logs it."""
     default_engine: values.EngineName = _live("")
     """The engine for requests that name none: an id such as wasmtime-50.0.1, or a name. Empty for
     the one that it was before; at first wasmer, if it is installed."""
@@ -224,10 +216,6 @@ class Settings(BaseModel):
     queue_length: values.Count = _live(256, gt=0, le=1000000)
     """Jobs that may wait for a worker, for each engine; the daemon refuses more."""
 
-    queue_bytes: values.Size = _live(256 * MIB, gt=0)
-    """Bytes of modules that may wait for a worker, for each engine; the daemon refuses more. All
-    work in progress may hold twice that."""
-
     # Limits on calls in progress, so that no caller can crowd out the others.
     max_calls: values.Count = _live(2048, gt=0, le=1000000)
     """Calls in progress, in any phase. No caller may have more of them than it leaves to others."""
@@ -236,7 +224,9 @@ class Settings(BaseModel):
     receive_bytes: values.Size = _live(512 * MIB, ge=MIB)
     """Memory for requests: half for those that are being used, half for those that arrive slowly,
     each of which counts as the largest possible message. Besides that, artifacts that are being
-    sent may take as much, and copies of answers that callers have not read a quarter of it."""
+    sent may take as much, copies of answers that callers have not read a quarter of it, and
+    modules that wait for a worker half of it, for each engine; all work in progress may hold
+    twice that."""
     caller_timeout_s: values.Seconds = _live(60.0, gt=0)
     """How long a caller may take to send its request, and how long it may read nothing of its
     answer; for a whole artifact it has ten times as long. The daemon then ends the call."""
@@ -271,10 +261,6 @@ class Settings(BaseModel):
         "info"
     )
     """The lowest level of log lines to write."""
-    banner: Annotated[Literal["auto", "always", "never"], values.LowerCase] = "auto"
-    """Whether the daemon prints its addresses, engines and tiers on standard output when it is
-    ready. auto does so on a terminal and where log lines are text: nothing gets between lines of
-    JSON."""
 
     @property
     def effective_keys_dir(self) -> Path:
@@ -333,12 +319,6 @@ class Settings(BaseModel):
         """Bytes of memory of one compilation."""
         # 4 GiB is enough for the largest honest module measured: tree-sitter-cpp, 2.4 GB.
         return self.compile_memory_bytes or min(4 * GIB, memory_bytes() // 2)
-
-    @property
-    def effective_write_queue_bytes(self) -> int:
-        """Bytes that may wait to be written to the shared tier."""
-        pair = self.max_module_bytes + self.max_artifact_bytes
-        return self.write_queue_bytes or max(64 * MIB, pair)
 
     @property
     def needs_identities(self) -> bool:

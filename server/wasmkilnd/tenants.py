@@ -392,7 +392,8 @@ class Tenants:
 
     def _write_queue_bytes(self) -> int:
         # The newest module and artifact are queued even where they are larger than that.
-        return self._common.settings.current.effective_write_queue_bytes // len(self.opened)
+        limits = self._common.settings.current
+        return (limits.max_module_bytes + limits.max_artifact_bytes) // len(self.opened)
 
     async def _start(self, opened: OpenTenant) -> None:
         await opened.start()

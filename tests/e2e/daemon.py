@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pty
 import re
 import signal
 import subprocess
 import threading
 import time
+import tty
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -92,6 +95,9 @@ class Daemon:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("WASMKILN_")}
         patient = {} if "--config" in flags else _PATIENT
         self.state_dir = state_dir
+        # The banner is for terminals.
+        terminal, its_end = pty.openpty()
+        tty.setraw(its_end)
         self.process = subprocess.Popen(
             [
                 *command,
@@ -100,12 +106,14 @@ class Daemon:
                 *(("--log-format", log_format) if log_format else ()),
                 *flags,
             ],
-            env={**inherited, **patient, "WASMKILN_BANNER": "always", **(environ or {})},
+            env={**inherited, **patient, **(environ or {})},
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=its_end,
             stderr=subprocess.PIPE,
             text=True,
         )
+        os.close(its_end)
+        self._terminal = os.fdopen(terminal)
         self.banner = ""
         self.log_lines: list[str] = []
         self._ready = threading.Event()
@@ -198,9 +206,9 @@ class Daemon:
         code = self.process.wait(timeout_s)
         for reader in self._readers:
             reader.join(5)
-        for stream in (self.process.stdout, self.process.stderr):
-            if stream:
-                stream.close()
+        self._terminal.close()
+        if self.process.stderr:
+            self.process.stderr.close()
         return code
 
     def _row(self, name: str) -> str:
@@ -209,11 +217,11 @@ class Daemon:
         return found.group(1)
 
     def _read_banner(self) -> None:
-        assert self.process.stdout
-        for line in self.process.stdout:
-            self.banner += line
-            if line.startswith("  try "):
-                self._ready.set()
+        with contextlib.suppress(OSError):  # How a terminal says that nobody writes any more.
+            for line in self._terminal:
+                self.banner += line
+                if line.startswith("  try "):
+                    self._ready.set()
         self._ready.set()
 
     def _read_log(self) -> None:

@@ -210,7 +210,7 @@ def test_calls_that_wait_for_another_calls_answer_hold_one_copy_of_their_module(
     """They stand in no queue: one of them does, for all, with four times what that may hold."""
     module = wasm.with_data(1024 * 1024, tag=1)
     with (
-        Daemon(lean, [*ONE_WORKER, "--queue-bytes", "4MiB"]) as daemon,
+        Daemon(lean, [*ONE_WORKER, "--receive-bytes", "8MiB"]) as daemon,
         Caller(daemon) as flooding,
         Caller(daemon) as other,
     ):

@@ -24,12 +24,11 @@ from tests.e2e.test_cache import COMPILED, MEMORY, REDIS, settled
 from tests.servers.redis_server import RedisServer, binary_of, redis_server
 
 WEEK_S = 7 * 24 * 3600
-QUEUE_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
 class Site:
-    """A daemon with a short queue of writes, and its Redis."""
+    """A daemon and its Redis."""
 
     daemon: RedisDaemon
     client: Client
@@ -70,7 +69,6 @@ def site(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             "WASMKILN_REDIS_URL": f"redis://127.0.0.1:{gate.port}",
             # So that tests can have look-ups wait, also where the machine is busy.
             "WASMKILN_REDIS_TIMEOUT_S": "10",
-            "WASMKILN_WRITE_QUEUE_BYTES": str(QUEUE_BYTES),
         }
         state = fresh_state(folder / "state", engines=ONE_ENGINE)
         daemon = stack.enter_context(RedisDaemon(state, environ=environ))

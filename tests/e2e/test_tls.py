@@ -35,7 +35,7 @@ def daemon(site: TlsSite, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         *("--listen", f"unix:{folder}/kiln.sock", "--token-listen", "127.0.0.1:0"),
         *("--operator-listen", f"127.0.0.1:0,unix:{folder}/operator.sock"),
         *("--admin-listen", f"unix:{folder}/admin.sock"),
-        *("--socket-mode", "0660", "--socket-group", str(GROUP)),
+        *("--socket-group", str(GROUP)),
     )
     with Daemon(state_with(folder / "state", *ONE_ENGINE), flags) as running:
         yield running

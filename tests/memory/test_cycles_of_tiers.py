@@ -213,7 +213,8 @@ def test_a_job_past_its_time(states: Path, valkey: RedisServer) -> None:
 @pytest.mark.parametrize("how", ["hangs", "is gone"])
 def test_a_redis_that_is_sick(states: Path, tmp_path: Path, how: str) -> None:
     state = fresh_state(states / how.replace(" ", "-"), engines=(ENGINE,))
-    flags = [*FLAGS, "--memory-bytes", "0", "--write-queue-bytes", "3MiB"]
+    flags = [*FLAGS, "--memory-bytes", "0"]
+    flags += ["--max-module-bytes", "2MiB", "--max-artifact-bytes", "2MiB"]  # That many may wait.
     with (
         redis_server(binary_of("valkey"), tmp_path / "server") as server,
         Watched(state, flags, {"WASMKILN_REDIS_URL": server.url}) as daemon,

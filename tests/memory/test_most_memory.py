@@ -24,7 +24,7 @@ CALLS = 18
 WORKERS = 2
 LARGEST = 21 * MIB
 """The limit of a module and of an artifact, which is a little larger than its module."""
-RECEIVE, QUEUE, SEND, PINNED = 96 * MIB, 96 * MIB, 24 * MIB, 96 * MIB
+RECEIVE, QUEUE, SEND, PINNED = 96 * MIB, 48 * MIB, 24 * MIB, 96 * MIB
 MOST = (
     RECEIVE
     + 2 * LARGEST  # The request that is being parsed, in gRPC's copy and in ours.
@@ -38,7 +38,7 @@ FLAGS = [
     *("--memory-bytes", "0", "--host-store-bytes", "0", "--redis-url", "none"),
     *("--workers", str(WORKERS)),
     *("--max-module-bytes", str(LARGEST), "--max-artifact-bytes", str(LARGEST)),
-    *("--receive-bytes", str(RECEIVE), "--queue-bytes", str(QUEUE)),
+    *("--receive-bytes", str(RECEIVE)),
     *("--compile-timeout-s", "120", "--caller-timeout-s", "60"),
 ]
 

@@ -91,7 +91,7 @@ def site(needs: Needs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sit
                     *("--config", str(config), "--audit-file", str(audit)),
                     *("--admin-listen", f"127.0.0.1:{free_ports(1)[0]}"),
                     *("--workers", "1", "--queue-length", "2", "--memory-bytes", "128KiB"),
-                    *("--compile-memory-bytes", "300MiB", "--write-queue-bytes", "16KiB"),
+                    *("--compile-memory-bytes", "300MiB", "--max-artifact-bytes", "2MiB"),
                 ),
                 {"WASMKILN_REDIS_URL": server.url},
             )
@@ -278,8 +278,8 @@ def test_a_redis_that_is_gone(site: Site) -> None:
     site.server.process.kill()
     site.prometheus.wait_for("WasmkilnRedisDown", instance="plain")
     with site.client() as client:
-        for tag in range(4):  # More than may wait to be written.
-            client.compile(wasm.many_functions(100, tag=200 + tag))
+        for tag in range(6):  # More than may wait to be written.
+            client.compile(wasm.with_data(1024 * 1024, tag))
     site.prometheus.wait_for("WasmkilnRedisWritesDropped", instance="plain")
 
 

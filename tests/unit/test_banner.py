@@ -20,8 +20,6 @@ from wasmkilnd.settings import Settings
         ({"log_format": "text"}, False, False, True),
         ({"log_format": "json"}, False, True, False),
         ({"log_format": "json"}, True, True, True),
-        ({"banner": "always", "log_format": "json"}, False, False, True),
-        ({"banner": "never"}, True, True, False),
     ],
 )
 def test_it_gets_between_no_lines_of_json(

@@ -460,7 +460,7 @@ class Writes:
             if first is None:
                 break
             self._take(first.key)
-            self._drop(first, "newer writes need the room: raise write_queue_bytes")
+            self._drop(first, "newer writes need the room")
         self._queue[item.key] = item, True, tracing.carried()
         self._bytes += item.size_bytes
         asyncio.get_running_loop().call_later(_HEAD_START_S, self._work.set)

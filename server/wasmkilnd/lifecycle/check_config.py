@@ -109,7 +109,7 @@ def _check_socket(settings: Settings, address: Address) -> None:
     mine = {os.getegid(), *os.getgroups()}
     if group is not None and os.geteuid() != 0 and group not in mine:
         raise CannotStart(
-            f"cannot set mode and group of {address} (socket_mode, socket_group): {os.strerror(1)}"
+            f"cannot set mode and group of {address} (socket_group): {os.strerror(1)}"
         )
 
 

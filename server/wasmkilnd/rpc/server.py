@@ -189,8 +189,7 @@ def open_socket(address: str, path: Path, sockets: SocketAccess) -> None:
         sockets.apply(path)
     except OSError as failure:
         raise CannotListen(
-            f"cannot set mode and group of {address} (socket_mode, socket_group):"
-            f" {failure.strerror}"
+            f"cannot set mode and group of {address} (socket_group): {failure.strerror}"
         ) from None
 
 

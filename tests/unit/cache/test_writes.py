@@ -183,7 +183,7 @@ async def test_each_dropped_write_is_logged(slow: Tier) -> None:
     assert (first["engine"], first["bytes"]) == (artifact(1).spec.engine.id, 400)
     assert first["fingerprint"] == artifact(1).spec.fingerprint
     assert [line["kind"] for line in dropped] == ["artifact", "artifact", "module", "module"]
-    assert all("write_queue_bytes" in line["why"] for line in dropped[:3])
+    assert all("newer writes" in line["why"] for line in dropped[:3])
     assert "ends" in dropped[3]["why"]
     assert {line["tier"] for line in dropped} == {"redis"}
 

@@ -69,21 +69,6 @@ def test_the_directory_may_be_none_or_relative(
         settings(host_store_dir="\0")
 
 
-@pytest.mark.parametrize(
-    ("mode", "files", "folders"),
-    [("0600", 0o600, 0o700), ("640", 0o640, 0o750), ("0o644", 0o644, 0o755)],
-)
-def test_a_mode_is_octal(mode: str, files: int, folders: int) -> None:
-    options = host_options(settings(host_store_mode=mode))
-    assert (options.file_mode, options.folder_mode) == (files, folders)
-
-
-@pytest.mark.parametrize("mode", ["0660", "0646", "0755", "0044", "1640", "rw", ""])
-def test_nobody_else_may_be_let_write(mode: str) -> None:
-    with pytest.raises(ConfigError, match="nobody else write"):
-        settings(host_store_mode=mode)
-
-
 def test_a_group_is_a_name_or_a_number() -> None:
     ours = grp.getgrgid(os.getegid())
     assert host_options(settings(host_store_group=ours.gr_name)).group == ours.gr_gid

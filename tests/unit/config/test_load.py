@@ -123,7 +123,6 @@ IMPOSSIBLE = [
     ("cache_ttl_s", "0"),
     ("cache_ttl_s", "500ms"),
     ("cache_ttl_s", "999999d"),
-    ("write_queue_bytes", "-1"),
     ("memory_bytes", "-1"),
     ("memory_bytes", "99999999GiB"),
     ("max_module_bytes", "0"),
@@ -283,18 +282,6 @@ def test_no_secret_gets_out() -> None:
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         load({}, HOME).settings.workers = 3
-
-
-def test_what_waits_for_redis_has_room_for_the_largest_pair_that_is_accepted() -> None:
-    mib = 2**20
-
-    def in_force(**given: str) -> int:
-        return load(given, HOME).settings.effective_write_queue_bytes
-
-    assert in_force() == (5 + 256) * mib
-    assert in_force(max_module_bytes="64MiB", max_artifact_bytes="1GiB") == (64 + 1024) * mib
-    assert in_force(max_artifact_bytes="1MiB") == 64 * mib
-    assert in_force(write_queue_bytes="8MiB") == 8 * mib
 
 
 def test_zero_means_what_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
