@@ -14,6 +14,11 @@ ISSUER, AUDIENCE = "https://issuer.example.org", "wasmkiln"
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
 
 
+def jwt_table(keys: object) -> str:
+    """Return what a policy says of the issuer, whose keys are in a file or at a URL."""
+    return f'[jwt]\nissuer = "{ISSUER}"\naudience = "{AUDIENCE}"\nkeys = "{keys}"\n'
+
+
 class TestIssuer:
     """Signs tokens with one key at a time."""
 

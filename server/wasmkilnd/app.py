@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 
 from wasmkilnd import options
+from wasmkilnd.access.guard import Access, AccessGuard
 from wasmkilnd.access.tls import Certificates, TlsFiles, server_credentials
 from wasmkilnd.cache.embedded import EmbeddedServer, SharedServer
 from wasmkilnd.cache.host_store import HostDirectory
@@ -85,7 +86,8 @@ class Daemon:
         limits = Reloadable(options.limits_of(now))
         traffic_limits = Reloadable(options.traffic_limits(now))
         preflight.check_host(now)
-        seen = reloads.stamps_of(reloads.watched_files(now))
+        # Without the keys of JSON Web Tokens, which the policy names: they are read once more.
+        seen = reloads.stamps_of(reloads.watched_files(now, Access()))
 
         # Who may do what, and what is written about it.
         audit = Audit(metrics.audit_lost)
@@ -195,7 +197,7 @@ class Daemon:
             },
         )
         self._in_the_background(access.guard.follow_keys())
-        self._follow_files(seen)
+        self._follow_files(seen, access.guard)
         serving.follow(tenants)
 
         # What listens.
@@ -281,11 +283,11 @@ class Daemon:
 
         self._on_stop.push_async_callback(end)
 
-    def _follow_files(self, seen: reloads.Stamps) -> None:
+    def _follow_files(self, seen: reloads.Stamps, guard: AccessGuard) -> None:
         loop, stop = asyncio.get_running_loop(), threading.Event()
         self._on_stop.callback(stop.set)
         about = (
-            lambda: reloads.watched_files(self.settings.current),
+            lambda: reloads.watched_files(self.settings.current, guard.access),
             seen,
             lambda: asyncio.run_coroutine_threadsafe(self._reloader.refresh(), loop).result(),
             stop,

@@ -120,19 +120,8 @@ class Settings(BaseModel):
     """The group, by name or number, whose members can connect to the daemon's Unix sockets (mode
     0660). Empty for the daemon's own user alone (0600)."""
     policy_file: values.OptionalPath = _live("")
-    """The TOML file that says who may do what: docs/reference/policy.md. Read again when it
-    changes."""
-    jwt_issuer: values.Text = _live("")
-    """The issuer (iss) of JSON Web Tokens that callers may send as bearer tokens; empty to accept
-    none."""
-    jwt_audience: values.Texts = _live(())
-    """The audiences (aud) of which a JSON Web Token must have one. Required with jwt_issuer."""
-    jwt_keys: values.TextOrPath = _live("")
-    """The JSON Web Key Set of the issuer: the path of a file, or an https:// URL. A file is read
-    again when it changes, a URL every five minutes and when a token names an unknown key."""
-    open_health: values.Switch = _live(False)
-    """Answer grpc.health.v1, /healthz and /readyz to everybody, where all else needs an
-    identity."""
+    """The TOML file that says who may do what, and whose JSON Web Tokens count:
+    docs/reference/policy.md. Read again when it changes."""
     audit_file: values.TextOrPath = _live("")
     """Where the audit is written, a line of JSON for each compile, upload, act of an operator,
     refusal and change of keys: the path of a file, `log` for the daemon's log, or empty for no
@@ -323,7 +312,7 @@ class Settings(BaseModel):
     @property
     def needs_identities(self) -> bool:
         """Whether calls need an identity: as soon as there is any source of them."""
-        sources = (self.policy_file, self.tls_client_ca_file, self.jwt_issuer)
+        sources = (self.policy_file, self.tls_client_ca_file)
         return any(sources) or self.has_tokens_file
 
     @model_validator(mode="after")
@@ -380,8 +369,7 @@ class Settings(BaseModel):
             yield setting, f"other machines can reach {address}: it needs {tls}"
         if not self.needs_identities:
             lacks.append(
-                "identities (tls_client_ca_file, jwt_issuer, policy_file, or tokens:"
-                " `wasmkilnd token add`)"
+                "identities (tls_client_ca_file, policy_file, or tokens: `wasmkilnd token add`)"
             )
         if lacks and not self.allow_remote:
             yield (

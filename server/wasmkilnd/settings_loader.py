@@ -49,7 +49,11 @@ REMOVED: Final = {
     "compile_priority": "leave it out: compilations run behind everything else",
     "host_store_mode": "leave it out: files have the mode 0640; host_store_group may map them",
     "job_uid": "leave it out: a daemon that is root runs each worker as an unused user",
+    "jwt_audience": "write it into the policy file: [jwt] audience",
+    "jwt_issuer": "write it into the policy file: [jwt] issuer",
+    "jwt_keys": "write it into the policy file: [jwt] keys",
     "max_streams": "leave it out: one connection carries 256 calls at a time",
+    "open_health": "write `open_health = true` at the top of the policy file",
     "python_mirror": "set UV_PYTHON_INSTALL_MIRROR, which uv reads, to the same mirror",
     "queue_bytes": "set receive_bytes: modules that wait for a worker may take half of it",
     "redis_retry_max_s": "leave it out: the daemon asks a server that is down every 2 s",
@@ -415,10 +419,7 @@ def _effective(settings: Settings, field: str) -> int | float | None:
 
 
 def _plain(settings: Settings, field: str) -> object:
-    """Return a setting's value. The query of a URL may hold a secret, and is left out."""
     value = getattr(settings, field)
-    if field == "jwt_keys" and "://" in value and "?" in value:
-        return value.partition("?")[0] + "?***"
     return str(value) if isinstance(value, SecretStr | Path) else value
 
 

@@ -25,7 +25,7 @@ from tests.e2e.refusals import (
     use_up_a_quota,
 )
 from tests.hostile.catalogue import many_locals
-from tests.web_tokens import AUDIENCE, ISSUER, TestIssuer
+from tests.web_tokens import TestIssuer
 
 MIB = 1024 * 1024
 CPU_S = 3
@@ -40,11 +40,8 @@ STRICT = (
 CROWDED = ("--workers", "1", "--queue-length", "1", "--redis-url", "none")
 """A daemon whose one worker can be held up for as long as a row needs; it serves ``ENGINE``."""
 
-GUARDED = (
-    *("--workers", "1", "--redis-url", "none"),
-    *("--jwt-issuer", ISSUER, "--jwt-audience", AUDIENCE),
-)
-"""A daemon that asks for an identity; the test adds its keys for JSON Web Tokens."""
+GUARDED = ("--workers", "1", "--redis-url", "none")
+"""A daemon that asks for an identity; the test adds its policy, with keys of an issuer."""
 
 WASMER, WASMTIME = "wasmer-1.1.0", "wasmtime-50.0.1"
 TARGET = r"\w+-unknown-linux-gnu"

@@ -247,10 +247,11 @@ def test_a_broken_policy_stops_the_daemon_and_the_check(
     assert "Traceback" not in done.stderr
 
 
-def test_health_is_open_only_if_asked(lean_state_dir: Path) -> None:
+def test_health_is_open_only_if_asked(lean_state_dir: Path, tmp_path: Path) -> None:
     add_token(lean_state_dir, "ci", "compile")
-    for flags, expected in (((), "CREDENTIALS_MISSING"), (("--open-health",), "")):
-        with RedisDaemon(lean_state_dir, [*FLAGS, *flags]) as daemon:
+    for text, expected in (("", "CREDENTIALS_MISSING"), ("open_health = true", "")):
+        flags = [*FLAGS, "--policy-file", str(policy(tmp_path, text))]
+        with RedisDaemon(lean_state_dir, flags) as daemon:
             health = grpc.insecure_channel(daemon.address)
             with health:
                 check = health.unary_unary("/grpc.health.v1.Health/Check")

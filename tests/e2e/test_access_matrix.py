@@ -25,7 +25,7 @@ from tests.e2e.bearers import Metadata, add_token, bearer, reason_of, token_comm
 from tests.e2e.daemon import ONE_ENGINE, Daemon, state_with
 from tests.e2e.over_tls import TlsSite
 from tests.e2e.programs import Installed
-from tests.web_tokens import AUDIENCE, ISSUER, TestIssuer
+from tests.web_tokens import TestIssuer, jwt_table
 
 MISSING, INVALID = "CREDENTIALS_MISSING", "CREDENTIALS_INVALID"
 NO_CONNECTION = "no connection"
@@ -130,11 +130,10 @@ def site(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     callers = [*callers_with_tokens(states[0]), *callers_with_web_tokens(issuer)]
     (states[1] / "access").mkdir(mode=0o700)
     shutil.copy(states[0] / "access" / "tokens.json", states[1] / "access")
-    (folder / "policy.toml").write_text(POLICY)
+    (folder / "policy.toml").write_text(jwt_table(folder / "keys.json") + POLICY)
     (folder / "keys.json").write_bytes(issuer.key_set())
     flags = [
-        *("--policy-file", str(folder / "policy.toml"), "--jwt-issuer", ISSUER),
-        *("--jwt-audience", AUDIENCE, "--jwt-keys", str(folder / "keys.json")),
+        *("--policy-file", str(folder / "policy.toml")),
         *("--redis-url", "none", "--workers", "1"),
     ]
     plain_flags = [*flags, "--listen", f"unix:{folder}/kiln.sock"]

@@ -20,7 +20,7 @@ from tests.e2e.daemon import RedisDaemon
 from tests.e2e.over_tls import TlsSite
 from tests.e2e.processes import eventually
 from tests.e2e.test_access import reload
-from tests.web_tokens import AUDIENCE, ISSUER, TestIssuer
+from tests.web_tokens import TestIssuer, jwt_table
 
 POLICY = """
 [[rule]]
@@ -86,12 +86,11 @@ def test_no_call_is_dropped_and_none_is_let_in(lean_state_dir: Path, tmp_path: P
     )
     stays, goes = TestIssuer(key_id="stays"), TestIssuer(key_id="goes")
     policy, key_set = tmp_path / "policy.toml", tmp_path / "keys.json"
-    policy.write_text(POLICY.format(roles='["compile"]'))
+    policy.write_text(jwt_table(key_set) + POLICY.format(roles='["compile"]'))
     key_set.write_bytes(stays.key_set(goes))
     tokens = {name: add_token(lean_state_dir, name, "compile") for name in ("stays", "goes")}
     flags = site.flags(
         *("--token-listen", "127.0.0.1:0", "--policy-file", str(policy)),
-        *("--jwt-issuer", ISSUER, "--jwt-audience", AUDIENCE, "--jwt-keys", str(key_set)),
         *("--admin-listen", "none"),
     )
     with RedisDaemon(lean_state_dir, flags) as daemon, ExitStack() as stack:
@@ -135,7 +134,7 @@ def test_no_call_is_dropped_and_none_is_let_in(lean_state_dir: Path, tmp_path: P
         site.server.cert_file.write_bytes(fresh.cert)
         site.server.key_file.write_bytes(fresh.key)
         site.client_ca_file.write_bytes(site.authority.ca_file.read_bytes())
-        policy.write_text(POLICY.format(roles='["read"]'))
+        policy.write_text(jwt_table(key_set) + POLICY.format(roles='["read"]'))
         key_set.write_bytes(stays.key_set())
         token_command(lean_state_dir, "revoke", "goes")
         reload(daemon)

@@ -19,7 +19,7 @@ from tests.e2e.daemon import Daemon, fresh_state, state_with
 from tests.e2e.error_rows import CROWDED, GUARDED, ROWS, STRICT, Row
 from tests.e2e.programs import ROOT, Installed
 from tests.e2e.refusals import EXPIRED, READER
-from tests.web_tokens import TestIssuer
+from tests.web_tokens import TestIssuer, jwt_table
 
 _CODES = "|".join(code.name for code in grpc.StatusCode)
 
@@ -47,7 +47,9 @@ def guarded(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Ite
         (state / name).write_text(add_token(state, name, "read", expires=expires))
     keys = state / "keys.json"
     keys.write_bytes(TestIssuer().key_set())
-    with Daemon(state, [*GUARDED, "--jwt-keys", str(keys)]) as daemon:
+    policy = state / "policy.toml"
+    policy.write_text(jwt_table(keys))
+    with Daemon(state, [*GUARDED, "--policy-file", str(policy)]) as daemon:
         yield daemon
     assert daemon.process.returncode == 0
 

@@ -16,7 +16,7 @@ from tests.e2e.bearers import bearer
 from tests.e2e.daemon import RedisDaemon
 from tests.e2e.processes import eventually
 from tests.e2e.test_access import FLAGS, Stubs, reload
-from tests.web_tokens import AUDIENCE, ISSUER, TestIssuer
+from tests.web_tokens import TestIssuer, jwt_table
 
 POLICY = """
 [[rule]]
@@ -29,9 +29,8 @@ OLD, NEW = TestIssuer(key_id="old"), TestIssuer(key_id="new")
 
 def flags(folder: Path, keys: str) -> list[str]:
     policy = folder / "policy.toml"
-    policy.write_text(POLICY)
-    words = [*FLAGS, "--policy-file", str(policy), "--jwt-issuer", ISSUER]
-    return [*words, "--jwt-audience", AUDIENCE, "--jwt-keys", keys]
+    policy.write_text(jwt_table(keys) + POLICY)
+    return [*FLAGS, "--policy-file", str(policy)]
 
 
 def sent(issuer: TestIssuer, **claims: Any) -> tuple[tuple[str, str], ...]:
@@ -97,7 +96,7 @@ def test_keys_in_a_file_are_replaced_while_the_daemon_serves(
             eventually(lambda: stubs.capabilities(new) == "", "the old keys count", 60)
             assert stubs.capabilities(old) == "CREDENTIALS_INVALID"
             keys.write_bytes(b"{}")
-            daemon.wait_for_log("cannot use jwt_keys")
+            daemon.wait_for_log("cannot use jwt keys")
             assert stubs.capabilities(new) == ""
         assert new[0][1].split(".")[2] not in daemon.log
 

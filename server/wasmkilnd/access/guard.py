@@ -22,7 +22,7 @@ from typing import Any
 import structlog
 
 from wasmkilnd import errors, model
-from wasmkilnd.access.jwt import CannotFetch, Issuer, fetch_keys, keys_file, read_issuer, refused
+from wasmkilnd.access.jwt import CannotFetch, Issuer, fetch_keys, read_issuer, refused
 from wasmkilnd.access.policy import ANONYMOUS, Policy, default_policy, read_policy
 from wasmkilnd.access.tls import Certificates, certificate_name
 from wasmkilnd.access.tokens import PREFIX, Tokens, read_tokens
@@ -97,7 +97,6 @@ class Access:
     """Whether callers need an identity."""
     issuer: Issuer | None = None
     """Whose JSON Web Tokens count; None for nobody's."""
-    open_health: bool = False
 
     def __str__(self) -> str:
         """Return the policy, a line for each rule: comments, so that `config` stays TOML."""
@@ -108,6 +107,10 @@ class Access:
             lines.append(f"#   {number}. {rule.model_dump_json(exclude_defaults=True)}")
         if self.tokens:
             lines.append(f"# tokens: {len(self.tokens.all):,}, with their own roles besides")
+        if self.policy.jwt:
+            lines.append(f"# JSON Web Tokens of {self.policy.jwt.issuer}")
+        if self.policy.open_health:
+            lines.append("# health: everybody may ask for it")
         if self.policy.namespaces:
             lines.append(f"# namespaces: {', '.join(sorted(self.policy.namespaces))}")
         return "\n".join(lines)
@@ -117,13 +120,6 @@ def _policy(settings: Settings) -> Policy:
     return read_policy(Path(settings.policy_file)) if settings.policy_file else default_policy()
 
 
-_PARTS: Mapping[str, Callable[[Settings], Any]] = {
-    "policy": _policy,
-    "tokens": lambda settings: read_tokens(settings.tokens_file),
-    "issuer": read_issuer,
-}
-
-
 def read_access(settings: Settings, before: Access | None = None) -> tuple[Access, Sequence[str]]:
     """Read everything but the keys of a URL. It may block. Raises AccessUnusable.
 
@@ -131,9 +127,14 @@ def read_access(settings: Settings, before: Access | None = None) -> tuple[Acces
     """
     found: dict[str, Any] = {}
     causes: list[str] = []
-    for what, read in _PARTS.items():
+    parts: Mapping[str, Callable[[], Any]] = {
+        "policy": lambda: _policy(settings),
+        "tokens": lambda: read_tokens(settings.tokens_file),
+        "issuer": lambda: read_issuer(found["policy"].jwt),
+    }
+    for what, read in parts.items():
         try:
-            found[what] = read(settings)
+            found[what] = read()
         except Exception as failure:  # a revoked token must not count on because of a defect
             if before is None:
                 raise
@@ -147,15 +148,15 @@ def read_access(settings: Settings, before: Access | None = None) -> tuple[Acces
     policy = replace(policy, namespaces={**named, **policy.namespaces})
     if before and policy == before.policy:
         policy = before.policy  # What identities have used is shown while it is the same object.
-    named_by_settings = settings.policy_file or settings.tls_client_ca_file or settings.jwt_issuer
-    on = bool(named_by_settings) or tokens is not None
-    return Access(policy, tokens, on, found["issuer"], settings.open_health), causes
+    on = bool(settings.policy_file or settings.tls_client_ca_file) or tokens is not None
+    return Access(policy, tokens, on, found["issuer"]), causes
 
 
-def files_of(settings: Settings) -> Sequence[Path]:
+def files_of(settings: Settings, access: Access) -> Sequence[Path]:
     """Return the files that ``read_access`` reads, whether or not they exist."""
     policy = Path(settings.policy_file) if settings.policy_file else None
-    return [path for path in (settings.tokens_file, policy, keys_file(settings)) if path]
+    keys = access.policy.jwt.file if access.policy.jwt else None
+    return [path for path in (settings.tokens_file, policy, keys) if path]
 
 
 class AccessGuard:
@@ -183,7 +184,7 @@ class AccessGuard:
         vanishes opens nothing.
         """
         if not access.on and self.access.on:
-            access = Access(on=True, open_health=access.open_health)
+            access = Access(on=True)
         self.access = access
         # By the SHA-256 of what was sent: a token never stays in memory, and equal ones are found
         # in a time that tells nothing.
@@ -203,7 +204,7 @@ class AccessGuard:
         if not self.access.on:
             return model.ANYBODY
         need = _NEEDS.get(what)
-        if need is not None and need.health and self.access.open_health:
+        if need is not None and need.health and self.access.policy.open_health:
             return _ANONYMOUS_OF_HEALTH
         identity = self.identity(entrance, credentials())
         role = need.role.value if need and need.role else ""
@@ -262,7 +263,7 @@ class AccessGuard:
                 told = ""
             except CannotFetch as failure:
                 if str(failure) != told:
-                    log.error("cannot fetch jwt_keys: the old ones stay", cause=str(failure))
+                    log.error("cannot fetch jwt keys: the old ones stay", cause=str(failure))
                 told = str(failure)
 
     async def fetch(self, issuer: Issuer) -> Issuer:

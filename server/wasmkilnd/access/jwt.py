@@ -8,19 +8,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeAlias
-from urllib.parse import urlsplit
 
 import aiohttp
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from wasmkilnd import errors
-from wasmkilnd.access.policy import Claims
+from wasmkilnd.access.policy import Claims, Jwt
 from wasmkilnd.access.unusable import AccessUnusable, defect_in, read
 from wasmkilnd.errors import WasmkilnError
-from wasmkilnd.settings import Settings
 
 LEEWAY_S = 30
 """How far the clocks of issuer and daemon may differ."""
@@ -97,34 +94,16 @@ class Issuer:
         return subject, claims, until_s
 
 
-def read_issuer(settings: Settings) -> Issuer | None:
+def read_issuer(jwt: Jwt | None) -> Issuer | None:
     """Return whose tokens count, without the keys of a URL. Raises AccessUnusable."""
-    named = name, audiences, where = settings.jwt_issuer, settings.jwt_audience, settings.jwt_keys
-    if not any(named):
+    if jwt is None:
         return None
-    if not all(named):
-        raise AccessUnusable(
-            "cannot accept JSON Web Tokens: jwt_issuer, jwt_audience and jwt_keys are needed"
-            " together"
-        )
-    if file := keys_file(settings):
-        try:
-            return Issuer(name, audiences, parse_keys(read("jwt_keys", file)))
-        except ValueError as mistake:
-            raise AccessUnusable(f"cannot use jwt_keys {file}: {mistake}") from None
-    url = urlsplit(where)
-    if url.scheme != "https" or not url.hostname or "@" in url.netloc:
-        raise AccessUnusable(
-            "cannot use jwt_keys: write the path of a file, or a URL that begins with https:// and"
-            " has no user and password"
-        )
-    return Issuer(name, audiences, url=where)
-
-
-def keys_file(settings: Settings) -> Path | None:
-    """Return the file of the issuer's keys; None for a URL."""
-    where = settings.jwt_keys
-    return None if not where or "://" in where else Path(where).expanduser().absolute()
+    if not (file := jwt.file):
+        return Issuer(jwt.issuer, jwt.audience, url=jwt.keys)
+    try:
+        return Issuer(jwt.issuer, jwt.audience, parse_keys(read("jwt keys", file)))
+    except ValueError as mistake:
+        raise AccessUnusable(f"cannot use jwt keys {file}: {mistake}") from None
 
 
 def parse_keys(content: bytes) -> Keys:
@@ -182,7 +161,7 @@ async def fetch_keys(url: str) -> Keys:
         why = str(failure) or "it took more than 10 seconds"
     except Exception as defect:  # the next fetch must not depend on it
         why = defect_in(defect)
-    raise CannotFetch(f"cannot fetch jwt_keys {url.partition('?')[0]}: {why}")
+    raise CannotFetch(f"cannot fetch jwt keys {url.partition('?')[0]}: {why}")
 
 
 def refused(cause: str, why: str) -> WasmkilnError:

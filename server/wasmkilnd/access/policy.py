@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, TypeAlias
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
@@ -51,6 +52,17 @@ def _identity(value: object) -> object:
 
 def _several(value: object) -> object:
     return [value] if isinstance(value, str) else value
+
+
+def _keys(value: object) -> object:
+    if isinstance(value, str) and "://" in value:
+        url = urlsplit(value)
+        if url.scheme != "https" or not url.hostname or "@" in url.netloc:
+            raise ValueError(
+                "write the path of a file, or a URL that begins with https:// and has no user and"
+                " password"
+            )
+    return value
 
 
 _Identity: TypeAlias = Annotated[str, BeforeValidator(_identity), Field(max_length=2048)]
@@ -101,7 +113,26 @@ class _QuotaTable(_Table):
     stored_bytes_per_hour: Annotated[Size, Field(gt=0)] | None = None
 
 
+class Jwt(_Table):
+    """Whose JSON Web Tokens callers may send."""
+
+    issuer: _Text
+    audience: Annotated[
+        tuple[_Text, ...], BeforeValidator(_several), Field(min_length=1, max_length=100)
+    ]
+    """Of which a token must have one."""
+    keys: Annotated[str, BeforeValidator(_keys), Field(min_length=1, max_length=2048)]
+    """The path or the URL of the issuer's JSON Web Key Set."""
+
+    @property
+    def file(self) -> Path | None:
+        """The file of the keys; None for a URL."""
+        return None if "://" in self.keys else Path(self.keys).expanduser().absolute()
+
+
 class _File(_Table):
+    open_health: Annotated[bool, Field(strict=True)] = False
+    jwt: Jwt | None = None
     rule: Annotated[tuple[Rule, ...], Field(max_length=10_000)] = ()
     namespace: dict[_Namespace, _NamespaceTable] = {}
     quota: Annotated[dict[_QuotaName, _QuotaTable], Field(max_length=1000)] = {}
@@ -116,6 +147,9 @@ class Policy:
     """Every namespace that the policy or a token names, beside the default one, by name."""
     quotas: Mapping[str, Limits] = field(default_factory=dict)
     """By name."""
+    open_health: bool = False
+    """Whether health needs no identity."""
+    jwt: Jwt | None = None
 
     def identity(
         self, name: str, claims: Claims = _NO_CLAIMS, own: model.Identity = _NOBODY
@@ -164,7 +198,7 @@ def read_policy(path: Path) -> Policy:
     for name, sizes in found.namespace.items():
         namespaces[name] = model.NamespaceLimits(**sizes.model_dump())
     quotas = {name: table.model_dump(exclude_none=True) for name, table in found.quota.items()}
-    return Policy(found.rule, namespaces, quotas)
+    return Policy(found.rule, namespaces, quotas, found.open_health, found.jwt)
 
 
 def _fits(pattern: str, name: str) -> bool:

@@ -293,10 +293,10 @@ class OpenAccess:
 Stamps: TypeAlias = tuple[object, ...]
 
 
-def watched_files(settings: Settings) -> Iterable[Path]:
+def watched_files(settings: Settings, access: Access) -> Iterable[Path]:
     """Return the files that ``settings`` name and the daemon reads again when they change."""
     tls = (getattr(settings, name) for name in _TLS_FILES)
-    return [*files_of(settings), *map(Path, filter(None, tls))]
+    return [*files_of(settings, access), *map(Path, filter(None, tls))]
 
 
 def stamps_of(files: Iterable[Path]) -> Stamps:

@@ -308,7 +308,7 @@ def test_the_guard_says_which_role_is_missing() -> None:
 def test_health_is_open_if_asked() -> None:
     guard = identities(Policy())
     assert reason(guard, HEALTH, NOBODY) == (Reason.CREDENTIALS_MISSING, "")
-    guard.replace(Access(on=True, open_health=True))
+    guard.replace(Access(Policy(open_health=True), on=True))
     for path in (HEALTH, "/healthz", "/readyz"):
         assert guard.admit(path, PLAINTEXT, lambda: bearer("wrong")).roles == frozenset()
     assert reason(guard, "/metrics", NOBODY) == (Reason.CREDENTIALS_MISSING, "")

@@ -9,6 +9,8 @@ from wasmkilnd.access.policy import read_policy
 from wasmkilnd.access.unusable import AccessUnusable
 from wasmkilnd.model import NamespaceLimits, Role
 
+from tests.web_tokens import AUDIENCE, ISSUER, jwt_table
+
 ALL = """
 [[rule]]
 identity = ["spiffe://example.org/builder/*", "dns:*.CI.example.org", "token:ci", "anonymous"]
@@ -71,6 +73,18 @@ def test_an_empty_file_gives_nobody_anything(tmp_path: Path) -> None:
     assert not found.names("anonymous")
 
 
+def test_it_says_whose_web_tokens_count_and_whether_health_is_open(tmp_path: Path) -> None:
+    found = read_policy(policy(tmp_path, f"open_health = true\n{jwt_table('https://h/k?a=b')}"))
+    assert found.open_health
+    assert found.jwt
+    assert (found.jwt.issuer, found.jwt.audience) == (ISSUER, (AUDIENCE,))
+    assert (found.jwt.keys, found.jwt.file) == ("https://h/k?a=b", None)
+    found = read_policy(policy(tmp_path, jwt_table(tmp_path / "keys.json")))
+    assert not found.open_health
+    assert found.jwt
+    assert found.jwt.file == tmp_path / "keys.json"
+
+
 TOKEN = '[[rule]]\nidentity = "token:a"\n'
 
 
@@ -112,6 +126,11 @@ TOKEN = '[[rule]]\nidentity = "token:a"\n'
                 ("bytes_kept", "write stored_bytes_per_hour instead"),
             )
         ),
+        ('[jwt]\nissuer = "i"\nkeys = "/k"', "jwt audience: "),
+        ("[jwt]\naudience = []", "jwt audience: "),
+        (jwt_table("http://h/k"), "jwt keys: write the path of a file, or a URL that begins"),
+        (jwt_table("https://u:hunter2@h/k"), "jwt keys: write the path of a file"),
+        ("open_health = 1", "open_health: it should be a valid boolean"),
         ("[namespace.A]", "namespace A: it should match pattern"),
         ("[namespace.'']", "namespace: the default namespace has the sizes of the settings"),
         ("a=" + "[" * 5000 + "]" * 5000, "not valid TOML"),

@@ -14,18 +14,22 @@ from wasmkilnd.model import Role
 from wasmkilnd.settings import Settings
 
 KEY = {"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}
+JWT = """
+[jwt]
+issuer = "https://issuer.example"
+audience = "wasmkiln"
+keys = "{keys}"
+"""
 BROKEN = f"a = {'9' * 5000}"
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     """Settings that name a policy without rules, a token, and the key `old`."""
+    keys = write(tmp_path / "keys.json", json.dumps({"keys": [{**KEY, "kid": "old"}]}))
+    policy = JWT.format(keys=keys)
     one = Settings(
-        state_dir=tmp_path / "state",
-        policy_file=str(write(tmp_path / "policy.toml", "")),
-        jwt_issuer="https://issuer.example",
-        jwt_audience=("wasmkiln",),
-        jwt_keys=str(write(tmp_path / "keys.json", json.dumps({"keys": [{**KEY, "kid": "old"}]}))),
+        state_dir=tmp_path / "state", policy_file=str(write(tmp_path / "policy.toml", policy))
     )
     TokenStore(one.tokens_file).add("old", [Role.READ], "", None)
     return one
@@ -44,14 +48,15 @@ def test_a_part_that_cannot_be_used_stays_and_the_others_are_read(
     before, _ = read_access(settings)
     TokenStore(settings.tokens_file).revoke("old")
     TokenStore(settings.tokens_file).add("new", [Role.READ], "", None)
+    keys = Path(settings.policy_file).with_name("keys.json")
     new_keys = json.dumps({"keys": [{**KEY, "kid": "new"}]})
     files = {
         "policy": (
             Path(settings.policy_file),
-            '[[rule]]\nidentity = "token:new"\nroles = ["read"]',
+            JWT.format(keys=keys) + '[[rule]]\nidentity = "token:new"\nroles = ["read"]',
         ),
         "tokens": (settings.tokens_file, settings.tokens_file.read_text()),
-        "keys": (Path(settings.jwt_keys), new_keys),
+        "keys": (keys, new_keys),
     }
     for name, (file, text) in files.items():
         write(file, BROKEN if name == broken else text)

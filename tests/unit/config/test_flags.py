@@ -12,14 +12,13 @@ from click.testing import CliRunner
 from wasmkilnd.settings import Settings, env_name, flag_name, has_flag
 from wasmkilnd.settings_loader import options
 
-SWITCHES = {"allow_remote", "install_engines", "open_health"}
+SWITCHES = {"allow_remote", "install_engines"}
 SECRETS = {"signing_key", "redis_password"}
 LISTS = {
     "listen",
     "trusted_keys",
     "token_listen",
     "operator_listen",
-    "jwt_audience",
     "engine_alias",
 }
 SPECIAL = {*SWITCHES, *SECRETS, *LISTS}

@@ -27,7 +27,7 @@ def test_a_network_needs_tls_and_identities(field: str, tmp_path: Path) -> None:
     line = refused(**given)
     assert line.startswith(
         f"{field} (flag --{field.replace('_', '-')}): other machines can reach {REMOTE}, which"
-        " needs TLS (tls_cert_file, tls_key_file) and identities (tls_client_ca_file, jwt_issuer,"
+        " needs TLS (tls_cert_file, tls_key_file) and identities (tls_client_ca_file,"
     )
     assert "allow_remote" in line
     line = refused(**given, **TLS)
@@ -36,7 +36,7 @@ def test_a_network_needs_tls_and_identities(field: str, tmp_path: Path) -> None:
     line = refused(**given, policy_file="/p")
     assert "needs TLS (" in line
     assert "identities" not in line
-    for source in ("policy_file", "jwt_issuer", "tls_client_ca_file"):
+    for source in ("policy_file", "tls_client_ca_file"):
         load({**given, **TLS, source: "/x"}, HOME)  # type: ignore[dict-item]
     load({**given, "allow_remote": True}, HOME)  # type: ignore[dict-item]
     (tmp_path / "access").mkdir()

@@ -305,7 +305,6 @@ def test_zero_means_what_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> Non
     [
         "audit_file",
         "host_store_dir",
-        "jwt_keys",
         "policy_file",
         "state_dir",
         "tls_cert_file",

@@ -64,8 +64,6 @@ allow_remote: {{ or (not .Values.tls.existingSecret) .Values.tls.allowAnonymous 
 
 {{- /* The other settings that the chart decides: a map, so that none is in the file twice. */ -}}
 {{- define "wasmkiln.ownSettings" -}}
-# The kubelet has no identity.
-open_health: true
 install_engines: {{ not .Values.engines.fromImage }}
 {{- if .Values.redis.url }}
 redis_url: {{ .Values.redis.url | quote }}
@@ -79,7 +77,7 @@ redis_ca_file: /etc/wasmkiln/redis-ca/{{ .Values.redis.caKey }}
 {{- if or .Values.trustedKeys.existingSecret .Values.trustedKeys.existingConfigMap }}
 trusted_keys: /etc/wasmkiln/trusted-keys
 {{- end }}
-{{- if .Values.policy }}
+{{- if include "wasmkiln.policy" . }}
 policy_file: /etc/wasmkiln/config/policy.toml
 {{- end }}
 {{- if .Values.tls.existingSecret }}
@@ -89,6 +87,23 @@ tls_key_file: /etc/wasmkiln/tls/tls.key
 tls_client_ca_file: /etc/wasmkiln/client-ca/{{ .Values.tls.clientCAKey }}
 {{- end }}
 {{- end }}
+{{- end -}}
+
+{{- /* The kubelet has no identity: health is open wherever callers need one. */ -}}
+{{- define "wasmkiln.policy" -}}
+{{- if or .Values.policy .Values.tls.clientCASecret -}}
+{{- if not (regexMatch "(?m)^ *open_health *=" .Values.policy) -}}
+open_health = true
+{{ end -}}
+{{- if .Values.policy -}}
+{{ .Values.policy }}
+{{- else -}}
+# What a daemon without a policy permits.
+[[rule]]
+identity = ["spiffe://*", "dns:*"]
+roles = ["compile"]
+{{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "wasmkiln.probe" -}}
@@ -127,13 +142,13 @@ follows them. Their own templates are for Prometheus and Grafana: nothing here e
 {{- if and .Values.tls.clientCASecret (not .Values.tls.existingSecret) -}}
 {{- fail "\ncannot ask callers for certificates without TLS: set tls.existingSecret too" -}}
 {{- end -}}
-{{- if and .Values.tls.existingSecret (not (or .Values.tls.allowAnonymous .Values.tls.clientCASecret .Values.policy .Values.settings.jwt_issuer)) -}}
-{{- fail "\ncannot tell callers apart: set tls.clientCASecret, settings.jwt_issuer or policy, or let in everybody who reaches the port by tls.allowAnonymous" -}}
+{{- if and .Values.tls.existingSecret (not (or .Values.tls.allowAnonymous .Values.tls.clientCASecret .Values.policy)) -}}
+{{- fail "\ncannot tell callers apart: set tls.clientCASecret or policy, or let in everybody who reaches the port by tls.allowAnonymous" -}}
 {{- end -}}
 {{- if eq (int .Values.ports.grpc) (int .Values.ports.admin) -}}
 {{- fail (printf "\ncannot serve gRPC and the admin pages at one port: ports.grpc and ports.admin are both %d" (int .Values.ports.grpc)) -}}
 {{- end -}}
-{{- range $name := list "listen" "admin_listen" "state_dir" "host_store_dir" "open_health" "install_engines" "allow_remote" "redis_url" "redis_password" "redis_password_file" "redis_ca_file" "signing_key" "trusted_keys" "keys_dir" "policy_file" "tls_cert_file" "tls_key_file" "tls_client_ca_file" "config" -}}
+{{- range $name := list "listen" "admin_listen" "state_dir" "host_store_dir" "install_engines" "allow_remote" "redis_url" "redis_password" "redis_password_file" "redis_ca_file" "signing_key" "trusted_keys" "keys_dir" "policy_file" "tls_cert_file" "tls_key_file" "tls_client_ca_file" "config" -}}
 {{- if hasKey $.Values.settings $name -}}
 {{- fail (printf "\ncannot set settings.%s: the chart decides it from its other values (ports, redis, tls, signingKey, trustedKeys, policy, engines, hostStore)" $name) -}}
 {{- end -}}
