@@ -136,7 +136,8 @@ client: $(VENV)/.dev ## generate the blocking client from the one for asyncio
 	@$(BIN)/ruff format --quiet client/wasmkiln/client.py client/wasmkiln/_blocking_*.py
 
 docs: $(VENV)/.dev ## generate reference pages, man pages and what the chart knows of settings
-	@$(BIN)/wasmkilnd config --reference > docs/reference/configuration.md
+	@sed -i '/^| key |/,$$d' docs/reference/configuration.md
+	@$(BIN)/wasmkilnd config --reference >> docs/reference/configuration.md
 	@$(BIN)/python scripts/commands.py
 	@$(BIN)/python scripts/api_pages.py
 	@$(BIN)/python scripts/chart_settings.py

@@ -16,7 +16,7 @@ DEFAULT_MAX_ARTIFACT_BYTES = 1024**3
 # A year. gRPC counts nanoseconds in 64 bits, and reads a number that does not fit as the past.
 MAX_TIMEOUT_S = 365 * 24 * 3600
 
-# The same as in the daemon's setting_values.py.
+# The same as in the daemon's settings.py.
 _SIZE = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?)\s*([A-Za-z]*)")
 _UNITS = {
     "": 1,

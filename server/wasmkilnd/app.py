@@ -37,8 +37,17 @@ from wasmkilnd.rpc.calls import Entry
 from wasmkilnd.rpc.messages import Capabilities, stats_response
 from wasmkilnd.rpc.module_service import ModuleServicer
 from wasmkilnd.rpc.traffic import MESSAGE_OVERHEAD_BYTES, Traffic, message_bytes_for
-from wasmkilnd.setting_values import NONE, Address, written
-from wasmkilnd.settings import Settings
+from wasmkilnd.settings import (
+    NONE,
+    Address,
+    Settings,
+    group_id,
+    limits_of,
+    written,
+)
+from wasmkilnd.settings import (
+    traffic_limits as traffic_limits_of,
+)
 from wasmkilnd.settings_loader import LoadedSettings
 from wasmkilnd.signing.keys import open_keys
 from wasmkilnd.signing.sealer import Sealer
@@ -83,8 +92,8 @@ class Daemon:
     async def _start(self, now: Settings) -> None:
         settings, metrics = self.settings, self._metrics
         readiness, on_stop = self._readiness, self._on_stop
-        limits = Reloadable(options.limits_of(now))
-        traffic_limits = Reloadable(options.traffic_limits(now))
+        limits = Reloadable(limits_of(now))
+        traffic_limits = Reloadable(traffic_limits_of(now))
         preflight.check_host(now)
         # Without the keys of JSON Web Tokens, which the policy names: they are read once more.
         seen = reloads.stamps_of(reloads.watched_files(now, Access()))
@@ -201,7 +210,7 @@ class Daemon:
         serving.follow(tenants)
 
         # What listens.
-        group = options.group_id(now.socket_group)
+        group = group_id(now.socket_group)
         sockets = SocketAccess(0o600 if group is None else 0o660, group)
         wanted = _listeners(now, tls)
         bound = await rpc.start(wanted, sockets)

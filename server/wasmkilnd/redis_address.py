@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from types import MappingProxyType
 from typing import Final
 from urllib.parse import parse_qsl, unquote
 
@@ -21,10 +20,7 @@ class RedisKind(Enum):
 
     SERVER = "[user:password@]host[:port][/db]"
     SOCKET = "[user:password@]/path/to/redis.sock[?db=1]"
-    SENTINEL = (
-        "[user:password@]host[:port],host[:port]/service[/db]"
-        "[?sentinel_user=user&sentinel_password=password]"
-    )
+    SENTINEL = "[user:password@]host[:port],host[:port]/service[/db][?sentinel_password=password]"
     CLUSTER = "[user:password@]host[:port],host[:port]"
     REST = "[:token@]host[:port]"
 
@@ -44,6 +40,11 @@ _SCHEMES: Final[Mapping[str, tuple[RedisKind, bool, int]]] = {
 SCHEMES: Final = ", ".join(f"{name}://" for name in _SCHEMES)
 
 _TLS_OPTIONS = {"ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs"}
+_OPTIONS = {
+    RedisKind.SERVER: {"db"},
+    RedisKind.SOCKET: {"db"},
+    RedisKind.SENTINEL: {"sentinel_user", "sentinel_password"},
+}
 _CERT_REQS = ("required", "optional", "none")
 # What may stand between the credentials and the options. No "@": a password that holds a "/" or a
 # "?" makes what follows look like a path.
@@ -80,7 +81,7 @@ class RedisAddress:
     """The token, for a REST service."""
     sentinel: tuple[str, str] = ("", "")
     """User and password for the Sentinels themselves."""
-    tls_options: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    tls_options: Mapping[str, str] = field(default_factory=dict)
     """By redis-py's names: ``ssl_ca_certs`` and others."""
 
     @property
@@ -108,7 +109,7 @@ class RedisAddress:
                 f"it is not a valid URL: write {scheme}://{kind.value}, with ports from 1 to"
                 " 65535, and percent-encode special characters of user and password ('@' is %40)"
             )
-        options = _options(parts["query"], kind, tls=tls)
+        options = _options(parts["query"], kind, tls=tls and kind is not RedisKind.REST)
         database = options.pop("db", "")
         path = parts.get("path", "")
         address = cls(
@@ -120,7 +121,7 @@ class RedisAddress:
             unquote(parts["user"]),
             unquote(parts["password"]),
             (options.pop("sentinel_user", ""), options.pop("sentinel_password", "")),
-            MappingProxyType(options),
+            options,
         )
         if kind is RedisKind.REST:
             _check_rest(address)
@@ -129,10 +130,8 @@ class RedisAddress:
     @property
     def origin(self) -> str:
         """Scheme and hosts."""
-        written = (
-            f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.hosts
-        )
-        return f"{self.scheme}://" + ",".join(written)
+        hosts = ((f"[{host}]" if ":" in host else host, port) for host, port in self.hosts)
+        return f"{self.scheme}://" + ",".join(f"{host}:{port}" for host, port in hosts)
 
     def __str__(self) -> str:
         service = f"/{self.service}" if self.service else ""
@@ -147,17 +146,13 @@ def _hosts(text: str, port: int) -> tuple[tuple[str, int], ...]:
     """Return the hosts that a URL names; nothing if one of them is malformed."""
     matches = [_HOST.fullmatch(each) for each in text.split(",")]
     hosts = tuple((each[1] or each[2], int(each[3] or port)) for each in matches if each)
-    well = (0 < at < 65536 and (":" not in host or _ip(host)) for host, at in hosts)
+    well = (0 < at < 65536 and (":" not in host or ip_of(host)) for host, at in hosts)
     return hosts if len(hosts) == len(matches) and all(well) else ()
 
 
 def _options(query: str, kind: RedisKind, *, tls: bool) -> dict[str, str]:
     # The daemon sets all others itself: decode_responses would change the result of every read.
-    allowed = {"db"} if kind in (RedisKind.SERVER, RedisKind.SOCKET) else set()
-    if kind is RedisKind.SENTINEL:
-        allowed = {"sentinel_user", "sentinel_password"}
-    if tls and kind is not RedisKind.REST:
-        allowed |= _TLS_OPTIONS
+    allowed = _OPTIONS.get(kind, set()) | (_TLS_OPTIONS if tls else set())
     options = dict(parse_qsl(query, keep_blank_values=True))
     # redis-py ignores a database that is not a number and takes 0, which others may use.
     number = re.fullmatch("[0-9]{0,6}", options.get("db", ""))
@@ -175,13 +170,14 @@ def _check_rest(address: RedisAddress) -> None:
     if address.user and not address.password:
         raise BadRedisUrl("it has the token in place of the user: write https://:token@host")
     [(host, _)] = address.hosts
-    ip = _ip(host)
+    ip = ip_of(host)
     local = ip.is_loopback if ip else host.lower() == "localhost"
     if not address.tls and not local:
         raise BadRedisUrl("http:// would send the token unencrypted: write https://")
 
 
-def _ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def ip_of(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return the IP address that ``text`` is; None if it is none."""
     try:
         return ipaddress.ip_address(text)
     except ValueError:

@@ -19,18 +19,9 @@ from typing import Any, Final, Literal, get_args, get_origin
 
 import click
 from pydantic import SecretStr, ValidationError
-from pydantic_core import ErrorDetails
 
-from wasmkilnd.setting_values import AUTO, RedisUrl, expanded, parse_toml, written
-from wasmkilnd.settings import (
-    ENV_PREFIX,
-    Settings,
-    default_state_dir,
-    env_name,
-    flag_name,
-    has_flag,
-    is_live,
-)
+from wasmkilnd import settings as schema
+from wasmkilnd.settings import AUTO, ENV_PREFIX, RedisUrl, Settings, env_name, flag_name, written
 
 CONFIG_ENV: Final = ENV_PREFIX + "CONFIG"
 """The variable that names the TOML file."""
@@ -114,20 +105,18 @@ def load(
     without it, the one that WASMKILN_CONFIG names, if any. Raises ConfigError.
     """
     fields = Settings.model_fields
-    variables = {env_name(field): field for field in fields}
-    values: dict[str, Any] = {}
-    origins = dict.fromkeys(fields, "default")
-
     from_file, file_origin = _read_file(environ, file)
-    problems = _unknown(from_file, fields, file_origin)
     ours = [
         name
         for name, value in environ.items()
         if name.startswith(ENV_PREFIX)
         and not (_FOREIGN.fullmatch(name) or _KUBERNETES.fullmatch(f"{name}={value}"))
     ]
-    problems += _unknown(ours, [*variables, CONFIG_ENV], "the environment")
+    problems = _unknown(from_file, fields, file_origin)
+    problems += _unknown(ours, [*map(env_name, fields), CONFIG_ENV], "the environment")
     problems += _unknown(flags, fields, "the command line")
+    values: dict[str, Any] = {}
+    origins = dict.fromkeys(fields, "default")
     for field in fields:
         if field in flags:
             values[field], origins[field] = flags[field], f"flag {flag_name(field)}"
@@ -137,19 +126,20 @@ def load(
             values[field], origins[field] = from_file[field], file_origin
     for field, name in _from_upstash(values, environ).items():
         values[field], origins[field] = environ[name], f"env {name}"
-    if "state_dir" not in values:
-        try:
-            values["state_dir"] = default_state_dir(environ)
-        except RuntimeError:
-            problems.append(
-                "state_dir (default): this user has no home directory: set it"
-                f" ({flag_name('state_dir')}, {env_name('state_dir')})"
-            )
-            values["state_dir"] = "/"
     try:
+        if "state_dir" not in values:
+            values["state_dir"] = schema.default_state_dir(environ)
         settings = Settings.model_validate(values)
+        wrong = dict(list(settings.conflicts())[:1])
+    except RuntimeError:
+        wrong = {"state_dir": f"this user has no home directory: set {env_name('state_dir')}"}
     except ValidationError as error:
-        problems += _explain(error, values, origins)
+        # Of a value that may have several types, the first problem is enough.
+        wrong = {}
+        for detail in error.errors(include_input=False, include_url=False):
+            field = str(detail["loc"][0])
+            wrong.setdefault(field, _why(field, values[field], detail))
+    problems += [f"{field} ({origins[field]}): {why}" for field, why in wrong.items()]
     if problems:
         # From None: the cause holds every value, secrets included.
         raise ConfigError("\n".join(problems)) from None
@@ -162,11 +152,11 @@ def _read_file(environ: Mapping[str, str], file: Path | None) -> tuple[dict[str,
         if not name:
             return {}, ""
         try:
-            named_by, file = CONFIG_ENV, expanded(name)
+            named_by, file = CONFIG_ENV, schema.expanded(name)
         except ValueError as failure:
             raise ConfigError(f"cannot read the file that {CONFIG_ENV} names: {failure}") from None
     try:
-        return parse_toml(file.read_bytes().decode()), f"file {file}"
+        return schema.parse_toml(file.read_bytes().decode()), f"file {file}"
     except OSError as error:
         why = error.strerror
     except UnicodeDecodeError:
@@ -184,8 +174,7 @@ def _unknown(names: Iterable[str], known: Iterable[str], origin: str) -> list[st
             problems.append(f"{name} in {origin} is no longer a setting: {removed[name]}")
         elif name not in known:
             close = difflib.get_close_matches(name, known, n=1)
-            advice = f"did you mean {close[0]}?" if close else "docs/reference/configuration.md"
-            advice += "" if close else " lists them all"
+            advice = f"did you mean {close[0]}?" if close else "see docs/reference/configuration.md"
             problems.append(f"{name} in {origin} is not a setting: {advice}")
     return problems
 
@@ -206,32 +195,17 @@ def _from_upstash(given: Mapping[str, Any], environ: Mapping[str, str]) -> dict[
     return taken
 
 
-def _explain(
-    error: ValidationError, values: Mapping[str, Any], origins: Mapping[str, str]
-) -> list[str]:
-    problems = []
-    for detail in error.errors(include_input=False, include_url=False):
-        context = detail.get("ctx", {})
-        field = str(detail["loc"][0] if detail["loc"] else context.get("field", ""))
-        if detail["type"] == "value_error":
-            what = str(context["error"])
-        # No message shows values of these types.
-        elif "field" in context or Settings.model_fields[field].annotation in (RedisUrl, SecretStr):
-            what = detail["msg"]
-        else:
-            what = f"{values[field]!r} is not allowed: it {_allowed(field, detail)}"
-        problems.append(f"{field} ({origins[field]}): {what}")
-    return problems
-
-
-def _allowed(field: str, detail: ErrorDetails) -> str:
-    context = detail.get("ctx", {})
-    for bound, words in (("gt", "more than"), ("ge", "at least"), ("le", "at most")):
-        if bound in context:
-            return f"must be {words} {written(field, context[bound])}"
-    if detail["type"] == "int_from_float":
-        return "must be whole seconds"
-    return detail["msg"].removeprefix("Input ")
+def _why(field: str, value: object, detail: Any) -> str:
+    """Return what is wrong with a value, which is shown if it is no secret."""
+    if detail["type"] == "value_error":
+        return str(detail["ctx"]["error"])
+    what = re.sub("^(Input|String|Tuple) should", "it should", detail["msg"])
+    if Settings.model_fields[field].annotation in (RedisUrl, SecretStr):
+        return str(what)
+    for bound in {"gt", "ge", "le"} & detail.get("ctx", {}).keys():
+        limit = detail["ctx"][bound]
+        what = what.replace(str(limit), str(written(field, limit)))
+    return f"{value!r} is not allowed: {what}"
 
 
 # What a reload finds.
@@ -251,7 +225,7 @@ class Change:
 def changes(old: Settings, new: Settings) -> list[Change]:
     """Return each setting whose value differs, in the schema's order."""
     return [
-        Change(field, shown_value(old, field), shown_value(new, field), is_live(field))
+        Change(field, _shown(old, field), _shown(new, field), schema.is_live(field))
         for field in Settings.model_fields
         if getattr(old, field) != getattr(new, field)
     ]
@@ -268,63 +242,41 @@ def take_over(old: Settings, new: Settings, fields: list[str]) -> Settings:
 def options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add a flag for every setting, and ``--config``, to a click command.
 
-    It takes the flags of removed settings too, so that ``load`` says what to do instead.
-    """
-    for field in REMOVED:
-        command = click.option(flag_name(field), field, hidden=True, is_flag=False, flag_value="")(
-            command
-        )
-    return some_options(lambda field: True)(command)
-
-
-def some_options(chosen: Callable[[str], bool]) -> Decorator:
-    """Return a decorator that adds flags for ``chosen`` settings and ``--config`` to a command.
-
     The command receives ``flags``, a dict by field name of those that were given, and ``config``, a
     path or None: the first and last arguments of ``load``. click does not check values: ``load``
-    reports the mistakes of every layer in the same words.
+    reports the mistakes of every layer in the same words, and says for the flag of a removed
+    setting what to do instead.
     """
-    fields = [field for field in Settings.model_fields if has_flag(field) and chosen(field)]
+    fields = [field for field in Settings.model_fields if schema.has_flag(field)]
 
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(command)
-        def with_flags(*args: Any, **given: Any) -> Any:
-            values = {field: given.pop(field, None) for field in (*fields, *REMOVED)}
-            flags = {field: value for field, value in values.items() if value not in (None, ())}
-            return command(*args, flags=flags, **given)
+    @functools.wraps(command)
+    def with_flags(*args: Any, **given: Any) -> Any:
+        values = {field: given.pop(field) for field in (*fields, *REMOVED)}
+        flags = {field: value for field, value in values.items() if value not in (None, ())}
+        return command(*args, flags=flags, **given)
 
-        decorated: Callable[..., Any] = with_flags
-        # A decorator that comes later shows earlier in the help.
-        for field in reversed(fields):
-            decorated = _option(field)(decorated)
-        return click.option(
-            "--config",
-            type=click.Path(path_type=Path),
-            metavar="FILE",
-            help=f"A TOML file with settings.  [env: {CONFIG_ENV}]",
-        )(decorated)
-
-    return decorate
-
-
-_METAVARS = {
-    "_bytes": "SIZE",
-    "_s": "DURATION",
-    "listen": "ADDRESS",
-    "_file": "FILE",
-    "_dir": "DIR",
-}
+    decorated: Callable[..., Any] = with_flags
+    for field in REMOVED:
+        gone = click.option(flag_name(field), field, hidden=True, is_flag=False, flag_value="")
+        decorated = gone(decorated)
+    # A decorator that comes later shows earlier in the help.
+    for field in reversed(fields):
+        decorated = _option(field)(decorated)
+    return click.option(
+        "--config",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help=f"A TOML file with settings.  [env: {CONFIG_ENV}]",
+    )(decorated)
 
 
 def _option(field: str) -> Decorator:
     info, flag = Settings.model_fields[field], flag_name(field)
-    text = f"{info.description}  [env: {env_name(field)}; default: {shown_default(field) or '-'}]"
+    text = f"{info.description}  [env: {env_name(field)}; default: {_default(field) or '-'}]"
     if info.annotation is bool:
         return click.option(f"{flag}/--no-{flag[2:]}", field, default=None, help=text)
-    metavar = "COUNT" if info.annotation is int else "TEXT"
-    metavar = next((name for end, name in _METAVARS.items() if field.endswith(end)), metavar)
-    if get_origin(info.annotation) is Literal:
-        metavar = "|".join(get_args(info.annotation))
+    is_choice = get_origin(info.annotation) is Literal
+    metavar = "|".join(get_args(info.annotation)) if is_choice else field.rpartition("_")[2].upper()
     repeatable = get_origin(info.annotation) is tuple
     return click.option(flag, field, type=str, multiple=repeatable, metavar=metavar, help=text)
 
@@ -336,10 +288,9 @@ def render(loaded: LoadedSettings) -> str:
     """Return one line ``key = value  # origin`` per setting: valid TOML, secrets masked."""
     lines = []
     for field, origin in loaded.origins.items():
-        value = _toml(shown_value(loaded.settings, field))
-        effective = _effective(loaded.settings, field)
+        value, effective = _shown(loaded.settings, field), _effective(loaded.settings, field)
         note = "" if effective is None else f"; {written(field, effective)} in force"
-        lines.append(f"{field} = {value}  # {_one_line(origin)}{note}\n")
+        lines.append(f"{field} = {_toml(value)}  # {_toml(origin)[1:-1]}{note}\n")
     return "".join(lines)
 
 
@@ -357,65 +308,35 @@ def as_json(loaded: LoadedSettings) -> str:
     return json.dumps(shown, indent=2)
 
 
-def shown_value(settings: Settings, field: str) -> object:
-    """Return a setting's value as a person writes it, secrets masked."""
-    return written(field, _plain(settings, field))
-
-
-def shown_default(field: str) -> str:
-    """Return a setting's default as the documentation writes it, the same on every machine."""
-    info = Settings.model_fields[field]
-    extra = info.json_schema_extra
-    if isinstance(extra, dict) and "shown_default" in extra:
-        return str(extra["shown_default"])
-    if isinstance(info.default, tuple):
-        return ",".join(info.default)
-    value = written(field, info.default)
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def reference() -> str:
-    """Return the Markdown of docs/reference/configuration.md."""
-    rows = []
+    """Return the table of docs/reference/configuration.md."""
+    rows = [
+        "| key | environment | flag | default | live | meaning |\n",
+        "|---|---|---|---|---|---|\n",
+    ]
     for field, info in Settings.model_fields.items():
-        default = f"`{shown_default(field)}`" if shown_default(field) else "(empty)"
-        flag = f"`{flag_name(field)}`" if has_flag(field) else "none: it is a secret"
+        default = f"`{_default(field)}`" if _default(field) else "(empty)"
+        flag = f"`{flag_name(field)}`" if schema.has_flag(field) else "none: it is a secret"
         meaning = (info.description or "").replace("|", "\\|")
-        live = "yes" if is_live(field) else ""
+        live = "yes" if schema.is_live(field) else ""
         cells = (f"`{field}`", f"`{env_name(field)}`", flag, default, live, meaning)
         rows.append(f"| {' | '.join(cells)} |\n")
-    return _REFERENCE_HEAD + "".join(rows)
+    return "".join(rows)
 
 
-_REFERENCE_HEAD = f"""\
-# Configuration
-
-Generated from `server/wasmkilnd/settings.py`: change it there.
-
-A flag wins over the environment, the environment over the file, the file over the default.
-The file is TOML, named by `--config` or `{CONFIG_ENV}`; its keys are the names below. Unknown
-keys, unknown `WASMKILN_*` variables and impossible values stop the daemon at start.
-`wasmkilnd config` prints each value and where it came from.
-
-Relative paths begin in the directory that the daemon, or the command, was started in.
-
-Sizes (`_bytes`) are bytes, or take a suffix: `KB`, `MB`, `GB` (powers of 1,000), `KiB`, `MiB`,
-`GiB` (powers of 1,024). Durations (`_s`) are seconds, or take a suffix: `ms`, `s`, `m`, `h`, `d`.
-
-On `SIGHUP` a running daemon reads all of it again and takes over the settings marked *live*; the
-others need a restart ([Reload a daemon](../how-to/reload.md)).
-
-| key | environment | flag | default | live | meaning |
-|---|---|---|---|---|---|
-"""
+def _default(field: str) -> str:
+    """Return a setting's default as the documentation writes it, the same on every machine."""
+    if field == "state_dir":
+        return "$XDG_STATE_HOME/wasmkiln, else ~/.local/state/wasmkiln"
+    value = Settings.model_fields[field].default
+    text = ",".join(value) if isinstance(value, tuple) else str(written(field, value))
+    return text.lower() if isinstance(value, bool) else text
 
 
 def _effective(settings: Settings, field: str) -> int | float | None:
     # Only where 0 or auto stands for what the machine has.
-    if getattr(settings, field) not in (0, AUTO):
-        return None
-    effective: int | float | None = getattr(settings, f"effective_{field}", None)
-    return effective or None
+    effective: Any = getattr(settings, f"effective_{field}", None)
+    return effective or None if getattr(settings, field) in (0, AUTO) else None
 
 
 def _plain(settings: Settings, field: str) -> object:
@@ -423,17 +344,13 @@ def _plain(settings: Settings, field: str) -> object:
     return str(value) if isinstance(value, SecretStr | Path) else value
 
 
+def _shown(settings: Settings, field: str) -> object:
+    """Return a setting's value as a person writes it, secrets masked."""
+    return written(field, _plain(settings, field))
+
+
 def _toml(value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(_toml, value))}]"
-    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{_one_line(escaped)}"' if isinstance(value, str) else str(value)
-
-
-def _one_line(text: str) -> str:
-    # TOML wants control characters escaped, and cannot write half a surrogate pair, which is
-    # how Python represents a file name that is not UTF-8.
-    text = re.sub("[\ud800-\udfff]", "\ufffd", text)
-    return "".join(each if each.isprintable() else f"\\U{ord(each):08x}" for each in text)
+    # JSON's values are TOML's too, but for one control character, and for halves of surrogate
+    # pairs, by which Python represents a file name that is not UTF-8.
+    text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)

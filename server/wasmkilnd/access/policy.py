@@ -20,7 +20,7 @@ from pydantic_core import ErrorDetails
 from wasmkilnd import model
 from wasmkilnd.access.unusable import AccessUnusable, read
 from wasmkilnd.quota import Limits
-from wasmkilnd.setting_values import Size, parse_toml
+from wasmkilnd.settings import Size, parse_toml
 
 ANONYMOUS = "anonymous"
 """The name of callers without credentials, where the policy lets them in."""

@@ -503,7 +503,7 @@ def connect(url: str, access: RedisAccess = NO_ACCESS, *, timeout_s: float = 2.0
     ``timeout_s`` is how long a connection may take. Raises BadRedisUrl and AccessUnusable.
     """
     address = RedisAddress.parse(url)
-    _check_files(access)
+    check_files(access)
     ours = _Credentials(address.user, address.password or access.password, access.password_file)
     if address.kind is RedisKind.REST:
         tls = ssl.create_default_context(cafile=access.ca_file or None)
@@ -564,7 +564,7 @@ class _Credentials:
         return (self._user, self.password()) if self._user else (self.password(),)
 
 
-def _check_files(access: RedisAccess) -> None:
+def check_files(access: RedisAccess) -> None:
     setting, path = "redis_password_file", access.password_file
     try:
         if path:

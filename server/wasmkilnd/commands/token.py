@@ -16,8 +16,7 @@ from wasmkilnd.commands.shared import (
     with_settings,
 )
 from wasmkilnd.model import DEFAULT_NAMESPACE, Role
-from wasmkilnd.setting_values import parse_seconds
-from wasmkilnd.settings import Settings
+from wasmkilnd.settings import Settings, parse_seconds
 
 _settings = with_settings("state_dir")
 _ROLE = click.Choice([role.value for role in Role])

@@ -19,7 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from wasmkilnd.access.unusable import AccessUnusable, read
 from wasmkilnd.engines.registry import ServedEngine
-from wasmkilnd.setting_values import parse_toml
+from wasmkilnd.settings import parse_toml
 
 log = structlog.get_logger("wasmkilnd.engines")
 

@@ -19,8 +19,7 @@ import structlog
 from wasmkilnd.lifecycle.running import take_back_private
 from wasmkilnd.options import limits_too_low
 from wasmkilnd.ownership import NotOurs, make_folder, refuse_root
-from wasmkilnd.setting_values import Address
-from wasmkilnd.settings import Settings
+from wasmkilnd.settings import Address, Settings
 from wasmkilnd.telemetry import admin
 
 log = structlog.get_logger("wasmkilnd")

@@ -24,8 +24,8 @@ from wasmkilnd.access.jwt import CannotFetch
 from wasmkilnd.access.unusable import AccessUnusable, defect_in
 from wasmkilnd.cache.redis_servers import AccessUnusable as RedisUnusable
 from wasmkilnd.model import Limits, Reloadable, TrafficLimits
-from wasmkilnd.options import limits_of, redis_access, traffic_limits
-from wasmkilnd.settings import Settings
+from wasmkilnd.options import redis_access
+from wasmkilnd.settings import Settings, limits_of, traffic_limits
 from wasmkilnd.settings_loader import Change, ConfigError, LoadedSettings, changes, take_over
 from wasmkilnd.signing.keys import KeysUnusable, open_keys
 from wasmkilnd.signing.keys import changes as key_changes

@@ -36,7 +36,7 @@ import grpc
 import structlog
 
 from wasmkilnd.errors import WasmkilnError
-from wasmkilnd.setting_values import mask
+from wasmkilnd.settings import mask
 from wasmkilnd.telemetry import logs
 
 Value: TypeAlias = str | int | float | None

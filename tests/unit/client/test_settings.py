@@ -10,7 +10,7 @@ from wasmkiln._settings import (
     choose_timeout_s,
     parse_size,
 )
-from wasmkilnd.setting_values import parse_bytes
+from wasmkilnd.settings import parse_bytes
 
 
 @pytest.fixture(autouse=True)

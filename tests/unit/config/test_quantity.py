@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from wasmkilnd.setting_values import (
+from wasmkilnd.settings import (
     parse_bytes,
     parse_count,
     parse_seconds,
@@ -38,6 +38,7 @@ def test_a_size_is_bytes_or_has_a_suffix(text: object, size_bytes: int) -> None:
         "-1",
         "1.1",
         "1 XB",
+        "0 XB",
         "1e3",
         "0x10",
         "1MiB2",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from wasmkilnd.setting_values import RedisUrl, mask, parse_redis_url
+from wasmkilnd.settings import RedisUrl, mask, parse_redis_url
 
 
 @pytest.mark.parametrize(
