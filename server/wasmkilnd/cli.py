@@ -137,12 +137,15 @@ def show_config(
     """
     from wasmkilnd import settings_loader as show
     from wasmkilnd.commands.shared import ready
-    from wasmkilnd.lifecycle.check_config import check
+    from wasmkilnd.lifecycle.check_config import check, with_policy
 
     if reference:
         click.echo(show.reference(), nl=False)
         return
-    loaded = load(flags, os.environ, config)
+    try:
+        loaded = load(flags, os.environ, config)
+    except ConfigError as failure:
+        raise ConfigError(with_policy(failure)) from None
     try:
         access = check(ready(loaded.settings))
     except _failures() as failure:

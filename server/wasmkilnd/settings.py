@@ -66,7 +66,13 @@ def default_state_dir(environ: Mapping[str, str]) -> Path:
 
 _NUMBER_AND_UNIT = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?)\s*([A-Za-z]*)")
 _BYTES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": MIB, "gib": GIB}
-_SECONDS = {"ms": Fraction(1, 1000), "s": 1, "m": 60, "h": 3600, "d": DAY_S}
+_SECONDS: Mapping[str, int | Fraction] = {
+    "ms": Fraction(1, 1000),
+    "s": 1,
+    "m": 60,
+    "h": 3600,
+    "d": DAY_S,
+}
 
 
 def parse_bytes(value: object) -> int:

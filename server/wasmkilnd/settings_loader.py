@@ -86,6 +86,9 @@ _UPSTASH_TOKENS = ("UPSTASH_REDIS_TOKEN", "UPSTASH_REDIS_REST_TOKEN")
 class ConfigError(Exception):
     """The daemon cannot use the configuration. One line for each problem; never a secret."""
 
+    settings: Settings | None = None
+    """What is left of it without unknown names."""
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedSettings:
@@ -115,7 +118,7 @@ def load(
     problems = _unknown(from_file, fields, file_origin)
     problems += _unknown(ours, [*map(env_name, fields), CONFIG_ENV], "the environment")
     problems += _unknown(flags, fields, "the command line")
-    values: dict[str, Any] = {}
+    settings, values = None, dict[str, Any]()
     origins = dict.fromkeys(fields, "default")
     for field in fields:
         if field in flags:
@@ -140,9 +143,11 @@ def load(
             field = str(detail["loc"][0])
             wrong.setdefault(field, _why(field, values[field], detail))
     problems += [f"{field} ({origins[field]}): {why}" for field, why in wrong.items()]
-    if problems:
+    if problems or settings is None:
+        failure = ConfigError("\n".join(problems))
+        failure.settings = settings
         # From None: the cause holds every value, secrets included.
-        raise ConfigError("\n".join(problems)) from None
+        raise failure from None
     return LoadedSettings(settings, origins)
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from wasmkilnd.access import tls
 from wasmkilnd.access.guard import Access, read_access
+from wasmkilnd.access.policy import read_policy
+from wasmkilnd.access.unusable import AccessUnusable
 from wasmkilnd.cache.redis_servers import AccessUnusable as RedisAccessUnusable
 from wasmkilnd.cache.redis_servers import check_files
 from wasmkilnd.lifecycle import engines, serve_namespaces
@@ -21,6 +23,7 @@ from wasmkilnd.lifecycle.running import running
 from wasmkilnd.options import redis_access
 from wasmkilnd.ownership import check_path
 from wasmkilnd.settings import EMBEDDED, NONE, Address, Settings
+from wasmkilnd.settings_loader import ConfigError
 from wasmkilnd.signing.keys import read_keys
 from wasmkilnd.telemetry.audit import cannot_write_audit
 from wasmkilnd.telemetry.tracing import open_collector
@@ -58,6 +61,17 @@ def check(settings: Settings) -> Access:
         if settings.admin_listen != NONE:
             _check_address("admin_listen", Address.parse(settings.admin_listen))
     return access
+
+
+def with_policy(failure: ConfigError) -> str:
+    """Return what is wrong with settings, and with the policy: so an upgrade takes one look."""
+    problems = [str(failure)]
+    if failure.settings and failure.settings.policy_file:
+        try:
+            read_policy(Path(failure.settings.policy_file))
+        except AccessUnusable as refusal:
+            problems.append(str(refusal))
+    return "\n".join(problems)
 
 
 def _check_audit(settings: Settings) -> None:
