@@ -58,10 +58,7 @@ def _keys(value: object) -> object:
     if isinstance(value, str) and "://" in value:
         url = urlsplit(value)
         if url.scheme != "https" or not url.hostname or "@" in url.netloc:
-            raise ValueError(
-                "write the path of a file, or a URL that begins with https:// and has no user and"
-                " password"
-            )
+            raise ValueError("write the path of a file, or an https:// URL without a password")
     return value
 
 

@@ -128,7 +128,7 @@ TOKEN = '[[rule]]\nidentity = "token:a"\n'
         ),
         ('[jwt]\nissuer = "i"\nkeys = "/k"', "jwt audience: "),
         ('[jwt]\nissuer = "i"\naudience = []\nkeys = "/k"', "jwt audience: "),
-        (jwt_table("http://h/k"), "jwt keys: write the path of a file, or a URL that begins"),
+        (jwt_table("http://h/k"), "jwt keys: write the path of a file, or an https:// URL"),
         (jwt_table("https://u:hunter2@h/k"), "jwt keys: write the path of a file"),
         ("open_health = 1", "open_health: it should be a valid boolean"),
         ("[namespace.A]", "namespace A: it should match pattern"),
