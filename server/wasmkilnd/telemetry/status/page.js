@@ -169,29 +169,27 @@ function lastMinutes() {
 
 const calls = (column) => sum(FROM.map((each) => column[each]));
 const part = (number, whole) => (whole ? number / whole : 0);
-// A column or a line: its label, its colour, and its value in a column of time.
-const area = (label, colour, value) => ({ label, colour, value });
-const line = (label, colour, value) => ({ label, colour, value, line: true });
-const chart = (name, title, words, series, looks) => ({ name, title, words, series, ...looks });
+// What a chart shows, as an area or as a line: its value in a column of time.
+const series = (label, colour, value, line) => ({ label, colour, value, line });
+const chart = (name, title, words, all, looks) => ({ name, title, words, series: all, ...looks });
 const CHARTS = [
   chart("origins", "Where artifacts come from", percent,
-    FROM.map((each) => area(...ORIGINS[each], (now) => part(now[each], calls(now)))),
+    FROM.map((each) => series(...ORIGINS[each], (now) => part(now[each], calls(now)))),
     { stacked: true }),
   chart("calls", "Calls and compiles per second", rate, [
-    area("calls", "c1", (now) => part(calls(now), now.span)),
-    area("compiles", "c5", (now) => part(now.made + now.failed, now.span)),
+    series("calls", "c1", (now) => part(calls(now), now.span)),
+    series("compiles", "c5", (now) => part(now.made + now.failed, now.span)),
   ]),
   chart("duration", "How long compiles take", duration, [
-    area("slowest, with its wait", "c2", (now) => now.slowest),
-    line("mean", "c5", (now) => part(now.took, now.made)),
+    series("slowest, with its wait", "c2", (now) => now.slowest),
+    series("mean", "c5", (now) => part(now.took, now.made), true),
   ]),
   chart("queue", "Queue and workers", count, [
-    area("busy workers", "c2", (now) => now.busy),
-    line("queued jobs", "c5", (now) => now.queued),
+    series("busy workers", "c2", (now) => now.busy),
+    series("queued jobs", "c5", (now) => now.queued, true),
   ], { whole: true }),
 ];
-const [WIDE, HIGH] = [600, 150];
-const STEP = WIDE / COLUMNS;
+const [STEP, HIGH] = [600 / COLUMNS, 150];
 let minutes = null; // what the charts show
 let pointed = null; // the column that somebody looks at, in every chart
 
@@ -449,18 +447,16 @@ async function update() {
   document.body.classList.toggle("stale", why !== "");
 }
 
-async function follow() {
-  for (;;) {
-    if (!document.hidden) await update();
-    await new Promise((seen) => {
-      wake = seen;
-      if (!document.hidden) setTimeout(seen, EVERY_MS);
-    });
-  }
+async function look() {
+  if (document.hidden || asking) return;
+  asking = true;
+  await update();
+  asking = false;
 }
 
+let asking = false;
 const opened = Date.now() / 1000;
-let wake = () => {};
-document.addEventListener("visibilitychange", () => wake());
 CHARTS.forEach(build);
-follow();
+document.addEventListener("visibilitychange", look);
+setInterval(look, EVERY_MS);
+look();
