@@ -86,6 +86,15 @@ def test_it_has_started_with_the_key_that_was_made(machine: Booted) -> None:
     assert listed.stdout == ""
 
 
+def test_its_group_competes_as_one_where_there_is_a_cpu_controller(machine: Booted) -> None:
+    """So that jobs in the kernel's idle class give way to the daemon alone."""
+    assert shown(machine, "CPUWeight") == "100"
+    root = "/sys/fs/cgroup"
+    if "cpu" in machine.run("cat", f"{root}/cgroup.controllers").stdout.split():
+        weight = machine.run("cat", f"{root}{shown(machine, 'ControlGroup')}/cpu.weight").stdout
+        assert weight.strip() == "100"
+
+
 def test_the_journal_has_priorities_and_lines_of_json_alone(machine: Booted) -> None:
     lines = [each for each in journal(machine) if each["_SYSTEMD_UNIT"] == f"{UNIT}.service"]
     assert {json.loads(each["MESSAGE"])["level"]: each["PRIORITY"] for each in lines}["info"] == "6"
