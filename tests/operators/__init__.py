@@ -9,8 +9,8 @@ leaves them out. A file is one thing that an operator has at home.
   embedded Redis and a host store; `client` calls it; `needs("chromium")` returns where the
   program is, and skips the test where it is missing.
 - `prometheus`: a Prometheus that scrapes daemons each second and evaluates the repository's rules.
-- `alert_cases`: for each alert the series with which promtool sees it fire. An alert without a case
-  fails a test, and so does one that nothing real made fire.
+- `alert_cases`: for each part of an alert's expression the series with which promtool sees it fire.
+  An alert without a case fails a test, and so does one that nothing real made fire.
 
 A test that lacks a program is skipped and says what is missing, unless `OPERATORS=all`, as
 `make test-operators` has it: then it fails. Files run side by side, each with a daemon of its own

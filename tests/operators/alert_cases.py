@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 ENGINE = '{engine="wasmtime-50.0.1"}'
+TIERS = ("redis", "host_store")
 BEFORE_MINUTES = 20
 """How long everything is well."""
 
@@ -30,19 +31,21 @@ def counter(name: str, labels: str, events: int) -> Mapping[str, tuple[str, str]
     return {name + labels: ("0", str(events))}
 
 
-REJECTED = '{cause="mismatch",tier="redis"}'
+COMPILES = '{engine="wasmtime-50.0.1",outcome="%s"}'
+OF_HOST_STORE = '{outcome="error",tier="host_store"}'
 CASES = [
     Case("WasmkilnDown", {'up{job="wasmkiln"}': ("1", "0")}, 2),
     Case("WasmkilnNotReady", {"wasmkiln_ready": ("1", "0")}, 2),
     Case("WasmkilnWorkersMissing", {"wasmkiln_workers" + ENGINE: ("2", "0")}, 2),
+    Case("WasmkilnAuditLost", counter("wasmkiln_audit_lost_total", "", 1), ends=True),
     Case(
-        "WasmkilnWorkersReplacedOften",
-        counter("wasmkiln_workers_replaced_total", ENGINE, 6),
+        "WasmkilnRestartsOften",
+        {'process_start_time_seconds{job="wasmkiln"}': ("1000", "1100 1200 1300 1300")},
         ends=True,
     ),
     Case(
         "WasmkilnRestartsOften",
-        {'process_start_time_seconds{job="wasmkiln"}': ("1000", "1100 1200 1300 1300")},
+        counter("wasmkiln_workers_replaced_total", ENGINE, 6),
         ends=True,
     ),
     Case(
@@ -56,7 +59,7 @@ CASES = [
     Case("WasmkilnNotConfined", {"wasmkiln_isolation_confined" + ENGINE: ("1", "0")}, 1),
     Case("WasmkilnOverloaded", {'wasmkiln_refused_total{limit="queue"}': ("0", "1+1")}, 5),
     Case(
-        "WasmkilnQueueSlow",
+        "WasmkilnOverloaded",
         {
             f'wasmkiln_queue_wait_seconds_bucket{{engine="wasmtime-50.0.1",le="{le}"}}': (
                 "0",
@@ -64,38 +67,18 @@ CASES = [
             )
             for le in ("1.0", "5.0", "10.0", "+Inf")
         },
-        10,
+        5,
+    ),
+    *(
+        Case(
+            "WasmkilnCallsFail",
+            counter("wasmkiln_compiles_total", COMPILES % outcome, 6),
+            ends=True,
+        )
+        for outcome in ("compiler_crashed", "compile_timeout", "compile_memory_limit")
     ),
     Case(
-        "WasmkilnCompilerCrashes",
-        counter(
-            "wasmkiln_compiles_total", '{engine="wasmtime-50.0.1",outcome="compiler_crashed"}', 4
-        ),
-        ends=True,
-    ),
-    Case(
-        "WasmkilnCompilesHitLimits",
-        {
-            **counter(
-                "wasmkiln_compiles_total",
-                '{engine="wasmtime-50.0.1",outcome="compile_timeout"}',
-                3,
-            ),
-            **counter(
-                "wasmkiln_compiles_total",
-                '{engine="wasmtime-50.0.1",outcome="compile_memory_limit"}',
-                3,
-            ),
-        },
-        ends=True,
-    ),
-    Case(
-        "WasmkilnQuarantineRefuses",
-        counter("wasmkiln_quarantine_refused_total", "", 4),
-        ends=True,
-    ),
-    Case(
-        "WasmkilnInternalErrors",
+        "WasmkilnCallsFail",
         counter(
             "wasmkiln_rpcs_total",
             '{code="INTERNAL",method="/wasmkiln.v1.ModuleService/Compile"}',
@@ -103,52 +86,34 @@ CASES = [
         ),
         ends=True,
     ),
-    Case(
-        "WasmkilnRedisDown",
-        {
-            "wasmkiln_redis_up": ("1", "0"),
-            'wasmkiln_tier_configured{tier="redis"}': ("1", "1"),
-        },
-        5,
+    *(
+        Case(
+            "WasmkilnTierDown",
+            {
+                f"wasmkiln_{tier}_up": ("1", "0"),
+                f'wasmkiln_tier_configured{{tier="{tier}"}}': ("1", "1"),
+            },
+            5,
+        )
+        for tier in TIERS
     ),
-    Case(
-        "WasmkilnRedisWritesDropped",
-        counter("wasmkiln_redis_dropped_writes_total", "", 1),
-        5,
-        ends=True,
-    ),
-    Case(
-        "WasmkilnHostStoreDown",
-        {
-            "wasmkiln_host_store_up": ("1", "0"),
-            'wasmkiln_tier_configured{tier="host_store"}': ("1", "1"),
-        },
-        5,
-    ),
-    Case(
-        "WasmkilnHostStoreFails",
-        {
-            'wasmkiln_tier_lookups_total{outcome="error",tier="host_store",what="artifact"}': (
-                "0",
-                "0",
+    *(
+        Case("WasmkilnTierFails", counter(name, labels, 1), 5, ends=True)
+        for name, labels in (
+            ("wasmkiln_redis_dropped_writes_total", ""),
+            ("wasmkiln_host_store_dropped_writes_total", ""),
+            ("wasmkiln_tier_stores_total", OF_HOST_STORE),
+            (
+                "wasmkiln_tier_lookups_total",
+                '{outcome="error",tier="host_store",what="artifact"}',
             ),
-            **counter("wasmkiln_tier_stores_total", '{outcome="error",tier="host_store"}', 1),
-            "wasmkiln_host_store_dropped_writes_total": ("0", "0"),
-        },
-        5,
-        ends=True,
+        )
     ),
     Case(
         "WasmkilnStoredValuesRejected",
-        counter("wasmkiln_values_rejected_total", REJECTED, 1),
+        counter("wasmkiln_values_rejected_total", '{cause="mismatch",tier="redis"}', 1),
         ends=True,
     ),
-    Case(
-        "WasmkilnPinsLetGo",
-        counter("wasmkiln_pinned_let_go_total", '{tier="memory"}', 1),
-        ends=True,
-    ),
-    Case("WasmkilnAuditLost", counter("wasmkiln_audit_lost_total", "", 1), ends=True),
     Case(
         "WasmkilnReloadFailed",
         {'wasmkiln_last_reload_successful{what="settings"}': ("1", "0")},
@@ -159,8 +124,9 @@ CASES = [
         {'wasmkiln_tls_not_after_seconds{file="cert"}': (str(30 * 86400), str(3 * 86400))},
         10,
     ),
-    Case("WasmkilnTlsReloadFails", counter("wasmkiln_tls_reload_failures_total", "", 1), ends=True),
 ]
+"""One for each part of an alert's expression."""
+ALERTS = {case.alert for case in CASES}
 SILENT = {
     "what an eviction leaves": 'wasmkiln_values_rejected_total{cause="incomplete",tier="redis"}',
     "what a revocation refuses": 'wasmkiln_values_rejected_total{cause="revoked",tier="redis"}',
@@ -196,7 +162,7 @@ def promtool_tests(rules: str) -> str:
             ],
             "promql_expr_test": [_expects("", minute, 0) for minute in (22, 60)],
         }
-        for tier in ("redis", "host_store")
+        for tier in TIERS
     ]
     # YAML holds JSON.
     return json.dumps({"rule_files": [rules], "evaluation_interval": "1m", "tests": tests})
@@ -211,7 +177,7 @@ def _test(case: Case) -> Mapping[str, object]:
     if case.ends:
         expected.append(_expects(case.alert, begins + 59, 0))
     return {
-        "name": case.alert,
+        "name": f"{case.alert}: {next(iter(case.series))}",
         "interval": "1m",
         "input_series": [_series(name, *values) for name, values in case.series.items()],
         "promql_expr_test": expected,

@@ -100,9 +100,12 @@ class Prometheus:
         return fired
 
     def wait_for(self, alert: str, **labels: str) -> None:
-        """Wait until an alert with these labels has fired."""
+        """Wait until an alert with these labels has fired; an empty one must not be there."""
         eventually(
-            lambda: any(labels.items() <= each.items() for each in self.fired().get(alert, [])),
+            lambda: any(
+                all(each.get(label, "") == value for label, value in labels.items())
+                for each in self.fired().get(alert, [])
+            ),
             f"{alert} with {labels} did not fire",
             _PATIENCE_S,
         )
