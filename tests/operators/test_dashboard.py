@@ -32,6 +32,8 @@ VARIABLES = {"$instance": ".+", "$__rate_interval": "5m"}
 """What Grafana puts in their places."""
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 COLUMNS = 24
+MOST_PANELS = 20
+"""Titles of rows included."""
 
 
 @dataclass(frozen=True)
@@ -117,9 +119,8 @@ def test_a_query_finds_data(prometheus: Prometheus, query: Query) -> None:
         ("Daemons", 1, 1),
         ("Hit ratio", 0.5, 0.8),
         ("Compile time, p99", 0.0001, 120),
-        ("Engines", 1, 1),
+        ("In order", 1, 1),
         ("Tiers that do not answer", 0, 0),
-        ("Last reload", 1, 1),
         ("Certificates expire in", 8 * 86_400, 10 * 86_400),
     ],
 )
@@ -155,7 +156,7 @@ def test_the_instances_to_choose_from_are_the_daemons(prometheus: Prometheus) ->
 
 def test_every_panel_says_what_it_shows_and_asks_the_chosen_source() -> None:
     numbers = [panel["id"] for panel in PANELS]
-    assert len(set(numbers)) == len(numbers)
+    assert len(set(numbers)) == len(numbers) <= MOST_PANELS
     for panel in PANELS:
         if panel["type"] == "row":
             continue
