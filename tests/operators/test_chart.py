@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from scripts.release import chart
+from tests.e2e.releases import COMMITS
 from tests.operators.helm import CHART, ROOT, Rendered, render, render_file, render_text
 
 FILES = sorted(path.name.removesuffix("-values.yaml") for path in (CHART / "ci").glob("*.yaml"))
@@ -186,6 +188,40 @@ def test_every_value_is_in_the_schema_with_its_default() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     written = re.findall(r"^(\w+):", (CHART / "values.yaml").read_text(), re.MULTILINE)
     assert sorted({*written, "global"}) == sorted(schema["properties"])
+
+
+@pytest.mark.parametrize("file", ["values", *(f"ci/{name}-values" for name in FILES)])
+def test_values_of_the_last_release_work_but_for_settings_that_are_named(file: str) -> None:
+    text = _released(f"{file}.yaml")
+    settings = re.search(r"^settings:\n((?:  .*\n)+)", text, re.MULTILINE)
+    known = json.loads((CHART / "values.schema.json").read_text())["properties"]["settings"]
+    for name in re.findall(r"^  (\w+):", settings[1] if settings else "", re.MULTILINE):
+        if name not in known["propertyNames"]["enum"]:
+            assert f"invalid propertyName '{name}'" in render_text(text).error
+            text = re.sub(rf"(?m)^  {name}:.*\n", "", text)
+    rendered = render_text(text)
+    assert (rendered.error, rendered.lint, rendered.invalid) == ("", [], [])
+
+
+def test_settings_that_are_gone_are_all_named_at_once() -> None:
+    def names(schema: str) -> set[str]:
+        settings = json.loads(schema)["properties"]["settings"]
+        return set(settings["propertyNames"]["enum"])
+
+    before = names(_released("values.schema.json"))
+    gone = before - names((CHART / "values.schema.json").read_text())
+    refused = render({"settings": dict.fromkeys(gone, 1)}).error
+    assert gone
+    assert set(re.findall(r"invalid propertyName '(\w+)'", refused)) == gone
+
+
+def _released(file: str) -> str:
+    """Return a file of the chart of 0.6.0; skip where the history does not have it."""
+    show = ("git", "show", f"{COMMITS['0.6.0']}:deploy/helm/wasmkiln/{file}")
+    done = subprocess.run(show, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip("this checkout does not have the commit of 0.6.0")
+    return done.stdout
 
 
 def test_the_values_of_the_documentation_work() -> None:
