@@ -178,7 +178,7 @@ test-polyglot: $(VENV)/.dev ## build and run clients and hosts in other language
 
 test-operators: $(VENV)/.dev $(TOOLS)/.tools $(OPERATORS)/.tools ## run what operators use: browser, Prometheus, Envoy, chart (ARGS="-k page")
 	@$(BIN)/python -m tests.operators.toolchains
-	@OPERATORS=all $(PYTEST) tests/operators -n 2 --dist loadfile $(ARGS)
+	@OPERATORS=all $(PYTEST) tests/operators $(CROWD) $(ARGS)
 
 pictures: $(VENV)/.dev ## draw the pictures of the status page in docs/, in five minutes
 	@$(BIN)/python -m tests.operators.toolchains chromium

@@ -14,6 +14,14 @@ from tests.e2e.programs import installed_engines
 from tests.operators.toolchains import TOOLS
 
 Needs = Callable[[str], Path]
+LONGEST_FIRST = ("test_wheel", "test_image", "test_prometheus", "test_pod", "test_systemd")
+"""Files that take more than a minute: begun last, one would run alone at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest; the rest stay in order."""
+    places = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 @pytest.fixture(scope="session")
