@@ -87,7 +87,7 @@ def test_it_has_started_with_the_key_that_was_made(machine: Booted) -> None:
 
 
 def test_its_group_competes_as_one_where_there_is_a_cpu_controller(machine: Booted) -> None:
-    """So that jobs in the kernel's idle class give way to the daemon alone."""
+    """So that jobs, which give way, give way to the daemon alone."""
     assert shown(machine, "CPUWeight") == "100"
     root = "/sys/fs/cgroup"
     if "cpu" in machine.run("cat", f"{root}/cgroup.controllers").stdout.split():
