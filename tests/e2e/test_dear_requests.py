@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,47 +39,63 @@ CHECK = "/grpc.health.v1.Health/Check"
 REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 
-SETTINGS = [
-    pb.CompileRequest(settings={f"k{number}": "true"}).SerializeToString()
-    for number in range(200_000)
-]
 LONG = "w" * (15 * MIB)
 BY_DIGEST = pb.CompileRequest(sha256="0" * 64).SerializeToString()
 KEY = types_pb2.ArtifactKey(module_sha256="0" * 64)
 
-REFUSED: dict[str, tuple[str, bytes, str]] = {
-    "16 MiB of empty keys": (FIND_MISSING, b"\x0a\x00" * (8 * MIB - 8), ""),
+
+def settings(count: int) -> bytes:
+    """Return that many settings, each of another name."""
+    return b"".join(
+        pb.CompileRequest(settings={f"k{number}": "true"}).SerializeToString()
+        for number in range(count)
+    )
+
+
+# Each is made by the test that sends it: together they have some hundred megabytes.
+REFUSED: dict[str, tuple[str, Callable[[], bytes], str]] = {
+    "16 MiB of empty keys": (FIND_MISSING, lambda: b"\x0a\x00" * (8 * MIB - 8), ""),
     "10,001 keys": (
         FIND_MISSING,
-        pb.FindMissingRequest(keys=[KEY] * 10_001).SerializeToString(),
+        pb.FindMissingRequest(keys=[KEY] * 10_001).SerializeToString,
         "keys",
     ),
-    "a key of 2 MiB": (FIND_MISSING, b"\x0a\xfa\xff\x7f" + b"\x2a\x00" * (MIB - 3), "keys"),
-    "200,000 settings": (COMPILE, b"".join(SETTINGS), ""),
-    "64 KiB of settings": (COMPILE, b"".join([BY_DIGEST, *SETTINGS[:4000]]), "settings"),
-    "an engine of 15 MiB": (COMPILE, pb.CompileRequest(engine=LONG).SerializeToString(), ""),
-    "numbers": (COMPILE, b"\x38\x01" * (8 * MIB - 8), ""),
-    "unknown numbers": (COMPILE, b"\x78\x01" * (8 * MIB - 8), ""),
-    "groups in groups": (COMPILE, b"\x7b" * (4 * MIB) + b"\x7c" * (4 * MIB), ""),
-    "the engine of Evict": (
-        EVICT,
-        admin_service_pb2.EvictRequest(engine=LONG).SerializeToString(),
+    "a key of 2 MiB": (
+        FIND_MISSING,
+        lambda: b"\x0a\xfa\xff\x7f" + b"\x2a\x00" * (MIB - 3),
+        "keys",
+    ),
+    "200,000 settings": (COMPILE, lambda: settings(200_000), ""),
+    "64 KiB of settings": (COMPILE, lambda: BY_DIGEST + settings(4000), "settings"),
+    "an engine of 15 MiB": (
+        COMPILE,
+        lambda: pb.CompileRequest(engine=LONG).SerializeToString(),
         "",
     ),
-    "graces that are merged": (DRAIN, b"\x0a\x00" * (8 * MIB - 8), ""),
+    "numbers": (COMPILE, lambda: b"\x38\x01" * (8 * MIB - 8), ""),
+    "unknown numbers": (COMPILE, lambda: b"\x78\x01" * (8 * MIB - 8), ""),
+    "groups in groups": (COMPILE, lambda: b"\x7b" * (4 * MIB) + b"\x7c" * (4 * MIB), ""),
+    "the engine of Evict": (
+        EVICT,
+        lambda: admin_service_pb2.EvictRequest(engine=LONG).SerializeToString(),
+        "",
+    ),
+    "graces that are merged": (DRAIN, lambda: b"\x0a\x00" * (8 * MIB - 8), ""),
     "a health service": (
         CHECK,
-        health_pb2.HealthCheckRequest(service=LONG).SerializeToString(),
+        lambda: health_pb2.HealthCheckRequest(service=LONG).SerializeToString(),
         "",
     ),
     "a symbol": (
         REFLECTION,
-        reflection_pb2.ServerReflectionRequest(file_containing_symbol=LONG).SerializeToString(),
+        lambda: reflection_pb2.ServerReflectionRequest(
+            file_containing_symbol=LONG
+        ).SerializeToString(),
         "",
     ),
     "what channelz never asks": (
         "/grpc.channelz.v1.Channelz/GetServers",
-        b"\x78\x01" * (8 * MIB - 8),
+        lambda: b"\x78\x01" * (8 * MIB - 8),
         "",
     ),
 }
@@ -130,7 +146,7 @@ def nobody_notices(kiln: Kiln) -> Iterator[None]:
 
     def call() -> None:
         with kiln.daemon.client(max_attempts=1) as client:
-            while not done.is_set():
+            while not done.wait(0.02):
                 began = time.monotonic()
                 client.compile(wasm.adder(1))
                 waits.append(time.monotonic() - began)
@@ -162,7 +178,8 @@ def nobody_notices(kiln: Kiln) -> Iterator[None]:
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_dear_to_build_is_refused_before_it_is_built(kiln: Kiln, case: str) -> None:
-    method, raw, field = REFUSED[case]
+    method, make, field = REFUSED[case]
+    raw = make()
     logged = len(kiln.daemon.log)
     with nobody_notices(kiln):
         failures = [kiln.refusal(method, raw) for _ in range(5)]

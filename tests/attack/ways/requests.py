@@ -17,11 +17,14 @@ _TIMEOUT_S = 60.0
 
 def attack(target: Target, until_s: float) -> Counter[str]:
     """Send them all in turn, four at a time."""
+    began_s = time.monotonic()
+    requests = [(method, make()) for method, make, _ in REFUSED.values()]
+    until_s += time.monotonic() - began_s  # To make them is no attack yet.
     done: Counter[str] = Counter()
     options = (("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1))
     with grpc.insecure_channel(target.address, options) as channel:
         waiting: list[grpc.Future] = []
-        for method, body, _ in cycle(REFUSED.values()):
+        for method, body in cycle(requests):
             if time.monotonic() >= until_s:
                 break
             call = channel.stream_stream(method)(iter((body,)), timeout=_TIMEOUT_S)
