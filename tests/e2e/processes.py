@@ -14,11 +14,12 @@ _COMPILES_S = 0.3
 
 
 def eventually(check: Callable[[], object], what: str, timeout_s: float = 60) -> None:
-    """Wait until ``check`` returns something true."""
-    deadline = time.monotonic() + timeout_s
+    """Wait until ``check`` returns something true; ask less often the longer that takes."""
+    began_s = time.monotonic()
     while not check():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
+        waited_s = time.monotonic() - began_s
+        assert waited_s < timeout_s, what
+        time.sleep(min(0.1, max(0.02, waited_s / 20)))
 
 
 def cpu_s_of(pid: int) -> float:
@@ -39,10 +40,20 @@ def parent_of(pid: int) -> int:
 def children_of(*parents: int) -> list[int]:
     """Return the children of processes."""
     return [
-        int(entry.name)
-        for entry in Path("/proc").iterdir()
-        if entry.name.isdigit() and parent_of(int(entry.name)) in parents
+        child
+        for parent in parents
+        for thread in Path(f"/proc/{parent}").glob("task/*")
+        for child in map(int, _text(thread / "children").split())
+        if parent_of(child) == parent
     ]
+
+
+def _text(file: Path) -> str:
+    """Return a file of a process or thread; nothing of one that is gone."""
+    try:
+        return file.read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def workers_of(daemon_pid: int) -> list[int]:
