@@ -35,8 +35,9 @@ def lean_state_dir(engines: Installed, tmp_path: Path) -> Path:
 def shared_daemon(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """See ``daemon``."""
     state = fresh_state(tmp_path_factory.mktemp("shared") / "state")
-    # The largest modules of the corpus, and time for them on a machine that is busy.
-    flags = ["--max-module-bytes", "12MiB", "--compile-timeout-s", "300"]
+    # The largest modules of the corpus, and time for them on a machine that is busy; and as many
+    # workers as by default.
+    flags = ["--max-module-bytes", "12MiB", "--compile-timeout-s", "300", "--workers", "0"]
     with Daemon(state, flags) as shared:
         yield shared
     assert shared.process.returncode == 0

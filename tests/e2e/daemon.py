@@ -72,8 +72,9 @@ def is_ready(daemon: Daemon) -> bool:
         return no.code != 503
 
 
-# Jobs get what other processes leave: in a crowd of tests, little.
-_PATIENT = {"WASMKILN_COMPILE_TIMEOUT_S": "120"}
+# Jobs get what other processes leave: in a crowd of tests, little. And a worker takes its time to
+# start: what a test shows with one, it shows of each.
+_USUAL = {"WASMKILN_COMPILE_TIMEOUT_S": "120", "WASMKILN_WORKERS": "1"}
 
 
 class Daemon:
@@ -90,10 +91,11 @@ class Daemon:
     ) -> None:
         """Start it; ``command`` is what runs instead of the program under test.
 
-        An empty ``log_format`` leaves that to the flags and the environment.
+        It has one worker for each engine, unless its flags or its environment say otherwise. An
+        empty ``log_format`` leaves that to the flags and the environment.
         """
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("WASMKILN_")}
-        patient = {} if "--config" in flags else _PATIENT
+        usual = {} if "--config" in flags else _USUAL
         self.state_dir = state_dir
         # The banner is for terminals.
         terminal, its_end = pty.openpty()
@@ -106,7 +108,7 @@ class Daemon:
                 *(("--log-format", log_format) if log_format else ()),
                 *flags,
             ],
-            env={**inherited, **patient, **(environ or {})},
+            env={**inherited, **usual, **(environ or {})},
             stdin=subprocess.DEVNULL,
             stdout=its_end,
             stderr=subprocess.PIPE,
