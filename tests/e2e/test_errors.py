@@ -18,7 +18,7 @@ from wasmkiln.v1 import (
 from wasmkiln.v1 import module_service_pb2 as pb
 
 from tests.e2e import wasm
-from tests.e2e.daemon import Daemon, fresh_state
+from tests.e2e.daemon import TWO_ENGINES, Daemon, fresh_state
 from tests.e2e.programs import Installed
 
 MIB = 1024 * 1024
@@ -83,10 +83,11 @@ def test_full_queue_says_when_to_come_back(strict: Daemon, strict_client: Client
     assert rest == {"COMPILE_TIMEOUT"}
 
 
-@pytest.mark.parametrize("engine", ["wasmer", "wasmtime"])
-def test_memory_limit(state_dir: Path, engine: str) -> None:
+@pytest.mark.parametrize("engine", TWO_ENGINES)
+def test_memory_limit(engines: Installed, tmp_path: Path, engine: str) -> None:
+    state = fresh_state(tmp_path / "state", engines=(engine,))
     flags = ["--compile-memory-bytes", "300MiB", "--redis-url", "none"]
-    with Daemon(state_dir, flags) as daemon, daemon.client(max_attempts=1) as client:
+    with Daemon(state, flags) as daemon, daemon.client(max_attempts=1) as client:
         with pytest.raises(WasmkilnError) as failure:
             client.compile(wasm.nested_blocks(1_000_000), engine=engine)
         assert failure.value.reason == "COMPILE_MEMORY_LIMIT"
@@ -95,9 +96,9 @@ def test_memory_limit(state_dir: Path, engine: str) -> None:
         assert client.compile(wasm.adder(1), engine=engine).header.size_bytes > 0
 
 
-def test_limit_on_cpu_time(state_dir: Path) -> None:
+def test_limit_on_cpu_time(lean_state_dir: Path) -> None:
     flags = ["--compile-cpu-s", "1", "--redis-url", "none"]
-    with Daemon(state_dir, flags) as daemon, daemon.client(max_attempts=1) as client:
+    with Daemon(lean_state_dir, flags) as daemon, daemon.client(max_attempts=1) as client:
         with pytest.raises(WasmkilnError) as failure:
             client.compile(wasm.nested_blocks(1_000_000), engine="wasmer")
         assert failure.value.reason == "COMPILE_TIMEOUT"

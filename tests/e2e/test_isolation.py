@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,8 +19,9 @@ from wasmkiln.v1 import module_service_pb2_grpc, types_pb2
 from tests.corpus.fetch import fetch
 from tests.corpus.modules import BY_NAME
 from tests.e2e import wasm
-from tests.e2e.daemon import Daemon
+from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
 from tests.e2e.processes import busy_job, eventually, jobs_of, parent_of, send, workers_of
+from tests.e2e.programs import Installed
 
 SLOW = wasm.nested_blocks(1_000_000)
 
@@ -62,14 +64,19 @@ def test_a_killed_job_costs_only_its_own_call(lean_state_dir: Path) -> None:
         assert workers_of(daemon.pid) == workers
 
 
+@pytest.fixture(scope="module")
+def lean_daemon(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    state = fresh_state(tmp_path_factory.mktemp("lean") / "state", engines=ONE_ENGINE)
+    with Daemon(state, ["--redis-url", "none"]) as daemon:
+        yield daemon
+
+
 @pytest.mark.parametrize("how", [signal.SIGSEGV, signal.SIGABRT, signal.SIGILL])
-def test_a_crash_is_named_by_its_signal(lean_state_dir: Path, how: signal.Signals) -> None:
-    with (
-        Daemon(lean_state_dir, ["--workers", "1", "--redis-url", "none"]) as daemon,
-        daemon.client(max_attempts=1) as client,
-        ThreadPoolExecutor(1) as callers,
-    ):
-        slow = callers.submit(client.compile, SLOW, engine="wasmer")
+def test_a_crash_is_named_by_its_signal(lean_daemon: Daemon, how: signal.Signals) -> None:
+    daemon = lean_daemon
+    with daemon.client(max_attempts=1) as client, ThreadPoolExecutor(1) as callers:
+        # A module of its own: one that crashed before is refused at once.
+        slow = callers.submit(client.compile, wasm.nested_blocks(1_000_000, how), engine="wasmer")
         busy_job(daemon.pid)
         # Engines handle these signals once, to tell a trap from a crash, and let the next kill.
         while not slow.done():
