@@ -34,7 +34,13 @@ from wasmkilnd.model import TierUsage
 
 from tests.servers.certificates import certificates
 from tests.servers.cluster import Cluster, cluster
-from tests.servers.deployments import KINDS_OF_REDIS, NO_ACCESS, Access, Deployment
+from tests.servers.deployments import (
+    EVERY_STATE_OF_REDIS,
+    KINDS_OF_REDIS,
+    NO_ACCESS,
+    Access,
+    Deployment,
+)
 from tests.servers.redis_server import (
     TIMEOUT_S,
     binary_of,
@@ -95,7 +101,9 @@ async def stored_again(link: RedisLink, key: bytes) -> list[TierUnavailable]:
         await asyncio.sleep(0.05)
 
 
-every_kind = pytest.mark.parametrize("deployment", KINDS_OF_REDIS, indirect=True, scope="session")
+every_kind = pytest.mark.parametrize(
+    "deployment", EVERY_STATE_OF_REDIS, indirect=True, scope="session"
+)
 
 
 @pytest.fixture

@@ -35,6 +35,11 @@ from tests.servers.deployments import KINDS_OF_REDIS, Deployment
 
 [ENGINE] = ONE_ENGINE
 KINDS = ("unix", "rediss", "acl", "rest", "sentinel", "cluster", "embedded")
+# Those that differ by what the daemons may do there, or by how it is done: to the daemon the others
+# are a server like any, once it is connected.
+UNLIKE = pytest.mark.parametrize(
+    "pair", ["acl", "rest", "cluster", "embedded"], indirect=True, scope="module"
+)
 # Their secrets are in each setting that may hold one, and in files.
 TOLD_SECRETS = ("acl", "rest", "sentinel", "cluster")
 SECRETS = (
@@ -161,6 +166,7 @@ def test_what_one_daemon_compiles_the_other_finds(pair: Pair, clients: Clients) 
         assert "tier is down" not in daemon.log
 
 
+@UNLIKE
 def test_an_evict_reaches_all_that_both_share(clients: Clients) -> None:
     one, two = clients
     gone, kept, unseen = (store(one, tag) for tag in (10, 11, 12))
@@ -181,6 +187,7 @@ def test_an_evict_reaches_all_that_both_share(clients: Clients) -> None:
         two.compile(kept)
 
 
+@UNLIKE
 def test_a_pin_counts_on_both(pair: Pair, clients: Clients) -> None:
     one, two = clients
     digest = store(one, 20)
@@ -204,6 +211,7 @@ def look(daemon: Daemon) -> None:
     daemon.process.send_signal(signal.SIGHUP)
 
 
+@UNLIKE
 def test_both_refuse_a_module_until_it_is_released(clients: Clients) -> None:
     one, two = clients
     with pytest.raises(CompileTimeout):
@@ -218,6 +226,7 @@ def test_both_refuse_a_module_until_it_is_released(clients: Clients) -> None:
         assert not client.quarantined().modules
 
 
+@UNLIKE
 def test_one_daemon_compiles_for_all_callers(pair: Pair, clients: Clients) -> None:
     before = sum(map(compiles, pair.daemons))
     module = wasm.nested_blocks(15_000, 1)

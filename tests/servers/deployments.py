@@ -183,7 +183,12 @@ KINDS_OF_REDIS: dict[str, Kind] = {
     "acl": _acl,
     "rest": _rest,
     "sentinel": _sentinel,
-    "sentinel-after-a-failover": partial(_failed_over, _sentinel),
     "cluster": _cluster,
+}
+EVERY_STATE_OF_REDIS: dict[str, Kind] = {
+    **KINDS_OF_REDIS,
+    "sentinel-after-a-failover": partial(_failed_over, _sentinel),
     "cluster-after-a-failover": partial(_failed_over, _cluster),
 }
+"""The kinds again, and those that had a failover, which takes seconds: for the link, which finds
+the primaries. Whatever is built on the link has nothing to do with where they are."""
