@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import grpc
@@ -20,9 +22,24 @@ ALL = ("compile", "admin", "metrics")
 NAMESPACES = {"a": "team-a", "b": "team-b", "ops": ""}
 
 
+@cache
+def _given() -> tuple[dict[str, str], bytes]:
+    """Make a token with every role for each tenant, once; return them, and the file with them."""
+    with tempfile.TemporaryDirectory() as folder:
+        state = Path(folder) / "state"
+        given = {w: add_token(state, w, *ALL, namespace=space) for w, space in NAMESPACES.items()}
+        return given, (state / "access" / "tokens.json").read_bytes()
+
+
 def give_tokens(state: Path) -> dict[str, str]:
-    """Make a token with every role for each tenant."""
-    return {who: add_token(state, who, *ALL, namespace=space) for who, space in NAMESPACES.items()}
+    """Give a state directory the tokens of the tenants; return them."""
+    tokens, content = _given()
+    access = state / "access"
+    access.mkdir(mode=0o700, exist_ok=True)
+    file = access / "tokens.json"
+    file.touch(mode=0o600)
+    file.write_bytes(content)
+    return tokens
 
 
 @dataclass

@@ -42,9 +42,20 @@ def valkey(tmp_path: Path, engines: object) -> Iterator[str]:
         yield running.url
 
 
+@pytest.fixture(scope="module")
+def tenants(engines: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """The tenants of tests that say nothing of all that a daemon has or has done."""
+    folder = tmp_path_factory.mktemp("tenants")
+    with (
+        redis_server(binary_of("valkey"), folder / "server") as running,
+        house(folder / "state", REDIS_URL=running.url, COMPILE_CPU_S="1") as tenants,
+    ):
+        yield tenants
+
+
 @pytest.fixture
-def tenants(tmp_path: Path, valkey: str) -> Iterator[House]:
-    with house(tmp_path / "state", REDIS_URL=valkey, WORKERS="1", COMPILE_CPU_S="2") as running:
+def fresh_tenants(tmp_path: Path, valkey: str) -> Iterator[House]:
+    with house(tmp_path / "state", REDIS_URL=valkey) as running:
         yield running
 
 
@@ -148,8 +159,8 @@ def test_the_cache_command_is_about_one_namespace(tmp_path: Path, valkey: str) -
     assert (refused.returncode, "expected 1 to 63" in refused.stderr) == (2, True)
 
 
-def test_an_eviction_reaches_nothing_of_others(tenants: House, valkey: str) -> None:
-    clients = [tenants.client(who) for who in ("a", "b", "ops")]
+def test_an_eviction_reaches_nothing_of_others(fresh_tenants: House, valkey: str) -> None:
+    clients = [fresh_tenants.client(who) for who in ("a", "b", "ops")]
     module = wasm.adder(6)
     sha256 = wasm.digest(module)
     for client in clients:
@@ -223,9 +234,11 @@ def test_what_an_engine_says_of_a_module_is_asked_each_time(
     assert [refused("a"), refused("a"), refused("b"), refused("b")] == [1, 2, 1, 2]
 
 
-def test_tenants_share_no_flight_and_see_none_of_each_others_figures(tenants: House) -> None:
+def test_tenants_share_no_flight_and_see_none_of_each_others_figures(
+    fresh_tenants: House,
+) -> None:
     module = wasm.busy_functions(2000)
-    clients = [tenants.client(who) for who in ("a", "a", "a", "b", "b")]
+    clients = [fresh_tenants.client(who) for who in ("a", "a", "a", "b", "b")]
     with ThreadPoolExecutor(len(clients)) as callers:
         made = list(callers.map(lambda client: client.compile(module).header.origin, clients))
     # Of each tenant's calls one compiles, whatever the other tenant's do.
@@ -237,7 +250,7 @@ def test_tenants_share_no_flight_and_see_none_of_each_others_figures(tenants: Ho
         assert (len(stats.workers), stats.busy_workers, stats.queue_depth) == (0, 0, 0)
         [memory] = [tier for tier in stats.tiers if tier.tier == "memory"]
         assert memory.entries == 2
-    whole = tenants.client("ops").stats()
+    whole = fresh_tenants.client("ops").stats()
     assert whole.namespace == ""
     assert sum(row.count for row in whole.compiles) == 2
     [memory] = [tier for tier in whole.tiers if tier.tier == "memory"]
