@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from wasmkiln import AsyncClient, WasmkilnError
 from wasmkiln.trusted_keys import TrustedKeys
 
 from tests.attack.catalogue import WAYS
-from tests.attack.honest import ENGINE, TIMEOUT_S, Honest
+from tests.attack.honest import ENGINE, HIT, TIMEOUT_S, Honest
 from tests.attack.sampler import Sample, Sampler
 from tests.attack.target import Target
 from tests.e2e import wasm
@@ -24,13 +25,16 @@ from tests.e2e.signing_keys import KeyDirectory
 from tests.e2e.stall_watch import Hold
 from tests.faults.site import PASSWORD, Server
 from tests.soak.ledger import Call
+from tests.soak.verdict import percentile
 
 QUIET = "quiet"
 """The name of the phase in which nobody attacks."""
 # Longer than what the daemon holds back for callers that may come again.
 _SETTLE_S = 60.0
 RECOVERY_S = 5.0
-_RECOVERED_S = 2.0
+"""How soon after an attack hits are as fast again as before."""
+_RECOVERED_S = 0.5
+_POLL_S = 0.05
 _SETTLED_MEMORY_BYTES = 48 * 2**20
 _ATTACKER_ENDS_S = 90.0
 SETTINGS = {
@@ -56,7 +60,7 @@ class Phase:
     calls: list[Call]
     """The calls that honest callers began meanwhile."""
     afterwards: list[Call]
-    """The calls that they began in the seconds after it."""
+    """The calls that they began in the seconds after it, until hits were as fast as before."""
     holds: list[Hold]
     samples: list[Sample]
     log_bytes: int
@@ -129,23 +133,31 @@ def slow_module() -> bytes:
 async def _phases(
     honest: Honest, sampler: Sampler, names: Sequence[str], seconds: float, tell: Tell
 ) -> list[Phase]:
-    phases = []
+    phases: list[Phase] = []
+    usual_s = math.inf
     async with sampler.running(), honest.calling():
         for name in (QUIET, *names):
             tell(WAYS[name].what if name in WAYS else "honest calls alone")
-            phases.append(await _phase(honest, sampler, name, seconds))
+            phases.append(await _phase(honest, sampler, name, seconds, usual_s))
+            usual_s = hits_p50_s(phases[0].calls)
     # Some of the calls that began in a phase have ended only now.
     return phases
 
 
-async def _phase(honest: Honest, sampler: Sampler, name: str, seconds: float) -> Phase:
+async def _phase(
+    honest: Honest, sampler: Sampler, name: str, seconds: float, usual_s: float
+) -> Phase:
     log_bytes = sampler.look().log_bytes
     began_s, first = time.monotonic(), len(honest.ledger.calls)
     done = await _attack(honest.target, name, seconds) if name in WAYS else {}
     if not done:
         await asyncio.sleep(max(0.0, began_s + seconds - time.monotonic()))
     last, over = sampler.look(), len(honest.ledger.calls)
-    await asyncio.sleep((RECOVERY_S if done else 0.0) + _RECOVERED_S)
+    deadline_s = time.monotonic() + RECOVERY_S + _RECOVERED_S
+    while time.monotonic() < deadline_s:
+        await asyncio.sleep(_POLL_S)
+        if is_as_before(last_hits_s(honest.ledger.calls[over:]), usual_s):
+            break
     return Phase(
         name,
         began_s,
@@ -157,6 +169,24 @@ async def _phase(honest: Honest, sampler: Sampler, name: str, seconds: float) ->
         sampler.within(began_s, last.at_s),
         last.log_bytes - log_bytes,
     )
+
+
+def hits_p50_s(calls: Sequence[Call]) -> float:
+    """Return the median time of the hits among calls; infinite if there are none."""
+    hits = [call for call in calls if call.kind == HIT and call.as_expected]
+    return percentile(hits, 0.5) if hits else math.inf
+
+
+def last_hits_s(calls: Sequence[Call]) -> float:
+    """Return the median time of the hits of the last half second; infinite before that."""
+    if not calls or calls[-1].began_s < calls[0].began_s + _RECOVERED_S:
+        return math.inf
+    return hits_p50_s([c for c in calls if c.began_s >= calls[-1].began_s - _RECOVERED_S])
+
+
+def is_as_before(after_s: float, before_s: float) -> bool:
+    """Return whether hits are as fast again as they were."""
+    return after_s <= 2 * before_s + 0.005
 
 
 async def _attack(target: Target, name: str, seconds: float) -> dict[str, int]:
