@@ -16,9 +16,9 @@ from wasmkiln.v1 import module_service_pb2 as pb
 
 from tests.e2e import wasm
 from tests.e2e.bearers import Metadata, add_token, bearer, listed_tokens, token_command, verdict
-from tests.e2e.daemon import RedisDaemon
+from tests.e2e.daemon import ONE_ENGINE, RedisDaemon, fresh_state
 from tests.e2e.processes import eventually
-from tests.e2e.programs import WASMKILND
+from tests.e2e.programs import WASMKILND, Installed
 
 FLAGS = ("--workers", "1", "--redis-url", "none")
 
@@ -57,6 +57,24 @@ def daemon(lean_state_dir: Path) -> Iterator[RedisDaemon]:
         yield one
 
 
+@pytest.fixture(scope="module")
+def closed_daemon(
+    engines: Installed, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RedisDaemon]:
+    """A daemon that has asked for tokens before; each test adds its own."""
+    state = fresh_state(tmp_path_factory.mktemp("closed") / "state", engines=ONE_ENGINE)
+    add_token(state, "first", "read")
+    with RedisDaemon(state, FLAGS) as one:
+        yield one
+
+
+@pytest.fixture
+def closed_stubs(closed_daemon: RedisDaemon) -> Iterator[Stubs]:
+    one = Stubs(closed_daemon.address)
+    with one.channel:
+        yield one
+
+
 @pytest.fixture
 def stubs(daemon: RedisDaemon) -> Iterator[Stubs]:
     one = Stubs(daemon.address)
@@ -71,7 +89,8 @@ def reload(daemon: RedisDaemon) -> None:
     eventually(lambda: daemon.log.count('"reloaded"') > seen, "no answer to SIGHUP", 60)
 
 
-def test_of_two_tokens_none_counts(daemon: RedisDaemon, stubs: Stubs) -> None:
+def test_of_two_tokens_none_counts(closed_daemon: RedisDaemon, closed_stubs: Stubs) -> None:
+    daemon, stubs = closed_daemon, closed_stubs
     one, other = (bearer(add_token(daemon.state_dir, name, "read")) for name in ("a", "b"))
     reload(daemon)
     assert stubs.capabilities(one) == stubs.capabilities(other) == ""
@@ -106,18 +125,19 @@ def test_the_first_token_closes_a_running_daemon_and_the_last_does_not_open_it(
 
 
 def test_a_revoked_token_ceases_to_count_without_a_signal(
-    daemon: RedisDaemon, stubs: Stubs
+    closed_daemon: RedisDaemon, closed_stubs: Stubs
 ) -> None:
-    text = add_token(daemon.state_dir, "ci", "compile")
+    daemon, stubs = closed_daemon, closed_stubs
+    text = add_token(daemon.state_dir, "brief-ci", "compile")
     ci = bearer(text)
-    eventually(lambda: stubs.capabilities() != "", "still open", 60)
-    assert stubs.capabilities(ci) == ""
-    token_command(daemon.state_dir, "revoke", "ci")
+    eventually(lambda: stubs.capabilities(ci) == "", "it does not count yet", 60)
+    token_command(daemon.state_dir, "revoke", "brief-ci")
     eventually(lambda: stubs.capabilities(ci) == "CREDENTIALS_INVALID", "it still counts", 60)
     assert text.split("_")[2] not in daemon.log
 
 
-def test_an_expired_token_ceases_to_count(daemon: RedisDaemon, stubs: Stubs) -> None:
+def test_an_expired_token_ceases_to_count(closed_daemon: RedisDaemon, closed_stubs: Stubs) -> None:
+    daemon, stubs = closed_daemon, closed_stubs
     brief = bearer(add_token(daemon.state_dir, "brief", "read", expires="4s"))
     reload(daemon)
     eventually(lambda: stubs.capabilities(brief) == "CREDENTIALS_INVALID", "it still counts", 60)
@@ -260,8 +280,9 @@ def test_health_is_open_only_if_asked(lean_state_dir: Path, tmp_path: Path) -> N
 
 
 def test_who_may_only_read_gets_hits_and_has_nothing_compiled(
-    daemon: RedisDaemon, stubs: Stubs
+    closed_daemon: RedisDaemon, closed_stubs: Stubs
 ) -> None:
+    daemon, stubs = closed_daemon, closed_stubs
     builder = bearer(add_token(daemon.state_dir, "ci", "compile"))
     reader = bearer(add_token(daemon.state_dir, "host", "read"))
     reload(daemon)

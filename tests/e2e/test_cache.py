@@ -19,7 +19,7 @@ from tests.e2e.daemon import ONE_ENGINE, RedisDaemon, fresh_state
 from tests.e2e.processes import eventually, parent_of
 from tests.e2e.programs import Installed
 from tests.e2e.stored_values import flipped, names_of, values_of
-from tests.servers.redis_server import KINDS, binary_of, redis_server
+from tests.servers.redis_server import binary_of, redis_server
 
 MEMORY, REDIS, COMPILED = (
     types_pb2.ORIGIN_MEMORY,
@@ -28,11 +28,18 @@ MEMORY, REDIS, COMPILED = (
 )
 
 
-@pytest.fixture(params=KINDS)
-def redis_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A real server: Valkey as it comes with the daemon, and Debian's redis-server."""
-    with redis_server(binary_of(request.param), tmp_path / "server") as running:
+@pytest.fixture(scope="module")
+def redis_server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with redis_server(binary_of("valkey"), tmp_path_factory.mktemp("server")) as running:
         yield running.url
+
+
+@pytest.fixture
+def redis_url(redis_server_url: str) -> str:
+    """A real server, with nothing in it; test_redis_kinds.py has all other kinds."""
+    with redis.Redis.from_url(redis_server_url) as direct:
+        direct.flushall()
+    return redis_server_url
 
 
 def settled(client: Client) -> None:
