@@ -95,8 +95,15 @@ def ask(connection: http.client.HTTPSConnection, page: str, token: str = "") -> 
     return answer.status
 
 
+@pytest.fixture(scope="module")
+def site(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    one = Site(tmp_path_factory.mktemp("site"))
+    with one.daemon:
+        yield one
+
+
 @pytest.fixture
-def site(engines: Installed, tmp_path: Path) -> Iterator[Site]:
+def own_site(engines: Installed, tmp_path: Path) -> Iterator[Site]:
     one = Site(tmp_path)
     with one.daemon:
         yield one
@@ -216,7 +223,8 @@ def test_strangers_take_nothing_from_those_who_scrape(site: Site, what: str) -> 
     assert "Traceback" not in site.daemon.log
 
 
-def test_new_certificates_drop_no_request_and_old_ones_let_nobody_in(site: Site) -> None:
+def test_new_certificates_drop_no_request_and_old_ones_let_nobody_in(own_site: Site) -> None:
+    site = own_site
     kept, kept_by_certificate = site.connect(), site.connect(site.scraper)
     assert ask(kept, "/readyz", site.token) == 200
     assert ask(kept_by_certificate, "/metrics") == 200

@@ -19,7 +19,7 @@ from tests.e2e.daemon import Daemon, RedisDaemon
 from tests.e2e.processes import eventually, jobs_of
 from tests.e2e.signing_keys import KeyDirectory, KeyPair
 
-KILLS = int(os.environ.get("WASMKILN_TEST_KILLS", "5"))
+KILLS = int(os.environ.get("WASMKILN_TEST_KILLS", "3"))
 """How often a daemon is killed; each needs a start."""
 ENGINE = "wasmer-1.1.0"
 FLAGS = ("--workers", "1", "--redis-url", "none")

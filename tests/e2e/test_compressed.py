@@ -32,11 +32,14 @@ MODULE = wasm.many_functions(10_000, tag=7)
 DIGEST = wasm.digest(MODULE)
 
 
-@pytest.fixture
-def other(tmp_path: Path, engines: Installed) -> Iterator[tuple[Daemon, bytes]]:
+@pytest.fixture(scope="module")
+def finder(
+    engines: Installed, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Daemon, bytes]]:
     """A daemon that finds the artifact of another in Redis, and the artifact."""
-    states = [fresh_state(tmp_path / f"d{number}", engines=(ENGINE,)) for number in range(2)]
-    with redis_server(binary_of("valkey"), tmp_path / "server") as valkey:
+    folder = tmp_path_factory.mktemp("fleet")
+    states = [fresh_state(folder / f"d{number}", engines=(ENGINE,)) for number in range(2)]
+    with redis_server(binary_of("valkey"), folder / "server") as valkey:
         environ = {"WASMKILN_REDIS_URL": valkey.url}
         with Daemon(states[0], environ=environ) as one, one.client() as client:
             made = client.compile(MODULE, engine=ENGINE)
@@ -44,6 +47,13 @@ def other(tmp_path: Path, engines: Installed) -> Iterator[tuple[Daemon, bytes]]:
         environ |= {"WASMKILN_HOST_STORE_BYTES": "256MiB"}
         with Daemon(states[1], environ=environ) as two:
             yield two, made.bytes
+
+
+@pytest.fixture
+def other(finder: tuple[Daemon, bytes]) -> tuple[Daemon, bytes]:
+    """The same, and the artifact is in Redis alone."""
+    forget(finder[0])
+    return finder
 
 
 def forget(daemon: Daemon) -> None:
@@ -127,7 +137,10 @@ def test_both_clients_take_them_and_check_the_signature(
     other: tuple[Daemon, bytes], tmp_path: Path
 ) -> None:
     daemon, made = other
-    options: dict[str, Any] = {"compression": True, "trusted_keys": tmp_path / "d1/keys/trusted"}
+    options: dict[str, Any] = {
+        "compression": True,
+        "trusted_keys": daemon.state_dir / "keys/trusted",
+    }
 
     async def elsewhere() -> Any:
         async with AsyncClient(daemon.address, **options) as client:
