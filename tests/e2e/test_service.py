@@ -161,12 +161,12 @@ def test_a_failed_reload_is_seen_by_whoever_reloaded(managed: Managed) -> None:
 
 
 def test_the_command_ends_with_1_and_one_sentence(managed: Managed) -> None:
-    """As the unit's ExecReload, which systemd gives the process id."""
+    """As the unit's ExecReload."""
     managed.config.write_text("no_such_setting = 1\n")
     run = [WASMKILND, "reload"]
-    environ = {**os.environ, "MAINPID": str(managed.process.pid)}
     # Of the service's settings it needs only the directory: the daemon refuses the others.
-    environ |= {"WASMKILN_CONFIG": str(managed.config), "WASMKILN_STATE_DIR": str(managed.state)}
+    settings = {"WASMKILN_CONFIG": str(managed.config), "WASMKILN_STATE_DIR": str(managed.state)}
+    environ = {**os.environ, **settings}
     done = subprocess.run(
         run, env=environ, capture_output=True, text=True, timeout=120, check=False
     )
