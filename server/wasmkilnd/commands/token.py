@@ -20,7 +20,6 @@ from wasmkilnd.settings import Settings, parse_seconds
 
 _settings = with_settings("state_dir")
 _ROLE = click.Choice([role.value for role in Role])
-_LONGEST_S = 10 * 366 * 86400
 
 
 def _lifetime(context: click.Context, parameter: click.Parameter, value: str) -> float | None:
@@ -28,7 +27,7 @@ def _lifetime(context: click.Context, parameter: click.Parameter, value: str) ->
         return None
     try:
         seconds = parse_seconds(value)
-        if not 0 < seconds <= _LONGEST_S:
+        if not 0 < seconds <= 10 * 366 * 86400:
             raise ValueError(f"{value!r} is not allowed: write more than 0 and at most 10 years")
     except ValueError as mistake:
         raise click.BadParameter(str(mistake)) from None
