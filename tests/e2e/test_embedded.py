@@ -111,9 +111,9 @@ def test_a_state_directory_that_is_deleted_costs_no_traceback(
     with started(state) as daemon, daemon.client() as client:
         digest = stored(client, 1)
         shutil.rmtree(state)
+        assert is_stored(client, digest)  # Over connections that were open.
         daemon.wait_for_log("the folder of the embedded server is gone")
         assert client.compile(digest).header.module_sha256 == digest
-        assert is_stored(client, digest)  # Over connections that were open.
         daemon.process.send_signal(signal.SIGTERM)
         assert daemon.process.wait(120) == 0
         assert "Traceback" not in daemon.log
