@@ -541,6 +541,16 @@ class UnservedEngine:
     id: str
     cause: str
 
+    @property
+    def told(self) -> str:
+        """The cause for callers."""
+        return without_paths(self.cause) or "the log of the daemon says why"
+
+
+def without_paths(cause: str) -> str:
+    """Return ``cause``, or nothing if it names a path or a command, which are for the log alone."""
+    return "" if {"/", "`"} & set(cause) else cause
+
 
 # What callers, jobs and tiers are held to, and what they use of it now.
 

@@ -118,14 +118,15 @@ def test_an_engine_that_others_could_change_is_left_out_and_never_run(
         assert [one.engine.id for one in capabilities.engines] == [SERVED]
         [left_out] = capabilities.unserved_engines
         assert left_out.id == LEFT_OUT
-        assert f"{package} belongs to user {OTHERS}" in left_out.cause
+        assert left_out.cause == "the log of the daemon says why"
+        daemon.wait_for_log(f"{package} belongs to user {OTHERS}")
     listed = wasmkilnd("engine", "ls", "--state-dir", str(state))
     assert listed.returncode == 0
     assert LEFT_OUT in listed.stdout
     assert f"{LEFT_OUT} is not served: cannot use" in listed.stderr
     assert not was_run(python)
     # What the message says helps.
-    remedy = left_out.cause.split("`")[1]
+    remedy = listed.stderr.split("`")[1]
     subprocess.run(remedy, shell=True, check=True)
     assert "cannot use" not in wasmkilnd("engine", "ls", "--state-dir", str(state)).stderr
 

@@ -2092,7 +2092,8 @@ type UnservedEngine struct {
 	// The engine's id.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// What failed when the daemon asked for its capabilities, or in its self-test; or that the
-	// operator refuses engines with a known vulnerability, and which it has.
+	// operator refuses engines with a known vulnerability, and which it has. A cause that names a
+	// path or a command is for the daemon's log alone.
 	Cause string `protobuf:"bytes,2,opt,name=cause,proto3" json:"cause,omitempty"`
 }
 

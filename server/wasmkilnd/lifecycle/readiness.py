@@ -56,7 +56,7 @@ class Readiness:
         if self._phase:
             return False, self._phase
         engines, unserved = self._engines(), self._unserved()
-        wrong = [f"{one.id} is not served: {one.cause}" for one in unserved]
+        wrong = [f"{one.id} is not served: {one.told}" for one in unserved]
         idle = {engine.id: engine.pool.why_no_worker for engine in engines}
         wrong += [f"{engine_id} has no worker: {why}" for engine_id, why in idle.items() if why]
         ready = len(wrong) < len(engines) + len(unserved)

@@ -16,6 +16,7 @@ from google.protobuf.json_format import MessageToDict
 
 from wasmkilnd.lifecycle.engines import Serving
 from wasmkilnd.lifecycle.readiness import Readiness
+from wasmkilnd.model import without_paths
 from wasmkilnd.rpc.messages import stats_response
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.tenants import Tenants
@@ -32,7 +33,7 @@ def status_json(
     strikes = sorted(tenants.known_in_quarantine(), key=lambda strike: -strike.left_s)
     registry, isolation = started.registry, started.isolation
     stats = MessageToDict(stats_response(metrics), preserving_proto_field_name=True)
-    stats["redis_detail"] = _told(now.remote.detail)
+    stats["redis_detail"] = without_paths(now.remote.detail)
     told = {
         "host": platform.node(),
         "time_s": time.time(),
@@ -59,7 +60,7 @@ def status_json(
             }
             for engine in registry.served
         ],
-        "unserved": {one.id: _told(one.cause) for one in started.unserved},
+        "unserved": {one.id: without_paths(one.cause) for one in started.unserved},
         "quarantine": [
             {
                 "module": strike.key.module_sha256,
@@ -73,8 +74,3 @@ def status_json(
         "recent": [asdict(each) for each in list(metrics.recent)],
     }
     return json.dumps(told, separators=(",", ":")).encode()
-
-
-def _told(cause: str) -> str:
-    """Return ``cause``, or nothing if it names a path or a command: the log has it."""
-    return "" if {"/", "`"} & set(cause) else cause

@@ -452,7 +452,7 @@ def capabilities(told: Capabilities) -> pb.GetCapabilitiesResponse:
             chunk_bytes=model.CHUNK_BYTES,
             find_missing_keys=MAX_FIND_MISSING_KEYS,
         ),
-        unserved_engines=[filled(pb.UnservedEngine, each) for each in told.unserved],
+        unserved_engines=[pb.UnservedEngine(id=each.id, cause=each.told) for each in told.unserved],
         engine_names=told.names,
         caller=None,
     )
