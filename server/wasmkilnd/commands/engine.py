@@ -67,7 +67,7 @@ def install(
             continue
         installed += 1
         say(f"{done.id} is installed ({done.python})")
-        stands = _State(settings).names.by_name[done.name]
+        stands = _State(settings).names.by_name.get(done.name, done.id)
         if old:
             order = naming.WarmOrder(done.id, old, top)
             before.record.change(methodcaller("ordered", done.id, order))
