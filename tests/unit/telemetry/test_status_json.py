@@ -48,7 +48,7 @@ class Parts:
         self.advisories = [SimpleNamespace(text="TEST-1: a guest can leave")]
         self.strikes: list[Strike] = []
         self.engines = [SimpleNamespace(id=ENGINE, pool=SimpleNamespace(why_no_worker=""))]
-        self.readiness.started(lambda: self.engines, lambda: self.unserved, str)  # type: ignore[arg-type,return-value]
+        self.readiness.started(lambda: self.engines, lambda: self.unserved, gauges.remote)  # type: ignore[arg-type,return-value]
 
     def raw(self) -> bytes:
         started: Any = SimpleNamespace(
