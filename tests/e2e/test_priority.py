@@ -21,4 +21,4 @@ def test_a_job_has_less_than_the_daemon(engines: Installed, tmp_path: Path) -> N
         ]
         os.kill(job, signal.SIGCONT)
         header_of(call)
-    assert classes == [(os.SCHED_OTHER, 0), (os.SCHED_BATCH, 5)]
+    assert classes == [(os.SCHED_OTHER, 0), (os.SCHED_BATCH, 10)]

@@ -66,10 +66,10 @@ _THREADS, _THREADS_PER_CPU = 256, 4  # Engines start a thread for each CPU.
 # Since Linux 5.14 each user namespace counts its own processes. Before, the limit covered all
 # processes of a user, and would have stopped jobs for the sake of others.
 _PROCESSES_COUNTED_APART = [5, 14]
-# A job beside the daemon, or another process, gets a quarter of a CPU of which both want all. Its
+# A job beside the daemon, or another process, gets a tenth of a CPU of which both want all. Its
 # time slice is the longest that there is: since Linux 6.12, what wakes up and has a shorter one
 # takes the CPU from it at once, so that a hit does not wait for the slice of a job to end.
-NICENESS = 5
+NICENESS = 10
 _SLICE_NS = 100_000_000
 
 
