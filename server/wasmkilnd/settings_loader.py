@@ -37,7 +37,7 @@ REMOVED: Final = {
     "banner": "leave it out: it is printed on a terminal, and where log_format is text",
     "cache_ttl_refresh": "leave it out: an entry stays for cache_ttl_s after its last use",
     "compile_lease_s": "leave it out: another daemon takes over after 5 s",
-    "compile_priority": "leave it out: compilations run behind everything else",
+    "compile_priority": "leave it out: compilations have niceness 10, so that all else goes first",
     "host_store_mode": "leave it out: files have the mode 0640; host_store_group may map them",
     "job_uid": "leave it out: a daemon that is root runs each worker as an unused user",
     "jwt_audience": "write it into the policy file: [jwt] audience",
