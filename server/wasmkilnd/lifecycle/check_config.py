@@ -26,7 +26,7 @@ from wasmkilnd.settings import EMBEDDED, NONE, Address, Settings
 from wasmkilnd.settings_loader import ConfigError
 from wasmkilnd.signing.keys import read_keys
 from wasmkilnd.telemetry.audit import cannot_write_audit
-from wasmkilnd.telemetry.tracing import open_collector
+from wasmkilnd.telemetry.tracing import open_tracing
 
 
 def check(settings: Settings) -> Access:
@@ -38,7 +38,8 @@ def check(settings: Settings) -> Access:
     check_limits(settings)
     check_path(settings.state_dir)
     _check_audit(settings)
-    open_collector()
+    if traces := open_tracing(""):
+        traces.close()
     if settings.tls_cert_file:
         tls.load(settings)
     access, _ = read_access(settings)
@@ -47,6 +48,7 @@ def check(settings: Settings) -> Access:
     read_keys(settings).refuse_revoked()
     if why := engines.refusal(settings):
         raise CannotStart(why)
+    engines.check_installed(settings)
     engines.open_advisories(settings)
     if settings.redis_url.get_secret_value() not in (EMBEDDED, NONE):
         try:

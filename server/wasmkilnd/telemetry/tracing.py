@@ -195,6 +195,9 @@ class Collector(logging.Handler):
             raise TracingUnusable(
                 f"cannot send traces: one of the variables OTEL_EXPORTER_OTLP_*: {failure}"
             ) from None
+        if self._why:  # It goes on without what it cannot use. What it says of headers quotes them.
+            why = "OTEL_EXPORTER_OTLP_HEADERS" if "eader" in self._why else self._why
+            raise TracingUnusable(f"cannot send traces: OpenTelemetry cannot use {why}")
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep what OpenTelemetry would log."""
@@ -233,4 +236,9 @@ def open_tracing(version: str) -> Tracing | None:
     if (collector := open_collector()) is None:
         return None
     logs.context = of_line
-    return Tracing(collector, version)
+    try:
+        return Tracing(collector, version)
+    except ValueError as failure:
+        raise TracingUnusable(
+            f"cannot send traces: one of the variables OTEL_*: {failure}"
+        ) from None

@@ -24,7 +24,7 @@ from wasmkilnd.cache.fleet import Fleet
 from wasmkilnd.flights import WaitBudget
 from wasmkilnd.telemetry import tracing
 from wasmkilnd.telemetry.metrics import Metrics
-from wasmkilnd.telemetry.tracing import Collector, Tracing, TracingUnusable
+from wasmkilnd.telemetry.tracing import Collector, Tracing, TracingUnusable, open_tracing
 
 from tests.doubles.notes import Notes
 
@@ -306,11 +306,29 @@ def test_a_variable_that_is_wrong_is_said_without_the_headers(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "hunter2")
-    Collector().shutdown()
+    with pytest.raises(TracingUnusable, match="cannot use OTEL_EXPORTER_OTLP_HEADERS") as of_header:
+        Collector()
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "soon")
     with pytest.raises(TracingUnusable, match=r"OTEL_EXPORTER_OTLP_\*: .*'soon'") as refused:
         Collector()
-    assert "hunter2" not in f"{refused.value} {caplog.text}"
+    assert "hunter2" not in f"{of_header.value} {refused.value} {caplog.text}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/nowhere/ca.pem", "OpenTelemetry cannot use "),
+        ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "8192", r"one of the variables OTEL_\*: "),
+        ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "-1", r"one of the variables OTEL_\*: "),
+    ],
+)
+def test_a_variable_that_the_library_would_pass_over_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "https://127.0.0.1:1")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(TracingUnusable, match=f"cannot send traces: {says}"):
+        open_tracing("1")
 
 
 def test_a_daemon_without_traces_loads_nothing_for_them() -> None:
