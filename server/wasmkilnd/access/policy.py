@@ -20,7 +20,7 @@ from pydantic_core import ErrorDetails
 from wasmkilnd import model
 from wasmkilnd.access.unusable import AccessUnusable, read
 from wasmkilnd.quota import Limits
-from wasmkilnd.settings import Size, parse_toml
+from wasmkilnd.settings import Size, expanded, parse_toml
 
 ANONYMOUS = "anonymous"
 """The name of callers without credentials, where the policy lets them in."""
@@ -59,6 +59,8 @@ def _keys(value: object) -> object:
         url = urlsplit(value)
         if url.scheme != "https" or not url.hostname or "@" in url.netloc:
             raise ValueError("write the path of a file, or an https:// URL without a password")
+    elif isinstance(value, str) and value:
+        return str(expanded(value).absolute())
     return value
 
 
@@ -124,7 +126,7 @@ class Jwt(_Table):
     @property
     def file(self) -> Path | None:
         """The file of the keys; None for a URL."""
-        return None if "://" in self.keys else Path(self.keys).expanduser().absolute()
+        return None if "://" in self.keys else Path(self.keys)
 
 
 class _File(_Table):

@@ -130,6 +130,7 @@ TOKEN = '[[rule]]\nidentity = "token:a"\n'
         ('[jwt]\nissuer = "i"\naudience = []\nkeys = "/k"', "jwt audience: "),
         (jwt_table("http://h/k"), "jwt keys: write the path of a file, or an https:// URL"),
         (jwt_table("https://u:hunter2@h/k"), "jwt keys: write the path of a file"),
+        (jwt_table("~nobodyhere/k"), "jwt keys: '~nobodyhere/k' names the home of an unknown user"),
         ("open_health = 1", "open_health: it should be a valid boolean"),
         ("[namespace.A]", "namespace A: it should match pattern"),
         ("[namespace.'']", "namespace: the default namespace has the sizes of the settings"),
