@@ -158,6 +158,8 @@ class Reloader:
 
         def read() -> None:
             for name, prepare in self.parts.items():
+                if name == "engines" and new is self.settings.current:
+                    continue  # The settings name them, and no file that is watched.
                 try:
                     prepared[name] = prepare(new)
                 except Exception as failure:
@@ -245,8 +247,11 @@ class OpenAccess:
         """Read everything again; see ``Prepare``."""
         access, causes = read_access(settings, self.guard.access)
         self.next_policy = access.policy
-        # A file that changed is no reason to wait for a URL: a revoked token must not count on.
-        fetch = settings is not self._settings.current and not causes
+        known, wanted = self.guard.access.issuer, access.issuer
+        moved = wanted and wanted.url and not (known and known.url == wanted.url)
+        # A file that changed is no reason to wait for a URL that was asked before: a revoked token
+        # must not count on.
+        fetch = not causes and (moved or settings is not self._settings.current)
         with_keys = self._with_keys(access) if fetch else access
 
         def apply() -> None:
