@@ -544,7 +544,12 @@ class UnservedEngine:
     @property
     def told(self) -> str:
         """The cause for callers."""
-        return without_paths(self.cause) or "the log of the daemon says why"
+        return for_callers(self.cause)
+
+
+def for_callers(cause: str) -> str:
+    """Return what callers are told of a cause."""
+    return without_paths(cause) or "the log of the daemon says why"
 
 
 def without_paths(cause: str) -> str:

@@ -34,7 +34,7 @@ from wasmkilnd import errors
 from wasmkilnd.engines import process
 from wasmkilnd.engines.process import JobOrder, JobReport, Worker
 from wasmkilnd.flights import Waiter, Waiters
-from wasmkilnd.model import Limits, Reloadable
+from wasmkilnd.model import Limits, Reloadable, for_callers
 from wasmkilnd.telemetry.metrics import EngineUsage, Metrics
 
 log = structlog.get_logger("wasmkilnd.engines")
@@ -211,7 +211,7 @@ class WorkerPool:
             except process.JobNotSetUp as failure:
                 cause, event = str(failure), "worker cannot set up a job and is replaced"
                 tries -= 1
-                refusal = errors.worker_unavailable(self.engine_id, cause)
+                refusal = errors.worker_unavailable(self.engine_id, for_callers(cause))
             except process.WorkerDied as death:
                 cause, event = str(death), "worker died under a job"
                 tries = min(tries, 2) - 1
@@ -231,7 +231,7 @@ class WorkerPool:
         if self._closed:
             raise errors.server_draining()
         if self.why_no_worker:
-            raise errors.worker_unavailable(self.engine_id, self._cause)
+            raise errors.worker_unavailable(self.engine_id, for_callers(self._cause))
         if self._idle:
             self._start(job, self._idle.pop())
             return job.worker
@@ -360,6 +360,8 @@ class WorkerPool:
                     continue
             self._cause = cause or self._cause
             if self.why_no_worker:
-                self._refuse_waiting(errors.worker_unavailable(self.engine_id, self._cause))
+                self._refuse_waiting(
+                    errors.worker_unavailable(self.engine_id, for_callers(self._cause))
+                )
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, _MAX_RESTART_DELAY_S)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from wasmkilnd.engines.registry import ServedEngine
-from wasmkilnd.model import RemoteStatus, UnservedEngine
+from wasmkilnd.model import RemoteStatus, UnservedEngine, for_callers, without_paths
 
 log = structlog.get_logger("wasmkilnd")
 
@@ -58,11 +58,11 @@ class Readiness:
         engines, unserved = self._engines(), self._unserved()
         wrong = [f"{one.id} is not served: {one.told}" for one in unserved]
         idle = {engine.id: engine.pool.why_no_worker for engine in engines}
-        wrong += [f"{engine_id} has no worker: {why}" for engine_id, why in idle.items() if why]
+        wrong += [f"{name} has no worker: {for_callers(why)}" for name, why in idle.items() if why]
         ready = len(wrong) < len(engines) + len(unserved)
         redis = self._redis()
         if redis.detail and not redis.switched_off:
-            wrong.append(redis.detail)
+            wrong.append(without_paths(redis.detail) or "Redis is down")
         return ready, "; ".join(["ready" if ready else "no engine works", *wrong])
 
     def look(self, report: Callable[[bool], None]) -> bool:

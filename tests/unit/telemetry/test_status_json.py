@@ -48,7 +48,7 @@ class Parts:
         self.advisories = [SimpleNamespace(text="TEST-1: a guest can leave")]
         self.strikes: list[Strike] = []
         self.engines = [SimpleNamespace(id=ENGINE, pool=SimpleNamespace(why_no_worker=""))]
-        self.readiness.started(lambda: self.engines, lambda: self.unserved, gauges.remote)  # type: ignore[arg-type,return-value]
+        self.readiness.started(lambda: self.engines, lambda: self.unserved, lambda: gauges.remote())  # type: ignore[arg-type,return-value]
 
     def raw(self) -> bytes:
         started: Any = SimpleNamespace(
@@ -140,6 +140,15 @@ def test_it_names_no_path_no_command_and_no_message(parts: Parts) -> None:
     assert (told["ready"], told["state"]) == (False, "no engine works")
     assert "chmod" not in json.dumps(told)
     assert "/var/lib" not in json.dumps(told)
+    _, ready = parts.readiness.now()
+    unsaid = "the log of the daemon says why"
+    assert ready.split("; ") == [
+        "no engine works",
+        f"wasmer-1.1.0 is not served: {unsaid}",
+        f"wasmer-1.0.0 is not served: {broken}",
+        f"{ENGINE} has no worker: {unsaid}",
+        "Redis is down",
+    ]
 
 
 def test_it_stays_small(parts: Parts) -> None:
