@@ -153,7 +153,8 @@ def _hosts(text: str, port: int) -> tuple[tuple[str, int], ...]:
 def _options(query: str, kind: RedisKind, *, tls: bool) -> dict[str, str]:
     # The daemon sets all others itself: decode_responses would change the result of every read.
     allowed = _OPTIONS.get(kind, set()) | (_TLS_OPTIONS if tls else set())
-    options = dict(parse_qsl(query, keep_blank_values=True))
+    # A plus stands for itself, as in the rest of a URL: passwords in base64 have it.
+    options = dict(parse_qsl(query.replace("+", "%2B"), keep_blank_values=True))
     # redis-py ignores a database that is not a number and takes 0, which others may use.
     number = re.fullmatch("[0-9]{0,6}", options.get("db", ""))
     certificates = options.get("ssl_cert_reqs", "required") in _CERT_REQS

@@ -29,6 +29,8 @@ CONFIG_ENV: Final = ENV_PREFIX + "CONFIG"
 FlagValue = str | bool | Sequence[str]
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
+_SENTINEL = "append ?sentinel_user=...&sentinel_password=..., percent-encoded, to redis_url"
+
 REMOVED: Final = {
     "abandoned_compiles": "leave it out: a compilation that has begun is finished and stored",
     "admin_names": "have the proxy ask for localhost or for an IP address",
@@ -44,12 +46,13 @@ REMOVED: Final = {
     "jwt_issuer": "write it into the policy file: [jwt] issuer",
     "jwt_keys": "write it into the policy file: [jwt] keys",
     "max_streams": "leave it out: one connection carries 256 calls at a time",
-    "open_health": "write `open_health = true` at the top of the policy file",
+    "open_health": "leave it out where callers need no identity; else write `open_health = true` at"
+    " the top of the policy file, with rules: docs/reference/policy.md has those of no file",
     "python_mirror": "set UV_PYTHON_INSTALL_MIRROR, which uv reads, to the same mirror",
     "queue_bytes": "set receive_bytes: modules that wait for a worker may take half of it",
     "redis_retry_max_s": "leave it out: the daemon asks a server that is down every 2 s",
-    "redis_sentinel_password": "append ?sentinel_user=...&sentinel_password=... to redis_url",
-    "redis_sentinel_user": "append ?sentinel_user=...&sentinel_password=... to redis_url",
+    "redis_sentinel_password": _SENTINEL,
+    "redis_sentinel_user": _SENTINEL,
     "send_bytes": "set receive_bytes: answers that callers have not read may take a quarter of it",
     "send_pinned_bytes": "set receive_bytes: artifacts that are being sent may take as much",
     "trusted_ca_file": "trust each daemon's key itself: `wasmkilnd keys trust`, or trusted_keys",
@@ -262,7 +265,9 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     decorated: Callable[..., Any] = with_flags
     for field in REMOVED:
-        gone = click.option(flag_name(field), field, hidden=True, is_flag=False, flag_value="")
+        flag = flag_name(field)
+        names = (flag, f"--no-{flag[2:]}", field)
+        gone = click.option(*names, hidden=True, is_flag=False, flag_value="")
         decorated = gone(decorated)
     # A decorator that comes later shows earlier in the help.
     for field in reversed(fields):

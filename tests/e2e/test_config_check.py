@@ -101,19 +101,23 @@ def test_a_removed_setting_is_refused_with_what_to_do(
     assert served.stderr.splitlines()[-1] == sentence
 
 
+GONE = ("--trace-endpoint", "http://h", "--no-open-health")
+
+
 def test_an_upgrade_is_told_all_that_it_takes_at_once(state: Path, tmp_path: Path) -> None:
     policy = tmp_path / "policy.toml"
     policy.write_text("[quota.q]\ncalls = 1\nqueue_share = 0.5\n")
     file = tmp_path / "x.toml"
     file.write_text(f"queue_bytes = 1\njwt_issuer = 'i'\npolicy_file = '{policy}'\n")
     variables = {"WASMKILN_BANNER": "always", "WASMKILN_TOKEN_OVER_PLAINTEXT": "1"}
-    done = run("config", state, "--config", str(file), "--trace-endpoint", "http://h", **variables)
+    done = run("config", state, "--config", str(file), *GONE, **variables)
     assert done.returncode == 2
     told = [line.partition("error: ")[2] or line for line in done.stderr.splitlines()]
     assert [line.partition(": ")[0] for line in told] == [
         f"queue_bytes in file {file} is no longer a setting",
         f"jwt_issuer in file {file} is no longer a setting",
         "WASMKILN_BANNER in the environment is no longer a setting",
+        "open_health in the command line is no longer a setting",
         "trace_endpoint in the command line is no longer a setting",
         *[f"cannot use policy {policy}"] * 2,
     ]

@@ -44,6 +44,8 @@ def test_the_sentinels_may_have_a_user_and_a_password_of_their_own() -> None:
     address = RedisAddress.parse(url)
     assert (address.password, address.sentinel) == ("p", ("u", "hunter@2"))
     assert "hunter" not in f"{address}{address!r}"
+    url = "redis+sentinel://a/main?sentinel_password=ab+c/d=="
+    assert RedisAddress.parse(url).sentinel == ("", "ab+c/d==")
 
 
 def test_options_of_tls_are_taken_where_there_is_tls() -> None:
