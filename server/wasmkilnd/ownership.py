@@ -146,7 +146,12 @@ def _take(path: Path, taken: int) -> bool:
         ours = found.st_uid == os.geteuid() and _only_we_write(path, found)
         plain = stat.S_ISDIR(found.st_mode) or stat.S_ISREG(found.st_mode)
         if ours and plain and found.st_mode & stat.S_IWGRP:
-            path.chmod(stat.S_IMODE(found.st_mode) & ~taken)
+            # Not by its path, which somebody may have made a link since.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                os.fchmod(descriptor, stat.S_IMODE(found.st_mode) & ~taken)
+            finally:
+                os.close(descriptor)
             return True
     return False
 

@@ -32,3 +32,8 @@ def test_it_gets_between_no_lines_of_json(
     monkeypatch.setattr("sys.stdout", Stream(out))
     monkeypatch.setattr("sys.stderr", Stream(err))
     assert is_banner_wanted(Settings(state_dir=Path("/x"), **settings)) is wanted
+
+
+def test_a_daemon_without_streams_prints_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout", None)
+    assert not is_banner_wanted(Settings(state_dir=Path("/x"), log_format="text"))

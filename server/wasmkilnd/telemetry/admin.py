@@ -186,7 +186,8 @@ class AdminServer:
             sock.close()
         await self._runner.cleanup()
         if self._path:
-            _remove_dead(self._path)
+            with suppress(OSError):
+                _remove_dead(self._path)
 
     async def _listen(self) -> None:
         if self._path:
