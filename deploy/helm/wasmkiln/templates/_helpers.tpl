@@ -102,6 +102,10 @@ open_health = true
 [[rule]]
 identity = ["spiffe://*", "dns:*"]
 roles = ["compile"]
+
+[[rule]]
+identity = "unix:*"
+roles = ["compile", "admin", "metrics"]
 {{- end -}}
 {{- end -}}
 {{- end -}}
