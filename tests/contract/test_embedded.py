@@ -459,7 +459,7 @@ async def test_a_state_directory_that_cannot_be_written_is_reported(tmp_path: Pa
     in_the_way = tmp_path / "state"
     in_the_way.write_text("a file")
     server = EmbeddedServer(in_the_way, LIMIT_BYTES)
-    with pytest.raises(EmbeddedUnavailable, match="Not a directory"):
+    with pytest.raises(EmbeddedUnavailable, match="File exists"):
         await server.start()
     await server.stop()
 

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import itertools
 import json
+import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from pathlib import Path
@@ -513,8 +514,11 @@ async def test_what_a_later_version_adds_to_a_list_is_passed_over(start: Start) 
 async def test_a_state_directory_that_is_gone_is_said_once(start: Start, tmp_path: Path) -> None:
     one = await start(url="")
     await one.store(module(0))
+    (tmp_path / "file").write_text("")
     (tmp_path / "one").rename(tmp_path / "elsewhere")
-    (tmp_path / "one").write_text("")  # Else the host store makes it again, perhaps before.
+    # Else the host store makes it again, and perhaps it has.
+    shutil.rmtree(tmp_path / "one", ignore_errors=True)
+    (tmp_path / "file").rename(tmp_path / "one")
     with capture_logs() as logs:
         await one.pins.pin(module(0).sha256)
         assert await one.listed() == [module(0).sha256]

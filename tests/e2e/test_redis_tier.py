@@ -28,7 +28,7 @@ WEEK_S = 7 * 24 * 3600
 
 @dataclass(frozen=True)
 class Site:
-    """A daemon and its Redis."""
+    """A daemon with a short queue of writes, and its Redis."""
 
     daemon: RedisDaemon
     client: Client
@@ -69,6 +69,9 @@ def site(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             "WASMKILN_REDIS_URL": f"redis://127.0.0.1:{gate.port}",
             # So that tests can have look-ups wait, also where the machine is busy.
             "WASMKILN_REDIS_TIMEOUT_S": "10",
+            # As much as one module and one artifact may wait to be written.
+            "WASMKILN_MAX_MODULE_BYTES": "24KiB",
+            "WASMKILN_MAX_ARTIFACT_BYTES": "40KiB",
         }
         state = fresh_state(folder / "state", engines=ONE_ENGINE)
         daemon = stack.enter_context(RedisDaemon(state, environ=environ))
