@@ -549,15 +549,18 @@ async def export_values(tier: _Redis, file: str, engine: str, module: str, as_js
         modules = {_module_of(key) for key in keys if _is_of(_engine_of(key), engine)}
         keys = [key for key in keys if key in modules or _is_of(_engine_of(key), engine)]
         for key in keys:
-            found = await tier.read(key)
-            _count(moved, os.fsdecode(found.name), found.what, found.value)
-            if found.value:
-                archive.write(len(found.value).to_bytes(_LENGTH_BYTES) + found.value)
+            _add(archive, await tier.read(key), moved)
         archive.write(bytes(_LENGTH_BYTES))
     for signer in filter(None, map(tier.sealer.get, moved["signers"])):
         click.echo(f"trust this key where you import the file: {signer.hex}", err=True)
     # Standard output may be the archive.
     _end("exported", moved, as_json=as_json, err=file == "-")
+
+
+def _add(archive: IO[bytes], found: _Found, moved: Row) -> None:
+    _count(moved, os.fsdecode(found.name), found.what, found.value)
+    if found.value:
+        archive.write(len(found.value).to_bytes(_LENGTH_BYTES) + found.value)
 
 
 @contextlib.contextmanager
