@@ -203,6 +203,7 @@ def test_modules_beyond_the_limit_and_their_quarantine(site: Site) -> None:
     site.prometheus.wait_for("WasmkilnCallsFail", engine=ENGINE, outcome="compile_memory_limit")
 
 
+@pytest.mark.timeout(600)  # Six jobs have to be caught while they compile.
 def test_a_compiler_that_crashes(site: Site) -> None:
     with Caller(site.daemon) as caller:
         crashes = 0
@@ -267,6 +268,8 @@ def test_a_host_store_that_fails_at_a_call(site: Site) -> None:
 def test_a_redis_that_is_gone(site: Site) -> None:
     site.server.process.kill()
     site.prometheus.wait_for("WasmkilnTierDown", instance="plain", tier="redis")
+    # Those that were killed before are started again after a pause, which grows.
+    eventually(lambda: site.daemon.metric("workers", engine=ENGINE) == 1, "there is no worker", 120)
     with site.client() as client:
         for tag in range(6):  # More than may wait to be written.
             client.compile(wasm.with_data(1024 * 1024, tag))
