@@ -76,14 +76,14 @@ _MAY_SUCCEED_OPTIMISED = frozenset(
 # A job that waited longer than this for a worker checks the quarantine again: the module may
 # have broken another daemon's compiler meanwhile.
 _RECHECK_QUARANTINE_AFTER_S = 0.1
+# How many compiles may wait behind; of each, a digest and a spec are kept, and no module.
 MAX_BEHIND = 1000
-"""How many compiles may wait behind; of each, a digest and a spec are kept, and no module."""
 # How long an artifact that could not be made behind is not tried again.
 _PAUSE_S = 60.0
 # How many keys FindMissing looks up at once: this holds the event loop for milliseconds.
 _LOOKED_UP_AT_ONCE = 500
+# Below this size, hashing takes less time than handing the bytes to a thread and back.
 HASH_INLINE_BYTES = 256 * 1024
-"""Below this size, hashing takes less time than handing the bytes to a thread and back."""
 
 # The magic, two bytes of version, two of layer.
 _KINDS = {b"\0asm\x01\0\0\0": Kind.CORE_MODULE, b"\0asm\x0d\0\x01\0": Kind.COMPONENT}
@@ -95,18 +95,20 @@ _COMPILED_MAGICS = (b"\x7fELF", b"\0wasmer-universal", b"wasmer")
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """Who makes a call, and what the call holds."""
+    """Who makes a call, and what the call holds.
+
+    - ``release``: frees the room that the request's bytes take in the receive budget. It is called
+      once the call holds no bytes, or its module counts among those being worked on.
+    - ``quota``: where the work that the call starts counts.
+    """
 
     waiter: Waiter = field(default_factory=Waiter)
     release: Callable[[], None] = lambda: None
-    """Frees the room that the request's bytes take in the receive budget. It is called once the
-    call holds no bytes, or its module counts among those being worked on."""
     quota: Quota = UNLIMITED
-    """Where the work that the call starts counts."""
 
 
+# Of the daemon's own compiles: callers go first, and so does what they warm.
 THE_DAEMON = Terms(Waiter(background=True, last=True))
-"""Of the daemon's own compiles: callers go first, and so does what they warm."""
 
 
 @dataclass(slots=True)
@@ -116,6 +118,12 @@ class Request:
     For Compile, exactly one of ``sha256`` and ``wasm`` is set; for Load, ``sha256`` is what the
     caller expects. Once the module is admitted, its digest replaces its bytes: a call that waits
     for another call's compilation does not hold megabytes.
+
+    - ``accept_host_file``: whether the caller takes a file of the host store instead of the bytes.
+    - ``accept_encodings``: how the artifact's bytes may be encoded.
+    - ``accept_fast``: whether the caller takes a fast compiler's artifact until the optimised one
+      is there.
+    - ``hits_only``: whether the caller may have what a tier holds, and nothing compiled for it.
     """
 
     sha256: str = ""
@@ -126,25 +134,23 @@ class Request:
     settings: Mapping[str, str] = field(default_factory=dict)
     skip_cache_lookup: bool = False
     accept_host_file: bool = False
-    """Whether the caller takes a file of the host store instead of the bytes."""
     accept_encodings: frozenset[str] = frozenset()
-    """How the artifact's bytes may be encoded."""
     accept_fast: bool = False
-    """Whether the caller takes a fast compiler's artifact until the optimised one is there."""
     hits_only: bool = False
-    """Whether the caller may have what a tier holds, and nothing compiled for it."""
     terms: Terms = field(default_factory=Terms)
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """The result of a Compile call."""
+    """The result of a Compile call.
+
+    - ``host_file``: where the caller can map the artifact; only if it accepts that.
+    """
 
     artifact: Artifact
     origin: Origin
     queue_time_s: float = 0.0
     host_file: model.HostFile | None = None
-    """Where the caller can map the artifact; only if it accepts that."""
 
 
 class LoadResult(NamedTuple):
@@ -158,16 +164,20 @@ class LoadResult(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What one flight compiles."""
+    """What one flight compiles.
+
+    - ``uploaded``: whether the module came with the call, rather than from a tier.
+    - ``recompile``: whether to compile even if the artifact is stored or another daemon compiles
+      it.
+    - ``budget``: how long the call that started the flight may still wait for the tiers below
+      memory.
+    """
 
     module: Module
     uploaded: bool
-    """Whether the module came with the call, rather than from a tier."""
     spec: CompileSpec
     recompile: bool
-    """Whether to compile even if the artifact is stored or another daemon compiles it."""
     budget: WaitBudget
-    """How long the call that started the flight may still wait for the tiers below memory."""
 
     @property
     def key(self) -> CacheKey:
@@ -177,7 +187,19 @@ class Work:
 
 @dataclass(eq=False, repr=False)
 class Compiler:
-    """Serves Compile, Load and FindMissing for one namespace. For one event loop."""
+    """Serves Compile, Load and FindMissing for one namespace. For one event loop.
+
+    - ``module_bytes``: returns how large a module may be.
+    - ``held``: the bytes of all modules being worked on in all namespaces, whatever that work waits
+      for: another daemon's lease, a worker, or another caller's job.
+    - ``slots``: how many compiles that no caller waits for may run at once, those of all namespaces
+      together. It should leave workers for callers.
+    - ``flights``: the compilations and validations that wait for a worker or run. By key and
+      purpose: a caller that wants a new compilation must not join a flight that may return a stored
+      artifact, and callers who load a module share one validation.
+    - ``background``: the compiles that no caller waits for, each a flight around that of its
+      artifact.
+    """
 
     cache: Cache
     fleet: Fleet
@@ -186,20 +208,10 @@ class Compiler:
     quarantine: Quarantine
     metrics: Metrics
     module_bytes: Callable[[], int]
-    """Returns how large a module may be."""
     held: FairShare
-    """The bytes of all modules being worked on in all namespaces, whatever that work waits for:
-    another daemon's lease, a worker, or another caller's job."""
     slots: asyncio.Semaphore
-    """How many compiles that no caller waits for may run at once, those of all namespaces
-    together. It should leave workers for callers."""
     flights: Flights = field(default_factory=Flights)
-    """The compilations and validations that wait for a worker or run.
-
-    By key and purpose: a caller that wants a new compilation must not join a flight that may
-    return a stored artifact, and callers who load a module share one validation."""
     background: Flights = field(default_factory=Flights)
-    """The compiles that no caller waits for, each a flight around that of its artifact."""
     _failed_behind: dict[Hashable, float] = field(default_factory=dict)  # Until when each pauses.
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     _ends: bool = False
@@ -557,13 +569,15 @@ class Compiler:
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """The services of one namespace: nothing of another's is reachable from here."""
+    """The services of one namespace: nothing of another's is reachable from here.
+
+    - ``tally``: counts how often each artifact is served.
+    """
 
     compiler: Compiler
     quarantine: Quarantine
     pins: Pins
     tally: Tally
-    """Counts how often each artifact is served."""
 
 
 def admit(wasm: bytes, limit_bytes: int) -> Module:

@@ -79,12 +79,10 @@ class Reason(Enum):
 class Fault(Enum):
     """Who caused a failure, and so how much it counts against the module."""
 
-    NONE = "none"
-    """No job on the module broke, or other work on the machine may have broken it."""
+    NONE = "none"  # No job on the module broke, or other work on the machine may have broken it.
+    # A job broke while it ran alone. The machine or an operator may have caused it.
     UNSURE = "unsure"
-    """A job broke while it ran alone. The machine or an operator may have caused it."""
-    MODULE = "module"
-    """The module broke the job."""
+    MODULE = "module"  # The module broke the job.
 
 
 # Operators send these. A kernel that is out of memory may send SIGKILL to the wrong process.
@@ -119,8 +117,8 @@ class WasmkilnError(Exception):
         self.field = field or reason.field
         self.retry_after_s = retry_after_s
         self.fault = fault
+        # Who was refused, where that is known: for the audit. Callers do not get it.
         self.identity = ""
-        """Who was refused, where that is known: for the audit. Callers do not get it."""
         self.metadata = {
             name: str(value) if isinstance(value, str | int | float) else ", ".join(value)
             for name, value in metadata.items()

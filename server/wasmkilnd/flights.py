@@ -33,20 +33,24 @@ from wasmkilnd.errors import TierUnavailable, WasmkilnError, forget_frames, serv
 from wasmkilnd.quota import UNLIMITED, Quota
 
 V = TypeVar("V")
+# The work of a flight, which is told who waits for it.
 Run: TypeAlias = "Callable[[Waiters], Coroutine[Any, Any, V]]"
-"""The work of a flight, which is told who waits for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Waiter:
-    """One caller's interest in a piece of work."""
+    """One caller's interest in a piece of work.
+
+    - ``caller``: the name under which the caller takes turns; calls with the same name share one
+      turn.
+    - ``background``: whether the caller only warms the cache: work that a caller waits for goes
+      first.
+    - ``last``: whether it goes behind all background work too: the daemon's own compiles.
+    """
 
     caller: str = ""
-    """The name under which the caller takes turns; calls with the same name share one turn."""
     background: bool = False
-    """Whether the caller only warms the cache: work that a caller waits for goes first."""
     last: bool = False
-    """Whether it goes behind all background work too: the daemon's own compiles."""
 
     @property
     def rank(self) -> int:
@@ -60,15 +64,16 @@ class Waiters:
 
     Many callers may wait for the same work. When the last of them leaves, the work is dropped,
     unless it is ``kept``: a job that has begun is finished, and its artifact stored.
+
+    - ``quota``: where the work counts: that of the caller who started it.
+    - ``drop``: ends the work.
+    - ``waiting``: how many calls of each caller wait.
     """
 
     quota: Quota = UNLIMITED
-    """Where the work counts: that of the caller who started it."""
     drop: Callable[[], object] = lambda: None
-    """Ends the work."""
     kept: bool = False
     waiting: Counter[Waiter] = field(default_factory=Counter)
-    """How many calls of each caller wait."""
 
     @classmethod
     def of(cls, waiter: Waiter) -> Waiters:
@@ -94,10 +99,11 @@ class Ticket(Generic[V]):
 
     Call ``wait`` once at most, without awaiting anything before. A caller that never does keeps
     its place until the flight ends.
+
+    - ``joined``: whether another caller started the flight.
     """
 
     joined: bool
-    """Whether another caller started the flight."""
     _flight: asyncio.Task[V | Exception]
     _waiters: Waiters
     _waiter: Waiter
@@ -255,8 +261,8 @@ class WaitBudget:
             del task  # A failed task holds its traceback, which holds this frame.
 
 
+# How long one slice holds the loop: a caller with little work waits for a few slices.
 SLICE_S = 0.002
-"""How long one slice holds the loop: a caller with little work waits for a few slices."""
 
 _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 

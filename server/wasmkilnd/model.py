@@ -39,21 +39,18 @@ class _Sums:
 
 # Who calls, through which entrance, and what they may do.
 
+# Callers without a namespace of their own; keys and paths of it carry no namespace.
 DEFAULT_NAMESPACE = ""
-"""Callers without a namespace of their own; keys and paths of it carry no namespace."""
 
 
 class Role(Enum):
     """What an identity may do. The values are those of policy files and tokens."""
 
-    READ = "read"
-    """Get artifacts by digest that a tier holds; compile nothing."""
-    COMPILE = "compile"
-    """Upload and compile modules; includes READ."""
+    READ = "read"  # Get artifacts by digest that a tier holds; compile nothing.
+    COMPILE = "compile"  # Upload and compile modules; includes READ.
+    # Evict, pin, list and release quarantined modules; in the default namespace also Drain.
     ADMIN = "admin"
-    """Evict, pin, list and release quarantined modules; in the default namespace also Drain."""
-    METRICS = "metrics"
-    """Read Stats, /metrics and the connections."""
+    METRICS = "metrics"  # Read Stats, /metrics and the connections.
 
 
 ALL_ROLES = frozenset(Role)
@@ -65,17 +62,18 @@ class Transport(Enum):
     PLAINTEXT = "plaintext"
     UNIX = "unix"
     TLS = "tls"
-    MTLS = "mtls"
-    """TLS on which every caller shows a certificate."""
+    MTLS = "mtls"  # TLS on which every caller shows a certificate.
 
 
 @dataclass(frozen=True, slots=True)
 class Entrance:
-    """A group of addresses that the daemon listens on, and what is served there."""
+    """A group of addresses that the daemon listens on, and what is served there.
+
+    - ``address``: of a Unix socket, ``unix:/path``: its mode and group decide who can connect.
+    """
 
     transport: Transport = Transport.PLAINTEXT
     address: str = ""
-    """Of a Unix socket, ``unix:/path``: its mode and group decide who can connect."""
 
 
 PLAINTEXT = Entrance()
@@ -83,35 +81,40 @@ PLAINTEXT = Entrance()
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What a call brings along to say who makes it."""
+    """What a call brings along to say who makes it.
+
+    - ``authorization``: the metadata or header ``authorization``.
+    - ``certificate``: the peer's certificate as PEM. TLS has verified it when the connection was
+      made.
+    """
 
     authorization: str = ""
-    """The metadata or header ``authorization``."""
     certificate: bytes = b""
-    """The peer's certificate as PEM. TLS has verified it when the connection was made."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who makes a call, and what they may do."""
+    """Who makes a call, and what they may do.
+
+    - ``name``: for logs, the audit and quotas: ``token:NAME``, ``spiffe://…``, ``dns:HOST``,
+      ``jwt:SUBJECT``, ``unix:/path``, ``anonymous``, or empty where the daemon asks for none.
+    - ``quota``: the name of its quota in the policy; empty for none.
+    """
 
     name: str
-    """For logs, the audit and quotas: ``token:NAME``, ``spiffe://…``, ``dns:HOST``,
-    ``jwt:SUBJECT``, ``unix:/path``, ``anonymous``, or empty where the daemon asks for none."""
     roles: frozenset[Role]
     namespace: str = DEFAULT_NAMESPACE
     quota: str = ""
-    """The name of its quota in the policy; empty for none."""
 
 
+# Every caller of a daemon that asks for no identity.
 ANYBODY = Identity("", ALL_ROLES)
-"""Every caller of a daemon that asks for no identity."""
 
 
 # What a policy gives a namespace.
 
+# Names of namespaces, other than that of the default one.
 NAMESPACE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-"""Names of namespaces, other than that of the default one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,10 +147,10 @@ class Origin(Enum):
     HOST_STORE = "host_store"
 
 
+# Nothing was waited for: too many to be told one by one.
 LOCAL_HITS: Final = frozenset({Origin.MEMORY, Origin.HOST_STORE})
-"""Nothing was waited for: too many to be told one by one."""
+# A tier had the artifact.
 HITS: Final = LOCAL_HITS | {Origin.REDIS}
-"""A tier had the artifact."""
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
@@ -189,28 +192,26 @@ class EngineIdentity:
         return f"{self.name}-{self.version}"
 
 
+# By an engine's name: the setting, and its value, that chooses the engine's fast compiler.
 FAST_SETTINGS: Mapping[str, tuple[str, str]] = {
     "wasmtime": ("strategy", "winch"),
     "wasmer": ("compiler", "singlepass"),
 }
-"""By an engine's name: the setting, and its value, that chooses the engine's fast compiler."""
 
 
 # A fingerprint: hosts with equal ones can load each other's artifacts.
 
+# What the fingerprints of 0.2.0 to 0.6.0 hash as the format of stored values.
+#
+# It stays for ever, so that an artifact keeps its address whatever becomes of that format, whose
+# version stands in the names of keys (``cache.value``). When a change of ours makes artifacts of
+# the same engine, target, cpu and settings differ, add a field to what is hashed.
 HASHED_FORMAT = 2
-"""What the fingerprints of 0.2.0 to 0.6.0 hash as the format of stored values.
 
-It stays for ever, so that an artifact keeps its address whatever becomes of that format, whose
-version stands in the names of keys (``cache.value``). When a change of ours makes artifacts of the
-same engine, target, cpu and settings differ, add a field to what is hashed.
-"""
-
+# Settings that earlier versions did not have, with what their artifacts were made with.
+#
+# They enter a fingerprint only where they differ from these: so the artifacts of 0.2.0 are found.
 UNHASHED_DEFAULTS = {"strategy": "cranelift", "compiler": "cranelift", "collector": "drc"}
-"""Settings that earlier versions did not have, with what their artifacts were made with.
-
-They enter a fingerprint only where they differ from these: so the artifacts of 0.2.0 are found.
-"""
 
 
 def fingerprint(
@@ -240,15 +241,17 @@ def fingerprint(
 
 @dataclass(frozen=True, slots=True)
 class CompileSpec:
-    """All that decides an artifact besides the module: the fingerprint stands for it."""
+    """All that decides an artifact besides the module: the fingerprint stands for it.
+
+    - ``settings``: every setting with its value, defaults included.
+    - ``changed_settings``: the settings that differ from the engine's defaults.
+    """
 
     engine: EngineIdentity
     target: str
     cpu: str
     settings: Mapping[str, str]
-    """Every setting with its value, defaults included."""
     changed_settings: Mapping[str, str]
-    """The settings that differ from the engine's defaults."""
     fingerprint: str
 
     @property
@@ -263,22 +266,26 @@ class CompileSpec:
 
 @dataclass(frozen=True, slots=True)
 class CacheKey:
-    """The identity of an artifact."""
+    """The identity of an artifact.
+
+    - ``engine_id``: part of the artifact's name in Redis; empty where only a fingerprint is known.
+    """
 
     module_sha256: str
     fingerprint: str
     engine_id: str = field(default="", compare=False)
-    """Part of the artifact's name in Redis; empty where only a fingerprint is known."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExternType:
-    """One import or export. ``module`` is empty for exports and components."""
+    """One import or export. ``module`` is empty for exports and components.
+
+    - ``kind``: ``function``, ``global``, ``table``, ``memory``, ``tag`` or ``other``.
+    """
 
     module: str
     name: str
     kind: str
-    """``function``, ``global``, ``table``, ``memory``, ``tag`` or ``other``."""
     type: str
 
 
@@ -288,6 +295,11 @@ class Artifact:
 
     Two artifacts are equal only if they are the same object: no code compares megabytes by
     accident.
+
+    - ``frames``: the bytes, cut and framed as the wire carries them: see ``to_frames``.
+    - ``encoding``: how the bytes in ``frames`` are encoded: empty for not at all, or ``zstd``.
+      ``sha256``, ``size_bytes`` and ``attestation`` are of the decoded artifact.
+    - ``coming``: in place of ``frames``, while they are being decoded: each as soon as it is.
     """
 
     module_sha256: str
@@ -296,17 +308,13 @@ class Artifact:
     sha256: str
     size_bytes: int
     frames: tuple[bytes, ...] = field(repr=False)
-    """The bytes, cut and framed as the wire carries them: see ``to_frames``."""
     compile_time_s: float
     imports: tuple[ExternType, ...] = ()
     exports: tuple[ExternType, ...] = ()
     types_truncated: bool = False
     attestation: bytes = b""
     encoding: str = ""
-    """How the bytes in ``frames`` are encoded: empty for not at all, or ``zstd``. ``sha256``,
-    ``size_bytes`` and ``attestation`` are of the decoded artifact."""
     coming: Sequence[Future[bytes]] = field(default=(), repr=False)
-    """In place of ``frames``, while they are being decoded: each as soon as it is."""
 
     @property
     def key(self) -> CacheKey:
@@ -314,8 +322,8 @@ class Artifact:
         return self.spec.key_for(self.module_sha256)
 
 
+# What a tier stores under one key.
 Item: TypeAlias = "Artifact | Module"
-"""What a tier stores under one key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,44 +335,51 @@ class HostFile:
     inode: int
 
 
+# The size of a stored value's stamp: a key's id (32 bytes) and its signature (64).
 STAMP_BYTES = 96
-"""The size of a stored value's stamp: a key's id (32 bytes) and its signature (64)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why the daemon refuses a stored value: no trusted key vouches for it."""
+    """Why the daemon refuses a stored value: no trusted key vouches for it.
+
+    - ``cause``: ``unsigned``, ``stranger``, ``mismatch``, ``revoked`` or ``too_old``.
+    - ``why``: for the log: the key's id and what to do, where that is known.
+    """
 
     cause: str
-    """``unsigned``, ``stranger``, ``mismatch``, ``revoked`` or ``too_old``."""
     why: str
-    """For the log: the key's id and what to do, where that is known."""
 
 
 @dataclass(frozen=True, slots=True)
 class Strike:
-    """The compilations of a key that broke the compiler, and what follows for its module."""
+    """The compilations of a key that broke the compiler, and what follows for its module.
+
+    - ``reason``: the first failure's reason, by its public name.
+    - ``message``: the first failure's message.
+    - ``count``: how many failures there were.
+    - ``left_s``: seconds for which the daemon refuses the module from now on; 0 for not at all.
+    """
 
     key: CacheKey
     engine_id: str
     reason: str
-    """The first failure's reason, by its public name."""
     message: str
-    """The first failure's message."""
     count: int
-    """How many failures there were."""
     left_s: float
-    """Seconds for which the daemon refuses the module from now on; 0 for not at all."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvictScope:
-    """What to evict: exactly one of a module, an engine's artifacts, or everything."""
+    """What to evict: exactly one of a module, an engine's artifacts, or everything.
+
+    - ``spares``: returns whether a module is pinned, so that it and its artifacts stay; None if
+      none is.
+    """
 
     module_sha256: str = ""
     engine_id: str = ""
     spares: Callable[[str], bool] | None = None
-    """Returns whether a module is pinned, so that it and its artifacts stay; None if none is."""
 
     def leaves(self, module_sha256: str) -> bool:
         """Return whether what is of this module stays."""
@@ -383,22 +398,24 @@ class EvictScope:
 
 @dataclass(frozen=True, slots=True)
 class Evicted(_Sums):
-    """What an eviction removed."""
+    """What an eviction removed.
+
+    - ``pinned``: how many artifacts and modules of the scope stayed, because they are pinned.
+    """
 
     artifacts: int = 0
     modules: int = 0
     bytes: int = 0
     pinned: int = 0
-    """How many artifacts and modules of the scope stayed, because they are pinned."""
 
 
 # Pins: modules whose artifacts the tiers keep, whatever else needs room.
 
+# Returns whether the module with this digest is pinned.
 IsPinned: TypeAlias = Callable[[str], bool]
-"""Returns whether the module with this digest is pinned."""
 
+# How many modules of a namespace may be pinned.
 MAX_PINS = 10_000
-"""How many modules of a namespace may be pinned."""
 
 
 def nothing_pinned(module_sha256: str) -> bool:
@@ -423,11 +440,13 @@ class PinTimes(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Held(_Sums):
-    """What a tier has of one pinned module."""
+    """What a tier has of one pinned module.
+
+    - ``modules``: 1 if the tier has the module's own bytes.
+    """
 
     artifacts: int = 0
     modules: int = 0
-    """1 if the tier has the module's own bytes."""
     bytes: int = 0
 
 
@@ -455,11 +474,13 @@ class SettingInfo:
 
 @dataclass(frozen=True, slots=True)
 class TargetInfo:
-    """One target that the engine can compile for: it did so when the daemon asked."""
+    """One target that the engine can compile for: it did so when the daemon asked.
+
+    - ``cpus``: the levels that a request may name, the default first.
+    """
 
     triple: str
     cpus: Sequence[str]
-    """The levels that a request may name, the default first."""
     host: bool
 
 
@@ -473,21 +494,25 @@ class LayerState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class IsolationLayer:
-    """One thing that confines a worker and its jobs."""
+    """One thing that confines a worker and its jobs.
+
+    - ``detail``: what the layer is, or what is missing and why.
+    """
 
     name: str
     state: LayerState
     detail: str
-    """What the layer is, or what is missing and why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Isolation:
-    """What confines a worker and its jobs; the worker tested it by trying to break out."""
+    """What confines a worker and its jobs; the worker tested it by trying to break out.
+
+    - ``attempts``: what the worker tried, and whether that was refused.
+    """
 
     layers: Sequence[IsolationLayer] = ()
     attempts: Mapping[str, bool] = field(default_factory=dict)
-    """What the worker tried, and whether that was refused."""
 
     @property
     def holes(self) -> Sequence[str]:
@@ -521,17 +546,19 @@ class EngineCapabilities:
 
 @dataclass(frozen=True, slots=True)
 class EngineWarmUp:
-    """How far the artifacts of an engine are compiled before names stand for it."""
+    """How far the artifacts of an engine are compiled before names stand for it.
+
+    - ``from_engine_id``: the engine whose artifacts were used most.
+    - ``total``: how many artifacts there are to compile; 0 until that is known.
+    - ``ended``: whether names stand for the engine.
+    """
 
     engine_id: str
     from_engine_id: str
-    """The engine whose artifacts were used most."""
     total: int = 0
-    """How many artifacts there are to compile; 0 until that is known."""
     done: int = 0
     failed: int = 0
     ended: bool = False
-    """Whether names stand for the engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -586,44 +613,52 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class TrafficLimits:
-    """Limits on the calls in progress of all callers together."""
+    """Limits on the calls in progress of all callers together.
+
+    - ``receive_bytes``: for requests that arrive or are being read.
+    - ``send_bytes``: for copies of answers that callers have not read.
+    - ``send_pinned_bytes``: for artifacts that are being sent.
+    - ``caller_timeout_s``: how long a caller may take to send its request, and to read something of
+      its answer.
+    """
 
     calls: int
     receive_bytes: int
-    """For requests that arrive or are being read."""
     send_bytes: int
-    """For copies of answers that callers have not read."""
     send_pinned_bytes: int
-    """For artifacts that are being sent."""
     caller_timeout_s: float
-    """How long a caller may take to send its request, and to read something of its answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class TierUsage(_Sums):
-    """What a tier holds now."""
+    """What a tier holds now.
+
+    - ``pinned_entries``: those that the tier keeps whatever else needs room.
+    - ``let_go``: how often a pinned entry was let go, as those of all pins took more than half of
+      the tier.
+    """
 
     entries: int = 0
     bytes: int = 0
     limit_bytes: int = 0
     evictions: int = 0
     pinned_entries: int = 0
-    """Those that the tier keeps whatever else needs room."""
     pinned_bytes: int = 0
     let_go: int = 0
-    """How often a pinned entry was let go, as those of all pins took more than half of the tier."""
 
 
+# The detail of a shared tier that the settings switch off.
 SWITCHED_OFF = "switched off"
-"""The detail of a shared tier that the settings switch off."""
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteStatus:
-    """Whether the shared tier answers, in words that hold no secret."""
+    """Whether the shared tier answers, in words that hold no secret.
+
+    - ``mode``: ``embedded``, ``external`` or ``none``.
+    """
 
     mode: str
-    """``embedded``, ``external`` or ``none``."""
     up: bool
     detail: str = ""
     pending_writes: int = 0
@@ -637,23 +672,27 @@ class RemoteStatus:
 
 @dataclass(frozen=True, slots=True)
 class HostStatus:
-    """Whether the host store can be used, and the writes to it."""
+    """Whether the host store can be used, and the writes to it.
+
+    - ``is_on``: whether the settings switch it on.
+    - ``up``: whether its directory can be used, and its disk answers.
+    """
 
     pending_writes: int = 0
     dropped_writes: int = 0
     is_on: bool = False
-    """Whether the settings switch it on."""
     up: bool = False
-    """Whether its directory can be used, and its disk answers."""
 
 
 @dataclass(frozen=True, slots=True)
 class QuotaReading:
-    """How much of a quota an identity has used."""
+    """How much of a quota an identity has used.
+
+    - ``kind``: the quota's name in the policy, such as ``calls_per_minute``.
+    """
 
     identity: str
     kind: str
-    """The quota's name in the policy, such as ``calls_per_minute``."""
     used: float
     limit: float
     refused: int
@@ -679,30 +718,19 @@ class DrainState:
 class RejectionCause(Enum):
     """The causes: few and fixed, since they are labels of a metric."""
 
-    FORMAT = "format"
-    """Not a value of wasmkilnd, or malformed."""
-    VERSION = "version"
-    """Written in a format of another version, or with an unknown codec."""
-    TRUNCATED = "truncated"
-    """Shorter than its header says."""
-    INCOMPLETE = "incomplete"
-    """A file of the host store's entry is missing: somebody deleted it."""
-    WRONG_KEY = "wrong_key"
-    """About another key than the one that it was read from."""
-    DIGEST = "digest"
-    """The bytes are not those that were stored."""
-    UNSIGNED = "unsigned"
-    """It has no readable attestation."""
-    STRANGER = "stranger"
-    """It is signed by a key that is not trusted."""
-    MISMATCH = "mismatch"
-    """Its attestation is forged, or about something else."""
+    FORMAT = "format"  # Not a value of wasmkilnd, or malformed.
+    VERSION = "version"  # Written in a format of another version, or with an unknown codec.
+    TRUNCATED = "truncated"  # Shorter than its header says.
+    INCOMPLETE = "incomplete"  # A file of the host store's entry is missing: somebody deleted it.
+    WRONG_KEY = "wrong_key"  # About another key than the one that it was read from.
+    DIGEST = "digest"  # The bytes are not those that were stored.
+    UNSIGNED = "unsigned"  # It has no readable attestation.
+    STRANGER = "stranger"  # It is signed by a key that is not trusted.
+    MISMATCH = "mismatch"  # Its attestation is forged, or about something else.
+    # A file of the host store with another owner, another mode, a link, or no file at all.
     FOREIGN = "foreign"
-    """A file of the host store with another owner, another mode, a link, or no file at all."""
-    REVOKED = "revoked"
-    """It is signed by a key that is revoked since before that."""
-    TOO_OLD = "too_old"
-    """Its attestation is older than ``value_max_age_s``."""
+    REVOKED = "revoked"  # It is signed by a key that is revoked since before that.
+    TOO_OLD = "too_old"  # Its attestation is older than ``value_max_age_s``.
 
 
 # How the wire carries artifacts: each frame is a serialized ``CompileResponse`` with only its
@@ -713,8 +741,8 @@ class RejectionCause(Enum):
 # the contract allows 1 MiB.
 CHUNK_BYTES = 512 * 1024
 
+# The largest artifact inside a header, whatever the caller allows: gRPC's first window.
 ONE_MESSAGE_BYTES = 64 * 1024
-"""The largest artifact inside a header, whatever the caller allows: gRPC's first window."""
 
 _CHUNK_TAG = b"\x12"  # field 2, wire type 2
 

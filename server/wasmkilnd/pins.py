@@ -61,6 +61,9 @@ class Pins:
     For one event loop; but ``is_pinned``, by which the tiers know what to keep, may be called from
     any thread. An unpinned module is remembered, or a daemon that has not heard of it would pin it
     again; of those, the latest MAX_PINS.
+
+    - ``namespaces``: how many divide what all pins may take of Redis.
+    - ``redis_usage``: what Redis keeps for pins in this namespace, and its limit; no more.
     """
 
     file: SharedFile
@@ -70,9 +73,7 @@ class Pins:
     host: HostStore | None
     redis: RedisStore | None
     namespaces: int = 1
-    """How many divide what all pins may take of Redis."""
     redis_usage: model.TierUsage = field(default_factory=model.TierUsage)
-    """What Redis keeps for pins in this namespace, and its limit; no more."""
     _times: dict[str, PinTimes] = field(default_factory=dict)
     _pinned: dict[str, int] = field(default_factory=dict)  # Since when, in milliseconds.
     _in_redis: dict[str, Held] = field(default_factory=dict)  # What was there of each pinned one.

@@ -36,12 +36,13 @@ class Quarantine:
 
     The shared ``store`` decides. While it does not answer, this daemon's own memory does: a strike
     that could not be stored counts until the store answers again.
+
+    - ``first_s``: returns how long a module's first quarantine lasts; 0 for none at all.
     """
 
     store: Strikes
     metrics: Metrics
     first_s: Callable[[], float]
-    """Returns how long a module's first quarantine lasts; 0 for none at all."""
     clock: Callable[[], float] = time.monotonic
     # By the end of the quarantine. The newest strike comes last.
     _known: dict[CacheKey, tuple[Strike, float]] = field(default_factory=dict)

@@ -31,14 +31,14 @@ from wasmkilnd.model import DEFAULT_NAMESPACE, Identity, QuotaReading
 CALLS: Final = "calls_per_minute"
 COMPILES: Final = "compiles_per_minute"
 STORED: Final = "stored_bytes_per_hour"
+# Every kind of quota, under its name in the policy.
 KINDS: Final = (CALLS, COMPILES, STORED)
-"""Every kind of quota, under its name in the policy."""
+# How many identities have buckets; beyond, the one that was seen longest ago is forgotten.
 MOST_IDENTITIES: Final = 2048
-"""How many identities have buckets; beyond, the one that was seen longest ago is forgotten."""
 MOST_READINGS: Final = 1_000
 
+# The tokens in each bucket, by kind. A kind that is missing has no limit.
 Limits: TypeAlias = Mapping[str, float]
-"""The tokens in each bucket, by kind. A kind that is missing has no limit."""
 
 _PERIOD_S = {CALLS: 60.0, COMPILES: 60.0, STORED: 3600.0}
 _MORE = {CALLS: "make another call", COMPILES: "begin another compilation", STORED: "store more"}
@@ -57,8 +57,7 @@ class Quota:
     ) -> None:
         """``refusals`` counts those of all quotas by kind."""
         self.limits = limits
-        self.policy: object = None
-        """What the limits were read from."""
+        self.policy: object = None  # What the limits were read from.
         self.refused: Counter[str] = Counter()
         self._refusals = Counter[str]() if refusals is None else refusals
         self._clock = clock
@@ -118,8 +117,8 @@ class Quota:
         raise errors.quota_exceeded(kind, what, retry_after_s)
 
 
+# That of callers without a quota.
 UNLIMITED: Final = Quota({})
-"""That of callers without a quota."""
 
 
 def unlimited(_: Identity) -> Quota:

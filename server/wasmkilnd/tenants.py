@@ -47,10 +47,10 @@ from wasmkilnd.telemetry.metrics import Gauges, Metrics
 from wasmkilnd.usage import Usage
 from wasmkilnd.whole_files import SharedFile
 
+# How many may be open at once: each has tasks and tables of its own.
 MAX_NAMESPACES = 256
-"""How many may be open at once: each has tasks and tables of its own."""
+# How long it takes at most until a daemon knows what another one pins and uses.
 LOOK_EVERY_S = 30.0
-"""How long it takes at most until a daemon knows what another one pins and uses."""
 # A daemon that dies while it compiles keeps others of the fleet waiting for so long.
 _LEASE_S = 5.0
 # How long a namespace that is named no more may take to write what waits.
@@ -61,12 +61,14 @@ log = structlog.get_logger("wasmkilnd.tenants")
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """How many bytes of memory and of the host store one namespace has."""
+    """How many bytes of memory and of the host store one namespace has.
+
+    - ``namespaces``: how many divide what the shared tier may hold of pinned modules.
+    """
 
     memory_bytes: int
     host_store_bytes: int
     namespaces: int = 1
-    """How many divide what the shared tier may hold of pinned modules."""
 
 
 def shares(
@@ -109,20 +111,22 @@ def why_not(
 
 @dataclass(frozen=True, slots=True)
 class Common:
-    """What all namespaces share: nothing of it holds what a tenant stored."""
+    """What all namespaces share: nothing of it holds what a tenant stored.
+
+    - ``metrics``: of the whole daemon.
+    - ``served_engines``: returns what each host store keeps as ``engines.json``.
+    - ``held``: the bytes of all modules that are being worked on.
+    - ``slots``: for compiles that no caller waits for.
+    """
 
     settings: model.Reloadable[Settings]
     metrics: Metrics
-    """Of the whole daemon."""
     server: embedded.SharedServer
     host: host_store.HostDirectory
     engines: EngineRegistry
     served_engines: Callable[[], Mapping[str, Any]]
-    """Returns what each host store keeps as ``engines.json``."""
     held: FairShare
-    """The bytes of all modules that are being worked on."""
     slots: asyncio.Semaphore
-    """For compiles that no caller waits for."""
     sealer: Sealer
 
 
@@ -136,8 +140,8 @@ class OpenTenant:
         now, whole = common.settings, common.metrics
         self._sealer = sealer = common.sealer
         settings, link, self.mode = now.current, common.server.link, common.server.mode
+        # Of the namespace alone; of the default one, those of the whole daemon.
         self.metrics = Metrics(whole.version, whole=whole) if namespace else whole
-        """Of the namespace alone; of the default one, those of the whole daemon."""
         metrics = self.metrics
         prefix = settings.redis_prefix + (f"ns:{namespace}:" if namespace else "")
 
@@ -160,8 +164,8 @@ class OpenTenant:
             is_pinned=is_pinned,
         )
         host = self.host if self.host.is_on else None
+        # None where the settings switch Redis off.
         self.redis: redis_store.RedisStore | None = None
-        """None where the settings switch Redis off."""
         if link:
             self.redis = redis_store.RedisStore(
                 *(link, prefix, sealer, metrics),
@@ -251,14 +255,12 @@ class Tenants:
     def __init__(self, common: Common, namespaces: Mapping[str, model.NamespaceLimits]) -> None:
         """Open the default namespace and ``namespaces``; see ``start``."""
         self._common = common
-        self.server = common.server
-        """The connection to the shared tier, which all namespaces use."""
-        self.opened: dict[str, OpenTenant] = {}
-        """Every namespace that is served now, by name."""
+        self.server = common.server  # The connection to the shared tier, which all namespaces use.
+        self.opened: dict[str, OpenTenant] = {}  # Every namespace that is served now, by name.
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        # Those that are served no more, and whose calls have not ended.
         self._closing: set[OpenTenant] = set()
-        """Those that are served no more, and whose calls have not ended."""
         self._named: Mapping[str, model.NamespaceLimits] = {}
         self._shares: dict[str, Share] = {}
         self.serve(namespaces, common.settings.current)

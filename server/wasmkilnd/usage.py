@@ -31,12 +31,12 @@ from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.whole_files import SharedFile
 
+# How many artifacts have a count.
 MAX_USES = 10_000
-"""How many artifacts have a count."""
+# After this time, a use counts half.
 HALF_LIFE_S = 24 * 3600.0
-"""After this time, a use counts half."""
+# In how many records of Redis the sums of a fleet are.
 PLACES = 64
-"""In how many records of Redis the sums of a fleet are."""
 
 _LEAST_COUNT = 0.01
 _MAX_SPECS = 256
@@ -47,13 +47,15 @@ _OWNER_BYTES = 16
 
 
 class UsedSpec(NamedTuple):
-    """What a use asked for besides the module, as a request for another engine would say it."""
+    """What a use asked for besides the module, as a request for another engine would say it.
+
+    - ``settings``: names and values that differ from the engine's defaults, in order.
+    """
 
     engine_id: str
     target: str
     cpu: str
     settings: tuple[tuple[str, str], ...]
-    """Names and values that differ from the engine's defaults, in order."""
 
     @classmethod
     def of(cls, spec: model.CompileSpec) -> UsedSpec:
@@ -62,16 +64,15 @@ class UsedSpec(NamedTuple):
         return cls(spec.engine.id, spec.target, spec.cpu, tuple(settings))
 
 
+# The module's digest, and what was asked for.
 Use: TypeAlias = tuple[str, UsedSpec]
-"""The module's digest, and what was asked for."""
 
 
 class Tally:
     """The uses since the last look. For one event loop."""
 
     def __init__(self) -> None:
-        self.counts: dict[tuple[str, str], int] = {}
-        """By module and fingerprint."""
+        self.counts: dict[tuple[str, str], int] = {}  # By module and fingerprint.
         self._specs: dict[str, UsedSpec] = {}
 
     def count(self, artifact: model.Artifact) -> None:
@@ -117,8 +118,7 @@ class Usage:
     def __init__(self, file: SharedFile, sealer: Sealer, redis: RedisStore | None) -> None:
         """Save to ``redis``, or without one to ``file``."""
         self.tally = Tally()
-        self.own = Uses()
-        """What this daemon counted since it started."""
+        self.own = Uses()  # What this daemon counted since it started.
         self._unsaved = Uses()
         self._file = file
         self._sealer = sealer

@@ -35,14 +35,17 @@ log = structlog.get_logger("wasmkilnd")
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What an RPC or a path needs."""
+    """What an RPC or a path needs.
+
+    - ``role``: the role that the caller needs; None where any identity will do.
+    - ``health``: whether ``open_health`` opens it to everybody.
+    - ``whole_daemon``: whether it acts on all namespaces, so that only the default one's callers
+      may.
+    """
 
     role: Role | None = None
-    """The role that the caller needs; None where any identity will do."""
     health: bool = False
-    """Whether ``open_health`` opens it to everybody."""
     whole_daemon: bool = False
-    """Whether it acts on all namespaces, so that only the default one's callers may."""
 
 
 _ANY, _HEALTH, _ADMIN, _METRICS = Need(), Need(health=True), Need(Role.ADMIN), Need(Role.METRICS)
@@ -87,16 +90,18 @@ _FETCH_PAUSE_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """All that says who may do what, read together. Another one whenever anything changes."""
+    """All that says who may do what, read together. Another one whenever anything changes.
+
+    - ``policy``: with the namespaces of tokens among its own.
+    - ``tokens``: None where there is no file of them.
+    - ``on``: whether callers need an identity.
+    - ``issuer``: whose JSON Web Tokens count; None for nobody's.
+    """
 
     policy: Policy = field(default_factory=Policy)
-    """With the namespaces of tokens among its own."""
     tokens: Tokens | None = None
-    """None where there is no file of them."""
     on: bool = False
-    """Whether callers need an identity."""
     issuer: Issuer | None = None
-    """Whose JSON Web Tokens count; None for nobody's."""
 
     def __str__(self) -> str:
         """Return the policy, a line for each rule: comments, so that `config` stays TOML."""
@@ -173,8 +178,7 @@ class AccessGuard:
         self._cas = client_cas()
         self._keys_wanted = asyncio.Event()
         self._fetched_s = time.monotonic()
-        self.access = Access()
-        """What is in force."""
+        self.access = Access()  # What is in force.
         self.replace(access or self.access)
 
     def replace(self, access: Access) -> None:

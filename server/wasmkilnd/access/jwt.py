@@ -19,8 +19,8 @@ from wasmkilnd.access.policy import Claims, Jwt
 from wasmkilnd.access.unusable import AccessUnusable, defect_in, read
 from wasmkilnd.errors import WasmkilnError
 
+# How far the clocks of issuer and daemon may differ.
 LEEWAY_S = 30
-"""How far the clocks of issuer and daemon may differ."""
 _TIMEOUT = aiohttp.ClientTimeout(total=10)
 _MOST_BYTES = 1024 * 1024
 _MOST_KEYS = 100
@@ -34,8 +34,8 @@ _OF_ISSUER = (
 )
 
 
+# By id.
 Keys: TypeAlias = Mapping[str, jwt.PyJWK]
-"""By id."""
 
 
 class CannotFetch(Exception):  # noqa: N818 - says what happened
@@ -44,13 +44,15 @@ class CannotFetch(Exception):  # noqa: N818 - says what happened
 
 @dataclass(frozen=True, slots=True)
 class Issuer:
-    """Whose tokens count, and with which keys. A reload, or new keys, make another."""
+    """Whose tokens count, and with which keys. A reload, or new keys, make another.
+
+    - ``url``: where the keys come from; empty for a file.
+    """
 
     name: str
     audiences: Sequence[str]
     keys: Keys = field(default_factory=dict)
     url: str = ""
-    """Where the keys come from; empty for a file."""
 
     def verify(self, token: str, unknown_key: Callable[[], None]) -> tuple[str, Claims, float]:
         """Return the subject, all claims, and until when the token counts, in Unix seconds.

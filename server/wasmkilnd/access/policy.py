@@ -22,14 +22,15 @@ from wasmkilnd.access.unusable import AccessUnusable, read
 from wasmkilnd.quota import Limits
 from wasmkilnd.settings import Size, expanded, parse_toml
 
+# The name of callers without credentials, where the policy lets them in.
 ANONYMOUS = "anonymous"
-"""The name of callers without credentials, where the policy lets them in."""
+# What a verified JSON Web Token says.
 Claims: TypeAlias = Mapping[str, object]
-"""What a verified JSON Web Token says."""
 
 _NO_CLAIMS: Claims = MappingProxyType({})
 _NOBODY = model.Identity("", frozenset())
 _KINDS = ("token:", "spiffe://", "dns:", "jwt:", "unix:")
+# Quotas of earlier releases, and what to do about them.
 _GONE = {
     "calls": "write calls_per_minute instead",
     "bytes_in_flight": "leave it out: each caller has its share of receive_bytes",
@@ -37,7 +38,6 @@ _GONE = {
     "cpu_seconds_per_hour": "write compiles_per_minute instead: compile_cpu_s bounds each",
     "bytes_kept": "write stored_bytes_per_hour instead",
 }
-"""Quotas of earlier releases, and what to do about them."""
 
 
 def _identity(value: object) -> object:
@@ -78,18 +78,20 @@ class _Table(BaseModel):
 
 
 class Rule(_Table):
-    """Which identities get what."""
+    """Which identities get what.
+
+    - ``identity``: their names, in which ``*`` stands for any text.
+    - ``claims``: what a JSON Web Token must say too.
+    - ``roles``: what it gives, without the roles that these include.
+    - ``namespace``: None where the rule names none.
+    """
 
     identity: Annotated[
         tuple[_Identity, ...], BeforeValidator(_several), Field(max_length=1000)
     ] = ()
-    """Their names, in which ``*`` stands for any text."""
     claims: Annotated[dict[_Text, str | int | bool], Field(max_length=50)] = {}
-    """What a JSON Web Token must say too."""
     roles: tuple[model.Role, ...] = ()
-    """What it gives, without the roles that these include."""
     namespace: _Namespace | None = None
-    """None where the rule names none."""
     quota: str = ""
 
     def matches(self, name: str, claims: Claims) -> bool:
@@ -113,15 +115,17 @@ class _QuotaTable(_Table):
 
 
 class Jwt(_Table):
-    """Whose JSON Web Tokens callers may send."""
+    """Whose JSON Web Tokens callers may send.
+
+    - ``audience``: of which a token must have one.
+    - ``keys``: the path or the URL of the issuer's JSON Web Key Set.
+    """
 
     issuer: _Text
     audience: Annotated[
         tuple[_Text, ...], BeforeValidator(_several), Field(min_length=1, max_length=100)
     ]
-    """Of which a token must have one."""
     keys: Annotated[str, BeforeValidator(_keys), Field(min_length=1, max_length=2048)]
-    """The path or the URL of the issuer's JSON Web Key Set."""
 
     @property
     def file(self) -> Path | None:
@@ -139,15 +143,18 @@ class _File(_Table):
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Who may do what. The first rule that matches an identity counts, and no other."""
+    """Who may do what. The first rule that matches an identity counts, and no other.
+
+    - ``namespaces``: every namespace that the policy or a token names, beside the default one, by
+      name.
+    - ``quotas``: by name.
+    - ``open_health``: whether health needs no identity.
+    """
 
     rules: Sequence[Rule] = ()
     namespaces: Mapping[str, model.NamespaceLimits] = field(default_factory=dict)
-    """Every namespace that the policy or a token names, beside the default one, by name."""
     quotas: Mapping[str, Limits] = field(default_factory=dict)
-    """By name."""
     open_health: bool = False
-    """Whether health needs no identity."""
     jwt: Jwt | None = None
 
     def identity(

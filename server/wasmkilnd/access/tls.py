@@ -42,8 +42,8 @@ log = structlog.get_logger("wasmkilnd")
 
 Certificates: TypeAlias = Sequence[Certificate]
 PrivateKey: TypeAlias = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+# A file cannot be used for TLS. The message names setting, file and cause; never a secret.
 TlsUnusable = AccessUnusable
-"""A file cannot be used for TLS. The message names setting, file and cause; never a secret."""
 
 _LONGEST_CHAIN = 5
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")  # gRPC takes no others.
@@ -56,20 +56,22 @@ _HOST = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 
 @dataclass(frozen=True, slots=True)
 class TlsMaterial:
-    """What connections are made with. Immutable; its text shows no key."""
+    """What connections are made with. Immutable; its text shows no key.
+
+    - ``chain_pem``: the certificate, and those between it and its CA.
+    - ``client_cas``: the CAs that sign callers' certificates; empty where callers need none.
+    - ``not_after``: when the certificate, or one of its chain, expires.
+    - ``client_ca_not_after``: when the first of the client CAs expires.
+    - ``http_context``: that for HTTP: callers may show a certificate, and need not.
+    """
 
     chain_pem: bytes
-    """The certificate, and those between it and its CA."""
     key_pem: bytes = field(repr=False)
     client_cas: Certificates
-    """The CAs that sign callers' certificates; empty where callers need none."""
     client_ca_pem: bytes
     not_after: datetime
-    """When the certificate, or one of its chain, expires."""
     client_ca_not_after: datetime | None
-    """When the first of the client CAs expires."""
     http_context: ssl.SSLContext = field(repr=False)
-    """That for HTTP: callers may show a certificate, and need not."""
 
 
 class TlsFiles:
@@ -77,10 +79,8 @@ class TlsFiles:
 
     def __init__(self, settings: Settings) -> None:
         """Read and check the files. Raises TlsUnusable."""
-        self.current: TlsMaterial = load(settings)
-        """What new connections are made with."""
-        self.failures = 0
-        """How often changed files could not be used."""
+        self.current: TlsMaterial = load(settings)  # What new connections are made with.
+        self.failures = 0  # How often changed files could not be used.
         self._on_change: list[Callable[[], None]] = []
 
     def on_change(self, call: Callable[[], None]) -> None:

@@ -43,7 +43,11 @@ class _Model(BaseModel):
 
 
 class Token(_Model):
-    """A token as the daemon keeps it: without its secret."""
+    """A token as the daemon keeps it: without its secret.
+
+    - ``created``: seconds since 1970, as all times here.
+    - ``expires``: None for never.
+    """
 
     id: Annotated[str, Field(pattern="^[0-9a-f]{12}$")]
     name: Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
@@ -51,9 +55,7 @@ class Token(_Model):
     namespace: Annotated[str, Field(pattern=f"^({NAMESPACE_NAME.pattern})?$")]
     sha256: Annotated[str, Field(repr=False)]
     created: int
-    """Seconds since 1970, as all times here."""
     expires: int | None
-    """None for never."""
 
     def expired(self, now_s: float) -> bool:
         """Return whether it counts no more."""
