@@ -22,7 +22,7 @@ from wasmkilnd.cache.embedded import EmbeddedServer, SharedServer
 from wasmkilnd.cache.host_store import HostDirectory
 from wasmkilnd.cache.redis_servers import AccessUnusable as RedisUnusable
 from wasmkilnd.engines.registry import EngineRegistry
-from wasmkilnd.lifecycle import engines, preflight, serve_namespaces
+from wasmkilnd.lifecycle import engines, preflight
 from wasmkilnd.lifecycle import reload as reloads
 from wasmkilnd.lifecycle.readiness import Readiness
 from wasmkilnd.lifecycle.shutdown import Shutdown, until
@@ -56,7 +56,7 @@ from wasmkilnd.telemetry.audit import Audit, AuditEvent, AuditLine, CannotAudit,
 from wasmkilnd.telemetry.logs import dropped_lines
 from wasmkilnd.telemetry.metrics import Metrics, TlsStatus
 from wasmkilnd.telemetry.tracing import open_tracing
-from wasmkilnd.tenants import Common, Tenants
+from wasmkilnd.tenants import Tenants, why_not
 
 # Calls at a time on one connection.
 _MAX_STREAMS = 256
@@ -124,7 +124,8 @@ class Daemon:
         served = serving.registry
 
         # The tiers, and what serves each namespace.
-        if why := serve_namespaces.refusal(now, access.policy.current.namespaces):
+        namespaces = access.policy.current.namespaces
+        if why := why_not(now, namespaces):
             raise preflight.CannotStart(why)
         embedded = EmbeddedServer(now.state_dir, now.embedded_redis_bytes)
         url, access_of_redis = now.redis_url.get_secret_value(), options.redis_access(now)
@@ -133,15 +134,15 @@ class Daemon:
         on_stop.push_async_callback(shared.close)
         async with long_step("opening the cache", at_most_s=300.0):
             await shared.start()
-            common = Common(
-                *(settings, metrics, shared, HostDirectory(options.host_options(now)), served),
+            host = HostDirectory(options.host_options(now))
+            tenants = self._tenants = Tenants(
+                *(settings, metrics, shared, host, served, namespaces),
                 served_engines=partial(engines.served_engines, served),
                 held=FairShare(lambda: 2 * limits.current.queue_bytes),
                 # So that most workers stay free for callers.
                 slots=asyncio.Semaphore(max(1, now.effective_workers // 2)),
                 sealer=sealer,
             )
-            tenants = self._tenants = Tenants(common, access.policy.current.namespaces)
             on_stop.push_async_callback(tenants.close)
             on_stop.push_async_callback(self._unless_hurried, tenants.flush, _FLUSH_S)
             await tenants.start()
@@ -151,7 +152,7 @@ class Daemon:
         traffic = Traffic(traffic_limits, message_bytes_for(now.max_module_bytes))
 
         def stats(namespace: str) -> Any:
-            counted, spent = tenants.metrics_of(namespace), quotas.readings(namespace)
+            counted, spent = tenants.of(namespace).compiler.metrics, quotas.readings(namespace)
             return stats_response(counted, namespace, spent, served.names)
 
         def capabilities() -> Capabilities:
@@ -199,7 +200,7 @@ class Daemon:
             parts={
                 **({"TLS": tls.prepare} if tls else {}),
                 "access": access.prepare,
-                "namespaces": serve_namespaces.prepare_namespaces(tenants, access),
+                "namespaces": lambda new: tenants.prepare(new, access.next_policy, access.policy),
                 "audit": lambda new: audit.prepare(new.audit_file),
                 "pins": lambda _: tenants.look_at_pins,
                 "engines": serving.prepare,

@@ -2,7 +2,7 @@
 
 Isolation is by construction. Each namespace has an object graph of its own (``OpenTenant``), and no
 object of one graph holds a reference to one of another. Whoever knows a digest or a fingerprint of
-another tenant gets nothing by it. The graphs share what holds no tenant's data (``Common``): the
+another tenant gets nothing by it. The graphs share what holds no tenant's data (``Tenants``): the
 engines' workers and their queue, the admission of bytes under way, the connection to Redis, and the
 memory and disk that are divided among them (``shares``).
 
@@ -27,12 +27,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import InitVar, dataclass, field, replace
 from typing import Any
 
 import structlog
 
 from wasmkilnd import errors, model
+from wasmkilnd.access.policy import Policy
+from wasmkilnd.access.unusable import AccessUnusable
 from wasmkilnd.cache import embedded, fleet, host_store, memory, redis_store
 from wasmkilnd.cache.cache import Cache
 from wasmkilnd.compile import Compiler, Tenant
@@ -92,57 +94,33 @@ def _divided(total: int, wanted: Sequence[int | None]) -> list[int]:
     return [part if size is None else min(size, total) for size in wanted]
 
 
-def why_not(
-    memory_bytes: int, host_store_bytes: int, namespaces: Mapping[str, model.NamespaceLimits]
-) -> str:
-    """Return why the daemon cannot serve ``namespaces``, of policy and tokens; empty if it can.
+def why_not(settings: Settings, namespaces: Mapping[str, model.NamespaceLimits]) -> str:
+    """Return why a daemon cannot serve ``namespaces``, of policy and tokens; empty if it can.
 
     A host store that is off has nothing to divide, and is not looked at.
     """
-    if len(namespaces) > MAX_NAMESPACES:
-        return f"there are {len(namespaces)} namespaces, and one daemon serves {MAX_NAMESPACES}"
-    for setting, there in (("memory_bytes", memory_bytes), ("host_store_bytes", host_store_bytes)):
+    why, count = "", len(namespaces)
+    if count > MAX_NAMESPACES:
+        why = f"there are {count} namespaces, and one daemon serves {MAX_NAMESPACES}"
+    there = settings.memory_bytes, settings.effective_host_store_bytes
+    for setting, there_bytes in zip(("memory_bytes", "host_store_bytes"), there, strict=True):
         asked = sum(getattr(each, setting) or 0 for each in namespaces.values())
-        if there and asked >= there:
-            what = f"the namespaces have {asked} {setting} together, and the daemon {there}"
-            return f"{what} for all: raise the setting {setting}, or give them less"
-    return ""
-
-
-@dataclass(frozen=True, slots=True)
-class Common:
-    """What all namespaces share: nothing of it holds what a tenant stored.
-
-    - ``metrics``: of the whole daemon.
-    - ``served_engines``: returns what each host store keeps as ``engines.json``.
-    - ``held``: the bytes of all modules that are being worked on.
-    - ``slots``: for compiles that no caller waits for.
-    """
-
-    settings: model.Reloadable[Settings]
-    metrics: Metrics
-    server: embedded.SharedServer
-    host: host_store.HostDirectory
-    engines: EngineRegistry
-    served_engines: Callable[[], Mapping[str, Any]]
-    held: FairShare
-    slots: asyncio.Semaphore
-    sealer: Sealer
+        if not why and there_bytes and asked >= there_bytes:
+            why = f"the namespaces have {asked} {setting} together, and the daemon {there_bytes}"
+            why += f" for all: raise the setting {setting}, or give them less"
+    return why and f"cannot serve the namespaces of policy and tokens: {why}"
 
 
 class OpenTenant:
     """What serves one namespace, and what comes and goes with it."""
 
-    def __init__(
-        self, namespace: str, share: Share, write_queue_bytes: Callable[[], int], common: Common
-    ) -> None:
-        """Build it; see ``start``. ``write_queue_bytes`` may wait to be written to each tier."""
+    def __init__(self, namespace: str, share: Share, common: Tenants) -> None:
+        """Build it of what is ``common`` to all namespaces; see ``start``."""
         now, whole = common.settings, common.metrics
         self._sealer = sealer = common.sealer
         settings, link, self.mode = now.current, common.server.link, common.server.mode
         # Of the namespace alone; of the default one, those of the whole daemon.
-        self.metrics = Metrics(whole.version, whole=whole) if namespace else whole
-        metrics = self.metrics
+        self.metrics = metrics = Metrics(whole.version, whole=whole) if namespace else whole
         prefix = settings.redis_prefix + (f"ns:{namespace}:" if namespace else "")
 
         def artifact_bytes() -> int:
@@ -178,7 +156,7 @@ class OpenTenant:
         self.cache = Cache(
             *(self.memory, host, self.redis, metrics),
             call_wait_s=settings.redis_timeout_s,
-            write_queue_bytes=write_queue_bytes,
+            write_queue_bytes=common.write_queue_bytes,
         )
         pins = Pins(
             file_of(settings.state_dir, namespace),
@@ -249,26 +227,45 @@ class OpenTenant:
             await part.close()
 
 
+@dataclass(eq=False, repr=False)
 class Tenants:
-    """Serves each namespace by a graph of its own. For one event loop."""
+    """Serves each namespace by a graph of its own, and the default one. For one event loop.
 
-    def __init__(self, common: Common, namespaces: Mapping[str, model.NamespaceLimits]) -> None:
-        """Open the default namespace and ``namespaces``; see ``start``."""
-        self._common = common
-        self.server = common.server  # The connection to the shared tier, which all namespaces use.
-        self.opened: dict[str, OpenTenant] = {}  # Every namespace that is served now, by name.
-        self._wake = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
-        # Those that are served no more, and whose calls have not ended.
-        self._closing: set[OpenTenant] = set()
-        self._named: Mapping[str, model.NamespaceLimits] = {}
-        self._shares: dict[str, Share] = {}
-        self.serve(namespaces, common.settings.current)
-        gauges = common.metrics.gauges
+    What all namespaces share holds nothing that a tenant stored:
+
+    - ``metrics``: of the whole daemon.
+    - ``server``: the connection to the shared tier.
+    - ``served_engines``: returns what each host store keeps as ``engines.json``.
+    - ``held``: the bytes of all modules that are being worked on.
+    - ``slots``: for compiles that no caller waits for.
+
+    ``opened`` has every namespace that is served now, by name. See ``start``.
+    """
+
+    settings: model.Reloadable[Settings]
+    metrics: Metrics
+    server: embedded.SharedServer
+    host: host_store.HostDirectory
+    engines: EngineRegistry
+    namespaces: InitVar[Mapping[str, model.NamespaceLimits]]
+    served_engines: Callable[[], Mapping[str, Any]]
+    held: FairShare
+    slots: asyncio.Semaphore
+    sealer: Sealer
+    opened: dict[str, OpenTenant] = field(default_factory=dict)
+    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    # Those that are served no more, and whose calls have not ended.
+    _closing: set[OpenTenant] = field(default_factory=set)
+
+    def __post_init__(self, namespaces: Mapping[str, model.NamespaceLimits]) -> None:
+        """Open the namespaces."""
+        self.serve(namespaces, self.settings.current)
+        gauges = self.metrics.gauges
         _show(gauges, self._all)
         gauges.remote = self.remote_status
         # Those of namespaces that are served, and of others.
-        gauges.tiers["host_store"] = common.host.usage
+        gauges.tiers["host_store"] = self.host.usage
         # The server's own figures, which are those of all its keys, and what of them is pinned.
         pinned, redis = gauges.tiers["redis"], self.default.redis
         gauges.tiers["redis"] = lambda: (redis.usage() if redis else model.TierUsage()) + pinned()
@@ -298,39 +295,35 @@ class Tenants:
             raise errors.credentials_invalid("unknown", gone)
         return self.opened[namespace].tenant
 
-    def metrics_of(self, namespace: str) -> Metrics:
-        """Return what is counted in ``namespace``; for the default one, in the whole daemon.
+    def prepare(
+        self, settings: Settings, read: Policy, policy: model.Reloadable[Policy]
+    ) -> Callable[[], None]:
+        """Return what serves the namespaces of the ``policy`` in force by then.
 
-        Raises as ``of``.
+        Another part may have refused the one that was ``read``. Raises AccessUnusable.
         """
-        return self.of(namespace).compiler.metrics
+        if why := why_not(settings, read.namespaces):
+            raise AccessUnusable(why)
+        return lambda: self.serve(policy.current.namespaces, settings)
 
     def serve(self, namespaces: Mapping[str, model.NamespaceLimits], settings: Settings) -> None:
         """Serve ``namespaces`` and the default one from now on, and no others.
 
-        They divide what ``settings`` give.
+        They divide the memory and the host store that ``settings`` give.
         """
-        self._named = namespaces
         for namespace in self.opened.keys() - {model.DEFAULT_NAMESPACE, *namespaces}:
             self._in_the_background(self._retire(self.opened.pop(namespace)))
             log.info("namespace closed", namespace=namespace)
-        self.resize(settings)
-        for namespace, share in self._shares.items():
-            if namespace not in self.opened:
-                opened = OpenTenant(namespace, share, self._write_queue_bytes, self._common)
-                self.opened[namespace] = opened
-                self._in_the_background(self._start(opened))
-                if namespace:
-                    log.info("namespace opened", namespace=namespace)
-
-    def resize(self, settings: Settings) -> None:
-        """Divide the memory and the host store that ``settings`` give."""
-        host_bytes = settings.effective_host_store_bytes
-        self._shares = shares(settings.memory_bytes, host_bytes, self._named)
-        if host_bytes:
-            self._common.host.limit_bytes = host_bytes
-        for namespace, opened in self.opened.items():
-            opened.resize(self._shares[namespace])
+        if host_bytes := settings.effective_host_store_bytes:
+            self.host.limit_bytes = host_bytes
+        for namespace, share in shares(settings.memory_bytes, host_bytes, namespaces).items():
+            if opened := self.opened.get(namespace):
+                opened.resize(share)
+                continue
+            opened = self.opened[namespace] = OpenTenant(namespace, share, self)
+            self._in_the_background(self._start(opened))
+            if namespace:
+                log.info("namespace opened", namespace=namespace)
 
     def add_engine(self, engine_id: str) -> None:
         """Let the metrics of every namespace count an engine."""
@@ -355,9 +348,8 @@ class Tenants:
 
     async def settle(self, timeout_s: float | None = None) -> None:
         """Let compilations finish, then cancel those that are left: see Flights."""
-        await asyncio.gather(
-            *(each.tenant.compiler.flights.settle(timeout_s) for each in self._all())
-        )
+        flights = [each.tenant.compiler.flights for each in self._all()]
+        await asyncio.gather(*(each.settle(timeout_s) for each in flights))
 
     async def flush(self, timeout_s: float) -> None:
         """Write what waits, for at most ``timeout_s``."""
@@ -369,7 +361,7 @@ class Tenants:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(each.close() for each in self._all()))
-        await self._common.host.close()
+        await self.host.close()
 
     def look_at_pins(self) -> None:
         """Exchange pins with other daemons soon."""
@@ -392,9 +384,12 @@ class Tenants:
     def _all(self) -> list[OpenTenant]:
         return [*self.opened.values(), *self._closing]
 
-    def _write_queue_bytes(self) -> int:
-        # The newest module and artifact are queued even where they are larger than that.
-        limits = self._common.settings.current
+    def write_queue_bytes(self) -> int:
+        """Return how many bytes of a namespace may wait to be written to each tier.
+
+        The newest module and artifact are queued even where they are larger than that.
+        """
+        limits = self.settings.current
         return (limits.max_module_bytes + limits.max_artifact_bytes) // len(self.opened)
 
     async def _start(self, opened: OpenTenant) -> None:
@@ -417,7 +412,7 @@ class Tenants:
         while True:
             self._wake.clear()
             await asyncio.gather(*(each.look() for each in self._all()))
-            part_of_age_s = self._common.sealer.max_age_s / 4 or LOOK_EVERY_S
+            part_of_age_s = self.sealer.max_age_s / 4 or LOOK_EVERY_S
             with suppress(TimeoutError):
                 pause_s = max(1.0, min(LOOK_EVERY_S, part_of_age_s))
                 await asyncio.wait_for(self._wake.wait(), pause_s)

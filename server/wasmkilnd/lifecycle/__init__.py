@@ -11,7 +11,6 @@
 | | ``systemd`` | what the service manager hears; how reloads end |
 | | ``running`` | a file in the state directory for each daemon: its reloads |
 | reload | ``reload`` | reads settings, keys, access and files again, each part by itself |
-| | ``serve_namespaces`` | opens and closes namespaces as the policy names them |
 | end | ``shutdown`` | the deadline of calls in progress |
 
 It promises:

@@ -17,7 +17,7 @@ from wasmkilnd.access.policy import read_policy
 from wasmkilnd.access.unusable import AccessUnusable
 from wasmkilnd.cache.redis_servers import AccessUnusable as RedisAccessUnusable
 from wasmkilnd.cache.redis_servers import check_files
-from wasmkilnd.lifecycle import engines, serve_namespaces
+from wasmkilnd.lifecycle import engines
 from wasmkilnd.lifecycle.preflight import CannotStart, check_limits
 from wasmkilnd.lifecycle.running import running
 from wasmkilnd.options import redis_access
@@ -27,6 +27,7 @@ from wasmkilnd.settings_loader import ConfigError
 from wasmkilnd.signing.keys import read_keys
 from wasmkilnd.telemetry.audit import cannot_write_audit
 from wasmkilnd.telemetry.tracing import open_tracing
+from wasmkilnd.tenants import why_not
 
 
 def check(settings: Settings) -> Access:
@@ -43,7 +44,7 @@ def check(settings: Settings) -> Access:
     if settings.tls_cert_file:
         tls.load(settings)
     access, _ = read_access(settings)
-    if why := serve_namespaces.refusal(settings, access.policy.namespaces):
+    if why := why_not(settings, access.policy.namespaces):
         raise CannotStart(why)
     read_keys(settings).refuse_revoked()
     if why := engines.refusal(settings):

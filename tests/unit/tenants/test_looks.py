@@ -53,8 +53,7 @@ async def started(part: Part) -> Tenants:
     tenant, young = SimpleNamespace(pins=part), SimpleNamespace(max_age_s=0.0)
     parts = dict.fromkeys(("host", "cache", "fleet", "usage"), part)
     vars(opened).update(**parts, redis=None, tenant=tenant, _sealer=young)
-    common = SimpleNamespace(host=part, sealer=young)
-    vars(tenants).update(opened={"": opened}, _wake=asyncio.Event(), _common=common)
+    vars(tenants).update(opened={"": opened}, _wake=asyncio.Event(), host=part, sealer=young)
     vars(tenants).update(_tasks=set(), _closing=set())
     await tenants.start()
     return tenants

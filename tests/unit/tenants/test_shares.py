@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
+from wasmkilnd import tenants
 from wasmkilnd.model import NamespaceLimits
-from wasmkilnd.tenants import MAX_NAMESPACES, Share, shares, why_not
+from wasmkilnd.tenants import MAX_NAMESPACES, Share, shares
 
 EQUAL = NamespaceLimits()
+
+
+def why_not(memory_bytes: int, host_bytes: int, named: dict[str, NamespaceLimits]) -> str:
+    settings: Any = SimpleNamespace(
+        memory_bytes=memory_bytes, effective_host_store_bytes=host_bytes
+    )
+    return tenants.why_not(settings, named)
 
 
 def test_without_namespaces_the_default_one_has_all() -> None:
