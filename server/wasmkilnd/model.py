@@ -1,7 +1,7 @@
 """The values that the daemon's parts hand to each other.
 
-All are frozen dataclasses and enums: they hold no connection, no lock and no behaviour beyond
-what follows from their fields, and import nothing of the daemon. Every room may import them.
+All but one are frozen dataclasses and enums: they hold no connection, no lock and no behaviour
+beyond what follows from their fields, and import nothing of the daemon. Every room may import them.
 
 The three that matter most: a ``Module`` and a ``CompileSpec`` go into a compilation, an
 ``Artifact`` comes out. ``CacheKey`` (the module's SHA-256 and the spec's fingerprint) is under
@@ -544,9 +544,9 @@ class EngineCapabilities:
     kinds: frozenset[Kind]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class EngineWarmUp:
-    """How far the artifacts of an engine are compiled before names stand for it.
+    """How far the artifacts of an engine are compiled by now, before names stand for it.
 
     - ``from_engine_id``: the engine whose artifacts were used most.
     - ``total``: how many artifacts there are to compile; 0 until that is known.

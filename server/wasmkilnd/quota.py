@@ -21,8 +21,9 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Final, TypeAlias
 
 from wasmkilnd import errors
@@ -46,22 +47,20 @@ _LEAST_RETRY_S = 0.1
 _ROUNDING = 1e-9
 
 
+@dataclass(eq=False, repr=False)
 class Quota:
-    """The buckets of one identity. For one event loop; any thread may read."""
+    """The buckets of one identity. For one event loop; any thread may read.
 
-    def __init__(
-        self,
-        limits: Limits,
-        refusals: Counter[str] | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """``refusals`` counts those of all quotas by kind."""
-        self.limits = limits
-        self.policy: object = None  # What the limits were read from.
-        self.refused: Counter[str] = Counter()
-        self._refusals = Counter[str]() if refusals is None else refusals
-        self._clock = clock
-        self._taken: dict[str, tuple[float, float]] = {}  # how many of a kind by when
+    - ``policy``: what the limits were read from.
+    - ``refusals``: counts those of all quotas by kind.
+    """
+
+    limits: Limits
+    refusals: Counter[str] = field(default_factory=Counter)
+    clock: Callable[[], float] = time.monotonic
+    policy: object = None
+    refused: Counter[str] = field(default_factory=Counter)
+    _taken: dict[str, tuple[float, float]] = field(default_factory=dict)  # how many by when
 
     def call(self) -> None:
         """Count a call. Raises QUOTA_EXCEEDED."""
@@ -90,12 +89,11 @@ class Quota:
     def used(self, kind: str) -> float:
         """Return how many tokens have not come back yet."""
         taken, when_s = self._taken.get(kind, (0.0, 0.0))
-        back = (self._clock() - when_s) * self.limits[kind] / _PERIOD_S[kind]
-        return max(0.0, taken - back)
+        return max(0.0, taken - (self.clock() - when_s) * self.limits[kind] / _PERIOD_S[kind])
 
     def _take(self, kind: str, tokens: float) -> None:
         if kind in self.limits:
-            self._taken[kind] = self.used(kind) + tokens, self._clock()
+            self._taken[kind] = self.used(kind) + tokens, self.clock()
 
     def _missing(self, kind: str) -> float:
         """Return how much of a token is missing, 0 for nothing."""
@@ -110,7 +108,7 @@ class Quota:
             return
         limit = self.limits[kind]
         self.refused[kind] += 1
-        self._refusals[kind] += 1
+        self.refusals[kind] += 1
         unit = "bytes per hour" if kind == STORED else "per minute"
         what = f"cannot {_MORE[kind]} now: your quota allows {limit:,.12g} {unit}"
         retry_after_s = max(_LEAST_RETRY_S, missing * _PERIOD_S[kind] / limit)
@@ -126,42 +124,33 @@ def unlimited(_: Identity) -> Quota:
     return UNLIMITED
 
 
+@dataclass(eq=False, repr=False)
 class Quotas:
-    """Finds the quota of a call's identity. For one event loop."""
+    """Finds the quota of a call's identity. For one event loop.
 
-    def __init__(
-        self,
-        in_force: Callable[[], Mapping[str, Limits]],
-        *,
-        clock: Callable[[], float] = time.monotonic,
-        most: int = MOST_IDENTITIES,
-    ) -> None:
-        """``in_force`` returns the quotas by name: another object whenever the policy changed."""
-        self._in_force = in_force
-        self._clock = clock
-        self._most = most
-        # By namespace and name: tokens of two tenants may have the same name.
-        self._known: OrderedDict[tuple[str, str], Quota] = OrderedDict()
-        self._refused: Counter[str] = Counter()
+    - ``in_force``: returns the quotas by name: another object whenever the policy changed.
+    - ``known``: by namespace and name: tokens of two tenants may have the same name.
+    """
 
-    def __len__(self) -> int:
-        """Return of how many identities the use is remembered."""
-        return len(self._known)
+    in_force: Callable[[], Mapping[str, Limits]]
+    _: KW_ONLY
+    clock: Callable[[], float] = time.monotonic
+    most: int = MOST_IDENTITIES
+    known: OrderedDict[tuple[str, str], Quota] = field(default_factory=OrderedDict)
+    refused: Counter[str] = field(default_factory=Counter)
 
     def of(self, identity: Identity) -> Quota:
         """Return the quota of ``identity``: one without limits if the policy gives it none."""
-        if not identity.quota:
-            return UNLIMITED
-        policy = self._in_force()
-        if (limits := policy.get(identity.quota)) is None:
+        policy = self.in_force()
+        if not identity.quota or (limits := policy.get(identity.quota)) is None:
             return UNLIMITED
         key = identity.namespace, identity.name
-        if key not in self._known:
-            self._known[key] = Quota(limits, self._refused, self._clock)
-        self._known.move_to_end(key)
-        if len(self._known) > self._most:
-            self._known.popitem(last=False)
-        quota = self._known[key]
+        if key not in self.known:
+            self.known[key] = Quota(limits, self.refused, self.clock)
+        self.known.move_to_end(key)
+        if len(self.known) > self.most:
+            self.known.popitem(last=False)
+        quota = self.known[key]
         quota.limits, quota.policy = limits, policy
         return quota
 
@@ -186,11 +175,11 @@ class Quotas:
         largest = dict.fromkeys(KINDS, 0.0)
         for _, row in self._rows():
             largest[row.kind] = max(largest[row.kind], row.ratio)
-        return {kind: (largest[kind], self._refused[kind]) for kind in KINDS}
+        return {kind: (largest[kind], self.refused[kind]) for kind in KINDS}
 
     def _rows(self) -> Iterator[tuple[str, QuotaReading]]:
-        policy = self._in_force()
-        for (namespace, name), quota in list(self._known.items()):
+        policy = self.in_force()
+        for (namespace, name), quota in list(self.known.items()):
             if quota.policy is policy:
                 for kind, limit in quota.limits.items():
                     used, refused = quota.used(kind), quota.refused[kind]
@@ -209,7 +198,7 @@ class FairShare:
         """``limit`` is read at each use; while more than it is held, no caller has room."""
         self._limit = limit
         self.total = 0
-        self._held: dict[str, int] = {}
+        self._held = defaultdict[str, int](int)
 
     @property
     def free(self) -> int:
@@ -231,8 +220,6 @@ class FairShare:
     def add(self, caller: str, amount: int) -> None:
         """Add ``amount`` to what ``caller`` holds; a negative amount gives back."""
         self.total += amount
-        held = self._held.get(caller, 0) + amount
-        if held:
-            self._held[caller] = held
-        else:
-            self._held.pop(caller, None)
+        self._held[caller] += amount
+        if not self._held[caller]:
+            del self._held[caller]

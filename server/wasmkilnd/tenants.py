@@ -325,10 +325,11 @@ class Tenants:
             if namespace:
                 log.info("namespace opened", namespace=namespace)
 
-    def add_engine(self, engine_id: str) -> None:
-        """Let the metrics of every namespace count an engine."""
+    def add_engines(self, ids: Sequence[str]) -> None:
+        """Let the metrics of every namespace count these engines."""
         for opened in self._all():
-            opened.metrics.add_engine(engine_id)
+            for engine_id in ids:
+                opened.metrics.add_engine(engine_id)
 
     async def save_uses(self) -> None:
         """Save how often each artifact was served so far, where the fleet finds it."""

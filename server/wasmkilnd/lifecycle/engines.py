@@ -23,7 +23,7 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import structlog
 
@@ -37,11 +37,11 @@ from wasmkilnd.engines.pool import Neighbours, WorkerPool
 from wasmkilnd.engines.process import IsolationGuard
 from wasmkilnd.engines.registry import EngineRegistry, ServedEngine
 from wasmkilnd.engines.serving import serve_engine
-from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
+from wasmkilnd.errors import Reason
 from wasmkilnd.lifecycle.preflight import CannotStart
 from wasmkilnd.lifecycle.reload import CannotReload
 from wasmkilnd.lifecycle.systemd import long_step
-from wasmkilnd.model import HASHED_FORMAT, UNHASHED_DEFAULTS, Reloadable
+from wasmkilnd.model import EngineWarmUp, Reloadable
 from wasmkilnd.ownership import NotOurs
 from wasmkilnd.rpc.messages import Capabilities
 from wasmkilnd.settings import Settings
@@ -65,9 +65,6 @@ _PAUSE_S = 1.0
 # How long a warm-up waits for what only the shared tier knows: a server that is gone for good must
 # not keep names from the new engine for ever.
 _PATIENCE_S = 600.0
-
-# How a Request begins: a module's digest, no module, the engine, target, cpu and settings.
-_Asked: TypeAlias = tuple[str, bytes, str, str, str, dict[str, str]]
 
 
 def _no_engine(settings: Settings, why: str = "") -> CannotStart:
@@ -202,7 +199,7 @@ class Serving:
         self._ids: list[str] = []
         self._recorded = naming.Record()
         # Every warm-up since the daemon started, by the new engine.
-        self._warm_ups: dict[str, model.EngineWarmUp] = {}
+        self._warm_ups: dict[str, EngineWarmUp] = {}
         gauges, registry = metrics.gauges, self.registry
         gauges.engine_states = lambda: (
             dict.fromkeys((each.id for each in self.unserved), False)
@@ -236,10 +233,8 @@ class Serving:
         new = [each for each in installed if each.id not in now]
         starts = (serve_engine(each, self.isolation, self._new_pool) for each in new)
         now |= {each.id: each for each in await asyncio.gather(*starts)}
-        served, whys = (
-            list[ServedEngine](),
-            dict.fromkeys(damaged, "it is damaged: install it again"),
-        )
+        served = list[ServedEngine]()
+        whys = dict.fromkeys(damaged, "it is damaged: install it again")
         for engine in [now[each.id] for each in installed]:
             if isinstance(engine, model.UnservedEngine):
                 whys[engine.id] = engine.cause
@@ -327,23 +322,19 @@ class Serving:
         await self._tenants.save_uses()
         try:
             installed = await asyncio.to_thread(self._store.installed)
-            if installed:
-                await self._take_in(installed)
-            else:
+            names = self.registry.resolved
+            if not installed:
                 log.error("no engine is installed: those that are served stay")
+            else:
+                added, gone = await self._take(installed)
+                self._tenants.add_engines(added)
+                for engine in gone:
+                    self.in_background(self._end(engine))
+                await self._tell(names, added, [engine.id for engine in gone])
+                self._warm_up()
         except NotOurs as refusal:
             log.error("cannot look for engines: those that are served stay", cause=str(refusal))
         log.info("engines read again")
-
-    async def _take_in(self, installed: Sequence[InstalledEngine]) -> None:
-        names = self.registry.resolved
-        added, gone = await self._take(installed)
-        for engine_id in added:
-            self._tenants.add_engine(engine_id)
-        for engine in gone:
-            self.in_background(self._end(engine))
-        await self._tell(names, added, [engine.id for engine in gone])
-        self._warm_up()
 
     def _warm_up(self) -> None:
         """Begin the warm-ups that were ordered, unless they are under way."""
@@ -351,11 +342,11 @@ class Serving:
         for order in self._recorded.warm_ups:
             known = self._warm_ups.get(order.engine_id)
             if order.engine_id in served and (known is None or known.ended):
-                new = model.EngineWarmUp(order.engine_id, order.from_engine_id)
+                new = EngineWarmUp(order.engine_id, order.from_engine_id)
                 self._warm_ups[order.engine_id] = new
-                self.in_background(self._warm(order))
+                self.in_background(self._warm(order, new))
 
-    async def _warm(self, order: naming.WarmOrder) -> None:
+    async def _warm(self, order: naming.WarmOrder, state: EngineWarmUp) -> None:
         """Compile what is used most with the old engine, then let names stand for the new one."""
         until_s = time.monotonic() + _PATIENCE_S
         about = {"engine": order.engine_id, "from": order.from_engine_id}
@@ -363,16 +354,16 @@ class Serving:
         async def work() -> None:
             for opened, (sha256, (_, target, cpu, settings)) in rest:
                 asked = sha256, b"", order.engine_id, target, cpu, dict(settings)
-                why = await self._compile(opened, asked, until_s)
-                end = "failed" if why else "done"
-                self._change(order, **{end: getattr(self._warm_ups[order.engine_id], end) + 1})
+                why = await self._compile(opened, Request(*asked, terms=THE_DAEMON), until_s)
+                state.done += not why
+                state.failed += bool(why)
                 if why:
                     what = {"engine": order.engine_id, "module": sha256, "cause": why}
                     log.warning("artifact not made ahead", **what)
 
         try:
             hot = await self._hot(order, until_s)
-            self._change(order, total=len(hot))
+            state.total = len(hot)
             log.info("engine warm-up began", artifacts=len(hot), **about)
             random.shuffle(hot)
             rest = iter(hot)
@@ -383,9 +374,8 @@ class Serving:
         names = self.registry.resolved
         await self._resolve(warmed=order.engine_id)
         await self._tell(names, (), ())
-        self._change(order, ended=True)
-        end = self._warm_ups[order.engine_id]
-        log.info("engine warm-up ended", done=end.done, failed=end.failed, **about)
+        state.ended = True
+        log.info("engine warm-up ended", done=state.done, failed=state.failed, **about)
 
     async def _hot(self, order: naming.WarmOrder, until_s: float) -> list[tuple[OpenTenant, Use]]:
         """Return what is used most with the old engine, each with its namespace.
@@ -394,27 +384,28 @@ class Serving:
         """
         counted: list[tuple[float, OpenTenant, Use]] = []
         for opened in [*self._tenants.opened.values()]:
-            uses: Uses | None = None
-            while uses is None:
-                try:
-                    uses = await opened.usage.of_fleet()
-                except TierUnavailable:
-                    if time.monotonic() >= until_s:
-                        uses = opened.usage.own
-                    else:
-                        await asyncio.sleep(_PAUSE_S)
+            uses = await self._uses(opened, until_s)
             most = uses.most(order.top, order.from_engine_id)
             counted += [(count, opened, use) for use, count in most]
         counted.sort(key=lambda each: (-each[0], each[2][0]))
         return [(opened, use) for _, opened, use in counted[: order.top]]
 
-    async def _compile(self, opened: OpenTenant, asked: _Asked, until_s: float) -> str:
+    async def _uses(self, opened: OpenTenant, until_s: float) -> Uses:
+        while True:
+            try:
+                return await opened.usage.of_fleet()
+            except errors.TierUnavailable:
+                if time.monotonic() >= until_s:
+                    return opened.usage.own
+            await asyncio.sleep(_PAUSE_S)
+
+    async def _compile(self, opened: OpenTenant, asked: Request, until_s: float) -> str:
         """Have one artifact in memory and in the tiers; return why that is not possible."""
         while True:
             try:
-                await opened.tenant.compiler.ahead(Request(*asked, terms=THE_DAEMON))
+                await opened.tenant.compiler.ahead(asked)
                 return ""
-            except WasmkilnError as failure:
+            except errors.WasmkilnError as failure:
                 tier, reason = opened.remote_status(), failure.reason
                 if reason is Reason.SERVER_DRAINING and opened in self._tenants.opened.values():
                     # The daemon ends, and the order stays for the next start.
@@ -425,11 +416,8 @@ class Serving:
                     return failure.message
                 await asyncio.sleep(max(_PAUSE_S, failure.retry_after_s or 0.0))
             except Exception:
-                log.exception("cannot make an artifact ahead", engine=asked[2])
+                log.exception("cannot make an artifact ahead", engine=asked.engine)
                 return "a defect of the daemon"
-
-    def _change(self, order: naming.WarmOrder, **fields: Any) -> None:
-        self._warm_ups[order.engine_id] = replace(self._warm_ups[order.engine_id], **fields)
 
     async def _tell(self, before: naming.Names, added: Sequence[str], gone: Sequence[str]) -> None:
         """Tell clients, the audit and the log what is served now, and what names stand for."""
@@ -471,22 +459,22 @@ def served_engines(engines: EngineRegistry) -> dict[str, Any]:
     Engines come in the order in which a request's name chooses among them: the one that a name
     stands for is the first of its name.
     """
-    listed = []
-    for engine in engines.served:
+
+    def listed(engine: ServedEngine) -> dict[str, Any]:
         known = engine.capabilities
         defaults = {setting.name: setting.default for setting in known.settings}
-        listed.append(
-            {
-                "id": engine.id,
-                **asdict(known.identity),
-                "default": engine.id == engines.default,
-                "kinds": sorted(kind.value for kind in known.kinds),
-                "targets": [asdict(target) for target in known.targets],
-                "native_cpu_features": sorted(known.host_cpu_features),
-                "settings": defaults,
-                # Settings that enter the fingerprint only where they differ from their default.
-                "unhashed_defaults": sorted(dict(defaults.items() & UNHASHED_DEFAULTS.items())),
-                "fingerprint": engine.spec("", "", {}).fingerprint,
-            }
-        )
-    return {"version": LIST_VERSION, "cache_format": HASHED_FORMAT, "engines": listed}
+        return {
+            "id": engine.id,
+            **asdict(known.identity),
+            "default": engine.id == engines.default,
+            "kinds": sorted(kind.value for kind in known.kinds),
+            "targets": [asdict(target) for target in known.targets],
+            "native_cpu_features": sorted(known.host_cpu_features),
+            "settings": defaults,
+            # Settings that enter the fingerprint only where they differ from their default.
+            "unhashed_defaults": sorted(dict(defaults.items() & model.UNHASHED_DEFAULTS.items())),
+            "fingerprint": engine.spec("", "", {}).fingerprint,
+        }
+
+    listing = [listed(engine) for engine in engines.served]
+    return {"version": LIST_VERSION, "cache_format": model.HASHED_FORMAT, "engines": listing}
