@@ -37,17 +37,7 @@ from wasmkilnd.rpc.calls import Entry
 from wasmkilnd.rpc.messages import Capabilities, stats_response
 from wasmkilnd.rpc.module_service import ModuleServicer
 from wasmkilnd.rpc.traffic import MESSAGE_OVERHEAD_BYTES, Traffic, message_bytes_for
-from wasmkilnd.settings import (
-    NONE,
-    Address,
-    Settings,
-    group_id,
-    limits_of,
-    written,
-)
-from wasmkilnd.settings import (
-    traffic_limits as traffic_limits_of,
-)
+from wasmkilnd.settings import NONE, Address, Settings, group_id, limits_of, written
 from wasmkilnd.settings_loader import LoadedSettings
 from wasmkilnd.signing.keys import open_keys
 from wasmkilnd.signing.sealer import Sealer
@@ -93,7 +83,6 @@ class Daemon:
         settings, metrics = self.settings, self._metrics
         readiness, on_stop = self._readiness, self._on_stop
         limits = Reloadable(limits_of(now))
-        traffic_limits = Reloadable(traffic_limits_of(now))
         preflight.check_host(now)
         # Without the keys of JSON Web Tokens, which the policy names: they are read once more.
         seen = reloads.stamps_of(reloads.watched_files(now, Access()))
@@ -149,7 +138,7 @@ class Daemon:
 
         # The calls.
         quotas = Quotas(lambda: access.policy.current.quotas)
-        traffic = Traffic(traffic_limits, message_bytes_for(now.max_module_bytes))
+        traffic = Traffic(settings, message_bytes_for(now.max_module_bytes))
 
         def stats(namespace: str) -> Any:
             counted, spent = tenants.of(namespace).compiler.metrics, quotas.readings(namespace)
@@ -194,7 +183,7 @@ class Daemon:
         # What changes while it runs.
         self._serving = serving
         self._reloader = reloads.Reloader(
-            *(settings, limits, traffic_limits, sealer, tenants, audit, metrics),
+            *(settings, limits, sealer, tenants, audit, metrics),
             largest_module_bytes=traffic.message_bytes - MESSAGE_OVERHEAD_BYTES,
             refusal=lambda new: options.limits_too_low(new) or engines.refusal(new),
             parts={

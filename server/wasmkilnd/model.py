@@ -612,24 +612,6 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class TrafficLimits:
-    """Limits on the calls in progress of all callers together.
-
-    - ``receive_bytes``: for requests that arrive or are being read.
-    - ``send_bytes``: for copies of answers that callers have not read.
-    - ``send_pinned_bytes``: for artifacts that are being sent.
-    - ``caller_timeout_s``: how long a caller may take to send its request, and to read something of
-      its answer.
-    """
-
-    calls: int
-    receive_bytes: int
-    send_bytes: int
-    send_pinned_bytes: int
-    caller_timeout_s: float
-
-
-@dataclass(frozen=True, slots=True)
 class TierUsage(_Sums):
     """What a tier holds now.
 

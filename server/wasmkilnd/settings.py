@@ -28,7 +28,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
 from wasmkilnd.machine import cpu_count, file_system_bytes, memory_bytes
-from wasmkilnd.model import Limits, TrafficLimits
+from wasmkilnd.model import Limits
 from wasmkilnd.redis_address import RedisAddress, RedisKind, ip_of
 
 ENV_PREFIX: Final = "WASMKILN_"
@@ -572,6 +572,11 @@ class Settings(BaseModel):
         return self.workers or cpu_count()
 
     @property
+    def send_bytes(self) -> int:
+        """How many bytes of answers may wait to be read, besides artifacts."""
+        return max(8 * MIB, self.receive_bytes // 4)
+
+    @property
     def effective_compile_cpu_s(self) -> float:
         """CPU seconds of one compilation, its threads together."""
         return self.compile_cpu_s or self.compile_timeout_s * cpu_count()
@@ -669,15 +674,4 @@ def limits_of(settings: Settings) -> Limits:
         compile_memory_bytes=settings.effective_compile_memory_bytes,
         queue_length=settings.queue_length,
         queue_bytes=settings.receive_bytes // 2,
-    )
-
-
-def traffic_limits(settings: Settings) -> TrafficLimits:
-    """Return the limits on calls in progress."""
-    return TrafficLimits(
-        calls=settings.max_calls,
-        receive_bytes=settings.receive_bytes,
-        send_bytes=max(8 * MIB, settings.receive_bytes // 4),
-        send_pinned_bytes=settings.receive_bytes,
-        caller_timeout_s=settings.caller_timeout_s,
     )

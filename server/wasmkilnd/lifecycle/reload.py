@@ -23,9 +23,9 @@ from wasmkilnd.access.guard import Access, AccessGuard, files_of, read_access
 from wasmkilnd.access.jwt import CannotFetch
 from wasmkilnd.access.unusable import AccessUnusable, defect_in
 from wasmkilnd.cache.redis_servers import AccessUnusable as RedisUnusable
-from wasmkilnd.model import Limits, Reloadable, TrafficLimits
+from wasmkilnd.model import Limits, Reloadable
 from wasmkilnd.options import redis_access
-from wasmkilnd.settings import Settings, limits_of, traffic_limits
+from wasmkilnd.settings import Settings, limits_of
 from wasmkilnd.settings_loader import Change, ConfigError, LoadedSettings, changes, take_over
 from wasmkilnd.signing.keys import KeysUnusable, open_keys
 from wasmkilnd.signing.keys import changes as key_changes
@@ -80,7 +80,6 @@ class Reloader:
 
     settings: Reloadable[Settings]
     limits: Reloadable[Limits]
-    traffic: Reloadable[TrafficLimits]
     sealer: Sealer
     tenants: Tenants
     auditor: Audit
@@ -120,7 +119,7 @@ class Reloader:
                 values = {"old": change.old, "new": change.new}
                 log.warning("setting needs a restart", setting=change.field, **values)
             refused |= await self._read_files(new)
-            self.limits.current, self.traffic.current = limits_of(new), traffic_limits(new)
+            self.limits.current = limits_of(new)
             logs.configure(new.log_format, new.log_level, sys.stderr)
             refused |= await self._read_keys_and_redis(new)
             await self.tenants.write_engines()

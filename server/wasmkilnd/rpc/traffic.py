@@ -49,6 +49,7 @@ from wasmkilnd.flights import Waiter
 from wasmkilnd.network import address_of, host_of
 from wasmkilnd.quota import UNLIMITED, FairShare, Quota
 from wasmkilnd.rpc.messages import MODULE_FIELDS, REQUEST_BYTES, SMALL_BYTES, bound
+from wasmkilnd.settings import Settings
 from wasmkilnd.telemetry.metrics import TrafficUsage
 from wasmkilnd.telemetry.tracing import CallTrace
 
@@ -237,11 +238,11 @@ class Gate(FairShare):
 class Traffic:
     """The limits of all calls, and what these hold. For one event loop."""
 
-    def __init__(self, limits: model.Reloadable[model.TrafficLimits], message_bytes: int) -> None:
+    def __init__(self, limits: model.Reloadable[Settings], message_bytes: int) -> None:
         """Let messages of ``message_bytes`` in."""
         self._limits = limits
         self.message_bytes = message_bytes
-        self.calls = Gate(lambda: limits.current.calls)
+        self.calls = Gate(lambda: limits.current.max_calls)
         self.probes = Gate(lambda: MOST_PROBES)
         self.watches = Gate(lambda: MOST_WATCHES)
         self.requests = FairShare(self._half)
@@ -249,7 +250,7 @@ class Traffic:
         self.freed = asyncio.Event()
         self._arriving = FairShare(self._half)
         self._unread = FairShare(lambda: limits.current.send_bytes // 2)
-        self._pinned = FairShare(lambda: limits.current.send_pinned_bytes)
+        self._pinned = FairShare(lambda: limits.current.receive_bytes)
         # The calls that each artifact is being sent to; it counts for the caller of the first.
         self._sent: dict[model.Artifact, list[Call]] = {}
         # The calls that wait for their callers.
@@ -387,7 +388,7 @@ class Traffic:
     @property
     def _piece_bytes(self) -> int:
         limits = self._limits.current
-        return max(_LEAST_PIECE_BYTES, limits.send_bytes // (2 * limits.calls))
+        return max(_LEAST_PIECE_BYTES, limits.send_bytes // (2 * limits.max_calls))
 
     def _hold_unread(self, call: Call, message: bytes) -> None:
         """Count a message. Raises COMPILE_QUEUE_FULL for one that cannot be cut and is too large.

@@ -137,8 +137,8 @@ async def refusal_of(task: asyncio.Task[Any]) -> WasmkilnError:
 
 
 def test_the_gate_keeps_room_for_others() -> None:
-    in_force = Reloadable(limits(calls=8))
-    gate = Gate(lambda: in_force.current.calls)
+    in_force = Reloadable(limits(max_calls=8))
+    gate = Gate(lambda: in_force.current.max_calls)
     for _ in range(4):
         gate.enter("a")
     with pytest.raises(WasmkilnError) as failure:
@@ -150,10 +150,10 @@ def test_the_gate_keeps_room_for_others() -> None:
     gate.add("a", -2)
     gate.enter("a")
     assert gate.total == 4
-    in_force.current = limits(calls=2)
+    in_force.current = limits(max_calls=2)
     with pytest.raises(WasmkilnError):
         gate.enter("c")
-    in_force.current = limits(calls=16)
+    in_force.current = limits(max_calls=16)
     gate.enter("a")
 
 
@@ -339,7 +339,7 @@ async def test_the_last_message_counts_until_the_call_has_ended() -> None:
 
 
 async def test_many_who_read_nothing_stay_within_the_limit_and_hold_up_nobody() -> None:
-    rig, one = Rig(send_bytes=8 * MIB, calls=256), sized(bytes(MIB))
+    rig, one = Rig(send_bytes=8 * MIB, max_calls=256), sized(bytes(MIB))
     for number in range(255):
         rig.send(Caller(reads=False), one, f"slow {number}")
     await eventually(lambda: rig.traffic.send_bytes > 4 * MIB)
@@ -419,7 +419,7 @@ async def test_who_reads_slowly_but_reads_has_time_for_the_whole_answer_and_no_m
 
 
 async def test_a_message_that_cannot_be_cut_is_refused_where_there_is_no_room() -> None:
-    rig = Rig(send_bytes=4 * MIB, calls=64)
+    rig = Rig(send_bytes=4 * MIB, max_calls=64)
     held = [Call(Caller()) for _ in range(4)]
 
     def hold() -> None:
@@ -443,7 +443,7 @@ async def test_a_message_that_cannot_be_cut_is_refused_where_there_is_no_room() 
 async def test_a_probe_waits_for_no_other_question() -> None:
     over, began = asyncio.Event(), Counter[str]()
     entry = Entry(
-        Traffic(Reloadable(limits(calls=100)), MESSAGE),
+        Traffic(Reloadable(limits(max_calls=100)), MESSAGE),
         cast(Any, SimpleNamespace(rpc=lambda *_: None)),
         cast(Any, SimpleNamespace(admit=lambda *_: ANYBODY)),
         cast(Any, SimpleNamespace(on=False)),
@@ -489,7 +489,7 @@ async def test_who_hangs_up_frees_what_it_held() -> None:
 
 
 async def test_a_caller_keeps_no_more_artifacts_than_it_leaves_to_others() -> None:
-    rig = Rig(send_pinned_bytes=4 * MIB)
+    rig = Rig(receive_bytes=4 * MIB)
     one = sized(bytes(MIB))
     slow = [rig.send(Caller(reads=False), one), rig.send(Caller(reads=False), one)]
     slow.append(rig.send(Caller(reads=False), sized(b"1" * MIB)))
@@ -517,7 +517,7 @@ async def test_an_artifact_counts_until_the_last_of_its_answers_has_ended() -> N
 
 
 async def test_an_artifact_counts_for_a_caller_that_it_is_sent_to() -> None:
-    rig, one = Rig(send_pinned_bytes=4 * MIB), sized(bytes(2 * MIB))
+    rig, one = Rig(receive_bytes=4 * MIB), sized(bytes(2 * MIB))
     first, second = Caller(reads=False), Caller(reads=False)
     calls = [rig.send(first, one, "first"), rig.send(second, one, "second")]
     await eventually(lambda: rig.traffic.send_bytes > MIB)
@@ -530,7 +530,7 @@ async def test_an_artifact_counts_for_a_caller_that_it_is_sent_to() -> None:
 
 
 async def test_one_artifact_alone_may_be_larger_than_all() -> None:
-    rig = Rig(send_pinned_bytes=MIB)
+    rig = Rig(receive_bytes=MIB)
     caller = Caller()
     await rig.send(caller, sized(bytes(2 * MIB)))
     assert payload_of(caller.got) == bytes(2 * MIB)
