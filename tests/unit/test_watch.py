@@ -196,7 +196,7 @@ async def test_what_one_part_cannot_read_or_apply_holds_back_no_other(tmp_path: 
     nothing: Any = None
     metrics = Metrics("1")
     reloader = Reloader(
-        *(settings, nothing, nothing, nothing, nothing, nothing, metrics),
+        *(settings, nothing, nothing, nothing, nothing, metrics),
         largest_module_bytes=0,
         refusal=lambda _: "",
         parts=parts,
