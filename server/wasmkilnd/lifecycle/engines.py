@@ -28,15 +28,10 @@ from typing import Any, cast
 import structlog
 
 from wasmkilnd import errors, model
-from wasmkilnd.access.unusable import AccessUnusable
 from wasmkilnd.compile import THE_DAEMON, Request
-from wasmkilnd.engines import names as naming
-from wasmkilnd.engines.advisories import Advisories, read_advisories
+from wasmkilnd.engines import advisories, names, pool, process, serving
 from wasmkilnd.engines.install import KINDS, EngineStore, InstalledEngine
-from wasmkilnd.engines.pool import Neighbours, WorkerPool
-from wasmkilnd.engines.process import IsolationGuard
 from wasmkilnd.engines.registry import EngineRegistry, ServedEngine
-from wasmkilnd.engines.serving import serve_engine
 from wasmkilnd.errors import Reason
 from wasmkilnd.lifecycle.preflight import CannotStart
 from wasmkilnd.lifecycle.reload import CannotReload
@@ -154,15 +149,15 @@ def refusal(settings: Settings) -> str:
                 f"engine_alias: {name} stands for {engine_id}, which is not installed; installed"
                 f" are: {', '.join(there)}: install it, or correct WASMKILN_ENGINE_ALIAS"
             )
-    if there and default and default not in {*there, *map(naming.name_of, there)}:
+    if there and default and default not in {*there, *map(names.name_of, there)}:
         return f"WASMKILN_DEFAULT_ENGINE: {errors.engine_unknown(default, there).message}"
     return ""
 
 
-def open_advisories(settings: Settings) -> Advisories:
+def open_advisories(settings: Settings) -> advisories.Advisories:
     """Return the advisories that ``settings`` ask for. May block. Raises AccessUnusable."""
     refuse = settings.vulnerable_engines == "refuse"
-    return read_advisories(settings.advisories_file, refuse=refuse)
+    return advisories.read_advisories(settings.advisories_file, refuse=refuse)
 
 
 @dataclass(eq=False)
@@ -184,26 +179,25 @@ class Serving:
         settings, limits, metrics = self.settings.current, self.limits, self.metrics
         # Which engines have a known vulnerability.
         self.advisories = Reloadable(open_advisories(settings))
-        self.isolation = IsolationGuard(settings.isolation)
-        size, jobs = settings.effective_workers, Neighbours()
+        self.isolation = process.IsolationGuard(settings.isolation)
+        size, jobs = settings.effective_workers, pool.Neighbours()
         self._new_pool = partial(
-            WorkerPool, size=size, limits=limits, metrics=metrics, neighbours=jobs
+            pool.WorkerPool, size=size, limits=limits, metrics=metrics, neighbours=jobs
         )
         self.registry = EngineRegistry(limits)
         self.unserved: Sequence[model.UnservedEngine] = ()
         # Held from reading the record of names until it is written.
         self._naming = asyncio.Lock()
         state_dir = settings.state_dir
-        self._store, self._record = EngineStore(state_dir), naming.NameRecord(state_dir)
+        self._store, self._record = EngineStore(state_dir), names.NameRecord(state_dir)
         # What is installed, the preferred ones first.
         self._ids: list[str] = []
-        self._recorded = naming.Record()
+        self._recorded = names.Record()
         # Every warm-up since the daemon started, by the new engine.
         self._warm_ups: dict[str, EngineWarmUp] = {}
         gauges, registry = metrics.gauges, self.registry
         gauges.engine_states = lambda: (
-            dict.fromkeys((each.id for each in self.unserved), False)
-            | dict.fromkeys((each.id for each in registry.served), True)
+            {each.id: False for each in self.unserved} | {each.id: True for each in registry.served}
         )
         gauges.warm_ups = lambda: tuple(self._warm_ups.values())
         gauges.isolation = lambda: {each.id: self.isolation.of(each.id) for each in registry.served}
@@ -228,23 +222,22 @@ class Serving:
         """
         damaged = [folder.name for folder in await asyncio.to_thread(self._store.damaged)]
         self._recorded = await asyncio.to_thread(self._record.read)
-        before, advisories = self.registry.served, self.advisories.current
+        before, refused = self.registry.served, self.advisories.current
         now: dict[str, ServedEngine | model.UnservedEngine] = {each.id: each for each in before}
         new = [each for each in installed if each.id not in now]
-        starts = (serve_engine(each, self.isolation, self._new_pool) for each in new)
+        starts = (serving.serve_engine(each, self.isolation, self._new_pool) for each in new)
         now |= {each.id: each for each in await asyncio.gather(*starts)}
-        served = list[ServedEngine]()
-        whys = dict.fromkeys(damaged, "it is damaged: install it again")
+        served, damage = list[ServedEngine](), "it is damaged: install it again"
+        unserved = [model.UnservedEngine(each, damage) for each in damaged]
         for engine in [now[each.id] for each in installed]:
             if isinstance(engine, model.UnservedEngine):
-                whys[engine.id] = engine.cause
-            elif not (why := advisories.why(engine)):
+                unserved.append(engine)
+            elif not (why := refused.why(engine)):
                 served.append(engine)
             else:  # It had to start all the same: they depend on what it can do.
-                whys[engine.id] = why
+                unserved.append(model.UnservedEngine(engine.id, why))
                 if engine not in before:
                     await engine.pool.close()
-        unserved = [model.UnservedEngine(*each) for each in whys.items()]
         for one in unserved:
             if one not in self.unserved:
                 log.error("engine is not served", engine=one.id, cause=one.cause)
@@ -256,7 +249,7 @@ class Serving:
             if engine.name in model.FAST_SETTINGS and not engine.has_fast:
                 log.info("engine has no fast compiler", engine=engine.id)
         await self._resolve(served)
-        advisories.warn(served)
+        refused.warn(served)
         return [each.id for each in added], [each for each in before if each not in served]
 
     async def _resolve(
@@ -275,16 +268,16 @@ class Serving:
             ids, recorded = [each.id for each in served], before.names
             warming = {order.engine_id for order in before.warm_ups}
             if warmed in warming and warmed in ids:
-                recorded = naming.moved_to(recorded, warmed)
-            names = settings.engine_aliases, settings.default_engine
-            choices = naming.NameChoices(*names, recorded, before.removed)
+                recorded = names.moved_to(recorded, warmed)
+            chosen = settings.engine_aliases, settings.default_engine
+            choices = names.NameChoices(*chosen, recorded, before.removed)
             # The preferred ones first; one that is not installed any more is taken out next.
             place = [*self._ids, *ids].index
             order = sorted(served, key=lambda each: (each.id in warming, place(each.id)))
             registry.serve(order, choices)
-            made = naming.to_record(choices, registry.resolved, ids, self._ids)
+            made = names.to_record(choices, registry.resolved, ids, self._ids)
 
-            def change(now: naming.Record) -> naming.Record:
+            def change(now: names.Record) -> names.Record:
                 return replace(now.ordered(warmed), names=made)
 
             self._recorded = change(before)
@@ -303,12 +296,10 @@ class Serving:
     def prepare(self, new: Settings) -> Callable[[], None]:
         """Refuse a reload that names an engine which is not there; read the advisories again.
 
-        Engines follow after all else (``look``), and names with them. Raises CannotReload.
+        Engines follow after all else (``look``), and names with them. Raises CannotReload and
+        AccessUnusable.
         """
-        try:
-            apply = partial(setattr, self.advisories, "current", open_advisories(new))
-        except AccessUnusable as unusable:
-            raise CannotReload(str(unusable)) from None
+        apply = partial(setattr, self.advisories, "current", open_advisories(new))
         if why := refusal(new):
             raise CannotReload(why, apply)
         return apply
@@ -322,7 +313,7 @@ class Serving:
         await self._tenants.save_uses()
         try:
             installed = await asyncio.to_thread(self._store.installed)
-            names = self.registry.resolved
+            before = self.registry.resolved
             if not installed:
                 log.error("no engine is installed: those that are served stay")
             else:
@@ -330,7 +321,7 @@ class Serving:
                 self._tenants.add_engines(added)
                 for engine in gone:
                     self.in_background(self._end(engine))
-                await self._tell(names, added, [engine.id for engine in gone])
+                await self._tell(before, added, [engine.id for engine in gone])
                 self._warm_up()
         except NotOurs as refusal:
             log.error("cannot look for engines: those that are served stay", cause=str(refusal))
@@ -346,7 +337,7 @@ class Serving:
                 self._warm_ups[order.engine_id] = new
                 self.in_background(self._warm(order, new))
 
-    async def _warm(self, order: naming.WarmOrder, state: EngineWarmUp) -> None:
+    async def _warm(self, order: names.WarmOrder, state: EngineWarmUp) -> None:
         """Compile what is used most with the old engine, then let names stand for the new one."""
         until_s = time.monotonic() + _PATIENCE_S
         about = {"engine": order.engine_id, "from": order.from_engine_id}
@@ -371,13 +362,13 @@ class Serving:
             await asyncio.gather(*(work() for _ in range(at_once)))
         except Exception:
             log.exception("engine warm-up failed: a defect of the daemon", **about)
-        names = self.registry.resolved
+        before = self.registry.resolved
         await self._resolve(warmed=order.engine_id)
-        await self._tell(names, (), ())
+        await self._tell(before, (), ())
         state.ended = True
         log.info("engine warm-up ended", done=state.done, failed=state.failed, **about)
 
-    async def _hot(self, order: naming.WarmOrder, until_s: float) -> list[tuple[OpenTenant, Use]]:
+    async def _hot(self, order: names.WarmOrder, until_s: float) -> list[tuple[OpenTenant, Use]]:
         """Return what is used most with the old engine, each with its namespace.
 
         What this daemon counted decides where the fleet's counts are not to be had in time.
@@ -419,7 +410,7 @@ class Serving:
                 log.exception("cannot make an artifact ahead", engine=asked.engine)
                 return "a defect of the daemon"
 
-    async def _tell(self, before: naming.Names, added: Sequence[str], gone: Sequence[str]) -> None:
+    async def _tell(self, before: names.Names, added: Sequence[str], gone: Sequence[str]) -> None:
         """Tell clients, the audit and the log what is served now, and what names stand for."""
         registry = self.registry
         if not added and not gone and registry.resolved == before:
@@ -444,12 +435,10 @@ class Serving:
 
     def capabilities(self, version: str, limits: model.Limits) -> Capabilities:
         """Return what GetCapabilities tells callers of a daemon of ``version``."""
-        advisories, registry = self.advisories.current, self.registry
-        return Capabilities(
-            version,
-            [(each, self.isolation.of(each.id), advisories.of(each)) for each in registry.served],
-            *(registry.default, registry.names, self.unserved, limits, self.isolation.required),
-        )
+        registry, known = self.registry, self.advisories.current
+        served = [(each, self.isolation.of(each.id), known.of(each)) for each in registry.served]
+        told = registry.default, registry.names, self.unserved, limits, self.isolation.required
+        return Capabilities(version, served, *told)
 
 
 def served_engines(engines: EngineRegistry) -> dict[str, Any]:
