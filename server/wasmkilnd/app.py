@@ -20,7 +20,6 @@ from wasmkilnd.access.guard import Access, AccessGuard
 from wasmkilnd.access.tls import Certificates, TlsFiles, server_credentials
 from wasmkilnd.cache.embedded import EmbeddedServer, SharedServer
 from wasmkilnd.cache.host_store import HostDirectory
-from wasmkilnd.cache.redis_servers import AccessUnusable as RedisUnusable
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.lifecycle import engines, preflight
 from wasmkilnd.lifecycle import reload as reloads
@@ -76,7 +75,7 @@ class Daemon:
         """
         try:
             await self._start(self.settings.current)
-        except (AddressInUse, CannotAudit, server.CannotListen, RedisUnusable) as failure:
+        except (AddressInUse, CannotAudit, server.CannotListen) as failure:
             raise preflight.CannotStart(str(failure)) from None
 
     async def _start(self, now: Settings) -> None:

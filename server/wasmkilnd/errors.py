@@ -496,6 +496,13 @@ def too_many_pins(limit: int) -> str:
     return f"cannot pin: {limit:,} modules are pinned, and no more can be; unpin others"
 
 
+# What stops a start or a reload. Never reaches a caller.
+
+
+class AccessUnusable(Exception):  # noqa: N818 - says what the files are
+    """A file that says who may do what, or that opens Redis, cannot be used; no secret is told."""
+
+
 # What a cache tier raises. Never reaches a caller.
 
 

@@ -7,14 +7,12 @@ import stat
 import traceback
 from pathlib import Path
 
+from wasmkilnd import errors
 from wasmkilnd.ownership import NotOurs, check_path
 
+AccessUnusable = errors.AccessUnusable
 # Thousands of rules, tokens or keys.
 _MOST_BYTES = 4 * 1024 * 1024
-
-
-class AccessUnusable(Exception):  # noqa: N818 - says what the files are
-    """The daemon cannot use what says who may do what. The message never holds a secret."""
 
 
 class NoSuchFile(AccessUnusable):

@@ -40,6 +40,7 @@ from redis.asyncio import connection as redis_py
 from redis.crc import key_slot
 from yarl import URL
 
+from wasmkilnd import errors
 from wasmkilnd.errors import PartUnavailable, TierUnavailable, WrongType, forget_frames
 from wasmkilnd.model import TierUsage
 from wasmkilnd.redis_address import RedisAddress, RedisKind
@@ -479,10 +480,6 @@ def _decoded(result: Any) -> Any:
 # ---- From a URL
 
 
-class AccessUnusable(ValueError):  # noqa: N818 - reads as what it is
-    """A file that the connection to Redis needs cannot be used. The text holds no secret."""
-
-
 @dataclass(frozen=True, slots=True)
 class RedisAccess:
     """Credentials and certificates for a server, as far as its URL does not hold them."""
@@ -575,7 +572,7 @@ def check_files(access: RedisAccess) -> None:
     except OSError as failure:
         is_other = isinstance(failure, ssl.SSLError)
         why = "it is not a PEM certificate" if is_other else failure.strerror
-        raise AccessUnusable(f"{setting}: {path}: {why}") from None
+        raise errors.AccessUnusable(f"{setting}: {path}: {why}") from None
 
 
 async def _introduce(connection: redis_py.AbstractConnection) -> None:

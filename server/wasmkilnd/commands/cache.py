@@ -37,11 +37,11 @@ from wasmkilnd import model
 from wasmkilnd.cache import embedded, host_store
 from wasmkilnd.cache import value as values
 from wasmkilnd.cache.redis_link import RedisLink
-from wasmkilnd.cache.redis_servers import NO_ANSWER, AccessUnusable
+from wasmkilnd.cache.redis_servers import NO_ANSWER
 from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.cache.value import Opened, ValueRejected
 from wasmkilnd.commands.shared import CommandFailed, json_option, print_table, ready
-from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.errors import AccessUnusable, TierUnavailable
 from wasmkilnd.model import NAMESPACE_NAME, Artifact, CacheKey, Evicted, Module
 from wasmkilnd.model import RejectionCause as Cause
 from wasmkilnd.options import host_options, redis_access

@@ -15,7 +15,6 @@ from wasmkilnd.access import tls
 from wasmkilnd.access.guard import Access, read_access
 from wasmkilnd.access.policy import read_policy
 from wasmkilnd.access.unusable import AccessUnusable
-from wasmkilnd.cache.redis_servers import AccessUnusable as RedisAccessUnusable
 from wasmkilnd.cache.redis_servers import check_files
 from wasmkilnd.lifecycle import engines
 from wasmkilnd.lifecycle.preflight import CannotStart, check_limits
@@ -52,10 +51,7 @@ def check(settings: Settings) -> Access:
     engines.check_installed(settings)
     engines.open_advisories(settings)
     if settings.redis_url.get_secret_value() not in (EMBEDDED, NONE):
-        try:
-            check_files(redis_access(settings))
-        except RedisAccessUnusable as failure:
-            raise CannotStart(str(failure)) from None
+        check_files(redis_access(settings))
     # A daemon that runs here has the addresses itself.
     if not running(settings.state_dir):
         for setting in ("listen", "token_listen", "operator_listen"):

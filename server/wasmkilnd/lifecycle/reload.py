@@ -22,7 +22,6 @@ import structlog
 from wasmkilnd.access.guard import Access, AccessGuard, files_of, read_access
 from wasmkilnd.access.jwt import CannotFetch
 from wasmkilnd.access.unusable import AccessUnusable, defect_in
-from wasmkilnd.cache.redis_servers import AccessUnusable as RedisUnusable
 from wasmkilnd.model import Limits, Reloadable
 from wasmkilnd.options import redis_access
 from wasmkilnd.settings import Settings, limits_of
@@ -59,7 +58,7 @@ class CannotReload(Exception):  # noqa: N818 - says what the daemon cannot do
         self.rest = rest
 
 
-_CANNOT = (AccessUnusable, CannotAudit, CannotReload, ConfigError, KeysUnusable, RedisUnusable)
+_CANNOT = (AccessUnusable, CannotAudit, CannotReload, ConfigError, KeysUnusable)
 
 
 @dataclass(frozen=True, slots=True)

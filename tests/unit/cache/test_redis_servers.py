@@ -11,7 +11,6 @@ from redis import exceptions
 from wasmkilnd.cache.redis_servers import (
     NO_ACCESS,
     WRITE_TIMEOUT_S,
-    AccessUnusable,
     RedisAccess,
     RedisServer,
     SingleServer,
@@ -19,7 +18,7 @@ from wasmkilnd.cache.redis_servers import (
     described,
     is_outage,
 )
-from wasmkilnd.errors import PartUnavailable, TierUnavailable, WrongType
+from wasmkilnd.errors import AccessUnusable, PartUnavailable, TierUnavailable, WrongType
 from wasmkilnd.redis_address import BadRedisUrl
 
 NO = "Redis refuses: "
