@@ -87,7 +87,8 @@ HASH_INLINE_BYTES = 256 * 1024
 
 # The magic, two bytes of version, two of layer.
 _KINDS = {b"\0asm\x01\0\0\0": Kind.CORE_MODULE, b"\0asm\x0d\0\x01\0": Kind.COMPONENT}
-_COMPILED_MAGICS = (b"\x7fELF", b"\0wasmer-universal", b"wasmer")
+# Of Wasmtime and of shared objects, then of Wasmer 2.0, of its later versions, and from 3 on.
+_COMPILED_MAGICS = (b"\x7fELF", b"\0wasmer-universal", b"wasmer-universal", b"WASMER\0\0")
 
 
 # What callers ask for, and what they get.
@@ -285,10 +286,8 @@ class Compiler:
         is not compiled while that is used up.
         """
         flight = spec.key_for(sha256), anew
-        pause_until_s = self._failed_behind.get(flight, 0.0)
-        if self._ends or flight in self.background or time.monotonic() < pause_until_s:
-            return
-        if not quota.may_compile():
+        paused = time.monotonic() < self._failed_behind.get(flight, 0.0)
+        if self._ends or flight in self.background or paused or not quota.may_compile():
             return
         if len(self.background) > MAX_BEHIND:
             self.metrics.compiled_behind("dropped")
@@ -297,8 +296,7 @@ class Compiler:
             *(sha256, b"", spec.engine.id, spec.target, spec.cpu, spec.changed_settings, anew),
             terms=replace(THE_DAEMON, quota=quota),
         )
-        ticket = self._join_behind(request, flight)
-        ticket.on_end(partial(self._made_behind, flight, request, time.monotonic()))
+        self.background.join(flight, THE_DAEMON.waiter, lambda _: self._behind(request, flight))
 
     async def ahead(self, request: Request) -> Served:
         """Serve a request of THE_DAEMON behind all other work, and wait for it.
@@ -308,7 +306,11 @@ class Compiler:
         if self._ends:
             raise errors.server_draining()
         key = self._spec(request, None).key_for(request.sha256)
-        return await self._join_behind(request, (key, request.skip_cache_lookup)).wait()
+        flight, waiter = (key, request.skip_cache_lookup), request.terms.waiter
+        ticket = self.background.join(
+            flight, waiter, lambda _: self._serve_in_slot(request, flight)
+        )
+        return await ticket.wait()
 
     async def end_behind(self) -> None:
         """End the compiles that no caller waits for, and start no more."""
@@ -496,9 +498,29 @@ class Compiler:
         waiters.quota.stored(stored_bytes)
         return Served(artifact, Origin.COMPILED, code.queue_time_s)
 
-    def _join_behind(self, request: Request, flight: Hashable) -> Ticket[Served]:
-        waiter = request.terms.waiter
-        return self.background.join(flight, waiter, lambda _: self._serve_in_slot(request, flight))
+    async def _behind(self, request: Request, flight: Hashable) -> Served:
+        """Have optimised code made; note how that ended."""
+        about, outcome = {"module": request.sha256, "engine": request.engine}, "dropped"
+        began_s = time.monotonic()
+        try:
+            served = await self._serve_in_slot(request, flight)
+            origin, seconds = served.origin, round(time.monotonic() - began_s, 3)
+            outcome = "compiled" if origin is Origin.COMPILED else "found"
+            log.info("optimised artifact ready", origin=origin.value, seconds=seconds, **about)
+            return served
+        except WasmkilnError as failure:
+            reason, cause = failure.reason, failure.message
+            if reason is not Reason.SERVER_DRAINING:
+                outcome = "failed"
+                log.info("optimised artifact not made", reason=reason.value, cause=cause, **about)
+            if outcome == "failed" and reason is not Reason.QUOTA_EXCEEDED:
+                # Of a quota that is used up, another caller may have it made.
+                if len(self._failed_behind) > MAX_BEHIND:
+                    self._failed_behind.clear()
+                self._failed_behind[flight] = time.monotonic() + _PAUSE_S
+            raise
+        finally:
+            self.metrics.compiled_behind(outcome)
 
     async def _serve_in_slot(self, request: Request, flight: Hashable) -> Served:
         """Serve the daemon's own request in a slot; note how it ended, as calls do for theirs."""
@@ -520,25 +542,6 @@ class Compiler:
             if self._ends:
                 # Without this, a job that runs would delay the end of the daemon.
                 self.flights.release(flight)
-
-    def _made_behind(
-        self, flight: Hashable, request: Request, began_s: float, result: Served | Exception
-    ) -> None:
-        about, outcome = {"module": request.sha256, "engine": request.engine}, "dropped"
-        if isinstance(result, Served):
-            origin, seconds = result.origin, round(time.monotonic() - began_s, 3)
-            outcome = "compiled" if origin is Origin.COMPILED else "found"
-            log.info("optimised artifact ready", origin=origin.value, seconds=seconds, **about)
-        elif isinstance(result, WasmkilnError) and result.reason is not Reason.SERVER_DRAINING:
-            outcome = "failed"
-            if result.reason is not Reason.QUOTA_EXCEEDED:  # Another caller may have it made.
-                self._failed_behind.pop(flight, None)
-                self._failed_behind[flight] = time.monotonic() + _PAUSE_S
-                if len(self._failed_behind) > MAX_BEHIND:
-                    del self._failed_behind[next(iter(self._failed_behind))]
-            reason, cause = result.reason.value, result.message
-            log.info("optimised artifact not made", reason=reason, cause=cause, **about)
-        self.metrics.compiled_behind(outcome)
 
     async def _admit(self, request: Request) -> Module:
         """Put the module's digest in place of its bytes; hash a large one in a thread."""

@@ -381,9 +381,13 @@ def credentials_invalid(cause: str, message: str) -> str:
 
 
 @_sentence(Reason.ROLE_MISSING)
-def role_missing(role: str, what: str) -> str:
-    """The caller lacks a role. ``what`` says what it wanted, after "cannot"."""
-    lacks = f"it needs the role {role}, which your identity does not have"
+def role_missing(role: str, what: str, *, default_namespace: bool = False) -> str:
+    """The caller lacks a role. ``what`` says what it wanted, after "cannot".
+
+    With ``default_namespace``, it has the role in its own, and wants what is about all of them.
+    """
+    where = " in the default namespace" if default_namespace else ""
+    lacks = f"it needs the role {role}{where}, which your identity does not have"
     return f"cannot {what}: {lacks}; ask the operator of the daemon"
 
 
@@ -391,12 +395,6 @@ def role_missing(role: str, what: str) -> str:
 def not_in_the_table(what: str, role: str = "none") -> str:
     """The caller wants what the table of access has no row for: no role permits it."""
     return f"cannot {what}: the daemon has nothing there that anybody may have"
-
-
-@_sentence(Reason.ROLE_MISSING)
-def default_namespace_only(role: str, what: str) -> str:
-    """The caller has a role in its namespace, and wants something that is about all of them."""
-    return f"cannot {what}: it needs the role {role} in the default namespace"
 
 
 @_sentence(Reason.QUOTA_EXCEEDED)

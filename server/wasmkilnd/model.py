@@ -568,20 +568,13 @@ class UnservedEngine:
     id: str
     cause: str
 
-    @property
-    def told(self) -> str:
-        """The cause for callers."""
-        return for_callers(self.cause)
 
+def for_callers(cause: str, instead: str = "the log of the daemon says why") -> str:
+    """Return what callers are told of a cause: ``instead`` of one that names a path or a command.
 
-def for_callers(cause: str) -> str:
-    """Return what callers are told of a cause."""
-    return without_paths(cause) or "the log of the daemon says why"
-
-
-def without_paths(cause: str) -> str:
-    """Return ``cause``, or nothing if it names a path or a command, which are for the log alone."""
-    return "" if {"/", "`"} & set(cause) else cause
+    Those are for the log alone.
+    """
+    return instead if {"/", "`"} & set(cause) else cause
 
 
 # What callers, jobs and tiers are held to, and what they use of it now.

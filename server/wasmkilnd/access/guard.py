@@ -217,7 +217,7 @@ class AccessGuard:
         elif need.role and need.role not in identity.roles:
             refusal = errors.role_missing(role, _act(what))
         elif need.whole_daemon and identity.namespace:
-            refusal = errors.default_namespace_only(role, _act(what))
+            refusal = errors.role_missing(role, _act(what), default_namespace=True)
         else:
             return identity
         refusal.identity = identity.name

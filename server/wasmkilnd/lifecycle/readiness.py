@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from wasmkilnd.engines.registry import ServedEngine
-from wasmkilnd.model import RemoteStatus, UnservedEngine, for_callers, without_paths
+from wasmkilnd.model import RemoteStatus, UnservedEngine, for_callers
 
 log = structlog.get_logger("wasmkilnd")
 
@@ -56,13 +56,13 @@ class Readiness:
         if self._phase:
             return False, self._phase
         engines, unserved = self._engines(), self._unserved()
-        wrong = [f"{one.id} is not served: {one.told}" for one in unserved]
+        wrong = [f"{one.id} is not served: {for_callers(one.cause)}" for one in unserved]
         idle = {engine.id: engine.pool.why_no_worker for engine in engines}
         wrong += [f"{name} has no worker: {for_callers(why)}" for name, why in idle.items() if why]
         ready = len(wrong) < len(engines) + len(unserved)
         redis = self._redis()
         if redis.detail and not redis.switched_off:
-            wrong.append(without_paths(redis.detail) or "Redis is down")
+            wrong.append(for_callers(redis.detail, "Redis is down"))
         return ready, "; ".join(["ready" if ready else "no engine works", *wrong])
 
     def look(self, report: Callable[[bool], None]) -> bool:

@@ -16,7 +16,7 @@ from google.protobuf.json_format import MessageToDict
 
 from wasmkilnd.lifecycle.engines import Serving
 from wasmkilnd.lifecycle.readiness import Readiness
-from wasmkilnd.model import without_paths
+from wasmkilnd.model import for_callers
 from wasmkilnd.rpc.messages import stats_response
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.tenants import Tenants
@@ -33,7 +33,7 @@ def status_json(
     strikes = sorted(tenants.known_in_quarantine(), key=lambda strike: -strike.left_s)
     registry, isolation = started.registry, started.isolation
     stats = MessageToDict(stats_response(metrics), preserving_proto_field_name=True)
-    stats["redis_detail"] = without_paths(now.remote.detail)
+    stats["redis_detail"] = for_callers(now.remote.detail, "")
     told = {
         "host": platform.node(),
         "time_s": time.time(),
@@ -60,7 +60,7 @@ def status_json(
             }
             for engine in registry.served
         ],
-        "unserved": {one.id: without_paths(one.cause) for one in started.unserved},
+        "unserved": {one.id: for_callers(one.cause, "") for one in started.unserved},
         "quarantine": [
             {
                 "module": strike.key.module_sha256,

@@ -452,7 +452,10 @@ def capabilities(told: Capabilities) -> pb.GetCapabilitiesResponse:
             chunk_bytes=model.CHUNK_BYTES,
             find_missing_keys=MAX_FIND_MISSING_KEYS,
         ),
-        unserved_engines=[pb.UnservedEngine(id=each.id, cause=each.told) for each in told.unserved],
+        unserved_engines=[
+            pb.UnservedEngine(id=each.id, cause=model.for_callers(each.cause))
+            for each in told.unserved
+        ],
         engine_names=told.names,
         caller=None,
     )
