@@ -396,19 +396,6 @@ class EvictScope:
         return self.covers(item) and not self.leaves(item.module_sha256)
 
 
-@dataclass(frozen=True, slots=True)
-class Evicted(_Sums):
-    """What an eviction removed.
-
-    - ``pinned``: how many artifacts and modules of the scope stayed, because they are pinned.
-    """
-
-    artifacts: int = 0
-    modules: int = 0
-    bytes: int = 0
-    pinned: int = 0
-
-
 # Pins: modules whose artifacts the tiers keep, whatever else needs room.
 
 # Returns whether the module with this digest is pinned.
@@ -448,6 +435,16 @@ class Held(_Sums):
     artifacts: int = 0
     modules: int = 0
     bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Evicted(Held):
+    """What an eviction removed.
+
+    - ``pinned``: how many artifacts and modules of the scope stayed, because they are pinned.
+    """
+
+    pinned: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,16 +130,10 @@ class OpenTenant:
             return pins.is_pinned(module_sha256)
 
         self.memory = memory.MemoryTier(share.memory_bytes, is_pinned)
+        wait_s = settings.redis_timeout_s / 2  # A disk that hangs leaves a call time to ask Redis.
         self.host = host_store.HostStore(
-            *(common.host, sealer, metrics),
-            namespace=namespace,
-            limit_bytes=share.host_store_bytes,
-            header_of=header_of,
-            # So that a disk that hangs leaves a call time to ask Redis.
-            wait_s=settings.redis_timeout_s / 2,
-            artifact_bytes=artifact_bytes,
-            engines=common.served_engines,
-            is_pinned=is_pinned,
+            *(common.host, sealer, metrics, header_of, common.served_engines),
+            *(share.host_store_bytes, namespace, wait_s, artifact_bytes, is_pinned),
         )
         host = self.host if self.host.is_on else None
         # None where the settings switch Redis off.

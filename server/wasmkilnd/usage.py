@@ -125,7 +125,9 @@ class Usage:
         self._redis = redis
         # The names of all places begin with this: a record counts in any place of its namespace.
         self._names = f"{redis.prefix}uses:".encode() if redis else b""
-        self._places = [b"%b%d" % (self._names, place) for place in range(PLACES)]
+        # Without Redis, the file is the one place.
+        count = PLACES if redis else 1
+        self._places = [b"%b%d" % (self._names, place) for place in range(count)]
         self._place = secrets.choice(self._places)
         self._owner = secrets.token_hex(_OWNER_BYTES // 2).encode()
         self._one_at_a_time = asyncio.Lock()
@@ -137,22 +139,19 @@ class Usage:
             if not (unsaved := self._unsaved).counts:
                 return
 
-            def add(text: bytes) -> bytes:  # Of ten thousand uses it takes as long as many calls.
-                there = _parse(text)
+            def added(there: Uses) -> bytes:  # Of ten thousand it takes as long as many calls.
                 # A record that was lost is written again as far as this daemon knows it.
                 return _text(there + unsaved if there.counts else self.own)
 
-            if self._redis:
-                with contextlib.suppress(errors.TierUnavailable):  # The breaker has logged it.
-                    text = self._owner + await asyncio.to_thread(
-                        add, await self._read(self._redis, self._place)
-                    )
-                    record = fleet.written(_PURPOSE, self._names, text, self._sealer)
-                    await fleet.store(self._redis.link, self._place, record, _RECORD_TTL_S)
-                    self._unsaved = Uses()
-            else:
-                await asyncio.to_thread(self._file.add, add)
+            if self._redis is None:
+                await asyncio.to_thread(self._file.add, lambda text: added(_parse(text)))
                 self._unsaved = unsaved if self._file.trouble else Uses()
+                return
+            with contextlib.suppress(errors.TierUnavailable):  # The breaker has logged it.
+                text = await asyncio.to_thread(added, await self._read(self._place))
+                record = fleet.written(_PURPOSE, self._names, self._owner + text, self._sealer)
+                await fleet.store(self._redis.link, self._place, record, _RECORD_TTL_S)
+                self._unsaved = Uses()
 
     async def of_fleet(self) -> Uses:
         """Return the sums of all daemons, this one's last calls included.
@@ -162,13 +161,8 @@ class Usage:
         async with self._one_at_a_time:
             self._look_at_tally()
             whole = self._unsaved
-            if self._redis is None:
-                with contextlib.suppress(OSError):
-                    whole += _parse(await asyncio.to_thread(self._file.read))
-                return whole
             for place in self._places:
-                text = await self._read(self._redis, place)
-                whole += await asyncio.to_thread(_parse, text)
+                whole += await self._read(place)
             return whole
 
     def _look_at_tally(self) -> None:
@@ -176,11 +170,22 @@ class Usage:
         self.own += counted
         self._unsaved += counted
 
-    async def _read(self, redis: RedisStore, place: bytes) -> bytes:
-        """Return the text in a place; nothing for what no daemon of the fleet has signed."""
-        [record] = await fleet.fetch(redis.link, [place])
-        text = await asyncio.to_thread(fleet.text_of, _PURPOSE, self._names, record, self._sealer)
-        return text[_OWNER_BYTES:]
+    async def _read(self, place: bytes) -> Uses:
+        """Return what a place of Redis has, or the file; nothing if no daemon of the fleet signed.
+
+        Raises TierUnavailable.
+        """
+        names, redis = self._names, self._redis
+        [record] = await fleet.fetch(redis.link, [place]) if redis else [b""]
+
+        def read() -> Uses:
+            if redis:
+                return _parse(fleet.text_of(_PURPOSE, names, record, self._sealer)[_OWNER_BYTES:])
+            with contextlib.suppress(OSError):
+                return _parse(self._file.read())
+            return Uses()
+
+        return await asyncio.to_thread(read)
 
 
 class _Document(BaseModel):
