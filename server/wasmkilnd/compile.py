@@ -343,8 +343,7 @@ class Compiler:
     async def _find(self, request: Request, budget: WaitBudget) -> Served | Work:
         """Look the artifact up; if no tier has it, return what there is to compile."""
         if request.hits_only and (request.wasm or request.skip_cache_lookup):
-            wish = "upload a module" if request.wasm else "compile a module again"
-            raise errors.role_missing("compile", wish)
+            raise errors.role_missing("compile", "upload a module, or have it compiled again")
         module = None if request.sha256 else await self._admit(request)
         uploaded, sha256 = module is not None, request.sha256
         spec = self._spec(request, module.kind if module else None)
@@ -359,8 +358,7 @@ class Compiler:
             ):
                 return served
         if request.hits_only:
-            wish = "compile the module: no cache holds its artifact"
-            raise errors.role_missing("compile", wish)
+            raise errors.role_missing("compile", "compile the module: no cache holds its artifact")
         if module is None:
             raise errors.module_not_loaded(sha256)
         module = self._copies.setdefault(sha256, module)

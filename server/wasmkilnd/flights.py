@@ -209,6 +209,7 @@ def _result(flight: asyncio.Task[V | Exception]) -> V | Exception:
     return server_draining() if flight.cancelled() else flight.result()
 
 
+@dataclass(eq=False)
 class Allowance:
     """How much longer a look-up may take than the budgets of the calls that wait for it.
 
@@ -216,12 +217,7 @@ class Allowance:
     to wait for this daemon's own work.
     """
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def add(self, seconds: float) -> None:
-        """Let every call that waits for the look-up wait ``seconds`` more."""
-        self.seconds += seconds
+    seconds: float = 0.0
 
     @contextlib.contextmanager
     def free(self) -> Iterator[None]:

@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -62,7 +62,7 @@ class Pins:
     any thread. An unpinned module is remembered, or a daemon that has not heard of it would pin it
     again; of those, the latest MAX_PINS.
 
-    - ``namespaces``: how many divide what all pins may take of Redis.
+    - ``namespaces``: returns how many divide what all pins may take of Redis.
     - ``redis_usage``: what Redis keeps for pins in this namespace, and its limit; no more.
     """
 
@@ -72,7 +72,7 @@ class Pins:
     memory: MemoryTier
     host: HostStore | None
     redis: RedisStore | None
-    namespaces: int = 1
+    namespaces: Callable[[], int] = lambda: 1
     redis_usage: model.TierUsage = field(default_factory=model.TierUsage)
     _times: dict[str, PinTimes] = field(default_factory=dict)
     _pinned: dict[str, int] = field(default_factory=dict)  # Since when, in milliseconds.
@@ -233,7 +233,7 @@ class Pins:
         Keep no more than half of the server: first what was pinned first.
         """
         modules = {*self._pinned} - (set() if is_look else self._in_redis.keys())
-        limit_bytes = (await redis.link.usage()).limit_bytes // self.namespaces
+        limit_bytes = (await redis.link.usage()).limit_bytes // self.namespaces()
         sizes = self._in_redis | await redis.measure(modules, keep=False)
         in_order = sorted(self._pinned, key=self._pinned.__getitem__)
         self._in_redis = {module: sizes.get(module, Held()) for module in in_order}

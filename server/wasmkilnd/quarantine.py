@@ -17,7 +17,6 @@ import structlog
 
 from wasmkilnd import errors
 from wasmkilnd.cache.fleet import Strikes
-from wasmkilnd.errors import Fault, TierUnavailable, WasmkilnError
 from wasmkilnd.flights import WaitBudget
 from wasmkilnd.model import CacheKey, CompileSpec, Strike
 from wasmkilnd.telemetry.metrics import Metrics
@@ -62,7 +61,7 @@ class Quarantine:
         await self.check(key, budget)
         try:
             yield
-        except WasmkilnError as failure:
+        except errors.WasmkilnError as failure:
             await self.report(key, spec, failure, budget)
             raise
 
@@ -75,30 +74,30 @@ class Quarantine:
             raise errors.module_quarantined(*first, round(strike.left_s, 1))
 
     async def report(
-        self, key: CacheKey, spec: CompileSpec, failure: WasmkilnError, budget: WaitBudget
+        self, key: CacheKey, spec: CompileSpec, failure: errors.WasmkilnError, budget: WaitBudget
     ) -> None:
         """Record a strike if ``failure`` is one that a compile of ``key`` is to blame for."""
         first_s, engine_id, left_s = self.first_s(), spec.engine.id, 0.0
-        if not first_s or failure.fault is Fault.NONE:
+        if not first_s or failure.fault is errors.Fault.NONE:
             return
         # The first failure tells most: later ones come from callers that tried again.
         strike = await self._find(key, budget) or Strike(
             key, engine_id, failure.reason.value, failure.message, count=0, left_s=0.0
         )
         strikes = strike.count + 1
-        if times := strike.count + (failure.fault is Fault.MODULE):
+        if times := strike.count + (failure.fault is errors.Fault.MODULE):
             left_s = float(min(first_s * 2 ** min(times - 1, 32), max(_LONGEST_S, first_s)))
             about = {"module": key.module_sha256, "engine": engine_id, "reason": strike.reason}
             log.warning("module quarantined", **about, strikes=strikes, seconds=left_s)
         strike = replace(strike, engine_id=engine_id, count=strikes, left_s=left_s)
         self._keep(strike)
-        with suppress(TierUnavailable):
+        with suppress(errors.TierUnavailable):
             await self.store.put(strike, left_s + MEMORY_S, budget)
 
     async def listed(self) -> Sequence[Strike]:
         """Return all modules in quarantine now, in this daemon or anywhere in the fleet."""
         found = self.known()
-        with suppress(TierUnavailable):
+        with suppress(errors.TierUnavailable):
             found = [strike for strike in await self.store.all() if strike.left_s > 0]
         return sorted(found, key=lambda one: (one.key.module_sha256, one.key.fingerprint))
 
@@ -112,11 +111,11 @@ class Quarantine:
             del self._known[key]
         try:
             return len(mine | set(await self.store.remove(module_sha256))), True
-        except TierUnavailable:
+        except errors.TierUnavailable:
             return len(mine), False
 
     async def _find(self, key: CacheKey, budget: WaitBudget) -> Strike | None:
-        with suppress(TierUnavailable):
+        with suppress(errors.TierUnavailable):
             if strike := await self.store.get(key, budget):
                 self._keep(strike)
             else:

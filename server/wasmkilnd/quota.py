@@ -198,20 +198,16 @@ class FairShare:
         """``limit`` is read at each use; while more than it is held, no caller has room."""
         self._limit = limit
         self.total = 0
-        self._held = defaultdict[str, int](int)
+        self.held = defaultdict[str, int](int)
 
     @property
     def free(self) -> int:
         """How much is left; negative after the limit was lowered below the total."""
         return self._limit() - self.total
 
-    def held(self, caller: str) -> int:
-        """Return how much ``caller`` holds."""
-        return self._held.get(caller, 0)
-
     def room(self, caller: str) -> int:
         """Return how much more ``caller`` may hold; negative if it holds too much."""
-        return self._limit() - self.total - self._held.get(caller, 0)
+        return self._limit() - self.total - self.held.get(caller, 0)
 
     def fits(self, caller: str, amount: int) -> bool:
         """Return whether ``caller`` with ``amount`` more would hold no more than is left free."""
@@ -220,6 +216,6 @@ class FairShare:
     def add(self, caller: str, amount: int) -> None:
         """Add ``amount`` to what ``caller`` holds; a negative amount gives back."""
         self.total += amount
-        self._held[caller] += amount
-        if not self._held[caller]:
-            del self._held[caller]
+        self.held[caller] += amount
+        if not self.held[caller]:
+            del self.held[caller]

@@ -32,21 +32,17 @@ from typing import Any
 
 import structlog
 
-from wasmkilnd import errors, model
+from wasmkilnd import errors, model, quarantine, quota, usage
 from wasmkilnd.access.policy import Policy
-from wasmkilnd.access.unusable import AccessUnusable
 from wasmkilnd.cache import embedded, fleet, host_store, memory, redis_store
 from wasmkilnd.cache.cache import Cache
 from wasmkilnd.compile import Compiler, Tenant
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.pins import Pins, file_of
-from wasmkilnd.quarantine import Quarantine
-from wasmkilnd.quota import FairShare
 from wasmkilnd.rpc.messages import header_of
 from wasmkilnd.settings import Settings
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.metrics import Gauges, Metrics
-from wasmkilnd.usage import Usage
 from wasmkilnd.whole_files import SharedFile
 
 # How many may be open at once: each has tasks and tables of its own.
@@ -61,30 +57,18 @@ _FLUSH_S = 5.0
 log = structlog.get_logger("wasmkilnd.tenants")
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
-    """How many bytes of memory and of the host store one namespace has.
-
-    - ``namespaces``: how many divide what the shared tier may hold of pinned modules.
-    """
-
-    memory_bytes: int
-    host_store_bytes: int
-    namespaces: int = 1
-
-
 def shares(
     memory_bytes: int, host_store_bytes: int, namespaces: Mapping[str, model.NamespaceLimits]
-) -> dict[str, Share]:
+) -> dict[str, tuple[int, int]]:
     """Divide memory and host store among ``namespaces`` and the default one; see ``why_not``.
 
-    Those that name a number get it, and the others equal parts of what is left.
+    Return the bytes of both that each has. Those that name a number get it, and the others equal
+    parts of what is left.
     """
     named = {model.DEFAULT_NAMESPACE: model.NamespaceLimits(), **namespaces}
     memory = _divided(memory_bytes, [each.memory_bytes for each in named.values()])
     store = _divided(host_store_bytes, [each.host_store_bytes for each in named.values()])
-    parts = zip(named, memory, store, strict=True)
-    return {name: Share(memory, store, len(named)) for name, memory, store in parts}
+    return dict(zip(named, zip(memory, store, strict=True), strict=True))
 
 
 def _divided(total: int, wanted: Sequence[int | None]) -> list[int]:
@@ -114,7 +98,9 @@ def why_not(settings: Settings, namespaces: Mapping[str, model.NamespaceLimits])
 class OpenTenant:
     """What serves one namespace, and what comes and goes with it."""
 
-    def __init__(self, namespace: str, share: Share, common: Tenants) -> None:
+    def __init__(
+        self, namespace: str, memory_bytes: int, host_store_bytes: int, common: Tenants
+    ) -> None:
         """Build it of what is ``common`` to all namespaces; see ``start``."""
         now, whole = common.settings, common.metrics
         self._sealer = sealer = common.sealer
@@ -129,11 +115,11 @@ class OpenTenant:
         def is_pinned(module_sha256: str) -> bool:
             return pins.is_pinned(module_sha256)
 
-        self.memory = memory.MemoryTier(share.memory_bytes, is_pinned)
+        self.memory = memory.MemoryTier(memory_bytes, is_pinned)
         wait_s = settings.redis_timeout_s / 2  # A disk that hangs leaves a call time to ask Redis.
         self.host = host_store.HostStore(
             *(common.host, sealer, metrics, header_of, common.served_engines),
-            *(share.host_store_bytes, namespace, wait_s, artifact_bytes, is_pinned),
+            *(host_store_bytes, namespace, wait_s, artifact_bytes, is_pinned),
         )
         host = self.host if self.host.is_on else None
         # None where the settings switch Redis off.
@@ -155,7 +141,7 @@ class OpenTenant:
         pins = Pins(
             file_of(settings.state_dir, namespace),
             *(sealer, self.cache, self.memory, host, self.redis),
-            namespaces=share.namespaces,
+            namespaces=lambda: len(common.opened),
         )
         self.fleet = fleet.Fleet(
             *(link, prefix, metrics, self.cache.redis_writes.settled),
@@ -164,16 +150,14 @@ class OpenTenant:
             max_wait_s=lambda: now.current.compile_timeout_s + _LEASE_S,
         )
         strikes = fleet.Strikes(link, prefix, sealer)
-        quarantine = Quarantine(strikes, metrics, lambda: now.current.quarantine_s)
+        refused = quarantine.Quarantine(strikes, metrics, lambda: now.current.quarantine_s)
         compiler = Compiler(
-            *(self.cache, self.fleet, common.engines, sealer, quarantine, metrics),
-            module_bytes=lambda: now.current.max_module_bytes,
-            held=common.held,
-            slots=common.slots,
+            *(self.cache, self.fleet, common.engines, sealer, refused, metrics),
+            *(lambda: now.current.max_module_bytes, common.held, common.slots),
         )
         uses = SharedFile(settings.state_dir / "uses", namespace, "cannot save uses")
-        self.usage = Usage(uses, sealer, self.redis)
-        self.tenant = Tenant(compiler, quarantine, pins, self.usage.tally)
+        self.usage = usage.Usage(uses, sealer, self.redis)
+        self.tenant = Tenant(compiler, refused, pins, self.usage.tally)
         if namespace:
             for engine in common.engines.served:
                 self.metrics.add_engine(engine.id)
@@ -186,12 +170,11 @@ class OpenTenant:
         await self.tenant.pins.read()  # First: a tier that opens makes room.
         await asyncio.gather(self.host.start(), *([self.redis.start()] if self.redis else []))
 
-    def resize(self, share: Share) -> None:
-        """Hold no more than ``share`` from now on."""
-        self.memory.resize(share.memory_bytes)
-        self.tenant.pins.namespaces = share.namespaces
-        if share.host_store_bytes:
-            self.host.limit_bytes = share.host_store_bytes
+    def resize(self, memory_bytes: int, host_store_bytes: int) -> None:
+        """Hold no more than that from now on."""
+        self.memory.resize(memory_bytes)
+        if host_store_bytes:
+            self.host.limit_bytes = host_store_bytes
 
     def remote_status(self) -> model.RemoteStatus:
         """Return whether Redis answers, and how many writes to it wait."""
@@ -243,7 +226,7 @@ class Tenants:
     engines: EngineRegistry
     namespaces: InitVar[Mapping[str, model.NamespaceLimits]]
     served_engines: Callable[[], Mapping[str, Any]]
-    held: FairShare
+    held: quota.FairShare
     slots: asyncio.Semaphore
     sealer: Sealer
     opened: dict[str, OpenTenant] = field(default_factory=dict)
@@ -297,7 +280,7 @@ class Tenants:
         Another part may have refused the one that was ``read``. Raises AccessUnusable.
         """
         if why := why_not(settings, read.namespaces):
-            raise AccessUnusable(why)
+            raise errors.AccessUnusable(why)
         return lambda: self.serve(policy.current.namespaces, settings)
 
     def serve(self, namespaces: Mapping[str, model.NamespaceLimits], settings: Settings) -> None:
@@ -312,9 +295,9 @@ class Tenants:
             self.host.limit_bytes = host_bytes
         for namespace, share in shares(settings.memory_bytes, host_bytes, namespaces).items():
             if opened := self.opened.get(namespace):
-                opened.resize(share)
+                opened.resize(*share)
                 continue
-            opened = self.opened[namespace] = OpenTenant(namespace, share, self)
+            opened = self.opened[namespace] = OpenTenant(namespace, *share, self)
             self._in_the_background(self._start(opened))
             if namespace:
                 log.info("namespace opened", namespace=namespace)

@@ -40,7 +40,7 @@ class _Gated:
     async def get(self, key: Any, allowance: Allowance | None = None) -> Any:
         found = self.kept.get(key)
         if allowance:
-            allowance.add(self.moving_s)
+            allowance.seconds += self.moving_s
         await self._answer()
         return found
 

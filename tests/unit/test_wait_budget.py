@@ -80,7 +80,7 @@ async def test_an_allowance_counts_for_every_call_that_waits() -> None:
     budgets = [WaitBudget(0.1) for _ in range(2)]
     waiting = [asyncio.create_task(each.spend_on(gate.wait(), allowance)) for each in budgets]
     await asyncio.sleep(0)
-    allowance.add(HANG_S)
+    allowance.seconds += HANG_S
     await asyncio.sleep(0.3)
     gate.set()
     assert await asyncio.gather(*waiting) == [True] * 2

@@ -537,7 +537,7 @@ class HostStore:
             artifact = entry.verified(self.verifier)
             if frames is not None and artifact.size_bytes > self.artifact_bytes():
                 return None  # Not removed: daemons with a higher limit use it.
-            more.add(artifact.size_bytes / _LEAST_BYTES_PER_S)
+            more.seconds += artifact.size_bytes / _LEAST_BYTES_PER_S
             entry.check(artifact, frames)
             self.directory.remember(checked, entry.path, artifact, entry.files)
         _note_use(entry.path)

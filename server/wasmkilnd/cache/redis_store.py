@@ -310,7 +310,7 @@ class RedisStore:
             log.info("stored value is larger than the limit", key=name.decode())
             return None
         moving_s = opened.stored_bytes / _LEAST_BYTES_PER_S
-        allowance.add(moving_s)
+        allowance.seconds += moving_s
         try:
             async with asyncio.timeout(self.link.timeout_s + moving_s):
                 left = await self._frames(name, opened, len(opened.frames) - len(frames))

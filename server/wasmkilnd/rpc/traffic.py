@@ -228,11 +228,11 @@ class Gate(FairShare):
         """Let a call in. Raises COMPILE_QUEUE_FULL, or SERVER_DRAINING once closed."""
         if self.closed:
             raise errors.server_draining()
-        held = self._held.get(caller, 0)
+        held = self.held.get(caller, 0)
         if self._limit() - self.total <= held:
             raise errors.too_many_calls(self.total, held)
         self.total += 1
-        self._held[caller] = held + 1
+        self.held[caller] = held + 1
 
 
 class Traffic:

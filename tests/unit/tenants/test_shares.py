@@ -7,7 +7,7 @@ from typing import Any
 
 from wasmkilnd import tenants
 from wasmkilnd.model import NamespaceLimits
-from wasmkilnd.tenants import MAX_NAMESPACES, Share, shares
+from wasmkilnd.tenants import MAX_NAMESPACES, shares
 
 EQUAL = NamespaceLimits()
 
@@ -20,29 +20,29 @@ def why_not(memory_bytes: int, host_bytes: int, named: dict[str, NamespaceLimits
 
 
 def test_without_namespaces_the_default_one_has_all() -> None:
-    assert shares(1000, 5000, {}) == {"": Share(1000, 5000)}
+    assert shares(1000, 5000, {}) == {"": (1000, 5000)}
 
 
 def test_namespaces_have_equal_parts() -> None:
-    part = Share(250, 1000, 4)
+    part = (250, 1000)
     found = shares(1000, 4000, {"a": EQUAL, "b": EQUAL, "c": EQUAL})
     assert found == {"": part, "a": part, "b": part, "c": part}
 
 
 def test_a_namespace_that_names_a_number_gets_it_and_the_others_divide_the_rest() -> None:
     found = shares(1000, 4000, {"a": NamespaceLimits(600, None), "b": NamespaceLimits(None, 3000)})
-    assert found == {"": Share(200, 500, 3), "a": Share(600, 500, 3), "b": Share(200, 3000, 3)}
+    assert found == {"": (200, 500), "a": (600, 500), "b": (200, 3000)}
 
 
 def test_what_is_off_stays_off() -> None:
     found = shares(1000, 0, {"a": NamespaceLimits(None, 3000)})
-    assert {share.host_store_bytes for share in found.values()} == {0}
+    assert {host_bytes for _, host_bytes in found.values()} == {0}
     assert why_not(1000, 0, {"a": NamespaceLimits(None, 3000)}) == ""
 
 
 def test_all_parts_together_are_no_more_than_there_is() -> None:
     namespaces = {f"n{number}": EQUAL for number in range(7)}
-    assert sum(share.memory_bytes for share in shares(1000, 0, namespaces).values()) <= 1000
+    assert sum(memory for memory, _ in shares(1000, 0, namespaces).values()) <= 1000
 
 
 def test_what_does_not_fit_is_refused_with_the_setting_to_change() -> None:
