@@ -447,7 +447,7 @@ class Traffic:
         if self._arriving.free < 0:
             held = self._arriving.held
             slow = (each for each in self._waiting if each.arriving_bytes)
-            most = max(slow, key=lambda each: (held(each.caller), each is call))
+            most = max(slow, key=lambda each: (held[each.caller], each is call))
             self._count_slow(most, -most.arriving_bytes)
             self._cancel(most, errors.receiving_too_much(self._arriving.total))
 
