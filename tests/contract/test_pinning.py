@@ -230,11 +230,11 @@ async def test_in_redis_the_latest_pins_lose_their_hold_above_half(
     assert ttl(server, last) == -1
     # Several namespaces share half of the server. What was let go and then unpinned stays so.
     server.config_set("maxmemory", 4 * one.pins.redis_usage.pinned_bytes - 4)
-    one.pins.namespaces = 2
+    one.pins.namespaces = lambda: 2
     await one.pins.pin(several[0].module_sha256)
     assert ttl(server, last) > 0
     await one.pins.unpin(several[2].module_sha256)
-    one.pins.namespaces = 1
+    one.pins.namespaces = lambda: 1
     await one.pins.pin(several[0].module_sha256)
     assert ttl(server, last) > 0
 
