@@ -94,34 +94,24 @@ _MAX_QUOTED = 100
 class WasmkilnError(Exception):
     """The daemon cannot serve a request; the message says why and what to do."""
 
-    def __init__(
-        self,
-        reason: Reason,
-        message: str,
-        *,
-        field: str = "",
-        retry_after_s: float | None = None,
-        fault: Fault = Fault.NONE,
-        **metadata: Any,
-    ) -> None:
+    def __init__(self, reason: Reason, message: str, **about: Any) -> None:
         """Describe the failure.
 
-        ``message`` is one sentence that says what is wrong and what to do. ``field`` names the
-        request's field at fault, if that is not the reason's; ``retry_after_s`` is set where
-        waiting helps; ``fault`` where a job broke. The rest goes into the error's metadata: lists
-        joined, and what is None left out.
+        ``message`` is one sentence that says what is wrong and what to do. Of ``about``, ``field``
+        names the request's field at fault, if that is not the reason's; ``retry_after_s`` is set
+        where waiting helps; ``fault`` where a job broke. The rest goes into the error's metadata:
+        lists joined, and what is None left out.
         """
         super().__init__(message)
-        self.reason = reason
-        self.message = message
-        self.field = field or reason.field
-        self.retry_after_s = retry_after_s
-        self.fault = fault
+        self.reason, self.message = reason, message
+        self.field: str = about.pop("field", "") or reason.field
+        self.retry_after_s: float | None = about.pop("retry_after_s", None)
+        self.fault: Fault = about.pop("fault", Fault.NONE)
         # Who was refused, where that is known: for the audit. Callers do not get it.
         self.identity = ""
         self.metadata = {
             name: str(value) if isinstance(value, str | int | float) else ", ".join(value)
-            for name, value in metadata.items()
+            for name, value in about.items()
             if value is not None
         }
 
