@@ -33,7 +33,7 @@ from wasmkilnd.quota import FairShare, Quotas
 from wasmkilnd.rpc import server
 from wasmkilnd.rpc.admin_service import AdminServicer
 from wasmkilnd.rpc.calls import Entry
-from wasmkilnd.rpc.messages import Capabilities, stats_response
+from wasmkilnd.rpc.messages import stats_response
 from wasmkilnd.rpc.module_service import ModuleServicer
 from wasmkilnd.rpc.traffic import MESSAGE_OVERHEAD_BYTES, Traffic, message_bytes_for
 from wasmkilnd.settings import NONE, Address, Settings, group_id, limits_of, written
@@ -143,11 +143,8 @@ class Daemon:
             counted, spent = tenants.of(namespace).compiler.metrics, quotas.readings(namespace)
             return stats_response(counted, namespace, spent, served.names)
 
-        def capabilities() -> Capabilities:
-            return serving.capabilities(self.version, limits.current)
-
         rpc = server.RpcServer(
-            ModuleServicer(tenants.of, stats, capabilities),
+            ModuleServicer(tenants.of, stats, partial(serving.capabilities, self.version)),
             AdminServicer(tenants.of, self.drain),
             Entry(traffic, metrics, access.guard, audit, quotas.of, tracing),
             connections=connections,

@@ -396,13 +396,10 @@ def quota_exceeded(quota: str, what: str, retry_after_s: float) -> str:
 # Limits that protect callers from each other, and a daemon that ends.
 
 
-def _overloaded(
-    limit: str, what: str, retry_after_s: float = 1.0, **metadata: Any
-) -> WasmkilnError:
+def _overloaded(limit: str, what: str, retry_after_s: float = 1.0, **about: Any) -> WasmkilnError:
     text = f"{what}: try again in {retry_after_s:.1f} s"
-    return WasmkilnError(
-        Reason.COMPILE_QUEUE_FULL, text, retry_after_s=retry_after_s, limit=limit, **metadata
-    )
+    about |= {"limit": limit, "retry_after_s": retry_after_s}
+    return WasmkilnError(Reason.COMPILE_QUEUE_FULL, text, **about)
 
 
 def compile_queue_full(engine: str, waiting: int, retry_after_s: float) -> WasmkilnError:

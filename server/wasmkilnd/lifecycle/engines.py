@@ -433,12 +433,13 @@ class Serving:
         await engine.pool.close()
         log.info("engine has ended", engine=engine.id)
 
-    def capabilities(self, version: str, limits: model.Limits) -> Capabilities:
+    def capabilities(self, version: str) -> Capabilities:
         """Return what GetCapabilities tells callers of a daemon of ``version``."""
         registry, known = self.registry, self.advisories.current
         served = [(each, self.isolation.of(each.id), known.of(each)) for each in registry.served]
-        told = registry.default, registry.names, self.unserved, limits, self.isolation.required
-        return Capabilities(version, served, *told)
+        names = registry.default, registry.names
+        rest = self.unserved, self.limits.current, self.isolation.required
+        return Capabilities(version, served, *names, *rest)
 
 
 def served_engines(engines: EngineRegistry) -> dict[str, Any]:
