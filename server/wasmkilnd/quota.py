@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Final, TypeAlias
@@ -136,7 +136,7 @@ class Quotas:
     _: KW_ONLY
     clock: Callable[[], float] = time.monotonic
     most: int = MOST_IDENTITIES
-    known: OrderedDict[tuple[str, str], Quota] = field(default_factory=OrderedDict)
+    known: dict[tuple[str, str], Quota] = field(default_factory=dict)
     refused: Counter[str] = field(default_factory=Counter)
 
     def of(self, identity: Identity) -> Quota:
@@ -145,12 +145,10 @@ class Quotas:
         if not identity.quota or (limits := policy.get(identity.quota)) is None:
             return UNLIMITED
         key = identity.namespace, identity.name
-        if key not in self.known:
-            self.known[key] = Quota(limits, self.refused, self.clock)
-        self.known.move_to_end(key)
+        quota = self.known.pop(key, None) or Quota(limits, self.refused, self.clock)
+        self.known[key] = quota  # As the last one: that which was seen longest ago is the first.
         if len(self.known) > self.most:
-            self.known.popitem(last=False)
-        quota = self.known[key]
+            del self.known[next(iter(self.known))]
         quota.limits, quota.policy = limits, policy
         return quota
 

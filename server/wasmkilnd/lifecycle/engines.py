@@ -437,9 +437,9 @@ class Serving:
         """Return what GetCapabilities tells callers of a daemon of ``version``."""
         registry, known = self.registry, self.advisories.current
         served = [(each, self.isolation.of(each.id), known.of(each)) for each in registry.served]
-        names = registry.default, registry.names
+        asked = registry.default, registry.names
         rest = self.unserved, self.limits.current, self.isolation.required
-        return Capabilities(version, served, *names, *rest)
+        return Capabilities(version, served, *asked, *rest)
 
 
 def served_engines(engines: EngineRegistry) -> dict[str, Any]:
