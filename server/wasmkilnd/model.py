@@ -111,18 +111,8 @@ class Identity:
 ANYBODY = Identity("", ALL_ROLES)
 
 
-# What a policy gives a namespace.
-
 # Names of namespaces, other than that of the default one.
 NAMESPACE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-
-
-@dataclass(frozen=True, slots=True)
-class NamespaceLimits:
-    """How much of the caches on this machine a namespace has; None for an equal part."""
-
-    memory_bytes: int | None = None
-    host_store_bytes: int | None = None
 
 
 # Modules, artifacts, and what identifies them.

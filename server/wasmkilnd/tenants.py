@@ -33,7 +33,7 @@ from typing import Any
 import structlog
 
 from wasmkilnd import errors, model, quarantine, quota, usage
-from wasmkilnd.access.policy import Policy
+from wasmkilnd.access.policy import NamespaceLimits, Policy
 from wasmkilnd.cache import embedded, fleet, host_store, memory, redis_store
 from wasmkilnd.cache.cache import Cache
 from wasmkilnd.compile import Compiler, Tenant
@@ -58,14 +58,14 @@ log = structlog.get_logger("wasmkilnd.tenants")
 
 
 def shares(
-    memory_bytes: int, host_store_bytes: int, namespaces: Mapping[str, model.NamespaceLimits]
+    memory_bytes: int, host_store_bytes: int, namespaces: Mapping[str, NamespaceLimits]
 ) -> dict[str, tuple[int, int]]:
     """Divide memory and host store among ``namespaces`` and the default one; see ``why_not``.
 
     Return the bytes of both that each has. Those that name a number get it, and the others equal
     parts of what is left.
     """
-    named = {model.DEFAULT_NAMESPACE: model.NamespaceLimits(), **namespaces}
+    named = {model.DEFAULT_NAMESPACE: NamespaceLimits(), **namespaces}
     memory = _divided(memory_bytes, [each.memory_bytes for each in named.values()])
     store = _divided(host_store_bytes, [each.host_store_bytes for each in named.values()])
     return dict(zip(named, zip(memory, store, strict=True), strict=True))
@@ -78,7 +78,7 @@ def _divided(total: int, wanted: Sequence[int | None]) -> list[int]:
     return [part if size is None else min(size, total) for size in wanted]
 
 
-def why_not(settings: Settings, namespaces: Mapping[str, model.NamespaceLimits]) -> str:
+def why_not(settings: Settings, namespaces: Mapping[str, NamespaceLimits]) -> str:
     """Return why a daemon cannot serve ``namespaces``, of policy and tokens; empty if it can.
 
     A host store that is off has nothing to divide, and is not looked at.
@@ -224,7 +224,7 @@ class Tenants:
     server: embedded.SharedServer
     host: host_store.HostDirectory
     engines: EngineRegistry
-    namespaces: InitVar[Mapping[str, model.NamespaceLimits]]
+    namespaces: InitVar[Mapping[str, NamespaceLimits]]
     served_engines: Callable[[], Mapping[str, Any]]
     held: quota.FairShare
     slots: asyncio.Semaphore
@@ -235,7 +235,7 @@ class Tenants:
     # Those that are served no more, and whose calls have not ended.
     _closing: set[OpenTenant] = field(default_factory=set)
 
-    def __post_init__(self, namespaces: Mapping[str, model.NamespaceLimits]) -> None:
+    def __post_init__(self, namespaces: Mapping[str, NamespaceLimits]) -> None:
         """Open the namespaces."""
         self.serve(namespaces, self.settings.current)
         gauges = self.metrics.gauges
@@ -283,7 +283,7 @@ class Tenants:
             raise errors.AccessUnusable(why)
         return lambda: self.serve(policy.current.namespaces, settings)
 
-    def serve(self, namespaces: Mapping[str, model.NamespaceLimits], settings: Settings) -> None:
+    def serve(self, namespaces: Mapping[str, NamespaceLimits], settings: Settings) -> None:
         """Serve ``namespaces`` and the default one from now on, and no others.
 
         They divide the memory and the host store that ``settings`` give.

@@ -23,7 +23,7 @@ import structlog
 
 from wasmkilnd import errors, model
 from wasmkilnd.access.jwt import CannotFetch, Issuer, fetch_keys, read_issuer, refused
-from wasmkilnd.access.policy import ANONYMOUS, Policy, default_policy, read_policy
+from wasmkilnd.access.policy import ANONYMOUS, NamespaceLimits, Policy, default_policy, read_policy
 from wasmkilnd.access.tls import Certificates, certificate_name
 from wasmkilnd.access.tokens import PREFIX, Tokens, read_tokens
 from wasmkilnd.access.unusable import AccessUnusable, defect_in
@@ -149,7 +149,7 @@ def read_access(settings: Settings, before: Access | None = None) -> tuple[Acces
             found[what] = getattr(before, what)
     policy, tokens = found["policy"], found["tokens"]
     known = tokens.all if tokens else ()
-    named = {token.namespace: model.NamespaceLimits() for token in known if token.namespace}
+    named = {token.namespace: NamespaceLimits() for token in known if token.namespace}
     policy = replace(policy, namespaces={**named, **policy.namespaces})
     if before and policy == before.policy:
         policy = before.policy  # What identities have used is shown while it is the same object.

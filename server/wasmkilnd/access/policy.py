@@ -103,7 +103,9 @@ class Rule(_Table):
         )
 
 
-class _NamespaceTable(_Table):
+class NamespaceLimits(_Table):
+    """How much of the caches on this machine a namespace has; None for an equal part."""
+
     memory_bytes: Size | None = None
     host_store_bytes: Size | None = None
 
@@ -137,7 +139,7 @@ class _File(_Table):
     open_health: Annotated[bool, Field(strict=True)] = False
     jwt: Jwt | None = None
     rule: Annotated[tuple[Rule, ...], Field(max_length=10_000)] = ()
-    namespace: dict[_Namespace, _NamespaceTable] = {}
+    namespace: dict[_Namespace, NamespaceLimits] = {}
     quota: Annotated[dict[_QuotaName, _QuotaTable], Field(max_length=1000)] = {}
 
 
@@ -152,7 +154,7 @@ class Policy:
     """
 
     rules: Sequence[Rule] = ()
-    namespaces: Mapping[str, model.NamespaceLimits] = field(default_factory=dict)
+    namespaces: Mapping[str, NamespaceLimits] = field(default_factory=dict)
     quotas: Mapping[str, Limits] = field(default_factory=dict)
     open_health: bool = False
     jwt: Jwt | None = None
@@ -200,11 +202,9 @@ def read_policy(path: Path) -> Policy:
     if problems:
         said = [f"cannot use policy {path}: {why}" for why in problems[:20]]
         raise AccessUnusable("\n".join(said)) from None
-    namespaces = {rule.namespace: model.NamespaceLimits() for rule in found.rule if rule.namespace}
-    for name, sizes in found.namespace.items():
-        namespaces[name] = model.NamespaceLimits(**sizes.model_dump())
+    namespaces = {rule.namespace: NamespaceLimits() for rule in found.rule if rule.namespace}
     quotas = {name: table.model_dump(exclude_none=True) for name, table in found.quota.items()}
-    return Policy(found.rule, namespaces, quotas, found.open_health, found.jwt)
+    return Policy(found.rule, namespaces | found.namespace, quotas, found.open_health, found.jwt)
 
 
 def _fits(pattern: str, name: str) -> bool:

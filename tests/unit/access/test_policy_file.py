@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from wasmkilnd.access.policy import read_policy
+from wasmkilnd.access.policy import NamespaceLimits, read_policy
 from wasmkilnd.access.unusable import AccessUnusable
-from wasmkilnd.model import NamespaceLimits, Role
+from wasmkilnd.model import Role
 
 from tests.web_tokens import AUDIENCE, ISSUER, jwt_table
 
@@ -54,7 +54,7 @@ def test_everything_that_a_file_can_say(tmp_path: Path) -> None:
     assert found.identity("jwt:me", {**claims, "level": 4}).namespace == ""
     assert found.identity("token:other").roles == frozenset()
     assert found.namespaces == {
-        "team-a": NamespaceLimits(64 * 2**20, 2**30),
+        "team-a": NamespaceLimits(memory_bytes=64 * 2**20, host_store_bytes=2**30),
         "team-b": NamespaceLimits(),
     }
     assert found.quotas == {

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from click.testing import CliRunner
 from wasmkilnd.access.guard import Access
-from wasmkilnd.access.policy import Policy, Rule
+from wasmkilnd.access.policy import NamespaceLimits, Policy, Rule
 from wasmkilnd.cli import command
-from wasmkilnd.model import NamespaceLimits, Role
+from wasmkilnd.model import Role
 
 
 def test_a_line_for_each_rule() -> None:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from wasmkilnd import tenants
-from wasmkilnd.model import NamespaceLimits
+from wasmkilnd.access.policy import NamespaceLimits
 from wasmkilnd.tenants import MAX_NAMESPACES, shares
 
 EQUAL = NamespaceLimits()
@@ -30,14 +30,18 @@ def test_namespaces_have_equal_parts() -> None:
 
 
 def test_a_namespace_that_names_a_number_gets_it_and_the_others_divide_the_rest() -> None:
-    found = shares(1000, 4000, {"a": NamespaceLimits(600, None), "b": NamespaceLimits(None, 3000)})
+    found = shares(
+        1000,
+        4000,
+        {"a": NamespaceLimits(memory_bytes=600), "b": NamespaceLimits(host_store_bytes=3000)},
+    )
     assert found == {"": (200, 500), "a": (600, 500), "b": (200, 3000)}
 
 
 def test_what_is_off_stays_off() -> None:
-    found = shares(1000, 0, {"a": NamespaceLimits(None, 3000)})
+    found = shares(1000, 0, {"a": NamespaceLimits(host_store_bytes=3000)})
     assert {host_bytes for _, host_bytes in found.values()} == {0}
-    assert why_not(1000, 0, {"a": NamespaceLimits(None, 3000)}) == ""
+    assert why_not(1000, 0, {"a": NamespaceLimits(host_store_bytes=3000)}) == ""
 
 
 def test_all_parts_together_are_no_more_than_there_is() -> None:
@@ -46,7 +50,10 @@ def test_all_parts_together_are_no_more_than_there_is() -> None:
 
 
 def test_what_does_not_fit_is_refused_with_the_setting_to_change() -> None:
-    both = {"a": NamespaceLimits(600, 10), "b": NamespaceLimits(400, 10)}
+    both = {
+        "a": NamespaceLimits(memory_bytes=600, host_store_bytes=10),
+        "b": NamespaceLimits(memory_bytes=400, host_store_bytes=10),
+    }
     assert "raise the setting memory_bytes" in why_not(1000, 4000, both)
     assert "raise the setting host_store_bytes" in why_not(2000, 20, both)
     assert why_not(1001, 4000, both) == ""
