@@ -55,7 +55,7 @@ class Rig:
             self.started.append(new.id)
             return self._served(new.id)
 
-        monkeypatch.setattr(engines.serving, "serve_engine", start)
+        monkeypatch.setattr("wasmkilnd.engines.serving.serve_engine", start)
         self.serving.follow(cast(Any, SimpleNamespace(write_engines=_nothing)))
 
     def _served(self, engine_id: str) -> Any:

@@ -437,9 +437,8 @@ class Serving:
         """Return what GetCapabilities tells callers of a daemon of ``version``."""
         registry, known = self.registry, self.advisories.current
         served = [(each, self.isolation.of(each.id), known.of(each)) for each in registry.served]
-        asked = registry.default, registry.names
-        rest = self.unserved, self.limits.current, self.isolation.required
-        return Capabilities(version, served, *asked, *rest)
+        told = registry.default, registry.names, self.unserved
+        return Capabilities(version, served, *told, self.limits.current, self.isolation.required)
 
 
 def served_engines(engines: EngineRegistry) -> dict[str, Any]:
