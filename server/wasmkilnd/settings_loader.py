@@ -112,12 +112,7 @@ def load(
     """
     fields = Settings.model_fields
     from_file, file_origin = _read_file(environ, file)
-    ours = [
-        name
-        for name, value in environ.items()
-        if name.startswith(ENV_PREFIX)
-        and not (_FOREIGN.fullmatch(name) or _KUBERNETES.fullmatch(f"{name}={value}"))
-    ]
+    ours = [name for name, value in environ.items() if _is_ours(name, value)]
     problems = _unknown(from_file, fields, file_origin)
     problems += _unknown(ours, [*map(env_name, fields), CONFIG_ENV], "the environment")
     problems += _unknown(flags, fields, "the command line")
@@ -154,16 +149,17 @@ def load(
     return LoadedSettings(settings, origins)
 
 
+def _is_ours(name: str, value: str) -> bool:
+    foreign = _FOREIGN.fullmatch(name) or _KUBERNETES.fullmatch(f"{name}={value}")
+    return name.startswith(ENV_PREFIX) and not foreign
+
+
 def _read_file(environ: Mapping[str, str], file: Path | None) -> tuple[dict[str, Any], str]:
-    named_by, name = "--config", environ.get(CONFIG_ENV, "")
-    if file is None:
-        if not name:
-            return {}, ""
-        try:
-            named_by, file = CONFIG_ENV, schema.expanded(name)
-        except ValueError as failure:
-            raise ConfigError(f"cannot read the file that {CONFIG_ENV} names: {failure}") from None
+    named_by = "--config" if file else CONFIG_ENV
+    if not (name := file or environ.get(CONFIG_ENV)):
+        return {}, ""
     try:
+        file = schema.expanded(name)
         return schema.parse_toml(file.read_bytes().decode()), f"file {file}"
     except OSError as error:
         why = error.strerror
@@ -171,7 +167,7 @@ def _read_file(environ: Mapping[str, str], file: Path | None) -> tuple[dict[str,
         why = "it is not UTF-8 text"
     except ValueError as error:
         why = str(error)
-    raise ConfigError(f"cannot read file {file} (named by {named_by}): {why}") from None
+    raise ConfigError(f"cannot read file {name} (named by {named_by}): {why}") from None
 
 
 def _unknown(names: Iterable[str], known: Iterable[str], origin: str) -> list[str]:
@@ -192,12 +188,11 @@ def _from_upstash(given: Mapping[str, Any], environ: Mapping[str, str]) -> dict[
 
     A token is taken for a REST URL only: any other server must not see it.
     """
-    taken = {}
-    url = given.get("redis_url")
+    url, taken = given.get("redis_url"), {}
     if url is None and (name := next(filter(environ.get, _UPSTASH_URLS), "")):
         taken["redis_url"], url = name, environ[name]
-    rest = isinstance(url, str) and url.strip().startswith(("https://", "http://"))
-    has_token = "@" in str(url) or given.get("redis_password") or given.get("redis_password_file")
+    rest = re.match(r"\s*https?://[^@]*$", str(url))
+    has_token = given.get("redis_password") or given.get("redis_password_file")
     if rest and not has_token and (name := next(filter(environ.get, _UPSTASH_TOKENS), "")):
         taken["redis_password"] = name
     return taken
@@ -232,11 +227,9 @@ class Change:
 
 def changes(old: Settings, new: Settings) -> list[Change]:
     """Return each setting whose value differs, in the schema's order."""
-    return [
-        Change(field, _shown(old, field), _shown(new, field), schema.is_live(field))
-        for field in Settings.model_fields
-        if getattr(old, field) != getattr(new, field)
-    ]
+    differ = [each for each in Settings.model_fields if getattr(old, each) != getattr(new, each)]
+    was, now = ([written(each, _plain(it, each)) for each in differ] for it in (old, new))
+    return [*map(Change, differ, was, now, map(schema.is_live, differ))]
 
 
 def take_over(old: Settings, new: Settings, fields: list[str]) -> Settings:
@@ -258,26 +251,20 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
     fields = [field for field in Settings.model_fields if schema.has_flag(field)]
 
     @functools.wraps(command)
-    def with_flags(*args: Any, **given: Any) -> Any:
+    def decorated(*args: Any, **given: Any) -> Any:
         values = {field: given.pop(field) for field in (*fields, *REMOVED)}
         flags = {field: value for field, value in values.items() if value not in (None, ())}
         return command(*args, flags=flags, **given)
 
-    decorated: Callable[..., Any] = with_flags
     for field in REMOVED:
-        flag = flag_name(field)
-        names = (flag, f"--no-{flag[2:]}", field)
-        gone = click.option(*names, hidden=True, is_flag=False, flag_value="")
-        decorated = gone(decorated)
+        names = (flag_name(field), f"--no-{flag_name(field)[2:]}", field)
+        click.option(*names, hidden=True, is_flag=False, flag_value="")(decorated)
     # A decorator that comes later shows earlier in the help.
     for field in reversed(fields):
-        decorated = _option(field)(decorated)
-    return click.option(
-        "--config",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help=f"A TOML file with settings.  [env: {CONFIG_ENV}]",
-    )(decorated)
+        _option(field)(decorated)
+    told = f"A TOML file with settings.  [env: {CONFIG_ENV}]"
+    click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help=told)(decorated)
+    return decorated
 
 
 def _option(field: str) -> Decorator:
@@ -297,10 +284,10 @@ def _option(field: str) -> Decorator:
 def render(loaded: LoadedSettings) -> str:
     """Return one line ``key = value  # origin`` per setting: valid TOML, secrets masked."""
     lines = []
-    for field, origin in loaded.origins.items():
-        value, effective = _shown(loaded.settings, field), _effective(loaded.settings, field)
-        note = "" if effective is None else f"; {written(field, effective)} in force"
-        lines.append(f"{field} = {_toml(value)}  # {_toml(origin)[1:-1]}{note}\n")
+    for field, told in _told(loaded).items():
+        value, in_force = written(field, told["value"]), written(field, told["in_force"])
+        note = "" if in_force == value else f"; {in_force} in force"
+        lines.append(f"{field} = {_toml(value)}  # {_toml(told['origin'])[1:-1]}{note}\n")
     return "".join(lines)
 
 
@@ -310,28 +297,29 @@ def as_json(loaded: LoadedSettings) -> str:
     Sizes are in bytes and durations in seconds. ``in_force`` differs from ``value``
     where 0 or auto stands for what the machine has.
     """
-    shown = {}
+    return json.dumps(_told(loaded), indent=2)
+
+
+def _told(loaded: LoadedSettings) -> dict[str, dict[str, Any]]:
+    told = {}
     for field, origin in loaded.origins.items():
-        value, effective = _plain(loaded.settings, field), _effective(loaded.settings, field)
-        in_force = value if effective is None else effective
-        shown[field] = {"value": value, "origin": origin, "in_force": in_force}
-    return json.dumps(shown, indent=2)
+        value, in_force = _plain(loaded.settings, field), None
+        if value in (0, AUTO):
+            in_force = getattr(loaded.settings, f"effective_{field}", None)
+        told[field] = {"value": value, "origin": origin, "in_force": in_force or value}
+    return told
 
 
 def reference() -> str:
     """Return the table of docs/reference/configuration.md."""
-    rows = [
-        "| key | environment | flag | default | live | meaning |\n",
-        "|---|---|---|---|---|---|\n",
-    ]
+    rows = ["| key | environment | flag | default | live | meaning |", "|---|---|---|---|---|---|"]
     for field, info in Settings.model_fields.items():
         default = f"`{_default(field)}`" if _default(field) else "(empty)"
         flag = f"`{flag_name(field)}`" if schema.has_flag(field) else "none: it is a secret"
-        meaning = (info.description or "").replace("|", "\\|")
         live = "yes" if schema.is_live(field) else ""
-        cells = (f"`{field}`", f"`{env_name(field)}`", flag, default, live, meaning)
-        rows.append(f"| {' | '.join(cells)} |\n")
-    return "".join(rows)
+        names = f"`{field}` | `{env_name(field)}` | {flag}"
+        rows.append(f"| {names} | {default} | {live} | {info.description} |")
+    return "\n".join([*rows, ""])
 
 
 def _default(field: str) -> str:
@@ -343,20 +331,9 @@ def _default(field: str) -> str:
     return text.lower() if isinstance(value, bool) else text
 
 
-def _effective(settings: Settings, field: str) -> int | float | None:
-    # Only where 0 or auto stands for what the machine has.
-    effective: Any = getattr(settings, f"effective_{field}", None)
-    return effective or None if getattr(settings, field) in (0, AUTO) else None
-
-
 def _plain(settings: Settings, field: str) -> object:
     value = getattr(settings, field)
     return str(value) if isinstance(value, SecretStr | Path) else value
-
-
-def _shown(settings: Settings, field: str) -> object:
-    """Return a setting's value as a person writes it, secrets masked."""
-    return written(field, _plain(settings, field))
 
 
 def _toml(value: object) -> str:
