@@ -20,7 +20,6 @@ from wasmkilnd.access.guard import Access, AccessGuard
 from wasmkilnd.access.tls import Certificates, TlsFiles, server_credentials
 from wasmkilnd.cache.embedded import EmbeddedServer, SharedServer
 from wasmkilnd.cache.host_store import HostDirectory
-from wasmkilnd.cache.redis_servers import AccessUnusable as RedisUnusable
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.lifecycle import engines, preflight, serve_namespaces
 from wasmkilnd.lifecycle import reload as reloads
@@ -29,7 +28,6 @@ from wasmkilnd.lifecycle.shutdown import Shutdown, until
 from wasmkilnd.lifecycle.status_page import status_json
 from wasmkilnd.lifecycle.systemd import long_step
 from wasmkilnd.model import DrainState, Entrance, Reloadable, Transport
-from wasmkilnd.network import SocketAccess
 from wasmkilnd.quota import FairShare, Quotas
 from wasmkilnd.rpc import server
 from wasmkilnd.rpc.admin_service import AdminServicer
@@ -51,8 +49,8 @@ from wasmkilnd.settings import (
 from wasmkilnd.settings_loader import LoadedSettings
 from wasmkilnd.signing.keys import open_keys
 from wasmkilnd.signing.sealer import Sealer
-from wasmkilnd.telemetry.admin import AddressInUse, AdminServer
-from wasmkilnd.telemetry.audit import Audit, AuditEvent, AuditLine, CannotAudit, audit_change
+from wasmkilnd.telemetry.admin import AdminServer
+from wasmkilnd.telemetry.audit import Audit, AuditEvent, AuditLine, audit_change
 from wasmkilnd.telemetry.logs import dropped_lines
 from wasmkilnd.telemetry.metrics import Metrics, TlsStatus
 from wasmkilnd.telemetry.tracing import open_tracing
@@ -82,14 +80,9 @@ class Daemon:
     async def start(self) -> None:
         """Build and start every part; serve last, once all else works.
 
-        Raises CannotStart, AccessUnusable, KeysUnusable and TracingUnusable.
+        Raises CannotStart, and what its parts raise of this package: sentences for people.
         """
-        try:
-            await self._start(self.settings.current)
-        except (AddressInUse, CannotAudit, server.CannotListen, RedisUnusable) as failure:
-            raise preflight.CannotStart(str(failure)) from None
-
-    async def _start(self, now: Settings) -> None:
+        now = self.settings.current
         settings, metrics = self.settings, self._metrics
         readiness, on_stop = self._readiness, self._on_stop
         limits = Reloadable(limits_of(now))
@@ -109,7 +102,8 @@ class Daemon:
         def client_cas() -> Certificates:
             return tls.current.client_cas if tls else ()
 
-        access = await asyncio.to_thread(reloads.OpenAccess, settings, audit, client_cas)
+        access = await asyncio.to_thread(reloads.OpenAccess, now, audit, client_cas)
+        await access.fetch_keys()
         keys = await asyncio.to_thread(open_keys, now)
         sealer = Sealer(keys, self.version, max_age_s=now.value_max_age_s)
         about: dict[str, Any] = {"key_id": keys.own_id, "trusted_keys": len(keys.trusted)}
@@ -124,7 +118,7 @@ class Daemon:
         served = serving.registry
 
         # The tiers, and what serves each namespace.
-        if why := serve_namespaces.refusal(now, access.policy.current.namespaces):
+        if why := serve_namespaces.refusal(now, access.policy.namespaces):
             raise preflight.CannotStart(why)
         embedded = EmbeddedServer(now.state_dir, now.embedded_redis_bytes)
         url, access_of_redis = now.redis_url.get_secret_value(), options.redis_access(now)
@@ -141,13 +135,13 @@ class Daemon:
                 slots=asyncio.Semaphore(max(1, now.effective_workers // 2)),
                 sealer=sealer,
             )
-            tenants = self._tenants = Tenants(common, access.policy.current.namespaces)
+            tenants = self._tenants = Tenants(common, access.policy.namespaces)
             on_stop.push_async_callback(tenants.close)
             on_stop.push_async_callback(self._unless_hurried, tenants.flush, _FLUSH_S)
             await tenants.start()
 
         # The calls.
-        quotas = Quotas(lambda: access.policy.current.quotas)
+        quotas = Quotas(lambda: access.policy.quotas)
         traffic = Traffic(traffic_limits, message_bytes_for(now.max_module_bytes))
 
         def stats(namespace: str) -> Any:
@@ -193,16 +187,19 @@ class Daemon:
         # What changes while it runs.
         self._serving = serving
         self._reloader = reloads.Reloader(
-            *(settings, limits, traffic_limits, sealer, tenants, audit, metrics),
+            *(settings, limits, traffic_limits, access, sealer, tenants, audit, metrics),
             largest_module_bytes=traffic.message_bytes - MESSAGE_OVERHEAD_BYTES,
             refusal=lambda new: options.limits_too_low(new) or engines.refusal(new),
-            parts={
+            files={
                 **({"TLS": tls.prepare} if tls else {}),
                 "access": access.prepare,
                 "namespaces": serve_namespaces.prepare_namespaces(tenants, access),
                 "audit": lambda new: audit.prepare(new.audit_file),
                 "pins": lambda _: tenants.look_at_pins,
+            },
+            parts={
                 "engines": serving.prepare,
+                "Redis": lambda new: shared.prepare_reconnect(options.redis_access(new)),
             },
         )
         self._in_the_background(access.guard.follow_keys())
@@ -211,11 +208,10 @@ class Daemon:
 
         # What listens.
         group = group_id(now.socket_group)
-        sockets = SocketAccess(0o600 if group is None else 0o660, group)
         wanted = _listeners(now, tls)
-        bound = await rpc.start(wanted, sockets)
+        bound = await rpc.start(wanted, group)
         if path := Address.parse(admin_address).path if admin_address else "":
-            server.open_socket(admin_address, Path(path), sockets)
+            server.open_socket(admin_address, Path(path), group)
         readiness.started(lambda: served.served, lambda: serving.unserved, tenants.remote_status)
         rpc.set_health(readiness.now()[0])
         # All that is there now stays: a full collection of it would make every caller wait.
@@ -233,8 +229,7 @@ class Daemon:
     async def reload(self, read: Callable[[], LoadedSettings]) -> reloads.ReloadResult:
         """Apply the configuration that ``read`` returns, as far as a running daemon can."""
         result = await self._reloader.reload(read)
-        if not result.settings_refused:  # The names of engines are among them.
-            await self._serving.look()
+        await self._serving.look()
         return result
 
     def status(self) -> str:

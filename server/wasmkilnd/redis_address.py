@@ -111,13 +111,17 @@ class RedisAddress:
                 " 65535, and percent-encode special characters of user and password ('@' is %40)"
             )
         options = _options(parts["query"], kind, tls=tls and kind is not RedisKind.REST)
-        database = options.pop("db", "")
-        path = parts.get("path", "")
-        sentinel = options.pop("sentinel_user", ""), options.pop("sentinel_password", "")
+        database, path = options.pop("db", ""), parts.get("path", "")
         address = cls(
-            *(scheme, hosts, unquote(path) if kind is RedisKind.SOCKET else path.rstrip("/")),
-            *(parts.get("service", ""), int(parts.get("db") or database or 0)),
-            *(unquote(parts["user"]), unquote(parts["password"]), sentinel, options),
+            scheme,
+            hosts,
+            path=unquote(path) if kind is RedisKind.SOCKET else path.rstrip("/"),
+            service=parts.get("service", ""),
+            db=int(parts.get("db") or database or 0),
+            user=unquote(parts["user"]),
+            password=unquote(parts["password"]),
+            sentinel=(options.pop("sentinel_user", ""), options.pop("sentinel_password", "")),
+            tls_options=options,
         )
         if kind is RedisKind.REST:
             if address.user and not address.password:

@@ -93,6 +93,14 @@ class ConfigError(Exception):
     """What is left of it without unknown names."""
 
 
+def is_foreseen(failure: Exception) -> bool:
+    """Return whether this package has defined the exception: its text is a sentence for people.
+
+    All others are defects.
+    """
+    return type(failure).__module__.startswith("wasmkilnd.")
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedSettings:
     """Settings, and where the value of each field came from."""

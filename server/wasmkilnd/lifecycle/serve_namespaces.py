@@ -23,6 +23,6 @@ def prepare_namespaces(tenants: Tenants, access: OpenAccess) -> Prepare:
         if why := refusal(settings, access.next_policy.namespaces):
             raise CannotReload(why)
         # The policy in force by then: another part may have refused the one that was read.
-        return lambda: tenants.serve(access.policy.current.namespaces, settings)
+        return lambda: tenants.serve(access.policy.namespaces, settings)
 
     return prepare
