@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import threading
+import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
@@ -16,36 +16,19 @@ from typing import Any
 import structlog
 
 from wasmkilnd import options
-from wasmkilnd.access.guard import Access, AccessGuard
+from wasmkilnd.access.guard import Access
 from wasmkilnd.access.tls import Certificates, TlsFiles, server_credentials
 from wasmkilnd.cache.embedded import EmbeddedServer, SharedServer
 from wasmkilnd.cache.host_store import HostDirectory
-from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.lifecycle import engines, preflight, serve_namespaces
 from wasmkilnd.lifecycle import reload as reloads
-from wasmkilnd.lifecycle.readiness import Readiness
-from wasmkilnd.lifecycle.shutdown import Shutdown, until
-from wasmkilnd.lifecycle.status_page import status_json
+from wasmkilnd.lifecycle.readiness import Readiness, status_json
 from wasmkilnd.lifecycle.systemd import long_step
 from wasmkilnd.model import DrainState, Entrance, Reloadable, Transport
 from wasmkilnd.quota import FairShare, Quotas
-from wasmkilnd.rpc import server
-from wasmkilnd.rpc.admin_service import AdminServicer
-from wasmkilnd.rpc.calls import Entry
-from wasmkilnd.rpc.messages import Capabilities, stats_response
-from wasmkilnd.rpc.module_service import ModuleServicer
+from wasmkilnd.rpc import admin_service, calls, messages, module_service, server
 from wasmkilnd.rpc.traffic import MESSAGE_OVERHEAD_BYTES, Traffic, message_bytes_for
-from wasmkilnd.settings import (
-    NONE,
-    Address,
-    Settings,
-    group_id,
-    limits_of,
-    written,
-)
-from wasmkilnd.settings import (
-    traffic_limits as traffic_limits_of,
-)
+from wasmkilnd.settings import GRPC, NONE, Address, Settings, group_id, written
 from wasmkilnd.settings_loader import LoadedSettings
 from wasmkilnd.signing.keys import open_keys
 from wasmkilnd.signing.sealer import Sealer
@@ -61,6 +44,63 @@ _MAX_STREAMS = 256
 _FLUSH_S = 5.0
 
 log = structlog.get_logger("wasmkilnd")
+
+
+class Shutdown:
+    """The end of a daemon, asked for by a signal or by Drain; its deadline only comes nearer.
+
+    For one event loop, which has to run already.
+    """
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.overdue = asyncio.Event()
+        """Set when the grace for calls in progress is over."""
+        self.hurried = asyncio.Event()
+        """Set when the daemon shall wait for nothing any more."""
+        self._loop = asyncio.get_running_loop()
+        self._deadline = math.inf
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the daemon gives up calls in progress; infinite before ``ask``."""
+        return max(0.0, self._deadline - self._loop.time())
+
+    def ask(self, grace_s: float) -> None:
+        """End the daemon, and give calls in progress ``grace_s`` at most.
+
+        Of several deadlines the earliest counts.
+        """
+        self.asked.set()
+        deadline = self._loop.time() + grace_s
+        if deadline < self._deadline:
+            self._deadline = deadline
+            self._loop.call_at(deadline, self.overdue.set)
+
+    def hurry(self) -> None:
+        """End the daemon without waiting for anything."""
+        self.ask(0.0)
+        self.overdue.set()
+        self.hurried.set()
+
+
+async def until(event: asyncio.Event, work: Coroutine[Any, Any, Any]) -> bool:
+    """Do ``work`` until ``event`` happens; return whether the work was finished by then.
+
+    Raises what ``work`` raises.
+    """
+    working = asyncio.create_task(work)
+    waiting = asyncio.create_task(event.wait())
+    try:
+        await asyncio.wait((working, waiting), return_when=asyncio.FIRST_COMPLETED)
+        done = working.done()
+    finally:
+        for task in (working, waiting):
+            task.cancel()
+        await asyncio.gather(working, waiting, return_exceptions=True)
+    if done:
+        await working
+    return done
 
 
 class Daemon:
@@ -85,8 +125,8 @@ class Daemon:
         now = self.settings.current
         settings, metrics = self.settings, self._metrics
         readiness, on_stop = self._readiness, self._on_stop
-        limits = Reloadable(limits_of(now))
-        traffic_limits = Reloadable(traffic_limits_of(now))
+        limits = Reloadable(now.limits)
+        call_limits = Reloadable(now.call_limits)
         preflight.check_host(now)
         # Without the keys of JSON Web Tokens, which the policy names: they are read once more.
         seen = reloads.stamps_of(reloads.watched_files(now, Access()))
@@ -142,19 +182,19 @@ class Daemon:
 
         # The calls.
         quotas = Quotas(lambda: access.policy.quotas)
-        traffic = Traffic(traffic_limits, message_bytes_for(now.max_module_bytes))
+        traffic = Traffic(call_limits, message_bytes_for(now.max_module_bytes))
 
         def stats(namespace: str) -> Any:
             counted, spent = tenants.metrics_of(namespace), quotas.readings(namespace)
-            return stats_response(counted, namespace, spent, served.names)
+            return messages.stats_response(counted, namespace, spent, served.names)
 
-        def capabilities() -> Capabilities:
+        def capabilities() -> messages.Capabilities:
             return serving.capabilities(self.version, limits.current)
 
         rpc = server.RpcServer(
-            ModuleServicer(tenants.of, stats, capabilities),
-            AdminServicer(tenants.of, self.drain),
-            Entry(traffic, metrics, access.guard, audit, quotas.of, tracing),
+            module_service.ModuleServicer(tenants.of, stats, capabilities),
+            admin_service.AdminServicer(tenants.of, self.drain),
+            calls.Entry(traffic, metrics, access.guard, audit, quotas.of, tracing),
             connections=connections,
             streams=_MAX_STREAMS,
         )
@@ -182,12 +222,12 @@ class Daemon:
             on_stop.push_async_callback(admin.stop)
         self._rpc = rpc
         on_stop.push_async_callback(rpc.stop)
-        on_stop.push_async_callback(self._finish, rpc, tenants, served)
+        on_stop.push_async_callback(self._finish, rpc, tenants, serving)
 
         # What changes while it runs.
         self._serving = serving
         self._reloader = reloads.Reloader(
-            *(settings, limits, traffic_limits, access, sealer, tenants, audit, metrics),
+            *(settings, limits, call_limits, access, sealer, tenants, audit, metrics),
             largest_module_bytes=traffic.message_bytes - MESSAGE_OVERHEAD_BYTES,
             refusal=lambda new: options.limits_too_low(new) or engines.refusal(new),
             files={
@@ -203,7 +243,7 @@ class Daemon:
             },
         )
         self._in_the_background(access.guard.follow_keys())
-        self._follow_files(seen, access.guard)
+        on_stop.callback(self._reloader.follow(seen))
         serving.follow(tenants)
 
         # What listens.
@@ -221,8 +261,7 @@ class Daemon:
         serves: dict[str, list[str]] = {}
         for listener, address in zip(wanted, bound, strict=True):
             serves.setdefault(listener.setting, []).append(address)
-        about_it = now, self.version, serves, admin_address, serving, tenants
-        self.banner = _banner(*about_it, asks=access.guard.access.on)
+        self.banner = self._banner(serves, admin_address, tenants, asks=access.guard.access.on)
         ids = [engine.id for engine in served.served]
         log.info("ready", addresses=bound, metrics=admin_address, engines=ids)
 
@@ -264,7 +303,7 @@ class Daemon:
         log.info("stopped")
 
     async def _finish(
-        self, rpc: server.RpcServer, tenants: Tenants, served: EngineRegistry
+        self, rpc: server.RpcServer, tenants: Tenants, serving: engines.Serving
     ) -> None:
         async def finished() -> None:
             await rpc.idle()
@@ -276,30 +315,51 @@ class Daemon:
             log.warning("grace is over: giving up calls", **left)
             await tenants.settle(0)
         # While connections are open, so that callers who wait for a worker learn why they fail.
-        await served.close()
+        await serving.registry.close()
 
     def _in_the_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
-
-        async def end() -> None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-        self._on_stop.push_async_callback(end)
-
-    def _follow_files(self, seen: reloads.Stamps, guard: AccessGuard) -> None:
-        loop, stop = asyncio.get_running_loop(), threading.Event()
-        self._on_stop.callback(stop.set)
-        about = (
-            lambda: reloads.watched_files(self.settings.current, guard.access),
-            seen,
-            lambda: asyncio.run_coroutine_threadsafe(self._reloader.refresh(), loop).result(),
-            stop,
-        )
-        threading.Thread(target=reloads.follow, args=about, name="files", daemon=True).start()
+        # Waits until it has ended.
+        self._on_stop.push_async_callback(asyncio.wait, [task])
+        self._on_stop.callback(task.cancel)
 
     async def _unless_hurried(self, work: Callable[..., Any], *arguments: Any) -> None:
         await until(self._shutdown.hurried, work(*arguments))
+
+    def _banner(
+        self, serves: Mapping[str, Sequence[str]], admin: str, tenants: Tenants, *, asks: bool
+    ) -> str:
+        """Return the addresses, who may call, engines, tiers, and a command for another shell."""
+        settings, serving = self.settings.current, self._serving
+        address, trouble = serves["listen"][0], tenants.default.host.trouble
+        page = f"http{'s' if settings.tls_cert_file else ''}://{admin}/ in a browser"
+        size = settings.effective_host_store_bytes
+        host = f"host store, {written('host_store_bytes', size)}" if size else "no host store"
+        host = f"host store unusable: {trouble}" if trouble else host
+        served = [
+            f"{engine.id} ({engine.capabilities.interpreter},"
+            f" {engine.pool.size} worker{'s' if engine.pool.size > 1 else ''}"
+            f"{', default' if engine.id == serving.registry.default else ''})"
+            for engine in serving.registry.served
+        ] or ["none works: the daemon serves no call"]
+        served += [f"{one.id} is not served: {one.cause}" for one in serving.unserved]
+        flag = "" if address == "127.0.0.1:50051" else f"--address {address} "
+        memory = written("memory_bytes", settings.memory_bytes)
+        rows = {
+            "serving": ", ".join(serves["listen"]),
+            "tokens": ", ".join(serves.get("token_listen", ())),
+            "operator": ", ".join(serves.get("operator_listen", ())),
+            "callers": "need an identity" if asks else "everybody may do everything",
+            "metrics": admin and f"{admin}/metrics, /healthz, /readyz",
+            "status": admin and not admin.startswith("unix:") and page,
+            "engines": f"\n{'':11}".join(served),
+            "jobs": serving.registry.served and serving.isolation.summary,
+            "tiers": f"memory, {memory}; {host}; {tenants.server.description}",
+            "state": settings.state_dir,
+            "try": f"wasmkiln {flag}compile MODULE.wasm -o MODULE.cwasm",
+        }
+        body = "\n".join(f"  {name:<9}{text}" for name, text in rows.items() if text)
+        return f"wasmkilnd {self.version} is ready\n{body}"
 
 
 def _tls_status(files: TlsFiles) -> TlsStatus:
@@ -339,60 +399,15 @@ def checks_host(settings: Settings) -> bool:
 def _listeners(settings: Settings, tls: TlsFiles | None) -> Sequence[server.Listener]:
     """Return the addresses of gRPC, in the order of the settings."""
     found = []
-    for setting in ("listen", "token_listen", "operator_listen"):
+    for setting, address in settings.addresses:
         asks = bool(settings.tls_client_ca_file) and setting != "token_listen"
         admin = setting == "operator_listen" or not settings.operator_listen
-        for address in getattr(settings, setting):
-            at = server.Listener(address, setting, admin)
-            if address.startswith("unix:"):
-                at = replace(at, entrance=Entrance(Transport.UNIX, address))
-            elif tls:
-                entrance = Entrance(Transport.MTLS if asks else Transport.TLS)
-                credentials = partial(server_credentials, tls, client_certificates=asks)
-                at = replace(at, entrance=entrance, credentials=credentials)
-            found.append(at)
+        at = server.Listener(str(address), setting, admin)
+        if address.path:
+            at = replace(at, entrance=Entrance(Transport.UNIX, at.address))
+        elif tls:
+            entrance = Entrance(Transport.MTLS if asks else Transport.TLS)
+            credentials = partial(server_credentials, tls, client_certificates=asks)
+            at = replace(at, entrance=entrance, credentials=credentials)
+        found += [at] if setting in GRPC else []
     return found
-
-
-def _banner(
-    settings: Settings,
-    version: str,
-    serves: Mapping[str, Sequence[str]],
-    admin: str,
-    serving: engines.Serving,
-    tenants: Tenants,
-    *,
-    asks: bool,
-) -> str:
-    """Return the addresses, who may call, engines, tiers, and a command for another terminal."""
-    address, trouble = serves["listen"][0], tenants.default.host.trouble
-    found = serving.registry
-    page = f"http{'s' if settings.tls_cert_file else ''}://{admin}/ in a browser"
-    host = f"host store, {written('host_store_bytes', settings.effective_host_store_bytes)}"
-    host = host if settings.effective_host_store_bytes else "no host store"
-    host = f"host store unusable: {trouble}" if trouble else host
-    served = [
-        f"{engine.id} ({engine.capabilities.interpreter},"
-        f" {engine.pool.size} worker{'s' if engine.pool.size > 1 else ''}"
-        f"{', default' if engine.id == found.default else ''})"
-        for engine in found.served
-    ]
-    served = served or ["none works: the daemon serves no call"]
-    served += [f"{one.id} is not served: {one.cause}" for one in serving.unserved]
-    flag = "" if address == "127.0.0.1:50051" else f"--address {address} "
-    rows = {
-        "serving": ", ".join(serves["listen"]),
-        "tokens": ", ".join(serves.get("token_listen", ())),
-        "operator": ", ".join(serves.get("operator_listen", ())),
-        "callers": "need an identity" if asks else "everybody may do everything",
-        "metrics": admin and f"{admin}/metrics, /healthz, /readyz",
-        "status": admin and not admin.startswith("unix:") and page,
-        "engines": f"\n{'':11}".join(served),
-        "jobs": found.served and serving.isolation.summary,
-        "tiers": f"memory, {written('memory_bytes', settings.memory_bytes)}; {host};"
-        f" {tenants.server.description}",
-        "state": settings.state_dir,
-        "try": f"wasmkiln {flag}compile MODULE.wasm -o MODULE.cwasm",
-    }
-    body = "\n".join(f"  {name:<9}{text}" for name, text in rows.items() if text)
-    return f"wasmkilnd {version} is ready\n{body}"

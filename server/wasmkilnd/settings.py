@@ -4,7 +4,7 @@ The daemon reads no other source of configuration, and no other file repeats a d
 the environment variables and docs/reference/configuration.md are made from this file. The sentence
 of a setting stands below it. A name ends in ``_bytes`` or ``_s`` where the value has a unit: the
 readers of sizes and durations, and the docs, go by that. ``_live`` marks what a running daemon
-takes over when it reloads; the rest needs a restart. A field of the type ``Secret`` gets no flag
+takes over when it reloads; the rest needs a restart. A field of the type ``SecretStr`` gets no flag
 and is masked everywhere.
 
 A reader takes what a flag, a variable or a TOML file can hold, and raises ValueError with a
@@ -162,10 +162,6 @@ def _addresses(value: object) -> tuple[str, ...]:
     return tuple(str(Address.parse(part)) for part in _parts(value))
 
 
-def _admin_address(text: str) -> str:
-    return text if text == NONE else str(Address.parse(text))
-
-
 # Redis, whose URL may hold a password.
 
 
@@ -183,11 +179,9 @@ def mask(url: str) -> str:
     return re.sub(r"\?.+", "?***", url, flags=re.DOTALL)
 
 
-def parse_redis_url(value: object) -> str:
-    """Return the URL, or the word in its place. Raises ValueError, which holds no secret."""
-    url = _secret(value)
-    if url not in (EMBEDDED, NONE):
-        RedisAddress.parse(url)
+def _redis_url(url: RedisUrl) -> RedisUrl:
+    if (text := url.get_secret_value()) not in (EMBEDDED, NONE):
+        RedisAddress.parse(text)
     return url
 
 
@@ -234,14 +228,6 @@ def _path_or(word: str) -> Any:
 def _keys(value: object) -> tuple[str, ...]:
     parts = _parts(value)
     return tuple(str(expanded(part)) if part.startswith("~") else part for part in parts)
-
-
-def _secret(value: object) -> str:
-    """Return a text without the blanks around it. Raises ValueError."""
-    value = value.get_secret_value() if isinstance(value, SecretStr) else value
-    if not isinstance(value, str):
-        raise ValueError("expected a string")
-    return value.strip()
 
 
 def _parts(value: object) -> list[str]:
@@ -292,10 +278,11 @@ Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(le=_YEARS_S)]
 WholeSeconds = Annotated[int, BeforeValidator(parse_seconds), Field(le=_YEARS_S)]
 Count = Annotated[int, BeforeValidator(parse_count)]
 Addresses = Annotated[tuple[str, ...], BeforeValidator(_addresses)]
-AdminAddress = Annotated[str, AfterValidator(_admin_address)]
-RedisLocation = Annotated[RedisUrl, BeforeValidator(parse_redis_url)]
+AdminAddress = Annotated[
+    str, AfterValidator(lambda text: text if text == NONE else str(Address.parse(text)))
+]
+RedisLocation = Annotated[RedisUrl, AfterValidator(_redis_url)]
 OptionalPath = Annotated[str, BeforeValidator(_path)]
-Secret = Annotated[SecretStr, BeforeValidator(_secret)]
 Keys = Annotated[tuple[str, ...], BeforeValidator(_keys)]
 Group = Annotated[str, AfterValidator(_group)]
 # Braces would change the cluster slot of keys, and glob characters what an eviction finds.
@@ -345,7 +332,7 @@ class Settings(BaseModel):
     keys_dir: OptionalPath = _live("")
     """The directory of the signing key and the trusted keys; empty for keys below the state
     directory. Daemons on one Redis may share it."""
-    signing_key: Secret = _live(SecretStr(""))
+    signing_key: SecretStr = _live(SecretStr(""))
     """The Ed25519 private key that artifacts are signed with, instead of the one in keys_dir: PKCS
     #8 PEM, or base64 of its 32 bytes. `wasmkilnd keys generate --print` makes one."""
     trusted_keys: Keys = _live(())
@@ -386,7 +373,7 @@ class Settings(BaseModel):
     """The Redis tier: redis://, rediss:// (TLS), unix://, redis+sentinel://, rediss+sentinel://,
     redis+cluster://, rediss+cluster://, or https:// for Upstash's REST API; none for memory only;
     empty for the embedded server. A flag shows a password in it to other users."""
-    redis_password: Secret = _live(SecretStr(""))
+    redis_password: SecretStr = _live(SecretStr(""))
     """The password of the URL's user, or the token of an https:// URL, if the URL does not hold
     it."""
     redis_password_file: OptionalPath = _live("")
@@ -538,13 +525,35 @@ class Settings(BaseModel):
         return self.compile_memory_bytes or min(4 * GIB, memory_bytes() // 2)
 
     @property
+    def limits(self) -> Limits:
+        """What compilations are held to, on this machine."""
+        return Limits(
+            module_bytes=self.max_module_bytes,
+            artifact_bytes=self.max_artifact_bytes,
+            compile_timeout_s=self.compile_timeout_s,
+            compile_cpu_s=self.effective_compile_cpu_s,
+            compile_memory_bytes=self.effective_compile_memory_bytes,
+            queue_length=self.queue_length,
+            queue_bytes=self.receive_bytes // 2,
+        )
+
+    @property
+    def call_limits(self) -> TrafficLimits:
+        """What calls in progress are held to."""
+        return TrafficLimits(
+            calls=self.max_calls,
+            receive_bytes=self.receive_bytes,
+            send_bytes=max(8 * MIB, self.receive_bytes // 4),
+            send_pinned_bytes=self.receive_bytes,
+            caller_timeout_s=self.caller_timeout_s,
+        )
+
+    @property
     def addresses(self) -> list[tuple[str, Address]]:
         """Every address to listen on, with its setting; those of gRPC first."""
-        found = [
-            (setting, Address.parse(text)) for setting in GRPC for text in getattr(self, setting)
-        ]
-        admin = [] if self.admin_listen == NONE else [Address.parse(self.admin_listen)]
-        return [*found, *(("admin_listen", each) for each in admin)]
+        admin = () if self.admin_listen == NONE else (self.admin_listen,)
+        given = {setting: getattr(self, setting) for setting in GRPC} | {"admin_listen": admin}
+        return [(setting, Address.parse(one)) for setting, all_ in given.items() for one in all_]
 
     @property
     def needs_identities(self) -> bool:
@@ -613,30 +622,3 @@ def is_live(field: str) -> bool:
     """Whether a running daemon takes the setting over when it reloads."""
     extra = Settings.model_fields[field].json_schema_extra
     return isinstance(extra, dict) and bool(extra.get("live"))
-
-
-# What the rooms below are held to.
-
-
-def limits_of(settings: Settings) -> Limits:
-    """Return the limits that ``settings`` stand for on this machine."""
-    return Limits(
-        module_bytes=settings.max_module_bytes,
-        artifact_bytes=settings.max_artifact_bytes,
-        compile_timeout_s=settings.compile_timeout_s,
-        compile_cpu_s=settings.effective_compile_cpu_s,
-        compile_memory_bytes=settings.effective_compile_memory_bytes,
-        queue_length=settings.queue_length,
-        queue_bytes=settings.receive_bytes // 2,
-    )
-
-
-def traffic_limits(settings: Settings) -> TrafficLimits:
-    """Return the limits on calls in progress."""
-    return TrafficLimits(
-        calls=settings.max_calls,
-        receive_bytes=settings.receive_bytes,
-        send_bytes=max(8 * MIB, settings.receive_bytes // 4),
-        send_pinned_bytes=settings.receive_bytes,
-        caller_timeout_s=settings.caller_timeout_s,
-    )

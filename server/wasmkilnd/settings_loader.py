@@ -29,43 +29,29 @@ CONFIG_ENV: Final = ENV_PREFIX + "CONFIG"
 FlagValue = str | bool | Sequence[str]
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
-_SENTINEL = "append ?sentinel_user=...&sentinel_password=..., percent-encoded, to redis_url"
-
-REMOVED: Final = {
-    "abandoned_compiles": "leave it out: a compilation that has begun is finished and stored",
+_LEAVE_OUT = "leave it out: docs/how-to/upgrade.md says what holds instead"
+_GONE = {
+    "abandoned_compiles banner cache_ttl_refresh compile_lease_s compile_priority": _LEAVE_OUT,
+    "host_store_mode job_uid max_streams redis_retry_max_s socket_mode": _LEAVE_OUT,
+    "write_queue_bytes": _LEAVE_OUT,
+    "audit_file_bytes audit_files": "leave it out, and have logrotate rename the file",
+    "redis_sentinel_user redis_sentinel_password": "append ?sentinel_user=...&sentinel_password="
+    "..., percent-encoded, to redis_url",
+    "queue_bytes send_bytes send_pinned_bytes": "set receive_bytes, of which these are shares now",
     "admin_names": "have the proxy ask for localhost or for an IP address",
-    "audit_file_bytes": "leave it out, and have logrotate rename the file: the daemon follows",
-    "audit_files": "leave it out, and have logrotate rename the file: the daemon follows",
-    "banner": "leave it out: it is printed on a terminal, and where log_format is text",
-    "cache_ttl_refresh": "leave it out: an entry stays for cache_ttl_s after its last use",
-    "compile_lease_s": "leave it out: another daemon takes over after 5 s",
-    "compile_priority": "leave it out: compilations have niceness 10, so that all else goes first",
-    "host_store_mode": "leave it out: files have the mode 0640; host_store_group may map them",
-    "job_uid": "leave it out: a daemon that is root runs each worker as an unused user",
-    "jwt_audience": "write it into the policy file: [jwt] audience",
-    "jwt_issuer": "write it into the policy file: [jwt] issuer",
-    "jwt_keys": "write it into the policy file: [jwt] keys",
-    "max_streams": "leave it out: one connection carries 256 calls at a time",
+    "jwt_audience jwt_issuer jwt_keys": "write it into the policy file, below [jwt]",
     "open_health": "leave it out where callers need no identity; else write `open_health = true` at"
     " the top of the policy file, with rules: docs/reference/policy.md has those of no file",
     "python_mirror": "set UV_PYTHON_INSTALL_MIRROR, which uv reads, to the same mirror",
-    "queue_bytes": "set receive_bytes: modules that wait for a worker may take half of it",
-    "redis_retry_max_s": "leave it out: the daemon asks a server that is down every 2 s",
-    "redis_sentinel_password": _SENTINEL,
-    "redis_sentinel_user": _SENTINEL,
-    "send_bytes": "set receive_bytes: answers that callers have not read may take a quarter of it",
-    "send_pinned_bytes": "set receive_bytes: artifacts that are being sent may take as much",
     "trusted_ca_file": "trust each daemon's key itself: `wasmkilnd keys trust`, or trusted_keys",
-    "socket_mode": "leave it out: sockets have the mode 0600, and 0660 with socket_group",
     "trace_ca_file": "set OTEL_EXPORTER_OTLP_CERTIFICATE to the same path",
     "trace_endpoint": "set OTEL_EXPORTER_OTLP_TRACES_ENDPOINT in the environment to the same URL",
     "trace_headers_file": "set OTEL_EXPORTER_OTLP_HEADERS in the environment: name=value, ...",
-    "trace_sample_ratio": (
-        "set OTEL_TRACES_SAMPLER to parentbased_traceidratio, and OTEL_TRACES_SAMPLER_ARG to it"
-    ),
-    "write_queue_bytes": "leave it out: max_module_bytes plus max_artifact_bytes may wait",
+    "trace_sample_ratio": "set OTEL_TRACES_SAMPLER to parentbased_traceidratio, and"
+    " OTEL_TRACES_SAMPLER_ARG to it",
     "signing_cert_file": "leave it out, and have others trust the key of `wasmkilnd keys show`",
 }
+REMOVED: Final = {name: advice for names, advice in _GONE.items() for name in names.split()}
 """By field, the settings that are gone, and what to do instead."""
 
 # Variables of the same prefix that the client and the tests use.

@@ -15,7 +15,7 @@ import pytest
 from wasmkilnd.lifecycle import systemd
 from wasmkilnd.lifecycle.readiness import STUCK_S, Readiness
 from wasmkilnd.lifecycle.reload import ReloadResult
-from wasmkilnd.lifecycle.running import RunningDaemon, began, remove_stale, running, write
+from wasmkilnd.lifecycle.running import RunningDaemon, began, running, write
 from wasmkilnd.lifecycle.systemd import Service, long_step, notify
 from wasmkilnd.model import SWITCHED_OFF, RemoteStatus
 
@@ -69,7 +69,6 @@ def test_a_manager_that_does_not_read_holds_up_nobody(
         ("60000000", "own", 60.0),
         ("60000000", "1", 0.0),
         ("", "", 0.0),
-        ("soon", "", 0.0),
     ],
 )
 def test_whose_watchdog_it_is(
@@ -221,5 +220,4 @@ def test_files_of_killed_daemons_go_and_nonsense_is_no_daemon(tmp_path: Path) ->
         (folder / f"{number}.json").write_text(text)
     write(tmp_path, RunningDaemon(os.getpid(), began(os.getpid()) + 1))
     assert running(tmp_path) == []
-    remove_stale(tmp_path)
     assert list(folder.iterdir()) == []

@@ -7,12 +7,11 @@
 | start | ``preflight`` | memory and descriptors; refuses what this host or user rules out |
 | | ``check_config`` | checks the same for ``wasmkilnd config``, and starts nothing |
 | | ``engines`` | installs the first engines, starts and warms them, follows what is installed |
-| serve | ``readiness`` | whether the daemon serves calls, and gets on: health, log, watchdog |
+| serve | ``readiness`` | whether the daemon serves calls, and gets on; /status.json |
 | | ``systemd`` | what the service manager hears; how reloads end |
 | | ``running`` | a file in the state directory for each daemon: its reloads |
 | reload | ``reload`` | reads settings, keys, access and files again, each part by itself |
 | | ``serve_namespaces`` | opens and closes namespaces as the policy names them |
-| end | ``shutdown`` | the deadline of calls in progress |
 
 It promises:
 

@@ -19,7 +19,7 @@ import structlog
 from wasmkilnd.lifecycle.running import take_back_private
 from wasmkilnd.options import limits_too_low
 from wasmkilnd.ownership import NotOurs, make_folder, refuse_root
-from wasmkilnd.settings import Address, Settings
+from wasmkilnd.settings import GRPC, Settings
 from wasmkilnd.telemetry import admin
 
 log = structlog.get_logger("wasmkilnd")
@@ -96,8 +96,7 @@ def connections_per_address(settings: Settings, engines: int) -> int:
     Raise the soft limit of the process to the hard one. Where that is below what the daemon needs,
     the addresses get fewer connections than ``max_connections``, and the log says so.
     """
-    addresses = (*settings.listen, *settings.token_listen, *settings.operator_listen)
-    listeners = sum(Address.parse(address).listeners for address in addresses)
+    listeners = sum(each.listeners for setting, each in settings.addresses if setting in GRPC)
     others = engines * settings.effective_workers * _WORKER + admin.LIMIT + _REDIS + _OTHERS
     needed = settings.max_connections * listeners + others
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -24,7 +24,7 @@ from wasmkilnd.access.jwt import CannotFetch
 from wasmkilnd.access.policy import Policy
 from wasmkilnd.access.unusable import defect_in
 from wasmkilnd.model import Limits, Reloadable, TrafficLimits
-from wasmkilnd.settings import Settings, limits_of, traffic_limits
+from wasmkilnd.settings import Settings
 from wasmkilnd.settings_loader import ConfigError, LoadedSettings, changes, is_foreseen, take_over
 from wasmkilnd.signing.keys import changes as key_changes
 from wasmkilnd.signing.keys import open_keys
@@ -119,7 +119,7 @@ class Reloader:
                     log.warning("setting needs a restart", **values)
             restart = [each.field for each in differ if not each.live]
             refused |= await self._apply(new, {**self.files, **self.parts, "keys": self._use_keys})
-            self.limits.current, self.traffic.current = limits_of(new), traffic_limits(new)
+            self.limits.current, self.traffic.current = new.limits, new.call_limits
             logs.configure(new.log_format, new.log_level, sys.stderr)
             await self.access.fetch_keys(again=True)
             changed = key_changes(keys, self.sealer.keys)
@@ -157,6 +157,18 @@ class Reloader:
                 log.info("files read again")
             self._refused = refused
             return not refused
+
+    def follow(self, seen: Stamps) -> Callable[[], None]:
+        """Read files again that have changed since ``seen``; return what ends that."""
+        loop, stop = asyncio.get_running_loop(), threading.Event()
+        about = (
+            lambda: watched_files(self.settings.current, self.access.guard.access),
+            seen,
+            lambda: asyncio.run_coroutine_threadsafe(self.refresh(), loop).result(),
+            stop,
+        )
+        threading.Thread(target=follow, args=about, name="files", daemon=True).start()
+        return stop.set
 
     async def _apply(self, new: Settings, parts: Mapping[str, Prepare]) -> dict[str, str]:
         """Apply ``new`` and what the files say to each part; return why not, by part."""

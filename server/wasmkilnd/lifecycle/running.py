@@ -74,17 +74,15 @@ def began(pid: int) -> int:
 
 
 def running(state_dir: Path) -> Sequence[RunningDaemon]:
-    """Return the daemons that run on ``state_dir``."""
-    found = (_read(path) for path in sorted(_folder(state_dir).glob("*.json")))
-    return [daemon for daemon in found if daemon]
-
-
-def remove_stale(state_dir: Path) -> None:
-    """Remove the files that killed daemons left. May block; never raises."""
-    for path in _folder(state_dir).glob("*.json"):
-        with contextlib.suppress(OSError):
-            if _read(path) is None:
+    """Return the daemons that run on ``state_dir``; remove the files that killed ones left."""
+    found = []
+    for path in sorted(_folder(state_dir).glob("*.json")):
+        if daemon := _read(path):
+            found.append(daemon)
+        else:
+            with contextlib.suppress(OSError):
                 path.unlink()
+    return found
 
 
 def take_back_private(settings: Settings) -> Sequence[tuple[Path, int]]:

@@ -7,8 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from wasmkilnd.lifecycle.readiness import Readiness
-from wasmkilnd.lifecycle.status_page import status_json
+from wasmkilnd.lifecycle.readiness import Readiness, status_json
 from wasmkilnd.model import (
     CacheKey,
     Isolation,
