@@ -49,17 +49,13 @@ log = structlog.get_logger("wasmkilnd")
 class Shutdown:
     """The end of a daemon, asked for by a signal or by Drain; its deadline only comes nearer.
 
-    For one event loop, which has to run already.
+    ``overdue`` is set when the grace for calls in progress is over, ``hurried`` when the daemon
+    shall wait for nothing any more. For one event loop, which has to run already.
     """
 
     def __init__(self) -> None:
-        self.asked = asyncio.Event()
-        self.overdue = asyncio.Event()
-        """Set when the grace for calls in progress is over."""
-        self.hurried = asyncio.Event()
-        """Set when the daemon shall wait for nothing any more."""
-        self._loop = asyncio.get_running_loop()
-        self._deadline = math.inf
+        self.asked, self.overdue, self.hurried = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._loop, self._deadline = asyncio.get_running_loop(), math.inf
 
     @property
     def left_s(self) -> float:

@@ -67,22 +67,22 @@ _HOST = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class RedisAddress:
-    """The parts of a Redis URL. Text and repr hold neither user nor password."""
+    """The parts of a Redis URL. Text and repr hold neither user nor password.
+
+    ``path`` is that of a socket, or the prefix of every path of a REST service, whose token is the
+    password. Sentinels know the primary as ``service``, and take a user and a password of their
+    own. ``tls_options`` go by redis-py's names, ``ssl_ca_certs`` and others.
+    """
 
     scheme: str
     hosts: tuple[tuple[str, int], ...] = ()
     path: str = ""
-    """The path of the socket, or the prefix of every path of a REST service."""
     service: str = ""
-    """The name under which Sentinels know the primary."""
     db: int = 0
     user: str = ""
     password: str = ""
-    """The token, for a REST service."""
     sentinel: tuple[str, str] = ("", "")
-    """User and password for the Sentinels themselves."""
     tls_options: Mapping[str, str] = field(default_factory=dict)
-    """By redis-py's names: ``ssl_ca_certs`` and others."""
 
     @property
     def kind(self) -> RedisKind:

@@ -73,10 +73,12 @@ _UPSTASH_TOKENS = ("UPSTASH_REDIS_TOKEN", "UPSTASH_REDIS_REST_TOKEN")
 
 
 class ConfigError(Exception):
-    """The daemon cannot use the configuration. One line for each problem; never a secret."""
+    """The daemon cannot use the configuration. One line for each problem; never a secret.
+
+    ``settings`` is what is left of it without unknown names, if that can be used.
+    """
 
     settings: Settings | None = None
-    """What is left of it without unknown names."""
 
 
 def is_foreseen(failure: Exception) -> bool:
@@ -89,11 +91,13 @@ def is_foreseen(failure: Exception) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class LoadedSettings:
-    """Settings, and where the value of each field came from."""
+    """Settings, and where each value came from, by field.
+
+    An origin is ``flag --listen``, ``env WASMKILN_LISTEN``, ``file /x/y.toml`` or ``default``.
+    """
 
     settings: Settings
     origins: Mapping[str, str]
-    """By field: ``flag --listen``, ``env WASMKILN_LISTEN``, ``file /x/y.toml`` or ``default``."""
 
 
 def load(
@@ -210,13 +214,15 @@ def _why(field: str, value: object, detail: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A setting that differs; its values are as a person writes them, with secrets masked."""
+    """A setting that differs; its values are as a person writes them, with secrets masked.
+
+    If it is not ``live``, it needs a restart.
+    """
 
     field: str
     old: object
     new: object
     live: bool
-    """Whether a running daemon takes it over; otherwise it needs a restart."""
 
 
 def changes(old: Settings, new: Settings) -> list[Change]:

@@ -14,8 +14,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import structlog
 
@@ -60,17 +61,20 @@ class CannotReload(Exception):  # noqa: N818 - says what the daemon cannot do
 
 @dataclass(frozen=True, slots=True)
 class ReloadResult:
-    """How a reload ended."""
+    """How a reload ended: what it could not use, and why; which settings changed, and stay."""
 
     refused: str = ""
-    """What it could not use, and why; empty if it could use everything."""
     need_restart: Sequence[str] = ()
-    """Settings that have changed, and stay as they were."""
 
 
 @dataclass(eq=False)
 class Reloader:
-    """Applies what can be applied while everything runs. For one event loop."""
+    """Applies what can be applied while everything runs. For one event loop.
+
+    Modules above ``largest_module_bytes`` need a restart. ``refusal`` returns why settings cannot
+    be used as a whole, and may block. ``files`` reads the files that are watched, by what they are
+    called; ``parts`` all else, after them.
+    """
 
     settings: Reloadable[Settings]
     limits: Reloadable[Limits]
@@ -81,16 +85,12 @@ class Reloader:
     auditor: Audit
     metrics: Metrics
     largest_module_bytes: int
-    """Modules above this need a restart."""
     refusal: Callable[[Settings], str]
-    """Returns why settings cannot be used as a whole. It may block."""
     files: Mapping[str, Prepare]
-    """What reads files that are watched, by what they are called, in the order of applying it."""
     parts: Mapping[str, Prepare]
-    """What reads all else, after them."""
     _one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock)
+    # Why parts could not be read when their files had changed.
     _refused: Mapping[str, str] = field(default_factory=dict)
-    """Why parts could not be read when their files had changed."""
 
     async def reload(self, read: Callable[[], LoadedSettings]) -> ReloadResult:
         """Read and apply everything; log each change and what cannot be used; raise for neither."""
@@ -172,25 +172,23 @@ class Reloader:
 
     async def _apply(self, new: Settings, parts: Mapping[str, Prepare]) -> dict[str, str]:
         """Apply ``new`` and what the files say to each part; return why not, by part."""
-        prepared: dict[str, Callable[[], None]] = {}
         refused: dict[str, str] = {}
 
-        def read() -> None:
-            for name, prepare in parts.items():
-                try:
-                    prepared[name] = prepare(new)
-                except Exception as failure:
-                    refused[name] = _why(name, failure)
-                    if rest := getattr(failure, "rest", None):
-                        prepared[name] = rest
-
-        await asyncio.to_thread(read)
-        self.settings.current = new
-        for name, apply in prepared.items():
+        def tried(name: str, work: Callable[[], Any]) -> Any:
             try:
-                apply()
+                return work()
             except Exception as failure:
                 refused[name] = _why(name, failure)
+                return getattr(failure, "rest", None)
+
+        def read() -> dict[str, Any]:
+            return {name: tried(name, partial(prepare, new)) for name, prepare in parts.items()}
+
+        prepared = await asyncio.to_thread(read)
+        self.settings.current = new
+        for name, apply in prepared.items():
+            if apply:
+                tried(name, apply)
         return refused
 
     def _use_keys(self, new: Settings) -> Callable[[], None]:

@@ -32,18 +32,19 @@ _PRIVATE = ("access", "daemons", "keys", "pins", "redis", "tls", "uses")
 
 @dataclass(frozen=True, slots=True)
 class RunningDaemon:
-    """A daemon that serves, and its reloads."""
+    """A daemon that serves, when it began as the kernel counts, and how its last reload ended.
+
+    ``refused`` is what that could not use, and why; ``need_restart`` the settings that it found
+    changed, and could not apply.
+    """
 
     pid: int
     began: int
-    """When the process started, as the kernel counts."""
     version: str = ""
     reloads_begun: int = 0
     reloads_ended: int = 0
     refused: str = ""
-    """What the last reload could not use, and why; empty if it could use everything."""
     need_restart: tuple[str, ...] = ()
-    """Settings that the last reload found changed, and could not apply."""
     status: str = ""
 
 
