@@ -17,7 +17,7 @@ import structlog
 
 from wasmkilnd import options
 from wasmkilnd.access.guard import Access
-from wasmkilnd.access.tls import Certificates, TlsFiles, server_credentials
+from wasmkilnd.access.tls import TlsFiles, TlsMaterial, server_credentials
 from wasmkilnd.cache.embedded import EmbeddedServer, SharedServer
 from wasmkilnd.cache.host_store import HostDirectory
 from wasmkilnd.lifecycle import engines, preflight, serve_namespaces
@@ -135,10 +135,9 @@ class Daemon:
             on_stop.push_async_callback(asyncio.to_thread, tracing.close)
         tls = await asyncio.to_thread(TlsFiles, now) if now.tls_cert_file else None
 
-        def client_cas() -> Certificates:
-            return tls.current.client_cas if tls else ()
-
-        access = await asyncio.to_thread(reloads.OpenAccess, now, audit, client_cas)
+        access = await asyncio.to_thread(
+            reloads.OpenAccess, now, audit, lambda: tls.current.client_cas if tls else ()
+        )
         await access.fetch_keys()
         keys = await asyncio.to_thread(open_keys, now)
         sealer = Sealer(keys, self.version, max_age_s=now.value_max_age_s)
@@ -201,12 +200,11 @@ class Daemon:
 
         if tls:
             gauges.tls = partial(_tls_status, tls)
-            _audit_tls(audit, tls)
+            tls.on_change(partial(_audit_tls, audit))
         admin_address = ""
         if now.admin_listen != NONE:
             admin = AdminServer(
-                now.admin_listen,
-                metrics.registry,
+                *(now.admin_listen, metrics.registry),
                 partial(status_json, metrics, readiness, serving, tenants),
                 readiness.now,
                 access.guard.admit,
@@ -225,7 +223,7 @@ class Daemon:
         self._reloader = reloads.Reloader(
             *(settings, limits, call_limits, access, sealer, tenants, audit, metrics),
             largest_module_bytes=traffic.message_bytes - MESSAGE_OVERHEAD_BYTES,
-            refusal=lambda new: options.limits_too_low(new) or engines.refusal(new),
+            refusal=lambda new: preflight.limits_too_low(new) or engines.refusal(new),
             files={
                 **({"TLS": tls.prepare} if tls else {}),
                 "access": access.prepare,
@@ -248,7 +246,7 @@ class Daemon:
         bound = await rpc.start(wanted, group)
         if path := Address.parse(admin_address).path if admin_address else "":
             server.open_socket(admin_address, Path(path), group)
-        readiness.started(lambda: served.served, lambda: serving.unserved, tenants.remote_status)
+        readiness.started(serving, tenants.remote_status)
         rpc.set_health(readiness.now()[0])
         # All that is there now stays: a full collection of it would make every caller wait.
         gc.collect()
@@ -367,20 +365,12 @@ def _tls_status(files: TlsFiles) -> TlsStatus:
     return TlsStatus(expiry, files.failures)
 
 
-def _audit_tls(audit: Audit, files: TlsFiles) -> None:
-    """Write from now on when the certificate or the CAs of callers are replaced."""
-    before = files.current
-
-    def tell() -> None:
-        nonlocal before
-        now = files.current
-        if now.chain_pem != before.chain_pem:
-            audit_change(audit, "certificate", not_after=now.not_after.isoformat())
-        if now.client_ca_pem != before.client_ca_pem:
-            audit_change(audit, "client_cas", count=len(now.client_cas))
-        before = now
-
-    files.on_change(tell)
+def _audit_tls(audit: Audit, before: TlsMaterial, now: TlsMaterial) -> None:
+    """Write whether the certificate or the CAs of callers were replaced."""
+    if now.chain_pem != before.chain_pem:
+        audit_change(audit, "certificate", not_after=now.not_after.isoformat())
+    if now.client_ca_pem != before.client_ca_pem:
+        audit_change(audit, "client_cas", count=len(now.client_cas))
 
 
 def checks_host(settings: Settings) -> bool:

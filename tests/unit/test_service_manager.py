@@ -9,6 +9,7 @@ import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -124,6 +125,10 @@ class Engine:
     pool: Workers
 
 
+def serving(*engines: Engine) -> Any:
+    return SimpleNamespace(registry=SimpleNamespace(served=engines), unserved=())
+
+
 def test_jobs_that_wait_for_minutes_beside_idle_workers_are_stuck() -> None:
     def gets_on() -> bool:
         return readiness.look(lambda _: None)
@@ -131,7 +136,7 @@ def test_jobs_that_wait_for_minutes_beside_idle_workers_are_stuck() -> None:
     now_s, pool = 0.0, Workers()
     readiness = Readiness(lambda: now_s)
     engines: Any = [Engine("one", Workers()), Engine("two", pool)]
-    readiness.started(lambda: engines, tuple, lambda: NO_REDIS)
+    readiness.started(serving(*engines), lambda: NO_REDIS)
     assert gets_on()
     pool.waiting = 3
     assert gets_on()
@@ -153,7 +158,7 @@ def test_a_change_of_health_is_told_once() -> None:
     readiness = Readiness()
     engines: Any = [Engine("one", pool)]
     readiness.look(told.append)
-    readiness.started(lambda: engines, tuple, lambda: NO_REDIS)
+    readiness.started(serving(*engines), lambda: NO_REDIS)
     for why in ("", "it does not start", "it does not start", "", ""):
         pool.why_no_worker = why
         readiness.look(told.append)

@@ -17,7 +17,7 @@ from wasmkilnd.access.policy import read_policy
 from wasmkilnd.access.unusable import AccessUnusable
 from wasmkilnd.cache.redis_servers import check_files
 from wasmkilnd.lifecycle import engines, serve_namespaces
-from wasmkilnd.lifecycle.preflight import CannotStart, check_limits
+from wasmkilnd.lifecycle.preflight import CannotStart, limits_too_low
 from wasmkilnd.lifecycle.running import running
 from wasmkilnd.options import redis_access
 from wasmkilnd.ownership import check_path
@@ -32,7 +32,8 @@ def check(settings: Settings) -> Access:
 
     Raises CannotStart, and other exceptions of this package, as ``serve`` would.
     """
-    check_limits(settings)
+    if why := limits_too_low(settings):
+        raise CannotStart(why)
     check_path(settings.state_dir)
     _check_audit(settings)
     if traces := open_tracing(""):

@@ -16,9 +16,10 @@ import resource
 
 import structlog
 
+from wasmkilnd.engines.child import sandbox
 from wasmkilnd.lifecycle.running import take_back_private
-from wasmkilnd.options import limits_too_low
-from wasmkilnd.ownership import NotOurs, make_folder, refuse_root
+from wasmkilnd.machine import cpu_count
+from wasmkilnd.ownership import make_folder, refuse_root
 from wasmkilnd.settings import GRPC, Settings
 from wasmkilnd.telemetry import admin
 
@@ -67,20 +68,20 @@ def trim_memory() -> None:
         ctypes.CDLL(None).malloc_trim(ctypes.c_size_t(0))
 
 
-def check_limits(settings: Settings) -> None:
-    """Raise CannotStart where this host or user rules a setting out."""
-    if why := limits_too_low(settings):
-        raise CannotStart(f"cannot run jobs: {why}")
+def limits_too_low(settings: Settings) -> str:
+    """Return why the limits of this process rule out any job; empty if they do not."""
+    cpu_s = max(1, round(settings.effective_compile_cpu_s))
+    why = sandbox.too_low(settings.effective_compile_memory_bytes, cpu_s, cpu_count())
+    return why and f"cannot run jobs: {why}"
 
 
 def check_host(settings: Settings) -> None:
     """Make the state directory. Raises CannotStart where this host or user rules a setting out."""
-    check_limits(settings)
     try:
+        if why := limits_too_low(settings):
+            raise CannotStart(why)
         refuse_root(settings.state_dir)
         make_folder(settings.state_dir)
-    except NotOurs as refusal:
-        raise CannotStart(str(refusal)) from None
     except OSError as failure:
         raise CannotStart(
             f"cannot make the state directory {settings.state_dir}: {failure.strerror};"
@@ -106,12 +107,7 @@ def connections_per_address(settings: Settings, engines: int) -> int:
     if allowed >= needed:
         return settings.max_connections
     connections = max(_LEAST_CONNECTIONS, (allowed - others) // listeners)
-    log.warning(
-        "too few file descriptors",
-        allowed=allowed,
-        needed=needed,
-        max_connections=connections,
-        advice="raise the hard limit (ulimit -Hn, LimitNOFILE= of systemd),"
-        " or lower max_connections",
-    )
+    numbers = {"allowed": allowed, "needed": needed, "max_connections": connections}
+    advice = "raise the hard limit (ulimit -Hn, LimitNOFILE=), or lower max_connections"
+    log.warning("too few file descriptors", **numbers, advice=advice)
     return connections

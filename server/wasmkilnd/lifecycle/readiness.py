@@ -11,15 +11,14 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 
 import structlog
 from google.protobuf.json_format import MessageToDict
 
-from wasmkilnd.engines.registry import ServedEngine
 from wasmkilnd.lifecycle.engines import Serving
-from wasmkilnd.model import RemoteStatus, UnservedEngine, for_callers, without_paths
+from wasmkilnd.model import RemoteStatus, for_callers, without_paths
 from wasmkilnd.rpc.messages import stats_response
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.tenants import Tenants
@@ -40,25 +39,17 @@ class Readiness:
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._serving: Serving | None = None
         self._redis: Callable[[], RemoteStatus]
-        self._engines: Callable[[], Sequence[ServedEngine]] = tuple
-        self._unserved: Callable[[], Sequence[UnservedEngine]] = tuple
         self._phase = "starting"
         self._clock, self._got_on_s, self._reported = clock, clock(), True
 
-    def started(
-        self,
-        engines: Callable[[], Sequence[ServedEngine]],
-        unserved: Callable[[], Sequence[UnservedEngine]],
-        redis: Callable[[], RemoteStatus],
-    ) -> None:
+    def started(self, serving: Serving, redis: Callable[[], RemoteStatus]) -> None:
         """Let the engines decide from now on, unless the daemon already drains.
 
-        ``engines`` and ``unserved`` return those of the moment: a reload changes them.
         ``redis`` returns how Redis is, and says what is wrong, if anything.
         """
-        self._engines, self._unserved = engines, unserved
-        self._redis = redis
+        self._serving, self._redis = serving, redis
         if self._phase == "starting":
             self._phase = ""
         self._reported, _ = self.now()
@@ -69,9 +60,9 @@ class Readiness:
 
     def now(self) -> tuple[bool, str]:
         """Return whether the daemon serves calls, and a sentence on what is wrong, if anything."""
-        if self._phase:
+        if self._phase or not self._serving:
             return False, self._phase
-        engines, unserved = self._engines(), self._unserved()
+        engines, unserved = self._serving.registry.served, self._serving.unserved
         wrong = [f"{one.id} is not served: {one.told}" for one in unserved]
         idle = {engine.id: engine.pool.why_no_worker for engine in engines}
         wrong += [f"{name} has no worker: {for_callers(why)}" for name, why in idle.items() if why]
@@ -95,7 +86,7 @@ class Readiness:
             else:
                 log.error("not serving", cause=why)
             report(ready)
-        pools = [engine.pool for engine in self._engines()]
+        pools = [each.pool for each in self._serving.registry.served] if self._serving else []
         if not any(each.waiting and not each.busy and not each.why_no_worker for each in pools):
             self._got_on_s = self._clock()
         return self._clock() - self._got_on_s < STUCK_S
