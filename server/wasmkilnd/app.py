@@ -85,18 +85,16 @@ async def until(event: asyncio.Event, work: Coroutine[Any, Any, Any]) -> bool:
 
     Raises what ``work`` raises.
     """
-    working = asyncio.create_task(work)
-    waiting = asyncio.create_task(event.wait())
+    working, waiting = asyncio.create_task(work), asyncio.create_task(event.wait())
     try:
         await asyncio.wait((working, waiting), return_when=asyncio.FIRST_COMPLETED)
-        done = working.done()
+        if done := working.done():
+            working.result()
+        return done
     finally:
-        for task in (working, waiting):
-            task.cancel()
+        working.cancel()
+        waiting.cancel()
         await asyncio.gather(working, waiting, return_exceptions=True)
-    if done:
-        await working
-    return done
 
 
 class Daemon:

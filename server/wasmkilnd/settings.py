@@ -327,8 +327,7 @@ class Settings(BaseModel):
     state_dir: Annotated[Path, BeforeValidator(_directory)] = Field(
         default_factory=lambda: default_state_dir(os.environ)
     )
-    """The directory of engines, keys and the embedded server's data. Daemons with the same
-    directory share them."""
+    """The directory of engines, keys and the embedded server's data; daemons may share it."""
     keys_dir: OptionalPath = _live("")
     """The directory of the signing key and the trusted keys; empty for keys below the state
     directory. Daemons on one Redis may share it."""
@@ -354,8 +353,7 @@ class Settings(BaseModel):
     """More addresses of gRPC, over TLS and without client certificates, for callers with tokens.
     Only useful beside tls_client_ca_file: without that, listen is such an address itself."""
     operator_listen: Addresses = ()
-    """Addresses of gRPC for operators. With any, AdminService is served there alone, besides
-    everything else."""
+    """Addresses of gRPC for operators. With any, AdminService is served there alone."""
     socket_group: Group = ""
     """The group, by name or number, whose members can connect to the daemon's Unix sockets (mode
     0660). Empty for the daemon's own user alone (0600)."""
@@ -379,16 +377,14 @@ class Settings(BaseModel):
     redis_password_file: OptionalPath = _live("")
     """A file that holds the password or token instead. It is read again for each connection."""
     redis_ca_file: OptionalPath = _live("")
-    """A PEM file of the certificate authorities to check Redis's certificate against; empty for the
-    system's."""
+    """A PEM file of the authorities of Redis's certificate; empty for the system's."""
     redis_timeout_s: Seconds = Field(default=1.0, gt=0)
     """How long to wait for each step of Redis: to accept a connection, to take a command, or to
     answer it. One call may meet a Redis that hangs; later calls do not wait, nor do writes."""
     redis_prefix: KeyPrefix = "wasm:"
     """What every key in Redis begins with."""
     embedded_redis_bytes: Size = Field(default=GIB, ge=4 * MIB)
-    """Memory that the embedded server may fill; it then drops the least recently used entries. The
-    daemon that starts the server decides for all that share it."""
+    """Memory that the embedded server may fill; it then drops the least recently used."""
     cache_ttl_s: WholeSeconds = Field(default=7 * DAY_S, gt=0)
     """How long an entry stays in Redis after its last use."""
     memory_bytes: Size = _live(256 * MIB, ge=0)
@@ -402,8 +398,7 @@ class Settings(BaseModel):
     """Bytes on disk that the host store may fill; the least recently used artifacts go first. auto
     for 4 GiB, or a tenth of a smaller file system; 0 for no store. 0 or not needs a restart."""
     host_store_group: Group = ""
-    """The group, by name or number, whose members may map the files (mode 0640): one that the
-    daemon's user is in. Empty for the daemon's own group."""
+    """The group whose members may map the files (mode 0640), one that the daemon's user is in."""
 
     # What is compiled: how large, with which engine, how many at once, how many wait.
     max_module_bytes: Size = _live(5 * MIB, gt=0, le=GIB)
@@ -421,11 +416,9 @@ class Settings(BaseModel):
     """Whether `serve` installs wasmtime and wasmer (with a CPython 3.10, where there is none) from
     the package index when no engine is installed."""
     advisories_file: OptionalPath = _live("")
-    """A TOML file of known vulnerabilities in the code that engines compile, besides those that
-    this release knows."""
+    """A TOML file of known vulnerabilities in engines, besides those that this release knows."""
     vulnerable_engines: Annotated[Literal["warn", "refuse"], LowerCase] = _live("warn")
-    """Whether to serve an engine whose code has a known vulnerability, and warn, or to refuse
-    it."""
+    """Whether to serve an engine with a known vulnerability and warn, or to refuse it."""
     workers: Count = Field(default=0, ge=0, le=1024)
     """Compilations that run at the same time, for each engine; 0 for one per CPU."""
     queue_length: Count = _live(256, gt=0, le=1000000)
@@ -437,9 +430,8 @@ class Settings(BaseModel):
     max_connections: Count = Field(default=1024, gt=0, le=1000000)
     """Connections, for each address of listen; the daemon closes others at once."""
     receive_bytes: Size = _live(512 * MIB, ge=MIB)
-    """Memory for requests: half for those in use, half for those that arrive slowly. Artifacts that
-    are being sent may take as much, copies of unread answers a quarter, modules that wait for a
-    worker half of it, for each engine; all work in progress may hold twice that."""
+    """Memory for requests. Artifacts that are being sent may take as much, modules that wait for a
+    worker half, copies of unread answers a quarter; all work in progress twice that."""
     caller_timeout_s: Seconds = _live(60.0, gt=0)
     """How long a caller may take to send its request, and read nothing of its answer; for a whole
     artifact it has ten times as long. The daemon then ends the call."""
@@ -457,9 +449,9 @@ class Settings(BaseModel):
     """How long a module is refused for an engine that it crashed, or with which it reached its time
     or memory limit. Each further failure doubles it, up to a day. With 0 nothing is refused."""
     isolation: Annotated[Literal["strict", "required", "best-effort"], LowerCase] = "required"
-    """What to do with an engine whose jobs its workers find to be not confined. required: do not
-    serve it; best-effort: log a warning; strict: do not start the daemon unless seccomp, Landlock
-    and a changed root confine the jobs of every engine."""
+    """What to do with an engine whose jobs are not confined: required does not serve it,
+    best-effort warns, strict does not start the daemon without seccomp, Landlock and a changed
+    root."""
 
     # How the daemon ends, and what it writes to its log.
     shutdown_grace_s: Seconds = _live(30.0, ge=0)
