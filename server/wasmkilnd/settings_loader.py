@@ -114,17 +114,16 @@ def load(
     problems = _unknown(from_file, fields, file_origin)
     problems += _unknown(ours, [*map(env_name, fields), CONFIG_ENV], "the environment")
     problems += _unknown(flags, fields, "the command line")
-    settings, values = None, dict[str, Any]()
-    origins = dict.fromkeys(fields, "default")
-    for field in fields:
-        if field in flags:
-            values[field], origins[field] = flags[field], f"flag {flag_name(field)}"
-        elif (name := env_name(field)) in environ:
-            values[field], origins[field] = environ[name], f"env {name}"
-        elif field in from_file:
-            values[field], origins[field] = from_file[field], file_origin
+    given = {name: (value, file_origin) for name, value in from_file.items()}
+    given |= {
+        f: (environ[env_name(f)], f"env {env_name(f)}") for f in fields if env_name(f) in ours
+    }
+    given |= {name: (value, f"flag {flag_name(name)}") for name, value in flags.items()}
+    values = {name: value for name, (value, _) in given.items() if name in fields}
+    origins = {field: given.get(field, ("", "default"))[1] for field in fields}
     for field, name in _from_upstash(values, environ).items():
         values[field], origins[field] = environ[name], f"env {name}"
+    settings = None
     try:
         if "state_dir" not in values:
             values["state_dir"] = schema.default_state_dir(environ)
