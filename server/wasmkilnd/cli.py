@@ -22,10 +22,9 @@ EXIT_INTERRUPTED = 130
 
 _ELSEWHERE = ("cache", "engine", "keys", "reload", "tls", "token")
 
+# The one cipher suite for TLS 1.2 that no connection can use without a pre-shared key. The suites
+# of TLS 1.3 are not part of this list, and always there.
 _ONLY_TLS_1_3 = "ECDHE-PSK-AES128-CBC-SHA"
-"""The one cipher suite for TLS 1.2 that no connection can use without a pre-shared key.
-
-The suites of TLS 1.3 are not part of this list, and always there."""
 
 
 def main() -> None:

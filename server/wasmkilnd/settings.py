@@ -111,8 +111,8 @@ def written(field: str, value: object) -> object:
 
 # Where to listen: ``host:port``, ``[v6]:port`` or ``unix:/path``.
 
+# The longest path of a Unix socket on Linux: unix(7), 108 with the final zero.
 _SUN_PATH_BYTES = 107
-"""The longest path of a Unix socket on Linux: unix(7), 108 with the final zero."""
 
 
 @dataclass(frozen=True, slots=True)

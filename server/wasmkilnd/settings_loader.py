@@ -110,14 +110,13 @@ def load(
     """
     fields = Settings.model_fields
     from_file, file_origin = _read_file(environ, file)
+    named = {env_name(field): field for field in fields}
     ours = [name for name, value in environ.items() if _is_ours(name, value)]
     problems = _unknown(from_file, fields, file_origin)
-    problems += _unknown(ours, [*map(env_name, fields), CONFIG_ENV], "the environment")
+    problems += _unknown(ours, [*named, CONFIG_ENV], "the environment")
     problems += _unknown(flags, fields, "the command line")
     given = {name: (value, file_origin) for name, value in from_file.items()}
-    given |= {
-        f: (environ[env_name(f)], f"env {env_name(f)}") for f in fields if env_name(f) in ours
-    }
+    given |= {named[name]: (environ[name], f"env {name}") for name in ours if name in named}
     given |= {name: (value, f"flag {flag_name(name)}") for name, value in flags.items()}
     values = {name: value for name, (value, _) in given.items() if name in fields}
     origins = {field: given.get(field, ("", "default"))[1] for field in fields}

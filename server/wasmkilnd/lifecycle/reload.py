@@ -43,11 +43,10 @@ log = structlog.get_logger("wasmkilnd")
 _LOOK_S = 2.0
 _TLS_FILES = ("tls_cert_file", "tls_key_file", "tls_client_ca_file")
 
+# Reads all that a part takes from settings and the files that they name; returns what applies it.
+# It runs in a thread, may block, and changes nothing. What it returns runs in the event loop, at
+# once. Raises CannotReload, or another exception of this package.
 Prepare: TypeAlias = Callable[[Settings], Callable[[], None]]
-"""Reads all that a part takes from settings and the files that they name; returns what applies it.
-
-It runs in a thread, may block, and changes nothing. What it returns runs in the event loop, at
-once. Raises CannotReload, or another exception of this package."""
 
 
 class CannotReload(Exception):  # noqa: N818 - says what the daemon cannot do
@@ -291,8 +290,8 @@ class OpenAccess:
 
 # Files that change are read without SIGHUP.
 
+# What changes whenever a file is written, replaced, made or removed.
 Stamps: TypeAlias = Mapping[Path, object]
-"""What changes whenever a file is written, replaced, made or removed."""
 
 
 def watched_files(settings: Settings, access: Access) -> Iterable[Path]:
