@@ -159,23 +159,22 @@ def _refuse(
 
     The content of a link, and of a sticky folder ``above``, is its owner's alone.
     """
-    me, inside = os.geteuid(), step.is_relative_to(path.absolute())
+    me, mode = os.geteuid(), found.st_mode
+    foreign = found.st_uid not in (me, 0)
+    protected = stat.S_ISLNK(mode) or (above and mode & stat.S_ISVTX)
+    written = not _only_we_write(step, found) or (private and mode & stat.S_IWGRP)
+    if not foreign and (protected or not written):
+        return
+    inside = step.is_relative_to(path.absolute())
     it = "it" if step == path.absolute() else str(step)
-    if found.st_uid not in (me, 0):
+    what = f"other users may write to {it}, and so change what runs here"
+    remedy = f"`chmod {f'-R go-w {_quoted(path)}' if inside else f'go-w {_quoted(step)}'}`"
+    if foreign:
+        what = f"{it} belongs to user {found.st_uid}, who could change what runs here"
         remedy = "choose a place where every folder above is yours or root's"
         remedy = f"`chown -R {me} {_quoted(path)}`" if inside else remedy
-        raise NotOurs(
-            f"cannot use {path}: {it} belongs to user {found.st_uid}, who could change what runs"
-            f" here; {remedy}, or run as that user"
-        )
-    if stat.S_ISLNK(found.st_mode) or (above and found.st_mode & stat.S_ISVTX):
-        return
-    if not _only_we_write(step, found) or (private and found.st_mode & stat.S_IWGRP):
-        remedy = f"-R go-w {_quoted(path)}" if inside else f"go-w {_quoted(step)}"
-        raise NotOurs(
-            f"cannot use {path}: other users may write to {it}, and so change what runs here;"
-            f" `chmod {remedy}`"
-        )
+        remedy += ", or run as that user"
+    raise NotOurs(f"cannot use {path}: {what}; {remedy}")
 
 
 def _only_we_write(path: Path, found: os.stat_result) -> bool:
