@@ -225,4 +225,6 @@ def test_files_of_killed_daemons_go_and_nonsense_is_no_daemon(tmp_path: Path) ->
         (folder / f"{number}.json").write_text(text)
     write(tmp_path, RunningDaemon(os.getpid(), began(os.getpid()) + 1))
     assert running(tmp_path) == []
+    assert len(list(folder.iterdir())) == 6
+    assert running(tmp_path, tidy=True) == []
     assert list(folder.iterdir()) == []

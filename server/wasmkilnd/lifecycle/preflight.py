@@ -100,10 +100,9 @@ def connections_per_address(settings: Settings, engines: int) -> int:
     listeners = sum(each.listeners for setting, each in settings.addresses if setting in GRPC)
     others = engines * settings.effective_workers * _WORKER + admin.LIMIT + _REDIS + _OTHERS
     needed = settings.max_connections * listeners + others
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    allowed = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else hard
-    if soft != resource.RLIM_INFINITY and soft < allowed:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(allowed, _MOST_DESCRIPTORS), hard))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     if allowed >= needed:
         return settings.max_connections
     connections = max(_LEAST_CONNECTIONS, (allowed - others) // listeners)

@@ -74,13 +74,13 @@ def began(pid: int) -> int:
     return 0 if fields[0] == "Z" else int(fields[19])
 
 
-def running(state_dir: Path) -> Sequence[RunningDaemon]:
-    """Return the daemons that run on ``state_dir``; remove the files that killed ones left."""
+def running(state_dir: Path, *, tidy: bool = False) -> Sequence[RunningDaemon]:
+    """Return the daemons that run on ``state_dir``; ``tidy`` removes files that killed ones left."""
     found = []
     for path in sorted(_folder(state_dir).glob("*.json")):
         if daemon := _read(path):
             found.append(daemon)
-        else:
+        elif tidy:
             with contextlib.suppress(OSError):
                 path.unlink()
     return found

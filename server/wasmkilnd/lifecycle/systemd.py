@@ -95,7 +95,7 @@ class Service:
 
     async def begin(self) -> None:
         """Say that the daemon serves, and go on telling how it is."""
-        await asyncio.to_thread(running.running, self._state_dir)
+        await asyncio.to_thread(running.running, self._state_dir, tidy=True)
         await self._write(status=self._status())
         self._ready()
         self._keeping = asyncio.create_task(self._keep_told())
