@@ -75,7 +75,7 @@ def began(pid: int) -> int:
 
 
 def running(state_dir: Path, *, tidy: bool = False) -> Sequence[RunningDaemon]:
-    """Return the daemons that run on ``state_dir``; ``tidy`` removes files that killed ones left."""
+    """Return the daemons that run on ``state_dir``; ``tidy`` removes files of killed ones."""
     found = []
     for path in sorted(_folder(state_dir).glob("*.json")):
         if daemon := _read(path):
