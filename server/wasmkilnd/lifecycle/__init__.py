@@ -23,7 +23,7 @@ It promises:
   and makes the reload fail. A SIGHUP that comes while the daemon starts waits until it serves.
 - SIGTERM and Drain refuse new calls and give those in progress ``shutdown_grace_s``. A second
   signal ends the daemon at once. Of several deadlines the earliest counts.
-- Freed memory returns to the machine within 3 s (``preflight``). Nothing waits for the garbage
+- Freed memory returns to the machine within 6 s (``preflight``). Nothing waits for the garbage
   collector: what a call held is free by reference counts, and ``errors.forget_frames`` breaks the
   cycles that tracebacks make.
 """

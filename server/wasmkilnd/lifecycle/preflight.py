@@ -2,7 +2,7 @@
 
 Memory: all threads share one heap, and each block of a MiB and more has a mapping of its own, which
 goes back to the machine when it is freed. The holes of the heap go back by ``trim_memory``, which
-the daemon calls every two seconds.
+the daemon calls every five seconds.
 
 Descriptors: jobs, Redis and the admin server have a fixed share. Connections to the gRPC port get
 the rest, so that callers cannot take the others' share.

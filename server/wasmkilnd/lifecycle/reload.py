@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("wasmkilnd")
 
-_LOOK_S = 2.0
+_LOOK_S = 3.0
 _TLS_FILES = ("tls_cert_file", "tls_key_file", "tls_client_ca_file")
 
 # Reads all that a part takes from settings and the files that they name; returns what applies it.

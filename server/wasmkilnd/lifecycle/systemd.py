@@ -27,7 +27,7 @@ from wasmkilnd.lifecycle.reload import ReloadResult
 
 log = structlog.get_logger("wasmkilnd")
 
-_LOOK_S = 2.0
+_LOOK_S = 5.0
 _ASK_S, _EXTEND_S = 15.0, 60.0
 
 
