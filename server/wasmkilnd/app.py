@@ -260,7 +260,8 @@ class Daemon:
     async def reload(self, read: Callable[[], LoadedSettings]) -> reloads.ReloadResult:
         """Apply the configuration that ``read`` returns, as far as a running daemon can."""
         result = await self._reloader.reload(read)
-        await self._serving.look()
+        if not result.settings_refused:  # The names of engines are among them.
+            await self._serving.look()
         return result
 
     def status(self) -> str:

@@ -64,6 +64,7 @@ class ReloadResult:
 
     refused: str = ""
     need_restart: Sequence[str] = ()
+    settings_refused: bool = False
 
 
 @dataclass(eq=False)
@@ -137,7 +138,7 @@ class Reloader:
                 self.metrics.reloaded("files", succeeded=True)
                 live = len(differ) - len(restart)
                 log.info("reloaded", changed=live, need_restart=len(restart))
-            return ReloadResult(cause, restart)
+            return ReloadResult(cause, restart, "settings" in refused)
 
     async def refresh(self) -> bool:
         """Read the files again; the settings stay. Return whether every part could be used.
