@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import threading
+import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
@@ -16,32 +16,24 @@ from typing import Any
 import structlog
 
 from wasmkilnd import options
-from wasmkilnd.access.guard import Access, AccessGuard
-from wasmkilnd.access.tls import Certificates, TlsFiles, server_credentials
+from wasmkilnd.access.guard import Access
+from wasmkilnd.access.tls import TlsFiles, TlsMaterial, server_credentials
 from wasmkilnd.cache.embedded import EmbeddedServer, SharedServer
 from wasmkilnd.cache.host_store import HostDirectory
-from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.lifecycle import engines, preflight
 from wasmkilnd.lifecycle import reload as reloads
-from wasmkilnd.lifecycle.readiness import Readiness
-from wasmkilnd.lifecycle.shutdown import Shutdown, until
-from wasmkilnd.lifecycle.status_page import status_json
+from wasmkilnd.lifecycle.readiness import Readiness, status_json
 from wasmkilnd.lifecycle.systemd import long_step
 from wasmkilnd.model import DrainState, Entrance, Reloadable, Transport
-from wasmkilnd.network import SocketAccess
 from wasmkilnd.quota import FairShare, Quotas
-from wasmkilnd.rpc import server
-from wasmkilnd.rpc.admin_service import AdminServicer
-from wasmkilnd.rpc.calls import Entry
-from wasmkilnd.rpc.messages import stats_response
-from wasmkilnd.rpc.module_service import ModuleServicer
+from wasmkilnd.rpc import admin_service, calls, messages, module_service, server
 from wasmkilnd.rpc.traffic import MESSAGE_OVERHEAD_BYTES, Traffic, message_bytes_for
-from wasmkilnd.settings import NONE, Address, Settings, group_id, limits_of, written
+from wasmkilnd.settings import GRPC, NONE, Address, Settings, group_id, written
 from wasmkilnd.settings_loader import LoadedSettings
 from wasmkilnd.signing.keys import open_keys
 from wasmkilnd.signing.sealer import Sealer
-from wasmkilnd.telemetry.admin import AddressInUse, AdminServer
-from wasmkilnd.telemetry.audit import Audit, AuditEvent, AuditLine, CannotAudit, audit_change
+from wasmkilnd.telemetry.admin import AdminServer
+from wasmkilnd.telemetry.audit import Audit, AuditEvent, AuditLine, audit_change
 from wasmkilnd.telemetry.logs import dropped_lines
 from wasmkilnd.telemetry.metrics import Metrics, TlsStatus
 from wasmkilnd.telemetry.tracing import open_tracing
@@ -52,6 +44,57 @@ _MAX_STREAMS = 256
 _FLUSH_S = 5.0
 
 log = structlog.get_logger("wasmkilnd")
+
+
+class Shutdown:
+    """The end of a daemon, asked for by a signal or by Drain; its deadline only comes nearer.
+
+    ``overdue`` is set when the grace for calls in progress is over, ``hurried`` when the daemon
+    shall wait for nothing any more. For one event loop, which has to run already.
+    """
+
+    def __init__(self) -> None:
+        self.asked, self.overdue, self.hurried = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._loop, self._deadline = asyncio.get_running_loop(), math.inf
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the daemon gives up calls in progress; infinite before ``ask``."""
+        return max(0.0, self._deadline - self._loop.time())
+
+    def ask(self, grace_s: float) -> None:
+        """End the daemon, and give calls in progress ``grace_s`` at most.
+
+        Of several deadlines the earliest counts.
+        """
+        self.asked.set()
+        deadline = self._loop.time() + grace_s
+        if deadline < self._deadline:
+            self._deadline = deadline
+            self._loop.call_at(deadline, self.overdue.set)
+
+    def hurry(self) -> None:
+        """End the daemon without waiting for anything."""
+        self.ask(0.0)
+        self.overdue.set()
+        self.hurried.set()
+
+
+async def until(event: asyncio.Event, work: Coroutine[Any, Any, Any]) -> bool:
+    """Do ``work`` until ``event`` happens; return whether the work was finished by then.
+
+    Raises what ``work`` raises.
+    """
+    working, waiting = asyncio.create_task(work), asyncio.create_task(event.wait())
+    try:
+        await asyncio.wait((working, waiting), return_when=asyncio.FIRST_COMPLETED)
+        if done := working.done():
+            working.result()
+        return done
+    finally:
+        working.cancel()
+        waiting.cancel()
+        await asyncio.gather(working, waiting, return_exceptions=True)
 
 
 class Daemon:
@@ -71,17 +114,12 @@ class Daemon:
     async def start(self) -> None:
         """Build and start every part; serve last, once all else works.
 
-        Raises CannotStart, AccessUnusable, KeysUnusable and TracingUnusable.
+        Raises CannotStart, and what its parts raise of this package: sentences for people.
         """
-        try:
-            await self._start(self.settings.current)
-        except (AddressInUse, CannotAudit, server.CannotListen) as failure:
-            raise preflight.CannotStart(str(failure)) from None
-
-    async def _start(self, now: Settings) -> None:
+        now = self.settings.current
         settings, metrics = self.settings, self._metrics
         readiness, on_stop = self._readiness, self._on_stop
-        limits = Reloadable(limits_of(now))
+        limits = Reloadable(now.limits)
         preflight.check_host(now)
         # Without the keys of JSON Web Tokens, which the policy names: they are read once more.
         seen = reloads.stamps_of(reloads.watched_files(now, Access()))
@@ -94,10 +132,10 @@ class Daemon:
             on_stop.push_async_callback(asyncio.to_thread, tracing.close)
         tls = await asyncio.to_thread(TlsFiles, now) if now.tls_cert_file else None
 
-        def client_cas() -> Certificates:
-            return tls.current.client_cas if tls else ()
-
-        access = await asyncio.to_thread(reloads.OpenAccess, settings, audit, client_cas)
+        access = await asyncio.to_thread(
+            reloads.OpenAccess, now, audit, lambda: tls.current.client_cas if tls else ()
+        )
+        await access.fetch_keys()
         keys = await asyncio.to_thread(open_keys, now)
         sealer = Sealer(keys, self.version, max_age_s=now.value_max_age_s)
         about: dict[str, Any] = {"key_id": keys.own_id, "trusted_keys": len(keys.trusted)}
@@ -112,7 +150,7 @@ class Daemon:
         served = serving.registry
 
         # The tiers, and what serves each namespace.
-        namespaces = access.policy.current.namespaces
+        namespaces = access.policy.namespaces
         if why := why_not(now, namespaces):
             raise preflight.CannotStart(why)
         embedded = EmbeddedServer(now.state_dir, now.embedded_redis_bytes)
@@ -136,17 +174,19 @@ class Daemon:
             await tenants.start()
 
         # The calls.
-        quotas = Quotas(lambda: access.policy.current.quotas)
+        quotas = Quotas(lambda: access.policy.quotas)
         traffic = Traffic(settings, message_bytes_for(now.max_module_bytes))
 
         def stats(namespace: str) -> Any:
             counted, spent = tenants.of(namespace).compiler.metrics, quotas.readings(namespace)
-            return stats_response(counted, namespace, spent, served.names)
+            return messages.stats_response(counted, namespace, spent, served.names)
 
         rpc = server.RpcServer(
-            ModuleServicer(tenants.of, stats, partial(serving.capabilities, self.version)),
-            AdminServicer(tenants.of, self.drain),
-            Entry(traffic, metrics, access.guard, audit, quotas.of, tracing),
+            module_service.ModuleServicer(
+                tenants.of, stats, partial(serving.capabilities, self.version)
+            ),
+            admin_service.AdminServicer(tenants.of, self.drain),
+            calls.Entry(traffic, metrics, access.guard, audit, quotas.of, tracing),
             connections=connections,
             streams=_MAX_STREAMS,
         )
@@ -157,12 +197,11 @@ class Daemon:
 
         if tls:
             gauges.tls = partial(_tls_status, tls)
-            _audit_tls(audit, tls)
+            tls.on_change(partial(_audit_tls, audit))
         admin_address = ""
         if now.admin_listen != NONE:
             admin = AdminServer(
-                now.admin_listen,
-                metrics.registry,
+                *(now.admin_listen, metrics.registry),
                 partial(status_json, metrics, readiness, serving, tenants),
                 readiness.now,
                 access.guard.admit,
@@ -174,35 +213,39 @@ class Daemon:
             on_stop.push_async_callback(admin.stop)
         self._rpc = rpc
         on_stop.push_async_callback(rpc.stop)
-        on_stop.push_async_callback(self._finish, rpc, tenants, served)
+        on_stop.push_async_callback(self._finish, rpc, tenants, serving)
 
         # What changes while it runs.
         self._serving = serving
         self._reloader = reloads.Reloader(
-            *(settings, limits, sealer, tenants, audit, metrics),
+            *(settings, limits, access, sealer, tenants, audit, metrics),
             largest_module_bytes=traffic.message_bytes - MESSAGE_OVERHEAD_BYTES,
-            refusal=lambda new: options.limits_too_low(new) or engines.refusal(new),
-            parts={
+            refusal=lambda new: preflight.limits_too_low(new) or engines.refusal(new),
+            files={
                 **({"TLS": tls.prepare} if tls else {}),
                 "access": access.prepare,
-                "namespaces": lambda new: tenants.prepare(new, access.next_policy, access.policy),
+                "namespaces": lambda new: tenants.prepare(
+                    new, access.next_policy, lambda: access.policy
+                ),
                 "audit": lambda new: audit.prepare(new.audit_file),
                 "pins": lambda _: tenants.look_at_pins,
+            },
+            parts={
                 "engines": serving.prepare,
+                "Redis": lambda new: shared.prepare_reconnect(options.redis_access(new)),
             },
         )
         self._in_the_background(access.guard.follow_keys())
-        self._follow_files(seen, access.guard)
+        on_stop.callback(self._reloader.follow(seen))
         serving.follow(tenants)
 
         # What listens.
         group = group_id(now.socket_group)
-        sockets = SocketAccess(0o600 if group is None else 0o660, group)
         wanted = _listeners(now, tls)
-        bound = await rpc.start(wanted, sockets)
+        bound = await rpc.start(wanted, group)
         if path := Address.parse(admin_address).path if admin_address else "":
-            server.open_socket(admin_address, Path(path), sockets)
-        readiness.started(lambda: served.served, lambda: serving.unserved, tenants.remote_status)
+            server.open_socket(admin_address, Path(path), group)
+        readiness.started(serving, tenants.remote_status)
         rpc.set_health(readiness.now()[0])
         # All that is there now stays: a full collection of it would make every caller wait.
         gc.collect()
@@ -211,8 +254,7 @@ class Daemon:
         serves: dict[str, list[str]] = {}
         for listener, address in zip(wanted, bound, strict=True):
             serves.setdefault(listener.setting, []).append(address)
-        about_it = now, self.version, serves, admin_address, serving, tenants
-        self.banner = _banner(*about_it, asks=access.guard.access.on)
+        self.banner = self._banner(serves, admin_address, tenants, asks=access.guard.access.on)
         ids = [engine.id for engine in served.served]
         log.info("ready", addresses=bound, metrics=admin_address, engines=ids)
 
@@ -255,7 +297,7 @@ class Daemon:
         log.info("stopped")
 
     async def _finish(
-        self, rpc: server.RpcServer, tenants: Tenants, served: EngineRegistry
+        self, rpc: server.RpcServer, tenants: Tenants, serving: engines.Serving
     ) -> None:
         async def finished() -> None:
             await rpc.idle()
@@ -267,30 +309,51 @@ class Daemon:
             log.warning("grace is over: giving up calls", **left)
             await tenants.settle(0)
         # While connections are open, so that callers who wait for a worker learn why they fail.
-        await served.close()
+        await serving.registry.close()
 
     def _in_the_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
-
-        async def end() -> None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-        self._on_stop.push_async_callback(end)
-
-    def _follow_files(self, seen: reloads.Stamps, guard: AccessGuard) -> None:
-        loop, stop = asyncio.get_running_loop(), threading.Event()
-        self._on_stop.callback(stop.set)
-        about = (
-            lambda: reloads.watched_files(self.settings.current, guard.access),
-            seen,
-            lambda: asyncio.run_coroutine_threadsafe(self._reloader.refresh(), loop).result(),
-            stop,
-        )
-        threading.Thread(target=reloads.follow, args=about, name="files", daemon=True).start()
+        # Waits until it has ended.
+        self._on_stop.push_async_callback(asyncio.wait, [task])
+        self._on_stop.callback(task.cancel)
 
     async def _unless_hurried(self, work: Callable[..., Any], *arguments: Any) -> None:
         await until(self._shutdown.hurried, work(*arguments))
+
+    def _banner(
+        self, serves: Mapping[str, Sequence[str]], admin: str, tenants: Tenants, *, asks: bool
+    ) -> str:
+        """Return the addresses, who may call, engines, tiers, and a command for another shell."""
+        settings, serving = self.settings.current, self._serving
+        address, trouble = serves["listen"][0], tenants.default.host.trouble
+        page = f"http{'s' if settings.tls_cert_file else ''}://{admin}/ in a browser"
+        size = settings.effective_host_store_bytes
+        host = f"host store, {written('host_store_bytes', size)}" if size else "no host store"
+        host = f"host store unusable: {trouble}" if trouble else host
+        served = [
+            f"{engine.id} ({engine.capabilities.interpreter},"
+            f" {engine.pool.size} worker{'s' if engine.pool.size > 1 else ''}"
+            f"{', default' if engine.id == serving.registry.default else ''})"
+            for engine in serving.registry.served
+        ] or ["none works: the daemon serves no call"]
+        served += [f"{one.id} is not served: {one.cause}" for one in serving.unserved]
+        flag = "" if address == "127.0.0.1:50051" else f"--address {address} "
+        memory = written("memory_bytes", settings.memory_bytes)
+        rows = {
+            "serving": ", ".join(serves["listen"]),
+            "tokens": ", ".join(serves.get("token_listen", ())),
+            "operator": ", ".join(serves.get("operator_listen", ())),
+            "callers": "need an identity" if asks else "everybody may do everything",
+            "metrics": admin and f"{admin}/metrics, /healthz, /readyz",
+            "status": admin and not admin.startswith("unix:") and page,
+            "engines": f"\n{'':11}".join(served),
+            "jobs": serving.registry.served and serving.isolation.summary,
+            "tiers": f"memory, {memory}; {host}; {tenants.server.description}",
+            "state": settings.state_dir,
+            "try": f"wasmkiln {flag}compile MODULE.wasm -o MODULE.cwasm",
+        }
+        body = "\n".join(f"  {name:<9}{text}" for name, text in rows.items() if text)
+        return f"wasmkilnd {self.version} is ready\n{body}"
 
 
 def _tls_status(files: TlsFiles) -> TlsStatus:
@@ -302,20 +365,12 @@ def _tls_status(files: TlsFiles) -> TlsStatus:
     return TlsStatus(expiry, files.failures)
 
 
-def _audit_tls(audit: Audit, files: TlsFiles) -> None:
-    """Write from now on when the certificate or the CAs of callers are replaced."""
-    before = files.current
-
-    def tell() -> None:
-        nonlocal before
-        now = files.current
-        if now.chain_pem != before.chain_pem:
-            audit_change(audit, "certificate", not_after=now.not_after.isoformat())
-        if now.client_ca_pem != before.client_ca_pem:
-            audit_change(audit, "client_cas", count=len(now.client_cas))
-        before = now
-
-    files.on_change(tell)
+def _audit_tls(audit: Audit, before: TlsMaterial, now: TlsMaterial) -> None:
+    """Write whether the certificate or the CAs of callers were replaced."""
+    if now.chain_pem != before.chain_pem:
+        audit_change(audit, "certificate", not_after=now.not_after.isoformat())
+    if now.client_ca_pem != before.client_ca_pem:
+        audit_change(audit, "client_cas", count=len(now.client_cas))
 
 
 def checks_host(settings: Settings) -> bool:
@@ -330,60 +385,15 @@ def checks_host(settings: Settings) -> bool:
 def _listeners(settings: Settings, tls: TlsFiles | None) -> Sequence[server.Listener]:
     """Return the addresses of gRPC, in the order of the settings."""
     found = []
-    for setting in ("listen", "token_listen", "operator_listen"):
+    for setting, address in settings.addresses:
         asks = bool(settings.tls_client_ca_file) and setting != "token_listen"
         admin = setting == "operator_listen" or not settings.operator_listen
-        for address in getattr(settings, setting):
-            at = server.Listener(address, setting, admin)
-            if address.startswith("unix:"):
-                at = replace(at, entrance=Entrance(Transport.UNIX, address))
-            elif tls:
-                entrance = Entrance(Transport.MTLS if asks else Transport.TLS)
-                credentials = partial(server_credentials, tls, client_certificates=asks)
-                at = replace(at, entrance=entrance, credentials=credentials)
-            found.append(at)
+        at = server.Listener(str(address), setting, admin)
+        if address.path:
+            at = replace(at, entrance=Entrance(Transport.UNIX, at.address))
+        elif tls:
+            entrance = Entrance(Transport.MTLS if asks else Transport.TLS)
+            credentials = partial(server_credentials, tls, client_certificates=asks)
+            at = replace(at, entrance=entrance, credentials=credentials)
+        found += [at] if setting in GRPC else []
     return found
-
-
-def _banner(
-    settings: Settings,
-    version: str,
-    serves: Mapping[str, Sequence[str]],
-    admin: str,
-    serving: engines.Serving,
-    tenants: Tenants,
-    *,
-    asks: bool,
-) -> str:
-    """Return the addresses, who may call, engines, tiers, and a command for another terminal."""
-    address, trouble = serves["listen"][0], tenants.default.host.trouble
-    found = serving.registry
-    page = f"http{'s' if settings.tls_cert_file else ''}://{admin}/ in a browser"
-    host = f"host store, {written('host_store_bytes', settings.effective_host_store_bytes)}"
-    host = host if settings.effective_host_store_bytes else "no host store"
-    host = f"host store unusable: {trouble}" if trouble else host
-    served = [
-        f"{engine.id} ({engine.capabilities.interpreter},"
-        f" {engine.pool.size} worker{'s' if engine.pool.size > 1 else ''}"
-        f"{', default' if engine.id == found.default else ''})"
-        for engine in found.served
-    ]
-    served = served or ["none works: the daemon serves no call"]
-    served += [f"{one.id} is not served: {one.cause}" for one in serving.unserved]
-    flag = "" if address == "127.0.0.1:50051" else f"--address {address} "
-    rows = {
-        "serving": ", ".join(serves["listen"]),
-        "tokens": ", ".join(serves.get("token_listen", ())),
-        "operator": ", ".join(serves.get("operator_listen", ())),
-        "callers": "need an identity" if asks else "everybody may do everything",
-        "metrics": admin and f"{admin}/metrics, /healthz, /readyz",
-        "status": admin and not admin.startswith("unix:") and page,
-        "engines": f"\n{'':11}".join(served),
-        "jobs": found.served and serving.isolation.summary,
-        "tiers": f"memory, {written('memory_bytes', settings.memory_bytes)}; {host};"
-        f" {tenants.server.description}",
-        "state": settings.state_dir,
-        "try": f"wasmkiln {flag}compile MODULE.wasm -o MODULE.cwasm",
-    }
-    body = "\n".join(f"  {name:<9}{text}" for name, text in rows.items() if text)
-    return f"wasmkilnd {version} is ready\n{body}"

@@ -14,19 +14,17 @@ from pathlib import Path
 
 import click
 
-from wasmkilnd.settings_loader import ConfigError, FlagValue, load, options
+from wasmkilnd.settings_loader import ConfigError, FlagValue, is_foreseen, load, options
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
-EXIT_FOUND = 3
 EXIT_INTERRUPTED = 130
 
 _ELSEWHERE = ("cache", "engine", "keys", "reload", "tls", "token")
 
+# The one cipher suite for TLS 1.2 that no connection can use without a pre-shared key. The suites
+# of TLS 1.3 are not part of this list, and always there.
 _ONLY_TLS_1_3 = "ECDHE-PSK-AES128-CBC-SHA"
-"""The one cipher suite for TLS 1.2 that no connection can use without a pre-shared key.
-
-The suites of TLS 1.3 are not part of this list, and always there."""
 
 
 def main() -> None:
@@ -44,42 +42,17 @@ def main() -> None:
         # The reader of the output closed it. Python would complain again when it flushes
         # standard output at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except ConfigError as mistake:
-        _fail(str(mistake), EXIT_USAGE)
     except ModuleNotFoundError:
         raise  # ``entry`` says which extra brings what is missing.
-    except _failures() as failure:
-        _fail(str(failure), EXIT_FAILED)
-    except Exception as defect:
-        _fail(*_told(defect))
+    except ConfigError as mistake:
+        _fail(str(mistake), EXIT_USAGE)
+    except Exception as failure:
+        if is_foreseen(failure):
+            _fail(str(failure), getattr(failure, "exit_code", EXIT_FAILED))
+        import structlog
 
-
-def _failures() -> tuple[type[Exception], ...]:
-    """Return what is told in one sentence. Python asks for it only where something has failed."""
-    # These take a second to import, and nearly no command fails.
-    from wasmkilnd.access.unusable import AccessUnusable
-    from wasmkilnd.commands.shared import CommandFailed
-    from wasmkilnd.engines.install import EngineInstallError
-    from wasmkilnd.errors import TierUnavailable
-    from wasmkilnd.lifecycle.preflight import CannotStart
-    from wasmkilnd.ownership import NotOurs
-    from wasmkilnd.signing.keys import KeysUnusable
-    from wasmkilnd.telemetry.tracing import TracingUnusable
-
-    told = (AccessUnusable, CannotStart, CommandFailed, EngineInstallError, KeysUnusable, NotOurs)
-    return (*told, TierUnavailable, TracingUnusable)
-
-
-def _told(failure: Exception) -> tuple[str, int]:
-    """Return the sentence for what is no failure of a command, and the exit code."""
-    import structlog
-
-    from wasmkilnd.commands.cache import BadValuesFound
-
-    if isinstance(failure, BadValuesFound):
-        return str(failure), EXIT_FOUND
-    structlog.get_logger("wasmkilnd").error("the daemon failed", exc_info=failure)
-    return f"the daemon failed ({type(failure).__name__}): this is a defect", EXIT_FAILED
+        structlog.get_logger("wasmkilnd").error("the daemon failed", exc_info=failure)
+        _fail(f"the daemon failed ({type(failure).__name__}): this is a defect", EXIT_FAILED)
 
 
 class _Commands(click.Group):
@@ -144,12 +117,11 @@ def show_config(
         return
     try:
         loaded = load(flags, os.environ, config)
-    except ConfigError as failure:
-        raise ConfigError(with_policy(failure)) from None
-    try:
         access = check(ready(loaded.settings))
-    except _failures() as failure:
-        raise ConfigError(str(failure)) from None
+    except Exception as failure:
+        if not is_foreseen(failure):
+            raise
+        raise ConfigError(with_policy(failure)) from None
     if as_json:
         click.echo(show.as_json(loaded))
     else:

@@ -4,15 +4,7 @@ from __future__ import annotations
 
 from wasmkilnd.cache.host_store import HostOptions
 from wasmkilnd.cache.redis_servers import RedisAccess
-from wasmkilnd.engines.child import sandbox
-from wasmkilnd.machine import cpu_count
 from wasmkilnd.settings import Settings, group_id
-
-
-def limits_too_low(settings: Settings) -> str:
-    """Return which limits of this process are too low for a job; empty if none is."""
-    cpu_s = max(1, round(settings.effective_compile_cpu_s))
-    return sandbox.too_low(settings.effective_compile_memory_bytes, cpu_s, cpu_count())
 
 
 def host_options(settings: Settings) -> HostOptions:

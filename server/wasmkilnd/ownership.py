@@ -24,7 +24,8 @@ from functools import lru_cache
 from pathlib import Path
 
 _OTHERS_READ = stat.S_IROTH | stat.S_IXOTH
-_MOST_LINKS = 40
+# More than any path has, links followed: a link may lead to itself.
+_MOST_STEPS = 1000
 # What this user cannot look into, it cannot use.
 _OUT_OF_REACH = (FileNotFoundError, NotADirectoryError, PermissionError)
 
@@ -39,9 +40,10 @@ def check_path(path: Path, *, private: bool = False, secret: bool = False) -> No
     For a path that does not exist yet, the folders above it decide. With ``private`` no group may
     write; with ``secret`` other users may not even read the file.
     """
-    here, links = Path("/"), 0
-    steps = list(reversed(path.absolute().parts))
-    while steps:
+    here, steps = Path("/"), list(reversed(path.absolute().parts))
+    for _ in range(_MOST_STEPS):
+        if not steps:
+            return
         step = here / steps.pop()
         if step.name == "..":
             step = here.parent  # The path so far has no link left, so its parent is the right one.
@@ -49,25 +51,19 @@ def check_path(path: Path, *, private: bool = False, secret: bool = False) -> No
             found = step.lstat()
         except _OUT_OF_REACH:
             return  # Opening the path fails later, with the reason.
-        is_above, is_link = bool(steps), stat.S_ISLNK(found.st_mode)
-        sticky = is_above and found.st_mode & stat.S_ISVTX
-        if is_link or sticky:
-            _refuse_owner(step, found, path)
-        else:
-            _refuse(step, found, path, private=private and not is_above)
-        if is_link:
-            links += 1
-            if links > _MOST_LINKS:
-                raise NotOurs(f"cannot use {path}: its symbolic links form a loop")
+        is_last = not steps
+        _refuse(step, found, path, above=not is_last, private=private and is_last)
+        if stat.S_ISLNK(found.st_mode):
             steps += reversed(step.readlink().parts)
             continue
-        if secret and not is_above and stat.S_IMODE(found.st_mode) & _OTHERS_READ:
+        if secret and is_last and stat.S_IMODE(found.st_mode) & _OTHERS_READ:
             remedy = f"`chmod o= {_quoted(step)}` (a Secret of Kubernetes: `defaultMode: 0440`)"
             raise NotOurs(
                 f"cannot use {path}: other users may read it; {remedy}, and replace it if one of"
                 " them may have read it"
             )
         here = step
+    raise NotOurs(f"cannot use {path}: its symbolic links form a loop")
 
 
 def check_tree(folder: Path, leave_out: Collection[str] = ()) -> None:
@@ -76,18 +72,18 @@ def check_tree(folder: Path, leave_out: Collection[str] = ()) -> None:
     Skip the folders in it whose names are in ``leave_out``.
     """
     check_path(folder)
-    for above, folders, files in os.walk(folder, onerror=_unless_out_of_reach):
+
+    def fail(failure: OSError) -> None:
+        if not isinstance(failure, _OUT_OF_REACH):
+            raise failure
+
+    for above, folders, files in os.walk(folder, onerror=fail):
         for path in (Path(above, name) for name in (*folders, *files)):
             if path.is_symlink():
                 check_path(path)
             else:
                 _refuse(path, path.lstat(), folder)
         folders[:] = [name for name in folders if name not in leave_out]
-
-
-def _unless_out_of_reach(failure: OSError) -> None:
-    if not isinstance(failure, _OUT_OF_REACH):
-        raise failure
 
 
 def make_folder(path: Path, *, private: bool = False) -> None:
@@ -135,9 +131,9 @@ def take_back(folder: Path, *, private: bool = False) -> int:
     used it. With ``private``, take every right. Raise nothing.
     """
     taken = stat.S_IRWXG if private else stat.S_IWGRP
-    if not _take(folder, taken):
-        return 0
-    return 1 + sum(_take(path, taken) for path in folder.rglob("*"))
+    if _take(folder, taken):
+        return 1 + sum(_take(path, taken) for path in folder.rglob("*"))
+    return 0
 
 
 def _take(path: Path, taken: int) -> bool:
@@ -156,23 +152,29 @@ def _take(path: Path, taken: int) -> bool:
     return False
 
 
-def _refuse_owner(step: Path, found: os.stat_result, path: Path) -> None:
-    if found.st_uid not in (os.geteuid(), 0):
+def _refuse(
+    step: Path, found: os.stat_result, path: Path, *, above: bool = False, private: bool = False
+) -> None:
+    """Raise NotOurs if ``step`` has another owner, or others may write to it.
+
+    The content of a link, and of a sticky folder ``above``, is its owner's alone.
+    """
+    me, mode = os.geteuid(), found.st_mode
+    foreign = found.st_uid not in (me, 0)
+    protected = stat.S_ISLNK(mode) or (above and mode & stat.S_ISVTX)
+    written = not _only_we_write(step, found) or (private and mode & stat.S_IWGRP)
+    if not foreign and (protected or not written):
+        return
+    inside = step.is_relative_to(path.absolute())
+    it = "it" if step == path.absolute() else str(step)
+    what = f"other users may write to {it}, and so change what runs here"
+    remedy = f"`chmod {f'-R go-w {_quoted(path)}' if inside else f'go-w {_quoted(step)}'}`"
+    if foreign:
+        what = f"{it} belongs to user {found.st_uid}, who could change what runs here"
         remedy = "choose a place where every folder above is yours or root's"
-        if step.is_relative_to(path.absolute()):
-            remedy = f"`chown -R {os.geteuid()} {_quoted(path)}`"
-        what = f"{_named(step, path)} belongs to user {found.st_uid}, who could change"
-        raise NotOurs(f"cannot use {path}: {what} what runs here; {remedy}, or run as that user")
-
-
-def _refuse(step: Path, found: os.stat_result, path: Path, *, private: bool = False) -> None:
-    """Raise NotOurs if ``step`` has another owner, or others may write to it."""
-    _refuse_owner(step, found, path)
-    if not _only_we_write(step, found) or (private and found.st_mode & stat.S_IWGRP):
-        inside = step.is_relative_to(path.absolute())
-        remedy = f"`chmod {f'-R go-w {_quoted(path)}' if inside else f'go-w {_quoted(step)}'}`"
-        what = f"other users may write to {_named(step, path)}, and so change what runs here"
-        raise NotOurs(f"cannot use {path}: {what}; {remedy}")
+        remedy = f"`chown -R {me} {_quoted(path)}`" if inside else remedy
+        remedy += ", or run as that user"
+    raise NotOurs(f"cannot use {path}: {what}; {remedy}")
 
 
 def _only_we_write(path: Path, found: os.stat_result) -> bool:
@@ -181,10 +183,6 @@ def _only_we_write(path: Path, found: os.stat_result) -> bool:
         return not writers
     # The mode shows what an access list allows to others as a right of the group.
     return _nobody_else_in(found.st_gid, os.geteuid()) and not _has_access_list(path)
-
-
-def _named(step: Path, path: Path) -> str:
-    return "it" if step == path.absolute() else str(step)
 
 
 @lru_cache(maxsize=64)

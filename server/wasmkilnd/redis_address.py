@@ -67,22 +67,22 @@ _HOST = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class RedisAddress:
-    """The parts of a Redis URL. Text and repr hold neither user nor password."""
+    """The parts of a Redis URL. Text and repr hold neither user nor password.
+
+    ``path`` is that of a socket, or the prefix of every path of a REST service, whose token is the
+    password. Sentinels know the primary as ``service``, and take a user and a password of their
+    own. ``tls_options`` go by redis-py's names, ``ssl_ca_certs`` and others.
+    """
 
     scheme: str
     hosts: tuple[tuple[str, int], ...] = ()
     path: str = ""
-    """The path of the socket, or the prefix of every path of a REST service."""
     service: str = ""
-    """The name under which Sentinels know the primary."""
     db: int = 0
     user: str = ""
     password: str = ""
-    """The token, for a REST service."""
     sentinel: tuple[str, str] = ("", "")
-    """User and password for the Sentinels themselves."""
     tls_options: Mapping[str, str] = field(default_factory=dict)
-    """By redis-py's names: ``ssl_ca_certs`` and others."""
 
     @property
     def kind(self) -> RedisKind:
@@ -103,28 +103,33 @@ class RedisAddress:
         kind, tls, port = _SCHEMES[scheme]
         found = re.fullmatch(_URL % _AFTER[kind], rest)
         parts = found.groupdict("") if found else {}
-        hosts = _hosts(parts.get("hosts", ""), port)
-        if not found or not (hosts or kind is RedisKind.SOCKET):
+        named = parts.get("hosts", "")
+        hosts = tuple(host_and_port(each, port) for each in named.split(",")) if named else ()
+        if not found or not all(host and 0 < at < 65536 for host, at in hosts):
             raise BadRedisUrl(
                 f"it is not a valid URL: write {scheme}://{kind.value}, with ports from 1 to"
                 " 65535, and percent-encode special characters of user and password ('@' is %40)"
             )
         options = _options(parts["query"], kind, tls=tls and kind is not RedisKind.REST)
-        database = options.pop("db", "")
-        path = parts.get("path", "")
+        database, path = options.pop("db", ""), parts.get("path", "")
         address = cls(
             scheme,
             hosts,
-            unquote(path) if kind is RedisKind.SOCKET else path.rstrip("/"),
-            parts.get("service", ""),
-            int(parts.get("db") or database or 0),
-            unquote(parts["user"]),
-            unquote(parts["password"]),
-            (options.pop("sentinel_user", ""), options.pop("sentinel_password", "")),
-            options,
+            path=unquote(path) if kind is RedisKind.SOCKET else path.rstrip("/"),
+            service=parts.get("service", ""),
+            db=int(parts.get("db") or database or 0),
+            user=unquote(parts["user"]),
+            password=unquote(parts["password"]),
+            sentinel=(options.pop("sentinel_user", ""), options.pop("sentinel_password", "")),
+            tls_options=options,
         )
         if kind is RedisKind.REST:
-            _check_rest(address)
+            if address.user and not address.password:
+                raise BadRedisUrl(
+                    "it has the token in place of the user: write https://:token@host"
+                )
+            if not tls and not is_local(hosts[0][0]):
+                raise BadRedisUrl("http:// would send the token unencrypted: write https://")
         return address
 
     @property
@@ -142,12 +147,14 @@ class RedisAddress:
         return f"RedisAddress({self})"
 
 
-def _hosts(text: str, port: int) -> tuple[tuple[str, int], ...]:
-    """Return the hosts that a URL names; nothing if one of them is malformed."""
-    matches = [_HOST.fullmatch(each) for each in text.split(",")]
-    hosts = tuple((each[1] or each[2], int(each[3] or port)) for each in matches if each)
-    well = (0 < at < 65536 and (":" not in host or ip_of(host)) for host, at in hosts)
-    return hosts if len(hosts) == len(matches) and all(well) else ()
+def host_and_port(text: str, port: int) -> tuple[str, int]:
+    """Return what ``host:port`` or ``[v6]:port`` says, or ``port``; no host if it is malformed."""
+    found = _HOST.fullmatch(text)
+    v6, name, given = found.groups("") if found else ("", "", "")
+    ip = ip_of(v6 or name)
+    # A name without a letter is a mistyped IPv4 address.
+    good = ip or re.search("[^0-9.]", name)
+    return str(ip or name) if good else "", int(given or port)
 
 
 def _options(query: str, kind: RedisKind, *, tls: bool) -> dict[str, str]:
@@ -167,14 +174,10 @@ def _options(query: str, kind: RedisKind, *, tls: bool) -> dict[str, str]:
     return options
 
 
-def _check_rest(address: RedisAddress) -> None:
-    if address.user and not address.password:
-        raise BadRedisUrl("it has the token in place of the user: write https://:token@host")
-    [(host, _)] = address.hosts
+def is_local(host: str) -> bool:
+    """Return whether only this machine can be reached by that name. Asks no name server."""
     ip = ip_of(host)
-    local = ip.is_loopback if ip else host.lower() == "localhost"
-    if not address.tls and not local:
-        raise BadRedisUrl("http:// would send the token unencrypted: write https://")
+    return ip.is_loopback if ip else host.lower() == "localhost"
 
 
 def ip_of(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -10,9 +10,8 @@ from collections.abc import Callable
 
 import structlog
 
-from wasmkilnd.app import Daemon
+from wasmkilnd.app import Daemon, Shutdown, until
 from wasmkilnd.lifecycle.preflight import configure_malloc
-from wasmkilnd.lifecycle.shutdown import Shutdown, until
 from wasmkilnd.lifecycle.systemd import Service, notify
 from wasmkilnd.settings import Settings
 from wasmkilnd.settings_loader import LoadedSettings

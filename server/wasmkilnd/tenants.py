@@ -273,15 +273,15 @@ class Tenants:
         return self.opened[namespace].tenant
 
     def prepare(
-        self, settings: Settings, read: Policy, policy: model.Reloadable[Policy]
+        self, settings: Settings, read: Policy, in_force: Callable[[], Policy]
     ) -> Callable[[], None]:
-        """Return what serves the namespaces of the ``policy`` in force by then.
+        """Return what serves the namespaces of the policy that is ``in_force`` by then.
 
         Another part may have refused the one that was ``read``. Raises AccessUnusable.
         """
         if why := why_not(settings, read.namespaces):
             raise errors.AccessUnusable(why)
-        return lambda: self.serve(policy.current.namespaces, settings)
+        return lambda: self.serve(in_force().namespaces, settings)
 
     def serve(self, namespaces: Mapping[str, NamespaceLimits], settings: Settings) -> None:
         """Serve ``namespaces`` and the default one from now on, and no others.

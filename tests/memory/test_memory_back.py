@@ -1,4 +1,4 @@
-"""The daemon returns memory within three seconds of its last use, on every path."""
+"""The daemon returns memory within six seconds of its last use, on every path."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SIZE = 24 * MIB
 LIMITS = ["--max-module-bytes", "64MiB", "--compile-timeout-s", "120", "--caller-timeout-s", "3"]
 # Less is not worth a look; and Python grows a little at each first time.
 _SLACK = 28 * MIB
-_WITHIN_S = 3.0
+_WITHIN_S = 6.0
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def keeps_nothing(engines: Installed, tmp_path_factory: pytest.TempPathFactory) 
 
 @contextmanager
 def gives_back(daemon: Daemon, *, slack: int = _SLACK) -> Iterator[None]:
-    """Fail unless the daemon's memory is what it was, three seconds after the context."""
+    """Fail unless the daemon's memory is what it was, six seconds after the context."""
     with Caller(daemon) as caller:
         outcome_of(caller.compile(wasm.with_data(MIB, 99), omit_artifact=False))
     before = anonymous_memory_of(daemon.pid)

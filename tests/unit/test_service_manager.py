@@ -9,13 +9,14 @@ import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from wasmkilnd.lifecycle import systemd
 from wasmkilnd.lifecycle.readiness import STUCK_S, Readiness
 from wasmkilnd.lifecycle.reload import ReloadResult
-from wasmkilnd.lifecycle.running import RunningDaemon, began, remove_stale, running, write
+from wasmkilnd.lifecycle.running import RunningDaemon, began, running, write
 from wasmkilnd.lifecycle.systemd import Service, long_step, notify
 from wasmkilnd.model import SWITCHED_OFF, RemoteStatus
 
@@ -69,7 +70,6 @@ def test_a_manager_that_does_not_read_holds_up_nobody(
         ("60000000", "own", 60.0),
         ("60000000", "1", 0.0),
         ("", "", 0.0),
-        ("soon", "", 0.0),
     ],
 )
 def test_whose_watchdog_it_is(
@@ -125,6 +125,10 @@ class Engine:
     pool: Workers
 
 
+def serving(*engines: Engine) -> Any:
+    return SimpleNamespace(registry=SimpleNamespace(served=engines), unserved=())
+
+
 def test_jobs_that_wait_for_minutes_beside_idle_workers_are_stuck() -> None:
     def gets_on() -> bool:
         return readiness.look(lambda _: None)
@@ -132,7 +136,7 @@ def test_jobs_that_wait_for_minutes_beside_idle_workers_are_stuck() -> None:
     now_s, pool = 0.0, Workers()
     readiness = Readiness(lambda: now_s)
     engines: Any = [Engine("one", Workers()), Engine("two", pool)]
-    readiness.started(lambda: engines, tuple, lambda: NO_REDIS)
+    readiness.started(serving(*engines), lambda: NO_REDIS)
     assert gets_on()
     pool.waiting = 3
     assert gets_on()
@@ -154,7 +158,7 @@ def test_a_change_of_health_is_told_once() -> None:
     readiness = Readiness()
     engines: Any = [Engine("one", pool)]
     readiness.look(told.append)
-    readiness.started(lambda: engines, tuple, lambda: NO_REDIS)
+    readiness.started(serving(*engines), lambda: NO_REDIS)
     for why in ("", "it does not start", "it does not start", "", ""):
         pool.why_no_worker = why
         readiness.look(told.append)
@@ -221,5 +225,6 @@ def test_files_of_killed_daemons_go_and_nonsense_is_no_daemon(tmp_path: Path) ->
         (folder / f"{number}.json").write_text(text)
     write(tmp_path, RunningDaemon(os.getpid(), began(os.getpid()) + 1))
     assert running(tmp_path) == []
-    remove_stale(tmp_path)
+    assert len(list(folder.iterdir())) == 6
+    assert running(tmp_path, tidy=True) == []
     assert list(folder.iterdir()) == []

@@ -6,7 +6,7 @@ import asyncio
 import math
 
 import pytest
-from wasmkilnd.lifecycle.shutdown import Shutdown, until
+from wasmkilnd.app import Shutdown, until
 
 
 async def test_of_several_deadlines_the_earliest_counts() -> None:

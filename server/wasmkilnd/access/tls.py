@@ -81,10 +81,10 @@ class TlsFiles:
         """Read and check the files. Raises TlsUnusable."""
         self.current: TlsMaterial = load(settings)  # What new connections are made with.
         self.failures = 0  # How often changed files could not be used.
-        self._on_change: list[Callable[[], None]] = []
+        self._on_change: list[Callable[[TlsMaterial, TlsMaterial], None]] = []
 
-    def on_change(self, call: Callable[[], None]) -> None:
-        """Have ``call`` called, in the event loop, right after ``current`` was replaced."""
+    def on_change(self, call: Callable[[TlsMaterial, TlsMaterial], None]) -> None:
+        """Have ``call`` called with the old and the new, right after ``current`` was replaced."""
         self._on_change.append(call)
 
     def prepare(self, settings: Settings) -> Callable[[], None]:
@@ -102,7 +102,7 @@ class TlsFiles:
     def _apply(self, new: TlsMaterial) -> None:
         old, self.current = self.current, new
         for call in self._on_change:
-            call()
+            call(old, new)
         if (old.chain_pem, old.client_ca_pem) != (new.chain_pem, new.client_ca_pem):
             log.info("TLS files reloaded", not_after=new.not_after.isoformat())
 

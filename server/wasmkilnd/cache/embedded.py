@@ -64,7 +64,7 @@ _log = structlog.get_logger("wasmkilnd.cache")
 
 _POLL_S, _START_TIMEOUT_S, _STOP_TIMEOUT_S = 0.05, 30.0, 20.0
 # How often its keeper looks after the server, and others whether there is a keeper.
-_LOOK_S, _LOCK_S = 2.0, 0.25
+_LOOK_S, _LOCK_S = 5.0, 0.25
 # The server creates its socket before it loads its data.
 _SOCKET_TIMEOUT_S = 3.0
 _FIRST_WAIT_S, _RETRY_WAIT_S = 0.25, 5.0

@@ -76,6 +76,8 @@ _ADVICE = "; trust their key with `wasmkilnd keys trust`, or check that these ar
 class BadValuesFound(Exception):  # noqa: N818 - an answer
     """The command succeeded and found bad values; the message says how many."""
 
+    exit_code = 3
+
 
 # ---- Commands and their options
 

@@ -7,11 +7,10 @@
 | start | ``preflight`` | memory and descriptors; refuses what this host or user rules out |
 | | ``check_config`` | checks the same for ``wasmkilnd config``, and starts nothing |
 | | ``engines`` | installs the first engines, starts and warms them, follows what is installed |
-| serve | ``readiness`` | whether the daemon serves calls, and gets on: health, log, watchdog |
+| serve | ``readiness`` | whether the daemon serves calls, and gets on; /status.json |
 | | ``systemd`` | what the service manager hears; how reloads end |
 | | ``running`` | a file in the state directory for each daemon: its reloads |
 | reload | ``reload`` | reads settings, keys, access and files again, each part by itself |
-| end | ``shutdown`` | the deadline of calls in progress |
 
 It promises:
 
@@ -23,7 +22,7 @@ It promises:
   and makes the reload fail. A SIGHUP that comes while the daemon starts waits until it serves.
 - SIGTERM and Drain refuse new calls and give those in progress ``shutdown_grace_s``. A second
   signal ends the daemon at once. Of several deadlines the earliest counts.
-- Freed memory returns to the machine within 3 s (``preflight``). Nothing waits for the garbage
+- Freed memory returns to the machine within 6 s (``preflight``). Nothing waits for the garbage
   collector: what a call held is free by reference counts, and ``errors.forget_frames`` breaks the
   cycles that tracebacks make.
 """

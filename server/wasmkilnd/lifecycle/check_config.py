@@ -17,12 +17,11 @@ from wasmkilnd.access.policy import read_policy
 from wasmkilnd.access.unusable import AccessUnusable
 from wasmkilnd.cache.redis_servers import check_files
 from wasmkilnd.lifecycle import engines
-from wasmkilnd.lifecycle.preflight import CannotStart, check_limits
+from wasmkilnd.lifecycle.preflight import CannotStart, limits_too_low
 from wasmkilnd.lifecycle.running import running
 from wasmkilnd.options import redis_access
 from wasmkilnd.ownership import check_path
 from wasmkilnd.settings import EMBEDDED, NONE, Address, Settings
-from wasmkilnd.settings_loader import ConfigError
 from wasmkilnd.signing.keys import read_keys
 from wasmkilnd.telemetry.audit import cannot_write_audit
 from wasmkilnd.telemetry.tracing import open_tracing
@@ -32,10 +31,10 @@ from wasmkilnd.tenants import why_not
 def check(settings: Settings) -> Access:
     """Return who may do what. May block.
 
-    Raises CannotStart, AccessUnusable, KeysUnusable, NotOurs and TracingUnusable, as ``serve``
-    would.
+    Raises CannotStart, and other exceptions of this package, as ``serve`` would.
     """
-    check_limits(settings)
+    if why := limits_too_low(settings):
+        raise CannotStart(why)
     check_path(settings.state_dir)
     _check_audit(settings)
     if traces := open_tracing(""):
@@ -54,20 +53,17 @@ def check(settings: Settings) -> Access:
         check_files(redis_access(settings))
     # A daemon that runs here has the addresses itself.
     if not running(settings.state_dir):
-        for setting in ("listen", "token_listen", "operator_listen"):
-            for text in getattr(settings, setting):
-                _check_address(setting, Address.parse(text))
-        if settings.admin_listen != NONE:
-            _check_address("admin_listen", Address.parse(settings.admin_listen))
+        for setting, address in settings.addresses:
+            _check_address(setting, address)
     return access
 
 
-def with_policy(failure: ConfigError) -> str:
+def with_policy(failure: Exception) -> str:
     """Return what is wrong with settings, and with the policy: so an upgrade takes one look."""
-    problems = [str(failure)]
-    if failure.settings and failure.settings.policy_file:
+    problems, settings = [str(failure)], getattr(failure, "settings", None)
+    if settings and settings.policy_file:
         try:
-            read_policy(Path(failure.settings.policy_file))
+            read_policy(Path(settings.policy_file))
         except AccessUnusable as refusal:
             problems.append(str(refusal))
     return "\n".join(problems)

@@ -2,7 +2,7 @@
 
 Memory: all threads share one heap, and each block of a MiB and more has a mapping of its own, which
 goes back to the machine when it is freed. The holes of the heap go back by ``trim_memory``, which
-the daemon calls every two seconds.
+the daemon calls every five seconds.
 
 Descriptors: jobs, Redis and the admin server have a fixed share. Connections to the gRPC port get
 the rest, so that callers cannot take the others' share.
@@ -16,10 +16,11 @@ import resource
 
 import structlog
 
+from wasmkilnd.engines.child import sandbox
 from wasmkilnd.lifecycle.running import take_back_private
-from wasmkilnd.options import limits_too_low
-from wasmkilnd.ownership import NotOurs, make_folder, refuse_root
-from wasmkilnd.settings import Address, Settings
+from wasmkilnd.machine import cpu_count
+from wasmkilnd.ownership import make_folder, refuse_root
+from wasmkilnd.settings import GRPC, Settings
 from wasmkilnd.telemetry import admin
 
 log = structlog.get_logger("wasmkilnd")
@@ -67,20 +68,20 @@ def trim_memory() -> None:
         ctypes.CDLL(None).malloc_trim(ctypes.c_size_t(0))
 
 
-def check_limits(settings: Settings) -> None:
-    """Raise CannotStart where this host or user rules a setting out."""
-    if why := limits_too_low(settings):
-        raise CannotStart(f"cannot run jobs: {why}")
+def limits_too_low(settings: Settings) -> str:
+    """Return why the limits of this process rule out any job; empty if they do not."""
+    cpu_s = max(1, round(settings.effective_compile_cpu_s))
+    why = sandbox.too_low(settings.effective_compile_memory_bytes, cpu_s, cpu_count())
+    return why and f"cannot run jobs: {why}"
 
 
 def check_host(settings: Settings) -> None:
     """Make the state directory. Raises CannotStart where this host or user rules a setting out."""
-    check_limits(settings)
     try:
+        if why := limits_too_low(settings):
+            raise CannotStart(why)
         refuse_root(settings.state_dir)
         make_folder(settings.state_dir)
-    except NotOurs as refusal:
-        raise CannotStart(str(refusal)) from None
     except OSError as failure:
         raise CannotStart(
             f"cannot make the state directory {settings.state_dir}: {failure.strerror};"
@@ -96,23 +97,16 @@ def connections_per_address(settings: Settings, engines: int) -> int:
     Raise the soft limit of the process to the hard one. Where that is below what the daemon needs,
     the addresses get fewer connections than ``max_connections``, and the log says so.
     """
-    addresses = (*settings.listen, *settings.token_listen, *settings.operator_listen)
-    listeners = sum(Address.parse(address).listeners for address in addresses)
+    listeners = sum(each.listeners for setting, each in settings.addresses if setting in GRPC)
     others = engines * settings.effective_workers * _WORKER + admin.LIMIT + _REDIS + _OTHERS
     needed = settings.max_connections * listeners + others
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    allowed = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else hard
-    if soft != resource.RLIM_INFINITY and soft < allowed:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(allowed, _MOST_DESCRIPTORS), hard))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     if allowed >= needed:
         return settings.max_connections
     connections = max(_LEAST_CONNECTIONS, (allowed - others) // listeners)
-    log.warning(
-        "too few file descriptors",
-        allowed=allowed,
-        needed=needed,
-        max_connections=connections,
-        advice="raise the hard limit (ulimit -Hn, LimitNOFILE= of systemd),"
-        " or lower max_connections",
-    )
+    numbers = {"allowed": allowed, "needed": needed, "max_connections": connections}
+    advice = "raise the hard limit (ulimit -Hn, LimitNOFILE=), or lower max_connections"
+    log.warning("too few file descriptors", **numbers, advice=advice)
     return connections

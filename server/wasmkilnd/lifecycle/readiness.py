@@ -1,19 +1,34 @@
-"""Whether the daemon serves calls, and if not, why: for /readyz, gRPC health, log and watchdog."""
+"""Whether the daemon serves calls, and if not, why: for /readyz, gRPC health, log and watchdog.
+
+Also /status.json, which the status page is drawn from: ``stats`` is the answer of Stats in
+protobuf's JSON, ``quarantine`` and ``engines`` are what ListQuarantine and GetCapabilities say,
+without what may name a path, a command or a module's contents: the page may be open to everybody on
+this machine.
+"""
 
 from __future__ import annotations
 
+import json
+import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import asdict
 
 import structlog
+from google.protobuf.json_format import MessageToDict
 
-from wasmkilnd.engines.registry import ServedEngine
-from wasmkilnd.model import RemoteStatus, UnservedEngine, for_callers
+from wasmkilnd.lifecycle.engines import Serving
+from wasmkilnd.model import RemoteStatus, for_callers
+from wasmkilnd.rpc.messages import stats_response
+from wasmkilnd.telemetry.metrics import Metrics
+from wasmkilnd.tenants import Tenants
 
 log = structlog.get_logger("wasmkilnd")
 
 # A worker that has not started after a minute is given up, and its jobs learn the cause.
 STUCK_S = 150.0
+# How many modules in quarantine the status page names.
+_QUARANTINED = 50
 
 
 class Readiness:
@@ -24,25 +39,17 @@ class Readiness:
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._serving: Serving | None = None
         self._redis: Callable[[], RemoteStatus]
-        self._engines: Callable[[], Sequence[ServedEngine]] = tuple
-        self._unserved: Callable[[], Sequence[UnservedEngine]] = tuple
         self._phase = "starting"
         self._clock, self._got_on_s, self._reported = clock, clock(), True
 
-    def started(
-        self,
-        engines: Callable[[], Sequence[ServedEngine]],
-        unserved: Callable[[], Sequence[UnservedEngine]],
-        redis: Callable[[], RemoteStatus],
-    ) -> None:
+    def started(self, serving: Serving, redis: Callable[[], RemoteStatus]) -> None:
         """Let the engines decide from now on, unless the daemon already drains.
 
-        ``engines`` and ``unserved`` return those of the moment: a reload changes them.
         ``redis`` returns how Redis is, and says what is wrong, if anything.
         """
-        self._engines, self._unserved = engines, unserved
-        self._redis = redis
+        self._serving, self._redis = serving, redis
         if self._phase == "starting":
             self._phase = ""
         self._reported, _ = self.now()
@@ -53,9 +60,9 @@ class Readiness:
 
     def now(self) -> tuple[bool, str]:
         """Return whether the daemon serves calls, and a sentence on what is wrong, if anything."""
-        if self._phase:
+        if self._phase or not self._serving:
             return False, self._phase
-        engines, unserved = self._engines(), self._unserved()
+        engines, unserved = self._serving.registry.served, self._serving.unserved
         wrong = [f"{one.id} is not served: {for_callers(one.cause)}" for one in unserved]
         idle = {engine.id: engine.pool.why_no_worker for engine in engines}
         wrong += [f"{name} has no worker: {for_callers(why)}" for name, why in idle.items() if why]
@@ -79,7 +86,58 @@ class Readiness:
             else:
                 log.error("not serving", cause=why)
             report(ready)
-        pools = [engine.pool for engine in self._engines()]
+        pools = [each.pool for each in self._serving.registry.served] if self._serving else []
         if not any(each.waiting and not each.busy and not each.why_no_worker for each in pools):
             self._got_on_s = self._clock()
         return self._clock() - self._got_on_s < STUCK_S
+
+
+def status_json(
+    metrics: Metrics, readiness: Readiness, started: Serving, tenants: Tenants
+) -> bytes:
+    """Return how the daemon is now."""
+    (ready, why), now = readiness.now(), metrics.gauges.read()
+    strikes = sorted(tenants.known_in_quarantine(), key=lambda strike: -strike.left_s)
+    registry, isolation = started.registry, started.isolation
+    stats = MessageToDict(stats_response(metrics), preserving_proto_field_name=True)
+    stats["redis_detail"] = for_callers(now.remote.detail, "")
+    told = {
+        "host": platform.node(),
+        "time_s": time.time(),
+        "ready": ready,
+        # Causes, which follow, may name a path.
+        "state": why.partition(";")[0],
+        "stats": stats,
+        "served": {origin: count for (origin,), count in metrics.counts["served"].items()},
+        "calls": now.traffic.calls,
+        "namespaces": len(tenants.opened),
+        "redis_off": now.remote.switched_off,
+        "host_store": asdict(now.host),
+        "tls_failures": now.tls.failures,
+        "failed_reloads": [what for what, last in now.reloads.items() if not last.succeeded],
+        "expected_wait_s": max((each.expected_wait_s for each in now.engines.values()), default=0),
+        "isolation": {"required": isolation.required, "summary": isolation.summary},
+        "engines": [
+            {
+                "id": engine.id,
+                "default": engine.id == registry.default,
+                "confined": isolation.of(engine.id).holds,
+                "gaps": {gap.name: gap.state.value for gap in isolation.of(engine.id).gaps},
+                "advisories": [row.text for row in started.advisories.current.of(engine)],
+            }
+            for engine in registry.served
+        ],
+        "unserved": {one.id: for_callers(one.cause, "") for one in started.unserved},
+        "quarantine": [
+            {
+                "module": strike.key.module_sha256,
+                "engine": strike.engine_id,
+                "reason": strike.reason,
+                "strikes": strike.count,
+                "left_s": strike.left_s,
+            }
+            for strike in strikes[:_QUARANTINED]
+        ],
+        "recent": [asdict(each) for each in list(metrics.recent)],
+    }
+    return json.dumps(told, separators=(",", ":")).encode()

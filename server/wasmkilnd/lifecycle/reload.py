@@ -14,23 +14,24 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import structlog
 
 from wasmkilnd.access.guard import Access, AccessGuard, files_of, read_access
 from wasmkilnd.access.jwt import CannotFetch
-from wasmkilnd.access.unusable import AccessUnusable, defect_in
+from wasmkilnd.access.policy import Policy
+from wasmkilnd.access.unusable import defect_in
 from wasmkilnd.model import Limits, Reloadable
-from wasmkilnd.options import redis_access
-from wasmkilnd.settings import Settings, limits_of
-from wasmkilnd.settings_loader import Change, ConfigError, LoadedSettings, changes, take_over
-from wasmkilnd.signing.keys import KeysUnusable, open_keys
+from wasmkilnd.settings import Settings
+from wasmkilnd.settings_loader import ConfigError, LoadedSettings, changes, is_foreseen, take_over
 from wasmkilnd.signing.keys import changes as key_changes
+from wasmkilnd.signing.keys import open_keys
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry import logs
-from wasmkilnd.telemetry.audit import Audit, CannotAudit, audit_change
+from wasmkilnd.telemetry.audit import Audit, audit_change
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.tenants import Tenants
 
@@ -39,14 +40,13 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("wasmkilnd")
 
-_LOOK_S = 2.0
+_LOOK_S = 3.0
 _TLS_FILES = ("tls_cert_file", "tls_key_file", "tls_client_ca_file")
 
+# Reads all that a part takes from settings and the files that they name; returns what applies it.
+# It runs in a thread, may block, and changes nothing. What it returns runs in the event loop, at
+# once. Raises CannotReload, or another exception of this package.
 Prepare: TypeAlias = Callable[[Settings], Callable[[], None]]
-"""Reads all that a part takes from settings and the files that they name; returns what applies it.
-
-It runs in a thread, may block, and changes nothing. What it returns runs in the event loop, at
-once. Raises CannotReload, or another of ``_CANNOT``."""
 
 
 class CannotReload(Exception):  # noqa: N818 - says what the daemon cannot do
@@ -58,79 +58,86 @@ class CannotReload(Exception):  # noqa: N818 - says what the daemon cannot do
         self.rest = rest
 
 
-_CANNOT = (AccessUnusable, CannotAudit, CannotReload, ConfigError, KeysUnusable)
-
-
 @dataclass(frozen=True, slots=True)
 class ReloadResult:
-    """How a reload ended."""
+    """How a reload ended: what it could not use, and why; which settings changed, and stay."""
 
     refused: str = ""
-    """What it could not use, and why; empty if it could use everything."""
     need_restart: Sequence[str] = ()
-    """Settings that have changed, and stay as they were."""
     settings_refused: bool = False
-    """Whether the settings are those from before, because those that were read cannot be used."""
 
 
 @dataclass(eq=False)
 class Reloader:
-    """Applies what can be applied while everything runs. For one event loop."""
+    """Applies what can be applied while everything runs. For one event loop.
+
+    Modules above ``largest_module_bytes`` need a restart. ``refusal`` returns why settings cannot
+    be used as a whole, and may block. ``files`` reads the files that are watched, by what they are
+    called; ``parts`` all else, after them.
+    """
 
     settings: Reloadable[Settings]
     limits: Reloadable[Limits]
+    access: OpenAccess
     sealer: Sealer
     tenants: Tenants
     auditor: Audit
     metrics: Metrics
     largest_module_bytes: int
-    """Modules above this need a restart."""
     refusal: Callable[[Settings], str]
-    """Returns why settings cannot be used as a whole. It may block."""
+    files: Mapping[str, Prepare]
     parts: Mapping[str, Prepare]
-    """What reads files, by what they are called, in the order in which it is applied."""
     _one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock)
-    _refused: dict[str, str] = field(default_factory=dict)
-    """Why parts could not be read when their files had changed."""
+    # Why parts could not be read when their files had changed.
+    _refused: Mapping[str, str] = field(default_factory=dict)
 
     async def reload(self, read: Callable[[], LoadedSettings]) -> ReloadResult:
         """Read and apply everything; log each change and what cannot be used; raise for neither."""
         async with self._one_at_a_time:
-            refused: dict[str, str] = {}
-            live: list[Change] = []
-            restart: list[Change] = []
-            # Another object, so that each part knows that more than files may have changed.
-            new = old = self.settings.current.model_copy()
+            new = old = self.settings.current
+            keys, age_s = self.sealer.keys, self.sealer.max_age_s
+            differ, refused = [], {}
             try:
                 wanted = (await asyncio.to_thread(read)).settings
-                for change in changes(old, wanted):
-                    (live if self._is_live(change, wanted) else restart).append(change)
-                new = take_over(old, wanted, [change.field for change in live])
-                if why := await asyncio.to_thread(self.refusal, new):
+                found = [
+                    replace(each, live=self._is_live(each.field, wanted, live=each.live))
+                    for each in changes(old, wanted)
+                ]
+                taken = take_over(old, wanted, [each.field for each in found if each.live])
+                if why := await asyncio.to_thread(self.refusal, taken):
                     raise ConfigError(why)
+                new, differ = taken, found
             except Exception as failure:
                 refused["settings"] = _why("settings", failure)
-                new, live, restart = old, [], []
-            for change in live:
-                log.info("setting changed", setting=change.field, old=change.old, new=change.new)
-                audit_change(self.auditor, "setting", setting=change.field)  # The log has values.
-            for change in restart:
-                values = {"old": change.old, "new": change.new}
-                log.warning("setting needs a restart", setting=change.field, **values)
-            refused |= await self._read_files(new)
-            self.limits.current = limits_of(new)
+            for each in differ:
+                values = {"setting": each.field, "old": each.old, "new": each.new}
+                if each.live:
+                    log.info("setting changed", **values)
+                    audit_change(self.auditor, "setting", setting=each.field)  # The log has values.
+                else:
+                    log.warning("setting needs a restart", **values)
+            restart = [each.field for each in differ if not each.live]
+            refused |= await self._apply(new, {**self.files, **self.parts, "keys": self._use_keys})
+            self.limits.current = new.limits
             logs.configure(new.log_format, new.log_level, sys.stderr)
-            refused |= await self._read_keys_and_redis(new)
+            await self.access.fetch_keys(again=True)
+            changed = key_changes(keys, self.sealer.keys)
+            for what, about in changed:
+                audit_change(self.auditor, what, **about)
+            stale = changed or age_s != self.sealer.max_age_s
+            if stale and (dropped := await self.tenants.recheck(self.sealer)):
+                log.info("artifacts dropped from memory: their key is not trusted", count=dropped)
             await self.tenants.write_engines()
             self.metrics.reloaded("settings", succeeded=not refused)
             cause = "; ".join(dict.fromkeys(refused.values()))
             if refused:
                 log.error("cannot reload: what cannot be used stays as it was", cause=cause)
             else:  # It read the files too.
-                self._refused.clear()
+                self._refused = {}
                 self.metrics.reloaded("files", succeeded=True)
-                log.info("reloaded", changed=len(live), need_restart=len(restart))
-            return ReloadResult(cause, [each.field for each in restart], "settings" in refused)
+                live = len(differ) - len(restart)
+                log.info("reloaded", changed=live, need_restart=len(restart))
+            return ReloadResult(cause, restart, "settings" in refused)
 
     async def refresh(self) -> bool:
         """Read the files again; the settings stay. Return whether every part could be used.
@@ -138,93 +145,86 @@ class Reloader:
         Log and count a refusal once, however often this is tried again; raise for none.
         """
         async with self._one_at_a_time:
-            before, refused = self._refused, await self._read_files(self.settings.current)
-            self._refused = refused
-            for name, why in refused.items():
-                if before.get(name) != why:
-                    log.error("cannot read changed files: they change nothing", cause=why)
-            if not refused or refused != before:
+            before, refused = self._refused, await self._apply(self.settings.current, self.files)
+            await self.access.fetch_keys()
+            if refused and refused != before:
+                cause = "; ".join(dict.fromkeys(refused.values()))
+                log.error("cannot read changed files: they change nothing", cause=cause)
+            if refused != before or not refused:
                 self.metrics.reloaded("files", succeeded=not refused)
             if not refused:
                 log.info("files read again")
+            self._refused = refused
             return not refused
 
-    async def _read_files(self, new: Settings) -> dict[str, str]:
+    def follow(self, seen: Stamps) -> Callable[[], None]:
+        """Read files again that have changed since ``seen``; return what ends that."""
+        loop, stop = asyncio.get_running_loop(), threading.Event()
+        about = (
+            lambda: watched_files(self.settings.current, self.access.guard.access),
+            seen,
+            lambda: asyncio.run_coroutine_threadsafe(self.refresh(), loop).result(),
+            stop,
+        )
+        threading.Thread(target=follow, args=about, name="files", daemon=True).start()
+        return stop.set
+
+    async def _apply(self, new: Settings, parts: Mapping[str, Prepare]) -> dict[str, str]:
         """Apply ``new`` and what the files say to each part; return why not, by part."""
-        prepared: dict[str, Callable[[], None]] = {}
         refused: dict[str, str] = {}
 
-        def read() -> None:
-            for name, prepare in self.parts.items():
-                if name == "engines" and new is self.settings.current:
-                    continue  # The settings name them, and no file that is watched.
-                try:
-                    prepared[name] = prepare(new)
-                except Exception as failure:
-                    refused[name] = _why(name, failure)
-                    if rest := getattr(failure, "rest", None):
-                        prepared[name] = rest
-
-        await asyncio.to_thread(read)
-        self.settings.current = new
-        for name, apply in prepared.items():
+        def tried(name: str, work: Callable[[], Any]) -> Any:
             try:
-                apply()
+                return work()
             except Exception as failure:
                 refused[name] = _why(name, failure)
+                return getattr(failure, "rest", None)
+
+        def read() -> dict[str, Any]:
+            return {name: tried(name, partial(prepare, new)) for name, prepare in parts.items()}
+
+        prepared = await asyncio.to_thread(read)
+        self.settings.current = new
+        for name, apply in prepared.items():
+            if apply:
+                tried(name, apply)
         return refused
 
-    async def _read_keys_and_redis(self, new: Settings) -> dict[str, str]:
-        refused: dict[str, str] = {}
-        before, age_before_s = self.sealer.keys, self.sealer.max_age_s
-        keys = before
+    def _use_keys(self, new: Settings) -> Callable[[], None]:
+        """Use new keys before returning: that waits for a look into the directory of keys."""
+        keys = self.sealer.keys
         try:
-            self.tenants.server.prepare_reconnect(redis_access(new))()
-        except Exception as failure:
-            refused["redis"] = _why("certificates and password of Redis", failure)
-        try:
-            keys = await asyncio.to_thread(open_keys, new)
-        except Exception as failure:
-            refused["keys"] = _why("keys", failure)
-        # In a thread, since it waits for a look into the key directory that is under way.
-        await asyncio.to_thread(self.sealer.use, keys, new.value_max_age_s)
-        changed = key_changes(before, keys)
-        for what, about in changed:
-            audit_change(self.auditor, what, **about)
-        if changed or age_before_s != new.value_max_age_s:
-            dropped = await self.tenants.recheck(self.sealer)
-            if dropped:
-                log.info("artifacts dropped from memory: their key is not trusted", count=dropped)
-        return refused
+            keys = open_keys(new)
+        finally:
+            self.sealer.use(keys, new.value_max_age_s)
+        return lambda: None
 
-    def _is_live(self, change: Change, wanted: Settings) -> bool:
-        if change.field == "max_module_bytes":
+    def _is_live(self, name: str, wanted: Settings, *, live: bool) -> bool:
+        if name == "max_module_bytes":
             # The gRPC server was created with a largest message size.
             return wanted.max_module_bytes <= self.largest_module_bytes
-        if change.field == "host_store_bytes":
+        if name == "host_store_bytes":
             # A store that was off at the start does not exist, and one that is on would have to
             # delete all that it holds.
             return self.tenants.default.host.is_on and wanted.effective_host_store_bytes > 0
-        if change.field in _TLS_FILES:
+        if name in _TLS_FILES:
             # The addresses that are open speak TLS, and ask callers for certificates, or do not.
-            before = getattr(self.settings.current, change.field)
-            return bool(before) == bool(getattr(wanted, change.field))
-        return change.live
+            return bool(getattr(self.settings.current, name)) == bool(getattr(wanted, name))
+        return live
 
 
 def _why(what: str, failure: Exception) -> str:
-    # What nobody foresaw may quote a secret.
-    foreseen = isinstance(failure, _CANNOT)
-    why = str(failure) if foreseen else f"cannot read the {what}: {defect_in(failure)}"
-    return "; ".join(why.splitlines())
+    if is_foreseen(failure):
+        return "; ".join(str(failure).splitlines())
+    return f"cannot read the {what}: {defect_in(failure)}"  # Its own text may quote a secret.
 
 
 class OpenAccess:
-    """The guard and the policy in force. For one event loop."""
+    """The guard, and what it decides by. For one event loop."""
 
     def __init__(
         self,
-        settings: Reloadable[Settings],
+        settings: Settings,
         auditor: Audit,
         client_cas: Callable[[], Sequence[Certificate]] = tuple,
     ) -> None:
@@ -232,33 +232,28 @@ class OpenAccess:
 
         ``client_cas`` returns the CAs of callers' certificates that are in force now.
         """
-        self._settings, self._auditor = settings, auditor
-        self.guard = AccessGuard(client_cas=client_cas)
-        access, _ = read_access(settings.current)
-        self.guard.replace(self._with_keys(access))
-        self.policy = Reloadable(access.policy)
-        """The policy in force."""
-        self.next_policy = access.policy
+        self._auditor = auditor
+        self.guard = AccessGuard(read_access(settings)[0], client_cas)
+        self.next_policy = self.policy
         """What ``prepare`` has read last: parts that are prepared after it find it here."""
 
+    @property
+    def policy(self) -> Policy:
+        """The policy in force."""
+        return self.guard.access.policy
+
     def prepare(self, settings: Settings) -> Callable[[], None]:
-        """Read everything again; see ``Prepare``."""
-        access, causes = read_access(settings, self.guard.access)
-        self.next_policy = access.policy
-        known, wanted = self.guard.access.issuer, access.issuer
-        moved = wanted and wanted.url and not (known and known.url == wanted.url)
-        # A file that changed is no reason to wait for a URL that was asked before: a revoked token
-        # must not count on.
-        fetch = not causes and (moved or settings is not self._settings.current)
-        with_keys = self._with_keys(access) if fetch else access
+        """Read everything again but the keys of a URL; see ``Prepare``."""
+        after, causes = read_access(settings, self.guard.access)
+        self.next_policy = after.policy
 
         def apply() -> None:
-            before, after, issuer = self.guard.access, with_keys, access.issuer
-            known = before.issuer
-            if after is access and issuer and known and issuer.url and issuer.url == known.url:
-                after = replace(access, issuer=replace(issuer, keys=known.keys))
-            self.policy.current = after.policy
-            self.guard.replace(after)
+            before = self.guard.access
+            old, new = before.issuer, after.issuer
+            if old and new and new.url and new.url == old.url:
+                self.guard.replace(replace(after, issuer=replace(new, keys=old.keys)))
+            else:
+                self.guard.replace(after)
             # Last, since whatever fails here must not keep anybody's access.
             self._audit(before, self.guard.access)
 
@@ -266,14 +261,19 @@ class OpenAccess:
             raise CannotReload("\n".join(causes), apply)
         return apply
 
-    def _with_keys(self, access: Access) -> Access:
-        """Return ``access`` with the keys of a URL, if they can be fetched."""
-        if access.issuer and access.issuer.url:
+    async def fetch_keys(self, *, again: bool = False) -> None:
+        """Fetch the keys of JSON Web Tokens, if a URL has them, and there are none or ``again``.
+
+        Never raises: without them, or with the old ones, the guard goes on.
+        """
+        issuer = self.guard.access.issuer
+        if issuer and issuer.url and (again or not issuer.keys):
             try:
-                return replace(access, issuer=asyncio.run(self.guard.fetch(access.issuer)))
+                with_keys = replace(self.guard.access, issuer=await self.guard.fetch(issuer))
+                if self.guard.access.issuer is issuer:
+                    self.guard.replace(with_keys)
             except CannotFetch as failure:
                 log.error("cannot fetch the keys of JSON Web Tokens yet", cause=str(failure))
-        return access
 
     def _audit(self, before: Access, after: Access) -> None:
         if before.on != after.on:
@@ -284,16 +284,14 @@ class OpenAccess:
             {each.id for each in it.tokens.all} if it.tokens else set() for it in (before, after)
         )
         if old != new:
-            about = {
-                "accepted": ",".join(sorted(new - old)),
-                "dropped": ",".join(sorted(old - new)),
-            }
-            audit_change(self._auditor, "tokens", **about)
+            accepted, dropped = ",".join(sorted(new - old)), ",".join(sorted(old - new))
+            audit_change(self._auditor, "tokens", accepted=accepted, dropped=dropped)
 
 
 # Files that change are read without SIGHUP.
 
-Stamps: TypeAlias = tuple[object, ...]
+# What changes whenever a file is written, replaced, made or removed.
+Stamps: TypeAlias = Mapping[Path, object]
 
 
 def watched_files(settings: Settings, access: Access) -> Iterable[Path]:
@@ -303,15 +301,15 @@ def watched_files(settings: Settings, access: Access) -> Iterable[Path]:
 
 
 def stamps_of(files: Iterable[Path]) -> Stamps:
-    """Return what changes whenever a file is written, replaced, made or removed."""
-    return tuple((str(file), *_stamp(file)) for file in files)
+    """Return the stamp of each file."""
+    return {file: _stamp(file) for file in files}
 
 
-def _stamp(file: Path) -> tuple[object, ...]:
+def _stamp(file: Path) -> object:
     try:
         it = file.stat()
     except (OSError, ValueError) as failure:  # ValueError for a path that no file can have
-        return type(failure), getattr(failure, "errno", None)
+        return repr(failure)
     return it.st_dev, it.st_ino, it.st_mtime_ns, it.st_ctime_ns, it.st_size
 
 

@@ -32,18 +32,19 @@ _PRIVATE = ("access", "daemons", "keys", "pins", "redis", "tls", "uses")
 
 @dataclass(frozen=True, slots=True)
 class RunningDaemon:
-    """A daemon that serves, and its reloads."""
+    """A daemon that serves, when it began as the kernel counts, and how its last reload ended.
+
+    ``refused`` is what that could not use, and why; ``need_restart`` the settings that it found
+    changed, and could not apply.
+    """
 
     pid: int
     began: int
-    """When the process started, as the kernel counts."""
     version: str = ""
     reloads_begun: int = 0
     reloads_ended: int = 0
     refused: str = ""
-    """What the last reload could not use, and why; empty if it could use everything."""
     need_restart: tuple[str, ...] = ()
-    """Settings that the last reload found changed, and could not apply."""
     status: str = ""
 
 
@@ -73,18 +74,16 @@ def began(pid: int) -> int:
     return 0 if fields[0] == "Z" else int(fields[19])
 
 
-def running(state_dir: Path) -> Sequence[RunningDaemon]:
-    """Return the daemons that run on ``state_dir``."""
-    found = (_read(path) for path in sorted(_folder(state_dir).glob("*.json")))
-    return [daemon for daemon in found if daemon]
-
-
-def remove_stale(state_dir: Path) -> None:
-    """Remove the files that killed daemons left. May block; never raises."""
-    for path in _folder(state_dir).glob("*.json"):
-        with contextlib.suppress(OSError):
-            if _read(path) is None:
+def running(state_dir: Path, *, tidy: bool = False) -> Sequence[RunningDaemon]:
+    """Return the daemons that run on ``state_dir``; ``tidy`` removes files of killed ones."""
+    found = []
+    for path in sorted(_folder(state_dir).glob("*.json")):
+        if daemon := _read(path):
+            found.append(daemon)
+        elif tidy:
+            with contextlib.suppress(OSError):
                 path.unlink()
+    return found
 
 
 def take_back_private(settings: Settings) -> Sequence[tuple[Path, int]]:

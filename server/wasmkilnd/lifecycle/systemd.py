@@ -27,7 +27,7 @@ from wasmkilnd.lifecycle.reload import ReloadResult
 
 log = structlog.get_logger("wasmkilnd")
 
-_LOOK_S = 2.0
+_LOOK_S = 5.0
 _ASK_S, _EXTEND_S = 15.0, 60.0
 
 
@@ -47,11 +47,8 @@ def notify(*state: str) -> None:
 
 def watchdog_s() -> float:
     """Return within how many seconds the watchdog wants an answer; 0 without one."""
-    try:
-        limit_us = int(os.environ.get("WATCHDOG_USEC", "0"))
-        whose = int(os.environ.get("WATCHDOG_PID", "0"))
-    except ValueError:
-        return 0.0
+    limit_us = int(os.environ.get("WATCHDOG_USEC") or 0)
+    whose = int(os.environ.get("WATCHDOG_PID") or 0)
     # A parent's, which the environment was inherited from, is not this process's.
     return limit_us / 1e6 if whose in (0, os.getpid()) else 0.0
 
@@ -98,7 +95,7 @@ class Service:
 
     async def begin(self) -> None:
         """Say that the daemon serves, and go on telling how it is."""
-        await asyncio.to_thread(running.remove_stale, self._state_dir)
+        await asyncio.to_thread(running.running, self._state_dir, tidy=True)
         await self._write(status=self._status())
         self._ready()
         self._keeping = asyncio.create_task(self._keep_told())

@@ -18,7 +18,7 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc import aio
 
 from wasmkilnd.model import PLAINTEXT, Entrance
-from wasmkilnd.network import SocketAccess, is_listening
+from wasmkilnd.network import is_listening
 from wasmkilnd.quota import unlimited
 from wasmkilnd.rpc.admin_service import AdminServicer
 from wasmkilnd.rpc.calls import Entry, unary
@@ -124,7 +124,7 @@ class RpcServer:
         self._servers: list[Any] = []
         self._health = Health(self._servicers)
 
-    async def start(self, listeners: Sequence[Listener], sockets: SocketAccess) -> list[str]:
+    async def start(self, listeners: Sequence[Listener], group: int | None) -> list[str]:
         """Listen and serve; return the addresses, with the real ports. Raises CannotListen."""
         bound = []
         for at in listeners:
@@ -136,7 +136,7 @@ class RpcServer:
             probes = replace(entry, quota_of=unlimited, tracing=None)
             add_probes(server, services, self._health, probes)
             self._servers.append(server)
-            bound.append(_bind(server, at, sockets))
+            bound.append(_bind(server, at, group))
         for server in self._servers:
             await server.start()
         return bound
@@ -183,17 +183,19 @@ class RpcServer:
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
 
 
-def open_socket(address: str, path: Path, sockets: SocketAccess) -> None:
-    """Set who can connect to a Unix socket that is bound. Raises CannotListen."""
+def open_socket(address: str, path: Path, group: int | None) -> None:
+    """Let ``group`` connect to a Unix socket that is bound, if any. Raises CannotListen."""
     try:
-        sockets.apply(path)
+        if group is not None:
+            os.chown(path, -1, group)
+        path.chmod(0o600 if group is None else 0o660)
     except OSError as failure:
         raise CannotListen(
             f"cannot set mode and group of {address} (socket_group): {failure.strerror}"
         ) from None
 
 
-def _bind(server: Any, at: Listener, sockets: SocketAccess) -> str:
+def _bind(server: Any, at: Listener, group: int | None) -> str:
     """Bind an address; return it with the real port. Raises CannotListen."""
     path: Path | None = None
     why = "it is in use, or not an address of this machine"
@@ -218,6 +220,6 @@ def _bind(server: Any, at: Listener, sockets: SocketAccess) -> str:
     finally:
         os.umask(before)
     if path:
-        open_socket(at.address, path, sockets)
+        open_socket(at.address, path, group)
         return at.address
     return f"{at.address.rpartition(':')[0]}:{port}"

@@ -230,7 +230,7 @@ def test_broken_files_change_nothing_and_are_counted(site: Site) -> None:
 
 def test_what_follows_the_files_is_told_once_they_are_in_force(site: Site) -> None:
     files, changed = TlsFiles(site.options), []
-    files.on_change(lambda: changed.append(files.current.chain_pem))
+    files.on_change(lambda _old, _new: changed.append(files.current.chain_pem))
     new = site.authority.server()
     apply = files.prepare(site.options)
     assert changed == []

@@ -319,6 +319,6 @@ def test_a_home_that_is_nobodys_is_told_of(name: str) -> None:
 def test_the_file_of_settings_in_a_home_that_is_nobodys() -> None:
     [problem] = problems(environ={"WASMKILN_CONFIG": "~no-such-user/kiln.toml"})
     assert problem == (
-        "cannot read the file that WASMKILN_CONFIG names: '~no-such-user/kiln.toml' names the home"
-        " of an unknown user"
+        "cannot read file ~no-such-user/kiln.toml (named by WASMKILN_CONFIG):"
+        " '~no-such-user/kiln.toml' names the home of an unknown user"
     )

@@ -7,8 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from wasmkilnd.lifecycle.readiness import Readiness
-from wasmkilnd.lifecycle.status_page import status_json
+from wasmkilnd.lifecycle.readiness import Readiness, status_json
 from wasmkilnd.model import (
     CacheKey,
     Isolation,
@@ -44,23 +43,23 @@ class Parts:
         gauges.remote = lambda: RemoteStatus("embedded", up=True)
         gauges.tiers["memory"] = lambda: TierUsage(3, 97 * 2**20, 100 * 2**20)
         self.readiness = Readiness()
-        self.unserved: list[UnservedEngine] = []
         self.advisories = [SimpleNamespace(text="TEST-1: a guest can leave")]
         self.strikes: list[Strike] = []
         self.engines = [SimpleNamespace(id=ENGINE, pool=SimpleNamespace(why_no_worker=""))]
-        self.readiness.started(lambda: self.engines, lambda: self.unserved, lambda: gauges.remote())  # type: ignore[arg-type,return-value]
-
-    def raw(self) -> bytes:
-        started: Any = SimpleNamespace(
+        self.serving: Any
+        self.serving = SimpleNamespace(
             registry=SimpleNamespace(served=self.engines, default=ENGINE),
-            unserved=self.unserved,
+            unserved=[],
             isolation=SimpleNamespace(
                 summary="confined by seccomp", required=True, of=lambda _: ISOLATION
             ),
             advisories=SimpleNamespace(current=SimpleNamespace(of=lambda _: self.advisories)),
         )
+        self.readiness.started(self.serving, lambda: gauges.remote())
+
+    def raw(self) -> bytes:
         tenants: Any = SimpleNamespace(opened={"": None}, known_in_quarantine=lambda: self.strikes)
-        return status_json(self.metrics, self.readiness, started, tenants)
+        return status_json(self.metrics, self.readiness, self.serving, tenants)
 
     def told(self) -> dict[str, Any]:
         told: dict[str, Any] = json.loads(self.raw())
@@ -128,7 +127,7 @@ def test_what_is_wrong_is_there(parts: Parts) -> None:
 def test_it_names_no_path_no_command_and_no_message(parts: Parts) -> None:
     """Whoever can read it on this machine learns of such an engine that it is not served."""
     broken = "the self-test failed: 1 is not 2"
-    parts.unserved = [
+    parts.serving.unserved = [
         UnservedEngine("wasmer-1.1.0", SECRET),
         UnservedEngine("wasmer-1.0.0", broken),
     ]
