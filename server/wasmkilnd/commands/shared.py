@@ -16,7 +16,7 @@ from wasmkilnd.lifecycle.running import take_back_private
 from wasmkilnd.ownership import refuse_root
 from wasmkilnd.settings import Settings, env_name, flag_name
 from wasmkilnd.settings_loader import Decorator, load
-from wasmkilnd.telemetry.audit import TO_LOG, AuditEvent, AuditFile, AuditLine
+from wasmkilnd.telemetry.audit import TO_LOG, AuditEvent, AuditLine, append
 
 json_option: Decorator = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 say = functools.partial(click.echo, err=True)
@@ -103,6 +103,6 @@ def audit_change(settings: Settings, what: str, **about: str) -> None:
     path = Path(settings.audit_file).expanduser()
     line = AuditLine(AuditEvent.CHANGE, f"uid:{os.getuid()}", about={"what": what, **about})
     try:
-        AuditFile(path).append(line)
+        append(path, line)
     except OSError as failure:
         say(f"warning: cannot write the audit to {path}: {failure.strerror}")

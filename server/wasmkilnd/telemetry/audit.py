@@ -1,7 +1,7 @@
 """The audit: one line of JSON for each act that somebody may have to answer for.
 
-A line is written with one ``write`` to a file that is open for appending, before the caller gets
-the answer. So a daemon that is killed after it answered has lost nothing, and several processes
+A line is written with one ``write`` to a file that is opened for it, before the caller gets the
+answer. So a daemon that is killed after it answered has lost nothing, and several processes
 (daemons, ``wasmkilnd keys``) may write to the same file. A machine that loses power may lose the
 last seconds: the daemon does not wait for the disk. Others may rename the file or delete it: the
 next line makes it anew.
@@ -28,28 +28,29 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, fields
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import structlog
 
+from wasmkilnd.telemetry import logs
 from wasmkilnd.telemetry.logs import Repeats
 
 log = structlog.get_logger("wasmkilnd.audit")
 
 TO_LOG: Final = "log"
-FAILURES: Final = 100, 60.0
-"""Lines of one kind in an interval of so many seconds."""
+FAILURES: Final = 100
+INTERVAL_S: Final = 60.0
+"""So many lines of one kind are written in an interval."""
 OTHERS: Final = "(others)"
 """The identity of those who are too many to tell apart."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _IDENTITY_LENGTH = 400
 _TEXT_LENGTH = 200
-_FIELDS = ("namespace", "peer", "method", "code", "reason", "module", "engine", "origin")
 
 
 class AuditEvent(Enum):
@@ -113,9 +114,8 @@ class Audit:
         self._append: Callable[[AuditLine], None] | None = None
         self.on = False
         """Whether an audit is kept."""
-        self._count_lost = lost
-        self._lost = 0
-        self._failures = Repeats(self._tell_left_out, kinds=1024)
+        self._count_lost, self._lost = lost, 0
+        self._failures = Repeats(self._tell_left_out, INTERVAL_S, kinds=1024)
         self._lock = threading.RLock()
 
     def prepare(self, where: str) -> Callable[[], None]:
@@ -125,15 +125,14 @@ class Audit:
         Raises CannotAudit.
         """
         if where in ("", TO_LOG):
-            return lambda: self._use(_append_to_log if where else None)
+            return partial(self._use, _append_to_log if where else None)
         path = Path(where).expanduser()
-        file = AuditFile(path)
         try:
-            file.open()
+            os.close(_open(path))
         except OSError as failure:
             if failure.errno not in _FULL:
                 raise CannotAudit(cannot_write_audit(path, failure)) from None
-        return lambda: self._use(file.append)
+        return partial(self._use, partial(append, path))
 
     def write(self, line: AuditLine) -> None:
         """Write a line before returning; never raise. Safe for use from any thread.
@@ -150,17 +149,14 @@ class Audit:
         self.write(AuditLine(AuditEvent.STOP))
         self._use(None)
 
-    def _use(self, append: Callable[[AuditLine], None] | None) -> None:
+    def _use(self, append_to: Callable[[AuditLine], None] | None) -> None:
         self._failures.flush()
         with self._lock:
-            self._append, self.on = append, append is not None
+            self._append, self.on = append_to, append_to is not None
 
     def _tell_left_out(self, kind: object, last: AuditLine, count: int) -> None:
-        identity = last.identity if kind else OTHERS
-        about = {"left_out": count}
-        self._write(
-            AuditLine(last.event, identity, code=last.code, reason=last.reason, about=about)
-        )
+        who, about = last.identity if kind else OTHERS, {"left_out": count}
+        self._write(AuditLine(last.event, who, code=last.code, reason=last.reason, about=about))
 
     def _write(self, line: AuditLine) -> None:
         with self._lock:
@@ -185,55 +181,33 @@ def audit_change(auditor: Audit, what: str, **about: str | int | bool) -> None:
     auditor.write(AuditLine(AuditEvent.CHANGE, about={"what": what, **about}))
 
 
-class AuditFile:
-    """Appends lines to a file. Several processes may append to it, rename and delete it."""
+def append(path: Path, line: AuditLine) -> None:
+    """Write a line to a file. Raises OSError if not all of it was written.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._descriptor = -1
-        self._torn = False
-        """Whether the last write ended within a line."""
-
-    def open(self) -> None:
-        """Open the file that the path leads to, if it is not that; make it if there is none.
-
-        Raises OSError.
-        """
-        try:
-            if os.path.samestat(self._path.stat(), os.fstat(self._descriptor)):
-                return
-        except OSError:  # it is not open, or not there
-            pass
-        self.close()
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-        self._descriptor = os.open(self._path, flags, 0o600)
-        found, self._torn = os.fstat(self._descriptor), False
-        if not stat.S_ISREG(found.st_mode):
-            self.close()
-            raise OSError(0, "it is not a regular file")
-        size = found.st_size
-        if size and os.pread(self._descriptor, 1, size - 1) != b"\n":
+    Several processes may append to it, rename and delete it.
+    """
+    # ASCII: no text can end it or forge another.
+    left = (json.dumps(_fields_of(line), separators=(",", ":")) + "\n").encode()
+    descriptor = _open(path)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
             time.sleep(0.01)  # another process may be in the midst of a line
-            self._torn = os.fstat(self._descriptor).st_size == size
-
-    def append(self, line: AuditLine) -> None:
-        """Write a line. Raises OSError if not all of it was written."""
-        self.open()
-        # ASCII: no text can end it or forge another.
-        text = json.dumps(_fields_of(line), separators=(",", ":")) + "\n"
-        # After half a line, when the disk was full, the next one must not become part of it.
-        left = f"\n{text}".encode() if self._torn else text.encode()
+            # After half a line, when the disk was full, this one must not become part of it.
+            left = b"\n" * (os.fstat(descriptor).st_size == size) + left
         while left:
-            left = left[os.write(self._descriptor, left) :]
-            self._torn = bool(left)
+            left = left[os.write(descriptor, left) :]
+    finally:
+        os.close(descriptor)
 
-    def close(self) -> None:
-        """Close the file, if it is open."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-        self._descriptor = -1
 
-    __del__ = close
+def _open(path: Path) -> int:
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+    descriptor = os.open(path, flags, 0o600)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(0, "it is not a regular file")
+    return descriptor
 
 
 def _append_to_log(line: AuditLine) -> None:
@@ -244,16 +218,15 @@ def _append_to_log(line: AuditLine) -> None:
 
 def _fields_of(line: AuditLine) -> dict[str, Any]:
     """Return what a line says as JSON, with the time; texts of callers are cut."""
-    fields: dict[str, Any] = {
-        "time": datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+    # Those between ``identity`` and ``about``.
+    named = {each.name: getattr(line, each.name) for each in fields(line)[2:-1]}
+    told = {name: value for name, value in named.items() if value} | dict(line.about)
+    return {
+        "time": logs.now(),
         "event": line.event.value,
         "identity": _cut(line.identity, _IDENTITY_LENGTH),
+        **{name: _cut(x, _TEXT_LENGTH) if isinstance(x, str) else x for name, x in told.items()},
     }
-    named = {name: getattr(line, name) for name in (*_FIELDS, "request_id")}
-    told = {name: value for name, value in named.items() if value} | dict(line.about)
-    for name, value in told.items():
-        fields[name] = _cut(value, _TEXT_LENGTH) if isinstance(value, str) else value
-    return fields
 
 
 def _cut(text: str, length: int) -> str:

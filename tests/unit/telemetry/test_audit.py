@@ -18,15 +18,16 @@ from structlog.testing import capture_logs
 from wasmkilnd.telemetry import logs
 from wasmkilnd.telemetry.audit import (
     FAILURES,
+    INTERVAL_S,
     OTHERS,
     Audit,
     AuditEvent,
-    AuditFile,
     AuditLine,
     CannotAudit,
+    append,
 )
 
-LINES, INTERVAL_S = FAILURES
+LINES = FAILURES
 DONE = AuditLine(AuditEvent.COMPILE, "token:ci", peer="192.0.2.1:7", origin="compiled")
 REFUSED = AuditLine(AuditEvent.REFUSAL, code="UNAUTHENTICATED", reason="CREDENTIALS_MISSING")
 
@@ -192,7 +193,7 @@ def test_what_is_no_file_is_refused(path: Path, kind: str) -> None:
     with pytest.raises(CannotAudit, match="cannot write the audit to"):
         Audit().prepare(str(path))
     with pytest.raises(OSError):
-        AuditFile(path).append(DONE)
+        append(path, DONE)
 
 
 def test_of_a_flood_of_failures_some_are_written_and_the_others_counted(
@@ -218,7 +219,7 @@ def test_of_a_flood_of_failures_some_are_written_and_the_others_counted(
 def test_what_was_left_out_of_a_flood_is_told_when_it_is_over(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wasmkilnd.telemetry.audit.FAILURES", (LINES, 0.2))
+    monkeypatch.setattr("wasmkilnd.telemetry.audit.INTERVAL_S", 0.2)
     written = audit(path)
     for _ in range(LINES + 5):
         written.write(REFUSED)
