@@ -99,7 +99,7 @@ class Daemon:
         seen = reloads.stamps_of(reloads.watched_files(now, Access()))
 
         # Who may do what, and what is written about it.
-        audit = Audit(metrics.audit_lost)
+        audit = Audit(lambda count: metrics.count("audit_lost", by=count))
         (await asyncio.to_thread(audit.prepare, now.audit_file))()
         on_stop.callback(audit.close)
         if tracing := await asyncio.to_thread(open_tracing, self.version):

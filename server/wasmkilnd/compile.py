@@ -210,8 +210,8 @@ class Compiler:
         """Return the artifact from the nearest place that has it. Raises the errors of Compile."""
         served = self._hit(request) or await self._serve(request)
         if served.origin is Origin.JOINED_FLIGHT:
-            self.metrics.flight_joined()
-        self.metrics.served(served.origin)
+            self.metrics.count("flights_joined")
+        self.metrics.count("served", served.origin.value)
         return served
 
     async def load(self, request: Request) -> LoadResult:
@@ -279,7 +279,7 @@ class Compiler:
         if not quota.may_compile():
             return
         if len(self.background) > MAX_BEHIND:
-            self.metrics.compiled_behind("dropped")
+            self.metrics.count("compiled_behind", "dropped")
             return
         request = Request(
             *(sha256, b"", spec.engine.id, spec.target, spec.cpu, spec.changed_settings, anew),
@@ -526,7 +526,7 @@ class Compiler:
                     del self._failed_behind[next(iter(self._failed_behind))]
             reason, cause = result.reason.value, result.message
             log.info("optimised artifact not made", reason=reason, cause=cause, **about)
-        self.metrics.compiled_behind(outcome)
+        self.metrics.count("compiled_behind", outcome)
 
     async def _admit(self, request: Request) -> Module:
         """Put the module's digest in place of its bytes; hash a large one in a thread."""

@@ -47,7 +47,9 @@ def status_json(
         "redis_off": now.remote.switched_off,
         "host_store": asdict(now.host),
         "tls_failures": now.tls.failures,
-        "failed_reloads": [what for what, last in now.reloads.items() if not last.succeeded],
+        "failed_reloads": [
+            what for (what,), good in metrics.counts["last_reload_successful"].items() if not good
+        ],
         "expected_wait_s": max((each.expected_wait_s for each in now.engines.values()), default=0),
         "isolation": {"required": isolation.required, "summary": isolation.summary},
         "engines": [

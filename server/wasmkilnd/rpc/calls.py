@@ -98,7 +98,7 @@ def unary(
             return await traffic.send(call, message)
         last = await traffic.send(call, found.first, found.artifact)
         if found.artifact_bytes:
-            entry.metrics.bytes_sent(found.artifact_bytes)
+            entry.metrics.count("sent_bytes", by=found.artifact_bytes)
         return last
 
     async def in_turn(request: Any, call: Call) -> Answer:

@@ -73,7 +73,7 @@ def parts() -> Parts:
 
 
 def test_it_has_what_stats_capabilities_and_quarantine_have(parts: Parts) -> None:
-    parts.metrics.served(Origin.REDIS)
+    parts.metrics.count("served", Origin.REDIS.value)
     parts.metrics.compiled(ENGINE, "ok", 0.25, 0.0)
     parts.strikes = [Strike(CacheKey("a" * 64, "f" * 64), ENGINE, "COMPILE_TIMEOUT", "m", 2, 60.0)]
     told = parts.told()
