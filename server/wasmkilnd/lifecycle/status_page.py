@@ -73,6 +73,6 @@ def status_json(
             }
             for strike in strikes[:_QUARANTINED]
         ],
-        "recent": [asdict(each) for each in list(metrics.recent)],
+        "recent": [each._asdict() for each in list(metrics.recent)],
     }
     return json.dumps(told, separators=(",", ":")).encode()

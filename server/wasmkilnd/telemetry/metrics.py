@@ -39,10 +39,10 @@ import time
 from bisect import bisect_left
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from threading import Lock
 from types import SimpleNamespace
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import grpc
 import structlog
@@ -267,21 +267,20 @@ class TlsStatus:
     failures: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class RecentCompile:
+class RecentCompile(NamedTuple):
     """How a compile ended, or several of one module that ended alike, one after the other."""
 
-    # When the last of them ended, in seconds since 1970.
-    ended_s: float = field(compare=False)
     module: str
     engine: str
     # Where the artifact came from; empty where there is none.
     origin: str
     # Why there is no artifact; empty where there is one.
     reason: str
+    # When the last of them ended, in seconds since 1970.
+    ended_s: float
     # How long the last of them took, its wait in the queue included.
-    took_s: float = field(compare=False)
-    count: int = field(default=1, compare=False)
+    took_s: float
+    count: int
 
 
 _UNUSED, _NO_REDIS = dict.fromkeys(KINDS, (0.0, 0)), model.RemoteStatus("none", up=False)
@@ -453,12 +452,11 @@ class Metrics(Collector):
         a caller would have waited. One that ended as the one before it did is counted there, so
         that a caller that tries again and again leaves room for others.
         """
-        module, engine, recent = module[:_MAX_TEXT], engine[:_MAX_TEXT], self.recent
-        new = RecentCompile(time.time(), module, engine, origin, reason, took_s)
+        about = module[:_MAX_TEXT], engine[:_MAX_TEXT], origin, reason
         with self._lock:
-            if recent and recent[0] == new:
-                new = replace(new, count=recent.popleft().count + 1)
-            recent.appendleft(new)
+            again = bool(self.recent) and self.recent[0][:4] == about
+            count = self.recent.popleft().count + 1 if again else 1
+            self.recent.appendleft(RecentCompile(*about, time.time(), took_s, count))
         if self._whole:
             self._whole.compile_ended(module, engine, origin, reason, took_s)
 
