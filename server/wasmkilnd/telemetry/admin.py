@@ -50,16 +50,15 @@ from wasmkilnd.telemetry.audit import Audit, AuditEvent, AuditLine
 
 log = structlog.get_logger("wasmkilnd.telemetry")
 
+# Returns who calls, or raises CREDENTIALS_MISSING, CREDENTIALS_INVALID or ROLE_MISSING.
+#
+# Takes the path, the way in, and what reads the caller's credentials if they are needed.
 Admit: TypeAlias = Callable[[str, Entrance, Callable[[], Credentials]], Identity]
-"""Returns who calls, or raises CREDENTIALS_MISSING, CREDENTIALS_INVALID or ROLE_MISSING.
 
-Takes the path, the way in, and what reads the caller's credentials if they are needed.
-"""
-
+# Connections that are open at once.
 LIMIT: Final = 512
-"""Connections that are open at once."""
+# The same with TLS: asyncio keeps a quarter of a MiB for each.
 TLS_LIMIT: Final = 128
-"""The same with TLS: asyncio keeps a quarter of a MiB for each."""
 # After each connection the rest of the daemon gets its turn. A handshake takes a millisecond.
 _PAUSE_S, _TLS_PAUSE_S = 0.001, 0.004
 # Idle for longer than between two scrapes of Prometheus, so that they share a connection.
@@ -113,19 +112,19 @@ class SharedPage:
 class AdminServer:
     """Serves metrics, health and the status page, for GET and HEAD alone."""
 
+    # Where: host:port, [v6]:port or unix:/path.
     address: str
-    """Where: host:port, [v6]:port or unix:/path."""
     registry: CollectorRegistry
+    # Makes /status.json.
     status_json: Callable[[], bytes]
-    """Makes /status.json."""
+    # Returns whether the daemon serves calls, and a sentence that says why or why not.
     ready: Callable[[], tuple[bool, str]]
-    """Returns whether the daemon serves calls, and a sentence that says why or why not."""
     admit: Admit
     auditor: Audit
+    # Returns what new TCP connections are made with; None for plaintext.
     tls: Callable[[], ssl.SSLContext] | None = None
-    """Returns what new TCP connections are made with; None for plaintext."""
+    # Whether a request has to name this machine by an IP address or as localhost.
     checks_host: bool = False
-    """Whether a request has to name this machine by an IP address or as localhost."""
 
     def __post_init__(self) -> None:
         unix = self.address.startswith("unix:")

@@ -42,11 +42,11 @@ from wasmkilnd.telemetry.logs import Repeats
 log = structlog.get_logger("wasmkilnd.audit")
 
 TO_LOG: Final = "log"
+# So many lines of one kind are written in an interval.
 FAILURES: Final = 100
 INTERVAL_S: Final = 60.0
-"""So many lines of one kind are written in an interval."""
+# The identity of those who are too many to tell apart.
 OTHERS: Final = "(others)"
-"""The identity of those who are too many to tell apart."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _IDENTITY_LENGTH = 400
@@ -56,20 +56,20 @@ _TEXT_LENGTH = 200
 class AuditEvent(Enum):
     """What a line is about."""
 
+    # A Compile call that compiled, waited for another's compilation, or failed.
     COMPILE = "compile"
-    """A Compile call that compiled, waited for another's compilation, or failed."""
+    # A Load call.
     UPLOAD = "upload"
-    """A Load call."""
+    # A call of AdminService.
     ADMIN = "admin"
-    """A call of AdminService."""
+    # A call or an HTTP request of somebody who may not make it, or has used up a quota.
     REFUSAL = "refusal"
-    """A call or an HTTP request of somebody who may not make it, or has used up a quota."""
+    # Keys, certificates, tokens, the policy or settings differ from before.
     CHANGE = "change"
-    """Keys, certificates, tokens, the policy or settings differ from before."""
     START = "start"
     STOP = "stop"
+    # Lines before this one could not be written.
     LOST = "lost"
-    """Lines before this one could not be written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,19 +79,19 @@ class AuditLine:
     event: AuditEvent
     identity: str = ""
     namespace: str = ""
+    # The address of the other end, ``192.0.2.1:40000``, ``[2001:db8::1]:40000`` or ``unix``.
     peer: str = ""
-    """The address of the other end, ``192.0.2.1:40000``, ``[2001:db8::1]:40000`` or ``unix``."""
+    # The path of an RPC or of a page.
     method: str = ""
-    """The path of an RPC or of a page."""
+    # The name of the gRPC code, or the status of HTTP.
     code: str = "OK"
-    """The name of the gRPC code, or the status of HTTP."""
     reason: str = ""
     module: str = ""
     engine: str = ""
     origin: str = ""
     request_id: str = ""
+    # What else there is to tell.
     about: Mapping[str, str | int | bool] = field(default_factory=dict)
-    """What else there is to tell."""
 
 
 class CannotAudit(Exception):  # noqa: N818 - says what the daemon cannot do
@@ -112,8 +112,8 @@ class Audit:
     def __init__(self, lost: Callable[[int], None] = lambda _: None) -> None:
         """``lost`` counts lines that cannot be written."""
         self._append: Callable[[AuditLine], None] | None = None
+        # Whether an audit is kept.
         self.on = False
-        """Whether an audit is kept."""
         self._count_lost, self._lost = lost, 0
         self._failures = Repeats(self._tell_left_out, INTERVAL_S, kinds=1024)
         self._lock = threading.RLock()

@@ -39,6 +39,7 @@ import structlog
 
 Line = dict[str, Any]
 Render = Callable[[Line], str]
+Tell = Callable[[Hashable, Any, int], object]
 
 log = structlog.get_logger("wasmkilnd")
 
@@ -137,9 +138,7 @@ class Repeats:
     that goes back and forth ends in the log as it is. Any thread may call ``write``.
     """
 
-    def __init__(
-        self, write: Callable[[Hashable, Any, int], object], interval_s: float, kinds: int = KINDS
-    ) -> None:
+    def __init__(self, write: Tell, interval_s: float, kinds: int = KINDS) -> None:
         """Tell ``kinds`` apart at a time."""
         self._write, self._interval_s, self._most = write, interval_s, kinds
         self._until_s = 0.0
@@ -179,8 +178,8 @@ class Repeats:
 
 # From an event to its line.
 
+# Returns what each line of the running task has besides its own fields: set it to add some.
 context: Callable[[], dict[str, str]] = dict
-"""Returns what each line of the running task has besides its own fields: set it to add some."""
 
 
 def _process(_logger: object, level: str, event: Any) -> NoReturn:
@@ -282,8 +281,8 @@ def marked(text: str, level: str) -> str:
 
 # Where lines go.
 
+# So many wait for the reader.
 LINES: Final = 4096
-"""So many wait for the reader."""
 
 _send: Callable[[Line], object] = print
 _limited = True
@@ -294,8 +293,8 @@ def _tell_left_out(_kind: Hashable, last: Line, count: int) -> None:
     _send({**last, "left_out": count - 1})
 
 
+# Lines of a kind in 10 s.
 LIMIT: Final = 20
-"""Lines of a kind in 10 s."""
 _repeats = Repeats(_tell_left_out, 10.0)
 # A call has its line for each outcome. The interval is short so that a burst of calls writes as
 # little as the same number spread out: no more than 42 KB of log in any second.
@@ -381,8 +380,8 @@ class Writer:
         self.dropped = 0
         self._descriptor = descriptor
         self._queue: SimpleQueue[tuple[Render, Line] | None] = SimpleQueue()
+        # What ends the last write, if that was half a line: the disk was full.
         self._torn = ""
-        """What ends the last write, if that was half a line: the disk was full."""
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 

@@ -59,9 +59,6 @@ Labels: TypeAlias = tuple[str, ...]
 _Took: TypeAlias = Iterable[tuple[str, int, float]]
 
 TIERS: Final = ("memory", "host_store", "redis")
-OK: Final = "ok"
-ERROR: Final = "error"
-FAILED: Final = "failed"
 # The label of everything that was not expected.
 OTHER: Final = "other"
 # How many of the last durations the percentiles are taken over.
@@ -71,32 +68,34 @@ KEPT: Final = 50
 # Callers choose the digest and the engine of a call that fails; no more of them is kept.
 _MAX_TEXT = 80
 
-# Of each metric: name, type, labels, where its values come from, HELP. ``counted`` are kept here;
-# of what is read, this is the way from ``Readings`` to it; ``-`` is what ``_worked_out`` makes.
+# Of each metric: name, type, labels (with values that are known beforehand), where its values come
+# from, HELP. ``counted`` are kept here; of what is read, this is the way from ``Readings`` to it;
+# ``-`` is what ``_worked_out`` makes. Of a histogram, which is 15 lines long, other outcomes than
+# ``ok`` begin when they happen.
 _TABLE = """
 build_info         gauge   version           -       Always 1, with the version.
 uptime_seconds     gauge   -                 -       Since the daemon's start.
-tier_lookups       counter tier,what,outcome counted Look-ups in a cache tier.
-tier_stores        counter tier,outcome      counted Writes of artifacts and modules to a tier.
-values_rejected    counter tier,cause        counted Values that did not verify, so were deleted.
-compiles           counter engine,outcome    counted Compilations that ended.
-workers_replaced   counter engine            counted Workers that died and were replaced.
-abandoned          counter engine,stage      counted Jobs dropped: no caller waited any more.
-refused            counter limit             counted Calls refused by a limit that protects others.
-served             counter origin            counted Compile calls answered, by artifact's origin.
-flights_joined     counter -                 counted Calls that shared another call's compilation.
-compiled_behind    counter outcome           counted Optimised compiles behind a fast artifact.
-fleet_turns        counter outcome           counted Claims to compile among daemons on one Redis.
-quarantine_refused counter -                 counted Compiles refused: the module is in quarantine.
-rpcs               counter method,code       counted RPCs that ended.
-sent_bytes         counter -                 counted Artifact bytes sent to callers.
-reloads            counter what,outcome      counted Times that settings or files were read again.
-audit_lost         counter -                 counted Lines of the audit that could not be written.
-tier_lookup_duration_seconds histogram tier,what      counted Of look-ups that hit or missed.
-tier_store_duration_seconds  histogram tier           counted Of writes that succeeded.
-compile_duration_seconds     histogram engine,outcome counted How long the engine worked.
-queue_wait_seconds           histogram engine         counted How long compiles waited for a worker.
-rpc_duration_seconds         histogram method         counted How long RPCs took, to the last byte.
+tier_lookups counter tier,what,outcome=hit|miss|error counted Look-ups in a cache tier.
+tier_stores  counter tier,outcome=ok|error|too_large  counted Artifacts and modules written to it.
+values_rejected    counter tier,cause          counted Values that did not verify, so were deleted.
+compiles           counter engine,outcome      counted Compilations that ended.
+workers_replaced   counter engine              counted Workers that died and were replaced.
+abandoned          counter engine,stage=queued counted Jobs dropped: no caller waited any more.
+refused counter limit=queue|calls|receive|send|descriptors counted Calls that a limit refused.
+served             counter origin              counted Compile calls answered, by artifact's origin.
+flights_joined     counter -                   counted Calls that shared another call's compilation.
+compiled_behind counter outcome=compiled|found|failed|dropped counted Compiles behind fast code.
+fleet_turns counter outcome=taken|made|failed|late|alone counted Claims to compile among daemons.
+quarantine_refused counter -                   counted Compiles refused: it is in quarantine.
+rpcs               counter method,code         counted RPCs that ended.
+sent_bytes         counter -                   counted Artifact bytes sent to callers.
+reloads counter what=settings|files,outcome=ok|failed counted Times that they were read again.
+audit_lost         counter -                   counted Lines of the audit that were not written.
+tier_lookup_duration_seconds histogram tier,what         counted Of look-ups that hit or missed.
+tier_store_duration_seconds  histogram tier              counted Of writes that succeeded.
+compile_duration_seconds     histogram engine,outcome=ok counted How long the engine worked.
+queue_wait_seconds           histogram engine            counted How long compiles waited.
+rpc_duration_seconds         histogram method            counted How long RPCs took.
 ready              gauge   -    ready                Whether the daemon serves calls.
 tier_entries       gauge   tier tiers.entries        Entries that the tier holds.
 tier_bytes         gauge   tier tiers.bytes          Bytes that the tier holds.
@@ -139,29 +138,18 @@ last_reload_successful                gauge what - Whether it could be applied.
 last_reload_success_timestamp_seconds gauge what - When what is in force was read.
 """
 _ROWS = [
-    (name, kind, re.findall(r"\w+", labels), source, text)
+    (name, kind, re.findall(r"(\w+)(?:=([\w|]+))?", labels), source, text)
     for row in _TABLE.strip().splitlines()
     for name, kind, labels, source, text in [row.split(None, 4)]
 ]
-# The values of a label, or of one metric's label, that are known beforehand. Engines and methods
-# become known later.
+# Values that the table has not. Engines and methods become known later.
 _VALUES: Mapping[str, Collection[str]] = {
     "tier": TIERS,
     "what": ("artifact", "module"),
     "origin": [origin.value for origin in model.Origin],
     "cause": [*(cause.value for cause in model.RejectionCause), OTHER],
-    "limit": ("queue", "calls", "receive", "send", "descriptors"),
-    "stage": ("queued",),
     "code": [code.name for code in grpc.StatusCode],
-    "tier_lookups outcome": ("hit", "miss", ERROR),
-    "tier_stores outcome": (OK, ERROR, "too_large"),
-    "compiles outcome": (OK, *(reason.value.lower() for reason in Reason)),
-    # A histogram is 15 lines long: other outcomes than ``ok`` get one when they happen.
-    "compile_duration_seconds outcome": (OK,),
-    "compiled_behind outcome": ("compiled", "found", FAILED, "dropped"),
-    "fleet_turns outcome": ("taken", "made", FAILED, "late", "alone"),
-    "reloads what": ("settings", "files"),
-    "reloads outcome": (OK, FAILED),
+    "outcome": ("ok", *(reason.value.lower() for reason in Reason)),
 }
 # In milliseconds, and multiples of 1, 2.5 and 5.
 # A memory hit takes microseconds, Redis 0.5 to 60 ms by size; its timeout is a second.
@@ -362,12 +350,12 @@ class Metrics(Collector):
         # The last compiles, the newest first.
         self.recent: deque[RecentCompile] = deque(maxlen=KEPT)
         self.gauges = Gauges(tiers=dict.fromkeys(TIERS, model.TierUsage), engines={})
+        # What /metrics serves.
         self.registry = CollectorRegistry()
-        """What /metrics serves."""
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
         self._begin()
-        for what in _VALUES["reloads what"]:  # What is in force at first was read at the start.
+        for what in ("settings", "files"):  # What is in force at first was read at the start.
             self.counts["last_reload_successful"][what,] = True
             self.counts["last_reload_success_timestamp_seconds"][what,] = self.started_at_s
         for method in methods:
@@ -403,13 +391,13 @@ class Metrics(Collector):
         """
         # A failure takes the timeout, or no time at all while a breaker is open. Neither says
         # how fast the tier is.
-        took = () if outcome == ERROR else (("tier_lookup_duration_seconds", 2, seconds),)
+        took = () if outcome == "error" else (("tier_lookup_duration_seconds", 2, seconds),)
         self.count("tier_lookups", tier, what, outcome, took=took)
         tracing.tier_step("lookup", tier, outcome, seconds, what=what)
 
     def tier_store(self, tier: str, outcome: str, seconds: float) -> None:
         """Record a write to a tier; ``outcome`` is ``ok``, ``error`` or ``too_large``."""
-        took = (("tier_store_duration_seconds", 1, seconds),) if outcome == OK else ()
+        took = (("tier_store_duration_seconds", 1, seconds),) if outcome == "ok" else ()
         self.count("tier_stores", tier, outcome, took=took)
         tracing.tier_step("store", tier, outcome, seconds)
 
@@ -438,7 +426,7 @@ class Metrics(Collector):
 
     def reloaded(self, what: str, *, succeeded: bool) -> None:
         """Record that the daemon read its ``settings``, or changed ``files``, again."""
-        self.count("reloads", what, OK if succeeded else FAILED)
+        self.count("reloads", what, "ok" if succeeded else "failed")
         self.counts["last_reload_successful"][what,] = succeeded
         if succeeded:
             self.counts["last_reload_success_timestamp_seconds"][what,] = time.time()
@@ -474,7 +462,7 @@ class Metrics(Collector):
     def errors(self, tier: str) -> int:
         """Return how many look-ups and writes of a tier failed, and values were rejected."""
         counts = [*self.counts["tier_lookups"].items(), *self.counts["tier_stores"].items()]
-        failed = sum(count for at, count in counts if (at[0], at[-1]) == (tier, ERROR))
+        failed = sum(count for at, count in counts if (at[0], at[-1]) == (tier, "error"))
         rejected = list(self.counts["values_rejected"].items())
         return failed + sum(count for at, count in rejected if at[0] == tier)
 
@@ -501,7 +489,7 @@ class Metrics(Collector):
             found[name] = {labels: each.buckets() for labels, each in list(took.items())}
         for name, kind, labels, source, text in _ROWS:
             family_of = getattr(core, f"{kind.capitalize()}MetricFamily")
-            family = family_of(f"wasmkiln_{name}", text, labels=labels)
+            family = family_of(f"wasmkiln_{name}", text, labels=[label for label, _ in labels])
             values = found.get(name, {}) if source in ("counted", "-") else _under(now, source)
             for at, value in list(values.items()):
                 family.add_metric(at, *(value if kind == "histogram" else (value,)))
@@ -533,7 +521,7 @@ class Metrics(Collector):
         """Have the series whose label values are known, with ``known``, stand at zero."""
         values = {**_VALUES, **{label: (value,) for label, value in known.items()}}
         for name, kind, labels, source, _ in _ROWS:
-            each = (values.get(f"{name} {label}", values.get(label, ())) for label in labels)
+            each = (told.split("|") if told else values.get(label, ()) for label, told in labels)
             for at in itertools.product(*each) if source == "counted" else ():
                 if kind == "histogram":
                     self._latency(name, at)
