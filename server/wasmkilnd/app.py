@@ -52,7 +52,7 @@ from wasmkilnd.settings_loader import LoadedSettings
 from wasmkilnd.signing.keys import open_keys
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.admin import AddressInUse, AdminServer
-from wasmkilnd.telemetry.audit import Audit, AuditEvent, AuditLine, CannotAudit, audit_change
+from wasmkilnd.telemetry.audit import Audit, CannotAudit, audit_change
 from wasmkilnd.telemetry.logs import dropped_lines
 from wasmkilnd.telemetry.metrics import Metrics, TlsStatus
 from wasmkilnd.telemetry.tracing import open_tracing
@@ -114,7 +114,7 @@ class Daemon:
         sealer = Sealer(keys, self.version, max_age_s=now.value_max_age_s)
         about: dict[str, Any] = {"key_id": keys.own_id, "trusted_keys": len(keys.trusted)}
         log.info("signing artifacts", **about)
-        audit.write(AuditLine(AuditEvent.START, about={"version": self.version, **about}))
+        audit.write("start", version=self.version, **about)
 
         # The engines.
         found = await engines.find_engines(now)

@@ -46,7 +46,7 @@ from wasmkilnd.errors import Reason, WasmkilnError, forget_frames
 from wasmkilnd.model import Credentials, Entrance, Identity, Transport
 from wasmkilnd.network import address_of, host_of, is_listening
 from wasmkilnd.telemetry import status
-from wasmkilnd.telemetry.audit import Audit, AuditEvent, AuditLine
+from wasmkilnd.telemetry.audit import Audit
 
 log = structlog.get_logger("wasmkilnd.telemetry")
 
@@ -261,8 +261,8 @@ class AdminServer:
     def _refused(self, request: web.Request, page: str, refusal: WasmkilnError) -> web.Response:
         invalid = refusal.reason is Reason.CREDENTIALS_INVALID
         code = 401 if invalid or refusal.reason is Reason.CREDENTIALS_MISSING else 403
-        told = _peer(request), page, str(code), refusal.reason.value
-        self.auditor.write(AuditLine(AuditEvent.REFUSAL, refusal.identity, "", *told))
+        about = {"peer": _peer(request), "method": page, "reason": refusal.reason.value}
+        self.auditor.write("refusal", refusal.identity, str(code), **about)
         answer = web.Response(text=f"{refusal.message}\n", status=code)
         if code == 401:
             error = ', error="invalid_token"' if invalid else ""

@@ -7,8 +7,8 @@ last seconds: the daemon does not wait for the disk. Others may rename the file 
 next line makes it anew.
 
 Each line has ``time``, ``event``, ``identity`` and ``code``; docs/reference/audit.md lists the
-others. No line has a secret, or bytes of a module. Texts of callers are cut, and are ASCII once
-they are JSON, so that no line exceeds 16 KiB.
+events and the other fields. No line has a secret, or bytes of a module. Texts of callers are cut,
+and are ASCII once they are JSON, so that no line exceeds 16 KiB.
 
 What succeeds always gets its line. Failures cost a caller little and strangers can cause them, so
 of one reason and one identity 100 in a minute are written, and then one line with ``left_out``,
@@ -28,11 +28,9 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
-from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, Literal, TypeAlias
 
 import structlog
 
@@ -53,45 +51,23 @@ _IDENTITY_LENGTH = 400
 _TEXT_LENGTH = 200
 
 
-class AuditEvent(Enum):
-    """What a line is about."""
-
-    # A Compile call that compiled, waited for another's compilation, or failed.
-    COMPILE = "compile"
-    # A Load call.
-    UPLOAD = "upload"
-    # A call of AdminService.
-    ADMIN = "admin"
-    # A call or an HTTP request of somebody who may not make it, or has used up a quota.
-    REFUSAL = "refusal"
-    # Keys, certificates, tokens, the policy or settings differ from before.
-    CHANGE = "change"
-    START = "start"
-    STOP = "stop"
-    # Lines before this one could not be written.
-    LOST = "lost"
+# Named as in docs/reference/audit.md, which says what each is about.
+Event: TypeAlias = Literal[
+    "compile", "upload", "admin", "refusal", "change", "start", "stop", "lost"
+]
+Told: TypeAlias = str | int | bool
+Line: TypeAlias = Mapping[str, Told]
 
 
-@dataclass(frozen=True, slots=True)
-class AuditLine:
-    """What one line of the audit says. Empty fields are left out. Nothing here is a secret."""
+def line_of(event: Event, identity: str = "", code: str = "OK", **told: Told) -> Line:
+    """Return a line with the time. ``code`` is the name of a gRPC code, or the status of HTTP.
 
-    event: AuditEvent
-    identity: str = ""
-    namespace: str = ""
-    # The address of the other end, ``192.0.2.1:40000``, ``[2001:db8::1]:40000`` or ``unix``.
-    peer: str = ""
-    # The path of an RPC or of a page.
-    method: str = ""
-    # The name of the gRPC code, or the status of HTTP.
-    code: str = "OK"
-    reason: str = ""
-    module: str = ""
-    engine: str = ""
-    origin: str = ""
-    request_id: str = ""
-    # What else there is to tell.
-    about: Mapping[str, str | int | bool] = field(default_factory=dict)
+    Empty fields are left out, and texts of callers are cut. Nothing of ``told`` may be a secret.
+    """
+    who = _cut(identity, _IDENTITY_LENGTH)
+    said = {name: x for name, x in told.items() if x != ""}
+    cut = {n: _cut(x, _TEXT_LENGTH) if isinstance(x, str) else x for n, x in said.items()}
+    return {"time": logs.now(), "event": event, "identity": who, "code": code, **cut}
 
 
 class CannotAudit(Exception):  # noqa: N818 - says what the daemon cannot do
@@ -111,7 +87,7 @@ class Audit:
 
     def __init__(self, lost: Callable[[int], None] = lambda _: None) -> None:
         """``lost`` counts lines that cannot be written."""
-        self._append: Callable[[AuditLine], None] | None = None
+        self._append: Callable[[Line], None] | None = None
         # Whether an audit is kept.
         self.on = False
         self._count_lost, self._lost = lost, 0
@@ -134,37 +110,42 @@ class Audit:
                 raise CannotAudit(cannot_write_audit(path, failure)) from None
         return partial(self._use, partial(append, path))
 
-    def write(self, line: AuditLine) -> None:
-        """Write a line before returning; never raise. Safe for use from any thread.
+    def write(self, event: Event, identity: str = "", code: str = "OK", **told: Told) -> None:
+        """Write the ``line_of`` these before returning; never raise. Safe from any thread.
 
         The operating system has the line then: a daemon that is killed loses none. Of lines with
         another code than OK, a flood is counted instead of written.
         """
-        kind = line.event, line.code, line.reason, _cut(line.identity, _IDENTITY_LENGTH)
-        if self.on and (line.code == "OK" or self._failures.allows(kind, FAILURES, line)):
-            self._write(line)
+        if self.on:
+            line = line_of(event, identity, code, **told)
+            kind = event, code, line.get("reason"), line["identity"]
+            if code == "OK" or self._failures.allows(kind, FAILURES, line):
+                self._write(line)
 
     def close(self) -> None:
         """Write that the daemon ends and what was left out, and no more."""
-        self.write(AuditLine(AuditEvent.STOP))
+        self.write("stop")
         self._use(None)
 
-    def _use(self, append_to: Callable[[AuditLine], None] | None) -> None:
+    def _use(self, append_to: Callable[[Line], None] | None) -> None:
         self._failures.flush()
         with self._lock:
             self._append, self.on = append_to, append_to is not None
 
-    def _tell_left_out(self, kind: object, last: AuditLine, count: int) -> None:
-        who, about = last.identity if kind else OTHERS, {"left_out": count}
-        self._write(AuditLine(last.event, who, code=last.code, reason=last.reason, about=about))
+    def _tell_left_out(self, kind: object, last: Line, count: int) -> None:
+        known = {
+            name: last[name] for name in ("event", "identity", "code", "reason") if name in last
+        }
+        others = {} if kind else {"identity": OTHERS}
+        self._write({"time": logs.now(), **known, **others, "left_out": count})
 
-    def _write(self, line: AuditLine) -> None:
+    def _write(self, line: Line) -> None:
         with self._lock:
             if not self._append:
                 return
             try:
                 if self._lost:
-                    self._append(AuditLine(AuditEvent.LOST, about={"lines": self._lost}))
+                    self._append(line_of("lost", lines=self._lost))
                     log.info("the audit is written again", lost=self._lost)
                     self._lost = 0
                 self._append(line)
@@ -176,18 +157,18 @@ class Audit:
                 self._count_lost(1)
 
 
-def audit_change(auditor: Audit, what: str, **about: str | int | bool) -> None:
+def audit_change(auditor: Audit, what: str, **about: Told) -> None:
     """Write that something was read again and differs."""
-    auditor.write(AuditLine(AuditEvent.CHANGE, about={"what": what, **about}))
+    auditor.write("change", what=what, **about)
 
 
-def append(path: Path, line: AuditLine) -> None:
+def append(path: Path, line: Line) -> None:
     """Write a line to a file. Raises OSError if not all of it was written.
 
     Several processes may append to it, rename and delete it.
     """
     # ASCII: no text can end it or forge another.
-    left = (json.dumps(_fields_of(line), separators=(",", ":")) + "\n").encode()
+    left = (json.dumps(line, separators=(",", ":")) + "\n").encode()
     descriptor = _open(path)
     try:
         size = os.fstat(descriptor).st_size
@@ -210,23 +191,10 @@ def _open(path: Path) -> int:
     return descriptor
 
 
-def _append_to_log(line: AuditLine) -> None:
-    fields = _fields_of(line)
-    del fields["time"]  # the log has its own
-    log.info("audit", act=fields.pop("event"), **fields)
-
-
-def _fields_of(line: AuditLine) -> dict[str, Any]:
-    """Return what a line says as JSON, with the time; texts of callers are cut."""
-    # Those between ``identity`` and ``about``.
-    named = {each.name: getattr(line, each.name) for each in fields(line)[2:-1]}
-    told = {name: value for name, value in named.items() if value} | dict(line.about)
-    return {
-        "time": logs.now(),
-        "event": line.event.value,
-        "identity": _cut(line.identity, _IDENTITY_LENGTH),
-        **{name: _cut(x, _TEXT_LENGTH) if isinstance(x, str) else x for name, x in told.items()},
-    }
+def _append_to_log(line: Line) -> None:
+    fields = {**line, "act": line["event"]}
+    del fields["time"], fields["event"]  # the log has its own
+    log.info("audit", **fields)
 
 
 def _cut(text: str, length: int) -> str:
