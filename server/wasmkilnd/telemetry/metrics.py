@@ -380,7 +380,8 @@ class Metrics(Collector):
                 known = near if near in counts else (OTHER,) * len(labels)
             counts[known] = counts.get(known, 0) + by
         for histogram, first, seconds in took:
-            self._latency(histogram, known[:first]).add(seconds)
+            at = known[:first]
+            (self.took[histogram].get(at) or self._latency(histogram, at)).add(seconds)
         if self._whole:
             self._whole.count(name, *labels, by=by, took=took)
 
@@ -529,10 +530,8 @@ class Metrics(Collector):
                     self.counts[name].setdefault(at, 0)
 
     def _latency(self, name: str, labels: Labels) -> Latency:
-        took = self.took[name]
-        if labels not in took:
-            took.setdefault(labels, Latency([ms / 1000 for ms in _BUCKETS_MS[name]]))
-        return took[labels]
+        ends = [ms / 1000 for ms in _BUCKETS_MS[name]]
+        return self.took[name].setdefault(labels, Latency(ends))
 
 
 def _under(now: Readings, way: str) -> Mapping[Labels, float]:
