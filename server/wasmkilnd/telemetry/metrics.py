@@ -268,7 +268,7 @@ class RecentCompile(NamedTuple):
     ended_s: float
     # How long the last of them took, its wait in the queue included.
     took_s: float
-    count: int
+    times: int
 
 
 _UNUSED, _NO_REDIS = dict.fromkeys(KINDS, (0.0, 0)), model.RemoteStatus("none", up=False)
@@ -444,8 +444,8 @@ class Metrics(Collector):
         about = module[:_MAX_TEXT], engine[:_MAX_TEXT], origin, reason
         with self._lock:
             again = bool(self.recent) and self.recent[0][:4] == about
-            count = self.recent.popleft().count + 1 if again else 1
-            self.recent.appendleft(RecentCompile(*about, time.time(), took_s, count))
+            times = self.recent.popleft().times + 1 if again else 1
+            self.recent.appendleft(RecentCompile(*about, time.time(), took_s, times))
         if self._whole:
             self._whole.compile_ended(module, engine, origin, reason, took_s)
 

@@ -109,7 +109,7 @@ def test_recent_compiles_say_what_became_of_them(parts: Parts) -> None:
     for _ in range(3):
         parts.metrics.compile_ended("c" * 64, "", "", "COMPILE_TIMEOUT", 30.0)
     failed, found = parts.told()["recent"]
-    assert (failed["reason"], failed["count"], failed["took_s"]) == ("COMPILE_TIMEOUT", 3, 30.0)
+    assert (failed["reason"], failed["times"], failed["took_s"]) == ("COMPILE_TIMEOUT", 3, 30.0)
     assert (found["module"], found["origin"], found["reason"]) == ("b" * 64, "redis", "")
 
 
