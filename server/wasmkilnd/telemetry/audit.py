@@ -159,7 +159,7 @@ class Audit:
 
 def audit_change(auditor: Audit, what: str, **about: Told) -> None:
     """Write that something was read again and differs."""
-    auditor.write("change", what=what, **about)
+    auditor.write("change", "", "OK", what=what, **about)
 
 
 def append(path: Path, line: Line) -> None:

@@ -465,7 +465,7 @@ class Metrics(Collector):
         counts = [*self.counts["tier_lookups"].items(), *self.counts["tier_stores"].items()]
         failed = sum(count for at, count in counts if (at[0], at[-1]) == (tier, "error"))
         rejected = list(self.counts["values_rejected"].items())
-        return failed + sum(count for at, count in rejected if at[0] == tier)
+        return int(failed + sum(count for at, count in rejected if at[0] == tier))
 
     def summary(self, name: str, *labels: str) -> LatencySummary:
         """Return the durations of a histogram's series in five numbers."""
@@ -496,7 +496,7 @@ class Metrics(Collector):
                 family.add_metric(at, *(value if kind == "histogram" else (value,)))
             yield family
 
-    def _worked_out(self, now: Readings) -> Mapping[str, Mapping[Labels, float]]:
+    def _worked_out(self, now: Readings) -> Mapping[str, Mapping[Any, float]]:
         """Return what no field of ``now`` has as it is shown."""
         in_use = (True, now.host.is_on, not now.remote.switched_off)
         states = now.engine_states.items()
