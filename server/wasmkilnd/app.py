@@ -33,7 +33,7 @@ from wasmkilnd.settings_loader import LoadedSettings
 from wasmkilnd.signing.keys import open_keys
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.admin import AdminServer
-from wasmkilnd.telemetry.audit import Audit, AuditEvent, AuditLine, audit_change
+from wasmkilnd.telemetry.audit import Audit, audit_change
 from wasmkilnd.telemetry.logs import dropped_lines
 from wasmkilnd.telemetry.metrics import Metrics, TlsStatus
 from wasmkilnd.telemetry.tracing import open_tracing
@@ -125,7 +125,7 @@ class Daemon:
         seen = reloads.stamps_of(reloads.watched_files(now, Access()))
 
         # Who may do what, and what is written about it.
-        audit = Audit(metrics.audit_lost)
+        audit = Audit(lambda count: metrics.count("audit_lost", by=count))
         (await asyncio.to_thread(audit.prepare, now.audit_file))()
         on_stop.callback(audit.close)
         if tracing := await asyncio.to_thread(open_tracing, self.version):
@@ -140,7 +140,7 @@ class Daemon:
         sealer = Sealer(keys, self.version, max_age_s=now.value_max_age_s)
         about: dict[str, Any] = {"key_id": keys.own_id, "trusted_keys": len(keys.trusted)}
         log.info("signing artifacts", **about)
-        audit.write(AuditLine(AuditEvent.START, about={"version": self.version, **about}))
+        audit.write("start", version=self.version, **about)
 
         # The engines.
         found = await engines.find_engines(now)

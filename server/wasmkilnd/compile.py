@@ -223,8 +223,8 @@ class Compiler:
         """Return the artifact from the nearest place that has it. Raises the errors of Compile."""
         served = self._hit(request) or await self._serve(request)
         if served.origin is Origin.JOINED_FLIGHT:
-            self.metrics.flight_joined()
-        self.metrics.served(served.origin)
+            self.metrics.count("flights_joined")
+        self.metrics.count("served", served.origin.value)
         return served
 
     async def load(self, request: Request) -> LoadResult:
@@ -290,7 +290,7 @@ class Compiler:
         if self._ends or flight in self.background or paused or not quota.may_compile():
             return
         if len(self.background) > MAX_BEHIND:
-            self.metrics.compiled_behind("dropped")
+            self.metrics.count("compiled_behind", "dropped")
             return
         request = Request(
             *(sha256, b"", spec.engine.id, spec.target, spec.cpu, spec.changed_settings, anew),
@@ -518,7 +518,7 @@ class Compiler:
                 self._failed_behind[flight] = time.monotonic() + _PAUSE_S
             raise
         finally:
-            self.metrics.compiled_behind(outcome)
+            self.metrics.count("compiled_behind", outcome)
 
     async def _serve_in_slot(self, request: Request, flight: Hashable) -> Served:
         """Serve the daemon's own request in a slot; note how it ended, as calls do for theirs."""

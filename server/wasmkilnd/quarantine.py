@@ -69,7 +69,7 @@ class Quarantine:
         """Raise MODULE_QUARANTINED if ``key`` is in quarantine."""
         strike = await self._find(key, budget) if self.first_s() else None
         if strike and strike.left_s > 0:
-            self.metrics.quarantine_refused()
+            self.metrics.count("quarantine_refused")
             first = strike.engine_id, strike.reason, strike.message
             raise errors.module_quarantined(*first, round(strike.left_s, 1))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from wasmkilnd.model import Origin
 from wasmkilnd.telemetry.metrics import Metrics
 
@@ -46,28 +48,23 @@ class Notes(Metrics):
         self.compiles.append(outcome)
         self.compile_times.append((seconds, queued_s))
 
-    def served(self, origin: Origin) -> None:
-        self.origins.append(origin)
-
-    def flight_joined(self) -> None:
-        self.joined += 1
-
-    def compiled_behind(self, outcome: str) -> None:
-        self.behind.append(outcome)
-
     def compile_ended(
         self, module: str, engine: str, origin: str, reason: str, took_s: float
     ) -> None:
         self.ended.append((module, engine, origin, reason))
 
-    def fleet_turn(self, outcome: str) -> None:
-        self.turns.append(outcome)
-
-    def abandoned(self, engine_id: str, stage: str) -> None:
-        self.abandonments.append(stage)
-
-    def quarantine_refused(self) -> None:
-        self.refused += 1
-
-    def worker_replaced(self, engine_id: str) -> None:
-        self.replaced.append(engine_id)
+    def count(self, name: str, *labels: str, by: int = 1, took: Any = ()) -> None:
+        if name == "served":
+            self.origins.append(Origin(labels[0]))
+        elif name == "flights_joined":
+            self.joined += 1
+        elif name == "quarantine_refused":
+            self.refused += 1
+        else:
+            told = {
+                "compiled_behind": self.behind,
+                "fleet_turns": self.turns,
+                "abandoned": self.abandonments,
+                "workers_replaced": self.replaced,
+            }
+            told.get(name, []).extend(labels[-1:])

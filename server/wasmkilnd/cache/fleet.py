@@ -230,7 +230,7 @@ class Claim:
             if self._believes_others and (found == "stored" or not self._why_compile):
                 return False
             found = self._why_compile or "late"
-        self._fleet.metrics.fleet_turn(found)
+        self._fleet.metrics.count("fleet_turns", found)
         return True
 
     async def wait_for_others(self) -> bool:
@@ -253,7 +253,7 @@ class Claim:
             if found != "alone":  # One that waited in vain must not wait for a second time-out.
                 self._budget.left_s = budget_s
             if found == "stored":
-                self._fleet.metrics.fleet_turn("made")
+                self._fleet.metrics.count("fleet_turns", "made")
                 return True
             left_s = self._fleet.max_wait_s() - self._waited_s
             if found != "held" or left_s <= 0:

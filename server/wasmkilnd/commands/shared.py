@@ -16,7 +16,7 @@ from wasmkilnd.lifecycle.running import take_back_private
 from wasmkilnd.ownership import refuse_root
 from wasmkilnd.settings import Settings, env_name, flag_name
 from wasmkilnd.settings_loader import Decorator, load
-from wasmkilnd.telemetry.audit import TO_LOG, AuditEvent, AuditFile, AuditLine
+from wasmkilnd.telemetry.audit import TO_LOG, append, line_of
 
 json_option: Decorator = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 say = functools.partial(click.echo, err=True)
@@ -101,8 +101,7 @@ def audit_change(settings: Settings, what: str, **about: str) -> None:
     if settings.audit_file in ("", TO_LOG):  # A command has no log.
         return
     path = Path(settings.audit_file).expanduser()
-    line = AuditLine(AuditEvent.CHANGE, f"uid:{os.getuid()}", about={"what": what, **about})
     try:
-        AuditFile(path).append(line)
+        append(path, line_of("change", f"uid:{os.getuid()}", what=what, **about))
     except OSError as failure:
         say(f"warning: cannot write the audit to {path}: {failure.strerror}")

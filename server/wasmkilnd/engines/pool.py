@@ -243,7 +243,7 @@ class WorkerPool:
             await asyncio.wait((job.granted, *watching), return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             if not job.waiters.waiting:
-                self.metrics.abandoned(self.engine_id, "queued")
+                self.metrics.count("abandoned", self.engine_id, "queued")
             raise
         finally:
             self._waiting.pop(job, None)
@@ -352,7 +352,7 @@ class WorkerPool:
                     if worker in self._idle:
                         self._idle.remove(worker)
                     await worker.kill()
-                self.metrics.worker_replaced(self.engine_id)
+                self.metrics.count("workers_replaced", self.engine_id)
                 log.warning("worker replaced", engine=self.engine_id, pid=worker.pid)
                 worker = None
                 if time.monotonic() - began_s > _HEALTHY_LIFE_S:

@@ -114,7 +114,9 @@ def status_json(
         "redis_off": now.remote.switched_off,
         "host_store": asdict(now.host),
         "tls_failures": now.tls.failures,
-        "failed_reloads": [what for what, last in now.reloads.items() if not last.succeeded],
+        "failed_reloads": [
+            what for (what,), good in metrics.counts["last_reload_successful"].items() if not good
+        ],
         "expected_wait_s": max((each.expected_wait_s for each in now.engines.values()), default=0),
         "isolation": {"required": isolation.required, "summary": isolation.summary},
         "engines": [
@@ -138,6 +140,6 @@ def status_json(
             }
             for strike in strikes[:_QUARANTINED]
         ],
-        "recent": [asdict(each) for each in list(metrics.recent)],
+        "recent": [each._asdict() for each in list(metrics.recent)],
     }
     return json.dumps(told, separators=(",", ":")).encode()

@@ -31,7 +31,7 @@ from wasmkilnd.errors import Reason, WasmkilnError, forget_frames
 from wasmkilnd.quota import Quota, unlimited
 from wasmkilnd.rpc import messages
 from wasmkilnd.rpc.traffic import Call, Context, Gate, Traffic
-from wasmkilnd.telemetry.audit import Audit, AuditEvent, AuditLine
+from wasmkilnd.telemetry.audit import Audit, Event
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.telemetry.tracing import Tracing
 
@@ -39,7 +39,7 @@ log = structlog.get_logger("wasmkilnd.rpc")
 
 _MODULES = "/wasmkiln.v1.ModuleService/"
 _COMPILE = f"{_MODULES}Compile"
-_EVENTS = {_COMPILE: AuditEvent.COMPILE, f"{_MODULES}Load": AuditEvent.UPLOAD}
+_EVENTS: dict[str, Event] = {_COMPILE: "compile", f"{_MODULES}Load": "upload"}
 _REFUSALS = (
     *(Reason.CREDENTIALS_MISSING, Reason.CREDENTIALS_INVALID, Reason.ROLE_MISSING),
     Reason.QUOTA_EXCEEDED,
@@ -98,7 +98,7 @@ def unary(
             return await traffic.send(call, message)
         last = await traffic.send(call, found.first, found.artifact)
         if found.artifact_bytes:
-            entry.metrics.bytes_sent(found.artifact_bytes)
+            entry.metrics.count("sent_bytes", by=found.artifact_bytes)
         return last
 
     async def in_turn(request: Any, call: Call) -> Answer:
@@ -122,7 +122,7 @@ class Rpc:
         self._answer = answer
         self._gate = gate
         operating = path.startswith("/wasmkiln.v1.AdminService/")
-        self._event = AuditEvent.ADMIN if operating else _EVENTS.get(path)
+        self._event: Event | None = "admin" if operating else _EVENTS.get(path)
 
     async def handle(self, _: Any, context: Context) -> bytes | None:
         """Answer a call.
@@ -237,29 +237,27 @@ class Rpc:
         if not auditor.on or call.audited:
             return
         if reason in _REFUSALS:
-            event = AuditEvent.REFUSAL
+            event = "refusal"
         elif code != "OK":
             if call.origin or reason is Reason.MODULE_NOT_LOADED:
                 return  # It was served, and could not be sent; or there was nothing to compile.
-        elif event is AuditEvent.COMPILE and call.origin not in _MADE:
+        elif event == "compile" and call.origin not in _MADE:
             return
         if not event:
             return
         call.audited = True
         kind, _, address = call.peer.partition(":")
         auditor.write(
-            AuditLine(
-                event,
-                call.identity.name or (failure.identity if failure else ""),
-                call.identity.namespace,
-                unquote(address) if kind in ("ipv4", "ipv6") else kind,
-                self._path,
-                code,
-                reason.value if reason else "",
-                call.module,
-                call.engine,
-                call.origin if code == "OK" else "",
-                call.request_id,
-                call.about,
-            )
+            event,
+            call.identity.name or (failure.identity if failure else ""),
+            code,
+            namespace=call.identity.namespace,
+            peer=unquote(address) if kind in ("ipv4", "ipv6") else kind,
+            method=self._path,
+            reason=reason.value if reason else "",
+            module=call.module,
+            engine=call.engine,
+            origin=call.origin if code == "OK" else "",
+            request_id=call.request_id,
+            **call.about,
         )

@@ -29,7 +29,6 @@ import os
 import re
 import socket
 import ssl
-import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -47,36 +46,28 @@ from wasmkilnd.errors import Reason, WasmkilnError, forget_frames
 from wasmkilnd.model import Credentials, Entrance, Identity, Transport
 from wasmkilnd.network import address_of, host_of, is_listening
 from wasmkilnd.telemetry import status
-from wasmkilnd.telemetry.audit import Audit, AuditEvent, AuditLine
+from wasmkilnd.telemetry.audit import Audit
 
 log = structlog.get_logger("wasmkilnd.telemetry")
 
+# Returns who calls, or raises CREDENTIALS_MISSING, CREDENTIALS_INVALID or ROLE_MISSING.
+#
+# Takes the path, the way in, and what reads the caller's credentials if they are needed.
 Admit: TypeAlias = Callable[[str, Entrance, Callable[[], Credentials]], Identity]
-"""Returns who calls, or raises CREDENTIALS_MISSING, CREDENTIALS_INVALID or ROLE_MISSING.
 
-Takes the path, the way in, and what reads the caller's credentials if they are needed.
-"""
-
+# Connections that are open at once.
 LIMIT: Final = 512
-"""Connections that are open at once."""
+# The same with TLS: asyncio keeps a quarter of a MiB for each.
 TLS_LIMIT: Final = 128
-"""The same with TLS: asyncio keeps a quarter of a MiB for each."""
 # After each connection the rest of the daemon gets its turn. A handshake takes a millisecond.
 _PAUSE_S, _TLS_PAUSE_S = 0.001, 0.004
-_OPTIONS: Final[dict[str, Any]] = {
-    "access_log": None,
-    # Idle for longer than between two scrapes of Prometheus, so that they share a connection.
-    "keepalive_timeout": 75.0,
-    "shutdown_timeout": 1.0,
-    # Scrapers and probes send far less.
-    "max_line_size": 4096,
-    "max_field_size": 4096,
-    "max_headers": 64,
-    # No page uses a body, so the server reads no more of one than came with the request, and
-    # unpacks none.
-    "lingering_time": 0.0,
-    "auto_decompress": False,
-}
+# Idle for longer than between two scrapes of Prometheus, so that they share a connection.
+_TIMES: Final[Any] = {"keepalive_timeout": 75.0, "shutdown_timeout": 1.0}
+# Scrapers and probes send far less.
+_SIZES: Final[Any] = {"max_line_size": 4096, "max_field_size": 4096, "max_headers": 64}
+# No page uses a body, so the server reads no more of one than came with the request, and unpacks
+# none.
+_BODIES: Final[Any] = {"lingering_time": 0.0, "auto_decompress": False}
 # A browser cannot send a token of its own accord: it asks a person for a name and a password.
 _BROWSER_CHALLENGE = 'Basic realm="wasmkiln: any name, and a token as password", charset="UTF-8"'
 _STRANGE_NAME = "ask for localhost or an IP address: websites could take any other name\n"
@@ -98,7 +89,6 @@ class SharedPage:
     def __init__(self) -> None:
         self._next: dict[str, asyncio.Task[bytes]] = {}
         self._turn = asyncio.Lock()
-        self._not_before_s = 0.0
 
     async def get(self, kind: str, render: Callable[[], bytes]) -> bytes:
         """Return what ``render`` returns; calls with the same ``kind`` share it."""
@@ -108,34 +98,33 @@ class SharedPage:
 
     async def _render(self, kind: str, render: Callable[[], bytes]) -> bytes:
         # One kind after the other, so that many kinds take no more time than one.
-        async with self._turn:
-            await asyncio.sleep(max(0.0, self._not_before_s - time.monotonic()))
-            del self._next[kind]  # a request that comes from here on gets the next page
-            began_s = time.monotonic()
-            try:
-                return render()
-            finally:
-                ended_s = time.monotonic()
-                self._not_before_s = ended_s + 4.0 * (ended_s - began_s)
+        await self._turn.acquire()
+        del self._next[kind]  # a request that comes from here on gets the next page
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        try:
+            return render()
+        finally:
+            loop.call_later(4.0 * (loop.time() - began_s), self._turn.release)
 
 
 @dataclass(eq=False)
 class AdminServer:
     """Serves metrics, health and the status page, for GET and HEAD alone."""
 
+    # Where: host:port, [v6]:port or unix:/path.
     address: str
-    """Where: host:port, [v6]:port or unix:/path."""
     registry: CollectorRegistry
+    # Makes /status.json.
     status_json: Callable[[], bytes]
-    """Makes /status.json."""
+    # Returns whether the daemon serves calls, and a sentence that says why or why not.
     ready: Callable[[], tuple[bool, str]]
-    """Returns whether the daemon serves calls, and a sentence that says why or why not."""
     admit: Admit
     auditor: Audit
+    # Returns what new TCP connections are made with; None for plaintext.
     tls: Callable[[], ssl.SSLContext] | None = None
-    """Returns what new TCP connections are made with; None for plaintext."""
+    # Whether a request has to name this machine by an IP address or as localhost.
     checks_host: bool = False
-    """Whether a request has to name this machine by an IP address or as localhost."""
 
     def __post_init__(self) -> None:
         unix = self.address.startswith("unix:")
@@ -151,13 +140,12 @@ class AdminServer:
         self._tasks: set[asyncio.Task[None]] = set()
         app = web.Application(client_max_size=1024, middlewares=[self._check])
         # aiohttp answers 405 to methods other than GET and HEAD, and 404 for other paths.
-        app.router.add_get("/metrics", self._metrics)
-        app.router.add_get("/healthz", self._healthz)
-        app.router.add_get("/readyz", self._readyz)
         for path in status.PATHS:
             app.router.add_get(path, self._status)
+        for name in ("metrics", "healthz", "readyz"):
+            app.router.add_get(f"/{name}", getattr(self, f"_{name}"))
         app.on_response_prepare.append(_remove_banner)
-        self._runner = web.AppRunner(app, **_OPTIONS)
+        self._runner = web.AppRunner(app, access_log=None, **_TIMES, **_SIZES, **_BODIES)
 
     async def start(self) -> str:
         """Serve; return the address with its real port. Raise AddressInUse."""
@@ -273,14 +261,14 @@ class AdminServer:
     def _refused(self, request: web.Request, page: str, refusal: WasmkilnError) -> web.Response:
         invalid = refusal.reason is Reason.CREDENTIALS_INVALID
         code = 401 if invalid or refusal.reason is Reason.CREDENTIALS_MISSING else 403
-        told = _peer(request), page, str(code), refusal.reason.value
-        self.auditor.write(AuditLine(AuditEvent.REFUSAL, refusal.identity, "", *told))
+        about = {"peer": _peer(request), "method": page, "reason": refusal.reason.value}
+        self.auditor.write("refusal", refusal.identity, str(code), **about)
         answer = web.Response(text=f"{refusal.message}\n", status=code)
         if code == 401:
             error = ', error="invalid_token"' if invalid else ""
-            answer.headers.add("WWW-Authenticate", f'Bearer realm="wasmkiln"{error}')
-            if page in status.PATHS:
-                answer.headers.add("WWW-Authenticate", _BROWSER_CHALLENGE)
+            browser = [_BROWSER_CHALLENGE] if page in status.PATHS else []
+            for challenge in (f'Bearer realm="wasmkiln"{error}', *browser):
+                answer.headers.add("WWW-Authenticate", challenge)
         return answer
 
     async def _metrics(self, request: web.Request) -> web.Response:

@@ -1,14 +1,14 @@
 """The audit: one line of JSON for each act that somebody may have to answer for.
 
-A line is written with one ``write`` to a file that is open for appending, before the caller gets
-the answer. So a daemon that is killed after it answered has lost nothing, and several processes
+A line is written with one ``write`` to a file that is opened for it, before the caller gets the
+answer. So a daemon that is killed after it answered has lost nothing, and several processes
 (daemons, ``wasmkilnd keys``) may write to the same file. A machine that loses power may lose the
 last seconds: the daemon does not wait for the disk. Others may rename the file or delete it: the
 next line makes it anew.
 
 Each line has ``time``, ``event``, ``identity`` and ``code``; docs/reference/audit.md lists the
-others. No line has a secret, or bytes of a module. Texts of callers are cut, and are ASCII once
-they are JSON, so that no line exceeds 16 KiB.
+events and the other fields. No line has a secret, or bytes of a module. Texts of callers are cut,
+and are ASCII once they are JSON, so that no line exceeds 16 KiB.
 
 What succeeds always gets its line. Failures cost a caller little and strangers can cause them, so
 of one reason and one identity 100 in a minute are written, and then one line with ``left_out``,
@@ -28,69 +28,46 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from enum import Enum
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, Literal, TypeAlias
 
 import structlog
 
+from wasmkilnd.telemetry import logs
 from wasmkilnd.telemetry.logs import Repeats
 
 log = structlog.get_logger("wasmkilnd.audit")
 
 TO_LOG: Final = "log"
-FAILURES: Final = 100, 60.0
-"""Lines of one kind in an interval of so many seconds."""
+# So many lines of one kind are written in an interval.
+FAILURES: Final = 100
+INTERVAL_S: Final = 60.0
+# The identity of those who are too many to tell apart.
 OTHERS: Final = "(others)"
-"""The identity of those who are too many to tell apart."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _IDENTITY_LENGTH = 400
 _TEXT_LENGTH = 200
-_FIELDS = ("namespace", "peer", "method", "code", "reason", "module", "engine", "origin")
 
 
-class AuditEvent(Enum):
-    """What a line is about."""
-
-    COMPILE = "compile"
-    """A Compile call that compiled, waited for another's compilation, or failed."""
-    UPLOAD = "upload"
-    """A Load call."""
-    ADMIN = "admin"
-    """A call of AdminService."""
-    REFUSAL = "refusal"
-    """A call or an HTTP request of somebody who may not make it, or has used up a quota."""
-    CHANGE = "change"
-    """Keys, certificates, tokens, the policy or settings differ from before."""
-    START = "start"
-    STOP = "stop"
-    LOST = "lost"
-    """Lines before this one could not be written."""
+# Named as in docs/reference/audit.md, which says what each is about.
+Event: TypeAlias = Literal[
+    "compile", "upload", "admin", "refusal", "change", "start", "stop", "lost"
+]
+Told: TypeAlias = str | int | bool
+Line: TypeAlias = Mapping[str, Told]
 
 
-@dataclass(frozen=True, slots=True)
-class AuditLine:
-    """What one line of the audit says. Empty fields are left out. Nothing here is a secret."""
+def line_of(event: Event, identity: str = "", code: str = "OK", **told: Told) -> Line:
+    """Return a line with the time. ``code`` is the name of a gRPC code, or the status of HTTP.
 
-    event: AuditEvent
-    identity: str = ""
-    namespace: str = ""
-    peer: str = ""
-    """The address of the other end, ``192.0.2.1:40000``, ``[2001:db8::1]:40000`` or ``unix``."""
-    method: str = ""
-    """The path of an RPC or of a page."""
-    code: str = "OK"
-    """The name of the gRPC code, or the status of HTTP."""
-    reason: str = ""
-    module: str = ""
-    engine: str = ""
-    origin: str = ""
-    request_id: str = ""
-    about: Mapping[str, str | int | bool] = field(default_factory=dict)
-    """What else there is to tell."""
+    Empty fields are left out, and texts of callers are cut. Nothing of ``told`` may be a secret.
+    """
+    who = _cut(identity, _IDENTITY_LENGTH)
+    said = {name: x for name, x in told.items() if x != ""}
+    cut = {n: _cut(x, _TEXT_LENGTH) if isinstance(x, str) else x for n, x in said.items()}
+    return {"time": logs.now(), "event": event, "identity": who, "code": code, **cut}
 
 
 class CannotAudit(Exception):  # noqa: N818 - says what the daemon cannot do
@@ -110,12 +87,11 @@ class Audit:
 
     def __init__(self, lost: Callable[[int], None] = lambda _: None) -> None:
         """``lost`` counts lines that cannot be written."""
-        self._append: Callable[[AuditLine], None] | None = None
+        self._append: Callable[[Line], None] | None = None
+        # Whether an audit is kept.
         self.on = False
-        """Whether an audit is kept."""
-        self._count_lost = lost
-        self._lost = 0
-        self._failures = Repeats(self._tell_left_out, kinds=1024)
+        self._count_lost, self._lost = lost, 0
+        self._failures = Repeats(self._tell_left_out, INTERVAL_S, kinds=1024)
         self._lock = threading.RLock()
 
     def prepare(self, where: str) -> Callable[[], None]:
@@ -125,50 +101,51 @@ class Audit:
         Raises CannotAudit.
         """
         if where in ("", TO_LOG):
-            return lambda: self._use(_append_to_log if where else None)
+            return partial(self._use, _append_to_log if where else None)
         path = Path(where).expanduser()
-        file = AuditFile(path)
         try:
-            file.open()
+            os.close(_open(path))
         except OSError as failure:
             if failure.errno not in _FULL:
                 raise CannotAudit(cannot_write_audit(path, failure)) from None
-        return lambda: self._use(file.append)
+        return partial(self._use, partial(append, path))
 
-    def write(self, line: AuditLine) -> None:
-        """Write a line before returning; never raise. Safe for use from any thread.
+    def write(self, event: Event, identity: str = "", code: str = "OK", **told: Told) -> None:
+        """Write the ``line_of`` these before returning; never raise. Safe from any thread.
 
         The operating system has the line then: a daemon that is killed loses none. Of lines with
         another code than OK, a flood is counted instead of written.
         """
-        kind = line.event, line.code, line.reason, _cut(line.identity, _IDENTITY_LENGTH)
-        if self.on and (line.code == "OK" or self._failures.allows(kind, FAILURES, line)):
-            self._write(line)
+        if self.on:
+            line = line_of(event, identity, code, **told)
+            kind = event, code, line.get("reason"), line["identity"]
+            if code == "OK" or self._failures.allows(kind, FAILURES, line):
+                self._write(line)
 
     def close(self) -> None:
         """Write that the daemon ends and what was left out, and no more."""
-        self.write(AuditLine(AuditEvent.STOP))
+        self.write("stop")
         self._use(None)
 
-    def _use(self, append: Callable[[AuditLine], None] | None) -> None:
+    def _use(self, append_to: Callable[[Line], None] | None) -> None:
         self._failures.flush()
         with self._lock:
-            self._append, self.on = append, append is not None
+            self._append, self.on = append_to, append_to is not None
 
-    def _tell_left_out(self, kind: object, last: AuditLine, count: int) -> None:
-        identity = last.identity if kind else OTHERS
-        about = {"left_out": count}
-        self._write(
-            AuditLine(last.event, identity, code=last.code, reason=last.reason, about=about)
-        )
+    def _tell_left_out(self, kind: object, last: Line, count: int) -> None:
+        known = {
+            name: last[name] for name in ("event", "identity", "code", "reason") if name in last
+        }
+        others = {} if kind else {"identity": OTHERS}
+        self._write({"time": logs.now(), **known, **others, "left_out": count})
 
-    def _write(self, line: AuditLine) -> None:
+    def _write(self, line: Line) -> None:
         with self._lock:
             if not self._append:
                 return
             try:
                 if self._lost:
-                    self._append(AuditLine(AuditEvent.LOST, about={"lines": self._lost}))
+                    self._append(line_of("lost", lines=self._lost))
                     log.info("the audit is written again", lost=self._lost)
                     self._lost = 0
                 self._append(line)
@@ -180,80 +157,44 @@ class Audit:
                 self._count_lost(1)
 
 
-def audit_change(auditor: Audit, what: str, **about: str | int | bool) -> None:
+def audit_change(auditor: Audit, what: str, **about: Told) -> None:
     """Write that something was read again and differs."""
-    auditor.write(AuditLine(AuditEvent.CHANGE, about={"what": what, **about}))
+    auditor.write("change", "", "OK", what=what, **about)
 
 
-class AuditFile:
-    """Appends lines to a file. Several processes may append to it, rename and delete it."""
+def append(path: Path, line: Line) -> None:
+    """Write a line to a file. Raises OSError if not all of it was written.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._descriptor = -1
-        self._torn = False
-        """Whether the last write ended within a line."""
-
-    def open(self) -> None:
-        """Open the file that the path leads to, if it is not that; make it if there is none.
-
-        Raises OSError.
-        """
-        try:
-            if os.path.samestat(self._path.stat(), os.fstat(self._descriptor)):
-                return
-        except OSError:  # it is not open, or not there
-            pass
-        self.close()
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-        self._descriptor = os.open(self._path, flags, 0o600)
-        found, self._torn = os.fstat(self._descriptor), False
-        if not stat.S_ISREG(found.st_mode):
-            self.close()
-            raise OSError(0, "it is not a regular file")
-        size = found.st_size
-        if size and os.pread(self._descriptor, 1, size - 1) != b"\n":
+    Several processes may append to it, rename and delete it.
+    """
+    # ASCII: no text can end it or forge another.
+    left = (json.dumps(line, separators=(",", ":")) + "\n").encode()
+    descriptor = _open(path)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
             time.sleep(0.01)  # another process may be in the midst of a line
-            self._torn = os.fstat(self._descriptor).st_size == size
-
-    def append(self, line: AuditLine) -> None:
-        """Write a line. Raises OSError if not all of it was written."""
-        self.open()
-        # ASCII: no text can end it or forge another.
-        text = json.dumps(_fields_of(line), separators=(",", ":")) + "\n"
-        # After half a line, when the disk was full, the next one must not become part of it.
-        left = f"\n{text}".encode() if self._torn else text.encode()
+            # After half a line, when the disk was full, this one must not become part of it.
+            left = b"\n" * (os.fstat(descriptor).st_size == size) + left
         while left:
-            left = left[os.write(self._descriptor, left) :]
-            self._torn = bool(left)
-
-    def close(self) -> None:
-        """Close the file, if it is open."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-        self._descriptor = -1
-
-    __del__ = close
+            left = left[os.write(descriptor, left) :]
+    finally:
+        os.close(descriptor)
 
 
-def _append_to_log(line: AuditLine) -> None:
-    fields = _fields_of(line)
-    del fields["time"]  # the log has its own
-    log.info("audit", act=fields.pop("event"), **fields)
+def _open(path: Path) -> int:
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+    descriptor = os.open(path, flags, 0o600)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(0, "it is not a regular file")
+    return descriptor
 
 
-def _fields_of(line: AuditLine) -> dict[str, Any]:
-    """Return what a line says as JSON, with the time; texts of callers are cut."""
-    fields: dict[str, Any] = {
-        "time": datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
-        "event": line.event.value,
-        "identity": _cut(line.identity, _IDENTITY_LENGTH),
-    }
-    named = {name: getattr(line, name) for name in (*_FIELDS, "request_id")}
-    told = {name: value for name, value in named.items() if value} | dict(line.about)
-    for name, value in told.items():
-        fields[name] = _cut(value, _TEXT_LENGTH) if isinstance(value, str) else value
-    return fields
+def _append_to_log(line: Line) -> None:
+    fields = {**line, "act": line["event"]}
+    del fields["time"], fields["event"]  # the log has its own
+    log.info("audit", **fields)
 
 
 def _cut(text: str, length: int) -> str:

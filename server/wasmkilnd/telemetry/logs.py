@@ -25,7 +25,8 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from enum import Enum
@@ -38,6 +39,7 @@ import structlog
 
 Line = dict[str, Any]
 Render = Callable[[Line], str]
+Tell = Callable[[Hashable, Any, int], object]
 
 log = structlog.get_logger("wasmkilnd")
 
@@ -100,105 +102,84 @@ def _plain(value: object, depth: int = 0) -> object:
     if isinstance(value, Mapping | list | tuple | set | frozenset) and depth < _DEPTH:
         more = [f"… ({len(value):,} items, {_ITEMS} shown)"] if len(value) > _ITEMS else []
         if isinstance(value, Mapping):
-            first = islice(value.items(), _ITEMS)
-            return _fields({_text(str(key)): each for key, each in first}, depth + 1, more)
+            first = {_text(str(key)): each for key, each in islice(value.items(), _ITEMS)}
+            return _fields(first, depth + 1) | dict.fromkeys(more, "")
         return [_plain(each, depth + 1) for each in islice(value, _ITEMS)] + more
     return _text(str(value))
 
 
-def _fields(values: Mapping[str, Any], depth: int = 0, more: Iterable[str] = ()) -> Line:
+def _fields(values: Mapping[str, Any], depth: int = 0) -> Line:
     """Return a copy of named values, as plain as ``_plain`` makes them."""
     fields = {}
     for name, value in values.items():
         # Nearly every value is short and plain, and each call writes a dozen.
         kind = type(value)
-        number = kind is int or (kind is float and value * 0 == 0)
-        if not number and (kind is not str or len(value) > _SHORT or "://" in value):
+        if kind is not int and (kind is not str or len(value) > _SHORT or "://" in value):
             value = _plain(value, depth)
         fields[name] = MASK if value and _is_secret(name) else value
-    return fields | dict.fromkeys(more, "")
+    return fields
 
 
 # How many lines of a kind are written.
 
 
 KINDS: Final = 256
-LIMIT: Final = 20, 10.0  # lines in an interval of so many seconds
-# A call has its line for each outcome. The interval is short so that a burst of calls writes as
-# little as the same number spread out: no more than 42 KB of log in any second.
-# The audit limits by itself those that strangers can cause.
-_LIMITS = {"call": (100, 1.0), "audit": (sys.maxsize, 10.0)}
 
 # One for all, so that no two threads wait for each other. Reentrant: a finalizer that runs while
 # it is held may log too.
 _lock = threading.RLock()
 
 
-class _Kind:
-    until_s = 0.0
-    seen = held_back = 0
-    last: Any = None
-
-
 class Repeats:
-    """Allows so many lines of each kind in an interval. Thread-safe.
+    """Allows so many lines of each kind in an interval, which all kinds share. Thread-safe.
 
-    When the interval of a kind ends, ``write`` gets the kind (None for all that are too many to
-    tell apart), the last line that was not allowed, and how many those were. So a state that goes
-    back and forth ends in the log as it is. Any thread may call ``write``.
+    When an interval ends, ``write`` gets each kind with more lines (None for all that are too many
+    to tell apart), the last of its lines that was not allowed, and how many those were. So a state
+    that goes back and forth ends in the log as it is. Any thread may call ``write``.
     """
 
-    def __init__(self, write: Callable[[Hashable, Any, int], object], kinds: int = KINDS) -> None:
+    def __init__(self, write: Tell, interval_s: float, kinds: int = KINDS) -> None:
         """Tell ``kinds`` apart at a time."""
-        self._write = write
-        self._most = kinds
-        self._kinds: dict[Hashable, _Kind] = {}
+        self._write, self._interval_s, self._most = write, interval_s, kinds
+        self._until_s = 0.0
+        self._seen: Counter[Hashable] = Counter()
+        self._held: dict[Hashable, tuple[Any, int]] = {}
 
-    def allows(self, name: Hashable, limit: tuple[int, float], line: object) -> bool:
+    def allows(self, name: Hashable, lines: int, line: object) -> bool:
         """Count a line; return whether to write it now."""
-        lines, interval_s = limit
         now_s = time.monotonic()
+        if self._until_s <= now_s:
+            self.flush()
         with _lock:
-            if name not in self._kinds and len(self._kinds) >= self._most:
-                self._kinds = {n: kind for n, kind in self._kinds.items() if kind.until_s > now_s}
-                name = name if len(self._kinds) < self._most else None
-            kind = self._kinds.setdefault(name, _Kind())
-        if kind.until_s <= now_s:
-            self._end(name, kind, kind.until_s)
-        with _lock:
-            if kind.until_s <= now_s:
-                kind.until_s, kind.seen = now_s + interval_s, 0
-            kind.seen += 1
-            if kind.seen <= lines:
+            if not self._seen:
+                self._until_s = now_s + self._interval_s
+            if name not in self._seen and len(self._seen) >= self._most:
+                name = None
+            self._seen[name] += 1
+            if self._seen[name] <= lines:
                 return True
-            kind.held_back += 1
-            kind.last = line
-            if kind.held_back == 1:
-                timer = threading.Timer(interval_s, self._end, (name, kind, kind.until_s))
+            if not self._held:
+                timer = threading.Timer(self._until_s - now_s, self.flush, (self._until_s,))
                 timer.daemon = True
                 with suppress(RuntimeError):  # there are too many threads
                     timer.start()
+            self._held[name] = line, self._seen[name] - lines
             return False
 
-    def flush(self) -> None:
-        """End every interval now."""
-        for name, kind in list(self._kinds.items()):
-            self._end(name, kind, kind.until_s)
-
-    def _end(self, name: Hashable, kind: _Kind, until_s: float) -> None:
+    def flush(self, until_s: float | None = None) -> None:
+        """End the interval now; with ``until_s`` only if it is the one that ends then."""
         with _lock:
-            if kind.until_s != until_s:
-                return  # it has ended before
-            count, last = kind.held_back, kind.last
-            kind.until_s, kind.held_back, kind.last = 0.0, 0, None
-        if count:  # outside the lock: ``write`` may wait for a thread that logs
+            if until_s not in (None, self._until_s):
+                return
+            held, self._held, self._seen = self._held, {}, Counter()
+        for name, (last, count) in held.items():  # outside the lock: ``write`` may wait
             self._write(name, last, count)
 
 
 # From an event to its line.
 
+# Returns what each line of the running task has besides its own fields: set it to add some.
 context: Callable[[], dict[str, str]] = dict
-"""Returns what each line of the running task has besides its own fields: set it to add some."""
 
 
 def _process(_logger: object, level: str, event: Any) -> NoReturn:
@@ -228,20 +209,24 @@ def _take(level: str, event: Line, kind: Hashable = None) -> None:
         line = _line_of(level, event)
     except Exception as failure:  # a line that cannot be made must not fail a call
         line = _line_of("error", {"event": "log line lost", "failure": type(failure).__name__})
-    limit = _LIMITS.get(str(line["event"]), LIMIT)
-    if not _limited or _repeats.allows(kind, limit, line):
+    repeats, lines = _LIMITS.get(str(line["event"]), (_repeats, LIMIT))
+    if not _limited or repeats.allows(kind, lines, line):
         _send(line)
 
 
 def _line_of(level: str, event: Line) -> Line:
     """Return the line of an event. Raises what the ``str`` of a value raises."""
-    now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
     failure = {"exc_info": event.pop("exc_info", None)}
-    line = {"timestamp": now, "level": level, "event": ""} | _fields(context() | event)
+    line = {"timestamp": now(), "level": level, "event": ""} | _fields(context() | event)
     if failure["exc_info"]:
         told = structlog.processors.format_exc_info(None, level, failure)
         line["exception"] = _traceback(told.get("exception", ""))
     return line
+
+
+def now() -> str:
+    """Return the time as lines have it."""
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def _renderer(stream: TextIO, log_format: str) -> Render:
@@ -296,15 +281,32 @@ def marked(text: str, level: str) -> str:
 
 # Where lines go.
 
+# So many wait for the reader.
 LINES: Final = 4096
-"""So many wait for the reader."""
 
 _send: Callable[[Line], object] = print
 _limited = True
 _writer: Writer | None = None
-_repeats = Repeats(lambda _, last, count: _send({**last, "left_out": count - 1}))
-flush = _repeats.flush
-"""Writes the lines that were held back."""
+
+
+def _tell_left_out(_kind: Hashable, last: Line, count: int) -> None:
+    _send({**last, "left_out": count - 1})
+
+
+# Lines of a kind in 10 s.
+LIMIT: Final = 20
+_repeats = Repeats(_tell_left_out, 10.0)
+# A call has its line for each outcome. The interval is short so that a burst of calls writes as
+# little as the same number spread out: no more than 42 KB of log in any second.
+_calls = Repeats(_tell_left_out, 1.0)
+# The audit limits by itself those that strangers can cause.
+_LIMITS = {"call": (_calls, 100), "audit": (_repeats, sys.maxsize)}
+
+
+def flush() -> None:
+    """Write the lines that were held back."""
+    _calls.flush()
+    _repeats.flush()
 
 
 def configure(log_format: str, level: str, stream: TextIO) -> None:
@@ -378,8 +380,8 @@ class Writer:
         self.dropped = 0
         self._descriptor = descriptor
         self._queue: SimpleQueue[tuple[Render, Line] | None] = SimpleQueue()
+        # What ends the last write, if that was half a line: the disk was full.
         self._torn = ""
-        """What ends the last write, if that was half a line: the disk was full."""
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 

@@ -21,9 +21,9 @@ anyway: they say how it is read in ``Metrics.gauges``, and it is read when someb
 
 Names, labels and buckets are a contract: tests/unit/telemetry/metrics.txt lists them, and
 docs/reference/metrics.md, deploy/prometheus-alerts.yml and deploy/grafana/ use them. To add a
-metric, add its row to ``_TABLE``. Then count it in a method of ``Metrics``, with the label values
-that are known in ``_VALUES``, or add a field to ``Readings``. What an alert watches has to stand at
-zero from the start: increase() sees no event that makes its own series.
+metric, add its row to ``_TABLE``. Then count it by ``Metrics.count``, with the label values that
+are known in ``_VALUES``, or add a field to ``Readings``. What an alert watches has to stand at zero
+from the start: increase() sees no event that makes its own series.
 
 A look-up in a tier, a write and a rejected value are steps of a traced call, too (``tracing``).
 
@@ -33,16 +33,16 @@ send (unexpected values count under ``other``); two daemons in one process share
 
 from __future__ import annotations
 
-import functools
 import itertools
+import re
 import time
 from bisect import bisect_left
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from threading import Lock
 from types import SimpleNamespace
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import grpc
 import structlog
@@ -51,7 +51,6 @@ from prometheus_client.registry import Collector
 
 from wasmkilnd import model
 from wasmkilnd.errors import Reason
-from wasmkilnd.model import LayerState
 from wasmkilnd.quota import KINDS
 from wasmkilnd.telemetry import tracing
 
@@ -59,11 +58,7 @@ Labels: TypeAlias = tuple[str, ...]
 # Of each: the name of a histogram, how many of the labels it has, and a duration.
 _Took: TypeAlias = Iterable[tuple[str, int, float]]
 
-PREFIX: Final = "wasmkiln_"
 TIERS: Final = ("memory", "host_store", "redis")
-OK: Final = "ok"
-ERROR: Final = "error"
-FAILED: Final = "failed"
 # The label of everything that was not expected.
 OTHER: Final = "other"
 # How many of the last durations the percentiles are taken over.
@@ -73,32 +68,34 @@ KEPT: Final = 50
 # Callers choose the digest and the engine of a call that fails; no more of them is kept.
 _MAX_TEXT = 80
 
-# Of each metric: name, type, labels, where its values come from, HELP. ``counted`` are kept here;
-# of what is read, this is the way from ``Readings`` to it; ``-`` is what ``_worked_out`` makes.
+# Of each metric: name, type, labels (with values that are known beforehand), where its values come
+# from, HELP. ``counted`` are kept here; of what is read, this is the way from ``Readings`` to it;
+# ``-`` is what ``_worked_out`` makes. Of a histogram, which is 15 lines long, other outcomes than
+# ``ok`` begin when they happen.
 _TABLE = """
 build_info         gauge   version           -       Always 1, with the version.
 uptime_seconds     gauge   -                 -       Since the daemon's start.
-tier_lookups       counter tier,what,outcome counted Look-ups in a cache tier.
-tier_stores        counter tier,outcome      counted Writes of artifacts and modules to a tier.
-values_rejected    counter tier,cause        counted Values that did not verify, so were deleted.
-compiles           counter engine,outcome    counted Compilations that ended.
-workers_replaced   counter engine            counted Workers that died and were replaced.
-abandoned          counter engine,stage      counted Jobs dropped: no caller waited any more.
-refused            counter limit             counted Calls refused by a limit that protects others.
-served             counter origin            counted Compile calls answered, by artifact's origin.
-flights_joined     counter -                 counted Calls that shared another call's compilation.
-compiled_behind    counter outcome           counted Optimised compiles behind a fast artifact.
-fleet_turns        counter outcome           counted Claims to compile among daemons on one Redis.
-quarantine_refused counter -                 counted Compiles refused: the module is in quarantine.
-rpcs               counter method,code       counted RPCs that ended.
-sent_bytes         counter -                 counted Artifact bytes sent to callers.
-reloads            counter what,outcome      counted Times that settings or files were read again.
-audit_lost         counter -                 counted Lines of the audit that could not be written.
-tier_lookup_duration_seconds histogram tier,what      counted Of look-ups that hit or missed.
-tier_store_duration_seconds  histogram tier           counted Of writes that succeeded.
-compile_duration_seconds     histogram engine,outcome counted How long the engine worked.
-queue_wait_seconds           histogram engine         counted How long compiles waited for a worker.
-rpc_duration_seconds         histogram method         counted How long RPCs took, to the last byte.
+tier_lookups counter tier,what,outcome=hit|miss|error counted Look-ups in a cache tier.
+tier_stores  counter tier,outcome=ok|error|too_large  counted Artifacts and modules written to it.
+values_rejected    counter tier,cause          counted Values that did not verify, so were deleted.
+compiles           counter engine,outcome      counted Compilations that ended.
+workers_replaced   counter engine              counted Workers that died and were replaced.
+abandoned          counter engine,stage=queued counted Jobs dropped: no caller waited any more.
+refused counter limit=queue|calls|receive|send|descriptors counted Calls that a limit refused.
+served             counter origin              counted Compile calls answered, by artifact's origin.
+flights_joined     counter -                   counted Calls that shared another call's compilation.
+compiled_behind counter outcome=compiled|found|failed|dropped counted Compiles behind fast code.
+fleet_turns counter outcome=taken|made|failed|late|alone counted Claims to compile among daemons.
+quarantine_refused counter -                   counted Compiles refused: it is in quarantine.
+rpcs               counter method,code         counted RPCs that ended.
+sent_bytes         counter -                   counted Artifact bytes sent to callers.
+reloads counter what=settings|files,outcome=ok|failed counted Times that they were read again.
+audit_lost         counter -                   counted Lines of the audit that were not written.
+tier_lookup_duration_seconds histogram tier,what         counted Of look-ups that hit or missed.
+tier_store_duration_seconds  histogram tier              counted Of writes that succeeded.
+compile_duration_seconds     histogram engine,outcome=ok counted How long the engine worked.
+queue_wait_seconds           histogram engine            counted How long compiles waited.
+rpc_duration_seconds         histogram method            counted How long RPCs took.
 ready              gauge   -    ready                Whether the daemon serves calls.
 tier_entries       gauge   tier tiers.entries        Entries that the tier holds.
 tier_bytes         gauge   tier tiers.bytes          Bytes that the tier holds.
@@ -137,57 +134,39 @@ pins                gauge - pins                  Modules that are pinned.
 tls_not_after_seconds gauge   file tls.not_after_s   When a TLS file expires, since 1970.
 tls_reload_failures   counter -    tls.failures      Changed TLS files that were of no use.
 log_lines_dropped     counter -    log_lines_dropped Lines that could not be written.
-last_reload_successful                gauge what reloads.succeeded      Whether it could be applied.
-last_reload_success_timestamp_seconds gauge what reloads.succeeded_at_s When that was read.
+last_reload_successful                gauge what - Whether it could be applied.
+last_reload_success_timestamp_seconds gauge what - When what is in force was read.
 """
-_ROWS = [row.split(None, 4) for row in _TABLE.strip().splitlines()]
-_FAMILIES: Mapping[str, Any] = {
-    "counter": core.CounterMetricFamily,
-    "gauge": core.GaugeMetricFamily,
-    "histogram": core.HistogramMetricFamily,
-}
-# The values of a label, or of one metric's label, that are known beforehand. Engines and methods
-# become known later.
+_ROWS = [
+    (name, kind, re.findall(r"(\w+)(?:=([\w|]+))?", labels), source, text)
+    for row in _TABLE.strip().splitlines()
+    for name, kind, labels, source, text in [row.split(None, 4)]
+]
+# Values that the table has not. Engines and methods become known later.
 _VALUES: Mapping[str, Collection[str]] = {
     "tier": TIERS,
     "what": ("artifact", "module"),
     "origin": [origin.value for origin in model.Origin],
     "cause": [*(cause.value for cause in model.RejectionCause), OTHER],
-    "limit": ("queue", "calls", "receive", "send", "descriptors"),
-    "stage": ("queued",),
     "code": [code.name for code in grpc.StatusCode],
-    "tier_lookups outcome": ("hit", "miss", ERROR),
-    "tier_stores outcome": (OK, ERROR, "too_large"),
-    "compiles outcome": (OK, *(reason.value.lower() for reason in Reason)),
-    # A histogram is 15 lines long: other outcomes than ``ok`` get one when they happen.
-    "compile_duration_seconds outcome": (OK,),
-    "compiled_behind outcome": ("compiled", "found", FAILED, "dropped"),
-    "fleet_turns outcome": ("taken", "made", FAILED, "late", "alone"),
-    "reloads what": ("settings", "files"),
-    "reloads outcome": (OK, FAILED),
+    "outcome": ("ok", *(reason.value.lower() for reason in Reason)),
 }
-# All in seconds, and multiples of 1, 2.5 and 5.
+# In milliseconds, and multiples of 1, 2.5 and 5.
 # A memory hit takes microseconds, Redis 0.5 to 60 ms by size; its timeout is a second.
-_TIER_BUCKETS = (
-    *(0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005),
-    *(0.01, 0.025, 0.05, 0.1, 0.25, 1.0),
-)
+_TIER_MS = 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 1000
 # Half of the real modules compile within 0.1 s, nine of ten within 1 s; the limit is 30 s.
-_COMPILE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-_QUEUE_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_COMPILE_MS = 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 30_000, 60_000
+_QUEUE_MS = 1, 5, 10, 50, 100, 500, 1000, 2500, 5000, 10_000, 30_000, 60_000
 # From a memory hit of 0.5 ms to a cold compile.
-_RPC_BUCKETS = (
-    *(0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
-    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
-)
-_BUCKETS: Final = {
-    "tier_lookup_duration_seconds": _TIER_BUCKETS,
-    "tier_store_duration_seconds": _TIER_BUCKETS,
-    "compile_duration_seconds": _COMPILE_BUCKETS,
-    "queue_wait_seconds": _QUEUE_BUCKETS,
-    "rpc_duration_seconds": _RPC_BUCKETS,
+_RPC_MS = 0.25, 0.5, 1, 2.5, *_COMPILE_MS
+_BUCKETS_MS: Mapping[str, Sequence[float]] = {
+    "tier_lookup_duration_seconds": _TIER_MS,
+    "tier_store_duration_seconds": _TIER_MS,
+    "compile_duration_seconds": _COMPILE_MS,
+    "queue_wait_seconds": _QUEUE_MS,
+    "rpc_duration_seconds": _RPC_MS,
 }
-_IN_FORCE = {LayerState.ENFORCED: 1.0, LayerState.PARTIAL: 0.5, LayerState.MISSING: 0.0}
+_IN_FORCE = {"enforced": 1.0, "partial": 0.5, "missing": 0.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,10 +187,8 @@ class Latency:
 
     def __init__(self, ends: Sequence[float]) -> None:
         """Begin empty. ``ends`` are the upper ends of the buckets, which include them."""
-        self._ends = ends
-        self._counts = [0] * (len(ends) + 1)
+        self._ends, self._counts, self._sum_s = ends, [0] * (len(ends) + 1), 0.0
         self._samples: deque[float] = deque(maxlen=SAMPLES)
-        self._sum_s = 0.0
         self._lock = Lock()
 
     def add(self, seconds: float) -> None:
@@ -221,15 +198,10 @@ class Latency:
             self._sum_s += seconds
             self._samples.append(seconds)
 
-    @property
-    def count(self) -> int:
-        """How many durations there were since the start."""
-        return sum(self._counts)
-
     def summary(self) -> LatencySummary:
         """Return count and sum, and percentiles by nearest rank."""
         with self._lock:
-            count, sum_s, samples = self.count, self._sum_s, list(self._samples)
+            count, sum_s, samples = sum(self._counts), self._sum_s, list(self._samples)
         samples.sort()  # outside the lock: a reader must not hold up those who record
         # Integers, since ceil(0.99 * 100) would be at the mercy of rounding.
         ranks = (samples[-(-each * len(samples) // 100) - 1] for each in (50, 90, 99) if samples)
@@ -283,30 +255,20 @@ class TlsStatus:
     failures: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class ReloadStatus:
-    """How the last reload of something ended."""
-
-    succeeded: bool
-    # When what is in force was read, in seconds since 1970.
-    succeeded_at_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class RecentCompile:
+class RecentCompile(NamedTuple):
     """How a compile ended, or several of one module that ended alike, one after the other."""
 
-    # When the last of them ended, in seconds since 1970.
-    ended_s: float = field(compare=False)
     module: str
     engine: str
     # Where the artifact came from; empty where there is none.
     origin: str
     # Why there is no artifact; empty where there is one.
     reason: str
+    # When the last of them ended, in seconds since 1970.
+    ended_s: float
     # How long the last of them took, its wait in the queue included.
-    took_s: float = field(compare=False)
-    count: int = field(default=1, compare=False)
+    took_s: float
+    times: int
 
 
 _UNUSED, _NO_REDIS = dict.fromkeys(KINDS, (0.0, 0)), model.RemoteStatus("none", up=False)
@@ -335,8 +297,6 @@ class Readings:
     isolation: Mapping[str, model.Isolation] = field(default_factory=dict)
     # Whether the daemon serves calls.
     ready: bool = False
-    # By what was read again: ``settings`` or ``files``.
-    reloads: Mapping[str, ReloadStatus] = field(default_factory=dict)
     # Since the start.
     log_lines_dropped: int = 0
 
@@ -380,24 +340,24 @@ class Metrics(Collector):
 
         Those of one namespace count in those of the ``whole`` daemon, too.
         """
-        self.version = version
-        self.started_at_s = time.time()
-        self._started = time.monotonic()
-        self._whole = whole
-        # The counters, by name and label values.
-        self.counts: dict[str, dict[Labels, int]] = defaultdict(dict)
+        self.version, self._whole = version, whole
+        self.started_at_s, self._started = time.time(), time.monotonic()
+        # The counters, by name and label values, and the gauges that are set.
+        self.counts: dict[str, dict[Labels, float]] = defaultdict(dict)
         # The histograms, by name and label values.
         self.took: dict[str, dict[Labels, Latency]] = defaultdict(dict)
         self._lock = Lock()
         # The last compiles, the newest first.
         self.recent: deque[RecentCompile] = deque(maxlen=KEPT)
-        # What is in force at first was read at the start.
-        start = ReloadStatus(True, self.started_at_s)
-        self._reloads = dict.fromkeys(_VALUES["reloads what"], start)
-        self.gauges = Gauges(
-            tiers=dict.fromkeys(TIERS, model.TierUsage), engines={}, reloads=lambda: self._reloads
-        )
+        self.gauges = Gauges(tiers=dict.fromkeys(TIERS, model.TierUsage), engines={})
+        # What /metrics serves.
+        self.registry = CollectorRegistry()
+        self.registry.register(self)
+        ProcessCollector(registry=self.registry)
         self._begin()
+        for what in ("settings", "files"):  # What is in force at first was read at the start.
+            self.counts["last_reload_successful"][what,] = True
+            self.counts["last_reload_success_timestamp_seconds"][what,] = self.started_at_s
         for method in methods:
             self._begin(method=method)
 
@@ -407,6 +367,24 @@ class Metrics(Collector):
         if not self._whole:  # Workers are the whole daemon's.
             self.gauges.engines.setdefault(engine_id, EngineUsage)
 
+    def count(self, name: str, *labels: str, by: int = 1, took: _Took = ()) -> None:
+        """Count in the series of ``labels``, if those are known, else in that of others.
+
+        Add the durations to the histograms that have the first of these labels.
+        """
+        counts, known = self.counts[name], labels
+        with self._lock:
+            if labels not in counts:
+                # ("redis", "other") says more than "other" twice.
+                near = (*labels[:-1], OTHER)
+                known = near if near in counts else (OTHER,) * len(labels)
+            counts[known] = counts.get(known, 0) + by
+        for histogram, first, seconds in took:
+            at = known[:first]
+            (self.took[histogram].get(at) or self._latency(histogram, at)).add(seconds)
+        if self._whole:
+            self._whole.count(name, *labels, by=by, took=took)
+
     def tier_lookup(self, tier: str, what: str, outcome: str, seconds: float) -> None:
         """Record a look-up in a tier.
 
@@ -414,65 +392,28 @@ class Metrics(Collector):
         """
         # A failure takes the timeout, or no time at all while a breaker is open. Neither says
         # how fast the tier is.
-        took = () if outcome == ERROR else (("tier_lookup_duration_seconds", 2, seconds),)
-        self._count("tier_lookups", (tier, what, outcome), took)
-        if call := tracing.CALL.get():
-            about = {"tier": tier, "what": what, "outcome": outcome}
-            call.step(f"lookup {tier}", seconds, about, "error" if outcome == ERROR else "")
+        took = () if outcome == "error" else (("tier_lookup_duration_seconds", 2, seconds),)
+        self.count("tier_lookups", tier, what, outcome, took=took)
+        tracing.tier_step("lookup", tier, outcome, seconds, what=what)
 
     def tier_store(self, tier: str, outcome: str, seconds: float) -> None:
         """Record a write to a tier; ``outcome`` is ``ok``, ``error`` or ``too_large``."""
-        took = (("tier_store_duration_seconds", 1, seconds),) if outcome == OK else ()
-        self._count("tier_stores", (tier, outcome), took)
-        if call := tracing.CALL.get():
-            about = {"tier": tier, "outcome": outcome}
-            call.step(f"store {tier}", seconds, about, "error" if outcome == ERROR else "")
+        took = (("tier_store_duration_seconds", 1, seconds),) if outcome == "ok" else ()
+        self.count("tier_stores", tier, outcome, took=took)
+        tracing.tier_step("store", tier, outcome, seconds)
 
     def value_rejected(self, tier: str, cause: str) -> None:
         """Record that a stored value did not verify and was deleted.
 
         ``cause`` is one of a small set.
         """
-        self._count("values_rejected", (tier, cause))
-        if call := tracing.CALL.get():
-            call.step(f"reject {tier}", 0.0, {"tier": tier, "outcome": cause}, "value rejected")
+        self.count("values_rejected", tier, cause)
+        tracing.tier_step("reject", tier, cause, 0.0)
 
     def compiled(self, engine_id: str, outcome: str, seconds: float, queued_s: float) -> None:
         """Record a compilation; ``outcome`` is ``ok`` or an error's reason in lower case."""
         took = ("compile_duration_seconds", 2, seconds), ("queue_wait_seconds", 1, queued_s)
-        self._count("compiles", (engine_id, outcome), took)
-
-    def served(self, origin: model.Origin) -> None:
-        """Record that a Compile call was answered."""
-        self._count("served", (origin.value,))
-
-    def flight_joined(self) -> None:
-        """Record that a caller shared another caller's compilation."""
-        self._count("flights_joined")
-
-    def compiled_behind(self, outcome: str) -> None:
-        """Record how an optimised compile behind a fast artifact ended.
-
-        ``outcome`` is ``compiled``; ``found`` if the artifact came from elsewhere; ``failed``; or
-        ``dropped`` if it did not run.
-        """
-        self._count("compiled_behind", (outcome,))
-
-    def fleet_turn(self, outcome: str) -> None:
-        """Record how a claim to compile ended; ``outcome`` is one of a small set."""
-        self._count("fleet_turns", (outcome,))
-
-    def abandoned(self, engine_id: str, stage: str) -> None:
-        """Record that a job was dropped as no caller waited for it; ``stage`` is ``queued``."""
-        self._count("abandoned", (engine_id, stage))
-
-    def quarantine_refused(self) -> None:
-        """Record that a compile was refused because the module is in quarantine."""
-        self._count("quarantine_refused")
-
-    def worker_replaced(self, engine_id: str) -> None:
-        """Record that a worker died and a new one took its place."""
-        self._count("workers_replaced", (engine_id,))
+        self.count("compiles", engine_id, outcome, took=took)
 
     def rpc(self, method: str, code: str, seconds: float, limit: str = "") -> None:
         """Record that an RPC ended.
@@ -480,23 +421,16 @@ class Metrics(Collector):
         ``method`` is its full name, ``code`` a gRPC code's name in capitals, and ``limit`` the
         limit that refused it, if one did: see ``_VALUES``.
         """
-        self._count("rpcs", (method, code), (("rpc_duration_seconds", 1, seconds),))
+        self.count("rpcs", method, code, took=(("rpc_duration_seconds", 1, seconds),))
         if limit:
-            self._count("refused", (limit,))
-
-    def bytes_sent(self, size_bytes: int) -> None:
-        """Record that artifact bytes went to a caller."""
-        self._count("sent_bytes", by=size_bytes)
-
-    def audit_lost(self, count: int) -> None:
-        """Record that lines of the audit could not be written."""
-        self._count("audit_lost", by=count)
+            self.count("refused", limit)
 
     def reloaded(self, what: str, *, succeeded: bool) -> None:
         """Record that the daemon read its ``settings``, or changed ``files``, again."""
-        self._count("reloads", (what, OK if succeeded else FAILED))
-        since_s = time.time() if succeeded else self._reloads[what].succeeded_at_s
-        self._reloads[what] = ReloadStatus(succeeded, since_s)
+        self.count("reloads", what, "ok" if succeeded else "failed")
+        self.counts["last_reload_successful"][what,] = succeeded
+        if succeeded:
+            self.counts["last_reload_success_timestamp_seconds"][what,] = time.time()
 
     def compile_ended(
         self, module: str, engine: str, origin: str, reason: str, took_s: float
@@ -507,12 +441,11 @@ class Metrics(Collector):
         a caller would have waited. One that ended as the one before it did is counted there, so
         that a caller that tries again and again leaves room for others.
         """
-        module, engine, recent = module[:_MAX_TEXT], engine[:_MAX_TEXT], self.recent
-        new = RecentCompile(time.time(), module, engine, origin, reason, took_s)
+        about = module[:_MAX_TEXT], engine[:_MAX_TEXT], origin, reason
         with self._lock:
-            if recent and recent[0] == new:
-                new = replace(new, count=recent.popleft().count + 1)
-            recent.appendleft(new)
+            again = bool(self.recent) and self.recent[0][:4] == about
+            times = self.recent.popleft().times + 1 if again else 1
+            self.recent.appendleft(RecentCompile(*about, time.time(), took_s, times))
         if self._whole:
             self._whole.compile_ended(module, engine, origin, reason, took_s)
 
@@ -530,9 +463,9 @@ class Metrics(Collector):
     def errors(self, tier: str) -> int:
         """Return how many look-ups and writes of a tier failed, and values were rejected."""
         counts = [*self.counts["tier_lookups"].items(), *self.counts["tier_stores"].items()]
-        failed = sum(count for at, count in counts if (at[0], at[-1]) == (tier, ERROR))
+        failed = sum(count for at, count in counts if (at[0], at[-1]) == (tier, "error"))
         rejected = list(self.counts["values_rejected"].items())
-        return failed + sum(count for at, count in rejected if at[0] == tier)
+        return int(failed + sum(count for at, count in rejected if at[0] == tier))
 
     def summary(self, name: str, *labels: str) -> LatencySummary:
         """Return the durations of a histogram's series in five numbers."""
@@ -549,14 +482,6 @@ class Metrics(Collector):
             f" {self.hit_ratio:.1%} hits, {queued:,} queued"
         )
 
-    @functools.cached_property
-    def registry(self) -> CollectorRegistry:
-        """What /metrics serves."""
-        registry = CollectorRegistry()
-        registry.register(self)
-        ProcessCollector(registry=registry)
-        return registry
-
     def collect(self) -> Iterator[Metric]:
         """Yield every metric, as prometheus_client asks for them."""
         now = self.gauges.read()
@@ -564,39 +489,31 @@ class Metrics(Collector):
         for name, took in self.took.items():
             found[name] = {labels: each.buckets() for labels, each in list(took.items())}
         for name, kind, labels, source, text in _ROWS:
-            names = () if labels == "-" else labels.split(",")
-            family = _FAMILIES[kind](PREFIX + name, text, labels=names)
+            family_of = getattr(core, f"{kind.capitalize()}MetricFamily")
+            family = family_of(f"wasmkiln_{name}", text, labels=[label for label, _ in labels])
             values = found.get(name, {}) if source in ("counted", "-") else _under(now, source)
             for at, value in list(values.items()):
                 family.add_metric(at, *(value if kind == "histogram" else (value,)))
             yield family
 
-    def _worked_out(self, now: Readings) -> Mapping[str, Mapping[Labels, float]]:
+    def _worked_out(self, now: Readings) -> Mapping[str, Mapping[Any, float]]:
         """Return what no field of ``now`` has as it is shown."""
         in_use = (True, now.host.is_on, not now.remote.switched_off)
+        states = now.engine_states.items()
         return {
             "build_info": {(self.version,): 1},
             "uptime_seconds": {(): self.uptime_s},
             "tier_configured": {(tier,): on for tier, on in zip(TIERS, in_use, strict=True)},
-            "engine_state": {
-                (engine, state): on == (state == "served")
-                for engine, on in now.engine_states.items()
-                for state in ("served", "unserved")
-            },
+            "engine_state": {(engine, "served"): on for engine, on in states}
+            | {(engine, "unserved"): not on for engine, on in states},
             "isolation_layer": {
-                (engine, layer.name): _IN_FORCE[layer.state]
+                (engine, layer.name): _IN_FORCE[layer.state.value]
                 for engine, found in now.isolation.items()
                 for layer in found.layers
             },
-            "engine_warm_up_artifacts": {
-                (each.engine_id, state): number
-                for each in now.warm_ups
-                for state, number in (
-                    ("done", each.done),
-                    ("failed", each.failed),
-                    ("waiting", each.total - each.done - each.failed),
-                )
-            },
+            "engine_warm_up_artifacts": {(up.engine_id, "done"): up.done for up in now.warm_ups}
+            | {(up.engine_id, "failed"): up.failed for up in now.warm_ups}
+            | {(up.engine_id, "waiting"): up.total - up.done - up.failed for up in now.warm_ups},
             "quota_used_ratio": {(kind,): ratio for kind, (ratio, _) in now.quotas.items()},
             "quota_refused": {(kind,): refused for kind, (_, refused) in now.quotas.items()},
         }
@@ -605,31 +522,16 @@ class Metrics(Collector):
         """Have the series whose label values are known, with ``known``, stand at zero."""
         values = {**_VALUES, **{label: (value,) for label, value in known.items()}}
         for name, kind, labels, source, _ in _ROWS:
-            names = () if labels == "-" else labels.split(",")
-            each = (values.get(f"{name} {label}", values.get(label, ())) for label in names)
+            each = (told.split("|") if told else values.get(label, ()) for label, told in labels)
             for at in itertools.product(*each) if source == "counted" else ():
                 if kind == "histogram":
-                    self.took[name].setdefault(at, Latency(_BUCKETS[name]))
+                    self._latency(name, at)
                 else:
                     self.counts[name].setdefault(at, 0)
 
-    def _count(self, name: str, labels: Labels = (), took: _Took = (), by: int = 1) -> None:
-        """Count in the series of ``labels``, if those are known, else in that of others.
-
-        Add durations to the histograms that have the first of these labels.
-        """
-        counts, known = self.counts[name], labels
-        with self._lock:
-            if labels not in counts:
-                # ("redis", "other") says more than "other" twice.
-                near = (*labels[:-1], OTHER)
-                known = near if near in counts else (OTHER,) * len(labels)
-            counts[known] = counts.get(known, 0) + by
-        for histogram, first, seconds in took:
-            series, at = self.took[histogram], known[:first]
-            (series.get(at) or series.setdefault(at, Latency(_BUCKETS[histogram]))).add(seconds)
-        if self._whole:
-            self._whole._count(name, labels, took, by)
+    def _latency(self, name: str, labels: Labels) -> Latency:
+        ends = [ms / 1000 for ms in _BUCKETS_MS[name]]
+        return self.took[name].setdefault(labels, Latency(ends))
 
 
 def _under(now: Readings, way: str) -> Mapping[Labels, float]:

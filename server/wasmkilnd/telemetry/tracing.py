@@ -51,6 +51,9 @@ _BROUGHT, _LONGEST = ("traceparent", "tracestate"), 512
 # The gRPC codes that are a server's fault, by OpenTelemetry's conventions.
 _FAULTS = {"UNKNOWN", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "DEADLINE_EXCEEDED"}
 
+# Outcomes of steps in a tier that are no failure of the tier.
+_FINE = {"hit", "miss", "ok", "too_large"}
+
 log = structlog.get_logger("wasmkilnd.traces")
 
 
@@ -109,6 +112,13 @@ def step(name: str, **about: Value) -> Iterator[dict[str, Value]]:
     finally:
         if call := CALL.get():
             call.step(name, time.perf_counter() - began_s, about, failed)
+
+
+def tier_step(did: str, tier: str, outcome: str, seconds: float, **about: Value) -> None:
+    """Add a step in a tier, which ended now, if the running task works for a traced call."""
+    if call := CALL.get():
+        failed = "" if outcome in _FINE else outcome
+        call.step(f"{did} {tier}", seconds, {"tier": tier, "outcome": outcome, **about}, failed)
 
 
 def carried() -> CallTrace | None:

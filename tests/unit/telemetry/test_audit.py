@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,26 @@ from structlog.testing import capture_logs
 from wasmkilnd.telemetry import logs
 from wasmkilnd.telemetry.audit import (
     FAILURES,
+    INTERVAL_S,
     OTHERS,
     Audit,
-    AuditEvent,
-    AuditFile,
-    AuditLine,
     CannotAudit,
+    append,
+    line_of,
 )
 
-LINES, INTERVAL_S = FAILURES
-DONE = AuditLine(AuditEvent.COMPILE, "token:ci", peer="192.0.2.1:7", origin="compiled")
-REFUSED = AuditLine(AuditEvent.REFUSAL, code="UNAUTHENTICATED", reason="CREDENTIALS_MISSING")
+LINES = FAILURES
+DONE: dict[str, Any] = {
+    "event": "compile",
+    "identity": "token:ci",
+    "peer": "192.0.2.1:7",
+    "origin": "compiled",
+}
+REFUSED: dict[str, Any] = {
+    "event": "refusal",
+    "code": "UNAUTHENTICATED",
+    "reason": "CREDENTIALS_MISSING",
+}
 
 
 @pytest.fixture
@@ -55,7 +63,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def test_a_line_has_what_there_is_to_tell_and_nothing_empty(path: Path) -> None:
-    audit(path).write(replace(DONE, about={"uploaded": True}))
+    audit(path).write(**DONE, uploaded=True)
     [line] = lines(path)
     assert line.pop("time").endswith("Z")
     assert line == {
@@ -70,7 +78,7 @@ def test_a_line_has_what_there_is_to_tell_and_nothing_empty(path: Path) -> None:
 
 
 def test_texts_of_callers_cannot_forge_a_line_or_make_it_long(path: Path) -> None:
-    audit(path).write(replace(DONE, engine='x"}\n{"event":"admin' + "\N{SNOWMAN}" * 10_000))
+    audit(path).write(**DONE, engine='x"}\n{"event":"admin' + "\N{SNOWMAN}" * 10_000)
     [line] = lines(path)
     assert line["event"] == "compile"
     assert path.stat().st_size < 16_384
@@ -79,17 +87,17 @@ def test_texts_of_callers_cannot_forge_a_line_or_make_it_long(path: Path) -> Non
 
 def test_an_audit_that_is_off_writes_nothing() -> None:
     off = Audit()
-    off.write(DONE)
+    off.write(**DONE)
     assert not off.on
 
 
 def test_a_file_that_others_rename_or_delete_is_made_anew(path: Path) -> None:
     written = audit(path)
-    written.write(replace(DONE, request_id="1"))
+    written.write(**DONE, request_id="1")
     path.rename(path.with_suffix(".old"))
-    written.write(replace(DONE, request_id="2"))
+    written.write(**DONE, request_id="2")
     path.unlink()
-    written.write(replace(DONE, request_id="3"))
+    written.write(**DONE, request_id="3")
     assert [line["request_id"] for line in lines(path.with_suffix(".old"))] == ["1"]
     assert [line["request_id"] for line in lines(path)] == ["3"]
 
@@ -97,7 +105,7 @@ def test_a_file_that_others_rename_or_delete_is_made_anew(path: Path) -> None:
 def _append(path: Path, name: str, count: int) -> None:
     written = audit(path)
     for number in range(count):
-        written.write(replace(DONE, request_id=f"{name}-{number}"))
+        written.write(**DONE, request_id=f"{name}-{number}")
         if not number % 100:
             with contextlib.suppress(FileNotFoundError):  # another process was faster
                 path.rename(path.with_name(f"{name}-{number}.jsonl"))
@@ -125,14 +133,14 @@ def test_a_full_disk_loses_lines_says_so_once_and_tells_how_many(
 ) -> None:
     lost: list[int] = []
     written = audit(path, lost=lost.append)
-    written.write(DONE)
+    written.write(**DONE)
     real_write = os.write
     with capture_logs() as logged:
         monkeypatch.setattr(os, "write", no_room)
         for _ in range(3):
-            written.write(DONE)
+            written.write(**DONE)
         monkeypatch.setattr(os, "write", real_write)
-        written.write(DONE)
+        written.write(**DONE)
     assert [line["event"] for line in logged] == [
         "cannot write the audit",
         "the audit is written again",
@@ -154,9 +162,9 @@ def test_half_a_line_does_not_swallow_the_next(path: Path, monkeypatch: pytest.M
         return real_write(descriptor, data[: left.pop()])
 
     monkeypatch.setattr(os, "write", little_room)
-    written.write(DONE)
+    written.write(**DONE)
     monkeypatch.setattr(os, "write", real_write)
-    written.write(DONE)
+    written.write(**DONE)
     first, *others = path.read_text().splitlines()
     assert len(first) == 40
     assert [json.loads(line)["event"] for line in others] == ["lost", "compile"]
@@ -164,20 +172,20 @@ def test_half_a_line_does_not_swallow_the_next(path: Path, monkeypatch: pytest.M
 
 def test_another_target_is_used_from_then_on(path: Path, tmp_path: Path) -> None:
     written = audit(path)
-    written.write(DONE)
+    written.write(**DONE)
     other = tmp_path / "other.jsonl"
     apply = written.prepare(str(other))
-    written.write(DONE)
+    written.write(**DONE)
     apply()
-    written.write(DONE)
+    written.write(**DONE)
     written.prepare("")()
-    written.write(DONE)
+    written.write(**DONE)
     assert (len(lines(path)), len(lines(other))) == (2, 1)
 
 
 def test_half_a_line_of_a_process_before_does_not_swallow_the_next(path: Path) -> None:
     path.write_text('{"time":')
-    audit(path).write(DONE)
+    audit(path).write(**DONE)
     assert json.loads(path.read_text().splitlines()[1])["event"] == "compile"
 
 
@@ -192,7 +200,7 @@ def test_what_is_no_file_is_refused(path: Path, kind: str) -> None:
     with pytest.raises(CannotAudit, match="cannot write the audit to"):
         Audit().prepare(str(path))
     with pytest.raises(OSError):
-        AuditFile(path).append(DONE)
+        append(path, line_of(**DONE))
 
 
 def test_of_a_flood_of_failures_some_are_written_and_the_others_counted(
@@ -200,14 +208,14 @@ def test_of_a_flood_of_failures_some_are_written_and_the_others_counted(
 ) -> None:
     written = audit(path)
     for _ in range(1000):
-        written.write(REFUSED)
-    written.write(replace(REFUSED, identity="token:ci"))  # another caller's is not hidden
+        written.write(**REFUSED)
+    written.write(**{**REFUSED, "identity": "token:ci"})  # another caller's is not hidden
     for _ in range(300):
-        written.write(DONE)  # what succeeds is not limited
+        written.write(**DONE)  # what succeeds is not limited
     assert len(lines(path)) == LINES + 1 + 300
     now[0] += INTERVAL_S
     for _ in range(1000):
-        written.write(REFUSED)
+        written.write(**REFUSED)
     told = lines(path)[LINES + 301 :]
     assert [line.get("left_out") for line in told] == [1000 - LINES] + [None] * LINES
     assert told[0]["reason"] == "CREDENTIALS_MISSING"
@@ -218,10 +226,10 @@ def test_of_a_flood_of_failures_some_are_written_and_the_others_counted(
 def test_what_was_left_out_of_a_flood_is_told_when_it_is_over(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wasmkilnd.telemetry.audit.FAILURES", (LINES, 0.2))
+    monkeypatch.setattr("wasmkilnd.telemetry.audit.INTERVAL_S", 0.2)
     written = audit(path)
     for _ in range(LINES + 5):
-        written.write(REFUSED)
+        written.write(**REFUSED)
     deadline = time.monotonic() + 20
     while len(lines(path)) == LINES and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -232,7 +240,7 @@ def test_however_many_identities_there_are_few_are_remembered(path: Path, now: l
     written = audit(path)
     count = 10 * logs.KINDS
     for number in range(count):
-        written.write(replace(REFUSED, identity=f"jwt:{number}"))
+        written.write(**{**REFUSED, "identity": f"jwt:{number}"})
     written.close()
     *_, last = lines(path)
     assert last["identity"] == OTHERS
@@ -243,7 +251,7 @@ def test_lines_go_to_the_log_if_asked() -> None:
     with capture_logs() as logged:
         written = Audit()
         written.prepare("log")()
-        written.write(DONE)
+        written.write(**DONE)
     assert logged[0]["event"] == "audit"
     assert logged[0]["act"] == "compile"
     assert logged[0]["identity"] == "token:ci"

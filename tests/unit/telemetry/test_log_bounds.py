@@ -15,7 +15,7 @@ import pytest
 import structlog
 from wasmkilnd.telemetry import logs
 
-LINES, _ = logs.LIMIT
+LINES = logs.LIMIT
 CALLS = 100
 
 MIB = 2**20
@@ -130,7 +130,7 @@ def test_libraries_lines_are_as_short(stream: io.StringIO) -> None:
 def test_lines_of_a_kind_are_few_and_the_last_one_says_how_many_are_missing(
     stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logs, "LIMIT", (LINES, 0.5))
+    monkeypatch.setattr(logs._repeats, "_interval_s", 0.5)
     log = structlog.get_logger()
     for number in range(1000):
         log.warning("tier is down", number=number)
@@ -161,7 +161,7 @@ def test_flush_writes_the_last_line_held_back(stream: io.StringIO) -> None:
 def test_every_call_has_its_line_until_there_are_very_many(
     stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(logs._LIMITS, "call", (CALLS, 60.0))
+    monkeypatch.setattr(logs._calls, "_interval_s", 60.0)
     log = structlog.get_logger()
     for _ in range(CALLS + 10):
         log.info("call", code="OK", engine="a")
@@ -238,7 +238,7 @@ def test_a_new_interval_begins_with_the_last_line_of_the_one_before(
     log = structlog.get_logger()
     for number in range(LINES + 3):
         log.info("x", number=number)
-    now[0] += logs.LIMIT[1]
+    now[0] += 10
     log.info("x", number="next")
     *_, last, following = lines(stream)
     assert (last["number"], last["left_out"]) == (LINES + 2, 2)
@@ -248,19 +248,20 @@ def test_a_new_interval_begins_with_the_last_line_of_the_one_before(
 def test_the_interval_that_ends_first_is_not_waited_for_behind_a_longer_one(
     stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(logs._LIMITS, "long", (0, 600.0))
-    monkeypatch.setitem(logs._LIMITS, "short", (0, 0.2))
+    monkeypatch.setattr(logs._calls, "_interval_s", 0.2)
     log = structlog.get_logger()
-    log.info("long")
-    log.info("short")
-    assert lines(stream) == []
+    for _ in range(LINES + 1):
+        log.info("long")
+    for _ in range(CALLS + 1):
+        log.info("call")
+    assert len(lines(stream)) == LINES + CALLS
     deadline = time.monotonic() + 20
-    while not lines(stream) and time.monotonic() < deadline:
+    while len(lines(stream)) == LINES + CALLS and time.monotonic() < deadline:
         time.sleep(0.02)
-    (line,) = lines(stream)
-    assert (line["event"], line["left_out"]) == ("short", 0)
+    last = lines(stream)[-1]
+    assert (last["event"], last["left_out"]) == ("call", 0)
     logs.flush()
-    assert len(lines(stream)) == 2
+    assert lines(stream)[-1]["event"] == "long"
 
 
 @pytest.mark.parametrize("calls_per_s", [1_000, 20_000])

@@ -80,7 +80,7 @@ def test_everything_known_stands_at_zero_from_the_start(metrics: Metrics) -> Non
 
 
 def test_two_do_not_share_anything(metrics: Metrics) -> None:
-    Metrics("1.2.3").flight_joined()
+    Metrics("1.2.3").count("flights_joined")
     assert stats_response(metrics).flights_joined == 0
 
 
@@ -133,9 +133,9 @@ def test_compilations_agree_between_prometheus_and_stats(metrics: Metrics) -> No
 
 def test_the_hit_ratio_is_of_all_answers(metrics: Metrics) -> None:
     for origin in (Origin.MEMORY, Origin.MEMORY, Origin.REDIS, Origin.COMPILED):
-        metrics.served(origin)
+        metrics.count("served", origin.value)
     assert stats_response(metrics).hit_ratio == 0.75
-    metrics.served(Origin.JOINED_FLIGHT)
+    metrics.count("served", Origin.JOINED_FLIGHT.value)
     assert stats_response(metrics).hit_ratio == 0.6
     assert samples(metrics)["wasmkiln_served_total", ("memory",)] == 2
 
@@ -143,9 +143,9 @@ def test_the_hit_ratio_is_of_all_answers(metrics: Metrics) -> None:
 def test_rpcs_bytes_and_replacements(metrics: Metrics) -> None:
     metrics.rpc(COMPILE, "OK", 0.002)
     metrics.rpc(COMPILE, "NOT_FOUND", 0.001)
-    metrics.bytes_sent(1000)
-    metrics.bytes_sent(24)
-    metrics.worker_replaced(ENGINE)
+    metrics.count("sent_bytes", by=1000)
+    metrics.count("sent_bytes", by=24)
+    metrics.count("workers_replaced", ENGINE)
     scraped = samples(metrics)
     assert scraped["wasmkiln_rpcs_total", ("OK", COMPILE)] == 1
     assert scraped["wasmkiln_rpcs_total", ("NOT_FOUND", COMPILE)] == 1
@@ -164,7 +164,7 @@ def test_labels_do_not_grow_with_what_callers_send(metrics: Metrics) -> None:
         metrics.tier_lookup(f"tier-{index}", "artifact", "hit", 0.1)
         metrics.tier_store(f"tier-{index}", "ok", 0.1)
         metrics.value_rejected("redis", f"cause-{index}")
-        metrics.worker_replaced(f"engine-{index}")
+        metrics.count("workers_replaced", f"engine-{index}")
     scraped = samples(metrics)
     assert len(scraped) < before + 150
     assert scraped["wasmkiln_rpcs_total", ("other", "other")] == 1000

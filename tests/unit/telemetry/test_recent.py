@@ -26,8 +26,8 @@ def test_what_ends_alike_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(3):
         metrics.compile_ended("b" * 64, "", "", "COMPILE_QUEUE_FULL", 0.001)
     again, first = metrics.recent
-    assert (again.count, again.ended_s) == (3, 4.0)
-    assert first.count == 1
+    assert (again.times, again.ended_s) == (3, 4.0)
+    assert first.times == 1
 
 
 def test_no_more_is_kept_than_the_page_shows_nor_more_text_than_a_name_has() -> None:

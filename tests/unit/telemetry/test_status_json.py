@@ -72,7 +72,7 @@ def parts() -> Parts:
 
 
 def test_it_has_what_stats_capabilities_and_quarantine_have(parts: Parts) -> None:
-    parts.metrics.served(Origin.REDIS)
+    parts.metrics.count("served", Origin.REDIS.value)
     parts.metrics.compiled(ENGINE, "ok", 0.25, 0.0)
     parts.strikes = [Strike(CacheKey("a" * 64, "f" * 64), ENGINE, "COMPILE_TIMEOUT", "m", 2, 60.0)]
     told = parts.told()
@@ -108,7 +108,7 @@ def test_recent_compiles_say_what_became_of_them(parts: Parts) -> None:
     for _ in range(3):
         parts.metrics.compile_ended("c" * 64, "", "", "COMPILE_TIMEOUT", 30.0)
     failed, found = parts.told()["recent"]
-    assert (failed["reason"], failed["count"], failed["took_s"]) == ("COMPILE_TIMEOUT", 3, 30.0)
+    assert (failed["reason"], failed["times"], failed["took_s"]) == ("COMPILE_TIMEOUT", 3, 30.0)
     assert (found["module"], found["origin"], found["reason"]) == ("b" * 64, "redis", "")
 
 

@@ -22,6 +22,7 @@ from typing import Final
 
 JSON: Final = "/status.json"
 _PAGE = "page.html", "text/html; charset=utf-8"
+# What is served, by path: content, and type.
 FILES: Final[Mapping[str, tuple[bytes, str]]] = {
     path: (Path(__file__).with_name(name).read_bytes(), kind)
     for path, (name, kind) in {
@@ -32,8 +33,8 @@ FILES: Final[Mapping[str, tuple[bytes, str]]] = {
         "/status/icon.svg": ("icon.svg", "image/svg+xml"),
     }.items()
 }
-"""What is served, by path: content, and type."""
 PATHS: Final = {JSON, *FILES}
+# What comes with each of them.
 HEADERS: Final = {
     # Nothing comes from elsewhere, nothing goes elsewhere, and no other site shows a page in its
     # own. No style and no script is written into a page, so that nothing injected could run.
@@ -46,4 +47,3 @@ HEADERS: Final = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-"""What comes with each of them."""
