@@ -216,7 +216,7 @@ struct Client::State {
             part = &message.header().inline_artifact();
           }
           std::uint64_t room = header ? header->size_bytes() - bytes.size() : 0;
-          require(part->size() <= room, "the artifact is longer than its header says, or before it");
+          require(part->size() <= room, "the artifact is longer than in its header, or before it");
           bytes += *part;
         }
       } catch (...) {

@@ -14,7 +14,8 @@ public final class ClientBuilder implements Cloneable {
   private static final int MAX_MESSAGE_BYTES = 64 << 20;
   private static final Pattern LOCAL =
       Pattern.compile(
-          "unix:.*|(dns:(///)?)?(127(\\.[0-9]{1,3}){3}|\\[::1\\]|([^,/:]+\\.)?localhost)(:[0-9]+)?");
+          "unix:.*|(dns:(///)?)?"
+              + "(127(\\.[0-9]{1,3}){3}|\\[::1\\]|([^,/:]+\\.)?localhost)(:[0-9]+)?");
 
   final String address;
   TrustedKeys trusted = TrustedKeys.none();
