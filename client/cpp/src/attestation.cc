@@ -1,175 +1,255 @@
-#include "attestation.h"
-
+// Who says that an artifact is what its header calls it; docs/reference/attestation.md has the
+// format, and docs/how-to/revoke-a-key.md says which keys count.
 #include <google/protobuf/struct.pb.h>
 #include <google/protobuf/util/json_util.h>
+#include <google/protobuf/util/message_differencer.h>
+#include <openssl/crypto.h>
+#include <openssl/evp.h>
 
-#include <optional>
-#include <string_view>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
 
-#include "crypto.h"
-#include "wasmkiln/errors.h"
+#include "internal.h"
+#include "wasmkiln/client.h"
 
 namespace wasmkiln {
 namespace {
 
 using google::protobuf::Struct;
 using google::protobuf::Value;
+using google::protobuf::util::JsonStringToMessage;
+using google::protobuf::util::MessageDifferencer;
+namespace fs = std::filesystem;
 
+constexpr std::size_t kKeyBytes = 32;
+constexpr char kBegin[] = "-----BEGIN PUBLIC KEY-----";
 constexpr char kPayloadType[] = "application/vnd.in-toto+json";
-constexpr char kStatementType[] = "https://in-toto.io/Statement/v1";
-constexpr char kPredicateType[] = "https://slsa.dev/provenance/v1";
-constexpr char kBuildType[] = "urn:wasmkiln:compile:v1";
-constexpr int kDataLoss = 15;
+constexpr char kTypes[] =
+    "https://in-toto.io/Statement/v1 https://slsa.dev/provenance/v1 urn:wasmkiln:compile:v1";
+// The start of every Ed25519 public key in DER (RFC 8410); the key follows.
+const std::string kPrefix("\x30\x2a\x30\x05\x06\x03\x2b\x65\x70\x03\x21\x00", 12);
 
-[[noreturn]] void refuse(const char* cause, const std::string& why, const std::string& key = "") {
-  ErrorDetails details;
-  details.code = kDataLoss;
-  details.reason = "ATTESTATION_INVALID";
-  details.metadata["cause"] = cause;
-  if (!key.empty()) details.metadata["key_id"] = key;
-  throw AttestationInvalid(why, details);
+const unsigned char* raw(std::string_view bytes) {
+  return reinterpret_cast<const unsigned char*>(bytes.data());
 }
 
-// An envelope is byte for byte as a daemon writes it: sorted keys, no spaces, one signature. So it
-// needs no parser before the signature is checked.
-struct Envelope {
-  std::string payload;
-  std::string key_id;
-  std::string signature;
-};
-
-bool skip(std::string_view& text, std::string_view expected) {
-  if (text.substr(0, expected.size()) != expected) return false;
-  text.remove_prefix(expected.size());
-  return true;
+// Return the bytes, or nothing for what is no base64.
+std::string from_base64(std::string_view text) {
+  std::string bytes(text.size(), '\0');
+  auto* out = reinterpret_cast<unsigned char*>(bytes.data());
+  int size = 0, rest = 0;
+  EVP_ENCODE_CTX* context = EVP_ENCODE_CTX_new();
+  EVP_DecodeInit(context);
+  bool good =
+      EVP_DecodeUpdate(context, out, &size, raw(text), static_cast<int>(text.size())) >= 0 &&
+      EVP_DecodeFinal(context, out + size, &rest) == 1;
+  EVP_ENCODE_CTX_free(context);
+  bytes.resize(good ? size + rest : 0);
+  return bytes;
 }
 
-std::string_view until_quote(std::string_view& text) {
-  std::string_view value = text.substr(0, text.find('"'));
-  text.remove_prefix(value.size());
-  return value;
+bool is_signed(const std::string& key, const std::string& message, const std::string& signature) {
+  EVP_PKEY* loaded =
+      EVP_PKEY_new_raw_public_key(EVP_PKEY_ED25519, nullptr, raw(key), key.size());
+  EVP_MD_CTX* context = EVP_MD_CTX_new();
+  bool good = EVP_DigestVerifyInit(context, nullptr, nullptr, nullptr, loaded) == 1 &&
+              EVP_DigestVerify(context, raw(signature), signature.size(), raw(message),
+                               message.size()) == 1;
+  EVP_MD_CTX_free(context);
+  EVP_PKEY_free(loaded);
+  return good;
 }
 
-std::optional<Envelope> read_envelope(std::string_view text) {
-  Envelope envelope;
-  if (!skip(text, "{\"payload\":\"")) return std::nullopt;
-  auto payload = from_base64(until_quote(text));
-  if (!skip(text, std::string("\",\"payloadType\":\"") + kPayloadType +
-                      "\",\"signatures\":[{\"keyid\":\"")) {
-    return std::nullopt;
+std::string read(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::string text{std::istreambuf_iterator<char>(file), {}};
+  if (!file) throw std::invalid_argument("cannot read " + path.string());
+  return text;
+}
+
+std::vector<fs::path> files_of(const fs::path& folder, const std::string& ending) {
+  std::vector<fs::path> files;
+  if (!fs::exists(folder)) return files;
+  for (const auto& entry : fs::directory_iterator(folder)) {
+    if (entry.path().extension() == ending) files.push_back(entry.path());
   }
-  envelope.key_id = std::string(until_quote(text));
-  if (!skip(text, "\",\"sig\":\"")) return std::nullopt;
-  auto signature = from_base64(until_quote(text));
-  if (text != "\"}]}" || !payload || !signature || !is_digest(envelope.key_id)) {
-    return std::nullopt;
-  }
-  envelope.payload = *payload;
-  envelope.signature = *signature;
-  return envelope;
+  return files;
 }
 
-// Return the value at a path of names, or null.
-const Value* find(const Struct& from, std::initializer_list<const char*> path) {
-  const Struct* at = &from;
-  const Value* value = nullptr;
-  for (const char* name : path) {
-    if (!at) return nullptr;
-    auto found = at->fields().find(name);
-    if (found == at->fields().end()) return nullptr;
-    value = &found->second;
-    at = value->has_struct_value() ? &value->struct_value() : nullptr;
-  }
-  return value;
+// Return the member of an object, or no value.
+const Value& member(const Struct& object, const char* name) {
+  auto found = object.fields().find(name);
+  return found == object.fields().end() ? Value::default_instance() : found->second;
 }
 
-std::string text_of(const Value* value) {
-  return value && value->kind_case() == Value::kStringValue ? value->string_value() : "";
-}
-
-// Return the SHA-256 of the only element of a list of things with digests; "" for any other list.
-std::string only_digest(const Value* list) {
-  if (!list || !list->has_list_value() || list->list_value().values_size() != 1) return "";
-  const Value& only = list->list_value().values(0);
-  return only.has_struct_value() ? text_of(find(only.struct_value(), {"digest", "sha256"})) : "";
+// Return the SHA-256 of the only element of a list of things; "" for any other list.
+std::string only_digest(const Value& list) {
+  if (list.list_value().values_size() != 1) return "";
+  const Value& digest = member(list.list_value().values(0).struct_value(), "digest");
+  return member(digest.struct_value(), "sha256").string_value();
 }
 
 template <typename Map>
-bool same_texts(const Value* attested, const Map& claimed) {
-  if (!attested || !attested->has_struct_value()) return false;
-  const auto& fields = attested->struct_value().fields();
-  if (fields.size() != claimed.size()) return false;
-  for (const auto& [name, value] : claimed) {
-    auto found = fields.find(name);
-    if (found == fields.end() || found->second.kind_case() != Value::kStringValue ||
-        found->second.string_value() != value) {
-      return false;
-    }
-  }
-  return true;
+Struct object_of(const Map& texts) {
+  Struct object;
+  for (const auto& [name, text] : texts) (*object.mutable_fields())[name].set_string_value(text);
+  return object;
 }
 
-// Return what the statement says otherwise than the header, or nullptr.
-const char* difference(const Struct& statement, const v1::ArtifactHeader& header) {
-  const Value* build = find(statement, {"predicate", "buildDefinition"});
-  const Value* given = find(statement, {"predicate", "buildDefinition", "externalParameters"});
-  if (!build || !given || !given->has_struct_value() ||
-      text_of(find(statement, {"_type"})) != kStatementType ||
-      text_of(find(statement, {"predicateType"})) != kPredicateType ||
-      text_of(find(build->struct_value(), {"buildType"})) != kBuildType) {
-    return "kind of statement";
+// Return what a statement says otherwise than the header, or "".
+std::string difference(const Struct& statement, const v1::ArtifactHeader& header) {
+  using Texts = std::map<std::string, std::string>;
+  const Struct& predicate = member(statement, "predicate").struct_value();
+  const Struct& build = member(predicate, "buildDefinition").struct_value();
+  Struct said = member(build, "externalParameters").struct_value();
+  auto& more = *said.mutable_fields();
+  more["artifact"].set_string_value(only_digest(member(statement, "subject")));
+  more["module"].set_string_value(only_digest(member(build, "resolvedDependencies")));
+  more["types"].set_string_value(member(statement, "_type").string_value() + " " +
+                                 member(statement, "predicateType").string_value() + " " +
+                                 member(build, "buildType").string_value());
+  const auto& engine = header.engine();
+  bool is_core = header.kind() == v1::KIND_CORE_MODULE;
+  bool is_component = header.kind() == v1::KIND_COMPONENT;
+  Struct due = object_of(Texts{{"artifact", header.artifact_sha256()},
+                               {"module", header.module_sha256()},
+                               {"types", kTypes},
+                               {"fingerprint", header.fingerprint()},
+                               {"kind", is_core ? "core" : is_component ? "component" : ""},
+                               {"target", header.target()},
+                               {"cpu", header.cpu()}});
+  auto& objects = *due.mutable_fields();
+  *objects["engine"].mutable_struct_value() =
+      object_of(Texts{{"name", engine.name()},
+                      {"version", engine.version()},
+                      {"coreVersion", engine.core_version()},
+                      {"compiler", engine.compiler()}});
+  *objects["settings"].mutable_struct_value() = object_of(header.settings());
+  *objects["changedSettings"].mutable_struct_value() = object_of(header.changed_settings());
+  for (const auto& [name, value] : due.fields()) {
+    if (!MessageDifferencer::Equals(value, member(said, name.c_str()))) return name;
   }
-  const Struct& made = given->struct_value();
-  if (only_digest(find(statement, {"subject"})) != header.artifact_sha256()) return "artifact";
-  if (only_digest(find(build->struct_value(), {"resolvedDependencies"})) !=
-      header.module_sha256()) {
-    return "module";
-  }
-  if (text_of(find(made, {"fingerprint"})) != header.fingerprint()) return "fingerprint";
-  const char* kind = header.kind() == v1::KIND_CORE_MODULE ? "core"
-                     : header.kind() == v1::KIND_COMPONENT ? "component"
-                                                           : "";
-  if (text_of(find(made, {"kind"})) != kind) return "kind";
-  std::map<std::string, std::string> engine = {{"name", header.engine().name()},
-                                               {"version", header.engine().version()},
-                                               {"coreVersion", header.engine().core_version()},
-                                               {"compiler", header.engine().compiler()}};
-  if (!same_texts(find(made, {"engine"}), engine)) return "engine";
-  if (text_of(find(made, {"target"})) != header.target()) return "target";
-  if (text_of(find(made, {"cpu"})) != header.cpu()) return "cpu";
-  if (!same_texts(find(made, {"settings"}), header.settings())) return "settings";
-  if (!same_texts(find(made, {"changedSettings"}), header.changed_settings())) {
-    return "changed settings";
-  }
-  return nullptr;
+  return "";
+}
+
+// Return the text between quotes that follows a name.
+std::string field(const std::string& json, const std::string& name) {
+  std::string start = "\"" + name + "\":\"";
+  std::size_t at = json.find(start);
+  if (at == std::string::npos) return "";
+  at += start.size();
+  return json.substr(at, json.find('"', at) - at);
 }
 
 }  // namespace
 
+std::string sha256_hex(std::string_view bytes) {
+  unsigned char digest[EVP_MAX_MD_SIZE];
+  unsigned int size = 0;
+  if (EVP_Digest(bytes.data(), bytes.size(), digest, &size, EVP_sha256(), nullptr) != 1) {
+    throw std::runtime_error("cannot compute SHA-256: OpenSSL refuses it");
+  }
+  std::string text;
+  for (unsigned int at = 0; at < size; ++at) {
+    text += "0123456789abcdef"[digest[at] >> 4];
+    text += "0123456789abcdef"[digest[at] & 15];
+  }
+  return text;
+}
+
+bool is_digest(const std::string& text) {
+  return text.size() == 64 && text.find_first_not_of("0123456789abcdef") == std::string::npos;
+}
+
+TrustedKeys parse_keys(const std::string& text) {
+  std::vector<std::string> found;
+  for (auto at = text.find(kBegin); at != std::string::npos; at = text.find(kBegin, at + 1)) {
+    std::size_t start = at + sizeof kBegin - 1;
+    std::string der = from_base64(text.substr(start, text.find('-', start) - start));
+    found.push_back(der.substr(0, kPrefix.size()) == kPrefix ? der.substr(kPrefix.size()) : "");
+  }
+  std::string hex = text.substr(0, text.find_last_not_of(" \r\n") + 1);
+  if (found.empty() && hex.size() == 2 * kKeyBytes) {
+    std::string key(kKeyBytes, '\0');
+    std::size_t size = 0;
+    auto* out = reinterpret_cast<unsigned char*>(key.data());
+    found.push_back(OPENSSL_hexstr2buf_ex(out, kKeyBytes, &size, hex.c_str(), '\0') ? key : "");
+  } else if (found.empty()) {
+    found.push_back(text);
+  }
+  TrustedKeys keys;
+  for (const std::string& key : found) {
+    if (key.size() != kKeyBytes) {
+      // It does not quote what may be a private key.
+      throw std::invalid_argument(
+          "cannot use a trusted key: expected PEM, 64 hexadecimal digits or 32 bytes of Ed25519");
+    }
+    keys[sha256_hex(key)] = key;
+  }
+  return keys;
+}
+
+std::vector<std::string> read_keys(const std::string& path) {
+  fs::path from = fs::absolute(path).lexically_normal();
+  if (from.filename().empty()) from = from.parent_path();
+  TrustedKeys keys;
+  bool is_folder = fs::is_directory(from);
+  for (const fs::path& file : is_folder ? files_of(from, ".pem") : std::vector{from}) {
+    keys.merge(parse_keys(read(file)));
+  }
+  std::vector<fs::path> revoked = files_of(from / "revoked", ".json");
+  if (from.filename() == "trusted") {
+    for (auto& file : files_of(from.parent_path() / "revoked", ".json")) revoked.push_back(file);
+  }
+  for (const fs::path& file : revoked) {
+    Struct revocation;
+    bool is_json = JsonStringToMessage(read(file), &revocation).ok();
+    std::string id = member(revocation, "key_id").string_value();
+    if (!is_json || !is_digest(id)) {
+      throw std::invalid_argument("cannot read " + file.string() +
+                                  ": it does not say which key is revoked, as key_id");
+    }
+    keys.erase(id);
+  }
+  std::vector<std::string> found;
+  for (const auto& [id, key] : keys) found.push_back(key);
+  // With no key nothing would be checked.
+  if (found.empty()) throw std::invalid_argument("there is no key that counts in " + path);
+  return found;
+}
+
 void check_attestation(const v1::ArtifactHeader& header, const TrustedKeys& trusted) {
-  if (header.attestation().empty()) refuse("unsigned", "the artifact has no attestation");
-  auto envelope = read_envelope(header.attestation());
-  if (!envelope) {
-    refuse("unsigned",
-           "cannot read the attestation: it is not a DSSE envelope as wasmkiln writes it");
+  const std::string& envelope = header.attestation();
+  const std::string payload = field(envelope, "payload"), id = field(envelope, "keyid");
+  const std::string signature = field(envelope, "sig"), type = kPayloadType;
+  // A daemon writes it byte for byte so: nothing has to parse what nobody has signed.
+  if (envelope != "{\"payload\":\"" + payload + "\",\"payloadType\":\"" + type +
+                      "\",\"signatures\":[{\"keyid\":\"" + id + "\",\"sig\":\"" + signature +
+                      "\"}]}" ||
+      !is_digest(id)) {
+    refuse("ATTESTATION_INVALID", "the artifact has no attestation as wasmkiln writes it",
+           {{"cause", "unsigned"}});
   }
-  auto key = trusted.find(envelope->key_id);
+  auto key = trusted.find(id);
   if (key == trusted.end()) {
-    refuse("stranger", "the attestation is signed by a key that is not trusted: " + envelope->key_id,
-           envelope->key_id);
+    refuse("ATTESTATION_INVALID", "the attestation is signed by a key that is not trusted: " + id,
+           {{"cause", "stranger"}, {"key_id", id}});
   }
-  std::string type = kPayloadType;
-  std::string signed_bytes = "DSSEv1 " + std::to_string(type.size()) + " " + type + " " +
-                             std::to_string(envelope->payload.size()) + " " + envelope->payload;
-  if (!ed25519_verifies(key->second, signed_bytes, envelope->signature)) {
-    refuse("mismatch", "the attestation's signature is not by the key that it names", key->first);
-  }
+  std::string body = from_base64(payload), problem;
+  std::string message = "DSSEv1 " + std::to_string(type.size()) + " " + type + " " +
+                        std::to_string(body.size()) + " " + body;
   Struct statement;
-  if (!google::protobuf::util::JsonStringToMessage(envelope->payload, &statement).ok()) {
-    refuse("mismatch", "the attestation's statement is not about an artifact", key->first);
+  if (!is_signed(key->second, message, from_base64(signature))) {
+    problem = "signature is not by the key that it names";
+  } else if (!JsonStringToMessage(body, &statement).ok()) {
+    problem = "statement is not about an artifact";
+  } else if (std::string name = difference(statement, header); !name.empty()) {
+    problem = name + " is another than the header's";
   }
-  if (const char* field = difference(statement, header)) {
-    refuse("mismatch", std::string("the attestation is about another ") + field, key->first);
+  if (!problem.empty()) {
+    refuse("ATTESTATION_INVALID", "the attestation's " + problem,
+           {{"cause", "mismatch"}, {"key_id", id}});
   }
 }
 

@@ -3,35 +3,33 @@
 #include <grpcpp/grpcpp.h>
 
 #include <algorithm>
-#include <atomic>
+#include <cstdio>
 #include <fstream>
 #include <iterator>
 #include <random>
+#include <regex>
 #include <stdexcept>
 #include <utility>
 
-#include "attestation.h"
-#include "cancellation.h"
-#include "compile_stream.h"
-#include "crypto.h"
-#include "header_checks.h"
-#include "host_file.h"
-#include "local.h"
-#include "status.h"
+#include "internal.h"
 #include "wasmkiln/v1/module_service.grpc.pb.h"
 
 namespace wasmkiln {
 namespace {
 
-using Clock = std::chrono::steady_clock;
+using Clock = std::chrono::system_clock;
 
 constexpr int kInlineBytes = 65536;
 constexpr int kMaxMessageBytes = 64 << 20;
-// How long the client asks for bytes after a file of the host store did not count.
-constexpr std::chrono::seconds kWithoutFiles{60};
-
 // More than any caller waits, and far from where clocks overflow.
-constexpr std::chrono::hours kLongest{24 * 365};
+constexpr std::chrono::milliseconds kLongest = std::chrono::hours(24 * 365);
+
+bool is_local(const std::string& address) {
+  static const std::regex local(
+      "unix(-abstract)?:.*|(dns:(///)?|ipv4:|ipv6:)?"
+      "(127(\\.[0-9]{1,3}){3}|\\[::1\\]|([^,/:]+\\.)?localhost)(:[0-9]+)?");
+  return std::regex_match(address, local);
+}
 
 // Return a token without the line's end. gRPC aborts the process for metadata that HTTP/2 cannot
 // carry.
@@ -46,100 +44,145 @@ std::string usable(const std::string& text) {
   return token;
 }
 
-std::string token_in(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
+std::string token_of(const ClientOptions& options) {
+  if (options.token_file.empty()) return usable(options.token);
+  std::ifstream file(options.token_file, std::ios::binary);
   std::string text{std::istreambuf_iterator<char>(file), {}};
-  if (!file || text.empty()) throw std::invalid_argument("cannot read a token in " + path);
+  if (!file || text.empty()) {
+    throw std::invalid_argument("cannot read a token in " + options.token_file);
+  }
   return usable(text);
 }
 
-std::string new_request_id() {
-  thread_local std::mt19937_64 random{std::random_device{}()};
-  std::uint64_t number = random();
-  return to_hex({reinterpret_cast<const char*>(&number), sizeof number});
-}
-
-// Channels with equal arguments share a connection; this one belongs to one client.
 std::shared_ptr<grpc::Channel> channel_to(const std::string& address,
                                           const ClientOptions& options) {
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
   arguments.SetMaxSendMessageSize(-1);  // the daemon says what is too large
+  // Channels with equal arguments share a connection; this one belongs to one client.
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   // After a failed connection, gRPC fails each call until it tries again.
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2000);
-  if (!options.service_config.empty()) {
-    arguments.SetServiceConfigJSON(options.service_config);
-  }
-  std::shared_ptr<grpc::ChannelCredentials> credentials = grpc::InsecureChannelCredentials();
+  if (!options.service_config.empty()) arguments.SetServiceConfigJSON(options.service_config);
+  auto credentials = grpc::InsecureChannelCredentials();
   if (options.tls) {
     credentials = grpc::SslCredentials({options.tls->ca, options.tls->key, options.tls->cert});
   }
   return grpc::CreateCustomChannel(address, credentials, arguments);
 }
 
+void require(bool is_true, const std::string& otherwise) {
+  if (!is_true) refuse("ARTIFACT_MISMATCH", otherwise);
+}
+
+template <typename Map>
+bool includes(const Map& all, const Map& part) {
+  return std::all_of(part.begin(), part.end(), [&](const auto& pair) {
+    auto found = all.find(pair.first);
+    return found != all.end() && found->second == pair.second;
+  });
+}
+
+// Throw unless a header is about what the call asked for. A signature binds an artifact to its
+// header, and not to the call: an attacker may answer with another signed artifact.
+void check_header(const v1::CompileRequest& asked, const std::string& sha256,
+                  const v1::ArtifactHeader& got, std::uint64_t max_bytes) {
+  const std::string& name = got.engine().name();
+  const std::string id = name + "-" + got.engine().version();
+  auto is_none_or = [](const std::string& named, const std::string& other) {
+    return named.empty() || named == other;
+  };
+  const std::pair<const char*, bool> facts[] = {
+      {"module", got.module_sha256() == sha256},
+      {"engine", asked.engine() == name || is_none_or(asked.engine(), id)},
+      {"engine id", got.engine().id() == id},
+      {"target", is_none_or(asked.target(), got.target())},
+      {"cpu", is_none_or(asked.cpu(), got.cpu())},
+      {"setting", includes(got.settings(), asked.settings())},
+      // A setting that the call did not name has to have the engine's default.
+      {"changed setting", includes(asked.settings(), got.changed_settings())},
+      {"compiler", !got.is_fast() || !got.changed_settings().empty()},
+      {"encoding", got.content_encoding().empty()}};
+  for (const auto& [what, is_so] : facts) {
+    require(is_so, std::string("the artifact has another ") + what + " than asked for");
+  }
+  if (got.size_bytes() > max_bytes) {
+    std::string size = std::to_string(got.size_bytes());
+    refuse("ARTIFACT_TOO_LARGE",
+           "the artifact has " + size + " bytes: raise max_artifact_bytes to take it",
+           {{"size_bytes", size}, {"limit_bytes", std::to_string(max_bytes)}});
+  }
+}
+
 }  // namespace
 
-std::string Artifact::origin() const {
-  std::string name = v1::Origin_Name(header_.origin());
-  const std::string prefix = "ORIGIN_";
-  if (name.rfind(prefix, 0) == 0) name.erase(0, prefix.size());
-  for (char& c : name) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c;
-  return name;
+void Cancellation::cancel() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  is_cancelled_ = true;
+  for (grpc::ClientContext* call : calls_) call->TryCancel();
 }
 
-std::string Artifact::path() const {
-  return file_ ? "/proc/self/fd/" + std::to_string(file_->descriptor) : "";
-}
-
-std::string Artifact::bytes() const {
-  if (!file_) return bytes_;
-  try {
-    std::string content = file_->read();
-    if (sha256_hex(content) == header_.artifact_sha256()) return content;
-  } catch (const Refused& refused) {
-    throw_mismatch(refused.what());
+// One call of gRPC, which a Cancellation may end as long as it lives.
+class Call {
+ public:
+  Call(const std::string& token, const CallOptions& how, Clock::time_point end,
+       const std::string& module)
+      : cancellation_(how.cancellation) {
+    thread_local std::mt19937_64 random{std::random_device{}()};
+    char id[17];
+    std::snprintf(id, sizeof id, "%016llx", static_cast<unsigned long long>(random()));
+    request_id = id;
+    context.set_deadline(end);
+    context.AddMetadata("x-request-id", request_id);
+    if (!token.empty()) context.AddMetadata("authorization", "Bearer " + token);
+    // A balancer that routes by it sends all calls about a module to the same daemon.
+    if (!module.empty()) context.AddMetadata("wasmkiln-module", module);
+    if (how.priority == Priority::kBackground) {
+      context.AddMetadata("wasmkiln-priority", "background");
+    }
+    if (!cancellation_) return;
+    std::lock_guard<std::mutex> lock(cancellation_->mutex_);
+    cancellation_->calls_.insert(&context);
+    // gRPC remembers it for a call that has not begun.
+    if (cancellation_->is_cancelled_) context.TryCancel();
   }
-  throw_mismatch("the file's bytes are not those of its header");
-}
 
-void Artifact::check_unchanged() const {
-  if (file_ && file_->changed()) throw_mismatch("the file changed while it was loaded");
-}
+  ~Call() {
+    if (!cancellation_) return;
+    std::lock_guard<std::mutex> lock(cancellation_->mutex_);
+    cancellation_->calls_.erase(&context);
+  }
+
+  grpc::ClientContext context;
+  std::string request_id;
+
+ private:
+  std::shared_ptr<Cancellation> cancellation_;
+};
 
 struct Client::State {
   std::string address;
   ClientOptions options;
   TrustedKeys trusted;
   std::unique_ptr<v1::ModuleService::Stub> stub;
-  bool local;
-  std::atomic<Clock::rep> files_from{0};
 
-  // One call of gRPC, with what its messages need.
-  struct Call {
-    grpc::ClientContext context;
-    CallFacts facts;
-  };
-
-  std::chrono::milliseconds timeout_of(const CallOptions& call) const {
-    auto timeout = call.timeout.value_or(options.timeout);
-    if (timeout.count() <= 0) throw std::invalid_argument("expected a timeout above zero");
-    return std::min<std::chrono::milliseconds>(timeout, kLongest);
+  Clock::time_point end_of(const CallOptions& how) const {
+    auto timeout = how.timeout.value_or(options.timeout);
+    return Clock::now() + std::clamp(timeout, std::chrono::milliseconds(0), kLongest);
   }
 
-  // `module` is the digest of the module that the call is about, by which calls can be routed.
-  void prepare(Call& call, const CallOptions& how, Clock::time_point end,
-               const std::string& module = {}) const {
-    auto left = std::chrono::duration_cast<std::chrono::milliseconds>(end - Clock::now());
-    call.facts = {address, timeout_of(how), new_request_id()};
-    call.context.set_deadline(std::chrono::system_clock::now() + left);
-    call.context.AddMetadata("x-request-id", call.facts.request_id);
-    std::string token = options.token_file.empty() ? options.token : token_in(options.token_file);
-    if (!token.empty()) call.context.AddMetadata("authorization", "Bearer " + token);
-    if (!module.empty()) call.context.AddMetadata("wasmkiln-module", module);
-    if (how.priority == Priority::kBackground) {
-      call.context.AddMetadata("wasmkiln-priority", "background");
+  // Run a call, whose errors then say which it is. `module` is the digest of the module that it is
+  // about, or empty.
+  template <typename Run>
+  auto make(const CallOptions& how, Clock::time_point end, const std::string& module,
+            Run run) const {
+    Call call(token_of(options), how, end, module);
+    try {
+      return run(&call.context);
+    } catch (WasmkilnError& error) {
+      error.set_request_id(call.request_id);
+      throw;
     }
   }
 
@@ -148,69 +191,60 @@ struct Client::State {
                                                                  const Request&, Response*),
                  const Request& request, const CallOptions& how,
                  const std::string& module = {}) const {
-    Call call;
-    prepare(call, how, Clock::now() + timeout_of(how), module);
-    Cancellable cancellable(how.cancellation, &call.context);
-    Response response;
-    grpc::Status status = (stub.get()->*method)(&call.context, request, &response);
-    if (!status.ok()) throw_status(status, call.facts);
-    return response;
+    return make(how, end_of(how), module, [&](grpc::ClientContext* context) {
+      Response response;
+      grpc::Status status = (stub.get()->*method)(context, request, &response);
+      if (!status.ok()) throw_status(status, address);
+      return response;
+    });
   }
 
-  Artifact ask(const v1::CompileRequest& request, const std::string& sha256, v1::Kind kind,
+  Artifact ask(const v1::CompileRequest& request, const std::string& sha256,
                const CompileOptions& how, Clock::time_point end) const {
-    Call call;
-    prepare(call, how, end, sha256);
-    Cancellable cancellable(how.cancellation, &call.context);
-    try {
-      return receive(call, request, sha256, kind);
-    } catch (const WasmkilnError& error) {
-      if (!error.request_id().empty()) throw;
-      throw_of_request(error, call.facts.request_id);
-    }
+    return make(how, end, sha256, [&](grpc::ClientContext* context) {
+      auto reader = stub->Compile(context, request);
+      v1::CompileResponse message;
+      std::optional<v1::ArtifactHeader> header;
+      std::string bytes;
+      try {
+        while (reader->Read(&message)) {
+          const std::string* part = &message.chunk();
+          if (message.has_header()) {
+            require(!header, "the daemon's answer has two headers");
+            check_header(request, sha256, message.header(), options.max_artifact_bytes);
+            header = message.header();
+            part = &message.header().inline_artifact();
+          }
+          std::uint64_t room = header ? header->size_bytes() - bytes.size() : 0;
+          require(part->size() <= room, "the artifact is longer than in its header, or before it");
+          bytes += *part;
+        }
+      } catch (...) {
+        context->TryCancel();
+        reader->Finish();
+        throw;
+      }
+      grpc::Status status = reader->Finish();
+      if (!status.ok()) throw_status(status, address);
+      require(header.has_value(), "the daemon's answer ended without a header");
+      require(bytes.size() == header->size_bytes(), "the artifact ended before its last byte");
+      std::string actual = sha256_hex(bytes);
+      require(actual == header->artifact_sha256(),
+              "the artifact's bytes have the SHA-256 " + actual + ", and its header says another");
+      if (!trusted.empty()) check_attestation(*header, trusted);
+      header->clear_inline_artifact();
+      header->clear_host_file();
+      return Artifact(std::move(*header), std::move(bytes));
+    });
   }
 
-  Artifact receive(Call& call, const v1::CompileRequest& request, const std::string& sha256,
-                   v1::Kind kind) const {
-    CompileStream stream(request, sha256, kind, options.max_artifact_bytes, trusted);
-    auto reader = stub->Compile(&call.context, request);
-    v1::CompileResponse message;
-    try {
-      while (reader->Read(&message)) stream.add(std::move(message));
-    } catch (...) {
-      call.context.TryCancel();
-      reader->Finish();
-      throw;
-    }
-    grpc::Status status = reader->Finish();
-    if (!status.ok()) throw_status(status, call.facts);
-    return stream.finish();
-  }
-
-  bool takes_files() const {
-    return local && options.host_store &&
-           Clock::now().time_since_epoch().count() >= files_from.load();
-  }
-
-  // Ask, and again for the bytes where the daemon's file does not count.
-  Artifact obtain(v1::CompileRequest& request, const std::string& sha256, v1::Kind kind,
-                  const CompileOptions& how, Clock::time_point end) {
-    request.set_accept_host_file(takes_files());
-    try {
-      return ask(request, sha256, kind, how, end);
-    } catch (const Refused&) {
-      files_from = (Clock::now() + kWithoutFiles).time_since_epoch().count();
-    }
-    request.set_accept_host_file(false);
-    return ask(request, sha256, kind, how, end);
-  }
-
-  static v1::CompileRequest request_for(const CompileOptions& options) {
+  static v1::CompileRequest request_for(const std::string& sha256, const CompileOptions& how) {
     v1::CompileRequest request;
-    request.set_engine(options.engine);
-    request.set_target(options.target);
-    request.set_cpu(options.cpu);
-    request.mutable_settings()->insert(options.settings.begin(), options.settings.end());
+    request.set_sha256(sha256);
+    request.set_engine(how.engine);
+    request.set_target(how.target);
+    request.set_cpu(how.cpu);
+    request.mutable_settings()->insert(how.settings.begin(), how.settings.end());
     request.set_inline_limit_bytes(kInlineBytes);
     return request;
   }
@@ -218,23 +252,14 @@ struct Client::State {
 
 Client::Client(const std::string& address, ClientOptions options)
     : state_(std::make_unique<State>()) {
-  check_address(address);
-  state_->address = address;
-  state_->local = is_local(address);
-  options.token = usable(options.token);
-  if (!options.token.empty() && !options.token_file.empty()) {
-    throw std::invalid_argument("give token or token_file, not both");
-  }
+  usable(options.token);
   bool has_token = !options.token.empty() || !options.token_file.empty();
-  if (has_token && !options.tls && !state_->local) {
-    throw std::invalid_argument(
-        "cannot send a token to " + address +
-        " in plaintext: anybody on the way could read it; set tls");
+  if (has_token && !options.tls && !is_local(address)) {
+    throw std::invalid_argument("cannot send a token to " + address +
+                                " in plaintext: anybody on the way could read it; set tls");
   }
-  for (const std::string& text : options.trusted_keys) {
-    std::string key = public_key(text);
-    state_->trusted[sha256_hex(key)] = key;
-  }
+  for (const std::string& text : options.trusted_keys) state_->trusted.merge(parse_keys(text));
+  state_->address = address;
   state_->stub = v1::ModuleService::NewStub(channel_to(address, options));
   state_->options = std::move(options);
 }
@@ -244,39 +269,34 @@ Client::Client(Client&&) noexcept = default;
 Client& Client::operator=(Client&&) noexcept = default;
 
 Artifact Client::compile(std::string_view module, const CompileOptions& options) {
-  auto end = Clock::now() + state_->timeout_of(options);
+  auto end = state_->end_of(options);
   std::string sha256 = sha256_hex(module);
-  v1::CompileRequest request = State::request_for(options);
-  request.set_sha256(sha256);
+  v1::CompileRequest request = State::request_for(sha256, options);
   try {
-    return state_->obtain(request, sha256, kind_of(module), options, end);
+    return state_->ask(request, sha256, options, end);
   } catch (const ModuleNotLoaded&) {
     request.set_module(module.data(), module.size());
   }
-  return state_->obtain(request, sha256, kind_of(module), options, end);
+  return state_->ask(request, sha256, options, end);
 }
 
 Artifact Client::compile_digest(const std::string& sha256, const CompileOptions& options) {
   if (!is_digest(sha256)) {
     throw std::invalid_argument("a digest is 64 lowercase hexadecimal digits");
   }
-  auto end = Clock::now() + state_->timeout_of(options);
-  v1::CompileRequest request = State::request_for(options);
-  request.set_sha256(sha256);
-  return state_->obtain(request, sha256, v1::KIND_UNSPECIFIED, options, end);
+  return state_->ask(State::request_for(sha256, options), sha256, options, state_->end_of(options));
 }
 
 v1::LoadResponse Client::load(std::string_view module, const std::string& engine,
                               const CallOptions& options) {
   v1::LoadRequest request;
+  std::string sha256 = sha256_hex(module);
   request.set_module(module.data(), module.size());
-  request.set_expected_sha256(sha256_hex(module));
+  request.set_expected_sha256(sha256);
   request.set_engine(engine);
-  auto response = state_->unary(&v1::ModuleService::Stub::Load, request, options,
-                                request.expected_sha256());
-  if (response.sha256() != request.expected_sha256() || response.size_bytes() != module.size()) {
-    throw_unexpected("loaded module " + request.expected_sha256() +
-                     ", and the daemon's answer is about " + quoted(response.sha256()));
+  auto response = state_->unary(&v1::ModuleService::Stub::Load, request, options, sha256);
+  if (response.sha256() != sha256 || response.size_bytes() != module.size()) {
+    refuse("UNEXPECTED_ANSWER", "loaded module " + sha256 + ", and the answer is about another");
   }
   return response;
 }

@@ -5,13 +5,20 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "wasmkiln/errors.h"
 #include "wasmkiln/v1/module_service.pb.h"
+
+namespace grpc {
+class ClientContext;
+}
 
 namespace wasmkiln {
 
@@ -31,30 +38,32 @@ struct ClientOptions {
   std::string token;
   // Instead: a file that is read for each call, so that a new token counts at once.
   std::string token_file;
-  // Public keys of daemons: PEM, 64 hexadecimal digits, or 32 bytes. With none, the client checks
-  // digests only.
+  // Public keys of daemons: PEM, 64 hexadecimal digits, or 32 bytes; read_keys() has those of a
+  // file or folder. With none, the client checks digests only.
   std::vector<std::string> trusted_keys;
   // Of each call that gives no other.
   std::chrono::milliseconds timeout{60000};
-  // Take a file of the daemon's host store instead of bytes, where the daemon is on this machine.
-  bool host_store = true;
   std::uint64_t max_artifact_bytes = std::uint64_t{1} << 30;
   // gRPC's service configuration as JSON, for example to choose a load balancer; "" for none.
   std::string service_config;
 };
 
+// Return the public keys in a PEM file, or in the files *.pem of a folder. Of a folder, the
+// revocations in revoked/ count too, which is in it or, where it is called "trusted", beside it.
+// Throw std::invalid_argument where no key is left, or a file cannot be read.
+std::vector<std::string> read_keys(const std::string& path);
+
 // Ends calls from another thread, those that run and those that begin later: they throw a
 // WasmkilnError whose code is 1, CANCELLED.
 class Cancellation {
  public:
-  Cancellation();
-  ~Cancellation();
   void cancel();
 
  private:
-  friend class Cancellable;
-  struct State;
-  std::unique_ptr<State> state_;
+  friend class Call;
+  std::mutex mutex_;
+  bool is_cancelled_ = false;
+  std::set<grpc::ClientContext*> calls_;
 };
 
 enum class Priority { kInteractive, kBackground };
@@ -77,33 +86,17 @@ struct CompileOptions : CallOptions {
 };
 
 // An artifact that was checked: of this module, for this engine, whole, and signed by a trusted
-// key if the client has any. Copies share one open file.
+// key if the client has any.
 class Artifact {
  public:
+  Artifact(v1::ArtifactHeader header, std::string bytes)
+      : header_(std::move(header)), bytes_(std::move(bytes)) {}
   const v1::ArtifactHeader& header() const { return header_; }
-  // "memory", "host_store", "redis", "compiled" or "joined_flight".
-  std::string origin() const;
-
-  // Whether an engine can map the artifact from path().
-  bool is_file() const { return file_ != nullptr; }
-  // /proc/self/fd/N: give it to the engine, then call check_unchanged(). Empty without a file.
-  std::string path() const;
-  // Where the file was found, to show it. Empty without a file.
-  const std::string& host_file() const { return host_file_; }
-  // The artifact's bytes; reads the file where there is one. Throws ArtifactMismatch.
-  std::string bytes() const;
-  // Throws ArtifactMismatch if somebody wrote to the file since it was checked: throw away what
-  // was loaded from it.
-  void check_unchanged() const;
+  const std::string& bytes() const { return bytes_; }
 
  private:
-  friend class Client;
-  friend class CompileStream;
-  struct OpenFile;
   v1::ArtifactHeader header_;
   std::string bytes_;
-  std::string host_file_;
-  std::shared_ptr<const OpenFile> file_;
 };
 
 // May be used by many threads at once. Each call throws a WasmkilnError; arguments that make no

@@ -39,59 +39,58 @@ class WasmkilnError : public std::runtime_error {
 
   int code() const { return details_.code; }
   const std::string& reason() const { return details_.reason; }
-  std::string message() const { return what(); }
   const std::map<std::string, std::string>& metadata() const { return details_.metadata; }
   std::optional<std::chrono::milliseconds> retry_after() const { return details_.retry_after; }
   const std::vector<FieldViolation>& field_violations() const {
     return details_.field_violations;
   }
   const std::string& request_id() const { return details_.request_id; }
+  void set_request_id(const std::string& id) { details_.request_id = id; }
 
  private:
   ErrorDetails details_;
 };
 
-// One class for each reason, so that a program can catch what it can handle.
-#define WASMKILN_ERROR(NAME)                 \
-  class NAME : public WasmkilnError {        \
-   public:                                   \
-    using WasmkilnError::WasmkilnError;      \
+// One class for each reason, so that a program can catch what it can handle: ModuleInvalid for
+// "MODULE_INVALID", and so on. After retry_after() it makes sense to call again where the daemon
+// cannot do it now; the last five are the client's own.
+#define WASMKILN_ERRORS(X)                      \
+  X(InvalidRequest, "INVALID_REQUEST")          \
+  X(NotWasm, "NOT_WASM")                        \
+  X(ModuleInvalid, "MODULE_INVALID")            \
+  X(ModuleTooLarge, "MODULE_TOO_LARGE")         \
+  X(DigestMismatch, "DIGEST_MISMATCH")          \
+  X(EngineUnknown, "ENGINE_UNKNOWN")            \
+  X(EngineRemoved, "ENGINE_REMOVED")            \
+  X(TargetUnsupported, "TARGET_UNSUPPORTED")    \
+  X(SettingUnknown, "SETTING_UNKNOWN")          \
+  X(EngineLacksFeature, "ENGINE_LACKS_FEATURE") \
+  X(ModuleNotLoaded, "MODULE_NOT_LOADED")       \
+  X(CredentialsMissing, "CREDENTIALS_MISSING")  \
+  X(CredentialsInvalid, "CREDENTIALS_INVALID")  \
+  X(RoleMissing, "ROLE_MISSING")                \
+  X(CompileTimeout, "COMPILE_TIMEOUT")          \
+  X(CompileMemoryLimit, "COMPILE_MEMORY_LIMIT") \
+  X(ArtifactTooLarge, "ARTIFACT_TOO_LARGE")     \
+  X(CompilerCrashed, "COMPILER_CRASHED")        \
+  X(InternalFailure, "INTERNAL")                \
+  X(ModuleQuarantined, "MODULE_QUARANTINED")    \
+  X(QueueFull, "COMPILE_QUEUE_FULL")            \
+  X(QuotaExceeded, "QUOTA_EXCEEDED")            \
+  X(WorkerUnavailable, "WORKER_UNAVAILABLE")    \
+  X(ServerDraining, "SERVER_DRAINING")          \
+  X(ConnectionFailed, "CONNECTION_FAILED")      \
+  X(DeadlineExceeded, "DEADLINE_EXCEEDED")      \
+  X(ArtifactMismatch, "ARTIFACT_MISMATCH")      \
+  X(AttestationInvalid, "ATTESTATION_INVALID")  \
+  X(UnexpectedAnswer, "UNEXPECTED_ANSWER")
+
+#define WASMKILN_ERROR(NAME, REASON)    \
+  class NAME : public WasmkilnError {   \
+   public:                              \
+    using WasmkilnError::WasmkilnError; \
   };
-
-// Refused by the daemon: the request or the module.
-WASMKILN_ERROR(InvalidRequest)
-WASMKILN_ERROR(NotWasm)
-WASMKILN_ERROR(ModuleInvalid)
-WASMKILN_ERROR(ModuleTooLarge)
-WASMKILN_ERROR(DigestMismatch)
-WASMKILN_ERROR(EngineUnknown)
-WASMKILN_ERROR(EngineRemoved)
-WASMKILN_ERROR(TargetUnsupported)
-WASMKILN_ERROR(SettingUnknown)
-WASMKILN_ERROR(EngineLacksFeature)
-WASMKILN_ERROR(ModuleNotLoaded)
-WASMKILN_ERROR(CredentialsMissing)
-WASMKILN_ERROR(CredentialsInvalid)
-WASMKILN_ERROR(RoleMissing)
-// Failed in the daemon.
-WASMKILN_ERROR(CompileTimeout)
-WASMKILN_ERROR(CompileMemoryLimit)
-WASMKILN_ERROR(ArtifactTooLarge)
-WASMKILN_ERROR(CompilerCrashed)
-WASMKILN_ERROR(InternalFailure)
-// The daemon cannot do it now: see retry_after().
-WASMKILN_ERROR(ModuleQuarantined)
-WASMKILN_ERROR(QueueFull)
-WASMKILN_ERROR(QuotaExceeded)
-WASMKILN_ERROR(WorkerUnavailable)
-WASMKILN_ERROR(ServerDraining)
-// Thrown by the client itself.
-WASMKILN_ERROR(ConnectionFailed)
-WASMKILN_ERROR(DeadlineExceeded)
-WASMKILN_ERROR(ArtifactMismatch)
-WASMKILN_ERROR(AttestationInvalid)
-WASMKILN_ERROR(UnexpectedAnswer)
-
+WASMKILN_ERRORS(WASMKILN_ERROR)
 #undef WASMKILN_ERROR
 
 // Throw the class for details.reason, or a plain WasmkilnError for a reason that this version

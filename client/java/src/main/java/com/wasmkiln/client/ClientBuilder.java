@@ -1,33 +1,34 @@
 package com.wasmkiln.client;
 
-import io.grpc.ChannelCredentials;
-import io.grpc.Grpc;
-import io.grpc.InsecureChannelCredentials;
-import io.grpc.ManagedChannel;
-import io.grpc.TlsChannelCredentials;
+import io.grpc.*;
 import java.io.File;
 import java.io.IOException;
+import java.io.UncheckedIOException;
+import java.nio.file.Files;
 import java.nio.file.Path;
 import java.time.Duration;
+import java.util.regex.Pattern;
 
 /** Says how a client reaches its daemon, and what it trusts. */
-public final class ClientBuilder {
+public final class ClientBuilder implements Cloneable {
   private static final int MAX_MESSAGE_BYTES = 64 << 20;
+  private static final Pattern LOCAL =
+      Pattern.compile(
+          "unix:.*|(dns:(///)?)?"
+              + "(127(\\.[0-9]{1,3}){3}|\\[::1\\]|([^,/:]+\\.)?localhost)(:[0-9]+)?");
 
   final String address;
   TrustedKeys trusted = TrustedKeys.none();
   Duration timeout = Duration.ofMinutes(1);
-  String token = "";
-  Path tokenFile;
-  boolean isHostStoreOn = true;
   // Four times the default limit of a daemon; an array of bytes can have twice as many.
   long maxArtifactBytes = 1L << 30;
   private ChannelCredentials credentials = InsecureChannelCredentials.create();
   private boolean isSecure;
+  private String token = "";
+  private Path tokenFile;
   private ManagedChannel channel;
 
   ClientBuilder(String address) {
-    Addresses.check(address);
     this.address = address;
   }
 
@@ -84,12 +85,6 @@ public final class ClientBuilder {
     return this;
   }
 
-  /** Always ask for bytes, even if the daemon is on this machine. */
-  public ClientBuilder withoutHostStore() {
-    isHostStoreOn = false;
-    return this;
-  }
-
   /** Refuse larger artifacts; by default those above 1 GiB. */
   public ClientBuilder maxArtifactBytes(long limit) {
     maxArtifactBytes = Math.min(limit, Integer.MAX_VALUE - 8);
@@ -108,7 +103,7 @@ public final class ClientBuilder {
   /** Return the client. It connects with the first call. */
   public WasmkilnClient build() {
     boolean hasToken = !token.isEmpty() || tokenFile != null;
-    if (channel == null && hasToken && !isSecure && !Addresses.isLocal(address)) {
+    if (channel == null && hasToken && !isSecure && !LOCAL.matcher(address).matches()) {
       throw new IllegalArgumentException(
           "cannot send a token to " + address + " in plaintext: anybody on the way could read it;"
               + " use tls(...)");
@@ -122,6 +117,20 @@ public final class ClientBuilder {
               .disableRetry()
               .build();
     }
-    return new WasmkilnClient(opened, new Calls(opened, this), this);
+    try {
+      return new WasmkilnClient(opened, (ClientBuilder) clone());
+    } catch (CloneNotSupportedException impossible) {
+      throw new IllegalStateException(impossible);
+    }
+  }
+
+  /** Return what says who calls; empty without a token. */
+  String authorization() {
+    try {
+      String bearer = tokenFile == null ? token : Files.readString(tokenFile).strip();
+      return bearer.isEmpty() ? "" : "Bearer " + bearer;
+    } catch (IOException failure) {
+      throw new UncheckedIOException("cannot read the token: " + failure.getMessage(), failure);
+    }
   }
 }

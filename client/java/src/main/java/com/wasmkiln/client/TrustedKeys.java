@@ -1,33 +1,38 @@
 package com.wasmkiln.client;
 
+import static java.nio.charset.StandardCharsets.UTF_8;
+
+import com.google.gson.*;
+import com.wasmkiln.v1.ArtifactHeader;
+import com.wasmkiln.v1.Kind;
+import io.grpc.Status;
 import java.io.IOException;
-import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
-import java.security.GeneralSecurityException;
-import java.security.KeyFactory;
-import java.security.MessageDigest;
-import java.security.NoSuchAlgorithmException;
-import java.security.PublicKey;
+import java.security.*;
 import java.security.spec.X509EncodedKeySpec;
-import java.util.ArrayList;
-import java.util.Arrays;
-import java.util.Base64;
-import java.util.HashMap;
-import java.util.HexFormat;
-import java.util.List;
-import java.util.Map;
+import java.util.*;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import java.util.stream.Stream;
 
-/** The Ed25519 public keys that a caller trusts. Immutable. */
+/** The Ed25519 public keys that a caller trusts, and what they have to have signed. Immutable. */
 public final class TrustedKeys {
   private static final int KEY_BYTES = 32;
   // The start of every Ed25519 public key in DER (RFC 8410); the key follows.
-  private static final byte[] PREFIX = HexFormat.of().parseHex("302a300506032b6570032100");
+  private static final String PREFIX = "302a300506032b6570032100";
   private static final Pattern PEM =
-      Pattern.compile("-----BEGIN PUBLIC KEY-----(.*?)-----END PUBLIC KEY-----", Pattern.DOTALL);
+      Pattern.compile("-----BEGIN PUBLIC KEY-----([^-]*)-----END PUBLIC KEY-----");
+  private static final Pattern REVOKED = Pattern.compile("\"key_id\"\\s*:\\s*\"([0-9a-f]{64})\"");
+  private static final String PAYLOAD_TYPE = "application/vnd.in-toto+json";
+  // docs/reference/attestation.md: a daemon writes it byte for byte so, and nothing has to parse
+  // what nobody has signed.
+  private static final Pattern ENVELOPE =
+      Pattern.compile(
+          "\\{\"payload\":\"([^\"]*)\",\"payloadType\":\"application/vnd\\.in-toto\\+json\","
+              + "\"signatures\":\\[\\{\"keyid\":\"([0-9a-f]{64})\",\"sig\":\"([^\"]*)\"}]}");
+  private static final String TYPES =
+      "https://in-toto.io/Statement/v1 https://slsa.dev/provenance/v1 urn:wasmkiln:compile:v1";
 
   private final Map<String, PublicKey> keys;
 
@@ -47,111 +52,183 @@ public final class TrustedKeys {
    */
   public static TrustedKeys parse(String text) {
     Map<String, PublicKey> keys = new HashMap<>();
-    for (byte[] raw : rawKeys(text.strip())) {
-      keys.put(sha256(raw), publicKey(raw));
+    HexFormat hex = HexFormat.of();
+    String bare = text.strip();
+    try {
+      for (Matcher blocks = PEM.matcher(bare); blocks.find(); ) {
+        add(keys, Base64.getMimeDecoder().decode(blocks.group(1)));
+      }
+      if (keys.isEmpty()) {
+        boolean isHex = bare.length() == 2 * KEY_BYTES;
+        String raw = isHex ? bare : hex.formatHex(Base64.getDecoder().decode(bare));
+        add(keys, hex.parseHex(PREFIX + raw));
+      }
+    } catch (GeneralSecurityException | IllegalArgumentException none) {
+      // Without a cause, which may quote a private key.
+      throw new IllegalArgumentException(
+          "not an Ed25519 public key: expected 64 hex digits, base64 of 32 bytes, or PEM");
     }
     return new TrustedKeys(keys);
   }
 
   /**
-   * Read the keys in files, and in the files {@code *.pem} of folders.
+   * Read the keys in files, and in the files {@code *.pem} of folders. Of folders, the revocations
+   * in {@code revoked/} count too, which is in the folder or, where that is called {@code trusted},
+   * beside it.
    *
    * @throws IOException if a file cannot be read
-   * @throws IllegalArgumentException if one holds no key
+   * @throws IllegalArgumentException if one holds no key, or all keys are revoked
    */
   public static TrustedKeys read(Path... paths) throws IOException {
     Map<String, PublicKey> keys = new HashMap<>();
-    for (Path path : paths) {
-      for (Path file : filesOf(path)) {
+    Set<String> revoked = new HashSet<>();
+    for (Path each : paths) {
+      Path path = each.toAbsolutePath().normalize();
+      for (Path file : Files.isDirectory(path) ? filesOf(path, ".pem") : List.of(path)) {
         try {
           keys.putAll(parse(Files.readString(file)).keys);
         } catch (IllegalArgumentException none) {
-          throw new IllegalArgumentException(
-              "cannot read " + file + ": " + none.getMessage(), none);
+          throw new IllegalArgumentException("cannot read " + file + ": " + none.getMessage());
         }
       }
+      revoked.addAll(revokedIn(path.resolve("revoked")));
+      if (path.endsWith("trusted")) {
+        revoked.addAll(revokedIn(path.resolveSibling("revoked")));
+      }
     }
+    keys.keySet().removeAll(revoked);
     if (keys.isEmpty()) {
+      // With no key nothing would be checked.
       throw new IllegalArgumentException(
-          "cannot read trusted keys: there is none in " + Arrays.toString(paths));
+          "cannot read trusted keys: there is none that counts in " + Arrays.toString(paths));
     }
     return new TrustedKeys(keys);
-  }
-
-  boolean isEmpty() {
-    return keys.isEmpty();
-  }
-
-  /** Return the key with this id, or null where it is not trusted. */
-  PublicKey get(String keyId) {
-    return keys.get(keyId);
-  }
-
-  private static List<Path> filesOf(Path path) throws IOException {
-    if (!Files.isDirectory(path)) {
-      return List.of(path);
-    }
-    try (Stream<Path> files = Files.list(path)) {
-      return files.filter(each -> each.toString().endsWith(".pem")).sorted().toList();
-    }
-  }
-
-  private static List<byte[]> rawKeys(String text) {
-    List<byte[]> found = new ArrayList<>();
-    Matcher blocks = PEM.matcher(text);
-    while (blocks.find()) {
-      byte[] der = base64(blocks.group(1).replaceAll("\\s", ""));
-      if (der.length != PREFIX.length + KEY_BYTES
-          || !Arrays.equals(PREFIX, Arrays.copyOf(der, PREFIX.length))) {
-        throw noKey();
-      }
-      found.add(Arrays.copyOfRange(der, PREFIX.length, der.length));
-    }
-    if (found.isEmpty()) {
-      byte[] raw = text.matches("[0-9a-fA-F]{64}") ? HexFormat.of().parseHex(text) : base64(text);
-      if (raw.length != KEY_BYTES) {
-        throw noKey();
-      }
-      found.add(raw);
-    }
-    return found;
-  }
-
-  private static byte[] base64(String text) {
-    try {
-      return Base64.getDecoder().decode(text);
-    } catch (IllegalArgumentException none) {
-      return new byte[0];
-    }
-  }
-
-  private static PublicKey publicKey(byte[] raw) {
-    byte[] der = Arrays.copyOf(PREFIX, PREFIX.length + KEY_BYTES);
-    System.arraycopy(raw, 0, der, PREFIX.length, KEY_BYTES);
-    try {
-      return KeyFactory.getInstance("Ed25519").generatePublic(new X509EncodedKeySpec(der));
-    } catch (GeneralSecurityException none) {
-      throw noKey();
-    }
-  }
-
-  /** Return the exception for a text that is no key. It does not quote what may be a private key. */
-  private static IllegalArgumentException noKey() {
-    return new IllegalArgumentException(
-        "not an Ed25519 public key: expected 64 hex digits, base64 of 32 bytes, or PEM");
   }
 
   /** Return a SHA-256 in lowercase hex. */
   static String sha256(byte[] content) {
     try {
       return HexFormat.of().formatHex(MessageDigest.getInstance("SHA-256").digest(content));
-    } catch (NoSuchAlgorithmException impossible) {
+    } catch (GeneralSecurityException impossible) {
       throw new IllegalStateException(impossible);
     }
   }
 
-  /** Return a text as UTF-8. */
-  static byte[] utf8(String text) {
-    return text.getBytes(StandardCharsets.UTF_8);
+  /**
+   * Throw AttestationInvalid unless one of the keys, if there are any, signed that the artifact is
+   * what the header says. Somebody else compares the bytes with the header.
+   */
+  void check(ArtifactHeader header) {
+    if (keys.isEmpty()) {
+      return;
+    }
+    Matcher envelope = ENVELOPE.matcher(header.getAttestation().toStringUtf8());
+    if (!envelope.matches()) {
+      throw refused("unsigned", "", "the artifact has no attestation as wasmkiln writes it");
+    }
+    String signer = envelope.group(2);
+    PublicKey key = keys.get(signer);
+    if (key == null) {
+      throw refused(
+          "stranger", signer, "the attestation is signed by a key that is not trusted: " + signer);
+    }
+    String problem;
+    try {
+      byte[] payload = Base64.getDecoder().decode(envelope.group(1));
+      String start = "DSSEv1 " + PAYLOAD_TYPE.length() + " " + PAYLOAD_TYPE;
+      Signature signature = Signature.getInstance("Ed25519");
+      signature.initVerify(key);
+      signature.update((start + " " + payload.length + " ").getBytes(UTF_8));
+      signature.update(payload);
+      problem =
+          signature.verify(Base64.getDecoder().decode(envelope.group(3)))
+              ? difference(header, new String(payload, UTF_8))
+              : "signature is not by the key that it names";
+    } catch (GeneralSecurityException | RuntimeException malformed) {
+      problem = "statement is not about an artifact";
+    }
+    if (!problem.isEmpty()) {
+      throw refused("mismatch", signer, "the attestation's " + problem);
+    }
+  }
+
+  /** Return what a statement says otherwise than the header, or an empty string. */
+  private static String difference(ArtifactHeader header, String json) {
+    JsonObject statement = JsonParser.parseString(json).getAsJsonObject();
+    JsonObject build = statement.getAsJsonObject("predicate").getAsJsonObject("buildDefinition");
+    JsonObject said = build.getAsJsonObject("externalParameters");
+    said.add("artifact", digest(statement.getAsJsonArray("subject")));
+    said.add("module", digest(build.getAsJsonArray("resolvedDependencies")));
+    String type = statement.get("_type").getAsString();
+    String predicateType = statement.get("predicateType").getAsString();
+    String buildType = build.get("buildType").getAsString();
+    said.addProperty("types", type + " " + predicateType + " " + buildType);
+    boolean isComponent = header.getKind() == Kind.KIND_COMPONENT;
+    boolean isCore = header.getKind() == Kind.KIND_CORE_MODULE;
+    var engine = header.getEngine();
+    Map<String, Object> due =
+        Map.of(
+            "types", TYPES,
+            "artifact", header.getArtifactSha256(),
+            "module", header.getModuleSha256(),
+            "fingerprint", header.getFingerprint(),
+            "kind", isComponent ? "component" : isCore ? "core" : "",
+            "target", header.getTarget(),
+            "cpu", header.getCpu(),
+            "settings", header.getSettingsMap(),
+            "changedSettings", header.getChangedSettingsMap(),
+            "engine",
+                Map.of(
+                    "name", engine.getName(),
+                    "version", engine.getVersion(),
+                    "coreVersion", engine.getCoreVersion(),
+                    "compiler", engine.getCompiler()));
+    Gson gson = new Gson();
+    return due.keySet().stream()
+        .filter(name -> !gson.toJsonTree(due.get(name)).equals(said.get(name)))
+        .findFirst()
+        .map(name -> name + " is another than the header's")
+        .orElse("");
+  }
+
+  /** Return the SHA-256 of the only element of a list; null for a list of another length. */
+  private static JsonElement digest(JsonArray list) {
+    return list.size() != 1
+        ? null
+        : list.get(0).getAsJsonObject().getAsJsonObject("digest").get("sha256");
+  }
+
+  private static WasmkilnException refused(String cause, String signer, String message) {
+    return WasmkilnException.of(
+        Status.Code.DATA_LOSS,
+        "ATTESTATION_INVALID",
+        message,
+        Map.of("cause", cause, "key_id", signer));
+  }
+
+  private static void add(Map<String, PublicKey> keys, byte[] der) throws GeneralSecurityException {
+    PublicKey key = KeyFactory.getInstance("Ed25519").generatePublic(new X509EncodedKeySpec(der));
+    byte[] encoded = key.getEncoded();
+    keys.put(
+        sha256(Arrays.copyOfRange(encoded, encoded.length - KEY_BYTES, encoded.length)), key);
+  }
+
+  private static Set<String> revokedIn(Path folder) throws IOException {
+    Set<String> found = new HashSet<>();
+    for (Path file : Files.isDirectory(folder) ? filesOf(folder, ".json") : List.<Path>of()) {
+      Matcher named = REVOKED.matcher(Files.readString(file));
+      if (!named.find()) {
+        throw new IllegalArgumentException(
+            "cannot read " + file + ": it does not say which key is revoked, as key_id");
+      }
+      found.add(named.group(1));
+    }
+    return found;
+  }
+
+  private static List<Path> filesOf(Path folder, String ending) throws IOException {
+    try (Stream<Path> files = Files.list(folder)) {
+      return files.filter(each -> each.toString().endsWith(ending)).toList();
+    }
   }
 }

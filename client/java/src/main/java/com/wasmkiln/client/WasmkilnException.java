@@ -1,11 +1,13 @@
 package com.wasmkiln.client;
 
-import io.grpc.Status;
+import com.google.protobuf.Any;
+import com.google.protobuf.InvalidProtocolBufferException;
+import com.google.rpc.BadRequest;
+import com.google.rpc.ErrorInfo;
+import com.google.rpc.RetryInfo;
+import io.grpc.*;
 import java.time.Duration;
-import java.util.Arrays;
-import java.util.List;
-import java.util.Map;
-import java.util.Optional;
+import java.util.*;
 
 /**
  * Every failure of a call. Decide by its class, which each reason has, or by {@link #reason()},
@@ -13,351 +15,253 @@ import java.util.Optional;
  */
 @SuppressWarnings("serial")
 public class WasmkilnException extends RuntimeException {
-  private static final int MAX_QUOTED = 200;
+  private static final Metadata.Key<byte[]> DETAILS =
+      Metadata.Key.of("grpc-status-details-bin", Metadata.BINARY_BYTE_MARSHALLER);
+  private static final long MAX_RETRY_SECONDS = Duration.ofDays(365).toSeconds();
 
-  private final transient Details details;
+  private String message = "";
+  private Status.Code code = Status.Code.UNKNOWN;
+  private String reason = "";
+  private Map<String, String> metadata = Map.of();
+  private Duration retryAfter;
+  private String requestId = "";
+  private transient List<FieldViolation> violations = List.of();
 
-  /** What an error says beside its message. */
-  record Details(
-      Status.Code code,
-      String reason,
-      Map<String, String> metadata,
-      Duration retryAfter,
-      String requestId,
-      List<FieldViolation> violations) {}
+  private WasmkilnException() {}
 
   /** A field of the request that the daemon refused, and why. */
   public record FieldViolation(String field, String description) {}
 
-  WasmkilnException(String message, Details details, Throwable cause) {
-    super(message, cause);
-    this.details = details;
+  @Override
+  public String getMessage() {
+    return message;
   }
 
   /** The gRPC status code. */
   public Status.Code code() {
-    return details.code();
+    return code;
   }
 
   /** The contract's word for the condition, or an empty string where there is none. */
   public String reason() {
-    return details.reason();
+    return reason;
   }
 
   /** What the contract lists for the reason. */
   public Map<String, String> metadata() {
-    return details.metadata();
+    return metadata;
   }
 
   /** How long to wait before another try; empty where the daemon did not say. */
   public Optional<Duration> retryAfter() {
-    return Optional.ofNullable(details.retryAfter());
+    return Optional.ofNullable(retryAfter);
   }
 
-  /** Names the call in the daemon's log; empty where the client itself refused something. */
+  /** Names the call in the daemon's log. */
   public String requestId() {
-    return details.requestId();
+    return requestId;
   }
 
   /** The fields of the request that the daemon refused. */
   public List<FieldViolation> violations() {
-    return details.violations();
+    return violations;
   }
 
   /** Return the exception of a reason. */
-  static WasmkilnException of(String message, Details details, Throwable cause) {
-    return switch (details.reason()) {
-      case "INVALID_REQUEST" -> new InvalidRequest(message, details, cause);
-      case "MODULE_INVALID" -> new ModuleInvalid(message, details, cause);
-      case "NOT_WASM" -> new NotWasm(message, details, cause);
-      case "MODULE_TOO_LARGE" -> new ModuleTooLarge(message, details, cause);
-      case "DIGEST_MISMATCH" -> new DigestMismatch(message, details, cause);
-      case "MODULE_NOT_LOADED" -> new ModuleNotLoaded(message, details, cause);
-      case "MODULE_QUARANTINED" -> new ModuleQuarantined(message, details, cause);
-      case "ENGINE_UNKNOWN" -> new EngineUnknown(message, details, cause);
-      case "ENGINE_REMOVED" -> new EngineRemoved(message, details, cause);
-      case "TARGET_UNSUPPORTED" -> new TargetUnsupported(message, details, cause);
-      case "SETTING_UNKNOWN" -> new SettingUnknown(message, details, cause);
-      case "ENGINE_LACKS_FEATURE" -> new EngineLacksFeature(message, details, cause);
-      case "COMPILE_TIMEOUT" -> new CompileTimeout(message, details, cause);
-      case "COMPILE_MEMORY_LIMIT" -> new CompileMemoryLimit(message, details, cause);
-      case "ARTIFACT_TOO_LARGE" -> new ArtifactTooLarge(message, details, cause);
-      case "COMPILER_CRASHED" -> new CompilerCrashed(message, details, cause);
-      case "INTERNAL" -> new InternalFailure(message, details, cause);
-      case "COMPILE_QUEUE_FULL" -> new QueueFull(message, details, cause);
-      case "QUOTA_EXCEEDED" -> new QuotaExceeded(message, details, cause);
-      case "WORKER_UNAVAILABLE" -> new WorkerUnavailable(message, details, cause);
-      case "SERVER_DRAINING" -> new ServerDraining(message, details, cause);
-      case "CREDENTIALS_MISSING" -> new CredentialsMissing(message, details, cause);
-      case "CREDENTIALS_INVALID" -> new CredentialsInvalid(message, details, cause);
-      case "ROLE_MISSING" -> new RoleMissing(message, details, cause);
-      case "CONNECTION_FAILED" -> new ConnectionFailed(message, details, cause);
-      case "DEADLINE_EXCEEDED" -> new DeadlineExceeded(message, details, cause);
-      case "ARTIFACT_MISMATCH" -> new ArtifactMismatch(message, details, cause);
-      case "ATTESTATION_INVALID" -> new AttestationInvalid(message, details, cause);
-      case "UNEXPECTED_ANSWER" -> new UnexpectedAnswer(message, details, cause);
-      default -> new WasmkilnException(message, details, cause);
-    };
-  }
-
-  /** Return the exception for something that the client itself refuses. */
-  static WasmkilnException own(
+  static WasmkilnException of(
       Status.Code code, String reason, String message, Map<String, String> metadata) {
-    return of(message, new Details(code, reason, metadata, null, "", List.of()), null);
+    WasmkilnException made =
+        switch (reason) {
+          case "INVALID_REQUEST" -> new InvalidRequest();
+          case "MODULE_INVALID" -> new ModuleInvalid();
+          case "NOT_WASM" -> new NotWasm();
+          case "MODULE_TOO_LARGE" -> new ModuleTooLarge();
+          case "DIGEST_MISMATCH" -> new DigestMismatch();
+          case "MODULE_NOT_LOADED" -> new ModuleNotLoaded();
+          case "MODULE_QUARANTINED" -> new ModuleQuarantined();
+          case "ENGINE_UNKNOWN" -> new EngineUnknown();
+          case "ENGINE_REMOVED" -> new EngineRemoved();
+          case "TARGET_UNSUPPORTED" -> new TargetUnsupported();
+          case "SETTING_UNKNOWN" -> new SettingUnknown();
+          case "ENGINE_LACKS_FEATURE" -> new EngineLacksFeature();
+          case "COMPILE_TIMEOUT" -> new CompileTimeout();
+          case "COMPILE_MEMORY_LIMIT" -> new CompileMemoryLimit();
+          case "ARTIFACT_TOO_LARGE" -> new ArtifactTooLarge();
+          case "COMPILER_CRASHED" -> new CompilerCrashed();
+          case "INTERNAL" -> new InternalFailure();
+          case "COMPILE_QUEUE_FULL" -> new QueueFull();
+          case "QUOTA_EXCEEDED" -> new QuotaExceeded();
+          case "WORKER_UNAVAILABLE" -> new WorkerUnavailable();
+          case "SERVER_DRAINING" -> new ServerDraining();
+          case "CREDENTIALS_MISSING" -> new CredentialsMissing();
+          case "CREDENTIALS_INVALID" -> new CredentialsInvalid();
+          case "ROLE_MISSING" -> new RoleMissing();
+          case "CONNECTION_FAILED" -> new ConnectionFailed();
+          case "DEADLINE_EXCEEDED" -> new DeadlineExceeded();
+          case "ARTIFACT_MISMATCH" -> new ArtifactMismatch();
+          case "ATTESTATION_INVALID" -> new AttestationInvalid();
+          case "UNEXPECTED_ANSWER" -> new UnexpectedAnswer();
+          default -> new WasmkilnException();
+        };
+    made.code = code;
+    made.reason = reason;
+    made.message = message;
+    made.metadata = Map.copyOf(metadata);
+    return made;
   }
 
-  /** Return the same exception with a request's id, if it has none. */
-  WasmkilnException ofRequest(String requestId) {
-    if (!requestId().isEmpty()) {
-      return this;
+  /** Return the exception for a call that failed. */
+  static WasmkilnException of(StatusRuntimeException failure, String address, Duration timeout) {
+    Status status = failure.getStatus();
+    String text = status.getDescription() == null ? "" : status.getDescription();
+    ErrorInfo info = ErrorInfo.getDefaultInstance();
+    RetryInfo retry = RetryInfo.getDefaultInstance();
+    BadRequest bad = BadRequest.getDefaultInstance();
+    try {
+      byte[] details = failure.getTrailers() == null ? null : failure.getTrailers().get(DETAILS);
+      var parsed = com.google.rpc.Status.parseFrom(details == null ? new byte[0] : details);
+      for (Any each : parsed.getDetailsList()) {
+        if (each.is(ErrorInfo.class)) {
+          info = each.unpack(ErrorInfo.class);
+        } else if (each.is(RetryInfo.class)) {
+          retry = each.unpack(RetryInfo.class);
+        } else if (each.is(BadRequest.class)) {
+          bad = each.unpack(BadRequest.class);
+        }
+      }
+    } catch (InvalidProtocolBufferException damaged) {
+      // Of another server, or cut off: code and message count in any case.
     }
-    return of(
-        getMessage(),
-        new Details(code(), reason(), metadata(), details.retryAfter(), requestId, violations()),
-        getCause());
+    String reason = info.getDomain().equals("wasmkiln") ? info.getReason() : "";
+    Map<String, String> metadata = info.getMetadataMap();
+    if (reason.isEmpty()) {
+      text = root(status.getCause(), text.lines().findFirst().orElse(""));
+      metadata = Map.of("address", address, "detail", text);
+      if (status.getCode() == Status.Code.UNAVAILABLE) {
+        reason = "CONNECTION_FAILED";
+        text = "no daemon answers at " + address + " (" + text + "): start one with `wasmkilnd"
+            + " serve`, or check the address";
+      } else if (status.getCode() == Status.Code.DEADLINE_EXCEEDED) {
+        reason = "DEADLINE_EXCEEDED";
+        text = "no answer from " + address + " within " + timeout.toMillis() + " ms";
+      }
+    }
+    WasmkilnException made =
+        of(status.getCode(), reason, text.isEmpty() ? status.getCode().name() : text, metadata);
+    made.initCause(failure);
+    if (retry.hasRetryDelay()) {
+      long seconds = retry.getRetryDelay().getSeconds();
+      made.retryAfter =
+          Duration.ofSeconds(Math.max(0, Math.min(seconds, MAX_RETRY_SECONDS)))
+              .plusNanos(Math.max(0, retry.getRetryDelay().getNanos()));
+    }
+    made.violations =
+        bad.getFieldViolationsList().stream()
+            .map(each -> new FieldViolation(each.getField(), each.getDescription()))
+            .toList();
+    return made;
   }
 
-  /** Return the exception for an artifact that is not what was asked for. Quote what it names. */
-  static WasmkilnException mismatch(String format, Object... values) {
-    Object[] quoted =
-        Arrays.stream(values).map(each -> each instanceof String text ? quoted(text) : each).toArray();
-    return own(Status.Code.DATA_LOSS, "ARTIFACT_MISMATCH", String.format(format, quoted), Map.of());
+  /** Return this exception with a request's id. */
+  WasmkilnException ofRequest(String id) {
+    requestId = metadata.getOrDefault("request_id", id);
+    return this;
   }
 
-  /** Return a text that a server chose as part of one printable line: in quotes, and not long. */
-  static String quoted(String text) {
-    StringBuilder line = new StringBuilder("\"");
-    text.codePoints()
-        .limit(MAX_QUOTED)
-        .forEach(
-            each -> {
-              if (isPrintable(each)) {
-                line.appendCodePoint(each);
-              } else {
-                line.append(String.format("\\u{%x}", each));
-              }
-            });
-    return line.append(text.codePointCount(0, text.length()) > MAX_QUOTED ? "…\"" : "\"").toString();
-  }
-
-  private static boolean isPrintable(int point) {
-    return switch (Character.getType(point)) {
-      case Character.CONTROL, Character.FORMAT, Character.SURROGATE, Character.PRIVATE_USE,
-          Character.UNASSIGNED, Character.LINE_SEPARATOR, Character.PARAGRAPH_SEPARATOR -> false;
-      default -> true;
-    };
-  }
-
-  /** Return the exception for an artifact that no trusted key signed. */
-  static WasmkilnException untrusted(String cause, String keyId, String message) {
-    Map<String, String> metadata =
-        keyId.isEmpty() ? Map.of("cause", cause) : Map.of("cause", cause, "key_id", keyId);
-    return own(Status.Code.DATA_LOSS, "ATTESTATION_INVALID", message, metadata);
+  private static String root(Throwable cause, String otherwise) {
+    if (cause == null) {
+      return otherwise;
+    }
+    return root(cause.getCause(), String.valueOf(cause.getMessage()));
   }
 
   /** The request breaks a rule of the contract: INVALID_REQUEST. */
-  public static final class InvalidRequest extends WasmkilnException {
-    InvalidRequest(String message, Details details, Throwable cause) {
-      super(message, details, cause);
-    }
-  }
+  public static final class InvalidRequest extends WasmkilnException {}
 
   /** The module is malformed or invalid: MODULE_INVALID. */
-  public static final class ModuleInvalid extends WasmkilnException {
-    ModuleInvalid(String message, Details details, Throwable cause) {
-      super(message, details, cause);
-    }
-  }
+  public static final class ModuleInvalid extends WasmkilnException {}
 
   /** The bytes are no WebAssembly binary: NOT_WASM. */
-  public static final class NotWasm extends WasmkilnException {
-    NotWasm(String message, Details details, Throwable cause) {
-      super(message, details, cause);
-    }
-  }
+  public static final class NotWasm extends WasmkilnException {}
 
   /** The module is larger than the daemon accepts: MODULE_TOO_LARGE. */
-  public static final class ModuleTooLarge extends WasmkilnException {
-    ModuleTooLarge(String message, Details details, Throwable cause) {
-      super(message, details, cause);
-    }
-  }
+  public static final class ModuleTooLarge extends WasmkilnException {}
 
   /** The bytes are not those of the digest: DIGEST_MISMATCH. */
-  public static final class DigestMismatch extends WasmkilnException {
-    DigestMismatch(String message, Details details, Throwable cause) {
-      super(message, details, cause);
-    }
-  }
+  public static final class DigestMismatch extends WasmkilnException {}
 
   /** No tier of the daemon has a module with this digest: MODULE_NOT_LOADED. */
-  public static final class ModuleNotLoaded extends WasmkilnException {
-    ModuleNotLoaded(String message, Details details, Throwable cause) {
-      super(message, details, cause);
-    }
-  }
+  public static final class ModuleNotLoaded extends WasmkilnException {}
 
   /** The module broke this engine not long ago: MODULE_QUARANTINED. */
-  public static final class ModuleQuarantined extends WasmkilnException {
-    ModuleQuarantined(String message, Details details, Throwable cause) {
-      super(message, details, cause);
-    }
-  }
+  public static final class ModuleQuarantined extends WasmkilnException {}
 
   /** The daemon serves no such engine: ENGINE_UNKNOWN. */
-  public static final class EngineUnknown extends WasmkilnException {
-    EngineUnknown(String message, Details details, Throwable cause) {
-      super(message, details, cause);
-    }
-  }
+  public static final class EngineUnknown extends WasmkilnException {}
 
   /** The daemon served this engine until it was removed: ENGINE_REMOVED. */
-  public static final class EngineRemoved extends WasmkilnException {
-    EngineRemoved(String message, Details details, Throwable cause) {
-      super(message, details, cause);
-    }
-  }
+  public static final class EngineRemoved extends WasmkilnException {}
 
   /** The engine does not compile for this target: TARGET_UNSUPPORTED. */
-  public static final class TargetUnsupported extends WasmkilnException {
-    TargetUnsupported(String message, Details details, Throwable cause) {
-      super(message, details, cause);
-    }
-  }
+  public static final class TargetUnsupported extends WasmkilnException {}
 
   /** The engine has no such setting: SETTING_UNKNOWN. */
-  public static final class SettingUnknown extends WasmkilnException {
-    SettingUnknown(String message, Details details, Throwable cause) {
-      super(message, details, cause);
-    }
-  }
+  public static final class SettingUnknown extends WasmkilnException {}
 
   /** The engine lacks what the module needs: ENGINE_LACKS_FEATURE. */
-  public static final class EngineLacksFeature extends WasmkilnException {
-    EngineLacksFeature(String message, Details details, Throwable cause) {
-      super(message, details, cause);
-    }
-  }
+  public static final class EngineLacksFeature extends WasmkilnException {}
 
   /** Compiling took longer than the daemon allows: COMPILE_TIMEOUT. */
-  public static final class CompileTimeout extends WasmkilnException {
-    CompileTimeout(String message, Details details, Throwable cause) {
-      super(message, details, cause);
-    }
-  }
+  public static final class CompileTimeout extends WasmkilnException {}
 
   /** Compiling took more memory than the daemon allows: COMPILE_MEMORY_LIMIT. */
-  public static final class CompileMemoryLimit extends WasmkilnException {
-    CompileMemoryLimit(String message, Details details, Throwable cause) {
-      super(message, details, cause);
-    }
-  }
+  public static final class CompileMemoryLimit extends WasmkilnException {}
 
   /** The artifact is above a limit of the daemon or of this client: ARTIFACT_TOO_LARGE. */
-  public static final class ArtifactTooLarge extends WasmkilnException {
-    ArtifactTooLarge(String message, Details details, Throwable cause) {
-      super(message, details, cause);
-    }
-  }
+  public static final class ArtifactTooLarge extends WasmkilnException {}
 
   /** The engine crashed on this module: COMPILER_CRASHED. */
-  public static final class CompilerCrashed extends WasmkilnException {
-    CompilerCrashed(String message, Details details, Throwable cause) {
-      super(message, details, cause);
-    }
-  }
+  public static final class CompilerCrashed extends WasmkilnException {}
 
   /** The daemon failed, and its log says why: INTERNAL. */
-  public static final class InternalFailure extends WasmkilnException {
-    InternalFailure(String message, Details details, Throwable cause) {
-      super(message, details, cause);
-    }
-  }
+  public static final class InternalFailure extends WasmkilnException {}
 
   /** The daemon is at a limit that protects other callers: COMPILE_QUEUE_FULL. */
-  public static final class QueueFull extends WasmkilnException {
-    QueueFull(String message, Details details, Throwable cause) {
-      super(message, details, cause);
-    }
-  }
+  public static final class QueueFull extends WasmkilnException {}
 
   /** The caller has used up a quota: QUOTA_EXCEEDED. */
-  public static final class QuotaExceeded extends WasmkilnException {
-    QuotaExceeded(String message, Details details, Throwable cause) {
-      super(message, details, cause);
-    }
-  }
+  public static final class QuotaExceeded extends WasmkilnException {}
 
   /** No worker of the engine is ready: WORKER_UNAVAILABLE. */
-  public static final class WorkerUnavailable extends WasmkilnException {
-    WorkerUnavailable(String message, Details details, Throwable cause) {
-      super(message, details, cause);
-    }
-  }
+  public static final class WorkerUnavailable extends WasmkilnException {}
 
   /** The daemon is about to end: ask another: SERVER_DRAINING. */
-  public static final class ServerDraining extends WasmkilnException {
-    ServerDraining(String message, Details details, Throwable cause) {
-      super(message, details, cause);
-    }
-  }
+  public static final class ServerDraining extends WasmkilnException {}
 
   /** The daemon asks who calls: CREDENTIALS_MISSING. */
-  public static final class CredentialsMissing extends WasmkilnException {
-    CredentialsMissing(String message, Details details, Throwable cause) {
-      super(message, details, cause);
-    }
-  }
+  public static final class CredentialsMissing extends WasmkilnException {}
 
   /** The token or certificate does not count: CREDENTIALS_INVALID. */
-  public static final class CredentialsInvalid extends WasmkilnException {
-    CredentialsInvalid(String message, Details details, Throwable cause) {
-      super(message, details, cause);
-    }
-  }
+  public static final class CredentialsInvalid extends WasmkilnException {}
 
   /** The caller may not do this: ROLE_MISSING. */
-  public static final class RoleMissing extends WasmkilnException {
-    RoleMissing(String message, Details details, Throwable cause) {
-      super(message, details, cause);
-    }
-  }
+  public static final class RoleMissing extends WasmkilnException {}
 
   /** No daemon answers at the address, or TLS fails: CONNECTION_FAILED. */
-  public static final class ConnectionFailed extends WasmkilnException {
-    ConnectionFailed(String message, Details details, Throwable cause) {
-      super(message, details, cause);
-    }
-  }
+  public static final class ConnectionFailed extends WasmkilnException {}
 
   /** No answer came within the call's own time: DEADLINE_EXCEEDED. */
-  public static final class DeadlineExceeded extends WasmkilnException {
-    DeadlineExceeded(String message, Details details, Throwable cause) {
-      super(message, details, cause);
-    }
-  }
+  public static final class DeadlineExceeded extends WasmkilnException {}
 
   /** The bytes differ from their header, or the header from the call: ARTIFACT_MISMATCH. */
-  public static final class ArtifactMismatch extends WasmkilnException {
-    ArtifactMismatch(String message, Details details, Throwable cause) {
-      super(message, details, cause);
-    }
-  }
+  public static final class ArtifactMismatch extends WasmkilnException {}
 
   /**
    * No trusted key signed the artifact: ATTESTATION_INVALID. The cause in the metadata is
    * "unsigned", "stranger" or "mismatch".
    */
-  public static final class AttestationInvalid extends WasmkilnException {
-    AttestationInvalid(String message, Details details, Throwable cause) {
-      super(message, details, cause);
-    }
-  }
+  public static final class AttestationInvalid extends WasmkilnException {}
 
   /** The daemon's answer is about something else: UNEXPECTED_ANSWER. */
-  public static final class UnexpectedAnswer extends WasmkilnException {
-    UnexpectedAnswer(String message, Details details, Throwable cause) {
-      super(message, details, cause);
-    }
-  }
+  public static final class UnexpectedAnswer extends WasmkilnException {}
 }
