@@ -112,7 +112,7 @@ WRONG = {
         r"the certificate of the daemon at \S+ is signed by none of the trusted CAs, those in .*",
         3,
         r"certificate signed by unknown authority",
-        r"CONNECTION_FAILED: no daemon answers at \S+ \(.*self-signed certificate",
+        r"CONNECTION_FAILED: no daemon answers at \S+ \(.*unable to verify the first certificate",
         ca="other/ca.pem",
         token="ci.token",
     ),
