@@ -156,10 +156,12 @@ func ReadKeys(paths ...string) ([]ed25519.PublicKey, error) {
 	for _, path := range paths {
 		files := []string{path}
 		if info, err := os.Stat(path); err == nil && info.IsDir() {
-			if err := readRevoked(path, revoked); err != nil {
+			if err = readRevoked(path, revoked); err != nil {
 				return nil, err
 			}
-			files, _ = filepath.Glob(filepath.Join(path, "*.pem"))
+			if files, err = filesIn(path, ".pem"); err != nil {
+				return nil, err
+			}
 		}
 		for _, file := range files {
 			text, err := os.ReadFile(file)
@@ -189,22 +191,41 @@ func readRevoked(folder string, revoked map[string]bool) error {
 	if err != nil {
 		return err
 	}
-	files, _ := filepath.Glob(filepath.Join(folder, "revoked", "*.json"))
+	folders := []string{folder}
 	if filepath.Base(folder) == "trusted" {
-		beside, _ := filepath.Glob(filepath.Join(folder, "..", "revoked", "*.json"))
-		files = append(files, beside...)
+		folders = append(folders, filepath.Dir(folder))
 	}
-	for _, file := range files {
-		var entry struct {
-			KeyID string `json:"key_id"`
+	for _, each := range folders {
+		files, err := filesIn(filepath.Join(each, "revoked"), ".json")
+		if err != nil {
+			return err
 		}
-		text, err := os.ReadFile(file)
-		if err != nil || json.Unmarshal(text, &entry) != nil || !isDigest.MatchString(entry.KeyID) {
-			return fmt.Errorf("cannot read %s: it does not say which key is revoked, as key_id", file)
+		for _, file := range files {
+			var entry struct {
+				KeyID string `json:"key_id"`
+			}
+			text, err := os.ReadFile(file)
+			if err != nil || json.Unmarshal(text, &entry) != nil || !isDigest.MatchString(entry.KeyID) {
+				return fmt.Errorf("cannot read %s: it does not say which key is revoked, as key_id", file)
+			}
+			revoked[entry.KeyID] = true
 		}
-		revoked[entry.KeyID] = true
 	}
 	return nil
+}
+
+// filesIn returns the files of a folder whose names end so; none if there is no such folder.
+func filesIn(folder, end string) (files []string, err error) {
+	entries, err := os.ReadDir(folder)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	for _, entry := range entries {
+		if strings.HasSuffix(entry.Name(), end) {
+			files = append(files, filepath.Join(folder, entry.Name()))
+		}
+	}
+	return files, err
 }
 
 // keyID is the SHA-256 of a key's 32 bytes, in lowercase hex: an envelope's keyid.
