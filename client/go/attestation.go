@@ -1,156 +1,235 @@
 package wasmkiln
 
 import (
+	"bytes"
 	"crypto/ed25519"
+	"crypto/sha256"
+	"crypto/x509"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
+	"encoding/pem"
+	"errors"
 	"fmt"
-	"maps"
+	"os"
+	"path/filepath"
+	"strings"
 
 	pb "github.com/wasmkiln/wasmkiln/client/go/wasmkilnpb"
 )
 
-// What docs/reference/attestation.md calls the format of an attestation.
-const (
-	payloadType   = "application/vnd.in-toto+json"
-	statementType = "https://in-toto.io/Statement/v1"
-	predicateType = "https://slsa.dev/provenance/v1"
-	buildType     = "urn:wasmkiln:compile:v1"
-)
+const payloadType = "application/vnd.in-toto+json"
 
-const (
-	causeUnsigned = "unsigned"
-	causeStranger = "stranger"
-	causeMismatch = "mismatch"
-)
+// keyring holds trusted keys by their ids.
+type keyring map[string]ed25519.PublicKey
 
-type envelope struct {
-	Payload     string `json:"payload"`
-	PayloadType string `json:"payloadType"`
-	Signatures  []struct {
-		KeyID string `json:"keyid"`
-		Sig   string `json:"sig"`
-	} `json:"signatures"`
-}
-
-type digested struct {
-	Digest struct {
-		SHA256 string `json:"sha256"`
-	} `json:"digest"`
-}
-
-type statement struct {
-	Type          string     `json:"_type"`
-	PredicateType string     `json:"predicateType"`
-	Subject       []digested `json:"subject"`
-	Predicate     struct {
-		BuildDefinition struct {
-			BuildType            string     `json:"buildType"`
-			ResolvedDependencies []digested `json:"resolvedDependencies"`
-			ExternalParameters   struct {
-				ChangedSettings map[string]string `json:"changedSettings"`
-				CPU             string            `json:"cpu"`
-				Engine          map[string]string `json:"engine"`
-				Fingerprint     string            `json:"fingerprint"`
-				Kind            string            `json:"kind"`
-				Settings        map[string]string `json:"settings"`
-				Target          string            `json:"target"`
-			} `json:"externalParameters"`
-		} `json:"buildDefinition"`
-	} `json:"predicate"`
+func newKeyring(keys []ed25519.PublicKey) (keyring, error) {
+	ring := keyring{}
+	for _, key := range keys {
+		if len(key) != ed25519.PublicKeySize {
+			return nil, errNoKey
+		}
+		ring[keyID(key)] = key
+	}
+	return ring, nil
 }
 
 // verify returns nil if one of the keys signed that the header's artifact is what the header says.
 // Somebody else compares the header with the call, and the bytes with the header.
 func (k keyring) verify(header *pb.ArtifactHeader) error {
-	if len(header.GetAttestation()) == 0 {
-		return untrusted(causeUnsigned, "", "the artifact has no attestation")
+	var envelope struct {
+		Payload    []byte
+		Signatures []struct {
+			KeyID string
+			Sig   []byte
+		}
 	}
-	payload, signer, err := k.open(header.GetAttestation())
-	if err != nil {
-		return err
+	if json.Unmarshal(header.GetAttestation(), &envelope) != nil || len(envelope.Signatures) == 0 {
+		return untrusted("unsigned", "", "the artifact has no attestation that can be read")
 	}
-	var said statement
-	if err := json.Unmarshal(payload, &said); err != nil {
-		return untrusted(causeMismatch, signer, "the attestation's statement is not about an artifact")
+	signer, payload := envelope.Signatures[0].KeyID, envelope.Payload
+	key, ok := k[signer]
+	if !ok {
+		return untrusted("stranger", signer, "the attestation is signed by a key that is not trusted")
 	}
-	if field := said.differs(header); field != "" {
-		return untrusted(causeMismatch, signer, "the attestation is about another "+field)
+	// The bytes that DSSE signs: type and payload with their lengths. The type is always ours.
+	signed := fmt.Appendf(nil, "DSSEv1 %d %s %d %s", len(payloadType), payloadType, len(payload), payload)
+	if !ed25519.Verify(key, signed, envelope.Signatures[0].Sig) {
+		return untrusted("mismatch", signer, "the attestation's signature is not by the key that it names")
+	}
+	// What docs/reference/attestation.md says of an artifact, without the fields that bind nothing.
+	const made, given = "predicate.buildDefinition.", "predicate.buildDefinition.externalParameters."
+	kinds := map[pb.Kind]string{pb.Kind_KIND_CORE_MODULE: "core", pb.Kind_KIND_COMPONENT: "component"}
+	engine := header.GetEngine()
+	var said any
+	_ = json.Unmarshal(payload, &said) // of no JSON nothing is said
+	for path, want := range map[string]any{
+		"_type":                 "https://in-toto.io/Statement/v1",
+		"predicateType":         "https://slsa.dev/provenance/v1",
+		"subject.digest.sha256": header.GetArtifactSha256(),
+		made + "buildType":      "urn:wasmkiln:compile:v1",
+		made + "resolvedDependencies.digest.sha256": header.GetModuleSha256(),
+		given + "engine": map[string]string{
+			"name": engine.GetName(), "version": engine.GetVersion(),
+			"coreVersion": engine.GetCoreVersion(), "compiler": engine.GetCompiler(),
+		},
+		given + "fingerprint":     header.GetFingerprint(),
+		given + "kind":            kinds[header.GetKind()],
+		given + "target":          header.GetTarget(),
+		given + "cpu":             header.GetCpu(),
+		given + "settings":        header.GetSettings(),
+		given + "changedSettings": header.GetChangedSettings(),
+	} {
+		if !bytes.Equal(asJSON(at(said, path)), asJSON(want)) {
+			return untrusted("mismatch", signer, "the attestation is about another "+path)
+		}
 	}
 	return nil
 }
 
-// open returns the payload of an envelope, once a trusted key's signature on it was verified.
-func (k keyring) open(text []byte) (payload []byte, signer string, err error) {
-	const malformed = "cannot read the attestation: it is not a DSSE envelope as wasmkiln writes it"
-	var sealed envelope
-	if json.Unmarshal(text, &sealed) != nil || len(sealed.Signatures) != 1 {
-		return nil, "", untrusted(causeUnsigned, "", malformed)
+// at returns what a path leads to: by the keys of objects, and by lists of one element. It returns
+// nil for what is not there, and for an object without keys, as it is in a header.
+func at(value any, path string) any {
+	for _, key := range strings.Split(path, ".") {
+		object, _ := value.(map[string]any)
+		value = object[key]
+		if list, ok := value.([]any); ok && len(list) == 1 {
+			value = list[0]
+		}
 	}
-	signer = sealed.Signatures[0].KeyID
-	key, ok := k[signer]
-	if !ok {
-		return nil, "", untrusted(causeStranger, signer, fmt.Sprintf(
-			"the attestation is signed by a key that is not trusted: %.64q", signer))
+	if object, ok := value.(map[string]any); ok && len(object) == 0 {
+		return nil
 	}
-	payload, err = base64.StdEncoding.Strict().DecodeString(sealed.Payload)
-	if err != nil {
-		return nil, "", untrusted(causeUnsigned, signer, malformed)
-	}
-	signature, err := base64.StdEncoding.Strict().DecodeString(sealed.Signatures[0].Sig)
-	if err != nil {
-		return nil, "", untrusted(causeUnsigned, signer, malformed)
-	}
-	if sealed.PayloadType != payloadType {
-		return nil, "", untrusted(causeMismatch, signer, "the attestation's payload is of another type")
-	}
-	signed := fmt.Appendf(nil, "DSSEv1 %d %s %d ", len(payloadType), payloadType, len(payload))
-	if !ed25519.Verify(key, append(signed, payload...), signature) {
-		return nil, "", untrusted(causeMismatch, signer,
-			"the attestation's signature is not by the key that it names")
-	}
-	return payload, signer, nil
+	return value
 }
 
-// differs names what the statement says otherwise than the header, "" if nothing.
-func (s *statement) differs(header *pb.ArtifactHeader) string {
-	definition := &s.Predicate.BuildDefinition
-	given, engine := &definition.ExternalParameters, header.GetEngine()
-	switch {
-	case s.Type != statementType, s.PredicateType != predicateType, definition.BuildType != buildType:
-		return "kind of thing"
-	case len(s.Subject) != 1 || s.Subject[0].Digest.SHA256 != header.GetArtifactSha256():
-		return "artifact"
-	case len(definition.ResolvedDependencies) != 1 ||
-		definition.ResolvedDependencies[0].Digest.SHA256 != header.GetModuleSha256():
-		return "module"
-	case given.Fingerprint != header.GetFingerprint():
-		return "fingerprint"
-	case given.Kind != kindName(header.GetKind()):
-		return "kind"
-	case !maps.Equal(given.Engine, map[string]string{
-		"name": engine.GetName(), "version": engine.GetVersion(),
-		"coreVersion": engine.GetCoreVersion(), "compiler": engine.GetCompiler(),
-	}):
-		return "engine"
-	case given.Target != header.GetTarget():
-		return "target"
-	case given.CPU != header.GetCpu():
-		return "cpu"
-	case !maps.Equal(given.Settings, header.GetSettings()):
-		return "settings"
-	case !maps.Equal(given.ChangedSettings, header.GetChangedSettings()):
-		return "changed settings"
-	}
-	return ""
+// asJSON returns a text of which there is one for each value.
+func asJSON(value any) []byte {
+	text, _ := json.Marshal(value) // of texts, and of what was JSON
+	return text
 }
 
-func kindName(kind pb.Kind) string {
-	switch kind {
-	case pb.Kind_KIND_CORE_MODULE:
-		return "core"
-	case pb.Kind_KIND_COMPONENT:
-		return "component"
+// untrusted returns the error for an artifact that no trusted key signed.
+func untrusted(cause, keyID, message string) *Error {
+	failure := refused(ErrAttestationInvalid, "%s", message)
+	failure.Metadata = map[string]string{"cause": cause}
+	if keyID != "" {
+		failure.Message += fmt.Sprintf(": %.64q", keyID)
+		failure.Metadata["key_id"] = keyID
 	}
-	return ""
+	return failure
+}
+
+// errNoKey does not quote the text: it may be a private key, pasted by mistake.
+var errNoKey = errors.New("not an Ed25519 public key: expected 64 hex digits, base64 of 32 bytes, or PEM")
+
+// ParseKeys reads Ed25519 public keys: PEM, one or several, or a single key of 32 bytes in hex or
+// base64, as `wasmkilnd keys show` prints it.
+func ParseKeys(text string) ([]ed25519.PublicKey, error) {
+	text = strings.TrimSpace(text)
+	decoders := []func(string) ([]byte, error){hex.DecodeString, base64.StdEncoding.DecodeString}
+	for _, decode := range decoders {
+		if raw, err := decode(text); err == nil && len(raw) == ed25519.PublicKeySize {
+			return []ed25519.PublicKey{raw}, nil
+		}
+	}
+	var keys []ed25519.PublicKey
+	for block, rest := pem.Decode([]byte(text)); block != nil; block, rest = pem.Decode(rest) {
+		parsed, err := x509.ParsePKIXPublicKey(block.Bytes)
+		key, ok := parsed.(ed25519.PublicKey)
+		if err != nil || !ok {
+			return nil, errNoKey
+		}
+		keys = append(keys, key)
+	}
+	if len(keys) == 0 {
+		return nil, errNoKey
+	}
+	return keys, nil
+}
+
+// ReadKeys reads the public keys in files, and in the files *.pem of folders. The keys that are in
+// revoked/ do not count; it is in a folder or, where that is called trusted, beside it.
+func ReadKeys(paths ...string) ([]ed25519.PublicKey, error) {
+	var found, keys []ed25519.PublicKey
+	revoked := map[string]bool{}
+	for _, path := range paths {
+		files := []string{path}
+		if info, err := os.Stat(path); err == nil && info.IsDir() {
+			if err = readRevoked(path, revoked); err != nil {
+				return nil, err
+			}
+			if files, err = filesIn(path, ".pem"); err != nil {
+				return nil, err
+			}
+		}
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				return nil, err
+			}
+			more, err := ParseKeys(string(text))
+			if err != nil {
+				return nil, fmt.Errorf("cannot read %s: %w", file, err)
+			}
+			found = append(found, more...)
+		}
+	}
+	for _, key := range found {
+		if !revoked[keyID(key)] {
+			keys = append(keys, key)
+		}
+	}
+	if len(keys) == 0 {
+		return nil, fmt.Errorf("cannot read trusted keys: none counts in %s", strings.Join(paths, ", "))
+	}
+	return keys, nil
+}
+
+func readRevoked(folder string, revoked map[string]bool) error {
+	folder, err := filepath.Abs(folder)
+	if err != nil {
+		return err
+	}
+	folders := []string{folder}
+	if filepath.Base(folder) == "trusted" {
+		folders = append(folders, filepath.Dir(folder))
+	}
+	for _, each := range folders {
+		files, err := filesIn(filepath.Join(each, "revoked"), ".json")
+		if err != nil {
+			return err
+		}
+		for _, file := range files {
+			var entry struct {
+				KeyID string `json:"key_id"`
+			}
+			text, err := os.ReadFile(file)
+			if err != nil || json.Unmarshal(text, &entry) != nil || !isDigest.MatchString(entry.KeyID) {
+				return fmt.Errorf("cannot read %s: it does not say which key is revoked, as key_id", file)
+			}
+			revoked[entry.KeyID] = true
+		}
+	}
+	return nil
+}
+
+// filesIn returns the files of a folder whose names end so; none if there is no such folder.
+func filesIn(folder, end string) (files []string, err error) {
+	entries, err := os.ReadDir(folder)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	for _, entry := range entries {
+		if strings.HasSuffix(entry.Name(), end) {
+			files = append(files, filepath.Join(folder, entry.Name()))
+		}
+	}
+	return files, err
+}
+
+// keyID is the SHA-256 of a key's 32 bytes, in lowercase hex: an envelope's keyid.
+func keyID(key ed25519.PublicKey) string {
+	sum := sha256.Sum256(key)
+	return hex.EncodeToString(sum[:])
 }

@@ -1,6 +1,34 @@
+// Package wasmkiln is a client of a wasmkiln daemon, which compiles WebAssembly modules once and
+// serves the native code to every service.
+//
+//	client, err := wasmkiln.New("127.0.0.1:50051", wasmkiln.Options{TrustedKeys: keys})
+//	artifact, err := client.Compile(ctx, module, wasmkiln.CompileOptions{Engine: "wasmtime"})
+//
+// Compile asks by the module's SHA-256 first and uploads the module only if the daemon lacks it.
+// An artifact that Compile returns is the one that the call asked for: size and SHA-256 were
+// checked, the header was compared with the call and, where the client has trusted keys, one of
+// them signed it. Without trusted keys no signature is checked, and loading an artifact is running
+// its code.
+//
+// On the daemon's own machine Compile takes a file of the daemon's host store instead of bytes, if
+// it may trust the file: see Options.NoHostStore.
+//
+// Errors are of type *Error. They say a reason, by which a caller decides:
+//
+//	if errors.Is(err, wasmkiln.ErrModuleInvalid) { … }
+//
+// The client retries nothing by itself, apart from the upload and from asking for bytes where it
+// cannot use a file.
+//
+// The messages and the service lie in wasmkilnpb. They are generated from ../../protos, and in the
+// repository so that `go get` works. `go generate` writes them anew; it needs protoc,
+// protoc-gen-go 1.33 and protoc-gen-go-grpc 1.64, of Debian 13.
+//
+//go:generate sh generate.sh
 package wasmkiln
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
@@ -9,11 +37,10 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"math"
-	"net"
 	"os"
 	"regexp"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -37,6 +64,21 @@ const (
 	DefaultMaxArtifactBytes = 1 << 30
 
 	maxMessageBytes = 64 << 20
+	// A daemon puts no larger artifact into its header's message.
+	inlineLimitBytes = 65_536
+	// How long the client asks for bytes after it could not use a file.
+	noFileFor = time.Minute
+)
+
+var (
+	isDigest = regexp.MustCompile("^[0-9a-f]{64}$")
+	// Without a port gRPC connects to 443. With "///" it is for a resolver of the program.
+	isAddress = regexp.MustCompile(
+		`^(unix|unix-abstract|dns|xds|passthrough):|^[a-z0-9+.-]+:///|^([^/:]+|\[.+\]):[1-9][0-9]{0,4}$`)
+	isLocal = regexp.MustCompile(
+		`^unix(-abstract)?:|^((dns|passthrough):(///)?)?(localhost|127(\.\d+){3}|\[::1\]):\d+$`)
+	// Settings that artifacts of earlier daemons do not state, and what these artifacts have.
+	unstated = map[string]string{"strategy": "cranelift", "compiler": "cranelift", "collector": "drc"}
 )
 
 // Options say how a client reaches its daemon and what it trusts. The zero value is for a daemon
@@ -69,7 +111,6 @@ type Client struct {
 	keys    keyring
 	conn    *grpc.ClientConn
 	modules pb.ModuleServiceClient
-	local   bool
 	// Until when, in Unix nanoseconds, to ask for no file, since the last one was of no use.
 	noFileUntil atomic.Int64
 }
@@ -80,15 +121,16 @@ func New(address string, options Options) (*Client, error) {
 	if address == "" {
 		address = DefaultAddress
 	}
-	if err := checkAddress(address); err != nil {
-		return nil, err
-	}
-	if options.Timeout < 0 {
-		return nil, errors.New("a timeout has to be positive")
-	}
 	keys, err := newKeyring(options.TrustedKeys)
-	if err != nil {
+	switch {
+	case err != nil:
 		return nil, err
+	case !isAddress.MatchString(address):
+		return nil, fmt.Errorf("an address is host:port or unix:/path, not %s", address)
+	case options.Timeout < 0:
+		return nil, errors.New("a timeout has to be positive")
+	case options.Token+options.TokenFile != "" && options.TLS == nil && !isLocal.MatchString(address):
+		return nil, fmt.Errorf("cannot send a token to %s in plaintext: set TLS", address)
 	}
 	if options.Timeout == 0 {
 		options.Timeout = DefaultTimeout
@@ -96,23 +138,17 @@ func New(address string, options Options) (*Client, error) {
 	if options.MaxArtifactBytes == 0 {
 		options.MaxArtifactBytes = DefaultMaxArtifactBytes
 	}
-	local := isLocal(address)
-	if (options.Token != "" || options.TokenFile != "") && options.TLS == nil && !local {
-		return nil, fmt.Errorf(
-			"cannot send a token to %s in plaintext: anybody on the way could read it; set TLS", address)
-	}
+	options.NoHostStore = options.NoHostStore || !isLocal.MatchString(address)
 	transport := insecure.NewCredentials()
 	if options.TLS != nil {
 		transport = credentials.NewTLS(options.TLS)
 	}
 	// gRPC fails each call with the first one's error until its next attempt: so that is soon.
-	reconnect := grpc.ConnectParams{
-		Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second},
-		MinConnectTimeout: 20 * time.Second,
-	}
+	soon := backoff.DefaultConfig
+	soon.BaseDelay, soon.MaxDelay = 100*time.Millisecond, 2*time.Second
 	conn, err := grpc.NewClient(address, append([]grpc.DialOption{
 		grpc.WithTransportCredentials(transport),
-		grpc.WithConnectParams(reconnect),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: soon, MinConnectTimeout: 20 * time.Second}),
 		grpc.WithUserAgent("wasmkiln-go"),
 		grpc.WithDefaultCallOptions(
 			grpc.MaxCallRecvMsgSize(maxMessageBytes), grpc.MaxCallSendMsgSize(math.MaxInt32)),
@@ -120,14 +156,43 @@ func New(address string, options Options) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot use the address %s: %w", address, err)
 	}
-	return &Client{
-		address: address, options: options, keys: keys, conn: conn,
-		modules: pb.NewModuleServiceClient(conn), local: local,
-	}, nil
+	modules := pb.NewModuleServiceClient(conn)
+	return &Client{address: address, options: options, keys: keys, conn: conn, modules: modules}, nil
 }
 
 // Close ends running calls and the connection.
 func (c *Client) Close() error { return c.conn.Close() }
+
+// CompileOptions say for what to compile. The zero value is for the daemon's default engine, its
+// own machine and the engine's default settings.
+type CompileOptions struct {
+	// Engine is an id ("wasmtime-50.0.1"), or a name ("wasmtime") for its newest version.
+	Engine string
+	// Target is an LLVM-style triple, CPU a level such as "x86-64-v3".
+	Target, CPU string
+	// Settings are engine options, with names and values as Capabilities lists them.
+	Settings map[string]string
+	// Background makes the call wait behind all others.
+	Background bool
+}
+
+// Compile returns the artifact of a module. It asks by the module's digest, and uploads the module
+// if the daemon does not have it.
+func (c *Client) Compile(ctx context.Context, module []byte, options CompileOptions) (*Artifact, error) {
+	if module == nil {
+		module = []byte{} // the daemon says that it is empty
+	}
+	return c.compile(ctx, sha256Hex(module), module, options)
+}
+
+// CompileDigest returns the artifact of a module that the daemon has, by the SHA-256 of its bytes
+// in lowercase hex. Without it the daemon's answer is ErrModuleNotLoaded.
+func (c *Client) CompileDigest(ctx context.Context, sha256 string, options CompileOptions) (*Artifact, error) {
+	if !isDigest.MatchString(sha256) {
+		return nil, errors.New("a digest is 64 lowercase hexadecimal digits")
+	}
+	return c.compile(ctx, sha256, nil, options)
+}
 
 // LoadOptions are for Load; the zero value is for the daemon's default engine.
 type LoadOptions struct {
@@ -140,57 +205,52 @@ type LoadOptions struct {
 // Load validates a module and stores it in the daemon, so that it can be compiled by its digest.
 func (c *Client) Load(ctx context.Context, module []byte, options LoadOptions) (*pb.LoadResponse, error) {
 	digest := sha256Hex(module)
-	ctx, call, done, err := c.begin(ctx, options.Background, digest)
-	if err != nil {
-		return nil, err
+	request := &pb.LoadRequest{Module: module, Engine: options.Engine}
+	answer, err := unary(ctx, c, options.Background, digest, c.modules.Load, request)
+	if err == nil && answer.GetSha256() != digest {
+		return nil, refused(ErrUnexpectedAnswer, "the daemon's answer is about another module")
 	}
-	defer done()
-	answer, err := c.modules.Load(ctx, &pb.LoadRequest{Module: module, Engine: options.Engine})
-	if err != nil {
-		return nil, call.failed(ctx, err)
-	}
-	if answer.GetSha256() != digest || answer.GetSizeBytes() != uint64(len(module)) {
-		return nil, &Error{
-			Code: codes.DataLoss, Reason: ErrUnexpectedAnswer.Reason, RequestID: call.requestID,
-			Message: fmt.Sprintf("loaded module %s, and the daemon's answer is about %.200q",
-				digest, answer.GetSha256()),
-		}
-	}
-	return answer, nil
+	return answer, err
 }
 
 // Stats returns the daemon's counters.
 func (c *Client) Stats(ctx context.Context) (*pb.StatsResponse, error) {
-	ctx, call, done, err := c.begin(ctx, false, "")
-	if err != nil {
-		return nil, err
-	}
-	defer done()
-	answer, err := c.modules.Stats(ctx, &pb.StatsRequest{})
-	if err != nil {
-		return nil, call.failed(ctx, err)
-	}
-	return answer, nil
+	return unary(ctx, c, false, "", c.modules.Stats, &pb.StatsRequest{})
 }
 
 // Capabilities returns what a compile may ask for: engines, targets, settings and limits.
 func (c *Client) Capabilities(ctx context.Context) (*pb.GetCapabilitiesResponse, error) {
-	ctx, call, done, err := c.begin(ctx, false, "")
+	return unary(ctx, c, false, "", c.modules.GetCapabilities, &pb.GetCapabilitiesRequest{})
+}
+
+func unary[Request, Answer any](
+	ctx context.Context, c *Client, background bool, module string,
+	method func(context.Context, *Request, ...grpc.CallOption) (*Answer, error), request *Request,
+) (*Answer, error) {
+	call, err := c.begin(ctx, background, module)
 	if err != nil {
 		return nil, err
 	}
-	defer done()
-	answer, err := c.modules.GetCapabilities(ctx, &pb.GetCapabilitiesRequest{})
+	defer call.done()
+	answer, err := method(call.ctx, request)
 	if err != nil {
-		return nil, call.failed(ctx, err)
+		return nil, call.failed(err)
 	}
 	return answer, nil
 }
 
-// begin returns the context of a call, with its deadline and what it says of itself, and what
-// ends it.
-func (c *Client) begin(ctx context.Context, background bool, module string) (context.Context, call, func(), error) {
-	made := call{address: c.address, requestID: requestID()}
+// call is what the requests of one call share, and what errors say of it.
+type call struct {
+	ctx                context.Context
+	done               func()
+	address, requestID string
+}
+
+// begin returns a call with its deadline and what it says of itself.
+func (c *Client) begin(ctx context.Context, background bool, module string) (*call, error) {
+	var id [8]byte
+	_, _ = rand.Read(id[:])
+	made := &call{done: func() {}, address: c.address, requestID: hex.EncodeToString(id[:])}
 	said := []string{"x-request-id", made.requestID}
 	if background {
 		said = append(said, "wasmkiln-priority", "background")
@@ -199,83 +259,243 @@ func (c *Client) begin(ctx context.Context, background bool, module string) (con
 		// A balancer that routes by it sends all calls about a module to the same daemon.
 		said = append(said, "wasmkiln-module", module)
 	}
-	token, err := c.token()
-	if err != nil {
-		return nil, made, nil, err
-	}
-	if token != "" {
-		said = append(said, "authorization", "Bearer "+token)
-	}
-	done := func() {}
-	if _, limited := ctx.Deadline(); !limited {
-		made.timeout = c.options.Timeout
-		ctx, done = context.WithTimeout(ctx, c.options.Timeout)
-	}
-	return metadata.AppendToOutgoingContext(ctx, said...), made, done, nil
-}
-
-func (c *Client) token() (string, error) {
 	token := c.options.Token
 	if c.options.TokenFile != "" {
 		text, err := os.ReadFile(c.options.TokenFile)
 		if err != nil {
-			return "", fmt.Errorf("cannot read the token: %w", err)
+			return nil, fmt.Errorf("cannot read the token: %w", err)
 		}
 		token = strings.TrimSpace(string(text))
 	}
-	for _, char := range token {
-		if char <= ' ' || char > '~' {
-			return "", errors.New("cannot use the token: it has characters that no token has")
-		}
+	if token != "" {
+		said = append(said, "authorization", "Bearer "+token)
 	}
-	return token, nil
+	if _, limited := ctx.Deadline(); !limited {
+		ctx, made.done = context.WithTimeout(ctx, c.options.Timeout)
+	}
+	made.ctx = metadata.AppendToOutgoingContext(ctx, said...)
+	return made, nil
 }
 
-func requestID() string {
-	var id [8]byte
-	_, _ = rand.Read(id[:])
-	return hex.EncodeToString(id[:])
+func (c *Client) compile(ctx context.Context, digest string, module []byte, options CompileOptions) (*Artifact, error) {
+	call, err := c.begin(ctx, options.Background, digest)
+	if err != nil {
+		return nil, err
+	}
+	defer call.done()
+	request := &pb.CompileRequest{
+		Source: &pb.CompileRequest_Sha256{Sha256: digest},
+		Engine: options.Engine, Target: options.Target, Cpu: options.CPU, Settings: options.Settings,
+		InlineLimitBytes: inlineLimitBytes,
+		AcceptHostFile:   !c.options.NoHostStore && time.Now().UnixNano() > c.noFileUntil.Load(),
+	}
+	header, content, err := c.ask(call, request, digest)
+	if module != nil && errors.Is(err, ErrModuleNotLoaded) {
+		request.Source = &pb.CompileRequest_Module{Module: module}
+		header, content, err = c.ask(call, request, digest)
+	}
+	if err == nil && header.GetHostFile() != nil {
+		if artifact := c.fromFile(header); artifact != nil {
+			return artifact, nil
+		}
+		// Another machine's or another container's file, or a damaged one. The daemon has the
+		// module by now.
+		c.noFileUntil.Store(time.Now().Add(noFileFor).UnixNano())
+		request.Source, request.AcceptHostFile = &pb.CompileRequest_Sha256{Sha256: digest}, false
+		header, content, err = c.ask(call, request, digest)
+	}
+	if err == nil {
+		err = checkBytes(header, content)
+	}
+	if err == nil && len(c.keys) > 0 {
+		err = c.keys.verify(header)
+	}
+	if err != nil {
+		return nil, call.failed(err)
+	}
+	return &Artifact{Header: header, bytes: content}, nil
+}
+
+// ask makes one Compile call. It returns what the daemon said, and the bytes that came.
+func (c *Client) ask(call *call, request *pb.CompileRequest, digest string) (*pb.ArtifactHeader, []byte, error) {
+	ctx, cancel := context.WithCancel(call.ctx)
+	defer cancel() // ends the stream where its rest is of no use
+	stream, err := c.modules.Compile(ctx, request)
+	if err != nil {
+		return nil, nil, call.failed(err)
+	}
+	var header *pb.ArtifactHeader
+	var content bytes.Buffer
+	for {
+		message, err := stream.Recv()
+		if err == io.EOF && header != nil {
+			return header, content.Bytes(), nil
+		}
+		if err != nil && err != io.EOF {
+			return nil, nil, call.failed(err)
+		}
+		if first := message.GetHeader(); first != nil {
+			if header != nil {
+				return nil, nil, refused(ErrArtifactMismatch, "the daemon's answer has two headers")
+			}
+			if err := c.checkHeader(request, digest, first); err != nil {
+				return nil, nil, err
+			}
+			header = first
+			content.Write(header.GetInlineArtifact())
+			header.InlineArtifact = nil
+		}
+		if header == nil {
+			return nil, nil, refused(ErrArtifactMismatch, "the daemon's answer begins with no header")
+		}
+		content.Write(message.GetChunk())
+		if uint64(content.Len()) > header.GetSizeBytes() {
+			return nil, nil, refused(ErrArtifactMismatch,
+				"more came than the %d bytes of the header", header.GetSizeBytes())
+		}
+	}
+}
+
+// checkHeader returns an error unless a header is about what the request asked for. A signature
+// binds an artifact to its header, and not to the call: whoever sits in between could answer with
+// an artifact that counts no fuel.
+func (c *Client) checkHeader(request *pb.CompileRequest, digest string, header *pb.ArtifactHeader) error {
+	engine, size := header.GetEngine(), header.GetSizeBytes()
+	full := engine.GetName() + "-" + engine.GetVersion()
+	asked := [][3]string{
+		{"an artifact of module", digest, header.GetModuleSha256()},
+		{"an engine whose id is", full, engine.GetId()},
+		{"target", request.GetTarget(), header.GetTarget()},
+		{"cpu", request.GetCpu(), header.GetCpu()},
+	}
+	if request.GetEngine() != engine.GetName() {
+		asked = append(asked, [3]string{"engine", request.GetEngine(), full})
+	}
+	for name, value := range request.GetSettings() {
+		got, stated := header.GetSettings()[name]
+		if !stated {
+			got = unstated[name]
+		}
+		asked = append(asked, [3]string{"setting " + name, value, got})
+	}
+	for _, each := range asked {
+		if each[1] != "" && each[1] != each[2] {
+			return refused(ErrArtifactMismatch, "asked for %s %.200q, got %.200q", each[0], each[1], each[2])
+		}
+	}
+	// A setting that the call did not name has to have the engine's default.
+	for name, value := range header.GetChangedSettings() {
+		if wanted, named := request.GetSettings()[name]; !named || wanted != value {
+			return refused(ErrArtifactMismatch, "got setting %.200q, which was not asked for", name)
+		}
+	}
+	if header.GetHostFile() != nil && !request.GetAcceptHostFile() {
+		return refused(ErrArtifactMismatch, "got a file that was not asked for")
+	}
+	if limit := c.options.MaxArtifactBytes; size > limit {
+		large := refused(ErrArtifactTooLarge, "the artifact has %d bytes, above MaxArtifactBytes", size)
+		large.Code = codes.ResourceExhausted
+		large.Metadata = map[string]string{"size_bytes": fmt.Sprint(size), "limit_bytes": fmt.Sprint(limit)}
+		return large
+	}
+	return nil
+}
+
+// checkBytes returns an error unless an artifact's bytes are those of its header.
+func checkBytes(header *pb.ArtifactHeader, content []byte) error {
+	size, digest := header.GetSizeBytes(), header.GetArtifactSha256()
+	if actual := sha256Hex(content); actual != digest || uint64(len(content)) != size {
+		return refused(ErrArtifactMismatch, "%d bytes with the SHA-256 %s came, the header says %d and %.64q",
+			len(content), actual, size, digest)
+	}
+	return nil
+}
+
+// openHostFile opens the file that a header names. It returns nil where the file does not count;
+// so it does on systems other than Linux, where no daemon runs.
+var openHostFile = func(*pb.ArtifactHeader) *hostFile { return nil }
+
+// hostFile is an open file of the host store that was found to be the daemon's.
+type hostFile struct {
+	*os.File
+	// changed says when it was last written to, and hasChanged whether since it was opened.
+	changed    time.Time
+	hasChanged func() bool
+}
+
+// fromFile returns the artifact in the file that the daemon names, nil if it is of no use.
+func (c *Client) fromFile(header *pb.ArtifactHeader) *Artifact {
+	file := openHostFile(header)
+	if file == nil {
+		return nil
+	}
+	artifact := &Artifact{Header: header, file: file}
+	// Whoever trusts the file's owner needs no digest; who gave keys asked for a signature.
+	if len(c.keys) == 0 {
+		return artifact
+	}
+	young := time.Since(file.changed) < time.Second // it may change without a trace in its times
+	content, err := artifact.Bytes()
+	isGood := err == nil && c.keys.verify(header) == nil && artifact.CheckUnchanged() == nil
+	if isGood && !young {
+		return artifact
+	}
+	_ = artifact.Close()
+	if !isGood {
+		return nil
+	}
+	return &Artifact{Header: header, bytes: content}
+}
+
+// Artifact is an engine's native code for one module. Close it: it may hold a file.
+type Artifact struct {
+	// Header says what the artifact is, with what it was made, and from where it came.
+	Header *pb.ArtifactHeader
+
+	bytes []byte
+	file  *hostFile
+}
+
+// Bytes returns the native code. Of a file of the host store it reads the content, and compares it
+// with the header's digest.
+func (a *Artifact) Bytes() ([]byte, error) {
+	if a.file == nil {
+		return a.bytes, nil
+	}
+	content, err := os.ReadFile(a.Path())
+	if err == nil {
+		err = checkBytes(a.Header, content)
+	}
+	return content, err
+}
+
+// Path returns where an engine can map the artifact, "" where it is in memory. It names an open
+// file by its descriptor, so that nobody can put another one there, and is good until Close.
+func (a *Artifact) Path() string {
+	if a.file == nil {
+		return ""
+	}
+	return fmt.Sprintf("/proc/self/fd/%d", a.file.Fd())
+}
+
+// CheckUnchanged returns ErrArtifactMismatch if somebody wrote to the file since it was checked: call
+// it once an engine has mapped Path, and throw away what was loaded if it fails.
+func (a *Artifact) CheckUnchanged() error {
+	if a.file != nil && a.file.hasChanged() {
+		return refused(ErrArtifactMismatch, "the file changed after it was opened")
+	}
+	return nil
+}
+
+// Close lets go of the file. What an engine has mapped stays.
+func (a *Artifact) Close() error {
+	if a.file == nil {
+		return nil
+	}
+	return a.file.Close()
 }
 
 func sha256Hex(content []byte) string {
 	sum := sha256.Sum256(content)
 	return hex.EncodeToString(sum[:])
-}
-
-var named = regexp.MustCompile("^(unix|unix-abstract|dns|xds|passthrough):")
-
-// checkAddress returns an error for an address that gRPC would take for something else: without a
-// port it connects to 443.
-func checkAddress(address string) error {
-	for _, scheme := range []string{"http", "https", "grpc", "grpcs", "tcp"} {
-		if strings.HasPrefix(address, scheme+"://") {
-			return fmt.Errorf("an address is host:port or unix:/path: leave out the %s:// in front", scheme)
-		}
-	}
-	// Any other scheme is one of a resolver that the program has registered.
-	if named.MatchString(address) || strings.Contains(address, "://") {
-		return nil
-	}
-	_, port, err := net.SplitHostPort(address)
-	if number, bad := strconv.ParseUint(port, 10, 16); err != nil || bad != nil || number == 0 {
-		return fmt.Errorf(
-			"an address is host:port or unix:/path, with a port from 1 to 65535, not %s", address)
-	}
-	return nil
-}
-
-// isLocal reports whether an address is on this machine, as far as it tells by itself.
-func isLocal(address string) bool {
-	if strings.HasPrefix(address, "unix:") || strings.HasPrefix(address, "unix-abstract:") {
-		return true
-	}
-	for _, scheme := range []string{"dns:///", "dns:", "passthrough:///", "passthrough:"} {
-		address = strings.TrimPrefix(address, scheme)
-	}
-	host, _, err := net.SplitHostPort(address)
-	if err != nil {
-		return false
-	}
-	ip := net.ParseIP(host)
-	return host == "localhost" || strings.HasSuffix(host, ".localhost") || (ip != nil && ip.IsLoopback())
 }

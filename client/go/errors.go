@@ -97,30 +97,19 @@ func (e *Error) Is(target error) bool {
 // Unwrap returns what is below: gRPC's error, or that of the context.
 func (e *Error) Unwrap() error { return e.cause }
 
-const domain = "wasmkiln"
-
-// call is what messages say of a call.
-type call struct {
-	address   string
-	timeout   time.Duration
-	requestID string
-}
-
 // failed returns the error of a failed gRPC call.
-func (c call) failed(ctx context.Context, err error) error {
+func (c *call) failed(err error) error {
 	var own *Error
 	if errors.As(err, &own) {
-		if own.RequestID == "" {
-			own.RequestID = c.requestID
-		}
-		return err
+		own.RequestID = c.requestID
+		return own
 	}
 	st := status.Convert(err)
 	failure := &Error{Code: st.Code(), Message: st.Message(), RequestID: c.requestID, cause: err}
 	for _, detail := range st.Details() {
 		switch detail := detail.(type) {
 		case *errdetails.ErrorInfo:
-			if detail.GetDomain() == domain {
+			if detail.GetDomain() == "wasmkiln" {
 				failure.Reason, failure.Metadata = detail.GetReason(), detail.GetMetadata()
 			}
 		case *errdetails.RetryInfo:
@@ -133,88 +122,38 @@ func (c call) failed(ctx context.Context, err error) error {
 		}
 	}
 	if failure.Reason == "" {
-		c.explain(ctx, failure)
-	}
-	if id := failure.Metadata["request_id"]; id != "" {
-		failure.RequestID = id
-	}
-	if failure.Reason == ErrCredentialsMissing.Reason {
-		failure.Message += " (Options: Token or TokenFile, or TLS.Certificates)"
+		c.explain(failure)
 	}
 	return failure
 }
 
 // explain says what gRPC's own failures mean.
-func (c call) explain(ctx context.Context, failure *Error) {
+func (c *call) explain(failure *Error) {
 	detail := failure.Message
+	failure.Metadata = map[string]string{"address": c.address, "detail": detail}
 	switch failure.Code {
 	case codes.Unavailable:
 		failure.Reason = ErrConnectionFailed.Reason
 		failure.Message = fmt.Sprintf(
-			"no daemon answers at %s%s: start one with `wasmkilnd serve`, or check the address",
-			c.address, causeOf(detail))
-		failure.Metadata = map[string]string{"address": c.address, "detail": detail}
+			"no daemon answers at %s (%s): start one with `wasmkilnd serve`, or check the address and TLS",
+			c.address, detail)
 	case codes.DeadlineExceeded:
 		failure.Reason = ErrDeadlineExceeded.Reason
 		failure.Message = fmt.Sprintf("no answer from %s in time", c.address)
-		if c.timeout > 0 {
-			failure.Message = fmt.Sprintf("no answer from %s within %s", c.address, c.timeout)
-		}
-		failure.Metadata = map[string]string{"address": c.address, "detail": detail}
 		failure.cause = context.DeadlineExceeded
 	case codes.Canceled:
-		if ctx.Err() != nil {
-			failure.cause = context.Cause(ctx)
+		if c.ctx.Err() != nil {
+			failure.cause = context.Cause(c.ctx)
 		}
-	case codes.Unimplemented:
-		failure.Message = fmt.Sprintf(
-			"the daemon at %s does not serve this call there: it may be older than this client",
-			c.address)
 	case codes.ResourceExhausted:
 		// How gRPC servers refuse a request above their own limit.
 		if strings.Contains(strings.ToLower(detail), "received message larger than max") {
 			failure.Reason = ErrModuleTooLarge.Reason
-			failure.Message = fmt.Sprintf("the module is larger than the daemon accepts (%s)", detail)
 		}
 	}
 }
 
-func causeOf(detail string) string {
-	for _, known := range [][2]string{
-		{"connection refused", "connection refused"},
-		{"no such host", "unknown host"},
-		{"produced zero addresses", "unknown host"},
-		{"no such file or directory", "no such socket"},
-		{"permission denied", "permission denied for this user"},
-		{"first record does not look like a TLS handshake", "the server there speaks no TLS"},
-		{"unknown authority", "its certificate is by a CA that is not trusted"},
-		{"certificate has expired", "its certificate has expired"},
-		{"certificate is valid for", "its certificate is for another host"},
-		{"certificate required", "it asks for a client certificate"},
-		{"error reading from server", "the connection was lost"},
-		{"error reading server preface", "the server there speaks TLS, or no gRPC"},
-	} {
-		if strings.Contains(detail, known[0]) {
-			return " (" + known[1] + ")"
-		}
-	}
-	return ""
-}
-
-// mismatch returns the error for an artifact that is not what was asked for.
-func mismatch(format string, values ...any) *Error {
-	return &Error{
-		Code: codes.DataLoss, Reason: ErrArtifactMismatch.Reason, Message: fmt.Sprintf(format, values...),
-	}
-}
-
-// untrusted returns the error for an artifact that no trusted key signed.
-func untrusted(cause, keyID, message string) *Error {
-	metadata := map[string]string{"cause": cause}
-	if keyID != "" {
-		metadata["key_id"] = keyID
-	}
-	return &Error{
-		Code: codes.DataLoss, Reason: ErrAttestationInvalid.Reason, Message: message, Metadata: metadata,
-	}
+// refused returns the error, of the reason of kind, for an answer that the client itself refuses.
+func refused(kind *Error, format string, values ...any) *Error {
+	return &Error{Code: codes.DataLoss, Reason: kind.Reason, Message: fmt.Sprintf(format, values...)}
 }

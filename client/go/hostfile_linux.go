@@ -1,168 +1,108 @@
 package wasmkiln
 
 import (
-	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
 	pb "github.com/wasmkiln/wasmkiln/client/go/wasmkilnpb"
 )
 
-const (
-	readFlags   = syscall.O_RDONLY | syscall.O_CLOEXEC
-	folderFlags = readFlags | syscall.O_DIRECTORY
-	// A pipe in place of a file must not make the caller wait.
-	fileFlags = readFlags | syscall.O_NOFOLLOW | syscall.O_NONBLOCK
+const sharedWrite = 0o022
 
-	sharedWrite = 0o022
-)
-
-// hostFile is an open file of the host store that was found to be the daemon's.
-type hostFile struct {
-	file *os.File
-	stat syscall.Stat_t
+// Opens the file that a header names, as docs/how-to/map-artifacts.md says: each folder relative to
+// the one before and through no link, and all owned by somebody whom this process trusts.
+func init() {
+	openHostFile = func(header *pb.ArtifactHeader) *hostFile {
+		path, module := header.GetHostFile().GetPath(), header.GetModuleSha256()
+		names := []string{header.GetFingerprint(), module[:2], module, "artifact"}
+		tail := "/" + strings.Join(names, "/")
+		folder, err := filepath.EvalSymlinks(strings.TrimSuffix(path, tail))
+		if err != nil || filepath.Clean(path) != path || !filepath.IsAbs(path) ||
+			!strings.HasSuffix(path, tail) || !isDigest.MatchString(header.GetFingerprint()) {
+			return nil
+		}
+		owners := ownersOf(folder)
+		file, stat := owners.open(folder, syscall.O_DIRECTORY)
+		for _, name := range names {
+			if file == nil {
+				return nil
+			}
+			flags := syscall.O_NOFOLLOW | syscall.O_DIRECTORY
+			if name == "artifact" {
+				// A pipe in place of a file must not make the caller wait.
+				flags = syscall.O_NOFOLLOW | syscall.O_NONBLOCK
+			}
+			// Through this link, Linux opens relative to the descriptor.
+			below := fmt.Sprintf("/proc/self/fd/%d/%s", file.Fd(), name)
+			above := file
+			file, stat = owners.open(below, flags)
+			_ = above.Close()
+		}
+		if file == nil || !isTheDaemons(stat, header) {
+			_ = file.Close() // nil is refused
+			return nil
+		}
+		return opened(file, stat)
+	}
 }
 
-// openHostFile opens the file that a header names, as docs/how-to/map-artifacts.md says: each folder relative
-// to the one before and through no link, and all owned by somebody whom this process trusts.
-func openHostFile(header *pb.ArtifactHeader) (*hostFile, error) {
-	folder, names, ok := entryPath(header)
-	if !ok {
-		return nil, errors.New("the daemon named a path that is not one of a host store")
-	}
-	descriptor, err := syscall.Open(folder, folderFlags, 0)
-	if err != nil {
-		return nil, fmt.Errorf("cannot open %s: %w", folder, err)
-	}
-	defer func() { _ = syscall.Close(descriptor) }()
-	var stat syscall.Stat_t
-	if err := syscall.Fstat(descriptor, &stat); err != nil {
-		return nil, err
-	}
-	owners := trustedOwners(folder, &stat)
-	if err := owners.check(&stat, folder); err != nil {
-		return nil, err
-	}
-	for _, name := range names[:len(names)-1] {
-		below, err := syscall.Openat(descriptor, name, folderFlags|syscall.O_NOFOLLOW, 0)
-		if err != nil {
-			return nil, fmt.Errorf("cannot open the folder %s: %w", name, err)
-		}
-		_ = syscall.Close(descriptor)
-		descriptor = below
-		if err := syscall.Fstat(descriptor, &stat); err != nil {
-			return nil, err
-		}
-		if err := owners.check(&stat, name); err != nil {
-			return nil, err
-		}
-	}
-	opened, err := syscall.Openat(descriptor, names[len(names)-1], fileFlags, 0)
-	if err != nil {
-		return nil, fmt.Errorf("cannot open the artifact: %w", err)
-	}
-	file := &hostFile{file: os.NewFile(uintptr(opened), "artifact")}
-	if err := file.check(owners, header); err != nil {
-		_ = file.close()
-		return nil, err
-	}
-	return file, nil
-}
-
-// look notes the file's state, with which unchanged compares.
-func (f *hostFile) look() error { return syscall.Fstat(int(f.file.Fd()), &f.stat) }
-
-func (f *hostFile) check(owners owners, header *pb.ArtifactHeader) error {
-	if err := f.look(); err != nil {
-		return err
-	}
+func isTheDaemons(stat *syscall.Stat_t, header *pb.ArtifactHeader) bool {
 	named := header.GetHostFile()
-	switch {
-	case f.stat.Mode&syscall.S_IFMT != syscall.S_IFREG:
-		return errors.New("the artifact is not a regular file")
-	case f.stat.Nlink != 1:
-		return fmt.Errorf("the artifact has %d names", f.stat.Nlink)
-	case f.stat.Dev != named.GetDevice() || f.stat.Ino != named.GetInode():
-		return errors.New("the path leads to another file here than the daemon's")
-	case f.stat.Size == 0 || uint64(f.stat.Size) != header.GetSizeBytes():
-		return errors.New("the artifact does not have the size that its header says")
-	}
-	return owners.check(&f.stat, "the artifact")
+	return stat.Mode&syscall.S_IFMT == syscall.S_IFREG && stat.Nlink == 1 &&
+		stat.Dev == named.GetDevice() && stat.Ino == named.GetInode() &&
+		stat.Size > 0 && uint64(stat.Size) == header.GetSizeBytes()
 }
 
-func (f *hostFile) read(size uint64) ([]byte, error) {
-	content := make([]byte, size)
-	if _, err := io.ReadFull(io.NewSectionReader(f.file, 0, int64(size)), content); err != nil {
-		return nil, fmt.Errorf("cannot read the artifact: %w", err)
+func opened(file *os.File, stat *syscall.Stat_t) *hostFile {
+	changed := time.Unix(stat.Mtim.Unix())
+	if inode := time.Unix(stat.Ctim.Unix()); inode.After(changed) {
+		changed = inode
 	}
-	return content, nil
+	return &hostFile{File: file, changed: changed, hasChanged: func() bool {
+		var now syscall.Stat_t
+		err := syscall.Fstat(int(file.Fd()), &now)
+		return err != nil || now.Size != stat.Size || now.Mtim != stat.Mtim || now.Ctim != stat.Ctim
+	}}
 }
-
-// young reports whether the file may change without a trace in its times, which are coarse.
-func (f *hostFile) young() bool {
-	return time.Now().Unix()-max(f.stat.Mtim.Sec, f.stat.Ctim.Sec) <= 1
-}
-
-// unchanged returns an error if somebody wrote to the file since it was opened.
-func (f *hostFile) unchanged() error {
-	info, err := f.file.Stat()
-	if err != nil {
-		return err
-	}
-	now, ok := info.Sys().(*syscall.Stat_t)
-	if !ok || now.Size != f.stat.Size || now.Mtim != f.stat.Mtim || now.Ctim != f.stat.Ctim {
-		return errors.New("the file changed while it was read")
-	}
-	return nil
-}
-
-func (f *hostFile) path() string { return fmt.Sprintf("/proc/self/fd/%d", f.file.Fd()) }
-
-func (f *hostFile) close() error { return f.file.Close() }
 
 // owners are the users whose files count.
 type owners map[uint32]bool
 
-// trustedOwners returns root, this process's user and, if nobody but root and that user can put
-// another folder into its place, the owner of the store's folder.
-func trustedOwners(folder string, stat *syscall.Stat_t) owners {
+// ownersOf returns root, this process's user and, if nobody but root and that user can put another
+// folder into its place, the owner of the store's folder.
+func ownersOf(folder string) owners {
 	trusted := owners{0: true, uint32(os.Geteuid()): true}
-	if !trusted[stat.Uid] && onlyRootOr(stat.Uid, folder, stat) {
-		trusted[stat.Uid] = true
+	var stat, above syscall.Stat_t
+	if syscall.Stat(folder, &stat) != nil {
+		return trusted
 	}
+	for folder != "/" {
+		folder = filepath.Dir(folder)
+		// A sticky folder does not help: anybody could have made the store in it.
+		if syscall.Stat(folder, &above) != nil ||
+			(above.Uid != 0 && above.Uid != stat.Uid) || above.Mode&sharedWrite != 0 {
+			return trusted
+		}
+	}
+	trusted[stat.Uid] = true
 	return trusted
 }
 
-func (o owners) check(stat *syscall.Stat_t, what string) error {
-	if !o[stat.Uid] {
-		return fmt.Errorf("%s belongs to the user %d, who is not trusted", what, stat.Uid)
-	}
-	if stat.Mode&sharedWrite != 0 {
-		return fmt.Errorf("users other than the owner can write to %s", what)
-	}
-	return nil
-}
-
-func onlyRootOr(owner uint32, folder string, stat *syscall.Stat_t) bool {
-	resolved, err := filepath.EvalSymlinks(folder)
+// open opens a file or folder. It returns nil unless a trusted user owns it and nobody else can
+// write to it.
+func (o owners) open(path string, flags int) (*os.File, *syscall.Stat_t) {
+	file, err := os.OpenFile(path, flags, 0)
 	if err != nil {
-		return false
+		return nil, nil
 	}
-	var above syscall.Stat_t
-	if syscall.Stat(resolved, &above) != nil || above.Dev != stat.Dev || above.Ino != stat.Ino {
-		return false
+	var stat syscall.Stat_t
+	if syscall.Fstat(int(file.Fd()), &stat) != nil || !o[stat.Uid] || stat.Mode&sharedWrite != 0 {
+		_ = file.Close()
+		return nil, nil
 	}
-	for resolved != "/" {
-		resolved = filepath.Dir(resolved)
-		// A sticky folder does not help: anybody could have made the store in it.
-		if syscall.Stat(resolved, &above) != nil ||
-			(above.Uid != 0 && above.Uid != owner) || above.Mode&sharedWrite != 0 {
-			return false
-		}
-	}
-	return true
+	return file, &stat
 }

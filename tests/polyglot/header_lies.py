@@ -1,14 +1,15 @@
-"""A true artifact, and each lie that a server in the daemon's place can tell about its header."""
+"""A true artifact, and each lie that a server in the daemon's place can tell about it."""
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import grpc
-from wasmkiln._header_fields import FIELDS, Basis
 from wasmkiln.v1.module_service_pb2 import CompileRequest, CompileResponse
 from wasmkiln.v1.module_service_pb2_grpc import ModuleServiceStub
 from wasmkiln.v1.types_pb2 import ArtifactHeader
@@ -18,6 +19,11 @@ from tests.lying.lies import about
 from tests.polyglot.kiln import FULL_ENGINE, Kiln
 
 TRUTH = "the truth"
+SHOWN = frozenset(
+    {"origin", "queue_time", "compile_time", "imports", "exports", "types_truncated"}
+    | {"signer_certificate"}
+)
+"""Fields on which nothing depends, so that clients compare them with nothing."""
 # A header of it has an element in each list.
 _IMPORTS = '(module (import "env" "log" (func)) (func (export "f")))'
 
@@ -43,23 +49,59 @@ class HeaderLies:
 
 
 def header_lies(kiln: Kiln) -> HeaderLies:
-    """Compile a module with `FULL_ENGINE`, and lie about each field of its header."""
+    """Compile a module with `FULL_ENGINE`, and lie about its header, signature and bytes."""
     module, header, parts = true_answer(kiln)
-    chunks = [CompileResponse(chunk=part).SerializeToString() for part in parts]
+    chunks = [_chunk(part) for part in parts]
     lies: dict[str, ArtifactHeader] = {TRUTH: header}
     for name, lie in about(header):
         if lie != header:
             lies.setdefault(name.partition(" ")[0], cast("ArtifactHeader", lie))
-    return HeaderLies(
-        module,
-        {
-            field: [CompileResponse(header=lie).SerializeToString(), *chunks]
-            for field, lie in lies.items()
-        },
-        frozenset(field for field in lies if field == TRUTH or _is_only_shown(field)),
-    )
+    shown = {field for field in lies if field == TRUTH or field.partition(".")[0] in SHOWN}
+    for name, attestation in _attestations(header.attestation).items():
+        lies[name] = ArtifactHeader()
+        lies[name].CopyFrom(header)
+        lies[name].attestation = attestation
+    answers = {field: [_first(lie), *chunks] for field, lie in lies.items()}
+    return HeaderLies(module, answers | _streams(_first(header), b"".join(parts)), frozenset(shown))
 
 
-def _is_only_shown(field: str) -> bool:
-    basis = FIELDS.get(field, FIELDS.get(field.partition(".")[0], Basis.CALL))
-    return basis is Basis.SHOWN and field != "attestation"
+def _first(header: ArtifactHeader) -> bytes:
+    return CompileResponse(header=header).SerializeToString()
+
+
+def _chunk(content: bytes) -> bytes:
+    return CompileResponse(chunk=content).SerializeToString()
+
+
+def _attestations(true: bytes) -> dict[str, bytes]:
+    """Envelopes whose signature, or key's name, is not that of the payload."""
+    envelope = json.loads(true)
+    [signature] = envelope["signatures"]
+    payload = base64.b64decode(envelope["payload"])
+    other = base64.b64encode(payload.replace(b'"core"', b'"cord"')).decode()
+    forged = base64.b64encode(bytes(64)).decode()
+    changed = {
+        "another payload": envelope | {"payload": other},
+        "another signature": envelope | {"signatures": [signature | {"sig": forged}]},
+        "another signer": envelope | {"signatures": [signature | {"keyid": "0" * 64}]},
+        "no signature": envelope | {"signatures": []},
+    }
+    return {
+        name: json.dumps(each, separators=(",", ":")).encode() for name, each in changed.items()
+    }
+
+
+def _streams(header: bytes, content: bytes) -> dict[str, list[bytes]]:
+    """Streams that are not one header, and then the artifact that it describes."""
+    whole = _chunk(content)
+    return {
+        "nothing": [],
+        "no message": [b"\xff\xfe\xfd" * 100],
+        "no header": [whole],
+        "two headers": [header, header, whole],
+        "a header behind the bytes": [whole, header],
+        "no bytes": [header],
+        "too few bytes": [header, _chunk(content[:-1])],
+        "too many bytes": [header, whole, _chunk(b"!")],
+        "other bytes": [header, _chunk(content[:-1] + bytes([content[-1] ^ 1]))],
+    }

@@ -23,8 +23,9 @@ export interface ClientOptions {
   /** The same in a file, which is read for each call. */
   tokenFile?: string | URL
   /**
-   * Ed25519 public keys of daemons: files, or the keys in hex, base64, PEM or as 32 bytes. With
-   * them, each artifact has to be signed by one of them. Without them only digests are checked.
+   * Ed25519 public keys of daemons: files or folders, or the keys in hex, base64, PEM or as 32
+   * bytes. With them, each artifact has to be signed by one of them, and keys in the folder
+   * `revoked/` of a folder do not count. Without them only digests are checked.
    */
   trustedKeys?: TrustedKey | TrustedKey[]
   /** For each call; 60,000 unless given. */
@@ -76,7 +77,7 @@ export interface ExternType {
   type: string
 }
 
-/** An artifact, whose every field was compared with the call. */
+/** An artifact that is what the call asked for. */
 export class Artifact {
   private constructor()
   readonly moduleSha256: string
@@ -106,7 +107,7 @@ export class Artifact {
    * this process until close(). Undefined where there are bytes only.
    */
   readonly path?: string
-  /** The artifact's bytes; read from the file at first use where there is one. */
+  /** The artifact's bytes; read from the file where there is one. */
   readonly bytes: Buffer
   /** Throw unless the file is as it was when it was opened. Call it after an engine mapped it. */
   checkUnchanged(): void
@@ -114,21 +115,8 @@ export class Artifact {
   close(): void
 }
 
-export interface Loaded {
-  sha256: string
-  sizeBytes: number
-  alreadyLoaded: boolean
-  artifacts: {
-    engine: string
-    fingerprint: string
-    target: string
-    cpu: string
-    sizeBytes: number
-    settings: Record<string, string>
-  }[]
-  kind: 'core' | 'component'
-  engine: string
-}
+/** A message as module_service.proto describes it, with names in camelCase. */
+export type Answer = Record<string, any>
 
 /**
  * A client of one daemon, or of several behind one address. Keep one and use it for all calls.
@@ -142,12 +130,12 @@ export class Client {
   compile(module: Uint8Array | ArrayBuffer, options?: CompileOptions): Promise<Artifact>
   /** The same for a module that the daemon has; rejects with ModuleNotLoaded if it has not. */
   compileDigest(moduleSha256: string, options?: CompileOptions): Promise<Artifact>
-  /** Validate a module and store it, so that it can be compiled by its digest. */
-  load(module: Uint8Array | ArrayBuffer, options?: LoadOptions): Promise<Loaded>
-  /** StatsResponse as module_service.proto describes it, with names in camelCase. */
-  stats(options?: CallOptions): Promise<Record<string, any>>
-  /** GetCapabilitiesResponse as module_service.proto describes it, with names in camelCase. */
-  capabilities(options?: CallOptions): Promise<Record<string, any>>
+  /** Validate a module and store it, so that it can be compiled by its digest: LoadResponse. */
+  load(module: Uint8Array | ArrayBuffer, options?: LoadOptions): Promise<Answer>
+  /** What the daemon counts: StatsResponse. */
+  stats(options?: CallOptions): Promise<Answer>
+  /** Engines, targets, settings, limits, and who the caller is: GetCapabilitiesResponse. */
+  capabilities(options?: CallOptions): Promise<Answer>
   /** Close the connection. Running calls end with an error. */
   close(): void
 }
@@ -167,61 +155,16 @@ export class WasmkilnError extends Error {
   readonly requestId: string
 }
 
-/** ARTIFACT_MISMATCH */
-export class ArtifactMismatch extends WasmkilnError {}
-/** ARTIFACT_TOO_LARGE */
-export class ArtifactTooLarge extends WasmkilnError {}
-/** ATTESTATION_INVALID */
-export class AttestationInvalid extends WasmkilnError {}
-/** COMPILE_MEMORY_LIMIT */
-export class CompileMemoryLimit extends WasmkilnError {}
-/** COMPILE_QUEUE_FULL */
-export class QueueFull extends WasmkilnError {}
-/** COMPILE_TIMEOUT */
-export class CompileTimeout extends WasmkilnError {}
-/** COMPILER_CRASHED */
-export class CompilerCrashed extends WasmkilnError {}
-/** CONNECTION_FAILED */
-export class ConnectionFailed extends WasmkilnError {}
-/** CREDENTIALS_INVALID */
-export class CredentialsInvalid extends WasmkilnError {}
-/** CREDENTIALS_MISSING */
-export class CredentialsMissing extends WasmkilnError {}
-/** DEADLINE_EXCEEDED */
-export class DeadlineExceeded extends WasmkilnError {}
-/** DIGEST_MISMATCH */
-export class DigestMismatch extends WasmkilnError {}
-/** ENGINE_LACKS_FEATURE */
-export class EngineLacksFeature extends WasmkilnError {}
-/** ENGINE_REMOVED */
-export class EngineRemoved extends WasmkilnError {}
-/** ENGINE_UNKNOWN */
-export class EngineUnknown extends WasmkilnError {}
-/** INTERNAL */
-export class InternalFailure extends WasmkilnError {}
-/** INVALID_REQUEST */
-export class InvalidRequest extends WasmkilnError {}
-/** MODULE_INVALID */
-export class ModuleInvalid extends WasmkilnError {}
-/** MODULE_NOT_LOADED */
-export class ModuleNotLoaded extends WasmkilnError {}
-/** MODULE_QUARANTINED */
-export class ModuleQuarantined extends WasmkilnError {}
-/** MODULE_TOO_LARGE */
-export class ModuleTooLarge extends WasmkilnError {}
-/** NOT_WASM */
-export class NotWasm extends WasmkilnError {}
-/** QUOTA_EXCEEDED */
-export class QuotaExceeded extends WasmkilnError {}
-/** ROLE_MISSING */
-export class RoleMissing extends WasmkilnError {}
-/** SERVER_DRAINING */
-export class ServerDraining extends WasmkilnError {}
-/** SETTING_UNKNOWN */
-export class SettingUnknown extends WasmkilnError {}
-/** TARGET_UNSUPPORTED */
-export class TargetUnsupported extends WasmkilnError {}
-/** UNEXPECTED_ANSWER */
-export class UnexpectedAnswer extends WasmkilnError {}
-/** WORKER_UNAVAILABLE */
-export class WorkerUnavailable extends WasmkilnError {}
+/** The class of one reason: `error instanceof QueueFull`. */
+type Kind = typeof WasmkilnError
+export const InvalidRequest: Kind, NotWasm: Kind, ModuleInvalid: Kind, ModuleTooLarge: Kind
+export const DigestMismatch: Kind, EngineUnknown: Kind, EngineRemoved: Kind
+export const TargetUnsupported: Kind, SettingUnknown: Kind, EngineLacksFeature: Kind
+export const CredentialsMissing: Kind, CredentialsInvalid: Kind, RoleMissing: Kind
+export const ModuleNotLoaded: Kind, CompileTimeout: Kind, CompileMemoryLimit: Kind
+export const ArtifactTooLarge: Kind, CompilerCrashed: Kind, InternalFailure: Kind
+export const ModuleQuarantined: Kind, QueueFull: Kind, QuotaExceeded: Kind
+export const WorkerUnavailable: Kind, ServerDraining: Kind
+// The client's own.
+export const ConnectionFailed: Kind, DeadlineExceeded: Kind, ArtifactMismatch: Kind
+export const AttestationInvalid: Kind, UnexpectedAnswer: Kind

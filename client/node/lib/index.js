@@ -1,7 +1,419 @@
 'use strict'
+// The client: calls, their errors, and the artifacts that they return.
 
-const { Artifact } = require('./artifact')
-const { Client } = require('./client')
-const { byReason, ...errors } = require('./errors')
+const crypto = require('node:crypto')
+const fs = require('node:fs')
+const { Client: Connection, Metadata, credentials, status } = require('@grpc/grpc-js')
+const { readTrustedKeys, verifyAttestation } = require('./attestation')
+const errors = require('./errors')
+const { hasChanged, isYoung, openHostFile } = require('./host-file')
+const protos = require('./protos')
 
-module.exports = { Artifact, Client, ...errors }
+// A daemon puts no larger artifact into its header's message.
+const INLINE_LIMIT_BYTES = 65_536
+// A chunk has 1 MiB at most, and Stats some hundred KiB.
+const MAX_RECEIVED_BYTES = 64 * 1024 * 1024
+// How long the client asks for bytes after it could not use a file.
+const NO_FILES_MS = 60_000
+// Settings that artifacts of earlier daemons do not state, and what these artifacts have.
+const UNSTATED = { strategy: 'cranelift', compiler: 'cranelift', collector: 'drc' }
+const ADDRESS = /^(unix|unix-abstract|dns|ipv4|ipv6|xds):|^[^/]+:[1-9][0-9]{0,4}$/
+const LOCAL =
+  /^unix(-abstract)?:|^((dns|ipv4|ipv6):(\/\/\/)?)?(localhost|127(\.\d+){3}|\[::1\]):\d+$/
+
+/**
+ * A client of one daemon, or of several behind one address. Keep one and use it for all calls.
+ *
+ * It does not retry: an error says in `retryAfterMs` when to try again. A call is made twice in
+ * two cases only: the daemon lacks the module, or this process cannot use a file of the daemon's.
+ */
+class Client {
+  #address
+  #options
+  #connection
+  #trustedKeys
+  #noFilesUntil = 0
+
+  /** See index.d.ts for the options. Throw an Error for one that cannot be used. */
+  constructor(address, options = {}) {
+    const { tls, timeoutMs = 60_000, maxArtifactBytes = 1024 ** 3, hostStore = true } = options
+    if (!ADDRESS.test(address)) {
+      throw new TypeError(`an address is host:port or unix:/path, not ${address}`)
+    }
+    const isLocal = LOCAL.test(address)
+    if ((options.token ?? options.tokenFile) !== undefined && !tls && !isLocal) {
+      throw new Error(`cannot send a token to ${address} in plaintext: set tls`)
+    }
+    this.#address = address
+    this.#options = {
+      ...options,
+      timeoutMs: positive('timeoutMs', timeoutMs),
+      maxArtifactBytes: positive('maxArtifactBytes', maxArtifactBytes),
+      hostStore: hostStore && isLocal,
+    }
+    this.#trustedKeys = readTrustedKeys(options.trustedKeys)
+    const { ca, key, cert, serverName } = tls || {}
+    this.#connection = new Connection(
+      address,
+      tls ? credentials.createSsl(...[ca, key, cert].map(pem)) : credentials.createInsecure(),
+      {
+        ...(serverName && { 'grpc.ssl_target_name_override': serverName }),
+        'grpc.max_receive_message_length': MAX_RECEIVED_BYTES,
+        'grpc.max_send_message_length': -1,
+        // After a failed connection, gRPC fails each call until it tries again.
+        'grpc.initial_reconnect_backoff_ms': 100,
+        'grpc.max_reconnect_backoff_ms': 2_000,
+      },
+    )
+  }
+
+  /**
+   * Return the artifact of a module: ask by its digest, and upload it if the daemon lacks it.
+   *
+   * Throw a WasmkilnError, and the signal's reason if it is aborted.
+   */
+  async compile(module, options = {}) {
+    const bytes = moduleBytes(module)
+    const digest = sha256(bytes)
+    const call = this.#begin(options, digest)
+    try {
+      return await this.#compile({ sha256: digest }, digest, options, call)
+    } catch (error) {
+      if (!(error instanceof errors.ModuleNotLoaded)) throw error
+    }
+    return this.#compile({ module: bytes }, digest, options, call)
+  }
+
+  /** Return the artifact of a module that the daemon has. Throw ModuleNotLoaded if it has not. */
+  async compileDigest(digest, options = {}) {
+    if (!/^[0-9a-f]{64}$/.test(digest)) throw new TypeError('a digest is 64 lowercase hex digits')
+    return this.#compile({ sha256: digest }, digest, options, this.#begin(options, digest))
+  }
+
+  /** Validate a module and store it, so that it can be compiled by its digest. */
+  async load(module, options = {}) {
+    const bytes = moduleBytes(module)
+    const { engine, expectedSha256 } = options
+    const request = { module: bytes, engine, expectedSha256 }
+    const answer = await this.#ask('Load', request, options, sha256(bytes))
+    if (answer.sha256 !== sha256(bytes)) {
+      throw new errors.UnexpectedAnswer('the daemon answered about another module')
+    }
+    return { ...answer, kind: kindOf(answer) }
+  }
+
+  /** Return the daemon's StatsResponse, as module_service.proto describes it. */
+  async stats(options = {}) {
+    return this.#ask('Stats', {}, options)
+  }
+
+  /** Return engines, targets, settings, limits and who the caller is: GetCapabilitiesResponse. */
+  async capabilities(options = {}) {
+    return this.#ask('GetCapabilities', {}, options)
+  }
+
+  /** Close the connection. Running calls end with an error. */
+  close() {
+    this.#connection.close()
+  }
+
+  async #ask(method, request, options, digest) {
+    const call = this.#begin(options, digest)
+    let answer
+    for await (const message of this.#messages(method, request, call)) answer ??= message
+    if (!answer) throw new errors.UnexpectedAnswer('the daemon sent no answer', call.about)
+    return answer
+  }
+
+  async #compile(source, digest, options, call) {
+    const { engine = '', target = '', cpu = '', settings = {}, skipCacheLookup = false } = options
+    for (const [name, value] of Object.entries(settings)) {
+      if (typeof value !== 'string') throw new TypeError(`setting ${name} has to be a string`)
+    }
+    const acceptHostFile = this.#options.hostStore && Date.now() >= this.#noFilesUntil
+    const asked = { engine, target, cpu, settings, skipCacheLookup, acceptHostFile }
+    const request = { ...asked, ...source, inlineLimitBytes: INLINE_LIMIT_BYTES }
+    try {
+      const header = await this.#answer(request, digest, call)
+      if (!header.hostFile) return this.#fromBytes(header)
+      try {
+        return await this.#fromFile(header)
+      } catch {
+        // Another machine's or another container's file, or a damaged one. The daemon has the
+        // module by now.
+        this.#noFilesUntil = Date.now() + NO_FILES_MS
+        const again = { ...request, module: undefined, sha256: digest, acceptHostFile: false }
+        return this.#fromBytes(await this.#answer(again, digest, call))
+      }
+    } catch (error) {
+      if (error instanceof errors.WasmkilnError) Object.assign(error, call.about)
+      throw error
+    }
+  }
+
+  /** Return the header of an answer to Compile, with the bytes unless it names a file. */
+  async #answer(request, digest, call) {
+    const { maxArtifactBytes } = this.#options
+    const chunks = []
+    let header
+    let received = 0
+    for await (const message of this.#messages('Compile', request, call)) {
+      let { chunk = Buffer.alloc(0) } = message
+      if (message.part === 'header') {
+        check(!header, "the daemon's answer has two headers")
+        header = message.header
+        checkHeader(request, digest, header)
+        if (header.sizeBytes > maxArtifactBytes) {
+          const message = `the artifact has ${header.sizeBytes} bytes, above maxArtifactBytes`
+          throw new errors.ArtifactTooLarge(message, { code: status.RESOURCE_EXHAUSTED })
+        }
+        chunk = header.inlineArtifact
+      }
+      check(header, "the daemon's answer does not begin with a header")
+      received += chunk.length
+      check(received <= header.sizeBytes, `more than the ${header.sizeBytes} bytes of the header`)
+      chunks.push(chunk)
+    }
+    check(header, "the daemon's answer has no header")
+    return { ...header, bytes: Buffer.concat(chunks) }
+  }
+
+  #fromBytes(header) {
+    checkBytes(header, header.bytes)
+    if (this.#trustedKeys.size) verifyAttestation(header, this.#trustedKeys)
+    return new Artifact(header)
+  }
+
+  /** Return the artifact in the file that the daemon names. Throw an error if it does not count. */
+  async #fromFile(header) {
+    const file = openHostFile(header)
+    let isTaken = false
+    try {
+      if (this.#trustedKeys.size) {
+        verifyAttestation(header, this.#trustedKeys)
+        const mayChangeWithoutATrace = isYoung(file)
+        const bytes = await fs.promises.readFile(pathOf(file))
+        checkBytes(header, bytes)
+        if (mayChangeWithoutATrace) return new Artifact({ ...header, bytes })
+        check(!hasChanged(file), 'the file changed while it was read')
+      }
+      isTaken = true
+      return new Artifact(header, file)
+    } finally {
+      if (!isTaken) fs.closeSync(file.descriptor)
+    }
+  }
+
+  /** Return what the requests of one call share: its deadline, its metadata and its signal. */
+  #begin({ timeoutMs = this.#options.timeoutMs, signal, priority }, digest) {
+    // The daemon's log has it.
+    const requestId = crypto.randomBytes(8).toString('hex')
+    const metadata = new Metadata()
+    metadata.set('x-request-id', requestId)
+    if (priority) metadata.set('wasmkiln-priority', priority)
+    // A balancer that routes by it sends all calls about a module to the same daemon.
+    if (digest) metadata.set('wasmkiln-module', digest)
+    const token = this.#token()
+    if (token) metadata.set('authorization', `Bearer ${token}`)
+    const deadline = Date.now() + positive('timeoutMs', timeoutMs)
+    return { metadata, deadline, signal, timeoutMs, about: { requestId } }
+  }
+
+  #token() {
+    const { token = '', tokenFile } = this.#options
+    // For each call: so a new token in the file counts at once.
+    const text = (tokenFile === undefined ? token : fs.readFileSync(tokenFile, 'latin1')).trim()
+    // The message does not quote the token.
+    if (!/^[!-~]*$/.test(text)) throw new Error('cannot use the token: it has other characters')
+    return text
+  }
+
+  /** Yield the messages of an answer. On the wire a single one is a stream as well. */
+  async *#messages(method, request, { metadata, deadline, signal, timeoutMs, about }) {
+    const rpc = protos['wasmkiln.v1.ModuleService'][method]
+    signal?.throwIfAborted()
+    const stream = this.#connection.makeServerStreamRequest(
+      ...[rpc.path, rpc.requestSerialize, rpc.responseDeserialize, request, metadata, { deadline }],
+    )
+    const cancel = () => stream.cancel()
+    signal?.addEventListener('abort', cancel)
+    stream.on('error', () => {}) // it comes after the end of a call that we cancel, too
+    try {
+      yield* stream
+    } catch (failure) {
+      throw signal?.aborted ? signal.reason : this.#error(failure, timeoutMs, about)
+    } finally {
+      signal?.removeEventListener('abort', cancel)
+      cancel()
+    }
+  }
+
+  /** Return the WasmkilnError for a grpc.ServiceError. */
+  #error({ code, details, message: words, metadata }, timeoutMs, about) {
+    const text = details || words
+    const found = { code, ...about, ...detailsOf(metadata) }
+    const Kind = Object.values(errors).find((one) => one.REASON === found.reason)
+    if (found.reason) return new (Kind ?? errors.WasmkilnError)(text || found.reason, found)
+    const address = this.#address
+    found.metadata = { address, detail: text }
+    if (code === status.UNAVAILABLE) {
+      const advice = 'start one with `wasmkilnd serve`, or check the address and tls'
+      const message = `no daemon answers at ${address} (${text}): ${advice}`
+      return new errors.ConnectionFailed(message, found)
+    }
+    if (code === status.DEADLINE_EXCEEDED) {
+      const limit = `${timeoutMs / 1000} s`
+      return new errors.DeadlineExceeded(`no answer from ${address} within ${limit}`, found)
+    }
+    // How gRPC itself refuses a request above the server's limit, and an answer that is none.
+    if (/message larger than max/i.test(text)) return new errors.ModuleTooLarge(text, found)
+    if (/parsing error/.test(text)) return new errors.UnexpectedAnswer(text, found)
+    return new errors.WasmkilnError(text, found)
+  }
+}
+
+// Closes files whose artifact was dropped without close().
+const dropped = new FinalizationRegistry((descriptor) => fs.closeSync(descriptor))
+const pathOf = (file) => `/proc/self/fd/${file.descriptor}`
+
+/** An artifact that is what the call asked for, and its header; see index.d.ts. */
+class Artifact {
+  #file
+  #bytes
+
+  /** Give it an open file of the host store, or a header with its bytes. */
+  constructor({ bytes, inlineArtifact, contentEncoding, ...header }, file) {
+    const { compileTime, queueTime, ...shown } = header
+    // A newer daemon's values are numbers.
+    const word = (value, prefix) => `${value}`.replace(prefix, '').toLowerCase()
+    const extern = (one) => ({ ...one, kind: word(one.kind, 'EXTERN_KIND_') })
+    Object.assign(this, shown, {
+      origin: word(header.origin, 'ORIGIN_'),
+      kind: kindOf(header),
+      imports: header.imports.map(extern),
+      exports: header.exports.map(extern),
+      compileTimeMs: msOf(compileTime),
+      queueTimeMs: msOf(queueTime),
+      hostFile: header.hostFile?.path,
+    })
+    this.#bytes = bytes
+    this.#file = file
+    if (file) dropped.register(this, file.descriptor, this)
+  }
+
+  get path() {
+    return this.#file && pathOf(this.#file)
+  }
+
+  get bytes() {
+    if (!this.#file && !this.#bytes) throw new Error('the artifact is closed')
+    if (!this.#file) return this.#bytes
+    const bytes = fs.readFileSync(this.path)
+    checkBytes(this, bytes)
+    return bytes
+  }
+
+  checkUnchanged() {
+    check(!this.#file || !hasChanged(this.#file), 'the file changed after it was opened')
+  }
+
+  close() {
+    if (!this.#file) return
+    dropped.unregister(this)
+    fs.closeSync(this.#file.descriptor)
+    this.#file = undefined
+  }
+}
+
+/**
+ * Throw ArtifactMismatch when a header is not about what the call asked for.
+ *
+ * A signature cannot replace that: it binds the artifact to its header, and an attacker may answer
+ * with another signed artifact.
+ */
+function checkHeader(request, digest, header) {
+  const same = (what, asked, got) =>
+    check(asked === got, `asked for ${what} ${quoted(asked)}, got ${quoted(got)}`)
+  const { name, version, id } = header.engine ?? {}
+  same('an artifact of module', digest, header.moduleSha256)
+  same('an engine whose id is', `${name}-${version}`, id)
+  if (request.engine && request.engine !== name) same('engine', request.engine, id)
+  if (request.target) same('target', request.target, header.target)
+  if (request.cpu) same('cpu', request.cpu, header.cpu)
+  for (const [setting, value] of Object.entries(request.settings)) {
+    same(`setting ${setting}`, value, header.settings[setting] ?? UNSTATED[setting])
+  }
+  // A setting that the call did not name has to have the engine's default.
+  for (const [setting, value] of Object.entries(header.changedSettings)) {
+    same(`setting ${quoted(setting)}`, request.settings[setting], value)
+  }
+  check(!header.hostFile || request.acceptHostFile, 'got a file that was not asked for')
+}
+
+function checkBytes(header, bytes) {
+  check(bytes.length === header.sizeBytes, `${bytes.length} of ${header.sizeBytes} bytes came`)
+  const [asked, got] = [header.artifactSha256, sha256(bytes)]
+  check(asked === got, `the bytes have the SHA-256 ${got}, their header says ${quoted(asked)}`)
+}
+
+function check(condition, message) {
+  if (!condition) throw new errors.ArtifactMismatch(message)
+}
+
+/** Return a text of a daemon as one that steers no terminal. */
+function quoted(text) {
+  return JSON.stringify(`${text}`.slice(0, 200)).replace(/[^ -~]/g, '?')
+}
+
+/** Return what the details of a google.rpc.Status say; nothing where they are damaged. */
+function detailsOf(metadata) {
+  const found = {}
+  try {
+    const [encoded] = metadata.get('grpc-status-details-bin')
+    const { details } = protos['google.rpc.Status'].deserialize(encoded)
+    for (const any of details) {
+      const name = any.type_url.split('/').pop()
+      const detail = protos[name].deserialize(any.value)
+      if (name === 'google.rpc.ErrorInfo' && detail.domain === 'wasmkiln') {
+        Object.assign(found, { reason: detail.reason, metadata: detail.metadata })
+      }
+      if (name === 'google.rpc.RetryInfo') found.retryAfterMs = msOf(detail.retryDelay)
+      if (name === 'google.rpc.BadRequest') found.fieldViolations = detail.fieldViolations
+    }
+  } catch {
+    // None, or of another server: code and text still count.
+  }
+  return found
+}
+
+function msOf(duration) {
+  return duration ? duration.seconds * 1000 + duration.nanos / 1e6 : 0
+}
+
+function kindOf({ kind }) {
+  return kind === 'KIND_COMPONENT' ? 'component' : 'core'
+}
+
+function sha256(bytes) {
+  return crypto.createHash('sha256').update(bytes).digest('hex')
+}
+
+function positive(name, number) {
+  if (Number.isSafeInteger(number) && number > 0) return number
+  throw new RangeError(`${name} has to be a positive whole number`)
+}
+
+/** Return PEM: the text itself, or that of the file which it names. */
+function pem(source) {
+  if (source === undefined) return null
+  const isText = source instanceof Uint8Array || `${source}`.includes('-----BEGIN ')
+  return isText ? Buffer.from(source) : fs.readFileSync(source)
+}
+
+function moduleBytes(module) {
+  if (module instanceof ArrayBuffer) return Buffer.from(module)
+  if (module instanceof Uint8Array) return module
+  throw new TypeError("a module is a Uint8Array, such as fs.readFileSync('module.wasm')")
+}
+
+module.exports = { Artifact, Client, ...require('./errors') }
