@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
-from wasmkiln.cli.exits import Exit
+from wasmkiln.cli.app import Exit
 
 from tests.lying import honest, lies
 from tests.lying.server import LyingServer

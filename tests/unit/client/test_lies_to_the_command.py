@@ -13,7 +13,7 @@ import pytest
 from click.testing import Result
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
-from wasmkiln.cli.exits import Exit
+from wasmkiln.cli.app import Exit
 from wasmkiln.v1 import module_service_pb2 as modules
 
 from tests.lying import honest, lies

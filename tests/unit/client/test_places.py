@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from click.testing import Result
-from wasmkiln import ArtifactHeader, ArtifactMismatch
-from wasmkiln.cli.exits import Exit
+from wasmkiln import ArtifactHeader
+from wasmkiln.cli.app import Exit
 from wasmkiln.cli.place import file_name, folded, stem
 from wasmkiln.v1 import module_service_pb2 as modules
 from wasmkiln.v1 import types_pb2 as types
@@ -203,13 +203,12 @@ def test_a_name_can_be_read_in_one_way_only() -> None:
                 engine = types.Engine(name=name, version=version)
                 try:
                     path = file_name(source, ArtifactHeader(engine=engine))
-                except ArtifactMismatch:
+                except OSError:
                     continue
                 meant = (source, f"{name}-{version}")
                 assert seen.setdefault(folded(path), meant) == meant
     assert len(seen) > 20
 
 
-def test_a_changed_name_ends_in_a_digest_of_the_whole() -> None:
-    digest = hashlib.sha256(b"-rf").hexdigest()[:12]
-    assert stem("-rf.wasm") == f"_-rf~{digest}"
+def test_another_name_becomes_its_digest() -> None:
+    assert stem("-rf.wasm") == hashlib.sha256(b"-rf").hexdigest()

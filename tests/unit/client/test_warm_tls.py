@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
-from wasmkiln.cli.app import app
-from wasmkiln.cli.exits import Exit
+from wasmkiln.cli.app import Exit, app
 
 from tests.authority import Authority
 from tests.oci import Image
