@@ -17,14 +17,14 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from enum import IntEnum
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from wasmkiln.cli.connection import EVERYWHERE, options
+from wasmkiln.cli.connection import EVERYWHERE
 from wasmkiln.cli.text import Printable, one_line, seconds
 
 if TYPE_CHECKING:
@@ -75,40 +75,25 @@ def exit_for(error: BaseException) -> Exit:
     return next((code for code, names in _ERRORS.items() if name in names), Exit.REFUSED)
 
 
-@dataclass
-class Session:
-    """One run: what the options of every command say; it writes results and failures."""
-
-    address: str | None = None
-    profile: str | None = None
-    tls: bool | None = None
-    ca_file: str = ""
-    cert_file: str = ""
-    key_file: str = ""
-    server_name: str = ""
-    token_file: str | None = None
-    namespace: str | None = None
-    timeout_s: float | None = None
-    as_json: bool = False
-    debug: bool = False
+class Session(dict[str, Any]):
+    """One run: what the options of every command say, by name; it writes results and failures."""
 
     def client(self, **more: Any) -> Client:
         """Return a client for the options. Raise click.UsageError for invalid ones."""
         from wasmkiln import TLS, Client
 
-        names = (self.ca_file, self.cert_file, self.key_file, self.server_name)
+        names = ("address", "profile", "token_file", "namespace", "timeout_s")
+        files = [self.get(name, "") for name in ("ca_file", "cert_file", "key_file", "server_name")]
         try:
-            return Client(
-                self.address,
-                profile=self.profile,
-                tls=TLS(*names) if any(names) else self.tls,
-                token_file=self.token_file,
-                namespace=self.namespace,
-                timeout_s=self.timeout_s,
-                **more,
-            )
+            more["tls"] = TLS(*files) if any(files) else self.get("tls")
+            return Client(**{name: self.get(name) for name in names}, **more)
         except ValueError as error:
             raise click.UsageError(str(error)) from error
+
+    @property
+    def as_json(self) -> bool:
+        """Whether results are JSON."""
+        return bool(self.get("as_json"))
 
     def call(self, method: str, *arguments: Any, **more: Any) -> Any:
         """Return the daemon's answer to one call."""
@@ -157,9 +142,12 @@ def to_document(message: Any) -> dict[str, Any]:
 def _value(value: Any, enum_type: Any) -> Any:
     if hasattr(value, "DESCRIPTOR"):
         kind = value.DESCRIPTOR.full_name
-        if kind == "google.protobuf.Duration":
-            return seconds(value)
-        return _time(value) if kind == "google.protobuf.Timestamp" else to_document(value)
+        if kind == "google.protobuf.Timestamp":
+            try:
+                return value.ToJsonString()
+            except ValueError:
+                return f"@{value.seconds}"
+        return seconds(value) if kind == "google.protobuf.Duration" else to_document(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, bytes):
@@ -173,30 +161,18 @@ def _value(value: Any, enum_type: Any) -> Any:
     return value
 
 
-def _time(when: Any) -> Any:
-    try:
-        return when.ToJsonString()
-    except ValueError:
-        return f"@{when.seconds}"
-
-
-def error_document(error: Exception, source: str | None = None) -> dict[str, Any]:
+def error_document(error: Any, source: str | None = None) -> dict[str, Any]:
     """Return a failure for --json; `source` is the input that it belongs to."""
-    document: dict[str, Any] = {
+    is_ours = _is_ours(error)
+    return {
         "source": source,
         "message": str(error),
-        "code": None,
-        "reason": type(error).__name__,
-        "metadata": {},
-        "retry_after_s": None,
-        "field_violations": [],
+        "code": error.code.name if is_ours else None,
+        "reason": error.reason if is_ours else type(error).__name__,
+        "metadata": error.metadata if is_ours else {},
+        "retry_after_s": error.retry_after_s if is_ours else None,
+        "field_violations": list(map(asdict, error.field_violations)) if is_ours else [],
     }
-    if _is_ours(error):
-        for name in ("reason", "metadata", "retry_after_s"):
-            document[name] = getattr(error, name)
-        document["code"] = error.code.name
-        document["field_violations"] = [asdict(each) for each in error.field_violations]
-    return document
 
 
 def _is_ours(error: Any) -> bool:
@@ -261,31 +237,19 @@ class _Program(click.Group):
             if _is_ours(error) or isinstance(error, OSError):
                 session.report(error)
             else:  # a defect of the command
-                if session.debug:
+                if session.get("debug"):
                     sys.excepthook(type(error), error, error.__traceback__)
                 session.report(RuntimeError(f"unexpected {type(error).__name__}: {error}"))
         raise click.exceptions.Exit(code)
 
 
-def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
-    if wanted and not context.resilient_parsing:
-        import wasmkiln
-
-        click.echo(f"wasmkiln, version {wasmkiln.__version__}")
-        context.exit()
-
-
-app = _Program(
-    "wasmkiln",
-    params=[
-        *EVERYWHERE,
-        *options(
-            "--version  Show the version and exit.",
-            {"is_eager": True, "expose_value": False, "callback": _version},
-        ),
-    ],
-    help="Compile WebAssembly modules once, in a wasmkiln daemon, and load them everywhere.",
-    # \b: click does not wrap this paragraph.
-    epilog="\b\nExit codes:\n" + "\n".join(f"  {code:<4} {code.meaning}" for code in Exit),
-    context_settings={"help_option_names": ["-h", "--help"]},
+app = click.version_option(package_name="wasmkiln", prog_name="wasmkiln")(
+    _Program(
+        "wasmkiln",
+        params=EVERYWHERE[:],
+        help="Compile WebAssembly modules once, in a wasmkiln daemon, and load them everywhere.",
+        # \b: click does not wrap this paragraph.
+        epilog="\b\nExit codes:\n" + "\n".join(f"  {code:<4} {code.meaning}" for code in Exit),
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
 )

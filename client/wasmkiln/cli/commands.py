@@ -168,9 +168,9 @@ def engines(session: Session, settings: bool, isolation: bool) -> None:
         columns += " settings.allowed_values:allowed settings.description:what_it_is"
         shown = [table(rows, f"engine.id:engine {columns}")]
     elif isolation:
-        columns = "layers.layer layers.state layers.detail attempts.name:attempt attempts.refused"
+        columns = "layers.name:layer layers.state layers.detail attempts.name:attempt"
         rows = [{"engine": row["engine"], **(row["isolation"] or {})} for row in rows]
-        shown = [table(rows, f"engine.id:engine holds:confined {columns}")]
+        shown = [table(rows, f"engine.id:engine holds:confined {columns} attempts.refused")]
     session.emit(document, *shown)
 
 
@@ -518,10 +518,9 @@ def _signed(artifact: str, attestation: str | None, keys: tuple[str, ...]) -> tu
 
 def _require(statement: Statement, name: str, actual: str) -> None:
     from wasmkiln import AttestationInvalid
-    from wasmkiln.attestation import MISMATCH
 
     if (attested := getattr(statement.claims, name)) != actual:
         raise AttestationInvalid(
             f"the attestation is about another {name.replace('_', ' ')}: {attested}, not {actual}",
-            metadata={"cause": MISMATCH},
+            metadata={"cause": "mismatch"},
         )

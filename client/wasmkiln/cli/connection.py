@@ -15,18 +15,11 @@ if TYPE_CHECKING:
 
 _YEAR_S = 365 * 24 * 3600
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_LIKE_A_DIGEST = re.compile(r"(sha256:)?[0-9A-Fa-f]{40,}")
-NO_DIGEST = "is neither a file nor a SHA-256 (64 lowercase hexadecimal digits)"
 
 
 def is_digest(text: str) -> bool:
     """Return whether a text is 64 lowercase hexadecimal digits."""
     return _DIGEST.fullmatch(text) is not None
-
-
-def looks_like_a_digest(text: str) -> bool:
-    """Return whether a text that is no file was meant as a digest."""
-    return _LIKE_A_DIGEST.fullmatch(text) is not None
 
 
 def _seconds(text: str) -> float:
@@ -40,11 +33,8 @@ class _Module(click.Path):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> str:
         """Return the text itself, or fail with a usage error."""
-        if not Path(value).exists():
-            if is_digest(value):
-                return str(value)
-            if looks_like_a_digest(value):
-                self.fail(f"{value!r} {NO_DIGEST}", param, ctx)
+        if is_digest(value) and not Path(value).exists():
+            return str(value)
         return str(super().convert(value, param, ctx))
 
 
@@ -111,7 +101,7 @@ def options(text: str, common: dict[str, Any] | None = None, **more: Any) -> lis
 def _fill(context: click.Context, parameter: click.Parameter, value: Any) -> None:
     """Put an option's value into the session; what stands after the command's name wins."""
     if value is not None and parameter.name:
-        setattr(context.obj, parameter.name, value)
+        context.obj[parameter.name] = value
 
 
 # The group has them and so has every command, so that a person may write them before or after

@@ -6,7 +6,6 @@ import hashlib
 import sys
 import time
 from collections import deque
-from concurrent.futures import Future, wait
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +111,8 @@ def in_parallel(
     Raise what it raises, and TimeoutError once the limit is over. Then, and on an interrupt, what
     has not begun is dropped, and what has is left to itself: it ends with the process at last.
     """
+    from concurrent.futures import Future, wait  # and logging, which few commands need
+
     until_s = time.monotonic() + limit_s
     futures = [Future[R]() for _ in items]
     waiting = deque(zip(futures, items, strict=True))

@@ -249,26 +249,25 @@ class Repository:
 
     def _content(self, fetch: _Fetch, url: str, limit_bytes: int) -> bytes:
         headers = {"Accept": ", ".join(MANIFEST_TYPES) if "/manifests/" in url else "*/*"}
-        answer = fetch.get(url, headers, self._authorization, limit_bytes)
-        if answer.status == 401:
+        status, asked, content = fetch.get(url, headers, self._authorization, limit_bytes)
+        if status == 401:
             try:
-                self._authorization = self._authorized(fetch, answer.challenge)
+                self._authorization = self._authorized(fetch, asked)
             except SourceUnusable:
                 raise
             except Exception as error:
                 # Malformed configuration, a helper that fails, a token server that lies.
                 why = quoted(f"{type(error).__name__}: {error}")
                 raise SourceUnusable(f"cannot log in to {self.host}: {why}") from None
-            if self._authorization:
-                answer = fetch.get(url, headers, self._authorization, limit_bytes)
-        if answer.status == 200:
-            return answer.content
+            status, _, content = fetch.get(url, headers, self._authorization, limit_bytes)
+        if status == 200:
+            return content
         why = {
             401: f"asks for credentials: `docker login {self.host}`",
             403: "does not let these credentials read it",
             404: "has no such repository, tag or digest, or hides it",
             429: "has been asked too often: try again later",
-        }.get(answer.status, f"answers with status {answer.status}")
+        }.get(status, f"answers with status {status}")
         raise SourceUnusable(f"cannot read {self.name}: {self.host} {why}")
 
     def _authorized(self, fetch: _Fetch, challenge: str) -> str:
@@ -281,10 +280,9 @@ class Repository:
         if kind.lower() != "bearer" or "realm" not in fields:
             return ""
         query = urlencode({name: fields[name] for name in ("service", "scope") if name in fields})
-        answer = fetch.get(f"{fields['realm']}?{query}", {}, login, _MOST_ANSWER_BYTES)
-        if answer.status != 200:
-            return ""
-        document = json.loads(answer.content)
+        url = f"{fields['realm']}?{query}"
+        status, _, content = fetch.get(url, {}, login, _MOST_ANSWER_BYTES)
+        document = json.loads(content) if status == 200 else {}
         token = document.get("token") or document.get("access_token") or ""
         return f"Bearer {token}" if re.fullmatch(r"[\x21-\x7e]+", token) else ""
 
@@ -319,10 +317,8 @@ def _is_loopback(host: str | None) -> bool:
 # --- HTTP ----------------------------------------------------------------------------------------
 
 
-class _Answer(NamedTuple):
-    status: int
-    challenge: str
-    content: bytes
+# The status of an answer, what it challenges its caller to show, and its body.
+_Answer = tuple[int, str, bytes]
 
 
 class _Fetch(urllib.request.AbstractHTTPHandler):
@@ -365,7 +361,7 @@ class _Fetch(urllib.request.AbstractHTTPHandler):
                         continue
                     challenge = response.headers.get("WWW-Authenticate", "")
                     content = self._read(response, limit_bytes, shown)
-                    return _Answer(response.status, challenge, content)
+                    return response.status, challenge, content
             except SourceUnusable:
                 raise
             except Exception as error:

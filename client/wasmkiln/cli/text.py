@@ -68,7 +68,7 @@ def _cell(value: Any, field: str) -> list[str]:
     name, _, rest = field.partition(".")
     if isinstance(value, list):
         return [", ".join(_cell(each, field)) for each in value[:MAX_ROWS]]
-    found = (value or {}).get(name)
+    found = value[name] if value else None
     return _cell(found, rest) if rest else [_shown(name, found)]
 
 

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from wasmkiln.cli import connection
 from wasmkiln.cli.app import Exit, exit_for, to_document
-from wasmkiln.cli.connection import argument, command, options
+from wasmkiln.cli.connection import argument, command, is_digest, options
 from wasmkiln.cli.inputs import (
     Done,
     attempt,
@@ -182,12 +181,10 @@ def _readers(
     elif os.path.lexists(path):  # raises nothing, whatever the name
         for file in _wasm_files(path, recursive) if path.is_dir() else [source]:
             yield file, partial(_from_file, file)
-    elif connection.is_digest(digest):
+    elif is_digest(digest):
         yield source, lambda: [Module(digest, digest)]
-    elif connection.looks_like_a_digest(source):
-        raise click.UsageError(f"{quoted(source)} {connection.NO_DIGEST}")
     else:
-        why = f"does not exist: give files, folders, digests or {SCHEME} references"
+        why = f"does not exist: give files, folders, SHA-256 digests or {SCHEME} references"
         raise click.UsageError(f"{quoted(source)} {why}")
 
 

@@ -216,8 +216,8 @@ def test_a_list_that_is_none_sends_nothing(
     ("source", "says"),
     [
         ("@gone.txt", "cannot read the list gone.txt: No such file"),
-        ("A" * 64, "neither a file nor a SHA-256"),
-        ("sha256:" + "a" * 63, "neither a file nor a SHA-256"),
+        ("A" * 64, "does not exist"),
+        ("sha256:" + "a" * 63, "does not exist"),
         ("x" * 5000, "does not exist"),
         ("oci://repo", "write oci://HOST/REPOSITORY"),
         ("oci://library/redis", "HOST with a dot or port"),
