@@ -82,11 +82,11 @@ class Session(dict[str, Any]):
         """Return a client for the options. Raise click.UsageError for invalid ones."""
         from wasmkiln import TLS, Client
 
-        names = ("address", "profile", "token_file", "namespace", "timeout_s")
         files = [self.get(name, "") for name in ("ca_file", "cert_file", "key_file", "server_name")]
+        for name in ("address", "profile", "token_file", "namespace", "timeout_s", "tls"):
+            more[name] = self.get(name)
         try:
-            more["tls"] = TLS(*files) if any(files) else self.get("tls")
-            return Client(**{name: self.get(name) for name in names}, **more)
+            return Client(**more | ({"tls": TLS(*files)} if any(files) else {}))
         except ValueError as error:
             raise click.UsageError(str(error)) from error
 
@@ -215,7 +215,7 @@ class _Program(click.Group):
         """Run the command; exit with its code or that of its failure."""
         session: Session = ctx.obj
         try:
-            code = super().invoke(ctx) or Exit.OK
+            code: int = super().invoke(ctx) or Exit.OK
         except click.exceptions.Exit:
             raise
         except click.ClickException as error:
@@ -223,7 +223,7 @@ class _Program(click.Group):
             error.message = one_line(error.message)  # type: ignore[misc]
             error.show()
             session._as_object(Exception(error.format_message()))
-            code = Exit(error.exit_code)
+            code = error.exit_code
         except (KeyboardInterrupt, click.Abort):
             session.note("error: interrupted")
             code = Exit.INTERRUPTED

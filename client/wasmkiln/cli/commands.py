@@ -7,18 +7,14 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from wasmkiln.cli.app import Exit, to_document
+from wasmkiln.cli.app import Exit, Session, to_document
 from wasmkiln.cli.connection import ARTIFACT, argument, command, options
 from wasmkiln.cli.inputs import digest_of, each, read_file
 from wasmkiln.cli.text import Printable, Progress, elapsed, seconds, size, table
-
-if TYPE_CHECKING:
-    from wasmkiln.attestation import Statement
-    from wasmkiln.cli.app import Session
 
 _SOURCES = argument("sources", "FILE|SHA256...")
 
@@ -146,32 +142,24 @@ def engines(session: Session, settings: bool, isolation: bool) -> None:
     """Show the daemon's engines, targets, cpus, settings and limits."""
     document = to_document(session.call("capabilities"))
     rows = document["engines"]
-    vulnerable = [row for row in rows if row["advisories"]]
-    limits = "module_bytes compile_time_s compile_memory_bytes artifact_bytes queue_length"
-    shown = [
-        f"wasmkilnd {document['version']}",
-        table(
-            rows,
-            "engine.id:engine default engine.core_version:core engine.compiler kinds:accepts "
-            "targets.triple:targets targets.host targets.cpus:cpu_levels interpreter",
-        ),
-        table(
-            vulnerable,
-            "engine.id:engine advisories.id:known_vulnerability advisories.summary "
-            "advisories.fixed_in advisories.url:see",
-        ),
-        table(document["unserved_engines"], "id:not_served cause"),
-        table([document["limits"]], limits),
-    ]
+    shown = {
+        "engine.id:engine default engine.core_version:core engine.compiler kinds:accepts "
+        "targets.triple:targets targets.host targets.cpus:cpu_levels interpreter": rows,
+        "engine.id:engine advisories.id:known_vulnerability advisories.summary "
+        "advisories.fixed_in advisories.url:see": [row for row in rows if row["advisories"]],
+        "id:not_served cause": document["unserved_engines"],
+        "version limits.module_bytes:module limits.compile_time_s:compile limits.artifact_bytes "
+        "limits.compile_memory_bytes:compile_memory limits.queue_length": [document],
+    }
     if settings:
-        columns = "settings.name:setting settings.default_value:default"
-        columns += " settings.allowed_values:allowed settings.description:what_it_is"
-        shown = [table(rows, f"engine.id:engine {columns}")]
+        columns = "engine.id:engine settings.name:setting settings.default_value:default "
+        columns += "settings.allowed_values:allowed settings.description:what_it_is"
+        shown = {columns: rows}
     elif isolation:
-        columns = "layers.name:layer layers.state layers.detail attempts.name:attempt"
-        rows = [{"engine": row["engine"], **(row["isolation"] or {})} for row in rows]
-        shown = [table(rows, f"engine.id:engine holds:confined {columns} attempts.refused")]
-    session.emit(document, *shown)
+        columns = "engine.id:engine isolation.holds:confined isolation.layers.name:layer "
+        columns += "isolation.layers.state isolation.layers.detail isolation.attempts.name:attempt "
+        shown = {f"{columns} isolation.attempts.refused": rows}
+    session.emit(document, *(table(some, columns) for columns, some in shown.items()))
 
 
 @command(
@@ -198,34 +186,22 @@ def stats(session: Session, watch: bool, interval: float) -> None:
 
 
 def _stats(document: dict[str, Any]) -> list[str]:
-    names = [{"name": name, "engine": engine} for name, engine in document["engine_names"].items()]
+    of = "p50_s:{0}p50 {1}.p90_s:p90 {1}.p99_s:p99"
+    compiles = [one for one in document["compiles"] if one["count"]]
+    names = [{"name": name, "is": engine} for name, engine in document["engine_names"].items()]
+    head = "version uptime_s:up namespace hit_ratio redis_mode:redis redis_up:up redis_detail"
+    now = "busy_workers queue_depth:queued flights flights_joined dropped_writes "
+    tiers = "tier entries bytes pinned_bytes:pinned limit_bytes:limit hits misses evictions errors "
+    warm_ups = "engine:new_engine from_engine:warm_from total:artifacts done failed ended:moved"
     return [
-        table(
-            [document],
-            "version uptime_s:up namespace hit_ratio redis_mode:redis redis_up:up redis_detail",
-        ),
-        table(
-            [document],
-            "busy_workers queue_depth:queued flights flights_joined dropped_writes "
-            "quarantined_modules:quarantined pins",
-        ),
-        table(
-            document["tiers"],
-            "tier entries bytes pinned_bytes:pinned limit_bytes:limit hits misses evictions errors "
-            "get_latency.p50_s:get_p50 get_latency.p90_s:p90 get_latency.p99_s:p99",
-        ),
-        table(
-            [one for one in document["compiles"] if one["count"]],
-            "engine outcome count:compiles duration.p50_s:p50 duration.p90_s:p90 "
-            "duration.p99_s:p99",
-        ),
+        table([document], head),
+        table([document], f"{now} quarantined_modules:quarantined pins"),
+        table(document["tiers"], f"{tiers} get_latency.{of.format('get_', 'get_latency')}"),
+        table(compiles, f"engine outcome count:compiles duration.{of.format('', 'duration')}"),
         table(document["workers"], "engine workers busy queued replaced"),
-        table(names, "name engine:engine_that_it_stands_for"),
+        table(names, "name is:engine_that_it_stands_for"),
         table(document["quotas"], "identity quota used limit refused"),
-        table(
-            document["engine_warm_ups"],
-            "engine:new_engine from_engine:warm_from total:artifacts done failed ended:names_moved",
-        ),
+        table(document["engine_warm_ups"], warm_ups),
     ]
 
 
@@ -257,20 +233,12 @@ def profiles(session: Session) -> None:
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     rows = [
-        {
-            "name": one.name,
-            "address": one.address,
-            "tls": one.tls is not None,
-            "cert_file": str(one.tls.cert_file) if one.tls else "",
-            "token_file": one.token_file,
-            "namespace": one.namespace,
-        }
+        {name: getattr(one, name) for name in ("name", "address", "token_file", "namespace")}
+        | {"tls": one.tls is not None, "cert_file": str(one.tls.cert_file) if one.tls else ""}
         for one in found
     ]
-    session.emit(
-        {"file": str(profiles_file()), "profiles": rows},
-        table(rows, "name:profile address:daemon tls cert_file token_file namespace"),
-    )
+    shown = table(rows, "name:profile address:daemon tls cert_file token_file namespace")
+    session.emit({"file": str(profiles_file()), "profiles": rows}, shown)
 
 
 # --- operate a daemon --------------------------------------------------------------------------
@@ -450,8 +418,8 @@ def verify(
         if recompile is None:
             raise click.UsageError("give ARTIFACT, --recompile, or both")
         digest = _recompiled(session, recompile, None, chosen)
-        document = {"artifact_sha256": digest, "recompiled_sha256": digest}
-        session.emit(document, f"compiled again, the artifact is the same: {digest}")
+        same = {"artifact_sha256": digest, "recompiled_sha256": digest}
+        session.emit(same, f"compiled again, the artifact is the same: {digest}")
         return
     statement, key_id = _signed(artifact, attestation, keys)
     claims = statement.claims
@@ -470,7 +438,7 @@ def verify(
     told = {"key_id": key_id, "recompiled_sha256": again, **asdict(statement)}
     told |= told.pop("claims")
     shown = (f"{name.replace('_', ' ')}: {value}" for name, value in told.items())
-    document = {"verified": True, "not_checked": unchecked, **told}
+    document: Any = {"verified": True, "not_checked": unchecked, **told}
     session.emit(document, f"{artifact} is verified", *shown)
     for name in unchecked:
         session.note(f"not checked: whether it is of the {name} that you mean: give --{name}")
@@ -496,7 +464,7 @@ def _recompiled(session: Session, module: str, wanted: str | None, chosen: dict[
     return now
 
 
-def _signed(artifact: str, attestation: str | None, keys: tuple[str, ...]) -> tuple[Statement, str]:
+def _signed(artifact: str, attestation: str | None, keys: tuple[str, ...]) -> tuple[Any, str]:
     """Return what a trusted key signed about the artifact, and the key's id."""
     from wasmkiln import TrustedKeys
     from wasmkiln.attestation import open_envelope
@@ -516,7 +484,7 @@ def _signed(artifact: str, attestation: str | None, keys: tuple[str, ...]) -> tu
     return statement, key_id
 
 
-def _require(statement: Statement, name: str, actual: str) -> None:
+def _require(statement: Any, name: str, actual: str) -> None:
     from wasmkiln import AttestationInvalid
 
     if (attested := getattr(statement.claims, name)) != actual:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    F = Callable[..., Any]
 
 _YEAR_S = 365 * 24 * 3600
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -147,10 +143,10 @@ class Command(click.Command):
 
 def command(
     *params: click.Parameter, name: str | None = None, of: click.Group | None = None
-) -> Callable[[F], click.Command]:
+) -> Callable[[Callable[..., Any]], click.Command]:
     """Make a command of a function, which gets the Session and what its parameters say."""
 
-    def made(function: F) -> click.Command:
+    def made(function: Callable[..., Any]) -> click.Command:
         new = click.command(name, cls=Command, params=[*params])(click.pass_obj(function))
         if of is not None:
             of.add_command(new)

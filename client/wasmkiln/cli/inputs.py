@@ -6,20 +6,16 @@ import hashlib
 import sys
 import time
 from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from wasmkiln.cli.app import Exit, error_document, exit_for
+from wasmkiln.cli.app import Exit, Session, error_document, exit_for
 from wasmkiln.cli.connection import is_digest
 from wasmkiln.cli.text import table
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-
-    from wasmkiln.cli.app import Session
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -43,6 +39,10 @@ def digest_of(source: str) -> str:
     if is_digest(source) and not Path(source).exists():
         return source
     return hashlib.sha256(read_file(source)).hexdigest()
+
+
+class TimeLimit(Exception):  # noqa: N818
+    """What runs in parallel takes too long."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def in_parallel(
 ) -> list[R]:
     """Return what `work` returns for each item, in their order, with many threads at once.
 
-    Raise what it raises, and TimeoutError once the limit is over. Then, and on an interrupt, what
+    Raise what it raises, and TimeLimit once that is over. Then, and on an interrupt, what
     has not begun is dropped, and what has is left to itself: it ends with the process at last.
     """
     from concurrent.futures import Future, wait  # and logging, which few commands need
@@ -134,7 +134,7 @@ def in_parallel(
             # seen until it ends.
             while not wait([future], min(_LOOK_S, limit_s)).done:
                 if time.monotonic() > until_s:
-                    raise TimeoutError
+                    raise TimeLimit
     finally:
         waiting.clear()
     return [future.result() for future in futures]

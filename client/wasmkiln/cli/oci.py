@@ -36,7 +36,7 @@ from urllib.error import URLError
 from urllib.parse import urlencode, urljoin, urlsplit
 
 from wasmkiln.cli.connection import is_digest
-from wasmkiln.cli.inputs import MAX_MODULE_BYTES, in_parallel
+from wasmkiln.cli.inputs import MAX_MODULE_BYTES, TimeLimit, in_parallel
 from wasmkiln.cli.text import quoted
 
 SCHEME = "oci://"
@@ -242,31 +242,31 @@ class Repository:
         work = partial(self._content, fetch, limit_bytes=limit_bytes)
         try:
             return in_parallel(1, [url], work, self._limit_s)[0]
-        except TimeoutError:
+        except TimeLimit:
             fetch.end()
             late = f"takes longer than {self._limit_s:g} s: try again, or raise --fetch-timeout"
             raise SourceUnusable(f"{quoted(url)} {late}") from None
+        except SourceUnusable:
+            raise
+        except Exception as error:
+            # Of urllib's, http.client's, ssl's and json's many: whatever a registry sends, only its
+            # own source fails. Others than OSError may quote a URL with a signature in it.
+            cause = error.reason if isinstance(error, URLError) else error
+            kind = f"malformed ({type(cause).__name__})"
+            why = quoted(str(cause)) if isinstance(cause, OSError) else kind
+            raise SourceUnusable(f"cannot read {quoted(url)}: {why}") from None
 
     def _content(self, fetch: _Fetch, url: str, limit_bytes: int) -> bytes:
         headers = {"Accept": ", ".join(MANIFEST_TYPES) if "/manifests/" in url else "*/*"}
         status, asked, content = fetch.get(url, headers, self._authorization, limit_bytes)
         if status == 401:
-            try:
-                self._authorization = self._authorized(fetch, asked)
-            except SourceUnusable:
-                raise
-            except Exception as error:
-                # Malformed configuration, a helper that fails, a token server that lies.
-                why = quoted(f"{type(error).__name__}: {error}")
-                raise SourceUnusable(f"cannot log in to {self.host}: {why}") from None
+            self._authorization = self._authorized(fetch, asked)
             status, _, content = fetch.get(url, headers, self._authorization, limit_bytes)
         if status == 200:
             return content
         why = {
             401: f"asks for credentials: `docker login {self.host}`",
-            403: "does not let these credentials read it",
             404: "has no such repository, tag or digest, or hides it",
-            429: "has been asked too often: try again later",
         }.get(status, f"answers with status {status}")
         raise SourceUnusable(f"cannot read {self.name}: {self.host} {why}")
 
@@ -344,58 +344,41 @@ class _Fetch(urllib.request.AbstractHTTPHandler):
         self, url: str, headers: dict[str, str], authorization: str, limit_bytes: int
     ) -> _Answer:
         """Return an answer, after redirects. Raise SourceUnusable, whatever goes wrong."""
-        origin = None
         for _ in range(_MOST_REDIRECTS + 1):
             here = self._checked(url)
-            if origin not in (None, here):
-                authorization = ""
-            origin = here
-            shown = quoted(_bare(url))
             sent = headers | ({"Authorization": authorization} if authorization else {})
             request = urllib.request.Request(url, headers=sent)  # noqa: S310 - is checked
-            try:
-                with self._opener.open(request, timeout=_SILENT_S) as response:
-                    location = response.headers.get("Location")
-                    if response.status in _REDIRECTS and location:
-                        url = _joined(url, location)
-                        continue
+            with self._opener.open(request, timeout=_SILENT_S) as response:
+                location = response.headers.get("Location")
+                if response.status not in _REDIRECTS or not location:
                     challenge = response.headers.get("WWW-Authenticate", "")
-                    content = self._read(response, limit_bytes, shown)
-                    return response.status, challenge, content
-            except SourceUnusable:
-                raise
-            except Exception as error:
-                # Of urllib's, http.client's and ssl's many: whatever a registry sends, only its
-                # own source fails. Their texts may quote a URL with a signature in it.
-                raise SourceUnusable(f"cannot read {shown}: {_why(error)}") from None
-        raise SourceUnusable(f"{quoted(_bare(url))}: more than {_MOST_REDIRECTS} redirects")
+                    return response.status, challenge, self._read(response, limit_bytes, url)
+            url = urljoin(url, location)
+            if self._checked(url) != here:
+                authorization = ""
+        raise SourceUnusable(f"{_bare(url)}: more than {_MOST_REDIRECTS} redirects")
 
-    def _read(self, response: http.client.HTTPResponse, limit_bytes: int, shown: str) -> bytes:
+    def _read(self, response: http.client.HTTPResponse, limit_bytes: int, url: str) -> bytes:
         """Read the body as it was sent: nothing is unpacked before its digest is checked."""
         limit = limit_bytes if response.status == 200 else _MOST_ANSWER_BYTES
         content = bytearray()
         while piece := response.read1(_PIECE):
             content += piece
             if len(content) > limit:
-                raise SourceUnusable(f"{shown} sends more than {limit:,} bytes: not read")
+                raise SourceUnusable(f"{_bare(url)} sends more than {limit:,} bytes: not read")
             if self._has_ended:
                 raise SourceUnusable("nobody waits for it any more")
         return bytes(content)
 
-    def _checked(self, url: str) -> tuple[str, str, int]:
-        """Return a URL's scheme, host and port. Raise SourceUnusable where nothing may be sent."""
-        try:
-            parts = urlsplit(url)
-            port = parts.port or {"http": 80}.get(parts.scheme, 443)
-            host = parts.hostname if parts.username is None else None
-        except ValueError:
-            host = None
-        if not host:
-            raise SourceUnusable(f"the registry sends us to no valid address: {quoted(_bare(url))}")
-        plain = self._plain and (self._plain_anywhere or _is_loopback(host))
+    def _checked(self, url: str) -> str:
+        """Return where a URL leads. Raise SourceUnusable where nothing may be sent."""
+        parts = urlsplit(url)
+        plain = self._plain and (self._plain_anywhere or _is_loopback(parts.hostname))
+        if not parts.hostname or parts.port == 0 or parts.username is not None:
+            raise SourceUnusable(f"the registry sends us to no valid address: {_bare(url)}")
         if parts.scheme == "https" or (parts.scheme == "http" and plain):
-            return parts.scheme, host, port
-        raise SourceUnusable(f"{quoted(_bare(url))} is not reached over https: not asked")
+            return f"{parts.scheme}://{parts.netloc}"
+        raise SourceUnusable(f"{_bare(url)} is not reached over https: not asked")
 
     # What urllib calls.
 
@@ -410,33 +393,16 @@ class _Fetch(urllib.request.AbstractHTTPHandler):
 
     def _kept(self, kind: Any) -> Any:
         def connection(*where: Any, **how: Any) -> Any:
+            if self._has_ended:
+                raise SourceUnusable("nobody waits for it any more")
             self._connection = kind(*where, **how)
             return self._connection
 
         return connection
 
 
-def _joined(url: str, location: str) -> str:
-    try:
-        return urljoin(url, location)
-    except ValueError:
-        return location  # which is no address either
-
-
 def _bare(url: str) -> str:
     """Return a URL without what may be secret: its query, and a user's name and password."""
     scheme, separator, rest = url.partition("?")[0].partition("#")[0].partition("://")
     authority, slash, path = rest.partition("/")
-    return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"
-
-
-def _why(error: BaseException) -> str:
-    """Return the reason of a failed request in a few words."""
-    cause = error.reason if isinstance(error, URLError) else error
-    if isinstance(cause, TimeoutError):
-        return f"no answer within {_SILENT_S:g} s"
-    if not isinstance(cause, OSError):
-        return f"its answer is no HTTP ({type(cause).__name__})"
-    told = quoted(cause.strerror or str(cause))
-    is_tls = isinstance(cause, ssl.SSLError)
-    return f"its certificate is not trusted, or it speaks no TLS ({told})" if is_tls else told
+    return quoted(f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}")

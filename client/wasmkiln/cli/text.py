@@ -11,15 +11,13 @@ import re
 import shutil
 import sys
 import threading
+from collections.abc import Sequence
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from wasmkiln._untrusted import one_line as one_line
 from wasmkiln._untrusted import quoted as quoted
 from wasmkiln._untrusted import seconds as seconds
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 MAX_ROWS = 1_000
 _MAX_CELL = 1_000

@@ -9,33 +9,24 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from wasmkiln.cli.app import Exit, exit_for, to_document
+from wasmkiln.cli import inputs
+from wasmkiln.cli.app import Exit, Session, exit_for, to_document
 from wasmkiln.cli.connection import argument, command, is_digest, options
-from wasmkiln.cli.inputs import (
-    Done,
-    attempt,
-    errors_in,
-    in_parallel,
-    read_file,
-    report_failures,
-    results_of,
-)
+from wasmkiln.cli.inputs import Done, attempt, in_parallel, read_file, results_of
 from wasmkiln.cli.oci import SCHEME, Module, Repository, SourceUnusable, is_layout, modules_in
 from wasmkiln.cli.text import Progress, elapsed, quoted, seconds, size, table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
     from wasmkiln import ArtifactHeader, Client
-    from wasmkiln.cli.app import Session
 
 _MOST_LIST_BYTES = 16 * 2**20
 # More are a mistake: each is one more artifact of every module.
@@ -91,9 +82,9 @@ def warm(session: Session, sources: Sequence[str], jobs: int, pins: bool, **how:
             compile_one = partial(_compiled, client, uploaded, progress, Event())
             compiled = in_parallel(jobs, wanted, compile_one)
         # Not one of which an artifact is missing: its next call would fail, pinned or not.
-        for one, done in zip(wanted, compiled, strict=True):
+        for (module, _), done in zip(wanted, compiled, strict=True):
             if not done.result:
-                whole.pop(one.module.sha256, None)
+                whole.pop(module.sha256, None)
         pinned = in_parallel(
             jobs, list(whole), lambda sha256: attempt(whole[sha256], lambda: client.pin(sha256))
         )
@@ -109,12 +100,12 @@ def warm(session: Session, sources: Sequence[str], jobs: int, pins: bool, **how:
         "failed": len(everything) - len(results_of(everything)),
     }
     session.emit(
-        {**count, "artifacts": rows, "errors": errors_in(everything)},
+        {**count, "artifacts": rows, "errors": inputs.errors_in(everything)},
         table(rows, "source:module engine.id:engine origin size_bytes:size compile_time_s:compile"),
         "{modules} modules: {warm_before} warm before, {compiled} compiled, {failed} failed; "
         "{uploaded} uploaded; {pinned} pinned".format(**count),
     )
-    report_failures(session, everything)
+    inputs.report_failures(session, everything)
     late = any(answer.redis_unreachable for _, answer in results_of(pinned))
     if late:
         session.note("error: redis did not answer: other daemons learn of the pins when it does")
@@ -220,11 +211,8 @@ def _from_file(name: str) -> list[Module]:
 # --- the work ----------------------------------------------------------------------------------
 
 
-class _Wanted(NamedTuple):
-    """An artifact that the daemon should hold."""
-
-    module: Module
-    variant: dict[str, Any]
+# An artifact that the daemon should hold: its module, and what it is made for.
+_Wanted = tuple[Module, dict[str, Any]]
 
 
 def _label(variant: dict[str, Any]) -> str:
@@ -252,7 +240,7 @@ def _missing(
             raise done.error  # which is not about this variant
         refused += [done] if done.error else []
         digests = {key.module_sha256 for key in done.result or ()}
-        wanted += [_Wanted(module, variant) for module in modules if module.sha256 in digests]
+        wanted += [(module, variant) for module in modules if module.sha256 in digests]
     return wanted, refused
 
 
@@ -267,18 +255,21 @@ def _compiled(
     def work() -> ArtifactHeader:
         from wasmkiln import ModuleNotLoaded
 
-        ask = partial(client.compile, **variant, omit_artifact=True, background=True)
+        def ask(source: str | bytes) -> ArtifactHeader:
+            how: Any = {**variant, "omit_artifact": True, "background": True}
+            return client.compile(source, **how).header
+
         try:
-            return ask(module.sha256).header
+            return ask(module.sha256)
         except ModuleNotLoaded:
             if module.read is None:
                 raise
         with module.uploading:
             if module.sha256 not in uploaded:
-                header = ask(module.read()).header
+                header = ask(module.read())
                 uploaded.add(module.sha256)
                 return header
-        return ask(module.sha256).header
+        return ask(module.sha256)
 
     done: Done[ArtifactHeader] = Done(name) if gone.is_set() else attempt(name, work)
     if done.error and exit_for(done.error) is Exit.UNREACHABLE:
