@@ -414,6 +414,8 @@ def verify(
     Calls no daemon but for --recompile. Without ARTIFACT, --engine, --target, --cpu and --set say
     which of the module's artifacts is meant.
     """
+    from wasmkiln import AttestationInvalid
+
     if artifact is None:
         if recompile is None:
             raise click.UsageError("give ARTIFACT, --recompile, or both")
@@ -422,19 +424,23 @@ def verify(
         session.emit(same, f"compiled again, the artifact is the same: {digest}")
         return
     statement, key_id = _signed(artifact, attestation, keys)
-    claims = statement.claims
-    module = module or recompile
-    if module is not None:
-        _require(statement, "module_sha256", digest_of(module))
-    if fingerprint is not None:
-        _require(statement, "fingerprint", fingerprint.lower())
+    claims, module = statement.claims, module or recompile
+    wanted = {
+        "artifact_sha256": hashlib.sha256(read_file(artifact)).hexdigest(),
+        "module_sha256": digest_of(module) if module is not None else None,
+        "fingerprint": fingerprint.lower() if fingerprint is not None else None,
+    }
+    for name, want in wanted.items():
+        if want is not None and (attested := getattr(claims, name)) != want:
+            what = f"{name.replace('_', ' ')}: {attested}, not {want}"
+            why = {"cause": "mismatch"}
+            raise AttestationInvalid(f"the attestation is about another {what}", metadata=why)
     again = None
     if recompile is not None:
         chosen = {"target": claims.target, "cpu": claims.cpu, "settings": claims.changed_settings}
         chosen["engine"] = f"{claims.engine['name']}-{claims.engine['version']}"
         again = _recompiled(session, recompile, claims.artifact_sha256, chosen)
-    given = {"module": module, "fingerprint": fingerprint}
-    unchecked = [name for name, value in given.items() if value is None]
+    unchecked = [name.removesuffix("_sha256") for name, want in wanted.items() if want is None]
     told = {"key_id": key_id, "recompiled_sha256": again, **asdict(statement)}
     told |= told.pop("claims")
     shown = (f"{name.replace('_', ' ')}: {value}" for name, value in told.items())
@@ -465,7 +471,7 @@ def _recompiled(session: Session, module: str, wanted: str | None, chosen: dict[
 
 
 def _signed(artifact: str, attestation: str | None, keys: tuple[str, ...]) -> tuple[Any, str]:
-    """Return what a trusted key signed about the artifact, and the key's id."""
+    """Return what a trusted key signed, and the key's id."""
     from wasmkiln import TrustedKeys
     from wasmkiln.attestation import open_envelope
 
@@ -478,17 +484,4 @@ def _signed(artifact: str, attestation: str | None, keys: tuple[str, ...]) -> tu
     envelope = Path(attestation or f"{artifact}.dsse.json")
     if not envelope.exists():
         raise click.UsageError(f"there is no {envelope}: give the attestation with --attestation")
-    statement, key_id = open_envelope(envelope.read_bytes(), trusted)
-    content = Path(artifact).read_bytes()
-    _require(statement, "artifact_sha256", hashlib.sha256(content).hexdigest())
-    return statement, key_id
-
-
-def _require(statement: Any, name: str, actual: str) -> None:
-    from wasmkiln import AttestationInvalid
-
-    if (attested := getattr(statement.claims, name)) != actual:
-        raise AttestationInvalid(
-            f"the attestation is about another {name.replace('_', ' ')}: {attested}, not {actual}",
-            metadata={"cause": "mismatch"},
-        )
+    return open_envelope(envelope.read_bytes(), trusted)

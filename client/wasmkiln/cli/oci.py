@@ -207,8 +207,7 @@ class Repository:
     """oci://HOST/REPOSITORY[:TAG][@DIGEST]. Raise ValueError with a sentence for another text."""
 
     def __init__(self, text: str, plain_http: bool | None, limit_s: float) -> None:
-        rest = text.removeprefix(SCHEME)
-        found = _REFERENCE.fullmatch(rest) if len(rest) <= 1_000 else None
+        found = _REFERENCE.fullmatch(text.removeprefix(SCHEME))
         if found is None:
             raise ValueError(
                 f"{quoted(text)} is no reference: write oci://HOST/REPOSITORY[:TAG]"
