@@ -54,27 +54,20 @@ def load(session: Session, files: tuple[str, ...], engine: str | None) -> Exit:
                                 [default: $WASMKILN_MAX_ARTIFACT_BYTES, else 1GiB]
 --compression/--no-compression  Whether the daemon may send compressed artifacts.
                                 [default: $WASMKILN_COMPRESSION, else only from another machine]
---no-cache                      Compile even when a tier holds the artifact.
---fast                          Take an artifact of the engine's fast compiler if the optimised one
+--no-cache skip_cache_lookup    Compile even when a tier holds the artifact.
+--fast accept_fast              Take an artifact of the engine's fast compiler if the optimised one
                                 is not there yet; the daemon then compiles that behind.
 """),
 )
 def compile(  # noqa: A001 - the command's name
-    session: Session,
-    sources: tuple[str, ...],
-    output: str | None,
-    max_artifact_bytes: int | None,
-    compression: bool | None,
-    no_cache: bool,
-    fast: bool,
-    **chosen: Any,
+    session: Session, sources: tuple[str, ...], output: str | None, **chosen: Any
 ) -> Exit:
     """Get the artifacts of modules; upload modules that the daemon does not have."""
     from wasmkiln.cli.place import Place
 
-    chosen |= {"skip_cache_lookup": no_cache, "accept_fast": fast, "omit_artifact": output is None}
+    chosen["omit_artifact"] = output is None
     place = Place(output, sources)
-    client = session.client(max_artifact_bytes=max_artifact_bytes, compression=compression)
+    client = session.client(**{k: chosen.pop(k) for k in ("max_artifact_bytes", "compression")})
     with client, Progress() as progress:
 
         def compile_one(source: str) -> dict[str, Any]:
@@ -400,14 +393,7 @@ def _late(session: Session, tiers: str | bool, what: str) -> Exit:
     *ARTIFACT,
 )
 def verify(
-    session: Session,
-    artifact: str | None,
-    attestation: str | None,
-    keys: tuple[str, ...],
-    module: str | None,
-    fingerprint: str | None,
-    recompile: str | None,
-    **chosen: Any,
+    session: Session, artifact: str | None, attestation: str | None, keys: Any, **chosen: Any
 ) -> None:
     """Check that a trusted key signed an artifact's file, or that it can be compiled again.
 
@@ -416,6 +402,7 @@ def verify(
     """
     from wasmkiln import AttestationInvalid
 
+    module, fingerprint, recompile = map(chosen.pop, ("module", "fingerprint", "recompile"))
     if artifact is None:
         if recompile is None:
             raise click.UsageError("give ARTIFACT, --recompile, or both")
