@@ -42,6 +42,8 @@ class Place:
         if output == "-":
             raise click.UsageError("-o takes a file or a folder, not standard output")
         if not self._folder:
+            if path.exists() and not path.is_file():
+                raise click.UsageError(f"{path} is no regular file: no header can stand beside it")
             for each in (Path(f"{path}{suffix}") for suffix in ("", ".json", ".dsse.json")):
                 if self._is_input(each):
                     raise click.UsageError(f"{each} is the module itself: it would be overwritten")

@@ -121,6 +121,10 @@ def test_a_link_that_leads_elsewhere_is_replaced(run: Callable[..., Result]) -> 
 
 
 def test_what_stands_there_and_is_no_file_is_refused(run: Callable[..., Result]) -> None:
+    os.mkfifo("pipe")
+    for output in ("pipe", "-"):
+        assert run("compile", "x.wasm", "-o", output).exit_code == Exit.USAGE
+    assert not Path("pipe.json").exists()
     os.mkfifo("out/x.wasmtime-50.0.1.cwasm.json")
     result = run("compile", "x.wasm", "-o", "out")
     assert result.exit_code == Exit.REFUSED
