@@ -37,56 +37,56 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from wasmkiln import _quiet as _quiet
-from wasmkiln._assembly import Phase, Progress
-from wasmkiln.access import TLS
-from wasmkiln.artifact import Artifact
-from wasmkiln.client import Client
-from wasmkiln.errors import (
-    ArtifactMismatch,
-    ArtifactTooLarge,
-    AttestationInvalid,
-    CompileMemoryLimit,
-    CompileQueueFull,
-    CompilerCrashed,
-    CompileTimeout,
-    ConnectionFailed,
-    CredentialsInvalid,
-    CredentialsMissing,
-    DeadlineExceeded,
-    DigestMismatch,
-    EngineLacksFeature,
-    EngineNotInstalled,
-    EngineRemoved,
-    EngineUnknown,
-    FieldViolation,
-    HostFileUnavailable,
-    IncompatibleEngine,
-    InternalFailure,
-    InvalidRequest,
-    ModuleInvalid,
-    ModuleNotLoaded,
-    ModulePinned,
-    ModuleQuarantined,
-    ModuleTooLarge,
-    NotWasm,
-    PinsFull,
-    QuotaExceeded,
-    RoleMissing,
-    ServerDraining,
-    SettingUnknown,
-    TargetUnsupported,
-    UnexpectedAnswer,
-    VerificationNotInstalled,
-    WasmkilnError,
-    WorkerUnavailable,
-)
-from wasmkiln.loading.chosen import engine_of
-from wasmkiln.trusted_keys import PublicKey, TrustedKeys
-from wasmkiln.v1.types_pb2 import ArtifactHeader, ArtifactKey
 
 if TYPE_CHECKING:
     from wasmkiln import aio as aio
+    from wasmkiln._assembly import Phase, Progress
+    from wasmkiln.access import TLS
     from wasmkiln.aio import AsyncClient
+    from wasmkiln.artifact import Artifact
+    from wasmkiln.client import Client
+    from wasmkiln.errors import (
+        ArtifactMismatch,
+        ArtifactTooLarge,
+        AttestationInvalid,
+        CompileMemoryLimit,
+        CompileQueueFull,
+        CompilerCrashed,
+        CompileTimeout,
+        ConnectionFailed,
+        CredentialsInvalid,
+        CredentialsMissing,
+        DeadlineExceeded,
+        DigestMismatch,
+        EngineLacksFeature,
+        EngineNotInstalled,
+        EngineRemoved,
+        EngineUnknown,
+        FieldViolation,
+        HostFileUnavailable,
+        IncompatibleEngine,
+        InternalFailure,
+        InvalidRequest,
+        ModuleInvalid,
+        ModuleNotLoaded,
+        ModulePinned,
+        ModuleQuarantined,
+        ModuleTooLarge,
+        NotWasm,
+        PinsFull,
+        QuotaExceeded,
+        RoleMissing,
+        ServerDraining,
+        SettingUnknown,
+        TargetUnsupported,
+        UnexpectedAnswer,
+        VerificationNotInstalled,
+        WasmkilnError,
+        WorkerUnavailable,
+    )
+    from wasmkiln.loading.chosen import engine_of
+    from wasmkiln.trusted_keys import PublicKey, TrustedKeys
+    from wasmkiln.v1.types_pb2 import ArtifactHeader, ArtifactKey
 
     __version__: str
 
@@ -143,11 +143,21 @@ __all__ = [
 ]
 
 
+# Where what is not in `errors` comes from.
+_WHERE = {
+    **dict.fromkeys(("Phase", "Progress"), "_assembly"),
+    **dict.fromkeys(("PublicKey", "TrustedKeys"), "trusted_keys"),
+    **dict.fromkeys(("ArtifactHeader", "ArtifactKey"), "v1.types_pb2"),
+    "Artifact": "artifact",
+    "AsyncClient": "aio",
+    "Client": "client",
+    "TLS": "access",
+    "engine_of": "loading.chosen",
+}
+
+
 def __getattr__(name: str) -> Any:
-    """Return what takes long to import and few programs use, once one does."""
-    if name in ("aio", "AsyncClient"):
-        aio = import_module("wasmkiln.aio")
-        return aio if name == "aio" else aio.AsyncClient
+    """Import what a program uses once it does: grpc takes longer than a start of Python."""
     if name == "__version__":
         from importlib.metadata import PackageNotFoundError, version
 
@@ -155,4 +165,9 @@ def __getattr__(name: str) -> Any:
             return version("wasmkiln")
         except PackageNotFoundError:  # a source tree that was never installed
             return "0+unknown"
+    if name in __all__:
+        found = getattr(import_module(f"wasmkiln.{_WHERE.get(name, 'errors')}"), name)
+        return globals().setdefault(name, found)
+    if name in ("aio", "artifact", "attestation", "client", "errors", "trusted_keys"):
+        return import_module(f"wasmkiln.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

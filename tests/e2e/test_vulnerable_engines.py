@@ -111,8 +111,8 @@ def test_everybody_is_told(warned: Callable[..., Warned]) -> None:
     with one.daemon.client() as client:  # It is served all the same.
         assert client.compile(wasm.adder(1), engine=BAD).header.size_bytes
     told = " ".join(one.shown("engines").split())
-    assert f"{BAD} has a known vulnerability: {SENTENCE}" in told
-    assert f"{GOOD} has a known vulnerability" not in told
+    assert f"{BAD} TEST-1 A guest can leave 50.0.2, 51.0.0 https://example.org/TEST-1" in told
+    assert f"{GOOD} TEST-1" not in told
     document = json.loads(one.shown("engines", "--json"))
     rows = {each["engine"]["id"]: each.get("advisories", []) for each in document["engines"]}
     assert rows == {GOOD: [], BAD: [FIELDS]}
@@ -154,7 +154,7 @@ def test_a_reload_refuses_what_is_served_and_what_it_made_is_evicted(
         [unserved] = client.capabilities().unserved_engines
         assert (unserved.id, unserved.cause) == (BAD, told["cause"])
         assert "known vulnerability (TEST-1)" in unserved.cause
-        assert f"not served: {BAD}: its code has" in " ".join(one.shown("engines").split())
+        assert f" {BAD} its code has" in " ".join(one.shown("engines").split())
         assert one.page()["unserved"] == {BAD: told["cause"]}
         with pytest.raises(EngineRemoved, match=GOOD):
             client.compile(module, engine=BAD)

@@ -104,6 +104,23 @@ def test_what_is_warm_can_be_pinned(kiln: Daemon, registry: Registry, tmp_path: 
         client.unpin(wasm.digest(module))
 
 
+def test_what_the_command_verifies_can_be_compiled_again(kiln: Daemon, tmp_path: Path) -> None:
+    file, out = tmp_path / "m.wasm", tmp_path / "m.cwasm"
+    file.write_bytes(wasm.adder(150))
+    run = CliRunner(env={"WASMKILN_ADDRESS": kiln.address}).invoke
+    key = ("--key", str(kiln.state_dir / "keys" / "trusted"))
+    for engine in TWO_ENGINES:
+        chosen = ("--engine", engine, "--cpu", "baseline")
+        done = run(app, ("compile", str(file), "-o", str(out), *chosen))
+        assert done.exit_code == 0, done.output
+        before = compiles(kiln)
+        for words in ((str(out), *key), chosen):
+            done = run(app, ("verify", *words, "--recompile", str(file), "--json"))
+            assert done.exit_code == 0, done.output
+            assert json.loads(done.stdout)["recompiled_sha256"] == wasm.digest(out.read_bytes())
+        assert compiles(kiln) == before + 2
+
+
 def test_what_an_engine_refuses_leaves_the_rest_alone(
     kiln: Daemon, registry: Registry, tmp_path: Path
 ) -> None:

@@ -1,54 +1,229 @@
-"""The group of commands, and what each failure turns into: a sentence and an exit code."""
+"""The program: its parser, what every command shares, and what each failure turns into.
+
+A command is imported when it is run. It gets the `Session`, which has the options of every
+command, calls the daemon through `session.client()`, and hands the answer to `session.emit` twice:
+as a JSON document and as text. It returns its exit code, or nothing for 0.
+
+The JSON of a message differs from protobuf's own, so that `jq` needs no conversions: 64-bit
+numbers are numbers, a duration is its seconds under a name with `_s`, and every field is present.
+NaN and infinity are null. A time outside of RFC 3339 is "@" and its seconds since 1970.
+"""
 
 from __future__ import annotations
 
+import base64
+import json
+import math
 import os
 import sys
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from enum import IntEnum
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from wasmkiln import __version__
-from wasmkiln._untrusted import one_line
-from wasmkiln.cli.commands.compile import compile_
-from wasmkiln.cli.commands.drain import drain
-from wasmkiln.cli.commands.engines import engines
-from wasmkiln.cli.commands.evict import evict
-from wasmkiln.cli.commands.find_missing import find_missing
-from wasmkiln.cli.commands.health import health
-from wasmkiln.cli.commands.load import load
-from wasmkiln.cli.commands.path import path
-from wasmkiln.cli.commands.pin import pin
-from wasmkiln.cli.commands.profiles import profiles
-from wasmkiln.cli.commands.quarantine import quarantine
-from wasmkiln.cli.commands.stats import stats
-from wasmkiln.cli.commands.verify import verify
-from wasmkiln.cli.commands.warm import warm
-from wasmkiln.cli.commands.whoami import whoami
-from wasmkiln.cli.connection_options import connection_options
-from wasmkiln.cli.exits import EPILOG, Exit, exit_for
-from wasmkiln.cli.json_output import dumps, error_document
-from wasmkiln.cli.session import Session
-from wasmkiln.errors import WasmkilnError
+from wasmkiln.cli.connection import EVERYWHERE
+from wasmkiln.cli.text import Printable, one_line, seconds
+
+if TYPE_CHECKING:
+    from wasmkiln import Client
 
 
-class Commands(click.Group):
-    """Turn every failure of a command into a sentence and an exit code."""
+class Exit(IntEnum):
+    """The exit codes, and what --help says of them."""
+
+    meaning: str
+
+    def __new__(cls, code: int, meaning: str) -> Exit:
+        """Return a member: a number that has a meaning."""
+        member = int.__new__(cls, code)
+        member._value_ = code
+        member.meaning = meaning
+        return member
+
+    OK = 0, "done"
+    REFUSED = 1, "refused: a bad module, file or attestation, or a failure of the daemon"
+    USAGE = 2, "wrong usage"
+    UNREACHABLE = 3, "cannot connect to a daemon"
+    DEADLINE = 4, "no answer within --timeout"
+    NOT_NOW = (
+        5,
+        "not now: queue full, no worker, draining, quarantined, unhealthy, a tier down, a quota "
+        "used up",
+    )
+    DENIED = 6, "not let in: credentials are missing or do not count, or a role is missing"
+    INTERRUPTED = 130, "interrupted"
+
+
+# By the names of classes in wasmkiln.errors, whose import takes as long as all else.
+_ERRORS = {
+    Exit.UNREACHABLE: ("ConnectionFailed",),
+    Exit.DEADLINE: ("DeadlineExceeded",),
+    Exit.NOT_NOW: (
+        *("CompileQueueFull", "ServerDraining", "WorkerUnavailable"),
+        *("ModuleQuarantined", "QuotaExceeded"),
+    ),
+    Exit.DENIED: ("CredentialsMissing", "CredentialsInvalid", "RoleMissing"),
+}
+
+
+def exit_for(error: BaseException) -> Exit:
+    """Return the code for a failure; REFUSED where it has no code of its own."""
+    name = type(error).__name__
+    return next((code for code, names in _ERRORS.items() if name in names), Exit.REFUSED)
+
+
+class Session(dict[str, Any]):
+    """One run: what the options of every command say, by name; it writes results and failures."""
+
+    def client(self, **more: Any) -> Client:
+        """Return a client for the options. Raise click.UsageError for invalid ones."""
+        from wasmkiln import TLS, Client
+
+        files = [self.get(name, "") for name in ("ca_file", "cert_file", "key_file", "server_name")]
+        for name in ("address", "profile", "token_file", "namespace", "timeout_s", "tls"):
+            more[name] = self.get(name)
+        try:
+            return Client(**more | ({"tls": TLS(*files)} if any(files) else {}))
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+
+    @property
+    def as_json(self) -> bool:
+        """Whether results are JSON."""
+        return bool(self.get("as_json"))
+
+    def call(self, method: str, *arguments: Any, **more: Any) -> Any:
+        """Return the daemon's answer to one call."""
+        with self.client() as client:
+            return getattr(client, method)(*arguments, **more)
+
+    def emit(self, document: Any, *texts: str) -> None:
+        """Write a result to stdout: the document with --json, else sentences and tables."""
+        if self.as_json:
+            click.echo(_dumps(document))
+            return
+        for text in filter(None, texts):
+            click.echo(os.fsencode(text) if isinstance(text, Printable) else one_line(text))
+
+    def note(self, sentence: str) -> None:
+        """Write a sentence to stderr."""
+        click.echo(one_line(sentence), err=True)
+
+    def report(self, error: Exception, source: str | None = None) -> None:
+        """Write a failure to stderr: a sentence, and with --json an object after it."""
+        if isinstance(error, OSError) and error.filename is not None:
+            # str(error) begins with errno; and the file may not be the source.
+            self.note(f"error: {error.filename}: {error.strerror}")
+        else:
+            self.note(f"error: {source}: {error}" if source else f"error: {error}")
+        self._as_object(error, source)
+
+    def _as_object(self, error: Exception, source: str | None = None) -> None:
+        if self.as_json:
+            click.echo(_dumps({"error": error_document(error, source)}), err=True)
+
+
+def to_document(message: Any) -> dict[str, Any]:
+    """Return a message as a dictionary that `json` accepts."""
+    document: dict[str, Any] = {}
+    for field in message.DESCRIPTOR.fields:
+        value = getattr(message, field.name)
+        if hasattr(value, "DESCRIPTOR") and not message.HasField(field.name):
+            value = None
+        kind = field.message_type.full_name if field.message_type else ""
+        name = f"{field.name}_s" if kind == "google.protobuf.Duration" else field.name
+        document[name] = _value(value, field.enum_type)
+    return document
+
+
+def _value(value: Any, enum_type: Any) -> Any:
+    if hasattr(value, "DESCRIPTOR"):
+        kind = value.DESCRIPTOR.full_name
+        if kind == "google.protobuf.Timestamp":
+            try:
+                return value.ToJsonString()
+            except ValueError:
+                return f"@{value.seconds}"
+        return seconds(value) if kind == "google.protobuf.Duration" else to_document(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, Mapping):
+        return dict(sorted(value.items()))
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_value(item, enum_type) for item in value]
+    if enum_type is not None and value in enum_type.values_by_number:
+        return enum_type.values_by_number[value].name
+    return value
+
+
+def error_document(error: Any, source: str | None = None) -> dict[str, Any]:
+    """Return a failure for --json; `source` is the input that it belongs to."""
+    is_ours = _is_ours(error)
+    return {
+        "source": source,
+        "message": str(error),
+        "code": error.code.name if is_ours else None,
+        "reason": error.reason if is_ours else type(error).__name__,
+        "metadata": error.metadata if is_ours else {},
+        "retry_after_s": error.retry_after_s if is_ours else None,
+        "field_violations": list(map(asdict, error.field_violations)) if is_ours else [],
+    }
+
+
+def _is_ours(error: Any) -> bool:
+    """Return whether an error is a WasmkilnError, without an import of it."""
+    return hasattr(error, "field_violations")
+
+
+def _dumps(document: Any) -> str:
+    """Return one line of JSON, in ASCII: a file's name may not be valid UTF-8."""
+    return json.dumps(document, allow_nan=False)
+
+
+_COMMANDS = [
+    *("compile", "drain", "engines", "evict", "find-missing", "health", "load", "path", "pin"),
+    *("profiles", "quarantine", "stats", "verify", "warm", "whoami"),
+]
+
+
+class _Program(click.Group):
+    """Import a command when it is run; turn its failure into a sentence and an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        return _COMMANDS
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return the command of a name."""
+        if cmd_name not in _COMMANDS:
+            return None
+        module = import_module(f"wasmkiln.cli.{'warm' if cmd_name == 'warm' else 'commands'}")
+        found: click.Command = getattr(module, cmd_name.replace("-", "_"))
+        return found
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse what stands before the command's name, into a Session."""
+        ctx.ensure_object(Session)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; exit with the code of its failure."""
-        session = ctx.ensure_object(Session)
+        """Run the command; exit with its code or that of its failure."""
+        session: Session = ctx.obj
         try:
-            return super().invoke(ctx)
+            code: int = super().invoke(ctx) or Exit.OK
         except click.exceptions.Exit:
             raise
         except click.ClickException as error:
             # The message may quote a file's name.
             error.message = one_line(error.message)  # type: ignore[misc]
             error.show()
-            if session.as_json:
-                click.echo(dumps(error_document(Exception(error.format_message()))), err=True)
-            code = Exit(error.exit_code)
+            session._as_object(Exception(error.format_message()))
+            code = error.exit_code
         except (KeyboardInterrupt, click.Abort):
             session.note("error: interrupted")
             code = Exit.INTERRUPTED
@@ -57,28 +232,24 @@ class Commands(click.Group):
             # more when it flushes stdout at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = Exit.OK
-        except (WasmkilnError, OSError) as error:
-            session.report(error)
+        except Exception as error:
             code = exit_for(error)
-        except Exception as error:  # a defect of the client: still no traceback
-            session.report(RuntimeError(f"unexpected {type(error).__name__}: {error}"))
-            code = Exit.REFUSED
+            if _is_ours(error) or isinstance(error, OSError):
+                session.report(error)
+            else:  # a defect of the command
+                if session.get("debug"):
+                    sys.excepthook(type(error), error, error.__traceback__)
+                session.report(RuntimeError(f"unexpected {type(error).__name__}: {error}"))
         raise click.exceptions.Exit(code)
 
 
-@click.group(
-    cls=Commands,
-    epilog=EPILOG,
-    context_settings={"help_option_names": ["-h", "--help"]},
+app = click.version_option(package_name="wasmkiln", prog_name="wasmkiln")(
+    _Program(
+        "wasmkiln",
+        params=EVERYWHERE[:],
+        help="Compile WebAssembly modules once, in a wasmkiln daemon, and load them everywhere.",
+        # \b: click does not wrap this paragraph.
+        epilog="\b\nExit codes:\n" + "\n".join(f"  {code:<4} {code.meaning}" for code in Exit),
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
 )
-@connection_options
-@click.version_option(__version__, prog_name="wasmkiln")
-def app() -> None:
-    """Compile WebAssembly modules once, in a wasmkiln daemon, and load them everywhere."""
-
-
-for command in (
-    *(load, compile_, path, stats, engines, find_missing, evict, warm, verify, health, whoami),
-    *(pin, quarantine, drain, profiles),
-):
-    app.add_command(command)

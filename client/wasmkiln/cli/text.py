@@ -1,29 +1,92 @@
-"""Numbers and enums as people read them, whatever value a daemon sends."""
+"""What people read: tables, sentences and numbers, whatever a daemon sends, and progress.
+
+What a daemon, an engine or a file calls itself is shown as one printable line and never steers
+the terminal. A table shows 1,000 rows at most. wasmkilnd's commands borrow `size`, `elapsed` and
+`one_line`.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+import shutil
+import sys
+import threading
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import Any
 
-from google.protobuf.timestamp_pb2 import Timestamp
+from wasmkiln._untrusted import one_line as one_line
+from wasmkiln._untrusted import quoted as quoted
+from wasmkiln._untrusted import seconds as seconds
 
-from wasmkiln._untrusted import one_line as one_line  # wasmkilnd's commands import it from here
-from wasmkiln._untrusted import seconds
-
-if TYPE_CHECKING:
-    from typing import Any
-
-    from google.protobuf.duration_pb2 import Duration
-
-_MOST_BYTES = 2.0**63
+MAX_ROWS = 1_000
+_MAX_CELL = 1_000
 _YEAR_S = 365 * 24 * 3600
+_NUMBER = re.compile(r"-|[\d,]+(\.\d+)?%?( (B|[KMG]iB|ms|s|min|h \d+ min|years))?")
 
 
-def word(enum: Any, value: int) -> str:
-    """Return an enum's value as a word, such as "core module"; an unknown one as "kind 7"."""
-    prefix = enum.DESCRIPTOR.values_by_number[0].name.removesuffix("UNSPECIFIED")
-    known = enum.DESCRIPTOR.values_by_number.get(value)
-    name = known.name.removeprefix(prefix) if known is not None else f"{prefix}{value}"
-    return name.replace("_", " ").lower()
+class Printable(str):
+    """A text that may be printed as it is."""
+
+    __slots__ = ()
+
+
+def table(rows: Sequence[Any], columns: str) -> Printable:
+    """Return a table of documents as --json has them; "" without rows.
+
+    `columns` names fields: "engine.id:made_by" is the field `id` of `engine` under "made by". A
+    field of a list's elements has a line for each.
+    """
+    fields = [column.partition(":")[0] for column in columns.split()]
+    heads = [re.split("[:.]", column)[-1].replace("_", " ") for column in columns.split()]
+    found = [
+        [one_line(text, _MAX_CELL) for text in line]
+        for row in rows[:MAX_ROWS]
+        for line in zip_longest(*(_cell(row, field) for field in fields), fillvalue="")
+    ]
+    left_out = len(rows) + max(0, len(found) - MAX_ROWS) - len(rows[:MAX_ROWS])
+    del found[MAX_ROWS:]
+    if not found:
+        return Printable()
+    columns_of_text = []
+    for head, *cells in zip(heads, *found, strict=True):
+        width = max(map(len, (head, *cells)))
+        is_number = all(_NUMBER.fullmatch(cell) for cell in cells)
+        columns_of_text.append([f"{c:{'>' if is_number else '<'}{width}}" for c in (head, *cells)])
+    lines = ["   ".join(line) for line in zip(*columns_of_text, strict=True)]
+    lines.insert(1, "─" * len(lines[0]))
+    lines = [f" {line}".rstrip() for line in lines]
+    if left_out:
+        lines.append(f"… {left_out:,} more: --json shows all")
+    return Printable("\n".join(["", *lines, ""]))
+
+
+def _cell(value: Any, field: str) -> list[str]:
+    """Return the lines of a cell: one, or one for each element of a list on the way."""
+    name, _, rest = field.partition(".")
+    if isinstance(value, list):
+        return [", ".join(_cell(each, field)) for each in value[:MAX_ROWS]]
+    found = value[name] if value else None
+    return _cell(found, rest) if rest else [_shown(name, found)]
+
+
+def _shown(name: str, value: Any) -> str:
+    """Return a field as people read it, by its name."""
+    if isinstance(value, list):
+        return ", ".join(_shown(name, each) for each in value) or "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, str):  # of an enum, or any
+        prefix = f"{name.rstrip('s').upper()}_"
+        known = value.startswith(prefix)
+        return value.removeprefix(prefix).replace("_", " ").lower() if known else value or "-"
+    if value is None or (not value and name.endswith(("bytes", "_s"))):
+        return "-"
+    if name.endswith("bytes"):
+        return size(value)
+    if name.endswith("ratio"):
+        return f"{value:.1%}"
+    return elapsed(value) if name.endswith("_s") else f"{value:,}"
 
 
 def size(count_bytes: int) -> str:
@@ -34,45 +97,53 @@ def size(count_bytes: int) -> str:
     return f"{count_bytes / 1024**power:.1f} {('KiB', 'MiB', 'GiB')[power - 1]}"
 
 
-def share(part: float) -> str:
-    """Return, for example, "75.0%"; a number outside of 0 to 1 as it is."""
-    return f"{part:.1%}" if 0 <= part <= 1 else f"{part:g}"
-
-
-def amount(number: float, of: str) -> str:
-    """Return how much of a quota: bytes as a size, others as they are."""
-    if "bytes" in of and 0 <= number < _MOST_BYTES:
-        return size(int(number))
-    return f"{round(number, 2):.6g}"
-
-
-def time(duration: Duration) -> str:
-    """Return a Duration as `elapsed` shows it."""
-    return elapsed(seconds(duration))
-
-
-def timestamp(when: Timestamp) -> str:
-    """Return a time as, for example, "2026-11-27 23:04:57Z"; "@" and its seconds out of range."""
-    try:
-        text: str = Timestamp(seconds=when.seconds).ToJsonString()
-    except ValueError:
-        return f"@{when.seconds}"
-    return text.replace("T", " ")
-
-
 def elapsed(duration_s: float) -> str:
     """Return seconds as, for example, "0.42 ms", "12 ms", "1.30 s", "2 h 5 min"; 0 as "-"."""
     if duration_s == 0:
         return "-"
     if duration_s < 0:
         return f"-{elapsed(-duration_s)}"
-    if duration_s < 0.010:
-        return f"{duration_s * 1e3:.2f} ms"
     if duration_s < 1:
-        return f"{duration_s * 1e3:.0f} ms"
+        return f"{duration_s * 1e3:.{2 if duration_s < 0.010 else 0}f} ms"
     if duration_s < 120:
         return f"{duration_s:.2f} s"
     if duration_s >= _YEAR_S:
         return f"{duration_s / _YEAR_S:.3g} years"
     hours, minutes = divmod(round(duration_s / 60), 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+class Progress:
+    """What is going on, on stderr: one line that changes on a terminal.
+
+    Elsewhere there is a line for each thing that `count` counts. Called by many threads.
+    """
+
+    def __init__(self, text: str = "", total: int = 0) -> None:
+        self._text, self._total, self._done = text, total, 0
+        self._lock = threading.Lock()
+        self._on_terminal = sys.stderr.isatty()
+        self._ended = False
+
+    def show(self, text: str) -> None:
+        """Show what is going on, where that is a terminal."""
+        if self._on_terminal and not self._ended:
+            width = max(20, shutil.get_terminal_size().columns) - 1
+            print(f"\r\x1b[K{one_line(text)[:width]}", end="", file=sys.stderr, flush=True)
+
+    def count(self, sentence: str) -> None:
+        """Count one more, of which the sentence says what became."""
+        with self._lock:
+            self._done += 1
+            self.show(f"{self._text} {self._done} of {self._total} {sentence}")
+            if sentence and not (self._on_terminal or self._ended):
+                print(one_line(f"{sentence} ({self._done} of {self._total})"), file=sys.stderr)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # What ends after an interrupt is no news.
+        with self._lock:
+            self.show("")
+            self._ended = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -274,6 +275,37 @@ def test_compile_writes_what_verify_reads(daemon: FakeDaemon, tmp_path: Path) ->
     refused = runner.invoke(app, ["compile", str(tmp_path / "m.wasm"), "-o", out + "2"])
     assert refused.exit_code == 1
     assert not Path(out + "2").exists()
+
+
+def test_what_is_compiled_again_has_to_be_the_same(daemon: FakeDaemon, tmp_path: Path) -> None:
+    daemon.tamper = signed_by(OURS)
+    module, out = str(tmp_path / "m.wasm"), str(tmp_path / "m.cwasm")
+    Path(module).write_bytes(WASM)
+    runner = CliRunner(env={"WASMKILN_ADDRESS": daemon.address})
+    chosen = ("--cpu", "x86-64-v3", "--set", "a=b")
+    assert runner.invoke(app, ["compile", module, "-o", out, *chosen]).exit_code == 0
+    key = ("--key", OURS.key.hex)
+    for arguments in ((out, *key), (), chosen):
+        daemon.calls.clear()
+        done = runner.invoke(app, ["verify", "--recompile", module, *arguments, "--json"])
+        assert done.exit_code == 0, done.output
+        digest = hashlib.sha256(daemon.artifact).hexdigest()
+        answer = json.loads(done.stdout)
+        assert (answer["artifact_sha256"], answer["recompiled_sha256"]) == (digest, digest)
+        asked = daemon.requests("Compile")
+        assert [each.skip_cache_lookup for each in asked] == [*[False] * (len(asked) - 1), True]
+        assert all(each.omit_artifact for each in asked)
+        if arguments:
+            assert {(each.cpu, *each.settings.items()) for each in asked} == {
+                ("x86-64-v3", ("a", "b"))
+            }
+    before, daemon.artifact = daemon.artifact, b"another one"
+    refused = runner.invoke(app, ["verify", out, *key, "--recompile", module])
+    assert refused.exit_code == 1
+    assert f"not {hashlib.sha256(before).hexdigest()}" in refused.stderr
+    Path(module).write_bytes(WASM + b"\0\x01\0")
+    assert runner.invoke(app, ["verify", out, *key, "--recompile", module]).exit_code == 1
+    assert runner.invoke(app, ["verify"]).exit_code == 2
 
 
 # --- without the extra --------------------------------------------------------------------

@@ -47,6 +47,16 @@ def test_importing_leaves_the_command_and_engines_alone() -> None:
     assert done.stdout == "set()\n"
 
 
+def test_the_help_of_a_command_needs_no_client() -> None:
+    dear = {"grpc", "google.protobuf", "asyncio", "logging", "importlib.metadata", "urllib.request"}
+    done = run(
+        "import sys\nfrom wasmkiln.cli.app import app\n"
+        "app(['compile', '--help'], standalone_mode=False)\n"
+        f"print(sorted({dear} & set(sys.modules)))"
+    )
+    assert done.stdout.splitlines()[-1] == "[]", done.stdout
+
+
 def test_the_command_without_its_packages_is_one_sentence() -> None:
     done = run("import sys; sys.modules['click'] = None\nfrom wasmkiln.cli import main\nmain()")
     assert done.returncode == 2

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from click.testing import Result
-from wasmkiln import ArtifactHeader, ArtifactMismatch
-from wasmkiln.cli.exits import Exit
+from wasmkiln import ArtifactHeader
+from wasmkiln.cli.app import Exit
 from wasmkiln.cli.place import file_name, folded, stem
 from wasmkiln.v1 import module_service_pb2 as modules
 from wasmkiln.v1 import types_pb2 as types
@@ -121,6 +121,10 @@ def test_a_link_that_leads_elsewhere_is_replaced(run: Callable[..., Result]) -> 
 
 
 def test_what_stands_there_and_is_no_file_is_refused(run: Callable[..., Result]) -> None:
+    os.mkfifo("pipe")
+    for output in ("pipe", "-"):
+        assert run("compile", "x.wasm", "-o", output).exit_code == Exit.USAGE
+    assert not Path("pipe.json").exists()
     os.mkfifo("out/x.wasmtime-50.0.1.cwasm.json")
     result = run("compile", "x.wasm", "-o", "out")
     assert result.exit_code == Exit.REFUSED
@@ -203,13 +207,12 @@ def test_a_name_can_be_read_in_one_way_only() -> None:
                 engine = types.Engine(name=name, version=version)
                 try:
                     path = file_name(source, ArtifactHeader(engine=engine))
-                except ArtifactMismatch:
+                except OSError:
                     continue
                 meant = (source, f"{name}-{version}")
                 assert seen.setdefault(folded(path), meant) == meant
     assert len(seen) > 20
 
 
-def test_a_changed_name_ends_in_a_digest_of_the_whole() -> None:
-    digest = hashlib.sha256(b"-rf").hexdigest()[:12]
-    assert stem("-rf.wasm") == f"_-rf~{digest}"
+def test_another_name_becomes_its_digest() -> None:
+    assert stem("-rf.wasm") == hashlib.sha256(b"-rf").hexdigest()

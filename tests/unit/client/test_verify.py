@@ -80,12 +80,9 @@ def test_verify_shows_no_control_character_of_what_was_signed(tmp_path: Path) ->
     assert refused.stderr.count("\n") == 1
 
 
-def test_verify_tells_what_was_mistaken_for_a_key_or_left_out(tmp_path: Path) -> None:
+def test_verify_tells_what_was_left_out(tmp_path: Path) -> None:
     path = make().save(tmp_path / "m.cwasm")
     runner = CliRunner()
-    mistaken = runner.invoke(app, ["verify", str(path), "--key", OURS.key.id])
-    assert mistaken.exit_code == 1
-    assert "give its public key" in mistaken.stderr
     (tmp_path / "m.cwasm.dsse.json").unlink()
     alone = runner.invoke(app, ["verify", str(path), "--key", OURS.key.hex])
     assert alone.exit_code == 2

@@ -14,11 +14,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 from click.testing import CliRunner, Result
-from wasmkiln.cli.app import app
-from wasmkiln.cli.exits import Exit
-from wasmkiln.cli.parallel import in_parallel
-from wasmkiln.cli.warming.module import from_file
-from wasmkiln.cli.warming.unusable import SourceUnusable
+from wasmkiln.cli.app import Exit, app
+from wasmkiln.cli.inputs import in_parallel
 
 from tests.oci import Image, descriptor, layout
 
@@ -143,7 +140,7 @@ def test_pinned_are_the_modules_that_are_warm(
     assert (result.exit_code, answer["pinned"], answer["failed"]) == (Exit.REFUSED, 2, 1)
     assert {r.module_sha256 for r in daemon.requests("Pin")} == {sha256(HTTP), sha256(CACHE)}
     text = run("a.wasm", "b.wasm", "--pin").stdout
-    assert "2 modules: 1 warm before, 1 compiled, 0 failed; 2 pinned" in text
+    assert "2 modules: 1 warm before, 1 compiled, 0 failed; 0 uploaded; 2 pinned" in text
 
 
 def test_a_pin_that_is_refused_is_a_failure(
@@ -201,7 +198,7 @@ def test_lists_in_a_file_and_on_standard_input(
     ("content", "says"),
     [
         (b"@other", "names another list"),
-        (b"\xff\xfe", "is no UTF-8 text"),
+        (b"\xff\xfe", "codec can't decode"),
         (b"gone.wasm", "gone.wasm does not exist"),
         (b"# nothing but comments and a line of 17 MB\n" + b"#" * 17_000_000, "16,777,216 bytes"),
     ],
@@ -219,12 +216,12 @@ def test_a_list_that_is_none_sends_nothing(
     ("source", "says"),
     [
         ("@gone.txt", "cannot read the list gone.txt: No such file"),
-        ("A" * 64, "neither a file nor a SHA-256"),
-        ("sha256:" + "a" * 63, "neither a file nor a SHA-256"),
+        ("A" * 64, "does not exist"),
+        ("sha256:" + "a" * 63, "does not exist"),
         ("x" * 5000, "does not exist"),
         ("oci://repo", "write oci://HOST/REPOSITORY"),
-        ("oci://library/redis", "for example oci://docker.io/library/redis"),
-        ("oci://ghcr.io/Upper/case", "with the repository in lower case"),
+        ("oci://library/redis", "HOST with a dot or port"),
+        ("oci://ghcr.io/Upper/case", "REPOSITORY in lower case"),
         ("oci://user:secret@ghcr.io/a", "no reference"),
         ("oci://ghcr.io/a?b", "no reference"),
         ("oci://ghcr.io/a/../b", "no reference"),
@@ -290,7 +287,7 @@ def _of(**fields: Any) -> Callable[[Path], None]:
         (_index(b"{"), "no JSON object"),
         (_index(b"[" * 100_000), "no JSON object"),
         (_index(b" " * (4 * 2**20 + 1)), "at most 4,194,304 are read"),
-        (_of(fsLayers=[]), "a manifest without layers"),
+        (_of(fsLayers=[]), "no list of 2,000 at most"),
         (_of(layers={}), "no list of 2,000 at most"),
         (_of(layers=[descriptor(HTTP, "text/css")] * 2001), "no list of 2,000 at most"),
         (_of(layers=[descriptor(HTTP, "text/css")]), "the types of its layers: text/css"),
@@ -323,39 +320,31 @@ def test_a_layout_that_lies_fails_alone(
     assert daemon.modules.keys() == {sha256(CACHE)}
 
 
-def test_indexes_within_indexes_end(run: Callable[..., Result], daemon: FakeDaemon) -> None:
-    inner = Image.wash(HTTP)
-    for _ in range(4):
-        inner = Image.index(inner)
-    layout(Path("deep"), inner)
+def test_indexes_end(run: Callable[..., Result], daemon: FakeDaemon) -> None:
+    layout(Path("deep"), Image.index(Image.wash(HTTP)))
     layout(Path("wide"), *(Image.wash(WASM + str(n).encode()) for n in range(201)))
     answer = document(run("deep", "wide", "--json"))
     assert [each["message"].partition(" ")[2] for each in answer["errors"]] == [
-        "has indexes in indexes in indexes: not read",
+        "has an index within an index: not read",
         "has a manifest whose manifests are no list of 200 at most",
     ]
 
 
-def test_a_file_that_changes_meanwhile_is_not_uploaded(tmp_path: Path) -> None:
-    file = tmp_path / "a.wasm"
-    file.write_bytes(HTTP)
-    module = from_file(str(file))
-    assert module.read is not None
-    assert (module.sha256, module.read()) == (sha256(HTTP), HTTP)
-    file.write_bytes(CACHE)
-    with pytest.raises(SourceUnusable, match="changed meanwhile: warm it again"):
-        module.read()
-
-
-def test_without_oras_one_sentence(
+def test_a_file_that_changes_meanwhile_is_not_uploaded(
     run: Callable[..., Result], daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import wasmkiln.cli.warming.sources as sources
+    Path("a.wasm").write_bytes(HTTP)
+    begin = daemon._begin
 
-    monkeypatch.setattr(sources, "find_spec", lambda name: None)
-    result = run("oci://ghcr.io/acme/app:1")
-    assert (result.exit_code, daemon.calls) == (Exit.USAGE, [])
-    assert "oci:// references need oras: pip install 'wasmkiln[oci]'" in result.stderr
+    def change(method: str, request: Any, context: Any) -> None:
+        if method == "FindMissing":
+            Path("a.wasm").write_bytes(CACHE)
+        begin(method, request, context)
+
+    monkeypatch.setattr(daemon, "_begin", change)
+    result = run("a.wasm")
+    assert (result.exit_code, daemon.modules) == (Exit.REFUSED, {})
+    assert "a.wasm changed meanwhile: warm it again" in result.stderr
 
 
 def test_where_there_is_no_terminal_each_artifact_has_a_line(

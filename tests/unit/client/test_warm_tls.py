@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
-from wasmkiln.cli.app import app
-from wasmkiln.cli.exits import Exit
+from wasmkiln.cli.app import Exit, app
 
 from tests.authority import Authority
 from tests.oci import Image
@@ -110,7 +109,7 @@ def test_a_ca_that_nobody_knows(
     monkeypatch.delenv("REQUESTS_CA_BUNDLE")
     code, errors = run()
     assert code == Exit.REFUSED
-    assert "its certificate is not trusted" in errors
+    assert "certificate verify failed" in errors
     assert not registry.seen
 
 

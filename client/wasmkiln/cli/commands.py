@@ -1,0 +1,474 @@
+"""The commands of `wasmkiln`, all but `warm`: options, a call, and its answer as JSON and text."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from wasmkiln.cli.app import Exit, Session, to_document
+from wasmkiln.cli.connection import ARTIFACT, argument, command, options
+from wasmkiln.cli.inputs import digest_of, each, read_file
+from wasmkiln.cli.text import Printable, Progress, elapsed, seconds, size, table
+
+_SOURCES = argument("sources", "FILE|SHA256...")
+
+
+# --- modules in, artifacts out ----------------------------------------------------------------
+
+
+@command(
+    argument("files", "FILE..."),
+    *options("--engine ENGINE  The engine that validates, e.g. wasmtime or wasmer-1.1.0."),
+)
+def load(session: Session, files: tuple[str, ...], engine: str | None) -> Exit:
+    """Upload modules: the daemon validates and stores them."""
+    with session.client() as client, Progress() as progress:
+
+        def upload(file: str) -> dict[str, Any]:
+            module = read_file(file)
+            progress.show(f"uploading {file} ({size(len(module))})")
+            digest = hashlib.sha256(module).hexdigest()
+            answer = client.load(module, expected_sha256=digest, engine=engine)
+            return {"file": file, **to_document(answer)}
+
+        columns = "file:module sha256 size_bytes:size kind engine:validated_by"
+        return each(session, "modules", files, upload, f"{columns} already_loaded:was_there")
+
+
+@command(
+    _SOURCES,
+    *options("""
+-o --output PATH  Where to write: a file for one module, or a folder, where each artifact becomes
+                  NAME.ENGINE.cwasm. The header goes beside it as .json, the attestation as
+                  .dsse.json. Without -o nothing is written.
+"""),
+    *ARTIFACT,
+    *options("""
+--max-artifact-bytes SIZE       Refuse an artifact above this size, such as 512MiB.
+                                [default: $WASMKILN_MAX_ARTIFACT_BYTES, else 1GiB]
+--compression/--no-compression  Whether the daemon may send compressed artifacts.
+                                [default: $WASMKILN_COMPRESSION, else only from another machine]
+--no-cache skip_cache_lookup    Compile even when a tier holds the artifact.
+--fast accept_fast              Take an artifact of the engine's fast compiler if the optimised one
+                                is not there yet; the daemon then compiles that behind.
+"""),
+)
+def compile(  # noqa: A001 - the command's name
+    session: Session, sources: tuple[str, ...], output: str | None, **chosen: Any
+) -> Exit:
+    """Get the artifacts of modules; upload modules that the daemon does not have."""
+    from wasmkiln.cli.place import Place
+
+    chosen["omit_artifact"] = output is None
+    place = Place(output, sources)
+    client = session.client(**{k: chosen.pop(k) for k in ("max_artifact_bytes", "compression")})
+    with client, Progress() as progress:
+
+        def compile_one(source: str) -> dict[str, Any]:
+            def show(now: Any) -> None:
+                done, total = size(now.done_bytes), size(now.total_bytes)
+                progress.show(f"{now.phase.value} {source}: {done} of {total}")
+
+            start_s = time.perf_counter()
+            artifact = client.compile(source, on_progress=show, **chosen)
+            call_s = round(time.perf_counter() - start_s, 6)
+            ours = {"source": source, "saved_to": place.save(source, artifact), "call_s": call_s}
+            return ours | to_document(artifact.header)
+
+        columns = "source:module engine.id:engine target cpu origin is_fast:fast size_bytes:size"
+        columns += " compile_time_s:compile call_s:call saved_to"
+        return each(session, "artifacts", sources, compile_one, columns)
+
+
+@command(argument("source", "FILE|SHA256"), *ARTIFACT)
+def path(session: Session, source: str, **chosen: Any) -> None:
+    """Print where the artifact lies in this machine's host store; compile it if need be.
+
+    For programs that load a file: wasmtime run --allow-precompiled "$(wasmkiln path m.wasm
+    --engine wasmtime)". Without a daemon it finds what is there already.
+    """
+    found = str(session.call("host_file", source, **chosen))
+    session.emit({"path": found}, Printable(found))  # as it is, so that a shell can use it
+
+
+@command(
+    _SOURCES,
+    *options("--engine engines ENGINE...  Engine, e.g. wasmtime or wasmer-1.1.0; repeat for more."),
+    *ARTIFACT[1:],
+)
+def find_missing(
+    session: Session, sources: tuple[str, ...], engines: tuple[str, ...], **chosen: Any
+) -> None:
+    """Show which artifacts no tier of the daemon holds. Uploads nothing."""
+    from wasmkiln import ArtifactKey
+
+    names = {digest_of(source): source for source in reversed(sources)}
+    keys = [
+        ArtifactKey(module_sha256=digest, engine=engine, **chosen)
+        for digest in reversed(names)
+        for engine in engines or ("",)
+    ]
+    found = [(key.module_sha256, key.engine or None) for key in session.call("find_missing", keys)]
+    fields = ("source", "module_sha256", "engine")
+    missing = [dict(zip(fields, (names[each[0]], *each), strict=True)) for each in found]
+    count = f"{len(missing) or 'none'} of {len(keys)} artifacts missing"
+    shown = table(missing, "source:missing module_sha256:sha256 engine")
+    session.emit({"asked": len(keys), "missing": missing}, count, shown)
+
+
+# --- ask, and change nothing -------------------------------------------------------------------
+
+
+@command(
+    *options("""
+--settings   List settings and their allowed values instead.
+--isolation  List what confines the engines' jobs instead.
+""")
+)
+def engines(session: Session, settings: bool, isolation: bool) -> None:
+    """Show the daemon's engines, targets, cpus, settings and limits."""
+    document = to_document(session.call("capabilities"))
+    rows = document["engines"]
+    shown = {
+        "engine.id:engine default engine.core_version:core engine.compiler kinds:accepts "
+        "targets.triple:targets targets.host targets.cpus:cpu_levels interpreter": rows,
+        "engine.id:engine advisories.id:known_vulnerability advisories.summary "
+        "advisories.fixed_in advisories.url:see": [row for row in rows if row["advisories"]],
+        "id:not_served cause": document["unserved_engines"],
+        "version limits.module_bytes:module limits.compile_time_s:compile limits.artifact_bytes "
+        "limits.compile_memory_bytes:compile_memory limits.queue_length": [document],
+    }
+    if settings:
+        columns = "engine.id:engine settings.name:setting settings.default_value:default "
+        columns += "settings.allowed_values:allowed settings.description:what_it_is"
+        shown = {columns: rows}
+    elif isolation:
+        columns = "engine.id:engine isolation.holds:confined isolation.layers.name:layer "
+        columns += "isolation.layers.state isolation.layers.detail isolation.attempts.name:attempt "
+        shown = {f"{columns} isolation.attempts.refused": rows}
+    session.emit(document, *(table(some, columns) for columns, some in shown.items()))
+
+
+@command(
+    *options(
+        """
+--watch             Repeat until interrupted; with --json, one line each time.
+--interval SECONDS  Time between two updates of --watch.
+""",
+        interval={"default": 2.0, "show_default": True},
+    )
+)
+def stats(session: Session, watch: bool, interval: float) -> None:
+    """Show counters and latencies of tiers, compiles and workers."""
+    with session.client() as client:
+        while True:
+            document = to_document(client.stats())
+            shown = _stats(document)
+            if watch and not session.as_json:
+                click.clear()  # nothing, unless stdout is a terminal
+            session.emit(document, *shown)
+            if not watch:
+                return
+            time.sleep(max(0.1, interval))
+
+
+def _stats(document: dict[str, Any]) -> list[str]:
+    of = "p50_s:{0}p50 {1}.p90_s:p90 {1}.p99_s:p99"
+    compiles = [one for one in document["compiles"] if one["count"]]
+    names = [{"name": name, "is": engine} for name, engine in document["engine_names"].items()]
+    head = "version uptime_s:up namespace hit_ratio redis_mode:redis redis_up:up redis_detail"
+    now = "busy_workers queue_depth:queued flights flights_joined dropped_writes "
+    tiers = "tier entries bytes pinned_bytes:pinned limit_bytes:limit hits misses evictions errors "
+    warm_ups = "engine:new_engine from_engine:warm_from total:artifacts done failed ended:moved"
+    return [
+        table([document], head),
+        table([document], f"{now} quarantined_modules:quarantined pins"),
+        table(document["tiers"], f"{tiers} get_latency.{of.format('get_', 'get_latency')}"),
+        table(compiles, f"engine outcome count:compiles duration.{of.format('', 'duration')}"),
+        table(document["workers"], "engine workers busy queued replaced"),
+        table(names, "name is:engine_that_it_stands_for"),
+        table(document["quotas"], "identity quota used limit refused"),
+        table(document["engine_warm_ups"], warm_ups),
+    ]
+
+
+@command(argument("service", "[SERVICE]", default=""))
+def health(session: Session, service: str) -> Exit:
+    """Show whether the daemon, or one SERVICE of it, is serving."""
+    with session.client() as client:
+        status = client.health(service)
+    session.emit({"address": client.address, "service": service, "status": status}, status)
+    return Exit.OK if status == "SERVING" else Exit.NOT_NOW
+
+
+@command()
+def whoami(session: Session) -> None:
+    """Show who you are to the daemon, and what you may do there."""
+    with session.client() as client:
+        caller = client.capabilities().caller
+    document = {"address": client.address, **to_document(caller)}
+    session.emit(document, table([document], "address:daemon identity roles namespace"))
+
+
+@command()
+def profiles(session: Session) -> None:
+    """List the profiles that --profile takes. Calls no daemon."""
+    from wasmkiln.access.profiles import profiles_file, read_profiles
+
+    try:
+        found = read_profiles()
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    rows = [
+        {name: getattr(one, name) for name in ("name", "address", "token_file", "namespace")}
+        | {"tls": one.tls is not None, "cert_file": str(one.tls.cert_file) if one.tls else ""}
+        for one in found
+    ]
+    shown = table(rows, "name:profile address:daemon tls cert_file token_file namespace")
+    session.emit({"file": str(profiles_file()), "profiles": rows}, shown)
+
+
+# --- operate a daemon --------------------------------------------------------------------------
+
+
+@command(
+    *options(
+        """
+--module FILE|SHA256      A module and all of its artifacts.
+--engine ENGINE           Every artifact of one engine version.
+--all everything          Everything.
+--tier TIER               This tier only.  [default: all tiers]
+--yes                     Do not ask for confirmation.
+""",
+        tier={"type": click.Choice(["memory", "host_store", "redis"]), "metavar": None},
+    )
+)
+def evict(session: Session, module: str | None, yes: bool, **scope: Any) -> Exit:
+    """Remove artifacts from the caches: of a module, of an engine, or all."""
+    engine, everything, tier = scope["engine"], scope["everything"], scope["tier"]
+    if (module is not None) + (engine is not None) + everything != 1:
+        raise click.UsageError("give one of --module, --engine and --all")
+    if module is None and not yes:
+        if not sys.stdin.isatty():
+            raise click.UsageError("cannot ask for confirmation without a terminal: give --yes")
+        what = f"every artifact of {engine}" if engine else "everything"
+        where = f"the {tier} tier" if tier else "all tiers"
+        click.confirm(f"Evict {what} from {where}?", abort=True, err=True)
+    digest = digest_of(module) if module is not None else None
+    answer = session.call("evict", module_sha256=digest, **scope)
+    gone = f"evicted {answer.artifacts} artifacts, {answer.modules} modules, {size(answer.bytes)}"
+    stayed = f"; {answer.pinned} stayed, as they are pinned" if answer.pinned else ""
+    session.emit(to_document(answer), gone + stayed)
+    tiers = ", ".join(answer.unreachable_tiers)
+    return _late(session, tiers, "entries there may be left; evict again later")
+
+
+@command(
+    *options("""
+--grace SECONDS  Time for running calls; 0 ends them at once.  [default: the daemon's own]
+""")
+)
+def drain(session: Session, grace: float | None) -> None:
+    """End the daemon: it refuses new calls, finishes running ones, and exits.
+
+    Returns at once. `wasmkiln health` exits with 3 once the daemon has ended.
+    """
+    answer = session.call("drain", grace)
+    left = elapsed(seconds(answer.grace))
+    waits = (answer.calls or answer.flights) and left != "-"
+    wait = f"waits at most {left} for them" if waits else "waits for nothing more"
+    session.emit(
+        to_document(answer),
+        f"draining: {answer.calls} calls, {answer.flights} compilations; the daemon {wait}",
+    )
+
+
+@click.group()
+def quarantine() -> None:
+    """Show or release modules that broke a compiler and are refused for a while."""
+
+
+@command(name="ls", of=quarantine)
+def quarantine_ls(session: Session) -> None:
+    """List the refused modules, why, and for how long."""
+    document = to_document(session.call("quarantined"))
+    columns = "module_sha256:module engine message:why strikes time_left_s:time_left"
+    session.emit(document, table(document["modules"], columns) or "no module is in quarantine")
+
+
+@command(
+    argument("module", "FILE|SHA256", required=False),
+    *options("--all everything  Every module."),
+    name="release",
+    of=quarantine,
+)
+def quarantine_release(session: Session, module: str | None, everything: bool) -> Exit:
+    """Allow a module to be compiled again, and forget its failures."""
+    if (module is not None) + everything != 1:
+        raise click.UsageError("give a module, or --all")
+    digest = digest_of(module) if module is not None else None
+    answer = session.call("release", digest, everything=everything)
+    session.emit(to_document(answer), f"released {answer.released}")
+    return _late(session, answer.redis_unreachable, "others may still refuse; release again later")
+
+
+@click.group()
+def pin() -> None:
+    """Pin modules: no tier evicts them or their artifacts to make room for others."""
+
+
+_PINS = (
+    "module_sha256:module created_at:pinned_at tiers.tier tiers.artifacts "
+    "tiers.module:module_itself tiers.bytes"
+)
+
+
+@command(name="ls", of=pin)
+def pin_ls(session: Session) -> None:
+    """List the pinned modules, and what each tier has of them."""
+    document = to_document(session.call("pins"))
+    session.emit(document, table(document["pins"], _PINS) or "no module is pinned")
+
+
+@command(_SOURCES, name="add", of=pin)
+def pin_add(session: Session, sources: tuple[str, ...]) -> Exit:
+    """Pin modules that the daemon has, by file or digest."""
+    from wasmkiln.errors import ModuleNotLoaded, PinsFull
+
+    pins, late, code = [], False, Exit.OK
+    for source in sources:
+        try:
+            answer = session.call("pin", digest_of(source))
+        except (ModuleNotLoaded, PinsFull) as error:  # the others can be pinned still
+            session.report(error, source)
+            code = Exit.REFUSED
+            continue
+        pins.append(to_document(answer.pin))
+        late |= answer.redis_unreachable
+    document = {"pins": pins, "redis_unreachable": late}
+    session.emit(document, table(pins, _PINS) or "no module is pinned")
+    return code or _late(session, late, "other daemons learn of it when it does")
+
+
+@command(_SOURCES, name="rm", of=pin)
+def pin_rm(session: Session, sources: tuple[str, ...]) -> Exit:
+    """Unpin modules. Their entries stay until others need the room, or they expire."""
+    answers = [session.call("unpin", digest_of(source)) for source in sources]
+    removed = sum(answer.removed for answer in answers)
+    late = any(answer.redis_unreachable for answer in answers)
+    document = {"removed": removed, "redis_unreachable": late}
+    session.emit(document, f"unpinned {removed} of {len(sources)}")
+    return _late(session, late, "other daemons learn of it when it does")
+
+
+def _late(session: Session, tiers: str | bool, what: str) -> Exit:
+    """Return OK, or say what follows from it that tiers did not answer."""
+    if not tiers:
+        return Exit.OK
+    session.note(f"error: {'redis' if tiers is True else tiers} did not answer: {what}")
+    return Exit.NOT_NOW
+
+
+# --- check a file's attestation ------------------------------------------------------------------
+
+
+@command(
+    argument("artifact", "[ARTIFACT]", required=False),
+    *options("""
+--attestation FILE        The attestation.
+                          [default: ARTIFACT.dsse.json, where compile -o writes it]
+--key keys KEY|FILE|DIR...  A trusted public key: hex, base64, or PEM files; repeat for more.
+                          [default: $WASMKILN_TRUSTED_KEYS]
+--module FILE|SHA256      Also require the artifact of this module.
+--fingerprint HEX         Also require this fingerprint.
+--recompile FILE|SHA256   Have the daemon compile this module again, and require the same artifact:
+                          ARTIFACT, or without it the one that the daemon holds.
+"""),
+    *ARTIFACT,
+)
+def verify(
+    session: Session, artifact: str | None, attestation: str | None, keys: Any, **chosen: Any
+) -> None:
+    """Check that a trusted key signed an artifact's file, or that it can be compiled again.
+
+    Calls no daemon but for --recompile. Without ARTIFACT, --engine, --target, --cpu and --set say
+    which of the module's artifacts is meant.
+    """
+    from wasmkiln import AttestationInvalid
+
+    module, fingerprint, recompile = map(chosen.pop, ("module", "fingerprint", "recompile"))
+    if artifact is None:
+        if recompile is None:
+            raise click.UsageError("give ARTIFACT, --recompile, or both")
+        digest = _recompiled(session, recompile, None, chosen)
+        same = {"artifact_sha256": digest, "recompiled_sha256": digest}
+        session.emit(same, f"compiled again, the artifact is the same: {digest}")
+        return
+    statement, key_id = _signed(artifact, attestation, keys)
+    claims, module = statement.claims, module or recompile
+    wanted = {
+        "artifact_sha256": hashlib.sha256(read_file(artifact)).hexdigest(),
+        "module_sha256": digest_of(module) if module is not None else None,
+        "fingerprint": fingerprint.lower() if fingerprint is not None else None,
+    }
+    for name, want in wanted.items():
+        if want is not None and (attested := getattr(claims, name)) != want:
+            what = f"{name.replace('_', ' ')}: {attested}, not {want}"
+            why = {"cause": "mismatch"}
+            raise AttestationInvalid(f"the attestation is about another {what}", metadata=why)
+    again = None
+    if recompile is not None:
+        chosen = {"target": claims.target, "cpu": claims.cpu, "settings": claims.changed_settings}
+        chosen["engine"] = f"{claims.engine['name']}-{claims.engine['version']}"
+        again = _recompiled(session, recompile, claims.artifact_sha256, chosen)
+    unchecked = [name.removesuffix("_sha256") for name, want in wanted.items() if want is None]
+    told = {"key_id": key_id, "recompiled_sha256": again, **asdict(statement)}
+    told |= told.pop("claims")
+    shown = (f"{name.replace('_', ' ')}: {value}" for name, value in told.items())
+    document: Any = {"verified": True, "not_checked": unchecked, **told}
+    session.emit(document, f"{artifact} is verified", *shown)
+    for name in unchecked:
+        session.note(f"not checked: whether it is of the {name} that you mean: give --{name}")
+
+
+def _recompiled(session: Session, module: str, wanted: str | None, chosen: dict[str, Any]) -> str:
+    """Return the digest of what the daemon compiles now. Raise ArtifactMismatch if it is another.
+
+    Without `wanted` it has to be that of the artifact that the daemon holds, or makes first.
+    """
+    from wasmkiln import ArtifactMismatch
+
+    def compiled(again: bool) -> str:
+        made = client.compile(module, skip_cache_lookup=again, omit_artifact=True, **chosen)
+        return made.header.artifact_sha256
+
+    with session.client() as client, Progress() as progress:
+        progress.show(f"compiling {module} again")
+        before = wanted or compiled(again=False)
+        now = compiled(again=True)
+    if now != before:
+        raise ArtifactMismatch(f"compiled again, the artifact is another one: {now}, not {before}")
+    return now
+
+
+def _signed(artifact: str, attestation: str | None, keys: tuple[str, ...]) -> tuple[Any, str]:
+    """Return what a trusted key signed, and the key's id."""
+    from wasmkiln import TrustedKeys
+    from wasmkiln.attestation import open_envelope
+
+    try:
+        trusted = TrustedKeys.choose(keys or None)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    if not trusted:
+        raise click.UsageError("no trusted key: give --key, or set WASMKILN_TRUSTED_KEYS")
+    envelope = Path(attestation or f"{artifact}.dsse.json")
+    if not envelope.exists():
+        raise click.UsageError(f"there is no {envelope}: give the attestation with --attestation")
+    return open_envelope(envelope.read_bytes(), trusted)

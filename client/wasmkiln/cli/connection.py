@@ -1,0 +1,155 @@
+"""Options: those of every command, which say how to reach the daemon, and how all are declared."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+_YEAR_S = 365 * 24 * 3600
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def is_digest(text: str) -> bool:
+    """Return whether a text is 64 lowercase hexadecimal digits."""
+    return _DIGEST.fullmatch(text) is not None
+
+
+def _seconds(text: str) -> float:
+    if 0 <= (number := float(text)) <= _YEAR_S:
+        return number
+    raise click.BadParameter(f"{text!r} is no number of seconds up to a year")
+
+
+class _Module(click.Path):
+    """A module's file, or the digest of one that the daemon has."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        """Return the text itself, or fail with a usage error."""
+        if is_digest(value) and not Path(value).exists():
+            return str(value)
+        return str(super().convert(value, param, ctx))
+
+
+def _setting(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not name or not separator:
+        raise click.BadParameter(f"{text!r} is not NAME=VALUE")
+    return name, value
+
+
+def _bytes(text: str) -> int:
+    from wasmkiln._settings import parse_size
+
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+FILE = click.Path(exists=True, dir_okay=False, readable=True)
+MODULE = _Module(exists=True, dir_okay=False, readable=True)
+# By what stands for a value in a usage.
+_TYPES: dict[str, Any] = {
+    "ARTIFACT": FILE,
+    "FILE...": FILE,
+    "FILE|SHA256": MODULE,
+    "FILE|SHA256...": MODULE,
+    "NAME=VALUE...": _setting,
+    "SECONDS": _seconds,
+    "SIZE": _bytes,
+}
+
+
+def argument(name: str, metavar: str, **how: Any) -> click.Argument:
+    """Return an argument; several if what stands for it ends in dots."""
+    kind = _TYPES.get(metavar)
+    if metavar.endswith("..."):
+        how = {"nargs": -1, "required": True}
+    return click.Argument([name], metavar=metavar, type=kind, **how)
+
+
+def options(text: str, common: dict[str, Any] | None = None, **more: Any) -> list[click.Option]:
+    """Return options, written as --help shows them.
+
+    That is flags, perhaps a parameter's name, what stands for a value, two spaces, and what it is.
+    What stands for a value says its type; with dots, the option may be repeated. `common` is
+    click's for all of them, `more` for those of these names.
+    """
+    found = []
+    for entry in re.split(r"\n(?=-)", text.strip()):
+        head, told = re.split(r"\s{2,}", entry, maxsplit=1)
+        names = [word for word in head.split() if word.startswith("-") or word.islower()]
+        metavar = " ".join(word for word in head.split() if word not in names)
+        how: dict[str, Any] = {"is_flag": True, "default": None if "/--" in head else False}
+        if metavar:
+            how = {"multiple": metavar.endswith("..."), "type": _TYPES.get(metavar)}
+            how["metavar"] = metavar.removesuffix("...")
+        name = names[-1].partition("/")[0].lstrip("-").replace("-", "_")
+        how |= (common or {}) | more.get(name, {})
+        found.append(click.Option(names, help=" ".join(told.split()), **how))
+    return found
+
+
+def _fill(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    """Put an option's value into the session; what stands after the command's name wins."""
+    if value is not None and parameter.name:
+        context.obj[parameter.name] = value
+
+
+# The group has them and so has every command, so that a person may write them before or after
+# the command's name.
+EVERYWHERE = options(
+    """
+--address HOST:PORT       The daemon; or unix:/path.
+                          [default: $WASMKILN_ADDRESS, else 127.0.0.1:50051]
+--tls/--no-tls            Speak TLS, by the system's CAs unless --ca-file says otherwise; or do not.
+--profile NAME            A daemon in profiles.toml, instead of the environment.
+                          [default: $WASMKILN_PROFILE]
+--ca-file FILE            The CA of the daemon's certificate.  [default: $WASMKILN_CA_FILE]
+--cert-file FILE          A client certificate.  [default: $WASMKILN_CLIENT_CERT_FILE]
+--key-file FILE           The key of --cert-file.  [default: $WASMKILN_CLIENT_KEY_FILE]
+--server-name HOST        The host that the daemon's certificate is for, if it is not that of the
+                          address.
+--token-file FILE         The token that says who calls.  [default: $WASMKILN_TOKEN_FILE]
+--namespace NAME          The caller's namespace, to find files of the host store.
+--timeout timeout_s SECONDS  Time limit of each call.  [default: $WASMKILN_TIMEOUT_S, else 60]
+--json as_json            Print one JSON document on stdout instead of tables.
+--debug                   Show the traceback of a defect of this command.
+""",
+    {"expose_value": False, "callback": _fill, "default": None},
+)
+ARTIFACT = options(
+    """
+--engine ENGINE           Engine, e.g. wasmtime or wasmer-1.1.0.
+--target TRIPLE           Target, e.g. x86_64-unknown-linux-gnu.
+--cpu LEVEL               CPU level, e.g. x86-64-v3 or baseline.
+--set settings NAME=VALUE...  A setting; repeat for more. `wasmkiln engines --settings` lists them.
+""",
+    settings={"callback": lambda _, __, pairs: dict(pairs)},
+)
+
+
+class Command(click.Command):
+    """A command that has the options of every command after its own."""
+
+    def __init__(self, *arguments: Any, **how: Any) -> None:
+        super().__init__(*arguments, **how)
+        self.params = [*self.params, *EVERYWHERE]
+
+
+def command(
+    *params: click.Parameter, name: str | None = None, of: click.Group | None = None
+) -> Callable[[Callable[..., Any]], click.Command]:
+    """Make a command of a function, which gets the Session and what its parameters say."""
+
+    def made(function: Callable[..., Any]) -> click.Command:
+        new = click.command(name, cls=Command, params=[*params])(click.pass_obj(function))
+        if of is not None:
+            of.add_command(new)
+        return new
+
+    return made

@@ -1,0 +1,140 @@
+"""Several inputs in one run: one that fails does not stop the others; several at once."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from typing import Any, Generic, TypeVar
+
+from wasmkiln.cli.app import Exit, Session, error_document, exit_for
+from wasmkiln.cli.connection import is_digest
+from wasmkiln.cli.text import table
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+# The highest limit that a daemon can be configured to have.
+MAX_MODULE_BYTES = 1024**3
+_LOOK_S = 0.25
+
+
+def read_file(file: str, limit_bytes: int = MAX_MODULE_BYTES) -> bytes:
+    """Return the bytes of a file, a pipe, or standard input as "-". /dev/zero has no end."""
+    with nullcontext(sys.stdin.buffer) if file == "-" else Path(file).open("rb") as opened:
+        content: bytes = opened.read(limit_bytes + 1)
+    if len(content) > limit_bytes:
+        raise OSError(f"{file} has more than {limit_bytes:,} bytes")
+    return content
+
+
+def digest_of(source: str) -> str:
+    """Return the SHA-256 of a file's bytes; a digest as it is, unless a file has that name."""
+    if is_digest(source) and not Path(source).exists():
+        return source
+    return hashlib.sha256(read_file(source)).hexdigest()
+
+
+class TimeLimit(Exception):  # noqa: N818
+    """What runs in parallel takes too long."""
+
+
+@dataclass(frozen=True)
+class Done(Generic[R]):
+    """What became of one input: a result or an error; neither if it was not tried."""
+
+    source: str
+    result: R | None = None
+    error: Exception | None = None
+
+
+def attempt(source: str, work: Callable[[], R]) -> Done[R]:
+    """Do the work for one input. Keep a WasmkilnError or OSError instead of raising it."""
+    from wasmkiln import WasmkilnError
+
+    try:
+        return Done(source, result=work())
+    except (WasmkilnError, OSError) as error:
+        return Done(source, error=error)
+
+
+def each(
+    session: Session,
+    name: str,
+    sources: Iterable[str],
+    work: Callable[[str], dict[str, Any]],
+    columns: str,
+) -> Exit:
+    """Do the work for each input in turn, and write what came of it: a list of documents.
+
+    Stop early only when no daemon listens. Return the exit code of the first failure, or OK.
+    """
+    done: list[Done[dict[str, Any]]] = []
+    for source in sources:
+        done.append(attempt(source, lambda source=source: work(source)))  # type: ignore[misc]
+        if (error := done[-1].error) and exit_for(error) is Exit.UNREACHABLE:
+            break
+    rows = [result for _, result in results_of(done)]
+    session.emit({name: rows, "errors": errors_in(done)}, table(rows, columns))
+    return report_failures(session, done)
+
+
+def results_of(done: Iterable[Done[R]]) -> list[tuple[str, R]]:
+    """Return the inputs that had a result, and these."""
+    return [(item.source, item.result) for item in done if item.result is not None]
+
+
+def errors_in(done: Iterable[Done[Any]]) -> list[dict[str, Any]]:
+    """Return the failures as JSON objects."""
+    return [error_document(item.error, item.source) for item in done if item.error is not None]
+
+
+def report_failures(session: Session, done: Iterable[Done[Any]]) -> Exit:
+    """Write every failure to stderr. Return the exit code of the first, or OK."""
+    failed = [(item.error, item.source) for item in done if item.error is not None]
+    for error, source in failed:
+        session.report(error, source)
+    return exit_for(failed[0][0]) if failed else Exit.OK
+
+
+def in_parallel(
+    jobs: int, items: Sequence[T], work: Callable[[T], R], limit_s: float = float("inf")
+) -> list[R]:
+    """Return what `work` returns for each item, in their order, with many threads at once.
+
+    Raise what it raises, and TimeLimit once that is over. Then, and on an interrupt, what
+    has not begun is dropped, and what has is left to itself: it ends with the process at last.
+    """
+    from concurrent.futures import Future, wait  # and logging, which few commands need
+
+    until_s = time.monotonic() + limit_s
+    futures = [Future[R]() for _ in items]
+    waiting = deque(zip(futures, items, strict=True))
+
+    def run() -> None:
+        with suppress(IndexError):  # nothing waits any more
+            while True:
+                future, item = waiting.popleft()
+                try:
+                    future.set_result(work(item))
+                except BaseException as error:
+                    future.set_exception(error)
+
+    for _ in range(min(jobs, len(items))):
+        Thread(target=run, daemon=True).start()
+    try:
+        for future in futures:
+            # Not without a limit: an interrupt that comes just before the wait begins is not
+            # seen until it ends.
+            while not wait([future], min(_LOOK_S, limit_s)).done:
+                if time.monotonic() > until_s:
+                    raise TimeLimit
+    finally:
+        waiting.clear()
+    return [future.result() for future in futures]

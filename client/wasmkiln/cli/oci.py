@@ -1,0 +1,407 @@
+"""Modules in images: OCI's image layout in a folder, and repositories of registries over HTTP.
+
+wash and wkg publish one layer of application/wasm; Spin publishes a layer for each component
+beside those of files and of the application's own description. A layer's digest is its module's:
+so a module that the daemon has is never downloaded.
+
+Nothing of a registry is believed: manifests, layers and redirects are bounded in number, size and
+time, each fetch in its whole time, and each manifest by digest and each layer is checked. A
+redirect to another host or port takes no credentials along; nothing goes from https to http; plain
+http goes to this machine only, unless the caller says otherwise. oras could do none of this within
+a limit of time, since `requests` below it has none for a whole answer.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.client
+import ipaddress
+import json
+import os
+import re
+import socket
+import ssl
+import stat
+import subprocess
+import threading
+import urllib.request
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.error import URLError
+from urllib.parse import urlencode, urljoin, urlsplit
+
+from wasmkiln.cli.connection import is_digest
+from wasmkiln.cli.inputs import MAX_MODULE_BYTES, TimeLimit, in_parallel
+from wasmkiln.cli.text import quoted
+
+SCHEME = "oci://"
+MANIFEST_TYPES = (
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+)
+# Those of wash and wkg (the CNCF's format), of Spin, and of wasmCloud before 1.0.
+MODULE_TYPES = (
+    "application/wasm",
+    "application/vnd.wasm.content.layer.v1+wasm",
+    "application/vnd.module.wasm.content.layer.v1+wasm",
+)
+_MOST_MANIFEST_BYTES = 4 * 2**20
+# Of an answer that is no manifest and no layer.
+_MOST_ANSWER_BYTES = 2**20
+# Registries allow some hundred layers.
+_MOST = {"layers": 2_000, "manifests": 200}
+_MOST_REDIRECTS = 5
+_REDIRECTS = (301, 302, 303, 307, 308)
+# To connect, and without a byte.
+_SILENT_S = 20.0
+_PIECE = 2**18
+
+# What the distribution specification allows, and no more: all of it goes into URLs. A host has a
+# dot, a colon or a bracket, or is this machine: else it is a part of the repository.
+_NAME = r"localhost|[A-Za-z0-9-]+(?=:)|[A-Za-z0-9-]+\.[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]"
+_WORD = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_TAG = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
+_REFERENCE = re.compile(
+    rf"((?:{_NAME})(?::\d{{1,5}})?)/({_WORD}(?:/{_WORD})*)(?::({_TAG}))?(?:@sha256:([0-9a-f]{{64}}))?"
+)
+# Docker Hub is known by one name, answers at another, and logs in under a third.
+_HUB, _HUB_HOST, _HUB_LOGIN = "docker.io", "registry-1.docker.io", "https://index.docker.io/v1/"
+
+
+class SourceUnusable(OSError):  # noqa: N818 - named like the errors of the client
+    """A registry, a layout, a list or a file cannot be read, or holds other bytes than it says."""
+
+
+@dataclass(eq=False)
+class Module:
+    """A module to warm. `read` returns its bytes, checked; None where only the digest is known."""
+
+    name: str
+    sha256: str
+    read: Callable[[], bytes] | None = None
+    # Held by the thread that uploads it, so that several engines need one upload.
+    uploading: threading.Lock = field(default_factory=threading.Lock)
+
+
+# --- manifests ---------------------------------------------------------------------------------
+
+
+class _Descriptor(NamedTuple):
+    media_type: str
+    sha256: str
+    size_bytes: int
+    title: str
+
+
+# Returns what lies under "manifests" or "blobs", by its digest: at most so many bytes, checked.
+_Read = Callable[[str, str, int], bytes]
+
+
+def _modules_of(name: str, content: bytes, read: _Read) -> list[Module]:
+    """Return the modules of a manifest or an index, each once. Raise SourceUnusable."""
+    key, found = _parsed(name, content)
+    if key == "manifests":
+        indexed, found = [one for one in found if one.media_type in MANIFEST_TYPES], []
+        for one in indexed:
+            key, inner = _parsed(name, read("manifests", one.sha256, _MOST_MANIFEST_BYTES))
+            if key == "manifests":
+                raise SourceUnusable(f"{name} has an index within an index: not read")
+            found += inner
+    layers = list({one.sha256: one for one in found if one.media_type in MODULE_TYPES}.values())
+    if not layers:
+        types = quoted(", ".join(sorted({one.media_type for one in found})) or "none")
+        raise SourceUnusable(f"{name} holds no module; the types of its layers: {types}")
+
+    def module(layer: _Descriptor) -> Module:
+        full = name if len(layers) == 1 else f"{name}#{layer.title}"
+
+        def read_layer() -> bytes:
+            _limited(full, layer.size_bytes, MAX_MODULE_BYTES)
+            return read("blobs", layer.sha256, layer.size_bytes)
+
+        return Module(full, layer.sha256, read_layer)
+
+    return [module(layer) for layer in layers]
+
+
+def _parsed(name: str, content: bytes) -> tuple[str, list[_Descriptor]]:
+    """Return "manifests" and those of an index, or "layers" and those of a manifest."""
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        raise SourceUnusable(f"{name} has a manifest that is no JSON object")
+    key = "manifests" if "manifests" in document else "layers"
+    found, most = document.get(key), _MOST[key]
+    if not isinstance(found, list) or len(found) > most:
+        raise SourceUnusable(f"{name} has a manifest whose {key} are no list of {most:,} at most")
+    return key, [_descriptor(name, one) for one in found]
+
+
+def _descriptor(name: str, one: Any) -> _Descriptor:
+    match one:
+        case {"mediaType": str(kind), "digest": str(digest), "size": int(size)} if size >= 0:
+            sha256 = digest.removeprefix("sha256:")
+        case _:
+            raise SourceUnusable(f"{name} has a manifest with a malformed descriptor")
+    if not is_digest(sha256):
+        raise SourceUnusable(f"{name} names a digest that is no SHA-256: {quoted(digest)}")
+    match one:
+        case {"annotations": {"org.opencontainers.image.title": str(title)}}:
+            return _Descriptor(kind, sha256, size, title)
+    return _Descriptor(kind, sha256, size, sha256[:12])
+
+
+def _checked(content: bytes, sha256: str, what: str) -> bytes:
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise SourceUnusable(f"{what} has the SHA-256 {found}, not {sha256} as its source says")
+    return content
+
+
+def _limited(what: str, size_bytes: int, limit_bytes: int) -> None:
+    if size_bytes > limit_bytes:
+        raise SourceUnusable(f"{what} has {size_bytes:,} bytes: at most {limit_bytes:,} are read")
+
+
+# --- a folder in the image layout ----------------------------------------------------------------
+
+
+def is_layout(folder: Path) -> bool:
+    """Return whether a folder says that it is an image layout."""
+    return os.path.isfile(folder / "oci-layout")  # noqa: PTH113 - is_file raises where it may not look
+
+
+def modules_in(folder: Path) -> list[Module]:
+    """Return the modules of all manifests that index.json names. Raise OSError."""
+
+    def read(_: str, sha256: str, limit_bytes: int) -> bytes:
+        path = folder / "blobs" / "sha256" / sha256
+        return _checked(_content(path, limit_bytes), sha256, str(path))
+
+    index = _content(folder / "index.json", _MOST_MANIFEST_BYTES)
+    return _modules_of(str(folder), index, read)
+
+
+def _content(path: Path, limit_bytes: int) -> bytes:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise SourceUnusable(f"{path} is no file")  # Opening a pipe would wait for a writer.
+    _limited(str(path), status.st_size, limit_bytes)
+    with path.open("rb") as file:
+        return file.read(limit_bytes)
+
+
+# --- a repository of a registry ----------------------------------------------------------------
+
+
+class Repository:
+    """oci://HOST/REPOSITORY[:TAG][@DIGEST]. Raise ValueError with a sentence for another text."""
+
+    def __init__(self, text: str, plain_http: bool | None, limit_s: float) -> None:
+        found = _REFERENCE.fullmatch(text.removeprefix(SCHEME))
+        if found is None:
+            raise ValueError(
+                f"{quoted(text)} is no reference: write oci://HOST/REPOSITORY[:TAG]"
+                "[@sha256:DIGEST], HOST with a dot or port, REPOSITORY in lower case"
+            )
+        self.name, self.host, self.repository, tag, self._sha256 = text, *found.groups("")
+        if self.host in {_HUB, "index.docker.io"}:
+            self.host = _HUB_HOST
+            if "/" not in self.repository:
+                self.repository = f"library/{self.repository}"
+        self.manifest = f"sha256:{self._sha256}" if self._sha256 else tag or "latest"
+        self._plain_http, self._limit_s, self._authorization = plain_http, limit_s, ""
+
+    def modules(self) -> list[Module]:
+        """Return the modules of the image. Raise SourceUnusable."""
+        content = self._fetched(f"manifests/{self.manifest}", _MOST_MANIFEST_BYTES)
+        if self._sha256:
+            _checked(content, self._sha256, f"the manifest of {self.name}")
+        return _modules_of(self.name, content, self._by_digest)
+
+    def _by_digest(self, kind: str, sha256: str, limit_bytes: int) -> bytes:
+        content = self._fetched(f"{kind}/sha256:{sha256}", limit_bytes)
+        return _checked(content, sha256, f"a part of {self.name}")
+
+    def _fetched(self, path: str, limit_bytes: int) -> bytes:
+        """Return what lies under a path, within the limit of time for all that it takes."""
+        here = _is_loopback(urlsplit(f"//{self.host}").hostname)
+        plain = here if self._plain_http is None else self._plain_http
+        url = f"{'http' if plain else 'https'}://{self.host}/v2/{self.repository}/{path}"
+        fetch = _Fetch(plain, self._plain_http is True)
+        work = partial(self._content, fetch, limit_bytes=limit_bytes)
+        try:
+            return in_parallel(1, [url], work, self._limit_s)[0]
+        except TimeLimit:
+            fetch.end()
+            late = f"takes longer than {self._limit_s:g} s: try again, or raise --fetch-timeout"
+            raise SourceUnusable(f"{quoted(url)} {late}") from None
+        except SourceUnusable:
+            raise
+        except Exception as error:
+            # Of urllib's, http.client's, ssl's and json's many: whatever a registry sends, only its
+            # own source fails. Others than OSError may quote a URL with a signature in it.
+            cause = error.reason if isinstance(error, URLError) else error
+            kind = f"malformed ({type(cause).__name__})"
+            why = quoted(str(cause)) if isinstance(cause, OSError) else kind
+            raise SourceUnusable(f"cannot read {quoted(url)}: {why}") from None
+
+    def _content(self, fetch: _Fetch, url: str, limit_bytes: int) -> bytes:
+        headers = {"Accept": ", ".join(MANIFEST_TYPES) if "/manifests/" in url else "*/*"}
+        status, asked, content = fetch.get(url, headers, self._authorization, limit_bytes)
+        if status == 401:
+            self._authorization = self._authorized(fetch, asked)
+            status, _, content = fetch.get(url, headers, self._authorization, limit_bytes)
+        if status == 200:
+            return content
+        why = {
+            401: f"asks for credentials: `docker login {self.host}`",
+            404: "has no such repository, tag or digest, or hides it",
+        }.get(status, f"answers with status {status}")
+        raise SourceUnusable(f"cannot read {self.name}: {self.host} {why}")
+
+    def _authorized(self, fetch: _Fetch, challenge: str) -> str:
+        """Return the header that the registry asks for; "" if there is none to send."""
+        login = _login(_HUB_LOGIN if self.host == _HUB_HOST else self.host)
+        kind, _, rest = challenge.partition(" ")
+        if kind.lower() == "basic":
+            return login
+        fields = dict(re.findall(r'(\w+)="([^"]*)"', rest))
+        if kind.lower() != "bearer" or "realm" not in fields:
+            return ""
+        query = urlencode({name: fields[name] for name in ("service", "scope") if name in fields})
+        url = f"{fields['realm']}?{query}"
+        status, _, content = fetch.get(url, {}, login, _MOST_ANSWER_BYTES)
+        document = json.loads(content) if status == 200 else {}
+        token = document.get("token") or document.get("access_token") or ""
+        return f"Bearer {token}" if re.fullmatch(r"[\x21-\x7e]+", token) else ""
+
+
+def _login(registry: str) -> str:
+    """Return the credentials that `docker login` left for a registry, as a header; "" if none."""
+    folder = Path(os.environ.get("DOCKER_CONFIG") or "~/.docker").expanduser()
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except FileNotFoundError:
+        return ""
+    auth = config.get("auths", {}).get(registry, {}).get("auth")
+    helper = config.get("credHelpers", {}).get(registry) or config.get("credsStore")
+    if helper and not auth:
+        get = [f"docker-credential-{helper}", "get"]
+        told = subprocess.run(get, input=registry.encode(), capture_output=True, check=False)
+        if told.returncode == 0:  # else it has none: anybody may read
+            found = json.loads(told.stdout)
+            auth = base64.b64encode(f"{found['Username']}:{found['Secret']}".encode()).decode()
+    # Another text would be quoted by the error that it leads to.
+    return f"Basic {auth}" if auth and re.fullmatch(r"[A-Za-z0-9+/=_-]+", auth) else ""
+
+
+def _is_loopback(host: str | None) -> bool:
+    """Return whether a host is this machine, by its name or address alone."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return False
+
+
+# --- HTTP ----------------------------------------------------------------------------------------
+
+
+# The status of an answer, what it challenges its caller to show, and its body.
+_Answer = tuple[int, str, bytes]
+
+
+class _Fetch(urllib.request.AbstractHTTPHandler):
+    """Requests within one limit of time; who waits for them ends what is left by `end`."""
+
+    def __init__(self, plain: bool, plain_anywhere: bool) -> None:
+        super().__init__()
+        self._plain, self._plain_anywhere, self._has_ended = plain, plain_anywhere, False
+        self._connection: http.client.HTTPConnection | None = None
+        self._opener = urllib.request.OpenerDirector()  # without what follows redirects
+        self._opener.add_handler(self)
+        # The proxies are those that the environment names.
+        self._opener.add_handler(urllib.request.ProxyHandler())
+
+    def end(self) -> None:
+        """End what is running: a thread that reads heads without end would go on reading."""
+        self._has_ended = True
+        if self._connection and self._connection.sock:
+            with suppress(OSError):
+                self._connection.sock.shutdown(socket.SHUT_RDWR)
+
+    def get(
+        self, url: str, headers: dict[str, str], authorization: str, limit_bytes: int
+    ) -> _Answer:
+        """Return an answer, after redirects. Raise SourceUnusable, whatever goes wrong."""
+        for _ in range(_MOST_REDIRECTS + 1):
+            here = self._checked(url)
+            sent = headers | ({"Authorization": authorization} if authorization else {})
+            request = urllib.request.Request(url, headers=sent)  # noqa: S310 - is checked
+            with self._opener.open(request, timeout=_SILENT_S) as response:
+                location = response.headers.get("Location")
+                if response.status not in _REDIRECTS or not location:
+                    challenge = response.headers.get("WWW-Authenticate", "")
+                    return response.status, challenge, self._read(response, limit_bytes, url)
+            url = urljoin(url, location)
+            if self._checked(url) != here:
+                authorization = ""
+        raise SourceUnusable(f"{_bare(url)}: more than {_MOST_REDIRECTS} redirects")
+
+    def _read(self, response: http.client.HTTPResponse, limit_bytes: int, url: str) -> bytes:
+        """Read the body as it was sent: nothing is unpacked before its digest is checked."""
+        limit = limit_bytes if response.status == 200 else _MOST_ANSWER_BYTES
+        content = bytearray()
+        while piece := response.read1(_PIECE):
+            content += piece
+            if len(content) > limit:
+                raise SourceUnusable(f"{_bare(url)} sends more than {limit:,} bytes: not read")
+            if self._has_ended:
+                raise SourceUnusable("nobody waits for it any more")
+        return bytes(content)
+
+    def _checked(self, url: str) -> str:
+        """Return where a URL leads. Raise SourceUnusable where nothing may be sent."""
+        parts = urlsplit(url)
+        plain = self._plain and (self._plain_anywhere or _is_loopback(parts.hostname))
+        if not parts.hostname or parts.port == 0 or parts.username is not None:
+            raise SourceUnusable(f"the registry sends us to no valid address: {_bare(url)}")
+        if parts.scheme == "https" or (parts.scheme == "http" and plain):
+            return f"{parts.scheme}://{parts.netloc}"
+        raise SourceUnusable(f"{_bare(url)} is not reached over https: not asked")
+
+    # What urllib calls.
+
+    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(self._kept(http.client.HTTPConnection), request)
+
+    def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        tls = ssl.create_default_context(cafile=os.environ.get("REQUESTS_CA_BUNDLE") or None)
+        return self.do_open(self._kept(http.client.HTTPSConnection), request, context=tls)
+
+    http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
+
+    def _kept(self, kind: Any) -> Any:
+        def connection(*where: Any, **how: Any) -> Any:
+            if self._has_ended:
+                raise SourceUnusable("nobody waits for it any more")
+            self._connection = kind(*where, **how)
+            return self._connection
+
+        return connection
+
+
+def _bare(url: str) -> str:
+    """Return a URL without what may be secret: its query, and a user's name and password."""
+    scheme, separator, rest = url.partition("?")[0].partition("#")[0].partition("://")
+    authority, slash, path = rest.partition("/")
+    return quoted(f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}")
