@@ -21,11 +21,14 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from wasmkiln.shared import default_state_dir as default_state_dir
+from wasmkiln.shared import parse_bytes as parse_bytes
+from wasmkiln.shared import parse_count as parse_count
+from wasmkiln.shared import parse_seconds as parse_seconds
 
 from wasmkilnd.machine import cpu_count, file_system_bytes, memory_bytes
 from wasmkilnd.model import Limits, TrafficLimits
@@ -50,63 +53,6 @@ def env_name(field: str) -> str:
 def flag_name(field: str) -> str:
     """Return the command line flag of a setting."""
     return "--" + field.replace("_", "-")
-
-
-def default_state_dir(environ: Mapping[str, str]) -> Path:
-    """Return the state directory of this user. Raises RuntimeError where the user has no home."""
-    # The XDG specification says to ignore a relative path.
-    state_home = Path(environ.get("XDG_STATE_HOME", ""))
-    if state_home.is_absolute():
-        return state_home / "wasmkiln"
-    home = Path(environ.get("HOME", ""))
-    return (home if home.is_absolute() else Path.home()) / ".local" / "state" / "wasmkiln"
-
-
-# Sizes and durations as people write them: ``256MiB``, ``500ms``, ``7d``.
-
-_NUMBER_AND_UNIT = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?)\s*([A-Za-z]*)")
-_BYTES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": MIB, "gib": GIB}
-_SECONDS: Mapping[str, int | Fraction] = {
-    "ms": Fraction(1, 1000),
-    "s": 1,
-    "m": 60,
-    "h": 3600,
-    "d": DAY_S,
-}
-
-
-def parse_bytes(value: object) -> int:
-    """Return a size in bytes from an integer or a text such as ``64MiB``. Raises ValueError."""
-    what = "a size: write bytes as in 268435456, or a suffix as in 256MiB or 1GB"
-    return int(_number(value, what, _BYTES, whole=True))
-
-
-def parse_seconds(value: object) -> float:
-    """Return a duration from a number or a text such as ``500ms``. Raises ValueError."""
-    what = "a duration: write seconds as in 30 or 0.5, or a suffix as in 500ms, 5m or 7d"
-    return float(_number(value, what, _SECONDS))
-
-
-def parse_count(value: object) -> int:
-    """Return a whole number, also from text. Raises ValueError."""
-    return int(_number(value, "a whole number", {}, whole=True))
-
-
-def _number(
-    value: object, what: str, units: Mapping[str, int | Fraction], *, whole: bool = False
-) -> Fraction:
-    number = Fraction(-1)
-    # bool is an int to Python, but `workers = true` is a mistake. Not a number, and infinity.
-    if isinstance(value, int | float) and not isinstance(value, bool) and value - value == 0:
-        number = Fraction(value)
-    elif isinstance(value, str) and (match := _NUMBER_AND_UNIT.fullmatch(value.strip())):
-        # "m" means minutes only, so the case of a duration's unit counts; that of a size does not.
-        unit = match[2].lower() if units is _BYTES else match[2]
-        if factor := units.get(unit) if unit else 1:
-            number = Fraction(match[1]) * factor
-    if number < 0 or (whole and number.denominator != 1):
-        raise ValueError(f"{repr(value)[:60]} is not {what}")
-    return number
 
 
 def written(field: str, value: object) -> object:

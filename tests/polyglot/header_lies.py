@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import cast
 
 import grpc
-from wasmkiln._header_fields import FIELDS, Basis
 from wasmkiln.v1.module_service_pb2 import CompileRequest, CompileResponse
 from wasmkiln.v1.module_service_pb2_grpc import ModuleServiceStub
 from wasmkiln.v1.types_pb2 import ArtifactHeader
 
 from tests.e2e import wasm
+from tests.header_fields import FIELDS, Basis
 from tests.lying.lies import about
 from tests.polyglot.kiln import FULL_ENGINE, Kiln
 

@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import grpc
 import pytest
-from wasmkiln._header_fields import FIELDS, Basis
 from wasmkiln.v1.module_service_pb2 import CompileRequest, CompileResponse
 from wasmkiln.v1.module_service_pb2_grpc import ModuleServiceStub
 from wasmkiln.v1.types_pb2 import ArtifactHeader
@@ -20,6 +19,7 @@ from wasmkiln.v1.types_pb2 import ArtifactHeader
 from tests.e2e import wasm
 from tests.e2e.processes import eventually
 from tests.e2e.programs import ROOT
+from tests.header_fields import FIELDS, Basis
 from tests.lying.lies import about
 from tests.lying.server import lying_server
 from tests.polyglot.conftest import Built

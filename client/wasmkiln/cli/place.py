@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from wasmkiln._header_fields import engine_id
 from wasmkiln._untrusted import quoted
 from wasmkiln.artifact import attestation_path, header_path
 from wasmkiln.errors import ArtifactMismatch
+from wasmkiln.shared import engine_id
 
 if TYPE_CHECKING:
     from wasmkiln.artifact import Artifact

@@ -18,9 +18,9 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from wasmkiln._assembly import Phase
-from wasmkiln._assembly import Progress as CallProgress
 from wasmkiln._untrusted import one_line
+from wasmkiln.artifact import Phase
+from wasmkiln.artifact import Progress as CallProgress
 from wasmkiln.cli.session import console
 from wasmkiln.cli.text import size
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from rich.progress import TaskID
 
-    from wasmkiln._assembly import ProgressCallback
+    from wasmkiln.artifact import ProgressCallback
 
 _TEXT = "{task.description}"
 

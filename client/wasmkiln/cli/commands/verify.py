@@ -10,12 +10,11 @@ import click
 
 from wasmkiln._requests import identify
 from wasmkiln.artifact import attestation_path
-from wasmkiln.attestation import MISMATCH, open_envelope
+from wasmkiln.attestation import MISMATCH, TrustedKeys, open_envelope
 from wasmkiln.cli import tables
 from wasmkiln.cli.connection_options import json_option
 from wasmkiln.cli.options import MODULE
 from wasmkiln.errors import AttestationInvalid
-from wasmkiln.trusted_keys import TrustedKeys
 
 if TYPE_CHECKING:
     from wasmkiln.attestation import Statement
