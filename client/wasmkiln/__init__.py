@@ -36,57 +36,68 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from wasmkiln import _quiet as _quiet
-from wasmkiln.access import TLS
-from wasmkiln.artifact import Artifact, Phase, Progress
-from wasmkiln.attestation import PublicKey, TrustedKeys
-from wasmkiln.client import Client
-from wasmkiln.errors import (
-    ArtifactMismatch,
-    ArtifactTooLarge,
-    AttestationInvalid,
-    CompileMemoryLimit,
-    CompileQueueFull,
-    CompilerCrashed,
-    CompileTimeout,
-    ConnectionFailed,
-    CredentialsInvalid,
-    CredentialsMissing,
-    DeadlineExceeded,
-    DigestMismatch,
-    EngineLacksFeature,
-    EngineNotInstalled,
-    EngineRemoved,
-    EngineUnknown,
-    FieldViolation,
-    HostFileUnavailable,
-    IncompatibleEngine,
-    InternalFailure,
-    InvalidRequest,
-    ModuleInvalid,
-    ModuleNotLoaded,
-    ModulePinned,
-    ModuleQuarantined,
-    ModuleTooLarge,
-    NotWasm,
-    PinsFull,
-    QuotaExceeded,
-    RoleMissing,
-    ServerDraining,
-    SettingUnknown,
-    TargetUnsupported,
-    UnexpectedAnswer,
-    VerificationNotInstalled,
-    WasmkilnError,
-    WorkerUnavailable,
-)
-from wasmkiln.loading import engine_of
-from wasmkiln.v1.types_pb2 import ArtifactHeader, ArtifactKey
 
 if TYPE_CHECKING:
     from wasmkiln import aio as aio
+    from wasmkiln.access import TLS
     from wasmkiln.aio import AsyncClient
+    from wasmkiln.artifact import Artifact, Phase, Progress
+    from wasmkiln.attestation import PublicKey, TrustedKeys
+    from wasmkiln.client import Client
+    from wasmkiln.errors import (
+        ArtifactMismatch,
+        ArtifactTooLarge,
+        AttestationInvalid,
+        CompileMemoryLimit,
+        CompileQueueFull,
+        CompilerCrashed,
+        CompileTimeout,
+        ConnectionFailed,
+        CredentialsInvalid,
+        CredentialsMissing,
+        DeadlineExceeded,
+        DigestMismatch,
+        EngineLacksFeature,
+        EngineNotInstalled,
+        EngineRemoved,
+        EngineUnknown,
+        FieldViolation,
+        HostFileUnavailable,
+        IncompatibleEngine,
+        InternalFailure,
+        InvalidRequest,
+        ModuleInvalid,
+        ModuleNotLoaded,
+        ModulePinned,
+        ModuleQuarantined,
+        ModuleTooLarge,
+        NotWasm,
+        PinsFull,
+        QuotaExceeded,
+        RoleMissing,
+        ServerDraining,
+        SettingUnknown,
+        TargetUnsupported,
+        UnexpectedAnswer,
+        VerificationNotInstalled,
+        WasmkilnError,
+        WorkerUnavailable,
+    )
+    from wasmkiln.loading import engine_of
+    from wasmkiln.v1.types_pb2 import ArtifactHeader, ArtifactKey
 
     __version__: str
+
+# Where each name is; all others are exceptions, in `errors`.
+_HOMES = {
+    "access": ("TLS",),
+    "aio": ("AsyncClient",),
+    "artifact": ("Artifact", "Phase", "Progress"),
+    "attestation": ("PublicKey", "TrustedKeys"),
+    "client": ("Client",),
+    "loading": ("engine_of",),
+    "v1.types_pb2": ("ArtifactHeader", "ArtifactKey"),
+}
 
 __all__ = [
     "TLS",
@@ -142,10 +153,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Return what takes long to import and few programs use, once one does."""
-    if name in ("aio", "AsyncClient"):
-        aio = import_module("wasmkiln.aio")
-        return aio if name == "aio" else aio.AsyncClient
+    """Return a name once a program uses it: the daemon needs a few files of this package only."""
     if name == "__version__":
         from importlib.metadata import PackageNotFoundError, version
 
@@ -153,4 +161,12 @@ def __getattr__(name: str) -> Any:
             return version("wasmkiln")
         except PackageNotFoundError:  # a source tree that was never installed
             return "0+unknown"
+    if name in __all__:
+        home = next((home for home, names in _HOMES.items() if name in names), "errors")
+        return getattr(import_module(f"wasmkiln.{home}"), name)
+    if not name.startswith("_"):
+        try:
+            return import_module(f"wasmkiln.{name}")
+        except ModuleNotFoundError:
+            pass
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
