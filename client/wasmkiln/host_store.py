@@ -457,6 +457,9 @@ class HostStore:
             for each in candidates(directory, os.environ)
         ]
         self._engines: tuple[tuple[int, ...], Engines] | None = None
+        # Not within the first call: it takes a tenth of a load.
+        with suppress(Refused), closing(self._found()) as folders:
+            self._read_engines(folders)
 
     @property
     def is_off(self) -> bool:
