@@ -24,7 +24,6 @@ os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 import wasmtime
 from wasmkiln import Client, TrustedKeys
-from wasmkiln.loading import with_wasmtime  # noqa: F401 - a client imports it when it loads
 
 Action = Callable[[], object]
 

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from redis.asyncio import Redis
-from wasmkiln.trusted_keys import TrustedKeys
+from wasmkiln.attestation import TrustedKeys
 from wasmkilnd.flights import Allowance
 from wasmkilnd.model import Artifact, CompileSpec, EngineIdentity, EvictScope, Kind, to_frames
 from wasmkilnd.signing.keys import Keys, PrivateKey

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 
-from securesystemslib.signer import CryptoSigner, SSlibKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from wasmkiln import Artifact, ArtifactHeader, PublicKey
-from wasmkiln._claims import claims_of
-from wasmkiln.attestation import Statement, sign
+from wasmkiln.attestation import Statement, claims_of, sign
 from wasmkiln.v1 import types_pb2 as types
 
 WASM = b"\0asm\x01\0\0\0"
@@ -17,10 +16,8 @@ class Attester:
     """A key pair that attests whatever a header says."""
 
     def __init__(self) -> None:
-        generated = CryptoSigner.generate_ed25519()
-        self.key = PublicKey(bytes.fromhex(generated.public_key.keyval["public"]))
-        public = SSlibKey(self.key.id, "ed25519", "ed25519", {"public": self.key.hex})
-        self._signer = CryptoSigner(generated._private_key, public)
+        self._private = Ed25519PrivateKey.generate()
+        self.key = PublicKey(self._private.public_key().public_bytes_raw())
 
     def attest(self, header: ArtifactHeader) -> None:
         """Put an attestation into ``header``."""
@@ -31,7 +28,7 @@ class Attester:
             compile_time_s=0.42,
             types_sha256="0" * 64,
         )
-        header.attestation = sign(statement, self._signer)
+        header.attestation = sign(statement, self.key.id, self._private.sign)
 
 
 def attested(content: bytes = b"code", *, by: Attester | None) -> Artifact:

@@ -11,8 +11,8 @@ from typing import Any
 
 import wasmtime
 from wasmkiln import Artifact, ArtifactHeader
-from wasmkiln.host_layout import ARTIFACT, ENGINES, entry_path
-from wasmkiln.host_store.engines import Engines
+from wasmkiln.host_store import Engines
+from wasmkiln.shared import ARTIFACT, ENGINES, entry_path
 from wasmkiln.v1 import types_pb2 as types
 
 from tests.attesting import Attester

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 
-from wasmkiln.trusted_keys import TrustedKeys
+from wasmkiln.attestation import TrustedKeys
 from wasmkilnd.model import Artifact, CacheKey, CompileSpec, EngineIdentity, Kind, to_frames
 from wasmkilnd.signing.keys import Keys, PrivateKey
 from wasmkilnd.signing.sealer import Sealer

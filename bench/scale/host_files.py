@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from wasmkiln.host_layout import entry_path
+from wasmkiln.shared import entry_path
 from wasmkilnd.cache.host_store import HostDirectory, HostOptions, HostStore
 from wasmkilnd.rpc.messages import header_of
 from wasmkilnd.telemetry.metrics import Metrics

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from google.protobuf.wrappers_pb2 import StringValue
 
-from wasmkiln._assembly import Assembly, Phase, Progress
 from wasmkiln._compression import choose_encodings
 from wasmkiln._flow import Blocking, Deadline, RetryPolicy, Stream, Unary, attempts
 from wasmkiln._header_fields import Call, kind_of
@@ -37,21 +36,21 @@ from wasmkiln._methods import (
 from wasmkiln._requests import artifact_keys, identify, in_batches
 from wasmkiln._routing import about, is_ring
 from wasmkiln._settings import choose_max_artifact_bytes, choose_timeout_s
+from wasmkiln.artifact import Assembly, Phase, Progress
+from wasmkiln.attestation import TrustedKeys
 from wasmkiln.errors import ModuleNotLoaded
-from wasmkiln.trusted_keys import TrustedKeys
 from wasmkiln.v1 import admin_service_pb2 as admin
 from wasmkiln.v1 import module_service_pb2 as modules
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-    from wasmkiln._assembly import ProgressCallback
     from wasmkiln._flow import Flow
     from wasmkiln._requests import IdentifiedModule, Source
     from wasmkiln.access import Access
     from wasmkiln.access.token import Metadata
-    from wasmkiln.artifact import Artifact
-    from wasmkiln.trusted_keys import KeySource
+    from wasmkiln.artifact import Artifact, ProgressCallback
+    from wasmkiln.attestation import KeySource
     from wasmkiln.v1.types_pb2 import ArtifactKey
 
 # See the comment on ModuleService in module_service.proto.

@@ -17,7 +17,7 @@ from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from wasmkiln import errors
+from wasmkiln import errors, loading
 from wasmkiln._asking import (
     FINAL,
     MISSES,
@@ -27,13 +27,11 @@ from wasmkiln._asking import (
     is_denied,
     no_file,
 )
-from wasmkiln._compile_here import compile_within
 from wasmkiln._file_digests import identify_once
 from wasmkiln._flow import Blocking, Deadline, RetryPolicy
 from wasmkiln._header_fields import Call
-from wasmkiln._loaded import Loaded, LoadedModules
 from wasmkiln.host_store import FileChecks, HostStore, Refused
-from wasmkiln.loading import chosen, load_verified
+from wasmkiln.loading import Loaded, LoadedModules, compile_within, load_verified
 from wasmkiln.v1 import module_service_pb2 as modules
 from wasmkiln.v1.types_pb2 import ArtifactKey
 
@@ -90,7 +88,7 @@ class Modules:
         deadline = self._calls.deadline(timeout_s)
         if fallback not in (None, "compile"):
             raise ValueError(f"fallback is 'compile' or None, not {fallback!r}")
-        request.engine = request.engine or chosen.engine_name(into)
+        request.engine = request.engine or loading.engine_name(into)
         if request.accept_fast and into is not None:
             raise ValueError(
                 "with accept_fast the engine depends on the artifact: leave out `into`, and use "
@@ -127,7 +125,7 @@ class Modules:
         if loaded is not None:
             return loaded
         fast = (yield from self._from_store(call, None, fast=True)) if accepts_fast else None
-        call.request.engine = self._store.engine_id(call.request.engine, chosen.fits)
+        call.request.engine = self._store.engine_id(call.request.engine, loading.fits)
         if fast is not None:
             return (yield from self._better(fast, call, read, asking))
         if asking.fallback is None:
@@ -202,7 +200,7 @@ class Modules:
             raise no_file(self._calls.access.address, artifact.header, why) from why
 
     def _from_store(self, call: Call, into: Any, *, fast: bool = False) -> Flow[Loaded | None]:
-        opening = partial(self._store.open, call, chosen.fits, fast=fast)
+        opening = partial(self._store.open, call, loading.fits, fast=fast)
         loaded: Loaded | None = yield Blocking(partial(self._load_opened, opening, into))
         return loaded
 

@@ -7,6 +7,7 @@ import os
 import re
 
 from wasmkiln._routing import check_ring, is_ring
+from wasmkiln.shared import parse_bytes
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 DEFAULT_TIMEOUT_S = 60.0
@@ -15,19 +16,6 @@ DEFAULT_MAX_ARTIFACT_BYTES = 1024**3
 
 # A year. gRPC counts nanoseconds in 64 bits, and reads a number that does not fit as the past.
 MAX_TIMEOUT_S = 365 * 24 * 3600
-
-# The same as in the daemon's settings.py.
-_SIZE = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?)\s*([A-Za-z]*)")
-_UNITS = {
-    "": 1,
-    "b": 1,
-    "kb": 10**3,
-    "mb": 10**6,
-    "gb": 10**9,
-    "kib": 2**10,
-    "mib": 2**20,
-    "gib": 2**30,
-}
 
 _ON, _OFF = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 _NAMED = re.compile(r"(unix|unix-abstract|dns|ipv4|ipv6|vsock|xds|passthrough):")
@@ -128,13 +116,7 @@ def choose_max_artifact_bytes(argument: int | None) -> int:
 
 def parse_size(text: str) -> int:
     """Return the bytes of a positive size such as 512MiB, 1.5GB or 1048576. Raise ValueError."""
-    from fractions import Fraction  # and decimal, which few programs need
-
-    match = _SIZE.fullmatch(text.strip())
-    unit = _UNITS.get(match[2].lower()) if match else None
-    size = Fraction(match[1]) * unit if match and unit else Fraction(0)
-    if size.denominator != 1 or size <= 0:
-        raise ValueError(
-            f"{text[:100]!r} is not a size: write bytes as in 268435456, or a suffix as in 256MiB"
-        )
-    return int(size)
+    size_bytes = parse_bytes(text)
+    if size_bytes <= 0:
+        raise ValueError(f"{text[:100]!r} is not a size above 0")
+    return size_bytes

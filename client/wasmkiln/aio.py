@@ -16,12 +16,11 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any, Literal
 
-    from wasmkiln._assembly import ProgressCallback
     from wasmkiln._requests import Source
     from wasmkiln.access import TLS
-    from wasmkiln.artifact import Artifact
+    from wasmkiln.artifact import Artifact, ProgressCallback
+    from wasmkiln.attestation import KeySource, TrustedKeys
     from wasmkiln.host_store import CheckFiles
-    from wasmkiln.trusted_keys import KeySource, TrustedKeys
     from wasmkiln.v1.module_service_pb2 import LoadResponse
 
 

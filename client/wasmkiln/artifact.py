@@ -1,29 +1,45 @@
-"""An engine's native code for one module: its bytes, its header, and the files of both."""
+"""An engine's native code for one module: how it arrives and is checked, its files, what it is.
+
+`Assembly` puts an artifact together from the messages of a call, and hands out nothing that is not
+what the call asked for, byte for byte as the header says, and signed where there are trusted keys.
+"""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import secrets
+from collections.abc import Iterable, Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wasmkiln._claims import claims_of
-from wasmkiln._header_fields import engine_id
-from wasmkiln._saved_file import SavedFile
-from wasmkiln.attestation import verify
-from wasmkiln.errors import ArtifactMismatch, AttestationInvalid
-from wasmkiln.trusted_keys import TrustedKeys
+from wasmkiln._compression import Decoder
+from wasmkiln._header_fields import Call, check, verify_header
+from wasmkiln._untrusted import is_valid, quoted
+from wasmkiln.attestation import MISMATCH, TrustedKeys
+from wasmkiln.errors import (
+    ArtifactMismatch,
+    ArtifactTooLarge,
+    AttestationInvalid,
+    IncompatibleEngine,
+)
+from wasmkiln.shared import engine_id, is_racy
 from wasmkiln.v1.types_pb2 import ArtifactHeader
 
 if TYPE_CHECKING:
     import builtins
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable
 
-    from wasmkiln.attestation import Statement
-    from wasmkiln.trusted_keys import KeySource
+    from wasmkiln.attestation import KeySource, Statement
+    from wasmkiln.v1.module_service_pb2 import CompileResponse
+
+    ProgressCallback = Callable[["Progress"], None]
 
 
 @dataclass(frozen=True)
@@ -40,19 +56,14 @@ class Artifact:
     header: ArtifactHeader = field(repr=False)
     trusted_keys: TrustedKeys = field(default_factory=TrustedKeys, repr=False, compare=False)
     requested_settings: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
-    file: SavedFile | None = field(default=None, repr=False, compare=False)
-    """Where `open` read it, if that is a file of the host store: `load` maps it."""
+    file: tuple[Path, os.stat_result] | None = field(default=None, repr=False, compare=False)
+    """Where `open` read it, and the file's status then: `load` maps a file of the host store."""
 
     def __repr__(self) -> str:
         return (
             f"<Artifact of {self.header.module_sha256[:12]}… for {engine_id(self.header.engine)} "
             f"on {self.header.target} {self.header.cpu}, {len(self.bytes)} bytes>"
         )
-
-    @property
-    def descriptor(self) -> int | None:
-        """None: the engine copies `bytes`, unless `load` finds that it may map `file`."""
-        return None
 
     def intact(self) -> bool:
         """Return whether the bytes have the SHA-256 of the header."""
@@ -78,13 +89,9 @@ class Artifact:
         if self.bytes and not self.intact():
             raise AttestationInvalid(
                 "the artifact's bytes are no longer those of its header",
-                metadata={"cause": "mismatch"},
+                metadata={"cause": MISMATCH},
             )
-        return self.verify_header(keys)
-
-    def verify_header(self, trusted_keys: TrustedKeys) -> Statement:
-        """Check the header alone: as `verify`, without hashing the bytes."""
-        return verify(self.header.attestation, claims_of(self.header), trusted_keys)
+        return verify_header(self.header, keys)
 
     def save(
         self, path: str | os.PathLike[str], *, header: bool = True, follow_link: bool = True
@@ -121,9 +128,7 @@ class Artifact:
         OSError when a file cannot be read, ArtifactMismatch when the bytes are not those of the
         header or the header cannot be parsed, and ValueError for keys that cannot be read.
         """
-        keys = TrustedKeys.choose(trusted_keys)
-        source = Path(path)
-        header = ArtifactHeader()
+        keys, source, header = TrustedKeys.choose(trusted_keys), Path(path), ArtifactHeader()
         text = header_path(source).read_bytes()
         from google.protobuf import json_format  # takes as long to import as a load
 
@@ -136,7 +141,8 @@ class Artifact:
         with source.open("rb") as file:
             status = os.fstat(file.fileno())
             content = file.read()
-        artifact = cls(content, header, keys, file=SavedFile.of(source, header, status))
+        known = None if is_racy(status) else (source.absolute(), status)
+        artifact = cls(content, header, keys, file=known)
         if not artifact.intact():
             raise ArtifactMismatch(f"{source} does not hold the artifact that its header describes")
         return artifact
@@ -168,9 +174,25 @@ class Artifact:
         engine's version, its settings or this machine, or when the bytes are no longer those of
         the header. Check all of that before the engine sees a byte, as far as it can be known.
         """
-        from wasmkiln.loading import load_artifact
+        from wasmkiln.host_store import Refused, open_saved
+        from wasmkiln.loading import load_verified
 
-        return load_artifact(self, engine)
+        if not self.bytes:
+            raise IncompatibleEngine("the artifact has no bytes: compile it without omit_artifact")
+        if not self.intact():
+            raise IncompatibleEngine("the artifact's bytes are no longer those of its header")
+        # Without keys, `compile` only compared the header.
+        if self.trusted_keys:
+            verify_header(self.header, self.trusted_keys)
+        load = partial(
+            load_verified, engine=engine, advice="artifact.engine() is an engine that fits"
+        )
+        if self.file is not None:
+            with suppress(Refused), closing(open_saved(*self.file, self.header)) as entry:
+                module = load(entry)
+                entry.check_unchanged()
+                return module
+        return load(self)
 
 
 def attestation_path(path: Path) -> Path:
@@ -199,26 +221,179 @@ def _write_aside(path: Path, content: bytes, *, follow_link: bool) -> None:
     that the client made up: replace a link, and refuse what is not a regular file, so that
     nothing is written elsewhere. Raise OSError, and then leave nothing behind.
     """
-    if follow_link:
-        if path.exists() and not path.is_file():
-            path.write_bytes(content)
-            return
-        target = path.resolve()
-    else:
-        if not path.is_symlink() and path.exists() and not path.is_file():
+    if (follow_link or not path.is_symlink()) and path.exists() and not path.is_file():
+        if not follow_link:
             raise FileExistsError(errno.EEXIST, "exists and is not a regular file", str(path))
-        target = path
+        path.write_bytes(content)
+        return
+    target = path.resolve() if follow_link else path
     # Not made from `path`, whose name may already have the longest length allowed.
     aside = target.with_name(f".{secrets.token_hex(12)}.tmp")
-    # O_EXCL: do not write through a link that somebody put there before.
     try:
-        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    except OSError as failure:  # name the path that the caller knows
-        raise OSError(failure.errno, failure.strerror, str(path)) from None
-    try:
-        with os.fdopen(descriptor, "wb") as file:
+        with aside.open("xb") as file:  # not through a link that somebody put there before
             file.write(content)
         aside.replace(target)
-    except BaseException:
-        aside.unlink(missing_ok=True)
+    except BaseException as failure:
+        with suppress(OSError):
+            aside.unlink()
+        if isinstance(failure, OSError) and failure.errno:  # name the path that the caller knows
+            raise OSError(failure.errno, failure.strerror, str(path)) from None
         raise
+
+
+# An artifact that arrives.
+
+
+class Phase(Enum):
+    """What a compile is doing."""
+
+    ASKING = "asking"
+    """The client asks by digest: the daemon looks in its tiers, or compiles a module it has."""
+    UPLOADING = "uploading"
+    """The client sends the module, and the daemon compiles it; gRPC does not tell them apart."""
+    DOWNLOADING = "downloading"
+    """The header has arrived; the artifact follows."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A moment of a compile: `done_bytes` of `total_bytes` (0 when there is no number)."""
+
+    phase: Phase
+    done_bytes: int = 0
+    total_bytes: int = 0
+
+
+# A newer daemon may send parts that this client does not know, but not endlessly.
+_MAX_EMPTY_MESSAGES = 100
+
+
+class Assembly:
+    """The artifact of one Compile stream: `add` each message, then `finish`.
+
+    `add` hashes the chunks as they arrive, so that `finish` has little left to do, and refuses
+    the first byte too many.
+    """
+
+    def __init__(
+        self,
+        call: Call,
+        *,
+        max_bytes: int,
+        on_progress: ProgressCallback | None = None,
+        trusted_keys: TrustedKeys | None = None,
+    ) -> None:
+        self._call = call
+        self._max_bytes = max_bytes
+        self._trusted_keys = trusted_keys or TrustedKeys()
+        self._on_progress = on_progress
+        self._header: ArtifactHeader | None = None
+        self._decoder: Decoder | None = None
+        self._refused = "the daemon's answer has bytes before its header"
+        # Each message can go at once, gRPC uses its memory for the next, and getvalue copies
+        # nothing (on CPython).
+        self._file = io.BytesIO()
+        self._received_bytes = self._empty_messages = 0
+        self._digest = hashlib.sha256()
+
+    def add(self, message: CompileResponse | memoryview) -> None:
+        """Take the next message, or the chunk that is all of it.
+
+        Raise ArtifactMismatch when it contradicts the call or the header, and ArtifactTooLarge
+        when the header announces more than `max_bytes`.
+        """
+        if isinstance(message, memoryview):
+            self._chunk(message)
+        elif message.WhichOneof("part") == "header":
+            self._begin(message.header)
+        elif message.chunk:
+            self._chunk(message.chunk)
+        else:
+            self._empty_messages += 1
+            if self._empty_messages > _MAX_EMPTY_MESSAGES:
+                raise ArtifactMismatch("the daemon sent too many empty messages")
+
+    def finish(self) -> Artifact:
+        """Return the verified artifact.
+
+        Raise ArtifactMismatch when bytes are missing or wrong, and AttestationInvalid when
+        there are trusted keys and none of them signed it.
+        """
+        header, request = self._header, self._call.request
+        if header is None:
+            raise ArtifactMismatch("the daemon's answer ended without a header")
+        # A file is checked by whoever opens it; no bytes came with its name.
+        if not (request.omit_artifact or header.HasField("host_file")):
+            self._check_bytes(header)
+        # Verify before the caller has it: a saved file may be loaded by others without a check.
+        if self._trusted_keys:
+            verify_header(header, self._trusted_keys)
+        return Artifact(self._file.getvalue(), header, self._trusted_keys, dict(request.settings))
+
+    def _check_bytes(self, header: ArtifactHeader) -> None:
+        if self._decoder is not None and self._received_bytes == header.size_bytes:
+            self._decoder.finish()
+        if self._received_bytes != header.size_bytes:
+            raise ArtifactMismatch(
+                f"the artifact ended after {self._received_bytes} of {header.size_bytes} bytes"
+            )
+        actual, expected = self._digest.hexdigest(), quoted(header.artifact_sha256)
+        if actual != header.artifact_sha256:
+            raise ArtifactMismatch(
+                f"the artifact's bytes have the SHA-256 {actual}, its header says {expected}",
+                metadata={"expected_sha256": expected, "actual_sha256": actual},
+            )
+
+    def _begin(self, header: ArtifactHeader) -> None:
+        request, limit_bytes = self._call.request, self._max_bytes
+        if self._header is not None:
+            raise ArtifactMismatch("the daemon's answer has two headers")
+        # A signature binds the artifact to its header, not to what this call asked for.
+        check(self._call, header)
+        if not request.omit_artifact and header.size_bytes > limit_bytes:
+            raise ArtifactTooLarge(
+                f"the artifact has {header.size_bytes:,} bytes, above this client's limit of "
+                f"{limit_bytes:,}: raise max_artifact_bytes, --max-artifact-bytes or "
+                "WASMKILN_MAX_ARTIFACT_BYTES",
+                metadata={"size_bytes": f"{header.size_bytes}", "limit_bytes": f"{limit_bytes}"},
+            )
+        # Both are only shown. Drop invalid ones: protobuf's conversions and its JSON would raise.
+        for name in ("queue_time", "compile_time"):
+            if not is_valid(getattr(header, name)):
+                header.ClearField(name)
+        self._header, self._refused = header, ""
+        self._report()
+        inline, encoding = header.inline_artifact, header.content_encoding
+        # They say how the bytes came; what the caller gets is the artifact itself.
+        header.ClearField("inline_artifact")
+        header.ClearField("content_encoding")
+        if request.omit_artifact:
+            self._refused = "asked for the header alone, got the artifact's bytes too"
+        elif header.HasField("host_file"):
+            self._refused = "the daemon named a file and sent bytes too"
+        if inline:
+            self._chunk(inline)
+            self._refused = "the artifact is in its header, and more bytes follow"
+        elif encoding:
+            self._decoder = Decoder(encoding, header.size_bytes, self._append)
+
+    def _chunk(self, chunk: bytes | memoryview) -> None:
+        if self._refused:
+            raise ArtifactMismatch(self._refused)
+        (self._decoder.feed if self._decoder else self._append)(chunk)
+
+    def _append(self, chunk: bytes | memoryview) -> None:
+        size_bytes = self._header.size_bytes if self._header else 0
+        if self._received_bytes + len(chunk) > size_bytes:
+            raise ArtifactMismatch(
+                f"the artifact is longer than the {size_bytes} bytes of its header"
+            )
+        self._received_bytes += len(chunk)
+        self._file.write(chunk)
+        self._digest.update(chunk)
+        self._report()
+
+    def _report(self) -> None:
+        if self._on_progress is not None and self._header is not None:
+            size_bytes = self._header.size_bytes
+            self._on_progress(Progress(Phase.DOWNLOADING, self._received_bytes, size_bytes))

@@ -14,7 +14,6 @@ But for the frames of artifacts, none of them is written to Redis or the wire as
 from __future__ import annotations
 
 import hashlib
-import json
 import operator
 import re
 from asyncio import Future
@@ -22,6 +21,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from enum import Enum
 from typing import Any, Final, Generic, NamedTuple, Self, TypeAlias, TypeVar
+
+# What identifies an artifact, and the names of namespaces: the client's rules are the daemon's.
+from wasmkiln.shared import FAST_SETTINGS as FAST_SETTINGS
+from wasmkiln.shared import HASHED_FORMAT as HASHED_FORMAT
+from wasmkiln.shared import NAMESPACE_NAME as NAMESPACE_NAME
+from wasmkiln.shared import UNHASHED_DEFAULTS as UNHASHED_DEFAULTS
+from wasmkiln.shared import fingerprint as fingerprint
 
 T = TypeVar("T")
 
@@ -111,10 +117,6 @@ class Identity:
 ANYBODY = Identity("", ALL_ROLES)
 
 
-# Names of namespaces, other than that of the default one.
-NAMESPACE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-
-
 # Modules, artifacts, and what identifies them.
 
 SHA256_HEX = re.compile(r"[0-9a-f]{64}")
@@ -180,53 +182,6 @@ class EngineIdentity:
     def id(self) -> str:
         """What a request writes to choose this engine, e.g. ``wasmtime-50.0.1``."""
         return f"{self.name}-{self.version}"
-
-
-# By an engine's name: the setting, and its value, that chooses the engine's fast compiler.
-FAST_SETTINGS: Mapping[str, tuple[str, str]] = {
-    "wasmtime": ("strategy", "winch"),
-    "wasmer": ("compiler", "singlepass"),
-}
-
-
-# A fingerprint: hosts with equal ones can load each other's artifacts.
-
-# What the fingerprints of 0.2.0 to 0.6.0 hash as the format of stored values.
-#
-# It stays for ever, so that an artifact keeps its address whatever becomes of that format, whose
-# version stands in the names of keys (``cache.value``). When a change of ours makes artifacts of
-# the same engine, target, cpu and settings differ, add a field to what is hashed.
-HASHED_FORMAT = 2
-
-# Settings that earlier versions did not have, with what their artifacts were made with.
-#
-# They enter a fingerprint only where they differ from these: so the artifacts of 0.2.0 are found.
-UNHASHED_DEFAULTS = {"strategy": "cranelift", "compiler": "cranelift", "collector": "drc"}
-
-
-def fingerprint(
-    engine: EngineIdentity,
-    target: str,
-    cpu: str,
-    cpu_features: Sequence[str],
-    settings: Mapping[str, str],
-) -> str:
-    """Return the digest, as 64 hexadecimal digits, of all that decides what can load an artifact.
-
-    ``cpu_features`` are the host's where ``cpu`` is ``native``, which differs from host to
-    host, and empty otherwise. ``settings`` hold every setting with its effective value; those of
-    ``UNHASHED_DEFAULTS`` may be missing at their default.
-    """
-    decides = {
-        "cache_format": HASHED_FORMAT,
-        "engine": [engine.name, engine.version, engine.core_version, engine.compiler],
-        "target": target,
-        "cpu": cpu,
-        "cpu_features": sorted(cpu_features),
-        "settings": {n: v for n, v in settings.items() if v != UNHASHED_DEFAULTS.get(n)},
-    }
-    canonical = json.dumps(decides, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,11 +21,14 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from wasmkiln.shared import default_state_dir as default_state_dir
+from wasmkiln.shared import parse_bytes as parse_bytes
+from wasmkiln.shared import parse_count as parse_count
+from wasmkiln.shared import parse_seconds as parse_seconds
 
 from wasmkilnd.machine import cpu_count, file_system_bytes, memory_bytes
 from wasmkilnd.model import Limits
@@ -52,49 +55,6 @@ def env_name(field: str) -> str:
 def flag_name(field: str) -> str:
     """Return the command line flag of a setting."""
     return "--" + field.replace("_", "-")
-
-
-def default_state_dir(environ: Mapping[str, str]) -> Path:
-    """Return the state directory of this user. Raises RuntimeError where the user has no home."""
-    # The XDG specification says to ignore a relative path.
-    state_home = Path(environ.get("XDG_STATE_HOME", ""))
-    if state_home.is_absolute():
-        return state_home / "wasmkiln"
-    home = Path(environ.get("HOME", ""))
-    return (home if home.is_absolute() else Path.home()) / ".local" / "state" / "wasmkiln"
-
-
-# Sizes and durations as people write them: ``256MiB``, ``500ms``, ``7d``.
-
-_NUMBER_AND_UNIT = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?)\s*([A-Za-z]*)")
-_Units = Mapping[str, int | Fraction]
-_BYTES: _Units = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": KIB, "mib": MIB, "gib": GIB}
-_SECONDS: _Units = {"ms": Fraction(1, 1000), "s": 1, "m": 60, "h": 3600, "d": DAY_S}
-
-
-def parse_bytes(value: object) -> int:
-    """Return a size in bytes from an integer or a text such as ``64MiB``. Raises ValueError."""
-    what = "a size: write bytes as in 268435456, or a suffix as in 256MiB or 1GB"
-    return int(_number(str(value).lower(), what, _BYTES))
-
-
-def parse_seconds(value: object) -> float:
-    """Return a duration from a number or a text such as ``500ms``. Raises ValueError."""
-    what = "a duration: write seconds as in 30 or 0.5, or a suffix as in 500ms, 5m or 7d"
-    return float(_number(str(value), what, _SECONDS, whole=False))
-
-
-def parse_count(value: object) -> int:
-    """Return a whole number, also from text. Raises ValueError."""
-    return int(_number(str(value), "a whole number", {}))
-
-
-def _number(text: str, what: str, units: _Units, *, whole: bool = True) -> Fraction:
-    match, known = _NUMBER_AND_UNIT.fullmatch(text.strip()), {"": 1, **units}
-    number = Fraction(match[1]) * known[match[2]] if match and match[2] in known else None
-    if number is None or (whole and number.denominator != 1):
-        raise ValueError(f"{text[:60]!r} is not {what}")
-    return number
 
 
 def written(field: str, value: object) -> object:

@@ -11,7 +11,7 @@ from itertools import count
 
 import aiohttp
 from wasmkiln import AsyncClient
-from wasmkiln.trusted_keys import TrustedKeys
+from wasmkiln.attestation import TrustedKeys
 
 from tests.attack.target import Target
 from tests.e2e import wasm

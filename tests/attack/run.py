@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wasmkiln import AsyncClient, WasmkilnError
-from wasmkiln.trusted_keys import TrustedKeys
+from wasmkiln.attestation import TrustedKeys
 
 from tests.attack.catalogue import WAYS
 from tests.attack.honest import ENGINE, HIT, TIMEOUT_S, Honest

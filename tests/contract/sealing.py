@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wasmkiln.trusted_keys import TrustedKeys
+from wasmkiln.attestation import TrustedKeys
 from wasmkilnd.signing.keys import Keys, PrivateKey
 from wasmkilnd.signing.sealer import Sealer
 

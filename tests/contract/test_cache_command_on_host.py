@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
-from wasmkiln.host_layout import ARTIFACT, ATTESTATION, HEADER, entry_path
+from wasmkiln.shared import ARTIFACT, ATTESTATION, HEADER, entry_path
 from wasmkilnd.commands.cache import BadValuesFound
 from wasmkilnd.model import Artifact
 from wasmkilnd.signing.sealer import Sealer

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import wasmtime
 from wasmkiln import Client, engine_of, errors
-from wasmkiln.host_store.engines import Engines
+from wasmkiln.host_store import Engines
 
 from tests.e2e import wasm
 from tests.e2e.daemon import TWO_ENGINES, Daemon, fresh_state

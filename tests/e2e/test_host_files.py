@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from wasmkiln import Artifact, Client, WasmkilnError
-from wasmkiln.host_layout import ARTIFACT, entry_path
+from wasmkiln.shared import ARTIFACT, entry_path
 
 from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state

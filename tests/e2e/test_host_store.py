@@ -12,8 +12,8 @@ from typing import Any
 import grpc
 import pytest
 from wasmkiln import Artifact
-from wasmkiln.host_layout import ARTIFACT, ENGINES, entry_path
-from wasmkiln.host_store.engines import Engines
+from wasmkiln.host_store import Engines
+from wasmkiln.shared import ARTIFACT, ENGINES, entry_path
 from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkiln.v1 import module_service_pb2_grpc as rpc
 from wasmkiln.v1 import types_pb2

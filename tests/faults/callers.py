@@ -11,7 +11,7 @@ from types import TracebackType
 import grpc
 from grpc import aio
 from wasmkiln import Artifact, AttestationInvalid
-from wasmkiln.trusted_keys import TrustedKeys
+from wasmkiln.attestation import TrustedKeys
 from wasmkiln.v1 import admin_service_pb2 as admin_pb
 from wasmkiln.v1 import admin_service_pb2_grpc, module_service_pb2_grpc, types_pb2
 from wasmkiln.v1 import module_service_pb2 as pb

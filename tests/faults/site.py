@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import redis
-from wasmkiln.trusted_keys import TrustedKeys
+from wasmkiln.attestation import TrustedKeys
 from wasmkilnd.signing.keys import KeyStore
 
 from tests.e2e.daemon import Daemon, state_with

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from wasmkiln.host_layout import ARTIFACT, ATTESTATION, HEADER, entry_path
+from wasmkiln.shared import ARTIFACT, ATTESTATION, HEADER, entry_path
 from wasmkilnd.cache.host_store import HostStore, measure
 from wasmkilnd.model import Artifact, HostFile
 from wasmkilnd.signing.keys import PrivateKey

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from wasmkiln.host_layout import ARTIFACT, ATTESTATION, HEADER
+from wasmkiln.shared import ARTIFACT, ATTESTATION, HEADER
 from wasmkilnd.cache.host_store import HostStore
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import Artifact

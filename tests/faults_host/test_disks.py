@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
-from wasmkiln.host_layout import ENGINES
+from wasmkiln.shared import ENGINES
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import EvictScope
 

@@ -17,7 +17,7 @@ from typing import Any
 from unittest import mock
 
 from wasmkiln import Artifact as SavedArtifact
-from wasmkiln.trusted_keys import TrustedKeys
+from wasmkiln.attestation import TrustedKeys
 from wasmkiln.v1.module_service_pb2 import CompileResponse
 from wasmkilnd import model
 from wasmkilnd.cache.fleet import Strikes

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from grpc import aio
 from wasmkiln import AsyncClient
-from wasmkiln.trusted_keys import TrustedKeys
+from wasmkiln.attestation import TrustedKeys
 from wasmkiln.v1 import module_service_pb2_grpc
 
 from tests.e2e.daemon import Daemon, state_with

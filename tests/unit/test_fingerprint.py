@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from wasmkilnd import model as module
-from wasmkilnd.model import FAST_SETTINGS, EngineIdentity, fingerprint
+from wasmkiln.shared import FAST_SETTINGS, UNHASHED_DEFAULTS, fingerprint
+from wasmkilnd.model import EngineIdentity
 
 ENGINE = EngineIdentity("wasmtime", "50.0.1", "50", "cranelift")
 # As 0.6.0 computes it for ARGUMENTS.
@@ -62,7 +62,7 @@ def test_what_differs_from_an_unhashed_default_counts(setting: dict[str, str]) -
 
 def test_the_fast_settings_differ_from_the_defaults_that_are_left_out() -> None:
     for name, value in FAST_SETTINGS.values():
-        assert module.UNHASHED_DEFAULTS[name] != value
+        assert UNHASHED_DEFAULTS[name] != value
 
 
 def test_an_artifact_keeps_the_address_that_it_had_in_0_6_0() -> None:

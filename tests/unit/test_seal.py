@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from securesystemslib.dsse import Envelope
+from securesystemslib.signer import SSlibKey
 from wasmkiln.attestation import peek
 from wasmkilnd import model
 from wasmkilnd.model import STAMP_BYTES, Artifact, CacheKey, ExternType, Kind, Refusal
@@ -52,6 +53,11 @@ def with_payload(one: Artifact, payload: bytes) -> Artifact:
         size_bytes=len(payload),
         frames=model.to_frames(payload),
     )
+
+
+def test_another_implementation_verifies_it() -> None:
+    key = SSlibKey(OURS.public.id, "ed25519", "ed25519", {"public": OURS.public.hex})
+    assert Envelope.from_dict(json.loads(ONE.attestation)).verify([key], 1)
 
 
 def test_the_envelope_is_dsse_over_an_in_toto_statement() -> None:
@@ -173,8 +179,8 @@ def retyped(one: Artifact) -> bytes:
 def of_something_else() -> bytes:
     """Our own signature, over something that is no statement about an artifact."""
     envelope = Envelope(b"{}", "application/vnd.in-toto+json", {})
-    envelope.sign(OURS.signer)
-    return dumped(envelope.to_dict())
+    said = {"keyid": OURS.public.id, "sig": base64.b64encode(OURS.sign(envelope.pae())).decode()}
+    return dumped({**envelope.to_dict(), "signatures": [said]})
 
 
 def dumped(envelope: object) -> bytes:

@@ -13,7 +13,7 @@ from wasmkiln.access.places import is_local, is_unix
 from wasmkiln.access.profiles import Profile, read_profile
 from wasmkiln.access.tls import TLS
 from wasmkiln.access.token import Token, TokenFile
-from wasmkiln.host_layout import namespace_path
+from wasmkiln.shared import namespace_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

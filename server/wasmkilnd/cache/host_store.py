@@ -36,10 +36,10 @@ from typing import Any, BinaryIO, TypeAlias, TypeVar
 
 import structlog
 from google.protobuf import json_format
-from wasmkiln import host_layout
+from wasmkiln import shared
 from wasmkiln.artifact import header_text
-from wasmkiln.attestation import peek
-from wasmkiln.host_layout import ARTIFACT, ATTESTATION, ENGINES, HEADER
+from wasmkiln.attestation import KINDS, peek
+from wasmkiln.shared import ARTIFACT, ATTESTATION, ENGINES, HEADER
 from wasmkiln.v1 import types_pb2
 
 from wasmkilnd import model, ownership
@@ -71,7 +71,6 @@ _REMEMBERED_BYTES = 16 * 1024 * 1024
 _SCAN_EVERY_S = 4.0  # And less often where that takes long.
 _SPARE = 32  # A store that is full evicts one of so many entries more than it must.
 
-_KINDS = {types_pb2.KIND_CORE_MODULE: Kind.CORE_MODULE, types_pb2.KIND_COMPONENT: Kind.COMPONENT}
 _EXTERNS = {n: name[len("EXTERN_KIND_") :].lower() for name, n in types_pb2.ExternKind.items()}
 
 log = structlog.get_logger("wasmkilnd.cache")
@@ -95,7 +94,7 @@ class HostOptions:
     @property
     def directory(self) -> Path:
         """The namespace's folder in ``root``, which is that of the default one."""
-        return host_layout.namespace_path(self.root, self.namespace)
+        return shared.namespace_path(self.root, self.namespace)
 
     @property
     def folder_mode(self) -> int:
@@ -305,7 +304,7 @@ class HostDirectory:
 
     def _scan(self) -> None:
         """Find all entries of all namespaces. Raises TierUnavailable."""
-        began_s, namespaces = time.monotonic(), self.options.directory / host_layout.NAMESPACES
+        began_s, namespaces = time.monotonic(), self.options.directory / shared.NAMESPACES
         check_root(self.options.directory)
         names = filter(model.NAMESPACE_NAME.fullmatch, _names_in(namespaces))
         for namespace in {"", *names, *self.shelves}:
@@ -802,7 +801,7 @@ def _artifact_of(header: types_pb2.ArtifactHeader) -> Artifact:
     identity = model.EngineIdentity(of.name, of.version, of.core_version, of.compiler)
     spec = model.CompileSpec(identity, header.target, header.cpu, *settings, header.fingerprint)
     return Artifact(
-        *(header.module_sha256, _KINDS[header.kind], spec),
+        *(header.module_sha256, Kind(KINDS[header.kind]), spec),
         *(header.artifact_sha256, header.size_bytes),
         frames=(),
         # A Duration has fewer digits than the attestation, which is verified later.
@@ -922,7 +921,7 @@ def _least_on_disk(artifact: Artifact) -> int:
 
 def _steps(options: HostOptions, key: CacheKey) -> tuple[Path, Path, Path]:
     """Return the folders that lead from the directory to an entry."""
-    path = host_layout.entry_path(options.directory, key.fingerprint, key.module_sha256)
+    path = shared.entry_path(options.directory, key.fingerprint, key.module_sha256)
     return path.parents[1], path.parent, path
 
 

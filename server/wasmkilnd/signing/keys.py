@@ -33,9 +33,13 @@ import structlog
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from securesystemslib.signer import CryptoSigner, SSlibKey
-from wasmkiln.revoked_keys import FOLDER, read_revocations, write_revocation
-from wasmkiln.trusted_keys import PublicKey, TrustedKeys
+from wasmkiln.attestation import (
+    REVOKED_FOLDER,
+    PublicKey,
+    TrustedKeys,
+    read_revocations,
+    write_revocation,
+)
 
 from wasmkilnd.ownership import NotOurs, check_path, make_folder
 from wasmkilnd.settings import Settings
@@ -57,9 +61,6 @@ class PrivateKey:
     def __init__(self, key: Ed25519PrivateKey) -> None:
         self._key = key
         self.public = PublicKey(key.public_key().public_bytes_raw())
-        public = SSlibKey(self.public.id, "ed25519", "ed25519", {"public": self.public.hex})
-        self.signer = CryptoSigner(key, public)
-        """Signs envelopes with this key."""
 
     @classmethod
     def generate(cls) -> PrivateKey:
@@ -121,7 +122,7 @@ class KeyStore:
         self._signing = folder / "signing.pem"
         self._next = folder / "next.pem"
         self._trusted = folder / "trusted"
-        self._revoked = folder / FOLDER
+        self._revoked = folder / REVOKED_FOLDER
 
     def signing_key(self) -> PrivateKey | None:
         """Return the signing key, None if there is none. Raises KeysUnusable."""

@@ -7,7 +7,7 @@ exports. A stamp, the key's id (32 bytes) and its signature (64 bytes), covers t
 or a record. What is stamped begins with the kind of value, so that a stamp of one kind never
 passes for another.
 
-Statements of another ``BUILD_TYPE`` (``wasmkiln/_statement.py``) are refused: to change what an
+Statements of another ``BUILD_TYPE`` (``wasmkiln.attestation``) are refused: to change what an
 attestation states, give it a new one, and artifacts are compiled again.
 """
 
@@ -24,22 +24,20 @@ from datetime import UTC, datetime
 from functools import lru_cache
 
 import structlog
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from wasmkiln.attestation import (
     MISMATCH,
     REVOKED,
     STRANGER,
     UNSIGNED,
     Claims,
+    PublicKey,
     Statement,
-    check_claims,
-    open_envelope,
+    engine_claims,
     peek,
     sign,
+    verify,
 )
 from wasmkiln.errors import AttestationInvalid
-from wasmkiln.trusted_keys import PublicKey
 
 from wasmkilnd.model import Artifact, CacheKey, ExternType, Refusal
 from wasmkilnd.signing.keys import Keys, KeysUnusable, PrivateKey
@@ -95,7 +93,7 @@ class Sealer:
 
     def seal(self, artifact: Artifact) -> Artifact:
         """Return ``artifact`` with an attestation that binds it to its key."""
-        now_s = self._now()
+        now_s, signing = self._now(), self._signing
         statement = Statement(
             _claims(artifact),
             daemon_version=self._daemon_version,
@@ -104,7 +102,7 @@ class Sealer:
             compile_time_s=float(artifact.compile_time_s),
             types_sha256=_types_sha256(artifact),
         )
-        return replace(artifact, attestation=sign(statement, self._signing.signer))
+        return replace(artifact, attestation=sign(statement, signing.public.id, signing.sign))
 
     def stamp(self, message: bytes) -> bytes:
         """Return ``STAMP_BYTES`` that tell other daemons which key vouches for ``message``."""
@@ -121,8 +119,7 @@ class Sealer:
         if artifact.key != key:
             return Refusal(MISMATCH, "the artifact belongs to another cache key")
         try:
-            statement, _ = open_envelope(artifact.attestation, self, stamped=stamped)
-            check_claims(statement, _claims(artifact))
+            statement = verify(artifact.attestation, _claims(artifact), self, stamped=stamped)
         except AttestationInvalid as error:
             cause = error.metadata["cause"]
             advice = _ADVICE.get(cause)
@@ -130,7 +127,7 @@ class Sealer:
         described = (artifact.compile_time_s, _types_sha256(artifact))
         if described != (statement.compile_time_s, statement.types_sha256):
             return Refusal(MISMATCH, "the attestation states another compile time or other types")
-        return self._too_old(statement.when_ms)
+        return self._too_old(statement.made_ms)
 
     def outdated(self, artifact: Artifact) -> Refusal | None:
         """Return why ``artifact``, which is verified, is too old by now; None if it is not."""
@@ -145,11 +142,9 @@ class Sealer:
         if key is None:
             why = f"the value is signed by a key that is not trusted: {key_id}"
             return Refusal(STRANGER, f"{why} ({_ADVICE[STRANGER]})")
-        try:
-            _public_key(key.raw).verify(signature, message)
-        except InvalidSignature:
-            return Refusal(MISMATCH, "the value's signature does not match its key")
-        return None
+        if key.signed(message, signature):
+            return None
+        return Refusal(MISMATCH, "the value's signature does not match its key")
 
     @property
     def revoked(self) -> frozenset[str]:
@@ -194,15 +189,10 @@ class Sealer:
         return Refusal("too_old", why)
 
 
-@lru_cache(maxsize=256)
-def _public_key(raw: bytes) -> Ed25519PublicKey:
-    return Ed25519PublicKey.from_public_bytes(raw)
-
-
 @lru_cache(maxsize=1024)
 def _made_ms(attestation: bytes) -> int:
     attested = peek(attestation)
-    return attested[0].when_ms if attested else 0
+    return attested[0].made_ms if attested else 0
 
 
 def _claims(artifact: Artifact) -> Claims:
@@ -212,12 +202,7 @@ def _claims(artifact: Artifact) -> Claims:
         module_sha256=artifact.module_sha256,
         fingerprint=spec.fingerprint,
         kind=artifact.kind.value,
-        engine={
-            "name": spec.engine.name,
-            "version": spec.engine.version,
-            "coreVersion": spec.engine.core_version,
-            "compiler": spec.engine.compiler,
-        },
+        engine=engine_claims(spec.engine),
         target=spec.target,
         cpu=spec.cpu,
         settings=dict(spec.settings),

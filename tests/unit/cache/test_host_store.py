@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import zstandard
 from wasmkiln.artifact import Artifact as ClientArtifact
-from wasmkiln.host_layout import ENGINES, entry_path
+from wasmkiln.shared import ENGINES, entry_path
 from wasmkiln.v1.types_pb2 import ArtifactHeader
 from wasmkilnd import model
 from wasmkilnd.cache import host_store as module

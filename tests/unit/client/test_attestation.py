@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -96,17 +97,18 @@ def test_load_verifies_before_an_engine_sees_a_byte(
 
     seen: list[bytes] = []
 
-    class Engine:
-        def check_version(self, header: ArtifactHeader) -> None: ...
-
-        def host_engine(self, header: ArtifactHeader) -> None: ...
-
-        def deserialize(self, artifact: Artifact, engine: Any) -> str:
-            seen.append(artifact.bytes)
+    class Module:
+        @staticmethod
+        def deserialize(engine: str, content: bytes) -> str:
+            seen.append(content)
             return "loaded"
 
-    monkeypatch.setattr(loading, "_LOADERS", {"nothing": Engine()})
-    monkeypatch.setattr(loading.machine, "check", lambda target, cpu: None)
+    nothing = SimpleNamespace(Module=Module, Store=str)
+    monkeypatch.setitem(sys.modules, "nothing", nothing)
+    monkeypatch.setitem(loading._ENGINES, "nothing", "")
+    monkeypatch.setattr(loading, "installed", lambda _: "1")
+    monkeypatch.setattr(loading, "_engine_for", lambda _name, _settings: "engine")
+    monkeypatch.setattr(loading, "check_machine", lambda _target, _cpu: None)
     for signer, trusted, fits in (
         (OURS, OURS, True),
         (THEIRS, OURS, False),
@@ -312,7 +314,7 @@ def test_what_is_compiled_again_has_to_be_the_same(daemon: FakeDaemon, tmp_path:
 
 WITHOUT = """
 import sys
-sys.modules[{hidden!r}] = None
+sys.modules['cryptography'] = None
 from wasmkiln import Artifact, VerificationNotInstalled
 try:
     Artifact.open(sys.argv[1], trusted_keys=sys.argv[2]).verify()
@@ -321,15 +323,14 @@ except VerificationNotInstalled as error:
 """
 
 
-@pytest.mark.parametrize("hidden", ["securesystemslib", "cryptography"])
-def test_without_the_packages_it_is_one_clear_sentence(tmp_path: Path, hidden: str) -> None:
+def test_without_the_package_it_is_one_clear_sentence(tmp_path: Path) -> None:
     path = make().save(tmp_path / "m.cwasm")
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT.format(hidden=hidden), str(path), OURS.key.hex],
+        [sys.executable, "-c", WITHOUT, str(path), OURS.key.hex],
         capture_output=True,
         text=True,
         check=True,
     )
     assert done.stdout == (
-        "checking attestations needs securesystemslib[crypto]: pip install 'wasmkiln[verify]'\n"
+        "checking attestations needs cryptography: pip install 'wasmkiln[verify]'\n"
     )

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
-from wasmkiln import Artifact, ArtifactHeader, ArtifactMismatch, AttestationInvalid, TrustedKeys
-from wasmkiln._header_fields import FIELDS, Basis
+from wasmkiln import (
+    Artifact,
+    ArtifactHeader,
+    ArtifactMismatch,
+    AttestationInvalid,
+    TrustedKeys,
+    loading,
+)
 from wasmkiln.cli.place import file_name
-from wasmkiln.loading import load_artifact, with_wasmtime
 from wasmkiln.v1 import module_service_pb2 as modules
 from wasmkiln.v1 import types_pb2 as types
 
 from tests.attesting import Attester
+from tests.header_fields import FIELDS, Basis
 from tests.lying import honest
 from tests.lying.server import LyingServer
 
@@ -119,20 +127,29 @@ class Recorded:
         return value
 
 
+class Module:
+    @classmethod
+    def deserialize(cls, engine: Any, content: bytes) -> Any:
+        return content, engine
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have an engine of any version that is a dictionary of settings."""
+    monkeypatch.setitem(sys.modules, "wasmtime", SimpleNamespace(Engine=dict, Module=Module))
+    monkeypatch.setattr(loading, "installed", lambda name: "50.0.1")
+    monkeypatch.setattr(loading, "_engine", lambda settings: dict(settings))
+
+
 @pytest.mark.parametrize("trusted", [False, True])
 def test_loading_and_naming_use_nothing_that_is_only_shown(
     monkeypatch: pytest.MonkeyPatch, trusted: bool
 ) -> None:
-    monkeypatch.setattr(with_wasmtime, "check_version", lambda header: header.engine.version)
-    monkeypatch.setattr("wasmkiln.loading.machine.check", lambda target, cpu: None)
-    monkeypatch.setattr(
-        with_wasmtime, "deserialize", lambda artifact, engine: (artifact.header.kind, engine)
-    )
-    monkeypatch.setattr(with_wasmtime, "_engine", lambda settings: dict(settings))
+    pretend(monkeypatch)
+    monkeypatch.setattr(loading, "check_machine", lambda target, cpu: None)
     read: set[str] = set()
     header: Any = Recorded(true_header(), read)
     artifact = Artifact(honest.ARTIFACT, header, TrustedKeys([OURS.key] if trusted else []))
-    assert load_artifact(artifact, None)[1] == {"consume_fuel": "true"}
+    assert artifact.load()[1] == {"consume_fuel": "true"}
     file_name("m.wasm", header)
     if trusted:  # the proof itself
         read -= {"attestation", "signer_certificate"}
@@ -143,8 +160,7 @@ def test_loading_and_naming_use_nothing_that_is_only_shown(
 def test_what_was_asked_for_is_set_though_the_header_calls_it_a_default(
     server: LyingServer, make_client: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(with_wasmtime, "check_version", lambda header: None)
-    monkeypatch.setattr(with_wasmtime, "_engine", lambda settings: dict(settings))
+    pretend(monkeypatch)
     header = true_header()
     header.changed_settings.clear()
     OURS.attest(header)
@@ -159,8 +175,7 @@ def test_what_was_asked_for_is_set_though_the_header_calls_it_a_default(
 def test_an_engine_is_made_of_attested_settings_only(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(with_wasmtime, "check_version", lambda header: None)
-    monkeypatch.setattr(with_wasmtime, "_engine", lambda settings: dict(settings))
+    pretend(monkeypatch)
     path = Artifact(honest.ARTIFACT, true_header()).save(tmp_path / "m")
     beside = tmp_path / "m.json"
     assert Artifact.open(path, trusted_keys=OURS.key.hex).engine() == {"consume_fuel": "true"}

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from wasmkiln.host_store import Refused, place
-from wasmkiln.host_store.engines import Engines
+from wasmkiln import host_store
+from wasmkiln.host_store import Engines, Refused
+from wasmkiln.shared import HASHED_FORMAT
 from wasmkilnd.engines.registry import _resolve
 from wasmkilnd.model import (
-    HASHED_FORMAT,
     EngineCapabilities,
     EngineIdentity,
     Kind,
@@ -31,14 +31,14 @@ class TestPlace:
             {"XDG_STATE_HOME": "relative", "HOME": "/h"},
             {"HOME": "/h"},
         ):
-            expected = [default_state_dir(environ) / "host_store", place.SYSTEM]
-            assert place.candidates(None, environ) == expected
+            expected = [default_state_dir(environ) / "host_store", host_store.SYSTEM]
+            assert host_store.candidates(None, environ) == expected
 
     def test_argument_environment_and_none(self, tmp_path: Path) -> None:
-        environ = {place.ENV: "/env"}
-        assert place.candidates(tmp_path, environ) == [tmp_path]
-        assert place.candidates(None, environ) == [Path("/env")]
-        assert place.candidates("none", environ) == []
+        environ = {host_store.ENV: "/env"}
+        assert host_store.candidates(tmp_path, environ) == [tmp_path]
+        assert host_store.candidates(None, environ) == [Path("/env")]
+        assert host_store.candidates("none", environ) == []
 
 
 TARGETS = [

@@ -15,10 +15,9 @@ import grpc
 import pytest
 import wasmkiln
 import wasmtime
-from wasmkiln import _asking, _file_digests, errors
-from wasmkiln._loaded import Loaded, LoadedModules
+from wasmkiln import _asking, errors, host_store, loading
 from wasmkiln._requests import identify
-from wasmkiln.loading import with_wasmtime
+from wasmkiln.loading import Loaded, LoadedModules
 from wasmkiln.v1 import types_pb2 as types
 
 from tests.e2e import wasm
@@ -100,18 +99,19 @@ def test_an_unchanged_file_is_hashed_once(
     file = tmp_path / "adder.wasm"
     file.write_bytes(adder)
     hashed: list[Any] = []
-    real = _file_digests._hashed
+    real = hashlib.sha256
 
-    def counted(path: Any) -> Any:
-        hashed.append(path)
-        return real(path)
+    def counted(*content: bytes) -> Any:
+        if not content:  # that of a file, which is hashed part by part
+            hashed.append(file)
+        return real(*content)
 
-    monkeypatch.setattr(_file_digests, "_hashed", counted)
+    monkeypatch.setattr(hashlib, "sha256", counted)
     client = make_client(NOBODY, host_store_dir=store.directory)
     client.module(file)
     client.module(file)
     assert len(hashed) == 2, "a file that was written a moment ago may change unseen"
-    monkeypatch.setattr(_file_digests, "is_racy", lambda _: False)
+    monkeypatch.setattr(host_store, "is_racy", lambda _: False)
     for _ in range(3):
         client.module(file)
     assert len(hashed) == 3
@@ -306,7 +306,7 @@ class TestFallback:
         self, make_client: Callable[..., Any], adder: bytes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         stuck = threading.Event()
-        monkeypatch.setattr("wasmkiln._compile_here.compile_here", lambda *_: stuck.wait(30))
+        monkeypatch.setattr("wasmkiln.loading.compile_here", lambda *_: stuck.wait(30))
         client = make_client(NOBODY, host_store_dir="none", timeout_s=1)
         with pytest.raises(errors.DeadlineExceeded, match="in this process"):
             client.module(adder, fallback="compile")
@@ -434,7 +434,7 @@ class TestFast:
     @pytest.fixture
     def fast(self, daemon: FakeDaemon, adder: bytes) -> FakeDaemon:
         """A daemon that has fast code only, as yet."""
-        engine = with_wasmtime._engine((("strategy", "winch"),))
+        engine = loading._engine((("strategy", "winch"),))
         daemon.modules[hashlib.sha256(adder).hexdigest()] = adder
         daemon.fast_artifact = bytes(wasmtime.Module(engine, adder).serialize())
         daemon.artifact = bytes(wasmtime.Module(wasmtime.Engine(), adder).serialize())
@@ -453,7 +453,7 @@ class TestFast:
         for _ in range(5):
             assert client.module(adder, accept_fast=True) is first
         assert not fast.requests("FindMissing"), "not more than one look a second"
-        monkeypatch.setattr("wasmkiln._loaded.LOOK_AGAIN_S", 0)
+        monkeypatch.setattr("wasmkiln.loading.LOOK_AGAIN_S", 0)
         assert client.module(adder, accept_fast=True) is first
         [look] = fast.requests("FindMissing")
         assert [key.engine for key in look.keys] == ["wasmtime"]
@@ -475,7 +475,7 @@ class TestFast:
         store: StoreWriter,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr("wasmkiln._loaded.LOOK_AGAIN_S", 0)
+        monkeypatch.setattr("wasmkiln.loading.LOOK_AGAIN_S", 0)
         client = make_client(fast.address, host_store_dir=store.directory)
         first = client.module(adder, accept_fast=True)
         fast.refuse(Refusal(grpc.StatusCode.UNAVAILABLE, "SERVER_DRAINING"))
@@ -508,12 +508,12 @@ class TestFast:
             client = make_client(NOBODY, host_store_dir=store.directory)
             first = client.module(adder, accept_fast=True, fallback=fallback)
             assert add(first) == 42
-            assert wasmkiln.engine_of(first) is with_wasmtime._engine((("strategy", "winch"),))
+            assert wasmkiln.engine_of(first) is loading._engine((("strategy", "winch"),))
         with pytest.raises(errors.ConnectionFailed):
             client.module(adder)
         with pytest.raises(errors.ConnectionFailed):
             client.module(adder, accept_fast=True, settings={"strategy": "cranelift"})
-        monkeypatch.setattr("wasmkiln._loaded.LOOK_AGAIN_S", 0)
+        monkeypatch.setattr("wasmkiln.loading.LOOK_AGAIN_S", 0)
         assert client.module(adder, accept_fast=True) is first
         store.add(adder)
         assert client.module(adder, accept_fast=True) is client.module(adder)
@@ -528,7 +528,7 @@ class TestFast:
     ) -> None:
         client = make_client(fast.address, host_store_dir=store.directory)
         best = client.module(adder, accept_fast=True)
-        assert wasmkiln.engine_of(best) is with_wasmtime._engine(())
+        assert wasmkiln.engine_of(best) is loading._engine(())
         [request] = fast.requests("Compile")
         assert request.accept_fast
         assert client.module(adder) is best

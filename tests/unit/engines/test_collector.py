@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import wasmtime
+from wasmkiln.shared import UNHASHED_DEFAULTS
 from wasmkilnd.engines.child.wasmtime_engine import collector_of
-from wasmkilnd.model import UNHASHED_DEFAULTS
 
 from tests.e2e import wasm
 from tests.polyglot.test_hosts import COMMANDS

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from wasmkiln.trusted_keys import PublicKey
+from wasmkiln.attestation import PublicKey
 from wasmkilnd.cli import command
 from wasmkilnd.settings_loader import load
 from wasmkilnd.signing.keys import KeyStore, KeysUnusable, PrivateKey, open_keys

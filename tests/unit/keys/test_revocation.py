@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from wasmkiln.revoked_keys import read_revocations, write_revocation
-from wasmkiln.trusted_keys import TrustedKeys
+from wasmkiln.attestation import TrustedKeys, read_revocations, write_revocation
 from wasmkilnd.model import Module, Refusal
 from wasmkilnd.signing.keys import Keys, KeyStore, KeysUnusable
 from wasmkilnd.signing.sealer import Sealer

@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from wasmkiln.trusted_keys import TrustedKeys
+from wasmkiln.attestation import TrustedKeys
 from wasmkilnd.settings_loader import load
 from wasmkilnd.signing.keys import Keys, KeyStore, KeysUnusable, PrivateKey, open_keys
 from wasmkilnd.signing.sealer import Sealer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from wasmkiln.host_layout import namespace_path
+from wasmkiln.shared import namespace_path
 
 
 def test_the_default_namespace_has_the_path_of_a_daemon_without_namespaces() -> None:

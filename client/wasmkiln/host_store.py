@@ -1,0 +1,538 @@
+"""The host store: where a daemon keeps artifacts as files, and how this process maps them.
+
+`wasmkiln.shared` has the store's layout.
+
+What a client promises:
+
+- It opens nothing through a link, and nothing by its path a second time: what was checked is the
+  descriptor that the engine maps.
+- A folder or file counts only if its owner is root, this process's user, or the owner of the
+  store's directory (the last one only if no folder above the store can be changed by anybody but
+  root and that owner), if nobody else can write to it, and, for a file, if it is a regular one
+  with one name: a hard link may be another user's file, and would stay when the daemon evicts.
+- Anything that is not as it should be raises Refused, which callers turn into a miss: they ask
+  the daemon. No other exception leaves here but VerificationNotInstalled.
+- It writes nothing. The daemon sees by the file's time of access that an entry is in use.
+
+Settings: WASMKILN_HOST_STORE_DIR, and the client's arguments host_store_dir and check_files.
+"""
+
+from __future__ import annotations
+
+import binascii
+import hashlib
+import json
+import os
+import re
+import stat
+import threading
+from collections.abc import Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from wasmkiln import _header_fields, shared
+from wasmkiln.attestation import KINDS, TrustedKeys
+from wasmkiln.errors import ArtifactMismatch, AttestationInvalid
+from wasmkiln.shared import identity, is_racy
+from wasmkiln.v1.types_pb2 import ArtifactHeader, Engine
+
+if TYPE_CHECKING:
+    import builtins
+    from collections.abc import Callable
+
+    from wasmkiln._header_fields import Call
+
+    # Returns whether this process can load artifacts of an engine's name and version.
+    Fits = Callable[[str, str], bool]
+
+ENV = "WASMKILN_HOST_STORE_DIR"
+NONE = "none"
+"""As argument or in the environment: use no host store."""
+SYSTEM = Path("/var/cache/wasmkiln")
+"""Where the systemd unit has it."""
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+CheckFiles = Literal["always", "once", "owner"]
+"""Whether digest and signature of a mapped file are checked: docs/explanation/mapped-files.md."""
+
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+_FOLDER = _READ | os.O_DIRECTORY
+_FILE = _READ | os.O_NONBLOCK  # a pipe in place of a file must not make the caller wait
+_SHARED_WRITE = stat.S_IWGRP | stat.S_IWOTH
+_READ_BYTES = 64 * 1024  # Python takes fresh pages from the system for more than twice of that
+_REMEMBERED = 4096
+_ENGINES_VERSION = 1
+_MAX_ENGINES_BYTES = 4 * 1024 * 1024
+# Imports and exports are part of it, and the daemon bounds those.
+_MAX_HEADER_BYTES = 64 * 1024 * 1024
+_TEXTS = ("module_sha256", "artifact_sha256", "fingerprint", "target", "cpu")
+_ENGINE_TEXTS = ("name", "version", "core_version", "compiler", "id")
+# What reading JSON of another shape raises.
+_UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+
+
+class Refused(Exception):  # noqa: N818
+    """The store cannot serve this call: there is no such entry, or something is wrong with it."""
+
+
+# Where it is.
+
+
+def candidates(argument: str | os.PathLike[str] | None, environ: Mapping[str, str]) -> list[Path]:
+    """Return the directories where the store may be, the first that exists counts.
+
+    An argument, else WASMKILN_HOST_STORE_DIR, leaves one directory, or none if it is "none".
+    """
+    chosen = os.fspath(argument) if argument is not None else environ.get(ENV, "")
+    if chosen:
+        return [] if chosen == NONE else [Path(chosen).expanduser()]
+    found = [SYSTEM]
+    with suppress(RuntimeError):
+        found.insert(0, shared.default_state_dir(environ) / "host_store")
+    return found
+
+
+# What the daemon serves.
+
+
+@dataclass(frozen=True)
+class Engines:
+    """What the daemon serves: the rows of engines.json, in the daemon's order."""
+
+    cache_format: int
+    rows: tuple[Mapping[str, Any], ...]
+
+    @classmethod
+    def parse(cls, text: bytes) -> Engines:
+        """Read engines.json. Raise Refused for anything but a document of this version."""
+        try:
+            document = json.loads(text)
+            if document["version"] != _ENGINES_VERSION:
+                raise Refused(f"engines.json has the version {document['version']!r:.20}")
+            rows = tuple(row for row in document["engines"] if row["id"] and row["name"])
+            return cls(document["cache_format"], rows)
+        except _UNREADABLE as error:
+            raise Refused("cannot read engines.json") from error
+
+    def choose(
+        self, engine: str, kind: str, fits: Fits = lambda _name, _version: True
+    ) -> Mapping[str, Any]:
+        """Return the engine that a request names, as the daemon chooses it.
+
+        Of several versions under one name, return the first that `fits(name, version)`. An
+        empty name stands for the default, or, for a `kind` that the default does not run, the
+        first engine that does. Raise Refused where there is none, and for an empty name without
+        a kind, which decides.
+        """
+        if engine:
+            named = [row for row in self.rows if row["id"] == engine]
+            named = named or [row for row in self.rows if row["name"] == engine]
+            for row in named:
+                # Of a single one, whoever loads says better why not.
+                if len(named) == 1 or fits(engine, row["version"]):
+                    return row
+            raise Refused(f"the daemon serves no engine {engine:.100} that fits here")
+        default = [row for row in self.rows if row["default"]]
+        if not (default and kind):
+            raise Refused("only the daemon knows its engine for this module")
+        able = (row for row in (*default, *self.rows) if kind in row["kinds"])
+        return next(able, default[0])
+
+    def fingerprint(
+        self, row: Mapping[str, Any], target: str, cpu: str, settings: Mapping[str, str]
+    ) -> str:
+        """Return the fingerprint of a request. Raise Refused for what the engine does not know."""
+        known = row.get("fingerprint")
+        if isinstance(known, str) and known and not (target or cpu or settings):
+            return known
+        try:
+            targets = {each["triple"]: each for each in row["targets"]}
+            hosts = [each for each in targets.values() if each["host"]]
+            chosen = targets[target] if target else hosts[0]
+            cpu, defaults = cpu or chosen["cpus"][0], row["settings"]
+            if cpu not in chosen["cpus"] or settings.keys() - defaults.keys():
+                raise Refused("the engine does not know the cpu, or a setting")
+            return shared.fingerprint(
+                Engine(**{name: row[name] for name in _ENGINE_TEXTS[:4]}),
+                *(chosen["triple"], cpu),
+                row["native_cpu_features"] if cpu == "native" else (),
+                {**defaults, **settings},
+                unhashed={name: defaults[name] for name in row["unhashed_defaults"]},
+                cache_format=self.cache_format,
+            )
+        except _UNREADABLE as error:
+            raise Refused("engines.json lacks what the fingerprint needs") from error
+
+
+# The SHA-256 and the first bytes of files, as this process has read them.
+_lock = threading.Lock()
+_digests: dict[tuple[int, ...], tuple[str, bytes]] = {}
+
+
+def file_digest(
+    descriptor: int, status: os.stat_result, *, again: bool = False
+) -> tuple[str, bytes]:
+    """Return the SHA-256 of an open file, and its first eight bytes. Raise OSError.
+
+    Unless `again`, read a file only if its device, inode, size or times are new to this process.
+    """
+    key = identity(status)
+    if not again and (known := _digests.get(key)):
+        return known
+    digest = hashlib.sha256()
+    for offset in range(0, status.st_size, _READ_BYTES):
+        digest.update(os.pread(descriptor, min(_READ_BYTES, status.st_size - offset), offset))
+    found = digest.hexdigest(), os.pread(descriptor, 8, 0)
+    if not is_racy(status) and identity(os.fstat(descriptor)) == key:
+        with _lock:
+            _digests[key] = found
+            while len(_digests) > _REMEMBERED:
+                del _digests[next(iter(_digests))]
+    return found
+
+
+class FileChecks:
+    """Whether, and by which keys, one client checks digest and signature of mapped files."""
+
+    def __init__(self, policy: CheckFiles | None, trusted_keys: TrustedKeys) -> None:
+        """Without a policy it is "once" with trusted keys, else "owner". Raise ValueError."""
+        self.policy: CheckFiles = policy or ("once" if trusted_keys else "owner")
+        self.trusted_keys = trusted_keys
+        if self.policy not in get_args(CheckFiles):
+            raise ValueError(f"check_files is 'always', 'once', 'owner' or None, not {policy!r}")
+        if trusted_keys and self.policy != "owner":
+            # It takes longer than a load: so not within the first call, which has a deadline.
+            # Without the package, that call says so.
+            with suppress(ImportError):
+                import cryptography.hazmat.primitives.asymmetric.ed25519  # noqa: F401
+
+
+# Its folders and files.
+
+
+class _Folders:
+    """The folders of a store that are open, the innermost last. Close them."""
+
+    def __init__(self, directory: str) -> None:
+        """Raise Refused. `directory` itself may be a link; what lies in the store may not."""
+        self.path, self._open = directory, list[int]()
+        try:
+            self._open.append(os.open(directory, _FOLDER & ~os.O_NOFOLLOW))
+            status = os.fstat(self._open[0])
+            self._owners = owners(directory, status)
+            self._check(status, directory)
+        except BaseException as error:
+            self.close()
+            if isinstance(error, (OSError, ValueError)):
+                raise Refused(f"cannot open a host store at {directory}: {error}") from error
+            raise
+
+    def enter(self, fingerprint: str, module_sha256: str) -> None:
+        """Open the folders that lead to an entry. Raise Refused."""
+        if not (_DIGEST.fullmatch(fingerprint) and _DIGEST.fullmatch(module_sha256)):
+            raise Refused("a fingerprint or a module's digest is not 64 hexadecimal digits")
+        for name in (fingerprint, module_sha256[:2], module_sha256):
+            self._open.append(self._opened(name, _FOLDER)[0])
+            self.path += f"/{name}"
+
+    def file(self, name: str) -> tuple[int, os.stat_result]:
+        """Open a file in the innermost folder. Return descriptor and status. Raise Refused."""
+        descriptor, status = self._opened(name, _FILE)
+        if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+            return descriptor, status
+        os.close(descriptor)
+        raise Refused(f"{name} is not a regular file, or has {status.st_nlink} names")
+
+    def read(
+        self, name: str, max_bytes: int, unless: tuple[int, ...] | None = None
+    ) -> tuple[tuple[int, ...], bytes]:
+        """Return identity and content of a file in the innermost folder; b"" for `unless`."""
+        descriptor, status = self.file(name)
+        try:
+            if status.st_size > max_bytes:
+                raise Refused(f"{name} has more than {max_bytes:,} bytes")
+            known = identity(status) == unless
+            return identity(status), b"" if known else _read_all(descriptor, status.st_size)
+        finally:
+            os.close(descriptor)
+
+    def close(self) -> None:
+        """Close all of them."""
+        while self._open:
+            os.close(self._open.pop())
+
+    def _opened(self, name: str, flags: int) -> tuple[int, os.stat_result]:
+        try:
+            descriptor = os.open(name, flags, dir_fd=self._open[-1])
+        except (OSError, ValueError) as error:
+            raise Refused(f"cannot open {name}: {error}") from error
+        try:
+            status = os.fstat(descriptor)
+            self._check(status, name)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor, status
+
+    def _check(self, status: os.stat_result, name: str) -> None:
+        if status.st_uid not in self._owners:
+            raise Refused(f"{name} belongs to the user {status.st_uid}, who is not trusted")
+        if status.st_mode & _SHARED_WRITE:
+            kind = "folder" if stat.S_ISDIR(status.st_mode) else "file"
+            raise Refused(f"users other than the owner can write to the {kind} {name}")
+
+
+def owners(directory: str, status: os.stat_result) -> frozenset[int]:
+    """Return who may own files of the store at `directory`, whose status is given."""
+    owner, trusted = status.st_uid, frozenset({0, os.geteuid()})
+    if owner in trusted:
+        return trusted
+    # Can anybody but root and the owner put another folder into this one's place?
+    resolved = Path(directory).resolve()
+    if not os.path.samestat(os.stat(resolved), status):  # noqa: PTH116
+        return trusted
+    for folder in resolved.parents:
+        above = os.stat(folder)  # noqa: PTH116  The path has no links.
+        # A sticky folder does not help: anybody could have made the store in it.
+        if above.st_uid not in (0, owner) or above.st_mode & _SHARED_WRITE:
+            return trusted
+    return trusted | {owner}
+
+
+def _read_all(descriptor: int, size_bytes: int) -> bytes:
+    """Return a file's bytes. Raise Refused unless there are as many as its status said."""
+    try:
+        content = os.pread(descriptor, size_bytes + 1, 0)
+    except OSError as error:
+        raise Refused(f"cannot read a file of the store: {error}") from error
+    if len(content) != size_bytes:
+        raise Refused("a file changed while it was read")
+    return content
+
+
+# Its entries.
+
+
+@dataclass
+class Entry:
+    """An open artifact of the store, which fits the call. Close it.
+
+    It has what loading needs of an `Artifact`. Its header has no imports and exports.
+    """
+
+    folder: str
+    """Where it was found; only to show."""
+    header: ArtifactHeader
+    requested_settings: Mapping[str, str]
+    status: os.stat_result
+    file: int
+    trusted_keys: TrustedKeys = field(default_factory=TrustedKeys)
+    """Empty: `check` verifies the header, not what loads it."""
+    content: builtins.bytes | None = None
+    """What was checked of a file that may change without a trace: load this."""
+
+    @property
+    def path(self) -> Path:
+        """Where its artifact was found; only to show."""
+        return Path(self.folder, shared.ARTIFACT)
+
+    @property
+    def descriptor(self) -> int | None:
+        """What the engine may map; None where it has to copy `bytes`."""
+        return self.file if self.content is None else None
+
+    @property
+    def bytes(self) -> builtins.bytes:
+        """The artifact's bytes. Raise Refused."""
+        if self.content is not None:
+            return self.content
+        return _read_all(self.file, self.status.st_size)
+
+    def check(self, checks: FileChecks) -> None:
+        """Check what is going to be loaded, as the policy says. Raise Refused."""
+        if checks.policy == "owner":
+            return
+        try:
+            if is_racy(self.status):
+                self.content = self.bytes
+                digest = hashlib.sha256(self.content).hexdigest()
+            else:
+                again = checks.policy == "always"
+                digest, _ = file_digest(self.file, self.status, again=again)
+        except OSError as error:
+            raise Refused(f"cannot read a file of the store: {error}") from error
+        if digest != self.header.artifact_sha256:
+            raise Refused("the file's bytes are not those of its header")
+        try:
+            if checks.trusted_keys:
+                _header_fields.verify_header(self.header, checks.trusted_keys)
+        except AttestationInvalid as error:
+            raise Refused(f"no trusted key vouches for the file: {error}") from error
+
+    def check_unchanged(self) -> None:
+        """Raise Refused when the file that is mapped was written to since it was opened."""
+        if self.content is None and identity(os.fstat(self.file)) != identity(self.status):
+            raise Refused("the file changed while it was loaded")
+
+    def close(self) -> None:
+        """Close the file. A module that was loaded keeps what it has mapped."""
+        os.close(self.file)
+
+
+def open_saved(path: Path, status: os.stat_result, header: ArtifactHeader) -> Entry:
+    """Open the file that an artifact was read from, which had this status. Raise Refused.
+
+    Only a file of a host store: of others nobody promises that they are not written to in their
+    place, which would change, or kill, a process that has them mapped.
+    """
+    entry = _open_named(path, header, {})
+    if identity(entry.status) != identity(status):
+        entry.close()
+        raise Refused("the file changed since its bytes were read")
+    return entry
+
+
+def _open_named(path: Path, header: ArtifactHeader, settings: Mapping[str, str]) -> Entry:
+    """Open the artifact of a header at a path, which has to be one of a host store's layout."""
+    directory = path.parents[3] if len(path.parts) > 5 else path
+    named = shared.entry_path(directory, header.fingerprint, header.module_sha256) / shared.ARTIFACT
+    if not path.is_absolute() or ".." in path.parts or path != named:
+        raise Refused("the path is not one of a host store")
+    with closing(_Folders(str(directory))) as folders:
+        folders.enter(header.fingerprint, header.module_sha256)
+        return _entry(folders, header, settings)
+
+
+def _settings_of(call: Call) -> dict[str, str]:
+    settings = call.request.settings
+    return {name: settings[name] for name in settings}  # dict() takes long for one of protobuf
+
+
+def _entry(folders: _Folders, header: ArtifactHeader, settings: Mapping[str, str]) -> Entry:
+    """Open the artifact in the innermost folder."""
+    descriptor, status = folders.file(shared.ARTIFACT)
+    if status.st_size == header.size_bytes > 0:
+        return Entry(folders.path, header, settings, status, descriptor)
+    os.close(descriptor)
+    raise Refused("the artifact does not have the size that its header says")
+
+
+def parse_header(text: bytes) -> ArtifactHeader:
+    """Return the header in artifact.json, without what loading does not need. Raise Refused.
+
+    protobuf's own parser would take longer than mapping the artifact does.
+    """
+    try:
+        document: dict[str, Any] = json.loads(text)
+        engine = document["engine"]
+        header = ArtifactHeader(
+            size_bytes=int(document["size_bytes"]),
+            kind=document["kind"],
+            engine=Engine(**{name: engine.get(name, "") for name in _ENGINE_TEXTS}),
+            attestation=binascii.a2b_base64(document.get("attestation", "")),
+            is_fast=document.get("is_fast", False),
+            **{name: document.get(name, "") for name in _TEXTS},
+        )
+        for name in ("settings", "changed_settings"):
+            into = getattr(header, name)
+            for setting, value in document.get(name, {}).items():
+                into[setting] = value
+        return header
+    except _UNREADABLE as error:
+        raise Refused("cannot read the header of an entry") from error
+
+
+class HostStore:
+    """The host store of this machine. Safe for many threads at once.
+
+    It may appear, or be removed, while the client runs.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str] | None, namespace: str = "") -> None:
+        self._candidates = [
+            str(shared.namespace_path(each, namespace))
+            for each in candidates(directory, os.environ)
+        ]
+        self._engines: tuple[tuple[int, ...], Engines] | None = None
+        # Not within the first call: it takes a tenth of a load.
+        with suppress(Refused), closing(self._found()) as folders:
+            self._read_engines(folders)
+
+    @property
+    def is_off(self) -> bool:
+        """Whether the client is to use no host store at all, not even files that a daemon names."""
+        return not self._candidates
+
+    def open(self, call: Call, fits: Fits, *, fast: bool = False) -> Entry:
+        """Open the entry for a call, without calling anybody. Raise Refused.
+
+        `fits` says whether this process can load artifacts of an engine's name and version. With
+        `fast`, open what the engine's fast compiler made, for a call that names no compiler.
+        """
+        request, settings = call.request, _settings_of(call)
+        with closing(self._found()) as folders:
+            engines = self._read_engines(folders)
+            row = engines.choose(request.engine, KINDS[call.kind] if call.kind else "", fits)
+            if fast:
+                name, value = shared.FAST_SETTINGS.get(row["name"], ("", ""))
+                if not name or name in settings:
+                    raise Refused("the call names its compiler, or the engine has one only")
+                settings[name] = value
+            digest = engines.fingerprint(row, request.target, request.cpu, settings)
+            folders.enter(digest, call.module_sha256)
+            header = parse_header(folders.read(shared.HEADER, _MAX_HEADER_BYTES)[1])
+            try:
+                _header_fields.check(call, header)
+            except ArtifactMismatch as error:
+                raise Refused(f"the entry is about something else: {error}") from error
+            if header.fingerprint != digest:
+                raise Refused("the entry is about another fingerprint")
+            return _entry(folders, header, _settings_of(call))
+
+    def engine_id(self, engine: str, fits: Fits) -> str:
+        """Return what to ask the daemon for instead of an engine's name.
+
+        It is the id of the newest version that fits, where engines.json says that a newer one
+        is served which does not; otherwise the name itself.
+        """
+        with suppress(Refused):
+            if self._engines is not None:
+                known = self._engines[1]
+                fitting = known.choose(engine, "", fits)
+                if known.choose(engine, "") is not fitting:
+                    return str(fitting["id"])
+        return engine
+
+    def open_answered(self, call: Call, header: ArtifactHeader) -> Entry:
+        """Open the file that a daemon's answer names. Raise Refused.
+
+        The header has been compared with the call. The file has to be where the store's layout
+        puts this artifact, and to have the device and the inode that the daemon sees: a process
+        in another mount namespace may find another file under this path.
+        """
+        named = header.host_file
+        entry = _open_named(Path(named.path), header, _settings_of(call))
+        if (entry.status.st_dev, entry.status.st_ino) != (named.device, named.inode):
+            entry.close()
+            raise Refused("the path leads to another file here than the daemon's")
+        return entry
+
+    def _found(self) -> _Folders:
+        """Return the store's own folder, opened. Raise Refused."""
+        why = Refused("this client uses no host store")
+        for directory in self._candidates:
+            try:
+                return _Folders(directory)
+            except Refused as error:
+                why = error
+        raise why
+
+    def _read_engines(self, folders: _Folders) -> Engines:
+        known = self._engines
+        key, text = folders.read(shared.ENGINES, _MAX_ENGINES_BYTES, known[0] if known else None)
+        if known is None or known[0] != key:
+            self._engines = known = key, Engines.parse(text)
+        return known[1]

@@ -1,0 +1,483 @@
+"""Load an artifact into the engine of this interpreter, or raise the reason why not.
+
+Engines accept many damaged artifacts and crash on others: of 30 with a few random
+bytes changed, wasmer loaded 10 and wasmtime 16. So everything that can be
+checked without the engine is checked before it sees a byte, in this order:
+
+    1. the artifact has bytes, and they have the SHA-256 of its header
+    2. with trusted keys: one of them signed the header
+    3. this machine has the target's architecture and system, and the CPU the features of the
+       artifact's cpu level
+    4. the installed engine is one that takes artifacts of this version: wasmer of the same
+       version only, wasmtime of the same major version
+    5. the settings that differ from the engine's default exist here too; then deserialize, or
+       map the artifact's file
+
+`host_store` checks files by rules of its own, and begins with step 3. An engine is imported only
+when an artifact of it is loaded.
+
+Raise EngineNotInstalled where the engine cannot be imported, IncompatibleEngine where the
+artifact does not fit, and AttestationInvalid where no trusted key signed it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import platform
+import sys
+import threading
+import time
+from collections import OrderedDict
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from wasmkiln import errors
+from wasmkiln._header_fields import kind_of, verify_header
+from wasmkiln._untrusted import quoted
+from wasmkiln.errors import EngineNotInstalled, IncompatibleEngine
+from wasmkiln.shared import engine_id
+from wasmkiln.v1.types_pb2 import KIND_COMPONENT
+
+if TYPE_CHECKING:
+    import builtins
+    from collections.abc import Mapping
+
+    from wasmkiln._flow import Deadline
+    from wasmkiln._requests import IdentifiedModule
+    from wasmkiln.attestation import TrustedKeys
+    from wasmkiln.v1.module_service_pb2 import CompileRequest
+    from wasmkiln.v1.types_pb2 import ArtifactHeader, Kind
+
+# This machine. A target is `<architecture>-<vendor>-<system>…`.
+
+_ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
+_SYSTEMS = {"darwin": ("darwin", "macos"), "win32": ("windows",)}
+_machine = platform.machine().lower()
+ARCHITECTURE = _ARCHITECTURES.get(_machine, _machine)
+SYSTEMS = _SYSTEMS.get(sys.platform, (sys.platform,))
+"""The names that targets give this system."""
+
+# The features of each level of the x86-64 psABI that engines use, by their names in /proc/cpuinfo
+# (pni is SSE3, abm has LZCNT). Others, such as movbe, may be hidden by a virtual machine, and are
+# not required. Each level also has the features of the levels before it.
+_LEVELS = {
+    "x86-64-v2": ("cx16", "pni", "popcnt", "sse4_1", "sse4_2", "ssse3"),
+    "x86-64-v3": ("abm", "avx", "avx2", "bmi1", "bmi2", "fma"),
+    "x86-64-v4": ("avx512dq", "avx512f", "avx512vl"),
+}
+
+
+def check_machine(target: str, cpu: str) -> None:
+    """Raise IncompatibleEngine unless code for `target` and `cpu` can run on this machine.
+
+    Leave the check to the engine where the system does not list the CPU's features, and for
+    "native", whose features the artifact does not name.
+    """
+    first, *others = target.split("-")
+    if first != ARCHITECTURE or not any(part.startswith(SYSTEMS) for part in others):
+        raise IncompatibleEngine(
+            f"the artifact was made for {target}, and this machine is {ARCHITECTURE} {SYSTEMS[0]}",
+            metadata={"target": target},
+        )
+    lacks = set[str]()
+    if cpu in _LEVELS and (features := cpu_features()):
+        for level, needed in _LEVELS.items():
+            lacks |= {*needed} - features
+            if level == cpu:
+                break
+    if lacks:
+        missing = sorted(lacks)
+        raise IncompatibleEngine(
+            f"the artifact needs a {cpu} CPU, and this one lacks {', '.join(missing)}: "
+            "compile for a lower cpu level, such as baseline",
+            metadata={"cpu": cpu, "missing": ",".join(missing)},
+        )
+
+
+@cache
+def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """Return the first CPU's feature flags; empty where the system does not list them."""
+    with suppress(OSError), cpuinfo.open() as lines:
+        for line in lines:  # no further than needed: a machine may have 200 CPUs
+            name, _, value = line.partition(":")
+            if name.strip() == "flags":
+                return frozenset(value.split())
+    return frozenset()
+
+
+# The engines of this interpreter.
+
+_ENGINES = {
+    "wasmtime": "pip install '{}'",
+    # PyPI has wheels for CPython 3.7 to 3.10; on others it is a stub that raises ImportError.
+    "wasmer": "it needs CPython 3.10 or older and pip install '{}'",
+}
+"""The engines that this client knows, and what it takes to import each."""
+
+_WINCH = 2  # in wasmtime_strategy_enum of wasmtime/config.h
+
+
+@cache
+def installed(package: str) -> str:
+    """Return the version of an engine's package. Raise ImportError where it is missing.
+
+    importlib.metadata takes longer to import than an artifact to load, and searches the whole
+    path. So look beside an imported package first, where pip puts its metadata.
+    """
+    module = sys.modules.get(package)
+    if module is not None and module.__file__:
+        beside = os.path.dirname(os.path.dirname(module.__file__))  # noqa: PTH120
+        start, end = f"{package}-", ".dist-info"
+        for name in os.listdir(beside):  # noqa: PTH208  Half the time that pathlib takes.
+            if name.startswith(start) and name.endswith(end):
+                return name[len(start) : -len(end)]
+    from importlib.metadata import version
+
+    return version(package)
+
+
+def fits(name: str, version: str) -> bool:
+    """Return whether the engine installed here may load artifacts of this version.
+
+    wasmer itself does not compare versions; wasmtime compares what its major version leaves open.
+    """
+    try:
+        here = installed(name)
+    except ImportError:
+        return True  # loading says so better
+    return here.split(".")[0] == version.split(".")[0] if name == "wasmtime" else here == version
+
+
+def engine_name(into: Any) -> str:
+    """Return the name of the engine that `into` belongs to; of an installed one for None.
+
+    Raise TypeError for an object of neither engine.
+    """
+    if into is None:
+        return "wasmtime" if "wasmtime" in sys.modules or find_spec("wasmtime") else "wasmer"
+    for name in _ENGINES:
+        if sys.modules.get(name) and isinstance(into, _engine_class(name)):
+            return name
+    raise TypeError(
+        f"a module loads into a wasmtime.Engine or a wasmer.Store, not a {type(into).__name__}"
+    )
+
+
+def _import(name: str, version: str = "") -> None:
+    """Import an engine. Raise EngineNotInstalled, or IncompatibleEngine by `fits`."""
+    if name not in _ENGINES:
+        what, known = quoted(name) or "an unnamed engine", " and ".join(sorted(_ENGINES))
+        raise EngineNotInstalled(f"cannot load artifacts of {what}: this client knows {known}")
+    wanted, about = f"{name}=={version}" if version else name, {"engine": f"{name}-{version}"}
+    try:
+        import_module(name)
+        here = installed(name)
+    except (ImportError, OSError) as error:
+        how = _ENGINES[name].format(wanted)
+        why = f"cannot import {name} here: {how} ({error})"
+        raise EngineNotInstalled(why, metadata=about if version else None) from error
+    if version and not fits(name, version):
+        raise IncompatibleEngine(
+            f"the artifact was made by {name} {version}, and {name} {here} is installed here: ask"
+            f" the daemon for an engine {name}-{here.split('.')[0]}.…, or pip install '{wanted}'",
+            metadata={**about, "installed": here},
+        )
+
+
+def _engine_class(name: str) -> Any:
+    return sys.modules[name].Engine if name == "wasmtime" else sys.modules[name].Store
+
+
+def _module_class(name: str, kind: Kind) -> Any:
+    if name == "wasmtime" and kind == KIND_COMPONENT:
+        return import_module("wasmtime.component").Component
+    return sys.modules[name].Module
+
+
+def _engine_for(name: str, settings: Mapping[str, str]) -> Any:
+    return _store() if name == "wasmer" else _engine(tuple(sorted(settings.items())))
+
+
+@cache  # a module and what it imports have to share their Store
+def _store() -> Any:
+    import wasmer
+
+    try:
+        from wasmer_compiler_cranelift import Compiler
+    except ImportError:  # loading needs no compiler
+        return wasmer.Store(wasmer.engine.Universal())
+    return wasmer.Store(wasmer.engine.Universal(Compiler))
+
+
+@cache  # a module and its Store have to share their Engine
+def _engine(changed_settings: tuple[tuple[str, str], ...]) -> Any:
+    import wasmtime
+
+    config = wasmtime.Config()
+    for name, text in changed_settings:
+        value = int(text) if text.isdecimal() else {"true": True, "false": False}.get(text, text)
+        try:
+            if (name, text) == ("strategy", "winch"):
+                # The package's own setter refuses it, though its library has it.
+                wasmtime._bindings.wasmtime_config_strategy_set(config.ptr(), _WINCH)
+            elif name == "collector":
+                # The package's library has one collector, and compares it when it loads.
+                if text == "none":
+                    config.gc_support = False
+            # Properties only: the names come from a daemon.
+            elif isinstance(getattr(wasmtime.Config, name, None), property):
+                setattr(config, name, value)
+            else:
+                raise LookupError("it does not have this setting")
+        except Exception as error:
+            raise IncompatibleEngine(
+                f"cannot make an engine with {name}={text}: the wasmtime installed here refuses "
+                f"it: {error}",
+                metadata={"setting": name},
+            ) from error
+    return wasmtime.Engine(config)
+
+
+# wasmtime's own destructors fail once Python has taken its modules apart.
+atexit.register(_engine.cache_clear)
+
+
+def _remembered(module: Any, engine: Any) -> Any:
+    """Remember the engine of a module for as long as the module lives. Return the module."""
+    with suppress(AttributeError):  # wasmer's takes no attributes
+        module._wasmkiln_engine = engine
+    return module
+
+
+def engine_of(module: Any) -> Any:
+    """Return the engine that wasmkiln loaded a module into, to make a Store or imports with.
+
+    For a wasmtime.Module or Component it is a `wasmtime.Engine`: run the module in a
+    `wasmtime.Store(engine_of(module))`. For a wasmer.Module it is the `wasmer.Store` that this
+    process uses where a call names none. Raise LookupError for a module of anybody else.
+    """
+    wasmer = sys.modules.get("wasmer")
+    if wasmer is not None and isinstance(module, wasmer.Module):
+        return _store()
+    engine = getattr(module, "_wasmkiln_engine", None)
+    if engine is None:
+        raise LookupError("wasmkiln did not load this module")
+    return engine
+
+
+# Loading.
+
+
+class Loadable(Protocol):
+    """What loading needs of an `Artifact`, or of an entry of the host store.
+
+    Of one with a `descriptor`, wasmtime maps the file.
+    """
+
+    @property
+    def bytes(self) -> builtins.bytes: ...
+    @property
+    def header(self) -> ArtifactHeader: ...
+    @property
+    def trusted_keys(self) -> TrustedKeys: ...
+    @property
+    def requested_settings(self) -> Mapping[str, str]: ...
+
+
+def host_engine(artifact: Loadable) -> Any:
+    """Return the engine for `Artifact.engine`.
+
+    Raise EngineNotInstalled, IncompatibleEngine or AttestationInvalid.
+    """
+    header = artifact.header
+    if artifact.trusted_keys:
+        verify_header(header, artifact.trusted_keys)
+    _import(header.engine.name, header.engine.version)
+    return _engine_for(header.engine.name, _settings_of(artifact))
+
+
+def _settings_of(artifact: Loadable) -> dict[str, str]:
+    changed = dict(artifact.header.changed_settings)
+    # An unsigned header may leave out a setting that the call asked for: apply both.
+    return changed if artifact.trusted_keys else {**artifact.requested_settings, **changed}
+
+
+def load_verified(
+    artifact: Loadable, engine: Any, *, advice: str = "", explain: bool = True
+) -> Any:
+    """Return the module of an artifact whose bytes and signature need no check.
+
+    Without `explain`, leave the version to wasmtime, which compares it itself: to find out which
+    one is installed takes a tenth of a load. Raise EngineNotInstalled, or IncompatibleEngine,
+    with the `advice` if the caller's own `engine` refuses the artifact.
+    """
+    header, name = artifact.header, artifact.header.engine.name
+    if name in _ENGINES:
+        check_machine(header.target, header.cpu)
+    if explain or name != "wasmtime" or not sys.modules.get(name):
+        _import(name, header.engine.version)
+    own, advice = engine is not None, f"; {advice}" if advice and engine is not None else ""
+    engine = engine if own else _engine_for(name, _settings_of(artifact))
+    if not isinstance(engine, expected := _engine_class(name)):
+        raise IncompatibleEngine(
+            f"the artifact loads into a {name}.{expected.__name__}, not a {type(engine).__name__}"
+            + advice
+        )
+    kind, file = _module_class(name, header.kind), getattr(artifact, "descriptor", None)
+    if name != "wasmtime" or file is None:
+        make = partial(kind.deserialize, engine, artifact.bytes)
+    else:  # the file may have another name by now, or none
+        make = partial(kind.deserialize_file, engine, f"/proc/self/fd/{file}")
+    try:
+        return _remembered(make(), engine)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a Rust panic arrives as a BaseException
+        changed = ", ".join(f"{k}={v}" for k, v in sorted(header.changed_settings.items()))
+        raise IncompatibleEngine(
+            f"{name} {installed(name)} refuses the artifact of {engine_id(header.engine)}, made"
+            f" with {changed or 'default settings'}: {' '.join(str(error).split())}{advice}",
+            metadata=dict(header.changed_settings) or {"engine": engine_id(header.engine)},
+        ) from error
+
+
+# Compiling in this process, when no daemon does it.
+
+
+def compile_within(
+    deadline: Deadline, identified: IdentifiedModule, request: CompileRequest, into: Any
+) -> Any:
+    """Return the module of an engine in this process.
+
+    No engine can be stopped while it compiles: at the deadline this stops waiting, and the
+    thread goes on until it has finished. wasmer compiles without letting another thread run, so
+    that the deadline passes unnoticed. Raise DeadlineExceeded, NotWasm, ModuleInvalid,
+    EngineNotInstalled or IncompatibleEngine: this one too where the request names an engine by
+    its id, and another version is installed here.
+    """
+    wasm, target, cpu = identified.module or b"", request.target, request.cpu
+    kind = kind_of(wasm)
+    if kind is None:
+        raise errors.NotWasm("the bytes are neither a WebAssembly module nor a component")
+    if cpu not in ("", "baseline", "native", *(_LEVELS if ARCHITECTURE == "x86_64" else ())):
+        raise IncompatibleEngine(
+            f"cannot compile here for the cpu {quoted(cpu)}: this client does not know it",
+            metadata={"cpu": cpu},
+        )
+    if target or cpu:
+        check_machine(target or f"{ARCHITECTURE}-{SYSTEMS[0]}", cpu)
+    compiled: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            settings = dict(request.settings)
+            compiled.set_result(compile_here(wasm, kind, request.engine, settings, into))
+        except BaseException as error:
+            compiled.set_exception(error)
+
+    # A daemon thread: the process may end while it still compiles.
+    threading.Thread(target=run, name="wasmkiln-compile", daemon=True).start()
+    with suppress(TimeoutError, FutureTimeoutError):  # the same from Python 3.11 on
+        return compiled.result(max(0.0, deadline.remaining_s()))
+    raise errors.DeadlineExceeded("compiling in this process took longer than the call's timeout_s")
+
+
+def compile_here(
+    wasm: bytes, kind: Kind, named: str, settings: Mapping[str, str], engine: Any
+) -> Any:
+    """Compile a module in this process, without any daemon, with the engine of a name or an id.
+
+    Raise EngineNotInstalled, ModuleInvalid, or IncompatibleEngine, also for another version than
+    that of the id.
+    """
+    name, _, version = named.partition("-")
+    _import(name)
+    here = installed(name)
+    if version and version != here:
+        raise IncompatibleEngine(
+            f"cannot compile for {quoted(named)} here: {name} {here} is installed",
+            metadata={"engine": named, "installed": here},
+        )
+    if name == "wasmer" and (settings or kind == KIND_COMPONENT):
+        raise IncompatibleEngine("wasmer compiles here core modules with default settings only")
+    engine = _engine_for(name, settings) if engine is None else engine
+    try:
+        return _remembered(_module_class(name, kind)(engine, wasm), engine)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise errors.ModuleInvalid(
+            f"{name} {here} cannot compile the module here: {' '.join(str(error).split())}"
+        ) from error
+
+
+# What a client has loaded.
+
+# A module that nobody else holds is unloaded when it is forgotten.
+LIMIT = 128
+# How often a client that holds a fast compiler's code looks for optimised code.
+LOOK_AGAIN_S = 1.0
+
+
+@dataclass
+class Loaded:
+    """A module, and whether a fast compiler made it."""
+
+    module: Any
+    is_fast: bool
+    looked_s: float = 0.0
+
+    def look_again(self) -> bool:
+        """Return whether to look for optimised code now; if so, not again for a second."""
+        now_s = time.monotonic()
+        if not self.is_fast or now_s - self.looked_s < LOOK_AGAIN_S:
+            return False
+        self.looked_s = now_s
+        return True
+
+
+class LoadedModules:
+    """Modules by what was asked for, and into which engine. Safe for many threads at once.
+
+    It forgets the least recently used.
+    """
+
+    def __init__(self, limit: int = LIMIT) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        # The engine is kept with the module: its id is part of the key, and may not be reused.
+        self._held: OrderedDict[tuple[Any, ...], tuple[Loaded, Any]] = OrderedDict()
+
+    def get(self, request: tuple[Any, ...], into: Any) -> Loaded | None:
+        """Return the module, or None."""
+        key = *request, id(into)
+        with self._lock:
+            if key not in self._held:
+                return None
+            self._held.move_to_end(key)
+            return self._held[key][0]
+
+    def put(self, request: tuple[Any, ...], into: Any, loaded: Loaded) -> Any:
+        """Keep a module. Return it, or the one that another thread kept first.
+
+        An optimised one takes the place of a fast one.
+        """
+        key = *request, id(into)
+        with self._lock:
+            held, _ = self._held.get(key, (None, None))
+            if held is not None and (loaded.is_fast or not held.is_fast):
+                return held.module
+            loaded.looked_s = time.monotonic()
+            self._held[key] = loaded, into
+            self._held.move_to_end(key)
+            while len(self._held) > self._limit:
+                self._held.popitem(last=False)
+            return loaded.module
