@@ -8,139 +8,51 @@
 
 What callers use is public and exported here:
 
-    client, aio     Client and AsyncClient; their methods for operators are in `_aio_operations`.
-                    client.py and each `_blocking_*` is generated (`make client`).
+    client, aio     Client and AsyncClient; every method is written once, in client.py
     artifact        Artifact: bytes and header; save, open, verify, load
     attestation     who signed an artifact, and what the signature states
     trusted_keys    the public keys that a caller trusts; revoked_keys: those that count no more
-    access/         the way to a daemon: TLS, tokens, profiles
+    credentials     the way to a daemon: address, TLS, tokens, profiles
     errors          one exception for each reason of the contract
     loading/        put an artifact into the engine of this interpreter
     host_store/     artifacts in files that a daemon of this machine keeps, to map them
     cli/            the `wasmkiln` command
 
-How a call runs, from the outside in: a client hands the arguments to `_calls`, which builds
-requests (`_requests`), yields the steps of a flow (`_flow`: deadline, attempts), and checks
-each answer before it is used (`_methods`; for a compile `_assembly` and `_header_fields`). The
-client performs the steps over its transport (`_transports`); `_status` turns a failed step
-into an exception. `_modules` goes from a module's source to one that is loaded, by the shortest
-way that works: loaded before, host store, daemon, this process's own engine. Nothing that a
-daemon sends is believed without a check: `_header_fields` says why each field may be, and
-`_untrusted` makes texts fit to be shown.
+How a call runs, from the outside in: a method of client.py builds a request and yields the steps
+of a flow (rpc.py: deadline, attempts, errors), which `Client` or `AsyncClient` performs over the
+channel of credentials.py. Each answer is checked before it is used: what every answer promises in
+rpc.py, an artifact in `_assembly` and `_header_fields`. Nothing that a daemon sends is believed
+without a check: `_header_fields` says why each field may be, and `_untrusted` makes texts fit to be
+shown.
 
-Importing this package needs grpcio, protobuf and googleapis-common-protos only, and nothing
-of the daemon. The command needs `wasmkiln[cli]`, checking attestations `wasmkiln[verify]`,
-and `Artifact.load` the engine itself.
+Importing this package needs protobuf only; a call imports grpcio and googleapis-common-protos, and
+nothing here is of the daemon. The command needs `wasmkiln[cli]`, checking attestations
+`wasmkiln[verify]`, and `Artifact.load` the engine itself.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from wasmkiln import _quiet as _quiet
-from wasmkiln._assembly import Phase, Progress
-from wasmkiln.access import TLS
-from wasmkiln.artifact import Artifact
-from wasmkiln.client import Client
-from wasmkiln.errors import (
-    ArtifactMismatch,
-    ArtifactTooLarge,
-    AttestationInvalid,
-    CompileMemoryLimit,
-    CompileQueueFull,
-    CompilerCrashed,
-    CompileTimeout,
-    ConnectionFailed,
-    CredentialsInvalid,
-    CredentialsMissing,
-    DeadlineExceeded,
-    DigestMismatch,
-    EngineLacksFeature,
-    EngineNotInstalled,
-    EngineRemoved,
-    EngineUnknown,
-    FieldViolation,
-    HostFileUnavailable,
-    IncompatibleEngine,
-    InternalFailure,
-    InvalidRequest,
-    ModuleInvalid,
-    ModuleNotLoaded,
-    ModulePinned,
-    ModuleQuarantined,
-    ModuleTooLarge,
-    NotWasm,
-    PinsFull,
-    QuotaExceeded,
-    RoleMissing,
-    ServerDraining,
-    SettingUnknown,
-    TargetUnsupported,
-    UnexpectedAnswer,
-    VerificationNotInstalled,
-    WasmkilnError,
-    WorkerUnavailable,
-)
-from wasmkiln.loading.chosen import engine_of
-from wasmkiln.trusted_keys import PublicKey, TrustedKeys
-from wasmkiln.v1.types_pb2 import ArtifactHeader, ArtifactKey
+from wasmkiln import errors as errors
+from wasmkiln._assembly import Phase as Phase
+from wasmkiln._assembly import Progress as Progress
+from wasmkiln.artifact import Artifact as Artifact
+from wasmkiln.client import Client as Client
+from wasmkiln.credentials import TLS as TLS
+from wasmkiln.loading.chosen import engine_of as engine_of
+from wasmkiln.trusted_keys import PublicKey as PublicKey
+from wasmkiln.trusted_keys import TrustedKeys as TrustedKeys
+from wasmkiln.v1.types_pb2 import ArtifactHeader as ArtifactHeader
+from wasmkiln.v1.types_pb2 import ArtifactKey as ArtifactKey
 
 if TYPE_CHECKING:
     from wasmkiln import aio as aio
-    from wasmkiln.aio import AsyncClient
+    from wasmkiln.aio import AsyncClient as AsyncClient
+    from wasmkiln.errors import *  # noqa: F403 - all that errors.py defines
 
     __version__: str
-
-__all__ = [
-    "TLS",
-    "Artifact",
-    "ArtifactHeader",
-    "ArtifactKey",
-    "ArtifactMismatch",
-    "ArtifactTooLarge",
-    "AsyncClient",
-    "AttestationInvalid",
-    "Client",
-    "CompileMemoryLimit",
-    "CompileQueueFull",
-    "CompileTimeout",
-    "CompilerCrashed",
-    "ConnectionFailed",
-    "CredentialsInvalid",
-    "CredentialsMissing",
-    "DeadlineExceeded",
-    "DigestMismatch",
-    "EngineLacksFeature",
-    "EngineNotInstalled",
-    "EngineRemoved",
-    "EngineUnknown",
-    "FieldViolation",
-    "HostFileUnavailable",
-    "IncompatibleEngine",
-    "InternalFailure",
-    "InvalidRequest",
-    "ModuleInvalid",
-    "ModuleNotLoaded",
-    "ModulePinned",
-    "ModuleQuarantined",
-    "ModuleTooLarge",
-    "NotWasm",
-    "Phase",
-    "PinsFull",
-    "Progress",
-    "PublicKey",
-    "QuotaExceeded",
-    "RoleMissing",
-    "ServerDraining",
-    "SettingUnknown",
-    "TargetUnsupported",
-    "TrustedKeys",
-    "UnexpectedAnswer",
-    "VerificationNotInstalled",
-    "WasmkilnError",
-    "WorkerUnavailable",
-    "__version__",
-    "engine_of",
-]
+else:
+    globals().update({name: each for name, each in vars(errors).items() if isinstance(each, type)})
 
 
 def __getattr__(name: str) -> Any:

@@ -14,8 +14,8 @@ from wasmkiln.loading import compile_here, machine
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from wasmkiln._flow import Deadline
     from wasmkiln._requests import IdentifiedModule
+    from wasmkiln.rpc import Deadline
     from wasmkiln.v1.module_service_pb2 import CompileRequest
 
 

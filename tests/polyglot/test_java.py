@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
-from wasmkiln._status import BY_REASON
+from wasmkiln.errors import BY_REASON
 from wasmkiln.v1.module_service_pb2 import CompileRequest
 
 from tests.e2e.processes import eventually

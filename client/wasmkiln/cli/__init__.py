@@ -25,11 +25,14 @@ say what to install where click or rich is missing.
 """
 
 import io
+import os
 import sys
 
 
 def main() -> None:
     """Run the command and exit; with one sentence where click or rich is not installed."""
+    # gRPC reads this when it is imported, and else writes a line for each failed handshake.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         from wasmkiln.cli.app import app
     except ModuleNotFoundError as error:

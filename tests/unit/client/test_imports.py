@@ -40,7 +40,7 @@ def test_importing_needs_no_extra() -> None:
 
 
 def test_importing_leaves_the_command_and_engines_alone() -> None:
-    extras = {"click", "rich", "wasmtime", "securesystemslib", "cryptography"}
+    extras = {"click", "rich", "wasmtime", "securesystemslib", "cryptography", "grpc", "asyncio"}
     # Of the standard library and the client's needs, what would take a third of the import.
     extras |= {"importlib.metadata", "google.protobuf.json_format", "fractions"}
     done = run(f"import sys, wasmkiln; print({extras} & set(sys.modules))")
@@ -59,7 +59,19 @@ def test_version_is_that_of_the_package() -> None:
     import wasmkiln
 
     assert wasmkiln.__version__ == version("wasmkiln")
-    assert all(hasattr(wasmkiln, name) for name in wasmkiln.__all__)
+
+
+def test_every_error_is_exported() -> None:
+    import wasmkiln
+    from wasmkiln import errors
+
+    kinds = [each for each in vars(errors).values() if isinstance(each, type)]
+    public = [kind for kind in kinds if not kind.__name__.startswith("_")]
+    assert len(public) > 35
+    assert all(getattr(wasmkiln, kind.__name__) is kind for kind in public)
+    assert {kind for kind in public if issubclass(kind, errors.WasmkilnError)} >= set(
+        errors.BY_REASON.values()
+    )
 
 
 def test_what_is_imported_later_is_there() -> None:
