@@ -94,7 +94,7 @@ class method(Generic[P, T]):  # noqa: N801
         def run(client: Any, *arguments: P.args, **options: P.kwargs) -> Any:
             return client._run(flow(client, *arguments, **options))
 
-        self._run = run
+        self._run: Any = run
 
     @overload
     def __get__(self, client: None, owner: Any) -> Callable[..., Any]: ...
@@ -104,7 +104,8 @@ class method(Generic[P, T]):  # noqa: N801
     def __get__(self, client: Methods, owner: Any) -> Callable[P, Coroutine[Any, Any, T]]: ...
     def __get__(self, client: Methods | None, owner: Any) -> Callable[..., Any]:
         """Return the method of a client."""
-        return self._run.__get__(client, owner)  # type: ignore[no-any-return]
+        bound: Callable[..., Any] = self._run.__get__(client, owner)
+        return bound
 
 
 @dataclass(frozen=True)
@@ -285,14 +286,13 @@ class Methods:
         if held and (accept_fast or not held.is_fast) and not held.look_again():
             return held.module
         loaded: Loaded | None = yield from self._from_store(wanted)
+        request.engine = self._store.engine_id(engine, chosen.fits)
         if loaded is None and accept_fast:
             loaded = yield from self._fast(wanted, held)
-        if loaded is None:
-            request.engine = self._store.engine_id(engine, chosen.fits)
-            if fallback is None:
-                loaded = yield from self._from_daemon(wanted)
-            else:
-                loaded = yield from self._from_daemon_or_here(wanted, engine)
+        if loaded is None and fallback is None:
+            loaded = yield from self._from_daemon(wanted)
+        elif loaded is None:
+            loaded = yield from self._from_daemon_or_here(wanted, engine)
         return self._loaded.put(key, into, loaded)
 
     @method
@@ -393,8 +393,7 @@ class Methods:
         Raise ValueError unless exactly one of the three scopes is given.
         """
         scope = _scope(module_sha256=module_sha256, engine=engine, all=everything)
-        which = admin.Tier.Value(f"TIER_{(tier or 'unspecified').upper()}")
-        request = admin.EvictRequest(tier=which, **scope)
+        request = admin.EvictRequest(tier=f"TIER_{(tier or 'unspecified').upper()}", **scope)
         return self._ask(request, admin.EvictResponse, timeout_s)
 
     @method
@@ -525,23 +524,25 @@ class Methods:
         call, request = wanted.call, wanted.call.request
         request.accept_encodings[:] = self._encodings
         report: ProgressCallback = on_progress or (lambda _: None)
-        send = partial(
-            *(rpc.call, self._access, _path_of(modules.CompileResponse), request),
-            lambda: rpc.Compiled(self._assembly(call, on_progress=on_progress)),
-            within or wanted.deadline,
-            1 if within else self._max_attempts,
-            _about(call.module_sha256, background=background),
-        )
+        path, deadline = _path_of(modules.CompileResponse), within or wanted.deadline
+        attempts = 1 if within else self._max_attempts
+        metadata = _about(call.module_sha256, background=background)
+
+        def send() -> Flow[Artifact]:
+            sink = partial(rpc.Compiled, partial(self._assembly, call, on_progress=on_progress))
+            called = rpc.call(self._access, path, request, sink, deadline, attempts, metadata)
+            return (yield from called).assembly.finish()
+
         report(Progress(Phase.ASKING))
         try:
-            return (yield from send()).assembly.finish()
+            return (yield from send())
         except errors.ModuleNotLoaded:
             wasm = (yield wanted.read).module
             if wasm is None:
                 raise
         request.module = wasm
         report(Progress(Phase.UPLOADING, 0, len(wasm)))
-        return (yield from send()).assembly.finish()
+        return (yield from send())
 
     def _from_store(self, wanted: _Wanted, *, fast: bool = False) -> Flow[Loaded | None]:
         opening = partial(self._store.open, wanted.call, chosen.fits, fast=fast)

@@ -154,20 +154,25 @@ class TLS:
         import grpc
 
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        what, files = "certificates of CAs in PEM", self.authorities
-        try:
-            for file in files:
-                context.load_verify_locations(file)
-            if self.own_files:
-                what = "a certificate and the key of it in PEM, the key without a password"
-                files = self.own_files
+        roots = chain = key = None
+        if self.authorities:
+            [ca_file] = self.authorities
+            roots = _read(ca_file)
+            try:
+                context.load_verify_locations(ca_file)
+            except ssl.SSLError:
+                raise ValueError(f"cannot use {ca_file}: expected CAs in PEM") from None
+        if self.own_files:
+            chain, key = map(_read, self.own_files)
+            try:
                 # An empty password: otherwise OpenSSL would ask for one at the terminal.
-                context.load_cert_chain(*files, password="")
-        except (ssl.SSLError, ValueError):
-            raise ValueError(f"cannot use {' with '.join(files)}: expected {what}") from None
-        roots = [_read(file) for file in self.authorities]
-        chain, key = map(_read, self.own_files) if self.own_files else (None, None)
-        return grpc.ssl_channel_credentials(roots[0] if roots else None, key, chain)
+                context.load_cert_chain(self.own_files[0], self.own_files[1], "")
+            except (ssl.SSLError, ValueError):
+                raise ValueError(
+                    f"cannot use {' with '.join(self.own_files)}: expected a certificate and the "
+                    "key of it in PEM, the key without a password"
+                ) from None
+        return grpc.ssl_channel_credentials(roots, key, chain)
 
 
 @dataclass(frozen=True)
@@ -181,7 +186,7 @@ class Access:
     address: str = ""
     tls: TLS | None = None
     token: str | None = field(default=None, repr=False)
-    token_file: PathLike = ""
+    token_file: str = ""
     token_over_plaintext: bool = False
     trusted_keys: tuple[str, ...] = ()
     namespace: str = ""

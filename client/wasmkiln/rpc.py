@@ -120,8 +120,8 @@ class One(Generic[M]):
 class Compiled:
     """Takes the answer of a Compile."""
 
-    def __init__(self, assembly: Assembly) -> None:
-        self.assembly = assembly
+    def __init__(self, make: Callable[[], Assembly]) -> None:
+        self.assembly = make()
 
     def add(self, wire: bytes) -> None:
         """Take the next message, without a copy if it is a chunk and nothing else."""
@@ -171,8 +171,9 @@ def pause_s(error: errors.WasmkilnError, attempt: int) -> float | None:
     UNAVAILABLE: the connection failed, or the daemon shuts down. Every RPC is idempotent, so
     trying again is safe even if the daemon did the work before the connection broke.
     """
-    backoff_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(attempt - 1, 30))
-    backoff_s *= 0.5 + 0.5 * random.random()  # noqa: S311 - callers do not all come at the same moment
+    backoff_s: float = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(attempt - 1, 30))
+    # Callers do not all come at the same moment.
+    backoff_s *= 0.5 + 0.5 * random.random()  # noqa: S311
     if error.retry_after_s is not None:
         # Later than the daemon asked, never earlier, and never at once: a daemon may send 0.
         return max(0.0, error.retry_after_s) + backoff_s

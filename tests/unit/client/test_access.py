@@ -204,7 +204,7 @@ def test_files_that_are_not_what_they_should_be_are_told_at_once(tmp_path: Path)
     text.write_text("hello")
     ca = authority.ca_file
     for tls, words in (
-        (TLS(ca_file=text), "cannot use .*text: expected certificates of CAs in PEM"),
+        (TLS(ca_file=text), "cannot use .*text: expected CAs in PEM"),
         (TLS(ca, one.cert_file, two.key_file), "expected a certificate and the key of it in PEM"),
         (TLS(ca, text, one.key_file), "expected a certificate and the key of it in PEM"),
     ):
