@@ -32,7 +32,7 @@ from wasmkiln._assembly import Assembly, Phase, Progress
 from wasmkiln._compile_here import compile_within
 from wasmkiln._compression import ZSTD, package
 from wasmkiln._file_digests import identify_once
-from wasmkiln._header_fields import Call, kind_of
+from wasmkiln._header_fields import Call
 from wasmkiln._loaded import Loaded, LoadedModules
 from wasmkiln._requests import identify, is_digest
 from wasmkiln._untrusted import one_line, quoted
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from wasmkiln.host_store import CheckFiles, Entry
     from wasmkiln.rpc import Flow
     from wasmkiln.trusted_keys import KeySource
-    from wasmkiln.v1.types_pb2 import ArtifactHeader, Kind
+    from wasmkiln.v1.types_pb2 import ArtifactHeader
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -232,10 +232,7 @@ class Methods:
         """
         request = _request(engine, target, cpu, settings, accept_fast)
         request.skip_cache_lookup, request.omit_artifact = skip_cache_lookup, omit_artifact
-        deadline = self._deadline(timeout_s)
-        identified: IdentifiedModule = yield partial(identify, source)
-        call = _call(request, identified.sha256, kind_of(identified.module))
-        wanted = _Wanted(call, lambda: identified, deadline)
+        wanted = yield from self._wanted(source, request, timeout_s)
         return (yield from self._obtain(wanted, background=background, on_progress=on_progress))
 
     @method
@@ -313,10 +310,9 @@ class Methods:
         HostFileUnavailable.
         """
         if self._store.is_off:
+            why_not = "its host_store_dir, or WASMKILN_HOST_STORE_DIR, is 'none'"
             raise errors.HostFileUnavailable(
-                "this client uses no host store: its host_store_dir, or WASMKILN_HOST_STORE_DIR, "
-                "is 'none'",
-                metadata={"cause": "switched_off"},
+                f"this client uses no host store: {why_not}", metadata={"cause": "switched_off"}
             )
         request = _request(engine, target, cpu, settings)
         wanted: _Wanted = yield from self._wanted(source, request, timeout_s)
@@ -506,8 +502,9 @@ class Methods:
         """Hash the source, unless it is a file whose digest this process knows."""
         deadline = self._deadline(timeout_s)
         identified, kind = yield partial(identify_once, source)
-        call = _call(request, identified.sha256, kind)
-        return _Wanted(call, partial(_identify_again, source, identified.sha256), deadline, into)
+        request.sha256 = identified.sha256
+        call = Call(request, identified.sha256, kind)
+        return _Wanted(call, partial(_with_bytes, identified, source), deadline, into)
 
     def _obtain(
         self,
@@ -607,10 +604,7 @@ class Methods:
         """Open the file that an answer names. Where that fails, ask for no files for a while."""
         try:
             if not header.HasField("host_file"):
-                raise FileRefused(
-                    "the daemon named no file: it has no host store (host_store_bytes is 0), or "
-                    "one that is too small, or that it cannot write to, as its log then says"
-                )
+                raise FileRefused("the daemon named no file: it has no host store with room for it")
             return self._store.open_answered(call, header)
         except FileRefused:
             self._no_files_until_s = time.monotonic() + _NO_FILES_S
@@ -794,12 +788,6 @@ def _request(
     return request
 
 
-def _call(request: modules.CompileRequest, sha256: str, kind: Kind | None) -> Call:
-    """Return what a request asks for, which names its module by digest."""
-    request.sha256 = sha256
-    return Call(request, sha256, kind)
-
-
 def _in_batches(keys: Iterable[ArtifactKey | str]) -> Iterator[modules.FindMissingRequest]:
     """Yield FindMissing requests, each with no more keys and bytes than the daemon allows.
 
@@ -860,9 +848,9 @@ def _is_away(error: errors.WasmkilnError) -> bool:
     return isinstance(error, errors.DeadlineExceeded) or error.code.name == "UNAVAILABLE"
 
 
-def _identify_again(source: Source, sha256: str) -> IdentifiedModule:
-    """Return the module with its bytes. Raise OSError unless they still have this digest."""
-    identified = identify(source)
-    if identified.sha256 != sha256:
-        raise OSError(f"the file of module {sha256} changed while a call for it ran: ask again")
+def _with_bytes(known: IdentifiedModule, source: Source) -> IdentifiedModule:
+    """Return the module with its bytes. Raise OSError unless they still have its digest."""
+    identified = identify(source) if known.module is None else known
+    if identified.sha256 != known.sha256:
+        raise OSError(f"the file of module {known.sha256} changed during a call: ask again")
     return identified

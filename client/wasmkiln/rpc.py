@@ -214,11 +214,11 @@ def error_from_rpc(failure: Any, *, address: str, timeout_s: float) -> errors.Wa
     """
     from google.rpc import error_details_pb2
 
-    code, text, reason = failure.code(), failure.details() or "", ""
-    told: dict[str, Any] = {"code": code}
+    code, text = failure.code(), failure.details() or ""
+    told: dict[str, Any] = {"code": code, "reason": "", "metadata": {}}
     for detail in _details(failure):
         if isinstance(detail, error_details_pb2.ErrorInfo) and detail.domain == "wasmkiln":
-            reason, told["metadata"] = detail.reason, detail.metadata
+            told["reason"], told["metadata"] = detail.reason, detail.metadata
         elif isinstance(detail, error_details_pb2.RetryInfo):
             told["retry_after_s"] = max(0.0, seconds(detail.retry_delay))
         elif isinstance(detail, error_details_pb2.BadRequest):
@@ -226,13 +226,13 @@ def error_from_rpc(failure: Any, *, address: str, timeout_s: float) -> errors.Wa
                 errors.FieldViolation(each.field, each.description)
                 for each in detail.field_violations
             ]
-    if not reason:
-        kind, message, metadata = _without_reason(code.name, text, address, timeout_s)
-        return kind(message, metadata=metadata, **{**told, "reason": kind.REASON})
-    kind = errors.BY_REASON.get(reason, errors.WasmkilnError)
-    if kind is errors.CredentialsMissing:  # the daemon speaks to every kind of client
+    kind = errors.BY_REASON.get(told["reason"], errors.WasmkilnError)
+    if not told["reason"]:
+        kind, text, told["metadata"] = _without_reason(code.name, text, address, timeout_s)
+        told["reason"] = kind.REASON
+    elif kind is errors.CredentialsMissing:  # the daemon speaks to every kind of client
         text += " (in wasmkiln: token_file or WASMKILN_TOKEN_FILE; cert_file and key_file)"
-    return kind(text or reason, reason=reason, **told)
+    return kind(text or told["reason"] or code.name, **told)
 
 
 def _without_reason(
@@ -242,33 +242,26 @@ def _without_reason(
     metadata = {"address": address, "detail": text}
     if code == "UNAVAILABLE":
         cause = next((f" ({means})" for words, means in _CAUSES.items() if words in text), "")
-        return (
-            errors.ConnectionFailed,
-            f"no daemon answers at {address}{cause}: start one with `wasmkilnd serve`, "
-            "or set WASMKILN_ADDRESS",
-            metadata,
-        )
+        message = f"no daemon answers at {address}{cause}: start one with `wasmkilnd serve`, "
+        return errors.ConnectionFailed, message + "or set WASMKILN_ADDRESS", metadata
     if code == "DEADLINE_EXCEEDED":
         metadata = {"address": address, "timeout_s": f"{timeout_s:g}"}
         message = f"no answer from {address} within {timeout_s:g} s"
         return errors.DeadlineExceeded, message, metadata
     if code == "UNIMPLEMENTED":
-        return (
-            errors.WasmkilnError,
-            f"the daemon at {address} does not serve this call there: an older daemon has no such "
-            "call, and one with operator_listen serves evict, pin, quarantine and drain only at "
-            "those addresses",
-            metadata,
+        message = (
+            f"the daemon at {address} does not serve this call there: it is older, or serves "
+            "calls of operators only at its operator_listen"
         )
+        return errors.WasmkilnError, message, metadata
     if code == "RESOURCE_EXHAUSTED" and (too_large := _MESSAGE_TOO_LARGE.search(text)):
-        size, limit = too_large.groups()
-        metadata = {"size_bytes": size, "limit_bytes": limit} if size else {}
+        metadata = {"size_bytes": too_large[1], "limit_bytes": too_large[2]} if too_large[1] else {}
         message = f"the module is larger than the daemon accepts ({text})"
         return errors.ModuleTooLarge, message, metadata
     if code == "RESOURCE_EXHAUSTED" and "received metadata size exceeds" in text:
         message = f"cannot read the answer of {address}: its metadata is above gRPC's limit"
         return errors.UnexpectedAnswer, message, metadata
-    return errors.WasmkilnError, text or code, {}
+    return errors.WasmkilnError, text, {}
 
 
 def _details(failure: Any) -> Iterator[Message]:

@@ -421,7 +421,7 @@ def test_a_file_that_changes_meanwhile_is_told(
     monkeypatch.setattr("wasmkiln.client.identify", changed_first)
     daemon.artifact = bytes(wasmtime.Module(wasmtime.Engine(), adder).serialize())
     client = make_client(daemon.address, host_store_dir="none")
-    with pytest.raises(OSError, match="changed while a call for it ran: ask again"):
+    with pytest.raises(OSError, match="changed during a call: ask again"):
         client.module(file)
     assert client.module(file) is client.module(adder)
 
