@@ -840,11 +840,8 @@ def _digest(module_sha256: str) -> str:
 def _is_away(error: errors.WasmkilnError) -> bool:
     """Return whether a daemon cannot be reached, does not answer or shuts down.
 
-    One that answers and refuses this caller, or fails, is not away; nor is one that lets nobody in
-    with this caller's certificate.
+    One that answers and refuses this caller, or fails, is not away.
     """
-    if error.metadata.get("cause", "").startswith("client_certificate"):
-        return False
     return isinstance(error, errors.DeadlineExceeded) or error.code.name == "UNAVAILABLE"
 
 

@@ -123,11 +123,8 @@ class TLS:
     def __post_init__(self) -> None:
         """Raise ValueError for one of `cert_file` and `key_file` without the other."""
         if bool(self.cert_file) != bool(self.key_file):
-            given, missing = ("key", "cert") if self.key_file else ("cert", "key")
-            raise ValueError(
-                f"a client certificate needs both files: {given}_file is given, and "
-                f"{missing}_file is missing"
-            )
+            missing = "cert_file" if self.key_file else "key_file"
+            raise ValueError(f"a client certificate needs both of its files: {missing} is missing")
 
     @property
     def authorities(self) -> list[str]:
@@ -221,10 +218,10 @@ class Access:
             chosen = TLS() if tls and not told.tls else told.tls
             tls = None if tls is False or is_unix else chosen
         if token is None and token_file is None:
-            token, token_file = told.token, told.token_file
+            token, token_file = told.token, told.token_file or None
         if token_over_plaintext is None:
             token_over_plaintext = told.token_over_plaintext
-        credentials = _credentials(token, token_file or "")
+        credentials = _credentials(token, token_file)
         if credentials and not (tls or token_over_plaintext or is_local(address)):
             raise ValueError(
                 f"cannot send a token to {address} without TLS, since others could read it "
@@ -305,9 +302,11 @@ def _has_expired(certificate: str) -> bool:
     import ssl
 
     # Private to CPython, and there since 2.6: the standard library has no other reader of dates.
-    decode: Any = getattr(getattr(ssl, "_ssl", None), "_test_decode_cert", None)
-    until = decode(certificate)["notAfter"] if decode else ""
-    return bool(until) and ssl.cert_time_to_seconds(until) < time.time()
+    decode: Any = getattr(getattr(ssl, "_ssl", None), "_test_decode_cert", lambda _: {})
+    try:
+        return ssl.cert_time_to_seconds(decode(certificate).get("notAfter")) < time.time()
+    except (OSError, TypeError, ValueError):
+        return False
 
 
 class Connection:
@@ -493,9 +492,9 @@ def _access(name: str, given: dict[str, Any]) -> Access:
     return Access(name=name, tls=tls, **given)
 
 
-def _credentials(text: str | None, file: PathLike) -> Watched[Metadata] | None:
+def _credentials(text: str | None, file: PathLike | None) -> Watched[Metadata] | None:
     """Return the metadata that carries a token."""
-    if text is not None and file:
+    if text is not None and file is not None:
         raise ValueError(
             "there is a token and a token_file (or WASMKILN_TOKEN and WASMKILN_TOKEN_FILE): "
             "give one of them"
@@ -503,7 +502,7 @@ def _credentials(text: str | None, file: PathLike) -> Watched[Metadata] | None:
     if text is not None:
         metadata = _authorization(text, "the token")
         return Watched((), lambda: metadata)
-    if not file:
+    if file is None:
         return None
     path = _expanded(file)
     what = f"the token in {path}"

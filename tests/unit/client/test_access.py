@@ -212,5 +212,5 @@ def test_files_that_are_not_what_they_should_be_are_told_at_once(tmp_path: Path)
             Client("localhost:1", tls=tls)
     with pytest.raises(FileNotFoundError):
         Client("localhost:1", tls=TLS(ca_file=tmp_path / "none"))
-    with pytest.raises(ValueError, match="key_file is given, and cert_file is missing"):
+    with pytest.raises(ValueError, match="both of its files: cert_file is missing"):
         TLS(key_file="key")
