@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 # Hides every installed package but those that the client may need.
 PROBE = """
 import sys
+from pathlib import Path
 
 ALLOWED = {"grpc", "google", "wasmkiln", "typing_extensions", "cython_runtime"}
 
@@ -77,3 +81,20 @@ def test_every_error_is_exported() -> None:
 def test_what_is_imported_later_is_there() -> None:
     done = run("import wasmkiln; print(wasmkiln.aio.AsyncClient is wasmkiln.AsyncClient)")
     assert done.stdout == "True\n", done.stderr
+
+
+def test_the_pages_name_every_method_argument_and_error() -> None:
+    from wasmkiln import AsyncClient, Client, errors
+
+    page = (Path(__file__).parents[3] / "docs" / "how-to" / "python.md").read_text()
+    methods = [name for name in dir(Client) if not name.startswith("_") and name != "address"]
+    assert methods == [name for name in dir(AsyncClient) if name in methods]
+    named = {
+        word
+        for words in re.findall(r"^\| (`.+?`) \|", page, re.MULTILINE)
+        for word in re.findall(r"`(\w+)", words)
+    }
+    assert set(methods) | set(inspect.signature(Client).parameters) <= named
+    reference = (Path(__file__).parents[3] / "docs" / "reference" / "python.md").read_text()
+    kinds = [kind.__name__ for kind in errors.BY_REASON.values()]
+    assert [name for name in kinds if f"`{name}`" not in reference] == []
