@@ -25,41 +25,48 @@ rpc.py, an artifact in `_assembly` and `_header_fields`. Nothing that a daemon s
 without a check: `_header_fields` says why each field may be, and `_untrusted` makes texts fit to be
 shown.
 
-Importing this package needs protobuf only; a call imports grpcio and googleapis-common-protos, and
-nothing here is of the daemon. The command needs `wasmkiln[cli]`, checking attestations
-`wasmkiln[verify]`, and `Artifact.load` the engine itself.
+Importing this package imports nothing: each name is imported when it is used, `Client` with
+protobuf, and grpcio and googleapis-common-protos by its first call. Nothing here is of the daemon.
+The command needs `wasmkiln[cli]`, checking attestations `wasmkiln[verify]`, and `Artifact.load` the
+engine itself.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from wasmkiln import errors as errors
-from wasmkiln._assembly import Phase as Phase
-from wasmkiln._assembly import Progress as Progress
-from wasmkiln.artifact import Artifact as Artifact
-from wasmkiln.client import Client as Client
-from wasmkiln.credentials import TLS as TLS
-from wasmkiln.loading.chosen import engine_of as engine_of
-from wasmkiln.trusted_keys import PublicKey as PublicKey
-from wasmkiln.trusted_keys import TrustedKeys as TrustedKeys
-from wasmkiln.v1.types_pb2 import ArtifactHeader as ArtifactHeader
-from wasmkiln.v1.types_pb2 import ArtifactKey as ArtifactKey
-
 if TYPE_CHECKING:
     from wasmkiln import aio as aio
+    from wasmkiln import errors as errors
+    from wasmkiln._assembly import Phase as Phase
+    from wasmkiln._assembly import Progress as Progress
     from wasmkiln.aio import AsyncClient as AsyncClient
+    from wasmkiln.artifact import Artifact as Artifact
+    from wasmkiln.client import Client as Client
+    from wasmkiln.credentials import TLS as TLS
     from wasmkiln.errors import *  # noqa: F403 - all that errors.py defines
+    from wasmkiln.loading.chosen import engine_of as engine_of
+    from wasmkiln.trusted_keys import PublicKey as PublicKey
+    from wasmkiln.trusted_keys import TrustedKeys as TrustedKeys
+    from wasmkiln.v1.types_pb2 import ArtifactHeader as ArtifactHeader
+    from wasmkiln.v1.types_pb2 import ArtifactKey as ArtifactKey
 
     __version__: str
-else:
-    globals().update({name: each for name, each in vars(errors).items() if isinstance(each, type)})
+
+# Where each name is; all others are exceptions, in `errors`, or files.
+_HOMES = {
+    "_assembly": ("Phase", "Progress"),
+    "aio": ("AsyncClient",),
+    "artifact": ("Artifact",),
+    "client": ("Client",),
+    "credentials": ("TLS",),
+    "loading.chosen": ("engine_of",),
+    "trusted_keys": ("PublicKey", "TrustedKeys"),
+    "v1.types_pb2": ("ArtifactHeader", "ArtifactKey"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Return what takes long to import and few programs use, once one does."""
-    if name in ("aio", "AsyncClient"):
-        aio = import_module("wasmkiln.aio")
-        return aio if name == "aio" else aio.AsyncClient
+    """Return a name once a program uses it."""
     if name == "__version__":
         from importlib.metadata import PackageNotFoundError, version
 
@@ -67,4 +74,13 @@ def __getattr__(name: str) -> Any:
             return version("wasmkiln")
         except PackageNotFoundError:  # a source tree that was never installed
             return "0+unknown"
+    if not name.startswith("_"):
+        home = next((home for home, names in _HOMES.items() if name in names), "errors")
+        found = vars(import_module(f"wasmkiln.{home}"))
+        if name in found and (home != "errors" or isinstance(found[name], type)):
+            return found[name]
+        try:
+            return import_module(f"wasmkiln.{name}")
+        except ModuleNotFoundError:
+            pass
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
