@@ -54,6 +54,8 @@ _SYSTEM_CAS = (
     "/etc/pki/tls/certs/ca-bundle.crt",
     "/etc/ssl/cert.pem",
 )
+# How long a look takes whether somebody listens at a host.
+_LIMIT_S = 2.0
 # Of a small file: a token, a certificate, profiles.
 _MAX_BYTES = 1024 * 1024
 # gRPC servers refuse metadata above 8 KiB in all.
@@ -270,7 +272,7 @@ _SENTENCES = {
 }
 
 
-def explained(error: ConnectionFailed, access: Access) -> ConnectionFailed:
+def explained(error: ConnectionFailed, access: Access, timeout_s: float) -> ConnectionFailed:
     """Return an error that says what of TLS is wrong, or the given one where gRPC does not tell.
 
     `metadata["cause"]` is a word for it.
@@ -279,6 +281,8 @@ def explained(error: ConnectionFailed, access: Access) -> ConnectionFailed:
     cause = next((_CAUSES[words] for words in _CAUSES if words in detail), "")
     # A connection that ended before the daemon spoke HTTP/2: gRPC's servers send no alert.
     ended = any(words in detail for words in ("Socket closed", "Connection reset", "ALERT"))
+    if "Connection refused" in detail and not access.tls and timeout_s > 0:
+        ended = _is_taken(access.address, min(timeout_s, _LIMIT_S))
     if not cause and "failed to connect" in detail and ended:
         if access.tls is None:
             cause = "" if access.address.startswith("unix") else "speaks_tls"
@@ -296,6 +300,20 @@ def explained(error: ConnectionFailed, access: Access) -> ConnectionFailed:
         own=tls.cert_file,
     )
     return ConnectionFailed(message, metadata={**error.metadata, "cause": cause})
+
+
+def _is_taken(address: str, timeout_s: float) -> bool:
+    """Return whether a host takes connections, of whose addresses gRPC tells that one does not."""
+    import socket
+
+    host, _, port = address.rpartition(":")
+    if not _PLACE.fullmatch(address) or re.fullmatch(r"[0-9.]+|\[.*\]", host):
+        return False  # an address, of which gRPC's word counts
+    try:
+        socket.create_connection((host, int(port)), timeout_s).close()
+    except OSError:
+        return False
+    return True
 
 
 def _has_expired(certificate: str) -> bool:

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -154,12 +155,12 @@ def call(
         except grpc.RpcError as failure:
             error = error_from_rpc(failure, address=access.address, timeout_s=deadline.timeout_s)
         # Outside of the except block: otherwise the raised error would keep the RpcError alive.
-        lasts = attempt >= max_attempts
-        if isinstance(error, errors.ConnectionFailed):
-            lasts |= any(words in error.metadata["detail"] for words in _LASTING)
-            error = explained(error, access)
-        wait_s = pause_s(error, attempt)
-        if lasts or wait_s is None or wait_s >= deadline.remaining_s():
+        wait_s = pause_s(error, attempt) if attempt < max_attempts else None
+        left_s = deadline.remaining_s()
+        lasts = any(words in error.metadata.get("detail", "") for words in _LASTING)
+        if lasts or wait_s is None or wait_s >= left_s:
+            if isinstance(error, errors.ConnectionFailed):
+                error = yield partial(explained, error, access, left_s)
             raise error
         yield wait_s
 
