@@ -281,7 +281,7 @@ def explained(error: ConnectionFailed, access: Access, timeout_s: float) -> Conn
     cause = next((_CAUSES[words] for words in _CAUSES if words in detail), "")
     # A connection that ended before the daemon spoke HTTP/2: gRPC's servers send no alert.
     ended = any(words in detail for words in ("Socket closed", "Connection reset", "ALERT"))
-    if "Connection refused" in detail and not access.tls and timeout_s > 0:
+    if "Connection refused" in detail and timeout_s > 0:
         ended = _is_taken(access.address, min(timeout_s, _LIMIT_S))
     if not cause and "failed to connect" in detail and ended:
         if access.tls is None:
