@@ -37,7 +37,7 @@ CROWD = -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 RELEASED := v0.6.0.binpb
 
 .DEFAULT_GOAL := help
-.PHONY: help install engines run demo test unit watch check hooks format protos dist-protos dist publish client docs site lock audit bench faults soak attack fuzz verdicts hostile test-polyglot test-operators pictures clean
+.PHONY: help install engines run demo test unit watch check hooks format protos dist-protos dist publish docs site lock audit bench faults soak attack fuzz verdicts hostile test-polyglot test-operators pictures clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -109,8 +109,8 @@ check: $(VENV)/.dev ## format, lint, types, imports, contract, whether generated
 	@$(BIN)/python scripts/version.py
 	@cd protos && ../$(BIN)/buf lint
 	@cd protos && ../$(BIN)/buf breaking --against $(RELEASED)
-	@$(MAKE) --no-print-directory protos client docs
-	@git diff --exit-code -- client/wasmkiln/v1 client/wasmkiln/client.py client/wasmkiln/_blocking_*.py docs/reference/configuration.md docs/reference/wasmkiln*.md docs/reference/rpcs*.md docs/reference/messages*.md man deploy/helm/wasmkiln/values.schema.json || { echo "generated files were not fresh: they are now; commit them" >&2; exit 1; }
+	@$(MAKE) --no-print-directory protos docs
+	@git diff --exit-code -- client/wasmkiln/v1 docs/reference/configuration.md docs/reference/wasmkiln*.md docs/reference/rpcs*.md docs/reference/messages*.md man deploy/helm/wasmkiln/values.schema.json || { echo "generated files were not fresh: they are now; commit them" >&2; exit 1; }
 
 hooks: $(VENV)/.dev ## have git run `make check` before each commit
 	@$(BIN)/pre-commit install
@@ -130,10 +130,6 @@ dist: $(VENV)/.dev ## build all files of a release, in dist/
 
 publish: $(VENV)/.dev $(TOOLS)/.tools ## publish a release, after checks and a question (ARGS=--dry-run)
 	@$(BIN)/python -m scripts.publish --uv $(TOOLS)/bin/uv $(ARGS)
-
-client: $(VENV)/.dev ## generate the blocking client from the one for asyncio
-	@$(BIN)/python scripts/blocking_client.py
-	@$(BIN)/ruff format --quiet client/wasmkiln/client.py client/wasmkiln/_blocking_*.py
 
 docs: $(VENV)/.dev ## generate reference pages, man pages and what the chart knows of settings
 	@sed -i '/^| key |/,$$d' docs/reference/configuration.md

@@ -8,152 +8,64 @@
 
 What callers use is public and exported here:
 
-    client, aio     Client and AsyncClient; their methods for operators are in `_aio_operations`.
-                    client.py and each `_blocking_*` is generated (`make client`).
+    client, aio     Client and AsyncClient; every method is written once, in client.py
     artifact        Artifact: bytes and header; save, open, verify, load
     attestation     who signed an artifact, what that states, and which keys a caller trusts
-    access/         the way to a daemon: TLS, tokens, profiles
+    credentials     the way to a daemon: address, TLS, tokens, profiles
     errors          one exception for each reason of the contract
     loading         put an artifact into the engine of this interpreter
     host_store      artifacts in files that a daemon of this machine keeps, to map them
     shared          what the daemon knows too: fingerprints, the host store's layout
     cli/            the `wasmkiln` command
 
-How a call runs, from the outside in: a client hands the arguments to `_calls`, which builds
-requests (`_requests`), yields the steps of a flow (`_flow`: deadline, attempts), and checks
-each answer before it is used (`_methods`; for a compile `artifact`). The
-client performs the steps over its transport (`_transports`); `_status` turns a failed step
-into an exception. `_modules` goes from a module's source to one that is loaded, by the shortest
-way that works: loaded before, host store, daemon, this process's own engine. Nothing that a
-daemon sends is believed without a check; `_untrusted` makes texts fit to be shown.
+How a call runs, from the outside in: a method of client.py builds a request and yields the steps
+of a flow (rpc.py: deadline, attempts, errors), which `Client` or `AsyncClient` performs over the
+channel of credentials.py. Each answer is checked before it is used: what every answer promises in
+rpc.py, an artifact in artifact.py and `_header_fields`. Nothing that a daemon sends is believed
+without a check: `_header_fields` says why each field may be, and `_untrusted` makes texts fit to be
+shown.
 
-Importing this package needs grpcio, protobuf and googleapis-common-protos only, and nothing
-of the daemon. The command needs `wasmkiln[cli]`, checking attestations `wasmkiln[verify]`,
-and `Artifact.load` the engine itself.
+Importing this package imports nothing: each name is imported when it is used, `Client` with
+protobuf, and grpcio and googleapis-common-protos by its first call. Nothing here is of the daemon.
+The command needs `wasmkiln[cli]`, checking attestations `wasmkiln[verify]`, and `Artifact.load` the
+engine itself.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from wasmkiln import _quiet as _quiet
-
 if TYPE_CHECKING:
     from wasmkiln import aio as aio
-    from wasmkiln.access import TLS
-    from wasmkiln.aio import AsyncClient
-    from wasmkiln.artifact import Artifact, Phase, Progress
-    from wasmkiln.attestation import PublicKey, TrustedKeys
-    from wasmkiln.client import Client
-    from wasmkiln.errors import (
-        ArtifactMismatch,
-        ArtifactTooLarge,
-        AttestationInvalid,
-        CompileMemoryLimit,
-        CompileQueueFull,
-        CompilerCrashed,
-        CompileTimeout,
-        ConnectionFailed,
-        CredentialsInvalid,
-        CredentialsMissing,
-        DeadlineExceeded,
-        DigestMismatch,
-        EngineLacksFeature,
-        EngineNotInstalled,
-        EngineRemoved,
-        EngineUnknown,
-        FieldViolation,
-        HostFileUnavailable,
-        IncompatibleEngine,
-        InternalFailure,
-        InvalidRequest,
-        ModuleInvalid,
-        ModuleNotLoaded,
-        ModulePinned,
-        ModuleQuarantined,
-        ModuleTooLarge,
-        NotWasm,
-        PinsFull,
-        QuotaExceeded,
-        RoleMissing,
-        ServerDraining,
-        SettingUnknown,
-        TargetUnsupported,
-        UnexpectedAnswer,
-        VerificationNotInstalled,
-        WasmkilnError,
-        WorkerUnavailable,
-    )
-    from wasmkiln.loading import engine_of
-    from wasmkiln.v1.types_pb2 import ArtifactHeader, ArtifactKey
+    from wasmkiln import errors as errors
+    from wasmkiln.aio import AsyncClient as AsyncClient
+    from wasmkiln.artifact import Artifact as Artifact
+    from wasmkiln.artifact import Phase as Phase
+    from wasmkiln.artifact import Progress as Progress
+    from wasmkiln.attestation import PublicKey as PublicKey
+    from wasmkiln.attestation import TrustedKeys as TrustedKeys
+    from wasmkiln.client import Client as Client
+    from wasmkiln.credentials import TLS as TLS
+    from wasmkiln.errors import *  # noqa: F403 - all that errors.py defines
+    from wasmkiln.loading import engine_of as engine_of
+    from wasmkiln.v1.types_pb2 import ArtifactHeader as ArtifactHeader
+    from wasmkiln.v1.types_pb2 import ArtifactKey as ArtifactKey
 
     __version__: str
 
-# Where each name is; all others are exceptions, in `errors`.
+# Where each name is; all others are exceptions, in `errors`, or files.
 _HOMES = {
-    "access": ("TLS",),
     "aio": ("AsyncClient",),
     "artifact": ("Artifact", "Phase", "Progress"),
     "attestation": ("PublicKey", "TrustedKeys"),
     "client": ("Client",),
+    "credentials": ("TLS",),
     "loading": ("engine_of",),
     "v1.types_pb2": ("ArtifactHeader", "ArtifactKey"),
 }
 
-__all__ = [
-    "TLS",
-    "Artifact",
-    "ArtifactHeader",
-    "ArtifactKey",
-    "ArtifactMismatch",
-    "ArtifactTooLarge",
-    "AsyncClient",
-    "AttestationInvalid",
-    "Client",
-    "CompileMemoryLimit",
-    "CompileQueueFull",
-    "CompileTimeout",
-    "CompilerCrashed",
-    "ConnectionFailed",
-    "CredentialsInvalid",
-    "CredentialsMissing",
-    "DeadlineExceeded",
-    "DigestMismatch",
-    "EngineLacksFeature",
-    "EngineNotInstalled",
-    "EngineRemoved",
-    "EngineUnknown",
-    "FieldViolation",
-    "HostFileUnavailable",
-    "IncompatibleEngine",
-    "InternalFailure",
-    "InvalidRequest",
-    "ModuleInvalid",
-    "ModuleNotLoaded",
-    "ModulePinned",
-    "ModuleQuarantined",
-    "ModuleTooLarge",
-    "NotWasm",
-    "Phase",
-    "PinsFull",
-    "Progress",
-    "PublicKey",
-    "QuotaExceeded",
-    "RoleMissing",
-    "ServerDraining",
-    "SettingUnknown",
-    "TargetUnsupported",
-    "TrustedKeys",
-    "UnexpectedAnswer",
-    "VerificationNotInstalled",
-    "WasmkilnError",
-    "WorkerUnavailable",
-    "__version__",
-    "engine_of",
-]
-
 
 def __getattr__(name: str) -> Any:
-    """Return a name once a program uses it: the daemon needs a few files of this package only."""
+    """Return a name once a program uses it."""
     if name == "__version__":
         from importlib.metadata import PackageNotFoundError, version
 
@@ -161,10 +73,11 @@ def __getattr__(name: str) -> Any:
             return version("wasmkiln")
         except PackageNotFoundError:  # a source tree that was never installed
             return "0+unknown"
-    if name in __all__:
-        home = next((home for home, names in _HOMES.items() if name in names), "errors")
-        return globals().setdefault(name, getattr(import_module(f"wasmkiln.{home}"), name))
     if not name.startswith("_"):
+        home = next((home for home, names in _HOMES.items() if name in names), "errors")
+        found = vars(import_module(f"wasmkiln.{home}"))
+        if name in found and (home != "errors" or isinstance(found[name], type)):
+            return globals().setdefault(name, found[name])
         try:
             return import_module(f"wasmkiln.{name}")
         except ModuleNotFoundError:

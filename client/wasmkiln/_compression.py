@@ -1,4 +1,4 @@
-"""zstd on the wire: whether to ask for it, and how to decode what a daemon sends.
+"""zstd on the wire: how to decode what a daemon sends.
 
 Nothing of a stream is trusted. The decoder never makes more than the header's `size_bytes`, and
 never needs more than a window of 8 MiB; whatever else a stream is, it is an ArtifactMismatch.
@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from wasmkiln._settings import choose_switch
 from wasmkiln._untrusted import quoted
-from wasmkiln.access.places import is_local
 from wasmkiln.errors import ArtifactMismatch
 
 if TYPE_CHECKING:
@@ -27,23 +25,8 @@ _MOST_ADDED = 64
 _ADDED_BYTES = 64 * 1024
 
 
-def choose_encodings(argument: bool | None, address: str) -> tuple[str, ...]:
-    """Return the encodings to ask a daemon at `address` for.
-
-    `argument` wins over WASMKILN_COMPRESSION. Without either, ask for zstd where the package
-    `zstandard` can be imported and the daemon is on another machine: on this one, decoding takes
-    longer than the bytes. Raise ValueError for another value of the variable, and where zstd is
-    wanted and the package is missing.
-    """
-    wanted = choose_switch("WASMKILN_COMPRESSION") if argument is None else argument
-    if wanted is None:
-        return (ZSTD,) if not is_local(address) and _package() else ()
-    if wanted and not _package():
-        raise ValueError("compression needs zstandard: pip install 'wasmkiln[zstd]'")
-    return (ZSTD,) if wanted else ()
-
-
-def _package() -> Any:
+def package() -> Any:
+    """Return the module `zstandard`, or None where it is not installed."""
     try:
         import zstandard
     except ImportError:
@@ -59,7 +42,7 @@ class Decoder:
     """
 
     def __init__(self, encoding: str, size_bytes: int, take: Callable[[bytes], None]) -> None:
-        zstandard = _package()
+        zstandard = package()
         if encoding != ZSTD or zstandard is None:
             raise ArtifactMismatch(f"cannot decode bytes in the encoding {quoted(encoding)}")
         self._left_bytes = size_bytes + size_bytes // _MOST_ADDED + _ADDED_BYTES

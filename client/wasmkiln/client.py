@@ -1,30 +1,631 @@
-"""The blocking client, generated from aio.py: edit that and run `make client`."""
+"""The client of a daemon: each method once, as a flow of steps, which `Client` performs.
+
+`AsyncClient` (aio.py) has the same methods and performs the same steps in an event loop. rpc.py
+says what a step is. Nothing that a daemon sends is believed without a check: see artifact.py.
+
+How `module` finds a module, by the shortest way that works:
+
+1. loaded before by this client      nothing but a look into a dictionary
+2. the host store of this machine    no call; the engine maps the file
+3. the daemon                        it names a file of its host store, or sends the bytes
+4. the engine of this process        only with fallback="compile"
+
+A step that fails for a reason that the next one can heal is a miss, which the logger "wasmkiln"
+mentions at the level DEBUG; that a module is compiled here, it mentions as a warning.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+import os
+import time
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial, wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, overload
 
-from wasmkiln._blocking_operations import Operations
-from wasmkiln._calls import Calls
-from wasmkiln._modules import Modules
-from wasmkiln._requests import compile_request
-from wasmkiln.access import Access
+from wasmkiln import errors, loading, rpc
+from wasmkiln._compression import ZSTD, package
+from wasmkiln._file_digests import identify_once
+from wasmkiln._header_fields import Call
+from wasmkiln._requests import identify, is_digest
+from wasmkiln._untrusted import one_line, quoted
+from wasmkiln.artifact import Assembly, Phase, Progress
+from wasmkiln.attestation import TrustedKeys
+from wasmkiln.credentials import Access, Connection, choose_switch, is_local
+from wasmkiln.host_store import FileChecks, HostStore
+from wasmkiln.host_store import Refused as FileRefused
+from wasmkiln.loading import Loaded, LoadedModules, compile_within, load_verified
+from wasmkiln.shared import parse_bytes
+from wasmkiln.v1 import admin_service_pb2 as admin
+from wasmkiln.v1 import module_service_pb2 as modules
+from wasmkiln.v1.types_pb2 import ArtifactKey
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterable, Mapping
-    from pathlib import Path
-    from typing import Any, Literal
+    from typing import Self
 
-    from wasmkiln._requests import Source
-    from wasmkiln.access import TLS
+    from google.protobuf.message import Message
+
+    from wasmkiln._requests import IdentifiedModule, Source
     from wasmkiln.artifact import Artifact, ProgressCallback
-    from wasmkiln.attestation import KeySource, TrustedKeys
-    from wasmkiln.host_store import CheckFiles
-    from wasmkiln.v1.module_service_pb2 import LoadResponse
+    from wasmkiln.attestation import KeySource
+    from wasmkiln.credentials import TLS, Metadata
+    from wasmkiln.host_store import CheckFiles, Entry
+    from wasmkiln.rpc import Flow
+    from wasmkiln.v1.types_pb2 import ArtifactHeader
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Settings = Mapping[str, str] | None
+
+_log = logging.getLogger("wasmkiln")
+
+# A year. gRPC counts nanoseconds in 64 bits, and reads a number that does not fit as the past.
+MAX_TIMEOUT_S = 365 * 24 * 3600
+# Four times the default limit of a daemon.
+DEFAULT_MAX_ARTIFACT_BYTES = 1024**3
+
+# The daemon refuses more keys in one call, and more bytes; see FindMissing in module_service.proto.
+FIND_MISSING_KEYS = 10_000
+FIND_MISSING_BYTES = 2 * 1024 * 1024
+# A daemon puts no larger artifact into its header's message; see module_service.proto.
+_INLINE_LIMIT_BYTES = 65_536
+# How long a client that could not open a file which the daemon named asks for bytes.
+_NO_FILES_S = 60.0
+# How long a call whose caller has fast code already may look for optimised code.
+_LOOK_S = 5.0
+_ADVICE = "pass the `settings` that `into` was made with, or leave out `into`"
+_HEALTH = ("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")
+# Why a file of the host store is not used.
+_MISSES = (FileRefused, errors.IncompatibleEngine, OSError)
 
 
-class Client(Operations):
+class method(Generic[P, T]):  # noqa: N801
+    """Makes a method of a flow: `Client` returns what the flow returns, `AsyncClient` awaits it."""
+
+    def __init__(self, flow: Callable[Concatenate[Any, P], Flow[T]]) -> None:
+        @wraps(flow)
+        def run(client: Any, *arguments: P.args, **options: P.kwargs) -> Any:
+            return client._run(flow(client, *arguments, **options))
+
+        self._run: Any = run
+
+    @overload
+    def __get__(self, client: None, owner: Any) -> Callable[..., Any]: ...
+    @overload
+    def __get__(self, client: Client, owner: Any) -> Callable[P, T]: ...
+    @overload
+    def __get__(self, client: Methods, owner: Any) -> Callable[P, Coroutine[Any, Any, T]]: ...
+    def __get__(self, client: Methods | None, owner: Any) -> Callable[..., Any]:
+        """Return the method of a client."""
+        bound: Callable[..., Any] = self._run.__get__(client, owner)
+        return bound
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A module that a call asks for: `read` returns it with its bytes, `into` loads it."""
+
+    call: Call
+    read: Callable[[], IdentifiedModule]
+    deadline: rpc.Deadline
+    into: Any = None
+
+
+class Methods:
+    """What `Client` and `AsyncClient` have in common: arguments, methods and errors."""
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        profile: str | None = None,
+        tls: TLS | bool | None = None,
+        token: str | None = None,
+        token_file: str | os.PathLike[str] | None = None,
+        token_over_plaintext: bool | None = None,
+        namespace: str | None = None,
+        timeout_s: float | None = None,
+        max_attempts: int = 3,
+        trusted_keys: TrustedKeys | KeySource | Iterable[KeySource] | None = None,
+        max_artifact_bytes: int | None = None,
+        host_store_dir: str | os.PathLike[str] | None = None,
+        check_files: CheckFiles | None = None,
+        compression: bool | None = None,
+    ) -> None:
+        if max_attempts < 1:
+            raise ValueError("max_attempts has to be at least 1")
+        self._access = Access.choose(
+            address, profile, tls, token, token_file, token_over_plaintext, namespace
+        )
+        self._connection = Connection(self._access)
+        self._timeout_s = choose_timeout_s(timeout_s)
+        self._max_attempts = max_attempts
+        if trusted_keys is None:
+            trusted_keys = self._access.trusted_keys or None
+        keys = TrustedKeys.choose(trusted_keys)
+        max_bytes = choose_max_artifact_bytes(max_artifact_bytes)
+        self._assembly = partial(Assembly, max_bytes=max_bytes, trusted_keys=keys)
+        self._encodings = choose_encodings(compression, self._access.address)
+        self._store = HostStore(host_store_dir, self._access.namespace)
+        self._checks = FileChecks(check_files, keys)
+        self._loaded = LoadedModules()
+        self._no_files_until_s = 0.0
+
+    @property
+    def address(self) -> str:
+        """The daemon's address."""
+        return self._access.address
+
+    @method
+    def load(
+        self,
+        source: Source,
+        *,
+        expected_sha256: str | None = None,
+        engine: str | None = None,
+        background: bool = False,
+        timeout_s: float | None = None,
+    ) -> Flow[modules.LoadResponse]:
+        """Upload a module, which the daemon validates and stores. Idempotent.
+
+        `source` is a path or the module's bytes. `background` lets calls without it go first.
+
+        Raise OSError when the path cannot be read, and NotWasm, ModuleTooLarge, DigestMismatch,
+        ModuleInvalid, EngineUnknown, EngineLacksFeature, CompileTimeout, CompileMemoryLimit,
+        CompilerCrashed or, for a component, ModuleQuarantined.
+        """
+        deadline = self._deadline(timeout_s)
+        identified: IdentifiedModule = yield partial(identify, source)
+        sha256, wasm = identified.sha256, identified.module
+        if wasm is None:
+            raise ValueError("load needs a module's bytes or path; a digest has no bytes")
+        request = modules.LoadRequest(module=wasm, expected_sha256=expected_sha256, engine=engine)
+        metadata = _about(sha256, background=background)
+        answer = yield from self._ask(request, modules.LoadResponse, deadline, metadata)
+        if (answer.sha256, answer.size_bytes) != (sha256, len(wasm)):
+            raise errors.UnexpectedAnswer(
+                f"loaded module {sha256} of {len(wasm)} bytes, and the daemon's answer is about "
+                f"{quoted(answer.sha256) or 'none'} of {answer.size_bytes} bytes"
+            )
+        return answer
+
+    @method
+    def compile(
+        self,
+        source: Source,
+        *,
+        engine: str | None = None,
+        target: str | None = None,
+        cpu: str | None = None,
+        settings: Settings = None,
+        skip_cache_lookup: bool = False,
+        omit_artifact: bool = False,
+        accept_fast: bool = False,
+        background: bool = False,
+        timeout_s: float | None = None,
+        on_progress: ProgressCallback | None = None,
+    ) -> Flow[Artifact]:
+        """Return a module's artifact, compiled now or before, with its digest verified.
+
+        `source` is a path, the module's bytes, or its SHA-256 as 64 lowercase hexadecimal
+        digits. The client asks by digest first, and uploads the module only when the daemon
+        does not have it. The daemon has a default for every argument left out. With
+        `skip_cache_lookup` the daemon compiles even if a tier holds the artifact. With
+        `omit_artifact` the result has a header and no bytes. `background`, for warming, lets
+        calls without it go first, until one of those asks for the same artifact. With
+        `accept_fast` the artifact may be one of the engine's fast compiler (`header.is_fast`),
+        while the daemon compiles the optimised one: ask again later. `on_progress`
+        is called in this thread.
+
+        Raise OSError when the path cannot be read, ModuleNotLoaded for an unknown digest,
+        ArtifactMismatch when the artifact differs from the call or from its header,
+        AttestationInvalid when there are trusted keys and none of them signed it, the errors of
+        `load` but DigestMismatch, and TargetUnsupported, SettingUnknown, ModuleQuarantined or
+        ArtifactTooLarge (the limit of the daemon, or `max_artifact_bytes`).
+        """
+        request = _request(engine, target, cpu, settings, accept_fast)
+        request.skip_cache_lookup, request.omit_artifact = skip_cache_lookup, omit_artifact
+        wanted = yield from self._wanted(source, request, timeout_s)
+        return (yield from self._obtain(wanted, background=background, on_progress=on_progress))
+
+    @method
+    def module(
+        self,
+        source: Source,
+        *,
+        engine: str | None = None,
+        target: str | None = None,
+        cpu: str | None = None,
+        settings: Settings = None,
+        into: Any = None,
+        fallback: Literal["compile"] | None = None,
+        accept_fast: bool = False,
+        timeout_s: float | None = None,
+    ) -> Flow[Any]:
+        """Return a module, loaded into an engine of this process and ready to instantiate.
+
+        Return what this client loaded before; else map the artifact's file in this machine's
+        host store, without a call; else ask the daemon for a file to map, or for the bytes.
+        With `fallback="compile"`, compile in this process when the daemon cannot be reached, does
+        not answer or shuts down; it gets one attempt and half of the time.
+        After `timeout_s` the call raises DeadlineExceeded, but the compile goes on in its thread.
+
+        The arguments are those of `compile`, but the engine is that of `into`, a
+        `wasmtime.Engine` or `wasmer.Store`, or else wasmtime where it is installed, or wasmer; of
+        several versions that the host store knows, the newest that this process can load.
+        Without `into`, `wasmkiln.engine_of(module)` is the engine, to make a Store with. The
+        client keeps the 128 modules used last, and digests of unchanged files. With `accept_fast`
+        and without `into`, the code may be a fast compiler's; a later call, at most one a second,
+        looks for the optimised code, and returns that.
+
+        Loading is running code: see `check_files`. Raise the errors of `compile` and `load`.
+        """
+        if fallback not in (None, "compile"):
+            raise ValueError(f"fallback is 'compile' or None, not {fallback!r}")
+        if accept_fast and into is not None:
+            raise ValueError(
+                "with accept_fast the engine depends on the artifact: leave out `into`, and use "
+                "wasmkiln.engine_of(module)"
+            )
+        engine = engine or loading.engine_name(into)
+        request = _request(engine, target, cpu, settings, accept_fast)
+        wanted: _Wanted = yield from self._wanted(source, request, timeout_s, into)
+        asked = (engine, request.target, request.cpu, *sorted(request.settings.items()))
+        key = wanted.call.module_sha256, *asked
+        held = self._loaded.get(key, into)
+        if held and (accept_fast or not held.is_fast) and not held.look_again():
+            return held.module
+        loaded: Loaded | None = yield from self._from_store(wanted)
+        request.engine = self._store.engine_id(engine, loading.fits)
+        if loaded is None and accept_fast:
+            loaded = yield from self._fast(wanted, held)
+        if loaded is None and fallback is None:
+            loaded = yield from self._from_daemon(wanted)
+        elif loaded is None:
+            loaded = yield from self._from_daemon_or_here(wanted, engine)
+        return self._loaded.put(key, into, loaded)
+
+    @method
+    def host_file(
+        self,
+        source: Source,
+        *,
+        engine: str | None = None,
+        target: str | None = None,
+        cpu: str | None = None,
+        settings: Settings = None,
+        timeout_s: float | None = None,
+    ) -> Flow[Path]:
+        """Return the path of a module's artifact in this machine's host store.
+
+        It was checked as `check_files` says; docs/how-to/map-artifacts.md says how to open it. The
+        daemon compiles what is not there yet. Raise the errors of `compile`, and
+        HostFileUnavailable.
+        """
+        if self._store.is_off:
+            why_not = "its host_store_dir, or WASMKILN_HOST_STORE_DIR, is 'none'"
+            raise errors.HostFileUnavailable(
+                f"this client uses no host store: {why_not}", metadata={"cause": "switched_off"}
+            )
+        request = _request(engine, target, cpu, settings)
+        wanted: _Wanted = yield from self._wanted(source, request, timeout_s)
+        opening = partial(self._store.open, wanted.call, lambda *_: True)
+        path: Path
+        try:
+            path = yield partial(self._path_of, opening)
+            return path
+        except _MISSES as why:
+            _log.debug("not from the host store: %s", why)
+        request.accept_host_file = True
+        header = (yield from self._obtain(wanted)).header
+        try:
+            path = yield partial(self._path_of, partial(self._open_answered, wanted.call, header))
+            return path
+        except _MISSES as why:
+            detail = one_line(str(why))
+            cause = "refused" if header.HasField("host_file") else "not_named"
+            raise errors.HostFileUnavailable(
+                f"the daemon at {self.address} has the artifact of {header.size_bytes:,} bytes, "
+                f"and this client has no file of it: {detail}",
+                metadata={"cause": cause, "detail": detail},
+            ) from why
+
+    @method
+    def stats(self, *, timeout_s: float | None = None) -> Flow[modules.StatsResponse]:
+        """Return the daemon's counters since its start, and percentiles of its latest calls."""
+        return self._ask(modules.StatsRequest(), modules.StatsResponse, timeout_s)
+
+    @method
+    def capabilities(
+        self, *, timeout_s: float | None = None
+    ) -> Flow[modules.GetCapabilitiesResponse]:
+        """Return the engines, targets, cpus, settings and limits of the daemon."""
+        request = modules.GetCapabilitiesRequest()
+        return self._ask(request, modules.GetCapabilitiesResponse, timeout_s)
+
+    @method
+    def find_missing(
+        self, keys: Iterable[ArtifactKey | str], *, timeout_s: float | None = None
+    ) -> Flow[list[ArtifactKey]]:
+        """Return the keys whose artifact no tier holds, in the order given.
+
+        A digest stands for the default engine's artifact. The client asks in batches of as many
+        keys as the daemon allows. Raise EngineUnknown, TargetUnsupported or SettingUnknown.
+        """
+        deadline = self._deadline(timeout_s)
+        missing: list[ArtifactKey] = []
+        for request in _in_batches(keys):
+            answer = yield from self._ask(request, modules.FindMissingResponse, deadline)
+            asked = iter(request.keys)
+            for named in answer.missing:
+                if named not in asked:  # which takes what comes before it: the order counts
+                    name = quoted(named.module_sha256) or "none"
+                    raise errors.UnexpectedAnswer(
+                        f"the daemon reports a missing key that was not asked about: module {name}"
+                    )
+                missing.append(named)
+        return missing
+
+    @method
+    def evict(
+        self,
+        *,
+        module_sha256: str | None = None,
+        engine: str | None = None,
+        everything: bool = False,
+        tier: Literal["memory", "host_store", "redis"] | None = None,
+        timeout_s: float | None = None,
+    ) -> Flow[admin.EvictResponse]:
+        """Remove the artifacts of a module, of an engine, or all, from one tier or from every one.
+
+        What is pinned stays, and is counted in `pinned`; for a pinned module, raise ModulePinned.
+        Raise ValueError unless exactly one of the three scopes is given.
+        """
+        scope = _scope(module_sha256=module_sha256, engine=engine, all=everything)
+        request = admin.EvictRequest(tier=f"TIER_{(tier or 'unspecified').upper()}", **scope)
+        return self._ask(request, admin.EvictResponse, timeout_s)
+
+    @method
+    def quarantined(self, *, timeout_s: float | None = None) -> Flow[admin.ListQuarantineResponse]:
+        """Return the modules that the daemon refuses because they broke a compiler."""
+        return self._ask(admin.ListQuarantineRequest(), admin.ListQuarantineResponse, timeout_s)
+
+    @method
+    def release(
+        self,
+        module_sha256: str | None = None,
+        *,
+        everything: bool = False,
+        timeout_s: float | None = None,
+    ) -> Flow[admin.ReleaseQuarantineResponse]:
+        """Release one module, or every one, from quarantine, and forget its failures.
+
+        Raise ValueError unless exactly one scope is given.
+        """
+        scope = _scope(module_sha256=module_sha256, all=everything)
+        request = admin.ReleaseQuarantineRequest(**scope)
+        return self._ask(request, admin.ReleaseQuarantineResponse, timeout_s)
+
+    @method
+    def pin(self, module_sha256: str, *, timeout_s: float | None = None) -> Flow[admin.PinResponse]:
+        """Keep a module and all of its artifacts, now and later, whatever else needs room.
+
+        Raise ModuleNotLoaded if no tier knows the module, PinsFull if there are too many pins,
+        and ValueError for what is no digest.
+        """
+        request = admin.PinRequest(module_sha256=_digest(module_sha256))
+        return self._ask(request, admin.PinResponse, timeout_s)
+
+    @method
+    def unpin(
+        self, module_sha256: str, *, timeout_s: float | None = None
+    ) -> Flow[admin.UnpinResponse]:
+        """Unpin a module: its entries live as long as others from now on.
+
+        Raise ValueError for what is no digest.
+        """
+        request = admin.UnpinRequest(module_sha256=_digest(module_sha256))
+        return self._ask(request, admin.UnpinResponse, timeout_s)
+
+    @method
+    def pins(self, *, timeout_s: float | None = None) -> Flow[admin.ListPinsResponse]:
+        """Return the pinned modules, and what each tier has of them."""
+        return self._ask(admin.ListPinsRequest(), admin.ListPinsResponse, timeout_s)
+
+    @method
+    def drain(
+        self, grace_s: float | None = None, *, timeout_s: float | None = None
+    ) -> Flow[admin.DrainResponse]:
+        """End the daemon, as SIGTERM does. Return at once, before it has ended.
+
+        New calls then raise ServerDraining. Running calls have `grace_s` seconds to finish;
+        without it, the daemon's own shutdown_grace_s. A second call can only shorten the time:
+        0 ends them at once. Raise ValueError for a negative grace.
+        """
+        request = admin.DrainRequest()
+        if grace_s is not None:
+            if not 0 <= grace_s <= MAX_TIMEOUT_S:
+                raise ValueError("grace_s is a number of seconds, 0 or more")
+            request.grace.FromNanoseconds(int(grace_s * 1e9))
+        return self._ask(request, admin.DrainResponse, timeout_s)
+
+    @method
+    def health(self, service: str = "", *, timeout_s: float | None = None) -> Flow[str]:
+        """Return the health of the daemon or of one service: "SERVING", "NOT_SERVING", …
+
+        Raise WasmkilnError with the code NOT_FOUND for a service that the daemon does not have.
+        """
+        from google.protobuf.wrappers_pb2 import Int32Value, StringValue
+
+        # On the wire, HealthCheckRequest{string service = 1} and HealthCheckResponse{enum status
+        # = 1} look like these, so the client needs no other package.
+        health = "/grpc.health.v1.Health/Check"
+        asked = StringValue(value=service)
+        status = (yield from self._ask(asked, Int32Value, timeout_s, path=health)).value
+        return _HEALTH[status] if 0 <= status < len(_HEALTH) else f"STATUS_{status}"
+
+    def _deadline(self, timeout_s: float | None) -> rpc.Deadline:
+        return rpc.Deadline(self._timeout_s if timeout_s is None else choose_timeout_s(timeout_s))
+
+    def _ask(
+        self,
+        request: Message,
+        kind: type[rpc.M],
+        deadline: rpc.Deadline | float | None,
+        metadata: Metadata | None = None,
+        path: str = "",
+    ) -> Flow[rpc.M]:
+        """Call the method that answers with a message of this kind, and return that."""
+        if not isinstance(deadline, rpc.Deadline):
+            deadline = self._deadline(deadline)
+        if metadata is None:
+            metadata = _about(getattr(request, "module_sha256", ""))
+        path, attempts = path or _path_of(kind), self._max_attempts
+        sink = partial(rpc.One[rpc.M], kind)
+        call = rpc.call(self._access, path, request, sink, deadline, attempts, metadata)
+        return (yield from call).message()
+
+    def _wanted(
+        self,
+        source: Source,
+        request: modules.CompileRequest,
+        timeout_s: float | None,
+        into: Any = None,
+    ) -> Flow[_Wanted]:
+        """Hash the source, unless it is a file whose digest this process knows."""
+        deadline = self._deadline(timeout_s)
+        identified, kind = yield partial(identify_once, source)
+        request.sha256 = identified.sha256
+        call = Call(request, identified.sha256, kind)
+        return _Wanted(call, partial(_with_bytes, identified, source), deadline, into)
+
+    def _obtain(
+        self,
+        wanted: _Wanted,
+        *,
+        within: rpc.Deadline | None = None,
+        background: bool = False,
+        on_progress: ProgressCallback | None = None,
+    ) -> Flow[Artifact]:
+        """Ask by digest, and again with the module's bytes if the daemon lacks it.
+
+        With `within`, make one attempt, and end it by then.
+        """
+        call, request = wanted.call, wanted.call.request
+        request.accept_encodings[:] = self._encodings
+        report: ProgressCallback = on_progress or (lambda _: None)
+        path, deadline = _path_of(modules.CompileResponse), within or wanted.deadline
+        attempts = 1 if within else self._max_attempts
+        metadata = _about(call.module_sha256, background=background)
+
+        def send() -> Flow[Artifact]:
+            sink = partial(rpc.Compiled, partial(self._assembly, call, on_progress=on_progress))
+            called = rpc.call(self._access, path, request, sink, deadline, attempts, metadata)
+            return (yield from called).assembly.finish()
+
+        report(Progress(Phase.ASKING))
+        try:
+            return (yield from send())
+        except errors.ModuleNotLoaded:
+            wasm = (yield wanted.read).module
+            if wasm is None:
+                raise
+        request.module = wasm
+        report(Progress(Phase.UPLOADING, 0, len(wasm)))
+        return (yield from send())
+
+    def _from_store(self, wanted: _Wanted, *, fast: bool = False) -> Flow[Loaded | None]:
+        opening = partial(self._store.open, wanted.call, loading.fits, fast=fast)
+        loaded: Loaded | None = yield partial(self._load_opened, opening, wanted.into)
+        return loaded
+
+    def _fast(self, wanted: _Wanted, held: Loaded | None) -> Flow[Loaded | None]:
+        """Return the fast code that is here, or optimised code if the daemon has that at once."""
+        fast: Loaded | None = held or (yield from self._from_store(wanted, fast=True))
+        if fast is None:
+            return None
+        request = wanted.call.request
+        soon = rpc.Deadline(min(wanted.deadline.remaining_s() / 2, _LOOK_S))
+        try:
+            request.omit_artifact = True
+            header = (yield from self._obtain(wanted, within=soon)).header
+            request.omit_artifact = False
+            return fast if header.is_fast else (yield from self._from_daemon(wanted, soon))
+        except errors.WasmkilnError as why:  # the fast code still works
+            _log.debug("no optimised code of module %s: %s", wanted.call.module_sha256, why)
+            return fast
+
+    def _from_daemon(self, wanted: _Wanted, within: rpc.Deadline | None = None) -> Flow[Loaded]:
+        request = wanted.call.request
+        takes_files = not self._store.is_off and time.monotonic() >= self._no_files_until_s
+        request.accept_host_file = takes_files
+        artifact = yield from self._obtain(wanted, within=within)
+        if artifact.header.HasField("host_file"):
+            opening = partial(self._open_answered, wanted.call, artifact.header)
+            loaded: Loaded | None = yield partial(self._load_opened, opening, wanted.into)
+            if loaded is not None:
+                return loaded
+            request.accept_host_file = False
+            artifact = yield from self._obtain(wanted, within=within)
+        # The bytes were verified on arrival.
+        module = yield partial(load_verified, artifact, wanted.into, advice=_ADVICE)
+        return Loaded(module, artifact.header.is_fast)
+
+    def _from_daemon_or_here(self, wanted: _Wanted, engine: str) -> Flow[Loaded]:
+        # A daemon that does not answer must leave time to compile here.
+        half = rpc.Deadline(wanted.deadline.remaining_s() / 2)
+        try:
+            return (yield from self._from_daemon(wanted, half))
+        except errors.WasmkilnError as failure:
+            if not _is_away(failure):
+                raise
+            error = failure
+        identified: IdentifiedModule = yield wanted.read
+        if identified.module is None:
+            raise error
+        # Whoever waits for nothing but the log should read that modules are compiled here.
+        _log.warning("compiling module %s here: %s", identified.sha256, error)
+        request = wanted.call.request
+        request.engine = engine
+        compiling = partial(compile_within, wanted.deadline, identified, request, wanted.into)
+        try:
+            return Loaded((yield compiling), is_fast=False)
+        except errors.IncompatibleEngine as here:
+            raise here from error
+
+    def _open_answered(self, call: Call, header: ArtifactHeader) -> Entry:
+        """Open the file that an answer names. Where that fails, ask for no files for a while."""
+        try:
+            if not header.HasField("host_file"):
+                raise FileRefused("the daemon named no file: it has no host store with room for it")
+            return self._store.open_answered(call, header)
+        except FileRefused:
+            self._no_files_until_s = time.monotonic() + _NO_FILES_S
+            raise
+
+    def _load_opened(self, opening: Callable[[], Entry], into: Any) -> Loaded | None:
+        """Open, check and load a file of the host store. Return None where that fails."""
+        try:
+            with closing(opening()) as entry:
+                entry.check(self._checks)
+                module = load_verified(entry, into, explain=False)
+                entry.check_unchanged()
+                return Loaded(module, entry.header.is_fast)
+        except _MISSES as why:
+            _log.debug("not from the host store: %s", why)
+            return None
+
+    def _path_of(self, opening: Callable[[], Entry]) -> Path:
+        """Open and check a file of the host store. Return its path."""
+        with closing(opening()) as entry:
+            entry.check(self._checks)
+            return entry.path
+
+
+class Client(Methods):
     """A client of a wasmkiln daemon; safe for use by many threads at once.
 
     `address` is `host:port` or `unix:/path`; without one, the environment variable
@@ -63,169 +664,179 @@ class Client(Operations):
     ServerDraining, UnexpectedAnswer and InternalFailure.
     """
 
-    def __init__(
-        self,
-        address: str | None = None,
-        *,
-        profile: str | None = None,
-        tls: TLS | bool | None = None,
-        token: str | None = None,
-        token_file: str | os.PathLike[str] | None = None,
-        token_over_plaintext: bool | None = None,
-        namespace: str | None = None,
-        timeout_s: float | None = None,
-        max_attempts: int = 3,
-        trusted_keys: TrustedKeys | KeySource | Iterable[KeySource] | None = None,
-        max_artifact_bytes: int | None = None,
-        host_store_dir: str | os.PathLike[str] | None = None,
-        check_files: CheckFiles | None = None,
-        compression: bool | None = None,
-    ) -> None:
-        access = Access.choose(
-            address,
-            profile=profile,
-            tls=tls,
-            token=token,
-            token_file=token_file,
-            token_over_plaintext=token_over_plaintext,
-            namespace=namespace,
-        )
-        super().__init__(
-            Calls(access, timeout_s, max_attempts, trusted_keys, max_artifact_bytes, compression)
-        )
-        self._modules = Modules(self._calls, host_store_dir, check_files)
+    def close(self) -> None:
+        """Close the connection and end running calls. May be called twice."""
+        for channel in self._connection.close():
+            channel.close()
 
-    def load(
-        self,
-        source: Source,
-        *,
-        expected_sha256: str | None = None,
-        engine: str | None = None,
-        background: bool = False,
-        timeout_s: float | None = None,
-    ) -> LoadResponse:
-        """Upload a module, which the daemon validates and stores. Idempotent.
+    def __enter__(self) -> Self:
+        return self
 
-        `source` is a path or the module's bytes. `background` lets calls without it go first.
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
-        Raise OSError when the path cannot be read, and NotWasm, ModuleTooLarge, DigestMismatch,
-        ModuleInvalid, EngineUnknown, EngineLacksFeature, CompileTimeout, CompileMemoryLimit,
-        CompilerCrashed or, for a component, ModuleQuarantined.
-        """
-        return self._run(
-            self._calls.load(
-                source,
-                expected_sha256=expected_sha256,
-                engine=engine,
-                background=background,
-                timeout_s=timeout_s,
-            )
-        )
+    def _run(self, flow: Flow[T]) -> T:
+        try:
+            step = next(flow)
+            while True:
+                outcome, failure = None, None
+                try:
+                    outcome = self._perform(step)
+                except Exception as error:
+                    failure = error
+                # Outside of the except block: otherwise the error would keep the RpcError alive.
+                step = flow.send(outcome) if failure is None else flow.throw(failure)
+        except StopIteration as end:
+            answer: T = end.value
+            return answer
+        finally:
+            flow.close()
 
-    def compile(
-        self,
-        source: Source,
-        *,
-        engine: str | None = None,
-        target: str | None = None,
-        cpu: str | None = None,
-        settings: Mapping[str, str] | None = None,
-        skip_cache_lookup: bool = False,
-        omit_artifact: bool = False,
-        accept_fast: bool = False,
-        background: bool = False,
-        timeout_s: float | None = None,
-        on_progress: ProgressCallback | None = None,
-    ) -> Artifact:
-        """Return a module's artifact, compiled now or before, with its digest verified.
+    def _perform(self, step: rpc.Send | float | Callable[[], Any]) -> Any:
+        if isinstance(step, float):
+            return self._connection.closed.wait(step)
+        if not isinstance(step, rpc.Send):
+            return step()
+        import grpc
 
-        `source` is a path, the module's bytes, or its SHA-256 as 64 lowercase hexadecimal
-        digits. The client asks by digest first, and uploads the module only when the daemon
-        does not have it. The daemon has a default for every argument left out. With
-        `skip_cache_lookup` the daemon compiles even if a tier holds the artifact. With
-        `omit_artifact` the result has a header and no bytes. `background`, for warming, lets
-        calls without it go first, until one of those asks for the same artifact. With
-        `accept_fast` the artifact may be one of the engine's fast compiler (`header.is_fast`),
-        while the daemon compiles the optimised one: ask again later. `on_progress`
-        is called in this thread.
+        channel = self._connection.channel(grpc)  # kept until the call ends: see Connection
+        call = step.begin(channel)
+        try:
+            for message in call:
+                step.sink.add(message)
+        finally:
+            call.cancel()  # no effect once it has ended
 
-        Raise OSError when the path cannot be read, ModuleNotLoaded for an unknown digest,
-        ArtifactMismatch when the artifact differs from the call or from its header,
-        AttestationInvalid when there are trusted keys and none of them signed it, the errors of
-        `load` but DigestMismatch, and TargetUnsupported, SettingUnknown, ModuleQuarantined or
-        ArtifactTooLarge (the limit of the daemon, or `max_artifact_bytes`).
-        """
-        return self._run(
-            self._calls.compile(
-                source,
-                compile_request(
-                    engine=engine,
-                    target=target,
-                    cpu=cpu,
-                    settings=settings,
-                    skip_cache_lookup=skip_cache_lookup,
-                    omit_artifact=omit_artifact,
-                    accept_fast=accept_fast,
-                ),
-                background=background,
-                timeout_s=timeout_s,
-                on_progress=on_progress,
-            )
-        )
 
-    def module(
-        self,
-        source: Source,
-        *,
-        engine: str | None = None,
-        target: str | None = None,
-        cpu: str | None = None,
-        settings: Mapping[str, str] | None = None,
-        into: Any = None,
-        fallback: Literal["compile"] | None = None,
-        accept_fast: bool = False,
-        timeout_s: float | None = None,
-    ) -> Any:
-        """Return a module, loaded into an engine of this process and ready to instantiate.
+def choose_timeout_s(argument: float | None) -> float:
+    """Return `argument`, else WASMKILN_TIMEOUT_S, else 60; a year at most. In seconds.
 
-        Return what this client loaded before; else map the artifact's file in this machine's
-        host store, without a call; else ask the daemon for a file to map, or for the bytes.
-        With `fallback="compile"`, compile in this process when the daemon cannot be reached or
-        fails by no fault of module or request; it gets one attempt and half of the time.
-        After `timeout_s` the call raises DeadlineExceeded, but the compile goes on in its thread.
+    Raise ValueError unless it is a positive, finite number.
+    """
+    name, value = "timeout_s", argument
+    if argument is None:
+        name = "WASMKILN_TIMEOUT_S"
+        try:
+            value = float(os.environ.get(name) or 60)
+        except ValueError:
+            value = None
+    if value is None or not 0 < value < float("inf"):
+        raise ValueError(f"{name} has to be a positive number of seconds")
+    return min(float(value), MAX_TIMEOUT_S)
 
-        The arguments are those of `compile`, but the engine is that of `into`, a
-        `wasmtime.Engine` or `wasmer.Store`, or else wasmtime where it is installed, or wasmer; of
-        several versions that the host store knows, the newest that this process can load.
-        Without `into`, `wasmkiln.engine_of(module)` is the engine, to make a Store with. The
-        client keeps the 128 modules used last, and digests of unchanged files. With `accept_fast`
-        and without `into`, the code may be a fast compiler's; a later call, at most one a second,
-        looks for the optimised code, and returns that.
 
-        Loading is running code: see `check_files`. Raise the errors of `compile` and `load`.
-        """
-        request = compile_request(
-            engine=engine, target=target, cpu=cpu, settings=settings, accept_fast=accept_fast
-        )
-        return self._run(
-            self._modules.module(source, request, into=into, fallback=fallback, timeout_s=timeout_s)
-        )
+def choose_max_artifact_bytes(argument: int | None) -> int:
+    """Return `argument`, else WASMKILN_MAX_ARTIFACT_BYTES, else 1 GiB. In bytes.
 
-    def host_file(
-        self,
-        source: Source,
-        *,
-        engine: str | None = None,
-        target: str | None = None,
-        cpu: str | None = None,
-        settings: Mapping[str, str] | None = None,
-        timeout_s: float | None = None,
-    ) -> Path:
-        """Return the path of a module's artifact in this machine's host store.
+    The environment may say 512MiB too. Raise ValueError unless the number is positive.
+    """
+    if argument is not None:
+        if isinstance(argument, bool) or not isinstance(argument, int) or argument <= 0:
+            raise ValueError("max_artifact_bytes has to be a positive number of bytes")
+        return argument
+    text = os.environ.get("WASMKILN_MAX_ARTIFACT_BYTES")
+    try:
+        return parse_size(text) if text else DEFAULT_MAX_ARTIFACT_BYTES
+    except ValueError as error:
+        raise ValueError(f"WASMKILN_MAX_ARTIFACT_BYTES: {error}") from None
 
-        It was checked as `check_files` says; docs/how-to/map-artifacts.md says how to open it. The
-        daemon compiles what is not there yet. Raise the errors of `compile`, and
-        HostFileUnavailable.
-        """
-        request = compile_request(engine=engine, target=target, cpu=cpu, settings=settings)
-        return self._run(self._modules.host_file(source, request, timeout_s=timeout_s))
+
+def parse_size(text: str) -> int:
+    """Return the bytes of a positive size such as 512MiB, 1.5GB or 1048576. Raise ValueError."""
+    if (size_bytes := parse_bytes(text)) <= 0:
+        raise ValueError(f"{text[:100]!r} is not a size above 0")
+    return size_bytes
+
+
+def choose_encodings(argument: bool | None, address: str) -> tuple[str, ...]:
+    """Return the encodings to ask a daemon at `address` for.
+
+    `argument` wins over WASMKILN_COMPRESSION. Without either, ask for zstd where the package
+    `zstandard` can be imported and the daemon is on another machine: on this one, decoding takes
+    longer than the bytes. Raise ValueError for another value of the variable, and where zstd is
+    wanted and the package is missing.
+    """
+    wanted = choose_switch("WASMKILN_COMPRESSION") if argument is None else argument
+    if wanted and not package():
+        raise ValueError("compression needs zstandard: pip install 'wasmkiln[zstd]'")
+    if wanted is None:
+        wanted = not is_local(address) and package() is not None
+    return (ZSTD,) if wanted else ()
+
+
+def _request(
+    engine: str | None,
+    target: str | None,
+    cpu: str | None,
+    settings: Settings,
+    accept_fast: bool = False,
+) -> modules.CompileRequest:
+    """Return a CompileRequest without a source. Raise TypeError for a setting that is no text."""
+    request = modules.CompileRequest(engine=engine, target=target, cpu=cpu, settings=settings)
+    request.inline_limit_bytes, request.accept_fast = _INLINE_LIMIT_BYTES, accept_fast
+    return request
+
+
+def _in_batches(keys: Iterable[ArtifactKey | str]) -> Iterator[modules.FindMissingRequest]:
+    """Yield FindMissing requests, each with no more keys and bytes than the daemon allows.
+
+    A digest becomes the key of the default engine's artifact. Raise TypeError for a single string,
+    whose characters would be taken for keys.
+    """
+    if isinstance(keys, str):
+        raise TypeError("find_missing takes a list of keys or digests, not one string")
+    asked: Sequence[ArtifactKey] = [
+        ArtifactKey(module_sha256=key) if isinstance(key, str) else key for key in keys
+    ]
+    # In a request, each key has its tag and its length, too.
+    largest = max((key.ByteSize() + 4 for key in asked), default=1)
+    at_once = max(1, min(FIND_MISSING_KEYS, FIND_MISSING_BYTES // largest))
+    for start in range(0, len(asked), at_once):
+        yield modules.FindMissingRequest(keys=asked[start : start + at_once])
+
+
+def _path_of(kind: type[Message]) -> str:
+    """Return the path of the method whose answer is a message of this kind."""
+    [service] = kind.DESCRIPTOR.file.services_by_name.values()
+    return f"/{service.full_name}/{kind.__name__.removesuffix('Response')}"
+
+
+def _about(sha256: str, *, background: bool = False) -> Metadata:
+    """Return the metadata of a call about a module, by which a proxy may choose a daemon.
+
+    See the comment on ModuleService in module_service.proto.
+    """
+    about: Metadata = (("wasmkiln-module", sha256),) if sha256 else ()
+    return (*about, ("wasmkiln-priority", "background")) if background else about
+
+
+def _scope(**given: Any) -> dict[str, Any]:
+    """Return the one field that says what a call is about. Raise ValueError unless there is one."""
+    scope = {name: value for name, value in given.items() if value}
+    if len(scope) != 1:
+        raise ValueError(f"give exactly one of {', '.join(given)}".replace("all", "everything"))
+    if "module_sha256" in scope:
+        _digest(scope["module_sha256"])
+    return scope
+
+
+def _digest(module_sha256: str) -> str:
+    if not is_digest(module_sha256):
+        raise ValueError("module_sha256 is 64 lowercase hexadecimal digits")
+    return module_sha256
+
+
+def _is_away(error: errors.WasmkilnError) -> bool:
+    """Return whether a daemon cannot be reached, does not answer or shuts down.
+
+    One that answers and refuses this caller, or fails, is not away.
+    """
+    return isinstance(error, errors.DeadlineExceeded) or error.code.name == "UNAVAILABLE"
+
+
+def _with_bytes(known: IdentifiedModule, source: Source) -> IdentifiedModule:
+    """Return the module with its bytes. Raise OSError unless they still have its digest."""
+    identified = identify(source) if known.module is None else known
+    if identified.sha256 != known.sha256:
+        raise OSError(f"the file of module {known.sha256} changed during a call: ask again")
+    return identified

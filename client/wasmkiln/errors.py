@@ -7,215 +7,212 @@ when a daemon sends each, and what a caller should do.
 # ruff: noqa: N818
 from __future__ import annotations
 
-import grpc
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-from wasmkiln._error_base import FieldViolation as FieldViolation
-from wasmkiln._error_base import WasmkilnError as WasmkilnError
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import grpc
+
+
+@dataclass(frozen=True)
+class FieldViolation:
+    """A field of the request that the daemon refused, and why."""
+
+    field: str
+    description: str
+
+
+class _Code:
+    """The gRPC status code of a class. grpc takes long to import, and few programs need it."""
+
+    def __get__(self, _error: object, kind: type[WasmkilnError]) -> grpc.StatusCode:
+        import grpc
+
+        return grpc.StatusCode[kind._CODE_NAME]
+
+
+class WasmkilnError(Exception):
+    """The base of every failure of a call, or of loading an artifact.
+
+    `message` is a text for people, `code` the gRPC status code, and `reason` the contract's
+    word for the condition ("" when there is none); decide by that. `metadata` holds what the
+    contract lists for the reason. `retry_after_s` is how many seconds to wait before another
+    try (None when the daemon did not say), and `field_violations` are the refused fields.
+    """
+
+    CODE = _Code()
+    REASON: ClassVar[str] = ""
+    _CODE_NAME: ClassVar[str] = "UNKNOWN"
+
+    def __init_subclass__(cls, *, code: str = "", reason: str | None = None) -> None:
+        """Take the class's code, and its reason, which is its name unless it is given."""
+        cls._CODE_NAME = code or cls._CODE_NAME
+        named = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).upper()
+        cls.REASON = named if reason is None else reason
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: grpc.StatusCode | None = None,
+        reason: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        retry_after_s: float | None = None,
+        field_violations: Sequence[FieldViolation] = (),
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self._code = code
+        self.reason = self.REASON if reason is None else reason
+        self.metadata = dict(metadata or {})
+        self.retry_after_s = retry_after_s
+        self.field_violations = tuple(field_violations)
+
+    @property
+    def code(self) -> grpc.StatusCode:
+        """The gRPC status code."""
+        return self.CODE if self._code is None else self._code
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self.message!r}, code={self.code.name}, "
+            f"reason={self.reason!r}, metadata={self.metadata!r})"
+        )
+
+
+class _Sent(WasmkilnError, reason=""):
+    """The base of what a daemon sends instead of a result."""
+
 
 # --- refused by the daemon: the request or the module ---------------------------------
 
 
-class InvalidRequest(WasmkilnError):
+class InvalidRequest(_Sent, code="INVALID_ARGUMENT"):
     """The request is malformed. `metadata`: at_most, size_bytes where a bound was passed."""
 
-    CODE = grpc.StatusCode.INVALID_ARGUMENT
-    REASON = "INVALID_REQUEST"
 
-
-class NotWasm(WasmkilnError):
+class NotWasm(_Sent, code="INVALID_ARGUMENT"):
     """The bytes are WAT text, a compiled artifact, another file, or nothing."""
 
-    CODE = grpc.StatusCode.INVALID_ARGUMENT
-    REASON = "NOT_WASM"
 
-
-class ModuleInvalid(WasmkilnError):
+class ModuleInvalid(_Sent, code="INVALID_ARGUMENT"):
     """The module is malformed or invalid. `metadata`: engine, and offset where known."""
 
-    CODE = grpc.StatusCode.INVALID_ARGUMENT
-    REASON = "MODULE_INVALID"
 
-
-class ModuleTooLarge(WasmkilnError):
+class ModuleTooLarge(_Sent, code="INVALID_ARGUMENT"):
     """The module is above a size limit. `metadata`: size_bytes, limit_bytes where known."""
 
-    CODE = grpc.StatusCode.INVALID_ARGUMENT
-    REASON = "MODULE_TOO_LARGE"
 
-
-class DigestMismatch(WasmkilnError):
+class DigestMismatch(_Sent, code="INVALID_ARGUMENT"):
     """The module is not that of `expected_sha256`. `metadata`: both digests."""
 
-    CODE = grpc.StatusCode.INVALID_ARGUMENT
-    REASON = "DIGEST_MISMATCH"
 
-
-class EngineUnknown(WasmkilnError):
+class EngineUnknown(_Sent, code="INVALID_ARGUMENT"):
     """The daemon serves no such engine. `metadata`: engines, the valid ones."""
 
-    CODE = grpc.StatusCode.INVALID_ARGUMENT
-    REASON = "ENGINE_UNKNOWN"
 
-
-class EngineRemoved(WasmkilnError):
+class EngineRemoved(_Sent, code="FAILED_PRECONDITION"):
     """The daemon served this engine until it was removed. `metadata`: engines, the valid ones."""
 
-    CODE = grpc.StatusCode.FAILED_PRECONDITION
-    REASON = "ENGINE_REMOVED"
 
-
-class TargetUnsupported(WasmkilnError):
+class TargetUnsupported(_Sent, code="INVALID_ARGUMENT"):
     """The engine has no such target or cpu. `metadata`: targets or cpus, the valid ones."""
 
-    CODE = grpc.StatusCode.INVALID_ARGUMENT
-    REASON = "TARGET_UNSUPPORTED"
 
-
-class SettingUnknown(WasmkilnError):
+class SettingUnknown(_Sent, code="INVALID_ARGUMENT"):
     """The engine has no such setting or value. `metadata`: setting, allowed."""
 
-    CODE = grpc.StatusCode.INVALID_ARGUMENT
-    REASON = "SETTING_UNKNOWN"
 
-
-class EngineLacksFeature(WasmkilnError):
+class EngineLacksFeature(_Sent, code="FAILED_PRECONDITION"):
     """The engine lacks what the module needs. `metadata`: accepted_by, feature, offset."""
 
-    CODE = grpc.StatusCode.FAILED_PRECONDITION
-    REASON = "ENGINE_LACKS_FEATURE"
 
-
-class CredentialsMissing(WasmkilnError):
+class CredentialsMissing(_Sent, code="UNAUTHENTICATED"):
     """The daemon asks who calls: use a token or a client certificate."""
 
-    CODE = grpc.StatusCode.UNAUTHENTICATED
-    REASON = "CREDENTIALS_MISSING"
 
-
-class CredentialsInvalid(WasmkilnError):
+class CredentialsInvalid(_Sent, code="UNAUTHENTICATED"):
     """The token or certificate does not count. `metadata`: cause.
 
     The cause is "malformed", "unknown" (or revoked), "expired" or "untrusted".
     """
 
-    CODE = grpc.StatusCode.UNAUTHENTICATED
-    REASON = "CREDENTIALS_INVALID"
 
-
-class RoleMissing(WasmkilnError):
+class RoleMissing(_Sent, code="PERMISSION_DENIED"):
     """The caller may not do this. `metadata`: role, the one that it lacks."""
 
-    CODE = grpc.StatusCode.PERMISSION_DENIED
-    REASON = "ROLE_MISSING"
 
-
-class ModuleNotLoaded(WasmkilnError):
+class ModuleNotLoaded(_Sent, code="NOT_FOUND"):
     """No tier of the daemon has a module with this digest: upload it."""
-
-    CODE = grpc.StatusCode.NOT_FOUND
-    REASON = "MODULE_NOT_LOADED"
 
 
 # --- failed in the daemon ---------------------------------------------------------------
 
 
-class CompileTimeout(WasmkilnError):
+class CompileTimeout(_Sent, code="DEADLINE_EXCEEDED"):
     """Compiling took longer than the daemon allows, whatever the call's own `timeout_s`."""
 
-    CODE = grpc.StatusCode.DEADLINE_EXCEEDED
-    REASON = "COMPILE_TIMEOUT"
 
-
-class CompileMemoryLimit(WasmkilnError):
+class CompileMemoryLimit(_Sent, code="RESOURCE_EXHAUSTED"):
     """Compiling needed more memory than the daemon allows. `metadata`: engine, limit_bytes."""
 
-    CODE = grpc.StatusCode.RESOURCE_EXHAUSTED
-    REASON = "COMPILE_MEMORY_LIMIT"
 
-
-class ArtifactTooLarge(WasmkilnError):
+class ArtifactTooLarge(_Sent, code="RESOURCE_EXHAUSTED"):
     """The artifact is above the limit of the daemon or of this client (`max_artifact_bytes`).
 
     `metadata`: size_bytes, limit_bytes.
     """
 
-    CODE = grpc.StatusCode.RESOURCE_EXHAUSTED
-    REASON = "ARTIFACT_TOO_LARGE"
 
-
-class CompilerCrashed(WasmkilnError):
+class CompilerCrashed(_Sent, code="INTERNAL"):
     """The engine died while it compiled this module. `metadata`: engine, signal."""
 
-    CODE = grpc.StatusCode.INTERNAL
-    REASON = "COMPILER_CRASHED"
 
-
-class InternalFailure(WasmkilnError):
+class InternalFailure(_Sent, code="INTERNAL", reason="INTERNAL"):
     """The daemon has a defect. `metadata`: request_id, which its log names."""
-
-    CODE = grpc.StatusCode.INTERNAL
-    REASON = "INTERNAL"
 
 
 # --- the daemon cannot do it now ----------------------------------------------------------
 
 
-class ModuleQuarantined(WasmkilnError):
+class ModuleQuarantined(_Sent, code="FAILED_PRECONDITION"):
     """The module broke this engine not long ago, and is refused for a while."""
 
-    CODE = grpc.StatusCode.FAILED_PRECONDITION
-    REASON = "MODULE_QUARANTINED"
 
-
-class CompileQueueFull(WasmkilnError):
+class CompileQueueFull(_Sent, code="RESOURCE_EXHAUSTED"):
     """The daemon is at a limit that protects other callers; retry after `retry_after_s`."""
 
-    CODE = grpc.StatusCode.RESOURCE_EXHAUSTED
-    REASON = "COMPILE_QUEUE_FULL"
 
-
-class ModulePinned(WasmkilnError):
+class ModulePinned(_Sent, code="FAILED_PRECONDITION"):
     """The module is pinned, so it is not evicted: unpin it first. `metadata`: sha256."""
 
-    CODE = grpc.StatusCode.FAILED_PRECONDITION
-    REASON = "MODULE_PINNED"
 
-
-class PinsFull(WasmkilnError):
+class PinsFull(_Sent, code="RESOURCE_EXHAUSTED"):
     """All pins would take more than half of a tier, or there are too many.
 
     `metadata`: tier, bytes and limit_bytes, or limit.
     """
 
-    CODE = grpc.StatusCode.RESOURCE_EXHAUSTED
-    REASON = "PINS_FULL"
 
-
-class QuotaExceeded(WasmkilnError):
+class QuotaExceeded(_Sent, code="RESOURCE_EXHAUSTED"):
     """The caller has used up a quota; retry after `retry_after_s`. `metadata`: quota."""
 
-    CODE = grpc.StatusCode.RESOURCE_EXHAUSTED
-    REASON = "QUOTA_EXCEEDED"
 
-
-class WorkerUnavailable(WasmkilnError):
+class WorkerUnavailable(_Sent, code="UNAVAILABLE"):
     """The daemon cannot start a worker of this engine now; the module is not at fault."""
 
-    CODE = grpc.StatusCode.UNAVAILABLE
-    REASON = "WORKER_UNAVAILABLE"
 
-
-class ServerDraining(WasmkilnError):
+class ServerDraining(_Sent, code="UNAVAILABLE"):
     """The daemon is shutting down."""
-
-    CODE = grpc.StatusCode.UNAVAILABLE
-    REASON = "SERVER_DRAINING"
 
 
 # --- raised by the client itself ----------------------------------------------------------
 
 
-class ConnectionFailed(WasmkilnError):
+class ConnectionFailed(WasmkilnError, code="UNAVAILABLE"):
     """No daemon listens at the address, TLS fails, or the connection was lost.
 
     `metadata`: address, detail in gRPC's words, and cause where TLS or its absence is the cause:
@@ -224,57 +221,36 @@ class ConnectionFailed(WasmkilnError):
     "client_certificate_expired" or "client_certificate_refused".
     """
 
-    CODE = grpc.StatusCode.UNAVAILABLE
-    REASON = "CONNECTION_FAILED"
 
-
-class DeadlineExceeded(WasmkilnError):
+class DeadlineExceeded(WasmkilnError, code="DEADLINE_EXCEEDED"):
     """The daemon did not answer within the call's own `timeout_s`."""
 
-    CODE = grpc.StatusCode.DEADLINE_EXCEEDED
-    REASON = "DEADLINE_EXCEEDED"
 
-
-class ArtifactMismatch(WasmkilnError):
+class ArtifactMismatch(WasmkilnError, code="DATA_LOSS"):
     """An artifact differs from its header, or its header from what the call asked for."""
 
-    CODE = grpc.StatusCode.DATA_LOSS
-    REASON = "ARTIFACT_MISMATCH"
 
-
-class UnexpectedAnswer(WasmkilnError):
+class UnexpectedAnswer(WasmkilnError, code="DATA_LOSS"):
     """The client cannot read the daemon's answer, or it is about something else."""
 
-    CODE = grpc.StatusCode.DATA_LOSS
-    REASON = "UNEXPECTED_ANSWER"
 
-
-class AttestationInvalid(WasmkilnError):
+class AttestationInvalid(WasmkilnError, code="DATA_LOSS"):
     """No trusted key signed this artifact. `metadata`: cause, and key_id where known.
 
     The cause is "unsigned" (no readable attestation), "stranger" (signed by a key that is not
     trusted), "revoked" (by one that is revoked) or "mismatch" (forged, or about another artifact).
     """
 
-    CODE = grpc.StatusCode.DATA_LOSS
-    REASON = "ATTESTATION_INVALID"
 
-
-class VerificationNotInstalled(WasmkilnError):
+class VerificationNotInstalled(WasmkilnError, code="FAILED_PRECONDITION"):
     """The packages that check attestations are missing: install `wasmkiln[verify]`."""
 
-    CODE = grpc.StatusCode.FAILED_PRECONDITION
-    REASON = "VERIFICATION_NOT_INSTALLED"
 
-
-class IncompatibleEngine(WasmkilnError):
+class IncompatibleEngine(WasmkilnError, code="FAILED_PRECONDITION"):
     """This engine, on this machine, cannot load the artifact."""
 
-    CODE = grpc.StatusCode.FAILED_PRECONDITION
-    REASON = "INCOMPATIBLE_ENGINE"
 
-
-class HostFileUnavailable(WasmkilnError):
+class HostFileUnavailable(WasmkilnError, code="FAILED_PRECONDITION"):
     """No file of the host store that this process can open holds the artifact.
 
     `metadata`: cause, and detail, a sentence. The cause is "switched_off" (this client uses no
@@ -282,12 +258,11 @@ class HostFileUnavailable(WasmkilnError):
     client cannot open or does not trust).
     """
 
-    CODE = grpc.StatusCode.FAILED_PRECONDITION
-    REASON = "HOST_FILE_UNAVAILABLE"
 
-
-class EngineNotInstalled(WasmkilnError):
+class EngineNotInstalled(WasmkilnError, code="FAILED_PRECONDITION"):
     """This interpreter cannot import the engine that the artifact was made for."""
 
-    CODE = grpc.StatusCode.FAILED_PRECONDITION
-    REASON = "ENGINE_NOT_INSTALLED"
+
+# The reasons that a daemon sends. Any other, which a newer daemon may send, becomes a plain
+# WasmkilnError.
+BY_REASON: dict[str, type[WasmkilnError]] = {kind.REASON: kind for kind in _Sent.__subclasses__()}

@@ -50,9 +50,9 @@ if TYPE_CHECKING:
     import builtins
     from collections.abc import Mapping
 
-    from wasmkiln._flow import Deadline
     from wasmkiln._requests import IdentifiedModule
     from wasmkiln.attestation import TrustedKeys
+    from wasmkiln.rpc import Deadline
     from wasmkiln.v1.module_service_pb2 import CompileRequest
     from wasmkiln.v1.types_pb2 import ArtifactHeader, Kind
 

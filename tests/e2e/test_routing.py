@@ -1,27 +1,49 @@
-"""Several daemons behind one address: each module's calls go to one of them, while it lives."""
+"""Several daemons: each module's calls go to one of them, while it lives, as routing.md says."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
-from wasmkiln import TLS, AsyncClient, Client
+from wasmkiln import Client
 from wasmkiln.v1 import types_pb2
 
 from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
-from tests.e2e.name_server import name_server
-from tests.e2e.over_tls import TlsSite
-from tests.e2e.processes import eventually
-from tests.e2e.programs import Installed
+from tests.e2e.programs import ROOT, Installed
 
 # A module and its artifact take 5,016 bytes of memory.
 MODULES = [wasm.many_functions(3, tag=tag) for tag in range(1, 31)]
 DIGESTS = [hashlib.sha256(module).hexdigest() for module in MODULES]
 MEMORY_BYTES = 125_000
 MEMORY = types_pb2.ORIGIN_MEMORY
+PAGE = (ROOT / "docs" / "how-to" / "routing.md").read_text()
+# Compiles each module through a channel of its own, as the page says, and prints the origins.
+BY_GRPC = """
+import json, sys
+import grpc
+from wasmkiln.v1 import module_service_pb2 as pb, module_service_pb2_grpc as stubs
+
+target, config = sys.argv[1:]
+options = [("grpc.service_config", config)]
+service = stubs.ModuleServiceStub(grpc.insecure_channel(target, options))
+origins = []
+for line in sys.stdin:
+    sha256, module = line.split()
+    request = pb.CompileRequest(module=bytes.fromhex(module))
+    metadata = [("wasmkiln-module", sha256)]
+    [first, *_] = service.Compile(request, metadata=metadata, timeout=60)
+    origins.append(first.header.origin)
+print(json.dumps(origins))
+"""
 
 
 class Replicas:
@@ -32,7 +54,6 @@ class Replicas:
         self.daemons = [self.start(0)]
         self.port = self.daemons[0].address.rpartition(":")[2]
         self.addresses = [f"127.0.0.{host}:{self.port}" for host in (1, 2, 3)]
-        self.ring = "ring:" + ",".join(self.addresses)
         for number in (1, 2):
             self.daemons.append(self.start(number, "--listen", self.addresses[number]))
 
@@ -71,20 +92,39 @@ def compiled(daemons: Sequence[Daemon]) -> int:
     return sum(int(d.metric("compiles_total", engine=engine, outcome="ok")) for d in daemons)
 
 
-def compile_all(client: Client) -> list[bytes]:
-    return [client.compile(module).bytes for module in MODULES]
+def by_grpc(replicas: Replicas) -> list[int]:
+    """Compile each module through gRPC's own ring. Return where each artifact came from."""
+    [config] = re.findall(r"```json\n(.*)\n```", PAGE)
+    [variable] = re.findall(r"`(GRPC_\w+)`", PAGE)
+    done = subprocess.run(
+        [sys.executable, "-c", BY_GRPC, "ipv4:" + ",".join(replicas.addresses), config],
+        input="".join(f"{hashlib.sha256(one).hexdigest()} {one.hex()}\n" for one in MODULES),
+        env={**os.environ, variable: "true"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    origins: list[int] = json.loads(done.stdout)
+    return origins
 
 
-def test_each_module_is_compiled_and_held_by_one_daemon(replicas: Replicas) -> None:
+@pytest.fixture
+def ranked(replicas: Replicas) -> Iterator[Callable[[str], list[Client]]]:
+    """What the page's program calls: the clients, the best one for a module first."""
+    [program] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    addresses = ", ".join(map(repr, replicas.addresses))
+    names: dict[str, Any] = {}
+    exec(re.sub(r"in \(.*\)}", f"in ({addresses})}}", program), names)
+    yield names["ranked"]
+    for client in names["kilns"].values():
+        client.close()
+
+
+def test_each_module_is_compiled_and_held_by_one_daemon_of_grpc_s_ring(replicas: Replicas) -> None:
     before = compiled(replicas.daemons)
-    with Client(replicas.ring) as client:
-        first = compile_all(client)
-    # A client of its own, as another process has one: its ring is the same.
-    with Client(replicas.ring) as other:
-        assert other.find_missing(DIGESTS) == []
-        again = [other.compile(digest) for digest in DIGESTS]
-    assert {artifact.header.origin for artifact in again} == {MEMORY}
-    assert [artifact.bytes for artifact in again] == first
+    by_grpc(replicas)
+    # A channel of its own, as another process has one: its ring is the same.
+    assert set(by_grpc(replicas)) == {MEMORY}
     assert compiled(replicas.daemons) - before == len(MODULES)
     holders = replicas.holders()
     assert {len(held) for held in holders} == {1}
@@ -93,69 +133,29 @@ def test_each_module_is_compiled_and_held_by_one_daemon(replicas: Replicas) -> N
     assert all(shares)
 
 
-def test_what_operates_on_a_module_goes_where_it_is(replicas: Replicas) -> None:
-    with Client(replicas.ring) as client:
-        compile_all(client)
-        holders = dict(zip(DIGESTS, replicas.holders(), strict=True))
-        for digest in DIGESTS[:3]:
-            client.pin(digest)
-        for number, daemon in enumerate(replicas.daemons):
-            with daemon.client() as one:
-                pinned = {pin.module_sha256 for pin in one.pins().pins}
-            assert pinned == {each for each in DIGESTS[:3] if holders[each] == [number]}
-        for digest in DIGESTS[:3]:
-            assert client.unpin(digest).removed
-            assert client.evict(module_sha256=digest).artifacts == 1
-
-
-def test_one_daemon_alone_cannot_hold_them(replicas: Replicas) -> None:
-    with replicas.daemons[0].client() as client:
-        compile_all(client)
-        assert client.find_missing(DIGESTS)
-
-
-async def test_the_client_for_asyncio_routes_alike(replicas: Replicas) -> None:
-    with Client(replicas.ring) as client:
-        compile_all(client)
-    async with AsyncClient(replicas.ring) as other:
-        for digest in DIGESTS:
-            assert (await other.compile(digest)).header.origin == MEMORY
-
-
-def test_a_name_with_the_addresses_of_all(replicas: Replicas) -> None:
-    with name_server(["127.0.0.3", "127.0.0.1", "127.0.0.2"]) as server:
-        ring = f"ring:dns://{server}/kilns.example.org:{replicas.port}"
-        with Client(ring) as client, Client(replicas.ring) as other:
-            compile_all(client)
-            holders = replicas.holders()
-            # The places on the ring are those of the addresses, whoever told them.
-            assert {other.compile(digest).header.origin for digest in DIGESTS} == {MEMORY}
+def test_a_program_may_choose_by_itself(
+    replicas: Replicas, ranked: Callable[[str], list[Client]]
+) -> None:
+    for module, digest in zip(MODULES, DIGESTS, strict=True):
+        ranked(digest)[0].compile(module)
+    holders = replicas.holders()
     assert {len(held) for held in holders} == {1}
     assert {number for [number] in holders} == {0, 1, 2}
 
 
-def test_a_list_over_tls(engines: Installed, tmp_path: Path) -> None:
-    site = TlsSite(tmp_path / "tls")
-    state = fresh_state(tmp_path / "state", engines=ONE_ENGINE)
-    with Daemon(state, site.flags("--listen", "127.0.0.2:0", client_certificates=False)) as daemon:
-        ring = "ring:" + ",".join(daemon.addresses)
-        with Client(ring, tls=TLS(site.authority.ca_file, server_name="localhost")) as client:
-            assert client.compile(MODULES[0]).bytes == client.compile(DIGESTS[0]).bytes
+def test_one_daemon_alone_cannot_hold_them(replicas: Replicas) -> None:
+    with replicas.daemons[0].client() as client:
+        for module in MODULES:
+            client.compile(module)
+        assert client.find_missing(DIGESTS)
 
 
 def test_others_take_over_what_a_dead_one_had_until_it_is_back(replicas: Replicas) -> None:
-    with Client(replicas.ring) as client:
-        compile_all(client)
-        homes = dict(zip(MODULES, (held[0] for held in replicas.holders()), strict=True))
-        replicas.daemons[1].kill()
-        for module, home in homes.items():
-            header = client.compile(module).header
-            assert (header.origin == MEMORY) == (home != 1)
-        replicas.daemons[1] = replicas.start(1, "--listen", replicas.addresses[1])
-        own = next(module for module, home in homes.items() if home == 1)
-
-        def is_back() -> bool:
-            client.compile(own)
-            return compiled([replicas.daemons[1]]) > 0
-
-        eventually(is_back, "the daemon that came back gets no call", 60)
+    by_grpc(replicas)
+    homes = [held[0] for held in replicas.holders()]
+    replicas.daemons[1].kill()
+    origins = by_grpc(replicas)
+    assert [origin == MEMORY for origin in origins] == [home != 1 for home in homes]
+    replicas.daemons[1] = replicas.start(1, "--listen", replicas.addresses[1])
+    by_grpc(replicas)
+    assert compiled([replicas.daemons[1]]) == homes.count(1)

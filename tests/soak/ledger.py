@@ -11,7 +11,7 @@ from typing import Protocol
 
 from grpc import aio
 from wasmkiln import ArtifactMismatch, AttestationInvalid, WasmkilnError
-from wasmkiln._status import error_from_rpc
+from wasmkiln.rpc import error_from_rpc
 
 OK = "OK"
 CANCELLED = "CANCELLED"

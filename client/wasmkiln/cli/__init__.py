@@ -16,11 +16,14 @@ A module imports the client inside of what needs it: grpc takes longer than all 
 """
 
 import io
+import os
 import sys
 
 
 def main() -> None:
     """Run the command and exit; with one sentence where click is not installed."""
+    # gRPC reads this when it is imported, and else writes a line for each failed handshake.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         from wasmkiln.cli.app import app
     except ModuleNotFoundError as error:

@@ -219,7 +219,7 @@ def whoami(session: Session) -> None:
 @command()
 def profiles(session: Session) -> None:
     """List the profiles that --profile takes. Calls no daemon."""
-    from wasmkiln.access.profiles import profiles_file, read_profiles
+    from wasmkiln.credentials import profiles_file, read_profiles
 
     try:
         found = read_profiles()

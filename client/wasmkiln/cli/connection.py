@@ -42,7 +42,7 @@ def _setting(text: str) -> tuple[str, str]:
 
 
 def _bytes(text: str) -> int:
-    from wasmkiln._settings import parse_size
+    from wasmkiln.client import parse_size
 
     try:
         return parse_size(text)

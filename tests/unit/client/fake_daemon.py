@@ -77,6 +77,7 @@ class FakeDaemon(modules_grpc.ModuleServiceServicer, admin_grpc.AdminServiceServ
         self.calls: list[tuple[str, Any]] = []
         # Of each call; empty for one that says nothing.
         self.priorities: list[str] = []
+        self.routes: list[str] = []
         self.refusals: deque[Refusal] = deque()
         self.modules: dict[str, bytes] = {}
         self.warm: set[tuple[str, str]] = set()
@@ -131,7 +132,9 @@ class FakeDaemon(modules_grpc.ModuleServiceServicer, admin_grpc.AdminServiceServ
 
     def _begin(self, method: str, request: Any, context: Any) -> None:
         self.calls.append((method, request))
-        self.priorities.append(dict(context.invocation_metadata()).get("wasmkiln-priority", ""))
+        metadata = dict(context.invocation_metadata())
+        self.priorities.append(metadata.get("wasmkiln-priority", ""))
+        self.routes.append(metadata.get("wasmkiln-module", ""))
         self.entered.set()
         context.add_callback(self.cancelled.set)
         self.hang.wait(10)

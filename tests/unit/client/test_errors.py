@@ -14,7 +14,8 @@ import wasmkiln
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 from wasmkiln import Client, ConnectionFailed, errors
-from wasmkiln._status import BY_REASON, error_from_rpc
+from wasmkiln.errors import BY_REASON
+from wasmkiln.rpc import error_from_rpc
 
 if TYPE_CHECKING:
     from tests.unit.client.fake_daemon import FakeDaemon, Refusal
@@ -127,15 +128,15 @@ def test_a_call_that_is_not_served_names_the_operators_address() -> None:
     assert "operator_listen" in error.message
 
 
-def test_who_has_no_certificate_to_send_reads_of_none() -> None:
+def test_who_has_no_credentials_reads_how_to_give_some() -> None:
     packed = any_pb2.Any()
     packed.Pack(error_details_pb2.ErrorInfo(reason="CREDENTIALS_MISSING", domain="wasmkiln"))
     status = status_pb2.Status(details=[packed]).SerializeToString()
     trailers = (("grpc-status-details-bin", status),)
-    for text, told in (("send a token", False), ("send a client certificate", True)):
-        error = translated(grpc.StatusCode.UNAUTHENTICATED, text, trailers)
-        assert ("WASMKILN_CLIENT_CERT_FILE" in error.message) is told
-        assert "WASMKILN_TOKEN_FILE" in error.message
+    error = translated(grpc.StatusCode.UNAUTHENTICATED, "send a token", trailers)
+    assert error.message == (
+        "send a token (in wasmkiln: token_file or WASMKILN_TOKEN_FILE; cert_file and key_file)"
+    )
 
 
 def test_deadline_without_details_is_the_caller_s_own() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 # Hides every installed package but those that the client may need.
 PROBE = """
 import sys
+from pathlib import Path
 
 ALLOWED = {"grpc", "google", "wasmkiln", "typing_extensions", "cython_runtime"}
 
@@ -40,7 +44,7 @@ def test_importing_needs_no_extra() -> None:
 
 
 def test_importing_leaves_the_command_and_engines_alone() -> None:
-    extras = {"click", "rich", "wasmtime", "securesystemslib", "cryptography"}
+    extras = {"click", "rich", "wasmtime", "securesystemslib", "cryptography", "grpc", "asyncio"}
     # Of the standard library and the client's needs, what would take a third of the import.
     extras |= {"importlib.metadata", "google.protobuf.json_format", "fractions"}
     done = run(f"import sys, wasmkiln; print({extras} & set(sys.modules))")
@@ -69,9 +73,38 @@ def test_version_is_that_of_the_package() -> None:
     import wasmkiln
 
     assert wasmkiln.__version__ == version("wasmkiln")
-    assert all(hasattr(wasmkiln, name) for name in wasmkiln.__all__)
+
+
+def test_every_error_is_exported() -> None:
+    import wasmkiln
+    from wasmkiln import errors
+
+    kinds = [each for each in vars(errors).values() if isinstance(each, type)]
+    public = [kind for kind in kinds if not kind.__name__.startswith("_")]
+    assert len(public) > 35
+    assert all(getattr(wasmkiln, kind.__name__) is kind for kind in public)
+    assert {kind for kind in public if issubclass(kind, errors.WasmkilnError)} >= set(
+        errors.BY_REASON.values()
+    )
 
 
 def test_what_is_imported_later_is_there() -> None:
     done = run("import wasmkiln; print(wasmkiln.aio.AsyncClient is wasmkiln.AsyncClient)")
     assert done.stdout == "True\n", done.stderr
+
+
+def test_the_pages_name_every_method_argument_and_error() -> None:
+    from wasmkiln import AsyncClient, Client, errors
+
+    page = (Path(__file__).parents[3] / "docs" / "how-to" / "python.md").read_text()
+    methods = [name for name in dir(Client) if not name.startswith("_") and name != "address"]
+    assert methods == [name for name in dir(AsyncClient) if name in methods]
+    named = {
+        word
+        for words in re.findall(r"^\| (`.+?`) \|", page, re.MULTILINE)
+        for word in re.findall(r"`(\w+)", words)
+    }
+    assert set(methods) | set(inspect.signature(Client).parameters) <= named
+    reference = (Path(__file__).parents[3] / "docs" / "reference" / "python.md").read_text()
+    kinds = [kind.__name__ for kind in errors.BY_REASON.values()]
+    assert [name for name in kinds if f"`{name}`" not in reference] == []

@@ -15,7 +15,7 @@ import grpc
 import pytest
 import wasmkiln
 import wasmtime
-from wasmkiln import _asking, errors, host_store, loading
+from wasmkiln import errors, host_store, loading
 from wasmkiln._requests import identify
 from wasmkiln.loading import Loaded, LoadedModules
 from wasmkiln.v1 import types_pb2 as types
@@ -298,9 +298,14 @@ class TestFallback:
         daemon.refuse(Refusal(code, "MODULE_QUARANTINED"))
         with pytest.raises(errors.ModuleQuarantined):
             client.module(adder, fallback="compile")
-        daemon.refuse(Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "COMPILE_QUEUE_FULL"))
+        daemon.refuse(Refusal(grpc.StatusCode.UNAVAILABLE, "SERVER_DRAINING"))
         assert add(client.module(adder, fallback="compile")) == 42
         assert len(daemon.requests("Compile")) == 2, "one attempt each"
+        other = wasm.adder(8)
+        daemon.modules[hashlib.sha256(other).hexdigest()] = other
+        daemon.header_changes = {"module_sha256": "ab" * 32}
+        with pytest.raises(errors.ArtifactMismatch):
+            client.module(other, fallback="compile")
 
     def test_stops_waiting_at_the_deadline(
         self, make_client: Callable[..., Any], adder: bytes, monkeypatch: pytest.MonkeyPatch
@@ -399,7 +404,7 @@ def test_of_several_versions_the_one_that_fits(
     assert daemon.requests("Compile")[-1].engine == "wasmtime-50.0.1"
 
 
-def test_a_file_that_changes_meanwhile_begins_anew(
+def test_a_file_that_changes_meanwhile_is_told(
     make_client: Callable[..., Any],
     daemon: FakeDaemon,
     adder: bytes,
@@ -413,9 +418,11 @@ def test_a_file_that_changes_meanwhile_begins_anew(
         file.write_bytes(adder)
         return identify(source)
 
-    monkeypatch.setattr(_asking, "identify", changed_first)
+    monkeypatch.setattr("wasmkiln.client.identify", changed_first)
     daemon.artifact = bytes(wasmtime.Module(wasmtime.Engine(), adder).serialize())
     client = make_client(daemon.address, host_store_dir="none")
+    with pytest.raises(OSError, match="changed during a call: ask again"):
+        client.module(file)
     assert client.module(file) is client.module(adder)
 
 
@@ -452,13 +459,13 @@ class TestFast:
         assert add(first) == 42
         for _ in range(5):
             assert client.module(adder, accept_fast=True) is first
-        assert not fast.requests("FindMissing"), "not more than one look a second"
+        assert len(fast.requests("Compile")) == 1, "not more than one look a second"
         monkeypatch.setattr("wasmkiln.loading.LOOK_AGAIN_S", 0)
         assert client.module(adder, accept_fast=True) is first
-        [look] = fast.requests("FindMissing")
-        assert [key.engine for key in look.keys] == ["wasmtime"]
+        _, look = fast.requests("Compile")
+        assert look.omit_artifact
+        assert look.engine == "wasmtime"
         fast.fast_artifact = b""
-        fast.warm.add((hashlib.sha256(adder).hexdigest(), "wasmtime"))
         better = client.module(adder, accept_fast=True)
         assert better is not first
         assert add(better) == 42
@@ -529,13 +536,14 @@ class TestFast:
         client = make_client(fast.address, host_store_dir=store.directory)
         best = client.module(adder, accept_fast=True)
         assert wasmkiln.engine_of(best) is loading._engine(())
-        [request] = fast.requests("Compile")
-        assert request.accept_fast
+        look, request = fast.requests("Compile")
+        assert look.accept_fast
+        assert look.omit_artifact
+        assert not request.omit_artifact
         assert client.module(adder) is best
         other = make_client(fast.address, host_store_dir=store.directory)
-        fast.refuse(Refusal(grpc.StatusCode.INVALID_ARGUMENT, "MODULE_INVALID"))
-        with pytest.raises(errors.ModuleInvalid):
-            other.module(adder, accept_fast=True)
+        fast.refuse(Refusal(grpc.StatusCode.PERMISSION_DENIED, "ROLE_MISSING"))
+        assert add(other.module(adder, accept_fast=True)) == 42
 
     def test_a_call_that_does_not_accept_it_gets_optimised_code(
         self, make_client: Callable[..., Any], fast: FakeDaemon, adder: bytes
@@ -561,36 +569,54 @@ def test_arguments(make_client: Callable[..., Any], adder: bytes) -> None:
         wasmkiln.engine_of(object())
 
 
-@pytest.mark.parametrize("reason", ["CREDENTIALS_MISSING", "CREDENTIALS_INVALID"])
-def test_a_daemon_that_does_not_let_in_is_warned_of(
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (grpc.StatusCode.UNAUTHENTICATED, "CREDENTIALS_MISSING"),
+        (grpc.StatusCode.UNAUTHENTICATED, "CREDENTIALS_INVALID"),
+        (grpc.StatusCode.PERMISSION_DENIED, "ROLE_MISSING"),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED"),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "COMPILE_QUEUE_FULL"),
+        (grpc.StatusCode.INTERNAL, "INTERNAL"),
+    ],
+)
+def test_whoever_is_refused_compiles_nothing_here(
+    make_client: Callable[..., Any],
+    daemon: FakeDaemon,
+    adder: bytes,
+    code: grpc.StatusCode,
+    reason: str,
+) -> None:
+    daemon.refuse(Refusal(code, reason, "not you", retry_after_s=0.0))
+    client = make_client(daemon.address, host_store_dir="none")
+    with pytest.raises(errors.WasmkilnError) as caught:
+        client.module(adder, fallback="compile")
+    assert caught.value.reason == reason
+    assert len(daemon.calls) == 1
+
+
+@pytest.mark.parametrize("reason", ["SERVER_DRAINING", "WORKER_UNAVAILABLE", ""])
+def test_whoever_compiles_here_is_warned(
     make_client: Callable[..., Any],
     daemon: FakeDaemon,
     adder: bytes,
     caplog: pytest.LogCaptureFixture,
     reason: str,
 ) -> None:
-    daemon.refuse(Refusal(grpc.StatusCode.UNAUTHENTICATED, reason, "who are you?"))
+    daemon.refuse(Refusal(grpc.StatusCode.UNAVAILABLE, reason, "going away"))
     client = make_client(daemon.address, host_store_dir="none")
     with caplog.at_level(logging.WARNING, "wasmkiln"):
         assert add(client.module(adder, fallback="compile")) == 42
     [record] = caplog.records
-    assert "here: who are you?" in record.message
+    assert f"compiling module {hashlib.sha256(adder).hexdigest()} here: " in record.message
 
 
-def test_a_caller_with_the_role_read_compiles_what_is_missing_here(
-    make_client: Callable[..., Any],
-    daemon: FakeDaemon,
-    adder: bytes,
-    caplog: pytest.LogCaptureFixture,
+def test_a_daemon_that_does_not_answer_leaves_time_to_compile_here(
+    make_client: Callable[..., Any], daemon: FakeDaemon, adder: bytes
 ) -> None:
-    daemon.refuse(Refusal(grpc.StatusCode.PERMISSION_DENIED, "ROLE_MISSING", "only hits"))
-    client = make_client(daemon.address, host_store_dir="none")
-    with caplog.at_level(logging.WARNING, "wasmkiln"):
-        assert add(client.module(adder, fallback="compile")) == 42
-    assert not caplog.records
-    daemon.refuse(Refusal(grpc.StatusCode.PERMISSION_DENIED, "ROLE_MISSING", "only hits"))
-    with pytest.raises(errors.RoleMissing):
-        make_client(daemon.address, host_store_dir="none").module(adder)
+    daemon.hang.clear()
+    client = make_client(daemon.address, host_store_dir="none", timeout_s=8)
+    assert add(client.module(adder, fallback="compile")) == 42
 
 
 def test_a_namespace_has_files_of_its_own(

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import pytest
 from wasmkiln import Client
-from wasmkiln._settings import (
-    choose_address,
-    choose_max_artifact_bytes,
-    choose_timeout_s,
-    parse_size,
-)
+from wasmkiln.client import choose_max_artifact_bytes, choose_timeout_s, parse_size
+from wasmkiln.credentials import choose_address
 from wasmkilnd.settings import parse_bytes
 
 
@@ -47,14 +43,14 @@ def test_more_than_a_year_is_a_year() -> None:
 
 
 def test_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose_address(None) == "127.0.0.1:50051"
+    assert choose_address("") == "127.0.0.1:50051"
     monkeypatch.setenv("WASMKILN_ADDRESS", "unix:/run/kiln.sock")
-    assert choose_address(None) == "unix:/run/kiln.sock"
+    assert choose_address("") == "unix:/run/kiln.sock"
     assert choose_address("kiln:1") == "kiln:1"
 
 
 def test_a_url_is_refused() -> None:
-    with pytest.raises(ValueError, match="leave out the http:// in front"):
+    with pytest.raises(ValueError, match="an address is host:port or unix:/path, with a port"):
         choose_address("http://localhost:50051")
     assert choose_address("unix:///run/kiln.sock") == "unix:///run/kiln.sock"
 

@@ -1,0 +1,296 @@
+"""One call to a daemon, as a flow of steps without any I/O: deadline, attempts, answer, errors.
+
+A flow is a generator. It yields a step, which `Client` or `AsyncClient` performs, each in its own
+way: a `Send` is a call, a number of seconds is a pause, and anything else is a function that reads
+files or uses the CPU. The client sends the outcome back, or throws a failure into the generator.
+
+What arrives is checked here as far as every answer has the same promises: it is one message of
+its type, and an error has the contract's reason. grpc is imported by the first call.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from wasmkiln import errors
+from wasmkiln._untrusted import quoted, seconds
+from wasmkiln.credentials import explained
+from wasmkiln.v1.module_service_pb2 import CompileResponse
+
+if TYPE_CHECKING:
+    from wasmkiln.artifact import Assembly
+    from wasmkiln.credentials import Access, Metadata
+
+T = TypeVar("T")
+M = TypeVar("M", bound=Message)
+Flow = Generator["Send | float | Callable[[], Any]", Any, T]
+
+# CompileResponse.chunk on the wire: field 2, length-delimited. A message has less than 2 GiB.
+_CHUNK_TAG = b"\x12"
+_MAX_LENGTH_BYTES = 5
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
+
+# In gRPC's words: failures of a connection that another attempt does not heal.
+_LASTING = ("handshake failed", "Hostname Verification", "Failed parsing HTTP/2")
+# What gRPC's own words for a failed connection mean.
+_CAUSES = {
+    "DNS resolution failed": "unknown host",
+    "Domain name not found": "unknown host",
+    "Connection refused": "connection refused",
+    "No such file or directory": "no such socket",
+    "Permission denied": "permission denied for this user",
+    "Failed parsing HTTP/2": "the server there does not speak gRPC",
+}
+# How gRPC servers, C core and Go alike, refuse a request above their message limit. Where the
+# answer is too large, the C core says "CLIENT: Received …".
+_MESSAGE_TOO_LARGE = re.compile(
+    r"(?<!CLIENT: )received message larger than max(?: \((\d+) vs\. (\d+)\))?", re.IGNORECASE
+)
+
+
+class Deadline:
+    """The moment at which a call ends, all of its attempts included."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
+        self._end_s = time.monotonic() + timeout_s
+
+    def remaining_s(self) -> float:
+        """Return the seconds left; zero or less once the deadline has passed."""
+        return self._end_s - time.monotonic()
+
+
+class Sink(Protocol):
+    """What takes the messages of one attempt."""
+
+    def add(self, wire: bytes) -> None:
+        """Take the next one."""
+
+
+S = TypeVar("S", bound=Sink)
+
+
+@dataclass(frozen=True)
+class Send:
+    """A step of a flow: call `path`, and hand the messages of the answer to `sink`, as bytes."""
+
+    path: str
+    request: bytes
+    sink: Sink
+    timeout_s: float
+    metadata: Metadata
+
+    def begin(self, channel: Any) -> Any:
+        """Start the call on a channel of either kind. Return gRPC's iterator over the answer.
+
+        One message or many are the same on the wire, so every answer is taken as a stream.
+        """
+        call = channel.unary_stream(self.path)
+        return call(self.request, timeout=self.timeout_s, metadata=self.metadata)
+
+
+class One(Generic[M]):
+    """Takes an answer of one message."""
+
+    def __init__(self, kind: type[M]) -> None:
+        self._kind = kind
+        self._message: M | None = None
+
+    def add(self, wire: bytes) -> None:
+        """Take it. Raise UnexpectedAnswer for a second one, and for what cannot be parsed."""
+        if self._message is not None:
+            raise errors.UnexpectedAnswer("the daemon sent two answers to one call")
+        self._message = parsed(self._kind, wire)
+
+    def message(self) -> M:
+        """Return it. Raise UnexpectedAnswer when there is none."""
+        if self._message is None:
+            raise errors.UnexpectedAnswer("the daemon ended the call without an answer")
+        return self._message
+
+
+class Compiled:
+    """Takes the answer of a Compile."""
+
+    def __init__(self, make: Callable[[], Assembly]) -> None:
+        self.assembly = make()
+
+    def add(self, wire: bytes) -> None:
+        """Take the next message, without a copy if it is a chunk and nothing else."""
+        self.assembly.add(only_chunk(wire) or parsed(CompileResponse, wire))
+
+
+def call(
+    access: Access,
+    path: str,
+    request: Message,
+    sink: Callable[[], S],
+    deadline: Deadline,
+    max_attempts: int,
+    metadata: Metadata,
+) -> Flow[S]:
+    """Call a method, again where the error allows it. Return the sink of the attempt that worked.
+
+    Each attempt has a sink of its own: a stream that broke has left half of an artifact. Raise the
+    WasmkilnError of the last attempt, or of one that no other attempt can heal.
+    """
+    import grpc
+
+    wire, attempt = request.SerializeToString(), 0
+    while True:
+        attempt += 1
+        taking, left_s = sink(), deadline.remaining_s()  # with no time left, grpc fails it at once
+        try:
+            yield Send(path, wire, taking, left_s, metadata + access.metadata() + _traced())
+            return taking
+        except grpc.RpcError as failure:
+            error = error_from_rpc(failure, address=access.address, timeout_s=deadline.timeout_s)
+        # Outside of the except block: otherwise the raised error would keep the RpcError alive.
+        wait_s = pause_s(error, attempt) if attempt < max_attempts else None
+        left_s = deadline.remaining_s()
+        lasts = any(words in error.metadata.get("detail", "") for words in _LASTING)
+        if lasts or wait_s is None or wait_s >= left_s:
+            if isinstance(error, errors.ConnectionFailed):
+                error = yield partial(explained, error, access, left_s)
+            raise error
+        yield wait_s
+
+
+def pause_s(error: errors.WasmkilnError, attempt: int) -> float | None:
+    """Return the seconds to wait after the failure of attempt 1, 2, …, or None to give up.
+
+    An error allows another attempt by a RetryInfo, whose delay is kept, or by the code
+    UNAVAILABLE: the connection failed, or the daemon shuts down. Every RPC is idempotent, so
+    trying again is safe even if the daemon did the work before the connection broke.
+    """
+    backoff_s: float = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(attempt - 1, 30))
+    # Callers do not all come at the same moment.
+    backoff_s *= 0.5 + 0.5 * random.random()  # noqa: S311
+    if error.retry_after_s is not None:
+        # Later than the daemon asked, never earlier, and never at once: a daemon may send 0.
+        return max(0.0, error.retry_after_s) + backoff_s
+    return backoff_s if error.code.name == "UNAVAILABLE" else None
+
+
+def parsed(kind: type[M], wire: bytes) -> M:
+    """Return a message. Raise UnexpectedAnswer for bytes that are none."""
+    try:
+        return kind.FromString(wire)
+    except DecodeError as error:
+        raise errors.UnexpectedAnswer(
+            f"cannot read the daemon's answer: {quoted(str(error))}"
+        ) from None
+
+
+def only_chunk(wire: bytes) -> memoryview | None:
+    """Return the chunk of a CompileResponse that has nothing else; None for any other message.
+
+    Such a message costs nothing to parse. protobuf would copy the bytes twice.
+    """
+    if wire[:1] != _CHUNK_TAG:
+        return None
+    length = shift = 0
+    for at in range(1, min(len(wire), 1 + _MAX_LENGTH_BYTES)):
+        length |= (wire[at] & 0x7F) << shift
+        shift += 7
+        if wire[at] < 0x80:
+            chunk = memoryview(wire)[at + 1 :]
+            return chunk if len(chunk) == length else None
+    return None
+
+
+def error_from_rpc(failure: Any, *, address: str, timeout_s: float) -> errors.WasmkilnError:
+    """Return the exception for a grpc.RpcError of either API, sync or aio. Raise nothing.
+
+    `address` and `timeout_s` (of the whole call, in seconds) appear in messages.
+    """
+    from google.rpc import error_details_pb2
+
+    code, text = failure.code(), failure.details() or ""
+    told: dict[str, Any] = {"code": code, "reason": "", "metadata": {}}
+    for detail in _details(failure):
+        if isinstance(detail, error_details_pb2.ErrorInfo) and detail.domain == "wasmkiln":
+            told["reason"], told["metadata"] = detail.reason, detail.metadata
+        elif isinstance(detail, error_details_pb2.RetryInfo):
+            told["retry_after_s"] = max(0.0, seconds(detail.retry_delay))
+        elif isinstance(detail, error_details_pb2.BadRequest):
+            told["field_violations"] = [
+                errors.FieldViolation(each.field, each.description)
+                for each in detail.field_violations
+            ]
+    kind = errors.BY_REASON.get(told["reason"], errors.WasmkilnError)
+    if not told["reason"]:
+        kind, text, told["metadata"] = _without_reason(code.name, text, address, timeout_s)
+        told["reason"] = kind.REASON
+    elif kind is errors.CredentialsMissing:  # the daemon speaks to every kind of client
+        text += " (in wasmkiln: token_file or WASMKILN_TOKEN_FILE; cert_file and key_file)"
+    return kind(text or told["reason"] or code.name, **told)
+
+
+def _without_reason(
+    code: str, text: str, address: str, timeout_s: float
+) -> tuple[type[errors.WasmkilnError], str, dict[str, str]]:
+    """Return class, message and metadata for what gRPC itself reports."""
+    metadata = {"address": address, "detail": text}
+    if code == "UNAVAILABLE":
+        cause = next((f" ({means})" for words, means in _CAUSES.items() if words in text), "")
+        message = f"no daemon answers at {address}{cause}: start one with `wasmkilnd serve`, "
+        return errors.ConnectionFailed, message + "or set WASMKILN_ADDRESS", metadata
+    if code == "DEADLINE_EXCEEDED":
+        metadata = {"address": address, "timeout_s": f"{timeout_s:g}"}
+        message = f"no answer from {address} within {timeout_s:g} s"
+        return errors.DeadlineExceeded, message, metadata
+    if code == "UNIMPLEMENTED":
+        message = (
+            f"the daemon at {address} does not serve this call there: it is older, or serves "
+            "calls of operators only at its operator_listen"
+        )
+        return errors.WasmkilnError, message, metadata
+    if code == "RESOURCE_EXHAUSTED" and (too_large := _MESSAGE_TOO_LARGE.search(text)):
+        metadata = {"size_bytes": too_large[1], "limit_bytes": too_large[2]} if too_large[1] else {}
+        message = f"the module is larger than the daemon accepts ({text})"
+        return errors.ModuleTooLarge, message, metadata
+    if code == "RESOURCE_EXHAUSTED" and "received metadata size exceeds" in text:
+        message = f"cannot read the answer of {address}: its metadata is above gRPC's limit"
+        return errors.UnexpectedAnswer, message, metadata
+    return errors.WasmkilnError, text, {}
+
+
+def _details(failure: Any) -> Iterator[Message]:
+    """Yield the rich-error details in a failure's trailers, as far as they can be read."""
+    from google.rpc import error_details_pb2 as details
+    from google.rpc import status_pb2
+
+    for key, value in failure.trailing_metadata() or ():
+        if key == "grpc-status-details-bin":
+            try:
+                for item in status_pb2.Status.FromString(value).details:
+                    for kind in (details.ErrorInfo, details.RetryInfo, details.BadRequest):
+                        message = kind()
+                        if item.Unpack(message):
+                            yield message
+            except DecodeError:  # damaged, or of another server: code and text still count
+                return
+
+
+def _traced() -> Metadata:
+    """Return `traceparent` and `tracestate` of the span that is active here; nothing without one.
+
+    A program without OpenTelemetry pays for a look into a dictionary.
+    """
+    if "opentelemetry.trace" not in sys.modules:
+        return ()
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    carrier: dict[str, str] = {}
+    TraceContextTextMapPropagator().inject(carrier)
+    return tuple(carrier.items())
