@@ -600,7 +600,7 @@ class Methods:
         """Open the file that an answer names. Where that fails, ask for no files for a while."""
         try:
             if not header.HasField("host_file"):
-                raise FileRefused("the daemon named no file: it has no host store with room for it")
+                raise FileRefused("the daemon named no file: host_store_bytes has no room for it")
             return self._store.open_answered(call, header)
         except FileRefused:
             self._no_files_until_s = time.monotonic() + _NO_FILES_S

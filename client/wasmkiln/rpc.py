@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -27,6 +27,8 @@ from wasmkiln.credentials import explained
 from wasmkiln.v1.module_service_pb2 import CompileResponse
 
 if TYPE_CHECKING:
+    from google.protobuf.descriptor import Descriptor
+
     from wasmkiln.artifact import Assembly
     from wasmkiln.credentials import Access, Metadata
 
@@ -37,6 +39,9 @@ Flow = Generator["Send | float | Callable[[], Any]", Any, T]
 # CompileResponse.chunk on the wire: field 2, length-delimited. A message has less than 2 GiB.
 _CHUNK_TAG = b"\x12"
 _MAX_LENGTH_BYTES = 5
+# The longest list of the contract has 10,000 elements; a newer daemon may send more. 4 MiB hold two
+# million, and a caller would walk through them for minutes. FindMissing has keys with settings.
+_MAX_ELEMENTS, _MAX_KEYS = 100_000, 1_000_000
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 
 # In gRPC's words: failures of a connection that another attempt does not heal.
@@ -110,6 +115,12 @@ class One(Generic[M]):
         if self._message is not None:
             raise errors.UnexpectedAnswer("the daemon sent two answers to one call")
         self._message = parsed(self._kind, wire)
+        limit = _MAX_KEYS if self._kind.__name__ == "FindMissingResponse" else _MAX_ELEMENTS
+        if _elements(self._message, limit) > limit:
+            raise errors.UnexpectedAnswer(
+                f"the daemon's answer has more than {limit:,} list elements: more than this client "
+                "takes"
+            )
 
     def message(self) -> M:
         """Return it. Raise UnexpectedAnswer when there is none."""
@@ -189,6 +200,38 @@ def parsed(kind: type[M], wire: bytes) -> M:
         raise errors.UnexpectedAnswer(
             f"cannot read the daemon's answer: {quoted(str(error))}"
         ) from None
+
+
+def _elements(message: Message, limit: int) -> int:
+    """Count the elements of all lists and maps in a message; stop once there are too many."""
+    repeated, nested = _with_lists(message.DESCRIPTOR)
+    values = [getattr(message, name) for name in repeated]
+    count = sum(len(value) for value in values)
+    for name, is_list in nested:
+        if count > limit:
+            break
+        if is_list:
+            for one in getattr(message, name):
+                count += _elements(one, limit)
+        elif message.HasField(name):
+            count += _elements(getattr(message, name), limit)
+    return count
+
+
+@cache
+def _with_lists(kind: Descriptor) -> tuple[tuple[str, ...], tuple[tuple[str, bool], ...]]:
+    """Return the names of a message's lists, and its fields whose own messages have lists.
+
+    A map of the contract holds no messages. To ask a descriptor whether it is a map's would import
+    descriptor_pb2, which takes longer than a load.
+    """
+    repeated = tuple(field.name for field in kind.fields if field.is_repeated)
+    nested = tuple(
+        (field.name, field.is_repeated)
+        for field in kind.fields
+        if field.message_type is not None and any(_with_lists(field.message_type))
+    )
+    return repeated, nested
 
 
 def only_chunk(wire: bytes) -> memoryview | None:

@@ -11,6 +11,7 @@ import pytest
 import wasmkiln
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
+from wasmkiln.v1 import admin_service_pb2 as admin
 from wasmkiln.v1 import module_service_pb2 as modules
 from wasmkiln.v1 import types_pb2 as types
 
@@ -272,3 +273,21 @@ def test_more_trailers_than_grpc_takes_are_told(server: LyingServer, client: Any
     server.fail("Stats", grpc.StatusCode.ABORTED, "no", bytes(50_000))
     with pytest.raises(wasmkiln.UnexpectedAnswer, match="metadata is above gRPC's limit"):
         client.stats()
+
+
+def test_no_map_of_an_answer_holds_lists() -> None:
+    """The client counts the elements of lists in messages, and not of those in a map's values."""
+    seen: set[str] = set()
+
+    def walk(kind: Any) -> None:
+        if kind.full_name not in seen:
+            seen.add(kind.full_name)
+            inner = [field.message_type for field in kind.fields if field.message_type is not None]
+            assert not (kind.GetOptions().map_entry and inner), kind.full_name
+            for each in inner:
+                walk(each)
+
+    for file in (modules.DESCRIPTOR, admin.DESCRIPTOR):
+        for kind in file.message_types_by_name.values():
+            walk(kind)
+    assert len(seen) > 20
