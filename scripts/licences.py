@@ -1,8 +1,9 @@
 """Collect the licences of all that wasmkiln installs, and refuse those that nobody has agreed to.
 
 ``python -m scripts.licences`` prints the report and fails for a package whose licence is unknown or
-not in PERMISSIVE. The packages are those of requirements/server.txt, of the engines' pins and of
-the Node client. The wheel carries none of them: whoever installs it gets them from the registry.
+not in PERMISSIVE, BUILDING or AGREED. The packages are those of requirements/server.txt, of the
+engines' pins and of the Node client. The wheel carries none of them: whoever installs it gets them
+from the registry.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ PERMISSIVE = frozenset(
 EXCEPTIONS = frozenset({"LLVM-exception"})
 # What only builds the package may be copyleft for its own files: nothing of it is passed on.
 BUILDING = {"pathspec": "MPL-2.0"}
+# Agreed to for one package each. certifi: a list of certificates, used as it is, whose copyleft is
+# for its own files; only `wasmkiln[trace]` asks for it, and our wheel carries none of it.
+AGREED = {"certifi": "MPL-2.0"}
 # Packages that say it in no field, or are not installed where the tests run; and where it stands.
 STATED = {
     "async-timeout": "Apache-2.0",  # for CPython before 3.11.3; its README
@@ -77,7 +81,7 @@ def refused(found: Package) -> str:
     """Return "" for a package that may be used, else a sentence that says why not."""
     if not found.licence:
         return f"{found.name} {found.version}: it states no licence: read it, then add it to STATED"
-    if BUILDING.get(found.name) == found.licence or permitted(found.licence):
+    if (BUILDING | AGREED).get(found.name) == found.licence or permitted(found.licence):
         return ""
     return (
         f"{found.name} {found.version}: {found.licence!r} is not in PERMISSIVE:"

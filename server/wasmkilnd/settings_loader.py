@@ -45,7 +45,7 @@ _GONE = {
     "python_mirror": "set UV_PYTHON_INSTALL_MIRROR, which uv reads, to the same mirror",
     "trusted_ca_file": "trust each daemon's key itself: `wasmkilnd keys trust`, or trusted_keys",
     "trace_ca_file": "set OTEL_EXPORTER_OTLP_CERTIFICATE to the same path",
-    "trace_endpoint": "set OTEL_EXPORTER_OTLP_TRACES_ENDPOINT in the environment to the same URL",
+    "trace_endpoint": "set OTEL_EXPORTER_OTLP_ENDPOINT to its URL for OTLP over HTTP: port 4318",
     "trace_headers_file": "set OTEL_EXPORTER_OTLP_HEADERS in the environment: name=value, ...",
     "trace_sample_ratio": "set OTEL_TRACES_SAMPLER to parentbased_traceidratio, and"
     " OTEL_TRACES_SAMPLER_ARG to it",

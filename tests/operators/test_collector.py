@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
@@ -19,9 +19,11 @@ from wasmkiln.errors import ModuleInvalid
 
 from tests.authority import Authority
 from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
+from tests.e2e.over_tls import TlsSite, ask
+from tests.e2e.processes import eventually
 from tests.e2e.programs import installed_engines
 from tests.e2e.wasm import CORE_PREAMBLE, adder, digest
-from tests.operators.otlp_receiver import OtlpReceiver, Span
+from tests.servers.otlp_receiver import OtlpReceiver, Span, tls_of
 
 TOKEN = "hunter2"
 COMPILE = "wasmkiln.v1.ModuleService/Compile"
@@ -35,14 +37,13 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 @pytest.fixture(scope="module")
-def credentials(authority: Authority) -> grpc.ServerCredentials:
-    pair = authority.server()
-    return grpc.ssl_server_credentials([(pair.key, pair.cert)])
+def tls(authority: Authority) -> ssl.SSLContext:
+    return tls_of(authority.server())
 
 
 @pytest.fixture(scope="module")
-def collector(credentials: grpc.ServerCredentials) -> Iterator[OtlpReceiver]:
-    one = OtlpReceiver(TOKEN, credentials)
+def collector(tls: ssl.SSLContext) -> Iterator[OtlpReceiver]:
+    one = OtlpReceiver(TOKEN, tls)
     yield one
     one.stop()
 
@@ -58,8 +59,9 @@ def traced(
 
 
 def variables(collector: OtlpReceiver, authority: Authority) -> dict[str, str]:
-    """Return the environment of a daemon that knows this CA."""
+    """Return the environment of a daemon that knows this CA, and another for other programs."""
     return {
+        "REQUESTS_CA_BUNDLE": "/nowhere",
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"https://127.0.0.1:{collector.port}",
         "OTEL_EXPORTER_OTLP_HEADERS": f"authorization=Bearer {TOKEN}",
         "OTEL_EXPORTER_OTLP_CERTIFICATE": str(authority.ca_file),
@@ -183,6 +185,25 @@ def test_a_server_with_a_certificate_of_another_ca_gets_neither_spans_nor_token(
     assert sent["another"] not in {span.trace_id for span in collector.spans}
 
 
+def test_a_daemon_of_tls_1_3_reaches_a_collector_of_tls_1_2(tmp_path: Path) -> None:
+    """What its callers may speak binds nobody whom it calls."""
+    site = TlsSite(tmp_path / "site")
+    pair = site.authority.server("collector")
+    collector = OtlpReceiver(TOKEN, tls_of(pair, ssl.TLSVersion.TLSv1_2))
+    state = fresh_state(tmp_path / "state", engines=ONE_ENGINE)
+    flags = site.flags("--tls-min-version", "1.3", client_certificates=False)
+    environ = variables(collector, site.authority)
+    with (
+        Daemon(state, flags, environ) as daemon,
+        site.channel(daemon.address) as channel,
+    ):
+        ask(channel)
+        name = "wasmkiln.v1.ModuleService/GetCapabilities"
+        eventually(lambda: name in {span.name for span in collector.spans}, "no span came")
+    assert "cannot send traces" not in daemon.log
+    collector.stop()
+
+
 def test_what_the_caller_does_not_record_is_not_sent(
     traced: Daemon, collector: OtlpReceiver
 ) -> None:
@@ -212,7 +233,7 @@ def test_what_the_sampler_leaves_out_is_not_sent(
 
 
 def test_a_collector_that_is_gone_costs_no_call_and_one_line(
-    traced: Daemon, collector: OtlpReceiver, credentials: grpc.ServerCredentials
+    traced: Daemon, collector: OtlpReceiver, tls: ssl.SSLContext
 ) -> None:
     collector.stop()
     compiled(traced, 5)
@@ -220,7 +241,7 @@ def test_a_collector_that_is_gone_costs_no_call_and_one_line(
     assert line["level"] == "warning"
     assert f"127.0.0.1:{collector.port}" in line["endpoint"]
     assert TOKEN not in traced.log
-    again = OtlpReceiver(TOKEN, credentials, collector.port)
+    again = OtlpReceiver(TOKEN, tls, collector.port)
     assert again.port == collector.port
     with traced.client() as client:
         trace_id = _until_taken(client, traced)

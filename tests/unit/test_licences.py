@@ -36,8 +36,10 @@ def test_a_choice_has_to_be_permissive_in_all_its_parts(expression: str, may: bo
 def test_a_refusal_says_what_to_do() -> None:
     assert "read it, then add it to STATED" in refused(Package("daemon", "x", "1", ""))
     assert "is not in PERMISSIVE" in refused(Package("daemon", "x", "1", "GPL-3.0-only"))
-    # Copyleft for its own files is agreed to for the one package that only builds.
+    # Copyleft for its own files is agreed to for one package that only builds, and one of traces.
     assert refused(Package("daemon", "pathspec", "1", "MPL-2.0")) == ""
+    assert refused(Package("daemon", "certifi", "1", "MPL-2.0")) == ""
+    assert refused(Package("daemon", "certifi", "1", "GPL-3.0-only"))
     assert refused(Package("daemon", "x", "1", "MPL-2.0"))
 
 

@@ -14,7 +14,10 @@ Writes behind a call are its own all the same (``carried``).
 
 Where spans go, and which, is said by OpenTelemetry's own variables, which its SDK reads.
 
-Promises: without a variable of ``ENDPOINTS``, nothing of OpenTelemetry is loaded, and no call is
+They go by OTLP over HTTP: gRPC would bind the collector to the listener's TLS, as it knows one list
+of cipher suites for a whole process.
+
+Promises: unless a variable names an endpoint, nothing of OpenTelemetry is loaded, and no call is
 traced. No span makes a call wait or fail. Finished spans wait in a queue of ``QUEUE`` spans, from
 which a thread sends them; if the collector does not take them, the oldest are dropped, and the log
 says so once. At the end of the daemon, what waits has ``FLUSH_S`` seconds to leave.
@@ -30,6 +33,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import grpc
@@ -44,8 +48,6 @@ Value: TypeAlias = str | int | float | None
 # Of a call with a compile there are about ten spans.
 QUEUE = 4096
 FLUSH_S, _EVERY_MS = 2.0, 1000
-ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-"""The variables that name a collector, and so switch traces on."""
 # Of a tracestate, W3C asks for at least 512. Each span of a call holds it until it is sent.
 _BROUGHT, _LONGEST = ("traceparent", "tracestate"), 512
 # The gRPC codes that are a server's fault, by OpenTelemetry's conventions.
@@ -187,41 +189,43 @@ class Collector(logging.Handler):
     """
 
     def __init__(self) -> None:
-        """Send where the variables of OpenTelemetry say. Raises TracingUnusable."""
+        """Send where the variables of OpenTelemetry say. Raises what it has for a wrong one."""
         super().__init__(logging.WARNING)
         self._reached, self._why = True, ""
         logger = logging.getLogger("opentelemetry")
         logger.handlers[:], logger.propagate = [self], False
-        try:
-            from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+        import requests
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
-            self._exporter = OTLPSpanExporter()
-        except ImportError:
-            raise TracingUnusable(
-                f"cannot send traces to the collector of {ENDPOINTS[1]}: OpenTelemetry is not"
-                " installed: pip install 'wasmkiln[server,trace]'"
-            ) from None
-        except Exception as failure:  # the library has many, for each variable
-            raise TracingUnusable(
-                f"cannot send traces: one of the variables OTEL_EXPORTER_OTLP_*: {failure}"
-            ) from None
+        if (protocol := _variable("PROTOCOL")) not in ("", "http/protobuf"):
+            raise ValueError(
+                f"the protocol is http/protobuf, as a rule at port 4318, not {protocol}"
+            )
+        for name in ("CERTIFICATE", "CLIENT_KEY", "CLIENT_CERTIFICATE"):
+            Path(_variable(name) or os.devnull).read_bytes()
+        session = requests.Session()
+        # Else ~/.netrc goes before HEADERS, and REQUESTS_CA_BUNDLE before CERTIFICATE.
+        session.trust_env, session.stream = False, True
+        session.proxies = requests.utils.get_environ_proxies(_variable("ENDPOINT"))
+        session.hooks["response"] = [_answered]
+        self._exporter: Any = OTLPSpanExporter(session=session)
         if self._why:  # It goes on without what it cannot use. What it says of headers quotes them.
-            why = "OTEL_EXPORTER_OTLP_HEADERS" if "eader" in self._why else self._why
-            raise TracingUnusable(f"cannot send traces: OpenTelemetry cannot use {why}")
+            raise ValueError("OTEL_EXPORTER_OTLP_HEADERS" if "eader" in self._why else self._why)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep what OpenTelemetry would log."""
-        self._why = record.getMessage()
+        """Keep what OpenTelemetry would log first of an attempt: what follows says less."""
+        self._why = self._why or record.getMessage()
 
     def export(self, spans: Any) -> Any:
         """Send ``spans``; they are lost if the collector does not take them."""
+        self._why = ""
         result = self._exporter.export(spans)
         before, self._reached = self._reached, result.name == "SUCCESS"
         if before and not self._reached:
             event = "cannot send traces: the collector does not take them; calls go on as usual"
-            log.warning(event, endpoint=mask(_endpoint()), cause=self._why)
+            log.warning(event, endpoint=mask(_variable("ENDPOINT")), cause=self._why)
         elif self._reached and not before:
-            log.info("the collector takes traces again", endpoint=mask(_endpoint()))
+            log.info("the collector takes traces again", endpoint=mask(_variable("ENDPOINT")))
         return result
 
     def shutdown(self) -> None:
@@ -229,26 +233,32 @@ class Collector(logging.Handler):
         self._exporter.shutdown()
 
 
-def _endpoint() -> str:
-    return next(filter(None, map(os.environ.get, ENDPOINTS)), "")
+def _answered(response: Any, **_: Any) -> None:
+    """Read no more of an answer; raise for a redirect, which the library takes for success."""
+    response.close()
+    if 300 <= response.status_code < 400:
+        raise ValueError(f"it answers with a redirect ({response.status_code})")
 
 
-def open_collector() -> Collector | None:
-    """Return what sends spans; None where no variable names a collector.
-
-    Raises TracingUnusable.
-    """
-    return Collector() if _endpoint() else None
+def _variable(name: str) -> str:
+    """Return OpenTelemetry's variable of this name for the exporter, that of traces first."""
+    own, common = f"OTEL_EXPORTER_OTLP_TRACES_{name}", f"OTEL_EXPORTER_OTLP_{name}"
+    return os.environ.get(own) or os.environ.get(common, "")
 
 
 def open_tracing(version: str) -> Tracing | None:
     """Return the traces; None if they are switched off. May block. Raises TracingUnusable."""
-    if (collector := open_collector()) is None:
+    if not _variable("ENDPOINT"):
         return None
-    logs.context = of_line
     try:
-        return Tracing(collector, version)
-    except ValueError as failure:
+        tracing = Tracing(Collector(), version)
+    except ImportError:
         raise TracingUnusable(
-            f"cannot send traces: one of the variables OTEL_*: {failure}"
+            "cannot send traces to the collector of OTEL_EXPORTER_OTLP_ENDPOINT: OpenTelemetry is"
+            " not installed: pip install 'wasmkiln[server,trace]'"
         ) from None
+    except Exception as failure:  # the library has many, for each variable
+        why = f"cannot send traces: one of the variables OTEL_*: {failure}"
+        raise TracingUnusable(why) from None
+    logs.context = of_line
+    return tracing

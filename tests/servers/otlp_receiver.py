@@ -1,4 +1,4 @@
-"""A collector of a few lines: OpenTelemetry's own service of OTLP over gRPC, on a real port.
+"""A collector of a few lines: OTLP over HTTP, on a real port.
 
 No collector is among the packages that this system can install; this one keeps each span that
 it gets, as the protocol says it, and refuses senders without its token.
@@ -6,15 +6,16 @@ it gets, as the protocol says it, and refuses senders without its token.
 
 from __future__ import annotations
 
+import ssl
+import threading
 from collections.abc import Mapping
-from concurrent import futures
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as pb
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
 
+from tests.authority import Pair
 from tests.e2e.processes import eventually
 
 
@@ -33,28 +34,45 @@ class Span:
     ended_ns: int
 
 
-class OtlpReceiver(trace_service_pb2_grpc.TraceServiceServicer):
+def tls_of(pair: Pair, newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> ssl.SSLContext:
+    """Return how a collector with this certificate speaks TLS."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pair.cert_file, pair.key_file)
+    context.maximum_version = newest
+    return context
+
+
+class OtlpReceiver:
     """Keeps spans."""
 
-    def __init__(self, token: str, tls: grpc.ServerCredentials, port: int = 0) -> None:
+    def __init__(self, token: str = "", tls: ssl.SSLContext | None = None, port: int = 0) -> None:
         self.spans: list[Span] = []
         self.resource: dict[str, Any] = {}
-        self._token = token
-        self._server = grpc.server(futures.ThreadPoolExecutor(2))
-        add: Any = trace_service_pb2_grpc.add_TraceServiceServicer_to_server
-        add(self, self._server)
-        self.port = self._server.add_secure_port(f"127.0.0.1:{port}", tls)
-        self._server.start()
+        receiver = self
 
-    def Export(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
-        """Take spans."""
-        if ("authorization", f"Bearer {self._token}") not in context.invocation_metadata():
-            context.abort(grpc.StatusCode.UNAUTHENTICATED, "no token")
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                known = not token or self.headers["Authorization"] == f"Bearer {token}"
+                if known and self.path == "/v1/traces":
+                    receiver._take(pb.ExportTraceServiceRequest.FromString(body))
+                self.send_response(200 if known else 401)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                """Print nothing."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        if tls:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
+        self.port = self._server.server_port
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def _take(self, request: Any) -> None:
         for resource in request.resource_spans:
             self.resource = _values(resource.resource.attributes)
             for scope in resource.scope_spans:
                 self.spans += map(_span, scope.spans)
-        return pb.ExportTraceServiceResponse()
 
     def of(self, trace_id: str, name: str, count: int = 1) -> list[Span]:
         """Wait for ``count`` spans of a trace, and return them."""
@@ -67,7 +85,8 @@ class OtlpReceiver(trace_service_pb2_grpc.TraceServiceServicer):
 
     def stop(self) -> None:
         """Close the port."""
-        self._server.stop(None).wait()
+        self._server.shutdown()
+        self._server.server_close()
 
 
 def _span(span: Any) -> Span:
