@@ -172,7 +172,7 @@ class Serving:
     metrics: Metrics
     auditor: Audit
     # Runs what no reload waits for.
-    in_background: Callable[[Coroutine[Any, Any, None]], None]
+    in_background: Callable[[Coroutine[Any, Any, None]], object]
 
     def __post_init__(self) -> None:
         """Serve nothing yet. Raises AccessUnusable."""
