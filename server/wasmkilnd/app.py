@@ -42,6 +42,8 @@ from wasmkilnd.tenants import Tenants, why_not
 # Calls at a time on one connection.
 _MAX_STREAMS = 256
 _FLUSH_S = 5.0
+# How long a start waits at the end for the keys of JSON Web Tokens.
+_KEYS_S = 1.0
 
 log = structlog.get_logger("wasmkilnd")
 
@@ -135,7 +137,7 @@ class Daemon:
         access = await asyncio.to_thread(
             reloads.OpenAccess, now, audit, lambda: tls.current.client_cas if tls else ()
         )
-        await access.fetch_keys()
+        fetching = self._in_the_background(access.guard.fetch_keys())
         keys = await asyncio.to_thread(open_keys, now)
         sealer = Sealer(keys, self.version, max_age_s=now.value_max_age_s)
         about: dict[str, Any] = {"key_id": keys.own_id, "trusted_keys": len(keys.trusted)}
@@ -239,7 +241,8 @@ class Daemon:
         on_stop.callback(self._reloader.follow(seen))
         serving.follow(tenants)
 
-        # What listens.
+        # What listens. Most issuers have answered long since; for another nobody waits.
+        await asyncio.wait([fetching], timeout=_KEYS_S)
         group = group_id(now.socket_group)
         wanted = _listeners(now, tls)
         bound = await rpc.start(wanted, group)
@@ -311,11 +314,12 @@ class Daemon:
         # While connections are open, so that callers who wait for a worker learn why they fail.
         await serving.registry.close()
 
-    def _in_the_background(self, work: Coroutine[Any, Any, None]) -> None:
+    def _in_the_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         # Waits until it has ended.
         self._on_stop.push_async_callback(asyncio.wait, [task])
         self._on_stop.callback(task.cancel)
+        return task
 
     async def _unless_hurried(self, work: Callable[..., Any], *arguments: Any) -> None:
         await until(self._shutdown.hurried, work(*arguments))

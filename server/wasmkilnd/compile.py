@@ -87,8 +87,6 @@ HASH_INLINE_BYTES = 256 * 1024
 
 # The magic, two bytes of version, two of layer.
 _KINDS = {b"\0asm\x01\0\0\0": Kind.CORE_MODULE, b"\0asm\x0d\0\x01\0": Kind.COMPONENT}
-# Of Wasmtime and of shared objects, then of Wasmer 2.0, of its later versions, and from 3 on.
-_COMPILED_MAGICS = (b"\x7fELF", b"\0wasmer-universal", b"wasmer-universal", b"WASMER\0\0")
 
 
 # What callers ask for, and what they get.
@@ -584,23 +582,15 @@ class Tenant:
 def admit(wasm: bytes, limit_bytes: int) -> Module:
     """Check size and preamble of ``wasm``. Raises NOT_WASM and MODULE_TOO_LARGE."""
     if not (kind := _KINDS.get(wasm[:8])):
-        raise errors.not_wasm(_what_it_is_instead(wasm))
+        what = (
+            "these bytes are not a WebAssembly binary: they are empty, compiled, or something else"
+        )
+        if wasm[:64].lstrip().startswith((b"(", b";;")):
+            what = "these bytes are WebAssembly text: convert them to a binary first, with wat2wasm"
+        raise errors.not_wasm(what)
     if len(wasm) > limit_bytes:
         raise errors.module_too_large(len(wasm), limit_bytes)
     return Module(hashlib.sha256(wasm).hexdigest(), kind, wasm)
-
-
-def _what_it_is_instead(wasm: bytes) -> str:
-    if not wasm:
-        return "the module is empty: send the bytes of a .wasm file"
-    if wasm.startswith(_COMPILED_MAGICS):
-        return "these bytes are already compiled code: send the module that it was compiled from"
-    if wasm[:64].lstrip().startswith((b"(", b";;")):
-        return "these bytes are WebAssembly text: convert them to a binary first, with wat2wasm"
-    if not wasm.startswith(b"\0asm"):
-        return "these bytes are not a WebAssembly binary: they do not start with \\0asm"
-    known = "a core module of version 1, or a component of version 0x0d"
-    return f"the preamble is not that of {known}: build it whole, with current tools"
 
 
 def check_sha256(digest: str, field: str) -> str:

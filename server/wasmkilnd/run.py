@@ -83,11 +83,7 @@ async def _live(loaded: LoadedSettings, read: Callable[[], LoadedSettings]) -> N
 
 def is_banner_wanted(settings: Settings) -> bool:
     """Return whether somebody reads the banner: not a program that reads JSON."""
-    if not (sys.stdout and sys.stderr):
-        return False
-    if settings.log_format == "auto":
-        return sys.stdout.isatty() or sys.stderr.isatty()
-    return sys.stdout.isatty() or settings.log_format == "text"
+    return bool(sys.stdout and (sys.stdout.isatty() or settings.log_format == "text"))
 
 
 def _show(text: str) -> None:

@@ -466,11 +466,6 @@ class Settings(BaseModel):
         return self.workers or cpu_count()
 
     @property
-    def send_bytes(self) -> int:
-        """How many bytes of answers may wait to be read, besides artifacts."""
-        return max(8 * MIB, self.receive_bytes // 4)
-
-    @property
     def effective_compile_cpu_s(self) -> float:
         """CPU seconds of one compilation, its threads together."""
         return self.compile_cpu_s or self.compile_timeout_s * cpu_count()

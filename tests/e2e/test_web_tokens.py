@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import socket
 import ssl
 import threading
 from collections.abc import Iterator
@@ -132,5 +133,18 @@ def test_an_issuer_that_cannot_be_reached_or_trusted_lets_nobody_in(
         stubs = Stubs(daemon.address)
         with stubs.channel:
             assert stubs.capabilities(sent(OLD)) == "CREDENTIALS_INVALID"
-        daemon.wait_for_log("cannot fetch the keys of JSON Web Tokens yet")
+        daemon.wait_for_log("cannot fetch jwt keys: the old ones stay")
         assert issuer.asked == 0
+
+
+def test_an_issuer_that_does_not_answer_delays_no_start(
+    lean_state_dir: Path, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"https://127.0.0.1:{silent.getsockname()[1]}/keys"
+        with RedisDaemon(lean_state_dir, flags(tmp_path, url)) as daemon:
+            assert "cannot fetch jwt keys" not in daemon.log  # It still waits for the issuer.
+            stubs = Stubs(daemon.address)
+            with stubs.channel:
+                assert stubs.capabilities(sent(OLD)) == "CREDENTIALS_INVALID"
+            daemon.wait_for_log("it took more than 10 seconds")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,26 +12,19 @@ from wasmkilnd.settings import Settings
 
 
 @pytest.mark.parametrize(
-    ("settings", "out", "err", "wanted"),
+    ("settings", "terminal", "wanted"),
     [
-        ({}, True, True, True),
-        ({}, True, False, True),
-        ({}, False, True, True),
-        ({}, False, False, False),
-        ({"log_format": "text"}, False, False, True),
-        ({"log_format": "json"}, False, True, False),
-        ({"log_format": "json"}, True, True, True),
+        ({}, True, True),
+        ({}, False, False),
+        ({"log_format": "text"}, False, True),
+        ({"log_format": "json"}, False, False),
+        ({"log_format": "json"}, True, True),
     ],
 )
 def test_it_gets_between_no_lines_of_json(
-    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], out: bool, err: bool, wanted: bool
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], terminal: bool, wanted: bool
 ) -> None:
-    class Stream:
-        def __init__(self, terminal: bool) -> None:
-            self.isatty = lambda: terminal
-
-    monkeypatch.setattr("sys.stdout", Stream(out))
-    monkeypatch.setattr("sys.stderr", Stream(err))
+    monkeypatch.setattr("sys.stdout", SimpleNamespace(isatty=lambda: terminal))
     assert is_banner_wanted(Settings(state_dir=Path("/x"), **settings)) is wanted
 
 

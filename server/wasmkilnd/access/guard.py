@@ -249,7 +249,6 @@ class AccessGuard:
 
         While the URL cannot be read, the keys that were read last stay in force.
         """
-        told = ""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_FETCH_EVERY_S):
@@ -257,23 +256,20 @@ class AccessGuard:
             # Whoever makes up names of keys causes one fetch a minute; a reload fetches too.
             await asyncio.sleep(self._fetched_s + _FETCH_PAUSE_S - time.monotonic())
             self._keys_wanted.clear()
-            issuer = self.access.issuer
-            if issuer is None or not issuer.url:
-                continue
-            try:
-                fetched = await self.fetch(issuer)
-                if self.access.issuer is issuer:
-                    self.replace(replace(self.access, issuer=fetched))
-                told = ""
-            except CannotFetch as failure:
-                if str(failure) != told:
-                    log.error("cannot fetch jwt keys: the old ones stay", cause=str(failure))
-                told = str(failure)
+            await self.fetch_keys()
 
-    async def fetch(self, issuer: Issuer) -> Issuer:
-        """Return an issuer with the keys that its URL has now. Raises CannotFetch."""
+    async def fetch_keys(self) -> None:
+        """Fetch the keys of JSON Web Tokens, if a URL has them; log it if that fails."""
+        issuer = self.access.issuer
+        if issuer is None or not issuer.url:
+            return
         self._fetched_s = time.monotonic()
-        return replace(issuer, keys=await fetch_keys(issuer.url))
+        try:
+            fetched = replace(issuer, keys=await fetch_keys(issuer.url))
+            if self.access.issuer is issuer:
+                self.replace(replace(self.access, issuer=fetched))
+        except CannotFetch as failure:
+            log.error("cannot fetch jwt keys: the old ones stay", cause=str(failure))
 
     def _once(
         self, kind: str, sent: bytes, check: Callable[[bytes], tuple[Identity, float]]

@@ -11,48 +11,40 @@ import os
 import socket
 from pathlib import Path
 
-from wasmkilnd.access import tls
-from wasmkilnd.access.guard import Access, read_access
-from wasmkilnd.access.policy import read_policy
-from wasmkilnd.access.unusable import AccessUnusable
+from wasmkilnd import options, ownership, tenants
+from wasmkilnd.access import guard, policy, tls, unusable
 from wasmkilnd.cache.redis_servers import check_files
-from wasmkilnd.lifecycle import engines
-from wasmkilnd.lifecycle.preflight import CannotStart, limits_too_low
-from wasmkilnd.lifecycle.running import running
-from wasmkilnd.options import redis_access
-from wasmkilnd.ownership import check_path
+from wasmkilnd.lifecycle import engines, preflight, running
 from wasmkilnd.settings import EMBEDDED, NONE, Address, Settings
-from wasmkilnd.signing.keys import read_keys
-from wasmkilnd.telemetry.audit import cannot_write_audit
-from wasmkilnd.telemetry.tracing import open_tracing
-from wasmkilnd.tenants import why_not
+from wasmkilnd.signing import keys
+from wasmkilnd.telemetry import audit, tracing
 
 
-def check(settings: Settings) -> Access:
+def check(settings: Settings) -> guard.Access:
     """Return who may do what. May block.
 
     Raises CannotStart, and other exceptions of this package, as ``serve`` would.
     """
-    if why := limits_too_low(settings):
-        raise CannotStart(why)
-    check_path(settings.state_dir)
+    if why := preflight.limits_too_low(settings):
+        raise preflight.CannotStart(why)
+    ownership.check_path(settings.state_dir)
     _check_audit(settings)
-    if traces := open_tracing(""):
+    if traces := tracing.open_tracing(""):
         traces.close()
     if settings.tls_cert_file:
         tls.load(settings)
-    access, _ = read_access(settings)
-    if why := why_not(settings, access.policy.namespaces):
-        raise CannotStart(why)
-    read_keys(settings).refuse_revoked()
+    access, _ = guard.read_access(settings)
+    if why := tenants.why_not(settings, access.policy.namespaces):
+        raise preflight.CannotStart(why)
+    keys.read_keys(settings).refuse_revoked()
     if why := engines.refusal(settings):
-        raise CannotStart(why)
+        raise preflight.CannotStart(why)
     engines.check_installed(settings)
     engines.open_advisories(settings)
     if settings.redis_url.get_secret_value() not in (EMBEDDED, NONE):
-        check_files(redis_access(settings))
+        check_files(options.redis_access(settings))
     # A daemon that runs here has the addresses itself.
-    if not running(settings.state_dir):
+    if not running.running(settings.state_dir):
         for setting, address in settings.addresses:
             _check_address(setting, address)
     return access
@@ -63,8 +55,8 @@ def with_policy(failure: Exception) -> str:
     problems, settings = [str(failure)], getattr(failure, "settings", None)
     if settings and settings.policy_file:
         try:
-            read_policy(Path(settings.policy_file))
-        except AccessUnusable as refusal:
+            policy.read_policy(Path(settings.policy_file))
+        except unusable.AccessUnusable as refusal:
             problems.append(str(refusal))
     return "\n".join(problems)
 
@@ -78,7 +70,7 @@ def _check_audit(settings: Settings) -> None:
         flags = os.O_WRONLY | os.O_APPEND if there else os.O_DIRECTORY
         os.close(os.open(path if there else path.parent, flags))
     except OSError as failure:
-        raise CannotStart(cannot_write_audit(path, failure)) from None
+        raise preflight.CannotStart(audit.cannot_write_audit(path, failure)) from None
 
 
 def _check_address(setting: str, address: Address) -> None:
@@ -94,7 +86,7 @@ def _check_address(setting: str, address: Address) -> None:
                 # gRPC servers share a port by SO_REUSEPORT; what listens already shows here.
                 socket.create_server(where[:2], family=family).close()
     except OSError:
-        raise CannotStart(
+        raise preflight.CannotStart(
             f"cannot listen on {address}: {why}; choose another with --{setting.replace('_', '-')}"
             f" or WASMKILN_{setting.upper()}"
         ) from None

@@ -43,7 +43,7 @@ from wasmkilnd.settings import Settings
 from wasmkilnd.telemetry.audit import Audit, audit_change
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.tenants import OpenTenant, Tenants
-from wasmkilnd.usage import Use, Uses
+from wasmkilnd.usage import Use
 
 log = structlog.get_logger("wasmkilnd.engines")
 
@@ -172,7 +172,7 @@ class Serving:
     metrics: Metrics
     auditor: Audit
     # Runs what no reload waits for.
-    in_background: Callable[[Coroutine[Any, Any, None]], None]
+    in_background: Callable[[Coroutine[Any, Any, None]], object]
 
     def __post_init__(self) -> None:
         """Serve nothing yet. Raises AccessUnusable."""
@@ -353,7 +353,7 @@ class Serving:
                     log.warning("artifact not made ahead", **what)
 
         try:
-            hot = await self._hot(order, until_s)
+            hot = await self._hot(order)
             state.total = len(hot)
             log.info("engine warm-up began", artifacts=len(hot), **about)
             random.shuffle(hot)
@@ -368,27 +368,20 @@ class Serving:
         state.ended = True
         log.info("engine warm-up ended", done=state.done, failed=state.failed, **about)
 
-    async def _hot(self, order: names.WarmOrder, until_s: float) -> list[tuple[OpenTenant, Use]]:
+    async def _hot(self, order: names.WarmOrder) -> list[tuple[OpenTenant, Use]]:
         """Return what is used most with the old engine, each with its namespace.
 
-        What this daemon counted decides where the fleet's counts are not to be had in time.
+        What this daemon counted decides where the shared tier does not answer.
         """
         counted: list[tuple[float, OpenTenant, Use]] = []
         for opened in [*self._tenants.opened.values()]:
-            uses = await self._uses(opened, until_s)
+            uses = opened.usage.own
+            with suppress(errors.TierUnavailable):
+                uses = await opened.usage.of_fleet()
             most = uses.most(order.top, order.from_engine_id)
             counted += [(count, opened, use) for use, count in most]
         counted.sort(key=lambda each: (-each[0], each[2][0]))
         return [(opened, use) for _, opened, use in counted[: order.top]]
-
-    async def _uses(self, opened: OpenTenant, until_s: float) -> Uses:
-        while True:
-            try:
-                return await opened.usage.of_fleet()
-            except errors.TierUnavailable:
-                if time.monotonic() >= until_s:
-                    return opened.usage.own
-            await asyncio.sleep(_PAUSE_S)
 
     async def _compile(self, opened: OpenTenant, asked: Request, until_s: float) -> str:
         """Have one artifact in memory and in the tiers; return why that is not possible."""

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import structlog
 
 from wasmkilnd.access.guard import Access, AccessGuard, files_of, read_access
-from wasmkilnd.access.jwt import CannotFetch
 from wasmkilnd.access.policy import Policy
 from wasmkilnd.access.unusable import defect_in
 from wasmkilnd.model import Limits, Reloadable
@@ -120,7 +119,7 @@ class Reloader:
             refused |= await self._apply(new, {**self.files, **self.parts, "keys": self._use_keys})
             self.limits.current = new.limits
             logs.configure(new.log_format, new.log_level, sys.stderr)
-            await self.access.fetch_keys(again=True)
+            await self.access.guard.fetch_keys()
             changed = key_changes(keys, self.sealer.keys)
             for what, about in changed:
                 audit_change(self.auditor, what, **about)
@@ -146,7 +145,9 @@ class Reloader:
         """
         async with self._one_at_a_time:
             before, refused = self._refused, await self._apply(self.settings.current, self.files)
-            await self.access.fetch_keys()
+            issuer = self.access.guard.access.issuer
+            if issuer and not issuer.keys:
+                await self.access.guard.fetch_keys()
             if refused and refused != before:
                 cause = "; ".join(dict.fromkeys(refused.values()))
                 log.error("cannot read changed files: they change nothing", cause=cause)
@@ -260,20 +261,6 @@ class OpenAccess:
         if causes:
             raise CannotReload("\n".join(causes), apply)
         return apply
-
-    async def fetch_keys(self, *, again: bool = False) -> None:
-        """Fetch the keys of JSON Web Tokens, if a URL has them, and there are none or ``again``.
-
-        Never raises: without them, or with the old ones, the guard goes on.
-        """
-        issuer = self.guard.access.issuer
-        if issuer and issuer.url and (again or not issuer.keys):
-            try:
-                with_keys = replace(self.guard.access, issuer=await self.guard.fetch(issuer))
-                if self.guard.access.issuer is issuer:
-                    self.guard.replace(with_keys)
-            except CannotFetch as failure:
-                log.error("cannot fetch the keys of JSON Web Tokens yet", cause=str(failure))
 
     def _audit(self, before: Access, after: Access) -> None:
         if before.on != after.on:

@@ -13,9 +13,9 @@ turns               of questions, which are all calls without a module: a caller
                     other, so that the event loop goes on with other callers between them
 size                of a request, for each method (``most_bytes``)
 answers             a caller that does not read makes gRPC hold one message for each call. These
-                    are whole frames in half of ``send_bytes``, and so small beyond it that all
-                    calls together fit into the other half
-artifacts           ``send_pinned_bytes`` for those that are being sent, whether the memory tier
+                    are whole frames in an eighth of ``receive_bytes``, and so small beyond it that
+                    all calls together fit into as much again
+artifacts           ``receive_bytes`` for those that are being sent, whether the memory tier
                     holds them or not; each counts once, and one without room is refused
 time                ``caller_timeout_s`` for each read and each write, ten times that for a whole
                     answer. Who does not read the refusal either has its call cut off
@@ -71,6 +71,7 @@ _WHOLE_ANSWER = 10
 # Of one caller, at a time. Each holds the loop for a millisecond or two.
 _QUESTIONS = 4
 _LEAST_PIECE_BYTES = 16 * 1024
+_LEAST_ANSWER_BYTES = 8 * 1024 * 1024
 # More than this beside a piece makes gRPC hold it, for its first window takes as much.
 _WINDOW_BYTES = 64 * 1024
 
@@ -249,7 +250,7 @@ class Traffic:
         # Set when a request is released.
         self.freed = asyncio.Event()
         self._arriving = FairShare(self._half)
-        self._unread = FairShare(lambda: limits.current.send_bytes // 2)
+        self._unread = FairShare(self._unread_half)
         self._pinned = FairShare(lambda: limits.current.receive_bytes)
         # The calls that each artifact is being sent to; it counts for the caller of the first.
         self._sent: dict[model.Artifact, list[Call]] = {}
@@ -385,10 +386,13 @@ class Traffic:
     def _half(self) -> int:
         return max(self._limits.current.receive_bytes // 2, 2 * self.message_bytes)
 
+    def _unread_half(self) -> int:
+        """Return how many bytes of answers may wait to be read in whole frames."""
+        return max(_LEAST_ANSWER_BYTES, self._limits.current.receive_bytes // 4) // 2
+
     @property
     def _piece_bytes(self) -> int:
-        limits = self._limits.current
-        return max(_LEAST_PIECE_BYTES, limits.send_bytes // (2 * limits.max_calls))
+        return max(_LEAST_PIECE_BYTES, self._unread_half() // self._limits.current.max_calls)
 
     def _hold_unread(self, call: Call, message: bytes) -> None:
         """Count a message. Raises COMPILE_QUEUE_FULL for one that cannot be cut and is too large.

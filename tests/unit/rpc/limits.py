@@ -10,5 +10,5 @@ _MIB = 1024 * 1024
 
 def limits(**changed: Any) -> Any:
     """Return settings with wide limits, but for those that are named."""
-    wide = {"max_calls": 1000, "receive_bytes": 128 * _MIB, "send_bytes": 128 * _MIB}
+    wide = {"max_calls": 1000, "receive_bytes": 512 * _MIB}
     return SimpleNamespace(**wide | {"caller_timeout_s": 60} | changed)

@@ -339,7 +339,7 @@ async def test_the_last_message_counts_until_the_call_has_ended() -> None:
 
 
 async def test_many_who_read_nothing_stay_within_the_limit_and_hold_up_nobody() -> None:
-    rig, one = Rig(send_bytes=8 * MIB, max_calls=256), sized(bytes(MIB))
+    rig, one = Rig(receive_bytes=32 * MIB, max_calls=256), sized(bytes(MIB))
     for number in range(255):
         rig.send(Caller(reads=False), one, f"slow {number}")
     await eventually(lambda: rig.traffic.send_bytes > 4 * MIB)
@@ -356,7 +356,7 @@ async def test_many_who_read_nothing_stay_within_the_limit_and_hold_up_nobody() 
 
 
 async def test_a_caller_with_many_unread_answers_leaves_whole_frames_to_others() -> None:
-    rig, one = Rig(send_bytes=64 * MIB), sized(bytes(MIB))
+    rig, one = Rig(receive_bytes=256 * MIB), sized(bytes(MIB))
     for _ in range(300):
         rig.send(Caller(reads=False), one, "flood")
     await eventually(lambda: rig.traffic.send_bytes > 16 * MIB)
@@ -419,8 +419,8 @@ async def test_who_reads_slowly_but_reads_has_time_for_the_whole_answer_and_no_m
 
 
 async def test_a_message_that_cannot_be_cut_is_refused_where_there_is_no_room() -> None:
-    rig = Rig(send_bytes=4 * MIB, max_calls=64)
-    held = [Call(Caller()) for _ in range(4)]
+    rig = Rig(receive_bytes=32 * MIB, max_calls=64)
+    held = [Call(Caller()) for _ in range(8)]
 
     def hold() -> None:
         for call in held:
@@ -433,7 +433,7 @@ async def test_a_message_that_cannot_be_cut_is_refused_where_there_is_no_room() 
     with pytest.raises(WasmkilnError) as failure:
         rig.traffic._hold_unread(one, bytes(256 * KIB))
     assert failure.value.metadata["limit"] == "send"
-    assert rig.traffic.send_bytes == MIB
+    assert rig.traffic.send_bytes == 2 * MIB
     rig.traffic._hold_unread(one, bytes(64 * KIB))
     for call in (*held, one):
         rig.traffic.end(call)
