@@ -17,12 +17,6 @@ PIP_INSTALL := pip install --quiet --disable-pip-version-check
 LOCKED := $(PIP_INSTALL) --require-hashes
 # What builds the package is in the lock files too.
 OURS := $(PIP_INSTALL) --no-deps --no-build-isolation -e .
-# uv and pip-audit, apart from what they lock and audit.
-TOOLS := .work/tools
-# What builds the documentation as a site.
-SITE := .work/site-tools
-# Helm and the schemas of Kubernetes, which check the chart.
-OPERATORS := .work/operators
 # Tests that need no engine and no server of their own.
 FAST := tests/unit tests/architecture tests/formats
 # Half of their time they wait, so that one more keeps the processors busy.
@@ -37,10 +31,12 @@ CROWD = -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 RELEASED := v0.6.0.binpb
 
 .DEFAULT_GOAL := help
-.PHONY: help install engines run demo test unit watch check hooks format protos dist-protos dist publish docs site lock audit bench faults soak attack fuzz verdicts hostile test-polyglot test-operators pictures clean
+.PHONY: help install run demo test unit check docs protos site lock audit dist publish \
+	bench test-polyglot test-operators soak faults attack hostile verdicts fuzz clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z -]+:.*## / { printf "  make %-18s %s%s\n", $$1, \
+		(length($$1) > 18 ? "\n                          " : ""), $$2 }' Makefile
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with venv and ensurepip was found. Install one (on Debian and Ubuntu: apt install python3 python3-venv), or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
@@ -59,34 +55,13 @@ $(VENV)/.dev: pyproject.toml requirements/dev.txt | $(BIN)/python
 	@$(BIN)/python -m $(OURS)
 	@touch $@ $(VENV)/.server
 
-$(TOOLS)/.tools: requirements/tools.txt | $(BIN)/python
-	@$(BIN)/python -m venv $(TOOLS)
-	@$(TOOLS)/bin/python -m $(LOCKED) --only-binary :all: -r requirements/tools.txt
-	@touch $@
-
-$(OPERATORS)/.tools: requirements/operators.txt | $(BIN)/python
-	@$(BIN)/python -m venv $(OPERATORS)
-	@$(OPERATORS)/bin/python -m $(LOCKED) --only-binary :all: -r requirements/operators.txt
-	@touch $@
-
-$(SITE)/.site: requirements/site.txt | $(BIN)/python
-	@echo "installing what builds the site into $(SITE)"
-	@$(BIN)/python -m venv $(SITE)
-	@$(SITE)/bin/python -m $(LOCKED) --only-binary :all: -r requirements/site.txt
-	@touch $@
-
 install: $(VENV)/.server ## make .venv with wasmkilnd and wasmkiln in it
 
-engines: install ## install the default engines, each in an environment of its own
+run demo: install ## serve in the foreground (ARGS="--listen …"); show what tiers save
 	@$(BIN)/wasmkilnd engine install --keep-going $(ENGINES)
+	@exec $(BIN)/$(if $(filter run,$@),wasmkilnd serve,python bench/demo.py) $(ARGS)
 
-run: engines ## set up and serve in the foreground (ARGS="--listen …" is passed on)
-	@exec $(BIN)/wasmkilnd serve $(ARGS)
-
-demo: engines ## compile a real module with each engine, and show what each tier saves
-	@$(BIN)/python bench/demo.py
-
-test: $(VENV)/.dev ## run every test (FULL=1: long ones at full size; ARGS="-k …" is passed on)
+test: $(VENV)/.dev ## run every test (FULL=1: long ones at full size; ARGS="-k …")
 	@rm -rf .work/test-cache
 	@$(SUITE) $(CROWD) $(ARGS); code=$$?; \
 	test $$code -eq 1 || exit $$code; \
@@ -97,11 +72,7 @@ test: $(VENV)/.dev ## run every test (FULL=1: long ones at full size; ARGS="-k �
 unit: $(VENV)/.dev ## run the unit and architecture tests alone, in two minutes
 	@$(PYTEST) -q -n $(FAST_PROCESSES) --dist worksteal $(FAST) $(ARGS)
 
-watch: $(VENV)/.dev ## run those at every change, what failed last first (ARGS="-k …")
-	@PYTEST_ADDOPTS="$(ARGS)" $(BIN)/watchfiles --verbosity warning --filter python \
-		'$(PYTEST) -q -n $(FAST_PROCESSES) --dist worksteal --ff $(FAST)' client server tests
-
-check: $(VENV)/.dev ## format, lint, types, imports, contract, whether generated files are fresh
+check: $(VENV)/.dev ## format, lint, types, imports, contract, fresh generated files
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
@@ -109,77 +80,39 @@ check: $(VENV)/.dev ## format, lint, types, imports, contract, whether generated
 	@$(BIN)/python scripts/version.py
 	@cd protos && ../$(BIN)/buf lint
 	@cd protos && ../$(BIN)/buf breaking --against $(RELEASED)
-	@$(MAKE) --no-print-directory protos docs
-	@git diff --exit-code -- client/wasmkiln/v1 docs/reference/configuration.md docs/reference/wasmkiln*.md docs/reference/rpcs*.md docs/reference/messages*.md man deploy/helm/wasmkiln/values.schema.json || { echo "generated files were not fresh: they are now; commit them" >&2; exit 1; }
+	@$(MAKE) --no-print-directory docs
+	@git diff --exit-code -- client/wasmkiln/v1 docs/reference/configuration.md docs/reference/wasmkiln*.md docs/reference/rpcs*.md docs/reference/messages*.md man deploy/helm/wasmkiln/values.schema.json
 
-hooks: $(VENV)/.dev ## have git run `make check` before each commit
-	@$(BIN)/pre-commit install
-
-format: $(VENV)/.dev ## format the code and mend what can be mended
-	@$(BIN)/ruff format --quiet .
-	@$(BIN)/ruff check --quiet --fix .
-
-protos: $(VENV)/.dev ## generate the stubs under client/ from protos/
+docs protos: $(VENV)/.dev ## generate stubs, reference pages, the chart's schema
 	@$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=client --pyi_out=client --grpc_python_out=client protos/wasmkiln/v1/*.proto
-
-dist-protos: $(VENV)/.dev ## pack the contract for a release: archive and descriptor set, in dist/
-	@$(BIN)/python -m scripts.dist_protos $(ARGS)
-
-dist: $(VENV)/.dev ## build all files of a release, in dist/
-	@$(BIN)/python -m scripts.release $(ARGS)
-
-publish: $(VENV)/.dev $(TOOLS)/.tools ## publish a release, after checks and a question (ARGS=--dry-run)
-	@$(BIN)/python -m scripts.publish --uv $(TOOLS)/bin/uv $(ARGS)
-
-docs: $(VENV)/.dev ## generate reference pages, man pages and what the chart knows of settings
 	@sed -i '/^| key |/,$$d' docs/reference/configuration.md
 	@$(BIN)/wasmkilnd config --reference >> docs/reference/configuration.md
 	@$(BIN)/python scripts/commands.py
 	@$(BIN)/python scripts/api_pages.py
 	@$(BIN)/python scripts/chart_settings.py
 
-site: $(SITE)/.site ## build the documentation as a site, and check its links, in .work/site/html
-	@$(BIN)/python scripts/site.py $(SITE)/bin/zensical
+site: $(VENV)/.dev ## build the documentation as a site in .work/site/html, and check it
+	@$(BIN)/python scripts/site.py $(BIN)/zensical
 
-lock: $(TOOLS)/.tools $(VENV)/.server ## lock dependencies and engines by SHA-256 (ARGS=--upgrade: to the newest)
-	@$(BIN)/python scripts/lock.py $(TOOLS)/bin/uv $(ARGS)
+lock: $(VENV)/.server ## lock dependencies and engines by SHA-256 (ARGS=--upgrade: to the newest)
+	@$(BIN)/python scripts/lock.py $(ARGS)
 
-audit: $(TOOLS)/.tools ## ask for known vulnerabilities of what the lock files name
-	@$(TOOLS)/bin/python scripts/audit.py
+audit: $(VENV)/.dev ## ask for known vulnerabilities of what the lock files name
+	@$(BIN)/python scripts/audit.py
+
+dist publish: $(VENV)/.dev ## build a release in dist/; publish it (ARGS=--dry-run)
+	@$(BIN)/python -m scripts.$(if $(filter dist,$@),release,publish) $(ARGS)
 
 bench: $(VENV)/.dev ## measure each figure beside its yardstick, in one run
 	@$(BIN)/python -m bench $(ARGS)
 
-faults: $(VENV)/.dev ## make Redis sick in every way under load, and count what callers notice
-	@$(BIN)/python -m tests.faults $(ARGS)
+test-polyglot test-operators: $(VENV)/.dev ## test clients in other languages; test with operators' tools
+	@$(BIN)/python -m tests.$(@:test-%=%).toolchains
+	@$(if $(filter %operators,$@),OPERATORS,POLYGLOT)=all $(PYTEST) tests/$(@:test-%=%) $(if $(filter %operators,$@),$(CROWD),-s) $(ARGS)
 
-soak: $(VENV)/.dev ## do all at once and kill everything, for five minutes (ARGS="--seconds N")
-	@$(BIN)/python -m tests.soak $(ARGS)
+soak faults attack hostile verdicts fuzz: $(VENV)/.dev ## the long runs, of minutes each (ARGS=--help)
+	@$(BIN)/$(if $(filter fuzz,$@),pytest tests/fuzz --hypothesis-profile fuzz --timeout 0,python -m tests.$@) $(or $(ARGS),$(if $(filter verdicts,$@),--generate 1000))
 
-attack: $(VENV)/.dev ## attack a running daemon in every known way (ARGS="--only NAME")
-	@$(BIN)/python -m tests.attack $(ARGS)
-
-fuzz: $(VENV)/.dev ## feed 20,000 inputs to each reader of bytes from outside (ARGS="-k …")
-	@$(BIN)/pytest tests/fuzz --hypothesis-profile fuzz --timeout 0 $(ARGS)
-
-verdicts: $(VENV)/.dev ## compare verdicts on 5,000 generated modules with the engines' (ARGS=FOLDER)
-	@$(BIN)/python -m tests.verdicts $(or $(ARGS),--generate 1000)
-
-hostile: $(VENV)/.dev ## compile modules that are made to hurt, for nine minutes (ARGS="--only NAME")
-	@$(BIN)/python -m tests.hostile $(ARGS)
-
-test-polyglot: $(VENV)/.dev ## build and run clients and hosts in other languages (ARGS="-k go")
-	@$(BIN)/python -m tests.polyglot.toolchains
-	@POLYGLOT=all $(PYTEST) tests/polyglot -s $(ARGS)
-
-test-operators: $(VENV)/.dev $(TOOLS)/.tools $(OPERATORS)/.tools ## run what operators use: browser, Prometheus, Envoy, chart (ARGS="-k page")
-	@$(BIN)/python -m tests.operators.toolchains
-	@OPERATORS=all $(PYTEST) tests/operators $(CROWD) $(ARGS)
-
-pictures: $(VENV)/.dev ## draw the pictures of the status page in docs/, in five minutes
-	@$(BIN)/python -m tests.operators.toolchains chromium
-	@$(BIN)/python -m tests.operators.pictures docs/how-to
-
-clean: ## remove .venv, caches and what tests left in .work (the state directory stays)
+clean: ## remove .venv, caches and what tests left in .work (engines and data stay)
 	@rm -rf $(VENV) .work .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage build dist
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

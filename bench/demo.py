@@ -50,7 +50,7 @@ def _demonstrate(console: Console) -> None:
     missing = [name for name in ENGINE_NAMES if name not in installed]
     if missing:
         raise BenchError(
-            f"no {' and no '.join(missing)} under {state_dir}: run `make engines` first"
+            f"no {' and no '.join(missing)} under {state_dir}: run `wasmkilnd engine install` first"
         )
     module = BY_NAME[MODULE]
     show_title(console, module)

@@ -34,7 +34,7 @@ class BenchError(Exception):
 
 
 def user_state_dir() -> Path:
-    """Return the state directory of the user's own daemon, which `make engines` fills."""
+    """Return the state directory of the user's own daemon, which `make run` fills."""
     named = os.environ.get("WASMKILN_STATE_DIR")
     return Path(named) if named else default_state_dir(os.environ)
 

@@ -18,6 +18,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from uv import find_uv_bin
+
 from scripts.release import NotReadyError, build, changes, git
 from scripts.version import differing, version_of
 
@@ -105,7 +107,6 @@ def build_twice(folder: Path) -> list[Path]:
 def main(root: Path, arguments: list[str]) -> int:
     """Publish, or say why not; return the exit code."""
     parser = argparse.ArgumentParser(prog="make publish", description=__doc__)
-    parser.add_argument("--uv", default="uv", help="the program uv")
     parser.add_argument("--dry-run", action="store_true", help="check and build; upload nothing")
     parser.add_argument("--yes", action="store_true", help="do not ask")
     parser.add_argument("--upload-url", default="", help="where uv uploads to; PyPI if not given")
@@ -135,7 +136,7 @@ def main(root: Path, arguments: list[str]) -> int:
         print("nothing was published")
         return 1
     upload = [
-        *(options.uv, "publish"),
+        *(find_uv_bin(), "publish"),
         *(("--publish-url", options.upload_url) if options.upload_url else ()),
         *(("--check-url", options.index_url) if options.index_url else ()),
         *packages,

@@ -15,105 +15,84 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 # PyPI, npm, Maven, CMake and Helm each write anything longer, like candidates, in another way.
-VERSION = re.compile(r"\d+\.\d+\.\d+")
-_NUMBERS = r"(?P<version>\d+\.\d+\.\d+)"
+VERSION = r"\d+\.\d+\.\d+"
+MAVEN = r"(<artifactId>wasmkiln-client</artifactId>\n *<version>)V(?=<)"
 
 
 class Place(NamedTuple):
-    """Where the version is written: files by a glob, and a pattern around it."""
+    """Where the version is written."""
 
     files: str
+    """A glob: a name without a star is of a file that has to hold it."""
     pattern: str
-    required: bool = True
-    """Whether each of the files holds it."""
+    """A regular expression: a group, then V for the version, then what follows it."""
 
 
-SOURCE = Place("pyproject.toml", rf'^version = "{_NUMBERS}"$')
+SOURCE = Place("pyproject.toml", r'^(version = ")V(?="$)')
 COPIES = (
-    Place("client/node/package.json", rf'\A{{\n  "name": "wasmkiln",\n  "version": "{_NUMBERS}"'),
-    Place(
-        "client/node/package-lock.json",
-        rf'^ *"name": "wasmkiln",\n *"version": "{_NUMBERS}"',
-    ),
-    Place(
-        "client/java/pom.xml",
-        rf"<artifactId>wasmkiln-client</artifactId>\n *<version>{_NUMBERS}<",
-    ),
-    Place(
-        "client/java/README.md",
-        rf"<artifactId>wasmkiln-client</artifactId>\n *<version>{_NUMBERS}<",
-    ),
-    Place("client/cpp/CMakeLists.txt", rf"^project\(wasmkiln VERSION {_NUMBERS} "),
-    Place("deploy/helm/wasmkiln/Chart.yaml", rf'^(?:appV|v)ersion: "?{_NUMBERS}"?$'),
+    Place("client/node/package.json", r'\A({\n  "name": "wasmkiln",\n  "version": ")V(?=")'),
+    Place("client/node/package-lock.json", r'^( *"name": "wasmkiln",\n *"version": ")V(?=")'),
+    Place("client/java/pom.xml", MAVEN),
+    Place("client/java/README.md", MAVEN),
+    Place("client/cpp/CMakeLists.txt", r"^(project\(wasmkiln VERSION )V(?= )"),
+    Place("deploy/helm/wasmkiln/Chart.yaml", r'^((?:appV|v)ersion: "?)V(?="?$)'),
     # What a daemon prints and answers in the examples of the documentation.
-    Place("README.md", rf"\bwasmkilnd {_NUMBERS} is ready"),
-    Place("docs/**/*.md", rf"\bwasmkilnd {_NUMBERS} is ready", required=False),
-    Place("docs/**/*.md", rf'^  "version": "{_NUMBERS}",$', required=False),
-    Place("docs/**/*.md", rf'"version": {{"wasmkiln": "{_NUMBERS}"', required=False),
+    Place("README.md", r"\b(wasmkilnd )V(?= is ready)"),
+    Place("docs/**/*.md", r"\b(wasmkilnd )V(?= is ready)"),
+    # Of an answer itself, and of no engine inside it.
+    Place("docs/**/*.md", r'^({\n  "version": ")V(?=",$)'),
+    Place("docs/**/*.md", r'("version": {"wasmkiln": ")V(?=")'),
 )
 
 
 def version_of(root: Path) -> str:
     """Return the version of the source tree at ``root``."""
-    [found] = re.findall(SOURCE.pattern, (root / SOURCE.files).read_text(), re.MULTILINE)
-    return str(found)
+    return next(copies(root, SOURCE))[1][2]
+
+
+def copies(root: Path, place: Place) -> Iterator[tuple[Path, re.Match[str]]]:
+    """Find each copy of the version, in the second group. Raise LookupError for a missing one."""
+    pattern = place.pattern.replace("V(", f"({VERSION})(")
+    for file in sorted(root.glob(place.files)) or [root / place.files]:
+        text = file.read_text() if file.exists() else ""
+        found = [(file, match) for match in re.finditer(pattern, text, re.MULTILINE)]
+        if not found and "*" not in place.files:
+            raise LookupError(f"{place.files}: nothing matches {place.pattern}")
+        yield from found
 
 
 def differing(root: Path) -> Iterator[str]:
     """Say which copies differ from pyproject.toml, and which are missing."""
     version = version_of(root)
     for place in COPIES:
-        for file in _files(root, place):
-            text = file.read_text()
-            found = list(re.finditer(place.pattern, text, re.MULTILINE))
-            name = file.relative_to(root)
-            if place.required and not found:
-                yield f"{name}: nothing matches {place.pattern}"
-            for each in found:
-                if each["version"] != version:
-                    line = 1 + text.count("\n", 0, each.start("version"))
-                    yield f"{name}:{line}: {each['version']} instead of {version}"
+        try:
+            for file, found in copies(root, place):
+                if found[2] != version:
+                    line = 1 + found.string.count("\n", 0, found.start(2))
+                    yield f"{file.relative_to(root)}:{line}: {found[2]} instead of {version}"
+        except LookupError as missing:
+            yield str(missing)
 
 
-def write(root: Path, version: str) -> list[Path]:
-    """Write ``version`` everywhere; return the files that changed."""
-    changed = []
+def write(root: Path, version: str) -> None:
+    """Write ``version`` everywhere."""
     for place in (SOURCE, *COPIES):
-        for file in _files(root, place):
+        # The last first: what is found before it stays where it is.
+        for file, found in reversed(list(copies(root, place))):
             text = file.read_text()
-            after = re.sub(
-                place.pattern,
-                lambda found: found[0].replace(found["version"], version),
-                text,
-                flags=re.MULTILINE,
-            )
-            if after != text:
-                file.write_text(after)
-                changed.append(file)
-    return changed
-
-
-def _files(root: Path, place: Place) -> list[Path]:
-    found = sorted(root.glob(place.files))
-    if place.required and not found:
-        raise FileNotFoundError(f"no file {place.files}: correct COPIES in scripts/version.py")
-    return found
+            file.write_text(text[: found.start(2)] + version + text[found.end(2) :])
 
 
 def main(arguments: list[str]) -> int:
     """Check, or write the version that was given; return the exit code."""
     if arguments:
-        if not VERSION.fullmatch(arguments[0]):
+        if not re.fullmatch(VERSION, arguments[0]):
             print(f"cannot use the version {arguments[0]!r}: write it like 1.2.3", file=sys.stderr)
             return 2
-        for file in write(ROOT, arguments[0]):
-            print(file.relative_to(ROOT))
+        write(ROOT, arguments[0])
     wrong = list(differing(ROOT))
     for line in wrong:
-        print(f"version: {line}", file=sys.stderr)
-    if wrong:
-        version = version_of(ROOT)
-        print(f"run: python scripts/version.py {version}", file=sys.stderr)
+        print(f"version: {line}; run: python scripts/version.py {version_of(ROOT)}")
     return 1 if wrong else 0
 
 

@@ -57,11 +57,14 @@ def make_test(folder: Path, tests: str, arguments: str = "", crowd: str = "") ->
 
 def test_help_lists_every_target_on_a_line_that_fits() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    [targets] = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
-    lines = make("help").stdout.splitlines()
-    told = [re.fullmatch(r"  make ([a-z-]+) +\S.*", line) for line in lines]
-    assert [match and match[1] for match in told] == targets.split()
-    assert [line for line in lines if len(line) >= 100] == []
+    [targets] = re.findall(r"^\.PHONY: (.*\\\n.*)$", makefile, re.MULTILINE)
+    said = make("help").stdout
+    # A rule with many targets takes a line for them, and one for what they do.
+    told = re.findall(r"^  make ([a-z -]{19,}) *\n {26}\S|^  make (.{18}) \S", said, re.MULTILINE)
+    assert len(told) == f"\n{said}".count("\n  make ")
+    assert " ".join(map("".join, told)).split() == targets.replace("\\", "").split()
+    assert len(told) <= 15
+    assert [line for line in said.splitlines() if len(line) >= 100] == []
 
 
 def test_what_passes_runs_once(tmp_path: Path) -> None:

@@ -1,24 +1,21 @@
 """What Helm makes of the chart, and what the schemas of Kubernetes say of it.
 
-Both are in an environment of their own, `.work/operators`, where ``helm_inside.py`` runs. The
-release is called "kiln", its namespace "prod".
+Both run in a process of their own, ``helm_inside.py``. The release is called "kiln", its namespace
+"prod".
 """
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
+import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "deploy" / "helm" / "wasmkiln"
-PYTHON = ROOT / ".work" / "operators" / "bin" / "python"
 _INSIDE = Path(__file__).with_name("helm_inside.py")
 
 
@@ -82,11 +79,8 @@ def package(folder: Path) -> Path:
 
 @cache
 def _run(question: str) -> Any:
-    if not PYTHON.exists():
-        why = f"cannot render the chart: {PYTHON} is missing; make test-operators makes it"
-        (pytest.fail if os.environ.get("OPERATORS") == "all" else pytest.skip)(why)
     done = subprocess.run(
-        [str(PYTHON), str(_INSIDE)], input=question, capture_output=True, text=True, check=False
+        [sys.executable, str(_INSIDE)], input=question, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

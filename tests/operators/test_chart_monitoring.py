@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from scripts.release import chart
 from tests.operators.alert_cases import promtool_tests
 from tests.operators.conftest import Needs
-from tests.operators.helm import CHART, PYTHON, ROOT, Rendered, package, render
+from tests.operators.helm import CHART, ROOT, Rendered, package, render
 
 ALERTS = ROOT / "deploy" / "prometheus-alerts.yml"
 DASHBOARD = ROOT / "deploy" / "grafana" / "wasmkiln.json"
@@ -120,6 +121,10 @@ def _rules(rendered: Rendered, name: str) -> list[dict[str, Any]]:
 
 def _read(file: Path) -> Any:
     done = subprocess.run(
-        [PYTHON, "-c", READ], input=file.read_text(), capture_output=True, text=True, check=True
+        [sys.executable, "-c", READ],
+        input=file.read_text(),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return json.loads(done.stdout)

@@ -6,6 +6,7 @@ import contextlib
 import re
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ class Proxied:
 
 @pytest.fixture(scope="module")
 def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
-    [program] = (ROOT / ".work" / "operators").glob("lib/python3*/site-packages/envoy/_bin/envoy")
+    [program] = Path(sys.prefix).glob("lib/python3*/site-packages/envoy/_bin/envoy")
     installed_engines()
     folder = tmp_path_factory.mktemp("proxied")
     flags = ["--redis-url", "none", "--workers", "1", "--host-store-bytes", "0"]

@@ -12,6 +12,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from uv import find_uv_bin
 
 from scripts.release import SUMS, build, build_packages
 from scripts.version import ROOT, version_of
@@ -20,7 +21,7 @@ from tests.e2e.programs import WASMKILN, installed_engines
 from tests.operators.upload_index import serve_uploads
 
 VERSION = version_of(ROOT)
-UV = ROOT / ".work" / "tools" / "bin" / "uv"
+UV = find_uv_bin()
 # So that a build of the sources, which have no history, gets the same dates.
 DATE = "1700000000"
 # Some hundred packages are fetched and unpacked.
@@ -106,9 +107,8 @@ def test_the_wheel_works_outside_of_the_tree(installed: Path, tmp_path: Path) ->
 
 def test_one_command_serves_from_nothing(dist: Path, tmp_path: Path) -> None:
     """uvx makes the environment; the first start installs the engines."""
-    _needs_uv()
     [wheel] = dist.glob("*.whl")
-    uvx = [*(str(UV), "tool", "run", "--quiet", "--from", f"{wheel}[server]")]
+    uvx = [*(UV, "tool", "run", "--quiet", "--from", f"{wheel}[server]")]
     environ = {"UV_CACHE_DIR": str(tmp_path / "cache"), "UV_PYTHON": PYTHON}
     # The environment first: a daemon has two minutes to start, and a slow index needs more.
     assert VERSION in _run(*uvx, "wasmkilnd", "--version", cwd=tmp_path, **environ)
@@ -121,7 +121,6 @@ def test_one_command_serves_from_nothing(dist: Path, tmp_path: Path) -> None:
 
 def test_a_release_is_published_once(sources: Path, tmp_path: Path) -> None:
     """The sources are all that publishing needs: here they become a repository of their own."""
-    _needs_uv()
     repository = tmp_path / "repository"
     # The archive has that file besides those of the repository.
     shutil.copytree(sources, repository, ignore=shutil.ignore_patterns("PKG-INFO"))
@@ -137,7 +136,7 @@ def test_a_release_is_published_once(sources: Path, tmp_path: Path) -> None:
 
     with serve_uploads() as index:
         words = [
-            *(sys.executable, "-m", "scripts.publish", "--uv", str(UV)),
+            *(sys.executable, "-m", "scripts.publish"),
             *("--upload-url", index.upload_url, "--index-url", index.index_url),
         ]
         environ = {
@@ -188,12 +187,6 @@ def _compile(wasmkiln: Path, daemon: Daemon, folder: Path) -> None:
     words = ["compile", str(folder / "add.wasm"), "-o", str(out), "--address", daemon.address]
     _run(wasmkiln, *words)
     assert out.stat().st_size > 100
-
-
-def _needs_uv() -> None:
-    if not UV.exists():
-        why = f"cannot run uv: {UV} is missing; make test-operators makes it"
-        (pytest.fail if os.environ.get("OPERATORS") == "all" else pytest.skip)(why)
 
 
 def _git(root: Path, *words: str) -> str:
