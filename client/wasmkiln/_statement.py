@@ -1,6 +1,6 @@
 """What an attestation states: an in-toto Statement v1 with a SLSA provenance v1 predicate.
 
-docs/reference/attestation.md shows the document. Reading and writing it needs the standard library
+docs/how-to/verify.md shows the document. Reading and writing it needs the standard library
 only.
 """
 

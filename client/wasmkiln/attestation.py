@@ -2,7 +2,7 @@
 
 An attestation is a DSSE envelope (https://github.com/secure-systems-lab/dsse) with one Ed25519
 signature over a `Statement`. The daemon and the client share this module;
-docs/reference/attestation.md describes the format for other languages. Signing and verifying need
+docs/how-to/verify.md describes the format for other languages. Signing and verifying need
 securesystemslib, which is therefore imported inside those functions only.
 """
 

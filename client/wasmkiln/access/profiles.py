@@ -87,7 +87,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     except FileNotFoundError:
         raise ValueError(
             f"there are no profiles: {path} does not exist; write it as"
-            f" docs/how-to/python-credentials.md says, or set {ENV_FILE}"
+            f" docs/how-to/call-with-credentials.md says, or set {ENV_FILE}"
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read {path}: it is not TOML: {quoted(str(error))}") from None

@@ -1,7 +1,7 @@
 """The host store as a client sees it: artifacts of the daemon that this process maps.
 
 A daemon keeps artifacts as files (`wasmkiln.host_layout` says where), and a process on the same
-host loads them with no call and no copy. docs/how-to/map-artifacts.md has the recipe for other
+host loads them with no call and no copy. docs/how-to/host-store.md has the recipe for other
 languages.
 
     place      find the store's directory: argument, environment, or where daemons put it

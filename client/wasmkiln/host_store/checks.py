@@ -1,6 +1,6 @@
 """The policy: whether the digest and the signature of a mapped file are checked.
 
-docs/explanation/mapped-files.md says what each value protects from, and why which one is the
+docs/reference/host-store.md says what each value protects from, and why which one is the
 default.
 """
 
