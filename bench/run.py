@@ -25,8 +25,8 @@ PAGE = ROOT / "docs" / "reference" / "performance.md"
 _SENTENCE_CHARACTERS = 300
 _HEAD = """# Performance figures
 
-Each figure beside its yardstick: [how it is measured](../explanation/benchmarks.md), and
-[where the time goes](../explanation/performance.md).
+Each figure beside its yardstick: [where the time goes, and how it is
+measured](../explanation/performance.md).
 
 ![Each ratio with its goal, on a logarithmic axis](performance.svg)
 """

@@ -1,6 +1,6 @@
-"""Write the reference of the API from the comments of ``protos/`` (``make docs``).
+"""Make the reference of the API from the comments of ``protos/``, for the site (``make site``).
 
-What is wrong on these pages is mended in the protos. A page has the RPCs or the messages of one
+What is wrong on these pages is mended in the protos. A page has the RPCs and the messages of one
 file, each message as a table of its fields.
 """
 
@@ -17,39 +17,30 @@ from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "wasmkiln/v1"
-# What each page is about: its title, its file, and whether it shows the RPCs or the messages.
-PAGES = {
-    "rpcs-module-service": ("RPCs of ModuleService", "module_service.proto", "service"),
-    "rpcs-admin-service": ("RPCs of AdminService", "admin_service.proto", "service"),
-    "messages-module-service": ("Messages of ModuleService", "module_service.proto", "calls"),
-    "messages-daemon": ("Messages about the daemon", "module_service.proto", "daemon"),
-    "messages-admin-service": ("Messages of AdminService", "admin_service.proto", "message"),
-    "messages-types": ("Messages of both services", "types.proto", "message"),
+# The title of each file's page, which is `proto-` and the file's name.
+TITLES = {
+    "module_service": "RPCs and messages of ModuleService",
+    "admin_service": "RPCs and messages of AdminService",
+    "types": "Messages of both services",
 }
-# Messages of ModuleService that are about the daemon, and not about modules.
-ABOUT_THE_DAEMON = re.compile(
-    r"Setting|Target|Latency|Quota|GetCapabilities|Stats|Caller|Limits|Served|Unserved|Engine|.*Stats"
-)
 SCALARS = {number: name[5:].lower() for name, number in pb.FieldDescriptorProto.Type.items()}
 # Where a descriptor has its messages, enums, services; fields, values, methods; inner messages.
 MESSAGE, ENUM, SERVICE, FIELD, VALUE, METHOD, NESTED, NESTED_ENUM = 4, 5, 6, 2, 2, 2, 3, 4
 
 
-def main() -> None:
-    """Write the pages."""
-    files = {Path(file.name).name: file for file in parsed().file if PACKAGE in file.name}
-    for name, (title, file, kind) in PAGES.items():
-        proto = files[file]
-        comments = {
-            tuple(each.path): each.leading_comments for each in proto.source_code_info.location
-        }
-        body = list(rpcs(proto, comments))
-        if kind != "service":
-            named = {"calls": 0, "daemon": 1}.get(kind)
-            body = list(messages(proto, comments, named))
-        head = f"# {title}\n\nGenerated from `protos/{PACKAGE}/{file}` by `scripts/api_pages.py`."
-        text = "\n\n".join([head, *body]) + "\n"
-        (ROOT / "docs" / "reference" / f"{name}.md").write_text(text)
+def pages() -> dict[str, str]:
+    """Return the text of each page by its name."""
+    made = {}
+    for proto in parsed().file:
+        file = Path(proto.name).stem
+        if PACKAGE in proto.name and file in TITLES:
+            comments = {
+                tuple(each.path): each.leading_comments for each in proto.source_code_info.location
+            }
+            head = (f"# {TITLES[file]}", f"Generated from `protos/{proto.name}`.")
+            body = (*head, *rpcs(proto, comments), *messages(proto, comments))
+            made[f"proto-{file.replace('_', '-')}.md"] = "\n\n".join(body) + "\n"
+    return made
 
 
 def parsed() -> pb.FileDescriptorSet:
@@ -77,20 +68,12 @@ def rpcs(proto: pb.FileDescriptorProto, comments: Comments) -> Iterator[str]:
             yield from paragraphs(comments.get((SERVICE, at, METHOD, number), ""))
 
 
-def messages(
-    proto: pb.FileDescriptorProto, comments: Comments, about_the_daemon: int | None
-) -> Iterator[str]:
-    """Describe the messages and enums of a file: all, or one half of them."""
-
-    def wanted(name: str) -> bool:
-        return about_the_daemon in (None, bool(ABOUT_THE_DAEMON.match(name)))
-
+def messages(proto: pb.FileDescriptorProto, comments: Comments) -> Iterator[str]:
+    """Describe the messages and enums of a file."""
     for at, message in enumerate(proto.message_type):
-        if wanted(message.name):
-            yield from one_message(message, (MESSAGE, at), comments, "")
+        yield from one_message(message, (MESSAGE, at), comments, "")
     for at, enum in enumerate(proto.enum_type):
-        if wanted(enum.name):
-            yield from one_enum(enum, (ENUM, at), comments, "")
+        yield from one_enum(enum, (ENUM, at), comments, "")
 
 
 def one_message(
@@ -161,7 +144,3 @@ def cell(comment: str) -> str:
 def marked(comment: str) -> str:
     """Return a comment as Markdown."""
     return re.sub(r"<(?=\w)", "&lt;", comment)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Write the reference of the commands, for the site and as man pages (``make docs``).
+"""Make the reference of the commands: man pages (``make docs``), and pages of ``make site``.
 
 Both come from what click prints for ``--help``: what is wrong here is mended there. The flags of
 settings, which ``serve`` and others take, are in docs/reference/configuration.md alone.
@@ -23,23 +23,9 @@ from wasmkilnd.cli import command as daemon  # noqa: E402
 from wasmkilnd.settings import Settings  # noqa: E402
 
 PROGRAMS = {"wasmkiln": app, "wasmkilnd": daemon}
-# Groups with a page of their own.
-APART = {
-    "wasmkilnd cache": "wasmkilnd-cache",
-    "wasmkilnd keys": "wasmkilnd-keys",
-    "wasmkiln drain": "wasmkiln-operate",
-    "wasmkiln evict": "wasmkiln-operate",
-    "wasmkiln health": "wasmkiln-operate",
-    "wasmkiln pin": "wasmkiln-operate",
-    "wasmkiln quarantine": "wasmkiln-operate",
-    "wasmkiln stats": "wasmkiln-operate",
-}
 TITLES = {
     "wasmkiln": "Commands of callers: wasmkiln",
-    "wasmkiln-operate": "Commands that operate a daemon: wasmkiln",
     "wasmkilnd": "Commands of operators: wasmkilnd",
-    "wasmkilnd-cache": "Commands for the cache: wasmkilnd cache",
-    "wasmkilnd-keys": "Commands for keys: wasmkilnd keys",
 }
 # A command with no more flags of settings than these shows them.
 FEW = 10
@@ -59,17 +45,15 @@ class Entry:
 
 
 def main() -> None:
-    """Write the pages."""
-    (ROOT / "man").mkdir(exist_ok=True)
-    pages: dict[str, list[Entry]] = {}
+    """Write the man pages."""
     for program, command in PROGRAMS.items():
-        entries = list(walk(program, command))
-        (ROOT / "man" / f"{program}.1").write_text(manual(program, entries))
-        for entry in entries:
-            group = " ".join(entry.name.split()[:2])
-            pages.setdefault(APART.get(group, program), []).append(entry)
-    for name, entries in pages.items():
-        (ROOT / "docs" / "reference" / f"{name}.md").write_text(page(name, entries))
+        text = manual(program, list(walk(program, command)))
+        (ROOT / "man" / f"{program}.1").write_text(text)
+
+
+def pages() -> dict[str, str]:
+    """Return the text of each page of the site by its name."""
+    return {f"{name}.md": page(name, list(walk(name, each))) for name, each in PROGRAMS.items()}
 
 
 def walk(name: str, command: click.Command, parent: click.Context | None = None) -> Iterator[Entry]:
@@ -120,7 +104,7 @@ def page(name: str, entries: list[Entry]) -> str:
     lines = [
         f"# {TITLES[name]}",
         "",
-        "Generated from the commands' own `--help` by `scripts/commands.py`.",
+        "Generated from the commands' own `--help`.",
     ]
     for entry in entries:
         lines += ["", f"## {entry.name}", "", f"`{entry.usage}`"]

@@ -56,7 +56,7 @@ class Release:
         image = self.root / "protos" / f"{self.tag}.binpb"
         if not image.exists():
             name = image.relative_to(self.root)
-            yield f"{name} is missing: docs/how-to/release.md says how to make it"
+            yield f"{name} is missing: CONTRIBUTING.md says how to make it"
         if self.git("tag", "--list", self.tag) and not self.is_tagged():
             yield f"the tag {self.tag} is another commit: raise the version"
         try:

@@ -1,6 +1,7 @@
-"""Build the documentation as a site: ``python scripts/site.py ZENSICAL``, or ``make site``.
+"""Build the documentation as a site: ``python -m scripts.site ZENSICAL``, or ``make site``.
 
-The pages are those of ``docs/``, the READMEs of the clients, and the changelog. Links to files that
+The pages are those of ``docs/``, the READMEs of the clients, the changelog, and the reference that
+is generated: of commands, settings, RPCs and messages. Links to files that
 are no page become the file's name. Every warning of Zensical is an error; and so is, in what it
 wrote, a link or anchor that leads nowhere, and anything that a browser would fetch from elsewhere.
 """
@@ -18,6 +19,10 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
+
+from wasmkilnd import settings_loader
+
+from scripts import api_pages, commands
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / ".work" / "site" / "pages"
@@ -67,11 +72,17 @@ def sources() -> dict[Path, str]:
     return pages | {source: place for place, source in ELSEWHERE.items()}
 
 
+def generated() -> dict[str, str]:
+    """Return the text of each page that is generated, by its place on the site."""
+    pages = commands.pages() | api_pages.pages()
+    return {f"reference/{name}": text for name, text in pages.items()}
+
+
 def not_in_step() -> list[str]:
     """Return the pages that the navigation does not name once, and names without a page."""
     project = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]
     named = Counter(_leaves(project["nav"]))
-    pages = Counter(sources().values())
+    pages = Counter([*sources().values(), *generated()])
     return sorted((named - pages) + (pages - named))
 
 
@@ -92,6 +103,10 @@ def lay_out() -> None:
     places = sources()
     for source, place in places.items():
         (PAGES / place).write_text(relinked(source, place, places))
+    for place, text in generated().items():
+        (PAGES / place).write_text(text)
+    with (PAGES / "reference" / "configuration.md").open("a") as page:
+        page.write(f"\n## All settings\n\n{settings_loader.reference()}")
 
 
 def relinked(source: Path, place: str, places: dict[Path, str]) -> str:

@@ -57,7 +57,7 @@ func (k keyring) verify(header *pb.ArtifactHeader) error {
 	if !ed25519.Verify(key, signed, envelope.Signatures[0].Sig) {
 		return untrusted("mismatch", signer, "the attestation's signature is not by the key that it names")
 	}
-	// What docs/reference/attestation.md says of an artifact, without the fields that bind nothing.
+	// What docs/how-to/verify.md says of an artifact, without the fields that bind nothing.
 	const made, given = "predicate.buildDefinition.", "predicate.buildDefinition.externalParameters."
 	kinds := map[pb.Kind]string{pb.Kind_KIND_CORE_MODULE: "core", pb.Kind_KIND_COMPONENT: "component"}
 	engine := header.GetEngine()

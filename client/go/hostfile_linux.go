@@ -13,7 +13,7 @@ import (
 
 const sharedWrite = 0o022
 
-// Opens the file that a header names, as docs/how-to/map-artifacts.md says: each folder relative to
+// Opens the file that a header names, as docs/how-to/host-store.md says: each folder relative to
 // the one before and through no link, and all owned by somebody whom this process trusts.
 func init() {
 	openHostFile = func(header *pb.ArtifactHeader) *hostFile {

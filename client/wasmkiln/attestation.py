@@ -2,7 +2,7 @@
 
 An attestation is a DSSE envelope (https://github.com/secure-systems-lab/dsse) with one Ed25519
 signature over a `Statement`: an in-toto Statement v1 with a SLSA provenance v1 predicate.
-docs/reference/attestation.md describes the format for other languages. The daemon and the client
+docs/how-to/verify.md describes the format for other languages. The daemon and the client
 share this module. Reading needs the standard library only; verifying needs cryptography, which is
 imported by the first verification.
 

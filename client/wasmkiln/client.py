@@ -301,7 +301,7 @@ class Methods:
     ) -> Flow[Path]:
         """Return the path of a module's artifact in this machine's host store.
 
-        It was checked as `check_files` says; docs/how-to/map-artifacts.md says how to open it. The
+        It was checked as `check_files` says; docs/how-to/host-store.md says how to open it. The
         daemon compiles what is not there yet. Raise the errors of `compile`, and
         HostFileUnavailable.
         """

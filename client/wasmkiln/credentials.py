@@ -381,7 +381,7 @@ def choose_address(argument: str) -> str:
     if address.startswith("ring:"):
         raise ValueError(
             "no address begins with ring: any more: name a proxy that routes by the metadata "
-            "wasmkiln-module, as docs/how-to/routing.md says"
+            "wasmkiln-module, as docs/how-to/fleet.md says"
         )
     place = _PLACE.fullmatch(address)
     if not _SCHEME.match(address) and not (place and 0 < int(place[1]) < 65536):
@@ -445,7 +445,7 @@ def _tables() -> dict[str, Any]:
     except FileNotFoundError:
         raise ValueError(
             f"there are no profiles: {path} does not exist; write it as"
-            " docs/how-to/python-credentials.md says, or set WASMKILN_PROFILES_FILE"
+            " docs/how-to/call-with-credentials.md says, or set WASMKILN_PROFILES_FILE"
         ) from None
     except ValueError as error:
         raise ValueError(f"cannot read {path}: it is not TOML: {quoted(str(error))}") from None

@@ -56,7 +56,7 @@ SYSTEM = Path("/var/cache/wasmkiln")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 CheckFiles = Literal["always", "once", "owner"]
-"""Whether digest and signature of a mapped file are checked: docs/explanation/mapped-files.md."""
+"""Whether digest and signature of a mapped file are checked: docs/reference/host-store.md."""
 
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 _FOLDER = _READ | os.O_DIRECTORY

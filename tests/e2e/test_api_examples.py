@@ -18,7 +18,6 @@ PAGES = (
     "reference/module-service",
     "reference/compile",
     "how-to/fast-first",
-    "how-to/write-a-client",
     "reference/errors",
     "reference/admin-service",
 )

@@ -1,4 +1,4 @@
-"""The lines of docs/how-to/complete.md make Bash complete both commands."""
+"""The lines of docs/how-to/install.md make Bash complete both commands."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.programs import ROOT, search_path
 
-PAGE = ROOT / "docs" / "how-to" / "complete.md"
+PAGE = ROOT / "docs" / "how-to" / "install.md"
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not on PATH")

@@ -103,7 +103,7 @@ def test_an_old_value_is_refused_by_its_age(site: Site) -> None:
 
 
 def test_what_is_left_an_old_value_with_all_unchanged_is_used(site: Site) -> None:
-    """It is what this daemon made of this module: docs/explanation/trust-in-redis.md says so."""
+    """It is what this daemon made of this module: docs/explanation/redis.md says so."""
     with site.daemon() as (daemon, client):
         made = compiled(client)
         old = site.stored()

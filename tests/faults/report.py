@@ -96,7 +96,7 @@ def _row(fault: str, injections: list[Injection], calls: list[Call], usual_s: fl
 
 
 def markdown(made: Report) -> str:
-    """Return the table for docs/explanation/faults-of-redis.md."""
+    """Return the table for docs/explanation/redis.md."""
     lines = [
         "| fault | injected | calls meanwhile | wrong artifacts | failed calls"
         " | longest added wait, ms | recovered after, ms | at the latest, ms |",

@@ -15,7 +15,7 @@ from tests.faults.tampering import HELD_FOR_AN_HOUR, TAMPERINGS
 from tests.sizes import size
 
 # What a machine that is busy with other things may add. A call that hangs takes far longer;
-# how long the waits are on a machine of one's own is in docs/explanation/faults-of-redis.md.
+# how long the waits are on a machine of one's own is in docs/explanation/redis.md.
 _BUSY_S = 15.0
 # In these many calls wait for all of one time-out, for one answer or for several. What a
 # busy machine adds to some does not double what most of them take; a second time-out would.

@@ -1,4 +1,4 @@
-"""The most memory that a daemon takes is a sum of settings (docs/how-to/sizing.md)."""
+"""The most memory that a daemon takes is a sum of settings (docs/how-to/fleet.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The container image: built of deploy/Dockerfile, and run as docs/how-to/container.md says."""
+"""The container image: built of deploy/Dockerfile, and run as docs/how-to/deploy.md says."""
 
 from __future__ import annotations
 

@@ -102,8 +102,8 @@ def test_the_journal_has_priorities_and_lines_of_json_alone(machine: Booted) -> 
 
 
 def test_the_commands_of_the_documentation(machine: Booted) -> None:
-    """Those that docs/how-to/systemd.md gives for a service that runs."""
-    page = (ROOT / "docs" / "how-to" / "systemd.md").read_text()
+    """Those that docs/how-to/deploy.md gives for a service that runs."""
+    page = (ROOT / "docs" / "how-to" / "deploy.md").read_text()
     blocks = re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     assert len(blocks) == 2
     said = [machine.run("sh", "-e", "-c", block).stdout for block in blocks]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
-from scripts.site import ROOT, mistakes, not_in_step, relinked, sources
+from scripts.site import ROOT, generated, mistakes, not_in_step, relinked, sources
 
 GOOD = '<h1 id="top">A</h1><a href="b/c.html#there">c</a><a href="https://example.org/">out</a>'
 GOOD_TOO = '<p id="there"></p><a href="../a.html">a</a><a href="../a.html#top">top</a>'
@@ -21,6 +23,19 @@ def found(folder: Path, page: str, style: str = "") -> list[str]:
 
 def test_the_navigation_names_each_page_once() -> None:
     assert not_in_step() == []
+
+
+def test_what_is_generated_tells_of_each_command_and_rpc_and_links_to_pages() -> None:
+    pages = generated()
+    assert "## Compile\n" in pages["reference/proto-module-service.md"]
+    assert "## EvictRequest\n" in pages["reference/proto-admin-service.md"]
+    assert "## ArtifactHeader\n" in pages["reference/proto-types.md"]
+    assert "## wasmkiln compile\n" in pages["reference/wasmkiln.md"]
+    assert "## wasmkilnd serve\n" in pages["reference/wasmkilnd.md"]
+    places = {*sources().values(), *pages}
+    for place, text in pages.items():
+        for target in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert os.path.normpath(Path(place).parent / target) in places
 
 
 def test_a_site_whose_links_lead_somewhere_has_no_mistakes(tmp_path: Path) -> None:

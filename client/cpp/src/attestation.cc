@@ -1,5 +1,5 @@
-// Who says that an artifact is what its header calls it; docs/reference/attestation.md has the
-// format, and docs/how-to/revoke-a-key.md says which keys count.
+// Who says that an artifact is what its header calls it; docs/how-to/verify.md has the
+// format, and docs/how-to/keys.md says which keys count.
 #include <google/protobuf/struct.pb.h>
 #include <google/protobuf/util/json_util.h>
 #include <google/protobuf/util/message_differencer.h>

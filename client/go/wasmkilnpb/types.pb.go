@@ -627,7 +627,7 @@ func (x *CachedArtifact) GetSettings() map[string]string {
 
 // An artifact's file in the host store. Open it without following links, and compare device and
 // inode on the descriptor: a caller in another mount namespace or on another machine may find
-// another file under this path, or none. See docs/how-to/map-artifacts.md.
+// another file under this path, or none. See docs/how-to/host-store.md.
 type HostFile struct {
 	state         protoimpl.MessageState
 	sizeCache     protoimpl.SizeCache

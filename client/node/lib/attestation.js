@@ -1,6 +1,6 @@
 'use strict'
 // Whom a caller trusts, and whether one of them signed an artifact: DSSE envelopes with an Ed25519
-// signature over an in-toto statement. docs/reference/attestation.md of wasmkiln has the format.
+// signature over an in-toto statement. docs/how-to/verify.md of wasmkiln has the format.
 
 const crypto = require('node:crypto')
 const fs = require('node:fs')

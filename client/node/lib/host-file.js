@@ -1,5 +1,5 @@
 'use strict'
-// Opens the file of the host store that a daemon's answer names, as docs/how-to/map-artifacts.md
+// Opens the file of the host store that a daemon's answer names, as docs/how-to/host-store.md
 // of wasmkiln says. Loading an artifact is running its code: so find out whose file it is, on
 // descriptors, and never open a path twice. Whatever is not as it should be is an Error, and the
 // caller asks the daemon for the bytes instead.

@@ -1,7 +1,7 @@
 """Sign artifacts and stored values, and verify those that come back from Redis and the disk.
 
 Two things are signed. An artifact's attestation is a DSSE envelope around an in-toto statement
-(``wasmkiln.attestation``, docs/reference/attestation.md): it covers the digests of artifact and
+(``wasmkiln.attestation``, docs/how-to/verify.md): it covers the digests of artifact and
 module, the fingerprint, kind, engine, target, cpu, settings, times, and a digest over imports and
 exports. A stamp, the key's id (32 bytes) and its signature (64 bytes), covers the head of a value
 or a record. What is stamped begins with the kind of value, so that a stamp of one kind never

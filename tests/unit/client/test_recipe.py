@@ -1,4 +1,4 @@
-"""The recipes in docs/reference/host-store.md and docs/how-to/map-artifacts.md work as written."""
+"""The recipes in docs/reference/host-store.md and docs/how-to/host-store.md work as written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.e2e import wasm
 from tests.host_store_writer import StoreWriter
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
-PAGES = (DOCS / "reference" / "host-store.md", DOCS / "how-to" / "map-artifacts.md")
+PAGES = (DOCS / "reference" / "host-store.md", DOCS / "how-to" / "host-store.md")
 
 
 def block(language: str, start: str) -> str:

@@ -53,7 +53,7 @@ def test_what_was_decided_at_start_needs_a_restart() -> None:
 
 
 def test_the_documentation_names_all_that_needs_a_restart() -> None:
-    page = (Path(__file__).parents[3] / "docs" / "how-to" / "reload.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "how-to" / "install.md").read_text()
     told = page.partition("- **Needs a restart**")[2].partition("The old value")[0]
     assert set(re.findall(r"`(\w+)`", told)) == {
         field for field in Settings.model_fields if not is_live(field)

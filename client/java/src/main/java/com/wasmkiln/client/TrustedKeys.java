@@ -25,7 +25,7 @@ public final class TrustedKeys {
       Pattern.compile("-----BEGIN PUBLIC KEY-----([^-]*)-----END PUBLIC KEY-----");
   private static final Pattern REVOKED = Pattern.compile("\"key_id\"\\s*:\\s*\"([0-9a-f]{64})\"");
   private static final String PAYLOAD_TYPE = "application/vnd.in-toto+json";
-  // docs/reference/attestation.md: a daemon writes it byte for byte so, and nothing has to parse
+  // docs/how-to/verify.md: a daemon writes it byte for byte so, and nothing has to parse
   // what nobody has signed.
   private static final Pattern ENVELOPE =
       Pattern.compile(
