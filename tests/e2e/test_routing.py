@@ -1,4 +1,4 @@
-"""Several daemons: each module's calls go to one of them, while it lives, as the page about fleets says."""
+"""Several daemons: each module's calls go to one of them, while it lives, as fleet.md says."""
 
 from __future__ import annotations
 
