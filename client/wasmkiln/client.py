@@ -589,8 +589,8 @@ class Methods:
         # Whoever waits for nothing but the log should read that modules are compiled here.
         _log.warning("compiling module %s here: %s", identified.sha256, error)
         request = wanted.call.request
-        request.engine = engine
-        compiling = partial(compile_within, wanted.deadline, identified, request, wanted.into)
+        request.engine, left_s = engine, wanted.deadline.remaining_s
+        compiling = partial(compile_within, left_s, identified, request, wanted.into)
         try:
             return Loaded((yield compiling), is_fast=False)
         except errors.IncompatibleEngine as here:

@@ -48,11 +48,10 @@ from wasmkiln.v1.types_pb2 import KIND_COMPONENT
 
 if TYPE_CHECKING:
     import builtins
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from wasmkiln._requests import IdentifiedModule
     from wasmkiln.attestation import TrustedKeys
-    from wasmkiln.rpc import Deadline
     from wasmkiln.v1.module_service_pb2 import CompileRequest
     from wasmkiln.v1.types_pb2 import ArtifactHeader, Kind
 
@@ -353,11 +352,11 @@ def load_verified(
 
 
 def compile_within(
-    deadline: Deadline, identified: IdentifiedModule, request: CompileRequest, into: Any
+    left_s: Callable[[], float], identified: IdentifiedModule, request: CompileRequest, into: Any
 ) -> Any:
     """Return the module of an engine in this process.
 
-    No engine can be stopped while it compiles: at the deadline this stops waiting, and the
+    No engine can be stopped while it compiles: with no time left, this stops waiting, and the
     thread goes on until it has finished. wasmer compiles without letting another thread run, so
     that the deadline passes unnoticed. Raise DeadlineExceeded, NotWasm, ModuleInvalid,
     EngineNotInstalled or IncompatibleEngine: this one too where the request names an engine by
@@ -386,7 +385,7 @@ def compile_within(
     # A daemon thread: the process may end while it still compiles.
     threading.Thread(target=run, name="wasmkiln-compile", daemon=True).start()
     with suppress(TimeoutError, FutureTimeoutError):  # the same from Python 3.11 on
-        return compiled.result(max(0.0, deadline.remaining_s()))
+        return compiled.result(max(0.0, left_s()))
     raise errors.DeadlineExceeded("compiling in this process took longer than the call's timeout_s")
 
 
