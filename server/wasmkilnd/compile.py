@@ -582,9 +582,8 @@ class Tenant:
 def admit(wasm: bytes, limit_bytes: int) -> Module:
     """Check size and preamble of ``wasm``. Raises NOT_WASM and MODULE_TOO_LARGE."""
     if not (kind := _KINDS.get(wasm[:8])):
-        what = (
-            "these bytes are not a WebAssembly binary: they are empty, compiled, or something else"
-        )
+        what = "these bytes are not a WebAssembly binary, which begins with \\0asm and its version"
+        what += ": they are empty, already compiled, or something else"
         if wasm[:64].lstrip().startswith((b"(", b";;")):
             what = "these bytes are WebAssembly text: convert them to a binary first, with wat2wasm"
         raise errors.not_wasm(what)
