@@ -8,12 +8,10 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-from wasmkiln import Client
 from wasmkiln.v1 import types_pb2
 
 from tests.e2e import wasm
@@ -25,7 +23,7 @@ MODULES = [wasm.many_functions(3, tag=tag) for tag in range(1, 31)]
 DIGESTS = [hashlib.sha256(module).hexdigest() for module in MODULES]
 MEMORY_BYTES = 125_000
 MEMORY = types_pb2.ORIGIN_MEMORY
-PAGE = (ROOT / "docs" / "how-to" / "routing.md").read_text()
+PAGE = (ROOT / "docs" / "how-to" / "fleet.md").read_text()
 # Compiles each module through a channel of its own, as the page says, and prints the origins.
 BY_GRPC = """
 import json, sys
@@ -94,8 +92,9 @@ def compiled(daemons: Sequence[Daemon]) -> int:
 
 def by_grpc(replicas: Replicas) -> list[int]:
     """Compile each module through gRPC's own ring. Return where each artifact came from."""
-    [config] = re.findall(r"```json\n(.*)\n```", PAGE)
-    [variable] = re.findall(r"`(GRPC_\w+)`", PAGE)
+    [policy] = re.findall(r"^policy = (.*)$", PAGE, re.MULTILINE)
+    config = json.dumps({"loadBalancingConfig": [json.loads(policy)]})
+    [variable] = re.findall(r'"(GRPC_\w+)"', PAGE)
     done = subprocess.run(
         [sys.executable, "-c", BY_GRPC, "ipv4:" + ",".join(replicas.addresses), config],
         input="".join(f"{hashlib.sha256(one).hexdigest()} {one.hex()}\n" for one in MODULES),
@@ -106,18 +105,6 @@ def by_grpc(replicas: Replicas) -> list[int]:
     )
     origins: list[int] = json.loads(done.stdout)
     return origins
-
-
-@pytest.fixture
-def ranked(replicas: Replicas) -> Iterator[Callable[[str], list[Client]]]:
-    """What the page's program calls: the clients, the best one for a module first."""
-    [program] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    addresses = ", ".join(map(repr, replicas.addresses))
-    names: dict[str, Any] = {}
-    exec(re.sub(r"in \(.*\)}", f"in ({addresses})}}", program), names)
-    yield names["ranked"]
-    for client in names["kilns"].values():
-        client.close()
 
 
 def test_each_module_is_compiled_and_held_by_one_daemon_of_grpc_s_ring(replicas: Replicas) -> None:
@@ -131,16 +118,6 @@ def test_each_module_is_compiled_and_held_by_one_daemon_of_grpc_s_ring(replicas:
     shares = [holders.count([number]) for number in range(3)]
     print(f"of {len(MODULES)} modules the daemons hold {shares}")
     assert all(shares)
-
-
-def test_a_program_may_choose_by_itself(
-    replicas: Replicas, ranked: Callable[[str], list[Client]]
-) -> None:
-    for module, digest in zip(MODULES, DIGESTS, strict=True):
-        ranked(digest)[0].compile(module)
-    holders = replicas.holders()
-    assert {len(held) for held in holders} == {1}
-    assert {number for [number] in holders} == {0, 1, 2}
 
 
 def test_one_daemon_alone_cannot_hold_them(replicas: Replicas) -> None:

@@ -38,7 +38,7 @@ def told(daemon: Daemon, module: bytes, **fields: object) -> None:
 def test_a_compile_is_told_and_a_hit_is_not(daemon: Daemon, client: Client) -> None:
     module = constant(next(_tags))
     client.compile(module, engine=ENGINE)
-    told(daemon, module, engine=ENGINE, origin="compiled", reason="", count=1)
+    told(daemon, module, engine=ENGINE, origin="compiled", reason="", times=1)
     for _ in range(3):
         client.compile(module, engine=ENGINE)
     # The client asks by digest first, which is no failure either.
@@ -52,7 +52,7 @@ def test_a_failure_is_told_with_its_reason_and_how_often_it_came(
     for _ in range(2):
         with pytest.raises(ModuleInvalid):
             client.compile(module, engine=ENGINE)
-    told(daemon, module, engine=ENGINE, origin="", reason="MODULE_INVALID", count=2)
+    told(daemon, module, engine=ENGINE, origin="", reason="MODULE_INVALID", times=2)
     assert len(rows_of(daemon, module)) == 1
 
 
@@ -60,6 +60,6 @@ def test_a_compile_that_no_caller_waits_for_is_told(daemon: Daemon, client: Clie
     module = constant(next(_tags))
     client.compile(module, engine=ENGINE, accept_fast=True)
     eventually(
-        lambda: [each["count"] for each in rows_of(daemon, module)] == [2],
+        lambda: [each["times"] for each in rows_of(daemon, module)] == [2],
         "the optimised compile behind the fast one is not told",
     )
