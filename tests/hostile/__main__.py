@@ -38,7 +38,9 @@ def main() -> int:
     )
     print("|---|---|---|" + "---|---|" * len(ENGINES))
     with tempfile.TemporaryDirectory() as folder:
-        flags = ["--redis-url", "none", "--quarantine-s", "0", *args.flags]
+        # The daemon's own limit of time: daemons of other tests have more, for busy machines.
+        limits = ["--compile-timeout-s", "30"]
+        flags = ["--redis-url", "none", "--quarantine-s", "0", *limits, *args.flags]
         with (
             Daemon(fresh_state(Path(folder) / "state"), flags) as daemon,
             daemon.client(max_attempts=1, timeout_s=300) as client,
