@@ -31,8 +31,8 @@ CROWD = -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 RELEASED := v0.6.0.binpb
 
 .DEFAULT_GOAL := help
-.PHONY: help install run demo test unit check docs protos site lock audit dist publish \
-	bench test-polyglot test-operators soak faults attack hostile verdicts fuzz clean
+.PHONY: help run demo test unit check protos site lock audit dist publish bench \
+	test-polyglot test-operators soak faults attack hostile verdicts fuzz clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z -]+:.*## / { printf "  make %-18s %s%s\n", $$1, \
@@ -55,11 +55,13 @@ $(VENV)/.dev: pyproject.toml requirements/dev.txt | $(BIN)/python
 	@$(BIN)/python -m $(OURS)
 	@touch $@ $(VENV)/.server
 
-install: $(VENV)/.server ## make .venv with wasmkilnd and wasmkiln in it
-
-run demo: install ## serve in the foreground (ARGS="--listen …"); show what tiers save
+run: $(VENV)/.server ## set everything up, and serve in the foreground (ARGS="--listen …")
 	@$(BIN)/wasmkilnd engine install --keep-going $(ENGINES)
-	@exec $(BIN)/$(if $(filter run,$@),wasmkilnd serve,python bench/demo.py) $(ARGS)
+	@exec $(BIN)/wasmkilnd serve $(ARGS)
+
+demo: $(VENV)/.dev ## compile a real module, and show what each tier saves
+	@$(BIN)/wasmkilnd engine install --keep-going $(ENGINES)
+	@$(BIN)/python bench/demo.py $(ARGS)
 
 test: $(VENV)/.dev ## run every test (FULL=1: long ones at full size; ARGS="-k …")
 	@rm -rf .work/test-cache
@@ -80,10 +82,10 @@ check: $(VENV)/.dev ## format, lint, types, imports, contract, fresh generated f
 	@$(BIN)/python scripts/version.py
 	@cd protos && ../$(BIN)/buf lint
 	@cd protos && ../$(BIN)/buf breaking --against $(RELEASED)
-	@$(MAKE) --no-print-directory docs
+	@$(MAKE) --no-print-directory protos
 	@git diff --exit-code -- client/wasmkiln/v1 man deploy/helm/wasmkiln/values.schema.json || { echo "generated files were not fresh: they are now; commit them" >&2; exit 1; }
 
-docs protos: $(VENV)/.dev ## generate stubs, reference pages, the chart's schema
+protos: $(VENV)/.dev ## generate stubs, man pages and what the chart knows of settings
 	@$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=client --pyi_out=client --grpc_python_out=client protos/wasmkiln/v1/*.proto
 	@$(BIN)/python scripts/commands.py
 	@$(BIN)/python scripts/chart_settings.py

@@ -1,6 +1,6 @@
 """Write the names of the daemon's settings into the schema of the Helm chart's values.
 
-So `helm install` refuses a setting that the daemon does not know, before it starts. `make docs`
+So `helm install` refuses a setting that the daemon does not know, before it starts. `make protos`
 runs this.
 """
 

@@ -1,4 +1,4 @@
-"""Make the reference of the commands: man pages (``make docs``), and pages of ``make site``.
+"""Make the reference of the commands: man pages (``make protos``), and pages of ``make site``.
 
 Both come from what click prints for ``--help``: what is wrong here is mended there. The flags of
 settings, which ``serve`` and others take, are in docs/reference/configuration.md alone.
