@@ -60,10 +60,10 @@ def _demonstrate(console: Console) -> None:
     if missing := [name for name in ENGINE_NAMES if name not in engines]:
         raise BenchError(f"no {' and no '.join(missing)}: run `wasmkilnd engine install` first")
     size = f"{MODULE.size_bytes / 1e6:.1f} MB of C"
-    console.print(f"{MODULE.name} is {size}, a JavaScript engine, from PyPI: {MODULE.requirement}.")
+    console.print(f"{MODULE.name}: {size}, a JavaScript engine ({MODULE.requirement} on PyPI).")
     table = Table("engine", "where the artifact came from", "time", "times faster", box=None)
     wasm = fetch(MODULE)
-    with tempfile.TemporaryDirectory(prefix="wasmkiln-demo-") as name:
+    with tempfile.TemporaryDirectory(prefix="wasmkiln-demo-") as name, console.status("working"):
         folder = Path(name)
         state = make_state(folder / "state", engines.values())
         found: dict[str, list[tuple[str, float]]] = {}
@@ -133,7 +133,8 @@ def _run(console: Console, engine: InstalledEngine, artifact: Artifact, file: Pa
         raise BenchError(f"{engine.id} did not run the artifact: {done.stderr.strip()[-300:]}")
     result: dict[str, Any] = json.loads(done.stdout)["result"]
     seconds = figure(time.perf_counter() - started)
-    console.print(f"A process with only that engine ran JavaScript with it in {seconds}: {result}")
+    console.print(f"A process with only that engine ran JavaScript with it in {seconds}:")
+    console.print(json.dumps(result), soft_wrap=True)
 
 
 if __name__ == "__main__":
