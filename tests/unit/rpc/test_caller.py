@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.rpc.traffic import PRIORITY_KEY, Call, caller_of
-
-from tests.doubles.context import Context
+from wasmkilnd.rpc.traffic import caller_of
 
 
 @pytest.mark.parametrize(
@@ -31,13 +28,3 @@ from tests.doubles.context import Context
 )
 def test_caller_of_peer(peer: str, caller: str) -> None:
     assert caller_of(peer) == caller
-
-
-def test_priorities() -> None:
-    assert Call(Context((PRIORITY_KEY, "background"))).waiter.background
-    assert not Call(Context((PRIORITY_KEY, "interactive"))).waiter.background
-    assert not Call(Context()).waiter.background
-    with pytest.raises(WasmkilnError) as failure:
-        assert Call(Context((PRIORITY_KEY, "urgent"))).waiter.background
-    assert failure.value.reason is Reason.INVALID_REQUEST
-    assert "'background' or 'interactive'" in failure.value.message

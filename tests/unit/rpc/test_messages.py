@@ -5,38 +5,25 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from google.protobuf import duration_pb2
+from google.protobuf import duration_pb2, text_format
+from hypothesis import given
+from hypothesis import strategies as st
 from wasmkiln.v1 import admin_service_pb2, module_service_pb2
 from wasmkilnd.compile import LoadResult
-from wasmkilnd.errors import WasmkilnError
+from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import Kind, Module
 from wasmkilnd.rpc import messages
 
 from tests.unit.rpc.test_headers import ARTIFACT
 
 
-@pytest.mark.parametrize(
-    "request_",
-    [
-        admin_service_pb2.EvictRequest(),
-        admin_service_pb2.EvictRequest(all=False),
-        admin_service_pb2.EvictRequest(engine=""),
-        admin_service_pb2.EvictRequest(engine="wasmtime"),
-        admin_service_pb2.EvictRequest(module_sha256=""),
-    ],
-)
-def test_an_eviction_needs_a_scope(request_: admin_service_pb2.EvictRequest) -> None:
-    with pytest.raises(WasmkilnError):
-        messages.evict_scope(request_)
-
-
-def test_an_order_needs_a_source() -> None:
-    for request in (
-        module_service_pb2.CompileRequest(),
-        module_service_pb2.CompileRequest(sha256=""),
-    ):
+def test_an_eviction_needs_a_scope_and_an_order_a_source() -> None:
+    for fields in ("", "all: false", "engine: ''", "engine: 'wasmtime'", "module_sha256: ''"):
         with pytest.raises(WasmkilnError):
-            messages.CompileCall(request.SerializeToString())
+            messages.evict_scope(text_format.Parse(fields, admin_service_pb2.EvictRequest()))
+    for order in (b"", module_service_pb2.CompileRequest(sha256="").SerializeToString()):
+        with pytest.raises(WasmkilnError):
+            messages.CompileCall(order)
 
 
 @pytest.mark.parametrize(
@@ -45,12 +32,6 @@ def test_an_order_needs_a_source() -> None:
 def test_a_duration_that_is_none_is_refused(seconds: int, nanos: int) -> None:
     with pytest.raises(WasmkilnError, match="cannot use grace: expected a duration"):
         messages.seconds(duration_pb2.Duration(seconds=seconds, nanos=nanos), "grace")
-
-
-@pytest.mark.parametrize("seconds", [0.0, 0.25, 30.0, 315_576_000_000.0])
-def test_durations_survive_the_way_there_and_back(seconds: float) -> None:
-    sent = admin_service_pb2.DrainResponse(grace=messages.duration(seconds))
-    assert messages.seconds(sent.grace, "grace") == seconds
 
 
 def test_the_answer_of_load_fits_into_what_clients_take_by_default() -> None:
@@ -63,3 +44,20 @@ def test_the_answer_of_load_fits_into_what_clients_take_by_default() -> None:
     response = messages.load_response(loaded)
     assert len(response.artifacts) == messages.MAX_CACHED_ARTIFACTS == 1000
     assert response.ByteSize() < 4 * 1024 * 1024
+
+
+@pytest.mark.parametrize("text", ["x" * 100_000, "😀" * 50_000, "\ud800" * 5000])
+def test_no_engine_message_outgrows_the_headers(text: str) -> None:
+    answer = messages.to_status(
+        WasmkilnError(Reason.MODULE_INVALID, text, field="module", one=text, other=text)
+    )
+    percent_encoded = 3 * len(answer.message.encode())
+    in_base64 = answer.ByteSize() * 4 // 3
+    assert percent_encoded + in_base64 < 8 * 1024
+    assert answer.message.endswith("…")
+
+
+@given(st.text(max_size=300))
+def test_short_texts_stay_as_they_are(text: str) -> None:
+    shown = text.encode(errors="replace").decode()
+    assert messages.to_status(WasmkilnError(Reason.MODULE_INVALID, text)).message == shown

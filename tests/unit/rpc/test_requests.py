@@ -115,19 +115,3 @@ def test_keys_are_found_as_protobuf_finds_them() -> None:
     assert b"".join(raw[start:end] for start, _, end in found) == sent
     # A tag and a length in more bytes than they need.
     assert [*keys(b"\x8a\x80\x00\x81\x00x")] == [(0, 5, 6)]
-
-
-def test_the_same_small_request_is_built_once() -> None:
-    built: list[bytes] = []
-
-    def parse(raw: bytes) -> pb.CompileRequest:
-        built.append(raw)
-        return pb.CompileRequest.FromString(raw)
-
-    read = reader(COMPILE, parse)
-    small = pb.CompileRequest(sha256=DIGEST, settings={"a": "b"}).SerializeToString()
-    assert read(small) is read(small)
-    assert read(pb.CompileRequest(sha256="1" * 64).SerializeToString()).sha256 == "1" * 64
-    large = pb.CompileRequest(module=bytes(1000)).SerializeToString()
-    assert read(large) is not read(large)
-    assert len(built) == 4

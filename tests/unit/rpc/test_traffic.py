@@ -333,19 +333,6 @@ class Quick(Context):
 # Artifacts that are being sent
 
 
-async def test_an_artifact_counts_until_the_last_of_its_answers_has_ended() -> None:
-    rig, one = Rig(), sized(bytes(MIB))
-    first, second = Caller(reads=False), Caller(reads=False)
-    calls = [rig.send(first, one, "first"), rig.send(second, one, "second")]
-    await eventually(lambda: rig.traffic.send_bytes > MIB)
-    first.reads.set()
-    await calls[0]
-    assert rig.traffic.pinned_bytes == MIB
-    second.reads.set()
-    await calls[1]
-    assert rig.traffic.pinned_bytes == 0
-
-
 async def test_an_artifact_counts_for_a_caller_that_it_is_sent_to() -> None:
     rig, one = Rig(receive_bytes=4 * MIB), sized(bytes(2 * MIB))
     first, second = Caller(reads=False), Caller(reads=False)

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
-from wasmkilnd.model import RejectionCause
 
 from tests.unit.telemetry.test_metric_names import served
 
@@ -53,13 +52,6 @@ def test_what_an_alert_watches_stands_at_zero_from_the_start(name: str) -> None:
             if operator in ("=", "=~"):
                 there = {labels[label] for labels in of_metric}
                 assert set(value.split("|")) <= there, (metric, label)
-
-
-def test_every_cause_of_a_rejected_value_stands_at_zero() -> None:
-    of_metric = series()["wasmkiln_values_rejected_total"]
-    for tier in ("redis", "host_store"):
-        for cause in RejectionCause:
-            assert {"tier": tier, "cause": cause.value} in of_metric
 
 
 def test_every_alert_has_a_runbook_a_severity_and_a_summary() -> None:

@@ -59,29 +59,21 @@ def raised(message: str, depth: int = 0) -> Exception:
 
 
 LONG: dict[str, Callable[[], dict[str, Any]]] = {
-    "text": lambda: {"engine": "a" * 15 * MIB},
-    "text of what JSON escapes": lambda: {"engine": "\0" * MIB},
     "text of what JSON writes in twelve letters": lambda: {"engine": "\U0001f600" * MIB},
-    "quotes": lambda: {"engine": '"' * MIB},
     "surrogates": lambda: {"engine": "\ud800" * MIB},
     "bytes": lambda: {"engine": b"\xff" * 15 * MIB},
-    "a list": lambda: {"engine": ["a"] * MIB},
     "lists of lists": lambda: {"engine": deep(4, 15)},
     "a mapping": lambda: {"engine": {f"{n}": n for n in range(MIB)}},
     "long keys": lambda: {"engine": {"k" * MIB + str(n): n for n in range(9)}},
     "many keys": lambda: {f"key{n}": "a" * 4000 for n in range(500)},
     "an exception": lambda: {"error": ValueError("a" * 15 * MIB)},
-    "a traceback": lambda: {"exc_info": raised("a" * 15 * MIB)},
     "lines in a traceback": lambda: {"exc_info": raised("a\n" * MIB)},
     "a chain of them": lambda: {"exc_info": raised("a" * 3000, depth=200)},
 }
 
 
-@pytest.mark.parametrize("level", ["info", "debug"])
 @pytest.mark.parametrize("what", LONG)
-def test_a_line_is_short_and_says_what_was_cut(what: str, level: str) -> None:
-    stream = io.StringIO()
-    logs.configure("json", level, stream)
+def test_a_line_is_short_and_says_what_was_cut(stream: io.StringIO, what: str) -> None:
     structlog.get_logger().error("x", **LONG[what]())
     (line,) = lines(stream)
     assert line["event"] == "x"
@@ -120,17 +112,10 @@ def test_no_secret_is_left_by_a_cut_through_a_url(stream: io.StringIO, before: i
     assert "hunter2" not in stream.getvalue()
 
 
-def test_libraries_lines_are_as_short(stream: io.StringIO) -> None:
-    logging.getLogger("some.library").error("no %s", "a" * 15 * MIB)
-    (line,) = lines(stream)
-    assert "characters, " in line["event"]
-    assert len(stream.getvalue()) < LONGEST
-
-
 def test_lines_of_a_kind_are_few_and_the_last_one_says_how_many_are_missing(
     stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logs._repeats, "_interval_s", 0.5)
+    monkeypatch.setattr(logs._repeats, "_interval_s", 0.2)
     log = structlog.get_logger()
     for number in range(1000):
         log.warning("tier is down", number=number)
@@ -145,32 +130,6 @@ def test_lines_of_a_kind_are_few_and_the_last_one_says_how_many_are_missing(
     assert last["left_out"] == 1000 - LINES - 1
     log.warning("tier is down", number=1000)
     assert lines(stream)[-1]["number"] == 1000
-
-
-def test_flush_writes_the_last_line_held_back(stream: io.StringIO) -> None:
-    for number in range(LINES + 5):
-        structlog.get_logger().error("x", number=number, exc_info=raised("why"))
-    logs.flush()
-    *_, last = lines(stream)
-    assert (last["number"], last["left_out"]) == (LINES + 4, 4)
-    assert last["exception"].endswith("ValueError: why")
-    logs.flush()
-    assert len(lines(stream)) == LINES + 1
-
-
-def test_every_call_has_its_line_until_there_are_very_many(
-    stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logs._calls, "_interval_s", 60.0)
-    log = structlog.get_logger()
-    for _ in range(CALLS + 10):
-        log.info("call", code="OK", engine="a")
-        log.info("call", code="INVALID_ARGUMENT", reason="NOT_WASM")
-    log.info("call", code="INVALID_ARGUMENT", reason="MODULE_INVALID")
-    logs.flush()
-    got = lines(stream)
-    assert len(got) == 2 * CALLS + 1 + 2
-    assert [line["left_out"] for line in got if "left_out" in line] == [9, 9]
 
 
 def test_a_librarys_lines_are_told_apart_by_where_they_were_written(stream: io.StringIO) -> None:
@@ -196,17 +155,6 @@ def test_nothing_is_left_out_at_debug() -> None:
     for _ in range(200):
         structlog.get_logger().info("x")
     assert len(lines(stream)) == 200
-
-
-class Unprintable:
-    def __repr__(self) -> str:
-        raise RuntimeError
-
-
-def test_lines_that_cannot_be_made_are_limited_too(stream: io.StringIO) -> None:
-    for _ in range(500):
-        structlog.get_logger().info("x", value=Unprintable())
-    assert len(lines(stream)) == LINES
 
 
 class LogsWhenItDies:
@@ -245,30 +193,10 @@ def test_a_new_interval_begins_with_the_last_line_of_the_one_before(
     assert following["number"] == "next"
 
 
-def test_the_interval_that_ends_first_is_not_waited_for_behind_a_longer_one(
+def test_a_burst_of_calls_writes_no_more_than_calls_that_are_spread_out(
     stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logs._calls, "_interval_s", 0.2)
-    log = structlog.get_logger()
-    for _ in range(LINES + 1):
-        log.info("long")
-    for _ in range(CALLS + 1):
-        log.info("call")
-    assert len(lines(stream)) == LINES + CALLS
-    deadline = time.monotonic() + 20
-    while len(lines(stream)) == LINES + CALLS and time.monotonic() < deadline:
-        time.sleep(0.02)
-    last = lines(stream)[-1]
-    assert (last["event"], last["left_out"]) == ("call", 0)
-    logs.flush()
-    assert lines(stream)[-1]["event"] == "long"
-
-
-@pytest.mark.parametrize("calls_per_s", [1_000, 20_000])
-def test_a_burst_of_calls_writes_no_more_than_calls_that_are_spread_out(
-    stream: io.StringIO, monkeypatch: pytest.MonkeyPatch, calls_per_s: int
-) -> None:
-    now = [1.0]
+    now, calls_per_s = [1.0], 5000
     monkeypatch.setattr("wasmkilnd.telemetry.logs.time.monotonic", lambda: now[0])
     # The clock of this test goes on by itself: no timer may end an interval.
     monkeypatch.setattr("wasmkilnd.telemetry.logs.threading.Timer.start", lambda _: None)

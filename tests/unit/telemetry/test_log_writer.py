@@ -7,14 +7,12 @@ import json
 import os
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from wasmkilnd.telemetry.logs import LINES, Line, Writer
 
 from tests.e2e.processes import eventually
 
-SOON_S = 0.05
 LIMIT_S = 60.0
 
 
@@ -63,19 +61,6 @@ def numbered(found: bytes) -> list[int]:
     return [int(line.split()[0]) for line in found.decode().splitlines()]
 
 
-def test_a_reader_who_reads_gets_all_in_order(pipe: tuple[int, int]) -> None:
-    reader, found = read_behind(pipe[0], b"last\n")
-    writer = Writer(pipe[1])
-    for number in range(LINES):
-        put(writer, f"{number} {'x' * 100}")
-    eventually(lambda: found.count(b"\n") == LINES, "lines are left")
-    put(writer, "last")
-    assert writer.end(LIMIT_S)
-    reader.join(LIMIT_S)
-    assert numbered(bytes(found).removesuffix(b"last\n")) == list(range(LINES))
-    assert writer.dropped == 0
-
-
 def test_a_reader_who_stalls_makes_nobody_wait_and_learns_what_was_dropped(
     pipe: tuple[int, int],
 ) -> None:
@@ -97,16 +82,6 @@ def test_a_reader_who_stalls_makes_nobody_wait_and_learns_what_was_dropped(
     assert writer.end(LIMIT_S)
 
 
-def test_the_end_does_not_wait_for_a_reader_who_stalls(pipe: tuple[int, int]) -> None:
-    size = fill(pipe[1])
-    writer = Writer(pipe[1])
-    put(writer, "last")
-    assert not writer.end(SOON_S)
-    reader, found = read_behind(pipe[0], b"last\n")
-    reader.join(LIMIT_S)
-    assert found[size:] == b"last\n"
-
-
 def test_what_cannot_be_written_is_counted_and_told_later() -> None:
     readable, writable = os.pipe()
     writer = Writer(writable)
@@ -122,14 +97,6 @@ def test_what_cannot_be_written_is_counted_and_told_later() -> None:
     assert os.read(readable, 100) == b"three\ndropped 2\n"
     for descriptor in (readable, writable, other):
         os.close(descriptor)
-
-
-def test_a_full_disk_is_counted() -> None:
-    with Path("/dev/full").open("wb") as full:
-        writer = Writer(full.fileno())
-        put(writer, "one")
-        assert writer.end(LIMIT_S)
-    assert writer.dropped == 1
 
 
 def test_half_a_line_does_not_become_part_of_the_next(
@@ -151,19 +118,6 @@ def test_half_a_line_does_not_become_part_of_the_next(
     put(writer, "next")
     assert writer.end(LIMIT_S)
     assert os.read(pipe[0], 100) == b"half\nnext\ndropped 1\n"
-
-
-def test_a_descriptor_that_does_not_block_loses_nothing(pipe: tuple[int, int]) -> None:
-    size = fill(pipe[1])
-    os.set_blocking(pipe[1], False)
-    writer = Writer(pipe[1])
-    for number in range(LINES):
-        put(writer, number)
-    reader, found = read_behind(pipe[0], b"%d\n" % (LINES - 1))
-    assert writer.end(LIMIT_S)
-    reader.join(LIMIT_S)
-    assert numbered(bytes(found[size:])) == list(range(LINES))
-    assert writer.dropped == 0
 
 
 def test_text_comes_whole_whatever_its_letters_and_length(pipe: tuple[int, int]) -> None:

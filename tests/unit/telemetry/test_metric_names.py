@@ -77,10 +77,3 @@ def test_the_page_of_metrics_has_each_metric_with_its_type_and_labels() -> None:
         for name in re.findall(r"`(\w+)`", names)
     ]
     assert sorted(listed) == sorted(served_now)
-
-
-def test_two_daemons_in_one_process_share_nothing() -> None:
-    one, other = served(), served()
-    one.count("sent_bytes", by=7)
-    assert one.registry.get_sample_value("wasmkiln_sent_bytes_total") == 7
-    assert other.registry.get_sample_value("wasmkiln_sent_bytes_total") == 0

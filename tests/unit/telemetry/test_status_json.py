@@ -103,15 +103,6 @@ def test_it_has_what_stats_capabilities_and_quarantine_have(parts: Parts) -> Non
     }
 
 
-def test_recent_compiles_say_what_became_of_them(parts: Parts) -> None:
-    parts.metrics.compile_ended("b" * 64, ENGINE, Origin.REDIS.value, "", 0.002)
-    for _ in range(3):
-        parts.metrics.compile_ended("c" * 64, "", "", "COMPILE_TIMEOUT", 30.0)
-    failed, found = parts.told()["recent"]
-    assert (failed["reason"], failed["times"], failed["took_s"]) == ("COMPILE_TIMEOUT", 3, 30.0)
-    assert (found["module"], found["origin"], found["reason"]) == ("b" * 64, "redis", "")
-
-
 def test_what_is_wrong_is_there(parts: Parts) -> None:
     parts.metrics.reloaded("settings", succeeded=False)
     parts.metrics.gauges.remote = lambda: RemoteStatus("external", up=False, detail="refused")
