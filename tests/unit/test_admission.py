@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import pytest
 from wasmkilnd.compile import admit, check_sha256
 from wasmkilnd.errors import Reason, WasmkilnError
@@ -16,10 +14,6 @@ COMPONENT = b"\0asm\x0d\0\x01\0"
 def test_tells_core_modules_from_components() -> None:
     assert admit(CORE, 100).kind is Kind.CORE_MODULE
     assert admit(COMPONENT, 100).kind is Kind.COMPONENT
-
-
-def test_identity_is_the_digest_of_the_bytes() -> None:
-    assert admit(CORE, 100).sha256 == hashlib.sha256(CORE).hexdigest()
 
 
 @pytest.mark.parametrize(

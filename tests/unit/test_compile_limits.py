@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 
 import pytest
 from wasmkilnd import errors
@@ -22,36 +21,6 @@ from tests.unit.services import (
 @pytest.fixture
 def rig() -> Rig:
     return Rig()
-
-
-async def test_a_flight_without_callers_is_dropped_unless_it_is_kept(rig: Rig) -> None:
-    rig.engines.release.clear()
-    rig.engines.keep = False
-    call = asyncio.create_task(rig.compiler.compile(Request(wasm=CORE)))
-    await rig.engines.started.wait()
-    call.cancel()
-    await asyncio.sleep(0)
-    assert len(rig.compiler.flights) == 0
-    await rig.compiler.flights.settle(5)
-    assert rig.memory.usage().entries == 0
-
-
-async def test_a_call_that_waits_holds_no_module(rig: Rig) -> None:
-    """A hundred callers of one module hold one copy of its bytes, not a hundred."""
-    rig.engines.release.clear()
-    released: list[int] = []
-    orders = [
-        Request(wasm=CORE, terms=Terms(A, lambda number=n: released.append(number)))  # type: ignore[misc]
-        for n in range(3)
-    ]
-    calls = [asyncio.create_task(rig.compiler.compile(order)) for order in orders]
-    await rig.engines.started.wait()
-    await asyncio.sleep(0)
-    assert released == [0, 1, 2]
-    assert [order.wasm for order in orders] == [b""] * 3
-    assert {order.sha256 for order in orders} == {hashlib.sha256(CORE).hexdigest()}
-    rig.engines.release.set()
-    await asyncio.gather(*calls)
 
 
 def sized(number: int, size_bytes: int = 60) -> bytes:

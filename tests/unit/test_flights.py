@@ -11,16 +11,14 @@ from wasmkilnd.flights import Flights, Waiter, Waiters
 
 
 class Work:
-    """Counts its runs, and ends once it is released."""
+    """Ends once it is released."""
 
     def __init__(self, result: object = "made") -> None:
-        self.runs = 0
         self.release = asyncio.Event()
         self.started = asyncio.Event()
         self._result = result
 
     async def __call__(self) -> object:
-        self.runs += 1
         self.started.set()
         await self.release.wait()
         if isinstance(self._result, Exception):
@@ -39,51 +37,6 @@ async def run(
 
     ticket = flights.join(key, Waiter(), kept)
     return await ticket.wait(), ticket.joined
-
-
-async def test_concurrent_callers_share_one_run() -> None:
-    flights = Flights()
-    work = Work()
-    calls = [asyncio.create_task(run(flights, "k", work)) for _ in range(100)]
-    await work.started.wait()
-    assert len(flights) == 1
-    work.release.set()
-    answers = await asyncio.gather(*calls)
-    assert work.runs == 1
-    assert [joined for _, joined in answers].count(False) == 1
-    assert {value for value, _ in answers} == {"made"}
-    assert len(flights) == 0
-
-
-async def test_a_flight_goes_on_when_its_first_caller_leaves() -> None:
-    flights = Flights()
-    work = Work()
-    first = asyncio.create_task(run(flights, "k", work))
-    await work.started.wait()
-    others = [asyncio.create_task(run(flights, "k", work)) for _ in range(3)]
-    await asyncio.sleep(0)
-    first.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await first
-    work.release.set()
-    assert [value for value, _ in await asyncio.gather(*others)] == ["made"] * 3
-    assert work.runs == 1
-
-
-async def test_work_ends_in_the_cache_even_when_every_caller_is_gone() -> None:
-    flights = Flights()
-    stored = []
-
-    async def work() -> str:
-        await asyncio.sleep(0)
-        stored.append("made")
-        return "made"
-
-    call = asyncio.create_task(run(flights, "k", work))
-    await asyncio.sleep(0)
-    call.cancel()
-    await flights.settle(5)
-    assert stored == ["made"]
 
 
 async def test_a_failure_reaches_every_caller_and_frees_the_key() -> None:
@@ -132,18 +85,6 @@ async def test_a_flight_that_is_dropped_was_not_done() -> None:
     assert failure.reason is Reason.SERVER_DRAINING
 
 
-async def test_settle_cancels_flights_that_do_not_end() -> None:
-    flights = Flights()
-    work = Work()
-    call = asyncio.create_task(run(flights, "k", work))
-    await work.started.wait()
-    assert await flights.settle(0.01) == 1
-    with pytest.raises(WasmkilnError) as failure:
-        await call
-    assert failure.value.reason is Reason.SERVER_DRAINING
-    assert len(flights) == 0
-
-
 A, B = Waiter("a"), Waiter("b")
 
 
@@ -172,23 +113,6 @@ async def test_a_flight_that_all_callers_leave_is_dropped_and_its_key_is_free_at
     assert await run(flights, "k", healthy) == ("made", False)
     await flights.settle(5)
     assert ended == ["cleaned up"]
-
-
-async def test_a_flight_that_is_to_be_kept_goes_on_alone() -> None:
-    flights = Flights()
-    finished = []
-
-    async def work(waiters: Waiters) -> object:
-        waiters.kept = True
-        await asyncio.sleep(0.01)
-        finished.append("finished")
-        return "made"
-
-    call = asyncio.create_task(flights.join("k", A, work).wait())
-    await asyncio.sleep(0)
-    call.cancel()
-    await flights.settle(5)
-    assert finished == ["finished"]
 
 
 async def test_a_flight_knows_who_waits_for_it() -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 from wasmkilnd.cache.redis_servers import Command
 from wasmkilnd.compile import Request
-from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import EvictScope
 
 from tests.contract.redis_stores import SEALER, site
@@ -54,26 +52,6 @@ async def test_find_missing_asks_redis_a_few_times_however_many_keys(
             monkeypatch.setattr(at.link, "run", counted)
             assert await rig.compiler.find_missing([*wanted, Request("1" * 64)]) == [50]
             assert 1 <= trips <= 5
-
-
-async def test_load_is_idempotent_and_lists_artifacts_in_memory(rig: Rig) -> None:
-    first = await rig.compiler.load(Request(wasm=CORE))
-    await rig.compiler.compile(Request(sha256=first.module.sha256))
-    again = await rig.compiler.load(Request(first.module.sha256, CORE))
-    assert (first.already_loaded, again.already_loaded) == (False, True)
-    assert [artifact.spec.engine.name for artifact in again.artifacts] == ["usual"]
-
-
-async def test_a_module_has_the_digest_that_its_caller_expects(rig: Rig) -> None:
-    right = hashlib.sha256(CORE).hexdigest()
-    assert (await rig.compiler.load(Request(right, CORE))).module.sha256 == right
-    for wrong, reason in (
-        ("0" * 64, Reason.DIGEST_MISMATCH),
-        ("nonsense", Reason.INVALID_REQUEST),
-    ):
-        with pytest.raises(WasmkilnError) as refusal:
-            await rig.compiler.load(Request(wrong, CORE))
-        assert (refusal.value.reason, refusal.value.field) == (reason, "expected_sha256")
 
 
 async def test_callers_of_one_moment_share_one_validation(rig: Rig) -> None:

@@ -10,8 +10,8 @@ import pytest
 from wasmkilnd.compile import Request, Terms
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.flights import Waiter
-from wasmkilnd.model import ALL_ROLES, Identity, Origin
-from wasmkilnd.quota import KINDS, MOST_READINGS, UNLIMITED, Limits, Quota, Quotas
+from wasmkilnd.model import ALL_ROLES, Identity
+from wasmkilnd.quota import MOST_READINGS, UNLIMITED, Limits, Quota, Quotas
 
 from tests.doubles.clock import Clock
 from tests.unit.engines.test_pool import settled
@@ -80,14 +80,6 @@ def test_calls_come_back_evenly(site: Site) -> None:
     refused("calls_per_minute", quota.call)
 
 
-def test_less_than_one_a_minute(site: Site) -> None:
-    quota = site.allow(compiles_per_minute=0.5)
-    quota.compile()
-    assert refused("compiles_per_minute", quota.compile) == 120
-    site.clock.now_s += 120
-    quota.compile()
-
-
 def test_whoever_waits_as_long_as_a_refusal_says_gets_in(site: Site) -> None:
     quota = site.allow(compiles_per_minute=7)
     for _ in range(100):
@@ -133,32 +125,6 @@ def test_tokens_of_one_name_in_two_namespaces_count_apart(site: Site) -> None:
     [row] = site.quotas.readings("theirs")
     assert (row.used, row.refused) == (1, 0)
     assert len(site.quotas.readings()) == 2
-
-
-def test_a_reload_changes_limits_and_keeps_what_is_used(site: Site) -> None:
-    site.allow(calls_per_minute=1).call()
-    quota = site.allow(calls_per_minute=3)
-    quota.call()
-    quota.call()
-    refused("calls_per_minute", quota.call)
-    site.policy = {}
-    assert site.quotas.of(CI) is UNLIMITED
-    refused("calls_per_minute", site.allow(calls_per_minute=1).call)
-
-
-def test_a_quota_that_is_taken_out_of_the_policy_leaves_no_figure(site: Site) -> None:
-    quota = site.allow(calls_per_minute=1, compiles_per_minute=1)
-    quota.call()
-    quota.compile()
-    assert set(site.used()) == {"calls_per_minute", "compiles_per_minute"}
-    site.policy = {"small": {"calls_per_minute": 1}}
-    assert site.used() == {}, "whether it still has the quota shows when it calls"
-    site.quotas.of(CI)
-    assert site.used() == {"calls_per_minute": 1}
-    site.policy = {}
-    site.quotas.of(replace(CI, quota=""))
-    assert site.used() == {}
-    assert site.quotas.by_kind() == dict.fromkeys(KINDS, (0.0, 0))
 
 
 def test_memory_is_bounded_and_who_called_last_is_remembered() -> None:
@@ -207,36 +173,6 @@ def asked(number: int, quota: Quota, **wishes: object) -> Request:
     """Return a request for a module of its own."""
     wasm = CORE + bytes([0, 2, 1, number])
     return Request(wasm=wasm, terms=Terms(Waiter("ci"), quota=quota), **wishes)  # type: ignore[arg-type]
-
-
-async def test_whoever_starts_a_compile_is_charged_and_who_joins_it_is_not(
-    rig: Rig, site: Site
-) -> None:
-    first = site.allow(compiles_per_minute=9, stored_bytes_per_hour=10**6)
-    second = Quota(limits := first.limits)
-    rig.engines.release.clear()
-    one = asyncio.create_task(rig.compiler.compile(asked(1, first)))
-    await rig.engines.started.wait()
-    other = asyncio.create_task(rig.compiler.compile(asked(1, second)))
-    await settled()
-    rig.engines.release.set()
-    artifact = (await one).artifact
-    assert (await other).origin is Origin.JOINED_FLIGHT
-    stored = artifact.size_bytes + len(asked(1, first).wasm)
-    assert site.used() == {"compiles_per_minute": 1, "stored_bytes_per_hour": stored}
-    assert [second.used(kind) for kind in limits] == [0, 0]
-
-
-async def test_a_refused_compile_holds_nothing_and_a_hit_is_served(rig: Rig, site: Site) -> None:
-    quota = site.allow(compiles_per_minute=1)
-    quota.compile()
-    with pytest.raises(WasmkilnError) as failure:
-        await rig.compiler.compile(asked(2, quota))
-    assert failure.value.metadata == {"quota": "compiles_per_minute"}
-    assert rig.engines.compiles == 0
-    await rig.compiler.compile(asked(2, UNLIMITED))
-    assert (await rig.compiler.compile(asked(2, quota))).origin is Origin.MEMORY
-    assert site.used() == {"compiles_per_minute": 1}
 
 
 async def test_a_compile_behind_fast_code_counts_for_who_asked(rig: Rig, site: Site) -> None:

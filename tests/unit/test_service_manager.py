@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import socket
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,27 +23,15 @@ NO_REDIS = RemoteStatus("none", up=False, detail=SWITCHED_OFF)
 
 
 @pytest.mark.parametrize("abstract", [False, True])
-async def test_a_life_as_systemd_hears_it(
+def test_what_is_told_stays_within_its_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstract: bool
 ) -> None:
-    async def done() -> ReloadResult:
-        return ReloadResult()
-
     path = f"wasmkiln-test-{tmp_path.name}" if abstract else str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.settimeout(5)
         manager.bind(f"\0{path}" if abstract else path)
         monkeypatch.setenv("NOTIFY_SOCKET", f"@{path}" if abstract else path)
-        service = Service(tmp_path, "1.2.3", lambda: "ready; one\nX_FORGED=1", lambda: True)
-        await service.begin()
+        notify("READY=1", "STATUS=ready; one\nX_FORGED=1")
         assert manager.recv(4096) == b"READY=1\nSTATUS=ready; one"
-        before_us = time.monotonic_ns() // 1000
-        await service.reload(done)
-        reloading, _, stamp = manager.recv(4096).decode().partition("\nMONOTONIC_USEC=")
-        assert reloading == "RELOADING=1"
-        assert before_us <= int(stamp) <= time.monotonic_ns() // 1000
-        assert manager.recv(4096) == b"READY=1\nSTATUS=ready; one"
-        await service.end()
 
 
 @pytest.mark.parametrize("address", ["", "relative", "/nothing/listens/here"])
@@ -151,22 +138,6 @@ def test_jobs_that_wait_for_minutes_beside_idle_workers_are_stuck() -> None:
     pool.busy, pool.why_no_worker = 0, "it does not start"
     now_s += 10 * STUCK_S
     assert gets_on()
-
-
-def test_a_change_of_health_is_told_once() -> None:
-    pool, told = Workers(), list[bool]()
-    readiness = Readiness()
-    engines: Any = [Engine("one", pool)]
-    readiness.look(told.append)
-    readiness.started(serving(*engines), lambda: NO_REDIS)
-    for why in ("", "it does not start", "it does not start", "", ""):
-        pool.why_no_worker = why
-        readiness.look(told.append)
-    assert told == [False, True]
-    readiness.draining()
-    readiness.look(told.append)
-    assert told == [False, True]
-    assert readiness.now() == (False, "draining")
 
 
 async def test_the_watchdog_hears_nothing_once_jobs_are_stuck(

@@ -3,34 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import math
 
 import pytest
-from wasmkilnd.app import Shutdown, until
-
-
-async def test_of_several_deadlines_the_earliest_counts() -> None:
-    shutdown = Shutdown()
-    assert shutdown.left_s == math.inf
-    shutdown.ask(100)
-    assert shutdown.asked.is_set()
-    assert 99 < shutdown.left_s <= 100
-    shutdown.ask(1000)
-    assert shutdown.left_s <= 100
-    shutdown.ask(0.01)
-    assert not shutdown.overdue.is_set()
-    await asyncio.wait_for(shutdown.overdue.wait(), 10)
-    assert shutdown.left_s == 0
-    assert not shutdown.hurried.is_set()
-
-
-async def test_who_hurries_waits_for_nothing() -> None:
-    shutdown = Shutdown()
-    shutdown.hurry()
-    assert shutdown.asked.is_set()
-    assert shutdown.overdue.is_set()
-    assert shutdown.hurried.is_set()
-    assert shutdown.left_s == 0
+from wasmkilnd.app import until
 
 
 async def test_work_is_done_until_the_event() -> None:

@@ -74,10 +74,3 @@ async def test_work_that_fails_lets_the_next_go_on() -> None:
     with pytest.raises(asyncio.CancelledError):
         await cancelled
     assert await other
-
-
-async def test_a_list_is_made_in_slices() -> None:
-    assert await in_slices(str(number) for number in range(10_000)) == [
-        str(number) for number in range(10_000)
-    ]
-    assert await in_slices([]) == []

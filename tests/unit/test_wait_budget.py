@@ -46,35 +46,6 @@ async def test_requests_one_after_the_other_share_one_time_out(clock: Clock) -> 
         await budget.spend_on(clock.passes(0.0))
 
 
-async def test_a_call_that_waited_in_vain_does_not_wait_again() -> None:
-    budget = WaitBudget(0.05)
-    cancelled = asyncio.Event()
-    with pytest.raises(TierUnavailable):
-        await asyncio.wait_for(budget.spend_on(hang(cancelled)), 10)
-    await asyncio.wait_for(cancelled.wait(), 10)
-    assert budget.left_s <= 0
-
-
-async def test_a_request_that_failed_by_itself_is_charged(clock: Clock) -> None:
-    async def in_vain() -> None:
-        await clock.passes(0.9)
-        raise TierUnavailable("it timed out by itself")
-
-    budget = WaitBudget(1.0)
-    with pytest.raises(TierUnavailable):
-        await budget.spend_on(in_vain())
-    await budget.spend_on(clock.passes(0.1))
-    assert budget.left_s <= 0
-
-
-async def hang(cancelled: asyncio.Event) -> None:
-    try:
-        await asyncio.sleep(HANG_S)
-    except asyncio.CancelledError:
-        cancelled.set()
-        raise
-
-
 async def test_an_allowance_counts_for_every_call_that_waits() -> None:
     gate, allowance = asyncio.Event(), Allowance()
     budgets = [WaitBudget(0.1) for _ in range(2)]
@@ -125,12 +96,3 @@ async def test_a_failure_other_than_the_tier_s_is_raised_as_it_is() -> None:
     with pytest.raises(ZeroDivisionError):
         await budget.spend_on(broken())
     assert budget.left_s > 0
-
-
-async def test_a_caller_that_leaves_ends_its_request() -> None:
-    cancelled = asyncio.Event()
-    asking = asyncio.create_task(WaitBudget().spend_on(hang(cancelled)))
-    await asyncio.sleep(0.01)
-    asking.cancel()
-    await asyncio.gather(asking, return_exceptions=True)
-    assert cancelled.is_set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -25,26 +26,7 @@ from wasmkilnd.settings import Settings
 from wasmkilnd.telemetry.audit import Audit
 from wasmkilnd.telemetry.metrics import Metrics
 
-from tests.e2e.processes import eventually
-
 LOOK_S = 0.01
-
-
-class Looks:
-    """A list of files that counts how often it is looked through."""
-
-    def __init__(self, *files: Path) -> None:
-        self.files = files
-        self.count = 0
-
-    def __call__(self) -> tuple[Path, ...]:
-        self.count += 1
-        return self.files
-
-    def some(self) -> None:
-        """Wait until the files were looked through a few times more."""
-        wanted = self.count + 4
-        eventually(lambda: self.count >= wanted, "nobody looks", 30)
 
 
 @contextmanager
@@ -62,47 +44,17 @@ def following(
         assert not thread.is_alive()
 
 
-@contextmanager
-def followed(looks: Looks) -> Iterator[list[str]]:
-    """Follow the first file; yield what it held each time that a change was noticed."""
-    noticed: list[str] = []
-
-    def changed() -> bool:
-        noticed.append(looks.files[0].read_text() if looks.files[0].exists() else "")
-        return True
-
-    with following(looks, stamps_of(looks.files), changed):
-        yield noticed
-
-
-def test_a_change_is_noticed_once(tmp_path: Path) -> None:
-    looks = Looks(tmp_path / "file")
-    with followed(looks) as noticed:
-        looks.some()
-        assert noticed == []
-        looks.files[0].write_text("made")
-        looks.some()
-        assert noticed == ["made"]
-        looks.files[0].write_text("changed")
-        looks.some()
-        assert noticed == ["made", "changed"]
-        looks.files[0].unlink()
-        looks.some()
-        assert noticed == ["made", "changed", ""]
-
-
 def test_files_that_still_change_are_left_alone(tmp_path: Path) -> None:
     """A certificate and its key are not replaced in one moment."""
     file = tmp_path / "file"
     file.write_text("0")
+    looks = itertools.count(2)
 
     def growing() -> tuple[Path, ...]:
-        if looks.count < 5:
-            file.write_text("0" * (looks.count + 2))
-        looks.count += 1
+        if (size := next(looks)) < 7:
+            file.write_text("0" * size)
         return (file,)
 
-    looks = Looks(file)
     found: list[str] = []
     noticed = threading.Event()
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from wasmkilnd.settings import Settings, is_live
-from wasmkilnd.settings_loader import changes, load, take_over
+from wasmkilnd.settings_loader import changes, load
 
 HOME = {"HOME": "/home/kiln"}
 
@@ -35,21 +35,6 @@ def test_secrets_are_compared_and_never_shown() -> None:
     told = repr(found)
     for secret in ("hunter", "c2VjcmV0"):
         assert secret not in told
-
-
-def test_only_the_named_fields_are_taken_over() -> None:
-    old = settings()
-    new = settings(WASMKILN_MEMORY_BYTES="1GiB", WASMKILN_WORKERS="3")
-    merged = take_over(old, new, ["memory_bytes"])
-    assert (merged.memory_bytes, merged.workers) == (2**30, 0)
-    assert old.memory_bytes == 256 * 2**20
-
-
-def test_what_was_decided_at_start_needs_a_restart() -> None:
-    for field in ("listen", "admin_listen", "state_dir", "redis_url", "workers", "allow_remote"):
-        assert not is_live(field)
-    for field in ("trusted_keys", "compile_memory_bytes", "queue_length", "log_level"):
-        assert is_live(field)
 
 
 def test_the_documentation_names_all_that_needs_a_restart() -> None:

@@ -39,23 +39,6 @@ def test_a_size_or_auto() -> None:
             settings(host_store_bytes=wrong)
 
 
-def test_a_directory_that_nobody_can_look_at_has_a_store(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # It is on, and says when it starts why it cannot use the directory.
-    real, tenth = os.statvfs, file_system_bytes(tmp_path) // 10
-
-    def statvfs(path: Path) -> os.statvfs_result:
-        if Path(path).is_relative_to(tmp_path / "closed" / "store"):
-            raise PermissionError(13, "Permission denied")
-        return real(path)
-
-    monkeypatch.setattr("os.statvfs", statvfs)
-    closed = settings(host_store_dir=str(tmp_path / "closed" / "store" / "here"))
-    assert closed.effective_host_store_bytes == min(4 * GIB, tenth) > 0
-    assert settings(host_store_dir="/proc/nope").effective_host_store_bytes == 4 * GIB
-
-
 def test_the_directory_may_be_none_or_relative(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

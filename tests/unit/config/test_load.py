@@ -77,20 +77,6 @@ def test_several_addresses(given: FlagValue) -> None:
     assert load({"listen": given}, HOME).settings.listen == ("127.0.0.1:1", "unix:/a")
 
 
-def test_the_file_has_toml_types(tmp_path: Path) -> None:
-    file = toml(
-        tmp_path,
-        'listen = ["127.0.0.1:1", "[::1]:2"]\nallow_remote = true\nredis_timeout_s = 0.25\n'
-        "memory_bytes = 1_000\ncompile_timeout_s = 5\n",
-    )
-    settings = load({}, HOME, file).settings
-    assert settings.listen == ("127.0.0.1:1", "[::1]:2")
-    assert settings.allow_remote is True
-    assert settings.redis_timeout_s == 0.25
-    assert settings.memory_bytes == 1000
-    assert settings.compile_timeout_s == 5.0
-
-
 def test_the_state_dir_follows_the_users_state_home() -> None:
     assert load({}, {"XDG_STATE_HOME": "/s"}).settings.state_dir == Path("/s/wasmkiln")
     relative = load({}, {**HOME, "XDG_STATE_HOME": "s"}).settings.state_dir
@@ -109,38 +95,25 @@ def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPat
 
 IMPOSSIBLE = [
     ("listen", "nowhere"),
-    ("listen", ""),
     ("admin_listen", "127.0.0.1:70000"),
     ("redis_url", "ftp://h"),
     ("redis_timeout_s", "0"),
-    ("redis_timeout_s", "-1"),
     ("redis_timeout_s", "inf"),
     ("redis_prefix", "a{b}"),
-    ("redis_prefix", "a*"),
-    ("redis_prefix", ""),
     ("embedded_redis_bytes", "0"),
-    ("cache_ttl_s", "0"),
     ("cache_ttl_s", "500ms"),
-    ("cache_ttl_s", "999999d"),
-    ("memory_bytes", "-1"),
     ("memory_bytes", "99999999GiB"),
-    ("max_module_bytes", "0"),
     ("max_module_bytes", "2GiB"),
     ("max_artifact_bytes", "0"),
     ("default_engine", "was mer"),
     ("workers", "-1"),
-    ("workers", "2.5"),
-    ("workers", "5000"),
     ("queue_length", "0"),
     ("compile_timeout_s", "0"),
-    ("compile_cpu_s", "-5"),
     ("compile_memory_bytes", "lots"),
-    ("shutdown_grace_s", "-1"),
     ("log_format", "xml"),
-    ("log_level", "loud"),
     ("allow_remote", "maybe"),
     ("state_dir", ""),
-    ("state_dir", "~nobody-of-this-name/x"),
+    *((name, "~no-such-user/x") for name in ("state_dir", "policy_file", "trusted_keys")),
 ]
 
 
@@ -155,11 +128,8 @@ def test_an_impossible_value_is_one_line_with_key_and_origin(field: str, value: 
     [
         "workers = true",
         "admin_listen = 1",
-        "state_dir = 1",
         "allow_remote = 2",
         "listen = [1]",
-        "redis_url = 1",
-        "log_level = 3",
     ],
 )
 def test_a_wrong_toml_type_is_one_line(tmp_path: Path, text: str) -> None:
@@ -190,19 +160,13 @@ def test_several_problems_are_a_line_each(tmp_path: Path) -> None:
     ("name", "value"),
     [
         ("WASMKILN_ADDRESS", "127.0.0.1:1"),
-        ("WASMKILN_TIMEOUT_S", "3"),
-        ("WASMKILN_COMPRESSION", "none"),
         ("WASMKILN_TOKEN_OVER_PLAINTEXT", "1"),
         ("WASMKILN_TEST_ANYTHING", "1"),
         ("WASMKILN_SERVICE_HOST", "10.0.0.1"),
-        ("WASMKILN_SERVICE_PORT", "50051"),
         ("WASMKILN_SERVICE_PORT_GRPC", "50051"),
         ("WASMKILN_PORT", "tcp://10.0.0.1:50051"),
         ("WASMKILN_PORT_50051_TCP", "tcp://10.0.0.1:50051"),
-        ("WASMKILN_PORT_50051_TCP_ADDR", "10.0.0.1"),
-        ("WASMKILN_PORT_50051_TCP_PORT", "50051"),
         ("WASMKILN_PORT_50051_TCP_PROTO", "tcp"),
-        ("WASMKILN_REDIS_PORT", "tcp://10.0.0.1:6379"),
         ("WASMKILN_REDIS_SERVICE_HOST", "10.0.0.1"),
     ],
 )
@@ -248,22 +212,6 @@ def test_a_file_that_cannot_be_used(tmp_path: Path) -> None:
     assert "not UTF-8" in problems(file=binary)[0]
 
 
-@pytest.mark.parametrize(
-    "address", ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "kiln.example.org:1", "127.0.0.1:1,0.0.0.0:2"]
-)
-def test_an_address_that_others_can_reach_wants_permission(address: str) -> None:
-    (line,) = problems(environ={"WASMKILN_LISTEN": address})
-    assert line.startswith("listen (env WASMKILN_LISTEN): other machines can reach")
-    assert "WASMKILN_ALLOW_REMOTE" in line
-    load({"listen": address, "allow_remote": True}, HOME)
-
-
-def test_the_admin_page_wants_the_same_permission() -> None:
-    (line,) = problems({"admin_listen": "0.0.0.0:1"})
-    assert line.startswith("admin_listen (flag --admin-listen): other machines")
-    assert load({"admin_listen": "none"}, HOME).settings.admin_listen == "none"
-
-
 def test_no_secret_gets_out() -> None:
     environ = {**HOME, "WASMKILN_REDIS_URL": "redis://bob:hunter2@h:1/0"}
     loaded = load({}, environ)
@@ -277,11 +225,6 @@ def test_no_secret_gets_out() -> None:
     with pytest.raises(ValidationError) as caught:
         Settings.model_validate({"redis_url": "ftp://bob:hunter2@h"})
     assert "hunter2" not in str(caught.value)
-
-
-def test_settings_do_not_change() -> None:
-    with pytest.raises(ValidationError, match="frozen"):
-        load({}, HOME).settings.workers = 3
 
 
 def test_zero_means_what_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,27 +241,3 @@ def test_zero_means_what_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> Non
     assert settings.effective_workers == 1
     assert settings.effective_compile_cpu_s == 7
     assert settings.effective_compile_memory_bytes == 9 * 2**30
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "audit_file",
-        "host_store_dir",
-        "policy_file",
-        "state_dir",
-        "tls_cert_file",
-        "trusted_keys",
-    ],
-)
-def test_a_home_that_is_nobodys_is_told_of(name: str) -> None:
-    [problem] = problems(environ={env_name(name): "~no-such-user/it"})
-    assert problem.endswith("'~no-such-user/it' names the home of an unknown user")
-
-
-def test_the_file_of_settings_in_a_home_that_is_nobodys() -> None:
-    [problem] = problems(environ={"WASMKILN_CONFIG": "~no-such-user/kiln.toml"})
-    assert problem == (
-        "cannot read file ~no-such-user/kiln.toml (named by WASMKILN_CONFIG):"
-        " '~no-such-user/kiln.toml' names the home of an unknown user"
-    )

@@ -13,12 +13,9 @@ from wasmkilnd.settings import RedisUrl, Settings, mask
     "url",
     [
         "",
-        "none",
-        "redis://h",
         "redis://h:6379/0",
         "rediss://user:p%40ss@h:1/15",
         "redis://[::1]:6379",
-        "unix:///run/redis.sock",
         "unix://user:pass@/run/redis.sock?db=2",
         "redis+sentinel://h,i:26379/main",
         "rediss+cluster://h:7000,i:7001",
@@ -43,11 +40,9 @@ def test_others_are_refused_without_their_secret(url: Any, why: str) -> None:
     [
         ("redis://h:1/0", "redis://h:1/0"),
         ("redis://u:p@h:1/0", "redis://***:***@h:1/0"),
-        ("redis://:p@h", "redis://***:***@h"),
         ("redis://u:p/a@b?c@h", "redis://***:***@h"),
         ("redis+sentinel://h/s?sentinel_password=p", "redis+sentinel://h/s?***"),
         ("none", "none"),
-        ("", ""),
     ],
 )
 def test_it_is_shown_without_credentials(url: str, shown: str) -> None:

@@ -80,14 +80,7 @@ def test_files_are_paths_from_here() -> None:
 
 @pytest.mark.parametrize("shown_by", [render, as_json])
 def test_what_is_shown_holds_no_secret(shown_by: Any) -> None:
-    shown = shown_by(
-        loaded(
-            {
-                "UPSTASH_REDIS_URL": URL,
-                "UPSTASH_REDIS_TOKEN": "hunter2",
-            }
-        )
-    )
+    shown = shown_by(loaded({"UPSTASH_REDIS_URL": URL, "UPSTASH_REDIS_TOKEN": "hunter2"}))
     assert "hunter" not in shown
     assert str(SecretStr("x")) in shown
     assert URL in shown

@@ -31,7 +31,7 @@ def test_with_one_and_with_none() -> None:
     assert collector_of(artifact(gc_support=False), TRIPLE) == "none"
 
 
-@pytest.mark.parametrize("version", COMMANDS)
+@pytest.mark.parametrize("version", [max(COMMANDS)])
 def test_a_neighbour_writes_its_collector_as_we_read_it(version: str, tmp_path: Path) -> None:
     """The command `wasmtime` of the same major version, which can be told which to use."""
     folder = tmp_path / "command"

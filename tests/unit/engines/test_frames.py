@@ -13,8 +13,6 @@ import threading
 import time
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from wasmkilnd.engines.child import frames
 from wasmkilnd.engines.child.frames import Type
 
@@ -53,15 +51,7 @@ def test_a_process_that_is_stopped_in_the_middle_receives_the_rest() -> None:
             assert receiver.wait(30) == 0
 
 
-def test_the_end() -> None:
-    ours, theirs = socket.socketpair()
-    with theirs:
-        ours.close()
-        with pytest.raises(EOFError):
-            frames.receive(theirs, 10)
-
-
-@pytest.mark.parametrize("sent", [b"\x01", b"\x01\0\0\0\x05abc"])
+@pytest.mark.parametrize("sent", [b"", b"\x01", b"\x01\0\0\0\x05abc"])
 def test_an_end_in_the_middle(sent: bytes) -> None:
     ours, theirs = socket.socketpair()
     with theirs:
@@ -83,13 +73,3 @@ def test_too_long_is_refused_before_it_is_read(kind: Type) -> None:
     assert frames.parse_header(frames.HEADER.pack(kind, limit), 2**28) == (kind, limit)
     with pytest.raises(frames.FrameError, match="above its limit"):
         frames.parse_header(frames.HEADER.pack(kind, limit + 1), 2**28)
-
-
-@given(st.binary(min_size=5, max_size=5))
-def test_any_header_is_a_frame_or_an_error(head: bytes) -> None:
-    try:
-        kind, size = frames.parse_header(head, 1000)
-    except frames.FrameError:
-        return
-    assert kind in Type
-    assert 0 <= size <= 1000

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import socket
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from wasmkilnd.engines.child.frames import HEADER, MOST_BYTES, Type
@@ -18,13 +13,6 @@ from wasmkilnd.engines.process import JobOrder, JobReport, exchange
 from wasmkilnd.model import pack
 
 from tests.unit.engines.limits import LIMITS
-
-FLOOD = """
-import socket, sys
-sock = socket.socket(fileno=int(sys.argv[1]))
-while True:
-    sock.sendall(bytes.fromhex(sys.argv[2]) * 10_000)
-"""
 
 
 def order(artifact_limit_bytes: int = 1000) -> JobOrder:
@@ -111,61 +99,3 @@ async def test_an_end_in_the_middle_of_a_frame_is_an_end(cut: int) -> None:
     """An engine may be killed at any moment, and how it ended tells why."""
     report = await report_of(CONFIGURED + ARTIFACT[:cut])
     assert report == JobReport(configured=True)
-
-
-@contextmanager
-def flooded(piece: bytes) -> Iterator[socket.socket]:
-    """A socket whose other end is kept full by a process of its own."""
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    fd = theirs.fileno()
-    command = [sys.executable, "-I", "-S", "-c", FLOOD, str(fd), piece.hex()]
-    with ours, subprocess.Popen(command, pass_fds=[fd]) as sender:
-        theirs.close()
-        try:
-            yield ours
-        finally:
-            sender.kill()
-
-
-async def test_a_flood_of_frames_ends_at_the_first_that_is_too_much() -> None:
-    with flooded(CONFIGURED) as sock:
-        report = JobReport()
-        async with asyncio.timeout(30):
-            await exchange(sock, order(), report)
-    assert report == JobReport(configured=True, protocol_error="unexpected CONFIGURED frame")
-
-
-class AlwaysReady(socket.socket):
-    """A socket whose other end sends as fast as it is read, in little pieces."""
-
-    begin = HEADER.pack(Type.ARTIFACT, 2**28)
-
-    def recv(self, size: int, flags: int = 0) -> bytes:
-        piece, self.begin = self.begin[:size], self.begin[size:]
-        return piece or bytes(min(size, 20))
-
-    def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
-        piece = self.recv(len(buffer))
-        buffer[: len(piece)] = piece
-        return len(piece)
-
-
-async def test_a_flood_within_one_frame_stops_nobody_else_and_ends_in_time() -> None:
-    ticks = 0
-
-    async def tick() -> None:
-        nonlocal ticks
-        while True:
-            await asyncio.sleep(0.01)
-            ticks += 1
-
-    ticker = asyncio.create_task(tick())
-    with AlwaysReady(socket.AF_UNIX) as sock:
-        sock.setblocking(False)
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.5):
-                # No order is sent: the other end is nobody's.
-                await exchange(sock, order(2**28), JobReport())
-    ticker.cancel()
-    assert ticks >= 5

@@ -6,7 +6,6 @@ import pytest
 from wasmkilnd.errors import Reason
 
 from tests.unit.engines.test_compilation import (
-    COMPONENT,
     INVALID,
     UNSUPPORTED,
     VALID,
@@ -60,26 +59,10 @@ async def test_one_without_the_feature_that_finds_something_else_wrong_overrules
         assert failure.metadata["feature"] == "simd"
 
 
-async def test_one_that_accepts_it_is_named_and_so_is_the_feature() -> None:
-    rig = Rig({"old-1": (NO_SIMD, NO_SIMD), "new-1": (VALID, VALID)})
-    failure = await refusal_of(rig.load("old-1"))
-    assert failure.metadata["accepted_by"] == "new-1"
-    assert failure.metadata["feature"] == "simd"
-
-
 async def test_settings_that_switch_the_feature_off_hide_no_mistake() -> None:
     rig = Rig({"new-1": (INVALID, NO_SIMD)})
     failure = await refusal_of(rig.compile("new-1", settings={"wasm_simd": "false"}))
     assert failure.reason is Reason.MODULE_INVALID
-
-
-async def test_a_component_that_needs_what_its_engine_does_not_have() -> None:
-    rig = Rig({"old-1": (VALID, VALID), "new-1": (LEGACY, LEGACY)})
-    for engine in ("old-1", "new-1"):
-        failure = await refusal_of(rig.load(engine, COMPONENT))
-        assert failure.reason is Reason.ENGINE_LACKS_FEATURE
-        assert failure.metadata["accepted_by"] == ""
-        assert failure.metadata["feature"] == "legacy-exceptions"
 
 
 async def test_what_another_finds_valid_and_does_not_compile_is_not_invalid() -> None:
