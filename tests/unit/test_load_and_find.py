@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +51,3 @@ async def test_find_missing_asks_redis_a_few_times_however_many_keys(
             monkeypatch.setattr(at.link, "run", counted)
             assert await rig.compiler.find_missing([*wanted, Request("1" * 64)]) == [50]
             assert 1 <= trips <= 5
-
-
-async def test_callers_of_one_moment_share_one_validation(rig: Rig) -> None:
-    rig.engines.release.clear()
-    loads = [asyncio.create_task(rig.compiler.load(Request(wasm=CORE))) for _ in range(5)]
-    await asyncio.sleep(0.01)
-    assert rig.engines.validating == 1
-    rig.engines.release.set()
-    assert len({loaded.module.sha256 for loaded in await asyncio.gather(*loads)}) == 1

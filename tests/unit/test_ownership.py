@@ -188,30 +188,6 @@ def test_folders_are_made_for_their_owner_whatever_the_umask(tmp_path: Path) -> 
 
 
 @as_root
-def test_what_the_group_of_a_volume_got_is_taken_back(
-    thing: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Kubernetes gives it at each start of a pod."""
-    monkeypatch.setattr(os, "getgroups", lambda: [OTHERS])
-    folder = thing.parent
-    theirs, open_to_all = folder / "theirs", folder / "open"
-    theirs.touch()
-    open_to_all.touch()
-    (folder / "link").symlink_to(theirs)
-    for path, mode in ((folder, 0o2775), (thing, 0o664), (theirs, 0o664), (open_to_all, 0o666)):
-        os.chown(path, -1, OTHERS)
-        path.chmod(mode)
-    os.chown(theirs, OTHERS, -1)
-    assert take_back(folder, private=True) == 2
-    assert folder.stat().st_mode & 0o7777 == 0o2705
-    assert thing.stat().st_mode & 0o777 == 0o604
-    # What somebody else has, or may have changed, stays: it is refused.
-    assert theirs.stat().st_mode & 0o777 == 0o664
-    assert open_to_all.stat().st_mode & 0o777 == 0o666
-    assert take_back(folder) == 0
-
-
-@as_root
 def test_nothing_is_taken_back_that_somebody_could_have_used(thing: Path) -> None:
     thing.parent.chmod(0o775)
     os.chown(thing.parent, -1, 1)  # Of the user daemon's group, the user daemon is a member.

@@ -35,16 +35,6 @@ def test_each_line_has_key_value_and_origin() -> None:
     assert 'redis_url = "redis://***:***@h:1/0"  # flag --redis-url' in lines
 
 
-def test_zero_is_shown_with_what_is_in_force() -> None:
-    loaded = load({"compile_memory_bytes": "0", "compile_cpu_s": "90"}, {"HOME": "/h"})
-    lines = render(loaded).splitlines()
-    (workers,) = [line for line in lines if line.startswith("workers ")]
-    assert workers == f"workers = 0  # default; {loaded.settings.effective_workers} in force"
-    (memory,) = [line for line in lines if line.startswith("compile_memory_bytes ")]
-    assert memory.endswith("in force")
-    assert "compile_cpu_s = 90  # flag --compile-cpu-s" in lines
-
-
 def test_json_has_plain_units_and_no_secret() -> None:
     loaded = load(FLAGS, {"HOME": "/h", "WASMKILN_SIGNING_KEY": "hunter2"})
     text = as_json(loaded)

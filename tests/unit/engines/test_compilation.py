@@ -163,6 +163,111 @@ async def refused(call: Any) -> WasmkilnError:
     return failure.value
 
 
+def invalid(words: str) -> Said:
+    return {"outcome": "invalid", "message": f"{words} (at offset 11)", "offset": 11}
+
+
+NO_SIMD = invalid("SIMD support is not enabled")
+LEGACY = invalid("legacy_exceptions feature required for try instruction")
+EXCEPTIONS = invalid("Exceptions support is not enabled")
+HOSTILE = invalid("duplicate export name `SIMD support is not enabled` already defined")
+# What the engines say, and about what; who is asked, and to do what; what a caller is told.
+VERDICTS: dict[str, tuple[dict[str, tuple[Said, Said]], Module, str, dict[str, str]]] = {
+    "what all refuse is invalid in the words of the one asked": (
+        {"old-1": (INVALID, INVALID), "new-1": (HOSTILE, HOSTILE)},
+        MODULE,
+        "load compile",
+        {"engine": "old-1", "offset": "9"},
+    ),
+    "what another accepts is lacking, and the other is named": (
+        {"old-1": (INVALID, INVALID), "new-1": (VALID, VALID)},
+        MODULE,
+        "load compile",
+        {"accepted_by": "new-1", "offset": "9"},
+    ),
+    "to validate is no proof in an engine that does not compile it": (
+        {"old-1": (VALID, UNSUPPORTED), "old-2": (VALID, UNSUPPORTED), "new-1": (VALID, VALID)},
+        MODULE,
+        "compile",
+        {"accepted_by": "new-1"},
+    ),
+    "a component for an engine without them": (
+        {"old-1": (VALID, VALID), "new-1": (VALID, VALID)},
+        COMPONENT,
+        "load",
+        {"accepted_by": "new-1"},
+    ),
+    "a broken component is invalid whichever engine is asked": (
+        {"old-1": (VALID, VALID), "new-1": (INVALID, INVALID)},
+        COMPONENT,
+        "load",
+        {"engine": "new-1", "offset": "9"},
+    ),
+    "a second opinion on a component that takes too long goes by its kind": (
+        {"old-1": (VALID, VALID), "new-1": ("killed at its limit", VALID)},
+        COMPONENT,
+        "load",
+        {"accepted_by": "new-1"},
+    ),
+    "an artifact that is too large is no word against the module": (
+        {"old-1": (INVALID, INVALID), "new-1": (VALID, TOO_LARGE)},
+        MODULE,
+        "load",
+        {"accepted_by": "new-1"},
+    ),
+    "what no engine has is lacking": (
+        {"old-1": (INVALID, INVALID), "new-1": (LEGACY, LEGACY)},
+        MODULE,
+        "load compile",
+        {"accepted_by": "", "feature": "legacy-exceptions"},
+    ),
+    "what no engine has is lacking whichever is asked": (
+        {"new-1": (LEGACY, LEGACY), "old-1": (EXCEPTIONS, EXCEPTIONS)},
+        MODULE,
+        "load compile",
+        {"accepted_by": "", "feature": "legacy-exceptions"},
+    ),
+    "one that has the feature and finds a mistake has read further": (
+        {"old-1": (NO_SIMD, NO_SIMD), "new-1": (INVALID, INVALID)},
+        MODULE,
+        "load",
+        {"engine": "old-1"},
+    ),
+    "one without the feature that finds something else wrong overrules nobody": (
+        {"old-2": (INVALID, INVALID), "old-1": (NO_SIMD, NO_SIMD)},
+        MODULE,
+        "load",
+        {"accepted_by": "", "feature": "simd"},
+    ),
+    "names of the module name no feature": (
+        {"old-1": (HOSTILE, HOSTILE), "new-1": (HOSTILE, HOSTILE)},
+        MODULE,
+        "load",
+        {"offset": "11"},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", VERDICTS)
+async def test_whom_a_refusal_is_blamed_on(case: str) -> None:
+    engines, module, acts, told = VERDICTS[case]
+    for act in acts.split():
+        rig = Rig(engines)
+        asked = next(iter(engines))
+        call = rig.load(asked, module) if act == "load" else rig.compile(asked, module)
+        failure = await refused(call)
+        lacking = "accepted_by" in told
+        assert failure.reason is (Reason.ENGINE_LACKS_FEATURE if lacking else Reason.MODULE_INVALID)
+        assert told.items() <= failure.metadata.items()
+        assert ("feature" in failure.metadata) is ("feature" in told)
+
+
+async def test_settings_that_switch_a_feature_off_hide_no_mistake() -> None:
+    rig = Rig({"new-1": (INVALID, NO_SIMD)})
+    failure = await refused(rig.compile("new-1", settings={"wasm_simd": "false"}))
+    assert failure.reason is Reason.MODULE_INVALID
+
+
 async def test_the_wait_for_a_worker_is_no_time_of_the_compile_that_fails() -> None:
     rig = Rig({"old-1": (VALID, errors.compiler_crashed("old-1", "lost its worker", "gone"))})
     pool = rig.pools["old-1"]
@@ -170,62 +275,6 @@ async def test_the_wait_for_a_worker_is_no_time_of_the_compile_that_fails() -> N
     assert (await refused(rig.compile("old-1"))).reason is Reason.COMPILER_CRASHED
     [(_, queued_s)] = rig.metrics.compile_times
     assert queued_s == pool.queued_s
-
-
-async def test_what_all_refuse_is_invalid_in_the_words_of_the_one_asked() -> None:
-    rig = Rig(
-        {
-            "old-1": (INVALID, INVALID),
-            "new-1": ({**INVALID, "message": "else", "offset": 3}, INVALID),
-        }
-    )
-    failure = await refused(rig.load("old-1"))
-    assert failure.reason is Reason.MODULE_INVALID
-    assert "old-1 says that the module is invalid: bad (at offset 9)" in failure.message
-    assert failure.metadata["offset"] == "9"
-
-
-async def test_what_another_accepts_is_lacking_and_the_other_is_named() -> None:
-    rig = Rig({"old-1": (INVALID, INVALID), "new-1": (VALID, VALID)})
-    for call in (rig.load("old-1"), rig.compile("old-1")):
-        failure = await refused(call)
-        assert failure.reason is Reason.ENGINE_LACKS_FEATURE
-        assert failure.metadata["accepted_by"] == "new-1"
-        assert failure.metadata["offset"] == "9"
-        assert "bad (at offset 9)" in failure.message
-
-
-async def test_another_version_is_named_only_if_it_compiles_what_this_one_only_validates() -> None:
-    """To validate is no proof in that engine: the other version would do it, too."""
-    rig = Rig(
-        {"old-1": (VALID, UNSUPPORTED), "old-2": (VALID, UNSUPPORTED), "new-1": (VALID, VALID)}
-    )
-    failure = await refused(rig.compile("old-1"))
-    assert failure.metadata["accepted_by"] == "new-1"
-    assert rig.pools["old-2"].orders == {"compile": 1}
-    assert rig.pools["new-1"].orders == {"validate": 1}
-
-
-async def test_a_component_for_an_engine_without_them() -> None:
-    rig = Rig({"old-1": (VALID, VALID), "new-1": (VALID, VALID)})
-    failure = await refused(rig.load("old-1", COMPONENT))
-    assert failure.reason is Reason.ENGINE_LACKS_FEATURE
-    assert failure.metadata["accepted_by"] == "new-1"
-    assert not rig.pools["old-1"].orders
-
-
-async def test_a_broken_component_is_invalid_whichever_engine_is_asked() -> None:
-    rig = Rig({"old-1": (VALID, VALID), "new-1": (INVALID, INVALID)})
-    failure = await refused(rig.load("old-1", COMPONENT))
-    assert failure.reason is Reason.MODULE_INVALID
-    assert failure.metadata["engine"] == "new-1"
-
-
-async def test_a_component_whose_second_opinion_takes_too_long_goes_by_its_kind() -> None:
-    rig = Rig({"old-1": (VALID, VALID), "new-1": ("killed at its limit", VALID)})
-    failure = await refused(rig.load("old-1", COMPONENT))
-    assert failure.reason is Reason.ENGINE_LACKS_FEATURE
-    assert failure.metadata["accepted_by"] == "new-1"
 
 
 # --- What is watched for the quarantine ----------------------------------------------------
@@ -241,12 +290,6 @@ async def test_what_needs_no_compiling_is_not_watched() -> None:
 
 
 # --- What a compile says -------------------------------------------------------------------
-
-
-async def test_an_artifact_that_is_too_large_is_no_word_against_the_module() -> None:
-    rig = Rig({"old-1": (INVALID, INVALID), "new-1": (VALID, TOO_LARGE)})
-    await refused(rig.compile("new-1"))
-    assert (await refused(rig.load("old-1"))).metadata["accepted_by"] == "new-1"
 
 
 # --- What a refused module costs the other engines ----------------------------------------

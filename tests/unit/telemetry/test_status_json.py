@@ -103,18 +103,6 @@ def test_it_has_what_stats_capabilities_and_quarantine_have(parts: Parts) -> Non
     }
 
 
-def test_what_is_wrong_is_there(parts: Parts) -> None:
-    parts.metrics.reloaded("settings", succeeded=False)
-    parts.metrics.gauges.remote = lambda: RemoteStatus("external", up=False, detail="refused")
-    parts.readiness.draining()
-    told = parts.told()
-    assert (told["ready"], told["state"]) == (False, "draining")
-    assert told["failed_reloads"] == ["settings"]
-    assert "redis_up" not in told["stats"]
-    assert told["stats"]["redis_detail"] == "refused"
-    assert not told["redis_off"]
-
-
 def test_it_names_no_path_no_command_and_no_message(parts: Parts) -> None:
     """Whoever can read it on this machine learns of such an engine that it is not served."""
     broken = "the self-test failed: 1 is not 2"
