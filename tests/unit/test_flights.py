@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-import pytest
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.flights import Flights, Waiter, Waiters
 
@@ -50,25 +49,6 @@ async def test_a_failure_reaches_every_caller_and_frees_the_key() -> None:
     healthy = Work()
     healthy.release.set()
     assert await run(flights, "k", healthy) == ("made", False)
-
-
-@pytest.mark.parametrize("result", ["made", ValueError("no")])
-async def test_who_asks_is_told_of_the_end_even_after_leaving(result: object) -> None:
-    flights = Flights()
-    work, heard = Work(result), list[object]()
-
-    async def kept(waiters: Waiters) -> object:
-        waiters.kept = True
-        return await work()
-
-    ticket = flights.join("k", Waiter(), kept)
-    ticket.on_end(heard.append)
-    call = asyncio.create_task(ticket.wait())
-    await work.started.wait()
-    call.cancel()
-    work.release.set()
-    await flights.settle(5)
-    assert heard == [result]
 
 
 async def test_a_flight_that_is_dropped_was_not_done() -> None:
@@ -137,18 +117,3 @@ async def test_a_flight_knows_who_waits_for_it() -> None:
     assert await calls[0] == await calls[2] == "made"
     assert not waiters.waiting
     assert "k" not in flights
-
-
-async def test_a_flight_that_is_released_ends_unless_a_caller_waits() -> None:
-    flights = Flights()
-    work = Work()
-    call = asyncio.create_task(run(flights, "k", work))
-    await work.started.wait()
-    flights.release("k")
-    assert "k" in flights
-    call.cancel()
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    flights.release("k")
-    assert "k" not in flights
-    await flights.settle(5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -15,7 +14,7 @@ from wasmkilnd.quota import MOST_READINGS, UNLIMITED, Limits, Quota, Quotas
 
 from tests.doubles.clock import Clock
 from tests.unit.engines.test_pool import settled
-from tests.unit.services import COMPONENT, CORE, Rig
+from tests.unit.services import CORE, Rig
 
 CI = Identity("token:ci", ALL_ROLES, quota="small")
 
@@ -201,22 +200,3 @@ async def test_a_spent_quota_keeps_nobody_else_from_optimised_code(rig: Rig, sit
 async def behind_ended(rig: Rig) -> None:
     await settled()
     await rig.compiler.background.settle()
-
-
-async def test_a_load_counts_as_a_job_and_what_it_stores(rig: Rig, site: Site) -> None:
-    quota = site.allow(compiles_per_minute=9, stored_bytes_per_hour=10**6)
-    rig.engines.release.clear()
-    loads = [
-        asyncio.create_task(rig.compiler.load(Request(wasm=CORE, terms=Terms(quota=each))))
-        for each in (quota, Quota({"compiles_per_minute": 0.1}))
-    ]
-    await settled()
-    rig.engines.release.set()
-    await asyncio.gather(*loads)
-    assert site.used() == {"compiles_per_minute": 1, "stored_bytes_per_hour": len(CORE)}
-    await rig.compiler.load(Request(wasm=CORE, terms=Terms(quota=quota)))
-    assert site.used() == {"compiles_per_minute": 2, "stored_bytes_per_hour": len(CORE)}
-    quota.stored(10**6)
-    with pytest.raises(WasmkilnError) as failure:
-        await rig.compiler.load(Request(wasm=COMPONENT, terms=Terms(quota=quota)))
-    assert failure.value.metadata == {"quota": "stored_bytes_per_hour"}

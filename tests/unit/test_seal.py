@@ -211,6 +211,7 @@ def test_a_stranger_is_named_and_what_to_do() -> None:
 
 def test_no_value_is_accepted_under_another_key() -> None:
     for one, key in ((ONE, OTHER.key), (OTHER, ONE.key)):
+        assert _cause(SEALER.verify(one, key)) == "mismatch"
         assert not accepted(one, key)
         # With a header that says the key that it is put under:
         spec = replace(one.spec, fingerprint=key.fingerprint)

@@ -8,23 +8,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 from wasmkilnd.lifecycle.reload import (
-    CannotReload,
-    OpenAccess,
-    Prepare,
-    Reloader,
     Stamps,
     follow,
     stamps_of,
 )
-from wasmkilnd.model import Reloadable
-from wasmkilnd.settings import Settings
-from wasmkilnd.telemetry.audit import Audit
-from wasmkilnd.telemetry.metrics import Metrics
 
 LOOK_S = 0.01
 
@@ -120,48 +111,3 @@ def test_what_could_not_be_used_is_tried_again_without_a_change(tmp_path: Path) 
 
 def test_a_path_that_no_file_can_have_is_a_file_that_is_not_there() -> None:
     assert stamps_of([Path("a\0b")]) == stamps_of([Path("a\0b")])
-
-
-async def test_what_one_part_cannot_read_or_apply_holds_back_no_other(tmp_path: Path) -> None:
-    settings = Reloadable(Settings(state_dir=tmp_path))
-    applied: list[str] = []
-
-    def part(name: str, failure: Exception | None = None) -> Prepare:
-        def prepare(_: Settings) -> Callable[[], None]:
-            if failure:
-                raise failure
-            return lambda: applied.append(name)
-
-        return prepare
-
-    def cannot_apply(_: Settings) -> Callable[[], None]:
-        def apply() -> None:
-            raise LookupError("a secret")
-
-        return apply
-
-    parts = {
-        "a": part("one"),
-        "b": part("", ValueError("a secret")),
-        "c": cannot_apply,
-        "d": part("", CannotReload("no", lambda: applied.append("rest"))),
-        "e": part("two"),
-    }
-    nothing: Any = None
-    access, metrics = OpenAccess(settings.current, Audit()), Metrics("1")
-    reloader = Reloader(
-        *(settings, nothing, access, nothing, nothing, nothing, metrics),
-        largest_module_bytes=0,
-        refusal=lambda _: "",
-        files=parts,
-        parts={},
-    )
-    with capture_logs() as log:
-        assert not await reloader.refresh()
-        assert not await reloader.refresh()
-    assert applied == ["one", "rest", "two"] * 2
-    [cause] = [line["cause"] for line in log]
-    assert "ValueError in test_watch.py" in cause
-    assert "; no" in cause
-    assert "LookupError in test_watch.py" in cause
-    assert "secret" not in str(log)

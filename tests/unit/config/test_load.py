@@ -130,6 +130,7 @@ def test_an_impossible_value_is_one_line_with_key_and_origin(field: str, value: 
         "admin_listen = 1",
         "allow_remote = 2",
         "listen = [1]",
+        "redis_url = 1",
     ],
 )
 def test_a_wrong_toml_type_is_one_line(tmp_path: Path, text: str) -> None:
