@@ -17,7 +17,6 @@ from typing import Any
 
 import aiohttp
 import pytest
-from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from wasmkilnd import errors
 from wasmkilnd.access.guard import AccessGuard
 from wasmkilnd.app import checks_host
@@ -235,20 +234,6 @@ def test_names_are_checked_where_a_browser_would_not(
     settings: dict[str, object], checked: bool
 ) -> None:
     assert checks_host(Settings.model_validate(settings)) is checked
-
-
-async def test_metrics_come_in_the_format_that_a_scraper_accepts(
-    url: str, http: aiohttp.ClientSession
-) -> None:
-    async with http.get(f"{url}/metrics") as answer:
-        assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
-        assert 'wasmkiln_build_info{version="1.2.3"} 1.0' in await answer.text()
-    accept = {"Accept": "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"}
-    async with http.get(f"{url}/metrics", headers=accept) as answer:
-        assert answer.headers["Content-Type"].startswith("application/openmetrics-text")
-        text = await answer.text()
-    assert text.endswith("# EOF\n")
-    assert list(text_string_to_metric_families(text))  # type: ignore[no-untyped-call]
 
 
 async def test_readyz_says_what_the_readiness_check_says(
