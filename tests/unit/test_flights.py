@@ -1,12 +1,15 @@
-"""One flight per key, whatever its callers do."""
+"""One flight per key, work in slices, and the time that a call waits for the shared tier."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Iterator
 
-from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.flights import Flights, Waiter, Waiters
+import pytest
+from wasmkilnd import flights
+from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
+from wasmkilnd.flights import SLICE_S, Allowance, Flights, WaitBudget, Waiter, Waiters, in_slices
 
 
 class Work:
@@ -117,3 +120,131 @@ async def test_a_flight_knows_who_waits_for_it() -> None:
     assert await calls[0] == await calls[2] == "made"
     assert not waiters.waiting
     assert "k" not in flights
+
+
+# Long work runs in slices, and work that fails or is cancelled leaves its turn to the next
+
+
+def busy(steps: int) -> Iterator[int]:
+    """Work for a quarter of a slice at each step."""
+    for step in range(steps):
+        until = time.perf_counter() + SLICE_S / 4
+        while time.perf_counter() < until:
+            pass
+        yield step
+
+
+async def test_work_of_one_step_is_done_at_once() -> None:
+    work = in_slices(["one"])
+    with pytest.raises(StopIteration) as end:  # It never gave way.
+        work.send(None)
+    assert end.value.value == ["one"]
+
+
+async def test_work_that_fails_lets_the_next_go_on() -> None:
+    def failing() -> Iterator[None]:
+        yield
+        yield
+        raise ValueError("as planned")
+
+    other = asyncio.create_task(in_slices(busy(12)))
+    with pytest.raises(ValueError, match="as planned"):
+        await in_slices(failing())
+    cancelled = asyncio.create_task(in_slices(busy(400)))
+    await asyncio.sleep(0.01)
+    cancelled.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    assert await other == list(range(12))
+
+
+# One call waits for the shared tier for one time-out in all, however many requests it makes
+
+
+HANG_S = 60.0
+
+
+class Clock:
+    """A clock that moves only when a test moves it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    async def passes(self, seconds: float) -> str:
+        self.now += seconds
+        await asyncio.sleep(0)
+        return "answer"
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(flights, "time", clock)
+    return clock
+
+
+async def test_requests_one_after_the_other_share_one_time_out(clock: Clock) -> None:
+    budget = WaitBudget(1.0)
+    assert await budget.spend_on(clock.passes(0.6)) == "answer"
+    clock.now += 100  # The call's own work.
+    assert await budget.spend_on(clock.passes(0.3)) == "answer"
+    assert budget.left_s > 0
+    assert await budget.spend_on(clock.passes(0.2)) == "answer"
+    assert budget.left_s <= 0
+    with pytest.raises(TierUnavailable):
+        await budget.spend_on(clock.passes(0.0))
+
+
+async def test_an_allowance_counts_for_every_call_that_waits() -> None:
+    gate, allowance = asyncio.Event(), Allowance()
+    budgets = [WaitBudget(0.1) for _ in range(2)]
+    waiting = [asyncio.create_task(each.spend_on(gate.wait(), allowance)) for each in budgets]
+    await asyncio.sleep(0)
+    allowance.seconds += HANG_S
+    await asyncio.sleep(0.3)
+    gate.set()
+    assert await asyncio.gather(*waiting) == [True] * 2
+    assert not any(budget.left_s <= 0 for budget in budgets)
+
+
+async def test_what_a_daemon_s_own_work_takes_is_granted() -> None:
+    allowance = Allowance()
+
+    async def queue() -> str:
+        with allowance.free():
+            await asyncio.sleep(0.3)
+        await asyncio.sleep(0.01)
+        return "answer"
+
+    budget = WaitBudget(0.2)
+    assert await budget.spend_on(queue(), allowance) == "answer"
+    assert budget.left_s > 0
+    assert allowance.seconds >= 0.3
+    granted_s = allowance.seconds
+    await asyncio.sleep(0.01)
+    assert allowance.seconds == granted_s  # It has ended.
+
+
+async def test_no_call_waits_for_ever_once_its_time_counts_again() -> None:
+    allowance = Allowance()
+
+    async def queue_and_hang() -> None:
+        with allowance.free():
+            await asyncio.sleep(0.3)
+        await asyncio.sleep(HANG_S)
+
+    with pytest.raises(TierUnavailable):
+        await asyncio.wait_for(WaitBudget(0.1).spend_on(queue_and_hang(), allowance), 10)
+
+
+async def test_a_failure_other_than_the_tier_s_is_raised_as_it_is() -> None:
+    async def broken() -> None:
+        raise ZeroDivisionError
+
+    budget = WaitBudget(10.0)
+    with pytest.raises(ZeroDivisionError):
+        await budget.spend_on(broken())
+    assert budget.left_s > 0

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import grp
+import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import wasmkiln
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
+from wasmkilnd.machine import file_system_bytes
+from wasmkilnd.options import host_options
 from wasmkilnd.settings import Settings, env_name
-from wasmkilnd.settings_loader import ConfigError, FlagValue, load
+from wasmkilnd.settings_loader import ConfigError, FlagValue, LoadedSettings, as_json, load, render
 
 HOME = {"HOME": "/home/kiln"}
 
@@ -242,3 +248,217 @@ def test_zero_means_what_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> Non
     assert settings.effective_workers == 1
     assert settings.effective_compile_cpu_s == 7
     assert settings.effective_compile_memory_bytes == 9 * 2**30
+
+
+# Where a daemon may listen: TLS and identities on a network, and settings that go together
+
+
+TLS = {"tls_cert_file": "/c", "tls_key_file": "/k"}
+REMOTE = "0.0.0.0:1"
+
+
+def refused(**given: object) -> str:
+    """Return the only problem of these settings."""
+    with pytest.raises(ConfigError) as caught:
+        load(given, HOME)  # type: ignore[arg-type]
+    (line,) = str(caught.value).splitlines()
+    return line
+
+
+@pytest.mark.parametrize("field", ["listen", "admin_listen"])
+def test_a_network_needs_tls_and_identities(field: str, tmp_path: Path) -> None:
+    given: dict[str, object] = {field: REMOTE, "state_dir": str(tmp_path)}
+    line = refused(**given)
+    assert line.startswith(
+        f"{field} (flag --{field.replace('_', '-')}): other machines can reach {REMOTE}, which"
+        " needs TLS (tls_cert_file, tls_key_file) and identities (tls_client_ca_file,"
+    )
+    assert "allow_remote" in line
+    line = refused(**given, **TLS)
+    assert "needs identities (" in line
+    assert "needs TLS" not in line
+    line = refused(**given, policy_file="/p")
+    assert "needs TLS (" in line
+    assert "identities" not in line
+    for source in ("policy_file", "tls_client_ca_file"):
+        load({**given, **TLS, source: "/x"}, HOME)  # type: ignore[dict-item]
+    load({**given, "allow_remote": True}, HOME)  # type: ignore[dict-item]
+    (tmp_path / "access").mkdir()
+    (tmp_path / "access" / "tokens.json").write_text("{}")
+    load({**given, **TLS}, HOME)  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("field", ["token_listen", "operator_listen"])
+def test_tokens_and_operators_need_tls_on_a_network_in_any_case(field: str) -> None:
+    line = refused(**{field: REMOTE, "allow_remote": True, "policy_file": "/p"})
+    assert f"other machines can reach {REMOTE}: it needs TLS" in line
+    load({field: "127.0.0.1:1"}, HOME)
+    load({field: REMOTE, "policy_file": "/p", **TLS}, HOME)
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"tls_cert_file": "/c"}, "tls_key_file (default): it is missing: tls_cert_file needs it"),
+        ({"tls_key_file": "/k"}, "tls_cert_file (default): it is missing: tls_key_file needs it"),
+        (
+            {"tls_client_ca_file": "/a"},
+            "tls_client_ca_file (flag --tls-client-ca-file): it needs TLS: set tls_cert_file and"
+            " tls_key_file too",
+        ),
+        (
+            {"token_listen": "unix:/a"},
+            "token_listen (flag --token-listen): unix:/a is a Unix socket, which speaks no TLS:"
+            " name it in listen",
+        ),
+        (
+            {"audit_file": "log", "log_level": "warning"},
+            "audit_file (flag --audit-file): at log_level warning the log leaves the audit out:"
+            " set log_level to info, or name a file",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together(given: dict[str, object], problem: str) -> None:
+    assert refused(**given) == problem
+
+
+def test_a_tokens_file_that_cannot_be_looked_at_may_be_there(tmp_path: Path) -> None:
+    settings = Settings(state_dir=tmp_path)
+    assert not settings.has_tokens_file
+    settings.tokens_file.parent.mkdir()
+    settings.tokens_file.symlink_to(settings.tokens_file)
+    assert settings.has_tokens_file
+    assert settings.needs_identities
+    (tmp_path / "file").touch()
+    assert not Settings(state_dir=tmp_path / "file").has_tokens_file
+
+
+# Upstash's variables, other Redis settings, and what does not go together
+
+
+URL = "https://name.upstash.example"
+
+
+def loaded(environ: Mapping[str, str], flags: Mapping[str, Any] | None = None) -> LoadedSettings:
+    """Load them, for a user who has a home."""
+    return load(flags or {}, {"HOME": "/h", **environ})
+
+
+def redis_of(environ: Mapping[str, str], flags: Mapping[str, Any] | None = None) -> tuple[str, str]:
+    """Return URL and password."""
+    settings = loaded(environ, flags).settings
+    return settings.redis_url.get_secret_value(), settings.redis_password.get_secret_value()
+
+
+def test_upstashs_variables_are_enough() -> None:
+    environ = {"UPSTASH_REDIS_URL": URL, "UPSTASH_REDIS_TOKEN": "tok"}
+    assert redis_of(environ) == (URL, "tok")
+    origins = loaded(environ).origins
+    assert origins["redis_url"] == "env UPSTASH_REDIS_URL"
+    assert origins["redis_password"] == "env UPSTASH_REDIS_TOKEN"
+    rest = {"UPSTASH_REDIS_REST_URL": URL, "UPSTASH_REDIS_REST_TOKEN": "other"}
+    assert redis_of(rest) == (URL, "other")
+    assert redis_of({**rest, **environ}) == (URL, "tok")
+    assert redis_of({"UPSTASH_REDIS_TOKEN": "tok"}, {"redis_url": URL}) == (URL, "tok")
+
+
+@pytest.mark.parametrize("ours", ["", "none", "redis://h"])
+def test_ours_are_taken_first(ours: str) -> None:
+    environ = {"UPSTASH_REDIS_URL": URL, "UPSTASH_REDIS_TOKEN": "tok"}
+    assert redis_of({**environ, "WASMKILN_REDIS_URL": ours}) == (ours, "")
+    assert redis_of(environ, {"redis_url": ours}) == (ours, "")
+    assert redis_of({**environ, "WASMKILN_REDIS_PASSWORD": "mine"}) == (URL, "mine")
+
+
+def test_a_token_goes_nowhere_but_to_a_rest_url_without_one() -> None:
+    protocol = "rediss://default:pw@name.upstash.example:6379"
+    environ = {"UPSTASH_REDIS_URL": protocol, "UPSTASH_REDIS_TOKEN": "tok"}
+    assert redis_of(environ) == (protocol, "")
+    own = URL.replace("://", "://:mine@")
+    assert redis_of({"UPSTASH_REDIS_TOKEN": "tok"}, {"redis_url": own}) == (own, "")
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"redis_url": URL}, "redis_url .*: https:// needs a token"),
+        ({"redis_url": "redis://:a@h", "redis_password_file": "/f"}, "password is given twice"),
+        ({"redis_url": "redis://h", "redis_ca_file": "/f"}, "redis:// is not encrypted"),
+        ({"redis_url": "unix:///s", "redis_ca_file": "/f"}, "unix:// is not encrypted"),
+        ({"redis_url": "redis://h", "redis_ca_file": "a\0b"}, "expected a path"),
+    ],
+)
+def test_what_does_not_go_together_is_told(given: dict[str, str], why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        loaded({}, given)
+
+
+def test_a_password_twice_is_told_without_it() -> None:
+    with pytest.raises(ConfigError, match=r"redis_password .env WASMKILN_REDIS_PASSWORD.") as told:
+        loaded({"WASMKILN_REDIS_PASSWORD": "hunter2"}, {"redis_url": "redis://:hunter3@h"})
+    assert "hunter" not in str(told.value)
+
+
+def test_files_are_paths_from_here() -> None:
+    settings = loaded({}, {"redis_url": "rediss://h", "redis_ca_file": "ca.pem"}).settings
+    assert settings.redis_ca_file.startswith("/")
+    assert loaded({}, {"redis_ca_file": " "}).settings.redis_ca_file == ""
+
+
+@pytest.mark.parametrize("shown_by", [render, as_json])
+def test_what_is_shown_holds_no_secret(shown_by: Any) -> None:
+    shown = shown_by(loaded({"UPSTASH_REDIS_URL": URL, "UPSTASH_REDIS_TOKEN": "hunter2"}))
+    assert "hunter" not in shown
+    assert str(SecretStr("x")) in shown
+    assert URL in shown
+
+
+# The settings of the host store: what is allowed, and what the machine decides
+
+
+GIB = 2**30
+
+
+def settings(**flags: str) -> Settings:
+    return load({"state_dir": "/somewhere", **flags}, {"HOME": "/root"}).settings
+
+
+def test_the_defaults_follow_the_state_directory_and_its_file_system(tmp_path: Path) -> None:
+    one = settings(state_dir=str(tmp_path / "state"))
+    assert one.effective_host_store_dir == tmp_path / "state" / "host_store"
+    tenth = file_system_bytes(tmp_path) // 10
+    assert one.effective_host_store_bytes == min(4 * GIB, tenth)
+    options = host_options(one)
+    assert (options.file_mode, options.folder_mode, options.group) == (0o640, 0o750, None)
+    loaded = load({"state_dir": str(tmp_path)}, {"HOME": "/root"})
+    assert 'host_store_bytes = "auto"  # default; ' in render(loaded)
+
+
+def test_a_size_or_auto() -> None:
+    assert settings(host_store_bytes="2GiB").effective_host_store_bytes == 2 * GIB
+    assert settings(host_store_bytes="0").effective_host_store_bytes == 0
+    assert settings(host_store_bytes=" Auto ").host_store_bytes == "auto"
+    for wrong in ("-1", "some", "99999999GiB"):
+        with pytest.raises(ConfigError, match="host_store_bytes"):
+            settings(host_store_bytes=wrong)
+
+
+def test_the_directory_may_be_none_or_relative(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    off = settings(host_store_dir=" none ", host_store_bytes="1GiB")
+    assert (off.host_store_dir, off.effective_host_store_bytes) == ("none", 0)
+    assert not host_options(off).limit_bytes
+    monkeypatch.chdir(tmp_path)
+    assert settings(host_store_dir="some").effective_host_store_dir == tmp_path / "some"
+    assert settings(host_store_dir="./none").effective_host_store_dir == tmp_path / "none"
+    with pytest.raises(ConfigError, match="host_store_dir"):
+        settings(host_store_dir="\0")
+
+
+def test_a_group_is_a_name_or_a_number() -> None:
+    ours = grp.getgrgid(os.getegid())
+    assert host_options(settings(host_store_group=ours.gr_name)).group == ours.gr_gid
+    assert host_options(settings(host_store_group="12345")).group == 12345
+    with pytest.raises(ConfigError, match="is not a group of this machine"):
+        settings(host_store_group="no-such-group")

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 from google.protobuf import duration_pb2, text_format
+from google.protobuf.duration_pb2 import Duration
 from hypothesis import given
 from hypothesis import strategies as st
-from wasmkiln.v1 import admin_service_pb2, module_service_pb2
-from wasmkilnd.compile import LoadResult
+from wasmkiln.v1 import admin_service_pb2, module_service_pb2, types_pb2
+from wasmkiln.v1.module_service_pb2 import CompileResponse
+from wasmkilnd import model
+from wasmkilnd.compile import LoadResult, Served
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.model import Kind, Module
+from wasmkilnd.model import (
+    Artifact,
+    CompileSpec,
+    EngineIdentity,
+    ExternType,
+    HostFile,
+    Kind,
+    Module,
+    Origin,
+)
 from wasmkilnd.rpc import messages
-
-from tests.unit.rpc.test_headers import ARTIFACT
+from wasmkilnd.rpc.messages import Headers, SerializedAnswer, header_of
 
 
 def test_an_eviction_needs_a_scope_and_an_order_a_source() -> None:
@@ -61,3 +73,115 @@ def test_no_engine_message_outgrows_the_headers(text: str) -> None:
 def test_short_texts_stay_as_they_are(text: str) -> None:
     shown = text.encode(errors="replace").decode()
     assert messages.to_status(WasmkilnError(Reason.MODULE_INVALID, text)).message == shown
+
+
+# The first message of Compile: put together from serialized parts, it is what protobuf makes
+
+
+KIB = 1024
+ARTIFACT = Artifact(
+    module_sha256="a" * 64,
+    kind=Kind.COMPONENT,
+    spec=CompileSpec(
+        EngineIdentity("wasmtime", "50.0.1", "50", "cranelift"),
+        "x86_64-unknown-linux-gnu",
+        "native",
+        {"consume_fuel": "true", "gc_support": "true"},
+        {"consume_fuel": "true"},
+        "f" * 64,
+    ),
+    sha256="b" * 64,
+    size_bytes=4,
+    frames=model.to_frames(b"code"),
+    compile_time_s=1.25,
+    imports=(ExternType("env", "log", "function", "() -> ()"),),
+    exports=(ExternType("", "run", "tag", ""), ExternType("", "x", "unheard of", "")),
+)
+FILE = HostFile("/var/cache/wasmkiln/f/aa/a/artifact", 2049, 2**40)
+
+
+def of_size(size_bytes: int, encoding: str = "") -> Artifact:
+    payload = bytes(at % 251 for at in range(size_bytes))
+    return replace(
+        ARTIFACT, size_bytes=size_bytes, frames=model.to_frames(payload), encoding=encoding
+    )
+
+
+def header_in(answer: SerializedAnswer) -> types_pb2.ArtifactHeader:
+    response = CompileResponse.FromString(answer.first)
+    assert response.WhichOneof("part") == "header"
+    return response.header
+
+
+def test_a_header_tells_what_an_artifact_is_and_nothing_of_a_call() -> None:
+    header = header_of(ARTIFACT)
+    assert header.compile_time.ToMilliseconds() == 1250
+    assert header.engine.id == "wasmtime-50.0.1"
+    assert dict(header.changed_settings) == {"consume_fuel": "true"}
+    assert header.kind == types_pb2.KIND_COMPONENT
+    assert [each.module for each in header.imports] == ["env"]
+    kinds = [types_pb2.EXTERN_KIND_TAG, types_pb2.EXTERN_KIND_OTHER]
+    assert [each.kind for each in header.exports] == kinds
+    of_call = {"origin", "queue_time", "host_file", "inline_artifact", "content_encoding"}
+    assert not of_call & {field.name for field, _ in header.ListFields()}
+
+
+def test_a_first_message_is_the_one_that_protobuf_makes() -> None:
+    """Whatever calls before it were told of the artifact."""
+    answers = Headers()
+    for origin, queued_s, limit_bytes, file, omit_artifact in product(
+        Origin, (0.0, 0.25), (0, 4), (None, FILE), (False, True)
+    ):
+        expected = header_of(ARTIFACT)
+        expected.MergeFrom(types_pb2.ArtifactHeader(origin=f"ORIGIN_{origin.name}"))
+        if queued_s:
+            expected.queue_time.CopyFrom(Duration(nanos=250_000_000))
+        if file:
+            expected.host_file.path = file.path
+            expected.host_file.device, expected.host_file.inode = file.device, file.inode
+        elif limit_bytes and not omit_artifact:
+            expected.inline_artifact = b"code"
+        served = Served(ARTIFACT, origin, queued_s, file)
+        answer = answers.answer(served, omit_artifact=omit_artifact, inline_limit_bytes=limit_bytes)
+        whole = CompileResponse(header=expected)
+        assert CompileResponse.FromString(answer.first) == whole
+        assert len(answer.first) == whole.ByteSize()
+        follows = not (file or omit_artifact or limit_bytes)
+        assert answer.artifact is (ARTIFACT if follows else None)
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "limit_bytes", "inline"),
+    [
+        (1, 0, False),
+        (1, 1, True),
+        (20_000, 19_999, False),
+        (20_000, 20_000, True),
+        (64 * KIB, 2**32 - 1, True),
+        (64 * KIB + 1, 2**32 - 1, False),
+    ],
+)
+def test_an_artifact_is_in_the_header_up_to_the_callers_limit_and_64_kib(
+    size_bytes: int, limit_bytes: int, inline: bool
+) -> None:
+    artifact = of_size(size_bytes)
+    answer = Headers().answer(Served(artifact, Origin.MEMORY), inline_limit_bytes=limit_bytes)
+    assert answer.artifact_bytes == size_bytes
+    if inline:
+        assert answer.artifact is None  # No chunks follow.
+        payload = b"".join(model.payload_views(artifact.frames))
+        assert header_in(answer).inline_artifact == payload
+    else:
+        assert answer.artifact is artifact
+        assert not header_in(answer).inline_artifact
+
+
+def test_encoded_bytes_are_in_no_header_and_it_names_the_encoding() -> None:
+    encoded = replace(of_size(9, "zstd"), size_bytes=4000)
+    served = Served(encoded, Origin.REDIS)
+    answer = Headers().answer(served, inline_limit_bytes=64 * KIB)
+    assert (answer.artifact, answer.artifact_bytes) == (encoded, 9)  # What is sent.
+    header = header_in(answer)
+    assert (header.content_encoding, header.size_bytes) == ("zstd", 4000)
+    assert not header.inline_artifact
+    assert not header_in(Headers().answer(served, omit_artifact=True)).content_encoding
