@@ -15,9 +15,10 @@ from pydantic import SecretStr, ValidationError
 from wasmkilnd.machine import file_system_bytes
 from wasmkilnd.options import host_options
 from wasmkilnd.settings import Settings, env_name
-from wasmkilnd.settings_loader import ConfigError, FlagValue, LoadedSettings, as_json, load, render
+from wasmkilnd.settings_loader import ConfigError, FlagValue, as_json, load, render
 
 HOME = {"HOME": "/home/kiln"}
+URL = "https://name.upstash.example"
 
 
 def problems(
@@ -145,14 +146,6 @@ def test_a_wrong_toml_type_is_one_line(tmp_path: Path, text: str) -> None:
     assert line.startswith(f"{text.split()[0]} (file {file}): ")
 
 
-def test_limits_are_told_in_the_units_that_people_write() -> None:
-    (line,) = problems({"max_module_bytes": "2GiB"})
-    assert line == (
-        "max_module_bytes (flag --max-module-bytes): '2GiB' is not allowed: it should be less"
-        " than or equal to 1GiB"
-    )
-
-
 def test_several_problems_are_a_line_each(tmp_path: Path) -> None:
     file = toml(tmp_path, "workrs = 1\n[table]\nx = 1\n")
     lines = problems({"workers": "x"}, {"WASMKILN_LISTN": "a"}, file)
@@ -257,40 +250,32 @@ TLS = {"tls_cert_file": "/c", "tls_key_file": "/k"}
 REMOTE = "0.0.0.0:1"
 
 
-def refused(**given: object) -> str:
-    """Return the only problem of these settings."""
-    with pytest.raises(ConfigError) as caught:
-        load(given, HOME)  # type: ignore[arg-type]
-    (line,) = str(caught.value).splitlines()
-    return line
-
-
 @pytest.mark.parametrize("field", ["listen", "admin_listen"])
 def test_a_network_needs_tls_and_identities(field: str, tmp_path: Path) -> None:
-    given: dict[str, object] = {field: REMOTE, "state_dir": str(tmp_path)}
-    line = refused(**given)
+    given: dict[str, FlagValue] = {field: REMOTE, "state_dir": str(tmp_path)}
+    [line] = problems(given)
     assert line.startswith(
         f"{field} (flag --{field.replace('_', '-')}): other machines can reach {REMOTE}, which"
         " needs TLS (tls_cert_file, tls_key_file) and identities (tls_client_ca_file,"
     )
     assert "allow_remote" in line
-    line = refused(**given, **TLS)
+    [line] = problems({**given, **TLS})
     assert "needs identities (" in line
     assert "needs TLS" not in line
-    line = refused(**given, policy_file="/p")
+    [line] = problems({**given, "policy_file": "/p"})
     assert "needs TLS (" in line
     assert "identities" not in line
     for source in ("policy_file", "tls_client_ca_file"):
-        load({**given, **TLS, source: "/x"}, HOME)  # type: ignore[dict-item]
-    load({**given, "allow_remote": True}, HOME)  # type: ignore[dict-item]
+        load({**given, **TLS, source: "/x"}, HOME)
+    load({**given, "allow_remote": True}, HOME)
     (tmp_path / "access").mkdir()
     (tmp_path / "access" / "tokens.json").write_text("{}")
-    load({**given, **TLS}, HOME)  # type: ignore[dict-item]
+    load({**given, **TLS}, HOME)
 
 
 @pytest.mark.parametrize("field", ["token_listen", "operator_listen"])
 def test_tokens_and_operators_need_tls_on_a_network_in_any_case(field: str) -> None:
-    line = refused(**{field: REMOTE, "allow_remote": True, "policy_file": "/p"})
+    [line] = problems({field: REMOTE, "allow_remote": True, "policy_file": "/p"})
     assert f"other machines can reach {REMOTE}: it needs TLS" in line
     load({field: "127.0.0.1:1"}, HOME)
     load({field: REMOTE, "policy_file": "/p", **TLS}, HOME)
@@ -316,10 +301,26 @@ def test_tokens_and_operators_need_tls_on_a_network_in_any_case(field: str) -> N
             "audit_file (flag --audit-file): at log_level warning the log leaves the audit out:"
             " set log_level to info, or name a file",
         ),
+        ({"redis_url": URL}, "redis_url (flag --redis-url): https:// needs a token"),
+        ({"redis_url": "redis://:a@h", "redis_password_file": "/f"}, "password is given twice"),
+        ({"redis_url": "redis://h", "redis_ca_file": "/f"}, "redis:// is not encrypted"),
+        ({"redis_url": "unix:///s", "redis_ca_file": "/f"}, "unix:// is not encrypted"),
+        ({"redis_url": "redis://h", "redis_ca_file": "a\0b"}, "expected a path"),
+        ({"host_store_bytes": "-1"}, "host_store_bytes (flag --host-store-bytes): "),
+        ({"host_store_bytes": "99999999GiB"}, "host_store_bytes (flag --host-store-bytes): "),
+        ({"host_store_dir": "\0"}, "host_store_dir (flag --host-store-dir): "),
+        ({"host_store_group": "no-such-group"}, "is not a group of this machine"),
+        # In the units that people write.
+        (
+            {"max_module_bytes": "2GiB"},
+            "max_module_bytes (flag --max-module-bytes): '2GiB' is not allowed: it should be less"
+            " than or equal to 1GiB",
+        ),
     ],
 )
-def test_settings_that_do_not_go_together(given: dict[str, object], problem: str) -> None:
-    assert refused(**given) == problem
+def test_what_does_not_go_together_is_one_line(given: dict[str, FlagValue], problem: str) -> None:
+    [line] = problems(given)
+    assert problem in line
 
 
 def test_a_tokens_file_that_cannot_be_looked_at_may_be_there(tmp_path: Path) -> None:
@@ -336,24 +337,16 @@ def test_a_tokens_file_that_cannot_be_looked_at_may_be_there(tmp_path: Path) -> 
 # Upstash's variables, other Redis settings, and what does not go together
 
 
-URL = "https://name.upstash.example"
-
-
-def loaded(environ: Mapping[str, str], flags: Mapping[str, Any] | None = None) -> LoadedSettings:
-    """Load them, for a user who has a home."""
-    return load(flags or {}, {"HOME": "/h", **environ})
-
-
 def redis_of(environ: Mapping[str, str], flags: Mapping[str, Any] | None = None) -> tuple[str, str]:
     """Return URL and password."""
-    settings = loaded(environ, flags).settings
+    settings = load(flags or {}, {**HOME, **environ}).settings
     return settings.redis_url.get_secret_value(), settings.redis_password.get_secret_value()
 
 
 def test_upstashs_variables_are_enough() -> None:
     environ = {"UPSTASH_REDIS_URL": URL, "UPSTASH_REDIS_TOKEN": "tok"}
     assert redis_of(environ) == (URL, "tok")
-    origins = loaded(environ).origins
+    origins = load({}, {**HOME, **environ}).origins
     assert origins["redis_url"] == "env UPSTASH_REDIS_URL"
     assert origins["redis_password"] == "env UPSTASH_REDIS_TOKEN"
     rest = {"UPSTASH_REDIS_REST_URL": URL, "UPSTASH_REDIS_REST_TOKEN": "other"}
@@ -378,36 +371,23 @@ def test_a_token_goes_nowhere_but_to_a_rest_url_without_one() -> None:
     assert redis_of({"UPSTASH_REDIS_TOKEN": "tok"}, {"redis_url": own}) == (own, "")
 
 
-@pytest.mark.parametrize(
-    ("given", "why"),
-    [
-        ({"redis_url": URL}, "redis_url .*: https:// needs a token"),
-        ({"redis_url": "redis://:a@h", "redis_password_file": "/f"}, "password is given twice"),
-        ({"redis_url": "redis://h", "redis_ca_file": "/f"}, "redis:// is not encrypted"),
-        ({"redis_url": "unix:///s", "redis_ca_file": "/f"}, "unix:// is not encrypted"),
-        ({"redis_url": "redis://h", "redis_ca_file": "a\0b"}, "expected a path"),
-    ],
-)
-def test_what_does_not_go_together_is_told(given: dict[str, str], why: str) -> None:
-    with pytest.raises(ConfigError, match=why):
-        loaded({}, given)
-
-
 def test_a_password_twice_is_told_without_it() -> None:
-    with pytest.raises(ConfigError, match=r"redis_password .env WASMKILN_REDIS_PASSWORD.") as told:
-        loaded({"WASMKILN_REDIS_PASSWORD": "hunter2"}, {"redis_url": "redis://:hunter3@h"})
-    assert "hunter" not in str(told.value)
+    environ = {"WASMKILN_REDIS_PASSWORD": "hunter2"}
+    [line] = problems({"redis_url": "redis://:hunter3@h"}, environ)
+    assert "redis_password (env WASMKILN_REDIS_PASSWORD)" in line
+    assert "hunter" not in line
 
 
 def test_files_are_paths_from_here() -> None:
-    settings = loaded({}, {"redis_url": "rediss://h", "redis_ca_file": "ca.pem"}).settings
-    assert settings.redis_ca_file.startswith("/")
-    assert loaded({}, {"redis_ca_file": " "}).settings.redis_ca_file == ""
+    of_file = settings(redis_url="rediss://h", redis_ca_file="ca.pem")
+    assert of_file.redis_ca_file.startswith("/")
+    assert settings(redis_ca_file=" ").redis_ca_file == ""
 
 
 @pytest.mark.parametrize("shown_by", [render, as_json])
 def test_what_is_shown_holds_no_secret(shown_by: Any) -> None:
-    shown = shown_by(loaded({"UPSTASH_REDIS_URL": URL, "UPSTASH_REDIS_TOKEN": "hunter2"}))
+    secret = {"UPSTASH_REDIS_URL": URL, "UPSTASH_REDIS_TOKEN": "hunter2"}
+    shown = shown_by(load({}, {**HOME, **secret}))
     assert "hunter" not in shown
     assert str(SecretStr("x")) in shown
     assert URL in shown
@@ -438,9 +418,6 @@ def test_a_size_or_auto() -> None:
     assert settings(host_store_bytes="2GiB").effective_host_store_bytes == 2 * GIB
     assert settings(host_store_bytes="0").effective_host_store_bytes == 0
     assert settings(host_store_bytes=" Auto ").host_store_bytes == "auto"
-    for wrong in ("-1", "some", "99999999GiB"):
-        with pytest.raises(ConfigError, match="host_store_bytes"):
-            settings(host_store_bytes=wrong)
 
 
 def test_the_directory_may_be_none_or_relative(
@@ -452,13 +429,9 @@ def test_the_directory_may_be_none_or_relative(
     monkeypatch.chdir(tmp_path)
     assert settings(host_store_dir="some").effective_host_store_dir == tmp_path / "some"
     assert settings(host_store_dir="./none").effective_host_store_dir == tmp_path / "none"
-    with pytest.raises(ConfigError, match="host_store_dir"):
-        settings(host_store_dir="\0")
 
 
 def test_a_group_is_a_name_or_a_number() -> None:
     ours = grp.getgrgid(os.getegid())
     assert host_options(settings(host_store_group=ours.gr_name)).group == ours.gr_gid
     assert host_options(settings(host_store_group="12345")).group == 12345
-    with pytest.raises(ConfigError, match="is not a group of this machine"):
-        settings(host_store_group="no-such-group")

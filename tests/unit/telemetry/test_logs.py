@@ -1,7 +1,8 @@
-"""Log lines: readable, cheap, whole, and without secrets."""
+"""Log lines: readable, cheap, whole and without secrets; few; and nobody waits for a reader."""
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import io
 import json
@@ -19,7 +20,9 @@ from typing import Any
 import pytest
 import structlog
 from wasmkilnd.telemetry import logs
-from wasmkilnd.telemetry.logs import configure, mask_text
+from wasmkilnd.telemetry.logs import LINES, Line, Writer, configure, mask_text
+
+from tests.e2e.processes import eventually
 
 
 @pytest.fixture(autouse=True)
@@ -255,7 +258,6 @@ def test_lines_for_the_journal_begin_with_their_priority_and_no_others_do(
 
 # Lines are short and few, whatever is logged and however often, and say what is missing.
 
-LINES = logs.LIMIT
 CALLS = 100
 
 MIB = 2**20
@@ -343,14 +345,14 @@ def test_lines_of_a_kind_are_few_and_the_last_one_says_how_many_are_missing(
     for number in range(1000):
         log.warning("tier is down", number=number)
     log.warning("another kind")
-    assert len(lines(stream)) == LINES + 1
+    assert len(lines(stream)) == logs.LIMIT + 1
     deadline = time.monotonic() + 20
-    while len(lines(stream)) == LINES + 1 and time.monotonic() < deadline:
+    while len(lines(stream)) == logs.LIMIT + 1 and time.monotonic() < deadline:
         time.sleep(0.05)
     last = lines(stream)[-1]
     # The last of all, since it says what is so now; and nothing was lost without a word.
     assert (last["event"], last["number"]) == ("tier is down", 999)
-    assert last["left_out"] == 1000 - LINES - 1
+    assert last["left_out"] == 1000 - logs.LIMIT - 1
     log.warning("tier is down", number=1000)
     assert lines(stream)[-1]["number"] == 1000
 
@@ -360,13 +362,13 @@ def test_a_librarys_lines_are_told_apart_by_where_they_were_written(stream: io.S
     for number in range(500):
         library.warning(f"{number} came from a stranger: it is in the words themselves")
     library.warning("something else")
-    assert len(lines(stream)) <= 256 + LINES + 1
+    assert len(lines(stream)) <= 256 + logs.LIMIT + 1
 
 
 def test_kinds_without_bound_take_no_memory_and_write_no_more(stream: io.StringIO) -> None:
     for number in range(5000):
         structlog.get_logger().warning(f"event {number}")
-    assert len(lines(stream)) == 256 + LINES
+    assert len(lines(stream)) == 256 + logs.LIMIT
     structlog.get_logger().info("ready")
     logs.flush()
     assert lines(stream)[-1]["left_out"] > 4000
@@ -407,12 +409,12 @@ def test_a_new_interval_begins_with_the_last_line_of_the_one_before(
     now = [1.0]
     monkeypatch.setattr("wasmkilnd.telemetry.logs.time.monotonic", lambda: now[0])
     log = structlog.get_logger()
-    for number in range(LINES + 3):
+    for number in range(logs.LIMIT + 3):
         log.info("x", number=number)
     now[0] += 10
     log.info("x", number="next")
     *_, last, following = lines(stream)
-    assert (last["number"], last["left_out"]) == (LINES + 2, 2)
+    assert (last["number"], last["left_out"]) == (logs.LIMIT + 2, 2)
     assert following["number"] == "next"
 
 
@@ -431,3 +433,135 @@ def test_a_burst_of_calls_writes_no_more_than_calls_that_are_spread_out(
     for began_s in range(1, 4):
         within = [line for line in lines(stream) if began_s <= line["at_s"] < began_s + 1]
         assert CALLS <= len(within) <= CALLS + 2
+
+
+# The thread that writes the log: nobody waits for a reader who stalls, and what is lost counts
+
+
+LIMIT_S = 60.0
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        os.close(end)
+
+
+def render(line: Line) -> str:
+    """Return the text of a line of these tests, or how many lines were dropped."""
+    return str(line.get("text", f"dropped {line.get('lines')}"))
+
+
+def put(writer: Writer, text: object) -> None:
+    writer.put(render, {"text": text})
+
+
+def fill(descriptor: int) -> int:
+    """Write to a pipe until nothing more fits; return how many bytes that were."""
+    os.set_blocking(descriptor, False)
+    size = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            size += os.write(descriptor, b"." * 4096)
+    os.set_blocking(descriptor, True)
+    return size
+
+
+def read_behind(descriptor: int, until: bytes) -> tuple[threading.Thread, bytearray]:
+    """Read in a thread until ``until`` was read."""
+    found = bytearray()
+
+    def read() -> None:
+        while not found.endswith(until):
+            found.extend(os.read(descriptor, 65536))
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    return thread, found
+
+
+def numbered(found: bytes) -> list[int]:
+    return [int(line.split()[0]) for line in found.decode().splitlines()]
+
+
+def test_a_reader_who_stalls_makes_nobody_wait_and_learns_what_was_dropped(
+    pipe: tuple[int, int],
+) -> None:
+    size = fill(pipe[1])
+    writer = Writer(pipe[1])
+    put(writer, 0)
+    eventually(writer._queue.empty, "the thread does not write")  # and waits for the reader
+    for number in range(1, LINES + 6):
+        put(writer, number)
+    assert writer.dropped == 5
+    reader, found = read_behind(pipe[0], b"last\n")
+    eventually(lambda: b"dropped 5\n" in found, "not told")
+    put(writer, "last")
+    reader.join(LIMIT_S)
+    assert found.count(b"dropped") == 1
+    rest = bytes(found[size:]).replace(b"dropped 5\n", b"").removesuffix(b"last\n")
+    assert numbered(rest) == list(range(LINES + 1))
+    assert writer.dropped == 5
+    assert writer.end(LIMIT_S)
+
+
+def test_what_cannot_be_written_is_counted_and_told_later() -> None:
+    readable, writable = os.pipe()
+    writer = Writer(writable)
+    os.close(readable)
+    put(writer, "one")
+    put(writer, "two")
+    eventually(lambda: writer.dropped == 2, "not counted")
+    # Somebody reads again.
+    readable, other = os.pipe()
+    os.dup2(other, writable)
+    put(writer, "three")
+    assert writer.end(LIMIT_S)
+    assert os.read(readable, 100) == b"three\ndropped 2\n"
+    for descriptor in (readable, writable, other):
+        os.close(descriptor)
+
+
+def test_half_a_line_does_not_become_part_of_the_next(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_write = os.write
+    room = [4]
+
+    def little_room(descriptor: int, data: bytes) -> int:
+        if not room:
+            raise OSError
+        return real_write(descriptor, data[: room.pop()])
+
+    writer = Writer(pipe[1])
+    monkeypatch.setattr(os, "write", little_room)
+    put(writer, "half a line")
+    eventually(lambda: writer.dropped == 1, "not counted")
+    monkeypatch.setattr(os, "write", real_write)
+    put(writer, "next")
+    assert writer.end(LIMIT_S)
+    assert os.read(pipe[0], 100) == b"half\nnext\ndropped 1\n"
+
+
+def test_text_comes_whole_whatever_its_letters_and_length(pipe: tuple[int, int]) -> None:
+    writer = Writer(pipe[1])
+    reader, found = read_behind(pipe[0], b"end\n")
+    long = "y" * 64 * 1024
+    put(writer, "x \ud800 caf\u00e9")
+    put(writer, long)
+    put(writer, "end")
+    assert writer.end(LIMIT_S)
+    reader.join(LIMIT_S)
+    assert bytes(found).decode() == f"x \\ud800 caf\u00e9\n{long}\nend\n"
+
+
+def test_a_line_that_cannot_be_rendered_is_counted_and_holds_up_no_other(
+    pipe: tuple[int, int],
+) -> None:
+    writer = Writer(pipe[1])
+    writer.put(json.dumps, {"odd": object()})
+    put(writer, "next")
+    assert writer.end(LIMIT_S)
+    assert os.read(pipe[0], 100) == b"next\ndropped 1\n"

@@ -1,25 +1,33 @@
-"""What the parts of the daemon record, and what Prometheus and Stats read of it.
+"""What the parts of the daemon record, what Prometheus and Stats read of it, and the alerts.
 
-Figures of calls are in tests/e2e/test_daemon.py and tests/operators/test_prometheus.py; names and
-labels in test_metric_names.py.
+Names, types, labels and buckets are in metrics.txt. Figures of calls are in
+tests/e2e/test_daemon.py and tests/operators/test_prometheus.py.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import re
 import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as openmetrics_latest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families
 from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkilnd.model import (
     SWITCHED_OFF,
+    EngineWarmUp,
     HostStatus,
     Isolation,
     IsolationLayer,
@@ -28,7 +36,7 @@ from wasmkilnd.model import (
     TierUsage,
 )
 from wasmkilnd.rpc.messages import stats_response
-from wasmkilnd.telemetry.metrics import KEPT, SAMPLES, EngineUsage, Latency, Metrics
+from wasmkilnd.telemetry.metrics import KEPT, SAMPLES, EngineUsage, Latency, Metrics, TlsStatus
 
 ENGINE = "wasmtime-50.0.1"
 METHOD = "/wasmkiln.v1.ModuleService/Compile"
@@ -246,3 +254,128 @@ def test_threads_lose_nothing(metrics: Metrics) -> None:
     assert value(metrics, "rpcs_total", method=METHOD, code="OK") == 8000
     assert value(metrics, "rpcs_total", method="other", code="other") == 8000
     assert metrics.summary("rpc_duration_seconds", METHOD).count == 8000
+
+
+# What scrapers rely on: the names, types, labels and buckets in ``metrics.txt``
+
+
+CONTRACT = (Path(__file__).parent / "metrics.txt").read_text()
+PAGE = (Path(__file__).parents[3] / "docs" / "reference" / "metrics.md").read_text()
+
+
+def served() -> Metrics:
+    """Return the metrics of a daemon with one engine and one RPC, before the first call."""
+    metrics = Metrics("1.2.3", ["/a.B/C"])
+    metrics.add_engine("engine-1.0.0")
+    metrics.gauges.tls = lambda: TlsStatus({"cert": 1.0, "client_ca": 1.0})
+    metrics.gauges.engine_states = lambda: {"engine-1.0.0": True}
+    metrics.gauges.isolation = lambda: {
+        "engine-1.0.0": Isolation(
+            [IsolationLayer("seccomp", LayerState.ENFORCED, "a filter")], {"fork": True}
+        )
+    }
+    metrics.gauges.warm_ups = lambda: [EngineWarmUp("engine-1.0.0", "engine-0.9.0", 3)]
+    return metrics
+
+
+def test_the_daemon_serves_exactly_the_metrics_of_the_list() -> None:
+    text = generate_latest(served().registry).decode()
+    lines = []
+    for family in text_string_to_metric_families(text):
+        labels: dict[str, dict[str, dict[str, None]]] = defaultdict(lambda: defaultdict(dict))
+        for sample in family.samples:
+            for label, value in sample.labels.items():
+                labels[sample.name][label][value] = None
+            labels[sample.name].setdefault("", {})
+        for name, of_name in labels.items():
+            values = [f"{label}={','.join(of_name[label])}" for label in sorted(of_name) if label]
+            lines.append(" ".join([family.type, name, *values]))
+    ours = [line for line in lines if not line.split()[1].startswith("process_")]
+    assert "\n".join(sorted(ours)) + "\n" == CONTRACT
+
+
+def test_openmetrics_has_the_same_samples() -> None:
+    metrics = served()
+    text = openmetrics_latest(metrics.registry).decode()  # type: ignore[no-untyped-call]
+    names = {
+        sample.name
+        for family in parse_openmetrics(text)  # type: ignore[no-untyped-call]
+        for sample in family.samples
+        if not sample.name.startswith("process_")
+    }
+    assert names == {line.split()[1] for line in CONTRACT.splitlines()}
+
+
+def test_the_page_of_metrics_has_each_metric_with_its_type_and_labels() -> None:
+    served_now = set()
+    for line in CONTRACT.splitlines():
+        kind, name, *labels = line.split()
+        if kind == "histogram":
+            name = name.removesuffix("_bucket").removesuffix("_count").removesuffix("_sum")
+        names = tuple(label.partition("=")[0] for label in labels)
+        served_now.add((name, kind, tuple(sorted({*names} - {"le"}))))
+    rows = re.findall(r"^\| (`wasm.+?) \| (\w+) \|(.*?)\|", PAGE, re.MULTILINE)
+    listed = [
+        (name, kind, tuple(sorted(re.findall(r"`(\w+)`", labels))))
+        for names, kind, labels in rows
+        for name in re.findall(r"`(\w+)`", names)
+    ]
+    assert sorted(listed) == sorted(served_now)
+
+
+# The alerts: what they watch is there before it happens, and each has its runbook
+
+
+ROOT = Path(__file__).parents[3]
+TEXT = (ROOT / "deploy" / "prometheus-alerts.yml").read_text()
+RUNBOOKS = "docs/reference/alerts.md"
+MOST = 14
+"""Alerts: those that a person would get up for, or look at in the morning."""
+_MATCHER = re.compile(r'(\w+)(=~|!~|!=|=)"([^"]*)"')
+
+
+def alerts() -> dict[str, str]:
+    """Return the text of each alert by its name."""
+    parts = re.split(r"^      - alert: (\w+)$", TEXT, flags=re.MULTILINE)[1:]
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def series() -> dict[str, list[dict[str, str]]]:
+    """Return the labels of the series of a daemon before its first call, by name."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for family in text_string_to_metric_families(generate_latest(served().registry).decode()):
+        for sample in family.samples:
+            found.setdefault(sample.name, []).append(dict(sample.labels))
+    return found
+
+
+def watched(alert: str) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
+    """Yield the metrics that an alert's expression reads, each with its matchers."""
+    for name, matchers in re.findall(r"\b(wasmkiln_\w+)(?:\{([^}]*)\})?", alert):
+        yield name, _MATCHER.findall(matchers)
+
+
+@pytest.mark.parametrize("name", alerts())
+def test_what_an_alert_watches_stands_at_zero_from_the_start(name: str) -> None:
+    """increase() of a series that appears with its first event is 0: nothing would fire."""
+    for metric, matchers in watched(alerts()[name]):
+        of_metric = series().get(metric, [])
+        assert of_metric, metric
+        for label, operator, value in matchers:
+            assert all(label in labels for labels in of_metric), (metric, label)
+            if operator in ("=", "=~"):
+                there = {labels[label] for labels in of_metric}
+                assert set(value.split("|")) <= there, (metric, label)
+
+
+def test_every_alert_has_a_runbook_a_severity_and_a_summary() -> None:
+    assert len(alerts()) <= MOST
+    page = (ROOT / RUNBOOKS).read_text()
+    headings = re.findall(r"^### (\w+)$", page, re.MULTILINE)
+    assert sorted(headings) == sorted(alerts())
+    for name, text in alerts().items():
+        assert f"runbook_url: {RUNBOOKS}#{name.lower()}\n" in text
+        assert re.search(r"labels: \{severity: (critical|warning)\}", text), name
+        assert "summary: " in text, name
+        runbook = page.partition(f"### {name}\n\n")[2]
+        assert runbook.startswith("Critical. ") == ("severity: critical" in text), name
