@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 
 import pytest
+from structlog.testing import capture_logs
 from wasmkilnd import errors
 from wasmkilnd.compile import THE_DAEMON, Request, Served
 from wasmkilnd.errors import Reason, WasmkilnError
@@ -70,52 +71,55 @@ async def test_for_a_caller_of_hits_alone_nothing_is_compiled_behind(rig: Rig) -
 
 
 @pytest.mark.parametrize(
-    "failure",
+    ("failure", "concerns_both"),
     [
-        CRASH,
-        errors.compile_timeout("wasmtime-1", "compiling", 30),
-        errors.compile_memory_limit("wasmtime-1", 1000),
-        errors.artifact_too_large("wasmtime-1", 1001, 1000),
-        errors.engine_lacks_feature("wasmtime-1", "no tail calls", ["wasmtime-1"], fast=True),
-        errors.settings_refused("wasmtime-1", "not together"),
+        (CRASH, False),
+        (errors.compile_timeout("wasmtime-1", "compiling", 30), False),
+        (errors.compile_memory_limit("wasmtime-1", 1000), False),
+        (errors.artifact_too_large("wasmtime-1", 1001, 1000), False),
+        (errors.engine_lacks_feature("wasmtime-1", "no tail calls", [], fast=True), False),
+        (errors.settings_refused("wasmtime-1", "not together"), False),
+        (errors.module_invalid("wasmtime-1", "bad", 8), True),
+        (errors.compile_queue_full("wasmtime-1", 5, 1.0), True),
+        (errors.worker_unavailable("wasmtime-1", "none starts"), True),
     ],
-    ids=lambda failure: failure.reason.value,
 )
-async def test_what_the_fast_compiler_cannot_do_the_optimising_one_does(
-    rig: Rig, failure: WasmkilnError
+async def test_what_the_fast_compiler_alone_cannot_do_the_optimising_one_does(
+    rig: Rig, failure: WasmkilnError, concerns_both: bool
 ) -> None:
     rig.engines.fast_failure = failure
+    if concerns_both:
+        assert (await refused(compile_fast(rig))).reason is failure.reason
+        assert rig.engines.compiles == 1
+        return
     served = await compile_fast(rig)
     assert not served.artifact.spec.is_fast
     assert served.origin is Origin.COMPILED
     assert len(rig.compiler.background) == 0
     # Strikes count against the fast fingerprint only.
-    assert {strike.key.fingerprint for strike in await rig.quarantine.listed()} <= {
-        rig.engines.fast(spec_of(rig), {}).fingerprint  # type: ignore[union-attr]
-    }
+    fast = rig.engines.fast(spec_of(rig), {})
+    assert fast
+    found = {strike.key.fingerprint for strike in await rig.quarantine.listed()}
+    assert found <= {fast.fingerprint}
 
 
-async def test_a_module_in_quarantine_for_the_fast_compiler_is_not_tried_there(rig: Rig) -> None:
+async def test_skipping_the_look_up_compiles_both_anew(rig: Rig) -> None:
+    for _ in range(2):
+        assert (await compile_fast(rig, skip_cache_lookup=True)).origin is Origin.COMPILED
+        await behind_ended(rig)
+    assert [fast for fast, _ in rig.engines.compiled] == [True, False, True, False]
+
+
+async def test_a_fast_compile_that_fails_is_logged_and_not_tried_in_quarantine(rig: Rig) -> None:
     rig.engines.fast_failure = CRASH
-    await compile_fast(rig)
+    with capture_logs() as lines:
+        await compile_fast(rig)
+    [line] = [line for line in lines if line["event"] == "fast code not made"]
+    assert (line["module"], line["reason"]) == (SHA256, "COMPILER_CRASHED")
+    assert "SIGABRT" in line["cause"]
     rig.memory.drop(list(rig.memory.artifacts()))
     assert not (await compile_fast(rig)).artifact.spec.is_fast
     assert [fast for fast, _ in rig.engines.compiled] == [True, False, False]
-
-
-@pytest.mark.parametrize(
-    "failure",
-    [
-        errors.module_invalid("wasmtime-1", "bad", 8),
-        errors.compile_queue_full("wasmtime-1", 5, 1.0),
-        errors.worker_unavailable("wasmtime-1", "none starts"),
-    ],
-    ids=lambda failure: failure.reason.value,
-)
-async def test_a_reason_that_concerns_both_is_the_answer(rig: Rig, failure: WasmkilnError) -> None:
-    rig.engines.fast_failure = failure
-    assert (await refused(compile_fast(rig))).reason is failure.reason
-    assert rig.engines.compiles == 1
 
 
 async def test_an_optimised_module_in_quarantine_leaves_the_fast_one(rig: Rig) -> None:

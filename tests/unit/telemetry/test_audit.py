@@ -66,6 +66,7 @@ def test_texts_of_callers_cannot_forge_a_line_or_make_it_long(path: Path) -> Non
     assert line["event"] == "compile"
     assert path.stat().st_size < 16_384
     assert path.read_bytes().isascii()
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def _append(path: Path, name: str, count: int) -> None:

@@ -379,7 +379,8 @@ def test_nothing_is_left_out_at_debug() -> None:
     logs.configure("json", "debug", stream)
     for _ in range(200):
         structlog.get_logger().info("x")
-    assert len(lines(stream)) == 200
+    logging.getLogger("some.library").debug("chatter")
+    assert [line["event"] for line in lines(stream)] == ["x"] * 200 + ["chatter"]
 
 
 class LogsWhenItDies:
