@@ -81,16 +81,6 @@ def test_calls_come_back_evenly(site: Site) -> None:
     refused("calls_per_minute", quota.call)
 
 
-def test_whoever_waits_as_long_as_a_refusal_says_gets_in(site: Site) -> None:
-    quota = site.allow(compiles_per_minute=7)
-    for _ in range(100):
-        try:
-            quota.compile()
-        except WasmkilnError as failure:
-            site.clock.now_s += failure.retry_after_s or 0.0
-            quota.compile()
-
-
 def test_stored_bytes_are_charged_afterwards_and_keep_new_work_out(site: Site) -> None:
     quota = site.allow(stored_bytes_per_hour=3600)
     quota.compile()

@@ -52,16 +52,6 @@ def test_what_is_no_spec(spec: str) -> None:
         parse_spec(spec)
 
 
-def test_newer_versions_come_first(tmp_path: Path) -> None:
-    for name, version in (("wasmtime", "9.0.0"), ("wasmtime", "50.0.1"), ("wasmer", "1.1.0")):
-        pretend(tmp_path, name, version)
-    # Neither of these is an engine that is complete.
-    (tmp_path / "engines" / "wasmtime-51.0.0").mkdir()
-    pretend(tmp_path, ".building", "x")
-    found = [engine.id for engine in EngineStore(tmp_path).installed()]
-    assert found == ["wasmer-1.1.0", "wasmtime-50.0.1", "wasmtime-9.0.0"]
-
-
 def test_a_wrong_interpreter_is_refused(tmp_path: Path) -> None:
     store = EngineStore(tmp_path)
     with pytest.raises(EngineInstallError, match="not a working Python"):

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from wasmkilnd.engines.child import frames, job
 from wasmkilnd.engines.child.engine import ModuleRefused
-from wasmkilnd.engines.child.frames import HEADER, MOST_BYTES, Type
+from wasmkilnd.engines.child.frames import HEADER, Type
 from wasmkilnd.engines.process import JobOrder, JobReport, exchange
 from wasmkilnd.engines.verdict import JobResult
 from wasmkilnd.model import pack
@@ -95,16 +95,6 @@ async def test_what_jobs_say(said: Sequence[bytes]) -> None:
 async def test_anything_else_is_an_error(said: Sequence[bytes], named: str) -> None:
     report = await report_of(b"".join(said))
     assert report.protocol_error == f"unexpected {named} frame"
-
-
-@pytest.mark.parametrize(
-    ("kind", "size"),
-    [(Type.COMPILED, MOST_BYTES + 1), (Type.ARTIFACT, 1001), (Type.RESULT, MOST_BYTES + 1)],
-)
-async def test_a_frame_is_as_large_as_its_type_may_be(kind: Type, size: int) -> None:
-    """JSON is read while everything else waits, and 8 MiB of it for a second."""
-    report = await report_of(HEADER.pack(kind, size) + b"[" + b"{}," * 30)
-    assert "above its limit" in report.protocol_error
 
 
 @pytest.mark.parametrize("cut", [1, 3, len(HEADER.pack(0, 0)) + 2])
@@ -214,17 +204,3 @@ def test_an_end_in_the_middle(sent: bytes) -> None:
         ours.close()
         with pytest.raises(EOFError):
             frames.receive(theirs, 10)
-
-
-@pytest.mark.parametrize("kind", Type)
-def test_too_long_is_refused_before_it_is_read(kind: Type) -> None:
-    limit = (
-        2**28
-        if kind in (Type.MODULE, Type.ARTIFACT)
-        else 0
-        if kind in frames._EMPTY
-        else frames.MOST_BYTES
-    )
-    assert frames.parse_header(frames.HEADER.pack(kind, limit), 2**28) == (kind, limit)
-    with pytest.raises(frames.FrameError, match="above its limit"):
-        frames.parse_header(frames.HEADER.pack(kind, limit + 1), 2**28)
