@@ -18,22 +18,14 @@ class Notes(Metrics):
         self.stores: list[str] = []
         self.rejected: list[str] = []
         """Why values were rejected."""
-        self.compiles: list[str] = []
-        """How compiles ended."""
         self.compile_times: list[tuple[float, float]] = []
         """How long compiles took, and how long each had waited for a worker before."""
         self.origins: list[Origin] = []
-        self.joined = 0
         self.behind: list[str] = []
         """How optimised compiles behind fast artifacts ended."""
         self.turns: list[str] = []
         """How waits for other daemons of the fleet ended."""
-        self.abandonments: list[str] = []
-        """At which stage jobs without callers were ended."""
         self.refused = 0
-        self.replaced: list[str] = []
-        self.ended: list[tuple[str, str, str, str]] = []
-        """Module, engine, origin and reason of compiles that ended."""
 
     def tier_lookup(self, tier: str, what: str, outcome: str, seconds: float) -> None:
         self.lookups.append((what, outcome))
@@ -45,26 +37,13 @@ class Notes(Metrics):
         self.rejected.append(cause)
 
     def compiled(self, engine_id: str, outcome: str, seconds: float, queued_s: float) -> None:
-        self.compiles.append(outcome)
         self.compile_times.append((seconds, queued_s))
-
-    def compile_ended(
-        self, module: str, engine: str, origin: str, reason: str, took_s: float
-    ) -> None:
-        self.ended.append((module, engine, origin, reason))
 
     def count(self, name: str, *labels: str, by: int = 1, took: Any = ()) -> None:
         if name == "served":
             self.origins.append(Origin(labels[0]))
-        elif name == "flights_joined":
-            self.joined += 1
         elif name == "quarantine_refused":
             self.refused += 1
         else:
-            told = {
-                "compiled_behind": self.behind,
-                "fleet_turns": self.turns,
-                "abandoned": self.abandonments,
-                "workers_replaced": self.replaced,
-            }
+            told = {"compiled_behind": self.behind, "fleet_turns": self.turns}
             told.get(name, []).extend(labels[-1:])

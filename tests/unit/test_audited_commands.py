@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from wasmkilnd.cli import command
-from wasmkilnd.commands.token import token
 from wasmkilnd.signing.keys import PrivateKey
 
 
@@ -71,12 +70,3 @@ def test_a_change_that_cannot_be_told_is_made_with_a_warning(
     assert done.stdout.startswith("wk_")
     assert "warning: cannot write the audit to" in done.stderr
     assert "No such file or directory" in done.stderr
-
-
-@pytest.mark.parametrize("where", ["", "log"])
-def test_without_a_file_nothing_is_written(
-    path: Path, monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
-    monkeypatch.setenv("WASMKILN_AUDIT_FILE", where)
-    assert CliRunner().invoke(token, ["add", "ci", "--role", "read"]).exit_code == 0
-    assert not path.exists()

@@ -4,37 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from pathlib import Path
+from typing import Any
 
 import pytest
 from wasmkilnd import errors
-from wasmkilnd.compile import Request, Served
+from wasmkilnd.cache.redis_servers import Command
+from wasmkilnd.compile import Request, Served, Terms, admit, check_sha256
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.flights import WaitBudget
-from wasmkilnd.model import (
-    CacheKey,
-    Origin,
-)
+from wasmkilnd.flights import WaitBudget, Waiter
+from wasmkilnd.model import CacheKey, EvictScope, Kind, Origin
 
-from tests.unit.services import (
-    COMPONENT,
-    CORE,
-    Rig,
-)
+from tests.contract.redis_stores import SEALER, site
+from tests.servers.redis_server import binary_of, redis_server
+from tests.unit.services import COMPONENT, CORE, A, Rig, refused
 
 
 @pytest.fixture
 def rig() -> Rig:
     return Rig()
-
-
-async def test_a_hit_compiles_nothing(rig: Rig) -> None:
-    first = await rig.compiler.compile(Request(wasm=CORE))
-    again = await rig.compiler.compile(Request(sha256=first.artifact.module_sha256))
-    assert again.artifact is first.artifact
-    assert (first.origin, again.origin) == (Origin.COMPILED, Origin.MEMORY)
-    assert first.queue_time_s == 0.1
-    assert rig.engines.compiles == 1
-    assert rig.metrics.origins == [Origin.COMPILED, Origin.MEMORY]
 
 
 async def test_a_memory_hit_waits_for_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,29 +34,6 @@ async def test_a_memory_hit_waits_for_nothing(rig: Rig, monkeypatch: pytest.Monk
     assert end.value.value == Served(first.artifact, Origin.MEMORY)
 
 
-async def test_skipping_the_look_up_compiles_again(rig: Rig) -> None:
-    await rig.compiler.compile(Request(wasm=CORE))
-    again = await rig.compiler.compile(Request(wasm=CORE, skip_cache_lookup=True))
-    assert again.origin is Origin.COMPILED
-    assert rig.engines.compiles == 2
-
-
-async def test_an_unknown_digest_is_module_not_loaded(rig: Rig) -> None:
-    with pytest.raises(WasmkilnError) as failure:
-        await rig.compiler.compile(Request(sha256="0" * 64))
-    assert failure.value.reason is Reason.MODULE_NOT_LOADED
-
-
-async def test_a_component_by_digest_goes_to_the_engine_that_takes_it(rig: Rig) -> None:
-    loaded = await rig.compiler.load(Request(wasm=COMPONENT))
-    served = await rig.compiler.compile(Request(sha256=loaded.module.sha256))
-    assert served.artifact.spec.engine.name == "other"
-    again = await rig.compiler.compile(Request(sha256=loaded.module.sha256))
-    assert again.origin is Origin.MEMORY
-    wanted = [Request(loaded.module.sha256), Request("1" * 64)]
-    assert await rig.compiler.find_missing(wanted) == [1]
-
-
 async def test_a_module_that_does_not_compile_is_not_stored(rig: Rig) -> None:
     rig.engines.failure = errors.module_invalid("usual", "bad", 8)
     with pytest.raises(WasmkilnError):
@@ -77,62 +42,6 @@ async def test_a_module_that_does_not_compile_is_not_stored(rig: Rig) -> None:
         await rig.compiler.load(Request(wasm=CORE))
     assert rig.memory.usage().entries == 0
     assert len(rig.compiler.flights) == 0
-
-
-async def test_concurrent_calls_share_a_flight_that_outlives_its_callers(rig: Rig) -> None:
-    rig.engines.release.clear()
-    calls = [asyncio.create_task(rig.compiler.compile(Request(wasm=CORE))) for _ in range(50)]
-    await rig.engines.started.wait()
-    for call in calls[::2]:
-        call.cancel()
-    await asyncio.sleep(0)
-    rig.engines.release.set()
-    answers = [await call for call in calls[1::2]]
-    assert rig.engines.compiles == 1
-    assert {served.origin for served in answers} == {Origin.JOINED_FLIGHT}
-    assert rig.metrics.joined == 25
-
-
-async def test_shutting_down_ends_flights_with_server_draining(rig: Rig) -> None:
-    rig.engines.release.clear()
-    call = asyncio.create_task(rig.compiler.compile(Request(wasm=CORE)))
-    await rig.engines.started.wait()
-    assert await rig.compiler.flights.settle(0.01) == 1
-    with pytest.raises(WasmkilnError) as failure:
-        await call
-    assert failure.value.reason is Reason.SERVER_DRAINING
-
-
-async def test_a_module_that_broke_the_compiler_is_refused_the_next_time(rig: Rig) -> None:
-    rig.engines.failure = errors.compile_timeout("usual-1", "compiling", 30)
-    for reason in (Reason.COMPILE_TIMEOUT, Reason.MODULE_QUARANTINED, Reason.MODULE_QUARANTINED):
-        with pytest.raises(WasmkilnError) as raised:
-            await rig.compiler.compile(Request(wasm=CORE, skip_cache_lookup=True))
-        assert raised.value.reason is reason
-    assert rig.engines.compiles == 1
-    with pytest.raises(WasmkilnError, match="did not finish"):  # Another engine starts clean.
-        await rig.compiler.compile(Request(wasm=CORE, engine="other"))
-    rig.engines.failure = None
-    await rig.quarantine.release("")
-    assert (await rig.compiler.compile(Request(wasm=CORE))).origin is Origin.COMPILED
-
-
-async def test_a_component_that_broke_an_engine_is_refused_by_load_and_compile(rig: Rig) -> None:
-    rig.engines.failure = errors.compile_timeout("other-1", "validating", 30)
-    for reason in (Reason.COMPILE_TIMEOUT, Reason.MODULE_QUARANTINED, Reason.MODULE_QUARANTINED):
-        with pytest.raises(WasmkilnError) as raised:
-            await rig.compiler.load(Request(wasm=COMPONENT))
-        assert raised.value.reason is reason
-    with pytest.raises(WasmkilnError, match="is refused for"):
-        await rig.compiler.compile(Request(wasm=COMPONENT))
-    # With another target its compile is another matter.
-    with pytest.raises(WasmkilnError, match="did not finish"):
-        await rig.compiler.compile(Request(wasm=COMPONENT, target="elsewhere"))
-    await rig.quarantine.release("")
-    with pytest.raises(WasmkilnError, match="did not finish"):
-        await rig.compiler.compile(Request(wasm=COMPONENT))
-    with pytest.raises(WasmkilnError, match="is refused for"):
-        await rig.compiler.load(Request(wasm=COMPONENT))
 
 
 async def test_a_module_that_broke_a_compiler_while_its_job_waited_is_refused(rig: Rig) -> None:
@@ -175,22 +84,6 @@ async def refused_hits(rig: Rig, **fields: object) -> str:
     return failure.value.metadata["role"]
 
 
-async def test_a_caller_for_hits_alone_gets_them_and_has_nothing_compiled(rig: Rig) -> None:
-    sha256 = (await rig.compiler.load(Request(wasm=CORE))).module.sha256
-    for fields in (
-        {"sha256": sha256},
-        {"sha256": "0" * 64},
-        {"wasm": CORE},
-        {"sha256": sha256, "skip_cache_lookup": True},
-    ):
-        assert await refused_hits(rig, **fields) == "compile"
-    assert rig.engines.compiles == 0
-
-    await rig.compiler.compile(Request(sha256=sha256))
-    hit = await rig.compiler.compile(Request(sha256=sha256, hits_only=True))
-    assert hit.origin is Origin.MEMORY
-
-
 async def test_a_caller_for_hits_alone_joins_no_flight(rig: Rig) -> None:
     sha256 = hashlib.sha256(CORE).hexdigest()
     rig.engines.release.clear()
@@ -199,3 +92,168 @@ async def test_a_caller_for_hits_alone_joins_no_flight(rig: Rig) -> None:
     assert await refused_hits(rig, sha256=sha256) == "compile"
     rig.engines.release.set()
     await other
+
+
+# What Compile and Load refuse for want of room, and what waiting calls hold
+
+
+def sized(number: int, size_bytes: int = 60) -> bytes:
+    """Return a module that differs from all others."""
+    return CORE + number.to_bytes(size_bytes - len(CORE), "big")
+
+
+async def working(rig: Rig, compiles: int, validating: int) -> None:
+    """Return once the engines do so much."""
+    async with asyncio.timeout(60):
+        while (rig.engines.compiles, rig.engines.validating) != (compiles, validating):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_the_modules_of_all_work_under_way_have_one_limit(rig: Rig) -> None:
+    """A flight holds its module whatever it waits for: the limit is twice that of a queue."""
+    rig.engines.release.clear()
+    b = Terms(Waiter("b"))
+    calls = [
+        asyncio.create_task(rig.compiler.compile(Request(wasm=sized(0), terms=Terms(A)))),
+        asyncio.create_task(rig.compiler.load(Request(wasm=sized(1), terms=Terms(A)))),
+    ]
+    await working(rig, compiles=1, validating=1)
+    for call in (
+        rig.compiler.compile(Request(wasm=sized(2), terms=Terms(A))),
+        rig.compiler.load(Request(wasm=sized(2), terms=Terms(A))),
+    ):
+        failure = await refused(call)
+        assert failure.reason is Reason.COMPILE_QUEUE_FULL
+        assert failure.metadata["limit"] == "queue"
+        assert failure.retry_after_s == 1.0
+    # Who joins holds nothing, and there is room for another caller.
+    calls.append(asyncio.create_task(rig.compiler.compile(Request(wasm=sized(0), terms=b))))
+    calls.append(asyncio.create_task(rig.compiler.compile(Request(wasm=sized(3), terms=b))))
+    await working(rig, compiles=2, validating=1)
+    rig.engines.release.set()
+    await asyncio.gather(*calls)
+    # All is put down, whatever became of it.
+    rig.engines.failure = errors.module_invalid("usual-1", "bad", 8)
+    for _ in range(5):
+        assert (
+            await refused(rig.compiler.load(Request(wasm=sized(4))))
+        ).reason is Reason.MODULE_INVALID
+        order = Request(wasm=sized(4))
+        assert (await refused(rig.compiler.compile(order))).reason is Reason.MODULE_INVALID
+
+
+async def test_a_call_cancelled_at_any_moment_holds_nothing(rig: Rig) -> None:
+    rig.engines.release.clear()
+    rig.engines.keep = False
+    for moment in range(10):
+        call = asyncio.create_task(rig.compiler.compile(Request(wasm=sized(moment))))
+        for _ in range(moment):
+            await asyncio.sleep(0)
+        call.cancel()
+        await asyncio.sleep(0)
+        await rig.compiler.flights.settle(5)
+    rig.engines.release.set()
+    await rig.compiler.compile(Request(wasm=sized(11)))
+
+
+async def test_the_receive_budget_is_released_once_admission_counts_the_module(rig: Rig) -> None:
+    rig.engines.release.clear()
+    released: list[str] = []
+    load = Request(wasm=sized(0), terms=Terms(A, lambda: released.append("load")))
+    compile_ = Request(wasm=sized(1), terms=Terms(A, lambda: released.append("compile")))
+    calls = [
+        asyncio.create_task(rig.compiler.load(load)),
+        asyncio.create_task(rig.compiler.compile(compile_)),
+    ]
+    await asyncio.sleep(0.01)
+    assert sorted(released) == ["compile", "load"]
+    # Not so what finds no room.
+    full = Request(wasm=sized(2), terms=Terms(A, lambda: released.append("full")))
+    await refused(rig.compiler.compile(full))
+    assert len(released) == 2
+    rig.engines.release.set()
+    await asyncio.gather(*calls)
+
+
+# Load and FindMissing over doubles at their ports
+
+
+async def test_a_core_module_of_the_component_engine_is_still_missing_for_the_default(
+    rig: Rig,
+) -> None:
+    served = await rig.compiler.compile(Request(wasm=CORE, engine="other"))
+    sha256 = served.artifact.module_sha256
+    assert await rig.compiler.find_missing([Request(sha256)]) == [0]
+    assert await rig.compiler.find_missing([Request(sha256, engine="other")]) == []
+
+
+async def test_find_missing_asks_redis_a_few_times_however_many_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with redis_server(binary_of("valkey"), tmp_path) as running:
+        async with site(running.url) as at:
+            rig = Rig(at.store, SEALER)
+            wanted = []
+            for tag in range(50):
+                served = await rig.compiler.compile(Request(wasm=COMPONENT + bytes([tag])))
+                wanted.append(Request(served.artifact.module_sha256))
+            await rig.cache.flush(30)
+            await rig.memory.evict(EvictScope())
+            run, trips = at.link.run, 0
+
+            async def counted(*commands: Command, timeout_s: float | None = None) -> list[Any]:
+                nonlocal trips
+                trips += 1
+                return await run(*commands, timeout_s=timeout_s)
+
+            monkeypatch.setattr(at.link, "run", counted)
+            assert await rig.compiler.find_missing([*wanted, Request("1" * 64)]) == [50]
+            assert 1 <= trips <= 5
+
+
+# Admission accepts binaries only, and tells callers what other bytes are
+
+
+def test_tells_core_modules_from_components() -> None:
+    assert admit(CORE, 100).kind is Kind.CORE_MODULE
+    assert admit(COMPONENT, 100).kind is Kind.COMPONENT
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "not a WebAssembly binary"),
+        (b"(module)", "WebAssembly text"),
+        (b"\n  ;; a comment\n(module)", "WebAssembly text"),
+        (b"\x7fELF" + bytes(60), "not a WebAssembly binary"),
+        (b"\0wasmer-universal" + bytes(60), "not a WebAssembly binary"),
+        (b"wasmer-universal" + bytes(60), "not a WebAssembly binary"),
+        (b"WASMER\0\0" + bytes(60), "not a WebAssembly binary"),
+        (b"wasmer is a runtime", "not a WebAssembly binary"),
+        (b"\0asm", "not a WebAssembly binary"),
+        (b"\0asm\x02\0\0\0", "not a WebAssembly binary"),
+        (b"\0asm\x0a\0\x01\0", "not a WebAssembly binary"),
+        (b"MZ\x90\0", "not a WebAssembly binary"),
+    ],
+)
+def test_other_bytes_are_refused_with_what_they_are(data: bytes, words: str) -> None:
+    with pytest.raises(WasmkilnError) as refusal:
+        admit(data, 100)
+    assert refusal.value.reason is Reason.NOT_WASM
+    assert words in refusal.value.message
+
+
+def test_size_limit_is_inclusive() -> None:
+    assert admit(CORE + bytes(92), 100).sha256
+    with pytest.raises(WasmkilnError) as refusal:
+        admit(CORE + bytes(93), 100)
+    assert refusal.value.reason is Reason.MODULE_TOO_LARGE
+    assert refusal.value.metadata == {"size_bytes": "101", "limit_bytes": "100"}
+
+
+@pytest.mark.parametrize("digest", ["", "0" * 63, "0" * 65, "A" * 64, "0" * 63 + "\n", "g" * 64])
+def test_malformed_digests_are_refused(digest: str) -> None:
+    with pytest.raises(WasmkilnError) as refusal:
+        check_sha256(digest, "sha256")
+    assert refusal.value.reason is Reason.INVALID_REQUEST
+    assert refusal.value.field == "sha256"

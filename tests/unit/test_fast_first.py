@@ -42,36 +42,6 @@ async def behind_ended(rig: Rig) -> None:
             await asyncio.sleep(0.001)
 
 
-async def test_fast_now_and_optimised_behind(rig: Rig) -> None:
-    first = await compile_fast(rig)
-    assert first.artifact.spec.is_fast
-    assert first.origin is Origin.COMPILED
-    await behind_ended(rig)
-    later = await compile_fast(rig)
-    assert not later.artifact.spec.is_fast
-    assert later.origin is Origin.MEMORY
-    assert rig.metrics.behind == ["compiled"]
-    # The daemon's own compile is no call.
-    assert rig.metrics.origins == [Origin.COMPILED, Origin.MEMORY]
-    assert [fast for fast, _ in rig.engines.compiled] == [True, False]
-    assert rig.engines.compiled[1][1] == {Waiter(background=True, last=True)}
-    # But it is told with the recent ones, which calls are by who serves them.
-    assert rig.metrics.ended == [(SHA256, spec_of(rig).engine.id, "compiled", "")]
-
-
-async def test_an_optimised_artifact_goes_first(rig: Rig) -> None:
-    await compile_fast(rig, accept_fast=False)
-    found = await compile_fast(rig)
-    assert not found.artifact.spec.is_fast
-    assert (rig.engines.compiles, len(rig.compiler.background)) == (1, 0)
-
-
-@pytest.mark.parametrize("setting", ["winch", "cranelift"])
-async def test_who_names_a_compiler_gets_that_one(rig: Rig, setting: str) -> None:
-    await compile_fast(rig, settings={"strategy": setting})
-    assert (rig.engines.compiles, len(rig.compiler.background)) == (1, 0)
-
-
 async def test_an_engine_without_a_fast_compiler(rig: Rig) -> None:
     rig.engines.has_fast = False
     assert not (await compile_fast(rig)).artifact.spec.is_fast
@@ -100,6 +70,39 @@ async def test_for_a_caller_of_hits_alone_nothing_is_compiled_behind(rig: Rig) -
     assert len(rig.compiler.background) == 0
 
 
+@pytest.mark.parametrize(
+    ("failure", "concerns_both"),
+    [
+        (CRASH, False),
+        (errors.compile_timeout("wasmtime-1", "compiling", 30), False),
+        (errors.compile_memory_limit("wasmtime-1", 1000), False),
+        (errors.artifact_too_large("wasmtime-1", 1001, 1000), False),
+        (errors.engine_lacks_feature("wasmtime-1", "no tail calls", [], fast=True), False),
+        (errors.settings_refused("wasmtime-1", "not together"), False),
+        (errors.module_invalid("wasmtime-1", "bad", 8), True),
+        (errors.compile_queue_full("wasmtime-1", 5, 1.0), True),
+        (errors.worker_unavailable("wasmtime-1", "none starts"), True),
+    ],
+)
+async def test_what_the_fast_compiler_alone_cannot_do_the_optimising_one_does(
+    rig: Rig, failure: WasmkilnError, concerns_both: bool
+) -> None:
+    rig.engines.fast_failure = failure
+    if concerns_both:
+        assert (await refused(compile_fast(rig))).reason is failure.reason
+        assert rig.engines.compiles == 1
+        return
+    served = await compile_fast(rig)
+    assert not served.artifact.spec.is_fast
+    assert served.origin is Origin.COMPILED
+    assert len(rig.compiler.background) == 0
+    # Strikes count against the fast fingerprint only.
+    fast = rig.engines.fast(spec_of(rig), {})
+    assert fast
+    found = {strike.key.fingerprint for strike in await rig.quarantine.listed()}
+    assert found <= {fast.fingerprint}
+
+
 async def test_skipping_the_look_up_compiles_both_anew(rig: Rig) -> None:
     for _ in range(2):
         assert (await compile_fast(rig, skip_cache_lookup=True)).origin is Origin.COMPILED
@@ -107,62 +110,16 @@ async def test_skipping_the_look_up_compiles_both_anew(rig: Rig) -> None:
     assert [fast for fast, _ in rig.engines.compiled] == [True, False, True, False]
 
 
-@pytest.mark.parametrize(
-    "failure",
-    [
-        CRASH,
-        errors.compile_timeout("wasmtime-1", "compiling", 30),
-        errors.compile_memory_limit("wasmtime-1", 1000),
-        errors.artifact_too_large("wasmtime-1", 1001, 1000),
-        errors.engine_lacks_feature("wasmtime-1", "no tail calls", ["wasmtime-1"], fast=True),
-        errors.settings_refused("wasmtime-1", "not together"),
-    ],
-    ids=lambda failure: failure.reason.value,
-)
-async def test_what_the_fast_compiler_cannot_do_the_optimising_one_does(
-    rig: Rig, failure: WasmkilnError
-) -> None:
-    rig.engines.fast_failure = failure
-    served = await compile_fast(rig)
-    assert not served.artifact.spec.is_fast
-    assert served.origin is Origin.COMPILED
-    assert len(rig.compiler.background) == 0
-    # Strikes count against the fast fingerprint only.
-    assert {strike.key.fingerprint for strike in await rig.quarantine.listed()} <= {
-        rig.engines.fast(spec_of(rig), {}).fingerprint  # type: ignore[union-attr]
-    }
-
-
-async def test_a_fast_compile_that_fails_is_logged(rig: Rig) -> None:
+async def test_a_fast_compile_that_fails_is_logged_and_not_tried_in_quarantine(rig: Rig) -> None:
     rig.engines.fast_failure = CRASH
     with capture_logs() as lines:
         await compile_fast(rig)
     [line] = [line for line in lines if line["event"] == "fast code not made"]
     assert (line["module"], line["reason"]) == (SHA256, "COMPILER_CRASHED")
     assert "SIGABRT" in line["cause"]
-
-
-async def test_a_module_in_quarantine_for_the_fast_compiler_is_not_tried_there(rig: Rig) -> None:
-    rig.engines.fast_failure = CRASH
-    await compile_fast(rig)
     rig.memory.drop(list(rig.memory.artifacts()))
     assert not (await compile_fast(rig)).artifact.spec.is_fast
     assert [fast for fast, _ in rig.engines.compiled] == [True, False, False]
-
-
-@pytest.mark.parametrize(
-    "failure",
-    [
-        errors.module_invalid("wasmtime-1", "bad", 8),
-        errors.compile_queue_full("wasmtime-1", 5, 1.0),
-        errors.worker_unavailable("wasmtime-1", "none starts"),
-    ],
-    ids=lambda failure: failure.reason.value,
-)
-async def test_a_reason_that_concerns_both_is_the_answer(rig: Rig, failure: WasmkilnError) -> None:
-    rig.engines.fast_failure = failure
-    assert (await refused(compile_fast(rig))).reason is failure.reason
-    assert rig.engines.compiles == 1
 
 
 async def test_an_optimised_module_in_quarantine_leaves_the_fast_one(rig: Rig) -> None:
@@ -177,70 +134,6 @@ async def test_an_optimised_module_in_quarantine_leaves_the_fast_one(rig: Rig) -
     assert [fast for fast, _ in rig.engines.compiled] == [True]
     failure = await refused(compile_fast(rig, accept_fast=False))
     assert failure.reason is Reason.MODULE_QUARANTINED
-
-
-async def test_many_calls_share_both_compiles_and_one_copy_of_the_module(rig: Rig) -> None:
-    rig.engines.release.clear()
-    # Copies, as the calls of many clients are.
-    calls = [asyncio.create_task(compile_fast(rig, wasm=bytes(bytearray(CORE)))) for _ in range(20)]
-    await rig.engines.started.wait()
-    rig.engines.release.set()
-    answers = [await call for call in calls]
-    assert all(served.artifact is answers[0].artifact for served in answers)
-    assert rig.metrics.joined == 19
-    await behind_ended(rig)
-    assert [fast for fast, _ in rig.engines.compiled] == [True, False]
-    assert rig.metrics.joined == 19
-
-
-async def test_a_crowd_falls_back_together(rig: Rig) -> None:
-    rig.engines.fast_failure = CRASH
-    rig.engines.release.clear()
-    calls = [asyncio.create_task(compile_fast(rig)) for _ in range(5)]
-    await rig.engines.started.wait()
-    rig.engines.release.set()
-    answers = [await call for call in calls]
-    assert all(served.artifact is answers[0].artifact for served in answers)
-    assert [fast for fast, _ in rig.engines.compiled] == [True, False]
-
-
-async def test_the_optimised_compile_survives_the_caller(rig: Rig) -> None:
-    rig.engines.release.clear()
-    call = asyncio.create_task(compile_fast(rig))
-    await rig.engines.started.wait()
-    await asyncio.sleep(0.01)
-    call.cancel()  # Its job has begun, so it is finished.
-    await asyncio.gather(call, return_exceptions=True)
-    rig.engines.release.set()
-    await rig.compiler.flights.settle()
-    await behind_ended(rig)
-    assert [fast for fast, _ in rig.engines.compiled] == [True, False]
-
-
-async def test_a_caller_of_the_optimised_artifact_joins_the_compile_behind(rig: Rig) -> None:
-    await compile_fast(rig)
-    rig.engines.release.clear()
-    await asyncio.sleep(0.01)
-    joined = asyncio.create_task(compile_fast(rig, accept_fast=False))
-    await asyncio.sleep(0.01)
-    rig.engines.release.set()
-    assert (await joined).origin is Origin.JOINED_FLIGHT
-    await behind_ended(rig)
-    assert [fast for fast, _ in rig.engines.compiled] == [True, False]
-
-
-async def test_the_end_of_the_daemon_ends_what_waits_and_what_runs(rig: Rig) -> None:
-    await compile_fast(rig)
-    rig.engines.release.clear()
-    await asyncio.sleep(0.01)  # The optimised compile runs, and is kept like any other.
-    rig.compiler.behind("1" * 64, spec_of(rig))
-    assert len(rig.compiler.background) == 2
-    await rig.compiler.end_behind()
-    assert await rig.compiler.flights.settle(5) == 0
-    assert (len(rig.compiler.background), len(rig.compiler.flights)) == (0, 0)
-    assert rig.metrics.behind == ["dropped", "dropped"]
-    rig.compiler.behind("2" * 64, spec_of(rig))
-    assert len(rig.compiler.background) == 0
 
 
 async def test_the_end_of_the_daemon_leaves_a_flight_that_a_caller_joined(rig: Rig) -> None:

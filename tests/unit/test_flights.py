@@ -1,26 +1,26 @@
-"""One flight per key, whatever its callers do."""
+"""One flight per key, work in slices, and the time that a call waits for the shared tier."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
-from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.flights import Flights, Waiter, Waiters
+from wasmkilnd import flights
+from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
+from wasmkilnd.flights import SLICE_S, Allowance, Flights, WaitBudget, Waiter, Waiters, in_slices
 
 
 class Work:
-    """Counts its runs, and ends once it is released."""
+    """Ends once it is released."""
 
     def __init__(self, result: object = "made") -> None:
-        self.runs = 0
         self.release = asyncio.Event()
         self.started = asyncio.Event()
         self._result = result
 
     async def __call__(self) -> object:
-        self.runs += 1
         self.started.set()
         await self.release.wait()
         if isinstance(self._result, Exception):
@@ -41,51 +41,6 @@ async def run(
     return await ticket.wait(), ticket.joined
 
 
-async def test_concurrent_callers_share_one_run() -> None:
-    flights = Flights()
-    work = Work()
-    calls = [asyncio.create_task(run(flights, "k", work)) for _ in range(100)]
-    await work.started.wait()
-    assert len(flights) == 1
-    work.release.set()
-    answers = await asyncio.gather(*calls)
-    assert work.runs == 1
-    assert [joined for _, joined in answers].count(False) == 1
-    assert {value for value, _ in answers} == {"made"}
-    assert len(flights) == 0
-
-
-async def test_a_flight_goes_on_when_its_first_caller_leaves() -> None:
-    flights = Flights()
-    work = Work()
-    first = asyncio.create_task(run(flights, "k", work))
-    await work.started.wait()
-    others = [asyncio.create_task(run(flights, "k", work)) for _ in range(3)]
-    await asyncio.sleep(0)
-    first.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await first
-    work.release.set()
-    assert [value for value, _ in await asyncio.gather(*others)] == ["made"] * 3
-    assert work.runs == 1
-
-
-async def test_work_ends_in_the_cache_even_when_every_caller_is_gone() -> None:
-    flights = Flights()
-    stored = []
-
-    async def work() -> str:
-        await asyncio.sleep(0)
-        stored.append("made")
-        return "made"
-
-    call = asyncio.create_task(run(flights, "k", work))
-    await asyncio.sleep(0)
-    call.cancel()
-    await flights.settle(5)
-    assert stored == ["made"]
-
-
 async def test_a_failure_reaches_every_caller_and_frees_the_key() -> None:
     flights = Flights()
     broken = Work(ValueError("no"))
@@ -97,25 +52,6 @@ async def test_a_failure_reaches_every_caller_and_frees_the_key() -> None:
     healthy = Work()
     healthy.release.set()
     assert await run(flights, "k", healthy) == ("made", False)
-
-
-@pytest.mark.parametrize("result", ["made", ValueError("no")])
-async def test_who_asks_is_told_of_the_end_even_after_leaving(result: object) -> None:
-    flights = Flights()
-    work, heard = Work(result), list[object]()
-
-    async def kept(waiters: Waiters) -> object:
-        waiters.kept = True
-        return await work()
-
-    ticket = flights.join("k", Waiter(), kept)
-    ticket.on_end(heard.append)
-    call = asyncio.create_task(ticket.wait())
-    await work.started.wait()
-    call.cancel()
-    work.release.set()
-    await flights.settle(5)
-    assert heard == [result]
 
 
 async def test_a_flight_that_is_dropped_was_not_done() -> None:
@@ -130,18 +66,6 @@ async def test_a_flight_that_is_dropped_was_not_done() -> None:
     [failure] = heard
     assert isinstance(failure, WasmkilnError)
     assert failure.reason is Reason.SERVER_DRAINING
-
-
-async def test_settle_cancels_flights_that_do_not_end() -> None:
-    flights = Flights()
-    work = Work()
-    call = asyncio.create_task(run(flights, "k", work))
-    await work.started.wait()
-    assert await flights.settle(0.01) == 1
-    with pytest.raises(WasmkilnError) as failure:
-        await call
-    assert failure.value.reason is Reason.SERVER_DRAINING
-    assert len(flights) == 0
 
 
 A, B = Waiter("a"), Waiter("b")
@@ -174,23 +98,6 @@ async def test_a_flight_that_all_callers_leave_is_dropped_and_its_key_is_free_at
     assert ended == ["cleaned up"]
 
 
-async def test_a_flight_that_is_to_be_kept_goes_on_alone() -> None:
-    flights = Flights()
-    finished = []
-
-    async def work(waiters: Waiters) -> object:
-        waiters.kept = True
-        await asyncio.sleep(0.01)
-        finished.append("finished")
-        return "made"
-
-    call = asyncio.create_task(flights.join("k", A, work).wait())
-    await asyncio.sleep(0)
-    call.cancel()
-    await flights.settle(5)
-    assert finished == ["finished"]
-
-
 async def test_a_flight_knows_who_waits_for_it() -> None:
     flights = Flights()
     work, known = Work(), list[Waiters]()
@@ -215,16 +122,141 @@ async def test_a_flight_knows_who_waits_for_it() -> None:
     assert "k" not in flights
 
 
-async def test_a_flight_that_is_released_ends_unless_a_caller_waits() -> None:
-    flights = Flights()
-    work = Work()
-    call = asyncio.create_task(run(flights, "k", work))
-    await work.started.wait()
-    flights.release("k")
-    assert "k" in flights
-    call.cancel()
+# Long work runs in slices, and work that fails or is cancelled leaves its turn to the next
+
+
+def busy(steps: int) -> Iterator[int]:
+    """Work for a quarter of a slice at each step."""
+    for step in range(steps):
+        until = time.perf_counter() + SLICE_S / 4
+        while time.perf_counter() < until:
+            pass
+        yield step
+
+
+async def test_work_of_one_step_is_done_at_once() -> None:
+    work = in_slices(["one"])
+    with pytest.raises(StopIteration) as end:  # It never gave way.
+        work.send(None)
+    assert end.value.value == ["one"]
+
+
+async def test_work_that_fails_lets_the_next_go_on() -> None:
+    def failing() -> Iterator[None]:
+        yield
+        yield
+        raise ValueError("as planned")
+
+    other = asyncio.create_task(in_slices(busy(12)))
+    with pytest.raises(ValueError, match="as planned"):
+        await in_slices(failing())
+    cancelled = asyncio.create_task(in_slices(busy(400)))
+    await asyncio.sleep(0.01)
+    cancelled.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    assert await other == list(range(12))
+
+
+# One call waits for the shared tier for one time-out in all, however many requests it makes
+
+
+HANG_S = 60.0
+
+
+class Clock:
+    """A clock that moves only when a test moves it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    async def passes(self, seconds: float) -> str:
+        self.now += seconds
+        await asyncio.sleep(0)
+        return "answer"
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(flights, "time", clock)
+    return clock
+
+
+async def test_requests_one_after_the_other_share_one_time_out(clock: Clock) -> None:
+    budget = WaitBudget(1.0)
+    assert await budget.spend_on(clock.passes(0.6)) == "answer"
+    clock.now += 100  # The call's own work.
+    assert await budget.spend_on(clock.passes(0.3)) == "answer"
+    assert budget.left_s > 0
+    assert await budget.spend_on(clock.passes(0.2)) == "answer"
+    assert budget.left_s <= 0
+    with pytest.raises(TierUnavailable):
+        await budget.spend_on(clock.passes(0.0))
+
+
+async def test_a_request_that_failed_by_itself_is_charged(clock: Clock) -> None:
+    async def in_vain() -> None:
+        await clock.passes(0.9)
+        raise TierUnavailable("it timed out by itself")
+
+    budget = WaitBudget(1.0)
+    with pytest.raises(TierUnavailable):
+        await budget.spend_on(in_vain())
+    await budget.spend_on(clock.passes(0.1))
+    assert budget.left_s <= 0
+
+
+async def test_an_allowance_counts_for_every_call_that_waits() -> None:
+    gate, allowance = asyncio.Event(), Allowance()
+    budgets = [WaitBudget(0.1) for _ in range(2)]
+    waiting = [asyncio.create_task(each.spend_on(gate.wait(), allowance)) for each in budgets]
     await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    flights.release("k")
-    assert "k" not in flights
-    await flights.settle(5)
+    allowance.seconds += HANG_S
+    await asyncio.sleep(0.3)
+    gate.set()
+    assert await asyncio.gather(*waiting) == [True] * 2
+    assert not any(budget.left_s <= 0 for budget in budgets)
+
+
+async def test_what_a_daemon_s_own_work_takes_is_granted() -> None:
+    allowance = Allowance()
+
+    async def queue() -> str:
+        with allowance.free():
+            await asyncio.sleep(0.3)
+        await asyncio.sleep(0.01)
+        return "answer"
+
+    budget = WaitBudget(0.2)
+    assert await budget.spend_on(queue(), allowance) == "answer"
+    assert budget.left_s > 0
+    assert allowance.seconds >= 0.3
+    granted_s = allowance.seconds
+    await asyncio.sleep(0.01)
+    assert allowance.seconds == granted_s  # It has ended.
+
+
+async def test_no_call_waits_for_ever_once_its_time_counts_again() -> None:
+    allowance = Allowance()
+
+    async def queue_and_hang() -> None:
+        with allowance.free():
+            await asyncio.sleep(0.3)
+        await asyncio.sleep(HANG_S)
+
+    with pytest.raises(TierUnavailable):
+        await asyncio.wait_for(WaitBudget(0.1).spend_on(queue_and_hang(), allowance), 10)
+
+
+async def test_a_failure_other_than_the_tier_s_is_raised_as_it_is() -> None:
+    async def broken() -> None:
+        raise ZeroDivisionError
+
+    budget = WaitBudget(10.0)
+    with pytest.raises(ZeroDivisionError):
+        await budget.spend_on(broken())
+    assert budget.left_s > 0

@@ -118,25 +118,6 @@ def test_a_sticky_folder_protects_what_is_ours_in_it(thing: Path) -> None:
 
 
 @as_root
-def test_anything_in_a_tree_counts_but_what_is_left_out(thing: Path) -> None:
-    inner = thing.parent / "inner"
-    inner.mkdir()
-    (inner / "code").write_text("x")
-    os.chown(inner / "code", OTHERS, -1)
-    check_path(thing.parent)
-    check_tree(thing.parent, leave_out={"inner"})
-    with pytest.raises(NotOurs, match=f"code belongs to user {OTHERS}") as refusal:
-        check_tree(thing.parent)
-    subprocess.run(remedy_of(refusal.value), shell=True, check=True)
-    check_tree(thing.parent)
-    (inner / "code").chmod(0o666)
-    with pytest.raises(NotOurs, match=r"may write to .*code") as refusal:
-        check_tree(thing.parent)
-    subprocess.run(remedy_of(refusal.value), shell=True, check=True)
-    check_tree(thing.parent)
-
-
-@as_root
 def test_what_is_roots_is_fine_for_everybody(thing: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: OTHERS)
     check_tree(thing.parent)
@@ -185,30 +166,6 @@ def test_folders_are_made_for_their_owner_whatever_the_umask(tmp_path: Path) -> 
         0o700
     ] * 2
     make_folder(tmp_path / "a" / "b")
-
-
-@as_root
-def test_what_the_group_of_a_volume_got_is_taken_back(
-    thing: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Kubernetes gives it at each start of a pod."""
-    monkeypatch.setattr(os, "getgroups", lambda: [OTHERS])
-    folder = thing.parent
-    theirs, open_to_all = folder / "theirs", folder / "open"
-    theirs.touch()
-    open_to_all.touch()
-    (folder / "link").symlink_to(theirs)
-    for path, mode in ((folder, 0o2775), (thing, 0o664), (theirs, 0o664), (open_to_all, 0o666)):
-        os.chown(path, -1, OTHERS)
-        path.chmod(mode)
-    os.chown(theirs, OTHERS, -1)
-    assert take_back(folder, private=True) == 2
-    assert folder.stat().st_mode & 0o7777 == 0o2705
-    assert thing.stat().st_mode & 0o777 == 0o604
-    # What somebody else has, or may have changed, stays: it is refused.
-    assert theirs.stat().st_mode & 0o777 == 0o664
-    assert open_to_all.stat().st_mode & 0o777 == 0o666
-    assert take_back(folder) == 0
 
 
 @as_root

@@ -1,21 +1,22 @@
-"""Quotas: what each bucket refuses, what time gives back, who is charged, what Stats reads."""
+"""Quotas and shares: what each bucket refuses, what time gives back, who is charged."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from wasmkilnd.compile import Request, Terms
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.flights import Waiter
-from wasmkilnd.model import ALL_ROLES, Identity, Origin
-from wasmkilnd.quota import KINDS, MOST_READINGS, UNLIMITED, Limits, Quota, Quotas
+from wasmkilnd.model import ALL_ROLES, Identity
+from wasmkilnd.quota import MOST_READINGS, UNLIMITED, FairShare, Limits, Quota, Quotas
 
 from tests.doubles.clock import Clock
 from tests.unit.engines.test_pool import settled
-from tests.unit.services import COMPONENT, CORE, Rig
+from tests.unit.services import CORE, Rig
 
 CI = Identity("token:ci", ALL_ROLES, quota="small")
 
@@ -80,24 +81,6 @@ def test_calls_come_back_evenly(site: Site) -> None:
     refused("calls_per_minute", quota.call)
 
 
-def test_less_than_one_a_minute(site: Site) -> None:
-    quota = site.allow(compiles_per_minute=0.5)
-    quota.compile()
-    assert refused("compiles_per_minute", quota.compile) == 120
-    site.clock.now_s += 120
-    quota.compile()
-
-
-def test_whoever_waits_as_long_as_a_refusal_says_gets_in(site: Site) -> None:
-    quota = site.allow(compiles_per_minute=7)
-    for _ in range(100):
-        try:
-            quota.compile()
-        except WasmkilnError as failure:
-            site.clock.now_s += failure.retry_after_s or 0.0
-            quota.compile()
-
-
 def test_stored_bytes_are_charged_afterwards_and_keep_new_work_out(site: Site) -> None:
     quota = site.allow(stored_bytes_per_hour=3600)
     quota.compile()
@@ -133,32 +116,6 @@ def test_tokens_of_one_name_in_two_namespaces_count_apart(site: Site) -> None:
     [row] = site.quotas.readings("theirs")
     assert (row.used, row.refused) == (1, 0)
     assert len(site.quotas.readings()) == 2
-
-
-def test_a_reload_changes_limits_and_keeps_what_is_used(site: Site) -> None:
-    site.allow(calls_per_minute=1).call()
-    quota = site.allow(calls_per_minute=3)
-    quota.call()
-    quota.call()
-    refused("calls_per_minute", quota.call)
-    site.policy = {}
-    assert site.quotas.of(CI) is UNLIMITED
-    refused("calls_per_minute", site.allow(calls_per_minute=1).call)
-
-
-def test_a_quota_that_is_taken_out_of_the_policy_leaves_no_figure(site: Site) -> None:
-    quota = site.allow(calls_per_minute=1, compiles_per_minute=1)
-    quota.call()
-    quota.compile()
-    assert set(site.used()) == {"calls_per_minute", "compiles_per_minute"}
-    site.policy = {"small": {"calls_per_minute": 1}}
-    assert site.used() == {}, "whether it still has the quota shows when it calls"
-    site.quotas.of(CI)
-    assert site.used() == {"calls_per_minute": 1}
-    site.policy = {}
-    site.quotas.of(replace(CI, quota=""))
-    assert site.used() == {}
-    assert site.quotas.by_kind() == dict.fromkeys(KINDS, (0.0, 0))
 
 
 def test_memory_is_bounded_and_who_called_last_is_remembered() -> None:
@@ -209,36 +166,6 @@ def asked(number: int, quota: Quota, **wishes: object) -> Request:
     return Request(wasm=wasm, terms=Terms(Waiter("ci"), quota=quota), **wishes)  # type: ignore[arg-type]
 
 
-async def test_whoever_starts_a_compile_is_charged_and_who_joins_it_is_not(
-    rig: Rig, site: Site
-) -> None:
-    first = site.allow(compiles_per_minute=9, stored_bytes_per_hour=10**6)
-    second = Quota(limits := first.limits)
-    rig.engines.release.clear()
-    one = asyncio.create_task(rig.compiler.compile(asked(1, first)))
-    await rig.engines.started.wait()
-    other = asyncio.create_task(rig.compiler.compile(asked(1, second)))
-    await settled()
-    rig.engines.release.set()
-    artifact = (await one).artifact
-    assert (await other).origin is Origin.JOINED_FLIGHT
-    stored = artifact.size_bytes + len(asked(1, first).wasm)
-    assert site.used() == {"compiles_per_minute": 1, "stored_bytes_per_hour": stored}
-    assert [second.used(kind) for kind in limits] == [0, 0]
-
-
-async def test_a_refused_compile_holds_nothing_and_a_hit_is_served(rig: Rig, site: Site) -> None:
-    quota = site.allow(compiles_per_minute=1)
-    quota.compile()
-    with pytest.raises(WasmkilnError) as failure:
-        await rig.compiler.compile(asked(2, quota))
-    assert failure.value.metadata == {"quota": "compiles_per_minute"}
-    assert rig.engines.compiles == 0
-    await rig.compiler.compile(asked(2, UNLIMITED))
-    assert (await rig.compiler.compile(asked(2, quota))).origin is Origin.MEMORY
-    assert site.used() == {"compiles_per_minute": 1}
-
-
 async def test_a_compile_behind_fast_code_counts_for_who_asked(rig: Rig, site: Site) -> None:
     quota = site.allow(compiles_per_minute=3)
     await rig.compiler.compile(asked(1, quota, engine="wasmtime", accept_fast=True))
@@ -267,20 +194,43 @@ async def behind_ended(rig: Rig) -> None:
     await rig.compiler.background.settle()
 
 
-async def test_a_load_counts_as_a_job_and_what_it_stores(rig: Rig, site: Site) -> None:
-    quota = site.allow(compiles_per_minute=9, stored_bytes_per_hour=10**6)
-    rig.engines.release.clear()
-    loads = [
-        asyncio.create_task(rig.compiler.load(Request(wasm=CORE, terms=Terms(quota=each))))
-        for each in (quota, Quota({"compiles_per_minute": 0.1}))
-    ]
-    await settled()
-    rig.engines.release.set()
-    await asyncio.gather(*loads)
-    assert site.used() == {"compiles_per_minute": 1, "stored_bytes_per_hour": len(CORE)}
-    await rig.compiler.load(Request(wasm=CORE, terms=Terms(quota=quota)))
-    assert site.used() == {"compiles_per_minute": 2, "stored_bytes_per_hour": len(CORE)}
-    quota.stored(10**6)
-    with pytest.raises(WasmkilnError) as failure:
-        await rig.compiler.load(Request(wasm=COMPONENT, terms=Terms(quota=quota)))
-    assert failure.value.metadata == {"quota": "stored_bytes_per_hour"}
+# Callers share a limit, and no caller takes it all
+
+
+def fill(share: FairShare, caller: str) -> int:
+    while share.room(caller) >= 1:
+        share.add(caller, 1)
+    return share.held.get(caller, 0)
+
+
+def test_one_caller_gets_half_and_the_next_finds_room() -> None:
+    share = FairShare(lambda: 1200)
+    assert [fill(share, caller) for caller in "abcd"] == [600, 300, 150, 75]
+    share.add("a", -600)
+    assert fill(share, "b") > 300
+
+
+def test_an_amount_fits_if_as_much_stays_free() -> None:
+    share = FairShare(lambda: 100)
+    assert share.fits("a", 50)
+    assert not share.fits("a", 51)
+    share.add("a", 40)
+    assert share.fits("a", 10)
+    assert not share.fits("a", 11)
+    assert share.fits("b", 30)
+    assert not share.fits("b", 31)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 50)), max_size=50))
+def test_it_counts_exactly_and_forgets_callers_that_hold_nothing(
+    steps: list[tuple[str, int]],
+) -> None:
+    share = FairShare(lambda: 100)
+    for caller, amount in steps:
+        before = share.total, share.held.get(caller, 0)
+        share.add(caller, amount)
+        assert (share.total, share.held.get(caller, 0)) == (before[0] + amount, before[1] + amount)
+    for caller in "abc":
+        share.add(caller, -share.held.get(caller, 0))
+    assert share.total == 0
+    assert not share.held

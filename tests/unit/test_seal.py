@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from securesystemslib.dsse import Envelope
 from securesystemslib.signer import SSlibKey
@@ -58,44 +58,6 @@ def with_payload(one: Artifact, payload: bytes) -> Artifact:
 def test_another_implementation_verifies_it() -> None:
     key = SSlibKey(OURS.public.id, "ed25519", "ed25519", {"public": OURS.public.hex})
     assert Envelope.from_dict(json.loads(ONE.attestation)).verify([key], 1)
-
-
-def test_the_envelope_is_dsse_over_an_in_toto_statement() -> None:
-    envelope = json.loads(ONE.attestation)
-    assert set(envelope) == {"payload", "payloadType", "signatures"}
-    assert envelope["payloadType"] == "application/vnd.in-toto+json"
-    [signature] = envelope["signatures"]
-    assert signature["keyid"] == OURS.public.id == hashlib.sha256(OURS.public.raw).hexdigest()
-    assert len(base64.b64decode(signature["sig"])) == 64
-    statement = json.loads(base64.b64decode(envelope["payload"]))
-    assert statement["_type"] == "https://in-toto.io/Statement/v1"
-    assert statement["subject"] == [{"name": "artifact", "digest": {"sha256": ONE.sha256}}]
-    assert statement["predicateType"] == "https://slsa.dev/provenance/v1"
-    definition = statement["predicate"]["buildDefinition"]
-    assert definition["externalParameters"] == {
-        "changedSettings": {},
-        "cpu": "baseline",
-        "engine": {
-            "name": "wasmtime",
-            "version": "1.0",
-            "coreVersion": "1",
-            "compiler": "cranelift",
-        },
-        "fingerprint": ONE.spec.fingerprint,
-        "kind": "core",
-        "settings": {"fuel": "false"},
-        "target": "x86_64-unknown-linux-gnu",
-    }
-    assert definition["resolvedDependencies"] == [
-        {"name": "module", "digest": {"sha256": ONE.module_sha256}}
-    ]
-    run = statement["predicate"]["runDetails"]
-    assert run["builder"] == {"id": "urn:wasmkiln:daemon", "version": {"wasmkiln": "0.0.test"}}
-    assert run["metadata"] == {
-        "finishedOn": "2023-11-14T22:13:20Z",
-        "wasmkiln_compileTimeS": 0.25,
-        "wasmkiln_madeMs": 1_700_000_000_000,
-    }
 
 
 @pytest.mark.parametrize(
@@ -206,119 +168,12 @@ def test_a_stranger_is_named_and_what_to_do() -> None:
     assert "WASMKILN_SIGNING_KEY" in refusal.why
 
 
-def test_an_artifact_under_another_key_is_refused() -> None:
-    refusal = SEALER.verify(ONE, OTHER.key)
-    assert refusal is not None
-    assert refusal.cause == "mismatch"
-
-
-def test_several_keys_are_trusted_at_once() -> None:
-    both = sealer(THEIRS, OURS)
-    assert both.verify(ONE, ONE.key) is None
-    assert both.verify(both.seal(ONE), ONE.key) is None
-
-
 # --- no mutation of a stored value, whoever computes its digests ------------------------
-
-
-@st.composite
-def mutations(draw: st.DrawFn) -> bytes:
-    """An attestation that was changed somewhere, in its JSON or in its bytes."""
-    good = ONE.attestation
-    envelope = json.loads(good)
-    [signature] = envelope["signatures"]
-    payload = base64.b64decode(envelope["payload"])
-    position = draw(st.integers(0, len(good) - 1))
-    flip = draw(st.integers(1, 255))
-    match draw(st.sampled_from(["byte", "cut", "grow", "field", "payload", "sig", "twice"])):
-        case "byte":
-            return good[:position] + bytes([good[position] ^ flip]) + good[position + 1 :]
-        case "cut":
-            return good[:position]
-        case "grow":
-            return good + draw(st.binary(min_size=1, max_size=20))
-        case "field":
-            target = draw(st.sampled_from([envelope, signature]))
-            target[draw(st.text(max_size=10))] = draw(st.none() | st.text(max_size=10))
-        case "payload":
-            at = position % len(payload)
-            changed = payload[:at] + bytes([payload[at] ^ flip]) + payload[at + 1 :]
-            envelope["payload"] = base64.b64encode(changed).decode()
-        case "sig":
-            raw = bytearray(base64.b64decode(signature["sig"]))
-            raw[position % len(raw)] ^= flip
-            signature["sig"] = base64.b64encode(raw).decode()
-        case "twice":
-            more = json.loads(STRANGER.seal(ONE).attestation)["signatures"]
-            envelope["signatures"] += draw(st.sampled_from([more, [signature], [None]]))
-    return dumped(envelope)
-
-
-@settings(max_examples=500)
-@given(mutations())
-def test_no_changed_attestation_is_accepted(attestation: bytes) -> None:
-    if attestation != ONE.attestation:
-        assert SEALER.verify(replace(ONE, attestation=attestation), ONE.key) is not None
-
-
-envelopes = st.sampled_from(
-    [ONE.attestation, OTHER.attestation, STRANGER.seal(ONE).attestation, b"", b"garbage"]
-)
-
-
-@settings(max_examples=300)
-@given(payload=st.binary(max_size=400), attestation=envelopes, resign=st.booleans())
-def test_no_payload_of_an_attacker_is_accepted(
-    payload: bytes, attestation: bytes, resign: bool
-) -> None:
-    evil = replace(with_payload(ONE, payload), attestation=attestation)
-    if resign:
-        evil = STRANGER.seal(evil)
-    if evil.sha256 != ONE.sha256:
-        assert not accepted(evil, ONE.key)
-
-
-texts = st.text(max_size=12)
-rows = st.lists(st.builds(ExternType, texts, texts, texts, texts), max_size=3).map(tuple)
-seconds = st.floats(0, 1e6)
-tables = st.dictionaries(texts, texts, max_size=3)
-
-
-@settings(max_examples=300)
-@given(
-    changes=st.fixed_dictionaries(
-        {},
-        optional={
-            "kind": st.sampled_from(Kind),
-            "imports": rows,
-            "exports": rows,
-            "types_truncated": st.booleans(),
-            "compile_time_s": seconds,
-        },
-    ),
-    spec=st.fixed_dictionaries(
-        {},
-        optional={
-            "target": texts,
-            "cpu": texts,
-            "settings": tables,
-            "changed_settings": tables,
-            "engine": st.builds(type(ONE.spec.engine), texts, texts, texts, texts),
-        },
-    ),
-)
-def test_no_header_of_an_attacker_is_accepted(
-    changes: dict[str, Any], spec: dict[str, Any]
-) -> None:
-    evil = replace(ONE, **changes, spec=replace(ONE.spec, **spec))
-    unchanged = all(
-        getattr(evil, name) == getattr(ONE, name) for name in Artifact.__dataclass_fields__
-    )
-    assert accepted(evil, ONE.key) is unchanged
 
 
 def test_no_value_is_accepted_under_another_key() -> None:
     for one, key in ((ONE, OTHER.key), (OTHER, ONE.key)):
+        assert _cause(SEALER.verify(one, key)) == "mismatch"
         assert not accepted(one, key)
         # With a header that says the key that it is put under:
         spec = replace(one.spec, fingerprint=key.fingerprint)

@@ -46,13 +46,10 @@ class Rig:
         )
         self.record = NameRecord(state_dir)
         self.meanwhile: Callable[[], Awaitable[None]] | None = None
-        self.started: list[str] = []
-        self.closed: list[str] = []
 
         async def start(new: InstalledEngine, *_: object) -> Any:
             if self.meanwhile:
                 await self.meanwhile()
-            self.started.append(new.id)
             return self._served(new.id)
 
         monkeypatch.setattr("wasmkilnd.engines.serving.serve_engine", start)
@@ -60,7 +57,7 @@ class Rig:
 
     def _served(self, engine_id: str) -> Any:
         async def close() -> None:
-            self.closed.append(engine_id)
+            """It has no workers."""
 
         identity = SimpleNamespace(id=engine_id, version=engine_id.partition("-")[2])
         return SimpleNamespace(
@@ -103,14 +100,6 @@ async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
     return one
 
 
-async def test_names_move_when_a_warm_up_has_ended(rig: Rig) -> None:
-    await rig.take(NEW, MIDDLE, OLD, warming=[NEW])
-    assert rig.stands_for == (OLD, OLD)
-    await rig.serving._resolve(warmed=NEW)
-    assert rig.stands_for == (NEW, NEW)
-    assert rig.record.read().names[DEFAULT] == NEW
-
-
 async def test_an_engine_that_was_taken_out_during_its_warm_up_moves_no_name(rig: Rig) -> None:
     await rig.take(NEW, MIDDLE, OLD, warming=[NEW])
     await rig.take(MIDDLE, OLD)
@@ -146,40 +135,6 @@ async def test_what_an_operator_chooses_while_an_engine_starts_holds(rig: Rig) -
     rig.meanwhile = choose
     await rig.take(MIDDLE, OLD, OTHER)
     assert rig.stands_for == (MIDDLE, MIDDLE)
-
-
-ROW = """[[advisory]]
-id = "TEST-1"
-summary = "A guest can leave"
-engine = "wasmtime"
-affected = ["== 50.0.1"]
-fixed_in = []
-url = "https://example.org/TEST-1"
-"""
-
-
-async def test_what_an_advisory_refuses_does_not_serve_until_none_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rig, later, file = Rig(tmp_path, monkeypatch), "wasmtime-51.0.0", tmp_path / "advisories.toml"
-    file.write_text(ROW)
-
-    async def reload(refuse: str) -> list[str]:
-        """Reload; return what serves then."""
-        with_file = {"advisories_file": str(file), "vulnerable_engines": refuse}
-        rig.serving.prepare(load({"state_dir": str(tmp_path), **with_file}, {}).settings)()
-        await rig.take(later, NEW)
-        refused = [each.id for each in rig.serving.unserved]
-        assert refused == ([NEW] if refuse == "refuse" else [])
-        return [each.id for each in rig.serving.registry.served]
-
-    for _ in range(2):
-        assert await reload("refuse") == [later]
-        assert rig.started.count(NEW) == rig.closed.count(NEW)
-    assert await reload("warn") == [later, NEW]
-    assert rig.started.count(NEW) == rig.closed.count(NEW) + 1
-    assert await reload("refuse") == [later]
-    assert (rig.started.count(later), rig.closed.count(later)) == (1, 0)
 
 
 class Dead:

@@ -2,49 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 from wasmkilnd.lifecycle.reload import (
-    CannotReload,
-    OpenAccess,
-    Prepare,
-    Reloader,
     Stamps,
     follow,
     stamps_of,
 )
-from wasmkilnd.model import Reloadable
-from wasmkilnd.settings import Settings
-from wasmkilnd.telemetry.audit import Audit
-from wasmkilnd.telemetry.metrics import Metrics
-
-from tests.e2e.processes import eventually
 
 LOOK_S = 0.01
-
-
-class Looks:
-    """A list of files that counts how often it is looked through."""
-
-    def __init__(self, *files: Path) -> None:
-        self.files = files
-        self.count = 0
-
-    def __call__(self) -> tuple[Path, ...]:
-        self.count += 1
-        return self.files
-
-    def some(self) -> None:
-        """Wait until the files were looked through a few times more."""
-        wanted = self.count + 4
-        eventually(lambda: self.count >= wanted, "nobody looks", 30)
 
 
 @contextmanager
@@ -62,47 +35,17 @@ def following(
         assert not thread.is_alive()
 
 
-@contextmanager
-def followed(looks: Looks) -> Iterator[list[str]]:
-    """Follow the first file; yield what it held each time that a change was noticed."""
-    noticed: list[str] = []
-
-    def changed() -> bool:
-        noticed.append(looks.files[0].read_text() if looks.files[0].exists() else "")
-        return True
-
-    with following(looks, stamps_of(looks.files), changed):
-        yield noticed
-
-
-def test_a_change_is_noticed_once(tmp_path: Path) -> None:
-    looks = Looks(tmp_path / "file")
-    with followed(looks) as noticed:
-        looks.some()
-        assert noticed == []
-        looks.files[0].write_text("made")
-        looks.some()
-        assert noticed == ["made"]
-        looks.files[0].write_text("changed")
-        looks.some()
-        assert noticed == ["made", "changed"]
-        looks.files[0].unlink()
-        looks.some()
-        assert noticed == ["made", "changed", ""]
-
-
 def test_files_that_still_change_are_left_alone(tmp_path: Path) -> None:
     """A certificate and its key are not replaced in one moment."""
     file = tmp_path / "file"
     file.write_text("0")
+    looks = itertools.count(2)
 
     def growing() -> tuple[Path, ...]:
-        if looks.count < 5:
-            file.write_text("0" * (looks.count + 2))
-        looks.count += 1
+        if (size := next(looks)) < 7:
+            file.write_text("0" * size)
         return (file,)
 
-    looks = Looks(file)
     found: list[str] = []
     noticed = threading.Event()
 
@@ -168,48 +111,3 @@ def test_what_could_not_be_used_is_tried_again_without_a_change(tmp_path: Path) 
 
 def test_a_path_that_no_file_can_have_is_a_file_that_is_not_there() -> None:
     assert stamps_of([Path("a\0b")]) == stamps_of([Path("a\0b")])
-
-
-async def test_what_one_part_cannot_read_or_apply_holds_back_no_other(tmp_path: Path) -> None:
-    settings = Reloadable(Settings(state_dir=tmp_path))
-    applied: list[str] = []
-
-    def part(name: str, failure: Exception | None = None) -> Prepare:
-        def prepare(_: Settings) -> Callable[[], None]:
-            if failure:
-                raise failure
-            return lambda: applied.append(name)
-
-        return prepare
-
-    def cannot_apply(_: Settings) -> Callable[[], None]:
-        def apply() -> None:
-            raise LookupError("a secret")
-
-        return apply
-
-    parts = {
-        "a": part("one"),
-        "b": part("", ValueError("a secret")),
-        "c": cannot_apply,
-        "d": part("", CannotReload("no", lambda: applied.append("rest"))),
-        "e": part("two"),
-    }
-    nothing: Any = None
-    access, metrics = OpenAccess(settings.current, Audit()), Metrics("1")
-    reloader = Reloader(
-        *(settings, nothing, access, nothing, nothing, nothing, metrics),
-        largest_module_bytes=0,
-        refusal=lambda _: "",
-        files=parts,
-        parts={},
-    )
-    with capture_logs() as log:
-        assert not await reloader.refresh()
-        assert not await reloader.refresh()
-    assert applied == ["one", "rest", "two"] * 2
-    [cause] = [line["cause"] for line in log]
-    assert "ValueError in test_watch.py" in cause
-    assert "; no" in cause
-    assert "LookupError in test_watch.py" in cause
-    assert "secret" not in str(log)

@@ -6,7 +6,6 @@ What a daemon that answers does is in tests/e2e/test_service.py.
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -59,9 +58,3 @@ def test_one_that_ends_meanwhile_is_told_of(
     monkeypatch.setattr("time.sleep", lambda _: process.kill())
     told = refusal(tmp_path)
     assert told.endswith(f"the daemon with the process id {process.pid}: it has ended")
-
-
-def test_one_that_is_gone_is_none(process: subprocess.Popen[bytes], tmp_path: Path) -> None:
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert f"no daemon serves from {tmp_path}" in refusal(tmp_path)

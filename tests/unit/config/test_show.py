@@ -1,12 +1,17 @@
-"""What `wasmkilnd config` prints, and the reference page."""
+"""What `wasmkilnd config` prints, the reference page, the flags, and what a reload finds."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any, get_origin
 
-from wasmkilnd.settings import Settings, env_name, flag_name, has_flag
-from wasmkilnd.settings_loader import FlagValue, as_json, load, reference, render
+import click
+import pytest
+from click.testing import CliRunner
+from wasmkilnd.settings import Settings, env_name, flag_name, has_flag, is_live
+from wasmkilnd.settings_loader import FlagValue, as_json, changes, load, options, reference, render
 
 FLAGS: dict[str, FlagValue] = {
     "listen": ("127.0.0.1:0", "unix:/run/kiln.sock"),
@@ -33,16 +38,6 @@ def test_each_line_has_key_value_and_origin() -> None:
     assert "memory_bytes = 1000001  # flag --memory-bytes" in lines
     assert 'max_module_bytes = "5MiB"  # default' in lines
     assert 'redis_url = "redis://***:***@h:1/0"  # flag --redis-url' in lines
-
-
-def test_zero_is_shown_with_what_is_in_force() -> None:
-    loaded = load({"compile_memory_bytes": "0", "compile_cpu_s": "90"}, {"HOME": "/h"})
-    lines = render(loaded).splitlines()
-    (workers,) = [line for line in lines if line.startswith("workers ")]
-    assert workers == f"workers = 0  # default; {loaded.settings.effective_workers} in force"
-    (memory,) = [line for line in lines if line.startswith("compile_memory_bytes ")]
-    assert memory.endswith("in force")
-    assert "compile_cpu_s = 90  # flag --compile-cpu-s" in lines
 
 
 def test_json_has_plain_units_and_no_secret() -> None:
@@ -72,3 +67,88 @@ def test_the_reference_names_every_setting_three_ways_and_no_machine() -> None:
         assert info.description in row
         assert row.count("|") == 7
     assert str(Path.home()) not in page
+
+
+# The command line flags
+
+
+SECRETS = {"signing_key", "redis_password"}
+
+
+@click.command()
+@click.argument("word")
+@options
+def command(word: str, flags: dict[str, Any], config: Path | None) -> None:
+    """Show what it got."""
+    click.echo(json.dumps([word, flags, str(config)]))
+
+
+def run(*arguments: str) -> Any:
+    result = CliRunner().invoke(command, ["word", *arguments])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.output)
+
+
+@pytest.mark.parametrize("field", Settings.model_fields)
+def test_every_setting_has_a_flag_but_secrets_which_others_could_read(field: str) -> None:
+    flag, kind = flag_name(field), Settings.model_fields[field].annotation
+    if field in SECRETS:
+        assert not has_flag(field)
+        result = CliRunner().invoke(command, ["word", flag, "x"])
+        assert (result.exit_code, "No such option" in result.output) == (2, True)
+    elif kind is bool:
+        assert run(flag)[1] == {field: True}
+        assert run(flag.replace("--", "--no-"))[1] == {field: False}
+    elif get_origin(kind) is tuple:
+        assert run(flag, "a", flag, "b,c")[1] == {field: ["a", "b,c"]}
+    else:
+        assert run(flag, "any text", "--config", "/x") == ["word", {field: "any text"}, "/x"]
+        assert run(flag, "")[1] == {field: ""}
+
+
+def test_the_help_has_every_setting_with_its_variable() -> None:
+    text = " ".join(CliRunner().invoke(command, ["--help"], terminal_width=400).output.split())
+    for field in filter(has_flag, Settings.model_fields):
+        assert flag_name(field) in text
+        assert f"[env: {env_name(field)}; default: " in text
+    assert text.index("--config") < text.index("--listen") < text.index("--log-level")
+
+
+# What differs between two configurations, told without secrets
+
+
+HOME = {"HOME": "/home/kiln"}
+
+
+def settings(**environ: str) -> Settings:
+    return load({}, {**HOME, **environ}).settings
+
+
+def test_only_what_differs_and_as_a_person_writes_it() -> None:
+    old = settings(WASMKILN_MEMORY_BYTES="64MiB", WASMKILN_WORKERS="2")
+    new = settings(WASMKILN_MEMORY_BYTES="1GiB", WASMKILN_WORKERS="3")
+    assert changes(old, old) == []
+    found = [(each.field, each.old, each.new, each.live) for each in changes(old, new)]
+    assert found == [("memory_bytes", "64MiB", "1GiB", True), ("workers", 2, 3, False)]
+
+
+def test_secrets_are_compared_and_never_shown() -> None:
+    old = settings(
+        WASMKILN_REDIS_URL="redis://me:hunter2@host", WASMKILN_SIGNING_KEY="c2VjcmV0MQ=="
+    )
+    new = settings(
+        WASMKILN_REDIS_URL="redis://me:hunter3@host", WASMKILN_SIGNING_KEY="c2VjcmV0Mg=="
+    )
+    found = changes(old, new)
+    assert [each.field for each in found] == ["signing_key", "redis_url"]
+    told = repr(found)
+    for secret in ("hunter", "c2VjcmV0"):
+        assert secret not in told
+
+
+def test_the_documentation_names_all_that_needs_a_restart() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "how-to" / "install.md").read_text()
+    told = page.partition("- **Needs a restart**")[2].partition("The old value")[0]
+    assert set(re.findall(r"`(\w+)`", told)) == {
+        field for field in Settings.model_fields if not is_live(field)
+    }

@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import pytest
 from packaging.version import Version
-from structlog.testing import capture_logs
 from wasmkilnd.access.unusable import AccessUnusable
 from wasmkilnd.engines.advisories import BUILT_IN, Advisories, Advisory, read_advisories
 from wasmkilnd.engines.registry import ServedEngine
@@ -84,41 +83,20 @@ def test_each_built_in_row_has_its_source_and_agrees_with_itself(built_in: Advis
         assert sorted(row.fixed_in, key=Version) == [*row.fixed_in]
 
 
-@pytest.mark.parametrize(
-    ("version", "concerned"),
-    [
-        ("24.0.0", False),
-        ("25.0.0", True),
-        ("36.0.6", True),
-        ("36.0.7", False),
-        ("36.0.12", False),
-        ("37.0.0", True),
-        ("42.0.1", True),
-        ("42.0.2", False),
-        ("42.10.0", False),
-        ("43.0.0", True),
-        ("43.0.1", False),
-        ("50.0.1", False),
-    ],
-)
-def test_releases_of_winchs_sandbox_escape(
-    built_in: Advisories, version: str, concerned: bool
-) -> None:
-    assert ("RUSTSEC-2026-0095" in ids(built_in, engine(version))) is concerned
-    assert "RUSTSEC-2026-0095" not in ids(built_in, engine(version, winch=False))
-    assert "RUSTSEC-2026-0095" not in ids(built_in, engine(version, name="wasmer"))
+def test_a_row_concerns_releases_compilers_and_targets(built_in: Advisories) -> None:
+    winch, cranelift = "RUSTSEC-2026-0095", "RUSTSEC-2026-0096"
 
+    def concerned(row: str, *targets: str, **options: Any) -> list[str]:
+        releases = ("24.0.0", "32.0.0", "36.0.6", "36.0.7", "42.0.1", "42.0.2", "43.0.0", "43.0.1")
+        return [
+            each for each in releases if row in ids(built_in, engine(each, *targets, **options))
+        ]
 
-@pytest.mark.parametrize(
-    ("version", "concerned"),
-    [("31.0.0", False), ("32.0.0", True), ("36.0.7", False), ("42.0.1", True), ("43.0.1", False)],
-)
-def test_releases_of_cranelifts_sandbox_escape_on_aarch64(
-    built_in: Advisories, version: str, concerned: bool
-) -> None:
-    found = ids(built_in, engine(version, X86_64, AARCH64, winch=False))
-    assert ("RUSTSEC-2026-0096" in found) is concerned
-    assert "RUSTSEC-2026-0096" not in ids(built_in, engine(version, X86_64))
+    assert concerned(winch) == ["32.0.0", "36.0.6", "42.0.1", "43.0.0"]
+    assert concerned(cranelift, X86_64, AARCH64, winch=False) == concerned(winch)
+    assert not concerned(winch, winch=False)
+    assert not concerned(winch, name="wasmer")
+    assert not concerned(cranelift, X86_64)
 
 
 def test_the_default_engines_have_none_and_a_release_that_cannot_be_compared_neither(
@@ -127,29 +105,6 @@ def test_the_default_engines_have_none_and_a_release_that_cannot_be_compared_nei
     for version in ("50.0.1", "not a version"):
         assert not built_in.of(engine(version, X86_64, AARCH64))
     assert not built_in.of(engine("1.1.0", X86_64, AARCH64, name="wasmer"))
-
-
-def test_an_operators_rows_are_added(tmp_path: Path) -> None:
-    table = read_advisories(write(tmp_path, ROW), refuse=False)
-    assert ids(table, engine("50.0.1")) == {"TEST-1"}
-    assert "RUSTSEC-2026-0095" in ids(table, engine("43.0.0"))
-    [row] = table.of(engine("50.0.1"))
-    assert row.text == (
-        "TEST-1: A guest can leave; fixed in 50.0.2; see https://example.org/TEST-1"
-    )
-    with capture_logs() as log:
-        table.warn([engine("50.0.1"), engine("50.0.2")])
-    assert [(line["log_level"], line["engine"], line["advisories"]) for line in log] == [
-        ("warning", "wasmtime-50.0.1", ["TEST-1"])
-    ]
-
-
-def test_only_refuse_refuses(tmp_path: Path) -> None:
-    file = write(tmp_path, ROW)
-    assert read_advisories(file, refuse=False).why(engine("50.0.1")) == ""
-    table = read_advisories(file, refuse=True)
-    assert "known vulnerability (TEST-1)" in table.why(engine("50.0.1"))
-    assert table.why(engine("50.0.2")) == ""
 
 
 def test_the_example_of_the_page_can_be_used(tmp_path: Path) -> None:
@@ -164,19 +119,13 @@ def test_the_example_of_the_page_can_be_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        ("advisory = 5", "advisory: Input should be a valid tuple"),
         ("", "advisory: Field required"),
         ("[[advisory]", "not valid TOML: "),
         (b"\xff", "'utf-8' codec can't decode byte"),
         (ROW + "severity = 9", "advisory 1 severity: Extra inputs are not permitted"),
-        (ROW.replace('id = "TEST-1"\n', ""), "advisory 1 id: Field required"),
         (ROW + ROW.replace("50.0.1", ""), "advisory 2 affected 1: Invalid specifier"),
-        (ROW.replace('"== 50.0.1"', ""), "advisory 1 affected: Tuple should have at least 1 item"),
         (ROW.replace('"== 50.0.1"', '" "'), "advisory 1 affected 1: expected releases"),
-        (ROW.replace('"== 50.0.1"', "50"), "advisory 1 affected 1: expected releases"),
         (ROW + 'compilers = ["winhc"]', "advisory 1 compilers 1: Input should be 'cranelift', "),
-        (ROW + 'targets = ["arm64"]', "advisory 1 targets 1: Input should be 'aarch64', "),
-        (ROW.replace("wasmtime", "wasm3"), "advisory 1 engine: Input should be 'wasmer' or "),
         (ROW.replace("https:", "javascript:"), "advisory 1 url: String should match pattern"),
         (ROW.replace("can leave", "can\\nleave"), "advisory 1 summary: String should match"),
     ],
@@ -189,15 +138,3 @@ def test_a_file_that_cannot_be_used_says_why_in_one_sentence(
         read_advisories(file, refuse=False)
     assert str(refused.value).startswith(f"cannot use advisories_file {file}: {why}")
     assert "\n" not in str(refused.value)
-
-
-def test_a_file_that_is_not_there_or_that_others_may_write_to(tmp_path: Path) -> None:
-    missing = str(tmp_path / "none")
-    with pytest.raises(AccessUnusable, match="none: there is no such file"):
-        read_advisories(missing, refuse=False)
-    with pytest.raises(AccessUnusable, match="cannot use advisories_file"):
-        read_advisories(str(tmp_path), refuse=False)
-    file = write(tmp_path, ROW)
-    Path(file).chmod(0o666)
-    with pytest.raises(AccessUnusable, match=re.escape(file)):
-        read_advisories(file, refuse=False)

@@ -31,7 +31,7 @@ def test_with_one_and_with_none() -> None:
     assert collector_of(artifact(gc_support=False), TRIPLE) == "none"
 
 
-@pytest.mark.parametrize("version", COMMANDS)
+@pytest.mark.parametrize("version", [max(COMMANDS)])
 def test_a_neighbour_writes_its_collector_as_we_read_it(version: str, tmp_path: Path) -> None:
     """The command `wasmtime` of the same major version, which can be told which to use."""
     folder = tmp_path / "command"
@@ -45,14 +45,6 @@ def test_a_neighbour_writes_its_collector_as_we_read_it(version: str, tmp_path: 
         words = ["compile", "-C", f"collector={name}", str(tmp_path / "module.wasm")]
         subprocess.run([str(program), *words, "-o", str(made)], check=True)
         assert collector_of(made.read_bytes(), TRIPLE) == name
-
-
-@pytest.mark.parametrize(("number", "name"), [(0, "drc"), (1, "null"), (2, "copying"), (3, "")])
-def test_their_numbers(number: int, name: str) -> None:
-    flags = b"\x01\x03abc\x00\x02de" + b"\x02\x01a\x02\x01\x01b\x01\x09"
-    triple = bytes([len(TRIPLE)]) + TRIPLE.encode()
-    assert collector_of(b"\0elf" + triple + flags + bytes([1, number]), TRIPLE) == name
-    assert collector_of(b"\0elf" + triple + flags + bytes([0, number]), TRIPLE) == "none"
 
 
 def test_what_looks_different_is_unknown() -> None:

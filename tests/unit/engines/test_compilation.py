@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from wasmkilnd import errors
@@ -15,7 +15,7 @@ from wasmkilnd.engines.pool import Job, Ready, Unless
 from wasmkilnd.engines.process import JobReport
 from wasmkilnd.engines.registry import EngineRegistry, ServedEngine
 from wasmkilnd.engines.verdict import CompiledCode
-from wasmkilnd.errors import Reason, WasmkilnError, module_quarantined
+from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.flights import Waiter, Waiters
 from wasmkilnd.model import (
     EngineCapabilities,
@@ -29,7 +29,6 @@ from wasmkilnd.model import (
     pack,
 )
 from wasmkilnd.quota import Quota
-from wasmkilnd.telemetry import tracing
 
 from tests.doubles.notes import Notes
 
@@ -164,6 +163,111 @@ async def refused(call: Any) -> WasmkilnError:
     return failure.value
 
 
+def invalid(words: str) -> Said:
+    return {"outcome": "invalid", "message": f"{words} (at offset 11)", "offset": 11}
+
+
+NO_SIMD = invalid("SIMD support is not enabled")
+LEGACY = invalid("legacy_exceptions feature required for try instruction")
+EXCEPTIONS = invalid("Exceptions support is not enabled")
+HOSTILE = invalid("duplicate export name `SIMD support is not enabled` already defined")
+# What the engines say, and about what; who is asked, and to do what; what a caller is told.
+VERDICTS: dict[str, tuple[dict[str, tuple[Said, Said]], Module, str, dict[str, str]]] = {
+    "what all refuse is invalid in the words of the one asked": (
+        {"old-1": (INVALID, INVALID), "new-1": (HOSTILE, HOSTILE)},
+        MODULE,
+        "load compile",
+        {"engine": "old-1", "offset": "9"},
+    ),
+    "what another accepts is lacking, and the other is named": (
+        {"old-1": (INVALID, INVALID), "new-1": (VALID, VALID)},
+        MODULE,
+        "load compile",
+        {"accepted_by": "new-1", "offset": "9"},
+    ),
+    "to validate is no proof in an engine that does not compile it": (
+        {"old-1": (VALID, UNSUPPORTED), "old-2": (VALID, UNSUPPORTED), "new-1": (VALID, VALID)},
+        MODULE,
+        "compile",
+        {"accepted_by": "new-1"},
+    ),
+    "a component for an engine without them": (
+        {"old-1": (VALID, VALID), "new-1": (VALID, VALID)},
+        COMPONENT,
+        "load",
+        {"accepted_by": "new-1"},
+    ),
+    "a broken component is invalid whichever engine is asked": (
+        {"old-1": (VALID, VALID), "new-1": (INVALID, INVALID)},
+        COMPONENT,
+        "load",
+        {"engine": "new-1", "offset": "9"},
+    ),
+    "a second opinion on a component that takes too long goes by its kind": (
+        {"old-1": (VALID, VALID), "new-1": ("killed at its limit", VALID)},
+        COMPONENT,
+        "load",
+        {"accepted_by": "new-1"},
+    ),
+    "an artifact that is too large is no word against the module": (
+        {"old-1": (INVALID, INVALID), "new-1": (VALID, TOO_LARGE)},
+        MODULE,
+        "load",
+        {"accepted_by": "new-1"},
+    ),
+    "what no engine has is lacking": (
+        {"old-1": (INVALID, INVALID), "new-1": (LEGACY, LEGACY)},
+        MODULE,
+        "load compile",
+        {"accepted_by": "", "feature": "legacy-exceptions"},
+    ),
+    "what no engine has is lacking whichever is asked": (
+        {"new-1": (LEGACY, LEGACY), "old-1": (EXCEPTIONS, EXCEPTIONS)},
+        MODULE,
+        "load compile",
+        {"accepted_by": "", "feature": "legacy-exceptions"},
+    ),
+    "one that has the feature and finds a mistake has read further": (
+        {"old-1": (NO_SIMD, NO_SIMD), "new-1": (INVALID, INVALID)},
+        MODULE,
+        "load",
+        {"engine": "old-1"},
+    ),
+    "one without the feature that finds something else wrong overrules nobody": (
+        {"old-2": (INVALID, INVALID), "old-1": (NO_SIMD, NO_SIMD)},
+        MODULE,
+        "load",
+        {"accepted_by": "", "feature": "simd"},
+    ),
+    "names of the module name no feature": (
+        {"old-1": (HOSTILE, HOSTILE), "new-1": (HOSTILE, HOSTILE)},
+        MODULE,
+        "load",
+        {"offset": "11"},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", VERDICTS)
+async def test_whom_a_refusal_is_blamed_on(case: str) -> None:
+    engines, module, acts, told = VERDICTS[case]
+    for act in acts.split():
+        rig = Rig(engines)
+        asked = next(iter(engines))
+        call = rig.load(asked, module) if act == "load" else rig.compile(asked, module)
+        failure = await refused(call)
+        lacking = "accepted_by" in told
+        assert failure.reason is (Reason.ENGINE_LACKS_FEATURE if lacking else Reason.MODULE_INVALID)
+        assert told.items() <= failure.metadata.items()
+        assert ("feature" in failure.metadata) is ("feature" in told)
+
+
+async def test_settings_that_switch_a_feature_off_hide_no_mistake() -> None:
+    rig = Rig({"new-1": (INVALID, NO_SIMD)})
+    failure = await refused(rig.compile("new-1", settings={"wasm_simd": "false"}))
+    assert failure.reason is Reason.MODULE_INVALID
+
+
 async def test_the_wait_for_a_worker_is_no_time_of_the_compile_that_fails() -> None:
     rig = Rig({"old-1": (VALID, errors.compiler_crashed("old-1", "lost its worker", "gone"))})
     pool = rig.pools["old-1"]
@@ -171,124 +275,6 @@ async def test_the_wait_for_a_worker_is_no_time_of_the_compile_that_fails() -> N
     assert (await refused(rig.compile("old-1"))).reason is Reason.COMPILER_CRASHED
     [(_, queued_s)] = rig.metrics.compile_times
     assert queued_s == pool.queued_s
-
-
-async def test_a_compile_that_gets_no_worker_takes_no_time_but_its_wait() -> None:
-    rig = Rig({"old-1": (VALID, VALID)})
-    pool = rig.pools["old-1"]
-    pool.queued_s, pool.full = 0.01, True
-    assert (await refused(rig.compile("old-1"))).reason is Reason.COMPILE_QUEUE_FULL
-    [(seconds, queued_s)] = rig.metrics.compile_times
-    assert seconds == 0
-    assert queued_s > 0
-
-
-async def test_others_are_asked_once_a_refusal_is_to_be_explained() -> None:
-    rig = Rig({"old-1": (INVALID, INVALID), "new-1": (VALID, VALID)})
-    spec = rig.registry.spec("old-1", "", "", {})
-    code = await rig.registry.compile(
-        spec, MODULE, Waiters.of(Waiter()), rig.metrics, ready=at_once, unless=never
-    )
-    assert code
-    assert not isinstance(code, CompiledCode)
-    assert rig.metrics.compiles == ["module_invalid"]
-    assert not rig.pools["new-1"].orders
-    assert (await code()).reason is Reason.ENGINE_LACKS_FEATURE
-    assert rig.pools["new-1"].orders.total() == 1
-
-
-async def test_what_another_daemon_does_is_no_compilation_of_this_one() -> None:
-    rig = Rig({"old-1": (VALID, VALID)})
-    spec, pool = rig.registry.spec("old-1", "", "", {}), rig.pools["old-1"]
-
-    async def quarantined(_: float) -> bool:
-        raise module_quarantined("old-1", "COMPILE_TIMEOUT", "slow", 1.0)
-
-    async def left_to_another(_: float) -> bool:
-        return False
-
-    def compiling(ready: Callable[[float], Coroutine[Any, Any, bool]]) -> Any:
-        waiters = Waiters.of(Waiter())
-        return rig.registry.compile(spec, MODULE, waiters, rig.metrics, ready=ready, unless=never)
-
-    assert (await refused(compiling(quarantined))).reason is Reason.MODULE_QUARANTINED
-    assert await compiling(left_to_another) is None
-    pool.made_elsewhere = True
-    assert await compiling(at_once) is None
-    assert rig.metrics.compiles == []
-    assert not pool.orders
-
-
-async def test_what_all_refuse_is_invalid_in_the_words_of_the_one_asked() -> None:
-    rig = Rig(
-        {
-            "old-1": (INVALID, INVALID),
-            "new-1": ({**INVALID, "message": "else", "offset": 3}, INVALID),
-        }
-    )
-    failure = await refused(rig.load("old-1"))
-    assert failure.reason is Reason.MODULE_INVALID
-    assert "old-1 says that the module is invalid: bad (at offset 9)" in failure.message
-    assert failure.metadata["offset"] == "9"
-
-
-async def test_what_another_accepts_is_lacking_and_the_other_is_named() -> None:
-    rig = Rig({"old-1": (INVALID, INVALID), "new-1": (VALID, VALID)})
-    for call in (rig.load("old-1"), rig.compile("old-1")):
-        failure = await refused(call)
-        assert failure.reason is Reason.ENGINE_LACKS_FEATURE
-        assert failure.metadata["accepted_by"] == "new-1"
-        assert failure.metadata["offset"] == "9"
-        assert "bad (at offset 9)" in failure.message
-
-
-async def test_what_validates_and_does_not_compile_is_lacking_whoever_else_is_there() -> None:
-    rig = Rig({"old-1": (VALID, UNSUPPORTED)})
-    await rig.load("old-1")
-    failure = await refused(rig.compile("old-1"))
-    assert failure.reason is Reason.ENGINE_LACKS_FEATURE
-    assert failure.metadata["accepted_by"] == ""
-    assert "no simd" in failure.message
-
-
-async def test_another_version_is_named_only_if_it_compiles_what_this_one_only_validates() -> None:
-    """To validate is no proof in that engine: the other version would do it, too."""
-    rig = Rig(
-        {"old-1": (VALID, UNSUPPORTED), "old-2": (VALID, UNSUPPORTED), "new-1": (VALID, VALID)}
-    )
-    failure = await refused(rig.compile("old-1"))
-    assert failure.metadata["accepted_by"] == "new-1"
-    assert rig.pools["old-2"].orders == {"compile": 1}
-    assert rig.pools["new-1"].orders == {"validate": 1}
-
-
-async def test_settings_that_switch_something_off_are_told_from_the_engine() -> None:
-    rig = Rig({"old-1": (VALID, INVALID)})
-    failure = await refused(rig.compile("old-1", settings={"wasm_simd": "false"}))
-    assert failure.reason is Reason.ENGINE_LACKS_FEATURE
-    assert failure.metadata["accepted_by"] == "old-1"
-
-
-async def test_a_component_for_an_engine_without_them() -> None:
-    rig = Rig({"old-1": (VALID, VALID), "new-1": (VALID, VALID)})
-    failure = await refused(rig.load("old-1", COMPONENT))
-    assert failure.reason is Reason.ENGINE_LACKS_FEATURE
-    assert failure.metadata["accepted_by"] == "new-1"
-    assert not rig.pools["old-1"].orders
-
-
-async def test_a_broken_component_is_invalid_whichever_engine_is_asked() -> None:
-    rig = Rig({"old-1": (VALID, VALID), "new-1": (INVALID, INVALID)})
-    failure = await refused(rig.load("old-1", COMPONENT))
-    assert failure.reason is Reason.MODULE_INVALID
-    assert failure.metadata["engine"] == "new-1"
-
-
-async def test_a_component_whose_second_opinion_takes_too_long_goes_by_its_kind() -> None:
-    rig = Rig({"old-1": (VALID, VALID), "new-1": ("killed at its limit", VALID)})
-    failure = await refused(rig.load("old-1", COMPONENT))
-    assert failure.reason is Reason.ENGINE_LACKS_FEATURE
-    assert failure.metadata["accepted_by"] == "new-1"
 
 
 # --- What is watched for the quarantine ----------------------------------------------------
@@ -304,12 +290,6 @@ async def test_what_needs_no_compiling_is_not_watched() -> None:
 
 
 # --- What a compile says -------------------------------------------------------------------
-
-
-async def test_an_artifact_that_is_too_large_is_no_word_against_the_module() -> None:
-    rig = Rig({"old-1": (INVALID, INVALID), "new-1": (VALID, TOO_LARGE)})
-    await refused(rig.compile("new-1"))
-    assert (await refused(rig.load("old-1"))).metadata["accepted_by"] == "new-1"
 
 
 # --- What a refused module costs the other engines ----------------------------------------
@@ -380,26 +360,15 @@ async def test_nobody_is_asked_about_a_load_that_all_have_left() -> None:
     assert not rig.pools["new-1"].orders
 
 
-async def test_the_wait_for_a_worker_and_its_job_are_steps_of_a_traced_call() -> None:
-    steps: list[tuple[str, Mapping[str, Any]]] = []
-
-    class Call:
-        def step(self, name: str, seconds: float, about: Mapping[str, Any], failed: str) -> None:
-            steps.append((name, about))
-
-    rig = Rig({"old-1": (VALID, VALID), "old-2": (INVALID, INVALID)})
-    tracing.CALL.set(cast("Any", Call()))
-    code = await rig.compile("old-1")
-    await refused(rig.load("old-2"))
-    rig.pools["old-1"].made_elsewhere = True
-    with pytest.raises(AssertionError):
-        await rig.compile("old-1")
-    tracing.CALL.set(None)
-    about = {"engine": "old-1", "module_bytes": len(MODULE.wasm)}
-    made = {"artifact_bytes": code.code.size_bytes, "outcome": "ok"}
-    assert steps == [
-        ("queue", {"engine": "old-1", "outcome": "worker"}),
-        ("compile", {**about, **made}),
-        ("validate", {**about, "engine": "old-2", "outcome": "engine_lacks_feature"}),
-        ("queue", {"engine": "old-1", "outcome": "stored"}),
-    ]
+async def test_only_what_broke_without_the_files_is_a_removal() -> None:
+    rig = Rig({"old-1": (VALID, VALID), "new-1": (VALID, VALID)})
+    crashed = errors.compiler_crashed("old-1", "ended with exit code 70", "")
+    for failure in (crashed, errors.module_invalid("old-1", "bad", None)):
+        rig.pools["old-1"].says["compile"] = failure
+        rig.registry._known["old-1"].is_installed = lambda: True
+        assert (await refused(rig.compile("old-1"))).reason is failure.reason
+        rig.registry._known["old-1"].is_installed = lambda: False
+        told = await refused(rig.compile("old-1"))
+        removed = failure is crashed
+        assert told.reason is (Reason.ENGINE_REMOVED if removed else failure.reason)
+        assert told.metadata.get("engines") == ("new-1" if removed else None)

@@ -1,30 +1,31 @@
-"""What a job says: a short sequence, whatever it tries, and never at the cost of others."""
+"""What a job says: a short sequence of whole frames, whatever it tries, never at others' cost."""
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+import termios
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
-from wasmkilnd.engines.child.frames import HEADER, MOST_BYTES, Type
+from wasmkilnd.engines.child import frames, job
+from wasmkilnd.engines.child.engine import ModuleRefused
+from wasmkilnd.engines.child.frames import HEADER, Type
 from wasmkilnd.engines.process import JobOrder, JobReport, exchange
+from wasmkilnd.engines.verdict import JobResult
 from wasmkilnd.model import pack
 
 from tests.unit.engines.limits import LIMITS
-
-FLOOD = """
-import socket, sys
-sock = socket.socket(fileno=int(sys.argv[1]))
-while True:
-    sock.sendall(bytes.fromhex(sys.argv[2]) * 10_000)
-"""
 
 
 def order(artifact_limit_bytes: int = 1000) -> JobOrder:
@@ -96,16 +97,6 @@ async def test_anything_else_is_an_error(said: Sequence[bytes], named: str) -> N
     assert report.protocol_error == f"unexpected {named} frame"
 
 
-@pytest.mark.parametrize(
-    ("kind", "size"),
-    [(Type.COMPILED, MOST_BYTES + 1), (Type.ARTIFACT, 1001), (Type.RESULT, MOST_BYTES + 1)],
-)
-async def test_a_frame_is_as_large_as_its_type_may_be(kind: Type, size: int) -> None:
-    """JSON is read while everything else waits, and 8 MiB of it for a second."""
-    report = await report_of(HEADER.pack(kind, size) + b"[" + b"{}," * 30)
-    assert "above its limit" in report.protocol_error
-
-
 @pytest.mark.parametrize("cut", [1, 3, len(HEADER.pack(0, 0)) + 2])
 async def test_an_end_in_the_middle_of_a_frame_is_an_end(cut: int) -> None:
     """An engine may be killed at any moment, and how it ended tells why."""
@@ -113,59 +104,103 @@ async def test_an_end_in_the_middle_of_a_frame_is_an_end(cut: int) -> None:
     assert report == JobReport(configured=True)
 
 
-@contextmanager
-def flooded(piece: bytes) -> Iterator[socket.socket]:
-    """A socket whose other end is kept full by a process of its own."""
+# What a job answers fits into its frame, whatever names the module has
+
+
+ORDER = JobOrder(
+    {"op": "compile", "kind": "core", "target": "", "cpu": "native", "settings": {}},
+    LIMITS,
+    b"\0asm",
+)
+
+
+@dataclass
+class Talkative:
+    """Stands in for an engine, and for the confinement of its job."""
+
+    refusal: str
+    name: str = "talkative"
+
+    def seal(self) -> None:
+        """Confine nothing."""
+
+    def configure(self, *_: object) -> None:
+        """Take any settings."""
+
+    def compile(self, *_: object) -> None:
+        """Refuse."""
+        raise ModuleRefused(self.refusal)
+
+
+async def said_by(engine: Any) -> JobResult:
+    """Have a job answer for real, and the daemon read it."""
+    report = JobReport()
     ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    fd = theirs.fileno()
-    command = [sys.executable, "-I", "-S", "-c", FLOOD, str(fd), piece.hex()]
-    with ours, subprocess.Popen(command, pass_fds=[fd]) as sender:
-        theirs.close()
-        try:
-            yield ours
-        finally:
-            sender.kill()
+
+    def run() -> None:
+        with theirs:
+            job.run(engine, theirs, engine)
+
+    with ours:
+        ours.setblocking(False)
+        answering = asyncio.create_task(asyncio.to_thread(run))
+        await exchange(ours, ORDER, report)
+    await answering
+    assert report.protocol_error == ""
+    assert report.result is not None
+    return JobResult.model_validate(report.result)
 
 
-async def test_a_flood_of_frames_ends_at_the_first_that_is_too_much() -> None:
-    with flooded(CONFIGURED) as sock:
-        report = JobReport()
-        async with asyncio.timeout(30):
-            await exchange(sock, order(), report)
-    assert report == JobReport(configured=True, protocol_error="unexpected CONFIGURED frame")
+@pytest.mark.parametrize("sign", ["a", "🔥", "\x01", "\udc80"])
+async def test_words_of_any_length(sign: str) -> None:
+    said = await said_by(Talkative(f"name `{sign * 5_000_000}` twice (at offset 0x20)"))
+    assert (said.outcome, said.offset) == ("invalid", 0x20)
+    assert said.message.startswith("name `")
+    assert said.message.endswith("` twice (at offset 0x20)")
 
 
-class AlwaysReady(socket.socket):
-    """A socket whose other end sends as fast as it is read, in little pieces."""
-
-    begin = HEADER.pack(Type.ARTIFACT, 2**28)
-
-    def recv(self, size: int, flags: int = 0) -> bytes:
-        piece, self.begin = self.begin[:size], self.begin[size:]
-        return piece or bytes(min(size, 20))
-
-    def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
-        piece = self.recv(len(buffer))
-        buffer[: len(piece)] = piece
-        return len(piece)
+# Frames: whole or not at all, and never longer than allowed
 
 
-async def test_a_flood_within_one_frame_stops_nobody_else_and_ends_in_time() -> None:
-    ticks = 0
+@pytest.mark.parametrize("size", [0, 1, 64 * 1024, 64 * 1024 + 1, 1_000_000])
+def test_round_trip(size: int) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        sender = threading.Thread(target=frames.send, args=(ours, Type.ARTIFACT, b"x" * size))
+        sender.start()
+        kind, payload = frames.receive(theirs, size)
+        sender.join()
+    assert kind is Type.ARTIFACT
+    assert payload == b"x" * size
 
-    async def tick() -> None:
-        nonlocal ticks
-        while True:
-            await asyncio.sleep(0.01)
-            ticks += 1
 
-    ticker = asyncio.create_task(tick())
-    with AlwaysReady(socket.AF_UNIX) as sock:
-        sock.setblocking(False)
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.5):
-                # No order is sent: the other end is nobody's.
-                await exchange(sock, order(2**28), JobReport())
-    ticker.cancel()
-    assert ticks >= 5
+def test_a_process_that_is_stopped_in_the_middle_receives_the_rest() -> None:
+    """So do those of a machine that sleeps, and of a container that is paused."""
+    ours, theirs = socket.socketpair()
+    program = (
+        "import socket, sys; from wasmkilnd.engines.child import frames;"
+        " _, payload = frames.receive(socket.socket(fileno=int(sys.argv[1])), 10);"
+        " raise SystemExit(payload != b'0123456789')"
+    )
+    with ours, theirs:
+        ours.sendall(frames.HEADER.pack(Type.MODULE, 10) + b"01234")
+        command = [sys.executable, "-c", program, str(theirs.fileno())]
+        with subprocess.Popen(command, pass_fds=[theirs.fileno()]) as receiver:
+            while any(fcntl.ioctl(ours, termios.TIOCOUTQ, bytes(4))):  # not received
+                time.sleep(0.01)
+            receiver.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, receiver.pid, os.WSTOPPED)
+            receiver.send_signal(signal.SIGCONT)
+            time.sleep(0.1)
+            ours.sendall(b"56789")
+            assert receiver.wait(30) == 0
+
+
+@pytest.mark.parametrize("sent", [b"", b"\x01", b"\x01\0\0\0\x05abc"])
+def test_an_end_in_the_middle(sent: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        ours.sendall(sent)
+        ours.close()
+        with pytest.raises(EOFError):
+            frames.receive(theirs, 10)

@@ -16,32 +16,12 @@ from wasmkilnd.engines.names import (
     NameChoices,
     NameRecord,
     Record,
-    WarmOrder,
-    moved_to,
     resolve,
     to_record,
 )
 from wasmkilnd.ownership import NotOurs
 
 NEW, OLD, OTHER = "wasmtime-50.0.1", "wasmtime-49.0.0", "wasmer-1.1.0"
-
-
-def test_at_first_a_name_stands_for_the_first() -> None:
-    names = resolve(NameChoices(), [OTHER, NEW, OLD])
-    assert names.by_name == {"wasmer": OTHER, "wasmtime": NEW}
-    assert names.default == OTHER
-
-
-def test_a_further_version_or_engine_changes_nothing() -> None:
-    first = [OLD]
-    names = resolve(NameChoices(), first)
-    record = to_record(NameChoices(), names, first, [OLD])
-    assert record == {"wasmtime": OLD, DEFAULT: OLD}
-    choices, served = NameChoices(recorded=record), [OTHER, NEW, OLD]
-    names = resolve(choices, served)
-    assert names.by_name == {"wasmer": OTHER, "wasmtime": OLD}
-    assert names.default == OLD
-    assert to_record(choices, names, served, [OTHER, NEW, OLD]) == {**record, "wasmer": OTHER}
 
 
 def test_what_is_gone_is_followed_by_another_version() -> None:
@@ -60,19 +40,6 @@ def test_what_is_broken_for_now_gets_its_name_back() -> None:
     assert to_record(choices, names, served, [NEW, OLD]) == choices.recorded
 
 
-def test_an_alias_is_stronger_and_is_remembered() -> None:
-    choices = NameChoices({"wasmtime": OLD}, "wasmtime", {"wasmtime": NEW})
-    served = [NEW, OLD]
-    names = resolve(choices, served)
-    assert names.by_name == {"wasmtime": OLD}
-    assert names.default == OLD
-    record = to_record(choices, names, served, [NEW, OLD])
-    assert record == {"wasmtime": OLD, DEFAULT: OLD}
-    assert resolve(NameChoices(recorded=record), served) == resolve(
-        NameChoices(recorded={"wasmtime": OLD, DEFAULT: OLD}), served
-    )
-
-
 def test_an_alias_for_what_is_not_served_stands_for_nothing_else() -> None:
     names = resolve(NameChoices({"wasmtime": OLD}), [NEW])
     assert names.by_name == {"wasmtime": OLD}
@@ -83,11 +50,6 @@ def test_a_default_that_is_not_served_has_no_other_in_its_place() -> None:
     for default in ("v8", OLD, "wasmer"):
         assert resolve(NameChoices(default=default), [NEW]).default == ""
     assert resolve(NameChoices(), []).default == ""
-
-
-def test_names_move_to_an_engine_with_what_stood_for_another_version() -> None:
-    assert moved_to({"wasmtime": OLD, DEFAULT: OLD}, NEW) == {"wasmtime": NEW, DEFAULT: NEW}
-    assert moved_to({"wasmtime": OLD, DEFAULT: OTHER}, NEW) == {"wasmtime": NEW, DEFAULT: OTHER}
 
 
 def names_are(names: dict[str, str]) -> Callable[[Record], Record]:
@@ -152,14 +114,3 @@ def test_a_record_that_others_may_write_is_refused(tmp_path: Path) -> None:
         NameRecord(tmp_path).read()
     with pytest.raises(NotOurs):
         NameRecord(tmp_path).change(lambda record: record)
-
-
-def test_orders_are_read_as_they_were_written(tmp_path: Path) -> None:
-    record, order = NameRecord(tmp_path), WarmOrder(NEW, OLD, 20)
-    record.change(lambda now: now.ordered(NEW, WarmOrder(NEW, OLD, 10)))
-    record.change(lambda now: now.ordered(OTHER, WarmOrder(OTHER, OLD, 1)))
-    record.change(lambda now: now.ordered(NEW, order))
-    assert record.read().warm_ups == [WarmOrder(OTHER, OLD, 1), order]
-    record.change(lambda now: now.ordered(NEW))
-    record.change(removed(OTHER))
-    assert record.read() == Record(removed=[OTHER])

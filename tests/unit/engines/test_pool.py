@@ -9,9 +9,8 @@ from typing import Any, cast
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from wasmkilnd import errors
 from wasmkilnd.engines.pool import Job, Neighbours, Unless, WorkerPool
-from wasmkilnd.engines.process import JobNotSetUp, JobOrder, JobReport, Worker, WorkerDied
+from wasmkilnd.engines.process import JobOrder, JobReport, Worker, WorkerDied
 from wasmkilnd.errors import Fault, Reason, WasmkilnError
 from wasmkilnd.flights import Waiter, Waiters
 from wasmkilnd.model import Limits, Reloadable
@@ -125,35 +124,6 @@ async def refusal(task: asyncio.Task[Any]) -> WasmkilnError:
 # --- Turns ---------------------------------------------------------------------------------
 
 
-async def test_a_free_worker_is_given_at_once() -> None:
-    rig, job = Rig(), Job(order())
-    task = asyncio.create_task(rig.pool.run(job))
-    await settled()
-    assert (rig.pool.busy, rig.pool.alive, rig.pool.waiting) == (1, 1, 0)
-    await rig.end()
-    assert not (await task).needless
-    assert job.queued_s is not None
-    assert job.queued_s < 1
-    assert rig.pool.busy == 0
-
-
-async def test_one_caller_is_served_in_its_own_order() -> None:
-    rig = Rig()
-    tasks = [rig.ask(A) for _ in range(5)]
-    await settled()
-    assert await rig.order_of(tasks) == tasks
-
-
-async def test_a_flood_keeps_another_waiting_for_a_job_or_two() -> None:
-    rig = Rig()
-    flood = [rig.ask(A) for _ in range(50)]
-    await settled()
-    single = rig.ask(B)
-    await settled()
-    assert rig.pool.usage().queued_callers == 2
-    assert (await rig.order_of([*flood, single])).index(single) <= 2
-
-
 async def test_callers_take_turns_and_one_that_comes_back_does_not_jump_ahead() -> None:
     rig = Rig()
     running = rig.ask(C)
@@ -192,34 +162,12 @@ async def test_a_job_takes_the_turn_of_who_joins_it() -> None:
     assert (await rig.order_of([running, *calls, warming])).index(warming) <= 2
 
 
-async def test_a_line_passes_over_jobs_that_have_started() -> None:
-    rig = Rig()
-    running = rig.ask(C)
-    await settled()
-    shared, a, b = rig.ask(A, B), rig.ask(A), rig.ask(B)
-    await settled()
-    assert await rig.order_of([running, shared, a, b]) == [running, shared, b, a]
-
-
 # --- A full queue --------------------------------------------------------------------------
 
 
 async def busy(rig: Rig) -> None:
     rig.ask(Waiter("busy"))
     await settled()
-
-
-async def test_a_full_queue_refuses_a_caller_that_holds_most_of_it() -> None:
-    rig = Rig(length=3)
-    await busy(rig)
-    for _ in range(3):
-        rig.ask(A)
-    await settled()
-    failure = await refusal(rig.ask(A))
-    assert failure.reason is Reason.COMPILE_QUEUE_FULL
-    assert (failure.metadata["limit"], failure.metadata["waiting"]) == ("queue", "3")
-    assert failure.retry_after_s == pytest.approx(4 * 0.5)
-    assert rig.pool.waiting == 3
 
 
 async def test_the_wait_is_told_by_the_mean_of_recent_jobs() -> None:
@@ -276,43 +224,6 @@ async def test_work_that_others_want_too_is_not_given_up_for_a_flood() -> None:
     assert not shared.done()
 
 
-async def test_a_job_that_somebody_wants_in_the_background_too_does_not_go_sooner() -> None:
-    rig = Rig(length=4)
-    await busy(rig)
-    flood = [rig.ask(A) for _ in range(3)]
-    shared = rig.ask(B, Waiter("a", background=True))
-    await settled()
-    await refusal(rig.ask(A))
-    rig.ask(C)
-    await refusal(flood[2])
-    assert not shared.done()
-
-
-async def test_a_place_is_filled_whatever_keeps_a_worker_from_starting() -> None:
-    rig, started = Rig(workers=0), list[FakeWorker]()
-    failures = [RuntimeError("can't start new thread")]
-
-    async def start() -> Worker:
-        if started and failures:
-            raise failures.pop()
-        started.append(FakeWorker(rig.began))
-        return cast(Worker, started[-1])
-
-    pool = WorkerPool("engine-1", start, size=1, limits=rig.limits, metrics=rig.metrics)
-    await pool.start()
-    await settled()
-    await started[0].kill()
-    async with asyncio.timeout(10):
-        while not pool.why_no_worker:  # noqa: ASYNC110 - it has no event
-            await asyncio.sleep(0.01)
-        assert pool.why_no_worker == "can't start new thread"
-        while not pool.alive:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-    assert not pool.why_no_worker
-    assert rig.metrics.replaced == ["engine-1"]
-    await pool.close()
-
-
 async def test_a_job_that_goes_on_for_nobody_goes_last_and_makes_room_first() -> None:
     rig = Rig(length=1)
     await busy(rig)
@@ -342,90 +253,6 @@ async def test_bytes_are_bounded_too_and_whoever_holds_most_yields() -> None:
 # --- What ends early, and what does not -----------------------------------------------------
 
 
-async def test_a_job_that_is_given_up_leaves_the_queue_and_never_gets_a_worker() -> None:
-    rig = Rig()
-    await busy(rig)
-    waiters = Waiters.of(A)
-    gone, after = rig.ask(A, waiters=waiters), rig.ask(A)
-    await settled()
-    waiters.leave(A)
-    gone.cancel()
-    await settled()
-    assert rig.pool.waiting == 1
-    assert rig.metrics.abandonments == ["queued"]
-    await rig.end()
-    await rig.end()
-    await after
-    assert len(rig.began) == 2
-
-
-@pytest.mark.parametrize("first", ["cancel", "end"])
-async def test_a_worker_given_in_the_moment_of_giving_up_goes_to_the_next(first: str) -> None:
-    rig = Rig()
-    await busy(rig)
-    gone, after = rig.ask(A), rig.ask(A)
-    await settled()
-    assert rig.workers[0].job
-    if first == "cancel":
-        gone.cancel()
-    rig.workers[0].job.set_result(JobReport())
-    await asyncio.sleep(0)
-    gone.cancel()
-    await settled()
-    await rig.end()
-    if not after.done():
-        await rig.end()
-    await after
-    assert (rig.pool.busy, rig.pool.alive) == (0, 1)
-
-
-async def test_a_job_that_has_begun_is_kept_and_dies_with_its_flight() -> None:
-    rig, drops = Rig(), list[str]()
-    waiters = Waiters.of(A)
-    waiters.drop = lambda: drops.append("dropped")
-    task = rig.ask(A, waiters=waiters)
-    await settled()
-    waiters.leave(A)
-    assert not drops
-    task.cancel()
-    await settled()
-    assert (rig.pool.busy, rig.pool.alive) == (0, 0)  # A keeper replaces its worker.
-
-
-async def test_a_worker_that_is_not_needed_after_all_goes_to_the_next() -> None:
-    rig, drops, needed = Rig(), list[str](), asyncio.Future[bool]()
-    waiters = Waiters.of(A)
-    waiters.drop = lambda: drops.append("dropped")
-
-    async def ready(_: float) -> bool:
-        return await needed
-
-    job = asyncio.create_task(rig.pool.run(Job(order(), waiters), ready=ready))
-    await settled()
-    waiters.leave(A)
-    after = rig.ask(B)
-    await settled()
-    assert not drops
-    needed.set_result(False)
-    assert (await job).needless
-    assert drops == ["dropped"]
-    await settled()
-    await rig.end()
-    await after
-    assert len(rig.began) == 1
-
-
-async def test_whoever_waits_when_it_ends_is_told() -> None:
-    rig = Rig()
-    await busy(rig)
-    waiting = [rig.ask(A), rig.ask(WARMING)]
-    await settled()
-    await rig.pool.close()
-    for task in waiting:
-        assert (await refusal(task)).reason is Reason.SERVER_DRAINING
-    assert (await refusal(rig.ask(A))).reason is Reason.SERVER_DRAINING
-
-
 async def test_a_job_whose_worker_died_is_next_and_is_tried_twice() -> None:
     rig = Rig()
     task = rig.ask(A)
@@ -443,27 +270,6 @@ async def test_a_job_whose_worker_died_is_next_and_is_tried_twice() -> None:
     rig.workers.append(rig.new())
     await settled()
     await rig.order_of(others)
-
-
-async def test_a_job_that_cannot_be_set_up_is_tried_on_one_worker_more_than_there_are() -> None:
-    rig = Rig(workers=2)
-    task = rig.ask(A)
-    await settled()
-    for _ in range(3):
-        await rig.end(JobNotSetUp("no"))
-        rig.workers.append(rig.new())
-        await settled()
-    assert (await refusal(task)).reason is Reason.WORKER_UNAVAILABLE
-    assert len(rig.began) == 3
-
-
-async def test_without_descriptors_the_worker_stays() -> None:
-    rig = Rig()
-    task = rig.ask(A)
-    await settled()
-    await rig.end(errors.out_of_descriptors())
-    assert (await refusal(task)).metadata["limit"] == "descriptors"
-    assert (rig.pool.busy, rig.pool.alive) == (0, 1)
 
 
 async def test_a_job_knows_whether_it_ran_alone() -> None:
@@ -505,35 +311,6 @@ def ask(rig: Rig, unless: Unless) -> asyncio.Task[JobReport]:
     return asyncio.create_task(rig.pool.run(Job(order(), Waiters.of(A)), unless=unless))
 
 
-async def test_who_needs_no_worker_any_more_leaves_the_queue() -> None:
-    rig, elsewhere = Rig(), Elsewhere()
-    await busy(rig)
-    waiting = ask(rig, elsewhere)
-    behind = rig.ask(A)
-    await settled()
-    assert (rig.pool.waiting, elsewhere.watched) == (2, 1)
-    elsewhere.stored.set()
-    assert (await waiting).needless
-    assert rig.pool.waiting == 1
-    await rig.end()
-    await rig.end()
-    await behind
-    assert rig.metrics.abandonments == []
-
-
-async def test_who_has_a_worker_keeps_it_and_nobody_watches_any_more() -> None:
-    rig, elsewhere = Rig(), Elsewhere()
-    at_once, waiting = ask(rig, elsewhere), ask(rig, elsewhere)
-    await settled()
-    assert elsewhere.watched == 1
-    await rig.end()
-    assert elsewhere.watched == 0
-    elsewhere.stored.set()  # Too late.
-    await rig.end()
-    assert not (await at_once).needless
-    assert not (await waiting).needless
-
-
 @pytest.mark.parametrize("steps", range(8))
 async def test_who_is_cancelled_at_any_moment_keeps_no_worker(steps: int) -> None:
     rig, elsewhere = Rig(), Elsewhere()
@@ -551,18 +328,6 @@ async def test_who_is_cancelled_at_any_moment_keeps_no_worker(steps: int) -> Non
     # Alive, unless its job had begun.
     assert rig.pool.alive == (len(rig.began) == 1)
     assert elsewhere.watched == 0
-
-
-async def test_a_watch_that_fails_is_no_silence() -> None:
-    async def broken() -> None:
-        raise ZeroDivisionError
-
-    rig = Rig()
-    await busy(rig)
-    waiting = ask(rig, broken)
-    with pytest.raises(ZeroDivisionError):
-        await waiting
-    assert rig.pool.waiting == 0
 
 
 # --- Whatever happens -----------------------------------------------------------------------

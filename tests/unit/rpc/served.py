@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import Descriptor
 from wasmkilnd.rpc.health import contract
 from wasmkilnd.rpc.server import SERVICES
 
@@ -16,11 +14,3 @@ def methods() -> dict[str, Descriptor]:
         for service in SERVICES
         for method in contract().FindServiceByName(service).methods
     }
-
-
-def fields(message: Descriptor) -> Iterator[FieldDescriptor]:
-    """Return the fields of a message and of all in it."""
-    for field in message.fields:
-        yield field
-        if field.message_type:
-            yield from fields(field.message_type)

@@ -3,40 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
-from google.protobuf import duration_pb2
-from wasmkiln.v1 import admin_service_pb2, module_service_pb2
-from wasmkilnd.compile import LoadResult
-from wasmkilnd.errors import WasmkilnError
-from wasmkilnd.model import Kind, Module
-from wasmkilnd.rpc import messages
-
-from tests.unit.rpc.test_headers import ARTIFACT
-
-
-@pytest.mark.parametrize(
-    "request_",
-    [
-        admin_service_pb2.EvictRequest(),
-        admin_service_pb2.EvictRequest(all=False),
-        admin_service_pb2.EvictRequest(engine=""),
-        admin_service_pb2.EvictRequest(engine="wasmtime"),
-        admin_service_pb2.EvictRequest(module_sha256=""),
-    ],
+from google.protobuf import duration_pb2, text_format
+from google.protobuf.duration_pb2 import Duration
+from hypothesis import given
+from hypothesis import strategies as st
+from wasmkiln.v1 import admin_service_pb2, module_service_pb2, types_pb2
+from wasmkiln.v1.module_service_pb2 import CompileResponse
+from wasmkilnd import model
+from wasmkilnd.compile import LoadResult, Served
+from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.model import (
+    Artifact,
+    CompileSpec,
+    EngineIdentity,
+    ExternType,
+    HostFile,
+    Kind,
+    Module,
+    Origin,
 )
-def test_an_eviction_needs_a_scope(request_: admin_service_pb2.EvictRequest) -> None:
-    with pytest.raises(WasmkilnError):
-        messages.evict_scope(request_)
+from wasmkilnd.rpc import messages
+from wasmkilnd.rpc.messages import Headers, SerializedAnswer, header_of
 
 
-def test_an_order_needs_a_source() -> None:
-    for request in (
-        module_service_pb2.CompileRequest(),
-        module_service_pb2.CompileRequest(sha256=""),
-    ):
+def test_an_eviction_needs_a_scope_and_an_order_a_source() -> None:
+    for fields in ("", "all: false", "engine: ''", "engine: 'wasmtime'", "module_sha256: ''"):
         with pytest.raises(WasmkilnError):
-            messages.CompileCall(request.SerializeToString())
+            messages.evict_scope(text_format.Parse(fields, admin_service_pb2.EvictRequest()))
+    for order in (b"", module_service_pb2.CompileRequest(sha256="").SerializeToString()):
+        with pytest.raises(WasmkilnError):
+            messages.CompileCall(order)
 
 
 @pytest.mark.parametrize(
@@ -45,12 +44,6 @@ def test_an_order_needs_a_source() -> None:
 def test_a_duration_that_is_none_is_refused(seconds: int, nanos: int) -> None:
     with pytest.raises(WasmkilnError, match="cannot use grace: expected a duration"):
         messages.seconds(duration_pb2.Duration(seconds=seconds, nanos=nanos), "grace")
-
-
-@pytest.mark.parametrize("seconds", [0.0, 0.25, 30.0, 315_576_000_000.0])
-def test_durations_survive_the_way_there_and_back(seconds: float) -> None:
-    sent = admin_service_pb2.DrainResponse(grace=messages.duration(seconds))
-    assert messages.seconds(sent.grace, "grace") == seconds
 
 
 def test_the_answer_of_load_fits_into_what_clients_take_by_default() -> None:
@@ -63,3 +56,132 @@ def test_the_answer_of_load_fits_into_what_clients_take_by_default() -> None:
     response = messages.load_response(loaded)
     assert len(response.artifacts) == messages.MAX_CACHED_ARTIFACTS == 1000
     assert response.ByteSize() < 4 * 1024 * 1024
+
+
+@pytest.mark.parametrize("text", ["x" * 100_000, "😀" * 50_000, "\ud800" * 5000])
+def test_no_engine_message_outgrows_the_headers(text: str) -> None:
+    answer = messages.to_status(
+        WasmkilnError(Reason.MODULE_INVALID, text, field="module", one=text, other=text)
+    )
+    percent_encoded = 3 * len(answer.message.encode())
+    in_base64 = answer.ByteSize() * 4 // 3
+    assert percent_encoded + in_base64 < 8 * 1024
+    assert answer.message.endswith("…")
+
+
+@given(st.text(max_size=300))
+def test_short_texts_stay_as_they_are(text: str) -> None:
+    shown = text.encode(errors="replace").decode()
+    assert messages.to_status(WasmkilnError(Reason.MODULE_INVALID, text)).message == shown
+
+
+# The first message of Compile: put together from serialized parts, it is what protobuf makes
+
+
+KIB = 1024
+ARTIFACT = Artifact(
+    module_sha256="a" * 64,
+    kind=Kind.COMPONENT,
+    spec=CompileSpec(
+        EngineIdentity("wasmtime", "50.0.1", "50", "cranelift"),
+        "x86_64-unknown-linux-gnu",
+        "native",
+        {"consume_fuel": "true", "gc_support": "true"},
+        {"consume_fuel": "true"},
+        "f" * 64,
+    ),
+    sha256="b" * 64,
+    size_bytes=4,
+    frames=model.to_frames(b"code"),
+    compile_time_s=1.25,
+    imports=(ExternType("env", "log", "function", "() -> ()"),),
+    exports=(ExternType("", "run", "tag", ""), ExternType("", "x", "unheard of", "")),
+)
+FILE = HostFile("/var/cache/wasmkiln/f/aa/a/artifact", 2049, 2**40)
+
+
+def of_size(size_bytes: int, encoding: str = "") -> Artifact:
+    payload = bytes(at % 251 for at in range(size_bytes))
+    return replace(
+        ARTIFACT, size_bytes=size_bytes, frames=model.to_frames(payload), encoding=encoding
+    )
+
+
+def header_in(answer: SerializedAnswer) -> types_pb2.ArtifactHeader:
+    response = CompileResponse.FromString(answer.first)
+    assert response.WhichOneof("part") == "header"
+    return response.header
+
+
+def test_a_header_tells_what_an_artifact_is_and_nothing_of_a_call() -> None:
+    header = header_of(ARTIFACT)
+    assert header.compile_time.ToMilliseconds() == 1250
+    assert header.engine.id == "wasmtime-50.0.1"
+    assert dict(header.changed_settings) == {"consume_fuel": "true"}
+    assert header.kind == types_pb2.KIND_COMPONENT
+    assert [each.module for each in header.imports] == ["env"]
+    kinds = [types_pb2.EXTERN_KIND_TAG, types_pb2.EXTERN_KIND_OTHER]
+    assert [each.kind for each in header.exports] == kinds
+    of_call = {"origin", "queue_time", "host_file", "inline_artifact", "content_encoding"}
+    assert not of_call & {field.name for field, _ in header.ListFields()}
+
+
+def test_a_first_message_is_the_one_that_protobuf_makes() -> None:
+    """Whatever calls before it were told of the artifact."""
+    answers = Headers()
+    for origin, queued_s, limit_bytes, file, omit_artifact in product(
+        Origin, (0.0, 0.25), (0, 4), (None, FILE), (False, True)
+    ):
+        expected = header_of(ARTIFACT)
+        expected.MergeFrom(types_pb2.ArtifactHeader(origin=f"ORIGIN_{origin.name}"))
+        if queued_s:
+            expected.queue_time.CopyFrom(Duration(nanos=250_000_000))
+        if file:
+            expected.host_file.path = file.path
+            expected.host_file.device, expected.host_file.inode = file.device, file.inode
+        elif limit_bytes and not omit_artifact:
+            expected.inline_artifact = b"code"
+        served = Served(ARTIFACT, origin, queued_s, file)
+        answer = answers.answer(served, omit_artifact=omit_artifact, inline_limit_bytes=limit_bytes)
+        whole = CompileResponse(header=expected)
+        assert CompileResponse.FromString(answer.first) == whole
+        assert len(answer.first) == whole.ByteSize()
+        follows = not (file or omit_artifact or limit_bytes)
+        assert answer.artifact is (ARTIFACT if follows else None)
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "limit_bytes", "inline"),
+    [
+        (1, 0, False),
+        (1, 1, True),
+        (20_000, 19_999, False),
+        (20_000, 20_000, True),
+        (64 * KIB, 2**32 - 1, True),
+        (64 * KIB + 1, 2**32 - 1, False),
+    ],
+)
+def test_an_artifact_is_in_the_header_up_to_the_callers_limit_and_64_kib(
+    size_bytes: int, limit_bytes: int, inline: bool
+) -> None:
+    artifact = of_size(size_bytes)
+    answer = Headers().answer(Served(artifact, Origin.MEMORY), inline_limit_bytes=limit_bytes)
+    assert answer.artifact_bytes == size_bytes
+    if inline:
+        assert answer.artifact is None  # No chunks follow.
+        payload = b"".join(model.payload_views(artifact.frames))
+        assert header_in(answer).inline_artifact == payload
+    else:
+        assert answer.artifact is artifact
+        assert not header_in(answer).inline_artifact
+
+
+def test_encoded_bytes_are_in_no_header_and_it_names_the_encoding() -> None:
+    encoded = replace(of_size(9, "zstd"), size_bytes=4000)
+    served = Served(encoded, Origin.REDIS)
+    answer = Headers().answer(served, inline_limit_bytes=64 * KIB)
+    assert (answer.artifact, answer.artifact_bytes) == (encoded, 9)  # What is sent.
+    header = header_in(answer)
+    assert (header.content_encoding, header.size_bytes) == ("zstd", 4000)
+    assert not header.inline_artifact
+    assert not header_in(Headers().answer(served, omit_artifact=True)).content_encoding

@@ -10,9 +10,8 @@ import pytest
 from wasmkiln.v1 import admin_service_pb2 as admin
 from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkilnd import errors
-from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.model import DrainState, Identity, Limits, Role, UnservedEngine
-from wasmkilnd.rpc import messages
+from wasmkilnd.errors import Reason
+from wasmkilnd.model import DrainState, Limits
 from wasmkilnd.rpc.admin_service import AdminServicer
 from wasmkilnd.rpc.messages import CompileCall
 from wasmkilnd.rpc.module_service import ModuleServicer
@@ -26,107 +25,34 @@ LARGE = CORE + bytes(1_000_000)
 SHA256 = hashlib.sha256
 
 
-class Kiln:
-    """A servicer, and all that was hashed for its calls."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(services, "LIMITS", Limits(2_000_000, 1000, 1, 1, 1, 1, 10**9))
-        self.rig = Rig()
-        self.rig.engines.failure = errors.module_invalid("usual-1", "bad", 8)
-        self.hashed: list[tuple[int, bool]] = []
-        self._servicer = ModuleServicer(self.rig.tenant_of, self.rig.stats, self.rig.capabilities)
-        monkeypatch.setattr(hashlib, "sha256", self._sha256)
-
-    def _sha256(self, data: bytes) -> Any:
-        self.hashed.append((len(data), threading.current_thread() is threading.main_thread()))
-        return SHA256(data)
-
-    async def refused(self, request: pb.LoadRequest | pb.CompileRequest) -> tuple[Reason, str]:
-        """Return why a call is refused, and which module its log line names."""
-        under_way = Call(Context())
-        call: Any = self._servicer.compile
-        if isinstance(request, pb.LoadRequest):
-            call = self._servicer.load
-        with pytest.raises(WasmkilnError) as failure:
-            await call(
-                CompileCall(request.SerializeToString())
-                if isinstance(request, pb.CompileRequest)
-                else request,
-                under_way,
-            )
-        return failure.value.reason, under_way.module
-
-
-@pytest.fixture
-def kiln(monkeypatch: pytest.MonkeyPatch) -> Kiln:
-    return Kiln(monkeypatch)
-
-
-@pytest.mark.parametrize(
-    "request_",
-    [pb.LoadRequest(module=LARGE), pb.CompileRequest(module=LARGE)],
-    ids=["Load", "Compile"],
-)
-async def test_a_refused_module_is_named_and_was_hashed_once_and_in_a_thread(
-    kiln: Kiln, request_: pb.LoadRequest | pb.CompileRequest
-) -> None:
-    digest = SHA256(LARGE).hexdigest()
-    assert await kiln.refused(request_) == (Reason.MODULE_INVALID, digest)
-    assert [hashed for hashed in kiln.hashed if hashed[0] == len(LARGE)] == [(len(LARGE), False)]
-
-
-async def test_another_module_than_expected_is_named(kiln: Kiln) -> None:
-    wrong = pb.LoadRequest(module=LARGE, expected_sha256="0" * 64)
-    digest = SHA256(LARGE).hexdigest()
-    assert await kiln.refused(wrong) == (Reason.DIGEST_MISMATCH, digest)
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [(b"%PDF-1.7" + LARGE, Reason.NOT_WASM), (LARGE * 3, Reason.MODULE_TOO_LARGE)],
-)
-async def test_what_admission_did_not_hash_is_not_hashed_for_the_log(
-    kiln: Kiln, content: bytes, reason: Reason
-) -> None:
-    for request in (pb.LoadRequest(module=content), pb.CompileRequest(module=content)):
-        assert await kiln.refused(request) == (reason, "")
-    assert kiln.hashed == []
-
-
-async def test_a_module_by_its_digest_is_named(kiln: Kiln) -> None:
-    unknown = pb.CompileRequest(sha256="1" * 64)
-    assert await kiln.refused(unknown) == (Reason.MODULE_NOT_LOADED, "1" * 64)
-
-
-async def test_capabilities_are_told_in_one_answer_until_they_change(
+async def test_a_module_is_hashed_once_in_a_thread_and_only_if_it_can_be_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    rig, built = Rig(), list[messages.Capabilities]()
-    told = rig.capabilities()
-    build = messages.capabilities
+    monkeypatch.setattr(services, "LIMITS", Limits(2_000_000, 1000, 1, 1, 1, 1, 10**9))
+    rig, hashed = Rig(), list[tuple[int, bool]]()
+    rig.engines.failure = errors.module_invalid("usual-1", "bad", 8)
+    servicer = ModuleServicer(rig.tenant_of, rig.stats, rig.capabilities)
 
-    def counted(of: messages.Capabilities) -> pb.GetCapabilitiesResponse:
-        built.append(of)
-        return build(of)
+    def sha256(data: bytes) -> Any:
+        hashed.append((len(data), threading.current_thread() is threading.main_thread()))
+        return SHA256(data)
 
-    monkeypatch.setattr(messages, "capabilities", counted)
-    servicer = ModuleServicer(rig.tenant_of, rig.stats, lambda: told)
-
-    async def answer(name: str) -> pb.GetCapabilitiesResponse:
-        call = Call(Context())
-        call.identity = Identity(name, frozenset({Role.READ}), "tenant")
-        raw = await servicer.get_capabilities(pb.GetCapabilitiesRequest(), call)
-        return pb.GetCapabilitiesResponse.FromString(raw)
-
-    for name in ("one", "other"):
-        found = await answer(name)
-        assert found.caller == pb.Caller(identity=name, roles=["read"], namespace="tenant")
-        found.ClearField("caller")
-        assert found == build(told)
-    assert len(built) == 1
-    told = told._replace(unserved=[UnservedEngine("wasmtime-1", "it is damaged")])
-    assert [each.id for each in (await answer("one")).unserved_engines] == ["wasmtime-1"]
-    assert len(built) == 2
+    monkeypatch.setattr(hashlib, "sha256", sha256)
+    for content, reason in (
+        (LARGE, Reason.MODULE_INVALID),
+        (b"%PDF-1.7" + LARGE, Reason.NOT_WASM),
+        (LARGE * 3, Reason.MODULE_TOO_LARGE),
+    ):
+        named = SHA256(LARGE).hexdigest() if content is LARGE else ""
+        raw = pb.CompileRequest(module=content).SerializeToString()
+        one, other = Call(Context()), Call(Context())
+        for asked, call in (
+            (servicer.compile(CompileCall(raw), one), one),
+            (servicer.load(pb.LoadRequest(module=content), other), other),
+        ):
+            assert (await services.refused(asked)).reason is reason
+            assert call.module == named
+    assert [each for each in hashed if each[0] >= len(LARGE)] == [(len(LARGE), False)] * 2
 
 
 @pytest.mark.parametrize("call", ["pin", "unpin"])

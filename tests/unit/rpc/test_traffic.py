@@ -1,4 +1,4 @@
-"""Callers that send and read at once, slowly, or never, and limits that hold."""
+"""Callers that send and read at once, slowly, or never, limits that hold, and whose turn it is."""
 
 from __future__ import annotations
 
@@ -16,15 +16,20 @@ from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import ANYBODY, Artifact, Reloadable
 from wasmkilnd.rpc import traffic
 from wasmkilnd.rpc.calls import Entry, unary
-from wasmkilnd.rpc.traffic import Call, Gate, Traffic
+from wasmkilnd.rpc.traffic import Call, Traffic, caller_of
 
 from tests.contract.values import artifact, payload_of
 from tests.doubles.context import Context
-from tests.unit.rpc.limits import limits
 
 KIB, MIB = 1024, 1024 * 1024
 MESSAGE = 1000
 HEADER = b"\x0a\x00"
+
+
+def limits(**changed: Any) -> Any:
+    """Return settings with wide limits, but for those that are named."""
+    wide = {"max_calls": 1000, "receive_bytes": 512 * MIB, "caller_timeout_s": 60}
+    return SimpleNamespace(**wide | changed)
 
 
 class Caller:
@@ -133,96 +138,28 @@ async def refusal_of(task: asyncio.Task[Any]) -> WasmkilnError:
     return failure.value
 
 
-# Calls
-
-
-def test_the_gate_keeps_room_for_others() -> None:
-    in_force = Reloadable(limits(max_calls=8))
-    gate = Gate(lambda: in_force.current.max_calls)
-    for _ in range(4):
-        gate.enter("a")
-    with pytest.raises(WasmkilnError) as failure:
-        gate.enter("a")
-    assert failure.value.reason is Reason.COMPILE_QUEUE_FULL
-    assert failure.value.metadata["limit"] == "calls"
-    assert failure.value.retry_after_s
-    gate.enter("b")
-    gate.add("a", -2)
-    gate.enter("a")
-    assert gate.total == 4
-    in_force.current = limits(max_calls=2)
-    with pytest.raises(WasmkilnError):
-        gate.enter("c")
-    in_force.current = limits(max_calls=16)
-    gate.enter("a")
-
-
-def test_a_gate_that_is_closed_lets_nobody_in() -> None:
-    gate = Gate(lambda: 8)
-    gate.enter("a")
-    gate.closed = True
-    with pytest.raises(WasmkilnError) as failure:
-        gate.enter("a")
-    assert failure.value.reason is Reason.SERVER_DRAINING
-    assert gate.total == 1
-
-
 # Requests
 
 
-async def test_what_arrives_at_once_is_held_until_it_is_released() -> None:
-    rig = Rig(receive_bytes=8 * MESSAGE)
-    message, call = await rig.read(Caller(b"hello"))
-    assert message == b"hello"
-    assert rig.traffic.receive_bytes == 5
-    call.release_request()
-    call.release_request()
-    assert rig.traffic.receive_bytes == 0
-    assert (await rig.read(Caller(b"")))[0] is None
-
-
-async def test_a_large_request_counts_with_the_copy_that_is_made_of_it() -> None:
+@pytest.mark.parametrize(
+    ("message", "held_bytes"),
+    [
+        (b"", 0),  # The end of them.
+        (b"hello", 5),
+        (bytes(100 * KIB), 200 * KIB),  # With the copy that protobuf makes.
+    ],
+)
+async def test_what_arrives_counts_until_it_is_released(message: bytes, held_bytes: int) -> None:
     rig = Rig()
-    _, call = await rig.read(Caller(bytes(100 * KIB)), most_bytes=MIB)
-    assert rig.traffic.receive_bytes == 200 * KIB
+    got, call = await rig.read(Caller(message), most_bytes=100 * KIB)
+    assert (got or b"") == message
+    assert rig.traffic.receive_bytes == held_bytes
+    call.release_request()
     call.release_request()
     assert rig.traffic.receive_bytes == 0
-
-
-async def test_a_request_larger_than_its_method_allows_is_refused_and_not_held() -> None:
-    rig = Rig()
-    with pytest.raises(WasmkilnError, match=r"11 bytes.* at most 10") as failure:
-        await rig.read(Caller(bytes(11)), most_bytes=10)
-    assert failure.value.reason is Reason.INVALID_REQUEST
-    assert failure.value.metadata == {"at_most": "10", "size_bytes": "11"}
-    assert rig.traffic.receive_bytes == 0
-
-
-def test_only_requests_with_a_module_may_be_large() -> None:
-    most_bytes = Rig().traffic.most_bytes
-    assert most_bytes("/wasmkiln.v1.ModuleService/Compile") == MESSAGE
-    assert most_bytes("/wasmkiln.v1.ModuleService/FindMissing") == 2 * MIB
-    assert most_bytes("/grpc.health.v1.Health/Check") == 64 * KIB
-
-
-async def test_what_arrives_slowly_counts_in_full_until_it_is_there() -> None:
-    rig = Rig(receive_bytes=8 * MESSAGE)
-    caller = Caller()
-    call = rig.read(caller)
-    await asyncio.sleep(0)
-    assert rig.traffic.receive_bytes == 0
-    await eventually(lambda: rig.traffic.receive_bytes == MESSAGE)
-    caller.message = b"x"
-    caller.arrived.set()
-    await call
-    assert rig.traffic.receive_bytes == 1
-
-
-async def test_a_caller_that_sends_nothing_is_refused_in_the_end() -> None:
-    rig = Rig(caller_timeout_s=0.2)
-    failure = await refusal_of(rig.read(Caller()))
-    assert failure.metadata["limit"] == "receive"
-    assert "did not arrive within 0.2 s" in failure.message
+    with pytest.raises(WasmkilnError, match="at most 102,400") as failure:
+        await rig.read(Caller(bytes(100 * KIB + 1)), most_bytes=100 * KIB)
+    assert failure.value.metadata == {"at_most": "102400", "size_bytes": "102401"}
     assert rig.traffic.receive_bytes == 0
 
 
@@ -251,23 +188,6 @@ async def test_a_caller_with_all_slow_ones_loses_them_to_others_until_all_have_a
     assert rig.traffic.receive_bytes == 4 * MESSAGE
     await rig.close()
     assert rig.traffic.receive_bytes == 0
-
-
-async def test_callers_that_take_all_room_for_slow_ones_make_room_for_one_more() -> None:
-    rig = Rig(receive_bytes=16 * MESSAGE)  # room for eight
-    first = [rig.read(Caller(), "first") for _ in range(4)]
-    await eventually(lambda: rig.traffic.receive_bytes == 4 * MESSAGE)
-    others = [rig.read(Caller(), name) for name in ("second", "second", "third", "fourth")]
-    await eventually(lambda: rig.traffic.receive_bytes == 8 * MESSAGE)
-    honest = rig.read(caller := Caller(), "honest")
-    await eventually(lambda: any(call.done() for call in first))
-    [ended] = [call for call in first if call.done()]
-    assert (await refusal_of(ended)).metadata["limit"] == "receive"
-    assert not any(call.done() for call in (honest, *others))
-    caller.message = b"x"
-    caller.arrived.set()
-    assert (await honest)[0] == b"x"
-    await rig.close()
 
 
 async def test_one_that_waited_for_its_turn_costs_one_slow_request_of_others_at_most() -> None:
@@ -309,22 +229,7 @@ async def test_who_waits_too_long_to_be_read_is_refused() -> None:
     assert "already hold" in (await refusal_of(rig.read(Caller(b"x")))).message
 
 
-async def test_other_limits_are_in_force_at_once() -> None:
-    rig = Rig(receive_bytes=2 * MESSAGE)
-    await rig.read(Caller(b"x" * MESSAGE))
-    rig.limits.current = limits(receive_bytes=8 * MESSAGE, caller_timeout_s=0.05)
-    assert "did not arrive within 0.05 s" in (await refusal_of(rig.read(Caller()))).message
-
-
 # Answers
-
-
-async def test_who_reads_gets_everything_in_whole_frames() -> None:
-    rig, caller = Rig(), Caller()
-    await rig.send(caller, sized(bytes(3 * MIB)))
-    assert payload_of(caller.got) == bytes(3 * MIB)
-    assert [len(message) // KIB for message in caller.got] == [512] * 6
-    await rig.close()
 
 
 async def test_the_last_message_counts_until_the_call_has_ended() -> None:
@@ -364,57 +269,6 @@ async def test_a_caller_with_many_unread_answers_leaves_whole_frames_to_others()
     await rig.send(caller, one, "other")
     assert payload_of(caller.got) == bytes(MIB)
     assert max(map(len, caller.got)) > 512 * KIB
-    await rig.close()
-
-
-@pytest.mark.parametrize("size_bytes", [20_000, MIB])
-async def test_who_reads_nothing_is_ended(size_bytes: int) -> None:
-    """A message before the last, or the last, after which only the status comes."""
-    rig = Rig(caller_timeout_s=0.1)
-    failure = await refusal_of(rig.send(Caller(reads=False), sized(bytes(size_bytes))))
-    assert failure.metadata["limit"] == "send"
-    assert "did not read its answer for 0.1 s" in failure.message
-    await rig.close()
-
-
-async def test_who_does_not_read_the_refusal_either_is_cut_off() -> None:
-    rig = Rig(caller_timeout_s=0.1)
-    call = Call(Caller(reads=False))
-
-    async def refuse() -> None:
-        call.task = asyncio.current_task()
-        call.refusal = WasmkilnError(Reason.COMPILE_QUEUE_FULL, "too slow")
-        rig.traffic.await_caller(call)
-        await asyncio.Future()
-
-    with pytest.raises(asyncio.CancelledError):
-        async with asyncio.timeout(10):
-            await asyncio.create_task(refuse())
-    rig.traffic.end(call)
-
-
-async def trickle(caller: Caller, pause_s: float) -> None:
-    """Take a message now and then: never stalled, and never done."""
-    while True:
-        caller.reads.set()
-        caller.reads.clear()
-        await asyncio.sleep(pause_s)
-
-
-async def test_who_reads_slowly_but_reads_has_time_for_the_whole_answer_and_no_more(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(traffic, "_WHOLE_ANSWER", 4)
-    rig = Rig(caller_timeout_s=0.5)
-    callers = Caller(reads=False), Caller(reads=False)
-    reading = [asyncio.create_task(trickle(one, 0.1)) for one in callers]
-    short = rig.send(callers[0], sized(bytes(2 * MIB)))
-    endless = rig.send(callers[1], sized(bytes(50 * MIB)))
-    await short
-    assert payload_of(callers[0].got) == bytes(2 * MIB)
-    assert "did not read its answer for 2 s" in (await refusal_of(endless)).message
-    for task in reading:
-        task.cancel()
     await rig.close()
 
 
@@ -476,44 +330,7 @@ class Quick(Context):
         return b""
 
 
-async def test_who_hangs_up_frees_what_it_held() -> None:
-    rig = Rig()
-    call = rig.send(Caller(reads=False), sized(bytes(MIB)))
-    await eventually(lambda: rig.traffic.send_bytes)
-    call.cancel()
-    await asyncio.gather(call, return_exceptions=True)
-    assert rig.traffic.send_bytes == rig.traffic.pinned_bytes == 0
-
-
 # Artifacts that are being sent
-
-
-async def test_a_caller_keeps_no_more_artifacts_than_it_leaves_to_others() -> None:
-    rig = Rig(receive_bytes=4 * MIB)
-    one = sized(bytes(MIB))
-    slow = [rig.send(Caller(reads=False), one), rig.send(Caller(reads=False), one)]
-    slow.append(rig.send(Caller(reads=False), sized(b"1" * MIB)))
-    await eventually(lambda: rig.traffic.pinned_bytes == 2 * MIB)
-    failure = await refusal_of(rig.send(Caller(), sized(b"2" * MIB)))
-    assert failure.metadata["limit"] == "send"
-    # Another caller has room, and so has an artifact that is being sent.
-    await rig.send(Caller(), sized(b"3" * MIB), "other")
-    await rig.send(Caller(), one)
-    assert not any(call.done() for call in slow)
-    await rig.close()
-
-
-async def test_an_artifact_counts_until_the_last_of_its_answers_has_ended() -> None:
-    rig, one = Rig(), sized(bytes(MIB))
-    first, second = Caller(reads=False), Caller(reads=False)
-    calls = [rig.send(first, one, "first"), rig.send(second, one, "second")]
-    await eventually(lambda: rig.traffic.send_bytes > MIB)
-    first.reads.set()
-    await calls[0]
-    assert rig.traffic.pinned_bytes == MIB
-    second.reads.set()
-    await calls[1]
-    assert rig.traffic.pinned_bytes == 0
 
 
 async def test_an_artifact_counts_for_a_caller_that_it_is_sent_to() -> None:
@@ -534,3 +351,30 @@ async def test_one_artifact_alone_may_be_larger_than_all() -> None:
     caller = Caller()
     await rig.send(caller, sized(bytes(2 * MIB)))
     assert payload_of(caller.got) == bytes(2 * MIB)
+
+
+# Whose turn a call takes
+
+
+@pytest.mark.parametrize(
+    ("peer", "caller"),
+    [
+        # Everybody has the same address on loopback: a connection is a caller there.
+        ("ipv4:127.0.0.1:47818", "ipv4:127.0.0.1:47818"),
+        ("ipv6:%5B::1%5D:52626", "ipv6:%5B::1%5D:52626"),
+        ("ipv6:%5B::ffff:127.0.0.1%5D:52626", "ipv6:%5B::ffff:127.0.0.1%5D:52626"),
+        # Another machine is one caller, however many connections it opens.
+        ("ipv4:192.0.2.7:1000", "192.0.2.7"),
+        ("ipv4:192.0.2.7:2000", "192.0.2.7"),
+        ("ipv6:%5B::ffff:192.0.2.7%5D:3000", "192.0.2.7"),
+        ("ipv6:%5B2001:db8:1:2:3:4:5:6%5D:1000", "2001:db8:1:2::/64"),
+        ("ipv6:[2001:db8:1:2:ffff::1]:1000", "2001:db8:1:2::/64"),
+        ("ipv6:%5Bfe80::1%25eth0%5D:1000", "fe80::/64"),
+        ("unix:", "unix"),
+        ("unix:/run/kiln.sock", "unix"),
+        ("", ""),
+        ("ipv4:what:1", "ipv4:what:1"),
+    ],
+)
+def test_caller_of_peer(peer: str, caller: str) -> None:
+    assert caller_of(peer) == caller

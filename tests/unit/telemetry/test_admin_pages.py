@@ -1,12 +1,19 @@
-"""Pages for browsers: their headers, who may see them, and how much time they take."""
+"""The admin port, over real sockets: pages, who may see them, and which connections make way.
+
+What tokens and certificates open is in tests/e2e/test_access_matrix.py and test_admin_tls.py.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import re
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -15,8 +22,8 @@ from wasmkilnd.access.guard import AccessGuard
 from wasmkilnd.app import checks_host
 from wasmkilnd.model import ANYBODY, Credentials, Entrance, Identity
 from wasmkilnd.settings import Settings
-from wasmkilnd.telemetry import status
-from wasmkilnd.telemetry.admin import AdminServer, SharedPage
+from wasmkilnd.telemetry import admin, status
+from wasmkilnd.telemetry.admin import AddressInUse, AdminServer, SharedPage
 from wasmkilnd.telemetry.audit import Audit
 from wasmkilnd.telemetry.metrics import Metrics
 
@@ -26,30 +33,57 @@ POLICY = {
     **dict.fromkeys(["base-uri", "form-action", "frame-ancestors"], "'none'"),
     "require-trusted-types-for": "'script'",
 }
+TOKEN = "Bearer s3:cret"
+PASSWORD = f"Basic {base64.b64encode(b'ada:s3:cret').decode()}"
 
 
-class TokenGuard:
-    """Lets in who brings the token."""
+def token_guard(what: str, entrance: Entrance, credentials: Callable[[], Credentials]) -> Identity:
+    """Let in who brings the token."""
+    brought = credentials().authorization
+    if not brought:
+        raise errors.credentials_missing()
+    if brought != TOKEN:
+        raise errors.credentials_invalid("unknown", "cannot use this token")
+    return ANYBODY
 
-    def admit(
-        self, what: str, entrance: Entrance, credentials: Callable[[], Credentials]
-    ) -> Identity:
-        brought = credentials().authorization
-        if not brought:
-            raise errors.credentials_missing()
-        if brought != "Bearer s3:cret":
-            raise errors.credentials_invalid("unknown", "cannot use this token")
-        return ANYBODY
+
+class Readiness:
+    """Returns, or raises, its ``answer``."""
+
+    def __init__(self) -> None:
+        self.answer: tuple[bool, str] | Exception = (True, "ready")
+
+    def __call__(self) -> tuple[bool, str]:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
 
 
 @pytest.fixture
-async def url() -> AsyncIterator[str]:
+def readiness() -> Readiness:
+    return Readiness()
+
+
+def server(address: str = "127.0.0.1:0", **options: Any) -> AdminServer:
+    guard = options.pop("admit", AccessGuard(None).admit)
+    ready = options.pop("ready", lambda: (True, "ready"))
     registry = Metrics("1.2.3").registry
-    server = AdminServer(
-        "127.0.0.1:0", registry, lambda: b"{}", lambda: (True, "ready"), TokenGuard().admit, Audit()
-    )
-    yield f"http://{await server.start()}"
-    await server.stop()
+    return AdminServer(address, registry, lambda: b"{}", ready, guard, Audit(), **options)
+
+
+@pytest.fixture
+async def url(readiness: Readiness) -> AsyncIterator[str]:
+    """Where a server is that lets everybody in who calls it by a name of this machine."""
+    running = server(ready=readiness, checks_host=True)
+    yield f"http://{await running.start()}"
+    await running.stop()
+
+
+@pytest.fixture
+async def guarded() -> AsyncIterator[str]:
+    running = server(admit=token_guard)
+    yield f"http://{await running.start()}"
+    await running.stop()
 
 
 @pytest.fixture
@@ -58,15 +92,11 @@ async def http() -> AsyncIterator[aiohttp.ClientSession]:
         yield session
 
 
-TOKEN = {"Authorization": "Bearer s3:cret"}
-PASSWORD = {"Authorization": f"Basic {base64.b64encode(b'ada:s3:cret').decode()}"}
-
-
 @pytest.mark.parametrize("path", sorted(status.PATHS))
 async def test_a_page_keeps_strangers_out_of_it(
-    url: str, http: aiohttp.ClientSession, path: str
+    guarded: str, http: aiohttp.ClientSession, path: str
 ) -> None:
-    async with http.get(url + path, headers=TOKEN) as answer:
+    async with http.get(guarded + path, headers={"Authorization": TOKEN}) as answer:
         assert answer.status == 200
         kind = answer.headers["Content-Type"]
         assert kind == status.FILES.get(path, (b"", "application/json"))[1]
@@ -79,43 +109,38 @@ async def test_a_page_keeps_strangers_out_of_it(
         assert answer.headers["Cache-Control"] == "no-store"
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
         assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
-        assert "Server" not in answer.headers
-
-
-@pytest.mark.parametrize(("method", "status"), [("HEAD", 200), ("POST", 405), ("PUT", 405)])
-async def test_a_page_can_only_be_read(
-    url: str, http: aiohttp.ClientSession, method: str, status: int
-) -> None:
-    async with http.request(method, f"{url}/", headers=TOKEN) as answer:
-        assert answer.status == status
-
-
-async def test_a_person_gives_a_token_as_password(url: str, http: aiohttp.ClientSession) -> None:
-    async with http.get(f"{url}/status.json", headers=PASSWORD) as answer:
-        assert (answer.status, await answer.json()) == (200, {})
 
 
 @pytest.mark.parametrize(
-    "authorization",
-    ["", "Basic", "Basic !", "Basic czM6Y3JldA==, Bearer s3:cret", "Basic /w==", "Basic YWRh"],
+    ("path", "authorization", "challenges"),
+    [
+        ("/status.json", PASSWORD, []),
+        # Programs send tokens; a name and a password there would be for something in between.
+        ("/metrics", PASSWORD, ['Bearer realm="wasmkiln", error="invalid_token"']),
+        ("/metrics", "", ['Bearer realm="wasmkiln"']),
+        *(
+            ("/", wrong, ['Bearer realm="wasmkiln"', "Basic realm="])
+            for wrong in (
+                "",
+                "Basic",
+                "Basic !",
+                f"{PASSWORD}, {TOKEN}",
+                "Basic /w==",
+                "Basic YWRh",
+            )
+        ),
+    ],
 )
-async def test_a_browser_asks_for_a_token(
-    url: str, http: aiohttp.ClientSession, authorization: str
+async def test_a_person_gives_a_token_as_password_and_a_program_does_not(
+    guarded: str, http: aiohttp.ClientSession, path: str, authorization: str, challenges: list[str]
 ) -> None:
     headers = {"Authorization": authorization} if authorization else {}
-    async with http.get(url, headers=headers) as answer:
-        assert answer.status == 401
-        bearer, basic = answer.headers.getall("WWW-Authenticate")
-        assert bearer.startswith('Bearer realm="wasmkiln"')
-        assert basic.startswith("Basic realm=")
-
-
-async def test_for_metrics_a_password_is_no_token(url: str, http: aiohttp.ClientSession) -> None:
-    """Programs send tokens; a name and a password there would be for something in between."""
-    async with http.get(f"{url}/metrics", headers=PASSWORD) as answer:
-        assert answer.status == 401
-        [challenge] = answer.headers.getall("WWW-Authenticate")
-        assert challenge.startswith("Bearer")
+    async with http.get(guarded + path, headers=headers) as answer:
+        assert answer.status == (401 if challenges else 200)
+        told = answer.headers.getall("WWW-Authenticate", [])
+        assert len(told) == len(challenges)
+        for one, begin in zip(told, challenges, strict=True):
+            assert one.startswith(begin)
 
 
 async def test_many_pages_take_no_more_time_than_one() -> None:
@@ -145,20 +170,14 @@ async def test_many_pages_take_no_more_time_than_one() -> None:
     assert made[-1] == "one"
 
 
-@pytest.fixture
-async def named() -> AsyncIterator[str]:
-    """Where a server is that answers under the names of this machine alone."""
-    server = AdminServer(
-        "127.0.0.1:0",
-        Metrics("1.2.3").registry,
-        lambda: b"{}",
-        lambda: (True, "ready"),
-        AccessGuard(None).admit,
-        Audit(),
-        checks_host=True,
-    )
-    yield await server.start()
-    await server.stop()
+async def said(url: str, request: str) -> str:
+    """Return what the server says to these bytes."""
+    reader, writer = await asyncio.open_connection(*url.removeprefix("http://").split(":"))
+    writer.write(request.encode())
+    answer = (await reader.read()).decode()
+    writer.close()
+    await writer.wait_closed()
+    return answer
 
 
 @pytest.mark.parametrize("port", ["", ":9464"])
@@ -171,7 +190,6 @@ async def named() -> AsyncIterator[str]:
         ("localhost.", 200),
         ("kiln.localhost", 200),
         ("kiln.example.org", 421),
-        ("evil.example", 421),
         ("127.0.0.1.evil.example", 421),
         ("localhost.evil.example", 421),
         ("evillocalhost", 421),
@@ -179,33 +197,26 @@ async def named() -> AsyncIterator[str]:
         ("", 421),
     ],
 )
-@pytest.mark.parametrize("path", ["/", "/metrics", "/status.json", "/no-such-page"])
 async def test_a_website_cannot_make_the_port_a_part_of_itself(
-    named: str, host: str, status: int, port: str, path: str
+    url: str, host: str, status: int, port: str
 ) -> None:
     """Its name may stand for this machine by now, but it is still in Host."""
-    reader, writer = await asyncio.open_connection(*named.split(":"))
-    request = f"GET {path} HTTP/1.1\r\nHost: {host}{port}\r\nConnection: close\r\n\r\n"
-    writer.write(request.encode())
-    answer = (await reader.read()).decode()
-    writer.close()
-    await writer.wait_closed()
-    expected = 404 if status == 200 and path == "/no-such-page" else status
-    assert answer.startswith(f"HTTP/1.1 {expected} ")
-    if status == 421:
-        assert "ask for localhost" in answer
-        assert host not in answer or not host
+    for path in ("/", "/metrics", "/no-such-page"):
+        answer = await said(
+            url, f"GET {path} HTTP/1.1\r\nHost: {host}{port}\r\nConnection: close\r\n\r\n"
+        )
+        expected = 404 if status == 200 and path == "/no-such-page" else status
+        assert answer.startswith(f"HTTP/1.1 {expected} ")
+        if status == 421:
+            assert "ask for localhost" in answer
+            assert host not in answer or not host
 
 
-@pytest.mark.parametrize("hosts", ["", "Host: localhost\r\nHost: evil.example\r\n"])
-async def test_of_several_names_none_is_strange(named: str, hosts: str) -> None:
+async def test_of_several_names_none_is_strange(url: str) -> None:
     """Programs that send no name are no browsers."""
-    reader, writer = await asyncio.open_connection(*named.split(":"))
-    writer.write(f"GET /metrics HTTP/1.0\r\n{hosts}\r\n".encode())
-    answer = (await reader.read()).decode()
-    writer.close()
-    await writer.wait_closed()
-    assert answer.split()[1] == "200" if not hosts else answer.split()[1] in ("400", "421")
+    assert (await said(url, "GET /metrics HTTP/1.0\r\n\r\n")).split()[1] == "200"
+    two = "Host: localhost\r\nHost: evil.example\r\n"
+    assert (await said(url, f"GET /metrics HTTP/1.0\r\n{two}\r\n")).split()[1] in ("400", "421")
 
 
 @pytest.mark.parametrize(
@@ -223,3 +234,162 @@ def test_names_are_checked_where_a_browser_would_not(
     settings: dict[str, object], checked: bool
 ) -> None:
     assert checks_host(Settings.model_validate(settings)) is checked
+
+
+async def test_readyz_says_what_the_readiness_check_says(
+    url: str, http: aiohttp.ClientSession, readiness: Readiness
+) -> None:
+    for said_by_check, code, text in (
+        ((True, "ready"), 200, "ready\n"),
+        ((False, "no engine works"), 503, "no engine works\n"),
+        (RuntimeError("hunter2"), 503, "the daemon failed: see its log\n"),
+    ):
+        readiness.answer = said_by_check
+        async with http.get(f"{url}/readyz") as found:
+            assert (found.status, await found.text()) == (code, text)
+        async with http.get(f"{url}/healthz") as alive:
+            assert alive.status == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        *(("HEAD", path, 200) for path in ("/", "/metrics", "/healthz")),
+        *(("POST", path, 405) for path in ("/", "/metrics", "/healthz", "/status.json")),
+        ("PUT", "/healthz", 405),
+        ("DELETE", "/readyz", 405),
+        ("GET", "/status/../page.py", 404),
+        ("GET", "/metrics/", 404),
+        ("GET", "/../etc/passwd", 404),
+        ("POST", "/nothing", 404),
+    ],
+)
+async def test_only_get_and_head_of_pages_are_served_and_no_banner(
+    url: str, http: aiohttp.ClientSession, method: str, path: str, status: int
+) -> None:
+    async with http.request(method, f"{url}{path}") as answer:
+        assert answer.status == status
+        assert "Server" not in answer.headers
+
+
+async def test_an_address_that_cannot_be_had_is_told_in_one_line(url: str) -> None:
+    address = url.removeprefix("http://")
+    for wanted, cause in (
+        (address, "Address already in use"),
+        ("192.0.2.1:9464", "Cannot assign requested address"),
+    ):
+        with pytest.raises(AddressInUse) as caught:
+            await server(wanted).start()
+        message = str(caught.value)
+        assert f"cannot serve metrics on {wanted}: {cause}" in message
+        assert "WASMKILN_ADMIN_LISTEN" in message
+        assert "\n" not in message
+
+
+async def test_ipv6_keeps_its_brackets(http: aiohttp.ClientSession) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    running = server("[::1]:0")
+    address = await running.start()
+    assert re.fullmatch(r"\[::1\]:[1-9][0-9]+", address)
+    async with http.get(f"http://{address}/healthz") as answer:
+        assert answer.status == 200
+    await running.stop()
+
+
+async def test_a_unix_socket_is_its_owners_until_he_stops_and_no_other_daemon_takes_it(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "admin.sock"
+    first, second = server(f"unix:{path}"), server(f"unix:{path}")
+    assert await first.start() == f"unix:{path}"
+    assert path.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(AddressInUse, match="in use"):
+        await server(f"unix:{path}").start()
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))) as session,
+        session.get("http://kiln/healthz") as answer,
+    ):
+        assert answer.status == 200
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(path))
+    await second.start()  # In place of one that was killed.
+    await first.stop()
+    assert path.exists()  # It is the second one's.
+    await second.stop()
+    assert not path.exists()
+    path.write_text("precious")
+    with pytest.raises(AddressInUse):
+        await server(f"unix:{path}").start()
+    assert path.read_text() == "precious"
+
+
+def connect(url: str) -> socket.socket:
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    return socket.create_connection((host, int(port)), timeout=10)
+
+
+async def ends(sock: socket.socket) -> bool:
+    """Whether the server closes a connection."""
+    loop = asyncio.get_running_loop()
+    sock.setblocking(False)
+    try:
+        async with asyncio.timeout(10):
+            while await loop.sock_recv(sock, 65536):
+                pass
+    except ConnectionResetError:
+        return True
+    except TimeoutError:
+        return False
+    return True
+
+
+async def test_when_full_the_oldest_that_has_sent_no_request_makes_way(
+    url: str, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admin, "LIMIT", 4)
+    async with http.get(f"{url}/healthz") as answer:  # on a connection that is kept
+        assert answer.status == 200
+    with connect(url) as first, connect(url) as second, connect(url) as third:
+        for half in (first, third):
+            half.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Half: ")
+        await asyncio.sleep(0.1)
+        async with aiohttp.ClientSession() as other, other.get(f"{url}/readyz") as answer:
+            assert answer.status == 200
+            assert await ends(first)
+            # So do as many as it takes, and none that has asked.
+            with connect(url), connect(url):
+                assert await ends(second)
+                assert await ends(third)
+                async with other.get(f"{url}/readyz") as answer:
+                    assert answer.status == 200
+                async with http.get(f"{url}/healthz") as answer:
+                    assert answer.status == 200
+
+
+async def test_when_all_have_asked_the_one_idle_for_longest_makes_way(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admin, "LIMIT", 2)
+    request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with connect(url) as first, connect(url) as second:
+        for sock in (first, second, first):
+            sock.sendall(request)
+            await asyncio.to_thread(sock.recv, 65536)
+        with connect(url) as third:
+            third.sendall(request)
+            assert b"200 OK" in await asyncio.to_thread(third.recv, 65536)
+            assert await ends(second)
+            first.sendall(request)
+            assert b"200 OK" in await asyncio.to_thread(first.recv, 65536)
+
+
+@pytest.mark.parametrize("length", [1, 10_000_000])
+async def test_the_server_does_not_wait_for_a_body(url: str, length: int) -> None:
+    with connect(url) as sock:
+        head = f"POST /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n"
+        sock.sendall(head.encode())
+        assert await ends(sock)

@@ -1,50 +1,57 @@
-"""What the parts of the daemon record, and what Prometheus and Stats read of it."""
+"""What the parts of the daemon record, what Prometheus and Stats read of it, and the alerts.
+
+Names, types, labels and buckets are in metrics.txt. Figures of calls are in
+tests/e2e/test_daemon.py and tests/operators/test_prometheus.py.
+"""
 
 from __future__ import annotations
 
+import math
+import os
+import re
+import subprocess
+import sys
+import threading
 import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from google.protobuf import duration_pb2
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics_latest
-from prometheus_client.openmetrics.parser import (
-    text_string_to_metric_families as parse_openmetrics,
-)
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 from wasmkiln.v1 import module_service_pb2 as pb
-from wasmkilnd.errors import Reason
 from wasmkilnd.model import (
     SWITCHED_OFF,
+    EngineWarmUp,
     HostStatus,
     Isolation,
     IsolationLayer,
     LayerState,
-    Origin,
     RemoteStatus,
     TierUsage,
 )
 from wasmkilnd.rpc.messages import stats_response
-from wasmkilnd.telemetry.metrics import EngineUsage, Metrics
+from wasmkilnd.telemetry.metrics import KEPT, SAMPLES, EngineUsage, Latency, Metrics, TlsStatus
 
 ENGINE = "wasmtime-50.0.1"
-COMPILE = "/wasmkiln.v1.ModuleService/Compile"
+METHOD = "/wasmkiln.v1.ModuleService/Compile"
 
 
 @pytest.fixture
 def metrics() -> Metrics:
-    made = Metrics("1.2.3", [COMPILE])
+    made = Metrics("1.2.3", [METHOD])
     made.add_engine(ENGINE)
     return made
 
 
-def samples(metrics: Metrics) -> dict[tuple[str, tuple[str, ...]], float]:
-    """Return all samples by name and label values, in the order of the labels' names."""
-    return {
-        (sample.name, tuple(value for _, value in sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(generate_latest(metrics.registry).decode())
-        for sample in family.samples
-    }
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    """Return a sample as Prometheus gets it."""
+    return metrics.registry.get_sample_value(f"wasmkiln_{name}", labels)
 
 
 def tier(metrics: Metrics, name: str) -> pb.TierStats:
@@ -52,237 +59,323 @@ def tier(metrics: Metrics, name: str) -> pb.TierStats:
     return found
 
 
-def seconds_of(duration: duration_pb2.Duration) -> float:
-    return duration.ToNanoseconds() / 1e9
-
-
-def test_everything_known_stands_at_zero_from_the_start(metrics: Metrics) -> None:
-    got = samples(metrics)
-    for name in ("memory", "redis"):
-        for what in ("artifact", "module"):
-            for outcome in ("hit", "miss", "error"):
-                assert got["wasmkiln_tier_lookups_total", (outcome, name, what)] == 0
-            assert got["wasmkiln_tier_lookup_duration_seconds_count", (name, what)] == 0
-        assert got["wasmkiln_tier_stores_total", ("error", name)] == 0
-        assert got["wasmkiln_values_rejected_total", ("other", name)] == 0
-        assert got["wasmkiln_tier_entries", (name,)] == 0
-    for outcome in ("ok", *(reason.value.lower() for reason in Reason)):
-        assert got["wasmkiln_compiles_total", (ENGINE, outcome)] == 0
-    for origin in Origin:
-        assert got["wasmkiln_served_total", (origin.value,)] == 0
-    assert got["wasmkiln_rpcs_total", ("UNAVAILABLE", COMPILE)] == 0
-    assert got["wasmkiln_workers_replaced_total", (ENGINE,)] == 0
-    assert got["wasmkiln_flights_joined_total", ()] == 0
-    assert got["wasmkiln_sent_bytes_total", ()] == 0
-    assert got["wasmkiln_redis_up", ()] == 0
-    assert got["wasmkiln_build_info", ("1.2.3",)] == 1
-    assert stats_response(metrics).hit_ratio == 0.0
-
-
-def test_two_do_not_share_anything(metrics: Metrics) -> None:
-    Metrics("1.2.3").count("flights_joined")
-    assert stats_response(metrics).flights_joined == 0
-
-
 def test_lookups_are_counted_by_outcome_and_failures_have_no_latency(metrics: Metrics) -> None:
     for outcome, seconds in (("hit", 0.001), ("miss", 0.003), ("miss", 0.003), ("error", 1.0)):
         metrics.tier_lookup("redis", "artifact", outcome, seconds)
-    metrics.tier_lookup("redis", "module", "hit", 0.5)
-    metrics.tier_lookup("redis", "module", "miss", 0.5)
-    metrics.tier_lookup("redis", "module", "error", 0.5)
+    for outcome in ("hit", "miss", "error"):
+        metrics.tier_lookup("redis", "module", outcome, 0.5)
     metrics.tier_store("redis", "ok", 0.01)
     metrics.tier_store("redis", "error", 2.0)
     metrics.value_rejected("redis", "digest")
     got = tier(metrics, "redis")
     assert (got.hits, got.misses, got.module_hits, got.module_misses) == (1, 2, 1, 1)
     assert got.errors == 4
-    assert (got.get_latency.count, seconds_of(got.get_latency.p99)) == (3, 0.003)
-    assert (got.put_latency.count, seconds_of(got.put_latency.sum)) == (1, 0.01)
+    assert (got.get_latency.count, got.get_latency.p99.ToMilliseconds()) == (3, 3)
+    assert (got.put_latency.count, got.put_latency.sum.ToMilliseconds()) == (1, 10)
     assert tier(metrics, "memory").errors == 0
-
-    scraped = samples(metrics)
-    assert scraped["wasmkiln_tier_lookups_total", ("miss", "redis", "artifact")] == 2
-    assert scraped["wasmkiln_tier_lookups_total", ("error", "redis", "artifact")] == 1
-    assert scraped["wasmkiln_values_rejected_total", ("digest", "redis")] == 1
-    count = scraped["wasmkiln_tier_lookup_duration_seconds_count", ("redis", "artifact")]
-    assert count == got.get_latency.count
-    in_1_ms = ("0.001", "redis", "artifact")
-    assert scraped["wasmkiln_tier_lookup_duration_seconds_bucket", in_1_ms] == 1
-    total = scraped["wasmkiln_tier_lookup_duration_seconds_sum", ("redis", "artifact")]
-    assert total == pytest.approx(seconds_of(got.get_latency.sum))
+    of = {"tier": "redis", "what": "artifact"}
+    assert value(metrics, "tier_lookups_total", **of, outcome="miss") == 2
+    assert value(metrics, "values_rejected_total", tier="redis", cause="digest") == 1
+    assert value(metrics, "tier_lookup_duration_seconds_count", **of) == 3
+    assert value(metrics, "tier_lookup_duration_seconds_bucket", **of, le="0.001") == 1
+    assert value(metrics, "tier_lookup_duration_seconds_sum", **of) == pytest.approx(0.007)
 
 
-def test_compilations_agree_between_prometheus_and_stats(metrics: Metrics) -> None:
-    metrics.compiled(ENGINE, "ok", 0.5, 0.0)
-    metrics.compiled(ENGINE, "ok", 1.5, 0.2)
-    metrics.compiled(ENGINE, "compile_timeout", 30.0, 0.0)
-    got = {each.outcome: each.duration for each in stats_response(metrics).compiles}
-    assert set(got) == {"ok", "compile_timeout"}
-    ok = got["ok"]
-    assert (ok.count, seconds_of(ok.sum), seconds_of(ok.p50)) == (2, 2.0, 0.5)
-    scraped = samples(metrics)
-    for outcome, duration in got.items():
-        labels = (ENGINE, outcome)
-        assert scraped["wasmkiln_compiles_total", labels] == duration.count
-        assert scraped["wasmkiln_compile_duration_seconds_count", labels] == duration.count
-        assert scraped["wasmkiln_compile_duration_seconds_sum", labels] == seconds_of(duration.sum)
-    assert ("wasmkiln_compile_duration_seconds_count", (ENGINE, "internal")) not in scraped
-    assert scraped["wasmkiln_queue_wait_seconds_count", (ENGINE,)] == 3
-    assert scraped["wasmkiln_queue_wait_seconds_sum", (ENGINE,)] == pytest.approx(0.2)
-
-
-def test_the_hit_ratio_is_of_all_answers(metrics: Metrics) -> None:
-    for origin in (Origin.MEMORY, Origin.MEMORY, Origin.REDIS, Origin.COMPILED):
-        metrics.count("served", origin.value)
-    assert stats_response(metrics).hit_ratio == 0.75
-    metrics.count("served", Origin.JOINED_FLIGHT.value)
-    assert stats_response(metrics).hit_ratio == 0.6
-    assert samples(metrics)["wasmkiln_served_total", ("memory",)] == 2
-
-
-def test_rpcs_bytes_and_replacements(metrics: Metrics) -> None:
-    metrics.rpc(COMPILE, "OK", 0.002)
-    metrics.rpc(COMPILE, "NOT_FOUND", 0.001)
-    metrics.count("sent_bytes", by=1000)
-    metrics.count("sent_bytes", by=24)
-    metrics.count("workers_replaced", ENGINE)
-    scraped = samples(metrics)
-    assert scraped["wasmkiln_rpcs_total", ("OK", COMPILE)] == 1
-    assert scraped["wasmkiln_rpcs_total", ("NOT_FOUND", COMPILE)] == 1
-    assert scraped["wasmkiln_rpc_duration_seconds_count", (COMPILE,)] == 2
-    assert scraped["wasmkiln_sent_bytes_total", ()] == 1024
-    assert scraped["wasmkiln_workers_replaced_total", (ENGINE,)] == 1
-    assert stats_response(metrics).workers[0].replaced == 1
+def test_durations_are_those_of_an_outcome_that_has_happened(metrics: Metrics) -> None:
+    for seconds, queued_s in ((0.5, 0.0), (1.5, 0.2)):
+        metrics.compiled(ENGINE, "ok", seconds, queued_s)
+    of = {"engine": ENGINE, "outcome": "ok"}
+    assert value(metrics, "compile_duration_seconds_sum", **of) == 2.0
+    assert value(metrics, "compile_duration_seconds_count", engine=ENGINE, outcome="x") is None
+    assert value(metrics, "queue_wait_seconds_sum", engine=ENGINE) == pytest.approx(0.2)
 
 
 def test_labels_do_not_grow_with_what_callers_send(metrics: Metrics) -> None:
-    before = len(samples(metrics))
-    for index in range(1000):
-        metrics.rpc(f"/attack/{index}", f"CODE_{index}", 0.1)
+    for index in range(100):
+        metrics.rpc(f"/attack/{index}", "OK", 0.1)
+        metrics.rpc(METHOD, f"CODE_{index}", 0.1)
         metrics.compiled(f"engine-{index}", f"outcome-{index}", 0.1, 0.1)
         metrics.compiled(ENGINE, f"outcome-{index}", 0.1, 0.1)
         metrics.tier_lookup(f"tier-{index}", "artifact", "hit", 0.1)
         metrics.tier_store(f"tier-{index}", "ok", 0.1)
         metrics.value_rejected("redis", f"cause-{index}")
+        metrics.value_rejected(f"tier-{index}", "digest")
         metrics.count("workers_replaced", f"engine-{index}")
-    scraped = samples(metrics)
-    assert len(scraped) < before + 150
-    assert scraped["wasmkiln_rpcs_total", ("other", "other")] == 1000
-    assert scraped["wasmkiln_compiles_total", ("other", "other")] == 2000
-    assert scraped["wasmkiln_values_rejected_total", ("other", "redis")] == 1000
-    assert tier(metrics, "redis").errors == 1000
+        if index == 0:
+            series = sum(len(family.samples) for family in metrics.registry.collect())
+    assert sum(len(family.samples) for family in metrics.registry.collect()) == series
+    assert value(metrics, "rpcs_total", method=METHOD, code="OK") == 0
+    assert value(metrics, "rpcs_total", method="other", code="other") == 200
+    assert value(metrics, "compiles_total", engine="other", outcome="other") == 200
+    assert value(metrics, "values_rejected_total", tier="redis", cause="other") == 100
+    assert value(metrics, "values_rejected_total", tier="other", cause="other") == 100
+    assert tier(metrics, "redis").errors == 100
     assert [each.engine for each in stats_response(metrics).workers] == [ENGINE]
 
 
-def test_gauges_are_read_at_each_scrape(metrics: Metrics) -> None:
-    flights = 0
-    usage = TierUsage(entries=3, bytes=30, limit_bytes=99, evictions=7)
-    metrics.gauges.tiers["memory"] = lambda: usage
-    metrics.gauges.engines[ENGINE] = lambda: EngineUsage(workers=4, busy=2, queued=5)
-    metrics.gauges.flights = lambda: flights
-    metrics.gauges.remote = lambda: RemoteStatus("external", True, "", 6, 8)
-    flights = 9
-    scraped = samples(metrics)
-    assert scraped["wasmkiln_tier_entries", ("memory",)] == 3
-    assert scraped["wasmkiln_tier_bytes", ("memory",)] == 30
-    assert scraped["wasmkiln_tier_limit_bytes", ("memory",)] == 99
-    assert scraped["wasmkiln_tier_evictions_total", ("memory",)] == 7
-    assert scraped["wasmkiln_workers", (ENGINE,)] == 4
-    assert scraped["wasmkiln_workers_busy", (ENGINE,)] == 2
-    assert scraped["wasmkiln_queue_depth", (ENGINE,)] == 5
-    assert scraped["wasmkiln_flights", ()] == 9
-    assert scraped["wasmkiln_redis_up", ()] == 1
-    assert scraped["wasmkiln_redis_pending_writes", ()] == 6
-    assert scraped["wasmkiln_redis_dropped_writes_total", ()] == 8
-    stats = stats_response(metrics)
-    assert tier(metrics, "memory").evictions == 7
-    assert (stats.busy_workers, stats.queue_depth, stats.flights) == (2, 5, 9)
-    assert stats.redis_mode == "external"
+READ = """
+tier_entries tier=memory 3
+tier_bytes tier=memory 30
+tier_limit_bytes tier=memory 99
+tier_evictions_total tier=memory 7
+tier_entries tier=redis 0
+tier_configured tier=host_store 1
+host_store_up - 0
+workers engine=wasmtime-50.0.1 4
+workers_busy engine=wasmtime-50.0.1 2
+queue_depth engine=wasmtime-50.0.1 5
+flights - 9
+redis_up - 1
+redis_pending_writes - 6
+redis_dropped_writes_total - 8
+engine_state engine=wasmtime-50.0.1,state=served 1
+engine_state engine=wasmtime-50.0.1,state=unserved 0
+engine_state engine=wasmer-1.1.0,state=served 0
+engine_state engine=wasmer-1.1.0,state=unserved 1
+isolation_confined engine=wasmtime-50.0.1 0
+isolation_layer engine=wasmtime-50.0.1,layer=seccomp 1
+isolation_layer engine=wasmtime-50.0.1,layer=landlock 0.5
+isolation_layer engine=wasmtime-50.0.1,layer=root 0
+last_reload_successful what=settings 0
+last_reload_successful what=files 1
+"""
 
 
-def test_the_last_reload_is_told_apart_from_those_before(metrics: Metrics) -> None:
-    first = samples(metrics)
-    for what in ("settings", "files"):
-        assert first["wasmkiln_last_reload_successful", (what,)] == 1
-    began_s = first["wasmkiln_last_reload_success_timestamp_seconds", ("settings",)]
-    assert began_s == pytest.approx(metrics.started_at_s)
-    metrics.reloaded("settings", succeeded=False)
-    failed = samples(metrics)
-    assert failed["wasmkiln_last_reload_successful", ("settings",)] == 0
-    assert failed["wasmkiln_last_reload_successful", ("files",)] == 1
-    assert failed["wasmkiln_last_reload_success_timestamp_seconds", ("settings",)] == began_s
-    metrics.reloaded("settings", succeeded=True)
-    mended = samples(metrics)
-    assert mended["wasmkiln_last_reload_successful", ("settings",)] == 1
-    assert mended["wasmkiln_last_reload_success_timestamp_seconds", ("settings",)] > began_s
-    for outcome in ("ok", "failed"):
-        assert mended["wasmkiln_reloads_total", (outcome, "settings")] == 1
-        assert mended["wasmkiln_reloads_total", (outcome, "files")] == 0
-
-
-def test_engines_have_one_state_and_their_isolation(metrics: Metrics) -> None:
-    layers = [
-        IsolationLayer("seccomp", LayerState.ENFORCED, ""),
-        IsolationLayer("landlock", LayerState.PARTIAL, "TCP is not covered"),
-        IsolationLayer("root", LayerState.MISSING, "no user namespaces"),
-    ]
-    metrics.gauges.engine_states = lambda: {ENGINE: True, "wasmer-1.1.0": False}
-    metrics.gauges.isolation = lambda: {ENGINE: Isolation(layers, {"open a file": False})}
-    scraped = samples(metrics)
-    assert scraped["wasmkiln_engine_state", (ENGINE, "served")] == 1
-    assert scraped["wasmkiln_engine_state", (ENGINE, "unserved")] == 0
-    assert scraped["wasmkiln_engine_state", ("wasmer-1.1.0", "served")] == 0
-    assert scraped["wasmkiln_engine_state", ("wasmer-1.1.0", "unserved")] == 1
-    assert scraped["wasmkiln_isolation_confined", (ENGINE,)] == 0
-    got = [scraped["wasmkiln_isolation_layer", (ENGINE, layer.name)] for layer in layers]
-    assert got == [1, 0.5, 0]
-
-
-@pytest.mark.parametrize(
-    ("status", "configured", "up"),
-    [
-        (HostStatus(), 0, 0),
-        (HostStatus(is_on=True), 1, 0),
-        (HostStatus(is_on=True, up=True), 1, 1),
-    ],
-)
-def test_a_tier_that_is_switched_off_is_not_one_that_fails(
-    metrics: Metrics, status: HostStatus, configured: int, up: int
+def test_what_parts_say_is_read_at_each_scrape_and_one_that_fails_costs_no_other(
+    metrics: Metrics,
 ) -> None:
-    metrics.gauges.host = lambda: status
-    metrics.gauges.remote = lambda: RemoteStatus("none", up=False, detail=SWITCHED_OFF)
-    scraped = samples(metrics)
-    assert scraped["wasmkiln_tier_configured", ("host_store",)] == configured
-    assert scraped["wasmkiln_host_store_up", ()] == up
-    assert scraped["wasmkiln_tier_configured", ("redis",)] == 0
-    metrics.gauges.remote = lambda: RemoteStatus("external", up=False, detail="it is down")
-    assert samples(metrics)["wasmkiln_tier_configured", ("redis",)] == 1
-
-
-def test_a_part_that_fails_leaves_the_other_metrics_alone(metrics: Metrics) -> None:
     def broken() -> TierUsage:
         raise OSError("gone")
 
-    metrics.gauges.tiers["redis"] = broken
-    metrics.gauges.tiers["memory"] = lambda: TierUsage(entries=3)
-    assert samples(metrics)["wasmkiln_tier_entries", ("memory",)] == 3
-    redis = tier(metrics, "redis")
-    assert (redis.entries, redis.bytes, redis.limit_bytes, redis.evictions) == (0, 0, 0, 0)
-
-
-def test_uptime_grows(metrics: Metrics) -> None:
+    gauges = metrics.gauges
+    gauges.tiers["memory"], gauges.tiers["redis"] = lambda: TierUsage(3, 30, 99, 7), broken
+    gauges.engines[ENGINE] = lambda: EngineUsage(workers=4, busy=2, queued=5)
+    gauges.flights = lambda: 9
+    gauges.host = lambda: HostStatus(is_on=True)
+    gauges.remote = lambda: RemoteStatus("external", True, "", 6, 8)
+    gauges.engine_states = lambda: {ENGINE: True, "wasmer-1.1.0": False}
+    layers = zip(("seccomp", "landlock", "root"), LayerState, strict=True)
+    told = Isolation([IsolationLayer(*each, "why") for each in layers], {"open a file": False})
+    gauges.isolation = lambda: {ENGINE: told}
+    metrics.reloaded("settings", succeeded=False)
+    for row in READ.strip().splitlines():
+        name, labels, expected = row.split()
+        of = dict(each.split("=") for each in labels.split(",") if each != "-")
+        assert value(metrics, name, **of) == float(expected), row
     stats = stats_response(metrics)
-    assert stats.version == "1.2.3"
-    assert abs(stats.started_at.ToSeconds() - time.time()) < 60
-    assert 0 < seconds_of(stats.uptime) < metrics.uptime_s
-    assert samples(metrics)["wasmkiln_uptime_seconds", ()] > seconds_of(stats.uptime)
+    assert (tier(metrics, "memory").evictions, tier(metrics, "redis").entries) == (7, 0)
+    assert (stats.busy_workers, stats.queue_depth, stats.flights) == (2, 5, 9)
+    assert stats.redis_mode == "external"
+    for detail in (SWITCHED_OFF, "it is down"):
+        gauges.remote = lambda detail=detail: RemoteStatus("none", up=False, detail=detail)
+        assert value(metrics, "tier_configured", tier="redis") == (detail != SWITCHED_OFF)
 
 
-def test_openmetrics_is_valid_too(metrics: Metrics) -> None:
-    metrics.tier_lookup("memory", "artifact", "hit", 0.00001)
+def test_a_namespace_counts_in_the_whole_daemon_too(metrics: Metrics) -> None:
+    namespace = Metrics("1", whole=metrics)
+    namespace.tier_lookup("redis", "artifact", "hit", 0.5)
+    metrics.tier_lookup("redis", "artifact", "hit", 1.0)
+    took = ("tier_lookup_duration_seconds", "redis", "artifact")
+    assert (namespace.summary(*took).sum_s, metrics.summary(*took).sum_s) == (0.5, 1.5)
+    assert (tier(namespace, "redis").hits, tier(metrics, "redis").hits) == (1, 2)
+    namespace.compile_ended("a" * 64, ENGINE, "compiled", "", 0.5)
+    assert [each.module for each in metrics.recent] == ["a" * 64]
+
+
+def test_a_folder_for_several_processes_gets_no_files(tmp_path: Path) -> None:
+    """An operator may have set it for the other services of the machine."""
+    program = "from wasmkilnd.telemetry.metrics import Metrics; Metrics('1').registry"
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+# The last compiles
+
+
+def test_what_ends_alike_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller that tries again and again does not push out what others see."""
+    metrics = Metrics("1")
+    monkeypatch.setattr(time, "time", iter([1.0, 2.0, 3.0, 4.0]).__next__)
+    metrics.compile_ended("a" * 64, "wasmer-1.1.0", "compiled", "", 0.5)
+    for _ in range(3):
+        metrics.compile_ended("b" * 64, "", "", "COMPILE_QUEUE_FULL", 0.001)
+    again, first = metrics.recent
+    assert (again.times, again.ended_s) == (3, 4.0)
+    assert first.times == 1
+
+
+def test_no_more_is_kept_than_the_page_shows_nor_more_text_than_a_name_has() -> None:
+    metrics = Metrics("1")
+    for number in range(3 * KEPT):
+        metrics.compile_ended(f"{number} {'x' * 10_000}", "y" * 10_000, "", "MODULE_INVALID", 0.1)
+    assert len(metrics.recent) == KEPT
+    assert metrics.recent[0].module.startswith(f"{3 * KEPT - 1} ")
+    assert max(len(each.module) + len(each.engine) for each in metrics.recent) <= 160
+
+
+# One series of durations
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=300))
+def test_a_percentile_is_the_least_sample_that_so_many_do_not_exceed(samples: list[float]) -> None:
+    latency = Latency([1.0])
+    for sample in samples:
+        latency.add(sample)
+    summary = latency.summary()
+    for percent, got in ((50, summary.p50_s), (90, summary.p90_s), (99, summary.p99_s)):
+        least = percent * len(samples)
+        assert got == min(s for s in samples if sum(x <= s for x in samples) * 100 >= least)
+
+
+def test_percentiles_are_of_the_last_samples_and_count_and_sum_of_all() -> None:
+    latency = Latency([0.5, 1.0])
+    for seconds in [100.0] * SAMPLES + [0.5] * SAMPLES:
+        latency.add(seconds)
+    summary = latency.summary()
+    assert (summary.count, summary.p99_s) == (2 * SAMPLES, 0.5)
+    assert summary.sum_s == pytest.approx(SAMPLES * 100.5)
+    # A bucket includes its upper end.
+    counts = [(float(end), count) for end, count in latency.buckets()[0]]
+    assert counts == [(0.5, SAMPLES), (1.0, SAMPLES), (math.inf, 2 * SAMPLES)]
+
+
+def test_threads_lose_nothing(metrics: Metrics) -> None:
+    def count() -> None:
+        for index in range(4000):
+            metrics.rpc(METHOD if index % 2 else "new", "OK", 1.0)
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        summary = metrics.summary("rpc_duration_seconds", METHOD)
+        assert summary.count == summary.sum_s  # never in part
+    assert value(metrics, "rpcs_total", method=METHOD, code="OK") == 8000
+    assert value(metrics, "rpcs_total", method="other", code="other") == 8000
+    assert metrics.summary("rpc_duration_seconds", METHOD).count == 8000
+
+
+# What scrapers rely on: the names, types, labels and buckets in ``metrics.txt``
+
+
+CONTRACT = (Path(__file__).parent / "metrics.txt").read_text()
+PAGE = (Path(__file__).parents[3] / "docs" / "reference" / "metrics.md").read_text()
+
+
+def served() -> Metrics:
+    """Return the metrics of a daemon with one engine and one RPC, before the first call."""
+    metrics = Metrics("1.2.3", ["/a.B/C"])
+    metrics.add_engine("engine-1.0.0")
+    metrics.gauges.tls = lambda: TlsStatus({"cert": 1.0, "client_ca": 1.0})
+    metrics.gauges.engine_states = lambda: {"engine-1.0.0": True}
+    metrics.gauges.isolation = lambda: {
+        "engine-1.0.0": Isolation(
+            [IsolationLayer("seccomp", LayerState.ENFORCED, "a filter")], {"fork": True}
+        )
+    }
+    metrics.gauges.warm_ups = lambda: [EngineWarmUp("engine-1.0.0", "engine-0.9.0", 3)]
+    return metrics
+
+
+def test_the_daemon_serves_exactly_the_metrics_of_the_list() -> None:
+    text = generate_latest(served().registry).decode()
+    lines = []
+    for family in text_string_to_metric_families(text):
+        labels: dict[str, dict[str, dict[str, None]]] = defaultdict(lambda: defaultdict(dict))
+        for sample in family.samples:
+            for label, value in sample.labels.items():
+                labels[sample.name][label][value] = None
+            labels[sample.name].setdefault("", {})
+        for name, of_name in labels.items():
+            values = [f"{label}={','.join(of_name[label])}" for label in sorted(of_name) if label]
+            lines.append(" ".join([family.type, name, *values]))
+    ours = [line for line in lines if not line.split()[1].startswith("process_")]
+    assert "\n".join(sorted(ours)) + "\n" == CONTRACT
+
+
+def test_openmetrics_has_the_same_samples() -> None:
+    metrics = served()
     text = openmetrics_latest(metrics.registry).decode()  # type: ignore[no-untyped-call]
-    families = parse_openmetrics(text)  # type: ignore[no-untyped-call]
-    names = {family.name for family in families}
-    ours = {name for name in names if not name.startswith("process_")}
-    assert ours
-    assert all(name.startswith("wasmkiln_") for name in ours)
+    names = {
+        sample.name
+        for family in parse_openmetrics(text)  # type: ignore[no-untyped-call]
+        for sample in family.samples
+        if not sample.name.startswith("process_")
+    }
+    assert names == {line.split()[1] for line in CONTRACT.splitlines()}
+
+
+def test_the_page_of_metrics_has_each_metric_with_its_type_and_labels() -> None:
+    served_now = set()
+    for line in CONTRACT.splitlines():
+        kind, name, *labels = line.split()
+        if kind == "histogram":
+            name = name.removesuffix("_bucket").removesuffix("_count").removesuffix("_sum")
+        names = tuple(label.partition("=")[0] for label in labels)
+        served_now.add((name, kind, tuple(sorted({*names} - {"le"}))))
+    rows = re.findall(r"^\| (`wasm.+?) \| (\w+) \|(.*?)\|", PAGE, re.MULTILINE)
+    listed = [
+        (name, kind, tuple(sorted(re.findall(r"`(\w+)`", labels))))
+        for names, kind, labels in rows
+        for name in re.findall(r"`(\w+)`", names)
+    ]
+    assert sorted(listed) == sorted(served_now)
+
+
+# The alerts: what they watch is there before it happens, and each has its runbook
+
+
+ROOT = Path(__file__).parents[3]
+TEXT = (ROOT / "deploy" / "prometheus-alerts.yml").read_text()
+RUNBOOKS = "docs/reference/alerts.md"
+MOST = 14
+"""Alerts: those that a person would get up for, or look at in the morning."""
+_MATCHER = re.compile(r'(\w+)(=~|!~|!=|=)"([^"]*)"')
+
+
+def alerts() -> dict[str, str]:
+    """Return the text of each alert by its name."""
+    parts = re.split(r"^      - alert: (\w+)$", TEXT, flags=re.MULTILINE)[1:]
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def series() -> dict[str, list[dict[str, str]]]:
+    """Return the labels of the series of a daemon before its first call, by name."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for family in text_string_to_metric_families(generate_latest(served().registry).decode()):
+        for sample in family.samples:
+            found.setdefault(sample.name, []).append(dict(sample.labels))
+    return found
+
+
+def watched(alert: str) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
+    """Yield the metrics that an alert's expression reads, each with its matchers."""
+    for name, matchers in re.findall(r"\b(wasmkiln_\w+)(?:\{([^}]*)\})?", alert):
+        yield name, _MATCHER.findall(matchers)
+
+
+@pytest.mark.parametrize("name", alerts())
+def test_what_an_alert_watches_stands_at_zero_from_the_start(name: str) -> None:
+    """increase() of a series that appears with its first event is 0: nothing would fire."""
+    for metric, matchers in watched(alerts()[name]):
+        of_metric = series().get(metric, [])
+        assert of_metric, metric
+        for label, operator, value in matchers:
+            assert all(label in labels for labels in of_metric), (metric, label)
+            if operator in ("=", "=~"):
+                there = {labels[label] for labels in of_metric}
+                assert set(value.split("|")) <= there, (metric, label)
+
+
+def test_every_alert_has_a_runbook_a_severity_and_a_summary() -> None:
+    assert len(alerts()) <= MOST
+    page = (ROOT / RUNBOOKS).read_text()
+    headings = re.findall(r"^### (\w+)$", page, re.MULTILINE)
+    assert sorted(headings) == sorted(alerts())
+    for name, text in alerts().items():
+        assert f"runbook_url: {RUNBOOKS}#{name.lower()}\n" in text
+        assert re.search(r"labels: \{severity: (critical|warning)\}", text), name
+        assert "summary: " in text, name
+        runbook = page.partition(f"### {name}\n\n")[2]
+        assert runbook.startswith("Critical. ") == ("severity: critical" in text), name

@@ -13,7 +13,6 @@ from wasmkilnd.model import (
     Isolation,
     IsolationLayer,
     LayerState,
-    Origin,
     RemoteStatus,
     Strike,
     TierUsage,
@@ -69,59 +68,6 @@ class Parts:
 @pytest.fixture
 def parts() -> Parts:
     return Parts()
-
-
-def test_it_has_what_stats_capabilities_and_quarantine_have(parts: Parts) -> None:
-    parts.metrics.count("served", Origin.REDIS.value)
-    parts.metrics.compiled(ENGINE, "ok", 0.25, 0.0)
-    parts.strikes = [Strike(CacheKey("a" * 64, "f" * 64), ENGINE, "COMPILE_TIMEOUT", "m", 2, 60.0)]
-    told = parts.told()
-    assert (told["ready"], told["state"], told["namespaces"]) == (True, "ready", 1)
-    assert told["stats"]["version"] == "1.2.3"
-    [memory, *_] = told["stats"]["tiers"]
-    assert (memory["tier"], memory["bytes"]) == ("memory", str(97 * 2**20))
-    [ok] = [each for each in told["stats"]["compiles"] if each["outcome"] == "ok"]
-    assert (ok["engine"], ok["count"], ok["duration"]["p50"]) == (ENGINE, "1", "0.250s")
-    assert told["served"][Origin.REDIS.value] == 1
-    assert set(told["served"]) == {origin.value for origin in Origin}
-    [engine] = told["engines"]
-    assert engine == {
-        "id": ENGINE,
-        "default": True,
-        "confined": True,
-        "gaps": {"landlock": "partial"},
-        "advisories": ["TEST-1: a guest can leave"],
-    }
-    assert told["expected_wait_s"] == 1.5
-    [strike] = told["quarantine"]
-    assert strike == {
-        "module": "a" * 64,
-        "engine": ENGINE,
-        "reason": "COMPILE_TIMEOUT",
-        "strikes": 2,
-        "left_s": 60.0,
-    }
-
-
-def test_recent_compiles_say_what_became_of_them(parts: Parts) -> None:
-    parts.metrics.compile_ended("b" * 64, ENGINE, Origin.REDIS.value, "", 0.002)
-    for _ in range(3):
-        parts.metrics.compile_ended("c" * 64, "", "", "COMPILE_TIMEOUT", 30.0)
-    failed, found = parts.told()["recent"]
-    assert (failed["reason"], failed["times"], failed["took_s"]) == ("COMPILE_TIMEOUT", 3, 30.0)
-    assert (found["module"], found["origin"], found["reason"]) == ("b" * 64, "redis", "")
-
-
-def test_what_is_wrong_is_there(parts: Parts) -> None:
-    parts.metrics.reloaded("settings", succeeded=False)
-    parts.metrics.gauges.remote = lambda: RemoteStatus("external", up=False, detail="refused")
-    parts.readiness.draining()
-    told = parts.told()
-    assert (told["ready"], told["state"]) == (False, "draining")
-    assert told["failed_reloads"] == ["settings"]
-    assert "redis_up" not in told["stats"]
-    assert told["stats"]["redis_detail"] == "refused"
-    assert not told["redis_off"]
 
 
 def test_it_names_no_path_no_command_and_no_message(parts: Parts) -> None:

@@ -16,9 +16,7 @@ import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import StatusCode
 from structlog.testing import capture_logs
-from wasmkilnd import errors
 from wasmkilnd.cache.fleet import Fleet
 from wasmkilnd.flights import WaitBudget
 from wasmkilnd.telemetry import tracing
@@ -26,12 +24,10 @@ from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.telemetry.tracing import Collector, Tracing, TracingUnusable, open_tracing
 
 from tests.doubles.notes import Notes
-from tests.servers.otlp_receiver import OtlpReceiver
 
 COMPILE = "/wasmkiln.v1.ModuleService/Compile"
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SAMPLED = (("traceparent", f"00-{TRACE}-{PARENT}-01"),)
-UNSAMPLED = (("traceparent", f"00-{TRACE}-{PARENT}-00"),)
 
 
 class Kept:
@@ -87,6 +83,12 @@ def test_a_call_goes_on_with_the_trace_of_its_caller(kept: Kept) -> None:
     }
 
 
+def test_a_long_tracestate_is_left_out(kept: Kept) -> None:
+    [span] = kept.call(nothing, (*SAMPLED, ("tracestate", "vendor=" + "1" * 600)))
+    assert f"{span.context.trace_id:032x}" == TRACE
+    assert not span.context.trace_state
+
+
 @pytest.mark.parametrize(
     "metadata",
     [
@@ -95,7 +97,6 @@ def test_a_call_goes_on_with_the_trace_of_its_caller(kept: Kept) -> None:
         (("traceparent", f"00-{'0' * 32}-{PARENT}-01"),),
         (("traceparent", "x" * 8000), ("tracestate", "y" * 8000)),
     ],
-    ids=["none", "malformed", "zero", "long"],
 )
 def test_a_call_without_a_usable_traceparent_begins_a_trace(
     kept: Kept, metadata: Sequence[tuple[str, str | bytes]]
@@ -103,56 +104,6 @@ def test_a_call_without_a_usable_traceparent_begins_a_trace(
     [span] = kept.call(nothing, metadata)
     assert span.parent is None
     assert f"{span.context.trace_id:032x}" == kept.trace_id != TRACE
-
-
-def test_a_long_tracestate_is_left_out(kept: Kept) -> None:
-    [span] = kept.call(nothing, (*SAMPLED, ("tracestate", "vendor=" + "1" * 600)))
-    assert f"{span.context.trace_id:032x}" == TRACE
-    assert not span.context.trace_state
-
-
-def test_what_the_caller_does_not_record_is_not_sent_but_in_the_log(kept: Kept) -> None:
-    async def work() -> None:
-        kept.metrics.tier_lookup("redis", "artifact", "hit", 0.01)
-        assert tracing.of_line() == {"trace_id": TRACE}
-
-    assert kept.call(work, UNSAMPLED) == []
-    assert kept.trace_id == TRACE
-
-
-def test_a_trace_that_begins_here_is_sampled_and_only_then_in_the_log(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
-    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "0")
-    none = Kept()
-    assert none.call(nothing) == []
-    assert none.trace_id == ""
-    assert len(none.call(nothing, SAMPLED)) == 1
-    none.traces.close()
-    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "1")
-    every = Kept()
-    assert len(every.call(nothing)) == 1
-    every.traces.close()
-
-
-def test_a_lookup_is_a_step_of_the_call(kept: Kept) -> None:
-    async def work() -> None:
-        kept.metrics.tier_lookup("memory", "artifact", "miss", 0.001)
-        # As look-ups that calls share: a task of its own.
-        await asyncio.create_task(failing())
-
-    async def failing() -> None:
-        kept.metrics.tier_lookup("redis", "artifact", "error", 0.0)
-
-    memory, redis, call = kept.call(work)
-    assert memory.name == "lookup memory"
-    assert redis.status.status_code is StatusCode.ERROR
-    for step in (memory, redis):
-        assert step.parent == call.context
-    assert memory.start_time
-    assert memory.end_time
-    assert memory.end_time - memory.start_time >= 1_000_000
 
 
 def test_what_a_task_does_after_its_call_is_in_no_trace(kept: Kept) -> None:
@@ -180,48 +131,6 @@ def test_what_a_task_does_after_its_call_is_in_no_trace(kept: Kept) -> None:
     kept.traces._provider.force_flush()
     assert done
     assert [span.name for span in kept._exporter.get_finished_spans()] == [COMPILE[1:]]
-
-
-def test_what_a_call_leaves_to_a_task_of_others_is_in_its_trace(kept: Kept) -> None:
-    carried: list[Any] = []
-
-    async def work() -> None:
-        carried.append(tracing.carried())
-
-    async def write() -> None:
-        # As a writer that is shared by all calls.
-        for call in (carried[0], None):
-            tracing.CALL.set(call)
-            kept.metrics.tier_store("redis", "ok", 0.0)
-
-    kept.call(work, SAMPLED)
-    asyncio.run(write())
-    kept.traces._provider.force_flush()
-    names = [span.name for span in kept._exporter.get_finished_spans()]
-    assert names == [COMPILE[1:], "store redis"]
-
-
-def test_a_step_that_fails_says_why(kept: Kept) -> None:
-    async def work() -> None:
-        with (
-            pytest.raises(errors.WasmkilnError),
-            tracing.step("compile", engine="e", module_bytes=8),
-        ):
-            raise errors.compiler_crashed("e", "ended by SIGSEGV", "")
-        with pytest.raises(asyncio.CancelledError), tracing.step("queue"):
-            raise asyncio.CancelledError
-
-    compiling, queue, _ = kept.call(work)
-    assert compiling.name == "compile"
-    assert dict(compiling.attributes or {}) == {
-        "wasmkiln.engine": "e",
-        "wasmkiln.module_bytes": 8,
-        "wasmkiln.outcome": "compiler_crashed",
-    }
-    assert compiling.status.status_code is StatusCode.ERROR
-    assert compiling.status.description == "compiler_crashed"
-    assert dict(queue.attributes or {}) == {"wasmkiln.outcome": "cancelled"}
-    assert queue.status.status_code is StatusCode.UNSET
 
 
 def test_a_lease_is_a_step_unless_nobody_is_asked(
@@ -270,28 +179,6 @@ def test_a_collector_that_hangs_does_not_keep_the_daemon_from_ending() -> None:
     trace.end("OK", "", {})
     traces.close()  # It returns, or this test never ends.
     assert hanging.entered.is_set()
-
-
-def test_a_collector_that_is_gone_is_logged_once_and_so_is_its_return(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    receiver = OtlpReceiver()
-    receiver.stop()
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{receiver.port}")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "3")
-    collector = Collector()
-    with capture_logs() as logs:
-        assert collector.export([]) is SpanExportResult.FAILURE
-        assert collector.export([]) is SpanExportResult.FAILURE
-        [gone] = logs
-        assert gone["event"].startswith("cannot send traces")
-        assert gone["endpoint"] == f"http://127.0.0.1:{receiver.port}"
-        assert "Connection refused" in gone["cause"]
-        again = OtlpReceiver(port=receiver.port)
-        assert collector.export([]) is SpanExportResult.SUCCESS
-    assert [line["log_level"] for line in logs] == ["warning", "info"]
-    collector.shutdown()
-    again.stop()
 
 
 class Answering:
@@ -355,41 +242,34 @@ def test_spans_go_through_the_proxy_and_with_no_name_of_netrc(
     assert proxy.asked == [("http://collector.invalid:4318/v1/traces", "Bearer own")]
 
 
-def test_a_collector_of_grpc_is_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4317")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "grpc")
-    with pytest.raises(TracingUnusable, match=r"http/protobuf, .* 4318, not grpc"):
-        open_tracing("1")
-
-
-def test_a_variable_that_is_wrong_is_said_without_the_headers(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "hunter2")
-    with pytest.raises(TracingUnusable, match=r"OTEL_\*: OTEL_EXPORTER_OTLP_HEADERS") as of_header:
-        open_tracing("1")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "soon")
-    with pytest.raises(TracingUnusable, match=r"OTEL_\*: .*'soon'") as refused:
-        open_tracing("1")
-    assert "hunter2" not in f"{of_header.value} {refused.value} {caplog.text}"
-
-
 @pytest.mark.parametrize(
-    ("name", "value", "says"),
+    ("variables", "says"),
     [
-        ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/nowhere/ca.pem", r"OTEL_\*: .*/nowhere/ca.pem"),
-        ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "8192", r"one of the variables OTEL_\*: "),
-        ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "-1", r"one of the variables OTEL_\*: "),
+        ({"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc"}, "http/protobuf, .* 4318, not grpc"),
+        ({"OTEL_EXPORTER_OTLP_HEADERS": "hunter2"}, "OTEL_EXPORTER_OTLP_HEADERS"),
+        (
+            {"OTEL_EXPORTER_OTLP_HEADERS": "hunter2", "OTEL_EXPORTER_OTLP_TIMEOUT": "soon"},
+            ".*'soon'",
+        ),
+        # What the library would pass over.
+        ({"OTEL_EXPORTER_OTLP_CERTIFICATE": "/nowhere/ca.pem"}, ".*/nowhere/ca.pem"),
+        ({"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "8192"}, ""),
+        ({"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "-1"}, ""),
     ],
 )
-def test_a_variable_that_the_library_would_pass_over_is_refused(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str
+def test_a_variable_that_is_wrong_is_refused_without_what_the_headers_say(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    variables: Mapping[str, str],
+    says: str,
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "https://127.0.0.1:1")
-    monkeypatch.setenv(name, value)
-    with pytest.raises(TracingUnusable, match=f"cannot send traces: .*{says}"):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    wrong = rf"cannot send traces: one of the variables OTEL_\*: .*{says}"
+    with pytest.raises(TracingUnusable, match=wrong) as refused:
         open_tracing("1")
+    assert "hunter2" not in f"{refused.value} {caplog.text}"
 
 
 def test_a_daemon_without_traces_loads_nothing_for_them() -> None:

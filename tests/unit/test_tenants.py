@@ -1,13 +1,17 @@
-"""How memory and disk are divided among namespaces."""
+"""Namespaces: how memory and disk are divided, their paths, and what they do by themselves."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+from structlog.testing import capture_logs
+from wasmkiln.shared import namespace_path
 from wasmkilnd import tenants
 from wasmkilnd.access.policy import NamespaceLimits
-from wasmkilnd.tenants import MAX_NAMESPACES, shares
+from wasmkilnd.tenants import MAX_NAMESPACES, OpenTenant, shares
 
 EQUAL = NamespaceLimits()
 
@@ -64,3 +68,44 @@ def test_the_number_of_namespaces_is_bounded() -> None:
     assert "one daemon serves" in why_not(10**9, 10**9, many)
     many.popitem()
     assert why_not(10**9, 10**9, many) == ""
+
+
+# The paths of namespaces, which are part of the layout of the host store
+
+
+def test_the_default_namespace_has_the_path_of_a_daemon_without_namespaces() -> None:
+    assert namespace_path(Path("/store"), "") == Path("/store")
+
+
+def test_a_namespace_has_a_path_of_its_own() -> None:
+    assert namespace_path(Path("/store"), "team-a") == Path("/store/ns/team-a")
+
+
+@pytest.mark.parametrize(
+    "name", ["..", "A", "a/b", "a:b", "-a", "a" * 64, "a\n", "ä", "*", "a b", ".", "a."]
+)
+def test_what_is_no_name_leads_nowhere(name: str) -> None:
+    with pytest.raises(ValueError, match="expected a namespace"):
+        namespace_path(Path("/store"), name)
+
+
+# What a namespace does by itself, again and again, ends with no defect of one part
+
+
+async def test_a_defect_in_one_look_ends_no_other() -> None:
+    saved: list[bool] = []
+
+    async def look() -> None:
+        raise RuntimeError("a defect")
+
+    async def save() -> None:
+        saved.append(True)
+
+    opened, pins = OpenTenant.__new__(OpenTenant), SimpleNamespace(look=look)
+    parts = {"tenant": SimpleNamespace(pins=pins), "usage": SimpleNamespace(save=save)}
+    vars(opened).update(**parts, _sealer=SimpleNamespace(max_age_s=0.0))
+    with capture_logs() as logs:
+        await opened.look()
+    assert saved == [True]
+    [line] = logs
+    assert line["event"] == "a defect keeps pins or uses from being looked after"
