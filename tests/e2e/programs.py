@@ -115,9 +115,23 @@ def installed_engines() -> Installed:
     return engines_of(state)
 
 
+def run(*words: object, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end, with no other settings of the daemon or client than these."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("WASMKILN_")}
+    return subprocess.run(
+        [str(word) for word in words],
+        env={**kept, **environ},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
 def wasmkilnd(*words: str) -> str:
     """Run a command of the daemon's that has to succeed; return its standard output."""
-    done = subprocess.run([WASMKILND, *words], capture_output=True, text=True, check=False)
+    done = run(WASMKILND, *words)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
 
