@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +16,10 @@ from wasmkiln.host_store import Engines
 from tests.e2e import wasm
 from tests.e2e.bearers import add_token
 from tests.e2e.daemon import TWO_ENGINES, Daemon, fresh_state
-from tests.e2e.in_engine import client_path, interpreter
-from tests.e2e.programs import WASMKILN, Installed
+from tests.e2e.in_engine import run_script
+from tests.e2e.processes import eventually
+from tests.e2e.programs import WASMKILN, Installed, run
+from tests.e2e.test_client_load import added
 
 NOBODY = "127.0.0.1:1"
 SETTINGS: list[dict[str, str]] = [{}, {"consume_fuel": "true"}]
@@ -40,11 +38,8 @@ def store(kiln: Daemon) -> Path:
     return kiln.state_dir / "host_store"
 
 
-def add(module: wasmtime.Module) -> int:
-    engine_store = wasmtime.Store(engine_of(module))
-    exported = wasmtime.Instance(engine_store, module, []).exports(engine_store)["add"]
-    assert isinstance(exported, wasmtime.Func)
-    return int(exported(engine_store, 40, 2))
+def add(module: wasmtime.Module) -> object:
+    return added(wasmtime.Store(engine_of(module)), module)
 
 
 def mapped(path: Path) -> bool:
@@ -83,7 +78,7 @@ def test_the_first_caller_gets_a_file_and_the_next_needs_no_daemon(
         assert path.is_relative_to(store)
         assert add(client.module(module, engine="wasmtime")) == 42
     with Client(NOBODY, host_store_dir=store, max_attempts=1) as alone:
-        assert add(alone.module(hashlib.sha256(module).hexdigest(), engine="wasmtime")) == 42
+        assert add(alone.module(wasm.digest(module), engine="wasmtime")) == 42
         assert mapped(path)
         with pytest.raises(errors.ConnectionFailed):
             alone.module(wasm.adder(302), engine="wasmtime")
@@ -136,7 +131,7 @@ def test_a_process_that_does_not_see_the_files_gets_bytes(kiln: Daemon, store: P
         "    print(wasmtime.Store(wasmkiln.engine_of(module)) is not None)\n"
         "print(sys.argv[3] in open('/proc/self/maps').read())\n"
     )
-    command = [sys.executable, "-c", script, kiln.address, hashlib.sha256(module).hexdigest()]
+    command = [sys.executable, "-c", script, kiln.address, wasm.digest(module)]
     apart = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(store)]
     probe = subprocess.run([*apart, "true"], capture_output=True, check=False)
     if probe.returncode:
@@ -149,60 +144,35 @@ def test_a_process_that_does_not_see_the_files_gets_bytes(kiln: Daemon, store: P
 
 def test_wasmer_in_a_second_process(kiln: Daemon, store: Path, engines: Installed) -> None:
     """On CPython 3.10, the newest Python that wasmer has wheels for, with no daemon."""
-    python = interpreter(engines, "wasmer-1.1.0")
     module = wasm.adder(305)
     with kiln.client() as client:
         client.host_file(module, engine="wasmer")
     script = (
-        "import json, sys, wasmkiln, wasmer\n"
+        "import sys, wasmkiln, wasmer\n"
         "client = wasmkiln.Client('127.0.0.1:1', host_store_dir=sys.argv[1], max_attempts=1)\n"
         "module = client.module(sys.argv[2], engine='wasmer')\n"
         "assert client.module(sys.argv[2], engine='wasmer') is module\n"
         "assert isinstance(wasmkiln.engine_of(module), wasmer.Store)\n"
         "own = client.module(sys.argv[2], into=wasmer.Store())\n"
-        "print(json.dumps([wasmer.Instance(each).exports.add(40, 2) for each in (module, own)]))\n"
+        "print(*(wasmer.Instance(each).exports.add(40, 2) for each in (module, own)))\n"
     )
-    done = subprocess.run(
-        [str(python), "-c", script, str(store), hashlib.sha256(module).hexdigest()],
-        env={**os.environ, "PYTHONPATH": client_path(python)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == [42, 42]
+    words = (script, store, wasm.digest(module))
+    assert run_script(engines, "wasmer-1.1.0", *words, with_client=True) == "42 42"
 
 
-def test_the_command_prints_the_path(
-    kiln: Daemon, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_prints_the_path(kiln: Daemon, store: Path, tmp_path: Path) -> None:
     file = tmp_path / "adder.wasm"
     file.write_bytes(wasm.adder(306))
-    command = [
-        WASMKILN,
-        "path",
-        str(file),
-        "--engine",
-        "wasmtime",
-    ]
-    environ = {**os.environ, "WASMKILN_HOST_STORE_DIR": str(store)}
 
-    command += ["--engine", "wasmtime"]
+    def path(address: str) -> subprocess.CompletedProcess[str]:
+        words = ("path", file, "--engine", "wasmtime", "--address", address)
+        return run(WASMKILN, *words, WASMKILN_HOST_STORE_DIR=str(store))
 
-    def run(address: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command,
-            env={**environ, "WASMKILN_ADDRESS": address},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    assert run(NOBODY).returncode == 3
-    first = run(kiln.address)
+    assert path(NOBODY).returncode == 3
+    first = path(kiln.address)
     assert first.returncode == 0, first.stderr
     assert Path(first.stdout.strip()).is_relative_to(store)
-    assert run(NOBODY).stdout == first.stdout
+    assert path(NOBODY).stdout == first.stdout
 
 
 def test_fast_code_is_swapped_for_optimised_code(kiln: Daemon, store: Path) -> None:
@@ -210,15 +180,13 @@ def test_fast_code_is_swapped_for_optimised_code(kiln: Daemon, store: Path) -> N
     with kiln.client(host_store_dir=store) as client:
         first = client.module(module, engine="wasmtime", accept_fast=True)
         assert add(first) == 42
-        best = first
-        for _ in range(60):
-            best = client.module(module, engine="wasmtime", accept_fast=True)
-            if best is not first:
-                break
-            time.sleep(0.5)
-        assert best is not first
-        assert add(best) == 42
-        assert client.module(module, engine="wasmtime") is best
+
+        def best() -> wasmtime.Module:
+            return client.module(module, engine="wasmtime", accept_fast=True)
+
+        eventually(lambda: best() is not first, "it stays")
+        assert add(best()) == 42
+        assert client.module(module, engine="wasmtime") is best()
     with Client(NOBODY, host_store_dir=store, max_attempts=1) as alone:
         settings = {"strategy": "winch"}
         assert add(alone.module(module, engine="wasmtime", settings=settings)) == 42
@@ -255,4 +223,4 @@ def test_whoever_the_daemon_refuses_compiles_nothing_here(
         assert not caplog.records
     with caplog.at_level("WARNING", "wasmkiln"):
         assert add(module("once", third)) == 42, "the daemon has ended"
-    assert f"compiling module {hashlib.sha256(third).hexdigest()} here" in caplog.text
+    assert f"compiling module {wasm.digest(third)} here" in caplog.text

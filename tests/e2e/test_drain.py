@@ -58,35 +58,28 @@ def has_open(pid: int, name: str) -> bool:
     return False
 
 
-def test_sigterm_lets_running_calls_finish_and_refuses_new_ones(state: Path) -> None:
+@pytest.mark.parametrize("how", ["SIGTERM", "Drain"])
+def test_running_calls_finish_and_new_ones_are_refused(state: Path, how: str) -> None:
     with Daemon(state, PATIENT) as daemon, daemon.client(max_attempts=1) as client:
         with compiling(daemon, SOME_SECONDS) as running:
-            daemon.process.send_signal(signal.SIGTERM)
-            daemon.wait_for_log("draining")
+            if how == "Drain":
+                answer = client.drain()
+                assert (answer.calls, answer.flights) == (1, 1)
+                assert 140 < answer.grace.seconds <= 150
+            else:
+                daemon.process.send_signal(signal.SIGTERM)
+                daemon.wait_for_log("draining")
+            # By the time of the answer, not some time later.
+            assert not running.done()
             assert client.health() == "NOT_SERVING"
             assert get(f"{daemon.admin_url}/readyz") == (503, "draining\n")
             with pytest.raises(ServerDraining):
                 client.compile(wasm.adder(31))
-            assert running.result().header.size_bytes
-        assert daemon.process.wait(120) == 0
-    assert "given up" not in daemon.log
-
-
-def test_drain_answers_at_once_and_ends_the_daemon(state: Path) -> None:
-    with Daemon(state, PATIENT) as daemon, daemon.client(max_attempts=1) as client:
-        with compiling(daemon, SOME_SECONDS) as running:
-            answer = client.drain()
-            assert not running.done()
-            assert (answer.calls, answer.flights) == (1, 1)
-            assert 140 < answer.grace.seconds <= 150
-            # By the time of the answer, not some time later.
-            assert client.health() == "NOT_SERVING"
-            with pytest.raises(ServerDraining):
-                client.compile(wasm.adder(31))
-            # A container's supervisor signals as soon as its hook, which drained, is done: that
-            # is the first signal, and hurries nobody.
-            daemon.process.send_signal(signal.SIGTERM)
-            daemon.wait_for_log("stopping")
+            if how == "Drain":
+                # A container's supervisor signals as soon as its hook, which drained, is done:
+                # that is the first signal, and hurries nobody.
+                daemon.process.send_signal(signal.SIGTERM)
+                daemon.wait_for_log("stopping")
             assert running.result().header.size_bytes
         assert daemon.process.wait(120) == 0
     assert "given up" not in daemon.log
@@ -110,19 +103,6 @@ def test_what_outlives_the_grace_is_told_so(state: Path) -> None:
         # Its job is killed, and dies once it gets a CPU.
         eventually(lambda: not workers_and_jobs(daemon.pid), "a job lives on")
     assert "grace is over: giving up calls" in daemon.log
-
-
-def test_of_several_deadlines_the_earliest_counts(state: Path) -> None:
-    with Daemon(state, NO_REDIS) as daemon, daemon.client(max_attempts=1) as client:
-        with compiling(daemon, ENDLESS) as running:
-            assert client.drain(3600).grace.seconds >= 3599
-            assert client.drain(60).grace.seconds <= 60
-            assert client.drain(600).grace.seconds <= 60
-            assert client.drain().grace.seconds <= 30
-            client.drain(0)
-            with pytest.raises(ServerDraining):
-                running.result()
-        assert daemon.process.wait(120) == 0
 
 
 def test_a_signal_after_all_is_stopped_is_no_failure(state: Path) -> None:
@@ -276,7 +256,13 @@ def test_each_call_of_a_draining_daemon_by_grpcurl(state: Path) -> None:
         for service in ("", "wasmkiln.v1.ModuleService", "wasmkiln.v1.AdminService"):
             [health] = grpcurl.json("grpc.health.v1.Health/Check", {"service": service})
             assert health == {"status": "NOT_SERVING"}
-        [answer] = grpcurl.json("wasmkiln.v1.AdminService/Drain", {"grace": "0s"})
+        # Of several deadlines the earliest counts.
+        with daemon.client(max_attempts=1) as client:
+            assert client.drain(3600).grace.seconds <= 100
+            assert client.drain(60).grace.seconds <= 60
+            assert client.drain(600).grace.seconds <= 60
+            assert client.drain().grace.seconds <= 30
+            client.drain(0)
         with pytest.raises(ServerDraining):
             running.result()
         assert daemon.process.wait(120) == 0

@@ -110,11 +110,10 @@ def test_a_reload_changes_the_format(tmp_path: Path) -> None:
         assert not [line for line in daemon.log_lines[before:] if line.startswith("{")]
 
 
-@pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGSEGV])
-def test_a_daemon_that_aborts_says_where(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_daemon_that_crashes_says_where(tmp_path: Path) -> None:
     state = fresh_state(tmp_path / "state", engines=(ENGINE,))
     with Daemon(state, ("--workers", "1")) as daemon:
-        os.kill(daemon.pid, number)
+        os.kill(daemon.pid, signal.SIGSEGV)
         daemon.process.wait(120)
         eventually(lambda: "Fatal Python error" in daemon.log, "no last words")
         eventually(lambda: "most recent call first" in daemon.log, "no traceback")

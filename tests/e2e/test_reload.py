@@ -21,11 +21,12 @@ from wasmkiln import (
     ModuleQuarantined,
     ModuleTooLarge,
 )
+from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkiln.v1 import types_pb2
 
 from tests.e2e import wasm
 from tests.e2e.callers import COMPILE, RawCaller
-from tests.e2e.daemon import RedisDaemon, fresh_state
+from tests.e2e.daemon import FAILED, Configured, fresh_state
 from tests.e2e.processes import eventually
 from tests.e2e.programs import WASMKILND, Installed
 from tests.e2e.signing_keys import KeyDirectory, KeyPair
@@ -34,46 +35,18 @@ from tests.servers.certificates import Certificates, certificates
 from tests.servers.redis_server import RedisServer, binary_of, free_ports, redis_server
 
 MIB = 2**20
-FAILED = "cannot reload: what cannot be used stays as it was"
 
 
-class Configured:
-    """A daemon whose settings are in a file."""
-
-    def __init__(self, folder: Path, *flags: str, **settings: object) -> None:
-        self.state = fresh_state(folder / "state", own_keys=True, engines=["wasmer-1.1.0"])
-        self.file = folder / "wasmkilnd.toml"
-        self._settings: dict[str, object] = {"workers": 1, "redis_url": "none", **settings}
-        self.write()
-        self.daemon = RedisDaemon(self.state, ["--config", str(self.file), *flags])
-
-    def write(self, **settings: object) -> None:
-        """Change settings in the file."""
-        self._settings |= settings
-        lines = [f"{name} = {json.dumps(value)}\n" for name, value in self._settings.items()]
-        self.file.write_text("".join(lines))
-
-    def reload(self) -> list[dict[str, Any]]:
-        """Send SIGHUP; return the lines of the log that this made."""
-        self.daemon.wait_for_log('"ready"')  # Read by a thread, which may be behind.
-        seen = len(self.daemon.log_lines)
-        self.daemon.process.send_signal(signal.SIGHUP)
-
-        def answered() -> bool:
-            return bool(
-                re.search(r'"(reloaded|cannot reload)\W', "".join(self.daemon.log_lines[seen:]))
-            )
-
-        eventually(answered, "no answer to SIGHUP")
-        lines = [json.loads(line) for line in self.daemon.log_lines[seen:]]
-        # An earlier call's line is written after its answer.
-        return [line for line in lines if line["event"] != "call"]
+def with_settings(folder: Path, *flags: str, **settings: object) -> Configured:
+    """A daemon with keys of its own: what its memory lost comes from Redis, or is compiled."""
+    state = fresh_state(folder / "state", own_keys=True, engines=["wasmer-1.1.0"])
+    return Configured(state, *flags, host_store_bytes=0, **settings)
 
 
 @pytest.fixture
 def configured(engines: Installed, tmp_path: Path) -> Iterator[Configured]:
     """A daemon with small limits."""
-    one = Configured(
+    one = with_settings(
         tmp_path,
         *("--queue-length", "7"),
         max_module_bytes="512",
@@ -128,8 +101,9 @@ def test_limits_are_taken_over_and_the_rest_is_told(configured: Configured) -> N
         assert client.compile(too_large).header.size_bytes
         with pytest.raises(CompileTimeout, match="within 2 s"):
             client.compile(too_slow)
-        [memory] = [tier for tier in client.stats().tiers if tier.tier == "memory"]
+        memory = memory_of(client)
         assert memory.limit_bytes == 32 * MIB
+        assert memory.bytes > 4096
         # Once more changes nothing, and what needs a restart is told again; so is a module
         # that would not fit into a message.
         configured.write(max_module_bytes="100MiB")
@@ -139,6 +113,15 @@ def test_limits_are_taken_over_and_the_rest_is_told(configured: Configured) -> N
             *("workers", "redis_prefix", "max_module_bytes")
         }
         assert client.capabilities().limits.module_bytes == 5 * MIB
+        # A smaller memory makes room at once.
+        for limit_bytes in (4096, 0):
+            configured.write(memory_bytes=limit_bytes)
+            configured.reload()
+            assert memory_of(client).bytes <= limit_bytes
+
+
+def memory_of(client: Client) -> pb.TierStats:
+    return next(tier for tier in client.stats().tiers if tier.tier == "memory")
 
 
 def test_limits_on_traffic_and_the_quarantine_are_taken_over(configured: Configured) -> None:
@@ -165,23 +148,6 @@ def test_limits_on_traffic_and_the_quarantine_are_taken_over(configured: Configu
         configured.reload()
         with pytest.raises(CompileTimeout):
             client.compile(harmful)
-
-
-def test_a_smaller_memory_tier_makes_room_at_once(configured: Configured) -> None:
-    def used(client: Client) -> int:
-        return next(tier.bytes for tier in client.stats().tiers if tier.tier == "memory")
-
-    with configured.daemon.client() as client:
-        for tag in range(4):
-            client.compile(wasm.adder(tag))
-        assert used(client) > 4096
-        configured.write(memory_bytes=4096)
-        configured.reload()
-        assert used(client) <= 4096
-        configured.write(memory_bytes=0)
-        configured.reload()
-        assert used(client) == 0
-        assert client.compile(wasm.adder(3)).header.origin == COMPILED
 
 
 BROKEN = {
@@ -211,9 +177,9 @@ def test_a_broken_configuration_changes_no_setting(configured: Configured) -> No
 
 def test_a_broken_configuration_holds_back_no_keys(engines: Installed, tmp_path: Path) -> None:
     """Nor do keys that cannot be used hold back settings."""
-    one = Configured(tmp_path, compile_timeout_s=61)
+    one = with_settings(tmp_path, compile_timeout_s=61)
     with one.daemon, one.daemon.client() as client:
-        keys = KeyDirectory.of(one.state)
+        keys = KeyDirectory.of(one.daemon.state_dir)
         before = keys.pair()
         keys.run("rotate")
         one.file.write_text("compile_timeout_s = 'soon'")
@@ -304,7 +270,7 @@ def test_a_new_certificate_authority_of_redis_is_taken_over(
     url = f"rediss://127.0.0.1:{port}"
     with contextlib.ExitStack() as stack:
         before = stack.enter_context(server(old, "before"))
-        one = Configured(tmp_path, redis_url=url, redis_ca_file=str(ca_file))
+        one = with_settings(tmp_path, redis_url=url, redis_ca_file=str(ca_file))
         with one.daemon, one.daemon.client() as client:
             client.compile(wasm.adder(70))
             settled(client)
@@ -327,9 +293,9 @@ def test_a_new_certificate_authority_of_redis_is_taken_over(
 
 def test_a_stolen_key_is_replaced_and_forgotten(engines: Installed, tmp_path: Path) -> None:
     """The daemon drops everything that the key signed: a thief may have signed it."""
-    one = Configured(tmp_path, redis_url="")
+    one = with_settings(tmp_path, redis_url="")
     with one.daemon, one.daemon.client() as client:
-        keys = KeyDirectory.of(one.state)
+        keys = KeyDirectory.of(one.daemon.state_dir)
         stolen = keys.pair()
         held, stored = wasm.adder(60), wasm.adder(61)
         client.compile(held)
@@ -375,7 +341,7 @@ def test_a_key_in_the_file_takes_over_without_being_shown(
     engines: Installed, tmp_path: Path
 ) -> None:
     first, second = KeyPair(), KeyPair()
-    one = Configured(tmp_path, signing_key=first.base64)
+    one = with_settings(tmp_path, signing_key=first.base64)
     with one.daemon, one.daemon.client(trusted_keys=second.public.hex) as client:
         with pytest.raises(AttestationInvalid):
             client.compile(wasm.adder(1))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +11,10 @@ import pytest
 from wasmkiln import EngineRemoved, EngineUnknown
 
 from tests.e2e import wasm
-from tests.e2e.daemon import Daemon, state_with
+from tests.e2e.daemon import FAILED, Configured, state_with
 from tests.e2e.processes import eventually, workers_of
-from tests.e2e.programs import WASMKILN, Installed
-from tests.e2e.test_daemon import get, wasmkilnd
+from tests.e2e.programs import WASMKILN, WASMKILND, Installed, run
+from tests.e2e.test_daemon import get
 
 GOOD, BAD = "wasmer-1.1.0", "wasmtime-50.0.1"
 ROW = """[[advisory]]
@@ -37,35 +35,17 @@ FIELDS = {
 SENTENCE = "TEST-1: A guest can leave; fixed in 50.0.2, 51.0.0; see https://example.org/TEST-1"
 
 
-class Warned:
+class Warned(Configured):
     """A daemon whose settings and advisories are in files."""
 
     def __init__(self, folder: Path, *engines: str, **settings: str) -> None:
-        self.config, self.advisories = folder / "wasmkilnd.toml", folder / "advisories.toml"
+        self.advisories = folder / "advisories.toml"
         self.advisories.write_text(ROW)
-        self.write(**settings)
-        flags = ["--redis-url", "none", "--workers", "1", "--config", str(self.config)]
-        self.daemon = Daemon(state_with(folder / "state", *engines), flags)
-
-    def write(self, **settings: str) -> None:
-        """Have these settings, and the file of advisories."""
-        every = {"advisories_file": str(self.advisories), **settings}
-        lines = (f"{name} = {json.dumps(value)}\n" for name, value in every.items())
-        self.config.write_text("".join(lines))
+        named = {"advisories_file": str(self.advisories), "vulnerable_engines": "warn"}
+        super().__init__(state_with(folder / "state", *engines), **{**named, **settings})
 
     def reload(self, answer: str = "engines read again") -> list[dict[str, Any]]:
-        """Send SIGHUP; return the lines of the log up to ``answer``."""
-        self.daemon.wait_for_log('"ready"')  # Read by a thread, which may be behind.
-        seen = len(self.daemon.log_lines)
-        self.daemon.process.send_signal(signal.SIGHUP)
-
-        def lines() -> list[dict[str, Any]]:
-            return [json.loads(line) for line in self.daemon.log_lines[seen:]]
-
-        eventually(
-            lambda: any(line["event"].startswith(answer) for line in lines()), "no answer", 60
-        )
-        return lines()
+        return super().reload(answer)
 
     def known(self) -> dict[str, list[str]]:
         """Return the ids of each served engine's advisories, as GetCapabilities has them."""
@@ -75,8 +55,7 @@ class Warned:
 
     def shown(self, *words: str) -> str:
         """Return what ``wasmkiln`` prints."""
-        command = [WASMKILN, "--address", self.daemon.address, *words]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        return run(WASMKILN, "--address", self.daemon.address, *words).stdout
 
     def page(self) -> dict[str, Any]:
         """Return what the status page is drawn from."""
@@ -164,7 +143,7 @@ def test_a_reload_refuses_what_is_served_and_what_it_made_is_evicted(
         assert client.compile(module, engine=GOOD).header.origin == 1  # That of the other stays.
 
         assert not [line for line in one.reload() if line["event"] == "engine is not served"]
-        one.write()
+        one.write(vulnerable_engines="warn")
         assert warnings(one.reload()) == {BAD: ["TEST-1"]}
         assert client.compile(module, engine=BAD).header.origin == 3
 
@@ -188,16 +167,13 @@ def test_a_file_that_cannot_be_used_refuses_the_reload_and_the_start(
     one = warned(BAD)
     one.advisories.write_text(ROW.replace("winch", "wench"))
     one.write(vulnerable_engines="refuse")
-    words = "cannot reload: what cannot be used stays as it was"
-    [refused] = [line for line in one.reload(words) if line["event"] == words]
+    [refused] = [line for line in one.reload("cannot reload") if line["event"] == FAILED]
     sentence = f"cannot use advisories_file {one.advisories}: advisory 1 compilers 1: "
     assert refused["cause"].startswith(sentence)
     assert one.known() == {BAD: ["TEST-1"]}
     for command in ("config", "serve"):
-        done = wasmkilnd(
-            *(command, "--config", str(one.config), "--state-dir", str(one.daemon.state_dir)),
-            *("--redis-url", "none", "--listen", "127.0.0.1:0", "--admin-listen", "none"),
-        )
+        words = (command, "--config", one.file, "--state-dir", one.daemon.state_dir)
+        done = run(WASMKILND, *words, "--listen", "127.0.0.1:0", "--admin-listen", "none")
         assert done.returncode == (2 if command == "config" else 1)
         assert done.stderr.splitlines()[-1].startswith(f"error: {sentence}")
         assert "Traceback" not in done.stderr

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +19,10 @@ from tests.soak.chaos import Blow, Chaos
 from tests.soak.fleet import LEASE_S, WORKERS, Fleet, Life, Member, running_fleet
 from tests.soak.ledger import Call, Ledger
 from tests.soak.modules import ENGINES, make_moulds
-from tests.soak.processes import Holdings, holdings
 from tests.soak.stage import TIMEOUT_S, Stage
 
-_SAMPLE_S = 1.0
+# Of the load, in tenths: by then a daemon has all that it needs.
+_WARM = 3
 # On a busy machine it takes more time until all that is planned has happened.
 _LONGER = 4
 _SETTLE_S = 60.0
@@ -45,12 +44,28 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Holdings:
+    """What an idle daemon holds."""
+
+    processes: int
+    """Its workers, and the processes that belong to them."""
+    descriptors: int
+    """The daemon's own descriptors, idle connections to Redis included."""
+    memory_bytes: int
+    """Its own resident memory."""
+
+
+def holdings(pid: int) -> Holdings:
+    """Return what a daemon holds now."""
+    descriptors = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    return Holdings(len(workers_and_jobs(pid)), descriptors, memory_of(pid))
+
+
+@dataclass(frozen=True)
 class Figures:
     """All measurements of a soak."""
 
     plan: Plan
-    began_s: float
-    """When the load began, on the clock of the calls."""
     calls: list[Call]
     blows: list[Blow]
     lives: list[Life]
@@ -82,7 +97,6 @@ async def run(folder: Path, plan: Plan, tell: Tell = lambda _: None) -> Figures:
     async with running_fleet(folder) as fleet:
         stage = Stage(fleet, moulds, ledger)
         before = [await _warmed_up(stage, member) for member in fleet.members]
-        began_s = time.monotonic()
         chaos = Chaos(fleet, plan.seed, plan.seconds, stage.over)
         await _load(stage, chaos, plan, tell)
         _check_alive(fleet)
@@ -99,7 +113,6 @@ async def run(folder: Path, plan: Plan, tell: Tell = lambda _: None) -> Figures:
         await asyncio.gather(*(member.stop() for member in fleet.members))
         return Figures(
             plan,
-            began_s,
             ledger.calls,
             chaos.blows,
             fleet.lives,
@@ -114,17 +127,10 @@ async def run(folder: Path, plan: Plan, tell: Tell = lambda _: None) -> Figures:
         )
 
 
-class Died(Exception):  # noqa: N818 - an event
-    """A daemon ended by itself; the message says how."""
-
-
 def _check_alive(fleet: Fleet) -> None:
-    for member in fleet.members:
-        code = member.life.daemon.process.poll()
-        if code is not None:
-            raise Died(
-                f"daemon {member.number} ended with {code}: {member.life.daemon.log[-4000:]}"
-            )
+    for daemon in (member.life.daemon for member in fleet.members):
+        code = daemon.process.poll()
+        assert code is None, f"a daemon ended by itself, with {code}: {daemon.log[-4000:]}"
 
 
 async def _warmed_up(stage: Stage, member: Member) -> Holdings:
@@ -133,7 +139,7 @@ async def _warmed_up(stage: Stage, member: Member) -> Holdings:
     life = member.life
     for engine in ENGINES:
         known = next(known for known in stage.hot if engine in known.artifacts)
-        await stage.ask("warm-up", life, known, engine)
+        await stage.ask("warm-up", dice, known, life=life, engine=engine)
     await slow_reader(stage, dice)
     with stage.ledger.call("warm-up", life, TIMEOUT_S, frozenset({"NOT_WASM"})):
         await life.strangers.compile(b"(module)", timeout_s=TIMEOUT_S)
@@ -146,7 +152,7 @@ async def _warmed_up(stage: Stage, member: Member) -> Holdings:
 
 async def _load(stage: Stage, chaos: Chaos, plan: Plan, tell: Tell) -> None:
     """Run actors and chaos for as long as planned, and until the last call has ended."""
-    async with _sampled(stage.fleet), asyncio.TaskGroup() as tasks:
+    async with asyncio.TaskGroup() as tasks:
         tasks.create_task(chaos.rage())
         for actor in actors():
             for number in range(actor.tasks):
@@ -156,6 +162,10 @@ async def _load(stage: Stage, chaos: Chaos, plan: Plan, tell: Tell) -> None:
             calls = stage.ledger.calls
             tell(f"{len(calls):,} calls, {len(chaos.blows)} blows ({tenth * 10} %)")
             await asyncio.sleep(plan.seconds / 10)
+            if tenth == _WARM:
+                for life in (member.life for member in stage.fleet.members):
+                    if life.lives:
+                        life.warm_bytes = memory_of(life.daemon.pid)
             if tenth >= 9 and not missing(calls, chaos.missing):
                 break
         stage.over.set()
@@ -178,37 +188,18 @@ async def _act(stage: Stage, actor: Actor, dice: random.Random) -> None:
         await asyncio.sleep(actor.pause_s * dice.uniform(0.5, 1.5))
 
 
-@asynccontextmanager
-async def _sampled(fleet: Fleet) -> AsyncIterator[None]:
-    """Record every second how much memory each daemon has."""
-
-    async def sample() -> None:
-        while True:
-            for life in (member.life for member in fleet.members):
-                if life.lives:
-                    try:
-                        held = memory_of(life.daemon.pid)
-                    except (FileNotFoundError, ProcessLookupError, AssertionError):
-                        continue
-                    life.rss.append((time.monotonic(), held))
-            await asyncio.sleep(_SAMPLE_S)
-
-    sampling = asyncio.create_task(sample())
-    try:
-        yield
-    finally:
-        sampling.cancel()
-        await asyncio.gather(sampling, return_exceptions=True)
-
-
 async def _audit(stage: Stage) -> None:
     """Ask every daemon for every regular artifact, after an eviction from its memory."""
+    dice = random.Random(0)
     for member in stage.fleet.members:
         with stage.ledger.call("operator", member.life, TIMEOUT_S):
             await member.life.regulars.evict(everything=True, tier="memory", timeout_s=TIMEOUT_S)
         for known in stage.regulars:
             await asyncio.gather(
-                *(stage.ask("audit", member.life, known, engine) for engine in known.artifacts)
+                *(
+                    stage.ask("audit", dice, known, life=member.life, engine=engine)
+                    for engine in known.artifacts
+                )
             )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ LEAST_SHARE = 0.999
 # What daemons keep connected to Redis, once many calls at once have needed it.
 _REDIS_CONNECTIONS = 32
 # Beside what allocators keep for the next time, nothing may grow.
-_LEAST_SAMPLES = 5
 _MEMORY_GROWTH, _MEMORY_SLACK_BYTES = 1.25, 32 * 2**20
 
 
@@ -166,20 +164,14 @@ def _nothing_is_left(figures: Figures) -> list[Check]:
 
 def _memory_is_bounded(figures: Figures) -> Check:
     """Check the memory of daemons that lived long enough to show a leak."""
-    seen, kept = [], True
-    for life, after in zip(figures.last, figures.after, strict=True):
-        held = [held for _, held in life.rss]
-        if len(held) < _LEAST_SAMPLES:
-            continue
-        # A fifth to three tenths of its life under load are over: it has all that it needs.
-        warm = statistics.median(held[len(held) // 5 : len(held) * 3 // 10 + 1])
-        kept &= after.memory_bytes <= warm * _MEMORY_GROWTH + _MEMORY_SLACK_BYTES
-        course = ", ".join(f"{each / 2**20:.0f}" for each in held[:: max(1, len(held) // 10)])
-        seen.append(
-            f"{after.memory_bytes / 2**20:.0f} MiB (warm {warm / 2**20:.0f}; under load {course})"
-        )
+    pairs = [
+        (f.memory_bytes, last.warm_bytes)
+        for f, last in zip(figures.after, figures.last, strict=True)
+    ]
+    pairs = [(after, warm) for after, warm in pairs if warm]
     return Check(
         "memory of each daemon that lived long: bounded once it is warm",
-        "; ".join(seen) or "none lived long",
-        kept and bool(seen),
+        "; ".join(f"{a / 2**20:.0f} MiB (warm {w / 2**20:.0f})" for a, w in pairs) or "none did",
+        bool(pairs)
+        and all(after <= warm * _MEMORY_GROWTH + _MEMORY_SLACK_BYTES for after, warm in pairs),
     )
