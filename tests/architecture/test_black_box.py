@@ -48,7 +48,7 @@ def test_it_imports_nothing_of_the_daemon() -> None:
     # What pytest runs beside all of it, and its own files; behind each, how it comes to be there.
     box = {name: name for name in files() if name.split(".")[1:2] in [[each] for each in FOLDERS]}
     waiting = ["tests.conftest", *box]
-    violations = []
+    violations: list[str] = []
     while waiting:
         name = waiting.pop()
         for other in imports(name) - box.keys():

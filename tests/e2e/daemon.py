@@ -56,12 +56,8 @@ def fresh_state(path: Path, *, own_keys: bool = False, engines: Sequence[str] = 
 
 def state_with(path: Path, *engine_ids: str) -> Path:
     """Make a state directory at ``path`` with some of the tests' engines, and nothing else."""
-    engines = path / "engines"
-    engines.mkdir(parents=True)
-    installed = {engine.id: engine for engine in installed_engines()}
-    for engine_id in engine_ids:
-        (engines / engine_id).symlink_to(installed[engine_id].path.resolve())
-    return path
+    installed_engines()
+    return fresh_state(path, own_keys=True, engines=engine_ids)
 
 
 def is_ready(daemon: Daemon) -> bool:

@@ -8,12 +8,12 @@ import io
 import json
 import platform
 import tarfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass
 from pathlib import Path
+
+from tests.e2e.wheel_index import serving
 
 # uv puts a mirror in the place of this.
 _RELEASES = "https://github.com/astral-sh/python-build-standalone/releases/download"
@@ -76,32 +76,18 @@ class Mirror:
     """A mirror that runs."""
 
     url: str
-    asked: list[str] = field(default_factory=list)
+    asked: list[str]
     """The paths that were fetched."""
 
 
 @contextmanager
 def serve_archive(archive: bytes) -> Iterator[Mirror]:
     """Serve an archive under every name."""
+    asked: list[str] = []
 
-    class Releases(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            mirror.asked.append(self.path)
-            self.send_response(200)
-            self.send_header("Content-Type", "application/gzip")
-            self.send_header("Content-Length", str(len(archive)))
-            self.end_headers()
-            self.wfile.write(archive)
+    def file_at(path: str) -> bytes:
+        asked.append(path)
+        return archive
 
-        def log_message(self, *args: object) -> None:
-            """Say nothing."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Releases) as server:
-        mirror = Mirror(f"http://127.0.0.1:{server.server_port}/mirror")
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield mirror
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(file_at) as address:
+        yield Mirror(f"{address}/mirror", asked)

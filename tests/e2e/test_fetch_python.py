@@ -47,11 +47,9 @@ def environ(tmp_path: Path) -> dict[str, str]:
     return {**kept, "HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "PYENV_ROOT": ""}
 
 
-def command(state: Path, *flags: str) -> list[str]:
-    return [
-        *(WASMKILND, "engine", "install", "wasmer"),
-        *("--state-dir", str(state), *flags),
-    ]
+def install(state: Path, environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    words = [WASMKILND, "engine", "install", "wasmer", "--state-dir", str(state)]
+    return subprocess.run(words, env=environ, capture_output=True, text=True)
 
 
 def test_it_is_fetched_from_a_mirror_and_wasmer_runs_in_it(
@@ -64,7 +62,7 @@ def test_it_is_fetched_from_a_mirror_and_wasmer_runs_in_it(
             "UV_PYTHON_INSTALL_MIRROR": mirror.url,
             "UV_PYTHON_DOWNLOADS_JSON_URL": str(downloads),
         }
-        done = subprocess.run(command(state), env=environ, capture_output=True, text=True)
+        done = install(state, environ)
     assert done.returncode == 0, done.stderr
     assert f"fetching CPython 3.10 from {mirror.url}" in done.stderr
     assert [path.startswith("/mirror/20260101/cpython-") for path in mirror.asked] == [True]
@@ -78,7 +76,7 @@ def test_it_is_fetched_from_a_mirror_and_wasmer_runs_in_it(
     # What it fetched is found again.
     shutil.rmtree(engine.path)
     index = {"PIP_INDEX_URL": "http://127.0.0.1:1/", "PIP_RETRIES": "0"}
-    again = subprocess.run(command(state), env=environ | index, capture_output=True, text=True)
+    again = install(state, environ | index)
     assert f"wasmer: using CPython {old.version} at {state / 'pythons'}/" in again.stderr
 
 
@@ -88,7 +86,7 @@ def test_what_has_another_digest_than_uv_knows_is_refused(
     state = tmp_path / "state"
     with serve_archive(archive) as mirror:
         environ["UV_PYTHON_INSTALL_MIRROR"] = mirror.url
-        done = subprocess.run(command(state), env=environ, capture_output=True, text=True)
+        done = install(state, environ)
     assert mirror.asked
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]

@@ -22,7 +22,6 @@ from wasmkiln import (
     ModuleTooLarge,
 )
 from wasmkiln.v1 import module_service_pb2 as pb
-from wasmkiln.v1 import types_pb2
 
 from tests.e2e import wasm
 from tests.e2e.callers import COMPILE, RawCaller
@@ -30,7 +29,7 @@ from tests.e2e.daemon import FAILED, Configured, fresh_state
 from tests.e2e.processes import eventually
 from tests.e2e.programs import WASMKILND, Installed
 from tests.e2e.signing_keys import KeyDirectory, KeyPair
-from tests.e2e.test_cache import COMPILED, MEMORY, REDIS, settled
+from tests.e2e.test_cache import REDIS, settled
 from tests.servers.certificates import Certificates, certificates
 from tests.servers.redis_server import RedisServer, binary_of, free_ports, redis_server
 
@@ -289,52 +288,6 @@ def test_a_new_certificate_authority_of_redis_is_taken_over(
             settled(client)
             client.evict(everything=True, tier="memory")
             assert client.compile(wasm.adder(71)).header.origin == REDIS
-
-
-def test_a_stolen_key_is_replaced_and_forgotten(engines: Installed, tmp_path: Path) -> None:
-    """The daemon drops everything that the key signed: a thief may have signed it."""
-    one = with_settings(tmp_path, redis_url="")
-    with one.daemon, one.daemon.client() as client:
-        keys = KeyDirectory.of(one.daemon.state_dir)
-        stolen = keys.pair()
-        held, stored = wasm.adder(60), wasm.adder(61)
-        client.compile(held)
-        client.compile(stored)
-        settled(client)
-        client.evict(everything=True, tier="memory")
-        assert client.compile(held).header.origin == REDIS
-
-        # Rotated alone: nothing is lost, and the new key signs.
-        keys.run("rotate")
-        lines = one.reload()
-        fresh = keys.pair()
-        # Engines follow behind all else.
-        assert {line["event"] for line in lines} - {"engines read again"} == {
-            "signing key changed",
-            "key added",
-            "reloaded",
-        }
-        assert client.compile(held).header.origin == MEMORY
-        with one.daemon.client(trusted_keys=fresh.public.hex) as strict:
-            assert strict.compile(wasm.adder(62)).header.origin == COMPILED
-            with pytest.raises(AttestationInvalid):
-                strict.compile(held)
-
-        keys.run("distrust", stolen.public.id)
-        lines = one.reload()
-        [forgotten] = [line for line in lines if "no longer trusted" in line["event"]]
-        assert forgotten["key_id"] == stolen.public.id
-        with one.daemon.client(trusted_keys=fresh.public.hex) as strict:
-            assert origin(strict, held) == COMPILED
-            assert origin(strict, stored) == COMPILED
-            assert origin(strict, wasm.adder(62)) == MEMORY
-    for secret in (stolen, fresh):
-        assert secret.base64 not in one.daemon.log
-        assert secret.pem.splitlines()[1] not in one.daemon.log
-
-
-def origin(client: Client, module: bytes) -> types_pb2.Origin:
-    return client.compile(module).header.origin
 
 
 def test_a_key_in_the_file_takes_over_without_being_shown(

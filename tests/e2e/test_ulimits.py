@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from tests.e2e import wasm
 from tests.e2e.callers import ENGINE
 from tests.e2e.daemon import Daemon, state_with
-from tests.e2e.programs import WASMKILND
+from tests.e2e.programs import WASMKILND, run
 
 GIB = 2**30
 FLAGS = (
@@ -36,16 +35,10 @@ def limited(name: str, limit: int) -> tuple[str, ...]:
 @pytest.mark.parametrize("name", TOO_LOW)
 def test_a_limit_that_is_too_low_is_named(name: str, tmp_path: Path) -> None:
     limit, *words = TOO_LOW[name]
-    done = subprocess.run(
-        [
-            *(*limited(name, limit), "serve", *FLAGS),
-            *("--state-dir", str(state_with(tmp_path / "state", ENGINE))),
-            *("--listen", "127.0.0.1:0", "--admin-listen", "none"),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
+    done = run(
+        *(*limited(name, limit), "serve", *FLAGS),
+        *("--state-dir", state_with(tmp_path / "state", ENGINE)),
+        *("--listen", "127.0.0.1:0", "--admin-listen", "none"),
     )
     assert done.returncode == 1, done.stderr
     last_line = done.stderr.splitlines()[-1]
