@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tests.e2e import refusals as meet
+from tests.e2e import refusals as causes
 from tests.e2e import wasm
 from tests.e2e.callers import ENGINE
-from tests.e2e.refusals import Meet, compile_, guarded, load, request
+from tests.e2e.refusals import Call, Meet, compile_, guarded, load, request
 from tests.hostile.catalogue import many_locals
 from tests.web_tokens import TestIssuer
 
@@ -68,12 +68,18 @@ class Row:
         return "guarded" if self.reason in _GUARDED else crowded
 
 
+WASMER, WASMTIME = "wasmer-1.1.0", "wasmtime-50.0.1"
+_IDS = {"wasmer": WASMER, "wasmtime": WASMTIME}
+
+
 def row(reason: str, meet: Meet, says: str, *, at_fault: str = "", **metadata: str) -> Row:
-    """Return a row; a keyword is a name of the metadata."""
+    """Return a row; a keyword is a name of the metadata. It has the engine that a call names."""
+    named = meet.wishes.get("engine") if isinstance(meet, Call) else None
+    if named and reason != "INVALID_REQUEST":
+        metadata["engine"] = _IDS.get(named, named)
     return Row(reason, meet, says, metadata, at_fault or _AT_FAULT.get(reason, ""))
 
 
-WASMER, WASMTIME = "wasmer-1.1.0", "wasmtime-50.0.1"
 _TARGET = r"\w+-unknown-linux-gnu"
 _NUMBER = r"\d+"
 _NO_MODULE = wasm.CORE_PREAMBLE + b"\x01\x02\x03"
@@ -81,12 +87,24 @@ _DIGEST = "0" * 64
 _OTHERS = re.escape("wasmtime-50.0.1, wasmtime-49.0.0")
 _ENGINES = re.escape("wasmer-1.1.0, ") + _OTHERS
 _LOADED = wasm.constant(2)
-_PROMOTE = (
-    "(module (func (param v128) (result v128) local.get 0 f64x2.promote_low_f32x4)"
-    ' (export "f" (func 0)))'
-)
+_MISTYPED = "(module (func (result i32) i64.const 0))"
+_TOO_LARGE = wasm.CORE_PREAMBLE + bytes(5 * MIB)
+_TOO_DEEP = wasm.nested_blocks(1_000_000)
+_LEGACY = "(module (func try catch_all end))"
+_PROMOTE = "(module (func (param v128) (result v128) local.get 0 f64x2.promote_low_f32x4))"
 _TWO_MEMORIES, _OFF = "(module (memory 1) (memory 1))", {"wasm_multi_memory": "false"}
 _MANY_KEYS = {"keys": [{"module_sha256": _DIGEST}] * 10_001}
+
+
+def on_wasmer(source: bytes | str, **wishes: object) -> Call:
+    """Compile with wasmer."""
+    return compile_(source, engine="wasmer", **wishes)
+
+
+def on_wasmtime(source: bytes | str, **wishes: object) -> Call:
+    """Compile with wasmtime."""
+    return compile_(source, engine="wasmtime", **wishes)
+
 
 ROWS = [
     row("NOT_WASM", load(b""), "empty"),
@@ -94,25 +112,11 @@ ROWS = [
     row("NOT_WASM", compile_(b"(module)"), "WebAssembly text"),
     row("NOT_WASM", compile_(b"\x7fELF" + bytes(99)), "compiled"),
     row("NOT_WASM", load(b"%PDF-1.7"), "not a WebAssembly"),
+    row("MODULE_INVALID", load(_NO_MODULE, engine="wasmer"), "at offset", offset=_NUMBER),
+    row("MODULE_INVALID", on_wasmtime(_NO_MODULE), "at offset", offset=_NUMBER),
+    row("MODULE_INVALID", on_wasmtime(_MISTYPED), "type mismatch", offset=_NUMBER),
     row(
-        *("MODULE_INVALID", load(_NO_MODULE, engine="wasmer"), "at offset"),
-        engine=WASMER,
-        offset=_NUMBER,
-    ),
-    row(
-        *("MODULE_INVALID", compile_(_NO_MODULE, engine="wasmtime"), "at offset"),
-        engine=WASMTIME,
-        offset=_NUMBER,
-    ),
-    row(
-        "MODULE_INVALID",
-        compile_("(module (func (result i32) i64.const 0))", engine="wasmtime"),
-        "type mismatch",
-        engine=WASMTIME,
-        offset=_NUMBER,
-    ),
-    row(
-        *("MODULE_TOO_LARGE", load(wasm.CORE_PREAMBLE + bytes(5 * MIB)), "5,242,880"),
+        *("MODULE_TOO_LARGE", load(_TOO_LARGE), "5,242,880"),
         size_bytes=str(5 * MIB + 8),
         limit_bytes=str(5 * MIB),
     ),
@@ -121,103 +125,67 @@ ROWS = [
         expected_sha256=_DIGEST,
         actual_sha256=wasm.digest(_LOADED),
     ),
+    *(
+        row("INVALID_REQUEST", request(method, message), says, at_fault=at_fault, **metadata)
+        for method, message, at_fault, says, metadata in (
+            ("ModuleService/Compile", {}, "source", "", {}),
+            ("ModuleService/Compile", {"sha256": "A" * 64}, "sha256", "64 lowercase", {}),
+            ("ModuleService/FindMissing", {"keys": [{}]}, "keys.module_sha256", "", {}),
+            ("ModuleService/FindMissing", _MANY_KEYS, "keys", "10,000", {"at_most": "10000"}),
+            ("AdminService/Evict", {}, "scope", "", {}),
+            ("AdminService/Evict", {"all": False}, "scope", "", {}),
+            ("AdminService/Evict", {"module_sha256": "x"}, "module_sha256", "64 lowercase", {}),
+        )
+    ),
+    row("INVALID_REQUEST", load(_LOADED, expected_sha256="x"), "64", at_fault="expected_sha256"),
     row(
         *("INVALID_REQUEST", compile_(_LOADED, engine="w" * 129), "may have at most 128"),
         at_fault="engine",
         at_most="128",
         size_bytes="129",
     ),
+    row("ENGINE_UNKNOWN", compile_(_LOADED, engine="v8"), WASMTIME, engines=_ENGINES),
     row(
-        *("INVALID_REQUEST", request("ModuleService/FindMissing", _MANY_KEYS), "10,000"),
-        at_fault="keys",
-        at_most="10000",
-    ),
-    *(
-        row("INVALID_REQUEST", request(method, message), says, at_fault=at_fault)
-        for method, message, at_fault, says in (
-            ("ModuleService/Compile", {}, "source", ""),
-            ("ModuleService/Compile", {"sha256": "A" * 64}, "sha256", "64 lowercase"),
-            ("ModuleService/FindMissing", {"keys": [{}]}, "keys.module_sha256", ""),
-            ("AdminService/Evict", {}, "scope", ""),
-            ("AdminService/Evict", {"all": False}, "scope", ""),
-            ("AdminService/Evict", {"module_sha256": "x"}, "module_sha256", "x"),
-        )
-    ),
-    row("INVALID_REQUEST", load(_LOADED, expected_sha256="x"), "x", at_fault="expected_sha256"),
-    row(
-        *("ENGINE_UNKNOWN", compile_(_LOADED, engine="v8"), WASMTIME),
-        engine="v8",
-        engines=_ENGINES,
-    ),
-    row(
-        "TARGET_UNSUPPORTED",
-        compile_(_LOADED, engine="wasmtime", target="z80-unknown-none"),
-        "linux-gnu",
+        *("TARGET_UNSUPPORTED", on_wasmtime(_LOADED, target="z80-unknown-none"), "linux-gnu"),
         at_fault="target",
-        engine=WASMTIME,
         target="z80-unknown-none",
         targets=_TARGET,
     ),
     row(
-        *("TARGET_UNSUPPORTED", compile_(_LOADED, engine="wasmtime", cpu="z80"), "baseline"),
+        *("TARGET_UNSUPPORTED", on_wasmtime(_LOADED, cpu="z80"), "baseline"),
         at_fault="cpu",
-        engine=WASMTIME,
         target=_TARGET,
         cpu="z80",
         cpus=".*baseline.*native.*",
     ),
     row(
-        "SETTING_UNKNOWN",
-        compile_(_LOADED, engine="wasmtime", settings={"speed": "max"}),
-        "consume_fuel",
-        engine=WASMTIME,
+        *("SETTING_UNKNOWN", on_wasmtime(_LOADED, settings={"speed": "max"}), "consume_fuel"),
         setting="speed",
         allowed=".*consume_fuel, .*",
     ),
     row(
-        "SETTING_UNKNOWN",
-        compile_(_LOADED, engine="wasmtime", settings={"consume_fuel": "9"}),
-        "false, true",
-        engine=WASMTIME,
+        *("SETTING_UNKNOWN", on_wasmtime(_LOADED, settings={"consume_fuel": "9"}), "false, true"),
         setting="consume_fuel",
         value="9",
         allowed="false, true",
     ),
-    row(
-        *("ENGINE_LACKS_FEATURE", compile_("(component)", engine="wasmer"), WASMTIME),
-        engine=WASMER,
-        accepted_by=_OTHERS,
-    ),
-    row(
-        *("ENGINE_LACKS_FEATURE", load("(module (memory i64 1))", engine="wasmer"), WASMTIME),
-        engine=WASMER,
-        accepted_by=_OTHERS,
-        offset=_NUMBER,
-        feature="memory64",
-    ),
-    row(
-        "ENGINE_LACKS_FEATURE",
-        load("(module (func try catch_all end))", engine="wasmtime"),
-        "legacy_exceptions feature required",
-        engine=WASMTIME,
-        accepted_by="",
-        offset=_NUMBER,
-        feature="legacy-exceptions",
-    ),
+    row("ENGINE_LACKS_FEATURE", on_wasmer("(component)"), WASMTIME, accepted_by=_OTHERS),
     # wasmer accepts SIMD, and then has no code for some of its operators.
-    row(
-        *("ENGINE_LACKS_FEATURE", compile_(_PROMOTE, engine="wasmer"), WASMTIME),
-        engine=WASMER,
-        accepted_by=_OTHERS,
-    ),
-    row(
-        "ENGINE_LACKS_FEATURE",
-        compile_(_TWO_MEMORIES, engine="wasmtime", settings=_OFF),
-        "multi",
-        engine=WASMTIME,
-        accepted_by=_OTHERS,
-        offset=_NUMBER,
-        feature="multi-memory",
+    row("ENGINE_LACKS_FEATURE", on_wasmer(_PROMOTE), WASMTIME, accepted_by=_OTHERS),
+    *(
+        row(
+            "ENGINE_LACKS_FEATURE",
+            meet,
+            says,
+            accepted_by=others,
+            offset=_NUMBER,
+            feature=feature,
+        )
+        for meet, says, others, feature in (
+            (load("(module (memory i64 1))", engine="wasmer"), WASMTIME, _OTHERS, "memory64"),
+            (load(_LEGACY, engine="wasmtime"), "legacy_exceptions", "", "legacy-exceptions"),
+            (on_wasmtime(_TWO_MEMORIES, settings=_OFF), "multi", _OTHERS, "multi-memory"),
+        )
     ),
     row(
         "MODULE_NOT_LOADED",
@@ -227,53 +195,32 @@ ROWS = [
     ),
     # Beside many other processes the limit of the wall clock may be met first.
     row(
-        "COMPILE_TIMEOUT",
-        compile_(many_locals(10_000), engine="wasmer"),
-        "or raise WASMKILN_COMPILE_",
-        engine=WASMER,
+        *("COMPILE_TIMEOUT", on_wasmer(many_locals(10_000)), "or raise WASMKILN_COMPILE_"),
         limit_s=r"\d+\.0",
     ),
     *(
-        row(
-            "COMPILE_MEMORY_LIMIT",
-            compile_(wasm.nested_blocks(1_000_000), engine=engine),
-            f"{MEMORY_BYTES:,}",
-            engine=engine,
-            limit_bytes=str(MEMORY_BYTES),
-        )
-        for engine in (WASMER, WASMTIME)
+        row("COMPILE_MEMORY_LIMIT", meet, f"{MEMORY_BYTES:,}", limit_bytes=str(MEMORY_BYTES))
+        for meet in (on_wasmer(_TOO_DEEP), on_wasmtime(_TOO_DEEP))
     ),
     row(
-        "ARTIFACT_TOO_LARGE",
-        compile_(wasm.many_functions(20_000), engine="wasmer"),
-        f"{ARTIFACT_BYTES:,}",
-        engine=WASMER,
+        *("ARTIFACT_TOO_LARGE", on_wasmer(wasm.many_functions(20_000)), f"{ARTIFACT_BYTES:,}"),
         size_bytes=r"\d{7}",
         limit_bytes=str(ARTIFACT_BYTES),
     ),
     row(
-        "MODULE_QUARANTINED",
-        meet.repeat_what_was_refused,
-        f"{MEMORY_BYTES:,}",
+        *("MODULE_QUARANTINED", causes.repeat_what_was_refused, f"{MEMORY_BYTES:,}"),
         engine=WASMER,
         first_reason="COMPILE_MEMORY_LIMIT",
         seconds_left=r"(600|5\d\d)(\.\d)?",
     ),
-    row("COMPILER_CRASHED", meet.crash, "SIGABRT", engine=ENGINE, signal="SIGABRT"),
-    row("COMPILE_QUEUE_FULL", meet.fill_the_queue, "", limit="queue", engine=ENGINE, waiting="1"),
-    row("WORKER_UNAVAILABLE", meet.lose_every_worker, "whatever the module", engine=ENGINE),
+    row("COMPILER_CRASHED", causes.crash, "SIGABRT", engine=ENGINE, signal="SIGABRT"),
+    row("COMPILE_QUEUE_FULL", causes.fill_the_queue, "", limit="queue", engine=ENGINE, waiting="1"),
+    row("WORKER_UNAVAILABLE", causes.lose_every_worker, "whatever the module", engine=ENGINE),
+    row("ENGINE_REMOVED", causes.lose_the_engine, "was removed", engine=ENGINE, engines=""),
+    row("QUOTA_EXCEEDED", causes.use_up_a_quota, "1 per minute", quota="compiles_per_minute"),
+    row("MODULE_PINNED", causes.evict_what_is_pinned, "unpin it first", sha256="[0-9a-f]{64}"),
     row(
-        *("ENGINE_REMOVED", meet.lose_the_engine, "was removed from this daemon"),
-        engine=ENGINE,
-        engines="",
-    ),
-    row(
-        *("QUOTA_EXCEEDED", meet.use_up_a_quota, "your quota allows 1 per minute"),
-        quota="compiles_per_minute",
-    ),
-    row("MODULE_PINNED", meet.evict_what_is_pinned, "unpin it first", sha256="[0-9a-f]{64}"),
-    row(
-        *("PINS_FULL", meet.pin_too_much, "unpin others"),
+        *("PINS_FULL", causes.pin_too_much, "unpin others"),
         tier="memory",
         bytes="[0-9]+",
         limit_bytes=str(TIER_BYTES),
@@ -290,5 +237,5 @@ ROWS = [
     ),
     row("ROLE_MISSING", guarded("Bearer {reader}"), "it needs the role compile", role="compile"),
     # The last one, since it ends its daemon.
-    row("SERVER_DRAINING", meet.drain, "shutting down"),
+    row("SERVER_DRAINING", causes.drain, "shutting down"),
 ]

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +25,29 @@ _ADMIN = "wasmkiln.v1.AdminService"
 Meet = Callable[[Daemon], Refusal]
 
 
-def load(source: bytes | str, **wishes: object) -> Meet:
-    """Load a module, which is bytes or made from a text."""
-    return _call(LOAD, source, wishes)
+@dataclass(frozen=True)
+class Call:
+    """A call with a module, which is bytes or made from a text, and with wishes."""
+
+    method: str
+    source: bytes | str
+    wishes: Mapping[str, Any]
+
+    def __call__(self, daemon: Daemon) -> Refusal:
+        """Make it."""
+        module = wasm.from_text(self.source) if isinstance(self.source, str) else self.source
+        asked = {"module": _module(module), **self.wishes}
+        return Grpcurl(daemon.address).refused(self.method, asked)
 
 
-def compile_(source: bytes | str, **wishes: object) -> Meet:
-    """Compile a module, which is bytes or made from a text."""
-    return _call(COMPILE, source, wishes)
+def load(source: bytes | str, **wishes: object) -> Call:
+    """Load a module."""
+    return Call(LOAD, source, wishes)
 
 
-def _call(method: str, source: bytes | str, wishes: Mapping[str, object]) -> Meet:
-    def meet(daemon: Daemon) -> Refusal:
-        module = source if isinstance(source, bytes) else wasm.from_text(source)
-        return Grpcurl(daemon.address).refused(method, {"module": _module(module), **wishes})
-
-    return meet
+def compile_(source: bytes | str, **wishes: object) -> Call:
+    """Compile a module."""
+    return Call(COMPILE, source, wishes)
 
 
 def _module(wasm_bytes: bytes) -> str:

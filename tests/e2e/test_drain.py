@@ -6,10 +6,8 @@ import base64
 import contextlib
 import fcntl
 import json
-import queue
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -200,36 +198,15 @@ def test_a_redis_that_is_down_holds_nobody_up(state: Path, tmp_path: Path) -> No
 
 def test_every_watcher_of_the_health_hears_of_it(state: Path) -> None:
     """Also watchers that stay when another leaves."""
-    with Daemon(state, NO_REDIS) as daemon:
-        heard: queue.Queue[int] = queue.Queue()
-        channels = [grpc.insecure_channel(daemon.address) for _ in range(3)]
-        streams = [
-            health_pb2_grpc.HealthStub(channel).Watch(
-                health_pb2.HealthCheckRequest(service="wasmkiln.v1.ModuleService")
-            )
-            for channel in channels
-        ]
-
-        def listen(stream: grpc.Call) -> None:
-            try:
-                for answer in stream:
-                    heard.put(answer.status)
-            except grpc.RpcError:
-                return
-
-        listeners = [threading.Thread(target=listen, args=(stream,)) for stream in streams]
-        for listener in listeners:
-            listener.start()
-        assert [heard.get(timeout=60) for _ in streams] == [1, 1, 1]
+    asked = health_pb2.HealthCheckRequest(service="wasmkiln.v1.ModuleService")
+    with Daemon(state, NO_REDIS) as daemon, contextlib.ExitStack() as stack:
+        channels = [stack.enter_context(grpc.insecure_channel(daemon.address)) for _ in range(3)]
+        streams = [health_pb2_grpc.HealthStub(each).Watch(asked, timeout=120) for each in channels]
+        assert [next(stream).status for stream in streams] == [1, 1, 1]
         streams[0].cancel()
-        listeners[0].join(10)
         daemon.process.send_signal(signal.SIGTERM)
-        assert [heard.get(timeout=60) for _ in streams[1:]] == [2, 2]
+        assert [next(stream).status for stream in streams[1:]] == [2, 2]
         assert daemon.process.wait(120) == 0
-        for listener in listeners:
-            listener.join(10)
-        for channel in channels:
-            channel.close()
 
 
 def test_each_call_of_a_draining_daemon_by_grpcurl(state: Path) -> None:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from wasmkiln import (
@@ -30,7 +28,7 @@ from wasmkiln import (
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon, RedisDaemon, fresh_state
 from tests.e2e.processes import embedded, eventually, within
-from tests.e2e.programs import ROOT, WASMKILN, WASMKILND, Installed, run
+from tests.e2e.programs import WASMKILN, WASMKILND, Installed, run
 from tests.e2e.releases import Release, release
 from tests.e2e.test_cache import COMPILED, REDIS, settled
 from tests.servers.redis_server import binary_of, redis_server
@@ -349,68 +347,48 @@ def test_pins_of_both_keep_what_they_pin(clients: tuple[Client, Client]) -> None
         client.unpin(digest)
 
 
-# Which package makes the calls, and of which version the daemon is that answers them.
-PAIRS = pytest.mark.parametrize("who", ["old client, new daemon", "new client, old daemon"])
-
-
-@PAIRS
-def test_a_python_client_of_the_other_version(
-    both: Both, old: Release, tmp_path: Path, who: str
-) -> None:
-    mine = who.startswith("old")
-    package = old.folder / "source" / "client" if mine else ROOT / "client"
-    file = tmp_path / "module.wasm"
-    file.write_bytes(wasm.adder(150 + mine))
-    script = Path(__file__).with_name("calls_of_a_client.py")
-    daemon = both.new if mine else both.old
-    words = (sys.executable, script, daemon.address, both.store, file)
-    done = run(*words, PYTHONPATH=str(package))
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert Path(told["package"]).is_relative_to(package)
-    assert told["engine"] == ENGINE
-    assert told["artifact_sha256"] == told["bytes_sha256"] == told["file_sha256"]
-    assert told["sum"] == 42
-    assert told["pinned"] == [wasm.digest(file.read_bytes())]
-    assert told["missing"] == ["ab" * 32]
-    assert told["served"] >= 1
-    assert told["reasons"] == {
-        "garbage": "NOT_WASM",
-        "unknown module": "MODULE_NOT_LOADED",
-        "unknown engine": "ENGINE_UNKNOWN",
-        "invalid module": "MODULE_INVALID",
-    }
-
-
-@PAIRS
-def test_the_command_of_the_other_version(
+@pytest.mark.parametrize("who", ["old client, new daemon", "new client, old daemon"])
+def test_the_client_of_the_other_version(
     both: Both, old: Release, tmp_path: Path, who: str
 ) -> None:
     mine = who.startswith("old")
     program, daemon = (old.wasmkiln, both.new) if mine else (WASMKILN, both.old)
     modules = [wasm.adder(tag + mine) for tag in (160, 162, 164)]
+    digest, unknown = wasm.digest(modules[0]), "ab" * 32
     folder = tmp_path / "modules"
     folder.mkdir()
     files = [folder / f"{number}.wasm" for number in range(len(modules))]
-    for file, module in zip(files, modules, strict=True):
+    bad, invalid = tmp_path / "bad.wasm", tmp_path / "invalid.wasm"
+    contents = [*modules, b"garbage", modules[0][:-1]]
+    for file, module in zip((*files, bad, invalid), contents, strict=True):
         file.write_bytes(module)
-    bad = tmp_path / "bad.wasm"
-    bad.write_bytes(b"garbage")
 
-    def told(*words: object, code: int = 0) -> Any:
-        done = run(program, "--json", "--address", daemon.address, *words)
+    def told(*words: object, code: int = 0, address: str = daemon.address) -> str:
+        store = {"WASMKILN_HOST_STORE_DIR": str(both.store)}
+        done = run(program, "--json", "--address", address, *words, **store)
         assert done.returncode == code, done.stderr
-        return json.loads(done.stdout) if code == 0 else done.stderr
+        return done.stderr if code else done.stdout
 
-    assert json.dumps(told("compile", files[0], "-o", tmp_path)).count(wasm.digest(modules[0]))
-    assert list(tmp_path.glob("0.*.cwasm"))
-    assert json.dumps(told("warm", folder)).count("compiled")
-    missing = json.dumps(told("find-missing", *files, "ab" * 32))
-    assert "ab" * 32 in missing
-    assert told("stats")["redis_up"]
+    assert digest in told("compile", files[0], "-o", tmp_path)
+    [saved] = tmp_path.glob("0.*.cwasm")
+    # With the daemon, and by what it wrote alone.
+    for address in (daemon.address, "127.0.0.1:1"):
+        path = json.loads(told("path", files[0], "--engine", ENGINE, address=address))["path"]
+        assert Path(path).is_relative_to(both.store)
+        assert Path(path).read_bytes() == saved.read_bytes()
+    assert "compiled" in told("warm", folder)
+    missing = told("find-missing", *files, unknown)
+    assert unknown in missing
+    assert digest not in missing
+    assert json.loads(told("stats"))["redis_up"]
     told("pin", "add", files[0])
-    assert wasm.digest(modules[0]) in json.dumps(told("pin", "ls"))
+    assert digest in told("pin", "ls")
     told("pin", "rm", files[0])
-    told("evict", "--module", wasm.digest(modules[0]), "--yes")
-    assert "NOT_WASM" in told("compile", bad, code=1)
-    assert "ENGINE_UNKNOWN" in told("compile", files[0], "--engine", "nothing", code=1)
+    told("evict", "--module", digest, "--yes")
+    for words, reason in (
+        ((bad,), "NOT_WASM"),
+        ((unknown,), "MODULE_NOT_LOADED"),
+        ((files[0], "--engine", "nothing"), "ENGINE_UNKNOWN"),
+        ((invalid,), "MODULE_INVALID"),
+    ):
+        assert reason in told("compile", *words, code=1)

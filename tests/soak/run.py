@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkiln.v1 import types_pb2
@@ -15,21 +16,28 @@ from wasmkiln.v1 import types_pb2
 from tests.e2e.processes import memory_of, workers_and_jobs
 from tests.e2e.programs import installed_engines
 from tests.soak.actors import Actor, actors, slow_reader
-from tests.soak.chaos import Blow, Chaos
-from tests.soak.fleet import LEASE_S, WORKERS, Fleet, Life, Member, running_fleet
+from tests.soak.chaos import Chaos
+from tests.soak.fleet import LEASE_S, WORKERS, Fleet, Member, running_fleet
 from tests.soak.ledger import Call, Ledger
 from tests.soak.modules import ENGINES, make_moulds
 from tests.soak.stage import TIMEOUT_S, Stage
+from tests.soak.verdict import Check, judge, markdown
 
 # Of the load, in tenths: by then a daemon has all that it needs.
 _WARM = 3
 # On a busy machine it takes more time until all that is planned has happened.
 _LONGER = 4
 _SETTLE_S = 60.0
+MIB = 2**20
+# What daemons keep connected to Redis, once many calls at once have needed it.
+_CONNECTIONS = 32
+# Beside what allocators keep for the next time, nothing may grow.
+_MEMORY_SLACK_BYTES = 32 * MIB
 # gRPC and the kernel close connections behind the caller's back.
 _CLOSED_BY_S = 10.0
 
 Tell = Callable[[str], None]
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -62,33 +70,21 @@ def holdings(pid: int) -> Holdings:
 
 
 @dataclass(frozen=True)
-class Figures:
-    """All measurements of a soak."""
+class Verdict:
+    """All checks of a soak, and its figures."""
 
-    plan: Plan
-    calls: list[Call]
-    blows: list[Blow]
-    lives: list[Life]
-    before: list[Holdings]
-    """What each daemon held before the load, without callers."""
-    after: list[Holdings]
-    """What its last process held after the load, without callers."""
-    unsettled: list[str]
-    """Work that went on without callers."""
-    leases: int
-    """Leases left in Redis."""
-    exit_codes: list[int]
-    """The exit codes of all processes that were ended with SIGTERM."""
-    left_behind: int
-    """Processes whose daemon is gone."""
-    last: list[Life]
-    """The last process of each daemon."""
-    missing: list[str]
-    """Planned faults and outcomes that did not happen."""
+    checks: list[Check]
+    figures: str
+    """As Markdown."""
+
+    @property
+    def broken(self) -> list[Check]:
+        """The promises that were not kept."""
+        return [check for check in self.checks if not check.kept]
 
 
-async def run(folder: Path, plan: Plan, tell: Tell = lambda _: None) -> Figures:
-    """Run the soak; return its measurements. A failed call raises nothing."""
+async def run(folder: Path, plan: Plan, tell: Tell = lambda _: None) -> Verdict:
+    """Run the soak; return what it shows. A failed call raises nothing."""
     tell("compiling each module with each engine itself")
     engines = await asyncio.to_thread(installed_engines)
     moulds = await asyncio.to_thread(make_moulds, engines, folder / "direct", small=plan.small)
@@ -102,7 +98,7 @@ async def run(folder: Path, plan: Plan, tell: Tell = lambda _: None) -> Figures:
         _check_alive(fleet)
         tell("asking once more for everything")
         await _audit(stage)
-        unsettled = [await _settled(member) for member in fleet.members]
+        unsettled = [what for member in fleet.members if (what := await _settled(member))]
         leases = await asyncio.to_thread(_leases, fleet)
         for member in fleet.members:
             await member.hang_up()
@@ -111,20 +107,39 @@ async def run(folder: Path, plan: Plan, tell: Tell = lambda _: None) -> Figures:
         ]
         tell("ending the fleet")
         await asyncio.gather(*(member.stop() for member in fleet.members))
-        return Figures(
-            plan,
-            ledger.calls,
-            chaos.blows,
-            fleet.lives,
-            before,
-            after,
-            [what for what in unsettled if what],
-            leases,
-            [code for member in fleet.members for code in member.exit_codes],
-            await asyncio.to_thread(_left_behind, fleet),
-            [member.life for member in fleet.members],
-            missing(ledger.calls, chaos.missing),
-        )
+        left = await asyncio.to_thread(_left_behind, fleet)
+        codes = [code for member in fleet.members for code in member.exit_codes]
+        unmet = missing(ledger.calls, chaos.missing)
+        pairs = list(zip(before, after, strict=True))
+        warm = [
+            (held.memory_bytes, member.life.warm_bytes)
+            for held, member in zip(after, fleet.members, strict=True)
+            if member.life.warm_bytes
+        ]
+        checks = [
+            *judge(ledger.calls, chaos.blows),
+            Check("each daemon settles", "; ".join(unsettled) or "yes", not unsettled),
+            Check(
+                "processes of each daemon: as before",
+                ", ".join(f"{now.processes} (before {then.processes})" for then, now in pairs),
+                all(now.processes == then.processes for then, now in pairs),
+            ),
+            Check(
+                "descriptors of each daemon: as before, but for idle connections to Redis",
+                ", ".join(f"{now.descriptors} (before {then.descriptors})" for then, now in pairs),
+                all(now.descriptors <= then.descriptors + _CONNECTIONS for then, now in pairs),
+            ),
+            Check("processes left by daemons that ended: 0", str(left), not left),
+            Check("leases left in Redis: 0", str(leases), not leases),
+            Check("exit codes after SIGTERM: 0", ", ".join(map(str, codes)), not any(codes)),
+            Check(
+                "memory of each daemon that lived long: bounded once it is warm",
+                "; ".join(f"{now / MIB:.0f} MiB (warm {then / MIB:.0f})" for now, then in warm),
+                bool(warm) and all(now <= then * 1.25 + _MEMORY_SLACK_BYTES for now, then in warm),
+            ),
+            Check("all that was planned happened", ", ".join(unmet) or "yes", not unmet),
+        ]
+        return Verdict(checks, markdown(checks, ledger.calls, chaos.blows))
 
 
 def _check_alive(fleet: Fleet) -> None:
@@ -203,17 +218,26 @@ async def _audit(stage: Stage) -> None:
             )
 
 
+async def _until(
+    look: Callable[[], Awaitable[Found]], good: Callable[[Found], bool], within_s: float
+) -> Found:
+    """Look again and again until it is good, or the time is over; return what was seen last."""
+    deadline = time.monotonic() + within_s
+    while True:
+        found = await look()
+        if good(found) or time.monotonic() > deadline:
+            return found
+        await asyncio.sleep(0.2)
+
+
 async def _settled(member: Member) -> str:
     """Wait until a daemon has nothing to do; return what it still does after a while."""
-    deadline = time.monotonic() + _SETTLE_S
-    while True:
-        stats = await member.life.regulars.stats(timeout_s=TIMEOUT_S)
-        busy = _busy(stats)
-        if not busy:
-            return ""
-        if time.monotonic() > deadline:
-            return f"daemon {member.number}: {busy}"
-        await asyncio.sleep(0.2)
+
+    async def look() -> str:
+        return _busy(await member.life.regulars.stats(timeout_s=TIMEOUT_S))
+
+    busy = await _until(look, lambda busy: not busy, _SETTLE_S)
+    return f"daemon {member.number}: {busy}" if busy else ""
 
 
 def _busy(stats: pb.StatsResponse) -> str:
@@ -237,12 +261,11 @@ def _leases(fleet: Fleet) -> int:
 
 async def _freed(member: Member, before: Holdings) -> Holdings:
     """Return what a daemon holds once the connections of its former callers are closed."""
-    deadline = time.monotonic() + _CLOSED_BY_S
-    while True:
-        held = await asyncio.to_thread(holdings, member.life.daemon.pid)
-        if held.descriptors <= before.descriptors or time.monotonic() > deadline:
-            return held
-        await asyncio.sleep(0.2)
+
+    async def look() -> Holdings:
+        return await asyncio.to_thread(holdings, member.life.daemon.pid)
+
+    return await _until(look, lambda held: held.descriptors <= before.descriptors, _CLOSED_BY_S)
 
 
 def _left_behind(fleet: Fleet) -> int:
