@@ -284,8 +284,8 @@ def test_what_cannot_be_loaded_is_refused(client: Client) -> None:
         foreign.load()
 
 
-async def test_the_asynchronous_client_does_the_same(daemon_address: str) -> None:
-    async with AsyncClient(daemon_address) as client:
+async def test_the_asynchronous_client_does_the_same(daemon: Daemon) -> None:
+    async with AsyncClient(daemon.address) as client:
         artifact = await client.compile(wasm.adder(43), engine="wasmtime-50.0.1")
         assert isinstance(artifact.load(), wasmtime.Module)
         assert (await client.stats()).redis_up
