@@ -58,8 +58,8 @@ class Life:
     """Clients that connect in another way, so that the daemon takes them for another caller."""
     slow: module_service_pb2_grpc.ModuleServiceStub = field(init=False)
     doomed_s: float = float("inf")
-    warm_bytes: int = 0
-    """Its memory once it had been under load for a while; 0 if it has not."""
+    held: list[int] = field(default_factory=list)
+    """Its memory in bytes, at each tenth of the load."""
 
     @property
     def lives(self) -> bool:

@@ -23,8 +23,6 @@ from tests.soak.modules import ENGINES, make_moulds
 from tests.soak.stage import TIMEOUT_S, Stage
 from tests.soak.verdict import Check, judge, markdown
 
-# Of the load, in tenths: by then a daemon has all that it needs.
-_WARM = 3
 # On a busy machine it takes more time until all that is planned has happened.
 _LONGER = 4
 _SETTLE_S = 60.0
@@ -33,6 +31,7 @@ MIB = 2**20
 _CONNECTIONS = 32
 # Beside what allocators keep for the next time, nothing may grow.
 _MEMORY_SLACK_BYTES = 32 * MIB
+_LEAST_SAMPLES = 5
 # gRPC and the kernel close connections behind the caller's back.
 _CLOSED_BY_S = 10.0
 
@@ -111,10 +110,11 @@ async def run(folder: Path, plan: Plan, tell: Tell = lambda _: None) -> Verdict:
         codes = [code for member in fleet.members for code in member.exit_codes]
         unmet = missing(ledger.calls, chaos.missing)
         pairs = list(zip(before, after, strict=True))
+        # At a fourth of its life under load it has all that it needs.
         warm = [
-            (held.memory_bytes, member.life.warm_bytes)
-            for held, member in zip(after, fleet.members, strict=True)
-            if member.life.warm_bytes
+            (now.memory_bytes, held[len(held) // 4])
+            for now, held in zip(after, (member.life.held for member in fleet.members), strict=True)
+            if len(held) >= _LEAST_SAMPLES
         ]
         checks = [
             *judge(ledger.calls, chaos.blows),
@@ -177,10 +177,8 @@ async def _load(stage: Stage, chaos: Chaos, plan: Plan, tell: Tell) -> None:
             calls = stage.ledger.calls
             tell(f"{len(calls):,} calls, {len(chaos.blows)} blows ({tenth * 10} %)")
             await asyncio.sleep(plan.seconds / 10)
-            if tenth == _WARM:
-                for life in (member.life for member in stage.fleet.members):
-                    if life.lives:
-                        life.warm_bytes = memory_of(life.daemon.pid)
+            for life in (member.life for member in stage.fleet.members if member.life.lives):
+                life.held.append(memory_of(life.daemon.pid))
             if tenth >= 9 and not missing(calls, chaos.missing):
                 break
         stage.over.set()
