@@ -22,17 +22,6 @@ def grpcurl(daemon: Daemon) -> Grpcurl:
     return Grpcurl(daemon.address)
 
 
-def test_lists_every_service(grpcurl: Grpcurl) -> None:
-    assert grpcurl("list").stdout.split() == [
-        "grpc.channelz.v1.Channelz",
-        "grpc.health.v1.Health",
-        "grpc.reflection.v1.ServerReflection",
-        "grpc.reflection.v1alpha.ServerReflection",
-        "wasmkiln.v1.AdminService",
-        "wasmkiln.v1.ModuleService",
-    ]
-
-
 def test_describes_what_has_a_name_and_nothing_else(grpcurl: Grpcurl) -> None:
     for symbol, words in (
         ("wasmkiln.v1.ModuleService", "wasmkiln.v1.ModuleService is a service"),
@@ -74,37 +63,6 @@ def test_both_versions_of_reflection_find_a_method(daemon: Daemon, version: str)
         for content in answer.file_descriptor_response.file_descriptor_proto
     ]
     assert files[0].name == "wasmkiln/v1/module_service.proto"
-
-
-def test_loads_compiles_and_reads(grpcurl: Grpcurl) -> None:
-    module = wasm.adder(100)
-    encoded = base64.b64encode(module).decode()
-    [loaded] = grpcurl.json("wasmkiln.v1.ModuleService/Load", {"module": encoded})
-    assert loaded["kind"] == "KIND_CORE_MODULE"
-    parts = grpcurl.json("wasmkiln.v1.ModuleService/Compile", {"sha256": loaded["sha256"]})
-    header = parts[0]["header"]
-    artifact = b"".join(base64.b64decode(part["chunk"]) for part in parts[1:])
-    assert len(artifact) == int(header["size_bytes"])
-    assert header["origin"] == "ORIGIN_COMPILED"
-    assert header["engine"]["id"] == "wasmer-1.1.0"
-    [again, *_] = grpcurl.json("wasmkiln.v1.ModuleService/Compile", {"sha256": loaded["sha256"]})
-    assert again["header"]["origin"] == "ORIGIN_MEMORY"
-    [stats] = grpcurl.json("wasmkiln.v1.ModuleService/Stats", {})
-    assert stats["redis_mode"] == "embedded"
-    assert float(stats["hit_ratio"]) > 0
-    [capabilities] = grpcurl.json("wasmkiln.v1.ModuleService/GetCapabilities", {})
-    assert [e["engine"]["id"] for e in capabilities["engines"]] == [
-        "wasmer-1.1.0",
-        "wasmtime-50.0.1",
-        "wasmtime-49.0.0",
-    ]
-    [missing] = grpcurl.json(
-        "wasmkiln.v1.ModuleService/FindMissing",
-        {"keys": [{"module_sha256": loaded["sha256"]}, {"module_sha256": "0" * 64}]},
-    )
-    assert missing == {"missing": [{"module_sha256": "0" * 64}]}
-    [evicted] = grpcurl.json("wasmkiln.v1.AdminService/Evict", {"module_sha256": loaded["sha256"]})
-    assert int(evicted["artifacts"]) >= 1
 
 
 def test_a_small_artifact_is_in_the_header_for_callers_that_say_so(grpcurl: Grpcurl) -> None:
