@@ -106,6 +106,20 @@ def test_everybody_is_told(warned: Callable[..., Warned]) -> None:
     assert warnings(one.reload()) == {BAD: ["TEST-1"]}
     assert one.known() == {GOOD: [], BAD: ["TEST-1"]}
 
+    # A file that cannot be used refuses the reload, and a start.
+    one.advisories.write_text(ROW.replace("winch", "wench"))
+    one.write(vulnerable_engines="refuse")
+    [refused] = [line for line in one.reload("cannot reload") if line["event"] == FAILED]
+    sentence = f"cannot use advisories_file {one.advisories}: advisory 1 compilers 1: "
+    assert refused["cause"].startswith(sentence)
+    assert one.known() == {GOOD: [], BAD: ["TEST-1"]}
+    for command in ("config", "serve"):
+        words = (command, "--config", one.file, "--state-dir", one.daemon.state_dir)
+        done = run(WASMKILND, *words, "--listen", "127.0.0.1:0", "--admin-listen", "none")
+        assert done.returncode == (2 if command == "config" else 1)
+        assert done.stderr.splitlines()[-1].startswith(f"error: {sentence}")
+        assert "Traceback" not in done.stderr
+
 
 def test_a_release_of_the_built_in_table(warned: Callable[..., Warned]) -> None:
     one = warned("wasmtime-49.0.0")
@@ -159,21 +173,3 @@ def test_a_start_refuses(warned: Callable[..., Warned]) -> None:
             client.compile(wasm.adder(1), engine=BAD)
         with pytest.raises(EngineUnknown):  # No other takes the place of the default.
             client.compile(wasm.adder(1))
-
-
-def test_a_file_that_cannot_be_used_refuses_the_reload_and_the_start(
-    warned: Callable[..., Warned],
-) -> None:
-    one = warned(BAD)
-    one.advisories.write_text(ROW.replace("winch", "wench"))
-    one.write(vulnerable_engines="refuse")
-    [refused] = [line for line in one.reload("cannot reload") if line["event"] == FAILED]
-    sentence = f"cannot use advisories_file {one.advisories}: advisory 1 compilers 1: "
-    assert refused["cause"].startswith(sentence)
-    assert one.known() == {BAD: ["TEST-1"]}
-    for command in ("config", "serve"):
-        words = (command, "--config", one.file, "--state-dir", one.daemon.state_dir)
-        done = run(WASMKILND, *words, "--listen", "127.0.0.1:0", "--admin-listen", "none")
-        assert done.returncode == (2 if command == "config" else 1)
-        assert done.stderr.splitlines()[-1].startswith(f"error: {sentence}")
-        assert "Traceback" not in done.stderr
