@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Self
 from wasmkiln import Client
 
 from tests.e2e.processes import eventually
-from tests.e2e.programs import WASMKILND, installed_engines, test_state_dir
+from tests.e2e.programs import WASMKILND, installed_engines, test_state_dir, without_settings
 
 # Enough where versions do not matter: each engine more takes its part of a second to start.
 TWO_ENGINES = ("wasmer-1.1.0", "wasmtime-50.0.1")
@@ -93,7 +93,6 @@ class Daemon:
         It has one worker for each engine, unless its flags or its environment say otherwise. An
         empty ``log_format`` leaves that to the flags and the environment.
         """
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith("WASMKILN_")}
         usual = {} if "--config" in flags else _USUAL
         self.state_dir = state_dir
         # The banner is for terminals.
@@ -107,7 +106,7 @@ class Daemon:
                 *(("--log-format", log_format) if log_format else ()),
                 *flags,
             ],
-            env={**inherited, **usual, **self._own, **(environ or {})},
+            env={**without_settings(), **usual, **self._own, **(environ or {})},
             stdin=subprocess.DEVNULL,
             stdout=its_end,
             stderr=subprocess.PIPE,

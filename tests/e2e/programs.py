@@ -12,6 +12,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -111,17 +112,38 @@ def installed_engines() -> Installed:
     return engines_of(state)
 
 
+def without_settings() -> dict[str, str]:
+    """Return the environment, without settings of the daemon or client."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("WASMKILN_")}
+
+
 def run(*words: object, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run a program to its end, with no other settings of the daemon or client than these."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("WASMKILN_")}
     return subprocess.run(
         [str(word) for word in words],
-        env={**kept, **environ},
+        env={**without_settings(), **environ},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=600,
         check=False,
+    )
+
+
+def begin_to_serve(
+    state: Path, *flags: str, environ: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """Start a daemon, ready or not, whose output and log are pipes."""
+    return subprocess.Popen(
+        [
+            *(WASMKILND, "serve", "--state-dir", str(state), *flags),
+            *("--listen", "127.0.0.1:0", "--admin-listen", "none", "--log-format", "json"),
+        ],
+        env=without_settings() if environ is None else dict(environ),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 

@@ -24,7 +24,7 @@ from tests.e2e import wasm
 from tests.e2e.daemon import Daemon, RedisDaemon, fresh_state
 from tests.e2e.grpcurl import Grpcurl
 from tests.e2e.processes import embedded, eventually, jobs_of, send, workers_and_jobs
-from tests.e2e.programs import WASMKILND, Installed
+from tests.e2e.programs import Installed, begin_to_serve
 from tests.e2e.test_daemon import get
 from tests.servers.redis_server import binary_of, redis_server
 
@@ -146,15 +146,7 @@ def test_a_signal_while_starting_is_heard(state: Path) -> None:
     folder.mkdir(mode=0o700)
     with (folder / "users.lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        process = subprocess.Popen(
-            [
-                *(WASMKILND, "serve", "--state-dir", str(state)),
-                *("--listen", "127.0.0.1:0", "--admin-listen", "none", "--log-format", "json"),
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        process = begin_to_serve(state)
         # Past the engines, into the wait for the server.
         eventually(lambda: has_open(process.pid, "users.lock"), "it does not wait")
         process.send_signal(signal.SIGHUP)  # Which would end a process that does not expect it.

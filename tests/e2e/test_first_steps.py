@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -14,7 +13,7 @@ from pathlib import Path
 from tests.e2e.console import Command, Shell, same, sessions
 from tests.e2e.daemon import fresh_state
 from tests.e2e.processes import eventually
-from tests.e2e.programs import ROOT, Installed, search_path
+from tests.e2e.programs import ROOT, Installed, search_path, without_settings
 from tests.servers.redis_server import free_ports
 
 START = ROOT / "docs" / "start"
@@ -40,7 +39,7 @@ class Terminals:
         self.folder.mkdir()
         state = fresh_state(folder / "state", own_keys=True, engines=("wasmtime-50.0.1",))
         self._environ = {
-            **{k: v for k, v in os.environ.items() if not k.startswith("WASMKILN_")},
+            **without_settings(),
             "PATH": search_path(),
             "WASMKILN_STATE_DIR": str(state),
         }

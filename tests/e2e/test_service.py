@@ -18,7 +18,7 @@ from wasmkiln import Client
 from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, fresh_state
 from tests.e2e.processes import eventually, send
-from tests.e2e.programs import WASMKILND, Installed, run
+from tests.e2e.programs import WASMKILND, Installed, run, without_settings
 
 LINE = re.compile(r"<([0-7])>(\{.*\})")
 
@@ -36,7 +36,6 @@ class Managed:
         self._notify.bind(str(folder / "notify"))
         theirs, self._journal = socket.socketpair()
         stream = os.fstat(theirs.fileno())
-        own = {k: v for k, v in os.environ.items() if not k.startswith("WASMKILN_")}
         with theirs:
             self.process = subprocess.Popen(
                 [
@@ -45,7 +44,7 @@ class Managed:
                     *("--admin-listen", "none", "--redis-url", "none", "--workers", "1"),
                 ],
                 env={
-                    **own,
+                    **without_settings(),
                     "NOTIFY_SOCKET": str(folder / "notify"),
                     "WATCHDOG_USEC": "1500000",
                     "JOURNAL_STREAM": f"{stream.st_dev}:{stream.st_ino}",
