@@ -271,6 +271,12 @@ class Configured:
         """Send SIGHUP; return the lines of the log that this made, up to ``answer``."""
         return reload(self.daemon, answer)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.daemon.end()
+
 
 def reload(daemon: Daemon, answer: str = "engines read again") -> list[dict[str, Any]]:
     """Send SIGHUP; return the lines of the log that this made, up to ``answer``."""
