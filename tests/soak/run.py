@@ -179,7 +179,8 @@ async def _load(stage: Stage, chaos: Chaos, plan: Plan, tell: Tell) -> None:
             await asyncio.sleep(plan.seconds / 10)
             for life in (member.life for member in stage.fleet.members if member.life.lives):
                 life.held.append(memory_of(life.daemon.pid))
-            if tenth >= 9 and not missing(calls, chaos.missing):
+            most = max(len(member.life.held) for member in stage.fleet.members)
+            if tenth >= 9 and most >= _LEAST_SAMPLES and not missing(calls, chaos.missing):
                 break
         stage.over.set()
 
