@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from tests.e2e import wasm
 from tests.e2e.callers import ENGINE
 from tests.e2e.daemon import Daemon, state_with
-from tests.e2e.programs import WASMKILND, run
+from tests.e2e.programs import WASMKILND
 
 GIB = 2**30
 FLAGS = (
@@ -27,19 +28,24 @@ TOO_LOW = {
 }
 
 
-def limited(**limits: int) -> tuple[str, ...]:
-    """Return the command of a daemon under hard limits."""
-    flags = (f"--{name.removeprefix('RLIMIT_').lower()}={n}:{n}" for name, n in limits.items())
-    return ("prlimit", *flags, WASMKILND)
+def limited(name: str, limit: int) -> tuple[str, ...]:
+    """Return the command of a daemon under a hard limit."""
+    return ("prlimit", f"--{name.removeprefix('RLIMIT_').lower()}={limit}:{limit}", WASMKILND)
 
 
 @pytest.mark.parametrize("name", TOO_LOW)
 def test_a_limit_that_is_too_low_is_named(name: str, tmp_path: Path) -> None:
     limit, *words = TOO_LOW[name]
-    done = run(
-        *(*limited(**{name: limit}), "serve", *FLAGS),
-        *("--state-dir", state_with(tmp_path / "state", ENGINE)),
-        *("--listen", "127.0.0.1:0", "--admin-listen", "none"),
+    done = subprocess.run(
+        [
+            *(*limited(name, limit), "serve", *FLAGS),
+            *("--state-dir", str(state_with(tmp_path / "state", ENGINE))),
+            *("--listen", "127.0.0.1:0", "--admin-listen", "none"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
     assert done.returncode == 1, done.stderr
     last_line = done.stderr.splitlines()[-1]
@@ -48,13 +54,25 @@ def test_a_limit_that_is_too_low_is_named(name: str, tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_limits_that_are_high_enough_are_enough(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "limit", "flags"),
+    [
+        ("RLIMIT_AS", 3 * GIB, ("--compile-memory-bytes", str(GIB))),
+        ("RLIMIT_DATA", 3 * GIB, ("--compile-memory-bytes", str(GIB))),
+        ("RLIMIT_CPU", 50, ("--compile-cpu-s", "40")),
+        ("RLIMIT_STACK", 8 * 2**20, ()),
+        ("RLIMIT_NPROC", 100, ()),
+    ],
+)
+def test_a_limit_that_is_high_enough_is_enough(
+    name: str, limit: int, flags: tuple[str, ...], tmp_path: Path
+) -> None:
     """This holds for the self-test too, which has limits of its own."""
-    flags = (*FLAGS, "--compile-memory-bytes", str(GIB), "--compile-cpu-s", "40")
-    memory = {"RLIMIT_AS": 3 * GIB, "RLIMIT_DATA": 3 * GIB, "RLIMIT_STACK": 8 * 2**20}
-    command = limited(RLIMIT_CPU=50, RLIMIT_NPROC=100, **memory)
     state = state_with(tmp_path / "state", ENGINE)
-    with Daemon(state, flags, command=command) as daemon, daemon.client() as client:
+    with (
+        Daemon(state, (*FLAGS, *flags), command=limited(name, limit)) as daemon,
+        daemon.client() as client,
+    ):
         assert client.compile(wasm.adder(1)).bytes
 
 
@@ -64,7 +82,7 @@ def test_a_reload_does_not_ask_for_more_than_there_is(tmp_path: Path) -> None:
     state = state_with(tmp_path / "state", ENGINE)
     flags = (*FLAGS[:4], "--config", str(file))
     with (
-        Daemon(state, flags, command=limited(RLIMIT_AS=3 * GIB)) as daemon,
+        Daemon(state, flags, command=limited("RLIMIT_AS", 3 * GIB)) as daemon,
         daemon.client(max_attempts=1) as client,
     ):
         file.write_text("compile_memory_bytes = '4GiB'\n")
