@@ -46,6 +46,11 @@ class Engine:
 Installed: TypeAlias = tuple[Engine, ...]
 
 
+def without_settings() -> dict[str, str]:
+    """Return the environment, without settings of the daemon or client."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("WASMKILN_")}
+
+
 def search_path() -> str:
     """Return a PATH with the programs under test first, and then those of this environment."""
     return os.pathsep.join([_links().name, str(PROGRAMS), os.environ["PATH"]])
@@ -112,22 +117,25 @@ def installed_engines() -> Installed:
     return engines_of(state)
 
 
-def without_settings() -> dict[str, str]:
-    """Return the environment, without settings of the daemon or client."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("WASMKILN_")}
-
-
 def run(*words: object, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run a program to its end, with no other settings of the daemon or client than these."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("WASMKILN_")}
     return subprocess.run(
         [str(word) for word in words],
-        env={**without_settings(), **environ},
+        env={**kept, **environ},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=600,
         check=False,
     )
+
+
+def wasmkilnd(*words: str) -> str:
+    """Run a command of the daemon's that has to succeed; return its standard output."""
+    done = run(WASMKILND, *words)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
 
 
 def begin_to_serve(
@@ -145,10 +153,3 @@ def begin_to_serve(
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def wasmkilnd(*words: str) -> str:
-    """Run a command of the daemon's that has to succeed; return its standard output."""
-    done = run(WASMKILND, *words)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
