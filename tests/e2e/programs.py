@@ -51,6 +51,23 @@ def without_settings() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("WASMKILN_")}
 
 
+def begin_to_serve(
+    state: Path, *flags: str, environ: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """Start a daemon, ready or not, whose output and log are pipes."""
+    return subprocess.Popen(
+        [
+            *(WASMKILND, "serve", "--state-dir", str(state), *flags),
+            *("--listen", "127.0.0.1:0", "--admin-listen", "none", "--log-format", "json"),
+        ],
+        env=without_settings() if environ is None else dict(environ),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 def search_path() -> str:
     """Return a PATH with the programs under test first, and then those of this environment."""
     return os.pathsep.join([_links().name, str(PROGRAMS), os.environ["PATH"]])
@@ -136,20 +153,3 @@ def wasmkilnd(*words: str) -> str:
     done = run(WASMKILND, *words)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
-
-
-def begin_to_serve(
-    state: Path, *flags: str, environ: Mapping[str, str] | None = None
-) -> subprocess.Popen[str]:
-    """Start a daemon, ready or not, whose output and log are pipes."""
-    return subprocess.Popen(
-        [
-            *(WASMKILND, "serve", "--state-dir", str(state), *flags),
-            *("--listen", "127.0.0.1:0", "--admin-listen", "none", "--log-format", "json"),
-        ],
-        env=without_settings() if environ is None else dict(environ),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
