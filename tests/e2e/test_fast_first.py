@@ -158,14 +158,7 @@ def test_fast_code_does_what_the_module_does(
 
 
 def test_a_component_has_fast_code_too(client: Client) -> None:
-    component = wasm.from_text(
-        """(component
-          (core module $m (func (export "add") (param i32 i32) (result i32)
-            local.get 0 local.get 1 i32.add))
-          (core instance $i (instantiate $m))
-          (func (export "add") (param "a" u32) (param "b" u32) (result u32)
-            (canon lift (core func $i "add"))))"""
-    )
+    component = wasm.component(wasm.adder(9_011))
     artifact = client.compile(component, accept_fast=True)
     assert (artifact.header.is_fast, artifact.header.engine.name) == (True, "wasmtime")
     assert not until_optimised(client, component, "wasmtime").header.changed_settings
