@@ -90,14 +90,16 @@ def test_a_socket_and_a_port_and_that_another_may_have_neither(
         assert client.health() == "SERVING"
 
 
-def test_metrics_and_stats_agree(lean_state_dir: Path) -> None:
-    with Daemon(lean_state_dir) as daemon, daemon.client() as client:
+def test_metrics_and_stats_agree_and_a_damaged_password_costs_nothing(
+    lean_state_dir: Path,
+) -> None:
+    with RedisDaemon(lean_state_dir) as daemon, daemon.client() as client:
         _, before = get(f"{daemon.admin_url}/metrics")
         # Zero-initialised, so that rates are right from the first event on.
         assert (
             'wasmkiln_compiles_total{engine="wasmer-1.1.0",outcome="compile_timeout"} 0.0' in before
         )
-        client.compile(wasm.adder(32))
+        header = client.compile(wasm.adder(32)).header
         for _ in range(3):
             client.compile(wasm.adder(32))
         with pytest.raises(WasmkilnError):
@@ -112,6 +114,11 @@ def test_metrics_and_stats_agree(lean_state_dir: Path) -> None:
         assert f'wasmkiln_tier_bytes{{tier="memory"}} {float(memory.bytes)}' in text
         assert stats.hit_ratio == 0.75
         assert memory.get_latency.count == memory.hits + memory.misses
+        settled(client)
+    (lean_state_dir / "redis" / "password").write_text("")
+    with RedisDaemon(lean_state_dir) as daemon, daemon.client() as client:
+        assert client.compile(header.module_sha256).header.origin == 2
+    assert not list((lean_state_dir / "redis").glob("broken-*"))
 
 
 def test_health_the_log_of_a_call_and_garbage(daemon: Daemon, client: Client) -> None:
@@ -128,16 +135,6 @@ def test_health_the_log_of_a_call_and_garbage(daemon: Daemon, client: Client) ->
     assert line["event"] == "call"
     assert line["request_id"]
     assert line["duration_ms"] > 0
-
-
-def test_a_damaged_password_costs_nothing(lean_state_dir: Path) -> None:
-    with RedisDaemon(lean_state_dir) as daemon, daemon.client() as client:
-        header = client.compile(wasm.adder(34)).header
-        settled(client)
-    (lean_state_dir / "redis" / "password").write_text("")
-    with RedisDaemon(lean_state_dir) as daemon, daemon.client() as client:
-        assert client.compile(header.module_sha256).header.origin == 2
-    assert not list((lean_state_dir / "redis").glob("broken-*"))
 
 
 def test_a_limit_on_descriptors_that_is_too_low_is_told(state_dir: Path) -> None:

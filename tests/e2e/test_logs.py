@@ -17,6 +17,7 @@ from wasmkiln.v1 import module_service_pb2 as pb
 from tests.e2e.callers import Caller
 from tests.e2e.daemon import Daemon, fresh_state
 from tests.e2e.processes import eventually
+from tests.e2e.test_stalled_log import call
 
 MIB = 2**20
 ENGINE = "wasmtime-50.0.1"
@@ -65,15 +66,9 @@ def test_calls_without_end_have_a_bounded_number_of_lines(daemon: Daemon) -> Non
         return sum(1 + line.get("left_out", 0) for line in served())
 
     count, deadline = 0, time.monotonic() + 90
-    with Caller(daemon) as caller:
-        while count < 300 or (told() == len(served()) and time.monotonic() < deadline):
-            count += 100
-            calls = [
-                caller.stub.GetCapabilities.future(pb.GetCapabilitiesRequest(), timeout=60)
-                for _ in range(100)
-            ]
-            for call in calls:
-                call.result()
+    while count < 300 or (told() == len(served()) and time.monotonic() < deadline):
+        count += 100
+        call(daemon, 100)
     # The last interval has not ended yet.
     eventually(lambda: told() >= count, "calls without a line", timeout_s=30)
     assert len(served()) < count
