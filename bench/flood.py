@@ -1,6 +1,6 @@
-"""Keeps every worker of a daemon compiling until it is ended: a program of the bench.
+"""Keeps every worker of a daemon compiling until it is ended.
 
-python -m bench.flood ADDRESS MODULE_FILE ENGINE_ID=CALLERS…
+``python -m bench.flood ADDRESS MODULE_FILE`` prints a line once everybody calls.
 """
 
 from __future__ import annotations
@@ -12,32 +12,27 @@ from pathlib import Path
 from wasmkiln import AsyncClient
 
 
-async def main(address: str, module: bytes, engines: list[str]) -> None:
-    """Print a line once everybody compiles; go on."""
+async def main(address: str, module: bytes) -> None:
+    """Call for ever, with as many callers as there are workers."""
     async with AsyncClient(address, timeout_s=120) as client:
 
         async def again_and_again(engine_id: str, number: int) -> None:
-            # Calls of one artifact share a flight: each caller has an artifact of its own.
-            wasm = module + _custom_section(number)
+            # Calls of one artifact share a flight: each caller has an artifact of its own, by a
+            # custom section that changes the digest and nothing else.
+            wasm = module + bytes([0, 2, 1, 65 + number])
             while True:
                 await client.compile(
                     wasm, engine=engine_id, skip_cache_lookup=True, omit_artifact=True
                 )
 
         callers = [
-            again_and_again(engine_id, index)
-            for engine_id, _, count in (each.partition("=") for each in engines)
-            for index in range(int(count))
+            asyncio.ensure_future(again_and_again(each.engine, number))
+            for each in (await client.stats()).workers
+            for number in range(each.workers)
         ]
-        running = [asyncio.ensure_future(caller) for caller in callers]
-        print("flooding", flush=True)
-        await asyncio.gather(*running)
-
-
-def _custom_section(number: int) -> bytes:
-    """Return a section that changes a module's digest and nothing else."""
-    return bytes([0, 2, 1, 65 + number])
+        print("{}", flush=True)
+        await asyncio.gather(*callers)
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], Path(sys.argv[2]).read_bytes(), sys.argv[3:]))
+    asyncio.run(main(sys.argv[1], Path(sys.argv[2]).read_bytes()))

@@ -1,191 +1,327 @@
-"""Hits in memory, beside servers that do nothing but send."""
+"""Hits in each tier, by calls whose messages stay bytes, in one process, in turns."""
 
 from __future__ import annotations
 
-import socket
-import statistics
-from collections.abc import Iterator
+import asyncio
+import random
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import grpc
+import redis
+from grpc import aio
+from wasmkiln import Client, HostFileUnavailable
+from wasmkiln.v1 import types_pb2
+from wasmkilnd.access.guard import Access, AccessGuard
+from wasmkilnd.access.policy import Policy, Rule
+from wasmkilnd.cache.value import open_value
+from wasmkilnd.model import PLAINTEXT, CacheKey, Credentials, Role
+from wasmkilnd.settings_loader import load
+from wasmkilnd.signing.keys import read_keys
+from wasmkilnd.signing.sealer import Sealer
+
+from bench import lab
 from bench.bare import METHOD
-from bench.lab import BenchError, Daemon, start_server
-from bench.modules import Module
-from bench.raw import COMPILE, RawStream, by_digest, header_of
-from bench.results import Row, compare
-from bench.setting import Setting
-from bench.timing import Action, in_turns, timed
-from bench.valkey import redis_with
+from bench.lab import Setting
+from bench.rows import Action, Row, compare, in_turns
+from tests.servers.certificates import certificates
 
-KIB = 1024
-GOALS = {"medium": 1.08, "small": 1.10}
-"""Of memory hits, to the bare server."""
-CLIENT_GOAL = 1.2
-INLINE_BYTES = 64 * KIB
+INLINE_BYTES = 64 * 1024
 """The largest artifact that an answer may hold in its one message."""
 
-# What the bare server may choose from; the contract allows a chunk of up to 1 MiB.
-_CHUNK_BYTES = (256 * KIB, 512 * KIB, 1024 * KIB)
-_WARM_UP = 50
-_SITTINGS = 3
+_STORED_S = 30.0
+_LARGE = 10**6
 
 
-@dataclass(frozen=True)
 class Held:
-    """An artifact that the daemon's memory holds, and a copy of its bytes."""
+    """An artifact that a daemon's memory holds, connections to it, and a copy of its bytes."""
 
-    module: Module
-    request: bytes
-    size_bytes: int
-    file: Path
+    def __init__(
+        self, stack: ExitStack, given: Setting, module: lab.Module, daemon: lab.Daemon
+    ) -> None:
+        self.client = stack.enter_context(daemon.client())
+        self.stream = lab.RawStream(stack, daemon.address)
+        self.module, self.engine = module, given.wasmtime.id
+        artifact = self.client.compile(module.path, engine=self.engine)
+        self.header, self.size_bytes = artifact.header, len(artifact.bytes)
+        self.file = given.folder / f"{module.name}.artifact"
+        self.file.write_bytes(artifact.bytes)
+        self.what = f"{lab.size_of(self.size_bytes)} artifact"
+        self.is_large = self.size_bytes > _LARGE
 
-    @property
-    def what(self) -> str:
-        """The artifact in words."""
-        kilobytes = self.size_bytes / 1e3
-        return f"{kilobytes:.0f} KB" if kilobytes < 1e3 else f"{kilobytes / 1e3:.1f} MB"
+    def request(self, **more: Any) -> bytes:
+        """Return the request for it by digest, in one message where that is possible."""
+        return lab.request(self.engine, self.module, inline_limit_bytes=INLINE_BYTES, **more)
+
+    def hit(self) -> None:
+        """Call, and take every message."""
+        self.stream.drain(self.request())
+
+    def hit_below(self, origin: int, encoding: str = "") -> float:
+        """Return the seconds of a hit in a tier below memory."""
+        self.client.evict(module_sha256=self.module.sha256, tier="memory")
+        asked = self.request(accept_encodings=[encoding] if encoding else [])
+        return self.stream.timed(asked, origin, encoding)
+
+    def hit_in_memory(self) -> float:
+        """Return the seconds of a hit in memory, where another hit may have to bring it first."""
+        self.hit()
+        return self.stream.timed(self.request(), types_pb2.ORIGIN_MEMORY)
 
 
 def memory(given: Setting) -> Iterator[Row]:
-    """Memory hits, each message as bytes on both sides, in one process, in turns."""
-    for name, goal in GOALS.items():
-        yield from _memory(given, hold(given, getattr(given.modules, name)), goal)
-
-
-def hold(given: Setting, module: Module, daemon: Daemon | None = None) -> Held:
-    """Have the daemon of the setting, or another, hold the artifact."""
-    engine_id = given.wasmtime.engine.id
-    with (daemon or given.daemon).client() as client:
-        artifact = client.compile(module.path, engine=engine_id)
-    file = given.folder / f"{module.name}.artifact"
-    file.write_bytes(artifact.bytes)
-    return Held(module, by_digest(module.sha256, engine_id), len(artifact.bytes), file)
-
-
-def timed_from(stream: RawStream, request: bytes, expected: int, encoding: str = "") -> float:
-    """Return how long a hit takes that another tier must not answer. Raises BenchError."""
-    answer: list[bytes] = []
-    seconds = timed(lambda: answer.extend(stream.messages(request)))
-    header = header_of(answer)
-    if (header.origin, header.content_encoding) != (expected, encoding):
-        raise BenchError(
-            f"a call was answered by origin {header.origin} in {header.content_encoding or 'raw'}"
-        )
-    return seconds
-
-
-def _memory(given: Setting, held: Held, goal: float) -> Iterator[Row]:
-    kind, chunk = _best_bare(given, held)
-    ours: list[float] = []
-    bare: list[float] = []
-    streamed: list[float] = []
-    request = _best_request(given, held)
-    for _ in range(given.rounds(_SITTINGS)):
-        # On fresh connections, whose flow control may settle at different speeds.
+    """Memory hits beside servers that do nothing but send, and beside clients of other things."""
+    for module, goal in ((given.medium, 1.08), (given.small, 1.10)):
         with ExitStack() as stack:
-            daemon = _stream(stack, given.daemon.address, COMPILE)
-            actions: dict[str, Action] = {
-                "daemon": partial(daemon.drain, request),
-                "bare": _bare(stack, kind, held, chunk).drain,
+            held = Held(stack, given, module, given.daemon)
+            ours: list[float] = []
+            bare: list[float] = []
+            # On fresh connections, whose flow control may settle at different speeds.
+            for _ in range(given.rounds(3)):
+                with ExitStack() as sitting:
+                    daemon = lab.RawStream(sitting, given.daemon.address)
+                    actions: dict[str, Action] = {
+                        "daemon": partial(daemon.drain, held.request()),
+                        "bare": _bare(sitting, held),
+                    }
+                    series = in_turns(actions, given.rounds(300), given.rounds(50))
+                ours += series["daemon"]
+                bare += series["bare"]
+            against = "bare grpcio (asyncio)"
+            yield compare("memory hit", held.what, ours, against, bare, goal)
+            url = lab.start_redis(stack, given.folder / f"redis-beside-{module.name}")
+            server = stack.enter_context(redis.Redis.from_url(url))
+            server.set("artifact", held.file.read_bytes())
+            actions = {
+                "daemon": held.hit,
+                "client": partial(held.client.compile, module.sha256, engine=held.engine),
+                "redis": partial(server.get, "artifact"),
             }
-            if request != held.request:
-                actions["streamed"] = partial(daemon.drain, held.request)
-            series = in_turns(actions, given.rounds(300), given.rounds(_WARM_UP))
-        ours += series["daemon"]
-        bare += series["bare"]
-        streamed += series.get("streamed", [])
-    what = f"{held.what} artifact"
-    against = f"bare grpcio ({kind}, {min(chunk, held.size_bytes) // KIB:,} KiB chunks)"
-    if streamed:
-        yield compare("memory hit", f"{what}, in one message", ours, against, bare, goal)
-        yield compare("memory hit", f"{what}, header and chunk", streamed, against, bare)
-    else:
-        yield compare("memory hit", what, ours, against, bare, goal)
-    yield from _memory_beside_others(given, held)
+            series = in_turns(actions, given.rounds(200), given.rounds(50))
+            hit, get = series["daemon"], series["redis"]
+            yield compare("memory hit", held.what, hit, "redis-py GET (hiredis)", get)
+            what, of = f"{held.what}, Client.compile", 1.3 if held.is_large else None
+            yield compare("memory hit", what, series["client"], "the same call, raw", hit, of)
 
 
-def _memory_beside_others(given: Setting, held: Held) -> Iterator[Row]:
-    rounds = given.rounds(200)
-    request = _best_request(given, held)
+def _bare(stack: ExitStack, held: Held) -> Callable[[], None]:
+    server = lab.program(stack, "bare", str(held.file))
+    return lab.RawStream(stack, f"127.0.0.1:{server.said}", METHOD).drain
+
+
+def rates(given: Setting) -> Iterator[Row]:
+    """The daemon and a bare server by turns, hits of 20 KB, with one caller and with many."""
     with ExitStack() as stack:
-        daemon = _stream(stack, given.daemon.address, COMPILE)
-        client = stack.enter_context(given.daemon.client())
-        redis, key = redis_with(stack, held.file)
-        tcp = _Tcp(stack, held)
-        engine_id = given.wasmtime.engine.id
-        series = in_turns(
-            {
-                "daemon": lambda: daemon.drain(request),
-                "client": lambda: client.compile(held.module.sha256, engine=engine_id),
-                "redis": lambda: redis.get(key),
-                "tcp": tcp.fetch,
-            },
-            rounds,
-            given.rounds(_WARM_UP),
-        )
-    what = f"{held.what} artifact"
-    hit = series["daemon"]
-    yield compare("memory hit", what, hit, "redis-py GET (hiredis)", series["redis"])
-    yield compare("memory hit", what, hit, "raw TCP", series["tcp"])
-    yield compare(
-        "memory hit",
-        f"{what}, wasmkiln.Client",
-        series["client"],
-        "the same call, raw",
-        hit,
-        CLIENT_GOAL if held.size_bytes > INLINE_BYTES else None,
-    )
-
-
-def _best_request(given: Setting, held: Held) -> bytes:
-    """Return the request that asks for the artifact in one message, if it is small enough."""
-    if held.size_bytes > INLINE_BYTES:
-        return held.request
-    engine_id = given.wasmtime.engine.id
-    request = by_digest(held.module.sha256, engine_id, inline_limit_bytes=INLINE_BYTES)
-    with ExitStack() as stack:
-        [message] = _stream(stack, given.daemon.address, COMPILE).messages(request)
-    if len(header_of([message]).inline_artifact) != held.size_bytes:
-        raise BenchError("the daemon did not put a small artifact into the header's message")
-    return request
-
-
-def _best_bare(given: Setting, held: Held) -> tuple[str, int]:
-    """Return the kind of bare server and the chunk size that are fastest for these bytes."""
-    chunks = [chunk for chunk in _CHUNK_BYTES if chunk <= held.size_bytes] or [KIB * KIB]
-    choices = [(kind, chunk) for kind in ("asyncio", "threads") for chunk in chunks]
-    with ExitStack() as stack:
-        actions = {
-            str(choice): _bare(stack, choice[0], held, choice[1]).drain for choice in choices
+        held = Held(stack, given, given.small, given.daemon)
+        bare = lab.program(stack, "bare", str(held.file))
+        servers = {
+            "daemon": (given.daemon.pid, given.daemon.address, lab.COMPILE),
+            "bare": (bare.pid, f"127.0.0.1:{bare.said}", METHOD),
         }
-        series = in_turns(actions, given.rounds(100), warm_up=given.rounds(10))
-    return min(choices, key=lambda choice: statistics.median(series[str(choice)]))
+        for callers in (1, 8, 64):
+            found: dict[str, list[tuple[float, float]]] = {name: [] for name in servers}
+            for _ in range(given.rounds(4)):
+                for name, server in servers.items():
+                    calls = _per_hit(*server, held.request(), callers, given.rounds(800))
+                    found[name].append(asyncio.run(calls))
+            wall, cpu = ({n: [each[at] for each in found[n]] for n in servers} for at in (0, 1))
+            group = f"hits of {held.what}, {callers} caller{'s' if callers > 1 else ''}"
+            best = [1 / min(wall[name]) for name in servers]
+            note = f"at best {best[0]:,.0f} hits per second, the bare server {best[1]:,.0f}"
+            for what, by, said in (("time", wall, note), ("CPU time of the server", cpu, "")):
+                pair = (by["daemon"], "bare grpcio (asyncio)", by["bare"])
+                yield compare(group, f"{what} per hit", *pair, note=said)
 
 
-def _bare(stack: ExitStack, kind: str, held: Held, chunk: int) -> RawStream:
-    port = start_server(stack, kind, str(held.file), str(chunk)).port
-    return _stream(stack, f"127.0.0.1:{port}", METHOD)
+async def _per_hit(
+    pid: int, address: str, method: str, asked: bytes, callers: int, calls: int
+) -> tuple[float, float]:
+    """Call from several connections; return the seconds per call, and the server's CPU time."""
+    channels = [
+        aio.insecure_channel(address, (("grpc.use_local_subchannel_pool", 1),))
+        for _ in range(callers)
+    ]
+
+    async def repeat(channel: aio.Channel, count: int) -> None:
+        call: Any = channel.unary_stream(method)
+        for _ in range(count):
+            async for _ in call(asked):
+                pass
+
+    await asyncio.gather(*(repeat(channel, 1) for channel in channels))
+    each = max(1, calls // callers)
+    before, began = _cpu_ns(pid), time.perf_counter()
+    await asyncio.gather(*(repeat(channel, each) for channel in channels))
+    seconds = time.perf_counter() - began
+    cpu = (_cpu_ns(pid) - before) / 1e9
+    for channel in channels:
+        await channel.close()
+    return seconds / each / callers, cpu / each / callers
 
 
-def _stream(stack: ExitStack, address: str, method: str) -> RawStream:
-    stream = RawStream(address, method)
-    stack.callback(stream.close)
-    return stream
+def _cpu_ns(pid: int) -> int:
+    # The clock of another process, as clock_getcpuclockid(3) names it, which Python does not have.
+    return time.clock_gettime_ns(~pid << 3 | 2)
 
 
-class _Tcp:
-    """A connection whose other end sends the artifact for every byte that it gets."""
+def access(given: Setting) -> Iterator[Row]:
+    """What it costs to ask who calls: daemons that do, beside one that does not."""
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    # Two daemons of one kind differ by some percent too, so there are several of each.
+    for sitting in range(given.rounds(3)):
+        with ExitStack() as stack:
+            sites = _sites(given, given.folder / f"access-{sitting}", stack)
+            for module in (given.small, given.medium):
+                actions = {}
+                for kind, (daemon, how) in sites.items():
+                    stream = lab.RawStream(stack, daemon.address, **how)
+                    asked = lab.request(given.wasmtime.id, module, inline_limit_bytes=INLINE_BYTES)
+                    stream.drain(lab.request(given.wasmtime.id, module, upload=True))
+                    stream.timed(asked, types_pb2.ORIGIN_MEMORY)
+                    actions[kind] = partial(stream.drain, asked)
+                series = in_turns(actions, given.rounds(150), given.rounds(50))
+                for kind, seconds in series.items():
+                    found[module.name][kind] += seconds
+    for name, series in found.items():
+        against = series.pop("neither")
+        for kind, seconds in series.items():
+            yield compare(f"memory hit, {name} artifact", kind, seconds, "neither", against)
+    alone = [_guard_s() for _ in range(30)]
+    whole = found[given.small.name]["the policy alone"]
+    what = "the guard alone, by a policy"
+    yield compare("memory hit, small artifact", what, alone, "the whole call", whole, 0.02)
 
-    def __init__(self, stack: ExitStack, held: Held) -> None:
-        port = start_server(stack, "tcp", str(held.file), str(held.size_bytes)).port
-        self._socket = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
-        self._buffer = bytearray(held.size_bytes)
 
-    def fetch(self) -> None:
-        """Ask once, and receive all."""
-        self._socket.sendall(b"?")
-        view = memoryview(self._buffer)
-        while view:
-            view = view[self._socket.recv_into(view) :]
+def _sites(
+    given: Setting, folder: Path, stack: ExitStack
+) -> dict[str, tuple[lab.Daemon, dict[str, Any]]]:
+    """Start the daemons, and return how each is called."""
+    policy, tls = folder / "policy.toml", certificates(folder / "tls")
+    policy.write_text('[[rule]]\nidentity = "anonymous"\nroles = ["compile"]\n')
+    tls.key_file.chmod(0o600)
+    tls_flags = ["--tls-cert-file", str(tls.cert_file), "--tls-key-file", str(tls.key_file)]
+    trusted = grpc.ssl_channel_credentials(tls.ca_file.read_bytes())
+    kinds: dict[str, tuple[list[str], bool, dict[str, Any]]] = {
+        "neither": ([], False, {}),
+        "neither, in another daemon: the noise": ([], False, {}),
+        "the policy alone": (["--policy-file", str(policy)], False, {}),
+        "a token": ([], True, {}),
+        "TLS and a token": (tls_flags, True, {"trusted": trusted}),
+    }
+    sites: dict[str, tuple[lab.Daemon, dict[str, Any]]] = {}
+    # In a new order each time: what starts first is not always the same.
+    for kind in random.sample(list(kinds), len(kinds)):
+        flags, with_token, how = kinds[kind]
+        state = given.state(f"{folder.name}/{len(sites)}")
+        if with_token:
+            how["metadata"] = [("authorization", f"Bearer {_token(state)}")]
+        daemon = stack.enter_context(lab.Daemon(state, "--redis-url", "none", *flags))
+        sites[kind] = (daemon, how)
+    return sites
+
+
+def _token(state: Path) -> str:
+    command = [sys.executable, "-m", "wasmkilnd", "token", "add", "bench", "--role", "compile"]
+    done = subprocess.run(
+        [*command, "--state-dir", str(state)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise lab.BenchError(done.stderr.strip())
+    return done.stdout.strip()
+
+
+def _guard_s() -> float:
+    """Return how long the guard takes for a call that it has seen before."""
+    everybody = Rule(identity=("anonymous",), roles=(Role.COMPILE, Role.READ))
+    guard, calls = AccessGuard(Access(Policy((everybody,)), on=True)), 1000
+    started = time.perf_counter()
+    for _ in range(calls):
+        guard.admit(lab.COMPILE, PLAINTEXT, Credentials)
+    return (time.perf_counter() - started) / calls
+
+
+def host_store(given: Setting) -> Iterator[Row]:
+    """Hits in the host store, the bytes of a file and its path, beside hits in memory."""
+    for module in (given.medium, given.small):
+        with ExitStack() as stack:
+            held = Held(stack, given, module, given.daemon)
+            wait_for_file(held.client, module.sha256, held.engine)
+            lab.come_to_rest(held.client)
+            origin, path = types_pb2.ORIGIN_HOST_STORE, held.request(accept_host_file=True)
+            actions: dict[str, Action] = {
+                "bytes": partial(held.hit_below, origin),
+                "path": partial(held.stream.timed, path, origin),
+                "memory": held.hit_in_memory,
+            }
+            series = in_turns(actions, given.rounds(150), warm_up=5)
+        for what in ("bytes", "path"):
+            title = f"{held.what}, its {what}"
+            yield compare("host store hit", title, series[what], "memory hit", series["memory"])
+
+
+def wait_for_file(client: Client, sha256: str, engine: str) -> Path:
+    """Return the artifact's path, once the daemon has written it behind its reply."""
+    until = time.monotonic() + _STORED_S
+    while True:
+        try:
+            return Path(client.host_file(sha256, engine=engine))
+        except HostFileUnavailable as failure:
+            if time.monotonic() > until:
+                raise lab.BenchError(str(failure)) from None
+            time.sleep(0.1)
+
+
+def in_redis(given: Setting) -> Iterator[Row]:
+    """Hits in Redis: beside memory hits, beside reading the bytes alone, and what checks cost."""
+    with ExitStack() as stack:
+        url = lab.start_redis(stack, given.folder / "redis-hits")
+        state = given.state("redis-hits-state")
+        # Without a host store, which would answer first.
+        flags = ("--redis-url", url, "--host-store-bytes", "0")
+        daemon = stack.enter_context(lab.Daemon(state, *flags))
+        direct = stack.enter_context(redis.Redis.from_url(url))
+        sealer = Sealer(read_keys(load({"state_dir": str(state)}, {}).settings))
+        for module, goal in ((given.medium, 2.0), (given.small, 1.8)):
+            held = Held(stack, given, module, daemon)
+            lab.come_to_rest(held.client)
+            yield from _redis_rows(given, held, direct, sealer, goal)
+
+
+def _redis_rows(
+    given: Setting, held: Held, direct: Any, sealer: Sealer, goal: float
+) -> Iterator[Row]:
+    sha256 = held.module.sha256
+    key = CacheKey(sha256, held.header.fingerprint, held.engine)
+    [name] = direct.scan_iter(match=f"*compiled:*{sha256}*", count=1000)
+    value = memoryview(direct.get(name))
+
+    def check() -> None:
+        """Do what the daemon does before it believes the value: the stamp, and every digest."""
+        opened = open_value(value, key, sealer)
+        for index, each in enumerate(opened.frames):
+            opened.check(index, value[each.offset : each.offset + each.stored_bytes])
+
+    actions: dict[str, Action] = {
+        "redis": partial(held.hit_below, types_pb2.ORIGIN_REDIS),
+        "packed": partial(held.hit_below, types_pb2.ORIGIN_REDIS, "zstd"),
+        "memory": held.hit_in_memory,
+        "get": partial(direct.get, name),
+        "check": check,
+    }
+    series = in_turns(actions, given.rounds(150), warm_up=5)
+    group, what, hit, in_memory = "Redis hit", held.what, series["redis"], series["memory"]
+    packed_goal, checks_goal = (1.5, 0.25) if held.is_large else (None, None)
+    yield compare(group, what, hit, "memory hit", in_memory, goal)
+    packed = f"{what}, zstd accepted"
+    yield compare(group, packed, series["packed"], "memory hit", in_memory, packed_goal)
+    against = f"redis-py GET of the {lab.size_of(len(value))} stored (hiredis)"
+    yield compare(group, what, hit, against, series["get"])
+    checks = f"{what}: its checks alone"
+    yield compare(group, checks, series["check"], "the whole call", hit, checks_goal)

@@ -1,54 +1,131 @@
-"""A warm load, from asking for the module to having it in the engine."""
+"""Loads in a process of its own each, beside what wasmtime has for nothing on one machine."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
 
-from bench.lab import ROOT, BenchError
-from bench.results import Row, compare
-from bench.setting import Setting
+from wasmkiln import Client
 
-_TIMEOUT_S = 120
+from bench import lab
+from bench.hits import wait_for_file
+from bench.lab import Setting
+from bench.rows import Row, compare, in_turns
 
-
-def warm(given: Setting) -> Iterator[Row]:
-    """Call and load, beside what wasmtime can do alone on one machine."""
-    module = given.modules.medium
-    series = _measure(given)
-    what = f"{module.name}: raw call and deserialize"
-    group = "warm load into wasmtime"
-    yield compare(group, what, series["raw"], "its own local cache", series["cache"])
-    yield compare(group, what, series["raw"], "compiling again", series["recompile"])
-    yield compare(group, what, series["raw"], "deserialize_file (maps it)", series["mapped"])
-    what = f"{module.name}: Client.compile and load"
-    yield compare(group, what, series["client"], "its own local cache", series["cache"])
+_CACHE = "its own local cache"
+_ROUNDS = 40
+_BUDGET_S = 40.0  # For one module.
+# The larger module is beyond the default limits.
+_FLAGS = (
+    *("--max-module-bytes", "32MiB", "--max-artifact-bytes", "256MiB"),
+    *("--compile-timeout-s", "120", "--compile-cpu-s", "480"),
+)
 
 
-def _measure(given: Setting) -> dict[str, list[float]]:
-    engine = given.wasmtime.engine
-    packages = given.wasmtime.packages
-    folder = given.folder / "warm"
-    folder.mkdir()
-    path = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(packages)])
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "bench.warm", given.daemon.address, engine.id),
-            *(str(given.modules.medium.path), str(folder)),
-            *(str(given.rounds(100)), str(given.rounds(6))),
-        ],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=_TIMEOUT_S,
-        check=False,
-    )
-    if done.returncode:
-        words = done.stderr.strip().splitlines()
-        raise BenchError(f"warm loads could not be measured: {words[-1] if words else ''}")
-    answer: dict[str, list[float]] = json.loads(done.stdout)
-    return answer
+def fresh(given: Setting) -> Iterator[Row]:
+    """The host store has the artifact; the process has imported what it needs."""
+    goals = ({"digest": 0.1, "call": 0.3, "path": 0.5}, {"digest": 0.03, "call": 0.05, "path": 0.5})
+    with ExitStack() as stack:
+        daemon, _, process = _start(stack, given, "fresh")
+        for module, of in zip(given.mapped, goals, strict=False):
+            order = _order(daemon, given, module)
+            names = ("digest", "call", "connect", "path", "checked", "cache", "mapped")
+            series = in_turns(
+                {name: partial(process.ask, op=name, **order) for name in names},
+                given.rounds(_ROUNDS),
+                warm_up=1,
+                budget_s=_BUDGET_S,
+            )
+            group, size = "warm load in a second process", lab.size_of(len(module.wasm))
+            for name, what in (
+                ("digest", "client.module(digest)"),
+                ("call", "the same through a call"),
+                ("connect", "the same, connecting first"),
+                ("path", "client.module(path), hashed"),
+                ("checked", "digest and signature checked"),
+            ):
+                title = f"{module.name}, {size}: {what}"
+                yield compare(group, title, series[name], _CACHE, series["cache"], of.get(name))
+            title = f"{module.name}, {size}: client.module(digest)"
+            against = "deserialize_file alone"
+            yield compare(group, title, series["digest"], against, series["mapped"], 1.3)
+
+
+def first(given: Setting) -> Iterator[Row]:
+    """A first load on a fresh host, beside a warm cache of the host and beside compiling.
+
+    Before each, the daemon evicts the artifact from its memory and the host store. Measured is
+    `client.module(digest)` in a fork that has a `Client` and an engine, and no connection yet: it
+    looks in the host store, connects, asks the daemon, which reads the artifact from Redis and
+    writes the file, and maps the file. The cache's fork reads the entry that an earlier process
+    wrote. Imports are done in both.
+    """
+    module = given.mapped[0]
+    with ExitStack() as stack:
+        daemon, client, process = _start(stack, given, "first")
+        order = _order(daemon, given, module)
+
+        def load(operation: str) -> float:
+            lab.come_to_rest(client)
+            for tier in ("memory", "host_store"):
+                client.evict(module_sha256=module.sha256, tier=tier)
+            before = _redis_hits(client)
+            seconds = process.ask(op=operation, **order)
+            if _redis_hits(client) != before + 1:
+                raise lab.BenchError("a first load was not answered from Redis")
+            return seconds
+
+        series = in_turns(
+            {
+                "digest": partial(load, "digest"),
+                "checked": partial(load, "checked"),
+                "cache": partial(process.ask, op="cache", **order),
+            },
+            given.rounds(_ROUNDS),
+            warm_up=1,
+            budget_s=_BUDGET_S,
+        )
+        group = "first load on a fresh host"
+        what = f"{module.name}, {lab.size_of(len(module.wasm))}: client.module(digest)"
+        cache = (f"{_CACHE}, warm", series["cache"])
+        yield compare(group, what, series["digest"], *cache, 1.0)
+        yield compare(group, f"{what}, digest and signature checked", series["checked"], *cache)
+        engine = lab.EngineProcess(stack, given.wasmtime)
+        compiled = in_turns(
+            {"first": partial(load, "digest"), "engine": partial(engine.seconds, module)},
+            given.rounds(5),
+        )
+        ours, theirs = compiled["first"], compiled["engine"]
+        yield compare(group, what, ours, "engine in-process", theirs, 0.03)
+
+
+def _start(stack: ExitStack, given: Setting, name: str) -> tuple[lab.Daemon, Client, lab.Program]:
+    state = given.state(name)
+    daemon = stack.enter_context(lab.Daemon(state, *_FLAGS))
+    client = stack.enter_context(daemon.client(timeout_s=600))
+    cache, empty = state / "cache.toml", state / "empty"
+    cache.write_text(f"[cache]\ndirectory = {json.dumps(str(state / 'wasmtime-cache'))}\n")
+    empty.mkdir()
+    engine = given.wasmtime
+    arguments = (daemon.address, engine.id, str(cache), str(empty))
+    return daemon, client, lab.program(stack, "fresh", *arguments, packages=engine.packages)
+
+
+def _order(daemon: lab.Daemon, given: Setting, module: lab.Module) -> dict[str, object]:
+    """Have the module compiled and in the host store; return what an order to load it says."""
+    with daemon.client(timeout_s=600) as client:
+        client.compile(module.path, engine=given.wasmtime.id)
+        artifact = wait_for_file(client, module.sha256, given.wasmtime.id)
+    return {
+        "sha256": module.sha256,
+        "wasm": str(module.path),
+        "store": str(artifact.parents[3]),
+        "artifact": str(artifact),
+        "key": str(daemon.log.parent / "keys" / "trusted"),
+    }
+
+
+def _redis_hits(client: Client) -> int:
+    return next(tier.hits for tier in client.stats().tiers if tier.tier == "redis")

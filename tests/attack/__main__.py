@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.machine import describe
+from bench.lab import describe_machine
 from tests.attack.catalogue import WAYS
 from tests.attack.report import markdown
 from tests.attack.run import run
@@ -25,7 +25,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="wasmkiln-attack-") as folder:
         figures = asyncio.run(run(Path(folder), options.only or list(WAYS), options.seconds, _tell))
     checks = judge(figures)
-    print(f"{markdown(figures, checks)}\n\n{describe()}.")
+    print(f"{markdown(figures, checks)}\n\n{describe_machine()}.")
     broken = [check for check in checks if not check.kept]
     for check in broken:
         _tell(f"broken: {check.promise}: {check.seen}")

@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.machine import describe
+from bench.lab import describe_machine
 from tests.faults.report import markdown, report
 from tests.faults.suite import Plan, run
 
@@ -25,7 +25,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="wasmkiln-faults-") as folder:
         outcomes = asyncio.run(run(Path(folder), plan, _tell))
     made = report(outcomes)
-    print(f"{markdown(made)}\n\n{describe()}; {time.monotonic() - began:.0f} s.")
+    print(f"{markdown(made)}\n\n{describe_machine()}; {time.monotonic() - began:.0f} s.")
     broken = [*made.wrong, *made.failed, *made.errors]
     for what in broken:
         print(f"faults: {what}", file=sys.stderr)

@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.machine import describe
+from bench.lab import describe_machine
 from tests.soak.run import Plan, run
 
 
@@ -26,7 +26,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="wasmkiln-soak-") as folder:
         plan = Plan(options.seconds, seed, small=options.small)
         verdict = asyncio.run(run(Path(folder), plan, _tell))
-    print(f"{verdict.figures}\n\n{describe()}.")
+    print(f"{verdict.figures}\n\n{describe_machine()}.")
     for check in verdict.broken:
         _tell(f"broken: {check.promise}: {check.seen}")
     return int(bool(verdict.broken))
