@@ -67,21 +67,23 @@ def test_help_lists_every_target_on_a_line_that_fits() -> None:
     assert [line for line in said.splitlines() if len(line) >= 100] == []
 
 
-def test_what_passes_runs_once(tmp_path: Path) -> None:
-    passed, said = make_test(tmp_path, PASSES)
-    assert (passed, AGAIN in said) == (True, False), said
-
-
-def test_what_passes_alone_is_told(tmp_path: Path) -> None:
-    passed, said = make_test(tmp_path, FAILS_ONCE + PASSES.replace("it", "another"))
-    assert (passed, AGAIN in said, MENDED in said) == (True, True, True), said
-    assert said.count("PASSED test_crowd.py::test_it") == 1
+@pytest.mark.parametrize(
+    ("tests", "expected"),
+    # Whether the run passes, whether something runs once more, and whether it is told as mended.
+    [
+        (PASSES, (True, False, False)),
+        (FAILS_ONCE + PASSES.replace("it", "another"), (True, True, True)),
+        (FAILS, (False, True, False)),
+    ],
+    ids=["passes", "passes alone", "fails"],
+)
+def test_what_fails_runs_once_more_alone(
+    tmp_path: Path, tests: str, expected: tuple[bool, bool, bool]
+) -> None:
+    passed, said = make_test(tmp_path, tests)
+    assert (passed, AGAIN in said, MENDED in said) == expected, said
+    assert said.count("PASSED test_crowd.py::test_it") == int(MENDED in said)
     assert "PASSED test_crowd.py::test_another" not in said
-
-
-def test_what_fails_alone_too_fails(tmp_path: Path) -> None:
-    passed, said = make_test(tmp_path, FAILS)
-    assert (passed, said.count("1 failed"), MENDED in said) == (False, 2, False), said
 
 
 def test_a_failure_that_cannot_run_once_more_stays_one(tmp_path: Path) -> None:

@@ -71,9 +71,3 @@ def client(emptied: Daemon) -> Iterator[Client]:
     """A client of the shared daemon."""
     with emptied.client() as one:
         yield one
-
-
-@pytest.fixture
-def daemon_address(daemon: Daemon) -> str:
-    """Where the shared daemon serves."""
-    return daemon.address

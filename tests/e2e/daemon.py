@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pty
 import re
@@ -15,12 +16,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from wasmkiln import Client
 
-from tests.e2e.programs import WASMKILND, installed_engines, test_state_dir
+from tests.e2e.processes import eventually
+from tests.e2e.programs import WASMKILND, installed_engines, test_state_dir, without_settings
 
 # Enough where versions do not matter: each engine more takes its part of a second to start.
 TWO_ENGINES = ("wasmer-1.1.0", "wasmtime-50.0.1")
@@ -55,12 +56,8 @@ def fresh_state(path: Path, *, own_keys: bool = False, engines: Sequence[str] = 
 
 def state_with(path: Path, *engine_ids: str) -> Path:
     """Make a state directory at ``path`` with some of the tests' engines, and nothing else."""
-    engines = path / "engines"
-    engines.mkdir(parents=True)
-    installed = {engine.id: engine for engine in installed_engines()}
-    for engine_id in engine_ids:
-        (engines / engine_id).symlink_to(installed[engine_id].path.resolve())
-    return path
+    installed_engines()
+    return fresh_state(path, own_keys=True, engines=engine_ids)
 
 
 def is_ready(daemon: Daemon) -> bool:
@@ -80,6 +77,8 @@ _USUAL = {"WASMKILN_COMPILE_TIMEOUT_S": "120", "WASMKILN_WORKERS": "1"}
 class Daemon:
     """A ``wasmkilnd serve``, ready once the constructor returns; it ends with the context."""
 
+    _own: ClassVar[Mapping[str, str]] = {}
+
     def __init__(
         self,
         state_dir: Path,
@@ -94,7 +93,6 @@ class Daemon:
         It has one worker for each engine, unless its flags or its environment say otherwise. An
         empty ``log_format`` leaves that to the flags and the environment.
         """
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith("WASMKILN_")}
         usual = {} if "--config" in flags else _USUAL
         self.state_dir = state_dir
         # The banner is for terminals.
@@ -108,7 +106,7 @@ class Daemon:
                 *(("--log-format", log_format) if log_format else ()),
                 *flags,
             ],
-            env={**inherited, **usual, **(environ or {})},
+            env={**without_settings(), **usual, **self._own, **(environ or {})},
             stdin=subprocess.DEVNULL,
             stdout=its_end,
             stderr=subprocess.PIPE,
@@ -234,12 +232,7 @@ class Daemon:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.end()
 
     def end(self) -> None:
@@ -253,15 +246,48 @@ class Daemon:
 class RedisDaemon(Daemon):
     """A daemon without a host store: what its memory lost comes from Redis, or is compiled."""
 
-    def __init__(
-        self,
-        state_dir: Path,
-        flags: Sequence[str] = (),
-        environ: Mapping[str, str] | None = None,
-        command: Sequence[str] = (WASMKILND,),
-        *,
-        log_format: str = "json",
-    ) -> None:
-        """Start it, as a Daemon."""
-        without = {"WASMKILN_HOST_STORE_BYTES": "0", **(environ or {})}
-        super().__init__(state_dir, flags, without, command, log_format=log_format)
+    _own: ClassVar[Mapping[str, str]] = {"WASMKILN_HOST_STORE_BYTES": "0"}
+
+
+FAILED = "cannot reload: what cannot be used stays as it was"
+
+
+class Configured:
+    """A daemon whose settings are in a file, and what its log says of a reload."""
+
+    def __init__(self, state: Path, *flags: str, **settings: object) -> None:
+        self.file = state.with_name("wasmkilnd.toml")
+        self._settings: dict[str, object] = {"workers": 1, "redis_url": "none", **settings}
+        self.write()
+        self.daemon = Daemon(state, ["--config", str(self.file), *flags])
+
+    def write(self, **settings: object) -> None:
+        """Change settings in the file."""
+        self._settings |= settings
+        lines = [f"{name} = {json.dumps(value)}\n" for name, value in self._settings.items()]
+        self.file.write_text("".join(lines))
+
+    def reload(self, answer: str = "reloaded|cannot reload") -> list[dict[str, Any]]:
+        """Send SIGHUP; return the lines of the log that this made, up to ``answer``."""
+        return reload(self.daemon, answer)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.daemon.end()
+
+
+def reload(daemon: Daemon, answer: str = "engines read again") -> list[dict[str, Any]]:
+    """Send SIGHUP; return the lines of the log that this made, up to ``answer``."""
+    daemon.wait_for_log('"ready"')  # Read by a thread, which may be behind.
+    seen = len(daemon.log_lines)
+    daemon.process.send_signal(signal.SIGHUP)
+
+    def answered() -> bool:
+        return bool(re.search(rf'"event": "({answer})\W', "".join(daemon.log_lines[seen:])))
+
+    eventually(answered, "no answer to SIGHUP")
+    lines = [json.loads(line) for line in daemon.log_lines[seen:]]
+    # An earlier call's line is written after its answer.
+    return [line for line in lines if line["event"] != "call"]

@@ -1,349 +1,233 @@
-"""The rows of the error table: how grpcurl meets each, and what the answer must hold."""
+"""The rows of the error table: how grpcurl meets each reason, and what the answer must hold."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from tests.e2e import refusals as causes
 from tests.e2e import wasm
 from tests.e2e.callers import ENGINE
-from tests.e2e.refusals import (
-    Meet,
-    compile_,
-    crash,
-    drain,
-    evict_what_is_pinned,
-    fill_the_queue,
-    guarded,
-    load,
-    lose_every_worker,
-    lose_the_engine,
-    pin_too_much,
-    repeat_what_was_refused,
-    request,
-    use_up_a_quota,
-)
+from tests.e2e.refusals import Call, Meet, compile_, guarded, load, request
 from tests.hostile.catalogue import many_locals
 from tests.web_tokens import TestIssuer
 
 MIB = 1024 * 1024
-CPU_S = 3
 MEMORY_BYTES = 300 * MIB
 ARTIFACT_BYTES = 2 * MIB
-STRICT = (
-    # CPU time, which is no shorter where others want the CPUs too.
-    *("--compile-cpu-s", str(CPU_S), "--compile-memory-bytes", str(MEMORY_BYTES)),
-    *("--max-artifact-bytes", str(ARTIFACT_BYTES), "--workers", "1", "--redis-url", "none"),
-)
-"""A daemon with limits that a call meets within seconds."""
-CROWDED = ("--workers", "1", "--queue-length", "1", "--redis-url", "none")
-"""A daemon whose one worker can be held up for as long as a row needs; it serves ``ENGINE``."""
-
-GUARDED = ("--workers", "1", "--redis-url", "none")
-"""A daemon that asks for an identity; the test adds its policy, with keys of an issuer."""
-
-WASMER, WASMTIME = "wasmer-1.1.0", "wasmtime-50.0.1"
-TARGET = r"\w+-unknown-linux-gnu"
+TIER_BYTES = 100 * 1024
+ALONE = ("--workers", "1", "--redis-url", "none")
+DAEMONS = {
+    # Limits that a call meets within seconds: of CPU time, which is no shorter in a crowd.
+    "strict": (
+        *("--compile-cpu-s", "3", "--compile-memory-bytes", str(MEMORY_BYTES)),
+        *("--max-artifact-bytes", str(ARTIFACT_BYTES), *ALONE),
+    ),
+    # One worker, which can be held up for as long as a row needs; little memory. Serves ``ENGINE``.
+    "crowded": (
+        *("--queue-length", "1", "--host-store-bytes", "0"),
+        *("--memory-bytes", str(TIER_BYTES), *ALONE),
+    ),
+    # It asks for an identity; the test adds its policy, with keys of an issuer.
+    "guarded": ALONE,
+}
+_CROWDED = {
+    *("COMPILER_CRASHED", "COMPILE_QUEUE_FULL", "WORKER_UNAVAILABLE", "ENGINE_REMOVED"),
+    *("PINS_FULL", "SERVER_DRAINING"),
+}
+_GUARDED = {"CREDENTIALS_MISSING", "CREDENTIALS_INVALID", "ROLE_MISSING", "QUOTA_EXCEEDED"}
+# The field that a BadRequest names, where a row does not say.
+_AT_FAULT = {
+    **dict.fromkeys(("NOT_WASM", "MODULE_INVALID", "MODULE_TOO_LARGE"), "module"),
+    **dict.fromkeys(("ENGINE_UNKNOWN", "ENGINE_REMOVED", "ENGINE_LACKS_FEATURE"), "engine"),
+    "DIGEST_MISMATCH": "expected_sha256",
+    "SETTING_UNKNOWN": "settings",
+    "MODULE_NOT_LOADED": "sha256",
+    "MODULE_PINNED": "module_sha256",
+}
 
 
 @dataclass(frozen=True)
 class Row:
     """One way to meet a reason, and everything that the answer must hold."""
 
-    name: str
     reason: str
     meet: Meet
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    """Each name with what its value matches; there are no others."""
-    at_fault: str = ""
-    """The field that a BadRequest names; empty if there is none."""
-    says: str = ""
+    says: str
     """What the message contains."""
-    retry: bool = False
-    guarded: bool = False
-    """Whether it needs the guarded daemon instead of the strict one."""
-    crowded: bool = False
-    """Whether it needs the crowded daemon instead of the strict one."""
+    metadata: Mapping[str, str]
+    """Each name with what its value matches; there are no others."""
+    at_fault: str
+    """The field that a BadRequest names; empty if there is none."""
 
-    def __str__(self) -> str:
-        return f"{self.reason}-{self.name}"
+    @property
+    def daemon(self) -> str:
+        """Which of the daemons meets it."""
+        crowded = "crowded" if self.reason in _CROWDED else "strict"
+        return "guarded" if self.reason in _GUARDED else crowded
 
 
+WASMER, WASMTIME = "wasmer-1.1.0", "wasmtime-50.0.1"
+_IDS = {"wasmer": WASMER, "wasmtime": WASMTIME}
+
+
+def row(reason: str, meet: Meet, says: str, *, at_fault: str = "", **metadata: str) -> Row:
+    """Return a row; a keyword is a name of the metadata. It has the engine that a call names."""
+    named = meet.wishes.get("engine") if isinstance(meet, Call) else None
+    if named and reason != "INVALID_REQUEST":
+        metadata["engine"] = _IDS.get(named, named)
+    return Row(reason, meet, says, metadata, at_fault or _AT_FAULT.get(reason, ""))
+
+
+_TARGET = r"\w+-unknown-linux-gnu"
+_NUMBER = r"\d+"
 _NO_MODULE = wasm.CORE_PREAMBLE + b"\x01\x02\x03"
 _DIGEST = "0" * 64
-_ENGINES = re.escape("wasmer-1.1.0, wasmtime-50.0.1, wasmtime-49.0.0")
 _OTHERS = re.escape("wasmtime-50.0.1, wasmtime-49.0.0")
+_ENGINES = re.escape("wasmer-1.1.0, ") + _OTHERS
 _LOADED = wasm.constant(2)
+_MISTYPED = "(module (func (result i32) i64.const 0))"
+_TOO_LARGE = wasm.CORE_PREAMBLE + bytes(5 * MIB)
+_TOO_DEEP = wasm.nested_blocks(1_000_000)
+_LEGACY = "(module (func try catch_all end))"
+_PROMOTE = "(module (func (param v128) (result v128) local.get 0 f64x2.promote_low_f32x4))"
+_TWO_MEMORIES, _OFF = "(module (memory 1) (memory 1))", {"wasm_multi_memory": "false"}
+_MANY_KEYS = {"keys": [{"module_sha256": _DIGEST}] * 10_001}
+
+
+def on_wasmer(source: bytes | str, **wishes: object) -> Call:
+    """Compile with wasmer."""
+    return compile_(source, engine="wasmer", **wishes)
+
+
+def on_wasmtime(source: bytes | str, **wishes: object) -> Call:
+    """Compile with wasmtime."""
+    return compile_(source, engine="wasmtime", **wishes)
+
 
 ROWS = [
-    Row("empty", "NOT_WASM", load(b""), at_fault="module", says="empty"),
-    Row("text", "NOT_WASM", load(b"(module)"), at_fault="module", says="WebAssembly text"),
-    Row(
-        "compiled",
-        "NOT_WASM",
-        compile_(b"\x7fELF" + bytes(99)),
-        at_fault="module",
-        says="compiled",
+    row("NOT_WASM", load(b""), "empty"),
+    row("NOT_WASM", load(b"(module)"), "WebAssembly text"),
+    row("NOT_WASM", compile_(b"(module)"), "WebAssembly text"),
+    row("NOT_WASM", compile_(b"\x7fELF" + bytes(99)), "compiled"),
+    row("NOT_WASM", load(b"%PDF-1.7"), "not a WebAssembly"),
+    row("MODULE_INVALID", load(_NO_MODULE, engine="wasmer"), "at offset", offset=_NUMBER),
+    row("MODULE_INVALID", on_wasmtime(_NO_MODULE), "at offset", offset=_NUMBER),
+    row("MODULE_INVALID", on_wasmtime(_MISTYPED), "type mismatch", offset=_NUMBER),
+    row(
+        *("MODULE_TOO_LARGE", load(_TOO_LARGE), "5,242,880"),
+        size_bytes=str(5 * MIB + 8),
+        limit_bytes=str(5 * MIB),
     ),
-    Row(
-        "text-compiled",
-        "NOT_WASM",
-        compile_(b"(module)"),
-        at_fault="module",
-        says="WebAssembly text",
-    ),
-    Row("other", "NOT_WASM", load(b"%PDF-1.7"), at_fault="module", says="not a WebAssembly"),
-    Row(
-        "malformed",
-        "MODULE_INVALID",
-        load(_NO_MODULE, engine="wasmer"),
-        {"engine": WASMER, "offset": r"\d+"},
-        at_fault="module",
-        says="at offset",
-    ),
-    Row(
-        "malformed-compiled",
-        "MODULE_INVALID",
-        compile_(_NO_MODULE, engine="wasmtime"),
-        {"engine": WASMTIME, "offset": r"\d+"},
-        at_fault="module",
-        says="at offset",
-    ),
-    Row(
-        "invalid",
-        "MODULE_INVALID",
-        compile_("(module (func (result i32) i64.const 0))", engine="wasmtime"),
-        {"engine": WASMTIME, "offset": r"\d+"},
-        at_fault="module",
-        says="type mismatch",
-    ),
-    Row(
-        "size",
-        "MODULE_TOO_LARGE",
-        load(wasm.CORE_PREAMBLE + bytes(5 * MIB)),
-        {"size_bytes": str(5 * MIB + 8), "limit_bytes": str(5 * MIB)},
-        at_fault="module",
-        says="5,242,880",
-    ),
-    Row(
-        "digest",
-        "DIGEST_MISMATCH",
-        load(_LOADED, expected_sha256=_DIGEST),
-        {"expected_sha256": _DIGEST, "actual_sha256": wasm.digest(_LOADED)},
-        at_fault="expected_sha256",
-        says=_DIGEST,
-    ),
-    Row(
-        "no-source",
-        "INVALID_REQUEST",
-        request("ModuleService/Compile", {}),
-        at_fault="source",
-    ),
-    Row(
-        "long-name",
-        "INVALID_REQUEST",
-        compile_(_LOADED, engine="w" * 129),
-        {"at_most": "128", "size_bytes": "129"},
-        at_fault="engine",
-        says="may have at most 128",
-    ),
-    Row("no-scope", "INVALID_REQUEST", request("AdminService/Evict", {}), at_fault="scope"),
-    Row(
-        "engine",
-        "ENGINE_UNKNOWN",
-        compile_(_LOADED, engine="v8"),
-        {"engine": "v8", "engines": _ENGINES},
-        at_fault="engine",
-        says=WASMTIME,
-    ),
-    Row(
-        "target",
-        "TARGET_UNSUPPORTED",
-        compile_(_LOADED, engine="wasmtime", target="z80-unknown-none"),
-        {"engine": WASMTIME, "target": "z80-unknown-none", "targets": TARGET},
-        at_fault="target",
-        says="linux-gnu",
-    ),
-    Row(
-        "cpu",
-        "TARGET_UNSUPPORTED",
-        compile_(_LOADED, engine="wasmtime", cpu="z80"),
-        {"engine": WASMTIME, "target": TARGET, "cpu": "z80", "cpus": ".*baseline.*native.*"},
-        at_fault="cpu",
-        says="baseline",
-    ),
-    Row(
-        "name",
-        "SETTING_UNKNOWN",
-        compile_(_LOADED, engine="wasmtime", settings={"speed": "max"}),
-        {"engine": WASMTIME, "setting": "speed", "allowed": ".*consume_fuel, .*"},
-        at_fault="settings",
-        says="consume_fuel",
-    ),
-    Row(
-        "value",
-        "SETTING_UNKNOWN",
-        compile_(_LOADED, engine="wasmtime", settings={"consume_fuel": "9"}),
-        {
-            "engine": WASMTIME,
-            "setting": "consume_fuel",
-            "value": "9",
-            "allowed": "false, true",
-        },
-        at_fault="settings",
-        says="false, true",
-    ),
-    Row(
-        "component",
-        "ENGINE_LACKS_FEATURE",
-        compile_("(component)", engine="wasmer"),
-        {"engine": WASMER, "accepted_by": _OTHERS},
-        at_fault="engine",
-        says=WASMTIME,
-    ),
-    Row(
-        "proposal-of-nobody",
-        "ENGINE_LACKS_FEATURE",
-        load("(module (func try catch_all end))", engine="wasmtime"),
-        {
-            "engine": WASMTIME,
-            "accepted_by": "",
-            "offset": r"\d+",
-            "feature": "legacy-exceptions",
-        },
-        at_fault="engine",
-        says="legacy_exceptions feature required",
-    ),
-    Row(
-        "proposal",
-        "ENGINE_LACKS_FEATURE",
-        load("(module (memory i64 1))", engine="wasmer"),
-        {
-            "engine": WASMER,
-            "accepted_by": _OTHERS,
-            "offset": r"\d+",
-            "feature": "memory64",
-        },
-        at_fault="engine",
-        says=WASMTIME,
-    ),
-    Row(
-        "digest",
-        "MODULE_NOT_LOADED",
-        request("ModuleService/Compile", {"sha256": _DIGEST}),
-        {"sha256": _DIGEST},
-        at_fault="sha256",
-        says="send the module",
-    ),
-    Row(
-        "time",
-        "COMPILE_TIMEOUT",
-        compile_(many_locals(10_000), engine="wasmer"),
-        {"engine": WASMER, "limit_s": r"\d+\.0"},
-        # Beside many other processes the limit of the wall clock may be met first.
-        says="or raise WASMKILN_COMPILE_",
-    ),
-    Row(
-        "memory",
-        "COMPILE_MEMORY_LIMIT",
-        compile_(wasm.nested_blocks(1_000_000), engine="wasmer"),
-        {"engine": WASMER, "limit_bytes": str(MEMORY_BYTES)},
-        says=f"{MEMORY_BYTES:,}",
-    ),
-    Row(
-        "size",
-        "ARTIFACT_TOO_LARGE",
-        compile_(wasm.many_functions(20_000), engine="wasmer"),
-        {"engine": WASMER, "size_bytes": r"\d{7}", "limit_bytes": str(ARTIFACT_BYTES)},
-        says=f"{ARTIFACT_BYTES:,}",
-    ),
-    Row(
-        "again",
-        "MODULE_QUARANTINED",
-        repeat_what_was_refused,
-        {
-            "engine": WASMER,
-            "first_reason": "COMPILE_MEMORY_LIMIT",
-            "seconds_left": r"(600|5\d\d)(\.\d)?",
-        },
-        says=f"{MEMORY_BYTES:,}",
-    ),
-    Row(
-        "abort",
-        "COMPILER_CRASHED",
-        crash,
-        {"engine": ENGINE, "signal": "SIGABRT"},
-        says="SIGABRT",
-        crowded=True,
-    ),
-    Row(
-        "queue",
-        "COMPILE_QUEUE_FULL",
-        fill_the_queue,
-        {"limit": "queue", "engine": ENGINE, "waiting": "1"},
-        retry=True,
-        crowded=True,
-    ),
-    Row(
-        "no-worker",
-        "WORKER_UNAVAILABLE",
-        lose_every_worker,
-        {"engine": ENGINE},
-        says="whatever the module",
-        retry=True,
-        crowded=True,
-    ),
-    Row(
-        "gone",
-        "ENGINE_REMOVED",
-        lose_the_engine,
-        {"engine": ENGINE, "engines": ""},
-        at_fault="engine",
-        says="was removed from this daemon",
-        crowded=True,
-    ),
-    Row(
-        "used-up",
-        "QUOTA_EXCEEDED",
-        use_up_a_quota,
-        {"quota": "compiles_per_minute"},
-        says="your quota allows 1 per minute",
-        retry=True,
-        crowded=True,
-    ),
-    Row(
-        "pinned",
-        "MODULE_PINNED",
-        evict_what_is_pinned,
-        {"sha256": "[0-9a-f]{64}"},
-        at_fault="module_sha256",
-        says="unpin it first",
-    ),
-    Row(
-        "pins",
-        "PINS_FULL",
-        pin_too_much,
-        {"tier": "memory", "bytes": "[0-9]+", "limit_bytes": "102400"},
-        says="unpin others",
-        crowded=True,
-    ),
-    Row(
-        "no-credentials",
-        "CREDENTIALS_MISSING",
-        guarded(""),
-        says="authorization: Bearer TOKEN",
-        guarded=True,
+    row(
+        *("DIGEST_MISMATCH", load(_LOADED, expected_sha256=_DIGEST), _DIGEST),
+        expected_sha256=_DIGEST,
+        actual_sha256=wasm.digest(_LOADED),
     ),
     *(
-        Row(
-            f"credentials-{cause}",
-            "CREDENTIALS_INVALID",
-            guarded(authorization),
-            {"cause": cause},
-            says="cannot",
-            guarded=True,
+        row("INVALID_REQUEST", request(method, message), says, at_fault=at_fault, **metadata)
+        for method, message, at_fault, says, metadata in (
+            ("ModuleService/Compile", {}, "source", "", {}),
+            ("ModuleService/Compile", {"sha256": "A" * 64}, "sha256", "64 lowercase", {}),
+            ("ModuleService/FindMissing", {"keys": [{}]}, "keys.module_sha256", "", {}),
+            ("ModuleService/FindMissing", _MANY_KEYS, "keys", "10,000", {"at_most": "10000"}),
+            ("AdminService/Evict", {}, "scope", "", {}),
+            ("AdminService/Evict", {"all": False}, "scope", "", {}),
+            ("AdminService/Evict", {"module_sha256": "x"}, "module_sha256", "64 lowercase", {}),
         )
+    ),
+    row("INVALID_REQUEST", load(_LOADED, expected_sha256="x"), "64", at_fault="expected_sha256"),
+    row(
+        *("INVALID_REQUEST", compile_(_LOADED, engine="w" * 129), "may have at most 128"),
+        at_fault="engine",
+        at_most="128",
+        size_bytes="129",
+    ),
+    row("ENGINE_UNKNOWN", compile_(_LOADED, engine="v8"), WASMTIME, engines=_ENGINES),
+    row(
+        *("TARGET_UNSUPPORTED", on_wasmtime(_LOADED, target="z80-unknown-none"), "linux-gnu"),
+        at_fault="target",
+        target="z80-unknown-none",
+        targets=_TARGET,
+    ),
+    row(
+        *("TARGET_UNSUPPORTED", on_wasmtime(_LOADED, cpu="z80"), "baseline"),
+        at_fault="cpu",
+        target=_TARGET,
+        cpu="z80",
+        cpus=".*baseline.*native.*",
+    ),
+    row(
+        *("SETTING_UNKNOWN", on_wasmtime(_LOADED, settings={"speed": "max"}), "consume_fuel"),
+        setting="speed",
+        allowed=".*consume_fuel, .*",
+    ),
+    row(
+        *("SETTING_UNKNOWN", on_wasmtime(_LOADED, settings={"consume_fuel": "9"}), "false, true"),
+        setting="consume_fuel",
+        value="9",
+        allowed="false, true",
+    ),
+    row("ENGINE_LACKS_FEATURE", on_wasmer("(component)"), WASMTIME, accepted_by=_OTHERS),
+    # wasmer accepts SIMD, and then has no code for some of its operators.
+    row("ENGINE_LACKS_FEATURE", on_wasmer(_PROMOTE), WASMTIME, accepted_by=_OTHERS),
+    *(
+        row(
+            "ENGINE_LACKS_FEATURE",
+            meet,
+            says,
+            accepted_by=others,
+            offset=_NUMBER,
+            feature=feature,
+        )
+        for meet, says, others, feature in (
+            (load("(module (memory i64 1))", engine="wasmer"), WASMTIME, _OTHERS, "memory64"),
+            (load(_LEGACY, engine="wasmtime"), "legacy_exceptions", "", "legacy-exceptions"),
+            (on_wasmtime(_TWO_MEMORIES, settings=_OFF), "multi", _OTHERS, "multi-memory"),
+        )
+    ),
+    row(
+        "MODULE_NOT_LOADED",
+        request("ModuleService/Compile", {"sha256": _DIGEST}),
+        "send the module",
+        sha256=_DIGEST,
+    ),
+    # Beside many other processes the limit of the wall clock may be met first.
+    row(
+        *("COMPILE_TIMEOUT", on_wasmer(many_locals(10_000)), "or raise WASMKILN_COMPILE_"),
+        limit_s=r"\d+\.0",
+    ),
+    *(
+        row("COMPILE_MEMORY_LIMIT", meet, f"{MEMORY_BYTES:,}", limit_bytes=str(MEMORY_BYTES))
+        for meet in (on_wasmer(_TOO_DEEP), on_wasmtime(_TOO_DEEP))
+    ),
+    row(
+        *("ARTIFACT_TOO_LARGE", on_wasmer(wasm.many_functions(20_000)), f"{ARTIFACT_BYTES:,}"),
+        size_bytes=r"\d{7}",
+        limit_bytes=str(ARTIFACT_BYTES),
+    ),
+    row(
+        *("MODULE_QUARANTINED", causes.repeat_what_was_refused, f"{MEMORY_BYTES:,}"),
+        engine=WASMER,
+        first_reason="COMPILE_MEMORY_LIMIT",
+        seconds_left=r"(600|5\d\d)(\.\d)?",
+    ),
+    row("COMPILER_CRASHED", causes.crash, "SIGABRT", engine=ENGINE, signal="SIGABRT"),
+    row("COMPILE_QUEUE_FULL", causes.fill_the_queue, "", limit="queue", engine=ENGINE, waiting="1"),
+    row("WORKER_UNAVAILABLE", causes.lose_every_worker, "whatever the module", engine=ENGINE),
+    row("ENGINE_REMOVED", causes.lose_the_engine, "was removed", engine=ENGINE, engines=""),
+    row("QUOTA_EXCEEDED", causes.use_up_a_quota, "1 per minute", quota="compiles_per_minute"),
+    row("MODULE_PINNED", causes.evict_what_is_pinned, "unpin it first", sha256="[0-9a-f]{64}"),
+    row(
+        *("PINS_FULL", causes.pin_too_much, "unpin others"),
+        tier="memory",
+        bytes="[0-9]+",
+        limit_bytes=str(TIER_BYTES),
+    ),
+    row("CREDENTIALS_MISSING", guarded(""), "authorization: Bearer TOKEN"),
+    *(
+        row("CREDENTIALS_INVALID", guarded(authorization), "cannot", cause=cause)
         for cause, authorization in (
             ("malformed", "Basic {reader}"),
             ("unknown", "Bearer {reader}0"),
@@ -351,14 +235,7 @@ ROWS = [
             ("untrusted", f"Bearer {TestIssuer(key_id='other').token()}"),
         )
     ),
-    Row(
-        "role",
-        "ROLE_MISSING",
-        guarded("Bearer {reader}"),
-        {"role": "compile"},
-        says="it needs the role compile",
-        guarded=True,
-    ),
+    row("ROLE_MISSING", guarded("Bearer {reader}"), "it needs the role compile", role="compile"),
     # The last one, since it ends its daemon.
-    Row("drain", "SERVER_DRAINING", drain, says="shutting down", crowded=True),
+    row("SERVER_DRAINING", causes.drain, "shutting down"),
 ]

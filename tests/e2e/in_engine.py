@@ -8,11 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.programs import Installed
+from tests.e2e.programs import ROOT, Installed, run
 
-ROOT = Path(__file__).resolve().parents[2]
 RUNS = ROOT / "tests" / "corpus" / "runs.py"
-_TIMEOUT_S = 600
 
 # What importing the client needs; see pyproject.toml.
 CLIENT_NEEDS = ("grpcio", "protobuf", "googleapis-common-protos")
@@ -25,23 +23,19 @@ def interpreter(engines: Installed, engine_id: str) -> Path:
 
 def run_module(engines: Installed, engine_id: str, name: str, *source: str) -> Any:
     """Return what the corpus' recipe computes; ``source`` is --wasm FILE or --artifact FILE."""
-    command = [str(interpreter(engines, engine_id)), str(RUNS), engine_id.split("-")[0], name]
-    done = subprocess.run(
-        [*command, *source], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
-    )
+    python = interpreter(engines, engine_id)
+    done = run(python, RUNS, engine_id.split("-")[0], name, *source)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])["result"]
 
 
-def run_script(engines: Installed, engine_id: str, script: str, *args: str) -> str:
-    """Return what a few lines of Python print."""
-    done = subprocess.run(
-        [str(interpreter(engines, engine_id)), "-c", script, *args],
-        capture_output=True,
-        text=True,
-        timeout=_TIMEOUT_S,
-        check=False,
-    )
+def run_script(
+    engines: Installed, engine_id: str, script: str, *args: object, with_client: bool = False
+) -> str:
+    """Return what a few lines of Python print; ``with_client``: which import ``wasmkiln``."""
+    python = interpreter(engines, engine_id)
+    path = {"PYTHONPATH": client_path(python)} if with_client else {}
+    done = run(python, "-c", script, *args, **path)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.strip()
 

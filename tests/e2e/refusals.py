@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.e2e import wasm
-from tests.e2e.bearers import add_token
 from tests.e2e.callers import ENGINE, Caller, held_worker, modules
-from tests.e2e.daemon import Daemon, is_ready, state_with
+from tests.e2e.daemon import Daemon, is_ready
 from tests.e2e.grpcurl import Grpcurl, Refusal
 from tests.e2e.processes import cpu_s_of, eventually, jobs_of, send, workers_of
 
@@ -24,22 +25,29 @@ _ADMIN = "wasmkiln.v1.AdminService"
 Meet = Callable[[Daemon], Refusal]
 
 
-def load(source: bytes | str, **wishes: object) -> Meet:
-    """Load a module, which is bytes or made from a text."""
-    return _call(LOAD, source, wishes)
+@dataclass(frozen=True)
+class Call:
+    """A call with a module, which is bytes or made from a text, and with wishes."""
+
+    method: str
+    source: bytes | str
+    wishes: Mapping[str, Any]
+
+    def __call__(self, daemon: Daemon) -> Refusal:
+        """Make it."""
+        module = wasm.from_text(self.source) if isinstance(self.source, str) else self.source
+        asked = {"module": _module(module), **self.wishes}
+        return Grpcurl(daemon.address).refused(self.method, asked)
 
 
-def compile_(source: bytes | str, **wishes: object) -> Meet:
-    """Compile a module, which is bytes or made from a text."""
-    return _call(COMPILE, source, wishes)
+def load(source: bytes | str, **wishes: object) -> Call:
+    """Load a module."""
+    return Call(LOAD, source, wishes)
 
 
-def _call(method: str, source: bytes | str, wishes: Mapping[str, object]) -> Meet:
-    def meet(daemon: Daemon) -> Refusal:
-        module = source if isinstance(source, bytes) else wasm.from_text(source)
-        return Grpcurl(daemon.address).refused(method, {"module": _module(module), **wishes})
-
-    return meet
+def compile_(source: bytes | str, **wishes: object) -> Call:
+    """Compile a module."""
+    return Call(COMPILE, source, wishes)
 
 
 def _module(wasm_bytes: bytes) -> str:
@@ -51,9 +59,9 @@ def request(method: str, message: Mapping[str, Any]) -> Meet:
     return lambda daemon: Grpcurl(daemon.address).refused(f"wasmkiln.v1.{method}", message)
 
 
-READER, EXPIRED = "reader.token", "expired.token"
-"""Files in the state directory of a guarded daemon: a token with the role read, and one that has
-expired."""
+READER, EXPIRED, SMALL = "reader.token", "expired.token", "small.token"
+"""Files in the state directory of a guarded daemon: a token with the role read, one that has
+expired, and one that may compile once a minute."""
 
 
 def guarded(authorization: str, method: str = LOAD) -> Meet:
@@ -75,10 +83,11 @@ def _text(daemon: Daemon, name: str) -> str:
 
 
 def repeat_what_was_refused(daemon: Daemon) -> Refusal:
-    """Have a module fail, and send it again."""
-    again = compile_(wasm.nested_blocks(1_000_000, tag=7), engine="wasmer")
-    assert again(daemon).details["ErrorInfo"]["reason"] == "COMPILE_MEMORY_LIMIT"
-    return again(daemon)
+    """Send a module that fails, unless it has failed before, and send it again."""
+    again = compile_(wasm.nested_blocks(1_000_000), engine="wasmer")
+    first = again(daemon)
+    known = first.details["ErrorInfo"]["reason"] == "MODULE_QUARANTINED"
+    return first if known else again(daemon)
 
 
 def crash(daemon: Daemon) -> Refusal:
@@ -136,19 +145,13 @@ def _without_python(engine: Path, real: Path) -> None:
 
 
 def use_up_a_quota(daemon: Daemon) -> Refusal:
-    """Compile twice with a token that may compile once a minute, at a daemon of its own."""
-    state = state_with(daemon.state_dir.with_name("quota"), ENGINE)
-    token = add_token(state, "small", "compile")
-    policy = state / "policy.toml"
-    policy.write_text(
-        '[[rule]]\nidentity = "token:small"\nquota = "small"\n'
-        "[quota.small]\ncompiles_per_minute = 1\n"
-    )
-    flags = ("--workers", "1", "--redis-url", "none", "--policy-file", str(policy))
-    with Daemon(state, flags) as guarded:
-        grpcurl = Grpcurl(guarded.address, f"authorization: Bearer {token}")
-        grpcurl.json(COMPILE, {"module": _module(wasm.constant(1)), "omit_artifact": True})
-        return grpcurl.refused(COMPILE, {"module": _module(wasm.constant(2))})
+    """Compile another module until the quota of a token is used up."""
+    grpcurl = Grpcurl(daemon.address, f"authorization: Bearer {_text(daemon, SMALL)}")
+    for number in itertools.count():
+        asked = {"module": _module(wasm.constant(number)), "omit_artifact": True}
+        if grpcurl(COMPILE, request=asked).returncode:
+            break
+    return grpcurl.refused(COMPILE, asked)
 
 
 def evict_what_is_pinned(daemon: Daemon) -> Refusal:
@@ -164,14 +167,11 @@ def evict_what_is_pinned(daemon: Daemon) -> Refusal:
 
 
 def pin_too_much(daemon: Daemon) -> Refusal:
-    """Pin a module that takes more than half of the memory, at a daemon of its own."""
-    state = state_with(daemon.state_dir.with_name("pins"), ENGINE)
-    memory = ("--memory-bytes", "100KiB", "--host-store-bytes", "0")
+    """Pin a module that takes more than half of the memory."""
     module = wasm.CORE_PREAMBLE + wasm.section(0, b"\1x" + bytes(60_000))
-    with Daemon(state, ("--workers", "1", "--redis-url", "none", *memory)) as small:
-        grpcurl = Grpcurl(small.address)
-        grpcurl.json(LOAD, {"module": _module(module)})
-        return grpcurl.refused(f"{_ADMIN}/Pin", {"module_sha256": wasm.digest(module)})
+    grpcurl = Grpcurl(daemon.address)
+    grpcurl.json(LOAD, {"module": _module(module)})
+    return grpcurl.refused(f"{_ADMIN}/Pin", {"module_sha256": wasm.digest(module)})
 
 
 def drain(daemon: Daemon) -> Refusal:

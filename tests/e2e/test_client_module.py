@@ -1,27 +1,24 @@
-"""`client.module` and `wasmkiln path` with real daemons, engines and host stores."""
+"""`client.module`, `wasmkiln path` and `artifact.load()` with real daemons, engines and stores."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import wasmtime
-from wasmkiln import Client, engine_of, errors
+from wasmkiln import AsyncClient, Client, IncompatibleEngine, engine_of, errors
 from wasmkiln.host_store import Engines
 
 from tests.e2e import wasm
 from tests.e2e.bearers import add_token
 from tests.e2e.daemon import TWO_ENGINES, Daemon, fresh_state
-from tests.e2e.in_engine import client_path, interpreter
-from tests.e2e.programs import WASMKILN, Installed
+from tests.e2e.in_engine import run_script
+from tests.e2e.processes import eventually
+from tests.e2e.programs import WASMKILN, Installed, run
 
 NOBODY = "127.0.0.1:1"
 SETTINGS: list[dict[str, str]] = [{}, {"consume_fuel": "true"}]
@@ -40,11 +37,14 @@ def store(kiln: Daemon) -> Path:
     return kiln.state_dir / "host_store"
 
 
-def add(module: wasmtime.Module) -> int:
-    engine_store = wasmtime.Store(engine_of(module))
-    exported = wasmtime.Instance(engine_store, module, []).exports(engine_store)["add"]
-    assert isinstance(exported, wasmtime.Func)
-    return int(exported(engine_store, 40, 2))
+def added(store: wasmtime.Store, module: Any) -> object:
+    add = wasmtime.Instance(store, module, []).exports(store)["add"]
+    assert isinstance(add, wasmtime.Func)
+    return add(store, 40, 2)
+
+
+def add(module: wasmtime.Module) -> object:
+    return added(wasmtime.Store(engine_of(module)), module)
 
 
 def mapped(path: Path) -> bool:
@@ -83,7 +83,7 @@ def test_the_first_caller_gets_a_file_and_the_next_needs_no_daemon(
         assert path.is_relative_to(store)
         assert add(client.module(module, engine="wasmtime")) == 42
     with Client(NOBODY, host_store_dir=store, max_attempts=1) as alone:
-        assert add(alone.module(hashlib.sha256(module).hexdigest(), engine="wasmtime")) == 42
+        assert add(alone.module(wasm.digest(module), engine="wasmtime")) == 42
         assert mapped(path)
         with pytest.raises(errors.ConnectionFailed):
             alone.module(wasm.adder(302), engine="wasmtime")
@@ -136,7 +136,7 @@ def test_a_process_that_does_not_see_the_files_gets_bytes(kiln: Daemon, store: P
         "    print(wasmtime.Store(wasmkiln.engine_of(module)) is not None)\n"
         "print(sys.argv[3] in open('/proc/self/maps').read())\n"
     )
-    command = [sys.executable, "-c", script, kiln.address, hashlib.sha256(module).hexdigest()]
+    command = [sys.executable, "-c", script, kiln.address, wasm.digest(module)]
     apart = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(store)]
     probe = subprocess.run([*apart, "true"], capture_output=True, check=False)
     if probe.returncode:
@@ -149,60 +149,35 @@ def test_a_process_that_does_not_see_the_files_gets_bytes(kiln: Daemon, store: P
 
 def test_wasmer_in_a_second_process(kiln: Daemon, store: Path, engines: Installed) -> None:
     """On CPython 3.10, the newest Python that wasmer has wheels for, with no daemon."""
-    python = interpreter(engines, "wasmer-1.1.0")
     module = wasm.adder(305)
     with kiln.client() as client:
         client.host_file(module, engine="wasmer")
     script = (
-        "import json, sys, wasmkiln, wasmer\n"
+        "import sys, wasmkiln, wasmer\n"
         "client = wasmkiln.Client('127.0.0.1:1', host_store_dir=sys.argv[1], max_attempts=1)\n"
         "module = client.module(sys.argv[2], engine='wasmer')\n"
         "assert client.module(sys.argv[2], engine='wasmer') is module\n"
         "assert isinstance(wasmkiln.engine_of(module), wasmer.Store)\n"
         "own = client.module(sys.argv[2], into=wasmer.Store())\n"
-        "print(json.dumps([wasmer.Instance(each).exports.add(40, 2) for each in (module, own)]))\n"
+        "print(*(wasmer.Instance(each).exports.add(40, 2) for each in (module, own)))\n"
     )
-    done = subprocess.run(
-        [str(python), "-c", script, str(store), hashlib.sha256(module).hexdigest()],
-        env={**os.environ, "PYTHONPATH": client_path(python)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == [42, 42]
+    words = (script, store, wasm.digest(module))
+    assert run_script(engines, "wasmer-1.1.0", *words, with_client=True) == "42 42"
 
 
-def test_the_command_prints_the_path(
-    kiln: Daemon, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_prints_the_path(kiln: Daemon, store: Path, tmp_path: Path) -> None:
     file = tmp_path / "adder.wasm"
     file.write_bytes(wasm.adder(306))
-    command = [
-        WASMKILN,
-        "path",
-        str(file),
-        "--engine",
-        "wasmtime",
-    ]
-    environ = {**os.environ, "WASMKILN_HOST_STORE_DIR": str(store)}
 
-    command += ["--engine", "wasmtime"]
+    def path(address: str) -> subprocess.CompletedProcess[str]:
+        words = ("path", file, "--engine", "wasmtime", "--address", address)
+        return run(WASMKILN, *words, WASMKILN_HOST_STORE_DIR=str(store))
 
-    def run(address: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command,
-            env={**environ, "WASMKILN_ADDRESS": address},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    assert run(NOBODY).returncode == 3
-    first = run(kiln.address)
+    assert path(NOBODY).returncode == 3
+    first = path(kiln.address)
     assert first.returncode == 0, first.stderr
     assert Path(first.stdout.strip()).is_relative_to(store)
-    assert run(NOBODY).stdout == first.stdout
+    assert path(NOBODY).stdout == first.stdout
 
 
 def test_fast_code_is_swapped_for_optimised_code(kiln: Daemon, store: Path) -> None:
@@ -210,15 +185,13 @@ def test_fast_code_is_swapped_for_optimised_code(kiln: Daemon, store: Path) -> N
     with kiln.client(host_store_dir=store) as client:
         first = client.module(module, engine="wasmtime", accept_fast=True)
         assert add(first) == 42
-        best = first
-        for _ in range(60):
-            best = client.module(module, engine="wasmtime", accept_fast=True)
-            if best is not first:
-                break
-            time.sleep(0.5)
-        assert best is not first
-        assert add(best) == 42
-        assert client.module(module, engine="wasmtime") is best
+
+        def best() -> wasmtime.Module:
+            return client.module(module, engine="wasmtime", accept_fast=True)
+
+        eventually(lambda: best() is not first, "it stays")
+        assert add(best()) == 42
+        assert client.module(module, engine="wasmtime") is best()
     with Client(NOBODY, host_store_dir=store, max_attempts=1) as alone:
         settings = {"strategy": "winch"}
         assert add(alone.module(module, engine="wasmtime", settings=settings)) == 42
@@ -255,4 +228,77 @@ def test_whoever_the_daemon_refuses_compiles_nothing_here(
         assert not caplog.records
     with caplog.at_level("WARNING", "wasmkiln"):
         assert add(module("once", third)) == 42, "the daemon has ended"
-    assert f"compiling module {hashlib.sha256(third).hexdigest()} here" in caplog.text
+    assert f"compiling module {wasm.digest(third)} here" in caplog.text
+
+
+def test_wasmtime_component(client: Client) -> None:
+    artifact = client.compile(wasm.from_text("(component)"))
+    from wasmtime import component
+
+    assert isinstance(artifact.load(), component.Component)
+
+
+def test_settings_come_along(client: Client) -> None:
+    artifact = client.compile(
+        wasm.adder(41), engine="wasmtime-50.0.1", settings={"consume_fuel": "true"}
+    )
+    module = artifact.load()
+    store = wasmtime.Store(artifact.engine())
+    store.set_fuel(1000)
+    assert added(store, module) == 42
+    assert store.get_fuel() < 1000
+    with pytest.raises(IncompatibleEngine, match="consume_fuel"):
+        artifact.load(wasmtime.Engine())
+
+
+def test_code_for_no_collector_loads_beside_one(client: Client) -> None:
+    artifact = client.compile(
+        wasm.adder(47), engine="wasmtime-50.0.1", settings={"collector": "none"}
+    )
+    for engine in (artifact.engine(), wasmtime.Engine()):
+        store = wasmtime.Store(engine)
+        assert added(store, artifact.load(engine)) == 42
+
+
+@pytest.mark.parametrize("text", ["(component)", None], ids=["component", "core module"])
+def test_fast_code_comes_with_its_engine(client: Client, text: str | None) -> None:
+    module = wasm.from_text(text) if text else wasm.adder(46)
+    artifact = client.compile(module, engine="wasmtime-50.0.1", settings={"strategy": "winch"})
+    loaded = artifact.load()
+    if text is None:
+        assert added(wasmtime.Store(artifact.engine()), loaded) == 42
+    with pytest.raises(IncompatibleEngine, match=r"strategy=winch.*artifact\.engine\(\)"):
+        artifact.load(wasmtime.Engine())
+    # The engine of fast code does not fit optimised code either.
+    optimised = client.compile(module, engine="wasmtime-50.0.1")
+    with pytest.raises(IncompatibleEngine, match="default settings"):
+        optimised.load(artifact.engine())
+
+
+def test_what_cannot_be_loaded_is_refused(client: Client) -> None:
+    older = client.compile(wasm.adder(42), engine="wasmtime-49.0.0")
+    with pytest.raises(IncompatibleEngine, match="49"):
+        older.load()
+    foreign = client.compile(wasm.adder(42), engine="wasmer", target="aarch64-apple-darwin")
+    with pytest.raises(IncompatibleEngine):
+        foreign.load()
+
+
+async def test_the_asynchronous_client_does_the_same(daemon: Daemon) -> None:
+    async with AsyncClient(daemon.address) as client:
+        artifact = await client.compile(wasm.adder(43), engine="wasmtime-50.0.1")
+        assert isinstance(artifact.load(), wasmtime.Module)
+        assert (await client.stats()).redis_up
+        assert await client.find_missing([artifact.header.module_sha256]) != []  # wasmer's
+        assert await client.health() == "SERVING"
+
+
+def test_wasmer_module(client: Client, engines: Installed, tmp_path: Path) -> None:
+    """The client library on CPython 3.10, the newest Python that wasmer has wheels for."""
+    saved = client.compile(wasm.adder(44), engine="wasmer").save(tmp_path / "artifact")
+    script = (
+        "import sys, wasmkiln, wasmer; m = wasmkiln.Artifact.open(sys.argv[1]).load();"
+        "print(type(m) is wasmer.Module, wasmer.Instance(m).exports.add(40, 2))"
+    )
+    told = run_script(engines, "wasmer-1.1.0", script, saved, with_client=True)
+    assert told == "True 42"

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -16,19 +14,12 @@ from wasmkiln import Client, WasmkilnError
 
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon, RedisDaemon
-from tests.e2e.programs import WASMKILND
+from tests.e2e.programs import WASMKILND, run
+from tests.e2e.test_cache import settled
 
 
 def wasmkilnd(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("WASMKILN_")}
-    return subprocess.run(
-        [WASMKILND, *words],
-        env={**inherited, **environ},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return run(WASMKILND, *words, **environ)
 
 
 def get(url: str) -> tuple[int, str]:
@@ -56,69 +47,15 @@ def test_the_banner_tells_what_one_has_to_know(daemon: Daemon) -> None:
         assert words in daemon.banner
 
 
-@pytest.mark.parametrize(
-    ("flags", "environ", "words"),
-    [
-        ((), {"WASMKILN_MEMORY_BITES": "1"}, ["WASMKILN_MEMORY_BITES", "WASMKILN_MEMORY_BYTES"]),
-        (("--workers", "-1"), {}, ["workers"]),
-        ((), {"WASMKILN_COMPILE_TIMEOUT_S": "soon"}, ["WASMKILN_COMPILE_TIMEOUT_S", "soon"]),
-        (("--listen", "0.0.0.0:1"), {}, ["allow"]),
-        (("--redis-url", "http://x"), {}, ["redis"]),
-        (("--default-engine", "v8"), {}, ["WASMKILN_DEFAULT_ENGINE", "v8", "wasmtime-50.0.1"]),
-        (("--config", "/nothing.toml"), {}, ["/nothing.toml"]),
-    ],
-)
-def test_bad_configuration_is_refused_at_start(
-    state_dir: Path, flags: tuple[str, ...], environ: dict[str, str], words: list[str]
-) -> None:
-    done = wasmkilnd("serve", "--state-dir", str(state_dir), *flags, **environ)
-    assert done.returncode in (1, 2)
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
-    for word in words:
-        assert word in done.stderr
-
-
-def test_an_address_in_use(daemon: Daemon, lean_state_dir: Path) -> None:
-    done = wasmkilnd(
-        *("serve", "--state-dir", str(lean_state_dir), "--redis-url", "none"),
-        *("--listen", daemon.address, "--admin-listen", "none"),
-    )
-    assert done.returncode == 1
-    assert f"cannot listen on {daemon.address}" in done.stderr
-    assert "Traceback" not in done.stderr
-    done = wasmkilnd(
-        *("serve", "--state-dir", str(lean_state_dir), "--redis-url", "none"),
-        *("--listen", "127.0.0.1:0", "--admin-listen", daemon.admin_url.removeprefix("http://")),
-    )
-    assert done.returncode == 1
-    assert "WASMKILN_ADMIN_LISTEN" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
 def test_no_engine_installed(tmp_path: Path) -> None:
     done = wasmkilnd("serve", "--no-install-engines", "--state-dir", str(tmp_path))
     assert done.returncode == 1
     assert "wasmkilnd engine install" in done.stderr
 
 
-def test_a_bad_signing_key_is_told_before_any_engine_starts(tmp_path: Path) -> None:
-    engine = tmp_path / "engines" / "wasmtime-1.0.0"
-    python = engine / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text('#!/bin/sh\ntouch "$0.ran"\n')
-    python.chmod(0o700)
-    marker = {"name": "wasmtime", "version": "1.0.0", "python": "CPython 3"}
-    (engine / "engine.json").write_text(json.dumps(marker))
-    flags = ("serve", "--state-dir", str(tmp_path), "--redis-url", "none")
-    done = wasmkilnd(*flags, WASMKILN_SIGNING_KEY="secret-nonsense")
-    assert done.returncode == 1
-    assert "WASMKILN_SIGNING_KEY" in done.stderr
-    assert "secret-nonsense" not in done.stderr
-    assert not python.with_name("python.ran").exists()
-
-
-def test_a_unix_socket_beside_a_port(lean_state_dir: Path, tmp_path: Path) -> None:
+def test_a_socket_and_a_port_and_that_another_may_have_neither(
+    lean_state_dir: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "kiln.sock"
     with (
         Daemon(lean_state_dir, ["--listen", f"unix:{path}", "--redis-url", "none"]) as daemon,
@@ -128,12 +65,19 @@ def test_a_unix_socket_beside_a_port(lean_state_dir: Path, tmp_path: Path) -> No
         assert path.stat().st_mode & 0o077 == 0
         by_path.compile(wasm.adder(30))
         assert by_port.compile(wasm.adder(30)).header.origin == 1
-        done = wasmkilnd(
-            *("serve", "--state-dir", str(lean_state_dir), "--redis-url", "none"),
-            *("--listen", f"unix:{path}", "--admin-listen", "none"),
-        )
-        assert done.returncode == 1
-        assert "another process serves there" in done.stderr
+        admin = daemon.admin_url.removeprefix("http://")
+        for listen, admin_listen, says in (
+            (f"unix:{path}", "none", "another process serves there"),
+            (daemon.address, "none", f"cannot listen on {daemon.address}"),
+            ("127.0.0.1:0", admin, "WASMKILN_ADMIN_LISTEN"),
+        ):
+            done = wasmkilnd(
+                *("serve", "--state-dir", str(lean_state_dir), "--redis-url", "none"),
+                *("--listen", listen, "--admin-listen", admin_listen),
+            )
+            assert done.returncode == 1
+            assert says in done.stderr
+            assert "Traceback" not in done.stderr
         assert by_path.health() == "SERVING"
     # What a killed daemon leaves is taken over.
     daemon = Daemon(lean_state_dir, ["--listen", f"unix:{path}", "--redis-url", "none"])
@@ -146,14 +90,16 @@ def test_a_unix_socket_beside_a_port(lean_state_dir: Path, tmp_path: Path) -> No
         assert client.health() == "SERVING"
 
 
-def test_metrics_and_stats_agree(lean_state_dir: Path) -> None:
-    with Daemon(lean_state_dir) as daemon, daemon.client() as client:
+def test_metrics_and_stats_agree_and_a_damaged_password_costs_nothing(
+    lean_state_dir: Path,
+) -> None:
+    with RedisDaemon(lean_state_dir) as daemon, daemon.client() as client:
         _, before = get(f"{daemon.admin_url}/metrics")
         # Zero-initialised, so that rates are right from the first event on.
         assert (
             'wasmkiln_compiles_total{engine="wasmer-1.1.0",outcome="compile_timeout"} 0.0' in before
         )
-        client.compile(wasm.adder(32))
+        header = client.compile(wasm.adder(32)).header
         for _ in range(3):
             client.compile(wasm.adder(32))
         with pytest.raises(WasmkilnError):
@@ -168,41 +114,27 @@ def test_metrics_and_stats_agree(lean_state_dir: Path) -> None:
         assert f'wasmkiln_tier_bytes{{tier="memory"}} {float(memory.bytes)}' in text
         assert stats.hit_ratio == 0.75
         assert memory.get_latency.count == memory.hits + memory.misses
+        settled(client)
+    (lean_state_dir / "redis" / "password").write_text("")
+    with RedisDaemon(lean_state_dir) as daemon, daemon.client() as client:
+        assert client.compile(header.module_sha256).header.origin == 2
+    assert not list((lean_state_dir / "redis").glob("broken-*"))
 
 
-def test_health_over_http(daemon: Daemon) -> None:
-    assert get(f"{daemon.admin_url}/healthz")[0] == 200
-    assert get(f"{daemon.admin_url}/readyz") == (200, "ready\n")
-    assert get(f"{daemon.admin_url}/secrets")[0] == 404
-
-
-def test_calls_are_logged(daemon: Daemon, client: Client) -> None:
-    header = client.compile(wasm.adder(33)).header
-    line = json.loads(daemon.wait_for_log(header.module_sha256))
-    assert line["event"] == "call"
-    assert line["request_id"]
-    assert line["duration_ms"] > 0
-
-
-def test_the_daemon_survives_garbage_on_its_port(daemon: Daemon, client: Client) -> None:
+def test_health_the_log_of_a_call_and_garbage(daemon: Daemon, client: Client) -> None:
     host, _, port = daemon.address.rpartition(":")
     for garbage in (b"GET / HTTP/1.1\r\n\r\n", bytes(range(256)) * 64, b"PRI * HTTP/2.0\r\n\r\nSM"):
         with socket.create_connection((host, int(port))) as raw:
             raw.sendall(garbage)
     assert client.health() == "SERVING"
-
-
-def test_a_damaged_password_costs_nothing(lean_state_dir: Path) -> None:
-    with RedisDaemon(lean_state_dir) as daemon, daemon.client() as client:
-        header = client.compile(wasm.adder(34)).header
-        deadline = time.monotonic() + 20
-        while client.stats().pending_writes:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-    (lean_state_dir / "redis" / "password").write_text("")
-    with RedisDaemon(lean_state_dir) as daemon, daemon.client() as client:
-        assert client.compile(header.module_sha256).header.origin == 2
-    assert not list((lean_state_dir / "redis").glob("broken-*"))
+    assert get(f"{daemon.admin_url}/healthz")[0] == 200
+    assert get(f"{daemon.admin_url}/readyz") == (200, "ready\n")
+    assert get(f"{daemon.admin_url}/secrets")[0] == 404
+    header = client.compile(wasm.adder(33)).header
+    line = json.loads(daemon.wait_for_log(header.module_sha256))
+    assert line["event"] == "call"
+    assert line["request_id"]
+    assert line["duration_ms"] > 0
 
 
 def test_a_limit_on_descriptors_that_is_too_low_is_told(state_dir: Path) -> None:

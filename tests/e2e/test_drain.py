@@ -6,10 +6,8 @@ import base64
 import contextlib
 import fcntl
 import json
-import queue
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,7 +24,7 @@ from tests.e2e import wasm
 from tests.e2e.daemon import Daemon, RedisDaemon, fresh_state
 from tests.e2e.grpcurl import Grpcurl
 from tests.e2e.processes import embedded, eventually, jobs_of, send, workers_and_jobs
-from tests.e2e.programs import WASMKILND, Installed
+from tests.e2e.programs import Installed, begin_to_serve
 from tests.e2e.test_daemon import get
 from tests.servers.redis_server import binary_of, redis_server
 
@@ -58,35 +56,28 @@ def has_open(pid: int, name: str) -> bool:
     return False
 
 
-def test_sigterm_lets_running_calls_finish_and_refuses_new_ones(state: Path) -> None:
+@pytest.mark.parametrize("how", ["SIGTERM", "Drain"])
+def test_running_calls_finish_and_new_ones_are_refused(state: Path, how: str) -> None:
     with Daemon(state, PATIENT) as daemon, daemon.client(max_attempts=1) as client:
         with compiling(daemon, SOME_SECONDS) as running:
-            daemon.process.send_signal(signal.SIGTERM)
-            daemon.wait_for_log("draining")
+            if how == "Drain":
+                answer = client.drain()
+                assert (answer.calls, answer.flights) == (1, 1)
+                assert 140 < answer.grace.seconds <= 150
+            else:
+                daemon.process.send_signal(signal.SIGTERM)
+                daemon.wait_for_log("draining")
+            # By the time of the answer, not some time later.
+            assert not running.done()
             assert client.health() == "NOT_SERVING"
             assert get(f"{daemon.admin_url}/readyz") == (503, "draining\n")
             with pytest.raises(ServerDraining):
                 client.compile(wasm.adder(31))
-            assert running.result().header.size_bytes
-        assert daemon.process.wait(120) == 0
-    assert "given up" not in daemon.log
-
-
-def test_drain_answers_at_once_and_ends_the_daemon(state: Path) -> None:
-    with Daemon(state, PATIENT) as daemon, daemon.client(max_attempts=1) as client:
-        with compiling(daemon, SOME_SECONDS) as running:
-            answer = client.drain()
-            assert not running.done()
-            assert (answer.calls, answer.flights) == (1, 1)
-            assert 140 < answer.grace.seconds <= 150
-            # By the time of the answer, not some time later.
-            assert client.health() == "NOT_SERVING"
-            with pytest.raises(ServerDraining):
-                client.compile(wasm.adder(31))
-            # A container's supervisor signals as soon as its hook, which drained, is done: that
-            # is the first signal, and hurries nobody.
-            daemon.process.send_signal(signal.SIGTERM)
-            daemon.wait_for_log("stopping")
+            if how == "Drain":
+                # A container's supervisor signals as soon as its hook, which drained, is done:
+                # that is the first signal, and hurries nobody.
+                daemon.process.send_signal(signal.SIGTERM)
+                daemon.wait_for_log("stopping")
             assert running.result().header.size_bytes
         assert daemon.process.wait(120) == 0
     assert "given up" not in daemon.log
@@ -110,19 +101,6 @@ def test_what_outlives_the_grace_is_told_so(state: Path) -> None:
         # Its job is killed, and dies once it gets a CPU.
         eventually(lambda: not workers_and_jobs(daemon.pid), "a job lives on")
     assert "grace is over: giving up calls" in daemon.log
-
-
-def test_of_several_deadlines_the_earliest_counts(state: Path) -> None:
-    with Daemon(state, NO_REDIS) as daemon, daemon.client(max_attempts=1) as client:
-        with compiling(daemon, ENDLESS) as running:
-            assert client.drain(3600).grace.seconds >= 3599
-            assert client.drain(60).grace.seconds <= 60
-            assert client.drain(600).grace.seconds <= 60
-            assert client.drain().grace.seconds <= 30
-            client.drain(0)
-            with pytest.raises(ServerDraining):
-                running.result()
-        assert daemon.process.wait(120) == 0
 
 
 def test_a_signal_after_all_is_stopped_is_no_failure(state: Path) -> None:
@@ -168,15 +146,7 @@ def test_a_signal_while_starting_is_heard(state: Path) -> None:
     folder.mkdir(mode=0o700)
     with (folder / "users.lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        process = subprocess.Popen(
-            [
-                *(WASMKILND, "serve", "--state-dir", str(state)),
-                *("--listen", "127.0.0.1:0", "--admin-listen", "none", "--log-format", "json"),
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        process = begin_to_serve(state)
         # Past the engines, into the wait for the server.
         eventually(lambda: has_open(process.pid, "users.lock"), "it does not wait")
         process.send_signal(signal.SIGHUP)  # Which would end a process that does not expect it.
@@ -220,36 +190,15 @@ def test_a_redis_that_is_down_holds_nobody_up(state: Path, tmp_path: Path) -> No
 
 def test_every_watcher_of_the_health_hears_of_it(state: Path) -> None:
     """Also watchers that stay when another leaves."""
-    with Daemon(state, NO_REDIS) as daemon:
-        heard: queue.Queue[int] = queue.Queue()
-        channels = [grpc.insecure_channel(daemon.address) for _ in range(3)]
-        streams = [
-            health_pb2_grpc.HealthStub(channel).Watch(
-                health_pb2.HealthCheckRequest(service="wasmkiln.v1.ModuleService")
-            )
-            for channel in channels
-        ]
-
-        def listen(stream: grpc.Call) -> None:
-            try:
-                for answer in stream:
-                    heard.put(answer.status)
-            except grpc.RpcError:
-                return
-
-        listeners = [threading.Thread(target=listen, args=(stream,)) for stream in streams]
-        for listener in listeners:
-            listener.start()
-        assert [heard.get(timeout=60) for _ in streams] == [1, 1, 1]
+    asked = health_pb2.HealthCheckRequest(service="wasmkiln.v1.ModuleService")
+    with Daemon(state, NO_REDIS) as daemon, contextlib.ExitStack() as stack:
+        channels = [stack.enter_context(grpc.insecure_channel(daemon.address)) for _ in range(3)]
+        streams = [health_pb2_grpc.HealthStub(each).Watch(asked, timeout=120) for each in channels]
+        assert [next(stream).status for stream in streams] == [1, 1, 1]
         streams[0].cancel()
-        listeners[0].join(10)
         daemon.process.send_signal(signal.SIGTERM)
-        assert [heard.get(timeout=60) for _ in streams[1:]] == [2, 2]
+        assert [next(stream).status for stream in streams[1:]] == [2, 2]
         assert daemon.process.wait(120) == 0
-        for listener in listeners:
-            listener.join(10)
-        for channel in channels:
-            channel.close()
 
 
 def test_each_call_of_a_draining_daemon_by_grpcurl(state: Path) -> None:
@@ -276,7 +225,13 @@ def test_each_call_of_a_draining_daemon_by_grpcurl(state: Path) -> None:
         for service in ("", "wasmkiln.v1.ModuleService", "wasmkiln.v1.AdminService"):
             [health] = grpcurl.json("grpc.health.v1.Health/Check", {"service": service})
             assert health == {"status": "NOT_SERVING"}
-        [answer] = grpcurl.json("wasmkiln.v1.AdminService/Drain", {"grace": "0s"})
+        # Of several deadlines the earliest counts.
+        with daemon.client(max_attempts=1) as client:
+            assert client.drain(3600).grace.seconds <= 100
+            assert client.drain(60).grace.seconds <= 60
+            assert client.drain(600).grace.seconds <= 60
+            assert client.drain().grace.seconds <= 30
+            client.drain(0)
         with pytest.raises(ServerDraining):
             running.result()
         assert daemon.process.wait(120) == 0

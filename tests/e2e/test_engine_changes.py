@@ -15,8 +15,7 @@ from wasmkiln import EngineRemoved
 from tests.e2e import wasm
 from tests.e2e.broken_engines import WRONG_CODE, copy_engine
 from tests.e2e.callers import stopped_job
-from tests.e2e.daemon import Daemon, state_with
-from tests.e2e.processes import eventually
+from tests.e2e.daemon import Daemon, reload, state_with
 from tests.e2e.programs import Installed, installed_engines
 
 OLD, NEW, BROKEN = "wasmtime-49.0.0", "wasmtime-50.0.1", "wasmtime-50.0.92"
@@ -28,17 +27,6 @@ def daemon(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iter
     state = state_with(tmp_path_factory.mktemp("state"), OLD)
     with Daemon(state, ["--redis-url", "none", "--workers", "1"]) as running:
         yield running
-
-
-def reload(daemon: Daemon) -> None:
-    """Send SIGHUP, and wait until the daemon has looked for engines."""
-    logged = len(daemon.log_lines)
-    daemon.process.send_signal(signal.SIGHUP)
-    eventually(
-        lambda: '"event": "engines read again"' in "".join(daemon.log_lines[logged:]),
-        f"no answer to SIGHUP: {daemon.log[-2000:]}",
-        60,
-    )
 
 
 def install(daemon: Daemon, engine_id: str) -> None:

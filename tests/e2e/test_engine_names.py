@@ -12,25 +12,29 @@ import pytest
 from wasmkiln import Client, EngineRemoved
 
 from tests.e2e import wasm
-from tests.e2e.daemon import Daemon, state_with
+from tests.e2e.daemon import FAILED, Configured, Daemon, reload, state_with
 from tests.e2e.processes import eventually, send, workers_of
-from tests.e2e.programs import WASMKILND, Installed
-from tests.e2e.test_engine_changes import NEW, OLD, install, listed, reload
+from tests.e2e.programs import WASMKILND, Installed, run
+from tests.e2e.test_engine_changes import NEW, OLD, install, listed
 
 GONE = "wasmtime-48.0.0"
 
 
 @pytest.fixture(scope="module")
-def daemon(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A daemon with the old engine and a file of settings."""
-    state = state_with(tmp_path_factory.mktemp("names") / "state", OLD)
-    config = state / "settings.toml"
-    config.write_text("")
-    flags = ["--redis-url", "none", "--workers", "1", "--config", str(config)]
-    with Daemon(state, flags) as running:
-        install(running, NEW)
-        reload(running)
+def configured(
+    engines: Installed, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Configured]:
+    """A daemon with the old engine and a file of settings; then the new one is installed."""
+    running = Configured(state_with(tmp_path_factory.mktemp("names") / "state", OLD))
+    with running.daemon as daemon:
+        install(daemon, NEW)
+        reload(daemon)
         yield running
+
+
+@pytest.fixture
+def daemon(configured: Configured) -> Daemon:
+    return configured.daemon
 
 
 @pytest.fixture
@@ -39,20 +43,11 @@ def client(daemon: Daemon) -> Iterator[Client]:
         yield one
 
 
-def configure(daemon: Daemon, text: str) -> None:
-    (daemon.state_dir / "settings.toml").write_text(text)
-
-
-def engine(daemon: Daemon | Path, *command: str) -> subprocess.CompletedProcess[str]:
+def engine(
+    daemon: Daemon | Path, *command: str, **environ: str
+) -> subprocess.CompletedProcess[str]:
     state = daemon if isinstance(daemon, Path) else daemon.state_dir
-    return subprocess.run(
-        [
-            *(WASMKILND, "engine", *command),
-            *("--state-dir", str(state)),
-        ],
-        capture_output=True,
-        text=True,
-    )
+    return run(WASMKILND, "engine", *command, "--state-dir", state, **environ)
 
 
 def got(client: Client, name: str = "") -> str:
@@ -86,66 +81,41 @@ def test_a_name_is_moved_by_the_operator_alone(daemon: Daemon, client: Client) -
 def test_a_setting_that_holds_a_new_engine_back_is_named(tmp_path: Path) -> None:
     state = state_with(tmp_path / "state", OLD, NEW)
 
-    def said(**settings: str) -> str:
-        words = ("engine", "install", NEW.replace("-", "=="), "--state-dir", str(state))
-        done = subprocess.run(
-            [WASMKILND, *words],
-            env={**{f"WASMKILN_{name}": text for name, text in settings.items()}, "PATH": "/bin"},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return done.stderr
+    def said(**environ: str) -> str:
+        return engine(state, "install", NEW.replace("-", "=="), **environ).stderr
 
-    held = said(ENGINE_ALIAS=f"wasmtime={OLD}")
+    held = said(WASMKILN_ENGINE_ALIAS=f"wasmtime={OLD}")
     assert f"wasmtime goes on to stand for {OLD}: " in held
     assert "engine_alias" in held
     assert "goes on to stand" not in said()
 
 
-def test_an_alias_decides_and_follows_a_reload(daemon: Daemon, client: Client) -> None:
-    configure(daemon, f'[engine_alias]\nwasmtime = "{NEW}"\n')
+def test_an_alias_decides_and_follows_a_reload(configured: Configured, client: Client) -> None:
+    daemon = configured.daemon
+    configured.write(engine_alias=[f"wasmtime={NEW}"])
     reload(daemon)
     assert got(client, "wasmtime") == NEW
     assert listed(daemon)[0] == NEW
     assert client.stats().engine_names == {"wasmtime": NEW}
-    refused = engine_with_config(daemon, "use", OLD)
+    refused = engine(daemon, "use", OLD, WASMKILN_CONFIG=str(configured.file))
     assert refused.returncode == 1
     assert "engine_alias says what it stands for" in refused.stderr
     # A target that is not there is refused, and changes nothing.
-    configure(daemon, f'[engine_alias]\nwasmtime = "{GONE}"\n')
-    daemon.process.send_signal(signal.SIGHUP)
-    line = daemon.wait_for_log("cannot reload: what cannot be used stays as it was")
-    assert f"wasmtime stands for {GONE}, which is not installed" in line
+    configured.write(engine_alias=[f"wasmtime={GONE}"])
+    [line] = [each for each in configured.reload() if each["event"] == FAILED]
+    assert f"wasmtime stands for {GONE}, which is not installed" in line["cause"]
     assert got(client, "wasmtime") == NEW
     # Without the alias the name stays where it is.
-    configure(daemon, 'default_engine = "wasmtime-49.0.0"\n')
+    configured.write(engine_alias=[], default_engine=OLD)
     reload(daemon)
     assert (got(client, "wasmtime"), got(client)) == (NEW, OLD)
-    configure(daemon, "")
-    reload(daemon)
-
-
-def test_a_reload_that_fails_is_no_success_of_the_command(daemon: Daemon) -> None:
-    configure(daemon, "no_such_setting = 1\n")
+    configured.write(default_engine="", engine_alias=[f"wasmtime={GONE}"])
     failed = engine(daemon, "use", OLD, "--reload")
-    configure(daemon, "")
     assert failed.returncode == 1
     why = f"error: cannot reload the daemon with the process id {daemon.pid}, which goes on"
     assert failed.stderr.splitlines()[-1].startswith(why)
-    assert "no_such_setting" in failed.stderr
-
-
-def engine_with_config(daemon: Daemon, *command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [
-            *(WASMKILND, "engine", *command),
-            *("--state-dir", str(daemon.state_dir)),
-        ],
-        env={"WASMKILN_CONFIG": str(daemon.state_dir / "settings.toml"), "PATH": "/usr/bin:/bin"},
-        capture_output=True,
-        text=True,
-    )
+    configured.write(engine_alias=[])
+    reload(daemon)
 
 
 def test_removing_what_is_served_needs_force_and_callers_are_told(
@@ -203,14 +173,8 @@ def test_removing_what_a_name_stands_for_needs_force(tmp_path: Path) -> None:
 def test_an_alias_for_nothing_is_refused_at_the_start(tmp_path: Path) -> None:
     state = state_with(tmp_path / "state", NEW)
     for command in ("config", "serve"):
-        done = subprocess.run(
-            [
-                *(WASMKILND, command, "--state-dir", str(state)),
-                *("--engine-alias", f"wasmtime={GONE}", "--redis-url", "none"),
-            ],
-            capture_output=True,
-            text=True,
-        )
+        flags = ("--engine-alias", f"wasmtime={GONE}", "--redis-url", "none")
+        done = run(WASMKILND, command, "--state-dir", state, *flags)
         assert done.returncode != 0
         assert f"wasmtime stands for {GONE}, which is not installed" in done.stderr
         assert f"installed are: {NEW}" in done.stderr

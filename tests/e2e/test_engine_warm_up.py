@@ -14,14 +14,12 @@ from wasmkiln.v1 import types_pb2
 from wasmkiln.v1.module_service_pb2 import EngineWarmUp
 
 from tests.e2e import wasm
-from tests.e2e.daemon import RedisDaemon, state_with
+from tests.e2e.daemon import RedisDaemon, reload, state_with
 from tests.e2e.processes import eventually
-from tests.e2e.programs import Installed, installed_engines
-from tests.e2e.test_daemon import wasmkilnd
-from tests.e2e.test_engine_changes import install, reload
+from tests.e2e.programs import WASMKILND, Installed, run
+from tests.e2e.test_engine_changes import NEW, OLD, install
 from tests.servers.redis_server import RedisServer, binary_of, redis_server
 
-OLD, NEW = "wasmtime-49.0.0", "wasmtime-50.0.1"
 MODULES = [wasm.adder(number) for number in range(50)]
 TOP = 20
 # The hot ones are not those that were compiled first.
@@ -30,10 +28,8 @@ HOT, COLD = MODULES[30:], MODULES[:30]
 
 def order(state: Path, top: int) -> None:
     """Have the new engine warmed; it is installed already, so the command only says that."""
-    spec, folder = NEW.replace("-", "=="), ("--state-dir", str(state))
-    said = wasmkilnd(
-        *("engine", "install", spec, "--warm-from", OLD, "--top", str(top)), *folder
-    ).stderr
+    words = ("engine", "install", NEW.replace("-", "=="), "--warm-from", OLD, "--top", top)
+    said = run(WASMKILND, *words, "--state-dir", state).stderr
     assert f"compiles the {top} artifacts that are used most with {OLD}" in said
     assert "when you reload it" in said
 
@@ -185,7 +181,6 @@ def test_until_the_end_names_stand_for_what_they_did(fleet: Fleet, valkey: Redis
 def test_without_a_shared_tier_uses_are_in_the_state_directory(
     engines: Installed, tmp_path: Path
 ) -> None:
-    assert {OLD, NEW} <= {engine.id for engine in installed_engines()}
     state, flags = state_with(tmp_path / "state", OLD), ["--redis-url", "none"]
     with RedisDaemon(state, flags) as daemon, daemon.client() as client:
         for module in MODULES[:4]:

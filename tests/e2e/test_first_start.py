@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon
 from tests.e2e.processes import eventually
-from tests.e2e.programs import WASMKILND, Installed
+from tests.e2e.programs import Installed, begin_to_serve
 
 LEAN = ("--redis-url", "none", "--host-store-bytes", "0", "--workers", "1")
 
@@ -21,20 +19,6 @@ def without_pip_settings(**environ: str) -> dict[str, str]:
     """Return the environment with these settings of pip, and no others."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "WASMKILN_"))}
     return {**kept, "PIP_CONFIG_FILE": os.devnull, "PIP_RETRIES": "0", **environ}
-
-
-def serve(state: Path, environ: Mapping[str, str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [
-            *(WASMKILND, "serve", "--state-dir", str(state), *LEAN),
-            *("--listen", "127.0.0.1:0", "--admin-listen", "none", "--log-format", "json"),
-        ],
-        env=dict(environ),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def test_serve_alone_is_enough(engines: Installed, tmp_path: Path) -> None:
@@ -55,7 +39,7 @@ def test_without_the_package_index_it_says_what_to_do(tmp_path: Path) -> None:
         PATH="/usr/bin:/bin",
         UV_PYTHON_INSTALL_MIRROR="http://127.0.0.1:1/mirror",
     )
-    out, err = serve(tmp_path / "state", environ).communicate(timeout=300)
+    out, err = begin_to_serve(tmp_path / "state", *LEAN, environ=environ).communicate(timeout=300)
     assert out == ""
     last = err.splitlines()[-1]
     assert last.startswith(f"error: no engine is installed under {tmp_path / 'state'}, and"), err
@@ -75,7 +59,7 @@ def test_sigterm_ends_an_installation_that_hangs(tmp_path: Path) -> None:
         manager.bind(str(tmp_path / "notify"))
         index = f"http://127.0.0.1:{silent.getsockname()[1]}/"
         environ = without_pip_settings(PIP_INDEX_URL=index, NOTIFY_SOCKET=str(tmp_path / "notify"))
-        process = serve(tmp_path / "state", environ)
+        process = begin_to_serve(tmp_path / "state", *LEAN, environ=environ)
         silent.settimeout(120)
         asked, _ = silent.accept()
         manager.settimeout(60)

@@ -6,7 +6,6 @@ import contextlib
 import json
 import re
 import signal
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -21,59 +20,31 @@ from wasmkiln import (
     ModuleQuarantined,
     ModuleTooLarge,
 )
-from wasmkiln.v1 import types_pb2
+from wasmkiln.v1 import module_service_pb2 as pb
 
 from tests.e2e import wasm
 from tests.e2e.callers import COMPILE, RawCaller
-from tests.e2e.daemon import RedisDaemon, fresh_state
+from tests.e2e.daemon import FAILED, Configured, fresh_state
 from tests.e2e.processes import eventually
-from tests.e2e.programs import WASMKILND, Installed
+from tests.e2e.programs import Installed, begin_to_serve
 from tests.e2e.signing_keys import KeyDirectory, KeyPair
-from tests.e2e.test_cache import COMPILED, MEMORY, REDIS, settled
+from tests.e2e.test_cache import REDIS, settled
 from tests.servers.certificates import Certificates, certificates
 from tests.servers.redis_server import RedisServer, binary_of, free_ports, redis_server
 
 MIB = 2**20
-FAILED = "cannot reload: what cannot be used stays as it was"
 
 
-class Configured:
-    """A daemon whose settings are in a file."""
-
-    def __init__(self, folder: Path, *flags: str, **settings: object) -> None:
-        self.state = fresh_state(folder / "state", own_keys=True, engines=["wasmer-1.1.0"])
-        self.file = folder / "wasmkilnd.toml"
-        self._settings: dict[str, object] = {"workers": 1, "redis_url": "none", **settings}
-        self.write()
-        self.daemon = RedisDaemon(self.state, ["--config", str(self.file), *flags])
-
-    def write(self, **settings: object) -> None:
-        """Change settings in the file."""
-        self._settings |= settings
-        lines = [f"{name} = {json.dumps(value)}\n" for name, value in self._settings.items()]
-        self.file.write_text("".join(lines))
-
-    def reload(self) -> list[dict[str, Any]]:
-        """Send SIGHUP; return the lines of the log that this made."""
-        self.daemon.wait_for_log('"ready"')  # Read by a thread, which may be behind.
-        seen = len(self.daemon.log_lines)
-        self.daemon.process.send_signal(signal.SIGHUP)
-
-        def answered() -> bool:
-            return bool(
-                re.search(r'"(reloaded|cannot reload)\W', "".join(self.daemon.log_lines[seen:]))
-            )
-
-        eventually(answered, "no answer to SIGHUP")
-        lines = [json.loads(line) for line in self.daemon.log_lines[seen:]]
-        # An earlier call's line is written after its answer.
-        return [line for line in lines if line["event"] != "call"]
+def with_settings(folder: Path, *flags: str, **settings: object) -> Configured:
+    """A daemon with keys of its own: what its memory lost comes from Redis, or is compiled."""
+    state = fresh_state(folder / "state", own_keys=True, engines=["wasmer-1.1.0"])
+    return Configured(state, *flags, host_store_bytes=0, **settings)
 
 
 @pytest.fixture
 def configured(engines: Installed, tmp_path: Path) -> Iterator[Configured]:
     """A daemon with small limits."""
-    one = Configured(
+    one = with_settings(
         tmp_path,
         *("--queue-length", "7"),
         max_module_bytes="512",
@@ -128,8 +99,9 @@ def test_limits_are_taken_over_and_the_rest_is_told(configured: Configured) -> N
         assert client.compile(too_large).header.size_bytes
         with pytest.raises(CompileTimeout, match="within 2 s"):
             client.compile(too_slow)
-        [memory] = [tier for tier in client.stats().tiers if tier.tier == "memory"]
+        memory = memory_of(client)
         assert memory.limit_bytes == 32 * MIB
+        assert memory.bytes > 4096
         # Once more changes nothing, and what needs a restart is told again; so is a module
         # that would not fit into a message.
         configured.write(max_module_bytes="100MiB")
@@ -139,6 +111,15 @@ def test_limits_are_taken_over_and_the_rest_is_told(configured: Configured) -> N
             *("workers", "redis_prefix", "max_module_bytes")
         }
         assert client.capabilities().limits.module_bytes == 5 * MIB
+        # A smaller memory makes room at once.
+        for limit_bytes in (4096, 0):
+            configured.write(memory_bytes=limit_bytes)
+            configured.reload()
+            assert memory_of(client).bytes <= limit_bytes
+
+
+def memory_of(client: Client) -> pb.TierStats:
+    return next(tier for tier in client.stats().tiers if tier.tier == "memory")
 
 
 def test_limits_on_traffic_and_the_quarantine_are_taken_over(configured: Configured) -> None:
@@ -167,23 +148,6 @@ def test_limits_on_traffic_and_the_quarantine_are_taken_over(configured: Configu
             client.compile(harmful)
 
 
-def test_a_smaller_memory_tier_makes_room_at_once(configured: Configured) -> None:
-    def used(client: Client) -> int:
-        return next(tier.bytes for tier in client.stats().tiers if tier.tier == "memory")
-
-    with configured.daemon.client() as client:
-        for tag in range(4):
-            client.compile(wasm.adder(tag))
-        assert used(client) > 4096
-        configured.write(memory_bytes=4096)
-        configured.reload()
-        assert used(client) <= 4096
-        configured.write(memory_bytes=0)
-        configured.reload()
-        assert used(client) == 0
-        assert client.compile(wasm.adder(3)).header.origin == COMPILED
-
-
 BROKEN = {
     "compile_timeout_s = ": "not valid TOML",
     'compile_timeout_s = "soon"\nworkers = -1\nmemory_bytes = 0': "soon",
@@ -192,33 +156,24 @@ BROKEN = {
 }
 
 
-def test_a_broken_configuration_changes_no_setting(configured: Configured) -> None:
-    with configured.daemon.client() as client:
+def test_what_cannot_be_used_holds_back_nothing_else(engines: Installed, tmp_path: Path) -> None:
+    """Neither settings that cannot be used hold back keys, nor keys settings."""
+    one = with_settings(tmp_path, compile_timeout_s=61)
+    with one.daemon, one.daemon.client() as client:
         for content, words in BROKEN.items():
-            configured.file.write_text(content)
+            one.file.write_text(content)
             if not content:
-                configured.file.unlink()
-            [line] = configured.reload()
-            assert line["level"] == "error"
-            assert line["event"] == FAILED
+                one.file.unlink()
+            [line] = one.reload()
+            assert (line["level"], line["event"]) == ("error", FAILED)
             assert words in line["cause"]
             assert "\n" not in line["cause"]
             assert client.capabilities().limits.compile_time.seconds == 61
-        assert client.compile(wasm.adder(1)).header.size_bytes
-        configured.write(compile_timeout_s=4)
-        assert changes(configured.reload(), "setting changed") == {"compile_timeout_s": (61, 4)}
-
-
-def test_a_broken_configuration_holds_back_no_keys(engines: Installed, tmp_path: Path) -> None:
-    """Nor do keys that cannot be used hold back settings."""
-    one = Configured(tmp_path, compile_timeout_s=61)
-    with one.daemon, one.daemon.client() as client:
-        keys = KeyDirectory.of(one.state)
+        keys = KeyDirectory.of(one.daemon.state_dir)
         before = keys.pair()
         keys.run("rotate")
-        one.file.write_text("compile_timeout_s = 'soon'")
         events = {line["event"]: line for line in one.reload()}
-        assert "compile_timeout_s" in events[FAILED]["cause"]
+        assert events[FAILED]
         assert events["signing key changed"]["old"] == before.public.id
         for name, value in (("trusted_keys", ["nobody"]), ("signing_key", "secret-nonsense")):
             one.write(compile_timeout_s=len(name), **{"trusted_keys": [], name: value})
@@ -235,26 +190,17 @@ def test_a_hang_up_before_the_daemon_is_there_waits_for_it(
     engines: Installed, tmp_path: Path
 ) -> None:
     state = fresh_state(tmp_path / "state", engines=["wasmer-1.1.0"])
-    process = subprocess.Popen(
-        [
-            *(WASMKILND, "serve", "--state-dir", str(state), "--redis-url", "none"),
-            *("--listen", "127.0.0.1:0", "--admin-listen", "none", "--log-format", "json"),
-        ],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = begin_to_serve(state, "--redis-url", "none")
     eventually(lambda: blocks_hang_ups(process.pid), "it does not begin")
     process.send_signal(signal.SIGHUP)
-    assert process.stderr
     events = []
-    for line in process.stderr:
-        events.append(json.loads(line)["event"])
-        if events[-1] == "reloaded":
-            process.terminate()
-    assert process.wait(60) == 0, events
+    with process:
+        for line in process.stderr or ():
+            events.append(json.loads(line)["event"])
+            if events[-1] == "reloaded":
+                process.terminate()
+    assert process.returncode == 0, events
     assert events.index("ready") < events.index("reloaded")
-    process.stderr.close()
 
 
 def blocks_hang_ups(pid: int) -> bool:
@@ -304,7 +250,7 @@ def test_a_new_certificate_authority_of_redis_is_taken_over(
     url = f"rediss://127.0.0.1:{port}"
     with contextlib.ExitStack() as stack:
         before = stack.enter_context(server(old, "before"))
-        one = Configured(tmp_path, redis_url=url, redis_ca_file=str(ca_file))
+        one = with_settings(tmp_path, redis_url=url, redis_ca_file=str(ca_file))
         with one.daemon, one.daemon.client() as client:
             client.compile(wasm.adder(70))
             settled(client)
@@ -325,57 +271,11 @@ def test_a_new_certificate_authority_of_redis_is_taken_over(
             assert client.compile(wasm.adder(71)).header.origin == REDIS
 
 
-def test_a_stolen_key_is_replaced_and_forgotten(engines: Installed, tmp_path: Path) -> None:
-    """The daemon drops everything that the key signed: a thief may have signed it."""
-    one = Configured(tmp_path, redis_url="")
-    with one.daemon, one.daemon.client() as client:
-        keys = KeyDirectory.of(one.state)
-        stolen = keys.pair()
-        held, stored = wasm.adder(60), wasm.adder(61)
-        client.compile(held)
-        client.compile(stored)
-        settled(client)
-        client.evict(everything=True, tier="memory")
-        assert client.compile(held).header.origin == REDIS
-
-        # Rotated alone: nothing is lost, and the new key signs.
-        keys.run("rotate")
-        lines = one.reload()
-        fresh = keys.pair()
-        # Engines follow behind all else.
-        assert {line["event"] for line in lines} - {"engines read again"} == {
-            "signing key changed",
-            "key added",
-            "reloaded",
-        }
-        assert client.compile(held).header.origin == MEMORY
-        with one.daemon.client(trusted_keys=fresh.public.hex) as strict:
-            assert strict.compile(wasm.adder(62)).header.origin == COMPILED
-            with pytest.raises(AttestationInvalid):
-                strict.compile(held)
-
-        keys.run("distrust", stolen.public.id)
-        lines = one.reload()
-        [forgotten] = [line for line in lines if "no longer trusted" in line["event"]]
-        assert forgotten["key_id"] == stolen.public.id
-        with one.daemon.client(trusted_keys=fresh.public.hex) as strict:
-            assert origin(strict, held) == COMPILED
-            assert origin(strict, stored) == COMPILED
-            assert origin(strict, wasm.adder(62)) == MEMORY
-    for secret in (stolen, fresh):
-        assert secret.base64 not in one.daemon.log
-        assert secret.pem.splitlines()[1] not in one.daemon.log
-
-
-def origin(client: Client, module: bytes) -> types_pb2.Origin:
-    return client.compile(module).header.origin
-
-
 def test_a_key_in_the_file_takes_over_without_being_shown(
     engines: Installed, tmp_path: Path
 ) -> None:
     first, second = KeyPair(), KeyPair()
-    one = Configured(tmp_path, signing_key=first.base64)
+    one = with_settings(tmp_path, signing_key=first.base64)
     with one.daemon, one.daemon.client(trusted_keys=second.public.hex) as client:
         with pytest.raises(AttestationInvalid):
             client.compile(wasm.adder(1))

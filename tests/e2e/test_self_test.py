@@ -14,7 +14,7 @@ from tests.e2e.broken_engines import DIES, GARBAGE, WRONG_CODE, copy_engine, rep
 from tests.e2e.daemon import Daemon, fresh_state
 from tests.e2e.processes import eventually, workers_and_jobs, workers_of
 from tests.e2e.programs import Installed
-from tests.e2e.test_daemon import get, wasmkilnd
+from tests.e2e.test_daemon import get
 
 FLAGS = ["--redis-url", "none", "--workers", "1"]
 
@@ -82,12 +82,6 @@ def test_no_engine_that_works_is_not_ready(engines: Installed, tmp_path: Path) -
         with pytest.raises(EngineUnknown):
             client.compile(wasm.adder(1))
         assert not workers_and_jobs(daemon.pid)
-
-
-def test_a_default_engine_that_nobody_installed_is_a_mistake(state_dir: Path) -> None:
-    done = wasmkilnd("serve", "--state-dir", str(state_dir), "--default-engine", "wasmtime-1.2.3")
-    assert done.returncode == 1
-    assert "WASMKILN_DEFAULT_ENGINE" in done.stderr
 
 
 def test_the_health_follows_the_workers(engines: Installed, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from wasmkiln import Client
 from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, fresh_state
 from tests.e2e.processes import eventually, send
-from tests.e2e.programs import WASMKILND, Installed
+from tests.e2e.programs import WASMKILND, Installed, run, without_settings
 
 LINE = re.compile(r"<([0-7])>(\{.*\})")
 
@@ -36,7 +36,6 @@ class Managed:
         self._notify.bind(str(folder / "notify"))
         theirs, self._journal = socket.socketpair()
         stream = os.fstat(theirs.fileno())
-        own = {k: v for k, v in os.environ.items() if not k.startswith("WASMKILN_")}
         with theirs:
             self.process = subprocess.Popen(
                 [
@@ -45,7 +44,7 @@ class Managed:
                     *("--admin-listen", "none", "--redis-url", "none", "--workers", "1"),
                 ],
                 env={
-                    **own,
+                    **without_settings(),
                     "NOTIFY_SOCKET": str(folder / "notify"),
                     "WATCHDOG_USEC": "1500000",
                     "JOURNAL_STREAM": f"{stream.st_dev}:{stream.st_ino}",
@@ -90,13 +89,7 @@ class Managed:
 
 def reload(state: Path) -> tuple[int, str]:
     """Run the command; return its exit code, and what it says."""
-    done = subprocess.run(
-        [WASMKILND, "reload", "--state-dir", str(state)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = run(WASMKILND, "reload", "--state-dir", state)
     return done.returncode, done.stderr
 
 
@@ -112,20 +105,15 @@ def managed(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Ite
     assert list((managed.state / "daemons").iterdir()) == []
 
 
-def test_what_systemd_hears_first(managed: Managed) -> None:
+def test_what_systemd_hears(managed: Managed) -> None:
     first = next(each for each in managed.told if "READY=1" in each)
     assert first == "READY=1\nSTATUS=ready; 1 engine, 0 entries in memory, 0.0% hits, 0 queued"
-
-
-def test_the_status_follows_what_the_daemon_does(managed: Managed) -> None:
     with Client(managed.address) as client:
         client.compile(wasm.adder(1))
         client.compile(wasm.adder(1))
     words = "STATUS=ready; 1 engine, 2 entries in memory, 50.0% hits"
     eventually(lambda: managed.has_told(words), "no new status")
-
-
-def test_the_watchdog_hears_from_a_loop_that_runs(managed: Managed) -> None:
+    # The watchdog hears from a loop that runs.
     heard = managed.told.count("WATCHDOG=1")
     eventually(lambda: managed.told.count("WATCHDOG=1") > heard + 2, "the watchdog hears nothing")
 
@@ -163,13 +151,10 @@ def test_a_failed_reload_is_seen_by_whoever_reloaded(managed: Managed) -> None:
 def test_the_command_ends_with_1_and_one_sentence(managed: Managed) -> None:
     """As the unit's ExecReload."""
     managed.config.write_text("no_such_setting = 1\n")
-    run = [WASMKILND, "reload"]
     # Of the service's settings it needs only the directory: the daemon refuses the others.
-    settings = {"WASMKILN_CONFIG": str(managed.config), "WASMKILN_STATE_DIR": str(managed.state)}
-    environ = {**os.environ, **settings}
-    done = subprocess.run(
-        run, env=environ, capture_output=True, text=True, timeout=120, check=False
-    )
+    settings = {"CONFIG": managed.config, "STATE_DIR": managed.state}
+    environ = {f"WASMKILN_{name}": str(value) for name, value in settings.items()}
+    done = run(WASMKILND, "reload", **environ)
     managed.config.write_text("")
     assert done.returncode == 1
     [line] = done.stderr.splitlines()

@@ -8,9 +8,7 @@ still, or is refused with a sentence that says what to do; so is each key of its
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,20 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from wasmkiln import Client, QuotaExceeded
 
-from tests.e2e import wasm
-from tests.e2e.daemon import Daemon, fresh_state
-from tests.e2e.programs import WASMKILND, Installed
+from tests.e2e.daemon import fresh_state
+from tests.e2e.programs import WASMKILND, Installed, run
 from tests.e2e.releases import Release, release
-from tests.e2e.test_cache import COMPILED, settled
-from tests.servers.redis_server import binary_of, redis_server
 
 # The first that asks for the release may have to build it.
 pytestmark = pytest.mark.timeout(900)
 
 ENGINE = "wasmtime-50.0.1"
-MODULE = wasm.many_functions(100, tag=1)
 GONE = re.compile(r"(\w+) in (?:file .+?|the \w+(?: \w+)?) is no longer a setting: (.+)")
 OF_POLICY = re.compile(r"cannot use policy .+?: quota small (\w+): (.+)")
 AT_RANDOM = ("--listen", "127.0.0.1:0", "--admin-listen", "none", "--redis-url", "none")
@@ -118,15 +111,7 @@ def state(engines: Installed, tmp_path: Path) -> Path:
 
 
 def ask(program: str, *words: str, **environ: str) -> Answer:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("WASMKILN_")}
-    done = subprocess.run(
-        [program, *words],
-        env={**kept, **environ},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run(program, *words, **environ)
     lines = [line.removeprefix("error: ") for line in done.stderr.splitlines()]
     return Answer(done.returncode, lines, done.stdout)
 
@@ -184,26 +169,20 @@ def test_every_setting_is_one_still_or_refused_with_what_to_do(
     check_sentences(told.settings.values())
     assert ask(WASMKILND, "serve", "--config", str(whole)).lines == told.lines
 
-    whole.write_text(as_toml({name: before[name] for name in before.keys() - gone}))
+    before = {name: value for name, value in before.items() if name not in gone}
+    whole.write_text(as_toml(before))
     kept = values_of(WASMKILND, "--config", str(whole))
-    assert {name: kept[name] for name in before.keys() - gone} == {
-        name: before[name] for name in before.keys() - gone
-    }
+    assert {name: kept[name] for name in before} == before
 
-
-@pytest.mark.parametrize("given", ["flags", "variables"])
-def test_flags_and_variables_are_named_too(old: Release, state: Path, given: str) -> None:
+    # Flags and variables are named too.
     shared = ("--state-dir", str(state), *AT_RANDOM)
-    gone = values_of(old.wasmkilnd, *shared).keys() - values_of(WASMKILND, *shared).keys()
-    if given == "flags":
-        flags = (f"--{name.replace('_', '-')}=1" for name in gone)
-        told, names = ask(WASMKILND, "config", *shared, *flags), gone
-    else:
-        names = {f"WASMKILN_{name.upper()}" for name in gone}
-        told = ask(WASMKILND, "config", *shared, **dict.fromkeys(names, "1"))
-    assert told.code == 2
-    assert told.settings.keys() == names
-    check_sentences(told.settings.values())
+    by_flag = ask(WASMKILND, "config", *shared, *(f"--{n.replace('_', '-')}=1" for n in gone))
+    variables = {f"WASMKILN_{name.upper()}" for name in gone}
+    by_variable = ask(WASMKILND, "config", *shared, **dict.fromkeys(variables, "1"))
+    for told, names in ((by_flag, gone), (by_variable, variables)):
+        assert told.code == 2
+        assert told.settings.keys() == names
+        check_sentences(told.settings.values())
 
 
 def test_every_quota_is_one_still_or_refused_with_what_to_do(
@@ -235,52 +214,3 @@ def test_every_quota_is_one_still_or_refused_with_what_to_do(
     with_quota(kept)
     mended = ask(WASMKILND, "config", *words)
     assert mended.code == 0, mended.lines
-
-
-def test_a_daemon_goes_on_with_what_is_left_of_its_configuration(
-    old: Release, state: Path, tmp_path: Path
-) -> None:
-    """Its tokens, key, pin, host store and Redis hold; the quota counts by its new name."""
-    policy, config = tmp_path / "policy.toml", tmp_path / "wasmkilnd.toml"
-    policy.write_text('[[rule]]\nidentity = "token:ci"\nroles = ["compile", "admin", "metrics"]\n')
-    with redis_server(binary_of("valkey"), tmp_path / "server") as server:
-        settings = {
-            **CHOSEN,
-            "state_dir": str(state),
-            "policy_file": str(policy),
-            "redis_url": server.url,
-            "host_store_dir": str(tmp_path / "store"),
-            "audit_file": str(tmp_path / "audit"),
-        }
-        config.write_text(as_toml(settings))
-        words = ("token", "add", "ci", "--role", "compile", "--state-dir", str(state))
-        token = ask(old.wasmkilnd, *words).out.strip()
-        flags = ("--config", str(config))
-        with (
-            Daemon(state, flags, command=(old.wasmkilnd,)) as before,
-            _client(before, token) as client,
-        ):
-            made = client.compile(MODULE).header
-            settled(client)
-            client.pin(made.module_sha256)
-        gone = ask(WASMKILND, "config", *flags).settings
-        config.write_text(as_toml({k: v for k, v in settings.items() if k not in gone}))
-        quota = 'quota = "small"\n[quota.small]\ncalls_per_minute = 20\n'
-        policy.write_text(policy.read_text() + quota)
-        with Daemon(state, flags) as after, _client(after, token) as client:
-            found = client.compile(made.module_sha256).header
-            assert found.origin != COMPILED
-            assert found.artifact_sha256 == made.artifact_sha256
-            assert found.attestation == made.attestation
-            assert [pin.module_sha256 for pin in client.pins().pins] == [made.module_sha256]
-            with pytest.raises(QuotaExceeded):
-                _compile_often(client, made.module_sha256)
-
-
-def _compile_often(client: Client, module: str) -> None:
-    for _ in range(30):
-        client.compile(module, omit_artifact=True)
-
-
-def _client(daemon: Daemon, token: str) -> Client:
-    return daemon.client(token=token, timeout_s=120, max_attempts=1)

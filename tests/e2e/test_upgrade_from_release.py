@@ -7,17 +7,13 @@ set up (tokens, keys, pins, names) holds in both directions.
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from wasmkiln import (
@@ -32,7 +28,7 @@ from wasmkiln import (
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon, RedisDaemon, fresh_state
 from tests.e2e.processes import embedded, eventually, within
-from tests.e2e.programs import ROOT, WASMKILN, WASMKILND, Installed
+from tests.e2e.programs import WASMKILN, WASMKILND, Installed, run
 from tests.e2e.releases import Release, release
 from tests.e2e.test_cache import COMPILED, REDIS, settled
 from tests.servers.redis_server import binary_of, redis_server
@@ -105,12 +101,7 @@ class House:
 
     def command(self, program: str, *words: str) -> str:
         """Run a version's command on the state directory; return what it prints."""
-        done = subprocess.run(
-            [program, *words, "--state-dir", str(self.state)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = run(program, *words, "--state-dir", self.state)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -148,8 +139,11 @@ class House:
         self.keys = self._keys(program)
         assert len(self.keys) == 3
 
-    def check(self, program: str, *, found: bool = False) -> None:
-        """All that was set up holds, and calls get what they got; ``found``: without a compile."""
+    def check(self, program: str, *, back: bool = False) -> None:
+        """All that was set up holds, and calls get what they got, from the host store or Redis.
+
+        ``back``: at the version that compiled what a key signed that was revoked since.
+        """
         with self.daemon(program) as daemon:
             with self.client(daemon, "gone") as gone, pytest.raises(CredentialsInvalid):
                 gone.compile(MODULES[0])
@@ -160,10 +154,10 @@ class House:
                 got.append(tenant.compile(TENANT_S))
                 for one in got:
                     self._keep(one)
-                    assert not (found and one.header.origin == COMPILED)
+                    assert one.header.origin != COMPILED
                 again = ci.compile(DISTRUSTED_S)
                 self._keep(again)
-                assert found or again.header.origin == COMPILED
+                assert back or again.header.origin == COMPILED
                 with pytest.raises(ModuleNotLoaded):
                     ci.compile(wasm.digest(TENANT_S))
                 settled(ci)
@@ -196,33 +190,7 @@ def test_a_state_directory_goes_over_and_back(
         house.settle_in(old.wasmkilnd)
         house.check(WASMKILND)
         # Back at the old version, which finds its values as they were.
-        house.check(old.wasmkilnd, found=True)
-
-
-def test_the_data_of_the_embedded_server_go_over_and_back(
-    engines: Installed, tmp_path: Path, old: Release
-) -> None:
-    state = fresh_state(tmp_path / "state", engines=(ENGINE,))
-    made: dict[str, str] = {}
-    found: list[bool] = []
-    for program in (old.wasmkilnd, WASMKILND, old.wasmkilnd):
-        # Without a host store: what is found was in the embedded server.
-        with RedisDaemon(state, command=(program,)) as daemon, daemon.client() as client:
-            eventually(lambda: client.stats().redis_up, "the embedded server is not up")
-            assert client.stats().redis_mode == "embedded"
-            headers = [client.compile(module).header for module in MODULES]
-            settled(client)
-            for header in headers:
-                known = made.setdefault(header.module_sha256, header.artifact_sha256)
-                assert header.artifact_sha256 == known
-            found.append({header.origin for header in headers} == {REDIS})
-            client.evict(everything=True, tier="memory")
-            again = [client.compile(wasm.digest(module)).header.origin for module in MODULES]
-            assert set(again) == {REDIS}
-            check_calm(daemon)
-        eventually(lambda: not within(state), "something outlived the daemon")
-    assert found[0] is False
-    assert found[2] is True
+        house.check(old.wasmkilnd, back=True)
 
 
 def test_both_versions_share_one_embedded_server(
@@ -230,39 +198,47 @@ def test_both_versions_share_one_embedded_server(
 ) -> None:
     """Whichever starts it, and whichever ends first; what is stored outlives each."""
     state = fresh_state(tmp_path / "state", engines=(ENGINE,))
+    made: dict[str, str] = {}
 
-    def stored_and_found(*daemons: Daemon) -> None:
+    def is_found(client: Client) -> bool:
+        client.evict(everything=True, tier="memory")
+        headers = [client.compile(module).header for module in MODULES]
+        for header in headers:
+            known = made.setdefault(header.module_sha256, header.artifact_sha256)
+            assert header.artifact_sha256 == known
+        return {header.origin for header in headers} == {REDIS}
+
+    def check_stored(*daemons: Daemon) -> None:
         for daemon in daemons:
             with daemon.client() as client:
                 eventually(lambda: client.stats().redis_up, "the embedded server is not up")
-                client.compile(MODULES[0])
+                assert client.stats().redis_mode == "embedded"
+                is_found(client)
                 settled(client)
-                client.evict(everything=True, tier="memory")
-                assert client.compile(PINNED).header.origin == REDIS
+                assert is_found(client)
+            check_calm(daemon)
 
+    # Without a host store: what is found was in the embedded server.
     for first, second in ((old.wasmkilnd, WASMKILND), (WASMKILND, old.wasmkilnd)):
         with RedisDaemon(state, command=(second,)) as stays:
             with RedisDaemon(state, command=(first,)) as leaves:
                 server = embedded(state)
-                stored_and_found(stays, leaves)
+                check_stored(stays, leaves)
                 assert embedded(state) == server
-            stored_and_found(stays)
+            check_stored(stays)
         eventually(lambda: not within(state), "something outlived the daemons")
         with (
             RedisDaemon(state, command=(first,)) as leaves,
             RedisDaemon(state, command=(second,)) as stays,
         ):
-            stored_and_found(leaves, stays)
+            check_stored(leaves, stays)
             leaves.kill()
             with stays.client() as client:
                 eventually(lambda: is_found(client), "nobody started the server again")
         eventually(lambda: not within(state), "something outlived the daemons")
-
-
-def is_found(client: Client) -> bool:
-    """Whether Redis has an artifact of the pinned module."""
-    client.evict(everything=True, tier="memory")
-    return client.compile(MODULES[0]).header.origin == REDIS
+    with RedisDaemon(state, command=(old.wasmkilnd,)) as again, again.client() as client:
+        eventually(lambda: client.stats().redis_up, "the embedded server is not up")
+        assert is_found(client), "the data that it stored first are gone"
 
 
 @dataclass(frozen=True)
@@ -272,10 +248,6 @@ class Both:
     old: Daemon
     new: Daemon
     store: Path
-
-    @property
-    def daemons(self) -> tuple[Daemon, Daemon]:
-        return self.old, self.new
 
 
 @pytest.fixture(scope="module")
@@ -375,78 +347,48 @@ def test_pins_of_both_keep_what_they_pin(clients: tuple[Client, Client]) -> None
         client.unpin(digest)
 
 
-# Which package makes the calls, and of which version the daemon is that answers them.
-PAIRS = pytest.mark.parametrize("who", ["old client, new daemon", "new client, old daemon"])
-
-
-@PAIRS
-def test_a_python_client_of_the_other_version(
-    both: Both, old: Release, tmp_path: Path, who: str
-) -> None:
-    mine = who.startswith("old")
-    package = old.folder / "source" / "client" if mine else ROOT / "client"
-    file = tmp_path / "module.wasm"
-    file.write_bytes(wasm.adder(150 + mine))
-    script = Path(__file__).with_name("calls_of_a_client.py")
-    done = subprocess.run(
-        [sys.executable, str(script), (both.new if mine else both.old).address, both.store, file],
-        env={**os.environ, "PYTHONPATH": str(package)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert Path(told["package"]).is_relative_to(package)
-    assert told["engine"] == ENGINE
-    assert told["artifact_sha256"] == told["bytes_sha256"] == told["file_sha256"]
-    assert told["sum"] == 42
-    assert told["pinned"] == [wasm.digest(file.read_bytes())]
-    assert told["missing"] == ["ab" * 32]
-    assert told["served"] >= 1
-    assert told["reasons"] == {
-        "garbage": "NOT_WASM",
-        "unknown module": "MODULE_NOT_LOADED",
-        "unknown engine": "ENGINE_UNKNOWN",
-        "invalid module": "MODULE_INVALID",
-    }
-
-
-@PAIRS
-def test_the_command_of_the_other_version(
+@pytest.mark.parametrize("who", ["old client, new daemon", "new client, old daemon"])
+def test_the_client_of_the_other_version(
     both: Both, old: Release, tmp_path: Path, who: str
 ) -> None:
     mine = who.startswith("old")
     program, daemon = (old.wasmkiln, both.new) if mine else (WASMKILN, both.old)
     modules = [wasm.adder(tag + mine) for tag in (160, 162, 164)]
+    digest, unknown = wasm.digest(modules[0]), "ab" * 32
     folder = tmp_path / "modules"
     folder.mkdir()
     files = [folder / f"{number}.wasm" for number in range(len(modules))]
-    for file, module in zip(files, modules, strict=True):
+    bad, invalid = tmp_path / "bad.wasm", tmp_path / "invalid.wasm"
+    contents = [*modules, b"garbage", modules[0][:-1]]
+    for file, module in zip((*files, bad, invalid), contents, strict=True):
         file.write_bytes(module)
-    bad = tmp_path / "bad.wasm"
-    bad.write_bytes(b"garbage")
 
-    def run(*words: object, code: int = 0) -> Any:
-        done = subprocess.run(
-            [program, "--json", "--address", daemon.address, *map(str, words)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    def told(*words: object, code: int = 0, address: str = daemon.address) -> str:
+        store = {"WASMKILN_HOST_STORE_DIR": str(both.store)}
+        done = run(program, "--json", "--address", address, *words, **store)
         assert done.returncode == code, done.stderr
-        return json.loads(done.stdout) if code == 0 else done.stderr
+        return done.stderr if code else done.stdout
 
-    assert json.dumps(run("compile", files[0], "-o", tmp_path)).count(wasm.digest(modules[0]))
-    assert list(tmp_path.glob("0.*.cwasm"))
-    assert json.dumps(run("warm", folder)).count("compiled")
-    missing = json.dumps(run("find-missing", *files, "ab" * 32))
-    assert "ab" * 32 in missing
-    assert run("stats")["redis_up"]
-    run("pin", "add", files[0])
-    assert wasm.digest(modules[0]) in json.dumps(run("pin", "ls"))
-    run("pin", "rm", files[0])
-    run("evict", "--module", wasm.digest(modules[0]), "--yes")
-    assert "NOT_WASM" in run("compile", bad, code=1)
-    assert "ENGINE_UNKNOWN" in run("compile", files[0], "--engine", "nothing", code=1)
+    assert digest in told("compile", files[0], "-o", tmp_path)
+    [saved] = tmp_path.glob("0.*.cwasm")
+    # With the daemon, and by what it wrote alone.
+    for address in (daemon.address, "127.0.0.1:1"):
+        path = json.loads(told("path", files[0], "--engine", ENGINE, address=address))["path"]
+        assert Path(path).is_relative_to(both.store)
+        assert Path(path).read_bytes() == saved.read_bytes()
+    assert "compiled" in told("warm", folder)
+    missing = told("find-missing", *files, unknown)
+    assert unknown in missing
+    assert digest not in missing
+    assert json.loads(told("stats"))["redis_up"]
+    told("pin", "add", files[0])
+    assert digest in told("pin", "ls")
+    told("pin", "rm", files[0])
+    told("evict", "--module", digest, "--yes")
+    for words, reason in (
+        ((bad,), "NOT_WASM"),
+        ((unknown,), "MODULE_NOT_LOADED"),
+        ((files[0], "--engine", "nothing"), "ENGINE_UNKNOWN"),
+        ((invalid,), "MODULE_INVALID"),
+    ):
+        assert reason in told("compile", *words, code=1)

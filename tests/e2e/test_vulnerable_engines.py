@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +10,10 @@ import pytest
 from wasmkiln import EngineRemoved, EngineUnknown
 
 from tests.e2e import wasm
-from tests.e2e.daemon import Daemon, state_with
+from tests.e2e.daemon import FAILED, Configured, state_with
 from tests.e2e.processes import eventually, workers_of
-from tests.e2e.programs import WASMKILN, Installed
-from tests.e2e.test_daemon import get, wasmkilnd
+from tests.e2e.programs import WASMKILN, WASMKILND, Installed, run
+from tests.e2e.test_daemon import get
 
 GOOD, BAD = "wasmer-1.1.0", "wasmtime-50.0.1"
 ROW = """[[advisory]]
@@ -37,35 +34,17 @@ FIELDS = {
 SENTENCE = "TEST-1: A guest can leave; fixed in 50.0.2, 51.0.0; see https://example.org/TEST-1"
 
 
-class Warned:
+class Warned(Configured):
     """A daemon whose settings and advisories are in files."""
 
     def __init__(self, folder: Path, *engines: str, **settings: str) -> None:
-        self.config, self.advisories = folder / "wasmkilnd.toml", folder / "advisories.toml"
+        self.advisories = folder / "advisories.toml"
         self.advisories.write_text(ROW)
-        self.write(**settings)
-        flags = ["--redis-url", "none", "--workers", "1", "--config", str(self.config)]
-        self.daemon = Daemon(state_with(folder / "state", *engines), flags)
-
-    def write(self, **settings: str) -> None:
-        """Have these settings, and the file of advisories."""
-        every = {"advisories_file": str(self.advisories), **settings}
-        lines = (f"{name} = {json.dumps(value)}\n" for name, value in every.items())
-        self.config.write_text("".join(lines))
+        named = {"advisories_file": str(self.advisories), "vulnerable_engines": "warn"}
+        super().__init__(state_with(folder / "state", *engines), **{**named, **settings})
 
     def reload(self, answer: str = "engines read again") -> list[dict[str, Any]]:
-        """Send SIGHUP; return the lines of the log up to ``answer``."""
-        self.daemon.wait_for_log('"ready"')  # Read by a thread, which may be behind.
-        seen = len(self.daemon.log_lines)
-        self.daemon.process.send_signal(signal.SIGHUP)
-
-        def lines() -> list[dict[str, Any]]:
-            return [json.loads(line) for line in self.daemon.log_lines[seen:]]
-
-        eventually(
-            lambda: any(line["event"].startswith(answer) for line in lines()), "no answer", 60
-        )
-        return lines()
+        return super().reload(answer)
 
     def known(self) -> dict[str, list[str]]:
         """Return the ids of each served engine's advisories, as GetCapabilities has them."""
@@ -75,8 +54,7 @@ class Warned:
 
     def shown(self, *words: str) -> str:
         """Return what ``wasmkiln`` prints."""
-        command = [WASMKILN, "--address", self.daemon.address, *words]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        return run(WASMKILN, "--address", self.daemon.address, *words).stdout
 
     def page(self) -> dict[str, Any]:
         """Return what the status page is drawn from."""
@@ -84,120 +62,107 @@ class Warned:
         return told
 
 
-@pytest.fixture
-def warned(engines: Installed, tmp_path: Path) -> Iterator[Callable[..., Warned]]:
-    """Starts a daemon, and ends it."""
-    running: list[Warned] = []
-
-    def start(*engine_ids: str, **settings: str) -> Warned:
-        running.append(Warned(tmp_path, *engine_ids, **settings))
-        return running[-1]
-
-    yield start
-    for each in running:
-        each.daemon.end()
-
-
 def warnings(lines: list[dict[str, Any]]) -> dict[str, list[str]]:
     event = "engine has a known vulnerability"
     return {line["engine"]: line["advisories"] for line in lines if line["event"] == event}
 
 
-def test_everybody_is_told(warned: Callable[..., Warned]) -> None:
-    one = warned(GOOD, BAD)
-    logged = json.loads(one.daemon.wait_for_log('"engine has a known vulnerability"'))
-    assert (logged["level"], logged["engine"], logged["advisories"]) == ("warning", BAD, ["TEST-1"])
-    assert one.known() == {GOOD: [], BAD: ["TEST-1"]}
-    with one.daemon.client() as client:  # It is served all the same.
-        assert client.compile(wasm.adder(1), engine=BAD).header.size_bytes
-    told = " ".join(one.shown("engines").split())
-    assert f"{BAD} TEST-1 A guest can leave 50.0.2, 51.0.0 https://example.org/TEST-1" in told
-    assert f"{GOOD} TEST-1" not in told
-    document = json.loads(one.shown("engines", "--json"))
-    rows = {each["engine"]["id"]: each.get("advisories", []) for each in document["engines"]}
-    assert rows == {GOOD: [], BAD: [FIELDS]}
-    page = {each["id"]: each["advisories"] for each in one.page()["engines"]}
-    assert page == {GOOD: [], BAD: [SENTENCE]}
+def test_everybody_is_told(engines: Installed, tmp_path: Path) -> None:
+    with Warned(tmp_path, GOOD, BAD) as one:
+        logged = json.loads(one.daemon.wait_for_log('"engine has a known vulnerability"'))
+        assert (logged["level"], logged["engine"], logged["advisories"]) == (
+            "warning",
+            BAD,
+            ["TEST-1"],
+        )
+        assert one.known() == {GOOD: [], BAD: ["TEST-1"]}
+        with one.daemon.client() as client:  # It is served all the same.
+            assert client.compile(wasm.adder(1), engine=BAD).header.size_bytes
+        told = " ".join(one.shown("engines").split())
+        assert f"{BAD} TEST-1 A guest can leave 50.0.2, 51.0.0 https://example.org/TEST-1" in told
+        assert f"{GOOD} TEST-1" not in told
+        document = json.loads(one.shown("engines", "--json"))
+        rows = {each["engine"]["id"]: each.get("advisories", []) for each in document["engines"]}
+        assert rows == {GOOD: [], BAD: [FIELDS]}
+        page = {each["id"]: each["advisories"] for each in one.page()["engines"]}
+        assert page == {GOOD: [], BAD: [SENTENCE]}
 
-    one.advisories.write_text(ROW.replace("50.0.1", "49.0.0").replace("50.0.2", "49.9.9"))
-    assert not warnings(one.reload())
-    assert one.known() == {GOOD: [], BAD: []}
-    assert "known vulnerability" not in one.page()
-    one.advisories.write_text(ROW)
-    assert warnings(one.reload()) == {BAD: ["TEST-1"]}
-    assert one.known() == {GOOD: [], BAD: ["TEST-1"]}
+        one.advisories.write_text(ROW.replace("50.0.1", "49.0.0").replace("50.0.2", "49.9.9"))
+        assert not warnings(one.reload())
+        assert one.known() == {GOOD: [], BAD: []}
+        assert "known vulnerability" not in one.page()
+        one.advisories.write_text(ROW)
+        assert warnings(one.reload()) == {BAD: ["TEST-1"]}
+        assert one.known() == {GOOD: [], BAD: ["TEST-1"]}
+
+        # A file that cannot be used refuses the reload, and a start.
+        one.advisories.write_text(ROW.replace("winch", "wench"))
+        one.write(vulnerable_engines="refuse")
+        [refused] = [line for line in one.reload("cannot reload") if line["event"] == FAILED]
+        sentence = f"cannot use advisories_file {one.advisories}: advisory 1 compilers 1: "
+        assert refused["cause"].startswith(sentence)
+        assert one.known() == {GOOD: [], BAD: ["TEST-1"]}
+        for command in ("config", "serve"):
+            words = (command, "--config", one.file, "--state-dir", one.daemon.state_dir)
+            done = run(WASMKILND, *words, "--listen", "127.0.0.1:0", "--admin-listen", "none")
+            assert done.returncode == (2 if command == "config" else 1)
+            assert done.stderr.splitlines()[-1].startswith(f"error: {sentence}")
+            assert "Traceback" not in done.stderr
 
 
-def test_a_release_of_the_built_in_table(warned: Callable[..., Warned]) -> None:
-    one = warned("wasmtime-49.0.0")
-    known = one.known()["wasmtime-49.0.0"]
-    assert {"RUSTSEC-2026-0326", "RUSTSEC-2026-0327"} <= {*known}
-    assert "RUSTSEC-2026-0095" not in known
-    logged = json.loads(one.daemon.wait_for_log('"engine has a known vulnerability"'))
-    assert logged["advisories"] == known
+def test_a_release_of_the_built_in_table(engines: Installed, tmp_path: Path) -> None:
+    with Warned(tmp_path, "wasmtime-49.0.0") as one:
+        known = one.known()["wasmtime-49.0.0"]
+        assert {"RUSTSEC-2026-0326", "RUSTSEC-2026-0327"} <= {*known}
+        assert "RUSTSEC-2026-0095" not in known
+        logged = json.loads(one.daemon.wait_for_log('"engine has a known vulnerability"'))
+        assert logged["advisories"] == known
 
 
 def test_a_reload_refuses_what_is_served_and_what_it_made_is_evicted(
-    warned: Callable[..., Warned],
+    engines: Installed, tmp_path: Path
 ) -> None:
-    one = warned(GOOD, BAD)
-    module = wasm.adder(1)
-    with one.daemon.client(max_attempts=1) as client:
-        client.compile(module, engine=BAD)
-        client.compile(module, engine=GOOD)
-        one.write(vulnerable_engines="refuse")
-        logged = one.reload()
-        assert not warnings(logged)
-        [told] = [line for line in logged if line["event"] == "engine is not served"]
-        assert told["engine"] == BAD
-        assert one.known().keys() == {GOOD}
-        [unserved] = client.capabilities().unserved_engines
-        assert (unserved.id, unserved.cause) == (BAD, told["cause"])
-        assert "known vulnerability (TEST-1)" in unserved.cause
-        assert f" {BAD} its code has" in " ".join(one.shown("engines").split())
-        assert one.page()["unserved"] == {BAD: told["cause"]}
-        with pytest.raises(EngineRemoved, match=GOOD):
+    with Warned(tmp_path, GOOD, BAD) as one:
+        module = wasm.adder(1)
+        with one.daemon.client(max_attempts=1) as client:
             client.compile(module, engine=BAD)
-        eventually(lambda: len(workers_of(one.daemon.pid)) == 1, "its worker has not ended")
-        evicted = json.loads(one.shown("evict", "--engine", BAD, "--yes", "--json"))
-        assert int(evicted["artifacts"]) > 0
-        assert client.compile(module, engine=GOOD).header.origin == 1  # That of the other stays.
+            client.compile(module, engine=GOOD)
+            one.write(vulnerable_engines="refuse")
+            logged = one.reload()
+            assert not warnings(logged)
+            [told] = [line for line in logged if line["event"] == "engine is not served"]
+            assert told["engine"] == BAD
+            assert one.known().keys() == {GOOD}
+            [unserved] = client.capabilities().unserved_engines
+            assert (unserved.id, unserved.cause) == (BAD, told["cause"])
+            assert "known vulnerability (TEST-1)" in unserved.cause
+            assert f" {BAD} its code has" in " ".join(one.shown("engines").split())
+            assert one.page()["unserved"] == {BAD: told["cause"]}
+            with pytest.raises(EngineRemoved, match=GOOD):
+                client.compile(module, engine=BAD)
+            eventually(lambda: len(workers_of(one.daemon.pid)) == 1, "its worker has not ended")
+            evicted = json.loads(one.shown("evict", "--engine", BAD, "--yes", "--json"))
+            assert int(evicted["artifacts"]) > 0
+            assert (
+                client.compile(module, engine=GOOD).header.origin == 1
+            )  # That of the other stays.
 
-        assert not [line for line in one.reload() if line["event"] == "engine is not served"]
-        one.write()
-        assert warnings(one.reload()) == {BAD: ["TEST-1"]}
-        assert client.compile(module, engine=BAD).header.origin == 3
+            assert not [line for line in one.reload() if line["event"] == "engine is not served"]
+            one.write(vulnerable_engines="warn")
+            assert warnings(one.reload()) == {BAD: ["TEST-1"]}
+            assert client.compile(module, engine=BAD).header.origin == 3
 
 
-def test_a_start_refuses(warned: Callable[..., Warned]) -> None:
-    one = warned(GOOD, BAD, vulnerable_engines="refuse", default_engine=BAD)
-    assert one.known().keys() == {GOOD}
-    assert f"{BAD} is not served: its code has a known vulnerability (TEST-1)" in one.daemon.banner
-    assert BAD in one.daemon.wait_for_log('"engine is not served"')
-    assert len(workers_of(one.daemon.pid)) == 1
-    with one.daemon.client(max_attempts=1) as client:
-        with pytest.raises(EngineUnknown):
-            client.compile(wasm.adder(1), engine=BAD)
-        with pytest.raises(EngineUnknown):  # No other takes the place of the default.
-            client.compile(wasm.adder(1))
-
-
-def test_a_file_that_cannot_be_used_refuses_the_reload_and_the_start(
-    warned: Callable[..., Warned],
-) -> None:
-    one = warned(BAD)
-    one.advisories.write_text(ROW.replace("winch", "wench"))
-    one.write(vulnerable_engines="refuse")
-    words = "cannot reload: what cannot be used stays as it was"
-    [refused] = [line for line in one.reload(words) if line["event"] == words]
-    sentence = f"cannot use advisories_file {one.advisories}: advisory 1 compilers 1: "
-    assert refused["cause"].startswith(sentence)
-    assert one.known() == {BAD: ["TEST-1"]}
-    for command in ("config", "serve"):
-        done = wasmkilnd(
-            *(command, "--config", str(one.config), "--state-dir", str(one.daemon.state_dir)),
-            *("--redis-url", "none", "--listen", "127.0.0.1:0", "--admin-listen", "none"),
+def test_a_start_refuses(engines: Installed, tmp_path: Path) -> None:
+    with Warned(tmp_path, GOOD, BAD, vulnerable_engines="refuse", default_engine=BAD) as one:
+        assert one.known().keys() == {GOOD}
+        assert (
+            f"{BAD} is not served: its code has a known vulnerability (TEST-1)" in one.daemon.banner
         )
-        assert done.returncode == (2 if command == "config" else 1)
-        assert done.stderr.splitlines()[-1].startswith(f"error: {sentence}")
-        assert "Traceback" not in done.stderr
+        assert BAD in one.daemon.wait_for_log('"engine is not served"')
+        assert len(workers_of(one.daemon.pid)) == 1
+        with one.daemon.client(max_attempts=1) as client:
+            with pytest.raises(EngineUnknown):
+                client.compile(wasm.adder(1), engine=BAD)
+            with pytest.raises(EngineUnknown):  # No other takes the place of the default.
+                client.compile(wasm.adder(1))

@@ -7,7 +7,7 @@ import hashlib
 import io
 import threading
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -35,29 +35,14 @@ def _base64(text: str) -> str:
 
 
 @contextmanager
-def serve_wheels(wheels: Mapping[tuple[str, str], bytes], claimed: str = "") -> Iterator[str]:
-    """Serve wheels by package and version; yield the index's URL.
+def serving(file_at: Callable[[str], bytes | None]) -> Iterator[str]:
+    """Serve by HTTP what ``file_at`` returns for a path; yield the address."""
 
-    ``claimed`` is the SHA-256 that the index claims for each, whatever it serves.
-    """
-
-    class Index(BaseHTTPRequestHandler):
+    class Files(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            *_, package, file = self.path.split("/")
-            links = {
-                f"{name.replace('-', '_')}-{version}-py3-none-any.whl": data
-                for (name, version), data in wheels.items()
-                if name == package
-            }
-            if file:
-                self._answer(links.get(file), "application/octet-stream")
-                return
-            suffix = f"#sha256={claimed}" if claimed else ""
-            page = "".join(f'<a href="{link}{suffix}">{link}</a>' for link in links)
-            self._answer(page.encode() if links else None, "text/html")
-
-        def _answer(self, body: bytes | None, kind: str) -> None:
-            self.send_response(200 if body is not None else 404)
+            body = file_at(self.path)
+            self.send_response(404 if body is None else 200)
+            kind = "text/html" if self.path.endswith("/") else "application/octet-stream"
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body or b"")))
             self.end_headers()
@@ -70,11 +55,33 @@ def serve_wheels(wheels: Mapping[tuple[str, str], bytes], claimed: str = "") -> 
         def log_message(self, *args: object) -> None:
             """Say nothing."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Index) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Files) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}/simple/"
+            yield f"http://127.0.0.1:{server.server_port}"
         finally:
             server.shutdown()
             thread.join()
+
+
+@contextmanager
+def serve_wheels(wheels: Mapping[tuple[str, str], bytes], claimed: str = "") -> Iterator[str]:
+    """Serve wheels by package and version; yield the index's URL.
+
+    ``claimed`` is the SHA-256 that the index claims for each, whatever it serves.
+    """
+    suffix = f"#sha256={claimed}" if claimed else ""
+
+    def file_at(path: str) -> bytes | None:
+        *_, package, file = path.split("/")
+        links = {
+            f"{name.replace('-', '_')}-{version}-py3-none-any.whl": data
+            for (name, version), data in wheels.items()
+            if name == package
+        }
+        page = "".join(f'<a href="{link}{suffix}">{link}</a>' for link in links)
+        return links.get(file) if file else page.encode() or None
+
+    with serving(file_at) as address:
+        yield f"{address}/simple/"

@@ -11,9 +11,7 @@ import time
 from pathlib import Path
 
 from bench.lab import describe_machine
-from tests.soak.report import markdown
 from tests.soak.run import Plan, run
-from tests.soak.verdict import judge
 
 
 def main() -> int:
@@ -27,8 +25,8 @@ def main() -> int:
     _tell(f"{options.seconds:g} s with seed {seed}")
     with tempfile.TemporaryDirectory(prefix="wasmkiln-soak-") as folder:
         plan = Plan(options.seconds, seed, small=options.small)
-        verdict = judge(asyncio.run(run(Path(folder), plan, _tell)))
-    print(f"{markdown(verdict)}\n\n{describe_machine()}.")
+        verdict = asyncio.run(run(Path(folder), plan, _tell))
+    print(f"{verdict.figures}\n\n{describe_machine()}.")
     for check in verdict.broken:
         _tell(f"broken: {check.promise}: {check.seen}")
     return int(bool(verdict.broken))

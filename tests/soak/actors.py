@@ -13,7 +13,6 @@ from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkiln.v1 import types_pb2
 
 from tests.soak import hostile
-from tests.soak.fleet import Life
 from tests.soak.hostile import Hostile
 from tests.soak.ledger import CANCELLED, OK
 from tests.soak.modules import CPU, Known
@@ -40,14 +39,13 @@ class Actor:
     """How long they rest between two acts, on average."""
 
 
-async def hit(stage: Stage, dice: random.Random) -> None:
-    """Ask for one of the regular modules."""
-    await _ask_regular(stage, dice, "hit", dice.choice(stage.hot))
+def asking(kind: str, among: Callable[[Stage], list[Known]]) -> Act:
+    """Return what asks for one of some modules."""
 
+    async def ask(stage: Stage, dice: random.Random) -> None:
+        await stage.ask(kind, dice, dice.choice(among(stage)))
 
-async def regular(stage: Stage, dice: random.Random) -> None:
-    """Ask for any of the modules, which are more than memory holds."""
-    await _ask_regular(stage, dice, "regular", dice.choice(stage.regulars))
+    return ask
 
 
 async def evicted(stage: Stage, dice: random.Random) -> None:
@@ -57,25 +55,23 @@ async def evicted(stage: Stage, dice: random.Random) -> None:
     tier: Literal["memory"] | None = "memory" if dice.random() < 0.8 else None
     with stage.ledger.call("operator", life, TIMEOUT_S):
         await life.regulars.evict(module_sha256=known.sha256, tier=tier, timeout_s=TIMEOUT_S)
-    await stage.ask("after an eviction", life, known, dice.choice(list(known.artifacts)))
+    await stage.ask("after an eviction", dice, known, life=life)
 
 
 async def fresh(stage: Stage, dice: random.Random) -> None:
     """Ask for a new module, or have a known one compiled again."""
     known = stage.fresh(dice)
-    engine = dice.choice(list(known.artifacts))
-    life = stage.fleet.any_life(dice)
-    await stage.ask("miss", life, known, engine)
+    await stage.ask("miss", dice, known)
     if len(known.wasm) < 50_000 and dice.random() < 0.3:
-        await stage.ask("made anew", life, known, engine, skip_cache_lookup=True)
+        await stage.ask("made anew", dice, known, skip_cache_lookup=True)
 
 
 async def crowd(stage: Stage, dice: random.Random) -> None:
     """Ask for one new module by many calls at once."""
     known = stage.fresh(dice)
     engine = dice.choice(list(known.artifacts))
-    lives = [stage.fleet.any_life(dice) for _ in range(_CROWD)]
-    await asyncio.gather(*(stage.ask("crowd", life, known, engine) for life in lives))
+    calls = (stage.ask("crowd", dice, known, engine=engine) for _ in range(_CROWD))
+    await asyncio.gather(*calls)
 
 
 async def fickle(stage: Stage, dice: random.Random) -> None:
@@ -104,10 +100,8 @@ async def fickle(stage: Stage, dice: random.Random) -> None:
 async def impatient(stage: Stage, dice: random.Random) -> None:
     """Set a deadline that may be too short."""
     known = stage.fresh(dice)
-    life = stage.fleet.any_life(dice)
-    engine = dice.choice(list(known.artifacts))
     timeout_s = dice.choice((0.02, 0.2, 2.0)) * dice.uniform(0.2, 1)
-    await stage.ask("impatient", life, known, engine, timeout_s=timeout_s, expected=_IN_A_HURRY)
+    await stage.ask("impatient", dice, known, timeout_s=timeout_s, expected=_IN_A_HURRY)
 
 
 async def slow_reader(stage: Stage, dice: random.Random) -> None:
@@ -141,37 +135,26 @@ async def slow_reader(stage: Stage, dice: random.Random) -> None:
 
 
 async def operator(stage: Stage, dice: random.Random) -> None:
-    """Ask a daemon for its stats and capabilities."""
-    life = stage.fleet.any_life(dice)
-    client = life.strangers
-    questions: list[Callable[[], Awaitable[object]]] = [
-        lambda: client.stats(timeout_s=TIMEOUT_S),
-        lambda: client.capabilities(timeout_s=TIMEOUT_S),
-        lambda: client.quarantined(timeout_s=TIMEOUT_S),
-        lambda: client.health(timeout_s=TIMEOUT_S),
-        lambda: client.find_missing(
-            [known.sha256 for known in stage.regulars], timeout_s=TIMEOUT_S
-        ),
-        lambda: client.load(dice.choice(stage.hot).wasm, timeout_s=TIMEOUT_S),
-    ]
-    with stage.ledger.call("operator", life, TIMEOUT_S):
-        await dice.choice(questions)()
-
-
-async def mistaken(stage: Stage, dice: random.Random) -> None:
-    """Make a request with a mistake in it."""
+    """Ask a daemon something else, perhaps with a mistake in it."""
     life = stage.fleet.any_life(dice)
     client, known = life.strangers, dice.choice(stage.hot)
     nothing = f"{dice.getrandbits(256):064x}"
+    regulars = [each.sha256 for each in stage.regulars]
     questions: list[tuple[str, Callable[[], Awaitable[object]]]] = [
+        (OK, client.stats),
+        (OK, client.capabilities),
+        (OK, client.quarantined),
+        (OK, client.health),
+        (OK, lambda: client.find_missing(regulars)),
+        (OK, lambda: client.load(known.wasm)),
         ("MODULE_NOT_LOADED", lambda: client.compile(nothing)),
         ("DIGEST_MISMATCH", lambda: client.load(known.wasm, expected_sha256=nothing)),
         ("ENGINE_UNKNOWN", lambda: client.compile(known.wasm, engine="wasmtime-1.2.3")),
         ("TARGET_UNSUPPORTED", lambda: client.compile(known.wasm, target="pdp11-dec-unix")),
         ("SETTING_UNKNOWN", lambda: client.compile(known.wasm, settings={"fast": "true"})),
     ]
-    reason, question = dice.choice(questions)
-    with stage.ledger.call("mistaken", life, TIMEOUT_S, frozenset({reason})):
+    outcome, question = dice.choice(questions)
+    with stage.ledger.call("operator", life, TIMEOUT_S, frozenset({outcome})):
         await question()
 
 
@@ -196,21 +179,16 @@ def sending(choose: Callable[[Stage], list[Hostile]]) -> Act:
 def actors() -> list[Actor]:
     """Return all of them."""
     return [
-        Actor("hit", hit, 4, 0.1),
-        Actor("regular", regular, 2, 0.25),
+        Actor("hit", asking("hit", lambda stage: stage.hot), 4, 0.1),
+        # They are more than memory holds.
+        Actor("regular", asking("regular", lambda stage: stage.regulars), 2, 0.25),
         Actor("evicted", evicted, 1, 0.6),
         Actor("fresh", fresh, 2, 1.0),
         Actor("crowd", crowd, 1, 4.0),
         Actor("fickle", fickle, 2, 0.8),
         Actor("impatient", impatient, 1, 1.2),
         Actor("slow reader", slow_reader, 3, 0.3),
-        Actor("operator", operator, 1, 0.5),
-        Actor("mistaken", mistaken, 1, 0.5),
+        Actor("operator", operator, 2, 0.5),
         Actor("hostile", sending(lambda stage: hostile.cheap(stage.moulds)), 2, 0.6),
         Actor("costly", sending(lambda _: hostile.costly()), 1, 8.0),
     ]
-
-
-async def _ask_regular(stage: Stage, dice: random.Random, kind: str, known: Known) -> None:
-    life: Life = stage.fleet.any_life(dice)
-    await stage.ask(kind, life, known, dice.choice(list(known.artifacts)))

@@ -9,10 +9,9 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
-from tests.e2e.processes import jobs_of, workers_of
+from tests.e2e.processes import jobs_of, send, workers_of
 from tests.soak.fleet import WORKERS, Fleet, Life, Member
 from tests.soak.modules import ENGINES
-from tests.soak.processes import kill
 
 WORKER_KILLED = "worker killed"
 JOB_KILLED = "job killed"
@@ -83,14 +82,11 @@ class Chaos:
         self, dice: random.Random, kind: str, choose: Callable[[int], list[int]]
     ) -> Life | None:
         life = self._fleet.any_life(dice)
-        if not life.lives:
+        found = await asyncio.to_thread(choose, life.daemon.pid) if life.lives else []
+        if not found:
             return None
-        pid = life.daemon.pid
-        found = await asyncio.to_thread(choose, pid)
-        at_s = time.monotonic()
-        if not found or not await asyncio.to_thread(kill, pid, dice.choice(found)):
-            return None
-        self.blows.append(Blow(kind, at_s, life))
+        self.blows.append(Blow(kind, time.monotonic(), life))
+        send(signal.SIGKILL, dice.choice(found))
         return life
 
     async def _made_up_for(self, life: Life) -> None:

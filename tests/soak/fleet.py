@@ -57,10 +57,9 @@ class Life:
     strangers: AsyncClient = field(init=False)
     """Clients that connect in another way, so that the daemon takes them for another caller."""
     slow: module_service_pb2_grpc.ModuleServiceStub = field(init=False)
-    born_s: float = field(default_factory=time.monotonic)
     doomed_s: float = float("inf")
-    rss: list[tuple[float, int]] = field(default_factory=list)
-    """Its memory in bytes, each with the time of the sample."""
+    held: list[int] = field(default_factory=list)
+    """Its memory in bytes, at each tenth of the load."""
 
     @property
     def lives(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 
 from tests.e2e import wasm
 from tests.soak.fleet import MODULE_LIMIT_BYTES
@@ -63,35 +64,26 @@ def cheap(moulds: Sequence[Mould]) -> list[Hostile]:
     ]
 
 
+@cache
 def costly() -> list[Hostile]:
     """Return those that only a limit stops: on time, memory, or the size of the artifact."""
+    deep, deeper = wasm.nested_blocks(300_000), wasm.nested_blocks(1_000_000)
+    rows = (
+        ("nested blocks, too slow for wasmer", "COMPILE_TIMEOUT", WASMER, deep),
+        ("nested blocks, too large for wasmtime", "COMPILE_MEMORY_LIMIT", WASMTIME, deeper),
+        ("large artifact", "ARTIFACT_TOO_LARGE", WASMER, wasm.many_functions(100_000)),
+    )
     return [
         Hostile(
-            "nested blocks, too slow for wasmer",
-            "COMPILE_TIMEOUT",
-            [WASMER],
-            lambda dice: wasm.nested_blocks(300_000) + _tag_section(dice),
-            condemned=True,
-        ),
-        Hostile(
-            "nested blocks, too large for wasmtime",
-            "COMPILE_MEMORY_LIMIT",
-            [WASMTIME],
-            lambda dice: wasm.nested_blocks(1_000_000) + _tag_section(dice),
-            condemned=True,
-        ),
-        Hostile(
-            "small module, large artifact",
-            "ARTIFACT_TOO_LARGE",
-            [WASMER],
-            lambda dice: wasm.many_functions(100_000) + _tag_section(dice),
-        ),
+            name, reason, [engine], partial(_tagged, module), condemned="ARTIFACT" not in reason
+        )
+        for name, reason, engine, module in rows
     ]
+
+
+def _tagged(module: bytes, dice: random.Random) -> bytes:
+    return module + wasm.section(0, b"\x03tag" + dice.randbytes(16))
 
 
 def _tag(dice: random.Random) -> int:
     return dice.randrange(10**15)
-
-
-def _tag_section(dice: random.Random) -> bytes:
-    return wasm.section(0, b"\x03tag" + dice.randbytes(16))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkiln.v1 import types_pb2
@@ -16,21 +16,27 @@ from wasmkiln.v1 import types_pb2
 from tests.e2e.processes import memory_of, workers_and_jobs
 from tests.e2e.programs import installed_engines
 from tests.soak.actors import Actor, actors, slow_reader
-from tests.soak.chaos import Blow, Chaos
-from tests.soak.fleet import LEASE_S, WORKERS, Fleet, Life, Member, running_fleet
+from tests.soak.chaos import Chaos
+from tests.soak.fleet import LEASE_S, WORKERS, Fleet, Member, running_fleet
 from tests.soak.ledger import Call, Ledger
 from tests.soak.modules import ENGINES, make_moulds
-from tests.soak.processes import Holdings, holdings
 from tests.soak.stage import TIMEOUT_S, Stage
+from tests.soak.verdict import Check, judge, markdown
 
-_SAMPLE_S = 1.0
 # On a busy machine it takes more time until all that is planned has happened.
 _LONGER = 4
 _SETTLE_S = 60.0
+MIB = 2**20
+# What daemons keep connected to Redis, once many calls at once have needed it.
+_CONNECTIONS = 32
+# Beside what allocators keep for the next time, nothing may grow.
+_MEMORY_SLACK_BYTES = 32 * MIB
+_LEAST_SAMPLES = 5
 # gRPC and the kernel close connections behind the caller's back.
 _CLOSED_BY_S = 10.0
 
 Tell = Callable[[str], None]
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -45,35 +51,39 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Figures:
-    """All measurements of a soak."""
+class Holdings:
+    """What an idle daemon holds."""
 
-    plan: Plan
-    began_s: float
-    """When the load began, on the clock of the calls."""
-    calls: list[Call]
-    blows: list[Blow]
-    lives: list[Life]
-    before: list[Holdings]
-    """What each daemon held before the load, without callers."""
-    after: list[Holdings]
-    """What its last process held after the load, without callers."""
-    unsettled: list[str]
-    """Work that went on without callers."""
-    leases: int
-    """Leases left in Redis."""
-    exit_codes: list[int]
-    """The exit codes of all processes that were ended with SIGTERM."""
-    left_behind: int
-    """Processes whose daemon is gone."""
-    last: list[Life]
-    """The last process of each daemon."""
-    missing: list[str]
-    """Planned faults and outcomes that did not happen."""
+    processes: int
+    """Its workers, and the processes that belong to them."""
+    descriptors: int
+    """The daemon's own descriptors, idle connections to Redis included."""
+    memory_bytes: int
+    """Its own resident memory."""
 
 
-async def run(folder: Path, plan: Plan, tell: Tell = lambda _: None) -> Figures:
-    """Run the soak; return its measurements. A failed call raises nothing."""
+def holdings(pid: int) -> Holdings:
+    """Return what a daemon holds now."""
+    descriptors = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    return Holdings(len(workers_and_jobs(pid)), descriptors, memory_of(pid))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All checks of a soak, and its figures."""
+
+    checks: list[Check]
+    figures: str
+    """As Markdown."""
+
+    @property
+    def broken(self) -> list[Check]:
+        """The promises that were not kept."""
+        return [check for check in self.checks if not check.kept]
+
+
+async def run(folder: Path, plan: Plan, tell: Tell = lambda _: None) -> Verdict:
+    """Run the soak; return what it shows. A failed call raises nothing."""
     tell("compiling each module with each engine itself")
     engines = await asyncio.to_thread(installed_engines)
     moulds = await asyncio.to_thread(make_moulds, engines, folder / "direct", small=plan.small)
@@ -82,13 +92,12 @@ async def run(folder: Path, plan: Plan, tell: Tell = lambda _: None) -> Figures:
     async with running_fleet(folder) as fleet:
         stage = Stage(fleet, moulds, ledger)
         before = [await _warmed_up(stage, member) for member in fleet.members]
-        began_s = time.monotonic()
         chaos = Chaos(fleet, plan.seed, plan.seconds, stage.over)
         await _load(stage, chaos, plan, tell)
         _check_alive(fleet)
         tell("asking once more for everything")
         await _audit(stage)
-        unsettled = [await _settled(member) for member in fleet.members]
+        unsettled = [what for member in fleet.members if (what := await _settled(member))]
         leases = await asyncio.to_thread(_leases, fleet)
         for member in fleet.members:
             await member.hang_up()
@@ -97,34 +106,46 @@ async def run(folder: Path, plan: Plan, tell: Tell = lambda _: None) -> Figures:
         ]
         tell("ending the fleet")
         await asyncio.gather(*(member.stop() for member in fleet.members))
-        return Figures(
-            plan,
-            began_s,
-            ledger.calls,
-            chaos.blows,
-            fleet.lives,
-            before,
-            after,
-            [what for what in unsettled if what],
-            leases,
-            [code for member in fleet.members for code in member.exit_codes],
-            await asyncio.to_thread(_left_behind, fleet),
-            [member.life for member in fleet.members],
-            missing(ledger.calls, chaos.missing),
-        )
-
-
-class Died(Exception):  # noqa: N818 - an event
-    """A daemon ended by itself; the message says how."""
+        left = await asyncio.to_thread(_left_behind, fleet)
+        codes = [code for member in fleet.members for code in member.exit_codes]
+        unmet = missing(ledger.calls, chaos.missing)
+        pairs = list(zip(before, after, strict=True))
+        # At a fourth of its life under load it has all that it needs.
+        warm = [
+            (now.memory_bytes, held[len(held) // 4])
+            for now, held in zip(after, (member.life.held for member in fleet.members), strict=True)
+            if len(held) >= _LEAST_SAMPLES
+        ]
+        checks = [
+            *judge(ledger.calls, chaos.blows),
+            Check("each daemon settles", "; ".join(unsettled) or "yes", not unsettled),
+            Check(
+                "processes of each daemon: as before",
+                ", ".join(f"{now.processes} (before {then.processes})" for then, now in pairs),
+                all(now.processes == then.processes for then, now in pairs),
+            ),
+            Check(
+                "descriptors of each daemon: as before, but for idle connections to Redis",
+                ", ".join(f"{now.descriptors} (before {then.descriptors})" for then, now in pairs),
+                all(now.descriptors <= then.descriptors + _CONNECTIONS for then, now in pairs),
+            ),
+            Check("processes left by daemons that ended: 0", str(left), not left),
+            Check("leases left in Redis: 0", str(leases), not leases),
+            Check("exit codes after SIGTERM: 0", ", ".join(map(str, codes)), not any(codes)),
+            Check(
+                "memory of each daemon that lived long: bounded once it is warm",
+                "; ".join(f"{now / MIB:.0f} MiB (warm {then / MIB:.0f})" for now, then in warm),
+                bool(warm) and all(now <= then * 1.25 + _MEMORY_SLACK_BYTES for now, then in warm),
+            ),
+            Check("all that was planned happened", ", ".join(unmet) or "yes", not unmet),
+        ]
+        return Verdict(checks, markdown(checks, ledger.calls, chaos.blows))
 
 
 def _check_alive(fleet: Fleet) -> None:
-    for member in fleet.members:
-        code = member.life.daemon.process.poll()
-        if code is not None:
-            raise Died(
-                f"daemon {member.number} ended with {code}: {member.life.daemon.log[-4000:]}"
-            )
+    for daemon in (member.life.daemon for member in fleet.members):
+        code = daemon.process.poll()
+        assert code is None, f"a daemon ended by itself, with {code}: {daemon.log[-4000:]}"
 
 
 async def _warmed_up(stage: Stage, member: Member) -> Holdings:
@@ -133,7 +154,7 @@ async def _warmed_up(stage: Stage, member: Member) -> Holdings:
     life = member.life
     for engine in ENGINES:
         known = next(known for known in stage.hot if engine in known.artifacts)
-        await stage.ask("warm-up", life, known, engine)
+        await stage.ask("warm-up", dice, known, life=life, engine=engine)
     await slow_reader(stage, dice)
     with stage.ledger.call("warm-up", life, TIMEOUT_S, frozenset({"NOT_WASM"})):
         await life.strangers.compile(b"(module)", timeout_s=TIMEOUT_S)
@@ -146,7 +167,7 @@ async def _warmed_up(stage: Stage, member: Member) -> Holdings:
 
 async def _load(stage: Stage, chaos: Chaos, plan: Plan, tell: Tell) -> None:
     """Run actors and chaos for as long as planned, and until the last call has ended."""
-    async with _sampled(stage.fleet), asyncio.TaskGroup() as tasks:
+    async with asyncio.TaskGroup() as tasks:
         tasks.create_task(chaos.rage())
         for actor in actors():
             for number in range(actor.tasks):
@@ -156,7 +177,11 @@ async def _load(stage: Stage, chaos: Chaos, plan: Plan, tell: Tell) -> None:
             calls = stage.ledger.calls
             tell(f"{len(calls):,} calls, {len(chaos.blows)} blows ({tenth * 10} %)")
             await asyncio.sleep(plan.seconds / 10)
-            if tenth >= 9 and not missing(calls, chaos.missing):
+            living = [member.life for member in stage.fleet.members if member.life.lives]
+            for life in living:
+                life.held.append(memory_of(life.daemon.pid))
+            lived_long = any(len(life.held) >= _LEAST_SAMPLES for life in living)
+            if tenth >= 9 and lived_long and not missing(calls, chaos.missing):
                 break
         stage.over.set()
 
@@ -178,51 +203,41 @@ async def _act(stage: Stage, actor: Actor, dice: random.Random) -> None:
         await asyncio.sleep(actor.pause_s * dice.uniform(0.5, 1.5))
 
 
-@asynccontextmanager
-async def _sampled(fleet: Fleet) -> AsyncIterator[None]:
-    """Record every second how much memory each daemon has."""
-
-    async def sample() -> None:
-        while True:
-            for life in (member.life for member in fleet.members):
-                if life.lives:
-                    try:
-                        held = memory_of(life.daemon.pid)
-                    except (FileNotFoundError, ProcessLookupError, AssertionError):
-                        continue
-                    life.rss.append((time.monotonic(), held))
-            await asyncio.sleep(_SAMPLE_S)
-
-    sampling = asyncio.create_task(sample())
-    try:
-        yield
-    finally:
-        sampling.cancel()
-        await asyncio.gather(sampling, return_exceptions=True)
-
-
 async def _audit(stage: Stage) -> None:
     """Ask every daemon for every regular artifact, after an eviction from its memory."""
+    dice = random.Random(0)
     for member in stage.fleet.members:
         with stage.ledger.call("operator", member.life, TIMEOUT_S):
             await member.life.regulars.evict(everything=True, tier="memory", timeout_s=TIMEOUT_S)
         for known in stage.regulars:
             await asyncio.gather(
-                *(stage.ask("audit", member.life, known, engine) for engine in known.artifacts)
+                *(
+                    stage.ask("audit", dice, known, life=member.life, engine=engine)
+                    for engine in known.artifacts
+                )
             )
+
+
+async def _until(
+    look: Callable[[], Awaitable[Found]], good: Callable[[Found], bool], within_s: float
+) -> Found:
+    """Look again and again until it is good, or the time is over; return what was seen last."""
+    deadline = time.monotonic() + within_s
+    while True:
+        found = await look()
+        if good(found) or time.monotonic() > deadline:
+            return found
+        await asyncio.sleep(0.2)
 
 
 async def _settled(member: Member) -> str:
     """Wait until a daemon has nothing to do; return what it still does after a while."""
-    deadline = time.monotonic() + _SETTLE_S
-    while True:
-        stats = await member.life.regulars.stats(timeout_s=TIMEOUT_S)
-        busy = _busy(stats)
-        if not busy:
-            return ""
-        if time.monotonic() > deadline:
-            return f"daemon {member.number}: {busy}"
-        await asyncio.sleep(0.2)
+
+    async def look() -> str:
+        return _busy(await member.life.regulars.stats(timeout_s=TIMEOUT_S))
+
+    busy = await _until(look, lambda busy: not busy, _SETTLE_S)
+    return f"daemon {member.number}: {busy}" if busy else ""
 
 
 def _busy(stats: pb.StatsResponse) -> str:
@@ -246,12 +261,11 @@ def _leases(fleet: Fleet) -> int:
 
 async def _freed(member: Member, before: Holdings) -> Holdings:
     """Return what a daemon holds once the connections of its former callers are closed."""
-    deadline = time.monotonic() + _CLOSED_BY_S
-    while True:
-        held = await asyncio.to_thread(holdings, member.life.daemon.pid)
-        if held.descriptors <= before.descriptors or time.monotonic() > deadline:
-            return held
-        await asyncio.sleep(0.2)
+
+    async def look() -> Holdings:
+        return await asyncio.to_thread(holdings, member.life.daemon.pid)
+
+    return await _until(look, lambda held: held.descriptors <= before.descriptors, _CLOSED_BY_S)
 
 
 def _left_behind(fleet: Fleet) -> int:

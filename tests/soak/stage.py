@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from wasmkiln import Artifact, AsyncClient
+from wasmkiln import Artifact
 
 from tests.soak.fleet import Fleet, Life
-from tests.soak.ledger import OK, ONLY_OK, Call, Ledger
+from tests.soak.ledger import OK, ONLY_OK, Ledger
 from tests.soak.modules import CPU, Known, Mould
 
 TIMEOUT_S = 120.0
@@ -48,24 +48,28 @@ class Stage:
     async def ask(
         self,
         kind: str,
-        life: Life,
+        dice: random.Random,
         module: Known,
-        engine: str,
         *,
-        client: AsyncClient | None = None,
+        life: Life | None = None,
+        engine: str = "",
         timeout_s: float = TIMEOUT_S,
         expected: frozenset[str] = ONLY_OK,
         **options: Any,
-    ) -> Call:
-        """Ask for an artifact, as a service does, and compare it with the engine's own."""
+    ) -> None:
+        """Ask for an artifact, as a service does, and compare it with the engine's own.
+
+        The dice choose the daemon and the engine that are not named.
+        """
+        life = life or self.fleet.any_life(dice)
+        engine = engine or dice.choice(list(module.artifacts))
         with self.ledger.call(kind, life, timeout_s, expected) as call:
-            answer = await (client or life.regulars).compile(
+            answer = await life.regulars.compile(
                 module.wasm, engine=engine, cpu=CPU, timeout_s=timeout_s, **options
             )
             call.origin = answer.header.origin
         if call.outcome == OK:
             call.wrong = difference(answer, module, engine)
-        return call
 
 
 def difference(answer: Artifact, module: Known, engine: str) -> str:

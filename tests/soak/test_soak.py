@@ -8,14 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.sizes import size
-from tests.soak.report import markdown
 from tests.soak.run import Plan, run
-from tests.soak.verdict import judge
 
 
 @pytest.mark.timeout(900)
 async def test_a_fleet_that_is_hit_from_all_sides_keeps_its_promises(tmp_path: Path) -> None:
     plan = Plan(seconds=size(12, 8), seed=4, small=True)
-    verdict = judge(await asyncio.wait_for(run(tmp_path, plan, print), 880))
-    print(f"\n{markdown(verdict)}")
+    verdict = await asyncio.wait_for(run(tmp_path, plan, print), 880)
+    print(f"\n{verdict.figures}")
     assert not verdict.broken
