@@ -27,7 +27,7 @@ from wasmkilnd.flights import WaitBudget
 from wasmkilnd.model import STAMP_BYTES, CacheKey, Strike
 from wasmkilnd.signing.keys import PrivateKey
 
-from tests.contract.link import open_link
+from tests.contract.redis_stores import open_link
 from tests.contract.sealing import OURS, THEIRS, sealer
 from tests.doubles.notes import Notes
 from tests.servers.deployments import KINDS_OF_REDIS, NO_ACCESS, Deployment

@@ -22,7 +22,7 @@ from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.usage import HALF_LIFE_S, MAX_USES, PLACES, Tally, Usage, UsedSpec, Uses
 from wasmkilnd.whole_files import SharedFile
 
-from tests.contract.link import open_store
+from tests.contract.redis_stores import open_link, open_store
 from tests.contract.sealing import THEIRS, sealer
 from tests.contract.values import artifact
 from tests.servers.redis_server import TIMEOUT_S, RedisServer
@@ -77,7 +77,7 @@ async def daemon(
     stores = []
 
     def begin(by: Sealer = SEALER, *, url: str = valkey.url, prefix: str = "wasm:") -> Usage:
-        stores.append(open_store(url, prefix))
+        stores.append(open_store(open_link(url), prefix))
         return Usage(file_in(tmp_path), by, stores[-1])
 
     yield begin
