@@ -28,13 +28,13 @@ class WatchedLink(RedisLink):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.asked: list[Command] = []
-        self.times_s = set[float | None]()
+        self.waits: list[tuple[str, float | None]] = []
         self.before: Callable[[Command], Awaitable[None]] | None = None
 
     async def run(self, *commands: Command, timeout_s: float | None = None) -> list[Any]:
-        self.times_s.add(timeout_s)
         for command in commands:
             self.asked.append(command)
+            self.waits.append((str(command[0]), timeout_s))
             if before := self.before:
                 await before(command)
         return await super().run(*commands, timeout_s=timeout_s)
