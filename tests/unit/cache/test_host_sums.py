@@ -14,7 +14,7 @@ from wasmkilnd.model import EvictScope
 
 from tests.contract.host_store import host_store
 from tests.doubles.notes import Notes
-from tests.faults_host.stores import SEALER, artifact, check_is_right, check_limit
+from tests.faults_host.stores import SEALER, artifact, check_limit
 
 STEP = st.tuples(
     st.sampled_from(["put", "put", "put", "look", "evict", "engine", "all", "resize"]),
@@ -62,17 +62,3 @@ def test_the_sums_are_right_after_steps_at_once(rounds: list[list[tuple[str, int
 
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(run(Path(folder) / "store"))
-
-
-async def test_many_callers_at_once(tmp_path: Path) -> None:
-    many = [artifact(tag, 20_000) for tag in range(30)]
-    notes = Notes()
-    tier = host_store(tmp_path, SEALER, notes, limit_bytes=900_000)
-    await tier.start()
-    for _ in range(3):
-        await asyncio.gather(*(tier.put(one) for one in many))
-        right = await asyncio.gather(*(check_is_right(tier, one) for one in many))
-        assert sum(right) == 900_000 // (tier.usage().bytes // tier.usage().entries)
-    await tier.close()
-    assert notes.rejected == []
-    await check_limit(tmp_path, 900_000)
