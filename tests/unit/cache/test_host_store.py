@@ -449,7 +449,7 @@ async def test_a_disk_that_hangs_costs_one_look_up_its_time_and_others_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, hangs, looks, notes = artifact(1), threading.Event(), list[object](), Notes()
-    monkeypatch.setattr(module, "_TIDY_EVERY_S", 0.1)
+    monkeypatch.setattr(module, "_NO_WRITES_S", 0.2)
 
     def hang(path: Path) -> None:
         looks.append(path)

@@ -67,9 +67,17 @@ TLS = ssl.SSLError(1, "[SSL] wrong version")
         (caused(Lost("hunter2"), TierUnavailable("no Sentinel")), "no Sentinel", True),
         (Reply("No such master with that name"), f"{NO}it knows no primary of that name", False),
         (caused(Lost("hunter2"), TLS), "cannot reach Redis: [SSL] wrong", True),
-        (OSError(111, "to ('10.0.0.1', 6379)"), f"{AWAY}the connection is refused", True),
+        (
+            OSError(111, "Connect call failed ('10.0.0.1', 6379)"),
+            f"{AWAY}the connection is refused",
+            True,
+        ),
         (OSError(LOST), f"{AWAY}the connection is refused", True),
-        (OSError(113, "to ('10.0.0.1', 6379)"), f"{AWAY}no network leads to it", True),
+        (
+            OSError(113, "Connect call failed ('10.0.0.1', 6379)"),
+            f"{AWAY}no network leads to it",
+            True,
+        ),
     ],
 )
 def test_each_has_its_sentence(error: Exception, told: str, outage: bool) -> None:
