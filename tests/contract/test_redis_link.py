@@ -590,19 +590,6 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sentinels]:
         yield running
 
 
-async def test_who_is_not_let_in_by_the_sentinels_is_told_so(watched: Sentinels) -> None:
-    async with link_to(watched.url_with("wrong")) as link:
-        with pytest.raises(
-            TierUnavailable, match=r"^no Sentinel names a primary: .* the user or password$"
-        ):
-            await link.run(GET)
-    async with link_to(watched.url_with(service="main-other")) as link:
-        with pytest.raises(
-            TierUnavailable, match=r"^no Sentinel names a primary: .* no primary of that name$"
-        ):
-            await link.run(GET)
-
-
 async def test_a_sentinel_that_hangs_holds_nobody_up(watched: Sentinels) -> None:
     hung = watched.sentinels[0].process
     hung.send_signal(signal.SIGSTOP)

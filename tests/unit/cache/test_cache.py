@@ -16,7 +16,6 @@ from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.value import ZSTD, ValueRejected, unpacked_frames
 from wasmkilnd.flights import Allowance, WaitBudget
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Kind, Origin, frame
-from wasmkilnd.signing.sealer import Sealer
 
 from tests.contract.sealing import OURS, THEIRS, sealer
 from tests.contract.values import arrived, artifact, module, same, shrinking
@@ -261,16 +260,6 @@ async def test_a_write_under_way_does_not_undo_an_eviction(tiers: Tiers) -> None
         assert tier.usage().entries == 0
 
 
-async def test_an_eviction_drops_the_writes_that_wait(tiers: Tiers) -> None:
-    for tier, kept in (("host_store", tiers.host.kept), ("redis", tiers.far.kept)):
-        one = artifact(1)
-        tiers.cache.put(one)
-        await tiers.cache.evict(EvictScope(), tier)
-        await tiers.cache.flush(5)
-        assert not kept.peek(one.key)
-        await tiers.cache.evict(EvictScope(), "")
-
-
 async def test_a_key_that_lost_its_trust_counts_in_memory_and_in_writes_that_wait(
     tiers: Tiers,
 ) -> None:
@@ -303,29 +292,6 @@ async def test_a_key_that_lost_its_trust_counts_in_memory_and_in_writes_that_wai
     for kept_by in (tiers.far.kept, tiers.host.kept):
         assert kept_by.peek(good.key)
         assert not kept_by.peek(bad.key)
-
-
-async def test_a_file_that_is_written_while_its_key_loses_its_trust_is_checked_again(
-    tiers: Tiers,
-) -> None:
-    bad, checking, checked = sealer(THEIRS).seal(artifact(1)), threading.Event(), threading.Event()
-
-    class Slow(Sealer):
-        def verify(self, *args: Any, **options: Any) -> Any:
-            checking.set()
-            checked.wait(10)
-            return super().verify(*args, **options)
-
-    tiers.near.put(bad)
-    rechecking = asyncio.create_task(tiers.cache.recheck(Slow(sealer(OURS).keys)))
-    assert await asyncio.to_thread(checking.wait, 10)
-    tiers.cache.put(bad)
-    await tiers.cache.flush(5)
-    assert tiers.host.kept.peek(bad.key)
-    before = tiers.host.rechecks
-    checked.set()
-    assert await rechecking == 1
-    assert tiers.host.rechecks > before
 
 
 async def test_a_write_that_waits_is_served_though_memory_had_no_room_for_it(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 from wasmkilnd.cache.host_store import HostStore
-from wasmkilnd.model import Artifact, CacheKey, EvictScope
+from wasmkilnd.model import Artifact
 
 from tests.contract.host_store import host_store
 from tests.contract.sealing import sealer
@@ -55,29 +53,6 @@ async def test_what_is_pinned_stays_through_a_flood_until_it_is_unpinned(tmp_pat
         assert await again.get(dear.key)
 
 
-class Watched(dict[CacheKey, int]):
-    """Entries that know which threads read them."""
-
-    def __init__(self, entries: dict[CacheKey, int]) -> None:
-        super().__init__(entries)
-        self.threads = set[int]()
-
-    def items(self) -> Any:
-        self.threads.add(threading.get_ident())
-        return super().items()
-
-
-async def test_pins_are_counted_in_a_thread(tmp_path: Path) -> None:
-    pins = {artifact(0).module_sha256}
-    async with store(tmp_path, pins) as tier:
-        await tier.put(artifact(0))
-        tier.shelf.entries = entries = Watched(tier.shelf.entries)
-        await tier.count_pinned(pins)
-        assert tier.usage().pinned_entries == 1
-        assert entries.threads
-        assert threading.get_ident() not in entries.threads
-
-
 async def test_more_than_half_of_the_store_is_not_held(tmp_path: Path) -> None:
     many = [artifact(tag) for tag in range(20)]
     pins = {each.module_sha256 for each in many}
@@ -93,24 +68,6 @@ async def test_more_than_half_of_the_store_is_not_held(tmp_path: Path) -> None:
             await tier.put(artifact(tag))
         left = await tier.held([*held])
         assert tier.usage().pinned_entries <= len(left) < len(held)
-
-
-async def test_an_evict_of_everything_or_of_an_engine_leaves_what_is_pinned(tmp_path: Path) -> None:
-    dear, other = artifact(0), artifact(1)
-    pins = {dear.module_sha256}
-    spares = pins.__contains__
-    async with store(tmp_path, pins) as tier:
-        for scope in (
-            EvictScope(spares=spares),
-            EvictScope(engine_id=dear.spec.engine.id, spares=spares),
-        ):
-            await tier.put(dear)
-            await tier.put(other)
-            gone = await tier.evict(scope)
-            assert (gone.artifacts, gone.pinned) == (1, 1)
-            assert await tier.held([dear.key, other.key]) == {dear.key}
-            assert tier.usage().entries == 1
-            assert await tier.get(dear.key)
 
 
 async def test_an_entry_that_was_unpinned_ages_like_any_other(tmp_path: Path) -> None:
