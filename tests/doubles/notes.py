@@ -13,27 +13,18 @@ class Notes(Metrics):
 
     def __init__(self) -> None:
         super().__init__("0")
-        self.lookups: list[tuple[str, str]] = []
-        """Look-ups, and their outcomes."""
-        self.stores: list[str] = []
-        self.rejected: list[str] = []
-        """Why values were rejected."""
-        self.compiles: list[str] = []
-        """How compiles ended."""
-        self.compile_times: list[tuple[float, float]] = []
-        """How long compiles took, and how long each had waited for a worker before."""
-        self.origins: list[Origin] = []
-        self.joined = 0
-        self.behind: list[str] = []
-        """How optimised compiles behind fast artifacts ended."""
-        self.turns: list[str] = []
-        """How waits for other daemons of the fleet ended."""
-        self.abandonments: list[str] = []
-        """At which stage jobs without callers were ended."""
-        self.refused = 0
-        self.replaced: list[str] = []
-        self.ended: list[tuple[str, str, str, str]] = []
-        """Module, engine, origin and reason of compiles that ended."""
+        # Look-ups, and their outcomes; stores; why values were rejected; how compiles ended.
+        self.lookups = list[tuple[str, str]]()
+        self.stores, self.rejected, self.compiles = list[str](), list[str](), list[str]()
+        # How long compiles took, and how long each had waited for a worker before.
+        self.compile_times = list[tuple[float, float]]()
+        # Module, engine, origin and reason of compiles that ended.
+        self.ended = list[tuple[str, str, str, str]]()
+        self.origins, self.joined = list[Origin](), 0
+        # How optimised compiles behind fast artifacts ended, and waits for other daemons; at
+        # which stage jobs without callers were ended; why workers were replaced.
+        self.behind, self.turns = list[str](), list[str]()
+        self.abandonments, self.replaced = list[str](), list[str]()
 
     def tier_lookup(self, tier: str, what: str, outcome: str, seconds: float) -> None:
         self.lookups.append((what, outcome))
@@ -58,8 +49,6 @@ class Notes(Metrics):
             self.origins.append(Origin(labels[0]))
         elif name == "flights_joined":
             self.joined += 1
-        elif name == "quarantine_refused":
-            self.refused += 1
         else:
             told = {
                 "compiled_behind": self.behind,

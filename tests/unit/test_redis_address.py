@@ -10,12 +10,7 @@ from wasmkilnd.redis_address import BadRedisUrl, RedisAddress, RedisKind
     ("url", "kind", "hosts", "rest"),
     [
         ("redis://h", RedisKind.SERVER, (("h", 6379),), {}),
-        (
-            "redis://u:p%2Fw@h:7000/3",
-            RedisKind.SERVER,
-            (("h", 7000),),
-            {"db": 3, "password": "p/w"},
-        ),
+        ("redis://:p%2Fw@h:1/3", RedisKind.SERVER, (("h", 1),), {"db": 3, "password": "p/w"}),
         ("redis://[::1]:1", RedisKind.SERVER, (("::1", 1),), {}),
         ("redis://u:p@ss@h", RedisKind.SERVER, (("h", 6379),), {"user": "u", "password": "p@ss"}),
         ("unix://:pw@/run/r.sock?db=2", RedisKind.SOCKET, (), {"path": "/run/r.sock", "db": 2}),
