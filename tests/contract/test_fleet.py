@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +17,6 @@ from wasmkilnd.cache.fleet import Claim, Fleet, Strikes
 from wasmkilnd.errors import (
     TierUnavailable,
     WasmkilnError,
-    compile_queue_full,
     module_invalid,
     server_draining,
 )
@@ -125,14 +122,6 @@ class Daemon:
         if self.stores:
             await self.link.run(("SET", ARTIFACT, b"x"))
 
-    def die(self) -> None:
-        """Say nothing more to Redis, as a killed process does."""
-
-        async def dead(*commands: object, timeout_s: float | None = None) -> list[Any]:
-            raise TierUnavailable("dead")
-
-        self.link.run = dead
-
     async def close(self) -> None:
         await self.fleet.close()
         await self.link.close()
@@ -140,11 +129,10 @@ class Daemon:
 
 @contextlib.asynccontextmanager
 async def fleet(
-    server: RedisServer | Deployment, size: int, timeout_s: float = 5.0, **settings: float
+    server: RedisServer | Deployment, size: int, **settings: float
 ) -> AsyncIterator[list[Daemon]]:
     access = server.access if isinstance(server, Deployment) else NO_ACCESS
-    links = (open_link(server.url, access, timeout_s=timeout_s) for _ in range(size))
-    daemons = [Daemon(link, **settings) for link in links]
+    daemons = [Daemon(open_link(server.url, access), **settings) for _ in range(size)]
     try:
         yield daemons
     finally:
@@ -165,18 +153,6 @@ async def until_waiting() -> None:
 def a_lease() -> bytes:
     """A lease as any writer to Redis can make one."""
     return secrets.token_hex(16).encode()
-
-
-async def test_one_of_many_compiles_and_the_others_wait_for_what_it_stored(
-    server: RedisServer, raw: Redis
-) -> None:
-    async with fleet(server, 5) as daemons:
-        # Longer than a lease: who lives renews it.
-        work = [daemon.compile(lambda: asyncio.sleep(2 * LEASE_S)) for daemon in daemons]
-        assert sorted(await asyncio.gather(*work)) == [False] * 4 + [True]
-        assert sum(daemon.compiles for daemon in daemons) == 1
-        turns = [turn for daemon in daemons for turn in daemon.turns]
-        assert sorted(turns) == ["made"] * 4 + ["taken"]
 
 
 async def test_a_lease_lasts_until_the_artifact_is_stored_and_no_longer(
@@ -224,22 +200,6 @@ async def test_a_compile_that_is_in_vain_lets_all_the_others_go_at_once(
         assert [other.turns for other in others] == [["failed"]] * 3
 
 
-@pytest.mark.parametrize("how", [asyncio.CancelledError(), compile_queue_full("engine-1", 1, 1.0)])
-async def test_a_holder_that_gives_up_is_replaced_by_exactly_one(
-    server: RedisServer, raw: Redis, how: BaseException
-) -> None:
-    async with fleet(server, 4, lease_s=60) as (one, *others):
-        waiting: list[asyncio.Task[bool]] = []
-        with contextlib.suppress(type(how)):
-            async with one.compiling():
-                waiting.extend(beginning(others))
-                await until_waiting()
-                raise how
-        assert sorted(await asyncio.gather(*waiting)) == [False, False, True]
-        turns = [turn for other in others for turn in other.turns]
-        assert sorted(turns) == ["made", "made", "taken"]
-
-
 async def test_a_refusal_is_told_before_the_claim_ends(server: RedisServer, raw: Redis) -> None:
     async with fleet(server, 2, lease_s=60) as (one, two), one.claim() as claim:
         assert await claim.take()
@@ -248,12 +208,6 @@ async def test_a_refusal_is_told_before_the_claim_ends(server: RedisServer, raw:
         claim.failed()
         assert await waiting
         assert two.turns == ["failed"]
-
-
-async def test_a_dead_holder_is_replaced_by_exactly_one(server: RedisServer, raw: Redis) -> None:
-    async with fleet(server, 4) as (dead, *others), dead.compiling():
-        dead.die()
-        assert sorted(await asyncio.gather(*beginning(others))) == [False, False, True]
 
 
 async def test_a_holder_that_lost_its_lease_leaves_the_next_one_alone(
@@ -289,18 +243,6 @@ async def test_a_holder_renews_its_lease_across_a_short_outage(
             await asyncio.sleep(LEASE_S)
             assert not waiting.done()
         assert not await waiting
-
-
-async def test_a_job_that_waits_for_a_worker_keeps_no_other_daemon_waiting(
-    server: RedisServer, raw: Redis
-) -> None:
-    async with fleet(server, 2) as (busy, idle), busy.worker:
-        queued = asyncio.create_task(busy.compile())
-        await until_waiting()
-        assert await idle.compile()
-        # Nor is it compiled here, nor has its caller to wait for a worker any more.
-        assert not await queued
-        assert (busy.compiles, busy.turns, idle.turns) == (0, ["made"], ["taken"])
 
 
 async def test_all_queued_jobs_together_look_50_times_a_second_at_most() -> None:
@@ -441,25 +383,6 @@ async def test_looks_at_a_lease_of_others_cost_a_call_no_budget() -> None:
         # But who waited in vain must not wait for a second time-out.
         assert not await claim.wait_for_others()
         assert budget.left_s < 10.0
-
-
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-async def test_without_a_server_every_daemon_compiles(tmp_path: Path, how: signal.Signals) -> None:
-    with redis_server(binary_of("valkey"), tmp_path) as running:
-        async with fleet(running, 2, lease_s=60, timeout_s=1.5) as (one, two):
-
-            async def call() -> tuple[bool, bool]:
-                budget = WaitBudget(0.5)
-                return await two.compile(budget=budget), budget.left_s <= 0
-
-            async with one.compiling():
-                waiting = asyncio.create_task(call())
-                await until_waiting()
-                running.process.send_signal(how)
-                # Waiting for one was free; what it asks next waits for silence no second time.
-                assert await waiting == (True, how is signal.SIGSTOP)
-                assert two.turns == ["alone"]
-                assert await two.compile()
 
 
 async def test_without_a_redis_or_leases_every_claim_is_granted(

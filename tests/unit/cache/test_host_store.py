@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import fcntl
 import json
 import math
@@ -18,13 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import zstandard
 from wasmkiln.shared import ENGINES, entry_path
 from wasmkiln.v1.types_pb2 import ArtifactHeader
-from wasmkilnd import model
 from wasmkilnd.cache import host_store as module
 from wasmkilnd.cache.host_store import HostStore, measure
-from wasmkilnd.cache.value import ZSTD
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.flights import Allowance
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope
@@ -33,11 +29,12 @@ from wasmkilnd.rpc.messages import header_of
 from tests.contract.host_store import host_store
 from tests.contract.sealing import sealer
 from tests.contract.values import artifact as unsigned
-from tests.contract.values import payload_of, same
+from tests.contract.values import same
 from tests.doubles.notes import Notes
 from tests.faults_host.stores import tidied
 
 SEALER = sealer()
+PINNING_BYTES = 8 * 20 * 1024
 
 
 def artifact(tag: int = 0, size_bytes: int = 1000) -> Artifact:
@@ -117,16 +114,6 @@ async def test_modes_and_group(tmp_path: Path, mode: int, folder_mode: int) -> N
         assert found.st_gid == group
     for name in ("writing.lock", "aside"):
         assert not stat.S_IMODE((directory / name).stat().st_mode) & 0o077
-
-
-async def test_an_encoded_artifact_is_stored_decoded(tmp_path: Path) -> None:
-    one = artifact(1, 1_200_000)
-    pieces = [zstandard.compress(view) for view in model.payload_views(one.frames)]
-    packed = dataclasses.replace(one, frames=tuple(map(model.frame, pieces)), encoding=ZSTD)
-    async with started(host_store(tmp_path, SEALER)) as tier:
-        await tier.put(packed)
-        assert same(await tier.get(one.key), one)
-    assert (folder_of(tmp_path, one) / "artifact").read_bytes() == payload_of(one.frames)
 
 
 async def test_the_least_recently_used_goes_first(
@@ -373,17 +360,6 @@ async def until(is_so: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_closed_store_is_unavailable(tmp_path: Path) -> None:
-    tier = host_store(tmp_path, SEALER)
-    await tier.start()
-    await tier.put(artifact(1))
-    await tier.close()
-    await tier.close()
-    with pytest.raises(TierUnavailable, match="closed"):
-        await tier.get(artifact(1).key)
-    assert tier.usage().entries == 1
-
-
 async def test_a_disk_that_hangs_holds_up_neither_start_nor_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -520,3 +496,44 @@ async def test_a_defect_of_the_store_is_no_failure_of_a_call(
         monkeypatch.setattr(module, "_artifact_of", broken)
         with pytest.raises(TierUnavailable, match="defect"):
             await tier.get(artifact(1).key)
+
+
+# Pins
+
+
+def pinning(folder: Path, pins: set[str]) -> HostStore:
+    """A store of eight entries."""
+    return host_store(folder, SEALER, limit_bytes=PINNING_BYTES, is_pinned=pins.__contains__)
+
+
+async def test_more_than_half_of_the_store_is_not_held(tmp_path: Path) -> None:
+    many = [artifact(tag, 3000) for tag in range(20)]
+    pins = {each.module_sha256 for each in many}
+    async with started(pinning(tmp_path, pins)) as tier:
+        for each in many:
+            await tier.put(each)  # It ends, though all that could make room is pinned.
+        assert tier.usage().bytes <= PINNING_BYTES
+        assert tier.usage().let_go > 0
+        await tier.count_pinned(pins)
+        assert 2 * tier.usage().pinned_bytes <= PINNING_BYTES
+        held = tier.entries_of(pins)
+        for tag in range(20, 40):
+            await tier.put(artifact(tag, 3000))
+        left = await tier.held([*held])
+        assert tier.usage().pinned_entries <= len(left) < len(held)
+
+
+async def test_an_entry_that_was_unpinned_ages_like_any_other(tmp_path: Path) -> None:
+    once, used = artifact(0, 3000), artifact(1, 3000)
+    pins = {once.module_sha256}
+    async with started(pinning(tmp_path, pins)) as tier:
+        await tier.put(once)
+        await tier.put(used)
+        for tag in range(2, 20):  # What is pinned is passed over again and again.
+            await tier.put(artifact(tag, 3000))
+            assert await tier.get(used.key)
+        pins.clear()
+        for tag in range(20, 28):
+            assert await tier.get(used.key)
+            await tier.put(artifact(tag, 3000))
+        assert await tier.held([once.key, used.key]) == {used.key}

@@ -288,22 +288,6 @@ class Call:
     ended_ns = 0
 
 
-async def test_a_write_is_a_step_of_the_call_that_added_it(slow: Tier) -> None:
-    calls = [Call(), Call()]
-    writes = writes_to(slow)
-    for tag, call in enumerate(calls):
-        tracing.CALL.set(cast("Any", call))
-        writes.add(artifact(tag, 100))
-        call.ended_ns = 1
-    tracing.CALL.set(None)
-    slow.gate.set()
-    await finish(writes)
-    assert all(isinstance(call, Call) for call in slow.calls)
-    assert len(slow.calls) == 2
-    assert len({id(call) for call in (*slow.calls, *calls)}) == 4  # Copies, which have not ended.
-    assert [call.ended_ns for call in slow.calls] == [0, 0]
-
-
 async def test_what_dropped_writes_carried_is_let_go_during_an_outage(slow: Tier) -> None:
     kept = weakref.WeakSet[Call]()
 
