@@ -72,18 +72,6 @@ def test_the_sums_are_right_after_every_step(steps: list[tuple[str, int, int]]) 
     asyncio.run(run())
 
 
-async def test_drop_and_holds_tell_the_same_object_from_an_equal_one() -> None:
-    tier = MemoryTier(100_000)
-    old, new = artifact(1), artifact(1)
-    tier.put(old)
-    tier.put(new)
-    assert (tier.holds(old), tier.holds(new)) == (False, True)
-    assert tier.drop([old]) == 0
-    assert tier.get(old.key) is new
-    assert tier.drop([new]) == 1
-    assert not tier.holds(new)
-
-
 async def test_other_tasks_run_while_everything_is_evicted() -> None:
     tier = MemoryTier(10**9)
     for tag in range(20_000):
