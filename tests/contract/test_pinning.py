@@ -185,7 +185,8 @@ async def test_what_a_tier_lost_comes_back_from_another(start: Start, server: re
 async def test_what_the_host_store_lost_and_what_came_after_the_pin_are_kept_too(
     start: Start, server: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wasmkilnd.cache.host_store._NO_WRITES_S", 0.1)
+    for name in ("_TIDY_EVERY_S", "_SCAN_EVERY_S"):
+        monkeypatch.setattr(f"wasmkilnd.cache.host_store.{name}", 0.1)
     one, dear = await start(), artifact(0)
     await one.store(module(0))
     await one.pins.pin(module(0).sha256)
