@@ -36,7 +36,6 @@ from tests.contract.redis_stores import open_link
 from tests.servers.certificates import certificates
 from tests.servers.cluster import Cluster, cluster
 from tests.servers.deployments import (
-    EVERY_STATE_OF_REDIS,
     KINDS_OF_REDIS,
     NO_ACCESS,
     Access,
@@ -102,7 +101,7 @@ async def stored_again(link: RedisLink, key: bytes) -> list[TierUnavailable]:
 # ---- Every kind of Redis
 
 
-@pytest.mark.parametrize("deployment", EVERY_STATE_OF_REDIS, indirect=True, scope="session")
+@pytest.mark.parametrize("deployment", KINDS_OF_REDIS, indirect=True, scope="session")
 async def test_commands_have_the_same_replies_behind_every_url(deployment: Deployment) -> None:
     async with link_to(deployment.url, deployment.access, timeout_s=5) as link:
         await link.run(*(("UNLINK", key) for key in KEYS))
@@ -145,7 +144,7 @@ async def test_commands_have_the_same_replies_behind_every_url(deployment: Deplo
         assert await link.run(("EVAL", get, 1, KEYS[3], b"3\xff"), ("EXISTS", KEYS[3])) == [1, 0]
 
 
-@pytest.mark.parametrize("deployment", EVERY_STATE_OF_REDIS, indirect=True, scope="session")
+@pytest.mark.parametrize("deployment", KINDS_OF_REDIS, indirect=True, scope="session")
 async def test_scan_finds_each_key_that_matches(deployment: Deployment) -> None:
     async with link_to(deployment.url, deployment.access, timeout_s=5) as link:
         # A server that replaces another takes over.
@@ -592,6 +591,8 @@ async def test_a_demoted_primary_is_left_for_the_new_one(watched: Sentinels) -> 
         await stored_again(link, b"second")
         assert await link.run(("GET", b"first")) == [b"value"]  # It was replicated.
         assert link.up
+    async with link_to(watched.url) as anew:
+        assert await anew.run(("SET", b"first", b"third"), ("GET", b"first")) == [b"OK", b"third"]
 
 
 # ---- Cluster: slots that have no node leave those of the others served
@@ -688,6 +689,8 @@ async def test_a_killed_primary_leaves_the_other_slots_served(
     told = [(log["event"], log.get("node")) for log in logs]
     node = f"127.0.0.1:{port}"
     assert told == [("cluster node is down", node), ("cluster node was replaced", node)]
+    async with link_to(six.url) as anew:  # Its URL names the dead one, too.
+        await served(anew, [mine, *others])
     # Nor does a shard that is gone for good take anything else with it, but the last one.
     for gone in six.shard_of(mine):
         six.kill(gone)
