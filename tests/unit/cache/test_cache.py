@@ -355,14 +355,6 @@ async def test_the_time_for_moving_a_large_value_is_granted_to_all_who_wait(tier
     assert await asyncio.gather(*callers) == [(one, Origin.REDIS)] * 4
 
 
-async def test_a_defect_is_told_to_each_caller(tiers: Tiers) -> None:
-    tiers.far.defect = ZeroDivisionError()
-    answers = await asyncio.gather(
-        *(tiers.get(artifact(1).key) for _ in range(3)), return_exceptions=True
-    )
-    assert [type(each) for each in answers] == [ZeroDivisionError] * 3
-
-
 async def test_uses_and_looks_into_memory_are_told(tiers: Tiers) -> None:
     one, wasm = artifact(1), module(1)
     await tiers.get(one.key)
@@ -383,31 +375,6 @@ async def test_uses_and_looks_into_memory_are_told(tiers: Tiers) -> None:
         await tiers.near.evict(EvictScope())
         await tiers.get(one.key)
     assert (tiers.far.uses.count(one.key), tiers.far.uses.count(wasm.sha256)) == (4, 1)
-
-
-async def test_without_tiers_below_memory() -> None:
-    cache = Cache(
-        MemoryTier(10_000_000),
-        None,
-        None,
-        Notes(),
-        call_wait_s=1.0,
-        write_queue_bytes=lambda: 1_000_000,
-    )
-    one, wasm = artifact(1), module(1)
-    cache.put(one)
-    cache.put(wasm)
-    assert await cache.get(one.key, WaitBudget()) == (one, Origin.MEMORY)
-    assert await cache.get(artifact(2).key, WaitBudget()) is None
-    assert await cache.get_module(wasm.sha256, WaitBudget()) is wasm
-    assert await cache.host_file(one.key, WaitBudget()) is None
-    assert (await cache.held([one.key, artifact(2).key], WaitBudget())).keys() == {one.key}
-    await cache.redis_writes.settled(one.key)
-    assert (await cache.evict(EvictScope(), ""))[0].artifacts == 1
-    assert await cache.evict(EvictScope(), "redis") == (Evicted(), [])
-    assert not cache.remote_status("off").up
-    await cache.flush(1)
-    await cache.close()
 
 
 async def test_the_end_waits_for_nobody(tiers: Tiers) -> None:
