@@ -706,6 +706,8 @@ async def test_a_killed_primary_leaves_the_other_slots_served(
     for tag in range(20):
         assert isinstance(await attempt(spread, ("GET", b"%d" % tag)), TierUnavailable)
     assert spread.is_down
+    async with link_to(six.url) as anew:
+        assert "no primary of the Redis cluster answers" in str(await attempt(anew, GET))
 
 
 # ---- Upstash over REST

@@ -537,3 +537,15 @@ async def test_an_entry_that_was_unpinned_ages_like_any_other(tmp_path: Path) ->
             assert await tier.get(used.key)
             await tier.put(artifact(tag, 3000))
         assert await tier.held([once.key, used.key]) == {used.key}
+
+
+async def test_an_evict_of_everything_or_of_an_engine_leaves_what_is_pinned(tmp_path: Path) -> None:
+    dear, other = artifact(0), SEALER.seal(unsigned(1, 1000, "wasmer"))
+    pins = {dear.module_sha256}
+    async with started(pinning(tmp_path, pins)) as tier:
+        for engine, gone in (("wasmtime-1.0", (0, 1)), ("wasmer-1.0", (1, 0)), ("", (1, 1))):
+            await tier.put(dear)
+            await tier.put(other)
+            evicted = await tier.evict(EvictScope(engine_id=engine, spares=pins.__contains__))
+            assert (evicted.artifacts, evicted.pinned) == gone
+        assert await tier.held([dear.key, other.key]) == {dear.key}
