@@ -24,7 +24,7 @@ from wasmkilnd.commands.shared import CommandFailed
 from wasmkilnd.model import CHUNK_BYTES, Artifact, ExternType, Module
 from wasmkilnd.signing.sealer import Sealer
 
-from tests.contract.cache_command import MODULE, SEALER, STRANGER, WASMER, Command, removed, row_of
+from tests.contract.cache_command import MODULE, SEALER, STRANGER, WASMER, Command, row_of
 from tests.contract.sealing import THEIRS
 from tests.contract.values import artifact, module
 from tests.doubles.shelf import name_of
@@ -141,23 +141,6 @@ def test_a_namespace_has_its_own_values(cache: Command, server: redis.Redis) -> 
     assert [*values_in(server)] == [theirs]
 
 
-@pytest.mark.parametrize("words", [("--all", "--yes"), ("--engine", "wasmtime"), ("--module",)])
-def test_what_is_pinned_stays_unless_it_is_named(
-    cache: Command, server: redis.Redis, words: tuple[str, ...]
-) -> None:
-    if words == ("--module",):
-        words = ("--module", MODULE.sha256)
-    for name in (name_of(MODULE), name_of(WASMER), name_of(WASMTIME), SET):
-        server.persist(name)
-    gone = removed(cache.good("rm", *words, "--json"))
-    assert gone["artifacts"] == 0
-    assert gone["pinned"] > 0
-    assert {name_of(MODULE), name_of(WASMER), name_of(WASMTIME)} <= set(values_in(server))
-    assert f"pinned={gone['pinned']}" in cache.good("rm", *words).stdout
-    assert removed(cache.good("rm", *words, "--pinned", "--json"))["artifacts"] > 0
-    assert name_of(WASMTIME) not in values_in(server)
-
-
 # ---- Scrub
 
 
@@ -199,16 +182,6 @@ def test_a_bad_value_is_told_and_decides_the_exit(cache: Command, server: redis.
         lines = result.stdout.splitlines()
         assert lines[0] == f"bad: name={name}, cause=format, why=the value has another magic{done}"
     assert cache.good("scrub").stdout.startswith("summary: artifacts=2, modules=1, bytes_read=")
-
-
-def test_with_the_wrong_keys_only_what_needs_no_key_is_deleted(
-    cache: Command, server: redis.Redis
-) -> None:
-    server.set(name_of(LARGE), VALUES[name_of(LARGE)][:-1])
-    result = cache("scrub", WASMKILN_TRUSTED_KEYS=THEIRS.public.hex)
-    assert isinstance(result.exception, BadValuesFound)
-    assert "check that these are the right keys" in str(result.exception)
-    assert values_in(server).keys() == VALUES.keys() - {name_of(LARGE)}
 
 
 def test_another_version_of_the_format_is_left_alone(

@@ -11,14 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from redis import RedisError
 from redis.asyncio import Redis
 from wasmkilnd.cache.fleet import Claim, Fleet, Strikes
 from wasmkilnd.errors import (
     TierUnavailable,
     WasmkilnError,
     module_invalid,
-    server_draining,
 )
 from wasmkilnd.flights import WaitBudget
 from wasmkilnd.model import STAMP_BYTES, CacheKey, Strike
@@ -27,7 +25,6 @@ from wasmkilnd.signing.keys import PrivateKey
 from tests.contract.redis_stores import open_link
 from tests.contract.sealing import OURS, THEIRS, sealer
 from tests.doubles.notes import Notes
-from tests.servers.deployments import KINDS_OF_REDIS, NO_ACCESS, Deployment
 from tests.servers.redis_server import RedisServer, binary_of, redis_server
 
 PREFIX = "wasm:"
@@ -128,11 +125,8 @@ class Daemon:
 
 
 @contextlib.asynccontextmanager
-async def fleet(
-    server: RedisServer | Deployment, size: int, **settings: float
-) -> AsyncIterator[list[Daemon]]:
-    access = server.access if isinstance(server, Deployment) else NO_ACCESS
-    daemons = [Daemon(open_link(server.url, access), **settings) for _ in range(size)]
+async def fleet(server: RedisServer, size: int, **settings: float) -> AsyncIterator[list[Daemon]]:
+    daemons = [Daemon(open_link(server.url), **settings) for _ in range(size)]
     try:
         yield daemons
     finally:
@@ -451,41 +445,6 @@ async def test_a_writer_that_makes_keys_come_and_go_cannot_delay_a_call_for_ever
         await raw.set(name, a_lease(), ex=60)
         assert await claim.take()
         assert one.turns == ["late"]
-
-
-@pytest.mark.parametrize("deployment", KINDS_OF_REDIS, indirect=True, scope="session")
-async def test_every_kind_of_redis_serves_a_fleet(deployment: Deployment) -> None:
-    async with fleet(deployment, 3, lease_s=60) as (one, *others):
-        await one.link.run(*(("UNLINK", name) for name in (LEASE, ARTIFACT, STRIKE_NAME)))
-        waiting: list[asyncio.Task[bool]] = []
-
-        async def fail() -> None:
-            async with one.compiling():
-                waiting.extend(beginning(others))
-                await until_waiting()
-                raise server_draining()
-
-        with pytest.raises(WasmkilnError):
-            await fail()
-        assert sorted(await asyncio.gather(*waiting)) == [False, True]
-        assert sorted(turn for other in others for turn in other.turns) == ["made", "taken"]
-        # A key of another type, by somebody with more rights than the daemon has.
-        await one.link.run(("UNLINK", ARTIFACT))
-        for other in others:
-            await other.fleet.close()
-        added = 0
-        for client in deployment.raw:
-            with client() as connected, contextlib.suppress(RedisError):  # Not its slot, or dead.
-                added += connected.lpush(LEASE, "x")
-        assert await one.compile()
-        assert one.turns == ["taken", "alone" if added else "taken"]
-        here, there = (strikes_on(daemon.link) for daemon in others)
-        await here.put(STRIKE, 1000, WaitBudget())
-        assert about(await there.get(KEY, WaitBudget()), STRIKE)
-        [listed] = await there.all()
-        assert about(listed, STRIKE)
-        assert await there.remove(KEY.module_sha256) == [KEY]
-        assert await here.get(KEY, WaitBudget()) is None
 
 
 STRIKE = Strike(KEY, "e-1", "COMPILE_TIMEOUT", "it took too long", 3, 600.0)
