@@ -167,17 +167,6 @@ async def test_a_failure_that_may_be_the_machine_s_starts_no_quarantine_at_first
     assert (strike.count, strike.left_s) == (2, 600)
 
 
-@pytest.mark.parametrize("module", [KEY.module_sha256, ""])
-async def test_a_release_is_for_the_whole_fleet(fleet: Fleet, module: str) -> None:
-    await fleet.one.report(KEY, SPEC, CRASH, WaitBudget())
-    assert await refusal(fleet.two)
-    assert await fleet.two.release("b" * 64) == (0, True)
-    assert await fleet.two.release(module) == (1, True)
-    assert await refusal(fleet.one) is await refusal(fleet.two) is None
-    await fleet.one.report(KEY, SPEC, CRASH, WaitBudget())
-    assert (await fleet.one.listed())[0].count == 1
-
-
 async def test_during_an_outage_each_keeps_its_own_strikes_and_after_it_the_store_counts(
     fleet: Fleet,
 ) -> None:
