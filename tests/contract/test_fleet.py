@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from wasmkilnd.signing.keys import PrivateKey
 from tests.contract.redis_stores import open_link
 from tests.contract.sealing import OURS, THEIRS, sealer
 from tests.doubles.notes import Notes
-from tests.servers.redis_server import RedisServer, binary_of, redis_server
+from tests.servers.redis_server import RedisServer
 
 PREFIX = "wasm:"
 KEY = CacheKey("a" * 64, "f" * 64, "wasmtime-1.0")
@@ -35,15 +35,9 @@ LEASE = f"wasm:3:lease:{{{KEY.module_sha256}}}:{KEY.fingerprint}"
 LEASE_S = 2.0
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with redis_server(binary_of("valkey"), tmp_path_factory.mktemp("valkey")) as running:
-        yield running
-
-
 @pytest.fixture
-async def raw(server: RedisServer) -> AsyncIterator[Redis]:
-    async with Redis.from_url(server.url) as client:
+async def raw(valkey: RedisServer) -> AsyncIterator[Redis]:
+    async with Redis.from_url(valkey.url) as client:
         await client.flushall()
         yield client
 
@@ -150,9 +144,9 @@ def a_lease() -> bytes:
 
 
 async def test_a_lease_lasts_until_the_artifact_is_stored_and_no_longer(
-    server: RedisServer, raw: Redis
+    valkey: RedisServer, raw: Redis
 ) -> None:
-    async with fleet(server, 2, lease_s=60) as (one, two):
+    async with fleet(valkey, 2, lease_s=60) as (one, two):
         one.may_store.clear()
         assert await one.compile()
         waiting = asyncio.create_task(two.compile())
@@ -165,9 +159,9 @@ async def test_a_lease_lasts_until_the_artifact_is_stored_and_no_longer(
 
 
 async def test_a_holder_that_cannot_store_is_waited_for_no_longer_than_a_lease(
-    server: RedisServer, raw: Redis
+    valkey: RedisServer, raw: Redis
 ) -> None:
-    async with fleet(server, 3) as (one, *others):
+    async with fleet(valkey, 3) as (one, *others):
         one.may_store.clear()  # As if it stood in a long queue to a slow server.
         assert await one.compile()
         assert sorted(await asyncio.gather(*beginning(others))) == [False, True]
@@ -177,10 +171,10 @@ async def test_a_holder_that_cannot_store_is_waited_for_no_longer_than_a_lease(
 
 @pytest.mark.parametrize("stores", [False, True], ids=["not stored", "failed"])
 async def test_a_compile_that_is_in_vain_lets_all_the_others_go_at_once(
-    server: RedisServer, raw: Redis, stores: bool
+    valkey: RedisServer, raw: Redis, stores: bool
 ) -> None:
     """Its artifact may be larger than what the server takes."""
-    async with fleet(server, 4, lease_s=60) as (one, *others):
+    async with fleet(valkey, 4, lease_s=60) as (one, *others):
         one.stores = stores
         together = asyncio.Barrier(len(others))  # Nobody passes it who compiles after another.
         waiting: list[asyncio.Task[bool]] = []
@@ -194,8 +188,8 @@ async def test_a_compile_that_is_in_vain_lets_all_the_others_go_at_once(
         assert [other.turns for other in others] == [["failed"]] * 3
 
 
-async def test_a_refusal_is_told_before_the_claim_ends(server: RedisServer, raw: Redis) -> None:
-    async with fleet(server, 2, lease_s=60) as (one, two), one.claim() as claim:
+async def test_a_refusal_is_told_before_the_claim_ends(valkey: RedisServer, raw: Redis) -> None:
+    async with fleet(valkey, 2, lease_s=60) as (one, two), one.claim() as claim:
         assert await claim.take()
         waiting = asyncio.create_task(two.compile())
         await until_waiting()
@@ -205,9 +199,9 @@ async def test_a_refusal_is_told_before_the_claim_ends(server: RedisServer, raw:
 
 
 async def test_a_holder_that_lost_its_lease_leaves_the_next_one_alone(
-    server: RedisServer, raw: Redis
+    valkey: RedisServer, raw: Redis
 ) -> None:
-    async with fleet(server, 2) as (slow, quick), quick.claim() as claim:
+    async with fleet(valkey, 2) as (slow, quick), quick.claim() as claim:
         async with slow.compiling():
             await raw.delete(LEASE)  # As if it had been stopped for longer than the lease.
             assert await claim.take()
@@ -220,9 +214,9 @@ async def test_a_holder_that_lost_its_lease_leaves_the_next_one_alone(
 
 
 async def test_a_holder_renews_its_lease_across_a_short_outage(
-    server: RedisServer, raw: Redis
+    valkey: RedisServer, raw: Redis
 ) -> None:
-    async with fleet(server, 2) as (one, two):
+    async with fleet(valkey, 2) as (one, two):
         run, failed = one.link.run, asyncio.Event()
 
         async def fail_once(*commands: object, timeout_s: float | None = None) -> Any:
@@ -272,9 +266,9 @@ async def test_all_queued_jobs_together_look_50_times_a_second_at_most() -> None
 
 
 async def test_a_stored_artifact_is_not_compiled_but_if_it_is_of_no_use(
-    server: RedisServer, raw: Redis
+    valkey: RedisServer, raw: Redis
 ) -> None:
-    async with fleet(server, 1) as [one]:
+    async with fleet(valkey, 1) as [one]:
         await raw.set(ARTIFACT, b"x")
         assert not await one.compile()
         assert not await raw.exists(LEASE)
@@ -290,9 +284,9 @@ async def test_a_stored_artifact_is_not_compiled_but_if_it_is_of_no_use(
 
 @pytest.mark.parametrize("cancelled", [True, False], ids=["left", "without an answer"])
 async def test_a_lease_taken_by_an_unanswered_call_is_released(
-    server: RedisServer, raw: Redis, cancelled: bool
+    valkey: RedisServer, raw: Redis, cancelled: bool
 ) -> None:
-    async with fleet(server, 2, lease_s=1000) as (one, two):
+    async with fleet(valkey, 2, lease_s=1000) as (one, two):
         run, taken = one.link.run, asyncio.Event()
 
         async def unanswered(*commands: object, timeout_s: float | None = None) -> Any:
@@ -316,9 +310,9 @@ async def test_a_lease_taken_by_an_unanswered_call_is_released(
 
 
 async def test_a_live_holder_is_waited_for_no_longer_than_max_wait_s_as_of_now(
-    server: RedisServer, raw: Redis
+    valkey: RedisServer, raw: Redis
 ) -> None:
-    async with fleet(server, 3, lease_s=60, max_wait_s=0.8) as (one, two, three):
+    async with fleet(valkey, 3, lease_s=60, max_wait_s=0.8) as (one, two, three):
         async with one.compiling():
             waiting = asyncio.create_task(three.compile())
             await until_waiting()
@@ -329,8 +323,8 @@ async def test_a_live_holder_is_waited_for_no_longer_than_max_wait_s_as_of_now(
         assert (two.turns, three.turns) == (["late"], ["made"])
 
 
-async def test_all_waits_of_a_call_count_together(server: RedisServer, raw: Redis) -> None:
-    async with fleet(server, 1) as [one], one.claim() as claim:
+async def test_all_waits_of_a_call_count_together(valkey: RedisServer, raw: Redis) -> None:
+    async with fleet(valkey, 1) as [one], one.claim() as claim:
         await raw.set(LEASE, a_lease(), ex=60)
         assert not await claim.take()
         waiting = asyncio.create_task(claim.wait_for_others())
@@ -380,9 +374,9 @@ async def test_looks_at_a_lease_of_others_cost_a_call_no_budget() -> None:
 
 
 async def test_without_a_redis_or_leases_every_claim_is_granted(
-    server: RedisServer, raw: Redis
+    valkey: RedisServer, raw: Redis
 ) -> None:
-    link = open_link(server.url)
+    link = open_link(valkey.url)
     for own_link, lease_s, alone in ((None, 5.0, False), (link, 0.0, False), (link, 5.0, True)):
         notes = Notes()
         single = Fleet(
@@ -412,18 +406,18 @@ async def test_without_a_redis_or_leases_every_claim_is_granted(
 
 
 async def test_a_lease_that_no_daemon_writes_delays_no_call(
-    server: RedisServer, raw: Redis
+    valkey: RedisServer, raw: Redis
 ) -> None:
     """Who can write to Redis can write one, and more."""
     forged = [b"mine", b"", b"a" * 33, b"a" * 1_000_000, b"a" * 32, b"failed"]  # All for ever.
     async with asyncio.timeout(20):
         for value in forged:
-            async with fleet(server, 2, lease_s=60) as daemons:
+            async with fleet(valkey, 2, lease_s=60) as daemons:
                 await raw.flushall()
                 await raw.set(LEASE, value)
                 assert await asyncio.gather(*beginning(daemons)) == [True] * 2
                 assert [daemon.turns for daemon in daemons] == [["late"]] * 2
-        async with fleet(server, 1, lease_s=60) as [one]:
+        async with fleet(valkey, 1, lease_s=60) as [one]:
             await raw.flushall()
             await raw.lpush(LEASE, "x")
             assert await one.compile()
@@ -433,10 +427,10 @@ async def test_a_lease_that_no_daemon_writes_delays_no_call(
 
 @pytest.mark.parametrize("name", [LEASE, ARTIFACT], ids=["lease", "artifact"])
 async def test_a_writer_that_makes_keys_come_and_go_cannot_delay_a_call_for_ever(
-    server: RedisServer, raw: Redis, name: str
+    valkey: RedisServer, raw: Redis, name: str
 ) -> None:
     """The key is there when the lease is to be taken, and gone when it is looked at."""
-    async with fleet(server, 1) as [one], one.claim() as claim:
+    async with fleet(valkey, 1) as [one], one.claim() as claim:
         for _ in range(4):
             await raw.set(name, a_lease(), ex=60)
             assert not await claim.take()
@@ -456,8 +450,8 @@ def strikes_on(link: Any, prefix: str = PREFIX, signing: PrivateKey = OURS) -> S
 
 
 @pytest.fixture
-async def link(server: RedisServer) -> AsyncIterator[Any]:
-    opened = open_link(server.url)
+async def link(valkey: RedisServer) -> AsyncIterator[Any]:
+    opened = open_link(valkey.url)
     yield opened
     await opened.close()
 

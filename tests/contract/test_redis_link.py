@@ -382,23 +382,34 @@ async def test_a_hung_server_costs_one_time_out_and_no_more(tmp_path: Path) -> N
             assert await link.run(GET) == [EVERY_BYTE]
 
 
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@contextlib.asynccontextmanager
+async def listening(serve: Serve, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
+    """Run a server; return its host and port."""
+
+    async def each(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            await serve(reader, writer)
+        writer.close()
+
+    server = await asyncio.start_server(each, "127.0.0.1", 0, ssl=tls)
+    async with server:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
 @contextlib.asynccontextmanager
 async def speaking(answer: Callable[[bytes], Awaitable[bytes]]) -> AsyncIterator[str]:
     """Run a server that answers what it reads with what ``answer`` returns; return its URL."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError):
-            while read := await reader.read(1 << 20):
-                greeted = b"+OK\r\n" * read.count(b"CLIENT")
-                writer.write(greeted or await answer(read))
-        writer.close()
+        while read := await reader.read(1 << 20):
+            greeted = b"+OK\r\n" * read.count(b"CLIENT")
+            writer.write(greeted or await answer(read))
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
-        yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    finally:
-        server.close()
-        await server.wait_closed()
+    async with listening(serve) as address:
+        yield f"redis://{address}"
 
 
 async def test_a_write_has_its_own_time_for_all_its_steps_together() -> None:
@@ -526,10 +537,9 @@ async def test_a_tls_server_that_hangs_is_left_for_good(tmp_path: Path) -> None:
         left.set()
         writer.transport.abort()
 
-    listening = await asyncio.start_server(hang, "127.0.0.1", 0, ssl=context)
-    async with listening:
-        url = f"rediss://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
-        async with link_to(url, Access(ca_file=str(pems.ca_file)), timeout_s=0.5) as link:
+    async with listening(hang, context) as address:
+        access = Access(ca_file=str(pems.ca_file))
+        async with link_to(f"rediss://{address}", access, timeout_s=0.5) as link:
             with pytest.raises(TierUnavailable, match="does not answer in time"):
                 await link.run(GET)
         await asyncio.wait_for(left.wait(), TIMEOUT_S)
@@ -576,6 +586,9 @@ async def test_a_sentinel_that_hangs_holds_nobody_up(watched: Sentinels) -> None
     try:
         async with link_to(watched.url) as link:
             assert await attempt(link, ("SET", b"key", b"value")) == [b"OK"]
+        async with link_to(watched.url_with("wrong")) as link:
+            with pytest.raises(TierUnavailable, match=r"names a primary: .* the user or password$"):
+                await link.run(GET)
     finally:
         hung.send_signal(signal.SIGCONT)
 
@@ -819,16 +832,14 @@ async def test_a_service_that_is_gone_or_hangs_is_told(rest: Deployment) -> None
             await link.run(GET)
 
     async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError):
-            await reader.read()
-        writer.close()
+        await reader.read()
 
-    hung = await asyncio.start_server(hang, "127.0.0.1", 0)
-    async with hung:
-        port = hung.sockets[0].getsockname()[1]
-        async with link_to(f"http://127.0.0.1:{port}", rest.access, timeout_s=0.5) as link:
-            with pytest.raises(TierUnavailable, match=r"^Redis does not answer in time$"):
-                await link.run(GET)
+    async with (
+        listening(hang) as address,
+        link_to(f"http://{address}", rest.access, timeout_s=0.5) as link,
+    ):
+        with pytest.raises(TierUnavailable, match=r"^Redis does not answer in time$"):
+            await link.run(GET)
 
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
@@ -849,23 +860,19 @@ async def test_no_more_is_read_over_rest_than_was_asked_for(begin: bytes, go_on:
 
     async def lie(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal sent_bytes
-        with contextlib.suppress(ConnectionError):
-            await reader.readuntil(b"\r\n\r\n")
-            writer.write(begin)
-            while go_on and sent_bytes < 200_000_000:
-                writer.write(go_on)
-                sent_bytes += len(go_on)
-                await writer.drain()
-            await reader.read()
-        writer.close()
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(begin)
+        while go_on and sent_bytes < 200_000_000:
+            writer.write(go_on)
+            sent_bytes += len(go_on)
+            await writer.drain()
+        await reader.read()
 
-    listening = await asyncio.start_server(lie, "127.0.0.1", 0)
-    async with listening:
-        port = listening.sockets[0].getsockname()[1]
-        async with link_to(
-            f"http://127.0.0.1:{port}", Access(password="t"), retry_max_s=60
-        ) as link:
-            with pytest.raises(TierUnavailable):
-                await link.run(GET)
-            assert link.is_down
+    async with (
+        listening(lie) as address,
+        link_to(f"http://{address}", Access(password="t"), retry_max_s=60) as link,
+    ):
+        with pytest.raises(TierUnavailable):
+            await link.run(GET)
+        assert link.is_down
     assert sent_bytes < 100_000_000

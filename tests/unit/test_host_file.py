@@ -33,3 +33,6 @@ async def test_a_caller_is_told_a_file_only_where_it_accepts_one_and_there_is_on
     assert (served.origin, served.host_file) == (Origin.HOST_STORE, None)
     assert served.artifact.frames
     assert rig.engines.compiles == 1
+    wants = Request(wasm=CORE, accept_host_file=True)
+    without = await Rig().compiler.compile(wants)
+    assert (without.origin, without.host_file) == (Origin.COMPILED, None)
