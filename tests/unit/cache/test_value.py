@@ -139,10 +139,9 @@ def test_artifacts_of_one_spec_share_it() -> None:
 def test_every_byte_counts_and_every_length_but_its_own_is_rejected() -> None:
     value = value_of("small")
     for position in range(len(value)):
-        for flip in (0x01, 0x80):
-            damaged = bytearray(value)
-            damaged[position] ^= flip
-            assert not is_served("small", bytes(damaged))
+        damaged = bytearray(value)
+        damaged[position] ^= 1 << position % 8
+        assert not is_served("small", bytes(damaged))
         assert not is_served("small", value[:position])
         assert not is_served("small", value[position + 1 :])
 

@@ -121,11 +121,12 @@ async def test_what_a_full_queue_drops(slow: Tier, added: list[Item], kept: list
     assert slow.written == [added[place].key for place in kept]
 
 
-async def test_bounds_of_the_queue(slow: Tier) -> None:
+async def test_bounds_of_the_queue(slow: Tier, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wasmkilnd.cache.cache._MAX_ITEMS", 100)
     writes = writes_to(slow, 10**9)
-    for tag in range(10_010):
+    for tag in range(110):
         writes.add(module(tag))
-    assert (len(writes.items()), writes.dropped) == (10_000, 10)
+    assert (len(writes.items()), writes.dropped) == (100, 10)
     await writes.close()
     limit_bytes = 1000  # It may change at any time.
     writes = Writes(cast("Any", slow), lambda: limit_bytes)
