@@ -19,7 +19,7 @@ from wasmkilnd.errors import (
     module_invalid,
 )
 from wasmkilnd.flights import WaitBudget
-from wasmkilnd.model import STAMP_BYTES, CacheKey, Strike
+from wasmkilnd.model import CacheKey, Strike
 from wasmkilnd.signing.keys import PrivateKey
 
 from tests.contract.redis_stores import open_link
@@ -501,10 +501,6 @@ async def test_a_strike_without_a_trusted_stamp_of_its_name_has_no_effect(
     elsewhere = strikes_on(link, "wasm:ns:one:")
     await raw.set(STRIKE_NAME.replace("wasm:", "wasm:ns:one:"), good, ex=1000)
     assert await elsewhere.get(KEY, WaitBudget()) is None
-    for bad in (b"", b"x", good[:-1], good + b" ", b"x" * 100_000, good[:-9] + b"x" + good[-8:]):
-        await raw.set(STRIKE_NAME, bad, ex=1000)
-        assert await strikes.get(KEY, WaitBudget()) is None
-    assert await strikes.all() == []
     # A release leaves other modules alone, and other namespaces.
     await raw.flushall()
     for each in (strikes, elsewhere):
@@ -513,33 +509,6 @@ async def test_a_strike_without_a_trusted_stamp_of_its_name_has_no_effect(
     assert await strikes.remove("") == [KEY]
     [left] = await elsewhere.all()
     assert about(left, STRIKE)
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        (b'"count":3', b'"count":"3"'),
-        (b'"count":3', b'"count":0'),
-        (b'"ttl_s":1000', b'"ttl_s":1e3'),
-        (b'"quarantine_s":600.0', b'"quarantine_s":1e999'),
-        (b'"quarantine_s":600.0', b'"quarantine_s":-1'),
-        (b'"engine":', b'"more":1,"engine":'),
-        (b'"message":"it', b'"message":"\\u001b[2J'),
-        (b'{"engine"', b'["engine"'),
-    ],
-)
-async def test_a_record_of_another_form_has_no_effect_whoever_signed_it(
-    strikes: Strikes, raw: Redis, old: bytes, new: bytes
-) -> None:
-    """A newer version of the daemon may write one."""
-    await strikes.put(STRIKE, 1000, WaitBudget())
-    record = await raw.get(STRIKE_NAME)
-    assert isinstance(record, bytes)
-    assert old in record
-    changed = record[STAMP_BYTES:].replace(old, new)
-    stamp = sealer(OURS).stamp(b"wasmkiln strike 3\0" + STRIKE_NAME.encode() + b"\0" + changed)
-    await raw.set(STRIKE_NAME, stamp + changed, ex=1000)
-    assert await strikes.get(KEY, WaitBudget()) is None
 
 
 async def test_many_strikes_are_listed_in_few_round_trips(

@@ -580,15 +580,17 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sentinels]:
         yield running
 
 
-async def test_a_sentinel_that_hangs_holds_nobody_up(watched: Sentinels) -> None:
+async def test_a_sentinel_that_refuses_is_told_and_one_that_hangs_holds_nobody_up(
+    watched: Sentinels,
+) -> None:
+    async with link_to(watched.url_with("wrong")) as link:
+        with pytest.raises(TierUnavailable, match=r"names a primary: .* the user or password$"):
+            await link.run(GET)
     hung = watched.sentinels[0].process
     hung.send_signal(signal.SIGSTOP)
     try:
         async with link_to(watched.url) as link:
             assert await attempt(link, ("SET", b"key", b"value")) == [b"OK"]
-        async with link_to(watched.url_with("wrong")) as link:
-            with pytest.raises(TierUnavailable, match=r"names a primary: .* the user or password$"):
-                await link.run(GET)
     finally:
         hung.send_signal(signal.SIGCONT)
 
