@@ -12,7 +12,7 @@ import pytest
 import redis
 import structlog
 
-from tests.servers.deployments import EVERY_STATE_OF_REDIS, KINDS_OF_REDIS, Deployment
+from tests.servers.deployments import KINDS_OF_REDIS, Deployment
 from tests.servers.redis_server import RedisServer, binary_of, redis_server
 
 
@@ -21,7 +21,7 @@ def deployment(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Deployment]:
     """One kind after the other."""
-    with EVERY_STATE_OF_REDIS[request.param](tmp_path_factory.mktemp(request.param[:8])) as running:
+    with KINDS_OF_REDIS[request.param](tmp_path_factory.mktemp(request.param[:8])) as running:
         yield running
 
 

@@ -28,11 +28,13 @@ class WatchedLink(RedisLink):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.asked: list[Command] = []
+        self.waits: list[tuple[str, float | None]] = []
         self.before: Callable[[Command], Awaitable[None]] | None = None
 
     async def run(self, *commands: Command, timeout_s: float | None = None) -> list[Any]:
         for command in commands:
             self.asked.append(command)
+            self.waits.append((str(command[0]), timeout_s))
             if before := self.before:
                 await before(command)
         return await super().run(*commands, timeout_s=timeout_s)
@@ -89,33 +91,55 @@ class Site:
         return value
 
 
+def open_link(
+    url: str,
+    access: Access = NO_ACCESS,
+    *,
+    timeout_s: float = 5.0,
+    retry_max_s: float = 0.3,
+    kind: type[RedisLink] = RedisLink,
+) -> Any:
+    """Return a link that is quick to come back, of which tests may replace methods."""
+    server = connect(url, RedisAccess(**asdict(access)), timeout_s=timeout_s)
+    return kind(server, timeout_s=timeout_s, retry_max_s=retry_max_s)
+
+
+def open_store(
+    link: RedisLink,
+    prefix: str = "wasm:",
+    *,
+    notes: Notes | None = None,
+    signer: Sealer = SEALER,
+    limit_bytes: Callable[[], int] = lambda: 1 << 40,
+    is_pinned: IsPinned = nothing_pinned,
+) -> RedisStore:
+    """Return the store of a namespace over ``link``."""
+    return RedisStore(
+        link,
+        prefix,
+        signer,
+        notes or Notes(),
+        ttl_s=TTL_S,
+        artifact_bytes=limit_bytes,
+        module_bytes=limit_bytes,
+        is_pinned=is_pinned,
+        reports_usage=True,
+    )
+
+
 @contextlib.asynccontextmanager
 async def site(
     url: str,
     access: Access = NO_ACCESS,
     *,
     prefix: str = "",
-    signer: Sealer = SEALER,
     timeout_s: float = 5.0,
-    ttl_s: int = TTL_S,
-    limit_bytes: Callable[[], int] = lambda: 1 << 40,
-    is_pinned: IsPinned = nothing_pinned,
+    **options: Any,
 ) -> AsyncIterator[Site]:
-    """Open a store that is quick to come back, by default below a prefix of its own."""
-    server = connect(url, RedisAccess(**asdict(access)), timeout_s=timeout_s)
-    link = WatchedLink(server, timeout_s=timeout_s, retry_max_s=0.3)
-    notes = Notes()
-    store = RedisStore(
-        link,
-        prefix or f"wasm:ns:{secrets.token_hex(6)}:",
-        signer,
-        notes,
-        ttl_s=ttl_s,
-        artifact_bytes=limit_bytes,
-        module_bytes=limit_bytes,
-        is_pinned=is_pinned,
-        reports_usage=True,
-    )
+    """Open a store, by default below a prefix of its own."""
+    link, notes = open_link(url, access, timeout_s=timeout_s, kind=WatchedLink), Notes()
+    prefix = prefix or f"wasm:ns:{secrets.token_hex(6)}:"
+    store = open_store(link, prefix, notes=notes, **options)
     try:
         yield Site(store, link, notes)
     finally:

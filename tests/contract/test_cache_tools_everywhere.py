@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from wasmkilnd.cache.redis_link import RedisLink
-from wasmkilnd.cache.redis_servers import RedisAccess, connect
 from wasmkilnd.cache.redis_store import RedisStore
-from wasmkilnd.model import CHUNK_BYTES, Artifact, Module, nothing_pinned
+from wasmkilnd.model import CHUNK_BYTES, Artifact, Module
 
 from tests.contract.cache_command import SEALER, Command, removed
+from tests.contract.redis_stores import TTL_S, site
 from tests.contract.values import artifact, module
-from tests.doubles.notes import Notes
 from tests.servers.deployments import KINDS_OF_REDIS, Deployment
 
 PREFIX = "wasm:tools:"
@@ -32,23 +30,8 @@ def on_it(deployment: Deployment, work: Callable[[RedisStore], Awaitable[Any]]) 
     """Run ``work`` with a daemon's own access to the server."""
 
     async def run() -> Any:
-        access = RedisAccess(**vars(deployment.access))
-        link = RedisLink(connect(deployment.url, access), timeout_s=5)
-        store = RedisStore(
-            link,
-            PREFIX,
-            SEALER,
-            Notes(),
-            ttl_s=9000,
-            artifact_bytes=lambda: 10**9,
-            module_bytes=lambda: 10**9,
-            is_pinned=nothing_pinned,
-            reports_usage=False,
-        )
-        try:
-            return await work(store)
-        finally:
-            await link.close()
+        async with site(deployment.url, deployment.access, prefix=PREFIX) as at:
+            return await work(at.store)
 
     return asyncio.run(run())
 
@@ -88,7 +71,7 @@ def test_values_are_listed_verified_moved_and_removed(
     rows = cache.rows()
     assert len(rows) == len(VALUES)
     assert {row["trust"] for row in rows} == {"trusted"}
-    assert all(0 < row["expires_in_s"] <= 9000 for row in rows)
+    assert all(TTL_S - 60 < row["expires_in_s"] <= TTL_S for row in rows)
     on_it(deployment, damage_two)
     findings, summary = cache.scrub()
     assert {each["cause"] for each in findings.values()} == {"digest"}

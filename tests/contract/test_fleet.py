@@ -5,33 +5,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-from redis import RedisError
 from redis.asyncio import Redis
 from wasmkilnd.cache.fleet import Claim, Fleet, Strikes
 from wasmkilnd.errors import (
     TierUnavailable,
     WasmkilnError,
-    compile_queue_full,
     module_invalid,
-    server_draining,
 )
 from wasmkilnd.flights import WaitBudget
-from wasmkilnd.model import STAMP_BYTES, CacheKey, Strike
+from wasmkilnd.model import CacheKey, Strike
 from wasmkilnd.signing.keys import PrivateKey
 
-from tests.contract.link import open_link
+from tests.contract.redis_stores import open_link
 from tests.contract.sealing import OURS, THEIRS, sealer
 from tests.doubles.notes import Notes
-from tests.servers.deployments import KINDS_OF_REDIS, NO_ACCESS, Deployment
-from tests.servers.redis_server import RedisServer, binary_of, redis_server
+from tests.servers.redis_server import RedisServer
 
 PREFIX = "wasm:"
 KEY = CacheKey("a" * 64, "f" * 64, "wasmtime-1.0")
@@ -41,15 +35,9 @@ LEASE = f"wasm:3:lease:{{{KEY.module_sha256}}}:{KEY.fingerprint}"
 LEASE_S = 2.0
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with redis_server(binary_of("valkey"), tmp_path_factory.mktemp("valkey")) as running:
-        yield running
-
-
 @pytest.fixture
-async def raw(server: RedisServer) -> AsyncIterator[Redis]:
-    async with Redis.from_url(server.url) as client:
+async def raw(valkey: RedisServer) -> AsyncIterator[Redis]:
+    async with Redis.from_url(valkey.url) as client:
         await client.flushall()
         yield client
 
@@ -125,25 +113,14 @@ class Daemon:
         if self.stores:
             await self.link.run(("SET", ARTIFACT, b"x"))
 
-    def die(self) -> None:
-        """Say nothing more to Redis, as a killed process does."""
-
-        async def dead(*commands: object, timeout_s: float | None = None) -> list[Any]:
-            raise TierUnavailable("dead")
-
-        self.link.run = dead
-
     async def close(self) -> None:
         await self.fleet.close()
         await self.link.close()
 
 
 @contextlib.asynccontextmanager
-async def fleet(
-    server: RedisServer | Deployment, size: int, **settings: float
-) -> AsyncIterator[list[Daemon]]:
-    access = server.access if isinstance(server, Deployment) else NO_ACCESS
-    daemons = [Daemon(open_link(server.url, access), **settings) for _ in range(size)]
+async def fleet(server: RedisServer, size: int, **settings: float) -> AsyncIterator[list[Daemon]]:
+    daemons = [Daemon(open_link(server.url), **settings) for _ in range(size)]
     try:
         yield daemons
     finally:
@@ -166,22 +143,10 @@ def a_lease() -> bytes:
     return secrets.token_hex(16).encode()
 
 
-async def test_one_of_many_compiles_and_the_others_wait_for_what_it_stored(
-    server: RedisServer, raw: Redis
-) -> None:
-    async with fleet(server, 5) as daemons:
-        # Longer than a lease: who lives renews it.
-        work = [daemon.compile(lambda: asyncio.sleep(2 * LEASE_S)) for daemon in daemons]
-        assert sorted(await asyncio.gather(*work)) == [False] * 4 + [True]
-        assert sum(daemon.compiles for daemon in daemons) == 1
-        turns = [turn for daemon in daemons for turn in daemon.turns]
-        assert sorted(turns) == ["made"] * 4 + ["taken"]
-
-
 async def test_a_lease_lasts_until_the_artifact_is_stored_and_no_longer(
-    server: RedisServer, raw: Redis
+    valkey: RedisServer, raw: Redis
 ) -> None:
-    async with fleet(server, 2, lease_s=60) as (one, two):
+    async with fleet(valkey, 2, lease_s=60) as (one, two):
         one.may_store.clear()
         assert await one.compile()
         waiting = asyncio.create_task(two.compile())
@@ -194,9 +159,9 @@ async def test_a_lease_lasts_until_the_artifact_is_stored_and_no_longer(
 
 
 async def test_a_holder_that_cannot_store_is_waited_for_no_longer_than_a_lease(
-    server: RedisServer, raw: Redis
+    valkey: RedisServer, raw: Redis
 ) -> None:
-    async with fleet(server, 3) as (one, *others):
+    async with fleet(valkey, 3) as (one, *others):
         one.may_store.clear()  # As if it stood in a long queue to a slow server.
         assert await one.compile()
         assert sorted(await asyncio.gather(*beginning(others))) == [False, True]
@@ -204,41 +169,27 @@ async def test_a_holder_that_cannot_store_is_waited_for_no_longer_than_a_lease(
         one.may_store.set()
 
 
-async def test_a_compile_that_fails_lets_all_the_others_go_at_once(
-    server: RedisServer, raw: Redis
+@pytest.mark.parametrize("stores", [False, True], ids=["not stored", "failed"])
+async def test_a_compile_that_is_in_vain_lets_all_the_others_go_at_once(
+    valkey: RedisServer, raw: Redis, stores: bool
 ) -> None:
-    async with fleet(server, 5) as (one, *others):
+    """Its artifact may be larger than what the server takes."""
+    async with fleet(valkey, 4, lease_s=60) as (one, *others):
+        one.stores = stores
         together = asyncio.Barrier(len(others))  # Nobody passes it who compiles after another.
         waiting: list[asyncio.Task[bool]] = []
-
-        async def fail() -> None:
+        with contextlib.suppress(WasmkilnError):
             async with one.compiling():
-                waiting.extend(asyncio.create_task(each.compile(together.wait)) for each in others)
+                waiting += (asyncio.create_task(each.compile(together.wait)) for each in others)
                 await until_waiting()
-                raise module_invalid("engine-1", "bad", None)
-
-        with pytest.raises(WasmkilnError, match="bad"):
-            await fail()
-        assert all(await asyncio.gather(*waiting))
-        assert [other.turns for other in others] == [["failed"]] * 4
-
-
-async def test_an_artifact_that_is_not_stored_lets_all_the_others_go_at_once(
-    server: RedisServer, raw: Redis
-) -> None:
-    """It may be larger than what the server takes."""
-    async with fleet(server, 4, lease_s=60) as (one, *others):
-        together = asyncio.Barrier(len(others))
-        one.stores = False
-        async with one.compiling():
-            waiting = [asyncio.create_task(each.compile(together.wait)) for each in others]
-            await until_waiting()
+                if stores:
+                    raise module_invalid("engine-1", "bad", None)
         assert all(await asyncio.gather(*waiting))
         assert [other.turns for other in others] == [["failed"]] * 3
 
 
-async def test_a_refusal_is_told_before_the_claim_ends(server: RedisServer, raw: Redis) -> None:
-    async with fleet(server, 2, lease_s=60) as (one, two), one.claim() as claim:
+async def test_a_refusal_is_told_before_the_claim_ends(valkey: RedisServer, raw: Redis) -> None:
+    async with fleet(valkey, 2, lease_s=60) as (one, two), one.claim() as claim:
         assert await claim.take()
         waiting = asyncio.create_task(two.compile())
         await until_waiting()
@@ -247,38 +198,10 @@ async def test_a_refusal_is_told_before_the_claim_ends(server: RedisServer, raw:
         assert two.turns == ["failed"]
 
 
-@pytest.mark.parametrize(
-    "how", [asyncio.CancelledError(), compile_queue_full("engine-1", 1, 1.0), server_draining()]
-)
-async def test_a_holder_that_gives_up_is_replaced_by_exactly_one(
-    server: RedisServer, raw: Redis, how: BaseException
-) -> None:
-    async with fleet(server, 4, lease_s=60) as (one, *others):
-        waiting: list[asyncio.Task[bool]] = []
-
-        async def give_up() -> None:
-            async with one.compiling():
-                waiting.extend(beginning(others))
-                await until_waiting()
-                raise how
-
-        with pytest.raises(type(how)):
-            await give_up()
-        assert sorted(await asyncio.gather(*waiting)) == [False, False, True]
-        turns = [turn for other in others for turn in other.turns]
-        assert sorted(turns) == ["made", "made", "taken"]
-
-
-async def test_a_dead_holder_is_replaced_by_exactly_one(server: RedisServer, raw: Redis) -> None:
-    async with fleet(server, 4) as (dead, *others), dead.compiling():
-        dead.die()
-        assert sorted(await asyncio.gather(*beginning(others))) == [False, False, True]
-
-
 async def test_a_holder_that_lost_its_lease_leaves_the_next_one_alone(
-    server: RedisServer, raw: Redis
+    valkey: RedisServer, raw: Redis
 ) -> None:
-    async with fleet(server, 2) as (slow, quick), quick.claim() as claim:
+    async with fleet(valkey, 2) as (slow, quick), quick.claim() as claim:
         async with slow.compiling():
             await raw.delete(LEASE)  # As if it had been stopped for longer than the lease.
             assert await claim.take()
@@ -291,9 +214,9 @@ async def test_a_holder_that_lost_its_lease_leaves_the_next_one_alone(
 
 
 async def test_a_holder_renews_its_lease_across_a_short_outage(
-    server: RedisServer, raw: Redis
+    valkey: RedisServer, raw: Redis
 ) -> None:
-    async with fleet(server, 2) as (one, two):
+    async with fleet(valkey, 2) as (one, two):
         run, failed = one.link.run, asyncio.Event()
 
         async def fail_once(*commands: object, timeout_s: float | None = None) -> Any:
@@ -308,18 +231,6 @@ async def test_a_holder_renews_its_lease_across_a_short_outage(
             await asyncio.sleep(LEASE_S)
             assert not waiting.done()
         assert not await waiting
-
-
-async def test_a_job_that_waits_for_a_worker_keeps_no_other_daemon_waiting(
-    server: RedisServer, raw: Redis
-) -> None:
-    async with fleet(server, 2) as (busy, idle), busy.worker:
-        queued = asyncio.create_task(busy.compile())
-        await until_waiting()
-        assert await idle.compile()
-        # Nor is it compiled here, nor has its caller to wait for a worker any more.
-        assert not await queued
-        assert (busy.compiles, busy.turns, idle.turns) == (0, ["made"], ["taken"])
 
 
 async def test_all_queued_jobs_together_look_50_times_a_second_at_most() -> None:
@@ -346,7 +257,7 @@ async def test_all_queued_jobs_together_look_50_times_a_second_at_most() -> None
     clock = asyncio.get_running_loop().time
     began_s = clock()
     queued = [asyncio.create_task(queue()) for _ in range(100)]
-    while len(looked) < 100:
+    while len(looked) < 50:
         await asyncio.sleep(0.05)
         assert len(looked) <= 50 * (clock() - began_s)
     for task in queued:
@@ -354,22 +265,10 @@ async def test_all_queued_jobs_together_look_50_times_a_second_at_most() -> None
     await asyncio.gather(*queued, return_exceptions=True)
 
 
-async def test_a_job_gives_its_worker_back_while_another_daemon_compiles(
-    server: RedisServer, raw: Redis
-) -> None:
-    async with fleet(server, 2) as (one, two):
-        async with one.compiling():
-            waiting = asyncio.create_task(two.compile())
-            await until_waiting()
-            assert not two.worker.locked()
-            assert not waiting.done()
-        assert not await waiting
-
-
 async def test_a_stored_artifact_is_not_compiled_but_if_it_is_of_no_use(
-    server: RedisServer, raw: Redis
+    valkey: RedisServer, raw: Redis
 ) -> None:
-    async with fleet(server, 1) as [one]:
+    async with fleet(valkey, 1) as [one]:
         await raw.set(ARTIFACT, b"x")
         assert not await one.compile()
         assert not await raw.exists(LEASE)
@@ -378,19 +277,16 @@ async def test_a_stored_artifact_is_not_compiled_but_if_it_is_of_no_use(
             assert await claim.wait_for_others()
             claim.ignore_others()
             assert await claim.take()
-
-
-async def test_an_artifact_of_another_engine_is_compiled(server: RedisServer, raw: Redis) -> None:
-    async with fleet(server, 1) as [one]:
+        await raw.delete(ARTIFACT)
         await raw.set(ARTIFACT.replace(KEY.engine_id, "wasmtime-2.0"), b"x")
         assert await one.compile()
 
 
 @pytest.mark.parametrize("cancelled", [True, False], ids=["left", "without an answer"])
 async def test_a_lease_taken_by_an_unanswered_call_is_released(
-    server: RedisServer, raw: Redis, cancelled: bool
+    valkey: RedisServer, raw: Redis, cancelled: bool
 ) -> None:
-    async with fleet(server, 2, lease_s=1000) as (one, two):
+    async with fleet(valkey, 2, lease_s=1000) as (one, two):
         run, taken = one.link.run, asyncio.Event()
 
         async def unanswered(*commands: object, timeout_s: float | None = None) -> Any:
@@ -413,30 +309,22 @@ async def test_a_lease_taken_by_an_unanswered_call_is_released(
         assert two.turns == ["taken"]
 
 
-async def test_a_live_holder_is_waited_for_no_longer_than_max_wait_s(
-    server: RedisServer, raw: Redis
+async def test_a_live_holder_is_waited_for_no_longer_than_max_wait_s_as_of_now(
+    valkey: RedisServer, raw: Redis
 ) -> None:
-    async with fleet(server, 2, lease_s=60, max_wait_s=0.2) as (one, two):
+    async with fleet(valkey, 3, lease_s=60, max_wait_s=0.8) as (one, two, three):
         async with one.compiling():
-            assert await two.compile()
-        assert two.turns == ["late"]
-
-
-async def test_a_longer_max_wait_s_counts_for_calls_that_wait_already(
-    server: RedisServer, raw: Redis
-) -> None:
-    async with fleet(server, 2, lease_s=60, max_wait_s=2) as (one, two):
-        async with one.compiling():
-            waiting = asyncio.create_task(two.compile())
+            waiting = asyncio.create_task(three.compile())
             await until_waiting()
-            two.max_wait_s = 100
-            await asyncio.sleep(3)
+            three.max_wait_s = 100
+            assert await two.compile()
+            await asyncio.sleep(0.3)
         assert not await waiting
-        assert two.turns == ["made"]
+        assert (two.turns, three.turns) == (["late"], ["made"])
 
 
-async def test_all_waits_of_a_call_count_together(server: RedisServer, raw: Redis) -> None:
-    async with fleet(server, 1) as [one], one.claim() as claim:
+async def test_all_waits_of_a_call_count_together(valkey: RedisServer, raw: Redis) -> None:
+    async with fleet(valkey, 1) as [one], one.claim() as claim:
         await raw.set(LEASE, a_lease(), ex=60)
         assert not await claim.take()
         waiting = asyncio.create_task(claim.wait_for_others())
@@ -456,6 +344,10 @@ async def test_all_waits_of_a_call_count_together(server: RedisServer, raw: Redi
         one.link.run = counted
         assert not await claim.wait_for_others()
         assert looks == 1
+        # It compiles, but only what was not stored while it stood in a queue.
+        await raw.set(ARTIFACT, b"x")
+        assert not await claim.take()
+        await raw.delete(ARTIFACT)
         assert await claim.take()
         assert one.turns == ["late"]
 
@@ -481,42 +373,10 @@ async def test_looks_at_a_lease_of_others_cost_a_call_no_budget() -> None:
         assert budget.left_s < 10.0
 
 
-async def test_a_daemon_that_waited_too_long_compiles_only_what_is_not_stored(
-    server: RedisServer, raw: Redis
-) -> None:
-    async with fleet(server, 1, max_wait_s=0.1) as [one], one.claim() as claim:
-        await raw.set(LEASE, a_lease(), ex=60)
-        assert not await claim.take()
-        assert not await claim.wait_for_others()
-        # Its patience is over, and now it stands in a queue.
-        await raw.set(ARTIFACT, b"x")
-        assert not await claim.take()
-        assert await claim.wait_for_others()
-
-
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-async def test_without_a_server_every_daemon_compiles(tmp_path: Path, how: signal.Signals) -> None:
-    with redis_server(binary_of("valkey"), tmp_path) as running:
-        async with fleet(running, 2, lease_s=60) as (one, two):
-
-            async def call() -> tuple[bool, bool]:
-                budget = WaitBudget(1.0)
-                return await two.compile(budget=budget), budget.left_s <= 0
-
-            async with one.compiling():
-                waiting = asyncio.create_task(call())
-                await until_waiting()
-                running.process.send_signal(how)
-                # Waiting for one was free; what it asks next waits for silence no second time.
-                assert await waiting == (True, how is signal.SIGSTOP)
-                assert two.turns == ["alone"]
-                assert await two.compile()
-
-
 async def test_without_a_redis_or_leases_every_claim_is_granted(
-    server: RedisServer, raw: Redis
+    valkey: RedisServer, raw: Redis
 ) -> None:
-    link = open_link(server.url)
+    link = open_link(valkey.url)
     for own_link, lease_s, alone in ((None, 5.0, False), (link, 0.0, False), (link, 5.0, True)):
         notes = Notes()
         single = Fleet(
@@ -543,59 +403,34 @@ async def test_without_a_redis_or_leases_every_claim_is_granted(
 
 
 # Leases that no daemon writes. Who can write to Redis can do so, and more.
-FORGERIES = {
-    "of another form": b"mine",
-    "empty": b"",
-    "too long": b"a" * 33,
-    "huge": b"a" * 1_000_000,
-    "for ever": b"a" * 32,
-    "a note for ever": b"failed",
-}
 
 
-@pytest.mark.parametrize("value", FORGERIES.values(), ids=FORGERIES)
-async def test_a_value_that_no_daemon_writes_delays_no_call(
-    server: RedisServer, raw: Redis, value: bytes
+async def test_a_lease_that_no_daemon_writes_delays_no_call(
+    valkey: RedisServer, raw: Redis
 ) -> None:
-    async with fleet(server, 3, lease_s=60) as daemons, asyncio.timeout(10):
-        await raw.set(LEASE, value)
-        assert await asyncio.gather(*beginning(daemons)) == [True] * 3
-        assert [daemon.turns for daemon in daemons] == [["late"]] * 3
-
-
-async def test_a_lease_key_of_another_type_delays_no_call(server: RedisServer, raw: Redis) -> None:
-    async with fleet(server, 1, lease_s=60) as [one]:
-        await raw.lpush(LEASE, "x")
-        assert await one.compile()
-        await one.fleet.close()
-        assert one.turns == ["alone"]
-
-
-async def test_forged_leases_delay_a_call_by_the_bound_and_then_it_compiles(
-    server: RedisServer, raw: Redis
-) -> None:
-    async with fleet(server, 1, lease_s=60, max_wait_s=1) as [one]:
-
-        async def put_back() -> None:
-            while True:
-                await raw.set(LEASE, a_lease(), ex=1000)
-                await asyncio.sleep(0.02)
-
-        await raw.set(LEASE, a_lease(), ex=1000)
-        attacking = asyncio.create_task(put_back())
-        try:
+    """Who can write to Redis can write one, and more."""
+    forged = [b"mine", b"", b"a" * 33, b"a" * 1_000_000, b"a" * 32, b"failed"]  # All for ever.
+    async with asyncio.timeout(20):
+        for value in forged:
+            async with fleet(valkey, 2, lease_s=60) as daemons:
+                await raw.flushall()
+                await raw.set(LEASE, value)
+                assert await asyncio.gather(*beginning(daemons)) == [True] * 2
+                assert [daemon.turns for daemon in daemons] == [["late"]] * 2
+        async with fleet(valkey, 1, lease_s=60) as [one]:
+            await raw.flushall()
+            await raw.lpush(LEASE, "x")
             assert await one.compile()
-        finally:
-            attacking.cancel()
-        assert one.turns == ["late"]
+            await one.fleet.close()
+            assert one.turns == ["alone"]
 
 
 @pytest.mark.parametrize("name", [LEASE, ARTIFACT], ids=["lease", "artifact"])
 async def test_a_writer_that_makes_keys_come_and_go_cannot_delay_a_call_for_ever(
-    server: RedisServer, raw: Redis, name: str
+    valkey: RedisServer, raw: Redis, name: str
 ) -> None:
     """The key is there when the lease is to be taken, and gone when it is looked at."""
-    async with fleet(server, 1) as [one], one.claim() as claim:
+    async with fleet(valkey, 1) as [one], one.claim() as claim:
         for _ in range(4):
             await raw.set(name, a_lease(), ex=60)
             assert not await claim.take()
@@ -604,41 +439,6 @@ async def test_a_writer_that_makes_keys_come_and_go_cannot_delay_a_call_for_ever
         await raw.set(name, a_lease(), ex=60)
         assert await claim.take()
         assert one.turns == ["late"]
-
-
-@pytest.mark.parametrize("deployment", KINDS_OF_REDIS, indirect=True, scope="session")
-async def test_every_kind_of_redis_serves_a_fleet(deployment: Deployment) -> None:
-    async with fleet(deployment, 3, lease_s=60) as (one, *others):
-        await one.link.run(*(("UNLINK", name) for name in (LEASE, ARTIFACT, STRIKE_NAME)))
-        waiting: list[asyncio.Task[bool]] = []
-
-        async def fail() -> None:
-            async with one.compiling():
-                waiting.extend(beginning(others))
-                await until_waiting()
-                raise server_draining()
-
-        with pytest.raises(WasmkilnError):
-            await fail()
-        assert sorted(await asyncio.gather(*waiting)) == [False, True]
-        assert sorted(turn for other in others for turn in other.turns) == ["made", "taken"]
-        # A key of another type, by somebody with more rights than the daemon has.
-        await one.link.run(("UNLINK", ARTIFACT))
-        for other in others:
-            await other.fleet.close()
-        added = 0
-        for client in deployment.raw:
-            with client() as connected, contextlib.suppress(RedisError):  # Not its slot, or dead.
-                added += connected.lpush(LEASE, "x")
-        assert await one.compile()
-        assert one.turns == ["taken", "alone" if added else "taken"]
-        here, there = (strikes_on(daemon.link) for daemon in others)
-        await here.put(STRIKE, 1000, WaitBudget())
-        assert about(await there.get(KEY, WaitBudget()), STRIKE)
-        [listed] = await there.all()
-        assert about(listed, STRIKE)
-        assert await there.remove(KEY.module_sha256) == [KEY]
-        assert await here.get(KEY, WaitBudget()) is None
 
 
 STRIKE = Strike(KEY, "e-1", "COMPILE_TIMEOUT", "it took too long", 3, 600.0)
@@ -650,8 +450,8 @@ def strikes_on(link: Any, prefix: str = PREFIX, signing: PrivateKey = OURS) -> S
 
 
 @pytest.fixture
-async def link(server: RedisServer) -> AsyncIterator[Any]:
-    opened = open_link(server.url)
+async def link(valkey: RedisServer) -> AsyncIterator[Any]:
+    opened = open_link(valkey.url)
     yield opened
     await opened.close()
 
@@ -669,20 +469,6 @@ def about(one: Strike | None, other: Strike) -> bool:
     return close and replace(one, left_s=other.left_s) == other
 
 
-async def test_a_strike_is_shared_listed_and_removed(strikes: Strikes, link: Any) -> None:
-    assert await strikes.get(KEY, WaitBudget()) is None
-    await strikes.put(STRIKE, 1000, WaitBudget())
-    assert about(await strikes_on(link).get(KEY, WaitBudget()), STRIKE)
-    [listed] = await strikes.all()
-    assert about(listed, STRIKE)
-    assert await strikes.remove("b" * 64) == []
-    assert await strikes.remove(KEY.module_sha256) == [KEY]
-    assert await strikes.all() == []
-    assert await strikes.get(KEY, WaitBudget()) is None
-    await strikes.put(STRIKE, 1000, WaitBudget())
-    assert await strikes.remove("") == [KEY]
-
-
 async def test_a_strike_that_is_written_back_ends_when_its_time_is_over(
     strikes: Strikes, raw: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -690,28 +476,18 @@ async def test_a_strike_that_is_written_back_ends_when_its_time_is_over(
     copy = await raw.get(STRIKE_NAME)
     assert copy
     await strikes.remove(KEY.module_sha256)
-    now = _now_of(monkeypatch)
+    assert await strikes.get(KEY, WaitBudget()) is None
+    later_s, genuine = 0, time.time
+    monkeypatch.setattr("time.time", lambda: genuine() + later_s)
     # For as long as it likes; and nor does a clock that is behind make it last longer.
     await raw.set(STRIKE_NAME, copy)
-    for later_s, left_s in ((0, 600), (300, 300), (900, 0), (-500, 600)):
-        now.later_s = later_s
+    for later_s, left_s in ((0, 600), (300, 300), (900, 0), (-500, 600)):  # noqa: B007
         assert about(await strikes.get(KEY, WaitBudget()), replace(STRIKE, left_s=left_s))
-    now.later_s = 1100
+    later_s = 1100
     assert await strikes.get(KEY, WaitBudget()) is None
 
 
-class _Now:
-    later_s = 0.0
-
-
-def _now_of(monkeypatch: pytest.MonkeyPatch) -> _Now:
-    """Set the clock of the day forward."""
-    now, genuine = _Now(), time.time
-    monkeypatch.setattr("time.time", lambda: genuine() + now.later_s)
-    return now
-
-
-async def test_a_strike_without_a_trusted_stamp_has_no_effect(
+async def test_a_strike_without_a_trusted_stamp_of_its_name_has_no_effect(
     strikes: Strikes, link: Any, raw: Redis
 ) -> None:
     await strikes_on(link, signing=THEIRS).put(STRIKE, 1000, WaitBudget())
@@ -719,54 +495,26 @@ async def test_a_strike_without_a_trusted_stamp_has_no_effect(
     await strikes.put(STRIKE, 1000, WaitBudget())
     good = await raw.get(STRIKE_NAME)
     assert isinstance(good, bytes)
-    # Under another key, and in another namespace.
     other = CacheKey("b" * 64, KEY.fingerprint)
     await raw.set(STRIKE_NAME.replace("a" * 64, "b" * 64), good, ex=1000)
     assert await strikes.get(other, WaitBudget()) is None
+    elsewhere = strikes_on(link, "wasm:ns:one:")
     await raw.set(STRIKE_NAME.replace("wasm:", "wasm:ns:one:"), good, ex=1000)
-    assert await strikes_on(link, "wasm:ns:one:").get(KEY, WaitBudget()) is None
-    for position in range(0, len(good), 7):
-        bad = bytearray(good)
-        bad[position] ^= 1
-        await raw.set(STRIKE_NAME, bytes(bad), ex=1000)
-        assert await strikes.get(KEY, WaitBudget()) is None
-    for bad_value in (b"", b"x", good[:-1], good + b" ", b"x" * 100_000):
-        await raw.set(STRIKE_NAME, bad_value, ex=1000)
-        assert await strikes.get(KEY, WaitBudget()) is None
-    assert await strikes.all() == []
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        (b'"count":3', b'"count":"3"'),
-        (b'"count":3', b'"count":0'),
-        (b'"ttl_s":1000', b'"ttl_s":1e3'),
-        (b'"quarantine_s":600.0', b'"quarantine_s":1e999'),
-        (b'"quarantine_s":600.0', b'"quarantine_s":-1'),
-        (b'"engine":', b'"more":1,"engine":'),
-        (b'"message":"it', b'"message":"\\u001b[2J'),
-        (b'{"engine"', b'["engine"'),
-    ],
-)
-async def test_a_record_of_another_form_has_no_effect_whoever_signed_it(
-    strikes: Strikes, raw: Redis, old: bytes, new: bytes
-) -> None:
-    """A newer version of the daemon may write one."""
-    await strikes.put(STRIKE, 1000, WaitBudget())
-    record = await raw.get(STRIKE_NAME)
-    assert isinstance(record, bytes)
-    assert old in record
-    changed = record[STAMP_BYTES:].replace(old, new)
-    stamp = sealer(OURS).stamp(b"wasmkiln strike 3\0" + STRIKE_NAME.encode() + b"\0" + changed)
-    await raw.set(STRIKE_NAME, stamp + changed, ex=1000)
-    assert await strikes.get(KEY, WaitBudget()) is None
+    assert await elsewhere.get(KEY, WaitBudget()) is None
+    # A release leaves other modules alone, and other namespaces.
+    await raw.flushall()
+    for each in (strikes, elsewhere):
+        await each.put(STRIKE, 1000, WaitBudget())
+    assert await strikes.remove("c" * 64) == []
+    assert await strikes.remove("") == [KEY]
+    [left] = await elsewhere.all()
+    assert about(left, STRIKE)
 
 
 async def test_many_strikes_are_listed_in_few_round_trips(
     strikes: Strikes, link: Any, raw: Redis
 ) -> None:
-    all_of_them = [replace(STRIKE, key=CacheKey(f"{tag:064x}", "f" * 64)) for tag in range(250)]
+    all_of_them = [replace(STRIKE, key=CacheKey(f"{tag:064x}", "f" * 64)) for tag in range(150)]
     for strike in all_of_them:
         await strikes.put(strike, 1000, WaitBudget())
     run, trips = link.run, 0
@@ -788,17 +536,6 @@ async def test_many_strikes_are_listed_in_few_round_trips(
     assert await strikes.get(KEY, WaitBudget()) is None
     assert len(await strikes.remove("")) == len(all_of_them)
     assert await raw.keys("*") == []
-
-
-async def test_a_daemon_s_release_leaves_other_namespaces_alone(
-    strikes: Strikes, link: Any
-) -> None:
-    other = strikes_on(link, "wasm:ns:one:")
-    await strikes.put(STRIKE, 1000, WaitBudget())
-    await other.put(STRIKE, 1000, WaitBudget())
-    assert await strikes.remove("") == [KEY]
-    [left] = await other.all()
-    assert about(left, STRIKE)
 
 
 async def test_without_a_redis_strikes_are_not_shared() -> None:

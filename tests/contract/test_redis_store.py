@@ -6,18 +6,14 @@ The first part holds for every kind of server, the second is shown on one.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
-import hashlib
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
-from wasmkilnd.cache.cache import Cache
-from wasmkilnd.cache.memory import MemoryTier
-from wasmkilnd.cache.redis_servers import Command
+from wasmkilnd.cache.redis_servers import WRITE_TIMEOUT_S, Command
 from wasmkilnd.cache.value import TRAILER_BYTES, ZSTD, written
 from wasmkilnd.errors import DoesNotFit, TierUnavailable
 from wasmkilnd.flights import Allowance
@@ -29,15 +25,13 @@ from wasmkilnd.model import (
     Held,
     Kind,
     Module,
-    Origin,
-    to_frames,
 )
 from wasmkilnd.signing.sealer import Sealer
 
 from tests.contract.redis_stores import SEALER, TTL_S, Site, site
-from tests.contract.sealing import OURS, THEIRS, sealer
-from tests.contract.values import arrived, module, same, shrinking
+from tests.contract.sealing import THEIRS, sealer
 from tests.contract.values import artifact as unsigned
+from tests.contract.values import module, same, shrinking
 from tests.doubles.shelf import decoded
 from tests.servers.deployments import Deployment
 from tests.servers.redis_server import TIMEOUT_S, RedisServer, binary_of, redis_server
@@ -81,62 +75,77 @@ async def at(deployment: Deployment) -> AsyncIterator[Site]:
         await made.store.evict(EvictScope())
 
 
-async def test_artifacts_of_every_size_come_back_whole(at: Site) -> None:
+async def test_what_is_put_comes_back_whole(at: Site) -> None:
     sizes = (0, 1, 20_000, 600_000, 5_000_000)
-    for tag, one in enumerate(
-        [artifact(n, size) for n, size in enumerate(sizes)]
-        + [SEALER.seal(shrinking(10 + n, size)) for n, size in enumerate((20_000, 5_000_000))]
-    ):
+    artifacts = [artifact(n, size) for n, size in enumerate(sizes)]
+    shrinks = [SEALER.seal(shrinking(10 + n, size)) for n, size in enumerate((20_000, 5_000_000))]
+    for one in (*artifacts, *shrinks):
         assert await get(at, one.key) is None
         await at.store.put(one)
-        assert same(await get(at, one.key), one), tag
         packed = await get_packed(at, one.key)
         assert packed
-        assert packed.encoding == (ZSTD if tag >= len(sizes) else "")
+        assert packed.encoding == (ZSTD if one in shrinks else "")
         assert same(decoded(packed), one)
         nameless = CacheKey(one.module_sha256, one.spec.fingerprint)
         assert same(await get(at, nameless), one)
-        assert await at.store.kinds_of([one.key]) == {one.key: Kind.CORE_MODULE}
+    for tag, size_bytes in enumerate((100, 20_000, 3_000_000)):
+        wasm = module(tag, size_bytes)
+        assert await get_module(at, wasm.sha256) is None
+        await at.store.put(wasm)
+        assert await get_module(at, wasm.sha256) == wasm
     assert at.notes.rejected == []
-    assert set(at.notes.lookups) == {("artifact", "hit"), ("artifact", "miss")}
+    outcomes = {(what, outcome) for what in ("artifact", "module") for outcome in ("hit", "miss")}
+    assert set(at.notes.lookups) == outcomes
     assert set(at.notes.stores) == {"ok"}
     assert await at.names("3:new:") == []
-
-
-async def test_modules_of_every_size_come_back_whole(at: Site) -> None:
-    for tag, size_bytes in enumerate((100, 20_000, 3_000_000)):
-        one = module(tag, size_bytes)
-        assert await get_module(at, one.sha256) is None
-        await at.store.put(one)
-        assert await get_module(at, one.sha256) == one
-    assert set(at.notes.lookups) == {("module", "hit"), ("module", "miss")}
-
-
-async def test_what_was_packed_is_stored_as_it_is(at: Site) -> None:
-    one = SEALER.seal(shrinking(1, 1_500_000))
-    await at.store.put(one)
+    # What was packed is stored again as it is.
     packed = await get_packed(at, one.key)
-    assert packed
     await at.store.evict(EvictScope())
+    assert packed
     await at.store.put(packed)
-    assert same(await get(at, one.key), one)
     again = await get_packed(at, one.key)
     assert again
     assert again.frames == packed.frames
+    gone = await at.store.evict(EvictScope())
+    assert (gone.artifacts, gone.modules) == (1, 0)
+    assert await at.names() == []
+    assert await at.store.evict(EvictScope()) == Evicted()
 
 
-async def test_what_is_held(at: Site) -> None:
-    all_of_them = [artifact(tag) for tag in range(20)]
-    for one in all_of_them[::2]:
+async def test_what_is_held_and_is_evicted_by_engine(at: Site) -> None:
+    every = [artifact(tag, engine="wasmer" if tag % 4 else "wasmtime") for tag in range(20)]
+    await at.store.put(module(1))
+    for one in every[::2]:
         await at.store.put(one)
     for keys in (
-        [one.key for one in all_of_them],
-        [CacheKey(one.module_sha256, one.spec.fingerprint) for one in all_of_them],
+        [one.key for one in every],
+        [CacheKey(one.module_sha256, one.spec.fingerprint) for one in every],
     ):
         assert await at.store.held(keys) == frozenset(keys[::2])
         assert await at.store.kinds_of(keys) == dict.fromkeys(keys[::2], Kind.CORE_MODULE)
     assert await at.store.held([]) == frozenset()
     assert await at.store.kinds_of([]) == {}
+    asked = at.link.calls("GETRANGE")
+    gone = await at.store.evict(EvictScope(engine_id="wasmer-1.0"))
+    assert (gone.artifacts, gone.modules) == (5, 0)
+    assert at.link.calls("GETRANGE") == asked  # No value is read.
+    assert len(await at.names("3:compiled:")) == 5
+    assert await get(at, every[0].key)
+    assert await get_module(at, module(1).sha256)
+
+
+async def eventually(holds: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(TIMEOUT_S):
+        while not await holds():  # noqa: ASYNC110 - the server does it
+            await asyncio.sleep(0.02)
+
+
+async def ages(at: Site, *names: bytes) -> list[int]:
+    return [await at.run("TTL", name) for name in names]
+
+
+async def members(at: Site, name: bytes) -> int:
+    return len(await at.run("SRANDMEMBER", name, 1000))
 
 
 async def test_names_and_times_to_live(at: Site) -> None:
@@ -162,10 +171,20 @@ async def test_a_use_renews_an_artifact_and_its_module(at: Site) -> None:
     for what in (wasm, one, other):
         await at.store.put(what)
     names = [at.name(one), at.name(wasm), at.set_of(wasm.sha256), at.name(other)]
+
+    async def renewed() -> bool:
+        return min(await ages(at, *names[:3])) > TTL_S - 60
+
+    async def module_is_renewed() -> bool:
+        return min(await ages(at, *names[1:3])) > TTL_S - 60
+
+    async def has_two() -> bool:
+        return await members(at, names[2]) == 2
+
     for name in names:
         await at.run("EXPIRE", name, 100)
     at.store.used(one.key)
-    await eventually(at, lambda ages: all(age > TTL_S - 60 for age in ages[:3]), names)
+    await eventually(renewed)
     assert await at.run("TTL", names[3]) <= 100
     for name in names:
         await at.run("EXPIRE", name, 100)
@@ -176,23 +195,9 @@ async def test_a_use_renews_an_artifact_and_its_module(at: Site) -> None:
     assert at.link.calls("EXPIRE") == asked
     at.store.used(artifact(2).key)  # What is not there is no failure.
     at.store.used(wasm.sha256)
-    await eventually(at, lambda ages: all(age > TTL_S - 60 for age in ages[1:3]), names)
-
-
-async def eventually(at: Site, holds: Callable[[list[int]], bool], names: list[bytes]) -> None:
-    async with asyncio.timeout(TIMEOUT_S):
-        while True:
-            await asyncio.sleep(0.02)
-            if holds([await at.run("TTL", name) for name in names]):
-                break
-
-
-async def has_members(at: Site, name: bytes, count: int) -> None:
-    async with asyncio.timeout(TIMEOUT_S):
-        while True:
-            await asyncio.sleep(0.02)
-            if len(await at.run("SRANDMEMBER", name, 1000)) == count:
-                break
+    await eventually(module_is_renewed)
+    # Nor does a use of what the set names make it one that costs a scan later.
+    await eventually(has_two)
 
 
 @pytest.mark.parametrize("has_set", [True, False])
@@ -230,9 +235,13 @@ async def test_a_use_mends_the_set_that_a_server_evicted(
         at.store.used(module(1).sha256)
         for what in artifacts[:2]:
             at.store.used(what.key)
-        lives = range(-1, 0) if pins else range(TTL_S - 60, TTL_S + 1)
-        await eventually(at, lambda ages: ages[0] in lives, [of])
-        await has_members(at, of, 3)
+
+        async def mended() -> bool:
+            [age] = await ages(at, of)
+            lives = age == -1 if pins else age > TTL_S - 60
+            return lives and await members(at, of) == 3
+
+        await eventually(mended)
         assert await at.store.held([fingerprint]) == {fingerprint}
         found = await at.store.measure([module(1).sha256], keep=bool(pins))
         assert found[module(1).sha256].artifacts == 2
@@ -240,40 +249,6 @@ async def test_a_use_mends_the_set_that_a_server_evicted(
         gone = await at.store.evict(EvictScope(module_sha256=module(1).sha256))
         assert gone.artifacts == 3
         assert await at.names() == []
-
-
-async def test_a_use_of_what_the_set_names_costs_no_scan_later(at: Site) -> None:
-    one = artifact(1)
-    await at.store.put(one)
-    at.store.used(one.key)
-    at.store.used(artifact(1, engine="wasmer").key)  # Redis does not have it, or not yet.
-    of = at.set_of(one.module_sha256)
-    await has_members(at, of, 2)
-    await asyncio.sleep(0.05)
-    await has_members(at, of, 2)
-
-
-async def test_evicting_an_engine_leaves_modules_and_other_engines(at: Site) -> None:
-    await at.store.put(module(1))
-    for tag in range(30):
-        await at.store.put(artifact(tag, engine="wasmer" if tag % 3 else "wasmtime"))
-    asked = at.link.calls("GETRANGE")
-    gone = await at.store.evict(EvictScope(engine_id="wasmer-1.0"))
-    assert (gone.artifacts, gone.modules) == (20, 0)
-    assert at.link.calls("GETRANGE") == asked  # No value is read.
-    assert len(await at.names("3:compiled:")) == 10
-    assert await get(at, artifact(0).key)
-    assert await get_module(at, module(1).sha256)
-
-
-async def test_evicting_everything(at: Site) -> None:
-    await at.store.put(module(1))
-    await at.store.put(artifact(1, 2_000_000))
-    gone = await at.store.evict(EvictScope())
-    assert (gone.artifacts, gone.modules) == (1, 1)
-    assert gone.bytes > 2_000_000
-    assert await at.names() == []
-    assert await at.store.evict(EvictScope()) == Evicted()
 
 
 async def test_what_is_pinned_never_expires_and_stays(deployment: Deployment) -> None:
@@ -311,39 +286,21 @@ async def test_what_is_pinned_never_expires_and_stays(deployment: Deployment) ->
         assert (await at.store.evict(EvictScope())).artifacts == 2
 
 
-SPOILT: dict[str, Callable[[bytes], bytes]] = {
-    "somebody else's": lambda value: b"a value of somebody else, and longer than a trailer is" * 9,
-    "version": lambda value: value[: 4 - TRAILER_BYTES] + b"\x02" + value[5 - TRAILER_BYTES :],
-    "cut off": lambda value: value[:-1],
-    "beginning cut off": lambda value: value[1:],
-    "half": lambda value: value[: len(value) // 2],
-    "trailer only": lambda value: value[-TRAILER_BYTES:],
-    "short": lambda value: value[-9:],
-    "appended": lambda value: value + b"x",
-    "prepended": lambda value: b"x" + value,
-    "first frame": lambda value: flipped(value, 0),
-    "header": lambda value: flipped(value, -TRAILER_BYTES - 10),
-    "digest": lambda value: flipped(value, -100),
-    "stamp": lambda value: flipped(value, -1),
-}
+async def test_a_spoilt_value_is_deleted_counted_and_a_miss(at: Site) -> None:
+    one = artifact(1, 400_000)
+    await at.store.put(one)
+    await at.run("SET", at.name(one), flipped(await at.value(one), 0), "EX", 1000)
+    assert await get(at, one.key) is None
+    assert at.notes.rejected == ["digest"]
+    assert not await at.run("EXISTS", at.name(one))
+    await at.store.put(one)
+    assert same(await get(at, one.key), one)
 
 
 def flipped(value: bytes, at: int) -> bytes:
     changed = bytearray(value)
     changed[at] ^= 1
     return bytes(changed)
-
-
-@pytest.mark.parametrize("how", ["half", "first frame", "stamp"])
-async def test_a_spoilt_value_is_deleted_counted_and_a_miss(at: Site, how: str) -> None:
-    one = artifact(1, 400_000)
-    await at.store.put(one)
-    await at.run("SET", at.name(one), SPOILT[how](await at.value(one)), "EX", 1000)
-    assert await get(at, one.key) is None
-    assert len(at.notes.rejected) == 1
-    assert not await at.run("EXISTS", at.name(one))
-    await at.store.put(one)
-    assert same(await get(at, one.key), one)
 
 
 async def test_a_key_of_another_type_is_rejected_and_gone(at: Site) -> None:
@@ -406,118 +363,55 @@ async def here(valkey: RedisServer) -> AsyncIterator[Site]:
         yield made
 
 
-@pytest.mark.parametrize("size_bytes", [100, 100_000, 2_500_000])
+SPOILT: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
+    "somebody else's": ("format", lambda value: b"somebody else's, longer than a trailer" * 9),
+    "version": (
+        "version",
+        lambda value: value[: 4 - TRAILER_BYTES] + b"\x02" + value[5 - TRAILER_BYTES :],
+    ),
+    "cut off": ("format", lambda value: value[:-1]),
+    "beginning cut off": ("digest", lambda value: value[1:]),
+    "half": ("format", lambda value: value[: len(value) // 2]),
+    "trailer only": ("truncated", lambda value: value[-TRAILER_BYTES:]),
+    "short": ("truncated", lambda value: value[-9:]),
+    "appended": ("format", lambda value: value + b"x"),
+    "prepended": ("digest format", lambda value: b"x" + value),
+    "first frame": ("digest", lambda value: flipped(value, 0)),
+    "middle": ("digest", lambda value: flipped(value, len(value) // 2)),
+    "header": ("digest", lambda value: flipped(value, -TRAILER_BYTES - 10)),
+    "digest": ("digest", lambda value: flipped(value, -100)),
+    "stamp": ("mismatch", lambda value: flipped(value, -1)),
+    "another's": ("wrong_key", lambda value: bytes_of(artifact(2))),
+    "a module": ("wrong_key", lambda value: bytes_of(module(1))),
+}
+
+
 @pytest.mark.parametrize("how", SPOILT)
-async def test_no_spoilt_value_is_served(here: Site, how: str, size_bytes: int) -> None:
-    one = artifact(1, size_bytes)
-    await here.store.put(one)
-    await here.run("SET", here.name(one), SPOILT[how](await here.value(one)))
-    with capture_logs() as logs:
-        assert await get(here, one.key) is None
-    assert [log["event"] for log in logs] in (["stored value rejected"], [])
-    assert len(here.notes.rejected) == 1
-    assert await here.run("EXISTS", here.name(one)) == 0
+async def test_no_spoilt_value_is_served(here: Site, how: str) -> None:
+    causes, spoil = SPOILT[how]
+    for one in (artifact(1, 2_500_000), SEALER.seal(shrinking(3, 2_500_000))):
+        await here.run("UNLINK", here.name(one))
+        await here.store.put(one)
+        await here.run("SET", here.name(one), spoil(await here.value(one)))
+        with capture_logs() as logs:
+            assert await get(here, one.key) is None
+        cause = here.notes.rejected.pop()
+        assert cause in causes.split()
+        assert [(log["event"], log["cause"]) for log in logs] == [("stored value rejected", cause)]
+        assert await here.run("EXISTS", here.name(one)) == 0
     assert here.link.up
 
 
-@pytest.mark.parametrize(
-    ("how", "cause"),
-    [
-        ("somebody else's", "format"),
-        ("version", "version"),
-        ("short", "truncated"),
-        ("trailer only", "truncated"),
-        ("first frame", "digest"),
-        ("header", "digest"),
-        ("stamp", "mismatch"),
-    ],
-)
-async def test_why_a_value_was_rejected_is_counted_and_logged(
-    here: Site, how: str, cause: str
-) -> None:
-    one = artifact(1, 100_000)
-    await here.run("SET", here.name(one), SPOILT[how](bytes_of(one)))
-    with capture_logs() as logs:
-        assert await get(here, one.key) is None
-    assert here.notes.rejected == [cause]
-    assert [(log["event"], log["cause"]) for log in logs] == [("stored value rejected", cause)]
-
-
-async def test_every_frame_counts(here: Site) -> None:
-    for one in (artifact(1, 2_200_000), SEALER.seal(shrinking(2, 2_200_000))):
-        await here.store.put(one)
-        value = await here.value(one)
-        payload_bytes = 2_200_000 if one.module_sha256 == module(1).sha256 else len(value) - 2000
-        for place in range(0, payload_bytes, payload_bytes // 9):
-            await here.run("SET", here.name(one), flipped(value, place))
-            assert await get(here, one.key) is None
-    assert set(here.notes.rejected) == {"digest"}
-
-
-async def test_a_value_swapped_from_another_key_is_rejected(here: Site) -> None:
-    one, two, wasm, other = artifact(1), artifact(2), module(3), module(4)
-    for what in (one, wasm):
-        await here.store.put(what)
-    await here.run("SET", here.name(two), await here.value(one))
-    await here.run("SET", here.name(other), await here.value(wasm))
-    assert await get(here, two.key) is None
-    assert await get_module(here, other.sha256) is None
-    await here.run("SET", here.name(other), await here.value(one))  # Not even of the same sort.
-    await here.run("SET", here.name(two), await here.value(wasm))
-    assert await get_module(here, other.sha256) is None
-    assert await get(here, two.key) is None
-    assert here.notes.rejected == ["wrong_key"] * 4
-    assert same(await get(here, one.key), one)
-
-
-async def test_an_attacker_who_computes_digests_anew_is_not_believed(here: Site) -> None:
-    real, other = artifact(1, 1000), artifact(2, 1000)
-    # Native code of another module, which every engine would run, under this key.
-    evil = dataclasses.replace(
-        real, sha256=other.sha256, size_bytes=other.size_bytes, frames=other.frames
-    )
-    own, stranger = bytes_of(real), sealer(THEIRS)
-    forged = bytes_of(evil, stranger)
-    attacks = [
-        # By somebody who has no key of the fleet:
-        ("stranger", bytes_of(stranger.seal(evil), stranger)),
-        ("stranger", forged),
-        ("mismatch", forged[:-96] + own[-96:]),
-        ("mismatch", forged[:-96] + own[-96:-64] + forged[-64:]),
-        # And what would be left of one who could have stamps made, but no attestations:
-        ("unsigned", bytes_of(dataclasses.replace(evil, attestation=b""))),
-        ("stranger", bytes_of(stranger.seal(evil))),
-        ("mismatch", bytes_of(evil)),
-        ("mismatch", bytes_of(dataclasses.replace(evil, attestation=other.attestation))),
-    ]
-    for cause, value in attacks:
-        await here.run("SET", here.name(real), value)
-        assert await get(here, real.key) is None
-        assert here.notes.rejected.pop() == cause
-        assert not await here.run("EXISTS", here.name(real))
-    await here.run("SET", here.name(real), own)
-    assert same(await get(here, real.key), real)
-
-
 async def test_values_of_another_fleet_are_told_once(here: Site, valkey: RedisServer) -> None:
-    many = [STRANGER.seal(unsigned(tag)) for tag in range(20)]
+    many = [STRANGER.seal(unsigned(tag)) for tag in range(5)]
     async with site(valkey.url, prefix=here.store.prefix, signer=STRANGER) as theirs:
         for one in many:
             await theirs.store.put(one)
     with capture_logs() as logs:
         for one in many:
             assert await get(here, one.key) is None
-    assert here.notes.rejected == ["stranger"] * 20
-    assert [log["log_level"] for log in logs] == ["warning"] + ["debug"] * 19
-
-
-async def test_a_key_that_is_trusted_meanwhile_is_believed(valkey: RedisServer) -> None:
-    one = STRANGER.seal(unsigned(1))
-    trusting = sealer(OURS, THEIRS)
-    async with site(valkey.url, signer=STRANGER) as theirs:
-        await theirs.store.put(one)
-        async with site(valkey.url, prefix=theirs.store.prefix, signer=trusting) as ours:
-            assert same(await get(ours, one.key), one)
+    assert here.notes.rejected == ["stranger"] * 5
+    assert [log["log_level"] for log in logs] == ["warning"] + ["debug"] * 4
 
 
 async def test_what_took_the_place_of_a_bad_value_is_not_deleted_with_it(here: Site) -> None:
@@ -563,9 +457,12 @@ async def test_a_bad_value_that_was_replaced_meanwhile_does_not_count(here: Site
     assert here.notes.rejected == []
 
 
-async def test_a_value_that_is_deleted_while_it_is_read_is_a_miss(here: Site) -> None:
+async def test_a_value_that_is_empty_or_deleted_while_it_is_read_is_a_miss(here: Site) -> None:
     one = artifact(1, 3_000_000)
+    await here.run("SET", here.name(one), b"")
+    assert await get(here, one.key) is None
     await here.store.put(one)
+    assert same(await get(here, one.key), one)
 
     async def deleted(command: Command) -> None:
         if command[0] == "GETRANGE" and int(command[2]) >= 0:
@@ -577,12 +474,30 @@ async def test_a_value_that_is_deleted_while_it_is_read_is_a_miss(here: Site) ->
     assert here.notes.rejected == []
 
 
-async def test_an_empty_value_is_a_miss_and_keeps_nothing_out(here: Site) -> None:
-    one = artifact(1)
-    await here.run("SET", here.name(one), b"")
-    assert await get(here, one.key) is None
-    await here.store.put(one)
-    assert same(await get(here, one.key), one)
+async def test_values_are_written_in_chunks_under_a_name_that_ends(
+    here: Site, valkey: RedisServer
+) -> None:
+    first, second = artifact(1, 3_000_000), artifact(1, 2000)
+    await here.store.put(first)
+    waits = {wait for name, wait in here.link.waits if name not in ("EXISTS", "STRLEN")}
+    assert waits == {WRITE_TIMEOUT_S}  # A write may take longer than a read.
+    names = [command[0] for command in here.link.asked]
+    begin, end = names.index("SET"), names.index("RENAMENX")
+    assert set(names[begin + 1 : end]) == {"APPEND"}  # Nothing is asked between.
+    writes = [(command[1], command[2]) for command in here.link.asked[begin:end]]
+    assert len(writes) >= 6
+    assert all(isinstance(data, bytes) and len(data) <= 600_000 for _, data in writes)
+    [new] = {name for name, _ in writes}
+    assert isinstance(new, bytes)
+    assert new.startswith(f"{here.store.prefix}3:new:{{{first.module_sha256}}}:".encode())
+    # Of two writers the first wins, and both succeed.
+    await here.run("UNLINK", here.name(first))
+    async with site(valkey.url, prefix=here.store.prefix) as other:
+        here.link.once_before("RENAMENX", lambda: other.store.put(first))
+        await here.store.put(second)
+    assert same(await get(here, second.key), first)
+    assert await here.names("3:new:") == []
+    assert set(here.notes.stores) == {"ok"}
 
 
 async def test_ranges_are_small_and_read_no_byte_twice(here: Site) -> None:
@@ -598,29 +513,6 @@ async def test_ranges_are_small_and_read_no_byte_twice(here: Site) -> None:
     assert -int(tail_start) <= 5 << 18
     assert sum(sizes) <= 7_000_000
     assert sum(sizes) - int(tail_start) < value_bytes + 600_000
-
-
-async def test_values_are_written_in_chunks_under_a_name_that_ends(here: Site) -> None:
-    one = artifact(1, 3_000_000)
-    await here.store.put(one)
-    writes = [command for command in here.link.asked if command[0] in ("SET", "APPEND")]
-    assert len(writes) >= 6
-    assert all(len(data(command[2])) <= 600_000 for command in writes)
-    [new] = {command[1] for command in writes}
-    assert data(new).startswith(f"{here.store.prefix}3:new:{{{one.module_sha256}}}:".encode())
-    assert await here.names("3:new:") == []
-
-
-def data(part: object) -> bytes:
-    assert isinstance(part, bytes)
-    return part
-
-
-async def test_nothing_is_asked_between_the_chunks_of_a_write(here: Site) -> None:
-    await here.store.put(artifact(1, 3_000_000))
-    names = [command[0] for command in here.link.asked]
-    first, last = names.index("SET"), names.index("RENAMENX")
-    assert set(names[first + 1 : last]) == {"APPEND"}
 
 
 async def test_a_writer_that_dies_leaves_what_expires_and_nobody_reads(here: Site) -> None:
@@ -662,22 +554,6 @@ async def test_a_value_that_lost_its_beginning_is_not_stored(here: Site) -> None
     assert here.notes.rejected == []
 
 
-async def test_of_two_writers_the_first_wins_and_both_succeed(
-    here: Site, valkey: RedisServer
-) -> None:
-    first, second = artifact(1, 1000), artifact(1, 2000)
-    async with site(valkey.url, prefix=here.store.prefix) as other:
-
-        async def write() -> None:
-            await other.store.put(first)
-
-        here.link.once_before("RENAMENX", write)
-        await here.store.put(second)
-    assert same(await get(here, second.key), first)
-    assert await here.names("3:new:") == []
-    assert here.notes.stores == ["ok"]
-
-
 async def test_what_is_larger_than_the_limit_is_left_to_others(valkey: RedisServer) -> None:
     limit_bytes = 1_000_000
     async with site(valkey.url, limit_bytes=lambda: limit_bytes) as at:
@@ -697,7 +573,7 @@ async def test_headers_of_any_length_but_too_long_ones(here: Site) -> None:
     row = unsigned().imports[0]
     long = [
         SEALER.seal(dataclasses.replace(unsigned(count, 2000), imports=(row,) * count))
-        for count in (1, 300, 1000, 40_000)
+        for count in (1, 1000, 40_000)
     ]
     for one in long:
         await here.store.put(one)
@@ -756,229 +632,17 @@ async def test_eviction_reads_prefix_and_engine_as_text(valkey: RedisServer) -> 
         await at.run("UNLINK", *others)
 
 
-async def test_evicting_a_module_costs_nothing_for_others(here: Site) -> None:
-    for tag in range(300):
+async def test_evicting_a_module_scans_nothing(here: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    for tag in range(20):
         await here.store.put(artifact(tag))
     here.link.asked.clear()
-    pages = 0
-    scan = here.link.scan
-
-    def counted(pattern: bytes) -> AsyncIterator[list[bytes]]:
-        nonlocal pages
-        pages += 1
-        return scan(pattern)
-
-    here.link.scan = counted  # type: ignore[method-assign]
+    monkeypatch.setattr(here.link, "scan", None)
     assert (await here.store.evict(EvictScope(module_sha256=module(7).sha256))).artifacts == 1
-    assert pages == 0
     assert len(here.link.asked) < 10
 
 
-async def test_an_eviction_of_thousands(here: Site) -> None:
-    value = bytes_of(artifact(1))
-    for tag in range(2500):
-        await here.run("SET", here.name(unsigned(tag)), value)
-    gone = await here.store.evict(EvictScope(engine_id="wasmtime-1.0"))
-    assert gone == Evicted(2500, 0, 2500 * len(value))
-
-
-async def test_a_module_under_the_wrong_kind_is_rejected(here: Site) -> None:
-    wasm = module(1)
-    lie = dataclasses.replace(wasm, kind=Kind.COMPONENT)
-    await here.run("SET", here.name(wasm), bytes_of(lie))
-    assert await get_module(here, wasm.sha256) is None
-    assert here.notes.rejected == ["format"]
-
-
-async def test_a_signed_head_over_other_code_is_rejected(here: Site) -> None:
-    """Whoever holds a key could say so, but frames have digests and modules are hashed."""
-    wasm = module(1)
-    lie = dataclasses.replace(wasm, wasm=module(2).wasm)
-    await here.run("SET", here.name(wasm), bytes_of(lie))
-    assert await get_module(here, wasm.sha256) is None
-    one = artifact(1, 1000)
-    code = hashlib.shake_128(b"other").digest(1000)
-    evil = dataclasses.replace(one, frames=to_frames(code), sha256=hashlib.sha256(code).hexdigest())
-    await here.run("SET", here.name(one), bytes_of(evil))
-    assert await get(here, one.key) is None
-    assert here.notes.rejected == ["wrong_key", "mismatch"]
-
-
-async def test_caches_of_two_daemons_share_what_they_put(here: Site, valkey: RedisServer) -> None:
-    one, large, wasm = artifact(1), SEALER.seal(shrinking(2, 3_000_000)), module(1)
-    async with site(valkey.url, prefix=here.store.prefix) as there:
-        ours, theirs = cache_over(here), cache_over(there)
-        for what in (one, large):
-            ours.put(what)
-        ours.put(wasm)
-        await ours.flush(10)
-        for what in (one, large):
-            found = await theirs.get(what.key, theirs.wait_budget(), PACKED)
-            assert found
-            assert found[1] is Origin.REDIS
-            assert same(decoded(found[0]), what)
-            raw = await theirs.get(what.key, theirs.wait_budget())
-            assert raw
-            assert raw[1] is Origin.MEMORY
-            assert same(await arrived(raw[0]), what)
-        assert await theirs.get_module(wasm.sha256, theirs.wait_budget()) == wasm
-        gone, unreachable = await theirs.evict(EvictScope(module_sha256=wasm.sha256), "")
-        assert (gone.artifacts, gone.modules, unreachable) == (2, 2, [])
-        left = await theirs.held([one.key, large.key], theirs.wait_budget())
-        assert left.keys() == {large.key}
-        for cache in (ours, theirs):
-            await cache.close()
-
-
-def cache_over(at: Site) -> Cache:
-    memory = MemoryTier(100_000_000)
-    return Cache(
-        memory, None, at.store, at.notes, call_wait_s=10.0, write_queue_bytes=lambda: 10_000_000
-    )
-
-
-# A server that fails
-
-
-async def test_a_server_that_is_gone_is_an_error_and_then_left_alone(tmp_path: Path) -> None:
-    one = artifact(1)
-    with redis_server(binary_of("valkey"), tmp_path) as running:
-        async with site(running.url) as at:
-            await at.store.start()
-            assert at.link.up
-            running.process.kill()
-            running.process.wait()
-            with pytest.raises(TierUnavailable, match="cannot reach Redis"):
-                await get(at, one.key)
-            assert at.notes.lookups == [("artifact", "error")]
-            assert at.link.is_down
-            with pytest.raises(TierUnavailable):
-                await at.store.put(one)
-            assert at.notes.stores == ["error"]
-            assert at.store.write_refusal == ""  # It is down, which says all.
-            with redis_server(binary_of("valkey"), tmp_path):
-                await at.link.ready()
-                await at.store.put(one)
-                assert same(await get(at, one.key), one)
-
-
-async def test_a_hung_server_costs_one_time_out_and_no_more(tmp_path: Path) -> None:
-    one = artifact(1, 3_000_000)
-    with redis_server(binary_of("valkey"), tmp_path) as running:
-        async with site(running.url, timeout_s=0.5) as at:
-            await at.store.put(one)
-            running.process.send_signal(signal.SIGSTOP)
-            # More callers than there are connections.
-            asked = await asyncio.gather(
-                *(get(at, one.key) for _ in range(50)), return_exceptions=True
-            )
-            assert all(isinstance(answer, TierUnavailable) for answer in asked)
-            assert at.link.is_down
-            with pytest.raises(TierUnavailable):
-                # Would time out first, were it to reach the network.
-                await asyncio.wait_for(get(at, one.key), 0.2)
-            running.process.send_signal(signal.SIGCONT)
-            await at.link.ready()
-            assert same(await get(at, one.key), one)
-
-
-@pytest.mark.parametrize("command", ["SET", "APPEND", "RENAMENX", "SADD", "EXPIRE"])
-async def test_a_write_may_take_longer_than_a_read(tmp_path: Path, command: str) -> None:
-    one = artifact(1, 1_500_000)
-    with redis_server(binary_of("valkey"), tmp_path) as running:
-        async with site(running.url, timeout_s=0.3) as at:
-            stopped = asyncio.Event()
-
-            async def stop() -> None:
-                running.process.send_signal(signal.SIGSTOP)
-                stopped.set()
-
-            at.link.once_before(command, stop)
-            writing = asyncio.create_task(at.store.put(one))
-            await stopped.wait()
-            await asyncio.sleep(1.2)
-            running.process.send_signal(signal.SIGCONT)
-            await writing
-            assert at.link.up
-            assert same(await get(at, one.key), one)
-
-
-async def test_a_write_that_is_cut_off_spoils_no_connection(tmp_path: Path) -> None:
-    one = artifact(1, 8_000_000)
-    with redis_server(binary_of("valkey"), tmp_path) as running:
-        async with site(running.url) as at:
-
-            async def stop() -> None:
-                running.process.send_signal(signal.SIGSTOP)
-
-            at.link.once_before("APPEND", stop)
-            writing = asyncio.create_task(at.store.put(one))
-            await asyncio.sleep(0.3)
-            writing.cancel()
-            await asyncio.gather(writing, return_exceptions=True)
-            running.process.send_signal(signal.SIGCONT)
-            assert await get(at, one.key) is None
-            await at.store.put(one)
-            assert same(await get(at, one.key), one)
-
-
-async def test_a_full_server_is_no_outage_and_goes_on_being_read(tmp_path: Path) -> None:
-    limits = ["--maxmemory", "32mb", "--maxmemory-policy", "noeviction"]
-    small, large = artifact(1), module(2)
-    with redis_server(binary_of("valkey"), tmp_path, limits) as running:
-        async with site(running.url) as at:
-            with capture_logs() as logs:
-                await at.store.put(small)
-                for tag in range(20):
-                    with contextlib.suppress(TierUnavailable):
-                        await at.store.put(artifact(tag, 4_000_000, f"e{tag}", of=large))
-                assert "maxmemory" in at.store.write_refusal
-                assert at.link.up
-                assert same(await get(at, small.key), small)
-                await at.store.evict(EvictScope(module_sha256=large.sha256))
-                await at.store.put(artifact(3))
-            assert at.store.write_refusal == ""
-            assert [log["event"] for log in logs] == [
-                "tier takes no writes",
-                "tier takes writes again",
-            ]
-
-
-@pytest.mark.parametrize("why", ["maxmemory", "read-only"])
-async def test_a_server_that_takes_writes_again_is_told_though_nothing_is_stored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
-) -> None:
-    monkeypatch.setattr("wasmkilnd.cache.redis_store._LOOK_EVERY_S", 0.05)
-    with redis_server(binary_of("valkey"), tmp_path) as running:
-        async with site(running.url) as at:
-            await at.store.start()
-            off, on = {
-                "maxmemory": (["CONFIG", "SET", why, "1kb"], ["CONFIG", "SET", why, "64mb"]),
-                "read-only": (["REPLICAOF", "127.0.0.1", "1"], ["REPLICAOF", "NO", "ONE"]),
-            }[why]
-            await at.run(*off)
-            with pytest.raises(TierUnavailable, match=why):
-                await at.store.put(artifact(1))
-            await asyncio.sleep(0.3)
-            assert why in at.store.write_refusal  # It is asked again and again.
-            await at.run(*on)
-            async with asyncio.timeout(TIMEOUT_S):
-                while True:
-                    await asyncio.sleep(0.05)
-                    if not at.store.write_refusal and not await at.names():
-                        break
-
-
-async def test_usage_is_what_the_server_says(here: Site) -> None:
-    await here.store.put(artifact(1))
-    assert here.store.usage().entries == 0
-    await here.store.start()
-    assert here.store.usage().entries > 0
-    assert here.store.usage().bytes > 0
-
-
 async def test_a_burst_of_readers_waits_its_turn(here: Site) -> None:
-    many = [artifact(tag, 200_000) for tag in range(60)]
+    many = [artifact(tag, 200_000) for tag in range(30)]
     for one in many:
         await here.store.put(one)
     under_way = most = 0
@@ -1003,3 +667,45 @@ async def test_a_burst_of_readers_waits_its_turn(here: Site) -> None:
     assert most <= 8
     # Those that waited are granted the wait, which is this daemon's.
     assert max(each.seconds for each in allowances) > min(each.seconds for each in allowances)
+
+
+# A server that fails
+
+
+async def test_a_server_that_is_gone_is_an_error(tmp_path: Path) -> None:
+    one = artifact(1)
+    with redis_server(binary_of("valkey"), tmp_path) as running:
+        async with site(running.url) as at:
+            assert at.store.usage().entries == 0
+            await at.store.put(one)
+            await at.store.start()
+            assert at.store.usage().entries > 0
+            assert at.store.usage().bytes > 0
+            running.process.kill()
+            running.process.wait()
+            at.notes.stores.clear()
+            with pytest.raises(TierUnavailable, match="cannot reach Redis"):
+                await get(at, one.key)
+            with pytest.raises(TierUnavailable):
+                await at.store.put(one)
+            assert (at.notes.lookups, at.notes.stores) == ([("artifact", "error")], ["error"])
+            assert at.store.write_refusal == ""  # It is down, which says all.
+
+
+async def test_a_write_that_is_cut_off_spoils_no_connection(tmp_path: Path) -> None:
+    one = artifact(1, 8_000_000)
+    with redis_server(binary_of("valkey"), tmp_path) as running:
+        async with site(running.url) as at:
+
+            async def stop() -> None:
+                running.process.send_signal(signal.SIGSTOP)
+
+            at.link.once_before("APPEND", stop)
+            writing = asyncio.create_task(at.store.put(one))
+            await asyncio.sleep(0.3)
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
+            running.process.send_signal(signal.SIGCONT)
+            assert await get(at, one.key) is None
+            await at.store.put(one)
+            assert same(await get(at, one.key), one)

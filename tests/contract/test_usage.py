@@ -17,12 +17,11 @@ import pytest
 import redis
 from structlog.testing import capture_logs
 from wasmkilnd.errors import TierUnavailable
-from wasmkilnd.model import STAMP_BYTES
 from wasmkilnd.signing.sealer import Sealer
-from wasmkilnd.usage import HALF_LIFE_S, MAX_USES, PLACES, Tally, Usage, UsedSpec, Uses
+from wasmkilnd.usage import HALF_LIFE_S, MAX_USES, PLACES, Usage, UsedSpec, Uses
 from wasmkilnd.whole_files import SharedFile
 
-from tests.contract.link import open_store
+from tests.contract.redis_stores import open_link, open_store
 from tests.contract.sealing import THEIRS, sealer
 from tests.contract.values import artifact
 from tests.servers.redis_server import TIMEOUT_S, RedisServer
@@ -77,7 +76,7 @@ async def daemon(
     stores = []
 
     def begin(by: Sealer = SEALER, *, url: str = valkey.url, prefix: str = "wasm:") -> Usage:
-        stores.append(open_store(url, prefix))
+        stores.append(open_store(open_link(url), prefix))
         return Usage(file_in(tmp_path), by, stores[-1])
 
     yield begin
@@ -118,30 +117,6 @@ async def test_each_adds_to_the_sums_of_the_fleet(daemon: Daemon, server: redis.
     assert rounded(await first.of_fleet()) == {"1": 5.0, "2": 5.0}
 
 
-async def test_what_was_saved_is_laid_out_as_before(daemon: Daemon, server: redis.Redis) -> None:
-    ours, made = daemon(), artifact()
-    ours.tally.count(made)
-    await ours.save()
-    [name] = server.scan_iter("wasm:uses:*")
-    value = server.get(name)
-    assert isinstance(value, bytes)
-    stamp, text = value[:STAMP_BYTES], value[STAMP_BYTES:]
-    assert SEALER.check_stamp(b"wasmkiln uses\0" + NAMES + b"\0" + text, stamp) is None
-    said = json.loads(text[16:])
-    assert int(text[:16], 16)
-    assert text[16:] == json.dumps(said, separators=(",", ":")).encode()
-    spec = made.spec
-    assert list(said.items()) == [
-        ("version", 1),
-        ("at", said["at"]),
-        ("left", False),
-        ("specs", [[spec.engine.id, spec.target, spec.cpu, dict(spec.changed_settings)]]),
-        ("uses", [[made.module_sha256, 0, 1.0]]),
-    ]
-    assert time.time() - 60 < said["at"] <= time.time()
-    assert 13 * 24 * 3600 < int(str(server.ttl(name))) <= 14 * 24 * 3600
-
-
 async def test_what_others_saved_stays_and_fades(daemon: Daemon, server: redis.Redis) -> None:
     for place in range(PLACES):
         server.set(f"wasm:uses:{place}", record(document(LONG_AGO_S, m2=4.0)))
@@ -151,49 +126,6 @@ async def test_what_others_saved_stays_and_fades(daemon: Daemon, server: redis.R
     await ours.save()
     assert taken(server) == PLACES
     assert rounded(await daemon().of_fleet()) == {"1": 1.0, "2": round(PLACES * 3.668, 1)}
-
-
-async def test_a_record_that_was_copied_from_another_namespace_says_nothing(
-    daemon: Daemon, server: redis.Redis
-) -> None:
-    theirs = daemon(prefix="wasm:ns:other:")
-    count(theirs, m1=1)
-    await theirs.save()
-    [name] = server.scan_iter("wasm:ns:other:uses:*")
-    server.set("wasm:uses:5", server.get(name) or b"")
-    assert rounded(await daemon().of_fleet()) == {}
-    assert rounded(await daemon(prefix="wasm:ns:other:").of_fleet()) == {"1": 1.0}
-
-
-async def test_one_whose_record_is_lost_writes_it_again(
-    daemon: Daemon, server: redis.Redis
-) -> None:
-    first, second = daemon(), daemon()
-    count(first, m1=1)
-    await first.save()
-    server.flushall()
-    count(first, m1=1)
-    await first.save()
-    count(second, m2=1)
-    await second.save()
-    assert rounded(await daemon().of_fleet()) == {"1": 2.0, "2": 1.0}
-
-
-async def test_strangers_records_and_other_types_do_not_count(
-    daemon: Daemon, server: redis.Redis
-) -> None:
-    server.set("wasm:uses:6", record(document(m1=1e6), sealer(THEIRS)))
-    server.lpush("wasm:uses:7", "x")
-    server.set("wasm:uses:8", b"x" * 3_000_000)
-    server.set("wasm:uses:9", b"x")
-    spoilt = record(document(m1=1.0))
-    for place, value in enumerate((spoilt[:-1], spoilt + b" ", spoilt[:120], spoilt[:96]), 10):
-        server.set(f"wasm:uses:{place}", value)
-    ours = daemon()
-    assert rounded(await ours.of_fleet()) == {}
-    count(ours, m2=1)
-    await ours.save()
-    assert rounded(await daemon().of_fleet()) == {"2": 1.0}
 
 
 async def test_a_server_that_is_away_costs_nothing_that_was_counted(
@@ -275,68 +207,53 @@ async def test_of_too_many_those_used_least_are_forgotten(tmp_path: Path) -> Non
     assert len(whole.most(MAX_USES, SPEC.engine_id)) == MAX_USES - 1
 
 
-async def test_the_largest_record_is_read_as_it_was_written(
+async def test_records_that_nobody_of_this_fleet_wrote_for_it_do_not_count(
     daemon: Daemon, server: redis.Redis
 ) -> None:
+    theirs = daemon(prefix="wasm:ns:other:")
+    count(theirs, m1=1)
+    await theirs.save()
+    [name] = server.scan_iter("wasm:ns:other:uses:*")
+    spoilt = record(document(m1=1.0))
+    values = [server.get(name) or b"", record(document(m1=1e6), sealer(THEIRS)), b"x" * 3_000_000]
+    values += [b"x", spoilt[:-1], spoilt + b" ", spoilt[:120], spoilt[:96]]
+    for place, value in enumerate(values):
+        server.set(f"wasm:uses:{place}", value)
+    server.lpush(f"wasm:uses:{len(values)}", "x")
     ours = daemon()
-    for number in range(MAX_USES):
-        ours.tally.count(replace(artifact(), module_sha256=digest(number)))
-    await ours.save()
-    assert len((await daemon().of_fleet()).counts) == MAX_USES
-
-
-def test_a_tally_counts_by_artifact_and_begins_anew() -> None:
-    tally, made = Tally(), artifact()
-    for _ in range(3):
-        tally.count(made)
-    assert tally.take() == {(made.module_sha256, UsedSpec.of(made.spec)): 3.0}
-    assert tally.take() == {}
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"version": 2},
-        {"at": -1},
-        {"at": "now"},
-        {"uses": [[digest(1), 7, 1.0]]},
-        {"uses": [[digest(1), -1, 1.0]]},
-        {"uses": [[digest(1), 0, -1.0]]},
-        {"uses": [[digest(1), 0, float("nan")]]},
-        {"uses": [[digest(1), 0, None]]},
-        {"uses": [[7, 0, 1.0]]},
-        {"specs": [["e", "t", 7, {}]]},
-        {"specs": [["e", "t", "c", []]]},
-        {"specs": [["e"]]},
-        {"specs": None},
-    ],
-    ids=lambda change: next(iter(change)),
-)
-async def test_other_texts_are_no_uses(
-    change: dict[str, Any], daemon: Daemon, server: redis.Redis
-) -> None:
-    server.set("wasm:uses:0", record(document(m1=1.0)))
-    assert rounded(await daemon().of_fleet()) == {"1": 1.0}
-    server.set("wasm:uses:0", record(document(m1=1.0) | change))
-    assert rounded(await daemon().of_fleet()) == {}
-
-
-async def test_a_clock_that_is_ahead_makes_no_other_count_old(
-    daemon: Daemon, server: redis.Redis
-) -> None:
-    server.set("wasm:uses:0", record(document(-1e6, m1=3.0)))
-    ours = daemon()
-    count(ours, m2=2)
-    assert rounded(await ours.of_fleet()) == {"1": 3.0, "2": 2.0}
-
-
-@pytest.mark.parametrize("text", [b"", b"[]", b"{}", b"\xff", b"[" * 100_000, b"null", b"NaN"])
-async def test_other_bytes_are_no_uses(text: bytes, tmp_path: Path) -> None:
-    file = tmp_path / "uses" / "default.json"
-    file.parent.mkdir()
-    file.write_bytes(text)
-    ours = on_disk(tmp_path)
     assert rounded(await ours.of_fleet()) == {}
-    count(ours, m3=1)
+    count(ours, m2=1)
     await ours.save()
+    assert rounded(await daemon().of_fleet()) == {"2": 1.0}
+    assert rounded(await daemon(prefix="wasm:ns:other:").of_fleet()) == {"1": 1.0}
+    # One whose record is lost writes it again.
+    server.flushall()
+    count(ours, m2=1)
+    await ours.save()
+    # A clock that is ahead makes no other count old.
+    server.set("wasm:uses:0", record(document(-1e6, m1=3.0)))
+    assert rounded(await daemon().of_fleet()) == {"1": 3.0, "2": 2.0}
+
+
+async def test_other_texts_are_no_uses(daemon: Daemon, server: redis.Redis, tmp_path: Path) -> None:
+    ours, file = daemon(), tmp_path / "uses" / "default.json"
+    server.set("wasm:uses:0", record(document(m1=1.0)))
+    assert rounded(await ours.of_fleet()) == {"1": 1.0}
+    changes: list[dict[str, Any]] = [
+        *({"version": 2}, {"at": -1}, {"at": "now"}, {"specs": None}, {"specs": [["e"]]}),
+        *({"specs": [["e", "t", 7, {}]]}, {"specs": [["e", "t", "c", []]]}),
+        *({"uses": [[digest(1), place, 1.0]]} for place in (7, -1)),
+        *({"uses": [[digest(1), 0, uses]]} for uses in (-1.0, float("nan"), None)),
+        {"uses": [[7, 0, 1.0]]},
+    ]
+    for change in changes:
+        server.set("wasm:uses:0", record(document(m1=1.0) | change))
+        assert rounded(await ours.of_fleet()) == {}, change
+    file.parent.mkdir()
+    for text in (b"", b"[]", b"{}", b"\xff", b"[" * 100_000, b"null", b"NaN"):
+        file.write_bytes(text)
+        assert rounded(await on_disk(tmp_path).of_fleet()) == {}, text
+    mended = on_disk(tmp_path)
+    count(mended, m3=1)
+    await mended.save()
     assert rounded(await on_disk(tmp_path).of_fleet()) == {"3": 1.0}

@@ -31,7 +31,6 @@ class _Gated:
         self.gate.set()
         self.asked = asyncio.Event()
         self.down = False
-        self.defect: Exception | None = None
         self.moving_s = 0.0
         """How long it says that moving an artifact may take."""
         self.gets = 0
@@ -65,8 +64,6 @@ class _Gated:
         self.gets += 1
         self.asked.set()
         await self.gate.wait()
-        if self.defect:
-            raise self.defect
         if self.down:
             raise TierUnavailable("down")
 

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -169,13 +168,6 @@ def _rest(folder: Path) -> Iterator[Deployment]:
         )
 
 
-@contextmanager
-def _failed_over(kind: Kind, folder: Path) -> Iterator[Deployment]:
-    with kind(folder) as running:
-        running.fail_over()
-        yield running
-
-
 KINDS_OF_REDIS: dict[str, Kind] = {
     "unix": _valkey,
     "redis": _debian,
@@ -185,10 +177,3 @@ KINDS_OF_REDIS: dict[str, Kind] = {
     "sentinel": _sentinel,
     "cluster": _cluster,
 }
-EVERY_STATE_OF_REDIS: dict[str, Kind] = {
-    **KINDS_OF_REDIS,
-    "sentinel-after-a-failover": partial(_failed_over, _sentinel),
-    "cluster-after-a-failover": partial(_failed_over, _cluster),
-}
-"""The kinds again, and those that had a failover, which takes seconds: for the link, which finds
-the primaries. Whatever is built on the link has nothing to do with where they are."""

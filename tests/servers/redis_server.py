@@ -93,7 +93,7 @@ def answers(client: redis.Redis) -> bool:
     return True
 
 
-def wait_until(happens: Callable[[], bool], or_else: str) -> None:
+def wait_until(happens: Callable[[], object], or_else: str) -> None:
     """Return when it does. Raises AssertionError if it does not."""
     deadline = time.monotonic() + TIMEOUT_S
     while not happens():

@@ -29,11 +29,11 @@ class Sentinels:
     sentinels: Sequence[RedisServer]
     sentinel_ports: Sequence[int]
 
-    def url_with(self, password: str = _SENTINEL_PASSWORD, service: str = "main") -> str:
+    def url_with(self, password: str = _SENTINEL_PASSWORD) -> str:
         """Return a URL with the password of somebody who may ask for the primary, and no more."""
         hosts = ",".join(f"127.0.0.1:{port}" for port in self.sentinel_ports)
         options = f"sentinel_user={_SENTINEL_USER}&sentinel_password={quote(password)}"
-        return f"redis+sentinel://:{quote(_PASSWORD)}@{hosts}/{service}?{options}"
+        return f"redis+sentinel://:{quote(_PASSWORD)}@{hosts}/main?{options}"
 
     @property
     def url(self) -> str:

@@ -82,35 +82,6 @@ async def test_other_daemons_learn_of_a_refusal_before_it_is_explained(rig: Rig)
     assert claim.said[-1] == "explained"
 
 
-async def test_a_job_gives_its_worker_back_while_another_daemon_compiles(rig: Rig) -> None:
-    claim = Claim(takes=[False, True], stored=[False])
-    contest(rig, claim)
-
-    async def wait_for_others() -> bool:
-        assert rig.engines.workers == 0
-        return False
-
-    claim.wait_for_others = wait_for_others  # type: ignore[method-assign]
-    assert (await rig.compiler.compile(Request(wasm=CORE))).origin is Origin.COMPILED
-    assert rig.engines.compiles == 1
-
-
-@pytest.mark.parametrize("accept_fast", [False, True])
-async def test_a_claim_names_its_engine(rig: Rig, accept_fast: bool) -> None:
-    named: list[str] = []
-
-    @asynccontextmanager
-    async def claimed(
-        key: CacheKey, budget: WaitBudget, *, alone: bool = False
-    ) -> AsyncIterator[Claim]:
-        named.append(key.engine_id)
-        yield Claim()
-
-    rig.fleet.claim = claimed  # type: ignore[method-assign,assignment]
-    served = await rig.compiler.compile(Request(wasm=CORE, accept_fast=accept_fast))
-    assert named[0] == served.artifact.key.engine_id == served.artifact.spec.engine.id
-
-
 async def test_an_unusable_artifact_of_another_daemon_is_compiled_here(rig: Rig) -> None:
     claim = Claim(takes=[False, True], stored=[True])
     contest(rig, claim)

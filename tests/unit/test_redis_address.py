@@ -5,17 +5,19 @@ from __future__ import annotations
 import pytest
 from wasmkilnd.redis_address import BadRedisUrl, RedisAddress, RedisKind
 
+MAIN, HUNTER = "redis+sentinel://a/main", ("u", "hunter@2")
+ASKED = RedisKind.SENTINEL, (("a", 26379),)
+TLS, OPTIONS = (
+    "ssl_ca_certs=/ca.pem&ssl_cert_reqs=none",
+    {"ssl_ca_certs": "/ca.pem", "ssl_cert_reqs": "none"},
+)
+
 
 @pytest.mark.parametrize(
     ("url", "kind", "hosts", "rest"),
     [
         ("redis://h", RedisKind.SERVER, (("h", 6379),), {}),
-        (
-            "redis://u:p%2Fw@h:7000/3",
-            RedisKind.SERVER,
-            (("h", 7000),),
-            {"db": 3, "password": "p/w"},
-        ),
+        ("redis://:p%2Fw@h:1/3", RedisKind.SERVER, (("h", 1),), {"db": 3, "password": "p/w"}),
         ("redis://[::1]:1", RedisKind.SERVER, (("::1", 1),), {}),
         ("redis://u:p@ss@h", RedisKind.SERVER, (("h", 6379),), {"user": "u", "password": "p@ss"}),
         ("unix://:pw@/run/r.sock?db=2", RedisKind.SOCKET, (), {"path": "/run/r.sock", "db": 2}),
@@ -28,6 +30,9 @@ from wasmkilnd.redis_address import BadRedisUrl, RedisAddress, RedisKind
         ("rediss+cluster://a:1,b", RedisKind.CLUSTER, (("a", 1), ("b", 6379)), {"tls": True}),
         ("https://:tok@x.example/base/", RedisKind.REST, (("x.example", 443),), {"path": "/base"}),
         ("http://:tok@127.0.0.1:8080", RedisKind.REST, (("127.0.0.1", 8080),), {"password": "tok"}),
+        (f"{MAIN}?sentinel_user=u&sentinel_password=hunter%402", *ASKED, {"sentinel": HUNTER}),
+        (f"{MAIN}?sentinel_password=ab+c/d==", *ASKED, {"sentinel": ("", "ab+c/d==")}),
+        (f"rediss://h?{TLS}", RedisKind.SERVER, (("h", 6379),), {"tls_options": OPTIONS}),
         ("http://localhost", RedisKind.REST, (("localhost", 80),), {"tls": False}),
     ],
 )
@@ -37,20 +42,7 @@ def test_what_a_url_says(
     address = RedisAddress.parse(url)
     assert (address.kind, address.hosts) == (kind, hosts)
     assert {name: getattr(address, name) for name in rest} == rest
-
-
-def test_the_sentinels_may_have_a_user_and_a_password_of_their_own() -> None:
-    url = "redis+sentinel://:p@a/main?sentinel_user=u&sentinel_password=hunter%402"
-    address = RedisAddress.parse(url)
-    assert (address.password, address.sentinel) == ("p", ("u", "hunter@2"))
     assert "hunter" not in f"{address}{address!r}"
-    url = "redis+sentinel://a/main?sentinel_password=ab+c/d=="
-    assert RedisAddress.parse(url).sentinel == ("", "ab+c/d==")
-
-
-def test_options_of_tls_are_taken_where_there_is_tls() -> None:
-    address = RedisAddress.parse("rediss://h?ssl_ca_certs=/ca.pem&ssl_cert_reqs=none")
-    assert address.tls_options == {"ssl_ca_certs": "/ca.pem", "ssl_cert_reqs": "none"}
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.value import ZSTD, ValueRejected, unpacked_frames
 from wasmkilnd.flights import Allowance, WaitBudget
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Kind, Origin, frame
-from wasmkilnd.signing.sealer import Sealer
 
 from tests.contract.sealing import OURS, THEIRS, sealer
 from tests.contract.values import arrived, artifact, module, same, shrinking
@@ -94,27 +93,15 @@ async def test_the_nearest_tier_is_asked_first_and_memory_keeps_what_is_found(
     assert tiers.near.artifacts_of(one.module_sha256) == [one]
 
 
-async def test_modules_are_in_memory_and_in_redis(tiers: Tiers) -> None:
-    one = module(1)
-    assert await tiers.cache.get_module(one.sha256, WaitBudget()) is None
-    tiers.far.kept.put(one)
-    for _ in range(2):
-        assert await tiers.cache.get_module(one.sha256, WaitBudget()) is one
-    assert tiers.far.gets == 2
-    assert tiers.near.get(one.sha256) is one
-    tiers.cache.put(module(2))
-    await tiers.cache.flush(5)
-    assert tiers.far.kept.get(module(2).sha256) == module(2)
-    assert tiers.host.gets == 0
-
-
 async def test_a_put_is_in_memory_at_once_and_in_the_others_later(tiers: Tiers) -> None:
+    one, wasm = artifact(1), module(1)
+    assert await tiers.cache.get_module(wasm.sha256, WaitBudget()) is None
     tiers.far.gate.clear()
     tiers.host.gate.clear()
-    one = artifact(1)
     tiers.cache.put(one)
+    tiers.cache.put(wasm)
     assert tiers.near.get(one.key) is one
-    assert tiers.cache.remote_status("redis").pending_writes == 1
+    assert tiers.cache.remote_status("redis").pending_writes == 2
     waiting = asyncio.create_task(tiers.cache.redis_writes.settled(one.key))
     await asyncio.sleep(0.01)
     assert not waiting.done()
@@ -123,40 +110,33 @@ async def test_a_put_is_in_memory_at_once_and_in_the_others_later(tiers: Tiers) 
     await tiers.cache.flush(5)
     await asyncio.wait_for(waiting, 5)
     assert tiers.far.kept.get(one.key) is tiers.host.kept.get(one.key) is one
-
-
-async def test_redis_hits_fill_the_host_store(tiers: Tiers) -> None:
-    one = artifact(1)
-    tiers.far.kept.put(one)
+    assert tiers.far.kept.get(wasm.sha256) is wasm
+    assert tiers.host.gets == 1  # It has no modules.
+    # What Redis has fills the host store, and is not written there again.
+    await tiers.near.evict(EvictScope())
+    await tiers.host.kept.evict(EvictScope())
+    asked = tiers.far.gets
     assert await tiers.get(one.key) == (one, Origin.REDIS)
+    for _ in range(2):
+        assert await tiers.cache.get_module(wasm.sha256, WaitBudget()) is wasm
     await tiers.cache.flush(5)
     assert tiers.host.kept.get(one.key) is one
-    assert tiers.far.gets == 1  # What came from there is not written there.
+    assert tiers.far.gets == asked + 2
 
 
-async def test_a_hundred_callers_look_once(tiers: Tiers) -> None:
+@pytest.mark.parametrize("leave", [1, 20], ids=["its first caller leaves", "all leave"])
+async def test_many_callers_look_once_and_the_look_up_goes_on(tiers: Tiers, leave: int) -> None:
     one = artifact()
     tiers.far.kept.put(one)
     tiers.far.gate.clear()
-    callers = [asyncio.create_task(tiers.get(one.key)) for _ in range(100)]
+    callers = [asyncio.create_task(tiers.get(one.key)) for _ in range(20)]
     await begun(tiers.far)
-    callers[0].cancel()  # Whose look-up it is makes no difference.
-    await asyncio.sleep(0)
+    for each in callers[:leave]:
+        each.cancel()
+    await asyncio.gather(*callers[:leave], return_exceptions=True)
     tiers.far.gate.set()
-    assert await asyncio.gather(*callers[1:]) == [(one, Origin.REDIS)] * 99
-    assert tiers.far.gets == 1
-
-
-async def test_a_look_up_goes_on_without_its_last_caller(tiers: Tiers) -> None:
-    one = artifact()
-    tiers.far.kept.put(one)
-    tiers.far.gate.clear()
-    caller = asyncio.create_task(tiers.get(one.key))
-    await begun(tiers.far)
-    caller.cancel()
-    await asyncio.gather(caller, return_exceptions=True)
-    tiers.far.gate.set()
-    assert await tiers.get(one.key) == (one, Origin.REDIS)
+    assert await asyncio.gather(*callers[leave:]) == [(one, Origin.REDIS)] * (20 - leave)
+    assert (await tiers.get(one.key) or [None])[0] is one
     assert tiers.far.gets == 1
 
 
@@ -214,35 +194,33 @@ async def test_evicting_one_tier_leaves_the_others(tiers: Tiers) -> None:
     assert await tiers.get(one.key) is None
 
 
-async def test_a_look_up_under_way_does_not_undo_an_eviction(tiers: Tiers) -> None:
-    one, wasm = artifact(1), module(2)
-    tiers.far.kept.put(one)
-    tiers.far.kept.put(wasm)
+@pytest.mark.parametrize("what", ["evict", "recheck"])
+async def test_a_look_up_under_way_undoes_no_eviction_and_no_change_of_keys(
+    tiers: Tiers, what: str
+) -> None:
+    one, wasm, file = artifact(1), module(2), artifact(3)
+    for each in (one, wasm, file):
+        tiers.far.kept.put(each)
     tiers.far.gate.clear()
-    looks = [
-        asyncio.create_task(tiers.get(one.key)),
+    look = asyncio.create_task(tiers.get(one.key))
+    others = [
         asyncio.create_task(tiers.cache.get_module(wasm.sha256, WaitBudget())),
+        asyncio.create_task(tiers.cache.host_file(file.key, WaitBudget())),
     ]
     await asyncio.sleep(0.05)
-    assert tiers.far.gets == 2
-    await tiers.cache.evict(EvictScope(), "memory")
+    assert tiers.far.gets == 3
+    tiers.far.kept.drop([one])
+    if what == "evict":
+        await tiers.cache.evict(EvictScope(), "host_store")
+        await tiers.cache.evict(EvictScope(), "memory")
+    else:
+        await tiers.cache.recheck(sealer(OURS))
+    after = asyncio.create_task(tiers.get(one.key))  # Nobody joins a look-up from before.
+    await asyncio.sleep(0.01)
     tiers.far.gate.set()
-    await asyncio.gather(*looks)
-    assert tiers.near.usage().entries == 0
-    await tiers.cache.flush(5)
-    assert tiers.host.usage().entries == 0
-
-
-async def test_a_file_that_is_asked_for_does_not_undo_an_eviction(tiers: Tiers) -> None:
-    one = artifact(1)
-    tiers.far.kept.put(one)
-    tiers.far.gate.clear()
-    asking = asyncio.create_task(tiers.cache.host_file(one.key, WaitBudget()))
-    await begun(tiers.far)
-    await tiers.cache.evict(EvictScope(), "host_store")
-    await tiers.cache.evict(EvictScope(), "memory")
-    tiers.far.gate.set()
-    assert await asking is None
+    assert await look == (one, Origin.REDIS)
+    assert await asyncio.gather(*others) == [wasm, None]
+    assert await after is None
     await tiers.cache.flush(5)
     assert tiers.host.usage().entries == tiers.near.usage().entries == 0
 
@@ -265,21 +243,6 @@ async def test_a_tier_whose_turn_is_later_does_not_undo_an_eviction(tiers: Tiers
         assert tier.usage().entries == 0
 
 
-async def test_nobody_joins_a_look_up_from_before_an_eviction(tiers: Tiers) -> None:
-    one = artifact(1)
-    tiers.far.kept.put(one)
-    tiers.far.gate.clear()
-    before = asyncio.create_task(tiers.get(one.key))
-    await begun(tiers.far)
-    tiers.far.kept.drop([one])
-    await tiers.cache.evict(EvictScope(), "memory")
-    after = asyncio.create_task(tiers.get(one.key))
-    await asyncio.sleep(0.01)
-    tiers.far.gate.set()
-    assert await before == (one, Origin.REDIS)
-    assert await after is None
-
-
 async def test_a_write_under_way_does_not_undo_an_eviction(tiers: Tiers) -> None:
     tiers.far.gate.clear()
     tiers.host.gate.clear()
@@ -295,16 +258,6 @@ async def test_a_write_under_way_does_not_undo_an_eviction(tiers: Tiers) -> None
     assert tiers.pending == 0
     for tier in (tiers.near, tiers.host, tiers.far):
         assert tier.usage().entries == 0
-
-
-async def test_an_eviction_drops_the_writes_that_wait(tiers: Tiers) -> None:
-    for tier, kept in (("host_store", tiers.host.kept), ("redis", tiers.far.kept)):
-        one = artifact(1)
-        tiers.cache.put(one)
-        await tiers.cache.evict(EvictScope(), tier)
-        await tiers.cache.flush(5)
-        assert not kept.peek(one.key)
-        await tiers.cache.evict(EvictScope(), "")
 
 
 async def test_a_key_that_lost_its_trust_counts_in_memory_and_in_writes_that_wait(
@@ -339,53 +292,6 @@ async def test_a_key_that_lost_its_trust_counts_in_memory_and_in_writes_that_wai
     for kept_by in (tiers.far.kept, tiers.host.kept):
         assert kept_by.peek(good.key)
         assert not kept_by.peek(bad.key)
-
-
-async def test_a_file_that_is_written_while_its_key_loses_its_trust_is_checked_again(
-    tiers: Tiers,
-) -> None:
-    bad, checking, checked = sealer(THEIRS).seal(artifact(1)), threading.Event(), threading.Event()
-
-    class Slow(Sealer):
-        def verify(self, *args: Any, **options: Any) -> Any:
-            checking.set()
-            checked.wait(10)
-            return super().verify(*args, **options)
-
-    tiers.near.put(bad)
-    rechecking = asyncio.create_task(tiers.cache.recheck(Slow(sealer(OURS).keys)))
-    assert await asyncio.to_thread(checking.wait, 10)
-    tiers.cache.put(bad)
-    await tiers.cache.flush(5)
-    assert tiers.host.kept.peek(bad.key)
-    before = tiers.host.rechecks
-    checked.set()
-    assert await rechecking == 1
-    assert tiers.host.rechecks > before
-
-
-async def test_a_look_up_from_before_the_keys_changed_is_not_kept(tiers: Tiers) -> None:
-    one = artifact(1)
-    tiers.far.kept.put(one)
-    tiers.far.gate.clear()
-    look = asyncio.create_task(tiers.get(one.key))
-    await begun(tiers.far)
-    await tiers.cache.recheck(sealer(OURS))
-    tiers.far.gate.set()
-    assert await look == (one, Origin.REDIS)
-    assert tiers.near.get(one.key) is None
-
-
-async def test_what_grew_too_old_is_dropped_from_memory(tiers: Tiers) -> None:
-    ours = sealer(OURS)
-    one = ours.seal(artifact(1))
-    tiers.near.put(one)
-    assert await tiers.cache.drop(ours.outdated) == 0
-    ours.use(ours.keys, 0.001)
-    assert await tiers.cache.drop(ours.outdated) == 0  # By its own clock it is of now.
-    ours._now = lambda: 1_800_000_000.0
-    assert await tiers.cache.drop(ours.outdated) == 1
-    assert tiers.near.get(one.key) is None
 
 
 async def test_a_write_that_waits_is_served_though_memory_had_no_room_for_it(
@@ -423,6 +329,7 @@ async def test_a_slow_tier_costs_a_call_one_time_out_in_all(tiers: Tiers) -> Non
         assert await cache.get(artifact(2).key, budget) is None
         assert await cache.get_module(one.module_sha256, budget) is None
         assert await cache.held([one.key, artifact(3).key], budget) == {}
+        assert await cache.held([one.key, artifact(3).key], budget, kinds=True) == {}
 
     await asyncio.gather(*(asyncio.create_task(call()) for _ in range(20)))
     assert asyncio.get_running_loop().time() - began < 10
@@ -432,21 +339,6 @@ async def test_a_slow_tier_costs_a_call_one_time_out_in_all(tiers: Tiers) -> Non
     assert await tiers.get(one.key) == (one, Origin.REDIS)
     assert tiers.near.get(one.key) is one
     assert tiers.far.gets == 1
-
-
-async def test_a_question_about_many_keys_costs_one_time_out(tiers: Tiers) -> None:
-    cache = tiers.made(call_wait_s=0.2)
-    keys = [artifact(tag).key for tag in range(100)]
-    tiers.far.kept.put(artifact(1))
-    tiers.far.gate.clear()
-    budget = cache.wait_budget()
-    assert await asyncio.wait_for(cache.held(keys, budget), 10) == {}
-    assert await asyncio.wait_for(cache.held(keys, budget, kinds=True), 10) == {}
-    assert tiers.far.gets == 1
-    # It goes on: so the metrics and the breaker learn how it ends.
-    tiers.far.gate.set()
-    assert await tiers.kinds(*keys) == {artifact(1).key: Kind.CORE_MODULE}
-    assert tiers.far.gets == 2  # All of them at once.
 
 
 async def test_the_time_for_moving_a_large_value_is_granted_to_all_who_wait(tiers: Tiers) -> None:
@@ -463,64 +355,26 @@ async def test_the_time_for_moving_a_large_value_is_granted_to_all_who_wait(tier
     assert await asyncio.gather(*callers) == [(one, Origin.REDIS)] * 4
 
 
-async def test_a_defect_is_told_to_each_caller(tiers: Tiers) -> None:
-    tiers.far.defect = ZeroDivisionError()
-    answers = await asyncio.gather(
-        *(tiers.get(artifact(1).key) for _ in range(3)), return_exceptions=True
-    )
-    assert [type(each) for each in answers] == [ZeroDivisionError] * 3
-
-
-async def test_uses_are_told_whichever_tier_had_it(tiers: Tiers) -> None:
+async def test_uses_and_looks_into_memory_are_told(tiers: Tiers) -> None:
     one, wasm = artifact(1), module(1)
     await tiers.get(one.key)
     assert tiers.far.uses == []
-    tiers.far.kept.put(one)
-    tiers.far.kept.put(wasm)
-    for _ in range(2):
-        await tiers.get(one.key)
-        await tiers.cache.get_module(wasm.sha256, WaitBudget())
-    await tiers.cache.host_file(one.key, WaitBudget())
-    assert tiers.far.uses.count(one.key) >= 3
-    assert tiers.far.uses.count(wasm.sha256) == 2
-
-
-async def test_looks_into_memory_are_counted(tiers: Tiers) -> None:
-    one = artifact(1)
-    await tiers.get(one.key)
     tiers.cache.put(one)
+    tiers.cache.put(wasm)
     await tiers.get(one.key)
-    await tiers.cache.get_module(module(1).sha256, WaitBudget())
+    await tiers.cache.get_module(wasm.sha256, WaitBudget())
     tiers.cache.peek(one.key)
     await tiers.missing(one.key)
-    assert tiers.notes.lookups == [("artifact", "miss"), ("artifact", "hit"), ("module", "miss")]
+    looks = [("artifact", "miss"), ("artifact", "hit"), ("module", "hit")]
+    assert tiers.notes.lookups == looks
     await tiers.cache.host_file(artifact(2).key, WaitBudget())
-    assert tiers.notes.lookups[3:] == [("artifact", "miss")]
-
-
-async def test_without_tiers_below_memory() -> None:
-    cache = Cache(
-        MemoryTier(10_000_000),
-        None,
-        None,
-        Notes(),
-        call_wait_s=1.0,
-        write_queue_bytes=lambda: 1_000_000,
-    )
-    one, wasm = artifact(1), module(1)
-    cache.put(one)
-    cache.put(wasm)
-    assert await cache.get(one.key, WaitBudget()) == (one, Origin.MEMORY)
-    assert await cache.get(artifact(2).key, WaitBudget()) is None
-    assert await cache.get_module(wasm.sha256, WaitBudget()) is wasm
-    assert await cache.host_file(one.key, WaitBudget()) is None
-    assert (await cache.held([one.key, artifact(2).key], WaitBudget())).keys() == {one.key}
-    await cache.redis_writes.settled(one.key)
-    assert (await cache.evict(EvictScope(), ""))[0].artifacts == 1
-    assert await cache.evict(EvictScope(), "redis") == (Evicted(), [])
-    assert not cache.remote_status("off").up
-    await cache.flush(1)
-    await cache.close()
+    assert tiers.notes.lookups == [*looks, ("artifact", "miss")]
+    await tiers.cache.host_file(one.key, WaitBudget())
+    await tiers.cache.flush(5)
+    for _ in range(2):
+        await tiers.near.evict(EvictScope())
+        await tiers.get(one.key)
+    assert (tiers.far.uses.count(one.key), tiers.far.uses.count(wasm.sha256)) == (4, 1)
 
 
 async def test_the_end_waits_for_nobody(tiers: Tiers) -> None:
@@ -542,6 +396,7 @@ async def test_a_file_comes_after_the_write_that_waits(tiers: Tiers) -> None:
     one = artifact()
     tiers.host.gate.clear()
     tiers.cache.put(one)
+    assert await asyncio.wait_for(tiers.cache.host_file(one.key, WaitBudget(0.05)), 5) is None
     asking = asyncio.create_task(tiers.cache.host_file(one.key, WaitBudget()))
     await asyncio.sleep(0.01)
     assert not asking.done()
@@ -578,14 +433,6 @@ async def test_a_file_of_other_bytes_is_not_told(tiers: Tiers) -> None:
     found = await tiers.cache.host_file(new.key, WaitBudget())
     assert found
     assert (found[0].sha256, found[2]) == (old.sha256, Origin.HOST_STORE)
-
-
-async def test_no_call_waits_for_a_file_longer_than_its_budget(tiers: Tiers) -> None:
-    tiers.host.gate.clear()
-    tiers.cache.put(artifact())
-    asking = tiers.cache.host_file(artifact().key, WaitBudget(0.05))
-    assert await asyncio.wait_for(asking, 5) is None
-    tiers.host.gate.set()
 
 
 # Encodings
@@ -675,12 +522,6 @@ async def test_memory_keeps_what_arrived_until_somebody_needs_the_bytes(
     assert packing.far.gets == 1
 
 
-async def test_a_flight_gets_bytes(packing: PackingTiers) -> None:
-    packing.near.put(packed())
-    found, _ = await packing.found()
-    assert same(await arrived(found), SHRUNK)
-
-
 async def test_a_small_artifact_is_decoded_at_once(packing: PackingTiers) -> None:
     small = sealer(OURS).seal(shrinking(2, 60_000))
     packing.near.put(packed(small))
@@ -728,20 +569,6 @@ async def test_many_callers_share_one_unpacking_and_one_that_leaves_ends_it_for_
     assert same(await packing.whole(), SHRUNK)
 
 
-async def test_what_was_evicted_meanwhile_does_not_come_back(
-    packing: PackingTiers, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    slow = Slow(monkeypatch)
-    kept = packed()
-    packing.near.put(kept)
-    found, _ = await packing.found()
-    packing.near.drop([kept])
-    slow.gate.set()
-    assert same(await arrived(found), SHRUNK)
-    await asyncio.sleep(0.01)
-    assert packing.near.get(SHRUNK.key) is None
-
-
 @pytest.mark.parametrize("broken", [0, 1])
 async def test_what_cannot_be_unpacked_is_dropped_everywhere(
     packing: PackingTiers, broken: int
@@ -782,10 +609,19 @@ async def test_no_caller_waits_for_ever_for_a_frame_that_the_daemon_failed_to_un
     assert same(await arrived((await packing.found())[0]), SHRUNK)
 
 
-async def test_what_is_unpacked_while_its_key_loses_its_trust_is_dropped(
+async def test_what_is_unpacked_while_it_is_evicted_or_its_key_loses_its_trust_is_dropped(
     packing: PackingTiers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow, checking, checked = Slow(monkeypatch), threading.Event(), threading.Event()
+    kept = packed()
+    packing.near.put(kept)
+    found, _ = await packing.found()
+    packing.near.drop([kept])
+    slow.gate.set()
+    assert same(await arrived(found), SHRUNK)
+    await asyncio.sleep(0.01)
+    assert packing.near.get(SHRUNK.key) is None
+    slow.gate.clear()
     packing.near.put(packed())
     found, _ = await packing.found()
 

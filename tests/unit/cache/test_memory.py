@@ -72,88 +72,6 @@ def test_the_sums_are_right_after_every_step(steps: list[tuple[str, int, int]]) 
     asyncio.run(run())
 
 
-async def test_what_was_put_is_returned_as_it_is() -> None:
-    tier = MemoryTier(10_000_000)
-    one, wasm = artifact(1, 600_000), module(1)
-    assert tier.get(one.key) is None
-    assert tier.get(wasm.sha256) is None
-    tier.put(one)
-    tier.put(wasm)
-    assert tier.get(one.key) is one
-    assert tier.get(wasm.sha256) is tier.peek(wasm.sha256) is wasm
-    assert tier.artifacts_of(wasm.sha256) == [one]
-    assert tier.peek(one.key) is one
-    assert tier.peek(artifact(2).key) is None
-    newer = artifact(1, 1000)
-    tier.put(newer)
-    assert tier.get(one.key) is newer
-    check(tier)
-    tier.close()
-    assert tier.get(one.key) is None
-    check(tier)
-
-
-async def test_the_least_recently_used_goes_first() -> None:
-    tier = MemoryTier(3 * entry_bytes(1000) + 500)
-    for tag in range(3):
-        tier.put(artifact(tag, 1000))
-    tier.get(artifact(0).key)
-    tier.peek(artifact(1).key)  # These are no uses.
-    tier.artifacts_of(artifact(1).module_sha256)
-    tier.put(artifact(3, 1000))
-    assert [tag for tag in range(4) if tier.peek(artifact(tag).key)] == [0, 2, 3]
-    assert tier.usage().evictions == 1
-
-
-async def test_what_can_never_fit_evicts_nothing() -> None:
-    tier = MemoryTier(10_000)
-    tier.put(artifact(1, 1000))
-    tier.put(artifact(2, 20_000))
-    assert tier.peek(artifact(1).key)
-    assert not tier.peek(artifact(2).key)
-    assert tier.usage().evictions == 0
-
-
-async def test_an_overwrite_counts_the_difference() -> None:
-    tier = MemoryTier(100_000)
-    tier.put(artifact(1, 1000))
-    before = tier.usage().bytes
-    tier.put(artifact(1, 3000))
-    assert tier.usage().entries == 1
-    assert 2000 <= tier.usage().bytes - before < 2100
-    check(tier)
-
-
-async def test_drop_and_holds_tell_the_same_object_from_an_equal_one() -> None:
-    tier = MemoryTier(100_000)
-    old, new = artifact(1), artifact(1)
-    tier.put(old)
-    tier.put(new)
-    assert (tier.holds(old), tier.holds(new)) == (False, True)
-    assert tier.drop([old]) == 0
-    assert tier.get(old.key) is new
-    assert tier.drop([new]) == 1
-    assert not tier.holds(new)
-
-
-async def test_evicting_by_module_engine_and_all() -> None:
-    tier = MemoryTier(10_000_000)
-    for tag in (1, 2):
-        tier.put(module(tag))
-        for engine in ("wasmer", "wasmtime"):
-            tier.put(artifact(tag, 1000, engine))
-    before = tier.usage().bytes
-    gone = await tier.evict(EvictScope(module_sha256=module(1).sha256))
-    assert (gone.artifacts, gone.modules) == (2, 1)
-    assert tier.usage().bytes == before - gone.bytes == before / 2
-    gone = await tier.evict(EvictScope(engine_id="wasmer-1.0"))
-    assert (gone.artifacts, gone.modules) == (1, 0)
-    assert tier.get(artifact(2, engine="wasmtime").key)
-    gone = await tier.evict(EvictScope())
-    assert (gone.artifacts, gone.modules) == (1, 1)
-    assert await tier.evict(EvictScope()) == type(gone)()
-
-
 async def test_other_tasks_run_while_everything_is_evicted() -> None:
     tier = MemoryTier(10**9)
     for tag in range(20_000):
@@ -178,7 +96,7 @@ async def test_what_is_pinned_makes_no_room() -> None:
     tier.put(module(0))
     for tag in range(1, 50):
         tier.put(artifact(tag, 2000))
-        tier.put(artifact(tag, 9_000_000))
+    tier.put(artifact(50, 9_000_000))
     assert tier.get(artifact(0).key)
     assert tier.get(module(0).sha256)
     usage = tier.usage()

@@ -21,7 +21,8 @@ from wasmkilnd.cache.redis_servers import (
 from wasmkilnd.errors import AccessUnusable, PartUnavailable, TierUnavailable, WrongType
 from wasmkilnd.redis_address import BadRedisUrl
 
-NO = "Redis refuses: "
+NO, AWAY = "Redis refuses: ", "cannot reach Redis: "
+Reply, Lost = exceptions.ResponseError, exceptions.ConnectionError
 
 
 def caused(error: Exception, cause: Exception) -> Exception:
@@ -36,72 +37,45 @@ def to(command: str, error: Exception) -> Exception:
     return error
 
 
+AUTH = "unknown command 'AUTH', with args beginning with: 'app' 'hunter2' "
+LOST = "Multiple exceptions: [Errno 111] Connect call failed ('::1', 6379, 0, 0), ..."
+TLS = ssl.SSLError(1, "[SSL] wrong version")
+
+
 @pytest.mark.parametrize(
     ("error", "told", "outage"),
     [
         (PartUnavailable("a node is down"), "a node is down", False),
         (TierUnavailable("nobody answers"), "nobody answers", True),
-        (exceptions.ReadOnlyError("hunter2"), "Redis refuses: it is read-only", False),
-        (exceptions.ClusterDownError("hunter2"), "Redis refuses: the cluster, or the", True),
-        (exceptions.ResponseError("ERR max requests limit exceeded."), f"{NO}the requests", True),
-        (exceptions.ResponseError("ERR max daily request limit exceeded"), f"{NO}the req", True),
+        (exceptions.ReadOnlyError("hunter2"), f"{NO}it is read-only", False),
+        (exceptions.ClusterDownError("hunter2"), f"{NO}the cluster, or the", True),
+        (Reply("ERR max requests limit exceeded."), f"{NO}the requests", True),
+        (Reply("ERR max daily request limit exceeded"), f"{NO}the req", True),
+        (Reply("ERR max request size exceeded"), f"{NO}the request is too", False),
+        (Reply(AUTH), "Redis refuses the user or password", True),
         (
-            exceptions.ResponseError("ERR max request size exceeded"),
-            f"{NO}the request is too",
-            False,
-        ),
-        (
-            exceptions.ResponseError(
-                "unknown command 'AUTH', with args beginning with: 'app' 'hunter2' "
-            ),
-            "Redis refuses the user or password",
-            True,
-        ),
-        (
-            to("EVAL", exceptions.ResponseError("unknown command 'EVAL', with args: 'hunter2'")),
-            "Redis refuses: it has no such command (EVAL)",
+            to("EVAL", Reply("unknown command 'EVAL', with args: 'hunter2'")),
+            f"{NO}it has no such command (EVAL)",
             False,
         ),
         (
             to("GET", exceptions.NoPermissionError("User hunter has no permissions")),
-            "Redis refuses: this user has no permission (GET)",
+            f"{NO}this user has no permission (GET)",
             False,
         ),
-        (
-            exceptions.ResponseError("HUNTER2 hunter2"),
-            "Redis refuses: it gives no known reason (ResponseError)",
-            False,
-        ),
-        (
-            caused(exceptions.ConnectionError("hunter2"), TierUnavailable("no Sentinel names it")),
-            "no Sentinel names it",
-            True,
-        ),
-        (
-            exceptions.ResponseError("No such master with that name"),
-            "Redis refuses: it knows no primary of that name",
-            False,
-        ),
-        (
-            caused(exceptions.ConnectionError("hunter2"), ssl.SSLError(1, "[SSL] wrong version")),
-            "cannot reach Redis: [SSL] wrong",
-            True,
-        ),
+        (Reply("HUNTER2 hunter2"), f"{NO}it gives no known reason (ResponseError)", False),
+        (caused(Lost("hunter2"), TierUnavailable("no Sentinel")), "no Sentinel", True),
+        (Reply("No such master with that name"), f"{NO}it knows no primary of that name", False),
+        (caused(Lost("hunter2"), TLS), "cannot reach Redis: [SSL] wrong", True),
         (
             OSError(111, "Connect call failed ('10.0.0.1', 6379)"),
-            "cannot reach Redis: the connection is refused",
+            f"{AWAY}the connection is refused",
             True,
         ),
-        (
-            OSError(
-                "Multiple exceptions: [Errno 111] Connect call failed ('::1', 6379, 0, 0), ..."
-            ),
-            "cannot reach Redis: the connection is refused",
-            True,
-        ),
+        (OSError(LOST), f"{AWAY}the connection is refused", True),
         (
             OSError(113, "Connect call failed ('10.0.0.1', 6379)"),
-            "cannot reach Redis: no network leads to it",
+            f"{AWAY}no network leads to it",
             True,
         ),
     ],
@@ -115,24 +89,13 @@ def test_each_has_its_sentence(error: Exception, told: str, outage: bool) -> Non
         assert failure is error
 
 
-def test_errors_that_cause_each_other_are_described() -> None:
-    """As those of libraries may, which raise a cause again."""
-    one, other = exceptions.ConnectionError("one"), exceptions.ConnectionError("other")
+def test_a_cause_is_what_an_error_was_raised_from() -> None:
+    """Two may cause each other, as those of libraries, which raise a cause again."""
+    one, other, gone = Lost("one"), Lost("other"), Lost("gone")
     one.__cause__, other.__cause__ = other, one
-    assert str(described(one)) == "cannot reach Redis (ConnectionError)"
-
-
-def fails_while(handled: Exception) -> None:
-    try:
-        raise handled
-    except WrongType:
-        raise exceptions.ConnectionError("gone")  # noqa: B904 - as a library raises it
-
-
-def test_what_a_caller_handles_is_not_what_went_wrong() -> None:
-    with pytest.raises(exceptions.ConnectionError) as failure:
-        fails_while(WrongType("a list"))
-    assert str(described(failure.value)) == "cannot reach Redis (ConnectionError)"
+    gone.__context__ = WrongType("what a caller handled then")
+    for each in (one, gone):
+        assert str(described(each)) == "cannot reach Redis (ConnectionError)"
 
 
 def options_of(server: RedisServer) -> dict[str, Any]:
@@ -191,26 +154,20 @@ async def test_a_password_file_is_read_each_time(tmp_path: Path) -> None:
     assert await provider.get_credentials_async() == ("u", "two")
 
 
-@pytest.mark.parametrize("setting", ["redis_ca_file", "redis_password_file"])
-def test_a_file_that_is_not_there_is_named(tmp_path: Path, setting: str) -> None:
-    access = RedisAccess(**{setting.removeprefix("redis_"): str(tmp_path / "missing")})
-    with pytest.raises(AccessUnusable, match=f"^{setting}: .*/missing: No such file"):
-        connect("rediss://h", access)
-
-
-def test_authorities_that_are_none_are_told(tmp_path: Path) -> None:
+def test_what_cannot_be_used_is_refused_by_name(tmp_path: Path) -> None:
+    for setting in ("redis_ca_file", "redis_password_file"):
+        access = RedisAccess(**{setting.removeprefix("redis_"): str(tmp_path / "missing")})
+        with pytest.raises(AccessUnusable, match=f"^{setting}: .*/missing: No such file"):
+            connect("rediss://h", access)
     file = tmp_path / "ca.pem"
     file.write_text("not a certificate")
     with pytest.raises(AccessUnusable, match=r"redis_ca_file: .* is not a PEM certificate"):
         connect("rediss://h", RedisAccess(ca_file=str(file)))
-
-
-def test_a_url_that_cannot_be_used_is_refused() -> None:
     with pytest.raises(BadRedisUrl):
         connect("redis://:hunter/2@h")
 
 
-async def test_what_is_kept_shows_no_secret(tmp_path: Path) -> None:
+async def test_what_is_kept_shows_no_secret() -> None:
     access = RedisAccess(password="hunter2")
     assert "hunter" not in f"{access!r}"
     sentinel = "redis+sentinel://h/main?sentinel_password=hunter2"

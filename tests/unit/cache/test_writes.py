@@ -52,17 +52,26 @@ async def finish(writes: Writes, timeout_s: float = 5) -> None:
     await writes.close()
 
 
-async def test_nothing_is_lost_while_there_is_room(slow: Tier) -> None:
+async def under_way(writes: Writes) -> None:
+    """Return when the first write has begun."""
+    await writes.flush(0.01)
+
+
+async def test_what_waits_is_served_until_it_is_written(slow: Tier) -> None:
     writes = writes_to(slow)
-    items: list[Item] = [*(artifact(tag, 100) for tag in range(5)), module(1)]
-    for item in items:
+    old, one, wasm = artifact(1, 100), artifact(1, 200), module(1)
+    items: list[Item] = [one, *(artifact(tag, 100) for tag in range(2, 5)), wasm]
+    for item in (old, *items):
         writes.add(item)
-    assert len(writes.items()) == 6
-    assert slow.written == []
+    await under_way(writes)
+    assert writes.waiting(one.key) is one  # It is being written, the newest of its key.
+    assert writes.waiting(wasm.sha256) is wasm
+    assert (writes.items(), slow.written) == (items, [])
     slow.gate.set()
     await finish(writes)
     assert slow.written == [item.key for item in items]
-    assert (len(writes.items()), writes.dropped) == (0, 0)
+    assert writes.waiting(one.key) is None
+    assert (writes.items(), writes.dropped) == ([], 0)
 
 
 async def test_a_write_lets_the_reply_go_first(slow: Tier) -> None:
@@ -80,92 +89,55 @@ async def test_a_write_lets_the_reply_go_first(slow: Tier) -> None:
     await writes.close()
 
 
-async def test_what_waits_is_served_until_it_is_written(slow: Tier) -> None:
-    writes = writes_to(slow)
-    one, two, wasm = artifact(1), artifact(2), module(1)
-    for item in (one, two, wasm):
+BIG = module(1, 600)
+
+
+@pytest.mark.parametrize(
+    ("added", "kept"),
+    [
+        ([artifact(tag, 400) for tag in range(4)], [2, 3]),
+        # A module and its artifact are both written, whatever their sizes.
+        ([BIG, artifact(1, 5000, of=BIG), BIG, artifact(2, 5000, of=BIG)], [2, 3]),
+        ([artifact(2, 400), artifact(1, 600, of=BIG), BIG], [1, 2]),
+        # A missing module costs callers an error, a missing artifact costs a compile.
+        (
+            [module(1, 300), artifact(1, 200), module(2, 300), artifact(2, 200), module(3, 350)],
+            [0, 2, 4],
+        ),
+        ([module(tag, 300) for tag in range(5)], [2, 3, 4]),
+        ([artifact(1, 5000)], [0]),
+    ],
+    ids=[
+        *("the oldest goes", "no module for its artifact", "no artifact for its module"),
+        *("artifacts go first", "then the oldest module", "what is too large goes alone"),
+    ],
+)
+async def test_what_a_full_queue_drops(slow: Tier, added: list[Item], kept: list[int]) -> None:
+    writes = writes_to(slow, 1000)
+    for item in added:
         writes.add(item)
-    await under_way(writes)
-    assert writes.waiting(one.key) is one  # It is being written.
-    assert writes.waiting(two.key) is two
-    assert writes.waiting(wasm.sha256) is wasm
-    assert writes.items() == [one, two, wasm]
     slow.gate.set()
     await finish(writes)
-    assert writes.waiting(one.key) is None
-    assert writes.waiting(wasm.sha256) is None
-    assert writes.items() == []
+    assert slow.written == [added[place].key for place in kept]
 
 
-async def under_way(writes: Writes) -> None:
-    """Return when the first write has begun."""
-    flushing = asyncio.create_task(writes.flush(0.01))
-    await flushing
-
-
-async def test_a_full_queue_drops_the_oldest(slow: Tier) -> None:
-    writes = writes_to(slow, 1000)
-    writes.add(artifact(0, 400))
-    await under_way(writes)  # It waits no more.
-    for tag in range(1, 5):
-        writes.add(artifact(tag, 400))
-    assert writes.dropped == 2
-    slow.gate.set()
-    await finish(writes)
-    assert slow.written == [artifact(tag).key for tag in (0, 3, 4)]
-
-
-async def test_a_module_is_not_dropped_for_its_own_artifact(slow: Tier) -> None:
-    writes = writes_to(slow, 1000)
-    of = module(1, 600)
-    for tag in (1, 2):
-        writes.add(of)
-        writes.add(artifact(tag, 5000, of=of))
-    slow.gate.set()
-    await finish(writes)
-    assert slow.written == [of.sha256, artifact(2, of=of).key]
-    assert writes.dropped == 1
-
-
-async def test_an_artifact_is_not_dropped_for_its_own_module(slow: Tier) -> None:
-    writes = writes_to(slow, 1000)
-    of = module(1, 600)
-    writes.add(artifact(2, 400))
-    writes.add(artifact(1, 600, of=of))
-    writes.add(of)
-    slow.gate.set()
-    await finish(writes)
-    assert slow.written == [artifact(1, of=of).key, of.sha256]
-
-
-async def test_artifacts_make_room_before_modules(slow: Tier) -> None:
-    """A missing module costs callers an error, a missing artifact costs a compile."""
-    writes = writes_to(slow, 1000)
-    for tag in (1, 2):
-        writes.add(module(tag, 300))
-        writes.add(artifact(tag, 200))
-    writes.add(module(3, 350))
-    slow.gate.set()
-    await finish(writes)
-    assert slow.written == [
-        module(tag, size).sha256 for tag, size in ((1, 300), (2, 300), (3, 350))
-    ]
-
-
-async def test_the_oldest_module_goes_when_no_artifact_is_left(slow: Tier) -> None:
-    writes = writes_to(slow, 1000)
-    for tag in range(1, 6):
-        writes.add(module(tag, 300))
-    slow.gate.set()
-    await finish(writes)
-    assert slow.written == [module(tag, 300).sha256 for tag in (3, 4, 5)]
-
-
-async def test_small_items_are_bounded_too(slow: Tier) -> None:
+async def test_bounds_of_the_queue(slow: Tier, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wasmkilnd.cache.cache._MAX_ITEMS", 100)
     writes = writes_to(slow, 10**9)
-    for tag in range(10_100):
+    for tag in range(110):
         writes.add(module(tag))
-    assert (len(writes.items()), writes.dropped) == (10_000, 100)
+    assert (len(writes.items()), writes.dropped) == (100, 10)
+    await writes.close()
+    limit_bytes = 1000  # It may change at any time.
+    writes = Writes(cast("Any", slow), lambda: limit_bytes)
+    writes.add(artifact(0, 400))
+    await under_way(writes)  # It waits no more, and takes no room.
+    for tag in range(1, 6):
+        writes.add(artifact(tag, 200))
+    assert len(writes.items()) == 6
+    limit_bytes = 400
+    writes.add(artifact(6, 200))
+    assert len(writes.items()) == 3
     await writes.close()
 
 
@@ -176,7 +148,11 @@ async def test_each_dropped_write_is_logged(slow: Tier) -> None:
         writes.add(module(2, 300))
         writes.add(artifact(3, 100))
         writes.add(module(4, 450))
+        await writes.flush(0.01)  # It gives up in time, and closing drops.
+        assert writes.dropped == 3
         await writes.close()
+    assert (writes.dropped, writes.items()) == (4, [])
+    assert [line["event"] for line in logs].count("cache writes given up") == 1
     dropped = [line for line in logs if line["event"] == "a cache write was dropped"]
     first = dropped[0]
     assert (first["kind"], first["module"]) == ("artifact", artifact(1).module_sha256)
@@ -188,87 +164,60 @@ async def test_each_dropped_write_is_logged(slow: Tier) -> None:
     assert {line["tier"] for line in dropped} == {"redis"}
 
 
-async def test_a_bound_that_changes_counts_from_then_on(slow: Tier) -> None:
-    limit_bytes = 1000
-    writes = Writes(cast("Any", slow), lambda: limit_bytes)
-    for tag in range(1, 6):
-        writes.add(artifact(tag, 200))
-    limit_bytes = 400
-    writes.add(artifact(6, 200))
-    assert len(writes.items()) == 2
-    await writes.close()
-
-
-async def test_a_write_that_meets_an_outage_is_tried_again(slow: Tier) -> None:
-    slow.gate.set()
-    slow.broken = slow.link.is_down = True
-    slow.on_failure = slow.link.open.clear
-    writes = writes_to(slow)
-    writes.add(artifact(1))
-    writes.add(module(1))
-    await under_way(writes)
-    assert (slow.written, len(writes.items()), writes.dropped) == ([], 2, 0)
-    slow.broken = False
-    slow.link.open.set()
-    await finish(writes)
-    assert slow.written == [artifact(1).key, module(1).sha256]
-
-
-async def test_a_write_that_brings_the_tier_down_each_time_is_given_up(slow: Tier) -> None:
-    slow.gate.set()
-    slow.broken = True
+@pytest.mark.parametrize("comes_back", [True, False])
+async def test_a_write_that_meets_an_outage_is_tried_once_more(
+    slow: Tier, comes_back: bool
+) -> None:
     tries = 0
 
     def count() -> None:
         nonlocal tries
         tries += 1
+        slow.broken = not comes_back
 
+    slow.gate.set()
+    slow.broken = slow.link.is_down = True
     slow.on_failure = count
-    slow.link.is_down = True
     writes = writes_to(slow)
     writes.add(artifact(1))
     writes.add(module(1))
     await finish(writes)
-    assert (writes.dropped, tries) == (1, 2)
-    assert slow.written == [module(1).sha256]
+    stored = [module(1).sha256, *([artifact(1).key] if comes_back else [])]
+    assert sorted(slow.written, key=str) == sorted(stored, key=str)
+    assert (writes.dropped, tries) == (0, 1) if comes_back else (1, 2)
 
 
-async def test_a_write_that_was_replaced_meanwhile_is_not_tried_again(slow: Tier) -> None:
-    slow.broken = slow.link.is_down = True
-    writes = writes_to(slow, 1000)
-    old, new = artifact(1, 600), artifact(1, 600)
+async def test_what_was_replaced_given_up_or_forgotten_meanwhile_is_not_tried_again(
+    slow: Tier,
+) -> None:
     slow.on_failure = lambda: setattr(slow, "broken", False)
-    writes.add(old)
-    await under_way(writes)
-    writes.add(new)
-    assert writes.waiting(new.key) is new
-    slow.gate.set()
-    await writes.flush(5)
-    assert (slow.written, writes.dropped) == ([new.key], 1)
-    for tag in (2, 3):  # Nor does it take room for ever.
-        writes.add(artifact(tag, 500))
-    assert len(writes.items()) == 2
-    await finish(writes)
-
-
-async def test_something_larger_than_the_queue_goes_alone(slow: Tier) -> None:
-    writes = writes_to(slow, 1000)
-    writes.add(artifact(1, 5000))
-    slow.gate.set()
-    await finish(writes)
-    assert slow.written == [artifact(1).key]
-
-
-async def test_the_newest_of_a_key_is_written(slow: Tier) -> None:
-    writes = writes_to(slow)
-    all_of_them = [artifact(1, size) for size in (100, 200, 300)]
-    for one in all_of_them:
-        writes.add(one)
-    assert len(writes.items()) == 1
-    assert writes.waiting(all_of_them[0].key) is all_of_them[2]
-    slow.gate.set()
-    await finish(writes)
-    assert slow.written == [artifact(1).key]
+    for way in ("replaced", "given up", "forgotten"):
+        slow.broken = slow.link.is_down = True
+        slow.gate.clear()
+        slow.written.clear()
+        writes = writes_to(slow, 1000)
+        old, new, other = artifact(1, 300), artifact(1, 300), artifact(2, 300)
+        writes.add(old)
+        writes.add(other)
+        await under_way(writes)
+        match way:
+            case "replaced":
+                writes.add(new)
+                slow.gate.set()
+            case "given up":
+                writes.give_up([old])
+                assert writes.waiting(old.key) is None
+                slow.gate.set()
+            case "forgotten":
+                forgetting = asyncio.create_task(writes.forget(EvictScope(old.module_sha256)))
+                elsewhere = writes.forget(EvictScope(module_sha256="0" * 64))
+                await asyncio.wait_for(elsewhere, 5)
+                assert not forgetting.done()  # It waits for the write that is under way.
+                slow.gate.set()
+                await asyncio.wait_for(forgetting, 5)
+        await finish(writes)
+        written = [other.key, new.key] if way == "replaced" else [other.key]
+        assert slow.written == written
 
 
 async def test_failures_and_defects_are_counted_and_stop_nothing() -> None:
@@ -292,42 +241,14 @@ async def test_failures_and_defects_are_counted_and_stop_nothing() -> None:
     assert why == ["no", "the daemon failed to write it"]
 
 
-async def test_queued_writes_outlast_an_outage(slow: Tier) -> None:
-    slow.gate.set()
+async def test_the_end_waits_for_a_slow_tier_and_not_for_an_outage(slow: Tier) -> None:
     slow.link.open.clear()
     writes = writes_to(slow)
     writes.add(artifact(1))
-    await under_way(writes)
-    assert (slow.written, writes.dropped) == ([], 0)
-    slow.link.open.set()
-    await finish(writes)
-    assert slow.written == [artifact(1).key]
-
-
-async def test_flushing_gives_up_in_time_and_closing_drops(slow: Tier) -> None:
-    writes = writes_to(slow)
-    writes.add(artifact(1))
-    writes.add(artifact(2))
-    await writes.flush(0.01)
-    assert writes.dropped == 0
-    with capture_logs() as logs:
-        await writes.close()
-    assert (writes.dropped, len(writes.items())) == (2, 0)
-    assert logs[0]["event"] == "cache writes given up"
-
-
-async def test_an_outage_at_the_end_is_not_waited_for(slow: Tier) -> None:
-    slow.link.open.clear()
-    writes = writes_to(slow)
-    writes.add(artifact(1))
-    await asyncio.wait_for(finish(writes, 3600), 20)
-    assert writes.dropped == 1
-
-
-async def test_a_slow_tier_is_waited_for(slow: Tier) -> None:
-    writes = writes_to(slow)
-    writes.add(artifact(1))
-    asyncio.get_running_loop().call_later(1.2, slow.gate.set)
+    await asyncio.wait_for(writes.flush(3600), 20)
+    assert (slow.written, len(writes.items()), writes.dropped) == ([], 1, 0)
+    slow.link.open.set()  # What waits outlasts the outage.
+    asyncio.get_running_loop().call_later(0.6, slow.gate.set)
     await asyncio.wait_for(finish(writes, 3600), 20)
     assert (slow.written, writes.dropped) == ([artifact(1).key], 0)
 
@@ -338,32 +259,17 @@ async def test_forgetting_is_limited_to_its_scope(slow: Tier) -> None:
         writes.add(module(tag))
         writes.add(artifact(tag))
     writes.add(artifact(3, engine="wasmer"))
-    pinned = EvictScope(spares=lambda _: True)
     for scope in (
         EvictScope(module_sha256=module(1).sha256),
         EvictScope(engine_id="wasmer-1.0"),
         EvictScope(engine_id="wasmer-9.9"),
-        pinned,
+        EvictScope(spares=lambda _: True),
     ):
         await writes.forget(scope)
     slow.gate.set()
     await finish(writes)
     assert slow.written == [module(2).sha256, artifact(2).key]
     assert writes.dropped == 0
-
-
-async def test_forgetting_waits_for_a_write_that_is_under_way(slow: Tier) -> None:
-    writes = writes_to(slow)
-    writes.add(artifact(1))
-    await under_way(writes)
-    forgetting = asyncio.create_task(writes.forget(EvictScope()))
-    other = asyncio.create_task(writes.forget(EvictScope(module_sha256="0" * 64)))
-    await asyncio.wait_for(other, 5)
-    assert not forgetting.done()
-    slow.gate.set()
-    await asyncio.wait_for(forgetting, 5)
-    assert slow.written == [artifact(1).key]
-    await writes.close()
 
 
 async def test_nobody_waits_for_a_write_that_the_end_of_the_daemon_stopped(slow: Tier) -> None:
@@ -377,57 +283,10 @@ async def test_nobody_waits_for_a_write_that_the_end_of_the_daemon_stopped(slow:
     assert slow.written == []
 
 
-async def test_what_is_forgotten_is_not_tried_again_after_an_outage(slow: Tier) -> None:
-    slow.broken = slow.link.is_down = True
-    slow.on_failure = lambda: setattr(slow, "broken", False)
-    writes = writes_to(slow)
-    writes.add(artifact(1))
-    await under_way(writes)
-    forgetting = asyncio.create_task(writes.forget(EvictScope()))
-    await asyncio.sleep(0)
-    assert not forgetting.done()
-    slow.gate.set()
-    await asyncio.wait_for(forgetting, 5)
-    await finish(writes)
-    assert slow.written == []
-
-
-async def test_what_is_given_up_is_neither_served_nor_written(slow: Tier) -> None:
-    writes = writes_to(slow)
-    slow.broken = slow.link.is_down = True
-    first, second, third = (artifact(tag) for tag in range(3))
-    for one in (first, second, third):
-        writes.add(one)
-    await under_way(writes)
-    writes.give_up([first, second])
-    assert writes.waiting(first.key) is writes.waiting(second.key) is None
-    assert writes.items() == [third]
-    slow.on_failure = lambda: setattr(slow, "broken", False)
-    slow.gate.set()
-    await finish(writes)
-    assert slow.written == [third.key]  # The first failed, and was not tried again.
-
-
 class Call:
     """A call that is traced, as far as writes know it."""
 
     ended_ns = 0
-
-
-async def test_a_write_is_a_step_of_the_call_that_added_it(slow: Tier) -> None:
-    calls = [Call(), Call()]
-    writes = writes_to(slow)
-    for tag, call in enumerate(calls):
-        tracing.CALL.set(cast("Any", call))
-        writes.add(artifact(tag, 100))
-        call.ended_ns = 1
-    tracing.CALL.set(None)
-    slow.gate.set()
-    await finish(writes)
-    assert all(isinstance(call, Call) for call in slow.calls)
-    assert len(slow.calls) == 2
-    assert len({id(call) for call in (*slow.calls, *calls)}) == 4  # Copies, which have not ended.
-    assert [call.ended_ns for call in slow.calls] == [0, 0]
 
 
 async def test_what_dropped_writes_carried_is_let_go_during_an_outage(slow: Tier) -> None:
