@@ -97,15 +97,15 @@ func (e *Error) Is(target error) bool {
 // Unwrap returns what is below: gRPC's error, or that of the context.
 func (e *Error) Unwrap() error { return e.cause }
 
-// failed returns the error of a failed gRPC call.
-func (c *call) failed(err error) error {
+// failed returns the error of a call that failed.
+func (c *Client) failed(ctx context.Context, err error, requestID string) error {
 	var own *Error
 	if errors.As(err, &own) {
-		own.RequestID = c.requestID
+		own.RequestID = requestID
 		return own
 	}
 	st := status.Convert(err)
-	failure := &Error{Code: st.Code(), Message: st.Message(), RequestID: c.requestID, cause: err}
+	failure := &Error{Code: st.Code(), Message: st.Message(), RequestID: requestID, cause: err}
 	for _, detail := range st.Details() {
 		switch detail := detail.(type) {
 		case *errdetails.ErrorInfo:
@@ -121,14 +121,10 @@ func (c *call) failed(err error) error {
 			}
 		}
 	}
-	if failure.Reason == "" {
-		c.explain(failure)
+	if failure.Reason != "" {
+		return failure
 	}
-	return failure
-}
-
-// explain says what gRPC's own failures mean.
-func (c *call) explain(failure *Error) {
+	// gRPC's own failures.
 	detail := failure.Message
 	failure.Metadata = map[string]string{"address": c.address, "detail": detail}
 	switch failure.Code {
@@ -142,8 +138,8 @@ func (c *call) explain(failure *Error) {
 		failure.Message = fmt.Sprintf("no answer from %s in time", c.address)
 		failure.cause = context.DeadlineExceeded
 	case codes.Canceled:
-		if c.ctx.Err() != nil {
-			failure.cause = context.Cause(c.ctx)
+		if ctx.Err() != nil {
+			failure.cause = context.Cause(ctx)
 		}
 	case codes.ResourceExhausted:
 		// How gRPC servers refuse a request above their own limit.
@@ -151,6 +147,7 @@ func (c *call) explain(failure *Error) {
 			failure.Reason = ErrModuleTooLarge.Reason
 		}
 	}
+	return failure
 }
 
 // refused returns the error, of the reason of kind, for an answer that the client itself refuses.

@@ -49,6 +49,15 @@ std::string from_base64(std::string_view text) {
   return bytes;
 }
 
+std::string hex(std::string_view bytes) {
+  std::string text;
+  for (unsigned char byte : bytes) {
+    text += "0123456789abcdef"[byte >> 4];
+    text += "0123456789abcdef"[byte & 15];
+  }
+  return text;
+}
+
 bool is_signed(const std::string& key, const std::string& message, const std::string& signature) {
   EVP_PKEY* loaded =
       EVP_PKEY_new_raw_public_key(EVP_PKEY_ED25519, nullptr, raw(key), key.size());
@@ -145,17 +154,13 @@ std::string field(const std::string& json, const std::string& name) {
 }  // namespace
 
 std::string sha256_hex(std::string_view bytes) {
-  unsigned char digest[EVP_MAX_MD_SIZE];
+  std::string digest(EVP_MAX_MD_SIZE, '\0');
   unsigned int size = 0;
-  if (EVP_Digest(bytes.data(), bytes.size(), digest, &size, EVP_sha256(), nullptr) != 1) {
+  auto* out = reinterpret_cast<unsigned char*>(digest.data());
+  if (EVP_Digest(bytes.data(), bytes.size(), out, &size, EVP_sha256(), nullptr) != 1) {
     throw std::runtime_error("cannot compute SHA-256: OpenSSL refuses it");
   }
-  std::string text;
-  for (unsigned int at = 0; at < size; ++at) {
-    text += "0123456789abcdef"[digest[at] >> 4];
-    text += "0123456789abcdef"[digest[at] & 15];
-  }
-  return text;
+  return hex(digest.substr(0, size));
 }
 
 bool is_digest(const std::string& text) {
@@ -169,21 +174,21 @@ TrustedKeys parse_keys(const std::string& text) {
     std::string der = from_base64(text.substr(start, text.find('-', start) - start));
     found.push_back(der.substr(0, kPrefix.size()) == kPrefix ? der.substr(kPrefix.size()) : "");
   }
-  std::string hex = text.substr(0, text.find_last_not_of(" \r\n") + 1);
-  if (found.empty() && hex.size() == 2 * kKeyBytes) {
+  std::string bare = text.substr(0, text.find_last_not_of(" \r\n") + 1);
+  if (found.empty() && bare.size() == 2 * kKeyBytes) {
     std::string key(kKeyBytes, '\0');
     std::size_t size = 0;
     auto* out = reinterpret_cast<unsigned char*>(key.data());
-    found.push_back(OPENSSL_hexstr2buf_ex(out, kKeyBytes, &size, hex.c_str(), '\0') ? key : "");
+    found.push_back(OPENSSL_hexstr2buf_ex(out, kKeyBytes, &size, bare.c_str(), '\0') ? key : "");
   } else if (found.empty()) {
-    found.push_back(text);
+    found.push_back(from_base64(bare));
   }
   TrustedKeys keys;
   for (const std::string& key : found) {
     if (key.size() != kKeyBytes) {
       // It does not quote what may be a private key.
       throw std::invalid_argument(
-          "cannot use a trusted key: expected PEM, 64 hexadecimal digits or 32 bytes of Ed25519");
+          "not an Ed25519 public key: expected 64 hex digits, base64 of 32 bytes, or PEM");
     }
     keys[sha256_hex(key)] = key;
   }
@@ -213,7 +218,7 @@ std::vector<std::string> read_keys(const std::string& path) {
     keys.erase(id);
   }
   std::vector<std::string> found;
-  for (const auto& [id, key] : keys) found.push_back(key);
+  for (const auto& [id, key] : keys) found.push_back(hex(key));
   // With no key nothing would be checked.
   if (found.empty()) throw std::invalid_argument("there is no key that counts in " + path);
   return found;

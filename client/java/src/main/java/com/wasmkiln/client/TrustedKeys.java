@@ -61,6 +61,9 @@ public final class TrustedKeys {
       if (keys.isEmpty()) {
         boolean isHex = bare.length() == 2 * KEY_BYTES;
         String raw = isHex ? bare : hex.formatHex(Base64.getDecoder().decode(bare));
+        if (raw.length() != 2 * KEY_BYTES) {
+          throw new IllegalArgumentException("it has another length");
+        }
         add(keys, hex.parseHex(PREFIX + raw));
       }
     } catch (GeneralSecurityException | IllegalArgumentException none) {
@@ -199,7 +202,7 @@ public final class TrustedKeys {
   }
 
   private static WasmkilnException refused(String cause, String signer, String message) {
-    return WasmkilnException.of(
+    return new WasmkilnException(
         Status.Code.DATA_LOSS,
         "ATTESTATION_INVALID",
         message,
