@@ -126,7 +126,7 @@ class Booted:
 
     def write(self, path: str, text: str, mode: str = "0644") -> None:
         """Write a file there."""
-        self.run("install", "-D", "-m", mode, "/dev/stdin", path, check=False)
+        self.run("install", "-D", "-m", mode, "/dev/null", path)
         self.run("sh", "-c", f'printf %s "$1" >{path}', "sh", text)
 
     def _has_booted(self) -> bool:

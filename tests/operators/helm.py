@@ -72,11 +72,6 @@ def render_text(text: str) -> Rendered:
     return Rendered(_run(json.dumps({"chart": str(CHART), "text": text})))
 
 
-def package(folder: Path) -> Path:
-    """Return the chart as `helm package` packs it into a folder."""
-    return Path(_run(json.dumps({"chart": str(CHART), "package": str(folder)})))
-
-
 @cache
 def _run(question: str) -> Any:
     done = subprocess.run(

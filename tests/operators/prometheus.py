@@ -87,11 +87,6 @@ class Prometheus:
         eventually(lambda: self.values(query), f"nothing is found by {query}", _PATIENCE_S)
         return self.values(query) or self.some(query)
 
-    def series(self) -> list[dict[str, str]]:
-        """Return the labels of every series that the daemons have, ``__name__`` included."""
-        found: list[dict[str, str]] = self._get("series", {"match[]": '{job="wasmkiln"}'})
-        return found
-
     def fired(self) -> dict[str, list[dict[str, str]]]:
         """Return the alerts that have fired so far, by name, each with its labels."""
         fired: dict[str, list[dict[str, str]]] = {}

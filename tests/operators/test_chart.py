@@ -120,14 +120,14 @@ def test_numbers_stay_whole() -> None:
     assert "redis_timeout_s = 2.5\n" in text
     assert 'engine_alias = { "wasmtime" = "wasmtime-50.0.1" }\n' in text
     assert 'redis_url = "redis://kiln@127.0.0.1:6379/0"\n' in text
-
-
-def test_a_changed_setting_starts_the_daemons_again() -> None:
-    def checksum(memory: str) -> str:
-        values = {"settings": {"memory_bytes": memory}}
-        return str(render(values).pod["metadata"]["annotations"]["checksum/config"])
-
-    assert checksum("1GiB") != checksum("2GiB")
+    # A changed setting starts the daemons again.
+    sums = {
+        render({"settings": {"memory_bytes": memory}}).pod["metadata"]["annotations"][
+            "checksum/config"
+        ]
+        for memory in ("1GiB", "2GiB")
+    }
+    assert len(sums) == 2
 
 
 @pytest.mark.parametrize(
@@ -183,8 +183,7 @@ def test_the_notes_say_what_is_left_to_do(
     assert not_said not in notes
 
 
-def test_every_value_is_in_the_schema_with_its_default() -> None:
-    """The schema refuses what it does not know: so it knows every default."""
+def test_every_value_is_in_the_schema() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     written = re.findall(r"^(\w+):", (CHART / "values.yaml").read_text(), re.MULTILINE)
     assert sorted({*written, "global"}) == sorted(schema["properties"])
@@ -201,18 +200,6 @@ def test_values_of_the_last_release_work_but_for_settings_that_are_named(file: s
             text = re.sub(rf"(?m)^  {name}:.*\n", "", text)
     rendered = render_text(text)
     assert (rendered.error, rendered.lint, rendered.invalid) == ("", [], [])
-
-
-def test_settings_that_are_gone_are_all_named_at_once() -> None:
-    def names(schema: str) -> set[str]:
-        settings = json.loads(schema)["properties"]["settings"]
-        return set(settings["propertyNames"]["enum"])
-
-    before = names(_released("values.schema.json"))
-    gone = before - names((CHART / "values.schema.json").read_text())
-    refused = render({"settings": dict.fromkeys(gone, 1)}).error
-    assert gone
-    assert set(re.findall(r"invalid propertyName '(\w+)'", refused)) == gone
 
 
 def _released(file: str) -> str:
@@ -236,9 +223,10 @@ def test_the_values_of_the_documentation_work() -> None:
 def test_the_archive_of_a_release_is_the_same_chart(tmp_path: Path) -> None:
     archive = tmp_path / "wasmkiln-chart.tgz"
     archive.write_bytes(chart())
-    packed = render(chart=archive)
+    values = {"prometheusRule": {"enabled": True}, "dashboard": {"enabled": True}}
+    packed = render(values, chart=archive)
     assert packed.error == ""
-    assert packed.manifests == render().manifests
+    assert packed.manifests == render(values).manifests
     with tarfile.open(archive) as files:
         assert not [name for name in files.getnames() if "/ci/" in name]
 

@@ -9,12 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from scripts.release import chart
 from tests.operators.alert_cases import promtool_tests
 from tests.operators.conftest import Needs
-from tests.operators.helm import CHART, ROOT, Rendered, package, render
+from tests.operators.helm import CHART, ROOT, Rendered, render
 
 ALERTS = ROOT / "deploy" / "prometheus-alerts.yml"
 DASHBOARD = ROOT / "deploy" / "grafana" / "wasmkiln.json"
@@ -23,26 +20,17 @@ RENAMED = {**BOTH, "nameOverride": "kilns", "serviceMonitor": {"enabled": True}}
 READ = "import json, sys, yaml; json.dump(yaml.safe_load(sys.stdin), sys.stdout)"
 
 
-def test_neither_is_there_unless_asked_for() -> None:
-    plain = render()
+def test_the_alerts_and_the_dashboard_are_those_of_deploy() -> None:
+    """`{{ $labels.instance }}` and its like stay for Prometheus."""
+    plain, rendered = render(), render(BOTH)
     assert not plain.has("PrometheusRule")
     assert not plain.has("ConfigMap", "kiln-wasmkiln-dashboard")
-
-
-def test_the_alerts_are_those_of_deploy() -> None:
-    """`{{ $labels.instance }}` and its like stay for Prometheus."""
-    rendered = render(BOTH)
     assert (rendered.error, rendered.lint, rendered.invalid) == ("", [], [])
     assert rendered.one("PrometheusRule")["spec"] == _read(ALERTS)
-
-
-def test_the_dashboard_is_that_of_deploy() -> None:
-    found = render(BOTH).one("ConfigMap", "kiln-wasmkiln-dashboard")
+    found = rendered.one("ConfigMap", "kiln-wasmkiln-dashboard")
     assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
     assert found["data"] == {"wasmkiln.json": DASHBOARD.read_text()}
-
-
-def test_neither_is_in_the_repository_twice() -> None:
+    # And not in the repository twice.
     linked = {path.name: path.resolve() for path in (CHART / "files").iterdir()}
     assert linked == {"prometheus-alerts.yml": ALERTS, "dashboard.json": DASHBOARD}
 
@@ -55,7 +43,7 @@ def test_promtool_accepts_the_rules_of_another_job_and_each_alert_fires(
     # YAML holds JSON.
     rules.write_text(json.dumps(render(RENAMED).one("PrometheusRule", "kiln-kilns")["spec"]))
     tests = tmp_path / "tests.yml"
-    tests.write_text(promtool_tests(str(rules)).replace('job=\\"wasmkiln', 'job=\\"kilns'))
+    tests.write_text(promtool_tests(str(rules), job="kilns"))
     promtool = needs("prometheus").with_name("promtool")
     for words in (("check", "rules", "--lint-fatal", rules), ("test", "rules", tests)):
         done = subprocess.run([promtool, *words], capture_output=True, text=True, check=False)
@@ -83,18 +71,6 @@ def test_a_runbook_is_a_page_of_the_address_that_is_given() -> None:
     assert rendered.one("PrometheusRule")["metadata"]["labels"]["release"] == "x"
     refused = render({"prometheusRule": {"enabled": True, "runbookUrl": "docs.example.org"}})
     assert "/prometheusRule/runbookUrl" in refused.error
-
-
-@pytest.mark.parametrize("packer", ["release", "helm package"])
-def test_a_packed_chart_has_them_too(tmp_path: Path, packer: str) -> None:
-    if packer == "release":
-        archive = tmp_path / "wasmkiln-chart.tgz"
-        archive.write_bytes(chart())
-    else:
-        archive = package(tmp_path)
-    packed = render(BOTH, chart=archive)
-    assert packed.error == ""
-    assert packed.manifests == render(BOTH).manifests
 
 
 def test_a_checkout_that_lost_the_links_says_so(tmp_path: Path) -> None:

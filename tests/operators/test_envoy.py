@@ -7,7 +7,6 @@ import re
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,9 +71,13 @@ def test_what_callers_need_goes_through_and_nothing_else(proxied: Proxied) -> No
         assert client.compile(module, engine=ENGINE).bytes
         assert client.health()
         assert client.stats()
-    with grpc.insecure_channel(proxied.address) as channel, pytest.raises(grpc.RpcError) as refused:
+        with pytest.raises(WasmkilnError) as refused:
+            client.compile(b"\0asm\1\0\0\0\xff", engine=ENGINE)
+    assert refused.value.reason == "MODULE_INVALID"
+    assert refused.value.metadata
+    with grpc.insecure_channel(proxied.address) as channel, pytest.raises(grpc.RpcError) as unknown:
         AdminServiceStub(channel).Evict(admin_service_pb2.EvictRequest(), timeout=10)
-    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert unknown.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 def test_all_calls_about_a_module_go_to_one_daemon(proxied: Proxied) -> None:
@@ -89,31 +92,13 @@ def test_all_calls_about_a_module_go_to_one_daemon(proxied: Proxied) -> None:
     assert min(made) > 0, "one daemon has all modules"
 
 
-def test_errors_arrive_whole(proxied: Proxied) -> None:
-    with proxied.client() as client, pytest.raises(WasmkilnError) as refused:
-        client.compile(b"\0asm\1\0\0\0\xff", engine=ENGINE)
-    assert refused.value.reason == "MODULE_INVALID"
-    assert refused.value.metadata
-
-
 def test_who_resets_its_calls_is_disconnected(proxied: Proxied) -> None:
     with Flood(proxied.address) as flood:
         flood.run(KINDS["resets"](flood), rate=50_000, seconds=5)
         assert flood.closed.wait(60), "Envoy goes on reading it"
-    _assert_served(proxied)
-
-
-@pytest.mark.parametrize("kind", ["pings", "settings"])
-def test_frames_without_calls_hold_nobody_up(proxied: Proxied, kind: str) -> None:
-    """Envoy answers them itself, and closes the connection only if the answers are not read."""
-    with Flood(proxied.address) as flood:
-        sender = threading.Thread(
-            target=flood.run, args=(KINDS[kind](flood),), kwargs={"rate": 50_000, "seconds": 5}
-        )
-        sender.start()
-        while sender.is_alive():
-            _assert_served(proxied)
-        sender.join()
+    with proxied.client() as client:
+        for module in modules(20):
+            client.compile(module, engine=ENGINE, timeout_s=5)
 
 
 def test_connections_of_strangers_are_bounded(proxied: Proxied) -> None:
@@ -136,18 +121,7 @@ def test_a_daemon_that_ends_is_taken_over(proxied: Proxied) -> None:
     ends.kill()
     with proxied.client() as client:
         eventually(lambda: _compiles_all(client, several), "calls go on to the daemon that ended")
-    assert _compiles(stays) >= len(several)
-
-
-def _assert_served(proxied: Proxied) -> None:
-    [module] = modules(1)
-    with proxied.client() as client:
-        for _ in range(20):
-            client.compile(module, engine=ENGINE, timeout_s=5)
-
-
-def _compiles(daemon: Daemon) -> float:
-    return daemon.metric("compiles_total", engine=ENGINE, outcome="ok")
+    assert stays.metric("compiles_total", engine=ENGINE, outcome="ok") >= len(several)
 
 
 def _configuration(port: int, first: Daemon, second: Daemon) -> str:

@@ -324,8 +324,8 @@ def test_a_caller_ends_a_call(kiln: Kiln, asks: Asks) -> None:
 
     with lying_server() as liar:
         liar.answers["Compile"] = wait
-        words = [*asks.argv, liar.address, kiln.module, "--pause", "call", "--times", "2"]
-        argv = list(map(str, words))
+        flags: Words = ["--pause", "call", "--times", "2"]
+        argv = list(map(str, [*asks.argv, liar.address, kiln.module, *flags]))
         with subprocess.Popen(argv, stdin=PIPE, stdout=PIPE, text=True, cwd=ROOT) as running:
             eventually(lambda: liar.calls or running.poll() is not None, "no call arrives")
             output, _ = running.communicate("\n", timeout=60)
@@ -393,8 +393,8 @@ def test_its_artifact_runs_in_node(kiln: Kiln, package: NodePackage) -> None:
     module, program = kiln.fresh_module(), package.package / "examples" / "host.js"
     modules = {"NODE_PATH": str(package.folder / "node_modules"), "KILN_ENGINE": FULL_ENGINE}
     for number, result, key in ((10, 55, {"KILN_KEY": str(kiln.key_file)}), (20, 6765, {})):
-        words = [library, kiln.address, module, "fib", str(number)]
-        done = kiln.run(["node", program, *words], {**modules, **key})
+        words: Words = ["node", program, library, kiln.address, module, "fib", str(number)]
+        done = kiln.run(words, {**modules, **key})
         begins = f"node host ran fib({number}) = {result} with {FULL_ENGINE}, "
         assert done.stdout.startswith(begins), done.stderr
     assert done.stdout.endswith(", mapped from the host store\n")

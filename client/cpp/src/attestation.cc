@@ -25,8 +25,6 @@ namespace fs = std::filesystem;
 constexpr std::size_t kKeyBytes = 32;
 constexpr char kBegin[] = "-----BEGIN PUBLIC KEY-----";
 constexpr char kPayloadType[] = "application/vnd.in-toto+json";
-constexpr char kTypes[] =
-    "https://in-toto.io/Statement/v1 https://slsa.dev/provenance/v1 urn:wasmkiln:compile:v1";
 // The start of every Ed25519 public key in DER (RFC 8410); the key follows.
 const std::string kPrefix("\x30\x2a\x30\x05\x06\x03\x2b\x65\x70\x03\x21\x00", 12);
 
@@ -86,58 +84,53 @@ std::vector<fs::path> files_of(const fs::path& folder, const std::string& ending
   return files;
 }
 
-// Return the member of an object, or no value.
-const Value& member(const Struct& object, const char* name) {
-  auto found = object.fields().find(name);
-  return found == object.fields().end() ? Value::default_instance() : found->second;
-}
-
-// Return the SHA-256 of the only element of a list of things; "" for any other list.
-std::string only_digest(const Value& list) {
-  if (list.list_value().values_size() != 1) return "";
-  const Value& digest = member(list.list_value().values(0).struct_value(), "digest");
-  return member(digest.struct_value(), "sha256").string_value();
+// Return what a path leads to: by the names of members, and by lists of one element; or no value.
+Value at(const Struct& object, const std::string& path) {
+  std::size_t dot = path.find('.');
+  auto found = object.fields().find(path.substr(0, dot));
+  if (found == object.fields().end()) return {};
+  bool is_single = found->second.list_value().values_size() == 1;
+  const Value& value = is_single ? found->second.list_value().values(0) : found->second;
+  return dot == std::string::npos ? value : at(value.struct_value(), path.substr(dot + 1));
 }
 
 template <typename Map>
-Struct object_of(const Map& texts) {
-  Struct object;
-  for (const auto& [name, text] : texts) (*object.mutable_fields())[name].set_string_value(text);
+Value object_of(const Map& texts) {
+  Value object;
+  auto& fields = *object.mutable_struct_value()->mutable_fields();
+  for (const auto& [name, text] : texts) fields[name].set_string_value(text);
   return object;
 }
 
-// Return what a statement says otherwise than the header, or "".
+// Return where a statement says otherwise than the header, or "".
 std::string difference(const Struct& statement, const v1::ArtifactHeader& header) {
   using Texts = std::map<std::string, std::string>;
-  const Struct& predicate = member(statement, "predicate").struct_value();
-  const Struct& build = member(predicate, "buildDefinition").struct_value();
-  Struct said = member(build, "externalParameters").struct_value();
-  auto& more = *said.mutable_fields();
-  more["artifact"].set_string_value(only_digest(member(statement, "subject")));
-  more["module"].set_string_value(only_digest(member(build, "resolvedDependencies")));
-  more["types"].set_string_value(member(statement, "_type").string_value() + " " +
-                                 member(statement, "predicateType").string_value() + " " +
-                                 member(build, "buildType").string_value());
+  const std::string made = "predicate.buildDefinition.", given = made + "externalParameters.";
   const auto& engine = header.engine();
   bool is_core = header.kind() == v1::KIND_CORE_MODULE;
   bool is_component = header.kind() == v1::KIND_COMPONENT;
-  Struct due = object_of(Texts{{"artifact", header.artifact_sha256()},
-                               {"module", header.module_sha256()},
-                               {"types", kTypes},
-                               {"fingerprint", header.fingerprint()},
-                               {"kind", is_core ? "core" : is_component ? "component" : ""},
-                               {"target", header.target()},
-                               {"cpu", header.cpu()}});
-  auto& objects = *due.mutable_fields();
-  *objects["engine"].mutable_struct_value() =
-      object_of(Texts{{"name", engine.name()},
-                      {"version", engine.version()},
-                      {"coreVersion", engine.core_version()},
-                      {"compiler", engine.compiler()}});
-  *objects["settings"].mutable_struct_value() = object_of(header.settings());
-  *objects["changedSettings"].mutable_struct_value() = object_of(header.changed_settings());
-  for (const auto& [name, value] : due.fields()) {
-    if (!MessageDifferencer::Equals(value, member(said, name.c_str()))) return name;
+  for (const auto& [path, text] :
+       Texts{{"_type", "https://in-toto.io/Statement/v1"},
+             {"predicateType", "https://slsa.dev/provenance/v1"},
+             {"subject.digest.sha256", header.artifact_sha256()},
+             {made + "buildType", "urn:wasmkiln:compile:v1"},
+             {made + "resolvedDependencies.digest.sha256", header.module_sha256()},
+             {given + "fingerprint", header.fingerprint()},
+             {given + "kind", is_core ? "core" : is_component ? "component" : ""},
+             {given + "target", header.target()},
+             {given + "cpu", header.cpu()}}) {
+    const Value said = at(statement, path);
+    if (said.kind_case() != Value::kStringValue || said.string_value() != text) return path;
+  }
+  const std::pair<std::string, Value> objects[] = {
+      {given + "engine", object_of(Texts{{"name", engine.name()},
+                                         {"version", engine.version()},
+                                         {"coreVersion", engine.core_version()},
+                                         {"compiler", engine.compiler()}})},
+      {given + "settings", object_of(header.settings())},
+      {given + "changedSettings", object_of(header.changed_settings())}};
+  for (const auto& [path, due] : objects) {
+    if (!MessageDifferencer::Equals(due, at(statement, path))) return path;
   }
   return "";
 }
@@ -210,7 +203,7 @@ std::vector<std::string> read_keys(const std::string& path) {
   for (const fs::path& file : revoked) {
     Struct revocation;
     bool is_json = JsonStringToMessage(read(file), &revocation).ok();
-    std::string id = member(revocation, "key_id").string_value();
+    std::string id = at(revocation, "key_id").string_value();
     if (!is_json || !is_digest(id)) {
       throw std::invalid_argument("cannot read " + file.string() +
                                   ": it does not say which key is revoked, as key_id");
