@@ -27,15 +27,10 @@ type Error struct {
 	RetryAfter time.Duration
 	// RequestID names the call in the daemon's log.
 	RequestID string
-	// Violations are the fields of the request that the daemon refused.
-	Violations []FieldViolation
+	// Violations are the fields of the request that the daemon refused, and why.
+	Violations []*errdetails.BadRequest_FieldViolation
 
 	cause error
-}
-
-// FieldViolation is a field of the request that the daemon refused, and why.
-type FieldViolation struct {
-	Field, Description string
 }
 
 // What errors.Is compares with: each stands for all errors of its reason.
@@ -115,10 +110,7 @@ func (c *Client) failed(ctx context.Context, err error, requestID string) error 
 		case *errdetails.RetryInfo:
 			failure.RetryAfter = max(0, detail.GetRetryDelay().AsDuration())
 		case *errdetails.BadRequest:
-			for _, each := range detail.GetFieldViolations() {
-				violation := FieldViolation{each.GetField(), each.GetDescription()}
-				failure.Violations = append(failure.Violations, violation)
-			}
+			failure.Violations = detail.GetFieldViolations()
 		}
 	}
 	if failure.Reason != "" {

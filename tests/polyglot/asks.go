@@ -7,9 +7,9 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"flag"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -17,31 +17,22 @@ import (
 )
 
 var (
-	flags   = flag.NewFlagSet("asks", flag.ExitOnError)
-	key     = flags.String("key", "", "")
-	engine  = flags.String("engine", "", "")
-	out     = flags.String("out", "", "")
-	ca      = flags.String("ca", "", "")
-	token   = flags.String("token-file", "", "")
-	digest  = flags.String("digest", "", "")
-	timeout = flags.Int("timeout-ms", 60_000, "")
-	times   = flags.Int("times", 1, "")
-	store   = flags.String("store", "", "")
-	pause   = flags.String("pause", "", "")
-	load    = flags.String("load", "", "")
-	input   = bufio.NewReader(os.Stdin)
+	flags = map[string]string{"--timeout-ms": "60000", "--times": "1"}
+	input = bufio.NewReader(os.Stdin)
 )
 
 func main() {
-	_ = flags.Parse(os.Args[3:])
+	for at := 3; at+1 < len(os.Args); at += 2 {
+		flags[os.Args[at]] = os.Args[at+1]
+	}
 	ctx, cancel := context.WithCancel(context.Background())
-	if *pause == "call" {
+	if flags["--pause"] == "call" {
 		go func() {
 			_, _ = input.ReadString('\n')
 			cancel()
 		}()
 	}
-	for ; *times > 0; *times-- {
+	for times, _ := strconv.Atoi(flags["--times"]); times > 0; times-- {
 		err := ask(ctx, os.Args[1], os.Args[2])
 		var failure *wasmkiln.Error
 		switch {
@@ -64,13 +55,14 @@ func ask(ctx context.Context, address, path string) error {
 	if err != nil {
 		panic(err)
 	}
-	options := wasmkiln.Options{TokenFile: *token, NoHostStore: *store == "", Timeout: time.Duration(*timeout) * time.Millisecond}
-	if *key != "" {
-		if options.TrustedKeys, err = wasmkiln.ReadKeys(*key); err != nil {
+	options := wasmkiln.Options{TokenFile: flags["--token-file"], NoHostStore: flags["--store"] == ""}
+	options.Timeout, _ = time.ParseDuration(flags["--timeout-ms"] + "ms")
+	if key := flags["--key"]; key != "" {
+		if options.TrustedKeys, err = wasmkiln.ReadKeys(key); err != nil {
 			return err
 		}
 	}
-	if text, err := os.ReadFile(*ca); err == nil {
+	if text, err := os.ReadFile(flags["--ca"]); err == nil {
 		options.TLS = &tls.Config{RootCAs: x509.NewCertPool()}
 		options.TLS.RootCAs.AppendCertsFromPEM(text)
 	}
@@ -79,8 +71,8 @@ func ask(ctx context.Context, address, path string) error {
 		return err
 	}
 	defer client.Close()
-	asked := wasmkiln.CompileOptions{Engine: *engine, Background: *load != ""}
-	if *load != "" {
+	asked := wasmkiln.CompileOptions{Engine: flags["--engine"], Background: flags["--load"] != ""}
+	if asked.Background {
 		loaded, err := client.Load(ctx, module, asked)
 		if err == nil {
 			say("loaded", "", loaded.GetEngine(), "", loaded.GetSha256())
@@ -88,8 +80,8 @@ func ask(ctx context.Context, address, path string) error {
 		return err
 	}
 	var artifact *wasmkiln.Artifact
-	if *digest != "" {
-		artifact, err = client.CompileDigest(ctx, *digest, asked)
+	if digest := flags["--digest"]; digest != "" {
+		artifact, err = client.CompileDigest(ctx, digest, asked)
 	} else {
 		artifact, err = client.Compile(ctx, module, asked)
 	}
@@ -97,7 +89,7 @@ func ask(ctx context.Context, address, path string) error {
 		return err
 	}
 	defer artifact.Close()
-	if *pause == "file" {
+	if flags["--pause"] == "file" {
 		fmt.Println("opened")
 		_, _ = input.ReadString('\n')
 	}
@@ -110,8 +102,8 @@ func ask(ctx context.Context, address, path string) error {
 		origin = "FILE"
 	}
 	say("compiled", origin, artifact.Header.GetEngine().GetId(), fmt.Sprint(len(content)), artifact.Header.GetModuleSha256())
-	if *out != "" {
-		return os.WriteFile(*out, content, 0o644)
+	if out := flags["--out"]; out != "" {
+		return os.WriteFile(out, content, 0o644)
 	}
 	return nil
 }

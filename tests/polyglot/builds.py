@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.e2e.programs import ROOT
-from tests.node_package import NodePackage
+from tests.node_package import node_package
 from tests.polyglot.gotools import Go
 from tests.polyglot.kiln import run
 
@@ -116,10 +116,10 @@ def go_program(folder: Path) -> Asks:
     return Asks("go", [go.build("asks", str(HERE / "asks.go"))])
 
 
-def node_program(package: NodePackage) -> Asks:
-    """Return Node's program, which needs no build."""
-    modules = f"NODE_PATH={package.folder / 'node_modules'}"
-    return Asks("node", ["env", modules, "node", HERE / "asks.js"])
+def node_program(folder: Path) -> Asks:
+    """Return Node's program, with the package as npm packs it."""
+    modules = node_package(folder, dev=True).modules
+    return Asks("node", ["env", f"NODE_PATH={modules}", "node", HERE / "asks.js"])
 
 
 def cpp_program(folder: Path) -> Asks:
@@ -199,3 +199,12 @@ def _class_path(*parts: str | Path) -> str:
     return ":".join(
         str(JARS / f"{part}.jar") if isinstance(part, str) else str(part) for part in parts
     )
+
+
+PROGRAMS: Mapping[str, Callable[[Path], Asks]] = {
+    "java": java_program,
+    "cpp": cpp_program,
+    "go": go_program,
+    "node": node_program,
+}
+"""What builds the program of a language, in a folder."""

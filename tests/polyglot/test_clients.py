@@ -31,37 +31,16 @@ from tests.e2e.programs import ROOT
 from tests.e2e.programs import test_state_dir as state_dir
 from tests.lying.server import Answer, lying_server
 from tests.node_package import SOURCE, NodePackage, node_package
-from tests.polyglot.builds import (
-    BUILD_TIMEOUT_S,
-    JAVA,
-    Asks,
-    Words,
-    cpp_program,
-    go_program,
-    java_program,
-    node_program,
-    said_in,
-)
+from tests.polyglot import builds, lies
+from tests.polyglot.builds import Asks, Words, said_in
 from tests.polyglot.conftest import Built
 from tests.polyglot.gotools import CLIENT as GO
 from tests.polyglot.gotools import Go
 from tests.polyglot.kiln import ENGINES, FULL_ENGINE, Kiln, Secure
-from tests.polyglot.lies import (
-    TRUTH,
-    TrueAnswer,
-    answer_by_file,
-    chunk,
-    dying_server,
-    file_lies,
-    header_first,
-    lies_about,
-    stored,
-    true_answer,
-)
+from tests.polyglot.lies import TrueAnswer, dying_server
 
 # The first test of a fresh clone builds: minutes on a busy machine.
-pytestmark = pytest.mark.timeout(BUILD_TIMEOUT_S)
-LANGUAGES = ["java", "cpp", "go", "node"]
+pytestmark = pytest.mark.timeout(builds.BUILD_TIMEOUT_S)
 MAPPING = ["go", "node"]
 """Those that take files of the host store."""
 
@@ -71,37 +50,15 @@ def package(built: Built) -> NodePackage:
     return node_package(built("node"), dev=True)
 
 
-@pytest.fixture(scope="module")
-def programs() -> dict[str, Asks]:
-    """The programs that a test has asked for, by their languages."""
-    return {}
-
-
-@pytest.fixture
-def asks(request: pytest.FixtureRequest, built: Built, programs: dict[str, Asks]) -> Asks:
-    """The program of a language, built once."""
-    language: str = request.param
-    if language not in programs:
-        programs[language] = (
-            node_program(request.getfixturevalue("package"))
-            if language == "node"
-            else {"java": java_program, "cpp": cpp_program, "go": go_program}[language](
-                built(language)
-            )
-        )
-    return programs[language]
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "asks" in metafunc.fixturenames and not any(
-        mark.args[0] == "asks" for mark in metafunc.definition.iter_markers("parametrize")
-    ):
-        metafunc.parametrize("asks", LANGUAGES, indirect=True)
+@pytest.fixture(scope="module", params=builds.PROGRAMS)
+def asks(request: pytest.FixtureRequest, built: Built) -> Asks:
+    """The program of each language."""
+    return builds.PROGRAMS[request.param](built(request.param))
 
 
 @pytest.fixture(scope="module")
 def true(kiln: Kiln) -> TrueAnswer:
-    return true_answer(kiln)
+    return lies.true_answer(kiln)
 
 
 @pytest.fixture(scope="module")
@@ -282,22 +239,22 @@ def test_an_address_of_no_use(kiln: Kiln, asks: Asks, address: str) -> None:
 
 
 def test_no_lie_is_believed(kiln: Kiln, true: TrueAnswer, asks: Asks) -> None:
-    lies = lies_about(true)
-    upcoming = iter(lies.values())
+    told = lies.lies_about(true)
+    upcoming = iter(told.values())
     with lying_server() as liar:
         liar.answers["Compile"] = lambda _request, _context: iter(next(upcoming)[0])
         flags: Words = ["--engine", FULL_ENGINE, "--key", kiln.key_file]
-        said = asks(liar.address, true.module, *flags, "--times", str(len(lies)))
-    for (name, (_, due)), line in zip(lies.items(), said, strict=True):
+        said = asks(liar.address, true.module, *flags, "--times", str(len(told)))
+    for (name, (_, due)), line in zip(told.items(), said, strict=True):
         assert line.what == due or (not due and line.what != "compiled"), (name, line)
     print(f"{asks.language} believes none of {sum(one.what != 'compiled' for one in said)} lies")
 
 
 def test_an_answer_without_end(true: TrueAnswer, asks: Asks) -> None:
     """It costs a bounded time and a bounded memory, and the daemon learns that nobody reads."""
-    first = header_first(true.header)
+    first = lies.header_first(true.header)
     ended = [threading.Event(), threading.Event()]
-    upcoming = iter([itertools.repeat(b""), itertools.repeat(chunk(b"!" * 1000))])
+    upcoming = iter([itertools.repeat(b""), itertools.repeat(lies.chunk(b"!" * 1000))])
 
     def answer(_request: bytes, context: Any) -> Iterator[bytes]:
         context.add_callback(ended[0].set if not ended[0].is_set() else ended[1].set)
@@ -336,8 +293,8 @@ def test_a_caller_ends_a_call(kiln: Kiln, asks: Asks) -> None:
 
 @pytest.mark.parametrize("asks", MAPPING, indirect=True)
 def test_a_file_counts_only_if_it_may_be_trusted(kiln: Kiln, true: TrueAnswer, asks: Asks) -> None:
-    lies = file_lies(kiln, true)
-    upcoming = iter([*lies.values()] * 3)
+    told = lies.file_lies(kiln, true)
+    upcoming = iter([*told.values()] * 3)
     now: list[Answer] = []
 
     def answer(request: bytes, context: object) -> Iterator[bytes]:
@@ -348,10 +305,10 @@ def test_a_file_counts_only_if_it_may_be_trusted(kiln: Kiln, true: TrueAnswer, a
     with lying_server() as liar:
         liar.answers["Compile"] = answer
         flags: Words = ["--store", "yes", "--key", kiln.key_file, "--engine", FULL_ENGINE]
-        said = asks(liar.address, true.module, *flags, "--times", str(3 * len(lies)))
-    for name, line in zip([*lies] * 3, said, strict=True):
+        said = asks(liar.address, true.module, *flags, "--times", str(3 * len(told)))
+    for name, line in zip([*told] * 3, said, strict=True):
         assert line.what == "compiled", (name, line)
-        assert (line.origin_or_id == "FILE") is (name == TRUTH), (name, line)
+        assert (line.origin_or_id == "FILE") is (name == lies.TRUTH), (name, line)
 
 
 @pytest.mark.parametrize("asks", MAPPING, indirect=True)
@@ -359,9 +316,9 @@ def test_a_file_counts_only_if_it_may_be_trusted(kiln: Kiln, true: TrueAnswer, a
 def test_what_is_written_to_an_open_file_is_noticed(
     true: TrueAnswer, asks: Asks, tmp_path: Path, is_touched: bool
 ) -> None:
-    path, named = stored(tmp_path, true)
+    path, named = lies.stored(tmp_path, true)
     with lying_server() as liar:
-        liar.answers["Compile"] = answer_by_file(true, named)
+        liar.answers["Compile"] = lies.answer_by_file(true, named)
         flags: Words = ["--store", "yes", "--pause", "file"]
         argv = list(map(str, [*asks.argv, liar.address, true.module, *flags]))
         with subprocess.Popen(argv, stdin=PIPE, stdout=PIPE, text=True, cwd=ROOT) as running:
@@ -391,7 +348,7 @@ def test_its_artifact_runs_in_node(kiln: Kiln, package: NodePackage) -> None:
         "lib/python3*/site-packages/wasmtime/linux-*/_libwasmtime.so"
     )
     module, program = kiln.fresh_module(), package.package / "examples" / "host.js"
-    modules = {"NODE_PATH": str(package.folder / "node_modules"), "KILN_ENGINE": FULL_ENGINE}
+    modules = {"NODE_PATH": str(package.modules), "KILN_ENGINE": FULL_ENGINE}
     for number, result, key in ((10, 55, {"KILN_KEY": str(kiln.key_file)}), (20, 6765, {})):
         words: Words = ["node", program, library, kiln.address, module, "fib", str(number)]
         done = kiln.run(words, {**modules, **key})
@@ -400,16 +357,11 @@ def test_its_artifact_runs_in_node(kiln: Kiln, package: NodePackage) -> None:
     assert done.stdout.endswith(", mapped from the host store\n")
 
 
-def test_nodes_types(package: NodePackage) -> None:
-    modules = package.folder / "node_modules"
+def test_nodes_types(kiln: Kiln, package: NodePackage) -> None:
     words = ["--noEmit", "--strict", "--module", "nodenext", "--target", "es2022"]
-    done = subprocess.run(
-        ["node", modules / "typescript" / "bin" / "tsc", *words, "--types", "node", "types.mts"],
-        cwd=package.package / "test",
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    tsc: Words = ["node", package.modules / "typescript" / "bin" / "tsc", *words]
+    test = package.package / "test"
+    done = kiln.run([*tsc, "--types", "node", "types.mts"], cwd=test)
     assert done.returncode == 0, done.stdout
 
 
@@ -425,7 +377,7 @@ def test_gos_source_is_formatted_vetted_and_fresh(built: Built, tmp_path: Path) 
 
 def test_java_asks_in_its_pom_for_what_it_imports() -> None:
     names = {"m": "http://maven.apache.org/POM/4.0.0"}
-    pom = ET.parse(JAVA / "pom.xml").getroot()
+    pom = ET.parse(builds.JAVA / "pom.xml").getroot()
     asked = {each.text for each in pom.findall(".//m:dependency/m:artifactId", names)}
     assert {"grpc-protobuf", "grpc-stub", "protobuf-java", "gson"} <= asked
     roots = [each.text for each in pom.findall(".//m:protoSourceRoot", names)]

@@ -8,7 +8,6 @@ import io.grpc.stub.MetadataUtils;
 import java.time.Duration;
 import java.util.HashMap;
 import java.util.Iterator;
-import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.concurrent.ThreadLocalRandom;
@@ -220,21 +219,18 @@ public final class WasmkilnClient implements AutoCloseable {
     String id = name + "-" + header.getEngine().getVersion();
     var asked = request.getSettingsMap().entrySet();
     var changed = header.getChangedSettingsMap().entrySet();
-    Map<String, Boolean> fits = new LinkedHashMap<>();
-    fits.put("module", digest.equals(header.getModuleSha256()));
-    fits.put("engine", List.of("", name, id).contains(request.getEngine()));
-    fits.put("engine id", id.equals(header.getEngine().getId()));
-    fits.put("target", isNoneOr(header.getTarget(), request.getTarget()));
-    fits.put("cpu", isNoneOr(header.getCpu(), request.getCpu()));
     Map<String, String> stated = new HashMap<>(UNSTATED);
     stated.putAll(header.getSettingsMap());
-    fits.put("setting", stated.entrySet().containsAll(asked));
+    same("module", digest.equals(header.getModuleSha256()));
+    same("engine", List.of("", name, id).contains(request.getEngine()));
+    same("engine id", id.equals(header.getEngine().getId()));
+    same("target", List.of("", header.getTarget()).contains(request.getTarget()));
+    same("cpu", List.of("", header.getCpu()).contains(request.getCpu()));
+    same("setting", stated.entrySet().containsAll(asked));
     // A setting that the call did not name has to have the engine's default.
-    fits.put("changed setting", asked.containsAll(changed));
-    fits.put("compiler", !header.getIsFast() || !changed.isEmpty());
-    fits.put("encoding", header.getContentEncoding().isEmpty());
-    fits.forEach(
-        (what, isSo) -> require(isSo, "the artifact has another " + what + " than asked for"));
+    same("changed setting", asked.containsAll(changed));
+    same("compiler", !header.getIsFast() || !changed.isEmpty());
+    same("encoding", header.getContentEncoding().isEmpty());
     long size = header.getSizeBytes();
     if (Long.compareUnsigned(size, options.maxArtifactBytes) > 0) {
       String bytes = Long.toUnsignedString(size);
@@ -246,8 +242,8 @@ public final class WasmkilnClient implements AutoCloseable {
     }
   }
 
-  private static boolean isNoneOr(String got, String asked) {
-    return asked.isEmpty() || asked.equals(got);
+  private static void same(String what, boolean isSo) {
+    require(isSo, "the artifact has another " + what + " than asked for");
   }
 
   private static void require(boolean isTrue, String otherwise) {
