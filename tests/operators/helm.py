@@ -1,6 +1,7 @@
 """What Helm makes of the chart, and what the schemas of Kubernetes say of it.
 
-Both run in a process of their own, ``helm_inside.py``. The release is called "kiln", its namespace
+Both run in a process of their own, ``helm_inside.py``, which takes a second to load. The release is
+called "kiln", its namespace
 "prod".
 """
 
@@ -74,8 +75,15 @@ def render_text(text: str) -> Rendered:
 
 @cache
 def _run(question: str) -> Any:
-    done = subprocess.run(
-        [sys.executable, str(_INSIDE)], input=question, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    inside = _inside()
+    assert inside.stdin
+    assert inside.stdout
+    print(question, file=inside.stdin, flush=True)
+    return json.loads(inside.stdout.readline())
+
+
+@cache
+def _inside() -> subprocess.Popen[str]:
+    """The process that answers all questions; it ends with this one, which closes its input."""
+    words = [sys.executable, str(_INSIDE)]
+    return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

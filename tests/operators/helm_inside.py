@@ -1,7 +1,7 @@
 """Lints, renders and validates the chart; runs in the environment that has Helm, not in pytest's.
 
-Reads ``{"chart": folder, "values": {…}}`` as JSON from standard input, or instead of the values
-``"text"``, which is YAML; writes the answer as JSON.
+Reads questions from standard input, one a line: ``{"chart": folder, "values": {…}}`` as JSON, or
+instead of the values ``"text"``, which is YAML. Writes an answer for each.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ def problems(manifest: dict[str, Any]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    question = json.load(sys.stdin)
-    if text := question.get("text"):
-        question["values"] = yaml.load(text, Strict)
-    json.dump(answer(question["chart"], question["values"]), sys.stdout)
+    for line in sys.stdin:
+        question = json.loads(line)
+        if text := question.get("text"):
+            question["values"] = yaml.load(text, Strict)
+        print(json.dumps(answer(question["chart"], question["values"])), flush=True)
