@@ -1,8 +1,7 @@
 """What Helm makes of the chart, and what the schemas of Kubernetes say of it.
 
 Both run in a process of their own, ``helm_inside.py``, which takes a second to load. The release is
-called "kiln", its namespace
-"prod".
+called "kiln", its namespace "prod".
 """
 
 from __future__ import annotations

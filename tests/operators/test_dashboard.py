@@ -47,12 +47,18 @@ def queries() -> Iterator[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def prometheus(needs: Needs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+def tls(tmp_path_factory: pytest.TempPathFactory) -> TlsSite:
+    return TlsSite(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(scope="module")
+def prometheus(
+    needs: Needs, tls: TlsSite, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Prometheus]:
     """A Prometheus that has scraped a daemon which compiled, hit, missed and refused."""
     needs("prometheus")
     installed_engines()
     folder = tmp_path_factory.mktemp("dashboard")
-    tls = TlsSite(folder / "tls")
     pair = tls.server
     flags = ("--tls-cert-file", str(pair.cert_file), "--tls-key-file", str(pair.key_file))
     with Daemon(state_with(folder / "state", *TWO_ENGINES), flags) as daemon:
@@ -126,6 +132,12 @@ def test_the_instances_to_choose_from_are_the_daemons(prometheus: Prometheus) ->
     assert asked == "label_values(wasmkiln_build_info, instance)"
     found = prometheus.some("wasmkiln_build_info")
     assert [labels["instance"] for labels, _ in found] == ["kiln-1"]
+
+
+def test_a_certificate_that_is_half_written(prometheus: Prometheus, tls: TlsSite) -> None:
+    """The daemon goes on with the old one, and an alert watches this."""
+    tls.server.cert_file.write_bytes(tls.server.cert[:100])
+    assert prometheus.some('wasmkiln_last_reload_successful{what="files"} == 0')
 
 
 def test_every_panel_says_what_it_shows_and_asks_the_chosen_source() -> None:

@@ -17,20 +17,19 @@ from pathlib import Path
 
 import pytest
 import redis
-from wasmkiln import Client, WasmkilnError
+from wasmkiln import WasmkilnError
 
 from tests.e2e import hostile_engine, wasm
 from tests.e2e.callers import (
     ENGINE,
 )
 from tests.e2e.daemon import Daemon, is_ready, state_with
-from tests.e2e.over_tls import TlsSite
 from tests.e2e.processes import eventually, send, workers_of
 from tests.e2e.programs import ROOT, installed_engines
 from tests.operators.alert_cases import ALERTS, promtool_tests
 from tests.operators.conftest import Needs
 from tests.operators.prometheus import RULES, Prometheus, Target, at_once
-from tests.servers.redis_server import RedisServer, binary_of, free_ports, redis_server
+from tests.servers.redis_server import RedisServer, binary_of, redis_server
 
 DAY = datetime.timedelta(days=1)
 BROKEN_ENGINE = "wasmtime-0.0.2"
@@ -39,23 +38,14 @@ HOSTILE_ENGINE = "wasmtime-0.0.1"
 
 @dataclass(frozen=True)
 class Site:
-    """Two daemons, what they depend on, and the Prometheus that scrapes both."""
+    """A daemon, what it depends on, and the Prometheus that scrapes it."""
 
     daemon: Daemon
-    """It has one worker, a small memory, a Redis of its own, a configuration and an audit file."""
-    secure: Daemon
-    """It speaks TLS, has no host store that works, and serves an engine that is not confined."""
+    """It has no host store that works, and serves an engine that is not confined."""
     prometheus: Prometheus
     server: RedisServer
     config: Path
     audit: Path
-    tls: TlsSite
-
-    @contextlib.contextmanager
-    def client(self) -> Iterator[Client]:
-        """Return a client of the first daemon, which tries nothing twice."""
-        with self.daemon.client(max_attempts=1) as client:
-            yield client
 
 
 @pytest.fixture(scope="module")
@@ -65,49 +55,24 @@ def site(needs: Needs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sit
     folder = tmp_path_factory.mktemp("watched")
     state = state_with(folder / "state", ENGINE)
     (state / "engines" / BROKEN_ENGINE).mkdir()  # Nothing is in it.
+    hostile_engine.environment(state / "engines", ["seccomp"])
     config, audit = folder / "wasmkiln.toml", folder / "audit" / "audit.jsonl"
     config.write_text('log_level = "info"\n')
     audit.parent.mkdir()
-    tls = TlsSite(folder / "tls")
-    # It expires within the week before which the alert fires.
-    tls.server = tls.authority.server(ends=3 * DAY)
-    secure_state = state_with(folder / "secure" / "state", ENGINE)
-    hostile_engine.environment(secure_state / "engines", ["seccomp"])
-    not_a_directory = folder / "file"
-    not_a_directory.write_text("")
+    flags = ["--config", str(config), "--audit-file", str(audit), "--isolation", "best-effort"]
+    flags += ["--host-store-dir", str(config / "store"), "--workers", "1"]
+    flags += ["--compile-memory-bytes", "300MiB"]
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(redis_server(binary_of("valkey"), folder / "server"))
-        daemon = stack.enter_context(
-            Daemon(
-                state,
-                (
-                    *("--config", str(config), "--audit-file", str(audit)),
-                    *("--admin-listen", f"127.0.0.1:{free_ports(1)[0]}"),
-                    *("--workers", "1", "--queue-length", "2", "--memory-bytes", "128KiB"),
-                    *("--compile-memory-bytes", "300MiB", "--max-artifact-bytes", "2MiB"),
-                ),
-                {"WASMKILN_REDIS_URL": server.url},
-            )
-        )
-        secure = stack.enter_context(
-            Daemon(
-                secure_state,
-                tls.flags(
-                    *("--isolation", "best-effort"),
-                    *("--host-store-dir", str(not_a_directory / "store")),
-                    client_certificates=False,
-                ),
-            )
-        )
-        targets = [
-            Target("plain", daemon.admin_url.removeprefix("http://")),
-            Target("secure", secure.admin_url.removeprefix("http://"), tls.authority.ca_file),
-        ]
+        environ = {"WASMKILN_REDIS_URL": server.url}
+        daemon = stack.enter_context(Daemon(state, flags, environ))
+        target = Target("plain", daemon.admin_url.removeprefix("http://"))
+        rules = at_once(RULES.read_text())
         prometheus = stack.enter_context(
-            Prometheus(needs("prometheus"), folder / "prom", targets, at_once(RULES.read_text()))
+            Prometheus(needs("prometheus"), folder / "prom", [target], rules)
         )
         prometheus.wait_for_scrapes()
-        yield Site(daemon, secure, prometheus, server, config, audit, tls)
+        yield Site(daemon, prometheus, server, config, audit)
 
 
 def test_promtool_accepts_the_rules(needs: Needs) -> None:
@@ -131,32 +96,29 @@ def test_what_is_wrong_from_the_start_fires_and_nothing_else(site: Site) -> None
     # A busy machine may not answer a scrape within its second.
     fired = site.prometheus.fired()
     assert fired.keys() - {"WasmkilnDown"} == {
-        *("WasmkilnEngineNotServed", "WasmkilnNotConfined"),
-        *("WasmkilnTierDown", "WasmkilnCertificateExpires"),
+        *("WasmkilnEngineNotServed", "WasmkilnNotConfined", "WasmkilnTierDown")
     }
     assert [each["engine"] for each in fired["WasmkilnEngineNotServed"]] == [BROKEN_ENGINE]
     assert [each["engine"] for each in fired["WasmkilnNotConfined"]] == [HOSTILE_ENGINE]
-    [down] = fired["WasmkilnTierDown"]
-    assert (down["instance"], down["tier"]) == ("secure", "host_store")
-    assert [each["file"] for each in fired["WasmkilnCertificateExpires"]] == ["cert"]
+    assert [each["tier"] for each in fired["WasmkilnTierDown"]] == ["host_store"]
 
 
 def test_one_forged_value(site: Site) -> None:
-    with site.client() as client:
-        header = client.compile(wasm.adder(1)).header
+    with site.daemon.client(max_attempts=1) as client:
+        header = client.compile(wasm.adder(1), engine=ENGINE).header
         forged = wasm.adder(2)
         name = f"{{{wasm.digest(forged)}}}:{header.engine.id}:{header.fingerprint}"
         with redis.Redis.from_url(site.server.url) as attacker:
             attacker.set(f"wasm:3:compiled:{name}", b"forged" * 100)
-        assert client.compile(forged).header.size_bytes
+        assert client.compile(forged, engine=ENGINE).header.size_bytes
     site.prometheus.wait_for("WasmkilnStoredValuesRejected", tier="redis", cause="format")
 
 
 def test_a_module_beyond_the_limit_and_its_quarantine(site: Site) -> None:
-    with site.client() as client:
+    with site.daemon.client(max_attempts=1) as client:
         for reason in ("COMPILE_MEMORY_LIMIT", "MODULE_QUARANTINED"):
             with pytest.raises(WasmkilnError) as failure:
-                client.compile(wasm.nested_blocks(1_000_000))
+                client.compile(wasm.nested_blocks(1_000_000), engine=ENGINE)
             assert failure.value.reason == reason
     outcome = {"engine": ENGINE, "outcome": "compile_memory_limit"}
     assert site.daemon.metric("compiles_total", **outcome) == 1
@@ -188,15 +150,9 @@ def test_a_reload_that_fails(site: Site) -> None:
 def test_an_audit_that_cannot_be_written(site: Site) -> None:
     site.audit.unlink()
     site.audit.parent.rmdir()
-    with site.client() as client:
+    with site.daemon.client(max_attempts=1) as client:
         client.quarantined()
     site.prometheus.wait_for("WasmkilnAuditLost", instance="plain")
-
-
-def test_a_certificate_that_is_half_written(site: Site) -> None:
-    whole = site.tls.server.cert_file.read_bytes()
-    site.tls.server.cert_file.write_bytes(whole[:100])
-    site.prometheus.wait_for("WasmkilnReloadFailed", instance="secure", what="files")
 
 
 def test_a_redis_that_is_gone(site: Site) -> None:
@@ -205,9 +161,8 @@ def test_a_redis_that_is_gone(site: Site) -> None:
 
 
 def test_an_engine_without_workers_and_a_daemon_that_ends(site: Site) -> None:
-    engine = site.daemon.state_dir / "engines" / ENGINE
-    all_tests_engine = engine.readlink()
-    engine.unlink()
+    for engine in (ENGINE, HOSTILE_ENGINE):
+        (site.daemon.state_dir / "engines" / engine).rename(site.config.with_name(engine))
     send(signal.SIGKILL, *workers_of(site.daemon.pid))
     eventually(lambda: not is_ready(site.daemon), "it is ready without a worker")
     site.prometheus.wait_for("WasmkilnWorkersMissing", instance="plain", engine=ENGINE)
@@ -215,7 +170,6 @@ def test_an_engine_without_workers_and_a_daemon_that_ends(site: Site) -> None:
     site.daemon.kill()
     site.prometheus.some('up{instance="plain"} == 0')
     site.prometheus.wait_for("WasmkilnDown", instance="plain")
-    engine.symlink_to(all_tests_engine)
 
 
 def promtool(needs: Needs, *words: str, given: str = "") -> str:
