@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,9 +97,20 @@ def test_who_resets_its_calls_is_disconnected(proxied: Proxied) -> None:
     with Flood(proxied.address) as flood:
         flood.run(KINDS["resets"](flood), rate=50_000, seconds=5)
         assert flood.closed.wait(60), "Envoy goes on reading it"
-    with proxied.client() as client:
-        for module in modules(20):
-            client.compile(module, engine=ENGINE, timeout_s=5)
+    _assert_served(proxied)
+
+
+@pytest.mark.parametrize("kind", ["pings", "settings"])
+def test_frames_without_calls_hold_nobody_up(proxied: Proxied, kind: str) -> None:
+    """Envoy answers them itself, and closes the connection only if the answers are not read."""
+    with Flood(proxied.address) as flood:
+        frames = KINDS[kind](flood)
+        sending = {"rate": 50_000, "seconds": 5}
+        sender = threading.Thread(target=flood.run, args=(frames,), kwargs=sending)
+        sender.start()
+        while sender.is_alive():
+            _assert_served(proxied)
+        sender.join()
 
 
 def test_connections_of_strangers_are_bounded(proxied: Proxied) -> None:
@@ -122,6 +134,13 @@ def test_a_daemon_that_ends_is_taken_over(proxied: Proxied) -> None:
     with proxied.client() as client:
         eventually(lambda: _compiles_all(client, several), "calls go on to the daemon that ended")
     assert stays.metric("compiles_total", engine=ENGINE, outcome="ok") >= len(several)
+
+
+def _assert_served(proxied: Proxied) -> None:
+    [module] = modules(1)
+    with proxied.client() as client:
+        for _ in range(20):
+            client.compile(module, engine=ENGINE, timeout_s=5)
 
 
 def _configuration(port: int, first: Daemon, second: Daemon) -> str:
