@@ -27,7 +27,7 @@ public final class WasmkilnException extends RuntimeException {
   private final Map<String, String> metadata;
   private Duration retryAfter;
   private String requestId = "";
-  private transient List<FieldViolation> violations = List.of();
+  private transient List<BadRequest.FieldViolation> violations = List.of();
 
   WasmkilnException(
       Status.Code code, String reason, String message, Map<String, String> metadata) {
@@ -36,9 +36,6 @@ public final class WasmkilnException extends RuntimeException {
     this.reason = reason;
     this.metadata = Map.copyOf(metadata);
   }
-
-  /** A field of the request that the daemon refused, and why. */
-  public record FieldViolation(String field, String description) {}
 
   /** The gRPC status code. */
   public Status.Code code() {
@@ -65,8 +62,8 @@ public final class WasmkilnException extends RuntimeException {
     return requestId;
   }
 
-  /** The fields of the request that the daemon refused. */
-  public List<FieldViolation> violations() {
+  /** The fields of the request that the daemon refused, and why. */
+  public List<BadRequest.FieldViolation> violations() {
     return violations;
   }
 
@@ -115,10 +112,7 @@ public final class WasmkilnException extends RuntimeException {
           Duration.ofSeconds(Math.max(0, Math.min(seconds, MAX_RETRY_SECONDS)))
               .plusNanos(Math.max(0, retry.getRetryDelay().getNanos()));
     }
-    made.violations =
-        bad.getFieldViolationsList().stream()
-            .map(each -> new FieldViolation(each.getField(), each.getDescription()))
-            .toList();
+    made.violations = bad.getFieldViolationsList();
     return made;
   }
 
