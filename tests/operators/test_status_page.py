@@ -44,8 +44,8 @@ def visiting(browser: Browser, daemon: Daemon) -> Iterator[Visiting]:
     """Visit the page of the shared daemon; the tab is closed after the test."""
     with contextlib.ExitStack() as stack:
 
-        def visit(path: str = "/", **how: object) -> Visit:
-            opened = Visit(browser, daemon.admin_url + path, **how)  # type: ignore[arg-type]
+        def visit(**how: object) -> Visit:
+            opened = Visit(browser, daemon.admin_url, **how)  # type: ignore[arg-type]
             stack.callback(opened.close)
             return opened
 
