@@ -33,18 +33,21 @@ class NodePackage:
     folder: Path
 
     @property
+    def modules(self) -> Path:
+        """Where programs find the package and what it needs."""
+        return self.folder / "node_modules"
+
+    @property
     def package(self) -> Path:
         """The installed package, with its tests."""
-        return self.folder / "node_modules" / "wasmkiln"
+        return self.modules / "wasmkiln"
 
-    def run(
-        self, words: list[str], environ: Mapping[str, str], cwd: Path | None = None
-    ) -> subprocess.CompletedProcess[str]:
+    def run(self, words: list[str], environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
         """Run Node. A program finds the package from every folder."""
         return subprocess.run(
             ["node", *words],
-            cwd=cwd or self.folder,
-            env={**environ, "NODE_PATH": str(self.folder / "node_modules")},
+            cwd=self.folder,
+            env={**environ, "NODE_PATH": str(self.modules)},
             capture_output=True,
             text=True,
             timeout=150,

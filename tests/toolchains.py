@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -36,17 +36,13 @@ class Toolchains:
             if not _is_there(need)
         }
 
-    def lacks(self, name: str) -> str:
-        """Return "" if a toolchain is there, else a sentence that says what is missing."""
-        if not (needed := self.missing(name)):
-            return ""
-        packages = " ".join(sorted(set(needed.values())))
-        return f"cannot use {name}: missing {', '.join(needed)}; apt-get install {packages}"
-
     def demand(self, name: str) -> None:
         """Skip the test if a toolchain is missing; fail it where all must be there."""
-        if why := self.lacks(name):
-            self.give_up(why)
+        if needed := self.missing(name):
+            packages = " ".join(sorted(set(needed.values())))
+            self.give_up(
+                f"cannot use {name}: missing {', '.join(needed)}; apt-get install {packages}"
+            )
 
     def give_up(self, why: str) -> NoReturn:
         """Skip the test; fail it where everything must be there."""
@@ -54,21 +50,14 @@ class Toolchains:
             pytest.fail(why)
         pytest.skip(why)
 
-    def install(self, names: Sequence[str] = ()) -> str:
-        """Install what these lack, or all of them.
-
-        Return "" or a sentence that says why it is still missing.
-        """
-        names = names or list(self.needs)
-        if unknown := [name for name in names if name not in self.needs]:
-            return f"cannot install {', '.join(unknown)}: choose of {', '.join(self.needs)}"
-        needed = self.missing(*names)
-        if not needed:
-            return ""
-        if problem := _install(needed):
-            return problem
-        left = self.missing(*names)
-        return f"cannot find {', '.join(left)}, though apt-get has installed it" if left else ""
+    def install(self) -> str:
+        """Install what is missing. Return "" or a sentence that says why it is still missing."""
+        if needed := self.missing(*self.needs):
+            if problem := _install(needed):
+                return problem
+            if left := self.missing(*self.needs):
+                return f"cannot find {', '.join(left)}, though apt-get has installed it"
+        return ""
 
 
 def _install(needed: Mapping[str, str]) -> str:

@@ -23,17 +23,6 @@ const payloadType = "application/vnd.in-toto+json"
 // keyring holds trusted keys by their ids.
 type keyring map[string]ed25519.PublicKey
 
-func newKeyring(keys []ed25519.PublicKey) (keyring, error) {
-	ring := keyring{}
-	for _, key := range keys {
-		if len(key) != ed25519.PublicKeySize {
-			return nil, errNoKey
-		}
-		ring[keyID(key)] = key
-	}
-	return ring, nil
-}
-
 // verify returns nil if one of the keys signed that the header's artifact is what the header says.
 // Somebody else compares the header with the call, and the bytes with the header.
 func (k keyring) verify(header *pb.ArtifactHeader) error {
@@ -151,74 +140,68 @@ func ParseKeys(text string) ([]ed25519.PublicKey, error) {
 // ReadKeys reads the public keys in files, and in the files *.pem of folders. The keys that are in
 // revoked/ do not count; it is in a folder or, where that is called trusted, beside it.
 func ReadKeys(paths ...string) ([]ed25519.PublicKey, error) {
-	var found, keys []ed25519.PublicKey
-	revoked := map[string]bool{}
+	var files, revocations []string
 	for _, path := range paths {
-		files := []string{path}
-		if info, err := os.Stat(path); err == nil && info.IsDir() {
-			if err = readRevoked(path, revoked); err != nil {
-				return nil, err
-			}
-			if files, err = filesIn(path, ".pem"); err != nil {
+		if info, err := os.Stat(path); err != nil || !info.IsDir() {
+			files = append(files, path)
+			continue
+		}
+		folder, err := filepath.Abs(path)
+		if err != nil {
+			return nil, err
+		}
+		places := []string{filepath.Join(folder, "revoked")}
+		if filepath.Base(folder) == "trusted" {
+			places = append(places, filepath.Join(filepath.Dir(folder), "revoked"))
+		}
+		for _, place := range places {
+			if revocations, err = appendFiles(revocations, place, ".json"); err != nil {
 				return nil, err
 			}
 		}
-		for _, file := range files {
-			text, err := os.ReadFile(file)
-			if err != nil {
-				return nil, err
-			}
-			more, err := ParseKeys(string(text))
-			if err != nil {
-				return nil, fmt.Errorf("cannot read %s: %w", file, err)
-			}
-			found = append(found, more...)
-		}
-	}
-	for _, key := range found {
-		if !revoked[keyID(key)] {
-			keys = append(keys, key)
+		if files, err = appendFiles(files, folder, ".pem"); err != nil {
+			return nil, err
 		}
 	}
-	if len(keys) == 0 {
+	ring := keyring{}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return nil, err
+		}
+		keys, err := ParseKeys(string(text))
+		if err != nil {
+			return nil, fmt.Errorf("cannot read %s: %w", file, err)
+		}
+		for _, key := range keys {
+			ring[keyID(key)] = key
+		}
+	}
+	for _, file := range revocations {
+		var entry struct {
+			KeyID string `json:"key_id"`
+		}
+		text, err := os.ReadFile(file)
+		if err != nil || json.Unmarshal(text, &entry) != nil || !isDigest.MatchString(entry.KeyID) {
+			return nil, fmt.Errorf("cannot read %s: it does not say which key is revoked, as key_id", file)
+		}
+		delete(ring, entry.KeyID)
+	}
+	if len(ring) == 0 {
 		return nil, fmt.Errorf("cannot read trusted keys: none counts in %s", strings.Join(paths, ", "))
 	}
-	return keys, nil
+	var counting []ed25519.PublicKey
+	for _, key := range ring {
+		counting = append(counting, key)
+	}
+	return counting, nil
 }
 
-func readRevoked(folder string, revoked map[string]bool) error {
-	folder, err := filepath.Abs(folder)
-	if err != nil {
-		return err
-	}
-	folders := []string{folder}
-	if filepath.Base(folder) == "trusted" {
-		folders = append(folders, filepath.Dir(folder))
-	}
-	for _, each := range folders {
-		files, err := filesIn(filepath.Join(each, "revoked"), ".json")
-		if err != nil {
-			return err
-		}
-		for _, file := range files {
-			var entry struct {
-				KeyID string `json:"key_id"`
-			}
-			text, err := os.ReadFile(file)
-			if err != nil || json.Unmarshal(text, &entry) != nil || !isDigest.MatchString(entry.KeyID) {
-				return fmt.Errorf("cannot read %s: it does not say which key is revoked, as key_id", file)
-			}
-			revoked[entry.KeyID] = true
-		}
-	}
-	return nil
-}
-
-// filesIn returns the files of a folder whose names end so; none if there is no such folder.
-func filesIn(folder, end string) (files []string, err error) {
+// appendFiles appends the files of a folder whose names end so; none if there is no such folder.
+func appendFiles(files []string, folder, end string) ([]string, error) {
 	entries, err := os.ReadDir(folder)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
+		return files, nil
 	}
 	for _, entry := range entries {
 		if strings.HasSuffix(entry.Name(), end) {

@@ -28,7 +28,6 @@
 package wasmkiln
 
 import (
-	"bytes"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
@@ -121,10 +120,14 @@ func New(address string, options Options) (*Client, error) {
 	if address == "" {
 		address = DefaultAddress
 	}
-	keys, err := newKeyring(options.TrustedKeys)
+	keys := keyring{}
+	for _, key := range options.TrustedKeys {
+		if len(key) != ed25519.PublicKeySize {
+			return nil, errNoKey
+		}
+		keys[keyID(key)] = key
+	}
 	switch {
-	case err != nil:
-		return nil, err
 	case !isAddress.MatchString(address):
 		return nil, fmt.Errorf("an address is host:port or unix:/path, not %s", address)
 	case options.Timeout < 0:
@@ -194,64 +197,43 @@ func (c *Client) CompileDigest(ctx context.Context, sha256 string, options Compi
 	return c.compile(ctx, sha256, nil, options)
 }
 
-// LoadOptions are for Load; the zero value is for the daemon's default engine.
-type LoadOptions struct {
-	// Engine validates the module.
-	Engine string
-	// Background makes the call wait behind all others.
-	Background bool
-}
-
-// Load validates a module and stores it in the daemon, so that it can be compiled by its digest.
-func (c *Client) Load(ctx context.Context, module []byte, options LoadOptions) (*pb.LoadResponse, error) {
+// Load validates a module by the engine of the options, and stores it in the daemon, so that it can
+// be compiled by its digest.
+func (c *Client) Load(ctx context.Context, module []byte, options CompileOptions) (*pb.LoadResponse, error) {
 	digest := sha256Hex(module)
-	request := &pb.LoadRequest{Module: module, Engine: options.Engine}
-	answer, err := unary(ctx, c, options.Background, digest, c.modules.Load, request)
-	if err == nil && answer.GetSha256() != digest {
-		return nil, refused(ErrUnexpectedAnswer, "the daemon's answer is about another module")
-	}
-	return answer, err
+	return run(ctx, c, options.Background, digest, func(ctx context.Context) (*pb.LoadResponse, error) {
+		answer, err := c.modules.Load(ctx, &pb.LoadRequest{Module: module, Engine: options.Engine})
+		if err == nil && answer.GetSha256() != digest {
+			return nil, refused(ErrUnexpectedAnswer, "the daemon's answer is about another module")
+		}
+		return answer, err
+	})
 }
 
 // Stats returns the daemon's counters.
 func (c *Client) Stats(ctx context.Context) (*pb.StatsResponse, error) {
-	return unary(ctx, c, false, "", c.modules.Stats, &pb.StatsRequest{})
+	return run(ctx, c, false, "", func(ctx context.Context) (*pb.StatsResponse, error) {
+		return c.modules.Stats(ctx, &pb.StatsRequest{})
+	})
 }
 
 // Capabilities returns what a compile may ask for: engines, targets, settings and limits.
 func (c *Client) Capabilities(ctx context.Context) (*pb.GetCapabilitiesResponse, error) {
-	return unary(ctx, c, false, "", c.modules.GetCapabilities, &pb.GetCapabilitiesRequest{})
+	return run(ctx, c, false, "", func(ctx context.Context) (*pb.GetCapabilitiesResponse, error) {
+		return c.modules.GetCapabilities(ctx, &pb.GetCapabilitiesRequest{})
+	})
 }
 
-func unary[Request, Answer any](
+// run runs what makes the requests of one call: they share a deadline and what they say of
+// themselves. A digest says which module the call is about.
+func run[Answer any](
 	ctx context.Context, c *Client, background bool, module string,
-	method func(context.Context, *Request, ...grpc.CallOption) (*Answer, error), request *Request,
+	requests func(context.Context) (*Answer, error),
 ) (*Answer, error) {
-	call, err := c.begin(ctx, background, module)
-	if err != nil {
-		return nil, err
-	}
-	defer call.done()
-	answer, err := method(call.ctx, request)
-	if err != nil {
-		return nil, call.failed(err)
-	}
-	return answer, nil
-}
-
-// call is what the requests of one call share, and what errors say of it.
-type call struct {
-	ctx                context.Context
-	done               func()
-	address, requestID string
-}
-
-// begin returns a call with its deadline and what it says of itself.
-func (c *Client) begin(ctx context.Context, background bool, module string) (*call, error) {
 	var id [8]byte
 	_, _ = rand.Read(id[:])
-	made := &call{done: func() {}, address: c.address, requestID: hex.EncodeToString(id[:])}
-	said := []string{"x-request-id", made.requestID}
+	requestID := hex.EncodeToString(id[:])
+	said := []string{"x-request-id", requestID}
 	if background {
 		said = append(said, "wasmkiln-priority", "background")
 	}
@@ -271,87 +253,83 @@ func (c *Client) begin(ctx context.Context, background bool, module string) (*ca
 		said = append(said, "authorization", "Bearer "+token)
 	}
 	if _, limited := ctx.Deadline(); !limited {
-		ctx, made.done = context.WithTimeout(ctx, c.options.Timeout)
+		limited, done := context.WithTimeout(ctx, c.options.Timeout)
+		defer done()
+		ctx = limited
 	}
-	made.ctx = metadata.AppendToOutgoingContext(ctx, said...)
-	return made, nil
+	answer, err := requests(metadata.AppendToOutgoingContext(ctx, said...))
+	if err != nil {
+		return nil, c.failed(ctx, err, requestID)
+	}
+	return answer, nil
 }
 
 func (c *Client) compile(ctx context.Context, digest string, module []byte, options CompileOptions) (*Artifact, error) {
-	call, err := c.begin(ctx, options.Background, digest)
-	if err != nil {
-		return nil, err
-	}
-	defer call.done()
 	request := &pb.CompileRequest{
 		Source: &pb.CompileRequest_Sha256{Sha256: digest},
 		Engine: options.Engine, Target: options.Target, Cpu: options.CPU, Settings: options.Settings,
 		InlineLimitBytes: inlineLimitBytes,
 		AcceptHostFile:   !c.options.NoHostStore && time.Now().UnixNano() > c.noFileUntil.Load(),
 	}
-	header, content, err := c.ask(call, request, digest)
-	if module != nil && errors.Is(err, ErrModuleNotLoaded) {
-		request.Source = &pb.CompileRequest_Module{Module: module}
-		header, content, err = c.ask(call, request, digest)
-	}
-	if err == nil && header.GetHostFile() != nil {
-		if artifact := c.fromFile(header); artifact != nil {
-			return artifact, nil
+	return run(ctx, c, options.Background, digest, func(ctx context.Context) (*Artifact, error) {
+		artifact, err := c.ask(ctx, request, digest)
+		if module != nil && err != nil && errors.Is(c.failed(ctx, err, ""), ErrModuleNotLoaded) {
+			request.Source = &pb.CompileRequest_Module{Module: module}
+			artifact, err = c.ask(ctx, request, digest)
 		}
-		// Another machine's or another container's file, or a damaged one. The daemon has the
-		// module by now.
-		c.noFileUntil.Store(time.Now().Add(noFileFor).UnixNano())
-		request.Source, request.AcceptHostFile = &pb.CompileRequest_Sha256{Sha256: digest}, false
-		header, content, err = c.ask(call, request, digest)
-	}
-	if err == nil {
-		err = checkBytes(header, content)
-	}
-	if err == nil && len(c.keys) > 0 {
-		err = c.keys.verify(header)
-	}
-	if err != nil {
-		return nil, call.failed(err)
-	}
-	return &Artifact{Header: header, bytes: content}, nil
+		if err == nil && artifact.Header.GetHostFile() != nil {
+			if taken := c.fromFile(artifact.Header); taken != nil {
+				return taken, nil
+			}
+			// Another machine's or another container's file, or a damaged one. The daemon has the
+			// module by now.
+			c.noFileUntil.Store(time.Now().Add(noFileFor).UnixNano())
+			request.Source, request.AcceptHostFile = &pb.CompileRequest_Sha256{Sha256: digest}, false
+			artifact, err = c.ask(ctx, request, digest)
+		}
+		if err == nil {
+			err = checkBytes(artifact.Header, artifact.bytes)
+		}
+		if err == nil && len(c.keys) > 0 {
+			err = c.keys.verify(artifact.Header)
+		}
+		return artifact, err
+	})
 }
 
-// ask makes one Compile call. It returns what the daemon said, and the bytes that came.
-func (c *Client) ask(call *call, request *pb.CompileRequest, digest string) (*pb.ArtifactHeader, []byte, error) {
-	ctx, cancel := context.WithCancel(call.ctx)
+// ask makes one Compile call. It returns what came, which nobody has checked against a digest.
+func (c *Client) ask(ctx context.Context, request *pb.CompileRequest, digest string) (*Artifact, error) {
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the stream where its rest is of no use
 	stream, err := c.modules.Compile(ctx, request)
 	if err != nil {
-		return nil, nil, call.failed(err)
+		return nil, err
 	}
-	var header *pb.ArtifactHeader
-	var content bytes.Buffer
+	var got Artifact
 	for {
 		message, err := stream.Recv()
-		if err == io.EOF && header != nil {
-			return header, content.Bytes(), nil
+		if err == io.EOF && got.Header != nil {
+			return &got, nil
 		}
 		if err != nil && err != io.EOF {
-			return nil, nil, call.failed(err)
+			return nil, err
 		}
-		if first := message.GetHeader(); first != nil {
-			if header != nil {
-				return nil, nil, refused(ErrArtifactMismatch, "the daemon's answer has two headers")
+		if header := message.GetHeader(); header != nil {
+			if got.Header != nil {
+				return nil, refused(ErrArtifactMismatch, "the daemon's answer has two headers")
 			}
-			if err := c.checkHeader(request, digest, first); err != nil {
-				return nil, nil, err
+			if err := c.checkHeader(request, digest, header); err != nil {
+				return nil, err
 			}
-			header = first
-			content.Write(header.GetInlineArtifact())
-			header.InlineArtifact = nil
+			got.Header = header
+			got.bytes, header.InlineArtifact = header.InlineArtifact, nil
 		}
-		if header == nil {
-			return nil, nil, refused(ErrArtifactMismatch, "the daemon's answer begins with no header")
+		if got.Header == nil {
+			return nil, refused(ErrArtifactMismatch, "the daemon's answer begins with no header")
 		}
-		content.Write(message.GetChunk())
-		if uint64(content.Len()) > header.GetSizeBytes() {
-			return nil, nil, refused(ErrArtifactMismatch,
-				"more came than the %d bytes of the header", header.GetSizeBytes())
+		got.bytes = append(got.bytes, message.GetChunk()...)
+		if size := got.Header.GetSizeBytes(); uint64(len(got.bytes)) > size {
+			return nil, refused(ErrArtifactMismatch, "more came than the %d bytes of the header", size)
 		}
 	}
 }
@@ -389,7 +367,12 @@ func (c *Client) checkHeader(request *pb.CompileRequest, digest string, header *
 			return refused(ErrArtifactMismatch, "got setting %.200q, which was not asked for", name)
 		}
 	}
-	if header.GetHostFile() != nil && !request.GetAcceptHostFile() {
+	switch {
+	case header.GetIsFast() && len(header.GetChangedSettings()) == 0:
+		return refused(ErrArtifactMismatch, "asked for optimised code, got that of a fast compiler")
+	case header.GetContentEncoding() != "":
+		return refused(ErrArtifactMismatch, "got an encoding that was not asked for")
+	case header.GetHostFile() != nil && !request.GetAcceptHostFile():
 		return refused(ErrArtifactMismatch, "got a file that was not asked for")
 	}
 	if limit := c.options.MaxArtifactBytes; size > limit {

@@ -27,15 +27,10 @@ type Error struct {
 	RetryAfter time.Duration
 	// RequestID names the call in the daemon's log.
 	RequestID string
-	// Violations are the fields of the request that the daemon refused.
-	Violations []FieldViolation
+	// Violations are the fields of the request that the daemon refused, and why.
+	Violations []*errdetails.BadRequest_FieldViolation
 
 	cause error
-}
-
-// FieldViolation is a field of the request that the daemon refused, and why.
-type FieldViolation struct {
-	Field, Description string
 }
 
 // What errors.Is compares with: each stands for all errors of its reason.
@@ -97,15 +92,15 @@ func (e *Error) Is(target error) bool {
 // Unwrap returns what is below: gRPC's error, or that of the context.
 func (e *Error) Unwrap() error { return e.cause }
 
-// failed returns the error of a failed gRPC call.
-func (c *call) failed(err error) error {
+// failed returns the error of a call that failed.
+func (c *Client) failed(ctx context.Context, err error, requestID string) error {
 	var own *Error
 	if errors.As(err, &own) {
-		own.RequestID = c.requestID
+		own.RequestID = requestID
 		return own
 	}
 	st := status.Convert(err)
-	failure := &Error{Code: st.Code(), Message: st.Message(), RequestID: c.requestID, cause: err}
+	failure := &Error{Code: st.Code(), Message: st.Message(), RequestID: requestID, cause: err}
 	for _, detail := range st.Details() {
 		switch detail := detail.(type) {
 		case *errdetails.ErrorInfo:
@@ -115,20 +110,13 @@ func (c *call) failed(err error) error {
 		case *errdetails.RetryInfo:
 			failure.RetryAfter = max(0, detail.GetRetryDelay().AsDuration())
 		case *errdetails.BadRequest:
-			for _, each := range detail.GetFieldViolations() {
-				violation := FieldViolation{each.GetField(), each.GetDescription()}
-				failure.Violations = append(failure.Violations, violation)
-			}
+			failure.Violations = detail.GetFieldViolations()
 		}
 	}
-	if failure.Reason == "" {
-		c.explain(failure)
+	if failure.Reason != "" {
+		return failure
 	}
-	return failure
-}
-
-// explain says what gRPC's own failures mean.
-func (c *call) explain(failure *Error) {
+	// gRPC's own failures.
 	detail := failure.Message
 	failure.Metadata = map[string]string{"address": c.address, "detail": detail}
 	switch failure.Code {
@@ -142,8 +130,8 @@ func (c *call) explain(failure *Error) {
 		failure.Message = fmt.Sprintf("no answer from %s in time", c.address)
 		failure.cause = context.DeadlineExceeded
 	case codes.Canceled:
-		if c.ctx.Err() != nil {
-			failure.cause = context.Cause(c.ctx)
+		if ctx.Err() != nil {
+			failure.cause = context.Cause(ctx)
 		}
 	case codes.ResourceExhausted:
 		// How gRPC servers refuse a request above their own limit.
@@ -151,6 +139,7 @@ func (c *call) explain(failure *Error) {
 			failure.Reason = ErrModuleTooLarge.Reason
 		}
 	}
+	return failure
 }
 
 // refused returns the error, of the reason of kind, for an answer that the client itself refuses.

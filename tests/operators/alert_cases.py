@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-ENGINE = '{engine="wasmtime-50.0.1"}'
-TIERS = ("redis", "host_store")
+ENGINE = 'engine="wasmtime-50.0.1"'
 BEFORE_MINUTES = 20
 """How long everything is well."""
 
@@ -26,171 +24,144 @@ class Case:
     """Whether it stops firing by itself, an hour after one event."""
 
 
-def counter(name: str, labels: str, events: int) -> Mapping[str, tuple[str, str]]:
-    """Return a counter on which ``events`` come at once."""
-    return {name + labels: ("0", str(events))}
+def down(alert: str, series: str, for_minutes: int) -> Case:
+    """Return the case of a gauge that falls from 1 to 0."""
+    return Case(alert, {series: ("1", "0")}, for_minutes)
 
 
-COMPILES = '{engine="wasmtime-50.0.1",outcome="%s"}'
-OF_HOST_STORE = '{outcome="error",tier="host_store"}'
+def events(alert: str, series: str, count: int, for_minutes: int = 0) -> Case:
+    """Return the case of a counter on which so many events come at once."""
+    return Case(alert, {series: ("0", str(count))}, for_minutes, ends=True)
+
+
+def waits(le: str) -> tuple[str, str]:
+    """Return the bucket of waits in the queue that are all above 5 seconds."""
+    return "0", "0" if le in ("1.0", "5.0") else "1+1"
+
+
+_WAIT = f"wasmkiln_queue_wait_seconds_bucket{{{ENGINE},le="
+_STATE = f"wasmkiln_engine_state{{{ENGINE},state="
+_COMPILES = f"wasmkiln_compiles_total{{{ENGINE},outcome="
+_OF_STORE = 'outcome="error",tier="host_store"'
+_TIERS = ("redis", "host_store")
 CASES = [
-    Case("WasmkilnDown", {'up{job="wasmkiln"}': ("1", "0")}, 2),
-    Case("WasmkilnNotReady", {"wasmkiln_ready": ("1", "0")}, 2),
-    Case("WasmkilnWorkersMissing", {"wasmkiln_workers" + ENGINE: ("2", "0")}, 2),
-    Case("WasmkilnAuditLost", counter("wasmkiln_audit_lost_total", "", 1), ends=True),
+    down("WasmkilnDown", "up{", 2),
+    down("WasmkilnNotReady", "wasmkiln_ready{", 2),
+    down("WasmkilnWorkersMissing", f"wasmkiln_workers{{{ENGINE}", 2),
+    events("WasmkilnAuditLost", "wasmkiln_audit_lost_total{", 1),
     Case(
         "WasmkilnRestartsOften",
-        {'process_start_time_seconds{job="wasmkiln"}': ("1000", "1100 1200 1300 1300")},
+        {"process_start_time_seconds{": ("1000", "1100 1200 1300 1300")},
         ends=True,
     ),
-    Case(
-        "WasmkilnRestartsOften",
-        counter("wasmkiln_workers_replaced_total", ENGINE, 6),
-        ends=True,
-    ),
+    events("WasmkilnRestartsOften", f"wasmkiln_workers_replaced_total{{{ENGINE}", 6),
     Case(
         "WasmkilnEngineNotServed",
-        {
-            'wasmkiln_engine_state{engine="wasmtime-50.0.1",state="served"}': ("1", "0"),
-            'wasmkiln_engine_state{engine="wasmtime-50.0.1",state="unserved"}': ("0", "1"),
-        },
+        {f'{_STATE}"served"': ("1", "0"), f'{_STATE}"unserved"': ("0", "1")},
         5,
     ),
-    Case("WasmkilnNotConfined", {"wasmkiln_isolation_confined" + ENGINE: ("1", "0")}, 1),
-    Case("WasmkilnOverloaded", {'wasmkiln_refused_total{limit="queue"}': ("0", "1+1")}, 5),
+    down("WasmkilnNotConfined", f"wasmkiln_isolation_confined{{{ENGINE}", 1),
+    Case("WasmkilnOverloaded", {'wasmkiln_refused_total{limit="queue"': ("0", "1+1")}, 5),
     Case(
         "WasmkilnOverloaded",
-        {
-            f'wasmkiln_queue_wait_seconds_bucket{{engine="wasmtime-50.0.1",le="{le}"}}': (
-                "0",
-                "0" if le in ("1.0", "5.0") else "1+1",
-            )
-            for le in ("1.0", "5.0", "10.0", "+Inf")
-        },
+        {f'{_WAIT}"{le}"': waits(le) for le in ("1.0", "5.0", "10.0", "+Inf")},
         5,
     ),
     *(
-        Case(
-            "WasmkilnCallsFail",
-            counter("wasmkiln_compiles_total", COMPILES % outcome, 6),
-            ends=True,
-        )
+        events("WasmkilnCallsFail", f'{_COMPILES}"{outcome}"', 6)
         for outcome in ("compiler_crashed", "compile_timeout", "compile_memory_limit")
     ),
-    Case(
-        "WasmkilnCallsFail",
-        counter(
-            "wasmkiln_rpcs_total",
-            '{code="INTERNAL",method="/wasmkiln.v1.ModuleService/Compile"}',
-            6,
-        ),
-        ends=True,
-    ),
+    events("WasmkilnCallsFail", 'wasmkiln_rpcs_total{code="INTERNAL",method="/a/Compile"', 6),
     *(
         Case(
             "WasmkilnTierDown",
             {
-                f"wasmkiln_{tier}_up": ("1", "0"),
-                f'wasmkiln_tier_configured{{tier="{tier}"}}': ("1", "1"),
+                f"wasmkiln_{tier}_up{{": ("1", "0"),
+                f'wasmkiln_tier_configured{{tier="{tier}"': ("1", "1"),
             },
             5,
         )
-        for tier in TIERS
+        for tier in _TIERS
     ),
     *(
-        Case("WasmkilnTierFails", counter(name, labels, 1), 5, ends=True)
-        for name, labels in (
-            ("wasmkiln_redis_dropped_writes_total", ""),
-            ("wasmkiln_host_store_dropped_writes_total", ""),
-            ("wasmkiln_tier_stores_total", OF_HOST_STORE),
-            (
-                "wasmkiln_tier_lookups_total",
-                '{outcome="error",tier="host_store",what="artifact"}',
-            ),
+        events("WasmkilnTierFails", series, 1, 5)
+        for series in (
+            "wasmkiln_redis_dropped_writes_total{",
+            "wasmkiln_host_store_dropped_writes_total{",
+            f"wasmkiln_tier_stores_total{{{_OF_STORE}",
+            f'wasmkiln_tier_lookups_total{{{_OF_STORE},what="artifact"',
         )
     ),
-    Case(
+    events(
         "WasmkilnStoredValuesRejected",
-        counter("wasmkiln_values_rejected_total", '{cause="mismatch",tier="redis"}', 1),
-        ends=True,
-    ),
-    Case(
-        "WasmkilnReloadFailed",
-        {'wasmkiln_last_reload_successful{what="settings"}': ("1", "0")},
+        'wasmkiln_values_rejected_total{cause="mismatch",tier="redis"',
         1,
     ),
+    down("WasmkilnReloadFailed", 'wasmkiln_last_reload_successful{what="settings"', 1),
     Case(
         "WasmkilnCertificateExpires",
-        {'wasmkiln_tls_not_after_seconds{file="cert"}': (str(30 * 86400), str(3 * 86400))},
+        {'wasmkiln_tls_not_after_seconds{file="cert"': (str(30 * 86400), str(3 * 86400))},
         10,
     ),
 ]
 """One for each part of an alert's expression."""
 ALERTS = {case.alert for case in CASES}
-SILENT = {
-    "what an eviction leaves": 'wasmkiln_values_rejected_total{cause="incomplete",tier="redis"}',
-    "what a revocation refuses": 'wasmkiln_values_rejected_total{cause="revoked",tier="redis"}',
+SILENT: Mapping[str, Mapping[str, tuple[str, str]]] = {
+    **{
+        f"what wakes nobody: {cause}": {
+            f'wasmkiln_values_rejected_total{{cause="{cause}",tier="redis"': ("0", "1")
+        }
+        for cause in ("incomplete", "revoked")
+    },
+    **{
+        f"{tier} is switched off": {
+            f"wasmkiln_{tier}_up{{": ("0", "0"),
+            f'wasmkiln_tier_configured{{tier="{tier}"': ("0", "0"),
+        }
+        for tier in _TIERS
+    },
 }
-"""Events that wake nobody."""
 
 
-def names_of(series: str) -> tuple[str, dict[str, str]]:
-    """Return the name and the labels of a series."""
-    name, _, labels = series.partition("{")
-    return name, dict(re.findall(r'(\w+)="([^"]*)"', labels))
-
-
-def promtool_tests(rules: str) -> str:
+def promtool_tests(rules: str, job: str = "wasmkiln") -> str:
     """Return the file that promtool tests ``rules`` by, which are a file's path."""
-    tests = [_test(case) for case in CASES]
-    tests += [
-        {
-            "name": what,
-            "interval": "1m",
-            "input_series": [_series(series, "0", "1")],
-            "promql_expr_test": [_expects("", minute, 0) for minute in (22, 30, 60)],
-        }
-        for what, series in SILENT.items()
-    ]
-    tests += [
-        {
-            "name": f"{tier} is switched off",
-            "interval": "1m",
-            "input_series": [
-                _series(f"wasmkiln_{tier}_up", "0", "0"),
-                _series(f'wasmkiln_tier_configured{{tier="{tier}"}}', "0", "0"),
-            ],
-            "promql_expr_test": [_expects("", minute, 0) for minute in (22, 60)],
-        }
-        for tier in TIERS
-    ]
+    tests = [_test(case, job) for case in CASES]
+    for what, series in SILENT.items():
+        tests.append(_named(what, series, job, [("", minute, 0) for minute in (22, 30, 60)]))
     # YAML holds JSON.
     return json.dumps({"rule_files": [rules], "evaluation_interval": "1m", "tests": tests})
 
 
-def _test(case: Case) -> Mapping[str, object]:
+def _test(case: Case, job: str) -> Mapping[str, object]:
     begins = BEFORE_MINUTES + 1
-    expected = [_expects(case.alert, BEFORE_MINUTES, 0)]
+    expected = [(case.alert, BEFORE_MINUTES, 0), (case.alert, begins + case.for_minutes + 3, 1)]
     if case.for_minutes:
-        expected.append(_expects(case.alert, begins + case.for_minutes - 1, 0))
-    expected.append(_expects(case.alert, begins + case.for_minutes + 3, 1))
+        expected.append((case.alert, begins + case.for_minutes - 1, 0))
     if case.ends:
-        expected.append(_expects(case.alert, begins + 59, 0))
+        expected.append((case.alert, begins + 59, 0))
+    return _named(f"{case.alert}: {next(iter(case.series))}", case.series, job, expected)
+
+
+def _named(
+    name: str,
+    series: Mapping[str, tuple[str, str]],
+    job: str,
+    expected: list[tuple[str, int, int]],
+) -> Mapping[str, object]:
     return {
-        "name": f"{case.alert}: {next(iter(case.series))}",
+        "name": name,
         "interval": "1m",
-        "input_series": [_series(name, *values) for name, values in case.series.items()],
-        "promql_expr_test": expected,
+        "input_series": [_series(each, job, *values) for each, values in series.items()],
+        "promql_expr_test": [_expects(*each) for each in expected],
     }
 
 
-def _series(series: str, before: str, after: str) -> Mapping[str, str]:
-    name, labels = names_of(series)
-    labels = {"instance": "127.0.0.1:9464", "job": "wasmkiln", **labels}
-    pairs = ",".join(f'{label}="{value}"' for label, value in labels.items())
+def _series(series: str, job: str, before: str, after: str) -> Mapping[str, str]:
+    comma = "" if series.endswith("{") else ","
     *first, last = after.split()
     values = [f"{before}x{BEFORE_MINUTES}", *first, f"{last}x60"]
-    return {"series": f"{name}{{{pairs}}}", "values": " ".join(values)}
+    instance = f'{comma}instance="127.0.0.1:9464",job="{job}"'
+    return {"series": f"{series}{instance}}}", "values": " ".join(values)}
 
 
 def _expects(alert: str, minute: int, firing: int) -> Mapping[str, object]:

@@ -13,7 +13,6 @@ import sys
 import sysconfig
 import tempfile
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from tests.e2e.processes import children_of, eventually
@@ -106,12 +105,7 @@ class Booted:
             raise AssertionError(f"systemd does not boot: {said}") from None
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._end()
 
     def run(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -126,7 +120,7 @@ class Booted:
 
     def write(self, path: str, text: str, mode: str = "0644") -> None:
         """Write a file there."""
-        self.run("install", "-D", "-m", mode, "/dev/stdin", path, check=False)
+        self.run("install", "-D", "-m", mode, "/dev/null", path)
         self.run("sh", "-c", f'printf %s "$1" >{path}', "sh", text)
 
     def _has_booted(self) -> bool:

@@ -41,14 +41,13 @@ class Visit:
         url: str,
         *,
         width: int = 1280,
-        height: int = 900,
         dark: bool = False,
         script: bool = True,
         password: str = "",
     ) -> None:
         """Open it. ``password`` is what a person enters when asked."""
         self._context = browser.new_context(
-            viewport={"width": width, "height": height},
+            viewport={"width": width, "height": 900},
             color_scheme="dark" if dark else "light",
             java_script_enabled=script,
             http_credentials={"username": "ada", "password": password} if password else None,

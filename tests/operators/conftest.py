@@ -14,7 +14,7 @@ from tests.e2e.programs import installed_engines
 from tests.operators.toolchains import TOOLS
 
 Needs = Callable[[str], Path]
-LONGEST_FIRST = ("test_wheel", "test_image", "test_prometheus", "test_pod", "test_systemd")
+LONGEST_FIRST = ("test_image", "test_wheel", "test_prometheus", "test_systemd")
 """Files that take more than a minute: begun last, one would run alone at the end."""
 
 

@@ -1,7 +1,7 @@
 """What Helm makes of the chart, and what the schemas of Kubernetes say of it.
 
-Both run in a process of their own, ``helm_inside.py``. The release is called "kiln", its namespace
-"prod".
+Both run in a process of their own, ``helm_inside.py``, which takes a second to load. The release is
+called "kiln", its namespace "prod".
 """
 
 from __future__ import annotations
@@ -72,15 +72,17 @@ def render_text(text: str) -> Rendered:
     return Rendered(_run(json.dumps({"chart": str(CHART), "text": text})))
 
 
-def package(folder: Path) -> Path:
-    """Return the chart as `helm package` packs it into a folder."""
-    return Path(_run(json.dumps({"chart": str(CHART), "package": str(folder)})))
+@cache
+def _run(question: str) -> Any:
+    inside = _inside()
+    assert inside.stdin
+    assert inside.stdout
+    print(question, file=inside.stdin, flush=True)
+    return json.loads(inside.stdout.readline())
 
 
 @cache
-def _run(question: str) -> Any:
-    done = subprocess.run(
-        [sys.executable, str(_INSIDE)], input=question, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+def _inside() -> subprocess.Popen[str]:
+    """The process that answers all questions; it ends with this one, which closes its input."""
+    words = [sys.executable, str(_INSIDE)]
+    return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

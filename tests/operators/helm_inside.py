@@ -1,8 +1,7 @@
 """Lints, renders and validates the chart; runs in the environment that has Helm, not in pytest's.
 
-Reads ``{"chart": folder, "values": {…}}`` as JSON from standard input, or instead of the values
-``"text"``, which is YAML; writes the answer as JSON. With ``"package"``, a folder, it packs the
-chart into that, and writes the path of the archive.
+Reads questions from standard input, one a line: ``{"chart": folder, "values": {…}}`` as JSON, or
+instead of the values ``"text"``, which is YAML. Writes an answer for each.
 """
 
 from __future__ import annotations
@@ -68,10 +67,8 @@ def problems(manifest: dict[str, Any]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    question = json.load(sys.stdin)
-    if text := question.get("text"):
-        question["values"] = yaml.load(text, Strict)
-    if folder := question.get("package"):
-        json.dump(helm_python.package(question["chart"], destination=folder), sys.stdout)
-    else:
-        json.dump(answer(question["chart"], question["values"]), sys.stdout)
+    for line in sys.stdin:
+        question = json.loads(line)
+        if text := question.get("text"):
+            question["values"] = yaml.load(text, Strict)
+        print(json.dumps(answer(question["chart"], question["values"])), flush=True)

@@ -11,7 +11,7 @@ import json
 import os
 import resource
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -30,12 +30,16 @@ _PACKAGES = (
 _CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 
 
-def podman(*words: str, check: bool = True, both: bool = False, timeout_s: float = 900) -> str:
-    """Run podman; return what it prints, with ``both`` also on standard error.
+CONFINED = (
+    *("--pull=never", "--read-only", "--cap-drop", "all"),
+    *("--security-opt", "no-new-privileges"),
+)
+"""Flags of a container that can do nothing but what its user can."""
 
-    Raise AssertionError with all of it if it fails, unless it need not be checked.
-    """
-    done = subprocess.run(
+
+def ran_by_podman(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run podman to its end."""
+    return subprocess.run(
         [
             *("podman", "--root", str(STORE / "root"), "--runroot", str(STORE / "run")),
             # crun does not know all ways to mount control groups.
@@ -45,11 +49,16 @@ def podman(*words: str, check: bool = True, both: bool = False, timeout_s: float
         capture_output=True,
         text=True,
         check=False,
-        timeout=timeout_s,
+        timeout=900,
         env={**os.environ, "PODMAN_IGNORE_CGROUPSV1_WARNING": "1"},
     )
-    assert not check or done.returncode == 0, f"podman {words[0]}: {done.stdout}{done.stderr}"
-    return f"{done.stdout}{done.stderr if both else ''}".strip()
+
+
+def podman(*words: str) -> str:
+    """Run podman, which must succeed; return what it prints."""
+    done = ran_by_podman(*words)
+    assert done.returncode == 0, f"podman {words[0]}: {done.stdout}{done.stderr}"
+    return done.stdout.strip()
 
 
 def limits() -> list[str]:
@@ -108,14 +117,9 @@ def config() -> Mapping[str, Any]:
 
 
 @contextmanager
-def running(name: str, flags: Sequence[str], settings: Mapping[str, str]) -> Iterator[None]:
-    """Run the image in this machine's network, with a root that nothing can write to."""
-    environ = [f"--env=WASMKILN_{key.upper()}={value}" for key, value in settings.items()]
-    podman(
-        *("run", "--detach", "--name", name, "--pull=never", "--network", "host", "--read-only"),
-        *("--tmpfs", "/tmp", "--cap-drop", "all", "--security-opt", "no-new-privileges"),
-        *(*limits(), *flags, *environ, IMAGE),
-    )
+def running(name: str, *words: str) -> Iterator[None]:
+    """Run a container until the context ends; words are its flags, image and arguments."""
+    podman("run", "--detach", "--name", name, *CONFINED, *limits(), *words)
     try:
         yield
     finally:
@@ -124,7 +128,8 @@ def running(name: str, flags: Sequence[str], settings: Mapping[str, str]) -> Ite
 
 def log_of(name: str) -> str:
     """Return what a container's daemon logged."""
-    return podman("logs", name, check=False, both=True)
+    done = ran_by_podman("logs", name)
+    return done.stdout + done.stderr
 
 
 def _exists(image: str) -> bool:

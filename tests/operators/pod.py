@@ -1,94 +1,61 @@
-"""A pod of the chart, run on this machine: the rendered container in namespaces of its own.
+"""A pod of the chart, run by podman: its containers with the volumes, the user and the variables.
 
 Volumes are laid out as the kubelet does with an `fsGroup`: owned by root and the group, secrets
-behind symbolic links. The user, its groups, the missing capabilities, the read-only root, the
-variables and the arguments are those of the manifest. What is not there: the image (the programs
-are those of this environment), the seccomp profile of the runtime, and resource limits.
+behind symbolic links. What is not there: the seccomp profile of the runtime, and resource limits.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
-import re
-import shutil
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from tests.e2e.programs import ROOT, WASMKILN, WASMKILND, installed_engines
 from tests.operators.helm import Rendered
-
-ENGINE = "wasmtime-50.0.1"
-_INSIDE = Path(__file__).with_name("pod_inside.py")
-_NAMESPACES = ("unshare", "--mount", "--net", "--pid", "--fork", "--kill-child")
+from tests.operators.image import CONFINED, IMAGE, limits, log_of, podman, ran_by_podman, running
 
 Files = Mapping[str, bytes]
-
-
-def lacks() -> str:
-    """Return "" where pods can be run, else a sentence that says what is missing."""
-    if os.geteuid() != 0:
-        return "cannot run a pod: only root can become another user and mount"
-    if not all(map(shutil.which, ("unshare", "nsenter", "mount"))):
-        return "cannot run a pod: missing unshare, nsenter or mount (util-linux, mount)"
-    return ""
+_ASK = (
+    "import ssl, sys, urllib.request as r;"
+    "r.urlopen(sys.argv[1], context=ssl._create_unverified_context(), timeout=30)"
+)
 
 
 class Pod:
     """The first pod of the chart; its volumes stay in ``folder`` when it ends."""
 
-    def __init__(
-        self,
-        rendered: Rendered,
-        folder: Path,
-        secrets: Mapping[str, Files],
-        *,
-        claim_mode: int = 0o2775,
-    ) -> None:
-        """Prepare it; ``secrets`` are also the ConfigMaps that the chart does not make."""
-        self._spec = rendered.pod["spec"]
-        self._container = rendered.container
-        context = self._spec["securityContext"]
-        self._user, self._group = context["runAsUser"], context["runAsGroup"]
-        self.fs_group = context["fsGroup"]
-        self._folder = folder
-        self._secrets = dict(secrets)
-        config = rendered.one("ConfigMap")["data"]
-        self._secrets["kiln-wasmkiln"] = {name: text.encode() for name, text in config.items()}
-        self._process: subprocess.Popen[str] | None = None
-        if not folder.exists():
-            folder.mkdir(parents=True)
-            self._lay_out(claim_mode)
+    name = f"kiln-pod-{os.getpid()}"
 
-    def _lay_out(self, claim_mode: int) -> None:
-        engines = self.volume("image-engines")
-        engines.mkdir()
-        [source] = [each.path for each in installed_engines() if each.id == ENGINE]
-        subprocess.run(["cp", "-a", str(source.resolve()), str(engines / ENGINE)], check=True)
+    def __init__(self, rendered: Rendered, folder: Path, secrets: Mapping[str, Files]) -> None:
+        """Lay out its volumes; ``secrets`` are also the ConfigMaps that the chart does not make."""
+        self._spec, self._container = rendered.pod["spec"], rendered.container
+        self._context = self._spec["securityContext"]
+        self._folder = folder
+        config = rendered.one("ConfigMap")["data"]
+        own = {name: text.encode() for name, text in config.items()}
+        self._secrets = {**secrets, "kiln-wasmkiln": own}
+        folder.mkdir()
+        self._make(self.volume("state"), 0o2775)
         for volume in self._spec["volumes"]:
             place = self.volume(volume["name"])
             if "emptyDir" in volume:
                 self._make(place, 0o2777)
             elif "hostPath" in volume:
                 self._make(place, 0o750)
-                os.chown(place, self._user, self._group)
+                os.chown(place, self._context["runAsUser"], self._context["runAsGroup"])
             elif "secret" in volume:
                 mode = volume["secret"]["defaultMode"]
                 self._files(place, self._secrets[volume["secret"]["secretName"]], mode)
             else:
                 self._files(place, self._secrets[volume["configMap"]["name"]], 0o644)
-        if not self.volume("state").exists():
-            self._make(self.volume("state"), claim_mode)
 
     def _make(self, place: Path, mode: int) -> None:
-        place.mkdir()
-        os.chown(place, 0, self.fs_group)
+        place.mkdir(exist_ok=True)
+        os.chown(place, 0, self._context["fsGroup"])
         place.chmod(mode)
 
     def _files(self, place: Path, files: Files, mode: int) -> None:
@@ -100,7 +67,7 @@ class Pod:
         for name, content in files.items():
             file = version / name
             file.write_bytes(content)
-            os.chown(file, 0, self.fs_group)
+            os.chown(file, 0, self._context["fsGroup"])
             file.chmod(mode)
             (place / name).symlink_to(f"..data/{name}")
 
@@ -108,147 +75,65 @@ class Pod:
         """Return where a volume is on this machine."""
         return self._folder / name
 
-    def prepare(self) -> None:
-        """Run the init containers."""
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Run the init containers, and then the daemon until the context ends, once it started."""
         for container in self._spec.get("initContainers", ()):
-            done = self._start(container, container["command"])
-            _, errors = done.communicate()
-            assert done.returncode == 0, errors
-
-    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Run `wasmkilnd` with other arguments in the container, and wait for its end."""
-        process = self._start(self._container, [_program("wasmkilnd"), *words])
-        output, errors = process.communicate()
-        return subprocess.CompletedProcess(words, process.returncode, output, errors)
-
-    def __enter__(self) -> Self:
-        """Start the daemon, with the arguments of the manifest."""
-        command = [_program("wasmkilnd"), *self._container["args"]]
-        with (self._folder / "log").open("w") as log:
-            self._process = self._start(self._container, command, log)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End what still runs."""
-        if self._process and self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
-
-    @property
-    def log(self) -> str:
-        """What the daemon has written."""
-        return (self._folder / "log").read_text()
-
-    def stop(self) -> int:
-        """End the daemon as the kubelet does; return its exit code."""
-        assert self._process
-        os.kill(self._daemon, signal.SIGTERM)
-        return self._process.wait(timeout=self._spec["terminationGracePeriodSeconds"] * 3)
-
-    def wait_until_started(self) -> None:
-        """Ask the startup probe as often as the manifest says; have three times the patience."""
-        probe = self._container["startupProbe"]
-        for _ in range(3 * probe["failureThreshold"]):
-            if self.probe("startupProbe"):
-                return
-            time.sleep(probe["periodSeconds"])
-        raise AssertionError(f"the daemon did not start: {self.log}")
+            entry = f"--entrypoint={json.dumps(container['command'])}"
+            podman("run", "--rm", *CONFINED, *limits(), *self._flags(container), entry, IMAGE)
+        words = [*self._flags(self._container), IMAGE, *self._container["args"]]
+        with running(self.name, *words):
+            probe = self._container["startupProbe"]
+            # As often as the manifest says, with three times the patience.
+            for _ in range(3 * probe["failureThreshold"]):
+                if self.probe("startupProbe"):
+                    break
+                time.sleep(probe["periodSeconds"])
+            else:
+                raise AssertionError(f"the daemon did not start: {log_of(self.name)}")
+            yield
+            podman(
+                "stop", "--time", str(3 * self._spec["terminationGracePeriodSeconds"]), self.name
+            )
+            ended = podman("inspect", self.name, "--format", "{{.State.ExitCode}}")
+            assert ended == "0", log_of(self.name)
 
     def probe(self, name: str) -> bool:
         """Ask as the kubelet does for a probe of the manifest; return whether it succeeds."""
-        assert self._process
-        assert self._process.poll() is None, self.log
         probe = self._container[name]
         ports = {each["name"]: each["containerPort"] for each in self._container["ports"]}
         if grpc := probe.get("grpc"):
-            words = [_program("wasmkiln"), "--address", f"127.0.0.1:{grpc['port']}", "health"]
-            return self.exec(*words).returncode == 0
+            return not self.failure_of(
+                "wasmkiln", "--address", f"127.0.0.1:{grpc['port']}", "health"
+            )
         http = probe["httpGet"]
         url = f"{http['scheme'].lower()}://127.0.0.1:{ports[http['port']]}{http['path']}"
-        code = (
-            "import ssl, sys, urllib.request as r;"
-            "r.urlopen(sys.argv[1], context=ssl._create_unverified_context(), timeout=30)"
-        )
-        return self.exec(sys.executable, "-c", code, url).returncode == 0
+        return not self.failure_of("python3", "-c", _ASK, url)
 
-    def exec(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Run something in the container, as `kubectl exec` does."""
-        enter = ["nsenter", f"--target={self._daemon}", "--mount", "--net", "--pid", "--root"]
-        user = [f"--setuid={self._user}", f"--setgid={self._group}", "--wd=/tmp"]
-        environ = [f"{key}={value}" for key, value in self._environ(self._container).items()]
-        return subprocess.run(
-            [*enter, *user, "env", "-i", *environ, *words],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    def failure_of(self, *words: str) -> str:
+        """Run something in the container, as `kubectl exec` does. Return "" or why it failed."""
+        done = ran_by_podman("exec", self.name, *words)
+        return f"exit code {done.returncode}: {done.stderr}" if done.returncode else ""
 
-    @property
-    def _daemon(self) -> int:
-        """The first process of the namespace; 0 before there is one."""
-        assert self._process
-        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
-        return int((children.read_text().split() or ["0"])[0])
-
-    def _start(
-        self, container: Mapping[str, Any], command: Sequence[str], log: Any = subprocess.PIPE
-    ) -> subprocess.Popen[str]:
-        scratch = self._folder / "scratch"
-        scratch.mkdir(exist_ok=True)
-        image = {"path": "/var/lib/wasmkiln/engines", "source": str(self.volume("image-engines"))}
-        question = {
-            "scratch": str(scratch),
-            "mounts": [
-                {**image, "read_only": True},
-                *(
-                    {
-                        "path": mount["mountPath"],
-                        "source": str(self.volume(mount["name"]) / mount.get("subPath", "")),
-                        "read_only": mount.get("readOnly", False),
-                    }
-                    for mount in container["volumeMounts"]
-                ),
-            ],
-            "readable": [
-                *(str(ROOT / "x"), os.path.realpath(sys.executable), f"{sys.base_prefix}/x"),
-                *(WASMKILND, WASMKILN),
-            ],
-            "groups": [self.fs_group],
-            "group": self._group,
-            "user": self._user,
-            "command": list(command),
-            "environ": self._environ(container),
-        }
-        asked = self._folder / "container.json"
-        asked.write_text(json.dumps(question))
-        with asked.open() as standard_input:
-            return subprocess.Popen(
-                [*_NAMESPACES, sys.executable, str(_INSIDE)],
-                stdin=standard_input,
-                stdout=log,
-                stderr=log,
-                text=True,
-            )
-
-    def _environ(self, container: Mapping[str, Any]) -> dict[str, str]:
-        """Return the variables of the image, and over them those of the manifest."""
-        image = (ROOT / "deploy" / "Dockerfile").read_text()
-        environ = dict(re.findall(r"\b(WASMKILN_\w+)=(\S+)", image))
-        programs = (Path(WASMKILND).parent, Path(WASMKILN).parent, Path(sys.executable).parent)
-        environ["PATH"] = ":".join([*map(str, programs), "/usr/local/bin", "/usr/bin", "/bin"])
+    def _flags(self, container: Mapping[str, Any]) -> list[str]:
+        user = f"{self._context['runAsUser']}:{self._context['runAsGroup']}"
+        group = str(self._context["fsGroup"])
+        flags = ["--user", user, "--group-add", group, "--network", "none"]
+        # What the image has as volumes is read-only here, like the rest of it.
+        flags += ["--read-only-tmpfs=false", "--image-volume=ignore"]
+        for mount in container["volumeMounts"]:
+            source = self.volume(mount["name"]) / mount.get("subPath", "")
+            mode = "ro" if mount.get("readOnly") else "rw"
+            flags.append(f"--volume={source}:{mount['mountPath']}:{mode}")
         for each in container.get("env", ()):
-            if "value" in each:
-                environ[each["name"]] = each["value"]
-            else:
+            value = each.get("value")
+            if value is None:
                 wanted = each["valueFrom"]["secretKeyRef"]
-                environ[each["name"]] = self._secrets[wanted["name"]][wanted["key"]].decode()
-        return environ
+                value = self._secrets[wanted["name"]][wanted["key"]].decode()
+            flags.append(f"--env={each['name']}={value}")
+        return flags
 
 
 def signing_key() -> bytes:
     """Return a key as `wasmkilnd keys generate --print` writes it."""
     return base64.b64encode(os.urandom(32)) + b"\n"
-
-
-def _program(name: str) -> str:
-    return {"wasmkilnd": WASMKILND, "wasmkiln": WASMKILN}[name]

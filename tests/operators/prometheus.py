@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import threading
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from tests.e2e.processes import eventually
@@ -53,24 +51,18 @@ class Prometheus:
         }
         # YAML holds JSON.
         (folder / "prometheus.yml").write_text(json.dumps(configuration))
-        self._process = subprocess.Popen(
-            [
-                *(str(program), f"--config.file={folder / 'prometheus.yml'}"),
-                *(f"--storage.tsdb.path={folder / 'data'}", "--web.listen-address=127.0.0.1:0"),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self._log: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        self._log = folder / "log"
+        words = [str(program), f"--config.file={folder / 'prometheus.yml'}"]
+        words += [f"--storage.tsdb.path={folder / 'data'}", "--web.listen-address=127.0.0.1:0"]
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
         self._url = ""
         eventually(self._listens, "Prometheus does not listen", _PATIENCE_S)
         eventually(
             lambda: len(self.values("up == 1")) == len(targets),
-            f"Prometheus does not scrape every target: {self._log[-5:]}",
+            f"Prometheus does not scrape every target: {self._log.read_text()[-2000:]}",
             _PATIENCE_S,
         )
 
@@ -86,11 +78,6 @@ class Prometheus:
         """
         eventually(lambda: self.values(query), f"nothing is found by {query}", _PATIENCE_S)
         return self.values(query) or self.some(query)
-
-    def series(self) -> list[dict[str, str]]:
-        """Return the labels of every series that the daemons have, ``__name__`` included."""
-        found: list[dict[str, str]] = self._get("series", {"match[]": '{job="wasmkiln"}'})
-        return found
 
     def fired(self) -> dict[str, list[dict[str, str]]]:
         """Return the alerts that have fired so far, by name, each with its labels."""
@@ -129,31 +116,18 @@ class Prometheus:
             return json.load(answer)["data"]
 
     def _listens(self) -> bool:
-        assert self._process.poll() is None, "".join(self._log[-20:])
-        for line in list(self._log):
-            if found := re.search(r'msg="Listening on" address=(\S+)', line):
-                self._url = f"http://{found[1]}"
-        return bool(self._url) and any("ready to receive" in line for line in list(self._log))
-
-    def _read(self) -> None:
-        assert self._process.stderr
-        for line in self._process.stderr:
-            self._log.append(line)
+        said = self._log.read_text()
+        assert self._process.poll() is None, said[-2000:]
+        if found := re.search(r'msg="Listening on" address=(\S+)', said):
+            self._url = f"http://{found[1]}"
+        return bool(self._url) and "ready to receive" in said
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.wait()
-        self._reader.join(5)
-        if self._process.stderr:
-            self._process.stderr.close()
 
 
 def _scrape(target: Target) -> dict[str, Any]:

@@ -1,10 +1,15 @@
-"""The Helm chart: Helm renders it, Kubernetes' schemas take it, and its parts fit each other."""
+"""The Helm chart: Helm renders it, Kubernetes' schemas take it, and its parts fit each other.
+
+Its alerts and dashboard are those of deploy/, and fit what its ServiceMonitor makes.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,9 +19,17 @@ import pytest
 
 from scripts.release import chart
 from tests.e2e.releases import COMMITS
+from tests.operators.alert_cases import promtool_tests
+from tests.operators.conftest import Needs
 from tests.operators.helm import CHART, ROOT, Rendered, render, render_file, render_text
 
 FILES = sorted(path.name.removesuffix("-values.yaml") for path in (CHART / "ci").glob("*.yaml"))
+
+ALERTS = ROOT / "deploy" / "prometheus-alerts.yml"
+DASHBOARD = ROOT / "deploy" / "grafana" / "wasmkiln.json"
+BOTH = {"prometheusRule": {"enabled": True}, "dashboard": {"enabled": True}}
+RENAMED = {**BOTH, "nameOverride": "kilns", "serviceMonitor": {"enabled": True}}
+READ = "import json, sys, yaml; json.dump(yaml.safe_load(sys.stdin), sys.stdout)"
 
 
 @pytest.fixture(params=["defaults", *FILES])
@@ -120,14 +133,14 @@ def test_numbers_stay_whole() -> None:
     assert "redis_timeout_s = 2.5\n" in text
     assert 'engine_alias = { "wasmtime" = "wasmtime-50.0.1" }\n' in text
     assert 'redis_url = "redis://kiln@127.0.0.1:6379/0"\n' in text
-
-
-def test_a_changed_setting_starts_the_daemons_again() -> None:
-    def checksum(memory: str) -> str:
-        values = {"settings": {"memory_bytes": memory}}
-        return str(render(values).pod["metadata"]["annotations"]["checksum/config"])
-
-    assert checksum("1GiB") != checksum("2GiB")
+    # A changed setting starts the daemons again.
+    sums = {
+        render({"settings": {"memory_bytes": memory}}).pod["metadata"]["annotations"][
+            "checksum/config"
+        ]
+        for memory in ("1GiB", "2GiB")
+    }
+    assert len(sums) == 2
 
 
 @pytest.mark.parametrize(
@@ -183,8 +196,7 @@ def test_the_notes_say_what_is_left_to_do(
     assert not_said not in notes
 
 
-def test_every_value_is_in_the_schema_with_its_default() -> None:
-    """The schema refuses what it does not know: so it knows every default."""
+def test_every_value_is_in_the_schema() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     written = re.findall(r"^(\w+):", (CHART / "values.yaml").read_text(), re.MULTILINE)
     assert sorted({*written, "global"}) == sorted(schema["properties"])
@@ -201,18 +213,6 @@ def test_values_of_the_last_release_work_but_for_settings_that_are_named(file: s
             text = re.sub(rf"(?m)^  {name}:.*\n", "", text)
     rendered = render_text(text)
     assert (rendered.error, rendered.lint, rendered.invalid) == ("", [], [])
-
-
-def test_settings_that_are_gone_are_all_named_at_once() -> None:
-    def names(schema: str) -> set[str]:
-        settings = json.loads(schema)["properties"]["settings"]
-        return set(settings["propertyNames"]["enum"])
-
-    before = names(_released("values.schema.json"))
-    gone = before - names((CHART / "values.schema.json").read_text())
-    refused = render({"settings": dict.fromkeys(gone, 1)}).error
-    assert gone
-    assert set(re.findall(r"invalid propertyName '(\w+)'", refused)) == gone
 
 
 def _released(file: str) -> str:
@@ -236,9 +236,10 @@ def test_the_values_of_the_documentation_work() -> None:
 def test_the_archive_of_a_release_is_the_same_chart(tmp_path: Path) -> None:
     archive = tmp_path / "wasmkiln-chart.tgz"
     archive.write_bytes(chart())
-    packed = render(chart=archive)
+    values = {"prometheusRule": {"enabled": True}, "dashboard": {"enabled": True}}
+    packed = render(values, chart=archive)
     assert packed.error == ""
-    assert packed.manifests == render().manifests
+    assert packed.manifests == render(values).manifests
     with tarfile.open(archive) as files:
         assert not [name for name in files.getnames() if "/ci/" in name]
 
@@ -246,6 +247,92 @@ def test_the_archive_of_a_release_is_the_same_chart(tmp_path: Path) -> None:
 def test_long_names_fit_a_label_of_dns() -> None:
     rendered = render({"fullnameOverride": "k" * 80})
     assert {len(each["metadata"]["name"]) for each in _of(rendered, "Service")} == {58, 63}
+
+
+def test_the_alerts_and_the_dashboard_are_those_of_deploy() -> None:
+    """`{{ $labels.instance }}` and its like stay for Prometheus."""
+    plain, rendered = render(), render(BOTH)
+    assert not plain.has("PrometheusRule")
+    assert not plain.has("ConfigMap", "kiln-wasmkiln-dashboard")
+    assert (rendered.error, rendered.lint, rendered.invalid) == ("", [], [])
+    assert rendered.one("PrometheusRule")["spec"] == _read(ALERTS)
+    found = rendered.one("ConfigMap", "kiln-wasmkiln-dashboard")
+    assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert found["data"] == {"wasmkiln.json": DASHBOARD.read_text()}
+    # And not in the repository twice.
+    linked = {path.name: path.resolve() for path in (CHART / "files").iterdir()}
+    assert linked == {"prometheus-alerts.yml": ALERTS, "dashboard.json": DASHBOARD}
+
+
+def test_promtool_accepts_the_rules_of_another_job_and_each_alert_fires(
+    needs: Needs, tmp_path: Path
+) -> None:
+    """Those of the job that deploy/ names are the same as there."""
+    rules = tmp_path / "rules.yml"
+    # YAML holds JSON.
+    rules.write_text(json.dumps(render(RENAMED).one("PrometheusRule", "kiln-kilns")["spec"]))
+    tests = tmp_path / "tests.yml"
+    tests.write_text(promtool_tests(str(rules), job="kilns"))
+    promtool = needs("prometheus").with_name("promtool")
+    for words in (("check", "rules", "--lint-fatal", rules), ("test", "rules", tests)):
+        done = subprocess.run([promtool, *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_they_ask_for_the_job_that_the_service_monitor_makes() -> None:
+    rendered = render(RENAMED)
+    label = rendered.one("ServiceMonitor", "kiln-kilns")["spec"]["jobLabel"]
+    job = rendered.one("Service", "kiln-kilns-ring")["metadata"]["labels"][label]
+    rules = _rules(rendered, "kiln-kilns")
+    [dashboard] = rendered.one("ConfigMap", "kiln-kilns-dashboard")["data"].values()
+    queries = [each["expr"] for each in json.loads(dashboard)["annotations"]["list"]]
+    asked = [query for query in (*(each["expr"] for each in rules), *queries) if "job=" in query]
+    assert len(asked) == 3
+    assert all(f'job="{job}"' in query for query in asked)
+
+
+def test_a_runbook_is_a_page_of_the_address_that_is_given() -> None:
+    page = "https://docs.example.org/reference/alerts.html"
+    given = {"prometheusRule": {"enabled": True, "runbookUrl": page, "labels": {"release": "x"}}}
+    rendered = render(given)
+    for rule in _rules(rendered, "kiln-wasmkiln"):
+        assert rule["annotations"]["runbook_url"] == f"{page}#{rule['alert'].lower()}"
+    assert rendered.one("PrometheusRule")["metadata"]["labels"]["release"] == "x"
+    refused = render({"prometheusRule": {"enabled": True, "runbookUrl": "docs.example.org"}})
+    assert "/prometheusRule/runbookUrl" in refused.error
+
+
+def test_a_checkout_that_lost_the_links_says_so(tmp_path: Path) -> None:
+    """Git without core.symlinks writes the path of a link into a file."""
+    lost = shutil.copytree(CHART, tmp_path / "wasmkiln", symlinks=True)
+    for link in (lost / "files").iterdir():
+        path = str(link.readlink())
+        link.unlink()
+        link.write_text(path)
+    assert render(chart=lost).error == ""
+    for part, file in (
+        ("prometheusRule", "prometheus-alerts.yml"),
+        ("dashboard", "dashboard.json"),
+    ):
+        said = render({part: {"enabled": True}}, chart=lost).error
+        assert f"cannot read files/{file} of the chart: it is a symbolic link" in said
+        assert "git config core.symlinks true" in said
+
+
+def _rules(rendered: Rendered, name: str) -> list[dict[str, Any]]:
+    [group] = rendered.one("PrometheusRule", name)["spec"]["groups"]
+    return list(group["rules"])
+
+
+def _read(file: Path) -> Any:
+    done = subprocess.run(
+        [sys.executable, "-c", READ],
+        input=file.read_text(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)
 
 
 def _containers(spec: Mapping[str, Any]) -> list[dict[str, Any]]:

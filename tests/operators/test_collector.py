@@ -13,17 +13,15 @@ from typing import Any
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from wasmkiln import Client
-from wasmkiln.errors import ModuleInvalid
 
 from tests.authority import Authority
 from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
 from tests.e2e.over_tls import TlsSite, ask
 from tests.e2e.processes import eventually
 from tests.e2e.programs import installed_engines
-from tests.e2e.wasm import CORE_PREAMBLE, adder, digest
-from tests.servers.otlp_receiver import OtlpReceiver, Span, tls_of
+from tests.e2e.wasm import adder
+from tests.servers.otlp_receiver import OtlpReceiver, tls_of
 
 TOKEN = "hunter2"
 COMPILE = "wasmkiln.v1.ModuleService/Compile"
@@ -69,9 +67,9 @@ def variables(collector: OtlpReceiver, authority: Authority) -> dict[str, str]:
 
 
 @contextmanager
-def span_of_a_caller(provider: TracerProvider | None = None) -> Iterator[tuple[str, str]]:
+def span_of_a_caller() -> Iterator[tuple[str, str]]:
     """Work inside a span, as a service does; yield the trace's id and the span's."""
-    tracer = (provider or TracerProvider(shutdown_on_exit=False)).get_tracer("service")
+    tracer = TracerProvider(shutdown_on_exit=False).get_tracer("service")
     with tracer.start_as_current_span("request") as span:
         context = span.get_span_context()
         yield trace.format_trace_id(context.trace_id), trace.format_span_id(context.span_id)
@@ -96,6 +94,8 @@ def test_a_compile_is_a_tree_of_spans_below_the_callers(
     assert made.about["wasmkiln.origin"] == "compiled"
     assert made.about["wasmkiln.engine"] == ONE_ENGINE[0]
     assert made.about["wasmkiln.bytes"] > 0
+    # A module that is missing is the caller's matter, and the daemon did what it should.
+    assert not missed.failed
     assert not made.failed
     # The last to come: both tiers are written after the call. Redis gets the module too.
     collector.of(trace_id, "store redis", 2)
@@ -116,7 +116,9 @@ def test_a_compile_is_a_tree_of_spans_below_the_callers(
     assert collector.resource["service.name"] == "wasmkilnd"
 
 
-def test_a_hit_in_memory_is_two_spans(traced: Daemon, collector: OtlpReceiver) -> None:
+def test_a_hit_in_memory_is_two_spans_and_in_the_log(
+    traced: Daemon, collector: OtlpReceiver
+) -> None:
     compiled(traced, 2)
     trace_id, caller = compiled(traced, 2)
     [call] = collector.of(trace_id, COMPILE)
@@ -125,46 +127,19 @@ def test_a_hit_in_memory_is_two_spans(traced: Daemon, collector: OtlpReceiver) -
     [lookup] = [span for span in collector.spans if span.parent == call.id]
     assert lookup.name == "lookup memory"
     assert lookup.about["wasmkiln.outcome"] == "hit"
-
-
-def test_the_log_has_the_trace(traced: Daemon, collector: OtlpReceiver) -> None:
-    trace_id, _ = compiled(traced, 3)
-    collector.of(trace_id, COMPILE, 2)
     lines: list[dict[str, Any]] = [json.loads(line) for line in traced.log_lines]
-    calls = [line for line in lines if line.get("trace_id") == trace_id]
-    assert [line["event"] for line in calls] == ["call", "call"]
-    assert all(line["module"] for line in calls)
-
-
-def test_a_refused_module_is_a_span_with_its_reason(
-    traced: Daemon, collector: OtlpReceiver
-) -> None:
-    with (
-        traced.client() as client,
-        span_of_a_caller() as (trace_id, _),
-        pytest.raises(ModuleInvalid),
-    ):
-        client.load(CORE_PREAMBLE + b"\x0a\1\1")
-    [call] = collector.of(trace_id, LOAD)
-    assert call.about["wasmkiln.reason"] == "MODULE_INVALID"
-    # The module is the caller's fault, and the daemon did what it should.
-    assert not call.failed
-    [step] = [span for span in collector.of(trace_id, "validate") if span.parent == call.id]
-    assert step.about["wasmkiln.outcome"] == "module_invalid"
+    [logged] = [line for line in lines if line.get("trace_id") == trace_id]
+    assert logged["event"] == "call"
+    assert logged["module"]
 
 
 def test_no_digest_or_token_is_sent(traced: Daemon, collector: OtlpReceiver) -> None:
     with traced.client() as client, span_of_a_caller() as (trace_id, _):
         digest = client.compile(adder(4)).header.module_sha256
     collector.of(trace_id, "store redis", 2)
-    assert all(
-        _is_silent(span, digest[:16], TOKEN, str(traced.state_dir)) for span in collector.spans
-    )
-
-
-def _is_silent(span: Span, *secrets: str) -> bool:
-    said = f"{span.name} {span.about}"
-    return not any(secret in said for secret in secrets)
+    said = "".join(f"{span.name} {span.about}" for span in collector.spans)
+    for secret in (digest[:16], TOKEN, str(traced.state_dir)):
+        assert secret not in said
 
 
 def test_a_server_with_a_certificate_of_another_ca_gets_neither_spans_nor_token(
@@ -202,34 +177,6 @@ def test_a_daemon_of_tls_1_3_reaches_a_collector_of_tls_1_2(tmp_path: Path) -> N
         eventually(lambda: name in {span.name for span in collector.spans}, "no span came")
     assert "cannot send traces" not in daemon.log
     collector.stop()
-
-
-def test_what_the_caller_does_not_record_is_not_sent(
-    traced: Daemon, collector: OtlpReceiver
-) -> None:
-    off = TracerProvider(sampler=ALWAYS_OFF, shutdown_on_exit=False)
-    with traced.client() as client, span_of_a_caller(off) as (unsampled, _):
-        client.stats()
-    with traced.client() as client, span_of_a_caller() as (sampled, _):
-        client.stats()
-    collector.of(sampled, "wasmkiln.v1.ModuleService/Stats")
-    assert unsampled not in {span.trace_id for span in collector.spans}
-    traced.wait_for_log(unsampled)
-
-
-def test_what_the_sampler_leaves_out_is_not_sent(
-    collector: OtlpReceiver, authority: Authority, tmp_path: Path
-) -> None:
-    environ = variables(collector, authority)
-    environ |= {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0"}
-    state = fresh_state(tmp_path / "state", engines=ONE_ENGINE)
-    with Daemon(state, ("--redis-url", "none"), environ) as daemon, daemon.client() as client:
-        client.find_missing([digest(adder(9))])
-        # A caller's trace is sent all the same, and after the other one would have been.
-        with span_of_a_caller() as (trace_id, _):
-            client.stats()
-        collector.of(trace_id, "wasmkiln.v1.ModuleService/Stats")
-    assert FIND_MISSING not in {span.name for span in collector.spans}
 
 
 def test_a_collector_that_is_gone_costs_no_call_and_one_line(

@@ -1,22 +1,29 @@
-"""The container image: built of deploy/Dockerfile, and run as docs/how-to/deploy.md says."""
+"""The container image: built of deploy/Dockerfile, run as docs/how-to/deploy.md says, and in pods.
+
+The pods are those of the chart, with the volumes, the user and the variables of its manifests.
+"""
 
 from __future__ import annotations
 
 import os
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from wasmkiln import Client
 from wasmkiln.v1 import types_pb2 as types
 
+from tests.authority import Authority
 from tests.e2e.processes import eventually
 from tests.e2e.programs import installed_engines
 from tests.e2e.wasm import adder
 from tests.operators import image
+from tests.operators.helm import render, render_file
 from tests.operators.image import podman, running
+from tests.operators.pod import Files, Pod, signing_key
 from tests.operators.toolchains import TOOLS
 
 # The first build installs a Debian, all packages and two engines.
@@ -68,17 +75,20 @@ def at_other_ports() -> dict[str, str]:
         }
 
 
-def ready(name: str) -> str:
-    """Wait until a container's daemon is ready; return what it logged."""
+@contextmanager
+def served(name: str, flags: Sequence[str], settings: Mapping[str, str]) -> Iterator[None]:
+    """Run the image in this machine's network; return once its daemon is ready."""
 
     def has_begun() -> bool:
-        assert podman("inspect", name, "--format", "{{.State.Running}}") == "true", image.log_of(
-            name
-        )
+        state = podman("inspect", name, "--format", "{{.State.Running}}")
+        assert state == "true", image.log_of(name)
         return '"event": "ready"' in image.log_of(name)
 
-    eventually(has_begun, f"{name} is ready", timeout_s=120)
-    return image.log_of(name)
+    environ = [f"--env=WASMKILN_{key.upper()}={value}" for key, value in settings.items()]
+    network = ("--network", "host", "--tmpfs", "/tmp")
+    with running(name, *network, *flags, *environ, image.IMAGE):
+        eventually(has_begun, f"{name} is ready", timeout_s=120)
+        yield
 
 
 def test_the_user_is_a_number_and_no_shell_starts_anything() -> None:
@@ -96,8 +106,7 @@ def test_it_serves_from_a_root_that_nothing_can_write_to_at_any_port(
 ) -> None:
     flags = ("--volume", f"{volume}:{STATE}")
     wasm, settings = adder(1), at_other_ports()
-    with running("kiln-first", flags, settings), Client(settings["address"]) as client:
-        ready("kiln-first")
+    with served("kiln-first", flags, settings), Client(settings["address"]) as client:
         engines = {each.engine.id: each for each in client.capabilities().engines}
         assert {each.split("-")[0] for each in engines} == {"wasmer", "wasmtime"}
         first = [client.compile(wasm, engine=engine) for engine in engines]
@@ -109,8 +118,7 @@ def test_it_serves_from_a_root_that_nothing_can_write_to_at_any_port(
         assert ended == "0"
     # Another container on the same volume has the same keys, and what the first one made.
     settings = at_other_ports()
-    with running("kiln-second", flags, settings), Client(settings["address"]) as client:
-        ready("kiln-second")
+    with served("kiln-second", flags, settings), Client(settings["address"]) as client:
         again = [
             client.compile(each.header.module_sha256, engine=each.header.engine.id)
             for each in first
@@ -133,7 +141,62 @@ def test_another_user_has_its_own_state_and_the_engines_of_the_image(
     os.chown(state, 12345, 2000)
     flags = ("--user", "12345:2000", "--volume", f"{tmp_path}:/state")
     own = {**at_other_ports(), "state_dir": "/state/wasmkilnd", "host_store_dir": "none"}
-    with running("kiln-third", flags, own), Client(own["address"]) as client:
-        ready("kiln-third")
+    with served("kiln-third", flags, own), Client(own["address"]) as client:
         assert client.compile(adder(2), engine="wasmtime").bytes
         assert (state / "keys").stat().st_uid == 12345
+
+
+@pytest.fixture(scope="module")
+def secrets(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Files]:
+    """What the values of ci/ name."""
+    folder = tmp_path_factory.mktemp("secrets")
+    authority = Authority(folder)
+    pair = authority.server("kiln")
+    return {
+        "kiln-key": {"key": signing_key()},
+        "kiln-trusted": {},
+        "kiln-tls": {"tls.crt": pair.cert, "tls.key": pair.key},
+        "kiln-clients": {"ca.crt": authority.ca_file.read_bytes()},
+        "redis": {"password": b"secret\n"},
+    }
+
+
+def test_a_pod_serves_with_a_claim_of_its_group(
+    tmp_path: Path, secrets: Mapping[str, Files]
+) -> None:
+    """The default values, and what the daemon leaves for its next start."""
+    pod = Pod(render(), tmp_path / "pod", secrets)
+    with pod.running():
+        assert pod.probe("readinessProbe")
+        assert pod.probe("livenessProbe")
+        compile_in(pod)
+    state = pod.volume("state") / "wasmkilnd"
+    assert state.stat().st_uid == 10001
+    assert state.stat().st_mode & 0o777 == 0o700
+    assert str((state / "engines").readlink()) == "/var/lib/wasmkiln/engines"
+    keys = {each.name for each in (state / "keys").iterdir()}
+    # A new pod with the same claim, as after an upgrade of the chart.
+    with pod.running():
+        assert {each.name for each in (state / "keys").iterdir()} == keys
+
+
+@pytest.mark.parametrize("values", ["node", "fleet", "tls"])
+def test_a_pod_serves_with_the_values_of_ci(
+    tmp_path: Path, secrets: Mapping[str, Files], values: str
+) -> None:
+    """An emptyDir and a folder of the node; a fleet's secrets, before its Redis starts; TLS."""
+    pod = Pod(render_file(values), tmp_path / "pod", secrets)
+    with pod.running():
+        assert pod.probe("readinessProbe")
+        assert pod.probe("livenessProbe")
+        if values == "tls":  # probes need no identity, callers do
+            assert pod.failure_of("wasmkiln", "stats")
+        else:
+            compile_in(pod)
+    assert values != "node" or [*pod.volume("host-store").rglob("*")]
+
+
+def compile_in(pod: Pod) -> None:
+    (pod.volume("tmp") / "m.wasm").write_bytes(adder(3))
+    assert pod.failure_of("wasmkiln", "compile", "/tmp/m.wasm", "-o", "/tmp/m.cwasm") == ""
+    assert (pod.volume("tmp") / "m.cwasm").stat().st_uid == 10001

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -27,6 +28,8 @@ DATE = "1700000000"
 # Some hundred packages are fetched and unpacked.
 pytestmark = pytest.mark.timeout(900)
 EMPTY = b"\0asm\x01\0\0\0"
+WHO = itertools.product(("AUTHOR", "COMMITTER"), ("NAME", "EMAIL"))
+GIT = {f"GIT_{who}_{what}": "t@example.org" for who, what in WHO}
 
 
 def _oldest_python() -> str:
@@ -67,10 +70,7 @@ def installed(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clean") / "venv"
     _run(PYTHON, "-m", "venv", str(folder))
     locked = dist / f"wasmkiln-{VERSION}-requirements.txt"
-    words = [
-        "--no-compile",
-        *("--require-hashes", "--only-binary", ":all:", "--find-links", str(dist)),
-    ]
+    words = ["--no-compile", "--require-hashes", "--only-binary=:all:", f"--find-links={dist}"]
     _run(folder / "bin" / "python", "-m", "pip", "install", "--quiet", *words, "-r", str(locked))
     return folder / "bin"
 
@@ -139,15 +139,7 @@ def test_a_release_is_published_once(sources: Path, tmp_path: Path) -> None:
             *(sys.executable, "-m", "scripts.publish"),
             *("--upload-url", index.upload_url, "--index-url", index.index_url),
         ]
-        environ = {
-            "UV_PUBLISH_TOKEN": "a-token",
-            "UV_CACHE_DIR": str(tmp_path / "cache"),
-            **{
-                f"GIT_{who}_{what}": "t@example.org"
-                for who in ("AUTHOR", "COMMITTER")
-                for what in ("NAME", "EMAIL")
-            },
-        }
+        environ = {"UV_PUBLISH_TOKEN": "a-token", "UV_CACHE_DIR": str(tmp_path / "cache"), **GIT}
 
         assert "dry run: nothing was uploaded" in _run(
             *words, "--dry-run", cwd=repository, **environ
@@ -190,8 +182,7 @@ def _compile(wasmkiln: Path, daemon: Daemon, folder: Path) -> None:
 
 
 def _git(root: Path, *words: str) -> str:
-    who = ("-c", "user.name=T", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false")
-    return _run("git", "-C", str(root), *who, *words)
+    return _run("git", "-c", "commit.gpgsign=false", *words, cwd=root, **GIT)
 
 
 def _run(program: Path | str, *words: str, cwd: Path = Path("/"), **environ: str) -> str:

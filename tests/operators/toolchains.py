@@ -20,5 +20,5 @@ TOOLS = Toolchains(
 )
 
 if __name__ == "__main__":
-    if problem := TOOLS.install(sys.argv[1:]):
+    if problem := TOOLS.install():
         sys.exit(f"make test-operators: {problem}")

@@ -24,18 +24,14 @@ class UploadIndex:
         form = email.message_from_bytes(
             b"Content-Type: " + content_type.encode() + b"\r\n\r\n" + body
         )
-        fields, file = {}, ("", b"")
-        for part in form.get_payload():
-            assert isinstance(part, email.message.Message)
-            content = part.get_payload(decode=True)
-            assert isinstance(content, bytes)
-            if name := part.get_filename():
-                file = (name, content)
-            else:
-                fields[str(part.get_param("name", header="content-disposition"))] = content
-        if hashlib.sha256(file[1]).hexdigest().encode() != fields["sha256_digest"]:
+        fields: dict[str, bytes] = {}
+        for part in form.walk():
+            if name := part.get_param("name", header="content-disposition"):
+                fields[part.get_filename() or str(name)] = part.get_payload(decode=True)  # type: ignore[assignment]
+        [(name, content)] = [each for each in fields.items() if each[0].endswith((".whl", ".gz"))]
+        if hashlib.sha256(content).hexdigest().encode() != fields["sha256_digest"]:
             return False
-        self.files[file[0]] = file[1]
+        self.files[name] = content
         return True
 
 

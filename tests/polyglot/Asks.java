@@ -1,4 +1,5 @@
 import com.wasmkiln.client.*;
+import io.grpc.TlsChannelCredentials;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.time.Duration;
@@ -6,62 +7,84 @@ import java.util.HashMap;
 import java.util.Map;
 
 /**
- * Compiles a module, once or several times. Prints a line of five columns each time, between tabs:
- * what it got, or why not.
+ * Compiles a module, once or several times, each by a client of its own. Prints a line of five
+ * columns each time, between tabs: what it got, or why not.
  *
  * <pre>Asks ADDRESS MODULE.wasm [--key PATH] [--engine ID] [--ca CA.pem] [--token-file FILE]
- *     [--digest SHA256] [--timeout-ms N] [--times N] [--out FILE]</pre>
+ *     [--digest SHA256] [--timeout-ms N] [--times N] [--out FILE] [--load yes] [--pause call]</pre>
+ *
+ * <p>With {@code --load} it loads the module, as background work. With {@code --pause call} a line
+ * on standard input ends all calls; with {@code --pause file}, which Go's and Node's program have,
+ * it waits for that line when it has opened a file. Those two take files only with {@code --store}.
  */
 public final class Asks {
+  private static final Map<String, String> FLAGS = new HashMap<>();
+
   public static void main(String[] words) throws Exception {
-    Map<String, String> flags = new HashMap<>();
     for (int at = 2; at + 1 < words.length; at += 2) {
-      flags.put(words[at], words[at + 1]);
+      FLAGS.put(words[at], words[at + 1]);
     }
-    try {
-      ClientBuilder builder = WasmkilnClient.builder(words[0]);
-      if (flags.containsKey("--key")) {
-        builder.trustedKeys(TrustedKeys.read(Path.of(flags.get("--key"))));
+    if (FLAGS.containsKey("--pause")) {
+      Thread calling = Thread.currentThread();
+      new Thread(
+              () -> {
+                try {
+                  System.in.read();
+                } catch (java.io.IOException none) {
+                  throw new IllegalStateException(none);
+                }
+                calling.interrupt();
+              })
+          .start();
+    }
+    byte[] module = Files.readAllBytes(Path.of(words[1]));
+    for (int left = Integer.parseInt(FLAGS.getOrDefault("--times", "1")); left > 0; left--) {
+      try {
+        ask(words[0], module);
+      } catch (WasmkilnException refused) {
+        String retry = refused.retryAfter().map(each -> "" + each.toMillis()).orElse("");
+        String cause = refused.metadata().getOrDefault("cause", "");
+        boolean isCancelled = refused.code() == io.grpc.Status.Code.CANCELLED;
+        String reason = isCancelled ? "cancelled" : refused.reason();
+        say(reason, refused.requestId(), retry, cause, refused.getMessage());
+      } catch (IllegalArgumentException unusable) {
+        say("unusable", "", "", "", unusable.getMessage());
       }
-      if (flags.containsKey("--ca")) {
-        builder.tls(Path.of(flags.get("--ca")).toFile());
-      }
-      if (flags.containsKey("--token-file")) {
-        builder.tokenFile(Path.of(flags.get("--token-file")));
-      }
-      try (WasmkilnClient client = builder.build()) {
-        for (int left = Integer.parseInt(flags.getOrDefault("--times", "1")); left > 0; left--) {
-          ask(client, Files.readAllBytes(Path.of(words[1])), flags);
-        }
-      }
-    } catch (IllegalArgumentException unusable) {
-      say("unusable", "", "", "", unusable.getMessage());
     }
   }
 
-  private static void ask(WasmkilnClient client, byte[] module, Map<String, String> flags)
-      throws Exception {
-    CompileOptions options = CompileOptions.defaults().engine(flags.getOrDefault("--engine", ""));
-    if (flags.containsKey("--timeout-ms")) {
-      options = options.timeout(Duration.ofMillis(Long.parseLong(flags.get("--timeout-ms"))));
+  private static void ask(String address, byte[] module) throws Exception {
+    ClientBuilder builder = WasmkilnClient.builder(address);
+    if (FLAGS.containsKey("--key")) {
+      builder.trustedKeys(TrustedKeys.read(Path.of(FLAGS.get("--key"))));
     }
-    try {
-      String digest = flags.get("--digest");
-      Artifact artifact =
-          digest != null
-              ? client.compileDigest(digest, options)
-              : client.compile(module, options);
-      var header = artifact.header();
-      if (flags.containsKey("--out")) {
-        Files.write(Path.of(flags.get("--out")), artifact.bytes());
+    if (FLAGS.containsKey("--ca")) {
+      var ca = Path.of(FLAGS.get("--ca")).toFile();
+      builder.tls(TlsChannelCredentials.newBuilder().trustManager(ca).build());
+    }
+    if (FLAGS.containsKey("--token-file")) {
+      builder.tokenFile(Path.of(FLAGS.get("--token-file")));
+    }
+    CompileOptions options = CompileOptions.defaults().engine(FLAGS.getOrDefault("--engine", ""));
+    if (FLAGS.containsKey("--timeout-ms")) {
+      options = options.timeout(Duration.ofMillis(Long.parseLong(FLAGS.get("--timeout-ms"))));
+    }
+    try (WasmkilnClient client = builder.build()) {
+      if (FLAGS.containsKey("--load")) {
+        var loaded = client.load(module, options.background());
+        say("loaded", "", loaded.getEngine(), "", loaded.getSha256());
+        return;
       }
-      String origin = header.getOrigin().name();
-      String sha256 = header.getModuleSha256();
-      say("compiled", origin, header.getEngine().getId(), "" + artifact.bytes().length, sha256);
-    } catch (WasmkilnException refused) {
-      String retry = refused.retryAfter().map(each -> "" + each.toMillis()).orElse("");
-      String cause = refused.metadata().getOrDefault("cause", "");
-      say(refused.reason(), refused.requestId(), retry, cause, refused.getMessage());
+      String digest = FLAGS.get("--digest");
+      Artifact artifact =
+          digest != null ? client.compileDigest(digest, options) : client.compile(module, options);
+      if (FLAGS.containsKey("--out")) {
+        Files.write(Path.of(FLAGS.get("--out")), artifact.bytes());
+      }
+      var header = artifact.header();
+      String size = "" + artifact.bytes().length;
+      String engine = header.getEngine().getId();
+      say("compiled", header.getOrigin().name(), engine, size, header.getModuleSha256());
     }
   }
 

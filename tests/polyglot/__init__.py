@@ -1,12 +1,13 @@
 """Every client that is not Python's, and every host, against a real daemon.
 
 `make test-polyglot` installs what these tests need (`toolchains`) and runs them; `make test`
-leaves them out. A file is a language: it builds the client of `client/`, and shows that it
-compiles, verifies, hits and fails as its README says, and that a host that is not Python runs what
-came out.
+leaves them out. The same tests run with each language: its client is built, and a program of it,
+`asks.*`, says in a line what came of a call.
 
 - `toolchains`: what each language needs, and the Debian packages that have it.
+- `builds`: how each program is built; `gotools`: Go without modules and network.
 - `kiln`: the daemons, and how a program calls them.
+- `lies`: what a server in the daemon's place may answer, and what has to come of it.
 - `conftest`: the fixtures. `kiln` is a daemon with a signing key, a host store and a queue that
   `full_queue` fills; `secure` is one that asks for TLS and a token; `built` is the folder below
   `.work/polyglot` where a language keeps what it builds, so that a second run builds little.

@@ -6,10 +6,12 @@
 #include <iostream>
 #include <iterator>
 #include <map>
+#include <thread>
 
 namespace {
 
-using Flags = std::map<std::string, std::string>;
+std::map<std::string, std::string> flags;
+auto cancellation = std::make_shared<wasmkiln::Cancellation>();
 
 std::string read(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
@@ -23,45 +25,55 @@ void say(const std::string& first, const std::string& second, const std::string&
             << std::endl;
 }
 
-void ask(wasmkiln::Client& client, const std::string& module, Flags& flags) {
-  wasmkiln::CompileOptions options;
-  options.engine = flags["--engine"];
+void ask(const std::string& address, const std::string& module) {
+  wasmkiln::ClientOptions options;
+  if (flags.count("--key")) options.trusted_keys = wasmkiln::read_keys(flags["--key"]);
+  if (flags.count("--ca")) options.tls = wasmkiln::Tls{read(flags["--ca"]), "", ""};
+  options.token_file = flags["--token-file"];
+  wasmkiln::Client client(address, options);
+  wasmkiln::CompileOptions how;
+  how.engine = flags["--engine"];
+  how.cancellation = cancellation;
   if (flags.count("--timeout-ms")) {
-    options.timeout = std::chrono::milliseconds(std::stoll(flags["--timeout-ms"]));
+    how.timeout = std::chrono::milliseconds(std::stoll(flags["--timeout-ms"]));
   }
-  try {
-    wasmkiln::Artifact artifact = flags.count("--digest")
-                                      ? client.compile_digest(flags["--digest"], options)
-                                      : client.compile(module, options);
-    const auto& header = artifact.header();
-    if (flags.count("--out")) {
-      std::ofstream(flags["--out"], std::ios::binary) << artifact.bytes();
-    }
-    say("compiled", wasmkiln::v1::Origin_Name(header.origin()), header.engine().id(),
-        std::to_string(artifact.bytes().size()), header.module_sha256());
-  } catch (const wasmkiln::WasmkilnError& refused) {
-    auto cause = refused.metadata().find("cause");
-    say(refused.reason(), refused.request_id(),
-        refused.retry_after() ? std::to_string(refused.retry_after()->count()) : "",
-        cause == refused.metadata().end() ? "" : cause->second, refused.what());
+  if (flags.count("--load")) {
+    how.is_background = true;
+    auto loaded = client.load(module, how);
+    return say("loaded", "", loaded.engine(), "", loaded.sha256());
   }
+  wasmkiln::Artifact artifact = flags.count("--digest")
+                                    ? client.compile_digest(flags["--digest"], how)
+                                    : client.compile(module, how);
+  const auto& header = artifact.header;
+  if (flags.count("--out")) {
+    std::ofstream(flags["--out"], std::ios::binary) << artifact.bytes;
+  }
+  say("compiled", wasmkiln::v1::Origin_Name(header.origin()), header.engine().id(),
+      std::to_string(artifact.bytes.size()), header.module_sha256());
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  Flags flags = {{"--times", "1"}};
   for (int at = 3; at + 1 < argc; at += 2) flags[argv[at]] = argv[at + 1];
-  try {
-    wasmkiln::ClientOptions options;
-    if (flags.count("--key")) options.trusted_keys = wasmkiln::read_keys(flags["--key"]);
-    if (flags.count("--ca")) options.tls = wasmkiln::Tls{read(flags["--ca"]), "", ""};
-    if (flags.count("--token-file")) options.token_file = flags["--token-file"];
-    wasmkiln::Client client(argv[1], options);
-    for (int left = std::stoi(flags["--times"]); left > 0; --left) {
-      ask(client, read(argv[2]), flags);
+  if (flags.count("--pause")) {
+    std::thread([] {
+      std::cin.get();
+      cancellation->cancel();
+    }).detach();
+  }
+  for (int left = flags.count("--times") ? std::stoi(flags["--times"]) : 1; left > 0; --left) {
+    try {
+      ask(argv[1], read(argv[2]));
+    } catch (const wasmkiln::WasmkilnError& refused) {
+      const auto& details = refused.details();
+      auto cause = details.metadata.find("cause");
+      say(details.code == 1 ? "cancelled" : details.reason, details.request_id,
+          details.retry_after ? std::to_string(details.retry_after->count()) : "",
+          cause == details.metadata.end() ? "" : cause->second, refused.what());
+    } catch (const std::invalid_argument& unusable) {
+      say("unusable", "", "", "", unusable.what());
     }
-  } catch (const std::invalid_argument& unusable) {
-    say("unusable", "", "", "", unusable.what());
   }
 }

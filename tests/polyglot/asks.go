@@ -1,60 +1,68 @@
-// Asks a daemon for a module as the flags say, and prints what came:
-//
-//	asks ADDRESS MODULE.wasm --key KEY.pem --engine ID --out FILE
+// What Asks.java does, in Go.
 package main
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"flag"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
+	"time"
 
 	wasmkiln "github.com/wasmkiln/wasmkiln/client/go"
 )
 
+var (
+	flags = map[string]string{"--timeout-ms": "60000", "--times": "1"}
+	input = bufio.NewReader(os.Stdin)
+)
+
 func main() {
-	if err := run(os.Args[1], os.Args[2], os.Args[3:]); err != nil {
+	for at := 3; at+1 < len(os.Args); at += 2 {
+		flags[os.Args[at]] = os.Args[at+1]
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	if flags["--pause"] == "call" {
+		go func() {
+			_, _ = input.ReadString('\n')
+			cancel()
+		}()
+	}
+	for times, _ := strconv.Atoi(flags["--times"]); times > 0; times-- {
+		err := ask(ctx, os.Args[1], os.Args[2])
 		var failure *wasmkiln.Error
-		if errors.As(err, &failure) {
-			err = fmt.Errorf("%s: %w", failure.Reason, err)
+		switch {
+		case errors.Is(err, context.Canceled):
+			say("cancelled", "", "", "", "")
+		case errors.As(err, &failure):
+			retry := ""
+			if failure.RetryAfter > 0 {
+				retry = fmt.Sprint(failure.RetryAfter.Milliseconds())
+			}
+			say(failure.Reason, failure.RequestID, retry, failure.Metadata["cause"], failure.Error())
+		case err != nil:
+			say("unusable", "", "", "", err.Error())
 		}
-		fmt.Println("go error", err)
-		os.Exit(1)
 	}
 }
 
-func run(address, path string, words []string) error {
-	flags := flag.NewFlagSet("asks", flag.ExitOnError)
-	key := flags.String("key", "", "file or folder of trusted public keys")
-	engine := flags.String("engine", "", "the engine's id or name")
-	out := flags.String("out", "", "where to write the artifact")
-	ca := flags.String("ca", "", "file of the CA for TLS")
-	token := flags.String("token-file", "", "file of a token")
-	noStore := flags.Bool("no-host-store", false, "take bytes, and no file of the host store")
-	digest := flags.String("digest", "", "compile by this SHA-256 instead of the module")
-	times := flags.Int("times", 1, "how often to ask")
-	if err := flags.Parse(words); err != nil {
-		return err
-	}
+func ask(ctx context.Context, address, path string) error {
 	module, err := os.ReadFile(path)
 	if err != nil {
-		return err
+		panic(err)
 	}
-	options := wasmkiln.Options{TokenFile: *token, NoHostStore: *noStore}
-	if *key != "" {
-		if options.TrustedKeys, err = wasmkiln.ReadKeys(*key); err != nil {
+	options := wasmkiln.Options{TokenFile: flags["--token-file"], NoHostStore: flags["--store"] == ""}
+	options.Timeout, _ = time.ParseDuration(flags["--timeout-ms"] + "ms")
+	if key := flags["--key"]; key != "" {
+		if options.TrustedKeys, err = wasmkiln.ReadKeys(key); err != nil {
 			return err
 		}
 	}
-	if *ca != "" {
-		text, err := os.ReadFile(*ca)
-		if err != nil {
-			return err
-		}
+	if text, err := os.ReadFile(flags["--ca"]); err == nil {
 		options.TLS = &tls.Config{RootCAs: x509.NewCertPool()}
 		options.TLS.RootCAs.AppendCertsFromPEM(text)
 	}
@@ -63,36 +71,43 @@ func run(address, path string, words []string) error {
 		return err
 	}
 	defer client.Close()
-	for time := 0; time < *times; time++ {
-		asked := wasmkiln.CompileOptions{Engine: *engine}
-		artifact, err := client.Compile(context.Background(), module, asked)
-		if *digest != "" {
-			artifact, err = client.CompileDigest(context.Background(), *digest, asked)
+	asked := wasmkiln.CompileOptions{Engine: flags["--engine"], Background: flags["--load"] != ""}
+	if asked.Background {
+		loaded, err := client.Load(ctx, module, asked)
+		if err == nil {
+			say("loaded", "", loaded.GetEngine(), "", loaded.GetSha256())
 		}
-		if err != nil {
-			return err
-		}
-		if err := show(artifact, *out); err != nil {
-			return err
-		}
+		return err
+	}
+	var artifact *wasmkiln.Artifact
+	if digest := flags["--digest"]; digest != "" {
+		artifact, err = client.CompileDigest(ctx, digest, asked)
+	} else {
+		artifact, err = client.Compile(ctx, module, asked)
+	}
+	if err != nil {
+		return err
+	}
+	defer artifact.Close()
+	if flags["--pause"] == "file" {
+		fmt.Println("opened")
+		_, _ = input.ReadString('\n')
+	}
+	content, err := artifact.Bytes()
+	if err = errors.Join(err, artifact.CheckUnchanged()); err != nil {
+		return err
+	}
+	origin := artifact.Header.GetOrigin().String()
+	if artifact.Path() != "" {
+		origin = "FILE"
+	}
+	say("compiled", origin, artifact.Header.GetEngine().GetId(), fmt.Sprint(len(content)), artifact.Header.GetModuleSha256())
+	if out := flags["--out"]; out != "" {
+		return os.WriteFile(out, content, 0o644)
 	}
 	return nil
 }
 
-func show(artifact *wasmkiln.Artifact, out string) error {
-	defer artifact.Close()
-	content, err := artifact.Bytes()
-	if err != nil {
-		return err
-	}
-	origin := strings.ToLower(strings.TrimPrefix(artifact.Header.GetOrigin().String(), "ORIGIN_"))
-	if artifact.Path() != "" {
-		origin += ", a file of the host store"
-	}
-	fmt.Printf("go compiled sha256:%s with %s, %d bytes, from %s\n",
-		artifact.Header.GetModuleSha256(), artifact.Header.GetEngine().GetId(), len(content), origin)
-	if out == "" {
-		return nil
-	}
-	return errors.Join(os.WriteFile(out, content, 0o644), artifact.CheckUnchanged())
+func say(columns ...string) {
+	fmt.Println(strings.ReplaceAll(strings.Join(columns, "\t"), "\n", " "))
 }

@@ -16,7 +16,7 @@ from tests.e2e.bearers import token_command
 from tests.e2e.callers import Caller, held_worker, modules
 from tests.e2e.daemon import Daemon
 from tests.e2e.processes import eventually
-from tests.e2e.programs import ENGINE_SPECS, WASMKILND
+from tests.e2e.programs import ENGINE_SPECS, wasmkilnd
 
 ENGINES = tuple(spec.replace("==", "-") for spec in ENGINE_SPECS)
 FULL_ENGINE = "wasmtime-50.0.1"
@@ -70,11 +70,9 @@ class Kiln:
         environ: Mapping[str, str] | None = None,
         *,
         cwd: Path | None = None,
-        text: str = "",
-        timeout_s: float = 120,
     ) -> subprocess.CompletedProcess[str]:
         """Run a program; a WASMKILN_* variable of this process does not reach it."""
-        return run(argv, environ, cwd=cwd or self.folder, text=text, timeout_s=timeout_s)
+        return run(argv, environ, cwd=cwd or self.folder)
 
     @contextlib.contextmanager
     def full_queue(self) -> Iterator[str]:
@@ -122,7 +120,6 @@ def run(
     environ: Mapping[str, str] | None = None,
     *,
     cwd: Path,
-    text: str = "",
     timeout_s: float = 120,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program without the WASMKILN_* variables of this process."""
@@ -131,7 +128,7 @@ def run(
         [str(word) for word in argv],
         cwd=cwd,
         env={**inherited, **(environ or {})},
-        input=text,
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=timeout_s,
@@ -174,10 +171,3 @@ def running_secure(state: Path, folder: Path) -> Iterator[Secure]:
         key.write_text(wasmkilnd("keys", "show", "--pem", "--state-dir", str(state)))
         address = f"localhost:{daemon.address.rpartition(':')[2]}"
         yield Secure(daemon, address, authority.ca_file, token, token_file, key, other.ca_file)
-
-
-def wasmkilnd(*words: str) -> str:
-    """Run the daemon's command. Return what it printed."""
-    done = run([WASMKILND, *words], cwd=Path.cwd())
-    assert done.returncode == 0, done.stderr
-    return done.stdout

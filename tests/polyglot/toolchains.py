@@ -45,5 +45,5 @@ LANGUAGES = Toolchains(
 
 
 if __name__ == "__main__":
-    if problem := LANGUAGES.install(sys.argv[1:]):
+    if problem := LANGUAGES.install():
         sys.exit(f"make test-polyglot: {problem}")

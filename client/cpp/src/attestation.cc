@@ -25,8 +25,6 @@ namespace fs = std::filesystem;
 constexpr std::size_t kKeyBytes = 32;
 constexpr char kBegin[] = "-----BEGIN PUBLIC KEY-----";
 constexpr char kPayloadType[] = "application/vnd.in-toto+json";
-constexpr char kTypes[] =
-    "https://in-toto.io/Statement/v1 https://slsa.dev/provenance/v1 urn:wasmkiln:compile:v1";
 // The start of every Ed25519 public key in DER (RFC 8410); the key follows.
 const std::string kPrefix("\x30\x2a\x30\x05\x06\x03\x2b\x65\x70\x03\x21\x00", 12);
 
@@ -47,6 +45,15 @@ std::string from_base64(std::string_view text) {
   EVP_ENCODE_CTX_free(context);
   bytes.resize(good ? size + rest : 0);
   return bytes;
+}
+
+std::string hex(std::string_view bytes) {
+  std::string text;
+  for (unsigned char byte : bytes) {
+    text += "0123456789abcdef"[byte >> 4];
+    text += "0123456789abcdef"[byte & 15];
+  }
+  return text;
 }
 
 bool is_signed(const std::string& key, const std::string& message, const std::string& signature) {
@@ -77,58 +84,53 @@ std::vector<fs::path> files_of(const fs::path& folder, const std::string& ending
   return files;
 }
 
-// Return the member of an object, or no value.
-const Value& member(const Struct& object, const char* name) {
-  auto found = object.fields().find(name);
-  return found == object.fields().end() ? Value::default_instance() : found->second;
-}
-
-// Return the SHA-256 of the only element of a list of things; "" for any other list.
-std::string only_digest(const Value& list) {
-  if (list.list_value().values_size() != 1) return "";
-  const Value& digest = member(list.list_value().values(0).struct_value(), "digest");
-  return member(digest.struct_value(), "sha256").string_value();
+// Return what a path leads to: by the names of members, and by lists of one element; or no value.
+Value at(const Struct& object, const std::string& path) {
+  std::size_t dot = path.find('.');
+  auto found = object.fields().find(path.substr(0, dot));
+  if (found == object.fields().end()) return {};
+  bool is_single = found->second.list_value().values_size() == 1;
+  const Value& value = is_single ? found->second.list_value().values(0) : found->second;
+  return dot == std::string::npos ? value : at(value.struct_value(), path.substr(dot + 1));
 }
 
 template <typename Map>
-Struct object_of(const Map& texts) {
-  Struct object;
-  for (const auto& [name, text] : texts) (*object.mutable_fields())[name].set_string_value(text);
+Value object_of(const Map& texts) {
+  Value object;
+  auto& fields = *object.mutable_struct_value()->mutable_fields();
+  for (const auto& [name, text] : texts) fields[name].set_string_value(text);
   return object;
 }
 
-// Return what a statement says otherwise than the header, or "".
+// Return where a statement says otherwise than the header, or "".
 std::string difference(const Struct& statement, const v1::ArtifactHeader& header) {
   using Texts = std::map<std::string, std::string>;
-  const Struct& predicate = member(statement, "predicate").struct_value();
-  const Struct& build = member(predicate, "buildDefinition").struct_value();
-  Struct said = member(build, "externalParameters").struct_value();
-  auto& more = *said.mutable_fields();
-  more["artifact"].set_string_value(only_digest(member(statement, "subject")));
-  more["module"].set_string_value(only_digest(member(build, "resolvedDependencies")));
-  more["types"].set_string_value(member(statement, "_type").string_value() + " " +
-                                 member(statement, "predicateType").string_value() + " " +
-                                 member(build, "buildType").string_value());
+  const std::string made = "predicate.buildDefinition.", given = made + "externalParameters.";
   const auto& engine = header.engine();
   bool is_core = header.kind() == v1::KIND_CORE_MODULE;
   bool is_component = header.kind() == v1::KIND_COMPONENT;
-  Struct due = object_of(Texts{{"artifact", header.artifact_sha256()},
-                               {"module", header.module_sha256()},
-                               {"types", kTypes},
-                               {"fingerprint", header.fingerprint()},
-                               {"kind", is_core ? "core" : is_component ? "component" : ""},
-                               {"target", header.target()},
-                               {"cpu", header.cpu()}});
-  auto& objects = *due.mutable_fields();
-  *objects["engine"].mutable_struct_value() =
-      object_of(Texts{{"name", engine.name()},
-                      {"version", engine.version()},
-                      {"coreVersion", engine.core_version()},
-                      {"compiler", engine.compiler()}});
-  *objects["settings"].mutable_struct_value() = object_of(header.settings());
-  *objects["changedSettings"].mutable_struct_value() = object_of(header.changed_settings());
-  for (const auto& [name, value] : due.fields()) {
-    if (!MessageDifferencer::Equals(value, member(said, name.c_str()))) return name;
+  for (const auto& [path, text] :
+       Texts{{"_type", "https://in-toto.io/Statement/v1"},
+             {"predicateType", "https://slsa.dev/provenance/v1"},
+             {"subject.digest.sha256", header.artifact_sha256()},
+             {made + "buildType", "urn:wasmkiln:compile:v1"},
+             {made + "resolvedDependencies.digest.sha256", header.module_sha256()},
+             {given + "fingerprint", header.fingerprint()},
+             {given + "kind", is_core ? "core" : is_component ? "component" : ""},
+             {given + "target", header.target()},
+             {given + "cpu", header.cpu()}}) {
+    const Value said = at(statement, path);
+    if (said.kind_case() != Value::kStringValue || said.string_value() != text) return path;
+  }
+  const std::pair<std::string, Value> objects[] = {
+      {given + "engine", object_of(Texts{{"name", engine.name()},
+                                         {"version", engine.version()},
+                                         {"coreVersion", engine.core_version()},
+                                         {"compiler", engine.compiler()}})},
+      {given + "settings", object_of(header.settings())},
+      {given + "changedSettings", object_of(header.changed_settings())}};
+  for (const auto& [path, due] : objects) {
+    if (!MessageDifferencer::Equals(due, at(statement, path))) return path;
   }
   return "";
 }
@@ -145,17 +147,13 @@ std::string field(const std::string& json, const std::string& name) {
 }  // namespace
 
 std::string sha256_hex(std::string_view bytes) {
-  unsigned char digest[EVP_MAX_MD_SIZE];
+  std::string digest(EVP_MAX_MD_SIZE, '\0');
   unsigned int size = 0;
-  if (EVP_Digest(bytes.data(), bytes.size(), digest, &size, EVP_sha256(), nullptr) != 1) {
+  auto* out = reinterpret_cast<unsigned char*>(digest.data());
+  if (EVP_Digest(bytes.data(), bytes.size(), out, &size, EVP_sha256(), nullptr) != 1) {
     throw std::runtime_error("cannot compute SHA-256: OpenSSL refuses it");
   }
-  std::string text;
-  for (unsigned int at = 0; at < size; ++at) {
-    text += "0123456789abcdef"[digest[at] >> 4];
-    text += "0123456789abcdef"[digest[at] & 15];
-  }
-  return text;
+  return hex(digest.substr(0, size));
 }
 
 bool is_digest(const std::string& text) {
@@ -169,21 +167,21 @@ TrustedKeys parse_keys(const std::string& text) {
     std::string der = from_base64(text.substr(start, text.find('-', start) - start));
     found.push_back(der.substr(0, kPrefix.size()) == kPrefix ? der.substr(kPrefix.size()) : "");
   }
-  std::string hex = text.substr(0, text.find_last_not_of(" \r\n") + 1);
-  if (found.empty() && hex.size() == 2 * kKeyBytes) {
+  std::string bare = text.substr(0, text.find_last_not_of(" \r\n") + 1);
+  if (found.empty() && bare.size() == 2 * kKeyBytes) {
     std::string key(kKeyBytes, '\0');
     std::size_t size = 0;
     auto* out = reinterpret_cast<unsigned char*>(key.data());
-    found.push_back(OPENSSL_hexstr2buf_ex(out, kKeyBytes, &size, hex.c_str(), '\0') ? key : "");
+    found.push_back(OPENSSL_hexstr2buf_ex(out, kKeyBytes, &size, bare.c_str(), '\0') ? key : "");
   } else if (found.empty()) {
-    found.push_back(text);
+    found.push_back(from_base64(bare));
   }
   TrustedKeys keys;
   for (const std::string& key : found) {
     if (key.size() != kKeyBytes) {
       // It does not quote what may be a private key.
       throw std::invalid_argument(
-          "cannot use a trusted key: expected PEM, 64 hexadecimal digits or 32 bytes of Ed25519");
+          "not an Ed25519 public key: expected 64 hex digits, base64 of 32 bytes, or PEM");
     }
     keys[sha256_hex(key)] = key;
   }
@@ -205,7 +203,7 @@ std::vector<std::string> read_keys(const std::string& path) {
   for (const fs::path& file : revoked) {
     Struct revocation;
     bool is_json = JsonStringToMessage(read(file), &revocation).ok();
-    std::string id = member(revocation, "key_id").string_value();
+    std::string id = at(revocation, "key_id").string_value();
     if (!is_json || !is_digest(id)) {
       throw std::invalid_argument("cannot read " + file.string() +
                                   ": it does not say which key is revoked, as key_id");
@@ -213,7 +211,7 @@ std::vector<std::string> read_keys(const std::string& path) {
     keys.erase(id);
   }
   std::vector<std::string> found;
-  for (const auto& [id, key] : keys) found.push_back(key);
+  for (const auto& [id, key] : keys) found.push_back(hex(key));
   // With no key nothing would be checked.
   if (found.empty()) throw std::invalid_argument("there is no key that counts in " + path);
   return found;

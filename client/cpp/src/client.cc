@@ -76,12 +76,10 @@ void require(bool is_true, const std::string& otherwise) {
   if (!is_true) refuse("ARTIFACT_MISMATCH", otherwise);
 }
 
-template <typename Map>
-bool includes(const Map& all, const Map& part) {
-  return std::all_of(part.begin(), part.end(), [&](const auto& pair) {
-    auto found = all.find(pair.first);
-    return found != all.end() && found->second == pair.second;
-  });
+using Settings = std::map<std::string, std::string>;
+
+bool includes(const Settings& all, const Settings& part) {
+  return std::includes(all.begin(), all.end(), part.begin(), part.end());
 }
 
 // Throw unless a header is about what the call asked for. A signature binds an artifact to its
@@ -90,6 +88,11 @@ void check_header(const v1::CompileRequest& asked, const std::string& sha256,
                   const v1::ArtifactHeader& got, std::uint64_t max_bytes) {
   const std::string& name = got.engine().name();
   const std::string id = name + "-" + got.engine().version();
+  Settings wanted(asked.settings().begin(), asked.settings().end());
+  Settings changed(got.changed_settings().begin(), got.changed_settings().end());
+  Settings stated(got.settings().begin(), got.settings().end());
+  // Settings that artifacts of earlier daemons do not state, and what these artifacts have.
+  stated.insert({{"strategy", "cranelift"}, {"compiler", "cranelift"}, {"collector", "drc"}});
   auto is_none_or = [](const std::string& named, const std::string& other) {
     return named.empty() || named == other;
   };
@@ -99,10 +102,10 @@ void check_header(const v1::CompileRequest& asked, const std::string& sha256,
       {"engine id", got.engine().id() == id},
       {"target", is_none_or(asked.target(), got.target())},
       {"cpu", is_none_or(asked.cpu(), got.cpu())},
-      {"setting", includes(got.settings(), asked.settings())},
+      {"setting", includes(stated, wanted)},
       // A setting that the call did not name has to have the engine's default.
-      {"changed setting", includes(asked.settings(), got.changed_settings())},
-      {"compiler", !got.is_fast() || !got.changed_settings().empty()},
+      {"changed setting", includes(wanted, changed)},
+      {"compiler", !got.is_fast() || !changed.empty()},
       {"encoding", got.content_encoding().empty()}};
   for (const auto& [what, is_so] : facts) {
     require(is_so, std::string("the artifact has another ") + what + " than asked for");
@@ -123,24 +126,35 @@ void Cancellation::cancel() {
   for (grpc::ClientContext* call : calls_) call->TryCancel();
 }
 
-// One call of gRPC, which a Cancellation may end as long as it lives.
-class Call {
- public:
-  Call(const std::string& token, const CallOptions& how, Clock::time_point end,
-       const std::string& module)
-      : cancellation_(how.cancellation) {
+// What the requests of one call share, and errors say of it.
+struct Shared {
+  // `sha256` is the digest of the module that the call is about, or empty.
+  Shared(const CompileOptions& options, std::chrono::milliseconds otherwise, std::string sha256)
+      : how(options), module(std::move(sha256)) {
+    auto timeout = how.timeout.value_or(otherwise);
+    end = Clock::now() + std::clamp(timeout, std::chrono::milliseconds(0), kLongest);
     thread_local std::mt19937_64 random{std::random_device{}()};
     char id[17];
     std::snprintf(id, sizeof id, "%016llx", static_cast<unsigned long long>(random()));
     request_id = id;
-    context.set_deadline(end);
-    context.AddMetadata("x-request-id", request_id);
+  }
+
+  const CompileOptions& how;
+  std::string module;
+  Clock::time_point end;
+  std::string request_id;
+};
+
+// One request, which a Cancellation may end as long as it lives.
+class Call {
+ public:
+  Call(const std::string& token, const Shared& shared) : cancellation_(shared.how.cancellation) {
+    context.set_deadline(shared.end);
+    context.AddMetadata("x-request-id", shared.request_id);
     if (!token.empty()) context.AddMetadata("authorization", "Bearer " + token);
     // A balancer that routes by it sends all calls about a module to the same daemon.
-    if (!module.empty()) context.AddMetadata("wasmkiln-module", module);
-    if (how.priority == Priority::kBackground) {
-      context.AddMetadata("wasmkiln-priority", "background");
-    }
+    if (!shared.module.empty()) context.AddMetadata("wasmkiln-module", shared.module);
+    if (shared.how.is_background) context.AddMetadata("wasmkiln-priority", "background");
     if (!cancellation_) return;
     std::lock_guard<std::mutex> lock(cancellation_->mutex_);
     cancellation_->calls_.insert(&context);
@@ -155,7 +169,6 @@ class Call {
   }
 
   grpc::ClientContext context;
-  std::string request_id;
 
  private:
   std::shared_ptr<Cancellation> cancellation_;
@@ -167,21 +180,14 @@ struct Client::State {
   TrustedKeys trusted;
   std::unique_ptr<v1::ModuleService::Stub> stub;
 
-  Clock::time_point end_of(const CallOptions& how) const {
-    auto timeout = how.timeout.value_or(options.timeout);
-    return Clock::now() + std::clamp(timeout, std::chrono::milliseconds(0), kLongest);
-  }
-
-  // Run a call, whose errors then say which it is. `module` is the digest of the module that it is
-  // about, or empty.
+  // Make a request, whose errors then say which call it belongs to.
   template <typename Run>
-  auto make(const CallOptions& how, Clock::time_point end, const std::string& module,
-            Run run) const {
-    Call call(token_of(options), how, end, module);
+  auto make(const Shared& shared, Run run) const {
+    Call call(token_of(options), shared);
     try {
       return run(&call.context);
     } catch (WasmkilnError& error) {
-      error.set_request_id(call.request_id);
+      error.set_request_id(shared.request_id);
       throw;
     }
   }
@@ -189,19 +195,23 @@ struct Client::State {
   template <typename Request, typename Response>
   Response unary(grpc::Status (v1::ModuleService::Stub::*method)(grpc::ClientContext*,
                                                                  const Request&, Response*),
-                 const Request& request, const CallOptions& how,
+                 const Request& request, const CompileOptions& how,
                  const std::string& module = {}) const {
-    return make(how, end_of(how), module, [&](grpc::ClientContext* context) {
+    return make({how, options.timeout, module}, [&](grpc::ClientContext* context) {
       Response response;
       grpc::Status status = (stub.get()->*method)(context, request, &response);
       if (!status.ok()) throw_status(status, address);
+      if constexpr (std::is_same_v<Response, v1::LoadResponse>) {
+        if (response.sha256() != module) {
+          refuse("UNEXPECTED_ANSWER", "loaded module " + module + ", the answer is about another");
+        }
+      }
       return response;
     });
   }
 
-  Artifact ask(const v1::CompileRequest& request, const std::string& sha256,
-               const CompileOptions& how, Clock::time_point end) const {
-    return make(how, end, sha256, [&](grpc::ClientContext* context) {
+  Artifact ask(const v1::CompileRequest& request, const Shared& shared) const {
+    return make(shared, [&](grpc::ClientContext* context) {
       auto reader = stub->Compile(context, request);
       v1::CompileResponse message;
       std::optional<v1::ArtifactHeader> header;
@@ -211,7 +221,7 @@ struct Client::State {
           const std::string* part = &message.chunk();
           if (message.has_header()) {
             require(!header, "the daemon's answer has two headers");
-            check_header(request, sha256, message.header(), options.max_artifact_bytes);
+            check_header(request, shared.module, message.header(), options.max_artifact_bytes);
             header = message.header();
             part = &message.header().inline_artifact();
           }
@@ -234,11 +244,14 @@ struct Client::State {
       if (!trusted.empty()) check_attestation(*header, trusted);
       header->clear_inline_artifact();
       header->clear_host_file();
-      return Artifact(std::move(*header), std::move(bytes));
+      return Artifact{std::move(*header), std::move(bytes)};
     });
   }
 
-  static v1::CompileRequest request_for(const std::string& sha256, const CompileOptions& how) {
+  // Ask by the digest; upload the module, if there is one, where the daemon lacks it.
+  Artifact compile(const std::string& sha256, const std::string_view* module,
+                   const CompileOptions& how) const {
+    Shared shared(how, options.timeout, sha256);
     v1::CompileRequest request;
     request.set_sha256(sha256);
     request.set_engine(how.engine);
@@ -246,7 +259,13 @@ struct Client::State {
     request.set_cpu(how.cpu);
     request.mutable_settings()->insert(how.settings.begin(), how.settings.end());
     request.set_inline_limit_bytes(kInlineBytes);
-    return request;
+    try {
+      return ask(request, shared);
+    } catch (const WasmkilnError& error) {
+      if (!module || error.details().reason != "MODULE_NOT_LOADED") throw;
+      request.set_module(module->data(), module->size());
+    }
+    return ask(request, shared);
   }
 };
 
@@ -269,43 +288,28 @@ Client::Client(Client&&) noexcept = default;
 Client& Client::operator=(Client&&) noexcept = default;
 
 Artifact Client::compile(std::string_view module, const CompileOptions& options) {
-  auto end = state_->end_of(options);
-  std::string sha256 = sha256_hex(module);
-  v1::CompileRequest request = State::request_for(sha256, options);
-  try {
-    return state_->ask(request, sha256, options, end);
-  } catch (const ModuleNotLoaded&) {
-    request.set_module(module.data(), module.size());
-  }
-  return state_->ask(request, sha256, options, end);
+  return state_->compile(sha256_hex(module), &module, options);
 }
 
 Artifact Client::compile_digest(const std::string& sha256, const CompileOptions& options) {
   if (!is_digest(sha256)) {
     throw std::invalid_argument("a digest is 64 lowercase hexadecimal digits");
   }
-  return state_->ask(State::request_for(sha256, options), sha256, options, state_->end_of(options));
+  return state_->compile(sha256, nullptr, options);
 }
 
-v1::LoadResponse Client::load(std::string_view module, const std::string& engine,
-                              const CallOptions& options) {
+v1::LoadResponse Client::load(std::string_view module, const CompileOptions& options) {
   v1::LoadRequest request;
-  std::string sha256 = sha256_hex(module);
   request.set_module(module.data(), module.size());
-  request.set_expected_sha256(sha256);
-  request.set_engine(engine);
-  auto response = state_->unary(&v1::ModuleService::Stub::Load, request, options, sha256);
-  if (response.sha256() != sha256 || response.size_bytes() != module.size()) {
-    refuse("UNEXPECTED_ANSWER", "loaded module " + sha256 + ", and the answer is about another");
-  }
-  return response;
+  request.set_engine(options.engine);
+  return state_->unary(&v1::ModuleService::Stub::Load, request, options, sha256_hex(module));
 }
 
-v1::StatsResponse Client::stats(const CallOptions& options) {
+v1::StatsResponse Client::stats(const CompileOptions& options) {
   return state_->unary(&v1::ModuleService::Stub::Stats, v1::StatsRequest(), options);
 }
 
-v1::GetCapabilitiesResponse Client::capabilities(const CallOptions& options) {
+v1::GetCapabilitiesResponse Client::capabilities(const CompileOptions& options) {
   return state_->unary(&v1::ModuleService::Stub::GetCapabilities, v1::GetCapabilitiesRequest(),
                        options);
 }

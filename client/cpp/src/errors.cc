@@ -20,14 +20,6 @@ bool unpack(const google::protobuf::Any& packed, const std::string& name, Messag
 
 }  // namespace
 
-void throw_error(const std::string& message, ErrorDetails details) {
-#define WASMKILN_THROW(NAME, REASON) \
-  if (details.reason == REASON) throw NAME(message, std::move(details));
-  WASMKILN_ERRORS(WASMKILN_THROW)
-#undef WASMKILN_THROW
-  throw WasmkilnError(message, std::move(details));
-}
-
 void refuse(const std::string& reason, const std::string& message,
             std::map<std::string, std::string> metadata) {
   ErrorDetails details;
@@ -35,7 +27,7 @@ void refuse(const std::string& reason, const std::string& message,
   details.code = is_too_large ? grpc::StatusCode::RESOURCE_EXHAUSTED : grpc::StatusCode::DATA_LOSS;
   details.reason = reason;
   details.metadata = std::move(metadata);
-  throw_error(message, std::move(details));
+  throw WasmkilnError(message, std::move(details));
 }
 
 void throw_status(const grpc::Status& status, const std::string& address) {
@@ -73,7 +65,7 @@ void throw_status(const grpc::Status& status, const std::string& address) {
       text = "no answer from " + address + " within the call's time";
     }
   }
-  throw_error(text, std::move(details));
+  throw WasmkilnError(text, std::move(details));
 }
 
 }  // namespace wasmkiln

@@ -38,10 +38,9 @@ function openHostFile({ fingerprint, moduleSha256: module, hostFile, sizeBytes }
       status = open(`/proc/self/fd/${opened.at(-1)}/${name}`, O_NOFOLLOW | kind)
     }
     assert(status.isFile() && status.nlink === 1n, 'not a regular file with one name')
-    assert(Number(status.size) === sizeBytes && sizeBytes > 0, 'another size than its header says')
-    const found = [Number(status.dev), Number(status.ino)]
     // In a container or on another machine the path may lead to another file than the daemon's.
-    assert.deepEqual(found, [hostFile.device, hostFile.inode])
+    const found = [status.size, status.dev, status.ino].map(Number)
+    assert.deepEqual(found, [sizeBytes, hostFile.device, hostFile.inode])
     return { descriptor: opened.pop(), status }
   } finally {
     for (const descriptor of opened) fs.closeSync(descriptor)
@@ -64,6 +63,9 @@ function ownersOf(directory) {
   return [...owners, owner]
 }
 
+/** Return where an engine can map a file, as long as it is open. */
+const pathOf = ({ descriptor }) => `/proc/self/fd/${descriptor}`
+
 /** Return whether the file was written to since it was opened. */
 function hasChanged({ descriptor, status }) {
   const now = fs.fstatSync(descriptor, { bigint })
@@ -76,4 +78,4 @@ function isYoung({ status: { mtimeNs, ctimeNs } }) {
   return BigInt(Date.now()) * 1_000_000n - changed < 1_000_000_000n
 }
 
-module.exports = { openHostFile, hasChanged, isYoung }
+module.exports = { openHostFile, hasChanged, isYoung, pathOf }

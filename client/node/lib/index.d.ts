@@ -1,7 +1,5 @@
 /// <reference types="node" />
 
-import type { KeyObject } from 'node:crypto'
-
 /** PEM, or the path of a file with it. */
 export type Pem = string | Uint8Array | URL
 
@@ -23,11 +21,11 @@ export interface ClientOptions {
   /** The same in a file, which is read for each call. */
   tokenFile?: string | URL
   /**
-   * Ed25519 public keys of daemons: files or folders, or the keys in hex, base64, PEM or as 32
-   * bytes. With them, each artifact has to be signed by one of them, and keys in the folder
-   * `revoked/` of a folder do not count. Without them only digests are checked.
+   * Ed25519 public keys of daemons: files or folders, or the keys in hex, base64 or PEM. With
+   * them, each artifact has to be signed by one of them, and keys in the folder `revoked/` of a
+   * folder do not count. Without them only digests are checked.
    */
-  trustedKeys?: TrustedKey | TrustedKey[]
+  trustedKeys?: string | URL | (string | URL)[]
   /** For each call; 60,000 unless given. */
   timeoutMs?: number
   /** Whether to take artifacts as files that a daemon of this machine keeps. On unless false. */
@@ -35,8 +33,6 @@ export interface ClientOptions {
   /** Larger artifacts are refused; 1 GiB unless given. */
   maxArtifactBytes?: number
 }
-
-export type TrustedKey = string | URL | Uint8Array | KeyObject
 
 export interface CallOptions {
   timeoutMs?: number
@@ -46,20 +42,12 @@ export interface CallOptions {
   priority?: 'interactive' | 'background'
 }
 
-export interface LoadOptions extends CallOptions {
-  /** The engine that validates: an id such as 'wasmtime-50.0.1', or a name. */
-  engine?: string
-  expectedSha256?: string
-}
-
 export interface CompileOptions extends CallOptions {
   /** An id such as 'wasmtime-50.0.1', or a name for its newest version. */
   engine?: string
   target?: string
   cpu?: string
   settings?: Record<string, string>
-  /** Compile even when the daemon has the artifact. */
-  skipCacheLookup?: boolean
 }
 
 export interface Engine {
@@ -127,11 +115,11 @@ export class Client {
   /** `address` is host:port, unix:/path, or any target of gRPC. */
   constructor(address: string, options?: ClientOptions)
   /** Return the artifact of a module: ask by its digest, and upload it if the daemon lacks it. */
-  compile(module: Uint8Array | ArrayBuffer, options?: CompileOptions): Promise<Artifact>
+  compile(module: Uint8Array, options?: CompileOptions): Promise<Artifact>
   /** The same for a module that the daemon has; rejects with ModuleNotLoaded if it has not. */
   compileDigest(moduleSha256: string, options?: CompileOptions): Promise<Artifact>
   /** Validate a module and store it, so that it can be compiled by its digest: LoadResponse. */
-  load(module: Uint8Array | ArrayBuffer, options?: LoadOptions): Promise<Answer>
+  load(module: Uint8Array, options?: CompileOptions): Promise<Answer>
   /** What the daemon counts: StatsResponse. */
   stats(options?: CallOptions): Promise<Answer>
   /** Engines, targets, settings, limits, and who the caller is: GetCapabilitiesResponse. */

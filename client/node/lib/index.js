@@ -6,7 +6,7 @@ const fs = require('node:fs')
 const { Client: Connection, Metadata, credentials, status } = require('@grpc/grpc-js')
 const { readTrustedKeys, verifyAttestation } = require('./attestation')
 const errors = require('./errors')
-const { hasChanged, isYoung, openHostFile } = require('./host-file')
+const { hasChanged, isYoung, openHostFile, pathOf } = require('./host-file')
 const protos = require('./protos')
 
 // A daemon puts no larger artifact into its header's message.
@@ -73,43 +73,34 @@ class Client {
    * Throw a WasmkilnError, and the signal's reason if it is aborted.
    */
   async compile(module, options = {}) {
-    const bytes = moduleBytes(module)
-    const digest = sha256(bytes)
-    const call = this.#begin(options, digest)
-    try {
-      return await this.#compile({ sha256: digest }, digest, options, call)
-    } catch (error) {
-      if (!(error instanceof errors.ModuleNotLoaded)) throw error
-    }
-    return this.#compile({ module: bytes }, digest, options, call)
+    return this.#compile(sha256(moduleBytes(module)), moduleBytes(module), options)
   }
 
   /** Return the artifact of a module that the daemon has. Throw ModuleNotLoaded if it has not. */
   async compileDigest(digest, options = {}) {
     if (!/^[0-9a-f]{64}$/.test(digest)) throw new TypeError('a digest is 64 lowercase hex digits')
-    return this.#compile({ sha256: digest }, digest, options, this.#begin(options, digest))
+    return this.#compile(digest, undefined, options)
   }
 
   /** Validate a module and store it, so that it can be compiled by its digest. */
   async load(module, options = {}) {
     const bytes = moduleBytes(module)
-    const { engine, expectedSha256 } = options
-    const request = { module: bytes, engine, expectedSha256 }
-    const answer = await this.#ask('Load', request, options, sha256(bytes))
-    if (answer.sha256 !== sha256(bytes)) {
-      throw new errors.UnexpectedAnswer('the daemon answered about another module')
-    }
-    return { ...answer, kind: kindOf(answer) }
+    const digest = sha256(bytes)
+    return this.#call(options, digest, async (call) => {
+      const answer = await this.#one('Load', { module: bytes, engine: options.engine }, call)
+      if (answer.sha256 !== digest) throw new errors.UnexpectedAnswer('it is about another module')
+      return { ...answer, kind: kindOf(answer) }
+    })
   }
 
   /** Return the daemon's StatsResponse, as module_service.proto describes it. */
   async stats(options = {}) {
-    return this.#ask('Stats', {}, options)
+    return this.#call(options, '', (call) => this.#one('Stats', {}, call))
   }
 
   /** Return engines, targets, settings, limits and who the caller is: GetCapabilitiesResponse. */
   async capabilities(options = {}) {
-    return this.#ask('GetCapabilities', {}, options)
+    return this.#call(options, '', (call) => this.#one('GetCapabilities', {}, call))
   }
 
   /** Close the connection. Running calls end with an error. */
@@ -117,78 +108,78 @@ class Client {
     this.#connection.close()
   }
 
-  async #ask(method, request, options, digest) {
-    const call = this.#begin(options, digest)
-    let answer
-    for await (const message of this.#messages(method, request, call)) answer ??= message
-    if (!answer) throw new errors.UnexpectedAnswer('the daemon sent no answer', call.about)
-    return answer
-  }
-
-  async #compile(source, digest, options, call) {
-    const { engine = '', target = '', cpu = '', settings = {}, skipCacheLookup = false } = options
+  async #compile(digest, module, options) {
+    const { engine = '', target = '', cpu = '', settings = {} } = options
     for (const [name, value] of Object.entries(settings)) {
       if (typeof value !== 'string') throw new TypeError(`setting ${name} has to be a string`)
     }
     const acceptHostFile = this.#options.hostStore && Date.now() >= this.#noFilesUntil
-    const asked = { engine, target, cpu, settings, skipCacheLookup, acceptHostFile }
-    const request = { ...asked, ...source, inlineLimitBytes: INLINE_LIMIT_BYTES }
-    try {
-      const header = await this.#answer(request, digest, call)
-      if (!header.hostFile) return this.#fromBytes(header)
+    const asked = { engine, target, cpu, settings, inlineLimitBytes: INLINE_LIMIT_BYTES }
+    return this.#call(options, digest, async (call) => {
+      const ask = (source) => this.#answer({ ...asked, ...source }, digest, call)
+      let header
       try {
-        return await this.#fromFile(header)
-      } catch {
-        // Another machine's or another container's file, or a damaged one. The daemon has the
-        // module by now.
-        this.#noFilesUntil = Date.now() + NO_FILES_MS
-        const again = { ...request, module: undefined, sha256: digest, acceptHostFile: false }
-        return this.#fromBytes(await this.#answer(again, digest, call))
+        header = await ask({ acceptHostFile, sha256: digest })
+      } catch (error) {
+        if (!module || !(error instanceof errors.ModuleNotLoaded)) throw error
+        header = await ask({ acceptHostFile, module })
       }
-    } catch (error) {
-      if (error instanceof errors.WasmkilnError) Object.assign(error, call.about)
-      throw error
-    }
+      if (header.hostFile) {
+        try {
+          return await this.#fromFile(header)
+        } catch {
+          // Another machine's or another container's file, or a damaged one. The daemon has the
+          // module by now.
+          this.#noFilesUntil = Date.now() + NO_FILES_MS
+          header = await ask({ sha256: digest })
+        }
+      }
+      checkBytes(header, header.bytes)
+      if (this.#trustedKeys.size) verifyAttestation(header, this.#trustedKeys)
+      return new Artifact(header)
+    })
   }
 
   /** Return the header of an answer to Compile, with the bytes unless it names a file. */
   async #answer(request, digest, call) {
-    const { maxArtifactBytes } = this.#options
+    const { maxArtifactBytes: limit } = this.#options
     const chunks = []
     let header
     let received = 0
     for await (const message of this.#messages('Compile', request, call)) {
-      let { chunk = Buffer.alloc(0) } = message
+      let { chunk } = message
       if (message.part === 'header') {
         check(!header, "the daemon's answer has two headers")
         header = message.header
         checkHeader(request, digest, header)
-        if (header.sizeBytes > maxArtifactBytes) {
-          const message = `the artifact has ${header.sizeBytes} bytes, above maxArtifactBytes`
-          throw new errors.ArtifactTooLarge(message, { code: status.RESOURCE_EXHAUSTED })
+        if (header.sizeBytes > limit) {
+          throw new errors.ArtifactTooLarge(
+            `the artifact has ${header.sizeBytes} bytes, above maxArtifactBytes`,
+            {
+              code: status.RESOURCE_EXHAUSTED,
+              metadata: { size_bytes: `${header.sizeBytes}`, limit_bytes: `${limit}` },
+            },
+          )
         }
         chunk = header.inlineArtifact
       }
       check(header, "the daemon's answer does not begin with a header")
+      // Of empty ones a daemon could send any number.
+      if (!chunk?.length) continue
       received += chunk.length
       check(received <= header.sizeBytes, `more than the ${header.sizeBytes} bytes of the header`)
       chunks.push(chunk)
     }
     check(header, "the daemon's answer has no header")
-    return { ...header, bytes: Buffer.concat(chunks) }
-  }
-
-  #fromBytes(header) {
-    checkBytes(header, header.bytes)
-    if (this.#trustedKeys.size) verifyAttestation(header, this.#trustedKeys)
-    return new Artifact(header)
+    return { ...header, bytes: header.hostFile ? undefined : Buffer.concat(chunks) }
   }
 
   /** Return the artifact in the file that the daemon names. Throw an error if it does not count. */
   async #fromFile(header) {
     const file = openHostFile(header)
-    let isTaken = false
+    let taken
     try {
+      // Whoever trusts the file's owner needs no digest; who gave keys asked for a signature.
       if (this.#trustedKeys.size) {
         verifyAttestation(header, this.#trustedKeys)
         const mayChangeWithoutATrace = isYoung(file)
@@ -197,15 +188,15 @@ class Client {
         if (mayChangeWithoutATrace) return new Artifact({ ...header, bytes })
         check(!hasChanged(file), 'the file changed while it was read')
       }
-      isTaken = true
-      return new Artifact(header, file)
+      taken = new Artifact(header, file)
+      return taken
     } finally {
-      if (!isTaken) fs.closeSync(file.descriptor)
+      if (!taken) fs.closeSync(file.descriptor)
     }
   }
 
-  /** Return what the requests of one call share: its deadline, its metadata and its signal. */
-  #begin({ timeoutMs = this.#options.timeoutMs, signal, priority }, digest) {
+  /** Run what makes the requests of one call, which share deadline, metadata and signal. */
+  async #call({ timeoutMs = this.#options.timeoutMs, signal, priority }, digest, run) {
     // The daemon's log has it.
     const requestId = crypto.randomBytes(8).toString('hex')
     const metadata = new Metadata()
@@ -216,7 +207,12 @@ class Client {
     const token = this.#token()
     if (token) metadata.set('authorization', `Bearer ${token}`)
     const deadline = Date.now() + positive('timeoutMs', timeoutMs)
-    return { metadata, deadline, signal, timeoutMs, about: { requestId } }
+    try {
+      return await run({ metadata, deadline, signal, timeoutMs })
+    } catch (error) {
+      if (error instanceof errors.WasmkilnError) error.requestId = requestId
+      throw error
+    }
   }
 
   #token() {
@@ -228,8 +224,13 @@ class Client {
     return text
   }
 
+  async #one(method, request, call) {
+    for await (const message of this.#messages(method, request, call)) return message
+    throw new errors.UnexpectedAnswer('the daemon sent no answer')
+  }
+
   /** Yield the messages of an answer. On the wire a single one is a stream as well. */
-  async *#messages(method, request, { metadata, deadline, signal, timeoutMs, about }) {
+  async *#messages(method, request, { metadata, deadline, signal, timeoutMs }) {
     const rpc = protos['wasmkiln.v1.ModuleService'][method]
     signal?.throwIfAborted()
     const stream = this.#connection.makeServerStreamRequest(
@@ -241,7 +242,7 @@ class Client {
     try {
       yield* stream
     } catch (failure) {
-      throw signal?.aborted ? signal.reason : this.#error(failure, timeoutMs, about)
+      throw signal?.aborted ? signal.reason : this.#error(failure, timeoutMs)
     } finally {
       signal?.removeEventListener('abort', cancel)
       cancel()
@@ -249,9 +250,9 @@ class Client {
   }
 
   /** Return the WasmkilnError for a grpc.ServiceError. */
-  #error({ code, details, message: words, metadata }, timeoutMs, about) {
+  #error({ code, details, message: words, metadata }, timeoutMs) {
     const text = details || words
-    const found = { code, ...about, ...detailsOf(metadata) }
+    const found = { code, ...detailsOf(metadata) }
     const Kind = Object.values(errors).find((one) => one.REASON === found.reason)
     if (found.reason) return new (Kind ?? errors.WasmkilnError)(text || found.reason, found)
     const address = this.#address
@@ -274,7 +275,6 @@ class Client {
 
 // Closes files whose artifact was dropped without close().
 const dropped = new FinalizationRegistry((descriptor) => fs.closeSync(descriptor))
-const pathOf = (file) => `/proc/self/fd/${file.descriptor}`
 
 /** An artifact that is what the call asked for, and its header; see index.d.ts. */
 class Artifact {
@@ -282,12 +282,11 @@ class Artifact {
   #bytes
 
   /** Give it an open file of the host store, or a header with its bytes. */
-  constructor({ bytes, inlineArtifact, contentEncoding, ...header }, file) {
-    const { compileTime, queueTime, ...shown } = header
+  constructor({ bytes, inlineArtifact, contentEncoding, compileTime, queueTime, ...header }, file) {
     // A newer daemon's values are numbers.
     const word = (value, prefix) => `${value}`.replace(prefix, '').toLowerCase()
     const extern = (one) => ({ ...one, kind: word(one.kind, 'EXTERN_KIND_') })
-    Object.assign(this, shown, {
+    Object.assign(this, header, {
       origin: word(header.origin, 'ORIGIN_'),
       kind: kindOf(header),
       imports: header.imports.map(extern),
@@ -306,8 +305,8 @@ class Artifact {
   }
 
   get bytes() {
-    if (!this.#file && !this.#bytes) throw new Error('the artifact is closed')
-    if (!this.#file) return this.#bytes
+    if (this.#bytes) return this.#bytes
+    if (!this.#file) throw new Error('the artifact is closed')
     const bytes = fs.readFileSync(this.path)
     checkBytes(this, bytes)
     return bytes
@@ -344,9 +343,12 @@ function checkHeader(request, digest, header) {
     same(`setting ${setting}`, value, header.settings[setting] ?? UNSTATED[setting])
   }
   // A setting that the call did not name has to have the engine's default.
-  for (const [setting, value] of Object.entries(header.changedSettings)) {
+  const changed = Object.entries(header.changedSettings)
+  for (const [setting, value] of changed) {
     same(`setting ${quoted(setting)}`, request.settings[setting], value)
   }
+  check(!header.isFast || changed.length, 'asked for optimised code, got that of a fast compiler')
+  check(!header.contentEncoding, 'got an encoding that was not asked for')
   check(!header.hostFile || request.acceptHostFile, 'got a file that was not asked for')
 }
 
@@ -386,17 +388,9 @@ function detailsOf(metadata) {
   return found
 }
 
-function msOf(duration) {
-  return duration ? duration.seconds * 1000 + duration.nanos / 1e6 : 0
-}
-
-function kindOf({ kind }) {
-  return kind === 'KIND_COMPONENT' ? 'component' : 'core'
-}
-
-function sha256(bytes) {
-  return crypto.createHash('sha256').update(bytes).digest('hex')
-}
+const msOf = (duration) => (duration ? duration.seconds * 1000 + duration.nanos / 1e6 : 0)
+const kindOf = ({ kind }) => (kind === 'KIND_COMPONENT' ? 'component' : 'core')
+const sha256 = (bytes) => crypto.createHash('sha256').update(bytes).digest('hex')
 
 function positive(name, number) {
   if (Number.isSafeInteger(number) && number > 0) return number
@@ -411,7 +405,6 @@ function pem(source) {
 }
 
 function moduleBytes(module) {
-  if (module instanceof ArrayBuffer) return Buffer.from(module)
   if (module instanceof Uint8Array) return module
   throw new TypeError("a module is a Uint8Array, such as fs.readFileSync('module.wasm')")
 }

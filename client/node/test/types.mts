@@ -6,7 +6,7 @@ import { Artifact, Client, QueueFull, WasmkilnError } from 'wasmkiln'
 const kiln = new Client('127.0.0.1:50051', {
   tls: { ca: 'ca.pem' },
   tokenFile: 'ci.token',
-  trustedKeys: ['key.pem', new Uint8Array(32)],
+  trustedKeys: ['key.pem', new URL('file:///keys/trusted')],
 })
 
 export async function compiled(path: string, signal: AbortSignal): Promise<Buffer> {

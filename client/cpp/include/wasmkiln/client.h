@@ -10,7 +10,6 @@
 #include <set>
 #include <string>
 #include <string_view>
-#include <utility>
 #include <vector>
 
 #include "wasmkiln/errors.h"
@@ -38,8 +37,8 @@ struct ClientOptions {
   std::string token;
   // Instead: a file that is read for each call, so that a new token counts at once.
   std::string token_file;
-  // Public keys of daemons: PEM, 64 hexadecimal digits, or 32 bytes; read_keys() has those of a
-  // file or folder. With none, the client checks digests only.
+  // Public keys of daemons: PEM, or 32 bytes in hex or base64; read_keys() has those of a file or
+  // folder. With none, the client checks digests only.
   std::vector<std::string> trusted_keys;
   // Of each call that gives no other.
   std::chrono::milliseconds timeout{60000};
@@ -66,16 +65,8 @@ class Cancellation {
   std::set<grpc::ClientContext*> calls_;
 };
 
-enum class Priority { kInteractive, kBackground };
-
-struct CallOptions {
-  std::optional<std::chrono::milliseconds> timeout;
-  Priority priority = Priority::kInteractive;
-  // Where another thread may end the call.
-  std::shared_ptr<Cancellation> cancellation;
-};
-
-struct CompileOptions : CallOptions {
+// For what to compile, and how.
+struct CompileOptions {
   // An id ("wasmtime-50.0.1"), a name ("wasmtime"), or empty for the daemon's default.
   std::string engine;
   // Empty for the daemon's host, and for the level that its capabilities show.
@@ -83,20 +74,19 @@ struct CompileOptions : CallOptions {
   std::string cpu;
   // As capabilities() lists them; the others keep the engine's default.
   std::map<std::string, std::string> settings;
+  // Whether the call waits behind all others.
+  bool is_background = false;
+  // Instead of the client's own.
+  std::optional<std::chrono::milliseconds> timeout;
+  // Where another thread may end the call.
+  std::shared_ptr<Cancellation> cancellation;
 };
 
 // An artifact that was checked: of this module, for this engine, whole, and signed by a trusted
 // key if the client has any.
-class Artifact {
- public:
-  Artifact(v1::ArtifactHeader header, std::string bytes)
-      : header_(std::move(header)), bytes_(std::move(bytes)) {}
-  const v1::ArtifactHeader& header() const { return header_; }
-  const std::string& bytes() const { return bytes_; }
-
- private:
-  v1::ArtifactHeader header_;
-  std::string bytes_;
+struct Artifact {
+  v1::ArtifactHeader header;
+  std::string bytes;
 };
 
 // May be used by many threads at once. Each call throws a WasmkilnError; arguments that make no
@@ -111,13 +101,13 @@ class Client {
 
   // Ask by the module's digest; upload the module if the daemon lacks it.
   Artifact compile(std::string_view module, const CompileOptions& options = {});
-  // The same for a module that the daemon has; else ModuleNotLoaded.
+  // The same for a module that the daemon has; else MODULE_NOT_LOADED.
   Artifact compile_digest(const std::string& sha256, const CompileOptions& options = {});
-  // Validate a module and store it, to be compiled by its digest.
-  v1::LoadResponse load(std::string_view module, const std::string& engine = {},
-                        const CallOptions& options = {});
-  v1::StatsResponse stats(const CallOptions& options = {});
-  v1::GetCapabilitiesResponse capabilities(const CallOptions& options = {});
+  // Validate a module by the engine of the options and store it, to be compiled by its digest.
+  v1::LoadResponse load(std::string_view module, const CompileOptions& options = {});
+  // These two take of the options when and by whom the call ends.
+  v1::StatsResponse stats(const CompileOptions& options = {});
+  v1::GetCapabilitiesResponse capabilities(const CompileOptions& options = {});
 
  private:
   struct State;

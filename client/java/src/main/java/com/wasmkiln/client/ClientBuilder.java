@@ -1,7 +1,6 @@
 package com.wasmkiln.client;
 
 import io.grpc.*;
-import java.io.File;
 import java.io.IOException;
 import java.io.UncheckedIOException;
 import java.nio.file.Files;
@@ -38,29 +37,7 @@ public final class ClientBuilder implements Cloneable {
     return this;
   }
 
-  /**
-   * Connect over TLS, with the CAs in a file.
-   *
-   * @throws IOException if the file cannot be read
-   */
-  public ClientBuilder tls(File caFile) throws IOException {
-    return tls(TlsChannelCredentials.newBuilder().trustManager(caFile).build());
-  }
-
-  /**
-   * Connect over TLS, with the CAs in a file and a client certificate.
-   *
-   * @throws IOException if a file cannot be read
-   */
-  public ClientBuilder tls(File caFile, File certFile, File keyFile) throws IOException {
-    return tls(
-        TlsChannelCredentials.newBuilder()
-            .trustManager(caFile)
-            .keyManager(certFile, keyFile)
-            .build());
-  }
-
-  /** Connect over TLS. */
+  /** Connect over TLS: {@code TlsChannelCredentials.newBuilder().trustManager(caFile).build()}. */
   public ClientBuilder tls(ChannelCredentials tls) {
     credentials = tls;
     isSecure = true;

@@ -24,9 +24,6 @@ public record CompileOptions(
     boolean isBackground,
     Duration timeout) {
 
-  private static final CompileOptions DEFAULTS =
-      new CompileOptions("", "", "", Map.of(), false, null);
-
   /** Copy the settings. */
   public CompileOptions {
     settings = Map.copyOf(settings);
@@ -34,7 +31,7 @@ public record CompileOptions(
 
   /** Return options for the default engine with its defaults, on the daemon's machine. */
   public static CompileOptions defaults() {
-    return DEFAULTS;
+    return new CompileOptions("", "", "", Map.of(), false, null);
   }
 
   /** Return these options with an engine. */

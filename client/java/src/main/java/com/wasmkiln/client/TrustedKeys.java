@@ -31,8 +31,8 @@ public final class TrustedKeys {
       Pattern.compile(
           "\\{\"payload\":\"([^\"]*)\",\"payloadType\":\"application/vnd\\.in-toto\\+json\","
               + "\"signatures\":\\[\\{\"keyid\":\"([0-9a-f]{64})\",\"sig\":\"([^\"]*)\"}]}");
-  private static final String TYPES =
-      "https://in-toto.io/Statement/v1 https://slsa.dev/provenance/v1 urn:wasmkiln:compile:v1";
+  private static final Map<Kind, String> KINDS =
+      Map.of(Kind.KIND_CORE_MODULE, "core", Kind.KIND_COMPONENT, "component");
 
   private final Map<String, PublicKey> keys;
 
@@ -61,6 +61,9 @@ public final class TrustedKeys {
       if (keys.isEmpty()) {
         boolean isHex = bare.length() == 2 * KEY_BYTES;
         String raw = isHex ? bare : hex.formatHex(Base64.getDecoder().decode(bare));
+        if (raw.length() != 2 * KEY_BYTES) {
+          throw new IllegalArgumentException("it has another length");
+        }
         add(keys, hex.parseHex(PREFIX + raw));
       }
     } catch (GeneralSecurityException | IllegalArgumentException none) {
@@ -142,7 +145,7 @@ public final class TrustedKeys {
       signature.update(payload);
       problem =
           signature.verify(Base64.getDecoder().decode(envelope.group(3)))
-              ? difference(header, new String(payload, UTF_8))
+              ? difference(header, JsonParser.parseString(new String(payload, UTF_8)))
               : "signature is not by the key that it names";
     } catch (GeneralSecurityException | RuntimeException malformed) {
       problem = "statement is not about an artifact";
@@ -153,57 +156,53 @@ public final class TrustedKeys {
   }
 
   /** Return what a statement says otherwise than the header, or an empty string. */
-  private static String difference(ArtifactHeader header, String json) {
-    JsonObject statement = JsonParser.parseString(json).getAsJsonObject();
-    JsonObject build = statement.getAsJsonObject("predicate").getAsJsonObject("buildDefinition");
-    JsonObject said = build.getAsJsonObject("externalParameters");
-    said.add("artifact", digest(statement.getAsJsonArray("subject")));
-    said.add("module", digest(build.getAsJsonArray("resolvedDependencies")));
-    String type = statement.get("_type").getAsString();
-    String predicateType = statement.get("predicateType").getAsString();
-    String buildType = build.get("buildType").getAsString();
-    said.addProperty("types", type + " " + predicateType + " " + buildType);
-    boolean isComponent = header.getKind() == Kind.KIND_COMPONENT;
-    boolean isCore = header.getKind() == Kind.KIND_CORE_MODULE;
+  private static String difference(ArtifactHeader header, JsonElement statement) {
+    String made = "predicate.buildDefinition.";
+    String given = made + "externalParameters.";
     var engine = header.getEngine();
-    Map<String, Object> due =
+    Map<String, String> madeBy =
         Map.of(
-            "types", TYPES,
-            "artifact", header.getArtifactSha256(),
-            "module", header.getModuleSha256(),
-            "fingerprint", header.getFingerprint(),
-            "kind", isComponent ? "component" : isCore ? "core" : "",
-            "target", header.getTarget(),
-            "cpu", header.getCpu(),
-            "settings", header.getSettingsMap(),
-            "changedSettings", header.getChangedSettingsMap(),
-            "engine",
-                Map.of(
-                    "name", engine.getName(),
-                    "version", engine.getVersion(),
-                    "coreVersion", engine.getCoreVersion(),
-                    "compiler", engine.getCompiler()));
+            "name", engine.getName(),
+            "version", engine.getVersion(),
+            "coreVersion", engine.getCoreVersion(),
+            "compiler", engine.getCompiler());
+    Map<String, Object> due =
+        Map.ofEntries(
+            Map.entry("_type", "https://in-toto.io/Statement/v1"),
+            Map.entry("predicateType", "https://slsa.dev/provenance/v1"),
+            Map.entry("subject.digest.sha256", header.getArtifactSha256()),
+            Map.entry(made + "buildType", "urn:wasmkiln:compile:v1"),
+            Map.entry(made + "resolvedDependencies.digest.sha256", header.getModuleSha256()),
+            Map.entry(given + "engine", madeBy),
+            Map.entry(given + "fingerprint", header.getFingerprint()),
+            Map.entry(given + "kind", KINDS.getOrDefault(header.getKind(), "")),
+            Map.entry(given + "target", header.getTarget()),
+            Map.entry(given + "cpu", header.getCpu()),
+            Map.entry(given + "settings", header.getSettingsMap()),
+            Map.entry(given + "changedSettings", header.getChangedSettingsMap()));
     Gson gson = new Gson();
     return due.keySet().stream()
-        .filter(name -> !gson.toJsonTree(due.get(name)).equals(said.get(name)))
+        .filter(path -> !gson.toJsonTree(due.get(path)).equals(at(statement, path)))
         .findFirst()
-        .map(name -> name + " is another than the header's")
+        .map(path -> path + " is another than the header's")
         .orElse("");
   }
 
-  /** Return the SHA-256 of the only element of a list; null for a list of another length. */
-  private static JsonElement digest(JsonArray list) {
-    return list.size() != 1
-        ? null
-        : list.get(0).getAsJsonObject().getAsJsonObject("digest").get("sha256");
+  /** Return what a path leads to: by the keys of objects, and by lists of one element. */
+  private static JsonElement at(JsonElement value, String path) {
+    for (String key : path.split("\\.")) {
+      value = value.getAsJsonObject().get(key);
+      if (value instanceof JsonArray list && list.size() == 1) {
+        value = list.get(0);
+      }
+    }
+    return value;
   }
 
   private static WasmkilnException refused(String cause, String signer, String message) {
-    return WasmkilnException.of(
-        Status.Code.DATA_LOSS,
-        "ATTESTATION_INVALID",
-        message,
-        Map.of("cause", cause, "key_id", signer));
+    var metadata = Map.of("cause", cause, "key_id", signer);
+    return new WasmkilnException(
+        Status.Code.DATA_LOSS, "ATTESTATION_INVALID", message, metadata);
   }
 
   private static void add(Map<String, PublicKey> keys, byte[] der) throws GeneralSecurityException {

@@ -6,8 +6,8 @@ import com.wasmkiln.v1.ModuleServiceGrpc.ModuleServiceBlockingStub;
 import io.grpc.*;
 import io.grpc.stub.MetadataUtils;
 import java.time.Duration;
+import java.util.HashMap;
 import java.util.Iterator;
-import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.concurrent.ThreadLocalRandom;
@@ -24,6 +24,9 @@ import java.util.function.Function;
 public final class WasmkilnClient implements AutoCloseable {
   // A daemon puts no larger artifact into its header's message.
   private static final int INLINE_LIMIT_BYTES = 65_536;
+  // Settings that artifacts of earlier daemons do not state, and what these artifacts have.
+  private static final Map<String, String> UNSTATED =
+      Map.of("strategy", "cranelift", "compiler", "cranelift", "collector", "drc");
 
   private final ManagedChannel channel;
   private final ClientBuilder options;
@@ -55,7 +58,10 @@ public final class WasmkilnClient implements AutoCloseable {
     CompileRequest.Builder request = request(call.module, options);
     try {
       return ask(call, request.build());
-    } catch (WasmkilnException.ModuleNotLoaded notLoaded) {
+    } catch (WasmkilnException refused) {
+      if (!refused.reason().equals("MODULE_NOT_LOADED")) {
+        throw refused;
+      }
       return ask(call, request.setModule(ByteString.copyFrom(module)).build());
     }
   }
@@ -64,7 +70,7 @@ public final class WasmkilnClient implements AutoCloseable {
    * Return the artifact of a module that the daemon has, by the SHA-256 of its bytes in lowercase
    * hex.
    *
-   * @throws WasmkilnException.ModuleNotLoaded if the daemon does not have it
+   * @throws WasmkilnException with the reason MODULE_NOT_LOADED if the daemon does not have it
    */
   public Artifact compileDigest(String sha256, CompileOptions options) {
     if (!sha256.matches("[0-9a-f]{64}")) {
@@ -85,7 +91,7 @@ public final class WasmkilnClient implements AutoCloseable {
         stub -> {
           LoadResponse answer = stub.load(request);
           if (!answer.getSha256().equals(call.module) || answer.getSizeBytes() != module.length) {
-            throw WasmkilnException.of(
+            throw new WasmkilnException(
                 Status.Code.DATA_LOSS,
                 "UNEXPECTED_ANSWER",
                 "loaded module " + call.module + ", and the answer is about another",
@@ -213,23 +219,22 @@ public final class WasmkilnClient implements AutoCloseable {
     String id = name + "-" + header.getEngine().getVersion();
     var asked = request.getSettingsMap().entrySet();
     var changed = header.getChangedSettingsMap().entrySet();
-    Map<String, Boolean> fits = new LinkedHashMap<>();
-    fits.put("module", digest.equals(header.getModuleSha256()));
-    fits.put("engine", List.of("", name, id).contains(request.getEngine()));
-    fits.put("engine id", id.equals(header.getEngine().getId()));
-    fits.put("target", isNoneOr(header.getTarget(), request.getTarget()));
-    fits.put("cpu", isNoneOr(header.getCpu(), request.getCpu()));
-    fits.put("setting", header.getSettingsMap().entrySet().containsAll(asked));
+    Map<String, String> stated = new HashMap<>(UNSTATED);
+    stated.putAll(header.getSettingsMap());
+    same("module", digest.equals(header.getModuleSha256()));
+    same("engine", List.of("", name, id).contains(request.getEngine()));
+    same("engine id", id.equals(header.getEngine().getId()));
+    same("target", List.of("", header.getTarget()).contains(request.getTarget()));
+    same("cpu", List.of("", header.getCpu()).contains(request.getCpu()));
+    same("setting", stated.entrySet().containsAll(asked));
     // A setting that the call did not name has to have the engine's default.
-    fits.put("changed setting", asked.containsAll(changed));
-    fits.put("compiler", !header.getIsFast() || !changed.isEmpty());
-    fits.put("encoding", header.getContentEncoding().isEmpty());
-    fits.forEach(
-        (what, isSo) -> require(isSo, "the artifact has another " + what + " than asked for"));
+    same("changed setting", asked.containsAll(changed));
+    same("compiler", !header.getIsFast() || !changed.isEmpty());
+    same("encoding", header.getContentEncoding().isEmpty());
     long size = header.getSizeBytes();
     if (Long.compareUnsigned(size, options.maxArtifactBytes) > 0) {
       String bytes = Long.toUnsignedString(size);
-      throw WasmkilnException.of(
+      throw new WasmkilnException(
           Status.Code.RESOURCE_EXHAUSTED,
           "ARTIFACT_TOO_LARGE",
           "the artifact has " + bytes + " bytes: raise maxArtifactBytes to take it",
@@ -237,13 +242,13 @@ public final class WasmkilnClient implements AutoCloseable {
     }
   }
 
-  private static boolean isNoneOr(String got, String asked) {
-    return asked.isEmpty() || asked.equals(got);
+  private static void same(String what, boolean isSo) {
+    require(isSo, "the artifact has another " + what + " than asked for");
   }
 
   private static void require(boolean isTrue, String otherwise) {
     if (!isTrue) {
-      throw WasmkilnException.of(
+      throw new WasmkilnException(
           Status.Code.DATA_LOSS, "ARTIFACT_MISMATCH", otherwise, Map.of());
     }
   }

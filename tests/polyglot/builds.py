@@ -1,0 +1,210 @@
+"""The programs that ask a daemon for a module, one in each language: `asks.go` and its like."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.e2e.programs import ROOT
+from tests.node_package import node_package
+from tests.polyglot.gotools import Go
+from tests.polyglot.kiln import run
+
+JAVA, CPP = ROOT / "client" / "java", ROOT / "client" / "cpp"
+HERE = Path(__file__).parent
+PROTOS = ROOT / "protos"
+JARS = Path("/usr/share/java")
+NEEDED = (
+    *("grpc-api", "grpc-stub", "grpc-protobuf", "grpc-protobuf-lite", "grpc-context"),
+    *("protobuf", "guava", "gson"),
+)
+AT_RUN_TIME = (
+    *("grpc-core", "grpc-netty", "perfmark-api", "netty-buffer", "netty-codec"),
+    *("netty-codec-http", "netty-codec-http2", "netty-codec-socks", "netty-common"),
+    *("netty-handler", "netty-handler-proxy", "netty-resolver", "netty-transport"),
+    *("netty-transport-native-unix-common", "netty-transport-native-epoll"),
+    "netty-tcnative",
+)
+# Not all: each version of Java adds some.
+LINTS = "cast,deprecation,empty,fallthrough,finally,overrides,rawtypes,removal,serial,static,try"
+LINTS += ",unchecked,varargs"
+# Debian's generator asks for an annotation that Java has no more.
+GENERATED = "package javax.annotation; public @interface Generated { String value(); %s }"
+# A project of a user, which finds the installed library.
+PROJECT = """cmake_minimum_required(VERSION 3.16)
+project(user CXX)
+find_package(wasmkiln REQUIRED)
+find_package(Threads REQUIRED)
+foreach(name readme asks)
+  add_executable(${name} %s/${name}.cc)
+  target_link_libraries(${name} wasmkiln::wasmkiln Threads::Threads)
+endforeach()
+"""
+BUILD_TIMEOUT_S = 1800
+
+Words = list[str | Path]
+
+
+@dataclass(frozen=True)
+class Said:
+    """A line of a program."""
+
+    what: str
+    """"compiled", the reason of an error, "cancelled", or "unusable" for an argument of no use."""
+    origin_or_id: str
+    """Where the artifact comes from, or the request's id."""
+    engine_or_retry_ms: str
+    size_or_cause: str
+    """The artifact's size, or the `cause` in the error's metadata."""
+    text: str
+    """The module's digest, or the error's sentence."""
+
+
+@dataclass(frozen=True)
+class Asks:
+    """The program of a language."""
+
+    language: str
+    argv: Words
+
+    def __call__(self, *words: str | Path) -> list[Said]:
+        """Run it. Return what it says, a line for each call."""
+        # With so few descriptors that a client which leaks them in some calls fails in the next.
+        argv = ["prlimit", "--nofile=64", *self.argv] if self.language != "java" else self.argv
+        done = run([*argv, *words], cwd=ROOT)
+        assert done.stdout, done.stderr
+        print(done.stdout, end="")
+        return said_in(done.stdout)
+
+    def once(self, *words: str | Path) -> Said:
+        """Run it for one call."""
+        (said,) = self(*words)
+        return said
+
+
+def said_in(output: str) -> list[Said]:
+    """Return the lines of a program."""
+    return [Said(*line.split("\t")) for line in output.splitlines()]
+
+
+def must(words: Sequence[str | Path]) -> None:
+    """Run a command that has to succeed."""
+    done = run(words, cwd=ROOT, timeout_s=BUILD_TIMEOUT_S)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+def readme(client: Path, language: str) -> str:
+    """Return the program of a client's README."""
+    return (client / "README.md").read_text().partition(f"```{language}\n")[2].partition("```")[0]
+
+
+def go_program(folder: Path) -> Asks:
+    """Build Go's program, and the README's example."""
+    go = Go(folder)
+    source = go.folder / "workspace" / "src" / "readme" / "readme.go"
+    source.parent.mkdir(exist_ok=True)
+    source.write_text(
+        "package readme\n"
+        'import ("context"; "errors"; wasmkiln "github.com/wasmkiln/wasmkiln/client/go")\n'
+        "func Compile(ctx context.Context, module []byte) error {\n"
+        f"{readme(ROOT / 'client' / 'go', 'go')}\n_ = code\nreturn err\n}}\n"
+    )
+    go("go", "build", "readme")
+    return Asks("go", [go.build("asks", str(HERE / "asks.go"))])
+
+
+def node_program(folder: Path) -> Asks:
+    """Return Node's program, with the package as npm packs it."""
+    modules = node_package(folder, dev=True).modules
+    return Asks("node", ["env", f"NODE_PATH={modules}", "node", HERE / "asks.js"])
+
+
+def cpp_program(folder: Path) -> Asks:
+    """Build C++'s program, and the README's, by a project that finds the installed library."""
+    library, user, installed = folder / "build", folder / "user", folder / "installed"
+    must(["cmake", "-S", CPP, "-B", library, f"-DCMAKE_INSTALL_PREFIX={installed}"])
+    must(["cmake", "--build", library, "--parallel", "2"])
+    must(["cmake", "--install", library])
+    user.mkdir(exist_ok=True)
+    (user / "CMakeLists.txt").write_text(PROJECT % user)
+    (user / "readme.cc").write_text(readme(CPP, "cpp"))
+    shutil.copy(HERE / "asks.cc", user)
+    must(["cmake", "-S", user, "-B", user / "build", f"-DCMAKE_PREFIX_PATH={installed}"])
+    must(["cmake", "--build", user / "build", "--parallel", "2"])
+    return Asks("cpp", [user / "build" / "asks"])
+
+
+def java_program(folder: Path) -> Asks:
+    """Build Java's program. The client compiles without a warning, and the README's example too."""
+    # Maven gets the classes of google.rpc in a jar; Debian's gRPC comes without it.
+    protos = sorted([*PROTOS.glob("wasmkiln/v1/*.proto"), *PROTOS.glob("google/rpc/*.proto")])
+    javac: Words = ["javac", "--release", "17"]
+
+    def generate(to: Path) -> None:
+        generated = to / "sources"
+        annotation = generated / "javax" / "annotation" / "Generated.java"
+        annotation.parent.mkdir(parents=True)
+        annotation.write_text(GENERATED % "String comments();")
+        plugin = f"--plugin=protoc-gen-grpc-java={shutil.which('grpc_java_plugin')}"
+        outs: Words = [f"--java_out={generated}", f"--grpc-java_out={generated}"]
+        must(["protoc", "-I", PROTOS, plugin, *outs, *protos])
+        words: Words = [*javac, "-nowarn", "-cp", _class_path(*NEEDED), "-d", to]
+        must([*words, *sorted(generated.rglob("*.java"))])
+
+    messages = _compiled_once(folder / "messages", protos, generate)
+    sources = sorted((JAVA / "src").rglob("*.java"))
+    words: Words = [*javac, f"-Xlint:{LINTS}", "-Werror", "-cp", _class_path(*NEEDED, messages)]
+    classes = _compiled_once(
+        folder / "client", sources, lambda to: must([*words, "-d", to, *sources])
+    )
+    work = folder / "programs"
+    work.mkdir(exist_ok=True)
+    (work / "Readme.java").write_text(
+        "import com.wasmkiln.client.*; import java.nio.file.Path;\n"
+        "class Readme { static void compile(byte[] module) throws Exception {\n"
+        f"{readme(JAVA, 'java')}}} }}\n"
+    )
+    programs = [HERE / "Asks.java", work / "Readme.java"]
+    must([*javac, "-cp", _class_path(*NEEDED, classes, messages), "-d", work, *programs])
+    # Debian's netty has no ALPN by Java's own TLS, and looks for the library that has it under
+    # another name than Debian gave it.
+    library = folder / "lib" / "libnetty_tcnative.so"
+    [debian] = Path("/usr/lib").glob("*/jni/libnetty-tcnative.so")
+    library.parent.mkdir(exist_ok=True)
+    shutil.copyfile(debian, library)
+    flags: Words = ["-XX:TieredStopAtLevel=1", f"-Djava.library.path={library.parent}"]
+    path = _class_path(work, classes, messages, *NEEDED, *AT_RUN_TIME)
+    return Asks("java", ["java", *flags, "-cp", path, "Asks"])
+
+
+def _compiled_once(folder: Path, sources: Iterable[Path], build: Callable[[Path], None]) -> Path:
+    """Return a folder of classes, which is built anew where the sources have changed."""
+    digest = hashlib.sha256()
+    for source in sorted(sources):
+        digest.update(source.read_bytes())
+    to = folder / digest.hexdigest()[:16]
+    if not to.exists():
+        aside = folder / "unfinished"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        build(aside)
+        aside.rename(to)
+    return to
+
+
+def _class_path(*parts: str | Path) -> str:
+    return ":".join(
+        str(JARS / f"{part}.jar") if isinstance(part, str) else str(part) for part in parts
+    )
+
+
+PROGRAMS: Mapping[str, Callable[[Path], Asks]] = {
+    "java": java_program,
+    "cpp": cpp_program,
+    "go": go_program,
+    "node": node_program,
+}
+"""What builds the program of a language, in a folder."""
