@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import signal
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
+from tests.e2e.daemon import Daemon
+from tests.e2e.processes import eventually
 from tests.e2e.programs import WASMKILND
 
 Metadata = tuple[tuple[str, str], ...]
@@ -34,12 +35,6 @@ def add_token(
     words += ["--namespace", namespace] if namespace else []
     words += ["--expires", expires] if expires else []
     return token_command(state_dir, "add", name, *words)
-
-
-def listed_tokens(state_dir: Path) -> list[Mapping[str, Any]]:
-    """Return the rows of ``token ls``."""
-    found: list[Mapping[str, Any]] = json.loads(token_command(state_dir, "ls", "--json"))
-    return found
 
 
 def bearer(token: str) -> Metadata:
@@ -72,3 +67,10 @@ def reason_of(refused: Any) -> str:
                 if detail.Unpack(info):
                     return f"{info.reason} {info.metadata.get('role', '')}".strip()
     return str(refused.code().name)
+
+
+def reload(daemon: Daemon) -> None:
+    """Send SIGHUP, and wait until it is answered."""
+    seen = daemon.log.count('"reloaded"')
+    daemon.process.send_signal(signal.SIGHUP)
+    eventually(lambda: daemon.log.count('"reloaded"') > seen, "no answer to SIGHUP")

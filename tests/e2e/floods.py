@@ -1,17 +1,17 @@
-"""Raw HTTP/2 connections that send one kind of frame, as fast as asked: ``python -m`` runs one."""
+"""Senders of bad input: floods of one kind of HTTP/2 frame, and connections by the thousand."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import itertools
-import os
+import resource
 import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import hpack
 
@@ -23,13 +23,8 @@ END_STREAM = ACK = 0x1
 END_HEADERS = 0x4
 CANCEL = 8
 
+PER_SECOND = 50_000
 _BATCH = 500  # frames, or pairs of them, in one write
-
-
-def processor_s(pid: int) -> float:
-    """Return how much processor time a process has used, its threads included."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
@@ -81,8 +76,8 @@ class Flood:
             self.closed.set()
         return not self.closed.is_set()
 
-    def run(self, batches: Iterator[bytes], rate: float, seconds: float) -> tuple[int, float]:
-        """Send batches at ``rate`` frames a second; return how many, and for how long."""
+    def run(self, batches: Iterator[bytes], rate: float, seconds: float) -> int:
+        """Send batches at ``rate`` frames a second; return how many."""
         sent, began = 0, time.monotonic()
         while (now := time.monotonic() - began) < seconds:
             if sent > now * rate:
@@ -91,7 +86,7 @@ class Flood:
                 break
             else:
                 sent += _BATCH
-        return sent, time.monotonic() - began
+        return sent
 
     def __enter__(self) -> Flood:
         return self
@@ -243,33 +238,145 @@ KINDS: dict[str, Callable[[Flood], Iterator[bytes]]] = {
 }
 
 
-def main() -> None:
-    """Flood an address for some seconds, connecting again whenever the connection ends."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("address")
-    parser.add_argument("kind", choices=KINDS)
-    parser.add_argument("--rate", type=float, default=50_000)
-    parser.add_argument("--seconds", type=float, default=5)
-    parser.add_argument("--once", action="store_true", help="do not connect again")
-    args = parser.parse_args()
-    began = time.monotonic()
-    sent = connections = 0
-    lasted: list[float] = []
-    goaways: set[bytes] = set()
-    while (left := args.seconds - (time.monotonic() - began)) > 0:
-        with Flood(args.address) as flood:
-            count, seconds = flood.run(KINDS[args.kind](flood), args.rate, left)
-        goaways.update(flood.goaways)
-        sent += count
-        connections += 1
-        lasted.append(seconds)
-        if args.once:
-            break
-    print(
-        f"{args.kind}: {sent / (time.monotonic() - began):,.0f} frames a second,"
-        f" {connections} connections, longest {max(lasted):.2f} s, {goaways or 'no GOAWAY'}"
-    )
+def flood(address: str, kind: str, seconds: float) -> Counter[str]:
+    """Send frames of a kind, over a new connection whenever one is closed; tell what happened."""
+    done: Counter[str] = Counter()
+    until_s = time.monotonic() + seconds
+    while (left_s := until_s - time.monotonic()) > 0:
+        try:
+            with Flood(address) as one:
+                done[kind] += one.run(KINDS[kind](one), PER_SECOND, left_s)
+                done["closed by the daemon"] += one.closed.is_set()
+        except OSError:
+            done["refused"] += 1
+            time.sleep(0.01)
+        else:
+            done["connections"] += 1
+    return done
 
 
-if __name__ == "__main__":
-    main()
+Connect = Callable[[], socket.socket]
+
+OPENING = PREFACE + frame(SETTINGS, 0, 0) + frame(SETTINGS, ACK, 0)
+"""How a caller begins HTTP/2 without waiting for the daemon's settings."""
+
+
+def _call(path: str, flags: int, data: bytes) -> bytes:
+    headers = frame(HEADERS, END_HEADERS, 1, request_headers(path))
+    return OPENING + headers + frame(DATA, flags, 1, data)
+
+
+CROWDS = {
+    "idle": OPENING,
+    "watch": _call("/grpc.health.v1.Health/Watch", END_STREAM, bytes(5)),
+    "half": _call("/wasmkiln.v1.ModuleService/Load", 0, b"\0\0\0\x10\0half"),
+}
+"""What each connection of a crowd sends to a gRPC port, by name."""
+
+HALF = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nX-Half: "
+_WHOLE = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
+STRANGE = {
+    "half": HALF,
+    "silent": b"",
+    "pipelined": _WHOLE * 200,
+    "unread": _WHOLE,
+    "status page": b"".join(
+        b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % path
+        for path in (b"/", b"/status", b"/status.json", b"/status/page.js") * 20
+    ),
+    "headers": b"GET /metrics HTTP/1.1\r\n" + b"".join(b"X-%d: a\r\n" % n for n in range(5000)),
+    "long header": HALF + b"a" * 1_000_000,
+    "http2": PREFACE + b"\0" * 64,
+    "upgrade": _WHOLE[:-2]
+    + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+    + b"HTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n"
+    + b"a" * 100_000,
+    "no http": bytes(range(256)) * 16,
+    "post": b"POST /metrics HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n\r\n"
+    + b"a" * 100_000,
+    "chunks": b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n" + b"5\r\nhello\r\n" * 10_000,
+}
+"""What a stranger may send to an HTTP port, by name."""
+
+
+def over_tcp(address: str) -> Connect:
+    """Return what connects to ``host:port``."""
+    host, _, port = address.rpartition(":")
+    return lambda: socket.create_connection((host.strip("[]"), int(port)), timeout=2)
+
+
+def hold_open(
+    connect: Connect,
+    openings: Sequence[bytes],
+    count: int,
+    over: Callable[[], object],
+    begun: threading.Event | None = None,
+    *,
+    reads: bool = False,
+) -> Counter[str]:
+    """Keep ``count`` connections until it is over, and open those again that are closed.
+
+    On each the next of ``openings`` is sent. Nothing that the daemon answers is read, unless it
+    ``reads``. Tells how many were opened, refused and closed by the daemon.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, count + 500)), hard))
+    done: Counter[str] = Counter()
+    held: set[socket.socket] = set()
+    try:
+        while not over():
+            closed = {one for one in held if _is_closed(one, reads=reads)}
+            for one in closed:
+                one.close()
+            done["closed by the daemon"] += len(closed)
+            held -= closed
+            while len(held) < count and not over():
+                try:
+                    one = connect()
+                except OSError:  # Whoever listens takes no more of them: try again later.
+                    done["refused"] += 1
+                    break
+                # A socket with a time-out would wait for the peer, even with MSG_DONTWAIT.
+                one.setblocking(False)
+                with contextlib.suppress(OSError):  # It may be closed already: then it is found so.
+                    one.send(openings[done["connections"] % len(openings)])
+                held.add(one)
+                done["connections"] += 1
+            if begun:
+                begun.set()
+            time.sleep(0.1)
+    finally:
+        for one in held:
+            one.close()
+    return done
+
+
+@contextlib.contextmanager
+def strangers(
+    connect: Connect, opening: bytes, count: int, *, reads: bool = False
+) -> Iterator[None]:
+    """Hold ``count`` connections, once as many as can be are open, until the end of the context."""
+    over, begun = threading.Event(), threading.Event()
+    with ThreadPoolExecutor(1) as thread:
+        holding = thread.submit(
+            hold_open, connect, [opening], count, over.is_set, begun, reads=reads
+        )
+        try:
+            assert begun.wait(60)
+            yield
+        finally:
+            over.set()
+    assert holding.result()
+
+
+def _is_closed(sock: socket.socket, *, reads: bool) -> bool:
+    try:
+        while data := sock.recv(65536 if reads else 1, 0 if reads else socket.MSG_PEEK):
+            if not reads:
+                break
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return not data
