@@ -29,7 +29,7 @@ from wasmkiln.v1 import module_service_pb2_grpc
 
 from tests.e2e import floods, foreign, wasm
 from tests.e2e.processes import workers_of
-from tests.e2e.test_dear_requests import REFUSED
+from tests.e2e.test_dear_requests import FIND_MISSING, REFUSED, most_keys
 
 ENGINE = "wasmtime-50.0.1"
 _TIMEOUT_S = 60.0
@@ -75,6 +75,7 @@ def _requests(target: Target, until_s: float) -> Done:
     """Send them all in turn, four at a time."""
     began_s = time.monotonic()
     requests = [(method, make()) for method, make, _ in REFUSED.values()]
+    requests.append((FIND_MISSING, most_keys(target.address)))
     until_s += time.monotonic() - began_s  # To make them is no attack yet.
     done: Done = Counter()
     with _channel(target) as channel:

@@ -14,6 +14,7 @@ import pytest
 from wasmkiln import ModuleInvalid, ModuleNotLoaded, NotWasm
 
 from tests.e2e import wasm
+from tests.e2e.bearers import reload
 from tests.e2e.callers import Caller
 from tests.e2e.daemon import Daemon, RedisDaemon
 from tests.e2e.processes import eventually, jobs_of
@@ -148,28 +149,22 @@ def test_a_file_that_is_renamed_is_followed_and_sighup_changes_where_it_is(
         RedisDaemon(lean_state_dir, (*FLAGS, "--config", str(config))) as daemon,
         daemon.client() as client,
     ):
-
-        def reload(answer: str) -> None:
-            daemon.process.send_signal(signal.SIGHUP)
-            seen = daemon.log.count(answer)
-            eventually(lambda: daemon.log.count(answer) > seen, f"no {answer}")
-
         client.quarantined()
         path.rename(tmp_path / "audit.old")
         client.quarantined()
         assert len(acts(tmp_path / "audit.old")) == len(acts(path)) == 1
-        reload('"reloaded"')
+        reload(daemon)
         client.quarantined()
         assert len(acts(path)) == 2
         config.write_text(f'audit_file = "{tmp_path}"\n')
-        reload('"cannot reload')
-        assert "cannot write the audit to" in daemon.log
+        daemon.process.send_signal(signal.SIGHUP)
+        assert "cannot write the audit to" in daemon.wait_for_log('"cannot reload')
         client.quarantined()
         assert len(acts(path)) == 3
         other = KeyPair()
         KeyDirectory.of(lean_state_dir).trust(other.public)
         config.write_text(f'audit_file = "{second}"\n')
-        reload('"reloaded"')
+        reload(daemon)
         client.quarantined()
         assert len(acts(path)) == 3
         assert lines(path)[-1]["setting"] == "audit_file"
@@ -182,6 +177,8 @@ def test_a_file_that_cannot_be_written_stops_no_call(lean_state_dir: Path, tmp_p
     folder = tmp_path / "audit"
     folder.mkdir()
     path = folder / "audit.jsonl"
+    with pytest.raises(AssertionError, match=r"cannot write the audit to .*: Is a directory"):
+        audited(lean_state_dir, folder)  # It is asked for at the start.
     with audited(lean_state_dir, path) as daemon, daemon.client() as client:
         path.unlink()
         folder.rmdir()
@@ -194,13 +191,6 @@ def test_a_file_that_cannot_be_written_stops_no_call(lean_state_dir: Path, tmp_p
         assert daemon.log.count("cannot write the audit") == 1
         assert [line["event"] for line in lines(path)] == ["lost", "admin"]
         assert lines(path)[0]["lines"] == 3
-
-
-def test_a_daemon_that_cannot_open_its_audit_does_not_start(
-    lean_state_dir: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(AssertionError, match=r"cannot write the audit to .*: Is a directory"):
-        audited(lean_state_dir, tmp_path)
 
 
 def test_the_audit_may_go_to_the_log(lean_state_dir: Path) -> None:

@@ -105,7 +105,7 @@ def test_what_does_not_count(
 ) -> None:
     token = issuer.token(**claims)
     assert verifier.refused(token) == cause
-    with pytest.raises(WasmkilnError, match=words):
+    with pytest.raises(WasmkilnError, match=words or None):
         verifier.verify(token)
     if words:  # Who has no token of the issuer does not read what is wrong with its claims.
         with pytest.raises(WasmkilnError, match="its signature or its content"):
