@@ -22,6 +22,8 @@ DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, _, PING, GOAWAY, WINDOW_UPDATE, C
 END_STREAM = ACK = 0x1
 END_HEADERS = 0x4
 CANCEL = 8
+STATS = "/wasmkiln.v1.ModuleService/Stats"
+WATCH = "/grpc.health.v1.Health/Watch"
 
 PER_SECOND = 50_000
 _BATCH = 500  # frames, or pairs of them, in one write
@@ -33,7 +35,7 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     return head + payload
 
 
-def request_headers(path: str = "/wasmkiln.v1.ModuleService/Stats") -> bytes:
+def request_headers(path: str = STATS) -> bytes:
     """Return the header block of a call, which no dynamic table is needed to read."""
     headers = [
         (":method", "POST"),
@@ -119,120 +121,64 @@ class Flood:
             self.send(frame(SETTINGS, ACK, 0))
 
 
-def _streams() -> Iterator[int]:
-    return itertools.count(1, 2)
-
-
-def _batches(one: Callable[[], bytes]) -> Iterator[bytes]:
-    while True:
-        yield b"".join(one() for _ in range(_BATCH))
-
-
 def _same(data: bytes) -> Iterator[bytes]:
     return itertools.repeat(data * _BATCH)
 
 
-def resets(path: str = "/wasmkiln.v1.ModuleService/Stats") -> Iterator[bytes]:
-    """Begin calls and cancel each at once."""
+def _calls(one: Callable[[int], bytes]) -> Iterator[bytes]:
+    """Send what ``one`` returns for each new stream."""
+    streams = itertools.count(1, 2)
+    while True:
+        yield b"".join(one(next(streams)) for _ in range(_BATCH))
+
+
+def _begun(stream: int, more: bytes = b"", block: bytes = request_headers()) -> bytes:
+    return frame(HEADERS, END_HEADERS, stream, block + more)
+
+
+def _reset(stream: int) -> bytes:
+    return frame(RST_STREAM, 0, stream, struct.pack(">I", CANCEL))
+
+
+def _resets(path: str) -> Iterator[bytes]:
     block = request_headers(path)
-    head = struct.pack(">IB", len(block) << 8 | HEADERS, END_HEADERS)
-    reset = struct.pack(">IB", 4 << 8 | RST_STREAM, 0)
-    why = struct.pack(">I", CANCEL)
-    streams = _streams()
-
-    def one() -> bytes:
-        name = struct.pack(">I", next(streams))
-        return head + name + block + reset + name + why
-
-    return _batches(one)
+    return _calls(lambda stream: _begun(stream, block=block) + _reset(stream))
 
 
-def _window_updates() -> Iterator[bytes]:
-    return _same(frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 1)))
+def _after(first: bytes, then: bytes) -> Callable[[Flood], Iterator[bytes]]:
+    def send(flood: Flood) -> Iterator[bytes]:
+        flood.send(first)
+        return _same(then)
 
-
-def _open_call(flood: Flood, path: str = "/wasmkiln.v1.ModuleService/Stats") -> None:
-    flood.send(frame(HEADERS, END_HEADERS, 1, request_headers(path)))
-
-
-def _empty_data(flood: Flood) -> Iterator[bytes]:
-    _open_call(flood)
-    return _same(frame(DATA, 0, 1))
-
-
-def _continuation(flood: Flood) -> Iterator[bytes]:
-    flood.send(frame(HEADERS, 0, 1, request_headers()))
-    return _same(frame(CONTINUATION, 0, 1))
-
-
-def _many_headers(_: Flood) -> Iterator[bytes]:
-    """Header lists of 15 KiB, each of a call that is cancelled."""
-    block = request_headers() + b"\x00\x01x\x7f\xf5\x7a" + b"y" * 15_860
-    streams = _streams()
-
-    def one() -> bytes:
-        stream = next(streams)
-        return frame(HEADERS, END_HEADERS, stream, block) + frame(
-            RST_STREAM, 0, stream, struct.pack(">I", CANCEL)
-        )
-
-    return _batches(one)
+    return send
 
 
 def _hpack_bomb(_: Flood) -> Iterator[bytes]:
     """One large entry of the dynamic table, named 4,000 times in a header list."""
-    entry = b"\x40\x01x\x7f\xa1\x1e" + b"y" * 4_000
-    streams = _streams()
-    first = [entry]
-
-    def one() -> bytes:
-        stream = next(streams)
-        block = request_headers() + (first.pop() if first else b"") + b"\xbe" * 4_000
-        return frame(HEADERS, END_HEADERS, stream, block)
-
-    return _batches(one)
+    entry = [b"\x40\x01x\x7f\xa1\x1e" + b"y" * 4_000]
+    return _calls(lambda stream: _begun(stream, (entry.pop() if entry else b"") + b"\xbe" * 4_000))
 
 
-def _unfinished(_: Flood) -> Iterator[bytes]:
-    """Calls that begin and never go on."""
-    block = request_headers()
-    streams = _streams()
-    return _batches(lambda: frame(HEADERS, END_HEADERS, next(streams), block))
-
-
-def _short_calls(_: Flood) -> Iterator[bytes]:
-    """Complete calls; nobody waits for the answers."""
-    block = request_headers()
-    streams = _streams()
-
-    def one() -> bytes:
-        stream = next(streams)
-        return frame(HEADERS, END_HEADERS, stream, block) + frame(
-            DATA, END_STREAM, stream, bytes(5)
-        )
-
-    return _batches(one)
-
-
+_LONG_HEADER = b"\x00\x01x\x7f\xf5\x7a" + b"y" * 15_860
+_TABLE = b"\x00\x01\x00\x00\x10\x00\x00\x04\x00\x00\xff\xff"
 KINDS: dict[str, Callable[[Flood], Iterator[bytes]]] = {
-    "resets": lambda _: resets(),
-    "resets-of-nothing": lambda _: resets("/x/y"),
-    "resets-of-watches": lambda _: resets("/grpc.health.v1.Health/Watch"),
+    "resets": lambda _: _resets(STATS),
+    "resets-of-nothing": lambda _: _resets("/x/y"),
+    "resets-of-watches": lambda _: _resets(WATCH),
     "settings": lambda _: _same(frame(SETTINGS, 0, 0)),
-    "settings-table": lambda _: _same(
-        frame(SETTINGS, 0, 0, b"\x00\x01\x00\x00\x10\x00\x00\x04\x00\x00\xff\xff")
-    ),
+    "settings-table": lambda _: _same(frame(SETTINGS, 0, 0, _TABLE)),
     "pings": lambda _: _same(frame(PING, 0, 0, bytes(8))),
     "ping-acks": lambda _: _same(frame(PING, ACK, 0, bytes(8))),
-    "window-updates": lambda _: _window_updates(),
+    "window-updates": lambda _: _same(frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 1))),
     "priorities": lambda _: _same(frame(PRIORITY, 0, 1, bytes(5))),
     "unknown-frames": lambda _: _same(frame(0x20, 0, 0, bytes(8))),
-    "empty-data": _empty_data,
-    "continuations": _continuation,
-    "resets-of-large-headers": _many_headers,
+    "empty-data": _after(_begun(1), frame(DATA, 0, 1)),
+    "continuations": _after(frame(HEADERS, 0, 1, request_headers()), frame(CONTINUATION, 0, 1)),
+    "resets-of-large-headers": lambda _: _calls(lambda s: _begun(s, _LONG_HEADER) + _reset(s)),
     "hpack-bomb": _hpack_bomb,
-    "unfinished": _unfinished,
-    "short-calls": _short_calls,
+    # Calls that never go on, and calls for whose answers nobody waits.
+    "unfinished": lambda _: _calls(_begun),
+    "short-calls": lambda _: _calls(lambda s: _begun(s) + frame(DATA, END_STREAM, s, bytes(5))),
     "goaways": lambda _: _same(frame(GOAWAY, 0, 0, bytes(8))),
     "late-resets": lambda _: _same(frame(RST_STREAM, 0, 1, bytes(4))),
 }
@@ -268,7 +214,7 @@ def _call(path: str, flags: int, data: bytes) -> bytes:
 
 CROWDS = {
     "idle": OPENING,
-    "watch": _call("/grpc.health.v1.Health/Watch", END_STREAM, bytes(5)),
+    "watch": _call(WATCH, END_STREAM, bytes(5)),
     "half": _call("/wasmkiln.v1.ModuleService/Load", 0, b"\0\0\0\x10\0half"),
 }
 """What each connection of a crowd sends to a gRPC port, by name."""

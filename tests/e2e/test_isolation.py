@@ -16,8 +16,7 @@ from pathlib import Path
 import grpc
 import pytest
 from wasmkiln import Artifact, Client, CompilerCrashed, CompileTimeout
-from wasmkiln.v1 import module_service_pb2 as pb
-from wasmkiln.v1 import module_service_pb2_grpc, types_pb2
+from wasmkiln.v1 import types_pb2
 
 from tests.corpus.fetch import fetch
 from tests.corpus.modules import BY_NAME
@@ -182,28 +181,6 @@ def test_a_hundred_cold_calls_make_one_compile(client: Client, daemon: Daemon) -
     origins = [origin for origin, _ in answers]
     assert origins.count(types_pb2.ORIGIN_COMPILED) == 1
     assert origins.count(types_pb2.ORIGIN_JOINED_FLIGHT) > 50
-
-
-def test_callers_that_hang_up_hurt_nobody(client: Client, daemon: Daemon) -> None:
-    """The first caller and half of the others leave; the compile goes on for the rest."""
-    module = fetch(BY_NAME["itk-gaussian-kernel-radius"]).read_bytes()
-    request = pb.CompileRequest(module=module, engine="wasmer", cpu="x86-64-v2")
-    with grpc.insecure_channel(daemon.address) as channel:
-        stub = module_service_pb2_grpc.ModuleServiceStub(channel)
-        first = stub.Compile(request, timeout=60)
-        eventually(lambda: client.stats().flights >= 1, "no flight began")
-        others = [stub.Compile(request, timeout=60) for _ in range(10)]
-        impatient = stub.Compile(request, timeout=0.01)
-        with pytest.raises(grpc.RpcError) as failure:
-            list(impatient)
-        assert failure.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        first.cancel()
-        for other in others[::2]:
-            other.cancel()
-        for other in others[1::2]:
-            parts = list(other)
-            assert parts[0].header.origin == types_pb2.ORIGIN_JOINED_FLIGHT
-            assert sum(len(part.chunk) for part in parts[1:]) == parts[0].header.size_bytes
 
 
 def test_a_compiling_daemon_answers_at_once(client: Client, daemon: Daemon) -> None:
