@@ -15,7 +15,6 @@ import pytest
 from tests.authority import Authority
 from tests.e2e.bearers import bearer, reload
 from tests.e2e.daemon import RedisDaemon
-from tests.e2e.processes import eventually
 from tests.e2e.test_access import FLAGS, Stubs
 from tests.web_tokens import TestIssuer, jwt_table
 
