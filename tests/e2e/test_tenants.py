@@ -82,7 +82,7 @@ def test_a_digest_is_no_key_to_what_another_tenant_uploaded_or_compiled(tenants:
 
 def test_the_tiers_below_memory_are_no_way_round(tmp_path: Path, valkey: str) -> None:
     """Keys, paths and the cache command are about one namespace; the default one has no name."""
-    state, made, tokens = tmp_path / "one", {}, {}
+    state, made = tmp_path / "one", {}
     with house(state, REDIS_URL=valkey) as first:
         for number, who in enumerate(NAMESPACES):
             client = first.client(who)
@@ -295,8 +295,9 @@ def written_everywhere(client: Client) -> None:
 
 
 def test_a_tenant_that_floods_its_tiers_costs_another_no_hit(tmp_path: Path, valkey: str) -> None:
-    sizes = {"MEMORY_BYTES": "12MiB", "HOST_STORE_BYTES": "48MiB"}
-    with house(tmp_path / "state", REDIS_URL=valkey, **sizes) as tenants:
+    with house(
+        tmp_path / "state", REDIS_URL=valkey, MEMORY_BYTES="12MiB", HOST_STORE_BYTES="48MiB"
+    ) as tenants:
         victim, other = tenants.client("a"), tenants.client("b")
         hot = [wasm.constant(number) for number in range(20)]
         for module in hot:

@@ -70,9 +70,7 @@ class FakeWebTokens:
         ("Bearer", "malformed"),
         ("Bearer a b", "malformed"),
         ("Bearer \u00fc", "malformed"),
-        ("Bearer x", "unknown"),
         ("Bearer a.b.c", "unknown"),
-        ("Bearer wk_0123456789ab_" + "0" * 48, "unknown"),
     ],
 )
 def test_what_is_no_token_is_refused(sent: str, cause: str) -> None:

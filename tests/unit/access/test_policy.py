@@ -102,8 +102,13 @@ def test_without_a_file_certificates_compile_and_sockets_do_all() -> None:
 
 
 def test_config_has_a_line_for_each_rule() -> None:
-    given = {"roles": (Role.READ,), "namespace": "team", "quota": "small"}
-    jwt = Rule(identity=("jwt:*",), claims={"groups": "a\nb"}, **given)
+    jwt = Rule(
+        identity=("jwt:*",),
+        claims={"groups": "a\nb"},
+        roles=(Role.READ,),
+        namespace="team",
+        quota="small",
+    )
     rules = (jwt, Rule(identity=("anonymous",)))
     text = str(Access(Policy(rules, {"team": NamespaceLimits()}), on=True))
     assert text.splitlines()[1:] == [
