@@ -176,16 +176,3 @@ def test_honest_callers_in_a_hurry_are_served(kiln: Daemon) -> None:
 
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(hurry, range(4)))
-
-
-def test_large_requests_are_answered(kiln: Daemon) -> None:
-    """Three connections send 12 MiB again and again; the daemon refuses all."""
-
-    def send(_: int) -> None:
-        with Caller(kiln) as caller:
-            for _ in range(5):
-                code, reason = failure_of(caller.compile(bytes(12 * MIB)))[:2]
-                assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "NOT_WASM")
-
-    with ThreadPoolExecutor(3) as threads:
-        list(threads.map(send, range(3)))

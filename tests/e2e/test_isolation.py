@@ -18,11 +18,9 @@ import pytest
 from wasmkiln import Artifact, Client, CompilerCrashed, CompileTimeout
 from wasmkiln.v1 import types_pb2
 
-from tests.corpus.fetch import fetch
-from tests.corpus.modules import BY_NAME
 from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
-from tests.e2e.processes import busy_job, eventually, jobs_of, parent_of, workers_of
+from tests.e2e.processes import busy_job, eventually, parent_of, workers_of
 from tests.e2e.programs import Installed
 
 _tags = itertools.count(20)
@@ -33,17 +31,15 @@ def slow(tag: int) -> bytes:
     return wasm.nested_blocks(1_000_000, tag)
 
 
-def test_no_engine_in_the_daemon(daemon: Daemon, client: Client) -> None:
-    client.compile(wasm.adder(20), engine="wasmer")
-    client.compile(wasm.adder(20), engine="wasmtime")
+def test_no_engine_is_in_the_daemon_and_workers_see_no_module(
+    daemon: Daemon, client: Client
+) -> None:
+    for engine in ("wasmer", "wasmtime"):
+        client.compile(wasm.adder(next(_tags)), engine=engine)
     mapped = Path(f"/proc/{daemon.pid}/maps").read_text()
     assert "grpc" in mapped  # The page does list what is loaded.
     assert "wasmer" not in mapped
     assert "wasmtime" not in mapped
-
-
-def test_workers_stay_single_threaded_and_see_no_module(daemon: Daemon, client: Client) -> None:
-    client.compile(wasm.adder(21), engine="wasmtime")
     workers = workers_of(daemon.pid)
     assert len(workers) == 3 * (os.cpu_count() or 1)
     for worker in workers:
@@ -113,10 +109,9 @@ def test_a_killed_worker_is_replaced_and_its_job_done_by_another(state_dir: Path
         daemon.client(max_attempts=1, timeout_s=150) as client,
         ThreadPoolExecutor(1) as callers,
     ):
-        module = fetch(BY_NAME["itk-downsample-bin-shrink"])
+        module = wasm.busy_functions(8_000)
         call = callers.submit(client.compile, module, engine="wasmtime-50.0.1")
-        eventually(lambda: len(jobs_of(daemon.pid)) == 1, "no job started")
-        job = jobs_of(daemon.pid)[0]
+        job = busy_job(daemon.pid)
         worker = parent_of(job)
         os.kill(worker, signal.SIGKILL)
         eventually(lambda: not parent_of(job), "the job outlived its worker")
@@ -161,9 +156,8 @@ def test_a_stopped_worker_does_not_hold_its_callers(lean_daemon: Daemon) -> None
 
 
 def test_a_hundred_cold_calls_make_one_compile(client: Client, daemon: Daemon) -> None:
-    module = fetch(BY_NAME["itk-downsample-sigma"]).read_bytes()
+    module = wasm.busy_functions(9_002)
     client.load(module)
-    client.evict(module_sha256=BY_NAME["itk-downsample-sigma"].sha256)
     before = {(c.engine, c.outcome): c.count for c in client.stats().compiles}
     start = threading.Barrier(100)
 
@@ -188,8 +182,8 @@ def test_a_compiling_daemon_answers_at_once(client: Client, daemon: Daemon) -> N
     client.compile(wasm.adder(26), engine="wasmtime")
     with daemon.client(timeout_s=150) as patient, ThreadPoolExecutor(4) as callers:
         busy = [
-            callers.submit(patient.compile, fetch(BY_NAME[name]), engine="wasmtime", cpu="baseline")
-            for name in ("itk-downsample-label-image", "itk-downsample-bin-shrink")
+            callers.submit(patient.compile, wasm.busy_functions(count), engine="wasmtime")
+            for count in (9_000, 9_001)
         ]
         eventually(lambda: client.stats().busy_workers >= 2, "the workers are not busy")
         hits = 0
