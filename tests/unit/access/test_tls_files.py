@@ -56,75 +56,33 @@ def without(path: Path) -> Path:
     return path
 
 
+CERT, KEY, CA = "tls_cert_file", "tls_key_file", "tls_client_ca_file"
+NO_KEY, NO_CERT = "it holds no private key in PEM without", "it holds no certificate in PEM"
 # What is done to the files, which setting is told of, and why.
 UNUSABLE: dict[str, tuple[Callable[[Site], object], str, str]] = {
-    "no key": (
-        lambda site: site.key.write_text("not a key"),
-        "tls_key_file",
-        "it holds no private key in PEM without a password",
-    ),
-    "a password": (
-        lambda site: write_key(site.key, new_key(), b"a password"),
-        "tls_key_file",
-        "it holds no private key in PEM without a password",
-    ),
-    "readable": (
-        lambda site: site.key.chmod(0o604),
-        "tls_key_file",
-        "other users may read it; run `chmod o= ",
-    ),
-    "another key": (
-        lambda site: write_key(site.key, new_key()),
-        "tls_key_file",
-        "it is not the key of the certificate in ",
-    ),
+    "no key": (lambda site: site.key.write_text("not a key"), KEY, NO_KEY),
+    "a password": (lambda site: write_key(site.key, new_key(), b"a password"), KEY, NO_KEY),
+    "readable": (lambda site: site.key.chmod(0o604), KEY, "other users may read it; run `chmod o="),
+    "another key": (lambda site: write_key(site.key, new_key()), KEY, "it is not the key of the"),
     "ed25519": (
         lambda site: site.authority.server(key=ed25519.Ed25519PrivateKey.generate()),
-        "tls_key_file",
+        KEY,
         "TLS needs an ECDSA key (P-256, P-384, P-521) or an RSA key",
     ),
     "short": (
         lambda site: site.authority.server(key=rsa.generate_private_key(65537, 1024)),
-        "tls_key_file",
+        KEY,
         "or an RSA key of at least 2048 bits",
     ),
-    "expired": (
-        lambda site: site.authority.server(begins=-3 * DAY, ends=-DAY),
-        "tls_cert_file",
-        "it is valid from ",
-    ),
-    "future": (
-        lambda site: site.authority.server(begins=DAY, ends=3 * DAY),
-        "tls_cert_file",
-        "it is valid from ",
-    ),
-    "missing": (
-        lambda site: without(site.cert),
-        "tls_cert_file",
-        "there is no such file",
-    ),
-    "a folder": (lambda site: without(site.cert).mkdir(), "tls_cert_file", "Is a directory"),
-    "a pipe": (lambda site: os.mkfifo(without(site.cert)), "tls_cert_file", "it is not a file"),
-    "large": (
-        lambda site: site.cert.write_bytes(bytes(4 * 1024 * 1024 + 1)),
-        "tls_cert_file",
-        "it is larger than 4 MiB",
-    ),
-    "no certificate": (
-        lambda site: site.cert.write_bytes(site.key.read_bytes()),
-        "tls_cert_file",
-        "it holds no certificate in PEM",
-    ),
-    "no CA": (
-        lambda site: site.ca.write_bytes(site.cert.read_bytes()),
-        "tls_client_ca_file",
-        "a certificate in it is not that of a CA",
-    ),
-    "empty": (
-        lambda site: site.ca.write_text(""),
-        "tls_client_ca_file",
-        "it holds no certificate in PEM",
-    ),
+    "old": (lambda site: site.authority.server(begins=-3 * DAY, ends=-DAY), CERT, "it is valid"),
+    "new": (lambda site: site.authority.server(begins=DAY, ends=3 * DAY), CERT, "it is valid"),
+    "missing": (lambda site: site.cert.unlink(), CERT, "there is no such file"),
+    "a folder": (lambda site: without(site.cert).mkdir(), CERT, "Is a directory"),
+    "a pipe": (lambda site: os.mkfifo(without(site.cert)), CERT, "it is not a file"),
+    "large": (lambda site: site.cert.write_bytes(bytes(2**22 + 1)), CERT, "larger than 4 MiB"),
+    "a key": (lambda site: site.cert.write_bytes(site.key.read_bytes()), CERT, NO_CERT),
+    "no CA": (lambda site: site.ca.write_bytes(site.cert.read_bytes()), CA, "not that of a CA"),
+    "empty": (lambda site: site.ca.write_text(""), CA, NO_CERT),
 }
 
 
