@@ -35,9 +35,9 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     return head + payload
 
 
-def request_headers(path: str = STATS) -> bytes:
-    """Return the header block of a call, which no dynamic table is needed to read."""
-    headers = [
+def headers_of(path: str) -> list[tuple[str, str]]:
+    """Return the headers of a call."""
+    return [
         (":method", "POST"),
         (":scheme", "http"),
         (":path", path),
@@ -45,9 +45,13 @@ def request_headers(path: str = STATS) -> bytes:
         ("te", "trailers"),
         ("content-type", "application/grpc"),
     ]
+
+
+def request_headers(path: str = STATS) -> bytes:
+    """Return the header block of a call, which no dynamic table is needed to read."""
     encoder = hpack.Encoder()
     encoder.header_table_size = 0
-    return bytes(encoder.encode(headers))
+    return bytes(encoder.encode(headers_of(path)))
 
 
 class Flood:
