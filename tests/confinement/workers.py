@@ -20,6 +20,7 @@ from wasmkilnd.telemetry.metrics import Metrics
 from tests.contract.values import payload_of
 from tests.e2e import hostile_engine
 from tests.e2e.hostile_engine import module
+from tests.e2e.processes import status_of
 
 TRIPLE = "x86_64-unknown-linux-gnu"
 LIMITS = Limits(
@@ -135,7 +136,7 @@ async def job_of(worker: Worker) -> AsyncIterator[int]:
     job: set[int] = set()
     try:
         async with asyncio.timeout(60):
-            while not any("Seccomp_filters:\t2" in status_of(pid) for pid in job):
+            while not any(status_of(pid).get("Seccomp_filters") == "2" for pid in job):
                 await asyncio.sleep(0.01)
                 job = children_of(worker.pid) - before
         [pid] = job
@@ -149,8 +150,3 @@ async def job_of(worker: Worker) -> AsyncIterator[int]:
 def children_of(pid: int) -> set[int]:
     """Return the children of a process."""
     return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
-
-
-def status_of(pid: int) -> str:
-    """Return the kernel's status of a process."""
-    return Path(f"/proc/{pid}/status").read_text()

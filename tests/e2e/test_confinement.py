@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from wasmkiln.v1 import module_service_pb2 as pb
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon
 from tests.e2e.hostile_engine import environment, module
-from tests.e2e.processes import eventually, jobs_of, workers_of
+from tests.e2e.processes import status_of, workers_of
 
 LAYERS = {"namespaces", "root", "landlock", "privileges", "limits", "seccomp"}
 
@@ -37,11 +35,6 @@ def daemon_with_a_hostile_engine(
 
 def layers_of(engine: pb.EngineCapabilities) -> dict[str, pb.IsolationLayer]:
     return {layer.name: layer for layer in engine.isolation.layers}
-
-
-def status_of(pid: int) -> dict[str, str]:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def test_capabilities_and_banner_tell_how_each_engine_is_confined_and_the_kernel_says_the_same(
@@ -81,28 +74,6 @@ def test_capabilities_and_banner_tell_how_each_engine_is_confined_and_the_kernel
         # Nor does it share memory that a job could leave something in.
         maps = Path(f"/proc/{worker}/maps").read_text().splitlines()
         assert not [line for line in maps if line.split()[1] == "rw-s"]
-
-
-def test_a_running_job_has_its_socket_and_its_streams_only(state_dir: Path) -> None:
-    with (
-        Daemon(state_dir, ["--redis-url", "none", "--workers", "1"]) as daemon,
-        daemon.client(max_attempts=1) as client,
-        ThreadPoolExecutor(1) as caller,
-    ):
-        call = caller.submit(client.compile, wasm.nested_blocks(1_000_000), engine="wasmer")
-        eventually(lambda: len(jobs_of(daemon.pid)) == 1, "no job started")
-        [job] = jobs_of(daemon.pid)
-        eventually(lambda: status_of(job)["Seccomp_filters"] == "2", "it was not sealed")
-        assert {fd.name for fd in Path(f"/proc/{job}/fd").iterdir()} == {"0", "1", "2", "3"}
-        assert Path(f"/proc/{job}/fd/0").readlink() == Path("/dev/null")
-        assert {status_of(job)[name] for name in ("CapEff", "CapPrm", "CapInh")} == {"0" * 16}
-        limits = Path(f"/proc/{job}/limits").read_text()
-        for what in ("core file size", "file size", "locked memory", "msgqueue size"):
-            line = next(line for line in limits.splitlines() if line.startswith(f"Max {what} "))
-            assert line.split()[-3:-1] == ["0", "0"], line
-        os.kill(job, 9)
-        with pytest.raises(CompilerCrashed):
-            call.result()
 
 
 def test_an_engine_whose_jobs_are_not_confined_is_not_served(state_dir: Path) -> None:

@@ -22,7 +22,7 @@ from wasmkiln import Client, CompilerCrashed, CompileTimeout
 from tests.e2e.attempts import ATTEMPTS, MACHINES_REFUSE, Machine, machine_of, sentence
 from tests.e2e.daemon import Daemon, state_with
 from tests.e2e.hostile_engine import HOSTILE, environment, module
-from tests.e2e.processes import eventually, jobs_of, workers_of
+from tests.e2e.processes import eventually, jobs_of, status_of, workers_of
 from tests.e2e.programs import Installed
 
 MIB = 2**20
@@ -198,7 +198,7 @@ def test_an_abort_is_an_abort(site: Site, engine: str) -> None:
     assert killed.value.metadata["signal"] == "SIGABRT"
 
 
-def test_a_kernel_without_memory_kills_jobs_before_anybody_else(site: Site, engine: str) -> None:
+def test_what_the_kernel_says_of_a_job(site: Site, engine: str) -> None:
     def score_adj(pid: int) -> int:
         return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
 
@@ -207,6 +207,14 @@ def test_a_kernel_without_memory_kills_jobs_before_anybody_else(site: Site, engi
         call = caller.submit(attempt, site, engine, "use_cpu", 1.5)
         eventually(lambda: len(jobs_of(site.daemon.pid)) == 1, "no job started")
         [job] = jobs_of(site.daemon.pid)
+        eventually(lambda: status_of(job)["Seccomp_filters"] == "2", "it was not sealed")
+        assert {status_of(job)[name] for name in ("CapEff", "CapPrm", "CapInh")} == {"0" * 16}
+        assert Path(f"/proc/{job}/fd/0").readlink() == Path("/dev/null")
+        limits = Path(f"/proc/{job}/limits").read_text()
+        for what in ("core file size", "file size", "locked memory", "msgqueue size"):
+            line = next(line for line in limits.splitlines() if line.startswith(f"Max {what} "))
+            assert line.split()[-3:-1] == ["0", "0"], line
+        # Without memory it kills jobs before anybody else.
         assert score_adj(job) == score_adj(worker_of(site.daemon, engine)) == 1000
         assert call.result() == {"got": 1.5}
     assert score_adj(site.daemon.pid) < 1000
