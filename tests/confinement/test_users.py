@@ -63,7 +63,7 @@ async def test_an_ordinary_users_jobs_are_confined_all_the_same() -> None:
                 assert (await attempt(worker, *words)).refused
             assert (await attempt(worker, "exhaust_threads", 64)).got == 64
             if states(found)["namespaces"] is LayerState.ENFORCED:
-                assert list(Path(f"/proc/{worker.pid}/root").iterdir()) == []
+                assert files_of(worker.pid) == []
                 assert states(found)["limits"] is LayerState.ENFORCED
                 assert (await attempt(worker, "exhaust_threads", 1000)).refused
 
@@ -99,3 +99,8 @@ async def test_a_root_who_cannot_become_anybody_says_so(command: tuple[str, ...]
 
 def states(isolation: Isolation) -> dict[str, LayerState]:
     return {layer.name: layer.state for layer in isolation.layers}
+
+
+def files_of(pid: int) -> list[Path]:
+    """List the root folder as a process sees it."""
+    return list(Path(f"/proc/{pid}/root").iterdir())
