@@ -34,7 +34,7 @@ roles = ["compile"]
 identity = "dns:demoted.example.org"
 roles = {roles}
 """
-CALLS_BETWEEN = 10
+CALLS_BETWEEN = 5
 
 Call = Callable[[], str]
 
