@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -212,17 +212,15 @@ def test_a_staged_rotation_has_no_value_rejected_at_any_step(tmp_path: Path, val
             assert rejected(one) == rejected(two) == {}
             return keys[0]
 
-        assert share() == first
-        fleet.keys("one", "generate", "--next")
-        assert share() == first
-        reload(one)
-        assert share() == first
-        public = fleet.keys("one", "show", "--next").strip()
-        fleet.keys("two", "trust", public)
-        assert share() == first
-        reload(two)
-        assert share() == first
-        fleet.keys("one", "activate")
-        assert share() == first
+        steps: list[Callable[[], object]] = [
+            lambda: fleet.keys("one", "generate", "--next"),
+            lambda: reload(one),
+            lambda: fleet.keys("two", "trust", fleet.keys("one", "show", "--next").strip()),
+            lambda: reload(two),
+            lambda: fleet.keys("one", "activate"),
+        ]
+        for step in steps:
+            step()
+            assert share() == first
         reload(one)
         assert share() == fleet.id_of("one") != first

@@ -111,6 +111,7 @@ def test_cas_of_callers_that_others_can_write_are_refused(site: Site) -> None:
 
 def test_an_rsa_key_and_two_cas_can_be_used(site: Site, tmp_path: Path) -> None:
     site.authority.server(key=rsa.generate_private_key(65537, 2048))
+    site.key.chmod(0o440)  # As a Secret is mounted.
     other = Authority(tmp_path / "other")
     site.ca.write_bytes(site.ca.read_bytes() + other.ca_file.read_bytes())
     material = load(site.options)
