@@ -68,7 +68,7 @@ def mode(path: Path) -> int:
 
 
 def test_a_key_is_made_shown_and_replaced(keys: Keys) -> None:
-    assert json.loads(keys("ls", "--json")) == []
+    assert json.loads(keys("ls", "--json")) == keys.lines() == []
     assert not keys.folder.exists()
     before = os.umask(0)  # Whatever the umask is, the files are the owner's alone.
     try:

@@ -48,10 +48,9 @@ def answered(daemon: Daemon, count: int, *names: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def kiln(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A daemon with one worker, and a queue that a flood can fill."""
-    with Daemon(
-        state_with(tmp_path_factory.mktemp("kiln") / "state", ENGINE), ONE_WORKER
-    ) as daemon:
+    """A daemon with one worker, and little room for requests."""
+    state = state_with(tmp_path_factory.mktemp("kiln") / "state", ENGINE)
+    with Daemon(state, [*ONE_WORKER, "--receive-bytes", "8MiB"]) as daemon:
         yield daemon
     assert daemon.process.returncode == 0
 
@@ -142,10 +141,9 @@ def test_a_compile_that_has_begun_is_finished_and_stored(kiln: Daemon) -> None:
 
 @pytest.fixture(scope="module")
 def narrow(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A daemon with two engines, a short queue, and little room for requests."""
+    """A daemon with two engines and a short queue."""
     state = state_with(tmp_path_factory.mktemp("narrow") / "state", ENGINE, OTHER)
-    flags = [*ONE_WORKER, "--queue-length", "8", "--receive-bytes", "8MiB"]
-    with Daemon(state, flags) as daemon:
+    with Daemon(state, [*ONE_WORKER, "--queue-length", "8"]) as daemon:
         yield daemon
 
 
@@ -160,7 +158,7 @@ def test_a_full_queue_refuses_and_lets_another_caller_in(narrow: Daemon, answer:
                 return caller.compile(*modules(1), name=name)
             return caller.compile(wasm.empty_component(next(_tags)), name=name, engine=OTHER)
 
-        flood_name, single_name = f"flood {answer}", f"single {answer}"
+        flood_name, single_name = f"flood-{answer}", f"single-{answer}"
         with held_worker(narrow):
             flood = [begin(flooding, flood_name) for _ in range(8)]
             eventually(lambda: queued(narrow) == 8, "the queue does not fill")
@@ -185,10 +183,10 @@ def reason_of(call: Any) -> str:
 
 
 def test_calls_that_wait_for_another_calls_answer_hold_one_copy_of_their_module(
-    narrow: Daemon,
+    kiln: Daemon,
 ) -> None:
     """They stand in no queue: one of them does, for all, with four times what that may hold."""
-    module, daemon = wasm.with_data(1024 * 1024, tag=1), narrow
+    module, daemon = wasm.with_data(1024 * 1024, tag=1), kiln
     with Caller(daemon) as flooding, Caller(daemon) as other:
         with held_worker(daemon):
             request = pb.LoadRequest(module=module)
