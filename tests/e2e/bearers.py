@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +11,14 @@ from google.rpc import error_details_pb2, status_pb2
 
 from tests.e2e.daemon import Daemon
 from tests.e2e.processes import eventually
-from tests.e2e.programs import WASMKILND
+from tests.e2e.programs import wasmkilnd
 
 Metadata = tuple[tuple[str, str], ...]
 
 
 def token_command(state_dir: Path, *words: str) -> str:
     """Run ``wasmkilnd token``; return its standard output."""
-    return subprocess.run(
-        [WASMKILND, "token", *words, "--state-dir", str(state_dir)],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
+    return wasmkilnd("token", *words, "--state-dir", str(state_dir)).strip()
 
 
 def add_token(

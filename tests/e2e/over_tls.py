@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkiln.v1.module_service_pb2_grpc import ModuleServiceStub
 
 from tests.authority import Authority, Pair
+from tests.e2e.programs import run
 
 
 class TlsSite:
@@ -53,16 +53,6 @@ def ask(channel: grpc.Channel, timeout_s: float = 20.0) -> pb.GetCapabilitiesRes
 
 def openssl(address: str, site: TlsSite, *words: str) -> str:
     """Return what ``openssl s_client`` prints about a handshake."""
-    done = subprocess.run(
-        [
-            *("openssl", "s_client", "-connect", address, "-alpn", "h2", "-brief"),
-            *("-CAfile", str(site.authority.ca_file), "-verify_return_error", *words),
-        ],
-        input="",
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=60,
-        check=False,
-    )
+    flags = ("-connect", address, "-alpn", "h2", "-brief", "-verify_return_error", *words)
+    done = run("openssl", "s_client", *flags, "-CAfile", site.authority.ca_file)
     return done.stdout + done.stderr

@@ -15,7 +15,7 @@ import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(sys.executable).parent
@@ -79,10 +79,6 @@ def why_not_as(user: int) -> str:
     """
     become = ("setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups")
     which = (_python(), "-c", "import sys; print(sys.version, sys.base_prefix)")
-
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(words, capture_output=True, text=True, check=False)
-
     other = run(*become, *which)
     if other.stdout != run(*which).stdout:
         return f"its Python is out of reach: {other.stderr[-200:] or other.stdout}"
@@ -102,7 +98,7 @@ def test_state_dir() -> Path:
 
 def engines_of(state_dir: Path) -> Installed:
     """Return the engines that are installed under a state directory."""
-    found = json_of("engine", "ls", "--json", "--state-dir", str(state_dir))
+    found = json.loads(wasmkilnd("engine", "ls", "--json", "--state-dir", str(state_dir)))
     return tuple(Engine(e["id"], e["name"], e["version"], Path(e["path"])) for e in found)
 
 
@@ -115,13 +111,22 @@ def installed_engines() -> Installed:
     return engines_of(state)
 
 
+def run(*words: object, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end, with no other settings of the daemon or client than these."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("WASMKILN_")}
+    return subprocess.run(
+        [str(word) for word in words],
+        env={**kept, **environ},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
 def wasmkilnd(*words: str) -> str:
     """Run a command of the daemon's that has to succeed; return its standard output."""
-    done = subprocess.run([WASMKILND, *words], capture_output=True, text=True, check=False)
+    done = run(WASMKILND, *words)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
-
-
-def json_of(*words: str) -> Any:
-    """Return what a command of the daemon's prints as JSON."""
-    return json.loads(wasmkilnd(*words))

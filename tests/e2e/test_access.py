@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
@@ -19,7 +18,7 @@ from tests.e2e import wasm
 from tests.e2e.bearers import Metadata, add_token, bearer, reload, token_command, verdict
 from tests.e2e.daemon import ONE_ENGINE, RedisDaemon, fresh_state
 from tests.e2e.processes import eventually
-from tests.e2e.programs import WASMKILND, Installed
+from tests.e2e.programs import WASMKILND, Installed, run
 
 FLAGS = ("--workers", "1", "--redis-url", "none")
 
@@ -188,35 +187,24 @@ def test_the_policy_is_read_again_and_a_slip_keeps_nothing_else_from_being_read(
         assert "defect" not in daemon.log
 
 
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
+@pytest.mark.parametrize(("command", "code"), [("serve", 1), ("config", 2)])
+def test_a_broken_policy_stops_the_daemon_and_the_check(
+    command: str, code: int, lean_state_dir: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "policy.toml"
+    for text, problem in (
         (
             '[[rule]]\nidentity = "token:a"\nroles = ["reed"]\n',
             "rule 1 roles 1: it should be 'read', 'compile', 'admin' or 'metrics'",
         ),
         (SLIP, "not valid TOML: a number does not fit into 64 bits"),
-    ],
-    ids=["role", "number"],
-)
-@pytest.mark.parametrize(("command", "code"), [("serve", 1), ("config", 2)])
-def test_a_broken_policy_stops_the_daemon_and_the_check(
-    command: str, code: int, text: str, problem: str, lean_state_dir: Path, tmp_path: Path
-) -> None:
-    file = tmp_path / "policy.toml"
-    file.write_text(text)
-    words = [*("--state-dir", str(lean_state_dir)), *("--policy-file", str(file)), *FLAGS]
-    words += ["--listen", "127.0.0.1:0", "--admin-listen", "none"]
-    done = subprocess.run(
-        [WASMKILND, command, *words],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert done.returncode == code
-    assert f"error: cannot use policy {file}: {problem}" in done.stderr
-    assert "Traceback" not in done.stderr
+    ):
+        file.write_text(text)
+        words = [command, "--state-dir", lean_state_dir, "--policy-file", file, *FLAGS]
+        done = run(WASMKILND, *words, "--listen", "127.0.0.1:0", "--admin-listen", "none")
+        assert done.returncode == code
+        assert f"error: cannot use policy {file}: {problem}" in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_who_may_only_read_gets_hits_and_has_nothing_compiled(closed: RedisDaemon) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.daemon import Daemon
-from tests.e2e.programs import WASMKILND, installed_engines, why_not_as
+from tests.e2e.programs import WASMKILND, installed_engines, run, why_not_as
 
 SERVICE = 54321
 """A user without a name, as in containers."""
@@ -31,19 +31,6 @@ def state() -> Iterator[Path]:
         state.mkdir(mode=0o700)
         os.chown(state, SERVICE, SERVICE)
         yield state
-
-
-def run(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run a command as root, from a folder that is root's alone."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("WASMKILN_")}
-    return subprocess.run(
-        words,
-        env={**inherited, **environ},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
 
 
 def owners(folder: Path) -> set[int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ from wasmkiln.v1.types_pb2 import Origin
 
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon
-from tests.e2e.programs import WASMKILND, installed_engines, why_not_as
+from tests.e2e.programs import WASMKILND, installed_engines, run, why_not_as
 
 USER, GROUP = 54321, 54322
 """Neither has a name, as in containers."""
@@ -50,8 +49,8 @@ def volumes() -> Iterator[Path]:
         engines = folder / "state" / "engines"
         engines.mkdir(mode=0o700)
         [wasmtime] = [each for each in installed_engines() if "50.0" in each.id]
-        subprocess.run(["cp", "-a", str(wasmtime.path), str(engines / wasmtime.id)], check=True)
-        subprocess.run(["chown", "-R", f"{USER}:{GROUP}", str(engines)], check=True)
+        assert run("cp", "-a", wasmtime.path, engines / wasmtime.id).returncode == 0
+        assert run("chown", "-R", f"{USER}:{GROUP}", engines).returncode == 0
         yield folder
 
 
@@ -106,17 +105,8 @@ def test_commands_take_back_what_the_group_was_let_into(volumes: Path, command: 
     """Before a daemon has started again: it need not start for that."""
     state = volumes / "state"
     mount(state)
-    done = subprocess.run(
-        [*BECOME, WASMKILND, *command.split()],
-        env={
-            "WASMKILN_STATE_DIR": str(state),
-            "WASMKILN_ADMIN_LISTEN": "none",
-            "PATH": os.environ["PATH"],
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    places = {"WASMKILN_STATE_DIR": str(state), "WASMKILN_ADMIN_LISTEN": "none"}
+    done = run(*BECOME, WASMKILND, *command.split(), **places)
     assert done.returncode == 0, done.stderr
     assert f"note: took the group's rights to 5 private files: {state / 'keys'}" in done.stderr
     assert is_private(state / "keys")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,7 @@ from tests.e2e.attempts import ATTEMPTS, MACHINES_REFUSE, Machine, machine_of, s
 from tests.e2e.daemon import Daemon, state_with
 from tests.e2e.hostile_engine import HOSTILE, environment, module
 from tests.e2e.processes import eventually, jobs_of, status_of, workers_of
-from tests.e2e.programs import Installed
+from tests.e2e.programs import Installed, run
 
 MIB = 2**20
 MEMORY_BYTES = 400 * MIB
@@ -138,13 +137,7 @@ def test_without_confinement_it_could(
 ) -> None:
     name, *arguments = words
     asked = json.dumps([name, *bare.arguments(tuple(arguments), "WORKER", environment(tmp_path))])
-    done = subprocess.run(
-        [sys.executable, "-c", CONTROL, str(HOSTILE / "wasmtime"), asked],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = run(sys.executable, "-c", CONTROL, HOSTILE / "wasmtime", asked)
     assert done.returncode == 0, done.stderr
     if "executed" in done.stderr:
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from tests.e2e import wasm
 from tests.e2e.callers import ENGINE
 from tests.e2e.daemon import Daemon, state_with
 from tests.e2e.hostile_engine import HOSTILE
-from tests.e2e.programs import WASMKILND
+from tests.e2e.programs import WASMKILND, run
 
 GIB = 2**30
 FLAGS = (
@@ -48,17 +47,9 @@ def without(call: str) -> tuple[str, ...]:
 
 def refused(tmp_path: Path, command: Sequence[str], *flags: str) -> str:
     """Start a daemon that does not serve; return the last line that it writes."""
-    done = subprocess.run(
-        [
-            *(*command, "serve", *FLAGS, *flags),
-            *("--state-dir", str(state_with(tmp_path / "state", ENGINE))),
-            *("--listen", "127.0.0.1:0", "--admin-listen", "none"),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    state = state_with(tmp_path / "state", ENGINE)
+    places = ("--state-dir", state, "--listen", "127.0.0.1:0", "--admin-listen", "none")
+    done = run(*command, "serve", *FLAGS, *flags, *places)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert "is ready" not in done.stdout

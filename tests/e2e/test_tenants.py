@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +24,7 @@ from wasmkiln.v1.types_pb2 import Origin
 from tests.e2e import wasm
 from tests.e2e.bearers import add_token, token_command
 from tests.e2e.processes import eventually
-from tests.e2e.programs import WASMKILND, wasmkilnd
+from tests.e2e.programs import WASMKILND, run, wasmkilnd
 from tests.e2e.tenancy import ALL, NAMESPACES, House, house
 from tests.servers.redis_server import binary_of, redis_server
 
@@ -109,8 +108,7 @@ def test_the_tiers_below_memory_are_no_way_round(tmp_path: Path, valkey: str) ->
             listed = wasmkilnd("cache", "ls", "--json", *words)
             assert {json.loads(line)["module"] for line in listed.splitlines()} == {sha256}
     assert len(list(store.rglob("artifact"))) == 3
-    command = [WASMKILND, "cache", "ls", "--namespace", "../up"]
-    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    refused = run(WASMKILND, "cache", "ls", "--namespace", "../up")
     assert (refused.returncode, "expected 1 to 63" in refused.stderr) == (2, True)
 
     # The same daemon again, whose memory is empty; and another one, without their host stores.
@@ -269,16 +267,8 @@ def test_namespaces_that_have_more_than_there_is_are_refused(
         assert "raise the setting memory_bytes" in line
         assert a.compile(wasm.adder(30)).header.origin == MEMORY
     for command in ("config", "serve"):
-        refused = subprocess.run(
-            [
-                *(WASMKILND, command, "--state-dir", tmp_path / "state"),
-                *("--policy-file", policy, "--admin-listen", "none", "--listen", "127.0.0.1:0"),
-            ],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
+        words = [command, "--state-dir", tmp_path / "state", "--policy-file", policy]
+        refused = run(WASMKILND, *words, "--admin-listen", "none", "--listen", "127.0.0.1:0")
         assert refused.returncode != 0
         assert "cannot serve the namespaces of policy and tokens" in refused.stderr
 

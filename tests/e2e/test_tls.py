@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from wasmkiln.v1.admin_service_pb2_grpc import AdminServiceStub
 from tests.authority import DAY, Authority
 from tests.e2e.daemon import ONE_ENGINE, Daemon, state_with
 from tests.e2e.over_tls import TlsSite, ask, openssl
-from tests.e2e.programs import WASMKILND
+from tests.e2e.programs import WASMKILND, run
 
 # Of root any group, of others one of their own.
 GROUP = 12345 if os.geteuid() == 0 else os.getgroups()[0]
@@ -129,10 +128,7 @@ def test_files_that_cannot_be_used_stop_start_and_check(site: TlsSite, tmp_path:
     cert, none = ("--tls-cert-file", str(site.server.cert_file)), f"{tmp_path}/none"
     missing = f"error: cannot use tls_key_file {none}: there is no such file"
     for command, code in (("serve", 1), ("config", 2)):
-        words = [command, *cert, "--tls-key-file", none, "--state-dir", str(tmp_path)]
-        words += ["--listen", "127.0.0.1:0", "--admin-listen", "none"]
-        done = subprocess.run(
-            [WASMKILND, *words], capture_output=True, text=True, timeout=60, check=False
-        )
+        words = [command, *cert, "--tls-key-file", none, "--state-dir", tmp_path]
+        done = run(WASMKILND, *words, "--listen", "127.0.0.1:0", "--admin-listen", "none")
         assert done.returncode == code
         assert missing in done.stderr.splitlines()

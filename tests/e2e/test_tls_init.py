@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.daemon import Daemon
-from tests.e2e.programs import search_path
+from tests.e2e.programs import run, search_path
 from tests.e2e.test_daemon import wasmkilnd
 
 
@@ -28,14 +26,7 @@ def test_the_commands_work_as_printed(lean_state_dir: Path, tmp_path: Path, clie
     with Daemon(lean_state_dir, [*flags, "--redis-url", "none", "--workers", "1"]) as daemon:
         port = daemon.address.rpartition(":")[2]
         words = [each.replace(":50051", f":{port}") for each in commands["call"]]
-        ran = subprocess.run(
-            words,
-            env={**os.environ, "PATH": search_path()},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        ran = run(*words, PATH=search_path())
         assert ran.returncode == 0, f"{words} {ran.stdout} {ran.stderr}"
         assert "wasmtime" in ran.stdout or "wasmer" in ran.stdout
 
