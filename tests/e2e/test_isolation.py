@@ -175,22 +175,3 @@ def test_a_hundred_cold_calls_make_one_compile(client: Client, daemon: Daemon) -
     origins = [origin for origin, _ in answers]
     assert origins.count(types_pb2.ORIGIN_COMPILED) == 1
     assert origins.count(types_pb2.ORIGIN_JOINED_FLIGHT) > 50
-
-
-def test_a_compiling_daemon_answers_at_once(client: Client, daemon: Daemon) -> None:
-    """While every worker compiles, hits and stats go on: no call waits for a compile's end."""
-    client.compile(wasm.adder(26), engine="wasmtime")
-    with daemon.client(timeout_s=150) as patient, ThreadPoolExecutor(4) as callers:
-        busy = [
-            callers.submit(patient.compile, wasm.busy_functions(count), engine="wasmtime")
-            for count in (9_000, 9_001)
-        ]
-        eventually(lambda: client.stats().busy_workers >= 2, "the workers are not busy")
-        hits = 0
-        while not any(call.done() for call in busy):
-            assert client.compile(wasm.adder(26), engine="wasmtime").header.origin == 1
-            hits += 1
-            time.sleep(0.02)  # Jobs run in the time that others leave.
-        for call in busy:
-            call.result()
-    assert hits > 10
