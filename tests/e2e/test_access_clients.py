@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from wasmkiln import TLS, Client
 
 from tests.authority import Authority
 from tests.e2e.bearers import add_token
@@ -256,20 +255,6 @@ def test_a_unix_socket_needs_nothing(site: Site) -> None:
     # A token counts before the socket.
     done = site.run(["wasmkiln", "--address", socket, "--token-file", "reader.token", "whoami"])
     assert "token:reader" in done.stdout
-
-
-def test_a_certificate_that_is_replaced_serves_the_next_call(site: Site) -> None:
-    cert, key = site.folder / "own.pem", site.folder / "own.key"
-    second = site.tls.authority.client("second", dns="second.example.org")
-    cert.write_bytes(site.tls.client.cert)
-    key.write_bytes(site.tls.client.key)
-    tls = TLS(site.folder / "ca.pem", cert, key)
-    with Client(site.for_certificates, tls=tls) as client:
-        assert client.capabilities().caller.identity == "spiffe://example.org/builder/1"
-        cert.write_bytes(second.cert)
-        assert client.capabilities().caller.identity == "spiffe://example.org/builder/1"
-        key.write_bytes(second.key)
-        assert client.capabilities().caller.identity == "dns:second.example.org"
 
 
 @pytest.mark.parametrize(
