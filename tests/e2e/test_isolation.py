@@ -105,7 +105,7 @@ def test_a_crash_is_named_by_its_signal(lean_daemon: Daemon, how: signal.Signals
 
 def test_a_killed_worker_is_replaced_and_its_job_done_by_another(state_dir: Path) -> None:
     with (
-        Daemon(state_dir, ["--redis-url", "none"]) as daemon,
+        Daemon(state_dir, ["--redis-url", "none", "--max-module-bytes", "12MiB"]) as daemon,
         daemon.client(max_attempts=1, timeout_s=150) as client,
         ThreadPoolExecutor(1) as callers,
     ):
