@@ -235,11 +235,8 @@ def test_the_guard_refuses_what_it_does_not_know() -> None:
     assert guard.admit("/a.B/C", PLAINTEXT, lambda: NOBODY) is ANYBODY
     text, kept = new_token("ci", ALL_ROLES, "", 0, None)
     guard.replace(Access(tokens=Tokens(tokens=[kept]), on=True))
-    for what, told in (
-        ("/a.B/C", "it needs the role none"),
-        ("/x", "the daemon has nothing there"),
-    ):
-        with pytest.raises(WasmkilnError, match=told) as caught:
+    for what in ("/a.B/C", "/x"):
+        with pytest.raises(WasmkilnError, match="the daemon has nothing there") as caught:
             guard.admit(what, PLAINTEXT, lambda: bearer(text))
         assert caught.value.metadata["role"] == "none"
     guard.replace(Access())
