@@ -10,10 +10,9 @@ import time
 from pathlib import Path
 
 from bench.lab import describe_machine
-from tests.attack.catalogue import WAYS
-from tests.attack.report import markdown
 from tests.attack.run import run
-from tests.attack.verdict import judge
+from tests.attack.verdict import judge, markdown
+from tests.attack.ways import WAYS
 
 
 def main() -> int:

@@ -5,27 +5,26 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from wasmkiln import AsyncClient, WasmkilnError
 from wasmkiln.attestation import TrustedKeys
 
-from tests.attack.catalogue import WAYS
-from tests.attack.honest import ENGINE, HIT, TIMEOUT_S, Honest
-from tests.attack.sampler import Sample, Sampler
-from tests.attack.target import Target
+from tests.attack.honest import HIT, TIMEOUT_S, Call, Honest
+from tests.attack.ways import ENGINE, WAYS, Target
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon, state_with
+from tests.e2e.processes import memory_of
 from tests.e2e.programs import ROOT, inside, installed_engines
 from tests.e2e.signing_keys import KeyDirectory
-from tests.e2e.stall_watch import Hold
-from tests.faults.site import PASSWORD, Server
-from tests.soak.ledger import Call
-from tests.soak.verdict import percentile
+from tests.e2e.stall_watch import holds
+from tests.servers.redis_server import binary_of, redis_server
 
 QUIET = "quiet"
 """The name of the phase in which nobody attacks."""
@@ -34,7 +33,6 @@ _SETTLE_S = 60.0
 RECOVERY_S = 5.0
 """How soon after an attack hits are as fast again as before."""
 _RECOVERED_S = 0.5
-_POLL_S = 0.05
 _SETTLED_MEMORY_BYTES = 48 * 2**20
 _ATTACKER_ENDS_S = 90.0
 SETTINGS = {
@@ -49,21 +47,69 @@ Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
+class Sample:
+    """One sample of the daemon's own process."""
+
+    at_s: float
+    memory_bytes: int
+    descriptors: int
+    log_bytes: int
+    """What the daemon has written to standard error since its start."""
+
+
+@dataclass
+class Sampler:
+    """Takes samples of a daemon that runs under ``tests.e2e.stall_watch``."""
+
+    daemon: Daemon
+    stalls: Path
+    samples: list[Sample] = field(default_factory=list)
+
+    def look(self) -> Sample:
+        """Take a sample, and keep it."""
+        pid = self.daemon.pid
+        descriptors = sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+        log_bytes = sum(map(len, list(self.daemon.log_lines)))
+        sample = Sample(time.monotonic(), memory_of(pid), descriptors, log_bytes)
+        self.samples.append(sample)
+        return sample
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Take five samples a second while the context lasts."""
+
+        async def sample() -> None:
+            while True:
+                await asyncio.to_thread(self.look)
+                await asyncio.sleep(0.2)
+
+        task = asyncio.create_task(sample())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+@dataclass
 class Phase:
     """One way to attack, and what was measured meanwhile."""
 
     name: str
     began_s: float
     ended_s: float
+    recovered_s: float
+    """When hits were as fast as before, or the time for that was over."""
     done: dict[str, int]
     """How often the attacker did each thing, and which answers it got."""
-    calls: list[Call]
-    """The calls that honest callers began meanwhile."""
-    afterwards: list[Call]
-    """The calls that they began in the seconds after it, until hits were as fast as before."""
-    holds: list[Hold]
-    samples: list[Sample]
     log_bytes: int
+    calls: list[Call] = field(default_factory=list)
+    """The calls that honest callers began meanwhile."""
+    afterwards: list[Call] = field(default_factory=list)
+    """The calls that they began from then on until hits were as fast as before."""
+    longest_hold_s: float = 0.0
+    """The longest CPU time for which one callback held the loop; below 5 ms is 0."""
+    samples: list[Sample] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -88,46 +134,33 @@ async def run(
     """Attack in each of the ways for ``seconds``; return the measurements."""
     engines = await asyncio.to_thread(installed_engines)
     assert ENGINE in {engine.id for engine in engines}
-    server = await asyncio.to_thread(Server, folder / "redis")
     stalls, slow = folder / "stalls", folder / "slow.wasm"
-    slow.write_bytes(slow_module())
+    slow.write_bytes(wasm.nested_blocks(100_000))  # Some seconds.
     key = KeyDirectory.of(folder).public
-    environ = {
-        **SETTINGS,
-        "WASMKILN_REDIS_URL": f"unix://:{PASSWORD}@{server.socket}",
-        "WASMKILN_KEYS_DIR": str(folder / "keys"),
-    }
-    state = state_with(folder / "state", ENGINE)
-    try:
+    with redis_server(binary_of("valkey"), folder / "redis") as server:
+        environ = {
+            **SETTINGS,
+            "WASMKILN_REDIS_URL": server.url,
+            "WASMKILN_KEYS_DIR": str(folder / "keys"),
+        }
         daemon = await asyncio.to_thread(
-            Daemon, state, environ=environ, command=inside("tests.e2e.stall_watch", str(stalls))
+            Daemon,
+            state_with(folder / "state", ENGINE),
+            environ=environ,
+            command=inside("tests.e2e.stall_watch", str(stalls)),
         )
         try:
-            target = Target(
-                daemon.address,
-                daemon.admin_url.removeprefix("http://"),
-                str(server.socket),
-                PASSWORD,
-                daemon.pid,
-                str(slow),
-            )
-            honest = Honest(target, TrustedKeys([key]))
-            sampler = Sampler(daemon, stalls)
+            admin = daemon.admin_url.removeprefix("http://")
+            target = Target(daemon.address, admin, server.url, daemon.pid, str(slow))
+            honest, sampler = Honest(target, TrustedKeys([key])), Sampler(daemon, stalls)
             phases = await _phases(honest, sampler, names, seconds, tell)
             tell("waiting for the daemon to settle")
-            after = await _settled(sampler, phases[0].samples[-1])
+            before = phases[0].samples[-1]
+            after = await _settled(sampler, before)
             condemned, afterwards = await _afterwards(target, slow.read_bytes())
         finally:
-            exit_code = await asyncio.to_thread(_end, daemon)
-    finally:
-        server.close()
-    before = phases[0].samples[-1]
-    return Figures(phases, before, after, afterwards, condemned, exit_code)
-
-
-def slow_module() -> bytes:
-    """Return an honest module that takes some seconds to compile."""
-    return wasm.nested_blocks(100_000)
+            await asyncio.to_thread(daemon.end)
+    return Figures(phases, before, after, afterwards, condemned, daemon.process.returncode)
 
 
 async def _phases(
@@ -137,44 +170,43 @@ async def _phases(
     usual_s = math.inf
     async with sampler.running(), honest.calling():
         for name in (QUIET, *names):
-            tell(WAYS[name].what if name in WAYS else "honest calls alone")
+            tell(WAYS[name][0] if name in WAYS else "honest calls alone")
             phases.append(await _phase(honest, sampler, name, seconds, usual_s))
-            usual_s = hits_p50_s(phases[0].calls)
+            usual_s = usual_s if phases[1:] else hits_p50_s(honest.calls)
     # Some of the calls that began in a phase have ended only now.
+    for phase in phases:
+        phase.calls = honest.between(phase.began_s, phase.ended_s)
+        phase.afterwards = honest.between(phase.ended_s, phase.recovered_s)
+        held = [h.cpu_s for h in holds(sampler.stalls) if phase.began_s <= h.at_s <= phase.ended_s]
+        phase.longest_hold_s = max(held, default=0.0)
+        phase.samples = [s for s in sampler.samples if phase.began_s <= s.at_s <= phase.ended_s]
     return phases
 
 
 async def _phase(
     honest: Honest, sampler: Sampler, name: str, seconds: float, usual_s: float
 ) -> Phase:
-    log_bytes = sampler.look().log_bytes
-    began_s, first = time.monotonic(), len(honest.ledger.calls)
+    first = sampler.look()
     done = await _attack(honest.target, name, seconds) if name in WAYS else {}
     if not done:
-        await asyncio.sleep(max(0.0, began_s + seconds - time.monotonic()))
-    last, over = sampler.look(), len(honest.ledger.calls)
-    deadline_s = time.monotonic() + RECOVERY_S + _RECOVERED_S
-    while time.monotonic() < deadline_s:
-        await asyncio.sleep(_POLL_S)
-        if is_as_before(last_hits_s(honest.ledger.calls[over:]), usual_s):
+        await asyncio.sleep(max(0.0, first.at_s + seconds - time.monotonic()))
+    last = sampler.look()
+    while (now_s := time.monotonic()) < last.at_s + RECOVERY_S + _RECOVERED_S:
+        await asyncio.sleep(0.05)
+        if is_as_before(last_hits_s(honest.between(last.at_s, now_s)), usual_s):
             break
-    return Phase(
-        name,
-        began_s,
-        last.at_s,
-        done,
-        honest.ledger.calls[first:over],
-        honest.ledger.calls[over:],
-        sampler.holds(began_s, last.at_s),
-        sampler.within(began_s, last.at_s),
-        last.log_bytes - log_bytes,
-    )
+    log_bytes = last.log_bytes - first.log_bytes
+    return Phase(name, first.at_s, last.at_s, time.monotonic(), done, log_bytes)
+
+
+def hits_of(calls: Sequence[Call]) -> list[float]:
+    """Return how long each hit took that did not fail."""
+    return [call.seconds for call in calls if call.kind == HIT and not call.failed]
 
 
 def hits_p50_s(calls: Sequence[Call]) -> float:
     """Return the median time of the hits among calls; infinite if there are none."""
-    hits = [call for call in calls if call.kind == HIT and call.as_expected]
-    return percentile(hits, 0.5) if hits else math.inf
+    return statistics.median(hits_of(calls) or [math.inf])
 
 
 def last_hits_s(calls: Sequence[Call]) -> float:
@@ -191,15 +223,14 @@ def is_as_before(after_s: float, before_s: float) -> bool:
 
 async def _attack(target: Target, name: str, seconds: float) -> dict[str, int]:
     attacker = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.attack.attacker", name, str(seconds)),
+        *(sys.executable, "-m", "tests.attack.ways", name, str(seconds)),
         cwd=ROOT,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
     try:
-        said, _ = await asyncio.wait_for(
-            attacker.communicate(target.json().encode()), seconds + _ATTACKER_ENDS_S
-        )
+        told = json.dumps(asdict(target)).encode()
+        said, _ = await asyncio.wait_for(attacker.communicate(told), seconds + _ATTACKER_ENDS_S)
     finally:
         if attacker.returncode is None:
             attacker.kill()
@@ -229,17 +260,10 @@ async def _afterwards(target: Target, slow: bytes) -> tuple[list[str], list[str]
     refused = []
     async with AsyncClient(target.address, max_attempts=1) as client:
         listed = (await client.quarantined(timeout_s=TIMEOUT_S)).modules
-        condemned = [
-            each.module_sha256 for each in listed if each.module_sha256 == wasm.digest(slow)
-        ]
+        condemned = [one.module_sha256 for one in listed if one.module_sha256 == wasm.digest(slow)]
         for what, module in (("slow module", slow), ("small module", wasm.constant(7))):
             try:
                 await client.compile(module, engine=ENGINE, timeout_s=TIMEOUT_S)
             except WasmkilnError as failure:
                 refused.append(f"{what}: {failure.reason}: {failure.message}")
     return condemned, refused
-
-
-def _end(daemon: Daemon) -> int:
-    daemon.end()
-    return daemon.process.returncode

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.attack.catalogue import WAYS
-from tests.attack.report import markdown
 from tests.attack.run import run
-from tests.attack.verdict import judge
+from tests.attack.verdict import judge, markdown
+from tests.attack.ways import WAYS
 from tests.sizes import size
 
 
 @pytest.mark.timeout(900)
 async def test_honest_callers_are_served_while_the_daemon_is_attacked(tmp_path: Path) -> None:
     figures = await asyncio.wait_for(run(tmp_path, list(WAYS), size(3.0, 1.0), print), 880)
-    print(f"\n{markdown(figures)}")
-    assert not [check for check in judge(figures) if not check.kept]
+    checks = judge(figures)
+    print(f"\n{markdown(figures, checks)}")
+    assert not [check for check in checks if not check.kept]

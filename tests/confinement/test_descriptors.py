@@ -9,14 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from wasmkilnd.engines import process
-from wasmkilnd.engines.pool import Job, WorkerPool
+from wasmkilnd.engines.pool import Job
 from wasmkilnd.engines.process import Worker
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.model import Reloadable
-from wasmkilnd.telemetry.metrics import Metrics
 
-from tests.confinement.workers import LIMITS, order
+from tests.confinement.workers import order, pool_of
 
 # A job's socket and the pipe for its last words, two ends each.
 NEEDED = 4
@@ -49,18 +46,8 @@ def how_many_are_open() -> int:
 
 
 async def test_a_lack_of_descriptors_is_told_and_costs_no_worker(confined_engine: Path) -> None:
-    python = confined_engine / "bin" / "python"
     started: list[Worker] = []
-
-    async def start_worker() -> Worker:
-        started.append(await process.start_worker(python, "wasmtime", 2))
-        return started[-1]
-
-    pool = WorkerPool(
-        "wasmtime-0.0.1", start_worker, size=1, limits=Reloadable(LIMITS), metrics=Metrics("test")
-    )
-    await pool.start()
-    try:
+    async with pool_of(confined_engine, started=started.append) as pool:
         for count in range(NEEDED):
             before = how_many_are_open()
             with descriptors_left(count), pytest.raises(WasmkilnError) as failure:
@@ -75,5 +62,3 @@ async def test_a_lack_of_descriptors_is_told_and_costs_no_worker(confined_engine
         assert report.result
         assert report.result["outcome"] == "ok"
         assert len(started) == 1
-    finally:
-        await pool.close()

@@ -54,35 +54,27 @@ def state_of(pid: int) -> str:
 
 
 @pytest.mark.parametrize("how", INTERFERENCES)
-async def test_other_services_cannot_interfere(confined_engine: Path, how: str) -> None:
+async def test_only_who_has_the_same_user_can_interfere(confined_engine: Path, how: str) -> None:
     """Many services run as nobody, and workers once did."""
     async with workers.running(confined_engine) as worker, job_of(worker) as job:
         for pid in (worker.pid, job):
             assert user_of(pid) not in (0, NOBODY)
             assert not INTERFERENCES[how](NOBODY, pid)
-
-
-@pytest.mark.parametrize("how", INTERFERENCES)
-async def test_who_has_the_same_user_could(confined_engine: Path, how: str) -> None:
-    """The control: only the user keeps other processes from interfering."""
-    async with workers.running(confined_engine) as worker, job_of(worker) as job:
         for pid in (job, worker.pid):
             assert INTERFERENCES[how](user_of(worker.pid), pid)
-
-
-async def test_workers_cannot_interfere_with_each_other(confined_engine: Path) -> None:
-    async with workers.running(confined_engine) as one, workers.running(confined_engine) as other:
-        assert user_of(one.pid) != user_of(other.pid)
 
 
 async def test_a_user_that_somebody_else_has_is_told(
     confined_engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with workers.running(confined_engine) as worker:
-        assert privileges_of(worker) == (
+    async with workers.running(confined_engine) as one, workers.running(confined_engine) as other:
+        assert user_of(one.pid) != user_of(other.pid)
+        assert str(one.pid) in process._owner_of(user_of(one.pid))
+        assert privileges_of(one) == (
             LayerState.ENFORCED,
-            f"user {user_of(worker.pid)}, no capabilities, no core dumps",
+            f"user {user_of(one.pid)}, no capabilities, no core dumps",
         )
+    assert process._owner_of(NOBODY) == "the user nobody"
     user = unused_user()
     monkeypatch.setattr(process, "pick_user", lambda: (user, process._owner_of(user)))
     with service_of(user) as pid:
@@ -122,27 +114,11 @@ async def test_a_user_that_only_a_zombie_has_is_free() -> None:
         launched.stdout.close()
 
 
-async def test_to_pick_a_user_looks_once_and_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    waits: list[float] = []
-    monkeypatch.setattr(time, "sleep", waits.append)
-    pick_user()
-    assert not waits
-
-
-async def test_a_user_that_a_worker_of_this_daemon_has_is_not_free(confined_engine: Path) -> None:
-    async with workers.running(confined_engine) as worker:
-        assert str(worker.pid) in process._owner_of(user_of(worker.pid))
-
-
 def test_workers_that_start_at_once_get_different_users(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there are few users, too: none of these has its user yet."""
     few = range(60_578, 60_600)
     monkeypatch.setattr(process, "_RANGES", (few,))
     assert {pick_user()[0] for _ in few} == {*few}
-
-
-async def test_who_is_in_the_user_database_is_told() -> None:
-    assert process._owner_of(NOBODY) == "the user nobody"
 
 
 @pytest.mark.parametrize(

@@ -13,25 +13,10 @@ import pytest
 from wasmkilnd.engines.process import Worker, WorkerDied
 
 from tests.confinement import workers
-from tests.confinement.workers import attempt
+from tests.confinement.workers import attempt, children_of
 from tests.e2e.attempts import Machine
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-async def test_the_next_job_finds_no_state_of_the_last(confined: Worker) -> None:
-    assert (await attempt(confined, "leave_behind", "mark")).got == "left"
-    found = (await attempt(confined, "find")).got
-    assert found.pop("environ").keys() <= {
-        *("WASMKILN_DAEMON_PID", "LC_ALL", "RUST_BACKTRACE", "PYTHONDONTWRITEBYTECODE"),
-        *("RAYON_NUM_THREADS", "WASMKILN_JOB_UID", "WASMKILN_JOB_UID_SHARED_WITH"),
-    }
-    assert found == {
-        "environment": None,
-        "module": None,
-        "standard library": None,
-        "threads": 1,
-    }
 
 
 async def test_shared_memory_and_names_do_not_reach_the_next_job(
@@ -41,13 +26,6 @@ async def test_shared_memory_and_names_do_not_reach_the_next_job(
     for worker, reaches in ((bare, True), (confined, False)):
         await attempt(worker, "share_memory", key)
         assert bool((await attempt(worker, "find_shared_memory", key)).got) == reaches
-
-
-async def test_a_job_has_its_socket_and_its_streams_and_nothing_else(
-    confined: Worker, bare: Worker
-) -> None:
-    assert (await attempt(confined, "descriptors")).got == [0, 1, 2, 3]
-    assert len((await attempt(bare, "descriptors")).got) > 4
 
 
 async def test_how_many_descriptors_the_daemon_has_open_changes_nothing(
@@ -60,12 +38,6 @@ async def test_how_many_descriptors_the_daemon_has_open_changes_nothing(
         async with workers.running(confined_engine) as worker:
             assert worker.isolation.attempts["descriptors"]
             assert (await attempt(worker, "descriptors")).got == [0, 1, 2, 3]
-
-
-async def test_a_worker_shares_no_memory_with_its_jobs(confined: Worker) -> None:
-    permissions = memory_of(confined.pid)
-    assert "rw-p" in permissions
-    assert "rw-s" not in permissions
 
 
 async def test_nothing_outlives_a_worker(confined_engine: Path) -> None:
@@ -95,17 +67,8 @@ async def end_of(*pids: int) -> None:
         await asyncio.sleep(0.01)
 
 
-def memory_of(pid: int) -> set[str]:
-    """Return the permissions of a process's memory: ``p`` is private, ``s`` shared."""
-    return {line.split()[1] for line in Path(f"/proc/{pid}/maps").read_text().splitlines()}
-
-
 def is_alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-def children_of(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

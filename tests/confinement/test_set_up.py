@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
+import itertools
 import resource
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
-from wasmkilnd.engines import process
 from wasmkilnd.engines.pool import Job, WorkerPool
 from wasmkilnd.engines.process import JobNotSetUp, JobOrder, Worker
 from wasmkilnd.errors import Fault, Reason, WasmkilnError
-from wasmkilnd.model import Reloadable
-from wasmkilnd.telemetry.metrics import Metrics
 
 from tests.confinement import workers
 from tests.confinement.workers import LIMITS, order
@@ -52,48 +48,26 @@ async def test_a_worker_that_cannot_fork_says_so(confined_engine: Path) -> None:
             await worker.run(ORDER)
 
 
-@asynccontextmanager
-async def pool_with_spoiled(engine: Path, count: int, size: int = 1) -> AsyncIterator[WorkerPool]:
+def pool_with_spoiled(
+    engine: Path, count: int, size: int = 1
+) -> AbstractAsyncContextManager[WorkerPool]:
     """Run a pool of workers; lower a limit of the first ``count`` as soon as they have started."""
-    left = count
+    left = itertools.count(count, -1)
 
-    async def start_worker() -> Worker:
-        nonlocal left
-        worker = await process.start_worker(engine / "bin" / "python", "wasmtime", 2)
-        if left:
-            left -= 1
+    def spoil(worker: Worker) -> None:
+        if next(left) > 0:
             foreign.spoil(worker.pid)
-        return worker
 
-    pool = WorkerPool(
-        "wasmtime-0.0.1",
-        start_worker,
-        size=size,
-        limits=Reloadable(LIMITS),
-        metrics=Metrics("test"),
-    )
-    await pool.start()
-    while pool.alive < size:  # noqa: ASYNC110 - it has no event
-        await asyncio.sleep(0.01)
-    try:
-        yield pool
-    finally:
-        await pool.close()
+    return workers.pool_of(engine, size, spoil)
 
 
-async def test_the_job_is_done_by_another_worker(confined_engine: Path) -> None:
-    async with pool_with_spoiled(confined_engine, 1) as pool:
+@pytest.mark.parametrize("count", [1, 3])
+async def test_the_job_is_done_by_another_worker(confined_engine: Path, count: int) -> None:
+    """Also where all were spoiled while they were idle."""
+    async with pool_with_spoiled(confined_engine, count, size=count) as pool:
         report = await pool.run(Job(ORDER))
         assert report.result
         assert report.result["outcome"] == "ok"
-
-
-async def test_workers_that_were_spoiled_while_they_were_idle_cost_no_call(
-    confined_engine: Path,
-) -> None:
-    async with pool_with_spoiled(confined_engine, 3, size=3) as pool:
-        report = await pool.run(Job(ORDER))
-        assert report.result
 
 
 async def test_when_two_fail_the_daemon_is_blamed(confined_engine: Path) -> None:

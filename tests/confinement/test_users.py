@@ -19,6 +19,7 @@ from tests.confinement import workers
 from tests.confinement.workers import attempt
 from tests.e2e import hostile_engine
 from tests.e2e.foreign import unused_user
+from tests.e2e.processes import status_of
 
 USER = unused_user()
 PYTHON = "/usr/bin/python3"
@@ -57,7 +58,7 @@ async def test_an_ordinary_users_jobs_are_confined_all_the_same() -> None:
         async with workers.running(engine) as worker:
             found = worker.isolation
             assert found.holds, found
-            assert users_of(worker.pid) == [str(USER)] * 4
+            assert status_of(worker.pid)["Uid"].split() == [str(USER)] * 4
             for words in (("read_file", "/etc/passwd"), ("fork",), ("signal_process", os.getpid())):
                 assert (await attempt(worker, *words)).refused
             assert (await attempt(worker, "exhaust_threads", 64)).got == 64
@@ -98,12 +99,6 @@ async def test_a_root_who_cannot_become_anybody_says_so(command: tuple[str, ...]
 
 def states(isolation: Isolation) -> dict[str, LayerState]:
     return {layer.name: layer.state for layer in isolation.layers}
-
-
-def users_of(pid: int) -> list[str]:
-    """Return a process's real, effective, saved and file system user."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return status.partition("Uid:\t")[2].split()[:4]
 
 
 def files_of(pid: int) -> list[Path]:

@@ -6,26 +6,29 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from wasmkilnd.engines.pool import WorkerPool
 from wasmkilnd.engines.process import JobOrder, JobReport, Worker, start_worker
-from wasmkilnd.model import Limits
+from wasmkilnd.model import Limits, Reloadable
+from wasmkilnd.telemetry.metrics import Metrics
 
 from tests.contract.values import payload_of
 from tests.e2e import hostile_engine
 from tests.e2e.hostile_engine import module
+from tests.e2e.processes import status_of
 
 TRIPLE = "x86_64-unknown-linux-gnu"
 LIMITS = Limits(
     module_bytes=1024,
-    artifact_bytes=4 * 1024**2,
+    artifact_bytes=2**20,
     compile_timeout_s=60.0,
     compile_cpu_s=60.0,
-    compile_memory_bytes=4 * 1024**3,
+    compile_memory_bytes=2**31,
     queue_length=1,
     queue_bytes=1024**2,
 )
@@ -85,40 +88,44 @@ async def attempt(
     worker: Worker,
     name: str,
     *arguments: object,
-    memory_bytes: int = 2**31,
-    cpu_s: float = 20,
-    timeout_s: float = 30,
+    **limits: float,
 ) -> Outcome:
     """Have the code in a job try something."""
-    ordered = order(name, *arguments, memory_bytes=memory_bytes, cpu_s=cpu_s, timeout_s=timeout_s)
-    return Outcome(await worker.run(ordered))
+    return Outcome(await worker.run(order(name, *arguments, **limits)))
 
 
 def order(
     name: str,
     *arguments: object,
-    memory_bytes: int = 2**31,
     cpu_s: float = 20,
     timeout_s: float = 30,
 ) -> JobOrder:
     """Return the order of a job whose code is to try something."""
-    return JobOrder(
-        order={
-            "op": "compile",
-            "kind": "core",
-            "target": TRIPLE,
-            "cpu": "native",
-            "settings": {},
-        },
-        limits=replace(
-            LIMITS,
-            artifact_bytes=2**20,
-            compile_timeout_s=timeout_s,
-            compile_cpu_s=cpu_s,
-            compile_memory_bytes=memory_bytes,
-        ),
-        wasm=module(name, *arguments),
-    )
+    limits = replace(LIMITS, compile_timeout_s=timeout_s, compile_cpu_s=cpu_s)
+    wishes = {"op": "compile", "kind": "core", "target": TRIPLE, "cpu": "native", "settings": {}}
+    return JobOrder(wishes, limits, module(name, *arguments))
+
+
+@asynccontextmanager
+async def pool_of(
+    engine: Path, size: int = 1, started: Callable[[Worker], None] = lambda _: None
+) -> AsyncIterator[WorkerPool]:
+    """A pool of workers in an environment; each is given to ``started`` once it has started."""
+
+    async def start() -> Worker:
+        worker = await start_worker(engine / "bin" / "python", "wasmtime", 2)
+        started(worker)
+        return worker
+
+    limits, metrics = Reloadable(LIMITS), Metrics("test")
+    pool = WorkerPool("wasmtime-0.0.1", start, size=size, limits=limits, metrics=metrics)
+    await pool.start()
+    while pool.alive < size:  # noqa: ASYNC110 - it has no event
+        await asyncio.sleep(0.01)
+    try:
+        yield pool
+    finally:
+        await pool.close()
 
 
 @asynccontextmanager
@@ -129,7 +136,7 @@ async def job_of(worker: Worker) -> AsyncIterator[int]:
     job: set[int] = set()
     try:
         async with asyncio.timeout(60):
-            while not any("Seccomp_filters:\t2" in status_of(pid) for pid in job):
+            while not any(status_of(pid).get("Seccomp_filters") == "2" for pid in job):
                 await asyncio.sleep(0.01)
                 job = children_of(worker.pid) - before
         [pid] = job
@@ -143,8 +150,3 @@ async def job_of(worker: Worker) -> AsyncIterator[int]:
 def children_of(pid: int) -> set[int]:
     """Return the children of a process."""
     return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
-
-
-def status_of(pid: int) -> str:
-    """Return the kernel's status of a process."""
-    return Path(f"/proc/{pid}/status").read_text()

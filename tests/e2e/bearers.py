@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-from collections.abc import Mapping
+import signal
 from pathlib import Path
 from typing import Any
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
-from tests.e2e.programs import WASMKILND
+from tests.e2e.daemon import Daemon
+from tests.e2e.processes import eventually
+from tests.e2e.programs import wasmkilnd
 
 Metadata = tuple[tuple[str, str], ...]
 
 
 def token_command(state_dir: Path, *words: str) -> str:
     """Run ``wasmkilnd token``; return its standard output."""
-    return subprocess.run(
-        [WASMKILND, "token", *words, "--state-dir", str(state_dir)],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
+    return wasmkilnd("token", *words, "--state-dir", str(state_dir)).strip()
 
 
 def add_token(
@@ -34,12 +29,6 @@ def add_token(
     words += ["--namespace", namespace] if namespace else []
     words += ["--expires", expires] if expires else []
     return token_command(state_dir, "add", name, *words)
-
-
-def listed_tokens(state_dir: Path) -> list[Mapping[str, Any]]:
-    """Return the rows of ``token ls``."""
-    found: list[Mapping[str, Any]] = json.loads(token_command(state_dir, "ls", "--json"))
-    return found
 
 
 def bearer(token: str) -> Metadata:
@@ -72,3 +61,10 @@ def reason_of(refused: Any) -> str:
                 if detail.Unpack(info):
                     return f"{info.reason} {info.metadata.get('role', '')}".strip()
     return str(refused.code().name)
+
+
+def reload(daemon: Daemon) -> None:
+    """Send SIGHUP, and wait until it is answered."""
+    seen = daemon.log.count('"reloaded"')
+    daemon.process.send_signal(signal.SIGHUP)
+    eventually(lambda: daemon.log.count('"reloaded"') > seen, "no answer to SIGHUP")

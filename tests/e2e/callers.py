@@ -22,6 +22,7 @@ from wasmkiln.v1 import module_service_pb2_grpc
 
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon
+from tests.e2e.floods import headers_of
 from tests.e2e.processes import eventually, jobs_of, stopped
 
 ENGINE = "wasmtime-50.0.1"
@@ -133,15 +134,7 @@ class RawCaller:
     def begin(self, method: str, announced: int) -> int:
         """Begin a call with a message of ``announced`` bytes; return its stream."""
         stream = self.connection.get_next_available_stream_id()
-        headers = {
-            ":method": "POST",
-            ":scheme": "http",
-            ":path": method,
-            ":authority": "daemon",
-            "te": "trailers",
-            "content-type": "application/grpc",
-        }
-        self.connection.send_headers(stream, list(headers.items()))
+        self.connection.send_headers(stream, headers_of(method))
         self.connection.send_data(stream, struct.pack(">BI", 0, announced))
         self._flush()
         return stream
@@ -184,11 +177,10 @@ class RawCaller:
 
     def ended(self, stream: int) -> dict[str, str]:
         """Return the trailers of a call, none while it runs."""
+        ends = (h2.events.TrailersReceived, h2.events.ResponseReceived)
         for event in self.events:
-            if isinstance(event, h2.events.TrailersReceived) and event.stream_id == stream:
-                return _text(event.headers)
-            if isinstance(event, h2.events.ResponseReceived) and event.stream_id == stream:
-                headers = _text(event.headers)
+            if isinstance(event, ends) and event.stream_id == stream:
+                headers = {str(name): str(value) for name, value in event.headers or ()}
                 if "grpc-status" in headers:
                     return headers
         return {}
@@ -202,7 +194,3 @@ class RawCaller:
 
     def __exit__(self, *_: object) -> None:
         self.socket.close()
-
-
-def _text(headers: Any) -> dict[str, str]:
-    return {str(name): str(value) for name, value in headers or ()}

@@ -1,17 +1,17 @@
-"""Raw HTTP/2 connections that send one kind of frame, as fast as asked: ``python -m`` runs one."""
+"""Senders of bad input: floods of one kind of HTTP/2 frame, and connections by the thousand."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import itertools
-import os
+import resource
 import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import hpack
 
@@ -22,14 +22,11 @@ DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, _, PING, GOAWAY, WINDOW_UPDATE, C
 END_STREAM = ACK = 0x1
 END_HEADERS = 0x4
 CANCEL = 8
+STATS = "/wasmkiln.v1.ModuleService/Stats"
+WATCH = "/grpc.health.v1.Health/Watch"
 
+PER_SECOND = 50_000
 _BATCH = 500  # frames, or pairs of them, in one write
-
-
-def processor_s(pid: int) -> float:
-    """Return how much processor time a process has used, its threads included."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
@@ -38,9 +35,9 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     return head + payload
 
 
-def request_headers(path: str = "/wasmkiln.v1.ModuleService/Stats") -> bytes:
-    """Return the header block of a call, which no dynamic table is needed to read."""
-    headers = [
+def headers_of(path: str) -> list[tuple[str, str]]:
+    """Return the headers of a call."""
+    return [
         (":method", "POST"),
         (":scheme", "http"),
         (":path", path),
@@ -48,9 +45,13 @@ def request_headers(path: str = "/wasmkiln.v1.ModuleService/Stats") -> bytes:
         ("te", "trailers"),
         ("content-type", "application/grpc"),
     ]
+
+
+def request_headers(path: str = STATS) -> bytes:
+    """Return the header block of a call, which no dynamic table is needed to read."""
     encoder = hpack.Encoder()
     encoder.header_table_size = 0
-    return bytes(encoder.encode(headers))
+    return bytes(encoder.encode(headers_of(path)))
 
 
 class Flood:
@@ -81,8 +82,8 @@ class Flood:
             self.closed.set()
         return not self.closed.is_set()
 
-    def run(self, batches: Iterator[bytes], rate: float, seconds: float) -> tuple[int, float]:
-        """Send batches at ``rate`` frames a second; return how many, and for how long."""
+    def run(self, batches: Iterator[bytes], rate: float, seconds: float) -> int:
+        """Send batches at ``rate`` frames a second; return how many."""
         sent, began = 0, time.monotonic()
         while (now := time.monotonic() - began) < seconds:
             if sent > now * rate:
@@ -91,7 +92,7 @@ class Flood:
                 break
             else:
                 sent += _BATCH
-        return sent, time.monotonic() - began
+        return sent
 
     def __enter__(self) -> Flood:
         return self
@@ -124,152 +125,208 @@ class Flood:
             self.send(frame(SETTINGS, ACK, 0))
 
 
-def _streams() -> Iterator[int]:
-    return itertools.count(1, 2)
-
-
-def _batches(one: Callable[[], bytes]) -> Iterator[bytes]:
-    while True:
-        yield b"".join(one() for _ in range(_BATCH))
-
-
 def _same(data: bytes) -> Iterator[bytes]:
     return itertools.repeat(data * _BATCH)
 
 
-def resets(path: str = "/wasmkiln.v1.ModuleService/Stats") -> Iterator[bytes]:
-    """Begin calls and cancel each at once."""
+def _calls(one: Callable[[int], bytes]) -> Iterator[bytes]:
+    """Send what ``one`` returns for each new stream."""
+    streams = itertools.count(1, 2)
+    while True:
+        yield b"".join(one(next(streams)) for _ in range(_BATCH))
+
+
+def _begun(stream: int, more: bytes = b"", block: bytes = request_headers()) -> bytes:
+    return frame(HEADERS, END_HEADERS, stream, block + more)
+
+
+def _reset(stream: int) -> bytes:
+    return frame(RST_STREAM, 0, stream, struct.pack(">I", CANCEL))
+
+
+def _resets(path: str) -> Iterator[bytes]:
     block = request_headers(path)
-    head = struct.pack(">IB", len(block) << 8 | HEADERS, END_HEADERS)
-    reset = struct.pack(">IB", 4 << 8 | RST_STREAM, 0)
-    why = struct.pack(">I", CANCEL)
-    streams = _streams()
-
-    def one() -> bytes:
-        name = struct.pack(">I", next(streams))
-        return head + name + block + reset + name + why
-
-    return _batches(one)
+    return _calls(lambda stream: _begun(stream, block=block) + _reset(stream))
 
 
-def _window_updates() -> Iterator[bytes]:
-    return _same(frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 1)))
+def _after(first: bytes, then: bytes) -> Callable[[Flood], Iterator[bytes]]:
+    def send(flood: Flood) -> Iterator[bytes]:
+        flood.send(first)
+        return _same(then)
 
-
-def _open_call(flood: Flood, path: str = "/wasmkiln.v1.ModuleService/Stats") -> None:
-    flood.send(frame(HEADERS, END_HEADERS, 1, request_headers(path)))
-
-
-def _empty_data(flood: Flood) -> Iterator[bytes]:
-    _open_call(flood)
-    return _same(frame(DATA, 0, 1))
-
-
-def _continuation(flood: Flood) -> Iterator[bytes]:
-    flood.send(frame(HEADERS, 0, 1, request_headers()))
-    return _same(frame(CONTINUATION, 0, 1))
-
-
-def _many_headers(_: Flood) -> Iterator[bytes]:
-    """Header lists of 15 KiB, each of a call that is cancelled."""
-    block = request_headers() + b"\x00\x01x\x7f\xf5\x7a" + b"y" * 15_860
-    streams = _streams()
-
-    def one() -> bytes:
-        stream = next(streams)
-        return frame(HEADERS, END_HEADERS, stream, block) + frame(
-            RST_STREAM, 0, stream, struct.pack(">I", CANCEL)
-        )
-
-    return _batches(one)
+    return send
 
 
 def _hpack_bomb(_: Flood) -> Iterator[bytes]:
     """One large entry of the dynamic table, named 4,000 times in a header list."""
-    entry = b"\x40\x01x\x7f\xa1\x1e" + b"y" * 4_000
-    streams = _streams()
-    first = [entry]
-
-    def one() -> bytes:
-        stream = next(streams)
-        block = request_headers() + (first.pop() if first else b"") + b"\xbe" * 4_000
-        return frame(HEADERS, END_HEADERS, stream, block)
-
-    return _batches(one)
+    entry = [b"\x40\x01x\x7f\xa1\x1e" + b"y" * 4_000]
+    return _calls(lambda stream: _begun(stream, (entry.pop() if entry else b"") + b"\xbe" * 4_000))
 
 
-def _unfinished(_: Flood) -> Iterator[bytes]:
-    """Calls that begin and never go on."""
-    block = request_headers()
-    streams = _streams()
-    return _batches(lambda: frame(HEADERS, END_HEADERS, next(streams), block))
-
-
-def _short_calls(_: Flood) -> Iterator[bytes]:
-    """Complete calls; nobody waits for the answers."""
-    block = request_headers()
-    streams = _streams()
-
-    def one() -> bytes:
-        stream = next(streams)
-        return frame(HEADERS, END_HEADERS, stream, block) + frame(
-            DATA, END_STREAM, stream, bytes(5)
-        )
-
-    return _batches(one)
-
-
+_LONG_HEADER = b"\x00\x01x\x7f\xf5\x7a" + b"y" * 15_860
+_TABLE = b"\x00\x01\x00\x00\x10\x00\x00\x04\x00\x00\xff\xff"
 KINDS: dict[str, Callable[[Flood], Iterator[bytes]]] = {
-    "resets": lambda _: resets(),
-    "resets-of-nothing": lambda _: resets("/x/y"),
-    "resets-of-watches": lambda _: resets("/grpc.health.v1.Health/Watch"),
+    "resets": lambda _: _resets(STATS),
+    "resets-of-nothing": lambda _: _resets("/x/y"),
+    "resets-of-watches": lambda _: _resets(WATCH),
     "settings": lambda _: _same(frame(SETTINGS, 0, 0)),
-    "settings-table": lambda _: _same(
-        frame(SETTINGS, 0, 0, b"\x00\x01\x00\x00\x10\x00\x00\x04\x00\x00\xff\xff")
-    ),
+    "settings-table": lambda _: _same(frame(SETTINGS, 0, 0, _TABLE)),
     "pings": lambda _: _same(frame(PING, 0, 0, bytes(8))),
     "ping-acks": lambda _: _same(frame(PING, ACK, 0, bytes(8))),
-    "window-updates": lambda _: _window_updates(),
+    "window-updates": lambda _: _same(frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 1))),
     "priorities": lambda _: _same(frame(PRIORITY, 0, 1, bytes(5))),
     "unknown-frames": lambda _: _same(frame(0x20, 0, 0, bytes(8))),
-    "empty-data": _empty_data,
-    "continuations": _continuation,
-    "resets-of-large-headers": _many_headers,
+    "empty-data": _after(_begun(1), frame(DATA, 0, 1)),
+    "continuations": _after(frame(HEADERS, 0, 1, request_headers()), frame(CONTINUATION, 0, 1)),
+    "resets-of-large-headers": lambda _: _calls(lambda s: _begun(s, _LONG_HEADER) + _reset(s)),
     "hpack-bomb": _hpack_bomb,
-    "unfinished": _unfinished,
-    "short-calls": _short_calls,
+    # Calls that never go on, and calls for whose answers nobody waits.
+    "unfinished": lambda _: _calls(_begun),
+    "short-calls": lambda _: _calls(lambda s: _begun(s) + frame(DATA, END_STREAM, s, bytes(5))),
     "goaways": lambda _: _same(frame(GOAWAY, 0, 0, bytes(8))),
     "late-resets": lambda _: _same(frame(RST_STREAM, 0, 1, bytes(4))),
 }
 
 
-def main() -> None:
-    """Flood an address for some seconds, connecting again whenever the connection ends."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("address")
-    parser.add_argument("kind", choices=KINDS)
-    parser.add_argument("--rate", type=float, default=50_000)
-    parser.add_argument("--seconds", type=float, default=5)
-    parser.add_argument("--once", action="store_true", help="do not connect again")
-    args = parser.parse_args()
-    began = time.monotonic()
-    sent = connections = 0
-    lasted: list[float] = []
-    goaways: set[bytes] = set()
-    while (left := args.seconds - (time.monotonic() - began)) > 0:
-        with Flood(args.address) as flood:
-            count, seconds = flood.run(KINDS[args.kind](flood), args.rate, left)
-        goaways.update(flood.goaways)
-        sent += count
-        connections += 1
-        lasted.append(seconds)
-        if args.once:
-            break
-    print(
-        f"{args.kind}: {sent / (time.monotonic() - began):,.0f} frames a second,"
-        f" {connections} connections, longest {max(lasted):.2f} s, {goaways or 'no GOAWAY'}"
-    )
+def flood(address: str, kind: str, seconds: float) -> Counter[str]:
+    """Send frames of a kind, over a new connection whenever one is closed; tell what happened."""
+    done: Counter[str] = Counter()
+    until_s = time.monotonic() + seconds
+    while (left_s := until_s - time.monotonic()) > 0:
+        try:
+            with Flood(address) as one:
+                done[kind] += one.run(KINDS[kind](one), PER_SECOND, left_s)
+                done["closed by the daemon"] += one.closed.is_set()
+        except OSError:
+            done["refused"] += 1
+            time.sleep(0.01)
+        else:
+            done["connections"] += 1
+    return done
 
 
-if __name__ == "__main__":
-    main()
+Connect = Callable[[], socket.socket]
+
+OPENING = PREFACE + frame(SETTINGS, 0, 0) + frame(SETTINGS, ACK, 0)
+"""How a caller begins HTTP/2 without waiting for the daemon's settings."""
+
+
+def _call(path: str, flags: int, data: bytes) -> bytes:
+    headers = frame(HEADERS, END_HEADERS, 1, request_headers(path))
+    return OPENING + headers + frame(DATA, flags, 1, data)
+
+
+CROWDS = {
+    "idle": OPENING,
+    "watch": _call(WATCH, END_STREAM, bytes(5)),
+    "half": _call("/wasmkiln.v1.ModuleService/Load", 0, b"\0\0\0\x10\0half"),
+}
+"""What each connection of a crowd sends to a gRPC port, by name."""
+
+HALF = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nX-Half: "
+_WHOLE = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
+STRANGE = {
+    "half": HALF,
+    "silent": b"",
+    "pipelined": _WHOLE * 200,
+    "unread": _WHOLE,
+    "status page": b"".join(
+        b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % path
+        for path in (b"/", b"/status", b"/status.json", b"/status/page.js") * 20
+    ),
+    "headers": b"GET /metrics HTTP/1.1\r\n" + b"".join(b"X-%d: a\r\n" % n for n in range(5000)),
+    "long header": HALF + b"a" * 1_000_000,
+    "http2": PREFACE + b"\0" * 64,
+    "upgrade": _WHOLE[:-2]
+    + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+    + b"HTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n"
+    + b"a" * 100_000,
+    "no http": bytes(range(256)) * 16,
+    "post": b"POST /metrics HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n\r\n"
+    + b"a" * 100_000,
+    "chunks": b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n" + b"5\r\nhello\r\n" * 10_000,
+}
+"""What a stranger may send to an HTTP port, by name."""
+
+
+def over_tcp(address: str) -> Connect:
+    """Return what connects to ``host:port``."""
+    host, _, port = address.rpartition(":")
+    return lambda: socket.create_connection((host.strip("[]"), int(port)), timeout=2)
+
+
+def hold_open(
+    connect: Connect,
+    openings: Sequence[bytes],
+    count: int,
+    over: Callable[[], object],
+    begun: threading.Event | None = None,
+    *,
+    reads: bool = False,
+) -> Counter[str]:
+    """Keep ``count`` connections until it is over, and open those again that are closed.
+
+    On each the next of ``openings`` is sent. Nothing that the daemon answers is read, unless it
+    ``reads``. Tells how many were opened, refused and closed by the daemon.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, count + 500)), hard))
+    done: Counter[str] = Counter()
+    held: set[socket.socket] = set()
+    try:
+        while not over():
+            closed = {one for one in held if _is_closed(one, reads=reads)}
+            for one in closed:
+                one.close()
+            done["closed by the daemon"] += len(closed)
+            held -= closed
+            while len(held) < count and not over():
+                try:
+                    one = connect()
+                except OSError:  # Whoever listens takes no more of them: try again later.
+                    done["refused"] += 1
+                    break
+                # A socket with a time-out would wait for the peer, even with MSG_DONTWAIT.
+                one.setblocking(False)
+                with contextlib.suppress(OSError):  # It may be closed already: then it is found so.
+                    one.send(openings[done["connections"] % len(openings)])
+                held.add(one)
+                done["connections"] += 1
+            if begun:
+                begun.set()
+            time.sleep(0.1)
+    finally:
+        for one in held:
+            one.close()
+    return done
+
+
+@contextlib.contextmanager
+def strangers(
+    connect: Connect, opening: bytes, count: int, *, reads: bool = False
+) -> Iterator[None]:
+    """Hold ``count`` connections, once as many as can be are open, until the end of the context."""
+    over, begun = threading.Event(), threading.Event()
+    with ThreadPoolExecutor(1) as thread:
+        holding = thread.submit(
+            hold_open, connect, [opening], count, over.is_set, begun, reads=reads
+        )
+        try:
+            assert begun.wait(60)
+            yield
+        finally:
+            over.set()
+    assert holding.result()
+
+
+def _is_closed(sock: socket.socket, *, reads: bool) -> bool:
+    try:
+        while data := sock.recv(65536 if reads else 1, 0 if reads else socket.MSG_PEEK):
+            if not reads:
+                break
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return not data

@@ -53,16 +53,8 @@ def ask(channel: grpc.Channel, timeout_s: float = 20.0) -> pb.GetCapabilitiesRes
 
 def openssl(address: str, site: TlsSite, *words: str) -> str:
     """Return what ``openssl s_client`` prints about a handshake."""
-    done = subprocess.run(
-        [
-            *("openssl", "s_client", "-connect", address, "-alpn", "h2", "-brief"),
-            *("-CAfile", str(site.authority.ca_file), "-verify_return_error", *words),
-        ],
-        input="",
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=60,
-        check=False,
-    )
-    return done.stdout + done.stderr
+    flags = ("-connect", address, "-alpn", "h2", "-brief", "-verify_return_error", *words)
+    command = ["openssl", "s_client", *flags, "-CAfile", str(site.authority.ca_file)]
+    # What the daemon sends after the handshake is no text.
+    done = subprocess.run(command, input=b"", capture_output=True, timeout=60, check=False)
+    return (done.stdout + done.stderr).decode(errors="replace")

@@ -22,14 +22,6 @@ _NOTED_S = 0.005
 _LONG_S = 0.025
 
 
-def longest_stall_s(notes: Path) -> float:
-    """Return the longest hold of the loop, in seconds of CPU; print its cause."""
-    found = sorted(holds(notes), key=lambda hold: hold.cpu_s)
-    for hold in found[-3:]:
-        print(f"held for {hold.cpu_s * 1e3:.1f} ms of CPU by {hold.what}")
-    return found[-1].cpu_s if found else 0.0
-
-
 @dataclass(frozen=True, slots=True)
 class Hold:
     """One step that held the loop."""
@@ -37,7 +29,6 @@ class Hold:
     at_s: float
     """When it ended, on the monotonic clock."""
     cpu_s: float
-    what: str
 
 
 def holds(notes: Path) -> list[Hold]:
@@ -45,7 +36,7 @@ def holds(notes: Path) -> list[Hold]:
     # The last line may be half written.
     lines = notes.read_text().splitlines(keepends=True)
     rows = [line.split(maxsplit=2) for line in lines if line.endswith("\n")]
-    return [Hold(float(at_s), float(cpu_s), what) for at_s, cpu_s, what in rows]
+    return [Hold(float(at_s), float(cpu_s)) for at_s, cpu_s, _ in rows]
 
 
 def _watch(notes: Path) -> None:

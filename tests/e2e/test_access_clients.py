@@ -2,52 +2,104 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
+import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import pytest
-from wasmkiln import (
-    TLS,
-    AsyncClient,
-    Client,
-    ConnectionFailed,
-    CredentialsInvalid,
-    CredentialsMissing,
-    RoleMissing,
-    WasmkilnError,
-)
 
 from tests.authority import Authority
-from tests.e2e.access_site import Site, access_site
-from tests.e2e.daemon import ONE_ENGINE, fresh_state
+from tests.e2e.bearers import add_token
+from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
 from tests.e2e.grpcurl import GRPCURL
-from tests.e2e.programs import ROOT
+from tests.e2e.over_tls import TlsSite
+from tests.e2e.programs import ROOT, search_path
 from tests.node_package import node_package
 
 PAGE = (ROOT / "docs" / "how-to" / "call-with-credentials.md").read_text()
 METHODS = {"capabilities": "GetCapabilities", "stats": "Stats"}
+COMMANDS = {"capabilities": "whoami", "stats": "stats"}
 Node = Callable[[str, Mapping[str, str]], str]
+
+
+@dataclass(frozen=True)
+class Site:
+    """The daemon, and a folder with ca.pem, client.pem, client.key and NAME.token."""
+
+    folder: Path
+    tls: TlsSite
+    daemon: Daemon
+
+    @property
+    def for_certificates(self) -> str:
+        """Where it serves gRPC to callers with certificates, by a name in its certificate."""
+        return self._local(self.daemon.address)
+
+    @property
+    def for_tokens(self) -> str:
+        """Where it serves gRPC to callers with tokens."""
+        return self._local(self.daemon._row("tokens").partition(" ")[0])
+
+    @property
+    def admin(self) -> str:
+        """Where it serves HTTP."""
+        return self._local(self.daemon.admin_url.partition("://")[2])
+
+    def run(
+        self, words: Sequence[str], environ: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program of a caller in the folder."""
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("WASMKILN_")}
+        inherited["PATH"] = search_path()
+        return subprocess.run(
+            words,
+            cwd=self.folder,
+            env={**inherited, **(environ or {})},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    def _local(self, address: str) -> str:
+        return f"localhost:{address.rpartition(':')[2]}"
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Run the daemon, with the tokens `ci`, `reader`, `unknown` and `expired`, a second old."""
     folder = tmp_path_factory.mktemp("site")
     state = fresh_state(folder / "state", own_keys=True, engines=ONE_ENGINE)
-    with access_site(folder / "caller", state) as site:
-        yield site
+    tls = TlsSite(folder / "caller")
+    texts = {
+        "ci": add_token(state, "ci", "compile", "metrics"),
+        "reader": add_token(state, "reader", "read"),
+        "expired": add_token(state, "expired", "compile", expires="1s"),
+        "unknown": "wk_0123456789ab_" + "A" * 32,
+    }
+    for name, text in texts.items():
+        file = tls.authority.folder / f"{name}.token"
+        file.touch(0o600)
+        file.write_text(text)
+    Authority(tls.authority.folder / "other")
+    socket = f"unix:{tls.authority.folder}/kiln.sock"
+    flags = tls.flags("--token-listen", "127.0.0.1:0", "--listen", socket)
+    with Daemon(state, flags) as daemon:
+        time.sleep(1)  # The expired one may have been made just now.
+        yield Site(tls.authority.folder, tls, daemon)
 
 
 @dataclass(frozen=True)
 class Wrong:
     """One wrong way to call, and what comes of it."""
 
-    error: type[WasmkilnError]
     sentence: str
-    """A pattern of what users of the Python client and its command read."""
+    """A pattern of what users of the Python client read, and of its command."""
     code: int
     """The exit code of the command."""
     others: str
@@ -65,7 +117,6 @@ class Wrong:
 
 WRONG = {
     "no credentials": Wrong(
-        CredentialsMissing,
         r"cannot tell who calls: send a token .* \(in wasmkiln: token_file or WASMKILN_TOKEN_FILE;"
         r" .*\)",
         6,
@@ -73,7 +124,6 @@ WRONG = {
         "CREDENTIALS_MISSING: cannot tell who calls: send a token ",
     ),
     "an unknown token": Wrong(
-        CredentialsInvalid,
         r"cannot accept your token: the daemon does not know it; ask its operator for a new one",
         6,
         r"Code: Unauthenticated\s+Message: cannot accept your token: the daemon does not know it",
@@ -81,7 +131,6 @@ WRONG = {
         token="unknown.token",
     ),
     "an expired token": Wrong(
-        CredentialsInvalid,
         r"cannot accept your token: it has expired; ask for a new one",
         6,
         r"Code: Unauthenticated\s+Message: cannot accept your token: it has expired",
@@ -89,7 +138,6 @@ WRONG = {
         token="expired.token",
     ),
     "a missing role": Wrong(
-        RoleMissing,
         r"cannot .*: it needs the role metrics, which your identity does not have; ask the operator"
         r" of the daemon",
         6,
@@ -99,7 +147,6 @@ WRONG = {
         method="stats",
     ),
     "plaintext to a TLS port": Wrong(
-        ConnectionFailed,
         r"the daemon at \S+ closes connections, so it may speak TLS only: use tls .*",
         3,
         r"Failed to dial target host",
@@ -108,7 +155,6 @@ WRONG = {
         token="ci.token",
     ),
     "a CA that is not trusted": Wrong(
-        ConnectionFailed,
         r"the certificate of the daemon at \S+ is signed by none of the trusted CAs, those in .*",
         3,
         r"certificate signed by unknown authority",
@@ -117,7 +163,6 @@ WRONG = {
         token="ci.token",
     ),
     "another host": Wrong(
-        ConnectionFailed,
         r"the certificate of the daemon at \S+ is not for kiln\.example\.org: use .*",
         3,
         r"certificate is valid for localhost, not kiln\.example\.org",
@@ -126,7 +171,6 @@ WRONG = {
         token="ci.token",
     ),
     "no client certificate": Wrong(
-        ConnectionFailed,
         r"the daemon at \S+ closes connections without a client certificate: use cert_file .*",
         3,
         r"Failed to dial target host",
@@ -137,57 +181,17 @@ WRONG = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _wrong_files(site: Site) -> None:
-    Authority(site.folder / "other")
-    (site.folder / "unknown.token").write_text("wk_0123456789ab_" + "A" * 32)
-    (site.folder / "unknown.token").chmod(0o600)
-    with Client(
-        site.for_tokens, tls=TLS(site.folder / "ca.pem"), token_file=site.folder / "expired.token"
-    ) as client:
-        cause = ""
-        while cause != "expired":
-            try:
-                client.capabilities()
-            except CredentialsInvalid as error:
-                cause = error.metadata["cause"]
-
-
 def address(site: Site, wrong: Wrong) -> str:
     return site.for_tokens if wrong.tokens else site.for_certificates
 
 
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
-@pytest.mark.parametrize("kind", ["Client", "AsyncClient"])
-def test_python(site: Site, wrong: Wrong, kind: str) -> None:
-    arguments: dict[str, Any] = {
-        "address": address(site, wrong),
-        "tls": TLS(site.folder / wrong.ca, server_name=wrong.host) if wrong.tls else None,
-        "token_file": site.folder / wrong.token if wrong.token else None,
-    }
-
-    async def by_loop() -> None:
-        async with AsyncClient(**arguments) as client:
-            await getattr(client, wrong.method)()
-
-    def by_thread() -> None:
-        with Client(**arguments) as client:
-            getattr(client, wrong.method)()
-
-    with pytest.raises(wrong.error) as failed:
-        by_thread() if kind == "Client" else asyncio.run(by_loop())
-    assert re.fullmatch(wrong.sentence, failed.value.message), failed.value.message
-
-
-@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
 def test_the_command(site: Site, wrong: Wrong) -> None:
     words = ["--address", address(site, wrong)]
-    if wrong.tls:
-        words += ["--ca-file", wrong.ca]
-        words += ["--server-name", wrong.host] if wrong.host else []
+    words += ["--ca-file", wrong.ca] if wrong.tls else []
+    words += ["--server-name", wrong.host] if wrong.host else []
     words += ["--token-file", wrong.token] if wrong.token else []
-    command = {"capabilities": "whoami"}.get(wrong.method, wrong.method)
-    done = site.run(["wasmkiln", *words, command])
+    done = site.run(["wasmkiln", *words, COMMANDS[wrong.method]])
     assert done.returncode == wrong.code
     assert re.fullmatch(f"error: {wrong.sentence}\n", done.stderr), done.stderr
 
@@ -228,22 +232,17 @@ def identity(example: str) -> str:
     return "token:ci" if "ci.token" in example else "spiffe://example.org/builder/1"
 
 
-@pytest.mark.parametrize("example", [each for each in blocks("sh") if "curl --" not in each])
-def test_an_example_for_the_shell(site: Site, example: str) -> None:
-    done = site.run(["bash", "-euc", here(site, example)])
-    assert done.returncode == 0, done.stderr
-    assert identity(example) in done.stdout
-
-
-@pytest.mark.parametrize("example", [each for each in blocks("sh") if "curl --" in each])
-def test_an_example_with_curl(site: Site, example: str) -> None:
-    done = site.run(["bash", "-euo", "pipefail", "-c", here(site, example)])
-    if "ci.token" in example:
-        assert done.returncode == 0, done.stderr
-        assert "wasmkiln_" in done.stdout
-    else:  # without a policy, certificates may compile and no more
+@pytest.mark.parametrize("example", [*blocks("sh"), *blocks("python")])
+def test_an_example(site: Site, example: str) -> None:
+    language = ["python", "-c"] if "import " in example else ["bash", "-euo", "pipefail", "-c"]
+    done = site.run([*language, here(site, example)])
+    if "curl --" in example and "ci.token" not in example:
+        # Without a policy, certificates may compile and no more.
         assert done.returncode == 22
         assert "it needs the role metrics" in done.stdout
+        return
+    assert done.returncode == 0, done.stderr
+    assert ("wasmkiln_" if "curl --" in example else identity(example)) in done.stdout
 
 
 def test_a_unix_socket_needs_nothing(site: Site) -> None:
@@ -258,45 +257,20 @@ def test_a_unix_socket_needs_nothing(site: Site) -> None:
     assert "token:reader" in done.stdout
 
 
-def test_a_certificate_that_is_replaced_serves_the_next_call(site: Site) -> None:
-    cert, key = site.folder / "own.pem", site.folder / "own.key"
-    second = site.authority.client("second", dns="second.example.org")
-    cert.write_bytes(site.client.cert)
-    key.write_bytes(site.client.key)
-    tls = TLS(site.folder / "ca.pem", cert, key)
-    with Client(site.for_certificates, tls=tls) as client:
-        assert client.capabilities().caller.identity == "spiffe://example.org/builder/1"
-        cert.write_bytes(second.cert)
-        assert client.capabilities().caller.identity == "spiffe://example.org/builder/1"
-        key.write_bytes(second.key)
-        assert client.capabilities().caller.identity == "dns:second.example.org"
-
-
-@pytest.mark.parametrize("example", blocks("python"))
-def test_an_example_in_python(site: Site, example: str) -> None:
-    done = site.run(["python", "-c", here(site, example)])
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == identity(example)
-
-
 @pytest.mark.parametrize(
-    ("options", "code", "words"),
+    ("options", "scheme", "code", "words"),
     [
-        (["--cacert", "ca.pem"], 22, "cannot tell who calls"),
-        (["--cacert", "ca.pem", "-H", "authorization: Bearer wk_no_no"], 22, "does not know it"),
-        (["--cacert", "other/ca.pem"], 60, "certificate"),
+        ("--cacert ca.pem", "https", 22, "cannot tell who calls"),
+        ("--cacert ca.pem --oauth2-bearer wk_no_no", "https", 22, "does not know it"),
+        ("--cacert other/ca.pem", "https", 60, "certificate"),
+        ("", "http", 52, "Empty reply from server"),
     ],
 )
-def test_curl(site: Site, options: list[str], code: int, words: str) -> None:
-    done = site.run(["curl", "-sS", "--fail-with-body", *options, f"https://{site.admin}/metrics"])
+def test_curl(site: Site, options: str, scheme: str, code: int, words: str) -> None:
+    page = f"{scheme}://{site.admin}/metrics"
+    done = site.run(["curl", "-sS", "--fail-with-body", *options.split(), page])
     assert done.returncode == code
     assert words in done.stdout + done.stderr
-
-
-def test_curl_in_plaintext(site: Site) -> None:
-    done = site.run(["curl", "-sS", "-i", f"http://{site.admin}/metrics"])
-    assert (done.returncode, done.stdout) == (52, "")
-    assert "Empty reply from server" in done.stderr
 
 
 @pytest.fixture(scope="module")

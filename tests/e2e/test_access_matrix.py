@@ -218,8 +218,14 @@ def rpcs_of(daemon: Daemon, metadata: Metadata) -> Iterator[str]:
                         yield from (f"/{listed.name}/{method.name}" for method in service.method)
 
 
-def test_plaintext(site: Site) -> None:
-    with grpc.insecure_channel(site.plain.addresses[0]) as channel:
+@pytest.mark.parametrize("over", ["plaintext", "TLS"])
+def test_without_a_certificate(site: Site, over: str) -> None:
+    [tokens] = site.secure._row("tokens").partition(" (")[0].split(", ")
+    with (
+        grpc.insecure_channel(site.plain.addresses[0])
+        if over == "plaintext"
+        else site.tls.channel(f"localhost:{tokens.rpartition(':')[2]}")
+    ) as channel:
         for who in site.callers:
             assert verdicts(channel, who) == table(who), who.name
 
@@ -230,13 +236,6 @@ def test_a_unix_socket(site: Site) -> None:
         for who in (of_socket, *site.callers):
             expected = of_socket if who.refused == MISSING else who
             assert verdicts(channel, who) == table(expected), who.name
-
-
-def test_tls(site: Site) -> None:
-    [address] = site.secure._row("tokens").partition(" (")[0].split(", ")
-    with site.tls.channel(f"localhost:{address.rpartition(':')[2]}") as channel:
-        for who in site.callers:
-            assert verdicts(channel, who) == table(who), who.name
 
 
 def test_mutual_tls(site: Site) -> None:
@@ -257,28 +256,27 @@ def test_mutual_tls(site: Site) -> None:
         assert set(verdicts(channel, everybody(site)).values()) == {NO_CONNECTION}
 
 
-@pytest.mark.parametrize("with_certificate", [False, True])
-def test_pages_over_tls(site: Site, with_certificate: bool) -> None:
+@pytest.mark.parametrize("over", ["plaintext", "TLS", "TLS with a certificate"])
+def test_pages(site: Site, over: str) -> None:
     context = ssl.create_default_context(cafile=str(site.tls.authority.ca_file))
-    if with_certificate:
+    if over == "TLS with a certificate":
         context.load_cert_chain(site.tls.client.cert_file, site.tls.client.key_file)
+    host = (site.plain if over == "plaintext" else site.secure).admin_url.partition("://")[2]
+
+    def connection() -> http.client.HTTPConnection:
+        if over == "plaintext":
+            return http.client.HTTPConnection(host, timeout=60)
+        return http.client.HTTPSConnection(host, timeout=60, context=context)
+
     by_certificate = Who("builder", roles=frozenset({"compile"}))
-    host = site.secure.admin_url.removeprefix("http://").removeprefix("https://")
-    with closing(http.client.HTTPSConnection(host, timeout=60, context=context)) as line:
+    with closing(connection()) as line:
         needs = needs_of_pages(line, everybody(site))
     for who in site.callers:
-        expected = by_certificate if with_certificate and who.refused == MISSING else who
-        with closing(http.client.HTTPSConnection(host, timeout=60, context=context)) as line:
-            assert pages(line, who, needs) == statuses(expected, needs), who.name
-
-
-def test_pages_over_plaintext(site: Site) -> None:
-    host = site.plain.admin_url.removeprefix("http://")
-    with closing(http.client.HTTPConnection(host, timeout=60)) as line:
-        needs = needs_of_pages(line, everybody(site))
-    for who in site.callers:
-        with closing(http.client.HTTPConnection(host, timeout=60)) as line:
-            assert pages(line, who, needs) == statuses(who, needs), who.name
+        known = over == "TLS with a certificate" and who.refused == MISSING
+        with closing(connection()) as line:
+            assert pages(line, who, needs) == statuses(by_certificate if known else who, needs), (
+                who.name
+            )
 
 
 def needs_of_pages(line: http.client.HTTPConnection, who: Who) -> Mapping[str, Need]:

@@ -5,19 +5,25 @@ from __future__ import annotations
 import http.client
 import itertools
 import json
+import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from wasmkiln.v1 import module_service_pb2 as pb
 
+from tests.authority import Authority
+from tests.e2e.bearers import add_token
 from tests.e2e.callers import Caller
 from tests.e2e.daemon import Daemon, fresh_state
+from tests.e2e.floods import HALF, STRANGE, Connect, over_tcp, strangers
+from tests.e2e.over_tls import TlsSite, ask
 from tests.e2e.processes import eventually
 from tests.e2e.programs import WASMKILND
-from tests.e2e.strangers import SENT, Strangers, over_tcp, over_unix
 from tests.e2e.wasm import constant
 from tests.sizes import size
 
@@ -34,70 +40,18 @@ LOG_BYTES = 200_000
 
 ENGINE = "wasmtime-50.0.1"
 _tags = itertools.count(1)
+Page = Callable[[], http.client.HTTPConnection]
 
 
-def with_descriptors(count: int) -> tuple[str, ...]:
-    """Return the command of a daemon that may have ``count`` descriptors open."""
-    return ("prlimit", f"--nofile={count}:{count}", WASMKILND)
+def started(folder: Path, *flags: str) -> Daemon:
+    command = ("prlimit", f"--nofile={FEW}:{FEW}", WASMKILND)
+    return Daemon(fresh_state(folder, engines=(ENGINE,)), flags, command=command)
 
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    state = fresh_state(tmp_path_factory.mktemp("state"), engines=(ENGINE,))
-    with Daemon(state, ("--workers", "2"), command=with_descriptors(FEW)) as running:
+    with started(tmp_path_factory.mktemp("plain") / "state", "--workers", "2") as running:
         yield running
-
-
-class Honest:
-    """Calls, compiles, scrapes and probes, one after the other in each of several threads."""
-
-    def __init__(self, daemon: Daemon, connect: Callable[[], http.client.HTTPConnection]) -> None:
-        self._daemon = daemon
-        self._connect = connect
-        self._until = time.monotonic() + HONEST_S
-        self.done = {"hit": 0, "compile": 0, "scrape": 0, "probe": 0}
-
-    def run(self) -> dict[str, int]:
-        """Return how many of each succeeded. Raises what the first that failed raises."""
-        with ThreadPoolExecutor(4) as pool:
-            works = [
-                pool.submit(self._repeat, kind, work)
-                for kind, work in (
-                    ("hit", self._hit),
-                    ("compile", self._compile),
-                    ("scrape", lambda: self._get("/metrics")),
-                    ("probe", lambda: self._get("/readyz")),
-                )
-            ]
-            for work in works:
-                work.result()
-        return self.done
-
-    def _repeat(self, kind: str, work: Callable[[], None]) -> None:
-        while time.monotonic() < self._until or self.done[kind] < LEAST:
-            work()
-            self.done[kind] += 1
-            time.sleep(0.02)
-
-    # Each call on a connection of its own, which takes a descriptor, and without retries.
-
-    def _hit(self) -> None:
-        with Caller(self._daemon) as caller:
-            caller.stub.GetCapabilities(pb.GetCapabilitiesRequest(), timeout=60)
-
-    def _compile(self) -> None:
-        with Caller(self._daemon) as caller:
-            assert list(caller.compile(constant(next(_tags)), timeout=60))
-
-    def _get(self, page: str) -> None:
-        connection = self._connect()
-        try:
-            connection.request("GET", page)
-            answer = connection.getresponse()
-            assert answer.status == 200, answer.status
-            assert answer.read()
-        finally:
-            connection.close()
 
 
 def descriptors_of(daemon: Daemon) -> int:
@@ -108,47 +62,195 @@ def admin_of(daemon: Daemon) -> str:
     return daemon.admin_url.removeprefix("http://")
 
 
-def scrape(daemon: Daemon) -> http.client.HTTPConnection:
-    return http.client.HTTPConnection(admin_of(daemon), timeout=60)
+# Each call on a connection of its own, which takes a descriptor, and without retries.
 
 
-@pytest.mark.parametrize("what", SENT)
-def test_strangers_by_the_thousand_take_nothing_from_the_honest(daemon: Daemon, what: str) -> None:
-    before, logged = descriptors_of(daemon), len(daemon.log)
-    count = STRANGERS if what in ("half", "silent", "http2", "no http") else FEWER
-    with Strangers(over_tcp(admin_of(daemon)), SENT[what], count):
-        done = Honest(daemon, lambda: scrape(daemon)).run()
-        assert descriptors_of(daemon) < FEW - 64
-    assert min(done.values()) >= LEAST, done
-    eventually(lambda: descriptors_of(daemon) <= before + 40, "descriptors do not come back")
+def calls(daemon: Daemon) -> list[Callable[[], object]]:
+    """Return what honest callers do at the gRPC port."""
+
+    def hit() -> None:
+        with Caller(daemon) as caller:
+            caller.stub.GetCapabilities(pb.GetCapabilitiesRequest(), timeout=60)
+
+    def compile_another() -> None:
+        with Caller(daemon) as caller:
+            assert list(caller.compile(constant(next(_tags)), timeout=60))
+
+    return [hit, compile_another]
+
+
+def scrapes(connect: Page, token: str = "") -> list[Callable[[], object]]:
+    """Return what honest callers do at the admin port."""
+
+    def get(page: str) -> None:
+        with closing(connect()) as connection:
+            connection.request("GET", page, headers={"Authorization": f"Bearer {token}"})
+            answer = connection.getresponse()
+            assert answer.status == 200, answer.status
+            assert answer.read()
+
+    return [lambda: get("/metrics"), lambda: get("/readyz")]
+
+
+def all_are_served(daemon: Daemon, works: list[Callable[[], object]]) -> None:
+    """Do each, one after the other in a thread of its own, for a while; then wait for order."""
+    until_s = time.monotonic() + HONEST_S
+
+    def repeat(work: Callable[[], object]) -> None:
+        done = 0
+        while time.monotonic() < until_s or done < LEAST:
+            work()
+            done += 1
+            time.sleep(0.02)
+
+    with ThreadPoolExecutor(len(works)) as pool:
+        for each in [pool.submit(repeat, work) for work in works]:
+            each.result()
+    assert descriptors_of(daemon) < FEW - 64
+
+
+def all_is_as_before(daemon: Daemon, descriptors: int, logged: int) -> None:
+    eventually(lambda: descriptors_of(daemon) <= descriptors + 40, "descriptors do not come back")
     assert len(daemon.log) - logged < LOG_BYTES
     assert "Traceback" not in daemon.log
 
 
+@pytest.mark.parametrize("what", STRANGE)
+def test_strangers_by_the_thousand_take_nothing_from_the_honest(daemon: Daemon, what: str) -> None:
+    before = descriptors_of(daemon), len(daemon.log)
+    count = STRANGERS if what in ("half", "silent", "http2", "no http") else FEWER
+    address = admin_of(daemon)
+
+    def page() -> http.client.HTTPConnection:
+        return http.client.HTTPConnection(address, timeout=60)
+
+    with strangers(over_tcp(address), STRANGE[what], count):
+        all_are_served(daemon, [*calls(daemon), *scrapes(page)])
+    all_is_as_before(daemon, *before)
+
+
 def test_a_unix_socket_is_as_hard_to_take(tmp_path: Path) -> None:
     path = tmp_path / "admin.sock"
-    state = fresh_state(tmp_path / "state", engines=(ENGINE,))
-    flags = ("--workers", "1", "--admin-listen", f"unix:{path}")
+
+    def over_unix(*, patient: bool) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.setblocking(patient)
+        try:
+            sock.connect(str(path))
+        except OSError:
+            sock.close()
+            raise
+        return sock
 
     def page() -> http.client.HTTPConnection:
         connection = http.client.HTTPConnection("kiln", timeout=60)
-        connection.sock = over_unix(str(path), patient=True)()
+        connection.sock = over_unix(patient=True)
         return connection
 
-    with Daemon(state, flags, command=with_descriptors(FEW)) as daemon:
-        with Strangers(over_unix(str(path), patient=False), SENT["half"], STRANGERS):
-            done = Honest(daemon, page).run()
-        assert min(done.values()) >= LEAST, done
+    with started(tmp_path / "state", "--admin-listen", f"unix:{path}") as daemon:
+        with strangers(lambda: over_unix(patient=False), HALF, STRANGERS):
+            all_are_served(daemon, [*calls(daemon), *scrapes(page)])
         assert len(daemon.log) < LOG_BYTES
 
 
 def test_connections_to_the_grpc_port_leave_descriptors_for_jobs(daemon: Daemon) -> None:
     with Caller(daemon) as caller:
         assert list(caller.compile(constant(next(_tags))))
-        with Strangers(over_tcp(daemon.address), b"PRI * HTTP/2.0", STRANGERS):
+        with strangers(over_tcp(daemon.address), b"PRI * HTTP/2.0", STRANGERS):
             for _ in range(20):
                 assert list(caller.compile(constant(next(_tags))))
                 assert descriptors_of(daemon) < FEW - 64
     assert "cannot start a job" not in daemon.log
     line = daemon.wait_for_log("too few file descriptors")
     assert json.loads(line)["max_connections"] < 100
+
+
+class TlsPort:
+    """A daemon whose admin port speaks TLS, and a CA that one of its CAs has signed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tls = TlsSite(folder / "tls")
+        root = Authority(folder / "root", path_length=None)
+        self.between = root.authority("between")
+        self.tls.client_ca_file.write_bytes(root.ca_file.read_bytes())
+        self.token = add_token(folder / "state", "prometheus", "metrics")
+        self.daemon = started(folder / "state", *self.tls.flags())
+        self.context = ssl.create_default_context(cafile=str(self.tls.authority.ca_file))
+
+    def page(self, source: str = "127.0.0.1") -> http.client.HTTPConnection:
+        return http.client.HTTPSConnection(
+            admin_of(self.daemon), timeout=60, context=self.context, source_address=(source, 0)
+        )
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsPort]:
+    one = TlsPort(tmp_path_factory.mktemp("tls"))
+    with one.daemon:
+        yield one
+
+
+@pytest.mark.parametrize("what", ["silent", "half a hello", "hello", "half a request"])
+def test_strangers_take_nothing_over_tls(port: TlsPort, what: str) -> None:
+    outgoing, address = ssl.MemoryBIO(), admin_of(port.daemon)
+    session = port.context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost")
+    with pytest.raises(ssl.SSLWantReadError):
+        session.do_handshake()
+    hello = outgoing.read()
+
+    def after_a_handshake() -> socket.socket:
+        plain = over_tcp(address)()
+        with port.context.wrap_socket(plain, server_hostname="localhost") as session:
+            session.sendall(HALF)
+            return socket.socket(fileno=session.detach())
+
+    rows: dict[str, tuple[Connect, bytes, int]] = {
+        "silent": (over_tcp(address), b"", STRANGERS),
+        "half a hello": (over_tcp(address), hello[:100], STRANGERS),
+        "hello": (over_tcp(address), hello, STRANGERS),
+        "half a request": (after_a_handshake, b"", FEWER),
+    }
+    # Handshakes cost time, so that only another address is sure to get its turn.
+    source = "127.0.0.2" if what == "hello" else "127.0.0.1"
+    before = descriptors_of(port.daemon), len(port.daemon.log)
+    with strangers(*rows[what]):
+        all_are_served(port.daemon, scrapes(lambda: port.page(source), port.token))
+    all_is_as_before(port.daemon, *before)
+
+
+def test_of_two_tokens_none_counts(port: TlsPort) -> None:
+    with closing(port.page()) as connection:
+        connection.putrequest("GET", "/metrics")
+        for token in (port.token, "wk_another"):
+            connection.putheader("Authorization", f"Bearer {token}")
+        connection.endheaders()
+        assert connection.getresponse().status == 401
+
+
+def test_a_certificate_counts_whose_ca_one_of_the_daemons_has_signed(port: TlsPort) -> None:
+    caller = port.between.client(spiffe="spiffe://example.org/builder/1")
+    caller.cert_file.write_bytes(caller.cert + port.between.ca_file.read_bytes())
+    context = ssl.create_default_context(cafile=str(port.tls.authority.ca_file))
+    context.load_cert_chain(caller.cert_file, caller.key_file)
+    session = None
+    for _ in range(2):  # The second would go on with the first one's session.
+        plain = over_tcp(admin_of(port.daemon))()
+        with context.wrap_socket(plain, server_hostname="localhost", session=session) as connection:
+            connection.sendall(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
+            session = connection.session
+    with port.tls.channel(port.daemon.address, caller) as channel:
+        assert ask(channel).caller.identity == "spiffe://example.org/builder/1"
+
+
+def test_a_certificate_of_another_ca_reads_no_page(port: TlsPort) -> None:
+    stranger = port.tls.authority.client("stranger", spiffe="spiffe://example.org/builder/1")
+    context = ssl.create_default_context(cafile=str(port.tls.authority.ca_file))
+    context.load_cert_chain(stranger.cert_file, stranger.key_file)
+
+    def page() -> http.client.HTTPConnection:
+        return http.client.HTTPSConnection(admin_of(port.daemon), timeout=60, context=context)
+
+    for get in scrapes(page, port.token):
+        with pytest.raises((OSError, http.client.HTTPException)):
+            get()

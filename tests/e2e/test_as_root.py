@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.daemon import Daemon
-from tests.e2e.programs import WASMKILND, installed_engines, why_not_as
+from tests.e2e.programs import WASMKILND, installed_engines, run, why_not_as
 
 SERVICE = 54321
 """A user without a name, as in containers."""
@@ -21,39 +21,16 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as 
 
 
 @pytest.fixture
-def reachable() -> Iterator[Path]:
-    """A folder that the service's user can reach: pytest's own are root's alone."""
-    with tempfile.TemporaryDirectory(prefix="wasmkiln-") as folder:
-        Path(folder).chmod(0o711)
-        yield Path(folder)
-
-
-@pytest.fixture
-def state(reachable: Path) -> Path:
-    """The state directory of a service, as ``install -d -o`` makes it."""
-    state = reachable / "state"
-    state.mkdir(mode=0o700)
-    os.chown(state, SERVICE, SERVICE)
+def state() -> Iterator[Path]:
+    """The state directory of a service, as ``install -d -o`` makes it, where its user can reach."""
     if why := why_not_as(SERVICE):
         pytest.skip(f"another user cannot run the daemon: {why}")
-    return state
-
-
-def wasmkilnd(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run a command as root, from a folder that is root's alone."""
-    return run(WASMKILND, *words, environ=environ)
-
-
-def run(*words: str, environ: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("WASMKILN_")}
-    return subprocess.run(
-        words,
-        env={**inherited, **(environ or {})},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    with tempfile.TemporaryDirectory(prefix="wasmkiln-") as folder:
+        Path(folder).chmod(0o711)
+        state = Path(folder, "state")
+        state.mkdir(mode=0o700)
+        os.chown(state, SERVICE, SERVICE)
+        yield state
 
 
 def owners(folder: Path) -> set[int]:
@@ -80,15 +57,11 @@ COMMANDS = (
 CONFIG = ("config", "--admin-listen", "none", "--listen", "127.0.0.1:0")
 
 
-@pytest.mark.parametrize("named_by", ["flag", "environment"])
 @pytest.mark.parametrize("command", [*COMMANDS, CONFIG], ids=lambda words: "-".join(words[:2]))
 def test_each_command_refuses_and_names_the_line_to_give(
-    state: Path, command: tuple[str, ...], named_by: str
+    state: Path, command: tuple[str, ...]
 ) -> None:
-    words, environ = command, {"WASMKILN_STATE_DIR": str(state)}
-    if named_by == "flag":
-        words, environ = (*command, "--state-dir", str(state)), {}
-    done = wasmkilnd(*words, **environ)
+    done = run(WASMKILND, *command, "--state-dir", str(state))
     assert done.returncode == (2 if command == CONFIG else 1), done
     *logged, told = done.stderr.splitlines()
     assert not logged or command[0] == "serve"
@@ -106,19 +79,17 @@ def line_in(told: str) -> Sequence[str]:
 
 
 def test_the_lines_do_what_root_wanted(state: Path) -> None:
+    nobody = pwd.getpwnam("nobody")
     for words in (("keys", "generate"), ("token", "add", "ci", "--role", "read"), ("tls", "init")):
-        refused = wasmkilnd(*words, WASMKILN_STATE_DIR=str(state))
+        refused = run(WASMKILND, *words, WASMKILN_STATE_DIR=str(state))
         done = run(*line_in(refused.stderr))
         assert done.returncode == 0, done.stderr
     assert owners(state) == {SERVICE}
     assert {path.name for path in state.iterdir()} == {"access", "keys", "tls"}
-
-
-def test_a_user_with_a_name_gets_a_line_of_runuser(state: Path) -> None:
-    nobody = pwd.getpwnam("nobody")
-    os.chown(state, nobody.pw_uid, nobody.pw_gid)
-    refused = wasmkilnd("keys", "generate", WASMKILN_STATE_DIR=str(state))
-    line = line_in(refused.stderr)
+    # A user with a name gets a line of runuser.
+    for path in (state, *state.rglob("*")):
+        os.chown(path, nobody.pw_uid, nobody.pw_gid)
+    line = line_in(run(WASMKILND, "keys", "rotate", "--state-dir", str(state)).stderr)
     assert line[:4] == ["runuser", "-u", "nobody", "--"]
     done = run(*line)
     assert done.returncode == 0, done.stderr
@@ -134,7 +105,7 @@ def test_as_a_module_the_line_names_the_interpreter(state: Path) -> None:
 
 
 def test_what_the_refusal_says_serves(state: Path) -> None:
-    refused = wasmkilnd("serve", "--state-dir", str(state))
+    refused = run(WASMKILND, "serve", "--state-dir", str(state))
     line = line_in(refused.stderr)
     become = line[: line.index(WASMKILND)]
     flags = ["--redis-url", "none", "--workers", "1"]

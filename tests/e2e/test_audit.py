@@ -1,4 +1,4 @@
-"""The audit of a running daemon: who did what, in the file before the answer is there."""
+"""The audit of a running daemon: who did what, and who was refused, before the answer is there."""
 
 from __future__ import annotations
 
@@ -6,15 +6,23 @@ import itertools
 import json
 import os
 import signal
-from collections.abc import Sequence
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from wasmkiln import ModuleInvalid, ModuleNotLoaded, NotWasm
+from wasmkiln.v1 import admin_service_pb2 as admin_pb
+from wasmkiln.v1 import admin_service_pb2_grpc
+from wasmkiln.v1 import module_service_pb2 as pb
 
 from tests.e2e import wasm
-from tests.e2e.callers import Caller
+from tests.e2e.bearers import Metadata, add_token, bearer, reload, token_command, verdict
+from tests.e2e.callers import Caller, outcome_of
 from tests.e2e.daemon import Daemon, RedisDaemon
 from tests.e2e.processes import eventually, jobs_of
 from tests.e2e.signing_keys import KeyDirectory, KeyPair
@@ -23,6 +31,8 @@ KILLS = int(os.environ.get("WASMKILN_TEST_KILLS", "3"))
 """How often a daemon is killed; each needs a start."""
 ENGINE = "wasmer-1.1.0"
 FLAGS = ("--workers", "1", "--redis-url", "none")
+LINES = 100
+"""How many lines of a flood of refusals are written at least."""
 _tags = itertools.count(1)
 
 
@@ -148,28 +158,22 @@ def test_a_file_that_is_renamed_is_followed_and_sighup_changes_where_it_is(
         RedisDaemon(lean_state_dir, (*FLAGS, "--config", str(config))) as daemon,
         daemon.client() as client,
     ):
-
-        def reload(answer: str) -> None:
-            daemon.process.send_signal(signal.SIGHUP)
-            seen = daemon.log.count(answer)
-            eventually(lambda: daemon.log.count(answer) > seen, f"no {answer}")
-
         client.quarantined()
         path.rename(tmp_path / "audit.old")
         client.quarantined()
         assert len(acts(tmp_path / "audit.old")) == len(acts(path)) == 1
-        reload('"reloaded"')
+        reload(daemon)
         client.quarantined()
         assert len(acts(path)) == 2
         config.write_text(f'audit_file = "{tmp_path}"\n')
-        reload('"cannot reload')
-        assert "cannot write the audit to" in daemon.log
+        daemon.process.send_signal(signal.SIGHUP)
+        assert "cannot write the audit to" in daemon.wait_for_log('"cannot reload')
         client.quarantined()
         assert len(acts(path)) == 3
         other = KeyPair()
         KeyDirectory.of(lean_state_dir).trust(other.public)
         config.write_text(f'audit_file = "{second}"\n')
-        reload('"reloaded"')
+        reload(daemon)
         client.quarantined()
         assert len(acts(path)) == 3
         assert lines(path)[-1]["setting"] == "audit_file"
@@ -182,6 +186,8 @@ def test_a_file_that_cannot_be_written_stops_no_call(lean_state_dir: Path, tmp_p
     folder = tmp_path / "audit"
     folder.mkdir()
     path = folder / "audit.jsonl"
+    with pytest.raises(AssertionError, match=r"cannot write the audit to .*: Is a directory"):
+        audited(lean_state_dir, folder)  # It is asked for at the start.
     with audited(lean_state_dir, path) as daemon, daemon.client() as client:
         path.unlink()
         folder.rmdir()
@@ -196,13 +202,6 @@ def test_a_file_that_cannot_be_written_stops_no_call(lean_state_dir: Path, tmp_p
         assert lines(path)[0]["lines"] == 3
 
 
-def test_a_daemon_that_cannot_open_its_audit_does_not_start(
-    lean_state_dir: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(AssertionError, match=r"cannot write the audit to .*: Is a directory"):
-        audited(lean_state_dir, tmp_path)
-
-
 def test_the_audit_may_go_to_the_log(lean_state_dir: Path) -> None:
     with (
         RedisDaemon(lean_state_dir, (*FLAGS, "--audit-file", "log")) as daemon,
@@ -214,3 +213,108 @@ def test_the_audit_may_go_to_the_log(lean_state_dir: Path) -> None:
         line = json.loads(daemon.wait_for_log('"act": "admin"'))
     assert line["event"] == "audit"
     assert line["peer"].startswith("127.0.0.1:")
+
+
+class Guarded:
+    """A daemon that asks for tokens, and its audit."""
+
+    def __init__(self, state: Path, path: Path) -> None:
+        self.state, self.path, self.policy = state, path, path.with_name("policy.toml")
+        self.policy.write_text("")
+        self.operator = add_token(self.state, "operator", "admin", "metrics", "compile")
+        self.reader = add_token(self.state, "reader", "read")
+        self.daemon = audited(state, path, ("--policy-file", str(self.policy)))
+
+    def lines(self, event: str) -> list[dict[str, Any]]:
+        return [line for line in lines(self.path) if line["event"] == event]
+
+    def evict(self, metadata: Metadata) -> str:
+        with grpc.insecure_channel(self.daemon.address) as channel:
+            stub = admin_service_pb2_grpc.AdminServiceStub(channel)
+            return verdict(stub.Evict, admin_pb.EvictRequest(all=True), metadata)
+
+    def page(self, path: str, token: str = "") -> int:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        request = urllib.request.Request(f"{self.daemon.admin_url}{path}", headers=headers)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as page:
+                return int(page.status)
+        except urllib.error.HTTPError as refused:
+            return refused.code
+
+
+@pytest.fixture
+def guarded(lean_state_dir: Path, path: Path) -> Iterator[Guarded]:
+    one = Guarded(lean_state_dir, path)
+    with one.daemon:
+        yield one
+
+
+def test_each_refusal_says_who_where_and_why(guarded: Guarded) -> None:
+    unknown = f"wk_{'0' * 12}_{'1' * 48}"
+    assert guarded.evict(()) == "CREDENTIALS_MISSING"
+    assert guarded.evict(bearer(unknown)) == "CREDENTIALS_INVALID"
+    assert guarded.evict(bearer(guarded.reader)) == "ROLE_MISSING admin"
+    assert guarded.evict(bearer(guarded.operator)) == ""
+    assert guarded.page("/metrics") == 401
+    assert guarded.page("/metrics", guarded.reader) == 403
+    assert guarded.page("/metrics", guarded.operator) == 200
+    assert guarded.page("/no-page") == 401
+    with grpc.insecure_channel(guarded.daemon.address) as channel, pytest.raises(grpc.RpcError):
+        health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=30)
+    with Caller(guarded.daemon) as reader:
+        call = reader.compile(wasm.adder(1), engine=ENGINE, metadata=bearer(guarded.reader))
+        assert outcome_of(call) is grpc.StatusCode.PERMISSION_DENIED
+    evict = "/wasmkiln.v1.AdminService/Evict"
+    told = [(line["identity"], line["method"], line["reason"]) for line in guarded.lines("refusal")]
+    assert told == [
+        ("", evict, "CREDENTIALS_MISSING"),
+        ("", evict, "CREDENTIALS_INVALID"),
+        ("token:reader", evict, "ROLE_MISSING"),
+        ("", "/metrics", "CREDENTIALS_MISSING"),
+        ("token:reader", "/metrics", "ROLE_MISSING"),
+        ("", "/no-page", "CREDENTIALS_MISSING"),
+        ("", "/grpc.health.v1.Health/Check", "CREDENTIALS_MISSING"),
+        ("token:reader", "/wasmkiln.v1.ModuleService/Compile", "ROLE_MISSING"),
+    ]
+    [done] = guarded.lines("admin")
+    assert (done["identity"], done["method"], done["code"]) == ("token:operator", evict, "OK")
+    assert all(line["peer"].startswith("127.0.0.1:") for line in guarded.lines("refusal"))
+    text = guarded.path.read_text() + guarded.daemon.log
+    for token in (unknown, guarded.reader, guarded.operator):
+        assert token.rpartition("_")[2] not in text
+
+
+def test_a_flood_by_strangers_hides_no_honest_line_and_fills_no_disk(guarded: Guarded) -> None:
+    with Caller(guarded.daemon) as stranger, Caller(guarded.daemon) as honest:
+        for number in range(1500):
+            with pytest.raises(grpc.RpcError):
+                stranger.stub.GetCapabilities(pb.GetCapabilitiesRequest(), timeout=30)
+            if number % 500 == 0:
+                module = wasm.adder(10_000 + number)
+                metadata = bearer(guarded.operator)
+                assert list(honest.compile(module, engine=ENGINE, metadata=metadata))
+                assert guarded.evict(bearer(guarded.reader)) == "ROLE_MISSING admin"
+    assert len(guarded.lines("compile")) == 3
+    refused = guarded.lines("refusal")
+    assert sum(line["identity"] == "token:reader" for line in refused) == 3
+    strangers = [line for line in refused if not line["identity"]]
+    assert LINES <= len(strangers) < 3 * LINES
+    assert guarded.daemon.stop() == 0
+    left_out = sum(line.get("left_out", 0) for line in guarded.lines("refusal"))
+    written = [line for line in guarded.lines("refusal") if "left_out" not in line]
+    assert left_out + len(written) == 1500 + 3
+
+
+def test_what_changes_about_who_may_do_what_is_told(guarded: Guarded) -> None:
+    before = len(guarded.lines("change"))
+    reload(guarded.daemon)
+    assert len(guarded.lines("change")) == before
+    token_command(guarded.state, "revoke", "reader")
+    guarded.policy.write_text('[[rule]]\nidentity = "token:x"\nroles = ["read"]\n')
+    reload(guarded.daemon)
+    told = {line["what"]: line for line in guarded.lines("change")[before:]}
+    assert set(told) == {"policy", "tokens"}
+    assert told["policy"]["rules"] == 1
+    assert "accepted" not in told["tokens"]
+    assert len(told["tokens"]["dropped"]) == 12

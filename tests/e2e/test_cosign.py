@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import json
+import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from tests.e2e.daemon import RedisDaemon
 from tests.e2e.programs import ROOT
 from tests.e2e.signing_keys import KeyDirectory, KeyPair
 from tests.servers.debian import DebianUnavailable, cosign_binary
+
+PAGE = (ROOT / "docs" / "how-to" / "verify.md").read_text()
 
 
 @pytest.fixture
@@ -29,13 +32,16 @@ def saved(daemon: RedisDaemon, tmp_path: Path) -> Artifact:
     return artifact
 
 
-def documented() -> str:
-    """Return the flags of the documented command of cosign."""
-    page = (ROOT / "docs" / "how-to" / "verify.md").read_text()
-    [flags] = re.findall(
-        r"^\$ cosign (verify-blob-attestation .*?) m\.cwasm$", page, re.MULTILINE | re.DOTALL
+def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a program that verifies."""
+    return subprocess.run(
+        words,
+        cwd=folder,
+        env={"HOME": str(folder), "PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    return str(flags).replace("\\\n", " ")
 
 
 def test_cosign_verifies_the_attestation(saved: Artifact, tmp_path: Path) -> None:
@@ -43,46 +49,45 @@ def test_cosign_verifies_the_attestation(saved: Artifact, tmp_path: Path) -> Non
         cosign = cosign_binary()
     except DebianUnavailable as why:
         pytest.skip(str(why))
+    command = r"^\$ cosign (verify-blob-attestation .*?) m\.cwasm$"
+    [documented] = re.findall(command, PAGE, re.MULTILINE | re.DOTALL)
+    documented = documented.replace("\\\n", " ")
 
-    def run(flags: str) -> tuple[int, str]:
-        done = subprocess.run(
-            [cosign, *flags.split(), "m.cwasm"],
-            cwd=tmp_path,
-            env={"HOME": str(tmp_path)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    def told(flags: str) -> tuple[int, str]:
+        done = run(tmp_path, cosign, *flags.split(), "m.cwasm")
         return done.returncode, done.stderr
 
-    code, told = run(documented())
-    assert code == 0, told
-    assert "Verified OK" in told
-    assert run(documented().replace("key.pem", "other.pem"))[0] != 0
-    assert "predicate type" in run(documented().replace("slsaprovenance1", "spdx"))[1]
+    code, said = told(documented)
+    assert code == 0, said
+    assert "Verified OK" in said
+    assert told(documented.replace("key.pem", "other.pem"))[0] != 0
+    assert "predicate type" in told(documented.replace("slsaprovenance1", "spdx"))[1]
     (tmp_path / "m.cwasm").write_bytes(saved.bytes + b"\0")
-    assert "digest" in run(documented())[1]
+    assert "digest" in told(documented)[1]
 
 
-def test_openssl_verifies_the_signature(saved: Artifact, tmp_path: Path) -> None:
-    """Ed25519 over the pre-authentication encoding of DSSE, as its specification has it."""
-    envelope = json.loads((tmp_path / "m.cwasm.dsse.json").read_text())
-    payload = base64.b64decode(envelope["payload"])
-    kind = envelope["payloadType"].encode()
-    signed = b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
-    (tmp_path / "signature").write_bytes(base64.b64decode(envelope["signatures"][0]["sig"]))
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+def test_the_program_of_the_documentation(saved: Artifact, tmp_path: Path) -> None:
+    [program] = re.findall(r"^```js\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    (tmp_path / "verify.js").write_text(program)
+    path, sha256 = tmp_path / "m.cwasm", saved.header.module_sha256
 
-    def verifies(message: bytes, key: str = "key.pem") -> bool:
-        (tmp_path / "message").write_bytes(message)
-        verify = "openssl pkeyutl -verify -pubin -rawin -in message -sigfile signature -inkey"
-        done = subprocess.run(
-            [*verify.split(), key],
-            cwd=tmp_path,
-            capture_output=True,
-            check=False,
-        )
-        return done.returncode == 0
+    def verified(key: str = "key.pem", module: str = sha256, fingerprint: str = "") -> str:
+        words = (key, module, fingerprint or saved.header.fingerprint)
+        done = run(tmp_path, "node", "verify.js", path.name, *words)
+        assert done.returncode == (0 if done.stdout else 1), done.stderr
+        return done.stdout
 
-    assert verifies(signed)
-    assert not verifies(signed + b" ")
-    assert not verifies(signed, "other.pem")
+    assert saved.header.engine.version in verified()
+    assert not verified(module="0" * 64)
+    assert not verified(fingerprint="0" * 64)
+    assert not verified("other.pem")
+    path.write_bytes(saved.bytes[:-1] + b"\0\0")
+    assert not verified()
+    path.write_bytes(saved.bytes)
+    beside = tmp_path / "m.cwasm.dsse.json"
+    envelope = json.loads(beside.read_text())
+    envelope["payloadType"] = "text/plain"
+    beside.write_text(json.dumps(envelope))
+    assert not verified()
+    assert Artifact.open(path).header == saved.header

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,8 +21,8 @@ from wasmkiln import Client, CompilerCrashed, CompileTimeout
 from tests.e2e.attempts import ATTEMPTS, MACHINES_REFUSE, Machine, machine_of, sentence
 from tests.e2e.daemon import Daemon, state_with
 from tests.e2e.hostile_engine import HOSTILE, environment, module
-from tests.e2e.processes import eventually, jobs_of, workers_of
-from tests.e2e.programs import Installed
+from tests.e2e.processes import eventually, jobs_of, status_of, workers_of
+from tests.e2e.programs import Installed, run
 
 MIB = 2**20
 MEMORY_BYTES = 400 * MIB
@@ -138,13 +137,7 @@ def test_without_confinement_it_could(
 ) -> None:
     name, *arguments = words
     asked = json.dumps([name, *bare.arguments(tuple(arguments), "WORKER", environment(tmp_path))])
-    done = subprocess.run(
-        [sys.executable, "-c", CONTROL, str(HOSTILE / "wasmtime"), asked],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = run(sys.executable, "-c", CONTROL, HOSTILE / "wasmtime", asked)
     assert done.returncode == 0, done.stderr
     if "executed" in done.stderr:
         return
@@ -163,7 +156,10 @@ def test_the_next_job_finds_no_state_of_the_last(site: Site, engine: str) -> Non
     assert found == {"environment": None, "module": None, "standard library": None, "threads": 1}
     # Nor anything of what the daemon was started with.
     assert SECRET not in environ.values()
-    assert not {"PATH", "HOME", "USER", "PWD"} & environ.keys()
+    assert environ.keys() <= {
+        *("WASMKILN_DAEMON_PID", "LC_ALL", "RUST_BACKTRACE", "PYTHONDONTWRITEBYTECODE"),
+        *("RAYON_NUM_THREADS", "WASMKILN_JOB_UID", "WASMKILN_JOB_UID_SHARED_WITH"),
+    }
 
 
 def test_a_job_has_its_socket_and_its_streams_and_nothing_else(site: Site, engine: str) -> None:
@@ -195,7 +191,7 @@ def test_an_abort_is_an_abort(site: Site, engine: str) -> None:
     assert killed.value.metadata["signal"] == "SIGABRT"
 
 
-def test_a_kernel_without_memory_kills_jobs_before_anybody_else(site: Site, engine: str) -> None:
+def test_what_the_kernel_says_of_a_job(site: Site, engine: str) -> None:
     def score_adj(pid: int) -> int:
         return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
 
@@ -204,6 +200,14 @@ def test_a_kernel_without_memory_kills_jobs_before_anybody_else(site: Site, engi
         call = caller.submit(attempt, site, engine, "use_cpu", 1.5)
         eventually(lambda: len(jobs_of(site.daemon.pid)) == 1, "no job started")
         [job] = jobs_of(site.daemon.pid)
+        eventually(lambda: status_of(job)["Seccomp_filters"] == "2", "it was not sealed")
+        assert {status_of(job)[name] for name in ("CapEff", "CapPrm", "CapInh")} == {"0" * 16}
+        assert Path(f"/proc/{job}/fd/0").readlink() == Path("/dev/null")
+        limits = Path(f"/proc/{job}/limits").read_text()
+        for what in ("core file size", "file size", "locked memory", "msgqueue size"):
+            line = next(line for line in limits.splitlines() if line.startswith(f"Max {what} "))
+            assert line.split()[-3:-1] == ["0", "0"], line
+        # Without memory it kills jobs before anybody else.
         assert score_adj(job) == score_adj(worker_of(site.daemon, engine)) == 1000
         assert call.result() == {"got": 1.5}
     assert score_adj(site.daemon.pid) < 1000

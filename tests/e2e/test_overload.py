@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -32,6 +32,7 @@ from tests.e2e.programs import Installed
 ONE_WORKER = ["--workers", "1", "--redis-url", "none", "--compile-timeout-s", "120"]
 OTHER = "wasmer-1.1.0"
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
+_tags = itertools.count()
 
 
 def answered(daemon: Daemon, count: int, *names: str) -> list[str]:
@@ -47,10 +48,9 @@ def answered(daemon: Daemon, count: int, *names: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def kiln(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A daemon with one worker, and a queue that a flood can fill."""
-    with Daemon(
-        state_with(tmp_path_factory.mktemp("kiln") / "state", ENGINE), ONE_WORKER
-    ) as daemon:
+    """A daemon with one worker, and little room for requests."""
+    state = state_with(tmp_path_factory.mktemp("kiln") / "state", ENGINE)
+    with Daemon(state, [*ONE_WORKER, "--receive-bytes", "8MiB"]) as daemon:
         yield daemon
     assert daemon.process.returncode == 0
 
@@ -101,13 +101,6 @@ def test_background_work_waits_for_callers_and_takes_their_turn(kiln: Daemon) ->
     assert order[:5].count("call") == 4
 
 
-def test_an_unknown_priority_is_refused(kiln: Daemon) -> None:
-    with Caller(kiln) as caller:
-        call = caller.compile(*modules(1), metadata=(("wasmkiln-priority", "urgent"),))
-        code, reason, _, _ = failure_of(call)
-        assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
-
-
 def test_queued_work_whose_callers_all_hung_up_never_starts(kiln: Daemon) -> None:
     dropped = abandoned(kiln, "queued")
     with Caller(kiln) as first, Caller(kiln) as second:
@@ -127,93 +120,74 @@ def test_queued_work_whose_callers_all_hung_up_never_starts(kiln: Daemon) -> Non
     assert abandoned(kiln, "queued") == dropped + 5
 
 
-@pytest.fixture
-def lean(engines: Installed, tmp_path: Path) -> Path:
-    return state_with(tmp_path / "state", ENGINE)
-
-
-def test_a_full_queue_refuses_and_lets_another_caller_in(lean: Path) -> None:
-    with (
-        Daemon(lean, [*ONE_WORKER, "--queue-length", "8"]) as daemon,
-        Caller(daemon) as flooding,
-        Caller(daemon) as other,
-    ):
-        with held_worker(daemon):
-            flood = [flooding.compile(module) for module in modules(8)]
-            eventually(lambda: queued(daemon) == 8, "the queue does not fill")
-            refused = flooding.compile(*modules(1))
-            code, reason, metadata, retry_s = failure_of(refused)
-            assert (code, reason, metadata["limit"]) == (EXHAUSTED, "COMPILE_QUEUE_FULL", "queue")
-            assert retry_s > 0
-            single = other.compile(*modules(1))
-            # The last of the flood makes room for the other caller, and is told.
-            eventually(lambda: any(call.done() for call in flood), "nobody makes room")
-        header_of(single)
-        assert [outcome_of(call) for call in flood].count(EXHAUSTED) == 1
-        assert daemon.metric("refused_total", limit="queue") == 2
-
-
-def test_a_compile_that_has_begun_is_finished_and_stored(lean: Path) -> None:
+def test_a_compile_that_has_begun_is_finished_and_stored(kiln: Daemon) -> None:
     begun: list[bytes] = []
-    with Daemon(lean, ONE_WORKER) as daemon, Caller(daemon) as caller:
+    with Caller(kiln) as caller:
 
         def begin(module: bytes) -> Any:
             begun.append(module)
             return caller.compile(module)
 
-        job, call = stopped_job(daemon, begin)
+        job, call = stopped_job(kiln, begin)
         call.cancel()
-        eventually(lambda: daemon.metric("calls") == 0, "the call does not end")
-        assert daemon.metric("flights") == 1
+        eventually(lambda: kiln.metric("calls") == 0, "the call does not end")
+        assert kiln.metric("flights") == 1
         os.kill(job, signal.SIGCONT)
-        eventually(lambda: daemon.metric("flights") == 0, "the job does not end")
-        before = compiled(daemon)
+        eventually(lambda: kiln.metric("flights") == 0, "the job does not end")
+        before = compiled(kiln)
         header_of(caller.compile(wasm.digest(begun[-1])))
-        assert compiled(daemon) == before
+        assert compiled(kiln) == before
 
 
-@pytest.fixture
-def two_engines(engines: Installed, tmp_path: Path) -> Path:
-    return state_with(tmp_path / "state", ENGINE, OTHER)
+@pytest.fixture(scope="module")
+def narrow(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon with two engines and a short queue."""
+    state = state_with(tmp_path_factory.mktemp("narrow") / "state", ENGINE, OTHER)
+    with Daemon(state, [*ONE_WORKER, "--queue-length", "8"]) as daemon:
+        yield daemon
 
 
-def test_what_another_engine_is_asked_about_waits_in_turn_too(two_engines: Path) -> None:
-    """A component for an engine without them needs none of its workers, but one of another's."""
-    with (
-        Daemon(two_engines, [*ONE_WORKER, "--queue-length", "8"]) as daemon,
-        Caller(daemon) as flooding,
-        Caller(daemon) as other,
-    ):
+@pytest.mark.parametrize("answer", ["OK", "ENGINE_LACKS_FEATURE"])
+def test_a_full_queue_refuses_and_lets_another_caller_in(narrow: Daemon, answer: str) -> None:
+    """Also with components for an engine without them: they need a worker of another engine."""
+    refusals = narrow.metric("refused_total", limit="queue")
+    with Caller(narrow) as flooding, Caller(narrow) as other:
 
-        def refused(caller: Caller, tag: int, name: str = "") -> Any:
-            return caller.compile(wasm.empty_component(tag), name=name, engine=OTHER)
+        def begin(caller: Caller, name: str) -> Any:
+            if answer == "OK":
+                return caller.compile(*modules(1), name=name)
+            return caller.compile(wasm.empty_component(next(_tags)), name=name, engine=OTHER)
 
-        with held_worker(daemon):
-            flood = [refused(flooding, tag, "flood") for tag in range(8)]
-            eventually(lambda: queued(daemon) == 8, "the flood does not wait")
-            code, reason, metadata, retry_s = failure_of(refused(flooding, 8))
+        flood_name, single_name = f"flood-{answer}", f"single-{answer}"
+        with held_worker(narrow):
+            flood = [begin(flooding, flood_name) for _ in range(8)]
+            eventually(lambda: queued(narrow) == 8, "the queue does not fill")
+            code, reason, metadata, retry_s = failure_of(begin(flooding, ""))
             assert (code, reason, metadata["limit"]) == (EXHAUSTED, "COMPILE_QUEUE_FULL", "queue")
             assert metadata["engine"] == ENGINE
             assert retry_s > 0
-            single = refused(other, 9, "single")
-            eventually(
-                lambda: any(call.done() for call in flood), "nobody makes room for another caller"
-            )
-        assert failure_of(single)[1] == "ENGINE_LACKS_FEATURE"
-        reasons = sorted(failure_of(call)[1] for call in flood)
-        assert reasons == ["COMPILE_QUEUE_FULL"] + ["ENGINE_LACKS_FEATURE"] * 7
+            single = begin(other, single_name)
+            # The last of the flood makes room for the other caller, and is told.
+            eventually(lambda: any(call.done() for call in flood), "nobody makes room")
+        ends = sorted(reason_of(call) for call in (single, *flood))
+        assert ends == sorted(["COMPILE_QUEUE_FULL", *[answer] * 8])
+        assert reason_of(single) == answer
         # One of the flood made room, and one or two went before.
-        assert answered(daemon, 9, "flood", "single").index("single") <= 3
+        assert answered(narrow, 9, flood_name, single_name).index(single_name) <= 3
+    assert narrow.metric("refused_total", limit="queue") == refusals + 2
 
 
-def test_calls_that_wait_for_another_calls_answer_hold_one_copy_of_their_module(lean: Path) -> None:
+def reason_of(call: Any) -> str:
+    """Wait for a call's end; return why it failed, or OK."""
+    return "OK" if outcome_of(call) is grpc.StatusCode.OK else failure_of(call)[1]
+
+
+def test_calls_that_wait_for_another_calls_answer_hold_one_copy_of_their_module(
+    kiln: Daemon,
+) -> None:
     """They stand in no queue: one of them does, for all, with four times what that may hold."""
-    module = wasm.with_data(1024 * 1024, tag=1)
-    with (
-        Daemon(lean, [*ONE_WORKER, "--receive-bytes", "8MiB"]) as daemon,
-        Caller(daemon) as flooding,
-        Caller(daemon) as other,
-    ):
+    module, daemon = wasm.with_data(1024 * 1024, tag=1), kiln
+    with Caller(daemon) as flooding, Caller(daemon) as other:
         with held_worker(daemon):
             request = pb.LoadRequest(module=module)
             loads = [flooding.stub.Load.future(request, timeout=120) for _ in range(16)]

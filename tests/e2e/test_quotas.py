@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+import re
 import signal
 import time
 import urllib.request
@@ -19,7 +19,7 @@ from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkiln.v1.types_pb2 import Origin
 
 from tests.e2e import wasm
-from tests.e2e.bearers import add_token, bearer
+from tests.e2e.bearers import add_token, bearer, reload
 from tests.e2e.callers import Caller, failure_of, header_of, modules, outcome_of, stopped_job
 from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
 from tests.e2e.processes import eventually
@@ -50,17 +50,6 @@ def policy(quotas: Mapping[str, str]) -> str:
     return "\n".join(rules)
 
 
-class Loading:
-    """A Load under way, to be read as the stream of one answer."""
-
-    def __init__(self, future: Any) -> None:
-        self._future = future
-        self.code, self.trailing_metadata = future.code, future.trailing_metadata
-
-    def __iter__(self) -> Iterator[Any]:
-        yield self._future.result()
-
-
 @dataclass
 class Site:
     """A daemon with a policy, and callers with a token each."""
@@ -74,12 +63,6 @@ class Site:
         """Begin a call; return it without waiting."""
         metadata = (*bearer(self.tokens[who]), *options.pop("metadata", ()))
         return self.caller.compile(module, engine=ENGINE, metadata=metadata, **options)
-
-    def load(self, who: str, module: bytes) -> Loading:
-        """Begin a Load; return it without waiting."""
-        request = pb.LoadRequest(module=module)
-        metadata = bearer(self.tokens[who])
-        return Loading(self.caller.stub.Load.future(request, metadata=metadata, timeout=120))
 
     def stats(self, who: str = "free") -> pb.StatsResponse:
         """Return what Stats says to a caller."""
@@ -95,32 +78,18 @@ class Site:
                 return row.used, row.limit, row.refused
         return 0.0, 0.0, 0
 
+    def metrics(self) -> str:
+        """Return the page of metrics."""
+        headers = dict(bearer(self.tokens["free"]))
+        request = urllib.request.Request(f"{self.daemon.admin_url}/metrics", headers=headers)
+        with urllib.request.urlopen(request, timeout=60) as page:
+            return str(page.read().decode())
+
     def metric(self, name: str, kind: str = "") -> float:
         """Return a metric, of a kind of quota if it has one for each."""
-        request = urllib.request.Request(
-            f"{self.daemon.admin_url}/metrics",
-            headers={"Authorization": f"Bearer {self.tokens['free']}"},
-        )
-        with urllib.request.urlopen(request, timeout=60) as page:
-            for line in page.read().decode().splitlines():
-                labels = f'{{quota="{kind}"}}' if kind else ""
-                if line.startswith(f"wasmkiln_{name}{labels} "):
-                    return float(line.rpartition(" ")[2])
-        raise AssertionError(f"no metric {name} of {kind}")
-
-    @contextlib.contextmanager
-    def held_worker(self) -> Iterator[None]:
-        """Keep the only worker busy with a job of the caller without a quota."""
-        job, call = stopped_job(self.daemon, lambda module: self.compile("free", module))
-        try:
-            yield
-        finally:
-            os.kill(job, signal.SIGCONT)
-        header_of(call)
-
-    def queued(self) -> int:
-        """Return how many jobs wait for the worker."""
-        return self.stats().queue_depth
+        labels = rf'\{{quota="{kind}"\}}' if kind else ""
+        [value] = re.findall(rf"^wasmkiln_{name}{labels} (\S+)$", self.metrics(), re.MULTILINE)
+        return float(value)
 
 
 @pytest.fixture(scope="module")
@@ -190,13 +159,17 @@ def test_compiles_per_minute_and_one_more_after_the_wait(site: Site) -> None:
 def test_joining_costs_nothing(site: Site) -> None:
     used_up(site)
     module = modules(1)[0]
-    with site.held_worker():
+    job, holder = stopped_job(site.daemon, lambda one: site.compile("free", one))
+    try:
         first = site.compile("free", module)
-        eventually(lambda: site.queued() == 1, "it does not wait")
+        eventually(lambda: site.stats().queue_depth == 1, "it does not wait")
         joined = site.compile("minute", module)
         # The one that holds the worker, the first and the one that joined it.
         eventually(lambda: site.metric("calls") == 3, "it does not join")
         refused(site.compile("minute", modules(1)[0]), "compiles_per_minute")
+    finally:
+        os.kill(job, signal.SIGCONT)
+    header_of(holder)
     assert header_of(first).origin == Origin.ORIGIN_COMPILED
     assert header_of(joined).origin == Origin.ORIGIN_JOINED_FLIGHT
 
@@ -204,11 +177,8 @@ def test_joining_costs_nothing(site: Site) -> None:
 def used_up(site: Site) -> int:
     """Use up the quota ``minute``; return how many compiles that took."""
     for count, module in enumerate(modules(100)):
-        call = site.compile("minute", module)
-        with contextlib.suppress(grpc.RpcError):
-            list(call)
-            continue
-        return count
+        if outcome_of(site.compile("minute", module)) is not grpc.StatusCode.OK:
+            return count
     raise AssertionError("a hundred compiles did not use it up")
 
 
@@ -221,17 +191,16 @@ def test_stored_bytes_keep_new_work_out_and_a_reload_keeps_them(site: Site) -> N
     while site.used("stored", "stored_bytes_per_hour")[0] < limit:
         header_of(site.compile("stored", modules(1)[0]))
     refused(site.compile("stored", modules(1)[0]), "stored_bytes_per_hour")
-    refused(site.load("stored", modules(1)[0]), "stored_bytes_per_hour")
+    load = site.caller.channel.unary_stream("/wasmkiln.v1.ModuleService/Load")
+    request = pb.LoadRequest(module=modules(1)[0]).SerializeToString()
+    metadata = bearer(site.tokens["stored"])
+    refused(load(request, metadata=metadata, timeout=120), "stored_bytes_per_hour")
     header_of(site.compile("stored", first))
     header_of(site.compile("free", modules(1)[0]))
     reloaded(site, {**QUOTAS, "stored": f"stored_bytes_per_hour = {10**6}"})
     header_of(site.compile("stored", modules(1)[0]))
     assert site.used("stored", "stored_bytes_per_hour")[0] > 1000
-
-
-def test_a_quota_that_is_taken_out_of_the_policy_leaves_no_figure(site: Site) -> None:
-    header_of(site.compile("stored", modules(1)[0]))
-    assert site.used("stored", "stored_bytes_per_hour")[0]
+    # Nor is a figure left of one that is taken out.
     reloaded(site, {name: limit for name, limit in QUOTAS.items() if name != "stored"})
     assert site.used("stored", "stored_bytes_per_hour") == (0, 0, 0)
     assert site.metric("quota_used_ratio", "stored_bytes_per_hour") == 0
@@ -240,10 +209,8 @@ def test_a_quota_that_is_taken_out_of_the_policy_leaves_no_figure(site: Site) ->
 
 def reloaded(site: Site, quotas: Mapping[str, str]) -> None:
     """Put another policy in force."""
-    seen = site.daemon.log.count('"reloaded"')
     site.file.write_text(policy(quotas))
-    site.daemon.process.send_signal(signal.SIGHUP)
-    eventually(lambda: site.daemon.log.count('"reloaded"') > seen, "no answer to SIGHUP", 60)
+    reload(site.daemon)
 
 
 def test_stats_of_a_namespace_are_its_own(site: Site) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +10,9 @@ from wasmkiln import AttestationInvalid, Client, ConnectionFailed
 from wasmkiln.attestation import peek
 
 from tests.e2e import wasm
+from tests.e2e.bearers import reload
 from tests.e2e.daemon import ONE_ENGINE, TWO_ENGINES, Daemon, RedisDaemon, fresh_state
+from tests.e2e.processes import eventually
 from tests.e2e.programs import Installed
 from tests.e2e.signing_keys import KeyDirectory
 from tests.e2e.stored_values import rejected
@@ -56,19 +56,6 @@ def signer(client: Client, tag: int) -> str:
     found = peek(client.compile(wasm.adder(tag)).header.attestation)
     assert found
     return found[1]
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def reload(daemon: Daemon) -> None:
-    lines = len(daemon.log_lines)
-    daemon.process.send_signal(signal.SIGHUP)
-    until(lambda: any('"reloaded"' in line for line in daemon.log_lines[lines:]))
 
 
 @pytest.mark.parametrize(
@@ -156,40 +143,30 @@ def test_a_dated_revocation_of_0_6_0_counts_as_undated(
         assert rejected(new) == {"revoked": 2}, "the artifact, and the module"
 
 
-def test_a_daemon_believes_a_key_that_another_one_rotated_in_since(
+def test_a_daemon_that_shares_its_directory_needs_to_be_told_of_nothing(
     tmp_path: Path, valkey: str
 ) -> None:
-    """They share a key directory, and only the one that rotates is told."""
+    """It believes the key that another one rotated in; one in use that is revoked is changed."""
     fleet = Fleet(tmp_path, valkey, "one", "two")
-    shared = ("--keys-dir", str(fleet.stores["one"].folder))
+    before, shared = fleet.id_of("one"), ("--keys-dir", str(fleet.stores["one"].folder))
     with (
         fleet.start("one", *shared) as one,
         fleet.start("two", *shared) as two,
         one.client() as of_one,
         two.client() as of_two,
     ):
-        fleet.keys("one", "rotate")
-        reload(one)
-        for tag in (1, 2):
-            of_one.compile(wasm.adder(tag))
-            settled(of_one)
-            assert of_two.compile(wasm.adder(tag)).header.origin == REDIS
-            assert signer(of_two, tag) == fleet.id_of("one")
-        assert rejected(two) == {}
-
-
-def test_a_directory_that_revokes_the_key_in_use_makes_the_daemon_change_it(
-    tmp_path: Path, valkey: str
-) -> None:
-    fleet = Fleet(tmp_path, valkey, "one")
-    before = fleet.id_of("one")
-    with fleet.start("one") as one, one.client() as client:
-        assert signer(client, 1) == before
+        assert signer(of_one, 1) == before
         fleet.keys("one", "rotate")
         fleet.keys("one", "revoke", before)
         reload(one)
         one.wait_for_log("signing key changed")
-        assert signer(client, 1) == fleet.id_of("one") != before
+        after = fleet.id_of("one")
+        for tag in (2, 3):
+            assert signer(of_one, tag) == after != before
+            settled(of_one)
+            assert of_two.compile(wasm.adder(tag)).header.origin == REDIS
+            assert signer(of_two, tag) == after
+        assert rejected(two) == {}
 
 
 def test_old_artifacts_are_compiled_again(tmp_path: Path, valkey: str) -> None:
@@ -209,7 +186,7 @@ def test_old_artifacts_are_compiled_again(tmp_path: Path, valkey: str) -> None:
         for tier in ("host_store", "redis"):
             assert one.metric("values_rejected_total", tier=tier, cause="too_old") == 1
         # Memory is looked through too.
-        until(lambda: client.compile(wasm.adder(1)).header.origin == COMPILED)
+        eventually(lambda: client.compile(wasm.adder(1)).header.origin == COMPILED, "it stays")
 
 
 def test_a_staged_rotation_has_no_value_rejected_at_any_step(tmp_path: Path, valkey: str) -> None:
@@ -235,17 +212,15 @@ def test_a_staged_rotation_has_no_value_rejected_at_any_step(tmp_path: Path, val
             assert rejected(one) == rejected(two) == {}
             return keys[0]
 
-        assert share() == first
-        fleet.keys("one", "generate", "--next")
-        assert share() == first
-        reload(one)
-        assert share() == first
-        public = fleet.keys("one", "show", "--next").strip()
-        fleet.keys("two", "trust", public)
-        assert share() == first
-        reload(two)
-        assert share() == first
-        fleet.keys("one", "activate")
-        assert share() == first
+        steps: list[Callable[[], object]] = [
+            lambda: fleet.keys("one", "generate", "--next"),
+            lambda: reload(one),
+            lambda: fleet.keys("two", "trust", fleet.keys("one", "show", "--next").strip()),
+            lambda: reload(two),
+            lambda: fleet.keys("one", "activate"),
+        ]
+        for step in steps:
+            step()
+            assert share() == first
         reload(one)
         assert share() == fleet.id_of("one") != first

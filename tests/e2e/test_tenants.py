@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,15 +18,14 @@ from wasmkiln import (
     HostFileUnavailable,
     ModuleNotLoaded,
     ModuleQuarantined,
-    RoleMissing,
 )
 from wasmkiln.v1.types_pb2 import Origin
 
 from tests.e2e import wasm
 from tests.e2e.bearers import add_token, token_command
 from tests.e2e.processes import eventually
-from tests.e2e.programs import WASMKILND
-from tests.e2e.tenancy import ALL, House, house
+from tests.e2e.programs import WASMKILND, run, wasmkilnd
+from tests.e2e.tenancy import ALL, NAMESPACES, House, house
 from tests.servers.redis_server import binary_of, redis_server
 
 MEMORY, COMPILED = Origin.ORIGIN_MEMORY, Origin.ORIGIN_COMPILED
@@ -82,81 +80,50 @@ def test_a_digest_is_no_key_to_what_another_tenant_uploaded_or_compiled(tenants:
 
 
 def test_the_tiers_below_memory_are_no_way_round(tmp_path: Path, valkey: str) -> None:
-    module = wasm.adder(2)
-    with house(tmp_path / "one", REDIS_URL=valkey) as first:
-        sha256 = first.client("a").compile(module).header.module_sha256
-        assert first.client("b").compile(wasm.adder(3)).header.origin == COMPILED
-        written_everywhere(first.client("a"))
-        written_everywhere(first.client("b"))
+    """Keys, paths and the cache command are about one namespace; the default one has no name."""
+    state, made = tmp_path / "one", {}
+    with house(state, REDIS_URL=valkey) as first:
+        for number, who in enumerate(NAMESPACES):
+            client = first.client(who)
+            made[who] = client.compile(wasm.adder(20 + number)).header
+            assert made[who].origin == COMPILED
+            written_everywhere(client)
         tokens = first.tokens
-    # The same daemon again, whose memory is empty.
-    with house(tmp_path / "one", tokens=tokens, REDIS_URL=valkey) as again:
-        with pytest.raises(ModuleNotLoaded):
-            again.client("b").compile(sha256)
-        with pytest.raises(ModuleNotLoaded):
-            again.client("ops").compile(sha256)
-        assert again.client("a").compile(sha256).header.origin == HOST_STORE
-    # Another daemon of the fleet, without their host stores.
-    with house(tmp_path / "two", REDIS_URL=valkey, HOST_STORE_BYTES="0") as second:
-        with pytest.raises(ModuleNotLoaded):
-            second.client("b").compile(sha256)
-        assert second.client("a").compile(sha256).header.origin == REDIS
-
-
-def test_keys_and_paths_carry_the_namespace_and_the_default_one_has_none(
-    tmp_path: Path, valkey: str
-) -> None:
-    with house(tmp_path / "state", REDIS_URL=valkey) as tenants:
-        ops, a = tenants.client("ops"), tenants.client("a")
-        of_ops = ops.compile(wasm.adder(4)).header
-        of_a = a.compile(wasm.adder(5)).header
-        written_everywhere(ops)
-        written_everywhere(a)
     with redis.Redis.from_url(valkey) as server:
         names = {name.decode() for name in server.keys("*")}
-    default = {name for name in names if of_ops.module_sha256 in name}
-    mine = {name for name in names if of_a.module_sha256 in name}
-    for header, names, prefix in ((of_ops, default, "wasm:"), (of_a, mine, "wasm:ns:team-a:")):
-        ours = f"{{{header.module_sha256}}}:{header.engine.id}:{header.fingerprint}"
+    store = state / "host_store"
+    for who, header in made.items():
+        space, sha256 = NAMESPACES[who], header.module_sha256
+        prefix = f"wasm:ns:{space}:" if space else "wasm:"
+        ours = f"{{{sha256}}}:{header.engine.id}:{header.fingerprint}"
         assert f"{prefix}3:compiled:{ours}" in names
-    assert not [name for name in default if ":ns:" in name]
-    assert all(name.startswith("wasm:ns:team-a:") for name in mine)
-    store = tmp_path / "state" / "host_store"
-    for header, root in ((of_ops, store), (of_a, store / "ns" / "team-a")):
-        sha256 = header.module_sha256
+        mine = [name for name in names if sha256 in name]
+        assert all(name.startswith(f"{prefix}3:") for name in mine)
+        root = store / "ns" / space if space else store
         assert (root / header.fingerprint / sha256[:2] / sha256 / "artifact").is_file()
         assert (root / "engines.json").is_file()
-    assert len(list(store.rglob("artifact"))) == 2
-
-
-def test_the_cache_command_is_about_one_namespace(tmp_path: Path, valkey: str) -> None:
-    state = tmp_path / "state"
-    with house(state, REDIS_URL=valkey) as tenants:
-        made = {}
-        for number, who in enumerate(("ops", "a", "b")):
-            client = tenants.client(who)
-            made[who] = client.compile(wasm.adder(20 + number)).header.module_sha256
-            written_everywhere(client)
-
-    def listed(*flags: str) -> set[str]:
-        done = subprocess.run(
-            [
-                *(WASMKILND, "cache", "ls", "--json"),
-                *("--state-dir", str(state), "--redis-url", valkey, *flags),
-            ],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return {json.loads(line)["module"] for line in done.stdout.splitlines()}
-
-    for tier in ("redis", "host_store"):
-        assert listed("--tier", tier) == {made["ops"]}
-        assert listed("--tier", tier, "--namespace", "team-a") == {made["a"]}
-        assert listed("--tier", tier, "--namespace", "team-b") == {made["b"]}
-    command = [WASMKILND, "cache", "ls", "--namespace", "../up"]
-    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+        flags = ("--namespace", space) if space else ()
+        for tier in ("redis", "host_store"):
+            words = ("--tier", tier, "--state-dir", str(state), "--redis-url", valkey, *flags)
+            listed = wasmkilnd("cache", "ls", "--json", *words)
+            assert {json.loads(line)["module"] for line in listed.splitlines()} == {sha256}
+    assert len(list(store.rglob("artifact"))) == 3
+    refused = run(WASMKILND, "cache", "ls", "--namespace", "../up")
     assert (refused.returncode, "expected 1 to 63" in refused.stderr) == (2, True)
+
+    # The same daemon again, whose memory is empty; and another one, without their host stores.
+    sha256 = made["a"].module_sha256
+    with house(state, tokens=tokens, REDIS_URL=valkey) as again:
+        no_way_round(again, sha256, HOST_STORE)
+    with house(tmp_path / "two", REDIS_URL=valkey, HOST_STORE_BYTES="0") as second:
+        no_way_round(second, sha256, REDIS)
+
+
+def no_way_round(tenants: House, sha256: str, origin: Origin) -> None:
+    for other in ("b", "ops"):
+        with pytest.raises(ModuleNotLoaded):
+            tenants.client(other).compile(sha256)
+    assert tenants.client("a").compile(sha256).header.origin == origin
 
 
 def test_an_eviction_reaches_nothing_of_others(fresh_tenants: House, valkey: str) -> None:
@@ -221,9 +188,7 @@ def test_pins_are_those_of_one_tenant(tenants: House) -> None:
     assert a.unpin(digest).removed
 
 
-def test_what_an_engine_says_of_a_module_is_asked_each_time(
-    tenants: House,
-) -> None:
+def test_what_an_engine_says_of_a_module_is_asked_each_time(tenants: House) -> None:
     def refused(who: str) -> int:
         with pytest.raises(grpc.RpcError) as failure:
             tenants.compile_bytes(who, INVALID)
@@ -234,9 +199,7 @@ def test_what_an_engine_says_of_a_module_is_asked_each_time(
     assert [refused("a"), refused("a"), refused("b"), refused("b")] == [1, 2, 1, 2]
 
 
-def test_tenants_share_no_flight_and_see_none_of_each_others_figures(
-    fresh_tenants: House,
-) -> None:
+def test_tenants_share_no_flight_and_see_none_of_each_others_figures(fresh_tenants: House) -> None:
     module = wasm.busy_functions(2000)
     clients = [fresh_tenants.client(who) for who in ("a", "a", "a", "b", "b")]
     with ThreadPoolExecutor(len(clients)) as callers:
@@ -258,12 +221,6 @@ def test_tenants_share_no_flight_and_see_none_of_each_others_figures(
     other = wasm.adder(7)
     clients[0].compile(other)
     assert sum(row.count for row in clients[3].stats().compiles) == 1
-
-
-def test_only_the_default_namespace_has_a_say_in_the_whole_daemon(tenants: House) -> None:
-    with pytest.raises(RoleMissing):
-        tenants.client("a").drain()
-    assert tenants.client("a").compile(wasm.adder(8)).header.origin == COMPILED
 
 
 def test_namespaces_come_and_go_while_the_daemon_runs(tmp_path: Path, valkey: str) -> None:
@@ -310,16 +267,8 @@ def test_namespaces_that_have_more_than_there_is_are_refused(
         assert "raise the setting memory_bytes" in line
         assert a.compile(wasm.adder(30)).header.origin == MEMORY
     for command in ("config", "serve"):
-        refused = subprocess.run(
-            [
-                *(WASMKILND, command, "--state-dir", tmp_path / "state"),
-                *("--policy-file", policy, "--admin-listen", "none", "--listen", "127.0.0.1:0"),
-            ],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
+        words = [command, "--state-dir", tmp_path / "state", "--policy-file", policy]
+        refused = run(WASMKILND, *words, "--admin-listen", "none", "--listen", "127.0.0.1:0")
         assert refused.returncode != 0
         assert "cannot serve the namespaces of policy and tokens" in refused.stderr
 
@@ -333,6 +282,26 @@ def written_everywhere(client: Client) -> None:
         return stats.pending_writes == 0 and store.put_latency.count > 0
 
     eventually(written, "all writes are done")
+
+
+def test_a_tenant_that_floods_its_tiers_costs_another_no_hit(tmp_path: Path, valkey: str) -> None:
+    with house(
+        tmp_path / "state", REDIS_URL=valkey, MEMORY_BYTES="12MiB", HOST_STORE_BYTES="48MiB"
+    ) as tenants:
+        victim, other = tenants.client("a"), tenants.client("b")
+        hot = [wasm.constant(number) for number in range(20)]
+        for module in hot:
+            victim.compile(module)
+        for number in range(20):
+            other.compile(wasm.many_functions(3000, 1000 + number))
+            other.load(wasm.with_data(2_000_000, number))
+        [memory] = [tier for tier in other.stats().tiers if tier.tier == "memory"]
+        assert memory.evictions > 0
+        assert not victim.find_missing([wasm.digest(module) for module in hot])
+        for module in hot:
+            assert victim.compile(wasm.digest(module)).header.origin == MEMORY
+        [memory] = [tier for tier in victim.stats().tiers if tier.tier == "memory"]
+        assert memory.evictions == 0
 
 
 def test_the_limit_of_the_host_store_holds_for_what_namespaces_left(

@@ -1,247 +1,269 @@
-"""Certificates, keys and CAs replaced under load: no call is dropped, and no removed CA counts."""
+"""Certificates, CAs, tokens, policy and key set replaced while every kind of caller calls."""
 
 from __future__ import annotations
 
+import http.client
+import itertools
+import re
 import shutil
-import signal
-import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import grpc
-import pytest
 from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkiln.v1.module_service_pb2_grpc import ModuleServiceStub
 
 from tests.authority import Authority, Pair
 from tests.e2e import wasm
-from tests.e2e.daemon import Daemon
+from tests.e2e.bearers import Metadata, add_token, bearer, reload, token_command, verdict
+from tests.e2e.daemon import Daemon, RedisDaemon
 from tests.e2e.over_tls import TlsSite, ask
+from tests.e2e.processes import eventually
+from tests.web_tokens import TestIssuer, jwt_table
 
-RELOADED = '"event": "reloaded"'
+POLICY = """
+[[rule]]
+identity = ["spiffe://example.org/*", "jwt:*"]
+roles = ["compile"]
 
+[[rule]]
+identity = "dns:demoted.example.org"
+roles = {roles}
+"""
+CALLS_BETWEEN = 5
 
-@pytest.fixture
-def site(tmp_path: Path) -> TlsSite:
-    return TlsSite(tmp_path / "tls")
-
-
-@pytest.fixture
-def daemon(site: TlsSite, lean_state_dir: Path, tmp_path: Path) -> Iterator[Daemon]:
-    flags = site.flags("--admin-listen", f"unix:{tmp_path}/admin.sock")
-    with Daemon(lean_state_dir, flags) as running:
-        yield running
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+Call = Callable[[], str]
 
 
-def count(daemon: Daemon, words: str) -> int:
-    return sum(words in line for line in list(daemon.log_lines))
+@dataclass
+class Caller:
+    """Calls without a pause, and remembers when each call began and ended, and what came of it."""
 
-
-def hang_up(daemon: Daemon, words: str = RELOADED) -> None:
-    """Send SIGHUP; return once a new line of the log has ``words``."""
-    before = count(daemon, words)
-    daemon.process.send_signal(signal.SIGHUP)
-    wait_until(lambda: count(daemon, words) > before)
-
-
-def address(daemon: Daemon) -> str:
-    return f"localhost:{daemon.address.rpartition(':')[2]}"
-
-
-def served_certificate(daemon: Daemon, site: TlsSite) -> str:
-    """Return the certificate that a new connection is shown."""
-    context = ssl.create_default_context(cafile=str(site.authority.ca_file))
-    context.load_cert_chain(site.client.cert_file, site.client.key_file)
-    port = int(daemon.address.rpartition(":")[2])
-    with (
-        socket.create_connection(("127.0.0.1", port), timeout=30) as plain,
-        context.wrap_socket(plain, server_hostname="localhost") as secured,
-    ):
-        shown = secured.getpeercert(binary_form=True)
-    assert shown
-    return ssl.DER_cert_to_PEM_cert(shown)
-
-
-def metric(daemon: Daemon, name: str) -> float:
-    path = daemon._row("metrics").partition("/metrics")[0].removeprefix("unix:")
-    with socket.socket(socket.AF_UNIX) as caller:
-        caller.settimeout(30)
-        caller.connect(path)
-        caller.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        page = b"".join(iter(lambda: caller.recv(65536), b"")).decode()
-    [line] = [line for line in page.splitlines() if line.startswith(f"wasmkiln_{name} ")]
-    return float(line.rpartition(" ")[2])
-
-
-class Callers:
-    """Threads that call all the time: over one connection each, and over new ones."""
-
-    def __init__(self, daemon: Daemon, site: TlsSite, pair: Pair) -> None:
-        self._daemon, self._site, self._pair = daemon, site, pair
-        self._ended = threading.Event()
-        self.calls = [0, 0, 0]
-        self.failures: list[str] = []
+    name: str
+    call: Call
+    calls: list[tuple[float, float, str]] = field(default_factory=list)
 
     @contextmanager
-    def running(self) -> Iterator[Callers]:
-        works = (self._ask_on_one, self._compile_on_one, self._ask_on_new_ones)
-        threads = [
-            threading.Thread(target=self._run, args=(number, work))
-            for number, work in enumerate(works)
-        ]
-        for thread in threads:
-            thread.start()
+    def calling(self) -> Iterator[None]:
+        """Call in a thread of its own for as long as the context lasts."""
+        over = threading.Event()
+
+        def run() -> None:
+            while not over.is_set():
+                began_s = time.monotonic()
+                found = self.call()
+                self.calls.append((began_s, time.monotonic(), found))
+
+        thread = threading.Thread(target=run)
+        thread.start()
         try:
-            self.go_on()
-            yield self
+            yield
         finally:
-            self._ended.set()
-            for thread in threads:
-                thread.join(60)
-        assert self.failures == []
+            over.set()
+            thread.join(60)
 
-    def go_on(self) -> None:
-        """Wait until each thread has made two calls more, the first of which may be old."""
-        wanted = [calls + 2 for calls in self.calls]
-        wait_until(
-            lambda: (
-                bool(self.failures)
-                or all(now >= least for now, least in zip(self.calls, wanted, strict=True))
+    def since(self, moment_s: float) -> Sequence[str]:
+        """Return what came of the calls that began after a moment."""
+        return [found for began_s, _, found in list(self.calls) if began_s > moment_s]
+
+
+def local(address: str) -> str:
+    return f"localhost:{address.rpartition(':')[2]}"
+
+
+@dataclass
+class House:
+    """A daemon, and what its callers do."""
+
+    daemon: Daemon
+    tls: TlsSite
+    stack: ExitStack
+    tags: Iterator[int] = field(default_factory=lambda: itertools.count(7000))
+
+    @property
+    def admin(self) -> str:
+        """Where it serves HTTP."""
+        return self.daemon.admin_url.removeprefix("http://")
+
+    def kept(
+        self, pair: Pair | None = None, metadata: Metadata = (), *, loads: bool = False
+    ) -> Call:
+        """Ask, or load, over one connection: at the address for tokens without a certificate."""
+        found = self.daemon.address if pair else self.daemon._row("tokens").partition(" ")[0]
+        channel = self.stack.enter_context(self.tls.channel(local(found), pair))
+        stub = ModuleServiceStub(channel)
+        if loads:
+            request = pb.LoadRequest(module=wasm.adder(1))
+            return lambda: verdict(stub.Load, request, metadata)
+        return lambda: verdict(stub.GetCapabilities, pb.GetCapabilitiesRequest(), metadata)
+
+    def compiling(self, pair: Pair) -> Call:
+        """Compile another module at each call, over one connection."""
+        channel = self.stack.enter_context(self.tls.channel(local(self.daemon.address), pair))
+        compile_ = ModuleServiceStub(channel).Compile
+        return lambda: verdict(compile_, pb.CompileRequest(module=wasm.adder(next(self.tags))))
+
+    def anew(self, pair: Pair) -> Call:
+        """Ask over another connection each time."""
+
+        def call() -> str:
+            with self.tls.channel(local(self.daemon.address), pair) as channel:
+                stub = ModuleServiceStub(channel)
+                return verdict(stub.GetCapabilities, pb.GetCapabilitiesRequest())
+
+        return call
+
+    def connection(self, pair: Pair | None = None) -> http.client.HTTPSConnection:
+        context = ssl.create_default_context(cafile=str(self.tls.authority.ca_file))
+        if pair:
+            context.load_cert_chain(pair.cert_file, pair.key_file)
+        return http.client.HTTPSConnection(self.admin, timeout=60, context=context)
+
+    def scraping(self, pair: Pair | None = None, token: str = "", *, anew: bool = False) -> Call:
+        """Read a page, over one connection or another each time."""
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        connection = self.connection(pair)
+        self.stack.callback(connection.close)
+
+        def call() -> str:
+            connection.request("GET", "/readyz", headers=headers)
+            answer = connection.getresponse()
+            answer.read()
+            if anew:
+                connection.close()
+            return "" if answer.status == 200 else str(answer.status)
+
+        return call
+
+    def served(self) -> set[bytes]:
+        """Return the certificates that new connections are shown at two of its ports."""
+        shown = set()
+        for address in (self.admin, self.daemon._row("tokens").partition(" ")[0]):
+            host, _, port = address.rpartition(":")
+            shown.add(ssl.get_server_certificate((host, int(port)), timeout=30).encode())
+        return shown
+
+
+def test_no_call_is_dropped_and_none_is_let_in(lean_state_dir: Path, tmp_path: Path) -> None:
+    tls, old_ca = TlsSite(tmp_path / "site"), Authority(tmp_path / "old")
+    ours = tls.authority.ca_file.read_bytes()
+    tls.client_ca_file.write_bytes(ours + old_ca.ca_file.read_bytes())
+    stays, goes = TestIssuer(key_id="stays"), TestIssuer(key_id="goes")
+    policy, key_set = tmp_path / "policy.toml", tmp_path / "keys.json"
+    policy.write_text(jwt_table(key_set) + POLICY.format(roles='["compile"]'))
+    key_set.write_bytes(stays.key_set(goes))
+    tokens = {name: add_token(lean_state_dir, name, "compile") for name in ("stays", "goes")}
+    flags = tls.flags("--token-listen", "127.0.0.1:0", "--policy-file", str(policy))
+    old = old_ca.client(spiffe="spiffe://example.org/b")
+    demoted = tls.authority.client("demoted", dns="demoted.example.org")
+    with RedisDaemon(lean_state_dir, flags) as daemon, ExitStack() as stack:
+        house = House(daemon, tls, stack)
+        stay = [
+            Caller("certificate", house.kept(tls.client)),
+            Caller("certificate that compiles", house.compiling(tls.client)),
+            Caller("certificate over new connections", house.anew(tls.client)),
+            Caller("token", house.kept(metadata=bearer(tokens["stays"]))),
+            Caller("jwt", house.kept(metadata=bearer(stays.token()))),
+            Caller("scraper", house.scraping(token=tokens["stays"])),
+            Caller("scraper over new connections", house.scraping(tls.client, anew=True)),
+        ]
+        loses = Caller("demoted", house.kept(demoted, loads=True))
+        go = [
+            loses,
+            Caller("certificate", house.kept(old)),
+            Caller("certificate over new connections", house.anew(old)),
+            Caller("token", house.kept(metadata=bearer(tokens["goes"]))),
+            Caller("jwt", house.kept(metadata=bearer(goes.token()))),
+            Caller("scraper", house.scraping(old)),
+        ]
+        for caller in (*stay, *go):
+            stack.enter_context(caller.calling())
+
+        def all_called(since_s: float) -> None:
+            eventually(
+                lambda: all(len(one.since(since_s)) >= CALLS_BETWEEN for one in (*stay, *go)),
+                "some callers do not get on",
+                120,
             )
-        )
-        assert self.failures == []
 
-    def _run(self, number: int, work: Callable[[Callable[[], bool]], None]) -> None:
-        def more() -> bool:
-            self.calls[number] += 1
-            return not self._ended.is_set()
+        def renew(name: str) -> bytes:
+            fresh = tls.authority.server(name)
+            tls.server.cert_file.write_bytes(fresh.cert)
+            tls.server.key_file.write_bytes(fresh.key)
+            return fresh.cert
 
-        try:
-            work(more)
-        except grpc.RpcError as failure:
-            self.failures.append(f"{work.__name__}: {failure.code()} {failure.details()}")
+        all_called(0)
+        before_s = time.monotonic()
+        fresh = renew("fresh")
+        tls.client_ca_file.write_bytes(ours)
+        policy.write_text(jwt_table(key_set) + POLICY.format(roles='["read"]'))
+        key_set.write_bytes(stays.key_set())
+        token_command(lean_state_dir, "revoke", "goes")
+        reload(daemon)
+        answered_s = time.monotonic()
+        assert house.served() == {fresh}
+        all_called(answered_s)
 
-    def _channel(self) -> grpc.Channel:
-        return self._site.channel(address(self._daemon), self._pair)
+        fresh = renew("fresher")  # Without a signal.
+        eventually(lambda: house.served() == {fresh}, "the new certificate is not served")
+        all_called(time.monotonic())
 
-    def _ask_on_one(self, more: Callable[[], bool]) -> None:
-        with self._channel() as channel:
-            while more():
-                ask(channel)
-
-    def _compile_on_one(self, more: Callable[[], bool]) -> None:
-        number = 7000
-        with self._channel() as channel:
-            stub = ModuleServiceStub(channel)
-            while more():
-                number += 1
-                request = pb.CompileRequest(module=wasm.adder(number))
-                for _ in stub.Compile(request, timeout=60):
-                    pass
-
-    def _ask_on_new_ones(self, more: Callable[[], bool]) -> None:
-        while more():
-            with self._channel() as channel:
-                ask(channel)
+        for caller in stay:
+            assert {found for _, _, found in caller.calls} == {""}, caller.name
+        for caller in go:
+            assert {found for _, ended_s, found in caller.calls if ended_s < before_s} == {""}
+            assert "" not in caller.since(answered_s), caller.name
+        assert set(loses.since(answered_s)) == {"ROLE_MISSING compile"}
 
 
-def test_the_servers_certificate_is_replaced_under_load(site: TlsSite, daemon: Daemon) -> None:
-    with Callers(daemon, site, site.client).running() as callers:
-        assert served_certificate(daemon, site).encode() == site.server.cert
-        replaced = site.authority.server()
-        hang_up(daemon)
-        assert served_certificate(daemon, site).encode() == replaced.cert
-        callers.go_on()
-        # Without a signal.
-        replaced = site.authority.server()
-        before = count(daemon, "TLS files reloaded")
-        wait_until(lambda: count(daemon, "TLS files reloaded") > before)
-        assert served_certificate(daemon, site).encode() == replaced.cert
-        callers.go_on()
-
-
-def test_no_certificate_of_a_removed_ca_is_let_in(
-    site: TlsSite, daemon: Daemon, tmp_path: Path
-) -> None:
-    other = Authority(tmp_path / "other")
-    stranger = other.client(spiffe="spiffe://example.org/builder/2")
-    old, new = site.authority.ca_file.read_bytes(), other.ca_file.read_bytes()
-    with site.channel(address(daemon), site.client) as connected:
-        ask(connected)
-        with site.channel(address(daemon), stranger) as early, pytest.raises(grpc.RpcError):
-            ask(early)
-        site.client_ca_file.write_bytes(old + new)
-        hang_up(daemon)
-        with Callers(daemon, site, stranger).running() as callers:
-            ask(connected)
-            site.client_ca_file.write_bytes(new)
-            hang_up(daemon)
-            # Over a connection that was made before.
-            with pytest.raises(grpc.RpcError) as refusal:
-                ask(connected)
-            assert refusal.value.code() is grpc.StatusCode.UNAUTHENTICATED
-            # And over a new one.
-            with site.channel(address(daemon), site.client) as late:
-                with pytest.raises(grpc.RpcError) as refusal:
-                    ask(late)
-                assert refusal.value.code() is grpc.StatusCode.UNAVAILABLE
-            callers.go_on()
-
-
-def test_broken_files_change_nothing(site: TlsSite, daemon: Daemon, tmp_path: Path) -> None:
-    good = site.server.key
-    with Callers(daemon, site, site.client).running() as callers:
-        before = served_certificate(daemon, site)
-        shutil.copy(Authority(tmp_path / "other").server().key_file, site.server.key_file)
-        hang_up(daemon, "cannot reload: what cannot be used stays as it was")
+def test_broken_files_change_nothing(lean_state_dir: Path, tmp_path: Path) -> None:
+    tls = TlsSite(tmp_path / "tls")
+    good, token = tls.server.key, add_token(lean_state_dir, "ops", "metrics")
+    with Daemon(lean_state_dir, tls.flags()) as daemon, ExitStack() as stack:
+        house = House(daemon, tls, stack)
+        asks = house.anew(tls.client)
+        shutil.copy(Authority(tmp_path / "other").server().key_file, tls.server.key_file)
+        daemon.process.send_signal(1)
         line = daemon.wait_for_log("cannot reload: what cannot be used stays as it was")
         assert "cannot use tls_key_file" in line
         assert "it is not the key of the certificate" in line
-        site.client_ca_file.write_text("nothing")
+        tls.client_ca_file.write_text("nothing")
         daemon.wait_for_log("cannot read changed files: they change nothing")
-        assert served_certificate(daemon, site) == before
-        assert metric(daemon, "tls_reload_failures_total") >= 2
-        callers.go_on()
-        site.server.key_file.write_bytes(good)
-        site.client_ca_file.write_bytes(site.authority.ca_file.read_bytes())
-        hang_up(daemon)
-        callers.go_on()
+        assert asks() == ""
+        with closing(house.connection()) as connection:
+            connection.request("GET", "/metrics", headers=dict(bearer(token)))
+            page = connection.getresponse().read().decode()
+        [failures] = re.findall(r"^wasmkiln_tls_reload_failures_total (\S+)", page, re.MULTILINE)
+        assert float(failures) >= 2
+        tls.server.key_file.write_bytes(good)
+        tls.client_ca_file.write_bytes(tls.authority.ca_file.read_bytes())
+        reload(daemon)
+        assert asks() == ""
     assert "PRIVATE KEY" not in daemon.log
 
 
-def test_turning_tls_off_needs_a_restart(
-    site: TlsSite, lean_state_dir: Path, tmp_path: Path
-) -> None:
-    file = tmp_path / "wasmkilnd.toml"
-    files = (
-        f'tls_cert_file = "{site.server.cert_file}"\n'
-        f'tls_key_file = "{site.server.key_file}"\n'
-        f'tls_client_ca_file = "{site.client_ca_file}"\n'
-    )
-    file.write_text(files)
+def test_turning_tls_off_needs_a_restart(lean_state_dir: Path, tmp_path: Path) -> None:
+    tls, file = TlsSite(tmp_path / "tls"), tmp_path / "wasmkilnd.toml"
+    files = {
+        "tls_cert_file": tls.server.cert_file,
+        "tls_key_file": tls.server.key_file,
+        "tls_client_ca_file": tls.client_ca_file,
+    }
+    text = "".join(f'{name} = "{path}"\n' for name, path in files.items())
+    file.write_text(text)
     flags = ("--config", str(file), "--redis-url", "none", "--workers", "1")
     with Daemon(lean_state_dir, flags) as daemon:
         file.write_text("")
-        hang_up(daemon)
-        for setting in ("tls_cert_file", "tls_key_file", "tls_client_ca_file"):
-            assert f'"setting": "{setting}"' in daemon.wait_for_log(
-                f'"setting needs a restart", "setting": "{setting}"'
-            )
-        with site.channel(address(daemon), site.client) as channel:
-            ask(channel)
-        moved = tmp_path / "moved.pem"
-        shutil.copy(site.server.cert_file, moved)
-        file.write_text(files.replace(str(site.server.cert_file), str(moved)))
-        hang_up(daemon)
+        reload(daemon)
+        for setting in files:
+            daemon.wait_for_log(f'"setting needs a restart", "setting": "{setting}"')
+        with tls.channel(local(daemon.address), tls.client) as channel:
+            assert ask(channel).engines
+        moved = shutil.copy(tls.server.cert_file, tmp_path / "moved.pem")
+        file.write_text(text.replace(str(tls.server.cert_file), str(moved)))
+        reload(daemon)
         assert "tls_cert_file" in daemon.wait_for_log('"setting changed"')

@@ -36,10 +36,7 @@ EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 FLAGS = [
     *("--redis-url", "none", "--workers", "1", "--max-module-bytes", "48MiB"),
     *("--receive-bytes", "128MiB", "--caller-timeout-s", "2"),
-    *(
-        "--max-connections",
-        "800",
-    ),
+    *("--max-connections", "800"),
 ]
 
 
@@ -156,20 +153,15 @@ def test_a_message_that_unpacks_to_more_is_not_unpacked(kiln: Daemon) -> None:
     assert memory_of(kiln.pid) - before < 60 * MIB
 
 
-def test_too_much_metadata_is_refused(kiln: Daemon) -> None:
+def test_too_much_metadata_and_what_is_no_message_are_refused(kiln: Daemon) -> None:
     with Caller(kiln) as caller:
         call = caller.compile("0" * 64, metadata=(("x-large", "x" * 20_000),))
         assert outcome_of(call) is EXHAUSTED
-        assert failure_of(caller.compile("0" * 64))[1] == "MODULE_NOT_LOADED"
-
-
-def test_bytes_that_are_no_message_are_refused(kiln: Daemon) -> None:
-    with Caller(kiln) as caller:
-        call = caller.channel.unary_unary("/wasmkiln.v1.ModuleService/Stats")
+        stats = caller.channel.unary_unary("/wasmkiln.v1.ModuleService/Stats")
         with pytest.raises(grpc.RpcError) as failure:
-            call(b"\xff\xff\xff")
+            stats(b"\xff\xff\xff")
         assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-        assert pb.StatsResponse.FromString(call(b"")).version
+        assert pb.StatsResponse.FromString(stats(b"")).version
 
 
 def test_a_connection_has_so_many_calls_and_no_more(kiln: Daemon) -> None:
@@ -191,18 +183,15 @@ def test_one_that_pings_without_end_is_sent_away(kiln: Daemon) -> None:
     assert [event.additional_data for event in away] == [b"too_many_pings"]
 
 
-@pytest.fixture
-def forgetful(engines: Installed, tmp_path: Path) -> Iterator[Daemon]:
-    """A daemon whose artifacts are in memory only while they are sent."""
-    flags = ["--redis-url", "none", "--workers", "1", "--max-module-bytes", "48MiB"]
-    flags += ["--memory-bytes", "0", "--receive-bytes", "100MiB", "--caller-timeout-s", "20"]
-    with Daemon(state_with(tmp_path / "state", ENGINE), flags) as daemon:
-        yield daemon
+def test_slow_readers_keep_nobody_out(engines: Installed, tmp_path: Path) -> None:
+    """Two read 30 MiB each at 0.2 MB/s, for minutes; another caller wants 10 MiB meanwhile.
 
-
-def test_slow_readers_keep_nobody_out(forgetful: Daemon) -> None:
-    """Two read 30 MiB each at 0.2 MB/s, for minutes; another caller wants 10 MiB meanwhile."""
+    The artifacts are in memory only while they are sent.
+    """
+    flags = ["--redis-url", "none", "--max-module-bytes", "48MiB", "--memory-bytes", "0"]
+    flags += ["--receive-bytes", "100MiB", "--caller-timeout-s", "20"]
     with contextlib.ExitStack() as stack:
+        forgetful = stack.enter_context(Daemon(state_with(tmp_path / "state", ENGINE), flags))
         callers = [stack.enter_context(Caller(forgetful)) for _ in range(2)]
         threads = stack.enter_context(ThreadPoolExecutor(2))
 
@@ -232,7 +221,7 @@ def test_slow_readers_keep_nobody_out(forgetful: Daemon) -> None:
             call.cancel()
         for each in trickling:
             each.result()
-    eventually(lambda: quiet(forgetful), "something is held for nobody")
+        eventually(lambda: quiet(forgetful), "something is held for nobody")
 
 
 def test_a_reader_of_a_byte_now_and_then_is_ended(kiln: Daemon, artifact: str) -> None:
@@ -248,20 +237,17 @@ def test_a_reader_of_a_byte_now_and_then_is_ended(kiln: Daemon, artifact: str) -
         assert time.monotonic() - began < 60
 
 
-@pytest.fixture
-def tight(engines: Installed, tmp_path: Path) -> Iterator[Daemon]:
-    flags = ["--redis-url", "none", "--workers", "1", "--max-calls", "8"]
-    with Daemon(state_with(tmp_path / "state", ENGINE), flags) as daemon:
-        yield daemon
-
-
-def test_calls_have_limits_that_leave_room_for_others(tight: Daemon) -> None:
-    with Caller(tight) as flooding, Caller(tight) as other:
+def test_calls_have_limits_that_leave_room_for_others(engines: Installed, tmp_path: Path) -> None:
+    flags = ["--redis-url", "none", "--max-calls", "8"]
+    with (
+        Daemon(state_with(tmp_path / "state", ENGINE), flags) as tight,
+        Caller(tight) as flooding,
+        Caller(tight) as other,
+    ):
         with held_worker(tight):
             calls = [flooding.compile(module) for module in modules(4)]
             eventually(lambda: tight.metric("calls") == 5, "they do not begin")
-            refused = flooding.compile(*modules(1))
-            code, reason, metadata, retry_s = failure_of(refused)
+            code, reason, metadata, retry_s = failure_of(flooding.compile(*modules(1)))
             assert (code, reason, metadata["limit"]) == (EXHAUSTED, "COMPILE_QUEUE_FULL", "calls")
             assert retry_s
             assert failure_of(other.compile("0" * 64))[1] == "MODULE_NOT_LOADED"

@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 
 from tests.authority import Authority
-from tests.e2e.bearers import bearer
+from tests.e2e.bearers import bearer, reload
 from tests.e2e.daemon import RedisDaemon
-from tests.e2e.processes import eventually
-from tests.e2e.test_access import FLAGS, Stubs, reload
+from tests.e2e.test_access import FLAGS, Stubs
 from tests.web_tokens import TestIssuer, jwt_table
 
 POLICY = """
@@ -78,61 +77,41 @@ def issuer(tmp_path: Path) -> Iterator[Issuer]:
         one.shutdown()
 
 
-def test_keys_in_a_file_are_replaced_while_the_daemon_serves(
-    lean_state_dir: Path, tmp_path: Path
-) -> None:
-    keys = tmp_path / "keys.json"
-    keys.write_bytes(OLD.key_set())
-    with RedisDaemon(lean_state_dir, flags(tmp_path, str(keys))) as daemon:
-        stubs = Stubs(daemon.address)
-        with stubs.channel:
-            old, new = sent(OLD), sent(NEW)
-            assert stubs.compile("0" * 64, old) == "ROLE_MISSING compile"
-            assert stubs.compile("0" * 64, bearer(OLD.token())) == "ROLE_MISSING read"
-            assert stubs.compile("0" * 64, new) == "CREDENTIALS_INVALID"
-            assert stubs.capabilities(sent(OLD, aud="other")) == "CREDENTIALS_INVALID"
-            assert stubs.capabilities() == "CREDENTIALS_MISSING"
-
-            keys.write_bytes(NEW.key_set())
-            eventually(lambda: stubs.capabilities(new) == "", "the old keys count", 60)
-            assert stubs.capabilities(old) == "CREDENTIALS_INVALID"
-            keys.write_bytes(b"{}")
-            daemon.wait_for_log("cannot use jwt keys")
-            assert stubs.capabilities(new) == ""
-        assert new[0][1].split(".")[2] not in daemon.log
-
-
 def test_keys_of_a_url_are_fetched_beside_the_calls(
     lean_state_dir: Path, tmp_path: Path, issuer: Issuer
 ) -> None:
     trusted = {"SSL_CERT_FILE": str(tmp_path / "issuer" / "ca.pem")}
-    with RedisDaemon(lean_state_dir, flags(tmp_path, issuer.url), trusted) as daemon:
-        stubs = Stubs(daemon.address)
-        with stubs.channel:
-            assert stubs.capabilities(sent(OLD)) == ""
-            assert issuer.asked == 1
-            # Whoever makes up keys does not make the daemon ask for each.
-            for _ in range(20):
-                assert stubs.capabilities(sent(NEW)) == "CREDENTIALS_INVALID"
-            assert issuer.asked == 1
-            issuer.content = NEW.key_set()
-            reload(daemon)
-            assert stubs.capabilities(sent(NEW)) == ""
-            assert stubs.capabilities(sent(OLD)) == "CREDENTIALS_INVALID"
-            issuer.redirect = "http://127.0.0.1:1/"
-            reload(daemon)
-            assert "the server answered 302" in daemon.log
-            assert stubs.capabilities(sent(NEW)) == ""
-        assert "secret=x" not in daemon.log.replace("setting changed", "")
+    with (
+        RedisDaemon(lean_state_dir, flags(tmp_path, issuer.url), trusted) as daemon,
+        Stubs(daemon.address) as stubs,
+    ):
+        old = sent(OLD)
+        assert stubs.capabilities(old) == ""
+        assert stubs.capabilities(sent(OLD, aud="other")) == "CREDENTIALS_INVALID"
+        # Whoever makes up keys does not make the daemon ask for each.
+        for _ in range(20):
+            assert stubs.capabilities(sent(NEW)) == "CREDENTIALS_INVALID"
+        assert issuer.asked == 1
+        issuer.content = NEW.key_set()
+        reload(daemon)
+        assert stubs.capabilities(sent(NEW)) == ""
+        assert stubs.capabilities(old) == "CREDENTIALS_INVALID"
+        issuer.redirect = "http://127.0.0.1:1/"
+        reload(daemon)
+        assert "the server answered 302" in daemon.log
+        assert stubs.capabilities(sent(NEW)) == ""
+    assert "secret=x" not in daemon.log.replace("setting changed", "")
+    assert old[0][1].split(".")[2] not in daemon.log
 
 
-def test_an_issuer_that_cannot_be_reached_or_trusted_lets_nobody_in(
+def test_an_issuer_that_cannot_be_trusted_lets_nobody_in(
     lean_state_dir: Path, tmp_path: Path, issuer: Issuer
 ) -> None:
-    with RedisDaemon(lean_state_dir, flags(tmp_path, issuer.url)) as daemon:
-        stubs = Stubs(daemon.address)
-        with stubs.channel:
-            assert stubs.capabilities(sent(OLD)) == "CREDENTIALS_INVALID"
+    with (
+        RedisDaemon(lean_state_dir, flags(tmp_path, issuer.url)) as daemon,
+        Stubs(daemon.address) as stubs,
+    ):
+        assert stubs.capabilities(sent(OLD)) == "CREDENTIALS_INVALID"
         daemon.wait_for_log("cannot fetch jwt keys: the old ones stay")
         assert issuer.asked == 0
 
@@ -142,9 +121,9 @@ def test_an_issuer_that_does_not_answer_delays_no_start(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"https://127.0.0.1:{silent.getsockname()[1]}/keys"
-        with RedisDaemon(lean_state_dir, flags(tmp_path, url)) as daemon:
+        with (
+            RedisDaemon(lean_state_dir, flags(tmp_path, url)) as daemon,
+            Stubs(daemon.address) as stubs,
+        ):
             assert "cannot fetch jwt keys" not in daemon.log  # It still waits for the issuer.
-            stubs = Stubs(daemon.address)
-            with stubs.channel:
-                assert stubs.capabilities(sent(OLD)) == "CREDENTIALS_INVALID"
-            daemon.wait_for_log("it took more than 10 seconds")
+            assert stubs.capabilities(sent(OLD)) == "CREDENTIALS_INVALID"

@@ -25,8 +25,7 @@ from tests.e2e.callers import (
     outcome_of,
 )
 from tests.e2e.daemon import TWO_ENGINES, fresh_state
-from tests.e2e.floods import processor_s
-from tests.e2e.processes import eventually, jobs_of, parent_of
+from tests.e2e.processes import cpu_s_of, eventually, jobs_of, parent_of
 from tests.e2e.programs import Installed
 from tests.memory.watched import Watched
 
@@ -129,7 +128,7 @@ def job_of(kiln: Watched) -> int:
 
     def look() -> list[int]:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            found[:] = [pid for pid in jobs_of(kiln.pid) if processor_s(pid) >= _COMPILES_S]
+            found[:] = [pid for pid in jobs_of(kiln.pid) if cpu_s_of(pid) >= _COMPILES_S]
         return found
 
     eventually(look, "no job started")

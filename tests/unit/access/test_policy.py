@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import tomllib
+from pathlib import Path
+
 import pytest
-from wasmkilnd.access.policy import Policy, Rule, default_policy
+from click.testing import CliRunner
+from wasmkilnd.access.guard import Access
+from wasmkilnd.access.policy import NamespaceLimits, Policy, Rule, default_policy
+from wasmkilnd.cli import command
 from wasmkilnd.model import ALL_ROLES, Identity, Role
 
 
@@ -33,12 +39,7 @@ def test_a_star_stands_for_any_text(pattern: str, name: str, found: bool) -> Non
 def test_the_first_rule_that_matches_counts_alone() -> None:
     policy = Policy(
         (
-            Rule(
-                identity=("token:a",),
-                roles=(Role.METRICS,),
-                namespace="team",
-                quota="small",
-            ),
+            Rule(identity=("token:a",), roles=(Role.METRICS,), namespace="team", quota="small"),
             Rule(identity=("token:*",), roles=tuple(ALL_ROLES), namespace="other", quota="large"),
         ),
     )
@@ -98,3 +99,33 @@ def test_without_a_file_certificates_compile_and_sockets_do_all() -> None:
     assert policy.identity("dns:a").roles == {Role.COMPILE, Role.READ}
     assert policy.identity("unix:/x").roles == ALL_ROLES
     assert policy.identity("jwt:a").roles == policy.identity("anonymous").roles == frozenset()
+
+
+def test_config_has_a_line_for_each_rule() -> None:
+    jwt = Rule(
+        identity=("jwt:*",),
+        claims={"groups": "a\nb"},
+        roles=(Role.READ,),
+        namespace="team",
+        quota="small",
+    )
+    rules = (jwt, Rule(identity=("anonymous",)))
+    text = str(Access(Policy(rules, {"team": NamespaceLimits()}), on=True))
+    assert text.splitlines()[1:] == [
+        '#   1. {"identity":["jwt:*"],"claims":{"groups":"a\\nb"},"roles":["read"],'
+        '"namespace":"team","quota":"small"}',
+        '#   2. {"identity":["anonymous"]}',
+        "# namespaces: team",
+    ]
+
+
+def test_config_is_toml_and_says_who_is_let_in(tmp_path: Path) -> None:
+    run = CliRunner().invoke
+    state = ["--state-dir", str(tmp_path / "state")]
+    free = ["config", *state, "--listen", "127.0.0.1:0", "--admin-listen", "none"]
+    assert "everybody may do everything" in run(command, free).output
+    assert run(command, ["token", "add", "ci", "--role", "compile", *state]).exit_code == 0
+    text = run(command, free).output
+    assert tomllib.loads(text)["state_dir"] == str(tmp_path / "state")
+    assert "# access: every caller needs an identity" in text
+    assert "# tokens: 1, with their own roles besides" in text

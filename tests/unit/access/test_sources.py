@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -13,24 +12,17 @@ from wasmkilnd.access.tokens import TokenStore
 from wasmkilnd.model import Role
 from wasmkilnd.settings import Settings
 
-KEY = {"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}
-JWT = """
-[jwt]
-issuer = "https://issuer.example"
-audience = "wasmkiln"
-keys = "{keys}"
-"""
+from tests.web_tokens import TestIssuer, jwt_table
+
 BROKEN = f"a = {'9' * 5000}"
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     """Settings that name a policy without rules, a token, and the key `old`."""
-    keys = write(tmp_path / "keys.json", json.dumps({"keys": [{**KEY, "kid": "old"}]}))
-    policy = JWT.format(keys=keys)
-    one = Settings(
-        state_dir=tmp_path / "state", policy_file=str(write(tmp_path / "policy.toml", policy))
-    )
+    keys = write(tmp_path / "keys.json", TestIssuer(key_id="old").key_set().decode())
+    policy = write(tmp_path / "policy.toml", jwt_table(keys))
+    one = Settings(state_dir=tmp_path / "state", policy_file=str(policy))
     TokenStore(one.tokens_file).add("old", [Role.READ], "", None)
     return one
 
@@ -49,14 +41,11 @@ def test_a_part_that_cannot_be_used_stays_and_the_others_are_read(
     TokenStore(settings.tokens_file).revoke("old")
     TokenStore(settings.tokens_file).add("new", [Role.READ], "", None)
     keys = Path(settings.policy_file).with_name("keys.json")
-    new_keys = json.dumps({"keys": [{**KEY, "kid": "new"}]})
+    rule = '[[rule]]\nidentity = "token:new"\nroles = ["read"]'
     files = {
-        "policy": (
-            Path(settings.policy_file),
-            JWT.format(keys=keys) + '[[rule]]\nidentity = "token:new"\nroles = ["read"]',
-        ),
+        "policy": (Path(settings.policy_file), jwt_table(keys) + rule),
         "tokens": (settings.tokens_file, settings.tokens_file.read_text()),
-        "keys": (keys, new_keys),
+        "keys": (keys, TestIssuer(key_id="new").key_set().decode()),
     }
     for name, (file, text) in files.items():
         write(file, BROKEN if name == broken else text)

@@ -15,23 +15,28 @@ from wasmkilnd.model import Role
 READ = frozenset({Role.READ})
 
 
+@pytest.fixture
 def store(tmp_path: Path) -> TokenStore:
     return TokenStore(tmp_path / "access" / "tokens.json")
 
 
-def test_a_token_is_found_again_and_only_its_digest_is_kept(tmp_path: Path) -> None:
-    made, kept = store(tmp_path).add("ci", READ, "team", 60)
-
-    found = read_tokens(store(tmp_path).file)
-
+def test_a_token_is_found_again_and_only_its_digest_is_kept(store: TokenStore) -> None:
+    """In a file that is for its owner alone."""
+    made, kept = store.add("ci", READ, "team", 60)
+    found = read_tokens(store.file)
     assert found is not None
     assert found.find(made) == kept
-    assert made.split("_")[2] not in store(tmp_path).file.read_text()
+    assert made.split("_")[2] not in store.file.read_text()
     assert kept.sha256 not in repr(kept)
     assert (kept.name, kept.namespace, kept.roles) == ("ci", "team", READ)
     assert kept.expires is not None
     assert not kept.expired(kept.expires - 1)
     assert kept.expired(kept.expires)
+    assert stat.S_IMODE(store.file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(store.file.parent.stat().st_mode) == 0o700
+    store.file.chmod(0o644)
+    with pytest.raises(AccessUnusable, match="other users may read it"):
+        read_tokens(store.file)
 
 
 def test_no_other_text_is_the_token() -> None:
@@ -44,59 +49,36 @@ def test_no_other_text_is_the_token() -> None:
     assert tokens.find(f"wk_{kept.id}_{other.split('_')[2]}") is None
 
 
-def test_files_are_for_their_owner_alone(tmp_path: Path) -> None:
-    store(tmp_path).add("ci", READ, "", None)
-    file = store(tmp_path).file
-
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
-    file.chmod(0o644)
-    with pytest.raises(AccessUnusable, match="other users may read it"):
-        read_tokens(file)
-
-
-def test_revoking_leaves_the_file_so_that_access_stays_on(tmp_path: Path) -> None:
-    kept = [store(tmp_path).add("ci", READ, "", None)[1] for _ in range(2)]
-    other = store(tmp_path).add("other", READ, "", None)[1]
-
-    assert [each.id for each in store(tmp_path).revoke(kept[0].id)] == [kept[0].id]
-    assert [each.id for each in store(tmp_path).revoke("ci")] == [kept[1].id]
-    assert store(tmp_path).tokens() == [other]
-    store(tmp_path).revoke("other")
-
-    found = read_tokens(store(tmp_path).file)
+def test_revoking_leaves_the_file_so_that_access_stays_on(store: TokenStore) -> None:
+    kept = [store.add("ci", READ, "", None)[1] for _ in range(2)]
+    other = store.add("other", READ, "", None)[1]
+    assert [each.id for each in store.revoke(kept[0].id)] == [kept[0].id]
+    assert [each.id for each in store.revoke("ci")] == [kept[1].id]
+    assert store.tokens() == [other]
+    store.revoke("other")
+    found = read_tokens(store.file)
     assert found is not None
     assert not found.all
     with pytest.raises(AccessUnusable, match="no token has this name or id"):
-        store(tmp_path).revoke("ci")
+        store.revoke("ci")
 
 
-def test_processes_that_add_at_once_lose_nothing(tmp_path: Path) -> None:
-    def add(number: int) -> None:
-        store(tmp_path).add(f"t{number}", READ, "", None)
-
+def test_processes_that_add_at_once_lose_nothing(store: TokenStore) -> None:
+    names = [f"t{number}" for number in range(24)]
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(add, range(24)))
+        list(pool.map(lambda name: TokenStore(store.file).add(name, READ, "", None), names))
+    assert sorted(each.name for each in store.tokens()) == sorted(names)
+    assert [path.name for path in store.file.parent.glob("*.tmp")] == []
 
-    assert {each.name for each in store(tmp_path).tokens()} == {f"t{n}" for n in range(24)}
-    assert [path.name for path in store(tmp_path).file.parent.glob("*.tmp")] == []
+
+NO_NAMES = [(name, "", "name") for name in ("", "a b", "a" * 64, "a\n")]
+NO_NAMES += [("a", namespace, "namespace") for namespace in ("Team", "a/b", "a\n")]
 
 
-@pytest.mark.parametrize(
-    ("name", "namespace", "why"),
-    [
-        ("", "", "name: "),
-        ("a b", "", "name: "),
-        ("a" * 64, "", "name: "),
-        ("a\n", "", "name: "),
-        ("a", "Team", "namespace: "),
-        ("a", "a/b", "namespace: "),
-        ("a", "a\n", "namespace: "),
-    ],
-)
-def test_names_are_plain(tmp_path: Path, name: str, namespace: str, why: str) -> None:
-    with pytest.raises(AccessUnusable, match=f"cannot make a token .*{why}"):
-        store(tmp_path).add(name, READ, namespace, None)
+@pytest.mark.parametrize(("name", "namespace", "why"), NO_NAMES)
+def test_names_are_plain(store: TokenStore, name: str, namespace: str, why: str) -> None:
+    with pytest.raises(AccessUnusable, match=f"cannot make a token .*{why}: "):
+        store.add(name, READ, namespace, None)
 
 
 def test_a_broken_file_is_refused_without_its_content(tmp_path: Path) -> None:

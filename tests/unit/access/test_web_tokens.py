@@ -81,48 +81,35 @@ def test_each_kind_of_key(key: PrivateKey) -> None:
 
 
 @pytest.mark.parametrize(
-    ("claims", "cause"),
+    ("claims", "cause", "words"),
     [
-        ({"exp": NOW_S - 3600}, "expired"),
-        ({"exp": None}, "untrusted"),
-        ({"exp": "never"}, "untrusted"),
-        ({"iss": "https://other.example.org"}, "untrusted"),
-        ({"iss": None}, "untrusted"),
-        ({"aud": "someone"}, "untrusted"),
-        ({"aud": None}, "untrusted"),
-        ({"nbf": NOW_S + 3600}, "untrusted"),
-        ({"iat": NOW_S + 3600}, "untrusted"),
-        ({"sub": None}, "untrusted"),
-        ({"sub": ""}, "malformed"),
-        ({"sub": "a\nb"}, "malformed"),
-        ({"sub": "a" * 600}, "malformed"),
-        ({"header": {"crit": ["x"]}}, "malformed"),
-        ({"header": {"kid": "k2"}}, "untrusted"),
+        ({"exp": NOW_S - 3600}, "expired", ""),
+        ({"exp": None}, "untrusted", 'missing the "exp" claim'),
+        ({"exp": "never"}, "untrusted", "its signature or its content does not count"),
+        ({"iss": "https://other.example.org"}, "untrusted", "Invalid issuer"),
+        ({"iss": None}, "untrusted", ""),
+        ({"aud": "someone"}, "untrusted", "Audience doesn't match"),
+        ({"aud": None}, "untrusted", ""),
+        ({"nbf": NOW_S + 3600}, "untrusted", "not yet valid"),
+        ({"iat": NOW_S + 3600}, "untrusted", ""),
+        ({"sub": None}, "untrusted", ""),
+        ({"sub": ""}, "malformed", ""),
+        ({"sub": "a\nb"}, "malformed", ""),
+        ({"sub": "a" * 600}, "malformed", ""),
+        ({"header": {"crit": ["x"]}}, "malformed", ""),
+        ({"header": {"kid": "k2"}}, "untrusted", ""),
     ],
 )
 def test_what_does_not_count(
-    verifier: Verifier, issuer: TestIssuer, claims: dict[str, Any], cause: str
+    verifier: Verifier, issuer: TestIssuer, claims: dict[str, Any], cause: str, words: str
 ) -> None:
-    assert verifier.refused(issuer.token(**claims)) == cause
-
-
-@pytest.mark.parametrize(
-    ("claims", "words"),
-    [
-        ({"aud": "someone"}, "Audience doesn't match"),
-        ({"iss": "https://other.example.org"}, "Invalid issuer"),
-        ({"nbf": NOW_S + 3600}, "not yet valid"),
-        ({"exp": None}, 'missing the "exp" claim'),
-        ({"exp": "never"}, "its signature or its content does not count"),
-    ],
-)
-def test_who_has_a_token_of_the_issuer_reads_what_is_wrong(
-    verifier: Verifier, issuer: TestIssuer, claims: dict[str, Any], words: str
-) -> None:
-    with pytest.raises(WasmkilnError, match=words):
-        verifier.verify(issuer.token(**claims))
-    with pytest.raises(WasmkilnError, match="its signature or its content"):
-        verifier.verify(TestIssuer().token(**claims))
+    token = issuer.token(**claims)
+    assert verifier.refused(token) == cause
+    with pytest.raises(WasmkilnError, match=words or None):
+        verifier.verify(token)
+    if words:  # Who has no token of the issuer does not read what is wrong with its claims.
+        with pytest.raises(WasmkilnError, match="its signature or its content"):
+            verifier.verify(TestIssuer().token(**claims))
 
 
 def test_a_clock_may_be_half_a_minute_off(verifier: Verifier, issuer: TestIssuer) -> None:
@@ -155,9 +142,6 @@ def test_nobody_signs_in_the_issuers_place(verifier: Verifier, issuer: TestIssue
 @pytest.mark.parametrize("token", ["a.b.c", "..", "[" * 4000 + ".a.b", "\u00fc.a.b"])
 def test_garbage_is_malformed(verifier: Verifier, token: str) -> None:
     assert verifier.refused(token) == "malformed"
-
-
-def test_deep_json_in_a_header_ends_nothing(verifier: Verifier) -> None:
     deep = base64.urlsafe_b64encode(b'{"alg":' + b"[" * 5000 + b"]" * 5000 + b"}").decode()
     assert verifier.refused(f"{deep}.e30.e30") in ("malformed", "untrusted")
 
@@ -171,18 +155,6 @@ def test_an_unknown_key_asks_for_new_ones(verifier: Verifier, issuer: TestIssuer
     # Of several keys, a token has to name one.
     _, body, signature = new.token().split(".")
     assert verifier.refused(f"{part({'alg': 'ES256'})}.{body}.{signature}") == "untrusted"
-
-
-def test_a_token_that_is_remembered_ends_with_its_key(
-    verifier: Verifier, issuer: TestIssuer
-) -> None:
-    found = AccessGuard(Access(on=True, issuer=verifier.issuer))
-    sent = Credentials(f"Bearer {issuer.token()}")
-    assert found.identity(PLAINTEXT, sent).name == "jwt:me"
-    verifier.keys = parse_keys(TestIssuer(key_id="k2").key_set())
-    found.replace(Access(on=True, issuer=verifier.issuer))
-    with pytest.raises(WasmkilnError):
-        found.identity(PLAINTEXT, sent)
 
 
 async def test_an_unknown_key_fetches_beside_the_calls_and_at_most_once_a_minute(
