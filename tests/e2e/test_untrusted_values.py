@@ -1,9 +1,13 @@
-"""Values in Redis that were damaged, swapped or forged: none is served, and each is replaced."""
+"""Values in Redis that were damaged, swapped or forged: none is served, and each is replaced.
+
+What a writer there can do, by what anybody sees of it: opaque bytes under names. Where
+each part of a value is, what leases are forged and which heads are signed: ``tests/contract``.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -78,10 +82,6 @@ class Site:
         for name, value in values.items():
             self.server.set(name, value, ex=1000)
 
-    def mend(self) -> None:
-        """Put back what the daemon had stored."""
-        self.put(self.values)
-
 
 @pytest.fixture(scope="module")
 def site(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
@@ -121,109 +121,147 @@ def site(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture(autouse=True)
 def mended(site: Site) -> None:
-    site.mend()
+    site.put(site.values)
     site.has_rejected()
 
 
-def test_what_is_as_it_was_stored_is_served(site: Site) -> None:
-    for module in site.good:
-        assert site.served(module, {})
-    assert not site.has_rejected()
+Values = Iterable[bytes]
 
 
-def test_a_bit_flipped_anywhere_is_found(site: Site) -> None:
-    [name] = site.of_artifact[SMALL]
-    for changed in flips(site.values[name], 24):
-        assert not site.served(SMALL, {name: changed})
-
-
-def test_a_large_artifact_is_checked_to_its_end(site: Site) -> None:
-    for name in site.of_artifact[LARGE]:
-        for changed in flips(site.values[name], 3):
-            assert not site.served(LARGE, {name: changed})
-        assert not site.served(LARGE, {name: site.values[name][:-1]})
-        site.server.delete(name)
-        assert site.asked(LARGE).header.origin == COMPILED
-        settled(site.client)
-
-
-def test_what_was_cut_lengthened_or_never_a_value_is_found(site: Site) -> None:
-    [name] = site.of_artifact[SMALL]
-    good = site.values[name]
+def spoilt(good: bytes) -> Values:
+    """Return what was cut, lengthened or never a value."""
     dice = random.Random(1)
-    cuts = [good[: len(good) * quarter // 4] for quarter in range(4)]
-    others = [
-        *(good[:-1], good + b"\0", good + good, good[1:], b"\0" * len(good), b"nonsense"),
-        *(dice.randbytes(size) for size in (1, 64, len(good))),
-    ]
-    for changed in (*cuts, *others):
-        assert not site.served(SMALL, {name: changed})
+    yield from (good[: len(good) * quarter // 4] for quarter in range(4))
+    yield from (good[:-1], good + b"\0", good + good, good[1:], b"\0" * len(good), b"nonsense")
+    yield from (dice.randbytes(size) for size in (1, 64, len(good)))
 
 
-def test_a_key_of_another_kind_is_no_value(site: Site) -> None:
-    [name] = site.of_artifact[SMALL]
-    for fill in ("rpush", "sadd"):
-        site.server.delete(name)
-        getattr(site.server, fill)(name, "nonsense")
-        assert site.asked(SMALL).header.origin == COMPILED
-        settled(site.client)
+def mixed(one: bytes, other: bytes, parts: int) -> Values:
+    """Return the beginning of one with the rest of the other, wherever they were cut."""
+    for part in range(1, parts):
+        at = len(one) * part // parts
+        yield from (one[:at] + other[at:], other[:at] + one[at:])
 
 
-def test_a_value_that_belongs_elsewhere_is_refused(site: Site) -> None:
-    """All of these are signed by the daemon itself, of a module, an engine or a purpose."""
-    [mine], [other] = site.of_artifact[SMALL], site.of_artifact[OTHER]
+def of_another_module(site: Site) -> bytes:
+    [name] = site.of_artifact[OTHER]
+    return site.values[name]
+
+
+def of_another_engine(site: Site) -> bytes:
     before = names_of(site.server, wasm.digest(SMALL))
     site.client.compile(SMALL, engine=OTHER_ENGINE)
     settled(site.client)
-    [of_engine] = names_of(site.server, wasm.digest(SMALL)) - before
-    [of_module] = site.of_module[SMALL]
-    foreign = [value_of(site.server, name) for name in (other, of_engine, of_module)]
-    for value in foreign:
-        count = rejected(site.daemon).get("wrong_key", 0)
-        assert not site.served(SMALL, {mine: value})
-        assert rejected(site.daemon)["wrong_key"] > count
-    # A head of one and the rest of another, wherever it was cut.
-    mixed = foreign[0]
-    for quarter in range(1, 4):
-        at = len(site.values[mine]) * quarter // 4
-        assert not site.served(SMALL, {mine: site.values[mine][:at] + mixed[at:]})
-        assert not site.served(SMALL, {mine: mixed[:at] + site.values[mine][at:]})
+    [name] = names_of(site.server, wasm.digest(SMALL)) - before
+    value = value_of(site.server, name)
+    site.server.delete(name)
+    return value
 
 
-def test_what_a_stranger_signed_is_refused_however_good_it_is(site: Site) -> None:
-    for module in (SMALL, LARGE):
-        stored = values_of(site.server, wasm.digest(module), STRANGER)
-        theirs = {
-            name.replace(STRANGER.encode(), b"wasm:", 1): value for name, value in stored.items()
-        }
-        # It is made of the same module by the same engine, and so under the same names.
-        assert set(site.of_artifact[module]) <= set(theirs)
-        count = rejected(site.daemon).get("stranger", 0)
-        assert not site.served(module, theirs)
-        assert rejected(site.daemon)["stranger"] > count
+def the_module(site: Site) -> bytes:
+    [name] = site.of_module[SMALL]
+    return site.values[name]
+
+
+def of_a_stranger(site: Site, name: bytes = b"") -> bytes:
+    """Return what is made of the same module by the same engine, and so under the same name."""
+    [artifact] = site.of_artifact[SMALL]
+    return value_of(site.server, (name or artifact).replace(b"wasm:", STRANGER.encode(), 1))
+
+
+# What is put in the place of the small artifact, and the cause of its rejection if there is one.
+OF_THE_ARTIFACT: dict[str, tuple[Callable[[Site, bytes], Values], str]] = {
+    "a bit flipped": (lambda _, good: flips(good, 24), ""),
+    "cut, lengthened or no value": (lambda _, good: spoilt(good), ""),
+    # These are signed by the daemon itself, of a module, an engine or a purpose.
+    "of another module": (lambda site, _: [of_another_module(site)], "wrong_key"),
+    "of another engine": (lambda site, _: [of_another_engine(site)], "wrong_key"),
+    "the module": (lambda site, _: [the_module(site)], "wrong_key"),
+    "mixed with another's": (lambda site, good: mixed(good, of_another_module(site), 4), ""),
+    "signed by a stranger": (lambda site, _: [of_a_stranger(site)], "stranger"),
+    "mixed with a stranger's": (lambda site, good: mixed(good, of_a_stranger(site), 8), ""),
+}
+
+
+@pytest.mark.parametrize("how", OF_THE_ARTIFACT)
+def test_no_other_value_is_served(site: Site, how: str) -> None:
     [name] = site.of_artifact[SMALL]
-    ours = site.values[name]
-    theirs_small = value_of(site.server, name.replace(b"wasm:", STRANGER.encode(), 1))
-    for eighth in range(1, 8):
-        at = len(ours) * eighth // 8
-        for mixed in (ours[:at] + theirs_small[at:], theirs_small[:at] + ours[at:]):
-            # The code itself is the same, whoever signed it.
-            assert site.served(SMALL, {name: mixed}) == (mixed == ours)
+    good = site.values[name]
+    tamper, cause = OF_THE_ARTIFACT[how]
+    for changed in tamper(site, good):
+        count = rejected(site.daemon).get(cause, 0)
+        # Of a mixture the code itself may be the same, whoever signed it.
+        assert site.served(SMALL, {name: changed}) == (changed == good)
+        assert not cause or rejected(site.daemon)[cause] > count
+
+
+def test_what_is_as_it_was_stored_is_served_and_lives_for_a_week(site: Site) -> None:
+    for module in site.good:
+        assert site.served(module, {})
+    assert not site.has_rejected()
+    week_s = 7 * 24 * 3600
+    header = site.client.compile(wasm.adder(9), engine=ENGINE).header
+    settled(site.client)
+    for name in names_of(site.server, header.module_sha256):
+        assert week_s - 600 < site.server.ttl(name) <= week_s
+
+
+def test_an_old_value_with_all_unchanged_is_used(site: Site) -> None:
+    """It is what this daemon made of this module: docs/explanation/redis.md says so."""
+    made = site.asked(SMALL)
+    site.client.evict(module_sha256=made.header.module_sha256)
+    assert site.asked(SMALL).header.attestation != made.header.attestation
+    settled(site.client)
+    assert site.served(SMALL, site.values)
+    assert site.asked(SMALL).header.attestation == made.header.attestation
+    assert not site.has_rejected()
+
+
+def test_a_large_artifact_is_checked_to_its_end(site: Site) -> None:
+    [name] = site.of_artifact[LARGE]
+    good = site.values[name]
+    stranger = value_of(site.server, name.replace(b"wasm:", STRANGER.encode(), 1))
+    third = len(good) // 3
+    for changed in (
+        *flips(good, 3),
+        *(good[:-1], good[third:], stranger),
+        # A piece is gone, two have changed places, one is another's.
+        good[:third] + good[2 * third :],
+        good[third : 2 * third] + good[:third] + good[2 * third :],
+        stranger[:third][::-1] + good[third:],
+    ):
+        assert not site.served(LARGE, {name: changed})
+    site.server.delete(name)
+    assert site.asked(LARGE).header.origin == COMPILED
+    settled(site.client)
+
+
+def test_a_key_of_another_kind_is_no_value(site: Site) -> None:
+    """Nor does one in the place of the daemon's own records of a module cost a call."""
+    names = list(site.server.scan_iter(f"wasm:*{wasm.digest(SMALL)}*"))
+    assert len(names) > 2
+    for fill in ("rpush", "pfadd"):
+        for name in names:
+            site.server.delete(name)
+            getattr(site.server, fill)(name, "nonsense")
+        assert site.asked(SMALL).header.origin == COMPILED
+        settled(site.client)
+    assert '"level": "error"' not in site.daemon.log
 
 
 def test_a_module_that_is_not_what_its_name_says_is_not_compiled(site: Site) -> None:
     digest = wasm.digest(SMALL)
     [name], [other] = site.of_module[SMALL], site.of_module[OTHER]
     good = site.values[name]
-    stranger = value_of(site.server, name.replace(b"wasm:", STRANGER.encode(), 1))
-    damages = [
-        *(good[:-1], good + b"\0", b"nonsense", site.values[other], stranger),
-        *flips(good, 12),
-    ]
-    for changed in damages:
+    foreign = (site.values[other], of_a_stranger(site, name))
+    for changed in (good[:-1], good + b"\0", b"nonsense", *foreign, *flips(good, 12), b""):
         site.client.evict(everything=True, tier="memory")
         site.server.delete(*site.of_artifact[SMALL])
-        site.put({name: changed})
+        if changed:
+            site.put({name: changed})
+        else:
+            site.server.delete(name)
+            site.server.rpush(name, "nonsense")
         with pytest.raises(ModuleNotLoaded):
             site.client.compile(digest, engine=ENGINE)
         assert site.has_rejected()
