@@ -15,9 +15,9 @@ from wasmkiln import Client, ModuleNotLoaded
 
 from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, RedisDaemon, fresh_state
-from tests.e2e.processes import eventually, within
+from tests.e2e.processes import embedded, eventually, within
 from tests.e2e.programs import Installed
-from tests.e2e.test_cache import REDIS, settled
+from tests.e2e.test_cache import COMPILED, REDIS, settled
 
 
 def is_stored(client: Client, digest: str) -> bool:
@@ -53,12 +53,20 @@ def test_it_is_shared_by_daemons_that_come_and_are_killed(lean_state_dir: Path) 
             one.kill()
             eventually(partial(is_stored, client, digest), "what was stored is gone")
             another = stored(client, 2)
-        with RedisDaemon(state) as three:
-            with three.client() as client:
-                eventually(partial(is_stored, client, another), "it is not shared")
+        with RedisDaemon(state) as three, three.client() as client:
+            eventually(partial(is_stored, client, another), "it is not shared")
             check_only_the_owner_gets_in(state)
-            for daemon in (two, three):
-                daemon.kill()
+            with RedisDaemon(state) as four:
+                assert four.stop() == 0
+            assert is_stored(client, another)  # Who left did not keep the server.
+            assert two.stop() == 0
+            eventually(partial(is_stored, client, another), "nobody started the server again")
+            os.kill(embedded(state), signal.SIGKILL)
+            # Meanwhile nobody notices.
+            assert client.compile(wasm.adder(1)).bytes
+            assert client.compile(wasm.adder(3)).header.origin == COMPILED
+            eventually(partial(is_stored, client, another), "the killed server is not replaced")
+            three.kill()
     check_nothing_is_left(state)
     with RedisDaemon(state) as again, again.client() as client:
         for each in (digest, another):

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
 from wasmkiln import Client, EngineLacksFeature
 
 from tests.corpus.fetch import CorpusUnavailable, fetch
-from tests.corpus.modules import ALL_MODULES, RealModule
+from tests.corpus.modules import BY_NAME, RealModule
+from tests.corpus.runs import RECIPES
 from tests.e2e.in_engine import run_module
 from tests.e2e.programs import Installed
 from tests.sizes import FULL
 
-# Of the dozen that one toolchain made of one library, the smallest that both engines take and the
-# largest; and all others. `make test FULL=1` takes all.
-_ALIKE = re.compile(r"itk-(?!compress-stringify-2$|downsample-sigma$|resample$)")
-MODULES = [each for each in ALL_MODULES if FULL or not _ALIKE.match(each.name)]
+MODULES = [BY_NAME[name] for name in RECIPES]
 # The largest takes 8 s of CPU on a fast processor.
 TIMEOUT_S = 600.0
 ENGINES = {"wasmer": "wasmer-1.1.0", "wasmtime": "wasmtime-50.0.1"}

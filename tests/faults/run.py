@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from wasmkiln import AsyncClient
@@ -103,7 +104,7 @@ async def run(
     async with AsyncExitStack() as stack:
         site = stack.enter_context(running_site(folder / "redis"))
         keys = KeyDirectory.of(folder)
-        key = keys.public.hex
+        assert keys.pair()
         environ = {
             **SETTINGS,
             "WASMKILN_REDIS_URL": site.url,
@@ -113,11 +114,14 @@ async def run(
             stack.enter_context(Daemon(state_with(folder / name, ENGINE), environ=environ))
             for name in ("one", "two")
         ]
-        options = {"trusted_keys": key, "max_attempts": 1, "host_store_dir": "none"}
-        clients = [
-            await stack.enter_async_context(AsyncClient(each.address, timeout_s=_CALL_S, **options))
-            for each in daemons
-        ]
+        calling = partial(
+            AsyncClient,
+            timeout_s=_CALL_S,
+            trusted_keys=keys.public.hex,
+            max_attempts=1,
+            host_store_dir="none",
+        )
+        clients = [await stack.enter_async_context(calling(each.address)) for each in daemons]
 
         async def recovered(kind: Kind, since_s: float) -> bool:
             if kind.takes_reads:

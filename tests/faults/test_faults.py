@@ -26,7 +26,7 @@ _WAITED_OUT = (
 
 @pytest.mark.timeout(900)
 async def test_faults_under_load_cost_no_call_and_no_truth(tmp_path: Path) -> None:
-    rounds = size(6, 2)
+    rounds = size(6, 1)
     made = await asyncio.wait_for(run(tmp_path, rounds, quiet_s=2.0), 880)
     print(f"\n{markdown(made)}")
     kinds = {kind.name for kind in KINDS if not kind.takes_long}
