@@ -48,30 +48,6 @@ def filled(directory: Path) -> Iterator[None]:
     filler.unlink()
 
 
-async def full(directory: Path) -> None:
-    """The disk gets full by what the store writes, for its limit is too high."""
-    async with store(directory, Notes(), limit_bytes=1 << 30) as tier:
-        refused = 0
-        with capture_logs() as logged:
-            for one in MANY:
-                try:
-                    await tier.put(one)
-                except TierUnavailable:
-                    refused += 1
-        assert refused > 10
-        why = [line["cause"] for line in logged if line["log_level"] == "warning"]
-        assert 0 < len(why) < 4
-        assert all("No space left" in cause or "is full" in cause for cause in why)
-        held = [await check_is_right(tier, one) for one in MANY]
-        assert sum(held) == len(MANY) - refused
-        await check_limit(directory, 1 << 30)
-        for one in MANY[:3]:
-            await tier.evict(EvictScope(module_sha256=one.module_sha256))
-            assert await tier.get(one.key) is None
-        await tier.put(MANY[0])  # There is room again.
-        assert await check_is_right(tier, MANY[0])
-
-
 async def no_byte_free(directory: Path) -> None:
     """Somebody else fills the disk; then a daemon starts there."""
     async with store(directory, Notes()) as tier:
@@ -141,7 +117,7 @@ async def refused(doing: Awaitable[object]) -> None:
 def main() -> None:
     program, folder = sys.argv[1:]
     mount("-t", "tmpfs", "-o", f"size={SIZE_BYTES}", "tmpfs", folder)
-    programs = {"full": full, "no_byte_free": no_byte_free, "read_only": read_only}
+    programs = {"no_byte_free": no_byte_free, "read_only": read_only}
     asyncio.run(programs[program](Path(folder) / "store"))
 
 

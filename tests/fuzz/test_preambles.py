@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from wasmkilnd.compile import admit
@@ -12,7 +11,7 @@ from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import Kind
 from wasmkilnd.rpc.messages import to_status
 
-from tests.fuzz.bytes_from_outside import anything, corpus
+from tests.fuzz.bytes_from_outside import anything, corpus, kept
 
 LIMIT = 200
 PREAMBLES = {
@@ -21,37 +20,20 @@ PREAMBLES = {
 }
 
 
-def check_refusal(refusal: WasmkilnError, wasm: bytes) -> None:
-    assert refusal.reason in {
-        Reason.NOT_WASM,
-        Reason.MODULE_TOO_LARGE,
-    }
-    assert (refusal.reason is Reason.NOT_WASM) == (wasm[:8] not in PREAMBLES)
-    assert to_status(refusal).SerializeToString()
-
-
-def check(wasm: bytes) -> None:
+@kept(*corpus("preambles"))
+@given(
+    anything("preambles")
+    | st.builds(bytes.__add__, st.sampled_from(sorted(PREAMBLES)), st.binary(max_size=LIMIT))
+)
+def test_any_bytes_are_admitted_or_refused(wasm: bytes) -> None:
     try:
         module = admit(wasm, LIMIT)
     except WasmkilnError as refusal:
-        check_refusal(refusal, wasm)
+        assert refusal.reason in {Reason.NOT_WASM, Reason.MODULE_TOO_LARGE}
+        assert (refusal.reason is Reason.NOT_WASM) == (wasm[:8] not in PREAMBLES)
+        assert to_status(refusal).SerializeToString()
         return
     assert module.kind is PREAMBLES[wasm[:8]]
     assert module.wasm == wasm
     assert len(wasm) <= LIMIT
     assert module.sha256 == hashlib.sha256(wasm).hexdigest()
-
-
-@given(anything("preambles"))
-def test_any_bytes_are_admitted_or_refused(wasm: bytes) -> None:
-    check(wasm)
-
-
-@given(st.sampled_from(sorted(PREAMBLES)), st.binary(max_size=LIMIT))
-def test_any_bytes_after_a_preamble(preamble: bytes, rest: bytes) -> None:
-    check(preamble + rest)
-
-
-@pytest.mark.parametrize("wasm", corpus("preambles"))
-def test_kept_preambles(wasm: bytes) -> None:
-    check(wasm)
