@@ -8,7 +8,6 @@ import stat
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
@@ -24,9 +23,7 @@ from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
 from tests.e2e.in_engine import run_script
 from tests.e2e.processes import eventually
 from tests.e2e.programs import Installed
-from tests.e2e.signing_keys import KeyDirectory
 from tests.e2e.test_cache import COMPILED, HOST_STORE, MEMORY, REDIS
-from tests.e2e.test_daemon import wasmkilnd
 from tests.e2e.test_engines import CALL_ADD
 from tests.servers.redis_server import binary_of, redis_server
 
@@ -263,43 +260,3 @@ def test_a_client_computes_the_daemon_s_fingerprints(state_dir: Path) -> None:
                         wasm.adder(1), engine=row["id"], cpu=cpu, settings=settings
                     )
                     assert served.fingerprint(row, "", cpu, settings) == made.header.fingerprint
-
-
-def test_the_offline_tools_show_it_and_find_what_is_wrong(
-    lean_state_dir: Path,
-) -> None:
-    with Daemon(lean_state_dir, NO_REDIS) as daemon, daemon.client() as client:
-        made = [client.compile(wasm.adder(tag)).header for tag in range(3)]
-        stored(daemon, 3)
-
-    def cache(code: int, *words: str) -> list[dict[str, Any]]:
-        where = ("--tier", "host_store", "--state-dir", str(lean_state_dir), "--json")
-        done = wasmkilnd("cache", *words, *where)
-        assert done.returncode == code, done.stderr
-        return [json.loads(line) for line in done.stdout.splitlines()]
-
-    listed = cache(0, "ls")
-    assert {row["module"] for row in listed} == {header.module_sha256 for header in made}
-    assert {(row["engine"], row["trust"]) for row in listed} == {(ENGINE, "trusted")}
-    [row] = cache(0, "ls", "--module", made[0].module_sha256[:8])
-    assert row["raw_bytes"] == made[0].size_bytes
-    [sums] = cache(0, "ls", "--totals")
-    assert sums["total"]["values"] == 3
-    entry = entry_path(lean_state_dir / "host_store", made[1].fingerprint, made[1].module_sha256)
-    code = bytearray((entry / ARTIFACT).read_bytes())
-    code[len(code) // 2] ^= 1
-    (entry / ARTIFACT).write_bytes(code)
-    [finding, last] = cache(3, "scrub", "--dry-run")
-    assert (finding["name"], finding["cause"], finding["deleted"]) == (str(entry), "digest", False)
-    [finding, last] = cache(3, "scrub")
-    assert finding["deleted"]
-    assert not entry.exists()
-    [last] = cache(0, "scrub")
-    assert last["summary"]["artifacts"] == 2
-    # With other keys nothing verifies, and nothing is deleted.
-    assert KeyDirectory(lean_state_dir / "other-keys").pair()
-    *findings, last = cache(3, "scrub", "--keys-dir", str(lean_state_dir / "other-keys"))
-    assert {(each["cause"], each["deleted"]) for each in findings} == {("stranger", False)}
-    with Daemon(lean_state_dir, NO_REDIS) as daemon, daemon.client() as client:
-        assert client.compile(made[0].module_sha256).header.origin == HOST_STORE
-        assert daemon.metric("tier_entries", tier="host_store") == 2
