@@ -8,11 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-BOTH = ("wasmtime", "wasmer")
-# What wasmer 1.1.0 refuses: components, and SIMD operators newer than its cranelift
-# ("Unsupported feature: proposed simd operator F64x2ConvertLowI32x4U" and its like).
-WASMTIME_ONLY = ("wasmtime",)
-
 
 @dataclass(frozen=True, slots=True)
 class RealModule:
@@ -25,8 +20,6 @@ class RealModule:
     """Path inside the wheel, or inside the npm archive's one folder."""
     sha256: str
     size_bytes: int
-    engines: tuple[str, ...] = BOTH
-    """Which of wasmtime 50.0.1 and wasmer 1.1.0 compile it."""
 
     @property
     def source(self) -> str:
@@ -37,16 +30,13 @@ class RealModule:
         return self.name
 
 
-def _itk(
-    package: str, version: str, file: str, sha256: str, size_bytes: int, *engines: str
-) -> RealModule:
+def _itk(package: str, version: str, file: str, sha256: str, size_bytes: int) -> RealModule:
     """C++ by wasi-sdk (producers sections: clang 16), WASI reactors."""
     return RealModule(
         f"itk-{file}" + ("-2" if version == "2.0.3" else ""),
         f"itkwasm-{package}-wasi=={version}",
         f"itkwasm_{package.replace('-', '_')}_wasi/wasm_modules/{file}.wasi.wasm",
         *(sha256, size_bytes),
-        engines or BOTH,
     )
 
 
@@ -71,17 +61,14 @@ ALL_MODULES = (
     _itk(
         *("downsample", "2.0.2", "resample-bounding-box"),
         *("5e5aba05ac52baf4ffc300bc8ac618e61669d2c4905b86d2d11f56a1b45a1fad", 3_600_257),
-        *WASMTIME_ONLY,
     ),
     _itk(
         *("downsample", "2.0.2", "downsample-label-image"),
         *("93d6ebcd55193f61ba9a0251b3beaffc6704d28afac490232435e0d20302a078", 4_152_529),
-        *WASMTIME_ONLY,
     ),
     _itk(
         *("downsample", "2.0.2", "downsample-bin-shrink"),
         *("1d4fa3db394dedf38fe46a6474df57c159a144153ba44c2747e0889b2bde666a", 4_390_614),
-        *WASMTIME_ONLY,
     ),
     # C; producers section: clang 21.1.4-wasi-sdk. QuickJS-ng as a WASI reactor.
     RealModule(
@@ -96,13 +83,6 @@ ALL_MODULES = (
     RealModule(
         *("pii-shield", "pii-shield-wasi==2.3.1", "pii_shield/pii-shield-wasi.wasm"),
         *("e3c1d938e259ba024007ba186f423a97e14438583614461eb2fb2a0b05741a15", 5_955_953),
-    ),
-    # A component around SpiderMonkey; producers sections: ComponentizeJS 0.13.0, Rust, C++.
-    # wasmtime needs 8 s of CPU and 0.4 GB for it.
-    RealModule(
-        *("lyric-js-worker", "lyric-js-worker==0.1.7", "lyric_js_worker/javascript_worker.wasm"),
-        *("9eb95d759f05805cc931039a549d13245351f93b76d624ff3f0ea04ab86882bc", 10_787_005),
-        WASMTIME_ONLY,
     ),
     # producers section: rustc 1.76.0-nightly, walrus 0.20.3, wasm-bindgen 0.2.92.
     RealModule(

@@ -190,45 +190,6 @@ class WasmerCore:
         return int(getattr(self._exports, name).value)
 
 
-class Component:
-    """A component, which only wasmtime knows."""
-
-    def __init__(self, data: bytes, artifact: bool) -> None:
-        import wasmtime
-        from wasmtime import component
-
-        self._component_lib = component
-        self.engine = wasmtime_engine()
-        make = component.Component.deserialize if artifact else component.Component
-        self._component = make(self.engine, data)
-        self.store = wasmtime.Store(self.engine)
-        self.store.set_wasi(wasmtime.WasiConfig())
-        self.store.set_wasi_http()
-
-    def start(self, functions: dict[str, Stubs]) -> Any:
-        linker = self._component_lib.Linker(self.engine)
-        linker.allow_shadowing = True
-        linker.add_wasip2()
-        linker.add_wasi_http()
-        with linker.root() as root:
-            for interface, stubs in functions.items():
-                with root.add_instance(interface) as instance:
-                    for name, stub in stubs.items():
-                        instance.add_func(name, stub)
-        return linker.instantiate(self.store, self._component)
-
-    def function(self, instance: Any, interface: str, name: str) -> Any:
-        index = instance.get_export_index(self.store, interface)
-        return instance.get_func(self.store, instance.get_export_index(self.store, name, index))
-
-
-class Record:
-    """A record of the component model: its fields are attributes."""
-
-    def __init__(self, **fields: Any) -> None:
-        self.__dict__.update(fields)
-
-
 ENGINES: dict[str, Any] = {"wasmtime": WasmtimeCore, "wasmer": WasmerCore}
 
 
@@ -407,7 +368,7 @@ def as_sha256(core: Core) -> Any:
     return result
 
 
-# JavaScript: three engines, by three toolchains, evaluate the same expression.
+# JavaScript: two engines, by two toolchains, evaluate the same expression.
 
 _JAVASCRIPT = b"""(() => {
   const sieve = (n) => { const p = []; for (let i = 2; p.length < n; i++)
@@ -486,42 +447,12 @@ def quickjs_wasi(core: Core) -> Any:
     return result
 
 
-def lyric_js(component: Component) -> Any:
-    """ComponentizeJS: SpiderMonkey evaluates, and answers through a host's "msgpack"."""
-    serialized: Stubs = {
-        "serialize": lambda _, data: data,
-        "deserialize": lambda _, data: data,
-    }
-    instance = component.start(
-        {
-            "lyric:serialization/msgpack@0.2.0": serialized,
-            "lyric:transpiling/typescript-transpile@0.2.0": {
-                "transpile": _unexpected("lyric:transpiling", "transpile")
-            },
-        }
-    )
-    run = component.function(instance, "lyric:task/interpreter-task@0.2.0", "run")
-    request = Record(
-        resources=None,
-        protocol=1,
-        lang="javascript",
-        code=f"return {_JAVASCRIPT.decode()};",
-    )
-    answer = run(component.store, request)
-    if isinstance(answer, str):  # the `err` of its result
-        raise WrongResultError(answer)
-    result = json.loads(answer.data)["evalResult"]
-    check("value", result, _JAVASCRIPT_VALUE)
-    return result
-
-
 RECIPES: dict[str, Callable[[Any], Any]] = {
     "itk-compress-stringify-2": itk_compress,
     "itk-parse-string-decompress-2": itk_decompress,
     "itk-downsample-sigma": itk_sigma,
     "quickjs-wasi": quickjs_wasi,
     "pii-shield": pii_shield,
-    "lyric-js-worker": lyric_js,
     "source-map": source_map,
     "quickjs": quickjs,
     "gofmt": gofmt,
@@ -543,8 +474,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv, OPTIONS)
     recipe = RECIPES[options.module]
     path: Path = options.artifact or options.wasm
-    make = Component if recipe is lyric_js else ENGINES[options.engine]
-    result = recipe(make(path.read_bytes(), options.artifact is not None))
+    result = recipe(ENGINES[options.engine](path.read_bytes(), options.artifact is not None))
     print(json.dumps({"result": result}, sort_keys=True))
 
 
