@@ -90,7 +90,7 @@ def running_site(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -
             "WASMKILN_REDIS_TIMEOUT_S": "10",
             # As much as one module and one artifact may wait to be written.
             "WASMKILN_MAX_MODULE_BYTES": "24KiB",
-            "WASMKILN_MAX_ARTIFACT_BYTES": "40KiB",
+            "WASMKILN_MAX_ARTIFACT_BYTES": "26KiB",
         }
         state = fresh_state(folder / "state", engines=ONE_ENGINE)
         daemon = stack.enter_context(RedisDaemon(state, environ=environ))
@@ -173,6 +173,10 @@ def test_an_evict_takes_from_redis_what_it_names(site: Site) -> None:
 def test_no_answer_waits_for_a_write_and_the_newest_writes_outlast_an_outage(site: Site) -> None:
     made = []
     dropped = site.daemon.metric("redis_dropped_writes_total")
+    # The queue has room for a module and an artifact that are as large as the limits allow.
+    assert site.client.compile(wasm.with_data(24_500, 9)).header.size_bytes > 24_500
+    settled(site.client)
+    assert site.daemon.metric("redis_dropped_writes_total") == dropped
     with site.hanging():
         for tag in range(8):
             header = site.client.compile(wasm.with_data(20_000, tag)).header

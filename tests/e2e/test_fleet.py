@@ -31,8 +31,6 @@ MODULES = 10
 ENGINE = "wasmtime-50.0.1"
 # Each module keeps wasmer busy for a fifth of a second of CPU, so that all calls meet its compile.
 SLOW_ENGINE = "wasmer-1.1.0"
-# Far longer than a busy machine keeps a daemon from renewing its lease, or Redis from answering.
-PATIENT = {"WASMKILN_REDIS_TIMEOUT_S": "10"}
 
 
 @pytest.fixture
@@ -48,7 +46,8 @@ def fleet(
     """Daemons that share a Redis and keys, and nothing else; each has one engine."""
     environ = {
         "WASMKILN_REDIS_URL": valkey.url,
-        **PATIENT,
+        # Far longer than a busy machine keeps Redis from answering.
+        "WASMKILN_REDIS_TIMEOUT_S": "10",
         "WASMKILN_SHUTDOWN_GRACE_S": "1",
     }
     states = [
@@ -173,36 +172,6 @@ def test_what_waits_at_one_daemon_is_compiled_by_another(fleet: list[RedisDaemon
         headers = [header_of(wait) for wait in waits]
     assert len({header.artifact_sha256 for header in headers}) == 1
     assert compiles(*others) == before + 1
-
-
-def test_a_module_with_a_large_artifact_is_there_for_all(
-    tmp_path: Path, valkey: RedisServer
-) -> None:
-    """The write queue has room for the largest of both that the limits accept."""
-    environ = {
-        "WASMKILN_REDIS_URL": valkey.url,
-        "WASMKILN_MAX_MODULE_BYTES": "37MiB",
-        "WASMKILN_MAX_ARTIFACT_BYTES": "37MiB",
-        "WASMKILN_MEMORY_BYTES": "0",
-        **PATIENT,
-    }
-    large = wasm.with_data(36 * 1024**2, 7)
-    states = [fresh_state(tmp_path / f"d{number}", engines=(ENGINE,)) for number in range(2)]
-    with (
-        RedisDaemon(states[0], environ=environ) as one,
-        RedisDaemon(states[1], environ=environ) as other,
-        one.client() as client,
-        other.client() as elsewhere,
-    ):
-        made = client.compile(large)
-        assert made.header.size_bytes + len(large) > 64 * 1024**2
-        eventually(lambda: not client.stats().pending_writes, "its writes are not done")
-        assert client.stats().dropped_writes == 0
-        found = elsewhere.compile(wasm.digest(large))
-        assert found.header.origin == types_pb2.ORIGIN_REDIS
-        # What is compiled by digest needs the module itself.
-        again = elsewhere.compile(wasm.digest(large), settings={"consume_fuel": "true"})
-        assert again.header.origin == types_pb2.ORIGIN_COMPILED
 
 
 def test_a_stranger_who_writes_leases_back_holds_no_call_for_long(

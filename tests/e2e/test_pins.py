@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from wasmkiln import Client, ModuleNotLoaded, ModulePinned, PinsFull
+from wasmkiln import Client, ModuleNotLoaded, ModulePinned
 from wasmkiln.v1 import types_pb2
 from wasmkiln.v1.admin_service_pb2 import Pin
 
@@ -162,14 +162,6 @@ def test_pins_without_redis_by_the_command(tmp_path: Path, engines: Installed) -
         assert added.returncode == 0, added.stderr
         [pin] = json.loads(added.stdout)["pins"]
         assert pin["module_sha256"] == DIGEST
-        modules = [wasm.with_data(20 * KIB, tag) for tag in range(8, 0, -1)]
-        for module in reversed(modules):
-            client.compile(module)
-        with pytest.raises(PinsFull) as full:
-            [client.pin(wasm.digest(module)) for module in modules]
-        metadata = full.value.metadata
-        assert metadata["tier"] in ("memory", "host_store")
-        assert 2 * int(metadata["bytes"]) > int(metadata["limit_bytes"])
     with daemon(state, "none") as again, again.client() as client:
         flood(client, 40)
         listed = json.loads(run("ls", address=again.address).stdout)["pins"]

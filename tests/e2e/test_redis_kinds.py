@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from google.protobuf.json_format import MessageToJson
-from wasmkiln import Client, CompileTimeout, ModuleNotLoaded, ModulePinned, ModuleQuarantined
+from wasmkiln import Client, CompileTimeout, ModulePinned, ModuleQuarantined
 
 from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, Daemon, RedisDaemon, fresh_state
@@ -153,25 +153,6 @@ def check_found(pair: Pair) -> None:
         assert "tier is down" not in daemon.log
 
 
-def check_evicts(pair: Pair) -> None:
-    """An evict reaches all that both share."""
-    one, two = pair.clients
-    gone, kept, unseen = (store(one, tag) for tag in (10, 11, 12))
-    assert one.evict(module_sha256=gone).modules >= 1
-    assert missing(two, gone, kept, unseen) == [gone]
-    with pytest.raises(ModuleNotLoaded):
-        two.compile(gone)
-    assert two.compile(kept).header.origin == REDIS
-    evicted = one.evict(engine=ENGINE)
-    assert evicted.artifacts >= 2
-    assert evicted.modules == 0
-    assert two.compile(unseen).header.origin == COMPILED
-    settled(two)
-    one.evict(everything=True)
-    two.evict(everything=True, tier="memory")
-    assert missing(two, kept, unseen) == [kept, unseen]
-
-
 def check_pins(pair: Pair) -> None:
     """A pin counts on both."""
     one, two = pair.clients
@@ -211,7 +192,7 @@ def check_quarantine(pair: Pair) -> None:
 def test_what_one_daemon_does_the_other_knows(pair: Pair) -> None:
     check_found(pair)
     if pair.kind in UNLIKE:
-        for check in (check_evicts, check_pins, check_quarantine):
+        for check in (check_pins, check_quarantine):
             check(pair)
     for raw in pair.running.raw:
         with raw() as client:

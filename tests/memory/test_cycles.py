@@ -67,7 +67,8 @@ def kiln(states: Path) -> Iterator[Watched]:
 
 @pytest.fixture
 def caller(kiln: Watched) -> Iterator[Caller]:
-    with Caller(kiln) as one:
+    """A caller of that daemon, of whose calls nothing is left after the test."""
+    with kiln.leaves_nothing(), Caller(kiln) as one:
         yield one
 
 
@@ -92,32 +93,35 @@ def large(tag: int) -> bytes:
     return wasm.with_data(MIB, tag)
 
 
-def test_compiles_loads_and_flights_that_many_join(kiln: Watched, caller: Caller) -> None:
+def test_compiles(caller: Caller) -> None:
+    assert len(list(caller.compile(large(1), omit_artifact=False))) > 2
+    asked = pb.CompileRequest(module=large(1), engine=ENGINE, skip_cache_lookup=True)
+    assert outcome_of(caller.stub.Compile(asked, timeout=60)) is grpc.StatusCode.OK
+
+
+def test_a_flight_that_many_join(kiln: Watched, caller: Caller) -> None:
+    with held_worker(kiln):
+        calls = [caller.compile(large(10), omit_artifact=False) for _ in range(5)]
+        failing = [caller.compile(BAD) for _ in range(5)]
+        eventually(lambda: kiln.metric("calls") == 11, "not all calls have come")
+    assert {outcome_of(call) for call in calls} == {grpc.StatusCode.OK}
+    assert {failure_of(call)[1] for call in failing} == {"MODULE_INVALID"}
+
+
+def test_loads(caller: Caller) -> None:
     def load(module: bytes, expected: str = "") -> Any:
         asked = pb.LoadRequest(module=module, engine=ENGINE, expected_sha256=expected)
         return caller.stub.Load(asked, timeout=60)
 
-    with kiln.leaves_nothing():
-        assert len(list(caller.compile(large(1), omit_artifact=False))) > 2
-        asked = pb.CompileRequest(module=large(1), engine=ENGINE, skip_cache_lookup=True)
-        assert outcome_of(caller.stub.Compile(asked, timeout=60)) is grpc.StatusCode.OK
-    with kiln.leaves_nothing():
-        with held_worker(kiln):
-            calls = [caller.compile(large(10), omit_artifact=False) for _ in range(5)]
-            failing = [caller.compile(BAD) for _ in range(5)]
-            eventually(lambda: kiln.metric("calls") == 11, "not all calls have come")
-        assert {outcome_of(call) for call in calls} == {grpc.StatusCode.OK}
-        assert {failure_of(call)[1] for call in failing} == {"MODULE_INVALID"}
-    with kiln.leaves_nothing():
-        for module, expected, words in (
-            (BAD, "", "invalid"),
-            (large(51), "0" * 64, "SHA-256"),
-            (b"(module)" + bytes(MIB), "", "text"),
-        ):
-            with pytest.raises(grpc.RpcError, match=words):
-                load(module, expected)
-        with ThreadPoolExecutor(4) as threads:
-            list(threads.map(load, [large(52)] * 4))
+    for module, expected, words in (
+        (BAD, "", "invalid"),
+        (large(51), "0" * 64, "SHA-256"),
+        (b"(module)" + bytes(MIB), "", "text"),
+    ):
+        with pytest.raises(grpc.RpcError, match=words):
+            load(module, expected)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(load, [large(52)] * 4))
 
 
 REFUSALS: dict[str, dict[str, Any]] = {
@@ -136,12 +140,11 @@ REFUSALS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("reason", REFUSALS)
-def test_a_refusal(kiln: Watched, caller: Caller, reason: str) -> None:
+def test_a_refusal(caller: Caller, reason: str) -> None:
     # What is large is made only by the process that sends it.
     made = {name: it() if callable(it) else it for name, it in REFUSALS[reason].items()}
-    with kiln.leaves_nothing():
-        asked = pb.CompileRequest(**{"engine": ENGINE, "omit_artifact": True, **made})
-        assert failure_of(caller.stub.Compile(asked, timeout=120))[1] == reason
+    asked = pb.CompileRequest(**{"engine": ENGINE, "omit_artifact": True, **made})
+    assert failure_of(caller.stub.Compile(asked, timeout=120))[1] == reason
 
 
 def job_of(kiln: Watched) -> int:
@@ -165,43 +168,40 @@ def job_of(kiln: Watched) -> int:
 def test_a_compile_that_loses_its_process_or_takes_too_long(
     kiln: Watched, caller: Caller, victim: str
 ) -> None:
-    with kiln.leaves_nothing():
-        engine = "wasmer-1.1.0" if victim == "time" else ENGINE
-        call = caller.compile(wasm.many_functions(60_000, tag=len(victim)), engine=engine)
-        for _ in range(2 if victim == "worker" else 1):
-            job = job_of(kiln)
-            if victim == "worker":
-                os.kill(job, signal.SIGSTOP)
-                os.kill(parent_of(job), signal.SIGKILL)
-                eventually(lambda job=job: parent_of(job) == 0, "the job is left")  # type: ignore[misc]
-            else:
-                # The kernel sends SIGXCPU to a job that has used up its CPU time.
-                os.kill(job, signal.SIGXCPU if victim == "time" else signal.SIGKILL)
-        expected = "COMPILE_TIMEOUT" if victim == "time" else "COMPILER_CRASHED"
-        assert failure_of(call)[1] == expected
+    engine = "wasmer-1.1.0" if victim == "time" else ENGINE
+    call = caller.compile(wasm.many_functions(60_000, tag=len(victim)), engine=engine)
+    for _ in range(2 if victim == "worker" else 1):
+        job = job_of(kiln)
+        if victim == "worker":
+            os.kill(job, signal.SIGSTOP)
+            os.kill(parent_of(job), signal.SIGKILL)
+            eventually(lambda job=job: parent_of(job) == 0, "the job is left")  # type: ignore[misc]
+        else:
+            # The kernel sends SIGXCPU to a job that has used up its CPU time.
+            os.kill(job, signal.SIGXCPU if victim == "time" else signal.SIGKILL)
+    assert failure_of(call)[1] == ("COMPILE_TIMEOUT" if victim == "time" else "COMPILER_CRASHED")
 
 
-def test_a_full_queue_and_a_deadline_that_is_too_near(kiln: Watched) -> None:
-    with kiln.leaves_nothing():
-        with held_worker(kiln), Caller(kiln) as one, Caller(kiln) as another:
-            calls = [one.compile(large(20 + tag)) for tag in range(5)]
-            eventually(lambda: kiln.metric("calls") == 3, "the queue is not full")
-            late = failure_of(another.compile(large(30), timeout=0.001))[0]
-        assert late in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED)
-        assert grpc.StatusCode.RESOURCE_EXHAUSTED in {outcome_of(call) for call in calls}
+def test_a_full_queue_and_a_deadline_that_is_too_near(kiln: Watched, caller: Caller) -> None:
+    with held_worker(kiln), Caller(kiln) as another:
+        calls = [caller.compile(large(20 + tag)) for tag in range(5)]
+        eventually(lambda: kiln.metric("calls") == 3, "the queue is not full")
+        late = failure_of(another.compile(large(30), timeout=0.001))[0]
+    assert late in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED)
+    assert grpc.StatusCode.RESOURCE_EXHAUSTED in {outcome_of(call) for call in calls}
 
 
 @pytest.mark.parametrize("how", ["cancelled", "timed out", "hung up"])
-def test_a_caller_that_leaves_while_it_waits(kiln: Watched, how: str) -> None:
-    with kiln.leaves_nothing(), Caller(kiln) as leaving, held_worker(kiln):
+def test_a_caller_that_leaves_while_it_waits(kiln: Watched, caller: Caller, how: str) -> None:
+    with held_worker(kiln):
         deadline = {"timeout": 3} if how == "timed out" else {}
-        call = leaving.compile(large(40), omit_artifact=False, **deadline)
-        load = leaving.stub.Load.future(pb.LoadRequest(module=large(41), engine=ENGINE))
+        call = caller.compile(large(40), omit_artifact=False, **deadline)
+        load = caller.stub.Load.future(pb.LoadRequest(module=large(41), engine=ENGINE))
         eventually(lambda: kiln.metric("calls") == 3, "the calls have not come")
         if how == "cancelled":
             call.cancel()
         if how == "hung up":
-            leaving.channel.close()
+            caller.channel.close()
         else:
             assert outcome_of(call) is not grpc.StatusCode.OK
         load.cancel()
@@ -209,69 +209,67 @@ def test_a_caller_that_leaves_while_it_waits(kiln: Watched, how: str) -> None:
 
 
 def test_a_caller_that_leaves_while_its_job_runs(kiln: Watched, caller: Caller) -> None:
-    with kiln.leaves_nothing():
-        call = caller.compile(wasm.many_functions(20_000, tag=9), omit_artifact=False)
-        eventually(lambda: len(jobs_of(kiln.pid)) == 1, "no job started")
-        call.cancel()
-        eventually(lambda: kiln.metric("flights") == 0, "the flight does not end")
+    call = caller.compile(wasm.many_functions(20_000, tag=9), omit_artifact=False)
+    eventually(lambda: len(jobs_of(kiln.pid)) == 1, "no job started")
+    call.cancel()
+    eventually(lambda: kiln.metric("flights") == 0, "the flight does not end")
 
 
-def test_a_reader_that_is_cut_off_or_hangs_up(kiln: Watched) -> None:
-    with kiln.leaves_nothing(), Caller(kiln) as polite, RawCaller(kiln) as rude:
-        call = polite.compile(wasm.with_data(20 * MIB, 5), omit_artifact=False)
-        module = wasm.many_functions(8_000, tag=6)  # Its artifact has a MiB.
-        request = pb.CompileRequest(module=module, engine=ENGINE).SerializeToString()
+def test_readers_that_are_cut_off(kiln: Watched, caller: Caller) -> None:
+    call = caller.compile(wasm.with_data(20 * MIB, 5), omit_artifact=False)
+    module = wasm.many_functions(8_000, tag=6)  # Its artifact has a MiB.
+    request = pb.CompileRequest(module=module, engine=ENGINE).SerializeToString()
+    with RawCaller(kiln) as rude:
         stream = rude.begin(COMPILE, len(request))
         assert rude.send(stream, request) == len(request)
         eventually(lambda: kiln.metric("calls") == 2, "the calls do not begin")
         eventually(kiln.quiet, "the readers are not cut off", 150)
-        assert outcome_of(call) is not grpc.StatusCode.OK
-    with kiln.leaves_nothing():
-        for closes in (True, False):
-            with Caller(kiln) as caller:
-                call = caller.compile(wasm.with_data(20 * MIB, 5), omit_artifact=False)
-                next(call)
-                if not closes:
-                    call.cancel()
-                    eventually(kiln.quiet, "the call has not ended")
+    assert outcome_of(call) is not grpc.StatusCode.OK
+
+
+@pytest.mark.parametrize("closes", [True, False])
+def test_a_reader_that_hangs_up_in_the_middle(kiln: Watched, caller: Caller, closes: bool) -> None:
+    call = caller.compile(wasm.with_data(20 * MIB, 5), omit_artifact=False)
+    next(call)
+    if not closes:
+        call.cancel()
+        eventually(kiln.quiet, "the call has not ended")
 
 
 def test_a_request_that_is_no_message_or_never_arrives(kiln: Watched, caller: Caller) -> None:
-    with kiln.leaves_nothing():
-        raw = caller.channel.unary_stream(COMPILE)(b"\xff" * MIB, timeout=30)
-        assert failure_of(raw)[1] == "INVALID_REQUEST"
-        with RawCaller(kiln) as late:
-            stream = late.begin(COMPILE, MIB)
-            late.send(stream, MIB // 2)
-            assert late.wait(stream)["grpc-status"] == "8"
+    raw = caller.channel.unary_stream(COMPILE)(b"\xff" * MIB, timeout=30)
+    assert failure_of(raw)[1] == "INVALID_REQUEST"
+    with RawCaller(kiln) as late:
+        stream = late.begin(COMPILE, MIB)
+        late.send(stream, MIB // 2)
+        assert late.wait(stream)["grpc-status"] == "8"
 
 
 def test_all_other_calls(kiln: Watched, caller: Caller) -> None:
     keys = [types_pb2.ArtifactKey(module_sha256=f"{n:064x}") for n in range(200)]
     malformed = [types_pb2.ArtifactKey(module_sha256="x" * MIB)]
-    with kiln.leaves_nothing(), kiln.client() as client:
-        assert len(caller.stub.FindMissing(pb.FindMissingRequest(keys=keys)).missing) == 200
-        with pytest.raises(grpc.RpcError):
-            caller.stub.FindMissing(pb.FindMissingRequest(keys=malformed))
+    assert len(caller.stub.FindMissing(pb.FindMissingRequest(keys=keys)).missing) == 200
+    with pytest.raises(grpc.RpcError):
+        caller.stub.FindMissing(pb.FindMissingRequest(keys=malformed))
+    with kiln.client() as client:
         client.stats()
         client.capabilities()
         client.evict(everything=True)
-        admin = admin_service_pb2_grpc.AdminServiceStub(caller.channel)
-        with pytest.raises(grpc.RpcError):
-            admin.Evict(admin_service_pb2.EvictRequest())
         client.quarantined()
         client.release(everything=True)
+    admin = admin_service_pb2_grpc.AdminServiceStub(caller.channel)
+    with pytest.raises(grpc.RpcError):
+        admin.Evict(admin_service_pb2.EvictRequest())
     health = health_pb2_grpc.HealthStub(caller.channel)
+    health.Check(health_pb2.HealthCheckRequest())
+    with pytest.raises(grpc.RpcError):
+        health.Check(health_pb2.HealthCheckRequest(service="none"))
+    watching = health.Watch(health_pb2.HealthCheckRequest())
+    next(watching)
+    watching.cancel()
     reflection = reflection_pb2_grpc.ServerReflectionStub(caller.channel)
-    with kiln.leaves_nothing():
-        health.Check(health_pb2.HealthCheckRequest())
-        with pytest.raises(grpc.RpcError):
-            health.Check(health_pb2.HealthCheckRequest(service="none"))
-        watching = health.Watch(health_pb2.HealthCheckRequest())
-        next(watching)
-        watching.cancel()
-        listing = reflection_pb2.ServerReflectionRequest(list_services="")
-        list(reflection.ServerReflectionInfo(iter([listing, listing])))
+    listing = reflection_pb2.ServerReflectionRequest(list_services="")
+    list(reflection.ServerReflectionInfo(iter([listing, listing])))
 
 
 def origin_of(caller: Caller, module: bytes) -> int:
