@@ -25,18 +25,11 @@ DIGEST = wasm.digest(DEAR)
 SMALL = ("--memory-bytes", "300KiB", "--host-store-bytes", "400KiB", "--workers", "1")
 
 
-@pytest.fixture(scope="module")
-def valkey(tmp_path_factory: pytest.TempPathFactory, engines: Installed) -> Iterator[str]:
-    settings = ("--maxmemory", "8mb", "--maxmemory-policy", "volatile-lru")
-    with redis_server(binary_of("valkey"), tmp_path_factory.mktemp("server"), settings) as running:
-        yield running.url
-
-
 @pytest.fixture
-def server(valkey: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(valkey) as client:
-        client.flushdb()
-        yield client
+def valkey(tmp_path: Path, engines: Installed) -> Iterator[str]:
+    settings = ("--maxmemory", "8mb", "--maxmemory-policy", "volatile-lru")
+    with redis_server(binary_of("valkey"), tmp_path / "server", settings) as running:
+        yield running.url
 
 
 def daemon(state: Path, url: str, *flags: str) -> Daemon:
@@ -80,9 +73,9 @@ def everywhere(client: Client) -> bool:
 
 
 def test_a_pinned_module_outlives_floods_a_flush_evictions_and_a_restart(
-    tmp_path: Path, valkey: str, server: redis.Redis
+    tmp_path: Path, valkey: str
 ) -> None:
-    state = tmp_path / "state"
+    state, server = tmp_path / "state", redis.Redis.from_url(valkey)
     with daemon(state, valkey) as one, one.client() as client:
         with pytest.raises(ModuleNotLoaded):
             client.pin(DIGEST)
@@ -146,6 +139,7 @@ def test_a_pinned_module_outlives_floods_a_flush_evictions_and_a_restart(
         assert not client.pins().pins
         flood(client, 60)
         assert client.evict(module_sha256=DIGEST).pinned == 0
+    server.close()
 
 
 def test_pins_without_redis_by_the_command(tmp_path: Path, engines: Installed) -> None:

@@ -7,10 +7,9 @@ import hashlib
 import importlib.metadata
 import random
 import time
-from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import wasmtime
 from wasmkiln import AsyncClient, WasmkilnError
@@ -36,7 +35,7 @@ class Call:
     seconds: float
     origin: int = 0
     work_s: float = 0.0
-    """The time for compiling and for waiting for a worker."""
+    """The time for compiling and for waiting for a worker, also of a compile that it joined."""
     failure: str = ""
     wrong: str = ""
     """What is wrong with the answer."""
@@ -111,29 +110,8 @@ class Load:
             await asyncio.sleep(_PAUSE_S * self._random.uniform(0.5, 1.5))
 
     def since(self, began_s: float) -> list[Call]:
-        """Return the calls that began since, each with the work that another call did for it.
-
-        Who joins a flight, or waits for the other daemon to compile the same, waits for work.
-        """
-        calls = [call for some in self.calls for call in some]
-        compiles: dict[str, list[Call]] = defaultdict(list)
-        for call in calls:
-            if call.origin == COMPILED:
-                compiles[call.sha256].append(call)
-
-        def shared_s(call: Call) -> float:
-            overlaps = (
-                min(call.ended_s - other.began_s, other.ended_s - call.began_s, other.work_s)
-                for other in compiles[call.sha256]
-                if other is not call
-            )
-            return max(0.0, max(overlaps, default=0.0))
-
-        return [
-            replace(call, work_s=min(call.seconds, call.work_s + shared_s(call)))
-            for call in calls
-            if call.began_s >= began_s
-        ]
+        """Return the calls that began since."""
+        return [call for some in self.calls for call in some if call.began_s >= began_s]
 
 
 async def _call(client: AsyncClient, module: Known) -> Call:
