@@ -113,26 +113,6 @@ def test_the_entry_is_what_any_client_can_use_and_a_caller_is_told(
     assert Path(again.host_file.path).stat().st_ino == again.host_file.inode
 
 
-def test_two_daemons_use_one_store_at_once(engines: Installed, tmp_path: Path) -> None:
-    flags = (*NO_REDIS, "--host-store-dir", str(tmp_path / "store"))
-    with ExitStack() as stack:
-        states = [fresh_state(tmp_path / name, engines=ONE_ENGINE) for name in ("a", "b")]
-        one, two = (stack.enter_context(Daemon(state, flags)) for state in states)
-        here, there = stack.enter_context(one.client()), stack.enter_context(two.client())
-        made = [here.compile(wasm.adder(tag)).header for tag in range(3)]
-        made += [there.compile(wasm.adder(tag)).header for tag in range(3, 6)]
-        stored(one, 3)
-        stored(two, 3)
-        for client in (here, there):
-            client.evict(everything=True, tier="memory")
-            origins = {client.compile(each.module_sha256).header.origin for each in made}
-            assert origins == {HOST_STORE}
-        assert compiles(one) == compiles(two) == 3
-        here.evict(module_sha256=made[0].module_sha256)
-        there.evict(everything=True, tier="memory")
-        assert len(there.find_missing([made[0].module_sha256])) == 1
-
-
 def test_a_fleet_of_two_hosts_that_lost_redis_serves_all_that_it_has(
     engines: Installed, tmp_path: Path
 ) -> None:
