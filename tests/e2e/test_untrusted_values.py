@@ -1,15 +1,15 @@
 """Values in Redis that were damaged, swapped or forged: none is served, and each is replaced.
 
-What a writer there can do, by what anybody sees of it: opaque bytes under names. Where
-each part of a value is, what leases are forged and which heads are signed: ``tests/contract``.
+What a writer there can do, by what anybody sees of it: opaque bytes under names. Where each part of
+a value is, what leases are forged and which heads are signed: ``tests/contract``.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pytest
 import redis
@@ -19,15 +19,42 @@ from tests.e2e import wasm
 from tests.e2e.daemon import TWO_ENGINES, RedisDaemon, fresh_state
 from tests.e2e.programs import Installed
 from tests.e2e.signing_keys import KeyDirectory
-from tests.e2e.stored_values import flips, names_of, rejected, value_of, values_of
+from tests.e2e.stored_values import flips, names_of, rejected, value_of
 from tests.e2e.test_cache import COMPILED, REDIS, settled
 from tests.servers.redis_server import binary_of, redis_server
 
 ENGINE, OTHER_ENGINE = TWO_ENGINES
 SMALL, OTHER = wasm.adder(1), wasm.adder(2)
 LARGE = wasm.with_data(1_200_000, 1)
-STRANGER = "stranger:"
-"""The prefix of what a daemon with other keys stored, made of the same modules."""
+OURS, THEIRS = "wasm:", "stranger:"
+"""The prefixes of the daemon, and of one with other keys."""
+Values = Iterable[bytes]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a daemon compiled of a module and stored: a value for each, and their names."""
+
+    artifact: Artifact
+    name: bytes
+    value: bytes
+    module_name: bytes
+    module: bytes
+
+
+def stored(client: Client, server: redis.Redis, prefix: str) -> dict[bytes, Stored]:
+    """Have a daemon compile the modules of these tests; return what it stored, by module."""
+    found = {}
+    for module in (SMALL, OTHER, LARGE):
+        digest = client.load(module).sha256
+        settled(client)
+        [module_name] = names_of(server, digest, prefix)
+        artifact = client.compile(module, engine=ENGINE)
+        settled(client)
+        [name] = names_of(server, digest, prefix) - {module_name}
+        values = value_of(server, name), value_of(server, module_name)
+        found[module] = Stored(artifact, name, values[0], module_name, values[1])
+    return found
 
 
 @dataclass
@@ -38,29 +65,25 @@ class Site:
     client: Client
     """It trusts the daemon's key alone, and so verifies every artifact."""
     server: redis.Redis
-    good: Mapping[bytes, Artifact]
-    """What the daemon compiled, by module."""
-    values: Mapping[bytes, bytes]
-    """All values of these modules as the daemon stored them."""
-    of_module: Mapping[bytes, list[bytes]]
-    """The names of each module's values."""
-    of_artifact: Mapping[bytes, list[bytes]]
-    """The names of each artifact's values, without those of its module."""
-    rejections: int = field(init=False, default=0)
+    ours: dict[bytes, Stored]
+    theirs: dict[bytes, Stored]
+    """What the stranger made of the same modules by the same engine."""
+    rejections: int = 0
     """How many values the daemon had rejected when this was looked at last."""
 
-    def served(self, module: bytes, changes: Mapping[bytes, bytes]) -> bool:
-        """Change values, and have a module compiled; return whether Redis was believed.
+    def served(self, module: bytes, value: bytes | None = None) -> bool:
+        """Put a value in the artifact's place, and have its module compiled.
 
-        Whatever the values are, the answer is right; what was not believed is counted and replaced.
+        Whatever it is, the answer is right; what is not believed is counted and replaced. Return
+        whether Redis was believed.
         """
-        self.put(changes)
+        if value is not None:
+            self.server.set(self.ours[module].name, value, ex=1000)
         found = self.asked(module)
         if found.header.origin == REDIS:
             return True
         assert found.header.origin == COMPILED
-        if all(changes.values()):  # An empty value may pass for none.
-            assert self.has_rejected()
+        assert self.has_rejected() or not value  # An empty value may pass for none.
         settled(self.client)
         assert self.asked(module).header.origin == REDIS
         return False
@@ -73,59 +96,40 @@ class Site:
     def asked(self, module: bytes) -> Artifact:
         """Return what a caller gets of whom memory knows nothing."""
         self.client.evict(everything=True, tier="memory")
-        found = self.client.compile(module, engine=ENGINE)
-        assert found.bytes == self.good[module].bytes
-        assert found.header.fingerprint == self.good[module].header.fingerprint
+        found, good = self.client.compile(module, engine=ENGINE), self.ours[module].artifact
+        assert found.bytes == good.bytes
+        assert found.header.fingerprint == good.header.fingerprint
         return found
-
-    def put(self, values: Mapping[bytes, bytes]) -> None:
-        for name, value in values.items():
-            self.server.set(name, value, ex=1000)
 
 
 @pytest.fixture(scope="module")
-def site(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def running_site(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("site")
     with ExitStack() as stack:
         running = stack.enter_context(redis_server(binary_of("valkey"), folder / "server"))
         server = stack.enter_context(redis.Redis.from_url(running.url))
-        environ = {"WASMKILN_REDIS_URL": running.url}
-        stranger = fresh_state(folder / "stranger", own_keys=True, engines=TWO_ENGINES[:1])
-        with (
-            RedisDaemon(stranger, ("--redis-prefix", STRANGER), environ) as daemon,
-            daemon.client() as client,
-        ):
-            for module in (SMALL, OTHER, LARGE):
-                client.compile(module, engine=ENGINE)
-            settled(client)
-        state = fresh_state(folder / "state", own_keys=True, engines=TWO_ENGINES)
-        daemon = stack.enter_context(RedisDaemon(state, environ=environ))
-        trusted = KeyDirectory.of(state).public.hex
+
+        def start(name: str, prefix: str) -> RedisDaemon:
+            state = fresh_state(folder / name, own_keys=True, engines=TWO_ENGINES)
+            flags = ("--redis-url", running.url, "--redis-prefix", prefix)
+            return stack.enter_context(RedisDaemon(state, flags))
+
+        with start("stranger", THEIRS) as stranger, stranger.client() as client:
+            theirs = stored(client, server, THEIRS)
+        daemon = start("state", OURS)
+        trusted = KeyDirectory.of(daemon.state_dir).public.hex
         client = stack.enter_context(daemon.client(trusted_keys=trusted))
-        good: dict[bytes, Artifact] = {}
-        values: dict[bytes, bytes] = {}
-        of_module: dict[bytes, list[bytes]] = {}
-        of_artifact: dict[bytes, list[bytes]] = {}
-        for module in (SMALL, OTHER, LARGE):
-            digest = client.load(module).sha256
-            settled(client)
-            of_module[module] = sorted(names_of(server, digest))
-            good[module] = client.compile(module, engine=ENGINE)
-            settled(client)
-            values |= values_of(server, digest)
-            of_artifact[module] = sorted(names_of(server, digest) - set(of_module[module]))
-            assert of_module[module]
-            assert of_artifact[module]
-        yield Site(daemon, client, server, good, values, of_module, of_artifact)
+        yield Site(daemon, client, server, stored(client, server, OURS), theirs)
 
 
-@pytest.fixture(autouse=True)
-def mended(site: Site) -> None:
-    site.put(site.values)
-    site.has_rejected()
-
-
-Values = Iterable[bytes]
+@pytest.fixture
+def site(running_site: Site) -> Site:
+    """The site, where all is as it was stored."""
+    for each in running_site.ours.values():
+        running_site.server.set(each.name, each.value, ex=1000)
+        running_site.server.set(each.module_name, each.module, ex=1000)
+    running_site.has_rejected()
+    return running_site
 
 
 def spoilt(good: bytes) -> Values:
@@ -143,11 +147,6 @@ def mixed(one: bytes, other: bytes, parts: int) -> Values:
         yield from (one[:at] + other[at:], other[:at] + one[at:])
 
 
-def of_another_module(site: Site) -> bytes:
-    [name] = site.of_artifact[OTHER]
-    return site.values[name]
-
-
 def of_another_engine(site: Site) -> bytes:
     before = names_of(site.server, wasm.digest(SMALL))
     site.client.compile(SMALL, engine=OTHER_ENGINE)
@@ -158,46 +157,36 @@ def of_another_engine(site: Site) -> bytes:
     return value
 
 
-def the_module(site: Site) -> bytes:
-    [name] = site.of_module[SMALL]
-    return site.values[name]
-
-
-def of_a_stranger(site: Site, name: bytes = b"") -> bytes:
-    """Return what is made of the same module by the same engine, and so under the same name."""
-    [artifact] = site.of_artifact[SMALL]
-    return value_of(site.server, (name or artifact).replace(b"wasm:", STRANGER.encode(), 1))
-
-
 # What is put in the place of the small artifact, and the cause of its rejection if there is one.
 OF_THE_ARTIFACT: dict[str, tuple[Callable[[Site, bytes], Values], str]] = {
     "a bit flipped": (lambda _, good: flips(good, 24), ""),
     "cut, lengthened or no value": (lambda _, good: spoilt(good), ""),
     # These are signed by the daemon itself, of a module, an engine or a purpose.
-    "of another module": (lambda site, _: [of_another_module(site)], "wrong_key"),
+    "of another module": (lambda site, _: [site.ours[OTHER].value], "wrong_key"),
     "of another engine": (lambda site, _: [of_another_engine(site)], "wrong_key"),
-    "the module": (lambda site, _: [the_module(site)], "wrong_key"),
-    "mixed with another's": (lambda site, good: mixed(good, of_another_module(site), 4), ""),
-    "signed by a stranger": (lambda site, _: [of_a_stranger(site)], "stranger"),
-    "mixed with a stranger's": (lambda site, good: mixed(good, of_a_stranger(site), 8), ""),
+    "the module": (lambda site, _: [site.ours[SMALL].module], "wrong_key"),
+    "mixed with another's": (lambda site, good: mixed(good, site.ours[OTHER].value, 4), ""),
+    "signed by a stranger": (lambda site, _: [site.theirs[SMALL].value], "stranger"),
+    "mixed with a stranger's": (lambda site, good: mixed(good, site.theirs[SMALL].value, 8), ""),
 }
 
 
 @pytest.mark.parametrize("how", OF_THE_ARTIFACT)
 def test_no_other_value_is_served(site: Site, how: str) -> None:
-    [name] = site.of_artifact[SMALL]
-    good = site.values[name]
+    good = site.ours[SMALL].value
     tamper, cause = OF_THE_ARTIFACT[how]
     for changed in tamper(site, good):
         count = rejected(site.daemon).get(cause, 0)
         # Of a mixture the code itself may be the same, whoever signed it.
-        assert site.served(SMALL, {name: changed}) == (changed == good)
+        assert site.served(SMALL, changed) == (changed == good)
         assert not cause or rejected(site.daemon)[cause] > count
 
 
 def test_what_is_as_it_was_stored_is_served_and_lives_for_a_week(site: Site) -> None:
-    for module in site.good:
-        assert site.served(module, {})
+    for module, each in site.ours.items():
+        assert site.served(module)
+        # It is made of the same module by the same engine, and so under the same name.
+        assert each.name == site.theirs[module].name.replace(THEIRS.encode(), OURS.encode(), 1)
     assert not site.has_rejected()
     week_s = 7 * 24 * 3600
     header = site.client.compile(wasm.adder(9), engine=ENGINE).header
@@ -208,37 +197,35 @@ def test_what_is_as_it_was_stored_is_served_and_lives_for_a_week(site: Site) -> 
 
 def test_an_old_value_with_all_unchanged_is_used(site: Site) -> None:
     """It is what this daemon made of this module: docs/explanation/redis.md says so."""
-    made = site.asked(SMALL)
-    site.client.evict(module_sha256=made.header.module_sha256)
-    assert site.asked(SMALL).header.attestation != made.header.attestation
+    old = site.ours[SMALL]
+    site.client.evict(module_sha256=wasm.digest(SMALL))
+    assert site.asked(SMALL).header.attestation != old.artifact.header.attestation
     settled(site.client)
-    assert site.served(SMALL, site.values)
-    assert site.asked(SMALL).header.attestation == made.header.attestation
+    assert site.served(SMALL, old.value)
+    assert site.asked(SMALL).header.attestation == old.artifact.header.attestation
     assert not site.has_rejected()
 
 
 def test_a_large_artifact_is_checked_to_its_end(site: Site) -> None:
-    [name] = site.of_artifact[LARGE]
-    good = site.values[name]
-    stranger = value_of(site.server, name.replace(b"wasm:", STRANGER.encode(), 1))
+    good, theirs = site.ours[LARGE].value, site.theirs[LARGE].value
     third = len(good) // 3
     for changed in (
         *flips(good, 3),
-        *(good[:-1], good[third:], stranger),
+        *(good[:-1], good[third:], theirs),
         # A piece is gone, two have changed places, one is another's.
         good[:third] + good[2 * third :],
         good[third : 2 * third] + good[:third] + good[2 * third :],
-        stranger[:third][::-1] + good[third:],
+        theirs[:third][::-1] + good[third:],
     ):
-        assert not site.served(LARGE, {name: changed})
-    site.server.delete(name)
+        assert not site.served(LARGE, changed)
+    site.server.delete(site.ours[LARGE].name)
     assert site.asked(LARGE).header.origin == COMPILED
     settled(site.client)
 
 
 def test_a_key_of_another_kind_is_no_value(site: Site) -> None:
     """Nor does one in the place of the daemon's own records of a module cost a call."""
-    names = list(site.server.scan_iter(f"wasm:*{wasm.digest(SMALL)}*"))
+    names = list(site.server.scan_iter(f"{OURS}*{wasm.digest(SMALL)}*"))
     assert len(names) > 2
     for fill in ("rpush", "pfadd"):
         for name in names:
@@ -250,25 +237,23 @@ def test_a_key_of_another_kind_is_no_value(site: Site) -> None:
 
 
 def test_a_module_that_is_not_what_its_name_says_is_not_compiled(site: Site) -> None:
-    digest = wasm.digest(SMALL)
-    [name], [other] = site.of_module[SMALL], site.of_module[OTHER]
-    good = site.values[name]
-    foreign = (site.values[other], of_a_stranger(site, name))
+    digest, ours = wasm.digest(SMALL), site.ours[SMALL]
+    good, name = ours.module, ours.module_name
+    foreign = (site.ours[OTHER].module, site.theirs[SMALL].module)
     for changed in (good[:-1], good + b"\0", b"nonsense", *foreign, *flips(good, 12), b""):
         site.client.evict(everything=True, tier="memory")
-        site.server.delete(*site.of_artifact[SMALL])
+        site.server.delete(ours.name, name)
         if changed:
-            site.put({name: changed})
+            site.server.set(name, changed, ex=1000)
         else:
-            site.server.delete(name)
             site.server.rpush(name, "nonsense")
         with pytest.raises(ModuleNotLoaded):
             site.client.compile(digest, engine=ENGINE)
         assert site.has_rejected()
         # The caller sends it again, and all is as before.
-        assert site.client.compile(SMALL, engine=ENGINE).bytes == site.good[SMALL].bytes
+        assert site.client.compile(SMALL, engine=ENGINE).bytes == ours.artifact.bytes
         settled(site.client)
     site.client.evict(everything=True, tier="memory")
-    site.server.delete(*site.of_artifact[SMALL])
+    site.server.delete(ours.name)
     again = site.client.compile(digest, engine=ENGINE)
-    assert (again.header.origin, again.bytes) == (COMPILED, site.good[SMALL].bytes)
+    assert (again.header.origin, again.bytes) == (COMPILED, ours.artifact.bytes)
