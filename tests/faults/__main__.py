@@ -16,7 +16,7 @@ from tests.faults.run import markdown, run
 def main() -> int:
     """Run, and print the table as Markdown. Return 1 if a promise was broken."""
     parser = argparse.ArgumentParser(prog="make faults", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=10, help="of every fault (10)")
+    parser.add_argument("--rounds", type=int, default=3, help="of every fault (3)")
     options = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="wasmkiln-faults-") as folder:

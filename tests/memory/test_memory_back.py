@@ -141,7 +141,9 @@ def test_an_eviction_and_a_memory_tier_that_shrinks(tmp_path: Path) -> None:
 
 
 def test_what_is_written_to_redis_and_read_from_there(tmp_path: Path) -> None:
-    flags = [*LIMITS, *NO_TIERS[:4], "--redis-timeout-s", "20"]
+    # As by default, more may wait to be written than these five.
+    large = ("--max-module-bytes", "64MiB", "--compile-timeout-s", "120")
+    flags = [*NO_TIERS[:4], *large, "--redis-timeout-s", "20"]
     with (
         redis_server(binary_of("valkey"), tmp_path / "server") as server,
         Daemon(
