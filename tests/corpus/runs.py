@@ -17,17 +17,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
-import re
-import struct
-import sys
-import tempfile
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     Stub = Callable[..., Any]
     Stubs = dict[str, Stub]
@@ -110,13 +104,6 @@ class WasmtimeCore:
     def call(self, name: str, *args: int | float) -> Any:
         return self._exports[name](self._store, *args)
 
-    def call_until_exit(self, name: str) -> int:
-        try:
-            self.call(name)
-        except self._lib.ExitTrap as exit_:
-            return int(exit_.code)
-        return 0
-
     def read(self, address: int, size: int) -> bytes:
         return bytes(self._memory.read(self._store, address, address + size))
 
@@ -171,15 +158,6 @@ class WasmerCore:
     def call(self, name: str, *args: int | float) -> Any:
         return getattr(self._exports, name)(*args)
 
-    def call_until_exit(self, name: str) -> int:
-        try:
-            self.call(name)
-        except RuntimeError as error:
-            if not (status := re.search(r"WASI exited with code: (\d+)", str(error))):
-                raise
-            return int(status[1])
-        return 0
-
     def read(self, address: int, size: int) -> bytes:
         return bytes(memoryview(self._memory.buffer)[address : address + size])
 
@@ -191,26 +169,6 @@ class WasmerCore:
 
 
 ENGINES: dict[str, Any] = {"wasmtime": WasmtimeCore, "wasmer": WasmerCore}
-
-
-@contextmanager
-def stdout_captured() -> Iterator[Callable[[], str]]:
-    """Sends this process's standard output to a file, the engine's own writes included."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    with tempfile.TemporaryFile() as file:
-        os.dup2(file.fileno(), 1)
-        try:
-
-            def text() -> str:
-                file.seek(0)
-                return file.read().decode()
-
-            yield text
-        finally:
-            sys.stdout.flush()
-            os.dup2(kept, 1)
-            os.close(kept)
 
 
 def u32(value: int) -> int:
@@ -368,7 +326,7 @@ def as_sha256(core: Core) -> Any:
     return result
 
 
-# JavaScript: two engines, by two toolchains, evaluate the same expression.
+# JavaScript.
 
 _JAVASCRIPT = b"""(() => {
   const sieve = (n) => { const p = []; for (let i = 2; p.length < n; i++)
@@ -427,31 +385,10 @@ def quickjs(core: Core) -> Any:
     return result
 
 
-def quickjs_wasi(core: Core) -> Any:
-    """wasi-sdk: QuickJS-ng's command line as a WASI reactor, told to print the value."""
-    core.start()
-    core.call("_initialize")
-    words = [b"qjs\0", b"--std\0", b"-e\0", b"print(JSON.stringify(" + _JAVASCRIPT + b"))\0"]
-    table = b""
-    for word in words:
-        address = u32(core.call("malloc", len(word)))
-        core.write(address, word)
-        table += struct.pack("<I", address)
-    argv = u32(core.call("malloc", len(table)))
-    core.write(argv, table)
-    with stdout_captured() as printed:
-        check("exit status", core.call("qjs_init_argv", len(words), argv), 0)
-        text = printed()
-    result = json.loads(text)
-    check("value", result, _JAVASCRIPT_VALUE)
-    return result
-
-
 RECIPES: dict[str, Callable[[Any], Any]] = {
     "itk-compress-stringify-2": itk_compress,
     "itk-parse-string-decompress-2": itk_decompress,
     "itk-downsample-sigma": itk_sigma,
-    "quickjs-wasi": quickjs_wasi,
     "pii-shield": pii_shield,
     "source-map": source_map,
     "quickjs": quickjs,
@@ -460,7 +397,7 @@ RECIPES: dict[str, Callable[[Any], Any]] = {
     "as-sha256-simd": as_sha256,
     "zig-fmt": zig_fmt,
 }
-"""One module of each toolchain or more; others of the corpus are compiled only."""
+"""What is run; other modules of the corpus are compiled only."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
