@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import errno
+import shutil
 import subprocess
 import sys
 from collections.abc import Awaitable, Iterator
@@ -36,14 +36,10 @@ def mount(*options: str) -> None:
 def filled(directory: Path) -> Iterator[None]:
     """Leave no byte free."""
     filler = directory.parent / "filler"
-    with filler.open("wb", buffering=0) as file:
-        for size_bytes in (65536, 1):
-            try:
-                while True:
-                    file.write(b"x" * size_bytes)
-            except OSError as failure:
-                if failure.errno != errno.ENOSPC:
-                    raise
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(b"x" * 65536)  # Or a part of it, if there is no room for more.
+    assert shutil.disk_usage(directory.parent).free == 0
     yield
     filler.unlink()
 
