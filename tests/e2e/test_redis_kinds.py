@@ -231,7 +231,7 @@ def test_calls_go_on_while_a_primary_is_replaced_or_all_is_lost(pair: Pair) -> N
 
 def test_no_secret_is_told_nor_by_a_daemon_that_is_not_let_in(pair: Pair, tmp_path: Path) -> None:
     told = pair.told()
-    if pair.running.stranger and pair.kind in UNLIKE:
+    if pair.running.stranger:
         url, access = pair.running.stranger
         state = fresh_state(tmp_path / "state", engines=ONE_ENGINE)
         with (
