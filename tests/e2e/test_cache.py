@@ -261,6 +261,17 @@ def test_the_sums_are_right_after_every_step(small: RedisDaemon, client: Client)
     assert memory(small, client).entries == 0
 
 
+def test_what_is_compiled_anew_is_counted_once(small: RedisDaemon, client: Client) -> None:
+    client.compile(wasm.adder(1))
+    once = memory(small, client)
+    for _ in range(3):
+        assert client.compile(wasm.adder(1), skip_cache_lookup=True).header.origin == COMPILED
+    again = memory(small, client)
+    assert again.entries == once.entries
+    # The time that the compile took is part of it, and has more digits or fewer.
+    assert abs(again.bytes - once.bytes) < 100
+
+
 def test_the_least_recently_used_goes_first(small: RedisDaemon, client: Client) -> None:
     evictions = memory(small, client).evictions
     used = wasm.adder(0)
@@ -274,8 +285,33 @@ def test_the_least_recently_used_goes_first(small: RedisDaemon, client: Client) 
         assert origin(client, module) == MEMORY
     assert origin(client, used) == MEMORY
     assert origin(client, others[0]) == COMPILED
-    # Engines and modules that nobody has take nothing with them.
+
+
+def test_what_can_never_fit_or_is_not_there_evicts_nothing(
+    small: RedisDaemon, client: Client
+) -> None:
+    held = [wasm.adder(tag) for tag in range(4)]
+    for module in held:
+        client.compile(module)
     before = memory(small, client)
-    for gone in (client.evict(module_sha256="0" * 64), client.evict(engine="wasmtime-1.0.0")):
+    for _ in range(2):
+        found = client.compile(wasm.with_data(2 * LIMIT_BYTES, 1))
+        assert found.header.origin == COMPILED
+        assert found.header.size_bytes > LIMIT_BYTES
+    for gone in (
+        client.evict(module_sha256="0" * 64, tier="memory"),
+        client.evict(engine="wasmtime-1.0.0", tier="memory"),
+    ):
         assert (gone.artifacts, gone.modules, gone.bytes) == (0, 0, 0)
-    assert memory(small, client).bytes == before.bytes
+    after = memory(small, client)
+    assert (after.entries, after.bytes) == (before.entries, before.bytes)
+    assert after.evictions == before.evictions
+    assert {origin(client, module) for module in held} == {MEMORY}
+    gone = client.evict(module_sha256=wasm.digest(held[0]))
+    assert (gone.artifacts, gone.modules) == (1, 1)
+    missing = client.find_missing(map(wasm.digest, held))
+    assert [key.module_sha256 for key in missing] == [wasm.digest(held[0])]
+    gone = client.evict(engine=ENGINE)
+    assert (gone.artifacts, gone.modules) == (3, 0)
+    # The modules are still there, and need not be sent.
+    assert client.compile(wasm.digest(held[1])).header.origin == COMPILED

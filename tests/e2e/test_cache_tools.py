@@ -214,6 +214,15 @@ def test_what_is_chosen_is_removed_and_pins_stay(site: Site) -> None:
     assert site.rows() == []
 
 
+def test_a_scrub_with_the_wrong_keys_deletes_nothing(site: Site, tmp_path: Path) -> None:
+    lost = Site(fresh_state(tmp_path / "lost", own_keys=True), site.url)
+    assert lost.keys.pair()
+    findings, _ = lost.scrub(3)
+    assert len(findings) == 7
+    assert {(each["cause"], each["deleted"]) for each in findings} == {("stranger", False)}
+    assert site.scrub(0)[1]["artifacts"] == 4
+
+
 def test_a_warm_cache_moves_to_another_site(site: Site, warm: Warm, tmp_path: Path) -> None:
     file = tmp_path / "warm.tar"
     done = site(0, "export", str(file))

@@ -191,10 +191,24 @@ def check_quarantine(pair: Pair) -> None:
         assert not client.quarantined().modules
 
 
+def check_one_compiles(pair: Pair) -> None:
+    """One daemon compiles for all callers."""
+
+    def compiles() -> float:
+        ok = {"engine": ENGINE, "outcome": "ok"}
+        return sum(daemon.metric("compiles_total", **ok) for daemon in pair.daemons)
+
+    before, module = compiles(), wasm.nested_blocks(15_000, 1)
+    with ThreadPoolExecutor(12) as callers:
+        calls = [callers.submit(pair.clients[number % 2].compile, module) for number in range(12)]
+        assert len({call.result().header.artifact_sha256 for call in calls}) == 1
+    assert compiles() == before + 1
+
+
 def test_what_one_daemon_does_the_other_knows(pair: Pair) -> None:
     check_found(pair)
     if pair.kind in UNLIKE:
-        for check in (check_pins, check_quarantine):
+        for check in (check_pins, check_quarantine, check_one_compiles):
             check(pair)
     for raw in pair.running.raw:
         with raw() as client:

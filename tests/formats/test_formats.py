@@ -146,17 +146,27 @@ def test_the_same_bytes_are_written() -> None:
     assert writing.saved(SMALL) == files
 
 
-async def test_uses_of_0_6_0_are_read(tmp_path: Path) -> None:
-    """They are written alike: tests/contract/test_usage.py."""
+async def test_uses_of_0_6_0_are_read_and_written_alike(tmp_path: Path) -> None:
     said = json.loads((SAMPLES / "v0.6.0-uses.json").read_text())
     record = {name.encode(): base64.b64decode(each) for name, each in said["redis"].items()}
-    usage = Usage(SharedFile(tmp_path, "", ""), SEALER, Redis(record))  # type: ignore[arg-type]
-    with mock.patch("time.time", return_value=NOW_S):
-        found = (await usage.of_fleet()).counts
-    assert found == {
+    counts = {
         (module, UsedSpec(engine, target, cpu, tuple(settings.items()))): count
         for module, engine, target, cpu, settings, count in said["uses"]
     }
+    redis = Redis()
+    with (
+        mock.patch("secrets.token_hex", return_value="0123456789abcdef"),
+        mock.patch("time.time", return_value=NOW_S),
+    ):
+        before, now = (
+            Usage(SharedFile(tmp_path, "", ""), SEALER, server)  # type: ignore[arg-type]
+            for server in (Redis(record), redis)
+        )
+        assert (await before.of_fleet()).counts == counts
+        with mock.patch.object(now.tally, "take", return_value=counts):
+            await now.save()
+    # Under which of some names is left to chance.
+    assert [*redis.values.values()] == [*record.values()]
 
 
 def _header(value: bytes) -> dict[str, Any]:
