@@ -87,6 +87,11 @@ def behind_a_link(entry: Entry) -> None:
     entry.folder.symlink_to(away)
 
 
+def a_file(entry: Entry) -> None:
+    shutil.rmtree(entry.folder)
+    entry.folder.write_text("in its place")
+
+
 HARM: dict[str, Harm] = {
     **{f"flipped {name}": changed(name, lambda it: flipped(it, len(it) // 2)) for name in FILES},
     **{f"first bit of {name}": changed(name, lambda it: flipped(it, 0)) for name in FILES},
@@ -120,6 +125,7 @@ FOREIGN: dict[str, Harm] = {
         for name, mode in (*((name, 0o660) for name in FILES), (ARTIFACT, 0o602), (".", 0o770))
     },
     "link to the entry": behind_a_link,
+    "file for the entry": a_file,
 }
 if os.geteuid() == 0:  # Who else could give a file away?
     FOREIGN |= {

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e import wasm
 from tests.e2e.daemon import Daemon, state_with
 from tests.e2e.processes import jobs_of, workers_of
 from tests.hostile.answers import (
@@ -18,7 +19,7 @@ from tests.hostile.answers import (
     highest_memory_bytes,
     try_each,
 )
-from tests.hostile.catalogue import CATALOGUE
+from tests.hostile.catalogue import CATALOGUE, Hostile
 from tests.sizes import FULL
 
 LIMITS = (
@@ -29,7 +30,11 @@ LIMITS = (
 KNOWN = ("nested-blocks", "live-locals", "many-functions")
 # Half of them, those that are known among them: `make hostile` takes all, with more time.
 SOME = {*KNOWN, "endless-vector", "many-instances", *(each.name for each in CATALOGUE[::2])}
-TRIED = [each for each in CATALOGUE if FULL or each.name in SOME]
+TRIED = [
+    *(each for each in CATALOGUE if FULL or each.name in SOME),
+    # Its artifact is too large, and takes no time, however busy the machine is.
+    Hostile("large-data", "data", lambda: wasm.with_data(3_000_000, 1)),
+]
 
 
 @pytest.fixture
