@@ -32,8 +32,7 @@ from tests.e2e.callers import (
     outcome_of,
 )
 from tests.e2e.daemon import TWO_ENGINES, RedisDaemon, fresh_state
-from tests.e2e.floods import processor_s
-from tests.e2e.processes import eventually, jobs_of, parent_of
+from tests.e2e.processes import cpu_s_of, eventually, jobs_of, parent_of
 from tests.e2e.programs import installed_engines
 from tests.memory.watched import Watched
 from tests.servers.redis_server import RedisServer, binary_of, redis_server
@@ -157,7 +156,7 @@ def job_of(kiln: Watched) -> int:
 
     def look() -> list[int]:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            found[:] = [pid for pid in jobs_of(kiln.pid) if processor_s(pid) >= 0.05]
+            found[:] = [pid for pid in jobs_of(kiln.pid) if cpu_s_of(pid) >= 0.05]
         return found
 
     eventually(look, "no job started")
