@@ -43,11 +43,8 @@ _REST_TIMEOUT_S = 60.0
 _POLL_S = 0.01
 _ESBUILD = RealModule(
     name="esbuild",
-    source="npm",
-    package="esbuild-wasm",
-    version="0.28.2",
+    requirement="esbuild-wasm@0.28.2",
     member="esbuild.wasm",
-    toolchain="go",
     sha256="b1831a5c0f6cf688034fb94d0419812f165ea316a3380d3fc00a151e562d2eaf",
     size_bytes=13_978_850,
 )

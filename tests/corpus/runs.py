@@ -17,21 +17,17 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import math
-import os
-import re
-import struct
-import sys
-import tempfile
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     Stub = Callable[..., Any]
     Stubs = dict[str, Stub]
+    # A core module, compiled or deserialized, that can be started once: imports of WASI get WASI,
+    # an imported memory a fresh one, an imported function its stub, or one that fails when called.
+    Core: TypeAlias = "WasmtimeCore | WasmerCore"
 
 WASI = "wasi_snapshot_preview1"
 
@@ -48,26 +44,6 @@ def check(what: str, got: object, want: object) -> None:
 
 
 # --- Engines: the little that a recipe needs from one -----------------------------------
-
-
-class Core(Protocol):
-    """A core module, compiled or deserialized, that can be started once."""
-
-    def start(self, stubs: Stubs | None = None, argv: Sequence[str] = ()) -> None:
-        """Instantiate. Imports of WASI get WASI with these arguments, an imported memory gets
-        a fresh one, an imported function its stub, or else one that fails when called."""
-
-    def call(self, name: str, *args: int | float) -> Any: ...
-
-    def call_until_exit(self, name: str) -> int:
-        """Call a function that ends with WASI's proc_exit, and return the status."""
-        ...
-
-    def read(self, address: int, size: int) -> bytes: ...
-
-    def write(self, address: int, data: bytes) -> None: ...
-
-    def global_value(self, name: str) -> int: ...
 
 
 def _unexpected(module: str, name: str) -> Stub:
@@ -128,13 +104,6 @@ class WasmtimeCore:
     def call(self, name: str, *args: int | float) -> Any:
         return self._exports[name](self._store, *args)
 
-    def call_until_exit(self, name: str) -> int:
-        try:
-            self.call(name)
-        except self._lib.ExitTrap as exit_:
-            return int(exit_.code)
-        return 0
-
     def read(self, address: int, size: int) -> bytes:
         return bytes(self._memory.read(self._store, address, address + size))
 
@@ -189,15 +158,6 @@ class WasmerCore:
     def call(self, name: str, *args: int | float) -> Any:
         return getattr(self._exports, name)(*args)
 
-    def call_until_exit(self, name: str) -> int:
-        try:
-            self.call(name)
-        except RuntimeError as error:
-            if not (status := re.search(r"WASI exited with code: (\d+)", str(error))):
-                raise
-            return int(status[1])
-        return 0
-
     def read(self, address: int, size: int) -> bytes:
         return bytes(memoryview(self._memory.buffer)[address : address + size])
 
@@ -208,69 +168,7 @@ class WasmerCore:
         return int(getattr(self._exports, name).value)
 
 
-class Component:
-    """A component, which only wasmtime knows."""
-
-    def __init__(self, data: bytes, artifact: bool) -> None:
-        import wasmtime
-        from wasmtime import component
-
-        self._component_lib = component
-        self.engine = wasmtime_engine()
-        make = component.Component.deserialize if artifact else component.Component
-        self._component = make(self.engine, data)
-        self.store = wasmtime.Store(self.engine)
-        self.store.set_wasi(wasmtime.WasiConfig())
-        self.store.set_wasi_http()
-
-    def start(self, functions: dict[str, Stubs]) -> Any:
-        linker = self._component_lib.Linker(self.engine)
-        linker.allow_shadowing = True
-        linker.add_wasip2()
-        linker.add_wasi_http()
-        with linker.root() as root:
-            for interface, stubs in functions.items():
-                with root.add_instance(interface) as instance:
-                    for name, stub in stubs.items():
-                        instance.add_func(name, stub)
-        return linker.instantiate(self.store, self._component)
-
-    def function(self, instance: Any, interface: str, name: str) -> Any:
-        index = instance.get_export_index(self.store, interface)
-        return instance.get_func(self.store, instance.get_export_index(self.store, name, index))
-
-
-class Record:
-    """A record of the component model: its fields are attributes."""
-
-    def __init__(self, **fields: Any) -> None:
-        self.__dict__.update(fields)
-
-
-ENGINES: dict[str, Callable[[bytes, bool], Core]] = {
-    "wasmtime": WasmtimeCore,
-    "wasmer": WasmerCore,
-}
-
-
-@contextmanager
-def stdout_captured() -> Iterator[Callable[[], str]]:
-    """Sends this process's standard output to a file, the engine's own writes included."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    with tempfile.TemporaryFile() as file:
-        os.dup2(file.fileno(), 1)
-        try:
-
-            def text() -> str:
-                file.seek(0)
-                return file.read().decode()
-
-            yield text
-        finally:
-            sys.stdout.flush()
-            os.dup2(kept, 1)
-            os.close(kept)
+ENGINES: dict[str, Any] = {"wasmtime": WasmtimeCore, "wasmer": WasmerCore}
 
 
 def u32(value: int) -> int:
@@ -309,68 +207,13 @@ class Itk:
     def give_bytes(self, data: bytes, index: int) -> None:
         self._json({"size": len(data), "data": self._array(data, index, 0)}, index)
 
-    def give_image(self, pixels: bytes, size: tuple[int, int], index: int) -> None:
-        data = self._array(pixels, index, 0)
-        direction = self._array(struct.pack("<4d", 1, 0, 0, 1), index, 1)
-        image = {
-            "imageType": {
-                "dimension": 2,
-                "componentType": "uint8",
-                "pixelType": "Scalar",
-                "components": 1,
-            },
-            "name": "image",
-            "origin": [0.0, 0.0],
-            "spacing": [1.0, 1.0],
-            "direction": direction,
-            "size": list(size),
-            "metadata": [],
-            "data": data,
-        }
-        image["bufferedRegion"] = {"index": [0, 0], "size": list(size)}
-        self._json(image, index)
-
-    def give_translation(self, x: float, y: float, index: int) -> None:
-        transform = {
-            "transformType": {
-                "transformParameterization": "Translation",
-                "parametersValueType": "float64",
-                "inputDimension": 2,
-                "outputDimension": 2,
-            },
-            "numberOfFixedParameters": 0,
-            "numberOfParameters": 2,
-            "name": "shift",
-            "inputSpaceName": "",
-            "outputSpaceName": "",
-            "fixedParameters": self._array(b"", index, 0),
-            "parameters": self._array(struct.pack("<2d", x, y), index, 1),
-        }
-        self._json([transform], index)
-
     def run(self) -> None:
         check("exit status", self._core.call("itk_wasm_delayed_start"), 0)
-
-    def take_json(self, index: int = 0) -> Any:
-        address = u32(self._core.call("itk_wasm_output_json_address", 0, index))
-        size = u32(self._core.call("itk_wasm_output_json_size", 0, index))
-        return json.loads(self._core.read(address, size))
 
     def take_bytes(self, index: int = 0) -> bytes:
         address = u32(self._core.call("itk_wasm_output_array_address", 0, index, 0))
         size = u32(self._core.call("itk_wasm_output_array_size", 0, index, 0))
         return self._core.read(address, size)
-
-    def take_image(self, index: int = 0) -> Any:
-        image = self.take_json(index)
-        pixels = self.take_bytes(index)
-        return {
-            "size": image["size"],
-            "spacing": image["spacing"],
-            "origin": image["origin"],
-            "pixels": digest(pixels),
-            "mean": round(sum(pixels) / max(1, len(pixels)), 3),
-        }
 
 
 _TEXT = b"Fire a module once, serve it everywhere. " * 64
@@ -378,13 +221,6 @@ _TEXT = b"Fire a module once, serve it everywhere. " * 64
 _TEXT_ZSTD = (
     "data:application/zstd;base64,KLUv/WBACZUBAJQCRmlyZSBhIG1vZHVsZSBvbmNlLCBzZXJ2ZSBp"
     "dCBldmVyeXdoZXJlLiABAKEQ81UZ"
-)
-_SIDE = 32
-# A diagonal ramp with a bright square: smooth, and not the same in any two directions.
-_PIXELS = bytes(
-    200 if 8 <= x < 16 and 12 <= y < 20 else 2 * x + 3 * y
-    for y in range(_SIDE)
-    for x in range(_SIDE)
 )
 
 
@@ -406,56 +242,6 @@ def itk_decompress(core: Core) -> Any:
 
 def itk_sigma(core: Core) -> Any:
     itk = Itk(core, "0", "--shrink-factors", "2", "4", "3")
-    itk.run()
-    return json.loads(itk.take_bytes())
-
-
-def itk_kernel_radius(core: Core) -> Any:
-    itk = Itk(core, "0", "--size", "64", "128", "--sigma", "2.0", "4.5")
-    itk.run()
-    return json.loads(itk.take_bytes())
-
-
-def itk_shrink(core: Core) -> Any:
-    itk = Itk(core, "0", "0", "--shrink-factors", "2", "4")
-    itk.give_image(_PIXELS, (_SIDE, _SIDE), 0)
-    itk.run()
-    return itk.take_image()
-
-
-def itk_bin_shrink(core: Core) -> Any:
-    """The one shrinking whose pixels anyone can compute: each is the mean of its bin."""
-    width, height = 2, 4
-    result = itk_shrink(core)
-    means = []
-    for y in range(0, _SIDE, height):
-        for x in range(0, _SIDE, width):
-            rows = (_PIXELS[row * _SIDE + x :][:width] for row in range(y, y + height))
-            means.append(sum(map(sum, rows)) / (width * height))
-    check("pixels", result["pixels"], digest(bytes(math.floor(mean + 0.5) for mean in means)))
-    return result
-
-
-def itk_resample(core: Core) -> Any:
-    itk = Itk(core, "0", "0", "--size", "20", "16")
-    itk.give_image(_PIXELS, (_SIDE, _SIDE), 0)
-    itk.run()
-    return itk.take_image()
-
-
-def itk_resample_to_reference(core: Core) -> Any:
-    itk = Itk(core, "0", "1", "0")
-    itk.give_image(_PIXELS, (_SIDE, _SIDE), 0)
-    itk.give_image(bytes(24 * 10), (24, 10), 1)
-    itk.run()
-    return itk.take_image()
-
-
-def itk_bounding_box(core: Core) -> Any:
-    itk = Itk(core, "0", "1", "2", "0")
-    itk.give_translation(2.0, -1.0, 0)
-    itk.give_image(_PIXELS, (_SIDE, _SIDE), 1)
-    itk.give_image(_PIXELS, (_SIDE, _SIDE), 2)
     itk.run()
     return json.loads(itk.take_bytes())
 
@@ -502,88 +288,6 @@ def source_map(core: Core) -> Any:
     return seen
 
 
-_SVG = (
-    '<svg xmlns="http://www.w3.org/2000/svg" width="64" height="48">'
-    '<defs><linearGradient id="g"><stop offset="0" stop-color="#f60"/>'
-    '<stop offset="1" stop-color="#06f"/></linearGradient></defs>'
-    '<rect width="64" height="48" fill="url(#g)"/>'
-    '<circle cx="30" cy="22" r="17" fill="#fff" fill-opacity="0.7"/>'
-    '<path d="M4 44 Q 30 4 60 40 Z" fill="none" stroke="#123" stroke-width="3"/></svg>'
-)
-
-
-class JsHeap:
-    """The JavaScript side of wasm-bindgen, as far as resvg needs it: objects under numbers."""
-
-    def __init__(self, core: Core) -> None:
-        self._core = core
-        self._objects: dict[int, Any] = {}
-        self._next = 132
-
-    def add(self, value: Any) -> int:
-        self._next += 1
-        self._objects[self._next] = value
-        return self._next
-
-    def get(self, handle: int) -> Any:
-        return self._objects[handle]
-
-    def stubs(self) -> Stubs:
-        def string_get(out: int, handle: int) -> None:
-            text = self.get(handle).encode()
-            address = u32(self._core.call("__wbindgen_malloc", len(text), 1))
-            self._core.write(address, text)
-            self._core.write(out, struct.pack("<II", address, len(text)))
-
-        def view(_: int, address: int, size: int) -> int:
-            return self.add((u32(address), u32(size)))
-
-        def copy_into(target: int, source: int, offset: int) -> None:
-            self.get(target)[offset:] = self._core.read(*self.get(source))
-
-        def throw(address: int, size: int) -> None:
-            raise RuntimeError(self._core.read(u32(address), u32(size)).decode())
-
-        def error(address: int, size: int) -> int:
-            return self.add(self._core.read(u32(address), u32(size)).decode())
-
-        return {
-            "__wbindgen_string_get": string_get,
-            "__wbg_instanceof_Uint8Array_2b3bbecd033d19f6": lambda _: 0,
-            "__wbindgen_memory": lambda: self.add("memory"),
-            "__wbg_buffer_12d079cc21e14bdb": lambda _: self.add("buffer"),
-            "__wbg_newwithbyteoffsetandlength_aa4a17c33a06e5cb": view,
-            "__wbg_new_63b92bc8671ed464": lambda h: self.add(self._core.read(*self.get(h))),
-            "__wbg_set_a47bac70306a19a7": copy_into,
-            "__wbg_new_28c511d9baebfa89": error,
-            "__wbindgen_object_drop_ref": lambda h: self._objects.pop(h, None) and None,
-            "__wbindgen_throw": throw,
-        }
-
-
-def resvg(core: Core) -> Any:
-    """Render an SVG to pixels."""
-    heap = JsHeap(core)
-    core.start(heap.stubs())
-
-    def returned(name: str, *args: int) -> int:
-        out = u32(core.call("__wbindgen_add_to_stack_pointer", -16))
-        core.call(name, out, *args)
-        value, problem, failed = struct.unpack("<III", core.read(out, 12))
-        core.call("__wbindgen_add_to_stack_pointer", 16)
-        if failed:
-            raise WrongResultError(f"{name}: {heap.get(problem)}")
-        return int(value)
-
-    image = returned("resvg_new", heap.add(_SVG), 0, 0, 0)
-    rendered = returned("resvg_render", image)
-    size = [core.call("renderedimage_width", rendered), core.call("renderedimage_height", rendered)]
-    check("size", size, [64, 48])
-    pixels = heap.get(core.call("renderedimage_pixels", rendered))
-    check("pixel bytes", len(pixels), 64 * 48 * 4)
-    return {"size": size, "pixels": digest(pixels)}
-
-
 # Go (TinyGo) and Zig: a formatter each, with no imports at all.
 
 
@@ -622,68 +326,7 @@ def as_sha256(core: Core) -> Any:
     return result
 
 
-def rabin(core: Core) -> Any:
-    """Cut a text into chunks with Rabin fingerprints; AssemblyScript's reference counting
-    and typed arrays are what its own loader would do."""
-    core.start()
-
-    def typed_array(name: str, data: bytes) -> int:
-        buffer = u32(core.call("__alloc", len(data), 0))
-        core.write(buffer, data)
-        array = u32(core.call("__alloc", 12, core.global_value(name)))
-        core.write(array, struct.pack("<III", core.call("__retain", buffer), buffer, len(data)))
-        return u32(core.call("__retain", array))
-
-    data = b"".join(hashlib.sha256(bytes([i])).digest() for i in range(256))
-    minimum = 128
-    # new Rabin(bits, min, max, window size): `this` is 0 for a new object.
-    chunker = core.call("Rabin#constructor", 0, 8, minimum, 1024, 64)
-    lengths = typed_array("Int32Array_ID", bytes(4 * (len(data) // minimum + 1)))
-    cut = u32(core.call("Rabin#fingerprint", chunker, typed_array("Uint8Array_ID", data), lengths))
-    _, start, size = struct.unpack("<III", core.read(cut, 12))
-    chunks = [n for n in struct.unpack(f"<{size // 4}i", core.read(start, size)) if n]
-    if not chunks or not all(minimum <= n <= 1024 for n in chunks) or sum(chunks) > len(data):
-        raise WrongResultError(f"impossible chunks {chunks}")
-    return chunks
-
-
-def shfmt(core: Core) -> Any:
-    """TinyGo with its JavaScript imports: format a shell script."""
-    # At start TinyGo's syscall/js asks JavaScript for its global objects and keeps the
-    # answers, which formatting never uses: a zero stands for each.
-    nothing = (
-        *("valueGet", "valuePrepareString", "valueLoadString", "finalizeRef", "stringVal"),
-        *("valueSet", "valueLength", "valueIndex", "valueCall"),
-    )
-    stubs: Stubs = {f"syscall/js.{name}": lambda *_: 0 for name in nothing}
-    core.start({**stubs, "runtime.ticks": lambda: 0})
-    check("exit status", core.call_until_exit("_start"), 0)
-
-    def give(data: bytes) -> tuple[int, int, int]:
-        address = u32(core.call("wasmAlloc", max(1, len(data))))
-        core.write(address, data)
-        return address, len(data), len(data)
-
-    script = b"if  true;then\necho   hi\n  fi\n"
-    # process(path, text, print, keep comments, variant, stop at, recover errors, simplify,
-    # indent, binary next line, switch case indent, space redirects, keep padding, minify,
-    # single line, function next line); each text as a Go slice of three words.
-    result = u32(
-        core.call(
-            "process",
-            *give(b"a.sh"),
-            *give(script),
-            *(1, 1, 0),
-            *give(b""),
-            *(0, 0, 2, 1, 1, 1, 0, 0, 0, 0),
-        )
-    )
-    answer = json.loads(core.read(result, 4096).split(b"\0", 1)[0])
-    check("formatted", answer["text"], "if true; then\n  echo hi\nfi\n")
-    return answer["text"]
-
-
-# JavaScript: three engines, by three toolchains, evaluate the same expression.
+# JavaScript.
 
 _JAVASCRIPT = b"""(() => {
   const sieve = (n) => { const p = []; for (let i = 2; p.length < n; i++)
@@ -742,86 +385,19 @@ def quickjs(core: Core) -> Any:
     return result
 
 
-def quickjs_wasi(core: Core) -> Any:
-    """wasi-sdk: QuickJS-ng's command line as a WASI reactor, told to print the value."""
-    core.start()
-    core.call("_initialize")
-    words = [b"qjs\0", b"--std\0", b"-e\0", b"print(JSON.stringify(" + _JAVASCRIPT + b"))\0"]
-    table = b""
-    for word in words:
-        address = u32(core.call("malloc", len(word)))
-        core.write(address, word)
-        table += struct.pack("<I", address)
-    argv = u32(core.call("malloc", len(table)))
-    core.write(argv, table)
-    with stdout_captured() as printed:
-        check("exit status", core.call("qjs_init_argv", len(words), argv), 0)
-        text = printed()
-    result = json.loads(text)
-    check("value", result, _JAVASCRIPT_VALUE)
-    return result
-
-
-def lyric_js(component: Component) -> Any:
-    """ComponentizeJS: SpiderMonkey evaluates, and answers through a host's "msgpack"."""
-    serialized: Stubs = {
-        "serialize": lambda _, data: data,
-        "deserialize": lambda _, data: data,
-    }
-    instance = component.start(
-        {
-            "lyric:serialization/msgpack@0.2.0": serialized,
-            "lyric:transpiling/typescript-transpile@0.2.0": {
-                "transpile": _unexpected("lyric:transpiling", "transpile")
-            },
-        }
-    )
-    run = component.function(instance, "lyric:task/interpreter-task@0.2.0", "run")
-    request = Record(
-        resources=None,
-        protocol=1,
-        lang="javascript",
-        code=f"return {_JAVASCRIPT.decode()};",
-    )
-    answer = run(component.store, request)
-    if isinstance(answer, str):  # the `err` of its result
-        raise WrongResultError(answer)
-    result = json.loads(answer.data)["evalResult"]
-    check("value", result, _JAVASCRIPT_VALUE)
-    return result
-
-
-class Recipe(NamedTuple):
-    run: Callable[[Any], Any]
-    component: bool = False
-
-
-RECIPES: dict[str, Recipe] = {
-    "itk-compress-stringify": Recipe(itk_compress),
-    "itk-parse-string-decompress": Recipe(itk_decompress),
-    "itk-compress-stringify-2": Recipe(itk_compress),
-    "itk-parse-string-decompress-2": Recipe(itk_decompress),
-    "itk-downsample": Recipe(itk_shrink),
-    "itk-downsample-bin-shrink": Recipe(itk_bin_shrink),
-    "itk-downsample-label-image": Recipe(itk_shrink),
-    "itk-downsample-sigma": Recipe(itk_sigma),
-    "itk-gaussian-kernel-radius": Recipe(itk_kernel_radius),
-    "itk-resample": Recipe(itk_resample),
-    "itk-resample-bounding-box": Recipe(itk_bounding_box),
-    "itk-resample-to-reference": Recipe(itk_resample_to_reference),
-    "quickjs-wasi": Recipe(quickjs_wasi),
-    "pii-shield": Recipe(pii_shield),
-    "lyric-js-worker": Recipe(lyric_js, component=True),
-    "resvg": Recipe(resvg),
-    "source-map": Recipe(source_map),
-    "quickjs": Recipe(quickjs),
-    "gofmt": Recipe(gofmt),
-    "shfmt": Recipe(shfmt),
-    "as-sha256": Recipe(as_sha256),
-    "as-sha256-simd": Recipe(as_sha256),
-    "rabin": Recipe(rabin),
-    "zig-fmt": Recipe(zig_fmt),
+RECIPES: dict[str, Callable[[Any], Any]] = {
+    "itk-compress-stringify-2": itk_compress,
+    "itk-parse-string-decompress-2": itk_decompress,
+    "itk-downsample-sigma": itk_sigma,
+    "pii-shield": pii_shield,
+    "source-map": source_map,
+    "quickjs": quickjs,
+    "gofmt": gofmt,
+    "as-sha256": as_sha256,
+    "as-sha256-simd": as_sha256,
+    "zig-fmt": zig_fmt,
 }
+"""What is run; other modules of the corpus are compiled only."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -834,11 +410,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--strategy", choices=["cranelift", "winch"], help="wasmtime's compiler")
     options = parser.parse_args(argv, OPTIONS)
     recipe = RECIPES[options.module]
-    if recipe.component and options.engine != "wasmtime":
-        parser.error(f"{options.module} is a component, which {options.engine} does not know")
     path: Path = options.artifact or options.wasm
-    make = Component if recipe.component else ENGINES[options.engine]
-    result = recipe.run(make(path.read_bytes(), options.artifact is not None))
+    result = recipe(ENGINES[options.engine](path.read_bytes(), options.artifact is not None))
     print(json.dumps({"result": result}, sort_keys=True))
 
 

@@ -25,12 +25,6 @@ def value_of(server: redis.Redis, name: bytes) -> bytes:
     return value
 
 
-def values_of(server: redis.Redis, module_sha256: str, prefix: str = "wasm:") -> dict[bytes, bytes]:
-    """Return a module's values and its artifacts', by name."""
-    names = names_of(server, module_sha256, prefix)
-    return {name: value_of(server, name) for name in sorted(names)}
-
-
 def flipped(value: bytes, at: int) -> bytes:
     """Return a value with one bit changed."""
     changed = bytearray(value)

@@ -1,45 +1,38 @@
-"""The tiers with real servers: every daemon finds what one of them compiled."""
+"""The tiers of one daemon: what memory keeps, what Redis gets and when, and what an evict takes."""
 
 from __future__ import annotations
 
-import contextlib
-import os
+import json
+import random
 import signal
 import time
+import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import pytest
 import redis
-from wasmkiln import Client, ModuleNotLoaded
-from wasmkiln.v1 import types_pb2
+from wasmkiln import Client
+from wasmkiln.v1 import module_service_pb2, types_pb2
 
 from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, RedisDaemon, fresh_state
-from tests.e2e.processes import eventually, parent_of
+from tests.e2e.processes import eventually
 from tests.e2e.programs import Installed
-from tests.e2e.stored_values import flipped, names_of, values_of
-from tests.servers.redis_server import binary_of, redis_server
+from tests.e2e.stored_values import names_of
+from tests.servers.redis_server import RedisServer, binary_of, redis_server
 
-MEMORY, REDIS, COMPILED = (
+MEMORY, HOST_STORE, REDIS, COMPILED = (
     types_pb2.ORIGIN_MEMORY,
+    types_pb2.ORIGIN_HOST_STORE,
     types_pb2.ORIGIN_REDIS,
     types_pb2.ORIGIN_COMPILED,
 )
-
-
-@pytest.fixture(scope="module")
-def redis_server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with redis_server(binary_of("valkey"), tmp_path_factory.mktemp("server")) as running:
-        yield running.url
-
-
-@pytest.fixture
-def redis_url(redis_server_url: str) -> str:
-    """A real server, with nothing in it; test_redis_kinds.py has all other kinds."""
-    with redis.Redis.from_url(redis_server_url) as direct:
-        direct.flushall()
-    return redis_server_url
+TTL_S = 1000
+LIMIT_BYTES = 64 * 1024
+[ENGINE] = ONE_ENGINE
 
 
 def settled(client: Client) -> None:
@@ -50,297 +43,275 @@ def settled(client: Client) -> None:
         time.sleep(0.02)
 
 
-def test_another_daemon_on_the_same_redis_compiles_nothing(
-    engines: Installed, tmp_path: Path, redis_url: str
-) -> None:
-    flags = {"WASMKILN_REDIS_URL": redis_url}
-    with (
-        RedisDaemon(fresh_state(tmp_path / "a", engines=ONE_ENGINE), environ=flags) as one,
-        one.client() as client,
-    ):
-        first = client.compile(wasm.adder(1))
-        assert first.header.origin == COMPILED
-        assert client.compile(wasm.adder(1)).header.origin == MEMORY
-        settled(client)
-    with (
-        RedisDaemon(fresh_state(tmp_path / "b", engines=ONE_ENGINE), environ=flags) as two,
-        two.client() as client,
-    ):
-        second = client.compile(first.header.module_sha256)
-        assert second.header.origin == REDIS
-        assert second.bytes == first.bytes
-        assert client.compile(first.header.module_sha256).header.origin == MEMORY
-        # The module itself came along, so another target is compiled without an upload.
-        assert client.compile(first.header.module_sha256, cpu="baseline").header.size_bytes
-        stats = client.stats()
-        assert stats.redis_up
-        assert stats.redis_mode == "external"
-        assert {c.engine: c.count for c in stats.compiles if c.count} == {"wasmer-1.1.0": 1}
+@dataclass(frozen=True)
+class Site:
+    """A daemon with a short queue of writes, and its Redis."""
 
+    daemon: RedisDaemon
+    client: Client
+    running: RedisServer
+    server: redis.Redis
 
-def test_an_embedded_server_that_could_not_be_started_is_used_when_it_can(
-    engines: Installed, tmp_path: Path
-) -> None:
-    state = fresh_state(tmp_path / "a", engines=ONE_ENGINE)
-    in_the_way = state / "redis"
-    in_the_way.write_text("where its folder is to be")
-    with RedisDaemon(state) as daemon, daemon.client() as client:
-        assert "which does not answer yet" in daemon.banner
-        header = client.compile(wasm.adder(1)).header
-        stats = client.stats()
-        assert not stats.redis_up
-        assert stats.redis_mode == "embedded"
-        assert "the embedded server does not start" in stats.redis_detail
-        in_the_way.unlink()
-        deadline = time.monotonic() + 60
-        while not client.stats().redis_up:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        settled(client)
-        client.evict(everything=True, tier="memory")
-        assert client.compile(header.module_sha256).header.origin == REDIS
+    def stored(self, module: bytes) -> tuple[set[bytes], set[bytes]]:
+        """Have a module compiled and stored; return the names of its and its artifact's values."""
+        self.client.load(module)
+        settled(self.client)
+        before = names_of(self.server, wasm.digest(module))
+        assert self.client.compile(module).header.origin == COMPILED
+        settled(self.client)
+        made = names_of(self.server, wasm.digest(module)) - before
+        assert before
+        assert made
+        return before, made
 
+    def lives_on(self, names: set[bytes]) -> bool:
+        """Return whether no value is about to expire."""
+        return all(TTL_S - 100 < self.server.ttl(name) <= TTL_S for name in names)
 
-def test_loading_again_puts_a_module_back_that_redis_has_lost(
-    engines: Installed, tmp_path: Path, redis_url: str
-) -> None:
-    flags = {"WASMKILN_REDIS_URL": redis_url}
-    with (
-        RedisDaemon(fresh_state(tmp_path / "a", engines=ONE_ENGINE), environ=flags) as one,
-        RedisDaemon(fresh_state(tmp_path / "b", engines=ONE_ENGINE), environ=flags) as two,
-        one.client() as here,
-        two.client() as there,
-        redis.Redis.from_url(redis_url) as direct,
-    ):
-        sha256 = here.load(wasm.adder(1)).sha256
-        settled(here)
-        direct.flushall()
-        with pytest.raises(ModuleNotLoaded):
-            there.compile(sha256)
-        assert here.load(wasm.adder(1)).already_loaded
-        deadline = time.monotonic() + 20
-        while not names_of(direct, sha256):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        assert there.compile(sha256).header.origin == COMPILED
-
-
-def test_keys_and_lifetime(engines: Installed, tmp_path: Path, redis_url: str) -> None:
-    flags = {"WASMKILN_REDIS_URL": redis_url, "WASMKILN_CACHE_TTL_S": "1000"}
-    with (
-        RedisDaemon(fresh_state(tmp_path / "a", engines=ONE_ENGINE), environ=flags) as daemon,
-        daemon.client() as client,
-    ):
-        header = client.compile(wasm.adder(2)).header
-        settled(client)
-        with redis.Redis.from_url(redis_url) as direct:
-            names = names_of(direct, header.module_sha256)
-            assert len(names) > 1  # The artifact, and its module.
-            assert all(900 < direct.ttl(name) <= 1000 for name in names)
-            assert all(name.startswith(b"wasm:") for name in direct.scan_iter())
-
-
-def test_what_is_used_lives_on(engines: Installed, tmp_path: Path, redis_url: str) -> None:
-    flags = {
-        "WASMKILN_REDIS_URL": redis_url,
-        "WASMKILN_CACHE_TTL_S": "1000",
-    }
-    with (
-        RedisDaemon(fresh_state(tmp_path / "a", engines=ONE_ENGINE), environ=flags) as daemon,
-        daemon.client() as client,
-        redis.Redis.from_url(redis_url) as direct,
-    ):
-
-        def lives_on(names: set[bytes]) -> bool:
-            deadline = time.monotonic() + 20
-            while not all(direct.ttl(name) > 900 for name in names):
-                if time.monotonic() > deadline:
-                    return False
-                time.sleep(0.02)
-            return True
-
-        header = client.compile(wasm.adder(2)).header
-        loaded = client.load(wasm.adder(3)).sha256
-        settled(client)
-        used, alone = names_of(direct, header.module_sha256), names_of(direct, loaded)
-        assert used
-        assert alone
-        for name in used | alone:
-            direct.expire(name, 100)
-        assert client.compile(header.module_sha256).header.origin == MEMORY
-        assert lives_on(used)
-        assert all(direct.ttl(name) <= 100 for name in alone)
-        # A module that nothing was compiled of is used when it is looked up.
-        assert client.load(wasm.adder(3)).already_loaded
-        assert lives_on(alone)
-
-
-def test_a_damaged_value_is_a_miss(engines: Installed, tmp_path: Path, redis_url: str) -> None:
-    flags = {"WASMKILN_REDIS_URL": redis_url}
-    with (
-        RedisDaemon(fresh_state(tmp_path / "a", engines=ONE_ENGINE), environ=flags) as one,
-        one.client() as client,
-        redis.Redis.from_url(redis_url) as direct,
-    ):
-        client.load(wasm.adder(3))
-        settled(client)
-        module = values_of(direct, wasm.digest(wasm.adder(3)))
-        good = client.compile(wasm.adder(3))
-        settled(client)
-        stored = values_of(direct, good.header.module_sha256)
-        [mine] = stored.keys() - module.keys()
-        value, [foreign] = stored[mine], module.values()
-    with (
-        RedisDaemon(fresh_state(tmp_path / "b", engines=ONE_ENGINE), environ=flags) as two,
-        two.client() as client,
-        redis.Redis.from_url(redis_url) as direct,
-    ):
-        errors = 0
-        for damage in (
-            *(b"", b"nonsense", value[:-1], value + b"x"),
-            *(flipped(value, len(value) // 2), foreign),
-        ):
-            direct.set(mine, damage)
-            client.evict(everything=True, tier="memory")
-            again = client.compile(good.header.module_sha256)
-            assert again.header.origin == COMPILED
-            assert again.bytes == good.bytes
-            near = next(t for t in client.stats().tiers if t.tier == "redis")
-            # An empty string may pass for no value at all.
-            assert near.errors == errors + 1 or (near.errors == errors and not damage)
-            errors = near.errors
-            settled(client)
-            client.evict(module_sha256=good.header.module_sha256, tier="memory")
-            mended = client.compile(good.header.module_sha256)
-            assert mended.header.origin == REDIS
-            assert mended.bytes == good.bytes
-
-
-def test_the_embedded_server_survives_a_restart(lean_state_dir: Path) -> None:
-    with RedisDaemon(lean_state_dir) as one, one.client() as client:
-        first = client.compile(wasm.adder(5))
-        settled(client)
-        assert client.stats().redis_mode == "embedded"
-    with RedisDaemon(lean_state_dir) as two, two.client() as client:
-        again = client.compile(first.header.module_sha256)
-        assert again.header.origin == REDIS
-        assert again.bytes == first.bytes
-
-
-def test_a_killed_daemon_leaves_nothing_behind(lean_state_dir: Path) -> None:
-    daemon = RedisDaemon(lean_state_dir)
-    with daemon.client() as client:
-        first = client.compile(wasm.adder(6))
-        settled(client)
-    time.sleep(1.1)  # The server writes its file every second.
-    children = daemon.children()
-    assert children
-    daemon.kill()
-    eventually(lambda: not any(map(parent_of, children)), "children outlived their daemon", 30)
-    with RedisDaemon(lean_state_dir) as again, again.client() as client:
-        assert client.compile(first.header.module_sha256).header.origin == REDIS
-
-
-@pytest.mark.parametrize("stop_first", [0, 1])
-def test_two_daemons_share_one_embedded_server(lean_state_dir: Path, stop_first: int) -> None:
-    with RedisDaemon(lean_state_dir) as one, RedisDaemon(lean_state_dir) as two:
-        daemons = [one, two]
-        with one.client() as client:
-            header = client.compile(wasm.adder(7 + stop_first)).header
-            settled(client)
-        with two.client() as client:
-            assert client.compile(header.module_sha256).header.origin == REDIS
-        leaving, staying = daemons[stop_first], daemons[1 - stop_first]
-        assert leaving.stop() == 0
-
-        def is_found() -> bool:
-            client.evict(module_sha256=header.module_sha256, tier="memory")
-            with contextlib.suppress(ModuleNotLoaded):
-                return client.compile(header.module_sha256).header.origin == REDIS
-            return False
-
-        with staying.client() as client:
-            if leaving is one:  # It kept the server. Calls may miss until the other one keeps it.
-                eventually(is_found, "nobody started the server again")
-            assert is_found()
-
-
-def test_the_embedded_server_comes_back_when_it_is_killed(lean_state_dir: Path) -> None:
-    with RedisDaemon(lean_state_dir) as daemon, daemon.client() as client:
-        header = client.compile(wasm.adder(9)).header
-        settled(client)
-        time.sleep(1.1)  # The server writes its file every second.
-        for victim in server_processes(lean_state_dir):
-            os.kill(victim, signal.SIGKILL)
-        # Meanwhile nobody notices.
-        assert client.compile(header.module_sha256).header.origin == MEMORY
-        assert client.compile(wasm.adder(10)).header.origin == COMPILED
-        deadline = time.monotonic() + 30
-        while True:
-            client.evict(module_sha256=header.module_sha256, tier="memory")
-            # Until then neither tier has the module, which a caller would send again.
-            with contextlib.suppress(ModuleNotLoaded):
-                if client.compile(header.module_sha256).header.origin == REDIS:
-                    break
-            assert time.monotonic() < deadline, daemon.log[-3000:]
-            time.sleep(0.1)
-
-
-def server_processes(state_dir: Path) -> list[int]:
-    """Return the valkey-server processes of a state directory."""
-    found = []
-    for process in Path("/proc").iterdir():
-        if not process.name.isdigit():
-            continue
+    @contextmanager
+    def hanging(self) -> Iterator[None]:
+        """Have the server answer nothing."""
+        self.running.process.send_signal(signal.SIGSTOP)
         try:
-            words = (process / "cmdline").read_bytes().split(b"\0")
-            folder = str((process / "cwd").readlink())
-        except OSError:
-            continue
-        if b"valkey-server" in words[0] and folder.startswith(str(state_dir.resolve())):
-            found.append(int(process.name))
-    assert found
-    return found
+            yield
+        finally:
+            self.running.process.send_signal(signal.SIGCONT)
 
 
-def test_memory_only(lean_state_dir: Path) -> None:
-    with RedisDaemon(lean_state_dir, ["--redis-url", "none"]) as daemon, daemon.client() as client:
-        assert client.compile(wasm.adder(11)).header.origin == COMPILED
-        assert client.compile(wasm.adder(11)).header.origin == MEMORY
-        stats = client.stats()
-        assert (stats.redis_mode, stats.redis_up) == ("none", False)
+@pytest.fixture(scope="module")
+def running_site(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("redis")
+    with ExitStack() as stack:
+        running = stack.enter_context(redis_server(binary_of("valkey"), folder / "server"))
+        environ = {
+            "WASMKILN_REDIS_URL": running.url,
+            "WASMKILN_CACHE_TTL_S": str(TTL_S),
+            # So that tests can have look-ups wait, also where the machine is busy.
+            "WASMKILN_REDIS_TIMEOUT_S": "10",
+            # As much as one module and one artifact may wait to be written.
+            "WASMKILN_MAX_MODULE_BYTES": "24KiB",
+            "WASMKILN_MAX_ARTIFACT_BYTES": "26KiB",
+        }
+        state = fresh_state(folder / "state", engines=ONE_ENGINE)
+        daemon = stack.enter_context(RedisDaemon(state, environ=environ))
+        client = stack.enter_context(daemon.client(timeout_s=120))
+        server = stack.enter_context(redis.Redis.from_url(running.url))
+        yield Site(daemon, client, running, server)
 
 
-def test_a_redis_that_is_not_there_costs_nobody_anything(
-    lean_state_dir: Path, tmp_path: Path
-) -> None:
-    flags = {"WASMKILN_REDIS_URL": f"unix://:hunter2@{tmp_path}/nothing.sock"}
-    with RedisDaemon(lean_state_dir, environ=flags) as daemon, daemon.client() as client:
-        assert client.compile(wasm.adder(12)).header.origin == COMPILED
-        assert client.compile(wasm.adder(12)).header.origin == MEMORY
-        stats = client.stats()
+@pytest.fixture
+def site(running_site: Site) -> Site:
+    """The site, with nothing in any tier."""
+    settled(running_site.client)
+    running_site.client.evict(everything=True)
+    return running_site
+
+
+def test_values_carry_prefix_and_digest_and_what_is_used_lives_on(site: Site) -> None:
+    module, made = site.stored(wasm.adder(1))
+    alone = wasm.adder(2)
+    site.client.load(alone)
+    settled(site.client)
+    unused = names_of(site.server, wasm.digest(alone))
+    assert all(name.startswith(b"wasm:") for name in site.server.scan_iter())
+    assert site.lives_on(module | made | unused)
+    for name in module | made | unused:
+        site.server.expire(name, 100)
+    assert site.client.compile(wasm.adder(1)).header.origin == MEMORY
+    eventually(lambda: site.lives_on(module | made), "what is used expires")
+    assert all(site.server.ttl(name) <= 100 for name in unused)
+    # A module that nothing was compiled of is used when it is looked up.
+    assert site.client.load(alone).already_loaded
+    eventually(lambda: site.lives_on(unused), "what is looked up expires")
+    # And Redis gets again what it has lost.
+    site.server.flushall()
+    assert site.client.load(alone).already_loaded
+    eventually(lambda: names_of(site.server, wasm.digest(alone)) == unused, "it is not put back")
+
+
+def test_callers_of_one_value_share_one_look_up(site: Site) -> None:
+    site.stored(wasm.adder(2))
+    site.client.evict(everything=True, tier="memory")
+    hit = {"outcome": "hit", "tier": "redis", "what": "artifact"}
+    before = site.daemon.metric("tier_lookups_total", **hit)
+    with ThreadPoolExecutor(6) as callers:
+        with site.hanging():
+            calls = [callers.submit(site.client.compile, wasm.adder(2)) for _ in range(6)]
+            eventually(lambda: site.daemon.metric("calls") == 6, "the calls do not come")
+        found = [call.result() for call in calls]
+    assert len({artifact.bytes for artifact in found}) == 1
+    assert COMPILED not in {artifact.header.origin for artifact in found}
+    assert site.daemon.metric("tier_lookups_total", **hit) == before + 1
+
+
+def test_an_evict_takes_from_redis_what_it_names(site: Site) -> None:
+    one, other = wasm.adder(4), wasm.adder(5)
+    (_, of_one), (_, of_other) = site.stored(one), site.stored(other)
+    foreign = {b"other:1": b"a", b"wasmx:2": b"b", b"wasm": b"c"}
+    site.server.mset(foreign)
+    gone = site.client.evict(module_sha256=wasm.digest(one), tier="redis")
+    assert (gone.artifacts, gone.modules, list(gone.unreachable_tiers)) == (1, 1, [])
+    assert gone.bytes
+    assert not site.server.exists(*of_one)
+    assert site.server.exists(*of_other) == len(of_other)
+    assert site.client.compile(one).header.origin == MEMORY
+    gone = site.client.evict(engine=ENGINE, tier="redis")
+    assert (gone.artifacts, gone.modules) == (1, 0)
+    assert not site.server.exists(*of_other)
+    site.client.evict(everything=True, tier="memory")
+    # The module is still there, and need not be sent.
+    assert site.client.compile(wasm.digest(other)).header.origin == COMPILED
+    settled(site.client)
+    gone = site.client.evict(everything=True, tier="redis")
+    assert (gone.artifacts, gone.modules) == (1, 1)
+    assert not site.server.exists(*of_one, *of_other)
+    assert site.client.compile(other).header.origin == MEMORY
+    assert site.server.mget(*foreign) == [*foreign.values()]
+    site.server.delete(*foreign)
+
+
+def test_no_answer_waits_for_a_write_and_the_newest_writes_outlast_an_outage(site: Site) -> None:
+    made = []
+    dropped = site.daemon.metric("redis_dropped_writes_total")
+    # The queue has room for a module and an artifact that are as large as the limits allow.
+    assert site.client.compile(wasm.with_data(24_500, 9)).header.size_bytes > 24_500
+    settled(site.client)
+    assert site.daemon.metric("redis_dropped_writes_total") == dropped
+    with site.hanging():
+        for tag in range(8):
+            header = site.client.compile(wasm.with_data(20_000, tag)).header
+            assert header.origin == COMPILED
+            made.append(header.module_sha256)
+        stats = site.client.stats()
+        assert stats.pending_writes
         assert not stats.redis_up
         assert stats.redis_detail
-        assert "hunter2" not in stats.redis_detail + daemon.log + daemon.banner
+        # The queue holds three of them or less.
+        assert site.daemon.metric("redis_dropped_writes_total") - dropped >= 5
+        line = json.loads(site.daemon.wait_for_log("a cache write was dropped"))
+        assert made[0] in line.values()
+    eventually(lambda: site.client.stats().redis_up, "Redis is not found again")
+    settled(site.client)
+    site.client.evict(everything=True, tier="memory")
+    assert site.client.compile(wasm.with_data(20_000, 7)).header.origin == REDIS
+    assert site.client.compile(wasm.with_data(20_000, 0)).header.origin == COMPILED
 
 
-def test_evict(state_dir: Path) -> None:
-    with RedisDaemon(state_dir) as daemon, daemon.client() as client:
-        one = client.compile(wasm.adder(13), engine="wasmtime").header
-        two = client.compile(wasm.adder(14), engine="wasmer").header
-        settled(client)
-        gone = client.evict(engine="wasmtime-50.0.1")
-        assert (gone.artifacts, gone.modules) == (2, 0)  # in memory and in Redis
-        assert [key.module_sha256 for key in client.find_missing([two.module_sha256])] == []
-        again = client.compile(one.module_sha256, engine="wasmtime")
-        assert again.header.origin == COMPILED
-        settled(client)
-        gone = client.evict(module_sha256=two.module_sha256, tier="redis")
-        assert (gone.artifacts, gone.modules) == (1, 1)
-        assert client.compile(two.module_sha256).header.origin == MEMORY
-        gone = client.evict(everything=True)
-        assert gone.artifacts >= 3
-        assert client.find_missing([one.module_sha256, two.module_sha256]).__len__() == 2
-        tiers = {tier.tier: tier for tier in client.stats().tiers}
-        assert tiers["memory"].entries == 0
-        assert tiers["memory"].bytes == 0
+@pytest.fixture(scope="module")
+def small(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisDaemon]:
+    """A daemon with a small memory tier, and no other one."""
+    state = fresh_state(tmp_path_factory.mktemp("memory") / "state", engines=ONE_ENGINE)
+    flags = ("--redis-url", "none", "--memory-bytes", str(LIMIT_BYTES))
+    with RedisDaemon(state, flags) as running:
+        yield running
+
+
+@pytest.fixture
+def client(small: RedisDaemon) -> Iterator[Client]:
+    """A client of that daemon, which holds nothing."""
+    with small.client() as one:
+        one.evict(everything=True)
+        yield one
+
+
+def memory(daemon: RedisDaemon, client: Client) -> module_service_pb2.TierStats:
+    """Return what Stats says of the tier, which metrics say too and which keeps its limit."""
+    stats = client.stats()
+    assert (stats.redis_mode, stats.redis_up) == ("none", False)
+    [tier] = [each for each in stats.tiers if each.tier == "memory"]
+    with urllib.request.urlopen(f"{daemon.admin_url}/metrics") as answer:
+        page = answer.read().decode()
+    for name in ("entries", "bytes", "limit_bytes", "evictions"):
+        metric = "evictions_total" if name == "evictions" else name
+        value = page.partition(f'\nwasmkiln_tier_{metric}{{tier="memory"}} ')[2].split()[0]
+        assert float(value) == getattr(tier, name)
+    assert tier.limit_bytes == LIMIT_BYTES
+    assert 0 <= tier.bytes <= LIMIT_BYTES
+    assert (tier.bytes == 0) == (tier.entries == 0)
+    return tier
+
+
+def origin(client: Client, module: bytes) -> types_pb2.Origin:
+    return client.compile(module).header.origin
+
+
+def test_the_sums_are_right_after_every_step(small: RedisDaemon, client: Client) -> None:
+    dice = random.Random(1)
+    for _ in range(20):
+        before = memory(small, client)
+        module = wasm.with_data(dice.choice((10, 1000, 9000, 30_000)), dice.randrange(4))
+        if dice.random() < 0.3:
+            gone = client.evict(module_sha256=wasm.digest(module))
+            after = memory(small, client)
+            assert before.entries - after.entries == gone.artifacts + gone.modules
+            assert before.bytes - after.bytes == gone.bytes
+            assert after.evictions == before.evictions  # Those make room for others.
+        else:
+            made = client.compile(module).header
+            after = memory(small, client)
+            if made.origin == MEMORY:
+                assert (after.entries, after.bytes) == (before.entries, before.bytes)
+            elif after.evictions == before.evictions:
+                assert after.entries > before.entries
+                assert after.bytes >= before.bytes + made.size_bytes
+    before = memory(small, client)
+    assert before.evictions
+    gone = client.evict(everything=True)
+    assert (gone.artifacts + gone.modules, gone.bytes) == (before.entries, before.bytes)
+    assert memory(small, client).entries == 0
+
+
+def test_what_is_compiled_anew_is_counted_once(small: RedisDaemon, client: Client) -> None:
+    client.compile(wasm.adder(1))
+    once = memory(small, client)
+    for _ in range(3):
+        assert client.compile(wasm.adder(1), skip_cache_lookup=True).header.origin == COMPILED
+    again = memory(small, client)
+    assert again.entries == once.entries
+    # The time that the compile took is part of it, and has more digits or fewer.
+    assert abs(again.bytes - once.bytes) < 100
+
+
+def test_the_least_recently_used_goes_first(small: RedisDaemon, client: Client) -> None:
+    evictions = memory(small, client).evictions
+    used = wasm.adder(0)
+    client.compile(used)
+    others: list[bytes] = []
+    while memory(small, client).evictions < evictions + 6:
+        others.append(wasm.adder(1 + len(others)))
+        assert origin(client, others[-1]) == COMPILED
+        assert origin(client, used) == MEMORY
+    for module in reversed(others[-3:]):
+        assert origin(client, module) == MEMORY
+    assert origin(client, used) == MEMORY
+    assert origin(client, others[0]) == COMPILED
+
+
+def test_what_can_never_fit_or_is_not_there_evicts_nothing(
+    small: RedisDaemon, client: Client
+) -> None:
+    held = [wasm.adder(tag) for tag in range(4)]
+    for module in held:
+        client.compile(module)
+    before = memory(small, client)
+    for _ in range(2):
+        found = client.compile(wasm.with_data(2 * LIMIT_BYTES, 1))
+        assert found.header.origin == COMPILED
+        assert found.header.size_bytes > LIMIT_BYTES
+    for gone in (
+        client.evict(module_sha256="0" * 64, tier="memory"),
+        client.evict(engine="wasmtime-1.0.0", tier="memory"),
+    ):
+        assert (gone.artifacts, gone.modules, gone.bytes) == (0, 0, 0)
+    after = memory(small, client)
+    assert (after.entries, after.bytes) == (before.entries, before.bytes)
+    assert after.evictions == before.evictions
+    assert {origin(client, module) for module in held} == {MEMORY}
+    gone = client.evict(module_sha256=wasm.digest(held[0]))
+    assert (gone.artifacts, gone.modules) == (1, 1)
+    missing = client.find_missing(map(wasm.digest, held))
+    assert [key.module_sha256 for key in missing] == [wasm.digest(held[0])]
+    gone = client.evict(engine=ENGINE)
+    assert (gone.artifacts, gone.modules) == (3, 0)
+    # The modules are still there, and need not be sent.
+    assert client.compile(wasm.digest(held[1])).header.origin == COMPILED

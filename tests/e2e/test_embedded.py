@@ -15,15 +15,9 @@ from wasmkiln import Client, ModuleNotLoaded
 
 from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, RedisDaemon, fresh_state
-from tests.e2e.processes import eventually, within
+from tests.e2e.processes import embedded, eventually, within
 from tests.e2e.programs import Installed
-from tests.e2e.test_cache import REDIS, settled
-
-SETTINGS = {"WASMKILN_WORKERS": "1"}
-
-
-def started(state: Path) -> RedisDaemon:
-    return RedisDaemon(state, environ=SETTINGS)
+from tests.e2e.test_cache import COMPILED, REDIS, settled
 
 
 def is_stored(client: Client, digest: str) -> bool:
@@ -47,12 +41,10 @@ def check_nothing_is_left(state: Path) -> None:
     eventually(lambda: not within(state), "something outlived the daemons", 30)
 
 
-def test_it_is_shared_by_daemons_that_come_and_are_killed(
-    engines: Installed, tmp_path: Path
-) -> None:
-    state = fresh_state(tmp_path / "state", engines=ONE_ENGINE)
+def test_it_is_shared_by_daemons_that_come_and_are_killed(lean_state_dir: Path) -> None:
+    state = lean_state_dir
     with ThreadPoolExecutor(2) as threads:
-        one, two = threads.map(started, [state, state])
+        one, two = threads.map(RedisDaemon, [state, state])
     with one, two:
         with one.client() as client:
             digest = stored(client, 1)
@@ -61,14 +53,22 @@ def test_it_is_shared_by_daemons_that_come_and_are_killed(
             one.kill()
             eventually(partial(is_stored, client, digest), "what was stored is gone")
             another = stored(client, 2)
-        with started(state) as three:
-            with three.client() as client:
-                eventually(partial(is_stored, client, another), "it is not shared")
+        with RedisDaemon(state) as three, three.client() as client:
+            eventually(partial(is_stored, client, another), "it is not shared")
             check_only_the_owner_gets_in(state)
-            for daemon in (two, three):
-                daemon.kill()
+            with RedisDaemon(state) as four:
+                assert four.stop() == 0
+            assert is_stored(client, another)  # Who left did not keep the server.
+            assert two.stop() == 0
+            eventually(partial(is_stored, client, another), "nobody started the server again")
+            os.kill(embedded(state), signal.SIGKILL)
+            # Meanwhile nobody notices.
+            assert client.compile(wasm.adder(1)).bytes
+            assert client.compile(wasm.adder(3)).header.origin == COMPILED
+            eventually(partial(is_stored, client, another), "the killed server is not replaced")
+            three.kill()
     check_nothing_is_left(state)
-    with started(state) as again, again.client() as client:
+    with RedisDaemon(state) as again, again.client() as client:
         for each in (digest, another):
             eventually(partial(is_stored, client, each), "it did not outlive the daemons")
     check_nothing_is_left(state)
@@ -88,28 +88,40 @@ def check_only_the_owner_gets_in(state: Path) -> None:
             assert password not in Path(f"/proc/{pid}/{kind}").read_bytes()
 
 
-def test_data_that_the_server_cannot_read_are_set_aside(engines: Installed, tmp_path: Path) -> None:
-    state = fresh_state(tmp_path / "state", engines=ONE_ENGINE)
-    with started(state) as one, one.client() as client:
-        stored(client, 1)
-    check_nothing_is_left(state)
-    files = [file for file in (state / "redis" / "data").rglob("*") if file.is_file()]
+def test_what_cannot_be_used_at_first_is_told_and_used_when_it_can(lean_state_dir: Path) -> None:
+    in_the_way = lean_state_dir / "redis"
+    in_the_way.write_text("where its folder is to be")
+    with RedisDaemon(lean_state_dir) as daemon, daemon.client() as client:
+        assert "which does not answer yet" in daemon.banner
+        client.compile(wasm.adder(1))
+        stats = client.stats()
+        assert (stats.redis_up, stats.redis_mode) == (False, "embedded")
+        assert "the embedded server does not start" in stats.redis_detail
+        in_the_way.unlink()
+        eventually(lambda: client.stats().redis_up, "the server does not come up")
+        settled(client)
+        assert is_stored(client, wasm.digest(wasm.adder(1)))
+    check_nothing_is_left(lean_state_dir)
+    # Data that the server cannot read are set aside.
+    files = [file for file in (in_the_way / "data").rglob("*") if file.is_file()]
     assert files
     for file in files:
         file.write_bytes(b"*3\r\n$3\r\nSET\r\n$garbage\r\n" * 1000)
-    with started(state) as again, again.client() as client:
+    with RedisDaemon(lean_state_dir) as again, again.client() as client:
         eventually(lambda: client.stats().redis_up, "the server does not come up", 90)
-        digest = stored(client, 2)
-        assert is_stored(client, digest)
-        assert (state / "redis" / "broken").is_dir()
+        assert is_stored(client, stored(client, 2))
+        assert (in_the_way / "broken").is_dir()
 
 
-def test_a_state_directory_that_is_deleted_costs_no_traceback(
-    engines: Installed, tmp_path: Path
-) -> None:
-    state = fresh_state(tmp_path / "state", engines=ONE_ENGINE)
-    with started(state) as daemon, daemon.client() as client:
+def test_a_long_and_strange_path_whose_folder_goes(engines: Installed, tmp_path: Path) -> None:
+    """Too long for a socket, which lies elsewhere then; and the end costs no traceback."""
+    folder = tmp_path / ("deep and 'quoted' \"größe\" " * 4)
+    folder.mkdir()
+    state = fresh_state(folder / "state", engines=ONE_ENGINE)
+    assert len(os.fsencode(state)) > 107
+    with RedisDaemon(state) as daemon, daemon.client() as client:
         digest = stored(client, 1)
+        assert is_stored(client, digest)
         shutil.rmtree(state)
         assert is_stored(client, digest)  # Over connections that were open.
         daemon.wait_for_log("the folder of the embedded server is gone")
@@ -117,15 +129,4 @@ def test_a_state_directory_that_is_deleted_costs_no_traceback(
         daemon.process.send_signal(signal.SIGTERM)
         assert daemon.process.wait(120) == 0
         assert "Traceback" not in daemon.log
-    check_nothing_is_left(state)
-
-
-def test_a_long_and_strange_path(engines: Installed, tmp_path: Path) -> None:
-    """Too long for a socket, which lies elsewhere then."""
-    folder = tmp_path / ("deep and 'quoted' \"größe\" " * 4)
-    folder.mkdir()
-    state = fresh_state(folder / "state", engines=ONE_ENGINE)
-    assert len(os.fsencode(state)) > 107
-    with started(state) as daemon, daemon.client() as client:
-        assert is_stored(client, stored(client, 1))
     check_nothing_is_left(state)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import stat
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -24,16 +25,11 @@ from tests.e2e.in_engine import run_script
 from tests.e2e.processes import eventually
 from tests.e2e.programs import Installed
 from tests.e2e.signing_keys import KeyDirectory
+from tests.e2e.test_cache import COMPILED, HOST_STORE, MEMORY, REDIS
 from tests.e2e.test_daemon import wasmkilnd
 from tests.e2e.test_engines import CALL_ADD
 from tests.servers.redis_server import binary_of, redis_server
 
-MEMORY, HOST_STORE, REDIS, COMPILED = (
-    types_pb2.ORIGIN_MEMORY,
-    types_pb2.ORIGIN_HOST_STORE,
-    types_pb2.ORIGIN_REDIS,
-    types_pb2.ORIGIN_COMPILED,
-)
 NO_REDIS = ("--redis-url", "none")
 [ENGINE] = ONE_ENGINE
 
@@ -65,9 +61,12 @@ def asked_for_file(
     return first.header, b"".join(part.chunk for part in chunks)
 
 
-@pytest.fixture
-def store(lean_state_dir: Path) -> Path:
-    return lean_state_dir / "host_store"
+@pytest.fixture(scope="module")
+def kiln(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon with memory and a host store alone."""
+    state = fresh_state(tmp_path_factory.mktemp("host") / "state", engines=ONE_ENGINE)
+    with Daemon(state, NO_REDIS) as daemon:
+        yield daemon
 
 
 def test_a_restart_without_redis_compiles_nothing(lean_state_dir: Path) -> None:
@@ -81,9 +80,8 @@ def test_a_restart_without_redis_compiles_nothing(lean_state_dir: Path) -> None:
             assert again.header.origin == HOST_STORE
             assert again.bytes == first.bytes
             assert client.compile(first.header.module_sha256).header.origin == MEMORY
-        sums = [artifact.header.module_sha256 for artifact in artifacts]
         client.evict(everything=True, tier="memory")
-        assert client.find_missing(sums) == []
+        assert client.find_missing([each.header.module_sha256 for each in artifacts]) == []
         assert compiles(two) == 0
         tier = next(each for each in client.stats().tiers if each.tier == "host_store")
         assert (tier.entries, tier.hits, tier.errors) == (5, 5, 0)
@@ -91,74 +89,31 @@ def test_a_restart_without_redis_compiles_nothing(lean_state_dir: Path) -> None:
         assert client.stats().hit_ratio == 1
 
 
-def test_the_entry_is_what_any_client_can_use(
-    lean_state_dir: Path, store: Path, engines: Installed
+def test_the_entry_is_what_any_client_can_use_and_a_caller_is_told(
+    kiln: Daemon, engines: Installed
 ) -> None:
-    with Daemon(lean_state_dir, NO_REDIS) as daemon, daemon.client() as client:
-        made = client.compile(wasm.adder(1))
-        stored(daemon, 1)
-        entry = entry_path(store, made.header.fingerprint, made.header.module_sha256)
-    opened = Artifact.open(entry / ARTIFACT)
-    assert opened.bytes == made.bytes
-    assert opened.header.attestation == made.header.attestation
-    assert run_script(engines, ENGINE, CALL_ADD["wasmer"], str(entry / ARTIFACT)) == "42"
-    modes = {stat.S_IMODE(path.stat().st_mode) for path in entry.iterdir()}
-    assert modes == {0o640}
-    assert stat.S_IMODE(entry.stat().st_mode) == 0o750
-    [served] = json.loads((store / ENGINES).read_text())["engines"]
-    assert (served["id"], served["default"]) == (ENGINE, True)
-    assert served["fingerprint"] == made.header.fingerprint
-
-
-def test_a_caller_is_told_the_file_of_what_it_gets(
-    lean_state_dir: Path, store: Path, engines: Installed
-) -> None:
-    with Daemon(lean_state_dir, NO_REDIS) as daemon:
+    store = kiln.state_dir / "host_store"
+    with kiln.client(host_store_dir="none") as client:
         for source, origin in ((wasm.adder(2), COMPILED), (wasm.digest(wasm.adder(2)), HOST_STORE)):
-            header, payload = asked_for_file(daemon, source)
+            header, payload = asked_for_file(kiln, source)
             assert (header.origin, payload) == (origin, b"")
             file = Path(header.host_file.path)
             assert file == entry_path(store, header.fingerprint, header.module_sha256) / ARTIFACT
             found = file.stat()
             assert (found.st_dev, found.st_ino) == (header.host_file.device, header.host_file.inode)
             assert found.st_size == header.size_bytes
-            assert run_script(engines, ENGINE, CALL_ADD["wasmer"], str(file)) == "42"
-        again, payload = asked_for_file(daemon, wasm.adder(2), skip_cache_lookup=True)
-        assert (again.origin, payload) == (COMPILED, b"")
-        assert Path(again.host_file.path).stat().st_ino == again.host_file.inode
-
-
-def test_a_caller_is_told_the_file_of_a_redis_hit(engines: Installed, tmp_path: Path) -> None:
-    with redis_server(binary_of("valkey"), tmp_path / "server") as redis, ExitStack() as stack:
-        environ = {"WASMKILN_REDIS_URL": redis.url}
-        states = [fresh_state(tmp_path / name, engines=ONE_ENGINE) for name in ("a", "b")]
-        one, two = (stack.enter_context(Daemon(state, environ=environ)) for state in states)
-        made, _ = asked_for_file(one, wasm.adder(3))
-        with one.client() as client:
-            eventually(lambda: not client.stats().pending_writes, "Redis was not written")
-        header, payload = asked_for_file(two, made.module_sha256)
-        assert (header.origin, payload) == (REDIS, b"")
-        assert Path(header.host_file.path).is_relative_to(states[1])
-
-
-def test_two_daemons_use_one_store_at_once(engines: Installed, tmp_path: Path) -> None:
-    flags = (*NO_REDIS, "--host-store-dir", str(tmp_path / "store"))
-    with ExitStack() as stack:
-        states = [fresh_state(tmp_path / name, engines=ONE_ENGINE) for name in ("a", "b")]
-        one, two = (stack.enter_context(Daemon(state, flags)) for state in states)
-        here, there = stack.enter_context(one.client()), stack.enter_context(two.client())
-        made = [here.compile(wasm.adder(tag)).header for tag in range(3)]
-        made += [there.compile(wasm.adder(tag)).header for tag in range(3, 6)]
-        stored(one, 3)
-        stored(two, 3)
-        for client in (here, there):
-            client.evict(everything=True, tier="memory")
-            origins = {client.compile(each.module_sha256).header.origin for each in made}
-            assert origins == {HOST_STORE}
-        assert compiles(one) == compiles(two) == 3
-        here.evict(module_sha256=made[0].module_sha256)
-        there.evict(everything=True, tier="memory")
-        assert len(there.find_missing([made[0].module_sha256])) == 1
+        opened, made = Artifact.open(file), client.compile(wasm.adder(2))
+        again, payload = asked_for_file(kiln, wasm.adder(2), skip_cache_lookup=True)
+    assert opened.bytes == made.bytes
+    assert opened.header.attestation == made.header.attestation
+    assert run_script(engines, ENGINE, CALL_ADD["wasmer"], str(file)) == "42"
+    assert {stat.S_IMODE(path.stat().st_mode) for path in file.parent.iterdir()} == {0o640}
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o750
+    [served] = json.loads((store / ENGINES).read_text())["engines"]
+    assert (served["id"], served["default"]) == (ENGINE, True)
+    assert served["fingerprint"] == made.header.fingerprint
+    assert (again.origin, payload) == (COMPILED, b"")
+    assert Path(again.host_file.path).stat().st_ino == again.host_file.inode
 
 
 def test_a_fleet_of_two_hosts_that_lost_redis_serves_all_that_it_has(
@@ -170,14 +125,21 @@ def test_a_fleet_of_two_hosts_that_lost_redis_serves_all_that_it_has(
         with ExitStack() as stack:
             fleet = [stack.enter_context(Daemon(state, environ=environ)) for state in states]
             clients = [stack.enter_context(daemon.client()) for daemon in fleet]
-            made = [clients[tag % 2].compile(wasm.adder(tag)).header for tag in range(6)]
-            sums = [header.module_sha256 for header in made]
+            sums = [
+                clients[tag % 2].compile(wasm.adder(tag)).header.module_sha256 for tag in range(6)
+            ]
             eventually(
                 lambda: not any(client.stats().pending_writes for client in clients),
                 "Redis was not written",
             )
+            # A caller is told the file of a hit in Redis, too.
+            header, payload = asked_for_file(fleet[1], sums[0])
+            assert (header.origin, payload) == (REDIS, b"")
+            assert Path(header.host_file.path).is_relative_to(states[1])
             for client in clients:
-                assert {client.compile(each).header.origin for each in sums} == {MEMORY, REDIS}
+                origins = {client.compile(each).header.origin for each in sums[1:]}
+                assert origins == {MEMORY, REDIS}
+            clients[0].compile(sums[0])
             assert sum(map(compiles, fleet)) == 6
     # Redis is gone, and so is the memory of both.
     with ExitStack() as stack:
@@ -192,20 +154,22 @@ def test_a_fleet_of_two_hosts_that_lost_redis_serves_all_that_it_has(
             assert compiles(daemon) == 0
 
 
-def test_evict_reaches_it(lean_state_dir: Path) -> None:
-    with Daemon(lean_state_dir, NO_REDIS) as daemon, daemon.client() as client:
+def test_evict_reaches_it(kiln: Daemon) -> None:
+    with kiln.client() as client:
+        client.evict(everything=True)
+        written = int(kiln.metric("tier_stores_total", outcome="ok", tier="host_store"))
         one, two = (client.compile(wasm.adder(tag)).header for tag in (1, 2))
-        stored(daemon, 2)
+        stored(kiln, written + 2)
         gone = client.evict(module_sha256=one.module_sha256, tier="host_store")
         assert (gone.artifacts, list(gone.unreachable_tiers)) == (1, [])
-        header, _ = asked_for_file(daemon, two.module_sha256)
+        header, _ = asked_for_file(kiln, two.module_sha256)
         with Path(header.host_file.path).open("rb") as mapped:
             client.evict(engine=ENGINE)
             assert len(mapped.read()) == header.size_bytes  # Whoever has it open keeps it.
         assert not Path(header.host_file.path).exists()
         again = client.compile(wasm.adder(2)).header
         assert again.origin == COMPILED
-        stored(daemon, 3)
+        stored(kiln, written + 3)
         assert client.evict(everything=True).artifacts == 2  # In memory and in the store.
         assert len(client.find_missing([two.module_sha256])) == 1
 
@@ -235,28 +199,10 @@ def test_sighup_changes_the_limit(engines: Installed, tmp_path: Path) -> None:
         assert daemon.metric("tier_limit_bytes", tier="host_store") == limit_bytes
 
 
-def test_what_a_revoked_key_signed_is_not_served(engines: Installed, tmp_path: Path) -> None:
-    state = fresh_state(tmp_path / "state", own_keys=True, engines=ONE_ENGINE)
-    with Daemon(state, NO_REDIS) as daemon, daemon.client() as client:
-        made = client.compile(wasm.adder(1)).header
-        header, _ = asked_for_file(daemon, made.module_sha256)
-        assert header.origin == HOST_STORE
-        keys = KeyDirectory.of(state)
-        stolen = keys.public.id
-        keys.run("rotate")
-        keys.run("distrust", stolen)
-        daemon.process.send_signal(signal.SIGHUP)
-        daemon.wait_for_log('"reloaded"')
-        header, _ = asked_for_file(daemon, wasm.adder(1))
-        assert header.origin == COMPILED
-        assert header.attestation != made.attestation
-        assert header.host_file.path
-        assert daemon.metric("values_rejected_total", cause="stranger", tier="host_store") == 1
-
-
 def test_a_directory_that_others_may_write_is_told_once_and_left_alone(
-    lean_state_dir: Path, store: Path
+    lean_state_dir: Path,
 ) -> None:
+    store = lean_state_dir / "host_store"
     store.mkdir()
     store.chmod(0o777)
     with Daemon(lean_state_dir, NO_REDIS) as daemon, daemon.client() as client:
@@ -274,13 +220,13 @@ def test_a_directory_that_others_may_write_is_told_once_and_left_alone(
 
 
 @pytest.mark.parametrize("off", [("--host-store-bytes", "0"), ("--host-store-dir", "none")])
-def test_it_can_be_switched_off(lean_state_dir: Path, store: Path, off: tuple[str, str]) -> None:
+def test_it_can_be_switched_off(lean_state_dir: Path, off: tuple[str, str]) -> None:
     with Daemon(lean_state_dir, (*NO_REDIS, *off)) as daemon:
         assert "no host store" in daemon.banner
         header, payload = asked_for_file(daemon, wasm.adder(1))
         assert not header.HasField("host_file")
         assert len(payload) == header.size_bytes
-    assert not store.exists()
+    assert not (lean_state_dir / "host_store").exists()
 
 
 def test_a_client_computes_the_daemon_s_fingerprints(state_dir: Path) -> None:
@@ -299,15 +245,15 @@ def test_a_client_computes_the_daemon_s_fingerprints(state_dir: Path) -> None:
                     assert served.fingerprint(row, "", cpu, settings) == made.header.fingerprint
 
 
-def test_the_offline_tools_show_it_and_find_what_is_wrong(
-    lean_state_dir: Path, store: Path
-) -> None:
-    with Daemon(lean_state_dir, NO_REDIS) as daemon, daemon.client() as client:
+def test_the_offline_tools_show_it(kiln: Daemon) -> None:
+    with kiln.client() as client:
+        client.evict(everything=True)
+        written = int(kiln.metric("tier_stores_total", outcome="ok", tier="host_store"))
         made = [client.compile(wasm.adder(tag)).header for tag in range(3)]
-        stored(daemon, 3)
+        stored(kiln, written + 3)
 
     def cache(code: int, *words: str) -> list[dict[str, Any]]:
-        where = ("--tier", "host_store", "--state-dir", str(lean_state_dir), "--json")
+        where = ("--tier", "host_store", "--state-dir", str(kiln.state_dir), "--json")
         done = wasmkilnd("cache", *words, *where)
         assert done.returncode == code, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]
@@ -319,21 +265,9 @@ def test_the_offline_tools_show_it_and_find_what_is_wrong(
     assert row["raw_bytes"] == made[0].size_bytes
     [sums] = cache(0, "ls", "--totals")
     assert sums["total"]["values"] == 3
-    entry = entry_path(store, made[1].fingerprint, made[1].module_sha256)
-    code = bytearray((entry / ARTIFACT).read_bytes())
-    code[len(code) // 2] ^= 1
-    (entry / ARTIFACT).write_bytes(code)
-    [finding, last] = cache(3, "scrub", "--dry-run")
-    assert (finding["name"], finding["cause"], finding["deleted"]) == (str(entry), "digest", False)
-    [finding, last] = cache(3, "scrub")
-    assert finding["deleted"]
-    assert not entry.exists()
-    [last] = cache(0, "scrub")
-    assert last["summary"]["artifacts"] == 2
     # With other keys nothing verifies, and nothing is deleted.
-    assert KeyDirectory(lean_state_dir / "other-keys").pair()
-    *findings, last = cache(3, "scrub", "--keys-dir", str(lean_state_dir / "other-keys"))
+    assert KeyDirectory(kiln.state_dir / "other-keys").pair()
+    *findings, last = cache(3, "scrub", "--keys-dir", str(kiln.state_dir / "other-keys"))
     assert {(each["cause"], each["deleted"]) for each in findings} == {("stranger", False)}
-    with Daemon(lean_state_dir, NO_REDIS) as daemon, daemon.client() as client:
-        assert client.compile(made[0].module_sha256).header.origin == HOST_STORE
-        assert daemon.metric("tier_entries", tier="host_store") == 2
+    [last] = cache(0, "scrub")
+    assert last["summary"]["artifacts"] == 3

@@ -6,19 +6,18 @@ import json
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
 import redis
-from wasmkiln import Client, ModuleNotLoaded, ModulePinned, PinsFull
+from wasmkiln import Client, ModuleNotLoaded, ModulePinned
 from wasmkiln.v1 import types_pb2
 from wasmkiln.v1.admin_service_pb2 import Pin
 
-from tests.e2e import wasm
+from tests.e2e import processes, wasm
 from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
 from tests.e2e.programs import WASMKILN, Installed
-from tests.servers.redis_server import RedisServer, binary_of, redis_server, wait_until
+from tests.servers.redis_server import binary_of, redis_server
 
 KIB = 1024
 DEAR = wasm.adder(1)
@@ -26,34 +25,19 @@ DIGEST = wasm.digest(DEAR)
 SMALL = ("--memory-bytes", "300KiB", "--host-store-bytes", "400KiB", "--workers", "1")
 
 
-def weighty(tag: int) -> bytes:
-    """Return a module with 20 KiB of data; each ``tag`` makes another."""
-    data = bytes([tag]) * 20 * KIB
-    memory = wasm.section(5, bytes([1, 0, 1]))
-    segment = bytes([1, 0, 0x41, 0, 0x0B]) + wasm.leb128(len(data)) + data
-    return wasm.CORE_PREAMBLE + memory + wasm.section(11, segment)
-
-
-@pytest.fixture(scope="module")
-def valkey(tmp_path_factory: pytest.TempPathFactory, engines: Installed) -> Iterator[RedisServer]:
-    settings = ("--maxmemory", "8mb", "--maxmemory-policy", "volatile-lru")
-    with redis_server(binary_of("valkey"), tmp_path_factory.mktemp("server"), settings) as running:
-        yield running
-
-
 @pytest.fixture
-def server(valkey: RedisServer) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(valkey.url) as client:
-        client.flushdb()
-        yield client
+def valkey(tmp_path: Path, engines: Installed) -> Iterator[str]:
+    settings = ("--maxmemory", "8mb", "--maxmemory-policy", "volatile-lru")
+    with redis_server(binary_of("valkey"), tmp_path / "server", settings) as running:
+        yield running.url
 
 
 def daemon(state: Path, url: str, *flags: str) -> Daemon:
     return Daemon(fresh_state(state, engines=ONE_ENGINE), ("--redis-url", url, *SMALL, *flags))
 
 
-def eventually(happens: Callable[[], bool]) -> None:
-    wait_until(happens, "it does not come about")
+def eventually(happens: Callable[[], object]) -> None:
+    processes.eventually(happens, "it does not come about")
 
 
 def look(daemon: Daemon) -> None:
@@ -74,14 +58,12 @@ def origin(client: Client) -> str:
 def flood(client: Client, first: int) -> None:
     """Compile more than memory and the host store hold."""
     for tag in range(first, first + 30):
-        client.compile(weighty(tag))
+        client.compile(wasm.with_data(20 * KIB, tag))
 
 
 def ttls(server: redis.Redis) -> set[int]:
     """Return the times to live of all values of the pinned module."""
-    names = server.keys(f"wasm:*{DIGEST}*")
-    assert isinstance(names, list)
-    return {int(str(server.ttl(name))) for name in names}
+    return {server.ttl(name) for name in server.scan_iter(f"wasm:*{DIGEST}*")}
 
 
 def everywhere(client: Client) -> bool:
@@ -91,10 +73,10 @@ def everywhere(client: Client) -> bool:
 
 
 def test_a_pinned_module_outlives_floods_a_flush_evictions_and_a_restart(
-    tmp_path: Path, valkey: RedisServer, server: redis.Redis
+    tmp_path: Path, valkey: str
 ) -> None:
-    state = tmp_path / "state"
-    with daemon(state, valkey.url) as one, one.client() as client:
+    state, server = tmp_path / "state", redis.Redis.from_url(valkey)
+    with daemon(state, valkey) as one, one.client() as client:
         with pytest.raises(ModuleNotLoaded):
             client.pin(DIGEST)
         client.compile(DEAR)
@@ -140,7 +122,7 @@ def test_a_pinned_module_outlives_floods_a_flush_evictions_and_a_restart(
 
     # The pins are in the state directory, and an artifact that Redis lost in the host store.
     server.flushdb()
-    with daemon(state, valkey.url) as again, again.client() as client:
+    with daemon(state, valkey) as again, again.client() as client:
         [pin] = client.pins().pins
         assert pin.module_sha256 == DIGEST
         flood(client, 30)
@@ -157,16 +139,16 @@ def test_a_pinned_module_outlives_floods_a_flush_evictions_and_a_restart(
         assert not client.pins().pins
         flood(client, 60)
         assert client.evict(module_sha256=DIGEST).pinned == 0
+    server.close()
 
 
-def test_daemons_on_one_redis_share_pins(
-    tmp_path: Path, valkey: RedisServer, server: redis.Redis
-) -> None:
+def test_daemons_on_one_redis_share_pins(tmp_path: Path, valkey: str) -> None:
     with (
-        daemon(tmp_path / "a", valkey.url) as one,
-        daemon(tmp_path / "b", valkey.url) as two,
+        daemon(tmp_path / "a", valkey) as one,
+        daemon(tmp_path / "b", valkey) as two,
         one.client() as here,
         two.client() as there,
+        redis.Redis.from_url(valkey) as server,
     ):
         here.compile(DEAR)
         here.pin(DIGEST)
@@ -185,8 +167,7 @@ def test_daemons_on_one_redis_share_pins(
         look(two)  # It knows better, and writes them again.
         eventually(lambda: not [name for name in lists if server.get(name) == lists[name]])
         look(one)
-        for each in (one, two):
-            eventually(partial(lambda daemon: daemon.metric("pins") == 0, each))
+        eventually(lambda: one.metric("pins") == two.metric("pins") == 0)
         for name in lists:
             server.set(name, b"x" * 200)
         here.pin(DIGEST)
@@ -197,10 +178,9 @@ def test_daemons_on_one_redis_share_pins(
 def test_pins_without_redis_by_the_command(tmp_path: Path, engines: Installed) -> None:
     state, file = tmp_path / "state", tmp_path / "dear.wasm"
     file.write_bytes(DEAR)
-    wasmkiln = [WASMKILN, "pin"]
 
     def run(*words: str, address: str) -> subprocess.CompletedProcess[str]:
-        command = [*wasmkiln, *words, "--json", "--address", address]
+        command = [WASMKILN, "pin", *words, "--json", "--address", address]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
     with daemon(state, "none") as one, one.client() as client:
@@ -209,19 +189,6 @@ def test_pins_without_redis_by_the_command(tmp_path: Path, engines: Installed) -
         assert added.returncode == 0, added.stderr
         [pin] = json.loads(added.stdout)["pins"]
         assert pin["module_sha256"] == DIGEST
-        sizes = [wasm.digest(weighty(tag)) for tag in range(1, 9)]
-        for tag in range(1, 9):
-            client.compile(weighty(tag))
-
-        def pin_all() -> None:
-            for digest in reversed(sizes):
-                client.pin(digest)
-
-        with pytest.raises(PinsFull) as full:
-            pin_all()
-        metadata = full.value.metadata
-        assert metadata["tier"] in ("memory", "host_store")
-        assert 2 * int(metadata["bytes"]) > int(metadata["limit_bytes"])
     with daemon(state, "none") as again, again.client() as client:
         flood(client, 40)
         listed = json.loads(run("ls", address=again.address).stdout)["pins"]

@@ -8,38 +8,28 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
 
 import pytest
-import redis
 from google.protobuf.json_format import MessageToJson
-from wasmkiln import (
-    Client,
-    CompileTimeout,
-    ModuleNotLoaded,
-    ModulePinned,
-    ModuleQuarantined,
-)
+from wasmkiln import Client, CompileTimeout, ModulePinned, ModuleQuarantined
 
 from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, Daemon, RedisDaemon, fresh_state
-from tests.e2e.processes import eventually
+from tests.e2e.processes import embedded, eventually
 from tests.e2e.programs import WASMKILND, Installed
-from tests.e2e.test_cache import COMPILED, REDIS, server_processes, settled
+from tests.e2e.test_cache import COMPILED, REDIS, settled
 from tests.servers.deployments import KINDS_OF_REDIS, Deployment
 
 [ENGINE] = ONE_ENGINE
 KINDS = ("unix", "rediss", "acl", "rest", "sentinel", "cluster", "embedded")
 # Those that differ by what the daemons may do there, or by how it is done: to the daemon the others
 # are a server like any, once it is connected.
-UNLIKE = pytest.mark.parametrize(
-    "pair", ["acl", "rest", "cluster", "embedded"], indirect=True, scope="module"
-)
+UNLIKE = ("acl", "rest", "cluster", "embedded")
 # Their secrets are in each setting that may hold one, and in files.
 TOLD_SECRETS = ("acl", "rest", "sentinel", "cluster")
 SECRETS = (
@@ -47,7 +37,6 @@ SECRETS = (
     *(":secret", "wrong-secret"),
 )
 SETTINGS = {
-    "WASMKILN_WORKERS": "1",
     # CPU time runs out at the same point however busy the machine is.
     "WASMKILN_COMPILE_TIMEOUT_S": "60",
     "WASMKILN_COMPILE_CPU_S": "1",
@@ -55,7 +44,6 @@ SETTINGS = {
 }
 # Valid, and for longer than anybody waits.
 SLOW = wasm.nested_blocks(1_000_000)
-Clients: TypeAlias = tuple[Client, Client]
 
 
 @dataclass(frozen=True)
@@ -65,27 +53,33 @@ class Pair:
     kind: str
     running: Deployment
     daemons: tuple[Daemon, Daemon]
-    clients: Clients
-
-    def denials(self) -> list[object]:
-        """Return what the servers refused to anybody so far."""
-        found: list[object] = []
-        for raw in self.running.raw:
-            with raw() as client:
-                found += client.acl_log()
-        return found
+    clients: tuple[Client, Client]
 
     def upset(self) -> None:
         """Have a primary replaced, or all that is stored lost."""
         if self.kind == "embedded":
-            for server in server_processes(self.daemons[0].state_dir):
-                os.kill(server, signal.SIGKILL)
+            os.kill(embedded(self.daemons[0].state_dir), signal.SIGKILL)
         elif self.kind in ("sentinel", "cluster"):
             self.running.fail_over()
         else:
             [raw] = self.running.raw
             with raw() as client:
                 client.flushall()
+
+    def told(self) -> str:
+        """Return all that the daemons have told of Redis, and what ``wasmkilnd config`` tells."""
+        words = [MessageToJson(client.stats()) for client in self.clients]
+        words += [daemon.banner + daemon.log for daemon in self.daemons]
+        for form in ([], ["--json"]) if self.kind in TOLD_SECRETS else ():
+            shown = subprocess.run(
+                [WASMKILND, "config", *form],
+                env={"HOME": "/h", **self.running.environment},
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+            words.append(shown.stdout)
+        return "".join(words)
 
 
 @contextlib.contextmanager
@@ -114,13 +108,12 @@ def pair(
             two.client() as there,
         ):
             for client in (here, there):
-                eventually(lambda client=client: client.stats().redis_up, "Redis is not up")  # type: ignore[misc]
+                eventually(partial(redis_is_up, client), "Redis is not up")
             yield Pair(kind, running, (one, two), (here, there))
 
 
-@pytest.fixture
-def clients(pair: Pair) -> Clients:
-    return pair.clients
+def redis_is_up(client: Client) -> bool:
+    return client.stats().redis_up
 
 
 def store(client: Client, tag: int) -> str:
@@ -139,12 +132,9 @@ def missing(client: Client, *digests: str) -> list[str]:
     return [key.module_sha256 for key in client.find_missing(digests)]
 
 
-def compiles(daemon: Daemon) -> float:
-    return daemon.metric("compiles_total", engine=ENGINE, outcome="ok")
-
-
-def test_what_one_daemon_compiles_the_other_finds(pair: Pair, clients: Clients) -> None:
-    one, two = clients
+def check_found(pair: Pair) -> None:
+    """What one daemon compiles the other finds."""
+    one, two = pair.clients
     modules = [wasm.adder(1), wasm.many_functions(2_000, tag=1)]
     if pair.kind != "rest":  # Where a request may be no larger than the service's plan says.
         modules.append(wasm.with_data(1_200_000, 1))
@@ -154,11 +144,10 @@ def test_what_one_daemon_compiles_the_other_finds(pair: Pair, clients: Clients) 
     assert missing(two, *map(wasm.digest, modules), absent) == [absent]
     for artifact in made:
         found = two.compile(artifact.header.module_sha256)
-        assert found.header.origin == REDIS
-        assert found.bytes == artifact.bytes
+        assert (found.header.origin, found.bytes) == (REDIS, artifact.bytes)
     # The module came along, so that another target is compiled without an upload.
     assert two.compile(made[0].header.module_sha256, cpu="baseline").header.origin == COMPILED
-    for daemon, client in zip(pair.daemons, clients, strict=True):
+    for daemon, client in zip(pair.daemons, pair.clients, strict=True):
         stats = client.stats()
         assert (stats.redis_up, stats.redis_detail) == (True, "")
         assert stats.redis_mode == ("embedded" if pair.kind == "embedded" else "external")
@@ -166,83 +155,69 @@ def test_what_one_daemon_compiles_the_other_finds(pair: Pair, clients: Clients) 
         assert "tier is down" not in daemon.log
 
 
-@UNLIKE
-def test_an_evict_reaches_all_that_both_share(clients: Clients) -> None:
-    one, two = clients
-    gone, kept, unseen = (store(one, tag) for tag in (10, 11, 12))
-    assert one.evict(module_sha256=gone).modules >= 1
-    assert missing(two, gone, kept, unseen) == [gone]
-    with pytest.raises(ModuleNotLoaded):
-        two.compile(gone)
-    assert two.compile(kept).header.origin == REDIS
-    evicted = one.evict(engine=ENGINE)
-    assert evicted.artifacts >= 2
-    assert evicted.modules == 0
-    assert two.compile(unseen).header.origin == COMPILED
-    settled(two)
-    one.evict(everything=True)
-    two.evict(everything=True, tier="memory")
-    assert missing(two, kept, unseen) == [kept, unseen]
-    with pytest.raises(ModuleNotLoaded):
-        two.compile(kept)
-
-
-@UNLIKE
-def test_a_pin_counts_on_both(pair: Pair, clients: Clients) -> None:
-    one, two = clients
+def check_pins(pair: Pair) -> None:
+    """A pin counts on both."""
+    one, two = pair.clients
     digest = store(one, 20)
+
+    def heard(daemon: Daemon, pins: int) -> None:
+        daemon.process.send_signal(signal.SIGHUP)  # It looks after its pins now.
+        eventually(lambda: daemon.metric("pins") == pins, "it is not heard of")
+
     assert not one.pin(digest).redis_unreachable
-    look(pair.daemons[1])
-    eventually(lambda: pair.daemons[1].metric("pins") == 1, "the pin is not heard of")
+    heard(pair.daemons[1], 1)
     with pytest.raises(ModulePinned):
         two.evict(module_sha256=digest)
     two.evict(everything=True)
     assert two.compile(digest).header.origin != COMPILED
     assert two.unpin(digest).removed
-    look(pair.daemons[0])
-    eventually(lambda: pair.daemons[0].metric("pins") == 0, "it is not heard of that it is gone")
-    for client in clients:
+    heard(pair.daemons[0], 0)
+    for client in pair.clients:
         client.evict(module_sha256=digest)
     assert missing(one, digest) == [digest]
 
 
-def look(daemon: Daemon) -> None:
-    """Have a daemon look after its pins now."""
-    daemon.process.send_signal(signal.SIGHUP)
-
-
-@UNLIKE
-def test_both_refuse_a_module_until_it_is_released(clients: Clients) -> None:
-    one, two = clients
+def check_quarantine(pair: Pair) -> None:
+    """Both refuse a module until it is released."""
     with pytest.raises(CompileTimeout):
-        one.compile(SLOW)
-    for client in clients:
+        pair.clients[0].compile(SLOW)
+    for client in pair.clients:
         with pytest.raises(ModuleQuarantined):
             client.compile(SLOW)
         [entry] = client.quarantined().modules
         assert (entry.module_sha256, entry.engine) == (wasm.digest(SLOW), ENGINE)
-    assert two.release(wasm.digest(SLOW)).released == 1
-    for client in clients:
+    assert pair.clients[1].release(wasm.digest(SLOW)).released == 1
+    for client in pair.clients:
         assert not client.quarantined().modules
 
 
-@UNLIKE
-def test_one_daemon_compiles_for_all_callers(pair: Pair, clients: Clients) -> None:
-    before = sum(map(compiles, pair.daemons))
-    module = wasm.nested_blocks(15_000, 1)
+def check_one_compiles(pair: Pair) -> None:
+    """One daemon compiles for all callers."""
+
+    def compiles() -> float:
+        ok = {"engine": ENGINE, "outcome": "ok"}
+        return sum(daemon.metric("compiles_total", **ok) for daemon in pair.daemons)
+
+    before, module = compiles(), wasm.nested_blocks(15_000, 1)
     with ThreadPoolExecutor(12) as callers:
-        calls = [callers.submit(clients[number % 2].compile, module) for number in range(12)]
-        digests = {call.result().header.artifact_sha256 for call in calls}
-    assert len(digests) == 1
-    assert sum(map(compiles, pair.daemons)) == before + 1
+        calls = [callers.submit(pair.clients[number % 2].compile, module) for number in range(12)]
+        assert len({call.result().header.artifact_sha256 for call in calls}) == 1
+    assert compiles() == before + 1
 
 
-def test_calls_go_on_while_a_primary_is_replaced_or_all_is_lost(
-    pair: Pair, clients: Clients
-) -> None:
-    assert pair.denials() == []  # The documented rights were enough for all of the above.
+def test_what_one_daemon_does_the_other_knows(pair: Pair) -> None:
+    check_found(pair)
+    if pair.kind in UNLIKE:
+        for check in (check_pins, check_quarantine, check_one_compiles):
+            check(pair)
+    for raw in pair.running.raw:
+        with raw() as client:
+            assert client.acl_log() == []  # The documented rights were enough for all of this.
+
+
+def test_calls_go_on_while_a_primary_is_replaced_or_all_is_lost(pair: Pair) -> None:
     modules = [wasm.adder(tag) for tag in range(30, 34)]
-    known = {wasm.digest(module): clients[0].compile(module).bytes for module in modules}
+    known = {wasm.digest(module): pair.clients[0].compile(module).bytes for module in modules}
     ended = threading.Event()
 
     def call(client: Client) -> int:
@@ -256,119 +231,34 @@ def test_calls_go_on_while_a_primary_is_replaced_or_all_is_lost(
         return count
 
     with ThreadPoolExecutor(2) as callers:
-        calling = [callers.submit(call, client) for client in clients]
+        calling = [callers.submit(call, client) for client in pair.clients]
         try:
             pair.upset()
         finally:
             ended.set()
         assert all(each.result() for each in calling)
-    for client in clients:
+    for client in pair.clients:
         eventually(partial(redis_is_up, client), "it does not come back")
-    stored = [store(clients[0], tag) for tag in range(40, 44)]
-    for digest in stored:
-        assert clients[1].compile(digest).header.origin == REDIS
+    for digest in [store(pair.clients[0], tag) for tag in range(40, 44)]:
+        assert pair.clients[1].compile(digest).header.origin == REDIS
 
 
-def redis_is_up(client: Client) -> bool:
-    return client.stats().redis_up
-
-
-def test_no_secret_is_told(pair: Pair, clients: Clients) -> None:
-    told = [MessageToJson(client.stats()) for client in clients]
-    told += [daemon.banner + daemon.log for daemon in pair.daemons]
-    if pair.kind in TOLD_SECRETS:
-        told.append(shown_configuration(pair.running.environment))
-    assert not [secret for secret in SECRETS if secret in "".join(told)]
-
-
-def shown_configuration(environ: Mapping[str, str]) -> str:
-    """Return what ``wasmkilnd config`` prints, in both its forms."""
-    forms: tuple[list[str], ...] = ([], ["--json"])
-    return "".join(
-        subprocess.run(
-            [WASMKILND, "config", *form],
-            env={"HOME": "/h", **environ},
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout
-        for form in forms
-    )
-
-
-def test_a_daemon_that_is_not_let_in_serves_and_tells_no_secret(pair: Pair, tmp_path: Path) -> None:
-    if pair.running.stranger is None:
-        pytest.skip(f"{pair.kind}: nobody is asked for a password")
-    url, access = pair.running.stranger
-    state = fresh_state(tmp_path / "state", engines=ONE_ENGINE)
-    with RedisDaemon(state, environ=access.environment(url)) as daemon, daemon.client() as client:
-        assert "which does not answer yet" in daemon.banner
-        assert client.compile(wasm.adder(1)).header.origin == COMPILED
-        line = daemon.wait_for_log("tier is down")
-        stats = client.stats()
-        assert not stats.redis_up
-        assert stats.redis_detail.endswith("the user or password")
-        assert stats.redis_detail in line
-        assert daemon.metric("redis_up") == 0
-    told = daemon.banner + daemon.log + MessageToJson(stats)
+def test_no_secret_is_told_nor_by_a_daemon_that_is_not_let_in(pair: Pair, tmp_path: Path) -> None:
+    told = pair.told()
+    if pair.running.stranger:
+        url, access = pair.running.stranger
+        state = fresh_state(tmp_path / "state", engines=ONE_ENGINE)
+        with (
+            RedisDaemon(state, environ=access.environment(url)) as daemon,
+            daemon.client() as client,
+        ):
+            assert "which does not answer yet" in daemon.banner
+            assert client.compile(wasm.adder(1)).header.origin == COMPILED
+            line = daemon.wait_for_log("tier is down")
+            stats = client.stats()
+            assert not stats.redis_up
+            assert stats.redis_detail.endswith("the user or password")
+            assert stats.redis_detail in line
+            assert daemon.metric("redis_up") == 0
+        told += daemon.banner + daemon.log + MessageToJson(stats)
     assert not [secret for secret in SECRETS if secret in told]
-
-
-def test_other_users_of_a_redis_are_left_alone(engines: Installed, tmp_path: Path) -> None:
-    """Names that resemble ours, too."""
-    prefix = "ab."
-    theirs = {b"theirs", b"ab", b"abx", b"ab:module", b"xab.module", b"wasm:module"}
-    state = fresh_state(tmp_path / "state", engines=ONE_ENGINE)
-    with KINDS_OF_REDIS["unix"](tmp_path / "redis") as running:
-        flags = ("--redis-url", running.url, "--redis-prefix", prefix)
-        [raw] = running.raw
-        with RedisDaemon(state, flags) as daemon, daemon.client() as client, raw() as direct:
-            for name in theirs:
-                direct.set(name, "kept")
-            digest = store(client, 1)
-            ours = set(direct.scan_iter()) - theirs
-            assert ours
-            assert all(name.startswith(prefix.encode()) for name in ours)
-            assert any(digest.encode() in name for name in ours)
-            client.evict(everything=True)
-            left = set(direct.scan_iter())
-            assert theirs <= left
-            assert not [name for name in left if digest.encode() in name and holds(direct, name)]
-
-
-def holds(direct: redis.Redis, name: bytes) -> bool:
-    """Whether a key holds more than a few words, as an artifact or a module does."""
-    return int(direct.memory_usage(name) or 0) > 512
-
-
-@pytest.mark.parametrize(
-    ("environ", "sentence"),
-    [
-        ({"WASMKILN_REDIS_URL": "redis+sentinel://:hunter2@h"}, "/service[/db]"),
-        ({"WASMKILN_REDIS_URL": "https://x.example"}, "needs a token"),
-        (
-            {"WASMKILN_REDIS_URL": "rediss://h", "WASMKILN_REDIS_CA_FILE": "/nowhere.pem"},
-            "redis_ca_file: /nowhere.pem: No such file or directory",
-        ),
-    ],
-)
-def test_what_cannot_be_used_ends_the_start_with_one_sentence(
-    engines: Installed, tmp_path: Path, environ: dict[str, str], sentence: str
-) -> None:
-    state = fresh_state(tmp_path / "state", engines=ONE_ENGINE)
-    ended = subprocess.run(
-        [
-            *(WASMKILND, "serve", "--state-dir", str(state)),
-            *("--listen", "127.0.0.1:0", "--admin-listen", "none"),
-        ],
-        env={"HOME": "/h", "PATH": "/usr/bin:/bin", **environ},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert ended.returncode in (1, 2)
-    [error] = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
-    assert sentence in error
-    assert "hunter2" not in ended.stderr
-    assert "Traceback" not in ended.stderr

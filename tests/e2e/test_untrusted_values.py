@@ -1,11 +1,15 @@
-"""Values in Redis that were damaged, swapped or forged: none is served, and each is replaced."""
+"""Values in Redis that were damaged, swapped or forged: none is served, and each is replaced.
+
+What a writer there can do, by what anybody sees of it: opaque bytes under names. Where each part of
+a value is, what leases are forged and which heads are signed: ``tests/contract``.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pytest
 import redis
@@ -15,15 +19,42 @@ from tests.e2e import wasm
 from tests.e2e.daemon import TWO_ENGINES, RedisDaemon, fresh_state
 from tests.e2e.programs import Installed
 from tests.e2e.signing_keys import KeyDirectory
-from tests.e2e.stored_values import flips, names_of, rejected, value_of, values_of
+from tests.e2e.stored_values import flips, names_of, rejected, value_of
 from tests.e2e.test_cache import COMPILED, REDIS, settled
 from tests.servers.redis_server import binary_of, redis_server
 
 ENGINE, OTHER_ENGINE = TWO_ENGINES
 SMALL, OTHER = wasm.adder(1), wasm.adder(2)
 LARGE = wasm.with_data(1_200_000, 1)
-STRANGER = "stranger:"
-"""The prefix of what a daemon with other keys stored, made of the same modules."""
+OURS, THEIRS = "wasm:", "stranger:"
+"""The prefixes of the daemon, and of one with other keys."""
+Values = Iterable[bytes]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a daemon compiled of a module and stored: a value for each, and their names."""
+
+    artifact: Artifact
+    name: bytes
+    value: bytes
+    module_name: bytes
+    module: bytes
+
+
+def stored(client: Client, server: redis.Redis, prefix: str) -> dict[bytes, Stored]:
+    """Have a daemon compile the modules of these tests; return what it stored, by module."""
+    found = {}
+    for module in (SMALL, OTHER, LARGE):
+        digest = client.load(module).sha256
+        settled(client)
+        [module_name] = names_of(server, digest, prefix)
+        artifact = client.compile(module, engine=ENGINE)
+        settled(client)
+        [name] = names_of(server, digest, prefix) - {module_name}
+        values = value_of(server, name), value_of(server, module_name)
+        found[module] = Stored(artifact, name, values[0], module_name, values[1])
+    return found
 
 
 @dataclass
@@ -34,29 +65,25 @@ class Site:
     client: Client
     """It trusts the daemon's key alone, and so verifies every artifact."""
     server: redis.Redis
-    good: Mapping[bytes, Artifact]
-    """What the daemon compiled, by module."""
-    values: Mapping[bytes, bytes]
-    """All values of these modules as the daemon stored them."""
-    of_module: Mapping[bytes, list[bytes]]
-    """The names of each module's values."""
-    of_artifact: Mapping[bytes, list[bytes]]
-    """The names of each artifact's values, without those of its module."""
-    rejections: int = field(init=False, default=0)
+    ours: dict[bytes, Stored]
+    theirs: dict[bytes, Stored]
+    """What the stranger made of the same modules by the same engine."""
+    rejections: int = 0
     """How many values the daemon had rejected when this was looked at last."""
 
-    def served(self, module: bytes, changes: Mapping[bytes, bytes]) -> bool:
-        """Change values, and have a module compiled; return whether Redis was believed.
+    def served(self, module: bytes, value: bytes | None = None) -> bool:
+        """Put a value in the artifact's place, and have its module compiled.
 
-        Whatever the values are, the answer is right; what was not believed is counted and replaced.
+        Whatever it is, the answer is right; what is not believed is counted and replaced. Return
+        whether Redis was believed.
         """
-        self.put(changes)
+        if value is not None:
+            self.server.set(self.ours[module].name, value, ex=1000)
         found = self.asked(module)
         if found.header.origin == REDIS:
             return True
         assert found.header.origin == COMPILED
-        if all(changes.values()):  # An empty value may pass for none.
-            assert self.has_rejected()
+        assert self.has_rejected() or not value  # An empty value may pass for none.
         settled(self.client)
         assert self.asked(module).header.origin == REDIS
         return False
@@ -69,168 +96,164 @@ class Site:
     def asked(self, module: bytes) -> Artifact:
         """Return what a caller gets of whom memory knows nothing."""
         self.client.evict(everything=True, tier="memory")
-        found = self.client.compile(module, engine=ENGINE)
-        assert found.bytes == self.good[module].bytes
-        assert found.header.fingerprint == self.good[module].header.fingerprint
+        found, good = self.client.compile(module, engine=ENGINE), self.ours[module].artifact
+        assert found.bytes == good.bytes
+        assert found.header.fingerprint == good.header.fingerprint
         return found
-
-    def put(self, values: Mapping[bytes, bytes]) -> None:
-        for name, value in values.items():
-            self.server.set(name, value, ex=1000)
-
-    def mend(self) -> None:
-        """Put back what the daemon had stored."""
-        self.put(self.values)
 
 
 @pytest.fixture(scope="module")
-def site(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def running_site(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("site")
     with ExitStack() as stack:
         running = stack.enter_context(redis_server(binary_of("valkey"), folder / "server"))
         server = stack.enter_context(redis.Redis.from_url(running.url))
-        environ = {"WASMKILN_REDIS_URL": running.url}
-        stranger = fresh_state(folder / "stranger", own_keys=True, engines=TWO_ENGINES[:1])
-        with (
-            RedisDaemon(stranger, ("--redis-prefix", STRANGER), environ) as daemon,
-            daemon.client() as client,
-        ):
-            for module in (SMALL, OTHER, LARGE):
-                client.compile(module, engine=ENGINE)
-            settled(client)
-        state = fresh_state(folder / "state", own_keys=True, engines=TWO_ENGINES)
-        daemon = stack.enter_context(RedisDaemon(state, environ=environ))
-        trusted = KeyDirectory.of(state).public.hex
+
+        def start(name: str, prefix: str) -> RedisDaemon:
+            state = fresh_state(folder / name, own_keys=True, engines=TWO_ENGINES)
+            flags = ("--redis-url", running.url, "--redis-prefix", prefix)
+            return stack.enter_context(RedisDaemon(state, flags))
+
+        with start("stranger", THEIRS) as stranger, stranger.client() as client:
+            theirs = stored(client, server, THEIRS)
+        daemon = start("state", OURS)
+        trusted = KeyDirectory.of(daemon.state_dir).public.hex
         client = stack.enter_context(daemon.client(trusted_keys=trusted))
-        good: dict[bytes, Artifact] = {}
-        values: dict[bytes, bytes] = {}
-        of_module: dict[bytes, list[bytes]] = {}
-        of_artifact: dict[bytes, list[bytes]] = {}
-        for module in (SMALL, OTHER, LARGE):
-            digest = client.load(module).sha256
-            settled(client)
-            of_module[module] = sorted(names_of(server, digest))
-            good[module] = client.compile(module, engine=ENGINE)
-            settled(client)
-            values |= values_of(server, digest)
-            of_artifact[module] = sorted(names_of(server, digest) - set(of_module[module]))
-            assert of_module[module]
-            assert of_artifact[module]
-        yield Site(daemon, client, server, good, values, of_module, of_artifact)
+        yield Site(daemon, client, server, stored(client, server, OURS), theirs)
 
 
-@pytest.fixture(autouse=True)
-def mended(site: Site) -> None:
-    site.mend()
-    site.has_rejected()
+@pytest.fixture
+def site(running_site: Site) -> Site:
+    """The site, where all is as it was stored."""
+    for each in running_site.ours.values():
+        running_site.server.set(each.name, each.value, ex=1000)
+        running_site.server.set(each.module_name, each.module, ex=1000)
+    running_site.has_rejected()
+    return running_site
 
 
-def test_what_is_as_it_was_stored_is_served(site: Site) -> None:
-    for module in site.good:
-        assert site.served(module, {})
-    assert not site.has_rejected()
-
-
-def test_a_bit_flipped_anywhere_is_found(site: Site) -> None:
-    [name] = site.of_artifact[SMALL]
-    for changed in flips(site.values[name], 24):
-        assert not site.served(SMALL, {name: changed})
-
-
-def test_a_large_artifact_is_checked_to_its_end(site: Site) -> None:
-    for name in site.of_artifact[LARGE]:
-        for changed in flips(site.values[name], 3):
-            assert not site.served(LARGE, {name: changed})
-        assert not site.served(LARGE, {name: site.values[name][:-1]})
-        site.server.delete(name)
-        assert site.asked(LARGE).header.origin == COMPILED
-        settled(site.client)
-
-
-def test_what_was_cut_lengthened_or_never_a_value_is_found(site: Site) -> None:
-    [name] = site.of_artifact[SMALL]
-    good = site.values[name]
+def spoilt(good: bytes) -> Values:
+    """Return what was cut, lengthened or never a value."""
     dice = random.Random(1)
-    cuts = [good[: len(good) * quarter // 4] for quarter in range(4)]
-    others = [
-        *(good[:-1], good + b"\0", good + good, good[1:], b"\0" * len(good), b"nonsense"),
-        *(dice.randbytes(size) for size in (1, 64, len(good))),
-    ]
-    for changed in (*cuts, *others):
-        assert not site.served(SMALL, {name: changed})
+    yield from (good[: len(good) * quarter // 4] for quarter in range(4))
+    yield from (good[:-1], good + b"\0", good + good, good[1:], b"\0" * len(good), b"nonsense")
+    yield from (dice.randbytes(size) for size in (1, 64, len(good)))
 
 
-def test_a_key_of_another_kind_is_no_value(site: Site) -> None:
-    [name] = site.of_artifact[SMALL]
-    for fill in ("rpush", "sadd"):
-        site.server.delete(name)
-        getattr(site.server, fill)(name, "nonsense")
-        assert site.asked(SMALL).header.origin == COMPILED
-        settled(site.client)
+def mixed(one: bytes, other: bytes, parts: int) -> Values:
+    """Return the beginning of one with the rest of the other, wherever they were cut."""
+    for part in range(1, parts):
+        at = len(one) * part // parts
+        yield from (one[:at] + other[at:], other[:at] + one[at:])
 
 
-def test_a_value_that_belongs_elsewhere_is_refused(site: Site) -> None:
-    """All of these are signed by the daemon itself, of a module, an engine or a purpose."""
-    [mine], [other] = site.of_artifact[SMALL], site.of_artifact[OTHER]
+def of_another_engine(site: Site) -> bytes:
     before = names_of(site.server, wasm.digest(SMALL))
     site.client.compile(SMALL, engine=OTHER_ENGINE)
     settled(site.client)
-    [of_engine] = names_of(site.server, wasm.digest(SMALL)) - before
-    [of_module] = site.of_module[SMALL]
-    foreign = [value_of(site.server, name) for name in (other, of_engine, of_module)]
-    for value in foreign:
-        count = rejected(site.daemon).get("wrong_key", 0)
-        assert not site.served(SMALL, {mine: value})
-        assert rejected(site.daemon)["wrong_key"] > count
-    # A head of one and the rest of another, wherever it was cut.
-    mixed = foreign[0]
-    for quarter in range(1, 4):
-        at = len(site.values[mine]) * quarter // 4
-        assert not site.served(SMALL, {mine: site.values[mine][:at] + mixed[at:]})
-        assert not site.served(SMALL, {mine: mixed[:at] + site.values[mine][at:]})
+    [name] = names_of(site.server, wasm.digest(SMALL)) - before
+    value = value_of(site.server, name)
+    site.server.delete(name)
+    return value
 
 
-def test_what_a_stranger_signed_is_refused_however_good_it_is(site: Site) -> None:
-    for module in (SMALL, LARGE):
-        stored = values_of(site.server, wasm.digest(module), STRANGER)
-        theirs = {
-            name.replace(STRANGER.encode(), b"wasm:", 1): value for name, value in stored.items()
-        }
-        # It is made of the same module by the same engine, and so under the same names.
-        assert set(site.of_artifact[module]) <= set(theirs)
-        count = rejected(site.daemon).get("stranger", 0)
-        assert not site.served(module, theirs)
-        assert rejected(site.daemon)["stranger"] > count
-    [name] = site.of_artifact[SMALL]
-    ours = site.values[name]
-    theirs_small = value_of(site.server, name.replace(b"wasm:", STRANGER.encode(), 1))
-    for eighth in range(1, 8):
-        at = len(ours) * eighth // 8
-        for mixed in (ours[:at] + theirs_small[at:], theirs_small[:at] + ours[at:]):
-            # The code itself is the same, whoever signed it.
-            assert site.served(SMALL, {name: mixed}) == (mixed == ours)
+# What is put in the place of the small artifact, and the cause of its rejection if there is one.
+OF_THE_ARTIFACT: dict[str, tuple[Callable[[Site, bytes], Values], str]] = {
+    "a bit flipped": (lambda _, good: flips(good, 24), ""),
+    "cut, lengthened or no value": (lambda _, good: spoilt(good), ""),
+    # These are signed by the daemon itself, of a module, an engine or a purpose.
+    "of another module": (lambda site, _: [site.ours[OTHER].value], "wrong_key"),
+    "of another engine": (lambda site, _: [of_another_engine(site)], "wrong_key"),
+    "the module": (lambda site, _: [site.ours[SMALL].module], "wrong_key"),
+    "mixed with another's": (lambda site, good: mixed(good, site.ours[OTHER].value, 4), ""),
+    "signed by a stranger": (lambda site, _: [site.theirs[SMALL].value], "stranger"),
+    "mixed with a stranger's": (lambda site, good: mixed(good, site.theirs[SMALL].value, 8), ""),
+}
+
+
+@pytest.mark.parametrize("how", OF_THE_ARTIFACT)
+def test_no_other_value_is_served(site: Site, how: str) -> None:
+    good = site.ours[SMALL].value
+    tamper, cause = OF_THE_ARTIFACT[how]
+    for changed in tamper(site, good):
+        count = rejected(site.daemon).get(cause, 0)
+        # Of a mixture the code itself may be the same, whoever signed it.
+        assert site.served(SMALL, changed) == (changed == good)
+        assert not cause or rejected(site.daemon)[cause] > count
+
+
+def test_what_is_as_it_was_stored_is_served_and_lives_for_a_week(site: Site) -> None:
+    for module, each in site.ours.items():
+        assert site.served(module)
+        # It is made of the same module by the same engine, and so under the same name.
+        assert each.name == site.theirs[module].name.replace(THEIRS.encode(), OURS.encode(), 1)
+    assert not site.has_rejected()
+    week_s = 7 * 24 * 3600
+    header = site.client.compile(wasm.adder(9), engine=ENGINE).header
+    settled(site.client)
+    for name in names_of(site.server, header.module_sha256):
+        assert week_s - 600 < site.server.ttl(name) <= week_s
+
+
+def test_an_old_value_with_all_unchanged_is_used(site: Site) -> None:
+    """It is what this daemon made of this module: docs/explanation/redis.md says so."""
+    old = site.ours[SMALL]
+    site.client.evict(module_sha256=wasm.digest(SMALL))
+    assert site.asked(SMALL).header.attestation != old.artifact.header.attestation
+    settled(site.client)
+    assert site.served(SMALL, old.value)
+    assert site.asked(SMALL).header.attestation == old.artifact.header.attestation
+    assert not site.has_rejected()
+
+
+def test_a_large_artifact_is_checked_to_its_end(site: Site) -> None:
+    good, theirs = site.ours[LARGE].value, site.theirs[LARGE].value
+    third = len(good) // 3
+    for changed in (
+        *flips(good, 3),
+        *(good[:-1], good[third:], theirs),
+        # A piece is gone, two have changed places, one is another's.
+        good[:third] + good[2 * third :],
+        good[third : 2 * third] + good[:third] + good[2 * third :],
+        theirs[:third][::-1] + good[third:],
+    ):
+        assert not site.served(LARGE, changed)
+    site.server.delete(site.ours[LARGE].name)
+    assert site.asked(LARGE).header.origin == COMPILED
+    settled(site.client)
+
+
+def test_a_key_of_another_kind_is_no_value(site: Site) -> None:
+    """Nor does one in the place of the daemon's own records of a module cost a call."""
+    names = list(site.server.scan_iter(f"{OURS}*{wasm.digest(SMALL)}*"))
+    assert len(names) > 2
+    for fill in ("rpush", "pfadd"):
+        for name in names:
+            site.server.delete(name)
+            getattr(site.server, fill)(name, "nonsense")
+        assert site.asked(SMALL).header.origin == COMPILED
+        settled(site.client)
+    assert '"level": "error"' not in site.daemon.log
 
 
 def test_a_module_that_is_not_what_its_name_says_is_not_compiled(site: Site) -> None:
-    digest = wasm.digest(SMALL)
-    [name], [other] = site.of_module[SMALL], site.of_module[OTHER]
-    good = site.values[name]
-    stranger = value_of(site.server, name.replace(b"wasm:", STRANGER.encode(), 1))
-    damages = [
-        *(good[:-1], good + b"\0", b"nonsense", site.values[other], stranger),
-        *flips(good, 12),
-    ]
-    for changed in damages:
+    digest, ours = wasm.digest(SMALL), site.ours[SMALL]
+    good, name = ours.module, ours.module_name
+    foreign = (site.ours[OTHER].module, site.theirs[SMALL].module)
+    for changed in (good[:-1], good + b"\0", b"nonsense", *foreign, *flips(good, 12), b""):
         site.client.evict(everything=True, tier="memory")
-        site.server.delete(*site.of_artifact[SMALL])
-        site.put({name: changed})
+        site.server.delete(ours.name, name)
+        if changed:
+            site.server.set(name, changed, ex=1000)
+        else:
+            site.server.rpush(name, "nonsense")
         with pytest.raises(ModuleNotLoaded):
             site.client.compile(digest, engine=ENGINE)
         assert site.has_rejected()
         # The caller sends it again, and all is as before.
-        assert site.client.compile(SMALL, engine=ENGINE).bytes == site.good[SMALL].bytes
+        assert site.client.compile(SMALL, engine=ENGINE).bytes == ours.artifact.bytes
         settled(site.client)
     site.client.evict(everything=True, tier="memory")
-    site.server.delete(*site.of_artifact[SMALL])
+    site.server.delete(ours.name)
     again = site.client.compile(digest, engine=ENGINE)
-    assert (again.header.origin, again.bytes) == (COMPILED, site.good[SMALL].bytes)
+    assert (again.header.origin, again.bytes) == (COMPILED, ours.artifact.bytes)

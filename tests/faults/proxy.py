@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import random
 import threading
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 _READ_BYTES = 64 * 1024
 # No fault may hold a byte back for longer, whatever was asked for.
@@ -66,18 +66,13 @@ class Proxy:
         self._do(self._listen())
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._do(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
-    def _do(self, work: asyncio.coroutines.Coroutine[object, object, None]) -> None:  # type: ignore[name-defined]
+    def _do(self, work: Coroutine[object, object, None]) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
 
     async def _set(self, line: Line) -> None:
@@ -117,31 +112,20 @@ class Proxy:
         try:
             with contextlib.suppress(OSError, asyncio.CancelledError):
                 back, forth = await asyncio.open_unix_connection(self._target)
+                ways = [
+                    asyncio.create_task(self._carry_forth(reader, forth, writer)),
+                    asyncio.create_task(self._carry_back(back, writer)),
+                ]
                 try:
-                    await self._carry(reader, forth, back, writer)
+                    await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
                 finally:
+                    for way in ways:
+                        way.cancel()
+                    await asyncio.gather(*ways, return_exceptions=True)
                     forth.transport.abort()
         finally:
             writer.transport.abort()
             self._connections.discard(task)
-
-    async def _carry(
-        self,
-        reader: asyncio.StreamReader,
-        forth: asyncio.StreamWriter,
-        back: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ) -> None:
-        ways = [
-            asyncio.create_task(self._carry_forth(reader, forth, writer)),
-            asyncio.create_task(self._carry_back(back, writer)),
-        ]
-        try:
-            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for way in ways:
-                way.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
 
     async def _carry_forth(
         self,
@@ -161,11 +145,9 @@ class Proxy:
         carried = 0
         while chunk := await back.read(_READ_BYTES):
             line = self._line
-            pause_s = line.delay_s
-            if line.bytes_per_s:
-                pause_s += len(chunk) / line.bytes_per_s
-            if pause_s:
-                await asyncio.sleep(min(pause_s, _LONGEST_PAUSE_S))
+            if line.delay_s or line.bytes_per_s:
+                thin_s = len(chunk) / line.bytes_per_s if line.bytes_per_s else 0.0
+                await asyncio.sleep(min(line.delay_s + thin_s, _LONGEST_PAUSE_S))
             if line.swallow or line.garbage:
                 continue
             if line.flip_one_in:

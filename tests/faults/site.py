@@ -1,41 +1,24 @@
-"""What the faults affect: a Redis, its daemons, and perhaps a bad line between them."""
+"""A Redis and the line to it, and each of their faults: how it begins, and how it ends."""
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
+import random
 import signal
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import redis
-from wasmkiln.attestation import TrustedKeys
-from wasmkilnd.signing.keys import KeyStore
 
-from tests.e2e.daemon import Daemon, state_with
-from tests.faults.callers import Caller
-from tests.faults.material import ENGINE
-from tests.faults.proxy import Proxy
+from tests.faults.proxy import GOOD, Line, Proxy
 from tests.servers.redis_server import RedisServer, binary_of, redis_server
 
-DAEMONS = 2
-PASSWORD = "first"
+PASSWORD = "hunter2"
 TIMEOUT_S = 0.5
-"""The one time-out that is configured."""
-LEASE_S = 5.0
-COMPILE_TIMEOUT_S = 8.0
-"""With a lease's time, the longest that a forged lease delays a call."""
-SETTINGS = {
-    "WASMKILN_REDIS_TIMEOUT_S": str(TIMEOUT_S),
-    "WASMKILN_HOST_STORE_BYTES": "0",
-    # Faults come far more often here than in life: without this each would look to the
-    # breaker like one more of the same, and it would ask less and less.
-    "WASMKILN_COMPILE_TIMEOUT_S": str(COMPILE_TIMEOUT_S),
-    "WASMKILN_MEMORY_BYTES": "1.5MiB",
-    "WASMKILN_WORKERS": "1",
-    "WASMKILN_DEFAULT_ENGINE": ENGINE,
-}
+"""The time-out of daemons, where faults are measured."""
 
 
 class Server:
@@ -77,42 +60,150 @@ class Server:
 
 @dataclass(frozen=True)
 class Site:
-    """A Redis and its daemons, running."""
+    """A Redis that daemons reach through a proxy."""
 
     server: Server
-    admin: redis.Redis
-    proxy: Proxy | None
-    daemons: list[Daemon]
-    callers: list[Caller]
-    """One for each daemon."""
-    folder: Path
+    proxy: Proxy
+
+    @property
+    def url(self) -> str:
+        """What daemons are told."""
+        return f"redis://:{PASSWORD}@127.0.0.1:{self.proxy.port}"
 
 
-@asynccontextmanager
-async def running_site(folder: Path, *, by_proxy: bool) -> AsyncIterator[Site]:
-    """Start everything; it ends with the context."""
-    await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
-    async with AsyncExitStack() as stack:
-        server = Server(folder / "redis")
-        stack.callback(server.close)
-        admin = stack.enter_context(server.admin())
-        proxy = stack.enter_context(Proxy(server.socket)) if by_proxy else None
-        address = f"127.0.0.1:{proxy.port}" if proxy else str(server.socket)
-        environ = {
-            **SETTINGS,
-            "WASMKILN_REDIS_URL": f"{'redis' if proxy else 'unix'}://:{PASSWORD}@{address}",
-            "WASMKILN_KEYS_DIR": str(folder / "keys"),
-        }
-        keys = KeyStore(folder / "keys").ensure()
-        states = [state_with(folder / f"d{number}", ENGINE) for number in range(DAEMONS)]
-        daemons = await asyncio.gather(
-            *(asyncio.to_thread(Daemon, state, environ=environ) for state in states)
-        )
-        for daemon in daemons:
-            stack.callback(daemon.end)
-        trusted = TrustedKeys([keys.public])
-        callers = [
-            await stack.enter_async_context(Caller(number, daemon.address, trusted))
-            for number, daemon in enumerate(daemons)
-        ]
-        yield Site(server, admin, proxy, list(daemons), callers, folder)
+@contextmanager
+def running_site(folder: Path) -> Iterator[Site]:
+    """Start a Redis and a proxy, which end with the context."""
+    with contextlib.closing(Server(folder)) as server, Proxy(server.socket) as proxy:
+        yield Site(server, proxy)
+
+
+Sickness = Callable[[Site], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One fault. It lasts as long as the context."""
+
+    name: str
+    sick: Sickness
+    lasts_s: float = 0.8
+    detail: str = ""
+    """A pattern of what Stats says of a Redis with this fault, if it takes no call or no write."""
+    takes_reads: bool = False
+    """Redis still answers reads, and only refuses writes."""
+    takes_long: bool = False
+    """Only the command causes it, and not the tests."""
+
+
+@contextmanager
+def killed(site: Site) -> Iterator[None]:
+    """SIGKILL; then started again with what it had stored."""
+    site.server.signal(signal.SIGKILL)
+    yield
+    site.server.start()
+
+
+@contextmanager
+def stopped(site: Site) -> Iterator[None]:
+    """SIGSTOP: connections stay, and nobody answers."""
+    site.server.signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        site.server.signal(signal.SIGCONT)
+
+
+def told(begin: str, end: str) -> Sickness:
+    """Return a fault that commands of an operator, a line each, begin and end."""
+
+    @contextmanager
+    def sick(site: Site) -> Iterator[None]:
+        with site.server.admin() as admin:
+            run: Any = admin.execute_command
+            for commands in (begin, end):
+                for command in commands.splitlines():
+                    run(*command.split())
+                if commands is begin:
+                    yield
+
+    return sick
+
+
+def line(choose: Callable[[], Line], *, cut: bool = False) -> Sickness:
+    """Return a fault of the line; ``choose`` picks the line each time, ``cut`` ends connections."""
+
+    @contextmanager
+    def bad(site: Site) -> Iterator[None]:
+        site.proxy.set(choose())
+        if cut:
+            site.proxy.cut()
+        try:
+            yield
+        finally:
+            site.proxy.set(GOOD)
+
+    return bad
+
+
+_chance = random.Random(2)
+_GARBAGE = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n",
+    b":7\r\n",
+    b"$-1\r\n+OK\r\n:1\r\n",
+    b"*3\r\n+OK\r\n",
+    b"$9999999999\r\n",
+    b"+OK\r\n" * 100,
+    b"\x00\xff\x16\x03\x01",
+)
+_DROP = "\nCLIENT KILL TYPE normal SKIPME yes"
+_HANGS = "does not answer in time"
+
+KINDS = (
+    Kind("killed with SIGKILL, restarted", killed, detail="cannot reach Redis|closed"),
+    Kind("stopped with SIGSTOP, continued", stopped, 3 * TIMEOUT_S, _HANGS),
+    # What is written may take up to 10 s, if a socket takes the bytes at all.
+    Kind("the same for 12 s", stopped, 12.0, takes_long=True),
+    Kind(
+        "out of memory, noeviction",
+        told(
+            "CONFIG SET maxmemory-policy noeviction\nCONFIG SET maxmemory 1mb",
+            "CONFIG SET maxmemory 0",
+        ),
+        detail="maxmemory",
+        takes_reads=True,
+    ),
+    Kind(
+        "read-only replica after failover",
+        told("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE"),
+        detail="read.?only",
+        takes_reads=True,
+    ),
+    Kind(
+        "password changed",
+        told(f"CONFIG SET requirepass another{_DROP}", f"CONFIG SET requirepass {PASSWORD}{_DROP}"),
+        detail="Redis refuses the user or password",
+    ),
+    Kind("accepts and never answers", line(lambda: Line(swallow=True)), 3 * TIMEOUT_S, _HANGS),
+    Kind("refuses connections", line(lambda: Line(refuse=True)), detail="cannot reach Redis"),
+    Kind(
+        "answers garbage",
+        line(lambda: Line(garbage=_chance.choice([*_GARBAGE, _chance.randbytes(200)]))),
+        detail=".",
+    ),
+    Kind(
+        "answers late, within the time-out",
+        line(lambda: Line(delay_s=TIMEOUT_S * _chance.uniform(0.3, 0.9))),
+        1.5,
+    ),
+    Kind("answers later than that", line(lambda: Line(delay_s=3 * TIMEOUT_S)), 1.0),
+    Kind("a thin line, 200 KB/s", line(lambda: Line(bytes_per_s=200_000)), 1.5),
+    Kind(
+        "connections cut midway",
+        line(lambda: Line(cut_after_bytes=_chance.randrange(1, 300_000)), cut=True),
+    ),
+    Kind(
+        "bytes flipped on the line",
+        line(lambda: Line(flip_one_in=_chance.choice((500, 20_000, 200_000)))),
+    ),
+)

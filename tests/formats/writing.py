@@ -118,12 +118,6 @@ class Redis:
             case "SET":
                 self.values[name] = rest[0]
                 return b"OK"
-            case "TTL":
-                return STRIKE_TTL_S if value else -2
-            case "EXISTS":
-                return int(name in self.values)
-            case "SRANDMEMBER":
-                return []
             case "EVAL":  # Only what deletes a value that ends in what was read.
                 _, at, first, digest = rest
                 end = self.values.get(at, b"")[first:]

@@ -6,8 +6,11 @@ them further. An input that broke something is put there, so that it is tried fo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from hypothesis import example
 from hypothesis import strategies as st
 
 CORPUS = Path(__file__).with_name("corpus")
@@ -49,6 +52,17 @@ def changed(draw: st.DrawFn, seeds: list[bytes]) -> bytes:
             case _:
                 data[at:at] = draw(st.binary(max_size=16))
     return bytes(data)
+
+
+def kept(*inputs: bytes, then: tuple[Any, ...] = ()) -> Callable[[Any], Any]:
+    """Have a test try each of these inputs first, with the arguments that come ``then``."""
+
+    def decorate(test: Any) -> Any:
+        for each in inputs:
+            test = example(each, *then)(test)
+        return test
+
+    return decorate
 
 
 def anything(target: str) -> st.SearchStrategy[bytes]:

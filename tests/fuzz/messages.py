@@ -7,7 +7,7 @@ lengths.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -21,16 +21,8 @@ _BOUNDS = (64, 128, 256, 10_000)
 """Of the texts and the repeated fields that have one."""
 
 
-@dataclass(frozen=True)
-class Askew:
-    """How much of a message is malformed, of 100."""
-
-    fields: int
-    bounds: int
-
-
-HONEST = Askew(0, 0)
-HOSTILE = Askew(30, 30)
+_ASKEW = 30
+"""How much of a hostile message is malformed, or around a bound, of 100."""
 
 
 def varint(number: int, more_bytes: int = 0) -> bytes:
@@ -47,56 +39,67 @@ def varint(number: int, more_bytes: int = 0) -> bytes:
 
 
 @st.composite
-def messages(draw: st.DrawFn, message: Descriptor, askew: Askew = HOSTILE, depth: int = 0) -> bytes:
+def messages(
+    draw: st.DrawFn, message: Descriptor, *, hostile: bool = True, depth: int = 0
+) -> bytes:
     """One serialized message of a type, or something that looks like one."""
     pieces = []
     for _ in range(draw(st.integers(0, 6 if depth == 0 else 3))):
-        if not message.fields or _happens(draw, askew.fields):
-            pieces += [draw(_strange(message, depth))] if askew.fields else []
+        if not message.fields or (hostile and _happens(draw, _ASKEW)):
+            pieces += [draw(_strange(message, depth))] if hostile else []
             continue
         field = draw(st.sampled_from(list(message.fields)))
-        piece = draw(_field(field, askew, depth))
-        if _happens(draw, askew.bounds):
+        piece = draw(_field(field, hostile, depth))
+        if hostile and _happens(draw, _ASKEW):
             # Around a bound, unless the whole would become too large to be made quickly.
             times = draw(st.sampled_from(_BOUNDS)) + draw(st.integers(-1, 1))
             times = min(times, 1 + 200_000 // (len(piece) or 1))
         else:
-            times = draw(st.integers(1, 2)) if field.is_repeated or askew.fields else 1
+            times = draw(st.integers(1, 2)) if field.is_repeated or hostile else 1
         pieces.append(piece * times)
     raw = b"".join(pieces)
-    if askew.fields and _happens(draw, 3):
+    if hostile and _happens(draw, 3):
         raw = raw[: draw(st.integers(0, len(raw)))]
     return raw
 
 
+def requests(
+    methods: Mapping[str, Descriptor], *, hostile: bool = True
+) -> st.SearchStrategy[tuple[bytes, str]]:
+    """A message for any of these methods, and the method."""
+    return st.sampled_from(sorted(methods)).flatmap(
+        lambda method: st.tuples(messages(methods[method], hostile=hostile), st.just(method))
+    )
+
+
 def _happens(draw: st.DrawFn, percent: int) -> bool:
-    return percent > 0 and draw(st.integers(0, 99)) < percent
+    return draw(st.integers(0, 99)) < percent
 
 
 @st.composite
-def _field(draw: st.DrawFn, field: FieldDescriptor, askew: Askew, depth: int) -> bytes:
-    more = draw(st.sampled_from([0, 0, 0, 1, 3])) if askew.fields else 0
+def _field(draw: st.DrawFn, field: FieldDescriptor, hostile: bool, depth: int) -> bytes:
+    more = draw(st.sampled_from([0, 0, 0, 1, 3])) if hostile else 0
     if field.message_type:
-        payload = draw(messages(field.message_type, askew, depth + 1))
+        payload = draw(messages(field.message_type, hostile=hostile, depth=depth + 1))
     elif field.type in _TEXTS:
-        payload = draw(_text(field, askew))
+        payload = draw(_text(field, hostile))
     else:
         number = draw(_numbers(field))
         return varint(field.number << 3 | _VARINT, more) + varint(number % 2**64, more)
     length = len(payload)
-    if askew.fields and _happens(draw, 2):
+    if hostile and _happens(draw, 2):
         length = draw(st.integers(0, 2**32))
     return varint(field.number << 3 | _LENGTH, more) + varint(length, more) + payload
 
 
 @st.composite
-def _text(draw: st.DrawFn, field: FieldDescriptor, askew: Askew) -> bytes:
+def _text(draw: st.DrawFn, field: FieldDescriptor, hostile: bool) -> bytes:
     if field.type == FieldDescriptor.TYPE_BYTES:
         return draw(st.sampled_from([b"", b"\0asm\1\0\0\0", b"(module)"]) | st.binary(max_size=60))
-    if _happens(draw, askew.bounds):
+    if hostile and _happens(draw, _ASKEW):
         length = draw(st.sampled_from(_BOUNDS)) + draw(st.integers(-1, 1))
         return b"x" * draw(st.sampled_from([length, length, length, _MANY_BYTES]))
-    if askew.fields and _happens(draw, 10):
+    if hostile and _happens(draw, 10):
         return draw(st.binary(max_size=20))  # No UTF-8.
     named = ("wasmtime", "wasmtime-50.0.1", "baseline", "0" * 64, "", "true", "consume_fuel")
     return draw(st.sampled_from(named) | st.text(max_size=20)).encode("utf-8", "surrogatepass")
@@ -125,7 +128,7 @@ def _strange(draw: st.DrawFn, message: Descriptor, depth: int) -> bytes:
     if kind in (_FIXED32, _FIXED64):
         return tag + draw(st.binary(min_size=4 if kind == _FIXED32 else 8, max_size=8))
     if kind == _GROUP and depth < 4:
-        inner = draw(_strange(message, depth + 1) | messages(message, HOSTILE, depth + 2))
+        inner = draw(_strange(message, depth + 1) | messages(message, depth=depth + 2))
         end = draw(st.sampled_from([number, number, number, 1, None]))
         return tag + inner + (b"" if end is None else varint(end << 3 | _END_GROUP))
     return tag

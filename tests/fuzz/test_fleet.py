@@ -1,30 +1,27 @@
 """Whatever is stored in Redis, no daemon believes a strike but the fleet's own, nor breaks.
 
 What a trusted key did sign, by a daemon of another version or in the hands of a thief, can be told
-to callers and operators, or is nothing. Whatever a server replies, a daemon compiles in the end.
+to callers and operators, or is nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 from typing import Any
 from unittest import mock
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from wasmkilnd import errors
-from wasmkilnd.cache.fleet import Fleet, Strikes
+from wasmkilnd.cache.fleet import Strikes
 from wasmkilnd.flights import WaitBudget
 from wasmkilnd.model import STAMP_BYTES, CacheKey, Strike
 from wasmkilnd.rpc import messages
 from wasmkilnd.rpc.messages import to_status
 
 from tests.contract.sealing import OURS, sealer
-from tests.doubles.notes import Notes
-from tests.fuzz.bytes_from_outside import changed, corpus, json_values
+from tests.fuzz.bytes_from_outside import changed, corpus, json_values, kept
 
 KEY = CacheKey("a" * 64, "f" * 64, "wasmtime-1.0")
 STRIKE = Strike(KEY, "wasmtime-1.0", "COMPILE_TIMEOUT", "it took too long", 3, 600.0)
@@ -104,54 +101,9 @@ def altered(draw: st.DrawFn) -> bytes:
     return json.dumps(fields).encode()
 
 
+@kept(*corpus("strikes"), then=(500,))
 @given(altered() | json_values.map(lambda value: json.dumps(value).encode()), AGES)
 def test_a_strike_that_a_trusted_key_stamped_can_be_told_or_is_nothing(
     text: bytes, age_s: float
 ) -> None:
     read(stamped(text), age_s)
-
-
-@pytest.mark.parametrize("text", corpus("strikes"))
-def test_kept_strikes(text: bytes) -> None:
-    read(stamped(text), 500)
-
-
-@given(
-    st.lists(st.sampled_from([b"OK", None]), min_size=1),
-    st.lists(st.integers(), min_size=1),
-    st.lists(st.binary(max_size=40) | st.sampled_from([b"", b"a" * 32, b"failed"]), min_size=1),
-    json_values | st.binary(max_size=40),
-)
-def test_whatever_a_server_replies_a_daemon_compiles(
-    takes: list[Any], exist: list[int], held: list[bytes], nonsense: Any
-) -> None:
-    """Replies of the types that the link lets through, which may be anything to a script."""
-    replies = {
-        "SET": itertools.cycle(takes),
-        "EXISTS": itertools.cycle(exist),
-        "GETRANGE": itertools.cycle(held),
-        "TTL": itertools.cycle(exist),
-        "EVAL": itertools.repeat(nonsense),
-    }
-
-    class Link:
-        async def run(self, *commands: Any, timeout_s: float | None = None) -> list[Any]:
-            return [next(replies[command]) for command, *_ in commands]
-
-    async def compiles() -> None:
-        async def stored(key: CacheKey) -> None: ...
-
-        fleet = Fleet(
-            Link(),  # type: ignore[arg-type]
-            "wasm:",
-            Notes(),
-            stored,
-            lease_s=0.1,
-            max_wait_s=lambda: 0.0,
-        )
-        async with fleet.claim(KEY, WaitBudget()) as claim:
-            while not await claim.take():
-                await claim.wait_for_others()
-        await fleet.close()
-
-    asyncio.run(compiles())

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import socket
+from collections.abc import Awaitable, Callable
 
 import pytest
 from hypothesis import given
@@ -25,12 +26,16 @@ from wasmkilnd.model import ExternType, Limits
 from wasmkilnd.rpc import messages
 from wasmkilnd.rpc.messages import to_status
 
-from tests.fuzz.bytes_from_outside import anything, corpus, json_values
+from tests.fuzz.bytes_from_outside import anything, corpus, json_values, kept
 
 # As it is by default: far above what any other frame may hold.
 ARTIFACT_LIMIT = 256 * 1024**2
 LIMITS = Limits(1, ARTIFACT_LIMIT, 30, 60, 4096, 1, 1000)
 ORDER = JobOrder({"op": "compile"}, LIMITS, b"\0asm")
+REASONS = {
+    *(Reason.COMPILER_CRASHED, Reason.COMPILE_MEMORY_LIMIT, Reason.COMPILE_TIMEOUT),
+    *(Reason.ARTIFACT_TOO_LARGE, Reason.SETTING_UNKNOWN),
+}
 
 rows = st.lists(st.lists(st.text(max_size=8), min_size=3, max_size=5), max_size=4)
 results = st.fixed_dictionaries(
@@ -67,33 +72,22 @@ async def send_and_go(sock: socket.socket, stream: bytes) -> None:
         sock.shutdown(socket.SHUT_WR)
 
 
+async def with_peer(stream: bytes, hear: Callable[[socket.socket], Awaitable[object]]) -> None:
+    """Have the daemon hear what a peer sends, who then goes."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        sending = asyncio.create_task(send_and_go(theirs, stream))
+        await hear(ours)
+        sending.cancel()  # The daemon may have heard enough.
+
+
 def what_comes_of(stream: bytes, ended: dict[str, int | None]) -> JobReport:
     """Have the daemon exchange with a job that sends ``stream`` and goes."""
-
-    async def exchange() -> JobReport:
-        report = JobReport(**ended)  # type: ignore[arg-type]
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            ours.setblocking(False)
-            theirs.setblocking(False)
-            sending = asyncio.create_task(send_and_go(theirs, stream))
-            await process.exchange(ours, ORDER, report)
-            sending.cancel()  # The daemon may have heard enough.
-        return report
-
-    return asyncio.run(exchange())
-
-
-def check_error(failure: WasmkilnError) -> None:
-    assert failure.reason in {
-        Reason.COMPILER_CRASHED,
-        Reason.COMPILE_MEMORY_LIMIT,
-        Reason.COMPILE_TIMEOUT,
-        Reason.ARTIFACT_TOO_LARGE,
-        Reason.SETTING_UNKNOWN,
-    }
-    assert "\n" not in failure.message
-    assert len(to_status(failure).SerializeToString()) < 8000
+    report = JobReport(**ended)  # type: ignore[arg-type]
+    asyncio.run(with_peer(stream, lambda ours: process.exchange(ours, ORDER, report)))
+    return report
 
 
 def check(report: JobReport) -> None:
@@ -103,7 +97,9 @@ def check(report: JobReport) -> None:
         valid = said.outcome is Outcome.VALID
         code = verdict.compiled_code(report, "wasmtime-1", 0.0) if valid else None
     except WasmkilnError as failure:
-        check_error(failure)
+        assert failure.reason in REASONS
+        assert "\n" not in failure.message
+        assert len(to_status(failure).SerializeToString()) < 8000
         return
     assert len(said.message) < 500
     assert said.message.isprintable()
@@ -114,27 +110,16 @@ def check(report: JobReport) -> None:
 
 
 ends = st.sampled_from(
-    [
-        {"exit_code": 0},
-        {"exit_code": 70},
-        {"signal": 6},
-        {"signal": 9},
-        {"signal": 24},
-        {"signal": 40},
-    ]
+    [*({"exit_code": code} for code in (0, 70)), *({"signal": number} for number in (6, 9, 24, 40))]
 )
 
 
+@kept(*corpus("frames"), then=({"exit_code": 0},))
 @given(streams, ends)
 def test_whatever_a_job_sends_ends_in_a_verdict_or_an_error_of_the_contract(
     stream: bytes, ended: dict[str, int | None]
 ) -> None:
     check(what_comes_of(stream, ended))
-
-
-@pytest.mark.parametrize("stream", corpus("frames"))
-def test_kept_streams_of_a_job(stream: bytes) -> None:
-    check(what_comes_of(stream, {"exit_code": 0}))
 
 
 @given(st.sampled_from([*Type]), st.integers(0, 2**32 - 1))
@@ -147,19 +132,13 @@ def test_a_job_announces_no_more_than_its_frame_may_hold(kind: Type, size: int) 
 
 @given(streams)
 def test_whatever_a_worker_sends_it_is_understood_or_given_up(stream: bytes) -> None:
-    async def listen() -> None:
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            ours.setblocking(False)
-            theirs.setblocking(False)
-            sending = asyncio.create_task(send_and_go(theirs, stream))
-            worker = Worker(process=None, control=ours, pid=1)  # type: ignore[arg-type]
-            with pytest.raises(WorkerDied):
-                while True:
-                    await worker.frame(Type.ENDED, Ended)
-            sending.cancel()
+    async def listen(ours: socket.socket) -> None:
+        worker = Worker(process=None, control=ours, pid=1)  # type: ignore[arg-type]
+        with pytest.raises(WorkerDied):
+            while True:
+                await worker.frame(Type.ENDED, Ended)
 
-    asyncio.run(listen())
+    asyncio.run(with_peer(stream, listen))
 
 
 @given(streams, st.integers(0, 4096))

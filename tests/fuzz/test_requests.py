@@ -22,7 +22,7 @@ from wasmkilnd.rpc.messages import (
     wanted,
 )
 
-from tests.fuzz.messages import HONEST, messages
+from tests.fuzz.messages import requests
 from tests.unit.rpc.served import methods
 
 METHODS = {method: message for method, message in methods().items() if message.fields}
@@ -82,21 +82,12 @@ def check(raw: bytes, method: str) -> None:
             check_refusal(refusal)
 
 
-hostile = st.sampled_from(sorted(METHODS)).flatmap(
-    lambda method: st.tuples(messages(METHODS[method]), st.just(method))
-)
-
-
-@given(hostile)
+@given(requests(METHODS))
 def test_what_is_built_of_any_request_is_within_the_bounds(sent: tuple[bytes, str]) -> None:
     check(*sent)
 
 
-@given(
-    st.sampled_from(sorted(METHODS)).flatmap(
-        lambda method: st.tuples(messages(METHODS[method], HONEST), st.just(method))
-    )
-)
+@given(requests(METHODS, hostile=False))
 def test_what_is_within_the_bounds_is_taken(sent: tuple[bytes, str]) -> None:
     raw, method = sent
     message = built(raw, method)

@@ -8,14 +8,13 @@ import grpc
 import pytest
 from google.rpc import status_pb2
 from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.e2e import wasm
 from tests.e2e.callers import ENGINE
 from tests.e2e.daemon import Daemon, state_with
 from tests.e2e.processes import memory_of
 from tests.e2e.programs import installed_engines
-from tests.fuzz.messages import messages
+from tests.fuzz.messages import requests
 from tests.unit.rpc.served import methods
 
 MIB = 1024 * 1024
@@ -47,11 +46,7 @@ def kiln(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, grp
     assert "call failed" not in daemon.log
 
 
-@given(
-    st.sampled_from(sorted(METHODS)).flatmap(
-        lambda method: st.tuples(messages(METHODS[method]), st.just(method))
-    )
-)
+@given(requests(METHODS))
 def test_any_request_gets_an_answer_of_the_contract(
     kiln: tuple[Daemon, grpc.Channel], sent: tuple[bytes, str]
 ) -> None:

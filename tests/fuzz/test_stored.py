@@ -32,7 +32,7 @@ from wasmkilnd.rpc.messages import header_of
 from tests.contract.sealing import OURS, sealer
 from tests.contract.values import artifact, module, shrinking
 from tests.doubles.shelf import opened, stored
-from tests.fuzz.bytes_from_outside import changed, corpus, json_values
+from tests.fuzz.bytes_from_outside import changed, corpus, json_values, kept
 
 SEALER = sealer(OURS)
 PACKED = frozenset({ZSTD})
@@ -44,21 +44,6 @@ HEADERS = [json.loads(value[-head_bytes(value) : -TRAILER_BYTES]) for value in V
 def as_bytes(value: Any) -> bytes:
     """Write JSON, with lone surrogates and NaN too."""
     return json.dumps(value).encode()
-
-
-def check_value(value: bytes) -> None:
-    assert isinstance(stamped_by(value), str)
-    try:
-        head = open_head(value, SEALER)
-        check_opened(head)
-        key = head.what.key if isinstance(head.what, Artifact) else head.what.sha256
-        opened(value, key, SEALER)
-    except ValueRejected as rejected:
-        check_rejected(rejected)
-        assert value not in VALUES
-        return
-    assert value in VALUES
-    opened(value, key, SEALER, PACKED)
 
 
 def check_rejected(rejected: ValueRejected) -> None:
@@ -77,30 +62,21 @@ def check_opened(found: Opened) -> None:
     assert all(0 < each.stored_bytes < 1.1 * FRAME_BYTES for each in found.frames)
 
 
+@kept(*VALUES, *corpus("values"))
 @given(changed([*VALUES, *corpus("values")]) | st.binary(max_size=400))
 def test_no_value_is_believed_but_the_fleets_own(value: bytes) -> None:
-    check_value(value)
-
-
-@pytest.mark.parametrize("value", [*VALUES, *corpus("values")])
-def test_kept_values(value: bytes) -> None:
-    check_value(value)
-
-
-def check_header(header: bytes) -> None:
-    start = struct.pack(">4sBI", b"WKLN", CACHE_FORMAT, len(header))
-    digest = hashlib.sha256(header + start).digest()
-    stamp = SEALER.stamp(b"wasmkiln value 3\0" + digest)
+    assert isinstance(stamped_by(value), str)
     try:
-        found = open_head(header + start + digest + stamp, SEALER)
+        head = open_head(value, SEALER)
+        check_opened(head)
+        key = head.what.key if isinstance(head.what, Artifact) else head.what.sha256
+        opened(value, key, SEALER)
     except ValueRejected as rejected:
         check_rejected(rejected)
+        assert value not in VALUES
         return
-    check_opened(found)
-    for index, each in enumerate(found.frames[:5]):
-        for damage in (b"", bytes(each.stored_bytes), b"x"):
-            with pytest.raises(ValueRejected):
-                found.unpack(index, damage)
+    assert value in VALUES
+    opened(value, key, SEALER, PACKED)
 
 
 @st.composite
@@ -125,11 +101,19 @@ def altered(draw: st.DrawFn, genuine: list[dict[str, Any]]) -> bytes:
     return as_bytes(header)
 
 
+@kept(*corpus("headers"))
 @given(altered(HEADERS) | json_values.map(as_bytes) | st.binary(max_size=100))
 def test_a_header_that_a_trusted_key_stamped_can_be_served_or_is_refused(header: bytes) -> None:
-    check_header(header)
-
-
-@pytest.mark.parametrize("header", corpus("headers"))
-def test_kept_headers(header: bytes) -> None:
-    check_header(header)
+    start = struct.pack(">4sBI", b"WKLN", CACHE_FORMAT, len(header))
+    digest = hashlib.sha256(header + start).digest()
+    stamp = SEALER.stamp(b"wasmkiln value 3\0" + digest)
+    try:
+        found = open_head(header + start + digest + stamp, SEALER)
+    except ValueRejected as rejected:
+        check_rejected(rejected)
+        return
+    check_opened(found)
+    for index, each in enumerate(found.frames[:5]):
+        for damage in (b"", bytes(each.stored_bytes), b"x"):
+            with pytest.raises(ValueRejected):
+                found.unpack(index, damage)

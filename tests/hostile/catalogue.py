@@ -334,4 +334,3 @@ CATALOGUE = [
         ("nested-components", "instances of instances", lambda: nested_components(14)),
     )
 ]
-BY_NAME = {one.name: one for one in CATALOGUE}

@@ -40,19 +40,10 @@ def _frames(failures: Iterable[Any]) -> Iterator[str]:
 
 def _home(one: Any) -> str:
     """Return the file or module that ``one`` comes from."""
-    match one:
-        case types.FrameType():
-            return one.f_code.co_filename
-        case types.CoroutineType():
-            return one.cr_code.co_filename
-        case types.GeneratorType():
-            return one.gi_code.co_filename
-        case types.AsyncGeneratorType():
-            return one.ag_code.co_filename
-        case types.FunctionType():
-            return one.__code__.co_filename
-        case types.MethodType():
-            return _home(one.__func__)
+    one = getattr(one, "__func__", one)
+    for name in ("f_code", "cr_code", "gi_code", "ag_code", "__code__"):
+        if isinstance(code := getattr(one, name, None), types.CodeType):
+            return code.co_filename
     return type(one).__module__ or ""
 
 

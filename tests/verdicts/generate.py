@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import subprocess
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 
 from tests.corpus.fetch import fetch
@@ -76,7 +76,11 @@ def smith(count: int, seed: int, profile: str = "everything") -> list[bytes]:
 def mutate(module: bytes, count: int, seed: int) -> list[bytes]:
     """Return ``count`` variants by `wasm-tools mutate`; valid if ``module`` is."""
     return _collect(
-        count, (([*("mutate", "--seed", str(number), "-")], module) for number in _from(seed))
+        count,
+        (
+            ([*("mutate", "--seed", str(number), "-")], module)
+            for number in itertools.count(seed * 1_000_000)
+        ),
     )
 
 
@@ -84,48 +88,24 @@ def damage(module: bytes, count: int, seed: int) -> Iterator[bytes]:
     """Return ``count`` copies with a few bytes changed, cut out, doubled or moved."""
     dice = random.Random(seed)
     for _ in range(count):
-        damaged = bytearray(module) + b"\0" * (9 - len(module))
+        damaged = bytearray(module)
         for _ in range(dice.choice((1, 1, 1, 2, 4))):
-            _HARMS[dice.randrange(len(_HARMS))](damaged, dice)
-        yield module[:8] + bytes(damaged[8:])  # Another preamble never reaches an engine.
-
-
-def _change(data: bytearray, dice: random.Random) -> None:
-    data[dice.randrange(8, len(data))] = dice.randrange(256)
-
-
-def _flip(data: bytearray, dice: random.Random) -> None:
-    data[dice.randrange(8, len(data))] ^= 1 << dice.randrange(8)
-
-
-def _cut_end(data: bytearray, dice: random.Random) -> None:
-    del data[dice.randrange(9, len(data) + 1) :]
-
-
-def _cut_out(data: bytearray, dice: random.Random) -> None:
-    start = dice.randrange(8, len(data))
-    del data[start : start + dice.choice((1, 2, 8))]
-    data += b"\0" * (9 - len(data))
-
-
-def _double(data: bytearray, dice: random.Random) -> None:
-    start = dice.randrange(8, len(data))
-    data[start:start] = data[start : start + dice.choice((1, 4, 64))]
-
-
-def _insert(data: bytearray, dice: random.Random) -> None:
-    start = dice.randrange(8, len(data))
-    data[start:start] = dice.randbytes(dice.choice((1, 2, 5)))
-
-
-_HARMS = (_change, _flip, _cut_end, _cut_out, _double, _insert)
-
-
-def _from(seed: int) -> Iterator[int]:
-    number = seed * 1_000_000
-    while True:
-        yield number
-        number += 1
+            damaged += b"\0" * (9 - len(damaged))
+            at = dice.randrange(8, len(damaged))  # Another preamble never reaches an engine.
+            match dice.randrange(6):
+                case 0:
+                    damaged[at] = dice.randrange(256)
+                case 1:
+                    damaged[at] ^= 1 << dice.randrange(8)
+                case 2:
+                    del damaged[at:]
+                case 3:
+                    del damaged[at : at + dice.choice((1, 2, 8))]
+                case 4:
+                    damaged[at:at] = damaged[at : at + dice.choice((1, 4, 64))]
+                case _:
+                    damaged[at:at] = dice.randbytes(dice.choice((1, 2, 5)))
+        yield bytes(damaged)
 
 
 def _collect(count: int, calls: Iterator[tuple[list[str], bytes]]) -> list[bytes]:
@@ -133,7 +113,7 @@ def _collect(count: int, calls: Iterator[tuple[list[str], bytes]]) -> list[bytes
     found: list[bytes] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         while len(found) < count:
-            batch = list(islice(calls, count - len(found)))
+            batch = list(itertools.islice(calls, count - len(found)))
             found += [made for made in pool.map(lambda call: _run(*call), batch) if made]
     return found
 
