@@ -1,7 +1,7 @@
-"""Whether an ArtifactHeader is about what a call asked for, and who vouches for it.
+"""Whether an ArtifactHeader is about what a call asked for.
 
 The client uses a field of a header only after it compared the field with the call (`check`) or with
-the artifact's bytes; with trusted keys the attestation has to say the same (`verify_header`). All
+the artifact's bytes; with trusted keys the attestation has to say the same (`attestation`). All
 other fields are only shown: no path, no engine and no decision depends on them. A test has the
 table of all fields, and why the client may believe each.
 """
@@ -12,29 +12,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from wasmkiln import attestation
 from wasmkiln._untrusted import quoted
 from wasmkiln.errors import ArtifactMismatch
 from wasmkiln.shared import FAST_SETTINGS, UNHASHED_DEFAULTS, engine_id
-from wasmkiln.v1.types_pb2 import KIND_COMPONENT, KIND_CORE_MODULE, ArtifactHeader, Kind
 
 if TYPE_CHECKING:
-    from wasmkiln.attestation import Statement, TrustedKeys
     from wasmkiln.v1.module_service_pb2 import CompileRequest
-
-# A module's first eight bytes: magic number, version, and layer, which marks a component.
-_PREAMBLES = {
-    b"\0asm\x01\0\0\0": KIND_CORE_MODULE,
-    b"\0asm\x0d\0\x01\0": KIND_COMPONENT,
-}
+    from wasmkiln.v1.types_pb2 import ArtifactHeader, Kind
 
 
-def kind_of(module: bytes | None) -> Kind | None:
-    """Return the kind in a module's preamble. Return None for an unknown one, or no bytes."""
-    return _PREAMBLES.get(module[:8]) if module is not None else None
-
-
-@dataclass(frozen=True)
+@dataclass
 class Call:
     """What the caller of a compile asked for."""
 
@@ -42,6 +29,8 @@ class Call:
     module_sha256: str
     kind: Kind | None
     """None where the client does not have the module's bytes."""
+    settings: Mapping[str, str]
+    """Those of the request: to read them from there takes long."""
 
 
 def check(call: Call, header: ArtifactHeader) -> None:
@@ -52,7 +41,7 @@ def check(call: Call, header: ArtifactHeader) -> None:
 
 def _differences(call: Call, header: ArtifactHeader) -> Iterator[str]:
     request, engine, changed = call.request, header.engine, header.changed_settings
-    asked: Mapping[str, str] = request.settings
+    asked = call.settings
     full = engine_id(engine)
     named = full if request.engine == engine.name else request.engine
     settings = {name: header.settings.get(name, UNHASHED_DEFAULTS.get(name, "")) for name in asked}
@@ -90,8 +79,3 @@ def _differences(call: Call, header: ArtifactHeader) -> Iterator[str]:
         yield f"asked for at most {limit} bytes in the header, got {len(inline)}"
     if encoding and encoding not in request.accept_encodings:
         yield f"got bytes in an encoding that was not asked for: {quoted(encoding)}"
-
-
-def verify_header(header: ArtifactHeader, trusted_keys: TrustedKeys) -> Statement:
-    """Check that a trusted key signed the header. Raise as `Artifact.verify`."""
-    return attestation.verify(header.attestation, attestation.claims_of(header), trusted_keys)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from wasmkiln import rpc
 from wasmkiln.client import Methods
+from wasmkiln.errors import WasmkilnError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,5 +65,11 @@ class AsyncClient(Methods):
         try:
             async for message in call:
                 step.sink.add(message)
+        except asyncio.CancelledError:
+            task: Any = asyncio.current_task()  # which counts its cancellations from 3.11 on
+            if getattr(task, "cancelling", int)() or not self._connection.closed.is_set():
+                raise
+            # `close` ended the call, and nobody cancelled the task.
+            raise WasmkilnError("the client was closed", code=grpc.StatusCode.CANCELLED) from None
         finally:
             call.cancel()  # no effect once it has ended

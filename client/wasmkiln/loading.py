@@ -40,8 +40,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from wasmkiln import errors
-from wasmkiln._header_fields import kind_of, verify_header
+from wasmkiln._source import kind_of
 from wasmkiln._untrusted import quoted
+from wasmkiln.attestation import verify_header
 from wasmkiln.errors import EngineNotInstalled, IncompatibleEngine
 from wasmkiln.shared import engine_id
 from wasmkiln.v1.types_pb2 import KIND_COMPONENT
@@ -50,9 +51,8 @@ if TYPE_CHECKING:
     import builtins
     from collections.abc import Callable, Mapping
 
-    from wasmkiln._requests import IdentifiedModule
+    from wasmkiln._header_fields import Call
     from wasmkiln.attestation import TrustedKeys
-    from wasmkiln.v1.module_service_pb2 import CompileRequest
     from wasmkiln.v1.types_pb2 import ArtifactHeader, Kind
 
 # This machine. A target is `<architecture>-<vendor>-<system>…`.
@@ -201,8 +201,12 @@ def _module_class(name: str, kind: Kind) -> Any:
     return sys.modules[name].Module
 
 
+_making = threading.Lock()  # `cache` alone lets two threads make an engine each
+
+
 def _engine_for(name: str, settings: Mapping[str, str]) -> Any:
-    return _store() if name == "wasmer" else _engine(tuple(sorted(settings.items())))
+    with _making:
+        return _store() if name == "wasmer" else _engine(tuple(sorted(settings.items())))
 
 
 @cache  # a module and what it imports have to share their Store
@@ -351,9 +355,7 @@ def load_verified(
 # Compiling in this process, when no daemon does it.
 
 
-def compile_within(
-    left_s: Callable[[], float], identified: IdentifiedModule, request: CompileRequest, into: Any
-) -> Any:
+def compile_within(left_s: Callable[[], float], wasm: bytes, call: Call, into: Any) -> Any:
     """Return the module of an engine in this process.
 
     No engine can be stopped while it compiles: with no time left, this stops waiting, and the
@@ -362,8 +364,7 @@ def compile_within(
     EngineNotInstalled or IncompatibleEngine: this one too where the request names an engine by
     its id, and another version is installed here.
     """
-    wasm, target, cpu = identified.module or b"", request.target, request.cpu
-    kind = kind_of(wasm)
+    target, cpu, kind = call.request.target, call.request.cpu, kind_of(wasm)
     if kind is None:
         raise errors.NotWasm("the bytes are neither a WebAssembly module nor a component")
     if cpu not in ("", "baseline", "native", *(_LEVELS if ARCHITECTURE == "x86_64" else ())):
@@ -377,8 +378,7 @@ def compile_within(
 
     def run() -> None:
         try:
-            settings = dict(request.settings)
-            compiled.set_result(compile_here(wasm, kind, request.engine, settings, into))
+            compiled.set_result(compile_here(wasm, kind, call.request.engine, call.settings, into))
         except BaseException as error:
             compiled.set_exception(error)
 

@@ -24,21 +24,16 @@ from google.protobuf.message import DecodeError, Message
 from wasmkiln import errors
 from wasmkiln._untrusted import quoted, seconds
 from wasmkiln.credentials import explained
-from wasmkiln.v1.module_service_pb2 import CompileResponse
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import Descriptor
 
-    from wasmkiln.artifact import Assembly
     from wasmkiln.credentials import Access, Metadata
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
 Flow = Generator["Send | float | Callable[[], Any]", Any, T]
 
-# CompileResponse.chunk on the wire: field 2, length-delimited. A message has less than 2 GiB.
-_CHUNK_TAG = b"\x12"
-_MAX_LENGTH_BYTES = 5
 # The longest list of the contract has 10,000 elements; a newer daemon may send more. 4 MiB hold two
 # million, and a caller would walk through them for minutes. FindMissing has keys with settings.
 _MAX_ELEMENTS, _MAX_KEYS = 100_000, 1_000_000
@@ -127,17 +122,6 @@ class One(Generic[M]):
         if self._message is None:
             raise errors.UnexpectedAnswer("the daemon ended the call without an answer")
         return self._message
-
-
-class Compiled:
-    """Takes the answer of a Compile."""
-
-    def __init__(self, make: Callable[[], Assembly]) -> None:
-        self.assembly = make()
-
-    def add(self, wire: bytes) -> None:
-        """Take the next message, without a copy if it is a chunk and nothing else."""
-        self.assembly.add(only_chunk(wire) or parsed(CompileResponse, wire))
 
 
 def call(
@@ -232,23 +216,6 @@ def _with_lists(kind: Descriptor) -> tuple[tuple[str, ...], tuple[tuple[str, boo
         if field.message_type is not None and any(_with_lists(field.message_type))
     )
     return repeated, nested
-
-
-def only_chunk(wire: bytes) -> memoryview | None:
-    """Return the chunk of a CompileResponse that has nothing else; None for any other message.
-
-    Such a message costs nothing to parse. protobuf would copy the bytes twice.
-    """
-    if wire[:1] != _CHUNK_TAG:
-        return None
-    length = shift = 0
-    for at in range(1, min(len(wire), 1 + _MAX_LENGTH_BYTES)):
-        length |= (wire[at] & 0x7F) << shift
-        shift += 7
-        if wire[at] < 0x80:
-            chunk = memoryview(wire)[at + 1 :]
-            return chunk if len(chunk) == length else None
-    return None
 
 
 def error_from_rpc(failure: Any, *, address: str, timeout_s: float) -> errors.WasmkilnError:

@@ -14,10 +14,9 @@ from click.testing import Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from wasmkiln import ArtifactMismatch
-from wasmkiln._compression import Decoder
+from wasmkiln.assembly import Decoder, only_chunk
 from wasmkiln.client import choose_encodings
 from wasmkiln.credentials import is_local
-from wasmkiln.rpc import only_chunk
 from wasmkiln.v1 import module_service_pb2 as modules
 
 from tests.lying import honest
