@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,18 +19,13 @@ if TYPE_CHECKING:
     from tests.unit.client.fake_daemon import FakeDaemon, Refusal
 
 
-def test_one_client_serves_many_threads(daemon: FakeDaemon) -> None:
+async def test_one_client_serves_many_threads_or_tasks(daemon: FakeDaemon) -> None:
+    modules = [b"\0asm\x01\0\0\0" + bytes([n]) for n in range(24)]
     with Client(daemon.address) as client, ThreadPoolExecutor(8) as pool:
-        modules = [b"\0asm\x01\0\0\0" + bytes([n]) for n in range(24)]
         artifacts = list(pool.map(client.compile, modules))
+    async with AsyncClient(daemon.address) as loop_client:
+        artifacts += await asyncio.gather(*map(loop_client.compile, modules))
     assert all(artifact.bytes == daemon.artifact for artifact in artifacts)
-    assert len({artifact.header.module_sha256 for artifact in artifacts}) == 24
-
-
-async def test_one_client_serves_many_tasks(daemon: FakeDaemon) -> None:
-    async with AsyncClient(daemon.address) as client:
-        modules = [b"\0asm\x01\0\0\0" + bytes([n]) for n in range(24)]
-        artifacts = await asyncio.gather(*map(client.compile, modules))
     assert len({artifact.header.module_sha256 for artifact in artifacts}) == 24
 
 
@@ -47,8 +43,6 @@ async def test_a_cancelled_task_ends_its_call(daemon: FakeDaemon) -> None:
 async def test_the_event_loop_turns_while_a_file_is_read(
     daemon: FakeDaemon, tmp_path: Path
 ) -> None:
-    import os
-
     pipe = tmp_path / "slow.wasm"
     os.mkfifo(pipe)
     async with AsyncClient(daemon.address) as client:
@@ -68,6 +62,17 @@ def test_closing_ends_a_call_in_another_thread(daemon: FakeDaemon) -> None:
         client.close()
         with pytest.raises(WasmkilnError) as caught:
             call.result(5)
+    assert caught.value.code is grpc.StatusCode.CANCELLED
+
+
+async def test_closing_ends_a_call_of_another_task_and_cancels_no_task(daemon: FakeDaemon) -> None:
+    daemon.hang.clear()
+    client = AsyncClient(daemon.address)
+    task = asyncio.create_task(client.stats())
+    assert await asyncio.to_thread(daemon.entered.wait, 5)
+    await client.close()
+    with pytest.raises(WasmkilnError, match="closed") as caught:
+        await task
     assert caught.value.code is grpc.StatusCode.CANCELLED
 
 

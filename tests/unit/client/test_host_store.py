@@ -91,7 +91,7 @@ def test_what_may_not_be_loaded(
     store: StoreWriter, adder: bytes, tmp_path: Path, plant: str, policy: str
 ) -> None:
     folder = store.add(adder).parent
-    places = {"other": store.add(wasm.adder(8)).parent, "aside": tmp_path / "aside"}
+    places: dict[str, Any] = {"other": store.add(wasm.adder(8)).parent, "aside": tmp_path / "aside"}
     subprocess.run(["sh", "-ec", plant], cwd=folder, env={**os.environ, **places}, check=True)
     with pytest.raises(errors.ConnectionFailed):
         load(store, adder, **verifying(store, policy))
