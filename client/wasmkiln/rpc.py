@@ -14,9 +14,9 @@ import random
 import re
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -26,8 +26,6 @@ from wasmkiln._untrusted import quoted, seconds
 from wasmkiln.credentials import explained
 
 if TYPE_CHECKING:
-    from google.protobuf.descriptor import Descriptor
-
     from wasmkiln.credentials import Access, Metadata
 
 T = TypeVar("T")
@@ -188,34 +186,15 @@ def parsed(kind: type[M], wire: bytes) -> M:
 
 def _elements(message: Message, limit: int) -> int:
     """Count the elements of all lists and maps in a message; stop once there are too many."""
-    repeated, nested = _with_lists(message.DESCRIPTOR)
-    values = [getattr(message, name) for name in repeated]
-    count = sum(len(value) for value in values)
-    for name, is_list in nested:
-        if count > limit:
-            break
-        if is_list:
-            for one in getattr(message, name):
-                count += _elements(one, limit)
-        elif message.HasField(name):
-            count += _elements(getattr(message, name), limit)
+    count = 0
+    for field, value in message.ListFields():
+        count += len(value) if field.is_repeated else 0
+        inner = [value] if not field.is_repeated else value
+        for each in inner.values() if isinstance(inner, Mapping) else inner:
+            if count > limit or not isinstance(each, Message):
+                break
+            count += _elements(each, limit)
     return count
-
-
-@cache
-def _with_lists(kind: Descriptor) -> tuple[tuple[str, ...], tuple[tuple[str, bool], ...]]:
-    """Return the names of a message's lists, and its fields whose own messages have lists.
-
-    A map of the contract holds no messages. To ask a descriptor whether it is a map's would import
-    descriptor_pb2, which takes longer than a load.
-    """
-    repeated = tuple(field.name for field in kind.fields if field.is_repeated)
-    nested = tuple(
-        (field.name, field.is_repeated)
-        for field in kind.fields
-        if field.message_type is not None and any(_with_lists(field.message_type))
-    )
-    return repeated, nested
 
 
 def error_from_rpc(failure: Any, *, address: str, timeout_s: float) -> errors.WasmkilnError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from wasmkiln import TLS, Client
@@ -122,11 +123,6 @@ def test_a_wrong_profile_has_one_sentence(tmp_path: Path, text: str, words: str)
     assert "\n" not in str(wrong.value)
 
 
-def test_no_profiles_are_told() -> None:
-    with pytest.raises(ValueError, match=r"there are no profiles: .* does not exist; write it"):
-        Access.choose(profile="prod")
-
-
 def test_a_token_goes_over_plaintext_to_this_machine_only(monkeypatch: pytest.MonkeyPatch) -> None:
     for address in ("localhost:1", "127.0.0.1:1", "[::1]:1", "unix:/run/kiln.sock"):
         assert Access.choose(address, token=SECRET).credentials
@@ -140,10 +136,15 @@ def test_a_token_goes_over_plaintext_to_this_machine_only(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("text", ["", " \n", "two words", "line\nbreak", "é", "x" * 8000, "\x1b[m"])
-def test_what_is_no_token_is_refused_and_not_shown(text: str) -> None:
-    with pytest.raises(ValueError, match="cannot use the token: ") as wrong:
-        Client(token=text)
-    assert text.strip() == "" or text not in str(wrong.value)
+def test_what_is_no_token_is_refused_and_not_shown(text: str, token_file: Path) -> None:
+    token_file.write_text(text)
+    for given, what in (
+        ({"token": text}, "the token"),
+        ({"token_file": token_file}, f"the token in {token_file}"),
+    ):
+        with pytest.raises(ValueError, match=f"cannot use {what}: ") as wrong:
+            Access.choose(**given)
+        assert text.strip() == "" or text not in str(wrong.value)
 
 
 def test_no_repr_shows_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,24 +154,6 @@ def test_no_repr_shows_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = [repr(each) for each in (access, access.credentials, vars(client))]
     client.close()
     assert not [each for each in shown if SECRET in each]
-
-
-def test_one_token_and_one_place_for_it(token_file: Path) -> None:
-    with pytest.raises(ValueError, match="give one of them"):
-        Access.choose(token=SECRET, token_file=token_file)
-    with pytest.raises(FileNotFoundError):
-        Access.choose(token_file=token_file.with_name("none"))
-
-
-def test_an_argument_of_another_type_is_told() -> None:
-    with pytest.raises(TypeError, match=r"write TLS\(ca_file=…\)"):
-        Client(tls="ca.pem")  # type: ignore[arg-type]
-
-
-def test_an_empty_token_file_is_named(token_file: Path) -> None:
-    token_file.write_text("")
-    with pytest.raises(ValueError, match=f"cannot use the token in {token_file}: it is empty"):
-        Client(token_file=token_file)
 
 
 def test_a_token_that_every_user_can_read_is_warned_of(
@@ -186,15 +169,25 @@ def test_a_token_that_every_user_can_read_is_warned_of(
     ]
 
 
-@pytest.mark.parametrize("name", ["Team", "a_b", "-a", "a" * 64, "a/b", ".."])
-def test_a_namespace_has_a_shape(name: str) -> None:
-    with pytest.raises(ValueError, match="a namespace"):
-        Access.choose(namespace=name)
-
-
-def test_a_unix_socket_speaks_no_tls() -> None:
-    with pytest.raises(ValueError, match="a Unix socket speaks no TLS: leave out tls"):
-        Access.choose("unix:/run/kiln.sock", tls=True)
+@pytest.mark.parametrize(
+    ("given", "kind", "says"),
+    [
+        *(
+            ({"namespace": name}, ValueError, "a namespace")
+            for name in ("Team", "a_b", "-a", "a" * 64, "a/b", "..")
+        ),
+        ({"tls": "ca.pem"}, TypeError, r"write TLS\(ca_file=…\)"),
+        ({"address": "unix:/run/kiln.sock", "tls": True}, ValueError, "speaks no TLS: leave out"),
+        ({"token": SECRET, "token_file": "f"}, ValueError, "give one of them"),
+        ({"token_file": "/none"}, FileNotFoundError, "/none"),
+        ({"profile": "prod"}, ValueError, r"there are no profiles: .* does not exist; write it"),
+    ],
+)
+def test_arguments_that_cannot_be_used(
+    given: dict[str, Any], kind: type[Exception], says: str
+) -> None:
+    with pytest.raises(kind, match=says):
+        Access.choose(**given)
 
 
 def test_files_that_are_not_what_they_should_be_are_told_at_once(tmp_path: Path) -> None:
@@ -202,9 +195,12 @@ def test_files_that_are_not_what_they_should_be_are_told_at_once(tmp_path: Path)
     one, two = (authority.client(name, dns="a") for name in ("one", "two"))
     text = tmp_path / "text"
     text.write_text("hello")
+    large = tmp_path / "large"
+    large.write_bytes(bytes(2**20 + 1))
     ca = authority.ca_file
     for tls, words in (
         (TLS(ca_file=text), "cannot use .*text: expected CAs in PEM"),
+        (TLS(ca_file=large), "cannot use .*large: it is larger than 1 MiB"),
         (TLS(ca, one.cert_file, two.key_file), "expected a certificate and the key of it in PEM"),
         (TLS(ca, text, one.key_file), "expected a certificate and the key of it in PEM"),
     ):

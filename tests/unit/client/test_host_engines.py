@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from wasmkiln import host_store
 from wasmkiln.host_store import Engines, Refused
-from wasmkiln.shared import HASHED_FORMAT
-from wasmkilnd.engines.registry import _resolve
-from wasmkilnd.model import (
-    EngineCapabilities,
-    EngineIdentity,
-    Kind,
-    SettingInfo,
-    TargetInfo,
-)
+from wasmkiln.shared import HASHED_FORMAT, fingerprint
+from wasmkiln.v1.types_pb2 import Engine
 from wasmkilnd.settings import default_state_dir
 
 from tests.host_store_writer import ROW
@@ -41,65 +31,25 @@ class TestPlace:
         assert host_store.candidates("none", environ) == []
 
 
-TARGETS = [
-    TargetInfo(triple="x86_64-unknown-linux-gnu", cpus=("baseline", "native"), host=True),
-    TargetInfo(triple="aarch64-unknown-linux-gnu", cpus=("baseline",), host=False),
-]
-SETTINGS = {"consume_fuel": ("false", "true"), "cranelift_opt_level": ("speed", "none")}
-
-
-def capabilities(version: str) -> EngineCapabilities:
-    return EngineCapabilities(
-        identity=EngineIdentity("wasmtime", version, version, "cranelift"),
-        interpreter="/usr/bin/python3",
-        host_triple=TARGETS[0].triple,
-        host_cpu_features=("sse4.2", "avx2"),
-        targets=TARGETS,
-        settings=[SettingInfo(name, values[0], values, "") for name, values in SETTINGS.items()],
-        wasm_features=(),
-        kinds=frozenset(Kind),
-    )
-
-
-def row_of(known: EngineCapabilities) -> dict[str, Any]:
-    """Return what the daemon writes about an engine into engines.json."""
-    identity = known.identity
-    return {
-        "id": identity.id,
-        "name": identity.name,
-        "version": identity.version,
-        "core_version": identity.core_version,
-        "compiler": identity.compiler,
-        "default": True,
-        "kinds": [kind.value for kind in known.kinds],
-        "targets": [
-            {"triple": each.triple, "host": each.host, "cpus": list(each.cpus)}
-            for each in known.targets
-        ],
-        "native_cpu_features": list(known.host_cpu_features),
-        "settings": {each.name: each.default for each in known.settings},
-        "unhashed_defaults": [],
-        "fingerprint": "",
-    }
-
-
-@given(
-    target=st.sampled_from(["", *(each.triple for each in TARGETS)]),
-    cpu=st.sampled_from(["", "baseline", "native", "x86-64-v9"]),
-    chosen=st.fixed_dictionaries(
-        {}, optional={name: st.sampled_from(values) for name, values in SETTINGS.items()}
-    ),
-)
-def test_fingerprints_are_the_daemon_s(target: str, cpu: str, chosen: dict[str, str]) -> None:
-    known = capabilities("50.0.1")
-    engines = Engines(HASHED_FORMAT, (row_of(known),))
-    try:
-        expected = _resolve(known, target, cpu, tuple(chosen.items())).fingerprint
-    except Exception:
+def test_the_fingerprint_of_a_request() -> None:
+    row = {**ROW, "fingerprint": "f" * 64}
+    engines = Engines(HASHED_FORMAT, (row,))
+    assert engines.fingerprint(row, "", "", {}) == "f" * 64, "the one that the daemon wrote"
+    engine = Engine(**{name: row[name] for name in ("name", "version", "core_version", "compiler")})
+    host, settings = row["targets"][0]["triple"], row["settings"]
+    for target, cpu, features, chosen in (
+        (host, "", [], {}),
+        ("", "x86-64-v3", [], {}),
+        ("", "native", ["avx2"], {}),
+        ("", "", [], {"consume_fuel": "true"}),
+    ):
+        expected = fingerprint(engine, host, cpu or "baseline", features, {**settings, **chosen})
+        assert engines.fingerprint(row, target, cpu, chosen) == expected
+    for wrong in (("riscv", "", {}), ("", "x86-64-v9", {}), ("", "", {"fuel": "true"})):
         with pytest.raises(Refused):
-            engines.fingerprint(engines.rows[0], target, cpu, chosen)
-    else:
-        assert engines.fingerprint(engines.rows[0], target, cpu, chosen) == expected
+            engines.fingerprint(row, *wrong)
+    with pytest.raises(Refused, match=r"engines\.json lacks"):
+        engines.fingerprint({**row, "settings": None}, host, "", {})
 
 
 def test_a_default_that_is_not_hashed() -> None:
