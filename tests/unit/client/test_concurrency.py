@@ -1,20 +1,25 @@
-"""Threads, tasks, cancellation and closing while something runs."""
+"""Threads, tasks, connections, cancellation and closing while something runs."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
-from wasmkiln import AsyncClient, Client, WasmkilnError
+from grpc_health.v1 import health, health_pb2_grpc
+from wasmkiln import AsyncClient, Client, ConnectionFailed, DeadlineExceeded, WasmkilnError
+
+from tests.faults.proxy import Line, Proxy
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
     from tests.unit.client.fake_daemon import FakeDaemon, Refusal
 
@@ -90,3 +95,29 @@ def test_closing_ends_a_pause_between_attempts(daemon: FakeDaemon, refusal: type
         with pytest.raises(RuntimeError, match="closed"):
             call.result(30)
     assert time.monotonic() - start_s < 15
+
+
+# --- connections ----------------------------------------------------------------------------
+
+
+def test_a_connection_may_take_long(make_client: Callable[..., Any], tmp_path: Path) -> None:
+    server = grpc.server(ThreadPoolExecutor(2))
+    health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
+    server.add_insecure_port(f"unix:{tmp_path}/socket")
+    server.start()
+    with Proxy(tmp_path / "socket") as proxy:
+        proxy.set(Line(delay_s=0.5))
+        client = make_client(f"127.0.0.1:{proxy.port}", timeout_s=30, max_attempts=1)
+        assert client.health() == "SERVING"
+    server.stop(None).wait()
+
+
+def test_a_connection_ends_with_its_call_and_a_refused_port_fails_at_once(
+    make_client: Callable[..., Any],
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(DeadlineExceeded):
+            make_client(address, timeout_s=0.5).health()
+    with pytest.raises(ConnectionFailed):
+        make_client(address, timeout_s=60).health()

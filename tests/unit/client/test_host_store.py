@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -14,17 +15,22 @@ from typing import Any
 
 import pytest
 import wasmtime
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from wasmkiln import Artifact, Client, engine_of, errors, host_store
 from wasmkiln._header_fields import Call
 from wasmkiln.attestation import TrustedKeys
-from wasmkiln.host_store import CheckFiles, Entry, FileChecks, HostStore, Refused
+from wasmkiln.cli.app import app
+from wasmkiln.host_store import CheckFiles, Engines, Entry, FileChecks, HostStore, Refused
+from wasmkiln.shared import HASHED_FORMAT, fingerprint
 from wasmkiln.v1 import module_service_pb2 as modules
+from wasmkiln.v1.types_pb2 import Engine
+from wasmkilnd.settings import default_state_dir
 
 from tests.attesting import Attester
 from tests.e2e import wasm
-from tests.host_store_writer import StoreWriter, age
+from tests.host_store_writer import ROW, StoreWriter, age
 
 NOBODY = "127.0.0.1:1"
 
@@ -324,3 +330,103 @@ def test_an_artifact_that_was_opened_there_is_mapped(store: StoreWriter, adder: 
     modules.append(Artifact.open(saved).load())  # Others may be written to in their place.
     assert descriptors() - before == {path: 1}
     assert all(isinstance(each, wasmtime.Module) for each in modules)
+
+
+def test_the_command_prints_the_path(
+    store: StoreWriter, adder: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "adder.wasm"
+    file.write_bytes(adder)
+    artifact = store.add(adder)
+    monkeypatch.setenv("WASMKILN_ADDRESS", NOBODY)
+    monkeypatch.setenv("WASMKILN_HOST_STORE_DIR", str(store.directory))
+
+    def run(*arguments: str) -> Any:
+        return CliRunner().invoke(app, ("path", *arguments))
+
+    for source in (str(file), hashlib.sha256(adder).hexdigest()):
+        assert run(source, "--engine", "wasmtime").stdout == f"{artifact}\n"
+    assert json.loads(run(str(file), "--json").stdout) == {"path": str(artifact)}
+    monkeypatch.setenv("WASMKILN_HOST_STORE_DIR", "none")
+    refused = run(str(file), "--json")
+    assert refused.exit_code == 1
+    assert "uses no host store" in refused.stderr
+
+
+# --- its place, and engines.json ------------------------------------------------------------
+
+
+def test_where_a_store_is(tmp_path: Path) -> None:
+    for environ in (
+        {"XDG_STATE_HOME": str(tmp_path), "HOME": "/h"},
+        {"XDG_STATE_HOME": "relative", "HOME": "/h"},
+        {"HOME": "/h"},
+    ):
+        expected = [default_state_dir(environ) / "host_store", host_store.SYSTEM]
+        assert host_store.candidates(None, environ) == expected
+    environ = {host_store.ENV: "/env"}
+    assert host_store.candidates(tmp_path, environ) == [tmp_path]
+    assert host_store.candidates(None, environ) == [Path("/env")]
+    assert host_store.candidates("none", environ) == []
+
+
+def test_the_fingerprint_of_a_request() -> None:
+    row = {**ROW, "fingerprint": "f" * 64}
+    engines = Engines(HASHED_FORMAT, (row,))
+    assert engines.fingerprint(row, "", "", {}) == "f" * 64, "the one that the daemon wrote"
+    engine = Engine(**{name: row[name] for name in ("name", "version", "core_version", "compiler")})
+    host, settings = row["targets"][0]["triple"], row["settings"]
+    for target, cpu, features, chosen in (
+        (host, "", [], {}),
+        ("", "x86-64-v3", [], {}),
+        ("", "native", ["avx2"], {}),
+        ("", "", [], {"consume_fuel": "true"}),
+    ):
+        expected = fingerprint(engine, host, cpu or "baseline", features, {**settings, **chosen})
+        assert engines.fingerprint(row, target, cpu, chosen) == expected
+    for wrong in (("riscv", "", {}), ("", "x86-64-v9", {}), ("", "", {"fuel": "true"})):
+        with pytest.raises(Refused):
+            engines.fingerprint(row, *wrong)
+    with pytest.raises(Refused, match=r"engines\.json lacks"):
+        engines.fingerprint({**row, "settings": None}, host, "", {})
+
+
+def test_a_default_that_is_not_hashed() -> None:
+    plain = {**ROW, "fingerprint": ""}
+    newer = {
+        **plain,
+        "settings": {**ROW["settings"], "strategy": "cranelift"},
+        "unhashed_defaults": ["strategy"],
+    }
+    engines = Engines(2, (newer, plain))
+    same = engines.fingerprint(plain, "", "", {})
+    assert engines.fingerprint(newer, "", "", {}) == same
+    assert engines.fingerprint(newer, "", "", {"strategy": "cranelift"}) == same
+    assert engines.fingerprint(newer, "", "", {"strategy": "winch"}) != same
+
+
+def test_engines_are_chosen_as_the_daemon_does() -> None:
+    old = {**ROW, "id": "wasmtime-49.0.0", "version": "49.0.0", "default": False}
+    wasmer = {**ROW, "id": "wasmer-1.1.0", "name": "wasmer", "kinds": ["core"]}
+    engines = Engines(2, (wasmer, {**ROW, "default": False}, old))
+    assert engines.choose("", "core")["id"] == "wasmer-1.1.0"
+    assert engines.choose("", "component")["id"] == "wasmtime-50.0.1"
+    assert engines.choose("wasmtime", "")["id"] == "wasmtime-50.0.1"
+    assert engines.choose("wasmtime-49.0.0", "")["id"] == "wasmtime-49.0.0"
+    fits = lambda _, version: version.startswith("49.")  # noqa: E731
+    assert engines.choose("wasmtime", "", fits)["id"] == "wasmtime-49.0.0"
+    for engine, kind in (("v8", "core"), ("", "")):
+        with pytest.raises(Refused):
+            engines.choose(engine, kind)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(b"", b"[]", b"{}", b'{"version":2}', b'{"version":1,"engines":[]}', b"\xff"),
+        *(b"[" * 100_000, b'{"version":1,"cache_format":2,"engines":[5]}'),
+    ],
+)
+def test_other_documents_are_no_engines(text: bytes) -> None:
+    with pytest.raises(Refused):
+        Engines.parse(text)
