@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -19,6 +20,8 @@ from grpc_health.v1 import health, health_pb2_grpc
 from wasmkiln.v1 import admin_service_pb2 as admin
 from wasmkiln.v1 import module_service_pb2 as modules
 from wasmkiln.v1 import types_pb2 as types
+
+from tests.authority import Pair
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,10 @@ class FakeDaemon(grpc.GenericRpcHandler):  # type: ignore[misc]
         # Of each call; empty for one that says nothing.
         self.priorities: list[str] = []
         self.routes: list[str] = []
+        self.tokens: list[str] = []
+        self.certificates: list[bytes] = []
+        # Over TLS: its own certificate, which may change.
+        self.pair: Pair | None = None
         self.refusals: deque[Refusal] = deque()
         self.modules: dict[str, bytes] = {}
         self.warm: set[tuple[str, str]] = set()
@@ -184,6 +191,8 @@ class FakeDaemon(grpc.GenericRpcHandler):  # type: ignore[misc]
         metadata = dict(context.invocation_metadata())
         self.priorities.append(metadata.get("wasmkiln-priority", ""))
         self.routes.append(metadata.get("wasmkiln-module", ""))
+        self.tokens.append(metadata.get("authorization", ""))
+        self.certificates += context.auth_context().get("x509_pem_cert", [])
         self.entered.set()
         context.add_callback(self.cancelled.set)
         self.hang.wait(10)
@@ -279,12 +288,26 @@ class FakeDaemon(grpc.GenericRpcHandler):  # type: ignore[misc]
 
 
 @contextmanager
-def fake_daemon() -> Iterator[FakeDaemon]:
-    """Run a FakeDaemon, which listens on its `address`."""
+def fake_daemon(pair: Pair | None = None, client_ca: Path | None = None) -> Iterator[FakeDaemon]:
+    """Run one on its `address`: over TLS with `pair`, asking for certificates by `client_ca`."""
     fake = FakeDaemon()
+    fake.pair = pair
     server = grpc.server(futures.ThreadPoolExecutor(8), handlers=(fake,))
     health_pb2_grpc.add_HealthServicer_to_server(fake.health, server)
-    fake.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    if pair is None:
+        port = server.add_insecure_port("127.0.0.1:0")
+    else:
+
+        def current() -> Any:
+            assert fake.pair
+            chain = fake.pair.key_file.read_bytes(), fake.pair.cert_file.read_bytes()
+            roots = client_ca.read_bytes() if client_ca else None
+            return grpc.ssl_server_certificate_configuration([chain], roots)
+
+        asks = client_ca is not None
+        credentials = grpc.dynamic_ssl_server_credentials(current(), current, asks)
+        port = server.add_secure_port("127.0.0.1:0", credentials)
+    fake.address = f"127.0.0.1:{port}"
     server.start()
     yield fake
     fake.hang.set()

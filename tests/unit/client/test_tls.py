@@ -7,7 +7,6 @@ import json
 import os
 import re
 import socket
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +23,7 @@ from wasmkiln import (
 from wasmkiln.cli.app import app
 
 from tests.authority import DAY, Authority, Pair
-from tests.unit.client.tls_daemon import tls_daemon
+from tests.unit.client.fake_daemon import fake_daemon
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +54,7 @@ def _no_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def serve(world: SimpleNamespace, pair: str, *, asks: bool = False) -> Any:
     """Run a daemon by the name of its certificate, which may ask for one of clients."""
-    return tls_daemon(getattr(world, pair, None), world.ca.ca_file if asks else None)
+    return fake_daemon(getattr(world, pair, None), world.ca.ca_file if asks else None)
 
 
 def files(world: SimpleNamespace, ca: str | None, own: str = "") -> TLS | None:
@@ -132,7 +131,7 @@ def test_each_wrong_connection_has_its_sentence(
     assert re.fullmatch(says, failed.value.message), failed.value.message
     assert failed.value.metadata["cause"] == cause
     assert failed.value.metadata["address"] == daemon.address
-    assert not daemon.seen
+    assert not daemon.tokens
 
 
 @pytest.mark.parametrize(
@@ -153,8 +152,8 @@ def test_each_right_connection_works_with_a_token(
 ) -> None:
     with serve(world, pair, asks=asks) as daemon:
         client = make_client(daemon.address, tls=files(world, ca, own), token="wk_a_secret")
-        assert client.capabilities().caller.identity == "token:ci"
-        assert daemon.seen == ["Bearer wk_a_secret"]
+        assert client.capabilities().version == "9.9.9"
+        assert daemon.tokens == ["Bearer wk_a_secret"]
         if pair == "server" and not asks:
             daemon.pair = world.ca.server("renewed")
             assert client.capabilities()
@@ -164,10 +163,10 @@ def test_each_right_connection_works_with_a_token(
 def test_no_proxy_gets_a_token_for_this_machine(
     make_client: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as proxy, tls_daemon() as daemon:
+    with socket.create_server(("127.0.0.1", 0)) as proxy, fake_daemon() as daemon:
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
         client = make_client(daemon.address, token="wk_a_secret", timeout_s=20)
-        assert client.capabilities().caller.identity == "token:ci"
+        assert client.capabilities().version == "9.9.9"
         proxy.setblocking(False)
         with pytest.raises(BlockingIOError):
             proxy.accept()
@@ -178,7 +177,7 @@ def test_the_system_s_authorities_are_those_of_ssl_cert_file(
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(world.ca.ca_file))
     with serve(world, "server") as daemon:
-        assert make_client(daemon.address, tls=True).capabilities().caller.namespace == "team-a"
+        assert make_client(daemon.address, tls=True).capabilities().version == "9.9.9"
 
 
 def test_a_client_certificate_that_is_replaced_serves_the_next_call(
@@ -192,7 +191,7 @@ def test_a_client_certificate_that_is_replaced_serves_the_next_call(
             (tmp_path / "new").replace(place)
 
     put(world.client)
-    with tls_daemon(world.server, world.ca.ca_file) as daemon:
+    with fake_daemon(world.server, world.ca.ca_file) as daemon:
         tls = TLS(ca_file=world.ca.ca_file, cert_file=cert, key_file=key)
         client = make_client(daemon.address, tls=tls)
         client.capabilities()
@@ -213,21 +212,20 @@ async def test_a_call_that_runs_while_the_files_change_ends_over_its_connection(
 ) -> None:
     ca_file = tmp_path / "ca.pem"
     ca_file.write_bytes(world.ca.ca_file.read_bytes())
-    goes_on, begun = threading.Event(), threading.Event()
-    with tls_daemon(world.server) as daemon:
+    with fake_daemon(world.server) as daemon:
         client = kind(daemon.address, tls=TLS(ca_file=ca_file))
         call: Callable[[], Any] = client.capabilities
         if kind is Client:
             call = lambda: asyncio.to_thread(client.capabilities)  # noqa: E731
-        daemon.holds.append((goes_on, begun))
+        daemon.hang.clear()
         running = asyncio.create_task(call())
-        assert await asyncio.to_thread(begun.wait, 30)
+        assert await asyncio.to_thread(daemon.entered.wait, 30)
         ca_file.write_bytes(world.other.ca_file.read_bytes())
         with pytest.raises(ConnectionFailed, match="signed by none of the trusted CAs"):
             await call()  # over a new connection, by the new CA
         assert not running.done()
-        goes_on.set()
-        assert (await running).caller.identity == "token:ci"
+        daemon.hang.set()
+        assert (await running).version == "9.9.9"
         closed = client.close()
         if closed is not None:
             await closed
@@ -237,7 +235,7 @@ def test_a_token_file_is_read_again(make_client: Callable[..., Any], tmp_path: P
     file = tmp_path / "token"
     file.write_text("first\n")
     file.chmod(0o600)
-    with tls_daemon() as daemon:
+    with fake_daemon() as daemon:
         client = make_client(daemon.address, token_file=file)
         client.capabilities()
         file.write_text("second-one\n")
@@ -249,38 +247,31 @@ def test_a_token_file_is_read_again(make_client: Callable[..., Any], tmp_path: P
         file.write_text("Bearer third")
         client.capabilities()
     last = "Bearer second-one"
-    assert daemon.seen == ["Bearer first", last, last, last, "Bearer third"]
+    assert daemon.tokens == ["Bearer first", last, last, last, "Bearer third"]
 
 
-def test_whoami_by_a_profile(world: SimpleNamespace, tmp_path: Path) -> None:
+def test_a_profile_says_all_that_a_call_needs(world: SimpleNamespace, tmp_path: Path) -> None:
     folder = tmp_path / "config" / "wasmkiln"
     folder.mkdir(parents=True)
+    token_file = folder / "ci.token"
+    token_file.write_text("good")
+    token_file.chmod(0o600)
     (folder / "ca.pem").write_bytes(world.ca.ca_file.read_bytes())
-    (folder / "ci.token").write_text("good")
-    (folder / "ci.token").chmod(0o600)
-    with tls_daemon(world.elsewhere) as daemon:
-        daemon.tokens = {"good"}
+    run = CliRunner().invoke
+    with fake_daemon(world.elsewhere) as daemon:
         (folder / "profiles.toml").write_text(
             f'[profile.ci]\naddress = "{daemon.address}"\nca_file = "ca.pem"\n'
             'server_name = "kiln.example.org"\ntoken_file = "ci.token"\n'
         )
-        done = CliRunner().invoke(app, ["--profile", "ci", "whoami", "--json"])
+        done = run(app, ["--profile", "ci", "whoami", "--json"])
         assert done.exit_code == 0, done.stderr
-        assert '"identity": "token:ci"' in done.stdout
         with Client(profile="ci") as client:
-            assert client.capabilities().caller.identity == "token:ci"
-        listed = CliRunner().invoke(app, ["profiles", "--json"])
-        assert json.loads(listed.stdout)["profiles"] == [
-            {
-                "name": "ci",
-                "address": daemon.address,
-                "tls": True,
-                "cert_file": "",
-                "token_file": str(folder / "ci.token"),
-                "namespace": "",
-            }
-        ]
-        assert str(folder / "ci.token") in CliRunner().invoke(app, ["profiles"]).stdout
+            assert client.capabilities().version == "9.9.9"
+        assert daemon.tokens == ["Bearer good"] * 2
+    [listed] = json.loads(run(app, ["profiles", "--json"]).stdout)["profiles"]
+    said = {"name": "ci", "address": daemon.address, "tls": True, "token_file": str(token_file)}
+    assert listed == {**said, "cert_file": "", "namespace": ""}
+    assert str(token_file) in run(app, ["profiles"]).stdout
 
 
 def test_without_profiles_the_command_says_where_they_would_be(tmp_path: Path) -> None:
