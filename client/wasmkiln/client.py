@@ -1,7 +1,7 @@
 """The client of a daemon: each method once, as a flow of steps, which `Client` performs.
 
 `AsyncClient` (aio.py) has the same methods and performs the same steps in an event loop. rpc.py
-says what a step is. Nothing that a daemon sends is believed without a check: see artifact.py.
+says what a step is. Nothing that a daemon sends is believed without a check: see assembly.py.
 
 How `module` finds a module, by the shortest way that works:
 
@@ -33,7 +33,7 @@ from wasmkiln._untrusted import one_line, quoted
 from wasmkiln.assembly import ZSTD, Assembly, Phase, Progress, package
 from wasmkiln.attestation import TrustedKeys
 from wasmkiln.credentials import Access, Connection, choose_switch, is_local
-from wasmkiln.host_store import FileChecks, HostStore
+from wasmkiln.host_store import HostStore
 from wasmkiln.host_store import Refused as FileRefused
 from wasmkiln.loading import Loaded, LoadedModules, compile_within, load_verified
 from wasmkiln.shared import parse_bytes
@@ -159,8 +159,7 @@ class Methods:
         max_bytes = choose_max_artifact_bytes(max_artifact_bytes)
         self._assembly = partial(Assembly, max_bytes=max_bytes, trusted_keys=keys)
         self._encodings = choose_encodings(compression, self._access.address)
-        self._store = HostStore(host_store_dir, self._access.namespace)
-        self._checks = FileChecks(check_files, keys)
+        self._store = HostStore(host_store_dir, self._access.namespace, check_files, keys)
         self._loaded = LoadedModules()
         self._no_files_until_s = 0.0
 
@@ -636,7 +635,7 @@ class Methods:
         """Open, check and load a file of the host store. Return None where that fails."""
         try:
             with closing(opening()) as entry:
-                entry.check(self._checks)
+                self._store.check(entry)
                 module = load_verified(entry, into, explain=False)
                 entry.check_unchanged()
                 return Loaded(module, entry.header.is_fast)
@@ -647,7 +646,7 @@ class Methods:
     def _path_of(self, opened: Entry) -> Path:
         """Check and close a file of the host store. Return its path."""
         with closing(opened) as entry:
-            entry.check(self._checks)
+            self._store.check(entry)
             return entry.path
 
 

@@ -162,22 +162,6 @@ class Engines:
             raise Refused("engines.json lacks what the fingerprint needs") from error
 
 
-class FileChecks:
-    """Whether, and by which keys, one client checks digest and signature of mapped files."""
-
-    def __init__(self, policy: CheckFiles | None, trusted_keys: TrustedKeys) -> None:
-        """Without a policy it is "once" with trusted keys, else "owner". Raise ValueError."""
-        self.policy: CheckFiles = policy or ("once" if trusted_keys else "owner")
-        self.trusted_keys = trusted_keys
-        if self.policy not in get_args(CheckFiles):
-            raise ValueError(f"check_files is 'always', 'once', 'owner' or None, not {policy!r}")
-        if trusted_keys and self.policy != "owner":
-            # It takes longer than a load: so not within the first call, which has a deadline.
-            # Without the package, that call says so.
-            with suppress(ImportError):
-                import cryptography.hazmat.primitives.asymmetric.ed25519  # noqa: F401
-
-
 # Its folders and files.
 
 
@@ -298,7 +282,7 @@ class Entry:
     status: os.stat_result
     file: int
     trusted_keys: TrustedKeys = field(default_factory=TrustedKeys)
-    """Empty: `check` verifies the header, not what loads it."""
+    """Empty: the store verifies the header, not what loads it."""
     content: builtins.bytes | None = None
     """What was checked of a file that may change without a trace: load this."""
 
@@ -318,27 +302,6 @@ class Entry:
         if self.content is not None:
             return self.content
         return _read_all(self.file, self.status.st_size)
-
-    def check(self, checks: FileChecks) -> None:
-        """Check what is going to be loaded, as the policy says. Raise Refused."""
-        if checks.policy == "owner":
-            return
-        try:
-            if is_racy(self.status):
-                self.content = self.bytes
-                digest = hashlib.sha256(self.content).hexdigest()
-            else:
-                again = checks.policy == "always"
-                digest, _ = file_digest(self.file, self.status, again=again)
-        except OSError as error:
-            raise Refused(f"cannot read a file of the store: {error}") from error
-        if digest != self.header.artifact_sha256:
-            raise Refused("the file's bytes are not those of its header")
-        try:
-            if checks.trusted_keys:
-                verify_header(self.header, checks.trusted_keys)
-        except AttestationInvalid as error:
-            raise Refused(f"no trusted key vouches for the file: {error}") from error
 
     def check_unchanged(self) -> None:
         """Raise Refused when the file that is mapped was written to since it was opened."""
@@ -411,16 +374,34 @@ def parse_header(text: bytes) -> ArtifactHeader:
 class HostStore:
     """The host store of this machine. Safe for many threads at once.
 
-    It may appear, or be removed, while the client runs.
+    It may appear, or be removed, while the client runs. `check_files` and `trusted_keys` are the
+    client's.
     """
 
-    def __init__(self, directory: str | os.PathLike[str] | None, namespace: str = "") -> None:
+    def __init__(
+        self,
+        directory: str | os.PathLike[str] | None,
+        namespace: str,
+        check_files: CheckFiles | None,
+        trusted_keys: TrustedKeys,
+    ) -> None:
+        """Without `check_files` it is "once" with trusted keys, else "owner". Raise ValueError."""
+        self._policy: CheckFiles = check_files or ("once" if trusted_keys else "owner")
+        self._trusted_keys = trusted_keys
+        if self._policy not in get_args(CheckFiles):
+            raise ValueError(
+                f"check_files is 'always', 'once', 'owner' or None, not {check_files!r}"
+            )
+        # What follows takes longer than a load, or a tenth of one: so not within the first call,
+        # which has a deadline. Without the package, that call says so.
+        if trusted_keys and self._policy != "owner":
+            with suppress(ImportError):
+                import cryptography.hazmat.primitives.asymmetric.ed25519  # noqa: F401
         self._candidates = [
             str(shared.namespace_path(each, namespace))
             for each in candidates(directory, os.environ)
         ]
         self._engines: tuple[tuple[int, ...], Engines] | None = None
-        # Not within the first call: it takes a tenth of a load.
         with suppress(Refused), closing(self._found()) as folders:
             self._read_engines(folders)
 
@@ -482,6 +463,24 @@ class HostStore:
             entry.close()
             raise Refused("the path leads to another file here than the daemon's")
         return entry
+
+    def check(self, entry: Entry) -> None:
+        """Check what is going to be loaded, as the policy says. Raise Refused."""
+        if self._policy == "owner":
+            return
+        try:
+            if is_racy(entry.status):
+                entry.content = entry.bytes
+                digest = hashlib.sha256(entry.content).hexdigest()
+            else:
+                again = self._policy == "always"
+                digest, _ = file_digest(entry.file, entry.status, again=again)
+            if digest != entry.header.artifact_sha256:
+                raise Refused("the file's bytes are not those of its header")
+            if self._trusted_keys:
+                verify_header(entry.header, self._trusted_keys)
+        except (OSError, AttestationInvalid) as error:
+            raise Refused(f"cannot read a file of the store, or trust it: {error}") from error
 
     def _found(self) -> _Folders:
         """Return the store's own folder, opened. Raise Refused."""

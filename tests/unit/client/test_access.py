@@ -17,7 +17,6 @@ from wasmkiln.credentials import (
     read_profile,
     read_profiles,
 )
-from wasmkilnd.settings import parse_bytes
 
 from tests.authority import Authority
 
@@ -223,17 +222,9 @@ def test_files_that_are_not_what_they_should_be_are_told_at_once(tmp_path: Path)
 # --- numbers and addresses ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "text", ["1", "256MiB", "1gb", "1.5GiB", " 64 KiB ", "0", "-1", "1.0001KiB", "1TiB", "9" * 30]
-)
-def test_sizes_are_those_of_the_daemon(text: str) -> None:
-    try:
-        expected = parse_bytes(text.strip())
-    except ValueError:
-        expected = 0
-    if expected > 0:
-        assert parse_size(text) == expected
-    else:
+def test_a_size_is_above_zero() -> None:
+    assert parse_size(" 1.5GiB ") == 3 * 2**29
+    for text in ("0", "-1", "1.0001KiB", "1TiB", "9" * 30):
         with pytest.raises(ValueError, match="is not a size"):
             parse_size(text)
 

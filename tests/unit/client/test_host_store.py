@@ -22,7 +22,7 @@ from wasmkiln import Artifact, Client, engine_of, errors, host_store
 from wasmkiln._header_fields import Call
 from wasmkiln.attestation import TrustedKeys
 from wasmkiln.cli.app import app
-from wasmkiln.host_store import CheckFiles, Engines, Entry, FileChecks, HostStore, Refused
+from wasmkiln.host_store import CheckFiles, Engines, Entry, HostStore, Refused
 from wasmkiln.shared import HASHED_FORMAT, fingerprint
 from wasmkiln.v1 import module_service_pb2 as modules
 from wasmkiln.v1.types_pb2 import Engine
@@ -158,14 +158,14 @@ def test_a_file_that_changes_between_check_and_load_is_noticed(
     for module in modules.values():
         age_of = store.add(module)
     age(age_of)
-    real = Entry.check
+    real = HostStore.check
 
-    def check_then_change(self: Entry, how: FileChecks) -> None:
-        real(self, how)
-        assert self.content is None, "it is mapped"
-        change(self.path)
+    def check_then_change(self: HostStore, entry: Entry) -> None:
+        real(self, entry)
+        assert entry.content is None, "it is mapped"
+        change(entry.path)
 
-    monkeypatch.setattr(Entry, "check", check_then_change)
+    monkeypatch.setattr(HostStore, "check", check_then_change)
     for policy, module in modules.items():
         with pytest.raises(errors.ConnectionFailed):
             load(store, module, **verifying(store, policy))
@@ -220,8 +220,6 @@ def test_a_check_is_remembered_until_the_file_changes(
 def test_keys_are_asked_for_by_policy(store: StoreWriter, adder: bytes) -> None:
     store.add(adder)
     stranger = Attester().key.hex
-    assert FileChecks(None, TrustedKeys()).policy == "owner"
-    assert FileChecks(None, TrustedKeys.read(stranger)).policy == "once"
     for policy in (None, "always", "once"):
         with pytest.raises(errors.ConnectionFailed):
             load(store, adder, trusted_keys=stranger, check_files=policy)
@@ -263,8 +261,9 @@ def test_no_altered_artifact_is_ever_loaded(
     call = Call(modules.CompileRequest(engine="wasmtime", sha256=sha256), sha256, None, {})
     keys = TrustedKeys.read(verifying(store, policy)["trusted_keys"]) if signed else TrustedKeys()
     try:
-        with closing(HostStore(store.directory).open(call, lambda _name, _version: True)) as found:
-            found.check(FileChecks(policy, keys))
+        place = HostStore(store.directory, "", policy, keys)
+        with closing(place.open(call, lambda _name, _version: True)) as found:
+            place.check(found)
             assert found.bytes == next(iter(saved.values()))
     except Refused:
         assert how != "nothing"

@@ -231,23 +231,27 @@ async def test_a_call_that_runs_while_the_files_change_ends_over_its_connection(
             await closed
 
 
-def test_a_token_file_is_read_again(make_client: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_token_file_is_read_again(
+    make_client: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "token"
     file.write_text("first\n")
     file.chmod(0o600)
     with fake_daemon() as daemon:
         client = make_client(daemon.address, token_file=file)
         client.capabilities()
-        file.write_text("second-one\n")
-        client.capabilities()
-        file.write_text("")
-        client.capabilities()
+        for text in ("second-one\n", ""):
+            file.write_text(text)
+            client.capabilities()
         file.unlink()
         client.capabilities()
         file.write_text("Bearer third")
+        with monkeypatch.context() as patch:  # it cannot be read for a moment
+            patch.setattr("wasmkiln.credentials._MAX_BYTES", 3)
+            client.capabilities()
         client.capabilities()
     last = "Bearer second-one"
-    assert daemon.tokens == ["Bearer first", last, last, last, "Bearer third"]
+    assert daemon.tokens == ["Bearer first", *[last] * 4, "Bearer third"]
 
 
 def test_a_profile_says_all_that_a_call_needs(world: SimpleNamespace, tmp_path: Path) -> None:
