@@ -201,15 +201,21 @@ def _module_class(name: str, kind: Kind) -> Any:
     return sys.modules[name].Module
 
 
-_making = threading.Lock()  # `cache` alone lets two threads make an engine each
+# The engines of this process, by what they were made for: a module, its Store and what it imports
+# have to share one. Threads may make one twice; the one that is kept first is everybody's.
+_engines: dict[tuple[Any, ...], Any] = {}
+# wasmtime's own destructors fail once Python has taken its modules apart.
+atexit.register(_engines.clear)
 
 
 def _engine_for(name: str, settings: Mapping[str, str]) -> Any:
-    with _making:
-        return _store() if name == "wasmer" else _engine(tuple(sorted(settings.items())))
+    key = (name,) if name == "wasmer" else tuple(sorted(settings.items()))
+    if key not in _engines:
+        made = _store() if name == "wasmer" else _engine(settings)
+        return _engines.setdefault(key, made)
+    return _engines[key]
 
 
-@cache  # a module and what it imports have to share their Store
 def _store() -> Any:
     import wasmer
 
@@ -220,12 +226,11 @@ def _store() -> Any:
     return wasmer.Store(wasmer.engine.Universal(Compiler))
 
 
-@cache  # a module and its Store have to share their Engine
-def _engine(changed_settings: tuple[tuple[str, str], ...]) -> Any:
+def _engine(changed_settings: Mapping[str, str]) -> Any:
     import wasmtime
 
     config = wasmtime.Config()
-    for name, text in changed_settings:
+    for name, text in changed_settings.items():
         value = int(text) if text.isdecimal() else {"true": True, "false": False}.get(text, text)
         try:
             if (name, text) == ("strategy", "winch"):
@@ -249,10 +254,6 @@ def _engine(changed_settings: tuple[tuple[str, str], ...]) -> Any:
     return wasmtime.Engine(config)
 
 
-# wasmtime's own destructors fail once Python has taken its modules apart.
-atexit.register(_engine.cache_clear)
-
-
 def _remembered(module: Any, engine: Any) -> Any:
     """Remember the engine of a module for as long as the module lives. Return the module."""
     with suppress(AttributeError):  # wasmer's takes no attributes
@@ -269,7 +270,7 @@ def engine_of(module: Any) -> Any:
     """
     wasmer = sys.modules.get("wasmer")
     if wasmer is not None and isinstance(module, wasmer.Module):
-        return _store()
+        return _engine_for("wasmer", {})
     engine = getattr(module, "_wasmkiln_engine", None)
     if engine is None:
         raise LookupError("wasmkiln did not load this module")

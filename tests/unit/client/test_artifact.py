@@ -133,7 +133,7 @@ def _this_machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(loading, "ARCHITECTURE", "x86_64")
     monkeypatch.setattr(loading, "SYSTEMS", ("linux",))
     yield
-    loading._store.cache_clear()
+    loading._engines.clear()
 
 
 class Panic(BaseException):

@@ -34,8 +34,9 @@ DIGEST = hashlib.sha256(ADDER).hexdigest()
 DRAINING = Refusal(grpc.StatusCode.UNAVAILABLE, "SERVER_DRAINING")
 
 
-def code(settings: tuple[tuple[str, str], ...] = ()) -> bytes:
-    return bytes(wasmtime.Module(loading._engine(settings), ADDER).serialize())
+def code(**settings: str) -> bytes:
+    engine = loading._engine_for("wasmtime", settings)
+    return bytes(wasmtime.Module(engine, ADDER).serialize())
 
 
 def add(module: Any) -> int:
@@ -363,7 +364,7 @@ def test_into_another_engine_says_what_to_do(host: Host) -> None:
 
 
 def test_threads_that_load_at_once_share_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    loading._engine.cache_clear()
+    loading._engines.clear()
     real = wasmtime.Engine
 
     def slowly(config: Any) -> Any:
@@ -403,13 +404,13 @@ def test_arguments(host: Host) -> None:
 
 # --- fast code ------------------------------------------------------------------------------
 
-WINCH = (("strategy", "winch"),)
+WINCH = {"strategy": "winch"}
 
 
 @pytest.fixture
 def fast(host: Host) -> FakeDaemon:
     """A daemon that has fast code only, as yet."""
-    host.daemon.fast_artifact = code(WINCH)
+    host.daemon.fast_artifact = code(**WINCH)
     return host.daemon
 
 
@@ -461,7 +462,7 @@ def write_fast_file(host: Host) -> None:
     row["unhashed_defaults"] = ["strategy"]
     host.store.write_engines()
     fast, host.daemon.fast_artifact = host.daemon.fast_artifact, b""
-    host.store.write(ADDER, fast, dict(WINCH), is_fast=True)
+    host.store.write(ADDER, fast, WINCH, is_fast=True)
 
 
 @pytest.mark.usefixtures("fast")
@@ -473,7 +474,7 @@ def test_a_fast_file_serves_while_no_daemon_answers(
         client = host.alone()
         first = client.module(ADDER, accept_fast=True, fallback=fallback)
         assert add(first) == 42
-        assert wasmkiln.engine_of(first) is loading._engine(WINCH)
+        assert wasmkiln.engine_of(first) is loading._engine_for("wasmtime", WINCH)
     for asked in ({}, {"accept_fast": True, "settings": {"strategy": "cranelift"}}):
         with pytest.raises(errors.ConnectionFailed):
             client.module(ADDER, **asked)
@@ -487,7 +488,7 @@ def test_optimised_code_of_the_daemon_goes_before_a_fast_file(host: Host, fast: 
     write_fast_file(host)
     client = host.both()
     best = client.module(ADDER, accept_fast=True)
-    assert wasmkiln.engine_of(best) is loading._engine(())
+    assert wasmkiln.engine_of(best) is loading._engine_for("wasmtime", {})
     look, request = fast.requests("Compile")
     assert (look.accept_fast, look.omit_artifact, request.omit_artifact) == (True, True, False)
     assert client.module(ADDER) is best
