@@ -150,6 +150,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wasmtime", SimpleNamespace(Engine=dict, Module=Module))
     monkeypatch.setattr(loading, "installed", lambda name: "50.0.1")
     monkeypatch.setattr(loading, "_engine", lambda settings: dict(settings))
+    monkeypatch.setattr(loading, "_engines", {})
 
 
 @pytest.mark.parametrize("trusted", [False, True])

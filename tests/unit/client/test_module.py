@@ -340,7 +340,7 @@ def test_whoever_compiles_here_is_warned(
         host.daemon.hang.clear()
     else:
         host.daemon.refuse(Refusal(grpc.StatusCode.UNAVAILABLE, reason, "going away"))
-    client = host.asking(timeout_s=8)
+    client = host.asking(timeout_s=4)
     with caplog.at_level(logging.WARNING, "wasmkiln"):
         assert add(client.module(ADDER, fallback="compile")) == 42
     [record] = caplog.records
@@ -364,7 +364,7 @@ def test_into_another_engine_says_what_to_do(host: Host) -> None:
 
 
 def test_threads_that_load_at_once_share_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    loading._engines.clear()
+    monkeypatch.setattr(loading, "_engines", {})
     real = wasmtime.Engine
 
     def slowly(config: Any) -> Any:
