@@ -274,6 +274,7 @@ def test_cpu_levels_are_cumulative(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     info = tmp_path / "cpuinfo"
     info.write_text(f"vmx flags\t: avx2\nflags\t\t: {' '.join(has)}\n\nflags\t\t: avx2\n")
     assert loading.cpu_features(info) == has
+    assert loading.cpu_features(tmp_path / "none") == frozenset()
     monkeypatch.setattr(loading, "cpu_features", lambda: has)
     for cpu in ("baseline", "native", "x86-64-v2"):
         loading.check_machine("x86_64-unknown-linux-gnu", cpu)

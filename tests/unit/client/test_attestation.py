@@ -182,7 +182,9 @@ def test_files_folders_and_several_at_once(tmp_path: Path, monkeypatch: pytest.M
     assert not TrustedKeys.choose(None)
     monkeypatch.setenv("WASMKILN_TRUSTED_KEYS", f"{ONE.hex},{TWO.hex}")
     assert set(TrustedKeys.choose(None)) == {ONE.id, TWO.id}
-    assert set(TrustedKeys.choose(ONE.hex)) == {ONE.id}
+    chosen = TrustedKeys.choose(ONE.hex)
+    assert set(chosen) == {ONE.id}
+    assert TrustedKeys.choose(chosen) is chosen
 
 
 def test_what_is_no_key_is_refused_without_quoting_it(tmp_path: Path) -> None:

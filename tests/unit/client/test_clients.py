@@ -206,13 +206,18 @@ def test_evict_names_one_scope(daemon: FakeDaemon, client: Any) -> None:
     ],
 )
 def test_arguments_that_are_refused(
-    daemon: FakeDaemon, client: Any, method: str, arguments: dict[str, Any]
+    daemon: FakeDaemon, client: Any, tmp_path: Path, method: str, arguments: dict[str, Any]
 ) -> None:
     with pytest.raises(ValueError):
         getattr(client, method)(**arguments)
     for source, kind in (("none.wasm", FileNotFoundError), (7, TypeError)):
         with pytest.raises(kind):
             client.compile(source)
+    large = tmp_path / "large.wasm"
+    large.touch()
+    os.truncate(large, 2**30 + 1)
+    with pytest.raises(errors.ModuleTooLarge, match="the highest limit of any daemon"):
+        client.compile(large)
     with pytest.raises(TypeError, match="one string"):
         client.find_missing(DIGEST)
     assert not daemon.calls

@@ -127,6 +127,7 @@ def test_damaged_details_leave_code_and_text() -> None:
     trailers = (("grpc-status-details-bin", b"\xff\xff\xff"),)
     error = translated(grpc.StatusCode.INTERNAL, "boom", trailers)
     assert (error.code, error.message, error.reason) == (grpc.StatusCode.INTERNAL, "boom", "")
+    assert repr(error).startswith("WasmkilnError('boom', ")
 
 
 def test_a_module_above_grpc_s_limit_of_a_real_server(daemon: FakeDaemon) -> None:

@@ -87,6 +87,7 @@ PLANTS = {
     "one byte more": "truncate -s +1 artifact",
     "no bytes": "truncate -s 0 artifact",
     "no header": "rm artifact.json",
+    "another fingerprint": """sed -i 's/"fingerprint": "./"fingerprint": "x/' artifact.json""",
     "another module's": "mv $other $aside; mv $PWD $other; mv $aside $PWD",
 }
 

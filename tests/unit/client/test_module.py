@@ -180,11 +180,13 @@ def test_a_namespace_has_files_of_its_own(host: Host) -> None:
 
 
 def test_the_daemon_names_a_file(host: Host) -> None:
-    host.name_file()
-    assert add(host.both("elsewhere").module(ADDER)) == 42
-    assert host.asked_for_files() == [True]
+    path = host.name_file()
+    client = host.both("elsewhere")
+    assert client.host_file(ADDER) == path
+    assert add(client.module(ADDER)) == 42
+    assert host.asked_for_files() == [True, True]
     assert add(host.asking().module(ADDER)) == 42
-    assert host.asked_for_files() == [True, False], "without a host store, bytes only"
+    assert host.asked_for_files()[2:] == [False], "without a host store, bytes only"
 
 
 @pytest.mark.parametrize(
