@@ -9,28 +9,51 @@ table of all fields, and why the client may believe each.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from wasmkiln._untrusted import quoted
 from wasmkiln.errors import ArtifactMismatch
 from wasmkiln.shared import FAST_SETTINGS, UNHASHED_DEFAULTS, engine_id
+from wasmkiln.v1.module_service_pb2 import CompileRequest
 
 if TYPE_CHECKING:
-    from wasmkiln.v1.module_service_pb2 import CompileRequest
     from wasmkiln.v1.types_pb2 import ArtifactHeader, Kind
+
+
+# A daemon puts no larger artifact into its header's message; see module_service.proto.
+_INLINE_LIMIT_BYTES = 65_536
 
 
 @dataclass
 class Call:
-    """What the caller of a compile asked for."""
+    """What the caller of a compile asked for; "" stands for the daemon's default."""
 
-    request: CompileRequest
     module_sha256: str
     kind: Kind | None
     """None where the client does not have the module's bytes."""
-    settings: Mapping[str, str]
-    """Those of the request: to read them from there takes long."""
+    engine: str = ""
+    target: str = ""
+    cpu: str = ""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    accept_fast: bool = False
+
+    @cached_property
+    def request(self) -> CompileRequest:
+        """What asks a daemon for it: a file of the host store needs none, and it takes long.
+
+        Raise TypeError for a setting that is no text.
+        """
+        return CompileRequest(
+            sha256=self.module_sha256,
+            engine=self.engine or None,
+            target=self.target or None,
+            cpu=self.cpu or None,
+            settings=self.settings,
+            inline_limit_bytes=_INLINE_LIMIT_BYTES,
+            accept_fast=self.accept_fast,
+        )
 
 
 def check(call: Call, header: ArtifactHeader) -> None:
@@ -40,16 +63,15 @@ def check(call: Call, header: ArtifactHeader) -> None:
 
 
 def _differences(call: Call, header: ArtifactHeader) -> Iterator[str]:
-    request, engine, changed = call.request, header.engine, header.changed_settings
-    asked = call.settings
+    asked, engine, changed = call.settings, header.engine, header.changed_settings
     full = engine_id(engine)
-    named = full if request.engine == engine.name else request.engine
+    named = full if call.engine == engine.name else call.engine
     settings = {name: header.settings.get(name, UNHASHED_DEFAULTS.get(name, "")) for name in asked}
     for what, wanted, got in (
         ("an artifact of module", call.module_sha256, header.module_sha256),
         ("engine", named, full),
-        ("target", request.target, header.target),
-        ("cpu", request.cpu, header.cpu),
+        ("target", call.target, header.target),
+        ("cpu", call.cpu, header.cpu),
         *((f"setting {quoted(name)}", asked[name], settings[name]) for name in asked),
     ):
         if wanted and wanted != got:
@@ -61,7 +83,7 @@ def _differences(call: Call, header: ArtifactHeader) -> Iterator[str]:
     is_fast = bool(fast) and changed.get(fast) == value
     if header.is_fast != is_fast:
         yield f"the header says is_fast={header.is_fast}, and its settings say the opposite"
-    if is_fast and not (request.accept_fast or asked.get(fast) == value):
+    if is_fast and not (call.accept_fast or asked.get(fast) == value):
         yield "asked for optimised code, got a fast compiler's"
     # A setting that the call did not name has to have the engine's default, apart from the one
     # that makes the artifact a fast one.
@@ -72,10 +94,10 @@ def _differences(call: Call, header: ArtifactHeader) -> Iterator[str]:
             yield f"asked for setting {quoted(name)} {default}, got {quoted(got) or 'none'}"
     if call.kind is not None and header.kind != call.kind:
         yield f"asked for an artifact of kind {call.kind}, got one of kind {header.kind}"
-    if header.HasField("host_file") and not request.accept_host_file:
+    if header.HasField("host_file") and not call.request.accept_host_file:
         yield "asked for the artifact's bytes, got a file's name"
     inline, encoding, limit = header.inline_artifact, header.content_encoding, 0
-    if inline and len(inline) > (limit := request.inline_limit_bytes):
+    if inline and len(inline) > (limit := call.request.inline_limit_bytes):
         yield f"asked for at most {limit} bytes in the header, got {len(inline)}"
-    if encoding and encoding not in request.accept_encodings:
+    if encoding and encoding not in call.request.accept_encodings:
         yield f"got bytes in an encoding that was not asked for: {quoted(encoding)}"

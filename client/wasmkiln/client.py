@@ -69,8 +69,6 @@ DEFAULT_MAX_ARTIFACT_BYTES = 1024**3
 # The daemon refuses more keys in one call, and more bytes; see FindMissing in module_service.proto.
 FIND_MISSING_KEYS = 10_000
 FIND_MISSING_BYTES = 2 * 1024 * 1024
-# A daemon puts no larger artifact into its header's message; see module_service.proto.
-_INLINE_LIMIT_BYTES = 65_536
 # How long a client that could not open a file which the daemon named asks for bytes.
 _NO_FILES_S = 60.0
 # How long a call whose caller has fast code already may look for optimised code.
@@ -103,7 +101,7 @@ class method(Generic[P, T]):  # noqa: N801
         return bound
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Wanted(Call):
     """A module that a call asks for, by when, and the engine that loads it."""
 
@@ -293,7 +291,7 @@ class Methods:
             return held.module
         loaded: Loaded | None = yield from self._from_store(wanted)
         if loaded is None:
-            wanted.request.engine = self._store.engine_id(engine, loading.fits)
+            wanted.engine = self._store.engine_id(engine, loading.fits)
             loaded = (yield from self._fast(wanted, held)) if accept_fast else None
         if loaded is None and fallback is None:
             loaded = yield from self._from_daemon(wanted)
@@ -512,21 +510,19 @@ class Methods:
         *,
         accept_fast: bool = False,
     ) -> Flow[_Wanted]:
-        """Hash the source, unless it is a file whose digest this process knows.
-
-        Raise TypeError for a setting that is no text.
-        """
-        request = modules.CompileRequest(
-            engine=engine,
-            target=target,
-            cpu=cpu,
-            settings=settings,
-            inline_limit_bytes=_INLINE_LIMIT_BYTES,
-            accept_fast=accept_fast,
-        )
+        """Hash the source, unless it is a file whose digest this process knows."""
         sha256, module, kind = yield partial(identify, source)
-        request.sha256 = sha256
-        return _Wanted(request, sha256, kind, dict(settings or {}), source, module, deadline, into)
+        return _Wanted(
+            sha256,
+            kind,
+            *(engine or "", target or "", cpu or ""),
+            dict(settings or {}),
+            accept_fast,
+            source=source,
+            module=module,
+            deadline=deadline,
+            into=into,
+        )
 
     def _obtain(
         self,
@@ -614,7 +610,7 @@ class Methods:
             raise error
         # Whoever waits for nothing but the log should read that modules are compiled here.
         _log.warning("compiling module %s here: %s", wanted.module_sha256, error)
-        wanted.request.engine, left_s = engine, wanted.deadline.remaining_s
+        wanted.engine, left_s = engine, wanted.deadline.remaining_s
         compiling = partial(compile_within, left_s, wasm, wanted, wanted.into)
         try:
             return Loaded((yield compiling), is_fast=False)

@@ -416,16 +416,16 @@ class HostStore:
         `fits` says whether this process can load artifacts of an engine's name and version. With
         `fast`, open what the engine's fast compiler made, for a call that names no compiler.
         """
-        request, settings = call.request, dict(call.settings)
+        settings = dict(call.settings)
         with closing(self._found()) as folders:
             engines = self._read_engines(folders)
-            row = engines.choose(request.engine, KINDS[call.kind] if call.kind else "", fits)
+            row = engines.choose(call.engine, KINDS[call.kind] if call.kind else "", fits)
             if fast:
                 name, value = shared.FAST_SETTINGS.get(row["name"], ("", ""))
                 if not name or name in settings:
                     raise Refused("the call names its compiler, or the engine has one only")
                 settings[name] = value
-            digest = engines.fingerprint(row, request.target, request.cpu, settings)
+            digest = engines.fingerprint(row, call.target, call.cpu, settings)
             folders.enter(digest, call.module_sha256)
             header = parse_header(folders.read(shared.HEADER, _MAX_HEADER_BYTES)[1])
             try:

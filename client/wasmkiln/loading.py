@@ -365,7 +365,7 @@ def compile_within(left_s: Callable[[], float], wasm: bytes, call: Call, into: A
     EngineNotInstalled or IncompatibleEngine: this one too where the request names an engine by
     its id, and another version is installed here.
     """
-    target, cpu, kind = call.request.target, call.request.cpu, kind_of(wasm)
+    target, cpu, kind = call.target, call.cpu, kind_of(wasm)
     if kind is None:
         raise errors.NotWasm("the bytes are neither a WebAssembly module nor a component")
     if cpu not in ("", "baseline", "native", *(_LEVELS if ARCHITECTURE == "x86_64" else ())):
@@ -379,7 +379,7 @@ def compile_within(left_s: Callable[[], float], wasm: bytes, call: Call, into: A
 
     def run() -> None:
         try:
-            compiled.set_result(compile_here(wasm, kind, call.request.engine, call.settings, into))
+            compiled.set_result(compile_here(wasm, kind, call.engine, call.settings, into))
         except BaseException as error:
             compiled.set_exception(error)
 

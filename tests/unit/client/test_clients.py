@@ -218,6 +218,8 @@ def test_arguments_that_are_refused(
     os.truncate(large, 2**30 + 1)
     with pytest.raises(errors.ModuleTooLarge, match="the highest limit of any daemon"):
         client.compile(large)
+    with pytest.raises(TypeError):
+        client.compile(WASM, settings={"consume_fuel": True})
     with pytest.raises(TypeError, match="one string"):
         client.find_missing(DIGEST)
     assert not daemon.calls

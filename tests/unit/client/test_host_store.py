@@ -24,7 +24,6 @@ from wasmkiln.attestation import TrustedKeys
 from wasmkiln.cli.app import app
 from wasmkiln.host_store import CheckFiles, Engines, Entry, HostStore, Refused
 from wasmkiln.shared import HASHED_FORMAT, fingerprint
-from wasmkiln.v1 import module_service_pb2 as modules
 from wasmkiln.v1.types_pb2 import Engine
 from wasmkilnd.settings import default_state_dir
 
@@ -259,7 +258,7 @@ def test_no_altered_artifact_is_ever_loaded(
         altered += data.draw(st.binary(min_size=1, max_size=100))
     victim.write_bytes(altered)
     sha256 = hashlib.sha256(wasm.adder(7)).hexdigest()
-    call = Call(modules.CompileRequest(engine="wasmtime", sha256=sha256), sha256, None, {})
+    call = Call(sha256, None, "wasmtime")
     keys = TrustedKeys.read(verifying(store, policy)["trusted_keys"]) if signed else TrustedKeys()
     try:
         place = HostStore(store.directory, "", policy, keys)
