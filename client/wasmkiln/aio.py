@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# How often a pause between two attempts looks whether the client was closed.
+_LOOK_S = 0.1
+
 
 class AsyncClient(Methods):
     """A client of a wasmkiln daemon from one event loop; safe for use by many of its tasks at once.
@@ -54,7 +57,10 @@ class AsyncClient(Methods):
 
     async def _perform(self, step: rpc.Send | float | Callable[[], Any]) -> Any:
         if isinstance(step, float):
-            return await asyncio.sleep(step)
+            while step > 0 and not self._connection.closed.is_set():
+                await asyncio.sleep(min(step, _LOOK_S))
+                step -= _LOOK_S
+            return None
         if not isinstance(step, rpc.Send):
             return await asyncio.to_thread(step)
         import grpc.aio

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,11 +16,12 @@ from grpc_health.v1 import health, health_pb2_grpc
 from wasmkiln import AsyncClient, Client, ConnectionFailed, DeadlineExceeded, WasmkilnError
 
 from tests.faults.proxy import Line, Proxy
+from tests.unit.client.fake_daemon import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.unit.client.fake_daemon import FakeDaemon, Refusal
+    from tests.unit.client.fake_daemon import FakeDaemon
 
 
 async def test_one_client_serves_many_threads_or_tasks(daemon: FakeDaemon) -> None:
@@ -81,19 +81,23 @@ async def test_closing_ends_a_call_of_another_task_and_cancels_no_task(daemon: F
     assert caught.value.code is grpc.StatusCode.CANCELLED
 
 
-def test_closing_ends_a_pause_between_attempts(daemon: FakeDaemon, refusal: type[Refusal]) -> None:
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+async def test_closing_ends_a_pause_between_attempts(daemon: FakeDaemon, kind: Any) -> None:
     daemon.refuse(
-        refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "COMPILE_QUEUE_FULL", retry_after_s=20)
+        Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "COMPILE_QUEUE_FULL", retry_after_s=20)
     )
-    client = Client(daemon.address)
-    with ThreadPoolExecutor(1) as pool:
-        call = pool.submit(client.stats)
-        assert daemon.entered.wait(30)
-        threading.Event().wait(0.2)
-        start_s = time.monotonic()
-        client.close()
-        with pytest.raises(RuntimeError, match="closed"):
-            call.result(30)
+    client = kind(daemon.address)
+    in_thread = kind is Client
+    call = asyncio.to_thread(client.stats) if in_thread else client.stats()
+    task = asyncio.create_task(call)
+    assert await asyncio.to_thread(daemon.entered.wait, 30)
+    await asyncio.sleep(0.2)
+    start_s = time.monotonic()
+    closed = client.close()
+    if closed is not None:
+        await closed
+    with pytest.raises(RuntimeError, match="closed"):
+        await task
     assert time.monotonic() - start_s < 15
 
 
