@@ -10,6 +10,7 @@ What callers use is public and exported here:
 
     client, aio     Client and AsyncClient; every method is written once, in client.py
     artifact        Artifact: bytes and header; save, open, verify, load
+    assembly        how an artifact arrives, and is checked on the way
     attestation     who signed an artifact, what that states, and which keys a caller trusts
     credentials     the way to a daemon: address, TLS, tokens, profiles
     errors          one exception for each reason of the contract
@@ -21,7 +22,7 @@ What callers use is public and exported here:
 How a call runs, from the outside in: a method of client.py builds a request and yields the steps
 of a flow (rpc.py: deadline, attempts, errors), which `Client` or `AsyncClient` performs over the
 channel of credentials.py. Each answer is checked before it is used: what every answer promises in
-rpc.py, an artifact in artifact.py and `_header_fields`. Nothing that a daemon sends is believed
+rpc.py, an artifact in assembly.py and `_header_fields`. Nothing that a daemon sends is believed
 without a check: `_header_fields` says why each field may be, and `_untrusted` makes texts fit to be
 shown.
 
@@ -39,8 +40,8 @@ if TYPE_CHECKING:
     from wasmkiln import errors as errors
     from wasmkiln.aio import AsyncClient as AsyncClient
     from wasmkiln.artifact import Artifact as Artifact
-    from wasmkiln.artifact import Phase as Phase
-    from wasmkiln.artifact import Progress as Progress
+    from wasmkiln.assembly import Phase as Phase
+    from wasmkiln.assembly import Progress as Progress
     from wasmkiln.attestation import PublicKey as PublicKey
     from wasmkiln.attestation import TrustedKeys as TrustedKeys
     from wasmkiln.client import Client as Client
@@ -55,7 +56,8 @@ if TYPE_CHECKING:
 # Where each name is; all others are exceptions, in `errors`, or files.
 _HOMES = {
     "aio": ("AsyncClient",),
-    "artifact": ("Artifact", "Phase", "Progress"),
+    "artifact": ("Artifact",),
+    "assembly": ("Phase", "Progress"),
     "attestation": ("PublicKey", "TrustedKeys"),
     "client": ("Client",),
     "credentials": ("TLS",),

@@ -1,7 +1,7 @@
-"""Whether an ArtifactHeader is about what a call asked for, and who vouches for it.
+"""Whether an ArtifactHeader is about what a call asked for.
 
 The client uses a field of a header only after it compared the field with the call (`check`) or with
-the artifact's bytes; with trusted keys the attestation has to say the same (`verify_header`). All
+the artifact's bytes; with trusted keys the attestation has to say the same (`attestation`). All
 other fields are only shown: no path, no engine and no decision depends on them. A test has the
 table of all fields, and why the client may believe each.
 """
@@ -9,39 +9,51 @@ table of all fields, and why the client may believe each.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-from wasmkiln import attestation
 from wasmkiln._untrusted import quoted
 from wasmkiln.errors import ArtifactMismatch
 from wasmkiln.shared import FAST_SETTINGS, UNHASHED_DEFAULTS, engine_id
-from wasmkiln.v1.types_pb2 import KIND_COMPONENT, KIND_CORE_MODULE, ArtifactHeader, Kind
+from wasmkiln.v1.module_service_pb2 import CompileRequest
 
 if TYPE_CHECKING:
-    from wasmkiln.attestation import Statement, TrustedKeys
-    from wasmkiln.v1.module_service_pb2 import CompileRequest
-
-# A module's first eight bytes: magic number, version, and layer, which marks a component.
-_PREAMBLES = {
-    b"\0asm\x01\0\0\0": KIND_CORE_MODULE,
-    b"\0asm\x0d\0\x01\0": KIND_COMPONENT,
-}
+    from wasmkiln.v1.types_pb2 import ArtifactHeader, Kind
 
 
-def kind_of(module: bytes | None) -> Kind | None:
-    """Return the kind in a module's preamble. Return None for an unknown one, or no bytes."""
-    return _PREAMBLES.get(module[:8]) if module is not None else None
+# A daemon puts no larger artifact into its header's message; see module_service.proto.
+_INLINE_LIMIT_BYTES = 65_536
 
 
-@dataclass(frozen=True)
+@dataclass
 class Call:
-    """What the caller of a compile asked for."""
+    """What the caller of a compile asked for; "" stands for the daemon's default."""
 
-    request: CompileRequest
     module_sha256: str
     kind: Kind | None
     """None where the client does not have the module's bytes."""
+    engine: str = ""
+    target: str = ""
+    cpu: str = ""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    accept_fast: bool = False
+
+    @cached_property
+    def request(self) -> CompileRequest:
+        """What asks a daemon for it: a file of the host store needs none, and it takes long.
+
+        Raise TypeError for a setting that is no text.
+        """
+        return CompileRequest(
+            sha256=self.module_sha256,
+            engine=self.engine or None,
+            target=self.target or None,
+            cpu=self.cpu or None,
+            settings=self.settings,
+            inline_limit_bytes=_INLINE_LIMIT_BYTES,
+            accept_fast=self.accept_fast,
+        )
 
 
 def check(call: Call, header: ArtifactHeader) -> None:
@@ -51,16 +63,15 @@ def check(call: Call, header: ArtifactHeader) -> None:
 
 
 def _differences(call: Call, header: ArtifactHeader) -> Iterator[str]:
-    request, engine, changed = call.request, header.engine, header.changed_settings
-    asked: Mapping[str, str] = request.settings
+    asked, engine, changed = call.settings, header.engine, header.changed_settings
     full = engine_id(engine)
-    named = full if request.engine == engine.name else request.engine
+    named = full if call.engine == engine.name else call.engine
     settings = {name: header.settings.get(name, UNHASHED_DEFAULTS.get(name, "")) for name in asked}
     for what, wanted, got in (
         ("an artifact of module", call.module_sha256, header.module_sha256),
         ("engine", named, full),
-        ("target", request.target, header.target),
-        ("cpu", request.cpu, header.cpu),
+        ("target", call.target, header.target),
+        ("cpu", call.cpu, header.cpu),
         *((f"setting {quoted(name)}", asked[name], settings[name]) for name in asked),
     ):
         if wanted and wanted != got:
@@ -72,7 +83,7 @@ def _differences(call: Call, header: ArtifactHeader) -> Iterator[str]:
     is_fast = bool(fast) and changed.get(fast) == value
     if header.is_fast != is_fast:
         yield f"the header says is_fast={header.is_fast}, and its settings say the opposite"
-    if is_fast and not (request.accept_fast or asked.get(fast) == value):
+    if is_fast and not (call.accept_fast or asked.get(fast) == value):
         yield "asked for optimised code, got a fast compiler's"
     # A setting that the call did not name has to have the engine's default, apart from the one
     # that makes the artifact a fast one.
@@ -83,15 +94,10 @@ def _differences(call: Call, header: ArtifactHeader) -> Iterator[str]:
             yield f"asked for setting {quoted(name)} {default}, got {quoted(got) or 'none'}"
     if call.kind is not None and header.kind != call.kind:
         yield f"asked for an artifact of kind {call.kind}, got one of kind {header.kind}"
-    if header.HasField("host_file") and not request.accept_host_file:
+    if header.HasField("host_file") and not call.request.accept_host_file:
         yield "asked for the artifact's bytes, got a file's name"
     inline, encoding, limit = header.inline_artifact, header.content_encoding, 0
-    if inline and len(inline) > (limit := request.inline_limit_bytes):
+    if inline and len(inline) > (limit := call.request.inline_limit_bytes):
         yield f"asked for at most {limit} bytes in the header, got {len(inline)}"
-    if encoding and encoding not in request.accept_encodings:
+    if encoding and encoding not in call.request.accept_encodings:
         yield f"got bytes in an encoding that was not asked for: {quoted(encoding)}"
-
-
-def verify_header(header: ArtifactHeader, trusted_keys: TrustedKeys) -> Statement:
-    """Check that a trusted key signed the header. Raise as `Artifact.verify`."""
-    return attestation.verify(header.attestation, attestation.claims_of(header), trusted_keys)

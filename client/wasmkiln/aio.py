@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from wasmkiln import rpc
 from wasmkiln.client import Methods
+from wasmkiln.errors import WasmkilnError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Self
 
 T = TypeVar("T")
+
+# How often a pause between two attempts looks whether the client was closed.
+_LOOK_S = 0.1
 
 
 class AsyncClient(Methods):
@@ -53,7 +57,10 @@ class AsyncClient(Methods):
 
     async def _perform(self, step: rpc.Send | float | Callable[[], Any]) -> Any:
         if isinstance(step, float):
-            return await asyncio.sleep(step)
+            while step > 0 and not self._connection.closed.is_set():
+                await asyncio.sleep(min(step, _LOOK_S))
+                step -= _LOOK_S
+            return None
         if not isinstance(step, rpc.Send):
             return await asyncio.to_thread(step)
         import grpc.aio
@@ -64,5 +71,11 @@ class AsyncClient(Methods):
         try:
             async for message in call:
                 step.sink.add(message)
+        except asyncio.CancelledError:
+            task: Any = asyncio.current_task()  # which counts its cancellations from 3.11 on
+            if getattr(task, "cancelling", int)() or not self._connection.closed.is_set():
+                raise
+            # `close` ended the call, and nobody cancelled the task.
+            raise WasmkilnError("the client was closed", code=grpc.StatusCode.CANCELLED) from None
         finally:
             call.cancel()  # no effect once it has ended

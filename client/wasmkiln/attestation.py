@@ -471,6 +471,11 @@ def verify(
     return statement
 
 
+def verify_header(header: ArtifactHeader, trusted: KeyLookup) -> Statement:
+    """Check that a trusted key signed a header. Return the statement, and raise, as `verify`."""
+    return verify(header.attestation, claims_of(header), trusted)
+
+
 def peek(envelope: bytes) -> tuple[Statement, str] | None:
     """Return an envelope's statement and key id without verifying anything, to show them.
 

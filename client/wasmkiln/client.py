@@ -1,7 +1,7 @@
 """The client of a daemon: each method once, as a flow of steps, which `Client` performs.
 
 `AsyncClient` (aio.py) has the same methods and performs the same steps in an event loop. rpc.py
-says what a step is. Nothing that a daemon sends is believed without a check: see artifact.py.
+says what a step is. Nothing that a daemon sends is believed without a check: see assembly.py.
 
 How `module` finds a module, by the shortest way that works:
 
@@ -27,15 +27,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, overload
 
 from wasmkiln import errors, loading, rpc
-from wasmkiln._compression import ZSTD, package
-from wasmkiln._file_digests import identify_once
 from wasmkiln._header_fields import Call
-from wasmkiln._requests import identify, is_digest
+from wasmkiln._source import identify, is_digest
 from wasmkiln._untrusted import one_line, quoted
-from wasmkiln.artifact import Assembly, Phase, Progress
+from wasmkiln.assembly import ZSTD, Assembly, Phase, Progress, package
 from wasmkiln.attestation import TrustedKeys
 from wasmkiln.credentials import Access, Connection, choose_switch, is_local
-from wasmkiln.host_store import FileChecks, HostStore
+from wasmkiln.host_store import HostStore
 from wasmkiln.host_store import Refused as FileRefused
 from wasmkiln.loading import Loaded, LoadedModules, compile_within, load_verified
 from wasmkiln.shared import parse_bytes
@@ -48,8 +46,9 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
-    from wasmkiln._requests import IdentifiedModule, Source
-    from wasmkiln.artifact import Artifact, ProgressCallback
+    from wasmkiln._source import IdentifiedModule, Source
+    from wasmkiln.artifact import Artifact
+    from wasmkiln.assembly import ProgressCallback
     from wasmkiln.attestation import KeySource
     from wasmkiln.credentials import TLS, Metadata
     from wasmkiln.host_store import CheckFiles, Entry
@@ -70,8 +69,6 @@ DEFAULT_MAX_ARTIFACT_BYTES = 1024**3
 # The daemon refuses more keys in one call, and more bytes; see FindMissing in module_service.proto.
 FIND_MISSING_KEYS = 10_000
 FIND_MISSING_BYTES = 2 * 1024 * 1024
-# A daemon puts no larger artifact into its header's message; see module_service.proto.
-_INLINE_LIMIT_BYTES = 65_536
 # How long a client that could not open a file which the daemon named asks for bytes.
 _NO_FILES_S = 60.0
 # How long a call whose caller has fast code already may look for optimised code.
@@ -104,14 +101,25 @@ class method(Generic[P, T]):  # noqa: N801
         return bound
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """A module that a call asks for: `read` returns it with its bytes, `into` loads it."""
+@dataclass(kw_only=True)
+class _Wanted(Call):
+    """A module that a call asks for, by when, and the engine that loads it."""
 
-    call: Call
-    read: Callable[[], IdentifiedModule]
+    source: Source
+    module: bytes | None
     deadline: rpc.Deadline
-    into: Any = None
+    into: Any
+
+    def read(self) -> bytes | None:
+        """Return the module's bytes; None for a digest. Raise OSError if they changed."""
+        if self.module is not None:
+            return self.module
+        sha256, module, _ = identify(self.source, with_bytes=True)
+        if sha256 != self.module_sha256:
+            raise OSError(
+                f"the file of module {self.module_sha256} changed during a call: ask again"
+            )
+        return module
 
 
 class Methods:
@@ -149,8 +157,7 @@ class Methods:
         max_bytes = choose_max_artifact_bytes(max_artifact_bytes)
         self._assembly = partial(Assembly, max_bytes=max_bytes, trusted_keys=keys)
         self._encodings = choose_encodings(compression, self._access.address)
-        self._store = HostStore(host_store_dir, self._access.namespace)
-        self._checks = FileChecks(check_files, keys)
+        self._store = HostStore(host_store_dir, self._access.namespace, check_files, keys)
         self._loaded = LoadedModules()
         self._no_files_until_s = 0.0
 
@@ -178,8 +185,8 @@ class Methods:
         CompilerCrashed or, for a component, ModuleQuarantined.
         """
         deadline = self._deadline(timeout_s)
-        identified: IdentifiedModule = yield partial(identify, source)
-        sha256, wasm = identified.sha256, identified.module
+        identified: IdentifiedModule = yield partial(identify, source, with_bytes=True)
+        sha256, wasm, _ = identified
         if wasm is None:
             raise ValueError("load needs a module's bytes or path; a digest has no bytes")
         request = modules.LoadRequest(module=wasm, expected_sha256=expected_sha256, engine=engine)
@@ -226,9 +233,12 @@ class Methods:
         `load` but DigestMismatch, and TargetUnsupported, SettingUnknown, ModuleQuarantined or
         ArtifactTooLarge (the limit of the daemon, or `max_artifact_bytes`).
         """
-        request = _request(engine, target, cpu, settings, accept_fast)
+        deadline = self._deadline(timeout_s)
+        wanted = yield from self._wanted(
+            source, deadline, engine, target, cpu, settings, accept_fast=accept_fast
+        )
+        request = wanted.request
         request.skip_cache_lookup, request.omit_artifact = skip_cache_lookup, omit_artifact
-        wanted = yield from self._wanted(source, request, timeout_s)
         return (yield from self._obtain(wanted, background=background, on_progress=on_progress))
 
     @method
@@ -271,17 +281,18 @@ class Methods:
                 "wasmkiln.engine_of(module)"
             )
         engine = engine or loading.engine_name(into)
-        request = _request(engine, target, cpu, settings, accept_fast)
-        wanted: _Wanted = yield from self._wanted(source, request, timeout_s, into)
-        asked = (engine, request.target, request.cpu, *sorted(request.settings.items()))
-        key = wanted.call.module_sha256, *asked
+        deadline = self._deadline(timeout_s)
+        wanted: _Wanted = yield from self._wanted(
+            source, deadline, engine, target, cpu, settings, into, accept_fast=accept_fast
+        )
+        key = (wanted.module_sha256, engine, target, cpu, *sorted(wanted.settings.items()))
         held = self._loaded.get(key, into)
         if held and (accept_fast or not held.is_fast) and not held.look_again():
             return held.module
         loaded: Loaded | None = yield from self._from_store(wanted)
-        request.engine = self._store.engine_id(engine, loading.fits)
-        if loaded is None and accept_fast:
-            loaded = yield from self._fast(wanted, held)
+        if loaded is None:
+            wanted.engine = self._store.engine_id(engine, loading.fits)
+            loaded = (yield from self._fast(wanted, held)) if accept_fast else None
         if loaded is None and fallback is None:
             loaded = yield from self._from_daemon(wanted)
         elif loaded is None:
@@ -310,19 +321,18 @@ class Methods:
             raise errors.HostFileUnavailable(
                 f"this client uses no host store: {why_not}", metadata={"cause": "switched_off"}
             )
-        request = _request(engine, target, cpu, settings)
-        wanted: _Wanted = yield from self._wanted(source, request, timeout_s)
-        opening = partial(self._store.open, wanted.call, lambda *_: True)
+        deadline = self._deadline(timeout_s)
+        wanted: _Wanted = yield from self._wanted(source, deadline, engine, target, cpu, settings)
         path: Path
         try:
-            path = yield partial(self._path_of, opening)
+            path = yield lambda: self._path_of(self._store.open(wanted, lambda *_: True))
             return path
         except _MISSES as why:
             _log.debug("not from the host store: %s", why)
-        request.accept_host_file = True
+        wanted.request.accept_host_file = True
         header = (yield from self._obtain(wanted)).header
         try:
-            path = yield partial(self._path_of, partial(self._open_answered, wanted.call, header))
+            path = yield lambda: self._path_of(self._open_answered(wanted, header))
             return path
         except _MISSES as why:
             detail = one_line(str(why))
@@ -491,16 +501,28 @@ class Methods:
     def _wanted(
         self,
         source: Source,
-        request: modules.CompileRequest,
-        timeout_s: float | None,
+        deadline: rpc.Deadline,
+        engine: str | None,
+        target: str | None,
+        cpu: str | None,
+        settings: Settings,
         into: Any = None,
+        *,
+        accept_fast: bool = False,
     ) -> Flow[_Wanted]:
         """Hash the source, unless it is a file whose digest this process knows."""
-        deadline = self._deadline(timeout_s)
-        identified, kind = yield partial(identify_once, source)
-        request.sha256 = identified.sha256
-        call = Call(request, identified.sha256, kind)
-        return _Wanted(call, partial(_with_bytes, identified, source), deadline, into)
+        sha256, module, kind = yield partial(identify, source)
+        return _Wanted(
+            sha256,
+            kind,
+            *(engine or "", target or "", cpu or ""),
+            dict(settings or {}),
+            accept_fast,
+            source=source,
+            module=module,
+            deadline=deadline,
+            into=into,
+        )
 
     def _obtain(
         self,
@@ -514,23 +536,23 @@ class Methods:
 
         With `within`, make one attempt, and end it by then.
         """
-        call, request = wanted.call, wanted.call.request
+        request = wanted.request
         request.accept_encodings[:] = self._encodings
         report: ProgressCallback = on_progress or (lambda _: None)
         path, deadline = _path_of(modules.CompileResponse), within or wanted.deadline
         attempts = 1 if within else self._max_attempts
-        metadata = _about(call.module_sha256, background=background)
+        metadata = _about(wanted.module_sha256, background=background)
 
         def send() -> Flow[Artifact]:
-            sink = partial(rpc.Compiled, partial(self._assembly, call, on_progress=on_progress))
+            sink = partial(self._assembly, wanted, on_progress=on_progress)
             called = rpc.call(self._access, path, request, sink, deadline, attempts, metadata)
-            return (yield from called).assembly.finish()
+            return (yield from called).finish()
 
         report(Progress(Phase.ASKING))
         try:
             return (yield from send())
         except errors.ModuleNotLoaded:
-            wasm = (yield wanted.read).module
+            wasm = yield wanted.read
             if wasm is None:
                 raise
         request.module = wasm
@@ -538,7 +560,7 @@ class Methods:
         return (yield from send())
 
     def _from_store(self, wanted: _Wanted, *, fast: bool = False) -> Flow[Loaded | None]:
-        opening = partial(self._store.open, wanted.call, loading.fits, fast=fast)
+        opening = partial(self._store.open, wanted, loading.fits, fast=fast)
         loaded: Loaded | None = yield partial(self._load_opened, opening, wanted.into)
         return loaded
 
@@ -547,7 +569,7 @@ class Methods:
         fast: Loaded | None = held or (yield from self._from_store(wanted, fast=True))
         if fast is None:
             return None
-        request = wanted.call.request
+        request = wanted.request
         soon = rpc.Deadline(min(wanted.deadline.remaining_s() / 2, _LOOK_S))
         try:
             request.omit_artifact = True
@@ -555,16 +577,16 @@ class Methods:
             request.omit_artifact = False
             return fast if header.is_fast else (yield from self._from_daemon(wanted, soon))
         except errors.WasmkilnError as why:  # the fast code still works
-            _log.debug("no optimised code of module %s: %s", wanted.call.module_sha256, why)
+            _log.debug("no optimised code of module %s: %s", wanted.module_sha256, why)
             return fast
 
     def _from_daemon(self, wanted: _Wanted, within: rpc.Deadline | None = None) -> Flow[Loaded]:
-        request = wanted.call.request
+        request = wanted.request
         takes_files = not self._store.is_off and time.monotonic() >= self._no_files_until_s
         request.accept_host_file = takes_files
         artifact = yield from self._obtain(wanted, within=within)
         if artifact.header.HasField("host_file"):
-            opening = partial(self._open_answered, wanted.call, artifact.header)
+            opening = partial(self._open_answered, wanted, artifact.header)
             loaded: Loaded | None = yield partial(self._load_opened, opening, wanted.into)
             if loaded is not None:
                 return loaded
@@ -583,14 +605,13 @@ class Methods:
             if not _is_away(failure):
                 raise
             error = failure
-        identified: IdentifiedModule = yield wanted.read
-        if identified.module is None:
+        wasm: bytes | None = yield wanted.read
+        if wasm is None:
             raise error
         # Whoever waits for nothing but the log should read that modules are compiled here.
-        _log.warning("compiling module %s here: %s", identified.sha256, error)
-        request = wanted.call.request
-        request.engine, left_s = engine, wanted.deadline.remaining_s
-        compiling = partial(compile_within, left_s, identified, request, wanted.into)
+        _log.warning("compiling module %s here: %s", wanted.module_sha256, error)
+        wanted.engine, left_s = engine, wanted.deadline.remaining_s
+        compiling = partial(compile_within, left_s, wasm, wanted, wanted.into)
         try:
             return Loaded((yield compiling), is_fast=False)
         except errors.IncompatibleEngine as here:
@@ -610,7 +631,7 @@ class Methods:
         """Open, check and load a file of the host store. Return None where that fails."""
         try:
             with closing(opening()) as entry:
-                entry.check(self._checks)
+                self._store.check(entry)
                 module = load_verified(entry, into, explain=False)
                 entry.check_unchanged()
                 return Loaded(module, entry.header.is_fast)
@@ -618,10 +639,10 @@ class Methods:
             _log.debug("not from the host store: %s", why)
             return None
 
-    def _path_of(self, opening: Callable[[], Entry]) -> Path:
-        """Open and check a file of the host store. Return its path."""
-        with closing(opening()) as entry:
-            entry.check(self._checks)
+    def _path_of(self, opened: Entry) -> Path:
+        """Check and close a file of the host store. Return its path."""
+        with closing(opened) as entry:
+            self._store.check(entry)
             return entry.path
 
 
@@ -764,19 +785,6 @@ def choose_encodings(argument: bool | None, address: str) -> tuple[str, ...]:
     return (ZSTD,) if wanted else ()
 
 
-def _request(
-    engine: str | None,
-    target: str | None,
-    cpu: str | None,
-    settings: Settings,
-    accept_fast: bool = False,
-) -> modules.CompileRequest:
-    """Return a CompileRequest without a source. Raise TypeError for a setting that is no text."""
-    request = modules.CompileRequest(engine=engine, target=target, cpu=cpu, settings=settings)
-    request.inline_limit_bytes, request.accept_fast = _INLINE_LIMIT_BYTES, accept_fast
-    return request
-
-
 def _in_batches(keys: Iterable[ArtifactKey | str]) -> Iterator[modules.FindMissingRequest]:
     """Yield FindMissing requests, each with no more keys and bytes than the daemon allows.
 
@@ -832,11 +840,3 @@ def _is_away(error: errors.WasmkilnError) -> bool:
     One that answers and refuses this caller, or fails, is not away.
     """
     return isinstance(error, errors.DeadlineExceeded) or error.code.name == "UNAVAILABLE"
-
-
-def _with_bytes(known: IdentifiedModule, source: Source) -> IdentifiedModule:
-    """Return the module with its bytes. Raise OSError unless they still have its digest."""
-    identified = identify(source) if known.module is None else known
-    if identified.sha256 != known.sha256:
-        raise OSError(f"the file of module {known.sha256} changed during a call: ask again")
-    return identified

@@ -95,9 +95,8 @@ class Watched(Generic[T]):
         try:
             stamps = self._look()
             if stamps != self._stamps:
-                # First, so that files which change meanwhile are read once more.
-                self._stamps = stamps
-                self._value = self._make()
+                # Of before, so that files which change meanwhile are read once more.
+                self._value, self._stamps = self._make(), stamps
         except (OSError, ValueError) as why:
             _log.debug("what was read last is used on: %s", why)
         return self._value
@@ -354,6 +353,9 @@ class Connection:
             credentials = self._tls.value() if self._tls else None
             if channel is None or credentials is not known:
                 address, options = self._access.address, _CHANNEL_OPTIONS
+                if is_local(address):
+                    # A proxy of the environment would read tokens, and lead to its own machine.
+                    options += (("grpc.enable_http_proxy", 0),)
                 if self._access.tls and (name := self._access.tls.server_name):
                     options += (("grpc.ssl_target_name_override", name),)
                 if credentials is None:

@@ -23,9 +23,7 @@ import binascii
 import hashlib
 import json
 import os
-import re
 import stat
-import threading
 from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -33,7 +31,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from wasmkiln import _header_fields, shared
-from wasmkiln.attestation import KINDS, TrustedKeys
+from wasmkiln._source import file_digest, is_digest
+from wasmkiln.attestation import KINDS, TrustedKeys, verify_header
 from wasmkiln.errors import ArtifactMismatch, AttestationInvalid
 from wasmkiln.shared import identity, is_racy
 from wasmkiln.v1.types_pb2 import ArtifactHeader, Engine
@@ -53,8 +52,6 @@ NONE = "none"
 SYSTEM = Path("/var/cache/wasmkiln")
 """Where the systemd unit has it."""
 
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-
 CheckFiles = Literal["always", "once", "owner"]
 """Whether digest and signature of a mapped file are checked: docs/reference/host-store.md."""
 
@@ -62,8 +59,6 @@ _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 _FOLDER = _READ | os.O_DIRECTORY
 _FILE = _READ | os.O_NONBLOCK  # a pipe in place of a file must not make the caller wait
 _SHARED_WRITE = stat.S_IWGRP | stat.S_IWOTH
-_READ_BYTES = 64 * 1024  # Python takes fresh pages from the system for more than twice of that
-_REMEMBERED = 4096
 _ENGINES_VERSION = 1
 _MAX_ENGINES_BYTES = 4 * 1024 * 1024
 # Imports and exports are part of it, and the daemon bounds those.
@@ -167,49 +162,6 @@ class Engines:
             raise Refused("engines.json lacks what the fingerprint needs") from error
 
 
-# The SHA-256 and the first bytes of files, as this process has read them.
-_lock = threading.Lock()
-_digests: dict[tuple[int, ...], tuple[str, bytes]] = {}
-
-
-def file_digest(
-    descriptor: int, status: os.stat_result, *, again: bool = False
-) -> tuple[str, bytes]:
-    """Return the SHA-256 of an open file, and its first eight bytes. Raise OSError.
-
-    Unless `again`, read a file only if its device, inode, size or times are new to this process.
-    """
-    key = identity(status)
-    if not again and (known := _digests.get(key)):
-        return known
-    digest = hashlib.sha256()
-    for offset in range(0, status.st_size, _READ_BYTES):
-        digest.update(os.pread(descriptor, min(_READ_BYTES, status.st_size - offset), offset))
-    found = digest.hexdigest(), os.pread(descriptor, 8, 0)
-    if not is_racy(status) and identity(os.fstat(descriptor)) == key:
-        with _lock:
-            _digests[key] = found
-            while len(_digests) > _REMEMBERED:
-                del _digests[next(iter(_digests))]
-    return found
-
-
-class FileChecks:
-    """Whether, and by which keys, one client checks digest and signature of mapped files."""
-
-    def __init__(self, policy: CheckFiles | None, trusted_keys: TrustedKeys) -> None:
-        """Without a policy it is "once" with trusted keys, else "owner". Raise ValueError."""
-        self.policy: CheckFiles = policy or ("once" if trusted_keys else "owner")
-        self.trusted_keys = trusted_keys
-        if self.policy not in get_args(CheckFiles):
-            raise ValueError(f"check_files is 'always', 'once', 'owner' or None, not {policy!r}")
-        if trusted_keys and self.policy != "owner":
-            # It takes longer than a load: so not within the first call, which has a deadline.
-            # Without the package, that call says so.
-            with suppress(ImportError):
-                import cryptography.hazmat.primitives.asymmetric.ed25519  # noqa: F401
-
-
 # Its folders and files.
 
 
@@ -232,7 +184,7 @@ class _Folders:
 
     def enter(self, fingerprint: str, module_sha256: str) -> None:
         """Open the folders that lead to an entry. Raise Refused."""
-        if not (_DIGEST.fullmatch(fingerprint) and _DIGEST.fullmatch(module_sha256)):
+        if not (is_digest(fingerprint) and is_digest(module_sha256)):
             raise Refused("a fingerprint or a module's digest is not 64 hexadecimal digits")
         for name in (fingerprint, module_sha256[:2], module_sha256):
             self._open.append(self._opened(name, _FOLDER)[0])
@@ -330,7 +282,7 @@ class Entry:
     status: os.stat_result
     file: int
     trusted_keys: TrustedKeys = field(default_factory=TrustedKeys)
-    """Empty: `check` verifies the header, not what loads it."""
+    """Empty: the store verifies the header, not what loads it."""
     content: builtins.bytes | None = None
     """What was checked of a file that may change without a trace: load this."""
 
@@ -350,27 +302,6 @@ class Entry:
         if self.content is not None:
             return self.content
         return _read_all(self.file, self.status.st_size)
-
-    def check(self, checks: FileChecks) -> None:
-        """Check what is going to be loaded, as the policy says. Raise Refused."""
-        if checks.policy == "owner":
-            return
-        try:
-            if is_racy(self.status):
-                self.content = self.bytes
-                digest = hashlib.sha256(self.content).hexdigest()
-            else:
-                again = checks.policy == "always"
-                digest, _ = file_digest(self.file, self.status, again=again)
-        except OSError as error:
-            raise Refused(f"cannot read a file of the store: {error}") from error
-        if digest != self.header.artifact_sha256:
-            raise Refused("the file's bytes are not those of its header")
-        try:
-            if checks.trusted_keys:
-                _header_fields.verify_header(self.header, checks.trusted_keys)
-        except AttestationInvalid as error:
-            raise Refused(f"no trusted key vouches for the file: {error}") from error
 
     def check_unchanged(self) -> None:
         """Raise Refused when the file that is mapped was written to since it was opened."""
@@ -406,11 +337,6 @@ def _open_named(path: Path, header: ArtifactHeader, settings: Mapping[str, str])
         return _entry(folders, header, settings)
 
 
-def _settings_of(call: Call) -> dict[str, str]:
-    settings = call.request.settings
-    return {name: settings[name] for name in settings}  # dict() takes long for one of protobuf
-
-
 def _entry(folders: _Folders, header: ArtifactHeader, settings: Mapping[str, str]) -> Entry:
     """Open the artifact in the innermost folder."""
     descriptor, status = folders.file(shared.ARTIFACT)
@@ -437,7 +363,7 @@ def parse_header(text: bytes) -> ArtifactHeader:
             **{name: document.get(name, "") for name in _TEXTS},
         )
         for name in ("settings", "changed_settings"):
-            into = getattr(header, name)
+            into = getattr(header, name)  # To give them above takes long the first time.
             for setting, value in document.get(name, {}).items():
                 into[setting] = value
         return header
@@ -448,16 +374,34 @@ def parse_header(text: bytes) -> ArtifactHeader:
 class HostStore:
     """The host store of this machine. Safe for many threads at once.
 
-    It may appear, or be removed, while the client runs.
+    It may appear, or be removed, while the client runs. `check_files` and `trusted_keys` are the
+    client's.
     """
 
-    def __init__(self, directory: str | os.PathLike[str] | None, namespace: str = "") -> None:
+    def __init__(
+        self,
+        directory: str | os.PathLike[str] | None,
+        namespace: str,
+        check_files: CheckFiles | None,
+        trusted_keys: TrustedKeys,
+    ) -> None:
+        """Without `check_files` it is "once" with trusted keys, else "owner". Raise ValueError."""
+        self._policy: CheckFiles = check_files or ("once" if trusted_keys else "owner")
+        self._trusted_keys = trusted_keys
+        if self._policy not in get_args(CheckFiles):
+            raise ValueError(
+                f"check_files is 'always', 'once', 'owner' or None, not {check_files!r}"
+            )
+        # What follows takes longer than a load, or a tenth of one: so not within the first call,
+        # which has a deadline. Without the package, that call says so.
+        if trusted_keys and self._policy != "owner":
+            with suppress(ImportError):
+                import cryptography.hazmat.primitives.asymmetric.ed25519  # noqa: F401
         self._candidates = [
             str(shared.namespace_path(each, namespace))
             for each in candidates(directory, os.environ)
         ]
         self._engines: tuple[tuple[int, ...], Engines] | None = None
-        # Not within the first call: it takes a tenth of a load.
         with suppress(Refused), closing(self._found()) as folders:
             self._read_engines(folders)
 
@@ -472,16 +416,16 @@ class HostStore:
         `fits` says whether this process can load artifacts of an engine's name and version. With
         `fast`, open what the engine's fast compiler made, for a call that names no compiler.
         """
-        request, settings = call.request, _settings_of(call)
+        settings = dict(call.settings)
         with closing(self._found()) as folders:
             engines = self._read_engines(folders)
-            row = engines.choose(request.engine, KINDS[call.kind] if call.kind else "", fits)
+            row = engines.choose(call.engine, KINDS[call.kind] if call.kind else "", fits)
             if fast:
                 name, value = shared.FAST_SETTINGS.get(row["name"], ("", ""))
                 if not name or name in settings:
                     raise Refused("the call names its compiler, or the engine has one only")
                 settings[name] = value
-            digest = engines.fingerprint(row, request.target, request.cpu, settings)
+            digest = engines.fingerprint(row, call.target, call.cpu, settings)
             folders.enter(digest, call.module_sha256)
             header = parse_header(folders.read(shared.HEADER, _MAX_HEADER_BYTES)[1])
             try:
@@ -490,7 +434,7 @@ class HostStore:
                 raise Refused(f"the entry is about something else: {error}") from error
             if header.fingerprint != digest:
                 raise Refused("the entry is about another fingerprint")
-            return _entry(folders, header, _settings_of(call))
+            return _entry(folders, header, call.settings)
 
     def engine_id(self, engine: str, fits: Fits) -> str:
         """Return what to ask the daemon for instead of an engine's name.
@@ -514,11 +458,29 @@ class HostStore:
         in another mount namespace may find another file under this path.
         """
         named = header.host_file
-        entry = _open_named(Path(named.path), header, _settings_of(call))
+        entry = _open_named(Path(named.path), header, call.settings)
         if (entry.status.st_dev, entry.status.st_ino) != (named.device, named.inode):
             entry.close()
             raise Refused("the path leads to another file here than the daemon's")
         return entry
+
+    def check(self, entry: Entry) -> None:
+        """Check what is going to be loaded, as the policy says. Raise Refused."""
+        if self._policy == "owner":
+            return
+        try:
+            if is_racy(entry.status):
+                entry.content = entry.bytes
+                digest = hashlib.sha256(entry.content).hexdigest()
+            else:
+                again = self._policy == "always"
+                digest, _ = file_digest(entry.file, entry.status, again=again)
+            if digest != entry.header.artifact_sha256:
+                raise Refused("the file's bytes are not those of its header")
+            if self._trusted_keys:
+                verify_header(entry.header, self._trusted_keys)
+        except (OSError, AttestationInvalid) as error:
+            raise Refused(f"cannot read a file of the store, or trust it: {error}") from error
 
     def _found(self) -> _Folders:
         """Return the store's own folder, opened. Raise Refused."""

@@ -40,8 +40,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from wasmkiln import errors
-from wasmkiln._header_fields import kind_of, verify_header
+from wasmkiln._source import kind_of
 from wasmkiln._untrusted import quoted
+from wasmkiln.attestation import verify_header
 from wasmkiln.errors import EngineNotInstalled, IncompatibleEngine
 from wasmkiln.shared import engine_id
 from wasmkiln.v1.types_pb2 import KIND_COMPONENT
@@ -50,9 +51,8 @@ if TYPE_CHECKING:
     import builtins
     from collections.abc import Callable, Mapping
 
-    from wasmkiln._requests import IdentifiedModule
+    from wasmkiln._header_fields import Call
     from wasmkiln.attestation import TrustedKeys
-    from wasmkiln.v1.module_service_pb2 import CompileRequest
     from wasmkiln.v1.types_pb2 import ArtifactHeader, Kind
 
 # This machine. A target is `<architecture>-<vendor>-<system>…`.
@@ -201,11 +201,21 @@ def _module_class(name: str, kind: Kind) -> Any:
     return sys.modules[name].Module
 
 
+# The engines of this process, by what they were made for: a module, its Store and what it imports
+# have to share one. Threads may make one twice; the one that is kept first is everybody's.
+_engines: dict[tuple[Any, ...], Any] = {}
+# wasmtime's own destructors fail once Python has taken its modules apart.
+atexit.register(_engines.clear)
+
+
 def _engine_for(name: str, settings: Mapping[str, str]) -> Any:
-    return _store() if name == "wasmer" else _engine(tuple(sorted(settings.items())))
+    key = (name,) if name == "wasmer" else tuple(sorted(settings.items()))
+    if key not in _engines:
+        made = _store() if name == "wasmer" else _engine(settings)
+        return _engines.setdefault(key, made)
+    return _engines[key]
 
 
-@cache  # a module and what it imports have to share their Store
 def _store() -> Any:
     import wasmer
 
@@ -216,12 +226,11 @@ def _store() -> Any:
     return wasmer.Store(wasmer.engine.Universal(Compiler))
 
 
-@cache  # a module and its Store have to share their Engine
-def _engine(changed_settings: tuple[tuple[str, str], ...]) -> Any:
+def _engine(changed_settings: Mapping[str, str]) -> Any:
     import wasmtime
 
     config = wasmtime.Config()
-    for name, text in changed_settings:
+    for name, text in changed_settings.items():
         value = int(text) if text.isdecimal() else {"true": True, "false": False}.get(text, text)
         try:
             if (name, text) == ("strategy", "winch"):
@@ -245,10 +254,6 @@ def _engine(changed_settings: tuple[tuple[str, str], ...]) -> Any:
     return wasmtime.Engine(config)
 
 
-# wasmtime's own destructors fail once Python has taken its modules apart.
-atexit.register(_engine.cache_clear)
-
-
 def _remembered(module: Any, engine: Any) -> Any:
     """Remember the engine of a module for as long as the module lives. Return the module."""
     with suppress(AttributeError):  # wasmer's takes no attributes
@@ -265,7 +270,7 @@ def engine_of(module: Any) -> Any:
     """
     wasmer = sys.modules.get("wasmer")
     if wasmer is not None and isinstance(module, wasmer.Module):
-        return _store()
+        return _engine_for("wasmer", {})
     engine = getattr(module, "_wasmkiln_engine", None)
     if engine is None:
         raise LookupError("wasmkiln did not load this module")
@@ -351,9 +356,7 @@ def load_verified(
 # Compiling in this process, when no daemon does it.
 
 
-def compile_within(
-    left_s: Callable[[], float], identified: IdentifiedModule, request: CompileRequest, into: Any
-) -> Any:
+def compile_within(left_s: Callable[[], float], wasm: bytes, call: Call, into: Any) -> Any:
     """Return the module of an engine in this process.
 
     No engine can be stopped while it compiles: with no time left, this stops waiting, and the
@@ -362,8 +365,7 @@ def compile_within(
     EngineNotInstalled or IncompatibleEngine: this one too where the request names an engine by
     its id, and another version is installed here.
     """
-    wasm, target, cpu = identified.module or b"", request.target, request.cpu
-    kind = kind_of(wasm)
+    target, cpu, kind = call.target, call.cpu, kind_of(wasm)
     if kind is None:
         raise errors.NotWasm("the bytes are neither a WebAssembly module nor a component")
     if cpu not in ("", "baseline", "native", *(_LEVELS if ARCHITECTURE == "x86_64" else ())):
@@ -377,8 +379,7 @@ def compile_within(
 
     def run() -> None:
         try:
-            settings = dict(request.settings)
-            compiled.set_result(compile_here(wasm, kind, request.engine, settings, into))
+            compiled.set_result(compile_here(wasm, kind, call.engine, call.settings, into))
         except BaseException as error:
             compiled.set_exception(error)
 

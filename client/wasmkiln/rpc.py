@@ -14,9 +14,9 @@ import random
 import re
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -24,21 +24,14 @@ from google.protobuf.message import DecodeError, Message
 from wasmkiln import errors
 from wasmkiln._untrusted import quoted, seconds
 from wasmkiln.credentials import explained
-from wasmkiln.v1.module_service_pb2 import CompileResponse
 
 if TYPE_CHECKING:
-    from google.protobuf.descriptor import Descriptor
-
-    from wasmkiln.artifact import Assembly
     from wasmkiln.credentials import Access, Metadata
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
 Flow = Generator["Send | float | Callable[[], Any]", Any, T]
 
-# CompileResponse.chunk on the wire: field 2, length-delimited. A message has less than 2 GiB.
-_CHUNK_TAG = b"\x12"
-_MAX_LENGTH_BYTES = 5
 # The longest list of the contract has 10,000 elements; a newer daemon may send more. 4 MiB hold two
 # million, and a caller would walk through them for minutes. FindMissing has keys with settings.
 _MAX_ELEMENTS, _MAX_KEYS = 100_000, 1_000_000
@@ -129,17 +122,6 @@ class One(Generic[M]):
         return self._message
 
 
-class Compiled:
-    """Takes the answer of a Compile."""
-
-    def __init__(self, make: Callable[[], Assembly]) -> None:
-        self.assembly = make()
-
-    def add(self, wire: bytes) -> None:
-        """Take the next message, without a copy if it is a chunk and nothing else."""
-        self.assembly.add(only_chunk(wire) or parsed(CompileResponse, wire))
-
-
 def call(
     access: Access,
     path: str,
@@ -204,51 +186,15 @@ def parsed(kind: type[M], wire: bytes) -> M:
 
 def _elements(message: Message, limit: int) -> int:
     """Count the elements of all lists and maps in a message; stop once there are too many."""
-    repeated, nested = _with_lists(message.DESCRIPTOR)
-    values = [getattr(message, name) for name in repeated]
-    count = sum(len(value) for value in values)
-    for name, is_list in nested:
-        if count > limit:
-            break
-        if is_list:
-            for one in getattr(message, name):
-                count += _elements(one, limit)
-        elif message.HasField(name):
-            count += _elements(getattr(message, name), limit)
+    count = 0
+    for field, value in message.ListFields():
+        count += len(value) if field.is_repeated else 0
+        inner = [value] if not field.is_repeated else value
+        for each in inner.values() if isinstance(inner, Mapping) else inner:
+            if count > limit or not isinstance(each, Message):
+                break
+            count += _elements(each, limit)
     return count
-
-
-@cache
-def _with_lists(kind: Descriptor) -> tuple[tuple[str, ...], tuple[tuple[str, bool], ...]]:
-    """Return the names of a message's lists, and its fields whose own messages have lists.
-
-    A map of the contract holds no messages. To ask a descriptor whether it is a map's would import
-    descriptor_pb2, which takes longer than a load.
-    """
-    repeated = tuple(field.name for field in kind.fields if field.is_repeated)
-    nested = tuple(
-        (field.name, field.is_repeated)
-        for field in kind.fields
-        if field.message_type is not None and any(_with_lists(field.message_type))
-    )
-    return repeated, nested
-
-
-def only_chunk(wire: bytes) -> memoryview | None:
-    """Return the chunk of a CompileResponse that has nothing else; None for any other message.
-
-    Such a message costs nothing to parse. protobuf would copy the bytes twice.
-    """
-    if wire[:1] != _CHUNK_TAG:
-        return None
-    length = shift = 0
-    for at in range(1, min(len(wire), 1 + _MAX_LENGTH_BYTES)):
-        length |= (wire[at] & 0x7F) << shift
-        shift += 7
-        if wire[at] < 0x80:
-            chunk = memoryview(wire)[at + 1 :]
-            return chunk if len(chunk) == length else None
-    return None
 
 
 def error_from_rpc(failure: Any, *, address: str, timeout_s: float) -> errors.WasmkilnError:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from wasmkiln import ArtifactMismatch
-from wasmkiln._compression import Decoder
+from wasmkiln.assembly import Decoder
 from wasmkilnd import model
 from wasmkilnd.cache.value import ZSTD, ValueRejected
 

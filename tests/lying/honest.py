@@ -6,9 +6,10 @@ import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
+from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
 from wasmkiln.v1 import admin_service_pb2 as admin
 from wasmkiln.v1 import module_service_pb2 as modules
@@ -27,12 +28,6 @@ ENGINE = types.Engine(
     compiler="cranelift",
 )
 _SECOND = Duration(seconds=1)
-_PIN = admin.Pin(
-    module_sha256=DIGEST,
-    created_at=Timestamp(seconds=1),
-    tiers=[admin.PinnedInTier(tier="memory", artifacts=1, module=True, bytes=1)],
-)
-_LATENCY = modules.LatencySummary(count=1, sum=_SECOND, p50=_SECOND, p90=_SECOND, p99=_SECOND)
 
 
 def header(request: modules.CompileRequest | None = None) -> types.ArtifactHeader:
@@ -60,137 +55,44 @@ def header(request: modules.CompileRequest | None = None) -> types.ArtifactHeade
     )
 
 
+def filled(message: Message) -> Message:
+    """Fill in every field that is empty: digests, names, ones, and a single element of each list.
+
+    Of a oneof, fill in the first.
+    """
+    for field in message.DESCRIPTOR.fields:
+        value = getattr(message, field.name)
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            value.update({} if value else {"a": "b"})
+        elif field.is_repeated and field.message_type is not None:
+            filled(value[0] if value else value.add())
+        elif field.is_repeated:
+            value.extend([] if value else [_one(field)])
+        elif field.message_type is not None:
+            value.SetInParent()
+            filled(value)
+        elif not value:
+            setattr(message, field.name, _one(field))
+    return message
+
+
+def _one(field: Any) -> Any:
+    texts = {"module_sha256": DIGEST, "engine": ENGINE.id, "id": ENGINE.id}
+    if field.type == FieldDescriptor.TYPE_STRING:
+        return texts.get(field.name, "n")
+    return b"n" if field.type == FieldDescriptor.TYPE_BYTES else 1
+
+
 ANSWERS: dict[str, Message] = {
-    "Load": modules.LoadResponse(
-        sha256=DIGEST,
-        size_bytes=len(WASM),
-        already_loaded=True,
-        artifacts=[
-            types.CachedArtifact(
-                engine="e", fingerprint="f", target="t", cpu="c", size_bytes=1, settings={"a": "b"}
-            )
-        ],
-        kind=types.KIND_CORE_MODULE,
-        engine="wasmtime-50.0.1",
+    "Load": filled(
+        modules.LoadResponse(sha256=DIGEST, size_bytes=len(WASM), engine="wasmtime-50.0.1")
     ),
-    "Stats": modules.StatsResponse(
-        version="1",
-        started_at=Timestamp(seconds=1),
-        uptime=_SECOND,
-        tiers=[
-            modules.TierStats(
-                tier="memory",
-                entries=1,
-                bytes=1,
-                limit_bytes=1,
-                hits=1,
-                misses=1,
-                evictions=1,
-                errors=1,
-                get_latency=_LATENCY,
-                put_latency=_LATENCY,
-                module_hits=1,
-                module_misses=1,
-                pinned_entries=1,
-                pinned_bytes=1,
-            )
-        ],
-        compiles=[
-            modules.CompileStats(outcome="ok", count=1, duration=_LATENCY, engine="wasmtime")
-        ],
-        workers=[modules.WorkerStats(engine="wasmtime", workers=1, busy=1, queued=1, replaced=1)],
-        queue_depth=1,
-        busy_workers=1,
-        flights=1,
-        flights_joined=1,
-        quarantined_modules=1,
-        hit_ratio=0.5,
-        redis_up=True,
-        redis_mode="embedded",
-        redis_detail="none",
-        pending_writes=1,
-        dropped_writes=1,
-        namespace="team-a",
-        pins=1,
-        engine_names={"wasmtime": "wasmtime-50.0.1"},
-        quotas=[
-            modules.QuotaUsage(
-                identity="token:ci", quota="calls_per_minute", used=1, limit=2, refused=1
-            )
-        ],
-        engine_warm_ups=[
-            modules.EngineWarmUp(engine="e", from_engine="d", total=3, done=1, failed=1, ended=True)
-        ],
-    ),
-    "GetCapabilities": modules.GetCapabilitiesResponse(
-        version="1",
-        engines=[
-            modules.EngineCapabilities(
-                engine=ENGINE,
-                fingerprint="f",
-                targets=[modules.Target(triple="t", cpus=["baseline"], host=True)],
-                settings=[
-                    modules.Setting(
-                        name="n", default_value="d", allowed_values=["d"], description="what"
-                    )
-                ],
-                wasm_features=["simd"],
-                kinds=[types.KIND_CORE_MODULE],
-                default=True,
-                interpreter="CPython 3.13",
-                host_triple="t",
-                host_cpu_features=["avx"],
-                isolation=modules.Isolation(
-                    holds=True,
-                    layers=[
-                        modules.IsolationLayer(name="seccomp", state="STATE_PARTIAL", detail="a")
-                    ],
-                    attempts=[modules.BreakOutAttempt(name="fork", refused=True)],
-                ),
-                advisories=[
-                    modules.Advisory(
-                        id="A-1", summary="a flaw", fixed_in=["1.2.3"], url="https://a"
-                    )
-                ],
-            )
-        ],
-        limits=modules.Limits(
-            module_bytes=1,
-            compile_time=_SECOND,
-            compile_memory_bytes=1,
-            artifact_bytes=1,
-            chunk_bytes=1,
-            compile_cpu_time=_SECOND,
-            queue_length=1,
-            find_missing_keys=1,
-        ),
-        engine_names={"wasmtime": "wasmtime-50.0.1"},
-        unserved_engines=[modules.UnservedEngine(id="e", cause="c")],
-        isolation_required=True,
-        caller=modules.Caller(identity="token:ci", roles=["compile"], namespace="team-a"),
-    ),
-    "FindMissing": modules.FindMissingResponse(missing=[MISSING]),
-    "Evict": admin.EvictResponse(
-        artifacts=1, modules=1, bytes=1, pinned=1, unreachable_tiers=["redis"]
-    ),
-    "ListQuarantine": admin.ListQuarantineResponse(
-        modules=[
-            admin.QuarantinedModule(
-                module_sha256=DIGEST,
-                fingerprint="f",
-                engine="e",
-                reason="COMPILE_TIMEOUT",
-                message="m",
-                strikes=1,
-                time_left=_SECOND,
-            )
-        ]
-    ),
-    "Pin": admin.PinResponse(pin=_PIN, redis_unreachable=True),
-    "Unpin": admin.UnpinResponse(removed=True, redis_unreachable=True),
-    "ListPins": admin.ListPinsResponse(pins=[_PIN]),
-    "ReleaseQuarantine": admin.ReleaseQuarantineResponse(released=1, redis_unreachable=True),
-    "Drain": admin.DrainResponse(grace=_SECOND, calls=1, flights=1),
+    **{
+        kind.name.removesuffix("Response"): filled(GetMessageClass(kind)())
+        for file in (modules.DESCRIPTOR, admin.DESCRIPTOR)
+        for kind in file.message_types_by_name.values()
+        if kind.name.endswith("Response") and not kind.name.startswith(("Load", "Compile"))
+    },
     "Check": health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING),
     "Compile": modules.CompileResponse(header=header()),
 }

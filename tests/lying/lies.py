@@ -12,7 +12,12 @@ from google.protobuf.message import Message
 EVIL = "\x1b]0;owned\x07\x1b[2J\x1b[31m\0\u202egnp.exe\r\nerror: forged\u2028line\x9b1m\ttab"
 TEXTS = (EVIL, "x" * 20_000, "../../../etc/passwd", "")
 
-_INTEGERS = {
+_SCALARS: dict[int, tuple[Any, ...]] = {
+    FieldDescriptor.TYPE_STRING: TEXTS,
+    FieldDescriptor.TYPE_BYTES: (b"", b"\xff" * 1000, b'{"payload": NaN}'),
+    FieldDescriptor.TYPE_ENUM: (0, 99, -1, 2**31 - 1),
+    FieldDescriptor.TYPE_BOOL: (False, True),
+    FieldDescriptor.TYPE_DOUBLE: (float("nan"), float("inf"), float("-inf"), 1e308, -1.0),
     FieldDescriptor.TYPE_UINT64: (0, 2**63, 2**64 - 1),
     FieldDescriptor.TYPE_UINT32: (0, 2**32 - 1),
 }
@@ -24,7 +29,7 @@ _TIMES = (
     (1, -1),
     (10**15, 0),
 )
-_MANY = 1_500
+_MANY, _MORE = 1_500, "more"
 
 TWO = "two messages"
 # What no message is, behind every honest answer or in its place.
@@ -48,89 +53,61 @@ RAW: dict[str, Callable[[bytes], list[bytes]]] = {
 
 def about(message: Message) -> Iterator[tuple[str, Message]]:
     """Each lie with its name: a copy of `message` with one field changed."""
-    for path, change in _changes(message, ()):
-        lie = type(message)()
-        lie.CopyFrom(message)
-        change(lie)
-        yield path, lie
-
-
-def _changes(
-    message: Message, steps: tuple[Any, ...]
-) -> Iterator[tuple[str, Callable[[Message], None]]]:
-    """Ways to change what stands behind `steps` of a message."""
-    for field in message.DESCRIPTOR.fields:
-        where = (*steps, field.name)
-        name = ".".join(str(step) for step in where)
+    for steps, field in _fields(message, ()):
         for index, value in enumerate(_values(field)):
-            yield f"{name} #{index}", _setter(where, field, value)
-        if field.message_type is None or field.message_type.GetOptions().map_entry:
+            lie = type(message)()
+            lie.CopyFrom(message)
+            owner: Any = lie
+            for step in steps:
+                owner = owner[step] if isinstance(step, int) else getattr(owner, step)
+            _tell(owner, field, value)
+            yield f"{'.'.join(map(str, (*steps, field.name)))} #{index}", lie
+
+
+def _fields(message: Message, steps: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Yield each field of a message with the steps that lead to its owner."""
+    for field in message.DESCRIPTOR.fields:
+        yield steps, field
+        if field.message_type is None or _is_map(field) or _is_time(field):
             continue
-        if field.message_type.full_name.startswith("google.protobuf."):
-            for index, (seconds, nanos) in enumerate(_TIMES):
-                yield f"{name} time #{index}", _time_setter(where, seconds, nanos)
-        elif field.is_repeated:
-            yield f"{name} many", _multiplier(where)
-            yield from _changes(getattr(message, field.name)[0], (*where, 0))
+        inner = getattr(message, field.name)
+        if field.is_repeated:
+            yield from _fields(inner[0], (*steps, field.name, 0))
         elif message.HasField(field.name):
-            yield from _changes(getattr(message, field.name), where)
-        if not field.is_repeated:
-            yield f"{name} absent", _setter(where, field, None)
+            yield from _fields(inner, (*steps, field.name))
 
 
-def _values(field: Any) -> tuple[Any, ...]:
+def _is_map(field: Any) -> bool:
+    return field.message_type is not None and bool(field.message_type.GetOptions().map_entry)
+
+
+def _is_time(field: Any) -> bool:
+    return field.message_type.full_name.startswith("google.protobuf.")  # type: ignore[no-any-return]
+
+
+def _values(field: Any) -> list[Any]:
+    """Return what to say in a field's place: None for nothing, `_MORE` for its first row again."""
+    if _is_map(field):
+        return [{text[:1000]: text for text in TEXTS}, {str(n): "" for n in range(_MANY)}, {}]
     if field.message_type is not None:
-        if field.message_type.GetOptions().map_entry:
-            return ({text[:1000]: text for text in TEXTS}, {str(n): "" for n in range(_MANY)}, {})
-        return ()
-    if field.type == FieldDescriptor.TYPE_STRING:
-        values: tuple[Any, ...] = TEXTS
-    elif field.type == FieldDescriptor.TYPE_BYTES:
-        values = (b"", b"\xff" * 1000, b'{"payload": NaN}')
-    elif field.type == FieldDescriptor.TYPE_ENUM:
-        values = (0, 99, -1, 2**31 - 1)
-    elif field.type == FieldDescriptor.TYPE_BOOL:
-        values = (False, True)
-    elif field.type == FieldDescriptor.TYPE_DOUBLE:
-        values = (float("nan"), float("inf"), float("-inf"), 1e308, -1.0)
-    else:
-        values = _INTEGERS[field.type]
+        return [*(_TIMES if _is_time(field) else ()), _MORE if field.is_repeated else None]
+    values = _SCALARS[field.type]
     if field.is_repeated:
-        return (list(values), list(values) * (_MANY // len(values)), [])
-    return values
+        return [list(values), list(values) * (_MANY // len(values)), []]
+    return [*values, None]
 
 
-def _setter(where: tuple[Any, ...], field: Any, value: Any) -> Callable[[Message], None]:
-    def change(message: Message) -> None:
-        owner = _owner(message, where)
-        owner.ClearField(field.name)
+def _tell(owner: Any, field: Any, value: Any) -> None:
+    current = getattr(owner, field.name)
+    if value == _MORE:
+        current.extend([current[0]] * _MANY)
+    elif isinstance(value, tuple):
+        current.seconds, current.nanos = value
+    else:
+        owner.ClearField(field.name)  # which takes `current` away
         if isinstance(value, dict):
             getattr(owner, field.name).update(value)
         elif isinstance(value, list):
             getattr(owner, field.name).extend(value)
         elif value is not None:
             setattr(owner, field.name, value)
-
-    return change
-
-
-def _time_setter(where: tuple[Any, ...], seconds: int, nanos: int) -> Callable[[Message], None]:
-    def change(message: Message) -> None:
-        time = getattr(_owner(message, where), where[-1])
-        time.seconds, time.nanos = seconds, nanos
-
-    return change
-
-
-def _multiplier(where: tuple[Any, ...]) -> Callable[[Message], None]:
-    def change(message: Message) -> None:
-        rows = getattr(_owner(message, where), where[-1])
-        rows.extend([rows[0]] * _MANY)
-
-    return change
-
-
-def _owner(message: Any, where: tuple[Any, ...]) -> Any:
-    for step in where[:-1]:
-        message = message[step] if isinstance(step, int) else getattr(message, step)
-    return message

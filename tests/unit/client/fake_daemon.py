@@ -9,17 +9,19 @@ from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
-from google.protobuf import any_pb2
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2_grpc
 from wasmkiln.v1 import admin_service_pb2 as admin
-from wasmkiln.v1 import admin_service_pb2_grpc as admin_grpc
 from wasmkiln.v1 import module_service_pb2 as modules
-from wasmkiln.v1 import module_service_pb2_grpc as modules_grpc
 from wasmkiln.v1 import types_pb2 as types
+
+from tests.authority import Pair
 
 
 @dataclass(frozen=True)
@@ -37,40 +39,90 @@ class Refusal:
     def abort(self, context: Any) -> None:
         status = status_pb2.Status(code=self.code.value[0], message=self.message)
         if self.reason:
-            self._add(
-                status,
-                error_details_pb2.ErrorInfo(
-                    domain=self.domain, reason=self.reason, metadata=self.metadata
-                ),
-            )
+            info = {"domain": self.domain, "reason": self.reason, "metadata": self.metadata}
+            status.details.add().Pack(error_details_pb2.ErrorInfo(**info))
         if self.retry_after_s is not None:
             retry = error_details_pb2.RetryInfo()
             retry.retry_delay.FromNanoseconds(int(self.retry_after_s * 1e9))
-            self._add(status, retry)
+            status.details.add().Pack(retry)
         if self.violations:
-            self._add(
-                status,
-                error_details_pb2.BadRequest(
-                    field_violations=[
-                        error_details_pb2.BadRequest.FieldViolation(field=name, description=text)
-                        for name, text in self.violations
-                    ]
-                ),
-            )
+            bad = error_details_pb2.BadRequest()
+            for name, text in self.violations:
+                bad.field_violations.add(field=name, description=text)
+            status.details.add().Pack(bad)
         if status.details:
-            context.set_trailing_metadata(
-                (("grpc-status-details-bin", status.SerializeToString()),)
-            )
+            details = status.SerializeToString()
+            context.set_trailing_metadata((("grpc-status-details-bin", details),))
         context.abort(self.code, self.message)
 
-    @staticmethod
-    def _add(status: Any, detail: Any) -> None:
-        packed = any_pb2.Any()
-        packed.Pack(detail)
-        status.details.append(packed)
+
+# What the daemon answers whatever the request.
+ANSWERS: dict[str, Message] = {
+    "Stats": modules.StatsResponse(
+        version="9.9.9",
+        uptime=Duration(seconds=90),
+        hit_ratio=0.75,
+        redis_up=True,
+        redis_mode="embedded",
+        tiers=[modules.TierStats(tier="memory", entries=2, bytes=2**40, hits=3)],
+        compiles=[modules.CompileStats(outcome="ok", count=7, engine="wasmtime-50.0.1")],
+        workers=[modules.WorkerStats(engine="wasmtime-50.0.1", workers=2, busy=1)],
+        namespace="team-a",
+        engine_names={"wasmtime": "wasmtime-49.0.0"},
+        quotas=[
+            modules.QuotaUsage(
+                identity="token:ci",
+                quota="stored_bytes_per_hour",
+                used=2**20,
+                limit=2**29,
+                refused=3,
+            )
+        ],
+        engine_warm_ups=[
+            modules.EngineWarmUp(
+                engine="wasmtime-50.0.1", from_engine="wasmtime-49.0.0", total=9, done=4
+            )
+        ],
+    ),
+    "GetCapabilities": modules.GetCapabilitiesResponse(
+        version="9.9.9",
+        engines=[
+            modules.EngineCapabilities(
+                engine=types.Engine(id="wasmer-1.1.0", name="wasmer", version="1.1.0"),
+                default=True,
+                kinds=[types.KIND_CORE_MODULE],
+                isolation=modules.Isolation(
+                    layers=[
+                        modules.IsolationLayer(
+                            name="seccomp",
+                            state=modules.IsolationLayer.STATE_MISSING,
+                            detail="the kernel has none",
+                        )
+                    ],
+                    attempts=[
+                        modules.BreakOutAttempt(name="connect", refused=True),
+                        modules.BreakOutAttempt(name="fork", refused=False),
+                    ],
+                ),
+                targets=[
+                    modules.Target(triple="x86_64-unknown-linux-gnu", cpus=["x86-64-v3"], host=True)
+                ],
+                settings=[
+                    modules.Setting(
+                        name="opt_level",
+                        default_value="speed",
+                        allowed_values=["none", "speed"],
+                    )
+                ],
+            )
+        ],
+        unserved_engines=[modules.UnservedEngine(id="wasmtime-1.0.0", cause="it is\nbroken")],
+    ),
+    "ListPins": admin.ListPinsResponse(pins=[admin.Pin(module_sha256="ab" * 32)]),
+}
 
 
-class FakeDaemon(modules_grpc.ModuleServiceServicer, admin_grpc.AdminServiceServicer):
+class FakeDaemon(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Keeps modules by digest and "compiles" one to `artifact`."""
 
     def __init__(self) -> None:
@@ -78,6 +130,10 @@ class FakeDaemon(modules_grpc.ModuleServiceServicer, admin_grpc.AdminServiceServ
         # Of each call; empty for one that says nothing.
         self.priorities: list[str] = []
         self.routes: list[str] = []
+        self.tokens: list[str] = []
+        self.certificates: list[bytes] = []
+        # Over TLS: its own certificate, which may change.
+        self.pair: Pair | None = None
         self.refusals: deque[Refusal] = deque()
         self.modules: dict[str, bytes] = {}
         self.warm: set[tuple[str, str]] = set()
@@ -135,14 +191,36 @@ class FakeDaemon(modules_grpc.ModuleServiceServicer, admin_grpc.AdminServiceServ
         metadata = dict(context.invocation_metadata())
         self.priorities.append(metadata.get("wasmkiln-priority", ""))
         self.routes.append(metadata.get("wasmkiln-module", ""))
+        self.tokens.append(metadata.get("authorization", ""))
+        self.certificates += context.auth_context().get("x509_pem_cert", [])
         self.entered.set()
         context.add_callback(self.cancelled.set)
         self.hang.wait(10)
         if self.refusals:
             self.refusals.popleft().abort(context)
 
-    def Load(self, request: modules.LoadRequest, context: Any) -> modules.LoadResponse:  # noqa: N802
-        self._begin("Load", request, context)
+    def service(self, details: Any) -> Any:
+        """Handle every method as a stream, which on the wire a single answer is as well."""
+        method = details.method.rpartition("/")[2]
+        place = admin if "AdminService" in details.method else modules
+        kind = getattr(place, f"{method}Request", None)
+        if kind is None:  # of the health service
+            return None
+
+        def run(request: Any, context: Any) -> Iterator[Message]:
+            self._begin(method, request, context)
+            if method == "Compile":
+                yield from self._compile(request, context)
+            elif method in ANSWERS:
+                yield ANSWERS[method]
+            else:
+                yield getattr(self, f"_{method.lower()}")(request, context)
+
+        return grpc.unary_stream_rpc_method_handler(
+            run, kind.FromString, lambda answer: answer.SerializeToString()
+        )
+
+    def _load(self, request: modules.LoadRequest, context: Any) -> modules.LoadResponse:
         if request.module in self.refuse_module:
             self.refuse_module[request.module].abort(context)
         sha256 = hashlib.sha256(request.module).hexdigest()
@@ -156,8 +234,7 @@ class FakeDaemon(modules_grpc.ModuleServiceServicer, admin_grpc.AdminServiceServ
             engine=request.engine or "wasmer-1.1.0",
         )
 
-    def Compile(self, request: modules.CompileRequest, context: Any) -> Iterator[Any]:  # noqa: N802
-        self._begin("Compile", request, context)
+    def _compile(self, request: modules.CompileRequest, context: Any) -> Iterator[Message]:
         if request.WhichOneof("source") == "module":
             sha256 = hashlib.sha256(request.module).hexdigest()
             self.modules[sha256] = request.module
@@ -188,125 +265,49 @@ class FakeDaemon(modules_grpc.ModuleServiceServicer, admin_grpc.AdminServiceServ
             self.cuts.popleft().abort(context)
         yield from sent
 
-    def Stats(self, request: modules.StatsRequest, context: Any) -> modules.StatsResponse:  # noqa: N802
-        self._begin("Stats", request, context)
-        answer = modules.StatsResponse(
-            version="9.9.9",
-            hit_ratio=0.75,
-            redis_up=True,
-            redis_mode="embedded",
-            tiers=[modules.TierStats(tier="memory", entries=2, bytes=2**40, hits=3)],
-            compiles=[modules.CompileStats(outcome="ok", count=7, engine="wasmtime-50.0.1")],
-            workers=[modules.WorkerStats(engine="wasmtime-50.0.1", workers=2, busy=1)],
-            namespace="team-a",
-            engine_names={"wasmtime": "wasmtime-49.0.0"},
-            quotas=[
-                modules.QuotaUsage(
-                    identity="token:ci",
-                    quota="stored_bytes_per_hour",
-                    used=2**20,
-                    limit=2**29,
-                    refused=3,
-                )
-            ],
-            engine_warm_ups=[
-                modules.EngineWarmUp(
-                    engine="wasmtime-50.0.1", from_engine="wasmtime-49.0.0", total=9, done=4
-                )
-            ],
-        )
-        answer.uptime.FromSeconds(90)
-        return answer
-
-    def GetCapabilities(  # noqa: N802
-        self, request: modules.GetCapabilitiesRequest, context: Any
-    ) -> modules.GetCapabilitiesResponse:
-        self._begin("GetCapabilities", request, context)
-        return modules.GetCapabilitiesResponse(
-            version="9.9.9",
-            engines=[
-                modules.EngineCapabilities(
-                    engine=types.Engine(id="wasmer-1.1.0", name="wasmer", version="1.1.0"),
-                    default=True,
-                    kinds=[types.KIND_CORE_MODULE],
-                    isolation=modules.Isolation(
-                        layers=[
-                            modules.IsolationLayer(
-                                name="seccomp",
-                                state=modules.IsolationLayer.STATE_MISSING,
-                                detail="the kernel has none",
-                            )
-                        ],
-                        attempts=[
-                            modules.BreakOutAttempt(name="connect", refused=True),
-                            modules.BreakOutAttempt(name="fork", refused=False),
-                        ],
-                    ),
-                    targets=[
-                        modules.Target(
-                            triple="x86_64-unknown-linux-gnu", cpus=["x86-64-v3"], host=True
-                        )
-                    ],
-                    settings=[
-                        modules.Setting(
-                            name="opt_level",
-                            default_value="speed",
-                            allowed_values=["none", "speed"],
-                        )
-                    ],
-                )
-            ],
-            unserved_engines=[modules.UnservedEngine(id="wasmtime-1.0.0", cause="it is\nbroken")],
-        )
-
-    def FindMissing(  # noqa: N802
-        self, request: modules.FindMissingRequest, context: Any
-    ) -> modules.FindMissingResponse:
-        self._begin("FindMissing", request, context)
+    def _findmissing(self, request: Any, _context: Any) -> modules.FindMissingResponse:
         return modules.FindMissingResponse(
             missing=[k for k in request.keys if (k.module_sha256, k.engine) not in self.warm]
         )
 
-    def Evict(self, request: admin.EvictRequest, context: Any) -> admin.EvictResponse:  # noqa: N802
-        self._begin("Evict", request, context)
+    def _evict(self, _request: Any, _context: Any) -> admin.EvictResponse:
         return admin.EvictResponse(
             artifacts=2, modules=1, bytes=2048, unreachable_tiers=self.unreachable_tiers
         )
 
-    def Pin(self, request: admin.PinRequest, context: Any) -> admin.PinResponse:  # noqa: N802
-        self._begin("Pin", request, context)
-        pin = admin.Pin(
-            module_sha256=request.module_sha256,
-            tiers=[admin.PinnedInTier(tier="memory", artifacts=2, module=True, bytes=2048)],
-        )
+    def _pin(self, request: Any, _context: Any) -> admin.PinResponse:
+        tiers = [admin.PinnedInTier(tier="memory", artifacts=2, module=True, bytes=2048)]
+        pin = admin.Pin(module_sha256=request.module_sha256, tiers=tiers)
         return admin.PinResponse(pin=pin, redis_unreachable=bool(self.unreachable_tiers))
 
-    def Unpin(self, request: admin.UnpinRequest, context: Any) -> admin.UnpinResponse:  # noqa: N802
-        self._begin("Unpin", request, context)
+    def _unpin(self, _request: Any, _context: Any) -> admin.UnpinResponse:
         return admin.UnpinResponse(removed=True, redis_unreachable=bool(self.unreachable_tiers))
 
-    def ListPins(  # noqa: N802
-        self, request: admin.ListPinsRequest, context: Any
-    ) -> admin.ListPinsResponse:
-        self._begin("ListPins", request, context)
-        return admin.ListPinsResponse(pins=[admin.Pin(module_sha256="ab" * 32)])
-
-    def Drain(self, request: admin.DrainRequest, context: Any) -> admin.DrainResponse:  # noqa: N802
-        self._begin("Drain", request, context)
-        answer = admin.DrainResponse(calls=3, flights=1)
-        answer.grace.CopyFrom(request.grace)
-        return answer
+    def _drain(self, request: Any, _context: Any) -> admin.DrainResponse:
+        return admin.DrainResponse(calls=3, flights=1, grace=request.grace)
 
 
 @contextmanager
-def fake_daemon() -> Iterator[FakeDaemon]:
-    """Run a FakeDaemon, which listens on its `address`."""
+def fake_daemon(pair: Pair | None = None, client_ca: Path | None = None) -> Iterator[FakeDaemon]:
+    """Run one on its `address`: over TLS with `pair`, asking for certificates by `client_ca`."""
     fake = FakeDaemon()
-    server = grpc.server(futures.ThreadPoolExecutor(8))
-    modules_grpc.add_ModuleServiceServicer_to_server(fake, server)
-    admin_grpc.add_AdminServiceServicer_to_server(fake, server)
+    fake.pair = pair
+    server = grpc.server(futures.ThreadPoolExecutor(8), handlers=(fake,))
     health_pb2_grpc.add_HealthServicer_to_server(fake.health, server)
-    fake.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    if pair is None:
+        port = server.add_insecure_port("127.0.0.1:0")
+    else:
+
+        def current() -> Any:
+            assert fake.pair
+            chain = fake.pair.key_file.read_bytes(), fake.pair.cert_file.read_bytes()
+            roots = client_ca.read_bytes() if client_ca else None
+            return grpc.ssl_server_certificate_configuration([chain], roots)
+
+        asks = client_ca is not None
+        credentials = grpc.dynamic_ssl_server_credentials(current(), current, asks)
+        port = server.add_secure_port("127.0.0.1:0", credentials)
+    fake.address = f"127.0.0.1:{port}"
     server.start()
     yield fake
     fake.hang.set()

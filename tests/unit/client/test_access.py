@@ -1,14 +1,22 @@
-"""How a client chooses its address, TLS and token; and that no token is ever shown."""
+"""How a client chooses its address, TLS, token and limits; and that no token is ever shown."""
 
 from __future__ import annotations
 
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from wasmkiln import TLS, Client
-from wasmkiln.credentials import Access, profiles_file, read_profile, read_profiles
+from wasmkiln.client import choose_max_artifact_bytes, choose_timeout_s, parse_size
+from wasmkiln.credentials import (
+    Access,
+    choose_address,
+    profiles_file,
+    read_profile,
+    read_profiles,
+)
 
 from tests.authority import Authority
 
@@ -122,11 +130,6 @@ def test_a_wrong_profile_has_one_sentence(tmp_path: Path, text: str, words: str)
     assert "\n" not in str(wrong.value)
 
 
-def test_no_profiles_are_told() -> None:
-    with pytest.raises(ValueError, match=r"there are no profiles: .* does not exist; write it"):
-        Access.choose(profile="prod")
-
-
 def test_a_token_goes_over_plaintext_to_this_machine_only(monkeypatch: pytest.MonkeyPatch) -> None:
     for address in ("localhost:1", "127.0.0.1:1", "[::1]:1", "unix:/run/kiln.sock"):
         assert Access.choose(address, token=SECRET).credentials
@@ -140,10 +143,15 @@ def test_a_token_goes_over_plaintext_to_this_machine_only(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("text", ["", " \n", "two words", "line\nbreak", "é", "x" * 8000, "\x1b[m"])
-def test_what_is_no_token_is_refused_and_not_shown(text: str) -> None:
-    with pytest.raises(ValueError, match="cannot use the token: ") as wrong:
-        Client(token=text)
-    assert text.strip() == "" or text not in str(wrong.value)
+def test_what_is_no_token_is_refused_and_not_shown(text: str, token_file: Path) -> None:
+    token_file.write_text(text)
+    for given, what in (
+        ({"token": text}, "the token"),
+        ({"token_file": token_file}, f"the token in {token_file}"),
+    ):
+        with pytest.raises(ValueError, match=f"cannot use {what}: ") as wrong:
+            Access.choose(**given)
+        assert text.strip() == "" or text not in str(wrong.value)
 
 
 def test_no_repr_shows_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,24 +161,6 @@ def test_no_repr_shows_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = [repr(each) for each in (access, access.credentials, vars(client))]
     client.close()
     assert not [each for each in shown if SECRET in each]
-
-
-def test_one_token_and_one_place_for_it(token_file: Path) -> None:
-    with pytest.raises(ValueError, match="give one of them"):
-        Access.choose(token=SECRET, token_file=token_file)
-    with pytest.raises(FileNotFoundError):
-        Access.choose(token_file=token_file.with_name("none"))
-
-
-def test_an_argument_of_another_type_is_told() -> None:
-    with pytest.raises(TypeError, match=r"write TLS\(ca_file=…\)"):
-        Client(tls="ca.pem")  # type: ignore[arg-type]
-
-
-def test_an_empty_token_file_is_named(token_file: Path) -> None:
-    token_file.write_text("")
-    with pytest.raises(ValueError, match=f"cannot use the token in {token_file}: it is empty"):
-        Client(token_file=token_file)
 
 
 def test_a_token_that_every_user_can_read_is_warned_of(
@@ -186,15 +176,25 @@ def test_a_token_that_every_user_can_read_is_warned_of(
     ]
 
 
-@pytest.mark.parametrize("name", ["Team", "a_b", "-a", "a" * 64, "a/b", ".."])
-def test_a_namespace_has_a_shape(name: str) -> None:
-    with pytest.raises(ValueError, match="a namespace"):
-        Access.choose(namespace=name)
-
-
-def test_a_unix_socket_speaks_no_tls() -> None:
-    with pytest.raises(ValueError, match="a Unix socket speaks no TLS: leave out tls"):
-        Access.choose("unix:/run/kiln.sock", tls=True)
+@pytest.mark.parametrize(
+    ("given", "kind", "says"),
+    [
+        *(
+            ({"namespace": name}, ValueError, "a namespace")
+            for name in ("Team", "a_b", "-a", "a" * 64, "a/b", "..")
+        ),
+        ({"tls": "ca.pem"}, TypeError, r"write TLS\(ca_file=…\)"),
+        ({"address": "unix:/run/kiln.sock", "tls": True}, ValueError, "speaks no TLS: leave out"),
+        ({"token": SECRET, "token_file": "f"}, ValueError, "give one of them"),
+        ({"token_file": "/none"}, FileNotFoundError, "/none"),
+        ({"profile": "prod"}, ValueError, r"there are no profiles: .* does not exist; write it"),
+    ],
+)
+def test_arguments_that_cannot_be_used(
+    given: dict[str, Any], kind: type[Exception], says: str
+) -> None:
+    with pytest.raises(kind, match=says):
+        Access.choose(**given)
 
 
 def test_files_that_are_not_what_they_should_be_are_told_at_once(tmp_path: Path) -> None:
@@ -202,9 +202,12 @@ def test_files_that_are_not_what_they_should_be_are_told_at_once(tmp_path: Path)
     one, two = (authority.client(name, dns="a") for name in ("one", "two"))
     text = tmp_path / "text"
     text.write_text("hello")
+    large = tmp_path / "large"
+    large.write_bytes(bytes(2**20 + 1))
     ca = authority.ca_file
     for tls, words in (
         (TLS(ca_file=text), "cannot use .*text: expected CAs in PEM"),
+        (TLS(ca_file=large), "cannot use .*large: it is larger than 1 MiB"),
         (TLS(ca, one.cert_file, two.key_file), "expected a certificate and the key of it in PEM"),
         (TLS(ca, text, one.key_file), "expected a certificate and the key of it in PEM"),
     ):
@@ -214,3 +217,70 @@ def test_files_that_are_not_what_they_should_be_are_told_at_once(tmp_path: Path)
         Client("localhost:1", tls=TLS(ca_file=tmp_path / "none"))
     with pytest.raises(ValueError, match="both of its files: cert_file is missing"):
         TLS(key_file="key")
+
+
+# --- numbers and addresses ------------------------------------------------------------------
+
+
+def test_a_size_is_above_zero() -> None:
+    assert parse_size(" 1.5GiB ") == 3 * 2**29
+    for text in ("0", "-1", "1.0001KiB", "1TiB", "9" * 30):
+        with pytest.raises(ValueError, match="is not a size"):
+            parse_size(text)
+
+
+def test_argument_environment_and_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    for choose, default, variable, text, value, argument in (
+        (choose_max_artifact_bytes, 2**30, "MAX_ARTIFACT_BYTES", "2MiB", 2**21, 7),
+        (choose_timeout_s, 60, "TIMEOUT_S", "2.5", 2.5, 9),
+    ):
+        assert choose(None) == default
+        monkeypatch.setenv(f"WASMKILN_{variable}", text)
+        assert choose(None) == value
+        assert choose(argument) == argument
+    assert choose_timeout_s(1e300) == 365 * 24 * 3600
+    assert choose_address("") == "127.0.0.1:50051"
+    monkeypatch.setenv("WASMKILN_ADDRESS", "unix:/run/kiln.sock")
+    assert choose_address("") == "unix:/run/kiln.sock"
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["[::1]:50051", "dns:///kiln", "ipv4:127.0.0.1:1", "kiln:65535", "unix:///run/kiln.sock"],
+)
+def test_addresses_are_for_grpc(address: str) -> None:
+    assert choose_address(address) == address
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["localhost", "10.0.0.1", "h:0", "h:99999", "h:http", ":1", "http://h:50051", "ring:a:1,b:2"],
+)
+def test_an_address_without_a_port_is_refused(address: str) -> None:
+    says = "proxy that routes by" if address.startswith("ring") else "with a port from 1 to 65535"
+    with pytest.raises(ValueError, match=says):
+        choose_address(address)
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "-1", "nan", "inf"])
+def test_an_impossible_number_names_its_variable(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("WASMKILN_TIMEOUT_S", text)
+    monkeypatch.setenv("WASMKILN_MAX_ARTIFACT_BYTES", text)
+    with pytest.raises(ValueError, match="WASMKILN_TIMEOUT_S"):
+        choose_timeout_s(None)
+    with pytest.raises(ValueError, match="WASMKILN_MAX_ARTIFACT_BYTES"):
+        choose_max_artifact_bytes(None)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *({"max_artifact_bytes": value} for value in (0, -1, True, 1.5, "big")),
+        *({"timeout_s": 0}, {"max_attempts": 0}),
+    ],
+)
+def test_impossible_arguments(given: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(given))):
+        Client(**given)

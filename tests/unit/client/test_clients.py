@@ -13,50 +13,55 @@ import grpc
 import pytest
 import wasmkiln
 from grpc_health.v1 import health_pb2
-from wasmkiln import ArtifactKey, Phase
+from wasmkiln import ArtifactKey, Phase, errors
+from wasmkiln.rpc import pause_s
+
+from tests.unit.client.fake_daemon import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.unit.client.fake_daemon import FakeDaemon, Refusal
+    from tests.unit.client.fake_daemon import FakeDaemon
 
 WASM = b"\0asm\x01\0\0\0"
 DIGEST = hashlib.sha256(WASM).hexdigest()
+OTHER = "ab" * 32
 
 
-def test_load_sends_the_module_and_what_is_expected_of_it(daemon: FakeDaemon, client: Any) -> None:
-    answer = client.load(WASM, expected_sha256=DIGEST, engine="wasmtime")
+def full(retry_after_s: float) -> Refusal:
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    return Refusal(code, "COMPILE_QUEUE_FULL", retry_after_s=retry_after_s)
+
+
+@pytest.mark.parametrize("kind", [str, Path, bytes, bytearray, memoryview])
+def test_load_sends_the_module_and_what_is_expected_of_it(
+    daemon: FakeDaemon, client: Any, tmp_path: Path, kind: Any
+) -> None:
+    path = tmp_path / "m.wasm"
+    path.write_bytes(WASM)
+    source = kind(path) if kind in (str, Path) else kind(WASM)
+    answer = client.load(source, expected_sha256=DIGEST, engine="wasmtime")
     assert (answer.sha256, answer.size_bytes, answer.already_loaded) == (DIGEST, 8, False)
     [request] = daemon.requests("Load")
     assert (request.module, request.expected_sha256, request.engine) == (WASM, DIGEST, "wasmtime")
 
 
-def test_background_work_says_so_with_every_attempt(daemon: FakeDaemon, client: Any) -> None:
+def test_what_a_call_is_about_and_how_urgent_it_is_stands_in_its_metadata(
+    daemon: FakeDaemon, client: Any
+) -> None:
     client.compile(WASM, background=True)
     client.load(WASM, background=True)
     client.compile(WASM)
     client.load(WASM)
+    for call in (client.pin, client.unpin):
+        call(OTHER)
+    client.evict(module_sha256=OTHER)
+    assert daemon.routes == [DIGEST] * 5 + [OTHER] * 3
     client.stats()
-    assert daemon.priorities == ["background"] * 3 + [""] * 3
-
-
-@pytest.mark.parametrize("kind", [str, Path, bytes, bytearray, memoryview])
-def test_a_module_is_a_path_or_its_bytes(client: Any, tmp_path: Path, kind: Any) -> None:
-    path = tmp_path / "m.wasm"
-    path.write_bytes(WASM)
-    source = kind(path) if kind in (str, Path) else kind(WASM)
-    assert client.load(source).sha256 == DIGEST
-
-
-def test_load_of_a_digest_is_a_mistake(daemon: FakeDaemon, client: Any) -> None:
-    with pytest.raises(ValueError, match="digest has no bytes"):
-        client.load(DIGEST)
-    assert not daemon.calls
-
-
-def test_a_missing_file_is_an_oserror(client: Any, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        client.compile(tmp_path / "none.wasm")
+    client.evict(everything=True)
+    client.find_missing([DIGEST])
+    assert daemon.routes[8:] == ["", "", ""]
+    assert daemon.priorities == ["background"] * 3 + [""] * 8
 
 
 def test_compile_uploads_only_after_the_digest_was_unknown(daemon: FakeDaemon, client: Any) -> None:
@@ -71,20 +76,16 @@ def test_compile_uploads_only_after_the_digest_was_unknown(daemon: FakeDaemon, c
         assert dict(request.settings) == {"a": "b"}
         assert not request.skip_cache_lookup
         assert not request.omit_artifact
-
-
-def test_compile_of_a_known_module_uploads_nothing(daemon: FakeDaemon, client: Any) -> None:
-    daemon.modules[DIGEST] = WASM
-    assert client.compile(WASM).bytes == daemon.artifact
-    [request] = daemon.requests("Compile")
-    assert request.WhichOneof("source") == "sha256"
-
-
-def test_compile_by_an_unknown_digest_raises(daemon: FakeDaemon, client: Any) -> None:
+    artifact = client.compile(WASM, omit_artifact=True, skip_cache_lookup=True)
+    assert (artifact.bytes, artifact.header.size_bytes) == (b"", len(daemon.artifact))
+    [request] = daemon.requests("Compile")[2:]
+    assert request.WhichOneof("source") == "sha256", "a known module is not uploaded"
+    assert request.omit_artifact
+    assert request.skip_cache_lookup
     with pytest.raises(wasmkiln.ModuleNotLoaded) as caught:
-        client.compile(DIGEST)
+        client.compile(OTHER)
     assert caught.value.code is grpc.StatusCode.NOT_FOUND
-    assert len(daemon.calls) == 1
+    assert len(daemon.calls) == 4
 
 
 def test_a_file_whose_name_looks_like_a_digest_is_a_file(
@@ -96,35 +97,15 @@ def test_a_file_whose_name_looks_like_a_digest_is_a_file(
     assert daemon.requests("Compile")[0].sha256 == DIGEST
 
 
-def test_omitting_the_artifact_and_skipping_the_cache(daemon: FakeDaemon, client: Any) -> None:
-    artifact = client.compile(WASM, omit_artifact=True, skip_cache_lookup=True)
-    assert artifact.bytes == b""
-    assert artifact.header.size_bytes == len(daemon.artifact)
-    assert all(r.omit_artifact and r.skip_cache_lookup for r in daemon.requests("Compile"))
-
-
 def test_an_artifact_above_grpc_s_message_limit_arrives(daemon: FakeDaemon, client: Any) -> None:
     daemon.artifact, daemon.chunk_bytes = bytes(range(256)) * 40_000, 2**20
-    assert client.compile(WASM).bytes == daemon.artifact
-
-
-def test_progress_tells_every_phase(daemon: FakeDaemon, client: Any) -> None:
     seen: list[wasmkiln.Progress] = []
-    client.compile(WASM, on_progress=seen.append)
+    assert client.compile(WASM, on_progress=seen.append).bytes == daemon.artifact
     assert [p.phase for p in seen[:2]] == [Phase.ASKING, Phase.UPLOADING]
     downloads = seen[2:]
     assert {p.phase for p in downloads} == {Phase.DOWNLOADING}
     assert downloads[0].done_bytes == 0
     assert downloads[-1].done_bytes == downloads[-1].total_bytes == len(daemon.artifact)
-
-
-def test_an_error_in_the_callback_reaches_the_caller(client: Any) -> None:
-    def broken(progress: wasmkiln.Progress) -> None:
-        if progress.phase is Phase.DOWNLOADING:
-            raise LookupError("mine")
-
-    with pytest.raises(LookupError, match="mine"):
-        client.compile(WASM, on_progress=broken)
 
 
 class _Endless(list[Any]):
@@ -137,16 +118,18 @@ class _Endless(list[Any]):
             yield self[1]
 
 
-def test_a_call_that_nobody_reads_any_more_is_ended(daemon: FakeDaemon, client: Any) -> None:
+def test_an_error_in_the_callback_reaches_the_caller_and_ends_the_call(
+    daemon: FakeDaemon, client: Any
+) -> None:
     daemon.modules[DIGEST] = WASM
     daemon.header_changes = {"size_bytes": 2**30}
     daemon.tamper = _Endless
 
     def enough(progress: wasmkiln.Progress) -> None:
         if progress.done_bytes:
-            raise LookupError
+            raise LookupError("mine")
 
-    with pytest.raises(LookupError) as caught:
+    with pytest.raises(LookupError, match="mine") as caught:
         client.compile(WASM, on_progress=enough)
     assert daemon.cancelled.wait(3)
     assert caught.value  # its traceback holds the call, so that no destructor ended it
@@ -157,16 +140,10 @@ def _flip(messages: list[Any]) -> list[Any]:
     return messages
 
 
-def _foreign(messages: list[Any]) -> list[Any]:
-    messages[0].header.module_sha256 = "b" * 64
-    return messages
-
-
 @pytest.mark.parametrize(
     ("tamper", "says"),
     [
         (_flip, "SHA-256"),
-        (_foreign, "asked for an artifact of module"),
         (lambda m: m[:-1], "ended after"),
         (lambda m: [*m, m[-1]], "longer than"),
         (lambda m: m[1:], "before its header"),
@@ -184,14 +161,11 @@ def test_a_stream_that_is_not_what_its_header_says_is_refused(
     assert len(daemon.requests("Compile")) == 2  # by digest and upload, and no retry
 
 
-def test_stats_and_capabilities(client: Any) -> None:
-    assert client.stats().tiers[0].hits == 3
-    assert client.capabilities().engines[0].engine.id == "wasmer-1.1.0"
-
-
 def test_find_missing_keeps_order_and_splits_what_is_too_much(
     daemon: FakeDaemon, client: Any
 ) -> None:
+    assert client.find_missing([]) == []
+    assert not daemon.calls
     digests = [f"{n:064x}" for n in range(10_001)]
     daemon.warm = {(digest, "") for digest in digests[1:-1]}
     key = ArtifactKey(module_sha256="f" * 64, engine="wasmer")
@@ -199,11 +173,16 @@ def test_find_missing_keeps_order_and_splits_what_is_too_much(
     assert [k.module_sha256 for k in missing] == [digests[0], digests[-1], "f" * 64]
     assert missing[-1].engine == "wasmer"
     assert [len(r.keys) for r in daemon.requests("FindMissing")] == [10_000, 2]
-
-
-def test_find_missing_of_nothing_asks_nobody(daemon: FakeDaemon, client: Any) -> None:
-    assert client.find_missing([]) == []
-    assert not daemon.calls
+    daemon.calls.clear()
+    settings = {f"setting_{number}": "x" * 200 for number in range(10)}
+    large = [
+        ArtifactKey(module_sha256=digest, engine="e", settings=settings if n % 2 else {})
+        for n, digest in enumerate(digests[:3_000])
+    ]
+    assert client.find_missing(large) == large
+    batches = daemon.requests("FindMissing")
+    assert max(batch.ByteSize() for batch in batches) <= 2 * 1024 * 1024
+    assert len(batches) < 6
 
 
 def test_evict_names_one_scope(daemon: FakeDaemon, client: Any) -> None:
@@ -215,19 +194,34 @@ def test_evict_names_one_scope(daemon: FakeDaemon, client: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("method", "arguments"),
     [
-        {},
-        {"engine": "e", "everything": True},
-        {"module_sha256": "short"},
-        {"everything": True, "tier": "disk"},
+        ("evict", {}),
+        ("evict", {"engine": "e", "everything": True}),
+        ("evict", {"module_sha256": "short"}),
+        ("evict", {"everything": True, "tier": "disk"}),
+        *(("drain", {"grace_s": grace_s}) for grace_s in (-1, float("nan"), float("inf"), 1e300)),
+        ("load", {"source": DIGEST}),
+        ("compile", {"source": "\0"}),
     ],
 )
-def test_evict_refuses_what_is_ambiguous(
-    daemon: FakeDaemon, client: Any, arguments: dict[str, Any]
+def test_arguments_that_are_refused(
+    daemon: FakeDaemon, client: Any, tmp_path: Path, method: str, arguments: dict[str, Any]
 ) -> None:
     with pytest.raises(ValueError):
-        client.evict(**arguments)
+        getattr(client, method)(**arguments)
+    for source, kind in (("none.wasm", FileNotFoundError), (7, TypeError)):
+        with pytest.raises(kind):
+            client.compile(source)
+    large = tmp_path / "large.wasm"
+    large.touch()
+    os.truncate(large, 2**30 + 1)
+    with pytest.raises(errors.ModuleTooLarge, match="the highest limit of any daemon"):
+        client.compile(large)
+    with pytest.raises(TypeError):
+        client.compile(WASM, settings={"consume_fuel": True})
+    with pytest.raises(TypeError, match="one string"):
+        client.find_missing(DIGEST)
     assert not daemon.calls
 
 
@@ -237,13 +231,6 @@ def test_drain_sends_the_grace_that_was_given(daemon: FakeDaemon, client: Any) -
     client.drain(grace_s=2.5)
     sent = [(r.HasField("grace"), r.grace.ToMilliseconds()) for r in daemon.requests("Drain")]
     assert sent == [(False, 0), (True, 0), (True, 2500)]
-
-
-@pytest.mark.parametrize("grace_s", [-1, float("nan"), float("inf"), 1e300])
-def test_drain_refuses_what_is_no_duration(daemon: FakeDaemon, client: Any, grace_s: float) -> None:
-    with pytest.raises(ValueError, match="grace_s"):
-        client.drain(grace_s)
-    assert not daemon.calls
 
 
 def test_health_speaks_the_standard_protocol(daemon: FakeDaemon, client: Any) -> None:
@@ -256,7 +243,18 @@ def test_health_speaks_the_standard_protocol(daemon: FakeDaemon, client: Any) ->
     assert caught.value.code is grpc.StatusCode.NOT_FOUND
 
 
-def test_a_deadline_ends_a_call_that_hangs(daemon: FakeDaemon, client: Any) -> None:
+# --- deadlines and attempts -----------------------------------------------------------------
+
+
+def test_a_deadline_ends_a_call_that_hangs(daemon: FakeDaemon, client: Any, tmp_path: Path) -> None:
+    slow = tmp_path / "slow.wasm"
+    os.mkfifo(slow)
+    writer = threading.Timer(0.3, slow.write_bytes, (WASM,))
+    writer.start()
+    with pytest.raises(wasmkiln.DeadlineExceeded):
+        client.load(slow, timeout_s=0.1)
+    writer.join()
+    assert not daemon.calls, "it passed before the call"
     daemon.hang.clear()
     start_s = time.monotonic()
     with pytest.raises(wasmkiln.DeadlineExceeded, match=r"within 0\.3 s") as caught:
@@ -266,56 +264,22 @@ def test_a_deadline_ends_a_call_that_hangs(daemon: FakeDaemon, client: Any) -> N
     assert len(daemon.calls) == 1
 
 
-def test_a_deadline_that_passed_before_the_call(
-    daemon: FakeDaemon, client: Any, tmp_path: Path
-) -> None:
-    slow = tmp_path / "slow.wasm"
-    os.mkfifo(slow)
-    writer = threading.Timer(0.3, slow.write_bytes, (WASM,))
-    writer.start()
-    with pytest.raises(wasmkiln.DeadlineExceeded):
-        client.load(slow, timeout_s=0.1)
-    writer.join()
-    assert not daemon.calls
-
-
-def test_no_daemon_is_said_with_what_to_do(make_client: Callable[..., Any]) -> None:
-    client = make_client("127.0.0.1:1", timeout_s=5)
-    with pytest.raises(
-        wasmkiln.ConnectionFailed, match=r"at 127\.0\.0\.1:1 \(connection refused\)"
-    ) as caught:
-        client.stats()
-    assert "wasmkilnd serve" in caught.value.message
-    assert "WASMKILN_ADDRESS" in caught.value.message
-
-
-def test_retry_info_is_kept_to(daemon: FakeDaemon, client: Any, refusal: type[Refusal]) -> None:
-    full = refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "COMPILE_QUEUE_FULL", retry_after_s=0.4)
-    daemon.modules[DIGEST] = WASM
-    daemon.refuse(full)
+def test_retry_info_is_kept_to(daemon: FakeDaemon, client: Any) -> None:
+    daemon.refuse(full(0.4))
     start_s = time.monotonic()
-    assert client.compile(WASM).bytes == daemon.artifact
+    assert client.stats().version == "9.9.9"
     assert time.monotonic() - start_s >= 0.4
-    assert len(daemon.calls) == 2
-
-
-def test_retry_info_beyond_the_deadline_is_not_waited_for(
-    daemon: FakeDaemon, client: Any, refusal: type[Refusal]
-) -> None:
-    daemon.refuse(
-        refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "COMPILE_QUEUE_FULL", retry_after_s=30)
-    )
-    start_s = time.monotonic()
+    daemon.refuse(full(30))
     with pytest.raises(wasmkiln.CompileQueueFull) as caught:
-        client.compile(WASM, timeout_s=25)
+        client.stats(timeout_s=25)
     assert caught.value.retry_after_s == 30
-    assert time.monotonic() - start_s < 20
+    assert time.monotonic() - start_s < 20, "no pause beyond the deadline"
 
 
 def test_a_draining_daemon_is_tried_again_up_to_max_attempts(
-    daemon: FakeDaemon, make_client: Callable[..., Any], refusal: type[Refusal]
+    daemon: FakeDaemon, make_client: Callable[..., Any]
 ) -> None:
-    draining = refusal(grpc.StatusCode.UNAVAILABLE, "SERVER_DRAINING")
+    draining = Refusal(grpc.StatusCode.UNAVAILABLE, "SERVER_DRAINING")
     daemon.refuse(draining, draining)
     assert make_client(daemon.address).stats().version == "9.9.9"
     daemon.refuse(draining, draining)
@@ -331,35 +295,42 @@ def test_a_draining_daemon_is_tried_again_up_to_max_attempts(
         (grpc.StatusCode.RESOURCE_EXHAUSTED, "COMPILE_MEMORY_LIMIT"),
         (grpc.StatusCode.DEADLINE_EXCEEDED, "COMPILE_TIMEOUT"),
         (grpc.StatusCode.INTERNAL, "COMPILER_CRASHED"),
+        (grpc.StatusCode.UNAUTHENTICATED, "CREDENTIALS_INVALID"),
     ],
 )
 def test_nothing_else_is_tried_again(
-    daemon: FakeDaemon, client: Any, refusal: type[Refusal], code: grpc.StatusCode, reason: str
+    daemon: FakeDaemon, client: Any, code: grpc.StatusCode, reason: str
 ) -> None:
-    daemon.refuse(refusal(code, reason))
+    daemon.refuse(Refusal(code, reason))
     with pytest.raises(wasmkiln.WasmkilnError) as caught:
         client.load(WASM)
     assert caught.value.reason == reason
     assert len(daemon.calls) == 1
+    # No error of gRPC hangs on what is raised.
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
 
 
-def test_a_stream_that_broke_starts_again_from_nothing(
-    daemon: FakeDaemon, client: Any, refusal: type[Refusal]
-) -> None:
+def test_a_stream_that_broke_starts_again_from_nothing(daemon: FakeDaemon, client: Any) -> None:
     daemon.modules[DIGEST] = WASM
-    daemon.cuts.append(refusal(grpc.StatusCode.UNAVAILABLE))
+    daemon.cuts.append(Refusal(grpc.StatusCode.UNAVAILABLE))
     assert client.compile(WASM).bytes == daemon.artifact
     assert len(daemon.calls) == 2
 
 
-def test_no_grpc_error_hangs_on_what_is_raised(
-    daemon: FakeDaemon, client: Any, refusal: type[Refusal]
-) -> None:
-    daemon.refuse(refusal(grpc.StatusCode.INVALID_ARGUMENT, "NOT_WASM"))
-    with pytest.raises(wasmkiln.NotWasm) as caught:
-        client.load(b"text")
-    assert caught.value.__cause__ is None
-    assert caught.value.__context__ is None
+@pytest.mark.parametrize("chance", [0.0, 0.5, 1.0])
+def test_how_long_a_pause_is(monkeypatch: pytest.MonkeyPatch, chance: float) -> None:
+    monkeypatch.setattr("wasmkiln.rpc.random.random", lambda: chance)
+    jitter = 0.5 + 0.5 * chance
+    backoff = [jitter * pause for pause in (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0)]
+    lost = errors.ConnectionFailed("lost")
+    assert [pause_s(lost, n) for n in range(1, 9)] == pytest.approx(backoff)
+    assert pause_s(lost, 5_000) == pytest.approx(5.0 * jitter)
+    for told_s in (3.0, 0.0, -1.0):  # never shortened, and never at once
+        told = errors.CompileQueueFull("full", retry_after_s=told_s)
+        pauses = [max(0, told_s) + pause for pause in backoff]
+        assert [pause_s(told, n) for n in range(1, 9)] == pytest.approx(pauses)
+    assert pause_s(errors.CompileQueueFull("without saying for how long"), 1) is None
 
 
 def test_a_closed_client_says_so(daemon: FakeDaemon, make_client: Callable[..., Any]) -> None:

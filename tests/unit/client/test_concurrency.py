@@ -1,35 +1,36 @@
-"""Threads, tasks, cancellation and closing while something runs."""
+"""Threads, tasks, connections, cancellation and closing while something runs."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
+import os
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
-from wasmkiln import AsyncClient, Client, WasmkilnError
+from grpc_health.v1 import health, health_pb2_grpc
+from wasmkiln import AsyncClient, Client, ConnectionFailed, DeadlineExceeded, WasmkilnError
+
+from tests.faults.proxy import Line, Proxy
+from tests.unit.client.fake_daemon import Refusal
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
-    from tests.unit.client.fake_daemon import FakeDaemon, Refusal
+    from tests.unit.client.fake_daemon import FakeDaemon
 
 
-def test_one_client_serves_many_threads(daemon: FakeDaemon) -> None:
+async def test_one_client_serves_many_threads_or_tasks(daemon: FakeDaemon) -> None:
+    modules = [b"\0asm\x01\0\0\0" + bytes([n]) for n in range(24)]
     with Client(daemon.address) as client, ThreadPoolExecutor(8) as pool:
-        modules = [b"\0asm\x01\0\0\0" + bytes([n]) for n in range(24)]
         artifacts = list(pool.map(client.compile, modules))
+    async with AsyncClient(daemon.address) as loop_client:
+        artifacts += await asyncio.gather(*map(loop_client.compile, modules))
     assert all(artifact.bytes == daemon.artifact for artifact in artifacts)
-    assert len({artifact.header.module_sha256 for artifact in artifacts}) == 24
-
-
-async def test_one_client_serves_many_tasks(daemon: FakeDaemon) -> None:
-    async with AsyncClient(daemon.address) as client:
-        modules = [b"\0asm\x01\0\0\0" + bytes([n]) for n in range(24)]
-        artifacts = await asyncio.gather(*map(client.compile, modules))
     assert len({artifact.header.module_sha256 for artifact in artifacts}) == 24
 
 
@@ -47,8 +48,6 @@ async def test_a_cancelled_task_ends_its_call(daemon: FakeDaemon) -> None:
 async def test_the_event_loop_turns_while_a_file_is_read(
     daemon: FakeDaemon, tmp_path: Path
 ) -> None:
-    import os
-
     pipe = tmp_path / "slow.wasm"
     os.mkfifo(pipe)
     async with AsyncClient(daemon.address) as client:
@@ -71,17 +70,58 @@ def test_closing_ends_a_call_in_another_thread(daemon: FakeDaemon) -> None:
     assert caught.value.code is grpc.StatusCode.CANCELLED
 
 
-def test_closing_ends_a_pause_between_attempts(daemon: FakeDaemon, refusal: type[Refusal]) -> None:
+async def test_closing_ends_a_call_of_another_task_and_cancels_no_task(daemon: FakeDaemon) -> None:
+    daemon.hang.clear()
+    client = AsyncClient(daemon.address)
+    task = asyncio.create_task(client.stats())
+    assert await asyncio.to_thread(daemon.entered.wait, 5)
+    await client.close()
+    with pytest.raises(WasmkilnError, match="closed") as caught:
+        await task
+    assert caught.value.code is grpc.StatusCode.CANCELLED
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+async def test_closing_ends_a_pause_between_attempts(daemon: FakeDaemon, kind: Any) -> None:
     daemon.refuse(
-        refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "COMPILE_QUEUE_FULL", retry_after_s=20)
+        Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "COMPILE_QUEUE_FULL", retry_after_s=20)
     )
-    client = Client(daemon.address)
-    with ThreadPoolExecutor(1) as pool:
-        call = pool.submit(client.stats)
-        assert daemon.entered.wait(30)
-        threading.Event().wait(0.2)
-        start_s = time.monotonic()
-        client.close()
-        with pytest.raises(RuntimeError, match="closed"):
-            call.result(30)
+    client = kind(daemon.address)
+    in_thread = kind is Client
+    call = asyncio.to_thread(client.stats) if in_thread else client.stats()
+    task = asyncio.create_task(call)
+    assert await asyncio.to_thread(daemon.entered.wait, 30)
+    await asyncio.sleep(0.2)
+    start_s = time.monotonic()
+    closed = client.close()
+    if closed is not None:
+        await closed
+    with pytest.raises(RuntimeError, match="closed"):
+        await task
     assert time.monotonic() - start_s < 15
+
+
+# --- connections ----------------------------------------------------------------------------
+
+
+def test_a_connection_may_take_long(make_client: Callable[..., Any], tmp_path: Path) -> None:
+    server = grpc.server(ThreadPoolExecutor(2))
+    health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
+    server.add_insecure_port(f"unix:{tmp_path}/socket")
+    server.start()
+    with Proxy(tmp_path / "socket") as proxy:
+        proxy.set(Line(delay_s=0.5))
+        client = make_client(f"127.0.0.1:{proxy.port}", timeout_s=30, max_attempts=1)
+        assert client.health() == "SERVING"
+    server.stop(None).wait()
+
+
+def test_a_connection_ends_with_its_call_and_a_refused_port_fails_at_once(
+    make_client: Callable[..., Any],
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(DeadlineExceeded):
+            make_client(address, timeout_s=0.5).health()
+    with pytest.raises(ConnectionFailed):
+        make_client(address, timeout_s=60).health()

@@ -84,33 +84,45 @@ def test_the_table_is_complete() -> None:
     assert sorted(FIELDS) == sorted(paths())
 
 
-@pytest.mark.parametrize("path", FIELDS)
-def test_what_is_attested_is_verified(path: str) -> None:
-    header = true_header()
-    change(header, path)
-    artifact = Artifact(b"", header)
-    if path == "attestation" or Basis.ATTESTED in FIELDS[path]:
-        with pytest.raises(AttestationInvalid):
-            artifact.verify(OURS.key.hex)
-    else:
-        artifact.verify(OURS.key.hex)
+SAYS = {
+    "engine.id": r"calls the engine wasmtime-50\.0\.1 wasmtime-50\.0\.0",
+    "engine.name": r"asked for engine wasmtime-50\.0\.1, got wasmtim0-50",
+    "engine.version": r"asked for engine wasmtime-50\.0\.1, got wasmtime-50\.0\.0",
+    "target": "asked for target x86_64-unknown-linux-gnu, got x86_64-unknown-linux-gn0",
+    "cpu": "asked for cpu baseline, got baselin0",
+    "settings": "asked for setting consume_fuel true, got false",
+    "changed_settings": "asked for setting consume_fuel true, got false",
+}
 
 
 @pytest.mark.parametrize("path", FIELDS)
-def test_what_is_compared_is_compared_without_any_key(
+def test_each_field_is_checked_by_what_vouches_for_it(
     server: LyingServer, make_client: Callable[..., Any], path: str
 ) -> None:
-    client = make_client(server.address, timeout_s=30)
+    without = make_client(server.address, timeout_s=30)
+    trusting = make_client(server.address, timeout_s=30, trusted_keys=OURS.key.hex)
     answer(server, true_header())
-    assert client.compile(honest.WASM, **ASKED).bytes == honest.ARTIFACT
+    for client in (without, trusting):
+        assert client.compile(honest.WASM, **ASKED).bytes == honest.ARTIFACT
     header = true_header()
     change(header, path)
     answer(server, header)
-    if FIELDS[path] & (Basis.CALL | Basis.BYTES):
-        with pytest.raises(ArtifactMismatch):
-            client.compile(honest.WASM, **ASKED)
+    if path == "attestation" or Basis.ATTESTED in FIELDS[path]:
+        with pytest.raises(AttestationInvalid):
+            Artifact(b"", header).verify(OURS.key.hex)
     else:
-        client.compile(honest.WASM, **ASKED)
+        Artifact(b"", header).verify(OURS.key.hex)
+    if FIELDS[path] & (Basis.CALL | Basis.BYTES):
+        for client in (without, trusting):
+            with pytest.raises(ArtifactMismatch):
+                client.compile(honest.WASM, **ASKED)
+        # A signature binds an artifact to its header, and not to what a call asked for.
+        OURS.attest(header)
+        answer(server, header)
+        with pytest.raises(ArtifactMismatch, match=SAYS.get(path, "asked|artifact|says")):
+            trusting.compile(honest.WASM, **ASKED)
+    else:
+        without.compile(honest.WASM, **ASKED)
 
 
 class Recorded:
@@ -138,6 +150,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wasmtime", SimpleNamespace(Engine=dict, Module=Module))
     monkeypatch.setattr(loading, "installed", lambda name: "50.0.1")
     monkeypatch.setattr(loading, "_engine", lambda settings: dict(settings))
+    monkeypatch.setattr(loading, "_engines", {})
 
 
 @pytest.mark.parametrize("trusted", [False, True])
@@ -214,42 +227,27 @@ def fast_header(**fields: Any) -> ArtifactHeader:
     return header
 
 
-@pytest.mark.parametrize(
-    "asked", [{"accept_fast": True}, {"settings": {**ASKED["settings"], **FAST}}], ids=str
-)
-def test_who_accepts_fast_code_gets_it(
-    server: LyingServer, make_client: Callable[..., Any], asked: dict[str, Any]
-) -> None:
-    client = make_client(server.address, timeout_s=30)
-    answer(server, fast_header())
-    assert client.compile(honest.WASM, **{**ASKED, **asked}).header.is_fast
-    # An optimised artifact is what a caller that accepts both may get, too.
-    answer(server, true_header())
-    if "accept_fast" in asked:
-        assert not client.compile(honest.WASM, **{**ASKED, **asked}).header.is_fast
-
-
-@pytest.mark.parametrize("is_fast", [False, True])
-def test_who_does_not_accept_fast_code_gets_none(
-    server: LyingServer, make_client: Callable[..., Any], is_fast: bool
-) -> None:
-    answer(server, fast_header(is_fast=is_fast))
-    with pytest.raises(ArtifactMismatch):
-        make_client(server.address, timeout_s=30).compile(honest.WASM, **ASKED)
-
-
-def test_a_header_that_hides_or_invents_fast_code_is_refused(
+def test_only_who_accepts_fast_code_gets_it(
     server: LyingServer, make_client: Callable[..., Any]
 ) -> None:
     client = make_client(server.address, timeout_s=30)
-    hidden, invented = fast_header(is_fast=False), true_header()
+    answer(server, fast_header())
+    for asked in ({"accept_fast": True}, {"settings": {**ASKED["settings"], **FAST}}):
+        assert client.compile(honest.WASM, **{**ASKED, **asked}).header.is_fast
+    # An optimised artifact is what a caller that accepts both may get, too.
+    answer(server, true_header())
+    assert not client.compile(honest.WASM, accept_fast=True, **ASKED).header.is_fast
+    # Who does not accept it gets none, and no header may hide or invent it.
+    hidden, invented, another = fast_header(is_fast=False), true_header(), fast_header()
     invented.is_fast = True
-    another = fast_header()
     another.changed_settings["wasm_gc"] = another.settings["wasm_gc"] = "false"
-    for header in (hidden, invented, another):
+    for header, accepts in (
+        *((each, False) for each in (fast_header(), hidden)),
+        *((each, True) for each in (hidden, invented, another)),
+    ):
         answer(server, header)
         with pytest.raises(ArtifactMismatch):
-            client.compile(honest.WASM, accept_fast=True, **ASKED)
+            client.compile(honest.WASM, accept_fast=accepts, **ASKED)
 
 
 def test_an_artifact_of_version_0_2_0_does_not_state_its_compiler(

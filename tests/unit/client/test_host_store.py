@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import shutil
+import subprocess
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import wasmtime
-from hypothesis import HealthCheck, given, settings
+from click.testing import CliRunner
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from wasmkiln import Artifact, Client, engine_of, errors, host_store
 from wasmkiln._header_fields import Call
 from wasmkiln.attestation import TrustedKeys
-from wasmkiln.host_store import CheckFiles, Entry, FileChecks, HostStore, Refused
-from wasmkiln.shared import HEADER
-from wasmkiln.v1 import module_service_pb2 as modules
+from wasmkiln.cli.app import app
+from wasmkiln.host_store import CheckFiles, Engines, Entry, HostStore, Refused
+from wasmkiln.shared import HASHED_FORMAT, fingerprint
+from wasmkiln.v1.types_pb2 import Engine
+from wasmkilnd.settings import default_state_dir
 
 from tests.attesting import Attester
 from tests.e2e import wasm
-from tests.host_store_writer import StoreWriter, age
+from tests.host_store_writer import ROW, StoreWriter, age
 
 NOBODY = "127.0.0.1:1"
 
@@ -52,76 +58,47 @@ def verifying(store: StoreWriter, policy: str) -> dict[str, Any]:
 POLICIES = ["always", "once", "owner"]
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-def test_an_honest_entry_is_loaded_and_mapped(
-    store: StoreWriter, adder: bytes, policy: str
-) -> None:
-    path = store.add(adder)
-    age(path)
-    module = load(store, adder, **verifying(store, policy))
-    assert engine_of(module)
-    mapped = any(str(path) in line for line in Path("/proc/self/maps").read_text().splitlines())
-    assert mapped
+def test_an_honest_entry_is_loaded_and_mapped(store: StoreWriter) -> None:
+    modules = {policy: wasm.adder(tag) for tag, policy in enumerate(POLICIES)}
+    paths = {policy: store.add(module) for policy, module in modules.items()}
+    age(paths[POLICIES[-1]])
+    for policy, module in modules.items():
+        loaded = load(store, module, **verifying(store, policy))
+        assert str(paths[policy]) in Path("/proc/self/maps").read_text()
+        shutil.rmtree(paths[policy].parent)  # The daemon may evict what is mapped.
+        engine_store = wasmtime.Store(engine_of(loaded))
+        run = wasmtime.Instance(engine_store, loaded, []).exports(engine_store)["add"]
+        assert isinstance(run, wasmtime.Func)
+        assert run(engine_store, 1, 2) == 3
+
+
+# What is done in an entry's folder; $other is the folder of another module's.
+PLANTS = {
+    "a link": "mv artifact $aside; ln -s $aside artifact",
+    "a linked folder": "mv $PWD $aside; ln -s $aside $PWD",
+    "a second name": "ln artifact $aside",
+    "its group writes": "chmod 660 artifact",
+    "others write": "chmod 642 artifact",
+    "others write to the folder": "chmod 777 .",
+    "a pipe": "rm artifact; mkfifo -m 600 artifact",
+    "a folder": "rm artifact; mkdir artifact",
+    "one byte less": "truncate -s -1 artifact",
+    "one byte more": "truncate -s +1 artifact",
+    "no bytes": "truncate -s 0 artifact",
+    "no header": "rm artifact.json",
+    "another fingerprint": """sed -i 's/"fingerprint": "./"fingerprint": "x/' artifact.json""",
+    "another module's": "mv $other $aside; mv $PWD $other; mv $aside $PWD",
+}
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize(
-    "plant",
-    [
-        "symlink",
-        "linked_folder",
-        "hard_link",
-        "group_writes",
-        "others_write",
-        "folder_written",
-        "pipe",
-        "folder",
-        "shorter",
-        "longer",
-        "empty",
-        "no_header",
-        "other_module",
-    ],
-)
+@pytest.mark.parametrize("plant", PLANTS.values(), ids=PLANTS)
 def test_what_may_not_be_loaded(
     store: StoreWriter, adder: bytes, tmp_path: Path, plant: str, policy: str
 ) -> None:
-    path = store.add(adder)
-    aside = tmp_path / "aside"
-    content = path.read_bytes()
-    if plant == "symlink":
-        path.rename(aside)
-        path.symlink_to(aside)
-    elif plant == "linked_folder":
-        path.parent.rename(aside)
-        path.parent.symlink_to(aside)
-    elif plant == "hard_link":
-        aside.hardlink_to(path)
-    elif plant == "group_writes":
-        path.chmod(0o660)
-    elif plant == "others_write":
-        path.chmod(0o642)
-    elif plant == "folder_written":
-        path.parent.chmod(0o777)
-    elif plant == "pipe":
-        path.unlink()
-        os.mkfifo(path, 0o600)
-    elif plant == "folder":
-        path.unlink()
-        path.mkdir()
-    elif plant == "shorter":
-        path.write_bytes(content[:-1])
-    elif plant == "longer":
-        path.write_bytes(content + b"\0")
-    elif plant == "empty":
-        path.write_bytes(b"")
-    elif plant == "no_header":
-        path.with_name(HEADER).unlink()
-    else:
-        other = store.add(wasm.adder(8))
-        other.parent.rename(aside)
-        path.parent.rename(other.parent)
-        aside.rename(path.parent)
+    folder = store.add(adder).parent
+    places: dict[str, Any] = {"other": store.add(wasm.adder(8)).parent, "aside": tmp_path / "aside"}
+    subprocess.run(["sh", "-ec", plant], cwd=folder, env={**os.environ, **places}, check=True)
     with pytest.raises(errors.ConnectionFailed):
         load(store, adder, **verifying(store, policy))
 
@@ -159,23 +136,39 @@ def test_the_store_s_owner_where_only_root_could_have_made_it(tmp_path: Path) ->
         assert host_store.owners(str(directory), directory.stat()) == {0}
 
 
-def test_a_file_that_changes_during_the_load_is_noticed(
-    store: StoreWriter, adder: bytes, monkeypatch: pytest.MonkeyPatch
+def write(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(200)
+        file.write(b"\0")
+
+
+def replace(path: Path) -> None:
+    other = path.with_name("other")
+    other.write_bytes(bytes(path.stat().st_size))
+    other.replace(path)
+
+
+# The descriptor still leads to a file that is replaced or removed; but its link count, and so its
+# ctime, have changed, which counts as a change.
+@pytest.mark.parametrize("change", [write, replace, Path.unlink])
+def test_a_file_that_changes_between_check_and_load_is_noticed(
+    store: StoreWriter, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None]
 ) -> None:
-    path = store.add(adder)
-    age(path)
-    real = Entry.check
+    modules = {policy: wasm.adder(tag) for tag, policy in enumerate(POLICIES)}
+    for module in modules.values():
+        age_of = store.add(module)
+    age(age_of)
+    real = HostStore.check
 
-    def check_then_write(self: Entry, how: FileChecks) -> None:
-        real(self, how)
-        with path.open("r+b") as file:
-            file.seek(200)
-            file.write(b"\0")
+    def check_then_change(self: HostStore, entry: Entry) -> None:
+        real(self, entry)
+        assert entry.content is None, "it is mapped"
+        change(entry.path)
 
-    monkeypatch.setattr(Entry, "check", check_then_write)
-    for policy in POLICIES:
+    monkeypatch.setattr(HostStore, "check", check_then_change)
+    for policy, module in modules.items():
         with pytest.raises(errors.ConnectionFailed):
-            load(store, adder, **verifying(store, policy))
+            load(store, module, **verifying(store, policy))
 
 
 def test_a_young_file_is_copied(
@@ -227,121 +220,53 @@ def test_a_check_is_remembered_until_the_file_changes(
 def test_keys_are_asked_for_by_policy(store: StoreWriter, adder: bytes) -> None:
     store.add(adder)
     stranger = Attester().key.hex
-    assert FileChecks(None, TrustedKeys()).policy == "owner"
-    assert FileChecks(None, TrustedKeys.read(stranger)).policy == "once"
     for policy in (None, "always", "once"):
         with pytest.raises(errors.ConnectionFailed):
             load(store, adder, trusted_keys=stranger, check_files=policy)
     assert load(store, adder, trusted_keys=stranger, check_files="owner")
 
 
-class Store:
-    """A store with two entries, which each example alters and then restores."""
-
-    def __init__(self, directory: Path) -> None:
-        self.writer = StoreWriter(directory, Attester())
-        self.modules = [wasm.adder(7), wasm.adder(8)]
-        self.paths = [self.writer.add(each) for each in self.modules]
-        self.saved = {
-            file: file.read_bytes() for path in self.paths for file in path.parent.iterdir()
-        }
-
-    def restore(self) -> None:
-        for file, content in self.saved.items():
-            file.write_bytes(content)
-
-
 @pytest.fixture(scope="module")
-def altered(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store(tmp_path_factory.mktemp("altered") / "store")
+def entry(tmp_path_factory: pytest.TempPathFactory) -> tuple[StoreWriter, dict[Path, bytes]]:
+    """A store, and the files of its entry, which each example alters and the next restores."""
+    store = StoreWriter(tmp_path_factory.mktemp("altered") / "store", Attester())
+    folder = store.add(wasm.adder(7)).parent
+    return store, {file: file.read_bytes() for file in sorted(folder.iterdir())}
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_no_altered_artifact_is_ever_loaded(altered: Store, data: st.DataObject) -> None:
+@settings(max_examples=300)
+@given(data=st.data(), policy=st.sampled_from(["always", "once"]), signed=st.booleans())
+def test_no_altered_artifact_is_ever_loaded(
+    entry: tuple[StoreWriter, dict[Path, bytes]],
+    data: st.DataObject,
+    policy: CheckFiles,
+    signed: bool,
+) -> None:
     """Under any policy but "owner": what the engine is given is what the daemon signed."""
-    altered.restore()
-    policies: list[CheckFiles] = ["always", "once"]
-    policy = data.draw(st.sampled_from(policies))
-    signed = data.draw(st.booleans())
-    victim = data.draw(st.sampled_from(sorted(altered.saved)))
-    content = bytearray(victim.read_bytes())
-    how = data.draw(st.sampled_from(["flip", "cut", "extend", "swap", "nothing"]))
+    store, saved = entry
+    for file, content in saved.items():
+        file.write_bytes(content)
+    victim = data.draw(st.sampled_from(list(saved)))
+    altered = bytearray(saved[victim])
+    how = data.draw(st.sampled_from(["flip", "cut", "extend", "nothing"]))
     if how == "flip":
         for _ in range(data.draw(st.integers(1, 5))):
-            content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+            altered[data.draw(st.integers(0, len(altered) - 1))] ^= data.draw(st.integers(1, 255))
     elif how == "cut":
-        del content[data.draw(st.integers(0, len(content) - 1)) :]
+        del altered[data.draw(st.integers(0, len(altered) - 1)) :]
     elif how == "extend":
-        content += data.draw(st.binary(min_size=1, max_size=100))
-    elif how == "swap":
-        one, other = (path.with_name(victim.name) for path in altered.paths)
-        swapped = one.read_bytes(), other.read_bytes()
-        other.write_bytes(swapped[0])
-        one.write_bytes(swapped[1])
-    if how not in ("swap", "nothing"):
-        victim.write_bytes(content)
-    options = verifying(altered.writer, policy) if signed else {"check_files": policy}
-    keys = TrustedKeys.choose(options.get("trusted_keys", TrustedKeys()))
-    for module, path in zip(altered.modules, altered.paths, strict=True):
-        given_to_engine = opened_bytes(altered.writer.directory, module, FileChecks(policy, keys))
-        if given_to_engine is not None:
-            assert given_to_engine == altered.saved[path]
-        elif how == "nothing":
-            raise AssertionError("an honest entry was refused")
-
-
-def opened_bytes(directory: Path, module: bytes, how: FileChecks) -> bytes | None:
-    """Return what the client would give to the engine; None for a miss."""
-    sha256 = hashlib.sha256(module).hexdigest()
-    call = Call(modules.CompileRequest(engine="wasmtime", sha256=sha256), sha256, None)
+        altered += data.draw(st.binary(min_size=1, max_size=100))
+    victim.write_bytes(altered)
+    sha256 = hashlib.sha256(wasm.adder(7)).hexdigest()
+    call = Call(sha256, None, "wasmtime")
+    keys = TrustedKeys.read(verifying(store, policy)["trusted_keys"]) if signed else TrustedKeys()
     try:
-        found = HostStore(directory).open(call, lambda _name, _version: True)
+        place = HostStore(store.directory, "", policy, keys)
+        with closing(place.open(call, lambda _name, _version: True)) as found:
+            place.check(found)
+            assert found.bytes == next(iter(saved.values()))
     except Refused:
-        return None
-    try:
-        found.check(how)
-        return found.bytes
-    except Refused:
-        return None
-    finally:
-        found.close()
-
-
-@pytest.mark.parametrize("replaced", [False, True])
-def test_a_replacement_between_check_and_load_is_not_seen(
-    store: StoreWriter, adder: bytes, monkeypatch: pytest.MonkeyPatch, replaced: bool
-) -> None:
-    path = store.add(adder)
-    age(path)
-    real = Entry.check
-
-    def check_then_replace(self: Entry, how: FileChecks) -> None:
-        real(self, how)
-        if replaced:
-            other = path.with_name("other")
-            other.write_bytes(bytes(path.stat().st_size))
-            other.replace(path)
-        else:
-            path.unlink()
-
-    monkeypatch.setattr(Entry, "check", check_then_replace)
-    # The descriptor still leads to the file that was checked; its link count, and so its ctime,
-    # have changed, which counts as a change.
-    with pytest.raises(errors.ConnectionFailed):
-        load(store, adder, **verifying(store, "once"))
-
-
-def test_a_file_may_be_evicted_while_it_is_mapped(store: StoreWriter, adder: bytes) -> None:
-    path = store.add(adder)
-    module = load(store, adder)
-    for file in path.parent.iterdir():
-        file.unlink()
-    path.parent.rmdir()
-    engine_store = wasmtime.Store(engine_of(module))
-    run = wasmtime.Instance(engine_store, module, []).exports(engine_store)["add"]
-    assert isinstance(run, wasmtime.Func)
-    assert run(engine_store, 1, 2) == 3
+        assert how != "nothing"
 
 
 def test_no_descriptor_is_left_open(store: StoreWriter, adder: bytes) -> None:
@@ -373,17 +298,14 @@ def descriptors() -> Counter[Path]:
     return found
 
 
-def test_a_store_may_appear_later(tmp_path: Path, adder: bytes) -> None:
-    with Client(NOBODY, host_store_dir=tmp_path / "store", max_attempts=1) as client:
-        with pytest.raises(errors.ConnectionFailed):
-            client.module(adder)
-        StoreWriter(tmp_path / "store").add(adder)
-        assert client.module(adder)
-
-
-def test_a_file_s_path(make_client: Callable[..., Any], store: StoreWriter, adder: bytes) -> None:
-    path = store.add(adder)
-    client = make_client(NOBODY, host_store_dir=store.directory, max_attempts=1)
+def test_a_store_may_appear_later(
+    make_client: Callable[..., Any], tmp_path: Path, adder: bytes
+) -> None:
+    client = make_client(NOBODY, host_store_dir=tmp_path / "store", max_attempts=1)
+    with pytest.raises(errors.ConnectionFailed):
+        client.module(adder)
+    path = StoreWriter(tmp_path / "store").add(adder)
+    assert client.module(adder)
     assert client.host_file(adder, engine="wasmtime") == path
     assert client.host_file(adder) == path, "the default engine, since the kind is known"
     with pytest.raises(errors.ConnectionFailed):
@@ -407,3 +329,103 @@ def test_an_artifact_that_was_opened_there_is_mapped(store: StoreWriter, adder: 
     modules.append(Artifact.open(saved).load())  # Others may be written to in their place.
     assert descriptors() - before == {path: 1}
     assert all(isinstance(each, wasmtime.Module) for each in modules)
+
+
+def test_the_command_prints_the_path(
+    store: StoreWriter, adder: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "adder.wasm"
+    file.write_bytes(adder)
+    artifact = store.add(adder)
+    monkeypatch.setenv("WASMKILN_ADDRESS", NOBODY)
+    monkeypatch.setenv("WASMKILN_HOST_STORE_DIR", str(store.directory))
+
+    def run(*arguments: str) -> Any:
+        return CliRunner().invoke(app, ("path", *arguments))
+
+    for source in (str(file), hashlib.sha256(adder).hexdigest()):
+        assert run(source, "--engine", "wasmtime").stdout == f"{artifact}\n"
+    assert json.loads(run(str(file), "--json").stdout) == {"path": str(artifact)}
+    monkeypatch.setenv("WASMKILN_HOST_STORE_DIR", "none")
+    refused = run(str(file), "--json")
+    assert refused.exit_code == 1
+    assert "uses no host store" in refused.stderr
+
+
+# --- its place, and engines.json ------------------------------------------------------------
+
+
+def test_where_a_store_is(tmp_path: Path) -> None:
+    for environ in (
+        {"XDG_STATE_HOME": str(tmp_path), "HOME": "/h"},
+        {"XDG_STATE_HOME": "relative", "HOME": "/h"},
+        {"HOME": "/h"},
+    ):
+        expected = [default_state_dir(environ) / "host_store", host_store.SYSTEM]
+        assert host_store.candidates(None, environ) == expected
+    environ = {host_store.ENV: "/env"}
+    assert host_store.candidates(tmp_path, environ) == [tmp_path]
+    assert host_store.candidates(None, environ) == [Path("/env")]
+    assert host_store.candidates("none", environ) == []
+
+
+def test_the_fingerprint_of_a_request() -> None:
+    row = {**ROW, "fingerprint": "f" * 64}
+    engines = Engines(HASHED_FORMAT, (row,))
+    assert engines.fingerprint(row, "", "", {}) == "f" * 64, "the one that the daemon wrote"
+    engine = Engine(**{name: row[name] for name in ("name", "version", "core_version", "compiler")})
+    host, settings = row["targets"][0]["triple"], row["settings"]
+    for target, cpu, features, chosen in (
+        (host, "", [], {}),
+        ("", "x86-64-v3", [], {}),
+        ("", "native", ["avx2"], {}),
+        ("", "", [], {"consume_fuel": "true"}),
+    ):
+        expected = fingerprint(engine, host, cpu or "baseline", features, {**settings, **chosen})
+        assert engines.fingerprint(row, target, cpu, chosen) == expected
+    for wrong in (("riscv", "", {}), ("", "x86-64-v9", {}), ("", "", {"fuel": "true"})):
+        with pytest.raises(Refused):
+            engines.fingerprint(row, *wrong)
+    with pytest.raises(Refused, match=r"engines\.json lacks"):
+        engines.fingerprint({**row, "settings": None}, host, "", {})
+
+
+def test_a_default_that_is_not_hashed() -> None:
+    plain = {**ROW, "fingerprint": ""}
+    newer = {
+        **plain,
+        "settings": {**ROW["settings"], "strategy": "cranelift"},
+        "unhashed_defaults": ["strategy"],
+    }
+    engines = Engines(2, (newer, plain))
+    same = engines.fingerprint(plain, "", "", {})
+    assert engines.fingerprint(newer, "", "", {}) == same
+    assert engines.fingerprint(newer, "", "", {"strategy": "cranelift"}) == same
+    assert engines.fingerprint(newer, "", "", {"strategy": "winch"}) != same
+
+
+def test_engines_are_chosen_as_the_daemon_does() -> None:
+    old = {**ROW, "id": "wasmtime-49.0.0", "version": "49.0.0", "default": False}
+    wasmer = {**ROW, "id": "wasmer-1.1.0", "name": "wasmer", "kinds": ["core"]}
+    engines = Engines(2, (wasmer, {**ROW, "default": False}, old))
+    assert engines.choose("", "core")["id"] == "wasmer-1.1.0"
+    assert engines.choose("", "component")["id"] == "wasmtime-50.0.1"
+    assert engines.choose("wasmtime", "")["id"] == "wasmtime-50.0.1"
+    assert engines.choose("wasmtime-49.0.0", "")["id"] == "wasmtime-49.0.0"
+    fits = lambda _, version: version.startswith("49.")  # noqa: E731
+    assert engines.choose("wasmtime", "", fits)["id"] == "wasmtime-49.0.0"
+    for engine, kind in (("v8", "core"), ("", "")):
+        with pytest.raises(Refused):
+            engines.choose(engine, kind)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(b"", b"[]", b"{}", b'{"version":2}', b'{"version":1,"engines":[]}', b"\xff"),
+        *(b"[" * 100_000, b'{"version":1,"cache_format":2,"engines":[5]}'),
+    ],
+)
+def test_other_documents_are_no_engines(text: bytes) -> None:
+    with pytest.raises(Refused):
+        Engines.parse(text)

@@ -1,4 +1,4 @@
-"""`client.module`: what serves it, in order, and what it falls back to."""
+"""`client.module` and `client.host_file`: what serves a call, and what it falls back to."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import importlib.metadata
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,8 @@ import grpc
 import pytest
 import wasmkiln
 import wasmtime
-from wasmkiln import errors, host_store, loading
-from wasmkiln._requests import identify
+from wasmkiln import errors, loading
+from wasmkiln._source import identify
 from wasmkiln.loading import Loaded, LoadedModules
 from wasmkiln.v1 import types_pb2 as types
 
@@ -25,16 +28,15 @@ from tests.host_store_writer import ROW, StoreWriter
 from tests.unit.client.fake_daemon import FakeDaemon, Refusal
 
 NOBODY = "127.0.0.1:1"
+ADDER = wasm.adder(7)
+OTHER = wasm.adder(8)
+DIGEST = hashlib.sha256(ADDER).hexdigest()
+DRAINING = Refusal(grpc.StatusCode.UNAVAILABLE, "SERVER_DRAINING")
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> StoreWriter:
-    return StoreWriter(tmp_path / "store")
-
-
-@pytest.fixture(scope="module")
-def adder() -> bytes:
-    return wasm.adder(7)
+def code(**settings: str) -> bytes:
+    engine = loading._engine_for("wasmtime", settings)
+    return bytes(wasmtime.Module(engine, ADDER).serialize())
 
 
 def add(module: Any) -> int:
@@ -45,190 +47,146 @@ def add(module: Any) -> int:
     return int(exported(engine_store, 40, 2))
 
 
+@dataclass
+class Host:
+    """A host store, a daemon that has the code of ADDER, and clients of one kind."""
+
+    make: Callable[..., Any]
+    daemon: FakeDaemon
+    store: StoreWriter
+
+    def alone(self, **options: Any) -> Any:
+        """Return a client that knows the host store, and no daemon."""
+        given = {"host_store_dir": self.store.directory, "max_attempts": 1, **options}
+        return self.make(NOBODY, **given)
+
+    def asking(self, **options: Any) -> Any:
+        """Return a client that knows the daemon, and no host store."""
+        return self.make(self.daemon.address, **{"host_store_dir": "none", **options})
+
+    def both(self, place: str = ".") -> Any:
+        """Return a client that knows the daemon, and where it looks for a host store."""
+        return self.make(self.daemon.address, host_store_dir=self.store.directory / place)
+
+    def name_file(self) -> Path:
+        """Have the daemon name the file of an entry, where a call accepts that."""
+        path = self.store.add(ADDER)
+        status = path.stat()
+        self.daemon.host_file = types.HostFile(
+            path=str(path), device=status.st_dev, inode=status.st_ino
+        )
+        self.daemon.header_changes = {"fingerprint": path.parents[2].name}
+        return path
+
+    def asked_for_files(self) -> list[bool]:
+        return [each.accept_host_file for each in self.daemon.requests("Compile")]
+
+
 @pytest.fixture
-def code(adder: bytes) -> bytes:
-    return bytes(wasmtime.Module(wasmtime.Engine(), adder).serialize())
+def host(make_client: Callable[..., Any], daemon: FakeDaemon, tmp_path: Path) -> Host:
+    daemon.modules[DIGEST] = ADDER
+    daemon.artifact = code()
+    return Host(make_client, daemon, StoreWriter(tmp_path / "store"))
 
 
-def test_a_dead_daemon_is_not_missed(
-    make_client: Callable[..., Any], store: StoreWriter, adder: bytes, tmp_path: Path
+# --- the host store -------------------------------------------------------------------------
+
+
+def test_a_dead_daemon_is_not_missed_and_a_module_is_loaded_once(
+    host: Host, tmp_path: Path
 ) -> None:
-    store.add(adder)
-    client = make_client(NOBODY, host_store_dir=store.directory)
+    host.store.add(ADDER)
+    host.store.add(ADDER, {"consume_fuel": "true"})
+    client = host.alone()
     file = tmp_path / "adder.wasm"
-    file.write_bytes(adder)
-    for source in (adder, hashlib.sha256(adder).hexdigest(), file, str(file)):
-        assert add(client.module(source, engine="wasmtime")) == 42
-
-
-def test_a_loaded_module_is_loaded_once(
-    make_client: Callable[..., Any], store: StoreWriter, adder: bytes
-) -> None:
-    store.add(adder)
-    client = make_client(NOBODY, host_store_dir=store.directory)
-    first = client.module(adder)
-    assert client.module(hashlib.sha256(adder).hexdigest(), engine="wasmtime") is first
+    file.write_bytes(ADDER)
+    first = client.module(ADDER)
+    assert add(first) == 42
+    for source in (ADDER, DIGEST, file, str(file)):
+        assert client.module(source, engine="wasmtime") is first
     engine = wasmtime.Engine()
-    other = client.module(adder, into=engine)
+    other = client.module(ADDER, into=engine)
     assert other is not first
     assert wasmkiln.engine_of(other) is engine
-    assert client.module(adder, into=engine) is other
-
-
-def test_settings_and_engine_belong_together(
-    make_client: Callable[..., Any], store: StoreWriter, adder: bytes
-) -> None:
-    store.add(adder)
-    store.add(adder, {"consume_fuel": "true"})
-    client = make_client(NOBODY, host_store_dir=store.directory)
-    fueled = client.module(adder, settings={"consume_fuel": "true"})
+    assert client.module(ADDER, into=engine) is other
+    fueled = client.module(ADDER, settings={"consume_fuel": "true"})
     engine_store = wasmtime.Store(wasmkiln.engine_of(fueled))
     engine_store.set_fuel(1000)
     assert wasmtime.Instance(engine_store, fueled, [])
-    assert add(client.module(adder)) == 42
 
 
-def test_an_unchanged_file_is_hashed_once(
-    make_client: Callable[..., Any],
-    store: StoreWriter,
-    adder: bytes,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_file_that_changed_is_another_module(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store.add(adder)
+    monkeypatch.setattr("wasmkiln._source.is_racy", lambda _: False)
+    client = host.alone()
     file = tmp_path / "adder.wasm"
-    file.write_bytes(adder)
-    hashed: list[Any] = []
-    real = hashlib.sha256
+    for module in (ADDER, OTHER):
+        host.store.add(module)
+        file.write_bytes(module)
+        assert len(module) == len(ADDER)
+        os.utime(file, ns=(1, 1))
+        assert client.module(file) is client.module(file) is client.module(module)
 
-    def counted(*content: bytes) -> Any:
-        if not content:  # that of a file, which is hashed part by part
-            hashed.append(file)
-        return real(*content)
 
-    monkeypatch.setattr(hashlib, "sha256", counted)
-    client = make_client(NOBODY, host_store_dir=store.directory)
-    client.module(file)
-    client.module(file)
-    assert len(hashed) == 2, "a file that was written a moment ago may change unseen"
-    monkeypatch.setattr(host_store, "is_racy", lambda _: False)
-    for _ in range(3):
+def test_a_file_that_changes_meanwhile_is_told(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "m.wasm"
+    file.write_bytes(OTHER)
+
+    def changed_first(source: Any, *, with_bytes: bool = False) -> Any:
+        if with_bytes:
+            file.write_bytes(ADDER)
+        return identify(source, with_bytes=with_bytes)
+
+    monkeypatch.setattr("wasmkiln.client.identify", changed_first)
+    client = host.asking()
+    with pytest.raises(OSError, match="changed during a call: ask again"):
         client.module(file)
-    assert len(hashed) == 3
-    other = wasm.adder(8)
-    store.add(other)
-    assert len(other) == len(adder)
-    file.write_bytes(other)
-    os.utime(file, ns=(file.stat().st_atime_ns, 1))
-    assert client.module(file) is client.module(other)
-    assert len(hashed) == 4
+    assert client.module(file) is client.module(ADDER)
 
 
-def test_the_daemon_names_a_file(
-    make_client: Callable[..., Any],
-    daemon: FakeDaemon,
-    store: StoreWriter,
-    adder: bytes,
-    tmp_path: Path,
-) -> None:
-    path = store.add(adder)
-    (store.directory / "engines.json").unlink()
-    name_file(daemon, store, path, adder)
-    client = make_client(daemon.address, host_store_dir=store.directory / "elsewhere")
-    assert add(client.module(adder)) == 42
-    [request] = daemon.requests("Compile")
-    assert request.accept_host_file
+def test_of_several_versions_the_one_that_fits(host: Host) -> None:
+    host.store.add(ADDER)
+    newer = {**ROW, "id": "wasmtime-99.0.0", "version": "99.0.0", "core_version": "99.0.0"}
+    host.store.rows.insert(0, newer)
+    host.store.write_engines()
+    client = host.both()
+    assert add(client.module(ADDER, engine="wasmtime")) == 42
+    host.daemon.refuse(Refusal(grpc.StatusCode.INVALID_ARGUMENT, "MODULE_INVALID"))
+    with pytest.raises(errors.ModuleInvalid):
+        client.module(OTHER, engine="wasmtime")
+    assert host.daemon.requests("Compile")[-1].engine == "wasmtime-50.0.1"
+    # Where no daemon answers, a name stands for the version that is here.
+    compiled = host.alone().module(OTHER, engine="wasmtime", fallback="compile")
+    assert add(compiled) == 42
 
 
-@pytest.mark.parametrize("wrong", ["inode", "path", "mode"])
-def test_a_file_that_cannot_be_opened_is_sent_as_bytes(
-    make_client: Callable[..., Any],
-    daemon: FakeDaemon,
-    store: StoreWriter,
-    adder: bytes,
-    code: bytes,
-    wrong: str,
-) -> None:
-    path = store.add(adder)
-    name_file(daemon, store, path, adder)
-    daemon.artifact = code
-    assert daemon.host_file
-    if wrong == "inode":
-        daemon.host_file.inode += 1
-    elif wrong == "path":
-        daemon.host_file.path = str(path.parent / "elsewhere" / "artifact")
-    else:
-        path.chmod(0o666)
-    client = make_client(daemon.address, host_store_dir=store.directory / "elsewhere")
-    daemon.modules[hashlib.sha256(adder).hexdigest()] = adder
-    assert add(client.module(adder)) == 42
-    assert [each.accept_host_file for each in daemon.requests("Compile")] == [True, False]
-    assert client.module(adder, into=wasmtime.Engine()) is not None
-    asked = [each.accept_host_file for each in daemon.requests("Compile")]
-    assert asked == [True, False, False], "the client asks for no files for a while"
+def test_a_namespace_has_files_of_its_own(host: Host) -> None:
+    team = StoreWriter(host.store.directory / "ns" / "team-a")
+    host.store.add(ADDER)
+    team.add(OTHER)
+    inside, outside = host.alone(namespace="team-a"), host.alone()
+    assert add(inside.module(OTHER, engine="wasmtime")) == 42
+    assert add(outside.module(ADDER, engine="wasmtime")) == 42
+    strangers = ((inside, ADDER), (outside, OTHER), (host.alone(namespace="team-b"), ADDER))
+    for client, module in strangers:
+        with pytest.raises(errors.ConnectionFailed):
+            client.module(module, engine="wasmtime")
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        *(
-            "",
-            "artifact",
-            "/",
-            "/etc/passwd",
-            "relative/artifact",
-            "/\0/artifact",
-            "/" + "a/" * 5000,
-        ),
-        "{store}/../store/{fingerprint}/{start}/{module}/artifact",
-        "{store}/{fingerprint}/{start}/{other}/artifact",
-        "{store}/./{fingerprint}/{start}/{module}/artifact.json",
-    ],
-)
-def test_a_daemon_may_name_any_path(
-    make_client: Callable[..., Any],
-    daemon: FakeDaemon,
-    store: StoreWriter,
-    adder: bytes,
-    code: bytes,
-    path: str,
-) -> None:
-    artifact = store.add(adder)
-    name_file(daemon, store, artifact, adder)
-    other = store.add(wasm.adder(8))
-    assert daemon.host_file
-    module = hashlib.sha256(adder).hexdigest()
-    daemon.host_file.path = path.format(
-        store=store.directory,
-        fingerprint=artifact.parents[2].name,
-        start=module[:2],
-        module=module,
-        other=other.parent.name,
-    )
-    daemon.artifact = code
-    client = make_client(daemon.address, host_store_dir=store.directory / "elsewhere")
-    assert add(client.module(adder)) == 42
-    assert [each.accept_host_file for each in daemon.requests("Compile")] == [True, False]
+# --- a file that the daemon names -----------------------------------------------------------
 
 
-def test_without_a_host_store_the_client_takes_bytes_only(
-    make_client: Callable[..., Any],
-    daemon: FakeDaemon,
-    store: StoreWriter,
-    adder: bytes,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    name_file(daemon, store, store.add(adder), adder)
-    client = make_client(daemon.address, host_store_dir="none")
-    assert add(client.module(adder)) == 42
-    [request] = daemon.requests("Compile")
-    assert not request.accept_host_file
-    monkeypatch.setenv("WASMKILN_HOST_STORE_DIR", "none")
-    for each in (client, make_client(daemon.address)):
-        with pytest.raises(errors.HostFileUnavailable, match="uses no host store") as caught:
-            each.host_file(adder)
-        assert caught.value.metadata == {"cause": "switched_off"}
-    assert len(daemon.calls) == 1
+def test_the_daemon_names_a_file(host: Host) -> None:
+    path = host.name_file()
+    client = host.both("elsewhere")
+    assert client.host_file(ADDER) == path
+    assert add(client.module(ADDER)) == 42
+    assert host.asked_for_files() == [True, True]
+    assert add(host.asking().module(ADDER)) == 42
+    assert host.asked_for_files()[2:] == [False], "without a host store, bytes only"
 
 
 @pytest.mark.parametrize(
@@ -237,193 +195,188 @@ def test_without_a_host_store_the_client_takes_bytes_only(
         ("mode", "refused", "users other than the owner can write to the file artifact"),
         ("gone", "refused", "No such file"),
         ("inode", "refused", "another file here than the daemon's"),
+        ("path", "refused", "not one of a host store"),
         ("no file", "not_named", "named no file"),
     ],
 )
-def test_why_there_is_no_file(
-    make_client: Callable[..., Any],
-    daemon: FakeDaemon,
-    store: StoreWriter,
-    adder: bytes,
-    wrong: str,
-    cause: str,
-    detail: str,
+def test_a_file_that_cannot_be_opened_is_sent_as_bytes(
+    host: Host, wrong: str, cause: str, detail: str
 ) -> None:
-    path = store.add(adder)
-    name_file(daemon, store, path, adder)
-    assert daemon.host_file
+    path = host.name_file()
+    assert host.daemon.host_file
     if wrong == "mode":
         path.chmod(0o666)
     elif wrong == "gone":
         path.unlink()
     elif wrong == "inode":
-        daemon.host_file.inode += 1
+        host.daemon.host_file.inode += 1
+    elif wrong == "path":
+        host.daemon.host_file.path = str(path.parent / "elsewhere" / "artifact")
     else:
-        daemon.host_file = None
-    client = make_client(daemon.address, host_store_dir=store.directory / "elsewhere")
+        host.daemon.host_file = None
+    client = host.both("elsewhere")
+    assert add(client.module(ADDER)) == 42
+    if wrong != "no file":
+        assert host.asked_for_files() == [True, False]
+        assert client.module(ADDER, into=wasmtime.Engine()) is not None
+        assert host.asked_for_files()[2:] == [False], "it asks for no files for a while"
     with pytest.raises(errors.HostFileUnavailable, match=detail) as caught:
-        client.host_file(adder)
+        client.host_file(ADDER)
     assert caught.value.metadata["cause"] == cause
     assert detail in caught.value.metadata["detail"]
 
 
-def name_file(daemon: FakeDaemon, store: StoreWriter, path: Path, module: bytes) -> None:
-    """Have the daemon answer with the name of an entry's file, where a call accepts it."""
-    status = path.stat()
-    fingerprint = path.parents[2].name
-    daemon.modules[hashlib.sha256(module).hexdigest()] = module
-    daemon.artifact = path.read_bytes()
-    daemon.host_file = types.HostFile(path=str(path), device=status.st_dev, inode=status.st_ino)
-    daemon.header_changes = {"fingerprint": fingerprint}
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("", "artifact", "/", "/etc/passwd", "relative/artifact", "/\0/artifact"),
+        "/" + "a/" * 5000,
+        "{store}/../store/{fingerprint}/{start}/{module}/artifact",
+        "{store}/{fingerprint}/{start}/{other}/artifact",
+        "{store}/./{fingerprint}/{start}/{module}/artifact.json",
+    ],
+)
+def test_a_daemon_may_name_any_path(host: Host, path: str) -> None:
+    artifact = host.name_file()
+    assert host.daemon.host_file
+    host.daemon.host_file.path = path.format(
+        store=host.store.directory,
+        fingerprint=artifact.parents[2].name,
+        start=DIGEST[:2],
+        module=DIGEST,
+        other=host.store.add(OTHER).parent.name,
+    )
+    assert add(host.both("elsewhere").module(ADDER)) == 42
+    assert host.asked_for_files() == [True, False]
 
 
-class TestFallback:
-    def test_compiles_here_without_a_daemon(
-        self, make_client: Callable[..., Any], adder: bytes
-    ) -> None:
-        client = make_client(NOBODY, host_store_dir="none", timeout_s=20)
-        assert add(client.module(adder, fallback="compile")) == 42
-        fueled = client.module(adder, fallback="compile", settings={"consume_fuel": "true"})
-        wasmtime.Store(wasmkiln.engine_of(fueled)).set_fuel(1)
-        with pytest.raises(errors.ConnectionFailed):
-            client.module(wasm.adder(9))
-        with pytest.raises(errors.ConnectionFailed):
-            client.module("0" * 64, fallback="compile")
-
-    def test_not_for_what_is_the_module_s_fault(
-        self, make_client: Callable[..., Any], daemon: FakeDaemon, adder: bytes
-    ) -> None:
-        client = make_client(daemon.address, host_store_dir="none")
-        code = grpc.StatusCode.FAILED_PRECONDITION
-        daemon.refuse(Refusal(code, "MODULE_QUARANTINED"))
-        with pytest.raises(errors.ModuleQuarantined):
-            client.module(adder, fallback="compile")
-        daemon.refuse(Refusal(grpc.StatusCode.UNAVAILABLE, "SERVER_DRAINING"))
-        assert add(client.module(adder, fallback="compile")) == 42
-        assert len(daemon.requests("Compile")) == 2, "one attempt each"
-        other = wasm.adder(8)
-        daemon.modules[hashlib.sha256(other).hexdigest()] = other
-        daemon.header_changes = {"module_sha256": "ab" * 32}
-        with pytest.raises(errors.ArtifactMismatch):
-            client.module(other, fallback="compile")
-
-    def test_stops_waiting_at_the_deadline(
-        self, make_client: Callable[..., Any], adder: bytes, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        stuck = threading.Event()
-        monkeypatch.setattr("wasmkiln.loading.compile_here", lambda *_: stuck.wait(30))
-        client = make_client(NOBODY, host_store_dir="none", timeout_s=1)
-        with pytest.raises(errors.DeadlineExceeded, match="in this process"):
-            client.module(adder, fallback="compile")
-        stuck.set()
-
-    def test_text_is_not_compiled(self, make_client: Callable[..., Any]) -> None:
-        client = make_client(NOBODY, host_store_dir="none")
-        with pytest.raises(errors.NotWasm):
-            client.module(b"(module)", fallback="compile")
-
-    def test_another_machine_s_target_is_not(
-        self, make_client: Callable[..., Any], adder: bytes
-    ) -> None:
-        client = make_client(NOBODY, host_store_dir="none")
-        with pytest.raises(errors.IncompatibleEngine):
-            client.module(adder, fallback="compile", target="riscv64-unknown-linux-gnu")
-        assert client.module(adder, fallback="compile", cpu="baseline")
-
-    def test_an_id_is_that_very_version(
-        self, make_client: Callable[..., Any], adder: bytes
-    ) -> None:
-        client = make_client(NOBODY, host_store_dir="none", max_attempts=1)
-        here = importlib.metadata.version("wasmtime")
-        assert add(client.module(adder, engine=f"wasmtime-{here}", fallback="compile")) == 42
-        for version in ("12.0.0", f"{here}.1"):
-            with pytest.raises(errors.IncompatibleEngine, match="is installed") as caught:
-                client.module(adder, engine=f"wasmtime-{version}", fallback="compile")
-            assert isinstance(caught.value.__cause__, errors.ConnectionFailed)
-        with pytest.raises(errors.EngineNotInstalled):
-            client.module(adder, engine="setuptools-1", fallback="compile")
-
-    def test_a_name_stands_for_the_version_here(
-        self, make_client: Callable[..., Any], store: StoreWriter, adder: bytes
-    ) -> None:
-        """Also where the host store knows which version to ask the daemon for."""
-        newer = {**ROW, "id": "wasmtime-99.0.0", "version": "99.0.0", "core_version": "99"}
-        row = {**ROW, "id": "wasmtime-50.7.7", "version": "50.7.7"}
-        store.rows[:] = [newer, row]
-        store.write_engines()
-        client = make_client(NOBODY, host_store_dir=store.directory)
-        assert add(client.module(adder, engine="wasmtime", fallback="compile")) == 42
-
-    @pytest.mark.parametrize("reason", ["ENGINE_UNKNOWN", "TARGET_UNSUPPORTED", "SETTING_UNKNOWN"])
-    def test_what_the_request_asks_for_is_not_compiled_around(
-        self, make_client: Callable[..., Any], daemon: FakeDaemon, adder: bytes, reason: str
-    ) -> None:
-        client = make_client(daemon.address, host_store_dir="none")
-        daemon.refuse(Refusal(grpc.StatusCode.INVALID_ARGUMENT, reason))
-        with pytest.raises(errors.WasmkilnError) as caught:
-            client.module(adder, engine="wasmtime", fallback="compile")
-        assert caught.value.reason == reason
-
-    def test_an_unknown_cpu_or_setting_is_refused(
-        self, make_client: Callable[..., Any], adder: bytes
-    ) -> None:
-        client = make_client(NOBODY, host_store_dir="none", max_attempts=1)
-        with pytest.raises(errors.IncompatibleEngine, match="the cpu x86-64-v9: this client"):
-            client.module(adder, fallback="compile", cpu="x86-64-v9")
-        with pytest.raises(errors.IncompatibleEngine, match="engine with consume_fuelx=true"):
-            client.module(adder, fallback="compile", settings={"consume_fuelx": "true"})
-
-
-def test_into_another_engine_says_what_to_do(
-    make_client: Callable[..., Any], daemon: FakeDaemon, adder: bytes, code: bytes
+def test_a_client_without_a_host_store_has_no_files(
+    host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    daemon.artifact = code
-    client = make_client(daemon.address, host_store_dir="none")
+    monkeypatch.setenv("WASMKILN_HOST_STORE_DIR", "none")
+    for client in (host.asking(), host.make(host.daemon.address)):
+        with pytest.raises(errors.HostFileUnavailable, match="uses no host store") as caught:
+            client.host_file(ADDER)
+        assert caught.value.metadata == {"cause": "switched_off"}
+    assert not host.daemon.calls
+
+
+# --- compiling here -------------------------------------------------------------------------
+
+
+def test_compiles_here_without_a_daemon(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = host.alone(host_store_dir="none", timeout_s=20)
+    assert add(client.module(ADDER, fallback="compile")) == 42
+    assert client.module(ADDER, fallback="compile", cpu="baseline")
+    fueled = client.module(ADDER, fallback="compile", settings={"consume_fuel": "true"})
+    wasmtime.Store(wasmkiln.engine_of(fueled)).set_fuel(1)
+    here = importlib.metadata.version("wasmtime")
+    assert add(client.module(ADDER, engine=f"wasmtime-{here}", fallback="compile")) == 42
+    for module in (ADDER, "0" * 64):
+        with pytest.raises(errors.ConnectionFailed):
+            host.alone().module(module, fallback=None if module == ADDER else "compile")
+    monkeypatch.setattr("wasmkiln.loading.compile_here", lambda *_: threading.Event().wait(30))
+    with pytest.raises(errors.DeadlineExceeded, match="in this process"):
+        client.module(OTHER, fallback="compile", timeout_s=1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind", "says"),
+    [
+        ({"source": b"(module)"}, errors.NotWasm, "neither a WebAssembly module"),
+        ({"source": ADDER[:8] + b"\xff"}, errors.ModuleInvalid, "cannot compile the module here"),
+        ({"target": "riscv64-unknown-linux-gnu"}, errors.IncompatibleEngine, "this machine is"),
+        ({"cpu": "x86-64-v9"}, errors.IncompatibleEngine, "the cpu x86-64-v9: this client"),
+        (
+            {"settings": {"consume_fuelx": "true"}},
+            errors.IncompatibleEngine,
+            "engine with consume_fuelx=true",
+        ),
+        ({"engine": "wasmtime-12.0.0"}, errors.IncompatibleEngine, "is installed"),
+        ({"engine": "setuptools-1"}, errors.EngineNotInstalled, "this client knows"),
+    ],
+)
+def test_what_cannot_be_compiled_here(
+    host: Host, asked: dict[str, Any], kind: type[Exception], says: str
+) -> None:
+    client = host.alone(host_store_dir="none")
+    with pytest.raises(kind, match=says) as caught:
+        client.module(**{"source": ADDER, "fallback": "compile", **asked})
+    if kind is errors.IncompatibleEngine:
+        assert isinstance(caught.value.__cause__, errors.ConnectionFailed)
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (grpc.StatusCode.FAILED_PRECONDITION, "MODULE_QUARANTINED"),
+        (grpc.StatusCode.INVALID_ARGUMENT, "ENGINE_UNKNOWN"),
+        (grpc.StatusCode.INVALID_ARGUMENT, "TARGET_UNSUPPORTED"),
+        (grpc.StatusCode.INVALID_ARGUMENT, "SETTING_UNKNOWN"),
+        (grpc.StatusCode.UNAUTHENTICATED, "CREDENTIALS_MISSING"),
+        (grpc.StatusCode.PERMISSION_DENIED, "ROLE_MISSING"),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED"),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "COMPILE_QUEUE_FULL"),
+        (grpc.StatusCode.INTERNAL, "INTERNAL"),
+    ],
+)
+def test_whoever_is_refused_compiles_nothing_here(
+    host: Host, code: grpc.StatusCode, reason: str
+) -> None:
+    host.daemon.refuse(Refusal(code, reason, "not you", retry_after_s=0.0))
+    client = host.asking()
+    with pytest.raises(errors.WasmkilnError) as caught:
+        client.module(ADDER, fallback="compile")
+    assert caught.value.reason == reason
+    assert len(host.daemon.calls) == 1
+    host.daemon.header_changes = {"module_sha256": "ab" * 32}
+    with pytest.raises(errors.ArtifactMismatch):
+        client.module(ADDER, fallback="compile")
+
+
+@pytest.mark.parametrize("reason", ["SERVER_DRAINING", "WORKER_UNAVAILABLE", "", "silence"])
+def test_whoever_compiles_here_is_warned(
+    host: Host, caplog: pytest.LogCaptureFixture, reason: str
+) -> None:
+    if reason == "silence":  # half of the time is left to compile
+        host.daemon.hang.clear()
+    else:
+        host.daemon.refuse(Refusal(grpc.StatusCode.UNAVAILABLE, reason, "going away"))
+    client = host.asking(timeout_s=4)
+    with caplog.at_level(logging.WARNING, "wasmkiln"):
+        assert add(client.module(ADDER, fallback="compile")) == 42
+    [record] = caplog.records
+    assert f"compiling module {DIGEST} here: " in record.message
+    assert len(host.daemon.requests("Compile")) == 1, "one attempt"
+
+
+# --- engines --------------------------------------------------------------------------------
+
+
+def test_into_another_engine_says_what_to_do(host: Host) -> None:
+    client = host.asking()
     config = wasmtime.Config()
     config.consume_fuel = True
     engine = wasmtime.Engine(config)
     with pytest.raises(errors.IncompatibleEngine, match=r"or leave out `into`$"):
-        client.module(adder, into=engine)
-    artifact = client.compile(adder, engine="wasmtime")
+        client.module(ADDER, into=engine)
+    artifact = client.compile(ADDER, engine="wasmtime")
     with pytest.raises(errors.IncompatibleEngine, match=r"artifact.engine\(\) is an engine that"):
         artifact.load(engine)
 
 
-def test_of_several_versions_the_one_that_fits(
-    make_client: Callable[..., Any], daemon: FakeDaemon, store: StoreWriter, adder: bytes
-) -> None:
-    store.add(adder)
-    newer = {**ROW, "id": "wasmtime-99.0.0", "version": "99.0.0", "core_version": "99.0.0"}
-    store.rows.insert(0, newer)
-    store.write_engines()
-    client = make_client(daemon.address, host_store_dir=store.directory)
-    assert add(client.module(adder, engine="wasmtime")) == 42
-    daemon.refuse(Refusal(grpc.StatusCode.INVALID_ARGUMENT, "MODULE_INVALID"))
-    with pytest.raises(errors.ModuleInvalid):
-        client.module(wasm.adder(3), engine="wasmtime")
-    assert daemon.requests("Compile")[-1].engine == "wasmtime-50.0.1"
+def test_threads_that_load_at_once_share_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "_engines", {})
+    real = wasmtime.Engine
 
+    def slowly(config: Any) -> Any:
+        time.sleep(0.05)
+        return real(config)
 
-def test_a_file_that_changes_meanwhile_is_told(
-    make_client: Callable[..., Any],
-    daemon: FakeDaemon,
-    adder: bytes,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    file = tmp_path / "m.wasm"
-    file.write_bytes(wasm.adder(1))
-
-    def changed_first(source: Any) -> Any:
-        file.write_bytes(adder)
-        return identify(source)
-
-    monkeypatch.setattr("wasmkiln.client.identify", changed_first)
-    daemon.artifact = bytes(wasmtime.Module(wasmtime.Engine(), adder).serialize())
-    client = make_client(daemon.address, host_store_dir="none")
-    with pytest.raises(OSError, match="changed during a call: ask again"):
-        client.module(file)
-    assert client.module(file) is client.module(adder)
+    monkeypatch.setattr(wasmtime, "Engine", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: loading._engine_for("wasmtime", {}), range(4)))
+    assert len(set(map(id, made))) == 1
 
 
 def test_the_least_recently_used_is_forgotten() -> None:
@@ -437,203 +390,109 @@ def test_the_least_recently_used_is_forgotten() -> None:
     assert held.put(("a",), None, two) is one.module, "what came first stays"
 
 
-class TestFast:
-    @pytest.fixture
-    def fast(self, daemon: FakeDaemon, adder: bytes) -> FakeDaemon:
-        """A daemon that has fast code only, as yet."""
-        engine = loading._engine((("strategy", "winch"),))
-        daemon.modules[hashlib.sha256(adder).hexdigest()] = adder
-        daemon.fast_artifact = bytes(wasmtime.Module(engine, adder).serialize())
-        daemon.artifact = bytes(wasmtime.Module(wasmtime.Engine(), adder).serialize())
-        return daemon
-
-    def test_it_is_replaced_once_the_daemon_has_better_code(
-        self,
-        make_client: Callable[..., Any],
-        fast: FakeDaemon,
-        adder: bytes,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        client = make_client(fast.address, host_store_dir="none")
-        first = client.module(adder, accept_fast=True)
-        assert add(first) == 42
-        for _ in range(5):
-            assert client.module(adder, accept_fast=True) is first
-        assert len(fast.requests("Compile")) == 1, "not more than one look a second"
-        monkeypatch.setattr("wasmkiln.loading.LOOK_AGAIN_S", 0)
-        assert client.module(adder, accept_fast=True) is first
-        _, look = fast.requests("Compile")
-        assert look.omit_artifact
-        assert look.engine == "wasmtime"
-        fast.fast_artifact = b""
-        better = client.module(adder, accept_fast=True)
-        assert better is not first
-        assert add(better) == 42
-        calls = len(fast.calls)
-        assert client.module(adder, accept_fast=True) is better
-        assert client.module(adder) is better
-        assert len(fast.calls) == calls
-
-    def test_it_is_replaced_from_the_host_store(
-        self,
-        make_client: Callable[..., Any],
-        fast: FakeDaemon,
-        adder: bytes,
-        store: StoreWriter,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        monkeypatch.setattr("wasmkiln.loading.LOOK_AGAIN_S", 0)
-        client = make_client(fast.address, host_store_dir=store.directory)
-        first = client.module(adder, accept_fast=True)
-        fast.refuse(Refusal(grpc.StatusCode.UNAVAILABLE, "SERVER_DRAINING"))
-        assert client.module(adder, accept_fast=True) is first, "a failed look harms nothing"
-        store.add(adder)
-        calls = len(fast.calls)
-        assert client.module(adder, accept_fast=True) is not first
-        assert len(fast.calls) == calls
-
-    @pytest.fixture
-    def fast_file(self, fast: FakeDaemon, store: StoreWriter, adder: bytes) -> Path:
-        """The path of fast code in the host store; the daemon has optimised code."""
-        row = store.rows[0]
-        row["settings"] = {**row["settings"], "strategy": "cranelift"}
-        row["unhashed_defaults"] = ["strategy"]
-        store.write_engines()
-        code, fast.fast_artifact = fast.fast_artifact, b""
-        return store.write(adder, code, {"strategy": "winch"}, is_fast=True)
-
-    def test_a_fast_file_serves_while_no_daemon_answers(
-        self,
-        make_client: Callable[..., Any],
-        fast: FakeDaemon,
-        adder: bytes,
-        store: StoreWriter,
-        fast_file: Path,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        for fallback in ("compile", None):
-            client = make_client(NOBODY, host_store_dir=store.directory)
-            first = client.module(adder, accept_fast=True, fallback=fallback)
-            assert add(first) == 42
-            assert wasmkiln.engine_of(first) is loading._engine((("strategy", "winch"),))
-        with pytest.raises(errors.ConnectionFailed):
-            client.module(adder)
-        with pytest.raises(errors.ConnectionFailed):
-            client.module(adder, accept_fast=True, settings={"strategy": "cranelift"})
-        monkeypatch.setattr("wasmkiln.loading.LOOK_AGAIN_S", 0)
-        assert client.module(adder, accept_fast=True) is first
-        store.add(adder)
-        assert client.module(adder, accept_fast=True) is client.module(adder)
-
-    def test_optimised_code_of_the_daemon_goes_before_a_fast_file(
-        self,
-        make_client: Callable[..., Any],
-        fast: FakeDaemon,
-        adder: bytes,
-        store: StoreWriter,
-        fast_file: Path,
-    ) -> None:
-        client = make_client(fast.address, host_store_dir=store.directory)
-        best = client.module(adder, accept_fast=True)
-        assert wasmkiln.engine_of(best) is loading._engine(())
-        look, request = fast.requests("Compile")
-        assert look.accept_fast
-        assert look.omit_artifact
-        assert not request.omit_artifact
-        assert client.module(adder) is best
-        other = make_client(fast.address, host_store_dir=store.directory)
-        fast.refuse(Refusal(grpc.StatusCode.PERMISSION_DENIED, "ROLE_MISSING"))
-        assert add(other.module(adder, accept_fast=True)) == 42
-
-    def test_a_call_that_does_not_accept_it_gets_optimised_code(
-        self, make_client: Callable[..., Any], fast: FakeDaemon, adder: bytes
-    ) -> None:
-        client = make_client(fast.address, host_store_dir="none")
-        first = client.module(adder, accept_fast=True)
-        best = client.module(adder)
-        assert best is not first
-        assert client.module(adder, accept_fast=True) is best
-        with pytest.raises(ValueError, match="engine_of"):
-            client.module(adder, accept_fast=True, into=wasmtime.Engine())
-
-
-def test_arguments(make_client: Callable[..., Any], adder: bytes) -> None:
+def test_arguments(host: Host) -> None:
     with pytest.raises(ValueError, match="check_files"):
-        make_client(NOBODY, check_files="never")
-    client = make_client(NOBODY)
+        host.make(NOBODY, check_files="never")
+    client = host.alone()
     with pytest.raises(ValueError, match="fallback"):
-        client.module(adder, fallback="interpret")
+        client.module(ADDER, fallback="interpret")
     with pytest.raises(TypeError, match="Engine"):
-        client.module(adder, into=object())
+        client.module(ADDER, into=object())
+    with pytest.raises(ValueError, match="engine_of"):
+        client.module(ADDER, accept_fast=True, into=wasmtime.Engine())
     with pytest.raises(LookupError):
         wasmkiln.engine_of(object())
 
 
-@pytest.mark.parametrize(
-    ("code", "reason"),
-    [
-        (grpc.StatusCode.UNAUTHENTICATED, "CREDENTIALS_MISSING"),
-        (grpc.StatusCode.UNAUTHENTICATED, "CREDENTIALS_INVALID"),
-        (grpc.StatusCode.PERMISSION_DENIED, "ROLE_MISSING"),
-        (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED"),
-        (grpc.StatusCode.RESOURCE_EXHAUSTED, "COMPILE_QUEUE_FULL"),
-        (grpc.StatusCode.INTERNAL, "INTERNAL"),
-    ],
-)
-def test_whoever_is_refused_compiles_nothing_here(
-    make_client: Callable[..., Any],
-    daemon: FakeDaemon,
-    adder: bytes,
-    code: grpc.StatusCode,
-    reason: str,
+# --- fast code ------------------------------------------------------------------------------
+
+WINCH = {"strategy": "winch"}
+
+
+@pytest.fixture
+def fast(host: Host) -> FakeDaemon:
+    """A daemon that has fast code only, as yet."""
+    host.daemon.fast_artifact = code(**WINCH)
+    return host.daemon
+
+
+def test_fast_code_is_replaced_once_the_daemon_has_better_code(
+    host: Host, fast: FakeDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    daemon.refuse(Refusal(code, reason, "not you", retry_after_s=0.0))
-    client = make_client(daemon.address, host_store_dir="none")
-    with pytest.raises(errors.WasmkilnError) as caught:
-        client.module(adder, fallback="compile")
-    assert caught.value.reason == reason
-    assert len(daemon.calls) == 1
+    other = host.asking()
+    assert other.module(ADDER, accept_fast=True) is not other.module(ADDER)
+    assert other.module(ADDER, accept_fast=True) is other.module(ADDER)
+    fast.calls.clear()
+    client = host.asking()
+    first = client.module(ADDER, accept_fast=True)
+    assert add(first) == 42
+    for _ in range(5):
+        assert client.module(ADDER, accept_fast=True) is first
+    assert len(fast.requests("Compile")) == 1, "not more than one look a second"
+    monkeypatch.setattr("wasmkiln.loading.LOOK_AGAIN_S", 0)
+    assert client.module(ADDER, accept_fast=True) is first
+    _, look = fast.requests("Compile")
+    assert (look.omit_artifact, look.engine) == (True, "wasmtime")
+    fast.fast_artifact = b""
+    better = client.module(ADDER, accept_fast=True)
+    assert better is not first
+    assert add(better) == 42
+    calls = len(fast.calls)
+    assert client.module(ADDER, accept_fast=True) is better
+    assert client.module(ADDER) is better
+    assert len(fast.calls) == calls
 
 
-@pytest.mark.parametrize("reason", ["SERVER_DRAINING", "WORKER_UNAVAILABLE", ""])
-def test_whoever_compiles_here_is_warned(
-    make_client: Callable[..., Any],
-    daemon: FakeDaemon,
-    adder: bytes,
-    caplog: pytest.LogCaptureFixture,
-    reason: str,
+def test_fast_code_is_replaced_from_the_host_store(
+    host: Host, fast: FakeDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    daemon.refuse(Refusal(grpc.StatusCode.UNAVAILABLE, reason, "going away"))
-    client = make_client(daemon.address, host_store_dir="none")
-    with caplog.at_level(logging.WARNING, "wasmkiln"):
-        assert add(client.module(adder, fallback="compile")) == 42
-    [record] = caplog.records
-    assert f"compiling module {hashlib.sha256(adder).hexdigest()} here: " in record.message
+    monkeypatch.setattr("wasmkiln.loading.LOOK_AGAIN_S", 0)
+    client = host.both()
+    first = client.module(ADDER, accept_fast=True)
+    fast.refuse(DRAINING)
+    assert client.module(ADDER, accept_fast=True) is first, "a failed look harms nothing"
+    host.store.add(ADDER)
+    calls = len(fast.calls)
+    assert client.module(ADDER, accept_fast=True) is not first
+    assert len(fast.calls) == calls
 
 
-def test_a_daemon_that_does_not_answer_leaves_time_to_compile_here(
-    make_client: Callable[..., Any], daemon: FakeDaemon, adder: bytes
+def write_fast_file(host: Host) -> None:
+    """Write fast code into the host store; the daemon has optimised code from now on."""
+    row = host.store.rows[0]
+    row["settings"] = {**row["settings"], "strategy": "cranelift"}
+    row["unhashed_defaults"] = ["strategy"]
+    host.store.write_engines()
+    fast, host.daemon.fast_artifact = host.daemon.fast_artifact, b""
+    host.store.write(ADDER, fast, WINCH, is_fast=True)
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_fast_file_serves_while_no_daemon_answers(
+    host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    daemon.hang.clear()
-    client = make_client(daemon.address, host_store_dir="none", timeout_s=8)
-    assert add(client.module(adder, fallback="compile")) == 42
-
-
-def test_a_namespace_has_files_of_its_own(
-    make_client: Callable[..., Any], tmp_path: Path, adder: bytes
-) -> None:
-    directory = tmp_path / "store"
-    default, team = StoreWriter(directory), StoreWriter(directory / "ns" / "team-a")
-    other = wasm.adder(9)
-    default.add(adder)
-    team.add(other)
-    inside = make_client(NOBODY, host_store_dir=directory, namespace="team-a", max_attempts=1)
-    outside = make_client(NOBODY, host_store_dir=directory, max_attempts=1)
-    assert add(inside.module(other, engine="wasmtime")) == 42
-    assert add(outside.module(adder, engine="wasmtime")) == 42
-    for client, module in ((inside, adder), (outside, other)):
+    write_fast_file(host)
+    for fallback in ("compile", None):
+        client = host.alone()
+        first = client.module(ADDER, accept_fast=True, fallback=fallback)
+        assert add(first) == 42
+        assert wasmkiln.engine_of(first) is loading._engine_for("wasmtime", WINCH)
+    for asked in ({}, {"accept_fast": True, "settings": {"strategy": "cranelift"}}):
         with pytest.raises(errors.ConnectionFailed):
-            client.module(module, engine="wasmtime")
-    nobody = make_client(NOBODY, host_store_dir=directory, namespace="team-b", max_attempts=1)
-    with pytest.raises(errors.ConnectionFailed):
-        nobody.module(adder, engine="wasmtime")
+            client.module(ADDER, **asked)
+    monkeypatch.setattr("wasmkiln.loading.LOOK_AGAIN_S", 0)
+    assert client.module(ADDER, accept_fast=True) is first
+    host.store.add(ADDER)
+    assert client.module(ADDER, accept_fast=True) is client.module(ADDER)
+
+
+def test_optimised_code_of_the_daemon_goes_before_a_fast_file(host: Host, fast: FakeDaemon) -> None:
+    write_fast_file(host)
+    client = host.both()
+    best = client.module(ADDER, accept_fast=True)
+    assert wasmkiln.engine_of(best) is loading._engine_for("wasmtime", {})
+    look, request = fast.requests("Compile")
+    assert (look.accept_fast, look.omit_artifact, request.omit_artifact) == (True, True, False)
+    assert client.module(ADDER) is best
+    fast.refuse(Refusal(grpc.StatusCode.PERMISSION_DENIED, "ROLE_MISSING"))
+    assert add(host.both().module(ADDER, accept_fast=True)) == 42

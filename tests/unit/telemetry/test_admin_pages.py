@@ -1,6 +1,6 @@
 """The admin port, over real sockets: pages, who may see them, and which connections make way.
 
-What tokens and certificates open is in tests/e2e/test_access_matrix.py and test_admin_tls.py.
+What tokens and certificates open is in tests/e2e/test_access_matrix.py.
 """
 
 from __future__ import annotations
