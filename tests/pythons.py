@@ -30,28 +30,19 @@ with fake_daemon() as daemon:
     subprocess.run([*command, daemon.address], check=True)
 print("the client works")
 """
-TESTS = [
-    "client/test_clients.py",
-    "client/test_cli.py",
-    "client/test_errors.py",
-    "client/test_tls.py",
-]
-TESTS += ["rpc", "config", "test_flights.py", "test_network.py", "test_shutdown.py"]
+TESTS = "client/test_clients.py client/test_cli.py client/test_errors.py client/test_tls.py config"
+TESTS += " test_compile.py test_flights.py test_network.py test_shutdown.py test_watch.py"
 
 
 def run(minor: int) -> str:
     """Run the tests of one Python; return what became of them."""
     found = find_python(range(minor, minor + 1), Path(os.devnull))
-    with_, what = (
-        ["--with", ".[cli,verify,zstd]", "--with", "grpcio-health-checking"],
-        ["-c", OLDEST],
-    )
+    packages, what = ".[cli,verify,zstd] grpcio-health-checking", ["-c", OLDEST]
     if minor > 10:
-        with_ = ["--with-requirements", "requirements/server.txt", "--with", "."]
-        for package in ("hypothesis", "pytest", "pytest-asyncio", "pytest-timeout"):
-            with_ += ["--with", package]
-        what = ["-m", "pytest", "-q", *(f"tests/unit/{name}" for name in TESTS)]
-    uv = [find_uv_bin(), "run", "--quiet", "--no-project", "--isolated", *with_]
+        packages = ".[server] hypothesis pytest pytest-asyncio pytest-timeout"
+        what = ["-m", "pytest", "-q", *(f"tests/unit/{name}" for name in TESTS.split())]
+    uv = [find_uv_bin(), "run", "--quiet", "--no-project", "--isolated"]
+    uv += [word for package in packages.split() for word in ("--with", package)]
     python = [*uv, "--python", str(found.path) if found else f"3.{minor}", "python"]
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "UV_CONSTRAINT": "requirements/dev.txt"}
     print(f"--- Python 3.{minor}", flush=True)
