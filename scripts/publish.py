@@ -96,6 +96,8 @@ def upload(root: Path, options: argparse.Namespace, version: str, rehearse: bool
         goals = ["package", "source:jar-no-fork", "javadoc:jar", "gpg:sign", "deploy:deploy"]
         words = ["mvn", "-B", "-DskipTests", f"-Dgpg.skip={str(rehearse).lower()}", *goals]
         url = f"file:{dist}/maven" if rehearse else options.maven_url
+        parts = "pom, jar, sources, javadoc"
+        print(f"com.wasmkiln:wasmkiln-client:{version} ({parts}) to {options.maven_url}")
         run(root / "client" / "java", *words, f"-DaltDeploymentRepository=wasmkiln::{url}")
 
 
