@@ -88,7 +88,7 @@ def upload(root: Path, options: argparse.Namespace, version: str, rehearse: bool
     if "npm" not in options.without:
         where = [f"--registry={options.npm_registry}"]
         # What is there already is left alone, as uv does by itself.
-        if rehearse or not run(dist, "npm", "view", *where, f"wasmkiln@{version}", fails=True):
+        if not run(dist, "npm", "view", *where, f"wasmkiln@{version}", fails=True):
             run(root / "client" / "node", "npm", "publish", *dry, *where)
     if "maven" not in options.without:
         # With its sources and documentation, signed, as Maven Central asks; a rehearsal deploys to

@@ -37,11 +37,11 @@ TESTS += " test_compile.py test_flights.py test_network.py test_shutdown.py test
 def run(minor: int) -> str:
     """Run the tests of one Python; return what became of them."""
     found = find_python(range(minor, minor + 1), Path(os.devnull))
-    packages, what = ".[cli,verify,zstd] grpcio-health-checking", ["-c", OLDEST]
+    ours, packages, what = ".[cli,verify,zstd]", "grpcio-health-checking", ["-c", OLDEST]
     if minor > 10:
-        packages = ".[server] hypothesis pytest pytest-asyncio pytest-timeout"
+        ours, packages = ".[server]", "hypothesis pytest pytest-asyncio pytest-timeout"
         what = ["-m", "pytest", "-q", *(f"tests/unit/{name}" for name in TESTS.split())]
-    uv = [find_uv_bin(), "run", "--quiet", "--no-project", "--isolated"]
+    uv = [find_uv_bin(), "run", "--quiet", "--no-project", "--isolated", "--with-editable", ours]
     uv += [word for package in packages.split() for word in ("--with", package)]
     python = [*uv, "--python", str(found.path) if found else f"3.{minor}", "python"]
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "UV_CONSTRAINT": "requirements/dev.txt"}

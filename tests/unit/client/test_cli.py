@@ -247,9 +247,10 @@ stats --watch --interval -1
 --address http://x:1 stats
 nothing
 """
+HUGE = f"compile a.wasm --max-artifact-bytes {'9' * 5000}"
 
 
-@pytest.mark.parametrize("words", [*WRONG.strip().splitlines(), f"load --timeout {'9' * 5000}"])
+@pytest.mark.parametrize("words", [*WRONG.strip().splitlines(), HUGE])
 def test_wrong_usage(run: Run, daemon: FakeDaemon, words: str) -> None:
     result = run(*words.split())
     assert (result.exit_code, result.stdout) == (Exit.USAGE, "")
