@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from scripts import licences, publish, reference, release, site, version
+from tests.architecture.test_locks import locked
 
 ROOT = version.ROOT
 VERSION = version.version_of(ROOT)
@@ -151,6 +154,38 @@ def test_the_requirements_name_the_release_by_its_digests(tmp_path: Path) -> Non
     )
     assert "\ngrpcio==" in rest
     assert "\nhatchling==" not in rest
+
+
+def test_the_wheel_carries_a_bill_of_materials_and_the_pins(tmp_path: Path) -> None:
+    # Here: each process that collects the tests would take two seconds for it.
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    built, _ = release.build_packages(tmp_path, VERSION)
+    with zipfile.ZipFile(built) as wheel:
+        inside = f"wasmkiln-{VERSION}.dist-info/sboms/wasmkiln.cdx.json"
+        text = wheel.read(inside).decode()
+        for file in (ROOT / "server" / "wasmkilnd" / "engines" / "pins").iterdir():
+            assert wheel.read(f"wasmkilnd/engines/pins/{file.name}") == file.read_bytes()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    bill = json.loads(text)
+    ours = bill["metadata"]["component"]
+    assert (ours["purl"], ours["version"]) == (f"pkg:pypi/wasmkiln@{VERSION}", VERSION)
+    # What is locked, and nothing that only builds.
+    parts = {part["name"]: part["version"] for part in bill["components"]}
+    assert parts.items() <= locked("server").items()
+    left_out = locked("server").keys() - parts.keys()
+    assert "hatchling" in left_out
+    assert not {"grpcio", "redis", "cryptography", "yarl", "uv"} & left_out
+    # The thin client needs little.
+    required = {part["name"] for part in bill["components"] if part["scope"] == "required"}
+    assert required == {"grpcio", "protobuf", "googleapis-common-protos", "typing-extensions"}
+    # Who asks for whom.
+    named = {part["bom-ref"] for part in bill["components"]}
+    edges = {each["ref"]: set(each["dependsOn"]) for each in bill["dependencies"]}
+    assert edges.keys() == {ours["bom-ref"], *named}
+    assert set[str]().union(*edges.values()) == named
+    assert any(ref.startswith("pkg:pypi/grpcio@") for ref in edges[ours["bom-ref"]])
 
 
 # --- licences ----------------------------------------------------------------------------------

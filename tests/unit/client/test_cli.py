@@ -203,13 +203,6 @@ def test_no_daemon_is_told_once_and_not_for_each_module(run: Run) -> None:
     assert result.stderr.count("no daemon answers at 127.0.0.1:1") == 1
 
 
-def test_the_deadline_option(run: Run, daemon: FakeDaemon) -> None:
-    daemon.hang.clear()
-    result = run("--timeout", "0.2", "stats")
-    assert result.exit_code == Exit.DEADLINE
-    assert "within 0.2 s" in result.stderr
-
-
 def test_an_error_in_json(run: Run, daemon: FakeDaemon) -> None:
     message = "bad\n\nCaused by:\n    \x1b[31mevil\x1b[0m name"
     refusal = Refusal(grpc.StatusCode.INVALID_ARGUMENT, "MODULE_INVALID", message, {"offset": "12"})
@@ -328,15 +321,11 @@ def _hang(daemon: FakeDaemon, messages: list[Any]) -> list[Any]:
     return messages
 
 
-@pytest.mark.parametrize("command", ["stats", "warm"])
-def test_an_interrupt_exits_130(run: Run, daemon: FakeDaemon, command: str) -> None:
-    if command == "stats":
-        daemon.hang.clear()
-    else:  # FindMissing answers, the compiles hang
-        daemon.tamper = partial(_hang, daemon)
-    with process(daemon, command, *(["."] if command == "warm" else [])) as running:
+def test_an_interrupt_exits_130(run: Run, daemon: FakeDaemon) -> None:
+    daemon.tamper = partial(_hang, daemon)  # FindMissing answers, the compiles hang
+    with process(daemon, "warm", ".") as running:
         assert daemon.entered.wait(60)
-        while command == "warm" and daemon.hang.is_set():
+        while daemon.hang.is_set():
             time.sleep(0.01)
         running.send_signal(signal.SIGINT)
         # If it is not seen, the calls end after 10 s, and so does the command, with another code.

@@ -421,11 +421,7 @@ def on_a_terminal(server: LyingServer, *arguments: str) -> tuple[str, int]:
     ],
 )
 def test_nothing_but_progress_steers_a_terminal(
-    run: Run,
-    server: LyingServer,
-    tmp_path: Path,
-    arguments: tuple[str, ...],
-    method: str,
+    run: Run, server: LyingServer, arguments: tuple[str, ...], method: str
 ) -> None:
     Path(EVIL_FILE).write_bytes(honest.WASM)
     lie = honest.ANSWERS[method].SerializeToString()
