@@ -224,6 +224,29 @@ def test_the_report_has_the_texts() -> None:
     assert "## x 1.2\n\n```text\nPermission is hereby granted\n```\n" in text
 
 
+@pytest.mark.parametrize(
+    ("does", "passes", "says"),
+    [
+        ("echo 'No known vulnerabilities found'", True, "No known vulnerabilities found"),
+        ("echo 'redis 4.5.0 PYSEC-2023-45 4.5.3'; exit 1", False, "PYSEC-2023-45"),
+        ("echo 'ConnectionError: Max retries exceeded' >&2; exit 1", True, "audit: skipped"),
+        ("echo 'ValueError: bad requirement' >&2; exit 1", False, "ValueError: bad requirement"),
+    ],
+)
+def test_an_audit_fails_for_what_is_known_and_is_skipped_without_data(
+    tmp_path: Path, does: str, passes: bool, says: str
+) -> None:
+    (tmp_path / "pip-audit").write_text(f"#!/bin/sh\n{does}\n")
+    (tmp_path / "pip-audit").chmod(0o755)
+    words = ["-f", str(ROOT / "Makefile"), "-o", ".venv/.dev", f"BIN={tmp_path}"]
+    done = subprocess.run(
+        ["make", *words, "audit"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode == 0) is passes
+    assert says in done.stdout + done.stderr
+    assert passes or "skipped" not in done.stdout
+
+
 # --- the site ----------------------------------------------------------------------------------
 
 
