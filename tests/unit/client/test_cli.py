@@ -251,6 +251,12 @@ def test_wrong_usage(run: Run, daemon: FakeDaemon, words: str) -> None:
     assert not daemon.calls
 
 
+def test_an_attestation_without_end_is_not_read_to_its_end(run: Run) -> None:
+    result = run("verify", "a.wasm", "--key", "a" * 64, "--attestation", "/dev/zero")
+    assert result.exit_code == Exit.REFUSED
+    assert result.stderr == "error: /dev/zero has more than 1,048,576 bytes\n"
+
+
 def test_wrong_usage_in_json(run: Run) -> None:
     result = run("--json", "evict")
     assert result.exit_code == Exit.USAGE
