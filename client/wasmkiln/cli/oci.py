@@ -246,7 +246,7 @@ class Repository:
         work = partial(self._content, fetch, limit_bytes=limit_bytes)
         try:
             return in_parallel(1, [url], work, self._limit_s)[0]
-        except TimeLimit:
+        except (TimeLimit, subprocess.TimeoutExpired):  # the latter of who keeps a password
             fetch.end()
             late = f"takes longer than {self._limit_s:g} s: try again, or raise --fetch-timeout"
             raise SourceUnusable(f"{quoted(url)} {late}") from None
