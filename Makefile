@@ -27,12 +27,14 @@ PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/pytest
 # What failed stands in a folder of its own, which no other run of pytest writes to meanwhile.
 SUITE = $(PYTEST) -o cache_dir=.work/test-cache --ignore=tests/polyglot --ignore=tests/operators
 CROWD = -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
+# Words of pip-audit, and of errors that it does not catch, where the data cannot be had.
+NO_DATA := Could not connect|ConnectionError|ServiceError|Timeout|Max retries
 # The contract of the last release: what callers were promised.
 RELEASED := v0.6.0.binpb
 
 .DEFAULT_GOAL := help
 .PHONY: help run demo test unit check protos site lock audit dist publish bench \
-	test-polyglot test-operators soak faults attack hostile verdicts fuzz clean
+	test-polyglot test-operators test-pythons soak faults attack hostile verdicts fuzz clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z -]+:.*## / { printf "  make %-18s %s%s\n", $$1, \
@@ -79,7 +81,7 @@ check: $(VENV)/.dev ## format, lint, types, imports, contract, fresh generated f
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
 	@told="$$($(BIN)/lint-imports --no-cache --no-logo)" || { echo "$$told" >&2; exit 1; }
-	@$(BIN)/python scripts/version.py
+	@$(BIN)/python -m scripts.version
 	@cd protos && ../$(BIN)/buf lint
 	@cd protos && ../$(BIN)/buf breaking --against $(RELEASED)
 	@$(MAKE) --no-print-directory protos
@@ -87,17 +89,17 @@ check: $(VENV)/.dev ## format, lint, types, imports, contract, fresh generated f
 
 protos: $(VENV)/.dev ## generate stubs, man pages and what the chart knows of settings
 	@$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=client --pyi_out=client --grpc_python_out=client protos/wasmkiln/v1/*.proto
-	@$(BIN)/python scripts/commands.py
-	@$(BIN)/python scripts/chart_settings.py
+	@$(BIN)/python -m scripts.reference
 
 site: $(VENV)/.dev ## build the documentation as a site in .work/site/html, and check it
-	@$(BIN)/python -m scripts.site $(BIN)/zensical
+	@$(BIN)/python -m scripts.site
 
 lock: $(VENV)/.server ## lock dependencies and engines by SHA-256 (ARGS=--upgrade: to the newest)
 	@$(BIN)/python scripts/lock.py $(ARGS)
 
 audit: $(VENV)/.dev ## ask for known vulnerabilities of what the lock files name
-	@$(BIN)/python scripts/audit.py
+	@mkdir -p .work && $(BIN)/pip-audit --progress-spinner off --disable-pip --require-hashes -r requirements/dev.txt 2>.work/audit; \
+	code=$$?; cat .work/audit >&2; test $$code -eq 0 || ! grep -Eq "$(NO_DATA)" .work/audit && exit $$code; echo "audit: skipped"
 
 dist publish: $(VENV)/.dev ## build a release in dist/; publish it (ARGS=--dry-run)
 	@$(BIN)/python -m scripts.$(if $(filter dist,$@),release,publish) $(ARGS)
@@ -109,8 +111,8 @@ test-polyglot test-operators: $(VENV)/.dev ## test clients in other languages; t
 	@$(BIN)/python -m tests.$(@:test-%=%).toolchains
 	@$(if $(filter %operators,$@),OPERATORS,POLYGLOT)=all $(PYTEST) tests/$(@:test-%=%) $(if $(filter %operators,$@),$(CROWD),-s) $(ARGS)
 
-soak faults attack hostile verdicts fuzz: $(VENV)/.dev ## the long runs, of minutes each (ARGS=--help)
-	@$(BIN)/$(if $(filter fuzz,$@),pytest tests/fuzz --hypothesis-profile fuzz --timeout 0,python -m tests.$@) $(or $(ARGS),$(if $(filter verdicts,$@),--generate 1000))
+test-pythons soak faults attack hostile verdicts fuzz: $(VENV)/.dev ## long runs, of minutes each (ARGS=--help)
+	@$(BIN)/$(if $(filter fuzz,$@),pytest tests/fuzz --hypothesis-profile fuzz --timeout 0,python -m tests.$(@:test-%=%)) $(or $(ARGS),$(if $(filter verdicts,$@),--generate 1000))
 
 clean: ## remove .venv, caches and what tests left in .work (engines and data stay)
 	@rm -rf $(VENV) .work .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage build dist

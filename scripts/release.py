@@ -7,29 +7,33 @@ wasmkiln-VERSION.cdx.json             the bill of materials, as it lies in the w
 wasmkiln-VERSION-licences.md          the licences of what is installed with it
 wasmkiln-VERSION-changes.md           this version's section of CHANGELOG.md
 wasmkiln-chart-VERSION.tgz            the Helm chart
-wasmkiln-protos-VERSION.tar.gz        the contract, and wasmkiln.binpb, its descriptor set
+wasmkiln-protos-VERSION.tar.gz        the contract: protos/ without buf's own files
+wasmkiln.binpb                        its descriptor set, with all imports and comments
 SHA256SUMS                            of all the others
 
-``python -m scripts.release [FOLDER]`` writes them; `make dist` runs it. The dates in the archives
-are those of the last commit, or SOURCE_DATE_EPOCH.
+`make dist` runs this. The dates in the archives are those of the last commit, or
+SOURCE_DATE_EPOCH.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import io
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
-from scripts import dist_protos, licences
-from scripts.archive import packed
+from scripts import licences
 from scripts.sbom import bill
 from scripts.version import ROOT, version_of
 
+PROTOS = ROOT / "protos"
 CHART = ROOT / "deploy" / "helm" / "wasmkiln"
 SUMS = "SHA256SUMS"
 
@@ -40,103 +44,110 @@ class NotReadyError(Exception):
 
 def changes(changelog: str, version: str) -> str:
     """Return a version's section of the changelog, without its heading."""
-    parts = re.split(r"^## (.+)$", changelog, flags=re.MULTILINE)
-    for heading, text in zip(parts[1::2], parts[2::2], strict=True):
-        if heading.split(",")[0].strip() == version:
-            if not text.strip():
-                raise NotReadyError(f"the section {heading!r} of CHANGELOG.md is empty: fill it")
-            return text.strip() + "\n"
-    raise NotReadyError(f"CHANGELOG.md has no section '## {version}': write what changed")
+    found = re.search(
+        rf"^## {re.escape(version)}(?:,[^\n]*)?\n(.*?)(?=^## |\Z)",
+        changelog,
+        re.MULTILINE | re.DOTALL,
+    )
+    if not found:
+        raise NotReadyError(f"CHANGELOG.md has no section '## {version}': write what changed")
+    if not found[1].strip():
+        raise NotReadyError(f"the section '## {version}' of CHANGELOG.md is empty: fill it")
+    return found[1].strip() + "\n"
 
 
 def build(folder: Path) -> list[Path]:
-    """Write all files into ``folder``, and remove what else lies there; return them, sums last."""
+    """Write all files into `folder`, and remove what else lies there; return them, sums last."""
     version = version_of(ROOT)
     text = changes((ROOT / "CHANGELOG.md").read_text(), version)
     found = list(licences.packages())
     if wrong := [why for each in found if (why := licences.refused(each))]:
         raise NotReadyError("; ".join(wrong))
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     wheel, sources = build_packages(folder, version)
     name = f"wasmkiln-{version}"
+    with zipfile.ZipFile(wheel) as archive:
+        [inside] = [each for each in archive.namelist() if each.endswith(".cdx.json")]
+        materials = archive.read(inside)
     written = {
         f"{name}-requirements.txt": requirements(version, [wheel, sources]),
-        f"{name}.cdx.json": _bill(wheel),
+        f"{name}.cdx.json": materials,
         f"{name}-licences.md": licences.report(found).encode(),
         f"{name}-changes.md": text.encode(),
         f"wasmkiln-chart-{version}.tgz": chart(),
+        **contract(version),
     }
     for file, content in written.items():
         (folder / file).write_bytes(content)
-    dist_protos.main(folder)
     files = sorted(folder.iterdir())
-    lines = [f"{_sha256(file)}  {file.name}\n" for file in files]
-    (folder / SUMS).write_text("".join(lines))
+    (folder / SUMS).write_text("".join(f"{_sha256(file)}  {file.name}\n" for file in files))
     return [*files, folder / SUMS]
 
 
 def build_packages(folder: Path, version: str, root: Path = ROOT) -> tuple[Path, Path]:
-    """Build the wheel and the archive of the sources at ``root``; return both."""
+    """Build the wheel and the archive of the sources at `root`; return both."""
+    # An archive of the sources has no history: then hatchling's own date is as good as any.
+    date = os.environ.get("SOURCE_DATE_EPOCH") or git(root, "log", "-1", "--format=%ct")
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-d", str(folder.absolute())],
         cwd=root,
-        env={**os.environ, "SOURCE_DATE_EPOCH": _date(root)},
+        env={**os.environ, "SOURCE_DATE_EPOCH": date or "1580601600"},
         check=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        capture_output=True,
     )
     return folder / f"wasmkiln-{version}-py3-none-any.whl", folder / f"wasmkiln-{version}.tar.gz"
 
 
 def requirements(version: str, files: list[Path]) -> bytes:
-    """Return the lock file of the daemon, with the release itself on top."""
-    lock = needed((ROOT / "requirements" / "server.txt").read_text())
+    """Return the lock file of the daemon, less what only builds, with the release on top."""
+    lock = (ROOT / "requirements" / "server.txt").read_text()
+    parts = {each["name"] for each in bill("0", lock, ())["components"]}
+    head, *blocks = re.split(r"^(?=[a-z0-9-]+==)", lock, flags=re.MULTILINE)
+    needed = "".join(block for block in blocks if block.split("==")[0] in parts)
     hashes = " \\\n".join(f"    --hash=sha256:{_sha256(file)}" for file in files)
     return (
         f"# Installs wasmkiln {version} and the versions that it was tested with:\n"
         f"#   pip install --require-hashes -r wasmkiln-{version}-requirements.txt\n"
-        f"wasmkiln[server]=={version} \\\n{hashes}\n{lock}"
+        f"wasmkiln[server]=={version} \\\n{hashes}\n{head}{needed}"
     ).encode()
-
-
-def needed(lock: str) -> str:
-    """Return a lock file without what only builds the package."""
-    parts = {each["name"] for each in bill("0", lock, ())["components"]}
-    head, *blocks = re.split(r"^(?=[a-z0-9-]+==)", lock, flags=re.MULTILINE)
-    return head + "".join(block for block in blocks if block.split("==")[0] in parts)
 
 
 def chart() -> bytes:
     """Return the Helm chart as `helm package` packs it, without the values of the tests."""
-    files = {str(path.relative_to(CHART)): path for path in CHART.rglob("*") if path.is_file()}
-    return packed(
-        "wasmkiln",
-        {name: path.read_bytes() for name, path in files.items() if not name.startswith("ci/")},
-    )
+    files = (path for path in CHART.rglob("*") if path.is_file() and path.parent.name != "ci")
+    return packed("wasmkiln", {str(path.relative_to(CHART)): path.read_bytes() for path in files})
 
 
-def _bill(wheel: Path) -> bytes:
-    with zipfile.ZipFile(wheel) as archive:
-        [name] = [name for name in archive.namelist() if name.endswith(".cdx.json")]
-        return archive.read(name)
+def contract(version: str) -> dict[str, bytes]:
+    """Return the archive of the contract and its descriptor set, by their names."""
+    files = {str(path.relative_to(PROTOS)): path for path in sorted(PROTOS.rglob("*.proto"))}
+    words = ["-m", "grpc_tools.protoc", "-I.", "--include_imports", "--include_source_info"]
+    command = [sys.executable, *words, "-o/dev/stdout", *files]
+    image = subprocess.run(command, cwd=PROTOS, stdout=subprocess.PIPE, check=True).stdout
+    contents = {name: path.read_bytes() for name, path in files.items()}
+    contents |= {"wasmkiln.binpb": image, "LICENSE": (ROOT / "LICENSE").read_bytes()}
+    name = f"wasmkiln-protos-{version}"
+    return {f"{name}.tar.gz": packed(name, contents), "wasmkiln.binpb": image}
 
 
-def _date(root: Path) -> str:
-    if given := os.environ.get("SOURCE_DATE_EPOCH"):
-        return given
-    # An archive of the sources has no history: then hatchling's own date is as good as any.
-    return git(root, "log", "-1", "--format=%ct") or "1580601600"
+def packed(folder: str, files: dict[str, bytes]) -> bytes:
+    """Return a tar.gz whose bytes follow from names and contents alone; all lie in `folder`."""
+    written = io.BytesIO()
+    with tarfile.open(fileobj=written, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for path, content in sorted(files.items()):
+            entry = tarfile.TarInfo(f"{folder}/{path}")
+            entry.size, entry.mode = len(content), 0o644
+            tar.addfile(entry, io.BytesIO(content))
+    return gzip.compress(written.getvalue(), mtime=0)
 
 
 def git(root: Path, *words: str) -> str:
     """Return what git prints; nothing if it fails or is missing."""
-    program = shutil.which("git")
-    if program is None:
+    try:
+        command = ["git", "-C", str(root), *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
         return ""
-    done = subprocess.run(
-        [program, "-C", str(root), *words], capture_output=True, text=True, check=False
-    )
     return done.stdout.strip()
 
 
@@ -144,17 +155,8 @@ def _sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def main(folder: Path) -> int:
-    """Build, and say what was built; return the exit code."""
-    try:
-        files = build(folder)
-    except NotReadyError as problem:
-        print(f"cannot build the release: {problem}", file=sys.stderr)
-        return 1
-    for file in files:
-        print(file)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "dist"))
+    try:
+        print(*build(ROOT / "dist"), sep="\n")
+    except NotReadyError as problem:
+        sys.exit(f"cannot build the release: {problem}")

@@ -1,7 +1,7 @@
 """Write a CycloneDX bill of materials into the wheel, as hatchling builds it.
 
 It names the packages of requirements/server.txt that wasmkiln runs on, at the locked versions, and
-which package asks for which. It lies in ``.dist-info/sboms/`` of the wheel (PEP 770). The wheel
+which package asks for which. It lies in `.dist-info/sboms/` of the wheel (PEP 770). The wheel
 holds none of these packages; the engines have environments and pins of their own.
 """
 
@@ -19,10 +19,8 @@ from hatchling.builders.config import BuilderConfig
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 NAME = "wasmkiln.cdx.json"
-_LOCKED = re.compile(
-    r"^(?P<name>[a-z0-9-]+)==(?P<version>\S+).*\n(?P<rest>(?: .*\n?)*)", re.MULTILINE
-)
-_ASKED_BY = re.compile(r"^    # (?:via)? +(?P<name>[a-z0-9-]+)(?: \(|$)", re.MULTILINE)
+_LOCKED = re.compile(r"^([a-z0-9-]+)==(\S+).*\n((?: .*\n?)*)", re.MULTILINE)
+_ASKED_BY = re.compile(r"^    # (?:via)? +([a-z0-9-]+)(?: \(|$)", re.MULTILINE)
 
 
 class SbomHook(BuildHookInterface[BuilderConfig]):
@@ -48,42 +46,31 @@ class SbomHook(BuildHookInterface[BuilderConfig]):
 
 
 def bill(version: str, lock: str, core: Collection[str]) -> Mapping[str, Any]:
-    """Return the bill of a version; ``core`` are the packages that the thin client needs."""
-    versions: dict[str, str] = {}
-    needs: dict[str, set[str]] = {"wasmkiln": set()}
-    for found in _LOCKED.finditer(lock):
-        versions[found["name"]] = found["version"]
-        for other in _ASKED_BY.findall(found["rest"]):
-            needs.setdefault(other, set()).add(found["name"])
+    """Return the bill of a version; `core` are the packages that the thin client needs."""
+    versions, needs = {"wasmkiln": version}, dict[str, set[str]]()
+    for name, locked, rest in _LOCKED.findall(lock):
+        versions[name] = locked
+        for other in _ASKED_BY.findall(rest):
+            needs.setdefault(other, set()).add(name)
     required = _reached(core, needs)
+
+    def component(name: str, kind: str) -> dict[str, Any]:
+        of = {"name": name, "version": versions[name]}
+        scope = "required" if name in required else "optional"
+        return {"type": kind, "bom-ref": ref(name), **of, "purl": ref(name), "scope": scope}
+
+    def ref(name: str) -> str:
+        return f"pkg:pypi/{name}@{versions[name]}"
+
     # What only builds the package is locked too, and is no part of it.
     parts = sorted(_reached(needs["wasmkiln"], needs))
-    ours = f"pkg:pypi/wasmkiln@{version}"
-    names = {"wasmkiln": ours, **{name: f"pkg:pypi/{name}@{versions[name]}" for name in parts}}
+    ours = component("wasmkiln", "application") | {"scope": "required"}
+    ours["licenses"] = [{"license": {"id": "Apache-2.0"}}]
     content = {
-        "metadata": {
-            "component": {
-                "type": "application",
-                "bom-ref": ours,
-                "name": "wasmkiln",
-                "version": version,
-                "purl": ours,
-                "licenses": [{"license": {"id": "Apache-2.0"}}],
-            }
-        },
-        "components": [
-            {
-                "type": "library",
-                "bom-ref": names[name],
-                "name": name,
-                "version": versions[name],
-                "purl": names[name],
-                "scope": "required" if name in required else "optional",
-            }
-            for name in parts
-        ],
+        "metadata": {"component": ours},
+        "components": [component(name, "library") for name in parts],
         "dependencies": [
-            {"ref": names[name], "dependsOn": [names[each] for each in sorted(needs.get(name, ()))]}
+            {"ref": ref(name), "dependsOn": [ref(each) for each in sorted(needs.get(name, ()))]}
             for name in ("wasmkiln", *parts)
         ],
     }
@@ -94,11 +81,10 @@ def bill(version: str, lock: str, core: Collection[str]) -> Mapping[str, Any]:
 
 
 def _reached(start: Collection[str], needs: Mapping[str, Collection[str]]) -> set[str]:
-    """Return the packages that ``start`` leads to, and those of ``start``."""
+    """Return the packages that `start` leads to, and those of `start`."""
     reached, ahead = set[str](), list(start)
     while ahead:
-        name = ahead.pop()
-        if name not in reached:
+        if (name := ahead.pop()) not in reached:
             reached.add(name)
             ahead += needs.get(name, ())
     return reached

@@ -1,8 +1,8 @@
 """Hold every copy of the version equal to the one in pyproject.toml.
 
-``python scripts/version.py`` fails and names the copies that differ; ``make check`` runs it.
-``python scripts/version.py 1.2.3`` writes that version into pyproject.toml and all copies.
-Only packages of other languages and examples need copies: Python code asks importlib.metadata.
+`python -m scripts.version` fails and names what differs; `make check` runs it. With a version, as
+1.2.3, it writes that into pyproject.toml and all copies. Only packages of other languages and
+examples need copies: Python code asks importlib.metadata.
 """
 
 from __future__ import annotations
@@ -11,88 +11,63 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 # PyPI, npm, Maven, CMake and Helm each write anything longer, like candidates, in another way.
 VERSION = r"\d+\.\d+\.\d+"
 MAVEN = r"(<artifactId>wasmkiln-client</artifactId>\n *<version>)V(?=<)"
-
-
-class Place(NamedTuple):
-    """Where the version is written."""
-
-    files: str
-    """A glob: a name without a star is of a file that has to hold it."""
-    pattern: str
-    """A regular expression: a group, then V for the version, then what follows it."""
-
-
-SOURCE = Place("pyproject.toml", r'^(version = ")V(?="$)')
-COPIES = (
-    Place("client/node/package.json", r'\A({\n  "name": "wasmkiln",\n  "version": ")V(?=")'),
-    Place("client/node/package-lock.json", r'^( *"name": "wasmkiln",\n *"version": ")V(?=")'),
-    Place("client/java/pom.xml", MAVEN),
-    Place("client/java/README.md", MAVEN),
-    Place("client/cpp/CMakeLists.txt", r"^(project\(wasmkiln VERSION )V(?= )"),
-    Place("deploy/helm/wasmkiln/Chart.yaml", r'^((?:appV|v)ersion: "?)V(?="?$)'),
+# A glob of files, where a name without a star is of a file that has to hold the version; and what
+# stands before V, the version, and after it.
+PLACES = (
+    ("pyproject.toml", r'^(version = ")V(?="$)'),
+    ("client/node/package.json", r'\A({\n  "name": "wasmkiln",\n  "version": ")V(?=")'),
+    ("client/node/package-lock.json", r'^( *"name": "wasmkiln",\n *"version": ")V(?=")'),
+    ("client/java/pom.xml", MAVEN),
+    ("client/java/README.md", MAVEN),
+    ("client/cpp/CMakeLists.txt", r"^(project\(wasmkiln VERSION )V(?= )"),
+    ("deploy/helm/wasmkiln/Chart.yaml", r'^((?:appV|v)ersion: "?)V(?="?$)'),
     # What a daemon prints and answers in the examples of the documentation.
-    Place("README.md", r"\b(wasmkilnd )V(?= is ready)"),
-    Place("docs/**/*.md", r"\b(wasmkilnd )V(?= is ready)"),
+    ("README.md", r"\b(wasmkilnd )V(?= is ready)"),
+    ("docs/**/*.md", r"\b(wasmkilnd )V(?= is ready)"),
     # Of an answer itself, and of no engine inside it.
-    Place("docs/**/*.md", r'^({\n  "version": ")V(?=",$)'),
-    Place("docs/**/*.md", r'("version": {"wasmkiln": ")V(?=")'),
+    ("docs/**/*.md", r'^({\n  "version": ")V(?=",$)'),
+    ("docs/**/*.md", r'("version": {"wasmkiln": ")V(?=")'),
 )
 
 
 def version_of(root: Path) -> str:
-    """Return the version of the source tree at ``root``."""
-    return next(copies(root, SOURCE))[1][2]
+    """Return the version of the source tree at `root`."""
+    [version] = re.findall(
+        rf'^version = "({VERSION})"$', (root / PLACES[0][0]).read_text(), re.MULTILINE
+    )
+    return str(version)
 
 
-def copies(root: Path, place: Place) -> Iterator[tuple[Path, re.Match[str]]]:
-    """Find each copy of the version, in the second group. Raise LookupError for a missing one."""
-    pattern = place.pattern.replace("V(", f"({VERSION})(")
-    for file in sorted(root.glob(place.files)) or [root / place.files]:
-        text = file.read_text() if file.exists() else ""
-        found = [(file, match) for match in re.finditer(pattern, text, re.MULTILINE)]
-        if not found and "*" not in place.files:
-            raise LookupError(f"{place.files}: nothing matches {place.pattern}")
-        yield from found
-
-
-def differing(root: Path) -> Iterator[str]:
-    """Say which copies differ from pyproject.toml, and which are missing."""
-    version = version_of(root)
-    for place in COPIES:
-        try:
-            for file, found in copies(root, place):
-                if found[2] != version:
-                    line = 1 + found.string.count("\n", 0, found.start(2))
-                    yield f"{file.relative_to(root)}:{line}: {found[2]} instead of {version}"
-        except LookupError as missing:
-            yield str(missing)
-
-
-def write(root: Path, version: str) -> None:
-    """Write ``version`` everywhere."""
-    for place in (SOURCE, *COPIES):
-        # The last first: what is found before it stays where it is.
-        for file, found in reversed(list(copies(root, place))):
-            text = file.read_text()
-            file.write_text(text[: found.start(2)] + version + text[found.end(2) :])
+def differing(root: Path, version: str, write: bool = False) -> Iterator[str]:
+    """Say which copies are missing, and which are not this version; `write` mends the latter."""
+    for glob, pattern in PLACES:
+        for file in sorted(root.glob(glob)) or [root / glob]:
+            text = file.read_text() if file.exists() else ""
+            put, count = re.subn(
+                f"(?m){pattern.replace('V(', f'{VERSION}(')}", rf"\g<1>{version}", text
+            )
+            if not count and "*" not in glob:
+                yield f"{glob}: nothing matches {pattern}"
+            elif write:
+                file.write_text(put)
+            elif put != text:
+                yield f"{file.relative_to(root)}: another version than {version}"
 
 
 def main(arguments: list[str]) -> int:
     """Check, or write the version that was given; return the exit code."""
-    if arguments:
-        if not re.fullmatch(VERSION, arguments[0]):
-            print(f"cannot use the version {arguments[0]!r}: write it like 1.2.3", file=sys.stderr)
-            return 2
-        write(ROOT, arguments[0])
-    wrong = list(differing(ROOT))
+    if arguments and not re.fullmatch(VERSION, arguments[0]):
+        print(f"cannot use the version {arguments[0]!r}: write it like 1.2.3", file=sys.stderr)
+        return 2
+    version = arguments[0] if arguments else version_of(ROOT)
+    wrong = list(differing(ROOT, version, write=bool(arguments)))
     for line in wrong:
-        print(f"version: {line}; run: python scripts/version.py {version_of(ROOT)}")
+        print(f"version: {line}; run: python -m scripts.version {version}")
     return 1 if wrong else 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 import tarfile
@@ -13,7 +14,7 @@ import pytest
 from google.protobuf import descriptor_pb2
 from google.rpc import error_details_pb2, status_pb2
 
-from scripts import dist_protos
+from scripts.release import contract
 from tests.e2e.grpcurl import Grpcurl
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,17 +72,16 @@ def test_python_takes_google_rpc_from_its_own_package() -> None:
 
 
 def test_a_release_has_the_contract_as_an_archive_and_as_descriptors(tmp_path: Path) -> None:
-    dist_protos.main(tmp_path / "once")
-    dist_protos.main(tmp_path / "again")
-    [packed] = (tmp_path / "once").glob("wasmkiln-protos-*.tar.gz")
-    assert packed.read_bytes() == (tmp_path / "again" / packed.name).read_bytes()
-    with tarfile.open(packed) as tar:
+    written = contract("1.2.3")
+    assert written == contract("1.2.3")
+    packed = "wasmkiln-protos-1.2.3.tar.gz"
+    with tarfile.open(fileobj=io.BytesIO(written[packed])) as tar:
         tar.extractall(tmp_path, filter="data")
-    unpacked = tmp_path / packed.name.removesuffix(".tar.gz")
+    unpacked = tmp_path / packed.removesuffix(".tar.gz")
     for source in (ROOT / "protos").rglob("*.proto"):
         assert (unpacked / source.relative_to(ROOT / "protos")).read_bytes() == source.read_bytes()
-    image = tmp_path / "once" / "wasmkiln.binpb"
-    assert (unpacked / "wasmkiln.binpb").read_bytes() == image.read_bytes()
+    image = unpacked / "wasmkiln.binpb"
+    assert image.read_bytes() == written["wasmkiln.binpb"]
     read = descriptor_pb2.FileDescriptorSet.FromString(image.read_bytes())
     known = {file.name for file in read.file}
     assert {imported for file in read.file for imported in file.dependency} <= known

@@ -94,16 +94,6 @@ def test_a_component_by_its_digest_for_several_settings(
     }
 
 
-def test_what_is_warm_can_be_pinned(kiln: Daemon, registry: Registry, tmp_path: Path) -> None:
-    module = wasm.adder(140)
-    reference = registry.push("acme/pinned:1", Image.wash(module))
-    code, answer, errors = warm(kiln, tmp_path, reference, "--pin")
-    assert (code, answer["compiled"], answer["pinned"]) == (0, 1, 1), errors
-    with kiln.client() as client:
-        assert [each.module_sha256 for each in client.pins().pins] == [wasm.digest(module)]
-        client.unpin(wasm.digest(module))
-
-
 def test_what_the_command_verifies_can_be_compiled_again(kiln: Daemon, tmp_path: Path) -> None:
     file, out = tmp_path / "m.wasm", tmp_path / "m.cwasm"
     file.write_bytes(wasm.adder(150))
@@ -119,20 +109,6 @@ def test_what_the_command_verifies_can_be_compiled_again(kiln: Daemon, tmp_path:
             assert done.exit_code == 0, done.output
             assert json.loads(done.stdout)["recompiled_sha256"] == wasm.digest(out.read_bytes())
         assert compiles(kiln) == before + 2
-
-
-def test_what_an_engine_refuses_leaves_the_rest_alone(
-    kiln: Daemon, registry: Registry, tmp_path: Path
-) -> None:
-    good, bad = wasm.adder(120), b"\0asm\x01\0\0\0broken"
-    reference = registry.push("acme/half:1", Image.spin({"good": good, "bad": bad}))
-    gone = f"oci://{registry.host}/acme/none:1"
-    other = f"{reference}@sha256:{'0' * 64}"
-    code, answer, errors = warm(kiln, tmp_path, reference, gone, other, "--engine", TWO_ENGINES[1])
-    assert (code, answer["compiled"], answer["failed"]) == (1, 1, 3)
-    found = {each["source"].partition("#")[0]: each["reason"] for each in answer["errors"]}
-    assert found == {gone: "SourceUnusable", other: "SourceUnusable", reference: "MODULE_INVALID"}
-    assert f"cannot read {gone}: {registry.host} has no such repository, tag or digest" in errors
 
 
 def test_credentials_as_docker_login_leaves_them(kiln: Daemon, tmp_path: Path) -> None:

@@ -1,13 +1,15 @@
-"""A package index on loopback that takes uploads, as `uv publish` makes them."""
+"""A package index on loopback that takes uploads, as `uv publish` and `npm publish` make them."""
 
 from __future__ import annotations
 
 import email
 import hashlib
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 
 class UploadIndex:
@@ -18,6 +20,9 @@ class UploadIndex:
         self.credentials: set[str] = set()
         self.upload_url = f"http://127.0.0.1:{port}/legacy/"
         self.index_url = f"http://127.0.0.1:{port}/simple/"
+        self.npm_registry = f"http://127.0.0.1:{port}/npm/"
+        # What npm knows of the package.
+        self.npm: dict[str, Any] = {}
 
     def take(self, content_type: str, body: bytes) -> bool:
         """Keep the file of a form; return whether its digest is what the form says."""
@@ -45,7 +50,14 @@ def serve_uploads() -> Iterator[UploadIndex]:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             self._answer(200 if index.take(self.headers["Content-Type"], body) else 400, b"")
 
+        def do_PUT(self) -> None:
+            index.npm = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            self._answer(201, b"{}")
+
         def do_GET(self) -> None:
+            if self.path.startswith("/npm/"):
+                self._answer(200 if index.npm else 404, json.dumps(index.npm).encode())
+                return
             name = self.path.rstrip("/").rpartition("/")[2]
             if name in index.files:
                 self._answer(200, index.files[name])

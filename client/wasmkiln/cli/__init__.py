@@ -24,16 +24,21 @@ def main() -> None:
     """Run the command and exit; with one sentence where click is not installed."""
     # gRPC reads this when it is imported, and else writes a line for each failed handshake.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    try:
-        from wasmkiln.cli.app import app
-    except ModuleNotFoundError as error:
-        if error.name != "click":
-            raise
-        print(
-            "error: the wasmkiln command needs click: pip install 'wasmkiln[cli]'", file=sys.stderr
-        )
-        sys.exit(2)
+    # A stream that the caller has closed leads nowhere; else the next file would get its number.
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123 - for the whole run
     # Escape characters that the terminal's encoding does not have.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        from wasmkiln.cli.app import app
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except ModuleNotFoundError as error:
+        if error.name != "click":
+            raise
+        needs = "error: the wasmkiln command needs click: pip install 'wasmkiln[cli]'"
+        print(needs, file=sys.stderr)
+        sys.exit(2)
     app(prog_name="wasmkiln")

@@ -227,14 +227,16 @@ class _Program(click.Group):
         except (KeyboardInterrupt, click.Abort):
             session.note("error: interrupted")
             code = Exit.INTERRUPTED
-        except BrokenPipeError:
-            # The reader of our stdout has closed it, as `head` does. Python would complain once
-            # more when it flushes stdout at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            code = Exit.OK
         except Exception as error:
             code = exit_for(error)
-            if _is_ours(error) or isinstance(error, OSError):
+            try:
+                sys.stdout.flush()
+            except OSError:
+                # Python would complain once more when it flushes stdout at exit.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if isinstance(error, BrokenPipeError):
+                code = Exit.OK  # the reader of our stdout has closed it, as `head` does
+            elif _is_ours(error) or isinstance(error, OSError):
                 session.report(error)
             else:  # a defect of the command
                 if session.get("debug"):

@@ -17,6 +17,7 @@ from wasmkiln.cli.inputs import digest_of, each, read_file
 from wasmkiln.cli.text import Printable, Progress, elapsed, seconds, size, table
 
 _SOURCES = argument("sources", "FILE|SHA256...")
+_MOST_ATTESTATION_BYTES = 2**20
 
 
 # --- modules in, artifacts out ----------------------------------------------------------------
@@ -471,4 +472,4 @@ def _signed(artifact: str, attestation: str | None, keys: tuple[str, ...]) -> tu
     envelope = Path(attestation or f"{artifact}.dsse.json")
     if not envelope.exists():
         raise click.UsageError(f"there is no {envelope}: give the attestation with --attestation")
-    return open_envelope(envelope.read_bytes(), trusted)
+    return open_envelope(read_file(str(envelope), _MOST_ATTESTATION_BYTES), trusted)

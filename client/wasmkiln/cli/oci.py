@@ -208,7 +208,13 @@ class Repository:
 
     def __init__(self, text: str, plain_http: bool | None, limit_s: float) -> None:
         found = _REFERENCE.fullmatch(text.removeprefix(SCHEME))
-        if found is None:
+        try:
+            parts = urlsplit(f"//{found[1]}" if found else "")
+            self._is_here = _is_loopback(parts.hostname)
+            valid = parts.port != 0
+        except ValueError:
+            valid = False
+        if found is None or not valid:
             raise ValueError(
                 f"{quoted(text)} is no reference: write oci://HOST/REPOSITORY[:TAG]"
                 "[@sha256:DIGEST], HOST with a dot or port, REPOSITORY in lower case"
@@ -234,14 +240,13 @@ class Repository:
 
     def _fetched(self, path: str, limit_bytes: int) -> bytes:
         """Return what lies under a path, within the limit of time for all that it takes."""
-        here = _is_loopback(urlsplit(f"//{self.host}").hostname)
-        plain = here if self._plain_http is None else self._plain_http
+        plain = self._is_here if self._plain_http is None else self._plain_http
         url = f"{'http' if plain else 'https'}://{self.host}/v2/{self.repository}/{path}"
         fetch = _Fetch(plain, self._plain_http is True)
         work = partial(self._content, fetch, limit_bytes=limit_bytes)
         try:
             return in_parallel(1, [url], work, self._limit_s)[0]
-        except TimeLimit:
+        except (TimeLimit, subprocess.TimeoutExpired):  # the latter of who keeps a password
             fetch.end()
             late = f"takes longer than {self._limit_s:g} s: try again, or raise --fetch-timeout"
             raise SourceUnusable(f"{quoted(url)} {late}") from None
@@ -271,7 +276,7 @@ class Repository:
 
     def _authorized(self, fetch: _Fetch, challenge: str) -> str:
         """Return the header that the registry asks for; "" if there is none to send."""
-        login = _login(_HUB_LOGIN if self.host == _HUB_HOST else self.host)
+        login = _login(_HUB_LOGIN if self.host == _HUB_HOST else self.host, self._limit_s)
         kind, _, rest = challenge.partition(" ")
         if kind.lower() == "basic":
             return login
@@ -286,7 +291,7 @@ class Repository:
         return f"Bearer {token}" if re.fullmatch(r"[\x21-\x7e]+", token) else ""
 
 
-def _login(registry: str) -> str:
+def _login(registry: str, limit_s: float) -> str:
     """Return the credentials that `docker login` left for a registry, as a header; "" if none."""
     folder = Path(os.environ.get("DOCKER_CONFIG") or "~/.docker").expanduser()
     try:
@@ -297,7 +302,8 @@ def _login(registry: str) -> str:
     helper = config.get("credHelpers", {}).get(registry) or config.get("credsStore")
     if helper and not auth:
         get = [f"docker-credential-{helper}", "get"]
-        told = subprocess.run(get, input=registry.encode(), capture_output=True, check=False)
+        asked = registry.encode()
+        told = subprocess.run(get, input=asked, capture_output=True, timeout=limit_s, check=False)
         if told.returncode == 0:  # else it has none: anybody may read
             found = json.loads(told.stdout)
             auth = base64.b64encode(f"{found['Username']}:{found['Secret']}".encode()).decode()

@@ -5,58 +5,52 @@ from __future__ import annotations
 import hashlib
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from tests.oci import Image
+from tests.oci import Image
 
 
 class LyingRegistry:
     """Serves one image under any repository and tag; `lies` may answer instead."""
 
     def __init__(self, image: Image) -> None:
-        self.top = image
-        self.manifests = {
-            f"sha256:{hashlib.sha256(each.content).hexdigest()}": each
-            for each in image.all_manifests()
-        }
-        self.blobs = {
-            f"sha256:{hashlib.sha256(each).hexdigest()}": each for each in image.all_blobs()
-        }
+        self._top = image
+        self._manifests = {_digest(each.content): each for each in image.all_manifests()}
+        self._blobs = {_digest(each): each for each in image.all_blobs()}
         # By what a path contains; a lie that returns False lets the truth be told.
         self.lies: dict[str, Callable[[BaseHTTPRequestHandler], bool | None]] = {}
         # The path and the Authorization of each request.
         self.seen: list[tuple[str, str | None]] = []
-        # The address of each connection.
-        self.callers: set[tuple[str, int]] = set()
         self.over = threading.Event()
         self.host = ""
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         """Answer one GET."""
-        self.callers.add(request.client_address)
         self.seen.append((request.path, request.headers.get("Authorization")))
         for part, lie in self.lies.items():
             if part in request.path and lie(request) is not False:
                 return
         kind, name = request.path.split("/")[-2:]
         if kind == "manifests":
-            found = self.manifests.get(name, self.top)
+            found = self._manifests.get(name, self._top)
             send(request, 200, found.content, {"Content-Type": found.media_type})
-        elif kind == "blobs" and name in self.blobs:
-            send(request, 200, self.blobs[name])
+        elif kind == "blobs" and name in self._blobs:
+            send(request, 200, self._blobs[name])
         else:
             send(request, 404)
+
+
+def _digest(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 def send(
     request: BaseHTTPRequestHandler,
     status: int,
     content: bytes = b"",
-    headers: dict[str, str] | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> None:
     """Send a whole answer."""
     request.send_response(status)
@@ -67,9 +61,7 @@ def send(
 
 
 @contextmanager
-def lying_registry(
-    image: Image, tls: ssl.SSLContext | None = None, address: str = "127.0.0.1"
-) -> Iterator[LyingRegistry]:
+def lying_registry(image: Image, tls: ssl.SSLContext | None = None) -> Iterator[LyingRegistry]:
     """Run one, which listens at its `host`."""
     registry = LyingRegistry(image)
 
@@ -85,14 +77,14 @@ def lying_registry(
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer((address, 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     if tls is not None:
         # The handshake belongs to the connection's own thread.
         server.socket = tls.wrap_socket(
             server.socket, server_side=True, do_handshake_on_connect=False
         )
     server.daemon_threads = True
-    registry.host = f"{address}:{server.server_address[1]}"
+    registry.host = f"127.0.0.1:{server.server_port}"
     serving = threading.Thread(target=server.serve_forever, args=(0.02,))
     serving.start()
     try:

@@ -1,24 +1,32 @@
-"""Every command against a server that lies about every field, as text and as JSON."""
+"""The command against a server that lies about every field; with evil files; on a terminal."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import pty
 import re
-from collections.abc import Callable
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 from click.testing import Result
-from google.protobuf import any_pb2
-from google.rpc import error_details_pb2, status_pb2
+from wasmkiln import ArtifactHeader
 from wasmkiln.cli.app import Exit
+from wasmkiln.cli.place import folded, stem
 from wasmkiln.v1 import module_service_pb2 as modules
 
+from tests.attesting import Attester
 from tests.lying import honest, lies
 from tests.lying.server import LyingServer
 
+Run = Callable[..., Result]
 # A command, the RPC that is lied about, and the exit code when nobody lies.
 COMMANDS: dict[str, tuple[list[str], str, Exit]] = {
     "load": (["load", "m.wasm"], "Load", Exit.OK),
@@ -55,6 +63,7 @@ FORMS = [
     if form == "text" or not command.startswith("engines --")
 ]
 
+FLAGS: dict[str, list[str]] = {"text": [], "json": ["--json"]}
 # What `warm` says of each artifact, where there is no terminal.
 _PROGRESS = re.compile(r"(warm|failed) .{1,3000} \([0-9]+ of [0-9]+\)")
 # Whatever the answer to one call is, these are what a command can exit with.
@@ -62,7 +71,7 @@ _ON_A_LIE = {Exit.OK, Exit.REFUSED, Exit.NOT_NOW}
 
 
 @pytest.fixture
-def run(invoke: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+def run(invoke: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run a command in a folder with two modules, and `out`, where alone it may write."""
     monkeypatch.setenv("WASMKILN_TIMEOUT_S", "30")
     Path("m.wasm").write_bytes(honest.WASM)
@@ -75,177 +84,75 @@ def no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
 
 
-def problems(result: Result, as_json: bool) -> list[str]:
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069].{0,20}")
+
+
+def problems(result: Result, form: str) -> list[str]:
     """What must not be, in whatever a command wrote."""
-    found = []
     shown = result.stdout + result.stderr
-    control = re.search(
-        r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]", shown
-    )
-    if control:
-        found.append(f"a control character: {shown[control.start() - 20 : control.end() + 20]!r}")
-    if (
-        "Traceback" in shown
-        or "unexpected " in shown
-        or result.exception
-        not in (
-            None,
-            *([result.exception] if isinstance(result.exception, SystemExit) else []),
-        )
-    ):
+    found = [f"a control character: {text!r}" for text in _CONTROL.findall(shown)[:1]]
+    ended = result.exception is None or isinstance(result.exception, SystemExit)
+    if "Traceback" in shown or "unexpected " in shown or not ended:
         found.append(f"a defect: {result.stderr[-300:]} {result.exception!r}")
     if result.exit_code not in _ON_A_LIE:
         found.append(f"exit code {result.exit_code}")
-    sentences = [
-        line
-        for line in result.stderr.splitlines()
-        if not line.startswith("{") and not _PROGRESS.fullmatch(line)
-    ]
+    errors = [line for line in result.stderr.splitlines() if not _PROGRESS.fullmatch(line)]
+    sentences = [line for line in errors if not line.startswith("{")]
     if any(len(line) > 3_000 or not line.startswith("error: ") for line in sentences):
         found.append(f"no clear sentence: {result.stderr[:300]}")
     if result.exit_code == Exit.REFUSED and not sentences:
         found.append("nothing says why")
-    if as_json:
-        found += _json_problems(result)
+    documents = [line for line in errors if line.startswith("{")]
+    if form == "json":
+        documents += result.stdout.splitlines()
+        if result.stdout.count("\n") > 1:
+            found.append("several documents")
     elif len(shown) > 3_000_000:
         found.append(f"{len(shown)} characters")
-    outside = sorted(p.name for p in Path().iterdir() if p.name not in ("m.wasm", "n.wasm", "out"))
-    if outside:
-        found.append(f"written outside: {outside}")
-    return found
-
-
-def _json_problems(result: Result) -> list[str]:
-    documents = [*result.stdout.splitlines()]
-    documents += [line for line in result.stderr.splitlines() if line.startswith("{")]
-    try:
-        for document in documents:
+    for document in documents:
+        try:
             json.loads(document, parse_constant=no_constant)
-    except ValueError as error:
-        return [f"no JSON: {error}"]
-    return [] if len(result.stdout.splitlines()) <= 1 else ["several documents"]
+        except ValueError as error:
+            found.append(f"no JSON: {error}")
+    outside = {path.name for path in Path().iterdir()} - {"m.wasm", "n.wasm", "out"}
+    return found + [f"written outside: {name}" for name in outside]
 
 
 @pytest.mark.parametrize(("command", "form"), FORMS)
-def test_the_truth_is_told(run: Callable[..., Result], command: str, form: str) -> None:
-    arguments, _, code = COMMANDS[command]
-    result = run(*arguments, *(["--json"] if form == "json" else []))
-    assert result.exit_code == code, result.output
-    assert problems(result, form == "json") == []
-
-
-@pytest.mark.parametrize(("command", "form"), FORMS)
-def test_every_field_lied_about(
-    run: Callable[..., Result], server: LyingServer, command: str, form: str
-) -> None:
-    arguments, method, _ = COMMANDS[command]
+def test_every_field_lied_about(run: Run, server: LyingServer, command: str, form: str) -> None:
+    arguments, method, code = COMMANDS[command]
+    result = run(*arguments, *FLAGS[form])
+    assert (result.exit_code, problems(result, form)) == (code, []), result.output
     found = {}
-    count = 0
-    for name, lie in lies.about(honest.ANSWERS[method]):
+    told = list(lies.about(honest.ANSWERS[method]))
+    for name, lie in told:
         server.answers = {method: honest.telling(method, lie.SerializeToString())}
-        result = run(*arguments, *(["--json"] if form == "json" else []))
-        count += 1
-        if wrong := problems(result, form == "json"):
+        if wrong := problems(run(*arguments, *FLAGS[form]), form):
             found[name] = wrong
     assert found == {}
-    assert count > 1
+    assert len(told) > 1
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
 @pytest.mark.parametrize("raw", lies.RAW)
 @pytest.mark.parametrize("command", ONE_FOR_EACH_RPC)
 def test_what_is_no_message(
-    run: Callable[..., Result], server: LyingServer, command: str, raw: str, form: str
+    run: Run, server: LyingServer, command: str, raw: str, form: str
 ) -> None:
     arguments, method, _ = COMMANDS[command]
     told = honest.ANSWERS[method].SerializeToString()
     server.say(method, *lies.RAW[raw](told))
     timeout = ["--timeout", "0.5"] if raw == lies.TWO else []
-    result = run(*arguments, *timeout, *(["--json"] if form == "json" else []))
+    result = run(*arguments, *timeout, *FLAGS[form])
     if raw == lies.TWO and result.exit_code == Exit.DEADLINE:
         return  # gRPC waits for the end of an answer that has one message
-    assert problems(result, form == "json") == []
+    assert problems(result, form) == []
     lists = method not in ("ReleaseQuarantine", "Pin", "Unpin", "Drain", "Check")
     if raw in ("garbage", "no message") or (raw == "two million elements" and lists):
         assert result.exit_code == Exit.REFUSED
 
 
-def details(*messages: Any, text: str = lies.EVIL) -> bytes:
-    status = status_pb2.Status(code=8, message=text)
-    for message in messages:
-        packed = any_pb2.Any()
-        packed.Pack(message)
-        status.details.append(packed)
-    said: bytes = status.SerializeToString()
-    return said
-
-
-def info(reason: str, **metadata: str) -> error_details_pb2.ErrorInfo:
-    return error_details_pb2.ErrorInfo(domain="wasmkiln", reason=reason, metadata=metadata)
-
-
-def retry(seconds: int, nanos: int = 0) -> error_details_pb2.RetryInfo:
-    told = error_details_pb2.RetryInfo()
-    told.retry_delay.seconds, told.retry_delay.nanos = seconds, nanos
-    return told
-
-
-FULL = info("COMPILE_QUEUE_FULL")
-ERRORS: dict[str, tuple[bytes, Exit]] = {
-    "none": (b"", Exit.REFUSED),
-    "evil texts": (details(info(lies.EVIL, engine=lies.EVIL)), Exit.REFUSED),
-    "no Status": (b"\xff\xff\xff", Exit.REFUSED),
-    "of no type": (
-        status_pb2.Status(details=[any_pb2.Any(value=b"x")]).SerializeToString(),
-        Exit.REFUSED,
-    ),
-    "a type that it is not": (
-        status_pb2.Status(
-            details=[any_pb2.Any(type_url="x/google.rpc.ErrorInfo", value=b"\xff")]
-        ).SerializeToString(),
-        Exit.REFUSED,
-    ),
-    "retry in years": (details(FULL, retry(2**63 - 1, 2**31 - 1)), Exit.NOT_NOW),
-    "retry long ago": (details(FULL, retry(-(2**63))), Exit.NOT_NOW),
-    "retry at once, always": (details(FULL, retry(0)), Exit.NOT_NOW),
-    "thousands of details": (
-        status_pb2.Status(details=[any_pb2.Any() for _ in range(3_000)]).SerializeToString(),
-        Exit.REFUSED,
-    ),
-    "many violations": (
-        details(
-            error_details_pb2.BadRequest(
-                field_violations=[
-                    error_details_pb2.BadRequest.FieldViolation(field=lies.EVIL, description="x")
-                ]
-                * 50
-            )
-        ),
-        Exit.REFUSED,
-    ),
-    "more than gRPC takes": (bytes(100_000), Exit.REFUSED),
-}
-
-
-@pytest.mark.parametrize("form", ["text", "json"])
-@pytest.mark.parametrize("error", ERRORS)
-@pytest.mark.parametrize("command", ["load", "compile", "stats", "drain"])
-def test_errors(
-    run: Callable[..., Result], server: LyingServer, command: str, error: str, form: str
-) -> None:
-    arguments, method, _ = COMMANDS[command]
-    said, code = ERRORS[error]
-    server.calls.clear()
-    server.fail(method, grpc.StatusCode.RESOURCE_EXHAUSTED, lies.EVIL, said)
-    result = run(*arguments, *(["--json"] if form == "json" else []))
-    assert problems(result, form == "json") == []
-    assert result.exit_code == code, result.output
-    assert len(server.calls) <= 3
-
-
-def test_a_newer_daemon_s_values_are_shown_as_they_are(
-    run: Callable[..., Result], server: LyingServer
-) -> None:
+def test_a_newer_daemon_s_values_are_shown_as_they_are(run: Run, server: LyingServer) -> None:
     header = honest.header()
     header.MergeFromString(b"\x48\x09")  # an origin that has no name here
     header.compile_time.seconds = 10**9
@@ -261,12 +168,291 @@ def test_a_newer_daemon_s_values_are_shown_as_they_are(
     assert (result.stdout, result.exit_code) == ("STATUS_7\n", Exit.NOT_NOW)
 
 
-def test_long_lists_are_cut_in_tables_and_not_in_json(
-    run: Callable[..., Result], server: LyingServer
-) -> None:
-    answer = modules.StatsResponse(tiers=[modules.TierStats(tier="t", hits=1)] * 50_000)
+def test_long_lists_are_cut_in_tables_and_not_in_json(run: Run, server: LyingServer) -> None:
+    answer = modules.StatsResponse(tiers=[modules.TierStats(tier="t", hits=1)] * 5_000)
     server.say("Stats", answer.SerializeToString())
     shown = run("stats").stdout
-    assert "… 49,000 more: --json shows all" in shown
+    assert "… 4,000 more: --json shows all" in shown
     assert len(shown.splitlines()) < 1_100
-    assert len(json.loads(run("stats", "--json").stdout)["tiers"]) == 50_000
+    assert len(json.loads(run("stats", "--json").stdout)["tiers"]) == 5_000
+
+
+# --- where `compile -o` writes -----------------------------------------------------------------
+
+
+OURS = Attester()
+SECRET = b"another artifact"
+
+
+@pytest.fixture
+def beside(run: Run) -> Run:
+    """Run beside another's artifact."""
+    for name in ("auth.wasmtime-50.0.1.cwasm", "auth.wasmtime-50.0.1.cwasm.dsse.json"):
+        Path(name).write_bytes(SECRET)
+    Path("out/m.x").mkdir()
+    return run
+
+
+def answer(server: LyingServer, change: Callable[[ArtifactHeader], Any], sign: bool) -> None:
+    """Return with a changed header; signed before the change if at all."""
+
+    def compiled(request: bytes, _context: Any) -> Iterator[bytes]:
+        header = honest.header(modules.CompileRequest.FromString(request))
+        if sign:
+            OURS.attest(header)
+        change(header)
+        told = modules.CompileResponse(header=header).SerializeToString()
+        return honest.compiled(told, request)
+
+    server.answers["Compile"] = compiled
+
+
+def written() -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+
+
+def call_it(name: str, version: str, engine_id: str = "") -> Callable[[ArtifactHeader], None]:
+    def change(header: ArtifactHeader) -> None:
+        header.engine.name, header.engine.version = name, version
+        header.engine.id = engine_id or f"{name}-{version}"
+
+    return change
+
+
+EVIL_ENGINES = [
+    call_it("wasmtime", "50.0.1", "m/../../auth.wasmtime-50.0.1"),
+    call_it("m/../../auth.wasmtime", "50.0.1"),
+    call_it("wasmtime", "50.0.1/../../auth"),
+    call_it("", ""),
+    call_it("..", "1"),
+    call_it("wasmtime", "5" * 300),
+    call_it("w" * 300, "1"),
+    call_it("wasm\ntime\x1b[2J", "1"),
+    call_it("wasm\0time", "1"),
+    call_it("\u202eemitmsaw", "1"),
+    call_it("a.wasmtime", "1"),  # a stem may end so
+    call_it("~", "1"),
+]
+
+
+@pytest.mark.parametrize("keys", [True, False], ids=["trusted keys", "no keys"])
+@pytest.mark.parametrize("change", EVIL_ENGINES)
+def test_a_daemon_does_not_choose_a_path(
+    beside: Run,
+    server: LyingServer,
+    monkeypatch: pytest.MonkeyPatch,
+    keys: bool,
+    change: Callable[[ArtifactHeader], Any],
+) -> None:
+    if keys:
+        monkeypatch.setenv("WASMKILN_TRUSTED_KEYS", OURS.key.hex)
+    answer(server, change, sign=keys)
+    before = written()
+    result = beside("compile", "m.wasm", "-o", "out")
+    assert result.exit_code == Exit.REFUSED, result.output
+    assert result.stderr.count("\n") == 1
+    assert written() == before
+
+
+def test_an_honest_answer_is_written(
+    run: Run, server: LyingServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WASMKILN_TRUSTED_KEYS", OURS.key.hex)
+    answer(server, lambda header: None, sign=True)
+    assert run("compile", "m.wasm", "-o", "out").exit_code == 0
+    path = Path("out/m.wasmtime-50.0.1.cwasm")
+    assert path.read_bytes() == honest.ARTIFACT
+    assert path.with_name(f"{path.name}.json").exists()
+    assert path.with_name(f"{path.name}.dsse.json").exists()
+    assert run("compile", honest.DIGEST, "-o", "out").exit_code == 0
+    assert Path(f"out/{honest.DIGEST}.wasmtime-50.0.1.cwasm").exists()
+
+
+def test_a_link_that_leads_elsewhere_is_replaced(run: Run) -> None:
+    name = "m.wasmtime-50.0.1.cwasm"
+    for suffix in ("", ".json", ".dsse.json"):
+        Path(f"precious{suffix}").write_bytes(SECRET)
+        Path(f"out/{name}{suffix}").symlink_to(f"../precious{suffix}")
+    assert run("compile", "m.wasm", "-o", "out").exit_code == 0
+    for suffix in ("", ".json", ".dsse.json"):
+        assert Path(f"precious{suffix}").read_bytes() == SECRET
+        assert not Path(f"out/{name}{suffix}").is_symlink()
+    assert Path("out", name).read_bytes() == honest.ARTIFACT
+
+
+def test_what_stands_there_and_is_no_file_is_refused(run: Run) -> None:
+    os.mkfifo("pipe")
+    for words in (["-o", "pipe"], ["-o", "-"], ["n.wasm", "-o", "m.wasm"]):
+        assert run("compile", "m.wasm", *words).exit_code == Exit.USAGE
+    assert not Path("pipe.json").exists()
+    os.mkfifo("out/m.wasmtime-50.0.1.cwasm.json")
+    result = run("compile", "m.wasm", "-o", "out")
+    assert result.exit_code == Exit.REFUSED
+    assert "exists and is not a regular file" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("A.wasm", "a.wasm"), ("a.wasm", "a"), ("é.wasm", "e\u0301.wasm")]
+)
+def test_two_inputs_of_one_name_are_refused_before_anything_is_written(
+    run: Run, server: LyingServer, one: str, other: str
+) -> None:
+    for folder, name in (("one", one), ("other", other)):
+        Path(folder).mkdir()
+        Path(folder, name).write_bytes(honest.WASM)
+    server.calls.clear()
+    before = written()
+    result = run("compile", f"one/{one}", f"other/{other}", "-o", "new")
+    assert result.exit_code == Exit.USAGE
+    assert "several modules would be written as" in result.stderr
+    assert (written(), server.calls, Path("new").exists()) == (before, [], False)
+
+
+def test_no_input_is_written_over(run: Run, server: LyingServer) -> None:
+    Path("out/m.wasmtime-50.0.1.cwasm").write_bytes(honest.WASM)
+    result = run("compile", "m.wasm", "out/m.wasmtime-50.0.1.cwasm", "-o", "out")
+    assert result.exit_code == Exit.REFUSED
+    assert "is another input" in result.stderr
+    assert Path("out/m.wasmtime-50.0.1.cwasm").read_bytes() == honest.WASM
+    for module, output in (("m", "m"), ("m.json", "m"), ("m.dsse.json", "m")):
+        Path(module).write_bytes(honest.WASM)
+        refused = run("compile", module, "-o", output)
+        assert refused.exit_code == Exit.USAGE
+        assert "is the module itself" in refused.stderr
+        Path(module).unlink()
+
+
+def test_names_steer_nothing_and_fit_into_file_systems(run: Run) -> None:
+    sources = ["\x1b[2Jevil.wasm", "\x1b[3Jevil.wasm", "line\nbreak.wasm", "-rf.wasm", ".wasm"]
+    sources += [".hidden.wasm", "back\\slash.wasm", "\u202egnp.wasm", "n" * 250, "n" * 249]
+    sources += ["ü" * 120, os.fsdecode(b"no-utf8-\xff.wasm")]
+    Path("in").mkdir()
+    for source in sources:
+        Path("in", source).write_bytes(honest.WASM)
+    result = run("compile", "--json", "-o", "out", *(f"in/{source}" for source in sources))
+    assert result.exit_code == 0, result.output
+    saved = [Path(one["saved_to"]) for one in json.loads(result.stdout)["artifacts"]]
+    assert len({folded(path.name) for path in saved}) == len(sources)
+    for path in saved:
+        assert path.parent == Path("out")
+        assert path.name.isprintable()
+        assert path.name[0] not in ".-"
+        assert path.read_bytes() == honest.ARTIFACT
+    shown = run("compile", *(f"in/{source}" for source in sources)).stdout
+    assert all(line.isprintable() for line in shown.splitlines())
+
+
+def test_an_honest_name_stays_as_it_is_and_another_becomes_its_digest() -> None:
+    for name in ("add", "tree-sitter-cpp", "a.b.c", "Ünïcode ✓", "n" * 170, "a" * 64):
+        assert stem(f"folder/{name}.wasm") == name
+    assert stem("-rf.wasm") == hashlib.sha256(b"-rf").hexdigest()
+
+
+# --- evil file names, and a terminal ---------------------------------------------------------
+
+
+EVIL_FILE = "\x1b]0;owned\x07\x1b[2J\u202egnp\n.wasm"
+# What progress itself writes: it clears its line.
+_OURS = re.compile(r"\r\x1b\[K")
+
+
+def test_the_limit_on_artifacts_says_how_to_raise_it(run: Run) -> None:
+    result = run("compile", "m.wasm", "-o", "m.cwasm", "--max-artifact-bytes", "11KiB")
+    assert result.exit_code == Exit.REFUSED
+    assert result.stderr == (
+        "error: m.wasm: the artifact has 12,000 bytes, above this client's limit of 11,264: raise "
+        "max_artifact_bytes, --max-artifact-bytes or WASMKILN_MAX_ARTIFACT_BYTES\n"
+    )
+    assert not Path("m.cwasm").exists()
+    for enough in ("12000", "11.71875KiB", "1gib"):
+        result = run("compile", "m.wasm", "-o", "m.cwasm", "--max-artifact-bytes", enough)
+        assert result.exit_code == 0
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["a file", "no file"])
+@pytest.mark.parametrize("command", ["load", "compile", "find-missing", "warm", "verify", "-o"])
+def test_a_file_s_name_steers_no_terminal(run: Run, command: str, there: bool) -> None:
+    folder = Path(f"folder{EVIL_FILE}")
+    name = str(folder / EVIL_FILE)
+    if there:
+        folder.mkdir()
+        Path(name).write_bytes(honest.WASM)
+    arguments = {
+        "warm": ("warm", str(folder)),
+        "verify": ("verify", name, "--key", "a" * 64),
+        "-o": ("compile", "m.wasm", "-o", name),
+    }.get(command, (command, name))
+    for form in ((), ("--json",)):
+        result = run(*arguments, *form)
+        shown = result.stdout + result.stderr
+        assert all(line.isprintable() for line in shown.splitlines()), shown
+        assert "unexpected" not in shown
+        for line in shown.splitlines():
+            if line.startswith("{"):
+                json.loads(line)
+
+
+def on_a_terminal(server: LyingServer, *arguments: str) -> tuple[str, int]:
+    """What a command writes to a terminal, and its exit code."""
+    ours, theirs = pty.openpty()
+    running = subprocess.Popen(
+        [sys.executable, "-c", "from wasmkiln.cli import main; main()", *arguments],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "WASMKILN_ADDRESS": server.address, "TERM": "xterm-256color"},
+    )
+    os.close(theirs)
+    written = []
+    with suppress(OSError), open(ours, "rb", buffering=0) as terminal:  # noqa: PTH123
+        while piece := terminal.read(65536):
+            written.append(piece)
+    return b"".join(written).decode(errors="replace"), running.wait(30)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "method"),
+    [
+        (("stats",), "Stats"),
+        (("engines",), "GetCapabilities"),
+        (("quarantine", "ls"), "ListQuarantine"),
+        (("compile", "m.wasm", EVIL_FILE), "Compile"),
+        (("load", EVIL_FILE), "Load"),
+    ],
+)
+def test_nothing_but_progress_steers_a_terminal(
+    run: Run, server: LyingServer, arguments: tuple[str, ...], method: str
+) -> None:
+    Path(EVIL_FILE).write_bytes(honest.WASM)
+    lie = honest.ANSWERS[method].SerializeToString()
+    for name, changed in lies.about(honest.ANSWERS[method]):
+        if name in ("version #0", "target #0", "engine #0", "modules.0.message #0"):
+            lie = changed.SerializeToString()
+    server.answers[method] = honest.telling(method, lie)
+    shown, code = on_a_terminal(server, *arguments)
+    assert code == 0, shown
+    left = _OURS.sub("", shown).replace("\r\n", "\n").replace("\r", "")
+    assert "\\x1b" in left
+    assert all(line.isprintable() for line in left.split("\n")), left
+
+
+def test_a_terminal_without_unicode_is_no_defect(server: LyingServer, tmp_path: Path) -> None:
+    server.answers.clear()
+    done = subprocess.run(
+        [sys.executable, "-c", "from wasmkiln.cli import main; main()", "engines"],
+        capture_output=True,
+        cwd=tmp_path,
+        env={**os.environ, "WASMKILN_ADDRESS": server.address, "PYTHONIOENCODING": "ascii"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"wasmtime-50.0.1" in done.stdout
+
+
+def test_a_server_that_says_nothing_ends_at_the_timeout(run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # the kernel accepts, nobody answers
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        result = run("stats", "--address", address, "--timeout", "0.5")
+    assert result.exit_code in (Exit.DEADLINE, Exit.UNREACHABLE)
+    assert re.fullmatch("error: no .+\n", result.stderr)
+    assert result.stdout == ""

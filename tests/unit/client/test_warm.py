@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import signal
-import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 import pytest
@@ -18,14 +19,12 @@ from wasmkiln.cli.app import Exit, app
 from wasmkiln.cli.inputs import in_parallel
 
 from tests.oci import Image, descriptor, layout
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tests.unit.client.fake_daemon import FakeDaemon, Refusal
+from tests.unit.client.fake_daemon import FakeDaemon, Refusal
 
 WASM = b"\0asm\x01\0\0\0"
 HTTP, CACHE, JOBS = WASM + b"http", WASM + b"cache", WASM + b"jobs"
+Run = Callable[..., Result]
+INVALID = Refusal(grpc.StatusCode.INVALID_ARGUMENT, "MODULE_INVALID")
 
 
 def sha256(content: bytes) -> str:
@@ -33,188 +32,113 @@ def sha256(content: bytes) -> str:
 
 
 @pytest.fixture
-def run(
-    daemon: FakeDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Result]:
-    """Runs `warm` in an empty folder."""
+def run(daemon: FakeDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs `warm` in a folder with a module."""
     monkeypatch.setenv("WASMKILN_ADDRESS", daemon.address)
     monkeypatch.setenv("WASMKILN_TIMEOUT_S", "20")
     monkeypatch.chdir(tmp_path)
-
-    def invoke(*arguments: str, stdin: str | None = None) -> Result:
-        return CliRunner().invoke(app, ("warm", *arguments), input=stdin)
-
-    return invoke
-
-
-def document(result: Result) -> Any:
-    """The JSON document of stdout."""
-    return json.loads(result.stdout)
-
-
-def compiled(daemon: FakeDaemon) -> set[tuple[str, str, str, str, str]]:
-    """What was asked for by digest: module, engine, target, cpu and settings."""
-    return {
-        (r.sha256, r.engine, r.target, r.cpu, ",".join(f"{k}={v}" for k, v in r.settings.items()))
-        for r in daemon.requests("Compile")
-        if r.sha256
-    }
-
-
-def test_files_folders_and_digests_in_one_run(
-    run: Callable[..., Result], daemon: FakeDaemon
-) -> None:
-    Path("mods/deep").mkdir(parents=True)
-    Path("mods/deep/http.wasm").write_bytes(HTTP)
-    Path("cache.bin").write_bytes(CACHE)
-    daemon.modules[sha256(JOBS)] = JOBS
-    answer = document(run("mods", "cache.bin", f"sha256:{sha256(JOBS)}", "--json"))
-    assert (answer["modules"], answer["compiled"], answer["uploaded"]) == (3, 3, 2)
-    assert {each["module_sha256"] for each in answer["artifacts"]} == {
-        *map(sha256, (HTTP, CACHE, JOBS))
-    }
-
-
-def test_the_same_bytes_count_once_and_are_uploaded_if_any_source_has_them(
-    run: Callable[..., Result], daemon: FakeDaemon
-) -> None:
     Path("a.wasm").write_bytes(HTTP)
-    Path("b.wasm").write_bytes(HTTP)
-    answer = document(run(sha256(HTTP), "a.wasm", "b.wasm", "./a.wasm", "--json"))
-    assert (answer["modules"], answer["compiled"], answer["uploaded"]) == (1, 1, 1)
+    return lambda *words, **how: CliRunner().invoke(app, ("warm", *words), **how)
 
 
-def test_a_digest_that_the_daemon_does_not_have_fails_alone(
-    run: Callable[..., Result], daemon: FakeDaemon
-) -> None:
-    Path("a.wasm").write_bytes(HTTP)
-    result = run("a.wasm", "f" * 64, "--json")
-    answer = document(result)
-    assert (result.exit_code, answer["compiled"], answer["failed"]) == (Exit.REFUSED, 1, 1)
-    assert [(e["source"], e["reason"]) for e in answer["errors"]] == [
-        ("f" * 64, "MODULE_NOT_LOADED")
-    ]
+def counts(result: Result, *names: str) -> list[int]:
+    """Some numbers of the document on stdout."""
+    document = json.loads(result.stdout)
+    return [document[name] for name in names]
 
 
-def test_every_engine_target_cpu_and_value_of_a_setting(
-    run: Callable[..., Result], daemon: FakeDaemon
-) -> None:
-    Path("a.wasm").write_bytes(HTTP)
-    options = (
-        *("--engine", "wasmtime-50.0.1", "--engine", "wasmtime-49.0.0"),
-        *("--target", "x86_64-unknown-linux-gnu", "--target", "pulley64"),
-        *("--cpu", "baseline"),
-        *("--set", "opt_level=speed", "--set", "opt_level=none", "--set", "fuel=true"),
-    )
-    answer = document(run("a.wasm", *options, "--json"))
-    assert (answer["compiled"], answer["uploaded"]) == (8, 1)
-    asked = compiled(daemon)
-    assert len(asked) == 8
-    wanted = (sha256(HTTP), "wasmtime-49.0.0", "pulley64", "baseline", "fuel=true,opt_level=none")
-    assert wanted in {(*one[:4], ",".join(sorted(one[4].split(",")))) for one in asked}
-    assert answer["artifacts"][0]["source"] == (
-        "a.wasm [wasmtime-50.0.1 x86_64-unknown-linux-gnu baseline opt_level=speed fuel=true]"
-    )
+def errors(result: Result) -> list[dict[str, Any]]:
+    """The failures in the document on stdout."""
+    found: list[dict[str, Any]] = json.loads(result.stdout)["errors"]
+    return found
 
 
-def test_a_variant_that_the_daemon_does_not_have_leaves_the_others_alone(
-    run: Callable[..., Result], daemon: FakeDaemon, refusal: type[Refusal]
-) -> None:
-    Path("a.wasm").write_bytes(HTTP)
-    daemon.refuse(refusal(grpc.StatusCode.INVALID_ARGUMENT, "TARGET_UNSUPPORTED", "no such one"))
-    result = run("a.wasm", "--target", "mips", "--target", "pulley64", "--json")
-    answer = document(result)
-    assert (result.exit_code, answer["compiled"], answer["failed"]) == (Exit.REFUSED, 1, 1)
-    assert answer["errors"][0]["source"] == "mips"
-
-
-def test_pinned_are_the_modules_that_are_warm(
-    run: Callable[..., Result], daemon: FakeDaemon, refusal: type[Refusal]
-) -> None:
-    for name, content in (("a", HTTP), ("b", CACHE), ("c", JOBS)):
-        Path(f"{name}.wasm").write_bytes(content)
-    daemon.warm.add((sha256(HTTP), ""))
-    daemon.refuse_module[JOBS] = refusal(grpc.StatusCode.INVALID_ARGUMENT, "MODULE_INVALID")
-    result = run(".", "--pin", "--json")
-    answer = document(result)
-    assert (result.exit_code, answer["pinned"], answer["failed"]) == (Exit.REFUSED, 2, 1)
-    assert {r.module_sha256 for r in daemon.requests("Pin")} == {sha256(HTTP), sha256(CACHE)}
-    text = run("a.wasm", "b.wasm", "--pin").stdout
-    assert "2 modules: 1 warm before, 1 compiled, 0 failed; 0 uploaded; 2 pinned" in text
-
-
-def test_a_pin_that_is_refused_is_a_failure(
-    run: Callable[..., Result],
-    daemon: FakeDaemon,
-    refusal: type[Refusal],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    Path("a.wasm").write_bytes(HTTP)
-    daemon.warm.add((sha256(HTTP), ""))
+def before(daemon: FakeDaemon, method: str, act: Callable[[Any], object]) -> Callable[..., None]:
+    """What to put in place of the daemon's `_begin`, so that something comes before a call."""
     begin = daemon._begin
 
-    def refuse(method: str, request: Any, context: Any) -> None:
-        if method == "Pin":
-            refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "PINS_FULL", "full").abort(context)
-        begin(method, request, context)
+    def also(called: str, request: Any, context: Any) -> None:
+        if called == method:
+            act(context)
+        begin(called, request, context)
 
-    monkeypatch.setattr(daemon, "_begin", refuse)
-    result = run("a.wasm", "--pin", "--json")
-    answer = document(result)
-    assert (result.exit_code, answer["pinned"], answer["failed"]) == (Exit.REFUSED, 0, 1)
-    assert answer["errors"][0]["reason"] == "PINS_FULL"
+    return also
 
 
-def test_pins_that_redis_did_not_take_are_no_success(
-    run: Callable[..., Result], daemon: FakeDaemon
-) -> None:
-    Path("a.wasm").write_bytes(HTTP)
-    daemon.unreachable_tiers = ["redis"]
-    result = run("a.wasm", "--pin")
-    assert result.exit_code == Exit.REFUSED
-    assert "other daemons learn of the pins when it does" in result.stderr
+# --- sources ---------------------------------------------------------------------------------
 
 
-def test_a_thousand_variants_are_a_mistake(run: Callable[..., Result], daemon: FakeDaemon) -> None:
-    Path("a.wasm").write_bytes(HTTP)
-    many = [word for n in range(40) for word in ("--engine", f"e-{n}", "--cpu", f"c{n}")]
-    result = run("a.wasm", *many)
-    assert (result.exit_code, daemon.calls) == (Exit.USAGE, [])
-    assert "1,600 variants of each module" in result.stderr
+def test_only_what_is_missing_of_a_folder_is_compiled(run: Run, daemon: FakeDaemon) -> None:
+    Path("deep").mkdir()
+    Path("deep/d.wasm").write_bytes(CACHE)
+    Path("notes.txt").write_text("no module")
+    daemon.warm = {(sha256(HTTP), "wasmer")}
+    engines = ("--engine", "wasmer", "--engine", "wasmtime")
+    result = run(".", *engines, "--jobs", "2", "--json")
+    names = ("modules", "warm_before", "compiled", "failed", "uploaded")
+    assert counts(result, *names) == [2, 1, 3, 0, 2]
+    requests = daemon.requests("Compile")
+    assert all(request.omit_artifact for request in requests)
+    assert len({(r.sha256, r.engine) for r in requests if r.sha256}) == 3
+    # Compiles alone wait for other callers.
+    compiling = [method == "Compile" for method, _ in daemon.calls]
+    assert [priority == "background" for priority in daemon.priorities] == compiling
+    assert set(daemon.priorities) == {"", "background"}
+    text = run(".", "--no-recursive").stdout
+    assert "1 modules: 0 warm before, 1 compiled, 0 failed" in text
 
 
-def test_lists_in_a_file_and_on_standard_input(
-    run: Callable[..., Result], daemon: FakeDaemon
-) -> None:
-    Path("a.wasm").write_bytes(HTTP)
-    Path("b.wasm").write_bytes(CACHE)
+def test_files_folders_digests_and_lists_in_one_run(run: Run, daemon: FakeDaemon) -> None:
+    Path("mods").mkdir()
+    Path("mods/cache.wasm").write_bytes(CACHE)
     Path("deploy.txt").write_text(f"# what runs\n\n a.wasm\nsha256:{'f' * 64}\n")
+    daemon.modules[sha256(JOBS)] = JOBS
     daemon.warm.add(("f" * 64, ""))
-    answer = document(run("@deploy.txt", "-", "--json", stdin="b.wasm\n"))
-    assert (answer["modules"], answer["compiled"], answer["warm_before"]) == (3, 2, 1)
+    # The same bytes count once, and are uploaded if any source has them.
+    sources = (sha256(HTTP), "./a.wasm", "@deploy.txt", f"sha256:{sha256(JOBS)}", "-", "--json")
+    result = run(*sources, input="mods\n")
+    assert counts(result, "modules", "warm_before", "compiled", "uploaded") == [4, 1, 3, 2]
+    compiled = {each["module_sha256"] for each in json.loads(result.stdout)["artifacts"]}
+    assert compiled == {*map(sha256, (HTTP, CACHE, JOBS))}
 
 
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        (b"@other", "names another list"),
-        (b"\xff\xfe", "codec can't decode"),
-        (b"gone.wasm", "gone.wasm does not exist"),
-        (b"# nothing but comments and a line of 17 MB\n" + b"#" * 17_000_000, "16,777,216 bytes"),
-    ],
-)
-def test_a_list_that_is_none_sends_nothing(
-    run: Callable[..., Result], daemon: FakeDaemon, content: bytes, says: str
+def test_what_cannot_be_warmed_fails_alone(run: Run, daemon: FakeDaemon) -> None:
+    Path("gone.wasm").symlink_to("nowhere")
+    Path("bad.wasm").write_bytes(JOBS)
+    daemon.refuse_module[JOBS] = INVALID
+    result = run(".", "f" * 64, "--json")
+    assert result.exit_code == Exit.REFUSED
+    assert counts(result, "modules", "compiled", "failed") == [4, 1, 3]
+    assert [(each["source"], each["reason"]) for each in errors(result)] == [
+        ("gone.wasm", "FileNotFoundError"),
+        ("bad.wasm", "MODULE_INVALID"),
+        ("f" * 64, "MODULE_NOT_LOADED"),
+    ]
+    assert "gone.wasm: No such file or directory" in result.stderr
+
+
+def test_no_folder_that_it_may_not_read_is_passed_over(
+    run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Path("deploy.txt").write_bytes(content)
-    result = run("@deploy.txt")
-    assert (result.exit_code, daemon.calls) == (Exit.USAGE, [])
-    assert says in result.stderr
+    Path("sub").mkdir()
+    scandir = os.scandir
+
+    def refusing(path: str) -> Any:
+        if path.endswith("sub"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)  # The tests may run as root, who may read all.
+    result = run(".")
+    assert result.exit_code == Exit.USAGE
+    assert "cannot read the folder sub: Permission denied" in result.stderr
 
 
 @pytest.mark.parametrize(
     ("source", "says"),
     [
+        ("empty", "no *.wasm file in empty"),
+        ("nowhere", "does not exist"),
         ("@gone.txt", "cannot read the list gone.txt: No such file"),
         ("A" * 64, "does not exist"),
         ("sha256:" + "a" * 63, "does not exist"),
@@ -225,132 +149,191 @@ def test_a_list_that_is_none_sends_nothing(
         ("oci://user:secret@ghcr.io/a", "no reference"),
         ("oci://ghcr.io/a?b", "no reference"),
         ("oci://ghcr.io/a/../b", "no reference"),
+        ("oci://ghcr.io:99999/a", "no reference"),
+        ("oci://[:::]/a", "no reference"),
     ],
 )
 def test_a_source_that_is_none_is_wrong_usage(
-    run: Callable[..., Result], daemon: FakeDaemon, source: str, says: str
+    run: Run, daemon: FakeDaemon, source: str, says: str
 ) -> None:
-    result = run(source)
+    Path("empty").mkdir()
+    result = run("a.wasm", source)
     assert (result.exit_code, daemon.calls) == (Exit.USAGE, [])
     assert says in " ".join(result.stderr.split())
 
 
-def test_a_folder_in_the_image_layout(run: Callable[..., Result], daemon: FakeDaemon) -> None:
-    wash = Image.wash(HTTP)
-    spin = Image.spin({"cache": CACHE, "jobs": JOBS})
-    layout(Path("images"), wash, spin)
-    answer = document(run("images", "--engine", "wasmtime-50.0.1", "--json"))
-    assert (answer["modules"], answer["compiled"], answer["uploaded"]) == (3, 3, 3)
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"@other", "names another list"),
+        (b"\xff\xfe", "codec can't decode"),
+        (b"gone.wasm", "gone.wasm does not exist"),
+        (b"#" * 17_000_000, "16,777,216 bytes"),
+    ],
+)
+def test_a_list_that_is_none_sends_nothing(
+    run: Run, daemon: FakeDaemon, content: bytes, says: str
+) -> None:
+    Path("deploy.txt").write_bytes(content)
+    result = run("@deploy.txt")
+    assert (result.exit_code, daemon.calls) == (Exit.USAGE, [])
+    assert says in result.stderr
+
+
+# --- variants and pins -------------------------------------------------------------------------
+
+
+def test_every_engine_target_cpu_and_value_of_a_setting(run: Run, daemon: FakeDaemon) -> None:
+    options = (
+        *("--engine", "wasmtime-50.0.1", "--engine", "wasmtime-49.0.0"),
+        *("--target", "x86_64-unknown-linux-gnu", "--target", "pulley64", "--cpu", "baseline"),
+        *("--set", "opt_level=speed", "--set", "opt_level=none", "--set", "fuel=true"),
+    )
+    result = run("a.wasm", *options, "--json")
+    assert counts(result, "compiled", "uploaded") == [8, 1]
+    asked = {
+        (r.engine, r.target, r.cpu, *sorted(r.settings.items()))
+        for r in daemon.requests("Compile")
+        if r.sha256 == sha256(HTTP)
+    }
+    assert len(asked) == 8
+    settings = (("fuel", "true"), ("opt_level", "none"))
+    assert ("wasmtime-49.0.0", "pulley64", "baseline", *settings) in asked
+    assert json.loads(result.stdout)["artifacts"][0]["source"] == (
+        "a.wasm [wasmtime-50.0.1 x86_64-unknown-linux-gnu baseline opt_level=speed fuel=true]"
+    )
+
+
+def test_a_variant_that_the_daemon_does_not_have_leaves_the_others_alone(
+    run: Run, daemon: FakeDaemon
+) -> None:
+    daemon.refuse(Refusal(grpc.StatusCode.INVALID_ARGUMENT, "TARGET_UNSUPPORTED", "no such one"))
+    result = run("a.wasm", "--target", "mips", "--target", "pulley64", "--json")
+    assert result.exit_code == Exit.REFUSED
+    assert counts(result, "compiled", "failed") == [1, 1]
+    assert errors(result)[0]["source"] == "mips"
+
+
+def test_a_thousand_variants_are_a_mistake(run: Run, daemon: FakeDaemon) -> None:
+    many = [word for n in range(40) for word in ("--engine", f"e-{n}", "--cpu", f"c{n}")]
+    result = run("a.wasm", *many)
+    assert (result.exit_code, daemon.calls) == (Exit.USAGE, [])
+    assert "1,600 variants of each module" in result.stderr
+
+
+def test_pinned_are_the_modules_that_are_warm(run: Run, daemon: FakeDaemon) -> None:
+    Path("b.wasm").write_bytes(CACHE)
+    Path("c.wasm").write_bytes(JOBS)
+    daemon.warm.add((sha256(HTTP), ""))
+    daemon.refuse_module[JOBS] = INVALID
+    result = run(".", "--pin", "--json")
+    assert result.exit_code == Exit.REFUSED
+    assert counts(result, "pinned", "failed") == [2, 1]
+    assert {r.module_sha256 for r in daemon.requests("Pin")} == {sha256(HTTP), sha256(CACHE)}
+    text = run("a.wasm", "b.wasm", "--pin").stdout
+    assert "2 modules: 1 warm before, 1 compiled, 0 failed; 0 uploaded; 2 pinned" in text
+    daemon.unreachable_tiers = ["redis"]
+    result = run("a.wasm", "--pin")
+    assert result.exit_code == Exit.REFUSED
+    assert "other daemons learn of the pins when it does" in result.stderr
+
+
+def test_a_pin_that_is_refused_is_a_failure(
+    run: Run, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "PINS_FULL", "full")
+    monkeypatch.setattr(daemon, "_begin", before(daemon, "Pin", full.abort))
+    result = run("a.wasm", "--pin", "--json")
+    assert result.exit_code == Exit.REFUSED
+    assert counts(result, "pinned", "failed") == [0, 1]
+    assert errors(result)[0]["reason"] == "PINS_FULL"
+
+
+# --- images in a folder ------------------------------------------------------------------------
+
+
+def test_a_folder_in_the_image_layout(run: Run, daemon: FakeDaemon) -> None:
+    layout(Path("images"), Image.wash(HTTP), Image.spin({"cache": CACHE, "jobs": JOBS}))
+    words = ("images", "--engine", "wasmtime-50.0.1", "--json")
+    assert counts(run(*words), "modules", "compiled", "uploaded") == [3, 3, 3]
     assert daemon.modules.keys() == {*map(sha256, (HTTP, CACHE, JOBS))}
-    again = len(daemon.requests("Compile"))
+    asked = len(daemon.requests("Compile"))
     daemon.warm = {(sha256(each), "wasmtime-50.0.1") for each in (HTTP, CACHE, JOBS)}
-    answer = document(run("images", "--engine", "wasmtime-50.0.1", "--json"))
-    assert (answer["warm_before"], answer["compiled"]) == (3, 0)
-    assert len(daemon.requests("Compile")) == again
+    assert counts(run(*words), "warm_before", "compiled") == [3, 0]
+    assert len(daemon.requests("Compile")) == asked
 
 
-def _forged(folder: Path) -> None:
-    (folder / "blobs/sha256" / sha256(HTTP)).write_bytes(HTTP[:-1] + b"!")
+BLOB = f"blobs/sha256/{sha256(HTTP)}"
+LAYER = descriptor(HTTP, "application/wasm")
 
 
-def _longer(folder: Path) -> None:
-    (folder / "blobs/sha256" / sha256(HTTP)).write_bytes(HTTP * 2)
-
-
-def _gone(folder: Path) -> None:
-    (folder / "blobs/sha256" / sha256(HTTP)).unlink()
-
-
-def _piped(folder: Path) -> None:
-    (folder / "index.json").unlink()
-    os.mkfifo(folder / "index.json")
-
-
-def _index(content: bytes) -> Callable[[Path], None]:
-    def write(folder: Path) -> None:
-        (folder / "index.json").write_bytes(content)
-
-    return write
-
-
-def _of(**fields: Any) -> Callable[[Path], None]:
-    return _index(json.dumps(fields).encode())
+def _index(**fields: Any) -> tuple[str, bytes]:
+    return "index.json", json.dumps(fields).encode()
 
 
 @pytest.mark.parametrize(
-    ("harm", "says"),
+    ("file", "says"),
     [
-        (_forged, f"not {sha256(HTTP)} as its source says"),
-        (_longer, "at most 12 are read"),
-        (_gone, "No such file or directory"),
-        (_piped, "is no file"),
-        (_index(b"{"), "no JSON object"),
-        (_index(b"[" * 100_000), "no JSON object"),
-        (_index(b" " * (4 * 2**20 + 1)), "at most 4,194,304 are read"),
-        (_of(fsLayers=[]), "no list of 2,000 at most"),
-        (_of(layers={}), "no list of 2,000 at most"),
-        (_of(layers=[descriptor(HTTP, "text/css")] * 2001), "no list of 2,000 at most"),
-        (_of(layers=[descriptor(HTTP, "text/css")]), "the types of its layers: text/css"),
-        (_of(layers=[{"mediaType": "application/wasm"}]), "a malformed descriptor"),
-        (
-            _of(layers=[{**descriptor(HTTP, "application/wasm"), "size": -1}]),
-            "a malformed descriptor",
-        ),
-        (
-            _of(layers=[{**descriptor(HTTP, "application/wasm"), "digest": "sha512:" + "a" * 128}]),
-            "a digest that is no SHA-256",
-        ),
-        (
-            _of(layers=[{**descriptor(HTTP, "application/wasm"), "digest": "sha256:../../passwd"}]),
-            "a digest that is no SHA-256",
-        ),
+        ((BLOB, HTTP[:-1] + b"!"), f"not {sha256(HTTP)} as its source says"),
+        ((BLOB, HTTP * 2), "at most 12 are read"),
+        ((BLOB, None), "No such file or directory"),
+        (("index.json", os.mkfifo), "is no file"),
+        (("index.json", b"{"), "no JSON object"),
+        (("index.json", b"[" * 100_000), "no JSON object"),
+        (("index.json", b" " * (4 * 2**20 + 1)), "at most 4,194,304 are read"),
+        (_index(fsLayers=[]), "no list of 2,000 at most"),
+        (_index(layers={}), "no list of 2,000 at most"),
+        (_index(layers=[descriptor(HTTP, "text/css")] * 2001), "no list of 2,000 at most"),
+        (_index(layers=[descriptor(HTTP, "text/css")]), "the types of its layers: text/css"),
+        (_index(layers=[{"mediaType": "application/wasm"}]), "a malformed descriptor"),
+        (_index(layers=[{**LAYER, "size": -1}]), "a malformed descriptor"),
+        (_index(layers=[{**LAYER, "digest": "sha512:" + "a" * 128}]), "that is no SHA-256"),
+        (_index(layers=[{**LAYER, "digest": "sha256:../../passwd"}]), "that is no SHA-256"),
     ],
 )
 def test_a_layout_that_lies_fails_alone(
-    run: Callable[..., Result], daemon: FakeDaemon, harm: Callable[[Path], None], says: str
+    run: Run, daemon: FakeDaemon, file: tuple[str, Any], says: str
 ) -> None:
-    layout(Path("images"), Image.wash(HTTP))
-    harm(Path("images"))
+    path = layout(Path("images"), Image.wash(HTTP)) / file[0]
+    path.unlink()
+    if callable(file[1]):
+        file[1](path)
+    elif file[1] is not None:
+        path.write_bytes(file[1])
     Path("a.wasm").write_bytes(CACHE)
     result = run("images", "a.wasm", "--json")
     assert result.exit_code == Exit.REFUSED
-    assert document(result)["compiled"] == 1
-    assert says in document(result)["errors"][0]["message"] + result.stderr
+    assert counts(result, "compiled") == [1]
+    assert says in errors(result)[0]["message"]
     assert "Traceback" not in result.stderr
     assert daemon.modules.keys() == {sha256(CACHE)}
 
 
-def test_indexes_end(run: Callable[..., Result], daemon: FakeDaemon) -> None:
+def test_indexes_end(run: Run, daemon: FakeDaemon) -> None:
     layout(Path("deep"), Image.index(Image.wash(HTTP)))
     layout(Path("wide"), *(Image.wash(WASM + str(n).encode()) for n in range(201)))
-    answer = document(run("deep", "wide", "--json"))
-    assert [each["message"].partition(" ")[2] for each in answer["errors"]] == [
+    assert [
+        each["message"].partition(" ")[2] for each in errors(run("deep", "wide", "--json"))
+    ] == [
         "has an index within an index: not read",
         "has a manifest whose manifests are no list of 200 at most",
     ]
 
 
+# --- the run ---------------------------------------------------------------------------------
+
+
 def test_a_file_that_changes_meanwhile_is_not_uploaded(
-    run: Callable[..., Result], daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+    run: Run, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Path("a.wasm").write_bytes(HTTP)
-    begin = daemon._begin
-
-    def change(method: str, request: Any, context: Any) -> None:
-        if method == "FindMissing":
-            Path("a.wasm").write_bytes(CACHE)
-        begin(method, request, context)
-
+    change = before(daemon, "FindMissing", lambda _: Path("a.wasm").write_bytes(CACHE))
     monkeypatch.setattr(daemon, "_begin", change)
     result = run("a.wasm")
     assert (result.exit_code, daemon.modules) == (Exit.REFUSED, {})
     assert "a.wasm changed meanwhile: warm it again" in result.stderr
 
 
-def test_where_there_is_no_terminal_each_artifact_has_a_line(
-    run: Callable[..., Result], daemon: FakeDaemon
-) -> None:
-    Path("a.wasm").write_bytes(HTTP)
+def test_where_there_is_no_terminal_each_artifact_has_a_line(run: Run, daemon: FakeDaemon) -> None:
     lines = run("a.wasm", "f" * 64, "--jobs", "1").stderr.splitlines()
     assert lines[:2] == [
         "warm a.wasm: wasmtime-50.0.1, 11.7 KiB, compiled in 420 ms (1 of 2)",
@@ -359,21 +342,20 @@ def test_where_there_is_no_terminal_each_artifact_has_a_line(
 
 
 def test_when_no_daemon_answers_any_more_the_rest_is_not_tried(
-    run: Callable[..., Result], daemon: FakeDaemon, refusal: type[Refusal]
+    run: Run, daemon: FakeDaemon
 ) -> None:
-    for n in range(20):
-        Path(f"{n:02}.wasm").write_bytes(WASM + bytes([n]))
-    gone = refusal(grpc.StatusCode.UNAVAILABLE, "", "gone")
+    for n in range(19):
+        Path(f"b{n:02}.wasm").write_bytes(WASM + bytes([n]))
+    gone = Refusal(grpc.StatusCode.UNAVAILABLE, "", "gone")
 
     def leave(messages: list[Any]) -> list[Any]:
         daemon.refuse(*[gone] * 100)
         return messages
 
     daemon.tamper = leave
-    result = run(".", "--jobs", "1", "--timeout", "2", "--json")
-    answer = document(result)
-    assert (answer["compiled"], answer["failed"], len(answer["errors"])) == (1, 19, 1)
+    result = run(".", "--jobs", "1", "--timeout", "1", "--json")
     assert result.exit_code == Exit.REFUSED
+    assert (counts(result, "compiled", "failed"), len(errors(result))) == ([1, 19], 1)
 
 
 def test_an_interrupt_just_before_the_wait_is_seen() -> None:
@@ -389,12 +371,11 @@ def test_an_interrupt_just_before_the_wait_is_seen() -> None:
         # To this thread: Python notes it for the main one, and wakes nobody.
         signal.pthread_kill(threading.get_ident(), signal.SIGINT)
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    was = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=interrupt, daemon=True).start()
     try:
         with pytest.raises(KeyboardInterrupt):
             in_parallel(2, range(4), work)
     finally:
         over.set()
-        signal.signal(signal.SIGINT, before)
-    assert sys.exc_info() == (None, None, None)
+        signal.signal(signal.SIGINT, was)

@@ -1,0 +1,294 @@
+"""scripts/: what a release, its versions and licences, and the site are checked for."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from scripts import licences, publish, reference, release, site, version
+from tests.architecture.test_locks import locked
+
+ROOT = version.ROOT
+VERSION = version.version_of(ROOT)
+DATED = f"# Changelog\n\n## {VERSION}, 2026-11-28\n\n- all of it\n"
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A repository that is ready: the files that are looked at, committed on main."""
+    root = tmp_path / "tree"
+    for glob, _ in version.PLACES:
+        for file in ROOT.glob(glob):
+            there = root / file.relative_to(ROOT)
+            there.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, there)
+    (root / "protos").mkdir()
+    (root / "protos" / f"v{VERSION}.binpb").touch()
+    (root / "CHANGELOG.md").write_text(DATED)
+    _git(root, "init", "--quiet", "--initial-branch", "main")
+    _commit(root)
+    return root
+
+
+def _git(root: Path, *words: str) -> None:
+    who = ("-c", "user.name=T", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false")
+    subprocess.run(["git", "-C", str(root), *who, *words], check=True)
+
+
+def _commit(root: Path) -> None:
+    _git(root, "add", "--all")
+    _git(root, "commit", "--quiet", "--allow-empty", "--message", "x")
+
+
+# --- versions ----------------------------------------------------------------------------------
+
+
+def test_a_new_version_is_written_into_every_copy_and_nowhere_else(tree: Path) -> None:
+    assert list(version.differing(tree, VERSION)) == []
+    before = {file: file.read_text() for file in tree.glob("[!.]*/**/*") if file.suffix in _TEXTS}
+    assert list(version.differing(tree, "17.0.4", write=True)) == []
+    assert version.version_of(tree) == "17.0.4"
+    assert list(version.differing(tree, "17.0.4")) == []
+    for file, text in before.items():
+        lines = zip(text.splitlines(), file.read_text().splitlines(), strict=True)
+        changed = [(was, now) for was, now in lines if was != now]
+        # What was another value, as an engine's version, is that still.
+        assert all(now == was.replace(VERSION, "17.0.4") for was, now in changed), file
+    # Once for the package and once for the root of its tree.
+    assert (tree / "client/node/package-lock.json").read_text().count("17.0.4") == 2
+
+
+_TEXTS = {".md", ".json", ".xml", ".yaml", ".txt"}
+
+
+def test_a_copy_that_differs_or_is_gone_is_named(tree: Path) -> None:
+    (tree / "README.md").write_text(f"wasmkilnd 0.0.1 is ready\nwasmkilnd {VERSION} is ready\n")
+    (tree / "client/cpp/CMakeLists.txt").write_text("project(wasmkiln LANGUAGES CXX)\n")
+    (tree / "client/node/package.json").unlink()
+    assert [line.partition(":")[0] for line in version.differing(tree, VERSION)] == [
+        "client/node/package.json",
+        "client/cpp/CMakeLists.txt",
+        "README.md",
+    ]
+
+
+@pytest.mark.parametrize("text", ["1.2", "1.2.3rc1", "v1.2.3", ""])
+def test_a_version_that_some_language_cannot_read_is_refused(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert version.main([text]) == 2
+    assert "cannot use the version" in capsys.readouterr().err
+
+
+def test_an_engine_in_an_example_has_the_version_of_its_id() -> None:
+    """An answer has both: our own was written over an engine's once."""
+    pattern = r'"id": "(\w+)-([^"]+)",\s*"name": "(\w+)",\s*"version": "([^"]+)"'
+    pages = (ROOT / "docs").rglob("*.md")
+    examples = [found for page in pages for found in re.findall(pattern, page.read_text())]
+    assert [each for each in examples if each[:2] != each[2:]] == []
+    assert ("wasmtime", "50.0.1", "wasmtime", "50.0.1") in examples
+
+
+# --- releases ----------------------------------------------------------------------------------
+
+
+def test_what_is_ready_has_no_problem(tree: Path) -> None:
+    assert list(publish.Release(tree).problems()) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("CHANGELOG.md", "# Changelog\n\n## 0.0.1\n", f"has no section '## {VERSION}'"),
+        ("CHANGELOG.md", f"# Changelog\n\n## {VERSION}\n\n- all of it\n", "has no date"),
+        (f"protos/v{VERSION}.binpb", None, f"protos/v{VERSION}.binpb is missing"),
+        ("README.md", "wasmkilnd 0.0.1 is ready\n", f"another version than {VERSION}"),
+    ],
+)
+def test_what_is_not_ready_is_refused(
+    tree: Path, file: str, content: str | None, words: str
+) -> None:
+    (tree / file).unlink()
+    if content is not None:
+        (tree / file).write_text(content)
+    _commit(tree)
+    [problem] = publish.Release(tree).problems()
+    assert words in problem
+
+
+def test_what_others_cannot_see_is_refused(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _git(tree, "tag", f"client/go/v{VERSION}")
+    _git(tree, "switch", "--quiet", "--create", "topic")
+    _commit(tree)
+    (tree / "new.py").touch()
+    assert publish.main(tree, ["--dry-run"]) == 1
+    errors = capsys.readouterr().err
+    assert "the work tree has changes: commit them\n?? new.py" in errors
+    assert "this is not the branch main" in errors
+    assert f"the tag client/go/v{VERSION} is another commit: raise the version" in errors
+
+
+def test_a_section_of_the_changelog_is_found() -> None:
+    text = "# Changelog\n\n## 2.0.0\n\n- b\n\n## 1.0.0, 2026-01-01\n\n- a\n\n## 0.9.0\n\n"
+    assert release.changes(text, "2.0.0") == "- b\n"
+    assert release.changes(text, "1.0.0") == "- a\n"
+    with pytest.raises(release.NotReadyError, match="is empty"):
+        release.changes(text, "0.9.0")
+    with pytest.raises(release.NotReadyError, match="no section"):
+        release.changes(text, "1.0")
+
+
+def test_the_requirements_name_the_release_by_its_digests(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"")
+    text = release.requirements("1.2.3", [tmp_path / "a"]).decode()
+    first, rest = text.split("\n# Written by", 1)
+    assert first.endswith(
+        "wasmkiln[server]==1.2.3 \\\n    --hash=sha256:"
+        "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    )
+    assert "\ngrpcio==" in rest
+    assert "\nhatchling==" not in rest
+
+
+def test_the_wheel_carries_a_bill_of_materials_and_the_pins(tmp_path: Path) -> None:
+    # Here: each process that collects the tests would take two seconds for it.
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    built, _ = release.build_packages(tmp_path, VERSION)
+    with zipfile.ZipFile(built) as wheel:
+        inside = f"wasmkiln-{VERSION}.dist-info/sboms/wasmkiln.cdx.json"
+        text = wheel.read(inside).decode()
+        for file in (ROOT / "server" / "wasmkilnd" / "engines" / "pins").iterdir():
+            assert wheel.read(f"wasmkilnd/engines/pins/{file.name}") == file.read_bytes()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    bill = json.loads(text)
+    ours = bill["metadata"]["component"]
+    assert (ours["purl"], ours["version"]) == (f"pkg:pypi/wasmkiln@{VERSION}", VERSION)
+    # What is locked, and nothing that only builds.
+    parts = {part["name"]: part["version"] for part in bill["components"]}
+    assert parts.items() <= locked("server").items()
+    left_out = locked("server").keys() - parts.keys()
+    assert "hatchling" in left_out
+    assert not {"grpcio", "redis", "cryptography", "yarl", "uv"} & left_out
+    # The thin client needs little.
+    required = {part["name"] for part in bill["components"] if part["scope"] == "required"}
+    assert required == {"grpcio", "protobuf", "googleapis-common-protos", "typing-extensions"}
+    # Who asks for whom.
+    named = {part["bom-ref"] for part in bill["components"]}
+    edges = {each["ref"]: set(each["dependsOn"]) for each in bill["dependencies"]}
+    assert edges.keys() == {ours["bom-ref"], *named}
+    assert set[str]().union(*edges.values()) == named
+    assert any(ref.startswith("pkg:pypi/grpcio@") for ref in edges[ours["bom-ref"]])
+
+
+# --- licences ----------------------------------------------------------------------------------
+
+
+def test_everything_that_is_installed_has_a_licence_that_was_agreed_to() -> None:
+    found = list(licences.packages())
+    assert [why for each in found if (why := licences.refused(each))] == []
+    assert {each.source for each in found} >= {"daemon", "engine wasmtime-50.0.1", "Node client"}
+    assert {"grpcio", "wasmer", "@grpc/grpc-js"} <= {each.name for each in found}
+    [grpcio] = (each for each in found if each.name == "grpcio")
+    assert "Apache License" in grpcio.texts[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "licence", "says"),
+    [
+        ("x", "", "read it, then add it to STATED"),
+        ("x", "GPL-3.0-only", "is not in PERMISSIVE"),
+        ("x", "Apache-2.0 AND GPL-2.0-only", "is not in PERMISSIVE"),
+        ("x", "Mozilla Public License 2.0 (MPL 2.0)", "is not in PERMISSIVE"),
+        ("certifi", "GPL-3.0-only", "is not in PERMISSIVE"),
+        ("certifi", "Mozilla Public License 2.0 (MPL 2.0)", ""),
+    ],
+)
+def test_a_refusal_of_a_licence_says_what_to_do(name: str, licence: str, says: str) -> None:
+    why = licences.refused(licences.Package("daemon", name, "1", licence))
+    assert says in why
+    assert bool(why) == bool(says)
+
+
+def test_the_report_has_the_texts() -> None:
+    package = licences.Package("daemon", "x", "1.2", "MIT", ("Permission is hereby granted",))
+    text = licences.report([package])
+    assert "| x | 1.2 | MIT | daemon |" in text
+    assert "## x 1.2\n\n```text\nPermission is hereby granted\n```\n" in text
+
+
+@pytest.mark.parametrize(
+    ("does", "passes", "says"),
+    [
+        ("echo 'No known vulnerabilities found'", True, "No known vulnerabilities found"),
+        ("echo 'redis 4.5.0 PYSEC-2023-45 4.5.3'; exit 1", False, "PYSEC-2023-45"),
+        ("echo 'ConnectionError: Max retries exceeded' >&2; exit 1", True, "audit: skipped"),
+        ("echo 'ValueError: bad requirement' >&2; exit 1", False, "ValueError: bad requirement"),
+    ],
+)
+def test_an_audit_fails_for_what_is_known_and_is_skipped_without_data(
+    tmp_path: Path, does: str, passes: bool, says: str
+) -> None:
+    (tmp_path / "pip-audit").write_text(f"#!/bin/sh\n{does}\n")
+    (tmp_path / "pip-audit").chmod(0o755)
+    words = ["-f", str(ROOT / "Makefile"), "-o", ".venv/.dev", f"BIN={tmp_path}"]
+    done = subprocess.run(
+        ["make", *words, "audit"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode == 0) is passes
+    assert says in done.stdout + done.stderr
+    assert passes or "skipped" not in done.stdout
+
+
+# --- the site ----------------------------------------------------------------------------------
+
+
+def test_what_is_generated_tells_of_each_command_and_rpc() -> None:
+    pages = reference.pages()
+    told = {name: re.findall("^## (.+)$", text, re.MULTILINE) for name, text in pages.items()}
+    assert {"wasmkiln compile", "wasmkiln pin add"} <= {*told["wasmkiln.md"]}
+    assert {"wasmkilnd serve", "wasmkilnd engine install"} <= {*told["wasmkilnd.md"]}
+    assert {"ModuleService", "Compile", "LoadRequest"} <= {*told["proto-module-service.md"]}
+    assert "  string engine = 3;\n" in pages["proto-module-service.md"]
+    assert {"Evict", "EvictRequest", "Tier"} <= {*told["proto-admin-service.md"]}
+    assert {"ArtifactHeader", "Engine"} <= {*told["proto-types.md"]}
+    # What every command takes is told once, and settings have a page of their own.
+    assert pages["wasmkiln.md"].count("--token-file") == 1
+    assert pages["wasmkilnd.md"].count("--redis-url") < 5
+
+
+def test_what_leads_nowhere_or_elsewhere_is_found(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    good = '<a href="https://example.org/">out</a><img src="b/there.svg"><p>url(//no</p>'
+    bad = '<script src="//cdn.example.org/x.js"></script><img alt="" src="b/gone.svg">'
+    (tmp_path / "a.html").write_text(good + bad)
+    (tmp_path / "b" / "there.svg").touch()
+    (tmp_path / "s.css").write_text(
+        'a{background:url("data:image/png;base64,AA")} '
+        "@font-face{src:url(https://fonts.example.org/x.woff2)}"
+    )
+    assert site.mistakes(tmp_path) == [
+        "a.html: shows //cdn.example.org/x.js",
+        "a.html: shows b/gone.svg",
+        "s.css: shows https://fonts.example.org/x.woff2",
+    ]
+
+
+def test_links_fit_a_page_s_place_on_the_site() -> None:
+    go = ROOT / "client" / "go" / "README.md"
+    text = site.relinked(go, "how-to/go.md", site.sources())
+    assert "](verify.md)" in text
+    assert "](../reference/errors.md)" in text
+    assert "../../docs" not in text
+    # A link to a file that is no page becomes its name.
+    install = ROOT / "docs" / "how-to" / "install.md"
+    text = site.relinked(install, "how-to/install.md", site.sources())
+    assert "`deploy/README.md`" in text
+    assert "](../../deploy" not in text
