@@ -31,7 +31,7 @@ with fake_daemon() as daemon:
 print("the client works")
 """
 TESTS = "client/test_clients.py client/test_cli.py client/test_errors.py client/test_tls.py config"
-TESTS += " test_compile.py test_flights.py test_network.py test_shutdown.py test_watch.py"
+TESTS += " test_compile.py test_flights.py test_ownership.py test_watch.py"
 
 
 def run(minor: int) -> str:

@@ -1,6 +1,6 @@
 """The alerts: each by promtool after its time, and some by what really happens to a daemon.
 
-What each watches is there before it happens: tests/unit/telemetry/test_alerts.py.
+What each watches is there before it happens: tests/unit/telemetry/test_metrics.py.
 """
 
 from __future__ import annotations
