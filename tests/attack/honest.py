@@ -46,8 +46,9 @@ class Honest:
     calls: list[Call] = field(default_factory=list)
 
     def between(self, began_s: float, ended_s: float) -> list[Call]:
-        """Return the calls that began within a span of time."""
-        return [call for call in self.calls if began_s <= call.began_s < ended_s]
+        """Return the calls that began within a span of time, in that order."""
+        found = [call for call in self.calls if began_s <= call.began_s < ended_s]
+        return sorted(found, key=lambda call: call.began_s)
 
     @asynccontextmanager
     async def calling(self) -> AsyncIterator[None]:

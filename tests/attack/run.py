@@ -100,6 +100,8 @@ class Phase:
     ended_s: float
     recovered_s: float
     """When hits were as fast as before, or the time for that was over."""
+    recovered_hits_s: float
+    """How long hits took then."""
     done: dict[str, int]
     """How often the attacker did each thing, and which answers it got."""
     log_bytes: int
@@ -191,12 +193,14 @@ async def _phase(
     if not done:
         await asyncio.sleep(max(0.0, first.at_s + seconds - time.monotonic()))
     last = sampler.look()
+    hits_s = math.inf
     while (now_s := time.monotonic()) < last.at_s + RECOVERY_S + _RECOVERED_S:
-        await asyncio.sleep(0.05)
-        if is_as_before(last_hits_s(honest.between(last.at_s, now_s)), usual_s):
+        hits_s = last_hits_s(honest.between(last.at_s, now_s))
+        if is_as_before(hits_s, usual_s):
             break
+        await asyncio.sleep(0.05)
     log_bytes = last.log_bytes - first.log_bytes
-    return Phase(name, first.at_s, last.at_s, time.monotonic(), done, log_bytes)
+    return Phase(name, first.at_s, last.at_s, time.monotonic(), hits_s, done, log_bytes)
 
 
 def hits_of(calls: Sequence[Call]) -> list[float]:

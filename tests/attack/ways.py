@@ -109,7 +109,7 @@ def _resets(target: Target, until_s: float) -> Done:
 
 def _frames(target: Target, until_s: float) -> Done:
     done: Done = Counter()
-    for kind in cycle(floods.KINDS.keys() - {"resets"}):
+    for kind in cycle([kind for kind in floods.KINDS if kind != "resets"]):
         left_s = until_s - time.monotonic()
         if left_s <= 0:
             break
