@@ -43,7 +43,7 @@ TENANT_S = wasm.adder(4)
 # Its artifact is signed with a key that is revoked before the other version starts.
 DISTRUSTED_S = wasm.adder(5)
 # Valid, and for longer than a compile may take here.
-SLOW = wasm.nested_blocks(500_000)
+SLOW = wasm.long_function(300_000)
 # The causes that deploy/prometheus-alerts.yml takes for no attack.
 HARMLESS = {"incomplete", "revoked", "too_old", "version"}
 POLICY = """
