@@ -22,8 +22,6 @@ from uv import find_uv_bin
 from scripts.release import NotReadyError, build, changes, git
 from scripts.version import differing, version_of
 
-CENTRAL = "https://ossrh-staging-api.central.sonatype.com/service/local/staging/deploy/maven2/"
-
 
 class Release:
     """The release that the sources at `root` would be."""
@@ -82,11 +80,12 @@ def build_twice(folder: Path) -> list[Path]:
 def upload(root: Path, options: argparse.Namespace, version: str, rehearse: bool) -> None:
     """Upload all packages, or say what would be. Raise NotReadyError where a program fails."""
     dist, dry = root / "dist", ["--dry-run"] if rehearse else []
-    where = ["--publish-url", options.upload_url, "--check-url", options.index_url]
+    where = ["--publish-url", options.upload_url] if options.upload_url else []
+    where += ["--check-url", options.index_url] if options.index_url else []
     files = [f"wasmkiln-{version}-py3-none-any.whl", f"wasmkiln-{version}.tar.gz"]
     run(dist, find_uv_bin(), "publish", *dry, *where, *files)
     if "npm" not in options.without:
-        where = [f"--registry={options.npm_registry}"]
+        where = [f"--registry={options.npm_registry}"] if options.npm_registry else []
         # What is there already is left alone, as uv does by itself.
         if not run(dist, "npm", "view", *where, f"wasmkiln@{version}", fails=True):
             run(root / "client" / "node", "npm", "publish", *dry, *where)
@@ -122,14 +121,17 @@ def main(root: Path, arguments: list[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="check and build; upload nothing")
     parser.add_argument("--yes", action="store_true", help="do not ask")
     parser.add_argument("--without", action="append", default=[], choices=["npm", "maven"])
-    parser.add_argument("--upload-url", default="https://upload.pypi.org/legacy/")
-    parser.add_argument("--index-url", default="https://pypi.org/simple/", help="what has arrived")
-    parser.add_argument("--npm-registry", default="https://registry.npmjs.org/")
-    parser.add_argument("--maven-url", default=CENTRAL)
+    parser.add_argument("--upload-url", help="instead of PyPI")
+    parser.add_argument("--index-url", help="where to look for what has arrived there")
+    parser.add_argument("--npm-registry", help="instead of npm's own")
+    parser.add_argument("--maven-url", help="where Maven deploys: Maven Central says its address")
     options = parser.parse_args(arguments)
     release = Release(root)
     try:
-        if found := list(release.problems()):
+        found = list(release.problems())
+        if not options.maven_url and "maven" not in options.without:
+            found.append("no place for the package of Java: --maven-url URL, or --without maven")
+        if found:
             raise NotReadyError("\n- ".join(["", *found]))
         build_twice(root / "dist")
         upload(root, options, release.version, rehearse=True)
