@@ -106,12 +106,7 @@ def go_program(folder: Path) -> Asks:
     go = Go(folder)
     source = go.folder / "workspace" / "src" / "readme" / "readme.go"
     source.parent.mkdir(exist_ok=True)
-    source.write_text(
-        "package readme\n"
-        'import ("context"; "errors"; wasmkiln "github.com/wasmkiln/wasmkiln/client/go")\n'
-        "func Compile(ctx context.Context, module []byte) error {\n"
-        f"{readme(ROOT / 'client' / 'go', 'go')}\n_ = code\nreturn err\n}}\n"
-    )
+    source.write_text(readme(ROOT / "client" / "go", "go"))
     go("go", "build", "readme")
     return Asks("go", [go.build("asks", str(HERE / "asks.go"))])
 

@@ -259,7 +259,9 @@ class Client {
     found.metadata = { address, detail: text }
     if (code === status.UNAVAILABLE) {
       const advice = 'start one with `wasmkilnd serve`, or check the address and tls'
-      const message = `no daemon answers at ${address} (${text}): ${advice}`
+      // grpc-js wraps the cause in words of its own.
+      const cause = text.replace(/^No connection.*?error: (Error: )?/, '').split(/\.? Resolution|\n/)[0]
+      const message = `no daemon answers at ${address} (${cause}): ${advice}`
       return new errors.ConnectionFailed(message, found)
     }
     if (code === status.DEADLINE_EXCEEDED) {

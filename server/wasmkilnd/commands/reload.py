@@ -41,13 +41,12 @@ def take_in(folder: Path, then: str, *, and_reload: bool) -> None:
     """
     if and_reload:
         _reload_each(folder)
-        return
-    found = running(folder)
-    which = f"the daemon that runs ({processes(found)})" if found else "a daemon that runs"
-    say(
-        f"{which} {then} when you reload it: `wasmkilnd reload --state-dir {folder}`, `systemctl"
-        " reload wasmkilnd`, or this command with --reload"
-    )
+    elif found := running(folder):
+        say(
+            f"the daemon that runs ({processes(found)}) {then} when you reload it: `wasmkilnd"
+            f" reload --state-dir {folder}`, `systemctl reload wasmkilnd`, or this command with"
+            " --reload"
+        )
 
 
 def processes(daemons: Sequence[RunningDaemon]) -> str:

@@ -119,7 +119,7 @@ async def _install(state_dir: Path) -> list[str]:
                 if kind == "warning" or (kind == "error" and not failures):
                     failures.append(what)
                     log.warning("installing engines", warning=what)
-                elif not line.startswith("a daemon that runs"):  # This is the one.
+                else:
                     log.info("installing engines", step=line)
                     if line.startswith("installing "):
                         tell(line.replace("==", " "))
