@@ -32,21 +32,24 @@ _READY_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 120.0
 
 
-def fresh_state(path: Path, *, own_keys: bool = False, engines: Sequence[str] = ()) -> Path:
+def fresh_state(
+    path: Path, *, own_keys: bool = False, engines: Sequence[str] | None = None
+) -> Path:
     """Make a state directory at ``path`` that shares the tests' engines, or those named.
 
     Unless it is to have its own keys, it shares those of its neighbours, the state
     directories beside it: they are one fleet.
     """
+    installed_engines()
     path.mkdir(parents=True, exist_ok=True)
     shared_engines = test_state_dir() / "engines"
     if not (path / "engines").exists():
-        if engines:
+        if engines is None:
+            (path / "engines").symlink_to(shared_engines)
+        else:
             (path / "engines").mkdir()
             for engine in engines:
                 (path / "engines" / engine).symlink_to(shared_engines / engine)
-        else:
-            (path / "engines").symlink_to(shared_engines)
     if not own_keys and not (path / "keys").exists():
         shared = path.parent / "keys"
         shared.mkdir(mode=0o700, exist_ok=True)
@@ -56,7 +59,6 @@ def fresh_state(path: Path, *, own_keys: bool = False, engines: Sequence[str] = 
 
 def state_with(path: Path, *engine_ids: str) -> Path:
     """Make a state directory at ``path`` with some of the tests' engines, and nothing else."""
-    installed_engines()
     return fresh_state(path, own_keys=True, engines=engine_ids)
 
 
