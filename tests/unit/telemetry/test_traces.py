@@ -16,7 +16,9 @@ import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import StatusCode
 from structlog.testing import capture_logs
+from wasmkilnd import errors
 from wasmkilnd.cache.fleet import Fleet
 from wasmkilnd.flights import WaitBudget
 from wasmkilnd.telemetry import tracing
@@ -104,6 +106,39 @@ def test_a_call_without_a_usable_traceparent_begins_a_trace(
     [span] = kept.call(nothing, metadata)
     assert span.parent is None
     assert f"{span.context.trace_id:032x}" == kept.trace_id != TRACE
+
+
+def test_what_the_caller_does_not_record_is_not_sent_but_in_the_log(kept: Kept) -> None:
+    async def work() -> None:
+        assert tracing.of_line() == {"trace_id": TRACE}
+
+    assert kept.call(work, (("traceparent", f"00-{TRACE}-{PARENT}-00"),)) == []
+    assert kept.trace_id == TRACE
+
+
+def test_what_the_sampler_leaves_out_is_not_sent_and_not_in_the_log(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "0")
+    kept = Kept()
+    assert (kept.call(nothing), kept.trace_id) == ([], "")
+    assert len(kept.call(nothing, SAMPLED)) == 1
+    kept.traces.close()
+
+
+def test_a_step_that_fails_says_why(kept: Kept) -> None:
+    async def work() -> None:
+        with pytest.raises(errors.WasmkilnError), tracing.step("compile"):
+            raise errors.compiler_crashed("e", "ended by SIGSEGV", "")
+        with pytest.raises(asyncio.CancelledError), tracing.step("queue"):
+            raise asyncio.CancelledError
+
+    compiling, queue, _ = kept.call(work)
+    assert compiling.status.status_code is StatusCode.ERROR
+    assert compiling.status.description == "compiler_crashed"
+    assert queue.status.status_code is StatusCode.UNSET
+    assert dict(queue.attributes or {}) == {"wasmkiln.outcome": "cancelled"}
 
 
 def test_what_a_task_does_after_its_call_is_in_no_trace(kept: Kept) -> None:
