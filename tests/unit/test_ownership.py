@@ -169,6 +169,23 @@ def test_folders_are_made_for_their_owner_whatever_the_umask(tmp_path: Path) -> 
 
 
 @as_root
+def test_what_a_group_got_is_taken_back_and_nothing_else(
+    thing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getgroups", lambda: [OTHERS])
+    folder = thing.parent
+    outside, open_to_all = folder.parent / "outside", folder / "open"
+    for path, mode in ((folder, 0o775), (thing, 0o664), (outside, 0o664), (open_to_all, 0o666)):
+        path.touch()
+        os.chown(path, -1, OTHERS)
+        path.chmod(mode)
+    (folder / "link").symlink_to(outside)
+    assert take_back(folder) == 2
+    modes = [path.stat().st_mode & 0o777 for path in (folder, thing, outside, open_to_all)]
+    assert modes == [0o755, 0o644, 0o664, 0o666]
+
+
+@as_root
 def test_nothing_is_taken_back_that_somebody_could_have_used(thing: Path) -> None:
     thing.parent.chmod(0o775)
     os.chown(thing.parent, -1, 1)  # Of the user daemon's group, the user daemon is a member.

@@ -63,6 +63,13 @@ class FakeWebTokens:
         return "me", {"groups": ["wasm"]}, self.until_s
 
 
+def test_a_token_may_be_sent_in_any_case_and_with_spaces() -> None:
+    text, kept = new_token("ci", [Role.COMPILE], "", 0, None)
+    found = identities(Policy(), [kept])
+    for sent in (f"bearer {text}", f"BEARER   {text}  "):
+        assert found.identity(PLAINTEXT, Credentials(sent)).name == "token:ci"
+
+
 @pytest.mark.parametrize(
     ("sent", "cause"),
     [
@@ -212,13 +219,23 @@ def test_only_cas_in_force_and_those_that_they_may_sign_vouch(tmp_path: Path) ->
         assert refused(found, MTLS, through(ca)) == ("CREDENTIALS_INVALID", "untrusted")
 
 
-def test_what_is_remembered_is_bounded() -> None:
+def test_what_is_remembered_is_bounded_and_no_credential() -> None:
     web = FakeWebTokens(float("inf"))
     web.verify = lambda token, unknown_key: ("me", {}, float("inf"))  # type: ignore[method-assign]
     found = identities(Policy(), web_tokens=web)
     for number in range(5000):
         found.identity(TLS, bearer(f"a.b.{number}"))
     assert len(found._known) <= 4096
+    assert {len(digest) for _, digest in found._known} == {32}
+
+
+def test_health_is_open_if_asked() -> None:
+    guard = identities(Policy(open_health=True))
+    for path in ("/healthz", "/readyz"):
+        assert guard.admit(path, PLAINTEXT, lambda: bearer("wrong")).roles == frozenset()
+    for closed, path in ((guard, "/metrics"), (identities(Policy()), "/healthz")):
+        with pytest.raises(WasmkilnError):
+            closed.admit(path, PLAINTEXT, lambda: bearer("wrong"))
 
 
 def test_the_guard_refuses_what_it_does_not_know() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from wasmkilnd.access import guard
-from wasmkilnd.access.guard import read_access
+from wasmkilnd.access.guard import files_of, read_access
 from wasmkilnd.access.policy import Policy
 from wasmkilnd.access.tokens import TokenStore
 from wasmkilnd.model import Role
@@ -61,6 +61,13 @@ def test_a_part_that_cannot_be_used_stays_and_the_others_are_read(
         "tokens": [token.name for token in now.tokens.all] == ["new"],
         "keys": [*now.issuer.keys] == ["new"],
     } == {name: name != broken for name in files}
+
+
+def test_each_file_is_watched(settings: Settings) -> None:
+    access, _ = read_access(settings)
+    policy = Path(settings.policy_file)
+    watched = {settings.tokens_file, policy, policy.with_name("keys.json")}
+    assert set(files_of(settings, access)) == watched
 
 
 def test_what_nobody_foresaw_is_a_refusal_and_tells_no_secret(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +118,12 @@ def test_an_rsa_key_and_two_cas_can_be_used(site: Site, tmp_path: Path) -> None:
     material = load(site.options)
     assert len(material.client_cas) == 2
     assert "PRIVATE" not in repr(material)
+
+
+def test_tls_1_2_is_spoken_only_if_asked(site: Site) -> None:
+    assert load(site.options).http_context.minimum_version is ssl.TLSVersion.TLSv1_3
+    asked = site.options.model_copy(update={"tls_min_version": "1.2"})
+    assert load(asked).http_context.minimum_version is ssl.TLSVersion.TLSv1_2
 
 
 def test_a_reload_takes_files_whole_or_not_at_all(site: Site) -> None:

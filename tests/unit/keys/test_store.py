@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -114,6 +116,31 @@ def test_what_is_damaged_is_told_and_not_quoted(store: KeyStore, tmp_path: Path)
     (tmp_path / "file").touch()
     with pytest.raises(KeysUnusable, match="Not a directory"):
         KeyStore(tmp_path / "file" / "keys").ensure()
+
+
+START = """
+import sys
+from pathlib import Path
+from wasmkilnd.signing.keys import KeyStore
+print(flush=True)
+sys.stdin.readline()
+print(KeyStore(Path(sys.argv[1])).ensure().public.id)
+"""
+
+
+def test_processes_that_start_at_once_make_one_key(store: KeyStore) -> None:
+    start = [sys.executable, "-c", START, str(store.folder)]
+    pipe = subprocess.PIPE
+    processes = [subprocess.Popen(start, stdin=pipe, stdout=pipe, text=True) for _ in range(3)]
+    for process in processes:
+        assert process.stdout
+        process.stdout.readline()  # It waits.
+    for process in processes:
+        assert process.stdin
+        process.stdin.write("\n")
+        process.stdin.flush()
+    assert {process.communicate()[0].strip() for process in processes} == set(store.trusted())
+    assert len(store.trusted()) == 1
 
 
 # --- the keys of a running daemon ---------------------------------------------------------
