@@ -138,3 +138,12 @@ def test_a_file_that_cannot_be_used_says_why_in_one_sentence(
         read_advisories(file, refuse=False)
     assert str(refused.value).startswith(f"cannot use advisories_file {file}: {why}")
     assert "\n" not in str(refused.value)
+
+
+def test_a_file_that_is_not_there_or_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(AccessUnusable, match="none: there is no such file"):
+        read_advisories(str(tmp_path / "none"), refuse=False)
+    file = write(tmp_path, ROW)
+    Path(file).chmod(0o666)
+    with pytest.raises(AccessUnusable, match=r"other users may write .* \(advisories_file\)"):
+        read_advisories(file, refuse=False)
