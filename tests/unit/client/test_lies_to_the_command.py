@@ -15,8 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from click.testing import Result
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
 from wasmkiln import ArtifactHeader
 from wasmkiln.cli.app import Exit
 from wasmkiln.cli.place import folded, stem
@@ -150,6 +153,42 @@ def test_what_is_no_message(
     lists = method not in ("ReleaseQuarantine", "Pin", "Unpin", "Drain", "Check")
     if raw in ("garbage", "no message") or (raw == "two million elements" and lists):
         assert result.exit_code == Exit.REFUSED
+
+
+def full(retry_s: int, *others: any_pb2.Any) -> bytes:
+    """Say that the queue is full, behind other details."""
+    info = error_details_pb2.ErrorInfo(domain="wasmkiln", reason="COMPILE_QUEUE_FULL")
+    info.metadata[lies.EVIL] = lies.EVIL
+    retry = error_details_pb2.RetryInfo()
+    retry.retry_delay.seconds = retry_s
+    violation = error_details_pb2.BadRequest.FieldViolation(field=lies.EVIL, description=lies.EVIL)
+    status = status_pb2.Status(message=lies.EVIL, details=others)
+    for message in (info, retry, error_details_pb2.BadRequest(field_violations=[violation])):
+        status.details.add().Pack(message)
+    said: bytes = status.SerializeToString()
+    return said
+
+
+@pytest.mark.parametrize("form", FLAGS)
+@pytest.mark.parametrize(
+    ("text", "said", "code"),
+    [
+        (lies.EVIL, full(2**63 - 1), Exit.NOT_NOW),
+        (lies.EVIL, full(0), Exit.NOT_NOW),
+        (lies.EVIL, full(0, *[any_pb2.Any()] * 2_000), Exit.NOT_NOW),
+        ("x" * 5_000, full(0), Exit.NOT_NOW),
+        (lies.EVIL, b"\xff\xff\xff", Exit.REFUSED),
+        ("x" * 20_000, full(0), Exit.REFUSED),  # more than gRPC takes
+    ],
+    ids=["retry in years", "retry always", "thousands of details", "long", "no status", "longest"],
+)
+def test_errors(
+    run: Run, server: LyingServer, text: str, said: bytes, code: Exit, form: str
+) -> None:
+    server.fail("Stats", grpc.StatusCode.RESOURCE_EXHAUSTED, text, said)
+    result = run("stats", *FLAGS[form])
+    assert (result.exit_code, problems(result, form)) == (code, []), result.output
+    assert len(server.calls) <= 3
 
 
 def test_a_newer_daemon_s_values_are_shown_as_they_are(run: Run, server: LyingServer) -> None:
