@@ -101,6 +101,7 @@ def test_a_key_is_made_shown_and_replaced(keys: Keys) -> None:
 def test_a_rotation_goes_in_stages(keys: Keys) -> None:
     first = keys.directory.public
     assert "keys generate --next" in keys.refused("activate")
+    assert "there is no such key in" in keys.refused("show", "--next")
     keys("generate", "--next")
     roles = keys.roles()
     [later] = roles.keys() - {first.id}

@@ -193,6 +193,7 @@ def test_the_caller_s_engine_is_used() -> None:
     assert loading.engine_of(real().load(engine)) is engine
     assert make(name="wasmer").load(store) == (b"code", store)
     assert make(name="wasmer").load()[1] is make(name="wasmer").engine()
+    assert loading.engine_of(Module()) is make(name="wasmer").engine()
     for name in ("wasmtime", "wasmer"):
         with pytest.raises(IncompatibleEngine, match="not a str"):
             make(name=name).load("engine")

@@ -70,6 +70,19 @@ def test_a_damaged_engine_is_told_and_mended(tmp_path: Path, marker: str) -> Non
     assert engines.damaged() == [folder]
 
 
+def test_an_engine_is_removed_with_its_folder_and_a_linked_one_without(tmp_path: Path) -> None:
+    pretend(tmp_path, "wasmtime", "9.0.0")
+    store = EngineStore(tmp_path)
+    [engine] = store.installed()
+    elsewhere = engine.path.rename(tmp_path / "elsewhere")
+    engine.path.symlink_to(elsewhere)
+    store.remove(engine)
+    assert (store.installed(), elsewhere.is_dir()) == ([], True)
+    elsewhere.rename(engine.path)
+    store.remove(engine)
+    assert [*(tmp_path / "engines").iterdir()] == [tmp_path / "engines" / ".lock"]
+
+
 def test_an_engine_that_cannot_be_looked_at_is_damaged(tmp_path: Path) -> None:
     """Such as one in another user's folder, or on a disk that is not there."""
     link = tmp_path / "engines" / "wasmtime-9.0.0"

@@ -97,6 +97,8 @@ def test_keys_are_not_found_in_what_is_no_message(raw: bytes) -> None:
         pb.FindMissingRequest.FromString(raw)
     with pytest.raises(WasmkilnError, match="no message of this call"):
         list(keys(raw))
+    with pytest.raises(WasmkilnError, match="no message of this call"):
+        messages.wanted(raw)
 
 
 def test_keys_are_found_as_protobuf_finds_them() -> None:
