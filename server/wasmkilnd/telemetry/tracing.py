@@ -194,6 +194,7 @@ class Collector(logging.Handler):
         self._reached, self._why = True, ""
         logger = logging.getLogger("opentelemetry")
         logger.handlers[:], logger.propagate = [self], False
+        logger.setLevel(logging.WARNING)  # Whatever the daemon's own level is.
         import requests
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
