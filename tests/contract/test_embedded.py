@@ -14,6 +14,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -229,11 +230,18 @@ async def test_only_who_has_the_password_gets_in(state: Path) -> None:
         await server.close()
 
 
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A folder for sockets, whose paths have a limit."""
+    with tempfile.TemporaryDirectory(prefix="kiln-") as name:
+        yield Path(name)
+
+
 async def test_the_socket_of_a_long_or_strange_path(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, short: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded, "_SOCKET_TIMEOUT_S", 0.3)
-    folder, shared = tmp_path / ("deep and 'quoted' \"größe\" " * 4) / "state", tmp_path / "tmp"
+    folder = tmp_path / ("deep and 'quoted' \"größe\" " * 4) / "state"
+    shared = short / "tmp"
     shared.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(shared))
     async with serving(folder) as (_, url):
@@ -242,6 +250,7 @@ async def test_the_socket_of_a_long_or_strange_path(
         assert url.endswith(f"@{address}")
         assert stat.S_IMODE(address.parent.stat().st_mode) == 0o700
         # A cleaner of temporary files takes the socket; the server is reachable again.
+        monkeypatch.setattr(embedded, "_SOCKET_TIMEOUT_S", 1.0)
         address.unlink()
         await until(lambda: answers(url))
     assert servers_of(folder) == []
