@@ -776,11 +776,13 @@ def remove(path: Path, options: HostOptions) -> bool:
 
     Where that is not possible, as on a full disk, delete it in its place. Never raises.
     """
-    away = path
-    with contextlib.suppress(OSError):
+    try:
         away = path.rename(_fresh(options))
+    except OSError:
+        _delete(path)
+        return not os.path.lexists(path)
     _delete(away)
-    return not os.path.lexists(path)
+    return True  # What is there now, another daemon has stored since.
 
 
 def cannot(do: str, failure: OSError) -> TierUnavailable:

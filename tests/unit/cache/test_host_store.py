@@ -549,3 +549,15 @@ async def test_an_evict_of_everything_or_of_an_engine_leaves_what_is_pinned(tmp_
             evicted = await tier.evict(EvictScope(engine_id=engine, spares=pins.__contains__))
             assert (evicted.artifacts, evicted.pinned) == gone
         assert await tier.held([dear.key, other.key]) == {dear.key}
+
+
+def test_what_another_daemon_stores_again_at_once_was_removed_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = module.HostOptions(tmp_path, 250_000)
+    module.prepare(options)
+    entry = tmp_path / "entry"
+    entry.mkdir()
+    monkeypatch.setattr(module, "_delete", lambda _: entry.mkdir())
+    assert module.remove(entry, options)
+    assert entry.is_dir()
