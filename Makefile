@@ -28,7 +28,7 @@ PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/pytest
 SUITE = $(PYTEST) -o cache_dir=.work/test-cache --ignore=tests/polyglot --ignore=tests/operators
 CROWD = -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 # Words of pip-audit, and of errors that it does not catch, where the data cannot be had.
-NO_DATA := Could not connect|ConnectionError|ServiceError|Timeout|Max retries
+NO_DATA := Could not connect|ConnectionError|ServiceError|Timeout|Max retries|could not be audited
 # The contract of the last release: what callers were promised.
 RELEASED := v0.6.0.binpb
 
@@ -98,8 +98,8 @@ lock: $(VENV)/.server ## lock dependencies and engines by SHA-256 (ARGS=--upgrad
 	@$(BIN)/python scripts/lock.py $(ARGS)
 
 audit: $(VENV)/.dev ## ask for known vulnerabilities of what the lock files name
-	@mkdir -p .work && $(BIN)/pip-audit --progress-spinner off --disable-pip --require-hashes -r requirements/dev.txt 2>.work/audit; \
-	code=$$?; cat .work/audit >&2; test $$code -eq 0 || ! grep -Eq "$(NO_DATA)" .work/audit && exit $$code; echo "audit: skipped"
+	@mkdir -p .work && $(BIN)/pip-audit --strict --progress-spinner off --disable-pip --require-hashes -r requirements/dev.txt 2>.work/audit; \
+	code=$$?; cat .work/audit >&2; test $$code -eq 0 || ! grep -Eq "$(NO_DATA)" .work/audit && exit $$code; echo "audit: skipped: the index here has no data on vulnerabilities"
 
 dist publish: $(VENV)/.dev ## build a release in dist/; publish it (ARGS=--dry-run)
 	@$(BIN)/python -m scripts.$(if $(filter dist,$@),release,publish) $(ARGS)
