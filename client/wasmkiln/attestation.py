@@ -176,6 +176,8 @@ def _keys_of(source: KeySource, revoked: set[str]) -> list[PublicKey]:
         with suppress(ValueError):
             return [PublicKey.parse(text)]
         path = Path(text).expanduser()
+        if text.endswith(".pem") and "\n" not in text and not path.exists():
+            raise ValueError(f"there is no file {text}")
         if "\n" in text or not path.exists():
             raise ValueError(
                 "a trusted key is 64 hex digits, base64 of 32 bytes, PEM, or the path of a file or"

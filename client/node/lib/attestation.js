@@ -100,7 +100,9 @@ function keysOf(source, revoked) {
   const found = typeof source === 'string' ? inText(source) : []
   if (found.length) return found
   // An error does not quote what it was given: it may be a private key, pasted by mistake.
-  if (!fs.existsSync(source)) throw new Error(EXPECTED)
+  if (!fs.existsSync(source)) {
+    throw new Error(/^[^\n]+\.pem$/.test(source) ? `there is no file ${source}` : EXPECTED)
+  }
   const place = path.resolve(source instanceof URL ? fileURLToPath(source) : source)
   const isFolder = fs.statSync(place).isDirectory()
   const above = isFolder && path.basename(place) === 'trusted' ? [path.dirname(place)] : []

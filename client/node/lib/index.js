@@ -21,6 +21,8 @@ const ADDRESS = /^(unix|unix-abstract|dns|ipv4|ipv6|xds):|^[^/]+:[1-9][0-9]{0,4}
 const LOCAL =
   /^unix(-abstract)?:|^((dns|ipv4|ipv6):(\/\/\/)?)?(localhost|127(\.\d+){3}|\[::1\]):\d+$/
 
+const CALL_OPTIONS = ['timeoutMs', 'signal', 'priority', 'engine', 'target', 'cpu', 'settings']
+
 /**
  * A client of one daemon, or of several behind one address. Keep one and use it for all calls.
  *
@@ -196,7 +198,11 @@ class Client {
   }
 
   /** Run what makes the requests of one call, which share deadline, metadata and signal. */
-  async #call({ timeoutMs = this.#options.timeoutMs, signal, priority }, digest, run) {
+  async #call(options, digest, run) {
+    for (const name of Object.keys(options)) {
+      if (!CALL_OPTIONS.includes(name)) throw new TypeError(`a call has no option ${name}`)
+    }
+    const { timeoutMs = this.#options.timeoutMs, signal, priority } = options
     // The daemon's log has it.
     const requestId = crypto.randomBytes(8).toString('hex')
     const metadata = new Metadata()

@@ -26,7 +26,9 @@ test('arguments of no use', async () => {
   for (const wrong of [[], 7, 'no/file']) {
     assert.throws(() => new Client(LOCAL, { trustedKeys: wrong }), /trusted ?[kK]ey/)
   }
+  assert.throws(() => new Client(LOCAL, { trustedKeys: 'no.pem' }), /there is no file no\.pem/)
   const kiln = new Client(LOCAL)
+  await assert.rejects(kiln.compile(Buffer.of(), { egine: 'wasmtime' }), /no option egine/)
   await assert.rejects(kiln.compile('module.wasm'), /readFileSync/)
   await assert.rejects(kiln.compile(Buffer.of(), { settings: { a: true } }), /has to be a string/)
   await assert.rejects(kiln.compileDigest('abc'), /64 lowercase/)

@@ -200,6 +200,8 @@ def test_what_is_no_key_is_refused_without_quoting_it(tmp_path: Path) -> None:
             TrustedKeys.read(text)
         assert text not in str(caught.value)
         assert secret not in str(caught.value)
+    with pytest.raises(ValueError, match=r"there is no file no\.pem"):
+        TrustedKeys.read("no.pem")
     with pytest.raises(ValueError, match="expected Ed25519 public keys") as caught:
         TrustedKeys.read(tmp_path / "signing.pem")
     assert secret not in str(caught.value)
