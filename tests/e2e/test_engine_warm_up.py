@@ -26,11 +26,12 @@ TOP = 20
 HOT, COLD = MODULES[30:], MODULES[:30]
 
 
-def order(state: Path, top: int) -> None:
-    """Have the new engine warmed; it is installed already, so the command only says that."""
+def order(state: Path, top: int) -> str:
+    """Have the new engine warmed; it is installed already. Return what the command says."""
     words = ("engine", "install", NEW.replace("-", "=="), "--warm-from", OLD, "--top", top)
     said = run(WASMKILND, *words, "--state-dir", state).stderr
     assert f"compiles the {top} artifacts that are used most with {OLD}" in said
+    return said
 
 
 def ordered(state: Path) -> list[object]:
@@ -71,7 +72,7 @@ class Fleet:
             reload(daemon)  # This saves what was counted: each then knows what is hot on both.
         for daemon in self.daemons:
             install(daemon, NEW)
-            order(daemon.state_dir, TOP)
+            assert "when you reload it" in order(daemon.state_dir, TOP)
         for daemon in self.daemons:
             daemon.process.send_signal(signal.SIGHUP)
 

@@ -58,3 +58,12 @@ def test_one_that_ends_meanwhile_is_told_of(
     monkeypatch.setattr("time.sleep", lambda _: process.kill())
     told = refusal(tmp_path)
     assert told.endswith(f"the daemon with the process id {process.pid}: it has ended")
+
+
+def test_nothing_is_said_of_a_reload_where_no_daemon_runs(
+    tmp_path: Path, process: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    reload.take_in(tmp_path / "elsewhere", "serves it", and_reload=False)
+    assert capsys.readouterr().err == ""
+    reload.take_in(tmp_path, "serves it", and_reload=False)
+    assert f"(process {process.pid}) serves it when you reload it" in capsys.readouterr().err
