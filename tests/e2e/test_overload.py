@@ -36,13 +36,16 @@ _tags = itertools.count()
 
 
 def answered(daemon: Daemon, count: int, *names: str) -> list[str]:
-    """Return the names of ``count`` calls in the order in which they were answered."""
+    """Return the names of ``count`` calls or more, in the order in which they were answered.
+
+    Of calls that are answered faster than 100 a second the log leaves some out.
+    """
 
     def order() -> list[str]:
         ids = [json.loads(line).get("request_id") for line in list(daemon.log_lines)]
         return [name for name in ids if name in names]
 
-    eventually(lambda: len(order()) == count, "the log does not tell of all calls")
+    eventually(lambda: len(order()) >= count, "the log does not tell of all calls")
     return order()
 
 
@@ -77,8 +80,7 @@ def test_a_flood_of_200_keeps_another_waiting_for_a_job_or_two(kiln: Daemon) -> 
             eventually(lambda: queued(kiln) == 201, "the single call does not wait")
         for call in (single, *flood):
             header_of(call)
-    order = answered(kiln, 201, "flood", "single")
-    assert order.index("single") <= 2
+    assert "single" in answered(kiln, 3, "flood", "single")[:3]
 
 
 def test_background_work_waits_for_callers_and_takes_their_turn(kiln: Daemon) -> None:

@@ -14,14 +14,15 @@ from tests.sizes import size
 # What a machine that is busy with other things may add. A call that hangs takes far longer;
 # how long the waits are on a machine of one's own is in docs/explanation/redis.md.
 _BUSY_S = 15.0
-# In these many calls wait for all of one time-out, for one answer or for several. What a
-# busy machine adds to some does not double what most of them take; a second time-out would.
-_WAITED_OUT = (
-    "stopped with SIGSTOP, continued",
-    "accepts and never answers",
-    "answers late, within the time-out",
-    "answers later than that",
-)
+# In these many calls wait for all of one time-out. What a busy machine adds to some does not
+# double what most of them take; a second time-out would. Answers within the time-out may be late
+# twice: large artifacts take two reads, and a lease is asked for after a read.
+_TIMEOUTS_WAITED_OUT = {
+    "stopped with SIGSTOP, continued": 1.5,
+    "accepts and never answers": 1.5,
+    "answers late, within the time-out": 2.5,
+    "answers later than that": 1.5,
+}
 
 
 @pytest.mark.timeout(900)
@@ -36,7 +37,7 @@ async def test_faults_under_load_cost_no_call_and_no_truth(tmp_path: Path) -> No
     for row in made.rows:
         # What stays of a lease when Redis is lost is waited for, but no longer than it lasts.
         assert row.longest_added_s < TIMEOUT_S + LEASE_S + _BUSY_S, row.fault
-        if row.fault in _WAITED_OUT:
+        if row.fault in _TIMEOUTS_WAITED_OUT:
             # A busy machine adds to each what it adds to calls without faults.
-            most_s = 1.5 * TIMEOUT_S + made.quiet_longest_s
+            most_s = _TIMEOUTS_WAITED_OUT[row.fault] * TIMEOUT_S + made.quiet_longest_s
             assert 0 < row.waited_out_s < most_s, row.fault

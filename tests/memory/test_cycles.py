@@ -30,6 +30,7 @@ from tests.e2e.callers import (
     header_of,
     held_worker,
     outcome_of,
+    stopped_job,
 )
 from tests.e2e.daemon import TWO_ENGINES, RedisDaemon, fresh_state
 from tests.e2e.processes import cpu_s_of, eventually, jobs_of, parent_of
@@ -362,14 +363,16 @@ def test_calls_that_wait_for_another_daemon_and_take_over(
         Caller(other) as others,
         Caller(sharing) as caller,
     ):
-        for tag, dies in ((77, False), (79, True)):
+        sent: list[bytes] = []
+
+        def begin(module: bytes) -> Any:
+            sent.append(module)
+            return others.compile(module)
+
+        for dies in (False, True):
             with sharing.leaves_nothing():
-                first = others.compile(wasm.many_functions(60_000, tag=tag))
-                eventually(lambda: len(jobs_of(other.pid)) == 1, "no job started")
-                [job] = jobs_of(other.pid)
-                os.kill(job, signal.SIGSTOP)
-                module = wasm.many_functions(60_000, tag=tag)
-                calls = [caller.compile(module, omit_artifact=False) for _ in range(3)]
+                job, first = stopped_job(other, begin)
+                calls = [caller.compile(sent[-1], omit_artifact=False) for _ in range(3)]
                 eventually(lambda: sharing.metric("calls") == 3, "the calls do not wait")
                 os.kill(job, signal.SIGKILL if dies else signal.SIGCONT)
                 assert (failure_of(first)[1] == "COMPILER_CRASHED") if dies else header_of(first)
