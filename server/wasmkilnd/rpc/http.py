@@ -27,6 +27,7 @@ import asyncio
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, closing
@@ -222,8 +223,10 @@ class HttpServer:
             try:
                 bound.append(await door.open(runner))
             except OSError as failure:
+                code = failure.errno or 0  # Below 0 of a name server.
+                why = os.strerror(code) if code > 0 else failure.strerror
                 raise CannotListen(
-                    f"cannot listen on {door.address}: {failure.strerror}; choose another with"
+                    f"cannot listen on {door.address}: {why}; choose another with"
                     " --http-listen or WASMKILN_HTTP_LISTEN"
                 ) from None
             if door.address.startswith("unix:"):
@@ -259,7 +262,9 @@ class HttpServer:
             await paths[path].handle(None, exchange)
             door.asked(request)
             answer = exchange.answer or web.Response(status=500)
-            if entry.traffic.calls.closed:
+            # What may follow on a connection after those is not clear to everybody between.
+            odd = request.body_exists or "Upgrade" in request.headers
+            if odd or entry.traffic.calls.closed:
                 answer.force_close()
             return answer
 
