@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +277,57 @@ def wait_for_file(client: Client, sha256: str, engine: str) -> Path:
             if time.monotonic() > until:
                 raise lab.BenchError(str(failure)) from None
             time.sleep(0.1)
+
+
+def over_http(given: Setting) -> Iterator[Row]:
+    """Hits over HTTP, from memory and from a file, beside aiohttp's own answer with the file."""
+    with ExitStack() as stack:
+        flags = ("--redis-url", "none", "--http-listen", "127.0.0.1:0")
+        daemon = stack.enter_context(lab.Daemon(given.state("http-hits"), *flags))
+        for module, goal in ((given.medium, 1.2), (given.small, None)):
+            held = Held(stack, given, module, daemon)
+            wait_for_file(held.client, module.sha256, held.engine)
+            lab.come_to_rest(held.client)
+            path = f"/v1/artifacts/{module.sha256}/{held.header.fingerprint}"
+            ours = _Fetching(stack, daemon.addresses[-1], path)
+            bare = lab.program(stack, "files", str(held.file))
+            actions: dict[str, Action] = {
+                "aiohttp": _Fetching(stack, f"127.0.0.1:{bare.said}", "/").seconds,
+                "memory": partial(_after, held.hit, ours),
+                "a file": partial(_after, partial(_forget, held), ours),
+            }
+            series = in_turns(actions, given.rounds(150), warm_up=5)
+            against = "aiohttp's own answer with the file", series["aiohttp"]
+            for tier in ("memory", "a file"):
+                yield compare("HTTP hit", f"{held.what}, from {tier}", series[tier], *against, goal)
+
+
+class _Fetching:
+    """A connection on which one path is fetched again and again."""
+
+    def __init__(self, stack: ExitStack, address: str, path: str) -> None:
+        self._connection, self._path = HTTPConnection(address, timeout=60), path
+        stack.callback(self._connection.close)
+
+    def seconds(self) -> float:
+        """Return how long it takes to fetch it."""
+        began = time.perf_counter()
+        self._connection.request("GET", self._path)
+        answer = self._connection.getresponse()
+        answer.read()
+        seconds = time.perf_counter() - began
+        if answer.status != 200:
+            raise lab.BenchError(f"{self._path} was answered with {answer.status}")
+        return seconds
+
+
+def _after(first: Callable[[], object], fetching: _Fetching) -> float:
+    first()
+    return fetching.seconds()
+
+
+def _forget(held: Held) -> None:
+    held.client.evict(module_sha256=held.module.sha256, tier="memory")
 
 
 def in_redis(given: Setting) -> Iterator[Row]:
