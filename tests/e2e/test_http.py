@@ -6,8 +6,10 @@ import hashlib
 import http.client
 import itertools
 import json
+import os
 import random
 import re
+import shutil
 import signal
 import socket
 import ssl
@@ -24,11 +26,14 @@ from wasmkiln import TLS, Artifact
 
 from tests.e2e import wasm
 from tests.e2e.bearers import add_token, reload, token_command
+from tests.e2e.console import Command, Shell, same, sessions
 from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
 from tests.e2e.over_tls import TlsSite
 from tests.e2e.processes import eventually, memory_of
-from tests.e2e.programs import Installed
+from tests.e2e.programs import ROOT, Installed, run
+from tests.e2e.signing_keys import KeyDirectory
 from tests.e2e.tenancy import NAMESPACES, house
+from tests.servers.debian import DebianUnavailable, cosign_binary
 from tests.servers.redis_server import binary_of, redis_server
 from tests.sizes import size
 
@@ -332,7 +337,7 @@ def test_zstd_is_another_representation_without_ranges(
         assert "Content-Encoding" not in found.headers
 
 
-DOWNLOADS = size(1000, 60)
+DOWNLOADS = size(1000, 100)
 
 
 @pytest.mark.timeout(1800)
@@ -762,3 +767,59 @@ def test_strangers_by_the_hundred_lock_nobody_out(
                 assert Site(small.http).get(f"/v1/modules/{DIGEST}").status == 404
             open_ = len(list(Path(f"/proc/{small.pid}/fd").iterdir()))
         assert open_ < 200
+
+
+PAGE = (ROOT / "docs" / "how-to" / "http.md").read_text()
+
+
+def recipes(daemon: Daemon, artifact: Artifact) -> list[list[Command]]:
+    """Return the commands of how-to/http.md, about an artifact of this daemon."""
+    header, text = artifact.header, PAGE.replace("127.0.0.1:8080", daemon.http)
+    for shown, ours in (("93a4…", header.module_sha256), ("33b4…", header.fingerprint)):
+        text = text.replace(f"={shown}", f"={ours}")
+    return sessions(text)
+
+
+def shell_in(folder: Path, *programs: str) -> Shell:
+    """Return a shell in which these programs are found first."""
+    folders = [str(Path(each).parent) for each in programs]
+    return Shell(folder, {**os.environ, "PATH": ":".join([*folders, os.environ["PATH"]])})
+
+
+def test_curl_and_cosign_fetch_and_verify(daemon: Daemon, made: Artifact, tmp_path: Path) -> None:
+    try:
+        shell = shell_in(tmp_path, cosign_binary())
+    except DebianUnavailable as why:
+        pytest.skip(str(why))
+    (tmp_path / "key.pem").write_text(KeyDirectory.of(daemon.state_dir).public.pem)
+    fetched, _ = recipes(daemon, made)
+    for command in fetched:
+        assert same(printed := shell.run(command.text), command.printed), printed
+    assert (tmp_path / "m.cwasm").read_bytes() == made.bytes
+    # What verifies, verifies nothing else.
+    *_, verify, asked = fetched
+    shell.run("export FINGERPRINT=" + "0" * 64)
+    assert "as asked" not in shell.run(asked.text)
+    (tmp_path / "m.cwasm").write_bytes(made.bytes + b"\0")
+    assert "Verified OK" not in shell.run(verify.text)
+
+
+def test_the_wasmtime_command_runs_what_was_fetched(engines: Installed, tmp_path: Path) -> None:
+    program = shutil.which("wasmtime")
+    if program is None:
+        pytest.skip("no wasmtime command on PATH")
+    version = run(program, "--version").stdout.split()[1]
+    ours = [each for each in engines if each.version.split(".")[0] == version.split(".")[0]]
+    if not ours:
+        pytest.skip(f"the wasmtime command {version} is of no engine of the tests")
+    [engine] = [each.id for each in ours if each.name == "wasmtime"]
+    exits = '(import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))'
+    starts = '(memory (export "memory") 1) (func (export "_start") (call $exit (i32.const 7)))'
+    with Daemon(fresh_state(tmp_path / "state", engines=(engine,)), [*HTTP, *ALONE]) as daemon:
+        with daemon.client() as client:
+            artifact = client.compile(wasm.from_text(f"(module {exits} {starts})"), engine=engine)
+        shell = shell_in(tmp_path, program)
+        fetched, [command] = recipes(daemon, artifact)
+        for each in fetched[:2]:
+            shell.run(each.text)
+        assert shell.run(f"{command.text}; echo $?").split()[-1] == "7"
