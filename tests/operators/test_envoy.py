@@ -32,6 +32,7 @@ CONFIGURATION = ROOT / "deploy" / "envoy.yaml"
 MOST_CONNECTIONS = 8
 
 
+MANAGER = "http_connection_manager.v3.HttpConnectionManager"
 # Where a filter's code comes from, and a filter that lets all requests pass.
 FETCHES = """
 static_resources:
@@ -41,7 +42,7 @@ static_resources:
         - filters:
             - name: envoy.filters.network.http_connection_manager
               typed_config:
-                "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+                "@type": type.googleapis.com/envoy.extensions.filters.network.MANAGER
                 stat_prefix: http
                 route_config:
                   virtual_hosts:
@@ -197,7 +198,11 @@ def test_the_code_of_a_filter_is_fetched_from_a_daemon(tmp_path: Path) -> None:
         [config] = re.findall(r"^```yaml\n(config:.*?)^```", page, re.MULTILINE | re.DOTALL)
         config = config.replace("MODULE", module).replace("kiln.example.org:8080", daemon.http)
         [port], path = free_ports(1), tmp_path / "envoy.yaml"
-        text = FETCHES.replace("PORT", str(port)).replace("KILN", daemon.http.rpartition(":")[2])
+        text = (
+            FETCHES.replace("MANAGER", MANAGER)
+            .replace("PORT", str(port))
+            .replace("KILN", daemon.http.rpartition(":")[2])
+        )
         path.write_text(text.replace("CONFIG", config.replace("\n", "\n" + " " * 22)))
         with _running(envoy_program(), path):
             eventually(lambda: _passes(port), f"no request passes: {_end_of(path)}")
