@@ -667,15 +667,48 @@ def large(lean_state_dir: Path) -> Iterator[tuple[Daemon, Artifact]]:
     assert "Traceback" not in daemon.log
 
 
-def begun(daemon: Daemon, artifact: Artifact) -> socket.socket:
-    """Ask for an artifact, and read nothing."""
+def connected(daemon: Daemon) -> socket.socket:
+    """Connect, with little room for answers."""
     host, _, port = daemon.http.rpartition(":")
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     sock.settimeout(60)
     sock.connect((host, int(port)))
+    return sock
+
+
+def begun(daemon: Daemon, artifact: Artifact) -> socket.socket:
+    """Ask for an artifact, and read nothing."""
+    sock = connected(daemon)
     sock.sendall(f"GET {path_of(artifact)} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     return sock
+
+
+def test_readers_over_tls_are_cut_off_too(lean_state_dir: Path, tmp_path: Path) -> None:
+    """What TLS keeps of an answer is bounded too, and a file is read piece by piece."""
+    site, token = TlsSite(tmp_path / "tls"), add_token(lean_state_dir, "all", "compile", "admin")
+    flags = site.flags(*HTTP, *LARGE_FLAGS, "--caller-timeout-s", "1", client_certificates=False)
+    context = ssl.create_default_context(cafile=str(site.authority.ca_file))
+    with Daemon(lean_state_dir, flags) as daemon:
+        tls = TLS(site.authority.ca_file)
+        with daemon.client(tls=tls, token=token) as client, ExitStack() as stack:
+            artifact = client.compile(LARGE)
+            client.host_file(artifact.header.module_sha256)
+            client.evict(module_sha256=artifact.header.module_sha256, tier="memory")
+            whole = Site(daemon.http, token, tls=context).get(path_of(artifact))
+            assert (whole.body, whole.headers["Wasmkiln-Origin"]) == (artifact.bytes, "host_store")
+            before, said = memory_of(daemon.pid), f"Authorization: Bearer {token}\r\n"
+            slow = [
+                stack.enter_context(
+                    context.wrap_socket(connected(daemon), server_hostname="127.0.0.1")
+                )
+                for _ in range(24)
+            ]
+            for sock in slow:
+                sock.sendall(f"GET {path_of(artifact)} HTTP/1.1\r\n{said}\r\n".encode())
+            eventually(lambda: daemon.log.count("COMPILE_QUEUE_FULL") == 24, "they are not cut off")
+            assert memory_of(daemon.pid) - before < 100 * 2**20
+    assert "Traceback" not in daemon.log
 
 
 @pytest.mark.parametrize("tier", ["memory", "host_store"])

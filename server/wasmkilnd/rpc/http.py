@@ -29,11 +29,11 @@ import json
 import math
 import os
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple, TypeAlias
 
 from aiohttp import web
 from wasmkiln.artifact import header_text
@@ -42,7 +42,7 @@ from wasmkilnd import errors, model
 from wasmkilnd.access.guard import ARTIFACTS
 from wasmkilnd.compile import Tenant, check_sha256
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.model import Artifact, CacheKey, Module, Origin
+from wasmkilnd.model import Artifact, CacheKey, Origin
 from wasmkilnd.rpc.calls import Entry, Rpc
 from wasmkilnd.rpc.messages import header_of
 from wasmkilnd.rpc.server import CannotListen, open_socket
@@ -78,6 +78,10 @@ _KEPT_BYTES: Final = 64 * 1024
 # A connection is idle, or sends a request, for so long.
 _TIMES: Final[Any] = {"keepalive_timeout": 60.0, "shutdown_timeout": 1.0}
 _SIZES: Final[Any] = {"max_line_size": 4096, "max_field_size": 8192, "max_headers": 64}
+
+
+# Each of them, or what it will be as the wire of gRPC carries it.
+_Frames: TypeAlias = Sequence["memoryview | asyncio.Future[bytes]"]
 
 
 class _Found(NamedTuple):
@@ -303,7 +307,7 @@ class HttpServer:
         if (module := await cache.get_module(sha256, cache.wait_budget())) is None:
             raise errors.module_not_loaded(sha256)
         self._describe(call, "application/wasm", _FOREVER, f'"{sha256}"', origin)
-        await self._send(call, len(module.wasm), _pieces_of(module), module)
+        await self._send(call, len(module.wasm), _pieces_of(module.wasm), module)
 
     async def _artifact(self, call: Call) -> None:
         """Send an artifact, or a range of it."""
@@ -340,7 +344,7 @@ class HttpServer:
             text = text_of(found.artifact)
         etag = f'"{hashlib.sha256(text).hexdigest()}"'
         self._describe(call, kind, _AGAIN, etag, found.origin)
-        await self._send(call, len(text), _one(text))
+        await self._send(call, len(text), [memoryview(text)])
 
     async def _find(self, call: Call, zstd: bool) -> _Found:
         """Return the artifact that a path names, of an engine that is served.
@@ -352,17 +356,26 @@ class HttpServer:
         compiler = self._tenant_of(call.identity.namespace).compiler
         cache, key = compiler.cache, CacheKey(module, check_sha256(fingerprint, "fingerprint"))
         accept, budget = frozenset({_ZSTD} if zstd else ()), cache.wait_budget()
+        served = compiler.engines.served
+        found = None
         if artifact := cache.hit(key, accept):
             found = _Found(artifact, Origin.MEMORY)
         elif opened := await cache.open_file(key, budget):
             found = _Found(opened[0], Origin.HOST_STORE, opened[1])
-        elif got := await cache.get(key, budget, accept):
-            found = _Found(*got)
         else:
+            # Below, names have the engine's id: first the one whose usual fingerprint this is.
+            for each in sorted(
+                served, key=lambda one: one.spec("", "", {}).fingerprint != fingerprint
+            ):
+                named = replace(key, engine_id=each.id)
+                if got := await cache.get(named, budget, accept):
+                    found = _Found(*got)
+                    break
+        if found is None:
             raise errors.artifact_not_stored(module, fingerprint)
         call.engine = engine = found.artifact.spec.engine.id
         call.compile_ms = round(found.artifact.compile_time_s * 1e3, 3)
-        if all(each.id != engine for each in compiler.engines.served):
+        if all(each.id != engine for each in served):
             found.close()
             why = f"this daemon does not serve {engine}"
             raise errors.artifact_not_stored(module, fingerprint, why)
@@ -384,7 +397,7 @@ class HttpServer:
         self,
         call: Call,
         size_bytes: int,
-        body: BinaryIO | AsyncIterator[memoryview],
+        body: BinaryIO | _Frames,
         held: model.Item | None = None,
     ) -> None:
         """Send ``body``, a part of it, or that the client has it. ``held`` holds its bytes."""
@@ -400,16 +413,18 @@ class HttpServer:
         if not await exchange.begin(206 if span else 200, stop - start):
             return
         call.bytes = stop - start
-        if isinstance(body, AsyncIterator):
+        if isinstance(body, Sequence):
             await self._send_frames(call, body, start, stop)
         else:
             await self._send_file(call, body, start, stop)
 
-    async def _send_frames(
-        self, call: Call, frames: AsyncIterator[memoryview], start: int, stop: int
-    ) -> None:
+    async def _send_frames(self, call: Call, frames: _Frames, start: int, stop: int) -> None:
         at, traffic = 0, self._entry.traffic
-        async for frame in frames:
+        for each in frames:
+            if isinstance(each, memoryview):
+                frame = each
+            else:  # Other calls may wait for it too.
+                [frame] = model.payload_views((await asyncio.shield(each),))
             part = frame[max(0, start - at) : stop - at]
             step = traffic.piece_bytes(call, len(part)) or max(1, len(part))
             for begins in range(0, len(part), step):
@@ -427,23 +442,14 @@ class HttpServer:
             await loop.sendfile(transport, file, at, min(_SLICE_BYTES, stop - at))
 
 
-async def _frames_of(artifact: Artifact) -> AsyncIterator[memoryview]:
-    """Return the bytes of an artifact, frame by frame as they are unpacked."""
-    for each in artifact.frames or artifact.coming:
-        # Other calls may wait for it too.
-        frame = each if isinstance(each, bytes) else await asyncio.shield(each)
-        [view] = model.payload_views((frame,))
-        yield view
+def _frames_of(artifact: Artifact) -> _Frames:
+    """Return the bytes of an artifact, or those that are being unpacked, frame by frame."""
+    return model.payload_views(artifact.frames) or artifact.coming
 
 
-async def _pieces_of(module: Module) -> AsyncIterator[memoryview]:
-    view = memoryview(module.wasm)
-    for at in range(0, len(view), model.CHUNK_BYTES):
-        yield view[at : at + model.CHUNK_BYTES]
-
-
-async def _one(text: bytes) -> AsyncIterator[memoryview]:
-    yield memoryview(text)
+def _pieces_of(wasm: bytes) -> _Frames:
+    view = memoryview(wasm)
+    return [view[at : at + model.CHUNK_BYTES] for at in range(0, len(view), model.CHUNK_BYTES)]
 
 
 def _takes_zstd(headers: Mapping[str, str]) -> bool:
