@@ -258,10 +258,10 @@ def module_not_loaded(sha256: str) -> str:
 
 
 @_sentence(HttpReason.ARTIFACT_NOT_STORED)
-def artifact_not_stored(sha256: str, fingerprint: str, why: str = "") -> str:
-    """No tier has the artifact, or ``why`` it is not given."""
-    why = why or "no tier holds it, and a GET compiles nothing: call Compile first"
-    return f"cannot send the artifact of module {sha256}: {why}"
+def artifact_not_stored(sha256: str, fingerprint: str) -> str:
+    """No tier has the artifact, or it is of an engine that is not served."""
+    why = "no tier holds it for an engine of this daemon, and a GET compiles nothing"
+    return f"cannot send the artifact of module {sha256}: {why}; call Compile first"
 
 
 @_sentence(HttpReason.PATH_UNKNOWN)

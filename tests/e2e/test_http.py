@@ -623,16 +623,19 @@ def test_tenants_get_what_is_theirs(tmp_path: Path, engines: Installed) -> None:
 def test_an_engine_that_is_not_served_has_no_artifacts(tmp_path: Path, engines: Installed) -> None:
     """Its code would be loaded, whatever is known about it by now."""
     with redis_server(binary_of("valkey"), tmp_path / "server") as valkey:
-        flags = [*HTTP, "--redis-url", valkey.url, "--host-store-bytes", "0"]
+        flags = [*HTTP, "--redis-url", valkey.url, "--host-store-dir", str(tmp_path / "files")]
         ids = ("wasmtime-50.0.1", "wasmer-1.1.0")
         states = [fresh_state(tmp_path / each, engines=(each,)) for each in ids]
         with Daemon(states[0], flags) as one, one.client() as client:
             artifact = client.compile(wasm.adder(41))
+            client.host_file(artifact.header.module_sha256)
+            eventually(lambda: client.stats().pending_writes == 0, "Redis does not get it")
             assert Site(one.http).get(path_of(artifact)).status == 200
         with Daemon(states[1], flags) as other:
-            refused = Site(other.http).get(path_of(artifact))
-    assert (refused.status, refused.error["reason"]) == (404, "ARTIFACT_NOT_STORED")
-    assert "does not serve wasmtime-50.0.1" in refused.error["message"]
+            for path in (path_of(artifact), f"{path_of(artifact)}/attestation"):
+                refused = Site(other.http).get(path)
+                assert (refused.status, refused.error["reason"]) == (404, "ARTIFACT_NOT_STORED")
+                assert "an engine of this daemon" in refused.error["message"]
 
 
 # How much.
@@ -697,7 +700,7 @@ def test_readers_over_tls_are_cut_off_too(lean_state_dir: Path, tmp_path: Path) 
             client.evict(module_sha256=artifact.header.module_sha256, tier="memory")
             whole = Site(daemon.http, token, tls=context).get(path_of(artifact))
             assert (whole.body, whole.headers["Wasmkiln-Origin"]) == (artifact.bytes, "host_store")
-            before, said = memory_of(daemon.pid), f"Authorization: Bearer {token}\r\n"
+            before, said = memory_of(daemon.pid), f"Host: x\r\nAuthorization: Bearer {token}\r\n"
             slow = [
                 stack.enter_context(
                     context.wrap_socket(connected(daemon), server_hostname="127.0.0.1")

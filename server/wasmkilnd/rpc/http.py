@@ -371,14 +371,13 @@ class HttpServer:
                 if got := await cache.get(named, budget, accept):
                     found = _Found(*got)
                     break
-        if found is None:
+        is_served = found and any(each.id == found.artifact.spec.engine.id for each in served)
+        if not (found and is_served):
+            if found:
+                found.close()
             raise errors.artifact_not_stored(module, fingerprint)
-        call.engine = engine = found.artifact.spec.engine.id
+        call.engine = found.artifact.spec.engine.id
         call.compile_ms = round(found.artifact.compile_time_s * 1e3, 3)
-        if all(each.id != engine for each in served):
-            found.close()
-            why = f"this daemon does not serve {engine}"
-            raise errors.artifact_not_stored(module, fingerprint, why)
         return found
 
     def _describe(self, call: Call, kind: str, keep: str, etag: str, origin: Origin) -> None:
