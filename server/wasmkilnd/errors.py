@@ -87,6 +87,7 @@ class HttpReason(AnyReason):
     PATH_UNKNOWN = "PATH_UNKNOWN", "NOT_FOUND"
     METHOD_NOT_ALLOWED = "METHOD_NOT_ALLOWED", "UNIMPLEMENTED"
     RANGE_NOT_SATISFIABLE = "RANGE_NOT_SATISFIABLE", "OUT_OF_RANGE", "size_bytes"
+    ETAG_DIFFERS = "ETAG_DIFFERS", "ABORTED", "etag"
 
 
 class Fault(Enum):
@@ -281,6 +282,12 @@ def method_not_allowed() -> str:
 def range_not_satisfiable(size_bytes: int) -> str:
     """The range begins behind the end."""
     return f"cannot send this range: there are {size_bytes:,} bytes"
+
+
+@_sentence(HttpReason.ETAG_DIFFERS)
+def etag_differs(etag: str) -> str:
+    """If-Match names something else."""
+    return f"cannot send what If-Match asks for: here is {etag} by now"
 
 
 # The compilation: the engine refuses the module, or the job breaks.

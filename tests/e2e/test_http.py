@@ -193,6 +193,12 @@ def test_head_says_what_get_does_and_a_client_that_has_it_gets_nothing(
             assert (answer.status, answer.body, answer.headers["ETag"]) == (304, b"", etag)
     for other in ('"x"', etag.strip('"'), ""):
         assert site.get(path, If_None_Match=other).status == 200
+    for same_ in (etag, "*", f'"x", {etag}'):
+        assert site.get(path, If_Match=same_).body == whole.body
+    for other in ('"x"', f"W/{etag}", etag.strip('"')):
+        refused = site.get(path, If_Match=other, If_None_Match=etag)
+        assert (refused.status, refused.error["reason"]) == (412, "ETAG_DIFFERS")
+        assert refused.error["metadata"] == {"etag": etag}
 
 
 @pytest.fixture(scope="module")
@@ -382,6 +388,46 @@ def test_who_resumes_what_was_made_anew_gets_all_of_it(fleet: tuple[Daemon, Daem
     site = Site(one.http)
     gone = site.get(path_of(first), Range="bytes=100-", If_Range=etag_of(first.bytes))
     assert (gone.status, gone.error["reason"]) == (404, "ARTIFACT_NOT_STORED")
+
+
+def test_a_file_that_was_changed_is_not_sent(fleet: tuple[Daemon, Daemon]) -> None:
+    one, artifact = fleet[0], in_every_tier(fleet, wasm.many_functions(6_000, tag=18))
+    with one.client() as client:
+        file = Path(client.host_file(artifact.header.module_sha256))
+    for change in ("altered", "cut", "gone"):
+        forget(one, artifact)
+        if change == "altered":
+            with file.open("r+b") as opened:
+                opened.seek(700_000)
+                opened.write(b"never what was signed")
+        elif change == "cut":
+            os.truncate(file, 700_000)
+        else:
+            file.unlink()
+        found = Site(one.http).get(path_of(artifact), Range="bytes=600000-")
+        assert (found.body, found.headers["Wasmkiln-Origin"]) == (artifact.bytes[600_000:], "redis")
+        # It is written anew, from what Redis has.
+        with one.client() as client:
+            file = Path(client.host_file(artifact.header.module_sha256))
+        assert file.read_bytes() == artifact.bytes
+
+
+def test_a_download_under_way_survives_an_eviction(lean_state_dir: Path) -> None:
+    with Daemon(lean_state_dir, [*HTTP, *ALONE, *LARGE_FLAGS]) as daemon:
+        with daemon.client() as client:
+            artifact = client.compile(LARGE)
+            client.host_file(artifact.header.module_sha256)
+            from_memory = begun(daemon, artifact)
+            assert b'ETag: "' in from_memory.recv(4096, socket.MSG_PEEK)
+            forget(daemon, artifact)
+            from_file = begun(daemon, artifact)
+            assert b"Origin: host_store" in from_file.recv(4096, socket.MSG_PEEK)
+            client.evict(everything=True)
+            assert Site(daemon.http).get(path_of(artifact)).status == 404
+        for sock in (from_memory, from_file):
+            with sock:
+                body = rest_of_one(sock, len(artifact.bytes))
+                assert hashlib.sha256(body).hexdigest() == artifact.header.artifact_sha256
 
 
 # What is not.
@@ -735,6 +781,15 @@ def test_readers_that_do_not_read_are_cut_off_and_hold_little(
     assert {line["method"] for line in limits} == {"/v1/artifacts/{sha256}/{fingerprint}"}
     found = Site(daemon.http).get(path_of(artifact))
     assert found.body == artifact.bytes
+
+
+def rest_of_one(sock: socket.socket, size_bytes: int) -> bytes:
+    """Return the body of one answer."""
+    head, _, body = sock.recv(1 << 16).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200")
+    while len(body) < size_bytes and (more := sock.recv(1 << 20)):
+        body += more
+    return body
 
 
 def test_more_calls_than_there_may_be_are_refused(large: tuple[Daemon, Artifact]) -> None:

@@ -67,6 +67,7 @@ _STATUS = {
     "PERMISSION_DENIED": 403,
     "NOT_FOUND": 404,
     "UNIMPLEMENTED": 405,
+    "ABORTED": 412,
     "OUT_OF_RANGE": 416,
     "RESOURCE_EXHAUSTED": 429,
     "UNAVAILABLE": 503,
@@ -75,6 +76,7 @@ _STATUS = {
 # What a caller has to read within ``caller_timeout_s``, and what sendfile gets at a time.
 _SLICE_BYTES: Final = 1024 * 1024
 _KEPT_BYTES: Final = 64 * 1024
+_ALWAYS: Final = {"Server": "wasmkilnd", "X-Content-Type-Options": "nosniff"}
 # A connection is idle, or sends a request, for so long.
 _TIMES: Final[Any] = {"keepalive_timeout": 60.0, "shutdown_timeout": 1.0}
 _SIZES: Final[Any] = {"max_line_size": 4096, "max_field_size": 8192, "max_headers": 64}
@@ -104,7 +106,7 @@ class _Exchange:
         self.request, self.names = request, names
         self.answer: web.StreamResponse | None = None
         # Of the answer, whatever it is.
-        self.headers: dict[str, str] = {"Server": "wasmkilnd", "X-Content-Type-Options": "nosniff"}
+        self.headers = dict(_ALWAYS)
 
     def peer(self) -> str:
         name = peer_of(self.request)
@@ -130,10 +132,18 @@ class _Exchange:
         return self.request.method == "GET" and size_bytes > 0
 
     def is_current(self, etag: str) -> bool:
-        """Return whether the client has this representation already: If-None-Match."""
-        sent = ",".join(self.request.headers.getall("If-None-Match", ()))
-        known = {each.strip().removeprefix("W/") for each in sent.split(",")}
-        return bool({"*", etag.removeprefix("W/")} & known)
+        """Return whether the client has this representation already: If-None-Match.
+
+        Raises ETAG_DIFFERS where it wants another one: If-Match.
+        """
+        wanted, known = self._etags("If-Match"), self._etags("If-None-Match")
+        if wanted and not (wanted & {"*", etag} and not etag.startswith("W/")):
+            raise errors.etag_differs(etag)
+        return bool({"*", etag.removeprefix("W/")} & {each.removeprefix("W/") for each in known})
+
+    def _etags(self, name: str) -> set[str]:
+        sent = ",".join(self.request.headers.getall(name, ()))
+        return {each.strip() for each in sent.split(",")} - {""}
 
     def span(self, etag: str, size_bytes: int) -> tuple[int, int] | None:
         """Return the range to send; None for all. Raises RANGE_NOT_SATISFIABLE.
@@ -157,7 +167,6 @@ class _Exchange:
             if last and int(last) < start:
                 return None
         if start >= size_bytes:
-            self.headers["Content-Range"] = f"bytes */{size_bytes}"
             raise errors.range_not_satisfiable(size_bytes)
         self.headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size_bytes}"
         return start, stop
@@ -191,6 +200,8 @@ class _Path(Rpc):
             headers["WWW-Authenticate"] = challenge(failure.reason is Reason.CREDENTIALS_INVALID)
         elif status == 405:
             headers["Allow"] = "GET, HEAD"
+        elif status == 416:
+            headers["Content-Range"] = f"bytes */{failure.metadata['size_bytes']}"
         what = {"code": failure.reason.code, "reason": failure.reason.value}
         what |= {"message": failure.message, "metadata": failure.metadata}
         given = exchange.headers.items()
@@ -200,7 +211,9 @@ class _Path(Rpc):
 
 
 # Headers of what was to be sent, which is no error.
-_OF_THE_BODY = frozenset({"ETag", "Content-Encoding", "Content-Type", "Accept-Ranges"})
+_OF_THE_BODY = frozenset(
+    {"ETag", "Content-Encoding", "Content-Range", "Content-Type", "Accept-Ranges"}
+)
 
 
 class HttpServer:
@@ -252,10 +265,16 @@ class HttpServer:
 
         async def handle(request: web.BaseRequest) -> web.StreamResponse:
             door.asked(request, at_work=True)
+            try:
+                return await answered(request)
+            finally:
+                door.asked(request)
+
+        async def answered(request: web.BaseRequest) -> web.StreamResponse:
             # Requests that came together on one connection must not hold up the others.
             await asyncio.sleep(0)
             if door.is_strange(request):
-                return web.Response(text=f"{STRANGE_NAME}\n", status=421)
+                return web.Response(text=f"{STRANGE_NAME}\n", status=421, headers=_ALWAYS)
             # As it was sent: a path that dots or escapes lead to is another one.
             found = _PATH.fullmatch(request.rel_url.raw_path)
             module, *of, more = found.groups() if found else (None,) * 4
@@ -264,7 +283,6 @@ class HttpServer:
             if request.transport:  # As much as it holds of an answer that is not read.
                 request.transport.set_write_buffer_limits(_KEPT_BYTES)
             await paths[path].handle(None, exchange)
-            door.asked(request)
             answer = exchange.answer or web.Response(status=500)
             # What may follow on a connection after those is not clear to everybody between.
             odd = request.body_exists or "Upgrade" in request.headers
@@ -341,7 +359,9 @@ class HttpServer:
 
     async def _send_text(self, call: Call, kind: str, text_of: Callable[[Artifact], bytes]) -> None:
         with closing(await self._find(call, True)) as found:
-            text = text_of(found.artifact)
+            # A header may have ten thousand imports.
+            async with self._entry.traffic.turns((call.caller, False)):
+                text = await asyncio.to_thread(text_of, found.artifact)
         etag = f'"{hashlib.sha256(text).hexdigest()}"'
         self._describe(call, kind, _AGAIN, etag, found.origin)
         await self._send(call, len(text), [memoryview(text)])
@@ -438,7 +458,9 @@ class HttpServer:
             if call.context.done():
                 raise ConnectionResetError
             self._entry.traffic.await_caller(call)
-            await loop.sendfile(transport, file, at, min(_SLICE_BYTES, stop - at))
+            size_bytes = min(_SLICE_BYTES, stop - at)
+            if await loop.sendfile(transport, file, at, size_bytes) != size_bytes:
+                raise ConnectionResetError  # Somebody has cut the file.
 
 
 def _frames_of(artifact: Artifact) -> _Frames:
