@@ -74,7 +74,7 @@ _STATUS = {
     "DEADLINE_EXCEEDED": 504,
 }
 # What a caller has to read within ``caller_timeout_s``, and what sendfile gets at a time.
-_SLICE_BYTES: Final = 1024 * 1024
+_SLICE_BYTES: Final = 4 * 1024 * 1024
 _KEPT_BYTES: Final = 64 * 1024
 _ALWAYS: Final = {"Server": "wasmkilnd", "X-Content-Type-Options": "nosniff"}
 # A connection is idle, or sends a request, for so long.
