@@ -283,24 +283,24 @@ def over_http(given: Setting) -> Iterator[Row]:
     """Hits over HTTP, from memory and from a file, beside aiohttp's own answer with the file."""
     with ExitStack() as stack:
         flags = ("--redis-url", "none", "--http-listen", "127.0.0.1:0")
-        daemon = stack.enter_context(lab.Daemon(given.state("http-hits"), *flags))
+        tiers = {"memory": (), "a file": ("--memory-bytes", "0")}
+        daemons = {
+            tier: stack.enter_context(lab.Daemon(given.state(f"http-{len(more)}"), *flags, *more))
+            for tier, more in tiers.items()
+        }
         for module, goal in ((given.medium, 1.2), (given.small, None)):
-            held = Held(stack, given, module, daemon)
-            wait_for_file(held.client, module.sha256, held.engine)
-            lab.come_to_rest(held.client)
-            path = f"/v1/artifacts/{module.sha256}/{held.header.fingerprint}"
-            ours = _Fetching(stack, daemon.addresses[-1], path)
+            actions: dict[str, Action] = {}
+            for tier, daemon in daemons.items():
+                held = Held(stack, given, module, daemon)
+                wait_for_file(held.client, module.sha256, held.engine)
+                lab.come_to_rest(held.client)
+                path = f"/v1/artifacts/{module.sha256}/{held.header.fingerprint}"
+                actions[tier] = _Fetching(stack, daemon.addresses[-1], path).seconds
             bare = lab.program(stack, "files", str(held.file))
-            # Which uploads the module again: without Redis, memory alone has it.
-            hit = partial(held.client.compile, module.path, engine=held.engine)
-            actions: dict[str, Action] = {
-                "aiohttp": _Fetching(stack, f"127.0.0.1:{bare.said}", "/").seconds,
-                "memory": partial(_after, hit, ours),
-                "a file": partial(_after, partial(_forget, held), ours),
-            }
-            series = in_turns(actions, given.rounds(150), warm_up=5)
+            actions["aiohttp"] = _Fetching(stack, f"127.0.0.1:{bare.said}", "/").seconds
+            series = in_turns(actions, given.rounds(300), given.rounds(30))
             against = "aiohttp's own answer with the file", series["aiohttp"]
-            for tier in ("memory", "a file"):
+            for tier in daemons:
                 yield compare("HTTP hit", f"{held.what}, from {tier}", series[tier], *against, goal)
 
 
@@ -321,15 +321,6 @@ class _Fetching:
         if answer.status != 200:
             raise lab.BenchError(f"{self._path} was answered with {answer.status}")
         return seconds
-
-
-def _after(first: Callable[[], object], fetching: _Fetching) -> float:
-    first()
-    return fetching.seconds()
-
-
-def _forget(held: Held) -> None:
-    held.client.evict(module_sha256=held.module.sha256, tier="memory")
 
 
 def in_redis(given: Setting) -> Iterator[Row]:
