@@ -21,13 +21,14 @@ minute or an hour.
 | room or file | what it is for |
 |---|---|
 | ``access`` | who may do what: identities, roles, TLS |
-| ``rpc`` | gRPC: calls and their limits, messages |
+| ``rpc`` | gRPC: calls and their limits, messages; artifacts over HTTP |
 | ``cache`` | the tiers; who of the fleet compiles |
 | ``pins``, ``usage`` | what no tier evicts; how often each artifact is served |
 | ``engines`` | installing engines, running jobs in confined workers, judging how jobs end |
 | ``signing`` | keys and signatures: the daemon serves only artifacts that a trusted key signed |
 | ``settings`` | one schema for flags, environment, file and docs; ``settings_loader`` reads it |
 | ``lifecycle`` | start, readiness, reload, shutdown |
+| ``web`` | who gets in at an address of HTTP, and who a request is from |
 | ``telemetry`` | logs, the audit, metrics, the HTTP port for metrics and health |
 | ``commands`` | the commands beside ``serve``: keys, tokens, certificates, the cache |
 | ``model``, ``errors`` | values and failures that all rooms share |

@@ -1,10 +1,10 @@
 """The guard: who calls, and whether they may. ``Access`` is all that it decides by.
 
 Every RPC and every HTTP request passes ``AccessGuard.admit`` before the daemon reads more of it.
-``RPCS`` and ``PATHS`` say what each needs; a path without a row is refused. A token counts before
-the certificate of its connection, both before the socket; a certificate is looked at even beside a
-token. A credential is checked once and then remembered, until it expires or anything of this
-changes: an ``Access`` is replaced whole, and nothing that was remembered outlives it.
+``RPCS``, ``PATHS`` and ``ARTIFACTS`` say what each needs; a path without a row is refused. A token
+counts before the certificate of its connection, both before the socket; a certificate is looked at
+even beside a token. A credential is checked once and then remembered, until it expires or anything
+of this changes: an ``Access`` is replaced whole, and nothing that was remembered outlives it.
 """
 
 from __future__ import annotations

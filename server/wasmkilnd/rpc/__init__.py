@@ -1,4 +1,4 @@
-"""The gRPC front of the daemon: translates between the wire and the domain, and decides nothing.
+"""The front of the daemon, gRPC and HTTP: translates between wire and domain, decides nothing.
 
 One call goes down these files and back: ``calls`` (the guard, request id, log line, errors) →
 ``traffic`` and ``messages`` (read within the limits, check, build the request) →
@@ -11,6 +11,7 @@ One call goes down these files and back: ``calls`` (the guard, request id, log l
 ``health``            health, reflection and channelz, within the same limits; the descriptors
 ``module_service``    the RPCs of ModuleService; ``admin_service`` those of AdminService
 ``messages``          all translation: requests, answers, the status of an error
+``http``              artifacts and modules over HTTP, whose requests are calls like any other
 ====================  =======================================================================
 
 What the room promises: each request is admitted, read within a budget, and checked against the
