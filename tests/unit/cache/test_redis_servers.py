@@ -142,18 +142,6 @@ async def test_who_says_nothing_is_nobody() -> None:
     assert await credentials_of("redis://u@h", RedisAccess(password="pw")) == ("u", "pw")
 
 
-async def test_a_password_file_is_read_each_time(tmp_path: Path) -> None:
-    file = tmp_path / "password"
-    file.write_text("one\n")
-    server = connect("redis://u@h", RedisAccess(password_file=str(file)))
-    provider = options_of(server)["credential_provider"]
-    assert await provider.get_credentials_async() == ("u", "one")
-    file.write_text("two")
-    assert await provider.get_credentials_async() == ("u", "two")
-    file.unlink()  # As it is for a moment while another takes its place.
-    assert await provider.get_credentials_async() == ("u", "two")
-
-
 def test_what_cannot_be_used_is_refused_by_name(tmp_path: Path) -> None:
     for setting in ("redis_ca_file", "redis_password_file"):
         access = RedisAccess(**{setting.removeprefix("redis_"): str(tmp_path / "missing")})
@@ -165,13 +153,3 @@ def test_what_cannot_be_used_is_refused_by_name(tmp_path: Path) -> None:
         connect("rediss://h", RedisAccess(ca_file=str(file)))
     with pytest.raises(BadRedisUrl):
         connect("redis://:hunter/2@h")
-
-
-async def test_what_is_kept_shows_no_secret() -> None:
-    access = RedisAccess(password="hunter2")
-    assert "hunter" not in f"{access!r}"
-    sentinel = "redis+sentinel://h/main?sentinel_password=hunter2"
-    for url in ("redis://u@h", sentinel, "redis+cluster://h", "https://h"):
-        server = connect(url, access)
-        assert "hunter" not in f"{server!r} {vars(server)!r}"
-        await server.close()
