@@ -77,32 +77,32 @@ class TestEachMachine:
             if number not in named:
                 assert ask(program, MACHINES[machine], number) == EPERM
 
-    def test_threads_start_and_processes_do_not(self, machine: str) -> None:
-        assert job(machine, "clone", THREAD) == ALLOW
-        assert job(machine, "clone", THREAD | 0x400000) == ALLOW  # musl's
-        for flags in (17, VFORK, THREAD & ~0x10000, THREAD | 0x10000000, THREAD | 0x20000):
-            assert job(machine, "clone", flags) == KILL
-        assert job(machine, "clone3") == ENOSYS
-
-    def test_it_signals_only_itself(self, machine: str) -> None:
-        assert job(machine, "tgkill", PID, PID, 6) == ALLOW
-        assert job(machine, "tgkill", PID + 1, PID + 1, 6) == KILL
-
-    def test_it_reads_its_own_limits_and_sets_none(self, machine: str) -> None:
-        assert job(machine, "prlimit64", 0, 7, 0, 1) == ALLOW
-        for arguments in ((0, 7, 1, 0), (0, 7, 1 << 32, 0), (1, 7, 0, 1)):
-            assert job(machine, "prlimit64", *arguments) == EPERM
-
-    def test_it_sends_to_its_peer_and_no_address(self, machine: str) -> None:
-        assert job(machine, "sendto", 3, 1, 1, 0, 0, 0) == ALLOW
-        assert job(machine, "sendto", 3, 1, 1, 0, 1, 16) == EPERM
-        assert job(machine, "sendto", 3, 1, 1, 0, 1 << 32, 16) == EPERM
-
-    def test_it_names_threads_and_memory_and_changes_nothing_else(self, machine: str) -> None:
-        assert job(machine, "prctl", 15) == ALLOW
-        assert job(machine, "prctl", 0x53564D41) == ALLOW
-        for option in (1, 4, 8, 22, 38):
-            assert job(machine, "prctl", option) == EPERM
+    @pytest.mark.parametrize(
+        ("name", "arguments", "answer"),
+        [
+            # Threads start, of glibc and of musl, and processes do not.
+            *(("clone", [flags], ALLOW) for flags in (THREAD, THREAD | 0x400000)),
+            *(("clone", [flags], KILL) for flags in (17, VFORK, THREAD & ~0x10000)),
+            *(("clone", [THREAD | more], KILL) for more in (0x10000000, 0x20000)),
+            ("clone3", [], ENOSYS),
+            # It signals only itself.
+            ("tgkill", [PID, PID, 6], ALLOW),
+            ("tgkill", [PID + 1, PID + 1, 6], KILL),
+            # It reads its own limits and sets none.
+            ("prlimit64", [0, 7, 0, 1], ALLOW),
+            *(("prlimit64", each, EPERM) for each in ([0, 7, 1], [0, 7, 1 << 32], [1, 7, 0, 1])),
+            # It sends to its peer and no address.
+            ("sendto", [3, 1, 1, 0, 0, 0], ALLOW),
+            *(("sendto", [3, 1, 1, 0, address, 16], EPERM) for address in (1, 1 << 32)),
+            # It names threads and memory and changes nothing else.
+            *(("prctl", [option], ALLOW) for option in (15, 0x53564D41)),
+            *(("prctl", [option], EPERM) for option in (1, 4, 8, 22, 38)),
+        ],
+    )
+    def test_what_its_arguments_decide(
+        self, machine: str, name: str, arguments: list[int], answer: int
+    ) -> None:
+        assert job(machine, name, *arguments) == answer
 
     def test_another_architecture_is_deadly(self, machine: str) -> None:
         other = next(code for name, code in MACHINES.items() if name != machine)

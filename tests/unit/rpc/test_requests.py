@@ -12,9 +12,8 @@ from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.rpc import messages
 from wasmkilnd.rpc.messages import CompileCall, keys, reader, to_status
 
-MIB = 1024 * 1024
 MODULES = "/wasmkiln.v1.ModuleService"
-COMPILE, LOAD = f"{MODULES}/Compile", f"{MODULES}/Load"
+COMPILE = f"{MODULES}/Compile"
 DIGEST = "0" * 64
 
 
@@ -35,14 +34,6 @@ def test_a_module_may_come_a_few_times_and_the_last_counts() -> None:
     raw = (b"\x12\x80\x80\x04" + bytes(64 * 1024)) * 8 + b"\x12\x01w"
     assert refusal(COMPILE, nothing_is_built, raw).field == "module"
     assert reader(COMPILE, pb.CompileRequest.FromString)(raw[65_540:]).module == b"w"
-
-
-def test_a_large_module_is_taken_with_all_that_a_request_may_say_besides() -> None:
-    settings = {f"cranelift_setting_{number}": "speed_and_size" for number in range(60)}
-    sent = pb.CompileRequest(module=bytes(5 * MIB), engine="wasmtime", settings=settings)
-    assert reader(COMPILE, pb.CompileRequest.FromString)(sent.SerializeToString()) == sent
-    loading = pb.LoadRequest(module=bytes(5 * MIB), expected_sha256=DIGEST, engine="wasmtime")
-    assert reader(LOAD, pb.LoadRequest.FromString)(loading.SerializeToString()) == loading
 
 
 @pytest.mark.parametrize(
@@ -77,28 +68,6 @@ def test_a_key_has_digests(field: str) -> None:
     with pytest.raises(WasmkilnError) as refused:
         messages.wanted(key.SerializeToString())
     assert (refused.value.reason, refused.value.field) == (Reason.INVALID_REQUEST, f"keys.{field}")
-
-
-@pytest.mark.parametrize(
-    "raw",
-    [
-        b"\x0a",  # no length
-        b"\x0a\x02\x00",  # less than its length
-        b"\x0a\x80",
-        b"\x80" * 20,
-        b"\x08" + b"\xff" * 11,
-        b"\x0c",  # the end of no group
-        b"\x0e\x00",  # no such wire type
-        b"\x0d\x00\x00",
-    ],
-)
-def test_keys_are_not_found_in_what_is_no_message(raw: bytes) -> None:
-    with pytest.raises(Exception, match="parsing message"):
-        pb.FindMissingRequest.FromString(raw)
-    with pytest.raises(WasmkilnError, match="no message of this call"):
-        list(keys(raw))
-    with pytest.raises(WasmkilnError, match="no message of this call"):
-        messages.wanted(raw)
 
 
 def test_keys_are_found_as_protobuf_finds_them() -> None:
