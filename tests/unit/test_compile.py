@@ -13,7 +13,7 @@ from wasmkilnd.cache.redis_servers import Command
 from wasmkilnd.compile import Request, Served, Terms, admit, check_sha256
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.flights import WaitBudget, Waiter
-from wasmkilnd.model import CacheKey, EvictScope, Kind, Origin
+from wasmkilnd.model import CacheKey, EvictScope, Origin
 
 from tests.contract.redis_stores import SEALER, site
 from tests.servers.redis_server import binary_of, redis_server
@@ -32,16 +32,6 @@ async def test_a_memory_hit_waits_for_nothing(rig: Rig, monkeypatch: pytest.Monk
     with pytest.raises(StopIteration) as end:
         hit.send(None)
     assert end.value.value == Served(first.artifact, Origin.MEMORY)
-
-
-async def test_a_module_that_does_not_compile_is_not_stored(rig: Rig) -> None:
-    rig.engines.failure = errors.module_invalid("usual", "bad", 8)
-    with pytest.raises(WasmkilnError):
-        await rig.compiler.compile(Request(wasm=CORE))
-    with pytest.raises(WasmkilnError):
-        await rig.compiler.load(Request(wasm=CORE))
-    assert rig.memory.usage().entries == 0
-    assert len(rig.compiler.flights) == 0
 
 
 async def test_a_module_that_broke_a_compiler_while_its_job_waited_is_refused(rig: Rig) -> None:
@@ -74,6 +64,9 @@ async def test_an_artifact_stored_while_its_job_waited_is_not_compiled_again(rig
     assert rig.engines.compiles == 1
 
 
+# What Compile and Load refuse for want of room, and what waiting calls hold
+
+
 async def refused_hits(rig: Rig, **fields: object) -> str:
     async def call() -> None:
         await rig.compiler.compile(Request(hits_only=True, **fields))  # type: ignore[arg-type]
@@ -92,9 +85,6 @@ async def test_a_caller_for_hits_alone_joins_no_flight(rig: Rig) -> None:
     assert await refused_hits(rig, sha256=sha256) == "compile"
     rig.engines.release.set()
     await other
-
-
-# What Compile and Load refuse for want of room, and what waiting calls hold
 
 
 def sized(number: int, size_bytes: int = 60) -> bytes:
@@ -156,25 +146,6 @@ async def test_a_call_cancelled_at_any_moment_holds_nothing(rig: Rig) -> None:
     await rig.compiler.compile(Request(wasm=sized(11)))
 
 
-async def test_the_receive_budget_is_released_once_admission_counts_the_module(rig: Rig) -> None:
-    rig.engines.release.clear()
-    released: list[str] = []
-    load = Request(wasm=sized(0), terms=Terms(A, lambda: released.append("load")))
-    compile_ = Request(wasm=sized(1), terms=Terms(A, lambda: released.append("compile")))
-    calls = [
-        asyncio.create_task(rig.compiler.load(load)),
-        asyncio.create_task(rig.compiler.compile(compile_)),
-    ]
-    await asyncio.sleep(0.01)
-    assert sorted(released) == ["compile", "load"]
-    # Not so what finds no room.
-    full = Request(wasm=sized(2), terms=Terms(A, lambda: released.append("full")))
-    await refused(rig.compiler.compile(full))
-    assert len(released) == 2
-    rig.engines.release.set()
-    await asyncio.gather(*calls)
-
-
 # Load and FindMissing over doubles at their ports
 
 
@@ -212,11 +183,6 @@ async def test_find_missing_asks_redis_a_few_times_however_many_keys(
 
 
 # Admission accepts binaries only, and tells callers what other bytes are
-
-
-def test_tells_core_modules_from_components() -> None:
-    assert admit(CORE, 100).kind is Kind.CORE_MODULE
-    assert admit(COMPONENT, 100).kind is Kind.COMPONENT
 
 
 @pytest.mark.parametrize(

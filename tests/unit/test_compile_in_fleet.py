@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
 from wasmkilnd import errors
@@ -18,7 +17,6 @@ from wasmkilnd.model import (
 )
 
 from tests.unit.services import (
-    COMPONENT,
     CORE,
     Rig,
     refused,
@@ -87,47 +85,3 @@ async def test_an_unusable_artifact_of_another_daemon_is_compiled_here(rig: Rig)
     contest(rig, claim)
     assert (await rig.compiler.compile(Request(wasm=CORE))).origin is Origin.COMPILED
     assert claim.said == ["ignored others", "ended"]
-
-
-async def test_one_call_spends_one_budget_on_the_shared_tier(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made: list[WaitBudget] = []
-    spent: list[tuple[str, WaitBudget]] = []
-
-    def wait_budget() -> WaitBudget:
-        made.append(WaitBudget())
-        return made[-1]
-
-    def watch(owner: object, name: str) -> None:
-        genuine = getattr(owner, name)
-
-        def watched(*asked: Any, **named: Any) -> Any:
-            spent.extend((name, each) for each in asked if isinstance(each, WaitBudget))
-            return genuine(*asked, **named)
-
-        monkeypatch.setattr(owner, name, watched)
-
-    monkeypatch.setattr(rig.cache, "wait_budget", wait_budget)
-    for name in ("get", "get_module", "held"):
-        watch(rig.cache, name)
-    watch(rig.fleet, "claim")
-    for name in ("check", "report"):
-        watch(rig.quarantine, name)
-
-    async def asked_by(call: Coroutine[Any, Any, object]) -> list[str]:
-        made.clear()
-        spent.clear()
-        await asyncio.gather(call, return_exceptions=True)
-        assert {id(budget) for _, budget in spent} == {id(budget) for budget in made}
-        assert len(made) == 1
-        return [name for name, _ in spent]
-
-    sha256 = (await rig.compiler.load(Request(wasm=COMPONENT))).module.sha256
-    assert await asked_by(rig.compiler.load(Request(wasm=COMPONENT))) == ["get_module", "check"]
-    rig.engines.failure = errors.compile_timeout("usual-1", "compiling", 30)
-    compiling = rig.compiler.compile(Request(sha256=sha256))
-    looks = ["get", "get_module", "get", "claim", "check", "report"]
-    assert await asked_by(compiling) == looks
-    finding = rig.compiler.find_missing([Request(sha256)])
-    assert await asked_by(finding) == ["held", "held"]

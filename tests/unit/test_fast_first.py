@@ -42,12 +42,6 @@ async def behind_ended(rig: Rig) -> None:
             await asyncio.sleep(0.001)
 
 
-async def test_an_engine_without_a_fast_compiler(rig: Rig) -> None:
-    rig.engines.has_fast = False
-    assert not (await compile_fast(rig)).artifact.spec.is_fast
-    assert len(rig.compiler.background) == 0
-
-
 async def test_a_stored_fast_artifact_is_served_without_its_module(rig: Rig) -> None:
     first = await compile_fast(rig)
     await behind_ended(rig)
@@ -101,13 +95,6 @@ async def test_what_the_fast_compiler_alone_cannot_do_the_optimising_one_does(
     assert fast
     found = {strike.key.fingerprint for strike in await rig.quarantine.listed()}
     assert found <= {fast.fingerprint}
-
-
-async def test_skipping_the_look_up_compiles_both_anew(rig: Rig) -> None:
-    for _ in range(2):
-        assert (await compile_fast(rig, skip_cache_lookup=True)).origin is Origin.COMPILED
-        await behind_ended(rig)
-    assert [fast for fast, _ in rig.engines.compiled] == [True, False, True, False]
 
 
 async def test_a_fast_compile_that_fails_is_logged_and_not_tried_in_quarantine(rig: Rig) -> None:
