@@ -6,7 +6,6 @@ What people do with it every day is in tests/e2e/test_cache_tools.py.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from tests.contract.cache_command import MODULE, SEALER, STRANGER, WASMER, Comma
 from tests.contract.sealing import THEIRS
 from tests.contract.values import artifact, module
 from tests.doubles.shelf import name_of
-from tests.servers.redis_server import RedisServer, binary_of, redis_server
+from tests.servers.redis_server import RedisServer
 
 DAYS_S = 3 * 86400 + 3600 + 30
 
@@ -132,6 +131,9 @@ def test_huge_keys_under_our_names_are_not_read_whole(cache: Command, server: re
     assert summary["bytes_read"] < 16 * 1024**2
 
 
+# ---- Scrub
+
+
 def test_a_namespace_has_its_own_values(cache: Command, server: redis.Redis) -> None:
     theirs = name_of(MODULE).replace(b"wasm:", b"wasm:ns:blue:")
     server.set(theirs, VALUES[name_of(MODULE)])
@@ -139,9 +141,6 @@ def test_a_namespace_has_its_own_values(cache: Command, server: redis.Redis) -> 
     assert len(cache.rows()) == 4
     cache.good("rm", "--all", "--yes")
     assert [*values_in(server)] == [theirs]
-
-
-# ---- Scrub
 
 
 def test_each_kind_of_fraud_is_named(cache: Command, server: redis.Redis) -> None:
@@ -170,18 +169,6 @@ def test_each_kind_of_fraud_is_named(cache: Command, server: redis.Redis) -> Non
     assert {name: each["cause"] for name, each in findings.items()} == expected
     assert (summary["artifacts"], summary["modules"], summary["deleted"]) == (2, 2, 10)
     assert values_in(server) == VALUES
-
-
-def test_a_bad_value_is_told_and_decides_the_exit(cache: Command, server: redis.Redis) -> None:
-    name = name_of(MODULE).decode()
-    server.set(name, b"hello, whoever reads this" * 20)
-    for flags, done in ((["--dry-run"], ""), ([], ", deleted=True")):
-        result = cache("scrub", *flags)
-        assert isinstance(result.exception, BadValuesFound)
-        assert str(result.exception) == "bad values: 1 format"
-        lines = result.stdout.splitlines()
-        assert lines[0] == f"bad: name={name}, cause=format, why=the value has another magic{done}"
-    assert cache.good("scrub").stdout.startswith("summary: artifacts=2, modules=1, bytes_read=")
 
 
 def test_another_version_of_the_format_is_left_alone(
@@ -327,6 +314,9 @@ def test_no_mutated_archive_has_anything_stored_that_was_not_exported(
         assert values_in(server).items() <= stored.items()
 
 
+# ---- Beside daemons
+
+
 def test_heads_of_any_length_are_read(cache: Command, server: redis.Redis, tmp_path: Path) -> None:
     many = tuple(ExternType("env", f"function {i}", "function", "()") for i in range(30_000))
     long = SEALER.seal(replace(artifact(40, 3 * CHUNK_BYTES), imports=many))
@@ -341,9 +331,6 @@ def test_heads_of_any_length_are_read(cache: Command, server: redis.Redis, tmp_p
     server.flushall()
     cache.good("import", str(file))
     assert values_in(server) == {name_of(long): value}
-
-
-# ---- Beside daemons
 
 
 def between(monkeypatch: pytest.MonkeyPatch, nth: int, happens: Callable[[], object]) -> None:
@@ -386,22 +373,6 @@ def test_what_is_replaced_or_goes_meanwhile_is_nothing_bad(
     findings, summary = cache.scrub()
     assert (findings[name]["deleted"], summary["deleted"]) == (False, 0)
     assert server.get(name) == again
-
-
-def test_an_outage_is_an_outage_and_no_finding(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with redis_server(binary_of("valkey"), tmp_path) as running:
-        with redis.Redis.from_url(running.url) as client:
-            put_all(client)
-
-        def die() -> None:
-            running.process.kill()
-            running.process.wait()
-
-        between(monkeypatch, 1, die)
-        told = Command(running.url, tmp_path / "state").refusal("scrub")
-        assert re.match(r"Redis at unix://.*: ", told)
 
 
 # ---- Whatever is wrong

@@ -11,7 +11,7 @@ import signal
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,6 @@ from tests.servers.redis_server import (
     TIMEOUT_S,
     binary_of,
     redis_server,
-    wait_until,
 )
 from tests.servers.rest_service import RestService
 from tests.servers.sentinels import Sentinels, sentinels
@@ -82,20 +81,6 @@ async def attempt(link: RedisLink, *commands: Command) -> Any:
 
 async def closed_again(link: RedisLink) -> None:
     await asyncio.wait_for(link.ready(), TIMEOUT_S)
-
-
-async def stored_again(link: RedisLink, key: bytes) -> list[TierUnavailable]:
-    """Write and read ``key`` until both succeed; return the failures on the way."""
-    failures = []
-    deadline = time.monotonic() + TIMEOUT_S
-    while True:
-        put = await attempt(link, ("SET", key, b"again", "EX", 600))
-        got = await attempt(link, ("GET", key))
-        failures += [each for each in (put, got) if isinstance(each, TierUnavailable)]
-        if put == [b"OK"] and got == [b"again"]:
-            return failures
-        assert time.monotonic() < deadline, failures[-1:]
-        await asyncio.sleep(0.05)
 
 
 # ---- Every kind of Redis
@@ -266,31 +251,6 @@ async def test_one_that_flaps_is_asked_less_and_less(
     await fails()
     await scripted.sleep(0)
     assert scripted.waited == [0.25, 0.5, 1.0, 0.25]
-
-
-async def test_outages_of_many_calls_at_once_are_one(
-    guarded: RedisLink, scripted: Scripted
-) -> None:
-    scripted.hangs = True
-    with capture_logs() as logs:
-        answers = await asyncio.gather(
-            *(guarded.run(GET) for _ in range(20)), return_exceptions=True
-        )
-    assert {str(answer) for answer in answers} == {"Redis does not answer in time"}
-    assert [log["event"] for log in logs] == ["tier is down"]
-    assert len(scripted.waited) == 1
-
-
-async def test_a_cancelled_call_says_nothing_about_the_server(
-    guarded: RedisLink, scripted: Scripted
-) -> None:
-    scripted.hangs = True
-    call = asyncio.create_task(guarded.run(GET))
-    await scripted.sleep(0)
-    call.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await call
-    assert not guarded.is_down
 
 
 class Slow(RedisServer):
@@ -502,24 +462,6 @@ async def test_a_user_who_may_little_is_enough(tmp_path: Path) -> None:
             await closed_again(link)  # Without PING.
 
 
-async def test_operators_see_who_the_client_is_and_nothing_else_is_asked(tmp_path: Path) -> None:
-    with redis_server(binary_of("valkey"), tmp_path) as running:
-        with redis.Redis.from_url(running.url) as raw:
-            raw.config_resetstat()
-        async with link_to(running.url) as link:
-            await link.run(GET)
-            await link.usage()
-            with redis.Redis.from_url(running.url) as raw:
-                me = raw.client_id()
-                others = [c for c in raw.client_list() if int(c["id"]) != me]
-                assert {client["name"] for client in others} == {"wasmkiln"}
-                asked = set(raw.info("commandstats"))
-    # What managed services refuse is not among it.
-    allowed = "get dbsize info client|setname client|setinfo"
-    allowed += " config|resetstat hello client|id client|list"  # This test's own.
-    assert asked <= {f"cmdstat_{command}" for command in allowed.split()}
-
-
 async def test_a_tls_server_that_hangs_is_left_for_good(tmp_path: Path) -> None:
     """Each connection is closed, though the server says no goodbye."""
     pems = certificates(tmp_path)
@@ -549,6 +491,9 @@ async def test_a_tls_server_that_hangs_is_left_for_good(tmp_path: Path) -> None:
             await asyncio.sleep(0.02)
 
 
+# ---- Sentinel
+
+
 async def test_an_address_that_stands_for_another_server_is_asked_anew(tmp_path: Path) -> None:
     """As a name or a virtual address does after a failover, while the old primary lives on."""
     with (
@@ -571,9 +516,6 @@ async def test_an_address_that_stands_for_another_server_is_asked_anew(tmp_path:
                 assert client.dbsize() == 1
 
 
-# ---- Sentinel
-
-
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sentinels]:
     with sentinels(binary_of("valkey"), tmp_path_factory.mktemp("sentinel")) as running:
@@ -593,21 +535,6 @@ async def test_a_sentinel_that_refuses_is_told_and_one_that_hangs_holds_nobody_u
             assert await attempt(link, ("SET", b"key", b"value")) == [b"OK"]
     finally:
         hung.send_signal(signal.SIGCONT)
-
-
-async def test_a_demoted_primary_is_left_for_the_new_one(watched: Sentinels) -> None:
-    await asyncio.to_thread(watched.wait_until_ready)
-    async with link_to(watched.url) as link:
-        await link.run(("SET", b"first", b"value"))
-        old = watched.primary_port
-        with watched.sentinel() as client:
-            client.execute_command("SENTINEL", "FAILOVER", "main")
-        await asyncio.to_thread(wait_until, lambda: watched.primary_port != old, "it stayed")
-        await stored_again(link, b"second")
-        assert await link.run(("GET", b"first")) == [b"value"]  # It was replicated.
-        assert link.up
-    async with link_to(watched.url) as anew:
-        assert await anew.run(("SET", b"first", b"third"), ("GET", b"first")) == [b"OK", b"third"]
 
 
 # ---- Cluster: slots that have no node leave those of the others served
@@ -659,25 +586,6 @@ async def test_keys_are_followed_to_the_node_that_they_move_to(
         assert await spread.run(("SET", key, b"2"), ("GET", key)) == [b"OK", b"2"]
     assert await spread.run(("GET", key)) == [b"2"]
     assert spread.up
-
-
-async def test_a_hung_primary_costs_its_own_keys_one_time_out(
-    six: Cluster, spread: RedisLink
-) -> None:
-    mine, others = await stored_on_all_nodes(six, spread)
-    port = six.owner_of(mine)
-    hung = six.nodes[port].process
-    hung.send_signal(signal.SIGSTOP)
-    try:
-        assert isinstance(await attempt(spread, ("GET", mine)), PartUnavailable)
-        with contextlib.suppress(PartUnavailable):  # It is back already, or refused at once.
-            await asyncio.wait_for(spread.run(("GET", mine)), CALL_S / 2)
-        await served(spread, others)
-        await asyncio.to_thread(six.wait_until_replaced, port)
-        await stored_again(spread, mine)
-        await served(spread, others)
-    finally:
-        hung.send_signal(signal.SIGCONT)
 
 
 async def test_a_killed_primary_leaves_the_other_slots_served(
@@ -803,45 +711,6 @@ async def test_text_and_bytes_are_the_same_for_every_client(
     service.requests.clear()
     await over_rest.run(("GET", b"a"), ("EXISTS", b"b"), ("TTL", "c"), ("STRLEN", b"d"))
     assert service.requests == ["/pipeline"]  # Commands of text go in one.
-
-
-async def test_a_service_that_refuses_is_down_until_it_does_not(
-    rest: Deployment, service: RestService, tmp_path: Path
-) -> None:
-    for status, why in (
-        (403, "Redis refuses the user or password"),
-        (404, "Redis over REST fails with HTTP status 404"),
-        (400, "the server does not speak the Redis protocol (JSONDecodeError)"),
-    ):
-        service.refuse_with = status
-        async with link_to(rest.url, rest.access) as link:
-            assert isinstance(await attempt(link, GET), TierUnavailable)
-            assert link.why_down == why
-    service.refuse_with = 0
-    file = tmp_path / "token"
-    file.write_text("an-old-one")
-    access = replace(rest.access, password="", password_file=str(file))
-    async with link_to(rest.url, access) as link:
-        assert isinstance(await attempt(link, GET), TierUnavailable)
-        file.write_text(f"{rest.access.password}\n")
-        await closed_again(link)
-        assert await link.run(GET) == [None]
-
-
-async def test_a_service_that_is_gone_or_hangs_is_told(rest: Deployment) -> None:
-    async with link_to("https://127.0.0.1:1", rest.access) as link:
-        with pytest.raises(TierUnavailable, match="cannot reach Redis"):
-            await link.run(GET)
-
-    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-
-    async with (
-        listening(hang) as address,
-        link_to(f"http://{address}", rest.access, timeout_s=0.5) as link,
-    ):
-        with pytest.raises(TierUnavailable, match=r"^Redis does not answer in time$"):
-            await link.run(GET)
 
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"

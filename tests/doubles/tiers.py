@@ -110,14 +110,13 @@ class SharedTier(_Gated):
         super().__init__()
         self.link = _Link(self)
         self.write_refusal = ""
-        self.uses: list[CacheKey | str] = []
 
     async def put(self, what: Artifact | Module) -> None:
         await self._answer()
         self.kept.put(what)
 
     def used(self, key: CacheKey | str) -> None:
-        self.uses.append(key)
+        """Renew nothing."""
 
 
 class _Link:

@@ -43,13 +43,6 @@ def test_helm_and_kubernetes_take_it(rendered: Rendered) -> None:
     assert rendered.invalid == []
 
 
-def test_what_kubernetes_refuses_is_found() -> None:
-    """So that the test above can fail."""
-    [oldest, newest] = render({"extraEnv": [{"nam": "X", "value": "1"}]}).invalid
-    assert oldest.startswith("1.27: StatefulSet: spec.template.spec.containers.0.env")
-    assert newest.startswith("1.3")
-
-
 def test_what_is_named_is_there(rendered: Rendered) -> None:
     """Volumes, ports, labels and names that one manifest expects of another."""
     spec, labels = rendered.pod["spec"], rendered.pod["metadata"]["labels"]

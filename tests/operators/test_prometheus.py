@@ -6,7 +6,6 @@ What each watches is there before it happens: tests/unit/telemetry/test_metrics.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import re
 import signal
 import subprocess
@@ -31,7 +30,6 @@ from tests.operators.conftest import Needs
 from tests.operators.prometheus import RULES, Prometheus, Target, at_once
 from tests.servers.redis_server import RedisServer, binary_of, redis_server
 
-DAY = datetime.timedelta(days=1)
 BROKEN_ENGINE = "wasmtime-0.0.2"
 HOSTILE_ENGINE = "wasmtime-0.0.1"
 
