@@ -444,24 +444,6 @@ async def test_a_server_that_talks_something_else_is_down(answer: bytes, asked: 
         assert "\xff" not in link.why_down
 
 
-async def test_a_user_who_may_little_is_enough(tmp_path: Path) -> None:
-    with redis_server(binary_of("valkey"), tmp_path) as running:
-        with redis.Redis.from_url(running.url) as raw:
-            raw.execute_command("ACL", "SETUSER", "poor", "on", ">secret", "~*", "+set", "+get")
-        url = running.url.replace("unix://", "unix://poor:secret@")
-        async with link_to(url, retry_max_s=0.1) as link:
-            assert await link.run(("SET", b"key", b"value"), GET) == [b"OK", b"value"]
-            assert (await link.usage()).limit_bytes == 0  # Without DBSIZE, INFO and CLIENT.
-            with pytest.raises(TierUnavailable, match=r"this user has no permission \(UNLINK\)"):
-                await link.run(("UNLINK", b"key"))
-            assert link.up
-            running.process.send_signal(signal.SIGSTOP)
-            await asyncio.gather(*(attempt(link, GET) for _ in range(2)))
-            assert link.is_down
-            running.process.send_signal(signal.SIGCONT)
-            await closed_again(link)  # Without PING.
-
-
 async def test_a_tls_server_that_hangs_is_left_for_good(tmp_path: Path) -> None:
     """Each connection is closed, though the server says no goodbye."""
     pems = certificates(tmp_path)
@@ -652,12 +634,6 @@ def service(rest: Deployment) -> Iterator[RestService]:
 
 
 @pytest.fixture
-async def over_rest(rest: Deployment) -> AsyncIterator[RedisLink]:
-    async with link_to(rest.url, rest.access) as link:
-        yield link
-
-
-@pytest.fixture
 async def upstashs(
     rest: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[UpstashRedis]:
@@ -688,29 +664,6 @@ async def test_upstashs_own_client_finds_what_it_expects(upstashs: UpstashRedis)
         await upstashs.lpush("text", "x")
     assert sorted((await upstashs.scan(0))[1]) == ["count", "text"]
     await upstashs.delete("text", "count")
-
-
-async def test_text_and_bytes_are_the_same_for_every_client(
-    rest: Deployment, upstashs: UpstashRedis, over_rest: RedisLink, service: RestService
-) -> None:
-    await upstashs.set("theirs", "größe")
-    await over_rest.run(("SET", b"ours", "größe".encode(), "EX", 60))
-    assert await over_rest.run(("GET", b"theirs")) == ["größe".encode()]
-    assert await upstashs.get("ours") == "größe"
-    await over_rest.run(("UNLINK", b"ours"), ("UNLINK", b"theirs"))
-    [raw] = rest.raw
-    key = b"wasm:{a/b c?&%}\xc3\xa9"
-    with raw() as client:
-        await over_rest.run(("SET", key, EVERY_BYTE, "EX", 60))
-        assert client.get(key) == EVERY_BYTE
-        assert 50 < client.ttl(key) <= 60
-        client.set(key, EVERY_BYTE[::-1])
-        assert await over_rest.run(("GET", key)) == [EVERY_BYTE[::-1]]
-        client.delete(key)
-    assert any(path.endswith("?EX=60") for path in service.requests)
-    service.requests.clear()
-    await over_rest.run(("GET", b"a"), ("EXISTS", b"b"), ("TTL", "c"), ("STRLEN", b"d"))
-    assert service.requests == ["/pipeline"]  # Commands of text go in one.
 
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"

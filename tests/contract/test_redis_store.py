@@ -20,7 +20,6 @@ from wasmkilnd.model import (
     CacheKey,
     Evicted,
     EvictScope,
-    Held,
     Kind,
     Module,
 )
@@ -176,41 +175,6 @@ async def test_a_use_mends_the_set_that_a_server_evicted(
         gone = await at.store.evict(EvictScope(module_sha256=module(1).sha256))
         assert gone.artifacts == 3
         assert await at.names() == []
-
-
-async def test_what_is_pinned_never_expires_and_stays(deployment: Deployment) -> None:
-    pins = {module(1).sha256}
-    async with site(deployment.url, deployment.access, is_pinned=pins.__contains__) as at:
-        wasm = module(1)
-        engines = ("wasmer", "wasmtime")
-        kept: list[Artifact | Module] = [wasm]
-        kept += (artifact(1, engine=engine, of=wasm) for engine in engines)
-        for what in (*kept, module(2), artifact(2)):
-            await at.store.put(what)
-        names = [*map(at.name, kept), at.set_of(wasm.sha256)]
-        assert [await at.run("TTL", name) for name in names] == [-1] * 4
-        at.store.used(wasm.sha256)
-        for scope, gone in (
-            (EvictScope(module_sha256=wasm.sha256, spares=pins.__contains__), (0, 0, 3)),
-            (EvictScope(engine_id="wasmer-1.0", spares=pins.__contains__), (0, 0, 1)),
-            (EvictScope(spares=pins.__contains__), (1, 1, 3)),
-        ):
-            evicted = await at.store.evict(scope)
-            assert (evicted.artifacts, evicted.modules, evicted.pinned) == gone
-        assert await at.names() == sorted(names)
-        sizes = [len(await at.value(what)) for what in kept]
-        measured = await at.store.measure([wasm.sha256, module(3).sha256], keep=False)
-        assert measured == {wasm.sha256: Held(2, 1, sum(sizes)), module(3).sha256: Held()}
-        # Whoever pins a module that is here keeps what expires; whoever unpins lets it.
-        await at.run("EXPIRE", names[0], 100)
-        await at.store.measure([wasm.sha256], keep=True)
-        assert [await at.run("TTL", name) for name in names] == [-1] * 4
-        await at.run("EXPIRE", names[0], 100)
-        await at.store.release([wasm.sha256])
-        assert 0 < await at.run("TTL", names[0]) <= 100
-        for name in names[1:]:
-            assert TTL_S - 60 < await at.run("TTL", name) <= TTL_S
-        assert (await at.store.evict(EvictScope())).artifacts == 2
 
 
 def flipped(value: bytes, at: int) -> bytes:

@@ -123,29 +123,6 @@ async def test_bounds_of_the_queue(slow: Tier, monkeypatch: pytest.MonkeyPatch) 
     await writes.close()
 
 
-async def test_each_dropped_write_is_logged(slow: Tier) -> None:
-    writes = writes_to(slow, 500)
-    with capture_logs() as logs:
-        writes.add(artifact(1, 400))
-        writes.add(module(2, 300))
-        writes.add(artifact(3, 100))
-        writes.add(module(4, 450))
-        await writes.flush(0.01)  # It gives up in time, and closing drops.
-        assert writes.dropped == 3
-        await writes.close()
-    assert (writes.dropped, writes.items()) == (4, [])
-    assert [line["event"] for line in logs].count("cache writes given up") == 1
-    dropped = [line for line in logs if line["event"] == "a cache write was dropped"]
-    first = dropped[0]
-    assert (first["kind"], first["module"]) == ("artifact", artifact(1).module_sha256)
-    assert (first["engine"], first["bytes"]) == (artifact(1).spec.engine.id, 400)
-    assert first["fingerprint"] == artifact(1).spec.fingerprint
-    assert [line["kind"] for line in dropped] == ["artifact", "artifact", "module", "module"]
-    assert all("newer writes" in line["why"] for line in dropped[:3])
-    assert "ends" in dropped[3]["why"]
-    assert {line["tier"] for line in dropped} == {"redis"}
-
-
 @pytest.mark.parametrize("comes_back", [True, False])
 async def test_a_write_that_meets_an_outage_is_tried_once_more(
     slow: Tier, comes_back: bool

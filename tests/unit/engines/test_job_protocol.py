@@ -10,7 +10,6 @@ from dataclasses import replace
 import pytest
 from wasmkilnd.engines.child.frames import HEADER, Type
 from wasmkilnd.engines.process import JobOrder, JobReport, exchange
-from wasmkilnd.model import pack
 
 from tests.unit.engines.limits import LIMITS
 
@@ -40,27 +39,6 @@ async def report_of(said: bytes) -> JobReport:
         theirs.shutdown(socket.SHUT_WR)
         await exchange(ours, order(), report)
     return report
-
-
-@pytest.mark.parametrize(
-    "said",
-    [
-        [SET_UP],
-        [SET_UP, RESULT],
-        [SET_UP, CONFIGURED, COMPILED, ARTIFACT, RESULT],
-        [CONFIGURED, RESULT],
-        [CONFIGURED, COMPILED, RESULT],
-        [CONFIGURED, COMPILED, ARTIFACT, RESULT],
-    ],
-)
-async def test_what_jobs_say(said: Sequence[bytes]) -> None:
-    report = await report_of(b"".join(said))
-    assert report.protocol_error == ""
-    assert report.result == ({"outcome": "ok"} if RESULT in said else None)
-    assert report.set_up == (SET_UP in said)
-    assert report.configured == (CONFIGURED in said)
-    assert report.compiled == (COMPILED in said)
-    assert report.packed == (pack(b"code") if ARTIFACT in said else None)
 
 
 @pytest.mark.parametrize(

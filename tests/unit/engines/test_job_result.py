@@ -48,22 +48,3 @@ def test_a_number_that_cannot_be_is_no_result(name: str, number: str) -> None:
     assert failure.value.fault is Fault.MODULE
     assert name in failure.value.message or "not too large" in failure.value.message
     assert len(failure.value.message) < 300
-
-
-@pytest.mark.parametrize("seconds", [0, 2, 0.5, 2.5])
-def test_times_that_can_be(seconds: float) -> None:
-    said = {"outcome": "ok", "seconds": seconds}
-    report = JobReport(configured=True, result=said, packed=pack(b"code"), elapsed_s=2.5)
-    assert verdict.compiled_code(report, "wasmtime-1", 0.0).compile_time_s == seconds
-
-
-@pytest.mark.parametrize("offset", [None, 0, 100])
-def test_offsets_that_can_be(offset: int | None) -> None:
-    assert read("invalid", offset=offset).offset == offset
-
-
-@pytest.mark.parametrize("size_bytes", [1001, 1_000_000])
-def test_sizes_that_can_be(size_bytes: int) -> None:
-    with pytest.raises(WasmkilnError) as failure:
-        read("too_large", size_bytes=size_bytes)
-    assert failure.value.reason is Reason.ARTIFACT_TOO_LARGE

@@ -132,20 +132,6 @@ async def busy(rig: Rig) -> None:
     await settled()
 
 
-async def test_the_wait_is_told_by_the_mean_of_recent_jobs() -> None:
-    rig = Rig(workers=2)
-    assert rig.pool.usage().expected_wait_s == 0
-    for _ in range(50):
-        task = rig.ask(A)
-        await settled()
-        await rig.end(JobReport(elapsed_s=4.0))
-        await task
-    for _ in range(4):
-        rig.ask(A)
-    await settled()
-    assert rig.pool.usage().expected_wait_s == pytest.approx(3 * 4.0 / 2, rel=0.01)
-
-
 async def test_background_work_makes_room_first_and_the_daemons_own_before_that() -> None:
     rig = Rig(length=2)
     await busy(rig)
