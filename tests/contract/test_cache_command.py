@@ -9,7 +9,6 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from random import Random
 from typing import Any, cast
 
 import pytest
@@ -19,7 +18,6 @@ from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.cache.value import written
 from wasmkilnd.cli import command
 from wasmkilnd.commands.cache import BadValuesFound
-from wasmkilnd.commands.shared import CommandFailed
 from wasmkilnd.model import CHUNK_BYTES, Artifact, ExternType, Module
 from wasmkilnd.signing.sealer import Sealer
 
@@ -294,24 +292,6 @@ def test_whatever_is_wrong_with_a_file_is_one_sentence(
         told = cache.refusal("import", str(file))
         assert told.startswith(f"cannot import {file}: ")
         assert sentence in told
-
-
-def test_no_mutated_archive_has_anything_stored_that_was_not_exported(
-    cache: Command, server: redis.Redis, tmp_path: Path
-) -> None:
-    small = (MODULE, WASMER, SEALER.seal(artifact(6, 3000)))
-    stored = {name_of(each): bytes_of(each) for each in small}
-    good, random, file = archive(*stored.values()), Random(7), tmp_path / "mutated"
-    for _ in range(60):
-        changed = bytearray(good)
-        for _ in range(random.randint(1, 3)):
-            at, length = random.randrange(len(changed)), random.choice([0, 1, 1, 40])
-            changed[at : at + length] = random.randbytes(random.choice([0, 1, 1, 40]))
-        file.write_bytes(changed)
-        server.flushall()
-        result = cache("import", str(file))
-        assert isinstance(result.exception, CommandFailed | BadValuesFound | None)
-        assert values_in(server).items() <= stored.items()
 
 
 # ---- Beside daemons

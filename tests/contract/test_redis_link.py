@@ -325,23 +325,6 @@ async def test_a_time_out_while_others_are_answered_opens_nothing(what: str) -> 
 # ---- One server that is killed, hangs, refuses or talks nonsense
 
 
-async def test_a_hung_server_costs_one_time_out_and_no_more(tmp_path: Path) -> None:
-    with redis_server(binary_of("valkey"), tmp_path) as running:
-        async with link_to(running.url, timeout_s=0.5) as link:
-            await link.run(("SET", b"key", EVERY_BYTE, "EX", 60))
-            running.process.send_signal(signal.SIGSTOP)
-            # More callers than there are connections.
-            asked = await asyncio.gather(*(attempt(link, GET) for _ in range(50)))
-            assert all(isinstance(answer, TierUnavailable) for answer in asked)
-            assert link.is_down
-            with pytest.raises(TierUnavailable):
-                # Would time out first, were it to reach the network.
-                await asyncio.wait_for(link.run(GET), 0.2)
-            running.process.send_signal(signal.SIGCONT)
-            await closed_again(link)
-            assert await link.run(GET) == [EVERY_BYTE]
-
-
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 

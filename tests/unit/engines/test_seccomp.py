@@ -22,9 +22,6 @@ PID = 4711
 KILL, ALLOW = 0x80000000, 0x7FFF0000
 EPERM, ENOSYS = 0x50000 | errno.EPERM, 0x50000 | errno.ENOSYS
 
-THREAD = 0x3D0F00  # glibc's pthread_create
-VFORK = 0x4111
-
 
 def ask(program: bytes, machine: int, number: int, arguments: Sequence[int] = ()) -> int:
     """Run classic BPF on a system call; return what the filter answers."""
@@ -76,33 +73,6 @@ class TestEachMachine:
         for number in range(600):
             if number not in named:
                 assert ask(program, MACHINES[machine], number) == EPERM
-
-    @pytest.mark.parametrize(
-        ("name", "arguments", "answer"),
-        [
-            # Threads start, of glibc and of musl, and processes do not.
-            *(("clone", [flags], ALLOW) for flags in (THREAD, THREAD | 0x400000)),
-            *(("clone", [flags], KILL) for flags in (17, VFORK, THREAD & ~0x10000)),
-            *(("clone", [THREAD | more], KILL) for more in (0x10000000, 0x20000)),
-            ("clone3", [], ENOSYS),
-            # It signals only itself.
-            ("tgkill", [PID, PID, 6], ALLOW),
-            ("tgkill", [PID + 1, PID + 1, 6], KILL),
-            # It reads its own limits and sets none.
-            ("prlimit64", [0, 7, 0, 1], ALLOW),
-            *(("prlimit64", each, EPERM) for each in ([0, 7, 1], [0, 7, 1 << 32], [1, 7, 0, 1])),
-            # It sends to its peer and no address.
-            ("sendto", [3, 1, 1, 0, 0, 0], ALLOW),
-            *(("sendto", [3, 1, 1, 0, address, 16], EPERM) for address in (1, 1 << 32)),
-            # It names threads and memory and changes nothing else.
-            *(("prctl", [option], ALLOW) for option in (15, 0x53564D41)),
-            *(("prctl", [option], EPERM) for option in (1, 4, 8, 22, 38)),
-        ],
-    )
-    def test_what_its_arguments_decide(
-        self, machine: str, name: str, arguments: list[int], answer: int
-    ) -> None:
-        assert job(machine, name, *arguments) == answer
 
     def test_another_architecture_is_deadly(self, machine: str) -> None:
         other = next(code for name, code in MACHINES.items() if name != machine)
