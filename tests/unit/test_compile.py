@@ -157,27 +157,23 @@ async def test_a_core_module_of_the_component_engine_is_still_missing_for_the_de
 
 
 @pytest.mark.parametrize(
-    ("data", "words"),
+    "data",
     [
-        (b"", "not a WebAssembly binary"),
-        (b"(module)", "WebAssembly text"),
-        (b"\n  ;; a comment\n(module)", "WebAssembly text"),
-        (b"\x7fELF" + bytes(60), "not a WebAssembly binary"),
-        (b"\0wasmer-universal" + bytes(60), "not a WebAssembly binary"),
-        (b"wasmer-universal" + bytes(60), "not a WebAssembly binary"),
-        (b"WASMER\0\0" + bytes(60), "not a WebAssembly binary"),
-        (b"wasmer is a runtime", "not a WebAssembly binary"),
-        (b"\0asm", "not a WebAssembly binary"),
-        (b"\0asm\x02\0\0\0", "not a WebAssembly binary"),
-        (b"\0asm\x0a\0\x01\0", "not a WebAssembly binary"),
-        (b"MZ\x90\0", "not a WebAssembly binary"),
+        b"\n  ;; a comment\n(module)",
+        b"\0wasmer-universal" + bytes(60),
+        b"wasmer-universal" + bytes(60),
+        b"WASMER\0\0" + bytes(60),
+        b"wasmer is a runtime",
+        b"\0asm\x0a\0\x01\0",
+        b"MZ\x90\0",
     ],
 )
-def test_other_bytes_are_refused_with_what_they_are(data: bytes, words: str) -> None:
-    with pytest.raises(WasmkilnError) as refusal:
+def test_other_bytes_are_refused(data: bytes) -> None:
+    """Of others, tests/verdicts/cases.py and tests/e2e/error_rows.py have some."""
+    words = "WebAssembly text" if b"module" in data else "not a WebAssembly binary"
+    with pytest.raises(WasmkilnError, match=words) as refusal:
         admit(data, 100)
     assert refusal.value.reason is Reason.NOT_WASM
-    assert words in refusal.value.message
 
 
 def test_size_limit_is_inclusive() -> None:

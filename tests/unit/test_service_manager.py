@@ -139,6 +139,27 @@ def test_jobs_that_wait_for_minutes_beside_idle_workers_are_stuck() -> None:
     assert gets_on()
 
 
+async def test_the_watchdog_hears_nothing_once_jobs_are_stuck(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[str]
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "30000")
+    monkeypatch.delenv("WATCHDOG_PID", raising=False)
+    looks = [True] * 3 + [False] * 5
+    looked = asyncio.Event()
+
+    def look() -> bool:
+        if looks:
+            return looks.pop(0)
+        looked.set()
+        return False
+
+    service = Service(tmp_path, "1.2.3", lambda: "ready", look)
+    await service.begin()
+    await asyncio.wait_for(looked.wait(), 30)
+    assert told.count("WATCHDOG=1") == 3
+    await service.end()
+
+
 async def test_a_defect_in_a_reload_is_told_and_ends_nothing(tmp_path: Path) -> None:
     async def broken() -> ReloadResult:
         raise ZeroDivisionError

@@ -23,53 +23,9 @@ def read(**report: Any) -> verdict.Verdict:
     return verdict.read(JobReport(**report), "wasmtime-1", "compiling", LIMITS)
 
 
-@pytest.mark.parametrize(
-    ("report", "reason", "words"),
-    [
-        ({"timed_out": True, "signal": 9}, Reason.COMPILE_TIMEOUT, "30 s of compiling"),
-        ({"signal": int(signal.SIGXCPU)}, Reason.COMPILE_TIMEOUT, "CPU time"),
-        ({"signal": int(signal.SIGSEGV)}, Reason.COMPILER_CRASHED, "SIGSEGV"),
-        (
-            {"signal": 6, "last_words": "panicked\nat x.rs:1"},
-            Reason.COMPILER_CRASHED,
-            "x.rs",
-        ),
-        (
-            {"signal": 6, "last_words": "memory allocation of 99 bytes failed"},
-            Reason.COMPILE_MEMORY_LIMIT,
-            "4,096 bytes",
-        ),
-        (
-            {"result": {"outcome": "invalid", "message": "mmap: Cannot allocate memory"}},
-            Reason.COMPILE_MEMORY_LIMIT,
-            "4,096",
-        ),
-        ({"result": {"outcome": "out_of_memory"}}, Reason.COMPILE_MEMORY_LIMIT, "4,096"),
-        (
-            {"result": {"outcome": "too_large", "size_bytes": 3000}},
-            Reason.ARTIFACT_TOO_LARGE,
-            "3,000 bytes",
-        ),
-        (
-            {"result": {"outcome": "settings_refused", "message": "no gc"}},
-            Reason.SETTING_UNKNOWN,
-            "no gc",
-        ),
-        (
-            {"configured": False, "signal": 6, "last_words": "gc needs reference types"},
-            Reason.SETTING_UNKNOWN,
-            "gc needs",
-        ),
-        ({"exit_code": 70, "last_words": "KeyError: x"}, Reason.COMPILER_CRASHED, "KeyError"),
-        ({"protocol_error": "unknown frame type 9"}, Reason.COMPILER_CRASHED, "unknown frame"),
-        ({"exit_code": 0}, Reason.COMPILER_CRASHED, "exit code 0"),
-    ],
-)
-def test_ends_without_a_verdict(report: dict[str, Any], reason: Reason, words: str) -> None:
-    with pytest.raises(WasmkilnError) as failure:
-        read(**report)
-    assert failure.value.reason is reason
-    assert words in failure.value.message
+def said(words: str) -> dict[str, Any]:
+    """Return the end of a job that aborts with these words."""
+    return {"signal": 6, "last_words": words}
 
 
 TIMED_OUT = {"timed_out": True, "signal": 9}
@@ -78,9 +34,10 @@ ASKED_TOO_MUCH = "memory allocation of 8589934592 bytes failed"
 NO_THREAD = "ThreadPoolBuildError { kind: IOError(Resource temporarily unavailable) }"
 
 
-@pytest.mark.parametrize(
-    ("report", "fault"),
-    [
+OUT_OF_MEMORY = {"result": {"outcome": "out_of_memory"}}
+# By its reason what a job's end is, and whose fault.
+ENDS: dict[Reason, list[tuple[dict[str, Any], Fault]]] = {
+    Reason.COMPILE_TIMEOUT: [
         # Busy all the time in one thread, and in two.
         ({**TIMED_OUT, "cpu_s": 29.9, "waited_s": 0.1}, Fault.MODULE),
         ({**TIMED_OUT, "cpu_s": 59.0, "waited_s": 1.0}, Fault.MODULE),
@@ -99,42 +56,56 @@ NO_THREAD = "ThreadPoolBuildError { kind: IOError(Resource temporarily unavailab
         ({**TIMED_OUT, "alone": True}, Fault.UNSURE),
         (TIMED_OUT, Fault.NONE),
         ({"signal": int(signal.SIGXCPU)}, Fault.MODULE),
-        ({"signal": 6, "last_words": MEMORY_WORDS, "peak_memory_bytes": 1949}, Fault.MODULE),
-        (
-            {"signal": 6, "last_words": MEMORY_WORDS, "peak_memory_bytes": 1948, "alone": True},
-            Fault.UNSURE,
-        ),
-        ({"signal": 6, "last_words": MEMORY_WORDS, "peak_memory_bytes": 1948}, Fault.NONE),
+    ],
+    Reason.COMPILE_MEMORY_LIMIT: [
+        ({**said(MEMORY_WORDS), "peak_memory_bytes": 1949}, Fault.MODULE),
+        ({**said(MEMORY_WORDS), "peak_memory_bytes": 1948, "alone": True}, Fault.UNSURE),
+        ({**said(MEMORY_WORDS), "peak_memory_bytes": 1948}, Fault.NONE),
         ({"result": {"outcome": "invalid", "message": ASKED_TOO_MUCH}}, Fault.MODULE),
-        (
-            {"signal": 6, "last_words": NO_THREAD, "peak_memory_bytes": 100, "alone": True},
-            Fault.UNSURE,
-        ),
-        ({"signal": 6, "last_words": NO_THREAD, "peak_memory_bytes": 100}, Fault.NONE),
-        ({"signal": 6, "last_words": NO_THREAD, "peak_memory_bytes": 4000}, Fault.MODULE),
-        ({"result": {"outcome": "out_of_memory"}, "peak_memory_bytes": 4000}, Fault.MODULE),
-        (
-            {"result": {"outcome": "out_of_memory"}, "peak_memory_bytes": 100, "alone": True},
-            Fault.UNSURE,
-        ),
-        ({"result": {"outcome": "out_of_memory"}, "peak_memory_bytes": 100}, Fault.NONE),
+        ({"result": {"outcome": "invalid", "message": "mmap: Cannot allocate memory"}}, Fault.NONE),
+        ({**said(NO_THREAD), "peak_memory_bytes": 100, "alone": True}, Fault.UNSURE),
+        ({**said(NO_THREAD), "peak_memory_bytes": 100}, Fault.NONE),
+        ({**said(NO_THREAD), "peak_memory_bytes": 4000}, Fault.MODULE),
         ({"signal": 11, "compiled": True, "peak_memory_bytes": 4000}, Fault.MODULE),
+        ({**OUT_OF_MEMORY, "peak_memory_bytes": 4000}, Fault.MODULE),
+        ({**OUT_OF_MEMORY, "peak_memory_bytes": 100, "alone": True}, Fault.UNSURE),
+        ({**OUT_OF_MEMORY, "peak_memory_bytes": 100}, Fault.NONE),
+    ],
+    Reason.COMPILER_CRASHED: [
         ({"signal": 11}, Fault.MODULE),
+        (said("panicked\nat x.rs:1"), Fault.MODULE),
         ({"signal": 9, "alone": True}, Fault.UNSURE),
         ({"signal": 9}, Fault.NONE),
         ({"exit_code": 70, "alone": True}, Fault.UNSURE),
         ({"exit_code": 70}, Fault.NONE),
+        ({"exit_code": 0}, Fault.NONE),
         ({"protocol_error": "unknown frame type 9", "signal": 9}, Fault.MODULE),
         ({"result": {"outcome": "fine"}}, Fault.MODULE),
-        ({"result": {"outcome": "settings_refused", "message": "no gc"}}, Fault.NONE),
     ],
+    Reason.SETTING_UNKNOWN: [
+        ({"result": {"outcome": "settings_refused", "message": "no gc"}}, Fault.NONE),
+        ({"configured": False, **said("gc needs reference types")}, Fault.NONE),
+    ],
+    Reason.ARTIFACT_TOO_LARGE: [
+        ({"result": {"outcome": "too_large", "size_bytes": 3000}}, Fault.NONE),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("reason", "report", "fault"),
+    [(reason, *end) for reason, ends in ENDS.items() for end in ends],
 )
-def test_what_a_job_used_tells_its_own_fault_from_the_machine_s(
-    report: dict[str, Any], fault: Fault
+def test_how_a_job_ends_tells_the_reason_and_its_own_fault_from_the_machine_s(
+    reason: Reason, report: dict[str, Any], fault: Fault
 ) -> None:
     with pytest.raises(WasmkilnError) as failure:
         read(**report)
-    assert failure.value.fault is fault
+    assert (failure.value.reason, failure.value.fault) == (reason, fault)
+    # What is told of it is what is known of it.
+    for told in ("last_words", "protocol_error"):
+        if reason is Reason.COMPILER_CRASHED and told in report:
+            assert report[told].split()[-1] in failure.value.message
 
 
 @pytest.mark.parametrize(("alone", "fault"), [(True, Fault.UNSURE), (False, Fault.NONE)])

@@ -163,6 +163,21 @@ async def test_what_arrives_counts_until_it_is_released(message: bytes, held_byt
     assert rig.traffic.receive_bytes == 0
 
 
+async def test_slow_ones_beyond_the_share_are_refused_and_quick_ones_never_wait() -> None:
+    rig = Rig(receive_bytes=8 * MESSAGE)  # room for four
+    slow = [Caller() for _ in range(10)]
+    calls = [rig.read(caller, f"slow {number}") for number, caller in enumerate(slow)]
+    await eventually(lambda: sum(call.done() for call in calls) == 6)
+    for call in calls:
+        if call.done():
+            assert (await refusal_of(call)).metadata["limit"] == "receive"
+    assert rig.traffic.receive_bytes == 4 * MESSAGE
+    for _ in range(100):
+        (await rig.read(Caller(b"x"), "quick"))[1].release_request()
+    await rig.close()
+    assert rig.traffic.receive_bytes == 0
+
+
 async def test_a_caller_with_all_slow_ones_loses_them_to_others_until_all_have_as_many() -> None:
     rig = Rig(receive_bytes=8 * MESSAGE)
     flood = [rig.read(Caller(), "flood") for _ in range(10)]
