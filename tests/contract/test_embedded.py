@@ -9,7 +9,9 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -21,6 +23,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 from redis.exceptions import RedisError
+from structlog.testing import capture_logs
 from wasmkilnd.cache import embedded
 from wasmkilnd.cache.embedded import EmbeddedServer, EmbeddedUnavailable
 from wasmkilnd.errors import TierUnavailable
@@ -148,6 +151,24 @@ async def test_no_two_servers_ever_run_however_often_their_keepers_are_killed(st
     assert most == [1]
 
 
+async def test_a_folder_that_is_deleted_takes_nothing_else_with_it(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "_SOCKET_TIMEOUT_S", 0.3)
+    async with serving(state) as (_, url):
+        await until(lambda: answers(url))
+        with Redis.from_url(url) as client, capture_logs() as logs:
+            client.set("word", b"kept")
+            shutil.rmtree(state)
+            await until(lambda: logs)
+            # Who is connected stays so, for longer than a missing socket would be borne.
+            await asyncio.sleep(0.8)
+            assert client.get("word") == b"kept"
+    assert [line["event"] for line in logs] == ["the folder of the embedded server is gone"]
+    assert servers_of(state) == []
+    assert not list(state.parent.iterdir())
+
+
 async def test_a_data_file_that_is_cut_off_is_read_as_far_as_it_goes(state: Path) -> None:
     async with serving(state) as (_, url):
         remember(url, b"kept")
@@ -177,23 +198,38 @@ async def test_only_who_has_the_password_gets_in(state: Path) -> None:
         await server.close()
 
 
-async def test_a_folder_of_sockets_that_others_may_write_to_is_not_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A folder for sockets, whose paths have a limit."""
+    with tempfile.TemporaryDirectory(prefix="kiln-") as name:
+        yield Path(name)
+
+
+async def test_the_socket_of_a_long_or_strange_path(
+    tmp_path: Path, short: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the path of the socket would be too long, it is in the folder of temporary files."""
-    state = tmp_path / ("deep " * 20) / "state"
-    digest = hashlib.sha256(os.fsencode((state / "redis").resolve())).hexdigest()
-    with tempfile.TemporaryDirectory(prefix="kiln-") as shared:
-        monkeypatch.setattr("tempfile.tempdir", shared)
-        folder = Path(shared) / f"wasmkiln-{os.geteuid()}-{digest[:16]}"
-        folder.mkdir()
-        folder.chmod(0o777)
-        server = EmbeddedServer(state, LIMIT_BYTES)
-        with pytest.raises(EmbeddedUnavailable, match="other users may write"):
-            await server.start()
-        with pytest.raises(TierUnavailable, match="other users may write"):
-            await server.ask([("PING",)], 1.0)
-        await server.stop()
+    folder = tmp_path / ("deep and 'quoted' \"größe\" " * 4) / "state"
+    shared = short / "tmp"
+    shared.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(shared))
+    async with serving(folder) as (_, url):
+        await until(lambda: answers(url))
+        [address] = shared.glob(f"wasmkiln-{os.geteuid()}-*/valkey.sock")
+        assert url.endswith(f"@{address}")
+        assert stat.S_IMODE(address.parent.stat().st_mode) == 0o700
+        # A cleaner of temporary files takes the socket; the server is reachable again.
+        monkeypatch.setattr(embedded, "_SOCKET_TIMEOUT_S", 1.0)
+        address.unlink()
+        await until(lambda: answers(url))
+    assert servers_of(folder) == []
+    digest = hashlib.sha256(os.fsencode((folder / "redis").resolve())).hexdigest()
+    (shared / f"wasmkiln-{os.geteuid()}-{digest[:16]}").chmod(0o777)
+    server = EmbeddedServer(folder, LIMIT_BYTES)
+    with pytest.raises(EmbeddedUnavailable, match="other users may write"):
+        await server.start()
+    with pytest.raises(TierUnavailable, match="other users may write"):
+        await server.ask([("PING",)], 1.0)
+    await server.stop()
 
 
 @pytest.mark.parametrize("what", ["a program that fails", "no program", "a file in the way"])

@@ -11,7 +11,7 @@ import signal
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -427,6 +427,24 @@ async def test_a_server_that_talks_something_else_is_down(answer: bytes, asked: 
         assert "\xff" not in link.why_down
 
 
+async def test_a_user_who_may_little_is_enough(tmp_path: Path) -> None:
+    with redis_server(binary_of("valkey"), tmp_path) as running:
+        with redis.Redis.from_url(running.url) as raw:
+            raw.execute_command("ACL", "SETUSER", "poor", "on", ">secret", "~*", "+set", "+get")
+        url = running.url.replace("unix://", "unix://poor:secret@")
+        async with link_to(url, retry_max_s=0.1) as link:
+            assert await link.run(("SET", b"key", b"value"), GET) == [b"OK", b"value"]
+            assert (await link.usage()).limit_bytes == 0  # Without DBSIZE, INFO and CLIENT.
+            with pytest.raises(TierUnavailable, match=r"this user has no permission \(UNLINK\)"):
+                await link.run(("UNLINK", b"key"))
+            assert link.up
+            running.process.send_signal(signal.SIGSTOP)
+            await asyncio.gather(*(attempt(link, GET) for _ in range(2)))
+            assert link.is_down
+            running.process.send_signal(signal.SIGCONT)
+            await closed_again(link)  # Without PING.
+
+
 async def test_a_tls_server_that_hangs_is_left_for_good(tmp_path: Path) -> None:
     """Each connection is closed, though the server says no goodbye."""
     pems = certificates(tmp_path)
@@ -647,6 +665,45 @@ async def test_upstashs_own_client_finds_what_it_expects(upstashs: UpstashRedis)
         await upstashs.lpush("text", "x")
     assert sorted((await upstashs.scan(0))[1]) == ["count", "text"]
     await upstashs.delete("text", "count")
+
+
+async def test_a_service_that_refuses_is_down_until_it_does_not(
+    rest: Deployment, service: RestService, tmp_path: Path
+) -> None:
+    for status, why in (
+        (403, "Redis refuses the user or password"),
+        (404, "Redis over REST fails with HTTP status 404"),
+        (400, "the server does not speak the Redis protocol (JSONDecodeError)"),
+    ):
+        service.refuse_with = status
+        async with link_to(rest.url, rest.access) as link:
+            assert isinstance(await attempt(link, GET), TierUnavailable)
+            assert link.why_down == why
+    service.refuse_with = 0
+    file = tmp_path / "token"
+    file.write_text("an-old-one")
+    access = replace(rest.access, password="", password_file=str(file))
+    async with link_to(rest.url, access) as link:
+        assert isinstance(await attempt(link, GET), TierUnavailable)
+        file.write_text(f"{rest.access.password}\n")
+        await closed_again(link)
+        assert await link.run(GET) == [None]
+
+
+async def test_a_service_that_is_gone_or_hangs_is_told(rest: Deployment) -> None:
+    async with link_to("https://127.0.0.1:1", rest.access) as link:
+        with pytest.raises(TierUnavailable, match="cannot reach Redis"):
+            await link.run(GET)
+
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async with (
+        listening(hang) as address,
+        link_to(f"http://{address}", rest.access, timeout_s=0.5) as link,
+    ):
+        with pytest.raises(TierUnavailable, match=r"^Redis does not answer in time$"):
+            await link.run(GET)
 
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ssl
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis import exceptions
 from wasmkilnd.cache.redis_servers import (
     RedisAccess,
+    RedisServer,
+    SingleServer,
     connect,
     described,
     is_outage,
@@ -91,6 +94,25 @@ def test_a_cause_is_what_an_error_was_raised_from() -> None:
     gone.__context__ = WrongType("what a caller handled then")
     for each in (one, gone):
         assert str(described(each)) == "cannot reach Redis (ConnectionError)"
+
+
+def options_of(server: RedisServer) -> dict[str, Any]:
+    """Return what redis-py's connections to one server are made with."""
+    assert isinstance(server, SingleServer)
+    options: dict[str, Any] = server._pool.connection_kwargs
+    return options
+
+
+async def test_a_password_file_is_read_each_time(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text("one\n")
+    server = connect("redis://u@h", RedisAccess(password_file=str(file)))
+    provider = options_of(server)["credential_provider"]
+    assert await provider.get_credentials_async() == ("u", "one")
+    file.write_text("two")
+    assert await provider.get_credentials_async() == ("u", "two")
+    file.unlink()  # As it is for a moment while another takes its place.
+    assert await provider.get_credentials_async() == ("u", "two")
 
 
 def test_what_cannot_be_used_is_refused_by_name(tmp_path: Path) -> None:

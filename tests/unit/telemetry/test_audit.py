@@ -16,6 +16,7 @@ import pytest
 from wasmkilnd.telemetry import logs
 from wasmkilnd.telemetry.audit import (
     FAILURES,
+    INTERVAL_S,
     OTHERS,
     Audit,
     CannotAudit,
@@ -121,6 +122,26 @@ def test_what_is_no_file_is_refused(path: Path) -> None:
             Audit().prepare(str(wrong))
         with pytest.raises(OSError):
             append(wrong, line_of(**DONE))
+
+
+def test_of_a_flood_of_failures_some_are_written_and_the_others_counted(
+    path: Path, now: list[float]
+) -> None:
+    written = audit(path)
+    for _ in range(1000):
+        written.write(**REFUSED)
+    written.write(**{**REFUSED, "identity": "token:ci"})  # another caller's is not hidden
+    for _ in range(300):
+        written.write(**DONE)  # what succeeds is not limited
+    assert len(lines(path)) == FAILURES + 1 + 300
+    now[0] += INTERVAL_S
+    for _ in range(1000):
+        written.write(**REFUSED)
+    told = lines(path)[FAILURES + 301 :]
+    assert [line.get("left_out") for line in told] == [1000 - FAILURES] + [None] * FAILURES
+    assert told[0]["reason"] == "CREDENTIALS_MISSING"
+    written.close()
+    assert lines(path)[-1]["left_out"] == 1000 - FAILURES
 
 
 def test_what_was_left_out_of_a_flood_is_told_when_it_is_over(

@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from enum import Enum
@@ -287,6 +288,26 @@ def test_no_secret_is_left_by_a_cut_through_a_url(stream: io.StringIO, before: i
     structlog.get_logger().info("x", cause="a " * (before // 2) + url + " b" * MIB)
     structlog.get_logger().error("x", exc_info=raised("a " * (before // 8) + url))
     assert "hunter2" not in stream.getvalue()
+
+
+def test_lines_of_a_kind_are_few_and_the_last_one_says_how_many_are_missing(
+    stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs._repeats, "_interval_s", 0.2)
+    log = structlog.get_logger()
+    for number in range(1000):
+        log.warning("tier is down", number=number)
+    log.warning("another kind")
+    assert len(lines(stream)) == logs.LIMIT + 1
+    deadline = time.monotonic() + 20
+    while len(lines(stream)) == logs.LIMIT + 1 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    last = lines(stream)[-1]
+    # The last of all, since it says what is so now; and nothing was lost without a word.
+    assert (last["event"], last["number"]) == ("tier is down", 999)
+    assert last["left_out"] == 1000 - logs.LIMIT - 1
+    log.warning("tier is down", number=1000)
+    assert lines(stream)[-1]["number"] == 1000
 
 
 def test_a_librarys_lines_are_told_apart_by_where_they_were_written(stream: io.StringIO) -> None:
