@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import redis
+from structlog.testing import capture_logs
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.usage import HALF_LIFE_S, MAX_USES, PLACES, Usage, UsedSpec, Uses
 from wasmkilnd.whole_files import SharedFile
@@ -139,6 +140,21 @@ async def test_daemons_on_one_state_directory_add_to_one_file(tmp_path: Path) ->
     file = tmp_path / "uses" / "default.json"
     assert file.stat().st_mode & 0o077 == 0
     assert [row[2] for row in json.loads(file.read_text())["uses"]] == [3.0, 1.0]
+
+
+async def test_a_file_that_cannot_be_written_costs_nothing(tmp_path: Path) -> None:
+    (tmp_path / "uses").write_text("a file")
+    ours = on_disk(tmp_path)
+    with capture_logs() as logs:
+        for _ in range(2):
+            count(ours, m1=1)
+            await ours.save()
+    assert [line["event"] for line in logs] == ["cannot save uses"]
+    assert rounded(await ours.of_fleet()) == {"1": 2.0}
+    (tmp_path / "uses").unlink()
+    count(ours, m1=1)
+    await ours.save()
+    assert rounded(await on_disk(tmp_path).of_fleet()) == {"1": 3.0}
 
 
 async def test_what_lies_back_counts_less_and_then_nothing(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from securesystemslib.dsse import Envelope
 from securesystemslib.signer import SSlibKey
+from wasmkiln.attestation import peek
 from wasmkilnd import model
 from wasmkilnd.model import STAMP_BYTES, Artifact, CacheKey, ExternType, Kind, Refusal
 
@@ -57,6 +58,20 @@ def with_payload(one: Artifact, payload: bytes) -> Artifact:
 def test_another_implementation_verifies_it() -> None:
     key = SSlibKey(OURS.public.id, "ed25519", "ed25519", {"public": OURS.public.hex})
     assert Envelope.from_dict(json.loads(ONE.attestation)).verify([key], 1)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [None, 7, "x", [], [["a", 1]], {}, {"wasmkiln_madeMs": "1"}, {"wasmkiln_madeMs": -1}],
+)
+def test_metadata_of_any_shape_is_no_error_but_no_statement(metadata: object) -> None:
+    envelope = json.loads(ONE.attestation)
+    statement = json.loads(base64.b64decode(envelope["payload"]))
+    details = statement["predicate"]["runDetails"]
+    odd = {**details["metadata"], **metadata} if isinstance(metadata, dict) else metadata
+    details["metadata"] = odd if metadata else metadata
+    envelope["payload"] = base64.b64encode(json.dumps(statement).encode()).decode()
+    assert peek(dumped(envelope)) is None
 
 
 def with_forged_signature(one: Artifact) -> Artifact:

@@ -70,6 +70,28 @@ def test_a_key_has_digests(field: str) -> None:
     assert (refused.value.reason, refused.value.field) == (Reason.INVALID_REQUEST, f"keys.{field}")
 
 
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"\x0a",  # no length
+        b"\x0a\x02\x00",  # less than its length
+        b"\x0a\x80",
+        b"\x80" * 20,
+        b"\x08" + b"\xff" * 11,
+        b"\x0c",  # the end of no group
+        b"\x0e\x00",  # no such wire type
+        b"\x0d\x00\x00",
+    ],
+)
+def test_keys_are_not_found_in_what_is_no_message(raw: bytes) -> None:
+    with pytest.raises(Exception, match="parsing message"):
+        pb.FindMissingRequest.FromString(raw)
+    with pytest.raises(WasmkilnError, match="no message of this call"):
+        list(keys(raw))
+    with pytest.raises(WasmkilnError, match="no message of this call"):
+        messages.wanted(raw)
+
+
 def test_keys_are_found_as_protobuf_finds_them() -> None:
     wanted = [
         types_pb2.ArtifactKey(module_sha256=str(n), settings={"s": "v" * (n % 200)})
