@@ -169,6 +169,18 @@ def test_each_kind_of_fraud_is_named(cache: Command, server: redis.Redis) -> Non
     assert values_in(server) == VALUES
 
 
+def test_a_bad_value_is_told_and_decides_the_exit(cache: Command, server: redis.Redis) -> None:
+    name = name_of(MODULE).decode()
+    server.set(name, b"hello, whoever reads this" * 20)
+    for flags, done in ((["--dry-run"], ""), ([], ", deleted=True")):
+        result = cache("scrub", *flags)
+        assert isinstance(result.exception, BadValuesFound)
+        assert str(result.exception) == "bad values: 1 format"
+        lines = result.stdout.splitlines()
+        assert lines[0] == f"bad: name={name}, cause=format, why=the value has another magic{done}"
+    assert cache.good("scrub").stdout.startswith("summary: artifacts=2, modules=1, bytes_read=")
+
+
 def test_another_version_of_the_format_is_left_alone(
     cache: Command, server: redis.Redis, tmp_path: Path
 ) -> None:

@@ -110,13 +110,14 @@ class SharedTier(_Gated):
         super().__init__()
         self.link = _Link(self)
         self.write_refusal = ""
+        self.uses: list[CacheKey | str] = []
 
     async def put(self, what: Artifact | Module) -> None:
         await self._answer()
         self.kept.put(what)
 
     def used(self, key: CacheKey | str) -> None:
-        """Renew nothing."""
+        self.uses.append(key)
 
 
 class _Link:
