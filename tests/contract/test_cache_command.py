@@ -129,9 +129,6 @@ def test_huge_keys_under_our_names_are_not_read_whole(cache: Command, server: re
     assert summary["bytes_read"] < 16 * 1024**2
 
 
-# ---- Scrub
-
-
 def test_a_namespace_has_its_own_values(cache: Command, server: redis.Redis) -> None:
     theirs = name_of(MODULE).replace(b"wasm:", b"wasm:ns:blue:")
     server.set(theirs, VALUES[name_of(MODULE)])
@@ -139,6 +136,9 @@ def test_a_namespace_has_its_own_values(cache: Command, server: redis.Redis) -> 
     assert len(cache.rows()) == 4
     cache.good("rm", "--all", "--yes")
     assert [*values_in(server)] == [theirs]
+
+
+# ---- Scrub
 
 
 def test_each_kind_of_fraud_is_named(cache: Command, server: redis.Redis) -> None:
@@ -306,9 +306,6 @@ def test_whatever_is_wrong_with_a_file_is_one_sentence(
         assert sentence in told
 
 
-# ---- Beside daemons
-
-
 def test_heads_of_any_length_are_read(cache: Command, server: redis.Redis, tmp_path: Path) -> None:
     many = tuple(ExternType("env", f"function {i}", "function", "()") for i in range(30_000))
     long = SEALER.seal(replace(artifact(40, 3 * CHUNK_BYTES), imports=many))
@@ -323,6 +320,9 @@ def test_heads_of_any_length_are_read(cache: Command, server: redis.Redis, tmp_p
     server.flushall()
     cache.good("import", str(file))
     assert values_in(server) == {name_of(long): value}
+
+
+# ---- Beside daemons
 
 
 def between(monkeypatch: pytest.MonkeyPatch, nth: int, happens: Callable[[], object]) -> None:

@@ -474,9 +474,6 @@ async def test_a_tls_server_that_hangs_is_left_for_good(tmp_path: Path) -> None:
             await asyncio.sleep(0.02)
 
 
-# ---- Sentinel
-
-
 async def test_an_address_that_stands_for_another_server_is_asked_anew(tmp_path: Path) -> None:
     """As a name or a virtual address does after a failover, while the old primary lives on."""
     with (
@@ -497,6 +494,9 @@ async def test_an_address_that_stands_for_another_server_is_asked_anew(tmp_path:
             await link.run(("SET", b"key", b"value"))
             with redis.Redis.from_url(new.url) as client:
                 assert client.dbsize() == 1
+
+
+# ---- Sentinel
 
 
 @pytest.fixture(scope="module")

@@ -528,6 +528,3 @@ async def test_a_burst_of_readers_waits_its_turn(here: Site) -> None:
     assert most <= 8
     # Those that waited are granted the wait, which is this daemon's.
     assert max(each.seconds for each in allowances) > min(each.seconds for each in allowances)
-
-
-# A server that fails

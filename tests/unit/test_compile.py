@@ -61,9 +61,6 @@ async def test_an_artifact_stored_while_its_job_waited_is_not_compiled_again(rig
     assert rig.engines.compiles == 1
 
 
-# What Compile and Load refuse for want of room, and what waiting calls hold
-
-
 async def refused_hits(rig: Rig, **fields: object) -> str:
     async def call() -> None:
         await rig.compiler.compile(Request(hits_only=True, **fields))  # type: ignore[arg-type]
@@ -82,6 +79,9 @@ async def test_a_caller_for_hits_alone_joins_no_flight(rig: Rig) -> None:
     assert await refused_hits(rig, sha256=sha256) == "compile"
     rig.engines.release.set()
     await other
+
+
+# What Compile and Load refuse for want of room, and what waiting calls hold
 
 
 def sized(number: int, size_bytes: int = 60) -> bytes:

@@ -151,9 +151,6 @@ def test_a_stranger_is_named_and_what_to_do() -> None:
 # --- no mutation of a stored value, whoever computes its digests ------------------------
 
 
-# --- stamps ---------------------------------------------------------------------------------
-
-
 def test_no_value_is_accepted_under_another_key() -> None:
     for one, key in ((ONE, OTHER.key), (OTHER, ONE.key)):
         assert _cause(SEALER.verify(one, key)) == "mismatch"
@@ -162,6 +159,9 @@ def test_no_value_is_accepted_under_another_key() -> None:
         spec = replace(one.spec, fingerprint=key.fingerprint)
         moved = replace(one, module_sha256=key.module_sha256, spec=spec)
         assert not accepted(moved, key)
+
+
+# --- stamps ---------------------------------------------------------------------------------
 
 
 def test_a_stamp_names_its_key_and_is_no_other_messages() -> None:

@@ -67,9 +67,3 @@ async def test_an_end_in_the_middle_of_a_frame_is_an_end(cut: int) -> None:
     """An engine may be killed at any moment, and how it ended tells why."""
     report = await report_of(CONFIGURED + ARTIFACT[:cut])
     assert report == JobReport(configured=True)
-
-
-# What a job answers fits into its frame, whatever names the module has
-
-
-# Frames: whole or not at all, and never longer than allowed

@@ -121,9 +121,6 @@ async def refusal(task: asyncio.Task[Any]) -> WasmkilnError:
     return failure.value
 
 
-# --- Turns ---------------------------------------------------------------------------------
-
-
 # --- A full queue --------------------------------------------------------------------------
 
 
@@ -182,9 +179,6 @@ async def test_bytes_are_bounded_too_and_whoever_holds_most_yields() -> None:
     task = alone.ask(A, size=1000)
     await settled()
     assert not task.done()
-
-
-# --- What ends early, and what does not -----------------------------------------------------
 
 
 # --- What needs no worker any more ---------------------------------------------------------

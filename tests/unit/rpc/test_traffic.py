@@ -270,9 +270,6 @@ async def test_a_message_that_cannot_be_cut_is_refused_where_there_is_no_room() 
     await rig.close()
 
 
-# Artifacts that are being sent
-
-
 async def test_a_probe_waits_for_no_other_question() -> None:
     over, began = asyncio.Event(), Counter[str]()
     entry = Entry(
@@ -307,6 +304,9 @@ class Quick(Context):
 
     async def read(self) -> bytes:
         return b""
+
+
+# Artifacts that are being sent
 
 
 async def test_an_artifact_counts_for_a_caller_that_it_is_sent_to() -> None:

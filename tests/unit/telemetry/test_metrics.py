@@ -178,9 +178,6 @@ def test_a_folder_for_several_processes_gets_no_files(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-# The last compiles
-
-
 # One series of durations
 
 
