@@ -14,6 +14,7 @@ from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.flights import WaitBudget, Waiter
 from wasmkilnd.model import CacheKey, Origin
 
+from tests.doubles.until import until
 from tests.unit.services import CORE, A, Rig, refused
 
 
@@ -91,9 +92,7 @@ def sized(number: int, size_bytes: int = 60) -> bytes:
 
 async def working(rig: Rig, compiles: int, validating: int) -> None:
     """Return once the engines do so much."""
-    async with asyncio.timeout(60):
-        while (rig.engines.compiles, rig.engines.validating) != (compiles, validating):  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await until(lambda: (rig.engines.compiles, rig.engines.validating) == (compiles, validating))
 
 
 async def test_the_modules_of_all_work_under_way_have_one_limit(rig: Rig) -> None:

@@ -10,7 +10,7 @@ import shutil
 import stat
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from tests.contract.sealing import sealer
 from tests.contract.values import artifact as unsigned
 from tests.contract.values import same
 from tests.doubles.notes import Notes
+from tests.doubles.until import until
 from tests.faults_host.stores import tidied
 
 SEALER = sealer()
@@ -275,12 +276,6 @@ async def test_an_entry_that_cannot_be_removed_keeps_no_other_from_making_room(
         with pytest.raises(TierUnavailable, match="cannot make room"):
             await tier.put(goes)
         assert tier.usage().bytes <= 250_000
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not is_so():  # noqa: ASYNC110 - another thread does it
-            await asyncio.sleep(0.01)
 
 
 async def test_a_disk_that_hangs_holds_up_neither_start_nor_end(

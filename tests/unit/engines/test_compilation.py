@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -30,6 +30,7 @@ from wasmkilnd.model import (
 )
 
 from tests.doubles.notes import Notes
+from tests.doubles.until import until
 
 HOST = "x86_64-unknown-linux-gnu"
 LIMITS = Limits(1000, 1000, 30, 60, 8192, 10, 10_000)
@@ -190,13 +191,6 @@ async def test_settings_that_switch_a_feature_off_hide_no_mistake() -> None:
 
 
 # --- What a refused module costs the other engines ----------------------------------------
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait until ``condition`` holds."""
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - any condition
-            await asyncio.sleep(0.001)
 
 
 async def test_a_second_opinion_is_a_job_of_the_same_callers_with_little_time() -> None:
