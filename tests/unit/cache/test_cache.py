@@ -93,6 +93,37 @@ async def test_the_nearest_tier_is_asked_first_and_memory_keeps_what_is_found(
     assert tiers.near.artifacts_of(one.module_sha256) == [one]
 
 
+async def test_a_put_is_in_memory_at_once_and_in_the_others_later(tiers: Tiers) -> None:
+    one, wasm = artifact(1), module(1)
+    assert await tiers.cache.get_module(wasm.sha256, WaitBudget()) is None
+    tiers.far.gate.clear()
+    tiers.host.gate.clear()
+    tiers.cache.put(one)
+    tiers.cache.put(wasm)
+    assert tiers.near.get(one.key) is one
+    assert tiers.cache.remote_status("redis").pending_writes == 2
+    waiting = asyncio.create_task(tiers.cache.redis_writes.settled(one.key))
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    tiers.far.gate.set()
+    tiers.host.gate.set()
+    await tiers.cache.flush(5)
+    await asyncio.wait_for(waiting, 5)
+    assert tiers.far.kept.get(one.key) is tiers.host.kept.get(one.key) is one
+    assert tiers.far.kept.get(wasm.sha256) is wasm
+    assert tiers.host.gets == 1  # It has no modules.
+    # What Redis has fills the host store, and is not written there again.
+    await tiers.near.evict(EvictScope())
+    await tiers.host.kept.evict(EvictScope())
+    asked = tiers.far.gets
+    assert await tiers.get(one.key) == (one, Origin.REDIS)
+    for _ in range(2):
+        assert await tiers.cache.get_module(wasm.sha256, WaitBudget()) is wasm
+    await tiers.cache.flush(5)
+    assert tiers.host.kept.get(one.key) is one
+    assert tiers.far.gets == asked + 2
+
+
 @pytest.mark.parametrize("leave", [1, 20], ids=["its first caller leaves", "all leave"])
 async def test_many_callers_look_once_and_the_look_up_goes_on(tiers: Tiers, leave: int) -> None:
     one = artifact()
@@ -128,6 +159,20 @@ async def test_a_tier_that_fails_is_passed_over(tiers: Tiers) -> None:
     assert (gone.artifacts, unreachable) == (1, ["redis", "host_store"])
     status = tiers.cache.remote_status("redis")
     assert (status.up, status.detail, status.dropped_writes) == (False, "down", 1)
+
+
+async def test_one_tier_s_answer_counts_though_the_other_fails(tiers: Tiers) -> None:
+    one, two, three = artifact(1), artifact(2), artifact(3)
+    tiers.host.kept.put(one)
+    tiers.far.kept.put(two)
+    keys = [one.key, two.key, three.key]
+    assert await tiers.missing(*keys) == {three.key}
+    kinds = await tiers.kinds(*keys)
+    assert kinds == dict.fromkeys(keys[:2], Kind.CORE_MODULE)
+    tiers.far.down = True
+    assert await tiers.missing(*keys) == {two.key, three.key}
+    tiers.far.down, tiers.host.down = False, True
+    assert await tiers.missing(*keys) == {one.key, three.key}
 
 
 @pytest.mark.parametrize("what", ["evict", "recheck"])

@@ -12,8 +12,9 @@ from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.rpc import messages
 from wasmkilnd.rpc.messages import CompileCall, keys, reader, to_status
 
+MIB = 1024 * 1024
 MODULES = "/wasmkiln.v1.ModuleService"
-COMPILE = f"{MODULES}/Compile"
+COMPILE, LOAD = f"{MODULES}/Compile", f"{MODULES}/Load"
 DIGEST = "0" * 64
 
 
@@ -34,6 +35,14 @@ def test_a_module_may_come_a_few_times_and_the_last_counts() -> None:
     raw = (b"\x12\x80\x80\x04" + bytes(64 * 1024)) * 8 + b"\x12\x01w"
     assert refusal(COMPILE, nothing_is_built, raw).field == "module"
     assert reader(COMPILE, pb.CompileRequest.FromString)(raw[65_540:]).module == b"w"
+
+
+def test_a_large_module_is_taken_with_all_that_a_request_may_say_besides() -> None:
+    settings = {f"cranelift_setting_{number}": "speed_and_size" for number in range(60)}
+    sent = pb.CompileRequest(module=bytes(5 * MIB), engine="wasmtime", settings=settings)
+    assert reader(COMPILE, pb.CompileRequest.FromString)(sent.SerializeToString()) == sent
+    loading = pb.LoadRequest(module=bytes(5 * MIB), expected_sha256=DIGEST, engine="wasmtime")
+    assert reader(LOAD, pb.LoadRequest.FromString)(loading.SerializeToString()) == loading
 
 
 @pytest.mark.parametrize(
