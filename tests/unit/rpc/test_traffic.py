@@ -217,6 +217,13 @@ async def test_who_holds_as_much_as_it_leaves_free_waits_and_others_do_not() -> 
     assert rig.traffic.receive_bytes == 0
 
 
+async def test_who_waits_too_long_to_be_read_is_refused() -> None:
+    rig = Rig(receive_bytes=8 * MESSAGE, caller_timeout_s=0.1)
+    for _ in range(2):
+        await rig.read(Caller(bytes(MESSAGE)))
+    assert "already hold" in (await refusal_of(rig.read(Caller(b"x")))).message
+
+
 # Answers
 
 
