@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,19 @@ def test_who_resets_its_calls_is_disconnected(proxied: Proxied) -> None:
         flood.run(KINDS["resets"](flood), rate=50_000, seconds=5)
         assert flood.closed.wait(60), "Envoy goes on reading it"
     _assert_served(proxied)
+
+
+@pytest.mark.parametrize("kind", ["pings", "settings"])
+def test_frames_without_calls_hold_nobody_up(proxied: Proxied, kind: str) -> None:
+    """Envoy answers them itself, and closes the connection only if the answers are not read."""
+    with Flood(proxied.address) as flood:
+        frames = KINDS[kind](flood)
+        sending = {"rate": 50_000, "seconds": 5}
+        sender = threading.Thread(target=flood.run, args=(frames,), kwargs=sending)
+        sender.start()
+        while sender.is_alive():
+            _assert_served(proxied)
+        sender.join()
 
 
 def test_connections_of_strangers_are_bounded(proxied: Proxied) -> None:
