@@ -22,6 +22,9 @@ PID = 4711
 KILL, ALLOW = 0x80000000, 0x7FFF0000
 EPERM, ENOSYS = 0x50000 | errno.EPERM, 0x50000 | errno.ENOSYS
 
+THREAD = 0x3D0F00  # glibc's pthread_create
+VFORK = 0x4111
+
 
 def ask(program: bytes, machine: int, number: int, arguments: Sequence[int] = ()) -> int:
     """Run classic BPF on a system call; return what the filter answers."""
@@ -73,6 +76,33 @@ class TestEachMachine:
         for number in range(600):
             if number not in named:
                 assert ask(program, MACHINES[machine], number) == EPERM
+
+    def test_threads_start_and_processes_do_not(self, machine: str) -> None:
+        assert job(machine, "clone", THREAD) == ALLOW
+        assert job(machine, "clone", THREAD | 0x400000) == ALLOW  # musl's
+        for flags in (17, VFORK, THREAD & ~0x10000, THREAD | 0x10000000, THREAD | 0x20000):
+            assert job(machine, "clone", flags) == KILL
+        assert job(machine, "clone3") == ENOSYS
+
+    def test_it_signals_only_itself(self, machine: str) -> None:
+        assert job(machine, "tgkill", PID, PID, 6) == ALLOW
+        assert job(machine, "tgkill", PID + 1, PID + 1, 6) == KILL
+
+    def test_it_reads_its_own_limits_and_sets_none(self, machine: str) -> None:
+        assert job(machine, "prlimit64", 0, 7, 0, 1) == ALLOW
+        for arguments in ((0, 7, 1, 0), (0, 7, 1 << 32, 0), (1, 7, 0, 1)):
+            assert job(machine, "prlimit64", *arguments) == EPERM
+
+    def test_it_sends_to_its_peer_and_no_address(self, machine: str) -> None:
+        assert job(machine, "sendto", 3, 1, 1, 0, 0, 0) == ALLOW
+        assert job(machine, "sendto", 3, 1, 1, 0, 1, 16) == EPERM
+        assert job(machine, "sendto", 3, 1, 1, 0, 1 << 32, 16) == EPERM
+
+    def test_it_names_threads_and_memory_and_changes_nothing_else(self, machine: str) -> None:
+        assert job(machine, "prctl", 15) == ALLOW
+        assert job(machine, "prctl", 0x53564D41) == ALLOW
+        for option in (1, 4, 8, 22, 38):
+            assert job(machine, "prctl", option) == EPERM
 
     def test_another_architecture_is_deadly(self, machine: str) -> None:
         other = next(code for name, code in MACHINES.items() if name != machine)
