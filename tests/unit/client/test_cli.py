@@ -233,6 +233,7 @@ compile a.wasm --max-artifact-bytes 0
 compile a.wasm --max-artifact-bytes -5
 compile a.wasm --max-artifact-bytes many
 pin add
+quarantine release
 evict --all --engine x --yes
 drain --grace -1
 drain --grace nan

@@ -130,6 +130,13 @@ def test_every_field_lied_about(run: Run, server: LyingServer, command: str, for
     assert len(told) > 1
 
 
+def test_a_second_answer_is_refused(run: Run, server: LyingServer) -> None:
+    server.say("Stats", *[honest.ANSWERS["Stats"].SerializeToString()] * 2)
+    result = run("stats")
+    assert (result.exit_code, problems(result, "text")) == (Exit.REFUSED, [])
+    assert result.stderr == "error: the daemon sent two answers to one call\n"
+
+
 def full(*others: any_pb2.Any) -> bytes:
     """Say that the queue is full for years, behind other details."""
     info = error_details_pb2.ErrorInfo(domain="wasmkiln", reason="COMPILE_QUEUE_FULL")
