@@ -269,6 +269,10 @@ def test_pages(site: Site, over: str) -> None:
         return http.client.HTTPSConnection(host, timeout=60, context=context)
 
     by_certificate = Who("builder", roles=frozenset({"compile"}))
+    if over != "plaintext":
+        plain = http.client.HTTPConnection(host, timeout=60)
+        with closing(plain), pytest.raises((OSError, http.client.HTTPException)):
+            _get(plain, "/healthz", everybody(site))
     with closing(connection()) as line:
         needs = needs_of_pages(line, everybody(site))
     for who in site.callers:
