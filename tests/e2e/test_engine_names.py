@@ -78,18 +78,6 @@ def test_a_name_is_moved_by_the_operator_alone(daemon: Daemon, client: Client) -
     assert '"wasmtime": "wasmtime-49.0.0"' in (daemon.state_dir / "engine-names.json").read_text()
 
 
-def test_a_setting_that_holds_a_new_engine_back_is_named(tmp_path: Path) -> None:
-    state = state_with(tmp_path / "state", OLD, NEW)
-
-    def said(**environ: str) -> str:
-        return engine(state, "install", NEW.replace("-", "=="), **environ).stderr
-
-    held = said(WASMKILN_ENGINE_ALIAS=f"wasmtime={OLD}")
-    assert f"wasmtime goes on to stand for {OLD}: " in held
-    assert "engine_alias" in held
-    assert "goes on to stand" not in said()
-
-
 def test_an_alias_decides_and_follows_a_reload(configured: Configured, client: Client) -> None:
     daemon = configured.daemon
     configured.write(engine_alias=[f"wasmtime={NEW}"])
@@ -154,8 +142,14 @@ def _reason(client: Client, module: bytes, engine_id: str) -> str:
     return ""
 
 
-def test_removing_what_a_name_stands_for_needs_force(tmp_path: Path) -> None:
-    state = state_with(tmp_path / "state", OLD, NEW)
+def test_an_alias_holds_a_new_engine_back_and_removing_what_a_name_stands_for_needs_force(
+    tmp_path: Path,
+) -> None:
+    state, there = state_with(tmp_path / "state", OLD, NEW), NEW.replace("-", "==")
+    held = engine(state, "install", there, WASMKILN_ENGINE_ALIAS=f"wasmtime={OLD}").stderr
+    assert f"wasmtime goes on to stand for {OLD}: " in held
+    assert "engine_alias" in held
+    assert "goes on to stand" not in engine(state, "install", there).stderr
     refused = engine(state, "remove", NEW)
     assert refused.returncode == 1
     assert f"cannot remove {NEW}: it is wasmtime and the default" in refused.stderr
@@ -168,16 +162,6 @@ def test_removing_what_a_name_stands_for_needs_force(tmp_path: Path) -> None:
     ):
         assert _reason(client, wasm.constant(9), OLD) == "ENGINE_REMOVED"
     assert engine(state, "remove", NEW).returncode == 0  # The last one.
-
-
-def test_an_alias_for_nothing_is_refused_at_the_start(tmp_path: Path) -> None:
-    state = state_with(tmp_path / "state", NEW)
-    for command in ("config", "serve"):
-        flags = ("--engine-alias", f"wasmtime={GONE}", "--redis-url", "none")
-        done = run(WASMKILND, command, "--state-dir", state, *flags)
-        assert done.returncode != 0
-        assert f"wasmtime stands for {GONE}, which is not installed" in done.stderr
-        assert f"installed are: {NEW}" in done.stderr
 
 
 def test_installing_says_which_names_stay(daemon: Daemon) -> None:

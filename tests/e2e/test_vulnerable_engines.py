@@ -12,7 +12,7 @@ from wasmkiln import EngineRemoved, EngineUnknown
 from tests.e2e import wasm
 from tests.e2e.daemon import FAILED, Configured, state_with
 from tests.e2e.processes import eventually, workers_of
-from tests.e2e.programs import WASMKILN, WASMKILND, Installed, run
+from tests.e2e.programs import WASMKILN, Installed, run
 from tests.e2e.test_daemon import get
 
 GOOD, BAD = "wasmer-1.1.0", "wasmtime-50.0.1"
@@ -95,19 +95,13 @@ def test_everybody_is_told(engines: Installed, tmp_path: Path) -> None:
         assert warnings(one.reload()) == {BAD: ["TEST-1"]}
         assert one.known() == {GOOD: [], BAD: ["TEST-1"]}
 
-        # A file that cannot be used refuses the reload, and a start.
+        # A file that cannot be used refuses the reload.
         one.advisories.write_text(ROW.replace("winch", "wench"))
         one.write(vulnerable_engines="refuse")
         [refused] = [line for line in one.reload("cannot reload") if line["event"] == FAILED]
         sentence = f"cannot use advisories_file {one.advisories}: advisory 1 compilers 1: "
         assert refused["cause"].startswith(sentence)
         assert one.known() == {GOOD: [], BAD: ["TEST-1"]}
-        for command in ("config", "serve"):
-            words = (command, "--config", one.file, "--state-dir", one.daemon.state_dir)
-            done = run(WASMKILND, *words, "--listen", "127.0.0.1:0", "--admin-listen", "none")
-            assert done.returncode == (2 if command == "config" else 1)
-            assert done.stderr.splitlines()[-1].startswith(f"error: {sentence}")
-            assert "Traceback" not in done.stderr
 
 
 def test_a_release_of_the_built_in_table(engines: Installed, tmp_path: Path) -> None:
