@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from wasmkiln import AttestationInvalid, Client
 
 from tests.e2e import wasm
-from tests.e2e.daemon import ONE_ENGINE, TWO_ENGINES, RedisDaemon, fresh_state
+from tests.e2e.daemon import ONE_ENGINE, RedisDaemon, fresh_state
 from tests.e2e.programs import Installed
 from tests.e2e.signing_keys import KeyDirectory, KeyPair
 from tests.e2e.stored_values import rejected
@@ -29,37 +26,28 @@ def valkey(tmp_path: Path, engines: Installed) -> Iterator[str]:
 KEY = KeyPair()
 
 
-@dataclass(frozen=True)
-class Fleet:
-    """The settings of two daemons, and whether one believes what the other signed.
-
-    A ``*`` in a path stands for the folder of the test.
-    """
-
-    one: Mapping[str, str]
-    two: Mapping[str, str]
-    believes: bool
-    logged: str = ""
-
-
-FLEETS = {
-    "each its own directory": Fleet(
-        {"KEYS_DIR": "*/one/keys"}, {"KEYS_DIR": "*/two/keys"}, False, "WASMKILN_KEYS_DIR"
+# The settings of two daemons, whether one believes what the other signed, and what is logged.
+# A ``*`` in a path stands for the folder of the test.
+Settings = Mapping[str, str]
+FLEETS: dict[str, tuple[Settings, Settings, bool, str]] = {
+    "each its own directory": (
+        *({"KEYS_DIR": "*/one/keys"}, {"KEYS_DIR": "*/two/keys"}),
+        *(False, "WASMKILN_KEYS_DIR"),
     ),
-    "told of no keys": Fleet({}, {}, False, "WASMKILN_SIGNING_KEY"),
-    "a shared directory": Fleet({"KEYS_DIR": "*/shared"}, {"KEYS_DIR": "*/shared"}, True),
-    "a shared key": Fleet({"SIGNING_KEY": KEY.pem}, {"SIGNING_KEY": KEY.pem}, True, KEY.public.id),
-    "a public key": Fleet(
-        {"SIGNING_KEY": KEY.base64}, {"TRUSTED_KEYS": KEY.public.hex}, True, KEY.public.id
+    "told of no keys": ({}, {}, False, "WASMKILN_SIGNING_KEY"),
+    "a shared directory": ({"KEYS_DIR": "*/shared"}, {"KEYS_DIR": "*/shared"}, True, ""),
+    "a shared key": ({"SIGNING_KEY": KEY.pem}, {"SIGNING_KEY": KEY.pem}, True, KEY.public.id),
+    "a public key": (
+        *({"SIGNING_KEY": KEY.base64}, {"TRUSTED_KEYS": KEY.public.hex}),
+        *(True, KEY.public.id),
     ),
 }
 
 
-@pytest.mark.parametrize("name", FLEETS)
+@pytest.mark.parametrize(("one", "two", "believes", "logged"), FLEETS.values(), ids=FLEETS)
 def test_daemons_believe_each_other_as_they_were_told(
-    name: str, tmp_path: Path, valkey: str
+    one: Settings, two: Settings, believes: bool, logged: str, tmp_path: Path, valkey: str
 ) -> None:
-    fleet = FLEETS[name]
     states = [
         fresh_state(tmp_path / each, own_keys=True, engines=ONE_ENGINE) for each in ("one", "two")
     ]
@@ -68,7 +56,7 @@ def test_daemons_believe_each_other_as_they_were_told(
             "WASMKILN_REDIS_URL": valkey,
             **{f"WASMKILN_{key}": text.replace("*", str(tmp_path)) for key, text in given.items()},
         }
-        for given in (fleet.one, fleet.two)
+        for given in (one, two)
     ]
     with (
         RedisDaemon(states[0], environ=environs[0]) as first,
@@ -83,33 +71,15 @@ def test_daemons_believe_each_other_as_they_were_told(
             counted = rejected(second)
             settled(client)
         log = first.log + second.log + first.banner + second.banner
-    assert fleet.logged in log
+    assert logged in log
     lines = [line for line in log.splitlines() if "stored value rejected" in line]
-    if fleet.believes:
+    if believes:
         assert (origins, counted, lines) == ({REDIS}, {}, [])
     else:
         assert (origins, counted) == ({COMPILED}, {"stranger": 4}), "artifacts, and the modules"
         assert KeyDirectory.of(tmp_path / "one").public.id in lines[0]
         assert len(lines) == 1
-    if "SIGNING_KEY" in fleet.two:
+    if "SIGNING_KEY" in two:
         assert not (tmp_path / "one" / "keys").exists()
     for secret in (KEY.base64, KEY.pem.splitlines()[1]):
         assert secret not in log
-
-
-def test_the_first_start_makes_safe_keys_and_the_client_believes_them(
-    engines: Installed, tmp_path: Path
-) -> None:
-    state = fresh_state(tmp_path / "state", own_keys=True, engines=TWO_ENGINES)
-    with RedisDaemon(state, ["--redis-url", "none"]) as daemon:
-        assert stat.S_IMODE((state / "keys").stat().st_mode) == 0o700
-        assert stat.S_IMODE((state / "keys" / "signing.pem").stat().st_mode) == 0o600
-        with Client(daemon.address, trusted_keys=state / "keys" / "trusted") as client:
-            artifact = client.compile(wasm.adder(1), engine="wasmtime")
-            assert artifact.verify().claims.module_sha256 == artifact.header.module_sha256
-            assert artifact.load()
-        with (
-            Client(daemon.address, trusted_keys=KeyPair().public.hex) as client,
-            pytest.raises(AttestationInvalid, match="not trusted"),
-        ):
-            client.compile(wasm.adder(1), engine="wasmtime")

@@ -128,21 +128,6 @@ def test_a_new_client_of_the_process_refuses_a_file_by_a_key_that_was_revoked_si
     assert not is_there()
 
 
-@pytest.mark.parametrize("since_ms", [1, 4_102_444_800_000], ids=["1970", "2100"])
-def test_a_dated_revocation_of_0_6_0_counts_as_undated(
-    tmp_path: Path, valkey: str, since_ms: int
-) -> None:
-    fleet = Fleet(tmp_path, valkey, "old", "new")
-    with fleet.start("old") as old, old.client() as client:
-        client.compile(wasm.adder(1))
-        settled(client)
-    fleet.stores["new"].revoke_since(fleet.id_of("old"), since_ms)
-    with fleet.start("new") as new, new.client() as client:
-        assert client.compile(wasm.adder(1)).header.origin == COMPILED
-        assert signer(client, 1) == fleet.id_of("new")
-        assert rejected(new) == {"revoked": 2}, "the artifact, and the module"
-
-
 def test_a_daemon_that_shares_its_directory_needs_to_be_told_of_nothing(
     tmp_path: Path, valkey: str
 ) -> None:
