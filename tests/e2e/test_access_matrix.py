@@ -14,15 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
-from google.protobuf import descriptor_pb2
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.e2e.bearers import Metadata, add_token, bearer, reason_of, token_command
 from tests.e2e.daemon import ONE_ENGINE, Daemon, state_with
+from tests.e2e.grpcurl import Grpcurl
 from tests.e2e.over_tls import TlsSite
 from tests.e2e.programs import Installed
 from tests.web_tokens import TestIssuer, jwt_table
@@ -191,31 +189,16 @@ def table(who: Who) -> Mapping[str, str]:
 
 
 def test_every_rpc_has_a_row_and_no_other_has(site: Site) -> None:
-    assert set(RPCS) == set(rpcs_of(site.plain, everybody(site).metadata))
+    headers = (f"{key}: {value}" for key, value in everybody(site).metadata)
+    grpcurl = Grpcurl(site.plain.addresses[0], *headers)
+    listed = [grpcurl("list", service) for service in grpcurl("list").stdout.split()]
+    methods = [method for each in listed for method in each.stdout.split()]
+    assert sorted(RPCS) == sorted("/{0}/{2}".format(*each.rpartition(".")) for each in methods)
 
 
 def everybody(site: Site) -> Who:
     """Return the caller with all roles."""
     return next(who for who in site.callers if who.name == "all")
-
-
-def rpcs_of(daemon: Daemon, metadata: Metadata) -> Iterator[str]:
-    """Yield each RPC of the services that reflection lists, from their descriptors."""
-    asked = reflection_pb2.ServerReflectionRequest
-    with grpc.insecure_channel(daemon.addresses[0]) as channel:
-        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
-
-        def answer(request: Any) -> Any:
-            [found] = stub.ServerReflectionInfo(iter([request]), timeout=60, metadata=metadata)
-            return found
-
-        for listed in answer(asked(list_services="")).list_services_response.service:
-            found = answer(asked(file_containing_symbol=listed.name)).file_descriptor_response
-            for content in found.file_descriptor_proto:
-                file = descriptor_pb2.FileDescriptorProto.FromString(content)
-                for service in file.service:
-                    if f"{file.package}.{service.name}" == listed.name:
-                        yield from (f"/{listed.name}/{method.name}" for method in service.method)
 
 
 @pytest.mark.parametrize("over", ["plaintext", "TLS"])

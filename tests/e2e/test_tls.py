@@ -8,12 +8,12 @@ from pathlib import Path
 
 import grpc
 import pytest
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from wasmkiln.v1 import admin_service_pb2 as admin_pb
 from wasmkiln.v1.admin_service_pb2_grpc import AdminServiceStub
 
 from tests.authority import DAY, Authority
 from tests.e2e.daemon import ONE_ENGINE, Daemon, state_with
+from tests.e2e.grpcurl import Grpcurl
 from tests.e2e.over_tls import TlsSite, ask, openssl
 
 # Of root any group, of others one of their own.
@@ -51,11 +51,7 @@ def _port(address: str) -> str:
 
 def _reflected(address: str) -> set[str]:
     """Return the services that reflection lists at a Unix socket."""
-    with grpc.insecure_channel(address) as channel:
-        asked = reflection_pb2.ServerReflectionRequest(list_services="")
-        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
-        [answer] = stub.ServerReflectionInfo(iter([asked]), timeout=20)
-    return {service.name for service in answer.list_services_response.service}
+    return {*Grpcurl(address.removeprefix("unix:"), flags=["-unix"])("list").stdout.split()}
 
 
 def _is_refused(channel: grpc.Channel) -> bool:
