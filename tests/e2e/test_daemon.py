@@ -135,21 +135,3 @@ def test_health_the_log_of_a_call_and_garbage(daemon: Daemon, client: Client) ->
     assert line["event"] == "call"
     assert line["request_id"]
     assert line["duration_ms"] > 0
-
-
-def test_a_limit_on_descriptors_that_is_too_low_is_told(state_dir: Path) -> None:
-    """The daemon serves all the same, and says what to do."""
-    flags = ["--workers", "1", "--redis-url", "none"]
-    with Daemon(state_dir, flags, command=["prlimit", "--nofile=700:700", WASMKILND]) as daemon:
-        with daemon.client() as client:
-            assert client.compile(wasm.adder(41), engine="wasmtime").header.size_bytes
-        [said] = [
-            line
-            for line in map(json.loads, list(daemon.log_lines))
-            if line["event"] == "too few file descriptors"
-        ]
-    assert (said["level"], said["allowed"]) == ("warning", 700)
-    assert said["needed"] > 1024 + 512
-    # What each address gets instead, so that jobs have theirs.
-    assert 16 <= said["max_connections"] < 100
-    assert "max_connections" in said["advice"]
