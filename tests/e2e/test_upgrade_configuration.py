@@ -1,15 +1,15 @@
 """All that 0.6.0 could be told, told to the program under test.
 
 What a release reads comes from the release itself, and what the program under test reads from that:
-the tests compare sets, and hold whichever settings come and go. Each setting of the release is one
-still, or is refused with a sentence that says what to do; so is each key of its policy file.
+the test compares sets, and holds whichever settings come and go. Each setting of the release is one
+still, or is refused with a sentence that says what to do. Quotas that went are named in
+tests/unit/access/test_policy_file.py.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,6 @@ pytestmark = pytest.mark.timeout(900)
 
 ENGINE = "wasmtime-50.0.1"
 GONE = re.compile(r"(\w+) in (?:file .+?|the \w+(?: \w+)?) is no longer a setting: (.+)")
-OF_POLICY = re.compile(r"cannot use policy .+?: quota small (\w+): (.+)")
 AT_RANDOM = ("--listen", "127.0.0.1:0", "--admin-listen", "none", "--redis-url", "none")
 
 # What an operator of the release may have set, as far as it can be set on any machine.
@@ -94,11 +93,6 @@ class Answer:
         """What to do, by the name of each setting that is gone."""
         return {found[1]: found[2] for line in self.lines if (found := GONE.search(line))}
 
-    @property
-    def quotas(self) -> dict[str, str]:
-        """What to do, by each quota of the policy that is gone."""
-        return {found[1]: found[2] for line in self.lines if (found := OF_POLICY.search(line))}
-
 
 @pytest.fixture(scope="module")
 def old() -> Release:
@@ -133,16 +127,6 @@ def values_of(program: str, *words: str) -> dict[str, Any]:
     told = ask(program, "config", "--json", *words)
     assert told.code == 0, told.lines
     return {name: row["value"] for name, row in json.loads(told.out).items()}
-
-
-def policy_of(old: Release) -> tuple[str, dict[str, Any]]:
-    """Return the rules that the release documents, and its table of a quota with every key."""
-    pages = old.folder / "source" / "docs" / "reference"
-    rules, quota = (
-        re.findall(r"^```toml\n(.*?)^```$", (pages / page).read_text(), re.MULTILINE | re.DOTALL)[0]
-        for page in ("policy.md", "quotas.md")
-    )
-    return rules.partition("[quota.small]")[0], tomllib.loads(quota)["quota"]["small"]
 
 
 def check_sentences(advice: Iterable[str]) -> None:
@@ -183,34 +167,3 @@ def test_every_setting_is_one_still_or_refused_with_what_to_do(
         assert told.code == 2
         assert told.settings.keys() == names
         check_sentences(told.settings.values())
-
-
-def test_every_quota_is_one_still_or_refused_with_what_to_do(
-    old: Release, state: Path, tmp_path: Path
-) -> None:
-    policy = tmp_path / "policy.toml"
-    words = ("--state-dir", str(state), *AT_RANDOM, "--policy-file", str(policy))
-    rules, quota = policy_of(old)
-    assert len(quota) > 5
-
-    def with_quota(table: Mapping[str, Any]) -> None:
-        policy.write_text(f"{rules}[quota.small]\n{as_toml(table)}")
-
-    with_quota(quota)
-    accepted = ask(old.wasmkilnd, "config", *words)
-    assert accepted.code == 0, accepted.lines
-
-    told = ask(WASMKILND, "config", *words)
-    assert told.code == 2
-    assert told.quotas
-    assert len(told.lines) == len(told.quotas), "something else is refused"
-    check_sentences(told.quotas.values())
-    assert ask(WASMKILND, "serve", *words).lines[-len(told.lines) :] == told.lines
-
-    kept = {name: value for name, value in quota.items() if name not in told.quotas}
-    for sentence in told.quotas.values():
-        if instead := re.search(r"write (\w+) instead", sentence):
-            kept[instead[1]] = 60
-    with_quota(kept)
-    mended = ask(WASMKILND, "config", *words)
-    assert mended.code == 0, mended.lines
