@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import time
@@ -78,8 +77,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         file = tls.authority.folder / f"{name}.token"
         file.touch(0o600)
         file.write_text(text)
-    socket = f"unix:{tls.authority.folder}/kiln.sock"
-    flags = tls.flags("--token-listen", "127.0.0.1:0", "--listen", socket)
+    flags = tls.flags("--token-listen", "127.0.0.1:0")
     with Daemon(state, flags) as daemon:
         time.sleep(1)  # The expired one may have been made just now.
         yield Site(tls.authority.folder, tls, daemon)
@@ -146,18 +144,6 @@ def test_an_example(site: Site, example: str) -> None:
         return
     assert done.returncode == 0, done.stderr
     assert ("wasmkiln_" if "curl --" in example else identity(example)) in done.stdout
-
-
-def test_a_unix_socket_needs_nothing(site: Site) -> None:
-    socket = f"unix:{site.folder}/kiln.sock"
-    done = site.run(["wasmkiln", "--address", socket, "whoami", "--json"])
-    assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout)
-    assert answer["identity"] == socket
-    assert set(answer["roles"]) == {"read", "compile", "admin", "metrics"}
-    # A token counts before the socket.
-    done = site.run(["wasmkiln", "--address", socket, "--token-file", "reader.token", "whoami"])
-    assert "token:reader" in done.stdout
 
 
 @pytest.mark.npm

@@ -19,7 +19,7 @@ from wasmkiln import Artifact
 from tests.e2e import wasm
 from tests.e2e.daemon import TWO_ENGINES, RedisDaemon, fresh_state
 from tests.e2e.processes import embedded, eventually
-from tests.e2e.programs import WASMKILND, Installed
+from tests.e2e.programs import WASMKILND, Installed, without_settings
 from tests.e2e.signing_keys import KeyDirectory
 from tests.e2e.stored_values import flipped, names_of, value_of
 from tests.e2e.test_cache import REDIS, settled
@@ -41,9 +41,8 @@ class Site:
     @property
     def environ(self) -> dict[str, str]:
         """The environment of daemons and tools, without what the user of the tests has set."""
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith("WASMKILN_")}
         url = {"WASMKILN_REDIS_URL": self.url} if self.url else {}
-        return {**inherited, **url, "WASMKILN_STATE_DIR": str(self.state)}
+        return {**without_settings(), **url, "WASMKILN_STATE_DIR": str(self.state)}
 
     @property
     def keys(self) -> KeyDirectory:
