@@ -146,9 +146,27 @@ def test_an_example(site: Site, example: str) -> None:
     assert ("wasmkiln_" if "curl --" in example else identity(example)) in done.stdout
 
 
+# What Node's users read when the daemon's certificate is for another host.
+ANOTHER_HOST = """
+const { Client } = require('wasmkiln')
+const tls = { ca: 'ca.pem', serverName: 'kiln.example.org' }
+const kiln = new Client(process.env.ADDRESS, { tls, timeoutMs: 20_000 })
+kiln.capabilities().catch((error) => console.log(`${error.reason}: ${error.message}`))
+  .finally(() => kiln.close())
+"""
+READ = (
+    r"CONNECTION_FAILED: no daemon answers at \S+ \(.*does not match certificate's altnames.*\): .*"
+    r", or check the address and tls\n"
+)
+
+
 @pytest.mark.npm
-def test_the_example_for_node(site: Site) -> None:
+def test_node(site: Site) -> None:
     [example] = blocks("js")
-    modules = str(node_package().folder / "node_modules")
-    done = site.run(["node", "-e", here(site, example)], {"NODE_PATH": modules})
-    assert (done.returncode, done.stdout) == (0, "token:ci\n"), done.stderr
+    environ = {
+        "ADDRESS": site.for_tokens,
+        "NODE_PATH": str(node_package().folder / "node_modules"),
+    }
+    for program, printed in ((here(site, example), "token:ci\n"), (ANOTHER_HOST, READ)):
+        done = site.run(["node", "-e", program], environ)
+        assert re.fullmatch(printed, done.stdout), done.stdout + done.stderr

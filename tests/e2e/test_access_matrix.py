@@ -258,12 +258,14 @@ def test_pages(site: Site, over: str) -> None:
             _get(plain, "/healthz", everybody(site))
     with closing(connection()) as line:
         needs = needs_of_pages(line, everybody(site))
+    status_of = {"": 200, MISSING: 401, INVALID: 401}
     for who in site.callers:
         known = over == "TLS with a certificate" and who.refused == MISSING
+        caller = by_certificate if known else who
+        expected = {page: status_of.get(caller.verdict(need), 403) for page, need in needs.items()}
+        expected["/none"] = 401 if caller.refused else 403
         with closing(connection()) as line:
-            assert pages(line, who, needs) == statuses(by_certificate if known else who, needs), (
-                who.name
-            )
+            assert {page: _get(line, page, who)[0] for page in expected} == expected, who.name
 
 
 def needs_of_pages(line: http.client.HTTPConnection, who: Who) -> Mapping[str, Need]:
@@ -285,17 +287,3 @@ def _get(line: http.client.HTTPConnection, page: str, who: Who) -> tuple[int, st
     if answer.will_close:
         line.close()
     return answer.status, text
-
-
-def pages(
-    line: http.client.HTTPConnection, who: Who, needs: Mapping[str, Need]
-) -> Mapping[str, int]:
-    """Return the status of each page, and of one that is none."""
-    return {page: _get(line, page, who)[0] for page in (*needs, "/none")}
-
-
-def statuses(who: Who, needs: Mapping[str, Need]) -> Mapping[str, int]:
-    """Return the statuses by the table."""
-    of = {"": 200, MISSING: 401, INVALID: 401}
-    rows = {page: of.get(who.verdict(need), 403) for page, need in needs.items()}
-    return {**rows, "/none": 401 if who.refused else 403}
