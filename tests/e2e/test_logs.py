@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,11 @@ import pytest
 from wasmkiln.v1 import module_service_pb2 as pb
 
 from tests.e2e.callers import Caller
-from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
+from tests.e2e.daemon import Daemon
 from tests.e2e.processes import eventually
 
 MIB = 2**20
 LONGEST = 64 * 1024
-
-
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    state = fresh_state(tmp_path_factory.mktemp("state"), engines=ONE_ENGINE)
-    with Daemon(state, ("--workers", "1")) as running:
-        yield running
 
 
 def lines(daemon: Daemon) -> list[dict[str, Any]]:
@@ -35,8 +28,7 @@ def lines(daemon: Daemon) -> list[dict[str, Any]]:
     return [json.loads(line) for line in daemon.log.splitlines()]
 
 
-def test_a_line_does_not_grow_with_what_a_caller_sends(daemon: Daemon) -> None:
-    before = len(daemon.log_lines)
+def test_a_line_does_not_grow_with_what_a_caller_sends(lean_state_dir: Path) -> None:
     module = b"\0asm\1\0\0\0"
     large = (
         pb.CompileRequest(module=module, engine="a" * 15 * MIB),
@@ -44,16 +36,16 @@ def test_a_line_does_not_grow_with_what_a_caller_sends(daemon: Daemon) -> None:
         pb.CompileRequest(module=module, settings={"k" * MIB: "v" * MIB}),
         pb.CompileRequest(sha256="f" * MIB),
     )
-    with Caller(daemon) as caller:
+    with Daemon(lean_state_dir, ("--workers", "1")) as daemon, Caller(daemon) as caller:
         for request in large:
             with pytest.raises(grpc.RpcError):
                 list(caller.stub.Compile(request, timeout=30))
 
-    def told() -> bool:
-        return len([one for one in lines(daemon) if one["event"] == "call"]) == len(large)
+        def told() -> bool:
+            return len([one for one in lines(daemon) if one["event"] == "call"]) == len(large)
 
-    eventually(told, "a call has no line")
-    assert max(map(len, daemon.log_lines[before:])) < LONGEST
+        eventually(told, "a call has no line")
+        assert max(map(len, daemon.log_lines)) < LONGEST
 
 
 def test_what_native_libraries_print_comes_as_it_is(lean_state_dir: Path) -> None:
