@@ -133,8 +133,3 @@ def in_sentences(page: str) -> list[str]:
     text = _FENCED.sub("", (DOCS / page).read_text())
     text = text.replace("\\|", "|")  # as in tables
     return [" ".join(each.split()) for each in _IN_TEXT.findall(text) if "[" not in each]
-
-
-def test_commands_that_do_not_exist_are_found() -> None:
-    text = "wasmkiln compile x.wasm --fats\nA=b bin/wasmkilnd cash ls | wasmkilnd keys --no\n"
-    assert [unknown(words) for words in commands(text)] == [["--fats"], ["cash", "ls"], ["--no"]]

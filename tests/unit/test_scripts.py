@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import licences, publish, reference, release, site, version
+from scripts import licences, publish, release, site, version
 from tests.architecture.test_locks import locked
 
 ROOT = version.ROOT
@@ -96,10 +96,6 @@ def test_an_engine_in_an_example_has_the_version_of_its_id() -> None:
 
 
 # --- releases ----------------------------------------------------------------------------------
-
-
-def test_what_is_ready_has_no_problem(tree: Path) -> None:
-    assert list(publish.Release(tree).problems()) == []
 
 
 @pytest.mark.parametrize(
@@ -217,13 +213,6 @@ def test_a_refusal_of_a_licence_says_what_to_do(name: str, licence: str, says: s
     assert bool(why) == bool(says)
 
 
-def test_the_report_has_the_texts() -> None:
-    package = licences.Package("daemon", "x", "1.2", "MIT", ("Permission is hereby granted",))
-    text = licences.report([package])
-    assert "| x | 1.2 | MIT | daemon |" in text
-    assert "## x 1.2\n\n```text\nPermission is hereby granted\n```\n" in text
-
-
 @pytest.mark.parametrize(
     ("does", "passes", "says"),
     [
@@ -250,20 +239,6 @@ def test_an_audit_fails_for_what_is_known_and_is_skipped_without_data(
 # --- the site ----------------------------------------------------------------------------------
 
 
-def test_what_is_generated_tells_of_each_command_and_rpc() -> None:
-    pages = reference.pages()
-    told = {name: re.findall("^## (.+)$", text, re.MULTILINE) for name, text in pages.items()}
-    assert {"wasmkiln compile", "wasmkiln pin add"} <= {*told["wasmkiln.md"]}
-    assert {"wasmkilnd serve", "wasmkilnd engine install"} <= {*told["wasmkilnd.md"]}
-    assert {"ModuleService", "Compile", "LoadRequest"} <= {*told["proto-module-service.md"]}
-    assert "  string engine = 3;\n" in pages["proto-module-service.md"]
-    assert {"Evict", "EvictRequest", "Tier"} <= {*told["proto-admin-service.md"]}
-    assert {"ArtifactHeader", "Engine"} <= {*told["proto-types.md"]}
-    # What every command takes is told once, and settings have a page of their own.
-    assert pages["wasmkiln.md"].count("--token-file") == 1
-    assert pages["wasmkilnd.md"].count("--redis-url") < 5
-
-
 def test_what_leads_nowhere_or_elsewhere_is_found(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     good = '<a href="https://example.org/">out</a><img src="b/there.svg"><p>url(//no</p>'
@@ -279,16 +254,3 @@ def test_what_leads_nowhere_or_elsewhere_is_found(tmp_path: Path) -> None:
         "a.html: shows b/gone.svg",
         "s.css: shows https://fonts.example.org/x.woff2",
     ]
-
-
-def test_links_fit_a_page_s_place_on_the_site() -> None:
-    go = ROOT / "client" / "go" / "README.md"
-    text = site.relinked(go, "how-to/go.md", site.sources())
-    assert "](verify.md)" in text
-    assert "](../reference/errors.md)" in text
-    assert "../../docs" not in text
-    # A link to a file that is no page becomes its name.
-    install = ROOT / "docs" / "how-to" / "install.md"
-    text = site.relinked(install, "how-to/install.md", site.sources())
-    assert "`deploy/README.md`" in text
-    assert "](../../deploy" not in text
