@@ -21,7 +21,15 @@ from wasmkilnd.commands.cache import BadValuesFound
 from wasmkilnd.model import CHUNK_BYTES, Artifact, ExternType, Module
 from wasmkilnd.signing.sealer import Sealer
 
-from tests.contract.cache_command import MODULE, SEALER, STRANGER, WASMER, Command, row_of
+from tests.contract.cache_command import (
+    MODULE,
+    SEALER,
+    STRANGER,
+    WASMER,
+    Command,
+    removed,
+    row_of,
+)
 from tests.contract.sealing import THEIRS
 from tests.contract.values import artifact, module
 from tests.doubles.shelf import name_of
@@ -88,6 +96,11 @@ def test_a_row_says_what_there_is_to_say(cache: Command, server: redis.Redis) ->
     assert rows[2] == expected | {"changed_settings": {"consume_fuel": "true"}}
     assert 3 * 86400 < rows[2]["expires_in_s"] < 3 * 86400 + 3631
     assert cache.rows("--engine", "wasm") == []
+    rows = cache.rows()
+    assert [row["module"] for row in rows] == sorted(row["module"] for row in rows)
+    total = json.loads(cache.good("ls", "--totals", "--json").stdout)["total"]
+    for size in ("raw_bytes", "stored_bytes"):
+        assert total[size] == sum(row[size] for row in rows)
     server.set(name_of(MODULE), flipped(VALUES[name_of(MODULE)], -1))
     [forged, *_] = cache.rows("--module", MODULE.sha256)
     assert (forged["trust"], forged["raw_bytes"], forged["unreadable"]) == ("forged", 100, None)
@@ -138,7 +151,23 @@ def test_a_namespace_has_its_own_values(cache: Command, server: redis.Redis) -> 
     assert [*values_in(server)] == [theirs]
 
 
+def test_what_is_pinned_stays_unless_that_is_asked_for(cache: Command, server: redis.Redis) -> None:
+    server.persist(name_of(MODULE))
+    gone = removed(cache.good("rm", "--all", "--yes", "--json"))
+    assert (gone["artifacts"], gone["modules"], gone["pinned"]) == (0, 1, 3)
+    assert {*values_in(server)} == {*VALUES} - {name_of(LARGE)}
+    told = cache.good("rm", "--module", MODULE.sha256[:12], "--pinned").stdout
+    assert "removed: artifacts=2, modules=1, bytes=" in told
+    assert cache.rows() == []
+
+
 # ---- Scrub
+
+
+def test_a_scrub_with_the_wrong_keys_deletes_nothing(cache: Command, server: redis.Redis) -> None:
+    findings, _ = cache.scrub(WASMKILN_TRUSTED_KEYS=THEIRS.public.hex)
+    assert {(each["cause"], each["deleted"]) for each in findings.values()} == {("stranger", False)}
+    assert values_in(server) == VALUES
 
 
 def test_each_kind_of_fraud_is_named(cache: Command, server: redis.Redis) -> None:
