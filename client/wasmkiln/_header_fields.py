@@ -11,14 +11,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from wasmkiln._source import identify
 from wasmkiln._untrusted import quoted
 from wasmkiln.errors import ArtifactMismatch
 from wasmkiln.shared import FAST_SETTINGS, UNHASHED_DEFAULTS, engine_id
 from wasmkiln.v1.module_service_pb2 import CompileRequest
 
 if TYPE_CHECKING:
+    from wasmkiln._source import Source
     from wasmkiln.v1.types_pb2 import ArtifactHeader, Kind
 
 
@@ -28,7 +30,7 @@ _INLINE_LIMIT_BYTES = 65_536
 
 @dataclass
 class Call:
-    """What the caller of a compile asked for; "" stands for the daemon's default."""
+    """A module that a caller asks for, by when; "" stands for the daemon's default."""
 
     module_sha256: str
     kind: Kind | None
@@ -38,6 +40,10 @@ class Call:
     cpu: str = ""
     settings: Mapping[str, str] = field(default_factory=dict)
     accept_fast: bool = False
+    source: Source = ""
+    module: bytes | None = None
+    into: Any = None
+    """The engine that loads it."""
 
     @cached_property
     def request(self) -> CompileRequest:
@@ -54,6 +60,17 @@ class Call:
             inline_limit_bytes=_INLINE_LIMIT_BYTES,
             accept_fast=self.accept_fast,
         )
+
+    def read(self) -> bytes | None:
+        """Return the module's bytes; None for a digest. Raise OSError if they changed."""
+        if self.module is not None:
+            return self.module
+        sha256, module, _ = identify(self.source, with_bytes=True)
+        if sha256 != self.module_sha256:
+            raise OSError(
+                f"the file of module {self.module_sha256} changed during a call: ask again"
+            )
+        return module
 
 
 def check(call: Call, header: ArtifactHeader) -> None:

@@ -140,7 +140,7 @@ def test_a_file_that_changes_meanwhile_is_told(
             file.write_bytes(ADDER)
         return identify(source, with_bytes=with_bytes)
 
-    monkeypatch.setattr("wasmkiln.client.identify", changed_first)
+    monkeypatch.setattr("wasmkiln._header_fields.identify", changed_first)
     client = host.asking()
     with pytest.raises(OSError, match="changed during a call: ask again"):
         client.module(file)
