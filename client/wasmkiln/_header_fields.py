@@ -21,7 +21,7 @@ from wasmkiln.v1.module_service_pb2 import CompileRequest
 
 if TYPE_CHECKING:
     from wasmkiln._source import Source
-    from wasmkiln.v1.types_pb2 import ArtifactHeader, Kind
+    from wasmkiln.v1.types_pb2 import Kind
 
 
 # A daemon puts no larger artifact into its header's message; see module_service.proto.
@@ -73,13 +73,16 @@ class Call:
         return module
 
 
-def check(call: Call, header: ArtifactHeader) -> None:
-    """Raise ArtifactMismatch when a header is not about what the call asked for."""
+def check(call: Call, header: Any) -> None:
+    """Raise ArtifactMismatch when a header is not about what the call asked for.
+
+    It is an ArtifactHeader, or what the host store has of one.
+    """
     for difference in _differences(call, header):
         raise ArtifactMismatch(difference)
 
 
-def _differences(call: Call, header: ArtifactHeader) -> Iterator[str]:
+def _differences(call: Call, header: Any) -> Iterator[str]:
     asked, engine, changed = call.settings, header.engine, header.changed_settings
     full = engine_id(engine)
     named = full if call.engine == engine.name else call.engine
@@ -111,10 +114,3 @@ def _differences(call: Call, header: ArtifactHeader) -> Iterator[str]:
             yield f"asked for setting {quoted(name)} {default}, got {quoted(got) or 'none'}"
     if call.kind is not None and header.kind != call.kind:
         yield f"asked for an artifact of kind {call.kind}, got one of kind {header.kind}"
-    if header.HasField("host_file") and not call.request.accept_host_file:
-        yield "asked for the artifact's bytes, got a file's name"
-    inline, encoding, limit = header.inline_artifact, header.content_encoding, 0
-    if inline and len(inline) > (limit := call.request.inline_limit_bytes):
-        yield f"asked for at most {limit} bytes in the header, got {len(inline)}"
-    if encoding and encoding not in call.request.accept_encodings:
-        yield f"got bytes in an encoding that was not asked for: {quoted(encoding)}"

@@ -61,13 +61,10 @@ def identify(source: Source, *, with_bytes: bool = False) -> IdentifiedModule:
     file's device, inode, size or times changed. Raise OSError when a path cannot be read,
     ModuleTooLarge above 1 GiB, which no daemon accepts, and TypeError for another kind of source.
     """
+    if isinstance(source, str) and is_digest(source) and not os.access(source, os.F_OK):
+        return IdentifiedModule(source)
     if isinstance(source, (str, os.PathLike)):
-        try:
-            status = os.stat(source)  # noqa: PTH116  pathlib takes as long as all the rest.
-        except OSError:
-            if isinstance(source, str) and is_digest(source):
-                return IdentifiedModule(source)
-            raise
+        status = os.stat(source)  # noqa: PTH116  pathlib takes as long as all the rest.
         if stat.S_ISREG(status.st_mode) and not with_bytes and status.st_size <= MAX_MODULE_BYTES:
             with open(source, "rb", buffering=0) as file:  # noqa: PTH123
                 sha256, start = file_digest(file.fileno(), os.fstat(file.fileno()))

@@ -160,9 +160,20 @@ class Assembly:
         for name in ("queue_time", "compile_time"):
             if not is_valid(getattr(header, name)):
                 header.ClearField(name)
+        inline, encoding = header.inline_artifact, header.content_encoding
+        limit_bytes = request.inline_limit_bytes
+        if header.HasField("host_file") and not request.accept_host_file:
+            raise ArtifactMismatch("asked for the artifact's bytes, got a file's name")
+        if len(inline) > limit_bytes:
+            raise ArtifactMismatch(
+                f"asked for at most {limit_bytes} bytes in the header, got {len(inline)}"
+            )
+        if encoding and encoding not in request.accept_encodings:
+            raise ArtifactMismatch(
+                f"got bytes in an encoding that was not asked for: {quoted(encoding)}"
+            )
         self._header, self._refused = header, ""
         self._report()
-        inline, encoding = header.inline_artifact, header.content_encoding
         # They say how the bytes came; what the caller gets is the artifact itself.
         header.ClearField("inline_artifact")
         header.ClearField("content_encoding")
