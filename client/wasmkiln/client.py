@@ -120,7 +120,7 @@ class Methods(ABC):
         timeout_s: float | None = None,
         max_attempts: int = 3,
         trusted_keys: TrustedKeys | KeySource | Iterable[KeySource] | None = None,
-        max_artifact_bytes: int | None = None,
+        max_artifact_bytes: int | str | None = None,
         host_store_dir: str | os.PathLike[str] | None = None,
         check_files: CheckFiles | None = None,
         compression: bool | None = None,
@@ -618,7 +618,7 @@ class Methods(ABC):
         # Whoever waits for nothing but the log should read that modules are compiled here.
         _log.warning("compiling module %s here: %s", wanted.module_sha256, error)
         wanted.engine = engine
-        compiling = partial(compile_within, deadline.remaining_s, wasm, wanted, wanted.into)
+        compiling = partial(compile_within, deadline.remaining_s, wasm, wanted)
         try:
             return Loaded(await self._away(compiling), is_fast=False)
         except errors.IncompatibleEngine as here:
@@ -759,26 +759,25 @@ def choose_timeout_s(argument: float | None) -> float:
     return min(float(value), MAX_TIMEOUT_S)
 
 
-def choose_max_artifact_bytes(argument: int | None) -> int:
+def choose_max_artifact_bytes(argument: int | str | None) -> int:
     """Return `argument`, else WASMKILN_MAX_ARTIFACT_BYTES, else 1 GiB. In bytes.
 
-    The environment may say 512MiB too. Raise ValueError unless the number is positive.
+    Both may say 512MiB too. Raise ValueError unless the number is positive.
     """
-    if argument is not None:
-        if isinstance(argument, bool) or not isinstance(argument, int) or argument <= 0:
-            raise ValueError("max_artifact_bytes has to be a positive number of bytes")
-        return argument
-    text = os.environ.get("WASMKILN_MAX_ARTIFACT_BYTES")
+    name, size = "max_artifact_bytes", argument
+    if argument is None:
+        name = "WASMKILN_MAX_ARTIFACT_BYTES"
+        size = os.environ.get(name) or DEFAULT_MAX_ARTIFACT_BYTES
     try:
-        return parse_size(text) if text else DEFAULT_MAX_ARTIFACT_BYTES
+        return parse_size(size)
     except ValueError as error:
-        raise ValueError(f"WASMKILN_MAX_ARTIFACT_BYTES: {error}") from None
+        raise ValueError(f"{name}: {error}") from None
 
 
-def parse_size(text: str) -> int:
+def parse_size(size: object) -> int:
     """Return the bytes of a positive size such as 512MiB, 1.5GB or 1048576. Raise ValueError."""
-    if (size_bytes := parse_bytes(text)) <= 0:
-        raise ValueError(f"{text[:100]!r} is not a size above 0")
+    if (size_bytes := parse_bytes(size)) <= 0:
+        raise ValueError(f"{str(size)[:100]!r} is not a size above 0")
     return size_bytes
 
 

@@ -30,7 +30,7 @@ from typing import Any, Generic, TypeVar
 
 from wasmkiln._untrusted import quoted
 from wasmkiln.errors import ConnectionFailed
-from wasmkiln.shared import namespace_path
+from wasmkiln.shared import identity, namespace_path
 
 T = TypeVar("T")
 Metadata = tuple[tuple[str, str], ...]
@@ -102,8 +102,7 @@ class Watched(Generic[T]):
         return self._value
 
     def _look(self) -> list[tuple[int, ...]]:
-        files = [os.stat(path) for path in self._paths]  # noqa: PTH116
-        return [(f.st_dev, f.st_ino, f.st_size, f.st_mtime_ns, f.st_ctime_ns) for f in files]
+        return [identity(os.stat(path)) for path in self._paths]  # noqa: PTH116
 
 
 @dataclass(frozen=True)
