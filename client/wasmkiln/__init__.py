@@ -69,12 +69,9 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     """Return a name once a program uses it."""
     if name == "__version__":
-        from importlib.metadata import PackageNotFoundError, version
+        from importlib.metadata import version
 
-        try:
-            return version("wasmkiln")
-        except PackageNotFoundError:  # a source tree that was never installed
-            return "0+unknown"
+        return version("wasmkiln")
     if not name.startswith("_"):
         home = next((home for home, names in _HOMES.items() if name in names), "errors")
         found = vars(import_module(f"wasmkiln.{home}"))

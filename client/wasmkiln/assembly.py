@@ -81,14 +81,14 @@ class Assembly:
         self._call = call
         self._max_bytes = max_bytes
         self._trusted_keys = trusted_keys or TrustedKeys()
-        self._on_progress = on_progress
+        self._on_progress = on_progress or (lambda _: None)
         self._header: ArtifactHeader | None = None
         self._decoder: Decoder | None = None
         self._refused = "the daemon's answer has bytes before its header"
         # Each message can go at once, gRPC uses its memory for the next, and getvalue copies
         # nothing (on CPython).
         self._file = io.BytesIO()
-        self._received_bytes = 0
+        self._received_bytes = self._size_bytes = 0
         self._digest = hashlib.sha256()
 
     def add(self, wire: bytes) -> None:
@@ -155,18 +155,17 @@ class Assembly:
             if not is_valid(getattr(header, name)):
                 header.ClearField(name)
         inline, encoding = header.inline_artifact, header.content_encoding
-        limit_bytes = request.inline_limit_bytes
+        most = request.inline_limit_bytes
         if header.HasField("host_file") and not request.accept_host_file:
             raise ArtifactMismatch("asked for the artifact's bytes, got a file's name")
-        if len(inline) > limit_bytes:
+        if len(inline) > most:
             raise ArtifactMismatch(
-                f"asked for at most {limit_bytes} bytes in the header, got {len(inline)}"
+                f"asked for at most {most} bytes in the header, got {len(inline)}"
             )
         if encoding and encoding not in request.accept_encodings:
-            raise ArtifactMismatch(
-                f"got bytes in an encoding that was not asked for: {quoted(encoding)}"
-            )
-        self._header, self._refused = header, ""
+            what = f"got bytes in an encoding that was not asked for: {quoted(encoding)}"
+            raise ArtifactMismatch(what)
+        self._header, self._size_bytes, self._refused = header, header.size_bytes, ""
         self._report()
         # They say how the bytes came; what the caller gets is the artifact itself.
         header.ClearField("inline_artifact")
@@ -187,10 +186,9 @@ class Assembly:
         (self._decoder.feed if self._decoder else self._append)(chunk)
 
     def _append(self, chunk: bytes | memoryview) -> None:
-        size_bytes = self._header.size_bytes if self._header else 0
-        if self._received_bytes + len(chunk) > size_bytes:
+        if self._received_bytes + len(chunk) > self._size_bytes:
             raise ArtifactMismatch(
-                f"the artifact is longer than the {size_bytes} bytes of its header"
+                f"the artifact is longer than the {self._size_bytes} bytes of its header"
             )
         self._received_bytes += len(chunk)
         self._file.write(chunk)
@@ -198,9 +196,7 @@ class Assembly:
         self._report()
 
     def _report(self) -> None:
-        if self._on_progress is not None and self._header is not None:
-            size_bytes = self._header.size_bytes
-            self._on_progress(Progress(Phase.DOWNLOADING, self._received_bytes, size_bytes))
+        self._on_progress(Progress(Phase.DOWNLOADING, self._received_bytes, self._size_bytes))
 
 
 def only_chunk(wire: bytes) -> memoryview | None:

@@ -767,9 +767,9 @@ def choose_max_artifact_bytes(argument: int | str | None) -> int:
     name, size = "max_artifact_bytes", argument
     if argument is None:
         name = "WASMKILN_MAX_ARTIFACT_BYTES"
-        size = os.environ.get(name) or DEFAULT_MAX_ARTIFACT_BYTES
+        size = os.environ.get(name) or None
     try:
-        return parse_size(size)
+        return DEFAULT_MAX_ARTIFACT_BYTES if size is None else parse_size(size)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 
