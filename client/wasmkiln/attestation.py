@@ -58,7 +58,7 @@ _KEY_ID = re.compile(r"[0-9a-f]{64}")
 _MAX_REVOCATION_BYTES = 4096
 _MALFORMED = "cannot read the attestation: it is not a DSSE envelope as wasmkiln writes it"
 # What reading JSON of another shape raises.
-_UNREADABLE = (ValueError, LookupError, TypeError, RecursionError)
+UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 # Keys.
@@ -223,7 +223,7 @@ def read_revocations(folder: Path) -> frozenset[str]:
 def _revoked_by(file: Path) -> str:
     with file.open("rb") as opened:
         text = opened.read(_MAX_REVOCATION_BYTES)
-    with suppress(*_UNREADABLE):
+    with suppress(*UNREADABLE):
         key_id = json.loads(text)["key_id"]
         if _KEY_ID.fullmatch(key_id):
             return as_text(key_id)
@@ -439,7 +439,7 @@ def open_envelope(
         signature = base64.b64decode(said["sig"])
         # The signature does not cover the envelope's own fields: refuse any that were added.
         canonical = envelope == _envelope(payload_type, payload, key_id, signature)
-    except _UNREADABLE:
+    except UNREADABLE:
         canonical = False
     if not (canonical and _KEY_ID.fullmatch(key_id)):
         _refuse(UNSIGNED, _MALFORMED)
@@ -456,7 +456,7 @@ def open_envelope(
         _refuse(MISMATCH, why, key_id)
     try:
         return Statement.parse(payload), key_id
-    except _UNREADABLE:
+    except UNREADABLE:
         _refuse(MISMATCH, "the attestation's statement is not about an artifact", key_id)
 
 
@@ -485,7 +485,7 @@ def peek(envelope: bytes) -> tuple[Statement, str] | None:
 
     Return None when the envelope cannot be read.
     """
-    with suppress(*_UNREADABLE):
+    with suppress(*UNREADABLE):
         document = json.loads(envelope)
         statement = Statement.parse(base64.b64decode(document["payload"]))
         return statement, as_text(document["signatures"][0]["keyid"])

@@ -31,9 +31,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from wasmkiln import _header_fields, shared
+from wasmkiln import _header_fields, attestation, shared
 from wasmkiln._source import file_digest, is_digest
-from wasmkiln.attestation import KINDS, TrustedKeys, as_text, as_texts, verify_header
+from wasmkiln.attestation import KINDS, UNREADABLE, TrustedKeys, verify_header
 from wasmkiln.errors import ArtifactMismatch, AttestationInvalid
 from wasmkiln.shared import identity, is_racy
 from wasmkiln.v1.types_pb2 import KIND_COMPONENT, KIND_CORE_MODULE
@@ -66,10 +66,9 @@ _MAX_ENGINES_BYTES = 4 * 1024 * 1024
 # Imports and exports are part of it, and the daemon bounds those.
 _MAX_HEADER_BYTES = 64 * 1024 * 1024
 _TEXTS = ("module_sha256", "artifact_sha256", "fingerprint", "target", "cpu")
+# protobuf takes as long to look one up, the first time, as all else here.
 _KINDS = {"KIND_CORE_MODULE": KIND_CORE_MODULE, "KIND_COMPONENT": KIND_COMPONENT}
 _ENGINE_TEXTS = ("name", "version", "core_version", "compiler", "id")
-# What reading JSON of another shape raises.
-_UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 class Refused(Exception):  # noqa: N818
@@ -112,7 +111,7 @@ class Engines:
                 raise Refused(f"engines.json has the version {document['version']!r:.20}")
             rows = tuple(row for row in document["engines"] if row["id"] and row["name"])
             return cls(document["cache_format"], rows)
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise Refused("cannot read engines.json") from error
 
     def choose(
@@ -161,7 +160,7 @@ class Engines:
                 unhashed={name: defaults[name] for name in row["unhashed_defaults"]},
                 cache_format=self.cache_format,
             )
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise Refused("engines.json lacks what the fingerprint needs") from error
 
 
@@ -356,7 +355,7 @@ def parse_header(text: bytes) -> Any:
     """
     try:
         document: dict[str, Any] = json.loads(text)
-        engine = document["engine"]
+        engine, as_text = document["engine"], attestation.as_text
         return SimpleNamespace(
             size_bytes=int(as_text(document["size_bytes"])),
             kind=_KINDS[document["kind"]],
@@ -364,10 +363,10 @@ def parse_header(text: bytes) -> Any:
             attestation=binascii.a2b_base64(document.get("attestation", "")),
             is_fast=document.get("is_fast") is True,
             **{name: as_text(document.get(name, "")) for name in _TEXTS},
-            settings=as_texts(document.get("settings", {})),
-            changed_settings=as_texts(document.get("changed_settings", {})),
+            settings=attestation.as_texts(document.get("settings", {})),
+            changed_settings=attestation.as_texts(document.get("changed_settings", {})),
         )
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise Refused("cannot read the header of an entry") from error
 
 
