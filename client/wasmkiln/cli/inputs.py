@@ -37,7 +37,7 @@ def digest_of(source: str) -> str:
     """Return the SHA-256 of a file's bytes; a digest as it is, unless a file has that name."""
     from wasmkiln._source import identify
 
-    return identify(source).sha256
+    return identify(source)[0]
 
 
 class TimeLimit(Exception):  # noqa: N818
