@@ -14,10 +14,8 @@ from wasmkiln import AsyncClient, Client, IncompatibleEngine, engine_of, errors
 from wasmkiln.host_store import Engines
 
 from tests.e2e import wasm
-from tests.e2e.bearers import add_token
 from tests.e2e.daemon import TWO_ENGINES, Daemon, fresh_state
 from tests.e2e.in_engine import run_script
-from tests.e2e.processes import eventually
 from tests.e2e.programs import WASMKILN, Installed, run
 
 NOBODY = "127.0.0.1:1"
@@ -178,57 +176,6 @@ def test_the_command_prints_the_path(kiln: Daemon, store: Path, tmp_path: Path) 
     assert first.returncode == 0, first.stderr
     assert Path(first.stdout.strip()).is_relative_to(store)
     assert path(NOBODY).stdout == first.stdout
-
-
-def test_fast_code_is_swapped_for_optimised_code(kiln: Daemon, store: Path) -> None:
-    module = wasm.adder(307)
-    with kiln.client(host_store_dir=store) as client:
-        first = client.module(module, engine="wasmtime", accept_fast=True)
-        assert add(first) == 42
-
-        def best() -> wasmtime.Module:
-            return client.module(module, engine="wasmtime", accept_fast=True)
-
-        eventually(lambda: best() is not first, "it stays")
-        assert add(best()) == 42
-        assert client.module(module, engine="wasmtime") is best()
-    with Client(NOBODY, host_store_dir=store, max_attempts=1) as alone:
-        settings = {"strategy": "winch"}
-        assert add(alone.module(module, engine="wasmtime", settings=settings)) == 42
-
-
-def test_whoever_the_daemon_refuses_compiles_nothing_here(
-    engines: Installed, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    state = fresh_state(tmp_path / "state", engines=TWO_ENGINES)
-    policy = tmp_path / "policy.toml"
-    policy.write_text(
-        '[[rule]]\nidentity = "token:reader"\nroles = ["read"]\n'
-        '[[rule]]\nidentity = "token:once"\nroles = ["compile"]\nquota = "once"\n'
-        "[quota.once]\ncompiles_per_minute = 1\n"
-    )
-    tokens = {name: add_token(state, name, "read") for name in ("reader", "once")}
-    ours, theirs, third = (wasm.adder(number) for number in (308, 309, 310))
-    options: dict[str, Any] = {"host_store_dir": "none", "timeout_s": 30}
-    with Daemon(state, ("--policy-file", str(policy), "--redis-url", "none")) as daemon:
-
-        def module(who: str, source: bytes) -> Any:
-            with Client(daemon.address, token=tokens[who], **options) as client:
-                return client.module(source, engine="wasmtime", fallback="compile")
-
-        with caplog.at_level("WARNING", "wasmkiln"):
-            assert add(module("once", ours)) == 42
-            assert add(module("reader", ours)) == 42, "a hit"
-            with pytest.raises(errors.RoleMissing):
-                module("reader", theirs)
-            with pytest.raises(errors.QuotaExceeded):
-                module("once", theirs)
-            with pytest.raises(errors.CredentialsMissing), Client(daemon.address) as client:
-                client.module(theirs, engine="wasmtime", fallback="compile")
-        assert not caplog.records
-    with caplog.at_level("WARNING", "wasmkiln"):
-        assert add(module("once", third)) == 42, "the daemon has ended"
-    assert f"compiling module {wasm.digest(third)} here" in caplog.text
 
 
 def test_wasmtime_component(client: Client) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -160,21 +159,6 @@ def test_a_component_has_fast_code_too(client: Client) -> None:
     artifact = client.compile(component, accept_fast=True)
     assert (artifact.header.is_fast, artifact.header.engine.name) == (True, "wasmtime")
     assert not until_optimised(client, component, "wasmtime").header.changed_settings
-
-
-def test_many_callers_share_each_compile(client: Client) -> None:
-    module = wasm.adder(9_008)
-    with ThreadPoolExecutor(20) as pool:
-        answers = list(
-            pool.map(
-                lambda _: client.compile(module, engine="wasmtime", accept_fast=True).header,
-                range(20),
-            )
-        )
-    fast = [header for header in answers if header.is_fast]
-    assert fast
-    assert [header.origin for header in fast].count(ORIGIN_COMPILED) == 1
-    until_optimised(client, module, "wasmtime")
 
 
 @pytest.fixture

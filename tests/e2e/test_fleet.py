@@ -10,18 +10,16 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
-import redis
 from wasmkiln import AsyncClient, ConnectionFailed
 from wasmkiln.v1 import types_pb2
 
 from tests.e2e import wasm
-from tests.e2e.callers import Caller, header_of, held_worker, modules, outcome_of, stopped_job
+from tests.e2e.callers import Caller, header_of, held_worker, modules, outcome_of
 from tests.e2e.daemon import RedisDaemon, fresh_state
-from tests.e2e.processes import eventually, jobs_of, send
+from tests.e2e.processes import eventually, jobs_of
 from tests.e2e.programs import Installed
 from tests.servers.redis_server import RedisServer, binary_of, redis_server
 
@@ -172,41 +170,3 @@ def test_what_waits_at_one_daemon_is_compiled_by_another(fleet: list[RedisDaemon
         headers = [header_of(wait) for wait in waits]
     assert len({header.artifact_sha256 for header in headers}) == 1
     assert compiles(*others) == before + 1
-
-
-def test_a_stranger_who_writes_leases_back_holds_no_call_for_long(
-    tmp_path: Path, valkey: RedisServer
-) -> None:
-    """No longer than a compile may take, and a lease; then the daemon compiles alone."""
-    environ = {"WASMKILN_REDIS_URL": valkey.url, "WASMKILN_COMPILE_TIMEOUT_S": "10"}
-    states = [fresh_state(tmp_path / name, engines=(ENGINE,)) for name in ("dies", "waits")]
-    with (
-        RedisDaemon(states[0], environ=environ) as dies,
-        RedisDaemon(states[1], environ=environ) as waits,
-        redis.Redis.from_url(valkey.url) as direct,
-        Caller(dies) as first,
-        Caller(waits) as second,
-    ):
-        asked: list[bytes] = []
-
-        def begin(module: bytes) -> Any:
-            asked.append(module)
-            return first.compile(module)
-
-        job, _ = stopped_job(dies, begin)
-        pattern = f"*{wasm.digest(asked[-1])}*"
-        copies: set[tuple[bytes, Any]] = set()
-        for _ in range(40):  # Two seconds: a lease is renewed meanwhile.
-            copies |= {(name, direct.get(name)) for name in direct.scan_iter(pattern)}
-            time.sleep(0.05)
-        assert copies
-        dies.kill()
-        send(signal.SIGCONT, job)
-        with ThreadPoolExecutor(1) as threads:
-            answer = threads.submit(header_of, second.compile(asked[-1]))
-            while not answer.done():
-                for name, value in copies:
-                    if value is not None:
-                        direct.set(name, value)
-                    time.sleep(0.05)
-        assert answer.result().origin == types_pb2.ORIGIN_COMPILED

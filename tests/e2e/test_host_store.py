@@ -13,7 +13,6 @@ from typing import Any
 import grpc
 import pytest
 from wasmkiln import Artifact
-from wasmkiln.host_store import Engines
 from wasmkiln.shared import ARTIFACT, ENGINES, entry_path
 from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkiln.v1 import module_service_pb2_grpc as rpc
@@ -227,22 +226,6 @@ def test_it_can_be_switched_off(lean_state_dir: Path, off: tuple[str, str]) -> N
         assert not header.HasField("host_file")
         assert len(payload) == header.size_bytes
     assert not (lean_state_dir / "host_store").exists()
-
-
-def test_a_client_computes_the_daemon_s_fingerprints(state_dir: Path) -> None:
-    with Daemon(state_dir, NO_REDIS) as daemon, daemon.client() as client:
-        served = Engines.parse((state_dir / "host_store" / ENGINES).read_bytes())
-        capabilities = client.capabilities().engines
-        assert [row["id"] for row in served.rows] == [each.engine.id for each in capabilities]
-        for row, engine in zip(served.rows, capabilities, strict=True):
-            assert served.fingerprint(row, "", "", {}) == engine.fingerprint
-            changed = {"consume_fuel": "true"} if row["name"] == "wasmtime" else {}
-            for cpu in ("", "baseline", "native"):
-                for settings in ({}, changed):
-                    made = client.compile(
-                        wasm.adder(1), engine=row["id"], cpu=cpu, settings=settings
-                    )
-                    assert served.fingerprint(row, "", cpu, settings) == made.header.fingerprint
 
 
 def test_the_offline_tools_show_it(kiln: Daemon) -> None:
