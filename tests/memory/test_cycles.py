@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import time
@@ -33,7 +32,7 @@ from tests.e2e.callers import (
     stopped_job,
 )
 from tests.e2e.daemon import TWO_ENGINES, RedisDaemon, fresh_state
-from tests.e2e.processes import cpu_s_of, eventually, jobs_of, parent_of
+from tests.e2e.processes import busy_job, eventually, parent_of
 from tests.e2e.programs import installed_engines
 from tests.memory.watched import Watched
 from tests.servers.redis_server import RedisServer, binary_of, redis_server
@@ -93,37 +92,6 @@ def large(tag: int) -> bytes:
     return wasm.with_data(MIB, tag)
 
 
-def test_compiles(caller: Caller) -> None:
-    assert len(list(caller.compile(large(1), omit_artifact=False))) > 2
-    asked = pb.CompileRequest(module=large(1), engine=ENGINE, skip_cache_lookup=True)
-    assert outcome_of(caller.stub.Compile(asked, timeout=60)) is grpc.StatusCode.OK
-
-
-def test_a_flight_that_many_join(kiln: Watched, caller: Caller) -> None:
-    with held_worker(kiln):
-        calls = [caller.compile(large(10), omit_artifact=False) for _ in range(5)]
-        failing = [caller.compile(BAD) for _ in range(5)]
-        eventually(lambda: kiln.metric("calls") == 11, "not all calls have come")
-    assert {outcome_of(call) for call in calls} == {grpc.StatusCode.OK}
-    assert {failure_of(call)[1] for call in failing} == {"MODULE_INVALID"}
-
-
-def test_loads(caller: Caller) -> None:
-    def load(module: bytes, expected: str = "") -> Any:
-        asked = pb.LoadRequest(module=module, engine=ENGINE, expected_sha256=expected)
-        return caller.stub.Load(asked, timeout=60)
-
-    for module, expected, words in (
-        (BAD, "", "invalid"),
-        (large(51), "0" * 64, "SHA-256"),
-        (b"(module)" + bytes(MIB), "", "text"),
-    ):
-        with pytest.raises(grpc.RpcError, match=words):
-            load(module, expected)
-    with ThreadPoolExecutor(4) as threads:
-        list(threads.map(load, [large(52)] * 4))
-
-
 REFUSALS: dict[str, dict[str, Any]] = {
     "MODULE_INVALID": {"module": BAD},
     "NOT_WASM": {"module": b"(module)" + bytes(MIB)},
@@ -139,113 +107,40 @@ REFUSALS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("reason", REFUSALS)
-def test_a_refusal(caller: Caller, reason: str) -> None:
-    # What is large is made only by the process that sends it.
-    made = {name: it() if callable(it) else it for name, it in REFUSALS[reason].items()}
-    asked = pb.CompileRequest(**{"engine": ENGINE, "omit_artifact": True, **made})
-    assert failure_of(caller.stub.Compile(asked, timeout=120))[1] == reason
-
-
-def job_of(kiln: Watched) -> int:
-    """Wait for a job that compiles, and return it.
-
-    A job that has used no time may be the one with which a new worker is tried, or not be
-    set up yet: its end would be no crash of a compiler.
-    """
-    found: list[int] = []
-
-    def look() -> list[int]:
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            found[:] = [pid for pid in jobs_of(kiln.pid) if cpu_s_of(pid) >= 0.05]
-        return found
-
-    eventually(look, "no job started")
-    return found[0]
-
-
-@pytest.mark.parametrize("victim", ["job", "worker", "time"])
-def test_a_compile_that_loses_its_process_or_takes_too_long(
-    kiln: Watched, caller: Caller, victim: str
-) -> None:
-    engine = "wasmer-1.1.0" if victim == "time" else ENGINE
-    call = caller.compile(wasm.many_functions(60_000, tag=len(victim)), engine=engine)
-    for _ in range(2 if victim == "worker" else 1):
-        job = job_of(kiln)
-        if victim == "worker":
-            os.kill(job, signal.SIGSTOP)
-            os.kill(parent_of(job), signal.SIGKILL)
-            eventually(lambda job=job: parent_of(job) == 0, "the job is left")  # type: ignore[misc]
-        else:
-            # The kernel sends SIGXCPU to a job that has used up its CPU time.
-            os.kill(job, signal.SIGXCPU if victim == "time" else signal.SIGKILL)
-    assert failure_of(call)[1] == ("COMPILE_TIMEOUT" if victim == "time" else "COMPILER_CRASHED")
-
-
-def test_a_full_queue_and_a_deadline_that_is_too_near(kiln: Watched, caller: Caller) -> None:
-    with held_worker(kiln), Caller(kiln) as another:
-        calls = [caller.compile(large(20 + tag)) for tag in range(5)]
-        eventually(lambda: kiln.metric("calls") == 3, "the queue is not full")
-        late = failure_of(another.compile(large(30), timeout=0.001))[0]
-    assert late in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED)
-    assert grpc.StatusCode.RESOURCE_EXHAUSTED in {outcome_of(call) for call in calls}
-
-
-@pytest.mark.parametrize("how", ["cancelled", "timed out", "hung up"])
-def test_a_caller_that_leaves_while_it_waits(kiln: Watched, caller: Caller, how: str) -> None:
+def test_calls_that_are_answered_or_refused(kiln: Watched, caller: Caller) -> None:
+    assert len(list(caller.compile(large(1), omit_artifact=False))) > 2
+    asked = pb.CompileRequest(module=large(1), engine=ENGINE, skip_cache_lookup=True)
+    assert outcome_of(caller.stub.Compile(asked, timeout=60)) is grpc.StatusCode.OK
+    # Flights that many join.
     with held_worker(kiln):
-        deadline = {"timeout": 3} if how == "timed out" else {}
-        call = caller.compile(large(40), omit_artifact=False, **deadline)
-        load = caller.stub.Load.future(pb.LoadRequest(module=large(41), engine=ENGINE))
-        eventually(lambda: kiln.metric("calls") == 3, "the calls have not come")
-        if how == "cancelled":
-            call.cancel()
-        if how == "hung up":
-            caller.channel.close()
-        else:
-            assert outcome_of(call) is not grpc.StatusCode.OK
-        load.cancel()
-        eventually(lambda: kiln.metric("calls") == 1, "the calls have not ended")
-
-
-def test_a_caller_that_leaves_while_its_job_runs(kiln: Watched, caller: Caller) -> None:
-    call = caller.compile(wasm.many_functions(20_000, tag=9), omit_artifact=False)
-    eventually(lambda: len(jobs_of(kiln.pid)) == 1, "no job started")
-    call.cancel()
-    eventually(lambda: kiln.metric("flights") == 0, "the flight does not end")
-
-
-def test_readers_that_are_cut_off(kiln: Watched, caller: Caller) -> None:
-    call = caller.compile(wasm.with_data(20 * MIB, 5), omit_artifact=False)
-    module = wasm.many_functions(8_000, tag=6)  # Its artifact has a MiB.
-    request = pb.CompileRequest(module=module, engine=ENGINE).SerializeToString()
-    with RawCaller(kiln) as rude:
-        stream = rude.begin(COMPILE, len(request))
-        assert rude.send(stream, request) == len(request)
-        eventually(lambda: kiln.metric("calls") == 2, "the calls do not begin")
-        eventually(kiln.quiet, "the readers are not cut off", 150)
-    assert outcome_of(call) is not grpc.StatusCode.OK
-
-
-@pytest.mark.parametrize("closes", [True, False])
-def test_a_reader_that_hangs_up_in_the_middle(kiln: Watched, caller: Caller, closes: bool) -> None:
-    call = caller.compile(wasm.with_data(20 * MIB, 5), omit_artifact=False)
-    next(call)
-    if not closes:
-        call.cancel()
-        eventually(kiln.quiet, "the call has not ended")
-
-
-def test_a_request_that_is_no_message_or_never_arrives(kiln: Watched, caller: Caller) -> None:
+        calls = [caller.compile(large(10), omit_artifact=False) for _ in range(5)]
+        failing = [caller.compile(BAD) for _ in range(5)]
+        eventually(lambda: kiln.metric("calls") == 11, "not all calls have come")
+    assert {outcome_of(call) for call in calls} == {grpc.StatusCode.OK}
+    assert {failure_of(call)[1] for call in failing} == {"MODULE_INVALID"}
+    for reason, wishes in REFUSALS.items():
+        # What is large is made only when it is sent.
+        made = {name: it() if callable(it) else it for name, it in wishes.items()}
+        asked = pb.CompileRequest(**{"engine": ENGINE, "omit_artifact": True, **made})
+        assert failure_of(caller.stub.Compile(asked, timeout=120))[1] == reason
     raw = caller.channel.unary_stream(COMPILE)(b"\xff" * MIB, timeout=30)
     assert failure_of(raw)[1] == "INVALID_REQUEST"
-    with RawCaller(kiln) as late:
-        stream = late.begin(COMPILE, MIB)
-        late.send(stream, MIB // 2)
-        assert late.wait(stream)["grpc-status"] == "8"
 
 
 def test_all_other_calls(kiln: Watched, caller: Caller) -> None:
+    def load(module: bytes, expected: str = "") -> Any:
+        asked = pb.LoadRequest(module=module, engine=ENGINE, expected_sha256=expected)
+        return caller.stub.Load(asked, timeout=60)
+
+    for module, expected, words in (
+        (BAD, "", "invalid"),
+        (large(51), "0" * 64, "SHA-256"),
+        (b"(module)" + bytes(MIB), "", "text"),
+    ):
+        with pytest.raises(grpc.RpcError, match=words):
+            load(module, expected)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(load, [large(52)] * 4))
     keys = [types_pb2.ArtifactKey(module_sha256=f"{n:064x}") for n in range(200)]
     malformed = [types_pb2.ArtifactKey(module_sha256="x" * MIB)]
     assert len(caller.stub.FindMissing(pb.FindMissingRequest(keys=keys)).missing) == 200
@@ -261,7 +156,6 @@ def test_all_other_calls(kiln: Watched, caller: Caller) -> None:
     with pytest.raises(grpc.RpcError):
         admin.Evict(admin_service_pb2.EvictRequest())
     health = health_pb2_grpc.HealthStub(caller.channel)
-    health.Check(health_pb2.HealthCheckRequest())
     with pytest.raises(grpc.RpcError):
         health.Check(health_pb2.HealthCheckRequest(service="none"))
     watching = health.Watch(health_pb2.HealthCheckRequest())
@@ -270,6 +164,75 @@ def test_all_other_calls(kiln: Watched, caller: Caller) -> None:
     reflection = reflection_pb2_grpc.ServerReflectionStub(caller.channel)
     listing = reflection_pb2.ServerReflectionRequest(list_services="")
     list(reflection.ServerReflectionInfo(iter([listing, listing])))
+
+
+@pytest.mark.parametrize("victim", ["job", "worker", "time"])
+def test_a_compile_that_loses_its_process_or_takes_too_long(
+    kiln: Watched, caller: Caller, victim: str
+) -> None:
+    engine = "wasmer-1.1.0" if victim == "time" else ENGINE
+    call = caller.compile(wasm.many_functions(60_000, tag=len(victim)), engine=engine)
+    for _ in range(2 if victim == "worker" else 1):
+        job = busy_job(kiln.pid)
+        if victim == "worker":
+            os.kill(job, signal.SIGSTOP)
+            os.kill(parent_of(job), signal.SIGKILL)
+            eventually(lambda job=job: parent_of(job) == 0, "the job is left")  # type: ignore[misc]
+        else:
+            # The kernel sends SIGXCPU to a job that has used up its CPU time.
+            os.kill(job, signal.SIGXCPU if victim == "time" else signal.SIGKILL)
+    assert failure_of(call)[1] == ("COMPILE_TIMEOUT" if victim == "time" else "COMPILER_CRASHED")
+
+
+def test_a_full_queue_and_callers_that_leave(kiln: Watched, caller: Caller) -> None:
+    with held_worker(kiln), Caller(kiln) as another:
+        calls = [caller.compile(large(20 + tag)) for tag in range(5)]
+        eventually(lambda: kiln.metric("calls") == 3, "the queue is not full")
+        late = failure_of(another.compile(large(30), timeout=0.001))[0]
+        assert late in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED)
+        for call in calls:
+            call.cancel()
+        assert grpc.StatusCode.RESOURCE_EXHAUSTED in {outcome_of(call) for call in calls}
+        for how in ("cancelled", "timed out", "hung up"):
+            eventually(lambda: kiln.metric("calls") == 1, "the calls have not ended")
+            with Caller(kiln) as leaving:
+                call = leaving.compile(large(40), omit_artifact=False, timeout=3)
+                load = leaving.stub.Load.future(pb.LoadRequest(module=large(41), engine=ENGINE))
+                eventually(lambda: kiln.metric("calls") == 3, "the calls have not come")
+                if how == "timed out":
+                    assert outcome_of(call) is grpc.StatusCode.DEADLINE_EXCEEDED
+                if how != "hung up":
+                    call.cancel()
+                    load.cancel()
+        eventually(lambda: kiln.metric("calls") == 1, "the calls have not ended")
+    # And one whose job runs.
+    job, call = stopped_job(kiln, lambda module: caller.compile(module, omit_artifact=False))
+    call.cancel()
+    os.kill(job, signal.SIGCONT)
+    eventually(lambda: kiln.metric("flights") == 0, "the flight does not end")
+
+
+def test_readers_that_are_cut_off_or_hang_up(kiln: Watched, caller: Caller) -> None:
+    call = caller.compile(wasm.with_data(20 * MIB, 5), omit_artifact=False)
+    module = wasm.many_functions(8_000, tag=6)  # Its artifact has a MiB.
+    request = pb.CompileRequest(module=module, engine=ENGINE).SerializeToString()
+    with RawCaller(kiln) as rude, RawCaller(kiln) as late:
+        stream = rude.begin(COMPILE, len(request))
+        assert rude.send(stream, request) == len(request)
+        eventually(lambda: kiln.metric("calls") == 2, "the calls do not begin")
+        eventually(kiln.quiet, "the readers are not cut off", 150)
+        # A request that never arrives.
+        stream = late.begin(COMPILE, MIB)
+        late.send(stream, MIB // 2)
+        assert late.wait(stream)["grpc-status"] == "8"
+    assert outcome_of(call) is not grpc.StatusCode.OK
+    for cancels in (True, False):
+        with Caller(kiln) as leaving:
+            call = leaving.compile(wasm.with_data(20 * MIB, 5), omit_artifact=False)
+            next(call)
+            if cancels:
+                call.cancel()
+                eventually(kiln.quiet, "the call has not ended")
 
 
 def origin_of(caller: Caller, module: bytes) -> int:
