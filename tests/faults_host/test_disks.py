@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,26 +16,7 @@ from tests.contract.host_store import host_store
 from tests.doubles.notes import Notes
 from tests.faults_host.stores import SEALER, artifact, check_is_right, check_limit, store, tidied
 
-ROOT = Path(__file__).resolve().parents[2]
 ONE = artifact(1)
-NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount")
-
-
-@pytest.mark.parametrize("program", ["no_byte_free", "read_only"])
-def test_a_small_disk(tmp_path: Path, program: str) -> None:
-    """See ``small_disk``, which runs in a mount namespace."""
-    tried = subprocess.run([*NAMESPACE, "true"], check=False, capture_output=True, text=True)
-    if tried.returncode:
-        pytest.skip(f"no namespace of its own for a file system: {tried.stderr.strip()}")
-    done = subprocess.run(
-        [*NAMESPACE, sys.executable, "-m", "tests.faults_host.small_disk", program, str(tmp_path)],
-        check=False,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
 async def test_a_directory_that_vanishes_and_comes_back(
