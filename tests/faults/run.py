@@ -18,6 +18,7 @@ from tests.e2e.signing_keys import KeyDirectory
 from tests.e2e.stored_values import rejected
 from tests.faults.load import ENGINE, REDIS, Call, Load
 from tests.faults.site import KINDS, TIMEOUT_S, Kind, running_site
+from tests.promises import Tell, table
 
 LEASE_S = 5.0
 """How long a daemon waits for another one that compiles, when Redis no longer tells."""
@@ -58,9 +59,8 @@ class Row:
     longest_added_s: float
     waited_out_s: float
     """The median wait of the calls that waited for most of a time-out or longer; else 0."""
-    recovery_s: float
-    """The median time from the end of the cause to recovery."""
-    longest_recovery_s: float
+    recovery_s: tuple[float, float]
+    """The median and the longest time from the end of the cause to recovery."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ async def run(
     quiet_s: float,
     *,
     long: bool = False,
-    tell: Callable[[str], None] = lambda _: None,
+    tell: Tell = lambda _: None,
 ) -> Report:
     """Have each fault ``rounds`` times, under load; those that take ``long``, once."""
     async with AsyncExitStack() as stack:
@@ -196,33 +196,30 @@ def _row(injections: list[Injection], calls: list[Call], quiet: list[Call]) -> R
         sum(bool(call.failure) for call in met),
         max((call.waited_s for call in met), default=usual_s) - usual_s,
         statistics.median(waited_out) if waited_out else 0.0,
-        statistics.median(recoveries),
-        max(recoveries),
+        (statistics.median(recoveries), max(recoveries)),
     )
 
 
 def markdown(made: Report) -> str:
     """Return the table for docs/explanation/redis.md."""
-    lines = [
-        "| fault | injected | calls meanwhile | wrong artifacts | failed calls"
-        " | longest added wait, ms | recovered after, ms | at the latest, ms |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
-        *(
-            f"| {row.fault} | {row.injected} | {row.calls:,} | {row.wrong} | {row.failed}"
-            f" | {row.longest_added_s * 1e3:,.0f} | {row.recovery_s * 1e3:,.0f}"
-            f" | {row.longest_recovery_s * 1e3:,.0f} |"
-            for row in made.rows
-        ),
-        f"| **all** | **{sum(row.injected for row in made.rows)}** | **{len(made.calls):,}**"
-        f" | **{len(made.wrong)}** | **{len(made.failed)}**"
-        f" | **{max(row.longest_added_s for row in made.rows) * 1e3:,.0f}** |"
-        f" | **{max(row.longest_recovery_s for row in made.rows) * 1e3:,.0f}** |",
+    head = ("fault", "injected", "calls meanwhile", "wrong artifacts", "failed calls")
+    times = ("longest added wait, ms", "recovered after, ms", "at the latest, ms")
+    rows = [
+        [
+            *(row.fault, *(f"{n:,}" for n in (row.injected, row.calls, row.wrong, row.failed))),
+            *(f"{s * 1e3:,.0f}" for s in (row.longest_added_s, *row.recovery_s)),
+        ]
+        for row in made.rows
     ]
     causes = ", ".join(f"{cause} {count}" for cause, count in sorted(made.rejected.items()))
-    lines += [
-        "",
-        f"One configured time-out is {TIMEOUT_S * 1e3:.0f} ms. Without faults, the longest of"
-        f" {len(made.quiet):,} calls took {made.quiet_longest_s * 1e3:,.0f} ms"
-        f" apart from compiling. Rejected values, by cause: {causes or 'none'}.",
-    ]
-    return "\n".join(lines)
+    return "\n".join(
+        [
+            *table((*head, *times), rows),
+            "",
+            f"{sum(row.injected for row in made.rows):,} faults, {len(made.calls):,} calls:"
+            f" {len(made.wrong)} wrong, {len(made.failed)} failed. One configured time-out is"
+            f" {TIMEOUT_S * 1e3:.0f} ms. Without faults, the longest of {len(made.quiet):,} calls"
+            f" took {made.quiet_longest_s * 1e3:,.0f} ms apart from compiling. Rejected values, by"
+            f" cause: {causes or 'none'}.",
+        ]
+    )
