@@ -178,13 +178,6 @@ def test_the_command_prints_the_path(kiln: Daemon, store: Path, tmp_path: Path) 
     assert path(NOBODY).stdout == first.stdout
 
 
-def test_wasmtime_component(client: Client) -> None:
-    artifact = client.compile(wasm.from_text("(component)"))
-    from wasmtime import component
-
-    assert isinstance(artifact.load(), component.Component)
-
-
 def test_settings_come_along(client: Client) -> None:
     artifact = client.compile(
         wasm.adder(41), engine="wasmtime-50.0.1", settings={"consume_fuel": "true"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from tests.corpus.modules import RealModule
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon, fresh_state
 from tests.e2e.in_engine import run_module
+from tests.e2e.processes import eventually
 from tests.e2e.programs import Installed
 from tests.e2e.test_real_modules import MODULES, path_of
 from tests.sizes import FULL
@@ -42,13 +42,14 @@ def fast_of(engine: str) -> dict[str, str]:
 
 def until_optimised(client: Client, module: bytes, engine: str) -> Artifact:
     """Ask again, as a host would, until the optimised artifact comes."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        artifact = client.compile(module, engine=engine, accept_fast=True)
-        if not artifact.header.is_fast:
-            return artifact
-        time.sleep(0.02)
-    raise AssertionError("the optimised artifact never came")
+    found: list[Artifact] = []
+
+    def optimised() -> bool:
+        found[:] = [client.compile(module, engine=engine, accept_fast=True)]
+        return not found[0].header.is_fast
+
+    eventually(optimised, "the optimised artifact never came")
+    return found[0]
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -17,7 +17,7 @@ from wasmkiln import AsyncClient, ConnectionFailed
 from wasmkiln.v1 import types_pb2
 
 from tests.e2e import wasm
-from tests.e2e.callers import Caller, header_of, held_worker, modules, outcome_of
+from tests.e2e.callers import Caller, header_of, held_worker, modules, outcome_of, stopped_job
 from tests.e2e.daemon import RedisDaemon, fresh_state
 from tests.e2e.processes import eventually, jobs_of
 from tests.e2e.programs import Installed
@@ -157,13 +157,16 @@ def test_what_waits_at_one_daemon_is_compiled_by_another(fleet: list[RedisDaemon
     # A daemon that ends leaves what it compiles to one other.
     ending, *others = fleet
     before = compiles(*others)
-    module = wasm.many_functions(5_000, tag=-1)
     with ExitStack() as stack:
         ended, *callers = [stack.enter_context(Caller(daemon)) for daemon in fleet]
-        call = ended.compile(module)
-        eventually(lambda: jobs_of(ending.pid), "no job started")
-        os.kill(jobs_of(ending.pid)[0], signal.SIGSTOP)
-        waits = [caller.compile(module) for caller in callers]
+        asked: list[bytes] = []
+
+        def begin(module: bytes) -> Any:
+            asked.append(module)
+            return ended.compile(module)
+
+        _, call = stopped_job(ending, begin)
+        waits = [caller.compile(asked[-1]) for caller in callers]
         eventually(lambda: all(each.metric("flights") == 1 for each in others), "they do not wait")
         assert ending.stop() == 0
         assert outcome_of(call) is not grpc.StatusCode.OK

@@ -8,7 +8,6 @@ import stat
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
@@ -23,9 +22,7 @@ from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
 from tests.e2e.in_engine import run_script
 from tests.e2e.processes import eventually
 from tests.e2e.programs import Installed
-from tests.e2e.signing_keys import KeyDirectory
 from tests.e2e.test_cache import COMPILED, HOST_STORE, MEMORY, REDIS
-from tests.e2e.test_daemon import wasmkilnd
 from tests.e2e.test_engines import CALL_ADD
 from tests.servers.redis_server import binary_of, redis_server
 
@@ -226,31 +223,3 @@ def test_it_can_be_switched_off(lean_state_dir: Path, off: tuple[str, str]) -> N
         assert not header.HasField("host_file")
         assert len(payload) == header.size_bytes
     assert not (lean_state_dir / "host_store").exists()
-
-
-def test_the_offline_tools_show_it(kiln: Daemon) -> None:
-    with kiln.client() as client:
-        client.evict(everything=True)
-        written = int(kiln.metric("tier_stores_total", outcome="ok", tier="host_store"))
-        made = [client.compile(wasm.adder(tag)).header for tag in range(3)]
-        stored(kiln, written + 3)
-
-    def cache(code: int, *words: str) -> list[dict[str, Any]]:
-        where = ("--tier", "host_store", "--state-dir", str(kiln.state_dir), "--json")
-        done = wasmkilnd("cache", *words, *where)
-        assert done.returncode == code, done.stderr
-        return [json.loads(line) for line in done.stdout.splitlines()]
-
-    listed = cache(0, "ls")
-    assert {row["module"] for row in listed} == {header.module_sha256 for header in made}
-    assert {(row["engine"], row["trust"]) for row in listed} == {(ENGINE, "trusted")}
-    [row] = cache(0, "ls", "--module", made[0].module_sha256[:8])
-    assert row["raw_bytes"] == made[0].size_bytes
-    [sums] = cache(0, "ls", "--totals")
-    assert sums["total"]["values"] == 3
-    # With other keys nothing verifies, and nothing is deleted.
-    assert KeyDirectory(kiln.state_dir / "other-keys").pair()
-    *findings, last = cache(3, "scrub", "--keys-dir", str(kiln.state_dir / "other-keys"))
-    assert {(each["cause"], each["deleted"]) for each in findings} == {("stranger", False)}
-    [last] = cache(0, "scrub")
-    assert last["summary"]["artifacts"] == 3

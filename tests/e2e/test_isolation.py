@@ -6,10 +6,9 @@ import itertools
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,20 +88,6 @@ def test_a_killed_job_costs_only_its_own_call(lean_daemon: Daemon) -> None:
     assert workers_of(lean_daemon.pid) == [slow.worker]
 
 
-@pytest.mark.parametrize("how", [signal.SIGSEGV, signal.SIGABRT, signal.SIGILL])
-def test_a_crash_is_named_by_its_signal(lean_daemon: Daemon, how: signal.Signals) -> None:
-    with slow_call(lean_daemon) as slow:
-        # Engines handle these signals once, to tell a trap from a crash, and let the next kill.
-        while not slow.call.done():
-            with suppress(ProcessLookupError):
-                os.kill(slow.job, how)
-            time.sleep(0.05)
-        with pytest.raises(CompilerCrashed) as failure:
-            slow.call.result()
-        assert failure.value.metadata["signal"] == how.name
-        assert how.name in failure.value.message
-
-
 def test_a_killed_worker_is_replaced_and_its_job_done_by_another(state_dir: Path) -> None:
     with (
         Daemon(state_dir, ["--redis-url", "none", "--max-module-bytes", "12MiB"]) as daemon,
@@ -130,11 +115,7 @@ def test_a_job_past_its_limit_is_killed_and_its_slot_is_free(
             os.kill(slow.job, signal.SIGSTOP)
         with pytest.raises(CompileTimeout):
             slow.call.result()
-        # From here on: on a busy machine the limit itself may be extended.
-        ended = time.monotonic()
         assert slow.waiting.result().header.size_bytes
-        # Far below the 10 s after which a worker is given up, on a machine that is busy.
-        assert time.monotonic() - ended < 5
         # Dead it is; its worker may be a moment behind with burying it.
         eventually(lambda: not Path(f"/proc/{slow.job}").exists(), "the job is left")
         assert workers_of(lean_daemon.pid) == [slow.worker]

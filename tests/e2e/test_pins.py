@@ -142,39 +142,6 @@ def test_a_pinned_module_outlives_floods_a_flush_evictions_and_a_restart(
     server.close()
 
 
-def test_daemons_on_one_redis_share_pins(tmp_path: Path, valkey: str) -> None:
-    with (
-        daemon(tmp_path / "a", valkey) as one,
-        daemon(tmp_path / "b", valkey) as two,
-        one.client() as here,
-        two.client() as there,
-        redis.Redis.from_url(valkey) as server,
-    ):
-        here.compile(DEAR)
-        here.pin(DIGEST)
-        look(two)
-        eventually(lambda: two.metric("pins") == 1)
-        with pytest.raises(ModulePinned):
-            there.evict(module_sha256=DIGEST)
-        # Whoever deletes the lists, or writes old ones back, unpins nothing.
-        lists = {name: server.get(name) for name in server.scan_iter("wasm:pins:*")}
-        server.delete(*lists)
-        look(two)
-        eventually(lambda: server.exists(*lists) > 0)
-        there.unpin(DIGEST)
-        for name, record in lists.items():
-            server.set(name, record or b"")
-        look(two)  # It knows better, and writes them again.
-        eventually(lambda: not [name for name in lists if server.get(name) == lists[name]])
-        look(one)
-        eventually(lambda: one.metric("pins") == two.metric("pins") == 0)
-        for name in lists:
-            server.set(name, b"x" * 200)
-        here.pin(DIGEST)
-        look(two)
-        eventually(lambda: two.metric("pins") == 1)
-
-
 def test_pins_without_redis_by_the_command(tmp_path: Path, engines: Installed) -> None:
     state, file = tmp_path / "state", tmp_path / "dear.wasm"
     file.write_bytes(DEAR)

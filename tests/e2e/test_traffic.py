@@ -111,7 +111,7 @@ def test_a_reader_that_stops_and_comes_back_in_time_gets_everything(
         for part in call:
             received += len(part.chunk)
             if received and received < MIB:
-                time.sleep(1.0)
+                time.sleep(0.5)
         assert received > 40 * MIB
 
 

@@ -171,7 +171,7 @@ def test_a_compile_that_loses_its_process_or_takes_too_long(
     kiln: Watched, caller: Caller, victim: str
 ) -> None:
     engine = "wasmer-1.1.0" if victim == "time" else ENGINE
-    call = caller.compile(wasm.many_functions(60_000, tag=len(victim)), engine=engine)
+    call = caller.compile(wasm.many_functions(150_000, tag=len(victim)), engine=engine)
     for _ in range(2 if victim == "worker" else 1):
         job = busy_job(kiln.pid)
         if victim == "worker":
