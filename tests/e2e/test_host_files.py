@@ -294,7 +294,7 @@ def test_what_is_gone_replaced_or_mapped(kiln: tuple[Daemon, Client], site: Site
     served(kiln, site)
     site.check_mended(*kiln, MODULE, "before")
     before = rejected(daemon)
-    for gone in (folder, folder.parents[1]):
+    for gone in (folder, folder.parents[1], store):
         shutil.rmtree(gone)
         assert served(kiln, site) == COMPILED
         site.check_mended(*kiln, MODULE, "gone")

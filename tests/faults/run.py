@@ -32,19 +32,10 @@ SETTINGS = {
 _CALL_S = 60.0
 """A call that takes longer hangs: nothing here is large."""
 _RECOVERY_S = 30.0
+Injection = tuple[float, float, float]
 # The pause between two faults, so that hardly any call meets two.
 _BETWEEN_S = 0.3
 _MOST = 0.8
-
-
-@dataclass(frozen=True)
-class Injection:
-    """One fault: when it began, when the cause ended, and when the daemons had recovered."""
-
-    fault: str
-    began_s: float
-    healed_s: float
-    recovered_s: float
 
 
 @dataclass(frozen=True)
@@ -133,6 +124,7 @@ async def run(
             )
 
         async def befall(kind: Kind) -> Injection:
+            """Have a fault; return when it began, when its cause ended and when all was well."""
             tell(kind.name)
             began_s = time.monotonic()
             sick = kind.sick(site)
@@ -143,7 +135,7 @@ async def run(
             await _until(lambda: recovered(kind, healed_s), kind.name)
             recovered_s = time.monotonic()
             await asyncio.sleep(_BETWEEN_S)
-            return Injection(kind.name, began_s, healed_s, recovered_s)
+            return began_s, healed_s, recovered_s
 
         load = await asyncio.to_thread(Load, clients)
         async with load.going_on():
@@ -151,19 +143,15 @@ async def run(
             began_s = time.monotonic()
             await asyncio.sleep(quiet_s)
             quiet = load.since(began_s)
-            injections = [
-                await befall(kind)
-                for number in range(rounds)
-                for kind in KINDS
-                if not kind.takes_long or (long and number == 0)
-            ]
+            injections: dict[str, list[Injection]] = {}
+            for number in range(rounds):
+                for kind in KINDS:
+                    if not kind.takes_long or (long and number == 0):
+                        injections.setdefault(kind.name, []).append(await befall(kind))
         calls = load.since(began_s)
         counts = [rejected(daemon) for daemon in daemons]
         return Report(
-            [
-                _row([each for each in injections if each.fault == fault], calls, quiet)
-                for fault in dict.fromkeys(each.fault for each in injections)
-            ],
+            [_row(fault, each, calls, quiet) for fault, each in injections.items()],
             calls,
             quiet,
             {cause: sum(each.get(cause, 0) for each in counts) for cause in set().union(*counts)},
@@ -178,18 +166,18 @@ async def _until(well: Callable[[], Awaitable[bool]], what: str) -> None:
         await asyncio.sleep(0.02)
 
 
-def _row(injections: list[Injection], calls: list[Call], quiet: list[Call]) -> Row:
+def _row(fault: str, injections: list[Injection], calls: list[Call], quiet: list[Call]) -> Row:
     met = [
         call
-        for each in injections
+        for began_s, _, recovered_s in injections
         for call in calls
-        if call.began_s < each.recovered_s and call.ended_s > each.began_s
+        if call.began_s < recovered_s and call.ended_s > began_s
     ]
     usual_s = statistics.median(call.waited_s for call in quiet)
     waited_out = [call.waited_s for call in met if call.waited_s > _MOST * TIMEOUT_S]
-    recoveries = [each.recovered_s - each.healed_s for each in injections]
+    recoveries = [recovered_s - healed_s for _, healed_s, recovered_s in injections]
     return Row(
-        injections[0].fault,
+        fault,
         len(injections),
         len(met),
         sum(bool(call.wrong) for call in met),
