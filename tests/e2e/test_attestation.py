@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,18 +12,15 @@ from wasmkiln import AttestationInvalid, Client
 
 from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, TWO_ENGINES, RedisDaemon, fresh_state
+from tests.e2e.fixtures import a_valkey
 from tests.e2e.programs import Installed
 from tests.e2e.signing_keys import KeyDirectory, KeyPair
 from tests.e2e.stored_values import rejected
 from tests.e2e.test_cache import COMPILED, REDIS, settled
-from tests.servers.redis_server import binary_of, redis_server
+from tests.servers.redis_server import RedisServer
 
-
-@pytest.fixture
-def valkey(tmp_path: Path, engines: Installed) -> Iterator[str]:
-    """A Valkey to which every daemon of a test is connected."""
-    with redis_server(binary_of("valkey"), tmp_path / "server") as running:
-        yield running.url
+valkey = a_valkey()
+"""A Valkey to which every daemon of a test is connected."""
 
 
 KEY = KeyPair()
@@ -57,7 +54,7 @@ FLEETS = {
 
 @pytest.mark.parametrize("name", FLEETS)
 def test_daemons_believe_each_other_as_they_were_told(
-    name: str, tmp_path: Path, valkey: str
+    name: str, tmp_path: Path, valkey: RedisServer
 ) -> None:
     fleet = FLEETS[name]
     states = [
@@ -65,7 +62,7 @@ def test_daemons_believe_each_other_as_they_were_told(
     ]
     environs = [
         {
-            "WASMKILN_REDIS_URL": valkey,
+            "WASMKILN_REDIS_URL": valkey.url,
             **{f"WASMKILN_{key}": text.replace("*", str(tmp_path)) for key, text in given.items()},
         }
         for given in (fleet.one, fleet.two)

@@ -16,6 +16,7 @@ from wasmkiln.v1 import module_service_pb2, types_pb2
 
 from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, RedisDaemon, fresh_state
+from tests.e2e.fixtures import serving
 from tests.e2e.processes import eventually
 from tests.e2e.programs import Installed
 from tests.e2e.stored_values import names_of
@@ -191,13 +192,12 @@ def test_no_answer_waits_for_a_write_and_the_newest_writes_outlast_an_outage(sit
     assert site.client.compile(wasm.with_data(20_000, 0)).header.origin == COMPILED
 
 
-@pytest.fixture(scope="module")
-def small(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisDaemon]:
-    """A daemon with a small memory tier, and no other one."""
-    state = fresh_state(tmp_path_factory.mktemp("memory") / "state", engines=ONE_ENGINE)
-    flags = ("--redis-url", "none", "--memory-bytes", str(LIMIT_BYTES))
-    with RedisDaemon(state, flags) as running:
-        yield running
+small = serving(
+    *ONE_ENGINE,
+    flags=("--redis-url", "none", "--memory-bytes", str(LIMIT_BYTES)),
+    kind=RedisDaemon,
+)
+"""A daemon with a small memory tier, and no other one."""
 
 
 @pytest.fixture

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import wasmtime
-from wasmkiln import AsyncClient, Client, IncompatibleEngine, engine_of, errors
+from wasmkiln import Client, IncompatibleEngine, engine_of, errors
 from wasmkiln.host_store import Engines
 
 from tests.e2e import wasm
-from tests.e2e.daemon import TWO_ENGINES, Daemon, fresh_state
+from tests.e2e.daemon import TWO_ENGINES, Daemon
+from tests.e2e.fixtures import serving
 from tests.e2e.in_engine import run_script
 from tests.e2e.programs import WASMKILN, Installed, run
 
@@ -22,12 +22,8 @@ NOBODY = "127.0.0.1:1"
 SETTINGS: list[dict[str, str]] = [{}, {"consume_fuel": "true"}]
 
 
-@pytest.fixture(scope="module")
-def kiln(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A daemon with a host store of its own."""
-    state = fresh_state(tmp_path_factory.mktemp("kiln") / "state", engines=TWO_ENGINES)
-    with Daemon(state) as daemon:
-        yield daemon
+kiln = serving(*TWO_ENGINES)
+"""A daemon with a host store of its own."""
 
 
 @pytest.fixture(scope="module")
@@ -222,15 +218,6 @@ def test_what_cannot_be_loaded_is_refused(client: Client) -> None:
     foreign = client.compile(wasm.adder(42), engine="wasmer", target="aarch64-apple-darwin")
     with pytest.raises(IncompatibleEngine):
         foreign.load()
-
-
-async def test_the_asynchronous_client_does_the_same(daemon: Daemon) -> None:
-    async with AsyncClient(daemon.address) as client:
-        artifact = await client.compile(wasm.adder(43), engine="wasmtime-50.0.1")
-        assert isinstance(artifact.load(), wasmtime.Module)
-        assert (await client.stats()).redis_up
-        assert await client.find_missing([artifact.header.module_sha256]) != []  # wasmer's
-        assert await client.health() == "SERVING"
 
 
 def test_wasmer_module(client: Client, engines: Installed, tmp_path: Path) -> None:

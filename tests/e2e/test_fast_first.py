@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from wasmkiln import Artifact, Client
@@ -74,40 +75,35 @@ def test_fast_code_comes_first_and_optimised_code_later(client: Client, engine: 
     assert (optimised.origin, taken.origin) == (ORIGIN_COMPILED, ORIGIN_MEMORY)
 
 
-def test_a_caller_that_names_the_default_compiler_gets_it(client: Client) -> None:
-    header = client.compile(
-        wasm.adder(9_004), engine="wasmtime", settings={"strategy": "cranelift"}, accept_fast=True
-    ).header
-    assert not header.is_fast
-    assert header.settings["strategy"] == "cranelift"
+NO_TRAPS = {"signals_based_traps": "false"}
 
 
-@pytest.mark.parametrize("cpu", ["baseline", "x86-64-v2"])
-def test_a_cpu_that_singlepass_does_not_know_gets_optimised_code(client: Client, cpu: str) -> None:
-    module = wasm.adder(9_005)
-    artifact = client.compile(module, engine="wasmer", cpu=cpu, accept_fast=True)
-    assert (artifact.header.is_fast, artifact.header.cpu) == (False, cpu)
-    with pytest.raises(SettingUnknown, match="AVX"):
-        client.compile(module, engine="wasmer", cpu=cpu, settings=FAST["wasmer"])
-
-
-def test_settings_that_winch_refuses_get_optimised_code(client: Client) -> None:
-    module, settings = wasm.adder(9_006), {"signals_based_traps": "false"}
-    artifact = client.compile(module, engine="wasmtime", settings=settings, accept_fast=True)
-    assert dict(artifact.header.changed_settings) == settings
-    assert not artifact.header.is_fast
-    with pytest.raises(SettingUnknown):
-        client.compile(module, engine="wasmtime", settings={**settings, **FAST["wasmtime"]})
-
-
-def test_fast_code_counts_fuel_and_epochs(client: Client) -> None:
-    for setting in ("consume_fuel", "epoch_interruption"):
-        settings = {setting: "true"}
-        header = client.compile(
-            wasm.adder(9_007), engine="wasmtime", settings=settings, accept_fast=True
-        ).header
-        assert header.is_fast
-        assert dict(header.changed_settings) == {**settings, **FAST["wasmtime"]}
+@pytest.mark.parametrize(
+    ("engine", "asked", "is_fast"),
+    [
+        # A caller that names the default compiler gets it.
+        ("wasmtime", {"settings": {"strategy": "cranelift"}}, False),
+        # What a fast compiler does not know, or refuses, comes optimised.
+        ("wasmer", {"cpu": "baseline"}, False),
+        ("wasmer", {"cpu": "x86-64-v2"}, False),
+        ("wasmtime", {"settings": NO_TRAPS}, False),
+        # Fast code counts fuel and epochs.
+        ("wasmtime", {"settings": {"consume_fuel": "true"}}, True),
+        ("wasmtime", {"settings": {"epoch_interruption": "true"}}, True),
+    ],
+)
+def test_what_is_asked_beside_decides(
+    client: Client, engine: str, asked: dict[str, Any], is_fast: bool
+) -> None:
+    module, settings = wasm.adder(9_005), asked.get("settings", {})
+    header = client.compile(module, engine=engine, accept_fast=True, **asked).header
+    assert header.is_fast == is_fast
+    assert header.cpu == asked.get("cpu", header.cpu)
+    assert {**settings, **(FAST[engine] if is_fast else {})}.items() <= header.settings.items()
+    if "cpu" in asked or settings == NO_TRAPS:
+        named = {**asked, "settings": {**settings, **FAST[engine]}}
+        with pytest.raises(SettingUnknown, match="AVX" if "cpu" in asked else None):
+            client.compile(module, engine=engine, **named)
 
 
 @pytest.mark.parametrize(

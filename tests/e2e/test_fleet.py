@@ -19,9 +19,9 @@ from wasmkiln.v1 import types_pb2
 from tests.e2e import wasm
 from tests.e2e.callers import Caller, header_of, held_worker, modules, outcome_of, stopped_job
 from tests.e2e.daemon import RedisDaemon, fresh_state
+from tests.e2e.fixtures import a_valkey
 from tests.e2e.processes import eventually, jobs_of
-from tests.e2e.programs import Installed
-from tests.servers.redis_server import RedisServer, binary_of, redis_server
+from tests.servers.redis_server import RedisServer
 
 DAEMONS = 4
 CALLS = 200
@@ -31,10 +31,7 @@ ENGINE = "wasmtime-50.0.1"
 SLOW_ENGINE = "wasmer-1.1.0"
 
 
-@pytest.fixture
-def valkey(tmp_path: Path, engines: Installed) -> Iterator[RedisServer]:
-    with redis_server(binary_of("valkey"), tmp_path / "server") as running:
-        yield running
+valkey = a_valkey()
 
 
 @pytest.fixture

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import grpc
-import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from wasmkiln.v1 import module_service_pb2 as pb
 
 from tests.e2e.callers import ENGINE, Caller, failure_of, outcome_of
 from tests.e2e.daemon import Daemon, state_with
+from tests.e2e.fixtures import serving
 from tests.e2e.floods import OPENING, over_tcp, strangers
 from tests.e2e.processes import eventually
 from tests.e2e.programs import Installed
@@ -24,16 +23,8 @@ EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
 
 
-@pytest.fixture(scope="module")
-def kiln(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A daemon with the limits that it has by default."""
-    state = state_with(tmp_path_factory.mktemp("kiln") / "state", ENGINE)
-    flags = ["--redis-url", "none", "--workers", "1"]
-    with Daemon(state, flags) as daemon:
-        yield daemon
-    assert daemon.process.returncode == 0
-    assert "call failed" not in daemon.log
-    assert "Traceback" not in daemon.log
+kiln = serving(ENGINE, flags=["--redis-url", "none"])
+"""A daemon with the limits that it has by default."""
 
 
 def gets_in(daemon: Daemon, address: str = "") -> bool:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import stat
-from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
@@ -19,12 +17,12 @@ from wasmkiln.v1 import types_pb2
 
 from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
+from tests.e2e.fixtures import serving
 from tests.e2e.in_engine import run_script
 from tests.e2e.processes import eventually
 from tests.e2e.programs import Installed
-from tests.e2e.test_cache import COMPILED, HOST_STORE, MEMORY, REDIS
+from tests.e2e.test_cache import COMPILED, HOST_STORE, MEMORY
 from tests.e2e.test_engines import CALL_ADD
-from tests.servers.redis_server import binary_of, redis_server
 
 NO_REDIS = ("--redis-url", "none")
 [ENGINE] = ONE_ENGINE
@@ -57,12 +55,8 @@ def asked_for_file(
     return first.header, b"".join(part.chunk for part in chunks)
 
 
-@pytest.fixture(scope="module")
-def kiln(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A daemon with memory and a host store alone."""
-    state = fresh_state(tmp_path_factory.mktemp("host") / "state", engines=ONE_ENGINE)
-    with Daemon(state, NO_REDIS) as daemon:
-        yield daemon
+kiln = serving(*ONE_ENGINE, flags=NO_REDIS)
+"""A daemon with memory and a host store alone."""
 
 
 def test_a_restart_without_redis_compiles_nothing(lean_state_dir: Path) -> None:
@@ -110,44 +104,6 @@ def test_the_entry_is_what_any_client_can_use_and_a_caller_is_told(
     assert served["fingerprint"] == made.header.fingerprint
     assert (again.origin, payload) == (COMPILED, b"")
     assert Path(again.host_file.path).stat().st_ino == again.host_file.inode
-
-
-def test_a_fleet_of_two_hosts_that_lost_redis_serves_all_that_it_has(
-    engines: Installed, tmp_path: Path
-) -> None:
-    states = [fresh_state(tmp_path / name, engines=ONE_ENGINE) for name in ("a", "b")]
-    with redis_server(binary_of("valkey"), tmp_path / "server") as redis:
-        environ = {"WASMKILN_REDIS_URL": redis.url}
-        with ExitStack() as stack:
-            fleet = [stack.enter_context(Daemon(state, environ=environ)) for state in states]
-            clients = [stack.enter_context(daemon.client()) for daemon in fleet]
-            sums = [
-                clients[tag % 2].compile(wasm.adder(tag)).header.module_sha256 for tag in range(6)
-            ]
-            eventually(
-                lambda: not any(client.stats().pending_writes for client in clients),
-                "Redis was not written",
-            )
-            # A caller is told the file of a hit in Redis, too.
-            header, payload = asked_for_file(fleet[1], sums[0])
-            assert (header.origin, payload) == (REDIS, b"")
-            assert Path(header.host_file.path).is_relative_to(states[1])
-            for client in clients:
-                origins = {client.compile(each).header.origin for each in sums[1:]}
-                assert origins == {MEMORY, REDIS}
-            clients[0].compile(sums[0])
-            assert sum(map(compiles, fleet)) == 6
-    # Redis is gone, and so is the memory of both.
-    with ExitStack() as stack:
-        fleet = [stack.enter_context(Daemon(state, environ=environ)) for state in states]
-        for daemon in fleet:
-            client = stack.enter_context(daemon.client())
-            assert not client.stats().redis_up
-            assert {client.compile(each).header.origin for each in sums} == {HOST_STORE}
-            header, payload = asked_for_file(daemon, sums[0])
-            assert (header.origin, payload) == (HOST_STORE, b"")
-            assert client.find_missing(sums) == []
-            assert compiles(daemon) == 0
 
 
 def test_evict_reaches_it(kiln: Daemon) -> None:

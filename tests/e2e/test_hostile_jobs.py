@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from wasmkiln import Client, CompilerCrashed, CompileTimeout
 
+from tests.e2e import wasm
 from tests.e2e.attempts import ATTEMPTS, MACHINES_REFUSE, Machine, machine_of
 from tests.e2e.daemon import Daemon, state_with
 from tests.e2e.hostile_engine import HOSTILE, environment, module
@@ -48,7 +49,8 @@ def site(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     for python, version in zip(("", old), VERSIONS.values(), strict=True):
         environment(state / "engines", python=python, version=version)
     flags = ["--redis-url", "none", "--workers", "1", "--compile-memory-bytes", str(MEMORY_BYTES)]
-    flags += ["--compile-cpu-s", "2"]
+    # At debug the log has a line for each job that is killed.
+    flags += ["--compile-cpu-s", "2", "--log-level", "debug"]
     with (
         Daemon(state, flags, {"SECRET": SECRET}) as daemon,
         daemon.client(max_attempts=1, timeout_s=120) as client,
@@ -177,6 +179,22 @@ def test_cpu_time_runs_out(site: Site, engine: str) -> None:
         attempt(site, engine, "burn_cpu")
     assert worker_of(site.daemon, engine) == worker
     assert attempt(site, engine, "find")["got"]
+
+
+def test_a_job_that_breaks_out_is_killed_and_named(site: Site, engine: str) -> None:
+    logged = len(site.daemon.log_lines)
+    with pytest.raises(CompilerCrashed) as killed:
+        attempt(site, engine, "fork", "again")
+    assert killed.value.metadata["signal"] == "SIGSYS"
+    words = "a job was killed for a system call that no compiler makes"
+    digest = wasm.digest(module("fork", "again"))
+    told = {"event": words, "engine": engine, "module": digest}
+
+    def named() -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in site.daemon.log_lines[logged:]]
+        return [line for line in lines if told.items() <= line.items()]
+
+    eventually(named, "the log does not tell of it")
 
 
 def test_an_abort_is_an_abort(site: Site, engine: str) -> None:

@@ -18,9 +18,9 @@ from wasmkiln import Artifact, Client, CompilerCrashed, CompileTimeout
 from wasmkiln.v1 import types_pb2
 
 from tests.e2e import wasm
-from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
+from tests.e2e.daemon import ONE_ENGINE, Daemon
+from tests.e2e.fixtures import serving
 from tests.e2e.processes import busy_job, eventually, parent_of, workers_of
-from tests.e2e.programs import Installed
 
 _tags = itertools.count(20)
 
@@ -48,12 +48,8 @@ def test_no_engine_is_in_the_daemon_and_workers_see_no_module(
         assert b"HOME" not in environment
 
 
-@pytest.fixture(scope="module")
-def lean_daemon(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A daemon with one worker, whose jobs have little time."""
-    state = fresh_state(tmp_path_factory.mktemp("lean") / "state", engines=ONE_ENGINE)
-    with Daemon(state, ["--redis-url", "none", "--compile-timeout-s", "5"]) as daemon:
-        yield daemon
+lean_daemon = serving(*ONE_ENGINE, flags=["--redis-url", "none", "--compile-timeout-s", "5"])
+"""A daemon with one worker, whose jobs have little time."""
 
 
 @dataclass
@@ -106,13 +102,8 @@ def test_a_killed_worker_is_replaced_and_its_job_done_by_another(state_dir: Path
         eventually(lambda: len(workers_of(daemon.pid)) == 2, "the worker was not replaced")
 
 
-@pytest.mark.parametrize("stopped", [False, True])
-def test_a_job_past_its_limit_is_killed_and_its_slot_is_free(
-    lean_daemon: Daemon, stopped: bool
-) -> None:
+def test_a_job_past_its_limit_is_killed_and_its_slot_is_free(lean_daemon: Daemon) -> None:
     with slow_call(lean_daemon) as slow:
-        if stopped:
-            os.kill(slow.job, signal.SIGSTOP)
         with pytest.raises(CompileTimeout):
             slow.call.result()
         assert slow.waiting.result().header.size_bytes

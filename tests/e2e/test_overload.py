@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import signal
-from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -25,9 +24,9 @@ from tests.e2e.callers import (
     outcome_of,
     stopped_job,
 )
-from tests.e2e.daemon import Daemon, state_with
+from tests.e2e.daemon import Daemon
+from tests.e2e.fixtures import serving
 from tests.e2e.processes import eventually
-from tests.e2e.programs import Installed
 
 # At debug the log has a line for each call, however many there are in a second.
 ONE_WORKER = [
@@ -51,13 +50,8 @@ def answered(daemon: Daemon, count: int, *names: str) -> list[str]:
     return order()
 
 
-@pytest.fixture(scope="module")
-def kiln(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A daemon with one worker, and little room for requests."""
-    state = state_with(tmp_path_factory.mktemp("kiln") / "state", ENGINE)
-    with Daemon(state, [*ONE_WORKER, "--receive-bytes", "8MiB"]) as daemon:
-        yield daemon
-    assert daemon.process.returncode == 0
+kiln = serving(ENGINE, flags=[*ONE_WORKER, "--receive-bytes", "8MiB"])
+"""A daemon with one worker, and little room for requests."""
 
 
 def compiled(daemon: Daemon) -> int:
@@ -143,12 +137,8 @@ def test_a_compile_that_has_begun_is_finished_and_stored(kiln: Daemon) -> None:
         assert compiled(kiln) == before
 
 
-@pytest.fixture(scope="module")
-def narrow(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A daemon with two engines and a short queue."""
-    state = state_with(tmp_path_factory.mktemp("narrow") / "state", ENGINE, OTHER)
-    with Daemon(state, [*ONE_WORKER, "--queue-length", "8"]) as daemon:
-        yield daemon
+narrow = serving(ENGINE, OTHER, flags=[*ONE_WORKER, "--queue-length", "8"])
+"""A daemon with two engines and a short queue."""
 
 
 @pytest.mark.parametrize("answer", ["OK", "ENGINE_LACKS_FEATURE"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,8 +16,9 @@ from wasmkiln.v1.admin_service_pb2 import Pin
 
 from tests.e2e import processes, wasm
 from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
+from tests.e2e.fixtures import a_valkey
 from tests.e2e.programs import WASMKILN, Installed
-from tests.servers.redis_server import binary_of, redis_server
+from tests.servers.redis_server import RedisServer
 
 KIB = 1024
 DEAR = wasm.adder(1)
@@ -25,11 +26,7 @@ DIGEST = wasm.digest(DEAR)
 SMALL = ("--memory-bytes", "300KiB", "--host-store-bytes", "400KiB", "--workers", "1")
 
 
-@pytest.fixture
-def valkey(tmp_path: Path, engines: Installed) -> Iterator[str]:
-    settings = ("--maxmemory", "8mb", "--maxmemory-policy", "volatile-lru")
-    with redis_server(binary_of("valkey"), tmp_path / "server", settings) as running:
-        yield running.url
+valkey = a_valkey("--maxmemory", "8mb", "--maxmemory-policy", "volatile-lru")
 
 
 def daemon(state: Path, url: str, *flags: str) -> Daemon:
@@ -73,10 +70,10 @@ def everywhere(client: Client) -> bool:
 
 
 def test_a_pinned_module_outlives_floods_a_flush_evictions_and_a_restart(
-    tmp_path: Path, valkey: str
+    tmp_path: Path, valkey: RedisServer
 ) -> None:
-    state, server = tmp_path / "state", redis.Redis.from_url(valkey)
-    with daemon(state, valkey) as one, one.client() as client:
+    state, server = tmp_path / "state", redis.Redis.from_url(valkey.url)
+    with daemon(state, valkey.url) as one, one.client() as client:
         with pytest.raises(ModuleNotLoaded):
             client.pin(DIGEST)
         client.compile(DEAR)
@@ -122,7 +119,7 @@ def test_a_pinned_module_outlives_floods_a_flush_evictions_and_a_restart(
 
     # The pins are in the state directory, and an artifact that Redis lost in the host store.
     server.flushdb()
-    with daemon(state, valkey) as again, again.client() as client:
+    with daemon(state, valkey.url) as again, again.client() as client:
         [pin] = client.pins().pins
         assert pin.module_sha256 == DIGEST
         flood(client, 30)

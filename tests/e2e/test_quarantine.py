@@ -13,9 +13,10 @@ from wasmkiln import Client, CompilerCrashed, CompileTimeout, ModuleQuarantined
 
 from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, TWO_ENGINES, Daemon, fresh_state
+from tests.e2e.fixtures import a_valkey
 from tests.e2e.processes import busy_job, eventually, jobs_of, parent_of
-from tests.e2e.programs import WASMKILN, Installed, run
-from tests.servers.redis_server import binary_of, redis_server
+from tests.e2e.programs import WASMKILN, run
+from tests.servers.redis_server import RedisServer
 
 ENGINE = "wasmer-1.1.0"
 # Valid, and for longer than anybody waits.
@@ -23,10 +24,7 @@ SLOW = wasm.nested_blocks(1_000_000)
 SLOW_COMPONENT = wasm.component(wasm.many_functions(600_000))
 
 
-@pytest.fixture(scope="module")
-def valkey(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with redis_server(binary_of("valkey"), tmp_path_factory.mktemp("server") / "it") as running:
-        yield running.url
+valkey = a_valkey(scope="module")
 
 
 def daemon(folder: Path, url: str, engines: Sequence[str] = ONE_ENGINE, **limits: str) -> Daemon:
@@ -36,13 +34,15 @@ def daemon(folder: Path, url: str, engines: Sequence[str] = ONE_ENGINE, **limits
 
 
 @pytest.fixture(scope="module")
-def two(valkey: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, Daemon]]:
+def two(
+    valkey: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Daemon, Daemon]]:
     folder = tmp_path_factory.mktemp("two")
     # CPU time runs out at the same point however busy the machine is.
     limits = {"COMPILE_CPU_S": "2", "COMPILE_TIMEOUT_S": "60"}
     with (
-        daemon(folder / "a", valkey, TWO_ENGINES, **limits) as one,
-        daemon(folder / "b", valkey, TWO_ENGINES, **limits) as other,
+        daemon(folder / "a", valkey.url, TWO_ENGINES, **limits) as one,
+        daemon(folder / "b", valkey.url, TWO_ENGINES, **limits) as other,
     ):
         yield one, other
 
@@ -117,10 +117,10 @@ def test_a_component_that_breaks_its_engine_is_refused_by_load_everywhere(
 
 
 def test_a_job_that_is_stopped_past_its_time_condemns_nobody_at_once(
-    tmp_path: Path, valkey: str
+    tmp_path: Path, valkey: RedisServer
 ) -> None:
     with (
-        daemon(tmp_path / "c", valkey, COMPILE_TIMEOUT_S="5") as one,
+        daemon(tmp_path / "c", valkey.url, COMPILE_TIMEOUT_S="5") as one,
         one.client(max_attempts=1) as client,
         ThreadPoolExecutor(1) as callers,
     ):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from wasmkiln import EngineRemoved, EngineUnknown
+from wasmkiln import EngineRemoved
 
 from tests.e2e import wasm
 from tests.e2e.daemon import FAILED, Configured, state_with
@@ -151,18 +151,3 @@ def test_a_reload_refuses_what_is_served_and_what_it_made_is_evicted(
             one.write(vulnerable_engines="warn")
             assert warnings(one.reload()) == {BAD: ["TEST-1"]}
             assert client.compile(module, engine=BAD).header.origin == 3
-
-
-def test_a_start_refuses(engines: Installed, tmp_path: Path) -> None:
-    with Warned(tmp_path, GOOD, BAD, vulnerable_engines="refuse", default_engine=BAD) as one:
-        assert one.known().keys() == {GOOD}
-        assert (
-            f"{BAD} is not served: its code has a known vulnerability (TEST-1)" in one.daemon.banner
-        )
-        assert BAD in one.daemon.wait_for_log('"engine is not served"')
-        assert len(workers_of(one.daemon.pid)) == 1
-        with one.daemon.client(max_attempts=1) as client:
-            with pytest.raises(EngineUnknown):
-                client.compile(wasm.adder(1), engine=BAD)
-            with pytest.raises(EngineUnknown):  # No other takes the place of the default.
-                client.compile(wasm.adder(1))

@@ -32,9 +32,10 @@ from tests.e2e.callers import (
     outcome_of,
 )
 from tests.e2e.daemon import Daemon, fresh_state, state_with
+from tests.e2e.fixtures import a_valkey, serving
 from tests.e2e.processes import anonymous_memory_of, busy_job, eventually, parent_of, stopped
 from tests.e2e.programs import inside
-from tests.servers.redis_server import RedisServer, binary_of, redis_server
+from tests.servers.redis_server import RedisServer
 
 MIB = 1024 * 1024
 SIZE = 20 * MIB
@@ -79,14 +80,15 @@ def gives_back(daemon: Daemon) -> Iterator[None]:
         time.sleep(0.1)
 
 
-@pytest.fixture(scope="module")
-def keeps_nothing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A daemon without tiers; each test compares its memory with what it was before the test."""
-    state = state_with(tmp_path_factory.mktemp("keeps_nothing") / "state", ENGINE)
-    flags = [*LIMITS, *NO_TIERS, "--caller-timeout-s", "3", "--queue-length", "8"]
-    with Daemon(state, [*flags, "--quarantine-s", "0"], command=NO_COLLECTOR) as daemon:
-        yield daemon
-    assert daemon.process.returncode == 0
+keeps_nothing = serving(
+    ENGINE,
+    flags=[
+        *(*LIMITS, *NO_TIERS, "--caller-timeout-s", "3", "--queue-length", "8"),
+        *("--quarantine-s", "0"),
+    ],
+    command=NO_COLLECTOR,
+)
+"""A daemon without tiers; each test compares its memory with what it was before the test."""
 
 
 def large(tag: int) -> bytes:
@@ -236,10 +238,7 @@ def test_an_eviction_and_a_memory_tier_that_shrinks(tmp_path: Path) -> None:
             daemon.wait_for_log('"event": "reloaded"')
 
 
-@pytest.fixture
-def valkey(tmp_path: Path) -> Iterator[RedisServer]:
-    with redis_server(binary_of("valkey"), tmp_path / "server") as running:
-        yield running
+valkey = a_valkey()
 
 
 @contextmanager
