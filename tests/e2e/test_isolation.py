@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -125,25 +124,3 @@ def test_a_stopped_worker_does_not_hold_its_callers(lean_daemon: Daemon) -> None
     os.kill(idle, signal.SIGSTOP)
     with lean_daemon.client(timeout_s=100) as client:
         assert client.compile(wasm.adder(next(_tags)), engine="wasmer").header.size_bytes
-
-
-def test_a_hundred_cold_calls_make_one_compile(client: Client, daemon: Daemon) -> None:
-    module = wasm.busy_functions(9_002)
-    client.load(module)
-    before = {(c.engine, c.outcome): c.count for c in client.stats().compiles}
-    start = threading.Barrier(100)
-
-    def call(_: int) -> tuple[int, bytes]:
-        with daemon.client(timeout_s=120) as one:
-            start.wait()
-            artifact = one.compile(module, engine="wasmer")
-        return artifact.header.origin, artifact.bytes
-
-    with ThreadPoolExecutor(100) as callers:
-        answers = list(callers.map(call, range(100)))
-    after = {(c.engine, c.outcome): c.count for c in client.stats().compiles}
-    assert after["wasmer-1.1.0", "ok"] - before["wasmer-1.1.0", "ok"] == 1
-    assert len({artifact for _, artifact in answers}) == 1
-    origins = [origin for origin, _ in answers]
-    assert origins.count(types_pb2.ORIGIN_COMPILED) == 1
-    assert origins.count(types_pb2.ORIGIN_JOINED_FLIGHT) > 50

@@ -6,11 +6,13 @@ import itertools
 import json
 import os
 import signal
+from contextlib import ExitStack
 from typing import Any
 
 import grpc
 import pytest
 from wasmkiln.v1 import module_service_pb2 as pb
+from wasmkiln.v1 import types_pb2
 
 from tests.e2e import wasm
 from tests.e2e.callers import (
@@ -174,6 +176,22 @@ def test_a_full_queue_refuses_and_lets_another_caller_in(narrow: Daemon, answer:
 def reason_of(call: Any) -> str:
     """Wait for a call's end; return why it failed, or OK."""
     return "OK" if outcome_of(call) is grpc.StatusCode.OK else failure_of(call)[1]
+
+
+def test_a_hundred_cold_calls_make_one_compile(kiln: Daemon) -> None:
+    [module] = modules(1)
+    with ExitStack() as stack:
+        callers = [stack.enter_context(Caller(kiln)) for _ in range(100)]
+        with held_worker(kiln):
+            before = compiled(kiln)
+            calls = [caller.compile(module) for caller in callers]
+            eventually(lambda: kiln.metric("calls") == 101, "not all have come")
+        headers = [header_of(call) for call in calls]
+    assert compiled(kiln) == before + 2
+    assert len({header.artifact_sha256 for header in headers}) == 1
+    origins = [header.origin for header in headers]
+    assert origins.count(types_pb2.ORIGIN_COMPILED) == 1
+    assert origins.count(types_pb2.ORIGIN_JOINED_FLIGHT) == 99
 
 
 def test_calls_that_wait_for_another_calls_answer_hold_one_copy_of_their_module(

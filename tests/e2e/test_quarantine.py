@@ -14,7 +14,7 @@ from wasmkiln import Client, CompilerCrashed, CompileTimeout, ModuleQuarantined
 from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, TWO_ENGINES, Daemon, fresh_state
 from tests.e2e.fixtures import a_valkey
-from tests.e2e.processes import busy_job, eventually, jobs_of, parent_of
+from tests.e2e.processes import busy_job, eventually, jobs_of, parent_of, send
 from tests.e2e.programs import WASMKILN, run
 from tests.servers.redis_server import RedisServer
 
@@ -29,7 +29,7 @@ valkey = a_valkey(scope="module")
 
 def daemon(folder: Path, url: str, engines: Sequence[str] = ONE_ENGINE, **limits: str) -> Daemon:
     environ = {f"WASMKILN_{name}": value for name, value in limits.items()}
-    environ |= {"WASMKILN_REDIS_URL": url, "WASMKILN_WORKERS": "1"}
+    environ["WASMKILN_REDIS_URL"] = url
     return Daemon(fresh_state(folder, engines=engines), environ=environ)
 
 
@@ -136,3 +136,23 @@ def test_a_job_that_is_stopped_past_its_time_condemns_nobody_at_once(
             assert client.compile(wasm.adder(1), engine=ENGINE).bytes
         with pytest.raises(ModuleQuarantined, match="COMPILE_TIMEOUT"):
             client.compile(module, engine=ENGINE)
+
+
+def test_jobs_that_get_no_cpu_beside_each_other_condemn_nobody(
+    tmp_path: Path, valkey: RedisServer
+) -> None:
+    """Strangers cannot have an honest module quarantined by crowding the machine."""
+    with (
+        daemon(tmp_path / "d", valkey.url, COMPILE_TIMEOUT_S="5", WORKERS="2") as one,
+        one.client(max_attempts=1) as client,
+        ThreadPoolExecutor(2) as callers,
+    ):
+        modules = [wasm.nested_blocks(1_000_000, tag=tag) for tag in (3, 4)]
+        for _ in range(2):
+            calls = [callers.submit(client.compile, each, engine=ENGINE) for each in modules]
+            eventually(lambda: len(jobs_of(one.pid)) == 2, "no two jobs started")
+            send(signal.SIGSTOP, *jobs_of(one.pid))
+            for call in calls:
+                with pytest.raises(CompileTimeout):
+                    call.result()
+        assert not client.quarantined().modules

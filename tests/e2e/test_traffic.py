@@ -78,9 +78,10 @@ def test_500_slow_readers_of_a_large_artifact_take_no_more_than_their_budget(
         reader = stack.enter_context(Caller(kiln))
         most = 0
         waits: list[float] = []
+        deadline = time.monotonic() + 120
         # From when the first of them begin until the last of them were ended.
         while len(waits) < 3 or kiln.metric("refused_total", limit="send") < 500:
-            assert len(waits) < 100
+            assert time.monotonic() < deadline, "the slow ones are not ended"
             most = max(most, memory_of(kiln.pid) - before)
             assert kiln.metric("send_bytes") <= 32 * MIB
             began = time.monotonic()

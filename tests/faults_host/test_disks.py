@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
+from wasmkilnd.errors import TierUnavailable
 
 from tests.contract.host_store import host_store
-from tests.faults_host.stores import SEALER, artifact, store
+from tests.faults_host.stores import SEALER, artifact, check_is_right, store, tidied
 
 ONE = artifact(1)
+
+
+async def test_a_directory_that_vanishes_and_comes_back(tmp_path: Path) -> None:
+    directory = tmp_path / "store"
+    async with store(directory) as tier:
+        await tidied(tier)  # Or its work in the directory meets what happens to that.
+        await tier.put(ONE)
+        shutil.rmtree(directory)
+        with pytest.raises(TierUnavailable, match="No such file"):
+            await tier.get(ONE.key)
+        await tier.put(ONE)
+        assert await check_is_right(tier, ONE)
 
 
 async def test_a_directory_below_a_folder_that_is_closed_is_named_with_it(
