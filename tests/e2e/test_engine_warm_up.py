@@ -15,10 +15,11 @@ from wasmkiln.v1.module_service_pb2 import EngineWarmUp
 
 from tests.e2e import wasm
 from tests.e2e.daemon import RedisDaemon, reload, state_with
+from tests.e2e.fixtures import a_valkey
 from tests.e2e.processes import eventually
 from tests.e2e.programs import WASMKILND, Installed, run
 from tests.e2e.test_engine_changes import NEW, OLD, install
-from tests.servers.redis_server import RedisServer, binary_of, redis_server
+from tests.servers.redis_server import RedisServer
 
 MODULES = [wasm.adder(number) for number in range(50)]
 TOP = 20
@@ -82,10 +83,7 @@ class Fleet:
         return int(sum(daemon.metric("compiles_total", **outcomes) for daemon in self.daemons))
 
 
-@pytest.fixture
-def valkey(tmp_path: Path, engines: Installed) -> Iterator[RedisServer]:
-    with redis_server(binary_of("valkey"), tmp_path / "server") as running:
-        yield running
+valkey = a_valkey()
 
 
 @pytest.fixture
