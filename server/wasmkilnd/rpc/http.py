@@ -73,9 +73,9 @@ _STATUS = {
     "UNAVAILABLE": 503,
     "DEADLINE_EXCEEDED": 504,
 }
+_TLS_BYTES: Final = 64 * 1024
 # What a caller has to read within ``caller_timeout_s``, and what sendfile gets at a time.
 _SLICE_BYTES: Final = 4 * 1024 * 1024
-_KEPT_BYTES: Final = 64 * 1024
 _ALWAYS: Final = {"Server": "wasmkilnd", "X-Content-Type-Options": "nosniff"}
 # A connection is idle, or sends a request, for so long.
 _TIMES: Final[Any] = {"keepalive_timeout": 60.0, "shutdown_timeout": 1.0}
@@ -120,7 +120,7 @@ class _Exchange:
         return transport is None or transport.is_closing()
 
     async def write(self, message: memoryview) -> None:
-        """Send some bytes of the body; return when the connection has taken almost all."""
+        """Send some bytes of the body; return when the connection has taken most of them."""
         if self.answer:
             await self.answer.write(message)
 
@@ -280,8 +280,8 @@ class HttpServer:
             module, *of, more = found.groups() if found else (None,) * 4
             path = _MODULE if module else f"{_ARTIFACT}{more or ''}" if found else _UNKNOWN
             exchange = _Exchange(request, (module,) if module else of)
-            if request.transport:  # As much as it holds of an answer that is not read.
-                request.transport.set_write_buffer_limits(_KEPT_BYTES)
+            if request.transport:  # It holds what is being written alone. TLS stalls without some.
+                request.transport.set_write_buffer_limits(_TLS_BYTES if door.tls else 0)
             await paths[path].handle(None, exchange)
             answer = exchange.answer or web.Response(status=500)
             # What may follow on a connection after those is not clear to everybody between.
@@ -307,8 +307,9 @@ class HttpServer:
             self._entry.traffic.begin_answer(call)
             try:
                 await answer(call)
-                # What is left of it the library sends.
+                # A short one the library sends. Of another, the daemon may end after the call.
                 self._entry.traffic.await_caller(call)
+                await exchange.request.writer.drain()
             except OSError:  # The caller has gone.
                 raise asyncio.CancelledError from None
 
