@@ -18,6 +18,7 @@ MEASUREMENTS: Measurements = {
     "memory": hits.memory,
     "access": hits.access,
     "host": hits.host_store,
+    "http": hits.over_http,
     "redis": hits.in_redis,
     "fast": compiles.fast,
     "fresh": loads.fresh,

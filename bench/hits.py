@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +277,50 @@ def wait_for_file(client: Client, sha256: str, engine: str) -> Path:
             if time.monotonic() > until:
                 raise lab.BenchError(str(failure)) from None
             time.sleep(0.1)
+
+
+def over_http(given: Setting) -> Iterator[Row]:
+    """Hits over HTTP, from memory and from a file, beside aiohttp's own answer with the file."""
+    with ExitStack() as stack:
+        flags = ("--redis-url", "none", "--http-listen", "127.0.0.1:0")
+        tiers = {"memory": (), "a file": ("--memory-bytes", "0")}
+        daemons = {
+            tier: stack.enter_context(lab.Daemon(given.state(f"http-{len(more)}"), *flags, *more))
+            for tier, more in tiers.items()
+        }
+        for module, goal in ((given.medium, 1.2), (given.small, None)):
+            actions: dict[str, Action] = {}
+            for tier, daemon in daemons.items():
+                held = Held(stack, given, module, daemon)
+                wait_for_file(held.client, module.sha256, held.engine)
+                lab.come_to_rest(held.client)
+                path = f"/v1/artifacts/{module.sha256}/{held.header.fingerprint}"
+                actions[tier] = _Fetching(stack, daemon.addresses[-1], path).seconds
+            bare = lab.program(stack, "files", str(held.file))
+            actions["aiohttp"] = _Fetching(stack, f"127.0.0.1:{bare.said}", "/").seconds
+            series = in_turns(actions, given.rounds(300), given.rounds(30))
+            against = "aiohttp's own answer with the file", series["aiohttp"]
+            for tier in daemons:
+                yield compare("HTTP hit", f"{held.what}, from {tier}", series[tier], *against, goal)
+
+
+class _Fetching:
+    """A connection on which one path is fetched again and again."""
+
+    def __init__(self, stack: ExitStack, address: str, path: str) -> None:
+        self._connection, self._path = HTTPConnection(address, timeout=60), path
+        stack.callback(self._connection.close)
+
+    def seconds(self) -> float:
+        """Return how long it takes to fetch it."""
+        began = time.perf_counter()
+        self._connection.request("GET", self._path)
+        answer = self._connection.getresponse()
+        answer.read()
+        seconds = time.perf_counter() - began
+        if answer.status != 200:
+            raise lab.BenchError(f"{self._path} was answered with {answer.status}")
+        return seconds
 
 
 def in_redis(given: Setting) -> Iterator[Row]:

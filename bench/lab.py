@@ -220,16 +220,17 @@ class Daemon:
                 stderr=log,
             )
         self.pid = self._process.pid
-        self.address = self._await_ready()
+        self.addresses = self._await_ready()
+        self.address = self.addresses[0]
 
-    def _await_ready(self) -> str:
+    def _await_ready(self) -> list[str]:
         deadline = time.monotonic() + _READY_TIMEOUT_S
         while time.monotonic() < deadline and self._process.poll() is None:
             for line in self.log.read_text().splitlines():
                 with contextlib.suppress(ValueError):
                     said = json.loads(line)
                     if said["event"] == "ready":
-                        return str(said["addresses"][0])
+                        return [str(address) for address in said["addresses"]]
             time.sleep(_POLL_S)
         self.stop()
         said = self.log.read_text(errors="replace").strip().splitlines()

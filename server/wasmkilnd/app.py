@@ -26,7 +26,7 @@ from wasmkilnd.lifecycle.readiness import Readiness, status_json
 from wasmkilnd.lifecycle.systemd import long_step
 from wasmkilnd.model import DrainState, Entrance, Reloadable, Transport
 from wasmkilnd.quota import FairShare, Quotas
-from wasmkilnd.rpc import admin_service, calls, messages, module_service, server
+from wasmkilnd.rpc import admin_service, calls, http, messages, module_service, server
 from wasmkilnd.rpc.traffic import MESSAGE_OVERHEAD_BYTES, Traffic, message_bytes_for
 from wasmkilnd.settings import GRPC, NONE, Address, Settings, group_id, written
 from wasmkilnd.settings_loader import LoadedSettings
@@ -38,6 +38,7 @@ from wasmkilnd.telemetry.logs import dropped_lines
 from wasmkilnd.telemetry.metrics import Metrics, TlsStatus
 from wasmkilnd.telemetry.tracing import open_tracing
 from wasmkilnd.tenants import Tenants, why_not
+from wasmkilnd.web import Door
 
 # Calls at a time on one connection.
 _MAX_STREAMS = 256
@@ -107,7 +108,8 @@ class Daemon:
         self.version = version("wasmkiln")
         self.banner = ""
         self._shutdown = shutdown
-        self._metrics = Metrics(self.version, server.METHODS)
+        over_http = http.METHODS if loaded.settings.http_listen else ()
+        self._metrics = Metrics(self.version, (*server.METHODS, *over_http))
         self._readiness = Readiness()
         self._on_stop = AsyncExitStack()
         self._rpc: server.RpcServer | None = None
@@ -183,12 +185,13 @@ class Daemon:
             counted, spent = tenants.of(namespace).compiler.metrics, quotas.readings(namespace)
             return messages.stats_response(counted, namespace, spent, served.names)
 
+        entry = calls.Entry(traffic, metrics, access.guard, audit, quotas.of, tracing)
         rpc = server.RpcServer(
             module_service.ModuleServicer(
                 tenants.of, stats, partial(serving.capabilities, self.version)
             ),
             admin_service.AdminServicer(tenants.of, self.drain),
-            calls.Entry(traffic, metrics, access.guard, audit, quotas.of, tracing),
+            entry,
             connections=connections,
             streams=_MAX_STREAMS,
         )
@@ -200,6 +203,14 @@ class Daemon:
         if tls:
             gauges.tls = partial(_tls_status, tls)
             tls.on_change(partial(_audit_tls, audit))
+        http_tls = (lambda: tls.current.http_context) if tls else None
+        # asyncio keeps a quarter of a MiB for each connection of TLS.
+        most = connections // 4 if tls else connections
+        doors = [
+            Door(address, lambda: most, http_tls, checks_host(now, address))
+            for address in now.http_listen
+        ]
+        artifacts = http.HttpServer(tenants.of, entry, doors)
         admin_address = ""
         if now.admin_listen != NONE:
             admin = AdminServer(
@@ -208,13 +219,14 @@ class Daemon:
                 readiness.now,
                 access.guard.admit,
                 audit,
-                (lambda: tls.current.http_context) if tls else None,
-                checks_host=checks_host(now),
+                http_tls,
+                checks_host=checks_host(now, now.admin_listen),
             )
             admin_address = await admin.start()
             on_stop.push_async_callback(admin.stop)
         self._rpc = rpc
         on_stop.push_async_callback(rpc.stop)
+        on_stop.push_async_callback(artifacts.stop)
         on_stop.push_async_callback(self._finish, rpc, tenants, serving)
 
         # What changes while it runs.
@@ -246,6 +258,7 @@ class Daemon:
         group = group_id(now.socket_group)
         wanted = _listeners(now, tls)
         bound = await rpc.start(wanted, group)
+        files = await artifacts.start(group)
         if path := Address.parse(admin_address).path if admin_address else "":
             server.open_socket(admin_address, Path(path), group)
         readiness.started(serving, tenants.remote_status)
@@ -257,9 +270,10 @@ class Daemon:
         serves: dict[str, list[str]] = {}
         for listener, address in zip(wanted, bound, strict=True):
             serves.setdefault(listener.setting, []).append(address)
+        serves["http_listen"] = files
         self.banner = self._banner(serves, admin_address, tenants, asks=access.guard.access.on)
         ids = [engine.id for engine in served.served]
-        log.info("ready", addresses=bound, metrics=admin_address, engines=ids)
+        log.info("ready", addresses=[*bound, *files], metrics=admin_address, engines=ids)
 
     async def reload(self, read: Callable[[], LoadedSettings]) -> reloads.ReloadResult:
         """Apply the configuration that ``read`` returns, as far as a running daemon can."""
@@ -347,6 +361,7 @@ class Daemon:
             "serving": ", ".join(serves["listen"]),
             "tokens": ", ".join(serves.get("token_listen", ())),
             "operator": ", ".join(serves.get("operator_listen", ())),
+            "http": ", ".join(f"{at}/v1" for at in serves.get("http_listen", ())),
             "callers": "need an identity" if asks else "everybody may do everything",
             "metrics": admin and f"{admin}/metrics, /healthz, /readyz",
             "status": admin and not admin.startswith("unix:") and page,
@@ -377,12 +392,12 @@ def _audit_tls(audit: Audit, before: TlsMaterial, now: TlsMaterial) -> None:
         audit_change(audit, "client_cas", count=len(now.client_cas))
 
 
-def checks_host(settings: Settings) -> bool:
-    """Return whether a website could have browsers ask the admin server under its own name.
+def checks_host(settings: Settings, listens: str) -> bool:
+    """Return whether a website could have browsers ask an HTTP server under its own name.
 
     TLS names the server, and a port that other machines reach can be asked without a browser.
     """
-    address = Address.parse(settings.admin_listen)
+    address = Address.parse(listens)
     return address.local and not address.path and not settings.tls_cert_file
 
 

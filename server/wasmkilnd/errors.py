@@ -22,14 +22,14 @@ import functools
 import inspect
 from collections.abc import Callable, Collection
 from enum import Enum
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, Self
 
 P = ParamSpec("P")
 _INVALID, _REFUSED = "INVALID_ARGUMENT", "FAILED_PRECONDITION"
 _FULL = "RESOURCE_EXHAUSTED"
 
 
-class Reason(Enum):
+class AnyReason(Enum):
     """Why a request failed: its name, the gRPC code, and "field at fault: names of metadata"."""
 
     _value_: str
@@ -37,13 +37,17 @@ class Reason(Enum):
     field: str
     metadata: Collection[str]
 
-    def __new__(cls, reason: str, code: str, about: str = "") -> Reason:
+    def __new__(cls, reason: str, code: str, about: str = "") -> Self:
         """Make a row; the public ``ErrorInfo.reason`` is its value."""
         row = object.__new__(cls)
         row._value_, row.code = reason, code
         row.field, _, names = about.rpartition(":")
         row.metadata = names.split()
         return row
+
+
+class Reason(AnyReason):
+    """What a call of gRPC can meet, and a request of HTTP too."""
 
     INVALID_REQUEST = "INVALID_REQUEST", _INVALID, "at_most size_bytes"
     MODULE_INVALID = "MODULE_INVALID", _INVALID, "module: engine offset"
@@ -76,6 +80,16 @@ class Reason(Enum):
     INTERNAL = "INTERNAL", "INTERNAL", "request_id"
 
 
+class HttpReason(AnyReason):
+    """What only a request of HTTP can meet."""
+
+    ARTIFACT_NOT_STORED = "ARTIFACT_NOT_STORED", "NOT_FOUND", "sha256 fingerprint"
+    PATH_UNKNOWN = "PATH_UNKNOWN", "NOT_FOUND"
+    METHOD_NOT_ALLOWED = "METHOD_NOT_ALLOWED", "UNIMPLEMENTED"
+    RANGE_NOT_SATISFIABLE = "RANGE_NOT_SATISFIABLE", "OUT_OF_RANGE", "size_bytes"
+    ETAG_DIFFERS = "ETAG_DIFFERS", "ABORTED", "etag"
+
+
 class Fault(Enum):
     """Who caused a failure, and so how much it counts against the module."""
 
@@ -94,7 +108,7 @@ _MAX_QUOTED = 100
 class WasmkilnError(Exception):
     """The daemon cannot serve a request; the message says why and what to do."""
 
-    def __init__(self, reason: Reason, message: str, **about: Any) -> None:
+    def __init__(self, reason: AnyReason, message: str, **about: Any) -> None:
         """Describe the failure.
 
         ``message`` is one sentence that says what is wrong and what to do. Of ``about``, ``field``
@@ -143,7 +157,7 @@ def quoted(text: str) -> str:
 
 
 def _sentence(
-    reason: Reason, field: str = ""
+    reason: AnyReason, field: str = ""
 ) -> Callable[[Callable[P, str]], Callable[P, WasmkilnError]]:
     """Make a function that returns a sentence one that returns the error of this reason.
 
@@ -239,6 +253,41 @@ def settings_refused(engine: str, message: str) -> str:
 def module_not_loaded(sha256: str) -> str:
     """The daemon has no module with this digest."""
     return f"this daemon has not loaded module {sha256}: send the module itself"
+
+
+# Requests of HTTP.
+
+
+@_sentence(HttpReason.ARTIFACT_NOT_STORED)
+def artifact_not_stored(sha256: str, fingerprint: str) -> str:
+    """No tier has the artifact, or it is of an engine that is not served."""
+    why = "no tier holds it for an engine of this daemon, and a GET compiles nothing"
+    return f"cannot send the artifact of module {sha256}: {why}; call Compile first"
+
+
+@_sentence(HttpReason.PATH_UNKNOWN)
+def path_unknown() -> str:
+    """Nothing is served there."""
+    there = "/v1/modules/SHA256 and /v1/artifacts/SHA256/FINGERPRINT, its /attestation and /header"
+    return f"there is nothing at this path, only at {there}"
+
+
+@_sentence(HttpReason.METHOD_NOT_ALLOWED)
+def method_not_allowed() -> str:
+    """The request would change something, or has no meaning."""
+    return "cannot do this over HTTP: use GET or HEAD"
+
+
+@_sentence(HttpReason.RANGE_NOT_SATISFIABLE)
+def range_not_satisfiable(size_bytes: int) -> str:
+    """The range begins behind the end."""
+    return f"cannot send this range: there are {size_bytes:,} bytes"
+
+
+@_sentence(HttpReason.ETAG_DIFFERS)
+def etag_differs(etag: str) -> str:
+    """If-Match names something else."""
+    return f"cannot send what If-Match asks for: here is {etag} by now"
 
 
 # The compilation: the engine refuses the module, or the job breaks.

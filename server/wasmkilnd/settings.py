@@ -281,6 +281,9 @@ class Settings(BaseModel):
     admin_listen: AdminAddress = "127.0.0.1:9464"
     """Where /metrics, /healthz, /readyz and the status page (/) are served over HTTP: one address
     as in listen, or none."""
+    http_listen: Addresses = ()
+    """Where artifacts and modules that a tier holds can be fetched over HTTP: addresses as in
+    listen. Empty for nowhere."""
     allow_remote: bool = False
     """Permit addresses that other machines can reach without TLS, or without identities: everyone
     who reaches such an address may then use the daemon, or read along."""
@@ -493,7 +496,8 @@ class Settings(BaseModel):
     def addresses(self) -> list[tuple[str, Address]]:
         """Every address to listen on, with its setting; those of gRPC first."""
         admin = () if self.admin_listen == NONE else (self.admin_listen,)
-        given = {setting: getattr(self, setting) for setting in GRPC} | {"admin_listen": admin}
+        given = {setting: getattr(self, setting) for setting in (*GRPC, "http_listen")}
+        given["admin_listen"] = admin
         return [(setting, Address.parse(one)) for setting, all_ in given.items() for one in all_]
 
     @property

@@ -25,6 +25,7 @@ RUN = {
     "how-to/fast-first.md": (1, "tests/e2e/test_api_examples.py"),
     "how-to/deploy.md": (2, "tests/operators/test_systemd.py"),
     "how-to/hosts.md": (2, "tests/polyglot/test_hosts.py"),
+    "how-to/http.md": (2, "tests/e2e/test_http.py"),
     "how-to/install.md": (1, "tests/e2e/test_completion.py"),
     "how-to/monitor.md": (1, "tests/operators/test_prometheus.py"),
     "how-to/verify.md": (1, "tests/e2e/test_cosign.py"),

@@ -154,6 +154,11 @@ class Daemon:
         """Where it serves metrics and health over HTTP."""
         return f"http://{self._row('metrics').split('/')[0]}"
 
+    @property
+    def http(self) -> str:
+        """Where it serves artifacts over HTTP, without a scheme; the first of several."""
+        return self._row("http").split("/v1")[0]
+
     def metric(self, name: str, *, token: str = "", **labels: str) -> float:
         """Return a metric's value; 0 if there is none."""
         wanted = f"wasmkiln_{name}"

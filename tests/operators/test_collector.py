@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import ssl
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,7 +51,8 @@ def traced(
 ) -> Iterator[Daemon]:
     installed_engines()
     state = fresh_state(tmp_path_factory.mktemp("traced") / "state", engines=ONE_ENGINE)
-    with Daemon(state, environ=variables(collector, authority)) as daemon:
+    flags = ["--http-listen", "127.0.0.1:0"]
+    with Daemon(state, flags, environ=variables(collector, authority)) as daemon:
         yield daemon
 
 
@@ -129,6 +131,23 @@ def test_a_hit_in_memory_is_two_spans_and_in_the_log(
     [logged] = [line for line in lines if line.get("trace_id") == trace_id]
     assert logged["event"] == "call"
     assert logged["module"]
+
+
+def test_a_request_over_http_is_a_span_below_the_callers(
+    traced: Daemon, collector: OtlpReceiver
+) -> None:
+    with traced.client() as client:
+        header = client.compile(adder(3)).header
+    with span_of_a_caller() as (trace_id, caller):
+        path = f"/v1/artifacts/{header.module_sha256}/{header.fingerprint}"
+        request = urllib.request.Request(f"http://{traced.http}{path}")
+        request.add_header("traceparent", f"00-{trace_id}-{caller}-01")
+        urllib.request.urlopen(request, timeout=60).close()
+    [call] = collector.of(trace_id, "v1/artifacts/{sha256}/{fingerprint}")
+    assert call.parent == caller
+    assert call.about["http.route"] == "/v1/artifacts/{sha256}/{fingerprint}"
+    assert call.about["wasmkiln.origin"] == "memory"
+    assert json.loads(traced.wait_for_log(trace_id))["method"] == call.about["http.route"]
 
 
 def test_no_digest_or_token_is_sent(traced: Daemon, collector: OtlpReceiver) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import socket
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from wasmkiln import Client, WasmkilnError
 from wasmkiln.v1 import admin_service_pb2
 from wasmkiln.v1.admin_service_pb2_grpc import AdminServiceStub
 
+from tests.e2e import wasm
 from tests.e2e.callers import ENGINE, modules
 from tests.e2e.daemon import Daemon, state_with
 from tests.e2e.floods import KINDS, Flood
@@ -27,6 +30,56 @@ from tests.servers.redis_server import free_ports
 
 CONFIGURATION = ROOT / "deploy" / "envoy.yaml"
 MOST_CONNECTIONS = 8
+
+
+MANAGER = "http_connection_manager.v3.HttpConnectionManager"
+# Where a filter's code comes from, and a filter that lets all requests pass.
+FETCHES = """
+static_resources:
+  listeners:
+    - address: {socket_address: {address: 127.0.0.1, port_value: PORT}}
+      filter_chains:
+        - filters:
+            - name: envoy.filters.network.http_connection_manager
+              typed_config:
+                "@type": type.googleapis.com/envoy.extensions.filters.network.MANAGER
+                stat_prefix: http
+                route_config:
+                  virtual_hosts:
+                    - name: all
+                      domains: ["*"]
+                      routes: [{match: {prefix: /}, direct_response: {status: 200}}]
+                http_filters:
+                  - name: envoy.filters.http.wasm
+                    typed_config:
+                      "@type": type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm
+                      CONFIG
+                  - name: envoy.filters.http.router
+                    typed_config:
+                      "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router
+  clusters:
+    - name: kiln
+      load_assignment:
+        cluster_name: kiln
+        endpoints:
+          - lb_endpoints:
+              - endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: KILN}}}
+"""
+FILTER = """
+(module
+  (memory (export "memory") 1)
+  (func (export "proxy_abi_version_0_2_1"))
+  (func (export "_initialize"))
+  (func (export "malloc") (param i32) (result i32) i32.const 1024)
+  (func (export "proxy_on_context_create") (param i32 i32))
+  (func (export "proxy_on_vm_start") (param i32 i32) (result i32) i32.const 1)
+  (func (export "proxy_on_configure") (param i32 i32) (result i32) i32.const 1))
+"""
+
+
+def envoy_program() -> Path:
+    [program] = Path(sys.prefix).glob("lib/python3*/site-packages/envoy/_bin/envoy")
+    return program
 
 
 @dataclass(frozen=True)
@@ -47,7 +100,6 @@ class Proxied:
 
 @pytest.fixture(scope="module")
 def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
-    [program] = Path(sys.prefix).glob("lib/python3*/site-packages/envoy/_bin/envoy")
     installed_engines()
     folder = tmp_path_factory.mktemp("proxied")
     flags = ["--redis-url", "none", "--workers", "1", "--host-store-bytes", "0"]
@@ -59,7 +111,7 @@ def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
         [port] = free_ports(1)
         path = folder / "envoy.yaml"
         path.write_text(_configuration(port, first, second))
-        envoy = stack.enter_context(_running(program, path))
+        envoy = stack.enter_context(_running(envoy_program(), path))
         address = f"127.0.0.1:{port}"
         eventually(lambda: _answers(address), f"Envoy does not answer: {_end_of(path)}")
         yield Proxied((first, second), address)
@@ -134,6 +186,34 @@ def test_a_daemon_that_ends_is_taken_over(proxied: Proxied) -> None:
     with proxied.client() as client:
         eventually(lambda: _compiles_all(client, several), "calls go on to the daemon that ended")
     assert stays.metric("compiles_total", engine=ENGINE, outcome="ok") >= len(several)
+
+
+def test_the_code_of_a_filter_is_fetched_from_a_daemon(tmp_path: Path) -> None:
+    installed_engines()
+    flags = ["--redis-url", "none", "--http-listen", "127.0.0.1:0"]
+    with Daemon(state_with(tmp_path / "state", ENGINE), flags) as daemon:
+        with daemon.client() as client:
+            module = client.load(wasm.from_text(FILTER)).sha256
+        page = (ROOT / "docs" / "how-to" / "http.md").read_text()
+        [config] = re.findall(r"^```yaml\n(config:.*?)^```", page, re.MULTILINE | re.DOTALL)
+        config = config.replace("MODULE", module).replace("kiln.example.org:8080", daemon.http)
+        [port], path = free_ports(1), tmp_path / "envoy.yaml"
+        text = (
+            FETCHES.replace("MANAGER", MANAGER)
+            .replace("PORT", str(port))
+            .replace("KILN", daemon.http.rpartition(":")[2])
+        )
+        path.write_text(text.replace("CONFIG", config.replace("\n", "\n" + " " * 22)))
+        with _running(envoy_program(), path):
+            eventually(lambda: _passes(port), f"no request passes: {_end_of(path)}")
+        line = json.loads(daemon.wait_for_log('"/v1/modules/{sha256}"'))
+        assert (line["code"], line["module"]) == ("OK", module)
+
+
+def _passes(port: int) -> bool:
+    with contextlib.suppress(OSError):
+        return bool(urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=10).status == 200)
+    return False
 
 
 def _assert_served(proxied: Proxied) -> None:

@@ -49,6 +49,7 @@ class Need:
 
 
 _ANY, _HEALTH, _ADMIN, _METRICS = Need(), Need(health=True), Need(Role.ADMIN), Need(Role.METRICS)
+_READ = Need(Role.READ)
 _METRICS_OF_ALL = Need(Role.METRICS, whole_daemon=True)
 _REFLECTION = "ServerReflection/ServerReflectionInfo"
 
@@ -60,7 +61,7 @@ def _each(prefix: str, names: str, need: Need) -> Mapping[str, Need]:
 # Uploading and compiling need COMPILE: the services check that, which know the request.
 RPCS: Mapping[str, Need] = {
     **_each("/wasmkiln.v1.ModuleService/", "Load", Need(Role.COMPILE)),
-    **_each("/wasmkiln.v1.ModuleService/", "Compile FindMissing", Need(Role.READ)),
+    **_each("/wasmkiln.v1.ModuleService/", "Compile FindMissing", _READ),
     **_each("/wasmkiln.v1.ModuleService/", "GetCapabilities", _ANY),
     **_each("/wasmkiln.v1.ModuleService/", "Stats", _METRICS),
     **_each("/wasmkiln.v1.AdminService/", "Evict Pin Unpin ListPins", _ADMIN),
@@ -78,7 +79,13 @@ PATHS: Mapping[str, Need] = {
     **_each("/", "metrics status", _METRICS_OF_ALL),
     **_each("/", "healthz readyz", _HEALTH),
 }
-_NEEDS: Mapping[str, Need] = {**RPCS, **PATHS}
+# At ``http_listen``; the first stands for every path that there is not.
+ARTIFACTS: Mapping[str, Need] = {
+    "/v1": _ANY,
+    **_each("/v1/", "modules/{sha256} artifacts/{sha256}/{fingerprint}", _READ),
+    **_each("/v1/artifacts/{sha256}/{fingerprint}/", "attestation header", _READ),
+}
+_NEEDS: Mapping[str, Need] = {**RPCS, **PATHS, **ARTIFACTS}
 
 _ANONYMOUS_OF_HEALTH = Identity(ANONYMOUS, frozenset())
 _REMEMBERED = 4096
@@ -318,4 +325,6 @@ class AccessGuard:
 def _act(what: str) -> str:
     """Return what a caller wants, after "cannot"."""
     service, _, method = what[1:200].partition("/")
+    if what in ARTIFACTS:
+        return f"read {what}"
     return f"call {method} of {service}" if method else f"read {what[:200]}"

@@ -14,7 +14,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, BinaryIO, TypeAlias, TypeVar, cast
 from weakref import WeakValueDictionary
 
 import structlog
@@ -144,6 +144,20 @@ class Cache:
         if self._redis:
             self._redis.used(key)
         return *found, origin
+
+    async def open_file(
+        self, key: CacheKey, budget: WaitBudget
+    ) -> tuple[Artifact, BinaryIO] | None:
+        """Return the artifact without its bytes, and the file of the host store that has them.
+
+        The caller closes it. Nothing is written there for it.
+        """
+        if (host := self._host) is None:
+            return None
+        allowance = Allowance()
+        with contextlib.suppress(TierUnavailable):
+            return await budget.spend_on(host.open(key, allowance), allowance)
+        return None
 
     def put(self, item: Item) -> None:
         """Store in memory now, and in the other tiers after the call."""
@@ -360,9 +374,10 @@ class Cache:
     async def _look_up(self, key: CacheKey, budget: WaitBudget) -> tuple[Artifact, Origin] | None:
         """Return the artifact from the nearest tier below memory, in one look-up for all callers.
 
-        It is encoded as it is stored there.
+        It is encoded as it is stored there. A key without its engine may miss what another finds.
         """
-        return await self._shared(("artifact", key), partial(self._fetch, key), budget)
+        what = "artifact", key, key.engine_id
+        return await self._shared(what, partial(self._fetch, key), budget)
 
     async def _shared(
         self,

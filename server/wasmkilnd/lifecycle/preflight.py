@@ -98,6 +98,8 @@ def connections_per_address(settings: Settings, engines: int) -> int:
     the addresses get fewer connections than ``max_connections``, and the log says so.
     """
     listeners = sum(each.listeners for setting, each in settings.addresses if setting in GRPC)
+    # There, each may send a file.
+    listeners += 2 * len(settings.http_listen)
     others = engines * settings.effective_workers * _WORKER + admin.LIMIT + _REDIS + _OTHERS
     needed = settings.max_connections * listeners + others
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -111,10 +111,12 @@ def unary(
 
 
 class Rpc:
-    """One RPC at one entrance."""
+    """One RPC at one entrance. A path of HTTP is one, too: see ``rpc.http``."""
+
+    call_type = Call
 
     def __init__(
-        self, path: str, entry: Entry, answer: Callable[[Call], Awaitable[bytes | None]], gate: Gate
+        self, path: str, entry: Entry, answer: Callable[[Call], Awaitable[Any]], gate: Gate
     ) -> None:
         """``answer`` answers a call that ``gate`` has let in."""
         self._path = path
@@ -124,14 +126,14 @@ class Rpc:
         operating = path.startswith("/wasmkiln.v1.AdminService/")
         self._event: Event | None = "admin" if operating else _EVENTS.get(path)
 
-    async def handle(self, _: Any, context: Context) -> bytes | None:
-        """Answer a call.
+    async def handle(self, _: Any, context: Context) -> Any:
+        """Answer a call: return what ``answer`` returned.
 
         A WasmkilnError becomes its row of the error table; any other exception becomes INTERNAL
         with the request id, and goes to the log whole.
         """
-        entry, call = self._entry, Call(context, self._entry.entrance)
-        # gRPC's task for this call ends when the answer is on its way, its last message included.
+        entry, call = self._entry, self.call_type(context, self._entry.entrance)
+        # The library's task for this call ends when the answer is on its way, its end included.
         task: Any = asyncio.current_task()
         call.task = task
         task.add_done_callback(partial(self._ended, call))
@@ -185,9 +187,13 @@ class Rpc:
         forget_frames(failure)
         if call.context.done():
             return
+        self._entry.traffic.await_caller(call)
+        await self.refuse(call, failure)
+
+    async def refuse(self, call: Call, failure: WasmkilnError) -> None:
+        """Tell the caller why the call fails."""
         answer = messages.to_status(failure)
         details = ((messages.DETAILS_KEY, answer.SerializeToString()),)
-        self._entry.traffic.await_caller(call)
         try:
             await call.context.abort(messages.CODES[failure.reason], answer.message, details)
         except aio.AbortError as aborted:

@@ -38,7 +38,7 @@ from wasmkilnd import model
 from wasmkilnd.compile import LoadResult, Request, Served, Terms, check_sha256
 from wasmkilnd.engines.advisories import Advisory
 from wasmkilnd.engines.registry import ServedEngine
-from wasmkilnd.errors import Reason, WasmkilnError, invalid_request, quoted
+from wasmkilnd.errors import AnyReason, Reason, WasmkilnError, invalid_request, quoted
 from wasmkilnd.flights import in_slices
 from wasmkilnd.telemetry.metrics import LatencySummary, Metrics
 
@@ -47,7 +47,7 @@ M = TypeVar("M", bound=Message)
 DOMAIN = "wasmkiln"
 DETAILS_KEY = "grpc-status-details-bin"
 
-CODES = {reason: StatusCode[reason.code] for reason in Reason}
+CODES: dict[AnyReason, StatusCode] = {reason: StatusCode[reason.code] for reason in Reason}
 
 # gRPC sends errors as HTTP/2 headers, and its implementations begin to drop headers above
 # 8 KiB in all. The message is sent three times: percent-encoded, which can make it three times

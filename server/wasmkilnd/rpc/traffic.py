@@ -9,7 +9,7 @@ requests            half of ``receive_bytes`` for those that have arrived, until
                     The other half for those that arrive slowly, each as large as a message may
                     be, since gRPC does not tell how much has come: where there is no room for
                     one more, the caller that has most of them loses one
-turns               of questions, which are all calls without a module: a caller's wait for each
+turns               of questions, which are all RPCs without a module: a caller's wait for each
                     other, so that the event loop goes on with other callers between them
 size                of a request, for each method (``most_bytes``)
 answers             a caller that does not read makes gRPC hold one message for each call. These
@@ -131,8 +131,8 @@ class Call:
     unread_bytes: int = 0
     # When the caller must have read the whole answer.
     answer_due_s: float = math.inf
-    # The artifact that is being sent.
-    artifact: model.Artifact | None = None
+    # The artifact, or the module, that is being sent.
+    sent: model.Item | None = None
     # What the caller sent beside the request, each a name and a value.
     metadata: tuple[Any, ...] = field(init=False)
     _first: dict[str, str] = field(init=False)
@@ -252,8 +252,8 @@ class Traffic:
         self._arriving = FairShare(self._half)
         self._unread = FairShare(self._unread_half)
         self._pinned = FairShare(lambda: limits.current.receive_bytes)
-        # The calls that each artifact is being sent to; it counts for the caller of the first.
-        self._sent: dict[model.Artifact, list[Call]] = {}
+        # By the object's id, the calls that it is being sent to. It counts for the first's caller.
+        self._sent: dict[int, list[Call]] = {}
         # The calls that wait for their callers.
         self._waiting: dict[Call, None] = {}
         self._questions: WeakValueDictionary[Any, asyncio.Semaphore] = WeakValueDictionary()
@@ -326,7 +326,7 @@ class Traffic:
             yield
             await asyncio.sleep(0)
 
-    async def write(self, call: Call, message: bytes) -> None:
+    async def write(self, call: Call, message: bytes | memoryview) -> None:
         """Send one message; return when gRPC may send it, which is when the caller reads."""
         self._hold_unread(call, message)
         await call.context.write(message)
@@ -342,23 +342,42 @@ class Traffic:
         caller one turn of the event loop. The message counts until the call has ended.
         """
         if artifact:
-            limits = self._limits.current
-            call.answer_due_s = time.monotonic() + _WHOLE_ANSWER * limits.caller_timeout_s
-            self._pin(call, artifact)
+            self.begin_answer(call, artifact)
             for following in artifact.frames or artifact.coming:
                 await self.write(call, first)
                 if isinstance(following, bytes):
                     first = following
                 else:  # Other calls may wait for it too.
                     first = await asyncio.shield(following)
-                if not self._unread.fits(call.caller, len(first)):
-                    pieces = model.cut(first, self._piece_bytes)
+                if piece_bytes := self.piece_bytes(call, len(first)):
+                    pieces = model.cut(first, piece_bytes)
                     first = next(pieces)
                     for piece in pieces:
                         await self.write(call, first)
                         first = piece
         self._hold_unread(call, first)
         return first
+
+    def begin_answer(self, call: Call, sent: model.Item | None = None) -> None:
+        """Give the caller its time for a whole answer; count ``sent``. Raises COMPILE_QUEUE_FULL.
+
+        An artifact alone may be sent, however large.
+        """
+        limit_s = self._limits.current.caller_timeout_s
+        call.answer_due_s = time.monotonic() + _WHOLE_ANSWER * limit_s
+        if sent is None:
+            return
+        if id(sent) not in self._sent:
+            total = self._pinned.total
+            if total and not self._pinned.fits(call.caller, sent.size_bytes):
+                raise errors.sending_too_much(total)
+            self._pinned.add(call.caller, sent.size_bytes)
+        self._sent.setdefault(id(sent), []).append(call)
+        call.sent = sent
+
+    def piece_bytes(self, call: Call, size_bytes: int) -> int:
+        """Return into how large pieces a message has to be cut now; 0 if it fits as it is."""
+        return 0 if self._unread.fits(call.caller, size_bytes) else self._piece_bytes
 
     def await_caller(self, call: Call) -> None:
         """Give the caller ``caller_timeout_s`` from now on to send or read something."""
@@ -374,14 +393,14 @@ class Traffic:
         call.release_request()
         if call.unread_bytes:
             self._unread.add(call.caller, -call.unread_bytes)
-        if call.artifact:
-            calls, size_bytes = self._sent[call.artifact], call.artifact.size_bytes
+        if call.sent:
+            calls, size_bytes = self._sent[id(call.sent)], call.sent.size_bytes
             self._pinned.add(calls[0].caller, -size_bytes)
             calls.remove(call)
             if calls:
                 self._pinned.add(calls[0].caller, size_bytes)
             else:
-                del self._sent[call.artifact]
+                del self._sent[id(call.sent)]
 
     def _half(self) -> int:
         return max(self._limits.current.receive_bytes // 2, 2 * self.message_bytes)
@@ -394,7 +413,7 @@ class Traffic:
     def _piece_bytes(self) -> int:
         return max(_LEAST_PIECE_BYTES, self._unread_half() // self._limits.current.max_calls)
 
-    def _hold_unread(self, call: Call, message: bytes) -> None:
+    def _hold_unread(self, call: Call, message: bytes | memoryview) -> None:
         """Count a message. Raises COMPILE_QUEUE_FULL for one that cannot be cut and is too large.
 
         All else is so small that there is room for it in every call.
@@ -410,19 +429,6 @@ class Traffic:
         self._unread.add(call.caller, size_bytes)
         self.await_caller(call)
 
-    def _pin(self, call: Call, artifact: model.Artifact) -> None:
-        """Count an artifact that is being sent. Raises COMPILE_QUEUE_FULL.
-
-        One alone may be sent, however large.
-        """
-        if artifact not in self._sent:
-            size_bytes, total = artifact.size_bytes, self._pinned.total
-            if total and not self._pinned.fits(call.caller, size_bytes):
-                raise errors.sending_too_much(total)
-            self._pinned.add(call.caller, size_bytes)
-        self._sent.setdefault(artifact, []).append(call)
-        call.artifact = artifact
-
     def _look(self) -> None:
         """End the calls whose callers take too long, and count requests that arrive slowly."""
         now, limit_s = time.monotonic(), self._limits.current.caller_timeout_s
@@ -435,7 +441,7 @@ class Traffic:
                     self._make_room(call)
             elif call.refusal:  # Its caller does not read that either.
                 self._cancel(call, call.refusal)
-            elif call.unread_bytes:
+            elif call.arrived:
                 had_s = limit_s if waited_s >= limit_s else _WHOLE_ANSWER * limit_s
                 self._cancel(call, errors.reader_too_slow(had_s))
             elif call.reading:

@@ -166,6 +166,8 @@ class Tracing:
         above = self._w3c.extract(brought, context.Context())
         service, _, name = method[1:].partition("/")
         about = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
+        if method.startswith("/v1"):
+            about = {"http.route": method}
         span = self._tracer.start_span(method[1:], above, trace.SpanKind.SERVER, about)
         if not (above or span.is_recording()):
             return None

@@ -219,7 +219,8 @@ async def test_of_several_names_none_is_strange(url: str) -> None:
 def test_names_are_checked_where_a_browser_would_not(
     settings: dict[str, object], checked: bool
 ) -> None:
-    assert checks_host(Settings.model_validate(settings)) is checked
+    found = Settings.model_validate(settings)
+    assert checks_host(found, found.admin_listen) is checked
 
 
 async def test_readyz_says_what_the_readiness_check_says(

@@ -1,0 +1,482 @@
+"""Artifacts and modules over HTTP, at the addresses of ``http_listen``: what tiers hold, as it is.
+
+=====================================  ==========================================================
+``/v1/artifacts/MODULE/FINGERPRINT``   the artifact; Range, or zstd where it is stored so
+``…/attestation``, ``…/header``        its DSSE envelope, and its ArtifactHeader as JSON
+``/v1/modules/MODULE``                 the module
+=====================================  ==========================================================
+
+GET and HEAD alone, and nothing is compiled. A request is a call like any other: ``calls.Rpc``
+guards, counts, limits, logs, audits and traces it, and a path stands for the RPC. What fails is
+JSON with code, reason, message and metadata; after the first byte the connection is cut.
+
+**What resumes is right.** The strong ETag of an artifact is its SHA-256, on each daemon and in each
+tier, so a range of one daemon goes on with that of another, or If-Range has it begin anew. zstd
+frames may differ from daemon to daemon: so that representation has a weak ETag of its own, and no
+ranges. The header and the attestation have the digests of their own bytes. aiohttp's ETags are
+times of files, and its If-Range takes any.
+
+**Where bytes come from.** Memory's frames, cut where many wait; a file of the host store by
+sendfile, from the descriptor that was checked; frames of Redis as they are unpacked. Who reads
+nothing for ``caller_timeout_s`` is cut off, and holds a piece of a frame until then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO, Final, NamedTuple, TypeAlias
+
+from aiohttp import web
+from wasmkiln.artifact import header_text
+
+from wasmkilnd import errors, model
+from wasmkilnd.access.guard import ARTIFACTS
+from wasmkilnd.compile import Tenant, check_sha256
+from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.model import Artifact, CacheKey, Origin
+from wasmkilnd.rpc.calls import Entry, Rpc
+from wasmkilnd.rpc.messages import header_of
+from wasmkilnd.rpc.server import CannotListen, open_socket
+from wasmkilnd.rpc.traffic import Call
+from wasmkilnd.web import COMMON, STRANGE_NAME, Door, challenge, credentials_of, peer_of
+
+METHODS: Final = tuple(ARTIFACTS)
+"""The paths as metrics, logs and the audit name them; the first stands for every other one."""
+
+_UNKNOWN, _MODULE, _ARTIFACT, _ATTESTATION, _HEADER = METHODS
+_PATH = re.compile(r"/v1/(?:modules/([^/]+)|artifacts/([^/]+)/([^/]+)(/attestation|/header)?)")
+_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})", re.IGNORECASE)
+_ZSTD: Final = "zstd"
+
+# Another artifact may come under the path, if its engine makes other bytes when it is evicted.
+_DAY, _FOREVER, _AGAIN = "max-age=86400, immutable", "max-age=31536000, immutable", "no-cache"
+# As google.rpc.Code says it, and what those two have no code for.
+_STATUS = {
+    "INVALID_ARGUMENT": 400,
+    "FAILED_PRECONDITION": 400,
+    "UNAUTHENTICATED": 401,
+    "PERMISSION_DENIED": 403,
+    "NOT_FOUND": 404,
+    "UNIMPLEMENTED": 405,
+    "ABORTED": 412,
+    "OUT_OF_RANGE": 416,
+    "RESOURCE_EXHAUSTED": 429,
+    "UNAVAILABLE": 503,
+    "DEADLINE_EXCEEDED": 504,
+}
+# What a caller has to read within ``caller_timeout_s``, and what sendfile gets at a time.
+_SLICE_BYTES: Final = 4 * 1024 * 1024
+_KEPT_BYTES: Final = 64 * 1024
+_ALWAYS: Final = {"Server": "wasmkilnd", "X-Content-Type-Options": "nosniff"}
+# A connection is idle, or sends a request, for so long.
+_TIMES: Final[Any] = {"keepalive_timeout": 60.0, "shutdown_timeout": 1.0}
+_SIZES: Final[Any] = {"max_line_size": 4096, "max_field_size": 8192, "max_headers": 64}
+
+
+# Each of them, or what it will be as the wire of gRPC carries it.
+_Frames: TypeAlias = Sequence["memoryview | asyncio.Future[bytes]"]
+
+
+class _Found(NamedTuple):
+    """An artifact, where it is from, and its file if the bytes are there."""
+
+    artifact: Artifact
+    origin: Origin
+    file: BinaryIO | None = None
+
+    def close(self) -> None:
+        if self.file:
+            self.file.close()
+
+
+class _Exchange:
+    """A request and its answer: to ``Call`` what a ServicerContext of gRPC is."""
+
+    def __init__(self, request: web.BaseRequest, names: Sequence[str | None]) -> None:
+        """``names`` are the digests of the path."""
+        self.request, self.names = request, names
+        self.answer: web.StreamResponse | None = None
+        # Of the answer, whatever it is.
+        self.headers = dict(_ALWAYS)
+
+    def peer(self) -> str:
+        name = peer_of(self.request)
+        return name if name == "unix" else f"ipv{6 if name.startswith('[') else 4}:{name}"
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        return tuple((name.lower(), value) for name, value in self.request.headers.items())
+
+    def done(self) -> bool:
+        transport = self.request.transport
+        return transport is None or transport.is_closing()
+
+    async def write(self, message: memoryview) -> None:
+        """Send some bytes of the body; return when the connection has taken almost all."""
+        if self.answer:
+            await self.answer.write(message)
+
+    async def begin(self, status: int, size_bytes: int) -> bool:
+        """Send status and headers; return whether a body follows."""
+        self.answer = web.StreamResponse(status=status, headers=self.headers)
+        self.answer.content_length = size_bytes
+        await self.answer.prepare(self.request)
+        return self.request.method == "GET" and size_bytes > 0
+
+    def is_current(self, etag: str) -> bool:
+        """Return whether the client has this representation already: If-None-Match.
+
+        Raises ETAG_DIFFERS where it wants another one: If-Match.
+        """
+        wanted, known = self._etags("If-Match"), self._etags("If-None-Match")
+        if wanted and not (wanted & {"*", etag} and not etag.startswith("W/")):
+            raise errors.etag_differs(etag)
+        return bool({"*", etag.removeprefix("W/")} & {each.removeprefix("W/") for each in known})
+
+    def _etags(self, name: str) -> set[str]:
+        sent = ",".join(self.request.headers.getall(name, ()))
+        return {each.strip() for each in sent.split(",")} - {""}
+
+    def span(self, etag: str, size_bytes: int) -> tuple[int, int] | None:
+        """Return the range to send; None for all. Raises RANGE_NOT_SATISFIABLE.
+
+        Several ranges, and what is none, count as no range, as RFC 9110 has it. So does one with
+        an If-Range that is not this strong ETag: then the client has a part of something else.
+        """
+        headers = self.request.headers
+        ranges, known = headers.getall("Range", ()), headers.getall("If-Range", (etag,))
+        found = _RANGE.fullmatch(ranges[0].strip()) if len(ranges) == 1 else None
+        is_weak = etag.startswith("W/")
+        if self.request.method != "GET" or found is None or is_weak or list(known) != [etag]:
+            return None
+        first, last = found.groups()
+        if not first:
+            start, stop = max(0, size_bytes - int(last or 0)), size_bytes
+            if not last:
+                return None
+        else:
+            start, stop = int(first), min(int(last) + 1, size_bytes) if last else size_bytes
+            if last and int(last) < start:
+                return None
+        if start >= size_bytes:
+            raise errors.range_not_satisfiable(size_bytes)
+        self.headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size_bytes}"
+        return start, stop
+
+
+class _HttpCall(Call):
+    """A request under way."""
+
+    def credentials(self) -> model.Credentials:
+        """Return what the request brings along to say who sends it."""
+        return credentials_of(self.context.request)
+
+
+class _Path(Rpc):
+    """One path at one address."""
+
+    call_type = _HttpCall
+
+    async def refuse(self, call: Call, failure: WasmkilnError) -> None:
+        """Answer with the row of the error table; cut off an answer that has begun."""
+        exchange: _Exchange = call.context
+        if exchange.answer and exchange.answer.prepared:
+            if transport := exchange.request.transport:
+                transport.abort()
+            return
+        status = _STATUS.get(failure.reason.code, 500)
+        headers = {"Cache-Control": "no-store", "X-Request-Id": call.request_id}
+        if status in (429, 503):
+            headers["Retry-After"] = str(max(1, math.ceil(failure.retry_after_s or 0)))
+        elif status == 401:
+            headers["WWW-Authenticate"] = challenge(failure.reason is Reason.CREDENTIALS_INVALID)
+        elif status == 405:
+            headers["Allow"] = "GET, HEAD"
+        elif status == 416:
+            headers["Content-Range"] = f"bytes */{failure.metadata['size_bytes']}"
+        what = {"code": failure.reason.code, "reason": failure.reason.value}
+        what |= {"message": failure.message, "metadata": failure.metadata}
+        given = exchange.headers.items()
+        kept = {name: value for name, value in given if name not in _OF_THE_BODY} | headers
+        text, kind = json.dumps(what) + "\n", "application/json"
+        exchange.answer = web.Response(text=text, content_type=kind, status=status, headers=kept)
+
+
+# Headers of what was to be sent, which is no error.
+_OF_THE_BODY = frozenset(
+    {"ETag", "Content-Encoding", "Content-Range", "Content-Type", "Accept-Ranges"}
+)
+
+
+class HttpServer:
+    """Serves each address of ``http_listen``. For one event loop."""
+
+    def __init__(
+        self,
+        tenant_of: Callable[[str], Tenant],
+        entry: Entry,
+        doors: Sequence[Door],
+    ) -> None:
+        """``tenant_of`` takes the namespace of a caller."""
+        self._tenant_of, self._entry, self._doors = tenant_of, entry, doors
+        self._on_stop = AsyncExitStack()
+
+    async def start(self, group: int | None) -> list[str]:
+        """Listen and serve; return the addresses with their real ports. Raises CannotListen."""
+        bound = []
+        for door in self._doors:
+            server = web.Server(self._handler(door))
+            runner = web.ServerRunner(server, **COMMON, **_TIMES, **_SIZES)
+            self._on_stop.push_async_callback(runner.cleanup)
+            self._on_stop.push_async_callback(door.close)
+            try:
+                bound.append(await door.open(runner))
+            except OSError as failure:
+                code = failure.errno or 0  # Below 0 of a name server.
+                why = os.strerror(code) if code > 0 else failure.strerror
+                raise CannotListen(
+                    f"cannot listen on {door.address}: {why}; choose another with"
+                    " --http-listen or WASMKILN_HTTP_LISTEN"
+                ) from None
+            if door.address.startswith("unix:"):
+                open_socket(door.address, Path(door.address.removeprefix("unix:")), group)
+        return bound
+
+    async def stop(self) -> None:
+        """Close every connection."""
+        await self._on_stop.aclose()
+
+    def _handler(self, door: Door) -> Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]:
+        """Return what answers the requests that come through ``door``."""
+        entry = replace(self._entry, entrance=door.entrance)
+        answers = (self._no_path, self._module, self._artifact, self._attestation, self._header)
+        paths = {
+            path: _Path(path, entry, self._checked(answer), entry.traffic.calls)
+            for path, answer in zip(METHODS, answers, strict=True)
+        }
+
+        async def handle(request: web.BaseRequest) -> web.StreamResponse:
+            door.asked(request, at_work=True)
+            try:
+                return await answered(request)
+            finally:
+                door.asked(request)
+
+        async def answered(request: web.BaseRequest) -> web.StreamResponse:
+            # Requests that came together on one connection must not hold up the others.
+            await asyncio.sleep(0)
+            if door.is_strange(request):
+                return web.Response(text=f"{STRANGE_NAME}\n", status=421, headers=_ALWAYS)
+            # As it was sent: a path that dots or escapes lead to is another one.
+            found = _PATH.fullmatch(request.rel_url.raw_path)
+            module, *of, more = found.groups() if found else (None,) * 4
+            path = _MODULE if module else f"{_ARTIFACT}{more or ''}" if found else _UNKNOWN
+            exchange = _Exchange(request, (module,) if module else of)
+            if request.transport:  # As much as it holds of an answer that is not read.
+                request.transport.set_write_buffer_limits(_KEPT_BYTES)
+            await paths[path].handle(None, exchange)
+            answer = exchange.answer or web.Response(status=500)
+            # What may follow on a connection after those is not clear to everybody between.
+            odd = request.body_exists or "Upgrade" in request.headers
+            if odd or entry.traffic.calls.closed:
+                answer.force_close()
+            return answer
+
+        return handle
+
+    def _checked(
+        self, answer: Callable[[Call], Awaitable[None]]
+    ) -> Callable[[Call], Awaitable[None]]:
+        """Return what answers a request that was let in, if it is one for this server."""
+
+        async def checked(call: Call) -> None:
+            call.arrived, exchange = True, call.context
+            exchange.headers["X-Request-Id"] = call.request_id
+            if exchange.request.method not in ("GET", "HEAD"):
+                raise errors.method_not_allowed()
+            if exchange.request.body_exists:
+                raise errors.invalid_request("cannot use a body: GET and HEAD have none", "")
+            self._entry.traffic.begin_answer(call)
+            try:
+                await answer(call)
+                # What is left of it the library sends.
+                self._entry.traffic.await_caller(call)
+            except OSError:  # The caller has gone.
+                raise asyncio.CancelledError from None
+
+        return checked
+
+    async def _no_path(self, call: Call) -> None:
+        raise errors.path_unknown()
+
+    async def _module(self, call: Call) -> None:
+        """Send a module."""
+        call.module = sha256 = check_sha256(call.context.names[0], "sha256")
+        cache = self._tenant_of(call.identity.namespace).compiler.cache
+        origin = Origin.MEMORY if cache.peek(sha256) else Origin.REDIS
+        if (module := await cache.get_module(sha256, cache.wait_budget())) is None:
+            raise errors.module_not_loaded(sha256)
+        self._describe(call, "application/wasm", _FOREVER, f'"{sha256}"', origin)
+        await self._send(call, len(module.wasm), _pieces_of(module.wasm), module)
+
+    async def _artifact(self, call: Call) -> None:
+        """Send an artifact, or a range of it."""
+        exchange: _Exchange = call.context
+        is_get, takes = exchange.request.method == "GET", _takes_zstd(exchange.request.headers)
+        with closing(await self._find(call, takes or not is_get)) as found:
+            artifact, size_bytes = found.artifact, found.artifact.size_bytes
+            etag, is_zstd = f'"{artifact.sha256}"', takes and artifact.encoding == _ZSTD
+            if is_zstd:
+                etag = f'W/"{artifact.sha256};{_ZSTD}"'
+                size_bytes = sum(map(len, model.payload_views(artifact.frames)))
+            self._describe(call, "application/octet-stream", _DAY, etag, found.origin)
+            exchange.headers["Vary"] = "Accept-Encoding"
+            if is_zstd:
+                exchange.headers |= {"Content-Encoding": _ZSTD, "Accept-Ranges": "none"}
+            body = found.file or _frames_of(artifact)
+            await self._send(call, size_bytes, body, None if found.file else artifact)
+            if is_get:
+                self._entry.metrics.count("served", found.origin.value)
+                self._entry.metrics.count("sent_bytes", by=call.bytes or 0)
+                self._tenant_of(call.identity.namespace).tally.count(artifact)
+
+    async def _attestation(self, call: Call) -> None:
+        """Send the DSSE envelope of an artifact."""
+        kind = "application/vnd.dsse.envelope.v1+json"
+        await self._send_text(call, kind, lambda artifact: artifact.attestation)
+
+    async def _header(self, call: Call) -> None:
+        """Send what an artifact says of itself, as the host store has it."""
+        await self._send_text(call, "application/json", lambda each: header_text(header_of(each)))
+
+    async def _send_text(self, call: Call, kind: str, text_of: Callable[[Artifact], bytes]) -> None:
+        with closing(await self._find(call, True)) as found:
+            # A header may have ten thousand imports.
+            async with self._entry.traffic.turns((call.caller, False)):
+                text = await asyncio.to_thread(text_of, found.artifact)
+        etag = f'"{hashlib.sha256(text).hexdigest()}"'
+        self._describe(call, kind, _AGAIN, etag, found.origin)
+        await self._send(call, len(text), [memoryview(text)])
+
+    async def _find(self, call: Call, zstd: bool) -> _Found:
+        """Return the artifact that a path names, of an engine that is served.
+
+        It may be encoded with ``zstd``. Raises ARTIFACT_NOT_STORED.
+        """
+        module, fingerprint = call.context.names
+        call.module = check_sha256(module, "sha256")
+        compiler = self._tenant_of(call.identity.namespace).compiler
+        cache, key = compiler.cache, CacheKey(module, check_sha256(fingerprint, "fingerprint"))
+        accept, budget = frozenset({_ZSTD} if zstd else ()), cache.wait_budget()
+        served = compiler.engines.served
+        found = None
+        if artifact := cache.hit(key, accept):
+            found = _Found(artifact, Origin.MEMORY)
+        elif opened := await cache.open_file(key, budget):
+            found = _Found(opened[0], Origin.HOST_STORE, opened[1])
+        else:
+            # Below, names have the engine's id: first the one whose usual fingerprint this is.
+            for each in sorted(
+                served, key=lambda one: one.spec("", "", {}).fingerprint != fingerprint
+            ):
+                named = replace(key, engine_id=each.id)
+                if got := await cache.get(named, budget, accept):
+                    found = _Found(*got)
+                    break
+        is_served = found and any(each.id == found.artifact.spec.engine.id for each in served)
+        if not (found and is_served):
+            if found:
+                found.close()
+            raise errors.artifact_not_stored(module, fingerprint)
+        call.engine = found.artifact.spec.engine.id
+        call.compile_ms = round(found.artifact.compile_time_s * 1e3, 3)
+        return found
+
+    def _describe(self, call: Call, kind: str, keep: str, etag: str, origin: Origin) -> None:
+        """Say what is to be sent."""
+        call.origin = origin.value
+        who = "private" if self._entry.guard.access.on else "public"
+        call.context.headers |= {
+            "Content-Type": kind,
+            "Cache-Control": f"{who}, {keep}",
+            "ETag": etag,
+            "Accept-Ranges": "bytes",
+            "Wasmkiln-Origin": origin.value,
+        }
+
+    async def _send(
+        self,
+        call: Call,
+        size_bytes: int,
+        body: BinaryIO | _Frames,
+        held: model.Item | None = None,
+    ) -> None:
+        """Send ``body``, a part of it, or that the client has it. ``held`` holds its bytes."""
+        exchange: _Exchange = call.context
+        etag = exchange.headers["ETag"]
+        if exchange.is_current(etag):
+            exchange.answer = web.Response(status=304, headers=exchange.headers)
+            return
+        span = exchange.span(etag, size_bytes)
+        start, stop = span or (0, size_bytes)
+        if exchange.request.method == "GET":
+            self._entry.traffic.begin_answer(call, held)
+        if not await exchange.begin(206 if span else 200, stop - start):
+            return
+        call.bytes = stop - start
+        if isinstance(body, Sequence):
+            await self._send_frames(call, body, start, stop)
+        else:
+            await self._send_file(call, body, start, stop)
+
+    async def _send_frames(self, call: Call, frames: _Frames, start: int, stop: int) -> None:
+        at, traffic = 0, self._entry.traffic
+        for each in frames:
+            if isinstance(each, memoryview):
+                frame = each
+            else:  # Other calls may wait for it too.
+                [frame] = model.payload_views((await asyncio.shield(each),))
+            part = frame[max(0, start - at) : stop - at]
+            step = traffic.piece_bytes(call, len(part)) or max(1, len(part))
+            for begins in range(0, len(part), step):
+                await traffic.write(call, part[begins : begins + step])
+            at += len(frame)
+            if at >= stop:
+                break
+
+    async def _send_file(self, call: Call, file: BinaryIO, start: int, stop: int) -> None:
+        loop, transport = asyncio.get_running_loop(), call.context.request.transport
+        for at in range(start, stop, _SLICE_BYTES):
+            if call.context.done():
+                raise ConnectionResetError
+            self._entry.traffic.await_caller(call)
+            size_bytes = min(_SLICE_BYTES, stop - at)
+            if await loop.sendfile(transport, file, at, size_bytes) != size_bytes:
+                raise ConnectionResetError  # Somebody has cut the file.
+
+
+def _frames_of(artifact: Artifact) -> _Frames:
+    """Return the bytes of an artifact, or those that are being unpacked, frame by frame."""
+    return model.payload_views(artifact.frames) or artifact.coming
+
+
+def _pieces_of(wasm: bytes) -> _Frames:
+    view = memoryview(wasm)
+    return [view[at : at + model.CHUNK_BYTES] for at in range(0, len(view), model.CHUNK_BYTES)]
+
+
+def _takes_zstd(headers: Mapping[str, str]) -> bool:
+    """Return whether a client takes zstd, by name: what a ``*`` stands for it may not know."""
+    for part in headers.get("Accept-Encoding", "").lower().split(","):
+        coding, _, quality = part.replace(" ", "").partition(";")
+        if coding == _ZSTD:
+            return not re.fullmatch(r"q=0(\.0*)?", quality)
+    return False
