@@ -19,6 +19,7 @@ MEASUREMENTS: Measurements = {
     "access": hits.access,
     "host": hits.host_store,
     "redis": hits.in_redis,
+    "objects": hits.in_object_store,
     "fast": compiles.fast,
     "fresh": loads.fresh,
     "first": loads.first,

@@ -203,10 +203,13 @@ class Daemon:
     Its log goes to a file: to read it in the process that measures would disturb that.
     """
 
-    def __init__(self, state_dir: Path, *flags: str) -> None:
+    def __init__(
+        self, state_dir: Path, *flags: str, environ: Mapping[str, str] | None = None
+    ) -> None:
         self.log = state_dir / "daemon.log"
         # Without settings of the user's own daemon: defaults are measured.
         environment = {k: v for k, v in os.environ.items() if not k.startswith("WASMKILN_")}
+        environment |= environ or {}
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 [

@@ -42,6 +42,41 @@ _KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOt
 Kind: TypeAlias = "Callable[[Path], AbstractContextManager[ObjectStore]]"
 
 
+class Process:
+    """A server that can be killed and started again with what it had stored."""
+
+    def __init__(self, command: Sequence[str], folder: Path, port: int) -> None:
+        self._command, self._folder, self._port = command, folder, port
+        self._running: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, for the first time or again, and wait until it accepts connections."""
+        log = self._folder / "server.log"
+        with log.open("ab") as told:
+            running = subprocess.Popen(
+                self._command,
+                cwd=self._folder,
+                stdin=subprocess.DEVNULL,
+                stdout=told,
+                stderr=told,
+            )
+        self._running = running
+
+        def accepts() -> bool:
+            assert running.poll() is None, log.read_text()[-2000:]
+            with socket.socket() as probe:
+                return not probe.connect_ex(("127.0.0.1", self._port))
+
+        wait_until(accepts, f"{self._command[0]} did not start")
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to it. Only by SIGKILL does SeaweedFS end soon."""
+        assert self._running
+        self._running.send_signal(number)
+        if number is signal.SIGKILL:
+            self._running.wait()
+
+
 @dataclass(frozen=True)
 class ObjectStore:
     """A store that runs."""
@@ -54,8 +89,7 @@ class ObjectStore:
     stranger: Mapping[str, str] = field(default_factory=dict)
     """The same of somebody who is not let in; empty where there is none."""
     port: int = 0
-    signal: Callable[[signal.Signals], None] = lambda _: None
-    """Sends a signal to its process."""
+    process: Process | None = None
 
     @property
     def environment(self) -> dict[str, str]:
@@ -67,14 +101,19 @@ class ObjectStore:
         there = f"127.0.0.1:{port}"
         return {k: v.replace(f"127.0.0.1:{self.port}", there) for k, v in self.environment.items()}
 
-    def names(self, part: str = "") -> list[str]:
-        """Return the names of all values that hold ``part``, in order."""
-        found = (each["path"] for page in obstore.list(self.raw) for each in page)
-        return sorted(name for name in found if part in name)
+    def names(self, part: str = "", largest: int | None = None) -> list[str]:
+        """Return the names of all values that hold ``part``, or of the ``largest`` of them."""
+        found = [each for page in obstore.list(self.raw) for each in page if part in each["path"]]
+        found.sort(key=lambda each: each["size"], reverse=True)
+        return sorted(each["path"] for each in found[:largest])
 
-    def values(self, part: str = "") -> dict[str, bytes]:
+    def values(self, part: str = "", largest: int | None = None) -> dict[str, bytes]:
         """Return these values, by name."""
-        return {name: bytes(obstore.get(self.raw, name).bytes()) for name in self.names(part)}
+        return {name: self.get(name) for name in self.names(part, largest)}
+
+    def get(self, name: str) -> bytes:
+        """Return a value that is there."""
+        return bytes(obstore.get(self.raw, name).bytes())
 
     def put(self, values: Mapping[str, bytes]) -> None:
         """Write values over what is there."""
@@ -87,27 +126,14 @@ class ObjectStore:
 
 
 @contextmanager
-def _server(
-    command: Sequence[str], folder: Path, port: int
-) -> Iterator[Callable[[signal.Signals], None]]:
-    """Run a server in ``folder`` until the context ends; yield what sends a signal to it."""
-    log = folder / "server.log"
-    with log.open("wb") as told:
-        process = subprocess.Popen(
-            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=told, stderr=told
-        )
-
-    def accepts() -> bool:
-        assert process.poll() is None, log.read_text()[-2000:]
-        with socket.socket() as probe:
-            return not probe.connect_ex(("127.0.0.1", port))
-
+def _served(command: Sequence[str], folder: Path, port: int) -> Iterator[Process]:
+    """Run a server in ``folder`` until the context ends."""
+    process = Process(command, folder, port)
     try:
-        wait_until(accepts, f"{command[0]} did not start")
-        yield process.send_signal
+        process.start()
+        yield process
     finally:
-        process.kill()  # SeaweedFS takes its time to end by SIGTERM.
-        process.wait()
+        process.signal(signal.SIGKILL)
 
 
 @contextmanager
@@ -131,15 +157,20 @@ def _seaweedfs(folder: Path) -> Iterator[ObjectStore]:
     flags += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}", "-filer", "-s3"]
     flags += [f"-s3.config={folder}/s3.json", "-s3.iam=false", "-s3.port.iceberg=0"]
     flags += ["-s3.port.lance=0", "-master.telemetry=false"]
+    # A master that was killed waits that long before it takes itself for the leader.
+    flags += ["-master.electionTimeout=1s", "-master.heartbeatInterval=100ms"]
     # Volumes grow by several at once, one group for each bucket.
     flags += ["-master.volumeSizeLimitMB=64", "-volume.max=100"]
     port = ports[names.index("s3")]
-    with _server([str(_BIN / "weed"), "server", *flags], folder, port) as signalled:
-        store = _s3(port, _s3_access(port), signalled, _s3_access(port, "guest"))
+    with (
+        _sockets_removed(ports),
+        _served([str(_BIN / "weed"), "server", *flags], folder, port) as process,
+    ):
+        store = _s3(port, _s3_access(port), process, _s3_access(port, "guest"))
 
         def takes_writes() -> bool:
             try:
-                store.put({"begun": b""})  # Makes the bucket, too.
+                store.put({"begun": bytes(2**20)})  # Makes the bucket, too.
             except obstore.exceptions.BaseError:
                 return False
             return True
@@ -150,14 +181,25 @@ def _seaweedfs(folder: Path) -> Iterator[ObjectStore]:
 
 
 @contextmanager
+def _sockets_removed(ports: Sequence[int]) -> Iterator[None]:
+    """Remove the sockets that SeaweedFS makes for its ports, wherever else its files are."""
+    try:
+        yield
+    finally:
+        for port in ports:
+            for socket_file in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                socket_file.unlink(missing_ok=True)
+
+
+@contextmanager
 def _moto(folder: Path) -> Iterator[ObjectStore]:
     """Run moto, which lets anybody in."""
     [port] = free_ports(1)
     folder.mkdir(parents=True)
     command = [str(_BIN / "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
-    with _server(command, folder, port) as signalled:
+    with _served(command, folder, port) as process:
         urlopen(Request(f"http://127.0.0.1:{port}/{BUCKET}", method="PUT")).close()
-        yield _s3(port, _s3_access(port), signalled, {})
+        yield _s3(port, _s3_access(port), process, {})
 
 
 def _s3_access(port: int, user: str = "kiln") -> dict[str, str]:
@@ -173,7 +215,7 @@ def _s3_access(port: int, user: str = "kiln") -> dict[str, str]:
 def _s3(
     port: int,
     access: Mapping[str, str],
-    signalled: Callable[[signal.Signals], None],
+    process: Process,
     stranger: Mapping[str, str],
 ) -> ObjectStore:
     raw = S3Store(
@@ -186,7 +228,7 @@ def _s3(
         client_options={"allow_http": True},
     )
     url = f"s3://{BUCKET}/{PREFIX}"
-    return ObjectStore(url, raw, access, stranger, port, signalled)
+    return ObjectStore(url, raw, access, stranger, port, process)
 
 
 @cache
@@ -231,9 +273,9 @@ def _azurite(folder: Path) -> Iterator[ObjectStore]:
         endpoint=endpoint,
         client_options={"allow_http": True},
     )
-    with _server(["node", program, *flags], folder, port) as signalled:
+    with _served(["node", program, *flags], folder, port) as process:
         _make_container(endpoint)
-        yield ObjectStore(f"az://{BUCKET}/{PREFIX}", raw, access, stranger, port, signalled)
+        yield ObjectStore(f"az://{BUCKET}/{PREFIX}", raw, access, stranger, port, process)
 
 
 def _make_container(endpoint: str) -> None:
