@@ -127,17 +127,17 @@ OBJECTS = Tier(
             _answers("500 Internal Server Error", "503 Slow Down", "429 Too Many Requests"),
         ),
         Kind(
-            "full: refuses writes, 507",
-            _answers("507 Insufficient Storage", only_to=b"PUT "),
+            "full: answers writes with 507 or 500",
+            _answers("507 Insufficient Storage", "500 Internal Server Error", only_to=b"PUT "),
             takes_reads=True,
         ),
         Kind("answers garbage", line(lambda: Line(garbage=_chance.randbytes(200)))),
         Kind(
-            "answers late, within the time-out",
-            line(lambda: Line(delay_s=TIMEOUT_S * _chance.uniform(0.3, 0.9))),
+            "each piece of an answer late",
+            line(lambda: Line(delay_s=TIMEOUT_S * _chance.uniform(0.1, 0.9))),
             1.5,
         ),
-        Kind("answers later than that", line(lambda: Line(delay_s=3 * TIMEOUT_S)), 1.0),
+        Kind("answers later than the time-out", line(lambda: Line(delay_s=3 * TIMEOUT_S)), 1.0),
         Kind("a thin line, 200 KB/s", line(lambda: Line(bytes_per_s=200_000)), 1.5),
         Kind(
             "connections cut midway",
@@ -153,6 +153,6 @@ OBJECTS = Tier(
         Kind("all under each other's names", _lies(_swapped)),
         Kind("deleted, and put back", _replayed),
     ),
-    getattr(types_pb2, "ORIGIN_OBJECT_STORE", 99),
+    types_pb2.ORIGIN_OBJECT_STORE,
     lambda stats: stats.object_store_up and not stats.object_store_detail,
 )

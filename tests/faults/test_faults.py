@@ -23,6 +23,7 @@ _TIMEOUTS_WAITED_OUT = {
     "accepts and never answers": 1.5,
     "answers late, within the time-out": 2.5,
     "answers later than that": 1.5,
+    "answers later than the time-out": 1.5,
 }
 
 
