@@ -149,7 +149,7 @@ def _redis_url(url: RedisUrl) -> RedisUrl:
 # The object store, whose URL holds no secret.
 
 
-def _object_store_url(url: str) -> str:
+def object_store_url(url: str) -> str:
     """Return the URL, empty for none. Raises ValueError without quoting it: it may hold a key."""
     if url in ("", NONE):
         return ""
@@ -272,7 +272,7 @@ AdminAddress = Annotated[
     str, AfterValidator(lambda text: text if text == NONE else str(Address.parse(text)))
 ]
 RedisLocation = Annotated[RedisUrl, AfterValidator(_redis_url)]
-ObjectStoreUrl = Annotated[str, AfterValidator(_object_store_url)]
+ObjectStoreUrl = Annotated[str, AfterValidator(object_store_url)]
 TierMode = Annotated[Literal["read-write", "read-only", "write-only"], LowerCase]
 OptionalPath = Annotated[str, BeforeValidator(_path)]
 Keys = Annotated[tuple[str, ...], BeforeValidator(_keys)]

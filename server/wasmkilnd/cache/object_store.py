@@ -596,6 +596,17 @@ class ObjectStore(SharedTier[Bucket]):
         read = partial(self.link.store.get, self.name_of(key), limit_bytes, lambda _: None)
         return await self.link.run(read, more=more)
 
+    async def delete(self, page: Sequence[tuple[Key, int]], scope: EvictScope) -> Evicted:
+        """Delete values whose sizes are given, but for what ``scope`` leaves."""
+        go = [each for each in page if not scope.leaves(module_of(each[0]))]
+        if go:
+            names = [self.name_of(key) for key, _ in go]
+            delete = partial(self.link.store.delete, names)
+            await self.link.run(delete, writes=True, more=Allowance(_LISTING_S))
+        artifacts = sum(isinstance(key, CacheKey) for key, _ in go)
+        sizes = sum(size_bytes for _, size_bytes in go)
+        return Evicted(artifacts, len(go) - artifacts, sizes, pinned=len(page) - len(go))
+
     async def _read(self, key: Key, allowance: Allowance) -> Artifact | Module | None:
         """Read a value by one request, and verify it in the same thread."""
         is_known = isinstance(key, str) or key.engine_id
@@ -655,22 +666,11 @@ class ObjectStore(SharedTier[Bucket]):
         for key in [each for each in self._seen if _is_in(scope, each)]:
             del self._seen[key]
         if module_sha256 and (size_bytes := await self.size(module_sha256)) is not None:
-            await self._delete([(module_sha256, size_bytes)], scope, gone)
+            gone[0] += await self.delete([(module_sha256, size_bytes)], scope)
         for kind in ("compiled",) if module_sha256 or scope.engine_id else ("compiled", "module"):
             async for page in self.pages(kind, module_sha256):
-                await self._delete([each for each in page if _is_in(scope, each[0])], scope, gone)
-
-    async def _delete(
-        self, page: Sequence[tuple[Key, int]], scope: EvictScope, gone: list[Evicted]
-    ) -> None:
-        go = [each for each in page if not scope.leaves(module_of(each[0]))]
-        gone[0] += Evicted(pinned=len(page) - len(go))
-        if go:
-            names = [self.name_of(key) for key, _ in go]
-            delete = partial(self.link.store.delete, names)
-            await self.link.run(delete, writes=True, more=Allowance(_LISTING_S))
-            artifacts = sum(isinstance(key, CacheKey) for key, _ in go)
-            gone[0] += Evicted(artifacts, len(go) - artifacts, sum(size for _, size in go))
+                meant = [each for each in page if _is_in(scope, each[0])]
+                gone[0] += await self.delete(meant, scope)
 
     async def _listed(self, step: Callable[[], T]) -> T:
         return await self.link.run(step, more=Allowance(_LISTING_S))
