@@ -254,9 +254,14 @@ class Daemon:
 
 
 def come_to_rest(client: Client) -> None:
-    """Wait until the daemon compiles nothing, and Redis has all: no reply waits for that."""
+    """Wait until the daemon compiles nothing, and the tiers have all: no reply waits for that."""
     until = time.monotonic() + _REST_TIMEOUT_S
-    while (stats := client.stats()).busy_workers or stats.flights or stats.pending_writes:
+    while (
+        (stats := client.stats()).busy_workers
+        or stats.flights
+        or stats.pending_writes
+        or stats.pending_object_writes
+    ):
         if time.monotonic() > until:
             raise BenchError("the daemon did not come to rest")
         time.sleep(_POLL_S)
