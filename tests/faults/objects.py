@@ -120,6 +120,7 @@ OBJECTS = Tier(
         Kind("killed with SIGKILL, restarted", killed),
         Kind("stopped with SIGSTOP, continued", stopped, 3 * TIMEOUT_S),
         Kind("accepts and never answers", line(lambda: Line(swallow=True)), 3 * TIMEOUT_S),
+        Kind("the same for 12 s", line(lambda: Line(swallow=True)), 12.0, takes_long=True),
         Kind("refuses connections", line(lambda: Line(refuse=True))),
         Kind("refuses the credentials, 403", _answers("403 Forbidden", "401 Unauthorized")),
         Kind(
