@@ -19,11 +19,12 @@ call. No call fails because a tier fails. ``tenants.py`` builds one for each nam
 
 ``wasmkilnd.pins`` says what no tier evicts, ``wasmkilnd.usage`` how often each artifact is served.
 
-**Waiting.** A call waits for all tiers below memory no longer than ``redis_timeout_s`` together, and
-``object_store_timeout_s`` if there is one (``flights.WaitBudget``), apart from moving large values and waiting while another daemon compiles.
-Calls for the same entry share one look-up.
+**Waiting.** A call waits for all tiers below memory no longer than ``redis_timeout_s`` together,
+and ``object_store_timeout_s`` more if there is such a store (``flights.WaitBudget``), apart from
+moving large values and waiting while another daemon compiles. Calls for the same entry share one
+look-up.
 
-**Trust.** Every value that daemons share and every entry of the host store is verified before anything
-else reads it. What fails is deleted, counted and a miss. A value in memory was verified when it
-came, and again only when a key loses its trust (``Cache.recheck``).
+**Trust.** Every value that daemons share and every entry of the host store is verified before
+anything else reads it. What fails is deleted, counted and a miss. A value in memory was verified
+when it came, and again only when a key loses its trust (``Cache.recheck``).
 """
