@@ -36,6 +36,8 @@ V = TypeVar("V")
 Below: TypeAlias = "HostStore | RedisStore | ObjectStore"
 
 _MAX_ITEMS = 10_000
+# To a bucket, which takes tens of milliseconds for each.
+_WRITES_AT_ONCE, _TOGETHER_BYTES = 4, 32 * 1024 * 1024
 # How long a tier that is down may delay the end of the daemon.
 _OUTAGE_S = 0.5
 # The reply that caused a write is still being sent: sending megabytes to the tier at the same
@@ -74,7 +76,9 @@ class Cache:
         self._below: dict[str, Below] = {tier.name: tier for tier in (objects, redis, host) if tier}
         made = partial(Writes, limit_bytes=write_queue_bytes)
         self.redis_writes = made(redis if redis and redis.writes else None)
-        self.object_writes = made(objects if objects and objects.writes else None)
+        self.object_writes = made(
+            objects if objects and objects.writes else None, at_once=_WRITES_AT_ONCE
+        )
         self.host_writes = made(host)
         self._queues = {
             "redis": self.redis_writes,
@@ -441,7 +445,7 @@ _Waiting: TypeAlias = tuple[Item, bool, tracing.CallTrace | None]
 
 
 class Writes:
-    """Writes to one tier below memory, one at a time. For one event loop.
+    """Writes to one tier below memory, ``at_once`` at a time. For one event loop.
 
     The queue is bounded. When it is full it drops artifacts before modules, the oldest first: a
     missing artifact costs other daemons a compile, a missing module costs callers
@@ -453,7 +457,9 @@ class Writes:
     once more when it is back; one that fails otherwise is dropped, so the next reader misses.
     """
 
-    def __init__(self, tier: Below | None, limit_bytes: Callable[[], int]) -> None:
+    def __init__(
+        self, tier: Below | None, limit_bytes: Callable[[], int], at_once: int = 1
+    ) -> None:
         """For None, take nothing."""
         # How many writes were dropped since the start, and the bytes of those that wait.
         self.dropped = self._bytes = 0
@@ -463,23 +469,23 @@ class Writes:
         self._log = structlog.get_logger("wasmkilnd.cache", tier=tier.name if tier else "")
         self._limit_bytes = limit_bytes
         self._queue: dict[CacheKey | str, _Waiting] = {}
-        self._under_way: _Waiting | None = None  # It is in the queue too, unless it is given up.
+        self._under_way = list[_Waiting]()  # They are in the queue too, unless they are given up.
         self._change, self._work = asyncio.Event(), asyncio.Event()
-        self._writer: asyncio.Task[None] | None = None
+        self._writers, self._at_once = list[asyncio.Task[None]](), at_once
 
     def add(self, item: Item) -> None:
         """Queue ``item`` to be written. Return at once; never raise."""
         if self._tier is None:
             return
         self._take(item.key)
-        under_way_bytes = self._under_way[0].size_bytes if self._under_way else 0
+        under_way_bytes = sum(each[0].size_bytes for each in self._under_way)
         limit_bytes = self._limit_bytes() + under_way_bytes - item.size_bytes
         while self._bytes > limit_bytes or len(self._queue) >= _MAX_ITEMS:
             # Not the other one of a module and its artifact: both are to be written.
             others = (
                 each[0]
                 for each in self._queue.values()
-                if each is not self._under_way
+                if each not in self._under_way
                 and (type(each[0]) is type(item) or each[0].module_sha256 != item.module_sha256)
             )
             # The oldest artifact, else the oldest module.
@@ -491,8 +497,8 @@ class Writes:
         self._queue[item.key] = item, True, tracing.carried()
         self._bytes += item.size_bytes
         asyncio.get_running_loop().call_later(_HEAD_START_S, self._work.set)
-        if self._writer is None:
-            self._writer = asyncio.create_task(self._run())
+        while len(self._writers) < self._at_once:
+            self._writers.append(asyncio.create_task(self._run()))
 
     def items(self) -> list[Item]:
         """Return what is being written or waits: it is served like a hit."""
@@ -525,7 +531,7 @@ class Writes:
         """
         for item in filter(scope.removes, self.items()):
             self._take(item.key)
-        while self._under_way and scope.removes(self._under_way[0]):
+        while any(scope.removes(each[0]) for each in self._under_way):
             await self._change.wait()
 
     async def flush(self, timeout_s: float) -> None:
@@ -546,9 +552,9 @@ class Writes:
         for item in left:
             self._take(item.key)
             self._drop(item, "the daemon ends before the write")
-        if self._writer:
-            self._writer.cancel()
-            await asyncio.gather(self._writer, return_exceptions=True)
+        for writer in self._writers:
+            writer.cancel()
+        await asyncio.gather(*self._writers, return_exceptions=True)
 
     async def _run(self) -> None:
         while True:
@@ -556,14 +562,27 @@ class Writes:
             # Do not try during an outage: the writes wait until it is over.
             if self._link:
                 await self._link.ready()
-            if self._queue:
-                await self._write(next(iter(self._queue.values())))
+            if first := self._next():
+                await self._write(first)
+                self._work.set()  # Others may have found nothing that could begin.
             else:
                 self._work.clear()
 
+    def _next(self) -> _Waiting | None:
+        """Return the first write that is not under way; None while it is too large for a second."""
+        free = (each for each in self._queue.values() if each not in self._under_way)
+        if first := next(free, None):
+            together = (first, *self._under_way)
+            if (
+                len(together) == 1
+                or sum(each[0].size_bytes for each in together) <= _TOGETHER_BYTES
+            ):
+                return first
+        return None
+
     async def _write(self, waiting: _Waiting) -> None:
         (item, is_first, call), why = waiting, ""
-        self._under_way = waiting
+        self._under_way.append(waiting)
         tracing.CALL.set(call)
         try:
             await cast("Any", self._tier).put(item)
@@ -572,13 +591,14 @@ class Writes:
             if not isinstance(failure, TierUnavailable):
                 self._log.exception("cache write failed")
         finally:  # Also at the end of the daemon: an eviction may wait for this write.
-            self._under_way = None
+            self._under_way.remove(waiting)
             self._tell()
         # If not, it was given up meanwhile, or replaced.
         stays = self._queue.get(item.key) is waiting
         if why and stays and is_first and self._link and self._link.is_down:
             # What finds the tier down a second time may be what brings it down.
             self._queue[item.key] = item, False, None
+            self._work.set()
         else:
             if stays:
                 self._take(item.key)

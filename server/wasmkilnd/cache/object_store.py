@@ -175,8 +175,8 @@ class Files:
     def _folder(self, parts: Iterable[str], *, make: bool = False) -> Iterator[int]:
         try:
             folder = os.open(self._root, _FOLDER)
-        except FileNotFoundError:
-            raise OSError(errno.ENODEV, "it is not there") from None
+        except (FileNotFoundError, NotADirectoryError):
+            raise OSError(errno.ENODEV, "there is no such directory") from None
         try:
             for part in parts:
                 if make:
@@ -264,17 +264,14 @@ class Remote:
         self, name: str, limit_bytes: int, starts: Callable[[int], None]
     ) -> value.Payload | None:
         """Return an object as ``Files.get``."""
-        try:
+        with self._absent():
             found = self._obstore.get(self._store, name)
-        except FileNotFoundError as failure:
-            if _NO_BUCKET.search(str(failure)):
-                raise
-            return None
-        size_bytes = found.meta["size"]
-        if size_bytes > limit_bytes:
-            raise TooLarge
-        starts(size_bytes)
-        return memoryview(found.bytes())
+            size_bytes = found.meta["size"]
+            if size_bytes > limit_bytes:
+                raise TooLarge
+            starts(size_bytes)
+            return memoryview(found.bytes())
+        return None
 
     def put(self, name: str, chunks: Iterable[bytes]) -> bool:
         """Write an object as ``Files.put``."""
@@ -291,29 +288,32 @@ class Remote:
 
     def size(self, name: str) -> int | None:
         """Return the size of an object; None if there is none."""
-        try:
+        with self._absent():
             return int(self._obstore.head(self._store, name)["size"])
-        except FileNotFoundError as failure:
-            if _NO_BUCKET.search(str(failure)):
-                raise
-            return None
+        return None
 
-    def delete(self, names: Iterable[str]) -> None:
+    def delete(self, names: Sequence[str]) -> None:
         """Delete objects, of which some may not be there."""
-        names = list(names)
         try:
             self._obstore.delete(self._store, names)
-        except FileNotFoundError as failure:
-            if _NO_BUCKET.search(str(failure)):
-                raise
+        except FileNotFoundError:  # Not all stores tell it apart; some stop there.
             for name in names:
-                with contextlib.suppress(FileNotFoundError):
+                with self._absent():
                     self._obstore.delete(self._store, name)
 
     def pages(self, prefix: str) -> Iterator[Page]:
         """Return all objects below ``prefix``."""
         for page in self._obstore.list(self._store, prefix=prefix, chunk_size=_PAGE):
             yield [(each["path"], each["size"]) for each in page]
+
+    @contextlib.contextmanager
+    def _absent(self) -> Iterator[None]:
+        """Pass over that an object is not there, but not that the bucket is not."""
+        try:
+            yield
+        except FileNotFoundError as failure:
+            if _NO_BUCKET.search(str(failure)):
+                raise
 
     def why(self, failure: Exception) -> tuple[str, bool]:
         """Return what is wrong, and whether the store refuses, or does not answer.
@@ -329,6 +329,8 @@ class Remote:
         kinds = (errors.PermissionDeniedError, errors.UnauthenticatedError, FileNotFoundError)
         if isinstance(failure, (*kinds, errors.NotSupportedError, errors.InvalidPathError)):
             return f"the object store refuses: {type(failure).__name__}{told}", True
+        if "BadScheme" in text:
+            return "the object store has no TLS: permit it with AWS_ALLOW_HTTP=true", True
         host = re.search(r"https?://(?:[^/\s@]*@)?([\w.:\[\]-]+)", text)
         where = f" at {host[1]}" if host else ""
         late = " in time" if re.search(r"\bkind: Timeout", text) else ""
@@ -549,14 +551,17 @@ class ObjectStore(SharedTier[Bucket]):
         task = asyncio.create_task(self._evict(scope, gone))
         self._going[task] = scope
         task.add_done_callback(self._going.pop)
-        await asyncio.wait((task,), timeout=_EVICT_WAIT_S)
-        if task.done():
-            task.result()
-            return gone[0]
-        about = {"module": scope.module_sha256, "engine": scope.engine_id}
-        log.info("an eviction goes on in the background", tier=self.name, **about)
-        task.add_done_callback(partial(self._tell, about, gone))
-        raise GoesOn(gone[0])
+        try:
+            await asyncio.wait((task,), timeout=_EVICT_WAIT_S)
+        finally:  # Also where the caller has left.
+            if not task.done():
+                about = {"module": scope.module_sha256, "engine": scope.engine_id}
+                log.info("an eviction goes on in the background", tier=self.name, **about)
+                task.add_done_callback(partial(self._tell, about, gone))
+        if not task.done():
+            raise GoesOn(gone[0])
+        task.result()
+        return gone[0]
 
     async def remove(self, key: Key) -> None:
         """Delete a value."""
@@ -663,14 +668,14 @@ class ObjectStore(SharedTier[Bucket]):
     async def _evict(self, scope: EvictScope, gone: list[Evicted]) -> None:
         """Evict ``scope``; add what is removed to ``gone``."""
         module_sha256 = scope.module_sha256
-        for key in [each for each in self._seen if _is_in(scope, each)]:
-            del self._seen[key]
+        self._forget(scope)
         if module_sha256 and (size_bytes := await self.size(module_sha256)) is not None:
             gone[0] += await self.delete([(module_sha256, size_bytes)], scope)
         for kind in ("compiled",) if module_sha256 or scope.engine_id else ("compiled", "module"):
             async for page in self.pages(kind, module_sha256):
                 meant = [each for each in page if _is_in(scope, each[0])]
                 gone[0] += await self.delete(meant, scope)
+        self._forget(scope)  # What was written meanwhile may be gone.
 
     async def _listed(self, step: Callable[[], T]) -> T:
         return await self.link.run(step, more=Allowance(_LISTING_S))
@@ -689,6 +694,10 @@ class ObjectStore(SharedTier[Bucket]):
             _is_in(scope, key) and not scope.leaves(module_of(key))
             for scope in self._going.values()
         )
+
+    def _forget(self, scope: EvictScope) -> None:
+        for key in [each for each in self._seen if _is_in(scope, each)]:
+            del self._seen[key]
 
     def _see(self, what: Artifact | Module) -> None:
         """Remember that it is there; forget what was seen first where there is too much."""
