@@ -98,7 +98,8 @@ type ModuleServiceClient interface {
 	// Errors: none of its own.
 	GetCapabilities(ctx context.Context, in *GetCapabilitiesRequest, opts ...grpc.CallOption) (*GetCapabilitiesResponse, error)
 	// Returns those of the given keys whose artifact no tier holds. At most
-	// 10,000 keys in one call, and 2 MiB.
+	// 10,000 keys in one call, and 2 MiB. What the object store alone holds counts
+	// as missing until this daemon has read or written it; Compile finds it.
 	//
 	// Errors:
 	//
@@ -262,7 +263,8 @@ type ModuleServiceServer interface {
 	// Errors: none of its own.
 	GetCapabilities(context.Context, *GetCapabilitiesRequest) (*GetCapabilitiesResponse, error)
 	// Returns those of the given keys whose artifact no tier holds. At most
-	// 10,000 keys in one call, and 2 MiB.
+	// 10,000 keys in one call, and 2 MiB. What the object store alone holds counts
+	// as missing until this daemon has read or written it; Compile finds it.
 	//
 	// Errors:
 	//

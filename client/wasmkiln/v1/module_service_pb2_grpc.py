@@ -249,7 +249,8 @@ class ModuleServiceServicer(object):
 
     def FindMissing(self, request, context):
         """Returns those of the given keys whose artifact no tier holds. At most
-        10,000 keys in one call, and 2 MiB.
+        10,000 keys in one call, and 2 MiB. What the object store alone holds counts
+        as missing until this daemon has read or written it; Compile finds it.
 
         Errors:
         INVALID_ARGUMENT INVALID_REQUEST      a malformed digest or fingerprint, or more than
