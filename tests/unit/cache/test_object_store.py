@@ -260,7 +260,7 @@ def test_prefixes_are_paths() -> None:
 def test_an_error_of_a_bucket_is_told_without_its_request(
     text: str, why: str, refuses: bool
 ) -> None:
-    remote = Remote("s3://bucket/prefix", 1.0)
+    remote = Remote("s3://bucket/prefix", 1.0, 9.0)
     told, does = remote.why(remote._kinds.GenericError(f"{text} Authorization: secret"))
     assert why in told
     assert does is refuses
