@@ -25,6 +25,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from queue import SimpleQueue
 from threading import Thread
@@ -239,8 +240,11 @@ class Remote:
     Its asynchronous calls can abort the interpreter at its end: so all are synchronous.
     """
 
-    def __init__(self, url: str, timeout_s: float) -> None:
-        """``timeout_s`` bounds each request. Raise AccessUnusable."""
+    def __init__(self, url: str, timeout_s: float, longest_s: float) -> None:
+        """``longest_s`` bounds each request, ``timeout_s`` a silence while one is read.
+
+        Raise AccessUnusable.
+        """
         import obstore  # It takes time, and most daemons have no bucket.
         from obstore import exceptions, store
 
@@ -250,11 +254,15 @@ class Remote:
             os.environ.get(f"{each}_ALLOW_HTTP", "").lower() in ("true", "1")
             for each in ("AWS", "GOOGLE", "AZURE")
         )
-        options: Any = {"timeout": f"{timeout_s:.0f}s", "allow_http": plain}
+        options: Any = {"timeout": timedelta(seconds=longest_s), "allow_http": plain}
+        # Who reads holds a thread until nobody is to be waited for, and probes need one. The same
+        # for who writes would end what takes long to send.
+        reading: Any = {**options, "read_timeout": timedelta(seconds=timeout_s)}
         try:
             # Retries are ours: the breaker's, and those of writes.
-            self._store: Any = store.from_url(
-                url, client_options=options, retry_config={"max_retries": 0}
+            self._reading, self._store = (
+                store.from_url(url, client_options=each, retry_config={"max_retries": 0})
+                for each in (reading, options)
             )
         except (exceptions.BaseError, ValueError) as failure:
             why = str(failure).partition("\n")[0]
@@ -265,7 +273,7 @@ class Remote:
     ) -> value.Payload | None:
         """Return an object as ``Files.get``."""
         with self._absent():
-            found = self._obstore.get(self._store, name)
+            found = self._obstore.get(self._reading, name)
             size_bytes = found.meta["size"]
             if size_bytes > limit_bytes:
                 raise TooLarge
@@ -289,7 +297,7 @@ class Remote:
     def size(self, name: str) -> int | None:
         """Return the size of an object; None if there is none."""
         with self._absent():
-            return int(self._obstore.head(self._store, name)["size"])
+            return int(self._obstore.head(self._reading, name)["size"])
         return None
 
     def delete(self, names: Sequence[str]) -> None:
@@ -378,7 +386,7 @@ class Bucket(Breaker):
         self.url, path = url, urlsplit(url)
         is_here = path.scheme == "file"
         longest_s = timeout_s + _LISTING_S + largest_bytes / _LEAST_BYTES_PER_S
-        self.store = Files(unquote(path.path)) if is_here else Remote(url, longest_s)
+        self.store = Files(unquote(path.path)) if is_here else Remote(url, timeout_s, longest_s)
         self._readers = _Threads(READS_AT_ONCE, "wasmkiln-object-read")
         self._writers = _Threads(4, "wasmkiln-object-write")
         # By whether it is a write: why the store refuses it, and until when it is not asked.
