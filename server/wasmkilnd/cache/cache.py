@@ -80,11 +80,8 @@ class Cache:
             objects if objects and objects.writes else None, at_once=_WRITES_AT_ONCE
         )
         self.host_writes = made(host)
-        self._queues = {
-            "redis": self.redis_writes,
-            "object_store": self.object_writes,
-            "host_store": self.host_writes,
-        }
+        queues = self.redis_writes, self.object_writes, self.host_writes
+        self._queues = dict(zip(("redis", "object_store", "host_store"), queues, strict=True))
         self._lookups = Flights()
         # By look-up, for as long as it runs or a call waits for it.
         self._allowances: WeakValueDictionary[Hashable, Allowance] = WeakValueDictionary()
@@ -362,8 +359,8 @@ class Cache:
                 if not one.done():
                     one.set_exception(ValueRejected(RejectionCause.FORMAT, why))
                     one.exception()  # Perhaps nobody waits for it.
-            with contextlib.suppress(TierUnavailable):
-                for tier in self._shared_tiers if isinstance(failure, ValueRejected) else ():
+            for tier in self._shared_tiers if isinstance(failure, ValueRejected) else ():
+                with contextlib.suppress(TierUnavailable):
                     if tier.writes:
                         await tier.remove(artifact.key)
             return None
@@ -570,15 +567,12 @@ class Writes:
 
     def _next(self) -> _Waiting | None:
         """Return the first write that is not under way; None while it is too large for a second."""
-        free = (each for each in self._queue.values() if each not in self._under_way)
-        if first := next(free, None):
-            together = (first, *self._under_way)
-            if (
-                len(together) == 1
-                or sum(each[0].size_bytes for each in together) <= _TOGETHER_BYTES
-            ):
-                return first
-        return None
+        busy = self._under_way
+        first = next((each for each in self._queue.values() if each not in busy), None)
+        if first and busy:
+            size_bytes = sum(each[0].size_bytes for each in (first, *busy))
+            return first if size_bytes <= _TOGETHER_BYTES else None
+        return first
 
     async def _write(self, waiting: _Waiting) -> None:
         (item, is_first, call), why = waiting, ""

@@ -24,7 +24,7 @@ from tests.contract.values import artifact, module
 from tests.doubles.notes import Notes
 
 LIMIT_BYTES = 1_000_000
-TIMEOUT_S = 0.5
+TIMEOUT_S = 60.0
 
 
 class Slow(Files):
@@ -124,6 +124,7 @@ async def test_values_come_back_and_what_is_seen_is_held(site: Site) -> None:
 async def test_a_store_that_hangs_costs_callers_one_time_out(site: Site) -> None:
     await site.store.put(one := sealed(1))
     gate = site.close_gate("get")
+    site.bucket.timeout_s = 0.2
     with capture_logs() as lines, pytest.raises(TierUnavailable, match="does not answer within"):
         await site.get(one.key)
     assert [line["event"] for line in lines] == ["tier is down"]
@@ -135,6 +136,7 @@ async def test_a_store_that_hangs_costs_callers_one_time_out(site: Site) -> None
     gate.set()
     async with asyncio.timeout(60):
         await site.bucket.ready()
+    site.bucket.timeout_s = TIMEOUT_S
     assert (await site.get(one.key)).sha256 == one.sha256
 
 
@@ -151,6 +153,7 @@ async def test_a_refusal_is_no_outage_and_is_not_tried_for_a_while(
     site: Site, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site.files.failure = OSError(number, "no")
+    monkeypatch.setattr(object_store, "_REFUSED_S", 600.0)
     with capture_logs() as lines:
         for tag in range(3):
             with pytest.raises(TierUnavailable, match="no"):
@@ -260,7 +263,7 @@ def test_prefixes_are_paths() -> None:
 def test_an_error_of_a_bucket_is_told_without_its_request(
     text: str, why: str, refuses: bool
 ) -> None:
-    remote = Remote("s3://bucket/prefix", 1.0, 9.0)
+    remote = Remote("s3://bucket/prefix", 1.0, 1.0)
     told, does = remote.why(remote._kinds.GenericError(f"{text} Authorization: secret"))
     assert why in told
     assert does is refuses
