@@ -52,7 +52,7 @@ _LEAST_BYTES_PER_S = 8 * 1024 * 1024
 _LISTING_S = 30.0  # The same for a page of a listing, and for deleting what is on it.
 _PAGE = 1000
 _REFUSED_S = 10.0  # How long nothing more is asked of a store that refuses it.
-_MAX_REMEMBERED = 100_000
+_MAX_REMEMBERED, _MAX_REJECTED = 100_000, 10_000
 _SEEN_S = 3600.0  # Something else may have deleted what was seen earlier: write it again.
 _REJECTED_S = 600.0  # How long a bad value that stays there is not read again.
 _EVICT_WAIT_S = 10.0  # How long an eviction keeps its caller waiting.
@@ -666,7 +666,7 @@ class ObjectStore(SharedTier[Bucket]):
         """
         self._count_rejected(name, rejected)
         self._rejected = {each: at for each, at in self._rejected.items() if at > time.monotonic()}
-        if len(self._rejected) < _MAX_REMEMBERED:
+        if len(self._rejected) < _MAX_REJECTED:
             self._rejected[key] = time.monotonic() + _REJECTED_S
         if self.writes:
             with contextlib.suppress(TierUnavailable):

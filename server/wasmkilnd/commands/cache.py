@@ -662,22 +662,26 @@ async def export_values(tier: Shared, file: str, engine: str, module: str, as_js
     modules. Exits with 3 if it left out bad values.
     """
     moved = _moved()
-    keys = await tier.keys(module=module)
-    modules = {_module_of(key) for key in keys if _is_of(_engine_of(key), engine)}
-    keys = [key for key in keys if key in modules or _is_of(_engine_of(key), engine)]
     if "://" in file:
         async with _objects(*tier.where, url=file) as target:
-            await _move(tier, keys, target, moved)
+            await _move(tier, await _chosen(tier, engine, module), target, moved)
     else:
         with _written(file) as archive:
             archive.write(_ARCHIVE)
-            for key in keys:
+            for key in await _chosen(tier, engine, module):
                 _add(archive, await tier.read(key), moved)
             archive.write(bytes(_LENGTH_BYTES))
     for signer in filter(None, map(tier.sealer.get, moved["signers"])):
         click.echo(f"trust this key where you import the file: {signer.hex}", err=True)
     # Standard output may be the archive.
     _end("exported", moved, as_json=as_json, err=file == "-")
+
+
+async def _chosen(tier: Shared, engine: str, module: str) -> list[Key]:
+    """Return the keys of an engine's artifacts and of their modules; of all, without one."""
+    keys = await tier.keys(module=module)
+    modules = {_module_of(key) for key in keys if _is_of(_engine_of(key), engine)}
+    return [key for key in keys if key in modules or _is_of(_engine_of(key), engine)]
 
 
 async def _move(source: Shared, keys: Sequence[Key], target: Shared, moved: Row) -> None:
