@@ -182,6 +182,11 @@ class Opened:
         return bytes(checked) if self.codec == RAW else unpacked(checked, size_bytes)
 
 
+def most_stored_bytes(size_bytes: int) -> int:
+    """Return how large a value can be whose payload has no more than ``size_bytes``."""
+    return size_bytes * 65 // 64 + 2 * MAX_HEADER_BYTES
+
+
 def head_bytes(trailer: Payload) -> int:
     """Return the size of a value's head, given its last ``TRAILER_BYTES``; see ``open_head``."""
     if len(trailer) < TRAILER_BYTES:
