@@ -42,7 +42,7 @@ from wasmkilnd.engines.verdict import CompiledCode
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import CompileSpec, EngineIdentity, Module, Origin
 from wasmkilnd.quota import FairShare
-from wasmkilnd.settings import Settings
+from wasmkilnd.settings import RedisUrl, Settings
 from wasmkilnd.signing.keys import Keys, PrivateKey
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.metrics import Metrics
@@ -81,7 +81,7 @@ def _drawn(rank: int, salt: str, half: float, most: float) -> float:
     spread = statistics.NormalDist(0, 1)
     digest = hashlib.sha256(f"{salt}{rank}".encode()).digest()
     at = (int.from_bytes(digest[:6]) + 0.5) / (1 << 48)
-    return half * (most / half) ** (spread.inv_cdf(at) / _P90)
+    return float(half * (most / half) ** (spread.inv_cdf(at) / _P90))
 
 
 @dataclass(frozen=True)
@@ -178,18 +178,21 @@ class Daemon:
     def __init__(self, site: Site, name: str) -> None:
         settings = Settings(
             state_dir=site.folder / name,
-            redis_url=site.redis_url,
-            # object_store_url=site.object_store_url,
+            redis_url=RedisUrl(site.redis_url),
+            object_store_url=site.object_store_url,
             memory_bytes=_IN_MEMORY * _ENTRY_BYTES,
             host_store_bytes=_IN_HOST_STORE * _FILES_BYTES if site.host_store else 0,
         )
-        self.engines = Engines(site.speed, site.compiled)
+        self.engines, self._calls = Engines(site.speed, site.compiled), 0
+        self._idle = asyncio.Event()
+        self._idle.set()
         embedded = EmbeddedServer(settings.state_dir, 0)
         self._server = SharedServer(
             site.redis_url, options.redis_access(settings), embedded, timeout_s=30.0
         )
+        self._bucket = options.open_bucket(settings)
         self._tenants = Tenants(
-            *(model.Reloadable(settings), Metrics("bench"), self._server),
+            *(model.Reloadable(settings), Metrics("bench"), self._server, self._bucket),
             *(HostDirectory(options.host_options(settings)), self.engines, {}),  # type: ignore[arg-type]
             served_engines=dict,
             held=FairShare(lambda: 1 << 30),
@@ -200,24 +203,35 @@ class Daemon:
     async def start(self) -> None:
         """Connect, and open the host store."""
         await self._server.start()
+        if self._bucket:
+            await self._bucket.start()
         await self._tenants.start()
 
     async def stop(self) -> None:
-        """Write what waits, and close."""
+        """Write what waits, and close, after the calls under way."""
+        await self._idle.wait()
         await self._tenants.settle()
         await self._tenants.flush(30)
         await self._tenants.close()
         await self._server.close()
+        if self._bucket:
+            await self._bucket.close()
 
     async def ask(self, made: Made) -> Served:
         """Ask for an artifact as clients do: by digest, then with the module."""
         compiler = self._tenants.of("").compiler
+        self._calls += 1
+        self._idle.clear()
         try:
             return await compiler.compile(Request(sha256=made.sha256))
         except WasmkilnError as failure:
             if failure.reason is not Reason.MODULE_NOT_LOADED:
                 raise
-        return await compiler.compile(Request(wasm=made.wasm))
+            return await compiler.compile(Request(wasm=made.wasm))
+        finally:
+            self._calls -= 1
+            if not self._calls:
+                self._idle.set()
 
 
 @dataclass
@@ -227,16 +241,14 @@ class Phase:
     name: str
     calls: int
     origins: Counter[Origin]
-    compiles: int
-    keys: int
-    """Of how many keys these compiles were."""
+    again: int
+    """How often a key was compiled that some daemon had compiled before."""
     moved: Counter[Origin]
     """How many bytes were read from each tier, as they are stored there."""
     commands: int
     redis_entries: int
     redis_bytes: int
     """What Redis held in the end, as of real artifacts."""
-    waits_s: list[float]
     recovered: int
     """After how many calls as many of a thousand were hits as before the phase; 0 for at once."""
 
@@ -282,7 +294,7 @@ class Simulation:
         chosen, random_ = self._chosen, self._random
         origins, moved = Counter[Origin](), Counter[Origin]()
         before, told = Counter(self._site.compiled), self._info()
-        waits_s, hits = list[float](), list[bool]()
+        hits = list[bool]()
         left = iter(range(chosen.calls))
         every = chosen.calls // max(1, len(events))
         waiting = list(events)
@@ -292,9 +304,7 @@ class Simulation:
                 if waiting and number % every == 0:
                     await waiting.pop(0)()
                 [made] = random_.choices(self._made, cum_weights=self._weights)
-                began_s = time.monotonic()
                 served = await random_.choice(self.daemons).ask(made)
-                waits_s.append(time.monotonic() - began_s)
                 origin = served.origin
                 origins[origin] += 1
                 hits.append(origin not in (Origin.COMPILED, Origin.JOINED_FLIGHT))
@@ -306,17 +316,15 @@ class Simulation:
         windows = [statistics.fmean(hits[at : at + 1000]) for at in range(0, len(hits), 1000)]
         as_before = (at for at, share in enumerate(windows) if share >= self._usual - 0.01)
         self._usual = statistics.fmean(windows[-5:])
-        made = self._site.compiled - before
+        made, known = self._site.compiled, set(before)
         return Phase(
             name,
             chosen.calls,
             origins,
-            made.total(),
-            len(made),
+            (made - before).total() - len(made.keys() - known),
             moved,
             after[0] - told[0],
             *self._held(),
-            waits_s,
             1000 * next(as_before, len(windows)),
         )
 
@@ -360,7 +368,7 @@ async def simulate(chosen: argparse.Namespace, folder: Path, *, objects: bool) -
             return lambda: fleet.replaced(some)
 
         phases = []
-        for name, events in {
+        plan: dict[str, list[Callable[[], Awaitable[None]]]] = {
             "first traffic": [],
             "as usual": [],
             "deploy wave": [wave(some) for some in tenths],
@@ -368,9 +376,10 @@ async def simulate(chosen: argparse.Namespace, folder: Path, *, objects: bool) -
             "as usual again": [],
             "Redis loses all": [flushed],
             "and every daemon, too": [flushed, wave(range(chosen.daemons))],
-        }.items():
+        }
+        for name, events in plan.items():
             phases.append(await fleet.phase(name, *events))
-            print(f"  {name}: {sum(phases[-1].waits_s):,.0f} s waited", file=sys.stderr, flush=True)
+            print(f"  {name}", file=sys.stderr, flush=True)
         for daemon in fleet.daemons:
             await daemon.stop()
         assert not fleet.wrong
@@ -387,7 +396,7 @@ def markdown(phases: Sequence[Phase]) -> str:
         "object store",
         "joined",
         "compiled",
-        "compiles a key",
+        "of these again",
         "read from Redis",
         "from the object store",
         "Redis commands a call",
@@ -396,7 +405,7 @@ def markdown(phases: Sequence[Phase]) -> str:
     rows = [" | ".join(head), " | ".join(["---"] + ["--:"] * (len(head) - 1))]
     for each in phases:
         cells = [each.name, *(f"{100 * each.share(tier):.1f} %" for tier in _TIERS)]
-        cells += [f"{each.compiles / each.keys:.3f}" if each.keys else "–"]
+        cells += [f"{100 * each.again / each.calls:.2f} %"]
         cells += [
             f"{each.moved[tier] / 1e9:.1f} GB" for tier in (Origin.REDIS, Origin.OBJECT_STORE)
         ]
