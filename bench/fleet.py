@@ -17,6 +17,7 @@ import argparse
 import asyncio
 import hashlib
 import itertools
+import logging
 import os
 import random
 import re
@@ -33,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import redis
+import structlog
 from wasmkiln import TrustedKeys
 from wasmkilnd import model, options
 from wasmkilnd.cache.embedded import EmbeddedServer, SharedServer
@@ -65,7 +67,9 @@ _STORED = 0.44
 _IN_MEMORY, _IN_HOST_STORE = 180, 2_900
 # What an entry of a few bytes takes in the simulated memory, and on the disk.
 _ENTRY_BYTES, _FILES_BYTES = 4_200, 17_000
-_WORKERS = 2
+_WORKERS, _PATIENCE_S = 2, 60.0
+# A fleet that has just begun has most to learn.
+_FIRST = 4
 _TIERS = (
     Origin.MEMORY,
     Origin.HOST_STORE,
@@ -180,6 +184,9 @@ class Daemon:
             state_dir=site.folder / name,
             redis_url=RedisUrl(site.redis_url),
             object_store_url=site.object_store_url,
+            # One event loop has all daemons: answers seem late.
+            redis_timeout_s=_PATIENCE_S,
+            object_store_timeout_s=_PATIENCE_S,
             memory_bytes=_IN_MEMORY * _ENTRY_BYTES,
             host_store_bytes=_IN_HOST_STORE * _FILES_BYTES if site.host_store else 0,
         )
@@ -188,7 +195,7 @@ class Daemon:
         self._idle.set()
         embedded = EmbeddedServer(settings.state_dir, 0)
         self._server = SharedServer(
-            site.redis_url, options.redis_access(settings), embedded, timeout_s=30.0
+            site.redis_url, options.redis_access(settings), embedded, timeout_s=_PATIENCE_S
         )
         self._bucket = options.open_bucket(settings)
         self._tenants = Tenants(
@@ -289,14 +296,16 @@ class Simulation:
             self.daemons[index] = await self._new(old.engines.version)
             await old.stop()
 
-    async def phase(self, name: str, *events: Callable[[], Awaitable[None]]) -> Phase:
+    async def phase(
+        self, name: str, calls: int, events: Sequence[Callable[[], Awaitable[None]]]
+    ) -> Phase:
         """Have the calls of a phase; ``events`` happen one after the other meanwhile."""
         chosen, random_ = self._chosen, self._random
         origins, moved = Counter[Origin](), Counter[Origin]()
         before, told = Counter(self._site.compiled), self._info()
         hits = list[bool]()
-        left = iter(range(chosen.calls))
-        every = chosen.calls // max(1, len(events))
+        left = iter(range(calls))
+        every = calls // max(1, len(events))
         waiting = list(events)
 
         async def caller() -> None:
@@ -319,7 +328,7 @@ class Simulation:
         made, known = self._site.compiled, set(before)
         return Phase(
             name,
-            chosen.calls,
+            calls,
             origins,
             (made - before).total() - len(made.keys() - known),
             moved,
@@ -367,7 +376,7 @@ async def simulate(chosen: argparse.Namespace, folder: Path, *, objects: bool) -
         def wave(some: Sequence[int]) -> Callable[[], Awaitable[None]]:
             return lambda: fleet.replaced(some)
 
-        phases = []
+        phases = list[Phase]()
         plan: dict[str, list[Callable[[], Awaitable[None]]]] = {
             "first traffic": [],
             "as usual": [],
@@ -378,7 +387,8 @@ async def simulate(chosen: argparse.Namespace, folder: Path, *, objects: bool) -
             "and every daemon, too": [flushed, wave(range(chosen.daemons))],
         }
         for name, events in plan.items():
-            phases.append(await fleet.phase(name, *events))
+            calls = chosen.calls if phases else _FIRST * chosen.calls
+            phases.append(await fleet.phase(name, calls, events))
             print(f"  {name}", file=sys.stderr, flush=True)
         for daemon in fleet.daemons:
             await daemon.stop()
@@ -447,13 +457,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--daemons", type=int, default=100, help="how many (%(default)s)")
     add("--modules", type=int, default=100_000, help="of how many callers ask (%(default)s)")
-    add("--calls", type=int, default=50_000, help="in each phase (%(default)s)")
+    add("--calls", type=int, default=10_000, help="in each phase but the first (%(default)s)")
     add("--callers", type=int, default=100, help="how many call at a time (%(default)s)")
     add("--exponent", type=float, default=1.0, help="of Zipf's law (%(default)s)")
     add("--speed", type=float, default=20.0, help="how much quicker jobs are (%(default)s)")
     add("--without-host-store", dest="host_store", action="store_false", help="for 1,000 daemons")
     add("--page", action="store_true", help=f"write the picture {PICTURE.name}")
     chosen = parser.parse_args(arguments)
+    # That what is flushed is lost, each daemon would tell.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     # Each daemon has connections and threads of its own; Valkey inherits the limit.
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
