@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 
@@ -28,10 +28,11 @@ def fresh(given: Setting) -> Iterator[Row]:
     """The host store has the artifact; the process has imported what it needs."""
     goals = ({"digest": 0.1, "call": 0.3, "path": 0.5}, {"digest": 0.03, "call": 0.05, "path": 0.5})
     with ExitStack() as stack:
-        daemon, _, process = _start(stack, given, "fresh")
+        daemon, _, program = _start(stack, given, "fresh")
+        process = program(stack)
         for module, of in zip(given.mapped, goals, strict=False):
             order = _order(daemon, given, module)
-            names = ("digest", "call", "connect", "path", "checked", "cache", "mapped")
+            names = ("digest", "call", "connect", "path", "checked", "cache")
             series = in_turns(
                 {name: partial(process.ask, op=name, **order) for name in names},
                 given.rounds(_ROUNDS),
@@ -48,7 +49,16 @@ def fresh(given: Setting) -> Iterator[Row]:
             ):
                 title = f"{module.name}, {size}: {what}"
                 yield compare(group, title, series[name], _CACHE, series["cache"], of.get(name))
-            title = f"{module.name}, {size}: client.module(digest)"
+
+            def alone(operation: str, order: dict[str, object] = order) -> float:
+                with ExitStack() as process:
+                    return program(process).ask(op=operation, here=True, **order)
+
+            pair = ("digest", "mapped")
+            series = in_turns(
+                {name: partial(alone, name) for name in pair}, given.rounds(_ROUNDS // 2)
+            )
+            title = f"{module.name}, {size}: client.module(digest), a process each"
             against = "deserialize_file alone"
             yield compare(group, title, series["digest"], against, series["mapped"], 1.3)
 
@@ -64,7 +74,8 @@ def first(given: Setting) -> Iterator[Row]:
     """
     module = given.mapped[0]
     with ExitStack() as stack:
-        daemon, client, process = _start(stack, given, "first")
+        daemon, client, program = _start(stack, given, "first")
+        process = program(stack)
         order = _order(daemon, given, module)
 
         def load(operation: str) -> float:
@@ -101,7 +112,10 @@ def first(given: Setting) -> Iterator[Row]:
         yield compare(group, what, ours, "engine in-process", theirs, 0.03)
 
 
-def _start(stack: ExitStack, given: Setting, name: str) -> tuple[lab.Daemon, Client, lab.Program]:
+def _start(
+    stack: ExitStack, given: Setting, name: str
+) -> tuple[lab.Daemon, Client, Callable[[ExitStack], lab.Program]]:
+    """Start a daemon; return what starts a program that loads what it compiled, too."""
     state = given.state(name)
     daemon = stack.enter_context(lab.Daemon(state, *_FLAGS))
     client = stack.enter_context(daemon.client(timeout_s=600))
@@ -110,7 +124,11 @@ def _start(stack: ExitStack, given: Setting, name: str) -> tuple[lab.Daemon, Cli
     empty.mkdir()
     engine = given.wasmtime
     arguments = (daemon.address, engine.id, str(cache), str(empty))
-    return daemon, client, lab.program(stack, "fresh", *arguments, packages=engine.packages)
+
+    def program(stack: ExitStack) -> lab.Program:
+        return lab.program(stack, "fresh", *arguments, packages=engine.packages)
+
+    return daemon, client, program
 
 
 def _order(daemon: lab.Daemon, given: Setting, module: lab.Module) -> dict[str, object]:

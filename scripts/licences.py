@@ -14,14 +14,14 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
+from scripts.sbom import LOCKED
+from scripts.version import ROOT
+
 # As packages state them: licences that ask for no more than to be kept with the copies.
 PERMISSIVE = {
-    *("Apache-2.0", "Apache Software License", "Apache-2.0 WITH LLVM-exception"),
-    *("BSD-3-Clause", "ISC", "MIT", "MIT License", "MIT-0"),
-    *("PSF-2.0", "Python Software Foundation License"),
-    *("Apache-2.0 AND BSD-2-Clause", "Apache-2.0 AND MIT"),
-    *("Apache-2.0 OR BSD-2-Clause", "Apache-2.0 OR BSD-3-Clause", "MIT OR Apache-2.0"),
+    *("Apache-2.0", "Apache Software License", "Apache-2.0 WITH LLVM-exception", "BSD-2-Clause"),
+    *("BSD-3-Clause", "ISC", "MIT", "MIT License", "MIT-0", "PSF-2.0"),
+    "Python Software Foundation License",
 }
 # Agreed to for one package each. pathspec only builds ours. certifi is a list of certificates, used
 # as it is, whose copyleft is for its own files; only `wasmkiln[trace]` asks for it.
@@ -36,8 +36,6 @@ STATED = {
     "wasmer-compiler-cranelift": "MIT",
     "wasmer-compiler-singlepass": "MIT",
 }
-_LOCKED = re.compile(r"^([a-z0-9-]+)==([^ \\]+)", re.MULTILINE)
-_PINS = "server/wasmkilnd/engines/pins"
 _TEXT = re.compile(r"\.dist-info/(.*/)?(LICEN[CS]E|COPYING|NOTICE)[^/]*$")
 
 
@@ -53,10 +51,10 @@ class Package(NamedTuple):
 
 def packages() -> Iterator[Package]:
     """Find all packages."""
+    pins = sorted((ROOT / "server" / "wasmkilnd" / "engines" / "pins").glob("*.txt"))
     locks = {"daemon": ROOT / "requirements" / "server.txt"}
-    locks |= {f"engine {pins.stem}": pins for pins in sorted((ROOT / _PINS).glob("*.txt"))}
-    for source, lock in locks.items():
-        for name, version in _LOCKED.findall(lock.read_text()):
+    for source, lock in (locks | {f"engine {each.stem}": each for each in pins}).items():
+        for name, version, _ in LOCKED.findall(lock.read_text()):
             yield Package(source, name, version, *_stated(name))
     node = json.loads((ROOT / "client" / "node" / "package-lock.json").read_text())
     for path, entry in node["packages"].items():
@@ -81,14 +79,14 @@ def _stated(name: str) -> tuple[str, tuple[str, ...]]:
 
 def refused(found: Package) -> str:
     """Return "" for a package that may be used, else a sentence that says why not."""
+    what = f"{found.name} {found.version}:"
     if not found.licence:
-        return f"{found.name} {found.version}: it states no licence: read it, then add it to STATED"
-    if found.licence in {*PERMISSIVE, AGREED.get(found.name)}:
+        return f"{what} it states no licence: read it, then add it to STATED"
+    parts = set(re.split(" AND | OR ", found.licence))
+    if parts <= PERMISSIVE or found.licence == AGREED.get(found.name):
         return ""
-    return (
-        f"{found.name} {found.version}: {found.licence!r} is not in PERMISSIVE:"
-        " use another package, or have the licence agreed to and add it"
-    )
+    agree = "use another package, or have the licence agreed to and add it"
+    return f"{what} {found.licence!r} is not in PERMISSIVE: {agree}"
 
 
 def report(found: list[Package]) -> str:

@@ -20,21 +20,6 @@ PROJECT = ("pyproject.toml", "requirements/build.in", *sys.argv[1:])
 HEADER = "# Written by `make lock`: do not edit.\n"
 
 
-def main() -> None:
-    """Write every lock file and every list of pins."""
-    locks = ROOT / "requirements"
-    # With grpcurl, of which there is no wheel.
-    lock(locks / "dev.txt", "3.11", *PROJECT, "--extra", "dev")
-    # What is served has the versions that were tested.
-    extras = ("--extra", "server", "--extra", "trace", "--constraint", "requirements/dev.txt")
-    lock(locks / "server.txt", "3.11", *PROJECT, *WHEELS, *extras)
-    defaults = [f"{name}=={kind.default_version}" for name, kind in KINDS.items()]
-    for name, version in map(parse_spec, sorted({*defaults, *pinned_versions()})):
-        kind = KINDS[name]
-        wanted = "".join(f"{each}=={version}\n" for each in (*kind.packages, *kind.optional))
-        lock(PINS / f"{name}-{version}.txt", f"3.{kind.minors[0]}", "-", *WHEELS, wanted=wanted)
-
-
 def lock(file: Path, oldest: str, *arguments: str, wanted: str | None = None) -> None:
     """Write one lock file of what the arguments or the text `wanted` ask for."""
     print(f"locking {file.relative_to(ROOT)}", file=sys.stderr)
@@ -47,4 +32,13 @@ def lock(file: Path, oldest: str, *arguments: str, wanted: str | None = None) ->
 
 
 if __name__ == "__main__":
-    main()
+    # With grpcurl, of which there is no wheel.
+    lock(ROOT / "requirements" / "dev.txt", "3.11", *PROJECT, "--extra", "dev")
+    # What is served has the versions that were tested.
+    extras = ("--extra", "server", "--extra", "trace", "--constraint", "requirements/dev.txt")
+    lock(ROOT / "requirements" / "server.txt", "3.11", *PROJECT, *WHEELS, *extras)
+    defaults = {f"{name}=={kind.default_version}" for name, kind in KINDS.items()}
+    for name, version in map(parse_spec, sorted(defaults | {*pinned_versions()})):
+        kind = KINDS[name]
+        wanted = "".join(f"{each}=={version}\n" for each in (*kind.packages, *kind.optional))
+        lock(PINS / f"{name}-{version}.txt", f"3.{kind.minors[0]}", "-", *WHEELS, wanted=wanted)

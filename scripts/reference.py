@@ -11,14 +11,14 @@ import copy
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import click
 from wasmkiln.cli.app import app
 from wasmkilnd.cli import command as daemon
 from wasmkilnd.settings import Settings
 
-ROOT = Path(__file__).resolve().parents[1]
+from scripts.version import ROOT
+
 SCHEMA = ROOT / "deploy" / "helm" / "wasmkiln" / "values.schema.json"
 PROGRAMS = {"wasmkiln": app, "wasmkilnd": daemon}
 # The title of each page of the site.
@@ -74,21 +74,19 @@ def helps(
         command, parent=parent, info_name=name.split()[-1], max_content_width=90, terminal_width=90
     )
     params = command.get_params(context)
-    settings = {each.name for each in params if each.name in Settings.model_fields}
-    if len(settings) <= FEW:
-        settings = set()
-    root = context.find_root()
-    above = set[str]()
-    if root is not context:
+    hidden = {each.name for each in params if each.name in Settings.model_fields}
+    many = f"\n\n{SETTINGS}" if len(hidden) > FEW else ""
+    above: set[str] = set()
+    if (root := context.find_root()) is not context:
         above = {"--help", *(opt for each in root.command.get_params(root) for opt in each.opts)}
     shown = copy.copy(command)
     shown.add_help_option = False
     shown.params = [
         each
         for each in command.params
-        if each.name not in settings and not above.intersection(each.opts)
+        if not (many and each.name in hidden) and not above.intersection(each.opts)
     ]
-    yield name, shown.get_help(context) + (f"\n\n{SETTINGS}" if settings else "")
+    yield name, shown.get_help(context) + many
     if isinstance(command, click.Group):
         for inner in command.list_commands(context):
             if below := command.get_command(context, inner):

@@ -44,16 +44,14 @@ class NotReadyError(Exception):
 
 def changes(changelog: str, version: str) -> str:
     """Return a version's section of the changelog, without its heading."""
-    found = re.search(
-        rf"^## {re.escape(version)}(?:,[^\n]*)?\n(.*?)(?=^## |\Z)",
-        changelog,
-        re.MULTILINE | re.DOTALL,
-    )
+    head = rf"(?m)^## {re.escape(version)}(?:,.*)?$"
+    _, *found = re.split(head, changelog, maxsplit=1)
     if not found:
         raise NotReadyError(f"CHANGELOG.md has no section '## {version}': write what changed")
-    if not found[1].strip():
+    section = re.split(r"(?m)^## ", found[0], maxsplit=1)[0].strip()
+    if not section:
         raise NotReadyError(f"the section '## {version}' of CHANGELOG.md is empty: fill it")
-    return found[1].strip() + "\n"
+    return f"{section}\n"
 
 
 def build(folder: Path) -> list[Path]:
@@ -65,12 +63,12 @@ def build(folder: Path) -> list[Path]:
         raise NotReadyError("; ".join(wrong))
     shutil.rmtree(folder, ignore_errors=True)
     wheel, sources = build_packages(folder, version)
-    name = f"wasmkiln-{version}"
+    name, lock = f"wasmkiln-{version}", (ROOT / "requirements" / "server.txt").read_text()
     with zipfile.ZipFile(wheel) as archive:
         [inside] = [each for each in archive.namelist() if each.endswith(".cdx.json")]
         materials = archive.read(inside)
     written = {
-        f"{name}-requirements.txt": requirements(version, [wheel, sources]),
+        f"{name}-requirements.txt": requirements(version, lock, [wheel, sources]).encode(),
         f"{name}.cdx.json": materials,
         f"{name}-licences.md": licences.report(found).encode(),
         f"{name}-changes.md": text.encode(),
@@ -98,10 +96,9 @@ def build_packages(folder: Path, version: str, root: Path = ROOT) -> tuple[Path,
     return folder / f"wasmkiln-{version}-py3-none-any.whl", folder / f"wasmkiln-{version}.tar.gz"
 
 
-def requirements(version: str, files: list[Path]) -> bytes:
+def requirements(version: str, lock: str, files: list[Path]) -> str:
     """Return the lock file of the daemon, less what only builds, with the release on top."""
-    lock = (ROOT / "requirements" / "server.txt").read_text()
-    parts = {each["name"] for each in bill("0", lock, ())["components"]}
+    parts = {each["name"] for each in bill("0", lock)["components"]}
     head, *blocks = re.split(r"^(?=[a-z0-9-]+==)", lock, flags=re.MULTILINE)
     needed = "".join(block for block in blocks if block.split("==")[0] in parts)
     hashes = " \\\n".join(f"    --hash=sha256:{_sha256(file)}" for file in files)
@@ -109,7 +106,7 @@ def requirements(version: str, files: list[Path]) -> bytes:
         f"# Installs wasmkiln {version} and the versions that it was tested with:\n"
         f"#   pip install --require-hashes -r wasmkiln-{version}-requirements.txt\n"
         f"wasmkiln[server]=={version} \\\n{hashes}\n{head}{needed}"
-    ).encode()
+    )
 
 
 def chart() -> bytes:

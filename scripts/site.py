@@ -19,18 +19,19 @@ from pathlib import Path
 from wasmkilnd import settings_loader
 
 from scripts import reference
+from scripts.version import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / ".work" / "site" / "pages"
 SITE = ROOT / ".work" / "site" / "html"
 _LINK = re.compile(r"\[(?P<label>[^\]]*)\]\((?P<path>[^)\s#:]+)(?P<anchor>#[^)\s]*)?\)")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
-# What a page or a style sheet makes a browser fetch.
-_SHOWN = re.compile(
-    r"""<(?:script|img|iframe|source|link rel="stylesheet")\b[^>]*\b(?:src|href)=["']?([^"'>\s]+)"""
-)
-_STYLED = re.compile(r"""(?:url\(|@import )["']?((?:https?:)?//[^"')\s]+)""")
+# What a page makes a browser fetch, and what a style sheet does.
+_SHOWN = {
+    ".html": r"""<(?:script|img|iframe|source|link rel="stylesheet")\b[^>]*"""
+    r"""\b(?:src|href)=["']?([^"'>\s]+)""",
+    ".css": r"""(?:url\(|@import )["']?((?:https?:)?//[^"')\s]+)""",
+}
 
 
 def main() -> None:
@@ -59,13 +60,12 @@ def main() -> None:
 def mistakes(site: Path) -> list[str]:
     """Return what pages and styles show that is not there, or that is elsewhere."""
     # The page for an unknown address names everything from the root of a web server.
-    pages = [file for file in sorted(site.rglob("*.html")) if file.name != "404.html"]
-    shown = [(page, found) for page in pages for found in _SHOWN.findall(page.read_text())]
-    styles = sorted(site.rglob("*.css"))
-    shown += [(style, found) for style in styles for found in _STYLED.findall(style.read_text())]
+    files = [file for file in sorted(site.rglob("*.*")) if file.name != "404.html"]
     return [
         f"{file.relative_to(site)}: shows {found}"
-        for file, found in shown
+        for file in files
+        if file.suffix in _SHOWN
+        for found in re.findall(_SHOWN[file.suffix], file.read_text())
         if "//" in found or not (file.parent / found.partition("?")[0]).exists()
     ]
 

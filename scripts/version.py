@@ -26,31 +26,31 @@ PLACES = (
     ("client/java/README.md", MAVEN),
     ("client/cpp/CMakeLists.txt", r"^(project\(wasmkiln VERSION )V(?= )"),
     ("deploy/helm/wasmkiln/Chart.yaml", r'^((?:appV|v)ersion: "?)V(?="?$)'),
-    # What a daemon prints and answers in the examples of the documentation.
+    # What a daemon prints and answers in the examples of the documentation; of an answer itself,
+    # and of no engine inside it.
     ("README.md", r"\b(wasmkilnd )V(?= is ready)"),
-    ("docs/**/*.md", r"\b(wasmkilnd )V(?= is ready)"),
-    # Of an answer itself, and of no engine inside it.
-    ("docs/**/*.md", r'^({\n  "version": ")V(?=",$)'),
-    ("docs/**/*.md", r'("version": {"wasmkiln": ")V(?=")'),
+    (
+        "docs/**/*.md",
+        r'(\bwasmkilnd |^{\n  "version": "|"version": {"wasmkiln": ")V(?= is ready|")',
+    ),
 )
 
 
 def version_of(root: Path) -> str:
     """Return the version of the source tree at `root`."""
-    [version] = re.findall(
-        rf'^version = "({VERSION})"$', (root / PLACES[0][0]).read_text(), re.MULTILINE
-    )
-    return str(version)
+    text = (root / "pyproject.toml").read_text()
+    return re.findall(rf'^version = "({VERSION})"$', text, re.MULTILINE)[0]  # type: ignore[no-any-return]
 
 
 def differing(root: Path, version: str, write: bool = False) -> Iterator[str]:
     """Say which copies are missing, and which are not this version; `write` mends the latter."""
     for glob, pattern in PLACES:
         for file in sorted(root.glob(glob)) or [root / glob]:
-            text = file.read_text() if file.exists() else ""
-            put, count = re.subn(
-                f"(?m){pattern.replace('V(', f'{VERSION}(')}", rf"\g<1>{version}", text
+            text, place = (
+                file.read_text() if file.exists() else "",
+                pattern.replace("V(", f"{VERSION}("),
             )
+            put, count = re.subn(f"(?m){place}", rf"\g<1>{version}", text)
             if not count and "*" not in glob:
                 yield f"{glob}: nothing matches {pattern}"
             elif write:
@@ -59,17 +59,14 @@ def differing(root: Path, version: str, write: bool = False) -> Iterator[str]:
                 yield f"{file.relative_to(root)}: another version than {version}"
 
 
-def main(arguments: list[str]) -> int:
-    """Check, or write the version that was given; return the exit code."""
-    if arguments and not re.fullmatch(VERSION, arguments[0]):
-        print(f"cannot use the version {arguments[0]!r}: write it like 1.2.3", file=sys.stderr)
-        return 2
-    version = arguments[0] if arguments else version_of(ROOT)
-    wrong = list(differing(ROOT, version, write=bool(arguments)))
-    for line in wrong:
-        print(f"version: {line}; run: python -m scripts.version {version}")
-    return 1 if wrong else 0
+def main(wanted: str = "") -> str:
+    """Check, or write the version that is wanted; return what is wrong."""
+    version = wanted or version_of(ROOT)
+    if not re.fullmatch(VERSION, version):
+        return f"cannot use the version {version!r}: write it like 1.2.3"
+    wrong = differing(ROOT, version, write=bool(wanted))
+    return "\n".join(f"version: {each}; run: python -m scripts.version {version}" for each in wrong)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(*sys.argv[1:]) or None)

@@ -12,14 +12,10 @@ MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
 
 
-def descriptor(content: bytes, media_type: str, title: str = "") -> dict[str, Any]:
+def descriptor(content: bytes, media_type: str) -> dict[str, Any]:
     """Return what a manifest says of a blob."""
-    found: dict[str, Any] = {
-        "mediaType": media_type,
-        "digest": f"sha256:{hashlib.sha256(content).hexdigest()}",
-        "size": len(content),
-    }
-    return {**found, "annotations": {"org.opencontainers.image.title": title}} if title else found
+    digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    return {"mediaType": media_type, "digest": digest, "size": len(content)}
 
 
 @dataclass
@@ -32,18 +28,15 @@ class Image:
     manifests: list[Image] = field(default_factory=list)
 
     @classmethod
-    def of(
-        cls, config: bytes, config_type: str, layers: list[tuple[bytes, str, str]], **more: Any
-    ) -> Self:
-        """Return an image of one manifest; a layer is its bytes, type and title."""
+    def of(cls, config: bytes, config_type: str, layers: list[tuple[bytes, str]]) -> Self:
+        """Return an image of one manifest; a layer is its bytes and type."""
         manifest = {
             "schemaVersion": 2,
             "mediaType": MANIFEST,
             "config": descriptor(config, config_type),
             "layers": [descriptor(*layer) for layer in layers],
-            **more,
         }
-        blobs = [config, *(content for content, _, _ in layers)]
+        blobs = [config, *(content for content, _ in layers)]
         return cls(MANIFEST, json.dumps(manifest).encode(), blobs)
 
     @classmethod
@@ -61,11 +54,8 @@ class Image:
             "layerDigests": [digest],
             "component": {"exports": [], "imports": [], "target": None},
         }
-        return cls.of(
-            json.dumps(config).encode(),
-            "application/vnd.wasm.config.v0+json",
-            [(module, "application/wasm", "")],
-        )
+        kind = "application/vnd.wasm.config.v0+json"
+        return cls.of(json.dumps(config).encode(), kind, [(module, "application/wasm")])
 
     @classmethod
     def spin(cls, components: dict[str, bytes], *, old: bool = False) -> Self:
@@ -76,8 +66,8 @@ class Image:
         application = json.dumps({"spin_lock_version": 1, "components": list(components)}).encode()
         kind = "application/vnd.fermyon.spin.application.v1+config"
         wasm = "application/vnd.wasm.content.layer.v1+wasm"
-        layers = [(module, wasm, "") for module in components.values()]
-        layers.append((b"<h1>", "application/vnd.wasm.content.layer.v1+data", ""))
+        layers = [(module, wasm) for module in components.values()]
+        layers.append((b"<h1>", "application/vnd.wasm.content.layer.v1+data"))
         if old:
             return cls.of(application, kind, layers)
         digest = f"sha256:{hashlib.sha256(application).hexdigest()}"
@@ -87,24 +77,18 @@ class Image:
             "config": {"Labels": {"com.fermyon.spin.lockedAppDigest": digest}},
             "rootfs": {"type": "layers", "diff_ids": []},
         }
-        return cls.of(
-            json.dumps(config).encode(),
-            "application/vnd.oci.image.config.v1+json",
-            [*layers, (application, kind, "")],
-        )
+        oci = "application/vnd.oci.image.config.v1+json"
+        return cls.of(json.dumps(config).encode(), oci, [*layers, (application, kind)])
 
     @classmethod
     def index(cls, *images: Image) -> Self:
         """Return an index of images, one for each platform."""
-        platforms = [{"architecture": "wasm", "os": f"wasip{n + 1}"} for n in range(len(images))]
-        document = {
-            "schemaVersion": 2,
-            "mediaType": INDEX,
-            "manifests": [
-                {**descriptor(image.content, image.media_type), "platform": platform}
-                for image, platform in zip(images, platforms, strict=True)
-            ],
-        }
+        named = [
+            descriptor(image.content, image.media_type)
+            | {"platform": {"architecture": "wasm", "os": f"wasip{n}"}}
+            for n, image in enumerate(images, 1)
+        ]
+        document = {"schemaVersion": 2, "mediaType": INDEX, "manifests": named}
         return cls(INDEX, json.dumps(document).encode(), manifests=list(images))
 
     def all_blobs(self) -> list[bytes]:
@@ -121,11 +105,8 @@ def layout(folder: Path, *images: Image) -> Path:
     blobs = folder / "blobs" / "sha256"
     blobs.mkdir(parents=True)
     (folder / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-    for image in images:
-        for content in (
-            *image.all_blobs(),
-            *(one.content for one in image.all_manifests()),
-        ):
-            (blobs / hashlib.sha256(content).hexdigest()).write_bytes(content)
-    (folder / "index.json").write_bytes(Image.index(*images).content)
+    index = Image.index(*images)
+    for content in (*index.all_blobs(), *(one.content for one in index.all_manifests())):
+        (blobs / hashlib.sha256(content).hexdigest()).write_bytes(content)
+    (folder / "index.json").write_bytes(index.content)
     return folder

@@ -19,9 +19,9 @@ What callers use is public and exported here:
     shared          what the daemon knows too: fingerprints, the host store's layout
     cli/            the `wasmkiln` command
 
-How a call runs, from the outside in: a method of client.py builds a request and yields the steps
-of a flow (rpc.py: deadline, attempts, errors), which `Client` or `AsyncClient` performs over the
-channel of credentials.py. Each answer is checked before it is used: what every answer promises in
+How a call runs, from the outside in: a method of client.py builds a request and awaits its answer
+(rpc.py: deadline, pauses, errors), which `Client` or `AsyncClient` fetches over the channel of
+credentials.py. Each answer is checked before it is used: what every answer promises in
 rpc.py, an artifact in assembly.py and `_header_fields`. Nothing that a daemon sends is believed
 without a check: `_header_fields` says why each field may be, and `_untrusted` makes texts fit to be
 shown.
@@ -69,12 +69,9 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     """Return a name once a program uses it."""
     if name == "__version__":
-        from importlib.metadata import PackageNotFoundError, version
+        from importlib.metadata import version
 
-        try:
-            return version("wasmkiln")
-        except PackageNotFoundError:  # a source tree that was never installed
-            return "0+unknown"
+        return version("wasmkiln")
     if not name.startswith("_"):
         home = next((home for home, names in _HOMES.items() if name in names), "errors")
         found = vars(import_module(f"wasmkiln.{home}"))

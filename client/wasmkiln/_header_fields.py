@@ -11,15 +11,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from wasmkiln._source import identify
 from wasmkiln._untrusted import quoted
 from wasmkiln.errors import ArtifactMismatch
 from wasmkiln.shared import FAST_SETTINGS, UNHASHED_DEFAULTS, engine_id
 from wasmkiln.v1.module_service_pb2 import CompileRequest
 
 if TYPE_CHECKING:
-    from wasmkiln.v1.types_pb2 import ArtifactHeader, Kind
+    from wasmkiln._source import Source
+    from wasmkiln.v1.types_pb2 import Kind
 
 
 # A daemon puts no larger artifact into its header's message; see module_service.proto.
@@ -28,7 +30,7 @@ _INLINE_LIMIT_BYTES = 65_536
 
 @dataclass
 class Call:
-    """What the caller of a compile asked for; "" stands for the daemon's default."""
+    """A module that a caller asks for, by when; "" stands for the daemon's default."""
 
     module_sha256: str
     kind: Kind | None
@@ -38,6 +40,10 @@ class Call:
     cpu: str = ""
     settings: Mapping[str, str] = field(default_factory=dict)
     accept_fast: bool = False
+    source: Source = ""
+    module: bytes | None = None
+    into: Any = None
+    """The engine that loads it."""
 
     @cached_property
     def request(self) -> CompileRequest:
@@ -55,14 +61,28 @@ class Call:
             accept_fast=self.accept_fast,
         )
 
+    def read(self) -> bytes | None:
+        """Return the module's bytes; None for a digest. Raise OSError if they changed."""
+        if self.module is not None:
+            return self.module
+        sha256, module, _ = identify(self.source, with_bytes=True)
+        if sha256 != self.module_sha256:
+            raise OSError(
+                f"the file of module {self.module_sha256} changed during a call: ask again"
+            )
+        return module
 
-def check(call: Call, header: ArtifactHeader) -> None:
-    """Raise ArtifactMismatch when a header is not about what the call asked for."""
+
+def check(call: Call, header: Any) -> None:
+    """Raise ArtifactMismatch when a header is not about what the call asked for.
+
+    It is an ArtifactHeader, or what the host store has of one.
+    """
     for difference in _differences(call, header):
         raise ArtifactMismatch(difference)
 
 
-def _differences(call: Call, header: ArtifactHeader) -> Iterator[str]:
+def _differences(call: Call, header: Any) -> Iterator[str]:
     asked, engine, changed = call.settings, header.engine, header.changed_settings
     full = engine_id(engine)
     named = full if call.engine == engine.name else call.engine
@@ -94,10 +114,3 @@ def _differences(call: Call, header: ArtifactHeader) -> Iterator[str]:
             yield f"asked for setting {quoted(name)} {default}, got {quoted(got) or 'none'}"
     if call.kind is not None and header.kind != call.kind:
         yield f"asked for an artifact of kind {call.kind}, got one of kind {header.kind}"
-    if header.HasField("host_file") and not call.request.accept_host_file:
-        yield "asked for the artifact's bytes, got a file's name"
-    inline, encoding, limit = header.inline_artifact, header.content_encoding, 0
-    if inline and len(inline) > (limit := call.request.inline_limit_bytes):
-        yield f"asked for at most {limit} bytes in the header, got {len(inline)}"
-    if encoding and encoding not in call.request.accept_encodings:
-        yield f"got bytes in an encoding that was not asked for: {quoted(encoding)}"

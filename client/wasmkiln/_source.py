@@ -8,7 +8,7 @@ import re
 import stat
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from wasmkiln.errors import ModuleTooLarge
 from wasmkiln.shared import identity, is_racy
@@ -35,14 +35,6 @@ _lock = threading.Lock()
 _digests: dict[tuple[int, ...], tuple[str, bytes]] = {}
 
 
-class IdentifiedModule(NamedTuple):
-    """A module's SHA-256 in lowercase hex; its bytes and its kind, as far as they are known."""
-
-    sha256: str
-    module: bytes | None = None
-    kind: Kind | None = None
-
-
 def is_digest(text: str) -> bool:
     """Return whether a text is 64 lowercase hexadecimal digits."""
     return _DIGEST.fullmatch(text) is not None
@@ -53,7 +45,7 @@ def kind_of(module: bytes) -> Kind | None:
     return _PREAMBLES.get(module[:8])
 
 
-def identify(source: Source, *, with_bytes: bool = False) -> IdentifiedModule:
+def identify(source: Source, *, with_bytes: bool = False) -> tuple[str, bytes | None, Kind | None]:
     """Return a module's digest and kind, and its bytes where they are at hand, or wanted.
 
     A text of 64 lowercase hexadecimal digits is a digest, unless a file has that name. Unless its
@@ -61,17 +53,14 @@ def identify(source: Source, *, with_bytes: bool = False) -> IdentifiedModule:
     file's device, inode, size or times changed. Raise OSError when a path cannot be read,
     ModuleTooLarge above 1 GiB, which no daemon accepts, and TypeError for another kind of source.
     """
+    if isinstance(source, str) and is_digest(source) and not os.access(source, os.F_OK):
+        return source, None, None
     if isinstance(source, (str, os.PathLike)):
-        try:
-            status = os.stat(source)  # noqa: PTH116  pathlib takes as long as all the rest.
-        except OSError:
-            if isinstance(source, str) and is_digest(source):
-                return IdentifiedModule(source)
-            raise
+        status = os.stat(source)  # noqa: PTH116  pathlib takes as long as all the rest.
         if stat.S_ISREG(status.st_mode) and not with_bytes and status.st_size <= MAX_MODULE_BYTES:
             with open(source, "rb", buffering=0) as file:  # noqa: PTH123
                 sha256, start = file_digest(file.fileno(), os.fstat(file.fileno()))
-            return IdentifiedModule(sha256, None, kind_of(start))
+            return sha256, None, kind_of(start)
         module = _read(Path(source))
     elif isinstance(source, (bytes, bytearray, memoryview)):
         module = bytes(source)
@@ -79,15 +68,16 @@ def identify(source: Source, *, with_bytes: bool = False) -> IdentifiedModule:
         raise TypeError(
             f"a module is a path, bytes or a SHA-256 digest, not {type(source).__name__}"
         )
-    return IdentifiedModule(hashlib.sha256(module).hexdigest(), module, kind_of(module))
+    return hashlib.sha256(module).hexdigest(), module, kind_of(module)
 
 
 def _read(path: Path) -> bytes:
     """Read a file or a pipe. Stop at 1 GiB: /dev/zero has no end."""
     with path.open("rb") as file:
-        size_bytes = os.fstat(file.fileno()).st_size
-        module = file.read(MAX_MODULE_BYTES + 1) if size_bytes <= MAX_MODULE_BYTES else b""
-    if size_bytes > MAX_MODULE_BYTES or len(module) > MAX_MODULE_BYTES:
+        size_bytes, module = os.fstat(file.fileno()).st_size, b""
+        if size_bytes <= MAX_MODULE_BYTES:
+            module = file.read(MAX_MODULE_BYTES + 1)
+    if max(size_bytes, len(module)) > MAX_MODULE_BYTES:
         raise ModuleTooLarge(
             f"{path} is larger than {MAX_MODULE_BYTES:,} bytes, the highest limit of any daemon"
         )

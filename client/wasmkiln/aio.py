@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from wasmkiln import rpc
 from wasmkiln.client import Methods
 from wasmkiln.errors import WasmkilnError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
     from typing import Self
+
+    from wasmkiln.client import Sink
 
 T = TypeVar("T")
 
@@ -38,39 +39,18 @@ class AsyncClient(Methods):
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _run(self, flow: rpc.Flow[T]) -> T:
-        try:
-            step = next(flow)
-            while True:
-                outcome, failure = None, None
-                try:
-                    outcome = await self._perform(step)
-                except Exception as error:
-                    failure = error
-                # Outside of the except block: otherwise the error would keep the RpcError alive.
-                step = flow.send(outcome) if failure is None else flow.throw(failure)
-        except StopIteration as end:
-            answer: T = end.value
-            return answer
-        finally:
-            flow.close()
+    def _run(self, flow: Coroutine[Any, Any, Any]) -> Any:
+        return flow
 
-    async def _perform(self, step: rpc.Send | float | Callable[[], Any]) -> Any:
-        if isinstance(step, float):
-            while step > 0 and not self._connection.closed.is_set():
-                await asyncio.sleep(min(step, _LOOK_S))
-                step -= _LOOK_S
-            return None
-        if not isinstance(step, rpc.Send):
-            return await asyncio.to_thread(step)
+    async def _send(self, path: str, sink: Sink, **call: Any) -> None:
         import grpc.aio
 
         # Not before the first call: grpc.aio binds a channel to the loop that runs now.
         channel = self._connection.channel(grpc.aio)
-        call = step.begin(channel)
+        running = channel.unary_stream(path)(**call)
         try:
-            async for message in call:
-                step.sink.add(message)
+            async for message in running:
+                sink.add(message)
         except asyncio.CancelledError:
             task: Any = asyncio.current_task()  # which counts its cancellations from 3.11 on
             if getattr(task, "cancelling", int)() or not self._connection.closed.is_set():
@@ -78,4 +58,12 @@ class AsyncClient(Methods):
             # `close` ended the call, and nobody cancelled the task.
             raise WasmkilnError("the client was closed", code=grpc.StatusCode.CANCELLED) from None
         finally:
-            call.cancel()  # no effect once it has ended
+            running.cancel()  # no effect once it has ended
+
+    async def _pause(self, pause_s: float) -> None:
+        while pause_s > 0 and not self._connection.closed.is_set():
+            await asyncio.sleep(min(pause_s, _LOOK_S))
+            pause_s -= _LOOK_S
+
+    async def _away(self, work: Callable[[], T]) -> T:
+        return await asyncio.to_thread(work)

@@ -14,11 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wasmkiln.attestation import MISMATCH, TrustedKeys, verify_header
-from wasmkiln.errors import (
-    ArtifactMismatch,
-    AttestationInvalid,
-    IncompatibleEngine,
-)
+from wasmkiln.errors import ArtifactMismatch, AttestationInvalid, IncompatibleEngine
 from wasmkiln.shared import engine_id, is_racy
 from wasmkiln.v1.types_pb2 import ArtifactHeader
 

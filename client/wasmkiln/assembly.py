@@ -41,8 +41,6 @@ _ADDED_BYTES = 64 * 1024
 # CompileResponse.chunk on the wire: field 2, length-delimited. A message has less than 2 GiB.
 _CHUNK_TAG = b"\x12"
 _MAX_LENGTH_BYTES = 5
-# A newer daemon may send parts that this client does not know, but not endlessly.
-_MAX_EMPTY_MESSAGES = 100
 
 
 class Phase(Enum):
@@ -83,14 +81,14 @@ class Assembly:
         self._call = call
         self._max_bytes = max_bytes
         self._trusted_keys = trusted_keys or TrustedKeys()
-        self._on_progress = on_progress
+        self._on_progress = on_progress or (lambda _: None)
         self._header: ArtifactHeader | None = None
         self._decoder: Decoder | None = None
         self._refused = "the daemon's answer has bytes before its header"
         # Each message can go at once, gRPC uses its memory for the next, and getvalue copies
         # nothing (on CPython).
         self._file = io.BytesIO()
-        self._received_bytes = self._empty_messages = 0
+        self._received_bytes = self._size_bytes = 0
         self._digest = hashlib.sha256()
 
     def add(self, wire: bytes) -> None:
@@ -105,12 +103,8 @@ class Assembly:
         message = parsed(CompileResponse, wire)
         if message.WhichOneof("part") == "header":
             self._begin(message.header)
-        elif message.chunk:
+        elif message.chunk:  # a newer daemon may send parts that this client does not know
             self._chunk(message.chunk)
-        else:
-            self._empty_messages += 1
-            if self._empty_messages > _MAX_EMPTY_MESSAGES:
-                raise ArtifactMismatch("the daemon sent too many empty messages")
 
     def finish(self) -> Artifact:
         """Return the verified artifact.
@@ -160,9 +154,19 @@ class Assembly:
         for name in ("queue_time", "compile_time"):
             if not is_valid(getattr(header, name)):
                 header.ClearField(name)
-        self._header, self._refused = header, ""
-        self._report()
         inline, encoding = header.inline_artifact, header.content_encoding
+        most = request.inline_limit_bytes
+        if header.HasField("host_file") and not request.accept_host_file:
+            raise ArtifactMismatch("asked for the artifact's bytes, got a file's name")
+        if len(inline) > most:
+            raise ArtifactMismatch(
+                f"asked for at most {most} bytes in the header, got {len(inline)}"
+            )
+        if encoding and encoding not in request.accept_encodings:
+            what = f"got bytes in an encoding that was not asked for: {quoted(encoding)}"
+            raise ArtifactMismatch(what)
+        self._header, self._size_bytes, self._refused = header, header.size_bytes, ""
+        self._report()
         # They say how the bytes came; what the caller gets is the artifact itself.
         header.ClearField("inline_artifact")
         header.ClearField("content_encoding")
@@ -182,10 +186,9 @@ class Assembly:
         (self._decoder.feed if self._decoder else self._append)(chunk)
 
     def _append(self, chunk: bytes | memoryview) -> None:
-        size_bytes = self._header.size_bytes if self._header else 0
-        if self._received_bytes + len(chunk) > size_bytes:
+        if self._received_bytes + len(chunk) > self._size_bytes:
             raise ArtifactMismatch(
-                f"the artifact is longer than the {size_bytes} bytes of its header"
+                f"the artifact is longer than the {self._size_bytes} bytes of its header"
             )
         self._received_bytes += len(chunk)
         self._file.write(chunk)
@@ -193,9 +196,7 @@ class Assembly:
         self._report()
 
     def _report(self) -> None:
-        if self._on_progress is not None and self._header is not None:
-            size_bytes = self._header.size_bytes
-            self._on_progress(Progress(Phase.DOWNLOADING, self._received_bytes, size_bytes))
+        self._on_progress(Progress(Phase.DOWNLOADING, self._received_bytes, self._size_bytes))
 
 
 def only_chunk(wire: bytes) -> memoryview | None:

@@ -58,7 +58,7 @@ _KEY_ID = re.compile(r"[0-9a-f]{64}")
 _MAX_REVOCATION_BYTES = 4096
 _MALFORMED = "cannot read the attestation: it is not a DSSE envelope as wasmkiln writes it"
 # What reading JSON of another shape raises.
-_UNREADABLE = (ValueError, LookupError, TypeError, RecursionError)
+UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 # Keys.
@@ -223,10 +223,10 @@ def read_revocations(folder: Path) -> frozenset[str]:
 def _revoked_by(file: Path) -> str:
     with file.open("rb") as opened:
         text = opened.read(_MAX_REVOCATION_BYTES)
-    with suppress(*_UNREADABLE):
+    with suppress(*UNREADABLE):
         key_id = json.loads(text)["key_id"]
         if _KEY_ID.fullmatch(key_id):
-            return _text(key_id)
+            return as_text(key_id)
     raise ValueError(f"cannot read {file}: it does not say which key is revoked, as key_id")
 
 
@@ -333,21 +333,21 @@ class Statement:
         [subject], [module] = document["subject"], definition["resolvedDependencies"]
         [types] = details["byproducts"]
         given, metadata = definition["externalParameters"], details["metadata"]
-        parameters: dict[str, Any] = {name: _text(given[name]) for name in _TEXTS}
-        parameters |= {name: _texts(given[key]) for name, key in _OBJECTS.items()}
+        parameters: dict[str, Any] = {name: as_text(given[name]) for name in _TEXTS}
+        parameters |= {name: as_texts(given[key]) for name, key in _OBJECTS.items()}
         made_ms = dict(metadata).get("wasmkiln_madeMs", 0)
         if type(made_ms) is not int or made_ms < 0:
             raise ValueError("wasmkiln_madeMs: expected a non-negative integer")
         return cls(
             Claims(
-                artifact_sha256=_text(subject["digest"]["sha256"]),
-                module_sha256=_text(module["digest"]["sha256"]),
+                artifact_sha256=as_text(subject["digest"]["sha256"]),
+                module_sha256=as_text(module["digest"]["sha256"]),
                 **parameters,
             ),
-            daemon_version=_text(details["builder"]["version"]["wasmkiln"]),
-            finished_on=_text(metadata["finishedOn"]),
+            daemon_version=as_text(details["builder"]["version"]["wasmkiln"]),
+            finished_on=as_text(metadata["finishedOn"]),
             compile_time_s=_number(metadata["wasmkiln_compileTimeS"]),
-            types_sha256=_text(types["digest"]["sha256"]),
+            types_sha256=as_text(types["digest"]["sha256"]),
             made_ms=made_ms,
         )
 
@@ -356,16 +356,18 @@ def _resource(name: str, sha256: str) -> dict[str, Any]:
     return {"name": name, "digest": {"sha256": sha256}}
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """Return what JSON says is a string. Raise TypeError."""
     if not isinstance(value, str):
         raise TypeError("expected a string")
     return value
 
 
-def _texts(value: Any) -> dict[str, str]:
+def as_texts(value: Any) -> dict[str, str]:
+    """Return what JSON says is an object of strings. Raise TypeError."""
     if not isinstance(value, dict):
         raise TypeError("expected an object")
-    return {name: _text(each) for name, each in value.items()}
+    return {name: as_text(each) for name, each in value.items()}
 
 
 def _number(value: Any) -> float:
@@ -433,11 +435,11 @@ def open_envelope(
     try:
         document = json.loads(envelope)
         payload_type, [said] = document["payloadType"], document["signatures"]
-        key_id, payload = _text(said["keyid"]), base64.b64decode(document["payload"])
+        key_id, payload = as_text(said["keyid"]), base64.b64decode(document["payload"])
         signature = base64.b64decode(said["sig"])
         # The signature does not cover the envelope's own fields: refuse any that were added.
         canonical = envelope == _envelope(payload_type, payload, key_id, signature)
-    except _UNREADABLE:
+    except UNREADABLE:
         canonical = False
     if not (canonical and _KEY_ID.fullmatch(key_id)):
         _refuse(UNSIGNED, _MALFORMED)
@@ -454,7 +456,7 @@ def open_envelope(
         _refuse(MISMATCH, why, key_id)
     try:
         return Statement.parse(payload), key_id
-    except _UNREADABLE:
+    except UNREADABLE:
         _refuse(MISMATCH, "the attestation's statement is not about an artifact", key_id)
 
 
@@ -483,10 +485,10 @@ def peek(envelope: bytes) -> tuple[Statement, str] | None:
 
     Return None when the envelope cannot be read.
     """
-    with suppress(*_UNREADABLE):
+    with suppress(*UNREADABLE):
         document = json.loads(envelope)
         statement = Statement.parse(base64.b64decode(document["payload"]))
-        return statement, _text(document["signatures"][0]["keyid"])
+        return statement, as_text(document["signatures"][0]["keyid"])
     return None
 
 

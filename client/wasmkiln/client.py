@@ -1,7 +1,8 @@
-"""The client of a daemon: each method once, as a flow of steps, which `Client` performs.
+"""The client of a daemon: each method once, as a coroutine that `Client` runs without a loop.
 
-`AsyncClient` (aio.py) has the same methods and performs the same steps in an event loop. rpc.py
-says what a step is. Nothing that a daemon sends is believed without a check: see assembly.py.
+What waits, reads files or uses the CPU is behind `_send`, `_pause` and `_away`. Those of `Client`
+block, so that its coroutines end at their first step; those of `AsyncClient` (aio.py) are awaited.
+Nothing that a daemon sends is believed without a check: see assembly.py.
 
 How `module` finds a module, by the shortest way that works:
 
@@ -19,9 +20,9 @@ from __future__ import annotations
 import logging
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, overload
@@ -32,7 +33,7 @@ from wasmkiln._source import identify, is_digest
 from wasmkiln._untrusted import one_line, quoted
 from wasmkiln.assembly import ZSTD, Assembly, Phase, Progress, package
 from wasmkiln.attestation import TrustedKeys
-from wasmkiln.credentials import Access, Connection, choose_switch, is_local
+from wasmkiln.credentials import Access, Connection, choose_switch, explained, is_local
 from wasmkiln.host_store import HostStore
 from wasmkiln.host_store import Refused as FileRefused
 from wasmkiln.loading import Loaded, LoadedModules, compile_within, load_verified
@@ -46,17 +47,19 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
-    from wasmkiln._source import IdentifiedModule, Source
+    from wasmkiln._source import Source
     from wasmkiln.artifact import Artifact
     from wasmkiln.assembly import ProgressCallback
     from wasmkiln.attestation import KeySource
     from wasmkiln.credentials import TLS, Metadata
     from wasmkiln.host_store import CheckFiles, Entry
-    from wasmkiln.rpc import Flow
     from wasmkiln.v1.types_pb2 import ArtifactHeader
+
+    Sink = rpc.One[Any] | Assembly
 
 P = ParamSpec("P")
 T = TypeVar("T")
+S = TypeVar("S", bound="Sink")
 Settings = Mapping[str, str] | None
 
 _log = logging.getLogger("wasmkiln")
@@ -80,9 +83,9 @@ _MISSES = (FileRefused, errors.IncompatibleEngine, OSError)
 
 
 class method(Generic[P, T]):  # noqa: N801
-    """Makes a method of a flow: `Client` returns what the flow returns, `AsyncClient` awaits it."""
+    """A method of both clients: `Client` returns what the coroutine does, `AsyncClient` awaits."""
 
-    def __init__(self, flow: Callable[Concatenate[Any, P], Flow[T]]) -> None:
+    def __init__(self, flow: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]) -> None:
         @wraps(flow)
         def run(client: Any, *arguments: P.args, **options: P.kwargs) -> Any:
             return client._run(flow(client, *arguments, **options))
@@ -101,28 +104,7 @@ class method(Generic[P, T]):  # noqa: N801
         return bound
 
 
-@dataclass(kw_only=True)
-class _Wanted(Call):
-    """A module that a call asks for, by when, and the engine that loads it."""
-
-    source: Source
-    module: bytes | None
-    deadline: rpc.Deadline
-    into: Any
-
-    def read(self) -> bytes | None:
-        """Return the module's bytes; None for a digest. Raise OSError if they changed."""
-        if self.module is not None:
-            return self.module
-        sha256, module, _ = identify(self.source, with_bytes=True)
-        if sha256 != self.module_sha256:
-            raise OSError(
-                f"the file of module {self.module_sha256} changed during a call: ask again"
-            )
-        return module
-
-
-class Methods:
+class Methods(ABC):
     """What `Client` and `AsyncClient` have in common: arguments, methods and errors."""
 
     def __init__(
@@ -138,7 +120,7 @@ class Methods:
         timeout_s: float | None = None,
         max_attempts: int = 3,
         trusted_keys: TrustedKeys | KeySource | Iterable[KeySource] | None = None,
-        max_artifact_bytes: int | None = None,
+        max_artifact_bytes: int | str | None = None,
         host_store_dir: str | os.PathLike[str] | None = None,
         check_files: CheckFiles | None = None,
         compression: bool | None = None,
@@ -167,7 +149,7 @@ class Methods:
         return self._access.address
 
     @method
-    def load(
+    async def load(
         self,
         source: Source,
         *,
@@ -175,7 +157,7 @@ class Methods:
         engine: str | None = None,
         background: bool = False,
         timeout_s: float | None = None,
-    ) -> Flow[modules.LoadResponse]:
+    ) -> modules.LoadResponse:
         """Upload a module, which the daemon validates and stores. Idempotent.
 
         `source` is a path or the module's bytes. `background` lets calls without it go first.
@@ -185,13 +167,12 @@ class Methods:
         CompilerCrashed or, for a component, ModuleQuarantined.
         """
         deadline = self._deadline(timeout_s)
-        identified: IdentifiedModule = yield partial(identify, source, with_bytes=True)
-        sha256, wasm, _ = identified
+        sha256, wasm, _ = await self._away(partial(identify, source, with_bytes=True))
         if wasm is None:
             raise ValueError("load needs a module's bytes or path; a digest has no bytes")
         request = modules.LoadRequest(module=wasm, expected_sha256=expected_sha256, engine=engine)
         metadata = _about(sha256, background=background)
-        answer = yield from self._ask(request, modules.LoadResponse, deadline, metadata)
+        answer = await self._ask(request, modules.LoadResponse, deadline, metadata)
         if (answer.sha256, answer.size_bytes) != (sha256, len(wasm)):
             raise errors.UnexpectedAnswer(
                 f"loaded module {sha256} of {len(wasm)} bytes, and the daemon's answer is about "
@@ -200,7 +181,7 @@ class Methods:
         return answer
 
     @method
-    def compile(
+    async def compile(
         self,
         source: Source,
         *,
@@ -214,7 +195,7 @@ class Methods:
         background: bool = False,
         timeout_s: float | None = None,
         on_progress: ProgressCallback | None = None,
-    ) -> Flow[Artifact]:
+    ) -> Artifact:
         """Return a module's artifact, compiled now or before, with its digest verified.
 
         `source` is a path, the module's bytes, or its SHA-256 as 64 lowercase hexadecimal
@@ -234,15 +215,13 @@ class Methods:
         ArtifactTooLarge (the limit of the daemon, or `max_artifact_bytes`).
         """
         deadline = self._deadline(timeout_s)
-        wanted = yield from self._wanted(
-            source, deadline, engine, target, cpu, settings, accept_fast=accept_fast
-        )
+        wanted = await self._wanted(source, engine, target, cpu, settings, accept_fast=accept_fast)
         request = wanted.request
         request.skip_cache_lookup, request.omit_artifact = skip_cache_lookup, omit_artifact
-        return (yield from self._obtain(wanted, background=background, on_progress=on_progress))
+        return await self._obtain(wanted, deadline, None, background, on_progress)
 
     @method
-    def module(
+    async def module(
         self,
         source: Source,
         *,
@@ -254,7 +233,7 @@ class Methods:
         fallback: Literal["compile"] | None = None,
         accept_fast: bool = False,
         timeout_s: float | None = None,
-    ) -> Flow[Any]:
+    ) -> Any:
         """Return a module, loaded into an engine of this process and ready to instantiate.
 
         Return what this client loaded before; else map the artifact's file in this machine's
@@ -282,25 +261,25 @@ class Methods:
             )
         engine = engine or loading.engine_name(into)
         deadline = self._deadline(timeout_s)
-        wanted: _Wanted = yield from self._wanted(
-            source, deadline, engine, target, cpu, settings, into, accept_fast=accept_fast
+        wanted = await self._wanted(
+            source, engine, target, cpu, settings, into, accept_fast=accept_fast
         )
         key = (wanted.module_sha256, engine, target, cpu, *sorted(wanted.settings.items()))
         held = self._loaded.get(key, into)
         if held and (accept_fast or not held.is_fast) and not held.look_again():
             return held.module
-        loaded: Loaded | None = yield from self._from_store(wanted)
+        loaded = await self._from_store(wanted)
         if loaded is None:
             wanted.engine = self._store.engine_id(engine, loading.fits)
-            loaded = (yield from self._fast(wanted, held)) if accept_fast else None
+            loaded = await self._fast(wanted, deadline, held) if accept_fast else None
         if loaded is None and fallback is None:
-            loaded = yield from self._from_daemon(wanted)
+            loaded = await self._from_daemon(wanted, deadline)
         elif loaded is None:
-            loaded = yield from self._from_daemon_or_here(wanted, engine)
+            loaded = await self._from_daemon_or_here(wanted, deadline, engine)
         return self._loaded.put(key, into, loaded)
 
     @method
-    def host_file(
+    async def host_file(
         self,
         source: Source,
         *,
@@ -309,7 +288,7 @@ class Methods:
         cpu: str | None = None,
         settings: Settings = None,
         timeout_s: float | None = None,
-    ) -> Flow[Path]:
+    ) -> Path:
         """Return the path of a module's artifact in this machine's host store.
 
         It was checked as `check_files` says; docs/how-to/host-store.md says how to open it. The
@@ -322,18 +301,17 @@ class Methods:
                 f"this client uses no host store: {why_not}", metadata={"cause": "switched_off"}
             )
         deadline = self._deadline(timeout_s)
-        wanted: _Wanted = yield from self._wanted(source, deadline, engine, target, cpu, settings)
-        path: Path
+        wanted = await self._wanted(source, engine, target, cpu, settings)
+        opening = partial(self._store.open, wanted, lambda *_: True)
         try:
-            path = yield lambda: self._path_of(self._store.open(wanted, lambda *_: True))
-            return path
+            return await self._away(partial(self._path_of, opening))
         except _MISSES as why:
             _log.debug("not from the host store: %s", why)
         wanted.request.accept_host_file = True
-        header = (yield from self._obtain(wanted)).header
+        header = (await self._obtain(wanted, deadline)).header
+        opening = partial(self._open_answered, wanted, header)
         try:
-            path = yield lambda: self._path_of(self._open_answered(wanted, header))
-            return path
+            return await self._away(partial(self._path_of, opening))
         except _MISSES as why:
             detail = one_line(str(why))
             cause = "refused" if header.HasField("host_file") else "not_named"
@@ -344,22 +322,22 @@ class Methods:
             ) from why
 
     @method
-    def stats(self, *, timeout_s: float | None = None) -> Flow[modules.StatsResponse]:
+    async def stats(self, *, timeout_s: float | None = None) -> modules.StatsResponse:
         """Return the daemon's counters since its start, and percentiles of its latest calls."""
-        return self._ask(modules.StatsRequest(), modules.StatsResponse, timeout_s)
+        return await self._ask(modules.StatsRequest(), modules.StatsResponse, timeout_s)
 
     @method
-    def capabilities(
+    async def capabilities(
         self, *, timeout_s: float | None = None
-    ) -> Flow[modules.GetCapabilitiesResponse]:
+    ) -> modules.GetCapabilitiesResponse:
         """Return the engines, targets, cpus, settings and limits of the daemon."""
         request = modules.GetCapabilitiesRequest()
-        return self._ask(request, modules.GetCapabilitiesResponse, timeout_s)
+        return await self._ask(request, modules.GetCapabilitiesResponse, timeout_s)
 
     @method
-    def find_missing(
+    async def find_missing(
         self, keys: Iterable[ArtifactKey | str], *, timeout_s: float | None = None
-    ) -> Flow[list[ArtifactKey]]:
+    ) -> list[ArtifactKey]:
         """Return the keys whose artifact no tier holds, in the order given.
 
         A digest stands for the default engine's artifact. The client asks in batches of as many
@@ -368,7 +346,7 @@ class Methods:
         deadline = self._deadline(timeout_s)
         missing: list[ArtifactKey] = []
         for request in _in_batches(keys):
-            answer = yield from self._ask(request, modules.FindMissingResponse, deadline)
+            answer = await self._ask(request, modules.FindMissingResponse, deadline)
             asked = iter(request.keys)
             for named in answer.missing:
                 if named not in asked:  # which takes what comes before it: the order counts
@@ -380,7 +358,7 @@ class Methods:
         return missing
 
     @method
-    def evict(
+    async def evict(
         self,
         *,
         module_sha256: str | None = None,
@@ -388,7 +366,7 @@ class Methods:
         everything: bool = False,
         tier: Literal["memory", "host_store", "redis", "object_store"] | None = None,
         timeout_s: float | None = None,
-    ) -> Flow[admin.EvictResponse]:
+    ) -> admin.EvictResponse:
         """Remove the artifacts of a module, of an engine, or all, from one tier or from every one.
 
         What is pinned stays, and is counted in `pinned`; for a pinned module, raise ModulePinned.
@@ -396,59 +374,61 @@ class Methods:
         """
         scope = _scope(module_sha256=module_sha256, engine=engine, all=everything)
         request = admin.EvictRequest(tier=f"TIER_{(tier or 'unspecified').upper()}", **scope)
-        return self._ask(request, admin.EvictResponse, timeout_s)
+        return await self._ask(request, admin.EvictResponse, timeout_s)
 
     @method
-    def quarantined(self, *, timeout_s: float | None = None) -> Flow[admin.ListQuarantineResponse]:
+    async def quarantined(self, *, timeout_s: float | None = None) -> admin.ListQuarantineResponse:
         """Return the modules that the daemon refuses because they broke a compiler."""
-        return self._ask(admin.ListQuarantineRequest(), admin.ListQuarantineResponse, timeout_s)
+        return await self._ask(
+            admin.ListQuarantineRequest(), admin.ListQuarantineResponse, timeout_s
+        )
 
     @method
-    def release(
+    async def release(
         self,
         module_sha256: str | None = None,
         *,
         everything: bool = False,
         timeout_s: float | None = None,
-    ) -> Flow[admin.ReleaseQuarantineResponse]:
+    ) -> admin.ReleaseQuarantineResponse:
         """Release one module, or every one, from quarantine, and forget its failures.
 
         Raise ValueError unless exactly one scope is given.
         """
         scope = _scope(module_sha256=module_sha256, all=everything)
         request = admin.ReleaseQuarantineRequest(**scope)
-        return self._ask(request, admin.ReleaseQuarantineResponse, timeout_s)
+        return await self._ask(request, admin.ReleaseQuarantineResponse, timeout_s)
 
     @method
-    def pin(self, module_sha256: str, *, timeout_s: float | None = None) -> Flow[admin.PinResponse]:
+    async def pin(self, module_sha256: str, *, timeout_s: float | None = None) -> admin.PinResponse:
         """Keep a module and all of its artifacts, now and later, whatever else needs room.
 
         Raise ModuleNotLoaded if no tier knows the module, PinsFull if there are too many pins,
         and ValueError for what is no digest.
         """
         request = admin.PinRequest(module_sha256=_digest(module_sha256))
-        return self._ask(request, admin.PinResponse, timeout_s)
+        return await self._ask(request, admin.PinResponse, timeout_s)
 
     @method
-    def unpin(
+    async def unpin(
         self, module_sha256: str, *, timeout_s: float | None = None
-    ) -> Flow[admin.UnpinResponse]:
+    ) -> admin.UnpinResponse:
         """Unpin a module: its entries live as long as others from now on.
 
         Raise ValueError for what is no digest.
         """
         request = admin.UnpinRequest(module_sha256=_digest(module_sha256))
-        return self._ask(request, admin.UnpinResponse, timeout_s)
+        return await self._ask(request, admin.UnpinResponse, timeout_s)
 
     @method
-    def pins(self, *, timeout_s: float | None = None) -> Flow[admin.ListPinsResponse]:
+    async def pins(self, *, timeout_s: float | None = None) -> admin.ListPinsResponse:
         """Return the pinned modules, and what each tier has of them."""
-        return self._ask(admin.ListPinsRequest(), admin.ListPinsResponse, timeout_s)
+        return await self._ask(admin.ListPinsRequest(), admin.ListPinsResponse, timeout_s)
 
     @method
-    def drain(
+    async def drain(
         self, grace_s: float | None = None, *, timeout_s: float | None = None
-    ) -> Flow[admin.DrainResponse]:
+    ) -> admin.DrainResponse:
         """End the daemon, as SIGTERM does. Return at once, before it has ended.
 
         New calls then raise ServerDraining. Running calls have `grace_s` seconds to finish;
@@ -460,10 +440,10 @@ class Methods:
             if not 0 <= grace_s <= MAX_TIMEOUT_S:
                 raise ValueError("grace_s is a number of seconds, 0 or more")
             request.grace.FromNanoseconds(int(grace_s * 1e9))
-        return self._ask(request, admin.DrainResponse, timeout_s)
+        return await self._ask(request, admin.DrainResponse, timeout_s)
 
     @method
-    def health(self, service: str = "", *, timeout_s: float | None = None) -> Flow[str]:
+    async def health(self, service: str = "", *, timeout_s: float | None = None) -> str:
         """Return the health of the daemon or of one service: "SERVING", "NOT_SERVING", …
 
         Raise WasmkilnError with the code NOT_FOUND for a service that the daemon does not have.
@@ -474,34 +454,68 @@ class Methods:
         # = 1} look like these, so the client needs no other package.
         health = "/grpc.health.v1.Health/Check"
         asked = StringValue(value=service)
-        status = (yield from self._ask(asked, Int32Value, timeout_s, path=health)).value
+        status = (await self._ask(asked, Int32Value, timeout_s, path=health)).value
         return _HEALTH[status] if 0 <= status < len(_HEALTH) else f"STATUS_{status}"
 
     def _deadline(self, timeout_s: float | None) -> rpc.Deadline:
         return rpc.Deadline(self._timeout_s if timeout_s is None else choose_timeout_s(timeout_s))
 
-    def _ask(
+    async def _ask(
         self,
         request: Message,
         kind: type[rpc.M],
         deadline: rpc.Deadline | float | None,
         metadata: Metadata | None = None,
         path: str = "",
-    ) -> Flow[rpc.M]:
+    ) -> rpc.M:
         """Call the method that answers with a message of this kind, and return that."""
         if not isinstance(deadline, rpc.Deadline):
             deadline = self._deadline(deadline)
         if metadata is None:
             metadata = _about(getattr(request, "module_sha256", ""))
-        path, attempts = path or _path_of(kind), self._max_attempts
         sink = partial(rpc.One[rpc.M], kind)
-        call = rpc.call(self._access, path, request, sink, deadline, attempts, metadata)
-        return (yield from call).message()
+        answer = await self._call(path or _path_of(kind), request, sink, deadline, metadata)
+        return answer.message()
 
-    def _wanted(
+    async def _call(
+        self,
+        path: str,
+        request: Message,
+        sink: Callable[[], S],
+        deadline: rpc.Deadline,
+        metadata: Metadata,
+        max_attempts: int | None = None,
+    ) -> S:
+        """Call a method, again where the error allows it. Return the sink of what worked.
+
+        Each attempt has a sink of its own: a stream that broke has left half of an artifact. Raise
+        the WasmkilnError of the last attempt, or of one that no other attempt can heal.
+        """
+        import grpc
+
+        wire, access, attempt = request.SerializeToString(), self._access, 0
+        while True:
+            attempt += 1
+            taking, left_s = sink(), deadline.remaining_s()  # with no time left, grpc fails at once
+            told = metadata + access.metadata() + rpc.traced()
+            try:
+                await self._send(path, taking, request=wire, timeout=left_s, metadata=told)
+                return taking
+            except grpc.RpcError as failure:
+                error = rpc.error_from_rpc(failure, access.address, deadline.timeout_s)
+            # Outside of the except block: otherwise the error would keep the RpcError alive.
+            pause_s = rpc.pause_s(error, attempt)
+            left_s = deadline.remaining_s()
+            last = attempt >= (max_attempts or self._max_attempts)
+            if last or pause_s is None or pause_s >= left_s:
+                if isinstance(error, errors.ConnectionFailed):
+                    error = await self._away(partial(explained, error, access, left_s))
+                raise error
+            await self._pause(pause_s)
+
+    async def _wanted(
         self,
         source: Source,
-        deadline: rpc.Deadline,
         engine: str | None,
         target: str | None,
         cpu: str | None,
@@ -509,111 +523,104 @@ class Methods:
         into: Any = None,
         *,
         accept_fast: bool = False,
-    ) -> Flow[_Wanted]:
+    ) -> Call:
         """Hash the source, unless it is a file whose digest this process knows."""
-        sha256, module, kind = yield partial(identify, source)
-        return _Wanted(
-            sha256,
-            kind,
-            *(engine or "", target or "", cpu or ""),
-            dict(settings or {}),
-            accept_fast,
-            source=source,
-            module=module,
-            deadline=deadline,
-            into=into,
-        )
+        sha256, module, kind = await self._away(partial(identify, source))
+        asked = (engine or "", target or "", cpu or "", dict(settings or {}))
+        return Call(sha256, kind, *asked, accept_fast, source, module, into)
 
-    def _obtain(
+    async def _obtain(
         self,
-        wanted: _Wanted,
-        *,
-        within: rpc.Deadline | None = None,
+        wanted: Call,
+        deadline: rpc.Deadline,
+        max_attempts: int | None = None,
         background: bool = False,
         on_progress: ProgressCallback | None = None,
-    ) -> Flow[Artifact]:
-        """Ask by digest, and again with the module's bytes if the daemon lacks it.
-
-        With `within`, make one attempt, and end it by then.
-        """
+    ) -> Artifact:
+        """Ask by digest, and again with the module's bytes if the daemon lacks it."""
         request = wanted.request
         request.accept_encodings[:] = self._encodings
         report: ProgressCallback = on_progress or (lambda _: None)
-        path, deadline = _path_of(modules.CompileResponse), within or wanted.deadline
-        attempts = 1 if within else self._max_attempts
-        metadata = _about(wanted.module_sha256, background=background)
-
-        def send() -> Flow[Artifact]:
-            sink = partial(self._assembly, wanted, on_progress=on_progress)
-            called = rpc.call(self._access, path, request, sink, deadline, attempts, metadata)
-            return (yield from called).finish()
-
+        send = partial(
+            self._call,
+            _path_of(modules.CompileResponse),
+            request,
+            partial(self._assembly, wanted, on_progress=on_progress),
+            deadline,
+            _about(wanted.module_sha256, background=background),
+            max_attempts,
+        )
         report(Progress(Phase.ASKING))
         try:
-            return (yield from send())
+            return (await send()).finish()
         except errors.ModuleNotLoaded:
-            wasm = yield wanted.read
+            wasm = await self._away(wanted.read)
             if wasm is None:
                 raise
         request.module = wasm
         report(Progress(Phase.UPLOADING, 0, len(wasm)))
-        return (yield from send())
+        return (await send()).finish()
 
-    def _from_store(self, wanted: _Wanted, *, fast: bool = False) -> Flow[Loaded | None]:
+    async def _from_store(self, wanted: Call, *, fast: bool = False) -> Loaded | None:
         opening = partial(self._store.open, wanted, loading.fits, fast=fast)
-        loaded: Loaded | None = yield partial(self._load_opened, opening, wanted.into)
-        return loaded
+        return await self._away(partial(self._load_opened, opening, wanted.into))
 
-    def _fast(self, wanted: _Wanted, held: Loaded | None) -> Flow[Loaded | None]:
+    async def _fast(
+        self, wanted: Call, deadline: rpc.Deadline, held: Loaded | None
+    ) -> Loaded | None:
         """Return the fast code that is here, or optimised code if the daemon has that at once."""
-        fast: Loaded | None = held or (yield from self._from_store(wanted, fast=True))
+        fast = held or await self._from_store(wanted, fast=True)
         if fast is None:
             return None
         request = wanted.request
-        soon = rpc.Deadline(min(wanted.deadline.remaining_s() / 2, _LOOK_S))
+        soon = rpc.Deadline(min(deadline.remaining_s() / 2, _LOOK_S))
         try:
             request.omit_artifact = True
-            header = (yield from self._obtain(wanted, within=soon)).header
+            header = (await self._obtain(wanted, soon, 1)).header
             request.omit_artifact = False
-            return fast if header.is_fast else (yield from self._from_daemon(wanted, soon))
+            return fast if header.is_fast else await self._from_daemon(wanted, soon, 1)
         except errors.WasmkilnError as why:  # the fast code still works
             _log.debug("no optimised code of module %s: %s", wanted.module_sha256, why)
             return fast
 
-    def _from_daemon(self, wanted: _Wanted, within: rpc.Deadline | None = None) -> Flow[Loaded]:
+    async def _from_daemon(
+        self, wanted: Call, deadline: rpc.Deadline, max_attempts: int | None = None
+    ) -> Loaded:
         request = wanted.request
         takes_files = not self._store.is_off and time.monotonic() >= self._no_files_until_s
         request.accept_host_file = takes_files
-        artifact = yield from self._obtain(wanted, within=within)
+        artifact = await self._obtain(wanted, deadline, max_attempts)
         if artifact.header.HasField("host_file"):
             opening = partial(self._open_answered, wanted, artifact.header)
-            loaded: Loaded | None = yield partial(self._load_opened, opening, wanted.into)
+            loaded = await self._away(partial(self._load_opened, opening, wanted.into))
             if loaded is not None:
                 return loaded
             request.accept_host_file = False
-            artifact = yield from self._obtain(wanted, within=within)
+            artifact = await self._obtain(wanted, deadline, max_attempts)
         # The bytes were verified on arrival.
-        module = yield partial(load_verified, artifact, wanted.into, advice=_ADVICE)
+        module = await self._away(partial(load_verified, artifact, wanted.into, advice=_ADVICE))
         return Loaded(module, artifact.header.is_fast)
 
-    def _from_daemon_or_here(self, wanted: _Wanted, engine: str) -> Flow[Loaded]:
+    async def _from_daemon_or_here(
+        self, wanted: Call, deadline: rpc.Deadline, engine: str
+    ) -> Loaded:
         # A daemon that does not answer must leave time to compile here.
-        half = rpc.Deadline(wanted.deadline.remaining_s() / 2)
+        half = rpc.Deadline(deadline.remaining_s() / 2)
         try:
-            return (yield from self._from_daemon(wanted, half))
+            return await self._from_daemon(wanted, half, 1)
         except errors.WasmkilnError as failure:
             if not _is_away(failure):
                 raise
             error = failure
-        wasm: bytes | None = yield wanted.read
+        wasm = await self._away(wanted.read)
         if wasm is None:
             raise error
         # Whoever waits for nothing but the log should read that modules are compiled here.
         _log.warning("compiling module %s here: %s", wanted.module_sha256, error)
-        wanted.engine, left_s = engine, wanted.deadline.remaining_s
-        compiling = partial(compile_within, left_s, wasm, wanted, wanted.into)
+        wanted.engine = engine
+        compiling = partial(compile_within, deadline.remaining_s, wasm, wanted)
         try:
-            return Loaded((yield compiling), is_fast=False)
+            return Loaded(await self._away(compiling), is_fast=False)
         except errors.IncompatibleEngine as here:
             raise here from error
 
@@ -639,11 +646,26 @@ class Methods:
             _log.debug("not from the host store: %s", why)
             return None
 
-    def _path_of(self, opened: Entry) -> Path:
-        """Check and close a file of the host store. Return its path."""
-        with closing(opened) as entry:
+    def _path_of(self, opening: Callable[[], Entry]) -> Path:
+        """Open, check and close a file of the host store. Return its path."""
+        with closing(opening()) as entry:
             self._store.check(entry)
             return entry.path
+
+    @abstractmethod
+    async def _send(self, path: str, sink: Sink, **call: Any) -> None:
+        """Call a method of the daemon. Hand the messages of the answer to `sink`, as bytes.
+
+        One message or many are the same on the wire, so every answer is taken as a stream.
+        """
+
+    @abstractmethod
+    async def _pause(self, pause_s: float) -> None:
+        """Wait, or until the client is closed."""
+
+    @abstractmethod
+    async def _away(self, work: Callable[[], T]) -> T:
+        """Do what reads files or uses the CPU."""
 
 
 class Client(Methods):
@@ -696,37 +718,28 @@ class Client(Methods):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _run(self, flow: Flow[T]) -> T:
+    def _run(self, flow: Coroutine[Any, Any, Any]) -> Any:
         try:
-            step = next(flow)
-            while True:
-                outcome, failure = None, None
-                try:
-                    outcome = self._perform(step)
-                except Exception as error:
-                    failure = error
-                # Outside of the except block: otherwise the error would keep the RpcError alive.
-                step = flow.send(outcome) if failure is None else flow.throw(failure)
+            flow.send(None)
         except StopIteration as end:
-            answer: T = end.value
-            return answer
-        finally:
-            flow.close()
+            return end.value
 
-    def _perform(self, step: rpc.Send | float | Callable[[], Any]) -> Any:
-        if isinstance(step, float):
-            return self._connection.closed.wait(step)
-        if not isinstance(step, rpc.Send):
-            return step()
+    async def _send(self, path: str, sink: Sink, **call: Any) -> None:
         import grpc
 
         channel = self._connection.channel(grpc)  # kept until the call ends: see Connection
-        call = step.begin(channel)
+        running = channel.unary_stream(path)(**call)
         try:
-            for message in call:
-                step.sink.add(message)
+            for message in running:
+                sink.add(message)
         finally:
-            call.cancel()  # no effect once it has ended
+            running.cancel()  # no effect once it has ended
+
+    async def _pause(self, pause_s: float) -> None:
+        self._connection.closed.wait(pause_s)
+
+    async def _away(self, work: Callable[[], T]) -> T:
+        return work()
 
 
 def choose_timeout_s(argument: float | None) -> float:
@@ -746,26 +759,25 @@ def choose_timeout_s(argument: float | None) -> float:
     return min(float(value), MAX_TIMEOUT_S)
 
 
-def choose_max_artifact_bytes(argument: int | None) -> int:
+def choose_max_artifact_bytes(argument: int | str | None) -> int:
     """Return `argument`, else WASMKILN_MAX_ARTIFACT_BYTES, else 1 GiB. In bytes.
 
-    The environment may say 512MiB too. Raise ValueError unless the number is positive.
+    Both may say 512MiB too. Raise ValueError unless the number is positive.
     """
-    if argument is not None:
-        if isinstance(argument, bool) or not isinstance(argument, int) or argument <= 0:
-            raise ValueError("max_artifact_bytes has to be a positive number of bytes")
-        return argument
-    text = os.environ.get("WASMKILN_MAX_ARTIFACT_BYTES")
+    name, size = "max_artifact_bytes", argument
+    if argument is None:
+        name = "WASMKILN_MAX_ARTIFACT_BYTES"
+        size = os.environ.get(name) or None
     try:
-        return parse_size(text) if text else DEFAULT_MAX_ARTIFACT_BYTES
+        return DEFAULT_MAX_ARTIFACT_BYTES if size is None else parse_size(size)
     except ValueError as error:
-        raise ValueError(f"WASMKILN_MAX_ARTIFACT_BYTES: {error}") from None
+        raise ValueError(f"{name}: {error}") from None
 
 
-def parse_size(text: str) -> int:
+def parse_size(size: object) -> int:
     """Return the bytes of a positive size such as 512MiB, 1.5GB or 1048576. Raise ValueError."""
-    if (size_bytes := parse_bytes(text)) <= 0:
-        raise ValueError(f"{text[:100]!r} is not a size above 0")
+    if (size_bytes := parse_bytes(size)) <= 0:
+        raise ValueError(f"{str(size)[:100]!r} is not a size above 0")
     return size_bytes
 
 

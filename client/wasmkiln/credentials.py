@@ -30,7 +30,7 @@ from typing import Any, Generic, TypeVar
 
 from wasmkiln._untrusted import quoted
 from wasmkiln.errors import ConnectionFailed
-from wasmkiln.shared import namespace_path
+from wasmkiln.shared import identity, namespace_path, user_folder
 
 T = TypeVar("T")
 Metadata = tuple[tuple[str, str], ...]
@@ -102,8 +102,7 @@ class Watched(Generic[T]):
         return self._value
 
     def _look(self) -> list[tuple[int, ...]]:
-        files = [os.stat(path) for path in self._paths]  # noqa: PTH116
-        return [(f.st_dev, f.st_ino, f.st_size, f.st_mtime_ns, f.st_ctime_ns) for f in files]
+        return [identity(os.stat(path)) for path in self._paths]  # noqa: PTH116
 
 
 @dataclass(frozen=True)
@@ -412,10 +411,7 @@ def profiles_file() -> Path:
     """Return the path of the profiles: WASMKILN_PROFILES_FILE, else in the user's configuration."""
     if named := os.environ.get("WASMKILN_PROFILES_FILE"):
         return Path(named).expanduser()
-    home = Path(os.environ.get("XDG_CONFIG_HOME", ""))
-    if not home.is_absolute():  # the XDG specification says to ignore a relative path
-        home = Path("~/.config").expanduser()
-    return home / "wasmkiln" / "profiles.toml"
+    return user_folder(os.environ, "XDG_CONFIG_HOME", ".config") / "profiles.toml"
 
 
 def read_profile(name: str) -> Access:

@@ -28,20 +28,22 @@ from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from wasmkiln import _header_fields, shared
+from wasmkiln import _header_fields, attestation, shared
 from wasmkiln._source import file_digest, is_digest
-from wasmkiln.attestation import KINDS, TrustedKeys, verify_header
+from wasmkiln.attestation import KINDS, UNREADABLE, TrustedKeys, verify_header
 from wasmkiln.errors import ArtifactMismatch, AttestationInvalid
 from wasmkiln.shared import identity, is_racy
-from wasmkiln.v1.types_pb2 import ArtifactHeader, Engine
+from wasmkiln.v1.types_pb2 import KIND_COMPONENT, KIND_CORE_MODULE
 
 if TYPE_CHECKING:
     import builtins
     from collections.abc import Callable
 
     from wasmkiln._header_fields import Call
+    from wasmkiln.v1.types_pb2 import ArtifactHeader
 
     # Returns whether this process can load artifacts of an engine's name and version.
     Fits = Callable[[str, str], bool]
@@ -64,9 +66,9 @@ _MAX_ENGINES_BYTES = 4 * 1024 * 1024
 # Imports and exports are part of it, and the daemon bounds those.
 _MAX_HEADER_BYTES = 64 * 1024 * 1024
 _TEXTS = ("module_sha256", "artifact_sha256", "fingerprint", "target", "cpu")
+# protobuf takes as long to look one up, the first time, as all else here.
+_KINDS = {"KIND_CORE_MODULE": KIND_CORE_MODULE, "KIND_COMPONENT": KIND_COMPONENT}
 _ENGINE_TEXTS = ("name", "version", "core_version", "compiler", "id")
-# What reading JSON of another shape raises.
-_UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 class Refused(Exception):  # noqa: N818
@@ -109,7 +111,7 @@ class Engines:
                 raise Refused(f"engines.json has the version {document['version']!r:.20}")
             rows = tuple(row for row in document["engines"] if row["id"] and row["name"])
             return cls(document["cache_format"], rows)
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise Refused("cannot read engines.json") from error
 
     def choose(
@@ -151,14 +153,14 @@ class Engines:
             if cpu not in chosen["cpus"] or settings.keys() - defaults.keys():
                 raise Refused("the engine does not know the cpu, or a setting")
             return shared.fingerprint(
-                Engine(**{name: row[name] for name in _ENGINE_TEXTS[:4]}),
+                SimpleNamespace(**row),
                 *(chosen["triple"], cpu),
                 row["native_cpu_features"] if cpu == "native" else (),
                 {**defaults, **settings},
                 unhashed={name: defaults[name] for name in row["unhashed_defaults"]},
                 cache_format=self.cache_format,
             )
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise Refused("engines.json lacks what the fingerprint needs") from error
 
 
@@ -277,7 +279,7 @@ class Entry:
 
     folder: str
     """Where it was found; only to show."""
-    header: ArtifactHeader
+    header: Any
     requested_settings: Mapping[str, str]
     status: os.stat_result
     file: int
@@ -326,7 +328,7 @@ def open_saved(path: Path, status: os.stat_result, header: ArtifactHeader) -> En
     return entry
 
 
-def _open_named(path: Path, header: ArtifactHeader, settings: Mapping[str, str]) -> Entry:
+def _open_named(path: Path, header: Any, settings: Mapping[str, str]) -> Entry:
     """Open the artifact of a header at a path, which has to be one of a host store's layout."""
     directory = path.parents[3] if len(path.parts) > 5 else path
     named = shared.entry_path(directory, header.fingerprint, header.module_sha256) / shared.ARTIFACT
@@ -337,7 +339,7 @@ def _open_named(path: Path, header: ArtifactHeader, settings: Mapping[str, str])
         return _entry(folders, header, settings)
 
 
-def _entry(folders: _Folders, header: ArtifactHeader, settings: Mapping[str, str]) -> Entry:
+def _entry(folders: _Folders, header: Any, settings: Mapping[str, str]) -> Entry:
     """Open the artifact in the innermost folder."""
     descriptor, status = folders.file(shared.ARTIFACT)
     if status.st_size == header.size_bytes > 0:
@@ -346,28 +348,25 @@ def _entry(folders: _Folders, header: ArtifactHeader, settings: Mapping[str, str
     raise Refused("the artifact does not have the size that its header says")
 
 
-def parse_header(text: bytes) -> ArtifactHeader:
-    """Return the header in artifact.json, without what loading does not need. Raise Refused.
+def parse_header(text: bytes) -> Any:
+    """Return what loading needs of the ArtifactHeader in artifact.json. Raise Refused.
 
-    protobuf's own parser would take longer than mapping the artifact does.
+    A message of protobuf would take a tenth of the time in which an engine maps the artifact.
     """
     try:
         document: dict[str, Any] = json.loads(text)
-        engine = document["engine"]
-        header = ArtifactHeader(
-            size_bytes=int(document["size_bytes"]),
-            kind=document["kind"],
-            engine=Engine(**{name: engine.get(name, "") for name in _ENGINE_TEXTS}),
+        engine, as_text = document["engine"], attestation.as_text
+        return SimpleNamespace(
+            size_bytes=int(as_text(document["size_bytes"])),
+            kind=_KINDS[document["kind"]],
+            engine=SimpleNamespace(**{n: as_text(engine.get(n, "")) for n in _ENGINE_TEXTS}),
             attestation=binascii.a2b_base64(document.get("attestation", "")),
-            is_fast=document.get("is_fast", False),
-            **{name: document.get(name, "") for name in _TEXTS},
+            is_fast=document.get("is_fast") is True,
+            **{name: as_text(document.get(name, "")) for name in _TEXTS},
+            settings=attestation.as_texts(document.get("settings", {})),
+            changed_settings=attestation.as_texts(document.get("changed_settings", {})),
         )
-        for name in ("settings", "changed_settings"):
-            into = getattr(header, name)  # To give them above takes long the first time.
-            for setting, value in document.get(name, {}).items():
-                into[setting] = value
-        return header
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise Refused("cannot read the header of an entry") from error
 
 

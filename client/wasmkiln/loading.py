@@ -37,7 +37,7 @@ from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from wasmkiln import errors
 from wasmkiln._source import kind_of
@@ -48,12 +48,13 @@ from wasmkiln.shared import engine_id
 from wasmkiln.v1.types_pb2 import KIND_COMPONENT
 
 if TYPE_CHECKING:
-    import builtins
     from collections.abc import Callable, Mapping
+    from typing import TypeAlias
 
     from wasmkiln._header_fields import Call
-    from wasmkiln.attestation import TrustedKeys
-    from wasmkiln.v1.types_pb2 import ArtifactHeader, Kind
+    from wasmkiln.v1.types_pb2 import Kind
+
+    Loadable: TypeAlias = Any  # An `Artifact`, or an entry of the host store.
 
 # This machine. A target is `<architecture>-<vendor>-<system>…`.
 
@@ -66,12 +67,11 @@ SYSTEMS = _SYSTEMS.get(sys.platform, (sys.platform,))
 
 # The features of each level of the x86-64 psABI that engines use, by their names in /proc/cpuinfo
 # (pni is SSE3, abm has LZCNT). Others, such as movbe, may be hidden by a virtual machine, and are
-# not required. Each level also has the features of the levels before it.
-_LEVELS = {
-    "x86-64-v2": ("cx16", "pni", "popcnt", "sse4_1", "sse4_2", "ssse3"),
-    "x86-64-v3": ("abm", "avx", "avx2", "bmi1", "bmi2", "fma"),
-    "x86-64-v4": ("avx512dq", "avx512f", "avx512vl"),
-}
+# not required.
+_V2 = {"cx16", "pni", "popcnt", "sse4_1", "sse4_2", "ssse3"}
+_V3 = _V2 | {"abm", "avx", "avx2", "bmi1", "bmi2", "fma"}
+_V4 = _V3 | {"avx512dq", "avx512f", "avx512vl"}
+_LEVELS = {"x86-64-v2": _V2, "x86-64-v3": _V3, "x86-64-v4": _V4}
 
 
 def check_machine(target: str, cpu: str) -> None:
@@ -86,14 +86,9 @@ def check_machine(target: str, cpu: str) -> None:
             f"the artifact was made for {target}, and this machine is {ARCHITECTURE} {SYSTEMS[0]}",
             metadata={"target": target},
         )
-    lacks = set[str]()
-    if cpu in _LEVELS and (features := cpu_features()):
-        for level, needed in _LEVELS.items():
-            lacks |= {*needed} - features
-            if level == cpu:
-                break
-    if lacks:
-        missing = sorted(lacks)
+    if cpu not in _LEVELS or not (features := cpu_features()):
+        return
+    if missing := sorted(_LEVELS[cpu] - features):
         raise IncompatibleEngine(
             f"the artifact needs a {cpu} CPU, and this one lacks {', '.join(missing)}: "
             "compile for a lower cpu level, such as baseline",
@@ -280,22 +275,6 @@ def engine_of(module: Any) -> Any:
 # Loading.
 
 
-class Loadable(Protocol):
-    """What loading needs of an `Artifact`, or of an entry of the host store.
-
-    Of one with a `descriptor`, wasmtime maps the file.
-    """
-
-    @property
-    def bytes(self) -> builtins.bytes: ...
-    @property
-    def header(self) -> ArtifactHeader: ...
-    @property
-    def trusted_keys(self) -> TrustedKeys: ...
-    @property
-    def requested_settings(self) -> Mapping[str, str]: ...
-
-
 def host_engine(artifact: Loadable) -> Any:
     """Return the engine for `Artifact.engine`.
 
@@ -319,6 +298,7 @@ def load_verified(
 ) -> Any:
     """Return the module of an artifact whose bytes and signature need no check.
 
+    Of an entry of the host store that has a `descriptor`, wasmtime maps the file.
     Without `explain`, leave the version to wasmtime, which compares it itself: to find out which
     one is installed takes a tenth of a load. Raise EngineNotInstalled, or IncompatibleEngine,
     with the `advice` if the caller's own `engine` refuses the artifact.
@@ -356,7 +336,7 @@ def load_verified(
 # Compiling in this process, when no daemon does it.
 
 
-def compile_within(left_s: Callable[[], float], wasm: bytes, call: Call, into: Any) -> Any:
+def compile_within(left_s: Callable[[], float], wasm: bytes, call: Call) -> Any:
     """Return the module of an engine in this process.
 
     No engine can be stopped while it compiles: with no time left, this stops waiting, and the
@@ -379,7 +359,7 @@ def compile_within(left_s: Callable[[], float], wasm: bytes, call: Call, into: A
 
     def run() -> None:
         try:
-            compiled.set_result(compile_here(wasm, kind, call.engine, call.settings, into))
+            compiled.set_result(compile_here(wasm, kind, call))
         except BaseException as error:
             compiled.set_exception(error)
 
@@ -390,25 +370,23 @@ def compile_within(left_s: Callable[[], float], wasm: bytes, call: Call, into: A
     raise errors.DeadlineExceeded("compiling in this process took longer than the call's timeout_s")
 
 
-def compile_here(
-    wasm: bytes, kind: Kind, named: str, settings: Mapping[str, str], engine: Any
-) -> Any:
+def compile_here(wasm: bytes, kind: Kind, call: Call) -> Any:
     """Compile a module in this process, without any daemon, with the engine of a name or an id.
 
     Raise EngineNotInstalled, ModuleInvalid, or IncompatibleEngine, also for another version than
     that of the id.
     """
-    name, _, version = named.partition("-")
+    name, _, version = call.engine.partition("-")
     _import(name)
     here = installed(name)
     if version and version != here:
         raise IncompatibleEngine(
-            f"cannot compile for {quoted(named)} here: {name} {here} is installed",
-            metadata={"engine": named, "installed": here},
+            f"cannot compile for {quoted(call.engine)} here: {name} {here} is installed",
+            metadata={"engine": call.engine, "installed": here},
         )
-    if name == "wasmer" and (settings or kind == KIND_COMPONENT):
+    if name == "wasmer" and (call.settings or kind == KIND_COMPONENT):
         raise IncompatibleEngine("wasmer compiles here core modules with default settings only")
-    engine = _engine_for(name, settings) if engine is None else engine
+    engine = _engine_for(name, call.settings) if call.into is None else call.into
     try:
         return _remembered(_module_class(name, kind)(engine, wasm), engine)
     except (KeyboardInterrupt, SystemExit):

@@ -1,11 +1,8 @@
-"""One call to a daemon, as a flow of steps without any I/O: deadline, attempts, answer, errors.
+"""One call to a daemon, without any I/O: its deadline, its pauses, its answer, its errors.
 
-A flow is a generator. It yields a step, which `Client` or `AsyncClient` performs, each in its own
-way: a `Send` is a call, a number of seconds is a pause, and anything else is a function that reads
-files or uses the CPU. The client sends the outcome back, or throws a failure into the generator.
-
-What arrives is checked here as far as every answer has the same promises: it is one message of
-its type, and an error has the contract's reason. grpc is imported by the first call.
+`Client` and `AsyncClient` do the calling (client.py). What arrives is checked here as far as every
+answer has the same promises: it is one message of its type, and an error has the contract's reason.
+grpc is imported by the first call.
 """
 
 from __future__ import annotations
@@ -14,23 +11,18 @@ import random
 import re
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
 from wasmkiln import errors
 from wasmkiln._untrusted import quoted, seconds
-from wasmkiln.credentials import explained
 
 if TYPE_CHECKING:
-    from wasmkiln.credentials import Access, Metadata
+    from wasmkiln.credentials import Metadata
 
-T = TypeVar("T")
 M = TypeVar("M", bound=Message)
-Flow = Generator["Send | float | Callable[[], Any]", Any, T]
 
 # The longest list of the contract has 10,000 elements; a newer daemon may send more. 4 MiB hold two
 # million, and a caller would walk through them for minutes. FindMissing has keys with settings.
@@ -67,35 +59,6 @@ class Deadline:
         return self._end_s - time.monotonic()
 
 
-class Sink(Protocol):
-    """What takes the messages of one attempt."""
-
-    def add(self, wire: bytes) -> None:
-        """Take the next one."""
-
-
-S = TypeVar("S", bound=Sink)
-
-
-@dataclass(frozen=True)
-class Send:
-    """A step of a flow: call `path`, and hand the messages of the answer to `sink`, as bytes."""
-
-    path: str
-    request: bytes
-    sink: Sink
-    timeout_s: float
-    metadata: Metadata
-
-    def begin(self, channel: Any) -> Any:
-        """Start the call on a channel of either kind. Return gRPC's iterator over the answer.
-
-        One message or many are the same on the wire, so every answer is taken as a stream.
-        """
-        call = channel.unary_stream(self.path)
-        return call(self.request, timeout=self.timeout_s, metadata=self.metadata)
-
-
 class One(Generic[M]):
     """Takes an answer of one message."""
 
@@ -122,42 +85,6 @@ class One(Generic[M]):
         return self._message
 
 
-def call(
-    access: Access,
-    path: str,
-    request: Message,
-    sink: Callable[[], S],
-    deadline: Deadline,
-    max_attempts: int,
-    metadata: Metadata,
-) -> Flow[S]:
-    """Call a method, again where the error allows it. Return the sink of the attempt that worked.
-
-    Each attempt has a sink of its own: a stream that broke has left half of an artifact. Raise the
-    WasmkilnError of the last attempt, or of one that no other attempt can heal.
-    """
-    import grpc
-
-    wire, attempt = request.SerializeToString(), 0
-    while True:
-        attempt += 1
-        taking, left_s = sink(), deadline.remaining_s()  # with no time left, grpc fails it at once
-        try:
-            yield Send(path, wire, taking, left_s, metadata + access.metadata() + _traced())
-            return taking
-        except grpc.RpcError as failure:
-            error = error_from_rpc(failure, address=access.address, timeout_s=deadline.timeout_s)
-        # Outside of the except block: otherwise the raised error would keep the RpcError alive.
-        wait_s = pause_s(error, attempt) if attempt < max_attempts else None
-        left_s = deadline.remaining_s()
-        lasts = any(words in error.metadata.get("detail", "") for words in _LASTING)
-        if lasts or wait_s is None or wait_s >= left_s:
-            if isinstance(error, errors.ConnectionFailed):
-                error = yield partial(explained, error, access, left_s)
-            raise error
-        yield wait_s
-
-
 def pause_s(error: errors.WasmkilnError, attempt: int) -> float | None:
     """Return the seconds to wait after the failure of attempt 1, 2, …, or None to give up.
 
@@ -165,6 +92,8 @@ def pause_s(error: errors.WasmkilnError, attempt: int) -> float | None:
     UNAVAILABLE: the connection failed, or the daemon shuts down. Every RPC is idempotent, so
     trying again is safe even if the daemon did the work before the connection broke.
     """
+    if any(words in error.metadata.get("detail", "") for words in _LASTING):
+        return None
     backoff_s: float = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(attempt - 1, 30))
     # Callers do not all come at the same moment.
     backoff_s *= 0.5 + 0.5 * random.random()  # noqa: S311
@@ -197,7 +126,7 @@ def _elements(message: Message, limit: int) -> int:
     return count
 
 
-def error_from_rpc(failure: Any, *, address: str, timeout_s: float) -> errors.WasmkilnError:
+def error_from_rpc(failure: Any, address: str, timeout_s: float) -> errors.WasmkilnError:
     """Return the exception for a grpc.RpcError of either API, sync or aio. Raise nothing.
 
     `address` and `timeout_s` (of the whole call, in seconds) appear in messages.
@@ -271,7 +200,7 @@ def _details(failure: Any) -> Iterator[Message]:
                 return
 
 
-def _traced() -> Metadata:
+def traced() -> Metadata:
     """Return `traceparent` and `tracestate` of the span that is active here; nothing without one.
 
     A program without OpenTelemetry pays for a look into a dictionary.

@@ -114,12 +114,16 @@ def entry_path(directory: Path, fingerprint: str, module_sha256: str) -> Path:
 
 def default_state_dir(environ: Mapping[str, str]) -> Path:
     """Return the state directory of this user's daemon. Raise RuntimeError without a home."""
+    return user_folder(environ, "XDG_STATE_HOME", ".local/state")
+
+
+def user_folder(environ: Mapping[str, str], variable: str, otherwise: str) -> Path:
+    """Return wasmkiln's folder in one of XDG's. Raise RuntimeError without a home."""
     # The XDG specification says to ignore a relative path.
-    state_home = Path(environ.get("XDG_STATE_HOME", ""))
-    if state_home.is_absolute():
-        return state_home / "wasmkiln"
-    home = Path(environ.get("HOME", ""))
-    return (home if home.is_absolute() else Path.home()) / ".local" / "state" / "wasmkiln"
+    chosen, home = Path(environ.get(variable, "")), Path(environ.get("HOME", ""))
+    if not chosen.is_absolute():
+        chosen = (home if home.is_absolute() else Path.home()) / otherwise
+    return chosen / "wasmkiln"
 
 
 # Sizes and durations as people write them: `256MiB`, `500ms`, `7d`.

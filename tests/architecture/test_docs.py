@@ -102,17 +102,3 @@ def anchors(page: Path) -> set[str]:
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
     return slugs | set(re.findall(r'<a id="([^"]+)">', text))
-
-
-def test_a_name_that_is_wrong_is_found() -> None:
-    page = ROOT / "docs" / "how-to" / "install.md"
-    text = "`rpc/calls.py`, `rpc/none.py`, `tests/none`, `none.py`, [a](none.md), [b](#none)"
-    assert [name for name in paths_in(text) if not exists(name, page)] == [
-        *("rpc/none.py", "tests/none", "none.py")
-    ]
-    assert list(dead_links(page, text)) == ["none.md", "#none"]
-
-
-def test_a_line_that_is_too_wide_is_found() -> None:
-    wide = "w" * 100
-    assert list(too_wide(f"{wide}\n| {wide} |\n```\n{wide}\n```\n{'w' * 99}\n")) == [wide]

@@ -6,13 +6,12 @@ import argparse
 import asyncio
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from bench.lab import describe_machine
-from tests.attack.run import run
-from tests.attack.verdict import judge, markdown
+from tests.attack.run import judge, markdown, run
 from tests.attack.ways import WAYS
+from tests.promises import broken, ended, teller
 
 
 def main() -> int:
@@ -20,19 +19,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make attack", description=__doc__)
     parser.add_argument("--seconds", type=float, default=15, help="of each way to attack (15)")
     parser.add_argument("--only", action="append", choices=list(WAYS), help="this way; repeatable")
-    options = parser.parse_args()
+    options, tell = parser.parse_args(), teller("attack")
     with tempfile.TemporaryDirectory(prefix="wasmkiln-attack-") as folder:
-        figures = asyncio.run(run(Path(folder), options.only or list(WAYS), options.seconds, _tell))
+        names = options.only or list(WAYS)
+        figures = asyncio.run(run(Path(folder), names, options.seconds, tell))
     checks = judge(figures)
-    print(f"{markdown(figures, checks)}\n\n{describe_machine()}.")
-    broken = [check for check in checks if not check.kept]
-    for check in broken:
-        _tell(f"broken: {check.promise}: {check.seen}")
-    return int(bool(broken))
-
-
-def _tell(what: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} attack: {what}", file=sys.stderr, flush=True)
+    return ended(tell, f"{markdown(figures, checks)}\n\n{describe_machine()}.", broken(checks))
 
 
 if __name__ == "__main__":

@@ -36,13 +36,12 @@ _TIMEOUT_S = 60.0
 # Of 100,000 functions wasmtime makes some 26 MiB.
 _FUNCTIONS = 100_000
 _HOGS = 3
-# Long enough to harm others, and so short that each kind of frame has its turn.
-_TURN_S = 1.5
 # A worker that is lost is replaced; one that is lost as often as it comes serves nobody.
 _PAUSE_S = 1.5
 _HALF_SENT = ("half", "silent", "pipelined", "chunks", "http2")
 
 Done = Counter[str]
+Way = Callable[["Target", float], Done]
 
 
 @dataclass(frozen=True)
@@ -97,24 +96,16 @@ def _half_sent(target: Target, until_s: float) -> Done:
     return floods.hold_open(connect, openings, 1_600, lambda: time.monotonic() >= until_s)
 
 
-def _watchers(target: Target, until_s: float) -> Done:
-    connect, opening = floods.over_tcp(target.address), floods.CROWDS["watch"]
-    over = lambda: time.monotonic() >= until_s  # noqa: E731
-    return floods.hold_open(connect, [opening], 1_100, over, reads=True)
+def _crowd_of(kind: str) -> Way:
+    def hold(target: Target, until_s: float) -> Done:
+        connect, over = floods.over_tcp(target.address), lambda: time.monotonic() >= until_s
+        return floods.hold_open(connect, [floods.CROWDS[kind]], 1_100, over, reads=True)
+
+    return hold
 
 
-def _resets(target: Target, until_s: float) -> Done:
-    return floods.flood(target.address, "resets", until_s - time.monotonic())
-
-
-def _frames(target: Target, until_s: float) -> Done:
-    done: Done = Counter()
-    for kind in cycle([kind for kind in floods.KINDS if kind != "resets"]):
-        left_s = until_s - time.monotonic()
-        if left_s <= 0:
-            break
-        done += floods.flood(target.address, kind, min(left_s, _TURN_S))
-    return done
+def _flood_of(kind: str) -> Way:
+    return lambda target, until_s: floods.flood(target.address, kind, until_s - time.monotonic())
 
 
 def _compile(
@@ -244,12 +235,21 @@ def _as_the_worker(target: Target, until_s: float) -> Done:
     return done
 
 
-WAYS: dict[str, tuple[str, Callable[[Target, float], Done]]] = {
+CONNECTIONS: dict[str, tuple[str, Way]] = {
+    **{
+        f"flood-{kind}": (f"HTTP/2 as fast as it goes: {kind}", _flood_of(kind))
+        for kind in floods.KINDS
+    },
+    **{
+        f"crowd-{kind}": (f"1,100 connections, more than there may be: {kind}", _crowd_of(kind))
+        for kind in floods.CROWDS
+    },
+}
+"""The ways that send no request, or none that arrives."""
+WAYS: dict[str, tuple[str, Way]] = {
+    **CONNECTIONS,
     "requests": ("requests that are cheap to send and dear to parse", _requests),
     "half-sent": ("1,600 unfinished HTTP requests to the admin port", _half_sent),
-    "resets": ("50,000 calls a second, each taken back at once", _resets),
-    "frames": ("other frames of HTTP/2, as fast as they go", _frames),
-    "watchers": ("1,100 connections, each with a call that never ends", _watchers),
     "unread": ("artifacts of 26 MiB that nobody reads", _unread),
     "late-invalid": ("modules that are invalid in their last function", _late_invalid),
     "crowd": ("compiles that take all time, beside an honest slow module", _crowd),

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,15 +16,10 @@ from wasmkilnd.engines.process import NOBODY, Worker, pick_user
 from wasmkilnd.model import LayerState
 
 from tests.confinement import workers
-from tests.confinement.workers import job_of
-from tests.e2e.foreign import PYTHON, may_limit, may_signal, unused_user, user_of
+from tests.e2e.foreign import PYTHON, unused_user, user_of
+from tests.e2e.processes import eventually, state_of
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become others")
-
-INTERFERENCES = {
-    "kill": lambda user, pid: may_signal(user, pid, signal.SIGKILL),
-    "prlimit": lambda user, pid: may_limit(user, pid, resource.RLIMIT_AS, 2**20),
-}
 
 
 @contextmanager
@@ -41,27 +34,7 @@ def service_of(user: int) -> Iterator[int]:
         yield pid
     finally:
         os.kill(pid, signal.SIGKILL)
-        while state_of(pid) not in "ZX":
-            time.sleep(0.01)
-
-
-def state_of(pid: int) -> str:
-    """Return the letter that stands for a process's state, "X" if it is gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
-    except OSError:
-        return "X"
-
-
-@pytest.mark.parametrize("how", INTERFERENCES)
-async def test_only_who_has_the_same_user_can_interfere(confined_engine: Path, how: str) -> None:
-    """Many services run as nobody, and workers once did."""
-    async with workers.running(confined_engine) as worker, job_of(worker) as job:
-        for pid in (worker.pid, job):
-            assert user_of(pid) not in (0, NOBODY)
-            assert not INTERFERENCES[how](NOBODY, pid)
-        for pid in (job, worker.pid):
-            assert INTERFERENCES[how](user_of(worker.pid), pid)
+        eventually(lambda: state_of(pid) in ("", "Z", "X"), "it does not end")
 
 
 async def test_a_user_that_somebody_else_has_is_told(

@@ -10,22 +10,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from wasmkilnd.engines.process import Worker, WorkerDied
+from wasmkilnd.engines.process import WorkerDied
 
 from tests.confinement import workers
 from tests.confinement.workers import attempt, children_of
-from tests.e2e.attempts import Machine
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-async def test_shared_memory_and_names_do_not_reach_the_next_job(
-    bare: Worker, confined: Worker, machine: Machine
-) -> None:
-    key = machine.names["IPC"]
-    for worker, reaches in ((bare, True), (confined, False)):
-        await attempt(worker, "share_memory", key)
-        assert bool((await attempt(worker, "find_shared_memory", key)).got) == reaches
 
 
 async def test_how_many_descriptors_the_daemon_has_open_changes_nothing(

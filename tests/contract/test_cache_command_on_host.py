@@ -14,7 +14,7 @@ from wasmkiln.shared import ARTIFACT, ATTESTATION, HEADER, entry_path
 from wasmkilnd.model import Artifact
 from wasmkilnd.signing.sealer import Sealer
 
-from tests.contract.cache_command import MODULE, SEALER, STRANGER, WASMER, Command, removed, row_of
+from tests.contract.cache_command import MODULE, SEALER, WASMER, Command, removed, row_of
 from tests.contract.host_store import host_store
 from tests.contract.values import artifact
 
@@ -78,18 +78,6 @@ def test_each_kind_of_damage_is_found_and_removed(cache: Command, folder: Path) 
     assert summary["deleted"] == 2
     assert not path_of(folder, WASMER).exists()
     assert cache.rows() == []
-
-
-def test_what_a_stranger_signed_is_removed_where_others_verify(
-    cache: Command, folder: Path
-) -> None:
-    stranger = STRANGER.seal(artifact(8))
-    asyncio.run(fill(folder, STRANGER, stranger))
-    assert [row["trust"] for row in cache.rows("--module", stranger.module_sha256)] == ["stranger"]
-    findings, summary = cache.scrub()
-    assert (summary["bad"], summary["deleted"], summary["artifacts"]) == ({"stranger": 1}, 1, 3)
-    assert findings.keys() == {os.fsencode(path_of(folder, stranger))}
-    assert not path_of(folder, stranger).exists()
 
 
 def test_what_is_chosen_is_removed_and_pins_are_heeded(

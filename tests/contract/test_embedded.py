@@ -151,38 +151,6 @@ async def test_no_two_servers_ever_run_however_often_their_keepers_are_killed(st
     assert most == [1]
 
 
-async def test_daemons_that_come_and_go_at_once_have_one_server(state: Path) -> None:
-    daemons = [EmbeddedServer(state, LIMIT_BYTES) for _ in range(4)]
-    [url] = {*await asyncio.gather(*(each.start() for each in daemons))}
-    [server] = servers_of(state)
-    with Redis.from_url(url) as client:
-        assert client.info("server")["process_id"] == server
-    remember(url, b"handed over")
-    await asyncio.gather(*(each.stop() for each in daemons[1:]))
-    leaver = daemons[0]
-    for _ in range(4):
-        comer = EmbeddedServer(state, LIMIT_BYTES)
-        await asyncio.gather(leaver.stop(), comer.start())
-        await until(lambda: answers(url))
-        assert recall(url) == b"handed over"
-        leaver = comer
-    await leaver.stop()
-    assert servers_of(state) == []  # Gone when stop answers, not some time later.
-
-
-async def test_the_death_of_a_server_is_told_once_and_with_its_cause(state: Path) -> None:
-    async with serving(state) as (_, url):
-        await until(lambda: answers(url))
-        [before] = servers_of(state)
-        with capture_logs() as logs:
-            os.kill(before, signal.SIGKILL)
-            await until(lambda: servers_of(state) not in ([], [before]))
-    assert [line["event"] for line in logs] == ["the embedded server died"]
-    assert logs[0]["status"] == -signal.SIGKILL
-    assert logs[0]["restart_in_s"] > 0
-    assert not (state / "redis" / "broken").exists()
-
-
 async def test_a_folder_that_is_deleted_takes_nothing_else_with_it(
     state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

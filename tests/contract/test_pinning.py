@@ -10,7 +10,6 @@ import base64
 import hashlib
 import itertools
 import json
-import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from pathlib import Path
@@ -20,7 +19,7 @@ import redis
 from structlog.testing import capture_logs
 from wasmkilnd.cache.cache import Cache
 from wasmkilnd.cache.memory import MemoryTier
-from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
+from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import MAX_PINS, Artifact, EvictScope, Held, Module
 from wasmkilnd.pins import Pins, file_of
 from wasmkilnd.signing.keys import PrivateKey
@@ -205,18 +204,6 @@ async def test_in_redis_the_latest_pins_lose_their_hold_above_half(
     assert ttl(server, last) > 0
 
 
-async def test_a_pin_looks_at_its_own_module_alone(start: Start, server: redis.Redis) -> None:
-    one = await start()
-    await one.store(module(0), *(artifact(tag) for tag in range(5)))
-    server.config_resetstat()
-    await one.pins.pin(module(0).sha256)
-    await one.pins.unpin(module(0).sha256)
-    assert (await refused(one.pins.pin(A))).reason is Reason.MODULE_NOT_LOADED
-    stats = server.info("commandstats")
-    assert "cmdstat_srandmember" in stats
-    assert not {"cmdstat_scan", "cmdstat_keys"} & {*stats}
-
-
 async def test_a_pin_made_while_redis_is_away_is_told_later(
     start: Start, server: redis.Redis, valkey: RedisServer, tmp_path: Path
 ) -> None:
@@ -389,19 +376,6 @@ async def test_daemons_agree_in_whatever_order_they_hear_of_pins(start: Start) -
         assert one.in_file() == {A: [3, 2], B: [2, 3]}
 
 
-async def test_daemons_on_one_state_directory_share_its_file(start: Start) -> None:
-    one, two = await start(url=""), await start(url="")
-    await one.store(module(0))
-    await two.store(module(1))
-    await one.pins.pin(module(0).sha256)
-    await two.pins.pin(module(1).sha256)
-    both = sorted([module(0).sha256, module(1).sha256])
-    assert await one.listed() == await two.listed() == both
-    assert one.file.stat().st_mode & 0o077 == 0
-    await one.pins.unpin(module(1).sha256)
-    assert await two.listed() == [module(0).sha256]
-
-
 async def test_of_a_malformed_list_nothing_counts(start: Start) -> None:
     one = await start(url="")
     one.file.parent.mkdir(exist_ok=True)
@@ -421,37 +395,3 @@ async def test_of_a_malformed_list_nothing_counts(start: Start) -> None:
     # What a later version adds is passed over.
     one.file.write_text(f'{{"more":1,"pins":{{"{A}":[253402300799999,0,7]}}}}')
     assert A in await one.listed()
-
-
-async def test_a_state_directory_that_is_gone_is_said_once(start: Start, tmp_path: Path) -> None:
-    one = await start(url="")
-    await one.store(module(0))
-    (tmp_path / "file").write_text("")
-    (tmp_path / "one").rename(tmp_path / "elsewhere")
-    # Else the host store makes it again, and perhaps it has.
-    shutil.rmtree(tmp_path / "one", ignore_errors=True)
-    (tmp_path / "file").rename(tmp_path / "one")
-    with capture_logs() as logs:
-        await one.pins.pin(module(0).sha256)
-        assert await one.listed() == [module(0).sha256]
-    said = [line for line in logs if line["event"] == "cannot keep pins in the state directory"]
-    assert len(said) == 1
-
-
-async def test_a_disk_that_fails_keeps_nothing_else_from_redis(
-    start: Start, server: redis.Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one, *lost = artifact(0), *(artifact(tag) for tag in range(1, 9))
-    daemon = await start()
-    await daemon.store(one, *lost)
-    for each in (one, *lost):
-        await daemon.pins.pin(each.module_sha256)
-    daemon.memory.drop(lost)
-
-    async def fails(*_: object) -> Artifact | None:
-        raise TierUnavailable("the disk is gone")
-
-    monkeypatch.setattr(daemon.host, "get", fails)
-    server.flushall()
-    await until(lambda: server.exists(name_of(one)), daemon)
-    assert not server.exists(*map(name_of, lost))

@@ -45,7 +45,6 @@ from tests.servers.redis_server import (
     TIMEOUT_S,
     binary_of,
     redis_server,
-    wait_until,
 )
 from tests.servers.rest_service import RestService
 from tests.servers.sentinels import Sentinels, sentinels
@@ -82,20 +81,6 @@ async def attempt(link: RedisLink, *commands: Command) -> Any:
 
 async def closed_again(link: RedisLink) -> None:
     await asyncio.wait_for(link.ready(), TIMEOUT_S)
-
-
-async def stored_again(link: RedisLink, key: bytes) -> list[TierUnavailable]:
-    """Write and read ``key`` until both succeed; return the failures on the way."""
-    failures = []
-    deadline = time.monotonic() + TIMEOUT_S
-    while True:
-        put = await attempt(link, ("SET", key, b"again", "EX", 600))
-        got = await attempt(link, ("GET", key))
-        failures += [each for each in (put, got) if isinstance(each, TierUnavailable)]
-        if put == [b"OK"] and got == [b"again"]:
-            return failures
-        assert time.monotonic() < deadline, failures[-1:]
-        await asyncio.sleep(0.05)
 
 
 # ---- Every kind of Redis
@@ -268,31 +253,6 @@ async def test_one_that_flaps_is_asked_less_and_less(
     assert scripted.waited == [0.25, 0.5, 1.0, 0.25]
 
 
-async def test_outages_of_many_calls_at_once_are_one(
-    guarded: RedisLink, scripted: Scripted
-) -> None:
-    scripted.hangs = True
-    with capture_logs() as logs:
-        answers = await asyncio.gather(
-            *(guarded.run(GET) for _ in range(20)), return_exceptions=True
-        )
-    assert {str(answer) for answer in answers} == {"Redis does not answer in time"}
-    assert [log["event"] for log in logs] == ["tier is down"]
-    assert len(scripted.waited) == 1
-
-
-async def test_a_cancelled_call_says_nothing_about_the_server(
-    guarded: RedisLink, scripted: Scripted
-) -> None:
-    scripted.hangs = True
-    call = asyncio.create_task(guarded.run(GET))
-    await scripted.sleep(0)
-    call.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await call
-    assert not guarded.is_down
-
-
 class Slow(RedisServer):
     """A server of which nearly all is somebody else's: a scan takes many rounds."""
 
@@ -363,23 +323,6 @@ async def test_a_time_out_while_others_are_answered_opens_nothing(what: str) -> 
 
 
 # ---- One server that is killed, hangs, refuses or talks nonsense
-
-
-async def test_a_hung_server_costs_one_time_out_and_no_more(tmp_path: Path) -> None:
-    with redis_server(binary_of("valkey"), tmp_path) as running:
-        async with link_to(running.url, timeout_s=0.5) as link:
-            await link.run(("SET", b"key", EVERY_BYTE, "EX", 60))
-            running.process.send_signal(signal.SIGSTOP)
-            # More callers than there are connections.
-            asked = await asyncio.gather(*(attempt(link, GET) for _ in range(50)))
-            assert all(isinstance(answer, TierUnavailable) for answer in asked)
-            assert link.is_down
-            with pytest.raises(TierUnavailable):
-                # Would time out first, were it to reach the network.
-                await asyncio.wait_for(link.run(GET), 0.2)
-            running.process.send_signal(signal.SIGCONT)
-            await closed_again(link)
-            assert await link.run(GET) == [EVERY_BYTE]
 
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -502,24 +445,6 @@ async def test_a_user_who_may_little_is_enough(tmp_path: Path) -> None:
             await closed_again(link)  # Without PING.
 
 
-async def test_operators_see_who_the_client_is_and_nothing_else_is_asked(tmp_path: Path) -> None:
-    with redis_server(binary_of("valkey"), tmp_path) as running:
-        with redis.Redis.from_url(running.url) as raw:
-            raw.config_resetstat()
-        async with link_to(running.url) as link:
-            await link.run(GET)
-            await link.usage()
-            with redis.Redis.from_url(running.url) as raw:
-                me = raw.client_id()
-                others = [c for c in raw.client_list() if int(c["id"]) != me]
-                assert {client["name"] for client in others} == {"wasmkiln"}
-                asked = set(raw.info("commandstats"))
-    # What managed services refuse is not among it.
-    allowed = "get dbsize info client|setname client|setinfo"
-    allowed += " config|resetstat hello client|id client|list"  # This test's own.
-    assert asked <= {f"cmdstat_{command}" for command in allowed.split()}
-
-
 async def test_a_tls_server_that_hangs_is_left_for_good(tmp_path: Path) -> None:
     """Each connection is closed, though the server says no goodbye."""
     pems = certificates(tmp_path)
@@ -595,21 +520,6 @@ async def test_a_sentinel_that_refuses_is_told_and_one_that_hangs_holds_nobody_u
         hung.send_signal(signal.SIGCONT)
 
 
-async def test_a_demoted_primary_is_left_for_the_new_one(watched: Sentinels) -> None:
-    await asyncio.to_thread(watched.wait_until_ready)
-    async with link_to(watched.url) as link:
-        await link.run(("SET", b"first", b"value"))
-        old = watched.primary_port
-        with watched.sentinel() as client:
-            client.execute_command("SENTINEL", "FAILOVER", "main")
-        await asyncio.to_thread(wait_until, lambda: watched.primary_port != old, "it stayed")
-        await stored_again(link, b"second")
-        assert await link.run(("GET", b"first")) == [b"value"]  # It was replicated.
-        assert link.up
-    async with link_to(watched.url) as anew:
-        assert await anew.run(("SET", b"first", b"third"), ("GET", b"first")) == [b"OK", b"third"]
-
-
 # ---- Cluster: slots that have no node leave those of the others served
 
 
@@ -659,25 +569,6 @@ async def test_keys_are_followed_to_the_node_that_they_move_to(
         assert await spread.run(("SET", key, b"2"), ("GET", key)) == [b"OK", b"2"]
     assert await spread.run(("GET", key)) == [b"2"]
     assert spread.up
-
-
-async def test_a_hung_primary_costs_its_own_keys_one_time_out(
-    six: Cluster, spread: RedisLink
-) -> None:
-    mine, others = await stored_on_all_nodes(six, spread)
-    port = six.owner_of(mine)
-    hung = six.nodes[port].process
-    hung.send_signal(signal.SIGSTOP)
-    try:
-        assert isinstance(await attempt(spread, ("GET", mine)), PartUnavailable)
-        with contextlib.suppress(PartUnavailable):  # It is back already, or refused at once.
-            await asyncio.wait_for(spread.run(("GET", mine)), CALL_S / 2)
-        await served(spread, others)
-        await asyncio.to_thread(six.wait_until_replaced, port)
-        await stored_again(spread, mine)
-        await served(spread, others)
-    finally:
-        hung.send_signal(signal.SIGCONT)
 
 
 async def test_a_killed_primary_leaves_the_other_slots_served(
@@ -744,12 +635,6 @@ def service(rest: Deployment) -> Iterator[RestService]:
 
 
 @pytest.fixture
-async def over_rest(rest: Deployment) -> AsyncIterator[RedisLink]:
-    async with link_to(rest.url, rest.access) as link:
-        yield link
-
-
-@pytest.fixture
 async def upstashs(
     rest: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[UpstashRedis]:
@@ -780,29 +665,6 @@ async def test_upstashs_own_client_finds_what_it_expects(upstashs: UpstashRedis)
         await upstashs.lpush("text", "x")
     assert sorted((await upstashs.scan(0))[1]) == ["count", "text"]
     await upstashs.delete("text", "count")
-
-
-async def test_text_and_bytes_are_the_same_for_every_client(
-    rest: Deployment, upstashs: UpstashRedis, over_rest: RedisLink, service: RestService
-) -> None:
-    await upstashs.set("theirs", "größe")
-    await over_rest.run(("SET", b"ours", "größe".encode(), "EX", 60))
-    assert await over_rest.run(("GET", b"theirs")) == ["größe".encode()]
-    assert await upstashs.get("ours") == "größe"
-    await over_rest.run(("UNLINK", b"ours"), ("UNLINK", b"theirs"))
-    [raw] = rest.raw
-    key = b"wasm:{a/b c?&%}\xc3\xa9"
-    with raw() as client:
-        await over_rest.run(("SET", key, EVERY_BYTE, "EX", 60))
-        assert client.get(key) == EVERY_BYTE
-        assert 50 < client.ttl(key) <= 60
-        client.set(key, EVERY_BYTE[::-1])
-        assert await over_rest.run(("GET", key)) == [EVERY_BYTE[::-1]]
-        client.delete(key)
-    assert any(path.endswith("?EX=60") for path in service.requests)
-    service.requests.clear()
-    await over_rest.run(("GET", b"a"), ("EXISTS", b"b"), ("TTL", "c"), ("STRLEN", b"d"))
-    assert service.requests == ["/pipeline"]  # Commands of text go in one.
 
 
 async def test_a_service_that_refuses_is_down_until_it_does_not(

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
@@ -22,7 +20,6 @@ from wasmkilnd.model import (
     CacheKey,
     Evicted,
     EvictScope,
-    Held,
     Kind,
     Module,
 )
@@ -34,10 +31,9 @@ from tests.contract.values import artifact as unsigned
 from tests.contract.values import module, same, shrinking
 from tests.doubles.shelf import decoded
 from tests.servers.deployments import Deployment
-from tests.servers.redis_server import TIMEOUT_S, RedisServer, binary_of, redis_server
+from tests.servers.redis_server import TIMEOUT_S, RedisServer
 
 STRANGER = sealer(THEIRS)
-PACKED = frozenset({ZSTD})
 
 
 def artifact(
@@ -148,76 +144,6 @@ async def members(at: Site, name: bytes) -> int:
     return len(await at.run("SRANDMEMBER", name, 1000))
 
 
-async def test_names_and_times_to_live(at: Site) -> None:
-    wasm = module(1)
-    one = artifact(1, of=wasm)
-    for what in (one, wasm):
-        await at.store.put(what)
-    names = [at.name(one), at.name(wasm), at.set_of(wasm.sha256)]
-    assert await at.names() == sorted(names)
-    for name in names:
-        assert TTL_S - 60 < await at.run("TTL", name) <= TTL_S
-        await at.run("EXPIRE", name, 100)
-    for what in (one, wasm):  # What is there is not written again, and lives longer.
-        await at.store.put(what)
-    assert at.link.calls("RENAMENX") == 2
-    for name in names:
-        assert TTL_S - 60 < await at.run("TTL", name) <= TTL_S
-
-
-async def test_a_use_renews_an_artifact_and_its_module(at: Site) -> None:
-    wasm = module(1)
-    one, other = (artifact(1, engine=engine, of=wasm) for engine in ("wasmer", "wasmtime"))
-    for what in (wasm, one, other):
-        await at.store.put(what)
-    names = [at.name(one), at.name(wasm), at.set_of(wasm.sha256), at.name(other)]
-
-    async def renewed() -> bool:
-        return min(await ages(at, *names[:3])) > TTL_S - 60
-
-    async def module_is_renewed() -> bool:
-        return min(await ages(at, *names[1:3])) > TTL_S - 60
-
-    async def has_two() -> bool:
-        return await members(at, names[2]) == 2
-
-    for name in names:
-        await at.run("EXPIRE", name, 100)
-    at.store.used(one.key)
-    await eventually(renewed)
-    assert await at.run("TTL", names[3]) <= 100
-    for name in names:
-        await at.run("EXPIRE", name, 100)
-    asked = at.link.calls("EXPIRE")
-    for _ in range(50):  # A tenth of its life has not passed.
-        at.store.used(one.key)
-    await asyncio.sleep(0.05)
-    assert at.link.calls("EXPIRE") == asked
-    at.store.used(artifact(2).key)  # What is not there is no failure.
-    at.store.used(wasm.sha256)
-    await eventually(module_is_renewed)
-    # Nor does a use of what the set names make it one that costs a scan later.
-    await eventually(has_two)
-
-
-@pytest.mark.parametrize("has_set", [True, False])
-async def test_evicting_a_module_takes_its_artifacts(at: Site, has_set: bool) -> None:
-    mine, other = module(1), module(2)
-    artifacts = [artifact(1, 2000, engine=name, of=mine) for name in ("wasmer", "wasmtime")]
-    of_mine: list[Artifact | Module] = [mine, *artifacts]
-    for what in (*of_mine, other, artifact(2)):
-        await at.store.put(what)
-    sizes = [len(await at.value(what)) for what in of_mine]
-    if not has_set:
-        await at.run("UNLINK", at.set_of(mine.sha256))
-    gone = await at.store.evict(EvictScope(module_sha256=mine.sha256))
-    assert gone == Evicted(2, 1, sum(sizes))
-    left = [at.name(other), at.name(artifact(2)), at.set_of(other.sha256)]
-    assert await at.names() == sorted(left)
-    assert await get_module(at, other.sha256) == other
-    assert await at.store.evict(EvictScope(module_sha256=mine.sha256)) == Evicted()
-
-
 @pytest.mark.parametrize("pinned", [False, True])
 async def test_a_use_mends_the_set_that_a_server_evicted(
     deployment: Deployment, pinned: bool
@@ -249,52 +175,6 @@ async def test_a_use_mends_the_set_that_a_server_evicted(
         gone = await at.store.evict(EvictScope(module_sha256=module(1).sha256))
         assert gone.artifacts == 3
         assert await at.names() == []
-
-
-async def test_what_is_pinned_never_expires_and_stays(deployment: Deployment) -> None:
-    pins = {module(1).sha256}
-    async with site(deployment.url, deployment.access, is_pinned=pins.__contains__) as at:
-        wasm = module(1)
-        engines = ("wasmer", "wasmtime")
-        kept: list[Artifact | Module] = [wasm]
-        kept += (artifact(1, engine=engine, of=wasm) for engine in engines)
-        for what in (*kept, module(2), artifact(2)):
-            await at.store.put(what)
-        names = [*map(at.name, kept), at.set_of(wasm.sha256)]
-        assert [await at.run("TTL", name) for name in names] == [-1] * 4
-        at.store.used(wasm.sha256)
-        for scope, gone in (
-            (EvictScope(module_sha256=wasm.sha256, spares=pins.__contains__), (0, 0, 3)),
-            (EvictScope(engine_id="wasmer-1.0", spares=pins.__contains__), (0, 0, 1)),
-            (EvictScope(spares=pins.__contains__), (1, 1, 3)),
-        ):
-            evicted = await at.store.evict(scope)
-            assert (evicted.artifacts, evicted.modules, evicted.pinned) == gone
-        assert await at.names() == sorted(names)
-        sizes = [len(await at.value(what)) for what in kept]
-        measured = await at.store.measure([wasm.sha256, module(3).sha256], keep=False)
-        assert measured == {wasm.sha256: Held(2, 1, sum(sizes)), module(3).sha256: Held()}
-        # Whoever pins a module that is here keeps what expires; whoever unpins lets it.
-        await at.run("EXPIRE", names[0], 100)
-        await at.store.measure([wasm.sha256], keep=True)
-        assert [await at.run("TTL", name) for name in names] == [-1] * 4
-        await at.run("EXPIRE", names[0], 100)
-        await at.store.release([wasm.sha256])
-        assert 0 < await at.run("TTL", names[0]) <= 100
-        for name in names[1:]:
-            assert TTL_S - 60 < await at.run("TTL", name) <= TTL_S
-        assert (await at.store.evict(EvictScope())).artifacts == 2
-
-
-async def test_a_spoilt_value_is_deleted_counted_and_a_miss(at: Site) -> None:
-    one = artifact(1, 400_000)
-    await at.store.put(one)
-    await at.run("SET", at.name(one), flipped(await at.value(one), 0), "EX", 1000)
-    assert await get(at, one.key) is None
-    assert at.notes.rejected == ["digest"]
-    assert not await at.run("EXISTS", at.name(one))
-    await at.store.put(one)
-    assert same(await get(at, one.key), one)
 
 
 def flipped(value: bytes, at: int) -> bytes:
@@ -436,25 +316,6 @@ async def test_what_took_the_place_of_a_bad_value_is_not_deleted_with_it(here: S
     here.link.once_before("EVAL", stored_first)
     assert await get(here, one.key) is None
     assert same(await get(here, one.key), one)
-
-
-async def test_a_bad_value_that_was_replaced_meanwhile_does_not_count(here: Site) -> None:
-    one = artifact(1, 100_000)
-    await here.store.put(one)
-    good = await here.value(one)
-    await here.run("SET", here.name(one), flipped(good, 5))
-    reads = 0
-
-    async def replaced_at_the_second(command: Command) -> None:
-        nonlocal reads
-        if command[0] == "GETRANGE":
-            reads += 1
-            if reads == 2:
-                await here.run("SET", here.name(one), good)
-
-    here.link.before = replaced_at_the_second
-    assert same(await get(here, one.key), one)
-    assert here.notes.rejected == []
 
 
 async def test_a_value_that_is_empty_or_deleted_while_it_is_read_is_a_miss(here: Site) -> None:
@@ -667,45 +528,3 @@ async def test_a_burst_of_readers_waits_its_turn(here: Site) -> None:
     assert most <= 8
     # Those that waited are granted the wait, which is this daemon's.
     assert max(each.seconds for each in allowances) > min(each.seconds for each in allowances)
-
-
-# A server that fails
-
-
-async def test_a_server_that_is_gone_is_an_error(tmp_path: Path) -> None:
-    one = artifact(1)
-    with redis_server(binary_of("valkey"), tmp_path) as running:
-        async with site(running.url) as at:
-            assert at.store.usage().entries == 0
-            await at.store.put(one)
-            await at.store.start()
-            assert at.store.usage().entries > 0
-            assert at.store.usage().bytes > 0
-            running.process.kill()
-            running.process.wait()
-            at.notes.stores.clear()
-            with pytest.raises(TierUnavailable, match="cannot reach Redis"):
-                await get(at, one.key)
-            with pytest.raises(TierUnavailable):
-                await at.store.put(one)
-            assert (at.notes.lookups, at.notes.stores) == ([("artifact", "error")], ["error"])
-            assert at.store.write_refusal == ""  # It is down, which says all.
-
-
-async def test_a_write_that_is_cut_off_spoils_no_connection(tmp_path: Path) -> None:
-    one = artifact(1, 8_000_000)
-    with redis_server(binary_of("valkey"), tmp_path) as running:
-        async with site(running.url) as at:
-
-            async def stop() -> None:
-                running.process.send_signal(signal.SIGSTOP)
-
-            at.link.once_before("APPEND", stop)
-            writing = asyncio.create_task(at.store.put(one))
-            await asyncio.sleep(0.3)
-            writing.cancel()
-            await asyncio.gather(writing, return_exceptions=True)
-            running.process.send_signal(signal.SIGCONT)
-            assert await get(at, one.key) is None
-            await at.store.put(one)
-            assert same(await get(at, one.key), one)

@@ -5,7 +5,6 @@ Texts here are laid out as 0.6.0 writes and reads them.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable
@@ -16,7 +15,6 @@ from typing import Any
 import pytest
 import redis
 from structlog.testing import capture_logs
-from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.usage import HALF_LIFE_S, MAX_USES, PLACES, Usage, UsedSpec, Uses
 from wasmkilnd.whole_files import SharedFile
@@ -24,7 +22,7 @@ from wasmkilnd.whole_files import SharedFile
 from tests.contract.redis_stores import open_link, open_store
 from tests.contract.sealing import THEIRS, sealer
 from tests.contract.values import artifact
-from tests.servers.redis_server import TIMEOUT_S, RedisServer
+from tests.servers.redis_server import RedisServer
 
 SEALER = sealer()
 SPEC = UsedSpec("wasmtime-49.0.0", "x86_64-unknown-linux-gnu", "baseline", (("opt_level", "none"),))
@@ -126,24 +124,6 @@ async def test_what_others_saved_stays_and_fades(daemon: Daemon, server: redis.R
     await ours.save()
     assert taken(server) == PLACES
     assert rounded(await daemon().of_fleet()) == {"1": 1.0, "2": round(PLACES * 3.668, 1)}
-
-
-async def test_a_server_that_is_away_costs_nothing_that_was_counted(
-    daemon: Daemon, server: redis.Redis, valkey: RedisServer, tmp_path: Path
-) -> None:
-    link = tmp_path / "link.sock"
-    ours = daemon(url=f"unix://{link}")
-    count(ours, m1=1)
-    await ours.save()
-    with pytest.raises(TierUnavailable):
-        await ours.of_fleet()
-    assert rounded(ours.own) == {"1": 1.0}
-    link.symlink_to(valkey.url.removeprefix("unix://"))
-    async with asyncio.timeout(TIMEOUT_S):
-        while not taken(server):  # A link asks a server that was down after a while.
-            await ours.save()
-            await asyncio.sleep(0.02)
-    assert rounded(await daemon().of_fleet()) == {"1": 1.0}
 
 
 async def test_daemons_on_one_state_directory_add_to_one_file(tmp_path: Path) -> None:

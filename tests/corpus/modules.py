@@ -59,14 +59,6 @@ ALL_MODULES = (
         *("2e27eaabb179d4de5447a7113af5f72c0d94b0c54bafff8994209a18a3e0cc8e", 706_884),
     ),
     _itk(
-        *("downsample", "2.0.2", "resample-bounding-box"),
-        *("5e5aba05ac52baf4ffc300bc8ac618e61669d2c4905b86d2d11f56a1b45a1fad", 3_600_257),
-    ),
-    _itk(
-        *("downsample", "2.0.2", "downsample-label-image"),
-        *("93d6ebcd55193f61ba9a0251b3beaffc6704d28afac490232435e0d20302a078", 4_152_529),
-    ),
-    _itk(
         *("downsample", "2.0.2", "downsample-bin-shrink"),
         *("1d4fa3db394dedf38fe46a6474df57c159a144153ba44c2747e0889b2bde666a", 4_390_614),
     ),

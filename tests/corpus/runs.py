@@ -224,13 +224,6 @@ _TEXT_ZSTD = (
 )
 
 
-def itk_compress(core: Core) -> Any:
-    itk = Itk(core, "0", "0", "--stringify", "--compression-level", "5")
-    itk.give_bytes(_TEXT, 0)
-    itk.run()
-    return itk.take_bytes().decode()
-
-
 def itk_decompress(core: Core) -> Any:
     itk = Itk(core, "0", "0", "--parse-string")
     itk.give_bytes(_TEXT_ZSTD.encode(), 0)
@@ -238,12 +231,6 @@ def itk_decompress(core: Core) -> Any:
     text = itk.take_bytes()
     check("decompressed text", text, _TEXT)
     return digest(text)
-
-
-def itk_sigma(core: Core) -> Any:
-    itk = Itk(core, "0", "--shrink-factors", "2", "4", "3")
-    itk.run()
-    return json.loads(itk.take_bytes())
 
 
 # Others on WASI.
@@ -386,9 +373,7 @@ def quickjs(core: Core) -> Any:
 
 
 RECIPES: dict[str, Callable[[Any], Any]] = {
-    "itk-compress-stringify-2": itk_compress,
     "itk-parse-string-decompress-2": itk_decompress,
-    "itk-downsample-sigma": itk_sigma,
     "pii-shield": pii_shield,
     "source-map": source_map,
     "quickjs": quickjs,

@@ -18,14 +18,11 @@ class Notes(Metrics):
         self.stores: list[str] = []
         self.rejected: list[str] = []
         """Why values were rejected."""
-        self.compile_times: list[tuple[float, float]] = []
-        """How long compiles took, and how long each had waited for a worker before."""
         self.origins: list[Origin] = []
         self.behind: list[str] = []
         """How optimised compiles behind fast artifacts ended."""
         self.turns: list[str] = []
         """How waits for other daemons of the fleet ended."""
-        self.refused = 0
 
     def tier_lookup(self, tier: str, what: str, outcome: str, seconds: float) -> None:
         self.lookups.append((what, outcome))
@@ -36,14 +33,9 @@ class Notes(Metrics):
     def value_rejected(self, tier: str, cause: str) -> None:
         self.rejected.append(cause)
 
-    def compiled(self, engine_id: str, outcome: str, seconds: float, queued_s: float) -> None:
-        self.compile_times.append((seconds, queued_s))
-
     def count(self, name: str, *labels: str, by: int = 1, took: Any = ()) -> None:
         if name == "served":
             self.origins.append(Origin(labels[0]))
-        elif name == "quarantine_refused":
-            self.refused += 1
         else:
             told = {"compiled_behind": self.behind, "fleet_turns": self.turns}
             told.get(name, []).extend(labels[-1:])

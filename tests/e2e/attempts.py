@@ -39,7 +39,6 @@ class Machine:
             "KEY": str(self.key),
             "NEW": str(self.folder / "new"),
             "NEW_FOLDER": f"/tmp/{tag}-folder",
-            "NEW_LINK": f"/tmp/{tag}-link",
             "TMP": f"/tmp/{tag}",
             "SHM": f"/dev/shm/{tag}",
             "PYTHON": str(Path(sys.executable).resolve()),
@@ -47,9 +46,7 @@ class Machine:
             "UDP": self.udp.getsockname()[1],
             "UNIX": self.unix.getsockname(),
             "ABSTRACT": self.abstract.getsockname()[1:].decode(),
-            "NEW_ABSTRACT": f"{tag}-new",
             "IPC": number,
-            "QUEUE": tag,
             "DAEMON": self.daemon,
             "ENVIRON": f"/proc/{self.daemon}/environ",
         }
@@ -67,7 +64,6 @@ class Machine:
         libc = ctypes.CDLL(None)
         key = ctypes.c_int(int(str(self.names["IPC"])))
         libc.shmctl(libc.shmget(key, 0, 0), 0, None)
-        libc.semctl(libc.semget(key, 0, 0), 0, 0)
 
     def arguments(self, words: tuple[object, ...], worker: object, engine: Path) -> list[object]:
         """Return arguments with the words in capitals replaced."""
@@ -101,7 +97,6 @@ ATTEMPTS: list[tuple[object, ...]] = [
     ("connect_unix", "UNIX"),
     ("connect_abstract", "ABSTRACT"),
     ("listen",),
-    ("listen_abstract", "NEW_ABSTRACT"),
     ("talk_to_itself",),
     # files
     ("read_file", "KEY"),
@@ -115,23 +110,17 @@ ATTEMPTS: list[tuple[object, ...]] = [
     ("write_file", "TMP"),
     ("write_file", "SHM"),
     ("write_file", "ENGINE"),
-    ("truncate_file", "NEW"),
     ("rename_file", "KEY"),
     ("make_folder", "NEW_FOLDER"),
-    ("link_file", "NEW_LINK"),
     ("open_up_file", "KEY"),
     ("make_memory_file",),
     # other processes
     ("fork",),
-    ("clone_process",),
-    ("clone3_process",),
     ("execute", "PYTHON"),
     ("replace_itself", "PYTHON"),
     ("signal_process", "WORKER"),
     ("signal_process", "DAEMON"),
     ("signal_everybody",),
-    ("signal_by_handle", "DAEMON"),
-    ("signal_thread", "WORKER"),
     ("be_told_of_input", "DAEMON"),
     ("trace_process", "WORKER"),
     ("trace_process", "DAEMON"),
@@ -144,7 +133,6 @@ ATTEMPTS: list[tuple[object, ...]] = [
     ("dump_core",),
     # privileges
     ("become_root",),
-    ("regain_capabilities",),
     ("new_user_namespace",),
     ("mount_files",),
     ("join_namespaces_of", "DAEMON"),
@@ -152,17 +140,16 @@ ATTEMPTS: list[tuple[object, ...]] = [
     ("go_first",),
     ("compete",),
     # parts of the kernel that attackers like
-    ("io_uring",),
-    ("bpf",),
-    ("userfaultfd",),
-    ("perf_event_open",),
-    ("keyrings",),
-    ("add_key",),
+    *(
+        ("system_call", name)
+        for name in (
+            *("add_key", "bpf", "capset", "clone3", "io_uring_setup", "keyctl", "mq_open"),
+            *("perf_event_open", "pidfd_open", "semget", "tgkill", "userfaultfd"),
+        )
+    ),
     # memory that others see
     ("share_memory", "IPC"),
     ("find_shared_memory", "IPC"),
-    ("make_semaphore", "IPC"),
-    ("open_queue", "QUEUE"),
     # limits
     ("raise_limit", "AS", "HARD_AS"),
     ("raise_limit", "CPU", "HARD_CPU"),
@@ -177,11 +164,6 @@ ATTEMPTS: list[tuple[object, ...]] = [
 # them, containers, system settings. There the control says nothing.
 MACHINES_REFUSE = {
     *("trace_process", "read_memory_of", "write_memory_of", "become_root", "go_first"),
-    *("regain_capabilities", "new_user_namespace", "mount_files", "join_namespaces_of"),
-    *("change_root", "io_uring", "bpf", "userfaultfd", "perf_event_open", "keyrings", "add_key"),
-    *("open_queue", "signal_by_handle", "exhaust_threads"),
+    *("new_user_namespace", "mount_files", "join_namespaces_of", "change_root", "system_call"),
+    "exhaust_threads",
 }
-
-
-def sentence(words: tuple[object, ...]) -> str:
-    return "-".join(str(word) for word in words)

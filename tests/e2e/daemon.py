@@ -154,17 +154,24 @@ class Daemon:
         """Where it serves metrics and health over HTTP."""
         return f"http://{self._row('metrics').split('/')[0]}"
 
-    def metric(self, name: str, **labels: str) -> float:
+    def metric(self, name: str, *, token: str = "", **labels: str) -> float:
         """Return a metric's value; 0 if there is none."""
         wanted = f"wasmkiln_{name}"
         if labels:
             pairs = ",".join(f'{key}="{value}"' for key, value in sorted(labels.items()))
             wanted += "{" + pairs + "}"
-        with urllib.request.urlopen(f"{self.admin_url}/metrics", timeout=30) as page:
-            for line in page.read().decode().splitlines():
-                if line.startswith(f"{wanted} "):
-                    return float(line.rpartition(" ")[2])
+        for line in self.metrics(token).splitlines():
+            if line.startswith(f"{wanted} "):
+                return float(line.rpartition(" ")[2])
         return 0.0
+
+    def metrics(self, token: str = "") -> str:
+        """Return the page of metrics."""
+        asked = urllib.request.Request(f"{self.admin_url}/metrics")
+        if token:
+            asked.add_header("Authorization", f"Bearer {token}")
+        with urllib.request.urlopen(asked, timeout=30) as page:
+            return str(page.read().decode())
 
     def client(self, **options: Any) -> Client:
         """Return a new client of this daemon; the caller closes it."""
@@ -261,7 +268,8 @@ class Configured:
         self.file = state.with_name("wasmkilnd.toml")
         self._settings: dict[str, object] = {"workers": 1, "redis_url": "none", **settings}
         self.write()
-        self.daemon = Daemon(state, ["--config", str(self.file), *flags])
+        log_format = "" if "log_format" in settings else "json"
+        self.daemon = Daemon(state, ["--config", str(self.file), *flags], log_format=log_format)
 
     def write(self, **settings: object) -> None:
         """Change settings in the file."""

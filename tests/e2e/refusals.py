@@ -17,7 +17,7 @@ from tests.e2e import wasm
 from tests.e2e.callers import ENGINE, Caller, held_worker, modules
 from tests.e2e.daemon import Daemon, is_ready
 from tests.e2e.grpcurl import Grpcurl, Refusal
-from tests.e2e.processes import cpu_s_of, eventually, jobs_of, send, workers_of
+from tests.e2e.processes import busy_job, eventually, jobs_of, send, workers_of
 
 LOAD, COMPILE = "wasmkiln.v1.ModuleService/Load", "wasmkiln.v1.ModuleService/Compile"
 _ADMIN = "wasmkiln.v1.AdminService"
@@ -94,10 +94,7 @@ def crash(daemon: Daemon) -> Refusal:
     """Kill the job of a call."""
     with ThreadPoolExecutor(1) as callers:
         call = callers.submit(compile_(wasm.many_functions(200_000)), daemon)
-        eventually(lambda: len(jobs_of(daemon.pid)) == 1, "no job started")
-        [job] = jobs_of(daemon.pid)
-        # Past its settings: a job that dies before dies of those.
-        eventually(lambda: cpu_s_of(job) > 0.3, "the job does nothing")
+        busy_job(daemon.pid)
         # Engines handle these signals once, to tell a trap from a crash, and let the next kill.
         while not call.done():
             send(signal.SIGABRT, *jobs_of(daemon.pid))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import urllib.request
 from collections.abc import Iterator
 
 import redis
@@ -38,13 +37,10 @@ def flips(value: bytes, count: int) -> Iterator[bytes]:
         yield flipped(value, step * (len(value) - 1) // (count - 1))
 
 
-def rejected(daemon: Daemon) -> dict[str, int]:
+def rejected(daemon: Daemon, token: str = "") -> dict[str, int]:
     """Return how many stored values a daemon rejected, by cause."""
-    with urllib.request.urlopen(f"{daemon.admin_url}/metrics") as answer:
-        page = answer.read().decode()
-    rows = re.findall(
-        r'^wasmkiln_values_rejected_total\{cause="(\w+)".*\} (\d+)', page, re.MULTILINE
-    )
+    row = re.compile(r'^wasmkiln_values_rejected_total\{cause="(\w+)".*\} (\d+)', re.MULTILINE)
+    rows = row.findall(daemon.metrics(token))
     counts: dict[str, int] = {}
     for cause, count in rows:
         if int(count):

@@ -1,30 +1,23 @@
-"""Right and wrong credentials, by each kind of client, and what the user reads."""
+"""The examples of the page on credentials, and what the command says of wrong ones."""
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.authority import Authority
 from tests.e2e.bearers import add_token
 from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
-from tests.e2e.grpcurl import GRPCURL
 from tests.e2e.over_tls import TlsSite
-from tests.e2e.programs import ROOT, search_path
+from tests.e2e.programs import ROOT, search_path, without_settings
 from tests.node_package import node_package
 
 PAGE = (ROOT / "docs" / "how-to" / "call-with-credentials.md").read_text()
-METHODS = {"capabilities": "GetCapabilities", "stats": "Stats"}
-COMMANDS = {"capabilities": "whoami", "stats": "stats"}
-Node = Callable[[str, Mapping[str, str]], str]
 
 
 @dataclass(frozen=True)
@@ -54,12 +47,10 @@ class Site:
         self, words: Sequence[str], environ: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run a program of a caller in the folder."""
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith("WASMKILN_")}
-        inherited["PATH"] = search_path()
         return subprocess.run(
             words,
             cwd=self.folder,
-            env={**inherited, **(environ or {})},
+            env={**without_settings(), "PATH": search_path(), **(environ or {})},
             capture_output=True,
             text=True,
             timeout=120,
@@ -86,135 +77,45 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         file = tls.authority.folder / f"{name}.token"
         file.touch(0o600)
         file.write_text(text)
-    Authority(tls.authority.folder / "other")
-    socket = f"unix:{tls.authority.folder}/kiln.sock"
-    flags = tls.flags("--token-listen", "127.0.0.1:0", "--listen", socket)
+    flags = tls.flags("--token-listen", "127.0.0.1:0")
     with Daemon(state, flags) as daemon:
         time.sleep(1)  # The expired one may have been made just now.
         yield Site(tls.authority.folder, tls, daemon)
 
 
-@dataclass(frozen=True)
-class Wrong:
-    """One wrong way to call, and what comes of it."""
-
-    sentence: str
-    """A pattern of what users of the Python client read, and of its command."""
-    code: int
-    """The exit code of the command."""
-    others: str
-    """A pattern of what users of grpcurl read."""
-    node: str
-    """A pattern of what users of Node read."""
-    tokens: bool = True
-    """Whether it calls the address for tokens."""
-    tls: bool = True
-    ca: str = "ca.pem"
-    host: str = ""
-    token: str = ""
-    method: str = "capabilities"
-
-
+# By what is wrong: the flags and the command, its exit code, and a pattern of what the user reads.
+# How TLS fails is in tests/unit/client/test_tls.py; what other clients read, in tests/polyglot.
 WRONG = {
-    "no credentials": Wrong(
+    "no credentials": (
+        *("--ca-file ca.pem whoami", 6),
         r"cannot tell who calls: send a token .* \(in wasmkiln: token_file or WASMKILN_TOKEN_FILE;"
         r" .*\)",
-        6,
-        r"Code: Unauthenticated\s+Message: cannot tell who calls: send a token ",
-        "CREDENTIALS_MISSING: cannot tell who calls: send a token ",
     ),
-    "an unknown token": Wrong(
+    "an unknown token": (
+        *("--ca-file ca.pem --token-file unknown.token whoami", 6),
         r"cannot accept your token: the daemon does not know it; ask its operator for a new one",
-        6,
-        r"Code: Unauthenticated\s+Message: cannot accept your token: the daemon does not know it",
-        "CREDENTIALS_INVALID: cannot accept your token: the daemon does not know it",
-        token="unknown.token",
     ),
-    "an expired token": Wrong(
+    "an expired token": (
+        *("--ca-file ca.pem --token-file expired.token whoami", 6),
         r"cannot accept your token: it has expired; ask for a new one",
-        6,
-        r"Code: Unauthenticated\s+Message: cannot accept your token: it has expired",
-        "CREDENTIALS_INVALID: cannot accept your token: it has expired",
-        token="expired.token",
     ),
-    "a missing role": Wrong(
+    "a missing role": (
+        *("--ca-file ca.pem --token-file reader.token stats", 6),
         r"cannot .*: it needs the role metrics, which your identity does not have; ask the operator"
         r" of the daemon",
-        6,
-        r"Code: PermissionDenied\s+Message: cannot .*: it needs the role metrics",
-        "ROLE_MISSING: cannot .*: it needs the role metrics",
-        token="reader.token",
-        method="stats",
     ),
-    "plaintext to a TLS port": Wrong(
-        r"the daemon at \S+ closes connections, so it may speak TLS only: use tls .*",
-        3,
-        r"Failed to dial target host",
-        r"CONNECTION_FAILED: no daemon answers at \S+ \(.*\): .*, or check the address and tls",
-        tls=False,
-        token="ci.token",
-    ),
-    "a CA that is not trusted": Wrong(
-        r"the certificate of the daemon at \S+ is signed by none of the trusted CAs, those in .*",
-        3,
-        r"certificate signed by unknown authority",
-        r"CONNECTION_FAILED: no daemon answers at \S+ \(.*unable to verify the first certificate",
-        ca="other/ca.pem",
-        token="ci.token",
-    ),
-    "another host": Wrong(
+    "another host": (
+        *("--ca-file ca.pem --server-name kiln.example.org whoami", 3),
         r"the certificate of the daemon at \S+ is not for kiln\.example\.org: use .*",
-        3,
-        r"certificate is valid for localhost, not kiln\.example\.org",
-        r"CONNECTION_FAILED: no daemon answers at \S+ \(.*does not match certificate's altnames",
-        host="kiln.example.org",
-        token="ci.token",
-    ),
-    "no client certificate": Wrong(
-        r"the daemon at \S+ closes connections without a client certificate: use cert_file .*",
-        3,
-        r"Failed to dial target host",
-        r"CONNECTION_FAILED: no daemon answers at \S+ \(.*\): .*, or check the address and tls",
-        tokens=False,
-        token="ci.token",
     ),
 }
 
 
-def address(site: Site, wrong: Wrong) -> str:
-    return site.for_tokens if wrong.tokens else site.for_certificates
-
-
-@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
-def test_the_command(site: Site, wrong: Wrong) -> None:
-    words = ["--address", address(site, wrong)]
-    words += ["--ca-file", wrong.ca] if wrong.tls else []
-    words += ["--server-name", wrong.host] if wrong.host else []
-    words += ["--token-file", wrong.token] if wrong.token else []
-    done = site.run(["wasmkiln", *words, COMMANDS[wrong.method]])
-    assert done.returncode == wrong.code
-    assert re.fullmatch(f"error: {wrong.sentence}\n", done.stderr), done.stderr
-
-
-@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
-def test_grpcurl(site: Site, wrong: Wrong) -> None:
-    words = ["-cacert", wrong.ca] if wrong.tls else ["-plaintext"]
-    words += ["-authority", wrong.host] if wrong.host else []
-    if wrong.token:
-        words += ["-expand-headers", "-H", "authorization: Bearer ${TOKEN}"]
-    # The messages from files: reflection needs an identity too.
-    words += ["-import-path", str(ROOT / "protos"), "-proto", "wasmkiln/v1/module_service.proto"]
-    token = (site.folder / wrong.token).read_text().strip() if wrong.token else ""
-    done = site.run(
-        [
-            *(GRPCURL, "-connect-timeout", "5", *words, address(site, wrong)),
-            f"wasmkiln.v1.ModuleService/{METHODS[wrong.method]}",
-        ],
-        {"TOKEN": token},
-    )
-    assert done.returncode != 0
-    assert re.search(wrong.others, done.stderr), done.stderr
-    assert not token or token not in done.stdout + done.stderr
+@pytest.mark.parametrize(("words", "code", "sentence"), WRONG.values(), ids=WRONG)
+def test_the_command(site: Site, words: str, code: int, sentence: str) -> None:
+    done = site.run(["wasmkiln", "--address", site.for_tokens, *words.split()])
+    assert done.returncode == code
+    assert re.fullmatch(f"error: {sentence}\n", done.stderr), done.stderr
 
 
 def blocks(language: str) -> list[str]:
@@ -245,78 +146,27 @@ def test_an_example(site: Site, example: str) -> None:
     assert ("wasmkiln_" if "curl --" in example else identity(example)) in done.stdout
 
 
-def test_a_unix_socket_needs_nothing(site: Site) -> None:
-    socket = f"unix:{site.folder}/kiln.sock"
-    done = site.run(["wasmkiln", "--address", socket, "whoami", "--json"])
-    assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout)
-    assert answer["identity"] == socket
-    assert set(answer["roles"]) == {"read", "compile", "admin", "metrics"}
-    # A token counts before the socket.
-    done = site.run(["wasmkiln", "--address", socket, "--token-file", "reader.token", "whoami"])
-    assert "token:reader" in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("options", "scheme", "code", "words"),
-    [
-        ("--cacert ca.pem", "https", 22, "cannot tell who calls"),
-        ("--cacert ca.pem --oauth2-bearer wk_no_no", "https", 22, "does not know it"),
-        ("--cacert other/ca.pem", "https", 60, "certificate"),
-        ("", "http", 52, "Empty reply from server"),
-    ],
-)
-def test_curl(site: Site, options: str, scheme: str, code: int, words: str) -> None:
-    page = f"{scheme}://{site.admin}/metrics"
-    done = site.run(["curl", "-sS", "--fail-with-body", *options.split(), page])
-    assert done.returncode == code
-    assert words in done.stdout + done.stderr
-
-
-@pytest.fixture(scope="module")
-def node(site: Site) -> Node:
-    """Run a program of Node in the folder, with the client. Return its output."""
-    modules = str(node_package().folder / "node_modules")
-
-    def run(program: str, environ: Mapping[str, str]) -> str:
-        done = site.run(["node", "-e", program], {**environ, "NODE_PATH": modules})
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    return run
-
-
-@pytest.mark.npm
-def test_the_example_for_node(site: Site, node: Node) -> None:
-    [example] = blocks("js")
-    assert node(here(site, example), {}) == "token:ci\n"
-
-
-# The example, for every way to be wrong.
-CALLER = """
+# What Node's users read when the daemon's certificate is for another host.
+ANOTHER_HOST = """
 const { Client } = require('wasmkiln')
-const { ADDRESS, CA, HOST, TOKEN_FILE, METHOD } = process.env
-const kiln = new Client(ADDRESS, {
-  tls: CA && { ca: CA, serverName: HOST },
-  tokenFile: TOKEN_FILE || undefined,
-  timeoutMs: 20_000,
-})
-kiln[METHOD]().catch((error) => console.log(`${error.reason}: ${error.message}`))
+const tls = { ca: 'ca.pem', serverName: 'kiln.example.org' }
+const kiln = new Client(process.env.ADDRESS, { tls, timeoutMs: 20_000 })
+kiln.capabilities().catch((error) => console.log(`${error.reason}: ${error.message}`))
   .finally(() => kiln.close())
 """
+READ = (
+    r"CONNECTION_FAILED: no daemon answers at \S+ \(.*does not match certificate's altnames.*\): .*"
+    r", or check the address and tls\n"
+)
 
 
 @pytest.mark.npm
-@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
-def test_node(site: Site, node: Node, wrong: Wrong) -> None:
-    shown = node(
-        CALLER,
-        {
-            "ADDRESS": address(site, wrong),
-            "CA": wrong.ca if wrong.tls else "",
-            "HOST": wrong.host,
-            "TOKEN_FILE": wrong.token,
-            "METHOD": wrong.method,
-        },
-    )
-    assert re.match(wrong.node, shown), shown
+def test_node(site: Site) -> None:
+    [example] = blocks("js")
+    environ = {
+        "ADDRESS": site.for_tokens,
+        "NODE_PATH": str(node_package().folder / "node_modules"),
+    }
+    for program, printed in ((here(site, example), "token:ci\n"), (ANOTHER_HOST, READ)):
+        done = site.run(["node", "-e", program], environ)
+        assert re.fullmatch(printed, done.stdout), done.stdout + done.stderr

@@ -14,15 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
-from google.protobuf import descriptor_pb2
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.e2e.bearers import Metadata, add_token, bearer, reason_of, token_command
 from tests.e2e.daemon import ONE_ENGINE, Daemon, state_with
+from tests.e2e.grpcurl import Grpcurl
 from tests.e2e.over_tls import TlsSite
 from tests.e2e.programs import Installed
 from tests.web_tokens import TestIssuer, jwt_table
@@ -191,31 +189,16 @@ def table(who: Who) -> Mapping[str, str]:
 
 
 def test_every_rpc_has_a_row_and_no_other_has(site: Site) -> None:
-    assert set(RPCS) == set(rpcs_of(site.plain, everybody(site).metadata))
+    headers = (f"{key}: {value}" for key, value in everybody(site).metadata)
+    grpcurl = Grpcurl(site.plain.addresses[0], *headers)
+    listed = [grpcurl("list", service) for service in grpcurl("list").stdout.split()]
+    methods = [method for each in listed for method in each.stdout.split()]
+    assert sorted(RPCS) == sorted("/{0}/{2}".format(*each.rpartition(".")) for each in methods)
 
 
 def everybody(site: Site) -> Who:
     """Return the caller with all roles."""
     return next(who for who in site.callers if who.name == "all")
-
-
-def rpcs_of(daemon: Daemon, metadata: Metadata) -> Iterator[str]:
-    """Yield each RPC of the services that reflection lists, from their descriptors."""
-    asked = reflection_pb2.ServerReflectionRequest
-    with grpc.insecure_channel(daemon.addresses[0]) as channel:
-        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
-
-        def answer(request: Any) -> Any:
-            [found] = stub.ServerReflectionInfo(iter([request]), timeout=60, metadata=metadata)
-            return found
-
-        for listed in answer(asked(list_services="")).list_services_response.service:
-            found = answer(asked(file_containing_symbol=listed.name)).file_descriptor_response
-            for content in found.file_descriptor_proto:
-                file = descriptor_pb2.FileDescriptorProto.FromString(content)
-                for service in file.service:
-                    if f"{file.package}.{service.name}" == listed.name:
-                        yield from (f"/{listed.name}/{method.name}" for method in service.method)
 
 
 @pytest.mark.parametrize("over", ["plaintext", "TLS"])
@@ -269,14 +252,20 @@ def test_pages(site: Site, over: str) -> None:
         return http.client.HTTPSConnection(host, timeout=60, context=context)
 
     by_certificate = Who("builder", roles=frozenset({"compile"}))
+    if over != "plaintext":
+        plain = http.client.HTTPConnection(host, timeout=60)
+        with closing(plain), pytest.raises((OSError, http.client.HTTPException)):
+            _get(plain, "/healthz", everybody(site))
     with closing(connection()) as line:
         needs = needs_of_pages(line, everybody(site))
+    status_of = {"": 200, MISSING: 401, INVALID: 401}
     for who in site.callers:
         known = over == "TLS with a certificate" and who.refused == MISSING
+        caller = by_certificate if known else who
+        expected = {page: status_of.get(caller.verdict(need), 403) for page, need in needs.items()}
+        expected["/none"] = 401 if caller.refused else 403
         with closing(connection()) as line:
-            assert pages(line, who, needs) == statuses(by_certificate if known else who, needs), (
-                who.name
-            )
+            assert {page: _get(line, page, who)[0] for page in expected} == expected, who.name
 
 
 def needs_of_pages(line: http.client.HTTPConnection, who: Who) -> Mapping[str, Need]:
@@ -298,17 +287,3 @@ def _get(line: http.client.HTTPConnection, page: str, who: Who) -> tuple[int, st
     if answer.will_close:
         line.close()
     return answer.status, text
-
-
-def pages(
-    line: http.client.HTTPConnection, who: Who, needs: Mapping[str, Need]
-) -> Mapping[str, int]:
-    """Return the status of each page, and of one that is none."""
-    return {page: _get(line, page, who)[0] for page in (*needs, "/none")}
-
-
-def statuses(who: Who, needs: Mapping[str, Need]) -> Mapping[str, int]:
-    """Return the statuses by the table."""
-    of = {"": 200, MISSING: 401, INVALID: 401}
-    rows = {page: of.get(who.verdict(need), 403) for page, need in needs.items()}
-    return {**rows, "/none": 401 if who.refused else 403}

@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import pwd
 import shlex
-import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.daemon import Daemon
-from tests.e2e.programs import WASMKILND, installed_engines, run, why_not_as
+from tests.e2e.programs import WASMKILND, run, why_not_as
 
 SERVICE = 54321
 """A user without a name, as in containers."""
@@ -102,18 +100,3 @@ def test_as_a_module_the_line_names_the_interpreter(state: Path) -> None:
     line = line_in(refused.stderr)
     assert line[-7:] == [python, "-m", "wasmkilnd", "keys", "ls", "--state-dir", str(state)]
     assert run(*line).returncode == 0
-
-
-def test_what_the_refusal_says_serves(state: Path) -> None:
-    refused = run(WASMKILND, "serve", "--state-dir", str(state))
-    line = line_in(refused.stderr)
-    become = line[: line.index(WASMKILND)]
-    flags = ["--redis-url", "none", "--workers", "1"]
-    engines = state / "engines"
-    engines.mkdir(mode=0o700)
-    [wasmtime] = [e for e in installed_engines() if e.id == "wasmtime-50.0.1"]
-    subprocess.run(["cp", "-a", str(wasmtime.path), str(engines / wasmtime.id)], check=True)
-    run("chown", "-R", f"{SERVICE}:{SERVICE}", str(engines))
-    with Daemon(state, flags, command=[*become, WASMKILND]) as daemon, daemon.client() as client:
-        assert client.health() == "SERVING"
-        assert owners(state) == {SERVICE}

@@ -31,8 +31,6 @@ KILLS = int(os.environ.get("WASMKILN_TEST_KILLS", "3"))
 """How often a daemon is killed; each needs a start."""
 ENGINE = "wasmer-1.1.0"
 FLAGS = ("--workers", "1", "--redis-url", "none")
-LINES = 100
-"""How many lines of a flood of refusals are written at least."""
 _tags = itertools.count(1)
 
 
@@ -55,7 +53,7 @@ def audited(state: Path, path: Path, flags: Sequence[str] = ()) -> Daemon:
 
 
 def test_each_act_has_its_line_and_a_hit_has_none(lean_state_dir: Path, path: Path) -> None:
-    module = wasm.adder(next(_tags))
+    module, invalid = wasm.adder(next(_tags)), wasm.adder(next(_tags))[:-1]
     with audited(lean_state_dir, path) as daemon, daemon.client() as client:
         made = client.compile(module)
         client.compile(module)  # a hit, as is the next
@@ -66,7 +64,7 @@ def test_each_act_has_its_line_and_a_hit_has_none(lean_state_dir: Path, path: Pa
         with pytest.raises(NotWasm):
             client.compile(b"no module")
         with pytest.raises(ModuleInvalid):
-            client.load(wasm.adder(next(_tags))[:-1])
+            client.load(invalid)
         client.quarantined()
         client.evict(module_sha256=made.header.module_sha256)
         client.release(everything=True)
@@ -75,32 +73,24 @@ def test_each_act_has_its_line_and_a_hit_has_none(lean_state_dir: Path, path: Pa
         client.find_missing([made.header.module_sha256])
         client.drain()
         daemon.process.wait(120)
-    found = acts(path)
-    told = [(line["event"], line["method"].rpartition("/")[2], line["code"]) for line in found]
-    assert told == [
-        ("compile", "Compile", "OK"),
-        ("upload", "Load", "OK"),
-        ("compile", "Compile", "INVALID_ARGUMENT"),
-        ("upload", "Load", "INVALID_ARGUMENT"),
-        ("admin", "ListQuarantine", "OK"),
-        ("admin", "Evict", "OK"),
-        ("admin", "ReleaseQuarantine", "OK"),
-        ("admin", "Drain", "OK"),
+    found, sha256, bad = acts(path), made.header.module_sha256, "INVALID_ARGUMENT"
+    done = {"module": sha256, "engine": ENGINE, "origin": "compiled", "uploaded": True}
+    rows: list[tuple[str, str, str, dict[str, object]]] = [
+        ("compile", "Compile", "OK", {**done}),
+        ("upload", "Load", "OK", {"module": loaded.sha256}),
+        ("compile", "Compile", bad, {"reason": "NOT_WASM"}),
+        ("upload", "Load", bad, {"reason": "MODULE_INVALID", "module": wasm.digest(invalid)}),
+        ("admin", "ListQuarantine", "OK", {}),
+        ("admin", "Evict", "OK", {"module": sha256, "artifacts": 1}),
+        ("admin", "ReleaseQuarantine", "OK", {"released": 0}),
+        ("admin", "Drain", "OK", {}),
     ]
-    compiled, uploaded, no_wasm, invalid, _, evicted, released, _ = found
-    assert compiled["module"] == made.header.module_sha256
-    assert compiled["engine"] == ENGINE
-    assert compiled["origin"] == "compiled"
-    assert compiled["uploaded"] is True
-    assert compiled["peer"].startswith("127.0.0.1:")
-    assert compiled["request_id"]
-    assert uploaded["module"] == loaded.sha256
-    assert no_wasm["reason"] == "NOT_WASM"
-    assert invalid["reason"] == "MODULE_INVALID"
-    assert invalid["module"]
-    assert evicted["module"] == made.header.module_sha256
-    assert evicted["artifacts"] == 1
-    assert released["released"] == 0
+    for line, (event, method, code, fields) in zip(found, rows, strict=True):
+        told = (line["event"], line["method"].rpartition("/")[2], line["code"])
+        assert told == (event, method, code)
+        assert fields.items() <= line.items()
+    assert found[0]["peer"].startswith("127.0.0.1:")
+    assert found[0]["request_id"]
     start, *_, stop = lines(path)
     assert start["event"] == "start"
     assert len(start["key_id"]) == 64
@@ -280,30 +270,15 @@ def test_each_refusal_says_who_where_and_why(guarded: Guarded) -> None:
     [done] = guarded.lines("admin")
     assert (done["identity"], done["method"], done["code"]) == ("token:operator", evict, "OK")
     assert all(line["peer"].startswith("127.0.0.1:") for line in guarded.lines("refusal"))
+    with Caller(guarded.daemon) as stranger:  # Of a flood some have a line, and all are counted.
+        for _ in range(150):
+            assert verdict(stranger.stub.GetCapabilities, pb.GetCapabilitiesRequest())
+    assert guarded.daemon.stop() == 0
+    refusals = guarded.lines("refusal")
+    assert len(refusals) < len(told) + 150 == sum(line.get("left_out", 1) for line in refusals)
     text = guarded.path.read_text() + guarded.daemon.log
     for token in (unknown, guarded.reader, guarded.operator):
         assert token.rpartition("_")[2] not in text
-
-
-def test_a_flood_by_strangers_hides_no_honest_line_and_fills_no_disk(guarded: Guarded) -> None:
-    with Caller(guarded.daemon) as stranger, Caller(guarded.daemon) as honest:
-        for number in range(1500):
-            with pytest.raises(grpc.RpcError):
-                stranger.stub.GetCapabilities(pb.GetCapabilitiesRequest(), timeout=30)
-            if number % 500 == 0:
-                module = wasm.adder(10_000 + number)
-                metadata = bearer(guarded.operator)
-                assert list(honest.compile(module, engine=ENGINE, metadata=metadata))
-                assert guarded.evict(bearer(guarded.reader)) == "ROLE_MISSING admin"
-    assert len(guarded.lines("compile")) == 3
-    refused = guarded.lines("refusal")
-    assert sum(line["identity"] == "token:reader" for line in refused) == 3
-    strangers = [line for line in refused if not line["identity"]]
-    assert LINES <= len(strangers) < 3 * LINES
-    assert guarded.daemon.stop() == 0
-    left_out = sum(line.get("left_out", 0) for line in guarded.lines("refusal"))
-    written = [line for line in guarded.lines("refusal") if "left_out" not in line]
-    assert left_out + len(written) == 1500 + 3
 
 
 def test_what_changes_about_who_may_do_what_is_told(guarded: Guarded) -> None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import random
 import signal
-import time
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -19,6 +16,7 @@ from wasmkiln.v1 import module_service_pb2, types_pb2
 
 from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, RedisDaemon, fresh_state
+from tests.e2e.fixtures import serving
 from tests.e2e.processes import eventually
 from tests.e2e.programs import Installed
 from tests.e2e.stored_values import names_of
@@ -37,10 +35,7 @@ LIMIT_BYTES = 64 * 1024
 
 def settled(client: Client) -> None:
     """Wait until nothing waits to be written."""
-    deadline = time.monotonic() + 20
-    while client.stats().pending_writes:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    eventually(lambda: not client.stats().pending_writes, "a write waits")
 
 
 @dataclass(frozen=True)
@@ -197,13 +192,12 @@ def test_no_answer_waits_for_a_write_and_the_newest_writes_outlast_an_outage(sit
     assert site.client.compile(wasm.with_data(20_000, 0)).header.origin == COMPILED
 
 
-@pytest.fixture(scope="module")
-def small(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisDaemon]:
-    """A daemon with a small memory tier, and no other one."""
-    state = fresh_state(tmp_path_factory.mktemp("memory") / "state", engines=ONE_ENGINE)
-    flags = ("--redis-url", "none", "--memory-bytes", str(LIMIT_BYTES))
-    with RedisDaemon(state, flags) as running:
-        yield running
+small = serving(
+    *ONE_ENGINE,
+    flags=("--redis-url", "none", "--memory-bytes", str(LIMIT_BYTES)),
+    kind=RedisDaemon,
+)
+"""A daemon with a small memory tier, and no other one."""
 
 
 @pytest.fixture
@@ -214,20 +208,10 @@ def client(small: RedisDaemon) -> Iterator[Client]:
         yield one
 
 
-def memory(daemon: RedisDaemon, client: Client) -> module_service_pb2.TierStats:
-    """Return what Stats says of the tier, which metrics say too and which keeps its limit."""
-    stats = client.stats()
-    assert (stats.redis_mode, stats.redis_up) == ("none", False)
-    [tier] = [each for each in stats.tiers if each.tier == "memory"]
-    with urllib.request.urlopen(f"{daemon.admin_url}/metrics") as answer:
-        page = answer.read().decode()
-    for name in ("entries", "bytes", "limit_bytes", "evictions"):
-        metric = "evictions_total" if name == "evictions" else name
-        value = page.partition(f'\nwasmkiln_tier_{metric}{{tier="memory"}} ')[2].split()[0]
-        assert float(value) == getattr(tier, name)
-    assert tier.limit_bytes == LIMIT_BYTES
-    assert 0 <= tier.bytes <= LIMIT_BYTES
-    assert (tier.bytes == 0) == (tier.entries == 0)
+def memory(client: Client) -> module_service_pb2.TierStats:
+    """Return what Stats says of the tier, which keeps its limit."""
+    [tier] = [each for each in client.stats().tiers if each.tier == "memory"]
+    assert 0 <= tier.bytes <= tier.limit_bytes == LIMIT_BYTES
     return tier
 
 
@@ -235,49 +219,12 @@ def origin(client: Client, module: bytes) -> types_pb2.Origin:
     return client.compile(module).header.origin
 
 
-def test_the_sums_are_right_after_every_step(small: RedisDaemon, client: Client) -> None:
-    dice = random.Random(1)
-    for _ in range(20):
-        before = memory(small, client)
-        module = wasm.with_data(dice.choice((10, 1000, 9000, 30_000)), dice.randrange(4))
-        if dice.random() < 0.3:
-            gone = client.evict(module_sha256=wasm.digest(module))
-            after = memory(small, client)
-            assert before.entries - after.entries == gone.artifacts + gone.modules
-            assert before.bytes - after.bytes == gone.bytes
-            assert after.evictions == before.evictions  # Those make room for others.
-        else:
-            made = client.compile(module).header
-            after = memory(small, client)
-            if made.origin == MEMORY:
-                assert (after.entries, after.bytes) == (before.entries, before.bytes)
-            elif after.evictions == before.evictions:
-                assert after.entries > before.entries
-                assert after.bytes >= before.bytes + made.size_bytes
-    before = memory(small, client)
-    assert before.evictions
-    gone = client.evict(everything=True)
-    assert (gone.artifacts + gone.modules, gone.bytes) == (before.entries, before.bytes)
-    assert memory(small, client).entries == 0
-
-
-def test_what_is_compiled_anew_is_counted_once(small: RedisDaemon, client: Client) -> None:
-    client.compile(wasm.adder(1))
-    once = memory(small, client)
-    for _ in range(3):
-        assert client.compile(wasm.adder(1), skip_cache_lookup=True).header.origin == COMPILED
-    again = memory(small, client)
-    assert again.entries == once.entries
-    # The time that the compile took is part of it, and has more digits or fewer.
-    assert abs(again.bytes - once.bytes) < 100
-
-
-def test_the_least_recently_used_goes_first(small: RedisDaemon, client: Client) -> None:
-    evictions = memory(small, client).evictions
+def test_the_least_recently_used_goes_first(client: Client) -> None:
+    evictions = memory(client).evictions
     used = wasm.adder(0)
     client.compile(used)
     others: list[bytes] = []
-    while memory(small, client).evictions < evictions + 6:
+    while memory(client).evictions < evictions + 6:
         others.append(wasm.adder(1 + len(others)))
         assert origin(client, others[-1]) == COMPILED
         assert origin(client, used) == MEMORY
@@ -287,13 +234,11 @@ def test_the_least_recently_used_goes_first(small: RedisDaemon, client: Client) 
     assert origin(client, others[0]) == COMPILED
 
 
-def test_what_can_never_fit_or_is_not_there_evicts_nothing(
-    small: RedisDaemon, client: Client
-) -> None:
+def test_what_can_never_fit_or_is_not_there_evicts_nothing(client: Client) -> None:
     held = [wasm.adder(tag) for tag in range(4)]
     for module in held:
         client.compile(module)
-    before = memory(small, client)
+    before = memory(client)
     for _ in range(2):
         found = client.compile(wasm.with_data(2 * LIMIT_BYTES, 1))
         assert found.header.origin == COMPILED
@@ -303,12 +248,13 @@ def test_what_can_never_fit_or_is_not_there_evicts_nothing(
         client.evict(engine="wasmtime-1.0.0", tier="memory"),
     ):
         assert (gone.artifacts, gone.modules, gone.bytes) == (0, 0, 0)
-    after = memory(small, client)
+    after = memory(client)
     assert (after.entries, after.bytes) == (before.entries, before.bytes)
     assert after.evictions == before.evictions
     assert {origin(client, module) for module in held} == {MEMORY}
     gone = client.evict(module_sha256=wasm.digest(held[0]))
     assert (gone.artifacts, gone.modules) == (1, 1)
+    assert after.bytes - memory(client).bytes == gone.bytes
     missing = client.find_missing(map(wasm.digest, held))
     assert [key.module_sha256 for key in missing] == [wasm.digest(held[0])]
     gone = client.evict(engine=ENGINE)

@@ -19,7 +19,7 @@ from wasmkiln import Artifact
 from tests.e2e import wasm
 from tests.e2e.daemon import TWO_ENGINES, RedisDaemon, fresh_state
 from tests.e2e.processes import embedded, eventually
-from tests.e2e.programs import WASMKILND, Installed
+from tests.e2e.programs import WASMKILND, Installed, without_settings
 from tests.e2e.signing_keys import KeyDirectory
 from tests.e2e.stored_values import flipped, names_of, value_of
 from tests.e2e.test_cache import REDIS, settled
@@ -41,9 +41,8 @@ class Site:
     @property
     def environ(self) -> dict[str, str]:
         """The environment of daemons and tools, without what the user of the tests has set."""
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith("WASMKILN_")}
         url = {"WASMKILN_REDIS_URL": self.url} if self.url else {}
-        return {**inherited, **url, "WASMKILN_STATE_DIR": str(self.state)}
+        return {**without_settings(), **url, "WASMKILN_STATE_DIR": str(self.state)}
 
     @property
     def keys(self) -> KeyDirectory:
@@ -122,14 +121,6 @@ def site(warm: Warm) -> Site:
     return warm.site
 
 
-@pytest.fixture
-def there(warm: Warm, tmp_path: Path) -> Site:
-    """Another site, with an embedded server, which trusts the keys of the first."""
-    other = Site(fresh_state(tmp_path / "there", own_keys=True, engines=TWO_ENGINES))
-    (other.state / "keys").symlink_to(warm.site.state / "keys")
-    return other
-
-
 def test_the_embedded_cache_is_seen_whether_a_daemon_runs_or_not(state_dir: Path) -> None:
     site = Site(state_dir)
     assert b"no daemon has run with the state directory" in site(1, "ls").stderr
@@ -165,65 +156,8 @@ def test_the_embedded_cache_is_seen_whether_a_daemon_runs_or_not(state_dir: Path
         assert client.compile(ONE, engine="wasmtime").header.origin == REDIS
 
 
-def test_values_are_chosen_sorted_and_added_up(site: Site, warm: Warm) -> None:
-    """The answers are about what users know: modules, engines, sizes, keys."""
-    rows = site.rows()
-    assert [row["module"] for row in rows] == sorted(row["module"] for row in rows)
-    assert {row["signed_by"] for row in rows} == {site.keys.public.id}
-    assert {
-        (row["module"], row["engine"]): row["raw_bytes"]
-        for row in rows
-        if row["what"] == "artifact"
-    } == {
-        (made.header.module_sha256, made.header.engine.id): made.header.size_bytes
-        for made in warm.made.values()
-    }
-    modules = {row["module"]: row["raw_bytes"] for row in rows if row["what"] == "module"}
-    assert modules == {wasm.digest(module): len(module) for module in (ONE, TWO, LARGE)}
-    first = wasm.digest(ONE)
-    chosen = site.rows("--module", first[:10], "--engine", "wasmtime")
-    assert [(row["module"], row["engine"]) for row in chosen] == [(first, "wasmtime-50.0.1")]
-    total = json.loads(site(0, "ls", "--totals", "--json").stdout)["total"]
-    assert total["values"] == 7
-    for size in ("raw_bytes", "stored_bytes"):
-        assert total[size] == sum(row[size] for row in rows)
-
-
-def test_what_is_chosen_is_removed_and_pins_stay(site: Site) -> None:
-    first, other = wasm.digest(ONE), wasm.digest(TWO)
-    with site.daemon() as daemon, daemon.client() as client:
-        client.pin(other)
-        eventually(
-            lambda: {row["expires_in_s"] for row in site.rows("--module", other)} == {None},
-            "the pin does not reach Redis",
-        )
-
-    def removed(*words: str) -> Any:
-        return json.loads(site(0, "rm", *words, "--json").stdout)["removed"]
-
-    assert removed("--engine", "wasmer")["artifacts"] == 1
-    assert not site.rows("--engine", "wasmer")
-    told = site(0, "rm", "--module", first[:12]).stdout
-    assert b"removed: artifacts=1, modules=1, bytes=" in told
-    assert not site.rows("--module", first)
-    site(2, "rm", "--all")
-    gone = removed("--all", "--yes")
-    assert (gone["artifacts"], gone["modules"], gone["pinned"]) == (1, 1, 2)
-    assert {row["module"] for row in site.rows()} == {other}
-    site(0, "rm", "--module", other, "--pinned")
-    assert site.rows() == []
-
-
-def test_a_scrub_with_the_wrong_keys_deletes_nothing(site: Site, tmp_path: Path) -> None:
-    lost = Site(fresh_state(tmp_path / "lost", own_keys=True), site.url)
-    assert lost.keys.pair()
-    findings, _ = lost.scrub(3)
-    assert len(findings) == 7
-    assert {(each["cause"], each["deleted"]) for each in findings} == {("stranger", False)}
-    assert site.scrub(0)[1]["artifacts"] == 4
-
-
 def test_a_warm_cache_moves_to_another_site(site: Site, warm: Warm, tmp_path: Path) -> None:
+    """By a file, and through a pipe what is not damaged."""
     file = tmp_path / "warm.tar"
     done = site(0, "export", str(file))
     assert b"exported: artifacts=4, modules=3, " in done.stdout
@@ -234,8 +168,25 @@ def test_a_warm_cache_moves_to_another_site(site: Site, warm: Warm, tmp_path: Pa
     for words in (b"7 stranger", b"wasmkilnd keys trust", site.keys.public.id.encode()):
         assert words in refused
     there.keys.run("trust", site.keys.public.hex)
+    with site.direct() as client:
+        damaged = names_of(client, wasm.digest(TWO))
+        for name in damaged:
+            client.set(name, flipped(value_of(client, name), -1))
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with site.begin("export", "-", "--engine", "wasmtime", **pipes) as take:
+        put = there.begin("import", "-", stdin=take.stdout)
+        assert take.stdout
+        take.stdout.close()
+        assert (take.wait(60), put.wait(60)) == (3, 0)
+    assert {(row["what"], row["module"]) for row in there.rows()} == {
+        (what, wasm.digest(made)) for what in ("module", "artifact") for made in (ONE, LARGE)
+    }
+    findings, summary = site.scrub(3)
+    assert {each["name"].encode() for each in findings} == damaged
+    assert summary["deleted"] == 2
     done = there(0, "import", str(file), "--json")
-    assert json.loads(done.stdout)["imported"]["artifacts"] == 4
+    imported = json.loads(done.stdout)["imported"]
+    assert (imported["artifacts"], imported["kept"]) == (2, 4)
     assert {row["signed_by"] for row in there.rows()} == {site.keys.public.id} != {own.id}
     with there.daemon() as daemon, daemon.client() as client:
         for module, engine in MADE[:3]:
@@ -245,37 +196,6 @@ def test_a_warm_cache_moves_to_another_site(site: Site, warm: Warm, tmp_path: Pa
         # The modules came along: nothing has to be uploaded for another level.
         made = client.compile(wasm.digest(TWO), engine="wasmtime", cpu="baseline")
         assert made.header.size_bytes
-
-
-def test_what_is_damaged_is_not_exported_and_scrub_deletes_it(site: Site, there: Site) -> None:
-    """Through a pipe."""
-    with site.direct() as client:
-        damaged = names_of(client, wasm.digest(TWO))
-        for name in damaged:
-            client.set(name, flipped(value_of(client, name), -1))
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        with site.begin("export", "-", "--engine", "wasmtime", **pipes) as take:
-            put = there.begin("import", "-", stdin=take.stdout)
-            assert take.stdout
-            take.stdout.close()
-            assert (take.wait(60), put.wait(60)) == (3, 0)
-        assert {(row["what"], row["module"]) for row in there.rows()} == {
-            (what, wasm.digest(made)) for what in ("module", "artifact") for made in (ONE, LARGE)
-        }
-        findings, summary = site.scrub(3)
-        assert {each["name"].encode() for each in findings} == damaged
-        assert (summary["deleted"], client.exists(*damaged)) == (2, 0)
-    assert site.scrub(0)[1]["artifacts"] == 3
-
-
-def test_without_a_server_one_sentence_says_so(site: Site, tmp_path: Path) -> None:
-    nobody = Site(site.state, f"unix://:hidden@{tmp_path}/nobody.sock")
-    told = nobody(1, "export", str(tmp_path / "x.tar")).stderr
-    assert told.startswith(b"error: Redis at unix://")
-    assert told.count(b"\n") == 1
-    assert b"cannot reach Redis" in told
-    assert b"hidden" not in told
-    assert not (tmp_path / "x.tar").exists()
 
 
 def test_an_interrupted_export_leaves_no_file(site: Site, tmp_path: Path) -> None:

@@ -4,32 +4,26 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import wasmtime
-from wasmkiln import AsyncClient, Client, IncompatibleEngine, engine_of, errors
+from wasmkiln import Client, IncompatibleEngine, engine_of, errors
 from wasmkiln.host_store import Engines
 
 from tests.e2e import wasm
-from tests.e2e.bearers import add_token
-from tests.e2e.daemon import TWO_ENGINES, Daemon, fresh_state
+from tests.e2e.daemon import TWO_ENGINES, Daemon
+from tests.e2e.fixtures import serving
 from tests.e2e.in_engine import run_script
-from tests.e2e.processes import eventually
 from tests.e2e.programs import WASMKILN, Installed, run
 
 NOBODY = "127.0.0.1:1"
 SETTINGS: list[dict[str, str]] = [{}, {"consume_fuel": "true"}]
 
 
-@pytest.fixture(scope="module")
-def kiln(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A daemon with a host store of its own."""
-    state = fresh_state(tmp_path_factory.mktemp("kiln") / "state", engines=TWO_ENGINES)
-    with Daemon(state) as daemon:
-        yield daemon
+kiln = serving(*TWO_ENGINES)
+"""A daemon with a host store of its own."""
 
 
 @pytest.fixture(scope="module")
@@ -180,64 +174,6 @@ def test_the_command_prints_the_path(kiln: Daemon, store: Path, tmp_path: Path) 
     assert path(NOBODY).stdout == first.stdout
 
 
-def test_fast_code_is_swapped_for_optimised_code(kiln: Daemon, store: Path) -> None:
-    module = wasm.adder(307)
-    with kiln.client(host_store_dir=store) as client:
-        first = client.module(module, engine="wasmtime", accept_fast=True)
-        assert add(first) == 42
-
-        def best() -> wasmtime.Module:
-            return client.module(module, engine="wasmtime", accept_fast=True)
-
-        eventually(lambda: best() is not first, "it stays")
-        assert add(best()) == 42
-        assert client.module(module, engine="wasmtime") is best()
-    with Client(NOBODY, host_store_dir=store, max_attempts=1) as alone:
-        settings = {"strategy": "winch"}
-        assert add(alone.module(module, engine="wasmtime", settings=settings)) == 42
-
-
-def test_whoever_the_daemon_refuses_compiles_nothing_here(
-    engines: Installed, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    state = fresh_state(tmp_path / "state", engines=TWO_ENGINES)
-    policy = tmp_path / "policy.toml"
-    policy.write_text(
-        '[[rule]]\nidentity = "token:reader"\nroles = ["read"]\n'
-        '[[rule]]\nidentity = "token:once"\nroles = ["compile"]\nquota = "once"\n'
-        "[quota.once]\ncompiles_per_minute = 1\n"
-    )
-    tokens = {name: add_token(state, name, "read") for name in ("reader", "once")}
-    ours, theirs, third = (wasm.adder(number) for number in (308, 309, 310))
-    options: dict[str, Any] = {"host_store_dir": "none", "timeout_s": 30}
-    with Daemon(state, ("--policy-file", str(policy), "--redis-url", "none")) as daemon:
-
-        def module(who: str, source: bytes) -> Any:
-            with Client(daemon.address, token=tokens[who], **options) as client:
-                return client.module(source, engine="wasmtime", fallback="compile")
-
-        with caplog.at_level("WARNING", "wasmkiln"):
-            assert add(module("once", ours)) == 42
-            assert add(module("reader", ours)) == 42, "a hit"
-            with pytest.raises(errors.RoleMissing):
-                module("reader", theirs)
-            with pytest.raises(errors.QuotaExceeded):
-                module("once", theirs)
-            with pytest.raises(errors.CredentialsMissing), Client(daemon.address) as client:
-                client.module(theirs, engine="wasmtime", fallback="compile")
-        assert not caplog.records
-    with caplog.at_level("WARNING", "wasmkiln"):
-        assert add(module("once", third)) == 42, "the daemon has ended"
-    assert f"compiling module {wasm.digest(third)} here" in caplog.text
-
-
-def test_wasmtime_component(client: Client) -> None:
-    artifact = client.compile(wasm.from_text("(component)"))
-    from wasmtime import component
-
-    assert isinstance(artifact.load(), component.Component)
-
-
 def test_settings_come_along(client: Client) -> None:
     artifact = client.compile(
         wasm.adder(41), engine="wasmtime-50.0.1", settings={"consume_fuel": "true"}
@@ -282,15 +218,6 @@ def test_what_cannot_be_loaded_is_refused(client: Client) -> None:
     foreign = client.compile(wasm.adder(42), engine="wasmer", target="aarch64-apple-darwin")
     with pytest.raises(IncompatibleEngine):
         foreign.load()
-
-
-async def test_the_asynchronous_client_does_the_same(daemon: Daemon) -> None:
-    async with AsyncClient(daemon.address) as client:
-        artifact = await client.compile(wasm.adder(43), engine="wasmtime-50.0.1")
-        assert isinstance(artifact.load(), wasmtime.Module)
-        assert (await client.stats()).redis_up
-        assert await client.find_missing([artifact.header.module_sha256]) != []  # wasmer's
-        assert await client.health() == "SERVING"
 
 
 def test_wasmer_module(client: Client, engines: Installed, tmp_path: Path) -> None:

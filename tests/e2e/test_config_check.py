@@ -11,6 +11,7 @@ import pytest
 
 from tests.e2e import programs
 from tests.e2e.programs import WASMKILND
+from tests.e2e.signing_keys import KeyDirectory, KeyPair
 
 QUIET = ("--redis-url", "none", "--listen", "127.0.0.1:0", "--admin-listen", "none")
 
@@ -37,54 +38,82 @@ def test_what_is_right_is_shown_and_makes_nothing(state: Path) -> None:
     assert sorted(state.rglob("*")) == before
 
 
-@pytest.mark.parametrize(
-    ("flags", "environ", "says"),
-    [
-        ((), {"WASMKILN_SIGNING_KEY": "secret-nonsense"}, "WASMKILN_SIGNING_KEY: "),
-        (("--default-engine", "wasmtime-49.0.0"), {}, "WASMKILN_DEFAULT_ENGINE: "),
-        (("--engine-alias", "wasmtime=wasmtime-49.0.0"), {}, "engine_alias: wasmtime stands for"),
-        (("--audit-file", "{tmp}/none/audit"), {}, "cannot write the audit to {tmp}/none/audit"),
-        (("--trusted-keys", "{tmp}/none"), {}, "WASMKILN_TRUSTED_KEYS: "),
-        (
-            (),
-            {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://[::1]:1", "OTEL_EXPORTER_OTLP_TIMEOUT": "x"},
-            "cannot send traces: one of the variables OTEL_*: ",
-        ),
-    ],
-    ids=["signing key", "default engine", "alias", "audit", "trusted keys", "collector"],
-)
+SECRET = "secret-nonsense"
+OTEL = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://[::1]:1", "OTEL_EXPORTER_OTLP_TIMEOUT": "x"}
+# By what cannot be used: flags, variables, and how the sentence begins. {tmp} is a folder.
+UNUSABLE: dict[str, tuple[str, dict[str, str], str]] = {
+    "signing key": ("", {"WASMKILN_SIGNING_KEY": SECRET}, "WASMKILN_SIGNING_KEY: "),
+    "default engine": ("--default-engine wasmtime-49.0.0", {}, "WASMKILN_DEFAULT_ENGINE: "),
+    "alias": (
+        "--engine-alias wasmtime=wasmtime-49.0.0",
+        {},
+        "engine_alias: wasmtime stands for wasmtime-49.0.0, which is not installed; installed are:"
+        " wasmtime-50.0.1",
+    ),
+    "audit": ("--audit-file {tmp}/none/x", {}, "cannot write the audit to {tmp}/none/x: "),
+    "trusted keys": ("--trusted-keys {tmp}/none", {}, "WASMKILN_TRUSTED_KEYS: "),
+    "a key that is revoked": ("--keys-dir {tmp}/revoked", {}, "cannot sign with "),
+    # Also where it would sign with another one.
+    "keys that others can add": (
+        "--keys-dir {tmp}/open",
+        {"WASMKILN_SIGNING_KEY": KeyPair().base64},
+        "cannot use {tmp}/open: other users may write to it",
+    ),
+    "collector": ("", OTEL, "cannot send traces: one of the variables OTEL_*: "),
+    "policy": ("--policy-file {tmp}/none", {}, "cannot use policy {tmp}/none: there is no such"),
+    "namespaces": (
+        "--policy-file {tmp}/greedy.toml",
+        {},
+        "cannot serve the namespaces of policy and tokens: ",
+    ),
+    "TLS": (
+        "--tls-cert-file {tmp}/none --tls-key-file {tmp}/none",
+        {},
+        "cannot use tls_cert_file {tmp}/none: there is no such file",
+    ),
+    "advisories": ("--advisories-file {tmp}/none", {}, "cannot use advisories_file {tmp}/none: "),
+}
+
+
+@pytest.mark.parametrize(("flags", "environ", "says"), UNUSABLE.values(), ids=UNUSABLE)
 def test_both_say_the_same_before_any_engine_starts(
-    state: Path, tmp_path: Path, flags: tuple[str, ...], environ: dict[str, str], says: str
+    state: Path, tmp_path: Path, flags: str, environ: dict[str, str], says: str
 ) -> None:
-    flags = tuple(each.format(tmp=tmp_path) for each in flags)
-    checked = run("config", state, *flags, **environ)
+    (tmp_path / "greedy.toml").write_text('[namespace.a]\nmemory_bytes = "1000GiB"\n')
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o707)
+    revoked = KeyDirectory(tmp_path / "revoked")
+    revoked.revoke_since(revoked.public.id, 4_102_444_800_000)  # A date has no meaning any more.
+    words = flags.format(tmp=tmp_path).split()
+    checked = run("config", state, *words, **environ)
     assert checked.returncode == 2
     [sentence] = checked.stderr.splitlines()
     assert sentence.startswith(f"error: {says.format(tmp=tmp_path)}")
-    assert "secret-nonsense" not in sentence
+    assert environ.get("WASMKILN_SIGNING_KEY", SECRET) not in sentence
     assert checked.stdout == ""
-    served = run("serve", state, *flags, **environ)
+    served = run("serve", state, *words, **environ)
     assert served.returncode == 1
     assert served.stderr.splitlines()[-1] == sentence
     assert "wasmtime worker" not in served.stderr
 
 
+NO_SETTINGS = {"WASMKILN_MEMORY_BITES": "1", "WASMKILN_COMPILE_TIMEOUT_S": "soon"}
+
+
 @pytest.mark.parametrize(
     ("flags", "environ", "words"),
     [
-        ((), {"WASMKILN_MEMORY_BITES": "1"}, ["WASMKILN_MEMORY_BITES", "WASMKILN_MEMORY_BYTES"]),
-        (("--workers", "-1"), {}, ["workers"]),
-        ((), {"WASMKILN_COMPILE_TIMEOUT_S": "soon"}, ["WASMKILN_COMPILE_TIMEOUT_S", "soon"]),
-        (("--listen", "0.0.0.0:1"), {}, ["allow"]),
-        (("--redis-url", "http://x"), {}, ["redis"]),
-        (("--config", "/nothing.toml"), {}, ["/nothing.toml"]),
+        ("--workers -1", NO_SETTINGS, [*NO_SETTINGS, "WASMKILN_MEMORY_BYTES", "soon", "workers"]),
+        ("--listen 0.0.0.0:1", {}, ["allow"]),
+        ("--redis-url http://x", {}, ["redis"]),
+        ("--config /nothing.toml", {}, ["/nothing.toml"]),
     ],
 )
 def test_what_is_no_setting_is_refused_by_both(
-    state: Path, flags: tuple[str, ...], environ: dict[str, str], words: list[str]
+    state: Path, flags: str, environ: dict[str, str], words: list[str]
 ) -> None:
     for command in ("config", "serve"):
-        done = run(command, state, *flags, **environ)
+        done = run(command, state, *flags.split(), **environ)
         assert done.returncode == 2
         assert "Traceback" not in done.stderr
         assert done.stdout == ""

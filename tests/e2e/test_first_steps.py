@@ -1,4 +1,4 @@
-"""What one does first works as five-minutes.md and secure.md say, command by command."""
+"""What one does first works as five-minutes.md says, command by command."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.e2e.processes import eventually
 from tests.e2e.programs import ROOT, Installed, search_path, without_settings
 from tests.servers.redis_server import free_ports
 
-START = ROOT / "docs" / "start"
+PAGE = ROOT / "docs" / "start" / "five-minutes.md"
 _SOON_S = 30.0
 
 
@@ -31,9 +31,9 @@ def check(shell: Shell, command: Command, within_s: float = 0) -> None:
 class Terminals:
     """A folder, a state directory, ports instead of those of the page, and terminals."""
 
-    def __init__(self, folder: Path, page: str) -> None:
+    def __init__(self, folder: Path) -> None:
         self.ports = free_ports(2)
-        text = (START / page).read_text()
+        text = PAGE.read_text()
         self.text = text.replace("50051", str(self.ports[0])).replace("9464", str(self.ports[1]))
         self.folder = folder / "folder"
         self.folder.mkdir()
@@ -82,8 +82,8 @@ class Terminals:
 
 
 def test_zero_to_a_cached_module(engines: Installed, tmp_path: Path) -> None:
-    at = Terminals(tmp_path, "five-minutes.md")
-    [[serve], compiles, [run], [again]] = sessions(at.text)
+    at = Terminals(tmp_path)
+    [[serve], compiles, [run], [again], *_] = sessions(at.text)
     [program] = re.findall(r"^```python\n(.*?)^```$", at.text, re.MULTILINE | re.DOTALL)
     (at.folder / "run.py").write_text(program)
     shell = at.shell(WASMKILN_ADDRESS=f"127.0.0.1:{at.ports[0]}")
@@ -95,8 +95,8 @@ def test_zero_to_a_cached_module(engines: Installed, tmp_path: Path) -> None:
 
 
 def test_one_daemon_tls_and_three_tokens(engines: Installed, tmp_path: Path) -> None:
-    at = Terminals(tmp_path, "secure.md")
-    [first, second, later] = sessions(at.text)
+    at = Terminals(tmp_path)
+    [*_, first, second, later] = sessions(at.text)
     assert first[-1].text.startswith("wasmkilnd serve ")
     terminal, other = at.shell(), at.shell()
     for command in first[:-1]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -14,16 +13,15 @@ from typing import Any
 
 import grpc
 import pytest
-import redis
 from wasmkiln import AsyncClient, ConnectionFailed
 from wasmkiln.v1 import types_pb2
 
 from tests.e2e import wasm
 from tests.e2e.callers import Caller, header_of, held_worker, modules, outcome_of, stopped_job
 from tests.e2e.daemon import RedisDaemon, fresh_state
-from tests.e2e.processes import eventually, jobs_of, send
-from tests.e2e.programs import Installed
-from tests.servers.redis_server import RedisServer, binary_of, redis_server
+from tests.e2e.fixtures import a_valkey
+from tests.e2e.processes import eventually, jobs_of
+from tests.servers.redis_server import RedisServer
 
 DAEMONS = 4
 CALLS = 200
@@ -33,10 +31,7 @@ ENGINE = "wasmtime-50.0.1"
 SLOW_ENGINE = "wasmer-1.1.0"
 
 
-@pytest.fixture
-def valkey(tmp_path: Path, engines: Installed) -> Iterator[RedisServer]:
-    with redis_server(binary_of("valkey"), tmp_path / "server") as running:
-        yield running
+valkey = a_valkey()
 
 
 @pytest.fixture
@@ -159,54 +154,19 @@ def test_what_waits_at_one_daemon_is_compiled_by_another(fleet: list[RedisDaemon
     # A daemon that ends leaves what it compiles to one other.
     ending, *others = fleet
     before = compiles(*others)
-    module = wasm.many_functions(5_000, tag=-1)
     with ExitStack() as stack:
         ended, *callers = [stack.enter_context(Caller(daemon)) for daemon in fleet]
-        call = ended.compile(module)
-        eventually(lambda: jobs_of(ending.pid), "no job started")
-        os.kill(jobs_of(ending.pid)[0], signal.SIGSTOP)
-        waits = [caller.compile(module) for caller in callers]
+        asked: list[bytes] = []
+
+        def begin(module: bytes) -> Any:
+            asked.append(module)
+            return ended.compile(module)
+
+        _, call = stopped_job(ending, begin)
+        waits = [caller.compile(asked[-1]) for caller in callers]
         eventually(lambda: all(each.metric("flights") == 1 for each in others), "they do not wait")
         assert ending.stop() == 0
         assert outcome_of(call) is not grpc.StatusCode.OK
         headers = [header_of(wait) for wait in waits]
     assert len({header.artifact_sha256 for header in headers}) == 1
     assert compiles(*others) == before + 1
-
-
-def test_a_stranger_who_writes_leases_back_holds_no_call_for_long(
-    tmp_path: Path, valkey: RedisServer
-) -> None:
-    """No longer than a compile may take, and a lease; then the daemon compiles alone."""
-    environ = {"WASMKILN_REDIS_URL": valkey.url, "WASMKILN_COMPILE_TIMEOUT_S": "10"}
-    states = [fresh_state(tmp_path / name, engines=(ENGINE,)) for name in ("dies", "waits")]
-    with (
-        RedisDaemon(states[0], environ=environ) as dies,
-        RedisDaemon(states[1], environ=environ) as waits,
-        redis.Redis.from_url(valkey.url) as direct,
-        Caller(dies) as first,
-        Caller(waits) as second,
-    ):
-        asked: list[bytes] = []
-
-        def begin(module: bytes) -> Any:
-            asked.append(module)
-            return first.compile(module)
-
-        job, _ = stopped_job(dies, begin)
-        pattern = f"*{wasm.digest(asked[-1])}*"
-        copies: set[tuple[bytes, Any]] = set()
-        for _ in range(40):  # Two seconds: a lease is renewed meanwhile.
-            copies |= {(name, direct.get(name)) for name in direct.scan_iter(pattern)}
-            time.sleep(0.05)
-        assert copies
-        dies.kill()
-        send(signal.SIGCONT, job)
-        with ThreadPoolExecutor(1) as threads:
-            answer = threads.submit(header_of, second.compile(asked[-1]))
-            while not answer.done():
-                for name, value in copies:
-                    if value is not None:
-                        direct.set(name, value)
-                    time.sleep(0.05)
-        assert answer.result().origin == types_pb2.ORIGIN_COMPILED

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import base64
-import hashlib
-from pathlib import Path
 
 import grpc
 import pytest
-import zstandard
 from google.protobuf import descriptor_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
@@ -82,36 +79,6 @@ def test_a_small_artifact_is_in_the_header_for_callers_that_say_so(grpcurl: Grpc
         assert answer == [inline, *chunks]
     wish = {**module, "inline_limit_bytes": 65_536, "omit_artifact": True}
     assert grpcurl.json(compile_, wish) == [inline]
-
-
-def test_a_caller_gets_a_file_or_stored_pieces_only_if_it_says_so(grpcurl: Grpcurl) -> None:
-    compile_ = "wasmkiln.v1.ModuleService/Compile"
-    module = {"module": base64.b64encode(wasm.adder(102)).decode(), "engine": "wasmtime"}
-    header, *chunks = grpcurl.json(compile_, module)
-    artifact = b"".join(base64.b64decode(part["chunk"]) for part in chunks)
-    sha256 = header["header"]["artifact_sha256"]
-    [found] = grpcurl.json(
-        compile_, {**module, "accept_host_file": True, "inline_limit_bytes": 65_536}
-    )
-    file = found["header"]["host_file"]
-    content = Path(file["path"]).read_bytes()
-    assert content == artifact
-    assert hashlib.sha256(content).hexdigest() == sha256
-    status = Path(file["path"]).stat()
-    assert (status.st_dev, status.st_ino) == (int(file["device"]), int(file["inode"]))
-    for _ in range(50):  # Until it is written to Redis, the daemon has it at hand.
-        for tier in ("TIER_MEMORY", "TIER_HOST_STORE"):
-            grpcurl.json("wasmkiln.v1.AdminService/Evict", {"all": True, "tier": tier})
-        packed, *pieces = grpcurl.json(compile_, {**module, "accept_encodings": ["br", "zstd"]})
-        if packed["header"]["origin"] == "ORIGIN_REDIS":
-            break
-    assert packed["header"]["content_encoding"] == "zstd"
-    stored = b"".join(base64.b64decode(piece["chunk"]) for piece in pieces)
-    assert len(stored) < len(artifact)
-    assert zstandard.ZstdDecompressor().decompressobj().decompress(stored) == artifact
-    plain, *chunks = grpcurl.json(compile_, module)
-    assert not {"host_file", "content_encoding", "inline_artifact"} & plain["header"].keys()
-    assert b"".join(base64.b64decode(chunk["chunk"]) for chunk in chunks) == artifact
 
 
 def test_health_and_channelz(grpcurl: Grpcurl) -> None:

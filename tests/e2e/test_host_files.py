@@ -294,7 +294,7 @@ def test_what_is_gone_replaced_or_mapped(kiln: tuple[Daemon, Client], site: Site
     served(kiln, site)
     site.check_mended(*kiln, MODULE, "before")
     before = rejected(daemon)
-    for gone in (folder, folder.parents[1]):
+    for gone in (folder, folder.parents[1], store):
         shutil.rmtree(gone)
         assert served(kiln, site) == COMPILED
         site.check_mended(*kiln, MODULE, "gone")
@@ -321,14 +321,18 @@ def test_what_is_gone_replaced_or_mapped(kiln: tuple[Daemon, Client], site: Site
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_full_disk_costs_no_call(engines: Installed, tmp_path: Path) -> None:
+def after_mounting(mounts: str) -> tuple[str, ...]:
+    """Return the command of a daemon that sees what shell lines have mounted, and nobody else."""
     tried = subprocess.run([*NAMESPACE, "true"], check=False, capture_output=True, text=True)
     if tried.returncode:
         pytest.skip(f"no namespace of its own for a file system: {tried.stderr.strip()}")
+    return (*NAMESPACE, "sh", "-c", f'{mounts} && exec "$@"', "sh", WASMKILND)
+
+
+def test_a_full_disk_costs_no_call(engines: Installed, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = f'mount -t tmpfs -o size=2m,mode=0700 disk "{disk}" && exec "$@"'
-    command = (*NAMESPACE, "sh", "-c", mounted, "sh", WASMKILND)
+    command = after_mounting(f'mount -t tmpfs -o size=2m,mode=0700 disk "{disk}"')
     flags = (*NO_REDIS, "--host-store-dir", str(disk / "store"), "--host-store-bytes", "1GiB")
     state = fresh_state(tmp_path / "state", engines=ONE_ENGINE)
     with ExitStack() as stack:
@@ -357,3 +361,46 @@ def test_a_full_disk_costs_no_call(engines: Installed, tmp_path: Path) -> None:
         written()
         client.evict(everything=True, tier="memory")
         assert client.compile(wasm.adder(1)).header.origin == HOST_STORE
+
+
+@pytest.mark.parametrize("how", ["read-only", "no byte is free"])
+def test_a_store_that_takes_nothing_from_the_start_costs_no_call(
+    engines: Installed, tmp_path: Path, how: str
+) -> None:
+    state = fresh_state(tmp_path / "state", engines=ONE_ENGINE)
+    store, modules = state / "host_store", [wasm.adder(tag) for tag in range(3)]
+    with Daemon(state, NO_REDIS) as daemon, daemon.client(host_store_dir="none") as client:
+        made = [client.compile(module) for module in modules]
+    header = made[0].header
+    damaged = entry_path(store, header.fingerprint, header.module_sha256) / ARTIFACT
+    damaged.write_bytes(flipped(damaged.read_bytes(), 0))
+    mounts = {
+        "read-only": f'mount --bind "{store}" "{store}" && mount -o remount,bind,ro "{store}"',
+        "no byte is free": f'mount -t tmpfs -o size=64k,mode=0700 disk "{store}"'
+        f' && {{ head -c 99999 /dev/zero > "{store}/filler" 2> /dev/null || true; }}',
+    }
+    command = after_mounting(mounts[how])
+    origins = [COMPILED, *[HOST_STORE if how == "read-only" else COMPILED] * 2]
+    with (
+        Daemon(state, NO_REDIS, command=command) as daemon,
+        daemon.client(host_store_dir="none") as client,
+    ):
+        for _ in range(2):
+            found = [client.compile(module) for module in modules]
+            assert [each.header.origin for each in found] == origins
+            assert [each.bytes for each in found] == [each.bytes for each in made]
+            client.evict(everything=True, tier="memory")
+        assert client.compile(wasm.adder(9)).header.origin == COMPILED
+        assert client.health() == "SERVING"
+        gone = client.evict(module_sha256=wasm.digest(modules[1]))
+        assert list(gone.unreachable_tiers) == (["host_store"] if how == "read-only" else [])
+        told = [line for line in daemon.log_lines if "the host store" in line]
+        assert len([line for line in told if "a cache write was dropped" not in line]) < 4
+        assert "Traceback" not in daemon.log
+    # Once it takes writes again, what was damaged is replaced.
+    with Daemon(state, NO_REDIS) as daemon, daemon.client(host_store_dir="none") as client:
+        assert client.compile(modules[0]).header.origin == COMPILED
+        eventually(lambda: not daemon.metric("host_store_pending_writes"), "a write waits")
+        client.evict(everything=True, tier="memory")
+        again = client.compile(modules[0])
+        assert (again.header.origin, again.bytes) == (HOST_STORE, made[0].bytes)

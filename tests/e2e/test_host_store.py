@@ -5,15 +5,11 @@ from __future__ import annotations
 import json
 import signal
 import stat
-from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
 from wasmkiln import Artifact
-from wasmkiln.host_store import Engines
 from wasmkiln.shared import ARTIFACT, ENGINES, entry_path
 from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkiln.v1 import module_service_pb2_grpc as rpc
@@ -21,14 +17,12 @@ from wasmkiln.v1 import types_pb2
 
 from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
+from tests.e2e.fixtures import serving
 from tests.e2e.in_engine import run_script
 from tests.e2e.processes import eventually
 from tests.e2e.programs import Installed
-from tests.e2e.signing_keys import KeyDirectory
-from tests.e2e.test_cache import COMPILED, HOST_STORE, MEMORY, REDIS
-from tests.e2e.test_daemon import wasmkilnd
+from tests.e2e.test_cache import COMPILED, HOST_STORE, MEMORY
 from tests.e2e.test_engines import CALL_ADD
-from tests.servers.redis_server import binary_of, redis_server
 
 NO_REDIS = ("--redis-url", "none")
 [ENGINE] = ONE_ENGINE
@@ -61,12 +55,8 @@ def asked_for_file(
     return first.header, b"".join(part.chunk for part in chunks)
 
 
-@pytest.fixture(scope="module")
-def kiln(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A daemon with memory and a host store alone."""
-    state = fresh_state(tmp_path_factory.mktemp("host") / "state", engines=ONE_ENGINE)
-    with Daemon(state, NO_REDIS) as daemon:
-        yield daemon
+kiln = serving(*ONE_ENGINE, flags=NO_REDIS)
+"""A daemon with memory and a host store alone."""
 
 
 def test_a_restart_without_redis_compiles_nothing(lean_state_dir: Path) -> None:
@@ -114,44 +104,6 @@ def test_the_entry_is_what_any_client_can_use_and_a_caller_is_told(
     assert served["fingerprint"] == made.header.fingerprint
     assert (again.origin, payload) == (COMPILED, b"")
     assert Path(again.host_file.path).stat().st_ino == again.host_file.inode
-
-
-def test_a_fleet_of_two_hosts_that_lost_redis_serves_all_that_it_has(
-    engines: Installed, tmp_path: Path
-) -> None:
-    states = [fresh_state(tmp_path / name, engines=ONE_ENGINE) for name in ("a", "b")]
-    with redis_server(binary_of("valkey"), tmp_path / "server") as redis:
-        environ = {"WASMKILN_REDIS_URL": redis.url}
-        with ExitStack() as stack:
-            fleet = [stack.enter_context(Daemon(state, environ=environ)) for state in states]
-            clients = [stack.enter_context(daemon.client()) for daemon in fleet]
-            sums = [
-                clients[tag % 2].compile(wasm.adder(tag)).header.module_sha256 for tag in range(6)
-            ]
-            eventually(
-                lambda: not any(client.stats().pending_writes for client in clients),
-                "Redis was not written",
-            )
-            # A caller is told the file of a hit in Redis, too.
-            header, payload = asked_for_file(fleet[1], sums[0])
-            assert (header.origin, payload) == (REDIS, b"")
-            assert Path(header.host_file.path).is_relative_to(states[1])
-            for client in clients:
-                origins = {client.compile(each).header.origin for each in sums[1:]}
-                assert origins == {MEMORY, REDIS}
-            clients[0].compile(sums[0])
-            assert sum(map(compiles, fleet)) == 6
-    # Redis is gone, and so is the memory of both.
-    with ExitStack() as stack:
-        fleet = [stack.enter_context(Daemon(state, environ=environ)) for state in states]
-        for daemon in fleet:
-            client = stack.enter_context(daemon.client())
-            assert not client.stats().redis_up
-            assert {client.compile(each).header.origin for each in sums} == {HOST_STORE}
-            header, payload = asked_for_file(daemon, sums[0])
-            assert (header.origin, payload) == (HOST_STORE, b"")
-            assert client.find_missing(sums) == []
-            assert compiles(daemon) == 0
 
 
 def test_evict_reaches_it(kiln: Daemon) -> None:
@@ -227,47 +179,3 @@ def test_it_can_be_switched_off(lean_state_dir: Path, off: tuple[str, str]) -> N
         assert not header.HasField("host_file")
         assert len(payload) == header.size_bytes
     assert not (lean_state_dir / "host_store").exists()
-
-
-def test_a_client_computes_the_daemon_s_fingerprints(state_dir: Path) -> None:
-    with Daemon(state_dir, NO_REDIS) as daemon, daemon.client() as client:
-        served = Engines.parse((state_dir / "host_store" / ENGINES).read_bytes())
-        capabilities = client.capabilities().engines
-        assert [row["id"] for row in served.rows] == [each.engine.id for each in capabilities]
-        for row, engine in zip(served.rows, capabilities, strict=True):
-            assert served.fingerprint(row, "", "", {}) == engine.fingerprint
-            changed = {"consume_fuel": "true"} if row["name"] == "wasmtime" else {}
-            for cpu in ("", "baseline", "native"):
-                for settings in ({}, changed):
-                    made = client.compile(
-                        wasm.adder(1), engine=row["id"], cpu=cpu, settings=settings
-                    )
-                    assert served.fingerprint(row, "", cpu, settings) == made.header.fingerprint
-
-
-def test_the_offline_tools_show_it(kiln: Daemon) -> None:
-    with kiln.client() as client:
-        client.evict(everything=True)
-        written = int(kiln.metric("tier_stores_total", outcome="ok", tier="host_store"))
-        made = [client.compile(wasm.adder(tag)).header for tag in range(3)]
-        stored(kiln, written + 3)
-
-    def cache(code: int, *words: str) -> list[dict[str, Any]]:
-        where = ("--tier", "host_store", "--state-dir", str(kiln.state_dir), "--json")
-        done = wasmkilnd("cache", *words, *where)
-        assert done.returncode == code, done.stderr
-        return [json.loads(line) for line in done.stdout.splitlines()]
-
-    listed = cache(0, "ls")
-    assert {row["module"] for row in listed} == {header.module_sha256 for header in made}
-    assert {(row["engine"], row["trust"]) for row in listed} == {(ENGINE, "trusted")}
-    [row] = cache(0, "ls", "--module", made[0].module_sha256[:8])
-    assert row["raw_bytes"] == made[0].size_bytes
-    [sums] = cache(0, "ls", "--totals")
-    assert sums["total"]["values"] == 3
-    # With other keys nothing verifies, and nothing is deleted.
-    assert KeyDirectory(kiln.state_dir / "other-keys").pair()
-    *findings, last = cache(3, "scrub", "--keys-dir", str(kiln.state_dir / "other-keys"))
-    assert {(each["cause"], each["deleted"]) for each in findings} == {("stranger", False)}
-    [last] = cache(0, "scrub")
-    assert last["summary"]["artifacts"] == 3

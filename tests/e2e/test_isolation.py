@@ -5,11 +5,9 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +17,9 @@ from wasmkiln import Artifact, Client, CompilerCrashed, CompileTimeout
 from wasmkiln.v1 import types_pb2
 
 from tests.e2e import wasm
-from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
+from tests.e2e.daemon import ONE_ENGINE, Daemon
+from tests.e2e.fixtures import serving
 from tests.e2e.processes import busy_job, eventually, parent_of, workers_of
-from tests.e2e.programs import Installed
 
 _tags = itertools.count(20)
 
@@ -49,12 +47,8 @@ def test_no_engine_is_in_the_daemon_and_workers_see_no_module(
         assert b"HOME" not in environment
 
 
-@pytest.fixture(scope="module")
-def lean_daemon(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A daemon with one worker, whose jobs have little time."""
-    state = fresh_state(tmp_path_factory.mktemp("lean") / "state", engines=ONE_ENGINE)
-    with Daemon(state, ["--redis-url", "none", "--compile-timeout-s", "5"]) as daemon:
-        yield daemon
+lean_daemon = serving(*ONE_ENGINE, flags=["--redis-url", "none", "--compile-timeout-s", "5"])
+"""A daemon with one worker, whose jobs have little time."""
 
 
 @dataclass
@@ -89,20 +83,6 @@ def test_a_killed_job_costs_only_its_own_call(lean_daemon: Daemon) -> None:
     assert workers_of(lean_daemon.pid) == [slow.worker]
 
 
-@pytest.mark.parametrize("how", [signal.SIGSEGV, signal.SIGABRT, signal.SIGILL])
-def test_a_crash_is_named_by_its_signal(lean_daemon: Daemon, how: signal.Signals) -> None:
-    with slow_call(lean_daemon) as slow:
-        # Engines handle these signals once, to tell a trap from a crash, and let the next kill.
-        while not slow.call.done():
-            with suppress(ProcessLookupError):
-                os.kill(slow.job, how)
-            time.sleep(0.05)
-        with pytest.raises(CompilerCrashed) as failure:
-            slow.call.result()
-        assert failure.value.metadata["signal"] == how.name
-        assert how.name in failure.value.message
-
-
 def test_a_killed_worker_is_replaced_and_its_job_done_by_another(state_dir: Path) -> None:
     with (
         Daemon(state_dir, ["--redis-url", "none", "--max-module-bytes", "12MiB"]) as daemon,
@@ -121,20 +101,11 @@ def test_a_killed_worker_is_replaced_and_its_job_done_by_another(state_dir: Path
         eventually(lambda: len(workers_of(daemon.pid)) == 2, "the worker was not replaced")
 
 
-@pytest.mark.parametrize("stopped", [False, True])
-def test_a_job_past_its_limit_is_killed_and_its_slot_is_free(
-    lean_daemon: Daemon, stopped: bool
-) -> None:
+def test_a_job_past_its_limit_is_killed_and_its_slot_is_free(lean_daemon: Daemon) -> None:
     with slow_call(lean_daemon) as slow:
-        if stopped:
-            os.kill(slow.job, signal.SIGSTOP)
         with pytest.raises(CompileTimeout):
             slow.call.result()
-        # From here on: on a busy machine the limit itself may be extended.
-        ended = time.monotonic()
         assert slow.waiting.result().header.size_bytes
-        # Far below the 10 s after which a worker is given up, on a machine that is busy.
-        assert time.monotonic() - ended < 5
         # Dead it is; its worker may be a moment behind with burying it.
         eventually(lambda: not Path(f"/proc/{slow.job}").exists(), "the job is left")
         assert workers_of(lean_daemon.pid) == [slow.worker]
@@ -153,25 +124,3 @@ def test_a_stopped_worker_does_not_hold_its_callers(lean_daemon: Daemon) -> None
     os.kill(idle, signal.SIGSTOP)
     with lean_daemon.client(timeout_s=100) as client:
         assert client.compile(wasm.adder(next(_tags)), engine="wasmer").header.size_bytes
-
-
-def test_a_hundred_cold_calls_make_one_compile(client: Client, daemon: Daemon) -> None:
-    module = wasm.busy_functions(9_002)
-    client.load(module)
-    before = {(c.engine, c.outcome): c.count for c in client.stats().compiles}
-    start = threading.Barrier(100)
-
-    def call(_: int) -> tuple[int, bytes]:
-        with daemon.client(timeout_s=120) as one:
-            start.wait()
-            artifact = one.compile(module, engine="wasmer")
-        return artifact.header.origin, artifact.bytes
-
-    with ThreadPoolExecutor(100) as callers:
-        answers = list(callers.map(call, range(100)))
-    after = {(c.engine, c.outcome): c.count for c in client.stats().compiles}
-    assert after["wasmer-1.1.0", "ok"] - before["wasmer-1.1.0", "ok"] == 1
-    assert len({artifact for _, artifact in answers}) == 1
-    origins = [origin for origin, _ in answers]
-    assert origins.count(types_pb2.ORIGIN_COMPILED) == 1
-    assert origins.count(types_pb2.ORIGIN_JOINED_FLIGHT) > 50

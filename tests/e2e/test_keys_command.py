@@ -1,4 +1,4 @@
-"""`wasmkilnd keys`, as people run it, and key directories that nobody should use."""
+"""`wasmkilnd keys`, as people run it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 from wasmkiln import PublicKey
 
-from tests.e2e.daemon import ONE_ENGINE, fresh_state
-from tests.e2e.programs import WASMKILND, Installed
 from tests.e2e.signing_keys import KeyDirectory, KeyPair
 from tests.e2e.test_daemon import wasmkilnd
 
@@ -165,67 +163,3 @@ def test_a_key_for_the_environment_is_printed_and_not_stored(keys: Keys) -> None
     told = keys.refused("rotate", **environ)
     assert "WASMKILN_SIGNING_KEY" in told
     assert done.stdout.strip() not in told
-
-
-def test_keys_that_others_could_have_changed_are_refused(keys: Keys) -> None:
-    assert keys.directory.pair()
-    secret = keys.folder / "signing.pem"
-    secret.chmod(0o440)  # Which a group may read, as in a mounted secret.
-    assert keys.roles() == {keys.directory.public.id: "signing"}
-    secret.chmod(0o604)
-    told = keys.refused("ls")
-    assert "other users may read" in told
-    assert str(keys.folder) in told
-    secret.chmod(0o600)
-    secret.write_text("hunter2")
-    told = keys.refused("ls")
-    assert "signing.pem: it is not an Ed25519 private key" in told
-    assert "hunter2" not in told
-
-
-def test_a_daemon_with_unsafe_or_revoked_keys_does_not_start(
-    engines: Installed, tmp_path: Path
-) -> None:
-    state = fresh_state(tmp_path / "state", own_keys=True, engines=ONE_ENGINE)
-    keys = KeyDirectory.of(state)
-    signing = keys.public
-    flags = ("--state-dir", str(state), "--listen", "127.0.0.1:0", "--admin-listen", "none")
-
-    def refused(**environ: str) -> str:
-        done = wasmkilnd("serve", *flags, "--redis-url", "none", **environ)
-        assert done.returncode != 0
-        assert "Traceback" not in done.stderr
-        return done.stderr
-
-    keys.folder.chmod(0o707)
-    assert "other users may write" in refused()
-    # Also where it would sign with another one.
-    secret = KeyPair().base64
-    told = refused(WASMKILN_SIGNING_KEY=secret)
-    assert "other users may write" in told
-    assert secret not in told
-    keys.folder.chmod(0o700)
-    told = refused(WASMKILN_SIGNING_KEY="hunter2")
-    assert "WASMKILN_SIGNING_KEY" in told
-    assert "hunter2" not in told
-    # Revoked by another directory's command, as by hand: the file is what counts.
-    elsewhere = KeyDirectory(tmp_path / "elsewhere")
-    assert elsewhere.pair()
-    elsewhere.run("revoke", signing.id)
-    (elsewhere.folder / "revoked").rename(keys.folder / "revoked")
-    told = refused()
-    assert "revoked" in told
-    assert signing.id in told
-
-
-def test_daemons_and_commands_that_start_at_once_make_one_key(keys: Keys) -> None:
-    words = [WASMKILND, "keys", "generate", "--keys-dir", str(keys.folder)]
-    running = [
-        subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(3)
-    ]
-    ended = [process.communicate(timeout=120) for process in running]
-    assert sorted(process.returncode for process in running) == [0, 1, 1]
-    [made] = [said for said, _ in ended if said]
-    assert keys.directory.public.id in made
-    assert [file.stem for file in (keys.folder / "trusted").iterdir()] == [keys.directory.public.id]

@@ -6,12 +6,13 @@ import itertools
 import json
 import os
 import signal
-from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import grpc
 import pytest
 from wasmkiln.v1 import module_service_pb2 as pb
+from wasmkiln.v1 import types_pb2
 
 from tests.e2e import wasm
 from tests.e2e.callers import (
@@ -25,37 +26,34 @@ from tests.e2e.callers import (
     outcome_of,
     stopped_job,
 )
-from tests.e2e.daemon import Daemon, state_with
+from tests.e2e.daemon import Daemon
+from tests.e2e.fixtures import serving
 from tests.e2e.processes import eventually
-from tests.e2e.programs import Installed
 
-ONE_WORKER = ["--workers", "1", "--redis-url", "none", "--compile-timeout-s", "120"]
+# At debug the log has a line for each call, however many there are in a second.
+ONE_WORKER = [
+    *("--workers", "1", "--redis-url", "none", "--compile-timeout-s", "120"),
+    *("--log-level", "debug"),
+]
 OTHER = "wasmer-1.1.0"
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 _tags = itertools.count()
 
 
 def answered(daemon: Daemon, count: int, *names: str) -> list[str]:
-    """Return the names of ``count`` calls or more, in the order in which they were answered.
-
-    Of calls that are answered faster than 100 a second the log leaves some out.
-    """
+    """Return the names of ``count`` calls or more, in the order in which they were answered."""
 
     def order() -> list[str]:
-        ids = [json.loads(line).get("request_id") for line in list(daemon.log_lines)]
+        lines = [json.loads(line) for line in list(daemon.log_lines)]
+        ids = [line["request_id"] for line in lines if line["event"] == "call"]
         return [name for name in ids if name in names]
 
     eventually(lambda: len(order()) >= count, "the log does not tell of all calls")
     return order()
 
 
-@pytest.fixture(scope="module")
-def kiln(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A daemon with one worker, and little room for requests."""
-    state = state_with(tmp_path_factory.mktemp("kiln") / "state", ENGINE)
-    with Daemon(state, [*ONE_WORKER, "--receive-bytes", "8MiB"]) as daemon:
-        yield daemon
-    assert daemon.process.returncode == 0
+kiln = serving(ENGINE, flags=[*ONE_WORKER, "--receive-bytes", "8MiB"])
+"""A daemon with one worker, and little room for requests."""
 
 
 def compiled(daemon: Daemon) -> int:
@@ -141,12 +139,8 @@ def test_a_compile_that_has_begun_is_finished_and_stored(kiln: Daemon) -> None:
         assert compiled(kiln) == before
 
 
-@pytest.fixture(scope="module")
-def narrow(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A daemon with two engines and a short queue."""
-    state = state_with(tmp_path_factory.mktemp("narrow") / "state", ENGINE, OTHER)
-    with Daemon(state, [*ONE_WORKER, "--queue-length", "8"]) as daemon:
-        yield daemon
+narrow = serving(ENGINE, OTHER, flags=[*ONE_WORKER, "--queue-length", "8"])
+"""A daemon with two engines and a short queue."""
 
 
 @pytest.mark.parametrize("answer", ["OK", "ENGINE_LACKS_FEATURE"])
@@ -182,6 +176,22 @@ def test_a_full_queue_refuses_and_lets_another_caller_in(narrow: Daemon, answer:
 def reason_of(call: Any) -> str:
     """Wait for a call's end; return why it failed, or OK."""
     return "OK" if outcome_of(call) is grpc.StatusCode.OK else failure_of(call)[1]
+
+
+def test_a_hundred_cold_calls_make_one_compile(kiln: Daemon) -> None:
+    [module] = modules(1)
+    with ExitStack() as stack:
+        callers = [stack.enter_context(Caller(kiln)) for _ in range(100)]
+        with held_worker(kiln):
+            before = compiled(kiln)
+            calls = [caller.compile(module) for caller in callers]
+            eventually(lambda: kiln.metric("calls") == 101, "not all have come")
+        headers = [header_of(call) for call in calls]
+    assert compiled(kiln) == before + 2
+    assert len({header.artifact_sha256 for header in headers}) == 1
+    origins = [header.origin for header in headers]
+    assert origins.count(types_pb2.ORIGIN_COMPILED) == 1
+    assert origins.count(types_pb2.ORIGIN_JOINED_FLIGHT) == 99
 
 
 def test_calls_that_wait_for_another_calls_answer_hold_one_copy_of_their_module(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,8 +16,9 @@ from wasmkiln.v1.admin_service_pb2 import Pin
 
 from tests.e2e import processes, wasm
 from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
+from tests.e2e.fixtures import a_valkey
 from tests.e2e.programs import WASMKILN, Installed
-from tests.servers.redis_server import binary_of, redis_server
+from tests.servers.redis_server import RedisServer
 
 KIB = 1024
 DEAR = wasm.adder(1)
@@ -25,11 +26,7 @@ DIGEST = wasm.digest(DEAR)
 SMALL = ("--memory-bytes", "300KiB", "--host-store-bytes", "400KiB", "--workers", "1")
 
 
-@pytest.fixture
-def valkey(tmp_path: Path, engines: Installed) -> Iterator[str]:
-    settings = ("--maxmemory", "8mb", "--maxmemory-policy", "volatile-lru")
-    with redis_server(binary_of("valkey"), tmp_path / "server", settings) as running:
-        yield running.url
+valkey = a_valkey("--maxmemory", "8mb", "--maxmemory-policy", "volatile-lru")
 
 
 def daemon(state: Path, url: str, *flags: str) -> Daemon:
@@ -73,10 +70,10 @@ def everywhere(client: Client) -> bool:
 
 
 def test_a_pinned_module_outlives_floods_a_flush_evictions_and_a_restart(
-    tmp_path: Path, valkey: str
+    tmp_path: Path, valkey: RedisServer
 ) -> None:
-    state, server = tmp_path / "state", redis.Redis.from_url(valkey)
-    with daemon(state, valkey) as one, one.client() as client:
+    state, server = tmp_path / "state", redis.Redis.from_url(valkey.url)
+    with daemon(state, valkey.url) as one, one.client() as client:
         with pytest.raises(ModuleNotLoaded):
             client.pin(DIGEST)
         client.compile(DEAR)
@@ -122,7 +119,7 @@ def test_a_pinned_module_outlives_floods_a_flush_evictions_and_a_restart(
 
     # The pins are in the state directory, and an artifact that Redis lost in the host store.
     server.flushdb()
-    with daemon(state, valkey) as again, again.client() as client:
+    with daemon(state, valkey.url) as again, again.client() as client:
         [pin] = client.pins().pins
         assert pin.module_sha256 == DIGEST
         flood(client, 30)
@@ -140,39 +137,6 @@ def test_a_pinned_module_outlives_floods_a_flush_evictions_and_a_restart(
         flood(client, 60)
         assert client.evict(module_sha256=DIGEST).pinned == 0
     server.close()
-
-
-def test_daemons_on_one_redis_share_pins(tmp_path: Path, valkey: str) -> None:
-    with (
-        daemon(tmp_path / "a", valkey) as one,
-        daemon(tmp_path / "b", valkey) as two,
-        one.client() as here,
-        two.client() as there,
-        redis.Redis.from_url(valkey) as server,
-    ):
-        here.compile(DEAR)
-        here.pin(DIGEST)
-        look(two)
-        eventually(lambda: two.metric("pins") == 1)
-        with pytest.raises(ModulePinned):
-            there.evict(module_sha256=DIGEST)
-        # Whoever deletes the lists, or writes old ones back, unpins nothing.
-        lists = {name: server.get(name) for name in server.scan_iter("wasm:pins:*")}
-        server.delete(*lists)
-        look(two)
-        eventually(lambda: server.exists(*lists) > 0)
-        there.unpin(DIGEST)
-        for name, record in lists.items():
-            server.set(name, record or b"")
-        look(two)  # It knows better, and writes them again.
-        eventually(lambda: not [name for name in lists if server.get(name) == lists[name]])
-        look(one)
-        eventually(lambda: one.metric("pins") == two.metric("pins") == 0)
-        for name in lists:
-            server.set(name, b"x" * 200)
-        here.pin(DIGEST)
-        look(two)
-        eventually(lambda: two.metric("pins") == 1)
 
 
 def test_pins_without_redis_by_the_command(tmp_path: Path, engines: Installed) -> None:

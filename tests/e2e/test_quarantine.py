@@ -13,9 +13,10 @@ from wasmkiln import Client, CompilerCrashed, CompileTimeout, ModuleQuarantined
 
 from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, TWO_ENGINES, Daemon, fresh_state
-from tests.e2e.processes import busy_job, eventually, jobs_of, parent_of
-from tests.e2e.programs import WASMKILN, Installed, run
-from tests.servers.redis_server import binary_of, redis_server
+from tests.e2e.fixtures import a_valkey
+from tests.e2e.processes import busy_job, eventually, jobs_of, parent_of, send
+from tests.e2e.programs import WASMKILN, run
+from tests.servers.redis_server import RedisServer
 
 ENGINE = "wasmer-1.1.0"
 # Valid, and for longer than anybody waits.
@@ -23,26 +24,25 @@ SLOW = wasm.nested_blocks(1_000_000)
 SLOW_COMPONENT = wasm.component(wasm.many_functions(600_000))
 
 
-@pytest.fixture(scope="module")
-def valkey(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with redis_server(binary_of("valkey"), tmp_path_factory.mktemp("server") / "it") as running:
-        yield running.url
+valkey = a_valkey(scope="module")
 
 
 def daemon(folder: Path, url: str, engines: Sequence[str] = ONE_ENGINE, **limits: str) -> Daemon:
     environ = {f"WASMKILN_{name}": value for name, value in limits.items()}
-    environ |= {"WASMKILN_REDIS_URL": url, "WASMKILN_WORKERS": "1"}
+    environ["WASMKILN_REDIS_URL"] = url
     return Daemon(fresh_state(folder, engines=engines), environ=environ)
 
 
 @pytest.fixture(scope="module")
-def two(valkey: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, Daemon]]:
+def two(
+    valkey: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Daemon, Daemon]]:
     folder = tmp_path_factory.mktemp("two")
     # CPU time runs out at the same point however busy the machine is.
     limits = {"COMPILE_CPU_S": "2", "COMPILE_TIMEOUT_S": "60"}
     with (
-        daemon(folder / "a", valkey, TWO_ENGINES, **limits) as one,
-        daemon(folder / "b", valkey, TWO_ENGINES, **limits) as other,
+        daemon(folder / "a", valkey.url, TWO_ENGINES, **limits) as one,
+        daemon(folder / "b", valkey.url, TWO_ENGINES, **limits) as other,
     ):
         yield one, other
 
@@ -117,10 +117,10 @@ def test_a_component_that_breaks_its_engine_is_refused_by_load_everywhere(
 
 
 def test_a_job_that_is_stopped_past_its_time_condemns_nobody_at_once(
-    tmp_path: Path, valkey: str
+    tmp_path: Path, valkey: RedisServer
 ) -> None:
     with (
-        daemon(tmp_path / "c", valkey, COMPILE_TIMEOUT_S="5") as one,
+        daemon(tmp_path / "c", valkey.url, COMPILE_TIMEOUT_S="5") as one,
         one.client(max_attempts=1) as client,
         ThreadPoolExecutor(1) as callers,
     ):
@@ -136,3 +136,23 @@ def test_a_job_that_is_stopped_past_its_time_condemns_nobody_at_once(
             assert client.compile(wasm.adder(1), engine=ENGINE).bytes
         with pytest.raises(ModuleQuarantined, match="COMPILE_TIMEOUT"):
             client.compile(module, engine=ENGINE)
+
+
+def test_jobs_that_get_no_cpu_beside_each_other_condemn_nobody(
+    tmp_path: Path, valkey: RedisServer
+) -> None:
+    """Strangers cannot have an honest module quarantined by crowding the machine."""
+    with (
+        daemon(tmp_path / "d", valkey.url, COMPILE_TIMEOUT_S="5", WORKERS="2") as one,
+        one.client(max_attempts=1) as client,
+        ThreadPoolExecutor(2) as callers,
+    ):
+        modules = [wasm.nested_blocks(1_000_000, tag=tag) for tag in (3, 4)]
+        for _ in range(2):
+            calls = [callers.submit(client.compile, each, engine=ENGINE) for each in modules]
+            eventually(lambda: len(jobs_of(one.pid)) == 2, "no two jobs started")
+            send(signal.SIGSTOP, *jobs_of(one.pid))
+            for call in calls:
+                with pytest.raises(CompileTimeout):
+                    call.result()
+        assert not client.quarantined().modules

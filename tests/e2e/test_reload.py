@@ -113,9 +113,16 @@ def test_limits_are_taken_over_and_the_rest_is_told(configured: Configured) -> N
         assert client.capabilities().limits.module_bytes == 5 * MIB
         # A smaller memory makes room at once.
         for limit_bytes in (4096, 0):
-            configured.write(memory_bytes=limit_bytes)
+            configured.write(memory_bytes=limit_bytes, compile_timeout_s=61)
             configured.reload()
             assert memory_of(client).bytes <= limit_bytes
+        # Reloads fail no call.
+        with ThreadPoolExecutor(4) as callers:
+            calls = [callers.submit(client.compile, wasm.adder(tag)) for tag in range(60)]
+            for timeout_s in range(20, 26):
+                configured.write(compile_timeout_s=timeout_s, memory_bytes=timeout_s * 1000)
+                configured.reload()
+            assert all(call.result().header.size_bytes for call in calls)
 
 
 def memory_of(client: Client) -> pb.TierStats:
@@ -208,30 +215,28 @@ def blocks_hang_ups(pid: int) -> bool:
     return bool(int(mask, 16) & 1 << signal.SIGHUP - 1)
 
 
-def test_the_log_and_the_grace(configured: Configured) -> None:
-    configured.write(log_level="debug", shutdown_grace_s=0)
-    configured.reload()
-    configured.write(log_level="error", log_format="text")
-    seen = len(configured.daemon.log_lines)
-    configured.daemon.process.send_signal(signal.SIGHUP)
-    with configured.daemon.client(max_attempts=1) as client:
-        eventually(
-            lambda: "setting changed" in "".join(configured.daemon.log_lines[seen:]), "not heard"
-        )
+def test_the_log_and_the_grace(engines: Installed, tmp_path: Path) -> None:
+    one = with_settings(tmp_path, log_format="json")
+    with one.daemon as daemon, daemon.client(max_attempts=1) as client:
+
+        def reload(answer: str, **settings: object) -> int:
+            """Return how many lines the log has after the answer."""
+            one.write(**settings)
+            seen = len(daemon.log_lines)
+            daemon.process.send_signal(signal.SIGHUP)
+            eventually(lambda: answer in "".join(daemon.log_lines[seen:]), "not heard")
+            return len(daemon.log_lines)
+
+        seen = reload("reloaded", log_level="debug", log_format="text")
+        header = client.compile(wasm.adder(1)).header
+        daemon.wait_for_log(header.module_sha256)
+        assert not [line for line in daemon.log_lines[seen:] if line.startswith("{")]
+        reload("setting changed", log_level="error", shutdown_grace_s=0)
         # Neither the call nor its compilation is logged any more.
         header = client.compile(wasm.adder(2)).header
         assert client.drain().grace.ToNanoseconds() == 0
-    assert configured.daemon.process.wait(120) == 0
-    assert header.module_sha256 not in configured.daemon.log
-
-
-def test_a_reload_under_load_fails_no_call(configured: Configured) -> None:
-    with configured.daemon.client(max_attempts=1) as client, ThreadPoolExecutor(4) as callers:
-        calls = [callers.submit(client.compile, wasm.adder(tag)) for tag in range(60)]
-        for timeout_s in range(20, 26):
-            configured.write(compile_timeout_s=timeout_s, memory_bytes=timeout_s * 1000)
-            configured.reload()
-        assert all(call.result().header.size_bytes for call in calls)
+        assert daemon.process.wait(120) == 0
+    assert header.module_sha256 not in daemon.log
 
 
 def test_a_new_certificate_authority_of_redis_is_taken_over(

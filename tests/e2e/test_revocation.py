@@ -1,8 +1,8 @@
-"""Keys revoked in a fleet, with real daemons on a real Valkey."""
+"""Keys trusted and revoked in a fleet, with real daemons on a real Valkey."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -14,10 +14,29 @@ from tests.e2e.bearers import reload
 from tests.e2e.daemon import ONE_ENGINE, TWO_ENGINES, Daemon, RedisDaemon, fresh_state
 from tests.e2e.processes import eventually
 from tests.e2e.programs import Installed
-from tests.e2e.signing_keys import KeyDirectory
+from tests.e2e.signing_keys import KeyDirectory, KeyPair
 from tests.e2e.stored_values import rejected
 from tests.e2e.test_cache import COMPILED, MEMORY, REDIS, settled
 from tests.servers.redis_server import binary_of, redis_server
+
+KEY = KeyPair()
+
+
+# The settings of two daemons, whether one believes what the other signed, and what is logged.
+Settings = Mapping[str, str]
+FLEETS: dict[str, tuple[Settings, Settings, bool, str]] = {
+    "told of no keys": ({}, {}, False, "WASMKILN_KEYS_DIR and WASMKILN_SIGNING_KEY"),
+    "a shared key": (
+        {"WASMKILN_SIGNING_KEY": KEY.pem},
+        {"WASMKILN_SIGNING_KEY": KEY.pem},
+        True,
+        KEY.public.id,
+    ),
+    "a public key": (
+        *({"WASMKILN_SIGNING_KEY": KEY.base64}, {"WASMKILN_TRUSTED_KEYS": KEY.public.hex}),
+        *(True, KEY.public.id),
+    ),
+}
 
 
 class Fleet:
@@ -56,6 +75,41 @@ def signer(client: Client, tag: int) -> str:
     found = peek(client.compile(wasm.adder(tag)).header.attestation)
     assert found
     return found[1]
+
+
+@pytest.mark.parametrize(("one", "two", "believes", "logged"), FLEETS.values(), ids=FLEETS)
+def test_daemons_believe_each_other_as_they_were_told(
+    one: Settings, two: Settings, believes: bool, logged: str, tmp_path: Path, valkey: str
+) -> None:
+    states = [
+        fresh_state(tmp_path / each, own_keys=True, engines=ONE_ENGINE) for each in ("one", "two")
+    ]
+    environs = [{"WASMKILN_REDIS_URL": valkey, **given} for given in (one, two)]
+    with (
+        RedisDaemon(states[0], environ=environs[0]) as first,
+        RedisDaemon(states[1], environ=environs[1]) as second,
+    ):
+        with first.client() as client:
+            for tag in (1, 2):
+                client.compile(wasm.adder(tag))
+            settled(client)
+        with second.client() as client:
+            origins = {client.compile(wasm.adder(tag)).header.origin for tag in (1, 2)}
+            counted = rejected(second)
+            settled(client)
+        log = first.log + second.log + first.banner + second.banner
+    assert logged in log
+    lines = [line for line in log.splitlines() if "stored value rejected" in line]
+    if believes:
+        assert (origins, counted, lines) == ({REDIS}, {}, [])
+    else:
+        assert (origins, counted) == ({COMPILED}, {"stranger": 4}), "artifacts, and the modules"
+        assert KeyDirectory.of(tmp_path / "one").public.id in lines[0]
+        assert len(lines) == 1
+    if "WASMKILN_SIGNING_KEY" in two:
+        assert not (tmp_path / "one" / "keys").exists()
+    for secret in (KEY.base64, KEY.pem.splitlines()[1]):
+        assert secret not in log
 
 
 @pytest.mark.parametrize(
@@ -126,21 +180,6 @@ def test_a_new_client_of_the_process_refuses_a_file_by_a_key_that_was_revoked_si
     assert is_there()
     keys.run("revoke", before)
     assert not is_there()
-
-
-@pytest.mark.parametrize("since_ms", [1, 4_102_444_800_000], ids=["1970", "2100"])
-def test_a_dated_revocation_of_0_6_0_counts_as_undated(
-    tmp_path: Path, valkey: str, since_ms: int
-) -> None:
-    fleet = Fleet(tmp_path, valkey, "old", "new")
-    with fleet.start("old") as old, old.client() as client:
-        client.compile(wasm.adder(1))
-        settled(client)
-    fleet.stores["new"].revoke_since(fleet.id_of("old"), since_ms)
-    with fleet.start("new") as new, new.client() as client:
-        assert client.compile(wasm.adder(1)).header.origin == COMPILED
-        assert signer(client, 1) == fleet.id_of("new")
-        assert rejected(new) == {"revoked": 2}, "the artifact, and the module"
 
 
 def test_a_daemon_that_shares_its_directory_needs_to_be_told_of_nothing(

@@ -132,9 +132,14 @@ def test_a_reload_says_how_it_ended(managed: Managed) -> None:
 def test_a_failed_reload_is_seen_by_whoever_reloaded(managed: Managed) -> None:
     managed.config.write_text("compile_timeout_s = 'soon'\n")
     before = len(managed.told)
-    code, said = reload(managed.state)
-    assert code == 1
-    assert re.search(r"goes on with what it had: .*compile_timeout_s", said), said
+    # As the unit's ExecReload, which has the service's settings: the directory is all it needs.
+    settings = {"CONFIG": managed.config, "STATE_DIR": managed.state}
+    environ = {f"WASMKILN_{name}": str(value) for name, value in settings.items()}
+    done = run(WASMKILND, "reload", **environ)
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    words = "error: cannot reload the daemon with the process id .* goes on with what it had: .*"
+    assert re.match(f"{words}compile_timeout_s", line), line
     # systemd shows it too, and so does the journal.
     words = "STATUS=the last reload failed: "
     eventually(lambda: managed.has_told(words, before), "systemd does not hear of it")
@@ -146,20 +151,6 @@ def test_a_failed_reload_is_seen_by_whoever_reloaded(managed: Managed) -> None:
     managed.reload()
     words = "READY=1\nSTATUS=ready"
     eventually(lambda: managed.has_told(words, before), "the status stays as it was")
-
-
-def test_the_command_ends_with_1_and_one_sentence(managed: Managed) -> None:
-    """As the unit's ExecReload."""
-    managed.config.write_text("no_such_setting = 1\n")
-    # Of the service's settings it needs only the directory: the daemon refuses the others.
-    settings = {"CONFIG": managed.config, "STATE_DIR": managed.state}
-    environ = {f"WASMKILN_{name}": str(value) for name, value in settings.items()}
-    done = run(WASMKILND, "reload", **environ)
-    managed.config.write_text("")
-    assert done.returncode == 1
-    [line] = done.stderr.splitlines()
-    assert line.startswith("error: cannot reload the daemon with the process id")
-    assert "no_such_setting" in line
 
 
 def test_no_daemon_is_no_success(managed: Managed, tmp_path: Path) -> None:

@@ -20,9 +20,7 @@ from tests.e2e.processes import eventually
 from tests.e2e.programs import Installed
 from tests.e2e.test_cache import COMPILED, REDIS, settled
 from tests.faults.proxy import GOOD, Line, Proxy
-from tests.faults.site import KINDS, PASSWORD, Kind, Site, running_site, told
-from tests.servers.deployments import KINDS_OF_REDIS
-from tests.servers.rest_service import RestService
+from tests.faults.site import KINDS, PASSWORD, Kind, Site, running_site
 
 # What a call may take: far more than the time-outs below, far less than waiting for ever.
 CALL_S = 60
@@ -130,17 +128,6 @@ def test_a_redis_that_takes_no_writes_is_read(kiln: Kiln, kind: Kind) -> None:
     assert "tier is down" not in events
 
 
-def test_a_user_who_may_not_write_costs_no_call(kiln: Kiln) -> None:
-    known = kiln.stored()
-    artifact = kiln.client.compile(known).bytes
-    with told("ACL SETUSER default -@write", "ACL SETUSER default +@all")(kiln.site):
-        kiln.check_answers(known, artifact)
-        settled(kiln.client)
-        eventually(lambda: kiln.client.stats().redis_detail, "it is not told")
-        kiln.check_answers(known, artifact)
-    kiln.check_taken_back()
-
-
 @pytest.mark.parametrize(
     ("line", "why"),
     [
@@ -187,48 +174,3 @@ def test_a_daemon_starts_without_redis_says_so_once_and_takes_it_back(
             daemon.wait_for_log('"tier is up again"')
             assert daemon.log.count('"tier is down"') == 1
     assert PASSWORD not in daemon.banner + daemon.log
-
-
-def test_a_new_password_in_its_file_is_taken(kiln: Kiln, tmp_path: Path) -> None:
-    file = tmp_path / "password"
-    file.write_text("an-old-one")
-    environ = {
-        "WASMKILN_REDIS_URL": f"unix://{kiln.site.server.socket}",
-        "WASMKILN_REDIS_PASSWORD_FILE": str(file),
-    }
-    state = fresh_state(tmp_path / "state", engines=ONE_ENGINE)
-    with RedisDaemon(state, environ=environ) as daemon, daemon.client() as client:
-        assert client.compile(wasm.adder(next(_tags))).header.origin == COMPILED
-        assert client.stats().redis_detail == "Redis refuses the user or password"
-        file.write_text(f"{PASSWORD}\n")
-        eventually(lambda: client.stats().redis_up, "the new password is not tried")
-        assert not client.stats().redis_detail
-    assert "an-old-one" not in daemon.banner + daemon.log
-    assert PASSWORD not in daemon.banner + daemon.log
-
-
-def test_a_rest_service_that_serves_nobody(engines: Installed, tmp_path: Path) -> None:
-    state = fresh_state(tmp_path / "state", engines=ONE_ENGINE)
-    with (
-        KINDS_OF_REDIS["rest"](tmp_path / "redis") as running,
-        RedisDaemon(state, environ=running.environment) as daemon,
-        daemon.client(timeout_s=CALL_S) as client,
-    ):
-        service = running.parts
-        assert isinstance(service, RestService)
-        for status, detail in {
-            302: "HTTP status 302",
-            200: "does not speak the Redis protocol",
-        }.items():
-            service.refuse_with = status
-            assert client.compile(wasm.adder(next(_tags))).header.origin == COMPILED
-            eventually(lambda: not client.stats().redis_up, "nobody notices")
-            assert detail in client.stats().redis_detail
-            assert client.compile(wasm.adder(next(_tags))).header.origin == COMPILED
-            service.refuse_with = 0
-            eventually(lambda: client.stats().redis_up, "it is not taken back")
-            digest = client.compile(wasm.adder(next(_tags))).header.module_sha256
-            settled(client)
-            client.evict(everything=True, tier="memory")
-            assert client.compile(digest).header.origin == REDIS
-        assert running.access.password not in daemon.banner + daemon.log

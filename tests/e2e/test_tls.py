@@ -8,14 +8,13 @@ from pathlib import Path
 
 import grpc
 import pytest
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from wasmkiln.v1 import admin_service_pb2 as admin_pb
 from wasmkiln.v1.admin_service_pb2_grpc import AdminServiceStub
 
 from tests.authority import DAY, Authority
 from tests.e2e.daemon import ONE_ENGINE, Daemon, state_with
+from tests.e2e.grpcurl import Grpcurl
 from tests.e2e.over_tls import TlsSite, ask, openssl
-from tests.e2e.programs import WASMKILND, run
 
 # Of root any group, of others one of their own.
 GROUP = 12345 if os.geteuid() == 0 else os.getgroups()[0]
@@ -52,11 +51,7 @@ def _port(address: str) -> str:
 
 def _reflected(address: str) -> set[str]:
     """Return the services that reflection lists at a Unix socket."""
-    with grpc.insecure_channel(address) as channel:
-        asked = reflection_pb2.ServerReflectionRequest(list_services="")
-        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
-        [answer] = stub.ServerReflectionInfo(iter([asked]), timeout=20)
-    return {service.name for service in answer.list_services_response.service}
+    return {*Grpcurl(address.removeprefix("unix:"), flags=["-unix"])("list").stdout.split()}
 
 
 def _is_refused(channel: grpc.Channel) -> bool:
@@ -122,13 +117,3 @@ def test_unix_sockets_have_the_mode_and_group_that_were_asked_for(daemon: Daemon
         found = Path(address.removeprefix("unix:")).stat()
         assert found.st_mode & 0o777 == 0o660
         assert found.st_gid == GROUP
-
-
-def test_files_that_cannot_be_used_stop_start_and_check(site: TlsSite, tmp_path: Path) -> None:
-    cert, none = ("--tls-cert-file", str(site.server.cert_file)), f"{tmp_path}/none"
-    missing = f"error: cannot use tls_key_file {none}: there is no such file"
-    for command, code in (("serve", 1), ("config", 2)):
-        words = [command, *cert, "--tls-key-file", none, "--state-dir", tmp_path]
-        done = run(WASMKILND, *words, "--listen", "127.0.0.1:0", "--admin-listen", "none")
-        assert done.returncode == code
-        assert missing in done.stderr.splitlines()

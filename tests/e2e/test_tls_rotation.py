@@ -10,7 +10,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from wasmkiln.v1.module_service_pb2_grpc import ModuleServiceStub
 from tests.authority import Authority, Pair
 from tests.e2e import wasm
 from tests.e2e.bearers import Metadata, add_token, bearer, reload, token_command, verdict
-from tests.e2e.daemon import Daemon, RedisDaemon
+from tests.e2e.daemon import Configured, Daemon, RedisDaemon
 from tests.e2e.over_tls import TlsSite, ask
 from tests.e2e.processes import eventually
 from tests.web_tokens import TestIssuer, jwt_table
@@ -82,70 +82,67 @@ class House:
     daemon: Daemon
     tls: TlsSite
     stack: ExitStack
-    tags: Iterator[int] = field(default_factory=lambda: itertools.count(7000))
 
-    @property
-    def admin(self) -> str:
-        """Where it serves HTTP."""
-        return self.daemon.admin_url.removeprefix("http://")
-
-    def kept(
-        self, pair: Pair | None = None, metadata: Metadata = (), *, loads: bool = False
-    ) -> Call:
-        """Ask, or load, over one connection: at the address for tokens without a certificate."""
+    def stub(self, pair: Pair | None = None) -> ModuleServiceStub:
+        """Connect: to the address for tokens without a certificate."""
         found = self.daemon.address if pair else self.daemon._row("tokens").partition(" ")[0]
-        channel = self.stack.enter_context(self.tls.channel(local(found), pair))
-        stub = ModuleServiceStub(channel)
-        if loads:
-            request = pb.LoadRequest(module=wasm.adder(1))
-            return lambda: verdict(stub.Load, request, metadata)
-        return lambda: verdict(stub.GetCapabilities, pb.GetCapabilitiesRequest(), metadata)
+        return ModuleServiceStub(self.stack.enter_context(self.tls.channel(local(found), pair)))
 
-    def compiling(self, pair: Pair) -> Call:
-        """Compile another module at each call, over one connection."""
-        channel = self.stack.enter_context(self.tls.channel(local(self.daemon.address), pair))
-        compile_ = ModuleServiceStub(channel).Compile
-        return lambda: verdict(compile_, pb.CompileRequest(module=wasm.adder(next(self.tags))))
+    def kept(self, pair: Pair | None = None, metadata: Metadata = ()) -> Call:
+        """Ask over one connection."""
+        ask = self.stub(pair).GetCapabilities
+        return lambda: verdict(ask, pb.GetCapabilitiesRequest(), metadata)
 
     def anew(self, pair: Pair) -> Call:
         """Ask over another connection each time."""
 
         def call() -> str:
             with self.tls.channel(local(self.daemon.address), pair) as channel:
-                stub = ModuleServiceStub(channel)
-                return verdict(stub.GetCapabilities, pb.GetCapabilitiesRequest())
+                ask = ModuleServiceStub(channel).GetCapabilities
+                return verdict(ask, pb.GetCapabilitiesRequest())
 
         return call
 
-    def connection(self, pair: Pair | None = None) -> http.client.HTTPSConnection:
+    def compiling(self, pair: Pair) -> Call:
+        """Compile another module at each call, over one connection."""
+        compile_, tags = self.stub(pair).Compile, itertools.count(7000)
+        return lambda: verdict(compile_, pb.CompileRequest(module=wasm.adder(next(tags))))
+
+    def loading(self, pair: Pair) -> Call:
+        """Load a module, over one connection."""
+        load = self.stub(pair).Load
+        return lambda: verdict(load, pb.LoadRequest(module=wasm.adder(1)))
+
+    def line(self, pair: Pair | None = None) -> http.client.HTTPSConnection:
+        """Return a connection for pages."""
         context = ssl.create_default_context(cafile=str(self.tls.authority.ca_file))
         if pair:
             context.load_cert_chain(pair.cert_file, pair.key_file)
-        return http.client.HTTPSConnection(self.admin, timeout=60, context=context)
+        address = self.daemon.admin_url.removeprefix("http://")
+        line = http.client.HTTPSConnection(address, timeout=60, context=context)
+        self.stack.callback(line.close)
+        return line
 
     def scraping(self, pair: Pair | None = None, token: str = "", *, anew: bool = False) -> Call:
         """Read a page, over one connection or another each time."""
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        connection = self.connection(pair)
-        self.stack.callback(connection.close)
+        line = self.line(pair)
 
         def call() -> str:
-            connection.request("GET", "/readyz", headers=headers)
-            answer = connection.getresponse()
+            line.request("GET", "/readyz", headers=dict(bearer(token)) if token else {})
+            answer = line.getresponse()
             answer.read()
             if anew:
-                connection.close()
+                line.close()
             return "" if answer.status == 200 else str(answer.status)
 
         return call
 
     def served(self) -> set[bytes]:
         """Return the certificates that new connections are shown at two of its ports."""
-        shown = set()
-        for address in (self.admin, self.daemon._row("tokens").partition(" ")[0]):
-            host, _, port = address.rpartition(":")
-            shown.add(ssl.get_server_certificate((host, int(port)), timeout=30).encode())
-        return shown
+        addresses = (self.daemon.admin_url, self.daemon._row("tokens").partition(" ")[0])
+        ports = [int(address.rpartition(":")[2]) for address in addresses]
+        shown = (ssl.get_server_certificate(("127.0.0.1", port), timeout=30) for port in ports)
+        return {each.encode() for each in shown}
 
 
 def test_no_call_is_dropped_and_none_is_let_in(lean_state_dir: Path, tmp_path: Path) -> None:
@@ -171,7 +168,7 @@ def test_no_call_is_dropped_and_none_is_let_in(lean_state_dir: Path, tmp_path: P
             Caller("scraper", house.scraping(token=tokens["stays"])),
             Caller("scraper over new connections", house.scraping(tls.client, anew=True)),
         ]
-        loses = Caller("demoted", house.kept(demoted, loads=True))
+        loses = Caller("demoted", house.loading(demoted))
         go = [
             loses,
             Caller("certificate", house.kept(old)),
@@ -228,15 +225,15 @@ def test_broken_files_change_nothing(lean_state_dir: Path, tmp_path: Path) -> No
         asks = house.anew(tls.client)
         shutil.copy(Authority(tmp_path / "other").server().key_file, tls.server.key_file)
         daemon.process.send_signal(1)
-        line = daemon.wait_for_log("cannot reload: what cannot be used stays as it was")
-        assert "cannot use tls_key_file" in line
-        assert "it is not the key of the certificate" in line
+        told = daemon.wait_for_log("cannot reload: what cannot be used stays as it was")
+        assert "cannot use tls_key_file" in told
+        assert "it is not the key of the certificate" in told
         tls.client_ca_file.write_text("nothing")
         daemon.wait_for_log("cannot read changed files: they change nothing")
         assert asks() == ""
-        with closing(house.connection()) as connection:
-            connection.request("GET", "/metrics", headers=dict(bearer(token)))
-            page = connection.getresponse().read().decode()
+        line = house.line()
+        line.request("GET", "/metrics", headers=dict(bearer(token)))
+        page = line.getresponse().read().decode()
         [failures] = re.findall(r"^wasmkiln_tls_reload_failures_total (\S+)", page, re.MULTILINE)
         assert float(failures) >= 2
         tls.server.key_file.write_bytes(good)
@@ -247,23 +244,18 @@ def test_broken_files_change_nothing(lean_state_dir: Path, tmp_path: Path) -> No
 
 
 def test_turning_tls_off_needs_a_restart(lean_state_dir: Path, tmp_path: Path) -> None:
-    tls, file = TlsSite(tmp_path / "tls"), tmp_path / "wasmkilnd.toml"
+    tls = TlsSite(tmp_path / "tls")
     files = {
-        "tls_cert_file": tls.server.cert_file,
-        "tls_key_file": tls.server.key_file,
-        "tls_client_ca_file": tls.client_ca_file,
+        "tls_cert_file": str(tls.server.cert_file),
+        "tls_key_file": str(tls.server.key_file),
+        "tls_client_ca_file": str(tls.client_ca_file),
     }
-    text = "".join(f'{name} = "{path}"\n' for name, path in files.items())
-    file.write_text(text)
-    flags = ("--config", str(file), "--redis-url", "none", "--workers", "1")
-    with Daemon(lean_state_dir, flags) as daemon:
-        file.write_text("")
-        reload(daemon)
-        for setting in files:
-            daemon.wait_for_log(f'"setting needs a restart", "setting": "{setting}"')
-        with tls.channel(local(daemon.address), tls.client) as channel:
+    with Configured(lean_state_dir, **files) as one:
+        one.write(**dict.fromkeys(files, ""))
+        told = [(line["event"], line.get("setting")) for line in one.reload()]
+        assert {("setting needs a restart", setting) for setting in files} <= {*told}
+        with tls.channel(local(one.daemon.address), tls.client) as channel:
             assert ask(channel).engines
         moved = shutil.copy(tls.server.cert_file, tmp_path / "moved.pem")
-        file.write_text(text.replace(str(tls.server.cert_file), str(moved)))
-        reload(daemon)
-        assert "tls_cert_file" in daemon.wait_for_log('"setting changed"')
+        one.write(**{**files, "tls_cert_file": str(moved)})
+        assert "tls_cert_file" in [line.get("setting") for line in one.reload()]

@@ -28,6 +28,7 @@ from tests.e2e.callers import (
     outcome_of,
 )
 from tests.e2e.daemon import Daemon, state_with
+from tests.e2e.fixtures import serving
 from tests.e2e.processes import eventually, memory_of
 from tests.e2e.programs import Installed
 
@@ -40,12 +41,8 @@ FLAGS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def kiln(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A daemon with small budgets."""
-    with Daemon(state_with(tmp_path_factory.mktemp("kiln") / "state", ENGINE), FLAGS) as daemon:
-        yield daemon
-    assert daemon.process.returncode == 0
+kiln = serving(ENGINE, flags=FLAGS)
+"""A daemon with small budgets."""
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +78,10 @@ def test_500_slow_readers_of_a_large_artifact_take_no_more_than_their_budget(
         reader = stack.enter_context(Caller(kiln))
         most = 0
         waits: list[float] = []
+        deadline = time.monotonic() + 120
         # From when the first of them begin until the last of them were ended.
         while len(waits) < 3 or kiln.metric("refused_total", limit="send") < 500:
-            assert len(waits) < 100
+            assert time.monotonic() < deadline, "the slow ones are not ended"
             most = max(most, memory_of(kiln.pid) - before)
             assert kiln.metric("send_bytes") <= 32 * MIB
             began = time.monotonic()
@@ -111,7 +109,7 @@ def test_a_reader_that_stops_and_comes_back_in_time_gets_everything(
         for part in call:
             received += len(part.chunk)
             if received and received < MIB:
-                time.sleep(1.0)
+                time.sleep(0.5)
         assert received > 40 * MIB
 
 
@@ -235,21 +233,3 @@ def test_a_reader_of_a_byte_now_and_then_is_ended(kiln: Daemon, artifact: str) -
         assert call.code() is EXHAUSTED
         assert "for 20 s" in call.details()
         assert time.monotonic() - began < 60
-
-
-def test_calls_have_limits_that_leave_room_for_others(engines: Installed, tmp_path: Path) -> None:
-    flags = ["--redis-url", "none", "--max-calls", "8"]
-    with (
-        Daemon(state_with(tmp_path / "state", ENGINE), flags) as tight,
-        Caller(tight) as flooding,
-        Caller(tight) as other,
-    ):
-        with held_worker(tight):
-            calls = [flooding.compile(module) for module in modules(4)]
-            eventually(lambda: tight.metric("calls") == 5, "they do not begin")
-            code, reason, metadata, retry_s = failure_of(flooding.compile(*modules(1)))
-            assert (code, reason, metadata["limit"]) == (EXHAUSTED, "COMPILE_QUEUE_FULL", "calls")
-            assert retry_s
-            assert failure_of(other.compile("0" * 64))[1] == "MODULE_NOT_LOADED"
-        for call in calls:
-            header_of(call)

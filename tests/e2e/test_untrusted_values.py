@@ -25,7 +25,6 @@ from tests.servers.redis_server import binary_of, redis_server
 
 ENGINE, OTHER_ENGINE = TWO_ENGINES
 SMALL, OTHER = wasm.adder(1), wasm.adder(2)
-LARGE = wasm.with_data(1_200_000, 1)
 OURS, THEIRS = "wasm:", "stranger:"
 """The prefixes of the daemon, and of one with other keys."""
 Values = Iterable[bytes]
@@ -45,7 +44,7 @@ class Stored:
 def stored(client: Client, server: redis.Redis, prefix: str) -> dict[bytes, Stored]:
     """Have a daemon compile the modules of these tests; return what it stored, by module."""
     found = {}
-    for module in (SMALL, OTHER, LARGE):
+    for module in (SMALL, OTHER):
         digest = client.load(module).sha256
         settled(client)
         [module_name] = names_of(server, digest, prefix)
@@ -140,13 +139,6 @@ def spoilt(good: bytes) -> Values:
     yield from (dice.randbytes(size) for size in (1, 64, len(good)))
 
 
-def mixed(one: bytes, other: bytes, parts: int) -> Values:
-    """Return the beginning of one with the rest of the other, wherever they were cut."""
-    for part in range(1, parts):
-        at = len(one) * part // parts
-        yield from (one[:at] + other[at:], other[:at] + one[at:])
-
-
 def of_another_engine(site: Site) -> bytes:
     before = names_of(site.server, wasm.digest(SMALL))
     site.client.compile(SMALL, engine=OTHER_ENGINE)
@@ -165,9 +157,7 @@ OF_THE_ARTIFACT: dict[str, tuple[Callable[[Site, bytes], Values], str]] = {
     "of another module": (lambda site, _: [site.ours[OTHER].value], "wrong_key"),
     "of another engine": (lambda site, _: [of_another_engine(site)], "wrong_key"),
     "the module": (lambda site, _: [site.ours[SMALL].module], "wrong_key"),
-    "mixed with another's": (lambda site, good: mixed(good, site.ours[OTHER].value, 4), ""),
     "signed by a stranger": (lambda site, _: [site.theirs[SMALL].value], "stranger"),
-    "mixed with a stranger's": (lambda site, good: mixed(good, site.theirs[SMALL].value, 8), ""),
 }
 
 
@@ -177,22 +167,10 @@ def test_no_other_value_is_served(site: Site, how: str) -> None:
     tamper, cause = OF_THE_ARTIFACT[how]
     for changed in tamper(site, good):
         count = rejected(site.daemon).get(cause, 0)
-        # Of a mixture the code itself may be the same, whoever signed it.
-        assert site.served(SMALL, changed) == (changed == good)
+        assert not site.served(SMALL, changed)
         assert not cause or rejected(site.daemon)[cause] > count
-
-
-def test_what_is_as_it_was_stored_is_served_and_lives_for_a_week(site: Site) -> None:
-    for module, each in site.ours.items():
-        assert site.served(module)
-        # It is made of the same module by the same engine, and so under the same name.
-        assert each.name == site.theirs[module].name.replace(THEIRS.encode(), OURS.encode(), 1)
+    assert site.served(SMALL, good)
     assert not site.has_rejected()
-    week_s = 7 * 24 * 3600
-    header = site.client.compile(wasm.adder(9), engine=ENGINE).header
-    settled(site.client)
-    for name in names_of(site.server, header.module_sha256):
-        assert week_s - 600 < site.server.ttl(name) <= week_s
 
 
 def test_an_old_value_with_all_unchanged_is_used(site: Site) -> None:
@@ -204,36 +182,6 @@ def test_an_old_value_with_all_unchanged_is_used(site: Site) -> None:
     assert site.served(SMALL, old.value)
     assert site.asked(SMALL).header.attestation == old.artifact.header.attestation
     assert not site.has_rejected()
-
-
-def test_a_large_artifact_is_checked_to_its_end(site: Site) -> None:
-    good, theirs = site.ours[LARGE].value, site.theirs[LARGE].value
-    third = len(good) // 3
-    for changed in (
-        *flips(good, 3),
-        *(good[:-1], good[third:], theirs),
-        # A piece is gone, two have changed places, one is another's.
-        good[:third] + good[2 * third :],
-        good[third : 2 * third] + good[:third] + good[2 * third :],
-        theirs[:third][::-1] + good[third:],
-    ):
-        assert not site.served(LARGE, changed)
-    site.server.delete(site.ours[LARGE].name)
-    assert site.asked(LARGE).header.origin == COMPILED
-    settled(site.client)
-
-
-def test_a_key_of_another_kind_is_no_value(site: Site) -> None:
-    """Nor does one in the place of the daemon's own records of a module cost a call."""
-    names = list(site.server.scan_iter(f"{OURS}*{wasm.digest(SMALL)}*"))
-    assert len(names) > 2
-    for fill in ("rpush", "pfadd"):
-        for name in names:
-            site.server.delete(name)
-            getattr(site.server, fill)(name, "nonsense")
-        assert site.asked(SMALL).header.origin == COMPILED
-        settled(site.client)
-    assert '"level": "error"' not in site.daemon.log
 
 
 def test_a_module_that_is_not_what_its_name_says_is_not_compiled(site: Site) -> None:

@@ -1,17 +1,16 @@
 """All that 0.6.0 could be told, told to the program under test.
 
 What a release reads comes from the release itself, and what the program under test reads from that:
-the tests compare sets, and hold whichever settings come and go. Each setting of the release is one
-still, or is refused with a sentence that says what to do; so is each key of its policy file.
+the test compares sets, and holds whichever settings come and go. Each setting of the release is one
+still, or is refused with a sentence that says what to do. Quotas that went are named in
+tests/unit/access/test_policy_file.py.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import tomllib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ pytestmark = pytest.mark.timeout(900)
 
 ENGINE = "wasmtime-50.0.1"
 GONE = re.compile(r"(\w+) in (?:file .+?|the \w+(?: \w+)?) is no longer a setting: (.+)")
-OF_POLICY = re.compile(r"cannot use policy .+?: quota small (\w+): (.+)")
 AT_RANDOM = ("--listen", "127.0.0.1:0", "--admin-listen", "none", "--redis-url", "none")
 
 # What an operator of the release may have set, as far as it can be set on any machine.
@@ -80,26 +78,6 @@ CHOSEN: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a program makes of a configuration."""
-
-    code: int
-    lines: list[str]
-    """Of what it refuses."""
-    out: str
-
-    @property
-    def settings(self) -> dict[str, str]:
-        """What to do, by the name of each setting that is gone."""
-        return {found[1]: found[2] for line in self.lines if (found := GONE.search(line))}
-
-    @property
-    def quotas(self) -> dict[str, str]:
-        """What to do, by each quota of the policy that is gone."""
-        return {found[1]: found[2] for line in self.lines if (found := OF_POLICY.search(line))}
-
-
 @pytest.fixture(scope="module")
 def old() -> Release:
     return release("0.6.0")
@@ -110,10 +88,14 @@ def state(engines: Installed, tmp_path: Path) -> Path:
     return fresh_state(tmp_path / "state", own_keys=True, engines=(ENGINE,))
 
 
-def ask(program: str, *words: str, **environ: str) -> Answer:
-    done = run(program, *words, **environ)
-    lines = [line.removeprefix("error: ") for line in done.stderr.splitlines()]
-    return Answer(done.returncode, lines, done.stdout)
+def refused(*words: str, **environ: str) -> dict[str, str]:
+    """Return what to do, by the name of each setting that is gone; nothing else is refused."""
+    done = run(WASMKILND, *words, **environ)
+    lines = done.stderr.splitlines()
+    told = {found[1]: found[2] for line in lines if (found := GONE.search(line))}
+    assert (done.returncode, len(told)) == (2, len(lines)), done.stderr
+    assert all(len(advice.split()) > 2 for advice in told.values()), done.stderr
+    return told
 
 
 def as_toml(settings: Mapping[str, Any]) -> str:
@@ -130,24 +112,9 @@ def as_toml(settings: Mapping[str, Any]) -> str:
 
 def values_of(program: str, *words: str) -> dict[str, Any]:
     """Return every setting that a version has, with its value."""
-    told = ask(program, "config", "--json", *words)
-    assert told.code == 0, told.lines
-    return {name: row["value"] for name, row in json.loads(told.out).items()}
-
-
-def policy_of(old: Release) -> tuple[str, dict[str, Any]]:
-    """Return the rules that the release documents, and its table of a quota with every key."""
-    pages = old.folder / "source" / "docs" / "reference"
-    rules, quota = (
-        re.findall(r"^```toml\n(.*?)^```$", (pages / page).read_text(), re.MULTILINE | re.DOTALL)[0]
-        for page in ("policy.md", "quotas.md")
-    )
-    return rules.partition("[quota.small]")[0], tomllib.loads(quota)["quota"]["small"]
-
-
-def check_sentences(advice: Iterable[str]) -> None:
-    for sentence in advice:
-        assert len(sentence.split()) > 2, sentence
+    done = run(program, "config", "--json", *words)
+    assert done.returncode == 0, done.stderr
+    return {name: row["value"] for name, row in json.loads(done.stdout).items()}
 
 
 def test_every_setting_is_one_still_or_refused_with_what_to_do(
@@ -162,12 +129,9 @@ def test_every_setting_is_one_still_or_refused_with_what_to_do(
     whole.write_text(as_toml(before))
     assert values_of(old.wasmkilnd, "--config", str(whole)) == before
 
-    told = ask(WASMKILND, "config", "--config", str(whole))
-    assert told.code == 2
-    assert told.settings.keys() == gone
-    assert len(told.lines) == len(gone), "something else is refused"
-    check_sentences(told.settings.values())
-    assert ask(WASMKILND, "serve", "--config", str(whole)).lines == told.lines
+    told = refused("config", "--config", str(whole))
+    assert told.keys() == gone
+    assert refused("serve", "--config", str(whole)) == told
 
     before = {name: value for name, value in before.items() if name not in gone}
     whole.write_text(as_toml(before))
@@ -176,41 +140,7 @@ def test_every_setting_is_one_still_or_refused_with_what_to_do(
 
     # Flags and variables are named too.
     shared = ("--state-dir", str(state), *AT_RANDOM)
-    by_flag = ask(WASMKILND, "config", *shared, *(f"--{n.replace('_', '-')}=1" for n in gone))
-    variables = {f"WASMKILN_{name.upper()}" for name in gone}
-    by_variable = ask(WASMKILND, "config", *shared, **dict.fromkeys(variables, "1"))
-    for told, names in ((by_flag, gone), (by_variable, variables)):
-        assert told.code == 2
-        assert told.settings.keys() == names
-        check_sentences(told.settings.values())
-
-
-def test_every_quota_is_one_still_or_refused_with_what_to_do(
-    old: Release, state: Path, tmp_path: Path
-) -> None:
-    policy = tmp_path / "policy.toml"
-    words = ("--state-dir", str(state), *AT_RANDOM, "--policy-file", str(policy))
-    rules, quota = policy_of(old)
-    assert len(quota) > 5
-
-    def with_quota(table: Mapping[str, Any]) -> None:
-        policy.write_text(f"{rules}[quota.small]\n{as_toml(table)}")
-
-    with_quota(quota)
-    accepted = ask(old.wasmkilnd, "config", *words)
-    assert accepted.code == 0, accepted.lines
-
-    told = ask(WASMKILND, "config", *words)
-    assert told.code == 2
-    assert told.quotas
-    assert len(told.lines) == len(told.quotas), "something else is refused"
-    check_sentences(told.quotas.values())
-    assert ask(WASMKILND, "serve", *words).lines[-len(told.lines) :] == told.lines
-
-    kept = {name: value for name, value in quota.items() if name not in told.quotas}
-    for sentence in told.quotas.values():
-        if instead := re.search(r"write (\w+) instead", sentence):
-            kept[instead[1]] = 60
-    with_quota(kept)
-    mended = ask(WASMKILND, "config", *words)
-    assert mended.code == 0, mended.lines
+    by_flag = refused("config", *shared, *(f"--{name.replace('_', '-')}=1" for name in gone))
+    assert by_flag.keys() == gone
+    variables = {f"WASMKILN_{name.upper()}": "1" for name in gone}
+    assert refused("config", *shared, **variables).keys() == variables.keys()

@@ -7,8 +7,6 @@ set up (tokens, keys, pins, names) holds in both directions.
 from __future__ import annotations
 
 import json
-import re
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -30,6 +28,7 @@ from tests.e2e.daemon import Daemon, RedisDaemon, fresh_state
 from tests.e2e.processes import embedded, eventually, within
 from tests.e2e.programs import WASMKILN, WASMKILND, Installed, run
 from tests.e2e.releases import Release, release
+from tests.e2e.stored_values import rejected
 from tests.e2e.test_cache import COMPILED, REDIS, settled
 from tests.servers.redis_server import binary_of, redis_server
 
@@ -59,21 +58,9 @@ def old() -> Release:
     return release("0.6.0")
 
 
-def rejected(daemon: Daemon, token: str = "") -> set[str]:
-    """Return for which causes a daemon did not accept what was stored."""
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    page_of = urllib.request.Request(f"{daemon.admin_url}/metrics", headers=headers)
-    with urllib.request.urlopen(page_of, timeout=30) as answer:
-        page = answer.read().decode()
-    rows = re.findall(
-        r'^wasmkiln_values_rejected_total\{.*cause="(\w+)".*\} (\S+)', page, re.MULTILINE
-    )
-    return {cause for cause, count in rows if float(count)}
-
-
 def check_calm(daemon: Daemon, token: str = "", *, evicting: bool = False) -> None:
     """Nothing happened that an operator has to look at; ``evicting``: but for its own Evicts."""
-    assert rejected(daemon, token) <= HARMLESS | ({"evicted"} if evicting else set())
+    assert {*rejected(daemon, token)} <= HARMLESS | ({"evicted"} if evicting else set())
     lines = [json.loads(line) for line in daemon.log_lines if line.startswith("{")]
     assert [line for line in lines if line["level"] == "error"] == []
 
@@ -220,21 +207,17 @@ def test_both_versions_share_one_embedded_server(
 
     # Without a host store: what is found was in the embedded server.
     for first, second in ((old.wasmkilnd, WASMKILND), (WASMKILND, old.wasmkilnd)):
-        with RedisDaemon(state, command=(second,)) as stays:
-            with RedisDaemon(state, command=(first,)) as leaves:
+        with RedisDaemon(state, command=(first,)) as starts:
+            with RedisDaemon(state, command=(second,)) as joins:
                 server = embedded(state)
-                check_stored(stays, leaves)
-                assert embedded(state) == server
-            check_stored(stays)
-        eventually(lambda: not within(state), "something outlived the daemons")
-        with (
-            RedisDaemon(state, command=(first,)) as leaves,
-            RedisDaemon(state, command=(second,)) as stays,
-        ):
-            check_stored(leaves, stays)
-            leaves.kill()
-            with stays.client() as client:
-                eventually(lambda: is_found(client), "nobody started the server again")
+                check_stored(starts, joins)
+            check_stored(starts)
+            assert embedded(state) == server
+            with RedisDaemon(state, command=(second,)) as stays:
+                check_stored(stays)
+                starts.kill()
+                with stays.client() as client:
+                    eventually(lambda: is_found(client), "nobody started the server again")
         eventually(lambda: not within(state), "something outlived the daemons")
     with RedisDaemon(state, command=(old.wasmkilnd,)) as again, again.client() as client:
         eventually(lambda: client.stats().redis_up, "the embedded server is not up")
@@ -308,22 +291,6 @@ def test_both_answer_every_call_right_under_load(
     assert len(seen) == len(modules)
 
 
-def test_neither_deletes_what_the_other_stored(clients: tuple[Client, Client]) -> None:
-    stored: list[list[str]] = []
-    for client, tags in zip(clients, (range(110, 113), range(120, 123)), strict=True):
-        stored.append([client.compile(wasm.adder(tag)).header.module_sha256 for tag in tags])
-        settled(client)
-    for client, digests in zip(clients, reversed(stored), strict=True):
-        client.find_missing(digests)
-        for tag in (*range(110, 113), *range(120, 123)):
-            client.compile(wasm.adder(tag))
-        settled(client)
-    for client, digests in zip(clients, stored, strict=True):
-        for tier in ("memory", "host_store"):
-            client.evict(everything=True, tier=tier)
-        assert {client.compile(digest).header.origin for digest in digests} == {REDIS}
-
-
 def test_a_quarantine_of_one_is_no_error_to_the_other(clients: tuple[Client, Client]) -> None:
     for client, other in (clients, clients[::-1]):
         with pytest.raises(CompileTimeout):
@@ -334,17 +301,6 @@ def test_a_quarantine_of_one_is_no_error_to_the_other(clients: tuple[Client, Cli
         for each in clients:
             assert not each.release(wasm.digest(SLOW)).redis_unreachable
             each.compile(wasm.adder(130))
-
-
-def test_pins_of_both_keep_what_they_pin(clients: tuple[Client, Client]) -> None:
-    for client, other, tag in ((*clients, 140), (*clients[::-1], 141)):
-        digest = client.compile(wasm.adder(tag)).header.module_sha256
-        client.pin(digest)
-        other.evict(engine=ENGINE)
-        settled(client)
-        assert client.compile(digest).header.size_bytes
-        assert [pin.module_sha256 for pin in client.pins().pins if pin.module_sha256 == digest]
-        client.unpin(digest)
 
 
 @pytest.mark.parametrize("who", ["old client, new daemon", "new client, old daemon"])

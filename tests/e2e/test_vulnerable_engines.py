@@ -12,7 +12,7 @@ from wasmkiln import EngineRemoved, EngineUnknown
 from tests.e2e import wasm
 from tests.e2e.daemon import FAILED, Configured, state_with
 from tests.e2e.processes import eventually, workers_of
-from tests.e2e.programs import WASMKILN, WASMKILND, Installed, run
+from tests.e2e.programs import WASMKILN, Installed, run
 from tests.e2e.test_daemon import get
 
 GOOD, BAD = "wasmer-1.1.0", "wasmtime-50.0.1"
@@ -95,19 +95,13 @@ def test_everybody_is_told(engines: Installed, tmp_path: Path) -> None:
         assert warnings(one.reload()) == {BAD: ["TEST-1"]}
         assert one.known() == {GOOD: [], BAD: ["TEST-1"]}
 
-        # A file that cannot be used refuses the reload, and a start.
+        # A file that cannot be used refuses the reload.
         one.advisories.write_text(ROW.replace("winch", "wench"))
         one.write(vulnerable_engines="refuse")
         [refused] = [line for line in one.reload("cannot reload") if line["event"] == FAILED]
         sentence = f"cannot use advisories_file {one.advisories}: advisory 1 compilers 1: "
         assert refused["cause"].startswith(sentence)
         assert one.known() == {GOOD: [], BAD: ["TEST-1"]}
-        for command in ("config", "serve"):
-            words = (command, "--config", one.file, "--state-dir", one.daemon.state_dir)
-            done = run(WASMKILND, *words, "--listen", "127.0.0.1:0", "--admin-listen", "none")
-            assert done.returncode == (2 if command == "config" else 1)
-            assert done.stderr.splitlines()[-1].startswith(f"error: {sentence}")
-            assert "Traceback" not in done.stderr
 
 
 def test_a_release_of_the_built_in_table(engines: Installed, tmp_path: Path) -> None:
@@ -119,50 +113,41 @@ def test_a_release_of_the_built_in_table(engines: Installed, tmp_path: Path) -> 
         assert logged["advisories"] == known
 
 
-def test_a_reload_refuses_what_is_served_and_what_it_made_is_evicted(
+def test_a_start_and_a_reload_refuse_and_what_it_made_is_evicted(
     engines: Installed, tmp_path: Path
 ) -> None:
-    with Warned(tmp_path, GOOD, BAD) as one:
-        module = wasm.adder(1)
-        with one.daemon.client(max_attempts=1) as client:
-            client.compile(module, engine=BAD)
-            client.compile(module, engine=GOOD)
-            one.write(vulnerable_engines="refuse")
-            logged = one.reload()
-            assert not warnings(logged)
-            [told] = [line for line in logged if line["event"] == "engine is not served"]
-            assert told["engine"] == BAD
-            assert one.known().keys() == {GOOD}
-            [unserved] = client.capabilities().unserved_engines
-            assert (unserved.id, unserved.cause) == (BAD, told["cause"])
-            assert "known vulnerability (TEST-1)" in unserved.cause
-            assert f" {BAD} its code has" in " ".join(one.shown("engines").split())
-            assert one.page()["unserved"] == {BAD: told["cause"]}
-            with pytest.raises(EngineRemoved, match=GOOD):
-                client.compile(module, engine=BAD)
-            eventually(lambda: len(workers_of(one.daemon.pid)) == 1, "its worker has not ended")
-            evicted = json.loads(one.shown("evict", "--engine", BAD, "--yes", "--json"))
-            assert int(evicted["artifacts"]) > 0
-            assert (
-                client.compile(module, engine=GOOD).header.origin == 1
-            )  # That of the other stays.
-
-            assert not [line for line in one.reload() if line["event"] == "engine is not served"]
-            one.write(vulnerable_engines="warn")
-            assert warnings(one.reload()) == {BAD: ["TEST-1"]}
-            assert client.compile(module, engine=BAD).header.origin == 3
-
-
-def test_a_start_refuses(engines: Installed, tmp_path: Path) -> None:
-    with Warned(tmp_path, GOOD, BAD, vulnerable_engines="refuse", default_engine=BAD) as one:
+    module, why = wasm.adder(1), "its code has a known vulnerability (TEST-1)"
+    with (
+        Warned(tmp_path, GOOD, BAD, vulnerable_engines="refuse", default_engine=BAD) as one,
+        one.daemon.client(max_attempts=1) as client,
+    ):
         assert one.known().keys() == {GOOD}
-        assert (
-            f"{BAD} is not served: its code has a known vulnerability (TEST-1)" in one.daemon.banner
-        )
+        assert f"{BAD} is not served: {why}" in one.daemon.banner
         assert BAD in one.daemon.wait_for_log('"engine is not served"')
         assert len(workers_of(one.daemon.pid)) == 1
-        with one.daemon.client(max_attempts=1) as client:
+        for named in (BAD, None):  # No other takes the place of the default.
             with pytest.raises(EngineUnknown):
-                client.compile(wasm.adder(1), engine=BAD)
-            with pytest.raises(EngineUnknown):  # No other takes the place of the default.
-                client.compile(wasm.adder(1))
+                client.compile(module, engine=named)
+        assert not [line for line in one.reload() if line["event"] == "engine is not served"]
+        one.write(vulnerable_engines="warn")
+        assert warnings(one.reload()) == {BAD: ["TEST-1"]}
+        assert {client.compile(module, engine=each).header.origin for each in (BAD, GOOD)} == {3}
+
+        one.write(vulnerable_engines="refuse")
+        logged = one.reload()
+        assert not warnings(logged)
+        [told] = [line for line in logged if line["event"] == "engine is not served"]
+        assert told["engine"] == BAD
+        assert one.known().keys() == {GOOD}
+        [unserved] = client.capabilities().unserved_engines
+        assert (unserved.id, unserved.cause) == (BAD, told["cause"])
+        assert why in unserved.cause
+        assert f" {BAD} its code has" in " ".join(one.shown("engines").split())
+        assert one.page()["unserved"] == {BAD: told["cause"]}
+        with pytest.raises(EngineRemoved, match=GOOD):
+            client.compile(module, engine=BAD)
+        eventually(lambda: len(workers_of(one.daemon.pid)) == 1, "its worker has not ended")
+        evicted = json.loads(one.shown("evict", "--engine", BAD, "--yes", "--json"))
+        assert int(evicted["artifacts"]) > 0
+        # That of the other stays.
+        assert client.compile(module, engine=GOOD).header.origin == 1

@@ -104,26 +104,17 @@ def test_keys_of_a_url_are_fetched_beside_the_calls(
     assert old[0][1].split(".")[2] not in daemon.log
 
 
-def test_an_issuer_that_cannot_be_trusted_lets_nobody_in(
+def test_an_issuer_that_is_silent_delays_no_start_and_one_without_trust_lets_nobody_in(
     lean_state_dir: Path, tmp_path: Path, issuer: Issuer
 ) -> None:
-    with (
-        RedisDaemon(lean_state_dir, flags(tmp_path, issuer.url)) as daemon,
-        Stubs(daemon.address) as stubs,
-    ):
-        assert stubs.capabilities(sent(OLD)) == "CREDENTIALS_INVALID"
-        daemon.wait_for_log("cannot fetch jwt keys: the old ones stay")
-        assert issuer.asked == 0
-
-
-def test_an_issuer_that_does_not_answer_delays_no_start(
-    lean_state_dir: Path, tmp_path: Path
-) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        url = f"https://127.0.0.1:{silent.getsockname()[1]}/keys"
-        with (
-            RedisDaemon(lean_state_dir, flags(tmp_path, url)) as daemon,
-            Stubs(daemon.address) as stubs,
-        ):
+        words = flags(tmp_path, f"https://127.0.0.1:{silent.getsockname()[1]}/keys")
+        with RedisDaemon(lean_state_dir, words) as daemon, Stubs(daemon.address) as stubs:
             assert "cannot fetch jwt keys" not in daemon.log  # It still waits for the issuer.
             assert stubs.capabilities(sent(OLD)) == "CREDENTIALS_INVALID"
+            flags(tmp_path, issuer.url)
+            reload(daemon)
+            line = daemon.wait_for_log("cannot fetch jwt keys: the old ones stay")
+            assert "CERTIFICATE_VERIFY_FAILED" in line
+            assert stubs.capabilities(sent(OLD)) == "CREDENTIALS_INVALID"
+    assert issuer.asked == 0

@@ -13,6 +13,7 @@ from bench.lab import describe_machine
 from tests.faults.objects import OBJECTS
 from tests.faults.run import markdown, run
 from tests.faults.site import REDIS
+from tests.promises import ended, teller
 
 _TIERS = {tier.name: tier for tier in (REDIS, OBJECTS)}
 
@@ -22,22 +23,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make faults", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="of every fault (3)")
     parser.add_argument("--of", choices=_TIERS, default=REDIS.name, help="what fails (redis)")
-    options = parser.parse_args()
-    began = time.monotonic()
+    options, began, tell = parser.parse_args(), time.monotonic(), teller("faults")
     with tempfile.TemporaryDirectory(prefix="wasmkiln-faults-") as folder:
-        going = run(
-            Path(folder), options.rounds, 6.0, tier=_TIERS[options.of], long=True, tell=_tell
-        )
-        made = asyncio.run(going)
-    print(f"{markdown(made)}\n\n{describe_machine()}; {time.monotonic() - began:.0f} s.")
-    broken = [*made.wrong, *made.failed, *made.errors]
-    for what in broken:
-        _tell(what)
-    return int(bool(broken))
-
-
-def _tell(what: str) -> None:
-    print(f"faults: {what}", file=sys.stderr)
+        of = _TIERS[options.of]
+        made = asyncio.run(run(Path(folder), options.rounds, 6.0, tier=of, long=True, tell=tell))
+    machine = f"{describe_machine()}; {time.monotonic() - began:.0f} s."
+    complaints = [*made.wrong, *made.failed, *made.errors]
+    return ended(tell, f"{markdown(made)}\n\n{machine}", complaints)
 
 
 if __name__ == "__main__":

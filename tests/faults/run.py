@@ -18,6 +18,7 @@ from tests.e2e.signing_keys import KeyDirectory
 from tests.e2e.stored_values import rejected
 from tests.faults.load import ENGINE, Call, Load
 from tests.faults.site import REDIS, TIMEOUT_S, Kind, Tier
+from tests.promises import Tell, table
 
 LEASE_S = 5.0
 """How long a daemon waits for another one that compiles, when Redis no longer tells."""
@@ -30,19 +31,10 @@ SETTINGS = {
 _CALL_S = 60.0
 """A call that takes longer hangs: nothing here is large."""
 _RECOVERY_S = 30.0
+Injection = tuple[float, float, float]
 # The pause between two faults, so that hardly any call meets two.
 _BETWEEN_S = 0.3
 _MOST = 0.8
-
-
-@dataclass(frozen=True)
-class Injection:
-    """One fault: when it began, when the cause ended, and when the daemons had recovered."""
-
-    fault: str
-    began_s: float
-    healed_s: float
-    recovered_s: float
 
 
 @dataclass(frozen=True)
@@ -57,9 +49,8 @@ class Row:
     longest_added_s: float
     waited_out_s: float
     """The median wait of the calls that waited for most of a time-out or longer; else 0."""
-    recovery_s: float
-    """The median time from the end of the cause to recovery."""
-    longest_recovery_s: float
+    recovery_s: tuple[float, float]
+    """The median and the longest time from the end of the cause to recovery."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +89,7 @@ async def run(
     *,
     tier: Tier = REDIS,
     long: bool = False,
-    tell: Callable[[str], None] = lambda _: None,
+    tell: Tell = lambda _: None,
 ) -> Report:
     """Have each fault of a tier ``rounds`` times, under load; those that take ``long``, once."""
     async with AsyncExitStack() as stack:
@@ -132,6 +123,7 @@ async def run(
             )
 
         async def befall(kind: Kind) -> Injection:
+            """Have a fault; return when it began, when its cause ended and when all was well."""
             tell(kind.name)
             began_s = time.monotonic()
             sick = kind.sick(site)
@@ -142,7 +134,7 @@ async def run(
             await _until(lambda: recovered(kind, healed_s), kind.name)
             recovered_s = time.monotonic()
             await asyncio.sleep(_BETWEEN_S)
-            return Injection(kind.name, began_s, healed_s, recovered_s)
+            return began_s, healed_s, recovered_s
 
         load = await asyncio.to_thread(Load, clients)
         async with load.going_on():
@@ -150,19 +142,15 @@ async def run(
             began_s = time.monotonic()
             await asyncio.sleep(quiet_s)
             quiet = load.since(began_s)
-            injections = [
-                await befall(kind)
-                for number in range(rounds)
-                for kind in tier.kinds
-                if not kind.takes_long or (long and number == 0)
-            ]
+            injections: dict[str, list[Injection]] = {}
+            for number in range(rounds):
+                for kind in tier.kinds:
+                    if not kind.takes_long or (long and number == 0):
+                        injections.setdefault(kind.name, []).append(await befall(kind))
         calls = load.since(began_s)
         counts = [rejected(daemon) for daemon in daemons]
         return Report(
-            [
-                _row([each for each in injections if each.fault == fault], calls, quiet)
-                for fault in dict.fromkeys(each.fault for each in injections)
-            ],
+            [_row(fault, each, calls, quiet) for fault, each in injections.items()],
             calls,
             quiet,
             {cause: sum(each.get(cause, 0) for each in counts) for cause in set().union(*counts)},
@@ -177,51 +165,48 @@ async def _until(well: Callable[[], Awaitable[bool]], what: str) -> None:
         await asyncio.sleep(0.02)
 
 
-def _row(injections: list[Injection], calls: list[Call], quiet: list[Call]) -> Row:
+def _row(fault: str, injections: list[Injection], calls: list[Call], quiet: list[Call]) -> Row:
     met = [
         call
-        for each in injections
+        for began_s, _, recovered_s in injections
         for call in calls
-        if call.began_s < each.recovered_s and call.ended_s > each.began_s
+        if call.began_s < recovered_s and call.ended_s > began_s
     ]
     usual_s = statistics.median(call.waited_s for call in quiet)
     waited_out = [call.waited_s for call in met if call.waited_s > _MOST * TIMEOUT_S]
-    recoveries = [each.recovered_s - each.healed_s for each in injections]
+    recoveries = [recovered_s - healed_s for _, healed_s, recovered_s in injections]
     return Row(
-        injections[0].fault,
+        fault,
         len(injections),
         len(met),
         sum(bool(call.wrong) for call in met),
         sum(bool(call.failure) for call in met),
         max((call.waited_s for call in met), default=usual_s) - usual_s,
         statistics.median(waited_out) if waited_out else 0.0,
-        statistics.median(recoveries),
-        max(recoveries),
+        (statistics.median(recoveries), max(recoveries)),
     )
 
 
 def markdown(made: Report) -> str:
     """Return the table for docs/explanation."""
-    lines = [
-        "| fault | injected | calls meanwhile | wrong artifacts | failed calls"
-        " | longest added wait, ms | recovered after, ms | at the latest, ms |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
-        *(
-            f"| {row.fault} | {row.injected} | {row.calls:,} | {row.wrong} | {row.failed}"
-            f" | {row.longest_added_s * 1e3:,.0f} | {row.recovery_s * 1e3:,.0f}"
-            f" | {row.longest_recovery_s * 1e3:,.0f} |"
-            for row in made.rows
-        ),
-        f"| **all** | **{sum(row.injected for row in made.rows)}** | **{len(made.calls):,}**"
-        f" | **{len(made.wrong)}** | **{len(made.failed)}**"
-        f" | **{max(row.longest_added_s for row in made.rows) * 1e3:,.0f}** |"
-        f" | **{max(row.longest_recovery_s for row in made.rows) * 1e3:,.0f}** |",
+    head = ("fault", "injected", "calls meanwhile", "wrong artifacts", "failed calls")
+    times = ("longest added wait, ms", "recovered after, ms", "at the latest, ms")
+    rows = [
+        [
+            *(row.fault, *(f"{n:,}" for n in (row.injected, row.calls, row.wrong, row.failed))),
+            *(f"{s * 1e3:,.0f}" for s in (row.longest_added_s, *row.recovery_s)),
+        ]
+        for row in made.rows
     ]
     causes = ", ".join(f"{cause} {count}" for cause, count in sorted(made.rejected.items()))
-    lines += [
-        "",
-        f"One configured time-out is {TIMEOUT_S * 1e3:.0f} ms. Without faults, the longest of"
-        f" {len(made.quiet):,} calls took {made.quiet_longest_s * 1e3:,.0f} ms"
-        f" apart from compiling. Rejected values, by cause: {causes or 'none'}.",
-    ]
-    return "\n".join(lines)
+    return "\n".join(
+        [
+            *table((*head, *times), rows),
+            "",
+            f"{sum(row.injected for row in made.rows):,} faults, {len(made.calls):,} calls:"
+            f" {len(made.wrong)} wrong, {len(made.failed)} failed. One configured time-out is"
+            f" {TIMEOUT_S * 1e3:.0f} ms. Without faults, the longest of {len(made.quiet):,} calls"
+            f" took {made.quiet_longest_s * 1e3:,.0f} ms apart from compiling. Rejected values, by"
+            f" cause: {causes or 'none'}.",
+        ]
+    )

@@ -22,7 +22,7 @@ _BOUNDS = (64, 128, 256, 10_000)
 
 
 _ASKEW = 30
-"""How much of a hostile message is malformed, or around a bound, of 100."""
+"""How much of a message is malformed, or around a bound, of 100."""
 
 
 def varint(number: int, more_bytes: int = 0) -> bytes:
@@ -39,36 +39,32 @@ def varint(number: int, more_bytes: int = 0) -> bytes:
 
 
 @st.composite
-def messages(
-    draw: st.DrawFn, message: Descriptor, *, hostile: bool = True, depth: int = 0
-) -> bytes:
+def messages(draw: st.DrawFn, message: Descriptor, *, depth: int = 0) -> bytes:
     """One serialized message of a type, or something that looks like one."""
     pieces = []
     for _ in range(draw(st.integers(0, 6 if depth == 0 else 3))):
-        if not message.fields or (hostile and _happens(draw, _ASKEW)):
-            pieces += [draw(_strange(message, depth))] if hostile else []
+        if not message.fields or _happens(draw, _ASKEW):
+            pieces.append(draw(_strange(message, depth)))
             continue
         field = draw(st.sampled_from(list(message.fields)))
-        piece = draw(_field(field, hostile, depth))
-        if hostile and _happens(draw, _ASKEW):
+        piece = draw(_field(field, depth))
+        if _happens(draw, _ASKEW):
             # Around a bound, unless the whole would become too large to be made quickly.
             times = draw(st.sampled_from(_BOUNDS)) + draw(st.integers(-1, 1))
             times = min(times, 1 + 200_000 // (len(piece) or 1))
         else:
-            times = draw(st.integers(1, 2)) if field.is_repeated or hostile else 1
+            times = draw(st.integers(1, 2))
         pieces.append(piece * times)
     raw = b"".join(pieces)
-    if hostile and _happens(draw, 3):
+    if _happens(draw, 3):
         raw = raw[: draw(st.integers(0, len(raw)))]
     return raw
 
 
-def requests(
-    methods: Mapping[str, Descriptor], *, hostile: bool = True
-) -> st.SearchStrategy[tuple[bytes, str]]:
+def requests(methods: Mapping[str, Descriptor]) -> st.SearchStrategy[tuple[bytes, str]]:
     """A message for any of these methods, and the method."""
     return st.sampled_from(sorted(methods)).flatmap(
-        lambda method: st.tuples(messages(methods[method], hostile=hostile), st.just(method))
+        lambda method: st.tuples(messages(methods[method]), st.just(method))
     )
 
 
@@ -77,29 +73,29 @@ def _happens(draw: st.DrawFn, percent: int) -> bool:
 
 
 @st.composite
-def _field(draw: st.DrawFn, field: FieldDescriptor, hostile: bool, depth: int) -> bytes:
-    more = draw(st.sampled_from([0, 0, 0, 1, 3])) if hostile else 0
+def _field(draw: st.DrawFn, field: FieldDescriptor, depth: int) -> bytes:
+    more = draw(st.sampled_from([0, 0, 0, 1, 3]))
     if field.message_type:
-        payload = draw(messages(field.message_type, hostile=hostile, depth=depth + 1))
+        payload = draw(messages(field.message_type, depth=depth + 1))
     elif field.type in _TEXTS:
-        payload = draw(_text(field, hostile))
+        payload = draw(_text(field))
     else:
         number = draw(_numbers(field))
         return varint(field.number << 3 | _VARINT, more) + varint(number % 2**64, more)
     length = len(payload)
-    if hostile and _happens(draw, 2):
+    if _happens(draw, 2):
         length = draw(st.integers(0, 2**32))
     return varint(field.number << 3 | _LENGTH, more) + varint(length, more) + payload
 
 
 @st.composite
-def _text(draw: st.DrawFn, field: FieldDescriptor, hostile: bool) -> bytes:
+def _text(draw: st.DrawFn, field: FieldDescriptor) -> bytes:
     if field.type == FieldDescriptor.TYPE_BYTES:
         return draw(st.sampled_from([b"", b"\0asm\1\0\0\0", b"(module)"]) | st.binary(max_size=60))
-    if hostile and _happens(draw, _ASKEW):
+    if _happens(draw, _ASKEW):
         length = draw(st.sampled_from(_BOUNDS)) + draw(st.integers(-1, 1))
         return b"x" * draw(st.sampled_from([length, length, length, _MANY_BYTES]))
-    if hostile and _happens(draw, 10):
+    if _happens(draw, 10):
         return draw(st.binary(max_size=20))  # No UTF-8.
     named = ("wasmtime", "wasmtime-50.0.1", "baseline", "0" * 64, "", "true", "consume_fuel")
     return draw(st.sampled_from(named) | st.text(max_size=20)).encode("utf-8", "surrogatepass")

@@ -9,7 +9,6 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from hypothesis import given
 from hypothesis import strategies as st
-from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkiln.v1.types_pb2 import ArtifactKey
 from wasmkilnd.compile import Request, Terms
 from wasmkilnd.errors import Reason, WasmkilnError
@@ -85,16 +84,6 @@ def check(raw: bytes, method: str) -> None:
 @given(requests(METHODS))
 def test_what_is_built_of_any_request_is_within_the_bounds(sent: tuple[bytes, str]) -> None:
     check(*sent)
-
-
-@given(requests(METHODS, hostile=False))
-def test_what_is_within_the_bounds_is_taken(sent: tuple[bytes, str]) -> None:
-    raw, method = sent
-    message = built(raw, method)
-    assert reader(method, GetMessageClass(methods()[method]).FromString)(raw) == message
-    if isinstance(message, pb.FindMissingRequest):
-        found = [ArtifactKey.FromString(raw[value:end]) for _, value, end in keys(raw)]
-        assert found == list(message.keys)
 
 
 @given(st.binary(max_size=300), st.sampled_from(sorted(methods())))

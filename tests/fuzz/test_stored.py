@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -31,7 +32,7 @@ from wasmkilnd.rpc.messages import header_of
 
 from tests.contract.sealing import OURS, sealer
 from tests.contract.values import artifact, module, shrinking
-from tests.doubles.shelf import opened, stored
+from tests.doubles.shelf import decoded, opened, stored
 from tests.fuzz.bytes_from_outside import changed, corpus, json_values, kept
 
 SEALER = sealer(OURS)
@@ -117,3 +118,9 @@ def test_a_header_that_a_trusted_key_stamped_can_be_served_or_is_refused(header:
         for damage in (b"", bytes(each.stored_bytes), b"x"):
             with pytest.raises(ValueRejected):
                 found.unpack(index, damage)
+
+
+def test_an_artifact_without_its_frames_is_refused() -> None:
+    assert decoded(GENUINE[1]).size_bytes == GENUINE[1].size_bytes
+    with pytest.raises(ValueRejected):
+        decoded(replace(GENUINE[1], frames=(), encoding=ZSTD))

@@ -10,7 +10,7 @@ leaves them out. A file is one thing that an operator has at home.
   program is, and skips the test where it is missing.
 - `prometheus`: a Prometheus that scrapes daemons each second and evaluates the repository's rules.
 - `alert_cases`: for each part of an alert's expression the series with which promtool sees it fire.
-  An alert without a case fails a test, and so does one that nothing real made fire.
+  That a daemon's metrics tell of it is shown where daemons do: in tests/e2e.
 
 A test that lacks a program is skipped and says what is missing, unless `OPERATORS=all`, as
 `make test-operators` has it: then it fails. Files run side by side, each with a daemon of its own

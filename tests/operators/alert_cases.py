@@ -124,44 +124,43 @@ SILENT: Mapping[str, Mapping[str, tuple[str, str]]] = {
 }
 
 
-def promtool_tests(rules: str, job: str = "wasmkiln") -> str:
+def promtool_tests(rules: str) -> str:
     """Return the file that promtool tests ``rules`` by, which are a file's path."""
-    tests = [_test(case, job) for case in CASES]
+    tests = [_test(case) for case in CASES]
     for what, series in SILENT.items():
-        tests.append(_named(what, series, job, [("", minute, 0) for minute in (22, 30, 60)]))
+        tests.append(_named(what, series, [("", minute, 0) for minute in (22, 30, 60)]))
     # YAML holds JSON.
     return json.dumps({"rule_files": [rules], "evaluation_interval": "1m", "tests": tests})
 
 
-def _test(case: Case, job: str) -> Mapping[str, object]:
+def _test(case: Case) -> Mapping[str, object]:
     begins = BEFORE_MINUTES + 1
     expected = [(case.alert, BEFORE_MINUTES, 0), (case.alert, begins + case.for_minutes + 3, 1)]
     if case.for_minutes:
         expected.append((case.alert, begins + case.for_minutes - 1, 0))
     if case.ends:
         expected.append((case.alert, begins + 59, 0))
-    return _named(f"{case.alert}: {next(iter(case.series))}", case.series, job, expected)
+    return _named(f"{case.alert}: {next(iter(case.series))}", case.series, expected)
 
 
 def _named(
     name: str,
     series: Mapping[str, tuple[str, str]],
-    job: str,
     expected: list[tuple[str, int, int]],
 ) -> Mapping[str, object]:
     return {
         "name": name,
         "interval": "1m",
-        "input_series": [_series(each, job, *values) for each, values in series.items()],
+        "input_series": [_series(each, *values) for each, values in series.items()],
         "promql_expr_test": [_expects(*each) for each in expected],
     }
 
 
-def _series(series: str, job: str, before: str, after: str) -> Mapping[str, str]:
+def _series(series: str, before: str, after: str) -> Mapping[str, str]:
     comma = "" if series.endswith("{") else ","
     *first, last = after.split()
     values = [f"{before}x{BEFORE_MINUTES}", *first, f"{last}x60"]
-    instance = f'{comma}instance="127.0.0.1:9464",job="{job}"'
+    instance = f'{comma}instance="127.0.0.1:9464",job="wasmkiln"'
     return {"series": f"{series}{instance}}}", "values": " ".join(values)}
 
 

@@ -19,8 +19,6 @@ import yaml
 
 from scripts.release import chart
 from tests.e2e.releases import COMMITS
-from tests.operators.alert_cases import promtool_tests
-from tests.operators.conftest import Needs
 from tests.operators.helm import CHART, ROOT, Rendered, render, render_file, render_text
 
 FILES = sorted(path.name.removesuffix("-values.yaml") for path in (CHART / "ci").glob("*.yaml"))
@@ -41,13 +39,6 @@ def test_helm_and_kubernetes_take_it(rendered: Rendered) -> None:
     assert rendered.error == ""
     assert rendered.lint == []
     assert rendered.invalid == []
-
-
-def test_what_kubernetes_refuses_is_found() -> None:
-    """So that the test above can fail."""
-    [oldest, newest] = render({"extraEnv": [{"nam": "X", "value": "1"}]}).invalid
-    assert oldest.startswith("1.27: StatefulSet: spec.template.spec.containers.0.env")
-    assert newest.startswith("1.3")
 
 
 def test_what_is_named_is_there(rendered: Rendered) -> None:
@@ -261,21 +252,6 @@ def test_the_alerts_and_the_dashboard_are_those_of_deploy() -> None:
     # And not in the repository twice.
     linked = {path.name: path.resolve() for path in (CHART / "files").iterdir()}
     assert linked == {"prometheus-alerts.yml": ALERTS, "dashboard.json": DASHBOARD}
-
-
-def test_promtool_accepts_the_rules_of_another_job_and_each_alert_fires(
-    needs: Needs, tmp_path: Path
-) -> None:
-    """Those of the job that deploy/ names are the same as there."""
-    rules = tmp_path / "rules.yml"
-    # YAML holds JSON.
-    rules.write_text(json.dumps(render(RENAMED).one("PrometheusRule", "kiln-kilns")["spec"]))
-    tests = tmp_path / "tests.yml"
-    tests.write_text(promtool_tests(str(rules), job="kilns"))
-    promtool = needs("prometheus").with_name("promtool")
-    for words in (("check", "rules", "--lint-fatal", rules), ("test", "rules", tests)):
-        done = subprocess.run([promtool, *words], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_they_ask_for_the_job_that_the_service_monitor_makes() -> None:

@@ -25,8 +25,6 @@ from tests.servers.otlp_receiver import OtlpReceiver, tls_of
 
 TOKEN = "hunter2"
 COMPILE = "wasmkiln.v1.ModuleService/Compile"
-LOAD = "wasmkiln.v1.ModuleService/Load"
-FIND_MISSING = "wasmkiln.v1.ModuleService/FindMissing"
 
 
 @pytest.fixture(scope="module")

@@ -155,16 +155,10 @@ def test_every_panel_says_what_it_shows_and_asks_the_chosen_source() -> None:
             assert 'instance=~"$instance"' in target["expr"], panel["title"]
 
 
-@pytest.mark.parametrize(
-    ("change", "lost"),
-    [
-        ({}, []),
-        ({"titel": "wasmkiln"}, ["/titel"]),
-        ({"panels": [{**PANELS[1], "gridPosition": {}}]}, ["/panels/0/gridPosition"]),
-    ],
-)
-def test_grafana_knows_every_field(change: Mapping[str, Any], lost: list[str]) -> None:
-    assert what_grafana_loses({**DASHBOARD, **change}) == lost
+def test_grafana_knows_every_field() -> None:
+    """Those that its schema does not have would be lost on the way."""
+    assert what_grafana_loses({**DASHBOARD, "titel": "wasmkiln"}) == ["/titel"]
+    assert what_grafana_loses(DASHBOARD) == []
 
 
 def what_grafana_loses(dashboard: Mapping[str, Any]) -> list[str]:

@@ -137,12 +137,14 @@ def test_a_release_is_published_once(sources: Path, tmp_path: Path) -> None:
     with serve_uploads() as index:
         words = [
             *(sys.executable, "-m", "scripts.publish"),
-            *("--upload-url", index.upload_url, "--index-url", index.index_url),
             # Maven asks its Central for plugins, which not every machine reaches.
-            *("--npm-registry", index.npm_registry, "--without", "maven"),
+            *("--without", "maven"),
         ]
         environ = {
             "UV_PUBLISH_TOKEN": "a-token",
+            "UV_PUBLISH_URL": index.upload_url,
+            "UV_PUBLISH_CHECK_URL": index.index_url,
+            "npm_config_registry": index.npm_registry,
             "UV_CACHE_DIR": str(tmp_path / "cache"),
             f"npm_config_{index.npm_registry.removeprefix('http:')}:_authToken": "a-token",
             **GIT,
@@ -152,7 +154,7 @@ def test_a_release_is_published_once(sources: Path, tmp_path: Path) -> None:
         assert "dry run: nothing was uploaded" in said
         assert (index.files, index.npm, _git(repository, "tag")) == ({}, {}, "")
 
-        said = _run(*words, "--yes", cwd=repository, **environ)
+        said = _run(*words, cwd=repository, typed="yes", **environ)
         assert f"git push origin v{VERSION} client/go/v{VERSION}" in said
         assert sorted(index.files) == [
             f"wasmkiln-{VERSION}-py3-none-any.whl",
@@ -166,7 +168,7 @@ def test_a_release_is_published_once(sources: Path, tmp_path: Path) -> None:
 
         # Again, as after an upload that broke off: what is there is skipped.
         del index.files[f"wasmkiln-{VERSION}.tar.gz"]
-        _run(*words, "--yes", cwd=repository, **environ)
+        _run(*words, cwd=repository, typed="yes", **environ)
         assert len(index.files) == 2
 
         # The next commit cannot take the version again.
@@ -190,13 +192,16 @@ def _git(root: Path, *words: str) -> str:
     return _run("git", "-c", "commit.gpgsign=false", *words, cwd=root, **GIT)
 
 
-def _run(program: Path | str, *words: str, cwd: Path = Path("/"), **environ: str) -> str:
-    """Run a program that has to succeed; return what it prints."""
+def _run(
+    program: Path | str, *words: str, cwd: Path = Path("/"), typed: str = "", **environ: str
+) -> str:
+    """Run a program that has to succeed, and is told what is typed; return what it prints."""
     inherited = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
         [str(program), *words],
         cwd=cwd,
         env={**inherited, **environ},
+        input=typed,
         capture_output=True,
         text=True,
         check=False,

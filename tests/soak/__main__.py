@@ -7,10 +7,10 @@ import asyncio
 import secrets
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from bench.lab import describe_machine
+from tests.promises import broken, ended, teller
 from tests.soak.run import Plan, run
 
 
@@ -20,20 +20,13 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=300, help="of load (300)")
     parser.add_argument("--seed", type=int, help="of all that is drawn by lot (another each time)")
     parser.add_argument("--small", action="store_true", help="no large modules")
-    options = parser.parse_args()
+    options, tell = parser.parse_args(), teller("soak")
     seed = secrets.randbelow(10**6) if options.seed is None else options.seed
-    _tell(f"{options.seconds:g} s with seed {seed}")
+    tell(f"{options.seconds:g} s with seed {seed}")
     with tempfile.TemporaryDirectory(prefix="wasmkiln-soak-") as folder:
         plan = Plan(options.seconds, seed, small=options.small)
-        verdict = asyncio.run(run(Path(folder), plan, _tell))
-    print(f"{verdict.figures}\n\n{describe_machine()}.")
-    for check in verdict.broken:
-        _tell(f"broken: {check.promise}: {check.seen}")
-    return int(bool(verdict.broken))
-
-
-def _tell(what: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} soak: {what}", file=sys.stderr, flush=True)
+        checks, figures = asyncio.run(run(Path(folder), plan, tell))
+    return ended(tell, f"{figures}\n\n{describe_machine()}.", broken(checks))
 
 
 if __name__ == "__main__":

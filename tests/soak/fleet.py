@@ -58,6 +58,7 @@ class Life:
     """Clients that connect in another way, so that the daemon takes them for another caller."""
     slow: module_service_pb2_grpc.ModuleServiceStub = field(init=False)
     doomed_s: float = float("inf")
+    """When it was told to end, or was killed."""
     held: list[int] = field(default_factory=list)
     """Its memory in bytes, at each tenth of the load."""
 

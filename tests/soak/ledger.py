@@ -7,11 +7,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from grpc import aio
 from wasmkiln import ArtifactMismatch, AttestationInvalid, WasmkilnError
 from wasmkiln.rpc import error_from_rpc
+
+from tests.soak.fleet import Life
 
 OK = "OK"
 CANCELLED = "CANCELLED"
@@ -19,21 +20,12 @@ WRONG = "WRONG"
 ONLY_OK = frozenset({OK})
 
 
-class Mortal(Protocol):
-    """A process of a daemon, as far as the fate of a call depends on it."""
-
-    @property
-    def doomed_s(self) -> float:
-        """When it was told to end, or was killed; infinity while it lives."""
-        ...
-
-
 @dataclass(eq=False)
 class Call:
     """One call to one process of a daemon. Times are on the monotonic clock."""
 
     kind: str
-    life: Mortal
+    life: Life
     expected: frozenset[str]
     """The outcomes that are right, ``OK`` or reasons."""
     timeout_s: float
@@ -87,7 +79,7 @@ class Ledger:
 
     @contextmanager
     def call(
-        self, kind: str, life: Mortal, timeout_s: float, expected: frozenset[str] = ONLY_OK
+        self, kind: str, life: Life, timeout_s: float, expected: frozenset[str] = ONLY_OK
     ) -> Iterator[Call]:
         """Record the call that the context makes. An error of the call ends here."""
         call = Call(kind, life, expected, timeout_s)
@@ -106,14 +98,6 @@ class Ledger:
             _note(call, failure)
         finally:
             call.ended_s = time.monotonic()
-
-    @contextmanager
-    def verified(self, call: Call) -> Iterator[None]:
-        """Record what the context finds wrong in the answer to ``call``, which has ended."""
-        try:
-            yield
-        except AttestationInvalid as untrue:
-            call.outcome, call.wrong = WRONG, str(untrue)
 
 
 def _note(call: Call, failure: WasmkilnError) -> None:

@@ -15,13 +15,14 @@ from wasmkiln.v1 import types_pb2
 
 from tests.e2e.processes import memory_of, workers_and_jobs
 from tests.e2e.programs import installed_engines
+from tests.promises import Check, Tell
 from tests.soak.actors import Actor, actors, slow_reader
 from tests.soak.chaos import Chaos
 from tests.soak.fleet import LEASE_S, WORKERS, Fleet, Member, running_fleet
 from tests.soak.ledger import Call, Ledger
 from tests.soak.modules import ENGINES, make_moulds
 from tests.soak.stage import TIMEOUT_S, Stage
-from tests.soak.verdict import Check, judge, markdown
+from tests.soak.verdict import judge, markdown
 
 # On a busy machine it takes more time until all that is planned has happened.
 _LONGER = 4
@@ -35,7 +36,6 @@ _LEAST_SAMPLES = 5
 # gRPC and the kernel close connections behind the caller's back.
 _CLOSED_BY_S = 10.0
 
-Tell = Callable[[str], None]
 Found = TypeVar("Found")
 
 
@@ -68,22 +68,8 @@ def holdings(pid: int) -> Holdings:
     return Holdings(len(workers_and_jobs(pid)), descriptors, memory_of(pid))
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """All checks of a soak, and its figures."""
-
-    checks: list[Check]
-    figures: str
-    """As Markdown."""
-
-    @property
-    def broken(self) -> list[Check]:
-        """The promises that were not kept."""
-        return [check for check in self.checks if not check.kept]
-
-
-async def run(folder: Path, plan: Plan, tell: Tell = lambda _: None) -> Verdict:
-    """Run the soak; return what it shows. A failed call raises nothing."""
+async def run(folder: Path, plan: Plan, tell: Tell = lambda _: None) -> tuple[list[Check], str]:
+    """Return the checks of a soak, and its figures as Markdown. A failed call raises nothing."""
     tell("compiling each module with each engine itself")
     engines = await asyncio.to_thread(installed_engines)
     moulds = await asyncio.to_thread(make_moulds, engines, folder / "direct", small=plan.small)
@@ -139,7 +125,7 @@ async def run(folder: Path, plan: Plan, tell: Tell = lambda _: None) -> Verdict:
             ),
             Check("all that was planned happened", ", ".join(unmet) or "yes", not unmet),
         ]
-        return Verdict(checks, markdown(checks, ledger.calls, chaos.blows))
+        return checks, markdown(checks, ledger.calls, chaos.blows)
 
 
 def _check_alive(fleet: Fleet) -> None:

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from wasmkiln.v1 import types_pb2
 
+from tests.promises import Check, percentile_s, promises, table
 from tests.soak.chaos import JOB_KILLED, Blow
 from tests.soak.ledger import Call
 
 GRACE_S = 1.0
 """How late a call may end after its deadline: the client has work to do on a busy machine."""
 LEAST_SHARE = 0.999
-
-
-@dataclass(frozen=True)
-class Check:
-    """A promise, and what was measured."""
-
-    promise: str
-    seen: str
-    kept: bool
 
 
 def judge(calls: Sequence[Call], blows: Sequence[Blow]) -> list[Check]:
@@ -69,12 +59,6 @@ def is_excused(call: Call, blows: Sequence[Blow]) -> bool:
     return call.outcome == "MODULE_QUARANTINED" and "SIGKILL" in call.said
 
 
-def percentile(calls: Sequence[Call], share: float) -> float:
-    """Return within how many seconds this share of the calls ended."""
-    taken = sorted(call.seconds for call in calls)
-    return taken[max(0, math.ceil(share * len(taken)) - 1)] if taken else math.nan
-
-
 def markdown(checks: Sequence[Check], calls: Sequence[Call], blows: Sequence[Blow]) -> str:
     """Return all figures as tables for docs/explanation/reliability.md."""
     by_kind: dict[str, list[Call]] = defaultdict(list)
@@ -83,18 +67,19 @@ def markdown(checks: Sequence[Check], calls: Sequence[Call], blows: Sequence[Blo
         if call.unaffected and call.as_expected and call.origin == types_pb2.ORIGIN_MEMORY:
             by_kind["(memory hits of all)"].append(call)
     faults = Counter(blow.kind for blow in blows)
-    lines = [
-        *("| promise | seen | kept |", "|---|---|---|"),
-        *(f"| {c.promise} | {c.seen} | {'yes' if c.kept else '**no**'} |" for c in checks),
-        *("", f"Faults: {', '.join(f'{kind} {count}' for kind, count in faults.items())}.", ""),
-        *("| calls | how many | p50, ms | p99, ms | outcomes |", "|---|--:|--:|--:|---|"),
-    ]
+    rows = []
     for kind, some in sorted(by_kind.items()):
-        fair = [call for call in some if call.unaffected]
-        p50, p99 = (f"{percentile(fair, share) * 1e3:,.0f}" for share in (0.5, 0.99))
+        fair = [call.seconds for call in some if call.unaffected]
+        p50, p99 = (f"{percentile_s(fair, share) * 1e3:,.0f}" for share in (0.5, 0.99))
         outcomes = Counter(
             call.outcome if call.unaffected else f"{call.outcome} (affected)" for call in some
         )
         told = ", ".join(f"{outcome} {count:,}" for outcome, count in outcomes.most_common())
-        lines.append(f"| {kind} | {len(some):,} | {p50} | {p99} | {told} |")
-    return "\n".join(lines)
+        rows.append((kind, f"{len(some):,}", p50, p99, told))
+    return "\n".join(
+        [
+            *(*promises(checks), ""),
+            *(f"Faults: {', '.join(f'{kind} {count}' for kind, count in faults.items())}.", ""),
+            *table(("calls", "how many", "p50, ms", "p99, ms", "outcomes"), rows),
+        ]
+    )

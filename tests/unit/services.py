@@ -45,7 +45,6 @@ from tests.doubles.notes import Notes
 from tests.doubles.tiers import HostFiles
 
 CORE = b"\0asm\x01\0\0\0"
-COMPONENT = b"\0asm\x0d\0\x01\0"
 LIMITS = Limits(1000, 1000, 1, 1, 1, 1, 100)
 A = Waiter("a")
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from pathlib import Path
-from typing import Any
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 import pytest
 from wasmkilnd import errors
-from wasmkilnd.cache.redis_servers import Command
 from wasmkilnd.compile import Request, Served, Terms, admit, check_sha256
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.flights import WaitBudget, Waiter
-from wasmkilnd.model import CacheKey, EvictScope, Kind, Origin
+from wasmkilnd.model import CacheKey, Origin
 
-from tests.contract.redis_stores import SEALER, site
-from tests.servers.redis_server import binary_of, redis_server
-from tests.unit.services import COMPONENT, CORE, A, Rig, refused
+from tests.doubles.until import until
+from tests.unit.services import CORE, A, Rig, refused
 
 
 @pytest.fixture
@@ -32,16 +30,6 @@ async def test_a_memory_hit_waits_for_nothing(rig: Rig, monkeypatch: pytest.Monk
     with pytest.raises(StopIteration) as end:
         hit.send(None)
     assert end.value.value == Served(first.artifact, Origin.MEMORY)
-
-
-async def test_a_module_that_does_not_compile_is_not_stored(rig: Rig) -> None:
-    rig.engines.failure = errors.module_invalid("usual", "bad", 8)
-    with pytest.raises(WasmkilnError):
-        await rig.compiler.compile(Request(wasm=CORE))
-    with pytest.raises(WasmkilnError):
-        await rig.compiler.load(Request(wasm=CORE))
-    assert rig.memory.usage().entries == 0
-    assert len(rig.compiler.flights) == 0
 
 
 async def test_a_module_that_broke_a_compiler_while_its_job_waited_is_refused(rig: Rig) -> None:
@@ -104,9 +92,7 @@ def sized(number: int, size_bytes: int = 60) -> bytes:
 
 async def working(rig: Rig, compiles: int, validating: int) -> None:
     """Return once the engines do so much."""
-    async with asyncio.timeout(60):
-        while (rig.engines.compiles, rig.engines.validating) != (compiles, validating):  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await until(lambda: (rig.engines.compiles, rig.engines.validating) == (compiles, validating))
 
 
 async def test_the_modules_of_all_work_under_way_have_one_limit(rig: Rig) -> None:
@@ -156,25 +142,6 @@ async def test_a_call_cancelled_at_any_moment_holds_nothing(rig: Rig) -> None:
     await rig.compiler.compile(Request(wasm=sized(11)))
 
 
-async def test_the_receive_budget_is_released_once_admission_counts_the_module(rig: Rig) -> None:
-    rig.engines.release.clear()
-    released: list[str] = []
-    load = Request(wasm=sized(0), terms=Terms(A, lambda: released.append("load")))
-    compile_ = Request(wasm=sized(1), terms=Terms(A, lambda: released.append("compile")))
-    calls = [
-        asyncio.create_task(rig.compiler.load(load)),
-        asyncio.create_task(rig.compiler.compile(compile_)),
-    ]
-    await asyncio.sleep(0.01)
-    assert sorted(released) == ["compile", "load"]
-    # Not so what finds no room.
-    full = Request(wasm=sized(2), terms=Terms(A, lambda: released.append("full")))
-    await refused(rig.compiler.compile(full))
-    assert len(released) == 2
-    rig.engines.release.set()
-    await asyncio.gather(*calls)
-
-
 # Load and FindMissing over doubles at their ports
 
 
@@ -187,60 +154,27 @@ async def test_a_core_module_of_the_component_engine_is_still_missing_for_the_de
     assert await rig.compiler.find_missing([Request(sha256, engine="other")]) == []
 
 
-async def test_find_missing_asks_redis_a_few_times_however_many_keys(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with redis_server(binary_of("valkey"), tmp_path) as running:
-        async with site(running.url) as at:
-            rig = Rig(at.store, SEALER)
-            wanted = []
-            for tag in range(50):
-                served = await rig.compiler.compile(Request(wasm=COMPONENT + bytes([tag])))
-                wanted.append(Request(served.artifact.module_sha256))
-            await rig.cache.flush(30)
-            await rig.memory.evict(EvictScope())
-            run, trips = at.link.run, 0
-
-            async def counted(*commands: Command, timeout_s: float | None = None) -> list[Any]:
-                nonlocal trips
-                trips += 1
-                return await run(*commands, timeout_s=timeout_s)
-
-            monkeypatch.setattr(at.link, "run", counted)
-            assert await rig.compiler.find_missing([*wanted, Request("1" * 64)]) == [50]
-            assert 1 <= trips <= 5
-
-
 # Admission accepts binaries only, and tells callers what other bytes are
 
 
-def test_tells_core_modules_from_components() -> None:
-    assert admit(CORE, 100).kind is Kind.CORE_MODULE
-    assert admit(COMPONENT, 100).kind is Kind.COMPONENT
-
-
 @pytest.mark.parametrize(
-    ("data", "words"),
+    "data",
     [
-        (b"", "not a WebAssembly binary"),
-        (b"(module)", "WebAssembly text"),
-        (b"\n  ;; a comment\n(module)", "WebAssembly text"),
-        (b"\x7fELF" + bytes(60), "not a WebAssembly binary"),
-        (b"\0wasmer-universal" + bytes(60), "not a WebAssembly binary"),
-        (b"wasmer-universal" + bytes(60), "not a WebAssembly binary"),
-        (b"WASMER\0\0" + bytes(60), "not a WebAssembly binary"),
-        (b"wasmer is a runtime", "not a WebAssembly binary"),
-        (b"\0asm", "not a WebAssembly binary"),
-        (b"\0asm\x02\0\0\0", "not a WebAssembly binary"),
-        (b"\0asm\x0a\0\x01\0", "not a WebAssembly binary"),
-        (b"MZ\x90\0", "not a WebAssembly binary"),
+        b"\n  ;; a comment\n(module)",
+        b"\0wasmer-universal" + bytes(60),
+        b"wasmer-universal" + bytes(60),
+        b"WASMER\0\0" + bytes(60),
+        b"wasmer is a runtime",
+        b"\0asm\x0a\0\x01\0",
+        b"MZ\x90\0",
     ],
 )
-def test_other_bytes_are_refused_with_what_they_are(data: bytes, words: str) -> None:
-    with pytest.raises(WasmkilnError) as refusal:
+def test_other_bytes_are_refused(data: bytes) -> None:
+    """Of others, tests/verdicts/cases.py and tests/e2e/error_rows.py have some."""
+    words = "WebAssembly text" if b"module" in data else "not a WebAssembly binary"
+    with pytest.raises(WasmkilnError, match=words) as refusal:
         admit(data, 100)
     assert refusal.value.reason is Reason.NOT_WASM
-    assert words in refusal.value.message
 
 
 def test_size_limit_is_inclusive() -> None:
@@ -257,3 +191,65 @@ def test_malformed_digests_are_refused(digest: str) -> None:
         check_sha256(digest, "sha256")
     assert refusal.value.reason is Reason.INVALID_REQUEST
     assert refusal.value.field == "sha256"
+
+
+# Among other daemons: what a flight asks of its claim and of the shared tier
+
+
+class Claim:
+    """A claim whose results a test decides, and whose calls it records."""
+
+    def __init__(self, takes: Sequence[bool] = (True,), stored: Sequence[bool] = ()) -> None:
+        self.takes, self.elsewhere = list(takes), list(stored)
+        self.said: list[str] = []
+
+    async def stored(self) -> None:
+        await asyncio.Event().wait()
+
+    async def take(self) -> bool:
+        return self.takes.pop(0)
+
+    async def wait_for_others(self) -> bool:
+        return self.elsewhere.pop(0)
+
+    def ignore_others(self) -> None:
+        self.said.append("ignored others")
+
+    def failed(self) -> None:
+        self.said.append("failed")
+
+
+def contest(rig: Rig, claim: Claim) -> None:
+    """Have the fleet hand out ``claim``."""
+
+    @asynccontextmanager
+    async def claimed(
+        key: CacheKey, budget: WaitBudget, *, alone: bool = False
+    ) -> AsyncIterator[Claim]:
+        assert not alone
+        yield claim
+        claim.said.append("ended")
+
+    rig.fleet.claim = claimed  # type: ignore[method-assign,assignment]
+
+
+async def test_other_daemons_learn_of_a_refusal_before_it_is_explained(rig: Rig) -> None:
+    claim = Claim()
+    contest(rig, claim)
+
+    async def refusal() -> WasmkilnError:
+        assert claim.said == ["failed", "ended"]
+        assert rig.engines.workers == 0
+        claim.said.append("explained")
+        return errors.module_invalid("usual-1", "bad", 8)
+
+    rig.engines.refusal = refusal
+    assert (await refused(rig.compiler.compile(Request(wasm=CORE)))).message
+    assert claim.said[-1] == "explained"
+
+
+async def test_an_unusable_artifact_of_another_daemon_is_compiled_here(rig: Rig) -> None:
+    claim = Claim(takes=[False, True], stored=[True])
+    contest(rig, claim)
+    assert (await rig.compiler.compile(Request(wasm=CORE))).origin is Origin.COMPILED
+    assert claim.said == ["ignored others", "ended"]

@@ -13,6 +13,7 @@ from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.flights import WaitBudget, Waiter
 from wasmkilnd.model import CacheKey, CompileSpec, Origin
 
+from tests.doubles.until import until
 from tests.unit.services import CORE, Rig, refused
 
 SHA256 = hashlib.sha256(CORE).hexdigest()
@@ -37,15 +38,7 @@ def spec_of(rig: Rig) -> CompileSpec:
 
 
 async def behind_ended(rig: Rig) -> None:
-    async with asyncio.timeout(10):
-        while rig.compiler.background:  # noqa: ASYNC110 - nothing tells a test
-            await asyncio.sleep(0.001)
-
-
-async def test_an_engine_without_a_fast_compiler(rig: Rig) -> None:
-    rig.engines.has_fast = False
-    assert not (await compile_fast(rig)).artifact.spec.is_fast
-    assert len(rig.compiler.background) == 0
+    await until(lambda: not rig.compiler.background)
 
 
 async def test_a_stored_fast_artifact_is_served_without_its_module(rig: Rig) -> None:
@@ -103,13 +96,6 @@ async def test_what_the_fast_compiler_alone_cannot_do_the_optimising_one_does(
     assert found <= {fast.fingerprint}
 
 
-async def test_skipping_the_look_up_compiles_both_anew(rig: Rig) -> None:
-    for _ in range(2):
-        assert (await compile_fast(rig, skip_cache_lookup=True)).origin is Origin.COMPILED
-        await behind_ended(rig)
-    assert [fast for fast, _ in rig.engines.compiled] == [True, False, True, False]
-
-
 async def test_a_fast_compile_that_fails_is_logged_and_not_tried_in_quarantine(rig: Rig) -> None:
     rig.engines.fast_failure = CRASH
     with capture_logs() as lines:
@@ -153,9 +139,7 @@ async def test_only_so_many_wait_and_run(rig: Rig, monkeypatch: pytest.MonkeyPat
     rig.engines.release.clear()
     for digit in "1122334":
         rig.compiler.behind(digit * 64, spec_of(rig))
-    async with asyncio.timeout(10):
-        while rig.engines.compiles < 2:  # noqa: ASYNC110 - nothing tells a test
-            await asyncio.sleep(0.001)
+    await until(lambda: rig.engines.compiles >= 2)
     assert len(rig.compiler.background) == 3  # one that runs, two that wait
     assert rig.metrics.behind == ["dropped"] * 3
     rig.engines.release.set()
@@ -202,9 +186,7 @@ async def test_the_end_of_the_daemon_ends_what_it_makes_ahead_and_frees_the_slot
     ahead = Request(SHA256, engine="wasmtime", terms=THE_DAEMON)
     rig.engines.release.clear()
     runs, waits = (asyncio.create_task(rig.compiler.ahead(ahead)) for _ in range(2))
-    async with asyncio.timeout(10):
-        while rig.engines.compiles < 2:  # noqa: ASYNC110 - nothing tells a test
-            await asyncio.sleep(0.001)
+    await until(lambda: rig.engines.compiles >= 2)
     await rig.compiler.end_behind()
     for one in (runs, waits):
         assert (await refused(one)).reason is Reason.SERVER_DRAINING

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from wasmkiln.shared import FAST_SETTINGS, UNHASHED_DEFAULTS, fingerprint
+from wasmkiln.shared import fingerprint
 from wasmkilnd.model import EngineIdentity
 
 ENGINE = EngineIdentity("wasmtime", "50.0.1", "50", "cranelift")
@@ -47,17 +47,3 @@ def test_artifacts_of_version_0_2_0_are_found(unhashed: dict[str, str]) -> None:
     assert fingerprint(wasmer, "x86_64-unknown-linux-gnu", "native", features, settings) == (
         "4e943bc02c592d63be4e98c0a1c58e2fdcdd02260b0e5b727f1fb1c54276412a"
     )
-
-
-@pytest.mark.parametrize(
-    "setting",
-    [{"strategy": "winch"}, {"compiler": "singlepass"}, {"collector": "none"}],
-)
-def test_what_differs_from_an_unhashed_default_counts(setting: dict[str, str]) -> None:
-    changed = (*ARGUMENTS[:4], {**ARGUMENTS[4], **setting})
-    assert fingerprint(*changed) != fingerprint(*ARGUMENTS)
-
-
-def test_the_fast_settings_differ_from_the_defaults_that_are_left_out() -> None:
-    for name, value in FAST_SETTINGS.values():
-        assert UNHASHED_DEFAULTS[name] != value

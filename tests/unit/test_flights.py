@@ -68,7 +68,7 @@ async def test_a_flight_that_is_dropped_was_not_done() -> None:
     assert failure.reason is Reason.SERVER_DRAINING
 
 
-A, B = Waiter("a"), Waiter("b")
+A = Waiter("a")
 
 
 async def test_a_flight_that_all_callers_leave_is_dropped_and_its_key_is_free_at_once() -> None:
@@ -98,30 +98,6 @@ async def test_a_flight_that_all_callers_leave_is_dropped_and_its_key_is_free_at
     assert ended == ["cleaned up"]
 
 
-async def test_a_flight_knows_who_waits_for_it() -> None:
-    flights = Flights()
-    work, known = Work(), list[Waiters]()
-
-    async def watched(waiters: Waiters) -> object:
-        known.append(waiters)
-        return await work()
-
-    callers = (Waiter("w", background=True), A, A, B)
-    calls = [asyncio.create_task(flights.join("k", each, watched).wait()) for each in callers]
-    await work.started.wait()
-    [waiters] = known
-    assert waiters.waiting == {callers[0]: 1, A: 2, B: 1}
-    calls[1].cancel()
-    calls[3].cancel()
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    assert waiters.waiting == {callers[0]: 1, A: 1}
-    work.release.set()
-    assert await calls[0] == await calls[2] == "made"
-    assert not waiters.waiting
-    assert "k" not in flights
-
-
 # Long work runs in slices, and work that fails or is cancelled leaves its turn to the next
 
 
@@ -132,13 +108,6 @@ def busy(steps: int) -> Iterator[int]:
         while time.perf_counter() < until:
             pass
         yield step
-
-
-async def test_work_of_one_step_is_done_at_once() -> None:
-    work = in_slices(["one"])
-    with pytest.raises(StopIteration) as end:  # It never gave way.
-        work.send(None)
-    assert end.value.value == ["one"]
 
 
 async def test_work_that_fails_lets_the_next_go_on() -> None:
@@ -198,18 +167,6 @@ async def test_requests_one_after_the_other_share_one_time_out(clock: Clock) -> 
         await budget.spend_on(clock.passes(0.0))
 
 
-async def test_a_request_that_failed_by_itself_is_charged(clock: Clock) -> None:
-    async def in_vain() -> None:
-        await clock.passes(0.9)
-        raise TierUnavailable("it timed out by itself")
-
-    budget = WaitBudget(1.0)
-    with pytest.raises(TierUnavailable):
-        await budget.spend_on(in_vain())
-    await budget.spend_on(clock.passes(0.1))
-    assert budget.left_s <= 0
-
-
 async def test_an_allowance_counts_for_every_call_that_waits() -> None:
     gate, allowance = asyncio.Event(), Allowance()
     budgets = [WaitBudget(0.1) for _ in range(2)]
@@ -250,13 +207,3 @@ async def test_no_call_waits_for_ever_once_its_time_counts_again() -> None:
 
     with pytest.raises(TierUnavailable):
         await asyncio.wait_for(WaitBudget(0.1).spend_on(queue_and_hang(), allowance), 10)
-
-
-async def test_a_failure_other_than_the_tier_s_is_raised_as_it_is() -> None:
-    async def broken() -> None:
-        raise ZeroDivisionError
-
-    budget = WaitBudget(10.0)
-    with pytest.raises(ZeroDivisionError):
-        await budget.spend_on(broken())
-    assert budget.left_s > 0

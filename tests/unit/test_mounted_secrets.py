@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from wasmkilnd.access.policy import read_policy
 from wasmkilnd.access.tokens import as_file, new_token, read_tokens
 from wasmkilnd.access.unusable import AccessUnusable
 from wasmkilnd.model import Role
@@ -24,7 +23,6 @@ def keys_in(folder: Path, signing_key: str = "") -> Keys:
     return read_keys(load({"keys_dir": str(folder)}, environ).settings)
 
 
-POLICY = b'[[rule]]\nidentity = ["token:ci"]\nroles = ["compile"]\n'
 TOKEN = new_token("ci", [Role.COMPILE], "", 0, None)[1]
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to root")
@@ -53,10 +51,6 @@ def mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, b
 
 
 Mount = Callable[[str, bytes, int], Path]
-
-
-def test_a_policy_file_is_used(mounted: Mount) -> None:
-    assert read_policy(mounted("policy.toml", POLICY, 0o440)).names("token:ci")
 
 
 def test_a_tokens_file_is_used(mounted: Mount) -> None:

@@ -193,19 +193,6 @@ async def test_during_an_outage_each_keeps_its_own_strikes_and_after_it_the_stor
     assert fleet.one.known() == await fleet.one.listed() == await fleet.two.listed()
 
 
-async def test_it_can_be_switched_off_and_on_while_it_runs(fleet: Fleet) -> None:
-    fleet.first_s = 0
-    await fleet.one.report(KEY, SPEC, CRASH, WaitBudget())
-    assert await refusal(fleet.one) is None
-    fleet.first_s = 60
-    await fleet.one.report(KEY, SPEC, CRASH, WaitBudget())
-    error = await refusal(fleet.one)
-    assert error
-    assert error.metadata["seconds_left"] == "60.0"
-    fleet.first_s = 0
-    assert await refusal(fleet.one) is None
-
-
 async def test_memory_is_bounded(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wasmkilnd.quarantine._MAX_KNOWN", 100)
     fleet.store.down = True

@@ -12,7 +12,7 @@ from wasmkilnd.compile import Request, Terms
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.flights import Waiter
 from wasmkilnd.model import ALL_ROLES, Identity
-from wasmkilnd.quota import MOST_READINGS, UNLIMITED, FairShare, Limits, Quota, Quotas
+from wasmkilnd.quota import MOST_READINGS, FairShare, Limits, Quota, Quotas
 
 from tests.doubles.clock import Clock
 from tests.unit.engines.test_pool import settled
@@ -55,16 +55,6 @@ def refused(kind: str, act: Callable[[], None]) -> float:
     return failure.retry_after_s
 
 
-def test_an_identity_without_a_quota_has_no_limits(site: Site) -> None:
-    assert site.quotas.of(replace(CI, quota="")) is UNLIMITED
-    assert site.quotas.of(replace(CI, quota="unknown")) is UNLIMITED
-    assert len(site.quotas.known) == 0
-    for _ in range(1000):
-        UNLIMITED.call()
-        UNLIMITED.compile()
-        UNLIMITED.stored(10**12)
-
-
 def test_calls_come_back_evenly(site: Site) -> None:
     quota = site.allow(calls_per_minute=2)
     quota.call()
@@ -99,13 +89,6 @@ def test_more_jobs_of_work_that_has_begun_are_charged_and_not_refused(site: Site
     quota.compile()
     quota.opinion()
     assert refused("compiles_per_minute", quota.compile) == 120
-
-
-def test_two_identities_with_one_quota_count_apart(site: Site) -> None:
-    quota = site.allow(calls_per_minute=1)
-    quota.call()
-    refused("calls_per_minute", quota.call)
-    site.quotas.of(replace(CI, name="token:other")).call()
 
 
 def test_tokens_of_one_name_in_two_namespaces_count_apart(site: Site) -> None:
@@ -178,17 +161,6 @@ async def test_a_compile_behind_fast_code_counts_for_who_asked(rig: Rig, site: S
     assert site.used() == {"compiles_per_minute": 3}
 
 
-async def test_a_spent_quota_keeps_nobody_else_from_optimised_code(rig: Rig, site: Site) -> None:
-    quota = site.allow(compiles_per_minute=1)
-    await rig.compiler.compile(asked(1, quota, engine="wasmtime", accept_fast=True))
-    await behind_ended(rig)
-    assert rig.engines.compiles == 1
-    assert site.quotas.readings()[0].refused == 0
-    await rig.compiler.compile(asked(1, UNLIMITED, engine="wasmtime", accept_fast=True))
-    await behind_ended(rig)
-    assert rig.engines.compiles == 2
-
-
 async def behind_ended(rig: Rig) -> None:
     await settled()
     await rig.compiler.background.settle()
@@ -208,17 +180,6 @@ def test_one_caller_gets_half_and_the_next_finds_room() -> None:
     assert [fill(share, caller) for caller in "abcd"] == [600, 300, 150, 75]
     share.add("a", -600)
     assert fill(share, "b") > 300
-
-
-def test_an_amount_fits_if_as_much_stays_free() -> None:
-    share = FairShare(lambda: 100)
-    assert share.fits("a", 50)
-    assert not share.fits("a", 51)
-    share.add("a", 40)
-    assert share.fits("a", 10)
-    assert not share.fits("a", 11)
-    assert share.fits("b", 30)
-    assert not share.fits("b", 31)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 50)), max_size=50))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import licences, publish, reference, release, site, version
+from scripts import licences, publish, release, site, version
 from tests.architecture.test_locks import locked
 
 ROOT = version.ROOT
@@ -78,12 +78,9 @@ def test_a_copy_that_differs_or_is_gone_is_named(tree: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("text", ["1.2", "1.2.3rc1", "v1.2.3", ""])
-def test_a_version_that_some_language_cannot_read_is_refused(
-    text: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert version.main([text]) == 2
-    assert "cannot use the version" in capsys.readouterr().err
+def test_a_version_that_some_language_cannot_read_is_refused() -> None:
+    for text in ("1.2", "1.2.3rc1", "v1.2.3"):
+        assert "cannot use the version" in version.main(text)
 
 
 def test_an_engine_in_an_example_has_the_version_of_its_id() -> None:
@@ -98,13 +95,10 @@ def test_an_engine_in_an_example_has_the_version_of_its_id() -> None:
 # --- releases ----------------------------------------------------------------------------------
 
 
-def test_what_is_ready_has_no_problem(tree: Path) -> None:
-    assert list(publish.Release(tree).problems()) == []
-
-
 @pytest.mark.parametrize(
     ("file", "content", "words"),
     [
+        ("CHANGELOG.md", DATED, None),  # what is ready has no problem
         ("CHANGELOG.md", "# Changelog\n\n## 0.0.1\n", f"has no section '## {VERSION}'"),
         ("CHANGELOG.md", f"# Changelog\n\n## {VERSION}\n\n- all of it\n", "has no date"),
         (f"protos/v{VERSION}.binpb", None, f"protos/v{VERSION}.binpb is missing"),
@@ -112,23 +106,23 @@ def test_what_is_ready_has_no_problem(tree: Path) -> None:
     ],
 )
 def test_what_is_not_ready_is_refused(
-    tree: Path, file: str, content: str | None, words: str
+    tree: Path, file: str, content: str | None, words: str | None
 ) -> None:
     (tree / file).unlink()
     if content is not None:
         (tree / file).write_text(content)
     _commit(tree)
-    [problem] = publish.Release(tree).problems()
-    assert words in problem
+    found = list(publish.problems(tree, []))
+    assert len(found) == (words is not None)
+    assert not words or words in found[0]
 
 
-def test_what_others_cannot_see_is_refused(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_others_cannot_see_is_refused(tree: Path) -> None:
     _git(tree, "tag", f"client/go/v{VERSION}")
     _git(tree, "switch", "--quiet", "--create", "topic")
     _commit(tree)
     (tree / "new.py").touch()
-    assert publish.main(tree, ["--dry-run"]) == 1
-    errors = capsys.readouterr().err
+    errors = publish.main(tree, ["--dry-run"])
     assert "the work tree has changes: commit them\n?? new.py" in errors
     assert "this is not the branch main" in errors
     assert f"the tag client/go/v{VERSION} is another commit: raise the version" in errors
@@ -146,7 +140,8 @@ def test_a_section_of_the_changelog_is_found() -> None:
 
 def test_the_requirements_name_the_release_by_its_digests(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"")
-    text = release.requirements("1.2.3", [tmp_path / "a"]).decode()
+    lock = (ROOT / "requirements" / "server.txt").read_text()
+    text = release.requirements("1.2.3", lock, [tmp_path / "a"])
     first, rest = text.split("\n# Written by", 1)
     assert first.endswith(
         "wasmkiln[server]==1.2.3 \\\n    --hash=sha256:"
@@ -177,9 +172,6 @@ def test_the_wheel_carries_a_bill_of_materials_and_the_pins(tmp_path: Path) -> N
     left_out = locked("server").keys() - parts.keys()
     assert "hatchling" in left_out
     assert not {"grpcio", "redis", "cryptography", "yarl", "uv"} & left_out
-    # The thin client needs little.
-    required = {part["name"] for part in bill["components"] if part["scope"] == "required"}
-    assert required == {"grpcio", "protobuf", "googleapis-common-protos", "typing-extensions"}
     # Who asks for whom.
     named = {part["bom-ref"] for part in bill["components"]}
     edges = {each["ref"]: set(each["dependsOn"]) for each in bill["dependencies"]}
@@ -200,28 +192,19 @@ def test_everything_that_is_installed_has_a_licence_that_was_agreed_to() -> None
     assert "Apache License" in grpcio.texts[0]
 
 
-@pytest.mark.parametrize(
-    ("name", "licence", "says"),
-    [
+def test_a_refusal_of_a_licence_says_what_to_do() -> None:
+    for name, licence, says in (
         ("x", "", "read it, then add it to STATED"),
         ("x", "GPL-3.0-only", "is not in PERMISSIVE"),
         ("x", "Apache-2.0 AND GPL-2.0-only", "is not in PERMISSIVE"),
         ("x", "Mozilla Public License 2.0 (MPL 2.0)", "is not in PERMISSIVE"),
         ("certifi", "GPL-3.0-only", "is not in PERMISSIVE"),
         ("certifi", "Mozilla Public License 2.0 (MPL 2.0)", ""),
-    ],
-)
-def test_a_refusal_of_a_licence_says_what_to_do(name: str, licence: str, says: str) -> None:
-    why = licences.refused(licences.Package("daemon", name, "1", licence))
-    assert says in why
-    assert bool(why) == bool(says)
-
-
-def test_the_report_has_the_texts() -> None:
-    package = licences.Package("daemon", "x", "1.2", "MIT", ("Permission is hereby granted",))
-    text = licences.report([package])
-    assert "| x | 1.2 | MIT | daemon |" in text
-    assert "## x 1.2\n\n```text\nPermission is hereby granted\n```\n" in text
+        ("x", "Apache-2.0 OR MIT", ""),
+    ):
+        why = licences.refused(licences.Package("daemon", name, "1", licence))
+        assert says in why
+        assert bool(why) == bool(says)
 
 
 @pytest.mark.parametrize(
@@ -250,20 +233,6 @@ def test_an_audit_fails_for_what_is_known_and_is_skipped_without_data(
 # --- the site ----------------------------------------------------------------------------------
 
 
-def test_what_is_generated_tells_of_each_command_and_rpc() -> None:
-    pages = reference.pages()
-    told = {name: re.findall("^## (.+)$", text, re.MULTILINE) for name, text in pages.items()}
-    assert {"wasmkiln compile", "wasmkiln pin add"} <= {*told["wasmkiln.md"]}
-    assert {"wasmkilnd serve", "wasmkilnd engine install"} <= {*told["wasmkilnd.md"]}
-    assert {"ModuleService", "Compile", "LoadRequest"} <= {*told["proto-module-service.md"]}
-    assert "  string engine = 3;\n" in pages["proto-module-service.md"]
-    assert {"Evict", "EvictRequest", "Tier"} <= {*told["proto-admin-service.md"]}
-    assert {"ArtifactHeader", "Engine"} <= {*told["proto-types.md"]}
-    # What every command takes is told once, and settings have a page of their own.
-    assert pages["wasmkiln.md"].count("--token-file") == 1
-    assert pages["wasmkilnd.md"].count("--redis-url") < 5
-
-
 def test_what_leads_nowhere_or_elsewhere_is_found(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     good = '<a href="https://example.org/">out</a><img src="b/there.svg"><p>url(//no</p>'
@@ -279,16 +248,3 @@ def test_what_leads_nowhere_or_elsewhere_is_found(tmp_path: Path) -> None:
         "a.html: shows b/gone.svg",
         "s.css: shows https://fonts.example.org/x.woff2",
     ]
-
-
-def test_links_fit_a_page_s_place_on_the_site() -> None:
-    go = ROOT / "client" / "go" / "README.md"
-    text = site.relinked(go, "how-to/go.md", site.sources())
-    assert "](verify.md)" in text
-    assert "](../reference/errors.md)" in text
-    assert "../../docs" not in text
-    # A link to a file that is no page becomes its name.
-    install = ROOT / "docs" / "how-to" / "install.md"
-    text = site.relinked(install, "how-to/install.md", site.sources())
-    assert "`deploy/README.md`" in text
-    assert "](../../deploy" not in text

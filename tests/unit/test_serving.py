@@ -25,6 +25,7 @@ from wasmkilnd.settings_loader import load
 from wasmkilnd.telemetry.metrics import EngineUsage, Metrics
 from wasmkilnd.usage import UsedSpec, Uses
 
+from tests.doubles.until import until
 from tests.unit.engines.limits import LIMITS
 
 OLD, MIDDLE, NEW, OTHER = "wasmtime-48.0.0", "wasmtime-49.0.0", "wasmtime-50.0.1", "wasmer-1.1.0"
@@ -120,8 +121,7 @@ async def test_a_warm_up_that_ends_as_an_engine_is_taken_out_ends_all_the_same(r
     async with rig.serving._naming:
         taking = asyncio.create_task(rig.take(NEW, OLD))
         warmed = asyncio.create_task(rig.serving._resolve(warmed=NEW))
-        while rig.serving._ids != [NEW, OLD]:  # noqa: ASYNC110 - it has no event
-            await asyncio.sleep(0.001)
+        await until(lambda: rig.serving._ids == [NEW, OLD])
     await asyncio.gather(warmed, taking)
     assert rig.stands_for == (NEW, NEW)
     assert [each.id for each in rig.serving.registry.served] == [NEW, OLD]

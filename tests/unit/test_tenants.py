@@ -23,16 +23,6 @@ def why_not(memory_bytes: int, host_bytes: int, named: dict[str, NamespaceLimits
     return tenants.why_not(settings, named)
 
 
-def test_without_namespaces_the_default_one_has_all() -> None:
-    assert shares(1000, 5000, {}) == {"": (1000, 5000)}
-
-
-def test_namespaces_have_equal_parts() -> None:
-    part = (250, 1000)
-    found = shares(1000, 4000, {"a": EQUAL, "b": EQUAL, "c": EQUAL})
-    assert found == {"": part, "a": part, "b": part, "c": part}
-
-
 def test_a_namespace_that_names_a_number_gets_it_and_the_others_divide_the_rest() -> None:
     found = shares(
         1000,
@@ -46,11 +36,6 @@ def test_what_is_off_stays_off() -> None:
     found = shares(1000, 0, {"a": NamespaceLimits(host_store_bytes=3000)})
     assert {host_bytes for _, host_bytes in found.values()} == {0}
     assert why_not(1000, 0, {"a": NamespaceLimits(host_store_bytes=3000)}) == ""
-
-
-def test_all_parts_together_are_no_more_than_there_is() -> None:
-    namespaces = {f"n{number}": EQUAL for number in range(7)}
-    assert sum(memory for memory, _ in shares(1000, 0, namespaces).values()) <= 1000
 
 
 def test_what_does_not_fit_is_refused_with_the_setting_to_change() -> None:
@@ -71,14 +56,6 @@ def test_the_number_of_namespaces_is_bounded() -> None:
 
 
 # The paths of namespaces, which are part of the layout of the host store
-
-
-def test_the_default_namespace_has_the_path_of_a_daemon_without_namespaces() -> None:
-    assert namespace_path(Path("/store"), "") == Path("/store")
-
-
-def test_a_namespace_has_a_path_of_its_own() -> None:
-    assert namespace_path(Path("/store"), "team-a") == Path("/store/ns/team-a")
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wasmkiln.cli.connection import EVERYWHERE
+from wasmkiln.cli.connection import EVERYWHERE, usage
 from wasmkiln.cli.text import Printable, one_line, seconds
 
 if TYPE_CHECKING:
@@ -58,21 +58,23 @@ class Exit(IntEnum):
 
 
 # By the names of classes in wasmkiln.errors, whose import takes as long as all else.
-_ERRORS = {
-    Exit.UNREACHABLE: ("ConnectionFailed",),
-    Exit.DEADLINE: ("DeadlineExceeded",),
-    Exit.NOT_NOW: (
-        *("CompileQueueFull", "ServerDraining", "WorkerUnavailable"),
-        *("ModuleQuarantined", "QuotaExceeded"),
-    ),
-    Exit.DENIED: ("CredentialsMissing", "CredentialsInvalid", "RoleMissing"),
+_CODES = {
+    "ConnectionFailed": Exit.UNREACHABLE,
+    "DeadlineExceeded": Exit.DEADLINE,
+    "CompileQueueFull": Exit.NOT_NOW,
+    "ServerDraining": Exit.NOT_NOW,
+    "WorkerUnavailable": Exit.NOT_NOW,
+    "ModuleQuarantined": Exit.NOT_NOW,
+    "QuotaExceeded": Exit.NOT_NOW,
+    "CredentialsMissing": Exit.DENIED,
+    "CredentialsInvalid": Exit.DENIED,
+    "RoleMissing": Exit.DENIED,
 }
 
 
 def exit_for(error: BaseException) -> Exit:
     """Return the code for a failure; REFUSED where it has no code of its own."""
-    name = type(error).__name__
-    return next((code for code, names in _ERRORS.items() if name in names), Exit.REFUSED)
+    return _CODES.get(type(error).__name__, Exit.REFUSED)
 
 
 class Session(dict[str, Any]):
@@ -85,15 +87,8 @@ class Session(dict[str, Any]):
         files = [self.get(name, "") for name in ("ca_file", "cert_file", "key_file", "server_name")]
         for name in ("address", "profile", "token_file", "namespace", "timeout_s", "tls"):
             more[name] = self.get(name)
-        try:
+        with usage():
             return Client(**more | ({"tls": TLS(*files)} if any(files) else {}))
-        except ValueError as error:
-            raise click.UsageError(str(error)) from error
-
-    @property
-    def as_json(self) -> bool:
-        """Whether results are JSON."""
-        return bool(self.get("as_json"))
 
     def call(self, method: str, *arguments: Any, **more: Any) -> Any:
         """Return the daemon's answer to one call."""
@@ -102,7 +97,7 @@ class Session(dict[str, Any]):
 
     def emit(self, document: Any, *texts: str) -> None:
         """Write a result to stdout: the document with --json, else sentences and tables."""
-        if self.as_json:
+        if self.get("as_json"):
             click.echo(_dumps(document))
             return
         for text in filter(None, texts):
@@ -122,7 +117,7 @@ class Session(dict[str, Any]):
         self._as_object(error, source)
 
     def _as_object(self, error: Exception, source: str | None = None) -> None:
-        if self.as_json:
+        if self.get("as_json"):
             click.echo(_dumps({"error": error_document(error, source)}), err=True)
 
 

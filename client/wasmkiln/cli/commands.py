@@ -12,11 +12,17 @@ from typing import Any
 import click
 
 from wasmkiln.cli.app import Exit, Session, to_document
-from wasmkiln.cli.connection import ARTIFACT, argument, command, options
-from wasmkiln.cli.inputs import digest_of, each, read_file
+from wasmkiln.cli.connection import ARTIFACT, command, usage
+from wasmkiln.cli.inputs import (
+    attempt_all,
+    digest_of,
+    each,
+    read_file,
+    report_failures,
+    results_of,
+)
 from wasmkiln.cli.text import Printable, Progress, elapsed, seconds, size, table
 
-_SOURCES = argument("sources", "FILE|SHA256...")
 _MOST_ATTESTATION_BYTES = 2**20
 
 
@@ -26,34 +32,28 @@ _MOST_ATTESTATION_BYTES = 2**20
 _TIERS = ["memory", "host_store", "redis", "object_store"]
 
 
-@command(
-    argument("files", "FILE..."),
-    *options("--engine ENGINE  The engine that validates, e.g. wasmtime or wasmer-1.1.0."),
-)
+@command("""
+files FILE...
+--engine ENGINE  The engine that validates, e.g. wasmtime or wasmer-1.1.0.
+""")
 def load(session: Session, files: tuple[str, ...], engine: str | None) -> Exit:
     """Upload modules: the daemon validates and stores them."""
     with session.client() as client, Progress() as progress:
 
         def upload(file: str) -> dict[str, Any]:
-            module = read_file(file)
-            progress.show(f"uploading {file} ({size(len(module))})")
-            digest = hashlib.sha256(module).hexdigest()
-            answer = client.load(module, expected_sha256=digest, engine=engine)
-            return {"file": file, **to_document(answer)}
+            progress.show(f"uploading {file}")
+            return {"file": file, **to_document(client.load(file, engine=engine))}
 
         columns = "file:module sha256 size_bytes:size kind engine:validated_by"
         return each(session, "modules", files, upload, f"{columns} already_loaded:was_there")
 
 
 @command(
-    _SOURCES,
-    *options("""
+    """
+sources FILE|SHA256...
 -o --output PATH  Where to write: a file for one module, or a folder, where each artifact becomes
                   NAME.ENGINE.cwasm. The header goes beside it as .json, the attestation as
                   .dsse.json. Without -o nothing is written.
-"""),
-    *ARTIFACT,
-    *options("""
 --max-artifact-bytes SIZE       Refuse an artifact above this size, such as 512MiB.
                                 [default: $WASMKILN_MAX_ARTIFACT_BYTES, else 1GiB]
 --compression/--no-compression  Whether the daemon may send compressed artifacts.
@@ -61,7 +61,8 @@ def load(session: Session, files: tuple[str, ...], engine: str | None) -> Exit:
 --no-cache skip_cache_lookup    Compile even when a tier holds the artifact.
 --fast accept_fast              Take an artifact of the engine's fast compiler if the optimised one
                                 is not there yet; the daemon then compiles that behind.
-"""),
+""",
+    *ARTIFACT,
 )
 def compile(  # noqa: A001 - the command's name
     session: Session, sources: tuple[str, ...], output: str | None, **chosen: Any
@@ -90,7 +91,7 @@ def compile(  # noqa: A001 - the command's name
         return each(session, "artifacts", sources, compile_one, columns)
 
 
-@command(argument("source", "FILE|SHA256"), *ARTIFACT)
+@command("source FILE|SHA256", *ARTIFACT)
 def path(session: Session, source: str, **chosen: Any) -> None:
     """Print where the artifact lies in this machine's host store; compile it if need be.
 
@@ -102,8 +103,10 @@ def path(session: Session, source: str, **chosen: Any) -> None:
 
 
 @command(
-    _SOURCES,
-    *options("--engine engines ENGINE...  Engine, e.g. wasmtime or wasmer-1.1.0; repeat for more."),
+    """
+sources FILE|SHA256...
+--engine engines ENGINE...  Engine, e.g. wasmtime or wasmer-1.1.0; repeat for more.
+""",
     *ARTIFACT[1:],
 )
 def find_missing(
@@ -119,8 +122,7 @@ def find_missing(
         for engine in engines or ("",)
     ]
     found = [(key.module_sha256, key.engine or None) for key in session.call("find_missing", keys)]
-    fields = ("source", "module_sha256", "engine")
-    missing = [dict(zip(fields, (names[each[0]], *each), strict=True)) for each in found]
+    missing = [{"source": names[it], "module_sha256": it, "engine": of} for it, of in found]
     count = f"{len(missing) or 'none'} of {len(keys)} artifacts missing"
     shown = table(missing, "source:missing module_sha256:sha256 engine")
     session.emit({"asked": len(keys), "missing": missing}, count, shown)
@@ -129,12 +131,10 @@ def find_missing(
 # --- ask, and change nothing -------------------------------------------------------------------
 
 
-@command(
-    *options("""
+@command("""
 --settings   List settings and their allowed values instead.
 --isolation  List what confines the engines' jobs instead.
 """)
-)
 def engines(session: Session, settings: bool, isolation: bool) -> None:
     """Show the daemon's engines, targets, cpus, settings and limits."""
     document = to_document(session.call("capabilities"))
@@ -148,33 +148,30 @@ def engines(session: Session, settings: bool, isolation: bool) -> None:
         "version limits.module_bytes:module limits.compile_time_s:compile limits.artifact_bytes "
         "limits.compile_memory_bytes:compile_memory limits.queue_length": [document],
     }
-    if settings:
-        columns = "engine.id:engine settings.name:setting settings.default_value:default "
-        columns += "settings.allowed_values:allowed settings.description:what_it_is"
-        shown = {columns: rows}
-    elif isolation:
-        columns = "engine.id:engine isolation.holds:confined isolation.layers.name:layer "
-        columns += "isolation.layers.state isolation.layers.detail isolation.attempts.name:attempt "
-        shown = {f"{columns} isolation.attempts.refused": rows}
+    columns = "settings.name:setting settings.default_value:default "
+    columns += "settings.allowed_values:allowed settings.description:what_it_is"
+    if isolation:
+        columns = "isolation.holds:confined isolation.layers.name:layer isolation.layers.state "
+        columns += "isolation.layers.detail isolation.attempts.name:attempt "
+        columns += "isolation.attempts.refused"
+    if settings or isolation:
+        shown = {f"engine.id:engine {columns}": rows}
     session.emit(document, *(table(some, columns) for columns, some in shown.items()))
 
 
 @command(
-    *options(
-        """
+    """
 --watch             Repeat until interrupted; with --json, one line each time.
 --interval SECONDS  Time between two updates of --watch.
 """,
-        interval={"default": 2.0, "show_default": True},
-    )
+    interval={"default": 2.0, "show_default": True},
 )
 def stats(session: Session, watch: bool, interval: float) -> None:
     """Show counters and latencies of tiers, compiles and workers."""
     with session.client() as client:
         while True:
-            document = to_document(client.stats())
-            shown = _stats(document)
-            if watch and not session.as_json:
+            shown = _stats(document := to_document(client.stats()))
+            if watch and not session.get("as_json"):
                 click.clear()  # nothing, unless stdout is a terminal
             session.emit(document, *shown)
             if not watch:
@@ -204,12 +201,13 @@ def _stats(document: dict[str, Any]) -> list[str]:
     ]
 
 
-@command(argument("service", "[SERVICE]", default=""))
-def health(session: Session, service: str) -> Exit:
+@command("service [SERVICE]")
+def health(session: Session, service: str | None) -> Exit:
     """Show whether the daemon, or one SERVICE of it, is serving."""
     with session.client() as client:
-        status = client.health(service)
-    session.emit({"address": client.address, "service": service, "status": status}, status)
+        status = client.health(service or "")
+    document = {"address": client.address, "service": service or "", "status": status}
+    session.emit(document, status)
     return Exit.OK if status == "SERVING" else Exit.NOT_NOW
 
 
@@ -227,10 +225,8 @@ def profiles(session: Session) -> None:
     """List the profiles that --profile takes. Calls no daemon."""
     from wasmkiln.credentials import profiles_file, read_profiles
 
-    try:
+    with usage():
         found = read_profiles()
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
     rows = [
         {name: getattr(one, name) for name in ("name", "address", "token_file", "namespace")}
         | {"tls": one.tls is not None, "cert_file": str(one.tls.cert_file) if one.tls else ""}
@@ -244,16 +240,14 @@ def profiles(session: Session) -> None:
 
 
 @command(
-    *options(
-        """
+    """
 --module FILE|SHA256      A module and all of its artifacts.
 --engine ENGINE           Every artifact of one engine version.
 --all everything          Everything.
 --tier TIER               This tier only.  [default: all tiers]
 --yes                     Do not ask for confirmation.
 """,
-        tier={"type": click.Choice(_TIERS), "metavar": None},
-    )
+    tier={"type": click.Choice(_TIERS), "metavar": None},
 )
 def evict(session: Session, module: str | None, yes: bool, **scope: Any) -> Exit:
     """Remove artifacts from the caches: of a module, of an engine, or all."""
@@ -277,9 +271,7 @@ def evict(session: Session, module: str | None, yes: bool, **scope: Any) -> Exit
 
 
 @command(
-    *options("""
---grace SECONDS  Time for running calls; 0 ends them at once.  [default: the daemon's own]
-""")
+    "--grace SECONDS  Time for running calls; 0 ends them at once.  [default: the daemon's own]"
 )
 def drain(session: Session, grace: float | None) -> None:
     """End the daemon: it refuses new calls, finishes running ones, and exits.
@@ -301,7 +293,7 @@ def quarantine() -> None:
     """Show or release modules that broke a compiler and are refused for a while."""
 
 
-@command(name="ls", of=quarantine)
+@command(of=quarantine)
 def quarantine_ls(session: Session) -> None:
     """List the refused modules, why, and for how long."""
     document = to_document(session.call("quarantined"))
@@ -310,9 +302,10 @@ def quarantine_ls(session: Session) -> None:
 
 
 @command(
-    argument("module", "FILE|SHA256", required=False),
-    *options("--all everything  Every module."),
-    name="release",
+    """
+module [FILE|SHA256]
+--all everything  Every module.
+""",
     of=quarantine,
 )
 def quarantine_release(session: Session, module: str | None, everything: bool) -> Exit:
@@ -336,42 +329,42 @@ _PINS = (
 )
 
 
-@command(name="ls", of=pin)
+@command(of=pin)
 def pin_ls(session: Session) -> None:
     """List the pinned modules, and what each tier has of them."""
     document = to_document(session.call("pins"))
     session.emit(document, table(document["pins"], _PINS) or "no module is pinned")
 
 
-@command(_SOURCES, name="add", of=pin)
+@command("sources FILE|SHA256...", of=pin)
 def pin_add(session: Session, sources: tuple[str, ...]) -> Exit:
     """Pin modules that the daemon has, by file or digest."""
-    from wasmkiln.errors import ModuleNotLoaded, PinsFull
 
-    pins, late, code = [], False, Exit.OK
-    for source in sources:
-        try:
-            answer = session.call("pin", digest_of(source))
-        except (ModuleNotLoaded, PinsFull) as error:  # the others can be pinned still
-            session.report(error, source)
-            code = Exit.REFUSED
-            continue
-        pins.append(to_document(answer.pin))
-        late |= answer.redis_unreachable
-    document = {"pins": pins, "redis_unreachable": late}
-    session.emit(document, table(pins, _PINS) or "no module is pinned")
-    return code or _late(session, late, "other daemons learn of it when it does")
+    def shown(answers: list[Any]) -> tuple[dict[str, Any], str]:
+        pins = [to_document(answer.pin) for answer in answers]
+        return {"pins": pins}, table(pins, _PINS) or "no module is pinned"
+
+    return _each_pin(session, "pin", sources, shown)
 
 
-@command(_SOURCES, name="rm", of=pin)
+@command("sources FILE|SHA256...", of=pin)
 def pin_rm(session: Session, sources: tuple[str, ...]) -> Exit:
     """Unpin modules. Their entries stay until others need the room, or they expire."""
-    answers = [session.call("unpin", digest_of(source)) for source in sources]
-    removed = sum(answer.removed for answer in answers)
-    late = any(answer.redis_unreachable for answer in answers)
-    document = {"removed": removed, "redis_unreachable": late}
-    session.emit(document, f"unpinned {removed} of {len(sources)}")
-    return _late(session, late, "other daemons learn of it when it does")
+
+    def shown(answers: list[Any]) -> tuple[dict[str, Any], str]:
+        removed = sum(answer.removed for answer in answers)
+        return {"removed": removed}, f"unpinned {removed} of {len(sources)}"
+
+    return _each_pin(session, "unpin", sources, shown)
+
+
+def _each_pin(session: Session, method: str, sources: tuple[str, ...], shown: Any) -> Exit:
+    done = attempt_all(sources, lambda source: session.call(method, digest_of(source)))
+    late = any(answer.redis_unreachable for answer in results_of(done))
+    document, text = shown(results_of(done))
+    session.emit({**document, "redis_unreachable": late}, text)
+    failed = report_failures(session, done)
+    return failed or _late(session, late, "other daemons learn of it when it does")
 
 
 def _late(session: Session, tiers: str | bool, what: str) -> Exit:
@@ -386,8 +379,8 @@ def _late(session: Session, tiers: str | bool, what: str) -> Exit:
 
 
 @command(
-    argument("artifact", "[ARTIFACT]", required=False),
-    *options("""
+    """
+artifact [ARTIFACT]
 --attestation FILE        The attestation.
                           [default: ARTIFACT.dsse.json, where compile -o writes it]
 --key keys KEY|FILE|DIR...  A trusted public key: hex, base64, or PEM files; repeat for more.
@@ -396,7 +389,7 @@ def _late(session: Session, tiers: str | bool, what: str) -> Exit:
 --fingerprint HEX         Also require this fingerprint.
 --recompile FILE|SHA256   Have the daemon compile this module again, and require the same artifact:
                           ARTIFACT, or without it the one that the daemon holds.
-"""),
+""",
     *ARTIFACT,
 )
 def verify(
@@ -407,7 +400,8 @@ def verify(
     Calls no daemon but for --recompile. Without ARTIFACT, --engine, --target, --cpu and --set say
     which of the module's artifacts is meant.
     """
-    from wasmkiln import AttestationInvalid
+    from wasmkiln import AttestationInvalid, TrustedKeys
+    from wasmkiln.attestation import open_envelope
 
     module, fingerprint, recompile = map(chosen.pop, ("module", "fingerprint", "recompile"))
     if artifact is None:
@@ -417,12 +411,20 @@ def verify(
         same = {"artifact_sha256": digest, "recompiled_sha256": digest}
         session.emit(same, f"compiled again, the artifact is the same: {digest}")
         return
-    statement, key_id = _signed(artifact, attestation, keys)
+    with usage():
+        trusted = TrustedKeys.choose(keys or None)
+    if not trusted:
+        raise click.UsageError("no trusted key: give --key, or set WASMKILN_TRUSTED_KEYS")
+    envelope = Path(attestation or f"{artifact}.dsse.json")
+    if not envelope.exists():
+        raise click.UsageError(f"there is no {envelope}: give the attestation with --attestation")
+    signed = read_file(str(envelope), _MOST_ATTESTATION_BYTES)
+    statement, key_id = open_envelope(signed, trusted)
     claims, module = statement.claims, module or recompile
     wanted = {
         "artifact_sha256": hashlib.sha256(read_file(artifact)).hexdigest(),
-        "module_sha256": digest_of(module) if module is not None else None,
-        "fingerprint": fingerprint.lower() if fingerprint is not None else None,
+        "module_sha256": module and digest_of(module),
+        "fingerprint": fingerprint and fingerprint.lower(),
     }
     for name, want in wanted.items():
         if want is not None and (attested := getattr(claims, name)) != want:
@@ -462,20 +464,3 @@ def _recompiled(session: Session, module: str, wanted: str | None, chosen: dict[
     if now != before:
         raise ArtifactMismatch(f"compiled again, the artifact is another one: {now}, not {before}")
     return now
-
-
-def _signed(artifact: str, attestation: str | None, keys: tuple[str, ...]) -> tuple[Any, str]:
-    """Return what a trusted key signed, and the key's id."""
-    from wasmkiln import TrustedKeys
-    from wasmkiln.attestation import open_envelope
-
-    try:
-        trusted = TrustedKeys.choose(keys or None)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
-    if not trusted:
-        raise click.UsageError("no trusted key: give --key, or set WASMKILN_TRUSTED_KEYS")
-    envelope = Path(attestation or f"{artifact}.dsse.json")
-    if not envelope.exists():
-        raise click.UsageError(f"there is no {envelope}: give the attestation with --attestation")
-    return open_envelope(read_file(str(envelope), _MOST_ATTESTATION_BYTES), trusted)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,20 @@ def _setting(text: str) -> tuple[str, str]:
     return name, value
 
 
+@contextmanager
+def usage() -> Iterator[None]:
+    """Turn a ValueError, as the client raises it for what it cannot use, into wrong usage."""
+    try:
+        yield
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
 def _bytes(text: str) -> int:
     from wasmkiln.client import parse_size
 
-    try:
+    with usage():
         return parse_size(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
 
 
 FILE = click.Path(exists=True, dir_okay=False, readable=True)
@@ -64,30 +72,30 @@ _TYPES: dict[str, Any] = {
 }
 
 
-def argument(name: str, metavar: str, **how: Any) -> click.Argument:
-    """Return an argument; several if what stands for it ends in dots."""
-    kind = _TYPES.get(metavar)
-    if metavar.endswith("..."):
-        how = {"nargs": -1, "required": True}
-    return click.Argument([name], metavar=metavar, type=kind, **how)
+def parameters(
+    text: str, common: dict[str, Any] | None = None, **more: Any
+) -> list[click.Parameter]:
+    """Return arguments and options, written as --help shows them, from the first column on.
 
-
-def options(text: str, common: dict[str, Any] | None = None, **more: Any) -> list[click.Option]:
-    """Return options, written as --help shows them.
-
-    That is flags, perhaps a parameter's name, what stands for a value, two spaces, and what it is.
-    What stands for a value says its type; with dots, the option may be repeated. `common` is
-    click's for all of them, `more` for those of these names.
+    An argument is a name and what stands for it, in brackets if it may be left out. An option is
+    flags, perhaps a parameter's name, what stands for a value, two spaces, and what it is. What
+    stands for a value says its type; with dots, there may be several. `common` is click's for all
+    options, `more` for those of these names.
     """
-    found = []
-    for entry in re.split(r"\n(?=-)", text.strip()):
-        head, told = re.split(r"\s{2,}", entry, maxsplit=1)
+    found: list[click.Parameter] = []
+    for entry in re.split(r"\n(?=\S)", text.strip()):
+        head, _, told = entry.partition("  ")
         names = [word for word in head.split() if word.startswith("-") or word.islower()]
         metavar = " ".join(word for word in head.split() if word not in names)
-        how: dict[str, Any] = {"is_flag": True, "default": None if "/--" in head else False}
-        if metavar:
-            how = {"multiple": metavar.endswith("..."), "type": _TYPES.get(metavar)}
-            how["metavar"] = metavar.removesuffix("...")
+        kind, several = _TYPES.get(metavar.strip("[]")), metavar.endswith("...")
+        how: dict[str, Any] = {"metavar": metavar, "type": kind}
+        if not names[0].startswith("-"):
+            how |= {"nargs": -1 if several else 1, "required": metavar[0] != "["}
+            found.append(click.Argument(names, **how))
+            continue
+        how |= {"metavar": metavar.removesuffix("..."), "multiple": several}
+        if not metavar:
+            how = {"is_flag": True, "default": None if "/--" in head else False}
         name = names[-1].partition("/")[0].lstrip("-").replace("-", "_")
         how |= (common or {}) | more.get(name, {})
         found.append(click.Option(names, help=" ".join(told.split()), **how))
@@ -102,7 +110,7 @@ def _fill(context: click.Context, parameter: click.Parameter, value: Any) -> Non
 
 # The group has them and so has every command, so that a person may write them before or after
 # the command's name.
-EVERYWHERE = options(
+EVERYWHERE = parameters(
     """
 --address HOST:PORT       The daemon; or unix:/path.
                           [default: $WASMKILN_ADDRESS, else 127.0.0.1:50051]
@@ -122,7 +130,7 @@ EVERYWHERE = options(
 """,
     {"expose_value": False, "callback": _fill, "default": None},
 )
-ARTIFACT = options(
+ARTIFACT = parameters(
     """
 --engine ENGINE           Engine, e.g. wasmtime or wasmer-1.1.0.
 --target TRIPLE           Target, e.g. x86_64-unknown-linux-gnu.
@@ -133,23 +141,18 @@ ARTIFACT = options(
 )
 
 
-class Command(click.Command):
-    """A command that has the options of every command after its own."""
-
-    def __init__(self, *arguments: Any, **how: Any) -> None:
-        super().__init__(*arguments, **how)
-        self.params = [*self.params, *EVERYWHERE]
-
-
 def command(
-    *params: click.Parameter, name: str | None = None, of: click.Group | None = None
+    text: str = "", *params: click.Parameter, of: click.Group | None = None, **more: Any
 ) -> Callable[[Callable[..., Any]], click.Command]:
-    """Make a command of a function, which gets the Session and what its parameters say."""
+    """Make a command of a function, which gets the Session and what its parameters say.
+
+    One of a group has the group's name before its own.
+    """
 
     def made(function: Callable[..., Any]) -> click.Command:
-        new = click.command(name, cls=Command, params=[*params])(click.pass_obj(function))
-        if of is not None:
-            of.add_command(new)
-        return new
+        own = parameters(text, **more) if text else []
+        name = function.__name__.removeprefix(f"{of.name}_") if of else None
+        make = of.command if of else click.command
+        return make(name, params=[*own, *params, *EVERYWHERE])(click.pass_obj(function))
 
     return made

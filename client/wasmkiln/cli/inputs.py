@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Thread
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from wasmkiln.cli.app import Exit, Session, error_document, exit_for
-from wasmkiln.cli.connection import is_digest
 from wasmkiln.cli.text import table
 
 T = TypeVar("T")
@@ -36,9 +35,9 @@ def read_file(file: str, limit_bytes: int = MAX_MODULE_BYTES) -> bytes:
 
 def digest_of(source: str) -> str:
     """Return the SHA-256 of a file's bytes; a digest as it is, unless a file has that name."""
-    if is_digest(source) and not Path(source).exists():
-        return source
-    return hashlib.sha256(read_file(source)).hexdigest()
+    from wasmkiln._source import identify
+
+    return identify(source)[0]
 
 
 class TimeLimit(Exception):  # noqa: N818
@@ -46,15 +45,15 @@ class TimeLimit(Exception):  # noqa: N818
 
 
 @dataclass(frozen=True)
-class Done(Generic[R]):
+class Done:
     """What became of one input: a result or an error; neither if it was not tried."""
 
     source: str
-    result: R | None = None
+    result: Any = None
     error: Exception | None = None
 
 
-def attempt(source: str, work: Callable[[], R]) -> Done[R]:
+def attempt(source: str, work: Callable[[], Any]) -> Done:
     """Do the work for one input. Keep a WasmkilnError or OSError instead of raising it."""
     from wasmkiln import WasmkilnError
 
@@ -64,38 +63,40 @@ def attempt(source: str, work: Callable[[], R]) -> Done[R]:
         return Done(source, error=error)
 
 
+def attempt_all(sources: Iterable[str], work: Callable[[str], Any]) -> list[Done]:
+    """Do the work for each input in turn. Stop early only when no daemon listens."""
+    done: list[Done] = []
+    for source in sources:
+        done.append(attempt(source, partial(work, source)))
+        if (error := done[-1].error) and exit_for(error) is Exit.UNREACHABLE:
+            break
+    return done
+
+
 def each(
-    session: Session,
-    name: str,
-    sources: Iterable[str],
-    work: Callable[[str], dict[str, Any]],
-    columns: str,
+    session: Session, name: str, sources: Iterable[str], work: Callable[[str], Any], columns: str
 ) -> Exit:
     """Do the work for each input in turn, and write what came of it: a list of documents.
 
-    Stop early only when no daemon listens. Return the exit code of the first failure, or OK.
+    Return the exit code of the first failure, or OK.
     """
-    done: list[Done[dict[str, Any]]] = []
-    for source in sources:
-        done.append(attempt(source, lambda source=source: work(source)))  # type: ignore[misc]
-        if (error := done[-1].error) and exit_for(error) is Exit.UNREACHABLE:
-            break
-    rows = [result for _, result in results_of(done)]
+    done = attempt_all(sources, work)
+    rows = results_of(done)
     session.emit({name: rows, "errors": errors_in(done)}, table(rows, columns))
     return report_failures(session, done)
 
 
-def results_of(done: Iterable[Done[R]]) -> list[tuple[str, R]]:
-    """Return the inputs that had a result, and these."""
-    return [(item.source, item.result) for item in done if item.result is not None]
+def results_of(done: Iterable[Done]) -> list[Any]:
+    """Return the results of what had one."""
+    return [item.result for item in done if item.result is not None]
 
 
-def errors_in(done: Iterable[Done[Any]]) -> list[dict[str, Any]]:
+def errors_in(done: Iterable[Done]) -> list[dict[str, Any]]:
     """Return the failures as JSON objects."""
     return [error_document(item.error, item.source) for item in done if item.error is not None]
 
 
-def report_failures(session: Session, done: Iterable[Done[Any]]) -> Exit:
+def report_failures(session: Session, done: Iterable[Done]) -> Exit:
     """Write every failure to stderr. Return the exit code of the first, or OK."""
     failed = [(item.error, item.source) for item in done if item.error is not None]
     for error, source in failed:

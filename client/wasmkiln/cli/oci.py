@@ -22,7 +22,6 @@ import os
 import re
 import socket
 import ssl
-import stat
 import subprocess
 import threading
 import urllib.request
@@ -36,7 +35,7 @@ from urllib.error import URLError
 from urllib.parse import urlencode, urljoin, urlsplit
 
 from wasmkiln.cli.connection import is_digest
-from wasmkiln.cli.inputs import MAX_MODULE_BYTES, TimeLimit, in_parallel
+from wasmkiln.cli.inputs import MAX_MODULE_BYTES, TimeLimit, in_parallel, read_file
 from wasmkiln.cli.text import quoted
 
 SCHEME = "oci://"
@@ -97,7 +96,6 @@ class _Descriptor(NamedTuple):
     media_type: str
     sha256: str
     size_bytes: int
-    title: str
 
 
 # Returns what lies under "manifests" or "blobs", by its digest: at most so many bytes, checked.
@@ -114,21 +112,25 @@ def _modules_of(name: str, content: bytes, read: _Read) -> list[Module]:
             if key == "manifests":
                 raise SourceUnusable(f"{name} has an index within an index: not read")
             found += inner
-    layers = list({one.sha256: one for one in found if one.media_type in MODULE_TYPES}.values())
+    layers = {one.sha256: one for one in found if one.media_type in MODULE_TYPES}
     if not layers:
         types = quoted(", ".join(sorted({one.media_type for one in found})) or "none")
         raise SourceUnusable(f"{name} holds no module; the types of its layers: {types}")
 
-    def module(layer: _Descriptor) -> Module:
-        full = name if len(layers) == 1 else f"{name}#{layer.title}"
+    def read_layer(layer: _Descriptor) -> bytes:
+        if (size := layer.size_bytes) > MAX_MODULE_BYTES:
+            most = f"at most {MAX_MODULE_BYTES:,} are read"
+            raise SourceUnusable(f"{name} has a layer of {size:,} bytes: {most}")
+        return read("blobs", layer.sha256, layer.size_bytes)
 
-        def read_layer() -> bytes:
-            _limited(full, layer.size_bytes, MAX_MODULE_BYTES)
-            return read("blobs", layer.sha256, layer.size_bytes)
-
-        return Module(full, layer.sha256, read_layer)
-
-    return [module(layer) for layer in layers]
+    return [
+        Module(
+            f"{name}#{sha256[:12]}" if layers.keys() != {sha256} else name,
+            sha256,
+            partial(read_layer, layer),
+        )
+        for sha256, layer in layers.items()
+    ]
 
 
 def _parsed(name: str, content: bytes) -> tuple[str, list[_Descriptor]]:
@@ -149,15 +151,10 @@ def _parsed(name: str, content: bytes) -> tuple[str, list[_Descriptor]]:
 def _descriptor(name: str, one: Any) -> _Descriptor:
     match one:
         case {"mediaType": str(kind), "digest": str(digest), "size": int(size)} if size >= 0:
-            sha256 = digest.removeprefix("sha256:")
-        case _:
-            raise SourceUnusable(f"{name} has a manifest with a malformed descriptor")
-    if not is_digest(sha256):
-        raise SourceUnusable(f"{name} names a digest that is no SHA-256: {quoted(digest)}")
-    match one:
-        case {"annotations": {"org.opencontainers.image.title": str(title)}}:
-            return _Descriptor(kind, sha256, size, title)
-    return _Descriptor(kind, sha256, size, sha256[:12])
+            if is_digest(sha256 := digest.removeprefix("sha256:")):
+                return _Descriptor(kind, sha256, size)
+            raise SourceUnusable(f"{name} names a digest that is no SHA-256: {quoted(digest)}")
+    raise SourceUnusable(f"{name} has a manifest with a malformed descriptor")
 
 
 def _checked(content: bytes, sha256: str, what: str) -> bytes:
@@ -165,11 +162,6 @@ def _checked(content: bytes, sha256: str, what: str) -> bytes:
     if found != sha256:
         raise SourceUnusable(f"{what} has the SHA-256 {found}, not {sha256} as its source says")
     return content
-
-
-def _limited(what: str, size_bytes: int, limit_bytes: int) -> None:
-    if size_bytes > limit_bytes:
-        raise SourceUnusable(f"{what} has {size_bytes:,} bytes: at most {limit_bytes:,} are read")
 
 
 # --- a folder in the image layout ----------------------------------------------------------------
@@ -192,12 +184,9 @@ def modules_in(folder: Path) -> list[Module]:
 
 
 def _content(path: Path, limit_bytes: int) -> bytes:
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
+    if path.exists() and not path.is_file():
         raise SourceUnusable(f"{path} is no file")  # Opening a pipe would wait for a writer.
-    _limited(str(path), status.st_size, limit_bytes)
-    with path.open("rb") as file:
-        return file.read(limit_bytes)
+    return read_file(str(path), limit_bytes)
 
 
 # --- a repository of a registry ----------------------------------------------------------------
@@ -219,33 +208,33 @@ class Repository:
                 f"{quoted(text)} is no reference: write oci://HOST/REPOSITORY[:TAG]"
                 "[@sha256:DIGEST], HOST with a dot or port, REPOSITORY in lower case"
             )
-        self.name, self.host, self.repository, tag, self._sha256 = text, *found.groups("")
+        self.name, self.host, self.repository, tag, sha256 = text, *found.groups("")
         if self.host in {_HUB, "index.docker.io"}:
             self.host = _HUB_HOST
             if "/" not in self.repository:
                 self.repository = f"library/{self.repository}"
-        self.manifest = f"sha256:{self._sha256}" if self._sha256 else tag or "latest"
+        self.manifest = f"sha256:{sha256}" if sha256 else tag or "latest"
         self._plain_http, self._limit_s, self._authorization = plain_http, limit_s, ""
 
     def modules(self) -> list[Module]:
         """Return the modules of the image. Raise SourceUnusable."""
-        content = self._fetched(f"manifests/{self.manifest}", _MOST_MANIFEST_BYTES)
-        if self._sha256:
-            _checked(content, self._sha256, f"the manifest of {self.name}")
-        return _modules_of(self.name, content, self._by_digest)
+        content = self._fetched("manifests", self.manifest, _MOST_MANIFEST_BYTES)
+        return _modules_of(
+            self.name,
+            content,
+            lambda kind, sha256, limit: self._fetched(kind, f"sha256:{sha256}", limit),
+        )
 
-    def _by_digest(self, kind: str, sha256: str, limit_bytes: int) -> bytes:
-        content = self._fetched(f"{kind}/sha256:{sha256}", limit_bytes)
-        return _checked(content, sha256, f"a part of {self.name}")
-
-    def _fetched(self, path: str, limit_bytes: int) -> bytes:
-        """Return what lies under a path, within the limit of time for all that it takes."""
+    def _fetched(self, kind: str, name: str, limit_bytes: int) -> bytes:
+        """Return what has a name, within the limit of time for all that it takes."""
         plain = self._is_here if self._plain_http is None else self._plain_http
-        url = f"{'http' if plain else 'https'}://{self.host}/v2/{self.repository}/{path}"
+        scheme, (_, _, sha256) = "http" if plain else "https", name.partition(":")
+        url = f"{scheme}://{self.host}/v2/{self.repository}/{kind}/{name}"
         fetch = _Fetch(plain, self._plain_http is True)
         work = partial(self._content, fetch, limit_bytes=limit_bytes)
         try:
-            return in_parallel(1, [url], work, self._limit_s)[0]
+            [content] = in_parallel(1, [url], work, self._limit_s)
+            return _checked(content, sha256, f"a part of {self.name}") if sha256 else content
         except (TimeLimit, subprocess.TimeoutExpired):  # the latter of who keeps a password
             fetch.end()
             late = f"takes longer than {self._limit_s:g} s: try again, or raise --fetch-timeout"
@@ -256,8 +245,8 @@ class Repository:
             # Of urllib's, http.client's, ssl's and json's many: whatever a registry sends, only its
             # own source fails. Others than OSError may quote a URL with a signature in it.
             cause = error.reason if isinstance(error, URLError) else error
-            kind = f"malformed ({type(cause).__name__})"
-            why = quoted(str(cause)) if isinstance(cause, OSError) else kind
+            other = f"malformed ({type(cause).__name__})"
+            why = quoted(str(cause)) if isinstance(cause, OSError) else other
             raise SourceUnusable(f"cannot read {quoted(url)}: {why}") from None
 
     def _content(self, fetch: _Fetch, url: str, limit_bytes: int) -> bytes:
@@ -322,15 +311,12 @@ def _is_loopback(host: str | None) -> bool:
 # --- HTTP ----------------------------------------------------------------------------------------
 
 
-# The status of an answer, what it challenges its caller to show, and its body.
-_Answer = tuple[int, str, bytes]
-
-
-class _Fetch(urllib.request.AbstractHTTPHandler):
+class _Fetch(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
     """Requests within one limit of time; who waits for them ends what is left by `end`."""
 
     def __init__(self, plain: bool, plain_anywhere: bool) -> None:
-        super().__init__()
+        ca_file = os.environ.get("REQUESTS_CA_BUNDLE") or None
+        super().__init__(context=ssl.create_default_context(cafile=ca_file))
         self._plain, self._plain_anywhere, self._has_ended = plain, plain_anywhere, False
         self._connection: http.client.HTTPConnection | None = None
         self._opener = urllib.request.OpenerDirector()  # without what follows redirects
@@ -345,10 +331,19 @@ class _Fetch(urllib.request.AbstractHTTPHandler):
             with suppress(OSError):
                 self._connection.sock.shutdown(socket.SHUT_RDWR)
 
+    def do_open(self, http_class: Any, req: Any, **http_conn_args: Any) -> http.client.HTTPResponse:
+        """Open a connection, as urllib asks for, and keep it for `end`."""
+
+        def connection(*where: Any, **how: Any) -> Any:
+            self._connection = http_class(*where, **how)
+            return self._connection
+
+        return super().do_open(connection, req, **http_conn_args)
+
     def get(
         self, url: str, headers: dict[str, str], authorization: str, limit_bytes: int
-    ) -> _Answer:
-        """Return an answer, after redirects. Raise SourceUnusable, whatever goes wrong."""
+    ) -> tuple[int, str, bytes]:
+        """Return the status of an answer after redirects, its challenge, and its body."""
         for _ in range(_MOST_REDIRECTS + 1):
             here = self._checked(url)
             sent = headers | ({"Authorization": authorization} if authorization else {})
@@ -367,47 +362,24 @@ class _Fetch(urllib.request.AbstractHTTPHandler):
         """Read the body as it was sent: nothing is unpacked before its digest is checked."""
         limit = limit_bytes if response.status == 200 else _MOST_ANSWER_BYTES
         content = bytearray()
-        while piece := response.read1(_PIECE):
+        while not self._has_ended and (piece := response.read1(_PIECE)):
             content += piece
             if len(content) > limit:
                 raise SourceUnusable(f"{_bare(url)} sends more than {limit:,} bytes: not read")
-            if self._has_ended:
-                raise SourceUnusable("nobody waits for it any more")
         return bytes(content)
 
     def _checked(self, url: str) -> str:
         """Return where a URL leads. Raise SourceUnusable where nothing may be sent."""
         parts = urlsplit(url)
         plain = self._plain and (self._plain_anywhere or _is_loopback(parts.hostname))
-        if not parts.hostname or parts.port == 0 or parts.username is not None:
+        if not parts.hostname or parts.port == 0 or parts.username is not None or self._has_ended:
             raise SourceUnusable(f"the registry sends us to no valid address: {_bare(url)}")
         if parts.scheme == "https" or (parts.scheme == "http" and plain):
             return f"{parts.scheme}://{parts.netloc}"
         raise SourceUnusable(f"{_bare(url)} is not reached over https: not asked")
 
-    # What urllib calls.
-
-    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(self._kept(http.client.HTTPConnection), request)
-
-    def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        tls = ssl.create_default_context(cafile=os.environ.get("REQUESTS_CA_BUNDLE") or None)
-        return self.do_open(self._kept(http.client.HTTPSConnection), request, context=tls)
-
-    http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
-
-    def _kept(self, kind: Any) -> Any:
-        def connection(*where: Any, **how: Any) -> Any:
-            if self._has_ended:
-                raise SourceUnusable("nobody waits for it any more")
-            self._connection = kind(*where, **how)
-            return self._connection
-
-        return connection
-
 
 def _bare(url: str) -> str:
     """Return a URL without what may be secret: its query, and a user's name and password."""
-    scheme, separator, rest = url.partition("?")[0].partition("#")[0].partition("://")
-    authority, slash, path = rest.partition("/")
-    return quoted(f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}")
+    parts = urlsplit(url)
+    return quoted(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}")

@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ import click
 
 from wasmkiln.cli import inputs
 from wasmkiln.cli.app import Exit, Session, exit_for, to_document
-from wasmkiln.cli.connection import argument, command, is_digest, options
+from wasmkiln.cli.connection import command, is_digest, usage
 from wasmkiln.cli.inputs import Done, attempt, in_parallel, read_file, results_of
 from wasmkiln.cli.oci import SCHEME, Module, Repository, SourceUnusable, is_layout, modules_in
 from wasmkiln.cli.text import Progress, elapsed, quoted, seconds, size, table
@@ -36,9 +36,8 @@ _MAX_ATTEMPTS = 10
 
 
 @command(
-    argument("sources", "SOURCE..."),
-    *options(
-        """
+    """
+sources SOURCE...
 --engine engines ENGINE...  Engine, e.g. wasmtime or wasmer-1.1.0; repeat for more.
 --target targets TRIPLE...  Target, e.g. x86_64-unknown-linux-gnu; repeat for more.
 --cpu cpus LEVEL...       CPU level, e.g. x86-64-v3 or baseline; repeat for more.
@@ -50,10 +49,9 @@ _MAX_ATTEMPTS = 10
                           [default: those of this machine only]
 --fetch-timeout SECONDS   Time limit of each download from a registry.
 """,
-        jobs={"type": click.IntRange(1, 1_000), "default": 4, "show_default": True},
-        recursive={"default": True},
-        fetch_timeout={"default": 300.0, "show_default": True},
-    ),
+    jobs={"type": click.IntRange(1, 1_000), "default": 4, "show_default": True},
+    recursive={"default": True},
+    fetch_timeout={"default": 300.0, "show_default": True},
 )
 def warm(session: Session, sources: Sequence[str], jobs: int, pins: bool, **how: Any) -> Exit:
     """Compile what is missing of many modules, so that no caller has to wait for it.
@@ -70,29 +68,27 @@ def warm(session: Session, sources: Sequence[str], jobs: int, pins: bool, **how:
         progress.show(f"reading {len(found)} sources")
         read_all = in_parallel(jobs, list(found), lambda name: attempt(name, found[name]))
     modules: dict[str, Module] = {}
-    for module in (module for _, some in results_of(read_all) for module in some):
+    for module in chain(*results_of(read_all)):
         before = modules.setdefault(module.sha256, module)
         before.read = before.read or module.read  # of the same bytes, one that can be read counts
-    with session.client() as client:
+    with session.client() as client:  # which says soon that no daemon answers
         wanted, refused = _missing(client, list(modules.values()), variants)
     uploaded: set[str] = set()
-    whole = {module.sha256: module.name for module in modules.values() if pins}
     with session.client(max_attempts=_MAX_ATTEMPTS) as client:
         with Progress("warming", len(wanted)) as progress:
             compile_one = partial(_compiled, client, uploaded, progress, Event())
             compiled = in_parallel(jobs, wanted, compile_one)
         # Not one of which an artifact is missing: its next call would fail, pinned or not.
-        for (module, _), done in zip(wanted, compiled, strict=True):
-            if not done.result:
-                whole.pop(module.sha256, None)
+        pairs = zip(wanted, compiled, strict=True)
+        cold = {module.sha256 for (module, _), done in pairs if not done.result}
+        whole = [module for module in modules.values() if pins and module.sha256 not in cold]
         pinned = in_parallel(
-            jobs, list(whole), lambda sha256: attempt(whole[sha256], lambda: client.pin(sha256))
+            jobs, whole, lambda each: attempt(each.name, lambda: client.pin(each.sha256))
         )
-    everything: list[Done[Any]] = [*read_all, *refused, *compiled, *pinned]
-    rows = [{"source": name, **to_document(header)} for name, header in results_of(compiled)]
-    unread = len(read_all) - len(results_of(read_all))
+    everything = [*read_all, *refused, *compiled, *pinned]
+    rows = [{"source": done.source, **to_document(done.result)} for done in compiled if done.result]
     count = {
-        "modules": len(modules) + unread,
+        "modules": len(modules) + len(read_all) - len(results_of(read_all)),
         "warm_before": len(modules) * (len(variants) - len(refused)) - len(compiled),
         "compiled": len(rows),
         "uploaded": len(uploaded),
@@ -106,7 +102,7 @@ def warm(session: Session, sources: Sequence[str], jobs: int, pins: bool, **how:
         "{uploaded} uploaded; {pinned} pinned".format(**count),
     )
     inputs.report_failures(session, everything)
-    late = any(answer.redis_unreachable for _, answer in results_of(pinned))
+    late = any(answer.redis_unreachable for answer in results_of(pinned))
     if late:
         session.note("error: redis did not answer: other daemons learn of the pins when it does")
     # 1 for every kind of failure: a script asks only whether all is warm.
@@ -161,10 +157,9 @@ def _readers(
     sent.
     """
     if source.startswith(SCHEME):
-        try:
-            yield source, Repository(source, plain_http, fetch_timeout).modules
-        except ValueError as error:
-            raise click.UsageError(str(error)) from None
+        with usage():
+            reference = Repository(source, plain_http, fetch_timeout)
+        yield source, reference.modules
         return
     path, digest = Path(source), source.removeprefix("sha256:")
     if is_layout(path):
@@ -224,7 +219,7 @@ def _label(variant: dict[str, Any]) -> str:
 
 def _missing(
     client: Client, modules: Sequence[Module], variants: Sequence[dict[str, Any]]
-) -> tuple[list[_Wanted], list[Done[Any]]]:
+) -> tuple[list[_Wanted], list[Done]]:
     """Return what no tier holds, and a failure for each variant that the daemon does not have.
 
     Variants follow each other, not modules: so that threads upload different modules.
@@ -232,7 +227,7 @@ def _missing(
     from wasmkiln import ArtifactKey
 
     wanted: list[_Wanted] = []
-    refused: list[Done[Any]] = []
+    refused: list[Done] = []
     for variant in variants:
         keys = [ArtifactKey(module_sha256=module.sha256, **variant) for module in modules]
         done = attempt(_label(variant) or "the default engine", partial(client.find_missing, keys))
@@ -246,7 +241,7 @@ def _missing(
 
 def _compiled(
     client: Client, uploaded: set[str], progress: Progress, gone: Event, one: _Wanted
-) -> Done[ArtifactHeader]:
+) -> Done:
     """Compile one; without a try when no daemon answered another one. Called by many threads."""
     module, variant = one
     label = _label(variant)
@@ -271,7 +266,7 @@ def _compiled(
                 return header
         return ask(module.sha256)
 
-    done: Done[ArtifactHeader] = Done(name) if gone.is_set() else attempt(name, work)
+    done = Done(name) if gone.is_set() else attempt(name, work)
     if done.error and exit_for(done.error) is Exit.UNREACHABLE:
         gone.set()
     if (header := done.result) is None:

@@ -175,25 +175,6 @@ async def test_one_tier_s_answer_counts_though_the_other_fails(tiers: Tiers) -> 
     assert await tiers.missing(*keys) == {one.key, three.key}
 
 
-async def test_evicting_one_tier_leaves_the_others(tiers: Tiers) -> None:
-    one = artifact()
-    every = (tiers.near, tiers.host.kept, tiers.far.kept)
-    for tier, left in (
-        ("memory", Origin.HOST_STORE),
-        ("host_store", Origin.MEMORY),
-        ("redis", Origin.MEMORY),
-    ):
-        for each in every:
-            each.put(one)
-        gone, unreachable = await tiers.cache.evict(EvictScope(), tier)
-        assert (gone.artifacts, list(unreachable)) == (1, [])
-        assert await tiers.get(one.key) == (one, left)
-    for each in every:
-        each.put(one)
-    assert (await tiers.cache.evict(EvictScope(), ""))[0].artifacts == 3
-    assert await tiers.get(one.key) is None
-
-
 @pytest.mark.parametrize("what", ["evict", "recheck"])
 async def test_a_look_up_under_way_undoes_no_eviction_and_no_change_of_keys(
     tiers: Tiers, what: str
@@ -355,67 +336,7 @@ async def test_the_time_for_moving_a_large_value_is_granted_to_all_who_wait(tier
     assert await asyncio.gather(*callers) == [(one, Origin.REDIS)] * 4
 
 
-async def test_uses_and_looks_into_memory_are_told(tiers: Tiers) -> None:
-    one, wasm = artifact(1), module(1)
-    await tiers.get(one.key)
-    assert tiers.far.uses == []
-    tiers.cache.put(one)
-    tiers.cache.put(wasm)
-    await tiers.get(one.key)
-    await tiers.cache.get_module(wasm.sha256, WaitBudget())
-    tiers.cache.peek(one.key)
-    await tiers.missing(one.key)
-    looks = [("artifact", "miss"), ("artifact", "hit"), ("module", "hit")]
-    assert tiers.notes.lookups == looks
-    await tiers.cache.host_file(artifact(2).key, WaitBudget())
-    assert tiers.notes.lookups == [*looks, ("artifact", "miss")]
-    await tiers.cache.host_file(one.key, WaitBudget())
-    await tiers.cache.flush(5)
-    for _ in range(2):
-        await tiers.near.evict(EvictScope())
-        await tiers.get(one.key)
-    assert (tiers.far.uses.count(one.key), tiers.far.uses.count(wasm.sha256)) == (4, 1)
-
-
-async def test_the_end_waits_for_nobody(tiers: Tiers) -> None:
-    tiers.far.gate.clear()
-    tiers.host.gate.clear()
-    tiers.cache.put(artifact(1))
-    asking = asyncio.create_task(tiers.get(artifact(2).key))
-    await begun(tiers.host)
-    await asyncio.wait_for(tiers.cache.flush(0.01), 5)
-    await asyncio.wait_for(tiers.cache.close(), 5)
-    await asyncio.gather(asking, return_exceptions=True)
-    assert tiers.near.usage().entries == 0
-
-
 # Files
-
-
-async def test_a_file_comes_after_the_write_that_waits(tiers: Tiers) -> None:
-    one = artifact()
-    tiers.host.gate.clear()
-    tiers.cache.put(one)
-    assert await asyncio.wait_for(tiers.cache.host_file(one.key, WaitBudget(0.05)), 5) is None
-    asking = asyncio.create_task(tiers.cache.host_file(one.key, WaitBudget()))
-    await asyncio.sleep(0.01)
-    assert not asking.done()
-    tiers.host.gate.set()
-    found = await asyncio.wait_for(asking, 5)
-    assert found
-    assert (found[0].frames, found[0].sha256, found[2]) == ((), one.sha256, Origin.HOST_STORE)
-
-
-async def test_a_file_is_made_of_what_another_tier_has(tiers: Tiers) -> None:
-    near, far = artifact(1), artifact(2)
-    tiers.near.put(near)
-    tiers.far.kept.put(far)
-    for one, origin in ((near, Origin.MEMORY), (far, Origin.REDIS)):
-        found = await tiers.cache.host_file(one.key, WaitBudget())
-        assert found
-        assert (found[0].sha256, found[2]) == (one.sha256, origin)
-        assert tiers.host.kept.get(one.key) is one
-    assert await tiers.cache.host_file(artifact(3).key, WaitBudget()) is None
 
 
 async def test_a_file_of_other_bytes_is_not_told(tiers: Tiers) -> None:
@@ -500,25 +421,6 @@ async def test_a_packed_and_a_raw_reader_share_a_look_up(packing: PackingTiers) 
     kept, raw, other = await asyncio.gather(*waiting)
     assert same(await arrived(raw[0]), SHRUNK)
     assert kept[0] is other[0] is packing.far.stored
-    assert packing.far.gets == 1
-
-
-async def test_memory_keeps_what_arrived_until_somebody_needs_the_bytes(
-    packing: PackingTiers,
-) -> None:
-    kept, origin = await packing.found(ACCEPTS)
-    assert origin is Origin.REDIS
-    size_packed = packing.near.usage().bytes
-    assert await packing.found(ACCEPTS) == (kept, Origin.MEMORY)
-    raw, origin = await packing.found()
-    assert origin is Origin.MEMORY
-    assert same(await arrived(raw), SHRUNK)
-    # From now on memory has the bytes, and gives them to both.
-    whole = await packing.whole()
-    assert same(whole, SHRUNK)
-    assert packing.near.usage().bytes > size_packed
-    assert await packing.found() == (whole, Origin.MEMORY)
-    assert await packing.found(ACCEPTS) == (whole, Origin.MEMORY)
     assert packing.far.gets == 1
 
 

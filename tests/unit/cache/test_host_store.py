@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
 import math
 import os
@@ -11,7 +10,7 @@ import shutil
 import stat
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from tests.contract.sealing import sealer
 from tests.contract.values import artifact as unsigned
 from tests.contract.values import same
 from tests.doubles.notes import Notes
+from tests.doubles.until import until
 from tests.faults_host.stores import tidied
 
 SEALER = sealer()
@@ -191,33 +191,6 @@ async def test_a_file_that_the_daemon_may_not_read_is_removed(
         assert same(await tier.get(one.key), one)
 
 
-async def test_a_put_of_what_is_there_writes_nothing(tmp_path: Path) -> None:
-    one = artifact(1)
-    async with started(host_store(tmp_path, SEALER)) as tier:
-        await tier.put(one)
-        before = await tier.file_of(one.key)
-        await tier.put(one)
-        after = await tier.file_of(one.key)
-        assert before
-        assert after
-        assert before[1] == after[1]
-
-
-async def test_a_key_that_names_another_place_is_a_miss(tmp_path: Path) -> None:
-    notes = Notes()
-    async with started(host_store(tmp_path / "store", SEALER, notes)) as tier:
-        for key in (CacheKey("../x", "../.."), CacheKey("a" * 64, "."), CacheKey("", "b" * 64)):
-            assert await tier.get(key) is None
-            assert await tier.file_of(key) is None
-            assert await tier.held([key]) == frozenset()
-            assert await tier.kinds_of([key]) == {}
-        assert (
-            await tier.evict(EvictScope(module_sha256="../.."))
-            == type(await tier.evict(EvictScope()))()
-        )
-    assert notes.rejected == []
-
-
 async def test_engines_json_is_whole_and_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,61 +278,6 @@ async def test_an_entry_that_cannot_be_removed_keeps_no_other_from_making_room(
         assert tier.usage().bytes <= 250_000
 
 
-@pytest.mark.parametrize("gone", ["", "team-a"])
-async def test_a_namespace_that_is_gone_makes_room_and_takes_no_other_with_it(
-    tmp_path: Path, gone: str
-) -> None:
-    directory = module.HostDirectory(module.HostOptions(tmp_path, 250_000))
-    stores = {
-        namespace: HostStore(
-            *(directory, SEALER, Notes(), header_of, lambda: {"version": 1, "engines": []}),
-            limit_bytes=250_000,
-            namespace=namespace,
-        )
-        for namespace in ("", "team-a")
-    }
-    for each in stores.values():
-        await each.start()
-    ended = stores.pop(gone)
-    [left] = stores.values()
-    await ended.put(artifact(1, 100_000))
-    await ended.close()
-    many = [artifact(tag, 100_000) for tag in range(2, 4)]
-    for one in many:
-        await left.put(one)
-    assert (ended.usage().entries, left.usage().entries) == (0, 2)
-    assert await left.held([one.key for one in many]) == {one.key for one in many}
-    # The folder of another namespace than the default one goes with its last entry.
-    assert (tmp_path / "ns" / "team-a").exists() == (gone == "")
-    await left.close()
-    await directory.close()
-
-
-async def test_folders_that_another_process_prunes_are_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one, rename, pruned = artifact(1), Path.rename, list[Path]()
-
-    def prune_first(path: Path, target: Path) -> Path:
-        if target == folder_of(tmp_path, one) and len(pruned) < 2:
-            pruned.append(target)
-            target.parent.rmdir()
-        return rename(path, target)
-
-    async with started(host_store(tmp_path, SEALER)) as tier:
-        await tidied(tier)
-        monkeypatch.setattr(Path, "rename", prune_first)
-        await tier.put(one)
-        assert len(pruned) == 2
-        assert same(await tier.get(one.key), one)
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not is_so():  # noqa: ASYNC110 - another thread does it
-            await asyncio.sleep(0.01)
-
-
 async def test_a_disk_that_hangs_holds_up_neither_start_nor_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -374,28 +292,6 @@ async def test_a_disk_that_hangs_holds_up_neither_start_nor_end(
     await asyncio.wait_for(asyncio.get_running_loop().shutdown_default_executor(), 20)
     assert not hangs.is_set()
     hangs.set()
-
-
-async def test_the_end_waits_for_no_other_daemon_that_writes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tier, waits, flock = host_store(tmp_path, SEALER), threading.Event(), fcntl.flock
-
-    def noted(lock: int, how: int) -> None:
-        waits.set()
-        flock(lock, how)
-
-    await tier.start()
-    await tidied(tier)
-    lock = os.open(tmp_path / "writing.lock", os.O_RDWR)
-    flock(lock, fcntl.LOCK_EX)
-    monkeypatch.setattr(fcntl, "flock", noted)
-    writing = asyncio.create_task(tier.put(artifact(1)))
-    await until(waits.is_set)
-    await tier.close()
-    with pytest.raises(TierUnavailable, match="closed"):
-        await writing
-    os.close(lock)
 
 
 async def test_a_look_up_that_waits_for_a_thread_does_not_wait_for_the_disk(
@@ -457,34 +353,6 @@ def refuse_writes(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(module, "_write_file", refuse)
 
 
-async def test_after_a_write_that_failed_none_is_tried_for_a_while(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    notes = Notes()
-    async with started(host_store(tmp_path, SEALER, notes)) as tier:
-        assert tier.takes(artifact(0))
-        with monkeypatch.context() as patch:
-            refuse_writes(patch)
-            with pytest.raises(TierUnavailable, match="No space left"):
-                await tier.put(artifact(0))
-        assert tier.skipped == 0
-        for tag in (0, 1, 1):  # The second is asked for again.
-            assert not tier.takes(artifact(tag))
-        assert tier.skipped == 3
-        assert await tier.get(artifact(0).key) is None  # Look-ups go on.
-        await tier.evict(EvictScope())  # There may be room now.
-        assert tier.takes(artifact(0))
-        assert notes.stores == ["error"]
-        # What is too large keeps no other from being written.
-        tier.limit_bytes = 50_000
-        assert not tier.takes(artifact(1, 60_000))
-        assert tier.skipped == 4
-        await tier.put(artifact(1, 60_000))
-        await tier.put(artifact(2))
-        assert await tier.held([artifact(1).key, artifact(2).key]) == {artifact(2).key}
-        assert tier.takes(artifact(2))
-
-
 async def test_a_defect_of_the_store_is_no_failure_of_a_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -537,18 +405,6 @@ async def test_an_entry_that_was_unpinned_ages_like_any_other(tmp_path: Path) ->
             assert await tier.get(used.key)
             await tier.put(artifact(tag, 3000))
         assert await tier.held([once.key, used.key]) == {used.key}
-
-
-async def test_an_evict_of_everything_or_of_an_engine_leaves_what_is_pinned(tmp_path: Path) -> None:
-    dear, other = artifact(0), SEALER.seal(unsigned(1, 1000, "wasmer"))
-    pins = {dear.module_sha256}
-    async with started(pinning(tmp_path, pins)) as tier:
-        for engine, gone in (("wasmtime-1.0", (0, 1)), ("wasmer-1.0", (1, 0)), ("", (1, 1))):
-            await tier.put(dear)
-            await tier.put(other)
-            evicted = await tier.evict(EvictScope(engine_id=engine, spares=pins.__contains__))
-            assert (evicted.artifacts, evicted.pinned) == gone
-        assert await tier.held([dear.key, other.key]) == {dear.key}
 
 
 def test_what_another_daemon_stores_again_at_once_was_removed_all_the_same(

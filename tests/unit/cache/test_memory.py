@@ -89,29 +89,6 @@ async def test_other_tasks_run_while_everything_is_evicted() -> None:
     assert tier.peek(artifact(1).key)
 
 
-async def test_what_is_pinned_makes_no_room() -> None:
-    pins = {module(0).sha256}
-    tier = MemoryTier(20_000, pins.__contains__)
-    tier.put(artifact(0, 1000))
-    tier.put(module(0))
-    for tag in range(1, 50):
-        tier.put(artifact(tag, 2000))
-    tier.put(artifact(50, 9_000_000))
-    assert tier.get(artifact(0).key)
-    assert tier.get(module(0).sha256)
-    usage = tier.usage()
-    assert (usage.pinned_entries, usage.let_go) == (2, 0)
-    assert usage.evictions > 20
-    gone = await tier.evict(EvictScope(spares=pins.__contains__))
-    assert (gone.pinned, tier.usage().entries) == (2, 2)
-    pins.clear()
-    tier.keep_pinned([module(0).sha256])
-    assert tier.usage().pinned_entries == 0
-    for tag in range(1, 50):
-        tier.put(artifact(tag, 2000))
-    assert not tier.get(artifact(0).key)
-
-
 async def test_pins_take_half_of_it_and_the_least_recently_used_lose_their_hold() -> None:
     size_bytes = entry_bytes(3000)
     tier = MemoryTier(4 * size_bytes + 100, lambda _: True)

@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 from redis import exceptions
 from wasmkilnd.cache.redis_servers import (
-    NO_ACCESS,
-    WRITE_TIMEOUT_S,
     RedisAccess,
     RedisServer,
     SingleServer,
@@ -105,43 +103,6 @@ def options_of(server: RedisServer) -> dict[str, Any]:
     return options
 
 
-@pytest.mark.parametrize(
-    ("url", "expected"),
-    [
-        ("redis://h:7000/3", {"host": "h", "port": 7000, "db": 3}),
-        ("redis://h?db=2", {"host": "h", "port": 6379, "db": 2}),
-        ("rediss://h?ssl_cert_reqs=none", {"host": "h", "ssl_cert_reqs": "none"}),
-        ("unix:///run/r.sock?db=2", {"path": "/run/r.sock", "db": 2}),
-        ("redis+sentinel://h,i:1/main/4", {"db": 4}),
-    ],
-)
-async def test_what_a_url_says_is_done(url: str, expected: dict[str, object]) -> None:
-    server = connect(url, timeout_s=1.5)
-    options = options_of(server)
-    assert {name: options.get(name) for name in expected} == expected
-    assert options["socket_connect_timeout"] == 1.5
-    # No step of a write is cut before the whole write is.
-    assert options["socket_timeout"] == WRITE_TIMEOUT_S
-    assert isinstance(server, SingleServer)
-    connection = server._pool.make_connection()  # type: ignore[no-untyped-call]
-    assert connection.encoder.decode_responses is False
-    assert connection.retry.get_retries() == 0
-    await server.close()
-
-
-async def credentials_of(url: str, access: RedisAccess = NO_ACCESS) -> tuple[str, ...] | None:
-    """Return what a connection would say to be let in."""
-    provider = options_of(connect(url, access)).get("credential_provider")
-    return await provider.get_credentials_async() if provider else None
-
-
-async def test_who_says_nothing_is_nobody() -> None:
-    assert await credentials_of("redis://h") is None
-    assert await credentials_of("redis://u:p%2Fw@h") == ("u", "p/w")
-    assert await credentials_of("unix://:pw@/s") == ("pw",)
-    assert await credentials_of("redis://u@h", RedisAccess(password="pw")) == ("u", "pw")
-
-
 async def test_a_password_file_is_read_each_time(tmp_path: Path) -> None:
     file = tmp_path / "password"
     file.write_text("one\n")
@@ -165,13 +126,3 @@ def test_what_cannot_be_used_is_refused_by_name(tmp_path: Path) -> None:
         connect("rediss://h", RedisAccess(ca_file=str(file)))
     with pytest.raises(BadRedisUrl):
         connect("redis://:hunter/2@h")
-
-
-async def test_what_is_kept_shows_no_secret() -> None:
-    access = RedisAccess(password="hunter2")
-    assert "hunter" not in f"{access!r}"
-    sentinel = "redis+sentinel://h/main?sentinel_password=hunter2"
-    for url in ("redis://u@h", sentinel, "redis+cluster://h", "https://h"):
-        server = connect(url, access)
-        assert "hunter" not in f"{server!r} {vars(server)!r}"
-        await server.close()

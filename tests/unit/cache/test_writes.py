@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import weakref
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -55,23 +54,6 @@ async def finish(writes: Writes, timeout_s: float = 5) -> None:
 async def under_way(writes: Writes) -> None:
     """Return when the first write has begun."""
     await writes.flush(0.01)
-
-
-async def test_what_waits_is_served_until_it_is_written(slow: Tier) -> None:
-    writes = writes_to(slow)
-    old, one, wasm = artifact(1, 100), artifact(1, 200), module(1)
-    items: list[Item] = [one, *(artifact(tag, 100) for tag in range(2, 5)), wasm]
-    for item in (old, *items):
-        writes.add(item)
-    await under_way(writes)
-    assert writes.waiting(one.key) is one  # It is being written, the newest of its key.
-    assert writes.waiting(wasm.sha256) is wasm
-    assert (writes.items(), slow.written) == (items, [])
-    slow.gate.set()
-    await finish(writes)
-    assert slow.written == [item.key for item in items]
-    assert writes.waiting(one.key) is None
-    assert (writes.items(), writes.dropped) == ([], 0)
 
 
 async def test_a_write_lets_the_reply_go_first(slow: Tier) -> None:
@@ -139,29 +121,6 @@ async def test_bounds_of_the_queue(slow: Tier, monkeypatch: pytest.MonkeyPatch) 
     writes.add(artifact(6, 200))
     assert len(writes.items()) == 3
     await writes.close()
-
-
-async def test_each_dropped_write_is_logged(slow: Tier) -> None:
-    writes = writes_to(slow, 500)
-    with capture_logs() as logs:
-        writes.add(artifact(1, 400))
-        writes.add(module(2, 300))
-        writes.add(artifact(3, 100))
-        writes.add(module(4, 450))
-        await writes.flush(0.01)  # It gives up in time, and closing drops.
-        assert writes.dropped == 3
-        await writes.close()
-    assert (writes.dropped, writes.items()) == (4, [])
-    assert [line["event"] for line in logs].count("cache writes given up") == 1
-    dropped = [line for line in logs if line["event"] == "a cache write was dropped"]
-    first = dropped[0]
-    assert (first["kind"], first["module"]) == ("artifact", artifact(1).module_sha256)
-    assert (first["engine"], first["bytes"]) == (artifact(1).spec.engine.id, 400)
-    assert first["fingerprint"] == artifact(1).spec.fingerprint
-    assert [line["kind"] for line in dropped] == ["artifact", "artifact", "module", "module"]
-    assert all("newer writes" in line["why"] for line in dropped[:3])
-    assert "ends" in dropped[3]["why"]
-    assert {line["tier"] for line in dropped} == {"redis"}
 
 
 @pytest.mark.parametrize("comes_back", [True, False])
@@ -241,18 +200,6 @@ async def test_failures_and_defects_are_counted_and_stop_nothing() -> None:
     assert why == ["no", "the daemon failed to write it"]
 
 
-async def test_the_end_waits_for_a_slow_tier_and_not_for_an_outage(slow: Tier) -> None:
-    slow.link.open.clear()
-    writes = writes_to(slow)
-    writes.add(artifact(1))
-    await asyncio.wait_for(writes.flush(3600), 20)
-    assert (slow.written, len(writes.items()), writes.dropped) == ([], 1, 0)
-    slow.link.open.set()  # What waits outlasts the outage.
-    asyncio.get_running_loop().call_later(0.6, slow.gate.set)
-    await asyncio.wait_for(finish(writes, 3600), 20)
-    assert (slow.written, writes.dropped) == ([artifact(1).key], 0)
-
-
 async def test_forgetting_is_limited_to_its_scope(slow: Tier) -> None:
     writes = writes_to(slow)
     for tag in (1, 2):
@@ -281,29 +228,3 @@ async def test_nobody_waits_for_a_write_that_the_end_of_the_daemon_stopped(slow:
     await writes.close()
     await asyncio.wait_for(forgetting, 5)
     assert slow.written == []
-
-
-class Call:
-    """A call that is traced, as far as writes know it."""
-
-    ended_ns = 0
-
-
-async def test_what_dropped_writes_carried_is_let_go_during_an_outage(slow: Tier) -> None:
-    kept = weakref.WeakSet[Call]()
-
-    class Kept(Call):
-        def __copy__(self) -> Call:
-            kept.add(copy := Call())
-            return copy
-
-    tracing.CALL.set(cast("Any", Kept()))
-    writes = writes_to(slow, 1000)
-    for tag in range(50):
-        writes.add(artifact(tag, 100))
-    tracing.CALL.set(None)
-    assert writes.dropped >= 40
-    assert len(kept) <= len(writes.items())
-    await writes.forget(EvictScope())
-    assert not kept
-    await writes.close()

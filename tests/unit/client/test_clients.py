@@ -261,7 +261,7 @@ def test_a_deadline_ends_a_call_that_hangs(daemon: FakeDaemon, client: Any, tmp_
         client.compile(WASM, timeout_s=0.3)
     assert time.monotonic() - start_s < 20
     assert daemon.address in caught.value.message
-    assert len(daemon.calls) == 1
+    assert len(daemon.calls) <= 1, "it may pass while the client connects"
 
 
 def test_retry_info_is_kept_to(daemon: FakeDaemon, client: Any) -> None:
@@ -288,27 +288,18 @@ def test_a_draining_daemon_is_tried_again_up_to_max_attempts(
     assert len(daemon.calls) == 3 + 2
 
 
-@pytest.mark.parametrize(
-    ("code", "reason"),
-    [
-        (grpc.StatusCode.INVALID_ARGUMENT, "MODULE_INVALID"),
-        (grpc.StatusCode.RESOURCE_EXHAUSTED, "COMPILE_MEMORY_LIMIT"),
-        (grpc.StatusCode.DEADLINE_EXCEEDED, "COMPILE_TIMEOUT"),
-        (grpc.StatusCode.INTERNAL, "COMPILER_CRASHED"),
-        (grpc.StatusCode.UNAUTHENTICATED, "CREDENTIALS_INVALID"),
-    ],
-)
-def test_nothing_else_is_tried_again(
-    daemon: FakeDaemon, client: Any, code: grpc.StatusCode, reason: str
-) -> None:
-    daemon.refuse(Refusal(code, reason))
-    with pytest.raises(wasmkiln.WasmkilnError) as caught:
-        client.load(WASM)
-    assert caught.value.reason == reason
-    assert len(daemon.calls) == 1
-    # No error of gRPC hangs on what is raised.
-    assert caught.value.__cause__ is None
-    assert caught.value.__context__ is None
+def test_nothing_else_is_tried_again(daemon: FakeDaemon, client: Any) -> None:
+    for reason, kind in errors.BY_REASON.items():
+        if kind.CODE is not grpc.StatusCode.UNAVAILABLE:
+            daemon.calls.clear()
+            daemon.refuse(Refusal(kind.CODE, reason))
+            with pytest.raises(kind) as caught:
+                client.load(WASM)
+            assert caught.value.reason == reason
+            assert len(daemon.calls) == 1
+            # No error of gRPC hangs on what is raised.
+            assert caught.value.__cause__ is None
+            assert caught.value.__context__ is None
 
 
 def test_a_stream_that_broke_starts_again_from_nothing(daemon: FakeDaemon, client: Any) -> None:

@@ -58,9 +58,10 @@ def test_the_protos_and_the_classes_name_the_same_reasons() -> None:
         assert getattr(wasmkiln, kind.__name__) is kind
 
 
-@pytest.mark.parametrize("reason", sorted(BY_REASON))
-def test_each_reason_arrives_as_its_class(daemon: FakeDaemon, reason: str) -> None:
-    kind = BY_REASON[reason]
+@pytest.mark.parametrize(("reason", "kind"), BY_REASON.items())
+def test_each_reason_arrives_as_its_class(
+    daemon: FakeDaemon, reason: str, kind: type[errors.WasmkilnError]
+) -> None:
     metadata, bad = {"engine": "wasmer-1.1.0"}, (("module", "is bad"),)
     daemon.refuse(Refusal(kind.CODE, reason, "the engine said no", metadata, violations=bad))
     with Client(daemon.address, max_attempts=1) as client, pytest.raises(kind) as caught:

@@ -1,31 +1,75 @@
-"""The table of an ArtifactHeader's fields is complete, and true of each field."""
+"""Why a client may believe each field of an ArtifactHeader: one table, complete and true of each.
+
+A client uses a field only after it compared the field with the call or with the artifact's bytes;
+with trusted keys the attestation has to say the same. All other fields are only shown.
+"""
 
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Callable, Iterator
-from types import SimpleNamespace
+from collections.abc import Callable, Iterator, Mapping
+from enum import Flag, auto
+from pathlib import Path
 from typing import Any
 
 import pytest
+import wasmtime
 from google.protobuf.descriptor import FieldDescriptor
-from wasmkiln import (
-    Artifact,
-    ArtifactHeader,
-    ArtifactMismatch,
-    AttestationInvalid,
-    TrustedKeys,
-    loading,
-)
-from wasmkiln.cli.place import file_name
+from wasmkiln import Artifact, ArtifactHeader, ArtifactMismatch, AttestationInvalid
 from wasmkiln.v1 import module_service_pb2 as modules
 from wasmkiln.v1 import types_pb2 as types
 
 from tests.attesting import Attester
-from tests.header_fields import FIELDS, Basis
 from tests.lying import honest
 from tests.lying.server import LyingServer
+
+
+class Basis(Flag):
+    """What a field is checked against."""
+
+    SHOWN = 0
+    """Nothing: the field is only shown, or is the attestation itself."""
+    CALL = auto()
+    """The call, as far as the call named a value."""
+    BYTES = auto()
+    """The artifact's bytes, where the call asked for them."""
+    ATTESTED = auto()
+    """The attestation, where there are trusted keys."""
+
+
+FIELDS: Mapping[str, Basis] = {
+    "module_sha256": Basis.CALL | Basis.ATTESTED,
+    "artifact_sha256": Basis.BYTES | Basis.ATTESTED,
+    "size_bytes": Basis.BYTES,
+    "engine.id": Basis.CALL,  # has to consist of the name and the version
+    "engine.name": Basis.CALL | Basis.ATTESTED,
+    "engine.version": Basis.CALL | Basis.ATTESTED,
+    "engine.core_version": Basis.ATTESTED,
+    "engine.compiler": Basis.ATTESTED,
+    "target": Basis.CALL | Basis.ATTESTED,
+    "cpu": Basis.CALL | Basis.ATTESTED,
+    "settings": Basis.CALL | Basis.ATTESTED,
+    "changed_settings": Basis.CALL | Basis.ATTESTED,
+    "kind": Basis.CALL | Basis.ATTESTED,
+    "fingerprint": Basis.ATTESTED,
+    "inline_artifact": Basis.CALL | Basis.BYTES,
+    "content_encoding": Basis.CALL,
+    # The client compares the file that it opens with these, and with size_bytes.
+    "host_file.path": Basis.CALL,
+    "host_file.device": Basis.CALL,
+    "host_file.inode": Basis.CALL,
+    "is_fast": Basis.CALL,
+    "attestation": Basis.SHOWN,
+    "signer_certificate": Basis.SHOWN,
+    "origin": Basis.SHOWN,
+    "queue_time": Basis.SHOWN,
+    "compile_time": Basis.SHOWN,
+    # The attestation has a digest of these three. A client cannot compute it: the header has
+    # one kind, OTHER, for everything that only components import or export.
+    "imports": Basis.SHOWN,
+    "exports": Basis.SHOWN,
+    "types_truncated": Basis.SHOWN,
+}
 
 OURS = Attester()
 ASKED: dict[str, Any] = {
@@ -125,76 +169,31 @@ def test_each_field_is_checked_by_what_vouches_for_it(
         without.compile(honest.WASM, **ASKED)
 
 
-class Recorded:
-    """A message that remembers which of its fields were read."""
-
-    def __init__(self, message: Any, read: set[str], prefix: str = "") -> None:
-        self.__dict__.update(message=message, read=read, prefix=prefix)
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self.__dict__["message"], name)
-        if isinstance(value, types.Engine):
-            return Recorded(value, self.__dict__["read"], f"{name}.")
-        self.__dict__["read"].add(self.__dict__["prefix"] + name)
-        return value
+def takes_fuel(artifact: Artifact) -> bool:
+    try:
+        wasmtime.Store(artifact.engine()).set_fuel(1)
+    except wasmtime.WasmtimeError:
+        return False
+    return True
 
 
-class Module:
-    @classmethod
-    def deserialize(cls, engine: Any, content: bytes) -> Any:
-        return content, engine
-
-
-def pretend(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have an engine of any version that is a dictionary of settings."""
-    monkeypatch.setitem(sys.modules, "wasmtime", SimpleNamespace(Engine=dict, Module=Module))
-    monkeypatch.setattr(loading, "installed", lambda name: "50.0.1")
-    monkeypatch.setattr(loading, "_engine", lambda settings: dict(settings))
-    monkeypatch.setattr(loading, "_engines", {})
-
-
-@pytest.mark.parametrize("trusted", [False, True])
-def test_loading_and_naming_use_nothing_that_is_only_shown(
-    monkeypatch: pytest.MonkeyPatch, trusted: bool
+def test_an_engine_has_the_settings_that_were_asked_for_or_attested(
+    server: LyingServer, make_client: Callable[..., Any], tmp_path: Path
 ) -> None:
-    pretend(monkeypatch)
-    monkeypatch.setattr(loading, "check_machine", lambda target, cpu: None)
-    read: set[str] = set()
-    header: Any = Recorded(true_header(), read)
-    artifact = Artifact(honest.ARTIFACT, header, TrustedKeys([OURS.key] if trusted else []))
-    assert artifact.load()[1] == {"consume_fuel": "true"}
-    file_name("m.wasm", header)
-    if trusted:  # the proof itself
-        read -= {"attestation", "signer_certificate"}
-    assert read
-    assert [path for path in read if FIELDS[path] is Basis.SHOWN] == []
-
-
-def test_what_was_asked_for_is_set_though_the_header_calls_it_a_default(
-    server: LyingServer, make_client: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pretend(monkeypatch)
     header = true_header()
-    header.changed_settings.clear()
-    OURS.attest(header)
-    answer(server, header)
-    artifact = make_client(server.address, timeout_s=30).compile(honest.WASM, **ASKED)
-    assert artifact.engine() == {"consume_fuel": "true"}
-    # Where it is attested that it is the engine's default, that is believed.
-    client = make_client(server.address, timeout_s=30, trusted_keys=OURS.key.hex)
-    assert client.compile(honest.WASM, **ASKED).engine() == {}
-
-
-def test_an_engine_is_made_of_attested_settings_only(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pretend(monkeypatch)
-    path = Artifact(honest.ARTIFACT, true_header()).save(tmp_path / "m")
+    path = Artifact(honest.ARTIFACT, header).save(tmp_path / "m")
+    assert takes_fuel(Artifact.open(path, trusted_keys=OURS.key.hex))
     beside = tmp_path / "m.json"
-    assert Artifact.open(path, trusted_keys=OURS.key.hex).engine() == {"consume_fuel": "true"}
     beside.write_text(re.sub(r'"consume_fuel": "true"', '"debug_info": "true"', beside.read_text()))
     with pytest.raises(AttestationInvalid):
         Artifact.open(path, trusted_keys=OURS.key.hex).engine()
+    # A header that calls a default what was asked for is believed where it is attested.
+    header.changed_settings.clear()
+    OURS.attest(header)
+    answer(server, header)
+    for keys in (None, OURS.key.hex):
+        client = make_client(server.address, timeout_s=30, trusted_keys=keys)
+        assert takes_fuel(client.compile(honest.WASM, **ASKED)) is (keys is None)
 
 
 @pytest.mark.parametrize("asked_as", [honest.WASM, honest.WASM[:4] + b"\x0d\0\x01\0"])

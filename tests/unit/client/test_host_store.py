@@ -390,20 +390,6 @@ def test_the_fingerprint_of_a_request() -> None:
         engines.fingerprint({**row, "settings": None}, host, "", {})
 
 
-def test_a_default_that_is_not_hashed() -> None:
-    plain = {**ROW, "fingerprint": ""}
-    newer = {
-        **plain,
-        "settings": {**ROW["settings"], "strategy": "cranelift"},
-        "unhashed_defaults": ["strategy"],
-    }
-    engines = Engines(2, (newer, plain))
-    same = engines.fingerprint(plain, "", "", {})
-    assert engines.fingerprint(newer, "", "", {}) == same
-    assert engines.fingerprint(newer, "", "", {"strategy": "cranelift"}) == same
-    assert engines.fingerprint(newer, "", "", {"strategy": "winch"}) != same
-
-
 def test_engines_are_chosen_as_the_daemon_does() -> None:
     old = {**ROW, "id": "wasmtime-49.0.0", "version": "49.0.0", "default": False}
     wasmer = {**ROW, "id": "wasmer-1.1.0", "name": "wasmer", "kinds": ["core"]}

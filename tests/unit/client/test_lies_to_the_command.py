@@ -7,7 +7,6 @@ import json
 import os
 import pty
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,7 +21,6 @@ from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 from wasmkiln import ArtifactHeader
 from wasmkiln.cli.app import Exit
-from wasmkiln.cli.place import folded, stem
 from wasmkiln.v1 import module_service_pb2 as modules
 
 from tests.attesting import Attester
@@ -44,12 +42,9 @@ COMMANDS: dict[str, tuple[list[str], str, Exit]] = {
     "engines --settings": (["engines", "--settings"], "GetCapabilities", Exit.OK),
     "engines --isolation": (["engines", "--isolation"], "GetCapabilities", Exit.OK),
     "quarantine ls": (["quarantine", "ls"], "ListQuarantine", Exit.OK),
-    "quarantine release": (
-        ["quarantine", "release", "--all"],
-        "ReleaseQuarantine",
-        Exit.NOT_NOW,  # the honest answer says that Redis is down
-    ),
     "pin ls": (["pin", "ls"], "ListPins", Exit.OK),
+    # The honest answer says that Redis is down.
+    "quarantine release": (["quarantine", "release", "--all"], "ReleaseQuarantine", Exit.NOT_NOW),
     "pin add": (["pin", "add", "m.wasm"], "Pin", Exit.NOT_NOW),
     "pin rm": (["pin", "rm", "m.wasm"], "Unpin", Exit.NOT_NOW),
     "evict": (["evict", "--all", "--yes"], "Evict", Exit.NOT_NOW),
@@ -57,7 +52,6 @@ COMMANDS: dict[str, tuple[list[str], str, Exit]] = {
     "drain": (["drain"], "Drain", Exit.OK),
 }
 
-ONE_FOR_EACH_RPC = {method: command for command, (_, method, _) in COMMANDS.items()}.values()
 # The other two print the same document.
 FORMS = [
     (command, form)
@@ -136,31 +130,19 @@ def test_every_field_lied_about(run: Run, server: LyingServer, command: str, for
     assert len(told) > 1
 
 
-@pytest.mark.parametrize("form", ["text", "json"])
-@pytest.mark.parametrize("raw", lies.RAW)
-@pytest.mark.parametrize("command", ONE_FOR_EACH_RPC)
-def test_what_is_no_message(
-    run: Run, server: LyingServer, command: str, raw: str, form: str
-) -> None:
-    arguments, method, _ = COMMANDS[command]
-    told = honest.ANSWERS[method].SerializeToString()
-    server.say(method, *lies.RAW[raw](told))
-    timeout = ["--timeout", "0.5"] if raw == lies.TWO else []
-    result = run(*arguments, *timeout, *FLAGS[form])
-    if raw == lies.TWO and result.exit_code == Exit.DEADLINE:
-        return  # gRPC waits for the end of an answer that has one message
-    assert problems(result, form) == []
-    lists = method not in ("ReleaseQuarantine", "Pin", "Unpin", "Drain", "Check")
-    if raw in ("garbage", "no message") or (raw == "two million elements" and lists):
-        assert result.exit_code == Exit.REFUSED
+def test_a_second_answer_is_refused(run: Run, server: LyingServer) -> None:
+    server.say("Stats", *[honest.ANSWERS["Stats"].SerializeToString()] * 2)
+    result = run("stats")
+    assert (result.exit_code, problems(result, "text")) == (Exit.REFUSED, [])
+    assert result.stderr == "error: the daemon sent two answers to one call\n"
 
 
-def full(retry_s: int, *others: any_pb2.Any) -> bytes:
-    """Say that the queue is full, behind other details."""
+def full(*others: any_pb2.Any) -> bytes:
+    """Say that the queue is full for years, behind other details."""
     info = error_details_pb2.ErrorInfo(domain="wasmkiln", reason="COMPILE_QUEUE_FULL")
     info.metadata[lies.EVIL] = lies.EVIL
     retry = error_details_pb2.RetryInfo()
-    retry.retry_delay.seconds = retry_s
+    retry.retry_delay.seconds = 2**63 - 1
     violation = error_details_pb2.BadRequest.FieldViolation(field=lies.EVIL, description=lies.EVIL)
     status = status_pb2.Status(message=lies.EVIL, details=others)
     for message in (info, retry, error_details_pb2.BadRequest(field_violations=[violation])):
@@ -173,14 +155,12 @@ def full(retry_s: int, *others: any_pb2.Any) -> bytes:
 @pytest.mark.parametrize(
     ("text", "said", "code"),
     [
-        (lies.EVIL, full(2**63 - 1), Exit.NOT_NOW),
-        (lies.EVIL, full(0), Exit.NOT_NOW),
-        (lies.EVIL, full(0, *[any_pb2.Any()] * 2_000), Exit.NOT_NOW),
-        ("x" * 5_000, full(0), Exit.NOT_NOW),
+        (lies.EVIL, full(*[any_pb2.Any()] * 2_000), Exit.NOT_NOW),
+        ("x" * 5_000, full(), Exit.NOT_NOW),
         (lies.EVIL, b"\xff\xff\xff", Exit.REFUSED),
-        ("x" * 20_000, full(0), Exit.REFUSED),  # more than gRPC takes
+        ("x" * 20_000, full(), Exit.REFUSED),  # more than gRPC takes
     ],
-    ids=["retry in years", "retry always", "thousands of details", "long", "no status", "longest"],
+    ids=["thousands of details", "long", "no status", "longest"],
 )
 def test_errors(
     run: Run, server: LyingServer, text: str, said: bytes, code: Exit, form: str
@@ -188,7 +168,6 @@ def test_errors(
     server.fail("Stats", grpc.StatusCode.RESOURCE_EXHAUSTED, text, said)
     result = run("stats", *FLAGS[form])
     assert (result.exit_code, problems(result, form)) == (code, []), result.output
-    assert len(server.calls) <= 3
 
 
 def test_a_newer_daemon_s_values_are_shown_as_they_are(run: Run, server: LyingServer) -> None:
@@ -199,7 +178,7 @@ def test_a_newer_daemon_s_values_are_shown_as_they_are(run: Run, server: LyingSe
     server.answers["Compile"] = honest.telling("Compile", told.SerializeToString())
     shown = run("compile", "m.wasm").stdout
     assert re.search(r" baseline +9 +no ", shown)
-    assert "31.7 years" in shown
+    assert "277777 h 47 min" in shown
     [artifact] = json.loads(run("compile", "m.wasm", "--json").stdout)["artifacts"]
     assert (artifact["origin"], artifact["compile_time_s"]) == (9, 10**9)
     server.say("Check", b"\x08\x07")
@@ -219,26 +198,14 @@ def test_long_lists_are_cut_in_tables_and_not_in_json(run: Run, server: LyingSer
 # --- where `compile -o` writes -----------------------------------------------------------------
 
 
-OURS = Attester()
 SECRET = b"another artifact"
 
 
-@pytest.fixture
-def beside(run: Run) -> Run:
-    """Run beside another's artifact."""
-    for name in ("auth.wasmtime-50.0.1.cwasm", "auth.wasmtime-50.0.1.cwasm.dsse.json"):
-        Path(name).write_bytes(SECRET)
-    Path("out/m.x").mkdir()
-    return run
-
-
-def answer(server: LyingServer, change: Callable[[ArtifactHeader], Any], sign: bool) -> None:
-    """Return with a changed header; signed before the change if at all."""
+def answer(server: LyingServer, change: Callable[[ArtifactHeader], Any]) -> None:
+    """Return with a changed header."""
 
     def compiled(request: bytes, _context: Any) -> Iterator[bytes]:
         header = honest.header(modules.CompileRequest.FromString(request))
-        if sign:
-            OURS.attest(header)
         change(header)
         told = modules.CompileResponse(header=header).SerializeToString()
         return honest.compiled(told, request)
@@ -258,36 +225,32 @@ def call_it(name: str, version: str, engine_id: str = "") -> Callable[[ArtifactH
     return change
 
 
-EVIL_ENGINES = [
-    call_it("wasmtime", "50.0.1", "m/../../auth.wasmtime-50.0.1"),
-    call_it("m/../../auth.wasmtime", "50.0.1"),
-    call_it("wasmtime", "50.0.1/../../auth"),
-    call_it("", ""),
-    call_it("..", "1"),
-    call_it("wasmtime", "5" * 300),
-    call_it("w" * 300, "1"),
-    call_it("wasm\ntime\x1b[2J", "1"),
-    call_it("wasm\0time", "1"),
-    call_it("\u202eemitmsaw", "1"),
-    call_it("a.wasmtime", "1"),  # a stem may end so
-    call_it("~", "1"),
-]
-
-
-@pytest.mark.parametrize("keys", [True, False], ids=["trusted keys", "no keys"])
-@pytest.mark.parametrize("change", EVIL_ENGINES)
+@pytest.mark.parametrize(
+    "engine",
+    [
+        ("wasmtime", "50.0.1", "m/../../auth.wasmtime-50.0.1"),
+        ("m/../../auth.wasmtime", "50.0.1"),
+        ("wasmtime", "50.0.1/../../auth"),
+        ("", ""),
+        ("..", "1"),
+        ("wasmtime", "5" * 300),
+        ("w" * 300, "1"),
+        ("wasm\ntime\x1b[2J", "1"),
+        ("wasm\0time", "1"),
+        ("\u202eemitmsaw", "1"),
+        ("a.wasmtime", "1"),  # a stem may end so
+        ("~", "1"),
+    ],
+)
 def test_a_daemon_does_not_choose_a_path(
-    beside: Run,
-    server: LyingServer,
-    monkeypatch: pytest.MonkeyPatch,
-    keys: bool,
-    change: Callable[[ArtifactHeader], Any],
+    run: Run, server: LyingServer, engine: tuple[str, ...]
 ) -> None:
-    if keys:
-        monkeypatch.setenv("WASMKILN_TRUSTED_KEYS", OURS.key.hex)
-    answer(server, change, sign=keys)
+    for name in ("auth.wasmtime-50.0.1.cwasm", "auth.wasmtime-50.0.1.cwasm.dsse.json"):
+        Path(name).write_bytes(SECRET)  # another's artifact
+    Path("out/m.x").mkdir()
+    answer(server, call_it(*engine))
     before = written()
-    result = beside("compile", "m.wasm", "-o", "out")
+    result = run("compile", "m.wasm", "-o", "out")
     assert result.exit_code == Exit.REFUSED, result.output
     assert result.stderr.count("\n") == 1
     assert written() == before
@@ -296,13 +259,13 @@ def test_a_daemon_does_not_choose_a_path(
 def test_an_honest_answer_is_written(
     run: Run, server: LyingServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WASMKILN_TRUSTED_KEYS", OURS.key.hex)
-    answer(server, lambda header: None, sign=True)
+    ours = Attester()
+    monkeypatch.setenv("WASMKILN_TRUSTED_KEYS", ours.key.hex)
+    answer(server, ours.attest)
     assert run("compile", "m.wasm", "-o", "out").exit_code == 0
-    path = Path("out/m.wasmtime-50.0.1.cwasm")
-    assert path.read_bytes() == honest.ARTIFACT
-    assert path.with_name(f"{path.name}.json").exists()
-    assert path.with_name(f"{path.name}.dsse.json").exists()
+    path = "out/m.wasmtime-50.0.1.cwasm"
+    assert written().keys() >= {path, f"{path}.json", f"{path}.dsse.json"}
+    assert written()[path] == honest.ARTIFACT
     assert run("compile", honest.DIGEST, "-o", "out").exit_code == 0
     assert Path(f"out/{honest.DIGEST}.wasmtime-50.0.1.cwasm").exists()
 
@@ -362,29 +325,24 @@ def test_no_input_is_written_over(run: Run, server: LyingServer) -> None:
 
 
 def test_names_steer_nothing_and_fit_into_file_systems(run: Run) -> None:
-    sources = ["\x1b[2Jevil.wasm", "\x1b[3Jevil.wasm", "line\nbreak.wasm", "-rf.wasm", ".wasm"]
-    sources += [".hidden.wasm", "back\\slash.wasm", "\u202egnp.wasm", "n" * 250, "n" * 249]
-    sources += ["ü" * 120, os.fsdecode(b"no-utf8-\xff.wasm")]
+    plain = ["add", "tree-sitter-cpp", "a.b.c", "Ünïcode ✓", "n" * 170, "a" * 64]
+    evil = ["\x1b[2Jevil", "\x1b[3Jevil", "line\nbreak", "-rf", "", ".hidden", "back\\slash"]
+    evil += ["\u202egnp", "n" * 250, "n" * 249, "ü" * 120, os.fsdecode(b"no-utf8-\xff")]
+    sources = [f"in/{name}" if len(name) > 240 else f"in/{name}.wasm" for name in plain + evil]
     Path("in").mkdir()
     for source in sources:
-        Path("in", source).write_bytes(honest.WASM)
-    result = run("compile", "--json", "-o", "out", *(f"in/{source}" for source in sources))
+        Path(source).write_bytes(honest.WASM)
+    result = run("compile", "--json", "-o", "out", *sources)
     assert result.exit_code == 0, result.output
     saved = [Path(one["saved_to"]) for one in json.loads(result.stdout)["artifacts"]]
-    assert len({folded(path.name) for path in saved}) == len(sources)
-    for path in saved:
-        assert path.parent == Path("out")
-        assert path.name.isprintable()
-        assert path.name[0] not in ".-"
-        assert path.read_bytes() == honest.ARTIFACT
-    shown = run("compile", *(f"in/{source}" for source in sources)).stdout
+    # An honest name stays as it is, and another becomes its digest.
+    digests = [hashlib.sha256(os.fsencode(name)).hexdigest() for name in evil]
+    assert [str(each) for each in saved] == [
+        f"out/{name}.wasmtime-50.0.1.cwasm" for name in plain + digests
+    ]
+    assert all(path.read_bytes() == honest.ARTIFACT for path in saved)
+    shown = run("compile", *sources).stdout
     assert all(line.isprintable() for line in shown.splitlines())
-
-
-def test_an_honest_name_stays_as_it_is_and_another_becomes_its_digest() -> None:
-    for name in ("add", "tree-sitter-cpp", "a.b.c", "Ünïcode ✓", "n" * 170, "a" * 64):
-        assert stem(f"folder/{name}.wasm") == name
-    assert stem("-rf.wasm") == hashlib.sha256(b"-rf").hexdigest()
 
 
 # --- evil file names, and a terminal ---------------------------------------------------------
@@ -403,9 +361,7 @@ def test_the_limit_on_artifacts_says_how_to_raise_it(run: Run) -> None:
         "max_artifact_bytes, --max-artifact-bytes or WASMKILN_MAX_ARTIFACT_BYTES\n"
     )
     assert not Path("m.cwasm").exists()
-    for enough in ("12000", "11.71875KiB", "1gib"):
-        result = run("compile", "m.wasm", "-o", "m.cwasm", "--max-artifact-bytes", enough)
-        assert result.exit_code == 0
+    assert run("compile", "m.wasm", "--max-artifact-bytes", "11.71875KiB").exit_code == 0
 
 
 @pytest.mark.parametrize("there", [True, False], ids=["a file", "no file"])
@@ -452,9 +408,7 @@ def on_a_terminal(server: LyingServer, *arguments: str) -> tuple[str, int]:
 @pytest.mark.parametrize(
     ("arguments", "method"),
     [
-        (("stats",), "Stats"),
         (("engines",), "GetCapabilities"),
-        (("quarantine", "ls"), "ListQuarantine"),
         (("compile", "m.wasm", EVIL_FILE), "Compile"),
         (("load", EVIL_FILE), "Load"),
     ],
@@ -465,7 +419,7 @@ def test_nothing_but_progress_steers_a_terminal(
     Path(EVIL_FILE).write_bytes(honest.WASM)
     lie = honest.ANSWERS[method].SerializeToString()
     for name, changed in lies.about(honest.ANSWERS[method]):
-        if name in ("version #0", "target #0", "engine #0", "modules.0.message #0"):
+        if name in ("version #0", "target #0", "engine #0"):
             lie = changed.SerializeToString()
     server.answers[method] = honest.telling(method, lie)
     shown, code = on_a_terminal(server, *arguments)
@@ -486,12 +440,3 @@ def test_a_terminal_without_unicode_is_no_defect(server: LyingServer, tmp_path: 
     )
     assert done.returncode == 0, done.stderr
     assert b"wasmtime-50.0.1" in done.stdout
-
-
-def test_a_server_that_says_nothing_ends_at_the_timeout(run: Run) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:  # the kernel accepts, nobody answers
-        address = f"127.0.0.1:{listener.getsockname()[1]}"
-        result = run("stats", "--address", address, "--timeout", "0.5")
-    assert result.exit_code in (Exit.DEADLINE, Exit.UNREACHABLE)
-    assert re.fullmatch("error: no .+\n", result.stderr)
-    assert result.stdout == ""

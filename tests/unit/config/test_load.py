@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import wasmkiln
-from pydantic import SecretStr, ValidationError
+from pydantic import ValidationError
 from wasmkilnd.machine import file_system_bytes
 from wasmkilnd.options import host_options
 from wasmkilnd.settings import Settings, env_name
@@ -384,13 +384,11 @@ def test_files_are_paths_from_here() -> None:
     assert settings(redis_ca_file=" ").redis_ca_file == ""
 
 
-@pytest.mark.parametrize("shown_by", [render, as_json])
-def test_what_is_shown_holds_no_secret(shown_by: Any) -> None:
-    secret = {"UPSTASH_REDIS_URL": URL, "UPSTASH_REDIS_TOKEN": "hunter2"}
-    shown = shown_by(load({}, {**HOME, **secret}))
-    assert "hunter" not in shown
-    assert str(SecretStr("x")) in shown
-    assert URL in shown
+def test_what_is_shown_holds_no_secret() -> None:
+    loaded = load({}, {**HOME, "UPSTASH_REDIS_URL": URL, "UPSTASH_REDIS_TOKEN": "hunter2"})
+    for shown in (render(loaded), as_json(loaded)):
+        assert "hunter" not in shown
+        assert URL in shown
 
 
 # The settings of the host store: what is allowed, and what the machine decides

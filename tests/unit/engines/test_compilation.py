@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -28,9 +28,9 @@ from wasmkilnd.model import (
     TargetInfo,
     pack,
 )
-from wasmkilnd.quota import Quota
 
 from tests.doubles.notes import Notes
+from tests.doubles.until import until
 
 HOST = "x86_64-unknown-linux-gnu"
 LIMITS = Limits(1000, 1000, 30, 60, 8192, 10, 10_000)
@@ -40,7 +40,6 @@ COMPONENT = Module("b" * 64, Kind.COMPONENT, b"\0asm\x0d\0\x01\0")
 VALID = {"outcome": "ok"}
 INVALID = {"outcome": "invalid", "message": "bad (at offset 9)", "offset": 9}
 TOO_LARGE = {"outcome": "too_large", "size_bytes": 5000}
-UNSUPPORTED = {"outcome": "unsupported", "message": "no simd"}
 
 Said = Mapping[str, Any] | WasmkilnError | str
 
@@ -53,32 +52,19 @@ class Pool:
         self.orders: Counter[str] = Counter()
         self.limits: list[float] = []
         self.asked: list[Waiters] = []
-        self.ended = 0
         self.free = asyncio.Event()
         self.free.set()
-        self.made_elsewhere = False
-        self.queued_s = 0.0
-        self.full = False
 
     async def run(
         self, job: Job, *, ready: Ready | None = None, unless: Unless | None = None
     ) -> JobReport:
-        if ready:
-            await asyncio.sleep(self.queued_s)
-            if self.full:
-                raise errors.compile_queue_full("old-1", 1, 1.0)
-            job.queued_s = self.queued_s
-            if self.made_elsewhere or not await ready(self.queued_s):
-                return JobReport(needless=True)
+        assert not ready or await ready(0.0)
         op = job.order.order["op"]
         self.orders[op] += 1
         self.limits.append(job.order.limits.compile_cpu_s)
         self.asked.append(job.waiters)
-        try:
-            await asyncio.sleep(0.001)
-            await self.free.wait()
-        finally:
-            self.ended += 1
+        await asyncio.sleep(0.001)
+        await self.free.wait()
         said = self.says[op]
         if isinstance(said, WasmkilnError):
             raise said
@@ -96,7 +82,6 @@ class Rig:
     def __init__(self, engines: Mapping[str, tuple[Said, Said]]) -> None:
         self.pools = {engine_id: Pool(*says) for engine_id, says in engines.items()}
         self.metrics = Notes()
-        self.watched = 0
         served = [
             ServedEngine(capabilities(engine_id), pool)  # type: ignore[arg-type]
             for engine_id, pool in self.pools.items()
@@ -106,12 +91,7 @@ class Rig:
         self.registry.serve(served, NameChoices())
 
     async def load(self, engine: str, module: Module = MODULE) -> None:
-        await self.registry.validate(engine, module, Waiters.of(Waiter()), self._watch())
-
-    @asynccontextmanager
-    async def _watch(self) -> AsyncIterator[None]:
-        self.watched += 1
-        yield
+        await self.registry.validate(engine, module, Waiters.of(Waiter()), nullcontext())
 
     async def compile(
         self,
@@ -168,98 +148,40 @@ def invalid(words: str) -> Said:
 
 
 NO_SIMD = invalid("SIMD support is not enabled")
-LEGACY = invalid("legacy_exceptions feature required for try instruction")
-EXCEPTIONS = invalid("Exceptions support is not enabled")
-HOSTILE = invalid("duplicate export name `SIMD support is not enabled` already defined")
-# What the engines say, and about what; who is asked, and to do what; what a caller is told.
-VERDICTS: dict[str, tuple[dict[str, tuple[Said, Said]], Module, str, dict[str, str]]] = {
-    "what all refuse is invalid in the words of the one asked": (
-        {"old-1": (INVALID, INVALID), "new-1": (HOSTILE, HOSTILE)},
-        MODULE,
-        "load compile",
-        {"engine": "old-1", "offset": "9"},
-    ),
-    "what another accepts is lacking, and the other is named": (
-        {"old-1": (INVALID, INVALID), "new-1": (VALID, VALID)},
-        MODULE,
-        "load compile",
-        {"accepted_by": "new-1", "offset": "9"},
-    ),
-    "to validate is no proof in an engine that does not compile it": (
-        {"old-1": (VALID, UNSUPPORTED), "old-2": (VALID, UNSUPPORTED), "new-1": (VALID, VALID)},
-        MODULE,
-        "compile",
-        {"accepted_by": "new-1"},
-    ),
-    "a component for an engine without them": (
-        {"old-1": (VALID, VALID), "new-1": (VALID, VALID)},
-        COMPONENT,
-        "load",
-        {"accepted_by": "new-1"},
-    ),
-    "a broken component is invalid whichever engine is asked": (
-        {"old-1": (VALID, VALID), "new-1": (INVALID, INVALID)},
-        COMPONENT,
-        "load",
-        {"engine": "new-1", "offset": "9"},
-    ),
+# What the engines say, of which the first is asked, and about what; what a caller is told.
+# What real engines say of modules is in tests/e2e/test_verdicts.py.
+VERDICTS: dict[str, tuple[dict[str, tuple[Said, Said]], Module, dict[str, str]]] = {
     "a second opinion on a component that takes too long goes by its kind": (
         {"old-1": (VALID, VALID), "new-1": ("killed at its limit", VALID)},
         COMPONENT,
-        "load",
         {"accepted_by": "new-1"},
     ),
     "an artifact that is too large is no word against the module": (
         {"old-1": (INVALID, INVALID), "new-1": (VALID, TOO_LARGE)},
         MODULE,
-        "load",
         {"accepted_by": "new-1"},
-    ),
-    "what no engine has is lacking": (
-        {"old-1": (INVALID, INVALID), "new-1": (LEGACY, LEGACY)},
-        MODULE,
-        "load compile",
-        {"accepted_by": "", "feature": "legacy-exceptions"},
-    ),
-    "what no engine has is lacking whichever is asked": (
-        {"new-1": (LEGACY, LEGACY), "old-1": (EXCEPTIONS, EXCEPTIONS)},
-        MODULE,
-        "load compile",
-        {"accepted_by": "", "feature": "legacy-exceptions"},
     ),
     "one that has the feature and finds a mistake has read further": (
         {"old-1": (NO_SIMD, NO_SIMD), "new-1": (INVALID, INVALID)},
         MODULE,
-        "load",
         {"engine": "old-1"},
     ),
     "one without the feature that finds something else wrong overrules nobody": (
         {"old-2": (INVALID, INVALID), "old-1": (NO_SIMD, NO_SIMD)},
         MODULE,
-        "load",
         {"accepted_by": "", "feature": "simd"},
-    ),
-    "names of the module name no feature": (
-        {"old-1": (HOSTILE, HOSTILE), "new-1": (HOSTILE, HOSTILE)},
-        MODULE,
-        "load",
-        {"offset": "11"},
     ),
 }
 
 
 @pytest.mark.parametrize("case", VERDICTS)
 async def test_whom_a_refusal_is_blamed_on(case: str) -> None:
-    engines, module, acts, told = VERDICTS[case]
-    for act in acts.split():
-        rig = Rig(engines)
-        asked = next(iter(engines))
-        call = rig.load(asked, module) if act == "load" else rig.compile(asked, module)
-        failure = await refused(call)
-        lacking = "accepted_by" in told
-        assert failure.reason is (Reason.ENGINE_LACKS_FEATURE if lacking else Reason.MODULE_INVALID)
-        assert told.items() <= failure.metadata.items()
-        assert ("feature" in failure.metadata) is ("feature" in told)
+    engines, module, told = VERDICTS[case]
+    failure = await refused(Rig(engines).load(next(iter(engines)), module))
+    lacking = "accepted_by" in told
+    assert failure.reason is (Reason.ENGINE_LACKS_FEATURE if lacking else Reason.MODULE_INVALID)
+    assert told.items() <= failure.metadata.items()
+    assert ("feature" in failure.metadata) is ("feature" in told)
 
 
 async def test_settings_that_switch_a_feature_off_hide_no_mistake() -> None:
@@ -268,38 +190,7 @@ async def test_settings_that_switch_a_feature_off_hide_no_mistake() -> None:
     assert failure.reason is Reason.MODULE_INVALID
 
 
-async def test_the_wait_for_a_worker_is_no_time_of_the_compile_that_fails() -> None:
-    rig = Rig({"old-1": (VALID, errors.compiler_crashed("old-1", "lost its worker", "gone"))})
-    pool = rig.pools["old-1"]
-    pool.queued_s = 0.01
-    assert (await refused(rig.compile("old-1"))).reason is Reason.COMPILER_CRASHED
-    [(_, queued_s)] = rig.metrics.compile_times
-    assert queued_s == pool.queued_s
-
-
-# --- What is watched for the quarantine ----------------------------------------------------
-
-
-async def test_what_needs_no_compiling_is_not_watched() -> None:
-    rig = Rig({"old-1": (VALID, VALID), "new-1": (VALID, VALID)})
-    await rig.load("new-1")
-    await refused(rig.load("old-1", COMPONENT))  # A second opinion, which has limits of its own.
-    assert rig.watched == 0
-    await rig.load("new-1", COMPONENT)  # It has to compile it.
-    assert rig.watched == 1
-
-
-# --- What a compile says -------------------------------------------------------------------
-
-
 # --- What a refused module costs the other engines ----------------------------------------
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait until ``condition`` holds."""
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - any condition
-            await asyncio.sleep(0.001)
 
 
 async def test_a_second_opinion_is_a_job_of_the_same_callers_with_little_time() -> None:
@@ -339,25 +230,6 @@ async def test_no_verdict_is_made_of_a_full_queue() -> None:
     assert failure.retry_after_s == 1.5
     rig.pools["new-1"].says["validate"] = VALID
     assert (await refused(rig.load("old-1"))).reason is Reason.ENGINE_LACKS_FEATURE
-
-
-async def test_each_opinion_counts_as_a_compile_of_who_asked_and_is_not_refused() -> None:
-    rig = Rig({"old-1": (INVALID, INVALID), "new-1": (INVALID, INVALID)})
-    quota = Quota({"compiles_per_minute": 1})
-    quota.compile()
-    waiters = Waiters.of(Waiter())
-    waiters.quota = quota
-    failure = await refused(rig.registry.validate("old-1", MODULE, waiters, rig._watch()))
-    assert failure.reason is Reason.MODULE_INVALID
-    assert quota.used("compiles_per_minute") == pytest.approx(2, abs=0.1)
-
-
-async def test_nobody_is_asked_about_a_load_that_all_have_left() -> None:
-    rig = Rig({"old-1": (INVALID, INVALID), "new-1": (VALID, VALID)})
-    waiters = Waiters(kept=True)  # Its job had begun.
-    failure = await refused(rig.registry.validate("old-1", MODULE, waiters, rig._watch()))
-    assert failure.reason is Reason.SERVER_DRAINING
-    assert not rig.pools["new-1"].orders
 
 
 async def test_only_what_broke_without_the_files_is_a_removal() -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +18,6 @@ from wasmkilnd.engines.install import (
     find_python,
     parse_spec,
     pinned_versions,
-    probe,
 )
 
 from tests.e2e.programs import ENGINE_SPECS
@@ -158,25 +155,6 @@ def test_an_engine_is_not_installed_without_what_it_needs(
     assert [path.name for path in (tmp_path / "engines").iterdir()] == [".lock"]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "echo 'pyenv: python3.10: command not found' >&2; exit 127",
-        "echo nonsense",
-        "exit 0",
-        "sleep 5",
-    ],
-)
-def test_what_only_looks_like_python_is_passed_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
-) -> None:
-    monkeypatch.setattr(install, "_PROBE_TIMEOUT_S", 0.2 if "sleep" in text else 60.0)
-    assert probe(script(tmp_path / "python3", text)) is None
-    assert probe(tmp_path / "nothing") is None
-    assert not Interpreter(NOWHERE, "PyPy 3.10.1").fits(range(9, 11))
-    assert not Interpreter(NOWHERE, "CPython 3.10.1").fits(range(1, 10))
-
-
 def test_find_goes_past_a_broken_shim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"python3.{HERE}"
     shims, managed = tmp_path / "shims", tmp_path / "pyenv" / "versions" / f"3.{HERE}.9" / "bin"
@@ -257,15 +235,3 @@ def test_a_failure_is_told_in_the_lines_that_say_most(said: str, told: str) -> N
     with pytest.raises(EngineInstallError) as caught:
         install._run([sys.executable, "-c", f"import sys; sys.stderr.write({said!r}); sys.exit(1)"])
     assert str(caught.value).endswith(f"failed with exit code 1: {told}")
-
-
-def test_a_disk_that_is_full_is_told_in_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(**_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/its/place")
-
-    use_uv(monkeypatch, FakeUv())
-    monkeypatch.setattr(tempfile, "TemporaryDirectory", full)
-    with pytest.raises(EngineInstallError, match="cannot use /its/place: No space left on device"):
-        EngineStore(tmp_path).install("wasmer")

@@ -100,13 +100,6 @@ def test_a_record_of_the_last_release_is_read(tmp_path: Path) -> None:
     )
 
 
-def test_what_is_recorded_and_no_engine_stands_for_nothing() -> None:
-    choices = NameChoices(recorded={"wasmtime": "../x", "A": "b", DEFAULT: ""})
-    names = resolve(choices, [NEW])
-    assert (names.by_name, names.default) == ({"wasmtime": NEW}, NEW)
-    assert to_record(choices, names, [NEW], [NEW]) == {"wasmtime": NEW, DEFAULT: NEW}
-
-
 def test_a_record_that_others_may_write_is_refused(tmp_path: Path) -> None:
     (tmp_path / "engine-names.json").write_text("{}")
     (tmp_path / "engine-names.json").chmod(0o666)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wasmkilnd.engines.pool import Job, Neighbours, Unless, WorkerPool
 from wasmkilnd.engines.process import JobOrder, JobReport, Worker, WorkerDied
-from wasmkilnd.errors import Fault, Reason, WasmkilnError
+from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.flights import Waiter, Waiters
 from wasmkilnd.model import Limits, Reloadable
 
@@ -121,81 +121,12 @@ async def refusal(task: asyncio.Task[Any]) -> WasmkilnError:
     return failure.value
 
 
-# --- Turns ---------------------------------------------------------------------------------
-
-
-async def test_callers_take_turns_and_one_that_comes_back_does_not_jump_ahead() -> None:
-    rig = Rig()
-    running = rig.ask(C)
-    await settled()
-    a, b = [rig.ask(A) for _ in range(2)], [rig.ask(B) for _ in range(3)]
-    await settled()
-    await rig.end()  # The turn of the first of A.
-    a.append(rig.ask(A))
-    await settled()
-    assert await rig.order_of([*a, *b]) == [a[0], b[0], a[1], b[1], a[2], b[2]]
-    await running
-
-
-async def test_background_work_waits_for_everybody_and_the_daemons_own_for_that() -> None:
-    rig = Rig()
-    running = rig.ask(A)
-    await settled()
-    own, warming = [rig.ask(OWN)], [rig.ask(WARMING) for _ in range(3)]
-    calls = [rig.ask(A), rig.ask(B)]
-    await settled()
-    assert rig.pool.usage().queued_in_background == 4
-    assert await rig.order_of([running, *own, *warming, *calls]) == [
-        running, *calls, *warming, *own
-    ]  # fmt: skip
-
-
-async def test_a_job_takes_the_turn_of_who_joins_it() -> None:
-    rig = Rig()
-    running = rig.ask(A)
-    await settled()
-    waiters = Waiters.of(WARMING)
-    warming, calls = rig.ask(WARMING, waiters=waiters), [rig.ask(A) for _ in range(5)]
-    await settled()
-    waiters.waiting[B] += 1
-    assert rig.pool.usage().queued_in_background == 0
-    assert (await rig.order_of([running, *calls, warming])).index(warming) <= 2
-
-
 # --- A full queue --------------------------------------------------------------------------
 
 
 async def busy(rig: Rig) -> None:
     rig.ask(Waiter("busy"))
     await settled()
-
-
-async def test_the_wait_is_told_by_the_mean_of_recent_jobs() -> None:
-    rig = Rig(workers=2)
-    assert rig.pool.usage().expected_wait_s == 0
-    for _ in range(50):
-        task = rig.ask(A)
-        await settled()
-        await rig.end(JobReport(elapsed_s=4.0))
-        await task
-    for _ in range(4):
-        rig.ask(A)
-    await settled()
-    assert rig.pool.usage().expected_wait_s == pytest.approx(3 * 4.0 / 2, rel=0.01)
-
-
-async def test_a_full_queue_makes_room_for_a_caller_that_holds_less() -> None:
-    rig = Rig(length=4)
-    await busy(rig)
-    flood = [rig.ask(A) for _ in range(4)]
-    await settled()
-    others = [rig.ask(B), rig.ask(B)]
-    await settled()
-    for gone in (flood[3], flood[2]):
-        assert (await refusal(gone)).reason is Reason.COMPILE_QUEUE_FULL
-    # Now each has a half: nobody pushes anybody out any more.
-    assert (await refusal(rig.ask(B))).reason is Reason.COMPILE_QUEUE_FULL
-    assert not any(task.done() for task in (*flood[:2], *others))
 
 
 async def test_background_work_makes_room_first_and_the_daemons_own_before_that() -> None:
@@ -250,26 +181,7 @@ async def test_bytes_are_bounded_too_and_whoever_holds_most_yields() -> None:
     assert not task.done()
 
 
-# --- What ends early, and what does not -----------------------------------------------------
-
-
-async def test_a_job_whose_worker_died_is_next_and_is_tried_twice() -> None:
-    rig = Rig()
-    task = rig.ask(A)
-    await settled()
-    others = [rig.ask(B) for _ in range(3)]
-    await settled()
-    await rig.end(WorkerDied("gone"))
-    assert rig.pool.alive == 0
-    rig.workers.append(rig.new())
-    await settled()
-    assert rig.pool.busy == 1
-    await rig.end(WorkerDied("gone"))
-    failure = await refusal(task)
-    assert (failure.reason, failure.fault) == (Reason.COMPILER_CRASHED, Fault.NONE)
-    rig.workers.append(rig.new())
-    await settled()
-    await rig.order_of(others)
+# --- What needs no worker any more ---------------------------------------------------------
 
 
 async def test_a_job_knows_whether_it_ran_alone() -> None:
@@ -287,9 +199,6 @@ async def test_a_job_knows_whether_it_ran_alone() -> None:
     await asyncio.sleep(0.05)
     ends.set()
     assert not (await beside).alone
-
-
-# --- What needs no worker any more ---------------------------------------------------------
 
 
 class Elsewhere:

@@ -1,7 +1,8 @@
-"""What the end of a job means: each way to end has its own error."""
+"""What the end of a job means, and what its words and numbers do."""
 
 from __future__ import annotations
 
+import json
 import signal
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from wasmkilnd.engines import verdict
 from wasmkilnd.engines.process import JobReport
-from wasmkilnd.engines.verdict import Outcome, tells_out_of_memory
+from wasmkilnd.engines.verdict import Outcome, missing_feature, tells_out_of_memory
 from wasmkilnd.errors import Fault, Reason, WasmkilnError
 from wasmkilnd.model import pack
 
@@ -23,53 +24,9 @@ def read(**report: Any) -> verdict.Verdict:
     return verdict.read(JobReport(**report), "wasmtime-1", "compiling", LIMITS)
 
 
-@pytest.mark.parametrize(
-    ("report", "reason", "words"),
-    [
-        ({"timed_out": True, "signal": 9}, Reason.COMPILE_TIMEOUT, "30 s of compiling"),
-        ({"signal": int(signal.SIGXCPU)}, Reason.COMPILE_TIMEOUT, "CPU time"),
-        ({"signal": int(signal.SIGSEGV)}, Reason.COMPILER_CRASHED, "SIGSEGV"),
-        (
-            {"signal": 6, "last_words": "panicked\nat x.rs:1"},
-            Reason.COMPILER_CRASHED,
-            "x.rs",
-        ),
-        (
-            {"signal": 6, "last_words": "memory allocation of 99 bytes failed"},
-            Reason.COMPILE_MEMORY_LIMIT,
-            "4,096 bytes",
-        ),
-        (
-            {"result": {"outcome": "invalid", "message": "mmap: Cannot allocate memory"}},
-            Reason.COMPILE_MEMORY_LIMIT,
-            "4,096",
-        ),
-        ({"result": {"outcome": "out_of_memory"}}, Reason.COMPILE_MEMORY_LIMIT, "4,096"),
-        (
-            {"result": {"outcome": "too_large", "size_bytes": 3000}},
-            Reason.ARTIFACT_TOO_LARGE,
-            "3,000 bytes",
-        ),
-        (
-            {"result": {"outcome": "settings_refused", "message": "no gc"}},
-            Reason.SETTING_UNKNOWN,
-            "no gc",
-        ),
-        (
-            {"configured": False, "signal": 6, "last_words": "gc needs reference types"},
-            Reason.SETTING_UNKNOWN,
-            "gc needs",
-        ),
-        ({"exit_code": 70, "last_words": "KeyError: x"}, Reason.COMPILER_CRASHED, "KeyError"),
-        ({"protocol_error": "unknown frame type 9"}, Reason.COMPILER_CRASHED, "unknown frame"),
-        ({"exit_code": 0}, Reason.COMPILER_CRASHED, "exit code 0"),
-    ],
-)
-def test_ends_without_a_verdict(report: dict[str, Any], reason: Reason, words: str) -> None:
-    with pytest.raises(WasmkilnError) as failure:
-        read(**report)
-    assert failure.value.reason is reason
-    assert words in failure.value.message
+def said(words: str) -> dict[str, Any]:
+    """Return the end of a job that aborts with these words."""
+    return {"signal": 6, "last_words": words}
 
 
 TIMED_OUT = {"timed_out": True, "signal": 9}
@@ -78,9 +35,10 @@ ASKED_TOO_MUCH = "memory allocation of 8589934592 bytes failed"
 NO_THREAD = "ThreadPoolBuildError { kind: IOError(Resource temporarily unavailable) }"
 
 
-@pytest.mark.parametrize(
-    ("report", "fault"),
-    [
+OUT_OF_MEMORY = {"result": {"outcome": "out_of_memory"}}
+# By its reason what a job's end is, and whose fault.
+ENDS: dict[Reason, list[tuple[dict[str, Any], Fault]]] = {
+    Reason.COMPILE_TIMEOUT: [
         # Busy all the time in one thread, and in two.
         ({**TIMED_OUT, "cpu_s": 29.9, "waited_s": 0.1}, Fault.MODULE),
         ({**TIMED_OUT, "cpu_s": 59.0, "waited_s": 1.0}, Fault.MODULE),
@@ -99,42 +57,57 @@ NO_THREAD = "ThreadPoolBuildError { kind: IOError(Resource temporarily unavailab
         ({**TIMED_OUT, "alone": True}, Fault.UNSURE),
         (TIMED_OUT, Fault.NONE),
         ({"signal": int(signal.SIGXCPU)}, Fault.MODULE),
-        ({"signal": 6, "last_words": MEMORY_WORDS, "peak_memory_bytes": 1949}, Fault.MODULE),
-        (
-            {"signal": 6, "last_words": MEMORY_WORDS, "peak_memory_bytes": 1948, "alone": True},
-            Fault.UNSURE,
-        ),
-        ({"signal": 6, "last_words": MEMORY_WORDS, "peak_memory_bytes": 1948}, Fault.NONE),
+    ],
+    Reason.COMPILE_MEMORY_LIMIT: [
+        ({**said(MEMORY_WORDS), "peak_memory_bytes": 1949}, Fault.MODULE),
+        ({**said(MEMORY_WORDS), "peak_memory_bytes": 1948, "alone": True}, Fault.UNSURE),
+        ({**said(MEMORY_WORDS), "peak_memory_bytes": 1948}, Fault.NONE),
         ({"result": {"outcome": "invalid", "message": ASKED_TOO_MUCH}}, Fault.MODULE),
-        (
-            {"signal": 6, "last_words": NO_THREAD, "peak_memory_bytes": 100, "alone": True},
-            Fault.UNSURE,
-        ),
-        ({"signal": 6, "last_words": NO_THREAD, "peak_memory_bytes": 100}, Fault.NONE),
-        ({"signal": 6, "last_words": NO_THREAD, "peak_memory_bytes": 4000}, Fault.MODULE),
-        ({"result": {"outcome": "out_of_memory"}, "peak_memory_bytes": 4000}, Fault.MODULE),
-        (
-            {"result": {"outcome": "out_of_memory"}, "peak_memory_bytes": 100, "alone": True},
-            Fault.UNSURE,
-        ),
-        ({"result": {"outcome": "out_of_memory"}, "peak_memory_bytes": 100}, Fault.NONE),
+        ({"result": {"outcome": "invalid", "message": "mmap: Cannot allocate memory"}}, Fault.NONE),
+        ({**said(NO_THREAD), "peak_memory_bytes": 100, "alone": True}, Fault.UNSURE),
+        ({**said(NO_THREAD), "peak_memory_bytes": 100}, Fault.NONE),
+        ({**said(NO_THREAD), "peak_memory_bytes": 4000}, Fault.MODULE),
         ({"signal": 11, "compiled": True, "peak_memory_bytes": 4000}, Fault.MODULE),
+        ({**OUT_OF_MEMORY, "peak_memory_bytes": 4000}, Fault.MODULE),
+        ({**OUT_OF_MEMORY, "peak_memory_bytes": 100, "alone": True}, Fault.UNSURE),
+        ({**OUT_OF_MEMORY, "peak_memory_bytes": 100}, Fault.NONE),
+    ],
+    Reason.COMPILER_CRASHED: [
         ({"signal": 11}, Fault.MODULE),
+        (said("panicked\nat x.rs:1"), Fault.MODULE),
         ({"signal": 9, "alone": True}, Fault.UNSURE),
         ({"signal": 9}, Fault.NONE),
         ({"exit_code": 70, "alone": True}, Fault.UNSURE),
         ({"exit_code": 70}, Fault.NONE),
+        ({"exit_code": 0}, Fault.NONE),
         ({"protocol_error": "unknown frame type 9", "signal": 9}, Fault.MODULE),
         ({"result": {"outcome": "fine"}}, Fault.MODULE),
-        ({"result": {"outcome": "settings_refused", "message": "no gc"}}, Fault.NONE),
     ],
+    Reason.SETTING_UNKNOWN: [
+        ({"result": {"outcome": "settings_refused", "message": "no gc"}}, Fault.NONE),
+        ({"configured": False, **said("gc needs reference types")}, Fault.NONE),
+    ],
+    Reason.ARTIFACT_TOO_LARGE: [
+        ({"result": {"outcome": "too_large", "size_bytes": 3000}}, Fault.NONE),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("reason", "report", "fault"),
+    [(reason, *end) for reason, ends in ENDS.items() for end in ends],
 )
-def test_what_a_job_used_tells_its_own_fault_from_the_machine_s(
-    report: dict[str, Any], fault: Fault
+def test_how_a_job_ends_tells_the_reason_and_its_own_fault_from_the_machine_s(
+    reason: Reason, report: dict[str, Any], fault: Fault
 ) -> None:
     with pytest.raises(WasmkilnError) as failure:
         read(**report)
-    assert failure.value.fault is fault
+    assert (failure.value.reason, failure.value.fault) == (reason, fault)
+    if reason is Reason.COMPILER_CRASHED:  # What is told of it is what is known of it.
+        words = report.get("protocol_error") or report.get("last_words") or ""
+        ended = signal.Signals(report["signal"]).name if "signal" in report else ""
+        assert "".join(words.split()[-1:]) in failure.value.message
+        assert "protocol_error" in report or ended in failure.value.message
 
 
 @pytest.mark.parametrize(("alone", "fault"), [(True, Fault.UNSURE), (False, Fault.NONE)])
@@ -229,3 +202,137 @@ def test_said_by_the_engine(words: str) -> None:
 )
 def test_names_of_the_module_say_nothing(words: str) -> None:
     assert not tells_out_of_memory(words)
+
+
+# Every number of a result is within what can be so
+
+
+# As JSON says them: a job may write what it likes into its frame.
+NO_NUMBERS = ["NaN", "-Infinity", "-1", "true", "null", '"1"', "[]", "1e400", "9" * 400]
+NONSENSE = {
+    "seconds": [*NO_NUMBERS, "1e300", "2.51", "-0.001"],
+    "offset": [each for each in [*NO_NUMBERS, "1.0", "101", "1e300"] if each != "null"],
+    "size_bytes": [*NO_NUMBERS, "1001.0", "1000", "1000001", str(2**64)],
+}
+
+
+OUTCOMES = {"seconds": "ok", "offset": "invalid", "size_bytes": "too_large"}
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [(name, each) for name, all_ in NONSENSE.items() for each in all_]
+)
+def test_a_number_that_cannot_be_is_no_result(name: str, number: str) -> None:
+    result = {"outcome": OUTCOMES[name], name: json.loads(number)}
+    code = pack(b"code") if name == "seconds" else None
+    with pytest.raises(WasmkilnError) as failure:
+        read(set_up=True, result=result, packed=code, module_bytes=100, elapsed_s=2.5)
+    assert (failure.value.reason, failure.value.fault) == (Reason.COMPILER_CRASHED, Fault.MODULE)
+    assert name in failure.value.message or "not too large" in failure.value.message
+    assert len(failure.value.message) < 300
+
+
+# Which words mean that a module needs a proposal that is not enabled
+
+
+# What wasmer 1.1.0, wasmtime 49.0.0 and 50.0.1 say of a module for each proposal: by default, and
+# with the proposals switched off that wasmtime has. Of each form and each name, one.
+SAID = {
+    "legacy_exceptions feature required for try instruction (at offset 0x17)": "legacy-exceptions",
+    "Invalid input WebAssembly code at offset 33: legacy_exceptions feature required for"
+    " try instruction": "legacy-exceptions",
+    "legacy exceptions support is not enabled (at offset 0x17)": "legacy-exceptions",
+    "legacy exception handling proposal is not supported": "legacy-exceptions",
+    "Exceptions support is not enabled (at offset 23)": "exception-handling",
+    "exception refs not supported without the exception handling feature (at offset 0xb)":
+        "exception-handling",
+    "the custom page sizes proposal must be enabled to customize a memory's page size (at"
+    " offset 0xb)": "custom-page-sizes",
+    "cannot define continuation types when stack switching is disabled (at offset 0xe)":
+        "stack-switching",
+    "custom descriptors proposal must be enabled to use descriptor and describes (at offset 0xb)":
+        "custom-descriptors",
+    "custom descriptors required for exact function imports (at offset 0x11)": "custom-descriptors",
+    "custom descriptors operations support is not enabled (at offset 0xd)": "custom-descriptors",
+    "memory control support is not enabled (at offset 0x20)": "memory-control",
+    "shared globals require the shared-everything-threads proposal (at offset 0xb)":
+        "shared-everything-threads",
+    "heap types not supported without the gc feature (at offset 0xb)": "gc",
+    "cannot define struct types when gc types are disabled (at offset 0xb)": "gc",
+    "rec group usage requires `gc` proposal to be enabled (at offset 0xb)": "gc",
+    "gc types are disallowed but found type which requires gc (at offset 0xb)": "gc",
+    "unknown type 7: type index out of bounds because the GC proposal is disabled (at offset 0xb)":
+        "gc",
+    "function references required for index reference types (at offset 0xe)": "function-references",
+    "memory64 must be enabled for 64-bit tables (at offset 0xb)": "memory64",
+    "multiple memories (at offset 0)": "multi-memory",
+    "multi-memory not enabled: zero byte expected (at offset 0x20)": "multi-memory",
+    "multiple tables (at offset 0xa)": "reference-types",
+    "reference types must be enabled for anyref elem segment (at offset 3)": "reference-types",
+    "func type returns multiple values but the multi-value feature is not enabled (at offset 0xb)":
+        "multi-value",
+    "blocks, loops, and ifs may only produce a resulttype when multi-value is not enabled"
+    " (at offset 0x1d)": "multi-value",
+    "SIMD support is not enabled (at offset 0xb)": "simd",
+    "relaxed SIMD support is not enabled (at offset 0x1e)": "relaxed-simd",
+    "tail calls support is not enabled (at offset 23)": "tail-call",
+    "threads must be enabled for shared memories (at offset 11)": "threads",
+    "wide arithmetic support is not enabled (at offset 0x25)": "wide-arithmetic",
+    "bulk memory support is not enabled (at offset 0x22)": "bulk-memory",
+    "bulk memory must be enabled (at offset 0x22)": "bulk-memory",
+    "mutable global support is not enabled (at offset 0x10)": "mutable-globals",
+    "sign extension operations support is not enabled (at offset 0x10)": "sign-extension",
+    "saturating float to int conversions support is not enabled (at offset 0x10)":
+        "saturating-float-to-int",
+    "invalid leading byte 0x7F with compact imports proposal disabled (at offset 0x14)":
+        "compact-imports",
+    "module linking proposal not enabled (at offset 9)": "module-linking",
+    "`error-context.drop` requires the component model error-context feature (at offset 0xb)":
+        "component-model-error-context",
+    "synchronous `future.read` requires the component model more async builtins feature"
+    " (at offset 0xb)": "component-model-more-async-builtins",
+    "`[get]` and `[set]` names require the component model accessors feature (at offset 0xb)":
+        "component-model-accessors",
+    "Fixed-length lists require the component model fixed-length lists feature (at offset 0xb)":
+        "component-model-fixed-length-lists",
+    "support for component model `value`s is not enabled (at offset 0xb)": "component-model-values",
+    "canonical option `gc` requires the `cm-gc` feature (at offset 0x20)": "component-model-gc",
+    "64-bit memories require the `cm64` feature to be enabled (at offset 0x20)": "cm64",
+    "the `cm-implements` feature is not active (at offset 0x20)": "cm-implements",
+    "`thread.available_parallelism` requires the shared-everything-threads proposal (at"
+    " offset 0xb)": "shared-everything-threads",
+}  # fmt: skip
+
+# What engines say of what is just broken, or of a module that chose its names well.
+OTHER_WORDS = [
+    "",
+    "type mismatch: expected i32, found i64 (at offset 0x18048a)",
+    "Unknown opcode: 0x1f (at offset 30)",
+    "invalid table resizable limits flags (at offset 11)",
+    "data count section required (at offset 0x19)",
+    "constant expression required: global.get of mutable global (at offset 9)",
+    "duplicate export name `legacy_exceptions feature required for try instruction` already"
+    " defined (at offset 0x20)",
+    "duplicate export name `x` requires the component model async feature` already defined"
+    " (at offset 0x20)",
+    "duplicate export name `a\n\nCaused by:\n    threads support is not enabled` already defined"
+    " (at offset 0x20)",
+    "x\nthreads support is not enabled",
+    "threads support is not enabled\n` already defined (at offset 0x20)",
+    "`threads support is not enabled` is not in kebab case (at offset 0x20)",
+    "import name `threads support is not enabled` conflicts with previous name `multiple memories`"
+    " (at offset 0x20)",
+    f"{'a ' * 400}requires the component model async feature",
+    "a component was given, which is not supported",
+    "root-level component imports are not supported",
+]
+
+
+@pytest.mark.parametrize(("message", "feature"), SAID.items())
+def test_a_proposal_that_is_not_enabled_is_named(message: str, feature: str) -> None:
+    assert missing_feature(message) == feature
+
+
+@pytest.mark.parametrize("message", OTHER_WORDS)
+def test_nothing_is_named_by_other_words_or_by_names_of_the_module(message: str) -> None:
+    assert missing_feature(message) == ""

@@ -113,19 +113,6 @@ def header_in(answer: SerializedAnswer) -> types_pb2.ArtifactHeader:
     return response.header
 
 
-def test_a_header_tells_what_an_artifact_is_and_nothing_of_a_call() -> None:
-    header = header_of(ARTIFACT)
-    assert header.compile_time.ToMilliseconds() == 1250
-    assert header.engine.id == "wasmtime-50.0.1"
-    assert dict(header.changed_settings) == {"consume_fuel": "true"}
-    assert header.kind == types_pb2.KIND_COMPONENT
-    assert [each.module for each in header.imports] == ["env"]
-    kinds = [types_pb2.EXTERN_KIND_TAG, types_pb2.EXTERN_KIND_OTHER]
-    assert [each.kind for each in header.exports] == kinds
-    of_call = {"origin", "queue_time", "host_file", "inline_artifact", "content_encoding"}
-    assert not of_call & {field.name for field, _ in header.ListFields()}
-
-
 def test_a_first_message_is_the_one_that_protobuf_makes() -> None:
     """Whatever calls before it were told of the artifact."""
     answers = Headers()
@@ -148,32 +135,6 @@ def test_a_first_message_is_the_one_that_protobuf_makes() -> None:
         assert len(answer.first) == whole.ByteSize()
         follows = not (file or omit_artifact or limit_bytes)
         assert answer.artifact is (ARTIFACT if follows else None)
-
-
-@pytest.mark.parametrize(
-    ("size_bytes", "limit_bytes", "inline"),
-    [
-        (1, 0, False),
-        (1, 1, True),
-        (20_000, 19_999, False),
-        (20_000, 20_000, True),
-        (64 * KIB, 2**32 - 1, True),
-        (64 * KIB + 1, 2**32 - 1, False),
-    ],
-)
-def test_an_artifact_is_in_the_header_up_to_the_callers_limit_and_64_kib(
-    size_bytes: int, limit_bytes: int, inline: bool
-) -> None:
-    artifact = of_size(size_bytes)
-    answer = Headers().answer(Served(artifact, Origin.MEMORY), inline_limit_bytes=limit_bytes)
-    assert answer.artifact_bytes == size_bytes
-    if inline:
-        assert answer.artifact is None  # No chunks follow.
-        payload = b"".join(model.payload_views(artifact.frames))
-        assert header_in(answer).inline_artifact == payload
-    else:
-        assert answer.artifact is artifact
-        assert not header_in(answer).inline_artifact
 
 
 def test_encoded_bytes_are_in_no_header_and_it_names_the_encoding() -> None:

@@ -12,7 +12,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +20,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import generate_latest
-from prometheus_client.openmetrics.exposition import generate_latest as openmetrics_latest
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkilnd.model import (
@@ -36,7 +33,7 @@ from wasmkilnd.model import (
     TierUsage,
 )
 from wasmkilnd.rpc.messages import stats_response
-from wasmkilnd.telemetry.metrics import KEPT, SAMPLES, EngineUsage, Latency, Metrics, TlsStatus
+from wasmkilnd.telemetry.metrics import SAMPLES, EngineUsage, Latency, Metrics, TlsStatus
 
 ENGINE = "wasmtime-50.0.1"
 METHOD = "/wasmkiln.v1.ModuleService/Compile"
@@ -79,15 +76,6 @@ def test_lookups_are_counted_by_outcome_and_failures_have_no_latency(metrics: Me
     assert value(metrics, "tier_lookup_duration_seconds_count", **of) == 3
     assert value(metrics, "tier_lookup_duration_seconds_bucket", **of, le="0.001") == 1
     assert value(metrics, "tier_lookup_duration_seconds_sum", **of) == pytest.approx(0.007)
-
-
-def test_durations_are_those_of_an_outcome_that_has_happened(metrics: Metrics) -> None:
-    for seconds, queued_s in ((0.5, 0.0), (1.5, 0.2)):
-        metrics.compiled(ENGINE, "ok", seconds, queued_s)
-    of = {"engine": ENGINE, "outcome": "ok"}
-    assert value(metrics, "compile_duration_seconds_sum", **of) == 2.0
-    assert value(metrics, "compile_duration_seconds_count", engine=ENGINE, outcome="x") is None
-    assert value(metrics, "queue_wait_seconds_sum", engine=ENGINE) == pytest.approx(0.2)
 
 
 def test_labels_do_not_grow_with_what_callers_send(metrics: Metrics) -> None:
@@ -190,30 +178,6 @@ def test_a_folder_for_several_processes_gets_no_files(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-# The last compiles
-
-
-def test_what_ends_alike_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A caller that tries again and again does not push out what others see."""
-    metrics = Metrics("1")
-    monkeypatch.setattr(time, "time", iter([1.0, 2.0, 3.0, 4.0]).__next__)
-    metrics.compile_ended("a" * 64, "wasmer-1.1.0", "compiled", "", 0.5)
-    for _ in range(3):
-        metrics.compile_ended("b" * 64, "", "", "COMPILE_QUEUE_FULL", 0.001)
-    again, first = metrics.recent
-    assert (again.times, again.ended_s) == (3, 4.0)
-    assert first.times == 1
-
-
-def test_no_more_is_kept_than_the_page_shows_nor_more_text_than_a_name_has() -> None:
-    metrics = Metrics("1")
-    for number in range(3 * KEPT):
-        metrics.compile_ended(f"{number} {'x' * 10_000}", "y" * 10_000, "", "MODULE_INVALID", 0.1)
-    assert len(metrics.recent) == KEPT
-    assert metrics.recent[0].module.startswith(f"{3 * KEPT - 1} ")
-    assert max(len(each.module) + len(each.engine) for each in metrics.recent) <= 160
-
-
 # One series of durations
 
 
@@ -292,18 +256,6 @@ def test_the_daemon_serves_exactly_the_metrics_of_the_list() -> None:
             lines.append(" ".join([family.type, name, *values]))
     ours = [line for line in lines if not line.split()[1].startswith("process_")]
     assert "\n".join(sorted(ours)) + "\n" == CONTRACT
-
-
-def test_openmetrics_has_the_same_samples() -> None:
-    metrics = served()
-    text = openmetrics_latest(metrics.registry).decode()  # type: ignore[no-untyped-call]
-    names = {
-        sample.name
-        for family in parse_openmetrics(text)  # type: ignore[no-untyped-call]
-        for sample in family.samples
-        if not sample.name.startswith("process_")
-    }
-    assert names == {line.split()[1] for line in CONTRACT.splitlines()}
 
 
 def test_the_page_of_metrics_has_each_metric_with_its_type_and_labels() -> None:

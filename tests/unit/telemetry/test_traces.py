@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
@@ -20,13 +20,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 from structlog.testing import capture_logs
 from wasmkilnd import errors
-from wasmkilnd.cache.fleet import Fleet
-from wasmkilnd.flights import WaitBudget
 from wasmkilnd.telemetry import tracing
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.telemetry.tracing import Collector, Tracing, TracingUnusable, open_tracing
-
-from tests.doubles.notes import Notes
 
 COMPILE = "/wasmkiln.v1.ModuleService/Compile"
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -169,31 +165,6 @@ def test_what_a_task_does_after_its_call_is_in_no_trace(kept: Kept) -> None:
     assert [span.name for span in kept._exporter.get_finished_spans()] == [COMPILE[1:]]
 
 
-def test_a_lease_is_a_step_unless_nobody_is_asked(
-    kept: Kept, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = iter(["held", "stored"])
-
-    async def look(*_: object) -> str:
-        return next(found)
-
-    monkeypatch.setattr(Fleet, "look", look)
-    link: Any = object()
-    fleet = Fleet(link, "", Notes(), lambda key: nothing(), lease_s=1, max_wait_s=lambda: 0)
-
-    async def work() -> None:
-        async with fleet.claim(cast(Any, None), WaitBudget(), alone=True) as claim:
-            assert await claim.take()
-            assert not await claim.wait_for_others()
-        async with fleet.claim(cast(Any, None), WaitBudget()) as claim:
-            assert not await claim.take()
-            assert await claim.wait_for_others()
-
-    *steps, _ = kept.call(work)
-    said = [(step.name, dict(step.attributes or {})["wasmkiln.outcome"]) for step in steps]
-    assert said == [("lease", "left to another"), ("wait for another daemon", "stored")]
-
-
 class Hanging(SpanExporter):
     """Never comes back."""
 
@@ -307,15 +278,6 @@ def test_a_variable_that_is_wrong_is_refused_without_what_the_headers_say(
     with pytest.raises(TracingUnusable, match=wrong) as refused:
         open_tracing("1")
     assert "hunter2" not in f"{refused.value} {caplog.text}"
-
-
-def test_a_daemon_without_traces_loads_nothing_for_them() -> None:
-    code = (
-        "import sys, wasmkilnd.app, wasmkilnd.run, wasmkilnd.cli\n"
-        "print([name for name in sys.modules if 'opentelemetry' in name])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
 
 
 def test_a_daemon_that_lacks_the_library_says_what_to_install() -> None:
