@@ -588,7 +588,8 @@ class ObjectStore(SharedTier[Bucket]):
         is_whole = kind == "compiled" and len(beginning) == 64
         prefix = f"{self.prefix}3/{kind}" + (f"/{beginning}" if is_whole else "")
         listing, start = self.link.store.pages(prefix), len(self.prefix)
-        while page := await self._listed(partial(next, listing, None)):
+        step, more = partial(next, listing, None), Allowance(_LISTING_S)
+        while page := await self.link.run(step, more=more):
             found = ((_NAME.fullmatch(name, start), size_bytes) for name, size_bytes in page)
             keys = ((_key(*name.groups("")), size_bytes) for name, size_bytes in found if name)
             yield [each for each in keys if module_of(each[0]).startswith(beginning)]
@@ -684,9 +685,6 @@ class ObjectStore(SharedTier[Bucket]):
                 meant = [each for each in page if _is_in(scope, each[0])]
                 gone[0] += await self.delete(meant, scope)
         self._forget(scope)  # What was written meanwhile may be gone.
-
-    async def _listed(self, step: Callable[[], T]) -> T:
-        return await self.link.run(step, more=Allowance(_LISTING_S))
 
     def _tell(self, about: dict[str, str], gone: list[Evicted], task: asyncio.Task[None]) -> None:
         if task.cancelled() or task.exception():
