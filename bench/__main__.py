@@ -20,6 +20,7 @@ MEASUREMENTS: Measurements = {
     "host": hits.host_store,
     "http": hits.over_http,
     "redis": hits.in_redis,
+    "objects": hits.in_object_store,
     "fast": compiles.fast,
     "fresh": loads.fresh,
     "first": loads.first,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
+import secrets
 import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from http.client import HTTPConnection
@@ -33,6 +34,7 @@ from bench.bare import METHOD
 from bench.lab import Setting
 from bench.rows import Action, Row, compare, in_turns
 from tests.servers.certificates import certificates
+from tests.servers.object_stores import KINDS_OF_OBJECT_STORES, ObjectStore
 
 INLINE_BYTES = 64 * 1024
 """The largest artifact that an answer may hold in its one message."""
@@ -370,3 +372,60 @@ def _redis_rows(
     yield compare(group, what, hit, against, series["get"])
     checks = f"{what}: its checks alone"
     yield compare(group, checks, series["check"], "the whole call", hit, checks_goal)
+
+
+def in_object_store(given: Setting) -> Iterator[Row]:
+    """Hits in an object store beside a GET from the same server, and what a fleet has after a loss.
+
+    That is the first hit of a daemon whose other tiers are empty, beside a compile.
+    """
+    with ExitStack() as stack:
+        store = stack.enter_context(KINDS_OF_OBJECT_STORES["seaweedfs"](given.folder / "objects"))
+        state, keys = given.state("objects-state"), given.folder / "objects-keys"
+        flags = ("--redis-url", "none", "--host-store-bytes", "0", "--keys-dir", str(keys))
+        daemon = stack.enter_context(lab.Daemon(state, *flags, environ=store.environment))
+        for module in (given.medium, given.small):
+            held = Held(stack, given, module, daemon)
+            lab.come_to_rest(held.client)
+            yield from _object_rows(given, held, store)
+        lost = partial(_after_a_loss, given, flags)
+        actions: dict[str, Action] = {
+            "first": partial(lost, types_pb2.ORIGIN_OBJECT_STORE, store.environment),
+            "compile": partial(lost, types_pb2.ORIGIN_COMPILED, {}),
+        }
+        series = in_turns(actions, given.rounds(5))
+        what, against = f"first hit of a daemon, {given.medium.name}", "the same daemon compiles it"
+        pair = (series["first"], against, series["compile"])
+        yield compare("all lost but the object store", what, *pair)
+
+
+def _object_rows(given: Setting, held: Held, store: ObjectStore) -> Iterator[Row]:
+    [name] = store.names(f"compiled/{held.module.sha256}")
+    size = len(store.get(name))
+    store.put({"plain": held.file.read_bytes()})
+    actions: dict[str, Action] = {
+        "objects": partial(held.hit_below, types_pb2.ORIGIN_OBJECT_STORE),
+        "packed": partial(held.hit_below, types_pb2.ORIGIN_OBJECT_STORE, "zstd"),
+        "plain": partial(store.get, "plain"),
+        "stored": partial(store.get, name),
+    }
+    series = in_turns(actions, given.rounds(100), warm_up=5)
+    group, hit = "object store hit", series["objects"]
+    against = f"obstore GET of {lab.size_of(held.size_bytes)}, SeaweedFS"
+    goal = 1.5 if held.is_large else None
+    yield compare(group, held.what, hit, against, series["plain"], goal)
+    packed = f"{held.what}, zstd accepted"
+    yield compare(group, packed, series["packed"], against, series["plain"])
+    against = f"obstore GET of the {lab.size_of(size)} stored"
+    yield compare(group, held.what, hit, against, series["stored"])
+
+
+def _after_a_loss(
+    given: Setting, flags: Sequence[str], origin: int, environ: Mapping[str, str]
+) -> float:
+    """Return the seconds of the first call to a new daemon."""
+    with ExitStack() as stack:
+        state = given.state(f"lost-{secrets.token_hex(4)}")
+        daemon = stack.enter_context(lab.Daemon(state, *flags, environ=environ))
+        stream = lab.RawStream(stack, daemon.address)
+        return stream.timed(lab.request(given.wasmtime.id, given.medium, upload=True), origin)

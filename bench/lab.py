@@ -203,10 +203,13 @@ class Daemon:
     Its log goes to a file: to read it in the process that measures would disturb that.
     """
 
-    def __init__(self, state_dir: Path, *flags: str) -> None:
+    def __init__(
+        self, state_dir: Path, *flags: str, environ: Mapping[str, str] | None = None
+    ) -> None:
         self.log = state_dir / "daemon.log"
         # Without settings of the user's own daemon: defaults are measured.
         environment = {k: v for k, v in os.environ.items() if not k.startswith("WASMKILN_")}
+        environment |= environ or {}
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 [
@@ -252,9 +255,14 @@ class Daemon:
 
 
 def come_to_rest(client: Client) -> None:
-    """Wait until the daemon compiles nothing, and Redis has all: no reply waits for that."""
+    """Wait until the daemon compiles nothing, and the tiers have all: no reply waits for that."""
     until = time.monotonic() + _REST_TIMEOUT_S
-    while (stats := client.stats()).busy_workers or stats.flights or stats.pending_writes:
+    while (
+        (stats := client.stats()).busy_workers
+        or stats.flights
+        or stats.pending_writes
+        or stats.pending_object_writes
+    ):
         if time.monotonic() > until:
             raise BenchError("the daemon did not come to rest")
         time.sleep(_POLL_S)

@@ -60,8 +60,7 @@ def node_package(cache: Path = _CACHE, *, dev: bool = False) -> NodePackage:
 
     With `dev`, what only its examples and its types need is there too.
     """
-    if shutil.which("npm") is None or shutil.which("node") is None:
-        pytest.skip("npm and node are not on PATH")
+    demand_npm()
     lock = (SOURCE / "package-lock.json").read_bytes()
     folder = cache / hashlib.sha256(lock).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
@@ -71,17 +70,28 @@ def node_package(cache: Path = _CACHE, *, dev: bool = False) -> NodePackage:
         fcntl.flock(waiting, fcntl.LOCK_EX)
         marker, content = folder / ".package", _content()
         if not marker.exists():
-            for name in ("package.json", "package-lock.json"):
-                shutil.copy(SOURCE / name, folder / name)
-            done = _npm(folder, "ci", *([] if dev else ["--omit=dev"]))
-            if done.returncode:
-                pytest.skip(f"npm cannot install: {done.stderr.strip()[-300:]}")
+            npm_ci(SOURCE, folder, *([] if dev else ["--omit=dev"]))
             # Its name would hide the package from programs in this folder.
             (folder / "package.json").write_text("{}")
         if not marker.exists() or marker.read_text() != content:
             _put_package(installed)
             marker.write_text(content)
     return installed
+
+
+def demand_npm() -> None:
+    """Skip the test where npm is missing."""
+    if shutil.which("npm") is None or shutil.which("node") is None:
+        pytest.skip("npm and node are not on PATH")
+
+
+def npm_ci(source: Path, folder: Path, *words: str) -> None:
+    """Install into ``folder`` what ``source`` locks. Skip the test where that cannot be."""
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(source / name, folder / name)
+    done = _npm(folder, "ci", *words)
+    if done.returncode:
+        pytest.skip(f"npm cannot install: {done.stderr.strip()[-300:]}")
 
 
 def _put_package(installed: NodePackage) -> None:

@@ -364,7 +364,7 @@ class Methods(ABC):
         module_sha256: str | None = None,
         engine: str | None = None,
         everything: bool = False,
-        tier: Literal["memory", "host_store", "redis"] | None = None,
+        tier: Literal["memory", "host_store", "redis", "object_store"] | None = None,
         timeout_s: float | None = None,
     ) -> admin.EvictResponse:
         """Remove the artifacts of a module, of an engine, or all, from one tier or from every one.

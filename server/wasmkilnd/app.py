@@ -162,11 +162,13 @@ class Daemon:
         shared = SharedServer(url, access_of_redis, embedded, timeout_s=now.redis_timeout_s)
         on_stop.push_async_callback(self._unless_hurried, embedded.stop)
         on_stop.push_async_callback(shared.close)
+        if bucket := await asyncio.to_thread(options.open_bucket, now):
+            on_stop.push_async_callback(bucket.close)
         async with long_step("opening the cache", at_most_s=300.0):
-            await shared.start()
+            await asyncio.gather(shared.start(), *([bucket.start()] if bucket else []))
             host = HostDirectory(options.host_options(now))
             tenants = self._tenants = Tenants(
-                *(settings, metrics, shared, host, served, namespaces),
+                *(settings, metrics, shared, bucket, host, served, namespaces),
                 served_engines=partial(engines.served_engines, served),
                 held=FairShare(lambda: 2 * limits.current.queue_bytes),
                 # So that most workers stay free for callers.
@@ -261,7 +263,7 @@ class Daemon:
         files = await artifacts.start(group)
         if path := Address.parse(admin_address).path if admin_address else "":
             server.open_socket(admin_address, Path(path), group)
-        readiness.started(serving, tenants.remote_status)
+        readiness.started(serving, lambda: (tenants.remote_status(), tenants.object_status()))
         rpc.set_health(readiness.now()[0])
         # All that is there now stays: a full collection of it would make every caller wait.
         gc.collect()
@@ -348,6 +350,7 @@ class Daemon:
         size = settings.effective_host_store_bytes
         host = f"host store, {written('host_store_bytes', size)}" if size else "no host store"
         host = f"host store unusable: {trouble}" if trouble else host
+        objects = f"; {tenants.bucket.description}" if tenants.bucket else ""
         served = [
             f"{engine.id} ({engine.capabilities.interpreter},"
             f" {engine.pool.size} worker{'s' if engine.pool.size > 1 else ''}"
@@ -367,7 +370,7 @@ class Daemon:
             "status": admin and not admin.startswith("unix:") and page,
             "engines": f"\n{'':11}".join(served),
             "jobs": serving.registry.served and serving.isolation.summary,
-            "tiers": f"memory, {memory}; {host}; {tenants.server.description}",
+            "tiers": f"memory, {memory}; {host}; {tenants.server.description}{objects}",
             "state": settings.state_dir,
             "try": f"wasmkiln {flag}compile MODULE.wasm -o MODULE.cwasm",
         }

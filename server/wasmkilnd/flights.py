@@ -247,7 +247,7 @@ class WaitBudget:
             while not task.done():
                 left_s = self.left_s + more.seconds - (time.monotonic() - began_s)
                 if left_s <= 0:
-                    raise TierUnavailable("Redis took longer than one call may wait for it")
+                    raise TierUnavailable("the tiers took longer than one call may wait for them")
                 # Not for ever: the time that is free may end.
                 await asyncio.wait((task,), timeout=min(left_s, 0.25))
             return task.result()

@@ -137,12 +137,13 @@ class Origin(Enum):
     COMPILED = "compiled"
     JOINED_FLIGHT = "joined_flight"
     HOST_STORE = "host_store"
+    OBJECT_STORE = "object_store"
 
 
 # Nothing was waited for: too many to be told one by one.
 LOCAL_HITS: Final = frozenset({Origin.MEMORY, Origin.HOST_STORE})
 # A tier had the artifact.
-HITS: Final = LOCAL_HITS | {Origin.REDIS}
+HITS: Final = LOCAL_HITS | {Origin.REDIS, Origin.OBJECT_STORE}
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)

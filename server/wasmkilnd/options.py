@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from wasmkilnd.cache.host_store import HostOptions
+from wasmkilnd.cache.object_store import Bucket
 from wasmkilnd.cache.redis_servers import RedisAccess
 from wasmkilnd.settings import Settings, group_id
 
@@ -14,6 +15,17 @@ def host_options(settings: Settings) -> HostOptions:
         limit_bytes=settings.effective_host_store_bytes,
         group=group_id(settings.host_store_group),
     )
+
+
+def open_bucket(settings: Settings, url: str = "") -> Bucket | None:
+    """Return the way to the object store at ``url``, or that of the settings; None for none.
+
+    It may take a second: call it in a thread, where one is wanted. Raises AccessUnusable.
+    """
+    if not (url := url or settings.object_store_url):
+        return None
+    timeout_s, largest_bytes = settings.object_store_timeout_s, settings.max_artifact_bytes
+    return Bucket(url, timeout_s=timeout_s, largest_bytes=largest_bytes)
 
 
 def redis_access(settings: Settings) -> RedisAccess:

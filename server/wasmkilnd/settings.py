@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
+from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 from wasmkiln.shared import default_state_dir as default_state_dir
@@ -36,7 +37,7 @@ from wasmkilnd.redis_address import RedisAddress, RedisKind, host_and_port, ip_o
 
 ENV_PREFIX: Final = "WASMKILN_"
 NONE: Final = "none"
-"""The value that switches the admin server, the host store or the Redis tier off."""
+"""The value that switches the admin server or a tier off."""
 EMBEDDED: Final = ""
 """The value of redis_url that asks for the embedded server."""
 AUTO: Final = "auto"
@@ -145,6 +146,35 @@ def _redis_url(url: RedisUrl) -> RedisUrl:
     return url
 
 
+# The object store, whose URL holds no secret.
+
+
+def object_store_url(url: str) -> str:
+    """Return the URL, empty for none. Raises ValueError without quoting it: it may hold a key."""
+    if url in ("", NONE):
+        return ""
+    try:
+        parts = urlsplit(url)
+        path = unquote(parts.path, errors="strict") if parts.scheme == "file" else parts.path
+    except ValueError:
+        raise ValueError("it is not a valid URL") from None
+    if parts.scheme not in ("s3", "gs", "az", "file"):
+        raise ValueError("it has no known scheme: write one of s3://, gs://, az://, file://")
+    if "@" in parts.netloc or "?" in url or "#" in url:
+        raise ValueError(
+            "it has a user, a query or a fragment: credentials, region and endpoint come from the"
+            " environment variables of the store, such as AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL"
+        )
+    is_here, steps = parts.scheme == "file", path.strip("/").split("/")
+    good = not {".", ".."} & {*steps} and ("" not in steps or steps == [""])
+    if is_here and (parts.netloc or not good or steps == [""] or "\0" in path):
+        raise ValueError("it has not an absolute path: write file:///path")
+    named = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}", parts.netloc)
+    if not is_here and not (good and named and re.fullmatch(r"[A-Za-z0-9._=/+-]*", path)):
+        raise ValueError(f"it is not a valid URL: write {parts.scheme}://bucket/prefix")
+    return url.rstrip("/")
+
+
 # Paths and words.
 
 
@@ -242,6 +272,8 @@ AdminAddress = Annotated[
     str, AfterValidator(lambda text: text if text == NONE else str(Address.parse(text)))
 ]
 RedisLocation = Annotated[RedisUrl, AfterValidator(_redis_url)]
+ObjectStoreUrl = Annotated[str, AfterValidator(object_store_url)]
+TierMode = Annotated[Literal["read-write", "read-only", "write-only"], LowerCase]
 OptionalPath = Annotated[str, BeforeValidator(_path)]
 Keys = Annotated[tuple[str, ...], BeforeValidator(_keys)]
 Group = Annotated[str, AfterValidator(_group)]
@@ -346,12 +378,26 @@ class Settings(BaseModel):
     answer it. One call may meet a Redis that hangs; later calls do not wait, nor do writes."""
     redis_prefix: KeyPrefix = "wasm:"
     """What every key in Redis begins with."""
+    redis_mode: TierMode = "read-write"
+    """What the daemon does with values in Redis: read-write, read-only or write-only. In other
+    modes than read-write it shares no leases, quarantine, pins and uses with other daemons."""
     embedded_redis_bytes: Size = Field(default=GIB, ge=4 * MIB)
     """Memory that the embedded server may fill; it then drops the least recently used."""
     cache_ttl_s: WholeSeconds = Field(default=7 * DAY_S, gt=0)
     """How long an entry stays in Redis after its last use."""
     memory_bytes: Size = _live(256 * MIB, ge=0)
     """Memory that the tier in the daemon itself may fill; with 0 it keeps nothing."""
+
+    # What keeps values behind Redis.
+    object_store_url: ObjectStoreUrl = ""
+    """The object store, which keeps what Redis may lose: s3://bucket/prefix, gs://bucket/prefix,
+    az://container/prefix, or file:///path of a directory that hosts share; empty or none for no
+    such tier. Credentials come from the store's own environment variables."""
+    object_store_mode: TierMode = "read-write"
+    """What the daemon does with the object store: read-write, read-only or write-only."""
+    object_store_timeout_s: Seconds = Field(default=5.0, gt=0)
+    """How long to wait for each answer of the object store, and longer for large values. One call
+    may meet a store that hangs; later calls do not wait, nor do writes."""
 
     # Where the files are that processes on this host map, how many bytes, who may read them.
     host_store_dir: Annotated[str, _path_or(NONE)] = ""

@@ -34,13 +34,13 @@ import structlog
 
 from wasmkilnd import errors, model, quarantine, quota, usage
 from wasmkilnd.access.policy import NamespaceLimits, Policy
-from wasmkilnd.cache import embedded, fleet, host_store, memory, redis_store
+from wasmkilnd.cache import embedded, fleet, host_store, memory, object_store, redis_store
 from wasmkilnd.cache.cache import Cache
 from wasmkilnd.compile import Compiler, Tenant
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.pins import Pins, file_of
 from wasmkilnd.rpc.messages import header_of
-from wasmkilnd.settings import Settings
+from wasmkilnd.settings import NONE, Settings
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.metrics import Gauges, Metrics
 from wasmkilnd.whole_files import SharedFile
@@ -105,6 +105,9 @@ class OpenTenant:
         now, whole = common.settings, common.metrics
         self._sealer = sealer = common.sealer
         settings, link, self.mode = now.current, common.server.link, common.server.mode
+        # What daemons tell each other, they read and write.
+        mode, bucket = settings.redis_mode, common.bucket
+        told = link if mode == "read-write" else None
         # Of the namespace alone; of the default one, those of the whole daemon.
         self.metrics = metrics = Metrics(whole.version, whole=whole) if namespace else whole
         prefix = settings.redis_prefix + (f"ns:{namespace}:" if namespace else "")
@@ -131,32 +134,46 @@ class OpenTenant:
                 artifact_bytes=artifact_bytes,
                 module_bytes=lambda: now.current.max_module_bytes,
                 is_pinned=is_pinned,
+                reads=mode != "write-only",
+                writes=mode != "read-only",
                 reports_usage=not namespace,
+            )
+        objects, self.object_mode = None, settings.object_store_mode if bucket else NONE
+        if bucket:
+            objects = object_store.ObjectStore(
+                *(bucket, object_store.prefix_of(prefix), sealer, metrics),
+                artifact_bytes=artifact_bytes,
+                module_bytes=lambda: now.current.max_module_bytes,
+                is_pinned=is_pinned,
+                reads=self.object_mode != "write-only",
+                writes=self.object_mode != "read-only",
             )
         self.cache = Cache(
             *(self.memory, host, self.redis, metrics),
-            call_wait_s=settings.redis_timeout_s,
+            # A Redis that hangs leaves a call time to ask the object store.
+            call_wait_s=settings.redis_timeout_s + (bucket.timeout_s if bucket else 0.0),
             write_queue_bytes=common.write_queue_bytes,
+            objects=objects,
         )
         pins = Pins(
             file_of(settings.state_dir, namespace),
-            *(sealer, self.cache, self.memory, host, self.redis),
+            *(sealer, self.cache, self.memory, host, self.redis if told else None),
             namespaces=lambda: len(common.opened),
         )
         self.fleet = fleet.Fleet(
-            *(link, prefix, metrics, self.cache.redis_writes.settled),
+            *(told, prefix, metrics, self.cache.redis_writes.settled),
             lease_s=_LEASE_S,
             # The daemon that compiles has succeeded or failed by then.
             max_wait_s=lambda: now.current.compile_timeout_s + _LEASE_S,
         )
-        strikes = fleet.Strikes(link, prefix, sealer)
+        strikes = fleet.Strikes(told, prefix, sealer)
         refused = quarantine.Quarantine(strikes, metrics, lambda: now.current.quarantine_s)
         compiler = Compiler(
             *(self.cache, self.fleet, common.engines, sealer, refused, metrics),
             *(lambda: now.current.max_module_bytes, common.held, common.slots),
         )
         uses = SharedFile(settings.state_dir / "uses", namespace, "cannot save uses")
-        self.usage = usage.Usage(uses, sealer, self.redis)
+        self.usage = usage.Usage(uses, sealer, self.redis if told else None)
         self.tenant = Tenant(compiler, refused, pins, self.usage.tally)
         if namespace:
             for engine in common.engines.served:
@@ -164,6 +181,7 @@ class OpenTenant:
             _show(self.metrics.gauges, lambda: [self])
             # The detail may name the server, which is the operators' alone.
             self.metrics.gauges.remote = lambda: replace(self.remote_status(), detail="")
+            self.metrics.gauges.objects = lambda: replace(self.object_status(), detail="")
 
     async def start(self) -> None:
         """Make the host store ready, and begin to watch Redis; never raise."""
@@ -179,6 +197,10 @@ class OpenTenant:
     def remote_status(self) -> model.RemoteStatus:
         """Return whether Redis answers, and how many writes to it wait."""
         return self.cache.remote_status(self.mode)
+
+    def object_status(self) -> model.RemoteStatus:
+        """Return whether the object store answers, and how many writes to it wait."""
+        return self.cache.remote_status(self.object_mode, "object_store")
 
     async def look(self) -> None:
         """Look after pins, uses, and what memory has that grows too old; never raise."""
@@ -212,6 +234,7 @@ class Tenants:
 
     - ``metrics``: of the whole daemon.
     - ``server``: the connection to the shared tier.
+    - ``bucket``: the way to the object store, if there is one.
     - ``served_engines``: returns what each host store keeps as ``engines.json``.
     - ``held``: the bytes of all modules that are being worked on.
     - ``slots``: for compiles that no caller waits for.
@@ -222,6 +245,7 @@ class Tenants:
     settings: model.Reloadable[Settings]
     metrics: Metrics
     server: embedded.SharedServer
+    bucket: object_store.Bucket | None
     host: host_store.HostDirectory
     engines: EngineRegistry
     namespaces: InitVar[Mapping[str, NamespaceLimits]]
@@ -240,7 +264,7 @@ class Tenants:
         self.serve(namespaces, self.settings.current)
         gauges = self.metrics.gauges
         _show(gauges, self._all)
-        gauges.remote = self.remote_status
+        gauges.remote, gauges.objects = self.remote_status, self.object_status
         # Those of namespaces that are served, and of others.
         gauges.tiers["host_store"] = self.host.usage
         # The server's own figures, which are those of all its keys, and what of them is pinned.
@@ -351,13 +375,11 @@ class Tenants:
 
     def remote_status(self) -> model.RemoteStatus:
         """Return whether the shared tier answers, and how many writes of all namespaces wait."""
-        each = [one.remote_status() for one in self._all()]
-        return replace(
-            each[0],
-            detail=next((one.detail for one in each if one.detail), ""),
-            pending_writes=sum(one.pending_writes for one in each),
-            dropped_writes=sum(one.dropped_writes for one in each),
-        )
+        return _sum([one.remote_status() for one in self._all()])
+
+    def object_status(self) -> model.RemoteStatus:
+        """Return the same of the object store."""
+        return _sum([one.object_status() for one in self._all()])
 
     def _all(self) -> list[OpenTenant]:
         return [*self.opened.values(), *self._closing]
@@ -399,6 +421,15 @@ class Tenants:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _sum(each: Sequence[model.RemoteStatus]) -> model.RemoteStatus:
+    return replace(
+        each[0],
+        detail=next((one.detail for one in each if one.detail), ""),
+        pending_writes=sum(one.pending_writes for one in each),
+        dropped_writes=sum(one.dropped_writes for one in each),
+    )
 
 
 def _show(gauges: Gauges, opened: Callable[[], Collection[OpenTenant]]) -> None:

@@ -425,7 +425,7 @@ def test_whatever_is_wrong_is_one_sentence(cache: Command, tmp_path: Path) -> No
         ("rm --all --yes --engine wasmer", "choose one of --module, --engine, and --all"),
         ("ls --module xyz", "expected 4 to 64 hexadecimal digits"),
         ("ls --namespace No", "expected 1 to 63 lowercase letters"),
-        ("ls --tier memory", "'memory' is not one of 'redis', 'host_store'"),
+        ("ls --tier memory", "'memory' is not one of 'redis', 'object_store', 'host_store'"),
         ("du", "No such command 'du'"),
     ],
 )

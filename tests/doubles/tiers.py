@@ -105,11 +105,12 @@ class SharedTier(_Gated):
     """A RedisStore without a Redis."""
 
     name = "redis"
+    reads = writes = True
 
     def __init__(self) -> None:
         super().__init__()
         self.link = _Link(self)
-        self.write_refusal = ""
+        self.refusal = ""
         self.uses: list[CacheKey | str] = []
 
     async def put(self, what: Artifact | Module) -> None:

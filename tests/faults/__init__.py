@@ -1,1 +1,1 @@
-"""Faults of Redis of every kind, under load: what callers notice."""
+"""Faults of Redis and of object stores, under load: what callers notice."""

@@ -1,4 +1,4 @@
-"""A proxy in front of Redis that can be slow, thin, silent, cut off, or wrong."""
+"""A proxy in front of a server that can be slow, thin, silent, cut off, or wrong."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ class Line:
     """Accepts what is sent, and passes nothing on in either direction."""
     garbage: bytes = b""
     """Sent instead of the server's reply."""
+    only_to: bytes = b""
+    """What requests begin with that are answered so; the server answers the others."""
     flip_one_in: int = 0
     """One of so many bytes is changed; 0 for none."""
     cut_after_bytes: int = 0
@@ -41,9 +43,9 @@ GOOD = Line()
 
 
 class Proxy:
-    """Passes connections to 127.0.0.1:``port`` on to a Unix socket. In a thread of its own."""
+    """Passes connections to 127.0.0.1:``port`` on to a socket or port. In a thread of its own."""
 
-    def __init__(self, target: Path, seed: int = 0) -> None:
+    def __init__(self, target: Path | int, seed: int = 0) -> None:
         self._target = target
         self._random = random.Random(seed)
         self._line = GOOD
@@ -111,7 +113,11 @@ class Proxy:
         self._connections.add(task)
         try:
             with contextlib.suppress(OSError, asyncio.CancelledError):
-                back, forth = await asyncio.open_unix_connection(self._target)
+                back, forth = await (
+                    asyncio.open_unix_connection(self._target)
+                    if isinstance(self._target, Path)
+                    else asyncio.open_connection("127.0.0.1", self._target)
+                )
                 ways = [
                     asyncio.create_task(self._carry_forth(reader, forth, writer)),
                     asyncio.create_task(self._carry_back(back, writer)),
@@ -134,10 +140,13 @@ class Proxy:
         writer: asyncio.StreamWriter,
     ) -> None:
         while chunk := await reader.read(_READ_BYTES):
-            if self._line.garbage:
-                writer.write(self._line.garbage)
+            line = self._line
+            if line.garbage and chunk.startswith(line.only_to):
+                writer.write(line.garbage)
                 await writer.drain()
-            elif not self._line.swallow:
+                while line.only_to and await reader.read(_READ_BYTES):
+                    pass  # The server is to see nothing of what follows.
+            elif not line.swallow:
                 forth.write(chunk)
                 await forth.drain()
 
@@ -148,7 +157,7 @@ class Proxy:
             if line.delay_s or line.bytes_per_s:
                 thin_s = len(chunk) / line.bytes_per_s if line.bytes_per_s else 0.0
                 await asyncio.sleep(min(line.delay_s + thin_s, _LONGEST_PAUSE_S))
-            if line.swallow or line.garbage:
+            if line.swallow or (line.garbage and not line.only_to):
                 continue
             if line.flip_one_in:
                 chunk = self._flipped(chunk, line.flip_one_in)

@@ -16,14 +16,13 @@ from wasmkiln import AsyncClient
 from tests.e2e.daemon import Daemon, state_with
 from tests.e2e.signing_keys import KeyDirectory
 from tests.e2e.stored_values import rejected
-from tests.faults.load import ENGINE, REDIS, Call, Load
-from tests.faults.site import KINDS, TIMEOUT_S, Kind, running_site
+from tests.faults.load import ENGINE, Call, Load
+from tests.faults.site import REDIS, TIMEOUT_S, Kind, Tier
 from tests.promises import Tell, table
 
 LEASE_S = 5.0
 """How long a daemon waits for another one that compiles, when Redis no longer tells."""
 SETTINGS = {
-    "WASMKILN_REDIS_TIMEOUT_S": str(TIMEOUT_S),
     "WASMKILN_HOST_STORE_BYTES": "0",
     "WASMKILN_COMPILE_TIMEOUT_S": "8",
     "WASMKILN_MEMORY_BYTES": "1.5MiB",
@@ -88,19 +87,16 @@ async def run(
     rounds: int,
     quiet_s: float,
     *,
+    tier: Tier = REDIS,
     long: bool = False,
     tell: Tell = lambda _: None,
 ) -> Report:
-    """Have each fault ``rounds`` times, under load; those that take ``long``, once."""
+    """Have each fault of a tier ``rounds`` times, under load; those that take ``long``, once."""
     async with AsyncExitStack() as stack:
-        site = stack.enter_context(running_site(folder / "redis"))
+        site = stack.enter_context(tier.running(folder / tier.name))
         keys = KeyDirectory.of(folder)
         assert keys.pair()
-        environ = {
-            **SETTINGS,
-            "WASMKILN_REDIS_URL": site.url,
-            "WASMKILN_KEYS_DIR": str(keys.folder),
-        }
+        environ = {**SETTINGS, **site.environment, "WASMKILN_KEYS_DIR": str(keys.folder)}
         daemons = [
             stack.enter_context(Daemon(state_with(folder / name, ENGINE), environ=environ))
             for name in ("one", "two")
@@ -117,9 +113,12 @@ async def run(
         async def recovered(kind: Kind, since_s: float) -> bool:
             if kind.takes_reads:
                 stats = [await client.stats() for client in clients]
-                return all(each.redis_up and not each.redis_detail for each in stats)
+                return all(map(tier.is_well, stats))
             return all(
-                any(call.origin == REDIS and call.began_s > since_s for call in reversed(calls))
+                any(
+                    call.origin == tier.origin and call.began_s > since_s
+                    for call in reversed(calls)
+                )
                 for calls in load.calls
             )
 
@@ -145,7 +144,7 @@ async def run(
             quiet = load.since(began_s)
             injections: dict[str, list[Injection]] = {}
             for number in range(rounds):
-                for kind in KINDS:
+                for kind in tier.kinds:
                     if not kind.takes_long or (long and number == 0):
                         injections.setdefault(kind.name, []).append(await befall(kind))
         calls = load.since(began_s)
@@ -189,7 +188,7 @@ def _row(fault: str, injections: list[Injection], calls: list[Call], quiet: list
 
 
 def markdown(made: Report) -> str:
-    """Return the table for docs/explanation/redis.md."""
+    """Return the table for docs/explanation."""
     head = ("fault", "injected", "calls meanwhile", "wrong artifacts", "failed calls")
     times = ("longest added wait, ms", "recovered after, ms", "at the latest, ms")
     rows = [

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from wasmkiln.v1 import types_pb2
 
 from tests.faults.proxy import GOOD, Line, Proxy
 from tests.servers.redis_server import RedisServer, binary_of, redis_server
@@ -70,6 +71,11 @@ class Site:
         """What daemons are told."""
         return f"redis://:{PASSWORD}@127.0.0.1:{self.proxy.port}"
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """What daemons are told, as variables."""
+        return {"WASMKILN_REDIS_URL": self.url, "WASMKILN_REDIS_TIMEOUT_S": str(TIMEOUT_S)}
+
 
 @contextmanager
 def running_site(folder: Path) -> Iterator[Site]:
@@ -78,7 +84,8 @@ def running_site(folder: Path) -> Iterator[Site]:
         yield Site(server, proxy)
 
 
-Sickness = Callable[[Site], AbstractContextManager[None]]
+Sickness = Callable[[Any], AbstractContextManager[None]]
+"""Has a site be sick for as long as the context lasts."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +103,22 @@ class Kind:
     """Only the command causes it, and not the tests."""
 
 
+@dataclass(frozen=True)
+class Tier:
+    """A tier whose faults are measured."""
+
+    name: str
+    running: Callable[[Path], AbstractContextManager[Any]]
+    """Starts a site, which has the ``environment`` of daemons."""
+    kinds: Sequence[Kind]
+    origin: int
+    """What answers say that came from it."""
+    is_well: Callable[[Any], bool]
+    """Whether Stats say nothing against it."""
+
+
 @contextmanager
-def killed(site: Site) -> Iterator[None]:
+def killed(site: Any) -> Iterator[None]:
     """SIGKILL; then started again with what it had stored."""
     site.server.signal(signal.SIGKILL)
     yield
@@ -105,7 +126,7 @@ def killed(site: Site) -> Iterator[None]:
 
 
 @contextmanager
-def stopped(site: Site) -> Iterator[None]:
+def stopped(site: Any) -> Iterator[None]:
     """SIGSTOP: connections stay, and nobody answers."""
     site.server.signal(signal.SIGSTOP)
     try:
@@ -134,7 +155,7 @@ def line(choose: Callable[[], Line], *, cut: bool = False) -> Sickness:
     """Return a fault of the line; ``choose`` picks the line each time, ``cut`` ends connections."""
 
     @contextmanager
-    def bad(site: Site) -> Iterator[None]:
+    def bad(site: Any) -> Iterator[None]:
         site.proxy.set(choose())
         if cut:
             site.proxy.cut()
@@ -206,4 +227,12 @@ KINDS = (
         "bytes flipped on the line",
         line(lambda: Line(flip_one_in=_chance.choice((500, 20_000, 200_000)))),
     ),
+)
+
+REDIS = Tier(
+    "redis",
+    running_site,
+    KINDS,
+    types_pb2.ORIGIN_REDIS,
+    lambda stats: stats.redis_up and not stats.redis_detail,
 )

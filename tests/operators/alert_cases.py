@@ -43,7 +43,7 @@ _WAIT = f"wasmkiln_queue_wait_seconds_bucket{{{ENGINE},le="
 _STATE = f"wasmkiln_engine_state{{{ENGINE},state="
 _COMPILES = f"wasmkiln_compiles_total{{{ENGINE},outcome="
 _OF_STORE = 'outcome="error",tier="host_store"'
-_TIERS = ("redis", "host_store")
+_TIERS = ("redis", "host_store", "object_store")
 CASES = [
     down("WasmkilnDown", "up{", 2),
     down("WasmkilnNotReady", "wasmkiln_ready{", 2),
@@ -88,6 +88,7 @@ CASES = [
         for series in (
             "wasmkiln_redis_dropped_writes_total{",
             "wasmkiln_host_store_dropped_writes_total{",
+            "wasmkiln_object_store_dropped_writes_total{",
             f"wasmkiln_tier_stores_total{{{_OF_STORE}",
             f'wasmkiln_tier_lookups_total{{{_OF_STORE},what="artifact"',
         )

@@ -122,7 +122,7 @@ def test_jobs_that_wait_for_minutes_beside_idle_workers_are_stuck() -> None:
     now_s, pool = 0.0, Workers()
     readiness = Readiness(lambda: now_s)
     engines: Any = [Engine("one", Workers()), Engine("two", pool)]
-    readiness.started(serving(*engines), lambda: NO_REDIS)
+    readiness.started(serving(*engines), lambda: (NO_REDIS, NO_REDIS))
     assert gets_on()
     pool.waiting = 3
     assert gets_on()

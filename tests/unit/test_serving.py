@@ -159,6 +159,9 @@ class Dead:
     def remote_status(self) -> object:
         return SimpleNamespace(up=False, switched_off=False)
 
+    def object_status(self) -> object:
+        return SimpleNamespace(up=False, switched_off=True)
+
 
 class Defective(Dead):
     """A namespace with two artifacts to make, the first of which meets a defect of the daemon."""

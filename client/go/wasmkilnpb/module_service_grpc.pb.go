@@ -63,7 +63,7 @@ type ModuleServiceClient interface {
 	//	                                          RetryInfo; metadata: engine.
 	Load(ctx context.Context, in *LoadRequest, opts ...grpc.CallOption) (*LoadResponse, error)
 	// Returns the artifact of a module for one engine, target, cpu and settings:
-	// from memory, from the host store, from Redis, or compiled now. The header
+	// from memory, from the host store, from Redis, from the object store, or compiled now. The header
 	// comes first, then the artifact in chunks of at most 1 MiB; without chunks
 	// where the header says where the artifact is, or holds it.
 	//
@@ -81,7 +81,8 @@ type ModuleServiceClient interface {
 	//	                                          have; metadata: targets or cpus.
 	//	INVALID_ARGUMENT    SETTING_UNKNOWN       a setting or value that the engine does not
 	//	                                          have; metadata: setting, allowed.
-	//	NOT_FOUND           MODULE_NOT_LOADED     no module with this digest here or in Redis.
+	//	NOT_FOUND           MODULE_NOT_LOADED     no module with this digest here, in Redis or in
+	//	                                          the object store.
 	//	RESOURCE_EXHAUSTED  ARTIFACT_TOO_LARGE    metadata: size_bytes, limit_bytes.
 	//	FAILED_PRECONDITION MODULE_QUARANTINED    not long ago, a compile of it crashed, or ran
 	//	                                          past its limit of time or memory; metadata:
@@ -97,7 +98,8 @@ type ModuleServiceClient interface {
 	// Errors: none of its own.
 	GetCapabilities(ctx context.Context, in *GetCapabilitiesRequest, opts ...grpc.CallOption) (*GetCapabilitiesResponse, error)
 	// Returns those of the given keys whose artifact no tier holds. At most
-	// 10,000 keys in one call, and 2 MiB.
+	// 10,000 keys in one call, and 2 MiB. What the object store alone holds counts
+	// as missing until this daemon has read or written it; Compile finds it.
 	//
 	// Errors:
 	//
@@ -226,7 +228,7 @@ type ModuleServiceServer interface {
 	//	                                          RetryInfo; metadata: engine.
 	Load(context.Context, *LoadRequest) (*LoadResponse, error)
 	// Returns the artifact of a module for one engine, target, cpu and settings:
-	// from memory, from the host store, from Redis, or compiled now. The header
+	// from memory, from the host store, from Redis, from the object store, or compiled now. The header
 	// comes first, then the artifact in chunks of at most 1 MiB; without chunks
 	// where the header says where the artifact is, or holds it.
 	//
@@ -244,7 +246,8 @@ type ModuleServiceServer interface {
 	//	                                          have; metadata: targets or cpus.
 	//	INVALID_ARGUMENT    SETTING_UNKNOWN       a setting or value that the engine does not
 	//	                                          have; metadata: setting, allowed.
-	//	NOT_FOUND           MODULE_NOT_LOADED     no module with this digest here or in Redis.
+	//	NOT_FOUND           MODULE_NOT_LOADED     no module with this digest here, in Redis or in
+	//	                                          the object store.
 	//	RESOURCE_EXHAUSTED  ARTIFACT_TOO_LARGE    metadata: size_bytes, limit_bytes.
 	//	FAILED_PRECONDITION MODULE_QUARANTINED    not long ago, a compile of it crashed, or ran
 	//	                                          past its limit of time or memory; metadata:
@@ -260,7 +263,8 @@ type ModuleServiceServer interface {
 	// Errors: none of its own.
 	GetCapabilities(context.Context, *GetCapabilitiesRequest) (*GetCapabilitiesResponse, error)
 	// Returns those of the given keys whose artifact no tier holds. At most
-	// 10,000 keys in one call, and 2 MiB.
+	// 10,000 keys in one call, and 2 MiB. What the object store alone holds counts
+	// as missing until this daemon has read or written it; Compile finds it.
 	//
 	// Errors:
 	//

@@ -79,7 +79,7 @@ export class Artifact {
   /** The settings that a host has to apply to load the artifact. */
   readonly changedSettings: Record<string, string>
   readonly fingerprint: string
-  readonly origin: 'compiled' | 'memory' | 'host_store' | 'redis' | 'joined_flight' | 'unspecified'
+  readonly origin: 'compiled' | 'memory' | 'host_store' | 'redis' | 'object_store' | 'joined_flight' | 'unspecified'
   readonly kind: 'core' | 'component'
   /** Up to 1,000 imports and exports in all. */
   readonly imports: (ExternType & { module: string })[]

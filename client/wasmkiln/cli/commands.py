@@ -29,6 +29,9 @@ _MOST_ATTESTATION_BYTES = 2**20
 # --- modules in, artifacts out ----------------------------------------------------------------
 
 
+_TIERS = ["memory", "host_store", "redis", "object_store"]
+
+
 @command("""
 files FILE...
 --engine ENGINE  The engine that validates, e.g. wasmtime or wasmer-1.1.0.
@@ -180,8 +183,10 @@ def _stats(document: dict[str, Any]) -> list[str]:
     of = "p50_s:{0}p50 {1}.p90_s:p90 {1}.p99_s:p99"
     compiles = [one for one in document["compiles"] if one["count"]]
     names = [{"name": name, "is": engine} for name, engine in document["engine_names"].items()]
-    head = "version uptime_s:up namespace hit_ratio redis_mode:redis redis_up:up redis_detail"
+    head = "version uptime_s:up namespace hit_ratio redis_mode:redis redis_up:up redis_detail "
+    head += "object_store_mode:objects object_store_up:up object_store_detail"
     now = "busy_workers queue_depth:queued flights flights_joined dropped_writes "
+    now += "dropped_object_writes "
     tiers = "tier entries bytes pinned_bytes:pinned limit_bytes:limit hits misses evictions errors "
     warm_ups = "engine:new_engine from_engine:warm_from total:artifacts done failed ended:moved"
     return [
@@ -242,7 +247,7 @@ def profiles(session: Session) -> None:
 --tier TIER               This tier only.  [default: all tiers]
 --yes                     Do not ask for confirmation.
 """,
-    tier={"type": click.Choice(["memory", "host_store", "redis"]), "metavar": None},
+    tier={"type": click.Choice(_TIERS), "metavar": None},
 )
 def evict(session: Session, module: str | None, yes: bool, **scope: Any) -> Exit:
     """Remove artifacts from the caches: of a module, of an engine, or all."""
@@ -261,7 +266,8 @@ def evict(session: Session, module: str | None, yes: bool, **scope: Any) -> Exit
     stayed = f"; {answer.pinned} stayed, as they are pinned" if answer.pinned else ""
     session.emit(to_document(answer), gone + stayed)
     tiers = ", ".join(answer.unreachable_tiers)
-    return _late(session, tiers, "entries there may be left; evict again later")
+    what = "entries there may be left, or go in the background; evict again later"
+    return _late(session, tiers, what)
 
 
 @command(

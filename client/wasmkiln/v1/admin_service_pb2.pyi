@@ -17,10 +17,12 @@ class Tier(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TIER_MEMORY: _ClassVar[Tier]
     TIER_REDIS: _ClassVar[Tier]
     TIER_HOST_STORE: _ClassVar[Tier]
+    TIER_OBJECT_STORE: _ClassVar[Tier]
 TIER_UNSPECIFIED: Tier
 TIER_MEMORY: Tier
 TIER_REDIS: Tier
 TIER_HOST_STORE: Tier
+TIER_OBJECT_STORE: Tier
 
 class ListQuarantineRequest(_message.Message):
     __slots__ = ()

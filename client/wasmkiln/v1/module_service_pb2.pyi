@@ -172,7 +172,7 @@ class QuotaUsage(_message.Message):
     def __init__(self, identity: _Optional[str] = ..., quota: _Optional[str] = ..., used: _Optional[float] = ..., limit: _Optional[float] = ..., refused: _Optional[int] = ...) -> None: ...
 
 class StatsResponse(_message.Message):
-    __slots__ = ("version", "started_at", "uptime", "tiers", "compiles", "workers", "queue_depth", "busy_workers", "flights", "flights_joined", "quarantined_modules", "hit_ratio", "redis_up", "redis_mode", "redis_detail", "pending_writes", "dropped_writes", "namespace", "quotas", "pins", "engine_warm_ups", "engine_names")
+    __slots__ = ("version", "started_at", "uptime", "tiers", "compiles", "workers", "queue_depth", "busy_workers", "flights", "flights_joined", "quarantined_modules", "hit_ratio", "redis_up", "redis_mode", "redis_detail", "pending_writes", "dropped_writes", "namespace", "quotas", "pins", "engine_warm_ups", "engine_names", "object_store_up", "object_store_mode", "object_store_detail", "pending_object_writes", "dropped_object_writes")
     class EngineNamesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -202,6 +202,11 @@ class StatsResponse(_message.Message):
     PINS_FIELD_NUMBER: _ClassVar[int]
     ENGINE_WARM_UPS_FIELD_NUMBER: _ClassVar[int]
     ENGINE_NAMES_FIELD_NUMBER: _ClassVar[int]
+    OBJECT_STORE_UP_FIELD_NUMBER: _ClassVar[int]
+    OBJECT_STORE_MODE_FIELD_NUMBER: _ClassVar[int]
+    OBJECT_STORE_DETAIL_FIELD_NUMBER: _ClassVar[int]
+    PENDING_OBJECT_WRITES_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_OBJECT_WRITES_FIELD_NUMBER: _ClassVar[int]
     version: str
     started_at: _timestamp_pb2.Timestamp
     uptime: _duration_pb2.Duration
@@ -224,7 +229,12 @@ class StatsResponse(_message.Message):
     pins: int
     engine_warm_ups: _containers.RepeatedCompositeFieldContainer[EngineWarmUp]
     engine_names: _containers.ScalarMap[str, str]
-    def __init__(self, version: _Optional[str] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., tiers: _Optional[_Iterable[_Union[TierStats, _Mapping]]] = ..., compiles: _Optional[_Iterable[_Union[CompileStats, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[WorkerStats, _Mapping]]] = ..., queue_depth: _Optional[int] = ..., busy_workers: _Optional[int] = ..., flights: _Optional[int] = ..., flights_joined: _Optional[int] = ..., quarantined_modules: _Optional[int] = ..., hit_ratio: _Optional[float] = ..., redis_up: bool = ..., redis_mode: _Optional[str] = ..., redis_detail: _Optional[str] = ..., pending_writes: _Optional[int] = ..., dropped_writes: _Optional[int] = ..., namespace: _Optional[str] = ..., quotas: _Optional[_Iterable[_Union[QuotaUsage, _Mapping]]] = ..., pins: _Optional[int] = ..., engine_warm_ups: _Optional[_Iterable[_Union[EngineWarmUp, _Mapping]]] = ..., engine_names: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    object_store_up: bool
+    object_store_mode: str
+    object_store_detail: str
+    pending_object_writes: int
+    dropped_object_writes: int
+    def __init__(self, version: _Optional[str] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., tiers: _Optional[_Iterable[_Union[TierStats, _Mapping]]] = ..., compiles: _Optional[_Iterable[_Union[CompileStats, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[WorkerStats, _Mapping]]] = ..., queue_depth: _Optional[int] = ..., busy_workers: _Optional[int] = ..., flights: _Optional[int] = ..., flights_joined: _Optional[int] = ..., quarantined_modules: _Optional[int] = ..., hit_ratio: _Optional[float] = ..., redis_up: bool = ..., redis_mode: _Optional[str] = ..., redis_detail: _Optional[str] = ..., pending_writes: _Optional[int] = ..., dropped_writes: _Optional[int] = ..., namespace: _Optional[str] = ..., quotas: _Optional[_Iterable[_Union[QuotaUsage, _Mapping]]] = ..., pins: _Optional[int] = ..., engine_warm_ups: _Optional[_Iterable[_Union[EngineWarmUp, _Mapping]]] = ..., engine_names: _Optional[_Mapping[str, str]] = ..., object_store_up: bool = ..., object_store_mode: _Optional[str] = ..., object_store_detail: _Optional[str] = ..., pending_object_writes: _Optional[int] = ..., dropped_object_writes: _Optional[int] = ...) -> None: ...
 
 class EngineWarmUp(_message.Message):
     __slots__ = ("engine", "from_engine", "total", "done", "failed", "ended")

@@ -200,7 +200,7 @@ class ModuleServiceServicer(object):
 
     def Compile(self, request, context):
         """Returns the artifact of a module for one engine, target, cpu and settings:
-        from memory, from the host store, from Redis, or compiled now. The header
+        from memory, from the host store, from Redis, from the object store, or compiled now. The header
         comes first, then the artifact in chunks of at most 1 MiB; without chunks
         where the header says where the artifact is, or holds it.
 
@@ -217,7 +217,8 @@ class ModuleServiceServicer(object):
         have; metadata: targets or cpus.
         INVALID_ARGUMENT    SETTING_UNKNOWN       a setting or value that the engine does not
         have; metadata: setting, allowed.
-        NOT_FOUND           MODULE_NOT_LOADED     no module with this digest here or in Redis.
+        NOT_FOUND           MODULE_NOT_LOADED     no module with this digest here, in Redis or in
+        the object store.
         RESOURCE_EXHAUSTED  ARTIFACT_TOO_LARGE    metadata: size_bytes, limit_bytes.
         FAILED_PRECONDITION MODULE_QUARANTINED    not long ago, a compile of it crashed, or ran
         past its limit of time or memory; metadata:
@@ -248,7 +249,8 @@ class ModuleServiceServicer(object):
 
     def FindMissing(self, request, context):
         """Returns those of the given keys whose artifact no tier holds. At most
-        10,000 keys in one call, and 2 MiB.
+        10,000 keys in one call, and 2 MiB. What the object store alone holds counts
+        as missing until this daemon has read or written it; Compile finds it.
 
         Errors:
         INVALID_ARGUMENT INVALID_REQUEST      a malformed digest or fingerprint, or more than

@@ -24,6 +24,7 @@ class Origin(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ORIGIN_COMPILED: _ClassVar[Origin]
     ORIGIN_JOINED_FLIGHT: _ClassVar[Origin]
     ORIGIN_HOST_STORE: _ClassVar[Origin]
+    ORIGIN_OBJECT_STORE: _ClassVar[Origin]
 
 class ExternKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -43,6 +44,7 @@ ORIGIN_REDIS: Origin
 ORIGIN_COMPILED: Origin
 ORIGIN_JOINED_FLIGHT: Origin
 ORIGIN_HOST_STORE: Origin
+ORIGIN_OBJECT_STORE: Origin
 EXTERN_KIND_UNSPECIFIED: ExternKind
 EXTERN_KIND_FUNCTION: ExternKind
 EXTERN_KIND_GLOBAL: ExternKind

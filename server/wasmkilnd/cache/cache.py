@@ -1,4 +1,4 @@
-"""All tiers as one: memory, then the files of the host store, then Redis.
+"""All tiers as one: memory, then the files of the host store, then Redis, then the object store.
 
 No call fails because a tier fails: a tier that does not answer, or would take longer than the
 call's budget has left, counts as one that holds nothing. What a put stores is in memory when the
@@ -22,6 +22,7 @@ import structlog
 from wasmkilnd import model
 from wasmkilnd.cache.host_store import HostStore
 from wasmkilnd.cache.memory import MemoryTier
+from wasmkilnd.cache.object_store import GoesOn, ObjectStore
 from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.cache.value import ValueRejected, unpacked_frames
 from wasmkilnd.errors import TierUnavailable
@@ -32,8 +33,11 @@ from wasmkilnd.telemetry import tracing
 from wasmkilnd.telemetry.metrics import Metrics
 
 V = TypeVar("V")
+Below: TypeAlias = "HostStore | RedisStore | ObjectStore"
 
 _MAX_ITEMS = 10_000
+# To a bucket, which takes tens of milliseconds for each.
+_WRITES_AT_ONCE, _TOGETHER_BYTES = 4, 32 * 1024 * 1024
 # How long a tier that is down may delay the end of the daemon.
 _OUTAGE_S = 0.5
 # The reply that caused a write is still being sent: sending megabytes to the tier at the same
@@ -55,16 +59,29 @@ class Cache:
         *,
         call_wait_s: float,
         write_queue_bytes: Callable[[], int],
+        objects: ObjectStore | None = None,
     ) -> None:
-        """One call waits for ``host`` and ``redis`` no longer than ``call_wait_s`` in all.
+        """One call waits for the tiers below memory no longer than ``call_wait_s`` in all.
 
         The time for moving a large value is added (Allowance). ``write_queue_bytes`` may wait to
         be written to each.
         """
         self.memory, self._host, self._redis = memory, host, redis
         self._metrics, self._call_wait_s = metrics, call_wait_s
+        # Those that daemons share, the nearest first; those that are read; who hears of uses.
+        self._shared_tiers = [tier for tier in (redis, objects) if tier]
+        self._read = [tier for tier in self._shared_tiers if tier.reads]
+        self._renews = redis if redis and redis.writes else None
+        # By name, the farthest first: what is evicted there must not come back from nearer ones.
+        self._below: dict[str, Below] = {tier.name: tier for tier in (objects, redis, host) if tier}
         made = partial(Writes, limit_bytes=write_queue_bytes)
-        self.redis_writes, self.host_writes = self._queues = made(redis), made(host)
+        self.redis_writes = made(redis if redis and redis.writes else None)
+        self.object_writes = made(
+            objects if objects and objects.writes else None, at_once=_WRITES_AT_ONCE
+        )
+        self.host_writes = made(host)
+        queues = self.redis_writes, self.object_writes, self.host_writes
+        self._queues = dict(zip(("redis", "object_store", "host_store"), queues, strict=True))
         self._lookups = Flights()
         # By look-up, for as long as it runs or a call waits for it.
         self._allowances: WeakValueDictionary[Hashable, Allowance] = WeakValueDictionary()
@@ -86,8 +103,8 @@ class Cache:
         if artifact is None or (artifact.encoding and artifact.encoding not in accept):
             return None
         self._metrics.tier_lookup("memory", "artifact", "hit", time.perf_counter() - began)
-        if self._redis:
-            self._redis.used(key)
+        if self._renews:
+            self._renews.used(key)
         return artifact
 
     async def get(
@@ -102,8 +119,8 @@ class Cache:
             artifact = await self._as_accepted(artifact, accept)
         if artifact is None and (found := await self._look_up(key, budget)):
             artifact, origin = await self._as_accepted(found[0], accept), found[1]
-        if artifact and self._redis:
-            self._redis.used(key)
+        if artifact and self._renews:
+            self._renews.used(key)
         return (artifact, origin) if artifact else None
 
     def peek(self, key: CacheKey | str) -> Item | None:
@@ -111,8 +128,9 @@ class Cache:
 
         What waits to be written is in memory, too, though the tier had no room for it.
         """
-        waiting = self.redis_writes.waiting(key) or self.host_writes.waiting(key)
-        return self.memory.peek(key) or waiting
+        queues = self._queues.values()
+        waiting = (item for queue in queues if (item := queue.waiting(key)))
+        return self.memory.peek(key) or next(waiting, None)
 
     async def host_file(
         self, key: CacheKey, budget: WaitBudget
@@ -141,8 +159,8 @@ class Cache:
             # If these bytes could not be written, a file of others may be there from before.
             if artifact is None or found is None or found[0].sha256 != artifact.sha256:
                 return None
-        if self._redis:
-            self._redis.used(key)
+        if self._renews:
+            self._renews.used(key)
         return *found, origin
 
     async def open_file(
@@ -165,22 +183,17 @@ class Cache:
         if isinstance(item, Artifact):
             self.write_to_host(item)
         self.redis_writes.add(item)
+        self.object_writes.add(item)
 
     async def get_module(self, sha256: str, budget: WaitBudget) -> Module | None:
         """Return the module from the nearest tier that has it, and keep it in memory."""
         module: Module | None = self._in_memory(sha256)
-        redis, evictions = self._redis, self._evictions
-
-        async def look_up(allowance: Allowance) -> Module | None:
-            found: Module | None = await redis.get(sha256, allowance) if redis else None
-            if found and self._may_fill(evictions):
-                self._keep(found)
-            return found
-
-        if module is None and redis:
-            module = await self._shared(("module", sha256), look_up, budget)
-        if module and redis:
-            redis.used(sha256)
+        if module is None and self._read:
+            look_up = partial(self._fetch_shared, sha256)
+            if found := await self._shared(("module", sha256), look_up, budget):
+                module = cast("Module", found[0])
+        if module and self._renews:
+            self._renews.used(sha256)
         return module
 
     async def held(
@@ -188,7 +201,7 @@ class Cache:
     ) -> Mapping[CacheKey, model.Kind | None]:
         """Return those of ``keys`` that a tier holds; with ``kinds``, each module's kind.
 
-        Ask memory, the host store, and Redis for the rest; pass over one that fails. Kinds cost
+        Ask memory, and one tier after the other for the rest; pass over one that fails. Kinds cost
         more: the tiers read them from what is stored.
         """
         found: dict[CacheKey, Any] = {key: item.kind for key in keys if (item := self.peek(key))}
@@ -196,7 +209,7 @@ class Cache:
 
         async def look_up(_: Allowance) -> dict[CacheKey, Any]:
             below: dict[CacheKey, Any] = {}
-            for tier in (self._host, self._redis):
+            for tier in (self._host, *self._read):
                 if tier and (left := [key for key in rest if key not in below]):
                     with contextlib.suppress(TierUnavailable):
                         if kinds:
@@ -212,20 +225,21 @@ class Cache:
     async def evict(self, scope: model.EvictScope, tier: str) -> tuple[Evicted, Sequence[str]]:
         """Evict ``scope`` from ``tier`` ("" for all).
 
-        Return what was removed, and the names of the tiers that did not answer.
+        Return what was removed, and the names of the tiers that did not answer, or where the
+        eviction goes on.
         """
         removed, unreachable = Evicted(), list[str]()
-        tiers = zip((self._redis, self._host, self.memory), (*self._queues, None), strict=True)
         self._evictions, self._evicting = self._evictions + 1, self._evicting + 1
         try:
-            for candidate, writes in tiers:
-                if candidate and tier in ("", candidate.name):
-                    if writes:
+            for name, candidate in {**self._below, "memory": self.memory}.items():
+                if tier in ("", name):
+                    if writes := self._queues.get(name):
                         await writes.forget(scope)
                     try:
                         removed += await candidate.evict(scope)
-                    except TierUnavailable:
-                        unreachable.append(candidate.name)
+                    except TierUnavailable as failure:
+                        removed += failure.gone if isinstance(failure, GoesOn) else Evicted()
+                        unreachable.append(name)
         finally:
             self._evictions, self._evicting = self._evictions + 1, self._evicting - 1
         return removed, unreachable
@@ -249,7 +263,7 @@ class Cache:
         """Drop what ``refuses``, called in a thread, is true of; return how much memory held."""
 
         def held() -> list[Artifact]:
-            queued = (*self.redis_writes.items(), *self.host_writes.items())
+            queued = (item for queue in self._queues.values() for item in queue.items())
             return [*self.memory.artifacts(), *(x for x in queued if isinstance(x, Artifact))]
 
         def refused(some: Sequence[Artifact]) -> set[bytes]:
@@ -258,7 +272,7 @@ class Cache:
         # Not the objects: one may be replaced meanwhile by what was decoded of it.
         attestations = await asyncio.to_thread(refused, held())
         gone = [each for each in held() if each.attestation in attestations]
-        for queue in self._queues:
+        for queue in self._queues.values():
             queue.give_up(gone)
         return self.memory.drop(gone)
 
@@ -269,24 +283,24 @@ class Cache:
 
     async def flush(self, timeout_s: float) -> None:
         """Write what waits, for at most ``timeout_s``."""
-        await asyncio.gather(*(queue.flush(timeout_s) for queue in self._queues))
+        await asyncio.gather(*(queue.flush(timeout_s) for queue in self._queues.values()))
 
     async def close(self) -> None:
         """Drop the writes that wait, and close all tiers, without waiting; see ``flush``."""
-        for queue in self._queues:
+        for queue in self._queues.values():
             await queue.close()
         await self._lookups.settle(0)
-        if self._redis:
-            await self._redis.close()
+        for tier in self._shared_tiers:
+            await tier.close()
         self.memory.close()
 
-    def remote_status(self, mode: str) -> model.RemoteStatus:
-        """Return whether Redis answers, and how many writes wait, for a Redis of this ``mode``."""
-        if (redis := self._redis) is None:
+    def remote_status(self, mode: str, name: str = "redis") -> model.RemoteStatus:
+        """Return whether a shared tier answers, and how many writes wait, for one of this mode."""
+        tier, queue = self._below.get(name), self._queues[name]
+        if tier is None or isinstance(tier, HostStore):
             return model.RemoteStatus(mode=mode, up=False, detail=model.SWITCHED_OFF)
-        refusal = redis.write_refusal and f"takes no writes: {redis.write_refusal}"
-        detail, pending = redis.link.why_down or refusal, len(self.redis_writes.items())
-        return model.RemoteStatus(mode, redis.link.up, detail, pending, self.redis_writes.dropped)
+        detail, pending = tier.link.why_down or tier.refusal, len(queue.items())
+        return model.RemoteStatus(mode, tier.link.up, detail, pending, queue.dropped)
 
     def _may_fill(self, evictions: int) -> bool:
         """Return whether what was found since there were ``evictions`` may be kept elsewhere.
@@ -359,9 +373,10 @@ class Cache:
                 if not one.done():
                     one.set_exception(ValueRejected(RejectionCause.FORMAT, why))
                     one.exception()  # Perhaps nobody waits for it.
-            with contextlib.suppress(TierUnavailable):
-                if self._redis and isinstance(failure, ValueRejected):
-                    await self._redis.remove(artifact.key)
+            for tier in self._shared_tiers if isinstance(failure, ValueRejected) else ():
+                with contextlib.suppress(TierUnavailable):
+                    if tier.writes:
+                        await tier.remove(artifact.key)
             return None
         else:
             found = dataclasses.replace(artifact, frames=tuple(frames), encoding="")
@@ -416,11 +431,24 @@ class Cache:
                     if self._may_fill(evictions):
                         self._keep(artifact)
                     return artifact, Origin.HOST_STORE
-        if self._redis and (artifact := await self._redis.get(key, allowance)):
-            if self._may_fill(evictions):
-                self._keep(artifact)
-                self.write_to_host(artifact)
-            return artifact, Origin.REDIS
+        found = await self._fetch_shared(key, allowance)
+        return cast("tuple[Artifact, Origin] | None", found)
+
+    async def _fetch_shared(
+        self, key: CacheKey | str, allowance: Allowance
+    ) -> tuple[Item, Origin] | None:
+        """Return what the nearest tier has that daemons share, and keep it in those before it."""
+        evictions = self._evictions
+        for tier in self._read:
+            with contextlib.suppress(TierUnavailable):
+                if found := await tier.get(key, allowance):
+                    if self._may_fill(evictions):
+                        self._keep(found)
+                        if isinstance(found, Artifact):
+                            self.write_to_host(found)
+                        if isinstance(tier, ObjectStore):
+                            self.redis_writes.add(found)
+                    return found, Origin(tier.name)
         return None
 
 
@@ -429,7 +457,7 @@ _Waiting: TypeAlias = tuple[Item, bool, tracing.CallTrace | None]
 
 
 class Writes:
-    """Writes to one tier below memory, one at a time. For one event loop.
+    """Writes to one tier below memory, ``at_once`` at a time. For one event loop.
 
     The queue is bounded. When it is full it drops artifacts before modules, the oldest first: a
     missing artifact costs other daemons a compile, a missing module costs callers
@@ -441,7 +469,9 @@ class Writes:
     once more when it is back; one that fails otherwise is dropped, so the next reader misses.
     """
 
-    def __init__(self, tier: HostStore | RedisStore | None, limit_bytes: Callable[[], int]) -> None:
+    def __init__(
+        self, tier: Below | None, limit_bytes: Callable[[], int], at_once: int = 1
+    ) -> None:
         """For None, take nothing."""
         # How many writes were dropped since the start, and the bytes of those that wait.
         self.dropped = self._bytes = 0
@@ -451,23 +481,23 @@ class Writes:
         self._log = structlog.get_logger("wasmkilnd.cache", tier=tier.name if tier else "")
         self._limit_bytes = limit_bytes
         self._queue: dict[CacheKey | str, _Waiting] = {}
-        self._under_way: _Waiting | None = None  # It is in the queue too, unless it is given up.
+        self._under_way = list[_Waiting]()  # They are in the queue too, unless they are given up.
         self._change, self._work = asyncio.Event(), asyncio.Event()
-        self._writer: asyncio.Task[None] | None = None
+        self._writers, self._at_once = list[asyncio.Task[None]](), at_once
 
     def add(self, item: Item) -> None:
         """Queue ``item`` to be written. Return at once; never raise."""
         if self._tier is None:
             return
         self._take(item.key)
-        under_way_bytes = self._under_way[0].size_bytes if self._under_way else 0
+        under_way_bytes = sum(each[0].size_bytes for each in self._under_way)
         limit_bytes = self._limit_bytes() + under_way_bytes - item.size_bytes
         while self._bytes > limit_bytes or len(self._queue) >= _MAX_ITEMS:
             # Not the other one of a module and its artifact: both are to be written.
             others = (
                 each[0]
                 for each in self._queue.values()
-                if each is not self._under_way
+                if each not in self._under_way
                 and (type(each[0]) is type(item) or each[0].module_sha256 != item.module_sha256)
             )
             # The oldest artifact, else the oldest module.
@@ -479,8 +509,8 @@ class Writes:
         self._queue[item.key] = item, True, tracing.carried()
         self._bytes += item.size_bytes
         asyncio.get_running_loop().call_later(_HEAD_START_S, self._work.set)
-        if self._writer is None:
-            self._writer = asyncio.create_task(self._run())
+        while len(self._writers) < self._at_once:
+            self._writers.append(asyncio.create_task(self._run()))
 
     def items(self) -> list[Item]:
         """Return what is being written or waits: it is served like a hit."""
@@ -513,7 +543,7 @@ class Writes:
         """
         for item in filter(scope.removes, self.items()):
             self._take(item.key)
-        while self._under_way and scope.removes(self._under_way[0]):
+        while any(scope.removes(each[0]) for each in self._under_way):
             await self._change.wait()
 
     async def flush(self, timeout_s: float) -> None:
@@ -534,9 +564,9 @@ class Writes:
         for item in left:
             self._take(item.key)
             self._drop(item, "the daemon ends before the write")
-        if self._writer:
-            self._writer.cancel()
-            await asyncio.gather(self._writer, return_exceptions=True)
+        for writer in self._writers:
+            writer.cancel()
+        await asyncio.gather(*self._writers, return_exceptions=True)
 
     async def _run(self) -> None:
         while True:
@@ -544,14 +574,24 @@ class Writes:
             # Do not try during an outage: the writes wait until it is over.
             if self._link:
                 await self._link.ready()
-            if self._queue:
-                await self._write(next(iter(self._queue.values())))
+            if first := self._next():
+                await self._write(first)
+                self._work.set()  # Others may have found nothing that could begin.
             else:
                 self._work.clear()
 
+    def _next(self) -> _Waiting | None:
+        """Return the first write that is not under way; None while it is too large for a second."""
+        busy = self._under_way
+        first = next((each for each in self._queue.values() if each not in busy), None)
+        if first and busy:
+            size_bytes = sum(each[0].size_bytes for each in (first, *busy))
+            return first if size_bytes <= _TOGETHER_BYTES else None
+        return first
+
     async def _write(self, waiting: _Waiting) -> None:
         (item, is_first, call), why = waiting, ""
-        self._under_way = waiting
+        self._under_way.append(waiting)
         tracing.CALL.set(call)
         try:
             await cast("Any", self._tier).put(item)
@@ -560,13 +600,14 @@ class Writes:
             if not isinstance(failure, TierUnavailable):
                 self._log.exception("cache write failed")
         finally:  # Also at the end of the daemon: an eviction may wait for this write.
-            self._under_way = None
+            self._under_way.remove(waiting)
             self._tell()
         # If not, it was given up meanwhile, or replaced.
         stays = self._queue.get(item.key) is waiting
         if why and stays and is_first and self._link and self._link.is_down:
             # What finds the tier down a second time may be what brings it down.
             self._queue[item.key] = item, False, None
+            self._work.set()
         else:
             if stays:
                 self._take(item.key)

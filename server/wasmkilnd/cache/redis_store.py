@@ -27,7 +27,7 @@ import math
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, TypeAlias, TypeVar
 
@@ -37,18 +37,15 @@ from wasmkilnd import model
 from wasmkilnd.cache import value
 from wasmkilnd.cache.redis_link import RedisLink
 from wasmkilnd.cache.redis_servers import WRITE_TIMEOUT_S, Command
+from wasmkilnd.cache.shared_tier import Key, SharedTier, checked, in_thread, module_of
 from wasmkilnd.cache.value import Opened, ValueRejected
 from wasmkilnd.errors import DoesNotFit, PartUnavailable, TierUnavailable, WrongType, forget_frames
 from wasmkilnd.flights import Allowance
-from wasmkilnd.model import Artifact, CacheKey, Evicted, Held, Module, frame
+from wasmkilnd.model import Artifact, CacheKey, Evicted, Held, Module
 from wasmkilnd.model import RejectionCause as Cause
-from wasmkilnd.signing.sealer import Sealer
-from wasmkilnd.telemetry.metrics import Metrics
 
 T = TypeVar("T")
 K = TypeVar("K", bound="CacheKey | str")
-# What a value is stored under: the key of an artifact, or the digest of a module.
-Key: TypeAlias = "CacheKey | str"
 # A module's digest, the kind of a key that is about it, and the key's name.
 _Of: TypeAlias = tuple[str, str, bytes]
 
@@ -61,12 +58,8 @@ _RANGE_BYTES = 960 * 1024
 _HEAD_BYTES = 8192
 # Longer than any write may take: no command renews it meanwhile.
 _WRITING_S = 600
-# More look-ups than this wait: answers would seem late because this daemon is busy.
-_READS_AT_ONCE = 8
 # A look-up may take longer for a large value, but no longer than this rate allows.
 _LEAST_BYTES_PER_S = 32 * 1024 * 1024
-# Below this, handing bytes to a thread costs more than checking them.
-_INLINE_BYTES = 64 * 1024
 _BATCH = 500
 _LOST = b"lost"  # A member of a set that was not whole.
 _LOOK_EVERY_S, _RENEWALS_PER_LIFE = 5.0, 10
@@ -78,10 +71,6 @@ _HEX = "[0-9a-f]{64}"
 _NAME = re.compile(
     rf"3:(?:(module|of):{{({_HEX})}}|compiled:{{({_HEX})}}:([!-~]+):({_HEX}))".encode()
 )
-# A fleet whose daemons do not trust each other's keys rejects every value for one of these. A
-# writer to Redis can make up any number of reasons.
-_LOGGED_ONCE = frozenset({Cause.UNSIGNED, Cause.STRANGER})
-_MAX_LOGGED = 64
 
 # A value that was replaced since it was rejected must not be deleted: no two have one trailer. For
 # a key of another type, or an empty one, ask for a trailer of no bytes.
@@ -96,36 +85,22 @@ log = structlog.get_logger("wasmkilnd.cache")
 
 
 @dataclass(eq=False)
-class RedisStore:
-    """Artifacts and modules of one namespace. For one event loop.
+class RedisStore(SharedTier[RedisLink]):
+    """Artifacts and modules of one namespace in Redis.
 
-    Values are kept below ``prefix``, that of the namespace. A use restarts the time to
-    live. Payloads larger than ``artifact_bytes`` or ``module_bytes`` are not read. Without
-    ``reports_usage``, ``usage`` returns zeros: the server's own figures are sums over all of its
-    keys.
-
-    Each method raises TierUnavailable if the server fails, and no other error.
+    A use restarts the time to live. Without ``reports_usage``, ``usage`` returns zeros: the
+    server's own figures are sums over all of its keys.
     """
 
-    link: RedisLink
-    prefix: str
-    _sealer: Sealer
-    _metrics: Metrics
     _: KW_ONLY
     ttl_s: int
-    artifact_bytes: Callable[[], int]
-    module_bytes: Callable[[], int]
-    is_pinned: model.IsPinned
     reports_usage: bool
 
     name = "redis"
-    # Why the server, which answers, takes no writes; empty while it takes them.
-    write_refusal = ""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._usage = model.TierUsage()
-        self._reading = asyncio.Semaphore(_READS_AT_ONCE)
-        self._logged = set[str]()
         self._refused = b""
         self._renewed = dict[Key, float]()
         self._tasks = set[asyncio.Task[None]]()
@@ -144,24 +119,6 @@ class RedisStore:
     def usage(self) -> model.TierUsage:
         """Return what the server reported last, the keys of other clients included."""
         return self._usage
-
-    async def get(self, key: Key, allowance: Allowance) -> Any:
-        """Return what is under ``key``, verified, an artifact with its frames as they are stored.
-
-        The time that moving a large value takes is added to ``allowance``, and the wait for this
-        daemon's other look-ups.
-        """
-        began, outcome = time.perf_counter(), "error"
-        with allowance.free():
-            await self._reading.acquire()
-        try:
-            found = await self._read(key, allowance)
-            outcome = "miss" if found is None else "hit"
-            return found
-        finally:
-            self._reading.release()
-            what = "module" if isinstance(key, str) else "artifact"
-            self._metrics.tier_lookup(self.name, what, outcome, time.perf_counter() - began)
 
     async def put(self, what: Artifact | Module) -> None:
         """Store a value, unless it is there; then restart its time to live.
@@ -211,6 +168,7 @@ class RedisStore:
 
     async def evict(self, scope: model.EvictScope) -> Evicted:
         """Delete what is in ``scope`` and not pinned; a module in time linear in its artifacts."""
+        self.check_writes()
         gone = Evicted()
         if module_sha256 := scope.module_sha256:
             [names] = [some async for some in self._of_modules([module_sha256])]
@@ -300,14 +258,11 @@ class RedisStore:
             if begins < 0:
                 raise ValueRejected(Cause.FORMAT, "the value has bytes before its first frame")
             missing = sum(one.offset < begins for one in opened.frames)
-            return opened, _checked(opened, missing, len(opened.frames), tail, begins)
+            return opened, checked(opened, missing, len(opened.frames), tail, begins)
 
         # The head, and the frames that came with it, in one go.
-        opened, frames = await _in_thread(len(tail), begin)
-        is_artifact = isinstance(opened.what, Artifact)
-        if opened.size_bytes > (self.artifact_bytes if is_artifact else self.module_bytes)():
-            # Not deleted: daemons with a higher limit use it.
-            log.info("stored value is larger than the limit", key=name.decode())
+        opened, frames = await in_thread(len(tail), begin)
+        if self._is_too_large(opened, name.decode()):
             return None
         moving_s = opened.stored_bytes / _LEAST_BYTES_PER_S
         allowance.seconds += moving_s
@@ -317,8 +272,8 @@ class RedisStore:
         except TimeoutError:
             # Not an outage: the server answered each command in time.
             raise TierUnavailable("Redis takes too long for a value of this size") from None
-        size_bytes = 0 if is_artifact else opened.size_bytes
-        return await _in_thread(size_bytes, value.with_frames, opened, [*left, *frames])
+        size_bytes = 0 if isinstance(opened.what, Artifact) else opened.size_bytes
+        return await in_thread(size_bytes, value.with_frames, opened, [*left, *frames])
 
     async def _frames(self, name: bytes, opened: Opened, count: int) -> list[bytes]:
         """Return the first ``count`` frames, each range checked while the next one is read."""
@@ -332,7 +287,7 @@ class RedisStore:
                 ends = opened.frames[end - 1].ends
                 [data] = await self.link.run(("GETRANGE", name, begins, ends - 1))
                 frames += await checking if checking else ()
-                work = _in_thread(len(data), _checked, opened, start, end, data, begins)
+                work = in_thread(len(data), checked, opened, start, end, data, begins)
                 checking, start = asyncio.ensure_future(work), end
             return [*frames, *(await checking if checking else ())]
         finally:
@@ -347,13 +302,9 @@ class RedisStore:
         return tail
 
     async def _discard(self, name: bytes, tail: bytes, rejected: ValueRejected) -> None:
-        cause, why = rejected.cause.value, rejected.why
-        self._metrics.value_rejected(self.name, cause)
-        is_told = why in self._logged or len(self._logged) >= _MAX_LOGGED
-        if rejected.cause in _LOGGED_ONCE and not is_told:
-            self._logged.add(why)
-        tell = log.debug if rejected.cause in _LOGGED_ONCE and is_told else log.warning
-        tell("stored value rejected", key=name.decode(), cause=cause, why=why)
+        self._count_rejected(name.decode(), rejected)
+        if not self.writes:
+            return
         with contextlib.suppress(TierUnavailable):  # The next reader rejects it again.
             await self.delete_if(name, tail)
 
@@ -379,7 +330,7 @@ class RedisStore:
 
         Then restart the time to live. ``chunks`` is taken in threads if ``size_bytes`` is large.
         """
-        name, module_sha256, stored = self.name_of(key), _module_of(key), False
+        name, module_sha256, stored = self.name_of(key), module_of(key), False
         names = [name]
         there, there_bytes = await self._each([("EXISTS", name), ("STRLEN", name)])
         if there and not there_bytes:  # What is no value must not keep one out.
@@ -404,7 +355,7 @@ class RedisStore:
     ) -> bool:
         """Write a value, and give it its name unless that is taken; return whether it was not."""
         sent_bytes = 0
-        while chunk := await _in_thread(size_bytes, next, chunks, b""):
+        while chunk := await in_thread(size_bytes, next, chunks, b""):
             first: Command = ("SET", temporary, chunk, "EX", _WRITING_S)
             [done] = await self._send(("APPEND", temporary, chunk) if sent_bytes else first)
             sent_bytes += len(chunk)
@@ -442,7 +393,7 @@ class RedisStore:
                 self._note_refusal(b"", "")
 
     async def _renew(self, key: Key) -> None:
-        module_sha256 = _module_of(key)
+        module_sha256 = module_of(key)
         of = self._named("of", module_sha256)
         with contextlib.suppress(TierUnavailable):  # A tenth of its life later, it is tried again.
             if isinstance(key, CacheKey) and key.engine_id:
@@ -552,8 +503,8 @@ class RedisStore:
     async def _delete(self, names: Sequence[bytes], scope: model.EvictScope) -> Evicted:
         gone = Evicted()
         for some in _batches(self._ours(names), _BATCH):
-            go = [each for each in some if not scope.leaves(_module_of(each[2]))]
-            stay = [each for each in some if scope.leaves(_module_of(each[2]))]
+            go = [each for each in some if not scope.leaves(module_of(each[2]))]
+            stay = [each for each in some if scope.leaves(module_of(each[2]))]
             asked = [("EXISTS" if kind == "of" else "STRLEN", name) for name, kind, _ in go]
             sizes = await self._each(asked)
             existed = await self._each([("UNLINK", name) for name, _, _ in go])
@@ -581,22 +532,5 @@ def _literal(text: str) -> str:
     return _GLOB.sub(r"\\\g<0>", text)
 
 
-def _module_of(key: Key) -> str:
-    return key if isinstance(key, str) else key.module_sha256
-
-
-def _checked(opened: Opened, start: int, end: int, data: bytes, begins: int) -> list[bytes]:
-    """Return frames as the wire carries them; ``data`` is of the value from ``begins`` on."""
-    view, frames = memoryview(data), opened.frames[start:end]
-    stored = (view[one.offset - begins : one.ends - begins] for one in frames)
-    return [frame(opened.check(index, each)) for index, each in enumerate(stored, start)]
-
-
 def _batches(items: Sequence[T], size: int) -> Iterable[Sequence[T]]:
     return (items[at : at + size] for at in range(0, len(items), size))
-
-
-async def _in_thread(size_bytes: int, work: Callable[..., T], *args: Any) -> T:
-    if size_bytes < _INLINE_BYTES:
-        return work(*args)
-    return await asyncio.to_thread(work, *args)

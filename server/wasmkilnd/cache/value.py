@@ -67,7 +67,7 @@ _MAX_STORED_FRAME_BYTES = FRAME_BYTES + FRAME_BYTES // 64
 _MAGIC = b"WKLN"
 # Part of what a stamp signs, so that no signature for another purpose passes for one.
 _PURPOSE = b"wasmkiln value 3\0"
-# Artifacts shrink to 0.41 to 0.47 of their size at any level from 1 to 3 (docs/how-to/fleet.md).
+# Artifacts shrink to 0.41 to 0.47 of their size at any level from 1 to 3 (docs/how-to/size.md).
 _LEVEL = 1
 # A payload that shrinks less costs its readers more time than the saved bytes do.
 _PAYS_BELOW = 0.9
@@ -180,6 +180,11 @@ class Opened:
         """Return the bytes of a frame. Raise ValueRejected as ``check``."""
         checked, size_bytes = self.check(index, stored), self.frames[index].size_bytes
         return bytes(checked) if self.codec == RAW else unpacked(checked, size_bytes)
+
+
+def most_stored_bytes(size_bytes: int) -> int:
+    """Return how large a value can be whose payload has no more than ``size_bytes``."""
+    return size_bytes * 65 // 64 + 2 * MAX_HEADER_BYTES
 
 
 def head_bytes(trailer: Payload) -> int:

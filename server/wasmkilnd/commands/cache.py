@@ -1,12 +1,13 @@
-"""``wasmkilnd cache``: list, remove, verify and move the values of Redis and the host store.
+"""``wasmkilnd cache``: list, remove, verify and move the values of the tiers below memory.
 
 Each command finds the cache as ``serve`` does, by the same settings, and runs the embedded server
 if no daemon does. All work beside running daemons. Values are taken as they are stored: nothing is
 signed or packed again. One value at a time is in memory, and only if its head verifies.
 
-An archive is a line with its version; then, for each value, its length and its bytes as Redis has
-them (``cache.value``); then a length of 0. A reader trusts nothing in it: a value is verified whole
-before any of it is stored. Raise the version with the layout or with ``CACHE_FORMAT``.
+``export`` and ``import`` move values between a shared tier and an archive, or an object store at a
+URL. An archive is a line with its version; then, for each value, its length and its bytes as Redis
+has them (``cache.value``); then a length of 0. A reader trusts nothing in it: a value is verified
+whole before any of it is stored. Raise the version with the layout or with ``CACHE_FORMAT``.
 
 What ``--json`` prints is a public interface: add fields, never rename or remove one.
 """
@@ -24,7 +25,7 @@ import re
 import signal
 import sys
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeAlias
@@ -36,6 +37,7 @@ from wasmkiln.cli.text import elapsed, one_line, size
 from wasmkilnd import model
 from wasmkilnd.cache import embedded, host_store
 from wasmkilnd.cache import value as values
+from wasmkilnd.cache.object_store import Bucket, ObjectStore, TooLarge, prefix_of
 from wasmkilnd.cache.redis_link import RedisLink
 from wasmkilnd.cache.redis_servers import NO_ANSWER
 from wasmkilnd.cache.redis_store import RedisStore
@@ -44,10 +46,10 @@ from wasmkilnd.commands.shared import CommandFailed, json_option, print_table, r
 from wasmkilnd.errors import AccessUnusable, TierUnavailable
 from wasmkilnd.model import NAMESPACE_NAME, Artifact, CacheKey, Evicted, Module
 from wasmkilnd.model import RejectionCause as Cause
-from wasmkilnd.options import host_options, redis_access
+from wasmkilnd.options import host_options, open_bucket, redis_access
 from wasmkilnd.pins import pinned_in
 from wasmkilnd.redis_address import RedisAddress
-from wasmkilnd.settings import Settings
+from wasmkilnd.settings import Settings, object_store_url
 from wasmkilnd.settings_loader import Decorator, load, options
 from wasmkilnd.signing.keys import read_keys
 from wasmkilnd.signing.sealer import Sealer
@@ -57,14 +59,15 @@ from wasmkilnd.telemetry import logs
 Key: TypeAlias = "CacheKey | str"
 # What ``--json`` prints.
 Row: TypeAlias = "dict[str, Any]"
-Tier: TypeAlias = "_Redis | _Host"
+Shared: TypeAlias = "_Redis | _Objects"
+Tier: TypeAlias = "_Redis | _Objects | _Host"
 What: TypeAlias = Artifact | Module | ValueRejected
 # Why nobody trusted vouches for a value, if so, the id of the key, and the size of the payload.
 Signed: TypeAlias = tuple[model.Refusal | None, str, int]
 
 _RANGE_BYTES, _CHUNK_BYTES = 1024 * 1024, 512 * 1024
 _HEAD_BYTES = 8192  # Enough for the head of nearly every artifact.
-_BATCH = 128
+_BATCH, _PAGE = 128, 1000
 _TIMEOUT_S = 10.0  # Longer than in a daemon: no caller waits for the reply.
 _LOADING_S = 60.0  # The embedded server listens before it has loaded its data.
 _MAX_REPORTED = 20  # Values that are reported one by one: an archive may hold any number.
@@ -95,11 +98,13 @@ _text: Callable[..., Decorator] = functools.partial(click.option, default="")
 _flag: Callable[..., Decorator] = functools.partial(click.option, is_flag=True)
 _HEX = _shaped("[0-9a-f]{4,64}", "4 to 64 hexadecimal digits")
 _NAME = _shaped(NAMESPACE_NAME.pattern, "1 to 63 lowercase letters, digits and hyphens")
-_FILE = click.argument("file", metavar="FILE")
+_FILE = click.argument("file", metavar="FILE|URL")
 _ENGINE = _text("--engine", help="Of an engine: wasmtime-50.0.1, or wasmtime for all.")
 _MODULE = _text("--module", callback=_HEX, help="Of a module: the beginning of its SHA-256.")
-_TIERS = click.Choice(["redis", "host_store"])
-_TIER = _text("--tier", type=_TIERS, default="redis", help="Which tier; redis if not given.")
+_SHARED = ["redis", "object_store"]
+_tier = functools.partial(_text, "--tier", default="redis", help="Which tier; redis if not given.")
+_TIER = _tier(type=click.Choice([*_SHARED, "host_store"]))
+_SHARED_TIER = _tier(type=click.Choice(_SHARED))
 _NAMESPACE = _text("--namespace", callback=_NAME, help="A namespace, if not the default one.")
 _TOTALS = _flag("--totals", help="Print only the sums by engine and kind.")
 _ALL = _flag("--all", "everything", help="Everything; needs --yes.")
@@ -110,7 +115,7 @@ _DRY_RUN = _flag("--dry-run", help="Report only; delete nothing.")
 
 @click.group()
 def cache() -> None:
-    """List, remove, verify and move the values of the cache that daemons share in Redis.
+    """List, remove, verify and move the values of the cache that daemons share.
 
     Each command finds the cache as `serve` does, by the same flags, variables and file. With the
     embedded server, each works whether a daemon runs or not.
@@ -133,7 +138,8 @@ def _command(*own: Decorator, verifies: bool = False, makes: bool = False) -> Ca
                 where = settings, namespace, _sealer(settings, verifies=verifies)
                 if tier == "host_store":
                     return await work(_Host(*where), **given)
-                async with _redis(*where, makes=makes) as opened:
+                is_redis = tier == "redis"
+                async with _redis(*where, makes=makes) if is_redis else _objects(*where) as opened:
                     return await work(opened, **given)
 
             asyncio.run(with_tier())
@@ -197,6 +203,27 @@ async def _redis(
             raise CommandFailed(f"{where}: {failure}") from None
 
 
+@contextlib.asynccontextmanager
+async def _objects(
+    settings: Settings, namespace: str, sealer: Sealer, url: str = ""
+) -> AsyncIterator[_Objects]:
+    """Open the object store at ``url``, or else that of the settings."""
+    try:
+        url = object_store_url(url)
+    except ValueError as failure:
+        raise CommandFailed(f"cannot use the URL of an object store: {failure}") from None
+    timeout_s = max(settings.object_store_timeout_s, _TIMEOUT_S)
+    patient = settings.model_copy(update={"object_store_timeout_s": timeout_s})
+    async with contextlib.AsyncExitStack() as opened:
+        try:
+            if (bucket := open_bucket(patient, url)) is None:
+                raise CommandFailed("there is no object store: WASMKILN_OBJECT_STORE_URL is none")
+            opened.push_async_callback(bucket.close)
+            yield _Objects(settings, namespace, sealer, bucket)
+        except (AccessUnusable, TierUnavailable) as failure:
+            raise CommandFailed(str(failure)) from None
+
+
 # ---- What a tier does for the commands
 
 
@@ -210,17 +237,124 @@ class _Found(NamedTuple):
     value: bytes = b""
 
 
-class _Redis:
+class _Values:
+    """What a namespace has in a tier that daemons share."""
+
+    store: RedisStore | ObjectStore
+
+    def __init__(self, settings: Settings, namespace: str, sealer: Sealer) -> None:
+        self.where = settings, namespace, sealer
+        self.bytes_read, self.limit_bytes, self.sealer = 0, settings.max_artifact_bytes, sealer
+        self._prefix = settings.redis_prefix + (f"ns:{namespace}:" if namespace else "")
+        self._pins, self._pinned = (settings.state_dir, namespace), set[str]()
+        unused = "_metrics artifact_bytes module_bytes"  # By commands.
+        self._more: Any = dict.fromkeys(unused.split())
+        self._more["is_pinned"] = self._pinned.__contains__
+
+    async def keys(self, engine: str = "", module: str = "") -> list[Key]:
+        """Return the keys of chosen values, modules first, each once."""
+        raise NotImplementedError
+
+    async def read(self, key: Key) -> _Found:
+        """Read a value and verify it."""
+        raise NotImplementedError
+
+    async def has(self, key: Key) -> bool:
+        """Return whether a value is there. If its module is pinned, what is stored stays."""
+        raise NotImplementedError
+
+    async def check_all(self) -> AsyncIterator[_Found]:
+        """Verify all values that there are now."""
+        for key in await self.keys():
+            yield await self.read(key)
+
+    async def take(self, value: bytes, seen: set[Key]) -> str:
+        """Store a value, unless it is there; return what to count it as. Raise ValueRejected."""
+        opened = self._open(value, len(value))
+        key = opened.what.key
+        if key in seen or await self.has(key):
+            return "duplicates" if key in seen else "kept"
+        kind = _check(opened, value)
+        seen.add(key)
+        chunks = (value[at : at + _CHUNK_BYTES] for at in range(0, len(value), _CHUNK_BYTES))
+        return kind if await self.store.store(key, chunks, len(value)) else "kept"
+
+    def _open(self, tail: values.Payload, size_bytes: int, key: Key | None = None) -> Opened:
+        """Verify the head of a value, and that it is about ``key`` if that is given."""
+        opened = values.open_head(tail, self.sealer)
+        if key and self.store.name_of(opened.what.key) != self.store.name_of(key):
+            raise ValueRejected(Cause.WRONG_KEY, "the value belongs to another key")
+        values.check_attestation(opened.what, self.sealer)
+        if opened.stored_bytes != size_bytes:
+            raise ValueRejected(Cause.FORMAT, "the value's length is not what its head says")
+        return opened
+
+
+class _Objects(_Values):
+    """What a namespace has in an object store."""
+
+    def __init__(self, settings: Settings, namespace: str, sealer: Sealer, bucket: Bucket) -> None:
+        super().__init__(settings, namespace, sealer)
+        self.store: ObjectStore = ObjectStore(bucket, prefix_of(self._prefix), sealer, **self._more)
+
+    async def keys(self, engine: str = "", module: str = "") -> list[Key]:
+        """Return the keys of chosen values, modules first."""
+        return [key for key, _ in await self._listed(engine, module)]
+
+    async def rows(self, engine: str, module: str) -> list[Row]:
+        """Describe the chosen values by their names and sizes: nothing is read."""
+        listed = await self._listed(engine, module)
+        return [_blank(key, size_bytes, None) for key, size_bytes in listed]
+
+    async def remove(self, engine: str, module: str, *, pinned: bool) -> Evicted:
+        """Remove what one of ``engine`` and ``module`` chooses, or everything."""
+        stay, gone = set() if pinned else pinned_in(*self._pins), Evicted()
+        scope, listed = (
+            model.EvictScope(spares=stay.__contains__),
+            await self._listed(engine, module),
+        )
+        for start in range(0, len(listed), _PAGE):
+            gone += await self.store.delete(listed[start : start + _PAGE], scope)
+        return gone
+
+    async def read(self, key: Key) -> _Found:
+        """Read a value and verify it."""
+
+        async def delete() -> bool:
+            await self.store.remove(key)
+            return True
+
+        found = _Found(self.store.name_of(key).encode(), delete)
+        try:
+            data = await self.store.whole(key, values.most_stored_bytes(self.limit_bytes))
+            if data is None:
+                return found
+            self.bytes_read += len(data)
+            opened = self._open(data, len(data), key)
+            return found._replace(what=_check(opened, data), value=bytes(data))
+        except ValueRejected as bad:
+            return found._replace(what=ValueRejected(bad.cause, bad.why))
+        except TooLarge:
+            return found._replace(what=ValueRejected(Cause.FORMAT, "it is above the limit"))
+
+    async def has(self, key: Key) -> bool:
+        """Return whether a value is there."""
+        return await self.store.size(key) is not None
+
+    async def _listed(self, engine: str, module: str) -> Sequence[tuple[Key, int]]:
+        pages = [
+            page for kind in ("module", "compiled") async for page in self.store.pages(kind, module)
+        ]
+        return [each for page in pages for each in page if _is_of(_engine_of(each[0]), engine)]
+
+
+class _Redis(_Values):
     """What a namespace has in Redis."""
 
     def __init__(self, settings: Settings, namespace: str, sealer: Sealer, link: RedisLink) -> None:
-        self.bytes_read, self.limit_bytes = 0, settings.max_artifact_bytes
-        self.sealer, self._pinned = sealer, set[str]()
-        prefix = settings.redis_prefix + (f"ns:{namespace}:" if namespace else "")
-        unused = "_metrics artifact_bytes module_bytes reports_usage"  # By commands.
-        more: Any = {"ttl_s": settings.cache_ttl_s, **dict.fromkeys(unused.split())}
-        is_pinned = self._pinned.__contains__
-        self.store = RedisStore(link, prefix, sealer, is_pinned=is_pinned, **more)
+        super().__init__(settings, namespace, sealer)
+        more = {"ttl_s": settings.cache_ttl_s, "reports_usage": False, **self._more}
+        self.store: RedisStore = RedisStore(link, self._prefix, sealer, **more)
 
     async def keys(self, engine: str = "", module: str = "") -> list[Key]:
         """Return the keys of chosen values, modules first, each once."""
@@ -253,11 +387,6 @@ class _Redis:
             gone += await self.store.evict(model.EvictScope(*each, spares=stay.__contains__))
         return gone
 
-    async def check_all(self) -> AsyncIterator[_Found]:
-        """Verify all values that there are now."""
-        for key in await self.keys():
-            yield await self.read(key)
-
     async def read(self, key: Key) -> _Found:
         """Read a value and verify it; twice if it fails, for a daemon may replace it."""
         name = self.store.name_of(key)
@@ -281,35 +410,17 @@ class _Redis:
                 found = found._replace(what=ValueRejected(bad.cause, bad.why), value=b"")
         return found
 
-    async def take(self, value: bytes, seen: set[Key]) -> str:
-        """Store a value, unless it is there; return what to count it as. Raise ValueRejected."""
-        opened = self._open(value, len(value))
-        key = opened.what.key
+    async def has(self, key: Key) -> bool:
+        """Return whether a value is there. If its module is pinned, what is stored stays."""
         [(there_bytes, _, _)] = await self.store.look([key])
-        if key in seen or there_bytes >= 0:
-            return "duplicates" if key in seen else "kept"
-        kind = _check(opened, value)
-        seen.add(key)
-        # What is pinned here does not expire here.
         self._pinned.update(await self.store.kept([_module_of(key)]))
-        chunks = (value[at : at + _CHUNK_BYTES] for at in range(0, len(value), _CHUNK_BYTES))
-        return kind if await self.store.store(key, chunks, len(value)) else "kept"
+        return there_bytes >= 0
 
     async def _tail(self, key: Key, end: bytes | None) -> bytes:
         """Return the end of a value with its whole head, given some of it."""
         if end and values.head_bytes(end) > len(end):
             [(_, _, end)] = await self.store.look([key], values.head_bytes(end))
         return end or b""  # Also for a key that holds a list or the like.
-
-    def _open(self, tail: bytes, size_bytes: int, key: Key | None = None) -> Opened:
-        """Verify the head of a value, and that it is about ``key`` if that is given."""
-        opened = values.open_head(tail, self.sealer)
-        if key and self.store.name_of(opened.what.key) != self.store.name_of(key):
-            raise ValueRejected(Cause.WRONG_KEY, "the value belongs to another key")
-        values.check_attestation(opened.what, self.sealer)
-        if opened.stored_bytes != size_bytes:
-            raise ValueRejected(Cause.FORMAT, "the value's length is not what its head says")
-        return opened
 
 
 class _Host:
@@ -391,7 +502,7 @@ def _module_of(key: Key) -> str:
     return key if isinstance(key, str) else key.module_sha256
 
 
-def _check(opened: Opened, value: bytes) -> str:
+def _check(opened: Opened, value: values.Payload) -> str:
     """Verify the payload of a whole value whose head is verified. Return what to count it as."""
     view, digest, beginning = memoryview(value), hashlib.sha256(), b""
     for index, each in enumerate(opened.frames):
@@ -448,10 +559,7 @@ def _row(
     """Return the row of a value; ``what`` is why it cannot be read, if it cannot."""
     if not isinstance(what, ValueRejected) and what.key != key:
         what = ValueRejected(Cause.WRONG_KEY, "the value belongs to another key")
-    row: Row = dict.fromkeys(_FIELDS.split()) | {"changed_settings": {}, "raw_bytes": 0}
-    row |= {"what": "module" if isinstance(key, str) else "artifact", "module": _module_of(key)}
-    row |= {"fingerprint": getattr(key, "fingerprint", None), "engine": _engine_of(key) or None}
-    row |= {"stored_bytes": stored_bytes, "expires_in_s": ttl_s}
+    row = _blank(key, stored_bytes, ttl_s)
     if isinstance(what, ValueRejected):
         return row | {"unreadable": {"cause": what.cause.value, "why": what.why}}
     refusal, signer, raw_bytes = signed
@@ -464,6 +572,14 @@ def _row(
         row |= {"engine": spec.engine.id, "target": spec.target, "cpu": spec.cpu}
         row["changed_settings"] = dict(sorted(spec.changed_settings.items()))
     return row
+
+
+def _blank(key: Key, stored_bytes: int, ttl_s: int | None) -> Row:
+    """Return what is known of a value without reading it."""
+    row: Row = dict.fromkeys(_FIELDS.split()) | {"changed_settings": {}, "raw_bytes": 0}
+    row |= {"what": "module" if isinstance(key, str) else "artifact", "module": _module_of(key)}
+    row |= {"fingerprint": getattr(key, "fingerprint", None), "engine": _engine_of(key) or None}
+    return row | {"stored_bytes": stored_bytes, "expires_in_s": ttl_s}
 
 
 def _print_table(rows: list[Row]) -> None:
@@ -537,26 +653,43 @@ async def scrub(tier: Tier, dry_run: bool, as_json: bool) -> None:
 # ---- export and import
 
 
-@_command(_FILE, _ENGINE, _MODULE, verifies=True)
-async def export_values(tier: _Redis, file: str, engine: str, module: str, as_json: bool) -> None:
+@_command(_FILE, _ENGINE, _MODULE, _SHARED_TIER, verifies=True)
+async def export_values(tier: Shared, file: str, engine: str, module: str, as_json: bool) -> None:
     """Write all values that verify to the new FILE, or to standard output if that is "-".
 
-    With --engine, write the engine's artifacts and their modules. Exits with 3 if it left out
-    bad values.
+    A URL is that of an object store, as for `serve`: it gets each value that it lacks, under the
+    name by which daemons look for it. With --engine, write the engine's artifacts and their
+    modules. Exits with 3 if it left out bad values.
     """
     moved = _moved()
-    with _written(file) as archive:
-        archive.write(_ARCHIVE)
-        keys = await tier.keys(module=module)
-        modules = {_module_of(key) for key in keys if _is_of(_engine_of(key), engine)}
-        keys = [key for key in keys if key in modules or _is_of(_engine_of(key), engine)]
-        for key in keys:
-            _add(archive, await tier.read(key), moved)
-        archive.write(bytes(_LENGTH_BYTES))
+    if "://" in file:
+        async with _objects(*tier.where, url=file) as target:
+            await _move(tier, await _chosen(tier, engine, module), target, moved)
+    else:
+        with _written(file) as archive:
+            archive.write(_ARCHIVE)
+            for key in await _chosen(tier, engine, module):
+                _add(archive, await tier.read(key), moved)
+            archive.write(bytes(_LENGTH_BYTES))
     for signer in filter(None, map(tier.sealer.get, moved["signers"])):
         click.echo(f"trust this key where you import the file: {signer.hex}", err=True)
     # Standard output may be the archive.
     _end("exported", moved, as_json=as_json, err=file == "-")
+
+
+async def _chosen(tier: Shared, engine: str, module: str) -> list[Key]:
+    """Return the keys of an engine's artifacts and of their modules; of all, without one."""
+    keys = await tier.keys(module=module)
+    modules = {_module_of(key) for key in keys if _is_of(_engine_of(key), engine)}
+    return [key for key in keys if key in modules or _is_of(_engine_of(key), engine)]
+
+
+async def _move(source: Shared, keys: Sequence[Key], target: Shared, moved: Row) -> None:
+    """Store what verifies of ``keys``, unless it is there."""
+    for key in keys:
+        found = await source.read(key)
+        what = await target.take(found.value, set()) if found.value else found.what
+        _count(moved, os.fsdecode(found.name), what, found.value)
 
 
 def _add(archive: IO[bytes], found: _Found, moved: Row) -> None:
@@ -582,22 +715,27 @@ def _written(file: str) -> Iterator[IO[bytes]]:
         raise CommandFailed(f"cannot write {file}: {failure.strerror}") from None
 
 
-@_command(_FILE, verifies=True, makes=True)
-async def import_values(tier: _Redis, file: str, as_json: bool) -> None:
+@_command(_FILE, _SHARED_TIER, verifies=True, makes=True)
+async def import_values(tier: Shared, file: str, as_json: bool) -> None:
     """Store the values in FILE, or on standard input if that is "-", as if they were made now.
 
+    A URL is that of an object store, as for `serve`: all of its values are stored.
     Each value is verified completely before it is stored, and keeps its signature. So first trust
     the key of the site that it comes from, with `wasmkilnd keys trust`. Exits with 3 if it left
     out bad values.
     """
     moved, seen = _moved(), set[Key]()
     try:
-        with click.open_file(file, "rb") as archive:
-            for number, value in enumerate(_values_in(archive, tier.limit_bytes), 1):
-                try:
-                    _count(moved, f"value {number}", await tier.take(value, seen), value)
-                except ValueRejected as rejected:
-                    _count(moved, f"value {number}", rejected, value)
+        if "://" in file:
+            async with _objects(*tier.where, url=file) as source:
+                await _move(source, await source.keys(), tier, moved)
+        else:
+            with click.open_file(file, "rb") as archive:
+                for number, value in enumerate(_values_in(archive, tier.limit_bytes), 1):
+                    try:
+                        _count(moved, f"value {number}", await tier.take(value, seen), value)
+                    except ValueRejected as rejected:
+                        _count(moved, f"value {number}", rejected, value)
     except (OSError, TierUnavailable, CommandFailed) as failure:
         why = getattr(failure, "strerror", failure)
         before = f"{moved['artifacts'] + moved['modules']} values were imported before"

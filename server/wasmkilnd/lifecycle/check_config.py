@@ -43,6 +43,7 @@ def check(settings: Settings) -> guard.Access:
     engines.open_advisories(settings)
     if settings.redis_url.get_secret_value() not in (EMBEDDED, NONE):
         check_files(options.redis_access(settings))
+    options.open_bucket(settings)
     # A daemon that runs here has the addresses itself.
     if not running.running(settings.state_dir):
         for setting, address in settings.addresses:

@@ -390,12 +390,13 @@ class Serving:
                 await opened.tenant.compiler.ahead(asked)
                 return ""
             except errors.WasmkilnError as failure:
-                tier, reason = opened.remote_status(), failure.reason
+                tiers, reason = (opened.remote_status(), opened.object_status()), failure.reason
                 if reason is Reason.SERVER_DRAINING and opened in self._tenants.opened.values():
                     # The daemon ends, and the order stays for the next start.
                     raise asyncio.CancelledError from None
                 # It may be in a tier that does not answer now.
-                lost = reason is Reason.MODULE_NOT_LOADED and not (tier.up or tier.switched_off)
+                down = any(not (each.up or each.switched_off) for each in tiers)
+                lost = reason is Reason.MODULE_NOT_LOADED and down
                 if reason not in _AGAIN and not (lost and time.monotonic() < until_s):
                     return failure.message
                 await asyncio.sleep(max(_PAUSE_S, failure.retry_after_s or 0.0))

@@ -38,6 +38,8 @@ _WORKER = 8
 _REDIS = 6 * 32
 # Files, listening sockets, what gRPC and threads use for themselves, and a reserve.
 _OTHERS = 96
+# Of a call to the object store at a time, and of a connection that it keeps.
+_OBJECTS = 32
 _LEAST_CONNECTIONS = 16
 _MOST_DESCRIPTORS = 2**20
 
@@ -101,6 +103,7 @@ def connections_per_address(settings: Settings, engines: int) -> int:
     # There, each may send a file.
     listeners += 2 * len(settings.http_listen)
     others = engines * settings.effective_workers * _WORKER + admin.LIMIT + _REDIS + _OTHERS
+    others += _OBJECTS if settings.object_store_url else 0
     needed = settings.max_connections * listeners + others
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     allowed = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 import structlog
@@ -34,22 +34,22 @@ _QUARANTINED = 50
 class Readiness:
     """Follows the engines: the daemon serves calls while at least one of them works.
 
-    A Redis that is down makes no call fail: it is mentioned, and the daemon stays ready. For one
-    event loop.
+    A shared tier that is down makes no call fail: it is mentioned, and the daemon stays ready. For
+    one event loop.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._serving: Serving | None = None
-        self._redis: Callable[[], RemoteStatus]
+        self._shared: Callable[[], Sequence[RemoteStatus]]
         self._phase = "starting"
         self._clock, self._got_on_s, self._reported = clock, clock(), True
 
-    def started(self, serving: Serving, redis: Callable[[], RemoteStatus]) -> None:
+    def started(self, serving: Serving, shared: Callable[[], Sequence[RemoteStatus]]) -> None:
         """Let the engines decide from now on, unless the daemon already drains.
 
-        ``redis`` returns how Redis is, and says what is wrong, if anything.
+        ``shared`` returns how Redis and the object store are, and what is wrong, if anything.
         """
-        self._serving, self._redis = serving, redis
+        self._serving, self._shared = serving, shared
         if self._phase == "starting":
             self._phase = ""
         self._reported, _ = self.now()
@@ -67,9 +67,9 @@ class Readiness:
         idle = {engine.id: engine.pool.why_no_worker for engine in engines}
         wrong += [f"{name} has no worker: {for_callers(why)}" for name, why in idle.items() if why]
         ready = len(wrong) < len(engines) + len(unserved)
-        redis = self._redis()
-        if redis.detail and not redis.switched_off:
-            wrong.append(for_callers(redis.detail, "Redis is down"))
+        for what, tier in zip(("Redis", "the object store"), self._shared(), strict=True):
+            if tier.detail and not tier.switched_off:
+                wrong.append(for_callers(tier.detail, f"{what} is down"))
         return ready, "; ".join(["ready" if ready else "no engine works", *wrong])
 
     def look(self, report: Callable[[bool], None]) -> bool:
@@ -101,6 +101,7 @@ def status_json(
     registry, isolation = started.registry, started.isolation
     stats = MessageToDict(stats_response(metrics), preserving_proto_field_name=True)
     stats["redis_detail"] = for_callers(now.remote.detail, "")
+    stats["object_store_detail"] = for_callers(now.objects.detail, "")
     told = {
         "host": platform.node(),
         "time_s": time.time(),
@@ -112,6 +113,7 @@ def status_json(
         "calls": now.traffic.calls,
         "namespaces": len(tenants.opened),
         "redis_off": now.remote.switched_off,
+        "objects_off": now.objects.switched_off,
         "host_store": asdict(now.host),
         "tls_failures": now.tls.failures,
         "failed_reloads": [

@@ -90,7 +90,7 @@ _EXTERN_KINDS = {
     for name, number in types_pb2.ExternKind.items()
 }
 # By the number of ``admin.Tier``.
-_TIERS = ("", "memory", "redis", "host_store")
+_TIERS = ("", "memory", "redis", "host_store", "object_store")
 
 # By wire type. Groups, which no protobuf of ours writes, are refused.
 _FIXED_BYTES = {1: 8, 5: 4}
@@ -254,7 +254,7 @@ def _settings(sent: pb.CompileRequest | types_pb2.ArtifactKey, where: str = "") 
 def evict_scope(request: admin.EvictRequest) -> tuple[model.EvictScope, str]:
     """Return the scope of an EvictRequest, and the tier ("" for all). Raises INVALID_REQUEST."""
     if not 0 <= request.tier < len(_TIERS):
-        tiers = "TIER_MEMORY, TIER_HOST_STORE or TIER_REDIS"
+        tiers = "TIER_MEMORY, TIER_HOST_STORE, TIER_REDIS or TIER_OBJECT_STORE"
         raise invalid_request(f"cannot evict: unknown tier; use {tiers}", "tier")
     scope = request.WhichOneof("scope")
     if scope == "module_sha256":
@@ -534,6 +534,11 @@ def stats_response(
         redis_up=now.remote.up,
         redis_mode=now.remote.mode,
         redis_detail=now.remote.detail,
+        object_store_up=now.objects.up,
+        object_store_mode=now.objects.mode,
+        object_store_detail=now.objects.detail,
+        pending_object_writes=now.objects.pending_writes,
+        dropped_object_writes=now.objects.dropped_writes,
         namespace=namespace,
         engine_names=engine_names,
         quotas=[filled(pb.QuotaUsage, each, quota=each.kind) for each in quotas],

@@ -58,7 +58,7 @@ Labels: TypeAlias = tuple[str, ...]
 # Of each: the name of a histogram, how many of the labels it has, and a duration.
 _Took: TypeAlias = Iterable[tuple[str, int, float]]
 
-TIERS: Final = ("memory", "host_store", "redis")
+TIERS: Final = ("memory", "host_store", "redis", "object_store")
 # The label of everything that was not expected.
 OTHER: Final = "other"
 # How many of the last durations the percentiles are taken over.
@@ -108,6 +108,9 @@ tier_configured    gauge   tier -                    Whether the settings switch
 redis_up                  gauge   - remote.up             Whether the Redis tier answers.
 redis_pending_writes      gauge   - remote.pending_writes Writes that wait to go to Redis.
 redis_dropped_writes      counter - remote.dropped_writes Writes to Redis that were given up.
+object_store_up             gauge   - objects.up             Whether the object store answers.
+object_store_pending_writes gauge   - objects.pending_writes Writes that wait to go to it.
+object_store_dropped_writes counter - objects.dropped_writes Writes to it that were given up.
 host_store_up             gauge   - host.up               Whether the host store can be used.
 host_store_pending_writes gauge   - host.pending_writes   Writes that wait to go to it.
 host_store_dropped_writes counter - host.dropped_writes   Writes to it that were given up.
@@ -271,7 +274,7 @@ class RecentCompile(NamedTuple):
     times: int
 
 
-_UNUSED, _NO_REDIS = dict.fromkeys(KINDS, (0.0, 0)), model.RemoteStatus("none", up=False)
+_UNUSED, _NOT_YET = dict.fromkeys(KINDS, (0.0, 0)), model.RemoteStatus("none", up=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +288,8 @@ class Readings:
     quarantined: int = 0
     pins: int = 0
     traffic: TrafficUsage = TrafficUsage()
-    remote: model.RemoteStatus = _NO_REDIS
+    remote: model.RemoteStatus = _NOT_YET
+    objects: model.RemoteStatus = _NOT_YET
     host: model.HostStatus = field(default_factory=model.HostStatus)
     # By kind: the largest part of a limit that an identity uses, and all refusals.
     quotas: Mapping[str, tuple[float, int]] = field(default_factory=lambda: _UNUSED)
@@ -498,7 +502,8 @@ class Metrics(Collector):
 
     def _worked_out(self, now: Readings) -> Mapping[str, Mapping[Any, float]]:
         """Return what no field of ``now`` has as it is shown."""
-        in_use = (True, now.host.is_on, not now.remote.switched_off)
+        remote, objects = now.remote, now.objects
+        in_use = (True, now.host.is_on, not remote.switched_off, not objects.switched_off)
         states = now.engine_states.items()
         return {
             "build_info": {(self.version,): 1},

@@ -54,7 +54,9 @@ class Parts:
             ),
             advisories=SimpleNamespace(current=SimpleNamespace(of=lambda _: self.advisories)),
         )
-        self.readiness.started(self.serving, lambda: gauges.remote())
+        self.readiness.started(
+            self.serving, lambda: (gauges.remote(), RemoteStatus("none", up=False))
+        )
 
     def raw(self) -> bytes:
         tenants: Any = SimpleNamespace(opened={"": None}, known_in_quarantine=lambda: self.strikes)

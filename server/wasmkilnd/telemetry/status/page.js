@@ -8,16 +8,19 @@ const [COLUMNS, STEP_S] = [60, 5]; // what charts show: five minutes
 const LATEST = 3; // columns that stand for now: the very last may have begun just now
 const SHOWN = 12; // recent compiles that are shown at once
 const NONE = "\u2013";
-// Where artifacts come from, the fastest first: name and colour. The first three are hits.
+// Where artifacts come from, the fastest first: name and colour. The first four are hits.
 const ORIGINS = {
   memory: ["memory", "c1"],
   host_store: ["host store", "c2"],
   redis: ["Redis", "c3"],
+  object_store: ["object store", "c6"],
   joined_flight: ["joined a compile", "c4"],
   compiled: ["compiled", "c5"],
 };
 const FROM = Object.keys(ORIGINS);
-const TIERS = { memory: "Memory", host_store: "Host store", redis: "Redis" };
+const TIERS = {
+  memory: "Memory", host_store: "Host store", redis: "Redis", object_store: "Object store",
+};
 
 const byId = (id) => document.getElementById(id);
 const sum = (numbers) => numbers.reduce((total, each) => total + each, 0);
@@ -232,7 +235,8 @@ function draw(chart) {
 function attention({ stats, engines, isolation, host_store: host, ...told }) {
   const open = engines.some((each) => !each.confined);
   const quarantined = num(stats.quarantined_modules);
-  const redis = stats.redis_detail ? `: ${stats.redis_detail}` : "";
+  const [redis, objects] = [stats.redis_detail, stats.object_store_detail].map((each) =>
+    each ? `: ${each}` : "");
   const wrong = [
     ["bad", !told.ready, `The daemon serves no call: ${told.state}.`],
     ...Object.entries(told.unserved).map(([id, cause]) =>
@@ -242,6 +246,8 @@ function attention({ stats, engines, isolation, host_store: host, ...told }) {
     ["bad", open && isolation.required, `Jobs are ${isolation.summary}.`],
     ["warn", !stats.redis_up && !told.redis_off,
       `Redis does not answer${redis}. Calls go on without it.`],
+    ["warn", !stats.object_store_up && !told.objects_off,
+      `The object store does not answer${objects}. Calls go on without it.`],
     ["warn", host.is_on && !host.up, "The host store cannot be used. Calls go on without it."],
     ["warn", told.tls_failures, "Changed TLS files could not be used; the old ones count."],
     ...told.failed_reloads.map((what) =>
@@ -259,7 +265,7 @@ function attention({ stats, engines, isolation, host_store: host, ...told }) {
 
 function figures({ stats, served, ...told }, { all }) {
   const [now, ever] = [calls(all), sum(Object.values(served))];
-  const hits = now ? sum(FROM.slice(0, 3).map((each) => all[each])) / now : stats.hit_ratio ?? 0;
+  const hits = now ? sum(FROM.slice(0, 4).map((each) => all[each])) / now : stats.hit_ratio ?? 0;
   const wait = told.expected_wait_s;
   const good = (stats.compiles ?? []).filter((each) => each.outcome === "ok" && num(each.count));
   const took = good.sort((one, other) => num(other.count) - num(one.count))[0]?.duration;
@@ -284,9 +290,14 @@ const takes = (took) =>
 
 function tierRow(each, { stats, host_store: host, ...told }) {
   const [used, limit, pinned] = [each.bytes, each.limit_bytes, each.pinned_entries].map(num);
-  const off = { redis: told.redis_off, host_store: !host.is_on }[each.tier];
-  const up = { redis: stats.redis_up, host_store: host.up, memory: true }[each.tier];
-  const state = each.tier === "redis" ? `${stats.redis_mode}, up` : "up";
+  const off = {
+    redis: told.redis_off, host_store: !host.is_on, object_store: told.objects_off,
+  }[each.tier];
+  const up = {
+    redis: stats.redis_up, host_store: host.up, memory: true, object_store: stats.object_store_up,
+  }[each.tier];
+  const mode = { redis: stats.redis_mode, object_store: stats.object_store_mode }[each.tier];
+  const state = mode ? `${mode}, up` : "up";
   const filled = used / limit;
   return [
     TIERS[each.tier],
@@ -300,10 +311,13 @@ function tierRow(each, { stats, host_store: host, ...told }) {
 }
 
 function tierRemark({ stats, host_store: host, namespaces }) {
-  const [redis, store] = [stats, host].map((each) => count(num(each.pending_writes)));
-  const lost = [stats, host].map((each) => count(num(each.dropped_writes))).join(" and ");
+  const waiting = [stats.pending_writes, host.pending_writes, stats.pending_object_writes];
+  const [redis, store, objects] = waiting.map((each) => count(num(each)));
+  const given = [stats.dropped_writes, host.dropped_writes, stats.dropped_object_writes];
+  const lost = given.map((each) => count(num(each))).join(", ");
   return remark(
-    `Writes that wait: ${redis} to Redis, ${store} to the host store; given up: ${lost}.`,
+    `Writes that wait: ${redis} to Redis, ${store} to the host store, ${objects} to the object`,
+    ` store; given up: ${lost}.`,
     ` Pins: ${count(stats.pins ?? 0)}.`,
     namespaces > 1 ? ` Figures are sums over ${count(namespaces)} namespaces.` : "");
 }

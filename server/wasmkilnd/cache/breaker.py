@@ -1,0 +1,114 @@
+"""A circuit breaker: what keeps callers from waiting for a tier that does not answer.
+
+While it is closed, calls go through. The first outage opens it: then calls fail at once without
+touching the network, and a background task, never a caller, asks again, waiting longer each time,
+until it is answered. So an outage costs the callers of that moment one time-out at most, and later
+callers nothing. A refusal (full, read-only, no permission) is an answer and opens nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+import structlog
+
+from wasmkilnd.errors import TierUnavailable
+
+_log = structlog.get_logger("wasmkilnd.cache")
+
+_FIRST_WAIT_S = 0.25
+
+
+class Breaker:
+    """Fails the calls to a ``tier`` while it does not answer. For one event loop."""
+
+    tier: str
+
+    def __init__(self, *, timeout_s: float, retry_max_s: float = 2.0) -> None:
+        """``retry_max_s`` is the longest wait before the tier is asked again."""
+        self.timeout_s = timeout_s
+        # What is wrong, without secrets; empty while the tier is up.
+        self.why_down = "not asked yet"
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._retry_max_s = retry_max_s
+        self._closed = asyncio.Event()
+        self._closed.set()
+        self._closed_at_s = -retry_max_s
+        self._first_wait_s = self._wait_s = min(_FIRST_WAIT_S, retry_max_s)
+        self._answered_at_s = -timeout_s
+
+    @property
+    def is_down(self) -> bool:
+        """Whether calls fail at once now."""
+        return not self._closed.is_set()
+
+    @property
+    def up(self) -> bool:
+        """Whether the tier answered the last time it was asked."""
+        return not self.why_down
+
+    async def ready(self) -> None:
+        """Return when calls go through."""
+        await self._closed.wait()
+
+    def check(self) -> None:
+        """Raise TierUnavailable if calls fail at once now."""
+        if self.is_down:
+            raise TierUnavailable(self.why_down)
+
+    async def probe(self) -> None:
+        """Ask the tier anything. Raise TierUnavailable if it does not answer."""
+        raise NotImplementedError
+
+    def begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do ``work`` in the background, until ``stop``."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def stop(self) -> None:
+        """Ask no more; never raise."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def answered(self, *, done: bool = True) -> None:
+        """Note an answer; without ``done``, one that refuses."""
+        if not self.is_down:  # Else the call began before.
+            self.why_down = ""
+        if done:
+            self._answered_at_s = time.monotonic()
+
+    def failed(self, why: str, *, late: bool) -> None:
+        """Note an outage. A ``late`` answer is none while others come.
+
+        Then this daemon is slow, or this one answer.
+        """
+        if late and time.monotonic() - self._answered_at_s < self.timeout_s / 2:
+            return
+        if self.is_down:
+            return  # A call that began before; the first one has logged it.
+        if time.monotonic() - self._closed_at_s > self._retry_max_s:
+            self._wait_s = self._first_wait_s
+        # Else it flaps: it answers when it is asked, and nothing more. Keep the waits growing.
+        self.why_down = why
+        self._closed.clear()
+        _log.warning("tier is down", tier=self.tier, detail=why)
+        self.begin(self._ask_until_it_answers())
+
+    async def _ask_until_it_answers(self) -> None:
+        while True:
+            await asyncio.sleep(self._wait_s)
+            self._wait_s = min(2 * self._wait_s, self._retry_max_s)
+            try:
+                await self.probe()
+                break
+            except TierUnavailable as failure:
+                self.why_down = str(failure)
+        self._closed_at_s = time.monotonic()
+        self._closed.set()
+        self.why_down = ""
+        _log.info("tier is up again", tier=self.tier)

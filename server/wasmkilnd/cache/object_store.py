@@ -1,0 +1,731 @@
+"""The tier in an object store, below Redis: a bucket, or a directory that hosts share.
+
+It keeps what Redis may lose. Below the path of ``object_store_url`` and the prefix of a namespace,
+an object has the name of the key in Redis, with ``/`` for ``:`` and without braces, and the same
+bytes (``cache.value``):
+
+- ``3/compiled/<module>/<engine>/<fingerprint>`` is an artifact, ``3/module/<module>`` a module.
+
+An object is created once and never changed, so two daemons that write one do no harm, and a reader
+gets it whole by one request. Nobody asks what is there: a look-up is a GET, and ``held`` goes by
+what this daemon has seen. Ages are the business of the bucket's own rules. ``Bucket`` is what all
+namespaces share: ``Files`` or ``Remote``, its threads, time-outs and breaker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import re
+import secrets
+import stat
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, TypeAlias, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import structlog
+
+from wasmkilnd.cache import value
+from wasmkilnd.cache.breaker import Breaker
+from wasmkilnd.cache.shared_tier import READS_AT_ONCE, Key, SharedTier, checked, module_of
+from wasmkilnd.cache.value import ValueRejected
+from wasmkilnd.errors import AccessUnusable, DoesNotFit, TierUnavailable, forget_frames
+from wasmkilnd.flights import Allowance
+from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Kind, Module, TierUsage
+from wasmkilnd.model import RejectionCause as Cause
+
+T = TypeVar("T")
+# Names of objects and their sizes, a part of a listing.
+Page: TypeAlias = "list[tuple[str, int]]"
+
+# A call may take longer for a large value, but no longer than this rate allows.
+_LEAST_BYTES_PER_S = 8 * 1024 * 1024
+_LISTING_S = 30.0  # The same for a page of a listing, and for deleting what is on it.
+_PAGE = 1000
+_REFUSED_S = 10.0  # How long nothing more is asked of a store that refuses it.
+_MAX_REMEMBERED, _MAX_REJECTED = 100_000, 10_000
+_SEEN_S = 3600.0  # Something else may have deleted what was seen earlier: write it again.
+_REJECTED_S = 600.0  # How long a bad value that stays there is not read again.
+_EVICT_WAIT_S = 10.0  # How long an eviction keeps its caller waiting.
+_PATIENCE_S = 2.0  # How long calls under way may delay the end of the daemon.
+_STALE_S = 3600.0  # Nobody writes one file for so long.
+_PROBE = "3/nothing"
+
+_HEX = "[0-9a-f]{64}"
+_NAME = re.compile(rf"3/(?:module/({_HEX})|compiled/({_HEX})/([A-Za-z0-9.+!_-]+)/({_HEX}))")
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+# Without waiting for the writer of a FIFO.
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+# What a stranger who may write to the directory can put in the place of a file.
+_NO_FILE = frozenset({errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO})
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_REFUSALS = _NO_FILE | _FULL | {errno.EACCES, errno.EPERM, errno.EROFS, errno.EOPNOTSUPP}
+# Not implemented, and full.
+_NEVER = ("501", "507")
+_NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound|bucket does not exist")
+
+log = structlog.get_logger("wasmkilnd.cache")
+
+
+class TooLarge(Exception):  # noqa: N818 - says what the object is
+    """An object is larger than any value of the limit."""
+
+
+class GoesOn(TierUnavailable):
+    """An eviction takes longer than its caller waits; ``gone`` is what it has removed so far."""
+
+    def __init__(self, gone: Evicted) -> None:
+        super().__init__("the eviction goes on in the background")
+        self.gone = gone
+
+
+class Files:
+    """Objects as plain files of a directory, which has to be there: a mount may be missing.
+
+    A file appears whole, by link(2), which replaces nothing. Below the directory no symbolic link
+    is followed. Methods block, and raise OSError.
+    """
+
+    errors = (OSError,)
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+
+    def get(
+        self, name: str, limit_bytes: int, starts: Callable[[int], None]
+    ) -> value.Payload | None:
+        """Return an object; None if there is none. Tell ``starts`` its size before its bytes.
+
+        Raise TooLarge, and ValueRejected for what is no plain file.
+        """
+        *above, last = name.split("/")
+        try:
+            with self._folder(above) as folder:
+                descriptor = os.open(last, _READ, dir_fd=folder)
+            try:
+                found = os.fstat(descriptor)
+                if not stat.S_ISREG(found.st_mode):
+                    raise ValueRejected(Cause.FORMAT, "it is no plain file")
+                if found.st_size > limit_bytes:
+                    raise TooLarge
+                starts(found.st_size)
+                with open(descriptor, "rb", closefd=False) as file:
+                    return file.read(found.st_size)
+            finally:
+                os.close(descriptor)
+        except FileNotFoundError:
+            return None
+        except OSError as failure:
+            if failure.errno in _NO_FILE:
+                raise ValueRejected(Cause.FORMAT, "it is no plain file") from None
+            raise
+
+    def put(self, name: str, chunks: Iterable[bytes]) -> bool:
+        """Write an object, unless it is there; return whether it was not."""
+        if self.size(name) is not None:
+            return False
+        *above, last = name.split("/")
+        data = list(chunks)
+        for _ in range(5):
+            # Who evicts may remove the folder meanwhile: then make it again.
+            with contextlib.suppress(FileNotFoundError), self._folder(above, make=True) as folder:
+                return _create(folder, last, data)
+        raise OSError(errno.EBUSY, "a folder is removed again and again")
+
+    def size(self, name: str) -> int | None:
+        """Return the size of an object; None if there is none."""
+        *above, last = name.split("/")
+        with contextlib.suppress(FileNotFoundError), self._folder(above) as folder:
+            return os.stat(last, dir_fd=folder, follow_symlinks=False).st_size
+        return None
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Delete objects, of which some may not be there, and folders that are empty then."""
+        for name in names:
+            *above, last = name.split("/")
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                with self._folder(above) as folder:
+                    os.unlink(last, dir_fd=folder)
+                while above[-3:-2] == ["compiled"] or above[-2:-1] == ["compiled"]:
+                    *above, last = above
+                    with self._folder(above) as folder, contextlib.suppress(OSError):
+                        os.rmdir(last, dir_fd=folder)
+
+    def pages(self, prefix: str) -> Iterator[Page]:
+        """Return all objects below ``prefix``; delete what writers left that were killed."""
+        page: Page = []
+        with contextlib.suppress(FileNotFoundError), self._folder(prefix.split("/")) as folder:
+            for name, size_bytes in _walk(folder):
+                page.append((f"{prefix}/{name}", size_bytes))
+                if len(page) == _PAGE:
+                    yield page
+                    page = []
+        yield page
+
+    @contextlib.contextmanager
+    def _folder(self, parts: Iterable[str], *, make: bool = False) -> Iterator[int]:
+        try:
+            folder = os.open(self._root, _FOLDER)
+        except (FileNotFoundError, NotADirectoryError):
+            raise OSError(errno.ENODEV, "there is no such directory") from None
+        try:
+            for part in parts:
+                if make:
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(part, 0o770, dir_fd=folder)
+                above, folder = folder, os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
+                os.close(above)
+            yield folder
+        finally:
+            os.close(folder)
+
+    def why(self, failure: Exception) -> tuple[str, bool]:
+        """Return what is wrong, and whether the store refuses, or does not answer."""
+        reason = getattr(failure, "strerror", None) or repr(failure)
+        refuses = getattr(failure, "errno", None) in _REFUSALS
+        return f"the object store in {self._root}: {reason}", refuses
+
+
+def _create(folder: int, name: str, chunks: Iterable[bytes]) -> bool:
+    """Write a file aside, and give it its name unless that is taken; return whether it was not."""
+    aside = f".{secrets.token_hex(8)}"
+    descriptor = os.open(aside, _WRITE, 0o640, dir_fd=folder)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.writelines(chunks)
+            file.flush()
+            os.fsync(descriptor)
+        os.link(aside, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+        os.fsync(folder)
+    except FileExistsError:
+        return False
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(aside, dir_fd=folder)
+    return True
+
+
+def _walk(folder: int) -> Iterator[tuple[str, int]]:
+    """Return all files below a folder. Folders that are gone by then have none."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):
+                if entry.is_dir(follow_symlinks=False):
+                    below = os.open(entry.name, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
+                    try:
+                        yield from ((f"{entry.name}/{name}", size) for name, size in _walk(below))
+                    finally:
+                        os.close(below)
+                    continue
+                found = entry.stat(follow_symlinks=False)
+                if not entry.name.startswith("."):
+                    yield entry.name, found.st_size
+                elif found.st_mtime < time.time() - _STALE_S:
+                    os.unlink(entry.name, dir_fd=folder)
+
+
+class Remote:
+    """Objects in a bucket. Methods block, and raise what obstore raises.
+
+    Its asynchronous calls can abort the interpreter at its end: so all are synchronous.
+    """
+
+    def __init__(self, url: str, timeout_s: float, longest_s: float) -> None:
+        """``longest_s`` bounds each request, ``timeout_s`` a silence while one is read.
+
+        Raise AccessUnusable.
+        """
+        import obstore  # It takes time, and most daemons have no bucket.
+        from obstore import exceptions, store
+
+        self._obstore, self._kinds = obstore, exceptions
+        self.errors = (exceptions.BaseError, OSError, ValueError)
+        plain = any(
+            os.environ.get(f"{each}_ALLOW_HTTP", "").lower() in ("true", "1")
+            for each in ("AWS", "GOOGLE", "AZURE")
+        )
+        options: Any = {"timeout": timedelta(seconds=longest_s), "allow_http": plain}
+        # Who reads holds a thread until nobody is to be waited for, and probes need one. The same
+        # for who writes would end what takes long to send.
+        reading: Any = {**options, "read_timeout": timedelta(seconds=timeout_s)}
+        try:
+            # Retries are ours: the breaker's, and those of writes.
+            self._reading, self._store = (
+                store.from_url(url, client_options=each, retry_config={"max_retries": 0})
+                for each in (reading, options)
+            )
+        except (exceptions.BaseError, ValueError) as failure:
+            why = str(failure).partition("\n")[0]
+            raise AccessUnusable(f"cannot use object_store_url: {why}") from None
+
+    def get(
+        self, name: str, limit_bytes: int, starts: Callable[[int], None]
+    ) -> value.Payload | None:
+        """Return an object as ``Files.get``."""
+        with self._absent():
+            found = self._obstore.get(self._reading, name)
+            size_bytes = found.meta["size"]
+            if size_bytes > limit_bytes:
+                raise TooLarge
+            starts(size_bytes)
+            return memoryview(found.bytes())
+        return None
+
+    def put(self, name: str, chunks: Iterable[bytes]) -> bool:
+        """Write an object as ``Files.put``."""
+        try:
+            data = b"".join(chunks)
+            self._obstore.put(self._store, name, data, mode="create", use_multipart=False)
+        except (self._kinds.AlreadyExistsError, self._kinds.PreconditionError):
+            return False
+        except self._kinds.GenericError as failure:
+            if _status(failure) == "409":  # Another daemon writes it now.
+                return False
+            raise
+        return True
+
+    def size(self, name: str) -> int | None:
+        """Return the size of an object; None if there is none."""
+        with self._absent():
+            return int(self._obstore.head(self._reading, name)["size"])
+        return None
+
+    def delete(self, names: Sequence[str]) -> None:
+        """Delete objects, of which some may not be there."""
+        try:
+            self._obstore.delete(self._store, names)
+        except FileNotFoundError:  # Not all stores tell it apart; some stop there.
+            for name in names:
+                with self._absent():
+                    self._obstore.delete(self._store, name)
+
+    def pages(self, prefix: str) -> Iterator[Page]:
+        """Return all objects below ``prefix``."""
+        for page in self._obstore.list(self._store, prefix=prefix, chunk_size=_PAGE):
+            yield [(each["path"], each["size"]) for each in page]
+
+    @contextlib.contextmanager
+    def _absent(self) -> Iterator[None]:
+        """Pass over that an object is not there, but not that the bucket is not."""
+        try:
+            yield
+        except FileNotFoundError as failure:
+            if _NO_BUCKET.search(str(failure)):
+                raise
+
+    def why(self, failure: Exception) -> tuple[str, bool]:
+        """Return what is wrong, and whether the store refuses, or does not answer.
+
+        The error's own text holds the whole request: take what is known to be no secret.
+        """
+        text, errors = str(failure), self._kinds
+        code = re.search(r"<Code>(\w{1,64})</Code>", text)
+        told = f" ({code[1]})" if code else ""
+        if status := _status(failure):
+            passes = status in ("408", "429") or (status[0] == "5" and status not in _NEVER)
+            return f"the object store answers {status}{told}", not passes
+        kinds = (errors.PermissionDeniedError, errors.UnauthenticatedError, FileNotFoundError)
+        if isinstance(failure, (*kinds, errors.NotSupportedError, errors.InvalidPathError)):
+            return f"the object store refuses: {type(failure).__name__}{told}", True
+        if "BadScheme" in text:
+            return "the object store has no TLS: permit it with AWS_ALLOW_HTTP=true", True
+        host = re.search(r"https?://(?:[^/\s@]*@)?([\w.:\[\]-]+)", text)
+        where = f" at {host[1]}" if host else ""
+        late = " in time" if re.search(r"\bkind: Timeout", text) else ""
+        return f"the object store{where} does not answer{late}", False
+
+
+def _status(failure: Exception) -> str:
+    found = re.search(r"status code: (\d{3})", str(failure))
+    return found[1] if found else ""
+
+
+class _Threads(Executor):
+    """Threads that do not keep the daemon from ending while a store does not answer."""
+
+    def __init__(self, count: int, name: str) -> None:
+        self._jobs = SimpleQueue[tuple[Future[Any], Callable[[], Any]]]()
+        for number in range(count):
+            Thread(target=self._work, name=f"{name}-{number}", daemon=True).start()
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **named: Any) -> Future[T]:
+        """Call ``fn`` in a thread."""
+        future = Future[T]()
+        self._jobs.put((future, partial(fn, *args, **named)))
+        return future
+
+    def _work(self) -> None:
+        while True:
+            future, work = self._jobs.get()
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(work())
+                except BaseException as failure:
+                    future.set_exception(failure)
+            del future, work
+
+
+class Bucket(Breaker):
+    """The way to the store, for all namespaces. For one event loop."""
+
+    tier = "object_store"
+
+    def __init__(self, url: str, *, timeout_s: float, largest_bytes: int) -> None:
+        """Make ready, which may take a second. Raise AccessUnusable."""
+        super().__init__(timeout_s=timeout_s)
+        self.url, path = url, urlsplit(url)
+        is_here = path.scheme == "file"
+        longest_s = timeout_s + _LISTING_S + largest_bytes / _LEAST_BYTES_PER_S
+        self.store = Files(unquote(path.path)) if is_here else Remote(url, timeout_s, longest_s)
+        self._readers = _Threads(READS_AT_ONCE, "wasmkiln-object-read")
+        self._writers = _Threads(4, "wasmkiln-object-write")
+        # By whether it is a write: why the store refuses it, and until when it is not asked.
+        self._refusals = {False: ("", 0.0), True: ("", 0.0)}
+        self._jobs = set[asyncio.Future[Any]]()
+
+    @property
+    def refusal(self) -> str:
+        """What the store, which answers, refuses; empty if nothing."""
+        (reads, _), (writes, _) = self._refusals.values()
+        return f"refuses reads: {reads}" if reads else writes and f"takes no writes: {writes}"
+
+    @property
+    def description(self) -> str:
+        """Where the store is, and whether it answers."""
+        return f"objects in {self.url}{'' if self.up else ', which does not answer yet'}"
+
+    async def start(self) -> None:
+        """Wait until it is known whether the store answers."""
+        with contextlib.suppress(TierUnavailable):
+            await self.run(partial(self.store.size, _PROBE))
+
+    async def run(
+        self, work: Callable[[], T], *, writes: bool = False, more: Allowance | None = None
+    ) -> T:
+        """Return what ``work`` returns in a thread, within the time-out and ``more``.
+
+        Raise TierUnavailable, and what ``work`` says of a value: ValueRejected and TooLarge.
+        """
+        self.check()
+        why, until_s = self._refusals[writes]
+        if time.monotonic() < until_s:
+            raise TierUnavailable(why)
+        try:
+            found = await self._wait(work, self._writers if writes else self._readers, more)
+        except TimeoutError:
+            why = f"the object store does not answer within {self.timeout_s:g} s"
+            self.failed(why, late=True)
+            raise TierUnavailable(why) from None
+        except (ValueRejected, TooLarge, TierUnavailable):
+            self.answered()
+            raise
+        except Exception as failure:
+            if not isinstance(failure, self.store.errors):
+                log.exception("a defect: cannot use the object store")
+                raise TierUnavailable("cannot use the object store: a defect") from failure
+            why, refuses = self.store.why(failure)
+            if refuses:
+                self.answered(done=False)
+                self._note_refusal(why, writes=writes)
+            else:
+                self.failed(why, late=False)
+            raise TierUnavailable(why) from None
+        self.answered()
+        self._note_refusal("", writes=writes)
+        return found
+
+    async def probe(self) -> None:
+        """Ask the store anything."""
+        try:
+            await self._wait(partial(self.store.size, _PROBE), self._readers)
+        except TimeoutError:
+            raise TierUnavailable(self.why_down) from None
+        except Exception as failure:
+            why, refuses = self.store.why(failure)
+            if not refuses:
+                raise TierUnavailable(why) from None
+
+    async def close(self) -> None:
+        """Ask no more; give calls under way a moment to end."""
+        await self.stop()
+        if self._jobs:
+            await asyncio.wait(self._jobs, timeout=_PATIENCE_S)
+
+    async def _wait(
+        self, work: Callable[[], T], threads: _Threads, more: Allowance | None = None
+    ) -> T:
+        """Wait for ``work`` in a thread, which goes on if it takes too long. TimeoutError."""
+        more, until_s = more or Allowance(), time.monotonic() + self.timeout_s
+        job = asyncio.get_running_loop().run_in_executor(threads, work)
+        self._jobs.add(job)
+        job.add_done_callback(self._ended)
+        try:
+            while not job.done():
+                if (left_s := until_s + more.seconds - time.monotonic()) <= 0:
+                    job.cancel()  # Unless it has begun.
+                    raise TimeoutError
+                await asyncio.wait((job,), timeout=left_s)
+            return job.result()
+        finally:
+            del job  # A failed job holds its traceback, which holds this frame.
+
+    def _ended(self, job: asyncio.Future[Any]) -> None:
+        self._jobs.discard(job)
+        if not job.cancelled():
+            job.exception()  # Nobody else reads it, if its caller is gone.
+
+    def _note_refusal(self, why: str, *, writes: bool) -> None:
+        before, _ = self._refusals[writes]
+        self._refusals[writes] = why, time.monotonic() + _REFUSED_S if why else 0.0
+        what = "writes" if writes else "reads"
+        if why and why != before:
+            log.warning(f"tier takes no {what}", tier=self.tier, detail=why)
+        elif before and not why:
+            log.info(f"tier takes {what} again", tier=self.tier)
+
+
+@dataclass(eq=False)
+class ObjectStore(SharedTier[Bucket]):
+    """Artifacts and modules of one namespace in the object store."""
+
+    name = "object_store"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # What this daemon read or wrote, the kind of its module, and when.
+        self._seen = dict[Key, tuple[Kind, float]]()
+        # Until when bad values are not read again.
+        self._rejected = dict[Key, float]()
+        # What is being evicted: nothing of it is read.
+        self._going = dict[asyncio.Task[None], EvictScope]()
+
+    @property
+    def refusal(self) -> str:
+        """What the store, which answers, refuses; empty if nothing."""
+        return self.link.refusal
+
+    def usage(self) -> TierUsage:
+        """Return zeros: nobody counts the objects."""
+        return TierUsage()
+
+    async def put(self, what: Artifact | Module) -> None:
+        """Store a value, unless it is there, or was within the last hour."""
+        began, outcome = time.perf_counter(), "error"
+        try:
+            _, seen_s = self._seen.get(what.key, (None, -_SEEN_S))
+            if time.monotonic() >= seen_s + _SEEN_S:
+                await self.store(what.key, value.written(what, self._sealer), what.size_bytes)
+                self._see(what)
+            outcome = "ok"
+        except DoesNotFit as failure:
+            outcome = "too_large"
+            log.warning("value not shared: no reader would take it", why=str(failure))
+            raise
+        finally:
+            self._metrics.tier_store(self.name, outcome, time.perf_counter() - began)
+
+    async def store(self, key: Key, chunks: Iterable[bytes], size_bytes: int) -> bool:
+        """Store the bytes of a value, unless one is there; return whether it did."""
+        moving = Allowance(size_bytes / _LEAST_BYTES_PER_S)
+        work = partial(self.link.store.put, self.name_of(key), chunks)
+        return await self.link.run(work, writes=True, more=moving)
+
+    async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
+        """Return which of ``keys`` this daemon has seen there."""
+        return frozenset(key for key in keys if key in self._seen)
+
+    async def kinds_of(self, keys: Sequence[CacheKey]) -> dict[CacheKey, Kind]:
+        """Return the kind of module behind each artifact that this daemon has seen."""
+        return {key: self._seen[key][0] for key in keys if key in self._seen}
+
+    async def evict(self, scope: EvictScope) -> Evicted:
+        """Delete what is in ``scope`` and not pinned, a listing's page at a time.
+
+        Return what is gone after some seconds; all else goes in the background, and is read no
+        more.
+        """
+        self.check_writes()
+        gone = [Evicted()]
+        task = asyncio.create_task(self._evict(scope, gone))
+        self._going[task] = scope
+        task.add_done_callback(self._going.pop)
+        try:
+            await asyncio.wait((task,), timeout=_EVICT_WAIT_S)
+        finally:  # Also where the caller has left.
+            if not task.done():
+                about = {"module": scope.module_sha256, "engine": scope.engine_id}
+                log.info("an eviction goes on in the background", tier=self.name, **about)
+                task.add_done_callback(partial(self._tell, about, gone))
+        if not task.done():
+            raise GoesOn(gone[0])
+        task.result()
+        return gone[0]
+
+    async def remove(self, key: Key) -> None:
+        """Delete a value."""
+        self._seen.pop(key, None)
+        await self.link.run(partial(self.link.store.delete, [self.name_of(key)]), writes=True)
+
+    async def close(self) -> None:
+        """End evictions; never raise. The bucket stays open."""
+        tasks = list(self._going)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def pages(self, kind: str, beginning: str = "") -> AsyncIterator[list[tuple[Key, int]]]:
+        """Return keys and sizes of all values of a ``kind``, or of those of one module."""
+        is_whole = kind == "compiled" and len(beginning) == 64
+        prefix = f"{self.prefix}3/{kind}" + (f"/{beginning}" if is_whole else "")
+        listing, start = self.link.store.pages(prefix), len(self.prefix)
+        step, more = partial(next, listing, None), Allowance(_LISTING_S)
+        while page := await self.link.run(step, more=more):
+            found = ((_NAME.fullmatch(name, start), size_bytes) for name, size_bytes in page)
+            keys = ((_key(*name.groups("")), size_bytes) for name, size_bytes in found if name)
+            yield [each for each in keys if module_of(each[0]).startswith(beginning)]
+
+    def name_of(self, key: Key) -> str:
+        """Return the name of an artifact, whose engine must be known, or of a module."""
+        if isinstance(key, str):
+            return f"{self.prefix}3/module/{key}"
+        return f"{self.prefix}3/compiled/{key.module_sha256}/{key.engine_id}/{key.fingerprint}"
+
+    async def size(self, key: Key) -> int | None:
+        """Return the size of a stored value; None if there is none."""
+        return await self.link.run(partial(self.link.store.size, self.name_of(key)))
+
+    async def whole(self, key: Key, limit_bytes: int) -> value.Payload | None:
+        """Return the bytes of a stored value, unverified. Raise ValueRejected and TooLarge."""
+        more = Allowance(limit_bytes / _LEAST_BYTES_PER_S)
+        read = partial(self.link.store.get, self.name_of(key), limit_bytes, lambda _: None)
+        return await self.link.run(read, more=more)
+
+    async def delete(self, page: Sequence[tuple[Key, int]], scope: EvictScope) -> Evicted:
+        """Delete values whose sizes are given, but for what ``scope`` leaves."""
+        go = [each for each in page if not scope.leaves(module_of(each[0]))]
+        if go:
+            names = [self.name_of(key) for key, _ in go]
+            delete = partial(self.link.store.delete, names)
+            await self.link.run(delete, writes=True, more=Allowance(_LISTING_S))
+        artifacts = sum(isinstance(key, CacheKey) for key, _ in go)
+        sizes = sum(size_bytes for _, size_bytes in go)
+        return Evicted(artifacts, len(go) - artifacts, sizes, pinned=len(page) - len(go))
+
+    async def _read(self, key: Key, allowance: Allowance) -> Artifact | Module | None:
+        """Read a value by one request, and verify it in the same thread."""
+        is_known = isinstance(key, str) or key.engine_id
+        if not is_known or self._is_going(key) or time.monotonic() < self._rejected.get(key, 0):
+            return None
+        name, moving = self.name_of(key), Allowance()
+        limit_bytes = (self.module_bytes if isinstance(key, str) else self.artifact_bytes)()
+
+        def starts(size_bytes: int) -> None:
+            moving.seconds = size_bytes / _LEAST_BYTES_PER_S
+            allowance.seconds += moving.seconds
+
+        def look() -> Artifact | Module | None:
+            data = self.link.store.get(name, value.most_stored_bytes(limit_bytes), starts)
+            return None if data is None else self._verified(name, key, data)
+
+        found = None
+        try:
+            found = await self.link.run(look, more=moving)
+        except ValueRejected as failure:
+            forget_frames(failure)  # They hold the value.
+            await self._discard(name, key, failure)
+        except TooLarge:
+            log.info("stored value is larger than the limit", key=name)
+        if found is None:
+            self._seen.pop(key, None)
+        elif not self._is_going(key):
+            self._see(found)
+            return found
+        return None
+
+    def _verified(self, name: str, key: Key, data: value.Payload) -> Artifact | Module | None:
+        opened = value.open_value(data, key, self._sealer)
+        if opened.stored_bytes != len(data):
+            raise ValueRejected(Cause.FORMAT, "the value's length is not what its head says")
+        if self._is_too_large(opened, name):
+            return None
+        return value.with_frames(opened, checked(opened, 0, len(opened.frames), data, 0))
+
+    async def _discard(self, name: str, key: Key, rejected: ValueRejected) -> None:
+        """Delete a bad value; where that is not possible, do not read it for some minutes.
+
+        If another daemon has replaced it meanwhile, a good one goes, which costs a compile.
+        """
+        self._count_rejected(name, rejected)
+        self._rejected = {each: at for each, at in self._rejected.items() if at > time.monotonic()}
+        if len(self._rejected) < _MAX_REJECTED:
+            self._rejected[key] = time.monotonic() + _REJECTED_S
+        if self.writes:
+            with contextlib.suppress(TierUnavailable):
+                await self.remove(key)
+                self._rejected.pop(key, None)
+
+    async def _evict(self, scope: EvictScope, gone: list[Evicted]) -> None:
+        """Evict ``scope``; add what is removed to ``gone``."""
+        module_sha256 = scope.module_sha256
+        self._forget(scope)
+        if module_sha256 and (size_bytes := await self.size(module_sha256)) is not None:
+            gone[0] += await self.delete([(module_sha256, size_bytes)], scope)
+        for kind in ("compiled",) if module_sha256 or scope.engine_id else ("compiled", "module"):
+            async for page in self.pages(kind, module_sha256):
+                meant = [each for each in page if _is_in(scope, each[0])]
+                gone[0] += await self.delete(meant, scope)
+        self._forget(scope)  # What was written meanwhile may be gone.
+
+    def _tell(self, about: dict[str, str], gone: list[Evicted], task: asyncio.Task[None]) -> None:
+        if task.cancelled() or task.exception():
+            cause = "the daemon ends" if task.cancelled() else str(task.exception())
+            log.warning("an eviction is not complete: evict again", cause=cause, **about)
+        else:
+            counts = {"artifacts": gone[0].artifacts, "modules": gone[0].modules}
+            log.info("an eviction has ended", tier=self.name, **about, **counts)
+
+    def _is_going(self, key: Key) -> bool:
+        """Return whether ``key`` is being evicted."""
+        return any(
+            _is_in(scope, key) and not scope.leaves(module_of(key))
+            for scope in self._going.values()
+        )
+
+    def _forget(self, scope: EvictScope) -> None:
+        for key in [each for each in self._seen if _is_in(scope, each)]:
+            del self._seen[key]
+
+    def _see(self, what: Artifact | Module) -> None:
+        """Remember that it is there; forget what was seen first where there is too much."""
+        self._seen.pop(what.key, None)
+        if len(self._seen) >= _MAX_REMEMBERED:
+            del self._seen[next(iter(self._seen))]
+        self._seen[what.key] = what.kind, time.monotonic()
+
+
+def prefix_of(prefix: str) -> str:
+    """Return what names begin with for a ``prefix`` of keys in Redis."""
+    steps = (step for step in re.split("[:/]", prefix) if step.strip("."))
+    return "".join(f"{step}/" for step in steps)
+
+
+def _key(module: str, of: str, engine_id: str, fingerprint: str) -> Key:
+    """Return the key of a name, given the groups of ``_NAME``."""
+    return module or CacheKey(of, fingerprint, engine_id)
+
+
+def _is_in(scope: EvictScope, key: Key) -> bool:
+    """Return whether ``scope`` means ``key``, pinned or not."""
+    if scope.engine_id:
+        return isinstance(key, CacheKey) and key.engine_id == scope.engine_id
+    return scope.module_sha256 in ("", module_of(key))

@@ -1,0 +1,142 @@
+"""What the tiers that daemons share have in common: Redis and the object store.
+
+Nothing that they return is trusted. A value that does not verify is counted by its cause, deleted
+where this daemon may write, and a miss.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Generic, TypeAlias, TypeVar
+
+import structlog
+
+from wasmkilnd import model
+from wasmkilnd.cache import value
+from wasmkilnd.cache.breaker import Breaker
+from wasmkilnd.cache.value import Opened, ValueRejected
+from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.flights import Allowance
+from wasmkilnd.model import Artifact, CacheKey, Module, frame
+from wasmkilnd.model import RejectionCause as Cause
+from wasmkilnd.signing.sealer import Sealer
+from wasmkilnd.telemetry.metrics import Metrics
+
+T = TypeVar("T")
+L = TypeVar("L", bound=Breaker)
+# What a value is stored under: the key of an artifact, or the digest of a module.
+Key: TypeAlias = "CacheKey | str"
+
+# More look-ups than this wait: answers would seem late because this daemon is busy.
+READS_AT_ONCE = 8
+# Below this, handing bytes to a thread costs more than checking them.
+_INLINE_BYTES = 64 * 1024
+# A fleet whose daemons do not trust each other's keys rejects every value for one of these. A
+# writer to the tier can make up any number of reasons.
+_LOGGED_ONCE = frozenset({Cause.UNSIGNED, Cause.STRANGER})
+_MAX_LOGGED = 64
+
+log = structlog.get_logger("wasmkilnd.cache")
+
+
+@dataclass(eq=False)
+class SharedTier(Generic[L]):
+    """Artifacts and modules of one namespace. For one event loop.
+
+    Values are kept below ``prefix``, that of the namespace. Payloads larger than
+    ``artifact_bytes`` or ``module_bytes`` are not read. The tier is read if it ``reads``, and
+    anything in it changed if it ``writes``.
+
+    Each method raises TierUnavailable if the tier fails, and no other error.
+    """
+
+    link: L
+    prefix: str
+    _sealer: Sealer
+    _metrics: Metrics
+    _: KW_ONLY
+    artifact_bytes: Callable[[], int]
+    module_bytes: Callable[[], int]
+    is_pinned: model.IsPinned
+    reads: bool = True
+    writes: bool = True
+
+    name = ""
+    # Why the tier, which answers, takes no writes; empty while it takes them.
+    write_refusal = ""
+
+    def __post_init__(self) -> None:
+        self._reading = asyncio.Semaphore(READS_AT_ONCE)
+        self._logged = set[str]()
+
+    async def get(self, key: Key, allowance: Allowance) -> Any:
+        """Return what is under ``key``, verified, an artifact with its frames as they are stored.
+
+        The time that moving a large value takes is added to ``allowance``, and the wait for this
+        daemon's other look-ups.
+        """
+        began, outcome = time.perf_counter(), "error"
+        with allowance.free():
+            await self._reading.acquire()
+        try:
+            found = await self._read(key, allowance)
+            outcome = "miss" if found is None else "hit"
+            return found
+        finally:
+            self._reading.release()
+            what = "module" if isinstance(key, str) else "artifact"
+            self._metrics.tier_lookup(self.name, what, outcome, time.perf_counter() - began)
+
+    async def _read(self, key: Key, allowance: Allowance) -> Artifact | Module | None:
+        raise NotImplementedError
+
+    @property
+    def refusal(self) -> str:
+        """What the tier, which answers, refuses; empty if nothing."""
+        return self.write_refusal and f"takes no writes: {self.write_refusal}"
+
+    def check_writes(self) -> None:
+        """Raise TierUnavailable if this daemon may only read."""
+        if not self.writes:
+            raise TierUnavailable(f"the mode of the tier {self.name} is read-only")
+
+    def _is_too_large(self, opened: Opened, name: str) -> bool:
+        """Return whether a value is above the limit: daemons with a higher one use it."""
+        is_artifact = isinstance(opened.what, Artifact)
+        if (
+            too_large := opened.size_bytes
+            > (self.artifact_bytes if is_artifact else self.module_bytes)()
+        ):
+            log.info("stored value is larger than the limit", key=name)
+        return too_large
+
+    def _count_rejected(self, name: str, rejected: ValueRejected) -> None:
+        cause, why = rejected.cause.value, rejected.why
+        self._metrics.value_rejected(self.name, cause)
+        is_told = why in self._logged or len(self._logged) >= _MAX_LOGGED
+        if rejected.cause in _LOGGED_ONCE and not is_told:
+            self._logged.add(why)
+        tell = log.debug if rejected.cause in _LOGGED_ONCE and is_told else log.warning
+        tell("stored value rejected", tier=self.name, key=name, cause=cause, why=why)
+
+
+def module_of(key: Key) -> str:
+    """Return the digest of the module that ``key`` is about."""
+    return key if isinstance(key, str) else key.module_sha256
+
+
+def checked(opened: Opened, start: int, end: int, data: value.Payload, begins: int) -> list[bytes]:
+    """Return frames as the wire carries them; ``data`` is of the value from ``begins`` on."""
+    view, frames = memoryview(data), opened.frames[start:end]
+    stored = (view[one.offset - begins : one.ends - begins] for one in frames)
+    return [frame(opened.check(index, each)) for index, each in enumerate(stored, start)]
+
+
+async def in_thread(size_bytes: int, work: Callable[..., T], *args: Any) -> T:
+    """Return what ``work`` returns, in a thread if it is about many bytes."""
+    if size_bytes < _INLINE_BYTES:
+        return work(*args)
+    return await asyncio.to_thread(work, *args)

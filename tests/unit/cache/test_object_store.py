@@ -1,0 +1,270 @@
+"""The object store's tier, over a directory: what no daemon shows from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import threading
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+from wasmkilnd.cache import object_store
+from wasmkilnd.cache.cache import Writes
+from wasmkilnd.cache.object_store import Bucket, Files, GoesOn, ObjectStore, Remote, prefix_of
+from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.flights import Allowance
+from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Kind, nothing_pinned
+
+from tests.contract.sealing import OURS, sealer
+from tests.contract.values import artifact, module
+from tests.doubles.notes import Notes
+
+LIMIT_BYTES = 1_000_000
+TIMEOUT_S = 60.0
+
+
+class Slow(Files):
+    """Files that wait where a test closes a gate."""
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        self.gates: dict[str, threading.Event] = {}
+        self.asked: list[str] = []
+        self.begun = threading.Semaphore(0)
+        self.failure: OSError | None = None
+
+    def get(self, *asked: Any) -> Any:
+        self._pass("get")
+        return super().get(*asked)
+
+    def put(self, *asked: Any) -> bool:
+        self._pass("put")
+        return super().put(*asked)
+
+    def pages(self, prefix: str) -> Iterator[list[tuple[str, int]]]:
+        for page in super().pages(prefix):
+            self._pass("pages")
+            yield page
+
+    def _pass(self, what: str) -> None:
+        self.asked.append(what)
+        self.begun.release()
+        if gate := self.gates.get(what):
+            gate.wait(60)
+        if self.failure:
+            raise self.failure
+
+
+class Site:
+    """A store, and what a test needs around it."""
+
+    def __init__(self, root: Path) -> None:
+        url = f"file://{root}"
+        self.bucket = Bucket(url, timeout_s=TIMEOUT_S, largest_bytes=LIMIT_BYTES)
+        self.files = self.bucket.store = Slow(str(root))
+        self.notes = Notes()
+        self.store = self.again()
+
+    def again(self, **other: Any) -> ObjectStore:
+        """Return another store over the same bucket."""
+        limits: dict[str, Any] = dict.fromkeys(("artifact_bytes", "module_bytes"), limit)
+        given = {**limits, "is_pinned": nothing_pinned, **other}
+        return ObjectStore(self.bucket, "wasm/", sealer(OURS), self.notes, **given)
+
+    def close_gate(self, what: str) -> threading.Event:
+        """Have the store wait before it does ``what``, until the gate that is returned is set."""
+        return self.files.gates.setdefault(what, threading.Event())
+
+    async def get(self, key: CacheKey | str) -> Any:
+        return await self.store.get(key, Allowance())
+
+
+def limit() -> int:
+    return LIMIT_BYTES
+
+
+def sealed(tag: int) -> Artifact:
+    return sealer(OURS).seal(artifact(tag))
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    made = Site(tmp_path)
+    yield made
+    for gate in made.files.gates.values():
+        gate.set()
+    await made.store.close()
+    await made.bucket.close()
+
+
+async def test_values_come_back_and_what_is_seen_is_held(site: Site) -> None:
+    one, wasm = sealed(1), module(1)
+    await site.store.put(one)
+    await site.store.put(wasm)
+    reader = site.again()
+    assert not await reader.held([one.key])
+    found = await reader.get(one.key, Allowance())
+    assert (found.key, found.sha256) == (one.key, one.sha256)
+    assert await reader.get(wasm.sha256, Allowance()) == wasm
+    # Also where only the fingerprint is known.
+    alone = replace(one.key, engine_id="")
+    assert await reader.held([alone]) == {one.key}
+    assert await reader.kinds_of([alone]) == {one.key: Kind.CORE_MODULE}
+    assert await site.again().get(alone, Allowance()) is None
+    # What was seen is not written again.
+    before = site.files.asked.count("put")
+    await reader.put(one)
+    assert site.files.asked.count("put") == before
+
+
+async def test_a_store_that_hangs_costs_callers_one_time_out(site: Site) -> None:
+    await site.store.put(one := sealed(1))
+    gate = site.close_gate("get")
+    site.bucket.timeout_s = 0.2
+    with capture_logs() as lines, pytest.raises(TierUnavailable, match="does not answer within"):
+        await site.get(one.key)
+    assert [line["event"] for line in lines] == ["tier is down"]
+    asked = len(site.files.asked)
+    for _ in range(3):
+        with pytest.raises(TierUnavailable):
+            await site.get(one.key)
+    assert len(site.files.asked) == asked
+    gate.set()
+    async with asyncio.timeout(60):
+        await site.bucket.ready()
+    site.bucket.timeout_s = TIMEOUT_S
+    assert (await site.get(one.key)).sha256 == one.sha256
+
+
+async def test_a_large_value_has_more_time(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    await site.store.put(one := sealed(1))
+    monkeypatch.setattr(object_store, "_LEAST_BYTES_PER_S", 10)
+    allowance = Allowance()
+    assert await site.store.get(one.key, allowance)
+    assert allowance.seconds > 10
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+async def test_a_refusal_is_no_outage_and_is_not_tried_for_a_while(
+    site: Site, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.files.failure = OSError(number, "no")
+    monkeypatch.setattr(object_store, "_REFUSED_S", 600.0)
+    with capture_logs() as lines:
+        for tag in range(3):
+            with pytest.raises(TierUnavailable, match="no"):
+                await site.store.put(sealed(tag))
+    assert [line["event"] for line in lines] == ["tier takes no writes"]
+    assert site.files.asked == ["put"]
+    assert site.bucket.up
+    assert site.store.refusal.startswith("takes no writes: the object store in /")
+    site.files.failure = None
+    # It is read meanwhile.
+    assert await site.get(sealed(1).key) is None
+    monkeypatch.setattr(object_store, "_REFUSED_S", 0.0)
+    site.bucket._refusals[True] = "no", 0.0
+    with capture_logs() as lines:
+        await site.store.put(sealed(1))
+    assert [line["event"] for line in lines] == ["tier takes writes again"]
+    assert site.store.refusal == ""
+
+
+async def test_a_large_eviction_goes_on_and_nothing_of_it_is_read_meanwhile(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [sealed(tag) for tag in range(5)]
+    other = replace(made[0], spec=replace(made[0].spec, fingerprint="f" * 64))
+    for each in made:
+        await site.store.put(each)
+    await site.store.put(module(0))
+    monkeypatch.setattr(object_store, "_EVICT_WAIT_S", 0.01)
+    gate, engine = site.close_gate("pages"), made[0].spec.engine.id
+    with capture_logs() as lines:
+        with pytest.raises(GoesOn) as raised:
+            await site.store.evict(EvictScope(engine_id=engine))
+        assert raised.value.gone == Evicted()
+        assert await site.get(made[1].key) is None
+        assert await site.get(module(0).sha256) == module(0)
+        assert not await site.store.held([each.key for each in (*made, other)])
+        gate.set()
+        await asyncio.wait(list(site.store._going), timeout=60)
+    assert [line["event"] for line in lines] == [
+        "an eviction goes on in the background",
+        "an eviction has ended",
+    ]
+    assert lines[-1]["artifacts"] == 5
+    assert await site.again().get(made[1].key, Allowance()) is None
+
+
+async def test_what_a_killed_writer_left_goes_at_the_next_listing(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await site.store.put(one := sealed(1))
+    stored = tmp_path / site.store.name_of(one.key)
+    left = stored.with_name(".0123456789abcdef")
+    left.write_bytes(b"half")
+    keys = [key async for page in site.store.pages("compiled") for key, _ in page]
+    assert keys == [one.key]
+    assert left.exists()
+    monkeypatch.setattr(object_store, "_STALE_S", -60.0)
+    assert [page async for page in site.store.pages("compiled")]
+    assert not left.exists()
+
+
+async def test_no_link_to_another_folder_is_followed(site: Site, tmp_path: Path) -> None:
+    await site.store.put(one := sealed(1))
+    folder = tmp_path / "wasm/3/compiled" / one.module_sha256
+    outside = tmp_path.with_name(f"{tmp_path.name}-outside")
+    folder.rename(outside)
+    folder.symlink_to(outside)
+    assert await site.again().get(one.key, Allowance()) is None
+    assert site.notes.rejected == ["format"]
+    gone = await site.store.evict(EvictScope())
+    assert gone == Evicted()
+    assert [path for path in outside.rglob("*") if path.is_file()]
+
+
+async def test_four_writes_go_on_at_once(site: Site) -> None:
+    gate = site.close_gate("put")
+    writes = Writes(site.store, lambda: 10**9, at_once=4)
+
+    for tag in range(6):
+        writes.add(sealed(tag))
+    for _ in range(4):
+        assert await asyncio.to_thread(site.files.begun.acquire, timeout=60)
+    assert len(site.files.asked) == 4
+    gate.set()
+    await writes.flush(60)
+    assert len(site.files.asked) == 6
+    assert not writes.items()
+    await writes.close()
+
+
+def test_prefixes_are_paths() -> None:
+    assert prefix_of("wasm:") == "wasm/"
+    assert prefix_of("wasm:ns:team-a:") == "wasm/ns/team-a/"
+    assert prefix_of("../a//b:.") == "a/b/"
+
+
+@pytest.mark.parametrize(
+    ("text", "why", "refuses"),
+    [
+        ("status code: 503 Slow Down: <Code>SlowDown</Code>", "answers 503 (SlowDown)", False),
+        ("status code: 507 Insufficient Storage", "answers 507", True),
+        ("status code: 403 Forbidden: <Code>AccessDenied</Code>", "answers 403 (Acc", True),
+        ("GET http://me:secret@host:1/a?sig=secret - HTTP kind: Timeout", "at host:1 does", False),
+        ("kind: Builder, source: BadScheme", "has no TLS", True),
+    ],
+)
+def test_an_error_of_a_bucket_is_told_without_its_request(
+    text: str, why: str, refuses: bool
+) -> None:
+    remote = Remote("s3://bucket/prefix", 1.0, 1.0)
+    told, does = remote.why(remote._kinds.GenericError(f"{text} Authorization: secret"))
+    assert why in told
+    assert does is refuses
+    assert "secret" not in told
