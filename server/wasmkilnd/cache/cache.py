@@ -187,14 +187,19 @@ class Cache:
 
     async def get_module(self, sha256: str, budget: WaitBudget) -> Module | None:
         """Return the module from the nearest tier that has it, and keep it in memory."""
-        module: Module | None = self._in_memory(sha256)
+        found = await self.find_module(sha256, budget)
+        return found[0] if found else None
+
+    async def find_module(self, sha256: str, budget: WaitBudget) -> tuple[Module, Origin] | None:
+        """Return the module as ``get_module`` does, and the tier that had it."""
+        module, origin = cast("Module | None", self._in_memory(sha256)), Origin.MEMORY
         if module is None and self._read:
             look_up = partial(self._fetch_shared, sha256)
             if found := await self._shared(("module", sha256), look_up, budget):
-                module = cast("Module", found[0])
+                module, origin = cast("Module", found[0]), found[1]
         if module and self._renews:
             self._renews.used(sha256)
-        return module
+        return (module, origin) if module else None
 
     async def held(
         self, keys: Sequence[CacheKey], budget: WaitBudget, *, kinds: bool = False
