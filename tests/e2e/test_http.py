@@ -27,7 +27,7 @@ from wasmkiln import TLS, Artifact
 from tests.e2e import wasm
 from tests.e2e.bearers import add_token, reload, token_command
 from tests.e2e.console import Command, Shell, same, sessions
-from tests.e2e.daemon import ONE_ENGINE, Daemon, fresh_state
+from tests.e2e.daemon import ONE_ENGINE, TWO_ENGINES, Daemon, fresh_state
 from tests.e2e.over_tls import TlsSite
 from tests.e2e.processes import eventually, memory_of
 from tests.e2e.programs import ROOT, Installed, run
@@ -312,6 +312,29 @@ def test_a_module_comes_from_redis_and_in_ranges(
     part = Site(fleet[1].http).get(path, Range="bytes=30000-", If_Range=etag_of(module))
     assert (part.status, part.body) == (206, module[30_000:])
     assert part.headers["Wasmkiln-Origin"] == "memory"
+
+
+def test_what_an_object_store_alone_has_is_served(tmp_path: Path, engines: Installed) -> None:
+    """Its names have the engine's id, which a path does not tell."""
+    bucket = tmp_path / "bucket"
+    bucket.mkdir(mode=0o700)
+    url = f"file://{bucket}"
+    flags = [*HTTP, *ALONE, "--object-store-url", url, "--host-store-bytes", "0"]
+    states = [fresh_state(tmp_path / name, engines=TWO_ENGINES) for name in ("one", "two")]
+    module, made = wasm.adder(51), list[Artifact]()
+    with Daemon(states[0], flags) as one, one.client() as client:
+        for engine, settings in (("wasmer", {}), ("wasmtime", {"consume_fuel": "true"})):
+            made.append(client.compile(module, engine=engine, settings=settings))
+        assert one.stop() == 0  # It writes what waits.
+    with Daemon(states[1], flags) as two:
+        site = Site(two.http)
+        for path, body in [
+            *((path_of(each), each.bytes) for each in made),
+            (f"/v1/modules/{wasm.digest(module)}", module),
+        ]:
+            found = site.get(path)
+            assert (found.status, found.body) == (200, body)
+            assert found.headers["Wasmkiln-Origin"] == "object_store"
 
 
 def test_zstd_is_another_representation_without_ranges(
