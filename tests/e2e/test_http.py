@@ -591,6 +591,25 @@ def test_hostile_requests_get_one_answer_and_harm_nobody(daemon: Daemon, made: A
     assert "Traceback" not in daemon.log
 
 
+def test_a_request_has_its_size_and_no_more_of_a_body_is_read(daemon: Daemon) -> None:
+    path = f"/v1/modules/{DIGEST}"
+    request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n"
+    for large in ("X: " + "a" * 9_000, "\r\n".join(f"X-{n}: 1" for n in range(70))):
+        assert said(daemon.http, f"{request}{large}\r\n\r\n".encode()).startswith(b"HTTP/1.0 400")
+    long = f"GET /v1/modules/{'a' * 4_500} HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    assert said(daemon.http, long.encode()).startswith(b"HTTP/1.0 400")
+    # A body that goes on is neither read on nor unpacked.
+    for more in (
+        "Content-Length: 999999999",
+        "Content-Length: 999999999\r\nContent-Encoding: gzip",
+    ):
+        host, _, port = daemon.http.rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=60) as sock:
+            sock.sendall(f"{request}{more}\r\n\r\n".encode())
+            with pytest.raises(ConnectionError):
+                sock.sendall(bytes(130_000_000))
+
+
 # Who may.
 
 

@@ -78,7 +78,8 @@ _TLS_BYTES: Final = 64 * 1024
 _SLICE_BYTES: Final = 4 * 1024 * 1024
 _ALWAYS: Final = {"Server": "wasmkilnd", "X-Content-Type-Options": "nosniff"}
 # A connection is idle, or sends a request, for so long.
-_TIMES: Final[Any] = {"keepalive_timeout": 60.0, "shutdown_timeout": 1.0}
+_IDLE_S: Final = 60.0
+_STOP_S: Final = 1.0
 _SIZES: Final[Any] = {"max_line_size": 4096, "max_field_size": 8192, "max_headers": 64}
 
 
@@ -233,8 +234,9 @@ class HttpServer:
         """Listen and serve; return the addresses with their real ports. Raises CannotListen."""
         bound = []
         for door in self._doors:
-            server = web.Server(self._handler(door))
-            runner = web.ServerRunner(server, **COMMON, **_TIMES, **_SIZES)
+            # The runner of a server that is made would drop these without a word.
+            server = web.Server(self._handler(door), keepalive_timeout=_IDLE_S, **COMMON, **_SIZES)
+            runner = web.ServerRunner(server, shutdown_timeout=_STOP_S)
             self._on_stop.push_async_callback(runner.cleanup)
             self._on_stop.push_async_callback(door.close)
             try:
