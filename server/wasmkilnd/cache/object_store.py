@@ -81,6 +81,10 @@ class TooLarge(Exception):  # noqa: N818 - says what the object is
     """An object is larger than any value of the limit."""
 
 
+class _NoFolder(FileNotFoundError):  # noqa: N818 - says what is there
+    """Something else is in the place of a folder, such as a link: nothing is looked for there."""
+
+
 class GoesOn(TierUnavailable):
     """An eviction takes longer than its caller waits; ``gone`` is what it has removed so far."""
 
@@ -123,6 +127,8 @@ class Files:
                     return file.read(found.st_size)
             finally:
                 os.close(descriptor)
+        except _NoFolder:
+            raise ValueRejected(Cause.FORMAT, "it is no plain file") from None
         except FileNotFoundError:
             return None
         except OSError as failure:
@@ -137,10 +143,11 @@ class Files:
         *above, last = name.split("/")
         data = list(chunks)
         for _ in range(5):
-            # Who evicts may remove the folder meanwhile: then make it again.
+            # Who evicts may remove the folder meanwhile: then make it again. Where there is
+            # something else in its place, that harms this object and no other.
             with contextlib.suppress(FileNotFoundError), self._folder(above, make=True) as folder:
                 return _create(folder, last, data)
-        raise OSError(errno.EBUSY, "a folder is removed again and again")
+        raise TierUnavailable("the object's folder is no folder, or removed again and again")
 
     def size(self, name: str) -> int | None:
         """Return the size of an object; None if there is none."""
@@ -183,7 +190,11 @@ class Files:
                 if make:
                     with contextlib.suppress(FileExistsError):
                         os.mkdir(part, 0o770, dir_fd=folder)
-                above, folder = folder, os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
+                try:
+                    below = os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
+                except OSError as failure:
+                    raise _NoFolder if failure.errno in _NO_FILE else failure from None
+                above, folder = folder, below
                 os.close(above)
             yield folder
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -268,3 +269,28 @@ def test_an_error_of_a_bucket_is_told_without_its_request(
     assert why in told
     assert does is refuses
     assert "secret" not in told
+
+
+@pytest.mark.parametrize("kind", ["link", "file", "fifo"])
+async def test_what_is_no_folder_harms_no_other_object(
+    site: Site, tmp_path: Path, kind: str
+) -> None:
+    one, other = sealed(1), sealed(2)
+    bad = tmp_path / "wasm/3/compiled" / one.module_sha256
+    bad.parent.mkdir(parents=True)
+    if kind == "link":
+        bad.symlink_to(tmp_path)
+    elif kind == "file":
+        bad.write_bytes(b"")
+    else:
+        os.mkfifo(bad)
+    with capture_logs() as lines:
+        assert await site.get(one.key) is None
+        with pytest.raises(TierUnavailable, match="no folder"):
+            await site.store.put(one)
+        assert await site.store.evict(EvictScope(module_sha256=one.module_sha256)) == Evicted()
+    assert {line["event"] for line in lines} == {"stored value rejected"}
+    # All others are written and read.
+    await site.store.put(other)
+    assert (await site.get(other.key)).sha256 == other.sha256
+    assert site.store.refusal == site.bucket.why_down == ""
