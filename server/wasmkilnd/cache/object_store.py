@@ -226,15 +226,21 @@ def _create(folder: int, name: str, chunks: Iterable[bytes]) -> bool:
     return True
 
 
-def _walk(folder: int) -> Iterator[tuple[str, int]]:
-    """Return all files below a folder. Folders that are gone by then have none."""
+def _walk(folder: int, levels: int = 2) -> Iterator[tuple[str, int]]:
+    """Return all files below a folder. Folders that are gone by then have none.
+
+    Nor have those below as many ``levels`` as names have: a stranger's may have no end.
+    """
     with os.scandir(folder) as entries:
         for entry in entries:
             with contextlib.suppress(FileNotFoundError):
                 if entry.is_dir(follow_symlinks=False):
+                    if not levels:
+                        continue
                     below = os.open(entry.name, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
                     try:
-                        yield from ((f"{entry.name}/{name}", size) for name, size in _walk(below))
+                        for name, size_bytes in _walk(below, levels - 1):
+                            yield f"{entry.name}/{name}", size_bytes
                     finally:
                         os.close(below)
                     continue
@@ -242,7 +248,8 @@ def _walk(folder: int) -> Iterator[tuple[str, int]]:
                 if not entry.name.startswith("."):
                     yield entry.name, found.st_size
                 elif found.st_mtime < time.time() - _STALE_S:
-                    os.unlink(entry.name, dir_fd=folder)
+                    with contextlib.suppress(OSError):  # Who may only read lists all the same.
+                        os.unlink(entry.name, dir_fd=folder)
 
 
 class Remote:

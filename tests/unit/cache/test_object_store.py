@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -294,3 +296,30 @@ async def test_what_is_no_folder_harms_no_other_object(
     await site.store.put(other)
     assert (await site.get(other.key)).sha256 == other.sha256
     assert site.store.refusal == site.bucket.why_down == ""
+
+
+async def test_a_listing_goes_no_deeper_than_names_and_needs_no_right_to_delete(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await site.store.put(one := sealed(1))
+    stored = tmp_path / site.store.name_of(one.key)
+    stored.with_name(".0123456789abcdef").write_bytes(b"half")
+    monkeypatch.setattr(object_store, "_STALE_S", -60.0)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "read-only")
+
+    # Deeper than functions may call each other.
+    folder = os.open(stored.parent, os.O_RDONLY)
+    for _ in range(sys.getrecursionlimit()):
+        os.mkdir("deep", dir_fd=folder)
+        above, folder = folder, os.open("deep", os.O_RDONLY, dir_fd=folder)
+        os.close(above)
+    os.close(folder)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "unlink", refuse)
+        keys = [key async for page in site.store.pages("compiled") for key, _ in page]
+    assert keys == [one.key]
+    assert (await site.store.evict(EvictScope())).artifacts == 1
+    # shutil goes no deeper either.
+    await asyncio.to_thread(subprocess.run, ["rm", "-r", str(stored.parents[2])], check=True)
