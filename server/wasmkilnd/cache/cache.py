@@ -88,6 +88,7 @@ class Cache:
         self._decoding: dict[Artifact, tuple[Artifact, asyncio.Task[Artifact | None]]] = {}
         # How many began or ended, and how many are under way.
         self._evictions = self._evicting = 0
+        self._tasks = set[asyncio.Task[None]]()
 
     def wait_budget(self) -> WaitBudget:
         """Return how long one call may wait for the tiers below memory in all, from now on."""
@@ -243,11 +244,24 @@ class Cache:
                     try:
                         removed += await candidate.evict(scope)
                     except TierUnavailable as failure:
-                        removed += failure.gone if isinstance(failure, GoesOn) else Evicted()
                         unreachable.append(name)
+                        if isinstance(failure, GoesOn):
+                            removed += failure.gone
+                            if not tier:
+                                self._in_background(self._evict_again(scope, failure.task))
         finally:
             self._evictions, self._evicting = self._evictions + 1, self._evicting - 1
         return removed, unreachable
+
+    async def _evict_again(self, scope: model.EvictScope, rest: asyncio.Task[None]) -> None:
+        """Evict from the nearer tiers again once the object store has evicted all.
+
+        Until then other daemons read what it still has, and put it back into Redis.
+        """
+        await asyncio.wait((rest,))
+        for name in (*self._below, "memory"):
+            if name != ObjectStore.name:
+                await self.evict(scope, name)
 
     async def recheck(self, sealer: Sealer) -> int:
         """Drop artifacts that ``sealer`` does not vouch for; return how many memory held.
@@ -292,6 +306,9 @@ class Cache:
 
     async def close(self) -> None:
         """Drop the writes that wait, and close all tiers, without waiting; see ``flush``."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         for queue in self._queues.values():
             await queue.close()
         await self._lookups.settle(0)
@@ -306,6 +323,11 @@ class Cache:
             return model.RemoteStatus(mode=mode, up=False, detail=model.SWITCHED_OFF)
         detail, pending = tier.link.why_down or tier.refusal, len(queue.items())
         return model.RemoteStatus(mode, tier.link.up, detail, pending, queue.dropped)
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _may_fill(self, evictions: int) -> bool:
         """Return whether what was found since there were ``evictions`` may be kept elsewhere.

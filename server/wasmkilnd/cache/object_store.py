@@ -86,11 +86,14 @@ class _NoFolder(FileNotFoundError):  # noqa: N818 - says what is there
 
 
 class GoesOn(TierUnavailable):
-    """An eviction takes longer than its caller waits; ``gone`` is what it has removed so far."""
+    """An eviction takes longer than its caller waits.
 
-    def __init__(self, gone: Evicted) -> None:
+    ``gone`` is what it has removed so far, and ``task`` removes the rest.
+    """
+
+    def __init__(self, gone: Evicted, task: asyncio.Task[None]) -> None:
         super().__init__("the eviction goes on in the background")
-        self.gone = gone
+        self.gone, self.task = gone, task
 
 
 class Files:
@@ -585,7 +588,7 @@ class ObjectStore(SharedTier[Bucket]):
                 log.info("an eviction goes on in the background", tier=self.name, **about)
                 task.add_done_callback(partial(self._tell, about, gone))
         if not task.done():
-            raise GoesOn(gone[0])
+            raise GoesOn(gone[0], task)
         task.result()
         return gone[0]
 

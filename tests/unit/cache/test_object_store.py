@@ -11,12 +11,13 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from structlog.testing import capture_logs
 from wasmkilnd.cache import object_store
-from wasmkilnd.cache.cache import Writes
+from wasmkilnd.cache.cache import Cache, Writes
+from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.object_store import Bucket, Files, GoesOn, ObjectStore, Remote, prefix_of
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.flights import Allowance
@@ -25,6 +26,7 @@ from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Kind, nothi
 from tests.contract.sealing import OURS, sealer
 from tests.contract.values import artifact, module
 from tests.doubles.notes import Notes
+from tests.doubles.tiers import SharedTier
 
 LIMIT_BYTES = 1_000_000
 TIMEOUT_S = 60.0
@@ -323,3 +325,28 @@ async def test_a_listing_goes_no_deeper_than_names_and_needs_no_right_to_delete(
     assert (await site.store.evict(EvictScope())).artifacts == 1
     # shutil goes no deeper either.
     await asyncio.to_thread(subprocess.run, ["rm", "-r", str(stored.parents[2])], check=True)
+
+
+async def test_what_another_daemon_puts_back_during_a_large_eviction_is_evicted_too(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_store, "_EVICT_WAIT_S", 0.01)
+    memory, redis, one = MemoryTier(LIMIT_BYTES), SharedTier(), sealed(1)
+    cache = Cache(
+        *(memory, None, cast("Any", redis), site.notes),
+        call_wait_s=60.0,
+        write_queue_bytes=limit,
+        objects=site.store,
+    )
+    await site.store.put(one)
+    gate = site.close_gate("pages")
+    engine = EvictScope(engine_id=one.spec.engine.id)
+    _, unreachable = await cache.evict(engine, "")
+    assert unreachable == ["object_store"]
+    redis.kept.put(one)
+    assert await cache.get(one.key, cache.wait_budget())
+    gate.set()
+    await asyncio.wait(list(cache._tasks), timeout=60)
+    assert not memory.usage().entries + redis.kept.usage().entries
+    assert await cache.get(one.key, cache.wait_budget()) is None
+    await cache.close()
