@@ -391,8 +391,10 @@ class _Threads(Executor):
             if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(work())
-                except BaseException as failure:
+                except Exception as failure:
                     future.set_exception(failure)
+                except BaseException as panic:  # Of Rust: it would end whoever waits.
+                    future.set_exception(RuntimeError(f"{type(panic).__name__}: {panic}"))
             del future, work
 
 

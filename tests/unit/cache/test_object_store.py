@@ -350,3 +350,25 @@ async def test_what_another_daemon_puts_back_during_a_large_eviction_is_evicted_
     assert not memory.usage().entries + redis.kept.usage().entries
     assert await cache.get(one.key, cache.wait_budget()) is None
     await cache.close()
+
+
+class Panic(BaseException):
+    """What obstore raises where Rust panics, such as for an endpoint that is no URL."""
+
+
+async def test_a_panic_of_the_library_costs_one_call(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def panics(*_: object) -> None:
+        raise Panic("request valid: InvalidUri")
+
+    with monkeypatch.context() as patched, capture_logs() as lines:
+        patched.setattr(site.files, "get", panics)
+        patched.setattr(site.files, "put", panics)
+        with pytest.raises(TierUnavailable, match="a defect"):
+            await site.get(sealed(1).key)
+        with pytest.raises(TierUnavailable, match="a defect"):
+            await site.store.put(sealed(1))
+    assert [line["log_level"] for line in lines] == ["error", "error"]
+    await site.store.put(one := sealed(1))
+    assert (await site.get(one.key)).sha256 == one.sha256
