@@ -306,9 +306,10 @@ def test_a_directory_that_goes_and_comes_back_fails_no_call(store: Path) -> None
         client.compile(TWO)
         away.rename(store)
         daemon.wait_for_log("tier is up again")
+        # What waited meanwhile is written; until then it is served from memory.
+        settled(client)
+        assert len(objects_of(store, TWO)) == 2
         assert client.compile(ONE).header.origin == OBJECTS
-        # What waited meanwhile is written.
-        eventually(lambda: len(objects_of(store, TWO)) == 2, "it is not written")
     shutil.rmtree(store)
     with running(store) as (daemon, client):
         assert "does not answer yet" in daemon.banner
@@ -334,7 +335,8 @@ def test_a_directory_that_takes_no_writes_fails_no_call(
         line = daemon.wait_for_log("tier takes no writes")
         assert words in line
         stats = client.stats()
-        assert words in stats.object_store_detail
+        # A full one may have room for the module.
+        assert option != "ro" or words in stats.object_store_detail
         assert stats.object_store_up
         assert client.compile(LARGE).header.origin == MEMORY
 
