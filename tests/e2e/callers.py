@@ -23,7 +23,7 @@ from wasmkiln.v1 import module_service_pb2_grpc
 from tests.e2e import wasm
 from tests.e2e.daemon import Daemon
 from tests.e2e.floods import headers_of
-from tests.e2e.processes import eventually, jobs_of, stopped
+from tests.e2e.processes import eventually, jobs_of, send, stopped
 
 ENGINE = "wasmtime-50.0.1"
 COMPILE = "/wasmkiln.v1.ModuleService/Compile"
@@ -100,10 +100,13 @@ def stopped_job(daemon: Daemon, begin: Callable[[bytes], Any]) -> tuple[int, Any
     Return the job's process, which the caller has to continue (SIGCONT), and the call.
     """
     while True:
-        call = begin(wasm.many_functions(5_000, tag=next(_tags)))
+        call = begin(wasm.many_functions(10_000, tag=next(_tags)))
         eventually(lambda call=call: call.done() or jobs_of(daemon.pid), "no job started")  # type: ignore[misc]
         if job := next(filter(stopped, jobs_of(daemon.pid)), 0):
-            return job, call
+            time.sleep(0.3)  # It may have sent its result before: then the call ends now.
+            if not call.done():
+                return job, call
+            send(signal.SIGCONT, job)
 
 
 @contextlib.contextmanager

@@ -88,6 +88,7 @@ def make_ready(daemon: Daemon, command: Command) -> None:
             client.evict(engine="wasmtime-50.0.1")
         if "AdminService/Pin" in command.text:
             client.compile(module(), engine="wasmtime")
+            client.load(module(), engine="wasmtime")  # Memory may have the artifact alone.
         if "ORIGIN_REDIS" in command.printed:
             client.evict(everything=True, tier="memory")
             client.evict(everything=True, tier="host_store")

@@ -26,7 +26,8 @@ MIB = 1024 * 1024
 SIZE = 20 * MIB
 # Less is not worth a look; and Python grows a little at each first time.
 SLACK = 28 * MIB
-WITHIN_S = 6.0
+# Six seconds on a machine that is not busy (docs/how-to/size.md).
+WITHIN_S = 30.0
 CALLS = 18
 LARGEST = 21 * MIB
 """The limit of a module and of an artifact, which is a little larger than its module."""
@@ -50,7 +51,7 @@ NO_TIERS = ("--memory-bytes", "0", "--host-store-bytes", "0", "--redis-url", "no
 
 @contextmanager
 def gives_back(daemon: Daemon) -> Iterator[None]:
-    """Fail unless the daemon's memory is what it was, six seconds after the context."""
+    """Fail unless the daemon's memory is what it was, soon after the context."""
     with Caller(daemon) as caller:
         outcome_of(caller.compile(wasm.with_data(MIB, 99), omit_artifact=False))
     before = anonymous_memory_of(daemon.pid)
