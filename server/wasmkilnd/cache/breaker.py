@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Coroutine
 from typing import Any
 
@@ -22,7 +23,7 @@ _log = structlog.get_logger("wasmkilnd.cache")
 _FIRST_WAIT_S = 0.25
 
 
-class Breaker:
+class Breaker(ABC):
     """Fails the calls to a ``tier`` while it does not answer. For one event loop."""
 
     tier: str
@@ -59,9 +60,9 @@ class Breaker:
         if self.is_down:
             raise TierUnavailable(self.why_down)
 
+    @abstractmethod
     async def probe(self) -> None:
         """Ask the tier anything. Raise TierUnavailable if it does not answer."""
-        raise NotImplementedError
 
     def begin(self, work: Coroutine[Any, Any, None]) -> None:
         """Do ``work`` in the background, until ``stop``."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -43,7 +44,7 @@ log = structlog.get_logger("wasmkilnd.cache")
 
 
 @dataclass(eq=False)
-class SharedTier(Generic[L]):
+class SharedTier(ABC, Generic[L]):
     """Artifacts and modules of one namespace. For one event loop.
 
     Values are kept below ``prefix``, that of the namespace. Payloads larger than
@@ -90,8 +91,9 @@ class SharedTier(Generic[L]):
             what = "module" if isinstance(key, str) else "artifact"
             self._metrics.tier_lookup(self.name, what, outcome, time.perf_counter() - began)
 
+    @abstractmethod
     async def _read(self, key: Key, allowance: Allowance) -> Artifact | Module | None:
-        raise NotImplementedError
+        """Return a value, verified; None if there is none."""
 
     @property
     def refusal(self) -> str:

@@ -24,6 +24,7 @@ import os
 import re
 import signal
 import sys
+from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -237,7 +238,7 @@ class _Found(NamedTuple):
     value: bytes = b""
 
 
-class _Values:
+class _Values(ABC):
     """What a namespace has in a tier that daemons share."""
 
     store: RedisStore | ObjectStore
@@ -251,17 +252,17 @@ class _Values:
         self._more: Any = dict.fromkeys(unused.split())
         self._more["is_pinned"] = self._pinned.__contains__
 
+    @abstractmethod
     async def keys(self, engine: str = "", module: str = "") -> list[Key]:
         """Return the keys of chosen values, modules first, each once."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def read(self, key: Key) -> _Found:
         """Read a value and verify it."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def has(self, key: Key) -> bool:
         """Return whether a value is there. If its module is pinned, what is stored stays."""
-        raise NotImplementedError
 
     async def check_all(self) -> AsyncIterator[_Found]:
         """Verify all values that there are now."""
