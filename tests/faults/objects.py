@@ -12,7 +12,7 @@ from wasmkiln.v1 import types_pb2
 
 from tests.e2e.stored_values import flipped
 from tests.faults.proxy import Line, Proxy
-from tests.faults.site import TIMEOUT_S, Kind, Sickness, Tier, killed, line, stopped
+from tests.faults.site import OF_ANY_LINE, TIMEOUT_S, Kind, Sickness, Tier, killed, line, stopped
 from tests.servers.object_stores import KINDS_OF_OBJECT_STORES, ObjectStore, Process
 
 _chance = random.Random(3)
@@ -139,15 +139,7 @@ OBJECTS = Tier(
             1.5,
         ),
         Kind("answers later than the time-out", line(lambda: Line(delay_s=3 * TIMEOUT_S)), 1.0),
-        Kind("a thin line, 200 KB/s", line(lambda: Line(bytes_per_s=200_000)), 1.5),
-        Kind(
-            "connections cut midway",
-            line(lambda: Line(cut_after_bytes=_chance.randrange(1, 300_000)), cut=True),
-        ),
-        Kind(
-            "bytes flipped on the line",
-            line(lambda: Line(flip_one_in=_chance.choice((500, 20_000, 200_000)))),
-        ),
+        *OF_ANY_LINE,
         Kind("all deleted", _lies(lambda _: {})),
         Kind("all altered in one bit", _lies(_altered)),
         Kind("all cut short", _lies(_cut)),

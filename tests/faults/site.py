@@ -180,6 +180,19 @@ _GARBAGE = (
 _DROP = "\nCLIENT KILL TYPE normal SKIPME yes"
 _HANGS = "does not answer in time"
 
+OF_ANY_LINE = (
+    Kind("a thin line, 200 KB/s", line(lambda: Line(bytes_per_s=200_000)), 1.5),
+    Kind(
+        "connections cut midway",
+        line(lambda: Line(cut_after_bytes=_chance.randrange(1, 300_000)), cut=True),
+    ),
+    Kind(
+        "bytes flipped on the line",
+        line(lambda: Line(flip_one_in=_chance.choice((500, 20_000, 200_000)))),
+    ),
+)
+"""Faults of the line to whatever tier."""
+
 KINDS = (
     Kind("killed with SIGKILL, restarted", killed, detail="cannot reach Redis|closed"),
     Kind("stopped with SIGSTOP, continued", stopped, 3 * TIMEOUT_S, _HANGS),
@@ -218,15 +231,7 @@ KINDS = (
         1.5,
     ),
     Kind("answers later than that", line(lambda: Line(delay_s=3 * TIMEOUT_S)), 1.0),
-    Kind("a thin line, 200 KB/s", line(lambda: Line(bytes_per_s=200_000)), 1.5),
-    Kind(
-        "connections cut midway",
-        line(lambda: Line(cut_after_bytes=_chance.randrange(1, 300_000)), cut=True),
-    ),
-    Kind(
-        "bytes flipped on the line",
-        line(lambda: Line(flip_one_in=_chance.choice((500, 20_000, 200_000)))),
-    ),
+    *OF_ANY_LINE,
 )
 
 REDIS = Tier(
