@@ -54,6 +54,7 @@ class Reason(AnyReason):
     NOT_WASM = "NOT_WASM", _INVALID, "module:"
     MODULE_TOO_LARGE = "MODULE_TOO_LARGE", _INVALID, "module: size_bytes limit_bytes"
     DIGEST_MISMATCH = "DIGEST_MISMATCH", _INVALID, "expected_sha256: expected_sha256 actual_sha256"
+    UPLOAD_INTERRUPTED = "UPLOAD_INTERRUPTED", "ABORTED", "held_bytes"
     ENGINE_UNKNOWN = "ENGINE_UNKNOWN", _INVALID, "engine: engine engines"
     ENGINE_REMOVED = "ENGINE_REMOVED", _REFUSED, "engine: engine engines"
     TARGET_UNSUPPORTED = "TARGET_UNSUPPORTED", _INVALID, "target: engine target targets cpu cpus"

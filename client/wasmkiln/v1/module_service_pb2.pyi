@@ -38,8 +38,40 @@ class LoadResponse(_message.Message):
     engine: str
     def __init__(self, sha256: _Optional[str] = ..., size_bytes: _Optional[int] = ..., already_loaded: bool = ..., artifacts: _Optional[_Iterable[_Union[_types_pb2.CachedArtifact, _Mapping]]] = ..., kind: _Optional[_Union[_types_pb2.Kind, str]] = ..., engine: _Optional[str] = ...) -> None: ...
 
+class UploadRequest(_message.Message):
+    __slots__ = ("sha256", "size_bytes", "engine", "offset", "data")
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    sha256: str
+    size_bytes: int
+    engine: str
+    offset: int
+    data: bytes
+    def __init__(self, sha256: _Optional[str] = ..., size_bytes: _Optional[int] = ..., engine: _Optional[str] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class UploadResponse(_message.Message):
+    __slots__ = ("loaded",)
+    LOADED_FIELD_NUMBER: _ClassVar[int]
+    loaded: LoadResponse
+    def __init__(self, loaded: _Optional[_Union[LoadResponse, _Mapping]] = ...) -> None: ...
+
+class QueryUploadRequest(_message.Message):
+    __slots__ = ("sha256",)
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    sha256: str
+    def __init__(self, sha256: _Optional[str] = ...) -> None: ...
+
+class QueryUploadResponse(_message.Message):
+    __slots__ = ("held_bytes",)
+    HELD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    held_bytes: int
+    def __init__(self, held_bytes: _Optional[int] = ...) -> None: ...
+
 class CompileRequest(_message.Message):
-    __slots__ = ("sha256", "module", "engine", "target", "cpu", "settings", "omit_artifact", "skip_cache_lookup", "accept_host_file", "inline_limit_bytes", "accept_encodings", "accept_fast")
+    __slots__ = ("sha256", "module", "engine", "target", "cpu", "settings", "omit_artifact", "skip_cache_lookup", "accept_host_file", "inline_limit_bytes", "accept_encodings", "accept_fast", "offset_bytes", "artifact_sha256")
     class SettingsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -59,6 +91,8 @@ class CompileRequest(_message.Message):
     INLINE_LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
     ACCEPT_ENCODINGS_FIELD_NUMBER: _ClassVar[int]
     ACCEPT_FAST_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ARTIFACT_SHA256_FIELD_NUMBER: _ClassVar[int]
     sha256: str
     module: bytes
     engine: str
@@ -71,7 +105,9 @@ class CompileRequest(_message.Message):
     inline_limit_bytes: int
     accept_encodings: _containers.RepeatedScalarFieldContainer[str]
     accept_fast: bool
-    def __init__(self, sha256: _Optional[str] = ..., module: _Optional[bytes] = ..., engine: _Optional[str] = ..., target: _Optional[str] = ..., cpu: _Optional[str] = ..., settings: _Optional[_Mapping[str, str]] = ..., omit_artifact: bool = ..., skip_cache_lookup: bool = ..., accept_host_file: bool = ..., inline_limit_bytes: _Optional[int] = ..., accept_encodings: _Optional[_Iterable[str]] = ..., accept_fast: bool = ...) -> None: ...
+    offset_bytes: int
+    artifact_sha256: str
+    def __init__(self, sha256: _Optional[str] = ..., module: _Optional[bytes] = ..., engine: _Optional[str] = ..., target: _Optional[str] = ..., cpu: _Optional[str] = ..., settings: _Optional[_Mapping[str, str]] = ..., omit_artifact: bool = ..., skip_cache_lookup: bool = ..., accept_host_file: bool = ..., inline_limit_bytes: _Optional[int] = ..., accept_encodings: _Optional[_Iterable[str]] = ..., accept_fast: bool = ..., offset_bytes: _Optional[int] = ..., artifact_sha256: _Optional[str] = ...) -> None: ...
 
 class CompileResponse(_message.Message):
     __slots__ = ("header", "chunk")
@@ -385,14 +421,16 @@ class UnservedEngine(_message.Message):
     def __init__(self, id: _Optional[str] = ..., cause: _Optional[str] = ...) -> None: ...
 
 class Caller(_message.Message):
-    __slots__ = ("identity", "roles", "namespace")
+    __slots__ = ("identity", "roles", "namespace", "module_bytes")
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
     ROLES_FIELD_NUMBER: _ClassVar[int]
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    MODULE_BYTES_FIELD_NUMBER: _ClassVar[int]
     identity: str
     roles: _containers.RepeatedScalarFieldContainer[str]
     namespace: str
-    def __init__(self, identity: _Optional[str] = ..., roles: _Optional[_Iterable[str]] = ..., namespace: _Optional[str] = ...) -> None: ...
+    module_bytes: int
+    def __init__(self, identity: _Optional[str] = ..., roles: _Optional[_Iterable[str]] = ..., namespace: _Optional[str] = ..., module_bytes: _Optional[int] = ...) -> None: ...
 
 class GetCapabilitiesResponse(_message.Message):
     __slots__ = ("version", "engines", "limits", "unserved_engines", "isolation_required", "caller", "engine_names")

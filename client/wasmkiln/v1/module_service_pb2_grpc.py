@@ -49,7 +49,8 @@ class ModuleServiceStub(object):
     send      answers that callers do not read fill their budget, or this one
     was not read in time;
     descriptors  the daemon has too many open files and connections to begin a
-    job.
+    job;
+    uploads   too many or too large uploads have not ended.
     Daemons before 0.7 also had the limit deadline, for calls whose deadline
     would have passed before their turn.
     Do not compress requests (UNIMPLEMENTED), nor send more than 16 KiB of
@@ -87,6 +88,16 @@ class ModuleServiceStub(object):
                 '/wasmkiln.v1.ModuleService/Load',
                 request_serializer=wasmkiln_dot_v1_dot_module__service__pb2.LoadRequest.SerializeToString,
                 response_deserializer=wasmkiln_dot_v1_dot_module__service__pb2.LoadResponse.FromString,
+                _registered_method=True)
+        self.Upload = channel.stream_unary(
+                '/wasmkiln.v1.ModuleService/Upload',
+                request_serializer=wasmkiln_dot_v1_dot_module__service__pb2.UploadRequest.SerializeToString,
+                response_deserializer=wasmkiln_dot_v1_dot_module__service__pb2.UploadResponse.FromString,
+                _registered_method=True)
+        self.QueryUpload = channel.unary_unary(
+                '/wasmkiln.v1.ModuleService/QueryUpload',
+                request_serializer=wasmkiln_dot_v1_dot_module__service__pb2.QueryUploadRequest.SerializeToString,
+                response_deserializer=wasmkiln_dot_v1_dot_module__service__pb2.QueryUploadResponse.FromString,
                 _registered_method=True)
         self.Compile = channel.unary_stream(
                 '/wasmkiln.v1.ModuleService/Compile',
@@ -134,7 +145,8 @@ class ModuleServiceServicer(object):
     send      answers that callers do not read fill their budget, or this one
     was not read in time;
     descriptors  the daemon has too many open files and connections to begin a
-    job.
+    job;
+    uploads   too many or too large uploads have not ended.
     Daemons before 0.7 also had the limit deadline, for calls whose deadline
     would have passed before their turn.
     Do not compress requests (UNIMPLEMENTED), nor send more than 16 KiB of
@@ -193,6 +205,37 @@ class ModuleServiceServicer(object):
         UNAVAILABLE         WORKER_UNAVAILABLE    the daemon cannot start a worker of this
         engine now, whatever the module; with
         RetryInfo; metadata: engine.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Upload(self, request_iterator, context):
+        """Takes a module of any size in pieces, then does what Load does: for modules that are larger than
+        a message. The daemon keeps what has arrived for 10 minutes, whatever becomes of the call; so a
+        call that was cut can go on where it stood, at the same daemon: see QueryUpload. What one caller
+        sends of one module is one upload: a second call takes it over from the first.
+
+        Errors: those of Load, where MODULE_TOO_LARGE comes before the first piece is taken, and
+        DIGEST_MISMATCH throws the upload away; and
+        INVALID_ARGUMENT    INVALID_REQUEST       no or a malformed digest, or more bytes than
+        size_bytes.
+        ABORTED             UPLOAD_INTERRUPTED    a piece begins behind what the daemon holds, the
+        stream ended before the module did, or another call
+        took the upload over: go on at held_bytes;
+        metadata: held_bytes.
+        RESOURCE_EXHAUSTED  COMPILE_QUEUE_FULL    with the limit uploads: too many uploads are under
+        way, or too large ones.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def QueryUpload(self, request, context):
+        """Returns how much of a module the daemon holds of an upload of this caller that has not ended.
+
+        Errors:
+        INVALID_ARGUMENT INVALID_REQUEST      a malformed digest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -270,6 +313,16 @@ def add_ModuleServiceServicer_to_server(servicer, server):
                     request_deserializer=wasmkiln_dot_v1_dot_module__service__pb2.LoadRequest.FromString,
                     response_serializer=wasmkiln_dot_v1_dot_module__service__pb2.LoadResponse.SerializeToString,
             ),
+            'Upload': grpc.stream_unary_rpc_method_handler(
+                    servicer.Upload,
+                    request_deserializer=wasmkiln_dot_v1_dot_module__service__pb2.UploadRequest.FromString,
+                    response_serializer=wasmkiln_dot_v1_dot_module__service__pb2.UploadResponse.SerializeToString,
+            ),
+            'QueryUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.QueryUpload,
+                    request_deserializer=wasmkiln_dot_v1_dot_module__service__pb2.QueryUploadRequest.FromString,
+                    response_serializer=wasmkiln_dot_v1_dot_module__service__pb2.QueryUploadResponse.SerializeToString,
+            ),
             'Compile': grpc.unary_stream_rpc_method_handler(
                     servicer.Compile,
                     request_deserializer=wasmkiln_dot_v1_dot_module__service__pb2.CompileRequest.FromString,
@@ -322,7 +375,8 @@ class ModuleService(object):
     send      answers that callers do not read fill their budget, or this one
     was not read in time;
     descriptors  the daemon has too many open files and connections to begin a
-    job.
+    job;
+    uploads   too many or too large uploads have not ended.
     Daemons before 0.7 also had the limit deadline, for calls whose deadline
     would have passed before their turn.
     Do not compress requests (UNIMPLEMENTED), nor send more than 16 KiB of
@@ -367,6 +421,60 @@ class ModuleService(object):
             '/wasmkiln.v1.ModuleService/Load',
             wasmkiln_dot_v1_dot_module__service__pb2.LoadRequest.SerializeToString,
             wasmkiln_dot_v1_dot_module__service__pb2.LoadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Upload(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/wasmkiln.v1.ModuleService/Upload',
+            wasmkiln_dot_v1_dot_module__service__pb2.UploadRequest.SerializeToString,
+            wasmkiln_dot_v1_dot_module__service__pb2.UploadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def QueryUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wasmkiln.v1.ModuleService/QueryUpload',
+            wasmkiln_dot_v1_dot_module__service__pb2.QueryUploadRequest.SerializeToString,
+            wasmkiln_dot_v1_dot_module__service__pb2.QueryUploadResponse.FromString,
             options,
             channel_credentials,
             insecure,
