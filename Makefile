@@ -34,7 +34,7 @@ RELEASED := v0.6.0.binpb
 
 .DEFAULT_GOAL := help
 .PHONY: help run demo test unit check protos site lock audit dist publish bench \
-	test-polyglot test-operators test-pythons soak faults attack hostile verdicts fuzz clean
+	test-polyglot test-operators test-pythons soak faults attack hostile verdicts large fuzz clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z -]+:.*## / { printf "  make %-18s %s%s\n", $$1, \
@@ -111,7 +111,7 @@ test-polyglot test-operators: $(VENV)/.dev ## test clients in other languages; t
 	@$(BIN)/python -m tests.$(@:test-%=%).toolchains
 	@$(if $(filter %operators,$@),OPERATORS,POLYGLOT)=all $(PYTEST) tests/$(@:test-%=%) $(if $(filter %operators,$@),$(CROWD),-s) $(ARGS)
 
-test-pythons soak faults attack hostile verdicts fuzz: $(VENV)/.dev ## long runs, of minutes each (ARGS=--help)
+test-pythons soak faults attack hostile verdicts large fuzz: $(VENV)/.dev ## long runs, of minutes each (ARGS=--help)
 	@$(BIN)/$(if $(filter fuzz,$@),pytest tests/fuzz --hypothesis-profile fuzz --timeout 0,python -m tests.$(@:test-%=%)) $(or $(ARGS),$(if $(filter verdicts,$@),--generate 1000))
 
 clean: ## remove .venv, caches and what tests left in .work (engines and data stay)

