@@ -64,7 +64,9 @@ class ModuleServicer:
         self, request: pb.QueryUploadRequest, call: Call
     ) -> pb.QueryUploadResponse:
         """Return how much the daemon holds of a module that is being uploaded."""
-        return pb.QueryUploadResponse(held_bytes=self._uploads.held_bytes(request.sha256, call))
+        held_bytes = self._uploads.held_bytes(request.sha256, call)
+        call.module = request.sha256
+        return pb.QueryUploadResponse(held_bytes=held_bytes)
 
     async def _load(self, wanted: Request, call: Call) -> pb.LoadResponse:
         try:
