@@ -135,7 +135,8 @@ class Uploads:
     def _begin(self, key: _Key, size_bytes: int, call: Call) -> _Upload:
         """Go on with an upload, or begin one. Raises COMPILE_QUEUE_FULL."""
         upload = self._under_way.get(key)
-        if upload and upload.call:
+        # Two calls may validate what is whole: neither loses its place to the other.
+        if upload and upload.call and len(upload.data) < upload.size_bytes:
             self._traffic.cancel(upload.call, upload.interrupted("another call took it over"))
         if upload and upload.timer:
             upload.timer.cancel()
