@@ -349,8 +349,8 @@ class Cache:
 
     def _keep(self, value: Item) -> None:
         began = time.perf_counter()
-        self.memory.put(value)
-        self._metrics.tier_store("memory", "ok", time.perf_counter() - began)
+        outcome = "ok" if self.memory.put(value) else "too_large"
+        self._metrics.tier_store("memory", outcome, time.perf_counter() - began)
 
     async def _as_accepted(self, artifact: Artifact, accept: frozenset[str]) -> Artifact | None:
         """Return an artifact of memory as it is, or decoded: then its frames may be ``coming``.

@@ -27,6 +27,7 @@ import os
 import shutil
 import stat
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -369,6 +370,7 @@ class HostStore:
         self.shelf = self.directory.shelf(self.namespace)
         self.shelf.store, self._options = self, self.shelf.options
         self._served = self._written = dict[str, Any]()
+        self._too_large = deque[CacheKey](maxlen=100)
 
     async def start(self) -> None:
         """Make the store ready, in the background if its disk takes long; never raise."""
@@ -401,9 +403,17 @@ class HostStore:
 
     def takes(self, artifact: Artifact) -> bool:
         """Return whether to write it now: it fits, no look-up hangs, no write failed just now."""
-        if self.is_well and _least_on_disk(artifact) <= self.limit_bytes:
+        fits = _least_on_disk(artifact) <= self.limit_bytes
+        if fits and self.is_well:
             return True
         self.skipped += 1
+        if not fits:
+            self.metrics.tier_store(self.name, "too_large", 0.0)
+            if artifact.key not in self._too_large:  # Each call that wants its file comes here.
+                self._too_large.append(artifact.key)
+                why = f"there may be {self.limit_bytes:,} bytes of this namespace"
+                about = {"module": artifact.module_sha256, "bytes": artifact.size_bytes, "why": why}
+                log.warning("artifact not written: the host store takes none of its size", **about)
         return False
 
     async def get(
@@ -620,8 +630,8 @@ class HostStore:
         plain = replace(artifact, frames=(), encoding="")
         texts = {HEADER: header_text(self.header_of(plain)), ATTESTATION: artifact.attestation}
         needed = _BLOCK_BYTES + sum(map(_on_disk, (artifact.size_bytes, *map(len, texts.values()))))
-        if needed > self.limit_bytes:
-            return  # ``takes`` says so, unless the header is large.
+        if needed > self.limit_bytes:  # ``takes`` says so, unless the header is large.
+            raise TierUnavailable("the host store takes no artifact with so large a header")
         *above, path = _steps(options, key)
         with self.directory.room(self.shelf, needed):
             aside = _fresh(options)

@@ -77,11 +77,11 @@ class MemoryTier:
         """Return whether there can be room for so much, whatever else goes. Any thread may ask."""
         return size_bytes <= self._limit_bytes - self._kept.bytes
 
-    def put(self, value: Item) -> None:
-        """Store ``value``, unless it is larger than the whole tier."""
+    def put(self, value: Item) -> bool:
+        """Store ``value``; return False for one that is larger than the whole tier."""
         key, size_bytes = value.key, _size_of(value)
         if not self.fits(size_bytes):
-            return  # It will never fit.
+            return False  # It will never fit.
         if self.peek(key):
             self._remove(key)  # First, so that an overwrite makes room for the difference only.
         self._make_room(size_bytes)
@@ -89,6 +89,7 @@ class MemoryTier:
         (self._kept if keeps else self._free).add(key, (value, size_bytes))
         self._keys_of.setdefault(value.module_sha256, {})[key] = None
         self._let_some_go()
+        return True
 
     async def evict(self, scope: model.EvictScope) -> Evicted:
         """Remove all in ``scope`` that is here now, in slices between which other tasks run."""

@@ -36,7 +36,15 @@ import structlog
 
 from wasmkilnd.cache import value
 from wasmkilnd.cache.breaker import Breaker
-from wasmkilnd.cache.shared_tier import READS_AT_ONCE, Key, SharedTier, checked, module_of
+from wasmkilnd.cache.shared_tier import (
+    READ_BYTES_PER_S,
+    READS_AT_ONCE,
+    WRITTEN_BYTES_PER_S,
+    Key,
+    SharedTier,
+    checked,
+    module_of,
+)
 from wasmkilnd.cache.value import ValueRejected
 from wasmkilnd.errors import AccessUnusable, DoesNotFit, TierUnavailable, forget_frames
 from wasmkilnd.flights import Allowance
@@ -47,8 +55,6 @@ T = TypeVar("T")
 # Names of objects and their sizes, a part of a listing.
 Page: TypeAlias = "list[tuple[str, int]]"
 
-# A call may take longer for a large value, but no longer than this rate allows.
-_LEAST_BYTES_PER_S = 8 * 1024 * 1024
 _LISTING_S = 30.0  # The same for a page of a listing, and for deleting what is on it.
 _PAGE = 1000
 _REFUSED_S = 10.0  # How long nothing more is asked of a store that refuses it.
@@ -261,8 +267,8 @@ class Remote:
     Its asynchronous calls can abort the interpreter at its end: so all are synchronous.
     """
 
-    def __init__(self, url: str, timeout_s: float, longest_s: float) -> None:
-        """``longest_s`` bounds each request, ``timeout_s`` a silence while one is read.
+    def __init__(self, url: str, timeout_s: float, largest_bytes: int) -> None:
+        """``timeout_s`` bounds a silence while a request is read.
 
         Raise AccessUnusable.
         """
@@ -275,15 +281,19 @@ class Remote:
             os.environ.get(f"{each}_ALLOW_HTTP", "").lower() in ("true", "1")
             for each in ("AWS", "GOOGLE", "AZURE")
         )
-        options: Any = {"timeout": timedelta(seconds=longest_s), "allow_http": plain}
+
+        def options(bytes_per_s: int, **more: Any) -> Any:
+            longest_s = timeout_s + _LISTING_S + largest_bytes / bytes_per_s
+            return {"timeout": timedelta(seconds=longest_s), "allow_http": plain, **more}
+
         # Who reads holds a thread until nobody is to be waited for, and probes need one. The same
         # for who writes would end what takes long to send.
-        reading: Any = {**options, "read_timeout": timedelta(seconds=timeout_s)}
+        reading = options(READ_BYTES_PER_S, read_timeout=timedelta(seconds=timeout_s))
         try:
             # Retries are ours: the breaker's, and those of writes.
             self._reading, self._store = (
                 store.from_url(url, client_options=each, retry_config={"max_retries": 0})
-                for each in (reading, options)
+                for each in (reading, options(WRITTEN_BYTES_PER_S))
             )
         except (exceptions.BaseError, ValueError) as failure:
             why = str(failure).partition("\n")[0]
@@ -310,8 +320,10 @@ class Remote:
         except (self._kinds.AlreadyExistsError, self._kinds.PreconditionError):
             return False
         except self._kinds.GenericError as failure:
-            if _status(failure) == "409":  # Another daemon writes it now.
+            if (status := _status(failure)) == "409":  # Another daemon writes it now.
                 return False
+            if status == "413" or "<Code>EntityTooLarge</Code>" in str(failure):
+                raise DoesNotFit("the object store takes no object of its size") from None
             raise
         return True
 
@@ -408,8 +420,7 @@ class Bucket(Breaker):
         super().__init__(timeout_s=timeout_s)
         self.url, path = url, urlsplit(url)
         is_here = path.scheme == "file"
-        longest_s = timeout_s + _LISTING_S + largest_bytes / _LEAST_BYTES_PER_S
-        self.store = Files(unquote(path.path)) if is_here else Remote(url, timeout_s, longest_s)
+        self.store = Files(unquote(path.path)) if is_here else Remote(url, timeout_s, largest_bytes)
         self._readers = _Threads(READS_AT_ONCE, "wasmkiln-object-read")
         self._writers = _Threads(4, "wasmkiln-object-write")
         # By whether it is a write: why the store refuses it, and until when it is not asked.
@@ -552,14 +563,15 @@ class ObjectStore(SharedTier[Bucket]):
             outcome = "ok"
         except DoesNotFit as failure:
             outcome = "too_large"
-            log.warning("value not shared: no reader would take it", why=str(failure))
+            why = str(failure)
+            log.warning("value not shared: the tier does not take one of its size", why=why)
             raise
         finally:
             self._metrics.tier_store(self.name, outcome, time.perf_counter() - began)
 
     async def store(self, key: Key, chunks: Iterable[bytes], size_bytes: int) -> bool:
         """Store the bytes of a value, unless one is there; return whether it did."""
-        moving = Allowance(size_bytes / _LEAST_BYTES_PER_S)
+        moving = Allowance(size_bytes / WRITTEN_BYTES_PER_S)
         work = partial(self.link.store.put, self.name_of(key), chunks)
         return await self.link.run(work, writes=True, more=moving)
 
@@ -629,7 +641,7 @@ class ObjectStore(SharedTier[Bucket]):
 
     async def whole(self, key: Key, limit_bytes: int) -> value.Payload | None:
         """Return the bytes of a stored value, unverified. Raise ValueRejected and TooLarge."""
-        more = Allowance(limit_bytes / _LEAST_BYTES_PER_S)
+        more = Allowance(limit_bytes / READ_BYTES_PER_S)
         read = partial(self.link.store.get, self.name_of(key), limit_bytes, lambda _: None)
         return await self.link.run(read, more=more)
 
@@ -653,7 +665,7 @@ class ObjectStore(SharedTier[Bucket]):
         limit_bytes = (self.module_bytes if isinstance(key, str) else self.artifact_bytes)()
 
         def starts(size_bytes: int) -> None:
-            moving.seconds = size_bytes / _LEAST_BYTES_PER_S
+            moving.seconds = size_bytes / READ_BYTES_PER_S
             allowance.seconds += moving.seconds
 
         def look() -> Artifact | Module | None:

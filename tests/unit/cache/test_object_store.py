@@ -147,7 +147,7 @@ async def test_a_store_that_hangs_costs_callers_one_time_out(site: Site) -> None
 
 async def test_a_large_value_has_more_time(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     await site.store.put(one := sealed(1))
-    monkeypatch.setattr(object_store, "_LEAST_BYTES_PER_S", 10)
+    monkeypatch.setattr(object_store, "READ_BYTES_PER_S", 10)
     allowance = Allowance()
     assert await site.store.get(one.key, allowance)
     assert allowance.seconds > 10
@@ -268,7 +268,7 @@ def test_prefixes_are_paths() -> None:
 def test_an_error_of_a_bucket_is_told_without_its_request(
     text: str, why: str, refuses: bool
 ) -> None:
-    remote = Remote("s3://bucket/prefix", 1.0, 1.0)
+    remote = Remote("s3://bucket/prefix", 1.0, 1)
     told, does = remote.why(remote._kinds.GenericError(f"{text} Authorization: secret"))
     assert why in told
     assert does is refuses
