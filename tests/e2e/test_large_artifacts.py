@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import grpc
 import pytest
 from wasmkiln.v1 import module_service_pb2 as pb
+from wasmkiln.v1.types_pb2 import ORIGIN_OBJECT_STORE
 
 from tests.e2e import wasm
 from tests.e2e.callers import ENGINE, Caller, failure_of
 from tests.e2e.daemon import Daemon, fresh_state
-from tests.e2e.processes import eventually
+from tests.e2e.processes import anonymous_memory_of, eventually
 from tests.e2e.programs import Installed
 from tests.e2e.test_cache import HOST_STORE, MEMORY, REDIS, settled
 from tests.servers.redis_server import binary_of, redis_server
@@ -191,3 +195,109 @@ def test_a_file_that_was_changed_is_not_sent(fleet: Fleet) -> None:
         got = ask(lean)
         assert (got.header.origin, got.bytes) == (REDIS, fleet.whole)
         eventually(lambda: ask(lean).header.origin == HOST_STORE, "the file is not written anew")
+
+
+# Large ones
+
+
+MIB = 1024 * KIB
+# More than memory holds in these tests.
+LARGE = 120 * MIB
+LIMITS = ["--max-module-bytes", "128MiB", "--memory-bytes", "64MiB", "--caller-timeout-s", "120"]
+
+
+class Shared(NamedTuple):
+    """Where a daemon has put a large artifact, by tier, and the artifact."""
+
+    folder: Path
+    flags: dict[str, list[str]]
+    module: str
+    sha256: str
+    size: int
+
+
+def told(call: Any) -> tuple[Any, str, int]:
+    """Return an answer's header, and digest and size of its bytes, of which none is kept."""
+    digest, size, first = hashlib.sha256(), 0, next(call)
+    for message in call:
+        digest.update(message.chunk)
+        size += len(message.chunk)
+    return first.header, digest.hexdigest(), size
+
+
+@pytest.fixture(scope="module")
+def shared(engines: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    folder = tmp_path_factory.mktemp("large")
+    (folder / "objects").mkdir()
+    with redis_server(binary_of("valkey"), folder / "server") as valkey:
+        flags = {
+            "host_store": ["--host-store-dir", str(folder / "files")],
+            "redis": ["--redis-url", valkey.url],
+            "object_store": ["--object-store-url", f"file://{folder}/objects"],
+        }
+        every = [*LIMITS, *(flag for tier in flags.values() for flag in tier)]
+        module = wasm.with_data(LARGE, 1)
+        with Daemon(fresh_state(folder / "maker", engines=(ENGINE,)), every) as maker:
+            with Caller(maker) as caller:
+                header, sha256, size = told(caller.compile(module, omit_artifact=False))
+            assert (header.artifact_sha256, header.size_bytes) == (sha256, size)
+            for tier in flags:
+                pending = f"{tier}_pending_writes"
+                eventually(lambda p=pending: not maker.metric(p), "a write waits", 120)  # type: ignore[misc]
+                assert maker.metric(f"{tier}_dropped_writes_total") == 0
+            assert maker.metric("tier_stores_total", tier="memory", outcome="too_large") >= 1
+        yield Shared(folder, flags, wasm.digest(module), sha256, size)
+
+
+@pytest.mark.parametrize("tier", ["host_store", "redis", "object_store"])
+def test_another_daemon_gets_equal_bytes_from_each_tier(shared: Shared, tier: str) -> None:
+    others = {"host_store": ["--host-store-bytes", "0"], "redis": ["--redis-url", "none"]}
+    flags = [flag for name, off in others.items() if name != tier for flag in off]
+    state = fresh_state(shared.folder / tier, engines=(ENGINE,))
+    with Daemon(state, [*LIMITS, *shared.flags[tier], *flags]) as daemon, Caller(daemon) as caller:
+        header, sha256, size = told(caller.compile(shared.module, omit_artifact=False))
+        origins = {"host_store": HOST_STORE, "redis": REDIS, "object_store": ORIGIN_OBJECT_STORE}
+        assert (header.origin, sha256, size) == (origins[tier], shared.sha256, shared.size)
+        assert daemon.metric("served_total", origin="compiled") == 0
+
+
+def test_a_daemon_that_sends_a_file_holds_a_few_frames_of_it(shared: Shared) -> None:
+    """Three callers at once, each of which is cut half way, and goes on at another daemon."""
+    state = fresh_state(shared.folder / "sender", engines=(ENGINE,))
+    flags = [*LIMITS, *shared.flags["host_store"], "--redis-url", "none"]
+    most, done = [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            held = anonymous_memory_of(daemon.pid), int(daemon.metric("send_pinned_bytes"))
+            most[:] = [max(pair) for pair in zip(most, held, strict=True)]
+
+    def download(_: int) -> str:
+        digest, size = hashlib.sha256(), 0
+        with Caller(daemon) as caller:
+            call = caller.compile(shared.module, omit_artifact=False)
+            for message in itertools.islice(call, 1, 1 + LARGE // FRAME // 2):
+                digest.update(message.chunk)
+                size += len(message.chunk)
+        with Caller(daemon) as caller:
+            request = pb.CompileRequest(sha256=shared.module, engine=ENGINE)
+            request.offset_bytes, request.artifact_sha256 = size, shared.sha256
+            first, *rest = caller.stub.Compile(request, timeout=120)
+            assert (first.header.origin, first.header.offset_bytes) == (HOST_STORE, size)
+            for message in rest:
+                digest.update(message.chunk)
+        return digest.hexdigest()
+
+    with Daemon(state, flags) as daemon:
+        idle = anonymous_memory_of(daemon.pid)
+        most = [idle, 0]
+        with ThreadPoolExecutor(4) as threads:
+            watching = threads.submit(watch)
+            try:
+                assert set(threads.map(download, range(3))) == {shared.sha256}
+            finally:
+                done.set()
+            watching.result()
+    print(f"{(most[0] - idle) / MIB:.1f} MiB above idle, {most[1] / FRAME:.0f} frames")
+    assert most[0] - idle < 32 * MIB
+    assert most[1] <= 3 * FRAME

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 from wasmkiln.shared import ENGINES, entry_path
 from wasmkiln.v1.types_pb2 import ArtifactHeader
 from wasmkilnd import model
@@ -386,6 +387,19 @@ async def test_a_file_that_is_cut_while_it_is_sent_ends_the_answer(tmp_path: Pat
             assert failure.value.reason is Reason.COMPILE_QUEUE_FULL
         # Nobody gets any of it again.
         assert await tier.get(one.key, None, lambda size_bytes: False) is None
+
+
+async def test_what_is_larger_than_the_store_is_counted_each_time_and_told_once(
+    tmp_path: Path,
+) -> None:
+    notes = Notes()
+    async with started(host_store(tmp_path, SEALER, notes, limit_bytes=1_000_000)) as tier:
+        with capture_logs() as lines:
+            assert [tier.takes(artifact(tag, 1_000_000)) for tag in (1, 1, 2)] == [False] * 3
+        told = [line["module"] for line in lines if line["log_level"] == "warning"]
+        assert told == [artifact(tag, 1_000_000).module_sha256 for tag in (1, 2)]
+        assert (notes.stores, tier.skipped) == (["too_large"] * 3, 3)
+        assert tier.takes(artifact(3, 900_000))
 
 
 def refuse_writes(patch: pytest.MonkeyPatch) -> None:

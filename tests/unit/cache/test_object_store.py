@@ -11,6 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -19,7 +20,7 @@ from wasmkilnd.cache import object_store
 from wasmkilnd.cache.cache import Cache, Writes
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.object_store import Bucket, Files, GoesOn, ObjectStore, Remote, prefix_of
-from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.errors import DoesNotFit, TierUnavailable
 from wasmkilnd.flights import Allowance
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Kind, nothing_pinned
 
@@ -151,6 +152,28 @@ async def test_a_large_value_has_more_time(site: Site, monkeypatch: pytest.Monke
     allowance = Allowance()
     assert await site.store.get(one.key, allowance)
     assert allowance.seconds > 10
+
+
+@pytest.mark.parametrize(
+    "told", ["status code: 413 Payload Too Large", "status code: 400: <Code>EntityTooLarge</Code>"]
+)
+async def test_an_object_above_the_limit_of_the_store_is_told_and_no_refusal(
+    site: Site, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote = Remote("s3://bucket/prefix", 1.0, 1)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise remote._kinds.GenericError(told)
+
+    monkeypatch.setattr(remote, "_obstore", SimpleNamespace(put=refuse))
+    monkeypatch.setattr(site.bucket, "store", remote)
+    with capture_logs() as lines, pytest.raises(DoesNotFit):
+        await site.store.put(sealed(1))
+    assert [line["event"] for line in lines] == [
+        "value not shared: the tier does not take one of its size"
+    ]
+    assert site.notes.stores == ["too_large"]
+    assert site.store.refusal == ""
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
