@@ -490,8 +490,8 @@ async def test_a_large_value_has_the_time_of_a_slow_line(
     monkeypatch.setattr(redis_store, "WRITE_TIMEOUT_S", 1.0)
 
     async def slow(command: Command) -> None:
-        if command[0] == "APPEND":
-            await asyncio.sleep(0.15)
+        if command[0] == "APPEND" or (command[0] == "GETRANGE" and int(command[2]) >= 0):
+            await asyncio.sleep(0.25)
 
     async with site(valkey.url, timeout_s=1.0) as at:
         at.link.before = slow
@@ -500,6 +500,11 @@ async def test_a_large_value_has_the_time_of_a_slow_line(
             await at.store.put(large)
         monkeypatch.setattr(redis_store, "WRITTEN_BYTES_PER_S", 100_000)
         await at.store.put(large)
+        monkeypatch.setattr(redis_store, "READ_BYTES_PER_S", 10**12)
+        with capture_logs() as lines, pytest.raises(TierUnavailable, match="too long"):
+            await at.store.get(large.key, Allowance())
+        assert [line["event"] for line in lines] == ["value not read: it takes too long"]
+        monkeypatch.setattr(redis_store, "READ_BYTES_PER_S", 100_000)
         assert same(await get(at, large.key), large)
 
 
