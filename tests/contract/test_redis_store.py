@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 import pytest
 import redis
 from structlog.testing import capture_logs
-from wasmkilnd.cache import redis_store
+from wasmkilnd.cache import redis_store, shared_tier
 from wasmkilnd.cache.redis_servers import WRITE_TIMEOUT_S, Command
 from wasmkilnd.cache.value import TRAILER_BYTES, ZSTD, written
 from wasmkilnd.errors import DoesNotFit, TierUnavailable
@@ -495,16 +495,16 @@ async def test_a_large_value_has_the_time_of_a_slow_line(
 
     async with site(valkey.url, timeout_s=1.0) as at:
         at.link.before = slow
-        monkeypatch.setattr(redis_store, "WRITTEN_BYTES_PER_S", 10**12)
+        monkeypatch.setattr(shared_tier, "WRITTEN_BYTES_PER_S", 10**12)
         with pytest.raises(TierUnavailable, match="too long"):
             await at.store.put(large)
-        monkeypatch.setattr(redis_store, "WRITTEN_BYTES_PER_S", 100_000)
+        monkeypatch.setattr(shared_tier, "WRITTEN_BYTES_PER_S", 100_000)
         await at.store.put(large)
-        monkeypatch.setattr(redis_store, "READ_BYTES_PER_S", 10**12)
+        monkeypatch.setattr(shared_tier, "READ_BYTES_PER_S", 10**12)
         with capture_logs() as lines, pytest.raises(TierUnavailable, match="too long"):
             await at.store.get(large.key, Allowance())
         assert [line["event"] for line in lines] == ["value not read: it takes too long"]
-        monkeypatch.setattr(redis_store, "READ_BYTES_PER_S", 100_000)
+        monkeypatch.setattr(shared_tier, "READ_BYTES_PER_S", 100_000)
         assert same(await get(at, large.key), large)
 
 

@@ -34,17 +34,9 @@ from urllib.parse import unquote, urlsplit
 
 import structlog
 
-from wasmkilnd.cache import value
+from wasmkilnd.cache import shared_tier, value
 from wasmkilnd.cache.breaker import Breaker
-from wasmkilnd.cache.shared_tier import (
-    READ_BYTES_PER_S,
-    READS_AT_ONCE,
-    WRITTEN_BYTES_PER_S,
-    Key,
-    SharedTier,
-    checked,
-    module_of,
-)
+from wasmkilnd.cache.shared_tier import READS_AT_ONCE, Key, SharedTier, checked, module_of
 from wasmkilnd.cache.value import ValueRejected
 from wasmkilnd.errors import AccessUnusable, DoesNotFit, TierUnavailable, forget_frames
 from wasmkilnd.flights import Allowance
@@ -288,12 +280,12 @@ class Remote:
 
         # Who reads holds a thread until nobody is to be waited for, and probes need one. The same
         # for who writes would end what takes long to send.
-        reading = options(READ_BYTES_PER_S, read_timeout=timedelta(seconds=timeout_s))
+        reading = options(shared_tier.READ_BYTES_PER_S, read_timeout=timedelta(seconds=timeout_s))
         try:
             # Retries are ours: the breaker's, and those of writes.
             self._reading, self._store = (
                 store.from_url(url, client_options=each, retry_config={"max_retries": 0})
-                for each in (reading, options(WRITTEN_BYTES_PER_S))
+                for each in (reading, options(shared_tier.WRITTEN_BYTES_PER_S))
             )
         except (exceptions.BaseError, ValueError) as failure:
             why = str(failure).partition("\n")[0]
@@ -571,7 +563,7 @@ class ObjectStore(SharedTier[Bucket]):
 
     async def store(self, key: Key, chunks: Iterable[bytes], size_bytes: int) -> bool:
         """Store the bytes of a value, unless one is there; return whether it did."""
-        moving = Allowance(size_bytes / WRITTEN_BYTES_PER_S)
+        moving = Allowance(size_bytes / shared_tier.WRITTEN_BYTES_PER_S)
         work = partial(self.link.store.put, self.name_of(key), chunks)
         return await self.link.run(work, writes=True, more=moving)
 
@@ -641,7 +633,7 @@ class ObjectStore(SharedTier[Bucket]):
 
     async def whole(self, key: Key, limit_bytes: int) -> value.Payload | None:
         """Return the bytes of a stored value, unverified. Raise ValueRejected and TooLarge."""
-        more = Allowance(limit_bytes / READ_BYTES_PER_S)
+        more = Allowance(limit_bytes / shared_tier.READ_BYTES_PER_S)
         read = partial(self.link.store.get, self.name_of(key), limit_bytes, lambda _: None)
         return await self.link.run(read, more=more)
 
@@ -665,7 +657,7 @@ class ObjectStore(SharedTier[Bucket]):
         limit_bytes = (self.module_bytes if isinstance(key, str) else self.artifact_bytes)()
 
         def starts(size_bytes: int) -> None:
-            moving.seconds = size_bytes / READ_BYTES_PER_S
+            moving.seconds = size_bytes / shared_tier.READ_BYTES_PER_S
             allowance.seconds += moving.seconds
 
         def look() -> Artifact | Module | None:

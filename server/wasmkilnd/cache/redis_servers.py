@@ -41,13 +41,7 @@ from redis.crc import key_slot
 from yarl import URL
 
 from wasmkilnd import errors
-from wasmkilnd.errors import (
-    DoesNotFit,
-    PartUnavailable,
-    TierUnavailable,
-    WrongType,
-    forget_frames,
-)
+from wasmkilnd.errors import PartUnavailable, TierUnavailable, WrongType, forget_frames
 from wasmkilnd.model import TierUsage
 from wasmkilnd.redis_address import RedisAddress, RedisKind
 
@@ -650,7 +644,7 @@ def described(error: Exception) -> TierUnavailable:
     if isinstance(error, exceptions.ResponseError) and "WRONGTYPE" in str(error):
         return WrongType("a key holds another type of value than this command is for")
     if isinstance(error, exceptions.ResponseError) and _TOO_LARGE.search(str(error)):
-        return DoesNotFit("Redis refuses: the value is larger than a value may be there")
+        return errors.DoesNotFit("Redis refuses: the value is larger than a value may be there")
     command = "".join(f" ({name})" for name in getattr(error, "__notes__", ()))
     return next(
         TierUnavailable(sentence.format(error=link, why=type(link).__name__, command=command))

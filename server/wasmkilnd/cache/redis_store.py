@@ -34,18 +34,10 @@ from typing import Any, TypeAlias, TypeVar
 import structlog
 
 from wasmkilnd import model
-from wasmkilnd.cache import value
+from wasmkilnd.cache import shared_tier, value
 from wasmkilnd.cache.redis_link import RedisLink
 from wasmkilnd.cache.redis_servers import WRITE_TIMEOUT_S, Command
-from wasmkilnd.cache.shared_tier import (
-    READ_BYTES_PER_S,
-    WRITTEN_BYTES_PER_S,
-    Key,
-    SharedTier,
-    checked,
-    in_thread,
-    module_of,
-)
+from wasmkilnd.cache.shared_tier import Key, SharedTier, checked, in_thread, module_of
 from wasmkilnd.cache.value import Opened, ValueRejected
 from wasmkilnd.errors import DoesNotFit, PartUnavailable, TierUnavailable, WrongType, forget_frames
 from wasmkilnd.flights import Allowance
@@ -132,9 +124,10 @@ class RedisStore(SharedTier[RedisLink]):
         Raise DoesNotFit for one that the server does not take for its size.
         """
         began, outcome = time.perf_counter(), "error"
-        most_s = max(WRITE_TIMEOUT_S, self.link.timeout_s) + what.size_bytes / WRITTEN_BYTES_PER_S
+        moving_s = what.size_bytes / shared_tier.WRITTEN_BYTES_PER_S
+        most_s = min(max(WRITE_TIMEOUT_S, self.link.timeout_s) + moving_s, _WRITING_S)
         try:
-            async with asyncio.timeout(min(most_s, _WRITING_S)):
+            async with asyncio.timeout(most_s):
                 await self.store(what.key, value.written(what, self._sealer), what.size_bytes)
             outcome = "ok"
             self._note_refusal(b"", "")
@@ -271,7 +264,7 @@ class RedisStore(SharedTier[RedisLink]):
         opened, frames = await in_thread(len(tail), begin)
         if self._is_too_large(opened, name.decode()):
             return None
-        moving_s = opened.stored_bytes / READ_BYTES_PER_S
+        moving_s = opened.stored_bytes / shared_tier.READ_BYTES_PER_S
         allowance.seconds += moving_s
         try:
             async with asyncio.timeout(self.link.timeout_s + moving_s):

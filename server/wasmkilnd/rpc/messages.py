@@ -218,17 +218,13 @@ class CompileCall:
             )
         if sent.HasField("sha256"):
             check_sha256(sent.sha256, "sha256")
-        if (sent.artifact_sha256 or sent.offset_bytes) and (
-            not check_sha256(sent.artifact_sha256, "artifact_sha256") or not sent.offset_bytes
-        ):
-            raise invalid_request(
-                "cannot resume: artifact_sha256 is set, and offset_bytes is not", "offset_bytes"
-            )
+        # Of which artifact the caller has how many bytes, if any: what follows is not encoded.
+        self.resume = sha256, offset_bytes = sent.artifact_sha256, sent.offset_bytes
+        if any(self.resume) and not (check_sha256(sha256, "artifact_sha256") and offset_bytes):
+            raise invalid_request("cannot resume: offset_bytes is not set", "offset_bytes")
+        encodings = frozenset(() if offset_bytes else sent.accept_encodings)
         self.omit_artifact = sent.omit_artifact
         self.inline_limit_bytes = sent.inline_limit_bytes
-        # Of which artifact the caller has how many bytes, if any: what follows is not encoded.
-        self.resume = (sent.artifact_sha256, sent.offset_bytes) if sent.offset_bytes else None
-        encodings = frozenset[str]() if self.resume else frozenset(sent.accept_encodings)
         # Return the request with a call's terms.
         self.request: Callable[[Terms], Request] = partial(
             Request,
@@ -336,7 +332,7 @@ class Headers:
         *,
         omit_artifact: bool = False,
         inline_limit_bytes: int = 0,
-        resume: tuple[str, int] | None = None,
+        resume: tuple[str, int] = ("", 0),
     ) -> SerializedAnswer:
         """Return the answer of a Compile call.
 
@@ -352,13 +348,11 @@ class Headers:
             encoded = types_pb2.ArtifactHeader(content_encoding=artifact.encoding)
             first = self._message(served, encoded.SerializeToString())
             return SerializedAnswer(first, artifact, size_bytes)
-        if resume and resume[0] == artifact.sha256 and resume[1] < size_bytes:
-            offset_bytes = resume[1]
+        sha256, offset_bytes = resume
+        if sha256 == artifact.sha256 and offset_bytes < size_bytes:
             begins = types_pb2.ArtifactHeader(offset_bytes=offset_bytes).SerializeToString()
-            left_bytes = size_bytes - offset_bytes
-            return SerializedAnswer(
-                self._message(served, begins), artifact, left_bytes, offset_bytes
-            )
+            first, left_bytes = self._message(served, begins), size_bytes - offset_bytes
+            return SerializedAnswer(first, artifact, left_bytes, offset_bytes)
         limit_bytes = min(inline_limit_bytes, model.ONE_MESSAGE_BYTES)
         if size_bytes <= limit_bytes and len(artifact.frames) == 1:
             # The same length and bytes under another tag.

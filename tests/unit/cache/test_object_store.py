@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import pytest
 from structlog.testing import capture_logs
-from wasmkilnd.cache import object_store
+from wasmkilnd.cache import object_store, shared_tier
 from wasmkilnd.cache.cache import Cache, Writes
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.object_store import Bucket, Files, GoesOn, ObjectStore, Remote, prefix_of
@@ -148,7 +148,7 @@ async def test_a_store_that_hangs_costs_callers_one_time_out(site: Site) -> None
 
 async def test_a_large_value_has_more_time(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     await site.store.put(one := sealed(1))
-    monkeypatch.setattr(object_store, "READ_BYTES_PER_S", 10)
+    monkeypatch.setattr(shared_tier, "READ_BYTES_PER_S", 10)
     allowance = Allowance()
     assert await site.store.get(one.key, allowance)
     assert allowance.seconds > 10
