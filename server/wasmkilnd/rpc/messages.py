@@ -212,7 +212,7 @@ def bound(
 class CompileCall:
     """A CompileRequest as it came: translated once, however many calls send the same bytes."""
 
-    __slots__ = ("inline_limit_bytes", "omit_artifact", "request")
+    __slots__ = ("inline_limit_bytes", "omit_artifact", "request", "resume")
 
     def __init__(self, raw: bytes) -> None:
         """Raise INVALID_REQUEST, or DecodeError for bytes that are no CompileRequest."""
@@ -223,13 +223,18 @@ class CompileCall:
             )
         if sent.HasField("sha256"):
             check_sha256(sent.sha256, "sha256")
+        # Of which artifact the caller has how many bytes, if any: what follows is not encoded.
+        self.resume = sha256, offset_bytes = sent.artifact_sha256, sent.offset_bytes
+        if any(self.resume) and not (check_sha256(sha256, "artifact_sha256") and offset_bytes):
+            raise invalid_request("cannot resume: offset_bytes is not set", "offset_bytes")
+        encodings = frozenset(() if offset_bytes else sent.accept_encodings)
         self.omit_artifact = sent.omit_artifact
         self.inline_limit_bytes = sent.inline_limit_bytes
         # Return the request with a call's terms.
         self.request: Callable[[Terms], Request] = partial(
             Request,
             *(sent.sha256, sent.module, sent.engine, sent.target, sent.cpu, _settings(sent)),
-            *(sent.skip_cache_lookup, sent.accept_host_file, frozenset(sent.accept_encodings)),
+            *(sent.skip_cache_lookup, sent.accept_host_file, encodings),
             *(sent.accept_fast, False),
         )
 
@@ -315,8 +320,9 @@ class SerializedAnswer:
     first: bytes
     # The artifact whose frames follow; None if no message follows.
     artifact: model.Artifact | None = None
-    # How many bytes of the artifact the answer has, as they are encoded.
+    # How many bytes of the artifact the answer has, as they are encoded, and where they begin.
     artifact_bytes: int = 0
+    offset_bytes: int = 0
 
 
 class Headers:
@@ -326,12 +332,18 @@ class Headers:
         self._kept: weakref.WeakKeyDictionary[model.Artifact, bytes] = weakref.WeakKeyDictionary()
 
     def answer(
-        self, served: Served, *, omit_artifact: bool = False, inline_limit_bytes: int = 0
+        self,
+        served: Served,
+        *,
+        omit_artifact: bool = False,
+        inline_limit_bytes: int = 0,
+        resume: tuple[str, int] = ("", 0),
     ) -> SerializedAnswer:
         """Return the answer of a Compile call.
 
         The artifact is in the first message if it is small and not encoded. No byte of it is
-        sent to a caller that gets a file's name.
+        sent to a caller that gets a file's name. To ``resume`` is to begin behind so many bytes, if
+        this is the artifact with that digest and has more.
         """
         artifact, size_bytes = served.artifact, served.artifact.size_bytes
         if omit_artifact or served.host_file:
@@ -341,6 +353,11 @@ class Headers:
             encoded = types_pb2.ArtifactHeader(content_encoding=artifact.encoding)
             first = self._message(served, encoded.SerializeToString())
             return SerializedAnswer(first, artifact, size_bytes)
+        sha256, offset_bytes = resume
+        if sha256 == artifact.sha256 and offset_bytes < size_bytes:
+            begins = types_pb2.ArtifactHeader(offset_bytes=offset_bytes).SerializeToString()
+            first, left_bytes = self._message(served, begins), size_bytes - offset_bytes
+            return SerializedAnswer(first, artifact, left_bytes, offset_bytes)
         limit_bytes = min(inline_limit_bytes, model.ONE_MESSAGE_BYTES)
         if size_bytes <= limit_bytes and len(artifact.frames) == 1:
             # The same length and bytes under another tag.
