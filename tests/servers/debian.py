@@ -53,8 +53,15 @@ def docker_registry_binary() -> str:
     return _alone("docker-registry", "--version")
 
 
-def _alone(name: str, asks_version: str) -> str:
-    """Return a program that needs no other package than its own."""
+@cache
+def qemu_binary(machine: str = "x86_64") -> str:
+    """Return the path of a qemu that runs programs of a machine. Raises DebianUnavailable."""
+    return _alone(f"qemu-{machine}", "--version", "qemu-user")
+
+
+def _alone(name: str, asks_version: str, package: str = "") -> str:
+    """Return a program that needs no other package than its own, of the same name if not given."""
+    package = package or name
     if on_path := shutil.which(name):
         return on_path
     if not shutil.which("apt-get") or not shutil.which("dpkg"):
@@ -64,9 +71,9 @@ def _alone(name: str, asks_version: str) -> str:
     with (_HOME / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not binary.exists():
-            _download(name)
-            for package in _HOME.glob(f"{name}_*.deb"):
-                _extract(package)
+            _download(package)
+            for file in _HOME.glob(f"{package}_*.deb"):
+                _extract(file)
     version = subprocess.run([str(binary), asks_version], capture_output=True, check=False)
     if version.returncode:
         raise DebianUnavailable(f"Debian's {name} does not run here: {version.stderr!r}")
