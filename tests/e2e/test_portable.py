@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,9 +27,9 @@ from tests.e2e import wasm
 from tests.e2e.daemon import TWO_ENGINES, Daemon, RedisDaemon, fresh_state
 from tests.e2e.fixtures import a_valkey, serving
 from tests.e2e.in_engine import interpreter, run_script
-from tests.e2e.programs import WASMKILN, Installed, run
+from tests.e2e.programs import ROOT, WASMKILN, Installed, run
 from tests.e2e.signing_keys import KeyDirectory
-from tests.servers.debian import DebianUnavailable, qemu_binary
+from tests.servers.debian import DebianUnavailable, arm64_python, qemu_binary
 from tests.servers.redis_server import RedisServer
 
 NOBODY = "127.0.0.1:1"
@@ -54,6 +55,15 @@ try:
     print(wasmtime.Instance(store, module, []).exports(store)["add"](store, 40, 2))
 except wasmtime.WasmtimeError as refusal:
     print("refused:", " ".join(str(refusal).split()))
+"""
+
+# Compiles a module for every machine, and prints the artifact's digest.
+COMPILE = """
+import hashlib, sys, wasmtime
+config = wasmtime.Config()
+config.target = "pulley64"
+module = wasmtime.Module.from_file(wasmtime.Engine(config), sys.argv[1])
+print(hashlib.sha256(module.serialize()).hexdigest())
 """
 
 kiln = serving(*TWO_ENGINES, "wasmtime-49.0.0")
@@ -287,3 +297,31 @@ def test_a_cpu_without_the_features_of_this_one_runs_it(
     assert on_nehalem(portable.save(tmp_path / "portable"), PULLEY) == "42"
     refused = on_nehalem(native.save(tmp_path / "native"), "")
     assert '"has_avx" is enabled, but not available on the host' in refused
+
+
+def test_another_architecture_runs_the_very_same_artifact(client: Client, tmp_path: Path) -> None:
+    """An aarch64 Python with its own wasmtime runs it, and compiles it to the same bytes."""
+    try:
+        python = arm64_python()
+    except DebianUnavailable as why:
+        pytest.skip(f"no emulated aarch64: {why}")
+    site = ROOT / ".work" / "wasmtime-aarch64"
+    if not site.exists():
+        words = ("--platform", "manylinux2014_aarch64", "--only-binary", ":all:", "--no-deps")
+        pip = (sys.executable, "-m", "pip", "install", "--quiet", "--target", site, *words)
+        done = run(*pip, "wasmtime==50.0.1")
+        assert done.returncode == 0, done.stderr
+
+    def on_aarch64(script: str, *words: object) -> str:
+        done = run(*python, "-c", script, *words, PYTHONPATH=str(site))
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout.strip()
+
+    module = tmp_path / "m.wasm"
+    module.write_bytes(wasm.adder(811))
+    portable = client.compile(module, engine="wasmtime-50.0.1", target=PULLEY)
+    native = client.compile(module, engine="wasmtime-50.0.1", cpu="baseline")
+    saved = portable.save(tmp_path / "portable")
+    assert on_aarch64(HOST, saved, PULLEY) == "42"
+    assert "for architecture 'x86_64'" in on_aarch64(HOST, native.save(tmp_path / "native"), "")
+    assert on_aarch64(COMPILE, module) == portable.header.artifact_sha256
