@@ -867,9 +867,8 @@ def _digest(module_sha256: str) -> str:
 
 
 def _is_of_machine(error: errors.WasmkilnError) -> bool:
-    """Return whether there is no native code for this machine; not where versions differ."""
-    unfit = {"target", "cpu"} & error.metadata.keys()
-    return isinstance(error, errors.TargetUnsupported) or bool(unfit)
+    """Return whether target or cpu is at fault; not where versions or settings differ."""
+    return bool({"target", "cpu"} & error.metadata.keys())
 
 
 def _is_away(error: errors.WasmkilnError) -> bool:

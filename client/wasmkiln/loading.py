@@ -397,8 +397,7 @@ def compile_here(wasm: bytes, kind: Kind, call: Call) -> Any:
         )
     if name == "wasmer" and (call.settings or kind == KIND_COMPONENT):
         raise IncompatibleEngine("wasmer compiles here core modules with default settings only")
-    own = call.into is not None
-    engine = call.into if own else _engine_for(name, call.settings, call.target)
+    engine = _engine_for(name, call.settings, call.target) if call.into is None else call.into
     try:
         return _remembered(_module_class(name, kind)(engine, wasm), engine)
     except (KeyboardInterrupt, SystemExit):

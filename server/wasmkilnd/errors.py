@@ -242,7 +242,7 @@ def setting_unknown(engine: str, setting: str, allowed: Collection[str]) -> str:
 def setting_value_unknown(
     engine: str, setting: str, value: str, allowed: Collection[str], compiled_for: str = ""
 ) -> str:
-    """The engine's setting has no such value; ``compiled_for`` the target whose own it is."""
+    """The engine's setting has no such value, ``compiled_for`` a target if that may matter."""
     what = f"{setting} for target {compiled_for}" if compiled_for else setting
     return f"{engine} has no value {quoted(value)} for setting {what}{_choose(allowed)}"
 

@@ -72,13 +72,8 @@ class ServedEngine:
         self.id, self.name = self.capabilities.identity.id, self.capabilities.identity.name
         name, value = FAST_SETTINGS.get(self.name, ("", ""))
         offered = self.capabilities.settings
-        # Whether the engine has a fast compiler that works here, and for which targets.
+        # Whether the engine has a fast compiler that works here.
         self.has_fast = any(each.name == name and value in each.allowed for each in offered)
-        self._fast_for = {
-            target.triple
-            for target in self.capabilities.targets
-            if not any(each.name == name and value not in each.allowed for each in target.settings)
-        }
         self.completed = lru_cache(_REMEMBERED_SPECS)(partial(_resolve, self.capabilities))
 
     def takes(self, kind: Kind) -> bool:
@@ -104,9 +99,12 @@ class ServedEngine:
         ``settings`` are those of the request: where they name a compiler, it is chosen.
         """
         name, value = FAST_SETTINGS.get(self.name, ("", ""))
-        if not self.has_fast or name in settings or spec.target not in self._fast_for:
+        if not self.has_fast or name in settings:
             return None
-        return self.spec(spec.target, spec.cpu, {**spec.changed_settings, name: value})
+        try:
+            return self.spec(spec.target, spec.cpu, {**spec.changed_settings, name: value})
+        except WasmkilnError:  # SETTING_UNKNOWN: not for this target
+            return None
 
 
 def _resolve(
@@ -123,13 +121,12 @@ def _resolve(
     offered = (*capabilities.settings, *chosen.settings)  # a target's own come last, and count
     in_force = {setting.name: setting.default for setting in offered}
     allowed = {setting.name: setting.allowed for setting in offered}
-    own = {setting.name for setting in chosen.settings}
     changed = {}
     for name, value in settings:
         if name not in in_force:
             raise errors.setting_unknown(engine_id, name, in_force)
         if value not in allowed[name]:
-            target = chosen.triple if name in own else ""
+            target = "" if chosen.host else chosen.triple
             raise errors.setting_value_unknown(engine_id, name, value, allowed[name], target)
         if value != in_force[name]:
             in_force[name] = changed[name] = value

@@ -337,7 +337,10 @@ def test_whoever_compiles_here_is_warned(
 
 # --- portable code --------------------------------------------------------------------------
 
-NO_TARGET = Refusal(grpc.StatusCode.INVALID_ARGUMENT, "TARGET_UNSUPPORTED", "no such target")
+NO_TARGET = Refusal(
+    *(grpc.StatusCode.INVALID_ARGUMENT, "TARGET_UNSUPPORTED", "no such target"),
+    {"target": "riscv64gc-unknown-linux-gnu", "targets": "x86_64-unknown-linux-gnu"},
+)
 
 
 def another_machine(patch: pytest.MonkeyPatch, host: Host) -> None:

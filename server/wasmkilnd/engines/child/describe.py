@@ -23,6 +23,7 @@ import os
 import platform
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from . import cpu, rows
@@ -62,13 +63,13 @@ def describe(engine: Engine, sandbox: Sandbox) -> dict[str, Any]:
     # Not a compiler that there is no choice of.
     settings = [each for each in tried if each["name"] != chooses or len(each["allowed"]) > 1]
 
+    names = {each["name"] for each in settings}
+
     def own(triple: str) -> list[dict[str, Any]]:
         if triple != cpu.PORTABLE:
             return []
-        names = {each["name"] for each in settings}
-        candidates = {n: it for n, it in said["candidate_settings"].items() if n in names}
-        tried = trials.settings(triple, cpu.BASELINE, candidates, chooses)
-        return [each for each in tried if each not in settings]
+        tried = trials.settings(triple, cpu.BASELINE, said["candidate_settings"], chooses)
+        return [each for each in tried if each["name"] in names and each not in settings]
 
     return {
         **said,
@@ -160,7 +161,7 @@ class _Trials:
 
         def others() -> Iterator[bytes]:
             for where in wheres[len(found) :]:
-                code = self._taken(where, self._compiling(CORE_PREAMBLE, "core"))
+                code = self._taken(where, partial(self._compile, CORE_PREAMBLE, "core"))
                 yield hashlib.sha256(code).digest() if code[:1] == b"+" else _NO_ARTIFACT
 
         while len(found) < len(wheres):
@@ -170,16 +171,14 @@ class _Trials:
                 found.append(_NO_ARTIFACT)
         return found
 
-    def _compiling(self, wasm: bytes, kind: str) -> Callable[[Any], bytes]:
-        def compile_it(configured: Any) -> bytes:
-            module = self._engine.compile(configured, bytearray(wasm), kind)
-            return bytes(self._engine.serialize(module))
-
-        return compile_it
+    def _compile(self, wasm: bytes, kind: str, configured: Any) -> bytes:
+        return bytes(
+            self._engine.serialize(self._engine.compile(configured, bytearray(wasm), kind))
+        )
 
     def _run(self, where: _Where, kind: str) -> tuple[bytes, str]:
         """Return what code that adds 2 and 3 returns, and why there is none."""
-        artifact, why = self._try(where, self._compiling(bytes.fromhex(_ADDERS[kind]), kind))
+        artifact, why = self._try(where, partial(self._compile, bytes.fromhex(_ADDERS[kind]), kind))
 
         def call_it(configured: Any) -> bytes:
             code = bytearray(artifact)

@@ -126,14 +126,12 @@ class WasmtimeEngine:
 
     def configure(self, target: str, cpu: str, settings: dict[str, str]) -> Configured:
         """Return an engine. Raises SettingsRefused; wasmtime aborts if it refuses them later."""
-        optimising = {**settings, _STRATEGY: "cranelift"}
-        if target == PORTABLE:
-            native = self._engine("", NATIVE, optimising)
-            return Configured(self._engine(target, cpu, settings), native, is_portable=True)
-        validator = self._engine(target, cpu, optimising)
-        if settings.get(_STRATEGY, "cranelift") == "cranelift":
+        portable = target == PORTABLE
+        where = ("", NATIVE) if portable else (target, cpu)
+        validator = self._engine(*where, {**settings, _STRATEGY: "cranelift"})
+        if settings.get(_STRATEGY, "cranelift") == "cranelift" and not portable:
             return Configured(validator, validator)
-        return Configured(self._engine(target, cpu, settings), validator)
+        return Configured(self._engine(target, cpu, settings), validator, portable)
 
     def _engine(self, target: str, cpu: str, settings: dict[str, str]) -> wasmtime.Engine:
         config = wasmtime.Config()
