@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import sysconfig
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -57,6 +58,14 @@ except wasmtime.WasmtimeError as refusal:
     print("refused:", " ".join(str(refusal).split()))
 """
 
+FALLS_BACK = """
+import logging, sys, wasmkiln, wasmtime
+logging.basicConfig(level=logging.WARNING)
+with wasmkiln.Client(sys.argv[1], host_store_dir="none", timeout_s=120) as client:
+    module = client.module(sys.argv[2], engine="wasmtime", fallback="portable")
+store = wasmtime.Store(wasmkiln.engine_of(module))
+print(wasmtime.Instance(store, module, []).exports(store)["add"](store, 40, 2))
+"""
 # Compiles a module for every machine, and prints the artifact's digest.
 COMPILE = """
 import hashlib, sys, wasmtime
@@ -273,6 +282,11 @@ def test_the_command_compiles_and_verifies_it(kiln: Daemon, tmp_path: Path) -> N
 # --- on another CPU -------------------------------------------------------------------------
 
 
+# The programs of this machine run under the emulated CPU.
+on_x86 = pytest.mark.skipif(loading.ARCHITECTURE != "x86_64", reason="this is no x86-64 machine")
+
+
+@on_x86
 def test_a_cpu_without_the_features_of_this_one_runs_it(
     client: Client, engines: Installed, tmp_path: Path
 ) -> None:
@@ -297,6 +311,23 @@ def test_a_cpu_without_the_features_of_this_one_runs_it(
     assert on_nehalem(portable.save(tmp_path / "portable"), PULLEY) == "42"
     refused = on_nehalem(native.save(tmp_path / "native"), "")
     assert '"has_avx" is enabled, but not available on the host' in refused
+
+
+@on_x86
+def test_a_client_on_a_cpu_without_these_features_falls_back(kiln: Daemon, tmp_path: Path) -> None:
+    """/proc/cpuinfo there lists the features of the CPU below: only wasmtime knows better."""
+    try:
+        qemu = qemu_binary()
+    except DebianUnavailable as why:
+        pytest.skip(f"no emulated CPU: {why}")
+    module = tmp_path / "m.wasm"
+    module.write_bytes(wasm.adder(812))
+    path = f"{sysconfig.get_path('platlib')}:{ROOT / 'client'}"
+    command = (qemu, "-cpu", "Nehalem", Path(sys.executable).resolve(), "-c", FALLS_BACK)
+    done = run(*command, kiln.address, module, PYTHONPATH=path)
+    assert (done.returncode, done.stdout) == (0, "42\n"), done.stderr[-2000:]
+    assert "loading portable code of module" in done.stderr
+    assert "but not available on the host" in done.stderr
 
 
 def test_another_architecture_runs_the_very_same_artifact(client: Client, tmp_path: Path) -> None:
