@@ -10,9 +10,10 @@ How `module` finds a module, by the shortest way that works:
 2. the host store of this machine    no call; the engine maps the file
 3. the daemon                        it names a file of its host store, or sends the bytes
 4. the engine of this process        only with fallback="compile"
+   the daemon, for pulley64          only with fallback="portable"
 
 A step that fails for a reason that the next one can heal is a miss, which the logger "wasmkiln"
-mentions at the level DEBUG; that a module is compiled here, it mentions as a warning.
+mentions at the level DEBUG; that the fourth is taken, it mentions as a warning.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, overload
@@ -230,7 +232,7 @@ class Methods(ABC):
         cpu: str | None = None,
         settings: Settings = None,
         into: Any = None,
-        fallback: Literal["compile"] | None = None,
+        fallback: Literal["compile", "portable"] | None = None,
         accept_fast: bool = False,
         timeout_s: float | None = None,
     ) -> Any:
@@ -239,7 +241,12 @@ class Methods(ABC):
         Return what this client loaded before; else map the artifact's file in this machine's
         host store, without a call; else ask the daemon for a file to map, or for the bytes.
         With `fallback="compile"`, compile in this process when the daemon cannot be reached, does
-        not answer or shuts down; it gets one attempt and half of the time.
+        not answer or shuts down; it gets one attempt and half of the time. With
+        `fallback="portable"`, ask for code for `pulley64`, which wasmtime interprets, 10 to 20
+        times slower than native code, when native code cannot be had: the daemon raises
+        TargetUnsupported, or what it sends is for another architecture or system, or needs
+        features that this CPU lacks. That code has the default cpu of its target; `into` has to
+        be left out. Any other failure is raised.
         After `timeout_s` the call raises DeadlineExceeded, but the compile goes on in its thread.
 
         The arguments are those of `compile`, but the engine is that of `into`, a
@@ -252,11 +259,12 @@ class Methods(ABC):
 
         Loading is running code: see `check_files`. Raise the errors of `compile` and `load`.
         """
-        if fallback not in (None, "compile"):
-            raise ValueError(f"fallback is 'compile' or None, not {fallback!r}")
-        if accept_fast and into is not None:
+        if fallback not in (None, "compile", "portable"):
+            raise ValueError(f"fallback is 'compile', 'portable' or None, not {fallback!r}")
+        if (accept_fast or fallback == "portable") and into is not None:
+            what = "accept_fast" if accept_fast else "fallback='portable'"
             raise ValueError(
-                "with accept_fast the engine depends on the artifact: leave out `into`, and use "
+                f"with {what} the engine depends on the artifact: leave out `into`, and use "
                 "wasmkiln.engine_of(module)"
             )
         engine = engine or loading.engine_name(into)
@@ -272,10 +280,15 @@ class Methods(ABC):
         if loaded is None:
             wanted.engine = self._store.engine_id(engine, loading.fits)
             loaded = await self._fast(wanted, deadline, held) if accept_fast else None
-        if loaded is None and fallback is None:
-            loaded = await self._from_daemon(wanted, deadline)
-        elif loaded is None:
+        if loaded is None and fallback == "compile":
             loaded = await self._from_daemon_or_here(wanted, deadline, engine)
+        elif loaded is None:
+            try:
+                loaded = await self._from_daemon(wanted, deadline)
+            except (errors.TargetUnsupported, errors.IncompatibleEngine) as failure:
+                if fallback is None or not _is_of_machine(failure):
+                    raise
+                loaded = await self._portable(wanted, deadline, failure)
         return self._loaded.put(key, into, loaded)
 
     @method
@@ -624,6 +637,13 @@ class Methods(ABC):
         except errors.IncompatibleEngine as here:
             raise here from error
 
+    async def _portable(
+        self, wanted: Call, deadline: rpc.Deadline, why: errors.WasmkilnError
+    ) -> Loaded:
+        _log.warning("loading portable code of module %s: %s", wanted.module_sha256, why)
+        wanted = replace(wanted, target=loading.PORTABLE, cpu="")
+        return await self._from_store(wanted) or await self._from_daemon(wanted, deadline)
+
     def _open_answered(self, call: Call, header: ArtifactHeader) -> Entry:
         """Open the file that an answer names. Where that fails, ask for no files for a while."""
         try:
@@ -844,6 +864,11 @@ def _digest(module_sha256: str) -> str:
     if not is_digest(module_sha256):
         raise ValueError("module_sha256 is 64 lowercase hexadecimal digits")
     return module_sha256
+
+
+def _is_of_machine(error: errors.WasmkilnError) -> bool:
+    """Return whether target or cpu is at fault; not where versions or settings differ."""
+    return bool({"target", "cpu"} & error.metadata.keys())
 
 
 def _is_away(error: errors.WasmkilnError) -> bool:

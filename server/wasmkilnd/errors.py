@@ -245,9 +245,12 @@ def setting_unknown(engine: str, setting: str, allowed: Collection[str]) -> str:
 
 
 @_sentence(Reason.SETTING_UNKNOWN)
-def setting_value_unknown(engine: str, setting: str, value: str, allowed: Collection[str]) -> str:
-    """The engine's setting has no such value."""
-    return f"{engine} has no value {quoted(value)} for setting {setting}{_choose(allowed)}"
+def setting_value_unknown(
+    engine: str, setting: str, value: str, allowed: Collection[str], compiled_for: str = ""
+) -> str:
+    """The engine's setting has no such value, ``compiled_for`` a target if that may matter."""
+    what = f"{setting} for target {compiled_for}" if compiled_for else setting
+    return f"{engine} has no value {quoted(value)} for setting {what}{_choose(allowed)}"
 
 
 @_sentence(Reason.SETTING_UNKNOWN)
@@ -313,6 +316,7 @@ def engine_lacks_feature(
     accepted_by: Collection[str],
     offset: int | None = None,
     feature: str | None = None,
+    compiled_for: str = "",
     *,
     fast: bool = False,
 ) -> str:
@@ -320,6 +324,7 @@ def engine_lacks_feature(
 
     ``feature`` is the proposal that the module needs, where that is known. With ``fast``, it is the
     engine's fast compiler that cannot; it is accepted by the engine if its validator accepts it.
+    ``compiled_for`` is a target for which the engine cannot, where it can for its machine.
     """
     needs = f" it needs {feature};" if feature else ""
     advice = "no engine of this daemon accepts it"
@@ -327,6 +332,8 @@ def engine_lacks_feature(
         engine = f"the fast compiler of {engine}"
         advice = "compile it with the default compiler"
         advice += "" if accepted_by else ", which tells whether it is valid"
+    elif compiled_for:
+        engine, advice = f"{engine} for target {compiled_for}", "compile it for another target"
     elif accepted_by:
         advice = f"compile it with one of: {', '.join(accepted_by)}"
     return f"{engine} cannot compile this module ({message});{needs} {advice}"

@@ -429,11 +429,13 @@ class TargetInfo:
     """One target that the engine can compile for: it did so when the daemon asked.
 
     - ``cpus``: the levels that a request may name, the default first.
+    - ``settings``: those of the engine whose default or values differ for this target.
     """
 
     triple: str
     cpus: Sequence[str]
     host: bool
+    settings: Sequence[SettingInfo] = ()
 
 
 class LayerState(Enum):

@@ -156,6 +156,9 @@ def engines(session: Session, settings: bool, isolation: bool) -> None:
         columns += "isolation.attempts.refused"
     if settings or isolation:
         shown = {f"engine.id:engine {columns}": rows}
+    if settings:  # and those that are otherwise for a target
+        own = [{**row, **each} for row in rows for each in row["targets"] if each["settings"]]
+        shown[f"engine.id:engine triple:target {columns}"] = own
     session.emit(document, *(table(some, columns) for columns, some in shown.items()))
 
 

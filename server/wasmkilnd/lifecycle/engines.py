@@ -435,6 +435,10 @@ class Serving:
         return Capabilities(version, served, *told, self.limits.current, self.isolation.required)
 
 
+def _defaults(offers: model.EngineCapabilities | model.TargetInfo) -> dict[str, str]:
+    return {setting.name: setting.default for setting in offers.settings}
+
+
 def served_engines(engines: EngineRegistry) -> dict[str, Any]:
     """Return the document that the host store keeps as ``engines.json``.
 
@@ -445,13 +449,13 @@ def served_engines(engines: EngineRegistry) -> dict[str, Any]:
 
     def listed(engine: ServedEngine) -> dict[str, Any]:
         known = engine.capabilities
-        defaults = {setting.name: setting.default for setting in known.settings}
+        defaults = _defaults(known)
         return {
             "id": engine.id,
             **asdict(known.identity),
             "default": engine.id == engines.default,
             "kinds": sorted(kind.value for kind in known.kinds),
-            "targets": [asdict(target) for target in known.targets],
+            "targets": [{**asdict(each), "settings": _defaults(each)} for each in known.targets],
             "native_cpu_features": sorted(known.host_cpu_features),
             "settings": defaults,
             # Settings that enter the fingerprint only where they differ from their default.

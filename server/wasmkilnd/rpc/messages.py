@@ -492,11 +492,11 @@ def _capabilities(
         known,
         engine=filled(types_pb2.Engine, known.identity),
         fingerprint=engine.spec("", "", {}).fingerprint,
-        targets=[filled(pb.Target, target) for target in known.targets],
-        settings=[
-            filled(pb.Setting, each, default_value=each.default, allowed_values=each.allowed)
-            for each in known.settings
+        targets=[
+            filled(pb.Target, target, settings=_offered(target.settings))
+            for target in known.targets
         ],
+        settings=_offered(known.settings),
         kinds=sorted(types_pb2.Kind.Value(f"KIND_{kind.name}") for kind in known.kinds),
         default=engine.id == default,
         advisories=[filled(pb.Advisory, each) for each in advisories],
@@ -512,6 +512,13 @@ def _capabilities(
             ],
         ),
     )
+
+
+def _offered(known: Sequence[model.SettingInfo]) -> list[pb.Setting]:
+    return [
+        filled(pb.Setting, each, default_value=each.default, allowed_values=each.allowed)
+        for each in known
+    ]
 
 
 def caller(identity: model.Identity, module_bytes: int) -> pb.Caller:
