@@ -146,7 +146,7 @@ export class WasmkilnError extends Error {
 /** The class of one reason: `error instanceof QueueFull`. */
 type Kind = typeof WasmkilnError
 export const InvalidRequest: Kind, NotWasm: Kind, ModuleInvalid: Kind, ModuleTooLarge: Kind
-export const DigestMismatch: Kind, EngineUnknown: Kind, EngineRemoved: Kind
+export const DigestMismatch: Kind, UploadInterrupted: Kind, EngineUnknown: Kind, EngineRemoved: Kind
 export const TargetUnsupported: Kind, SettingUnknown: Kind, EngineLacksFeature: Kind
 export const CredentialsMissing: Kind, CredentialsInvalid: Kind, RoleMissing: Kind
 export const ModuleNotLoaded: Kind, CompileTimeout: Kind, CompileMemoryLimit: Kind
