@@ -37,6 +37,8 @@ class Line:
     """The connection ends after so many; 0 for never."""
     cut_after_sent_bytes: int = 0
     """The same of what goes to the server."""
+    stall_after_sent_bytes: int = 0
+    """Instead, nothing more goes to the server, until the connection is cut."""
     refuse: bool = False
     """Nobody listens."""
 
@@ -150,6 +152,8 @@ class Proxy:
             if line.cut_after_sent_bytes and sent > line.cut_after_sent_bytes:
                 self.cuts += 1
                 return
+            if line.stall_after_sent_bytes and sent > line.stall_after_sent_bytes:
+                await asyncio.Event().wait()
             if line.garbage and chunk.startswith(line.only_to):
                 writer.write(line.garbage)
                 await writer.drain()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +14,15 @@ import pytest
 from google.protobuf.any_pb2 import Any as Packed
 from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
-from wasmkiln.v1.module_service_pb2 import CompileRequest, QueryUploadResponse
+from wasmkiln.v1.module_service_pb2 import (
+    CompileRequest,
+    QueryUploadRequest,
+    QueryUploadResponse,
+)
+from wasmkiln.v1.module_service_pb2_grpc import ModuleServiceStub
 
 from tests.e2e import wasm
+from tests.e2e.processes import eventually
 from tests.e2e.programs import ROOT
 from tests.faults.proxy import Line, Proxy
 from tests.lying import honest
@@ -27,8 +34,8 @@ from tests.polyglot.lies import chunk, header_first
 
 pytestmark = pytest.mark.timeout(builds.BUILD_TIMEOUT_S)
 SIZE = 16_000_000
-# Two cuts of an upload of that size, and one of a download.
-BREAKS = Line(cut_after_sent_bytes=6_000_000, cut_after_bytes=10_000_000)
+# A download of that size is cut once; an upload stands still twice.
+BREAKS = Line(stall_after_sent_bytes=6_000_000, cut_after_bytes=10_000_000)
 HALF = len(honest.ARTIFACT) // 2
 
 
@@ -43,11 +50,26 @@ def test_what_was_cut_goes_on(kiln: Kiln, asks: Asks, tmp_path: Path) -> None:
     """No more than a tenth of module and artifact goes over the line twice."""
     module, out = large_module(kiln, asks.language), tmp_path / "artifact"
     flags: Words = ["--key", kiln.key_file, "--engine", FULL_ENGINE, "--out", out]
-    with Proxy(int(kiln.address.rpartition(":")[2])) as proxy:
+    query = QueryUploadRequest(sha256=hashlib.sha256(module.read_bytes()).hexdigest())
+    with (
+        Proxy(int(kiln.address.rpartition(":")[2])) as proxy,
+        grpc.insecure_channel(kiln.address) as channel,
+    ):
         proxy.set(BREAKS)
-        said = asks.once(f"127.0.0.1:{proxy.port}", module, *flags)
+        query_upload = ModuleServiceStub(channel).QueryUpload
+        argv = list(map(str, [*asks.argv, f"127.0.0.1:{proxy.port}", module, *flags]))
+        with subprocess.Popen(argv, stdout=PIPE, text=True, cwd=ROOT) as running:
+            for due in (5_500_000, 11_000_000):
+
+                def has_arrived(due: int = due) -> bool:
+                    return query_upload(query).held_bytes > due or running.poll() is not None
+
+                eventually(has_arrived, "too little arrives")
+                proxy.cut()
+            output, _ = running.communicate(timeout=120)
+        [said] = said_in(output)
         assert said.what == "compiled", said
-        assert proxy.cuts == 3
+        assert proxy.cuts == 1
         assert proxy.sent_bytes <= 1.1 * SIZE
         assert proxy.received_bytes <= 1.1 * out.stat().st_size
     with kiln.daemon.client() as client:
