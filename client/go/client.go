@@ -18,8 +18,8 @@
 //	if errors.Is(err, wasmkiln.ErrModuleInvalid) { … }
 //
 // The client retries nothing by itself, apart from the upload, from asking for bytes where it
-// cannot use a file, and from what was cut: an upload in pieces or a download goes on where it
-// stood, as long as each further try brings some of it.
+// cannot use a file, and from what was cut: a download, or the upload of a module above 8 MiB, goes
+// on where it stood, as long as each further call gets further.
 //
 // The messages and the service lie in wasmkilnpb. They are generated from ../../protos, and in the
 // repository so that `go get` works. `go generate` writes them anew; it needs protoc,
@@ -210,7 +210,11 @@ func (c *Client) Load(ctx context.Context, module []byte, options CompileOptions
 	digest := sha256Hex(module)
 	return run(ctx, c, options.Background, digest, func(ctx context.Context) (*pb.LoadResponse, error) {
 		for {
-			if answer, err := c.load(ctx, digest, module, options.Engine); answer != nil || err != nil {
+			answer, err := c.load(ctx, digest, module, options.Engine)
+			if err == nil && answer.GetSha256() != digest {
+				return nil, refused(ErrUnexpectedAnswer, "the daemon's answer is about another module")
+			}
+			if !c.is(ctx, err, ErrUploadInterrupted) {
 				return answer, err
 			}
 		}
@@ -283,10 +287,10 @@ func (c *Client) compile(ctx context.Context, digest string, module []byte, opti
 		for module != nil && c.is(ctx, err, ErrModuleNotLoaded) {
 			if len(module) <= uploadAboveBytes {
 				request.Source, module = &pb.CompileRequest_Module{Module: module}, nil
-			} else if loaded, err := c.load(ctx, digest, module, options.Engine); err != nil {
-				return nil, err
-			} else if loaded != nil {
+			} else if _, err := c.load(ctx, digest, module, options.Engine); err == nil {
 				module = nil
+			} else if !c.is(ctx, err, ErrUploadInterrupted) {
+				return nil, err
 			}
 			artifact, err = c.ask(ctx, request, digest)
 		}
@@ -311,107 +315,89 @@ func (c *Client) compile(ctx context.Context, digest string, module []byte, opti
 }
 
 // load has the daemon take a module: a large one in pieces, if the daemon knows that, and others in
-// one message. It returns nil where another call has taken the upload over, and may end it.
+// one message. After ErrUploadInterrupted the other call may have ended the upload.
 func (c *Client) load(ctx context.Context, digest string, module []byte, engine string) (*pb.LoadResponse, error) {
-	var answer *pb.LoadResponse
-	err := status.Error(codes.Unimplemented, "")
-	if len(module) > uploadAboveBytes {
-		answer, err = c.upload(ctx, digest, module, engine)
-	}
+	answer, err := c.upload(ctx, digest, module, engine)
 	if status.Code(err) == codes.Unimplemented {
-		answer, err = c.modules.Load(ctx, &pb.LoadRequest{Module: module, Engine: engine})
+		return c.modules.Load(ctx, &pb.LoadRequest{Module: module, Engine: engine})
 	}
 	if c.is(ctx, err, ErrUploadInterrupted) {
 		select {
 		case <-ctx.Done():
 		case <-time.After(otherUpload):
 		}
-		return nil, nil
 	}
-	if err == nil && answer.GetSha256() != digest {
-		return nil, refused(ErrUnexpectedAnswer, "the daemon's answer is about another module")
-	}
-	return answer, err
+	return answer.GetLoaded(), err
 }
 
-// upload sends a module in pieces, from where the daemon stands. If it is cut, it goes on as long
-// as the daemon holds more each time.
-func (c *Client) upload(ctx context.Context, digest string, module []byte, engine string) (*pb.LoadResponse, error) {
-	var cut error
-	for before := -1; ; {
+// upload sends a large module in pieces, from where the daemon stands. If it is cut, it goes on
+// until a try begins where the one before began.
+func (c *Client) upload(ctx context.Context, digest string, module []byte, engine string) (*pb.UploadResponse, error) {
+	for begin, before := 0, -1; len(module) > uploadAboveBytes; before = begin {
 		state, err := c.modules.QueryUpload(ctx, &pb.QueryUploadRequest{Sha256: digest})
 		if err != nil {
 			return nil, err
 		}
-		at := int(min(state.GetHeldBytes(), uint64(len(module))))
-		if at <= before {
-			return nil, cut
-		}
-		before = at
 		stream, err := c.modules.Upload(ctx)
 		if err != nil {
 			return nil, err
 		}
+		begin = int(min(state.GetHeldBytes(), uint64(len(module))))
 		request := &pb.UploadRequest{Sha256: digest, SizeBytes: uint64(len(module)), Engine: engine}
-		for isFirst := true; isFirst || err == nil && at < len(module); isFirst = false {
+		for at := begin; err == nil && (at == begin || at < len(module)); at += pieceBytes {
 			request.Offset, request.Data = uint64(at), module[at:min(at+pieceBytes, len(module))]
 			err = stream.Send(request) // an error says that the call has ended, and the answer why
-			at += len(request.Data)
 			request = &pb.UploadRequest{}
 		}
 		answer, err := stream.CloseAndRecv()
-		if cut = err; status.Code(err) != codes.Unavailable {
-			return answer.GetLoaded(), err
+		if status.Code(err) != codes.Unavailable || begin <= before {
+			return answer, err
 		}
 	}
+	return nil, status.Error(codes.Unimplemented, "one message does it")
 }
 
 // ask makes a Compile call, and where it is cut goes on behind what came, as long as more comes each
 // time. It returns what came, which nobody has checked against a digest.
 func (c *Client) ask(ctx context.Context, request *pb.CompileRequest, digest string) (*Artifact, error) {
-	var got Artifact
-	for request.OffsetBytes = 0; ; {
-		err := c.receive(ctx, request, digest, &got)
-		size := uint64(len(got.bytes))
-		if status.Code(err) != codes.Unavailable || size <= request.OffsetBytes {
-			return &got, err
-		}
-		request.OffsetBytes, request.ArtifactSha256 = size, got.Header.GetArtifactSha256()
-	}
-}
-
-// receive takes one answer to a Compile call.
-func (c *Client) receive(ctx context.Context, request *pb.CompileRequest, digest string, got *Artifact) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the stream where its rest is of no use
+	var got Artifact
+	request.OffsetBytes = 0
 	stream, err := c.modules.Compile(ctx, request)
-	if err != nil {
-		return err
-	}
-	isFirst := true
-	for {
-		message, err := stream.Recv()
-		if err == io.EOF && !isFirst {
-			return nil
+	for isBegun := false; ; {
+		var message *pb.CompileResponse
+		if err == nil {
+			message, err = stream.Recv()
+		}
+		size := uint64(len(got.bytes))
+		if status.Code(err) == codes.Unavailable && size > request.OffsetBytes {
+			request.OffsetBytes, request.ArtifactSha256 = size, got.Header.GetArtifactSha256()
+			isBegun = false
+			stream, err = c.modules.Compile(ctx, request)
+			continue
+		}
+		if err == io.EOF && isBegun {
+			return &got, nil
 		}
 		if err != nil && err != io.EOF {
-			return err
+			return nil, err
 		}
 		header := message.GetHeader()
-		if isFirst != (header != nil) {
-			return refused(ErrArtifactMismatch, "the daemon's answer does not begin with its one header")
+		if isBegun == (header != nil) {
+			return nil, refused(ErrArtifactMismatch, "the daemon's answer does not begin with its one header")
 		}
 		if header != nil {
 			if err := c.checkHeader(request, digest, header); err != nil {
-				return err
+				return nil, err
 			}
-			isFirst, got.Header = false, header
+			isBegun, got.Header = true, header
 			got.bytes = append(got.bytes[:header.GetOffsetBytes()], header.GetInlineArtifact()...)
 			header.InlineArtifact = nil
 		}
 		got.bytes = append(got.bytes, message.GetChunk()...)
 		if size := got.Header.GetSizeBytes(); uint64(len(got.bytes)) > size {
-			return refused(ErrArtifactMismatch, "more came than the %d bytes of the header", size)
+			return nil, refused(ErrArtifactMismatch, "more came than the %d bytes of the header", size)
 		}
 	}
 }

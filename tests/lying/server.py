@@ -47,7 +47,8 @@ class LyingServer(grpc.GenericRpcHandler):  # type: ignore[misc]
 
         def run(request: Any, context: Any) -> Iterator[bytes]:
             self.calls.append(name)
-            for message in self.answers.get(name, HONEST[name])(request, context):
+            answer: Answer = self.answers.get(name) or HONEST[name]
+            for message in answer(request, context):
                 if not context.is_active():
                     return
                 self.sent += 1

@@ -214,69 +214,57 @@ struct Client::State {
   }
 
   // Have the daemon take a module: a large one in pieces, if the daemon knows that, and others in
-  // one message. Return nothing where another call has taken the upload over, and may have ended it.
+  // one message. An upload that is cut goes on until a try begins where the one before began. Return
+  // nothing where another call has taken it over, and may have ended it.
   std::optional<v1::LoadResponse> load(std::string_view module, const Shared& shared) const {
-    std::optional<v1::LoadResponse> loaded;
+    v1::QueryUploadRequest query;
+    query.set_sha256(shared.module);
     try {
-      if (module.size() > kUploadAboveBytes) loaded = upload(module, shared);
+      std::int64_t before = -1;
+      while (module.size() > kUploadAboveBytes) {
+        auto state = unary(&v1::ModuleService::Stub::QueryUpload, query, shared);
+        std::int64_t begin = std::min<std::uint64_t>(state.held_bytes(), module.size());
+        try {
+          return make(shared, [&](auto* context) { return send(module, begin, shared, context); });
+        } catch (const WasmkilnError& cut) {
+          if (cut.details().code != grpc::StatusCode::UNAVAILABLE || begin <= before) throw;
+        }
+        before = begin;
+      }
     } catch (const WasmkilnError& error) {
       if (error.details().reason == "UPLOAD_INTERRUPTED") {
         std::this_thread::sleep_until(std::min(Clock::now() + kOtherUpload, shared.end));
-        return loaded;
+        return {};
       }
       if (error.details().code != grpc::StatusCode::UNIMPLEMENTED) throw;
     }
-    if (!loaded) {
-      v1::LoadRequest request;
-      request.set_module(module.data(), module.size());
-      request.set_engine(shared.how.engine);
-      loaded = unary(&v1::ModuleService::Stub::Load, request, shared);
-    }
-    make(shared, [&](grpc::ClientContext*) {
-      if (loaded->sha256() == shared.module) return;
-      refuse("UNEXPECTED_ANSWER", "loaded " + shared.module + ", the answer is about another");
-    });
-    return loaded;
+    v1::LoadRequest request;
+    request.set_module(module.data(), module.size());
+    request.set_engine(shared.how.engine);
+    return unary(&v1::ModuleService::Stub::Load, request, shared);
   }
 
-  // Send a module in pieces, from where the daemon stands. If it is cut, go on as long as the
-  // daemon holds more each time.
-  v1::LoadResponse upload(std::string_view module, const Shared& shared) const {
-    v1::QueryUploadRequest query;
-    query.set_sha256(shared.module);
-    std::optional<WasmkilnError> cut;
-    for (std::optional<std::size_t> before;;) {
-      auto state = unary(&v1::ModuleService::Stub::QueryUpload, query, shared);
-      std::size_t held = std::min<std::uint64_t>(state.held_bytes(), module.size());
-      if (before && held <= *before) throw *cut;
-      before = held;
-      try {
-        return make(shared, [&](grpc::ClientContext* context) {
-          v1::UploadResponse response;
-          auto writer = stub->Upload(context, &response);
-          v1::UploadRequest next;
-          next.set_sha256(shared.module);
-          next.set_size_bytes(module.size());
-          next.set_engine(shared.how.engine);
-          std::size_t at = held;
-          do {
-            std::string_view piece = module.substr(at, kPieceBytes);
-            next.set_offset(at);
-            next.set_data(piece.data(), piece.size());
-            if (!writer->Write(next)) break;  // the call has ended
-            next.Clear();
-            at += piece.size();
-          } while (at < module.size());
-          writer->WritesDone();
-          grpc::Status status = writer->Finish();
-          if (!status.ok()) throw_status(status, address);
-          return response.loaded();
-        });
-      } catch (const WasmkilnError& error) {
-        if (error.details().code != grpc::StatusCode::UNAVAILABLE) throw;
-        cut = error;
-      }
-    }
+  // Make an Upload call.
+  v1::LoadResponse send(std::string_view module, std::size_t at, const Shared& shared,
+                        grpc::ClientContext* context) const {
+    v1::UploadResponse response;
+    auto writer = stub->Upload(context, &response);
+    v1::UploadRequest next;
+    next.set_sha256(shared.module);
+    next.set_size_bytes(module.size());
+    next.set_engine(shared.how.engine);
+    do {
+      std::string_view piece = module.substr(at, kPieceBytes);
+      next.set_offset(at);
+      next.set_data(piece.data(), piece.size());
+      if (!writer->Write(next)) break;  // the call has ended, and says why
+      next.Clear();
+      at += piece.size();
+    } while (at < module.size());
+    writer->WritesDone();
+    grpc::Status status = writer->Finish();
+    if (!status.ok()) throw_status(status, address);
+    return response.loaded();
   }
 
   // Make a Compile call. If it is cut, go on behind what came, as long as more comes each time.
@@ -390,9 +378,12 @@ Artifact Client::compile_digest(const std::string& sha256, const CompileOptions&
 
 v1::LoadResponse Client::load(std::string_view module, const CompileOptions& options) {
   Shared shared(options, state_->options.timeout, sha256_hex(module));
-  while (true) {
-    if (auto loaded = state_->load(module, shared)) return *loaded;
-  }
+  std::optional<v1::LoadResponse> loaded;
+  while (!loaded) loaded = state_->load(module, shared);
+  return state_->make(shared, [&](grpc::ClientContext*) {
+    if (loaded->sha256() == shared.module) return *loaded;
+    refuse("UNEXPECTED_ANSWER", "loaded " + shared.module + ", the answer is about another");
+  });
 }
 
 v1::StatsResponse Client::stats(const CompileOptions& options) {

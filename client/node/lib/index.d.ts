@@ -109,7 +109,8 @@ export type Answer = Record<string, any>
 /**
  * A client of one daemon, or of several behind one address. Keep one and use it for all calls.
  *
- * Every method rejects with a WasmkilnError. It does not retry: `retryAfterMs` says when to.
+ * Every method rejects with a WasmkilnError. It does not retry: `retryAfterMs` says when to. Only
+ * what was cut, a download or the upload of a module above 8 MiB, goes on while it gets further.
  */
 export class Client {
   /** `address` is host:port, unix:/path, or any target of gRPC. */

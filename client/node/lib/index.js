@@ -35,7 +35,7 @@ const CALL_OPTIONS = ['timeoutMs', 'signal', 'priority', 'engine', 'target', 'cp
  *
  * It does not retry: an error says in `retryAfterMs` when to try again. A call is made twice where
  * the daemon lacks the module, or this process cannot use a file of the daemon's; and what was cut,
- * an upload in pieces or a download, goes on as long as each further try brings some of it.
+ * a download or the upload of a large module, goes on as long as each further call gets further.
  */
 class Client {
   #address
@@ -99,6 +99,7 @@ class Client {
     return this.#call(options, digest, async (call) => {
       let answer
       while (!answer) answer = await this.#load(digest, bytes, options.engine, call)
+      if (answer.sha256 !== digest) throw new errors.UnexpectedAnswer('it is about another module')
       return { ...answer, kind: kindOf(answer) }
     })
   }
@@ -156,41 +157,26 @@ class Client {
 
   /**
    * Have the daemon take a module: a large one in pieces, if the daemon knows that, and others in one
-   * message. Return undefined where another call has taken the upload over, and may have ended it.
+   * message. An upload that is cut goes on until a try begins where the one before began. Return
+   * undefined where another call has taken it over, and may have ended it.
    */
   async #load(digest, module, engine, call) {
-    let answer
     try {
-      if (module.length > UPLOAD_ABOVE_BYTES) {
-        answer = await this.#upload(digest, module, engine, call)
+      for (let before = -1; module.length > UPLOAD_ABOVE_BYTES; ) {
+        const { heldBytes } = await this.#one('QueryUpload', [{ sha256: digest }], call)
+        try {
+          const pieces = piecesOf(module, heldBytes, { sha256: digest, engine })
+          return (await this.#one('Upload', pieces, call)).loaded ?? {}
+        } catch (cut) {
+          if (cut?.code !== status.UNAVAILABLE || heldBytes <= before) throw cut
+        }
+        before = heldBytes
       }
     } catch (error) {
       if (error instanceof errors.UploadInterrupted) return sleep(OTHER_UPLOAD_MS)
       if (error?.code !== status.UNIMPLEMENTED) throw error
     }
-    answer ??= await this.#one('Load', [{ module, engine }], call)
-    if (answer.sha256 !== digest) throw new errors.UnexpectedAnswer('it is about another module')
-    return answer
-  }
-
-  /**
-   * Send a module in pieces, from where the daemon stands. If it is cut, go on as long as the daemon
-   * holds more each time.
-   */
-  async #upload(digest, module, engine, call) {
-    let cut
-    for (let before = -1; ; ) {
-      const { heldBytes } = await this.#one('QueryUpload', [{ sha256: digest }], call)
-      if (heldBytes <= before) throw cut
-      before = heldBytes
-      try {
-        const pieces = piecesOf(module, heldBytes, { sha256: digest, engine })
-        return (await this.#one('Upload', pieces, call)).loaded
-      } catch (error) {
-        if (error?.code !== status.UNAVAILABLE) throw error
-        cut = error
-      }
-    }
+    return this.#one('Load', [{ module, engine }], call)
   }
 
   /**

@@ -23,8 +23,8 @@ import java.util.function.Function;
  * <p>{@link #compile} asks by the module's SHA-256 first and uploads the module only if the daemon
  * lacks it. What it returns was checked: size and SHA-256, the header against the call and, with
  * trusted keys, a signature. The client retries nothing by itself, apart from the upload and from
- * what was cut: an upload in pieces or a download goes on where it stood, as long as each further
- * try brings some of it.
+ * what was cut: a download, or the upload of a module above 8 MiB, goes on where it stood, as long
+ * as each further call gets further.
  */
 public final class WasmkilnClient implements AutoCloseable {
   // A daemon puts no larger artifact into its header's message.
@@ -103,6 +103,11 @@ public final class WasmkilnClient implements AutoCloseable {
     while (answer == null) {
       answer = load(call, module, options.engine());
     }
+    if (!answer.getSha256().equals(call.module) || answer.getSizeBytes() != module.length) {
+      String text = "loaded module " + call.module + ", and the answer is about another";
+      throw new WasmkilnException(Status.Code.DATA_LOSS, "UNEXPECTED_ANSWER", text, Map.of())
+          .ofRequest(call.requestId);
+    }
     return answer;
   }
 
@@ -177,13 +182,24 @@ public final class WasmkilnClient implements AutoCloseable {
 
   /**
    * Have the daemon take a module: a large one in pieces, if the daemon knows that, and others in one
-   * message. Return null where another call has taken the upload over, and may end it.
+   * message. An upload that is cut goes on until a try begins where the one before began. Return null
+   * where another call has taken it over, and may have ended it.
    */
   private LoadResponse load(Call call, byte[] module, String engine) {
-    LoadResponse answer = null;
+    var query = QueryUploadRequest.newBuilder().setSha256(call.module).build();
+    var first = UploadRequest.newBuilder().setSha256(call.module).setEngine(engine);
     try {
-      if (module.length > UPLOAD_ABOVE_BYTES) {
-        answer = upload(call, module, engine);
+      for (long before = -1, begin; module.length > UPLOAD_ABOVE_BYTES; before = begin) {
+        long held = call.make(stub -> stub.queryUpload(query)).getHeldBytes();
+        begin = Math.min(held & Long.MAX_VALUE, module.length);
+        first.setSizeBytes(module.length).setOffset(begin);
+        try {
+          return call.make(stub -> send(stub, first.build(), module));
+        } catch (WasmkilnException cut) {
+          if (cut.code() != Status.Code.UNAVAILABLE || begin <= before) {
+            throw cut;
+          }
+        }
       }
     } catch (WasmkilnException refused) {
       if (refused.reason().equals("UPLOAD_INTERRUPTED")) {
@@ -194,44 +210,9 @@ public final class WasmkilnClient implements AutoCloseable {
         throw refused;
       }
     }
-    if (answer == null) {
-      ByteString bytes = UnsafeByteOperations.unsafeWrap(module);
-      LoadRequest request = LoadRequest.newBuilder().setModule(bytes).setEngine(engine).build();
-      answer = call.make(stub -> stub.load(request));
-    }
-    if (!answer.getSha256().equals(call.module) || answer.getSizeBytes() != module.length) {
-      String text = "loaded module " + call.module + ", and the answer is about another";
-      throw new WasmkilnException(Status.Code.DATA_LOSS, "UNEXPECTED_ANSWER", text, Map.of())
-          .ofRequest(call.requestId);
-    }
-    return answer;
-  }
-
-  /**
-   * Send a module in pieces, from where the daemon stands. If it is cut, go on as long as the daemon
-   * holds more each time.
-   */
-  private LoadResponse upload(Call call, byte[] module, String engine) {
-    QueryUploadRequest query = QueryUploadRequest.newBuilder().setSha256(call.module).build();
-    WasmkilnException cut = null;
-    for (int before = -1; ; ) {
-      long held = call.make(stub -> stub.queryUpload(query)).getHeldBytes();
-      int at = (int) Math.min(held & Long.MAX_VALUE, module.length);
-      if (at <= before) {
-        throw cut;
-      }
-      before = at;
-      var first = UploadRequest.newBuilder().setSha256(call.module).setSizeBytes(module.length);
-      UploadRequest begin = first.setEngine(engine).setOffset(at).build();
-      try {
-        return call.make(stub -> send(stub, begin, module));
-      } catch (WasmkilnException failure) {
-        if (failure.code() != Status.Code.UNAVAILABLE) {
-          throw failure;
-        }
-        cut = failure;
-      }
-    }
+    ByteString bytes = UnsafeByteOperations.unsafeWrap(module);
+    LoadRequest request = LoadRequest.newBuilder().setModule(bytes).setEngine(engine).build();
+    return call.make(stub -> stub.load(request));
   }
 
   /** Make an Upload call. As of one message, gRPC holds what the daemon has not taken yet. */
