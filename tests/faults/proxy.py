@@ -35,10 +35,8 @@ class Line:
     """One of so many bytes is changed; 0 for none."""
     cut_after_bytes: int = 0
     """The connection ends after so many; 0 for never."""
-    cut_after_sent_bytes: int = 0
-    """The same of what goes to the server."""
     stall_after_sent_bytes: int = 0
-    """Instead, nothing more goes to the server, until the connection is cut."""
+    """No more than that goes to the server, until the connection is cut; 0 for no end."""
     refuse: bool = False
     """Nobody listens."""
 
@@ -149,9 +147,6 @@ class Proxy:
         while chunk := await reader.read(_READ_BYTES):
             line = self._line
             sent, self.sent_bytes = sent + len(chunk), self.sent_bytes + len(chunk)
-            if line.cut_after_sent_bytes and sent > line.cut_after_sent_bytes:
-                self.cuts += 1
-                return
             if line.stall_after_sent_bytes and sent > line.stall_after_sent_bytes:
                 await asyncio.Event().wait()
             if line.garbage and chunk.startswith(line.only_to):

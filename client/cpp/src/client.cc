@@ -4,8 +4,6 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <fstream>
-#include <iterator>
 #include <random>
 #include <regex>
 #include <stdexcept>
@@ -52,12 +50,9 @@ std::string usable(const std::string& text) {
 
 std::string token_of(const ClientOptions& options) {
   if (options.token_file.empty()) return usable(options.token);
-  std::ifstream file(options.token_file, std::ios::binary);
-  std::string text{std::istreambuf_iterator<char>(file), {}};
-  if (!file || text.empty()) {
-    throw std::invalid_argument("cannot read a token in " + options.token_file);
-  }
-  return usable(text);
+  std::string token = usable(read_file(options.token_file));
+  if (token.empty()) throw std::invalid_argument("there is no token in " + options.token_file);
+  return token;
 }
 
 std::shared_ptr<grpc::Channel> channel_to(const std::string& address,
@@ -214,8 +209,8 @@ struct Client::State {
   }
 
   // Have the daemon take a module: a large one in pieces, if the daemon knows that, and others in
-  // one message. An upload that is cut goes on until a try begins where the one before began. Return
-  // nothing where another call has taken it over, and may have ended it.
+  // one message. An upload that is cut goes on until a try begins where the one before began.
+  // Return nothing where another call has taken it over, and may have ended it.
   std::optional<v1::LoadResponse> load(std::string_view module, const Shared& shared) const {
     v1::QueryUploadRequest query;
     query.set_sha256(shared.module);
@@ -272,7 +267,7 @@ struct Client::State {
     Artifact got;
     while (true) {
       try {
-        make(shared, [&](grpc::ClientContext* context) { receive(request, shared, context, &got); });
+        make(shared, [&](auto* context) { receive(request, shared, context, &got); });
         return got;
       } catch (const WasmkilnError& error) {
         bool is_more = got.bytes.size() > request.offset_bytes();

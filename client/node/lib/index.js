@@ -156,9 +156,9 @@ class Client {
   }
 
   /**
-   * Have the daemon take a module: a large one in pieces, if the daemon knows that, and others in one
-   * message. An upload that is cut goes on until a try begins where the one before began. Return
-   * undefined where another call has taken it over, and may have ended it.
+   * Have the daemon take a module: a large one in pieces, if the daemon knows that, and others in
+   * one message. An upload that is cut goes on until a try begins where the one before began.
+   * Return undefined where another call has taken it over, and may have ended it.
    */
   async #load(digest, module, engine, call) {
     try {
@@ -180,8 +180,8 @@ class Client {
   }
 
   /**
-   * Return the header of an answer to Compile, with the bytes unless it names a file. If it is cut, go
-   * on as long as more comes each time.
+   * Return the header of an answer to Compile, with the bytes unless it names a file. If it is cut,
+   * go on as long as more comes each time.
    */
   async #answer(request, digest, call) {
     const got = { chunks: [], size: 0 }
@@ -198,7 +198,7 @@ class Client {
     }
   }
 
-  /** Put an answer to Compile into `got`: its header, and its bytes behind those that it continues. */
+  /** Put into `got` the header of an answer to Compile, and its bytes behind those from before. */
   async #receive(request, digest, call, got) {
     const { maxArtifactBytes: limit } = this.#options
     let header
@@ -458,11 +458,12 @@ const msOf = (duration) => (duration ? duration.seconds * 1000 + duration.nanos 
 const kindOf = ({ kind }) => (kind === 'KIND_COMPONENT' ? 'component' : 'core')
 const sha256 = (bytes) => crypto.createHash('sha256').update(bytes).digest('hex')
 
-/** Yield the requests of an Upload that begins at an offset. */
-function* piecesOf(module, offset, first) {
-  yield { ...first, sizeBytes: module.length, offset, data: module.subarray(offset, offset + PIECE_BYTES) }
-  for (let at = offset + PIECE_BYTES; at < module.length; at += PIECE_BYTES) {
-    yield { offset: at, data: module.subarray(at, at + PIECE_BYTES) }
+/** Yield the requests of an Upload that begins at an offset; the first says what it is about. */
+function* piecesOf(module, begin, about) {
+  let said = { ...about, sizeBytes: module.length }
+  for (let offset = begin; said || offset < module.length; offset += PIECE_BYTES) {
+    yield { ...said, offset, data: module.subarray(offset, offset + PIECE_BYTES) }
+    said = undefined
   }
 }
 

@@ -8,10 +8,7 @@ import io.grpc.*;
 import io.grpc.stub.ClientCalls;
 import io.grpc.stub.MetadataUtils;
 import java.time.Duration;
-import java.util.HashMap;
-import java.util.Iterator;
-import java.util.List;
-import java.util.Map;
+import java.util.*;
 import java.util.concurrent.ThreadLocalRandom;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.locks.LockSupport;
@@ -181,9 +178,9 @@ public final class WasmkilnClient implements AutoCloseable {
   }
 
   /**
-   * Have the daemon take a module: a large one in pieces, if the daemon knows that, and others in one
-   * message. An upload that is cut goes on until a try begins where the one before began. Return null
-   * where another call has taken it over, and may have ended it.
+   * Have the daemon take a module: a large one in pieces, if the daemon knows that, and others in
+   * one message. An upload that is cut goes on until a try begins where the one before began.
+   * Return null where another call has taken it over, and may have ended it.
    */
   private LoadResponse load(Call call, byte[] module, String engine) {
     var query = QueryUploadRequest.newBuilder().setSha256(call.module).build();
