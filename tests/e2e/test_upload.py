@@ -201,6 +201,7 @@ def test_other_bytes_than_announced_are_thrown_away(kiln: Daemon) -> None:
         ),
         ("INVALID_REQUEST", [pb.UploadRequest(sha256="a" * 64, engine="e" * 200)]),
         ("MODULE_TOO_LARGE", [pb.UploadRequest(sha256="a" * 64, size_bytes=20 * MIB + 1)]),
+        ("ENGINE_UNKNOWN", [pb.UploadRequest(sha256="a" * 64, size_bytes=2 * MIB, engine="v8")]),
         ("NOT_WASM", [pb.UploadRequest(sha256=hashlib.sha256().hexdigest())]),
     ],
 )

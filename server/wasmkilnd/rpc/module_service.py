@@ -9,6 +9,7 @@ caller has to know. Counting, logging, limits and errors are those of ``rpc.call
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from wasmkiln.v1 import module_service_pb2 as pb
 
@@ -53,10 +54,10 @@ class ModuleServicer:
 
     async def upload(self, read: Read, call: Call) -> pb.UploadResponse:
         """Take a module in pieces, then do what ``load`` does."""
-        limit_bytes = self._tenant_of(call.identity.namespace).compiler.module_bytes()
-        limit_bytes = call.identity.module_bytes or limit_bytes
-        async with self._uploads.take(read, call, limit_bytes) as (sha256, wasm):
-            wanted = Request(sha256, wasm, call.engine, terms=_terms(call))
+        compiler, terms = self._tenant_of(call.identity.namespace).compiler, _terms(call)
+        expect = partial(compiler.expect, terms=terms)
+        async with self._uploads.take(read, call, expect) as (sha256, wasm):
+            wanted = Request(sha256, wasm, call.engine, terms=terms)
             return pb.UploadResponse(loaded=await self._load(wanted, call))
 
     async def query_upload(
