@@ -18,6 +18,7 @@ answers             a caller that does not read makes gRPC hold one message for 
 artifacts           ``receive_bytes`` for those that are being sent, whether the memory tier
                     holds them or not; each counts once, and one without room is refused. Of one
                     that is sent from its file, a frame counts for each call
+uploads             each message is a request; what is kept has the limits of ``rpc.upload``
 time                ``caller_timeout_s`` for each read and each write, ten times that for a whole
                     answer. Who does not read the refusal either has its call cut off
 ==================  ==========================================================================
