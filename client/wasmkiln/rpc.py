@@ -89,8 +89,9 @@ def pause_s(error: errors.WasmkilnError, attempt: int) -> float | None:
     """Return the seconds to wait after the failure of attempt 1, 2, …, or None to give up.
 
     An error allows another attempt by a RetryInfo, whose delay is kept, or by the code
-    UNAVAILABLE: the connection failed, or the daemon shuts down. Every RPC is idempotent, so
-    trying again is safe even if the daemon did the work before the connection broke.
+    UNAVAILABLE: the connection failed, or the daemon shuts down; so does UPLOAD_INTERRUPTED. Every
+    RPC is idempotent, so trying again is safe even if the daemon did the work before the
+    connection broke.
     """
     if any(words in error.metadata.get("detail", "") for words in _LASTING):
         return None
@@ -100,7 +101,8 @@ def pause_s(error: errors.WasmkilnError, attempt: int) -> float | None:
     if error.retry_after_s is not None:
         # Later than the daemon asked, never earlier, and never at once: a daemon may send 0.
         return max(0.0, error.retry_after_s) + backoff_s
-    return backoff_s if error.code.name == "UNAVAILABLE" else None
+    is_cut = error.code.name == "UNAVAILABLE" or isinstance(error, errors.UploadInterrupted)
+    return backoff_s if is_cut else None
 
 
 def parsed(kind: type[M], wire: bytes) -> M:
