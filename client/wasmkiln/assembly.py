@@ -49,7 +49,7 @@ class Phase(Enum):
     ASKING = "asking"
     """The client asks by digest: the daemon looks in its tiers, or compiles a module it has."""
     UPLOADING = "uploading"
-    """The client sends the module, and the daemon compiles it; gRPC does not tell them apart."""
+    """The client sends the module. In one message, gRPC does not tell how far it is."""
     DOWNLOADING = "downloading"
     """The header has arrived; the artifact follows."""
 
@@ -98,7 +98,10 @@ class Assembly:
     def begin(self) -> None:
         """Begin a call, whose request asks for what is missing after those that were cut."""
         request = self._call.request
-        request.offset_bytes, request.artifact_sha256 = self._received_bytes, self._artifact_sha256
+        if request.sha256:
+            self._on_progress(Progress(Phase.ASKING))
+        request.offset_bytes = self._received_bytes
+        request.artifact_sha256 = self._artifact_sha256 if self._received_bytes else ""
         self._header: ArtifactHeader | None = None
         self._decoder: Decoder | None = None
         self._refused = "the daemon's answer has bytes before its header"

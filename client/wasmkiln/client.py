@@ -32,7 +32,7 @@ from wasmkiln import errors, loading, rpc
 from wasmkiln._header_fields import Call
 from wasmkiln._source import identify, is_digest
 from wasmkiln._untrusted import one_line, quoted
-from wasmkiln.assembly import ZSTD, Assembly, Phase, Progress, package
+from wasmkiln.assembly import ZSTD, Assembly, package
 from wasmkiln.attestation import TrustedKeys
 from wasmkiln.credentials import Access, Connection, choose_switch, explained, is_local
 from wasmkiln.host_store import HostStore
@@ -578,7 +578,6 @@ class Methods(ABC):
         """Ask by digest; send the module if the daemon lacks it. Go on where an attempt was cut."""
         request, about = wanted.request, _about(wanted.module_sha256, background=background)
         request.accept_encodings[:] = self._encodings
-        report: ProgressCallback = on_progress or (lambda _: None)
         artifact = self._assembly(wanted, on_progress=on_progress)
         upload = Upload(wanted, on_progress)
 
@@ -588,15 +587,12 @@ class Methods(ABC):
 
         async def once() -> Artifact:
             request.sha256 = wanted.module_sha256
-            report(Progress(Phase.ASKING))
             try:
                 return await ask()
             except errors.ModuleNotLoaded:
                 if wanted.size_bytes is None:
                     raise
-            if await self._upload(upload, deadline, about):
-                report(Progress(Phase.ASKING))
-            else:
+            if not await self._upload(upload, deadline, about):
                 wasm: bytes | None = await self._away(wanted.read)
                 request.module = wasm or b""
             return await ask()
@@ -607,21 +603,20 @@ class Methods(ABC):
         self, upload: Upload, deadline: rpc.Deadline, about: Metadata
     ) -> modules.LoadResponse | None:
         """Send what the daemon lacks of a large module. Return None where one message does it."""
-
-        async def send(messages: Messages, sink: S) -> S:
-            kind = modules.UploadRequest if sink is upload else modules.QueryUploadRequest
-            return await self._once(messages, sink, deadline, about, _path_of(kind))
+        path, query = _path_of(modules.UploadRequest), _path_of(modules.QueryUploadRequest)
 
         async def go_on() -> None:
-            taking = rpc.One(modules.QueryUploadResponse)
-            upload.go_on((await send(upload.query, taking)).message().held_bytes)
+            held = rpc.One(modules.QueryUploadResponse)
+            await self._once(upload.query, held, deadline, about, query)
+            upload.go_on(held.message().held_bytes)
 
         upload.told(0)
         if not upload.is_large:
             return None
         try:
             await go_on()
-            return (await send(upload.messages, upload)).message().loaded
+            await self._once(upload.messages, upload, deadline, about, path)
+            return upload.message().loaded
         except errors.WasmkilnError as failure:
             error = failure
         if error.code.name == "UNIMPLEMENTED":  # an older daemon

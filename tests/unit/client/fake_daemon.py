@@ -298,6 +298,7 @@ class FakeDaemon(grpc.GenericRpcHandler):  # type: ignore[misc]
         if is_fast:
             header.is_fast = True
             header.settings["strategy"] = header.changed_settings["strategy"] = "winch"
+        assert bool(request.offset_bytes) == bool(request.artifact_sha256)
         begin = request.offset_bytes if self.resumes else 0
         if begin and request.artifact_sha256 == header.artifact_sha256:
             header.offset_bytes = begin

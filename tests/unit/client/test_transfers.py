@@ -270,6 +270,14 @@ def test_it_starts_again_where_the_daemon_has_another_artifact_or_is_older(
     assert [r.offset_bytes for r in daemon.requests("Compile")] == [0, 5000, 0, 5000]
 
 
+def test_a_header_alone_is_nothing_to_go_on_from(daemon: FakeDaemon, client: Any) -> None:
+    daemon.modules[DIGEST] = WASM
+    daemon.cuts.append(LOST)
+    daemon.tamper = lambda messages: messages if not daemon.cuts else messages[:1]
+    assert client.compile(WASM).bytes == daemon.artifact
+    assert [r.offset_bytes for r in daemon.requests("Compile")] == [0, 0]
+
+
 def test_downloads_without_progress_end(daemon: FakeDaemon, client: Any) -> None:
     daemon.modules[DIGEST] = WASM
     daemon.resumes = False
