@@ -208,6 +208,12 @@ def digest_mismatch(expected_sha256: str, actual_sha256: str) -> str:
     return f"the module's SHA-256 is {actual_sha256}, not the expected {expected_sha256}"
 
 
+@_sentence(Reason.UPLOAD_INTERRUPTED)
+def upload_interrupted(why: str, held_bytes: int) -> str:
+    """The daemon has a part of the module, and this call does not bring what follows."""
+    return f"{why}: go on at byte {held_bytes:,}"
+
+
 @_sentence(Reason.ENGINE_UNKNOWN)
 def engine_unknown(engine: str, engines: Collection[str]) -> str:
     """The daemon serves no engine of this name."""
@@ -485,6 +491,11 @@ def out_of_descriptors() -> WasmkilnError:
     """The daemon has too many files and connections open to start a job."""
     what = "the daemon has no file descriptors left for a compilation"
     return _overloaded("descriptors", what)
+
+
+def uploads_full(why: str) -> WasmkilnError:
+    """There is no room for another upload, or for more of one; ``why`` is the first half."""
+    return _overloaded("uploads", why, retry_after_s=5.0)
 
 
 def request_too_slow(limit_s: float) -> WasmkilnError:

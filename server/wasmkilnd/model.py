@@ -1,7 +1,7 @@
 """The values that the daemon's parts hand to each other.
 
 All but one are frozen dataclasses and enums: they hold no connection, no lock and no behaviour
-beyond what follows from their fields, and import nothing of the daemon. Every room may import them.
+beyond what follows from their fields. Every room may import them.
 
 The three that matter most: a ``Module`` and a ``CompileSpec`` go into a compilation, an
 ``Artifact`` comes out. ``CacheKey`` (the module's SHA-256 and the spec's fingerprint) is under
@@ -29,7 +29,11 @@ from wasmkiln.shared import NAMESPACE_NAME as NAMESPACE_NAME
 from wasmkiln.shared import UNHASHED_DEFAULTS as UNHASHED_DEFAULTS
 from wasmkiln.shared import fingerprint as fingerprint
 
+from wasmkilnd.spooled import Spooled
+
 T = TypeVar("T")
+# A module's bytes.
+Wasm: TypeAlias = "bytes | Spooled"
 
 
 class _Sums:
@@ -105,12 +109,14 @@ class Identity:
     - ``name``: for logs, the audit and quotas: ``token:NAME``, ``spiffe://…``, ``dns:HOST``,
       ``jwt:SUBJECT``, ``unix:/path``, ``anonymous``, or empty where the daemon asks for none.
     - ``quota``: the name of its quota in the policy; empty for none.
+    - ``module_bytes``: the largest module that it may send; 0 for as many as the setting says.
     """
 
     name: str
     roles: frozenset[Role]
     namespace: str = DEFAULT_NAMESPACE
     quota: str = ""
+    module_bytes: int = 0
 
 
 # Every caller of a daemon that asks for no identity.
@@ -152,7 +158,7 @@ class Module:
 
     sha256: str
     kind: Kind
-    wasm: bytes = field(repr=False)
+    wasm: Wasm = field(repr=False)
 
     @property
     def key(self) -> str:
@@ -709,6 +715,12 @@ def to_frames(payload: bytes | bytearray | memoryview) -> tuple[bytes, ...]:
     return tuple(
         frame(view[start : start + CHUNK_BYTES]) for start in range(0, len(view), CHUNK_BYTES)
     )
+
+
+def pieces(wasm: Wasm) -> Iterator[bytes | memoryview]:
+    """Cut a module into pieces of ``CHUNK_BYTES``; those that are spooled are read one by one."""
+    whole = wasm if isinstance(wasm, Spooled) else memoryview(wasm)
+    return (whole[at : at + CHUNK_BYTES] for at in range(0, len(whole), CHUNK_BYTES))
 
 
 def frame(chunk: bytes | memoryview) -> bytes:

@@ -441,6 +441,9 @@ class Settings(BaseModel):
     receive_bytes: Size = _live(512 * MIB, ge=MIB)
     """Memory for requests. Artifacts that are being sent may take as much, modules that wait for a
     worker half, copies of unread answers a quarter; all work in progress twice that."""
+    upload_bytes: Size = _live(2 * GIB, gt=0)
+    """Disk, below the state directory, for uploads that have not ended, each as large as its caller
+    says at first. No caller may have more than it leaves to others; one upload alone always may."""
     caller_timeout_s: Seconds = _live(60.0, gt=0)
     """How long a caller may take to send its request, and read nothing of its answer; for a whole
     artifact it has ten times as long. The daemon then ends the call."""

@@ -27,6 +27,7 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from itertools import chain
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, TypeAlias, TypeVar
@@ -49,6 +50,8 @@ Page: TypeAlias = "list[tuple[str, int]]"
 
 # A call may take longer for a large value, but no longer than this rate allows.
 _LEAST_BYTES_PER_S = 8 * 1024 * 1024
+# Larger objects are sent in parts of 5 MiB.
+_ONE_REQUEST_BYTES = 8 * 1024 * 1024
 _LISTING_S = 30.0  # The same for a page of a listing, and for deleting what is on it.
 _PAGE = 1000
 _REFUSED_S = 10.0  # How long nothing more is asked of a store that refuses it.
@@ -144,12 +147,11 @@ class Files:
         if self.size(name) is not None:
             return False
         *above, last = name.split("/")
-        data = list(chunks)
         for _ in range(5):
             # Who evicts may remove the folder meanwhile: then make it again. Where there is
             # something else in its place, that harms this object and no other.
             with contextlib.suppress(FileNotFoundError), self._folder(above, make=True) as folder:
-                return _create(folder, last, data)
+                return _create(folder, last, chunks)
         raise TierUnavailable("the object's folder is no folder, or removed again and again")
 
     def size(self, name: str) -> int | None:
@@ -223,6 +225,8 @@ def _create(folder: int, name: str, chunks: Iterable[bytes]) -> bool:
         os.fsync(folder)
     except FileExistsError:
         return False
+    except FileNotFoundError:  # The chunks are gone, too: do not write the rest for the whole.
+        raise TierUnavailable("the object was removed while it was written") from None
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(aside, dir_fd=folder)
@@ -304,9 +308,19 @@ class Remote:
 
     def put(self, name: str, chunks: Iterable[bytes]) -> bool:
         """Write an object as ``Files.put``."""
+        rest, begins, size_bytes = iter(chunks), list[bytes](), 0
+        while size_bytes <= _ONE_REQUEST_BYTES and (chunk := next(rest, b"")):
+            begins.append(chunk)
+            size_bytes += len(chunk)
         try:
-            data = b"".join(chunks)
-            self._obstore.put(self._store, name, data, mode="create", use_multipart=False)
+            if size_bytes <= _ONE_REQUEST_BYTES:
+                data = b"".join(begins)
+                self._obstore.put(self._store, name, data, mode="create", use_multipart=False)
+            elif self.size(name) is not None:
+                return False
+            else:  # Another daemon that does the same now writes an equal value.
+                whole = chain(begins, rest)
+                self._obstore.put(self._store, name, whole, use_multipart=True, max_concurrency=2)
         except (self._kinds.AlreadyExistsError, self._kinds.PreconditionError):
             return False
         except self._kinds.GenericError as failure:

@@ -56,7 +56,9 @@ from wasmkilnd.model import (
     Limits,
     Module,
     Packed,
+    Wasm,
     frame,
+    pieces,
 )
 
 log = structlog.get_logger("wasmkilnd.engines")
@@ -102,7 +104,7 @@ class JobOrder:
     order: Mapping[str, Any]
     limits: Limits
     # The module; None where there is none.
-    wasm: bytes | None = None
+    wasm: Wasm | None = None
     # The module's name in the log; empty where there is no module.
     module_sha256: str = ""
 
@@ -161,12 +163,14 @@ async def exchange(sock: socket.socket, job: JobOrder, report: JobReport) -> Non
     sizes = {"module_bytes": job.size_bytes, "artifact_limit_bytes": job.limits.artifact_bytes}
     order = json.dumps({**job.order, **sizes}).encode()
     loop = asyncio.get_running_loop()
-    # Of a job that has ended already, what it sent and how it ended tell why.
-    with contextlib.suppress(OSError):
+    # Of a job that has ended already, what it sent and how it ended tell why. But a module that
+    # cannot be read from its file is no failure of the job.
+    with contextlib.suppress(ConnectionError):
         await loop.sock_sendall(sock, HEADER.pack(Type.ORDER, len(order)) + order)
         if job.wasm is not None:
             await loop.sock_sendall(sock, HEADER.pack(Type.MODULE, job.size_bytes))
-            await loop.sock_sendall(sock, job.wasm)
+            for piece in pieces(job.wasm):
+                await loop.sock_sendall(sock, piece)
     expected = iter(_FRAMES_OF_JOBS)
     try:
         while True:

@@ -248,7 +248,7 @@ class EngineRegistry:
             steps.close()
             needed = await ready(queued_s)
             if needed:
-                step = tracing.step("compile", engine=engine.id, module_bytes=len(module.wasm))
+                step = tracing.step("compile", engine=engine.id, module_bytes=module.size_bytes)
                 about = steps.enter_context(step)
             return needed
 
@@ -291,7 +291,7 @@ class EngineRegistry:
         quarantine and records strikes.
         """
         engine, found = self._known[engine_id], _NO_SUCH_KIND
-        with tracing.step("validate", engine=engine.id, module_bytes=len(module.wasm)) as about:
+        with tracing.step("validate", engine=engine.id, module_bytes=module.size_bytes) as about:
             if engine.takes(module.kind):
                 async with watch if module.kind in _VALIDATED_BY_COMPILING else nullcontext():
                     limits = self._limits.current

@@ -47,6 +47,7 @@ from wasmkilnd.rpc.calls import Entry, Rpc
 from wasmkilnd.rpc.messages import header_of
 from wasmkilnd.rpc.server import CannotListen, open_socket
 from wasmkilnd.rpc.traffic import Call
+from wasmkilnd.spooled import Spooled
 from wasmkilnd.web import COMMON, STRANGE_NAME, Door, challenge, credentials_of, peer_of
 
 METHODS: Final = tuple(ARTIFACTS)
@@ -328,7 +329,11 @@ class HttpServer:
             raise errors.module_not_loaded(sha256)
         module, origin = found
         self._describe(call, "application/wasm", _FOREVER, f'"{sha256}"', origin)
-        await self._send(call, len(module.wasm), _pieces_of(module.wasm), module)
+        if isinstance(module.wasm, Spooled):
+            with module.wasm.open() as file:
+                await self._send(call, module.size_bytes, file)
+        else:
+            await self._send(call, module.size_bytes, _pieces_of(module.wasm), module)
 
     async def _artifact(self, call: Call) -> None:
         """Send an artifact, or a range of it."""

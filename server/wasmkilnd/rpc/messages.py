@@ -66,8 +66,13 @@ MAX_CACHED_ARTIFACTS = 1000
 
 # What a request may have, modules and keys apart.
 SMALL_BYTES = 64 * 1024
+# What one message of an upload may bring.
+UPLOADED_BYTES = 1024 * 1024
 # What a request of a method may have, if not SMALL_BYTES; those with a module are not here.
-REQUEST_BYTES = {"/wasmkiln.v1.ModuleService/FindMissing": 2 * 1024 * 1024}
+REQUEST_BYTES = {
+    "/wasmkiln.v1.ModuleService/FindMissing": 2 * 1024 * 1024,
+    "/wasmkiln.v1.ModuleService/Upload": UPLOADED_BYTES + SMALL_BYTES,
+}
 # What each other field counts at least, so that looking for modules and keys takes little time.
 _LEAST_BYTES = 64
 # Of one request: the last counts.
@@ -97,7 +102,7 @@ _FIXED_BYTES = {1: 8, 5: 4}
 # The fields of a header that a call has, and one that no daemon sets any more.
 _NOT_OF_ARTIFACT = (
     *("origin", "queue_time", "host_file", "inline_artifact", "content_encoding"),
-    "signer_certificate",
+    *("signer_certificate", "offset_bytes"),
 )
 _SUMMARY = ("sum", "p50", "p90", "p99")
 _HEADER_TAG = b"\x0a"  # field 1 of CompileResponse, length-delimited
@@ -389,7 +394,7 @@ def load_response(loaded: LoadResult) -> pb.LoadResponse:
         pb.LoadResponse,
         loaded,
         sha256=loaded.module.sha256,
-        size_bytes=len(loaded.module.wasm),
+        size_bytes=loaded.module.size_bytes,
         kind=f"KIND_{loaded.module.kind.name}",
         engine=loaded.engine_id,
         artifacts=[
@@ -492,12 +497,13 @@ def _capabilities(
     )
 
 
-def caller(identity: model.Identity) -> pb.Caller:
-    """Return who the caller is to the daemon."""
+def caller(identity: model.Identity, module_bytes: int) -> pb.Caller:
+    """Return who the caller is to the daemon, which takes modules of ``module_bytes`` from most."""
     return pb.Caller(
         identity=identity.name,
         roles=[role.value for role in model.Role if role in identity.roles],
         namespace=identity.namespace,
+        module_bytes=identity.module_bytes or module_bytes,
     )
 
 

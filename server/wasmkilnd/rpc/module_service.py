@@ -16,6 +16,7 @@ from wasmkilnd.compile import Request, Tenant, Terms
 from wasmkilnd.model import CacheKey, Role
 from wasmkilnd.rpc import messages
 from wasmkilnd.rpc.traffic import Call
+from wasmkilnd.rpc.upload import Read, Uploads
 
 
 class ModuleServicer:
@@ -26,6 +27,7 @@ class ModuleServicer:
         tenant_of: Callable[[str], Tenant],
         stats: Callable[[str], pb.StatsResponse],
         capabilities: Callable[[], messages.Capabilities],
+        uploads: Uploads,
     ) -> None:
         """``tenant_of`` and ``stats`` take the namespace of a caller.
 
@@ -34,6 +36,7 @@ class ModuleServicer:
         self._tenant_of = tenant_of
         self._stats = stats
         self._capabilities = capabilities
+        self._uploads = uploads
         self._told: messages.Capabilities | None = None
         # The serialized response of GetCapabilities for what was ``told`` last.
         self._answer = b""
@@ -43,9 +46,26 @@ class ModuleServicer:
         """Admit, validate and store a module."""
         messages.bound("engine", len(request.engine.encode()), messages.MAX_NAME_BYTES)
         call.engine = request.engine
-        terms = Terms(call.waiter, call.release_request, call.quota)
-        wanted = Request(request.expected_sha256, request.module, request.engine, terms=terms)
-        del request  # The call may wait long, and one copy of the module is enough.
+        sent = request.expected_sha256, request.module, request.engine
+        wanted = Request(*sent, terms=_terms(call))
+        del request, sent  # The call may wait long, and one copy of the module is enough.
+        return await self._load(wanted, call)
+
+    async def upload(self, read: Read, call: Call) -> pb.UploadResponse:
+        """Take a module in pieces, then do what ``load`` does."""
+        limit_bytes = self._tenant_of(call.identity.namespace).compiler.module_bytes()
+        limit_bytes = call.identity.module_bytes or limit_bytes
+        async with self._uploads.take(read, call, limit_bytes) as (sha256, wasm):
+            wanted = Request(sha256, wasm, call.engine, terms=_terms(call))
+            return pb.UploadResponse(loaded=await self._load(wanted, call))
+
+    async def query_upload(
+        self, request: pb.QueryUploadRequest, call: Call
+    ) -> pb.QueryUploadResponse:
+        """Return how much the daemon holds of a module that is being uploaded."""
+        return pb.QueryUploadResponse(held_bytes=self._uploads.held_bytes(request.sha256, call))
+
+    async def _load(self, wanted: Request, call: Call) -> pb.LoadResponse:
         try:
             loaded = await self._tenant_of(call.identity.namespace).compiler.load(wanted)
         finally:
@@ -56,7 +76,7 @@ class ModuleServicer:
     async def compile(self, request: messages.CompileCall, call: Call) -> messages.SerializedAnswer:
         """Return the header and the artifact, both serialized."""
         omit_artifact, inline_limit_bytes = request.omit_artifact, request.inline_limit_bytes
-        wanted = request.request(Terms(call.waiter, call.release_request, call.quota))
+        wanted = request.request(_terms(call))
         del request  # The call may wait long, and one copy of the module is enough.
         call.engine, call.about["uploaded"] = wanted.engine, bool(wanted.wasm)
         wanted.hits_only = Role.COMPILE not in call.identity.roles
@@ -86,7 +106,8 @@ class ModuleServicer:
         told = self._capabilities()
         if told != self._told:
             self._told, self._answer = told, messages.capabilities(told).SerializeToString()
-        caller = pb.GetCapabilitiesResponse(caller=messages.caller(call.identity))
+        who = messages.caller(call.identity, told.limits.module_bytes)
+        caller = pb.GetCapabilitiesResponse(caller=who)
         return self._answer + caller.SerializeToString()
 
     async def find_missing(self, request: bytes, call: Call) -> bytes:
@@ -104,3 +125,7 @@ class ModuleServicer:
         missing = await self._tenant_of(call.identity.namespace).compiler.find_missing(wanted())
         # Keys have the same number in the answer.
         return b"".join(request[sent[index]] for index in missing)
+
+
+def _terms(call: Call) -> Terms:
+    return Terms(call.waiter, call.release_request, call.quota, call.identity.module_bytes)

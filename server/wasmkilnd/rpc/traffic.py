@@ -102,7 +102,7 @@ class Call:
     # Whether a gate let the call in.
     entered: bool = False
     trace: CallTrace | None = None
-    # Whether the daemon has its request, or the first of them.
+    # Whether the daemon has its request, or that of many which it read last.
     arrived: bool = False
     module: str = ""
     engine: str = ""
@@ -290,6 +290,7 @@ class Traffic:
 
         Raises INVALID_REQUEST if it is too large.
         """
+        call.arrived = False
         try:
             while self.requests.room(call.caller) <= 0:
                 if call not in self._waiting:
@@ -304,12 +305,12 @@ class Traffic:
             self._waiting.pop(call, None)
             if call.arriving_bytes:
                 self._count_slow(call, -call.arriving_bytes)
+        call.arrived = True
         if message is aio.EOF:
             return None
         size_bytes = len(message)
         if size_bytes > most_bytes:
             bound("", size_bytes, most_bytes)
-        call.arrived = True
         if size_bytes > SMALL_BYTES:
             size_bytes *= 2  # protobuf copies the module.
         call.traffic, call.request_bytes = self, size_bytes
@@ -440,14 +441,14 @@ class Traffic:
                 if call.reading and waited_s >= _SLOW_S and not call.arriving_bytes:
                     self._make_room(call)
             elif call.refusal:  # Its caller does not read that either.
-                self._cancel(call, call.refusal)
+                self.cancel(call, call.refusal)
             elif call.arrived:
                 had_s = limit_s if waited_s >= limit_s else _WHOLE_ANSWER * limit_s
-                self._cancel(call, errors.reader_too_slow(had_s))
+                self.cancel(call, errors.reader_too_slow(had_s))
             elif call.reading:
-                self._cancel(call, errors.request_too_slow(limit_s))
+                self.cancel(call, errors.request_too_slow(limit_s))
             else:
-                self._cancel(call, errors.receiving_too_much(self.receive_bytes))
+                self.cancel(call, errors.receiving_too_much(self.receive_bytes))
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(_LOOK_S, self._look) if self._waiting else None
 
@@ -459,13 +460,14 @@ class Traffic:
             slow = (each for each in self._waiting if each.arriving_bytes)
             most = max(slow, key=lambda each: (held[each.caller], each is call))
             self._count_slow(most, -most.arriving_bytes)
-            self._cancel(most, errors.receiving_too_much(self._arriving.total))
+            self.cancel(most, errors.receiving_too_much(self._arriving.total))
 
     def _count_slow(self, call: Call, size_bytes: int) -> None:
         call.arriving_bytes += size_bytes
         self._arriving.add(call.caller, size_bytes)
 
-    def _cancel(self, call: Call, refusal: WasmkilnError) -> None:
+    def cancel(self, call: Call, refusal: WasmkilnError) -> None:
+        """End a call with ``refusal``."""
         call.refusal, call.answer_due_s = refusal, math.inf
         self._waiting.pop(call, None)
         if call.task:

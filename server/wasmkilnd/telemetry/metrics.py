@@ -81,7 +81,7 @@ values_rejected    counter tier,cause          counted Values that did not verif
 compiles           counter engine,outcome      counted Compilations that ended.
 workers_replaced   counter engine              counted Workers that died and were replaced.
 abandoned          counter engine,stage=queued counted Jobs dropped: no caller waited any more.
-refused counter limit=queue|calls|receive|send|descriptors counted Calls that a limit refused.
+refused counter limit=queue|calls|receive|send|descriptors|uploads counted Calls refused by it.
 served             counter origin              counted Compile calls answered, by artifact's origin.
 flights_joined     counter -                   counted Calls that shared another call's compilation.
 compiled_behind counter outcome=compiled|found|failed|dropped counted Compiles behind fast code.
@@ -132,6 +132,8 @@ calls               gauge - traffic.calls         Calls under way.
 receive_bytes       gauge - traffic.receive_bytes Requests in memory; a slow one counts in full.
 send_bytes          gauge - traffic.send_bytes    Bytes of responses that are not read yet.
 send_pinned_bytes   gauge - traffic.pinned_bytes  Bytes of artifacts that are being sent.
+uploads             gauge - uploads               Uploads that have not ended.
+upload_bytes        gauge - upload_bytes          Bytes that those have when they are whole.
 quarantined_modules gauge - quarantined           Modules in quarantine that are known here.
 pins                gauge - pins                  Modules that are pinned.
 tls_not_after_seconds gauge   file tls.not_after_s   When a TLS file expires, since 1970.
@@ -288,6 +290,8 @@ class Readings:
     quarantined: int = 0
     pins: int = 0
     traffic: TrafficUsage = TrafficUsage()
+    uploads: int = 0
+    upload_bytes: int = 0
     remote: model.RemoteStatus = _NOT_YET
     objects: model.RemoteStatus = _NOT_YET
     host: model.HostStatus = field(default_factory=model.HostStatus)
