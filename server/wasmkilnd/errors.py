@@ -487,6 +487,11 @@ def sending_too_much(held_bytes: int) -> WasmkilnError:
     return _overloaded("send", what)
 
 
+def cannot_read_on(why: str) -> WasmkilnError:
+    """The disk fails in the middle of an answer, of which the caller has a part."""
+    return _overloaded("send", f"the rest of the artifact cannot be read now: {why}")
+
+
 def out_of_descriptors() -> WasmkilnError:
     """The daemon has too many files and connections open to start a job."""
     what = "the daemon has no file descriptors left for a compilation"

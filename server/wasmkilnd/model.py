@@ -17,7 +17,7 @@ import hashlib
 import operator
 import re
 from asyncio import Future
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from enum import Enum
 from typing import Any, Final, Generic, NamedTuple, Self, TypeAlias, TypeVar
@@ -252,6 +252,8 @@ class Artifact:
     - ``encoding``: how the bytes in ``frames`` are encoded: empty for not at all, or ``zstd``.
       ``sha256``, ``size_bytes`` and ``attestation`` are of the decoded artifact.
     - ``coming``: in place of ``frames``, while they are being decoded: each as soon as it is.
+    - ``pieces``: in place of ``frames``, of an artifact that memory cannot hold: returns the frames
+      from an offset on, each read from its file when it is awaited.
     """
 
     module_sha256: str
@@ -267,6 +269,7 @@ class Artifact:
     attestation: bytes = b""
     encoding: str = ""
     coming: Sequence[Future[bytes]] = field(default=(), repr=False)
+    pieces: Callable[[int], Iterator[Awaitable[bytes]]] | None = field(default=None, repr=False)
 
     @property
     def key(self) -> CacheKey:

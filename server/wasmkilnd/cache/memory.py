@@ -73,10 +73,14 @@ class MemoryTier:
         entry = self._free.get(key) or self._kept.get(key)
         return entry[0] if entry else None
 
+    def fits(self, size_bytes: int) -> bool:
+        """Return whether there can be room for so much, whatever else goes. Any thread may ask."""
+        return size_bytes <= self._limit_bytes - self._kept.bytes
+
     def put(self, value: Item) -> None:
         """Store ``value``, unless it is larger than the whole tier."""
         key, size_bytes = value.key, _size_of(value)
-        if size_bytes > self._limit_bytes - self._kept.bytes:
+        if not self.fits(size_bytes):
             return  # It will never fit.
         if self.peek(key):
             self._remove(key)  # First, so that an overwrite makes room for the difference only.

@@ -110,7 +110,7 @@ def unary(
         if not isinstance(found, messages.SerializedAnswer):
             message = found if isinstance(found, bytes) else found.SerializeToString()
             return await traffic.send(call, message)
-        last = await traffic.send(call, found.first, found.artifact)
+        last = await traffic.send(call, found.first, found.artifact, found.offset_bytes)
         if found.artifact_bytes:
             entry.metrics.count("sent_bytes", by=found.artifact_bytes)
         return last

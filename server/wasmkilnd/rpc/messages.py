@@ -212,7 +212,7 @@ def bound(
 class CompileCall:
     """A CompileRequest as it came: translated once, however many calls send the same bytes."""
 
-    __slots__ = ("inline_limit_bytes", "omit_artifact", "request")
+    __slots__ = ("inline_limit_bytes", "omit_artifact", "request", "resume")
 
     def __init__(self, raw: bytes) -> None:
         """Raise INVALID_REQUEST, or DecodeError for bytes that are no CompileRequest."""
@@ -223,13 +223,22 @@ class CompileCall:
             )
         if sent.HasField("sha256"):
             check_sha256(sent.sha256, "sha256")
+        if (sent.artifact_sha256 or sent.offset_bytes) and (
+            not check_sha256(sent.artifact_sha256, "artifact_sha256") or not sent.offset_bytes
+        ):
+            raise invalid_request(
+                "cannot resume: artifact_sha256 is set, and offset_bytes is not", "offset_bytes"
+            )
         self.omit_artifact = sent.omit_artifact
         self.inline_limit_bytes = sent.inline_limit_bytes
+        # Of which artifact the caller has how many bytes, if any: what follows is not encoded.
+        self.resume = (sent.artifact_sha256, sent.offset_bytes) if sent.offset_bytes else None
+        encodings = frozenset[str]() if self.resume else frozenset(sent.accept_encodings)
         # Return the request with a call's terms.
         self.request: Callable[[Terms], Request] = partial(
             Request,
             *(sent.sha256, sent.module, sent.engine, sent.target, sent.cpu, _settings(sent)),
-            *(sent.skip_cache_lookup, sent.accept_host_file, frozenset(sent.accept_encodings)),
+            *(sent.skip_cache_lookup, sent.accept_host_file, encodings),
             *(sent.accept_fast, False),
         )
 
@@ -315,8 +324,9 @@ class SerializedAnswer:
     first: bytes
     # The artifact whose frames follow; None if no message follows.
     artifact: model.Artifact | None = None
-    # How many bytes of the artifact the answer has, as they are encoded.
+    # How many bytes of the artifact the answer has, as they are encoded, and where they begin.
     artifact_bytes: int = 0
+    offset_bytes: int = 0
 
 
 class Headers:
@@ -326,12 +336,18 @@ class Headers:
         self._kept: weakref.WeakKeyDictionary[model.Artifact, bytes] = weakref.WeakKeyDictionary()
 
     def answer(
-        self, served: Served, *, omit_artifact: bool = False, inline_limit_bytes: int = 0
+        self,
+        served: Served,
+        *,
+        omit_artifact: bool = False,
+        inline_limit_bytes: int = 0,
+        resume: tuple[str, int] | None = None,
     ) -> SerializedAnswer:
         """Return the answer of a Compile call.
 
         The artifact is in the first message if it is small and not encoded. No byte of it is
-        sent to a caller that gets a file's name.
+        sent to a caller that gets a file's name. To ``resume`` is to begin behind so many bytes, if
+        this is the artifact with that digest and has more.
         """
         artifact, size_bytes = served.artifact, served.artifact.size_bytes
         if omit_artifact or served.host_file:
@@ -341,6 +357,13 @@ class Headers:
             encoded = types_pb2.ArtifactHeader(content_encoding=artifact.encoding)
             first = self._message(served, encoded.SerializeToString())
             return SerializedAnswer(first, artifact, size_bytes)
+        if resume and resume[0] == artifact.sha256 and resume[1] < size_bytes:
+            offset_bytes = resume[1]
+            begins = types_pb2.ArtifactHeader(offset_bytes=offset_bytes).SerializeToString()
+            left_bytes = size_bytes - offset_bytes
+            return SerializedAnswer(
+                self._message(served, begins), artifact, left_bytes, offset_bytes
+            )
         limit_bytes = min(inline_limit_bytes, model.ONE_MESSAGE_BYTES)
         if size_bytes <= limit_bytes and len(artifact.frames) == 1:
             # The same length and bytes under another tag.

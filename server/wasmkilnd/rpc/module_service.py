@@ -76,6 +76,7 @@ class ModuleServicer:
     async def compile(self, request: messages.CompileCall, call: Call) -> messages.SerializedAnswer:
         """Return the header and the artifact, both serialized."""
         omit_artifact, inline_limit_bytes = request.omit_artifact, request.inline_limit_bytes
+        resume = request.resume
         wanted = request.request(_terms(call))
         del request  # The call may wait long, and one copy of the module is enough.
         call.engine, call.about["uploaded"] = wanted.engine, bool(wanted.wasm)
@@ -94,7 +95,10 @@ class ModuleServicer:
             call.queue_ms = round(served.queue_time_s * 1e3, 3)
         call.compile_ms = round(artifact.compile_time_s * 1e3, 3)
         return self._headers.answer(
-            served, omit_artifact=omit_artifact, inline_limit_bytes=inline_limit_bytes
+            served,
+            omit_artifact=omit_artifact,
+            inline_limit_bytes=inline_limit_bytes,
+            resume=resume,
         )
 
     async def stats(self, request: pb.StatsRequest, call: Call) -> pb.StatsResponse:
