@@ -732,7 +732,8 @@ class Methods(ABC):
         try:
             while (news := await hear()) is not running:
                 sink.told(news)
-            sink.add(running.result())
+            if (wire := running.result()) is not None:
+                sink.add(wire)
         finally:
             running.cancel()  # no effect once it has ended
 
@@ -825,11 +826,7 @@ class Client(Methods):
 
     def _threads(self, api: Any) -> Any:
         letters: SimpleQueue[Any] = SimpleQueue()
-
-        async def hear() -> Any:
-            return letters.get()
-
-        return self._connection.channel(api), letters.put, hear
+        return self._connection.channel(api), letters.put, partial(self._away, letters.get)
 
     async def _pause(self, pause_s: float) -> None:
         self._connection.closed.wait(pause_s)

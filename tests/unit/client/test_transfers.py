@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +19,7 @@ from wasmkiln.v1 import module_service_pb2 as modules
 
 from tests.lying import encoded, honest
 from tests.unit.client.fake_daemon import Refusal
+from tests.unit.client.test_lies_to_the_command import on_a_terminal
 
 if TYPE_CHECKING:
     from tests.lying.server import LyingServer
@@ -72,8 +76,9 @@ def test_a_large_module_goes_in_pieces(daemon: FakeDaemon, client: Any, source: 
 
 
 def test_a_compile_sends_it_once_and_asks_by_digest_again(
-    daemon: FakeDaemon, client: Any, source: Any
+    daemon: FakeDaemon, client: Any, source: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("wasmkiln._header_fields.Call.read", None)  # which reads all of it
     seen: list[Progress] = []
     for _ in range(2):
         assert client.compile(source, on_progress=seen.append).bytes == daemon.artifact
@@ -198,6 +203,64 @@ def test_an_upload_that_hangs_ends_with_its_deadline_or_its_client(
     daemon.hang.clear()
     with pytest.raises(wasmkiln.DeadlineExceeded, match=r"within 0\.3 s"):
         client.load(WASM, timeout_s=0.3)
+
+
+@contextmanager
+def held_upload(daemon: FakeDaemon) -> Iterator[threading.Event]:
+    """The next upload stands still after its first piece; yield what says that it does."""
+    stands, goes_on = threading.Event(), threading.Event()
+
+    def stand() -> None:
+        stands.set()
+        goes_on.wait(10)
+
+    daemon.upload_cuts.append((1, Refusal(LOST.code, also=stand)))
+    yield stands
+    goes_on.set()
+
+
+def test_closing_ends_an_upload(daemon: FakeDaemon) -> None:
+    client = wasmkiln.Client(daemon.address)
+    with held_upload(daemon) as stands, ThreadPoolExecutor(1) as pool:
+        call = pool.submit(client.load, WASM)
+        assert stands.wait(5)
+        client.close()
+        with pytest.raises(wasmkiln.WasmkilnError) as caught:
+            call.result(5)
+    assert caught.value.code is grpc.StatusCode.CANCELLED
+
+
+async def test_closing_ends_an_upload_of_a_task(daemon: FakeDaemon) -> None:
+    client = wasmkiln.AsyncClient(daemon.address)
+    with held_upload(daemon) as stands:
+        task = asyncio.create_task(client.load(WASM))
+        assert await asyncio.to_thread(stands.wait, 5)
+        await client.close()
+        with pytest.raises(wasmkiln.WasmkilnError) as caught:
+            await task
+    assert caught.value.code is grpc.StatusCode.CANCELLED
+
+
+async def test_a_cancelled_task_ends_its_upload(daemon: FakeDaemon) -> None:
+    async with wasmkiln.AsyncClient(daemon.address) as client:
+        with held_upload(daemon) as stands:
+            task = asyncio.create_task(client.load(WASM))
+            assert await asyncio.to_thread(stands.wait, 5)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert await asyncio.to_thread(daemon.cancelled.wait, 5)
+
+
+def test_the_command_shows_how_far_an_upload_is(
+    daemon: FakeDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("large.wasm").write_bytes(bytes(9 * 2**20))
+    shown, code = on_a_terminal(daemon, "load", "large.wasm")
+    assert code == 0, shown
+    assert "uploading large.wasm: 0 B of 9.0 MiB" in shown
+    assert "uploading large.wasm: 4.5 MiB of 9.0 MiB" in shown
 
 
 def test_another_digest_than_expected(daemon: FakeDaemon, client: Any) -> None:
