@@ -193,6 +193,12 @@ ROWS = [
         "send the module",
         sha256=_DIGEST,
     ),
+    row(
+        "UPLOAD_INTERRUPTED",
+        request("ModuleService/Upload", {"sha256": _DIGEST, "size_bytes": 2}),
+        "go on at byte 0",
+        held_bytes="0",
+    ),
     # Beside many other processes the limit of the wall clock may be met first.
     row(
         *("COMPILE_TIMEOUT", on_wasmer(many_locals(10_000)), "or raise WASMKILN_COMPILE_"),

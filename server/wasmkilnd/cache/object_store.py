@@ -7,8 +7,9 @@ bytes (``cache.value``):
 - ``3/compiled/<module>/<engine>/<fingerprint>`` is an artifact, ``3/module/<module>`` a module.
 
 An object is created once and never changed, so two daemons that write one do no harm, and a reader
-gets it whole by one request. Nobody asks what is there: a look-up is a GET, and ``held`` goes by
-what this daemon has seen. Ages are the business of the bucket's own rules. ``Bucket`` is what all
+gets it whole by one request. A large one, sent to a bucket in parts, may take the place of an equal
+one that came meanwhile. Nobody asks what is there: a look-up is a GET, and ``held`` goes by what
+this daemon has seen. Ages are the business of the bucket's own rules. ``Bucket`` is what all
 namespaces share: ``Files`` or ``Remote``, its threads, time-outs and breaker.
 """
 

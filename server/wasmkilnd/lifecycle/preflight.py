@@ -36,8 +36,9 @@ _KEPT_BYTES = 64 * 1024 * 1024
 _WORKER = 8
 # The connection pools of a cluster's six primaries: those of a larger one are not all busy at once.
 _REDIS = 6 * 32
-# Files, listening sockets, what gRPC and threads use for themselves, and a reserve.
-_OTHERS = 96
+# Files, 64 uploads and as many large modules, listening sockets, what gRPC and threads use for
+# themselves, and a reserve.
+_OTHERS = 224
 # Of a call to the object store at a time, and of a connection that it keeps.
 _OBJECTS = 32
 _LEAST_CONNECTIONS = 16

@@ -157,12 +157,13 @@ class Uploads:
                 raise errors.uploads_full(f"{total} have not ended")
             upload = _Upload(key, size_bytes, self._spool(size_bytes))
             self._under_way[key] = upload
-            self._look(upload)
         else:
             self._charge(upload, -1)
         # What goes on counts for the caller as it is named now: it may have a new connection.
         upload.call, upload.caller = call, call.caller
         self._charge(upload, 1)
+        if upload.timer is None:
+            self._look(upload)
         return upload
 
     def _spool(self, size_bytes: int) -> bytearray | Spooled:
