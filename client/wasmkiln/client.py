@@ -615,17 +615,20 @@ class Methods(ABC):
             return None
         try:
             await go_on()
+        except errors.WasmkilnError as failure:
+            if failure.code.name == "UNIMPLEMENTED":  # by an older daemon
+                return None
+            raise
+        try:
             await self._once(upload.messages, upload, deadline, about, path)
             return upload.message().loaded
         except errors.WasmkilnError as failure:
             error = failure
-        if error.code.name == "UNIMPLEMENTED":  # an older daemon
-            return None
         if isinstance(error, errors.DigestMismatch) and upload.call.module is None:
             raise upload.call.changed()
-        if rpc.pause_s(error, 1) is not None:
+        if rpc.pause_s(error, 1) is not None:  # whether it got further, only the daemon knows
             with suppress(errors.WasmkilnError):
-                await go_on()
+                await self._again(go_on, deadline, 2)
         raise error
 
     async def _from_store(self, wanted: Call, *, fast: bool = False) -> Loaded | None:

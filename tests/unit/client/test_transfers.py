@@ -180,12 +180,19 @@ def test_an_older_daemon_gets_one_message(daemon: FakeDaemon, client: Any, sourc
     assert [p.phase for p in seen[:2]] == [Phase.ASKING, Phase.UPLOADING]
 
 
-def test_an_answer_that_was_lost_is_not_paid_for_twice(daemon: FakeDaemon, client: Any) -> None:
-    daemon.modules[DIGEST] = WASM
-    daemon.refuse(Refusal(grpc.StatusCode.NOT_FOUND, "MODULE_NOT_LOADED"), LOST)
+def test_an_answer_that_was_lost_is_not_paid_for_twice(
+    daemon: FakeDaemon, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = daemon._load
+
+    def lose(request: Any, context: Any) -> Any:
+        load(request, context)
+        LOST.abort(context)
+
+    monkeypatch.setattr(daemon, "_load", lose)
     assert client.compile(WASM).bytes == daemon.artifact
-    assert asked(daemon) == ["Compile", "QueryUpload", "QueryUpload", "Compile"]
-    assert daemon.arrived_bytes == 0
+    assert asked(daemon) == ["Compile", "QueryUpload", "Upload", "QueryUpload", "Compile"]
+    assert daemon.arrived_bytes == len(WASM)
 
 
 def test_a_deadline_ends_an_upload(daemon: FakeDaemon, client: Any) -> None:
