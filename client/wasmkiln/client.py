@@ -610,7 +610,7 @@ class Methods(ABC):
             await self._once(upload.query, held, deadline, about, query)
             upload.go_on(held.message().held_bytes)
 
-        upload.told(0)
+        upload.told(upload.held_bytes)
         if not upload.is_large:
             return None
         try:

@@ -31,7 +31,7 @@ class Upload(One[UploadResponse]):
         self.call, self._on_progress = call, on_progress or (lambda _: None)
         self._size_bytes = call.size_bytes or 0
         self.is_large = self._size_bytes > ONE_MESSAGE_BYTES
-        self._held_bytes = self.moved_bytes = 0
+        self.held_bytes = self.moved_bytes = 0
         """What the daemon holds, and the most that it ever held."""
 
     def query(self, _tell: Tell) -> Iterator[bytes]:
@@ -44,7 +44,7 @@ class Upload(One[UploadResponse]):
             raise UnexpectedAnswer(
                 f"the daemon holds {held_bytes:,} bytes of a module of {self._size_bytes:,}"
             )
-        self._held_bytes = held_bytes
+        self.held_bytes = held_bytes
         self.moved_bytes = max(self.moved_bytes, held_bytes)
 
     def messages(self, tell: Tell) -> Iterator[bytes]:
@@ -53,8 +53,8 @@ class Upload(One[UploadResponse]):
         first = UploadRequest(sha256=sha256, size_bytes=self._size_bytes, engine=engine)
         try:
             yield first.SerializeToString()
-            tell(self._held_bytes)
-            for offset in range(self._held_bytes, self._size_bytes, _PIECE_BYTES):
+            tell(self.held_bytes)
+            for offset in range(self.held_bytes, self._size_bytes, _PIECE_BYTES):
                 data = self.call.piece(offset, _PIECE_BYTES)
                 yield UploadRequest(offset=offset, data=data).SerializeToString()
                 tell(offset + len(data))
