@@ -95,14 +95,16 @@ def pause_s(error: errors.WasmkilnError, attempt: int) -> float | None:
     """
     if any(words in error.metadata.get("detail", "") for words in _LASTING):
         return None
-    backoff_s: float = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(attempt - 1, 30))
+    # Who took an upload over is at work: let it.
+    is_taken_over = isinstance(error, errors.UploadInterrupted)
+    first_s = _FIRST_PAUSE_S * (10 if is_taken_over else 1)
+    backoff_s: float = min(_LONGEST_PAUSE_S, first_s * 2 ** min(attempt - 1, 30))
     # Callers do not all come at the same moment.
     backoff_s *= 0.5 + 0.5 * random.random()  # noqa: S311
     if error.retry_after_s is not None:
         # Later than the daemon asked, never earlier, and never at once: a daemon may send 0.
         return max(0.0, error.retry_after_s) + backoff_s
-    is_cut = error.code.name == "UNAVAILABLE" or isinstance(error, errors.UploadInterrupted)
-    return backoff_s if is_cut else None
+    return backoff_s if is_taken_over or error.code.name == "UNAVAILABLE" else None
 
 
 def parsed(kind: type[M], wire: bytes) -> M:

@@ -314,6 +314,7 @@ def test_how_long_a_pause_is(monkeypatch: pytest.MonkeyPatch, chance: float) -> 
         told = errors.CompileQueueFull("full", retry_after_s=told_s)
         pauses = [max(0, told_s) + pause for pause in backoff]
         assert [pause_s(told, n) for n in range(1, 9)] == pytest.approx(pauses)
+    assert pause_s(errors.UploadInterrupted("taken over"), 1) == pytest.approx(10 * backoff[0])
     assert pause_s(errors.CompileQueueFull("without saying for how long"), 1) is None
 
 
