@@ -206,7 +206,8 @@ class Daemon:
         gauges.ready = lambda: readiness.now()[0]
         gauges.log_lines_dropped, gauges.quotas = dropped_lines, quotas.by_kind
         gauges.traffic = traffic.usage
-        gauges.uploads, gauges.upload_bytes = uploads.count, uploads.size_bytes
+        gauges.uploads = lambda: uploads.counts.total
+        gauges.upload_bytes = lambda: uploads.sizes.total
 
         if tls:
             gauges.tls = partial(_tls_status, tls)

@@ -256,6 +256,12 @@ class Compiler:
         artifacts = self.cache.memory.artifacts_of(module.sha256)
         return LoadResult(module, engine_id, already_loaded, artifacts)
 
+    def expect(self, size_bytes: int, engine: str, terms: Terms) -> None:
+        """Raise what ``load`` would raise of any module of that size, before it is sent."""
+        if size_bytes > (limit_bytes := terms.module_bytes or self.module_bytes()):
+            raise errors.module_too_large(size_bytes, limit_bytes)
+        self.engines.choose(engine, None)
+
     async def find_missing(self, wanted: Iterable[CacheKey | Request]) -> list[int]:
         """Return the indices of those ``wanted`` that no tier holds, in ascending order.
 
@@ -544,9 +550,9 @@ class Compiler:
 
     async def _admit(self, request: Request) -> Module:
         """Put the module's digest in place of its bytes; hash a large one in a thread."""
-        limit_bytes = request.terms.module_bytes or self.module_bytes()
-        sent = wasm, _ = request.wasm, limit_bytes
+        wasm, limit_bytes = request.wasm, request.terms.module_bytes or self.module_bytes()
         large = HASH_INLINE_BYTES < len(wasm) <= limit_bytes
+        sent = wasm, limit_bytes
         module = await asyncio.to_thread(admit, *sent) if large else admit(*sent)
         request.sha256, request.wasm = module.sha256, b""
         return self._copies.setdefault(module.sha256, module)

@@ -201,6 +201,7 @@ def test_other_bytes_than_announced_are_thrown_away(kiln: Daemon) -> None:
         ),
         ("INVALID_REQUEST", [pb.UploadRequest(sha256="a" * 64, engine="e" * 200)]),
         ("MODULE_TOO_LARGE", [pb.UploadRequest(sha256="a" * 64, size_bytes=20 * MIB + 1)]),
+        ("ENGINE_UNKNOWN", [pb.UploadRequest(sha256="a" * 64, size_bytes=2 * MIB, engine="v8")]),
         ("NOT_WASM", [pb.UploadRequest(sha256=hashlib.sha256().hexdigest())]),
     ],
 )
@@ -327,7 +328,7 @@ max_module_bytes = "30MiB"
 
 def test_a_rule_says_how_large_the_modules_of_its_callers_may_be(tmp_path: Path) -> None:
     of: dict[str, Any] = {"policy": POLICY, "engines": [ENGINE]}
-    with house(tmp_path / "state", REDIS_URL="none", MAX_MODULE_BYTES="9MiB", **of) as at:
+    with house(tmp_path / "state", MEMORY_BYTES="0", MAX_MODULE_BYTES="9MiB", **of) as at:
         callers = {}
         for who, token in at.tokens.items():
             callers[who] = Uploader(at.daemon)
@@ -345,6 +346,12 @@ def test_a_rule_says_how_large_the_modules_of_its_callers_may_be(tmp_path: Path)
                     continue
                 code, reason, told, _ = refused(caller.upload(pieces(module)))
                 assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MODULE_TOO_LARGE")
+        # Redis has it for them, too.
+        token = at.tokens["ops"]
+        pending = "redis_pending_writes"
+        eventually(lambda: at.daemon.metric(pending, token=token) == 0, "it is not written")
+        call = callers["b"].compile(wasm.digest(huge), metadata=callers["b"].metadata)
+        assert header_of(call).module_sha256 == wasm.digest(huge)
         # So it is for the other calls.
         asked = pb.LoadRequest(module=medium, engine=ENGINE)
         callers["ops"].stub.Load(asked, metadata=callers["ops"].metadata)

@@ -28,7 +28,6 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from itertools import chain
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, TypeAlias, TypeVar
@@ -51,7 +50,7 @@ Page: TypeAlias = "list[tuple[str, int]]"
 
 # A call may take longer for a large value, but no longer than this rate allows.
 _LEAST_BYTES_PER_S = 8 * 1024 * 1024
-# Larger objects are sent in parts of 5 MiB.
+# Larger objects are sent in parts.
 _ONE_REQUEST_BYTES = 8 * 1024 * 1024
 _LISTING_S = 30.0  # The same for a page of a listing, and for deleting what is on it.
 _PAGE = 1000
@@ -143,8 +142,11 @@ class Files:
                 raise ValueRejected(Cause.FORMAT, "it is no plain file") from None
             raise
 
-    def put(self, name: str, chunks: Iterable[bytes]) -> bool:
-        """Write an object, unless it is there; return whether it was not."""
+    def put(self, name: str, chunks: Iterable[bytes], size_bytes: int) -> bool:
+        """Write an object, unless it is there; return whether it was not.
+
+        So many bytes are in it before they are packed.
+        """
         if self.size(name) is not None:
             return False
         *above, last = name.split("/")
@@ -307,21 +309,17 @@ class Remote:
             return memoryview(found.bytes())
         return None
 
-    def put(self, name: str, chunks: Iterable[bytes]) -> bool:
+    def put(self, name: str, chunks: Iterable[bytes], size_bytes: int) -> bool:
         """Write an object as ``Files.put``."""
-        rest, begins, size_bytes = iter(chunks), list[bytes](), 0
-        while size_bytes <= _ONE_REQUEST_BYTES and (chunk := next(rest, b"")):
-            begins.append(chunk)
-            size_bytes += len(chunk)
         try:
-            if size_bytes <= _ONE_REQUEST_BYTES:
-                data = b"".join(begins)
+            if size_bytes > _ONE_REQUEST_BYTES:
+                if self.size(name) is not None:
+                    return False
+                # In parts of 5 MiB. Another daemon that does the same now writes an equal value.
+                self._obstore.put(self._store, name, chunks, use_multipart=True, max_concurrency=2)
+            else:
+                data = b"".join(chunks)
                 self._obstore.put(self._store, name, data, mode="create", use_multipart=False)
-            elif self.size(name) is not None:
-                return False
-            else:  # Another daemon that does the same now writes an equal value.
-                whole = chain(begins, rest)
-                self._obstore.put(self._store, name, whole, use_multipart=True, max_concurrency=2)
         except (self._kinds.AlreadyExistsError, self._kinds.PreconditionError):
             return False
         except self._kinds.GenericError as failure:
@@ -575,7 +573,7 @@ class ObjectStore(SharedTier[Bucket]):
     async def store(self, key: Key, chunks: Iterable[bytes], size_bytes: int) -> bool:
         """Store the bytes of a value, unless one is there; return whether it did."""
         moving = Allowance(size_bytes / _LEAST_BYTES_PER_S)
-        work = partial(self.link.store.put, self.name_of(key), chunks)
+        work = partial(self.link.store.put, self.name_of(key), chunks, size_bytes)
         return await self.link.run(work, writes=True, more=moving)
 
     async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:

@@ -41,15 +41,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from wasmkilnd import model
 from wasmkilnd.errors import DoesNotFit
-from wasmkilnd.model import (
-    CHUNK_BYTES,
-    Artifact,
-    EngineIdentity,
-    Module,
-    frame,
-    payload_views,
-    pieces,
-)
+from wasmkilnd.model import CHUNK_BYTES, Artifact, EngineIdentity, Module, frame, payload_views
 from wasmkilnd.model import RejectionCause as Cause
 from wasmkilnd.signing.sealer import Sealer
 
@@ -303,7 +295,7 @@ def written(what: Artifact | Module, sealer: Sealer) -> Iterator[bytes]:
         first: Payload = views[0] if views else b""
         payload: Iterable[Payload] = views
     else:
-        first, payload = what.wasm[:FRAME_BYTES], pieces(what.wasm)
+        first, payload = what.wasm[:FRAME_BYTES], model.pieces(what.wasm)
         size_bytes, encoding = what.size_bytes, ""
     codec, packer, frames = encoding or _codec_for(first), zstandard.ZstdCompressor(_LEVEL), []
     for piece in payload:

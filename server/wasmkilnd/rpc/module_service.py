@@ -9,6 +9,7 @@ caller has to know. Counting, logging, limits and errors are those of ``rpc.call
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from wasmkiln.v1 import module_service_pb2 as pb
 
@@ -53,17 +54,19 @@ class ModuleServicer:
 
     async def upload(self, read: Read, call: Call) -> pb.UploadResponse:
         """Take a module in pieces, then do what ``load`` does."""
-        limit_bytes = self._tenant_of(call.identity.namespace).compiler.module_bytes()
-        limit_bytes = call.identity.module_bytes or limit_bytes
-        async with self._uploads.take(read, call, limit_bytes) as (sha256, wasm):
-            wanted = Request(sha256, wasm, call.engine, terms=_terms(call))
+        compiler, terms = self._tenant_of(call.identity.namespace).compiler, _terms(call)
+        expect = partial(compiler.expect, terms=terms)
+        async with self._uploads.take(read, call, expect) as (sha256, wasm):
+            wanted = Request(sha256, wasm, call.engine, terms=terms)
             return pb.UploadResponse(loaded=await self._load(wanted, call))
 
     async def query_upload(
         self, request: pb.QueryUploadRequest, call: Call
     ) -> pb.QueryUploadResponse:
         """Return how much the daemon holds of a module that is being uploaded."""
-        return pb.QueryUploadResponse(held_bytes=self._uploads.held_bytes(request.sha256, call))
+        held_bytes = self._uploads.held_bytes(request.sha256, call)
+        call.module = request.sha256
+        return pb.QueryUploadResponse(held_bytes=held_bytes)
 
     async def _load(self, wanted: Request, call: Call) -> pb.LoadResponse:
         try:

@@ -9,7 +9,7 @@ never whole in its memory.
 ==========  ======================================================================================
 number      64, and no caller has more of them than it leaves for others
 disk        ``upload_bytes`` for all together; each counts as a whole from its first message on
-time        thrown away 10 minutes after the last byte; each message has ``caller_timeout_s``
+time        thrown away 10 minutes after the last call; each message has ``caller_timeout_s``
 memory      of each call one message: HTTP/2's flow control holds back what follows
 ==========  ======================================================================================
 """
@@ -20,7 +20,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -56,6 +56,7 @@ class _Upload:
     - ``caller``: the name under which it counts.
     - ``call``: the one that brings it now.
     - ``writing``: goes on where its call was cut; another waits for it.
+    - ``timer``: throws it away, unless another call comes.
     """
 
     key: _Key
@@ -64,7 +65,6 @@ class _Upload:
     caller: str = ""
     call: Call | None = None
     writing: asyncio.Future[None] | None = None
-    last_s: float = 0.0
     timer: asyncio.TimerHandle | None = None
 
     def whole(self) -> Wasm:
@@ -78,28 +78,16 @@ class _Upload:
         return errors.upload_interrupted(f"cannot go on with the upload: {why}", len(self.data))
 
 
-@dataclass(eq=False)
 class Uploads:
     """All uploads of all namespaces. For one event loop."""
 
-    limit_bytes: Callable[[], int]
-    state_dir: Path
-    traffic: Traffic
-    _under_way: dict[_Key, _Upload] = field(default_factory=dict)
-    _threads: ThreadPoolExecutor = field(
-        default_factory=lambda: ThreadPoolExecutor(2, "wasmkiln-upload")
-    )
-
-    def __post_init__(self) -> None:
-        self._count, self._sizes = FairShare(lambda: MOST), FairShare(self.limit_bytes)
-
-    def count(self) -> int:
-        """Return how many there are."""
-        return self._count.total
-
-    def size_bytes(self) -> int:
-        """Return how large they are when they are whole."""
-        return self._sizes.total
+    def __init__(self, limit_bytes: Callable[[], int], state_dir: Path, traffic: Traffic) -> None:
+        """Keep what is large below ``state_dir``, ``limit_bytes`` at most."""
+        self._folder, self._traffic = state_dir / "uploads", traffic
+        # How many there are, and how large they are when they are whole.
+        self.counts, self.sizes = FairShare(lambda: MOST), FairShare(limit_bytes)
+        self._under_way = dict[_Key, _Upload]()
+        self._threads = ThreadPoolExecutor(2, "wasmkiln-upload")
 
     def held_bytes(self, sha256: str, call: Call) -> int:
         """Return how much there is of a module. Raises INVALID_REQUEST."""
@@ -108,12 +96,12 @@ class Uploads:
 
     @asynccontextmanager
     async def take(
-        self, read: Read, call: Call, limit_bytes: int
+        self, read: Read, call: Call, expect: Callable[[int, str], None]
     ) -> AsyncIterator[tuple[str, Wasm]]:
-        """Take a module of at most ``limit_bytes``; yield the digest that it should have, and it.
+        """Take a module; yield the digest that it should have, and it.
 
-        It is kept where the body is cut, or fails in a way that may pass. Raises the errors of
-        Upload.
+        ``expect`` raises if no module of a size is wanted, with the name of an engine. The module
+        is kept where the body is cut, or fails in a way that may pass. Raises the errors of Upload.
         """
         if (request := await read()) is None:
             raise errors.invalid_request("cannot upload: the call has no message", "")
@@ -121,8 +109,7 @@ class Uploads:
         bound("engine", len(call.engine.encode()), MAX_NAME_BYTES)
         key = _key(sha256, call)
         call.module = sha256
-        if size_bytes > limit_bytes:
-            raise errors.module_too_large(size_bytes, limit_bytes)
+        expect(size_bytes, call.engine)
         upload = self._begin(key, size_bytes, call)
         try:
             if upload.writing:
@@ -141,19 +128,24 @@ class Uploads:
         finally:
             if upload.call is call:
                 upload.call = None
+                if self._under_way.get(upload.key) is upload:
+                    loop = asyncio.get_running_loop()
+                    upload.timer = loop.call_later(KEPT_S, self._drop, upload)
 
     def _begin(self, key: _Key, size_bytes: int, call: Call) -> _Upload:
         """Go on with an upload, or begin one. Raises COMPILE_QUEUE_FULL."""
         upload = self._under_way.get(key)
         if upload and upload.call:
-            self.traffic.cancel(upload.call, upload.interrupted("another call took it over"))
+            self._traffic.cancel(upload.call, upload.interrupted("another call took it over"))
+        if upload and upload.timer:
+            upload.timer.cancel()
         if upload and upload.size_bytes != size_bytes:
             self._drop(upload)  # One of the two is a mistake: the digest stands for one size.
             upload = None
         if upload is None:
-            fits = self._count.fits(call.caller, 1) and self._sizes.fits(call.caller, size_bytes)
+            fits = self.counts.fits(call.caller, 1) and self.sizes.fits(call.caller, size_bytes)
             if self._under_way and not fits:
-                total = f"{self._count.total} uploads of {self._sizes.total:,} bytes"
+                total = f"{self.counts.total} uploads of {self.sizes.total:,} bytes"
                 raise errors.uploads_full(f"{total} have not ended")
             upload = _Upload(key, size_bytes, self._spool(size_bytes))
             self._under_way[key] = upload
@@ -162,15 +154,13 @@ class Uploads:
         # What goes on counts for the caller as it is named now: it may have a new connection.
         upload.call, upload.caller = call, call.caller
         self._charge(upload, 1)
-        if upload.timer is None:
-            self._look(upload)
         return upload
 
     def _spool(self, size_bytes: int) -> bytearray | Spooled:
         if size_bytes <= _IN_MEMORY_BYTES:
             return bytearray()
         try:
-            return Spooled(self.state_dir / "uploads")
+            return Spooled(self._folder)
         except OSError as failure:
             raise _no_disk(failure) from None
 
@@ -184,37 +174,24 @@ class Uploads:
             raise upload.interrupted("a piece begins behind what the daemon holds")
         if not (data := data[len(upload.data) - at :]):
             return
-        upload.last_s = asyncio.get_running_loop().time()
         if isinstance(upload.data, bytearray):
             upload.data += data
             return
-        work = asyncio.get_running_loop().run_in_executor(self._threads, upload.data.append, data)
-        upload.writing = work
+        loop = asyncio.get_running_loop()
+        upload.writing = loop.run_in_executor(self._threads, upload.data.append, data)
         try:
-            await asyncio.shield(work)
+            await asyncio.shield(upload.writing)
         except OSError as failure:
             raise _no_disk(failure) from None
 
     def _charge(self, upload: _Upload, sign: int) -> None:
-        self._count.add(upload.caller, sign)
-        self._sizes.add(upload.caller, sign * upload.size_bytes)
-
-    def _look(self, upload: _Upload) -> None:
-        """Throw an upload away that nobody has gone on with for long; else look again then."""
-        loop = asyncio.get_running_loop()
-        upload.last_s = upload.last_s or loop.time()
-        left_s = upload.last_s + KEPT_S - loop.time()
-        if left_s <= 0 and not upload.call:
-            self._drop(upload)
-        else:
-            upload.timer = loop.call_later(max(left_s, 1.0), self._look, upload)
+        self.counts.add(upload.caller, sign)
+        self.sizes.add(upload.caller, sign * upload.size_bytes)
 
     def _drop(self, upload: _Upload) -> None:
         if self._under_way.get(upload.key) is upload:
             del self._under_way[upload.key]
             self._charge(upload, -1)
-            if upload.timer:
-                upload.timer.cancel()
 
 
 def _key(sha256: str, call: Call) -> _Key:
