@@ -136,12 +136,12 @@ def test_a_file_that_changes_meanwhile_is_told(
     file = tmp_path / "m.wasm"
     file.write_bytes(OTHER)
 
-    def changed_first(source: Any, *, with_bytes: bool = False) -> Any:
-        if with_bytes:
-            file.write_bytes(ADDER)
-        return identify(source, with_bytes=with_bytes)
+    def then_changed(source: Any) -> Any:
+        identified = identify(source)
+        file.write_bytes(ADDER)
+        return identified
 
-    monkeypatch.setattr("wasmkiln._header_fields.identify", changed_first)
+    monkeypatch.setattr("wasmkiln.client.identify", then_changed)
     client = host.asking()
     with pytest.raises(OSError, match="changed during a call: ask again"):
         client.module(file)
