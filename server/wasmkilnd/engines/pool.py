@@ -181,6 +181,11 @@ class WorkerPool:
         """Why the engine has no worker; empty if it has one or one is starting."""
         return "" if self.alive else self._cause
 
+    @property
+    def is_held_up(self) -> bool:
+        """Whether its jobs wait for memory that other jobs have."""
+        return self.memory.is_awaited(self)
+
     async def start(self) -> None:
         """Start all workers. Raises WorkerDied when the first does not come up."""
         first = await self.start_worker()

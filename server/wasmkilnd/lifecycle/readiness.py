@@ -88,8 +88,8 @@ class Readiness:
                 log.error("not serving", cause=why)
             report(ready)
         pools = [each.pool for each in self._serving.registry.served] if self._serving else []
-        stuck = [each for each in pools if each.waiting and not (each.busy or each.why_no_worker)]
-        if all(each.memory.is_awaited(each) for each in stuck):
+        waiting = [each for each in pools if each.waiting]
+        if all(each.busy or each.why_no_worker or each.is_held_up for each in waiting):
             self._got_on_s = self._clock()
         return self._clock() - self._got_on_s < STUCK_S
 
