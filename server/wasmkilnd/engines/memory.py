@@ -22,14 +22,17 @@ two cases for a job that asks:
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import TypeAlias
 
 from wasmkilnd.engines.process import ARENAS, JobOrder
 from wasmkilnd.machine import JobsGroup, cpu_count
 from wasmkilnd.model import FAST_SETTINGS, Limits, Reloadable
+
+# Has a pool start the jobs that there are workers and memory for; returns whether any started.
+Fill: TypeAlias = "Callable[[], bool]"
 
 _MIB = 2**20
 # What a job maps and hardly touches: the heap of each thread takes 64 MiB of address space, its
@@ -40,13 +43,6 @@ _FIRST_GUESS, _FIRST_GUESS_BYTES = 128, 128 * _MIB
 # How many jobs of a class are remembered: a module that needed much counts until as many others
 # came.
 _RECENT = 32
-
-
-class Pool(Protocol):
-    """The jobs of an engine."""
-
-    def fill(self) -> bool:
-        """Start the jobs that there are workers and memory for; return whether any started."""
 
 
 @dataclass(eq=False)
@@ -61,7 +57,7 @@ class Memory:
         # By job.
         self._reserved: dict[Hashable, int] = {}
         # What the next job of each pool needs, in the order in which they began to wait for it.
-        self._line: dict[Pool, int] = {}
+        self._line: dict[Fill, int] = {}
         # What jobs reserved that passed the first in the line, while it stands there.
         self._passed: dict[Hashable, int] = {}
         # The peaks of recent jobs, by what they did and the size of their modules.
@@ -77,17 +73,17 @@ class Memory:
         """What jobs have reserved."""
         return sum(self._reserved.values())
 
-    def is_awaited(self, pool: Pool) -> bool:
+    def is_awaited(self, pool: Fill) -> bool:
         """Return whether a pool waits for the memory that other jobs have."""
         return pool in self._line and bool(self._reserved)
 
-    def take(self, pool: Pool, job: Hashable, wanted: int, *, is_next: bool) -> bool:
+    def take(self, pool: Fill, job: Hashable, wanted: int, *, is_next: bool) -> bool:
         """Reserve memory for a job, if its turn allows; else its pool waits in the line.
 
         ``is_next``: whether no other job of its pool goes before it.
         """
         front, taken = next(iter(self._line), pool), self.reserved
-        passes = not is_next or front is not pool
+        passes = not is_next or front != pool
         # A job that is alone gets whatever it needs: a reload may have lowered the total.
         fits = taken + wanted <= self.total or not taken
         if fits and passes:
@@ -103,9 +99,9 @@ class Memory:
             self._line[pool] = wanted
         return fits
 
-    def leave(self, pool: Pool) -> None:
+    def leave(self, pool: Fill) -> None:
         """Take a pool out of the line: it needs no memory, or has no worker for it."""
-        if pool is next(iter(self._line), None):
+        if pool == next(iter(self._line), None):
             self._passed.clear()
         self._line.pop(pool, None)
 
@@ -114,9 +110,9 @@ class Memory:
         self._reserved.pop(job, None)
         self._passed.pop(job, None)
 
-    def settle(self, pool: Pool) -> None:
+    def settle(self, pool: Fill) -> None:
         """Have pools start what they can: those in the line in its order, then ``pool``."""
-        while any(each.fill() for each in (*self._line, pool)):
+        while any(fill() for fill in (*self._line, pool)):
             pass
 
     def wanted(self, engine_id: str, order: JobOrder) -> int:

@@ -184,7 +184,7 @@ class WorkerPool:
     @property
     def is_held_up(self) -> bool:
         """Whether its jobs wait for memory that other jobs have."""
-        return self.memory.is_awaited(self)
+        return self.memory.is_awaited(self.fill)
 
     async def start(self) -> None:
         """Start all workers. Raises WorkerDied when the first does not come up."""
@@ -275,7 +275,7 @@ class WorkerPool:
             for each in watching:
                 each.cancel()
             if not job.worker:  # Others may have waited behind it.
-                self.memory.settle(self)
+                self.memory.settle(self.fill)
         if not job.granted.done():
             watching[0].result()  # It may have failed.
         elif refusal := job.granted.result():
@@ -367,7 +367,7 @@ class WorkerPool:
         job.memory_bytes = wanted
         if wanted > job.order.limits.compile_memory_bytes:
             wanted = max(wanted, self.memory.total)
-        return self.memory.take(self, job, wanted, is_next=is_next)
+        return self.memory.take(self.fill, job, wanted, is_next=is_next)
 
     def fill(self) -> bool:
         """Start the jobs that there are workers and memory for; return whether any started."""
@@ -376,7 +376,7 @@ class WorkerPool:
             self._start(job, self._idle.pop())
             started = True
         if not (self._idle and self._waiting):
-            self.memory.leave(self)
+            self.memory.leave(self.fill)
         return started
 
     def _start(self, job: Job, worker: Worker) -> None:
@@ -391,7 +391,7 @@ class WorkerPool:
         self.memory.give(job)
         if worker.process.returncode is None:  # A keeper replaces one that has ended.
             self._idle.append(worker)
-        self.memory.settle(self)
+        self.memory.settle(self.fill)
 
     def offer(self, worker: Worker) -> None:
         """Give a worker that is free to the job whose turn it is."""

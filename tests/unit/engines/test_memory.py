@@ -187,9 +187,9 @@ async def test_where_all_wait_for_memory_of_other_engines_nothing_is_stuck() -> 
     await settled()
     waits = machine.pools["b"]
     assert (waits.waiting, waits.busy) == (1, 0)
-    assert machine.memory.is_awaited(waits)
+    assert machine.memory.is_awaited(waits.fill)
     await machine.jobs[0].end()
-    assert not machine.memory.is_awaited(waits)
+    assert not machine.memory.is_awaited(waits.fill)
 
 
 async def test_a_job_that_needs_more_than_a_reload_has_left_runs_alone() -> None:
