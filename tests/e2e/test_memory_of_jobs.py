@@ -40,10 +40,11 @@ def on(group: ControlGroup, folder: Path, *flags: str) -> Daemon:
     """Start a daemon in the group, with eight workers of one engine."""
     state = fresh_state(folder / "state", own_keys=True, engines=("wasmtime-50.0.1",))
     tiers = "--redis-url", "none", "--host-store-dir", "none", "--memory-bytes", "16MiB"
+    sizes = "--max-module-bytes", "8MiB"
     enter = sys.executable, "-c", _ENTER, str(group.path / "cgroup.procs"), WASMKILND
     own = {"WASMKILN_WORKERS": "8", "WASMKILN_COMPILE_TIMEOUT_S": "900"}
     limits = "--compile-memory-bytes", str(ONE), "--compile-memory-total-bytes", str(ALL)
-    return Daemon(state, [*tiers, *limits, *flags], own, enter)
+    return Daemon(state, [*tiers, *sizes, *limits, *flags], own, enter)
 
 
 @pytest.mark.timeout(1800)

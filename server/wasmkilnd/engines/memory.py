@@ -21,15 +21,21 @@ two cases for a job that asks:
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict, deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TypeAlias
 
+import structlog
+
 from wasmkilnd.engines.process import ARENAS, JobOrder
-from wasmkilnd.machine import JobsGroup, cpu_count
+from wasmkilnd.machine import cpu_count
 from wasmkilnd.model import FAST_SETTINGS, Limits, Reloadable
+
+log = structlog.get_logger("wasmkilnd.engines")
 
 # Has a pool start the jobs that there are workers and memory for; returns whether any started.
 Fill: TypeAlias = "Callable[[], bool]"
@@ -43,6 +49,55 @@ _FIRST_GUESS, _FIRST_GUESS_BYTES = 128, 128 * _MIB
 # How many jobs of a class are remembered: a module that needed much counts until as many others
 # came.
 _RECENT = 32
+
+
+class JobsGroup:
+    """A control group for jobs, beside the daemon's: it bounds their memory, and they never swap.
+
+    It is made where the daemon's own group is named ``daemon``, which says that the one above was
+    given to the daemon (systemd: ``Delegate=memory``, ``DelegateSubgroup=daemon``). Elsewhere, and
+    where the kernel refuses, nothing is done: the log says so, and jobs have their own limits.
+    """
+
+    _folder: Path | None = None
+
+    def open(self, memory_bytes: int, root: Path = Path("/")) -> None:
+        """Make the group. ``root`` holds /proc and /sys."""
+        told = (root / "proc/self/cgroup").read_text()
+        if not (own := re.search(r"^0::/(.+)/daemon$", told, re.MULTILINE)):
+            log.debug("jobs have no control group: the daemon was not given one")
+            return
+        given = root / "sys/fs/cgroup" / own[1]
+        self._folder = given / "jobs"
+        try:
+            self._write(given / "cgroup.subtree_control", "+memory")
+            self._folder.mkdir(exist_ok=True)
+            self._write(self._folder / "memory.swap.max", "0")
+            self._write(self._folder / "memory.max", str(memory_bytes))
+        except OSError as refusal:
+            log.info("jobs have no control group", group=str(given), cause=str(refusal))
+            self._folder = None
+        else:
+            log.info("jobs have a control group", group=str(self._folder), limit=memory_bytes)
+
+    def limit(self, memory_bytes: int) -> None:
+        """Change how much memory jobs have together."""
+        self._tell("memory.max", memory_bytes)
+
+    def enter(self, pid: int) -> None:
+        """Move a worker there; what it starts follows."""
+        self._tell("cgroup.procs", pid)
+
+    def _tell(self, file: str, number: int) -> None:
+        try:
+            if self._folder:
+                self._write(self._folder / file, str(number))
+        except OSError as refusal:
+            log.warning("cannot use the control group of jobs", file=file, cause=str(refusal))
+
+    def _write(self, file: Path, text: str) -> None:
+        with file.open("r+", encoding="ascii") as there:  # The kernel makes them.
+            there.write(text)
 
 
 @dataclass(eq=False)

@@ -298,21 +298,18 @@ class WorkerPool:
         One that had less than its limit runs again however it broke. Learn from one that succeeded.
         """
         given, limits, before = job.memory_bytes, job.order.limits, job.needs_bytes
-        outcome = "failed"
-        try:
-            found = verdict.read(report, self.engine_id, "compiling", limits)
-        except errors.WasmkilnError as failure:
-            if given < limits.compile_memory_bytes and verdict.may_need_memory(report, failure):
-                job.needs_bytes = limits.compile_memory_bytes
-            elif verdict.needs_memory(report, failure):
-                job.needs_bytes = max(given, limits.compile_memory_retry_bytes)
-        else:
-            outcome = "ok"
+        found = verdict.ending(report, self.engine_id, limits)
+        broke = isinstance(found, errors.WasmkilnError)
+        if before:
+            memory = "retry" if before > limits.compile_memory_bytes else "limit"
+            self.metrics.count("jobs_run_again", memory, "failed" if broke else "ok")
+        if isinstance(found, verdict.Verdict):
             if found.outcome is verdict.Outcome.VALID:
                 self.memory.learn(self.engine_id, job.order, report.peak_memory_bytes)
-        if before:
-            limit = "retry" if before > limits.compile_memory_bytes else "limit"
-            self.metrics.count("jobs_run_again", limit, outcome)
+        elif given < limits.compile_memory_bytes and verdict.may_need_memory(report, found):
+            job.needs_bytes = limits.compile_memory_bytes
+        elif verdict.needs_memory(report, found):
+            job.needs_bytes = max(given, limits.compile_memory_retry_bytes)
         return job.needs_bytes > given
 
     def _make_room(self, newcomer: Job) -> None:

@@ -140,8 +140,16 @@ def read(report: JobReport, engine_id: str, what: str, limits: Limits) -> Verdic
     return Verdict(Outcome(result.outcome), words, result.offset, feature)
 
 
+def ending(report: JobReport, engine_id: str, limits: Limits) -> Verdict | WasmkilnError:
+    """Return what ``read`` returns, or raises."""
+    try:
+        return read(report, engine_id, "compiling", limits)
+    except WasmkilnError as failure:
+        return failure
+
+
 def may_need_memory(report: JobReport, failure: WasmkilnError) -> bool:
-    """Return whether a job that ``read`` raises ``failure`` for might have ended well with more.
+    """Return whether a job that ended in ``failure`` might have ended well with more memory.
 
     Short of memory, engines end in any way. Only what they decide, and time limits, stay.
     """

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from wasmkilnd.machine import JobsGroup, cpu_count, file_system_bytes, memory_bytes
+from wasmkilnd.machine import cpu_count, file_system_bytes, memory_bytes
 
 GIB = 2**30
 
@@ -65,52 +65,3 @@ def test_the_file_system_of_a_folder_that_does_not_exist_yet(tmp_path: Path) -> 
     assert file_system_bytes(tmp_path / "not" / "there" / "yet") == size_bytes
     (tmp_path / "file").write_text("")
     assert file_system_bytes(tmp_path / "file" / "below") == size_bytes
-
-
-UNIT = "system.slice/kiln.service"
-
-
-def unit(root: Path, *missing: str, own: str = "daemon") -> Path:
-    """Make a stand-in for what systemd gives a unit with ``Delegate=memory``; return its folder.
-
-    The files are those that the kernel makes.
-    """
-    machine(root, {"proc/self/cgroup": f"0::/{UNIT}/{own}\n"})
-    folder = root / "sys/fs/cgroup" / UNIT
-    files = "cgroup.subtree_control", "jobs/memory.max", "jobs/memory.swap.max", "jobs/cgroup.procs"
-    for name in {*files} - {*missing}:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("")
-    return folder
-
-
-def test_a_daemon_that_was_given_a_group_puts_jobs_into_one_of_their_own(tmp_path: Path) -> None:
-    folder, group = unit(tmp_path), JobsGroup()
-    group.open(6 * GIB, tmp_path)
-    assert (folder / "cgroup.subtree_control").read_text() == "+memory"
-    assert (folder / "jobs/memory.max").read_text() == f"{6 * GIB}"
-    assert (folder / "jobs/memory.swap.max").read_text() == "0"
-    group.enter(77)
-    assert (folder / "jobs/cgroup.procs").read_text() == "77"
-    group.limit(7 * GIB)  # A reload.
-    assert (folder / "jobs/memory.max").read_text() == f"{7 * GIB}"
-
-
-@pytest.mark.parametrize("own", ["", "kiln", "daemon/below"])
-def test_a_group_that_was_not_given_is_left_alone(tmp_path: Path, own: str) -> None:
-    folder, group = unit(tmp_path, own=own), JobsGroup()
-    group.open(GIB, tmp_path)
-    group.enter(77)
-    group.limit(GIB)
-    assert not any(each.read_text() for each in folder.rglob("*") if each.is_file())
-
-
-@pytest.mark.parametrize("missing", ["cgroup.subtree_control", "jobs/memory.max"])
-def test_what_the_kernel_refuses_is_told_once(
-    tmp_path: Path, missing: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder, group = unit(tmp_path, missing), JobsGroup()
-    group.open(GIB, tmp_path)
-    group.enter(77)
-    assert (folder / "jobs/cgroup.procs").read_text() == ""
-    assert capsys.readouterr().out.count("jobs have no control group") == 1

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from wasmkilnd.engines import verdict
-from wasmkilnd.engines.memory import Memory
+from wasmkilnd.engines.memory import JobsGroup, Memory
 from wasmkilnd.engines.pool import Job, WorkerPool
 from wasmkilnd.engines.process import JobOrder, JobReport, Worker
 from wasmkilnd.errors import Fault, WasmkilnError
@@ -396,3 +397,55 @@ async def test_what_is_no_want_of_memory_is_not_tried_with_more_than_the_limit(h
     await settled()
     await machine.jobs[0].end(**broken(how))
     assert task.done()
+
+
+# --- A control group ---------------------------------------------------------------------------
+
+UNIT = "system.slice/kiln.service"
+
+
+def unit(root: Path, *missing: str, own: str = "daemon") -> Path:
+    """Make a stand-in for what systemd gives a unit with ``Delegate=memory``; return its folder.
+
+    The files are those that the kernel makes.
+    """
+    folder = root / "sys/fs/cgroup" / UNIT
+    (folder / "jobs").mkdir(parents=True)
+    files = "cgroup.subtree_control", "jobs/memory.max", "jobs/memory.swap.max", "jobs/cgroup.procs"
+    for name in {*files} - {*missing}:
+        (folder / name).write_text("")
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/cgroup").write_text(f"0::/{UNIT}/{own}\n")
+    return folder
+
+
+def test_a_daemon_that_was_given_a_group_puts_jobs_into_one_of_their_own(tmp_path: Path) -> None:
+    folder, group = unit(tmp_path), JobsGroup()
+    group.open(6000 * MIB, tmp_path)
+    assert (folder / "cgroup.subtree_control").read_text() == "+memory"
+    assert (folder / "jobs/memory.max").read_text() == f"{6000 * MIB}"
+    assert (folder / "jobs/memory.swap.max").read_text() == "0"
+    group.enter(77)
+    assert (folder / "jobs/cgroup.procs").read_text() == "77"
+    group.limit(7000 * MIB)  # A reload.
+    assert (folder / "jobs/memory.max").read_text() == f"{7000 * MIB}"
+
+
+@pytest.mark.parametrize("own", ["", "kiln", "daemon/below"])
+def test_a_group_that_was_not_given_is_left_alone(tmp_path: Path, own: str) -> None:
+    folder, group = unit(tmp_path, own=own), JobsGroup()
+    group.open(1024 * MIB, tmp_path)
+    group.enter(77)
+    group.limit(1024 * MIB)
+    assert not any(each.read_text() for each in folder.rglob("*") if each.is_file())
+
+
+@pytest.mark.parametrize("missing", ["cgroup.subtree_control", "jobs/memory.max"])
+def test_what_the_kernel_refuses_is_told_once(
+    tmp_path: Path, missing: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, group = unit(tmp_path, missing), JobsGroup()
+    group.open(1024 * MIB, tmp_path)
+    group.enter(77)
+    assert (folder / "jobs/cgroup.procs").read_text() == ""
+    assert capsys.readouterr().out.count("jobs have no control group") == 1
