@@ -19,12 +19,13 @@ from tests.e2e.programs import WASMKILND, Installed
 from tests.sizes import size
 
 MIB = 2**20
-# The machine, all of its jobs, and a job. Where the machine is small, the jobs have relatively
+# The machine, all of its jobs, and a job, at first and alone. Where the machine is small, the jobs have relatively
 # more of it: the address space that no thread of theirs touches does not shrink with it.
 MACHINE, ALL, ONE = size(8192, 2048) * MIB, size(6144, 1536) * MIB, size(2048, 512) * MIB
+RETRY = 2 * ONE
 # wasmtime touches 5.6 KB for each empty function: the first has most of what one job may have, the
-# second more than that, and the third more than all may have.
-NEEDED = size(0.85, 0.65) * ONE, 1.5 * ONE, 1.25 * ALL
+# second more than that, and the third more than it may have alone.
+NEEDED = size(0.85, 0.65) * ONE, 1.5 * ONE, 1.25 * RETRY
 FITS, LARGE, TOO_LARGE = (int(each / 5700) for each in NEEDED)
 # Two processors, however many there are: each thread takes address space. The group comes last, so
 # that the interpreter is in it with all that it maps from then on.
@@ -53,7 +54,7 @@ def test_with_every_job_at_its_limit_nothing_is_killed_and_all_are_answered(
 ) -> None:
     sizes = [*(FITS + n for n in range(8)), LARGE, TOO_LARGE]
     with control_group(MACHINE) as group:
-        flags = "--compile-memory-retry-bytes", str(ALL)
+        flags = "--compile-memory-retry-bytes", str(RETRY)
         with (
             on(group, tmp_path, *flags) as daemon,
             daemon.client(timeout_s=1500, max_attempts=1) as client,
@@ -82,7 +83,7 @@ def test_with_every_job_at_its_limit_nothing_is_killed_and_all_are_answered(
             assert len(set(small)) == 20
             assert all(isinstance(each, int) and each > 0 for each in fit), fit
             assert isinstance(too_large, CompileMemoryLimit), too_large
-            assert too_large.metadata["limit_bytes"] == str(ALL)
+            assert too_large.metadata["limit_bytes"] == str(RETRY)
             assert again["retry", "ok"] == 1
             assert again["retry", "failed"] == 1
             assert (replaced, group.killed) == (0, 0)

@@ -83,6 +83,16 @@ def test_it_has_started_with_the_key_that_was_made(machine: Booted) -> None:
     assert shown(machine, "CPUWeight") == "100"
 
 
+def test_the_daemon_is_given_a_group_for_its_jobs(machine: Booted) -> None:
+    """It uses it where groups of version 2 have the controller of memory."""
+    own = machine.run("cat", f"/proc/{shown(machine, 'MainPID')}/cgroup").stdout
+    assert own.endswith(f"/{UNIT}.service/daemon\n")
+    events = {json.loads(each["MESSAGE"])["event"]: each for each in journal(machine)}
+    here = machine.run("cat", "/sys/fs/cgroup/cgroup.controllers").stdout
+    without = "memory" not in here.split()
+    assert f"jobs have {'no' if without else 'a'} control group" in events
+
+
 def test_the_journal_has_priorities_and_lines_of_json_alone(machine: Booted) -> None:
     lines = [each for each in journal(machine) if each["_SYSTEMD_UNIT"] == f"{UNIT}.service"]
     assert {json.loads(each["MESSAGE"])["level"]: each["PRIORITY"] for each in lines}["info"] == "6"
