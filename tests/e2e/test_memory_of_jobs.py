@@ -19,8 +19,8 @@ from tests.e2e.programs import WASMKILND, Installed
 from tests.sizes import size
 
 MIB = 2**20
-# The machine, all of its jobs, and a job, at first and alone. Where the machine is small, the jobs have relatively
-# more of it: the address space that no thread of theirs touches does not shrink with it.
+# The machine, all of its jobs, and a job, at first and alone. Where the machine is small, a job
+# needs relatively more: the address space that no thread of its touches does not shrink with it.
 MACHINE, ALL, ONE = size(8192, 2048) * MIB, size(6144, 1536) * MIB, size(2048, 512) * MIB
 RETRY = 2 * ONE
 # wasmtime touches 5.6 KB for each empty function: the first has most of what one job may have, the
