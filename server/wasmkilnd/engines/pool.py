@@ -293,24 +293,21 @@ class WorkerPool:
         return report
 
     def _needs_more(self, job: Job, report: JobReport) -> bool:
-        """Return whether a job that has ended ran out of memory, and is to run again with more.
+        """Return whether a job that has ended is to run again with more memory.
 
-        One that had less than its limit runs again however it broke. Learn from one that succeeded.
+        Learn from one that succeeded.
         """
-        given, limits, before = job.memory_bytes, job.order.limits, job.needs_bytes
+        limits, before, more = job.order.limits, job.needs_bytes, 0
         found = verdict.ending(report, self.engine_id, limits)
-        broke = isinstance(found, errors.WasmkilnError)
+        if isinstance(found, errors.WasmkilnError):
+            job.needs_bytes = more = verdict.more_memory(report, found, limits)
+        elif found.outcome is verdict.Outcome.VALID:
+            self.memory.learn(self.engine_id, job.order, report.peak_memory_bytes)
         if before:
             memory = "retry" if before > limits.compile_memory_bytes else "limit"
-            self.metrics.count("jobs_run_again", memory, "failed" if broke else "ok")
-        if isinstance(found, verdict.Verdict):
-            if found.outcome is verdict.Outcome.VALID:
-                self.memory.learn(self.engine_id, job.order, report.peak_memory_bytes)
-        elif given < limits.compile_memory_bytes and verdict.may_need_memory(report, found):
-            job.needs_bytes = limits.compile_memory_bytes
-        elif verdict.needs_memory(report, found):
-            job.needs_bytes = max(given, limits.compile_memory_retry_bytes)
-        return job.needs_bytes > given
+            ok = isinstance(found, verdict.Verdict)
+            self.metrics.count("jobs_run_again", memory, "ok" if ok else "failed")
+        return more > 0
 
     def _make_room(self, newcomer: Job) -> None:
         """Refuse jobs that wait until there is room for the one that came last.

@@ -148,22 +148,22 @@ def ending(report: JobReport, engine_id: str, limits: Limits) -> Verdict | Wasmk
         return failure
 
 
-def may_need_memory(report: JobReport, failure: WasmkilnError) -> bool:
-    """Return whether a job that ended in ``failure`` might have ended well with more memory.
+def more_memory(report: JobReport, failure: WasmkilnError, limits: Limits) -> int:
+    """Return with how much memory a job that ended in ``failure`` is to run again; 0 for not again.
 
-    Short of memory, engines end in any way. Only what they decide, and time limits, stay.
+    Short of memory, engines end in any way: a job that had less than its limit gets that, unless
+    its engine decided or its time ran out. One that had its limit gets more only where it ran out
+    of memory, or was killed as the kernel does then.
     """
-    return failure.reason in (Reason.COMPILE_MEMORY_LIMIT, Reason.COMPILER_CRASHED) or (
-        failure.reason is Reason.SETTING_UNKNOWN and report.result is None
-    )
-
-
-def needs_memory(report: JobReport, failure: WasmkilnError) -> bool:
-    """Return whether a job ended at its memory limit, or the kernel's, which sends SIGKILL."""
-    is_killed = report.signal == signal.SIGKILL and not report.protocol_error
-    return failure.reason is Reason.COMPILE_MEMORY_LIMIT or (
-        failure.reason is Reason.COMPILER_CRASHED and is_killed
-    )
+    given, limit_bytes = _memory_of(report, limits), limits.compile_memory_bytes
+    is_broken = failure.reason is Reason.COMPILER_CRASHED
+    is_killed = is_broken and report.signal == signal.SIGKILL and not report.protocol_error
+    if failure.reason is Reason.COMPILE_MEMORY_LIMIT or is_killed:
+        more = limits.compile_memory_retry_bytes if given >= limit_bytes else limit_bytes
+        return more if more > given else 0
+    # An engine that dies of its settings may have died of memory.
+    is_broken |= failure.reason is Reason.SETTING_UNKNOWN and report.result is None
+    return limit_bytes if is_broken and given < limit_bytes else 0
 
 
 def compiled_code(report: JobReport, engine_id: str, queued_s: float) -> CompiledCode:

@@ -42,7 +42,7 @@ from wasmkilnd.ownership import NotOurs
 from wasmkilnd.rpc.messages import Capabilities
 from wasmkilnd.settings import Settings
 from wasmkilnd.telemetry.audit import Audit, audit_change
-from wasmkilnd.telemetry.metrics import JobsMemory, Metrics
+from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.tenants import OpenTenant, Tenants
 from wasmkilnd.usage import Use
 
@@ -203,7 +203,8 @@ class Serving:
         # Every warm-up since the daemon started, by the new engine.
         self._warm_ups: dict[str, EngineWarmUp] = {}
         gauges, registry = metrics.gauges, self.registry
-        gauges.memory = lambda: JobsMemory(self.memory.reserved, self.memory.total)
+        gauges.jobs_reserved_bytes = lambda: self.memory.reserved
+        gauges.jobs_limit_bytes = lambda: self.memory.total
         gauges.engine_states = lambda: (
             {each.id: False for each in self.unserved} | {each.id: True for each in registry.served}
         )

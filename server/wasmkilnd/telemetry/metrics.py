@@ -124,8 +124,8 @@ queue_for_memory            gauge engine engines.queued_for_memory    Jobs waiti
 queue_callers               gauge engine engines.queued_callers       Callers that share the queue.
 queue_bytes                 gauge engine engines.queued_bytes         Size of the modules that wait.
 queue_expected_wait_seconds gauge engine engines.expected_wait_s      What one more would wait.
-jobs_memory_reserved_bytes gauge - memory.reserved_bytes Memory that running jobs may use.
-jobs_memory_limit_bytes    gauge - memory.limit_bytes    Memory that all jobs together may use.
+jobs_memory_reserved_bytes gauge - jobs_reserved_bytes Memory that running jobs may use.
+jobs_memory_limit_bytes    gauge - jobs_limit_bytes    Memory that all jobs together may use.
 engine_state             gauge   engine,state -               1 for its state, 0 for the other.
 isolation_confined       gauge   engine       isolation.holds Whether no break-out succeeded.
 isolation_layer          gauge   engine,layer -               1 in force, 0.5 in part, 0 not.
@@ -243,16 +243,6 @@ class EngineUsage:
 
 
 @dataclass(frozen=True, slots=True)
-class JobsMemory:
-    """The memory of all jobs together."""
-
-    # What those that run have reserved.
-    reserved_bytes: int = 0
-    # What they may reserve.
-    limit_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class TrafficUsage:
     """What calls hold now."""
 
@@ -301,7 +291,9 @@ class Readings:
     tiers: Mapping[str, model.TierUsage]
     # In the order in which the engines were added.
     engines: Mapping[str, EngineUsage]
-    memory: JobsMemory = JobsMemory()
+    # Memory: what the jobs that run have reserved, and all may reserve.
+    jobs_reserved_bytes: int = 0
+    jobs_limit_bytes: int = 0
     flights: int = 0
     quarantined: int = 0
     pins: int = 0
