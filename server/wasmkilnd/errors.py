@@ -360,15 +360,21 @@ def compile_cpu_timeout(engine: str, what: str, limit_s: float, fault: Fault = F
 
 
 @_sentence(Reason.COMPILE_MEMORY_LIMIT)
-def compile_memory_limit(engine: str, limit_bytes: int, fault: Fault = Fault.MODULE) -> str:
-    """The job reached its memory limit.
+def compile_memory_limit(
+    engine: str,
+    limit_bytes: int,
+    fault: Fault = Fault.MODULE,
+    *,
+    setting: str = "compile_memory_bytes",
+) -> str:
+    """The job reached its memory limit, which is that of ``setting``.
 
     A ``fault`` other than the module's: the machine itself may have had no more memory.
     """
     why = ""
     if fault is not Fault.MODULE:
         why = ", or the machine had no more: it used less than half of that"
-    return f"{engine} needed more than the {limit_bytes:,} bytes of compile_memory_bytes{why}"
+    return f"{engine} needed more than the {limit_bytes:,} bytes of {setting}{why}"
 
 
 @_sentence(Reason.ARTIFACT_TOO_LARGE)

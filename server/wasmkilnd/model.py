@@ -556,6 +556,9 @@ class Limits:
     compile_memory_bytes: int
     queue_length: int
     queue_bytes: int
+    # Of all jobs together; and of one that is tried again, alone.
+    compile_memory_total_bytes: int = 2**63
+    compile_memory_retry_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,6 +76,8 @@ _WORKER_GRACE_S = 10.0
 # Reads all that a full pipe can hold.
 _WHOLE_PIPE_BYTES = 2 * 1024 * 1024
 _LAST_WORDS_BYTES = 4096
+# How many heaps the threads of a job share, where it has more threads.
+ARENAS = 8
 _GONE = "the worker ended, or was killed"
 _BOOT = (
     "import sys; sys.path.append(sys.argv[3]);"
@@ -154,6 +156,8 @@ class JobReport:
     waited_s: float = math.inf
     # Whether it ran beside no other job, and beside no busy daemon.
     alone: bool = False
+    # How much memory it might use; 0 for as much as its order says.
+    memory_bytes: int = 0
     # Its peak resident memory; 0 where the kernel does not tell.
     peak_memory_bytes: int = 0
 
@@ -391,6 +395,8 @@ async def start_worker(interpreter: Path, engine: str, threads: int) -> Worker:
                 "LC_ALL": "C.UTF-8",
                 # To count CPUs, wasmtime looks at files that a confined job does not have.
                 "RAYON_NUM_THREADS": str(threads),
+                # Each thread's heap takes 64 MiB of the address space that a job has.
+                "MALLOC_ARENA_MAX": str(ARENAS),
                 "RUST_BACKTRACE": "0",  # Resolving a backtrace takes longer than many a compile.
                 "PYTHONDONTWRITEBYTECODE": "1",
             },

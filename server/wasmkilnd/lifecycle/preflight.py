@@ -74,7 +74,8 @@ def trim_memory() -> None:
 def limits_too_low(settings: Settings) -> str:
     """Return why the limits of this process rule out any job; empty if they do not."""
     cpu_s = max(1, round(settings.effective_compile_cpu_s))
-    why = sandbox.too_low(settings.effective_compile_memory_bytes, cpu_s, cpu_count())
+    most = max(settings.effective_compile_memory_bytes, settings.compile_memory_retry_bytes)
+    why = sandbox.too_low(most, cpu_s, cpu_count())
     return why and f"cannot run jobs: {why}"
 
 
