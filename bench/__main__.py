@@ -24,6 +24,7 @@ MEASUREMENTS: Measurements = {
     "fast": compiles.fast,
     "fresh": loads.fresh,
     "first": loads.first,
+    "portable": loads.portable,
     "callers": compiles.callers,
     "stalls": compiles.stalls,
     "rates": hits.rates,

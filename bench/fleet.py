@@ -204,6 +204,7 @@ class Daemon:
             served_engines=dict,
             held=FairShare(lambda: 1 << 30),
             slots=asyncio.Semaphore(1),
+            module_bytes=lambda: settings.max_module_bytes,
             sealer=site.sealer,
         )
 

@@ -68,8 +68,24 @@ def cache(order: dict[str, Any]) -> Action:
 
 def mapped(order: dict[str, Any]) -> Action:
     """Nothing but mapping the file, unchecked."""
-    engine = wasmtime.Engine()
+    engine = _engine(order)
     return lambda: wasmtime.Module.deserialize_file(engine, order["artifact"])
+
+
+def run(order: dict[str, Any]) -> Action:
+    """A function of a module that is loaded and instantiated."""
+    engine = _engine(order)
+    module = wasmtime.Module.deserialize_file(engine, order["artifact"])
+    store = wasmtime.Store(engine)
+    function: Any = wasmtime.Instance(store, module, []).exports(store)[order["function"]]
+    return lambda: (function(store, order["argument"]), module)[1]
+
+
+def _engine(order: dict[str, Any]) -> wasmtime.Engine:
+    config = wasmtime.Config()
+    if order.get("target"):
+        config.target = order["target"]
+    return wasmtime.Engine(config)
 
 
 def _load(source: str | Path, *, connected: bool = False, **how: Any) -> Action:
@@ -79,7 +95,8 @@ def _load(source: str | Path, *, connected: bool = False, **how: Any) -> Action:
     return lambda: client.module(source, engine=ENGINE_ID, into=engine)
 
 
-OPERATIONS = {each.__name__: each for each in (digest, checked, call, connect, path, cache, mapped)}
+_ALL = (digest, checked, call, connect, path, cache, mapped, run)
+OPERATIONS = {each.__name__: each for each in _ALL}
 
 
 def _answer(order: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ from wasmkilnd.settings import default_state_dir
 
 from tests.corpus.fetch import CorpusMismatch, CorpusUnavailable, fetch
 from tests.corpus.modules import BY_NAME, RealModule
-from tests.e2e.wasm import many_functions
+from tests.e2e.wasm import from_text, many_functions
 from tests.servers.redis_server import binary_of, redis_server
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,6 +48,34 @@ _ESBUILD = RealModule(
     sha256="b1831a5c0f6cf688034fb94d0419812f165ea316a3380d3fc00a151e562d2eaf",
     size_bytes=13_978_850,
 )
+
+
+PORTABLE = "pulley64"
+RUNNING = """(module
+  (memory 32)
+  (func $fib (export "fib") (param $n i32) (result i32)
+    (if (result i32) (i32.lt_u (local.get $n) (i32.const 2))
+      (then (local.get $n))
+      (else (i32.add (call $fib (i32.sub (local.get $n) (i32.const 1)))
+                     (call $fib (i32.sub (local.get $n) (i32.const 2)))))))
+  (func (export "primes") (param $below i32) (result i32)
+    (local $i i32) (local $j i32) (local $count i32)
+    (memory.fill (i32.const 0) (i32.const 0) (local.get $below))
+    (local.set $i (i32.const 2))
+    (loop $next
+      (if (i32.eqz (i32.load8_u (local.get $i)))
+        (then
+          (local.set $count (i32.add (local.get $count) (i32.const 1)))
+          (local.set $j (i32.shl (local.get $i) (i32.const 1)))
+          (block $done
+            (loop $cross
+              (br_if $done (i32.ge_u (local.get $j) (local.get $below)))
+              (i32.store8 (local.get $j) (i32.const 1))
+              (local.set $j (i32.add (local.get $j) (local.get $i)))
+              (br $cross)))))
+      (local.set $i (i32.add (local.get $i) (i32.const 1)))
+      (br_if $next (i32.lt_u (local.get $i) (local.get $below))))
+    (local.get $count)))"""
 
 
 class BenchError(Exception):
@@ -114,6 +142,12 @@ class Setting:
     def wasmtime(self) -> Target:
         """The engine of measurements that need only one."""
         return self.targets["wasmtime"]
+
+    def running(self) -> Module:
+        """Make a module whose functions compute for a while."""
+        file = self.folder / "running.wasm"
+        file.write_bytes(from_text(RUNNING))
+        return _module("running", file)
 
     def state(self, name: str) -> Path:
         """Make a state directory with wasmtime, and nothing else."""

@@ -6,14 +6,23 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 
 from wasmkiln import Client
+from wasmkiln.v1.types_pb2 import ORIGIN_COMPILED
 
 from bench import lab
 from bench.hits import wait_for_file
 from bench.lab import Setting
 from bench.rows import Row, compare, in_turns
 
+Pair = tuple[list[float], str, list[float]]
+
+# Functions of `lab.RUNNING`, and for which number each is called.
+RUNS = (
+    ("primes", 2_000_000, "a sieve of primes in memory"),
+    ("fib", 27, "recursive calls"),
+)
 _CACHE = "its own local cache"
 _ROUNDS = 40
 _BUDGET_S = 40.0  # For one module.
@@ -110,6 +119,52 @@ def first(given: Setting) -> Iterator[Row]:
         )
         ours, theirs = compiled["first"], compiled["engine"]
         yield compare(group, what, ours, "engine in-process", theirs, 0.03)
+
+
+def portable(given: Setting) -> Iterator[Row]:
+    """Code for wasmtime's interpreter beside native code: compile, size, load, run."""
+    with ExitStack() as stack:
+        daemon, client, program = _start(stack, given, "portable")
+        process, stream = program(stack), lab.RawStream(stack, daemon.address)
+        targets = {"portable": lab.PORTABLE, "native": ""}
+        real, made = given.mapped[0], given.running()
+        group, native = "portable code (pulley64)", "native code"
+
+        def compiled(target: str) -> float:
+            lab.come_to_rest(client)
+            client.evict(module_sha256=real.sha256)
+            asked = lab.request(given.wasmtime.id, real, upload=True, target=target)
+            return stream.timed(asked, ORIGIN_COMPILED)
+
+        def saved(module: lab.Module, target: str) -> dict[str, object]:
+            path = given.folder / f"{module.name}-{target}.cwasm"
+            code = client.compile(module.path, engine=given.wasmtime.id, target=target)
+            return {"artifact": str(code.save(path, header=False)), "target": target}
+
+        def measure(rounds: int, order: dict[str, dict[str, object]], **more: object) -> Pair:
+            found = in_turns(
+                {how: partial(process.ask, **order[how], **more) for how in targets},
+                given.rounds(rounds),
+                warm_up=1,
+                budget_s=_BUDGET_S,
+            )
+            return found["portable"], native, found["native"]
+
+        found = in_turns(
+            {how: partial(compiled, it) for how, it in targets.items()}, given.rounds(5)
+        )
+        what = f"{real.name}, {lab.size_of(len(real.wasm))}"
+        yield compare(group, f"{what}: compile", found["portable"], native, found["native"])
+        order = {how: saved(real, it) for how, it in targets.items()}
+        sizes = [Path(str(order[how]["artifact"])).stat().st_size for how in targets]
+        ratio = sizes[0] / sizes[1]
+        about = f"{what}: its artifact"
+        yield Row(group, about, sizes[0], native, sizes[1], ratio, (ratio, ratio), unit="B")
+        yield compare(group, f"{what}: deserialize_file", *measure(_ROUNDS, order, op="mapped"))
+        order = {how: saved(made, it) for how, it in targets.items()}
+        for function, argument, doing in RUNS:
+            series = measure(7, order, op="run", function=function, argument=argument)
+            yield compare(group, f"run {doing}", *series)
 
 
 def _start(

@@ -31,6 +31,7 @@ ROW: dict[str, Any] = {
             "triple": "x86_64-unknown-linux-gnu",
             "host": True,
             "cpus": ["baseline", "x86-64-v3", "native"],
+            "settings": {},
         }
     ],
     "native_cpu_features": ["avx2"],

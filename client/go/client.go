@@ -17,8 +17,9 @@
 //
 //	if errors.Is(err, wasmkiln.ErrModuleInvalid) { … }
 //
-// The client retries nothing by itself, apart from the upload and from asking for bytes where it
-// cannot use a file.
+// The client retries nothing by itself, apart from the upload, from asking for bytes where it
+// cannot use a file, and from what was cut: a download, or the upload of a module above 8 MiB, goes
+// on where it stood, as long as each further call gets further.
 //
 // The messages and the service lie in wasmkilnpb. They are generated from ../../protos, and in the
 // repository so that `go get` works. `go generate` writes them anew; it needs protoc,
@@ -50,6 +51,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
 	pb "github.com/wasmkiln/wasmkiln/client/go/wasmkilnpb"
 )
@@ -63,6 +65,11 @@ const (
 	DefaultMaxArtifactBytes = 1 << 30
 
 	maxMessageBytes = 64 << 20
+	// Larger modules go in pieces, of which a cut costs one.
+	uploadAboveBytes = 8 << 20
+	pieceBytes       = 256 << 10
+	// How long the client leaves an upload to the call that took it over.
+	otherUpload = time.Second
 	// A daemon puts no larger artifact into its header's message.
 	inlineLimitBytes = 65_536
 	// How long the client asks for bytes after it could not use a file.
@@ -202,11 +209,15 @@ func (c *Client) CompileDigest(ctx context.Context, sha256 string, options Compi
 func (c *Client) Load(ctx context.Context, module []byte, options CompileOptions) (*pb.LoadResponse, error) {
 	digest := sha256Hex(module)
 	return run(ctx, c, options.Background, digest, func(ctx context.Context) (*pb.LoadResponse, error) {
-		answer, err := c.modules.Load(ctx, &pb.LoadRequest{Module: module, Engine: options.Engine})
-		if err == nil && answer.GetSha256() != digest {
-			return nil, refused(ErrUnexpectedAnswer, "the daemon's answer is about another module")
+		for {
+			answer, err := c.load(ctx, digest, module, options.Engine)
+			if err == nil && answer.GetSha256() != digest {
+				return nil, refused(ErrUnexpectedAnswer, "the daemon's answer is about another module")
+			}
+			if !c.is(ctx, err, ErrUploadInterrupted) {
+				return answer, err
+			}
 		}
-		return answer, err
 	})
 }
 
@@ -273,8 +284,14 @@ func (c *Client) compile(ctx context.Context, digest string, module []byte, opti
 	}
 	return run(ctx, c, options.Background, digest, func(ctx context.Context) (*Artifact, error) {
 		artifact, err := c.ask(ctx, request, digest)
-		if module != nil && err != nil && errors.Is(c.failed(ctx, err, ""), ErrModuleNotLoaded) {
-			request.Source = &pb.CompileRequest_Module{Module: module}
+		for module != nil && c.is(ctx, err, ErrModuleNotLoaded) {
+			if len(module) <= uploadAboveBytes {
+				request.Source, module = &pb.CompileRequest_Module{Module: module}, nil
+			} else if _, err := c.load(ctx, digest, module, options.Engine); err == nil {
+				module = nil
+			} else if !c.is(ctx, err, ErrUploadInterrupted) {
+				return nil, err
+			}
 			artifact, err = c.ask(ctx, request, digest)
 		}
 		if err == nil && artifact.Header.GetHostFile() != nil {
@@ -297,41 +314,97 @@ func (c *Client) compile(ctx context.Context, digest string, module []byte, opti
 	})
 }
 
-// ask makes one Compile call. It returns what came, which nobody has checked against a digest.
+// load has the daemon take a module: a large one in pieces, if the daemon knows that, and others in
+// one message. After ErrUploadInterrupted the other call may have ended the upload.
+func (c *Client) load(ctx context.Context, digest string, module []byte, engine string) (*pb.LoadResponse, error) {
+	answer, err := c.upload(ctx, digest, module, engine)
+	if status.Code(err) == codes.Unimplemented {
+		return c.modules.Load(ctx, &pb.LoadRequest{Module: module, Engine: engine})
+	}
+	if c.is(ctx, err, ErrUploadInterrupted) {
+		select {
+		case <-ctx.Done():
+		case <-time.After(otherUpload):
+		}
+	}
+	return answer.GetLoaded(), err
+}
+
+// upload sends a large module in pieces, from where the daemon stands. If it is cut, it goes on
+// until a try begins where the one before began.
+func (c *Client) upload(ctx context.Context, digest string, module []byte, engine string) (*pb.UploadResponse, error) {
+	for begin, before := 0, -1; len(module) > uploadAboveBytes; before = begin {
+		state, err := c.modules.QueryUpload(ctx, &pb.QueryUploadRequest{Sha256: digest})
+		if err != nil {
+			return nil, err
+		}
+		stream, err := c.modules.Upload(ctx)
+		if err != nil {
+			return nil, err
+		}
+		begin = int(min(state.GetHeldBytes(), uint64(len(module))))
+		request := &pb.UploadRequest{Sha256: digest, SizeBytes: uint64(len(module)), Engine: engine}
+		for at := begin; err == nil && (at == begin || at < len(module)); at += pieceBytes {
+			request.Offset, request.Data = uint64(at), module[at:min(at+pieceBytes, len(module))]
+			err = stream.Send(request) // an error says that the call has ended, and the answer why
+			request = &pb.UploadRequest{}
+		}
+		answer, err := stream.CloseAndRecv()
+		if status.Code(err) != codes.Unavailable || begin <= before {
+			return answer, err
+		}
+	}
+	return nil, status.Error(codes.Unimplemented, "one message does it")
+}
+
+// ask makes a Compile call, and where it is cut goes on behind what came, as long as more comes each
+// time. It returns what came, which nobody has checked against a digest.
 func (c *Client) ask(ctx context.Context, request *pb.CompileRequest, digest string) (*Artifact, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the stream where its rest is of no use
-	stream, err := c.modules.Compile(ctx, request)
-	if err != nil {
-		return nil, err
-	}
 	var got Artifact
-	for {
-		message, err := stream.Recv()
-		if err == io.EOF && got.Header != nil {
+	request.OffsetBytes = 0
+	stream, err := c.modules.Compile(ctx, request)
+	for isBegun := false; ; {
+		var message *pb.CompileResponse
+		if err == nil {
+			message, err = stream.Recv()
+		}
+		size := uint64(len(got.bytes))
+		if status.Code(err) == codes.Unavailable && size > request.OffsetBytes {
+			request.OffsetBytes, request.ArtifactSha256 = size, got.Header.GetArtifactSha256()
+			isBegun = false
+			stream, err = c.modules.Compile(ctx, request)
+			continue
+		}
+		if err == io.EOF && isBegun {
 			return &got, nil
 		}
 		if err != nil && err != io.EOF {
 			return nil, err
 		}
-		if header := message.GetHeader(); header != nil {
-			if got.Header != nil {
-				return nil, refused(ErrArtifactMismatch, "the daemon's answer has two headers")
-			}
+		header := message.GetHeader()
+		if isBegun == (header != nil) {
+			return nil, refused(ErrArtifactMismatch, "the daemon's answer does not begin with its one header")
+		}
+		if header != nil {
 			if err := c.checkHeader(request, digest, header); err != nil {
 				return nil, err
 			}
-			got.Header = header
-			got.bytes, header.InlineArtifact = header.InlineArtifact, nil
-		}
-		if got.Header == nil {
-			return nil, refused(ErrArtifactMismatch, "the daemon's answer begins with no header")
+			isBegun, got.Header = true, header
+			got.bytes = append(got.bytes[:header.GetOffsetBytes()], header.GetInlineArtifact()...)
+			header.InlineArtifact = nil
 		}
 		got.bytes = append(got.bytes, message.GetChunk()...)
 		if size := got.Header.GetSizeBytes(); uint64(len(got.bytes)) > size {
 			return nil, refused(ErrArtifactMismatch, "more came than the %d bytes of the header", size)
 		}
 	}
+}
+
+// is reports whether a call failed for a reason.
+func (c *Client) is(ctx context.Context, err error, reason *Error) bool {
+	return err != nil && errors.Is(c.failed(ctx, err, ""), reason)
 }
 
 // checkHeader returns an error unless a header is about what the request asked for. A signature
@@ -374,6 +447,9 @@ func (c *Client) checkHeader(request *pb.CompileRequest, digest string, header *
 		return refused(ErrArtifactMismatch, "got an encoding that was not asked for")
 	case header.GetHostFile() != nil && !request.GetAcceptHostFile():
 		return refused(ErrArtifactMismatch, "got a file that was not asked for")
+	case header.GetOffsetBytes() != 0 && (header.GetOffsetBytes() != request.GetOffsetBytes() ||
+		header.GetArtifactSha256() != request.GetArtifactSha256()):
+		return refused(ErrArtifactMismatch, "got the rest of another artifact")
 	}
 	if limit := c.options.MaxArtifactBytes; size > limit {
 		large := refused(ErrArtifactTooLarge, "the artifact has %d bytes, above MaxArtifactBytes", size)

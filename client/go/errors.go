@@ -40,6 +40,7 @@ var (
 	ErrModuleInvalid      = &Error{Reason: "MODULE_INVALID"}
 	ErrModuleTooLarge     = &Error{Reason: "MODULE_TOO_LARGE"}
 	ErrDigestMismatch     = &Error{Reason: "DIGEST_MISMATCH"}
+	ErrUploadInterrupted  = &Error{Reason: "UPLOAD_INTERRUPTED"}
 	ErrEngineUnknown      = &Error{Reason: "ENGINE_UNKNOWN"}
 	ErrEngineRemoved      = &Error{Reason: "ENGINE_REMOVED"}
 	ErrTargetUnsupported  = &Error{Reason: "TARGET_UNSUPPORTED"}

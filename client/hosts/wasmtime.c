@@ -46,6 +46,7 @@ void wasmtime_config_consume_fuel_set(wasm_config_t *, bool);
 void wasmtime_config_epoch_interruption_set(wasm_config_t *, bool);
 void wasmtime_config_gc_support_set(wasm_config_t *, bool);
 void wasmtime_config_strategy_set(wasm_config_t *, uint8_t);
+wasmtime_error_t *wasmtime_config_target_set(wasm_config_t *, const char *);
 wasmtime_error_t *wasmtime_context_set_fuel(wasmtime_context_t *, uint64_t);
 void wasmtime_context_set_epoch_deadline(wasmtime_context_t *, uint64_t);
 wasmtime_error_t *wasmtime_module_deserialize_file(
@@ -75,7 +76,8 @@ static void check(const char *what, wasmtime_error_t *error, wasm_trap_t *trap) 
   exit(1);
 }
 
-/* Apply one of changed_settings. Those that are not here have a function of the same name. */
+/* Apply one of changed_settings, or a target. Those that are not here have a function of the same
+   name. */
 static void set(wasm_config_t *config, const char *setting) {
   if (!strcmp(setting, "collector=none") || !strcmp(setting, "gc_support=false")) {
     wasmtime_config_gc_support_set(config, false);
@@ -85,6 +87,8 @@ static void set(wasm_config_t *config, const char *setting) {
     wasmtime_config_epoch_interruption_set(config, true);
   } else if (!strcmp(setting, "strategy=winch")) {
     wasmtime_config_strategy_set(config, 2);
+  } else if (!strcmp(setting, "target=pulley64")) {
+    check("cannot set the target", wasmtime_config_target_set(config, "pulley64"), NULL);
   } else {
     fprintf(stderr, "c host: cannot apply %s: this program does not know it\n", setting);
     exit(2);

@@ -21,10 +21,10 @@ What callers use is public and exported here:
 
 How a call runs, from the outside in: a method of client.py builds a request and awaits its answer
 (rpc.py: deadline, pauses, errors), which `Client` or `AsyncClient` fetches over the channel of
-credentials.py. Each answer is checked before it is used: what every answer promises in
-rpc.py, an artifact in assembly.py and `_header_fields`. Nothing that a daemon sends is believed
-without a check: `_header_fields` says why each field may be, and `_untrusted` makes texts fit to be
-shown.
+credentials.py; a large module goes in pieces (upload.py). Each answer is checked before it is used:
+what every answer promises in rpc.py, an artifact in assembly.py and `_header_fields`. Nothing that
+a daemon sends is believed without a check: `_header_fields` says why each field may be, and
+`_untrusted` makes texts fit to be shown.
 
 Importing this package imports nothing: each name is imported when it is used, `Client` with
 protobuf, and grpcio and googleapis-common-protos by its first call. Nothing here is of the daemon.

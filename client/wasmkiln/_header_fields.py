@@ -8,12 +8,13 @@ table of all fields, and why the client may believe each.
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from wasmkiln._source import identify
 from wasmkiln._untrusted import quoted
 from wasmkiln.errors import ArtifactMismatch
 from wasmkiln.shared import FAST_SETTINGS, UNHASHED_DEFAULTS, engine_id
@@ -42,6 +43,8 @@ class Call:
     accept_fast: bool = False
     source: Source = ""
     module: bytes | None = None
+    size_bytes: int | None = None
+    """None for a digest."""
     into: Any = None
     """The engine that loads it."""
 
@@ -63,14 +66,27 @@ class Call:
 
     def read(self) -> bytes | None:
         """Return the module's bytes; None for a digest. Raise OSError if they changed."""
-        if self.module is not None:
+        if self.module is not None or self.size_bytes is None:
             return self.module
-        sha256, module, _ = identify(self.source, with_bytes=True)
-        if sha256 != self.module_sha256:
-            raise OSError(
-                f"the file of module {self.module_sha256} changed during a call: ask again"
-            )
+        module = self.piece(0, self.size_bytes)
+        if hashlib.sha256(module).hexdigest() != self.module_sha256:
+            raise self.changed()
         return module
+
+    def piece(self, offset: int, most: int) -> bytes:
+        """Return the next bytes of the module. Raise OSError if its file got shorter."""
+        if self.module is not None:
+            return self.module[offset : offset + most]
+        source: Any = self.source
+        with open(source, "rb", buffering=0) as file:  # noqa: PTH123
+            piece = os.pread(file.fileno(), most, offset)
+        if len(piece) != min(most, (self.size_bytes or 0) - offset):
+            raise self.changed()
+        return piece
+
+    def changed(self) -> OSError:
+        """Return what a caller gets whose file is no longer the one that was hashed."""
+        return OSError(f"the file of module {self.module_sha256} changed during a call: ask again")
 
 
 def check(call: Call, header: Any) -> None:

@@ -45,22 +45,23 @@ def kind_of(module: bytes) -> Kind | None:
     return _PREAMBLES.get(module[:8])
 
 
-def identify(source: Source, *, with_bytes: bool = False) -> tuple[str, bytes | None, Kind | None]:
-    """Return a module's digest and kind, and its bytes where they are at hand, or wanted.
+def identify(source: Source) -> tuple[str, bytes | None, Kind | None, int | None]:
+    """Return a module's digest, kind and size, and its bytes where they are at hand.
 
-    A text of 64 lowercase hexadecimal digits is a digest, unless a file has that name. Unless its
-    bytes are wanted, read and hash a file only if this process has not yet done so since the
-    file's device, inode, size or times changed. Raise OSError when a path cannot be read,
-    ModuleTooLarge above 1 GiB, which no daemon accepts, and TypeError for another kind of source.
+    A text of 64 lowercase hexadecimal digits is a digest, unless a file has that name. Read and
+    hash a file only if this process has not yet done so since the file's device, inode, size or
+    times changed. Raise OSError when a path cannot be read, ModuleTooLarge above 1 GiB, which no
+    daemon accepts, and TypeError for another kind of source.
     """
     if isinstance(source, str) and is_digest(source) and not os.access(source, os.F_OK):
-        return source, None, None
+        return source, None, None, None
     if isinstance(source, (str, os.PathLike)):
         status = os.stat(source)  # noqa: PTH116  pathlib takes as long as all the rest.
-        if stat.S_ISREG(status.st_mode) and not with_bytes and status.st_size <= MAX_MODULE_BYTES:
+        if stat.S_ISREG(status.st_mode) and status.st_size <= MAX_MODULE_BYTES:
             with open(source, "rb", buffering=0) as file:  # noqa: PTH123
-                sha256, start = file_digest(file.fileno(), os.fstat(file.fileno()))
-            return sha256, None, kind_of(start)
+                status = os.fstat(file.fileno())
+                sha256, start = file_digest(file.fileno(), status)
+            return sha256, None, kind_of(start), status.st_size
         module = _read(Path(source))
     elif isinstance(source, (bytes, bytearray, memoryview)):
         module = bytes(source)
@@ -68,7 +69,7 @@ def identify(source: Source, *, with_bytes: bool = False) -> tuple[str, bytes | 
         raise TypeError(
             f"a module is a path, bytes or a SHA-256 digest, not {type(source).__name__}"
         )
-    return hashlib.sha256(module).hexdigest(), module, kind_of(module)
+    return hashlib.sha256(module).hexdigest(), module, kind_of(module), len(module)
 
 
 def _read(path: Path) -> bytes:

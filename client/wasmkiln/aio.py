@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from wasmkiln.client import Methods
+from wasmkiln.credentials import Connection
 from wasmkiln.errors import WasmkilnError
 
 if TYPE_CHECKING:
@@ -32,6 +35,8 @@ class AsyncClient(Methods):
         """Close the connection and end running calls. May be called twice."""
         for channel in self._connection.close():
             await channel.close()
+        for channel in self._uploads.close():
+            channel.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -42,12 +47,25 @@ class AsyncClient(Methods):
     def _run(self, flow: Coroutine[Any, Any, Any]) -> Any:
         return flow
 
-    async def _send(self, path: str, sink: Sink, **call: Any) -> None:
+    @cached_property
+    def _uploads(self) -> Connection:
+        return Connection(self._access)
+
+    def _threads(self, api: Any) -> Any:
+        letters, loop = asyncio.Queue[Any](), asyncio.get_running_loop()
+
+        def tell(news: Any) -> None:
+            with suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(letters.put_nowait, news)
+
+        return self._uploads.channel(api), tell, letters.get
+
+    async def _send(self, path: str, wire: bytes, sink: Sink, **call: Any) -> None:
         import grpc.aio
 
         # Not before the first call: grpc.aio binds a channel to the loop that runs now.
         channel = self._connection.channel(grpc.aio)
-        running = channel.unary_stream(path)(**call)
+        running = channel.unary_stream(path)(wire, **call)
         try:
             async for message in running:
                 sink.add(message)

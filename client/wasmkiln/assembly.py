@@ -49,7 +49,7 @@ class Phase(Enum):
     ASKING = "asking"
     """The client asks by digest: the daemon looks in its tiers, or compiles a module it has."""
     UPLOADING = "uploading"
-    """The client sends the module, and the daemon compiles it; gRPC does not tell them apart."""
+    """The client sends the module. In one message, gRPC does not tell how far it is."""
     DOWNLOADING = "downloading"
     """The header has arrived; the artifact follows."""
 
@@ -64,8 +64,9 @@ class Progress:
 
 
 class Assembly:
-    """The artifact of one Compile stream: `add` each message, then `finish`.
+    """The artifact of one Compile stream: `begin`, `add` each message, `finish`.
 
+    If the stream is cut, what has come stays: `begin` again, for a stream that brings the rest.
     `add` hashes the chunks as they arrive, so that `finish` has little left to do, and refuses
     the first byte too many.
     """
@@ -82,14 +83,28 @@ class Assembly:
         self._max_bytes = max_bytes
         self._trusted_keys = trusted_keys or TrustedKeys()
         self._on_progress = on_progress or (lambda _: None)
-        self._header: ArtifactHeader | None = None
-        self._decoder: Decoder | None = None
-        self._refused = "the daemon's answer has bytes before its header"
+        self.moved_bytes = 0
+        """The most bytes of an artifact that it ever had."""
+        self._start_over()
+
+    def _start_over(self) -> None:
         # Each message can go at once, gRPC uses its memory for the next, and getvalue copies
         # nothing (on CPython).
         self._file = io.BytesIO()
-        self._received_bytes = self._size_bytes = 0
         self._digest = hashlib.sha256()
+        self._received_bytes = self._size_bytes = 0
+        self._artifact_sha256 = ""
+
+    def begin(self) -> None:
+        """Begin a call, whose request asks for what is missing after those that were cut."""
+        request = self._call.request
+        if request.sha256:
+            self._on_progress(Progress(Phase.ASKING))
+        request.offset_bytes = self._received_bytes
+        request.artifact_sha256 = self._artifact_sha256 if self._received_bytes else ""
+        self._header: ArtifactHeader | None = None
+        self._decoder: Decoder | None = None
+        self._refused = "the daemon's answer has bytes before its header"
 
     def add(self, wire: bytes) -> None:
         """Take the next message, without a copy if it is a chunk and nothing else.
@@ -155,6 +170,7 @@ class Assembly:
             if not is_valid(getattr(header, name)):
                 header.ClearField(name)
         inline, encoding = header.inline_artifact, header.content_encoding
+        artifact_sha256, size_bytes = header.artifact_sha256, header.size_bytes
         most = request.inline_limit_bytes
         if header.HasField("host_file") and not request.accept_host_file:
             raise ArtifactMismatch("asked for the artifact's bytes, got a file's name")
@@ -165,11 +181,20 @@ class Assembly:
         if encoding and encoding not in request.accept_encodings:
             what = f"got bytes in an encoding that was not asked for: {quoted(encoding)}"
             raise ArtifactMismatch(what)
-        self._header, self._size_bytes, self._refused = header, header.size_bytes, ""
+        kept = self._received_bytes, self._artifact_sha256, self._size_bytes
+        if not header.offset_bytes or header.HasField("host_file"):
+            self._start_over()
+        elif inline or encoding or kept != (header.offset_bytes, artifact_sha256, size_bytes):
+            raise ArtifactMismatch(
+                f"asked for what follows on {kept[0]:,} bytes of an artifact, got something else"
+            )
+        self._header, self._refused = header, ""
+        self._artifact_sha256, self._size_bytes = artifact_sha256, size_bytes
         self._report()
         # They say how the bytes came; what the caller gets is the artifact itself.
         header.ClearField("inline_artifact")
         header.ClearField("content_encoding")
+        header.ClearField("offset_bytes")
         if request.omit_artifact:
             self._refused = "asked for the header alone, got the artifact's bytes too"
         elif header.HasField("host_file"):
@@ -191,6 +216,7 @@ class Assembly:
                 f"the artifact is longer than the {self._size_bytes} bytes of its header"
             )
         self._received_bytes += len(chunk)
+        self.moved_bytes = max(self.moved_bytes, self._received_bytes)
         self._file.write(chunk)
         self._digest.update(chunk)
         self._report()

@@ -10,9 +10,10 @@ How `module` finds a module, by the shortest way that works:
 2. the host store of this machine    no call; the engine maps the file
 3. the daemon                        it names a file of its host store, or sends the bytes
 4. the engine of this process        only with fallback="compile"
+   the daemon, for pulley64          only with fallback="portable"
 
 A step that fails for a reason that the next one can heal is a miss, which the logger "wasmkiln"
-mentions at the level DEBUG; that a module is compiled here, it mentions as a warning.
+mentions at the level DEBUG; that the fourth is taken, it mentions as a warning.
 """
 
 from __future__ import annotations
@@ -22,22 +23,25 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
+from dataclasses import replace
 from functools import partial, wraps
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, overload
 
 from wasmkiln import errors, loading, rpc
 from wasmkiln._header_fields import Call
 from wasmkiln._source import identify, is_digest
 from wasmkiln._untrusted import one_line, quoted
-from wasmkiln.assembly import ZSTD, Assembly, Phase, Progress, package
+from wasmkiln.assembly import ZSTD, Assembly, package
 from wasmkiln.attestation import TrustedKeys
 from wasmkiln.credentials import Access, Connection, choose_switch, explained, is_local
 from wasmkiln.host_store import HostStore
 from wasmkiln.host_store import Refused as FileRefused
 from wasmkiln.loading import Loaded, LoadedModules, compile_within, load_verified
 from wasmkiln.shared import parse_bytes
+from wasmkiln.upload import Messages, Tell, Upload
 from wasmkiln.v1 import admin_service_pb2 as admin
 from wasmkiln.v1 import module_service_pb2 as modules
 from wasmkiln.v1.types_pb2 import ArtifactKey
@@ -157,26 +161,43 @@ class Methods(ABC):
         engine: str | None = None,
         background: bool = False,
         timeout_s: float | None = None,
+        on_progress: ProgressCallback | None = None,
     ) -> modules.LoadResponse:
         """Upload a module, which the daemon validates and stores. Idempotent.
 
         `source` is a path or the module's bytes. `background` lets calls without it go first.
+        What is larger than 8 MiB goes in pieces: an upload that was cut goes on where it stood, in
+        this call or, for ten minutes, in the next one. `on_progress` is called in this thread.
 
         Raise OSError when the path cannot be read, and NotWasm, ModuleTooLarge, DigestMismatch,
         ModuleInvalid, EngineUnknown, EngineLacksFeature, CompileTimeout, CompileMemoryLimit,
         CompilerCrashed or, for a component, ModuleQuarantined.
         """
         deadline = self._deadline(timeout_s)
-        sha256, wasm, _ = await self._away(partial(identify, source, with_bytes=True))
-        if wasm is None:
+        wanted = await self._wanted(source, engine, None, None, None)
+        about = _about(sha256 := wanted.module_sha256, background=background)
+        if wanted.size_bytes is None:
             raise ValueError("load needs a module's bytes or path; a digest has no bytes")
-        request = modules.LoadRequest(module=wasm, expected_sha256=expected_sha256, engine=engine)
-        metadata = _about(sha256, background=background)
-        answer = await self._ask(request, modules.LoadResponse, deadline, metadata)
-        if (answer.sha256, answer.size_bytes) != (sha256, len(wasm)):
+        upload = Upload(wanted, on_progress)
+        if upload.is_large and expected_sha256 not in (None, sha256):
+            raise errors.DigestMismatch(
+                f"the module has the SHA-256 {sha256}, not {quoted(str(expected_sha256))}",
+                metadata={"expected_sha256": str(expected_sha256), "actual_sha256": sha256},
+            )
+
+        async def once() -> modules.LoadResponse:
+            if answer := await self._upload(upload, deadline, about):
+                return answer
+            wasm = await self._away(wanted.read)
+            load = modules.LoadRequest(module=wasm, expected_sha256=expected_sha256, engine=engine)
+            taking = rpc.One(modules.LoadResponse)
+            return (await self._once(load, taking, deadline, about)).message()
+
+        answer = await self._again(once, deadline, None, upload)
+        if (answer.sha256, answer.size_bytes) != (sha256, wanted.size_bytes):
             raise errors.UnexpectedAnswer(
-                f"loaded module {sha256} of {len(wasm)} bytes, and the daemon's answer is about "
-                f"{quoted(answer.sha256) or 'none'} of {answer.size_bytes} bytes"
+                f"loaded module {sha256} of {wanted.size_bytes} bytes, and the daemon's answer is "
+                f"about {quoted(answer.sha256) or 'none'} of {answer.size_bytes} bytes"
             )
         return answer
 
@@ -230,7 +251,7 @@ class Methods(ABC):
         cpu: str | None = None,
         settings: Settings = None,
         into: Any = None,
-        fallback: Literal["compile"] | None = None,
+        fallback: Literal["compile", "portable"] | None = None,
         accept_fast: bool = False,
         timeout_s: float | None = None,
     ) -> Any:
@@ -239,7 +260,12 @@ class Methods(ABC):
         Return what this client loaded before; else map the artifact's file in this machine's
         host store, without a call; else ask the daemon for a file to map, or for the bytes.
         With `fallback="compile"`, compile in this process when the daemon cannot be reached, does
-        not answer or shuts down; it gets one attempt and half of the time.
+        not answer or shuts down; it gets one attempt and half of the time. With
+        `fallback="portable"`, ask for code for `pulley64`, which wasmtime interprets, 10 to 20
+        times slower than native code, when native code cannot be had: the daemon raises
+        TargetUnsupported, or what it sends is for another architecture or system, or needs
+        features that this CPU lacks. That code has the default cpu of its target; `into` has to
+        be left out. Any other failure is raised.
         After `timeout_s` the call raises DeadlineExceeded, but the compile goes on in its thread.
 
         The arguments are those of `compile`, but the engine is that of `into`, a
@@ -252,11 +278,12 @@ class Methods(ABC):
 
         Loading is running code: see `check_files`. Raise the errors of `compile` and `load`.
         """
-        if fallback not in (None, "compile"):
-            raise ValueError(f"fallback is 'compile' or None, not {fallback!r}")
-        if accept_fast and into is not None:
+        if fallback not in (None, "compile", "portable"):
+            raise ValueError(f"fallback is 'compile', 'portable' or None, not {fallback!r}")
+        if (accept_fast or fallback == "portable") and into is not None:
+            what = "accept_fast" if accept_fast else "fallback='portable'"
             raise ValueError(
-                "with accept_fast the engine depends on the artifact: leave out `into`, and use "
+                f"with {what} the engine depends on the artifact: leave out `into`, and use "
                 "wasmkiln.engine_of(module)"
             )
         engine = engine or loading.engine_name(into)
@@ -272,10 +299,15 @@ class Methods(ABC):
         if loaded is None:
             wanted.engine = self._store.engine_id(engine, loading.fits)
             loaded = await self._fast(wanted, deadline, held) if accept_fast else None
-        if loaded is None and fallback is None:
-            loaded = await self._from_daemon(wanted, deadline)
-        elif loaded is None:
+        if loaded is None and fallback == "compile":
             loaded = await self._from_daemon_or_here(wanted, deadline, engine)
+        elif loaded is None:
+            try:
+                loaded = await self._from_daemon(wanted, deadline)
+            except (errors.TargetUnsupported, errors.IncompatibleEngine) as failure:
+                if fallback is None or not _is_of_machine(failure):
+                    raise
+                loaded = await self._portable(wanted, deadline, failure)
         return self._loaded.put(key, into, loaded)
 
     @method
@@ -465,51 +497,70 @@ class Methods(ABC):
         request: Message,
         kind: type[rpc.M],
         deadline: rpc.Deadline | float | None,
-        metadata: Metadata | None = None,
         path: str = "",
     ) -> rpc.M:
-        """Call the method that answers with a message of this kind, and return that."""
-        if not isinstance(deadline, rpc.Deadline):
-            deadline = self._deadline(deadline)
-        if metadata is None:
-            metadata = _about(getattr(request, "module_sha256", ""))
-        sink = partial(rpc.One[rpc.M], kind)
-        answer = await self._call(path or _path_of(kind), request, sink, deadline, metadata)
-        return answer.message()
+        """Call the method that takes this and answers with a message of this kind; return that."""
+        until = deadline if isinstance(deadline, rpc.Deadline) else self._deadline(deadline)
+        about = _about(getattr(request, "module_sha256", ""))
 
-    async def _call(
+        async def once() -> rpc.M:
+            return (await self._once(request, rpc.One(kind), until, about, path)).message()
+
+        return await self._again(once, until)
+
+    async def _once(
         self,
-        path: str,
-        request: Message,
-        sink: Callable[[], S],
+        request: Message | Messages,
+        sink: S,
         deadline: rpc.Deadline,
         metadata: Metadata,
-        max_attempts: int | None = None,
+        path: str = "",
     ) -> S:
-        """Call a method, again where the error allows it. Return the sink of what worked.
-
-        Each attempt has a sink of its own: a stream that broke has left half of an artifact. Raise
-        the WasmkilnError of the last attempt, or of one that no other attempt can heal.
-        """
+        """Call a method. Return the sink of its answer, or raise what its failure stands for."""
         import grpc
 
-        wire, access, attempt = request.SerializeToString(), self._access, 0
+        access = self._access
+        call: Any = {"metadata": metadata + access.metadata() + rpc.traced()}
+        call["timeout"] = deadline.remaining_s()  # with no time left, grpc fails at once
+        try:
+            if callable(request):
+                await self._send_by_threads(path, request, sink, **call)
+            else:
+                wire = request.SerializeToString()
+                await self._send(path or _path_of(type(request)), wire, sink, **call)
+            return sink
+        except grpc.RpcError as failure:
+            error = rpc.error_from_rpc(failure, access.address, deadline.timeout_s)
+        # Outside of the except block: otherwise the error would keep the RpcError alive.
+        raise error
+
+    async def _again(
+        self,
+        once: Callable[[], Coroutine[Any, Any, T]],
+        deadline: rpc.Deadline,
+        max_attempts: int | None = None,
+        *moving: Upload | Assembly,
+    ) -> T:
+        """Do it once, and again where the error allows that. Return what it returns.
+
+        An attempt after which more of a module or an artifact has arrived than ever before does
+        not count. Raise the WasmkilnError of the last attempt, or of one that no other can heal.
+        """
+        attempt = moved_bytes = 0
         while True:
             attempt += 1
-            taking, left_s = sink(), deadline.remaining_s()  # with no time left, grpc fails at once
-            told = metadata + access.metadata() + rpc.traced()
             try:
-                await self._send(path, taking, request=wire, timeout=left_s, metadata=told)
-                return taking
-            except grpc.RpcError as failure:
-                error = rpc.error_from_rpc(failure, access.address, deadline.timeout_s)
-            # Outside of the except block: otherwise the error would keep the RpcError alive.
-            pause_s = rpc.pause_s(error, attempt)
-            left_s = deadline.remaining_s()
+                return await once()
+            except errors.WasmkilnError as failure:
+                error = failure
+            before_bytes, moved_bytes = moved_bytes, sum(each.moved_bytes for each in moving)
+            if moved_bytes > before_bytes:
+                attempt = 0
+            pause_s, left_s = rpc.pause_s(error, attempt), deadline.remaining_s()
             last = attempt >= (max_attempts or self._max_attempts)
             if last or pause_s is None or pause_s >= left_s:
                 if isinstance(error, errors.ConnectionFailed):
-                    error = await self._away(partial(explained, error, access, left_s))
+                    error = await self._away(partial(explained, error, self._access, left_s))
                 raise error
             await self._pause(pause_s)
 
@@ -525,9 +576,9 @@ class Methods(ABC):
         accept_fast: bool = False,
     ) -> Call:
         """Hash the source, unless it is a file whose digest this process knows."""
-        sha256, module, kind = await self._away(partial(identify, source))
+        sha256, module, kind, size_bytes = await self._away(partial(identify, source))
         asked = (engine or "", target or "", cpu or "", dict(settings or {}))
-        return Call(sha256, kind, *asked, accept_fast, source, module, into)
+        return Call(sha256, kind, *asked, accept_fast, source, module, size_bytes, into)
 
     async def _obtain(
         self,
@@ -537,29 +588,61 @@ class Methods(ABC):
         background: bool = False,
         on_progress: ProgressCallback | None = None,
     ) -> Artifact:
-        """Ask by digest, and again with the module's bytes if the daemon lacks it."""
-        request = wanted.request
+        """Ask by digest; send the module if the daemon lacks it. Go on where an attempt was cut."""
+        request, about = wanted.request, _about(wanted.module_sha256, background=background)
         request.accept_encodings[:] = self._encodings
-        report: ProgressCallback = on_progress or (lambda _: None)
-        send = partial(
-            self._call,
-            _path_of(modules.CompileResponse),
-            request,
-            partial(self._assembly, wanted, on_progress=on_progress),
-            deadline,
-            _about(wanted.module_sha256, background=background),
-            max_attempts,
-        )
-        report(Progress(Phase.ASKING))
+        artifact = self._assembly(wanted, on_progress=on_progress)
+        upload = Upload(wanted, on_progress)
+
+        async def ask() -> Artifact:
+            artifact.begin()
+            return (await self._once(request, artifact, deadline, about)).finish()
+
+        async def once() -> Artifact:
+            request.sha256 = wanted.module_sha256
+            try:
+                return await ask()
+            except errors.ModuleNotLoaded:
+                if wanted.size_bytes is None:
+                    raise
+            if not await self._upload(upload, deadline, about):
+                wasm: bytes | None = await self._away(wanted.read)
+                request.module = wasm or b""
+            return await ask()
+
+        return await self._again(once, deadline, max_attempts, upload, artifact)
+
+    async def _upload(
+        self, upload: Upload, deadline: rpc.Deadline, about: Metadata
+    ) -> modules.LoadResponse | None:
+        """Send what the daemon lacks of a large module. Return None where one message does it."""
+        path, query = _path_of(modules.UploadRequest), _path_of(modules.QueryUploadRequest)
+
+        async def go_on() -> None:
+            held = rpc.One(modules.QueryUploadResponse)
+            await self._once(upload.query, held, deadline, about, query)
+            upload.go_on(held.message().held_bytes)
+
+        upload.told(upload.held_bytes)
+        if not upload.is_large:
+            return None
         try:
-            return (await send()).finish()
-        except errors.ModuleNotLoaded:
-            wasm = await self._away(wanted.read)
-            if wasm is None:
-                raise
-        request.module = wasm
-        report(Progress(Phase.UPLOADING, 0, len(wasm)))
-        return (await send()).finish()
+            await go_on()
+        except errors.WasmkilnError as failure:
+            if failure.code.name == "UNIMPLEMENTED":  # by an older daemon
+                return None
+            raise
+        try:
+            await self._once(upload.messages, upload, deadline, about, path)
+            return upload.message().loaded
+        except errors.WasmkilnError as failure:
+            error = failure
+        if isinstance(error, errors.DigestMismatch) and upload.call.module is None:
+            raise upload.call.changed()
+        if rpc.pause_s(error, 1) is not None:  # whether it got further, only the daemon knows
+            with suppress(errors.WasmkilnError):
+                await self._again(go_on, deadline, 2)
+        raise error
 
     async def _from_store(self, wanted: Call, *, fast: bool = False) -> Loaded | None:
         opening = partial(self._store.open, wanted, loading.fits, fast=fast)
@@ -624,6 +707,13 @@ class Methods(ABC):
         except errors.IncompatibleEngine as here:
             raise here from error
 
+    async def _portable(
+        self, wanted: Call, deadline: rpc.Deadline, why: errors.WasmkilnError
+    ) -> Loaded:
+        _log.warning("loading portable code of module %s: %s", wanted.module_sha256, why)
+        wanted = replace(wanted, target=loading.PORTABLE, cpu="")
+        return await self._from_store(wanted) or await self._from_daemon(wanted, deadline)
+
     def _open_answered(self, call: Call, header: ArtifactHeader) -> Entry:
         """Open the file that an answer names. Where that fails, ask for no files for a while."""
         try:
@@ -652,8 +742,30 @@ class Methods(ABC):
             self._store.check(entry)
             return entry.path
 
+    async def _send_by_threads(self, path: str, messages: Messages, sink: Any, **call: Any) -> None:
+        """Call a method that takes messages and answers once, by threads of gRPC.
+
+        grpc.aio loses the reason why a daemon refuses a stream that still is being sent.
+        """
+        import grpc
+
+        channel, tell, hear = self._threads(grpc)
+        running = channel.stream_unary(path).future(messages(tell), **call)
+        running.add_done_callback(tell)
+        try:
+            while (news := await hear()) is not running:
+                sink.told(news)
+            if (wire := running.result()) is not None:
+                sink.add(wire)
+        finally:
+            running.cancel()  # no effect once it has ended
+
     @abstractmethod
-    async def _send(self, path: str, sink: Sink, **call: Any) -> None:
+    def _threads(self, api: Any) -> tuple[Any, Tell, Callable[[], Coroutine[Any, Any, Any]]]:
+        """Return a channel, what its threads call to tell something, and what waits for that."""
+
+    @abstractmethod
+    async def _send(self, path: str, wire: bytes, sink: Sink, **call: Any) -> None:
         """Call a method of the daemon. Hand the messages of the answer to `sink`, as bytes.
 
         One message or many are the same on the wire, so every answer is taken as a stream.
@@ -724,16 +836,20 @@ class Client(Methods):
         except StopIteration as end:
             return end.value
 
-    async def _send(self, path: str, sink: Sink, **call: Any) -> None:
+    async def _send(self, path: str, wire: bytes, sink: Sink, **call: Any) -> None:
         import grpc
 
         channel = self._connection.channel(grpc)  # kept until the call ends: see Connection
-        running = channel.unary_stream(path)(**call)
+        running = channel.unary_stream(path)(wire, **call)
         try:
             for message in running:
                 sink.add(message)
         finally:
             running.cancel()  # no effect once it has ended
+
+    def _threads(self, api: Any) -> Any:
+        letters: SimpleQueue[Any] = SimpleQueue()
+        return self._connection.channel(api), letters.put, partial(self._away, letters.get)
 
     async def _pause(self, pause_s: float) -> None:
         self._connection.closed.wait(pause_s)
@@ -816,9 +932,9 @@ def _in_batches(keys: Iterable[ArtifactKey | str]) -> Iterator[modules.FindMissi
 
 
 def _path_of(kind: type[Message]) -> str:
-    """Return the path of the method whose answer is a message of this kind."""
+    """Return the path of the method that takes messages of this kind."""
     [service] = kind.DESCRIPTOR.file.services_by_name.values()
-    return f"/{service.full_name}/{kind.__name__.removesuffix('Response')}"
+    return f"/{service.full_name}/{kind.__name__.removesuffix('Request')}"
 
 
 def _about(sha256: str, *, background: bool = False) -> Metadata:
@@ -844,6 +960,11 @@ def _digest(module_sha256: str) -> str:
     if not is_digest(module_sha256):
         raise ValueError("module_sha256 is 64 lowercase hexadecimal digits")
     return module_sha256
+
+
+def _is_of_machine(error: errors.WasmkilnError) -> bool:
+    """Return whether target or cpu is at fault; not where versions or settings differ."""
+    return bool({"target", "cpu"} & error.metadata.keys())
 
 
 def _is_away(error: errors.WasmkilnError) -> bool:

@@ -186,6 +186,10 @@ class CompileQueueFull(_Sent, code="RESOURCE_EXHAUSTED"):
     """The daemon is at a limit that protects other callers; retry after `retry_after_s`."""
 
 
+class UploadInterrupted(_Sent, code="ABORTED"):
+    """An upload did not come to its end. `metadata`: held_bytes, where another one goes on."""
+
+
 class ModulePinned(_Sent, code="FAILED_PRECONDITION"):
     """The module is pinned, so it is not evicted: unpin it first. `metadata`: sha256."""
 

@@ -150,13 +150,14 @@ class Engines:
             hosts = [each for each in targets.values() if each["host"]]
             chosen = targets[target] if target else hosts[0]
             cpu, defaults = cpu or chosen["cpus"][0], row["settings"]
+            in_force = {**defaults, **chosen.get("settings", {}), **settings}
             if cpu not in chosen["cpus"] or settings.keys() - defaults.keys():
                 raise Refused("the engine does not know the cpu, or a setting")
             return shared.fingerprint(
                 SimpleNamespace(**row),
                 *(chosen["triple"], cpu),
                 row["native_cpu_features"] if cpu == "native" else (),
-                {**defaults, **settings},
+                in_force,
                 unhashed={name: defaults[name] for name in row["unhashed_defaults"]},
                 cache_format=self.cache_format,
             )

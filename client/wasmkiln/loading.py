@@ -64,6 +64,8 @@ _machine = platform.machine().lower()
 ARCHITECTURE = _ARCHITECTURES.get(_machine, _machine)
 SYSTEMS = _SYSTEMS.get(sys.platform, (sys.platform,))
 """The names that targets give this system."""
+PORTABLE = "pulley64"
+"""The target of wasmtime's interpreter, whose code runs on 64-bit little-endian machines."""
 
 # The features of each level of the x86-64 psABI that engines use, by their names in /proc/cpuinfo
 # (pni is SSE3, abm has LZCNT). Others, such as movbe, may be hidden by a virtual machine, and are
@@ -80,6 +82,8 @@ def check_machine(target: str, cpu: str) -> None:
     Leave the check to the engine where the system does not list the CPU's features, and for
     "native", whose features the artifact does not name.
     """
+    if target == PORTABLE and sys.maxsize > 2**32 and sys.byteorder == "little":
+        return
     first, *others = target.split("-")
     if first != ARCHITECTURE or not any(part.startswith(SYSTEMS) for part in others):
         raise IncompatibleEngine(
@@ -116,6 +120,8 @@ _ENGINES = {
 }
 """The engines that this client knows, and what it takes to import each."""
 
+# What wasmtime says of code for "native" that needs more than this CPU has.
+_LACKS_FEATURE = "not available on the host"
 _WINCH = 2  # in wasmtime_strategy_enum of wasmtime/config.h
 
 
@@ -203,7 +209,9 @@ _engines: dict[tuple[Any, ...], Any] = {}
 atexit.register(_engines.clear)
 
 
-def _engine_for(name: str, settings: Mapping[str, str]) -> Any:
+def _engine_for(name: str, settings: Mapping[str, str], target: str = "") -> Any:
+    if target == PORTABLE:
+        settings = {**settings, "target": target}
     key = (name,) if name == "wasmer" else tuple(sorted(settings.items()))
     if key not in _engines:
         made = _store() if name == "wasmer" else _engine(settings)
@@ -284,7 +292,7 @@ def host_engine(artifact: Loadable) -> Any:
     if artifact.trusted_keys:
         verify_header(header, artifact.trusted_keys)
     _import(header.engine.name, header.engine.version)
-    return _engine_for(header.engine.name, _settings_of(artifact))
+    return _engine_for(header.engine.name, _settings_of(artifact), header.target)
 
 
 def _settings_of(artifact: Loadable) -> dict[str, str]:
@@ -309,7 +317,7 @@ def load_verified(
     if explain or name != "wasmtime" or not sys.modules.get(name):
         _import(name, header.engine.version)
     own, advice = engine is not None, f"; {advice}" if advice and engine is not None else ""
-    engine = engine if own else _engine_for(name, _settings_of(artifact))
+    engine = engine if own else _engine_for(name, _settings_of(artifact), header.target)
     if not isinstance(engine, expected := _engine_class(name)):
         raise IncompatibleEngine(
             f"the artifact loads into a {name}.{expected.__name__}, not a {type(engine).__name__}"
@@ -326,10 +334,13 @@ def load_verified(
         raise
     except BaseException as error:  # a Rust panic arrives as a BaseException
         changed = ", ".join(f"{k}={v}" for k, v in sorted(header.changed_settings.items()))
+        about = dict(header.changed_settings) or {"engine": engine_id(header.engine)}
+        if _LACKS_FEATURE in str(error):
+            about["cpu"] = header.cpu
         raise IncompatibleEngine(
             f"{name} {installed(name)} refuses the artifact of {engine_id(header.engine)}, made"
             f" with {changed or 'default settings'}: {' '.join(str(error).split())}{advice}",
-            metadata=dict(header.changed_settings) or {"engine": engine_id(header.engine)},
+            metadata=about,
         ) from error
 
 
@@ -386,7 +397,7 @@ def compile_here(wasm: bytes, kind: Kind, call: Call) -> Any:
         )
     if name == "wasmer" and (call.settings or kind == KIND_COMPONENT):
         raise IncompatibleEngine("wasmer compiles here core modules with default settings only")
-    engine = _engine_for(name, call.settings) if call.into is None else call.into
+    engine = _engine_for(name, call.settings, call.target) if call.into is None else call.into
     try:
         return _remembered(_module_class(name, kind)(engine, wasm), engine)
     except (KeyboardInterrupt, SystemExit):

@@ -89,18 +89,22 @@ def pause_s(error: errors.WasmkilnError, attempt: int) -> float | None:
     """Return the seconds to wait after the failure of attempt 1, 2, …, or None to give up.
 
     An error allows another attempt by a RetryInfo, whose delay is kept, or by the code
-    UNAVAILABLE: the connection failed, or the daemon shuts down. Every RPC is idempotent, so
-    trying again is safe even if the daemon did the work before the connection broke.
+    UNAVAILABLE: the connection failed, or the daemon shuts down; so does UPLOAD_INTERRUPTED. Every
+    RPC is idempotent, so trying again is safe even if the daemon did the work before the
+    connection broke.
     """
     if any(words in error.metadata.get("detail", "") for words in _LASTING):
         return None
-    backoff_s: float = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(attempt - 1, 30))
+    # Who took an upload over is at work: let it.
+    is_taken_over = isinstance(error, errors.UploadInterrupted)
+    first_s = _FIRST_PAUSE_S * (10 if is_taken_over else 1)
+    backoff_s: float = min(_LONGEST_PAUSE_S, first_s * 2 ** min(attempt - 1, 30))
     # Callers do not all come at the same moment.
     backoff_s *= 0.5 + 0.5 * random.random()  # noqa: S311
     if error.retry_after_s is not None:
         # Later than the daemon asked, never earlier, and never at once: a daemon may send 0.
         return max(0.0, error.retry_after_s) + backoff_s
-    return backoff_s if error.code.name == "UNAVAILABLE" else None
+    return backoff_s if is_taken_over or error.code.name == "UNAVAILABLE" else None
 
 
 def parsed(kind: type[M], wire: bytes) -> M:

@@ -28,6 +28,7 @@ from wasmkilnd.model import DrainState, Entrance, Reloadable, Transport
 from wasmkilnd.quota import FairShare, Quotas
 from wasmkilnd.rpc import admin_service, calls, http, messages, module_service, server
 from wasmkilnd.rpc.traffic import MESSAGE_OVERHEAD_BYTES, Traffic, message_bytes_for
+from wasmkilnd.rpc.upload import Uploads
 from wasmkilnd.settings import GRPC, NONE, Address, Settings, group_id, written
 from wasmkilnd.settings_loader import LoadedSettings
 from wasmkilnd.signing.keys import open_keys
@@ -174,6 +175,9 @@ class Daemon:
                 # So that most workers stay free for callers.
                 slots=asyncio.Semaphore(max(1, now.effective_workers // 2)),
                 sealer=sealer,
+                module_bytes=lambda: max(
+                    settings.current.max_module_bytes, access.policy.module_bytes
+                ),
             )
             on_stop.push_async_callback(tenants.close)
             on_stop.push_async_callback(self._unless_hurried, tenants.flush, _FLUSH_S)
@@ -187,10 +191,11 @@ class Daemon:
             counted, spent = tenants.of(namespace).compiler.metrics, quotas.readings(namespace)
             return messages.stats_response(counted, namespace, spent, served.names)
 
+        uploads = Uploads(lambda: settings.current.upload_bytes, now.state_dir, traffic)
         entry = calls.Entry(traffic, metrics, access.guard, audit, quotas.of, tracing)
         rpc = server.RpcServer(
             module_service.ModuleServicer(
-                tenants.of, stats, partial(serving.capabilities, self.version)
+                tenants.of, stats, partial(serving.capabilities, self.version), uploads
             ),
             admin_service.AdminServicer(tenants.of, self.drain),
             entry,
@@ -201,6 +206,8 @@ class Daemon:
         gauges.ready = lambda: readiness.now()[0]
         gauges.log_lines_dropped, gauges.quotas = dropped_lines, quotas.by_kind
         gauges.traffic = traffic.usage
+        gauges.uploads = lambda: uploads.counts.total
+        gauges.upload_bytes = lambda: uploads.sizes.total
 
         if tls:
             gauges.tls = partial(_tls_status, tls)

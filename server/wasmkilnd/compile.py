@@ -55,6 +55,7 @@ from wasmkilnd.pins import Pins
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.quota import UNLIMITED, FairShare, Quota
 from wasmkilnd.signing.sealer import Sealer
+from wasmkilnd.spooled import Spooled
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.usage import Tally
 
@@ -99,11 +100,13 @@ class Terms:
     - ``release``: frees the room that the request's bytes take in the receive budget. It is called
       once the call holds no bytes, or its module counts among those being worked on.
     - ``quota``: where the work that the call starts counts.
+    - ``module_bytes``: how large its module may be; 0 for as large as that of most callers.
     """
 
     waiter: Waiter = field(default_factory=Waiter)
     release: Callable[[], None] = lambda: None
     quota: Quota = UNLIMITED
+    module_bytes: int = 0
 
 
 # Of the daemon's own compiles: callers go first, and so does what they warm.
@@ -126,7 +129,7 @@ class Request:
     """
 
     sha256: str = ""
-    wasm: bytes = b""
+    wasm: model.Wasm = b""
     engine: str = ""
     target: str = ""
     cpu: str = ""
@@ -188,7 +191,7 @@ class Work:
 class Compiler:
     """Serves Compile, Load and FindMissing for one namespace. For one event loop.
 
-    - ``module_bytes``: returns how large a module may be.
+    - ``module_bytes``: returns how large a module may be, where the terms do not say.
     - ``held``: the bytes of all modules being worked on in all namespaces, whatever that work waits
       for: another daemon's lease, a worker, or another caller's job.
     - ``slots``: how many compiles that no caller waits for may run at once, those of all namespaces
@@ -245,13 +248,19 @@ class Compiler:
             # Also where it is here already: Redis, where others look, may have lost it.
             self.cache.put(module)
             if not already_loaded:
-                waiters.quota.stored(len(module.wasm))
+                waiters.quota.stored(module.size_bytes)
 
         flight = "validate", key
         ticket = self._join(flight, engine_id, module, request.terms, validate)
         await ticket.wait()
         artifacts = self.cache.memory.artifacts_of(module.sha256)
         return LoadResult(module, engine_id, already_loaded, artifacts)
+
+    def expect(self, size_bytes: int, engine: str, terms: Terms) -> None:
+        """Raise what ``load`` would raise of any module of that size, before it is sent."""
+        if size_bytes > (limit_bytes := terms.module_bytes or self.module_bytes()):
+            raise errors.module_too_large(size_bytes, limit_bytes)
+        self.engines.choose(engine, None)
 
     async def find_missing(self, wanted: Iterable[CacheKey | Request]) -> list[int]:
         """Return the indices of those ``wanted`` that no tier holds, in ascending order.
@@ -421,7 +430,7 @@ class Compiler:
         caller alone may hold as many bytes as the queue of an engine. Raises COMPILE_QUEUE_FULL
         or QUOTA_EXCEEDED.
         """
-        waiter, size_bytes = terms.waiter, len(module.wasm)
+        waiter, size_bytes = terms.waiter, module.size_bytes
         if flight in self.flights:
             ticket = self.flights.join(flight, waiter, work)
         else:
@@ -490,7 +499,7 @@ class Compiler:
             # The engine accepted the module, which is all that Load would have asked.
             self.cache.put(work.module)
         self.cache.put(artifact)
-        stored_bytes = artifact.size_bytes + (len(work.module.wasm) if work.uploaded else 0)
+        stored_bytes = artifact.size_bytes + (work.module.size_bytes if work.uploaded else 0)
         waiters.quota.stored(stored_bytes)
         return Served(artifact, Origin.COMPILED, code.queue_time_s)
 
@@ -541,8 +550,9 @@ class Compiler:
 
     async def _admit(self, request: Request) -> Module:
         """Put the module's digest in place of its bytes; hash a large one in a thread."""
-        sent = wasm, limit_bytes = request.wasm, self.module_bytes()
+        wasm, limit_bytes = request.wasm, request.terms.module_bytes or self.module_bytes()
         large = HASH_INLINE_BYTES < len(wasm) <= limit_bytes
+        sent = wasm, limit_bytes
         module = await asyncio.to_thread(admit, *sent) if large else admit(*sent)
         request.sha256, request.wasm = module.sha256, b""
         return self._copies.setdefault(module.sha256, module)
@@ -579,7 +589,7 @@ class Tenant:
     tally: Tally
 
 
-def admit(wasm: bytes, limit_bytes: int) -> Module:
+def admit(wasm: model.Wasm, limit_bytes: int) -> Module:
     """Check size and preamble of ``wasm``. Raises NOT_WASM and MODULE_TOO_LARGE."""
     if not (kind := _KINDS.get(wasm[:8])):
         what = "these bytes are not a WebAssembly binary, which begins with \\0asm and its version"
@@ -589,7 +599,8 @@ def admit(wasm: bytes, limit_bytes: int) -> Module:
         raise errors.not_wasm(what)
     if len(wasm) > limit_bytes:
         raise errors.module_too_large(len(wasm), limit_bytes)
-    return Module(hashlib.sha256(wasm).hexdigest(), kind, wasm)
+    sha256 = wasm.sha256 if isinstance(wasm, Spooled) else hashlib.sha256(wasm).hexdigest()
+    return Module(sha256, kind, wasm)
 
 
 def check_sha256(digest: str, field: str) -> str:

@@ -208,6 +208,12 @@ def digest_mismatch(expected_sha256: str, actual_sha256: str) -> str:
     return f"the module's SHA-256 is {actual_sha256}, not the expected {expected_sha256}"
 
 
+@_sentence(Reason.UPLOAD_INTERRUPTED)
+def upload_interrupted(why: str, held_bytes: int) -> str:
+    """The daemon has a part of the module, and this call does not bring what follows."""
+    return f"{why}: go on at byte {held_bytes:,}"
+
+
 @_sentence(Reason.ENGINE_UNKNOWN)
 def engine_unknown(engine: str, engines: Collection[str]) -> str:
     """The daemon serves no engine of this name."""
@@ -239,9 +245,12 @@ def setting_unknown(engine: str, setting: str, allowed: Collection[str]) -> str:
 
 
 @_sentence(Reason.SETTING_UNKNOWN)
-def setting_value_unknown(engine: str, setting: str, value: str, allowed: Collection[str]) -> str:
-    """The engine's setting has no such value."""
-    return f"{engine} has no value {quoted(value)} for setting {setting}{_choose(allowed)}"
+def setting_value_unknown(
+    engine: str, setting: str, value: str, allowed: Collection[str], compiled_for: str = ""
+) -> str:
+    """The engine's setting has no such value, ``compiled_for`` a target if that may matter."""
+    what = f"{setting} for target {compiled_for}" if compiled_for else setting
+    return f"{engine} has no value {quoted(value)} for setting {what}{_choose(allowed)}"
 
 
 @_sentence(Reason.SETTING_UNKNOWN)
@@ -307,6 +316,7 @@ def engine_lacks_feature(
     accepted_by: Collection[str],
     offset: int | None = None,
     feature: str | None = None,
+    compiled_for: str = "",
     *,
     fast: bool = False,
 ) -> str:
@@ -314,6 +324,7 @@ def engine_lacks_feature(
 
     ``feature`` is the proposal that the module needs, where that is known. With ``fast``, it is the
     engine's fast compiler that cannot; it is accepted by the engine if its validator accepts it.
+    ``compiled_for`` is a target for which the engine cannot, where it can for its machine.
     """
     needs = f" it needs {feature};" if feature else ""
     advice = "no engine of this daemon accepts it"
@@ -321,6 +332,8 @@ def engine_lacks_feature(
         engine = f"the fast compiler of {engine}"
         advice = "compile it with the default compiler"
         advice += "" if accepted_by else ", which tells whether it is valid"
+    elif compiled_for:
+        engine, advice = f"{engine} for target {compiled_for}", "compile it for another target"
     elif accepted_by:
         advice = f"compile it with one of: {', '.join(accepted_by)}"
     return f"{engine} cannot compile this module ({message});{needs} {advice}"
@@ -347,15 +360,21 @@ def compile_cpu_timeout(engine: str, what: str, limit_s: float, fault: Fault = F
 
 
 @_sentence(Reason.COMPILE_MEMORY_LIMIT)
-def compile_memory_limit(engine: str, limit_bytes: int, fault: Fault = Fault.MODULE) -> str:
-    """The job reached its memory limit.
+def compile_memory_limit(
+    engine: str,
+    limit_bytes: int,
+    fault: Fault = Fault.MODULE,
+    *,
+    setting: str = "compile_memory_bytes",
+) -> str:
+    """The job reached its memory limit, which is that of ``setting``.
 
     A ``fault`` other than the module's: the machine itself may have had no more memory.
     """
     why = ""
     if fault is not Fault.MODULE:
         why = ", or the machine had no more: it used less than half of that"
-    return f"{engine} needed more than the {limit_bytes:,} bytes of compile_memory_bytes{why}"
+    return f"{engine} needed more than the {limit_bytes:,} bytes of {setting}{why}"
 
 
 @_sentence(Reason.ARTIFACT_TOO_LARGE)
@@ -481,10 +500,20 @@ def sending_too_much(held_bytes: int) -> WasmkilnError:
     return _overloaded("send", what)
 
 
+def cannot_read_on(why: str) -> WasmkilnError:
+    """The disk fails in the middle of an answer, of which the caller has a part."""
+    return _overloaded("send", f"the rest of the artifact cannot be read now: {why}")
+
+
 def out_of_descriptors() -> WasmkilnError:
     """The daemon has too many files and connections open to start a job."""
     what = "the daemon has no file descriptors left for a compilation"
     return _overloaded("descriptors", what)
+
+
+def uploads_full(why: str) -> WasmkilnError:
+    """There is no room for another upload, or for more of one; ``why`` is the first half."""
+    return _overloaded("uploads", why, retry_after_s=5.0)
 
 
 def request_too_slow(limit_s: float) -> WasmkilnError:

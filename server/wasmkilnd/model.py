@@ -1,7 +1,7 @@
 """The values that the daemon's parts hand to each other.
 
 All but one are frozen dataclasses and enums: they hold no connection, no lock and no behaviour
-beyond what follows from their fields, and import nothing of the daemon. Every room may import them.
+beyond what follows from their fields. Every room may import them.
 
 The three that matter most: a ``Module`` and a ``CompileSpec`` go into a compilation, an
 ``Artifact`` comes out. ``CacheKey`` (the module's SHA-256 and the spec's fingerprint) is under
@@ -17,7 +17,7 @@ import hashlib
 import operator
 import re
 from asyncio import Future
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from enum import Enum
 from typing import Any, Final, Generic, NamedTuple, Self, TypeAlias, TypeVar
@@ -29,7 +29,11 @@ from wasmkiln.shared import NAMESPACE_NAME as NAMESPACE_NAME
 from wasmkiln.shared import UNHASHED_DEFAULTS as UNHASHED_DEFAULTS
 from wasmkiln.shared import fingerprint as fingerprint
 
+from wasmkilnd.spooled import Spooled
+
 T = TypeVar("T")
+# A module's bytes.
+Wasm: TypeAlias = "bytes | Spooled"
 
 
 class _Sums:
@@ -105,12 +109,14 @@ class Identity:
     - ``name``: for logs, the audit and quotas: ``token:NAME``, ``spiffe://…``, ``dns:HOST``,
       ``jwt:SUBJECT``, ``unix:/path``, ``anonymous``, or empty where the daemon asks for none.
     - ``quota``: the name of its quota in the policy; empty for none.
+    - ``module_bytes``: the largest module that it may send; 0 for as many as the setting says.
     """
 
     name: str
     roles: frozenset[Role]
     namespace: str = DEFAULT_NAMESPACE
     quota: str = ""
+    module_bytes: int = 0
 
 
 # Every caller of a daemon that asks for no identity.
@@ -152,7 +158,7 @@ class Module:
 
     sha256: str
     kind: Kind
-    wasm: bytes = field(repr=False)
+    wasm: Wasm = field(repr=False)
 
     @property
     def key(self) -> str:
@@ -246,6 +252,8 @@ class Artifact:
     - ``encoding``: how the bytes in ``frames`` are encoded: empty for not at all, or ``zstd``.
       ``sha256``, ``size_bytes`` and ``attestation`` are of the decoded artifact.
     - ``coming``: in place of ``frames``, while they are being decoded: each as soon as it is.
+    - ``pieces``: in place of ``frames``, of an artifact that memory cannot hold: returns the frames
+      from an offset on, each read from its file when it is awaited.
     """
 
     module_sha256: str
@@ -261,6 +269,7 @@ class Artifact:
     attestation: bytes = b""
     encoding: str = ""
     coming: Sequence[Future[bytes]] = field(default=(), repr=False)
+    pieces: Callable[[int], Iterator[Awaitable[bytes]]] | None = field(default=None, repr=False)
 
     @property
     def key(self) -> CacheKey:
@@ -420,11 +429,13 @@ class TargetInfo:
     """One target that the engine can compile for: it did so when the daemon asked.
 
     - ``cpus``: the levels that a request may name, the default first.
+    - ``settings``: those of the engine whose default or values differ for this target.
     """
 
     triple: str
     cpus: Sequence[str]
     host: bool
+    settings: Sequence[SettingInfo] = ()
 
 
 class LayerState(Enum):
@@ -545,6 +556,9 @@ class Limits:
     compile_memory_bytes: int
     queue_length: int
     queue_bytes: int
+    # Of all jobs together; and of one that is tried again, alone.
+    compile_memory_total_bytes: int = 2**63
+    compile_memory_retry_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -709,6 +723,12 @@ def to_frames(payload: bytes | bytearray | memoryview) -> tuple[bytes, ...]:
     return tuple(
         frame(view[start : start + CHUNK_BYTES]) for start in range(0, len(view), CHUNK_BYTES)
     )
+
+
+def pieces(wasm: Wasm) -> Iterator[bytes | memoryview]:
+    """Cut a module into pieces of ``CHUNK_BYTES``; those that are spooled are read one by one."""
+    whole = wasm if isinstance(wasm, Spooled) else memoryview(wasm)
+    return (whole[at : at + CHUNK_BYTES] for at in range(0, len(whole), CHUNK_BYTES))
 
 
 def frame(chunk: bytes | memoryview) -> bytes:

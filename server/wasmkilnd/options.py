@@ -5,7 +5,7 @@ from __future__ import annotations
 from wasmkilnd.cache.host_store import HostOptions
 from wasmkilnd.cache.object_store import Bucket
 from wasmkilnd.cache.redis_servers import RedisAccess
-from wasmkilnd.settings import Settings, group_id
+from wasmkilnd.settings import GIB, Settings, group_id
 
 
 def host_options(settings: Settings) -> HostOptions:
@@ -24,8 +24,8 @@ def open_bucket(settings: Settings, url: str = "") -> Bucket | None:
     """
     if not (url := url or settings.object_store_url):
         return None
-    timeout_s, largest_bytes = settings.object_store_timeout_s, settings.max_artifact_bytes
-    return Bucket(url, timeout_s=timeout_s, largest_bytes=largest_bytes)
+    largest_bytes = max(settings.max_artifact_bytes, GIB)  # No policy allows larger modules.
+    return Bucket(url, timeout_s=settings.object_store_timeout_s, largest_bytes=largest_bytes)
 
 
 def redis_access(settings: Settings) -> RedisAccess:

@@ -441,6 +441,9 @@ class Settings(BaseModel):
     receive_bytes: Size = _live(512 * MIB, ge=MIB)
     """Memory for requests. Artifacts that are being sent may take as much, modules that wait for a
     worker half, copies of unread answers a quarter; all work in progress twice that."""
+    upload_bytes: Size = _live(2 * GIB, gt=0)
+    """Disk, below the state directory, for uploads that have not ended, each as large as its caller
+    says at first. No caller may have more than it leaves to others; one upload alone always may."""
     caller_timeout_s: Seconds = _live(60.0, gt=0)
     """How long a caller may take to send its request, and read nothing of its answer; for a whole
     artifact it has ten times as long. The daemon then ends the call."""
@@ -453,7 +456,13 @@ class Settings(BaseModel):
     for compile_timeout_s times the number of CPUs."""
     compile_memory_bytes: Size = _live(0, ge=0)
     """Memory that one compilation may use before it is killed; 0 for 4 GiB, or for half of the
-    machine's or control group's memory if that is less."""
+    machine's or control group's memory, or compile_memory_total_bytes, if that is less."""
+    compile_memory_total_bytes: Size = _live(0, ge=0)
+    """Memory that all compilations and validations of all engines may use together: others wait; 0
+    for three quarters of the machine's or control group's memory."""
+    compile_memory_retry_bytes: Size = _live(0, ge=0)
+    """Memory with which a module is tried once more, alone, that needs more than
+    compile_memory_bytes. Meanwhile nothing else is compiled or validated. With 0 it fails."""
     quarantine_s: Seconds = _live(600.0, ge=0)
     """How long a module is refused for an engine that it crashed, or with which it reached its time
     or memory limit. Each further failure doubles it, up to a day. With 0 nothing is refused."""
@@ -523,7 +532,14 @@ class Settings(BaseModel):
     def effective_compile_memory_bytes(self) -> int:
         """Bytes of memory of one compilation."""
         # 4 GiB is enough for the largest honest module measured: tree-sitter-cpp, 2.4 GB.
-        return self.compile_memory_bytes or min(4 * GIB, memory_bytes() // 2)
+        most = self.compile_memory_total_bytes or 4 * GIB
+        return self.compile_memory_bytes or min(4 * GIB, memory_bytes() // 2, most)
+
+    @property
+    def effective_compile_memory_total_bytes(self) -> int:
+        """Bytes of memory of all compilations and validations together."""
+        one = max(self.effective_compile_memory_bytes, self.compile_memory_retry_bytes)
+        return self.compile_memory_total_bytes or max(memory_bytes() * 3 // 4, one)
 
     @property
     def limits(self) -> Limits:
@@ -536,6 +552,8 @@ class Settings(BaseModel):
             compile_memory_bytes=self.effective_compile_memory_bytes,
             queue_length=self.queue_length,
             queue_bytes=self.receive_bytes // 2,
+            compile_memory_total_bytes=self.effective_compile_memory_total_bytes,
+            compile_memory_retry_bytes=self.compile_memory_retry_bytes,
         )
 
     @property
@@ -563,9 +581,20 @@ class Settings(BaseModel):
             yield "tls_client_ca_file", "it needs TLS: set tls_cert_file and tls_key_file too"
         for setting, address in self.addresses:
             yield from self._address_conflicts(setting, address)
+        yield from self._memory_conflicts()
         if self.audit_file == "log" and self.log_level not in ("info", "debug"):
             why = f"at log_level {self.log_level} the log leaves the audit out: set log_level to"
             yield "audit_file", f"{why} info, or name a file"
+
+    def _memory_conflicts(self) -> Iterator[tuple[str, str]]:
+        one, retry = self.effective_compile_memory_bytes, self.compile_memory_retry_bytes
+        total = self.effective_compile_memory_total_bytes
+        if 0 < retry < one:
+            yield "compile_memory_retry_bytes", f"it is below compile_memory_bytes, {one:,}"
+        for setting, least in (("", one), ("retry_", retry)):
+            if total < least:
+                why = f"it is {total:,}, below compile_memory_{setting}bytes, {least:,}"
+                yield "compile_memory_total_bytes", why
 
     def _redis_conflicts(self, address: RedisAddress) -> Iterator[tuple[str, str]]:
         password, file = self.redis_password.get_secret_value(), self.redis_password_file

@@ -132,7 +132,7 @@ class OpenTenant:
                 *(link, prefix, sealer, metrics),
                 ttl_s=settings.cache_ttl_s,
                 artifact_bytes=artifact_bytes,
-                module_bytes=lambda: now.current.max_module_bytes,
+                module_bytes=common.module_bytes,
                 is_pinned=is_pinned,
                 reads=mode != "write-only",
                 writes=mode != "read-only",
@@ -143,7 +143,7 @@ class OpenTenant:
             objects = object_store.ObjectStore(
                 *(bucket, object_store.prefix_of(prefix), sealer, metrics),
                 artifact_bytes=artifact_bytes,
-                module_bytes=lambda: now.current.max_module_bytes,
+                module_bytes=common.module_bytes,
                 is_pinned=is_pinned,
                 reads=self.object_mode != "write-only",
                 writes=self.object_mode != "read-only",
@@ -238,6 +238,7 @@ class Tenants:
     - ``served_engines``: returns what each host store keeps as ``engines.json``.
     - ``held``: the bytes of all modules that are being worked on.
     - ``slots``: for compiles that no caller waits for.
+    - ``module_bytes``: returns how large the module of any caller may be.
 
     ``opened`` has every namespace that is served now, by name. See ``start``.
     """
@@ -253,6 +254,7 @@ class Tenants:
     held: quota.FairShare
     slots: asyncio.Semaphore
     sealer: Sealer
+    module_bytes: Callable[[], int]
     opened: dict[str, OpenTenant] = field(default_factory=dict)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -389,8 +391,8 @@ class Tenants:
 
         The newest module and artifact are queued even where they are larger than that.
         """
-        limits = self.settings.current
-        return (limits.max_module_bytes + limits.max_artifact_bytes) // len(self.opened)
+        both_bytes = self.module_bytes() + self.settings.current.max_artifact_bytes
+        return both_bytes // len(self.opened)
 
     async def _start(self, opened: OpenTenant) -> None:
         await opened.start()

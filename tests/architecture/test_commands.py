@@ -34,7 +34,7 @@ RUN = {
     "reference/compile.md": (4, "tests/e2e/test_api_examples.py"),
     "reference/errors.md": (1, "tests/e2e/test_api_examples.py"),
     "reference/host-store.md": (1, "tests/unit/client/test_recipe.py"),
-    "reference/module-service.md": (4, "tests/e2e/test_api_examples.py"),
+    "reference/module-service.md": (5, "tests/e2e/test_api_examples.py"),
     "start/five-minutes.md": (7, "tests/e2e/test_first_steps.py"),
 }
 PAGES = sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))

@@ -44,8 +44,8 @@ def pool_with_spoiled(
     left = itertools.count(count, -1)
 
     def spoil(worker: Worker) -> None:
-        if next(left) > 0:
-            foreign.spoil(worker.pid)
+        if next(left) > 0:  # To less than any job reserves.
+            foreign.spoil(worker.pid, resource.RLIMIT_AS, 128 * 2**20)
 
     return workers.pool_of(engine, size, spoil)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from wasmkilnd.engines.memory import Memory
 from wasmkilnd.engines.pool import WorkerPool
 from wasmkilnd.engines.process import JobOrder, JobReport, Worker, start_worker
 from wasmkilnd.model import Limits, Reloadable
@@ -118,7 +119,7 @@ async def pool_of(
         return worker
 
     limits, metrics = Reloadable(LIMITS), Metrics("test")
-    pool = WorkerPool("wasmtime-0.0.1", start, size=size, limits=limits, metrics=metrics)
+    pool = WorkerPool("wasmtime-0.0.1", start, size, limits, metrics, Memory(limits))
     await pool.start()
     while pool.alive < size:  # noqa: ASYNC110 - it has no event
         await asyncio.sleep(0.01)

@@ -10,7 +10,9 @@ import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
+import redis
 from structlog.testing import capture_logs
+from wasmkilnd.cache import redis_store, shared_tier
 from wasmkilnd.cache.redis_servers import WRITE_TIMEOUT_S, Command
 from wasmkilnd.cache.value import TRAILER_BYTES, ZSTD, written
 from wasmkilnd.errors import DoesNotFit, TierUnavailable
@@ -448,6 +450,62 @@ async def test_headers_of_any_length_but_too_long_ones(here: Site) -> None:
     assert here.notes.stores[-1] == "too_large"
     assert here.store.write_refusal == ""
     assert await get(here, too_long.key) is None
+
+
+async def test_what_the_server_takes_in_no_value_is_told_and_leaves_nothing(
+    here: Site, server: redis.Redis
+) -> None:
+    server.config_set("proto-max-bulk-len", 1024 * 1024)
+    large, small = artifact(1, 3_000_000), artifact(2, 700_000)
+    try:
+        with capture_logs() as lines, pytest.raises(DoesNotFit):
+            await here.store.put(large)
+        await here.store.put(small)
+    finally:
+        server.config_set("proto-max-bulk-len", 512 * 1024 * 1024)
+    assert here.notes.stores == ["too_large", "ok"]
+    assert [line["event"] for line in lines] == [
+        "value not shared: the tier does not take one of its size"
+    ]
+    assert here.store.refusal == ""
+    assert await here.names("3:new") == []
+    assert same(await get(here, small.key), small)
+
+
+async def test_a_full_server_is_left_no_part_of_a_value(here: Site, server: redis.Redis) -> None:
+    server.config_set("maxmemory-policy", "noeviction")
+    # Room for the first part, and for no more.
+    server.config_set("maxmemory", server.info("memory")["used_memory"] + 1_500_000)
+    with pytest.raises(TierUnavailable, match="full"):
+        await here.store.put(artifact(1, 6_000_000))
+    assert here.link.calls("APPEND") > 0
+    server.config_set("maxmemory", 0)
+    assert await here.names("3:new") == []
+
+
+async def test_a_large_value_has_the_time_of_a_slow_line(
+    valkey: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = artifact(1, 6_000_000)
+    monkeypatch.setattr(redis_store, "WRITE_TIMEOUT_S", 1.0)
+
+    async def slow(command: Command) -> None:
+        if command[0] == "APPEND" or (command[0] == "GETRANGE" and int(command[2]) >= 0):
+            await asyncio.sleep(0.25)
+
+    async with site(valkey.url, timeout_s=1.0) as at:
+        at.link.before = slow
+        monkeypatch.setattr(shared_tier, "WRITTEN_BYTES_PER_S", 10**12)
+        with pytest.raises(TierUnavailable, match="too long"):
+            await at.store.put(large)
+        monkeypatch.setattr(shared_tier, "WRITTEN_BYTES_PER_S", 100_000)
+        await at.store.put(large)
+        monkeypatch.setattr(shared_tier, "READ_BYTES_PER_S", 10**12)
+        with capture_logs() as lines, pytest.raises(TierUnavailable, match="too long"):
+            await at.store.get(large.key, Allowance())
+        assert [line["event"] for line in lines] == ["value not read: it takes too long"]
+        monkeypatch.setattr(shared_tier, "READ_BYTES_PER_S", 100_000)
+        assert same(await get(at, large.key), large)
 
 
 async def test_kinds_are_told_by_verified_heads_only(here: Site) -> None:

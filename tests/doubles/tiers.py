@@ -36,7 +36,7 @@ class _Gated:
         self.gets = 0
         """How often anything was asked of it."""
 
-    async def get(self, key: Any, allowance: Allowance | None = None) -> Any:
+    async def get(self, key: Any, allowance: Allowance | None = None, fits: Any = None) -> Any:
         found = self.kept.get(key)
         if allowance:
             allowance.seconds += self.moving_s

@@ -10,7 +10,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Self
 
 import grpc
 import h2.config
@@ -53,7 +53,7 @@ class Caller:
         request = pb.CompileRequest(**source, engine=engine, omit_artifact=omit)
         return self.stub.Compile(request, **{"timeout": 120, **options})
 
-    def __enter__(self) -> Caller:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -82,6 +82,7 @@ def row(reason: str, meet: Meet, says: str, *, at_fault: str = "", **metadata: s
 
 _TARGET = r"\w+-unknown-linux-gnu"
 _NUMBER = r"\d+"
+_THREADS = {"wasm_threads": "true"}
 _NO_MODULE = wasm.CORE_PREAMBLE + b"\x01\x02\x03"
 _DIGEST = "0" * 64
 _OTHERS = re.escape("wasmtime-50.0.1, wasmtime-49.0.0")
@@ -149,7 +150,7 @@ ROWS = [
         *("TARGET_UNSUPPORTED", on_wasmtime(_LOADED, target="z80-unknown-none"), "linux-gnu"),
         at_fault="target",
         target="z80-unknown-none",
-        targets=_TARGET,
+        targets=f"{_TARGET}, pulley64",
     ),
     row(
         *("TARGET_UNSUPPORTED", on_wasmtime(_LOADED, cpu="z80"), "baseline"),
@@ -168,6 +169,13 @@ ROWS = [
         setting="consume_fuel",
         value="9",
         allowed="false, true",
+    ),
+    row(
+        *("SETTING_UNKNOWN", on_wasmtime(_LOADED, target="pulley64", settings=_THREADS)),
+        *("for target pulley64: choose",),
+        setting="wasm_threads",
+        value="true",
+        allowed="false",
     ),
     row("ENGINE_LACKS_FEATURE", on_wasmer("(component)"), WASMTIME, accepted_by=_OTHERS),
     # wasmer accepts SIMD, and then has no code for some of its operators.
@@ -192,6 +200,12 @@ ROWS = [
         request("ModuleService/Compile", {"sha256": _DIGEST}),
         "send the module",
         sha256=_DIGEST,
+    ),
+    row(
+        "UPLOAD_INTERRUPTED",
+        request("ModuleService/Upload", {"sha256": _DIGEST, "size_bytes": 2}),
+        "go on at byte 0",
+        held_bytes="0",
     ),
     # Beside many other processes the limit of the wall clock may be met first.
     row(

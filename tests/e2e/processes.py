@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 # The CPU time of a job that is long past its settings.
@@ -90,6 +91,21 @@ def busy_job(daemon_pid: int) -> int:
 
     eventually(look, "no job compiles")
     return busy[0]
+
+
+def kill_job(daemon_pid: int) -> None:
+    """Wait for a job that compiles, and kill it; it runs again with more memory: kill it then, too.
+
+    The kernel might have killed it for want of memory.
+    """
+    for _ in range(2):
+        job = busy_job(daemon_pid)
+        os.kill(job, signal.SIGKILL)
+        eventually(partial(_is_gone, job), "a job that was killed lives on")
+
+
+def _is_gone(pid: int) -> bool:
+    return not parent_of(pid)
 
 
 def stopped(pid: int) -> bool:

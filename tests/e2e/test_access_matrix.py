@@ -60,6 +60,8 @@ class Need:
 METRICS_OF_ALL = Need("metrics", whole_daemon=True)
 RPCS = {
     "/wasmkiln.v1.ModuleService/Load": Need("compile"),
+    "/wasmkiln.v1.ModuleService/Upload": Need("compile"),
+    "/wasmkiln.v1.ModuleService/QueryUpload": Need("compile"),
     # Of a digest; uploading and compiling need the role compile.
     "/wasmkiln.v1.ModuleService/Compile": Need("read"),
     "/wasmkiln.v1.ModuleService/FindMissing": Need("read"),

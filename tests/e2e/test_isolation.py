@@ -19,7 +19,7 @@ from wasmkiln.v1 import types_pb2
 from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, Daemon
 from tests.e2e.fixtures import serving
-from tests.e2e.processes import busy_job, eventually, parent_of, workers_of
+from tests.e2e.processes import busy_job, eventually, kill_job, parent_of, workers_of
 
 _tags = itertools.count(20)
 
@@ -75,7 +75,7 @@ def slow_call(daemon: Daemon) -> Iterator[Slow]:
 
 def test_a_killed_job_costs_only_its_own_call(lean_daemon: Daemon) -> None:
     with slow_call(lean_daemon) as slow:
-        os.kill(slow.job, signal.SIGKILL)
+        kill_job(lean_daemon.pid)
         with pytest.raises(CompilerCrashed) as failure:
             slow.call.result()
         assert failure.value.code is grpc.StatusCode.INTERNAL

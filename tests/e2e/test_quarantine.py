@@ -14,7 +14,7 @@ from wasmkiln import Client, CompilerCrashed, CompileTimeout, ModuleQuarantined
 from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, TWO_ENGINES, Daemon, fresh_state
 from tests.e2e.fixtures import a_valkey
-from tests.e2e.processes import busy_job, eventually, jobs_of, parent_of, send
+from tests.e2e.processes import eventually, jobs_of, kill_job, parent_of, send
 from tests.e2e.programs import WASMKILN, run
 from tests.servers.redis_server import RedisServer
 
@@ -90,7 +90,7 @@ def test_a_job_that_an_operator_kills_condemns_nobody_at_once(
     with ThreadPoolExecutor(1) as callers:
         for _ in range(2):
             slow = callers.submit(ask, module, engine=engine)
-            os.kill(busy_job(two[0].pid), signal.SIGKILL)
+            kill_job(two[0].pid)
             with pytest.raises(CompilerCrashed):
                 slow.result()
     with pytest.raises(ModuleQuarantined, match="SIGKILL"):

@@ -71,6 +71,8 @@ def test_limits_are_taken_over_and_the_rest_is_told(configured: Configured) -> N
             compile_timeout_s=2,
             compile_cpu_s="90s",
             compile_memory_bytes="1GiB",
+            compile_memory_total_bytes="3GiB",
+            compile_memory_retry_bytes="2GiB",
             memory_bytes="32MiB",
             queue_length=9,  # A flag says otherwise, then as now.
             workers=3,
@@ -83,6 +85,8 @@ def test_limits_are_taken_over_and_the_rest_is_told(configured: Configured) -> N
             "compile_timeout_s": (61, 2),
             "compile_cpu_s": (0, 90),
             "compile_memory_bytes": (0, "1GiB"),
+            "compile_memory_total_bytes": (0, "3GiB"),
+            "compile_memory_retry_bytes": (0, "2GiB"),
             "memory_bytes": ("64MiB", "32MiB"),
         }
         assert changes(lines, "setting needs a restart") == {
@@ -96,6 +100,7 @@ def test_limits_are_taken_over_and_the_rest_is_told(configured: Configured) -> N
         assert limits.compile_cpu_time.seconds == 90
         assert limits.compile_memory_bytes == 1024 * MIB
         assert limits.queue_length == 7
+        assert configured.daemon.metric("jobs_memory_limit_bytes") == 3072 * MIB
         assert client.compile(too_large).header.size_bytes
         with pytest.raises(CompileTimeout, match="within 2 s"):
             client.compile(too_slow)

@@ -19,7 +19,7 @@ _BEGIN_S = 0.05
 
 @dataclass(frozen=True)
 class Line:
-    """The state of the line. It concerns only what comes from the server."""
+    """The state of the line. Unless it says so, it concerns only what comes from the server."""
 
     delay_s: float = 0.0
     """Before each chunk of bytes."""
@@ -35,6 +35,8 @@ class Line:
     """One of so many bytes is changed; 0 for none."""
     cut_after_bytes: int = 0
     """The connection ends after so many; 0 for never."""
+    stall_after_sent_bytes: int = 0
+    """No more than that goes to the server, until the connection is cut; 0 for no end."""
     refuse: bool = False
     """Nobody listens."""
 
@@ -54,6 +56,8 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self.port = 0
+        self.sent_bytes = self.received_bytes = self.cuts = 0
+        """What it has read for the server, and from it; and how often that ended a connection."""
 
     def set(self, line: Line) -> None:
         """Set the state of the line, for present and new connections."""
@@ -139,8 +143,12 @@ class Proxy:
         forth: asyncio.StreamWriter,
         writer: asyncio.StreamWriter,
     ) -> None:
+        sent = 0
         while chunk := await reader.read(_READ_BYTES):
             line = self._line
+            sent, self.sent_bytes = sent + len(chunk), self.sent_bytes + len(chunk)
+            if line.stall_after_sent_bytes and sent > line.stall_after_sent_bytes:
+                await asyncio.Event().wait()
             if line.garbage and chunk.startswith(line.only_to):
                 writer.write(line.garbage)
                 await writer.drain()
@@ -161,8 +169,9 @@ class Proxy:
                 continue
             if line.flip_one_in:
                 chunk = self._flipped(chunk, line.flip_one_in)
-            carried += len(chunk)
+            carried, self.received_bytes = carried + len(chunk), self.received_bytes + len(chunk)
             if line.cut_after_bytes and carried > line.cut_after_bytes:
+                self.cuts += 1
                 writer.write(chunk[: len(chunk) // 2])
                 return
             writer.write(chunk)

@@ -30,6 +30,7 @@ ENGINE = "wasmtime-50.0.1"
 CLEAR = {"ENGINE_LACKS_FEATURE", "COMPILE_TIMEOUT", "COMPILE_MEMORY_LIMIT", "ARTIFACT_TOO_LARGE"}
 """What a module may get instead of an artifact."""
 TIERS = {"REDIS": "Redis", "OBJECT_STORE": "the object store"}
+_ENDS = ("ok", "failed")
 _COMPILE_S, _CALL_S = 600, 1200
 _SETTINGS = {
     "WASMKILN_MAX_MODULE_BYTES": "128MiB",
@@ -82,6 +83,8 @@ class Result:
     """The most memory that each daemon has had."""
     errors: Sequence[str]
     """Lines of their logs."""
+    again: float
+    """Jobs that had reserved too little memory, and ran once more."""
 
     def checks(self) -> list[Check]:
         """Return what was promised, and whether it was kept."""
@@ -106,7 +109,8 @@ class Result:
         lines = [*table(_HEAD, [one.cells for one in self.outcomes]), "", *promises(self.checks())]
         first, *others = (f"{count / 2**20:,.0f}" for count in self.highest_bytes)
         told = f"Memory of the daemon that compiles, at its highest: {first} MiB; of the others: "
-        return "\n".join([*lines, "", f"{told}{', '.join(others)} MiB."])
+        again = f"Jobs that had reserved too little memory, and ran once more: {self.again:.0f}."
+        return "\n".join([*lines, "", f"{told}{', '.join(others)} MiB.", again])
 
 
 def run(folder: Path, modules: Sequence[RealModule], tell: Tell) -> Result:
@@ -143,6 +147,7 @@ def run(folder: Path, modules: Sequence[RealModule], tell: Tell) -> Result:
             {tier: sum(each.count for each in told.compiles) for tier, told in stats.items()},
             [highest_memory_bytes(each.pid) for each in daemons],
             [line for each in daemons for line in each.log_lines if '"level": "error"' in line],
+            sum(daemon.metric("jobs_run_again_total", memory="limit", outcome=o) for o in _ENDS),
         )
 
 

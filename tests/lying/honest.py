@@ -17,6 +17,9 @@ from wasmkiln.v1 import types_pb2 as types
 
 WASM = b"\0asm\x01\0\0\0"
 DIGEST = hashlib.sha256(WASM).hexdigest()
+# Larger than what a test lets into one message.
+LARGE = WASM + bytes(100)
+LARGE_DIGEST = hashlib.sha256(LARGE).hexdigest()
 ARTIFACT = b"native code " * 1000
 MISSING = types.ArtifactKey(module_sha256=DIGEST)
 
@@ -91,8 +94,14 @@ ANSWERS: dict[str, Message] = {
         kind.name.removesuffix("Response"): filled(GetMessageClass(kind)())
         for file in (modules.DESCRIPTOR, admin.DESCRIPTOR)
         for kind in file.message_types_by_name.values()
-        if kind.name.endswith("Response") and not kind.name.startswith(("Load", "Compile"))
+        if kind.name.endswith("Response")
+        and not kind.name.startswith(("Load", "Compile", "Upload"))
     },
+    "Upload": filled(
+        modules.UploadResponse(
+            loaded={"sha256": LARGE_DIGEST, "size_bytes": len(LARGE), "engine": "wasmtime-50.0.1"}
+        )
+    ),
     "Check": health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING),
     "Compile": modules.CompileResponse(header=header()),
 }

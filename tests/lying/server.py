@@ -11,8 +11,9 @@ import grpc
 
 from tests.lying.honest import HONEST
 
-# From a request's bytes, and the call's context, to the messages of the answer.
-Answer = Callable[[bytes, Any], Iterator[bytes]]
+# From a request's bytes (of Upload, from an iterator of them), and the call's context, to the
+# messages of the answer.
+Answer = Callable[[Any, Any], Iterator[bytes]]
 
 
 class LyingServer(grpc.GenericRpcHandler):  # type: ignore[misc]
@@ -44,14 +45,17 @@ class LyingServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         """Handle every method as a stream, which on the wire a single answer is as well."""
         name = details.method.rpartition("/")[2]
 
-        def run(request: bytes, context: Any) -> Iterator[bytes]:
+        def run(request: Any, context: Any) -> Iterator[bytes]:
             self.calls.append(name)
-            for message in self.answers.get(name, HONEST[name])(request, context):
+            answer: Answer = self.answers.get(name) or HONEST[name]
+            for message in answer(request, context):
                 if not context.is_active():
                     return
                 self.sent += 1
                 yield message
 
+        if name == "Upload":
+            return grpc.stream_stream_rpc_method_handler(run)
         return grpc.unary_stream_rpc_method_handler(run)
 
 
@@ -62,7 +66,11 @@ def lying_server() -> Iterator[LyingServer]:
     server = grpc.server(
         futures.ThreadPoolExecutor(4),
         handlers=(liar,),
-        options=[("grpc.max_send_message_length", -1), ("grpc.max_metadata_size", 2**20)],
+        options=[
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_receive_message_length", -1),
+            ("grpc.max_metadata_size", 2**20),
+        ],
     )
     liar.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()

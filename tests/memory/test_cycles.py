@@ -245,6 +245,22 @@ def test_a_request_that_is_no_message_or_never_arrives(kiln: Watched, caller: Ca
         assert late.wait(stream)["grpc-status"] == "8"
 
 
+def test_uploads(kiln: Watched, caller: Caller) -> None:
+    module = wasm.with_data(2 * MIB, 20)
+    first = pb.UploadRequest(sha256=wasm.digest(module), size_bytes=len(module), engine=ENGINE)
+    parts = [pb.UploadRequest(offset=at, data=module[at : at + MIB]) for at in (0, MIB, 2 * MIB)]
+
+    def upload(*messages: pb.UploadRequest) -> Any:
+        return caller.stub.Upload.future(iter(messages), timeout=60)
+
+    assert upload(first, *parts[:1]).code() is grpc.StatusCode.ABORTED
+    assert upload(first, *parts[2:]).code() is grpc.StatusCode.ABORTED
+    assert upload(first, *parts[1:]).code() is grpc.StatusCode.OK
+    wrong = [*parts[:2], pb.UploadRequest(offset=2 * MIB, data=bytes(len(module) - 2 * MIB))]
+    assert upload(first, *wrong).code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert caller.stub.QueryUpload(pb.QueryUploadRequest(sha256=first.sha256)).held_bytes == 0
+
+
 def test_all_other_calls(kiln: Watched, caller: Caller) -> None:
     keys = [types_pb2.ArtifactKey(module_sha256=f"{n:064x}") for n in range(200)]
     malformed = [types_pb2.ArtifactKey(module_sha256="x" * MIB)]

@@ -83,6 +83,15 @@ def test_it_has_started_with_the_key_that_was_made(machine: Booted) -> None:
     assert shown(machine, "CPUWeight") == "100"
 
 
+def test_the_daemon_is_given_a_group_for_its_jobs(machine: Booted) -> None:
+    """It uses it where groups of version 2 have the controller of memory."""
+    own = machine.run("cat", f"/proc/{shown(machine, 'MainPID')}/cgroup").stdout
+    assert own.endswith(f"/{UNIT}.service/daemon\n")
+    here = machine.run("cat", "/sys/fs/cgroup/cgroup.controllers").stdout
+    words = f"jobs have {'a' if 'memory' in here.split() else 'no'} control group"
+    assert any(words in each["MESSAGE"] for each in journal(machine))
+
+
 def test_the_journal_has_priorities_and_lines_of_json_alone(machine: Booted) -> None:
     lines = [each for each in journal(machine) if each["_SYSTEMD_UNIT"] == f"{UNIT}.service"]
     assert {json.loads(each["MESSAGE"])["level"]: each["PRIORITY"] for each in lines}["info"] == "6"

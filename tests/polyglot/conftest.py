@@ -9,6 +9,7 @@ import pytest
 
 from tests.e2e.daemon import ONE_ENGINE, fresh_state
 from tests.e2e.programs import ROOT, installed_engines
+from tests.polyglot import builds
 from tests.polyglot.kiln import Kiln, Secure, running_kiln, running_secure
 from tests.polyglot.toolchains import LANGUAGES
 
@@ -47,3 +48,9 @@ def built() -> Built:
         return folder
 
     return folder_of
+
+
+@pytest.fixture(scope="module", params=builds.PROGRAMS)
+def asks(request: pytest.FixtureRequest, built: Built) -> builds.Asks:
+    """The program of each language."""
+    return builds.PROGRAMS[request.param](built(request.param))

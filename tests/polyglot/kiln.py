@@ -22,6 +22,7 @@ ENGINES = tuple(spec.replace("==", "-") for spec in ENGINE_SPECS)
 FULL_ENGINE = "wasmtime-50.0.1"
 """The engine whose queue `full_queue` fills."""
 QUEUE_LENGTH = 4
+MAX_MODULE_BYTES = 24 * 1024 * 1024
 TEXT = """(module
   (func (export "add") (param i32 i32) (result i32) local.get 0 local.get 1 i32.add)
   (func $fib (export "fib") (param i32) (result i32)
@@ -147,6 +148,7 @@ def running_kiln(state: Path, folder: Path) -> Iterator[Kiln]:
     wasmkilnd("keys", "generate", "--state-dir", str(folder / "stranger"))
     wrong.write_text(wasmkilnd("keys", "show", "--pem", "--state-dir", str(folder / "stranger")))
     flags = ["--workers", "1", "--queue-length", str(QUEUE_LENGTH), "--redis-url", "none"]
+    flags += ["--max-module-bytes", str(MAX_MODULE_BYTES)]
     with Daemon(state, [*flags, "--compile-timeout-s", "120"]) as daemon:
         key = folder / "key.pem"
         key.write_text(wasmkilnd("keys", "show", "--pem", "--state-dir", str(state)))

@@ -50,12 +50,6 @@ def package(built: Built) -> NodePackage:
     return node_package(built("node"), dev=True)
 
 
-@pytest.fixture(scope="module", params=builds.PROGRAMS)
-def asks(request: pytest.FixtureRequest, built: Built) -> Asks:
-    """The program of each language."""
-    return builds.PROGRAMS[request.param](built(request.param))
-
-
 @pytest.fixture(scope="module")
 def true(kiln: Kiln) -> TrueAnswer:
     return lies.true_answer(kiln)

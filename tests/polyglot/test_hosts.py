@@ -19,15 +19,17 @@ PAGE = ROOT / "docs" / "how-to" / "hosts.md"
 LIBRARIES = ["wasmtime-49.0.0", "wasmtime-50.0.1"]
 # By the version of PyPI's package, which lags behind once: 49.0.4 has the command 49.0.3.
 COMMANDS = {"49.0.0": "wasmtime 49.0.0 ", "49.0.4": "wasmtime 49.0.3 "}
+PORTABLE = "pulley64"
 DRC = "deferred reference-counting collector"
 
 
-def artifact(kiln: Kiln, engine: str, **settings: str) -> Path:
+def artifact(kiln: Kiln, engine: str, target: str = "", **settings: str) -> Path:
     """Return the file of an artifact of the daemon's module."""
-    name = "-".join([engine, *(f"{key}={value}" for key, value in settings.items())])
+    name = "-".join([engine, target, *(f"{key}={value}" for key, value in settings.items())])
     path = kiln.folder / f"{name}.cwasm"
     with kiln.daemon.client() as client:
-        client.compile(kiln.module, engine=engine, settings=settings).save(path, header=False)
+        made = client.compile(kiln.module, engine=engine, target=target, settings=settings)
+        made.save(path, header=False)
     return path
 
 
@@ -75,6 +77,9 @@ def test_c(kiln: Kiln, c_host: tuple[str, Path]) -> None:
         path = artifact(kiln, engine, **{key: value})
         argv: Argv = [host, path, "--set", setting, "add", "40", "2"]
         show(f"{name} and {setting}", kiln.run(argv), "42")
+    portable = artifact(kiln, engine, target=PORTABLE)
+    argv = [host, portable, "--set", f"target={PORTABLE}", "add", "40", "2"]
+    show(f"{name} and portable code", kiln.run(argv), "42")
     # Code for no collector runs beside one.
     argv = [host, artifact(kiln, engine, collector="none"), "add", "40", "2"]
     show(f"{name}, with a collector, of an artifact for none", kiln.run(argv), "42")
@@ -88,6 +93,7 @@ def test_c_refuses_what_does_not_match(kiln: Kiln, c_host: tuple[str, Path]) -> 
         artifact(kiln, other): f"incompatible version '{major}'",
         artifact(kiln, engine, consume_fuel="true"): "with fuel support but it is not enabled",
         artifact(kiln, engine, strategy="winch"): "Winch calling convention",
+        artifact(kiln, engine, target=PORTABLE): f"compiled for architecture '{PORTABLE}'",
     }
     for path, words in because.items():
         refused(kiln.run([host, path, "add", "40", "2"]), words)
@@ -126,6 +132,9 @@ def test_the_command(kiln: Kiln, command: Path) -> None:
             kiln.run(argv),
             "42",
         )
+    portable = artifact(kiln, engine, target=PORTABLE)
+    argv = [*words, "--target", PORTABLE, "-C", "collector=drc", *add, portable, "40", "2"]
+    show(f"{name} and portable code", kiln.run(argv), "42")
     # The setting decides, and the message names both collectors.
     refused(kiln.run([*words, *add, plain, "40", "2"]), f"{DRC} but the host")
     refused(kiln.run([*drc, artifact(kiln, "wasmtime-50.0.1"), "40", "2"]), "version '50'")
@@ -142,6 +151,9 @@ def test_python(kiln: Kiln, engine: str) -> None:
         path = artifact(kiln, engine, collector="none")
         done = kiln.run([python, script, path, "collector=none"])
         show(f"Python with {engine} and collector=none", done, "42")
+        portable = artifact(kiln, engine, target=PORTABLE)
+        done = kiln.run([python, script, portable, f"target={PORTABLE}"])
+        show(f"Python with {engine} and portable code", done, "42")
 
 
 def recipe(language: str, line: str) -> str:

@@ -10,6 +10,7 @@ import fcntl
 import os
 import shutil
 import subprocess
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +18,11 @@ _HOME = Path(__file__).resolve().parents[2] / ".work" / "debian"
 _PACKAGES = ("redis-server", "redis-tools")
 # Those of its libraries that a minimal system may lack.
 _LIBRARIES = ("libjemalloc2", "liblzf1", "libatomic1")
+# CPython as Debian 13 has it, without what the tests do not import.
+_ARM64_PYTHON = (
+    *("python3.13-minimal", "libpython3.13-minimal", "libpython3.13-stdlib"),
+    *("libc6", "libgcc-s1", "libffi8", "zlib1g", "libexpat1"),
+)
 _TIMEOUT_S = 180
 
 
@@ -53,8 +59,43 @@ def docker_registry_binary() -> str:
     return _alone("docker-registry", "--version")
 
 
-def _alone(name: str, asks_version: str) -> str:
-    """Return a program that needs no other package than its own."""
+@cache
+def qemu_binary(machine: str = "x86_64") -> str:
+    """Return the path of a qemu that runs programs of a machine. Raises DebianUnavailable."""
+    return _alone(f"qemu-{machine}", "--version", "qemu-user")
+
+
+@cache
+def arm64_python() -> tuple[str, ...]:
+    """Return the command of a CPython for aarch64 that qemu runs here. Raises DebianUnavailable."""
+    qemu, home = qemu_binary("aarch64"), _HOME / "arm64"
+    root, there = home / "root", home / "complete"
+    with (_HOME / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not there.exists():
+            for folder in ("lists/partial", "cache/archives/partial"):
+                (home / folder).mkdir(parents=True, exist_ok=True)
+            own = {"Dir::State::lists": f"{home}/lists", "Dir::Cache": f"{home}/cache"}
+            own |= {"Dir::State::status": "/dev/null", "APT::Sandbox::User": "root"}
+            own |= {"APT::Architecture": "arm64", "APT::Architectures": "arm64"}
+            words = [word for name, value in own.items() for word in ("-o", f"{name}={value}")]
+            try:
+                _apt(*words, "update", folder=home)
+                _apt(*words, "download", *_ARM64_PYTHON, folder=home)
+            except subprocess.SubprocessError as failure:
+                raise DebianUnavailable(f"no CPython for aarch64: {failure}") from None
+            for package in home.glob("*.deb"):
+                _extract(package, root)
+            with suppress(FileExistsError):
+                (root / "lib").symlink_to("usr/lib")
+            there.touch()
+    [python] = (root / "usr" / "bin").glob("python3.[0-9]*")
+    return qemu, "-L", str(root), str(python)
+
+
+def _alone(name: str, asks_version: str, package: str = "") -> str:
+    """Return a program that needs no other package than its own, of the same name if not given."""
+    package = package or name
     if on_path := shutil.which(name):
         return on_path
     if not shutil.which("apt-get") or not shutil.which("dpkg"):
@@ -64,9 +105,9 @@ def _alone(name: str, asks_version: str) -> str:
     with (_HOME / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not binary.exists():
-            _download(name)
-            for package in _HOME.glob(f"{name}_*.deb"):
-                _extract(package)
+            _download(package)
+            for file in _HOME.glob(f"{package}_*.deb"):
+                _extract(file)
     version = subprocess.run([str(binary), asks_version], capture_output=True, check=False)
     if version.returncode:
         raise DebianUnavailable(f"Debian's {name} does not run here: {version.stderr!r}")
@@ -89,9 +130,8 @@ def _unpack(script: Path) -> None:
     draft.rename(script)
 
 
-def _extract(package: Path) -> None:
-    root = str(_HOME / "root")
-    subprocess.run(["dpkg", "-x", str(package), root], check=True, timeout=_TIMEOUT_S)
+def _extract(package: Path, root: Path = _HOME / "root") -> None:
+    subprocess.run(["dpkg", "-x", package, root], check=True, timeout=_TIMEOUT_S)
 
 
 def _download(*packages: str) -> None:
@@ -109,10 +149,10 @@ def _download(*packages: str) -> None:
             raise DebianUnavailable(f"{packages[0]} cannot be downloaded: {failure}") from None
 
 
-def _apt(*words: str) -> None:
+def _apt(*words: str, folder: Path = _HOME) -> None:
     subprocess.run(
         ["apt-get", "-qq", *words],
-        cwd=_HOME,
+        cwd=folder,
         check=True,
         capture_output=True,
         timeout=_TIMEOUT_S,

@@ -151,6 +151,7 @@ class Rig:
         sealer: Sealer | None = None,
         host: HostFiles | None = None,
     ) -> None:
+        self.uploads: Any = None  # Nobody uploads.
         self.engines = Engines()
         engines = cast("Any", self.engines)
         self.metrics = Notes()

@@ -62,7 +62,7 @@ async def _compare(rig: Rig) -> None:
     usual = rig.engines.spec("usual", "", "", {})
     # As the registry of engines does, which computes a fingerprint once.
     rig.engines.spec = lambda *wishes: usual  # type: ignore[method-assign]
-    servicer = ModuleServicer(rig.tenant_of, rig.stats, rig.capabilities)
+    servicer = ModuleServicer(rig.tenant_of, rig.stats, rig.capabilities, rig.uploads)
 
     async def call(request: pb.CompileRequest) -> tuple[types_pb2.Origin, Counter[str]]:
         with counted() as calls:

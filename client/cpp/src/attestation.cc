@@ -68,13 +68,6 @@ bool is_signed(const std::string& key, const std::string& message, const std::st
   return good;
 }
 
-std::string read(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::string text{std::istreambuf_iterator<char>(file), {}};
-  if (!file) throw std::invalid_argument("cannot read " + path.string());
-  return text;
-}
-
 std::vector<fs::path> files_of(const fs::path& folder, const std::string& ending) {
   std::vector<fs::path> files;
   if (!fs::exists(folder)) return files;
@@ -156,6 +149,13 @@ std::string sha256_hex(std::string_view bytes) {
   return hex(digest.substr(0, size));
 }
 
+std::string read_file(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::string text{std::istreambuf_iterator<char>(file), {}};
+  if (!file) throw std::invalid_argument("cannot read " + path);
+  return text;
+}
+
 bool is_digest(const std::string& text) {
   return text.size() == 64 && text.find_first_not_of("0123456789abcdef") == std::string::npos;
 }
@@ -194,7 +194,7 @@ std::vector<std::string> read_keys(const std::string& path) {
   TrustedKeys keys;
   bool is_folder = fs::is_directory(from);
   for (const fs::path& file : is_folder ? files_of(from, ".pem") : std::vector{from}) {
-    keys.merge(parse_keys(read(file)));
+    keys.merge(parse_keys(read_file(file)));
   }
   std::vector<fs::path> revoked = files_of(from / "revoked", ".json");
   if (from.filename() == "trusted") {
@@ -202,7 +202,7 @@ std::vector<std::string> read_keys(const std::string& path) {
   }
   for (const fs::path& file : revoked) {
     Struct revocation;
-    bool is_json = JsonStringToMessage(read(file), &revocation).ok();
+    bool is_json = JsonStringToMessage(read_file(file), &revocation).ok();
     std::string id = at(revocation, "key_id").string_value();
     if (!is_json || !is_digest(id)) {
       throw std::invalid_argument("cannot read " + file.string() +

@@ -4,11 +4,10 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <fstream>
-#include <iterator>
 #include <random>
 #include <regex>
 #include <stdexcept>
+#include <thread>
 #include <utility>
 
 #include "internal.h"
@@ -21,6 +20,11 @@ using Clock = std::chrono::system_clock;
 
 constexpr int kInlineBytes = 65536;
 constexpr int kMaxMessageBytes = 64 << 20;
+// Larger modules go in pieces, of which a cut costs one.
+constexpr std::size_t kUploadAboveBytes = 8 << 20;
+constexpr std::size_t kPieceBytes = 256 << 10;
+// How long the client leaves an upload to the call that took it over.
+constexpr std::chrono::seconds kOtherUpload{1};
 // More than any caller waits, and far from where clocks overflow.
 constexpr std::chrono::milliseconds kLongest = std::chrono::hours(24 * 365);
 
@@ -46,12 +50,9 @@ std::string usable(const std::string& text) {
 
 std::string token_of(const ClientOptions& options) {
   if (options.token_file.empty()) return usable(options.token);
-  std::ifstream file(options.token_file, std::ios::binary);
-  std::string text{std::istreambuf_iterator<char>(file), {}};
-  if (!file || text.empty()) {
-    throw std::invalid_argument("cannot read a token in " + options.token_file);
-  }
-  return usable(text);
+  std::string token = usable(read_file(options.token_file));
+  if (token.empty()) throw std::invalid_argument("there is no token in " + options.token_file);
+  return token;
 }
 
 std::shared_ptr<grpc::Channel> channel_to(const std::string& address,
@@ -106,7 +107,10 @@ void check_header(const v1::CompileRequest& asked, const std::string& sha256,
       // A setting that the call did not name has to have the engine's default.
       {"changed setting", includes(wanted, changed)},
       {"compiler", !got.is_fast() || !changed.empty()},
-      {"encoding", got.content_encoding().empty()}};
+      {"encoding", got.content_encoding().empty()},
+      {"beginning", got.offset_bytes() == 0 ||
+                        (got.offset_bytes() == asked.offset_bytes() &&
+                         got.artifact_sha256() == asked.artifact_sha256())}};
   for (const auto& [what, is_so] : facts) {
     require(is_so, std::string("the artifact has another ") + what + " than asked for");
   }
@@ -195,57 +199,123 @@ struct Client::State {
   template <typename Request, typename Response>
   Response unary(grpc::Status (v1::ModuleService::Stub::*method)(grpc::ClientContext*,
                                                                  const Request&, Response*),
-                 const Request& request, const CompileOptions& how,
-                 const std::string& module = {}) const {
-    return make({how, options.timeout, module}, [&](grpc::ClientContext* context) {
+                 const Request& request, const Shared& shared) const {
+    return make(shared, [&](grpc::ClientContext* context) {
       Response response;
       grpc::Status status = (stub.get()->*method)(context, request, &response);
       if (!status.ok()) throw_status(status, address);
-      if constexpr (std::is_same_v<Response, v1::LoadResponse>) {
-        if (response.sha256() != module) {
-          refuse("UNEXPECTED_ANSWER", "loaded module " + module + ", the answer is about another");
-        }
-      }
       return response;
     });
   }
 
-  Artifact ask(const v1::CompileRequest& request, const Shared& shared) const {
-    return make(shared, [&](grpc::ClientContext* context) {
-      auto reader = stub->Compile(context, request);
-      v1::CompileResponse message;
-      std::optional<v1::ArtifactHeader> header;
-      std::string bytes;
-      try {
-        while (reader->Read(&message)) {
-          const std::string* part = &message.chunk();
-          if (message.has_header()) {
-            require(!header, "the daemon's answer has two headers");
-            check_header(request, shared.module, message.header(), options.max_artifact_bytes);
-            header = message.header();
-            part = &message.header().inline_artifact();
-          }
-          std::uint64_t room = header ? header->size_bytes() - bytes.size() : 0;
-          require(part->size() <= room, "the artifact is longer than in its header, or before it");
-          bytes += *part;
+  // Have the daemon take a module: a large one in pieces, if the daemon knows that, and others in
+  // one message. An upload that is cut goes on until a try begins where the one before began.
+  // Return nothing where another call has taken it over, and may have ended it.
+  std::optional<v1::LoadResponse> load(std::string_view module, const Shared& shared) const {
+    v1::QueryUploadRequest query;
+    query.set_sha256(shared.module);
+    try {
+      std::int64_t before = -1;
+      while (module.size() > kUploadAboveBytes) {
+        auto state = unary(&v1::ModuleService::Stub::QueryUpload, query, shared);
+        std::int64_t begin = std::min<std::uint64_t>(state.held_bytes(), module.size());
+        try {
+          return make(shared, [&](auto* context) { return send(module, begin, shared, context); });
+        } catch (const WasmkilnError& cut) {
+          if (cut.details().code != grpc::StatusCode::UNAVAILABLE || begin <= before) throw;
         }
-      } catch (...) {
-        context->TryCancel();
-        reader->Finish();
-        throw;
+        before = begin;
       }
-      grpc::Status status = reader->Finish();
-      if (!status.ok()) throw_status(status, address);
-      require(header.has_value(), "the daemon's answer ended without a header");
-      require(bytes.size() == header->size_bytes(), "the artifact ended before its last byte");
-      std::string actual = sha256_hex(bytes);
-      require(actual == header->artifact_sha256(),
-              "the artifact's bytes have the SHA-256 " + actual + ", and its header says another");
-      if (!trusted.empty()) check_attestation(*header, trusted);
-      header->clear_inline_artifact();
-      header->clear_host_file();
-      return Artifact{std::move(*header), std::move(bytes)};
-    });
+    } catch (const WasmkilnError& error) {
+      if (error.details().reason == "UPLOAD_INTERRUPTED") {
+        std::this_thread::sleep_until(std::min(Clock::now() + kOtherUpload, shared.end));
+        return {};
+      }
+      if (error.details().code != grpc::StatusCode::UNIMPLEMENTED) throw;
+    }
+    v1::LoadRequest request;
+    request.set_module(module.data(), module.size());
+    request.set_engine(shared.how.engine);
+    return unary(&v1::ModuleService::Stub::Load, request, shared);
+  }
+
+  // Make an Upload call.
+  v1::LoadResponse send(std::string_view module, std::size_t at, const Shared& shared,
+                        grpc::ClientContext* context) const {
+    v1::UploadResponse response;
+    auto writer = stub->Upload(context, &response);
+    v1::UploadRequest next;
+    next.set_sha256(shared.module);
+    next.set_size_bytes(module.size());
+    next.set_engine(shared.how.engine);
+    do {
+      std::string_view piece = module.substr(at, kPieceBytes);
+      next.set_offset(at);
+      next.set_data(piece.data(), piece.size());
+      if (!writer->Write(next)) break;  // the call has ended, and says why
+      next.Clear();
+      at += piece.size();
+    } while (at < module.size());
+    writer->WritesDone();
+    grpc::Status status = writer->Finish();
+    if (!status.ok()) throw_status(status, address);
+    return response.loaded();
+  }
+
+  // Make a Compile call. If it is cut, go on behind what came, as long as more comes each time.
+  Artifact ask(v1::CompileRequest request, const Shared& shared) const {
+    Artifact got;
+    while (true) {
+      try {
+        make(shared, [&](auto* context) { receive(request, shared, context, &got); });
+        return got;
+      } catch (const WasmkilnError& error) {
+        bool is_more = got.bytes.size() > request.offset_bytes();
+        if (error.details().code != grpc::StatusCode::UNAVAILABLE || !is_more) throw;
+      }
+      request.set_offset_bytes(got.bytes.size());
+      request.set_artifact_sha256(got.header.artifact_sha256());
+    }
+  }
+
+  void receive(const v1::CompileRequest& request, const Shared& shared,
+               grpc::ClientContext* context, Artifact* got) const {
+    auto reader = stub->Compile(context, request);
+    v1::CompileResponse message;
+    bool is_begun = false;
+    std::string& bytes = got->bytes;
+    v1::ArtifactHeader& header = got->header;
+    try {
+      while (reader->Read(&message)) {
+        const std::string* part = &message.chunk();
+        if (message.has_header()) {
+          require(!is_begun, "the daemon's answer has two headers");
+          check_header(request, shared.module, message.header(), options.max_artifact_bytes);
+          is_begun = true;
+          header = message.header();
+          bytes.resize(header.offset_bytes());
+          part = &message.header().inline_artifact();
+        }
+        std::uint64_t limit = is_begun ? header.size_bytes() : 0;
+        require(bytes.size() + part->size() <= limit,
+                "the artifact is longer than in its header, or before it");
+        bytes += *part;
+      }
+    } catch (...) {
+      context->TryCancel();
+      reader->Finish();
+      throw;
+    }
+    grpc::Status status = reader->Finish();
+    if (!status.ok()) throw_status(status, address);
+    require(is_begun, "the daemon's answer ended without a header");
+    require(bytes.size() == header.size_bytes(), "the artifact ended before its last byte");
+    std::string actual = sha256_hex(bytes);
+    require(actual == header.artifact_sha256(),
+            "the artifact's bytes have the SHA-256 " + actual + ", and its header says another");
+    if (!trusted.empty()) check_attestation(header, trusted);
+    header.clear_inline_artifact();
+    header.clear_host_file();
   }
 
   // Ask by the digest; upload the module, if there is one, where the daemon lacks it.
@@ -259,13 +329,16 @@ struct Client::State {
     request.set_cpu(how.cpu);
     request.mutable_settings()->insert(how.settings.begin(), how.settings.end());
     request.set_inline_limit_bytes(kInlineBytes);
-    try {
-      return ask(request, shared);
-    } catch (const WasmkilnError& error) {
-      if (!module || error.details().reason != "MODULE_NOT_LOADED") throw;
-      request.set_module(module->data(), module->size());
+    while (true) {
+      try {
+        return ask(request, shared);
+      } catch (const WasmkilnError& error) {
+        if (!module || error.details().reason != "MODULE_NOT_LOADED") throw;
+      }
+      bool is_large = module->size() > kUploadAboveBytes;
+      if (!is_large) request.set_module(module->data(), module->size());
+      if (!is_large || load(*module, shared)) module = nullptr;
     }
-    return ask(request, shared);
   }
 };
 
@@ -299,19 +372,23 @@ Artifact Client::compile_digest(const std::string& sha256, const CompileOptions&
 }
 
 v1::LoadResponse Client::load(std::string_view module, const CompileOptions& options) {
-  v1::LoadRequest request;
-  request.set_module(module.data(), module.size());
-  request.set_engine(options.engine);
-  return state_->unary(&v1::ModuleService::Stub::Load, request, options, sha256_hex(module));
+  Shared shared(options, state_->options.timeout, sha256_hex(module));
+  std::optional<v1::LoadResponse> loaded;
+  while (!loaded) loaded = state_->load(module, shared);
+  return state_->make(shared, [&](grpc::ClientContext*) {
+    if (loaded->sha256() == shared.module) return *loaded;
+    refuse("UNEXPECTED_ANSWER", "loaded " + shared.module + ", the answer is about another");
+  });
 }
 
 v1::StatsResponse Client::stats(const CompileOptions& options) {
-  return state_->unary(&v1::ModuleService::Stub::Stats, v1::StatsRequest(), options);
+  return state_->unary(&v1::ModuleService::Stub::Stats, v1::StatsRequest(),
+                       {options, state_->options.timeout, ""});
 }
 
 v1::GetCapabilitiesResponse Client::capabilities(const CompileOptions& options) {
   return state_->unary(&v1::ModuleService::Stub::GetCapabilities, v1::GetCapabilitiesRequest(),
-                       options);
+                       {options, state_->options.timeout, ""});
 }
 
 }  // namespace wasmkiln

@@ -20,6 +20,8 @@ const _ = grpc.SupportPackageIsVersion8
 
 const (
 	ModuleService_Load_FullMethodName            = "/wasmkiln.v1.ModuleService/Load"
+	ModuleService_Upload_FullMethodName          = "/wasmkiln.v1.ModuleService/Upload"
+	ModuleService_QueryUpload_FullMethodName     = "/wasmkiln.v1.ModuleService/QueryUpload"
 	ModuleService_Compile_FullMethodName         = "/wasmkiln.v1.ModuleService/Compile"
 	ModuleService_Stats_FullMethodName           = "/wasmkiln.v1.ModuleService/Stats"
 	ModuleService_GetCapabilities_FullMethodName = "/wasmkiln.v1.ModuleService/GetCapabilities"
@@ -62,6 +64,29 @@ type ModuleServiceClient interface {
 	//	                                          engine now, whatever the module; with
 	//	                                          RetryInfo; metadata: engine.
 	Load(ctx context.Context, in *LoadRequest, opts ...grpc.CallOption) (*LoadResponse, error)
+	// Takes a module of any size in pieces, then does what Load does: for modules that are larger than
+	// a message. The daemon keeps what has arrived for 10 minutes, whatever becomes of the call; so a
+	// call that was cut can go on where it stood, at the same daemon: see QueryUpload. What one caller
+	// sends of one module is one upload: a second call takes it over from the first.
+	//
+	// Errors: those of Load, where MODULE_TOO_LARGE comes before the first piece is taken, and
+	// DIGEST_MISMATCH throws the upload away; and
+	//
+	//	INVALID_ARGUMENT    INVALID_REQUEST       no or a malformed digest, or more bytes than
+	//	                                          size_bytes.
+	//	ABORTED             UPLOAD_INTERRUPTED    a piece begins behind what the daemon holds, the
+	//	                                          stream ended before the module did, or another call
+	//	                                          took the upload over: go on at held_bytes;
+	//	                                          metadata: held_bytes.
+	//	RESOURCE_EXHAUSTED  COMPILE_QUEUE_FULL    with the limit uploads: too many uploads are under
+	//	                                          way, or too large ones.
+	Upload(ctx context.Context, opts ...grpc.CallOption) (ModuleService_UploadClient, error)
+	// Returns how much of a module the daemon holds of an upload of this caller that has not ended.
+	//
+	// Errors:
+	//
+	//	INVALID_ARGUMENT INVALID_REQUEST      a malformed digest.
+	QueryUpload(ctx context.Context, in *QueryUploadRequest, opts ...grpc.CallOption) (*QueryUploadResponse, error)
 	// Returns the artifact of a module for one engine, target, cpu and settings:
 	// from memory, from the host store, from Redis, from the object store, or compiled now. The header
 	// comes first, then the artifact in chunks of at most 1 MiB; without chunks
@@ -128,9 +153,54 @@ func (c *moduleServiceClient) Load(ctx context.Context, in *LoadRequest, opts ..
 	return out, nil
 }
 
+func (c *moduleServiceClient) Upload(ctx context.Context, opts ...grpc.CallOption) (ModuleService_UploadClient, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &ModuleService_ServiceDesc.Streams[0], ModuleService_Upload_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &moduleServiceUploadClient{ClientStream: stream}
+	return x, nil
+}
+
+type ModuleService_UploadClient interface {
+	Send(*UploadRequest) error
+	CloseAndRecv() (*UploadResponse, error)
+	grpc.ClientStream
+}
+
+type moduleServiceUploadClient struct {
+	grpc.ClientStream
+}
+
+func (x *moduleServiceUploadClient) Send(m *UploadRequest) error {
+	return x.ClientStream.SendMsg(m)
+}
+
+func (x *moduleServiceUploadClient) CloseAndRecv() (*UploadResponse, error) {
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	m := new(UploadResponse)
+	if err := x.ClientStream.RecvMsg(m); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+func (c *moduleServiceClient) QueryUpload(ctx context.Context, in *QueryUploadRequest, opts ...grpc.CallOption) (*QueryUploadResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(QueryUploadResponse)
+	err := c.cc.Invoke(ctx, ModuleService_QueryUpload_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *moduleServiceClient) Compile(ctx context.Context, in *CompileRequest, opts ...grpc.CallOption) (ModuleService_CompileClient, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &ModuleService_ServiceDesc.Streams[0], ModuleService_Compile_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &ModuleService_ServiceDesc.Streams[1], ModuleService_Compile_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -227,6 +297,29 @@ type ModuleServiceServer interface {
 	//	                                          engine now, whatever the module; with
 	//	                                          RetryInfo; metadata: engine.
 	Load(context.Context, *LoadRequest) (*LoadResponse, error)
+	// Takes a module of any size in pieces, then does what Load does: for modules that are larger than
+	// a message. The daemon keeps what has arrived for 10 minutes, whatever becomes of the call; so a
+	// call that was cut can go on where it stood, at the same daemon: see QueryUpload. What one caller
+	// sends of one module is one upload: a second call takes it over from the first.
+	//
+	// Errors: those of Load, where MODULE_TOO_LARGE comes before the first piece is taken, and
+	// DIGEST_MISMATCH throws the upload away; and
+	//
+	//	INVALID_ARGUMENT    INVALID_REQUEST       no or a malformed digest, or more bytes than
+	//	                                          size_bytes.
+	//	ABORTED             UPLOAD_INTERRUPTED    a piece begins behind what the daemon holds, the
+	//	                                          stream ended before the module did, or another call
+	//	                                          took the upload over: go on at held_bytes;
+	//	                                          metadata: held_bytes.
+	//	RESOURCE_EXHAUSTED  COMPILE_QUEUE_FULL    with the limit uploads: too many uploads are under
+	//	                                          way, or too large ones.
+	Upload(ModuleService_UploadServer) error
+	// Returns how much of a module the daemon holds of an upload of this caller that has not ended.
+	//
+	// Errors:
+	//
+	//	INVALID_ARGUMENT INVALID_REQUEST      a malformed digest.
+	QueryUpload(context.Context, *QueryUploadRequest) (*QueryUploadResponse, error)
 	// Returns the artifact of a module for one engine, target, cpu and settings:
 	// from memory, from the host store, from Redis, from the object store, or compiled now. The header
 	// comes first, then the artifact in chunks of at most 1 MiB; without chunks
@@ -283,6 +376,12 @@ type UnimplementedModuleServiceServer struct {
 func (UnimplementedModuleServiceServer) Load(context.Context, *LoadRequest) (*LoadResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method Load not implemented")
 }
+func (UnimplementedModuleServiceServer) Upload(ModuleService_UploadServer) error {
+	return status.Errorf(codes.Unimplemented, "method Upload not implemented")
+}
+func (UnimplementedModuleServiceServer) QueryUpload(context.Context, *QueryUploadRequest) (*QueryUploadResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method QueryUpload not implemented")
+}
 func (UnimplementedModuleServiceServer) Compile(*CompileRequest, ModuleService_CompileServer) error {
 	return status.Errorf(codes.Unimplemented, "method Compile not implemented")
 }
@@ -322,6 +421,50 @@ func _ModuleService_Load_Handler(srv interface{}, ctx context.Context, dec func(
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(ModuleServiceServer).Load(ctx, req.(*LoadRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ModuleService_Upload_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(ModuleServiceServer).Upload(&moduleServiceUploadServer{ServerStream: stream})
+}
+
+type ModuleService_UploadServer interface {
+	SendAndClose(*UploadResponse) error
+	Recv() (*UploadRequest, error)
+	grpc.ServerStream
+}
+
+type moduleServiceUploadServer struct {
+	grpc.ServerStream
+}
+
+func (x *moduleServiceUploadServer) SendAndClose(m *UploadResponse) error {
+	return x.ServerStream.SendMsg(m)
+}
+
+func (x *moduleServiceUploadServer) Recv() (*UploadRequest, error) {
+	m := new(UploadRequest)
+	if err := x.ServerStream.RecvMsg(m); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+func _ModuleService_QueryUpload_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(QueryUploadRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ModuleServiceServer).QueryUpload(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ModuleService_QueryUpload_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ModuleServiceServer).QueryUpload(ctx, req.(*QueryUploadRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -413,6 +556,10 @@ var ModuleService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _ModuleService_Load_Handler,
 		},
 		{
+			MethodName: "QueryUpload",
+			Handler:    _ModuleService_QueryUpload_Handler,
+		},
+		{
 			MethodName: "Stats",
 			Handler:    _ModuleService_Stats_Handler,
 		},
@@ -426,6 +573,11 @@ var ModuleService_ServiceDesc = grpc.ServiceDesc{
 		},
 	},
 	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "Upload",
+			Handler:       _ModuleService_Upload_Handler,
+			ClientStreams: true,
+		},
 		{
 			StreamName:    "Compile",
 			Handler:       _ModuleService_Compile_Handler,

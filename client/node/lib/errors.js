@@ -31,6 +31,7 @@ exports.NotWasm = class NotWasm extends named('NOT_WASM') {}
 exports.ModuleInvalid = class ModuleInvalid extends named('MODULE_INVALID') {}
 exports.ModuleTooLarge = class ModuleTooLarge extends named('MODULE_TOO_LARGE') {}
 exports.DigestMismatch = class DigestMismatch extends named('DIGEST_MISMATCH') {}
+exports.UploadInterrupted = class UploadInterrupted extends named('UPLOAD_INTERRUPTED') {}
 exports.EngineUnknown = class EngineUnknown extends named('ENGINE_UNKNOWN') {}
 exports.EngineRemoved = class EngineRemoved extends named('ENGINE_REMOVED') {}
 exports.TargetUnsupported = class TargetUnsupported extends named('TARGET_UNSUPPORTED') {}

@@ -109,7 +109,8 @@ export type Answer = Record<string, any>
 /**
  * A client of one daemon, or of several behind one address. Keep one and use it for all calls.
  *
- * Every method rejects with a WasmkilnError. It does not retry: `retryAfterMs` says when to.
+ * Every method rejects with a WasmkilnError. It does not retry: `retryAfterMs` says when to. Only
+ * what was cut, a download or the upload of a module above 8 MiB, goes on while it gets further.
  */
 export class Client {
   /** `address` is host:port, unix:/path, or any target of gRPC. */
@@ -146,7 +147,7 @@ export class WasmkilnError extends Error {
 /** The class of one reason: `error instanceof QueueFull`. */
 type Kind = typeof WasmkilnError
 export const InvalidRequest: Kind, NotWasm: Kind, ModuleInvalid: Kind, ModuleTooLarge: Kind
-export const DigestMismatch: Kind, EngineUnknown: Kind, EngineRemoved: Kind
+export const DigestMismatch: Kind, UploadInterrupted: Kind, EngineUnknown: Kind, EngineRemoved: Kind
 export const TargetUnsupported: Kind, SettingUnknown: Kind, EngineLacksFeature: Kind
 export const CredentialsMissing: Kind, CredentialsInvalid: Kind, RoleMissing: Kind
 export const ModuleNotLoaded: Kind, CompileTimeout: Kind, CompileMemoryLimit: Kind

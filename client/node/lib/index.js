@@ -3,6 +3,8 @@
 
 const crypto = require('node:crypto')
 const fs = require('node:fs')
+const { Readable } = require('node:stream')
+const { setTimeout: sleep } = require('node:timers/promises')
 const { Client: Connection, Metadata, credentials, status } = require('@grpc/grpc-js')
 const { readTrustedKeys, verifyAttestation } = require('./attestation')
 const errors = require('./errors')
@@ -15,6 +17,11 @@ const INLINE_LIMIT_BYTES = 65_536
 const MAX_RECEIVED_BYTES = 64 * 1024 * 1024
 // How long the client asks for bytes after it could not use a file.
 const NO_FILES_MS = 60_000
+// Larger modules go in pieces, of which a cut costs one.
+const UPLOAD_ABOVE_BYTES = 8 * 1024 * 1024
+const PIECE_BYTES = 256 * 1024
+// How long the client leaves an upload to the call that took it over.
+const OTHER_UPLOAD_MS = 1_000
 // Settings that artifacts of earlier daemons do not state, and what these artifacts have.
 const UNSTATED = { strategy: 'cranelift', compiler: 'cranelift', collector: 'drc' }
 const ADDRESS = /^(unix|unix-abstract|dns|ipv4|ipv6|xds):|^[^/]+:[1-9][0-9]{0,4}$/
@@ -26,8 +33,9 @@ const CALL_OPTIONS = ['timeoutMs', 'signal', 'priority', 'engine', 'target', 'cp
 /**
  * A client of one daemon, or of several behind one address. Keep one and use it for all calls.
  *
- * It does not retry: an error says in `retryAfterMs` when to try again. A call is made twice in
- * two cases only: the daemon lacks the module, or this process cannot use a file of the daemon's.
+ * It does not retry: an error says in `retryAfterMs` when to try again. A call is made twice where
+ * the daemon lacks the module, or this process cannot use a file of the daemon's; and what was cut,
+ * a download or the upload of a large module, goes on as long as each further call gets further.
  */
 class Client {
   #address
@@ -89,7 +97,8 @@ class Client {
     const bytes = moduleBytes(module)
     const digest = sha256(bytes)
     return this.#call(options, digest, async (call) => {
-      const answer = await this.#one('Load', { module: bytes, engine: options.engine }, call)
+      let answer
+      while (!answer) answer = await this.#load(digest, bytes, options.engine, call)
       if (answer.sha256 !== digest) throw new errors.UnexpectedAnswer('it is about another module')
       return { ...answer, kind: kindOf(answer) }
     })
@@ -97,12 +106,12 @@ class Client {
 
   /** Return the daemon's StatsResponse, as module_service.proto describes it. */
   async stats(options = {}) {
-    return this.#call(options, '', (call) => this.#one('Stats', {}, call))
+    return this.#call(options, '', (call) => this.#one('Stats', [{}], call))
   }
 
   /** Return engines, targets, settings, limits and who the caller is: GetCapabilitiesResponse. */
   async capabilities(options = {}) {
-    return this.#call(options, '', (call) => this.#one('GetCapabilities', {}, call))
+    return this.#call(options, '', (call) => this.#one('GetCapabilities', [{}], call))
   }
 
   /** Close the connection. Running calls end with an error. */
@@ -120,11 +129,15 @@ class Client {
     return this.#call(options, digest, async (call) => {
       const ask = (source) => this.#answer({ ...asked, ...source }, digest, call)
       let header
-      try {
-        header = await ask({ acceptHostFile, sha256: digest })
-      } catch (error) {
-        if (!module || !(error instanceof errors.ModuleNotLoaded)) throw error
-        header = await ask({ acceptHostFile, module })
+      for (let source = { sha256: digest }; !header; ) {
+        try {
+          header = await ask({ acceptHostFile, ...source })
+        } catch (error) {
+          if (!module || !(error instanceof errors.ModuleNotLoaded)) throw error
+          const isLarge = module.length > UPLOAD_ABOVE_BYTES
+          if (!isLarge) source = { module }
+          if (!isLarge || (await this.#load(digest, module, engine, call))) module = undefined
+        }
       }
       if (header.hostFile) {
         try {
@@ -142,17 +155,58 @@ class Client {
     })
   }
 
-  /** Return the header of an answer to Compile, with the bytes unless it names a file. */
+  /**
+   * Have the daemon take a module: a large one in pieces, if the daemon knows that, and others in
+   * one message. An upload that is cut goes on until a try begins where the one before began.
+   * Return undefined where another call has taken it over, and may have ended it.
+   */
+  async #load(digest, module, engine, call) {
+    try {
+      for (let before = -1; module.length > UPLOAD_ABOVE_BYTES; ) {
+        const { heldBytes } = await this.#one('QueryUpload', [{ sha256: digest }], call)
+        try {
+          const pieces = piecesOf(module, heldBytes, { sha256: digest, engine })
+          return (await this.#one('Upload', pieces, call)).loaded ?? {}
+        } catch (cut) {
+          if (cut?.code !== status.UNAVAILABLE || heldBytes <= before) throw cut
+        }
+        before = heldBytes
+      }
+    } catch (error) {
+      if (error instanceof errors.UploadInterrupted) return sleep(OTHER_UPLOAD_MS)
+      if (error?.code !== status.UNIMPLEMENTED) throw error
+    }
+    return this.#one('Load', [{ module, engine }], call)
+  }
+
+  /**
+   * Return the header of an answer to Compile, with the bytes unless it names a file. If it is cut,
+   * go on as long as more comes each time.
+   */
   async #answer(request, digest, call) {
+    const got = { chunks: [], size: 0 }
+    for (let asked = request; ; ) {
+      try {
+        await this.#receive(asked, digest, call, got)
+        const { header, chunks } = got
+        return { ...header, bytes: header.hostFile ? undefined : Buffer.concat(chunks) }
+      } catch (error) {
+        if (error?.code !== status.UNAVAILABLE || got.size <= (asked.offsetBytes ?? 0)) throw error
+        const { artifactSha256 } = got.header
+        asked = { ...request, offsetBytes: got.size, artifactSha256 }
+      }
+    }
+  }
+
+  /** Put into `got` the header of an answer to Compile, and its bytes behind those from before. */
+  async #receive(request, digest, call, got) {
     const { maxArtifactBytes: limit } = this.#options
-    const chunks = []
     let header
-    let received = 0
-    for await (const message of this.#messages('Compile', request, call)) {
+    for await (const message of this.#messages('Compile', [request], call)) {
       let { chunk } = message
       if (message.part === 'header') {
         check(!header, "the daemon's answer has two headers")
-        header = message.header
+        header = got.header = message.header
         checkHeader(request, digest, header)
         if (header.sizeBytes > limit) {
           throw new errors.ArtifactTooLarge(
@@ -163,17 +217,17 @@ class Client {
             },
           )
         }
+        if (!header.offsetBytes) Object.assign(got, { chunks: [], size: 0 })
         chunk = header.inlineArtifact
       }
       check(header, "the daemon's answer does not begin with a header")
       // Of empty ones a daemon could send any number.
       if (!chunk?.length) continue
-      received += chunk.length
-      check(received <= header.sizeBytes, `more than the ${header.sizeBytes} bytes of the header`)
-      chunks.push(chunk)
+      got.size += chunk.length
+      check(got.size <= header.sizeBytes, `more than the ${header.sizeBytes} bytes of the header`)
+      got.chunks.push(chunk)
     }
     check(header, "the daemon's answer has no header")
-    return { ...header, bytes: header.hostFile ? undefined : Buffer.concat(chunks) }
   }
 
   /** Return the artifact in the file that the daemon names. Throw an error if it does not count. */
@@ -230,21 +284,22 @@ class Client {
     return text
   }
 
-  async #one(method, request, call) {
-    for await (const message of this.#messages(method, request, call)) return message
+  async #one(method, requests, call) {
+    for await (const message of this.#messages(method, requests, call)) return message
     throw new errors.UnexpectedAnswer('the daemon sent no answer')
   }
 
-  /** Yield the messages of an answer. On the wire a single one is a stream as well. */
-  async *#messages(method, request, { metadata, deadline, signal, timeoutMs }) {
+  /** Yield the messages of an answer. On the wire single messages are streams as well. */
+  async *#messages(method, requests, { metadata, deadline, signal, timeoutMs }) {
     const rpc = protos['wasmkiln.v1.ModuleService'][method]
     signal?.throwIfAborted()
-    const stream = this.#connection.makeServerStreamRequest(
-      ...[rpc.path, rpc.requestSerialize, rpc.responseDeserialize, request, metadata, { deadline }],
+    const stream = this.#connection.makeBidiStreamRequest(
+      ...[rpc.path, rpc.requestSerialize, rpc.responseDeserialize, metadata, { deadline }],
     )
     const cancel = () => stream.cancel()
     signal?.addEventListener('abort', cancel)
     stream.on('error', () => {}) // it comes after the end of a call that we cancel, too
+    Readable.from(requests).pipe(stream)
     try {
       yield* stream
     } catch (failure) {
@@ -358,6 +413,9 @@ function checkHeader(request, digest, header) {
   check(!header.isFast || changed.length, 'asked for optimised code, got that of a fast compiler')
   check(!header.contentEncoding, 'got an encoding that was not asked for')
   check(!header.hostFile || request.acceptHostFile, 'got a file that was not asked for')
+  const { offsetBytes: from, artifactSha256: whole } = request
+  const isRest = header.offsetBytes === from && header.artifactSha256 === whole
+  check(!header.offsetBytes || isRest, 'got the rest of another artifact')
 }
 
 function checkBytes(header, bytes) {
@@ -399,6 +457,15 @@ function detailsOf(metadata) {
 const msOf = (duration) => (duration ? duration.seconds * 1000 + duration.nanos / 1e6 : 0)
 const kindOf = ({ kind }) => (kind === 'KIND_COMPONENT' ? 'component' : 'core')
 const sha256 = (bytes) => crypto.createHash('sha256').update(bytes).digest('hex')
+
+/** Yield the requests of an Upload that begins at an offset; the first says what it is about. */
+function* piecesOf(module, begin, about) {
+  let said = { ...about, sizeBytes: module.length }
+  for (let offset = begin; said || offset < module.length; offset += PIECE_BYTES) {
+    yield { ...said, offset, data: module.subarray(offset, offset + PIECE_BYTES) }
+    said = undefined
+  }
+}
 
 function positive(name, number) {
   if (Number.isSafeInteger(number) && number > 0) return number

@@ -65,6 +65,7 @@ _CODES = {
     "ServerDraining": Exit.NOT_NOW,
     "WorkerUnavailable": Exit.NOT_NOW,
     "ModuleQuarantined": Exit.NOT_NOW,
+    "UploadInterrupted": Exit.NOT_NOW,
     "QuotaExceeded": Exit.NOT_NOW,
     "CredentialsMissing": Exit.DENIED,
     "CredentialsInvalid": Exit.DENIED,

@@ -6,6 +6,7 @@ import hashlib
 import sys
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,8 @@ def load(session: Session, files: tuple[str, ...], engine: str | None) -> Exit:
     with session.client() as client, Progress() as progress:
 
         def upload(file: str) -> dict[str, Any]:
-            progress.show(f"uploading {file}")
-            return {"file": file, **to_document(client.load(file, engine=engine))}
+            answer = client.load(file, engine=engine, on_progress=partial(progress.of, file))
+            return {"file": file, **to_document(answer)}
 
         columns = "file:module sha256 size_bytes:size kind engine:validated_by"
         return each(session, "modules", files, upload, f"{columns} already_loaded:was_there")
@@ -76,12 +77,8 @@ def compile(  # noqa: A001 - the command's name
     with client, Progress() as progress:
 
         def compile_one(source: str) -> dict[str, Any]:
-            def show(now: Any) -> None:
-                done, total = size(now.done_bytes), size(now.total_bytes)
-                progress.show(f"{now.phase.value} {source}: {done} of {total}")
-
             start_s = time.perf_counter()
-            artifact = client.compile(source, on_progress=show, **chosen)
+            artifact = client.compile(source, on_progress=partial(progress.of, source), **chosen)
             call_s = round(time.perf_counter() - start_s, 6)
             ours = {"source": source, "saved_to": place.save(source, artifact), "call_s": call_s}
             return ours | to_document(artifact.header)
@@ -156,6 +153,9 @@ def engines(session: Session, settings: bool, isolation: bool) -> None:
         columns += "isolation.attempts.refused"
     if settings or isolation:
         shown = {f"engine.id:engine {columns}": rows}
+    if settings:  # and those that are otherwise for a target
+        own = [{**row, **each} for row in rows for each in row["targets"] if each["settings"]]
+        shown[f"engine.id:engine triple:target {columns}"] = own
     session.emit(document, *(table(some, columns) for columns, some in shown.items()))
 
 

@@ -80,11 +80,11 @@ class SourceUnusable(OSError):  # noqa: N818 - named like the errors of the clie
 
 @dataclass(eq=False)
 class Module:
-    """A module to warm. `read` returns its bytes, checked; None where only the digest is known."""
+    """A module to warm. `read` returns its bytes or file; None: only the digest is known."""
 
     name: str
     sha256: str
-    read: Callable[[], bytes] | None = None
+    read: Callable[[], bytes | str] | None = None
     # Held by the thread that uploads it, so that several engines need one upload.
     uploading: threading.Lock = field(default_factory=threading.Lock)
 

@@ -126,6 +126,11 @@ class Progress:
             width = max(20, shutil.get_terminal_size().columns) - 1
             print(f"\r\x1b[K{one_line(text)[:width]}", end="", file=sys.stderr, flush=True)
 
+    def of(self, source: str, now: Any) -> None:
+        """Show how far a call about this source is: the `on_progress` of a client."""
+        done = f": {size(now.done_bytes)} of {size(now.total_bytes)}" if now.total_bytes else ""
+        self.show(f"{now.phase.value} {source}{done}")
+
     def count(self, sentence: str) -> None:
         """Count one more, of which the sentence says what became."""
         with self._lock:

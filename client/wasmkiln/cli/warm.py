@@ -6,7 +6,6 @@ each of these is asked for by digest, and a module that the daemon lacks is read
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,7 @@ import click
 from wasmkiln.cli import inputs
 from wasmkiln.cli.app import Exit, Session, exit_for, to_document
 from wasmkiln.cli.connection import command, is_digest, usage
-from wasmkiln.cli.inputs import Done, attempt, in_parallel, read_file, results_of
+from wasmkiln.cli.inputs import Done, attempt, digest_of, in_parallel, read_file, results_of
 from wasmkiln.cli.oci import SCHEME, Module, Repository, SourceUnusable, is_layout, modules_in
 from wasmkiln.cli.text import Progress, elapsed, quoted, seconds, size, table
 
@@ -192,13 +191,12 @@ def _wasm_files(folder: Path, recursive: bool) -> list[str]:
 
 
 def _from_file(name: str) -> list[Module]:
-    sha256 = hashlib.sha256(read_file(name)).hexdigest()
+    sha256 = digest_of(name)
 
-    def read() -> bytes:
-        content = read_file(name)
-        if hashlib.sha256(content).hexdigest() != sha256:
+    def read() -> str:
+        if digest_of(name) != sha256:
             raise SourceUnusable(f"{name} changed meanwhile: warm it again")
-        return content
+        return name
 
     return [Module(name, sha256, read)]
 

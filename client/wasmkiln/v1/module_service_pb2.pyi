@@ -305,14 +305,16 @@ class Setting(_message.Message):
     def __init__(self, name: _Optional[str] = ..., default_value: _Optional[str] = ..., allowed_values: _Optional[_Iterable[str]] = ..., description: _Optional[str] = ...) -> None: ...
 
 class Target(_message.Message):
-    __slots__ = ("triple", "cpus", "host")
+    __slots__ = ("triple", "cpus", "host", "settings")
     TRIPLE_FIELD_NUMBER: _ClassVar[int]
     CPUS_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
     triple: str
     cpus: _containers.RepeatedScalarFieldContainer[str]
     host: bool
-    def __init__(self, triple: _Optional[str] = ..., cpus: _Optional[_Iterable[str]] = ..., host: bool = ...) -> None: ...
+    settings: _containers.RepeatedCompositeFieldContainer[Setting]
+    def __init__(self, triple: _Optional[str] = ..., cpus: _Optional[_Iterable[str]] = ..., host: bool = ..., settings: _Optional[_Iterable[_Union[Setting, _Mapping]]] = ...) -> None: ...
 
 class IsolationLayer(_message.Message):
     __slots__ = ("name", "state", "detail")

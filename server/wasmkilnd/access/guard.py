@@ -60,7 +60,7 @@ def _each(prefix: str, names: str, need: Need) -> Mapping[str, Need]:
 
 # Uploading and compiling need COMPILE: the services check that, which know the request.
 RPCS: Mapping[str, Need] = {
-    **_each("/wasmkiln.v1.ModuleService/", "Load", Need(Role.COMPILE)),
+    **_each("/wasmkiln.v1.ModuleService/", "Load Upload QueryUpload", Need(Role.COMPILE)),
     **_each("/wasmkiln.v1.ModuleService/", "Compile FindMissing", _READ),
     **_each("/wasmkiln.v1.ModuleService/", "GetCapabilities", _ANY),
     **_each("/wasmkiln.v1.ModuleService/", "Stats", _METRICS),

@@ -20,7 +20,7 @@ from pydantic_core import ErrorDetails
 from wasmkilnd import model
 from wasmkilnd.access.unusable import AccessUnusable, read
 from wasmkilnd.quota import Limits
-from wasmkilnd.settings import Size, expanded, parse_toml
+from wasmkilnd.settings import GIB, Size, expanded, parse_toml
 
 # The name of callers without credentials, where the policy lets them in.
 ANONYMOUS = "anonymous"
@@ -84,6 +84,7 @@ class Rule(_Table):
     - ``claims``: what a JSON Web Token must say too.
     - ``roles``: what it gives, without the roles that these include.
     - ``namespace``: None where the rule names none.
+    - ``max_module_bytes``: the largest module that they may send; None for that of the setting.
     """
 
     identity: Annotated[
@@ -93,6 +94,7 @@ class Rule(_Table):
     roles: tuple[model.Role, ...] = ()
     namespace: _Namespace | None = None
     quota: str = ""
+    max_module_bytes: Annotated[Size, Field(gt=0, le=GIB)] | None = None
 
     def matches(self, name: str, claims: Claims) -> bool:
         """Return whether the rule is about the identity ``name``."""
@@ -171,7 +173,12 @@ class Policy:
         namespace = own.namespace if rule.namespace is None else rule.namespace
         roles = own.roles.union(rule.roles)
         roles |= {model.Role.READ} if model.Role.COMPILE in roles else set()
-        return model.Identity(name, roles, namespace, rule.quota)
+        return model.Identity(name, roles, namespace, rule.quota, rule.max_module_bytes or 0)
+
+    @property
+    def module_bytes(self) -> int:
+        """The largest module that any rule allows; 0 if none says."""
+        return max((rule.max_module_bytes or 0 for rule in self.rules), default=0)
 
     def names(self, name: str) -> bool:
         """Return whether a rule without claims is about the identity ``name``."""

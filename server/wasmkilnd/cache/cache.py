@@ -154,7 +154,7 @@ class Cache:
             artifact, origin = self._in_memory(key), Origin.MEMORY
             if artifact is None:
                 artifact, origin = await self._look_up(key, budget) or (None, origin)
-            if artifact and self._may_fill(evictions):
+            if artifact and not artifact.pieces and self._may_fill(evictions):
                 self.write_to_host(artifact)
                 found = await self._shared(("file", key), look_up, budget)
             # If these bytes could not be written, a file of others may be there from before.
@@ -349,8 +349,8 @@ class Cache:
 
     def _keep(self, value: Item) -> None:
         began = time.perf_counter()
-        self.memory.put(value)
-        self._metrics.tier_store("memory", "ok", time.perf_counter() - began)
+        outcome = "ok" if self.memory.put(value) else "too_large"
+        self._metrics.tier_store("memory", outcome, time.perf_counter() - began)
 
     async def _as_accepted(self, artifact: Artifact, accept: frozenset[str]) -> Artifact | None:
         """Return an artifact of memory as it is, or decoded: then its frames may be ``coming``.
@@ -454,8 +454,8 @@ class Cache:
         evictions = self._evictions
         if self._host:
             with contextlib.suppress(TierUnavailable):
-                if artifact := await self._host.get(key, allowance):
-                    if self._may_fill(evictions):
+                if artifact := await self._host.get(key, allowance, self.memory.fits):
+                    if not artifact.pieces and self._may_fill(evictions):
                         self._keep(artifact)
                     return artifact, Origin.HOST_STORE
         found = await self._fetch_shared(key, allowance)

@@ -304,6 +304,8 @@ class EmbeddedServer(RedisServer):
             "rdbcompression": "no",
             "save": '""',
             "maxmemory": str(self._limit_bytes),
+            # What there is room for may be one value: by default none has more than 512 MB.
+            "proto-max-bulk-len": str(self._limit_bytes),
             # All that daemons write has a time to live, except what is pinned.
             "maxmemory-policy": "volatile-lru",
         }

@@ -27,7 +27,8 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -42,7 +43,7 @@ from wasmkiln.attestation import KINDS, peek
 from wasmkiln.shared import ARTIFACT, ATTESTATION, ENGINES, HEADER
 from wasmkiln.v1 import types_pb2
 
-from wasmkilnd import model, ownership
+from wasmkilnd import errors, model, ownership
 from wasmkilnd.cache.value import ValueRejected, unpacked_frames
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.flights import Allowance
@@ -67,6 +68,7 @@ _ASIDE = "aside"  # What is on its way in or out. 0.6.0 deletes what it does not
 _NO_WRITES_S, _TIDY_EVERY_S = 10.0, 5.0
 _PATIENCE_S = 2.0  # How long a disk may delay the start, a reload or the end of the daemon.
 _LEAST_BYTES_PER_S = 32 * 1024 * 1024  # A slow disk: reading much may take longer than wait_s.
+_PIECE_S = 10.0  # How long a caller who has a part of an artifact waits for the next frame.
 _REMEMBERED_BYTES = 16 * 1024 * 1024
 _SCAN_EVERY_S = 4.0  # And less often where that takes long.
 _SPARE = 32  # A store that is full evicts one of so many entries more than it must.
@@ -368,6 +370,7 @@ class HostStore:
         self.shelf = self.directory.shelf(self.namespace)
         self.shelf.store, self._options = self, self.shelf.options
         self._served = self._written = dict[str, Any]()
+        self._too_large = deque[CacheKey](maxlen=100)
 
     async def start(self) -> None:
         """Make the store ready, in the background if its disk takes long; never raise."""
@@ -400,16 +403,31 @@ class HostStore:
 
     def takes(self, artifact: Artifact) -> bool:
         """Return whether to write it now: it fits, no look-up hangs, no write failed just now."""
-        if self.is_well and _least_on_disk(artifact) <= self.limit_bytes:
+        fits = _least_on_disk(artifact) <= self.limit_bytes
+        if fits and self.is_well:
             return True
         self.skipped += 1
+        if not fits:
+            self.metrics.tier_store(self.name, "too_large", 0.0)
+            if artifact.key not in self._too_large:  # Each call that wants its file comes here.
+                self._too_large.append(artifact.key)
+                why = f"there may be {self.limit_bytes:,} bytes of this namespace"
+                about = {"module": artifact.module_sha256, "bytes": artifact.size_bytes, "why": why}
+                log.warning("artifact not written: the host store takes none of its size", **about)
         return False
 
-    async def get(self, key: CacheKey, allowance: Allowance | None = None) -> Artifact | None:
-        """Return the artifact under ``key``, every byte checked. Raises TierUnavailable."""
-        more, frames = allowance or Allowance(), list[bytes]()
-        found = await self._look(partial(self._find, key, partial(self._use, more, frames)), more)
-        return replace(found[0], frames=tuple(frames)) if found else None
+    async def get(
+        self,
+        key: CacheKey,
+        allowance: Allowance | None = None,
+        fits: Callable[[int], bool] = lambda size_bytes: True,
+    ) -> Artifact | None:
+        """Return the artifact under ``key``, checked. Raises TierUnavailable.
+
+        It has its frames, or ``pieces`` if it is larger than a frame and so many bytes do not fit.
+        """
+        more = allowance or Allowance()
+        return await self._look(partial(self._find, key, partial(self._get, more, fits)), more)
 
     async def file_of(self, key: CacheKey, allowance: Allowance | None = None) -> Found | None:
         """Return the artifact without frames, and the file that holds it, checked.
@@ -425,7 +443,7 @@ class HostStore:
         What the descriptor reads is what was checked, whatever becomes of the entry. Raises
         TierUnavailable.
         """
-        work = partial(self._open, allowance)
+        work = partial(self._at_hand, allowance)
         return await self._look(partial(self._find, key, work), allowance)
 
     async def put(self, artifact: Artifact) -> None:
@@ -513,6 +531,15 @@ class HostStore:
                 took_s = time.monotonic() - began_s
                 self.metrics.tier_lookup(self.name, "artifact", outcome, took_s)
 
+    async def _piece(self, read: Callable[[], bytes]) -> bytes:
+        """Return a frame of an artifact that is being sent. Raises COMPILE_QUEUE_FULL."""
+        try:
+            async with self.directory.reading:
+                until_s = time.monotonic() + _PIECE_S
+                return await self.directory.run("read", read, lambda: until_s)
+        except TierUnavailable as failure:
+            raise errors.cannot_read_on(str(failure)) from None
+
     # What follows runs in threads, and raises OSError, TierUnavailable and, where it says so,
     # ValueRejected.
 
@@ -536,31 +563,50 @@ class HostStore:
                 (log.warning if removed else log.debug)("stored value rejected", **of)
             return None
 
-    def _use(self, more: Allowance, frames: list[bytes] | None, entry: Entry) -> Found | None:
+    def _get(self, more: Allowance, fits: Callable[[int], bool], entry: Entry) -> Artifact | None:
+        size_bytes, frames = entry.size_bytes, list[bytes]()
+        if size_bytes > self.artifact_bytes():
+            return None  # Not removed: daemons with a higher limit use it.
+        if size_bytes <= model.CHUNK_BYTES or fits(size_bytes):
+            artifact, _ = self._use(more, frames, entry)
+            return replace(artifact, frames=tuple(frames))
+        artifact, opened = self._open(more, entry)
+        with opened:
+            file = _File(os.dup(opened.fileno()))
+
+        def pieces(offset_bytes: int) -> Iterator[Awaitable[bytes]]:
+            for at in range(offset_bytes, size_bytes, model.CHUNK_BYTES):
+                yield self._piece(partial(file.frame, at, min(model.CHUNK_BYTES, size_bytes - at)))
+
+        return replace(artifact, pieces=pieces)
+
+    def _use(self, more: Allowance, frames: list[bytes] | None, entry: Entry) -> Found:
         """Check an entry, unless it was; add its bytes to ``frames``."""
         checked = self.directory.checked
         artifact, files = checked.get(entry.path, (None, None))
         is_old = artifact and self.verifier.outdated(artifact)
         if artifact is None or is_old or files != entry.files or frames is not None:
             artifact = entry.verified(self.verifier)
-            if frames is not None and artifact.size_bytes > self.artifact_bytes():
-                return None  # Not removed: daemons with a higher limit use it.
             more.seconds += artifact.size_bytes / _LEAST_BYTES_PER_S
             entry.check(artifact, frames)
             self.directory.remember(checked, entry.path, artifact, entry.files)
         _note_use(entry.path)
         return artifact, HostFile(os.fspath(entry.path / ARTIFACT), *entry.files[ARTIFACT][:2])
 
-    def _open(self, more: Allowance, entry: Entry) -> tuple[Artifact, BinaryIO] | None:
-        """Open an entry that is checked. Have its bytes at hand: sendfile runs in the loop."""
-        if (found := self._use(more, None, entry)) is None:
-            return None
-        artifact = found[0]
-        more.seconds += artifact.size_bytes / _LEAST_BYTES_PER_S
+    def _open(self, more: Allowance, entry: Entry) -> tuple[Artifact, BinaryIO]:
+        """Check an entry, unless it was, and open its file."""
+        artifact, _ = self._use(more, None, entry)
         file = _opened(entry.path / ARTIFACT)
+        if _id_of(os.fstat(file.fileno())) != entry.files[ARTIFACT]:
+            file.close()
+            raise ValueRejected(Cause.INCOMPLETE, f"{ARTIFACT} was replaced")
+        return artifact, file
+
+    def _at_hand(self, more: Allowance, entry: Entry) -> tuple[Artifact, BinaryIO]:
+        """Open an entry, and have its bytes at hand: sendfile runs in the loop."""
+        artifact, file = self._open(more, entry)
+        more.seconds += artifact.size_bytes / _LEAST_BYTES_PER_S
         try:
-            if _id_of(os.fstat(file.fileno())) != entry.files[ARTIFACT]:
-                raise ValueRejected(Cause.INCOMPLETE, f"{ARTIFACT} was replaced")
             with Path(os.devnull).open("wb") as null:
                 at = 0
                 while sent := os.sendfile(null.fileno(), file.fileno(), at, artifact.size_bytes):
@@ -584,8 +630,8 @@ class HostStore:
         plain = replace(artifact, frames=(), encoding="")
         texts = {HEADER: header_text(self.header_of(plain)), ATTESTATION: artifact.attestation}
         needed = _BLOCK_BYTES + sum(map(_on_disk, (artifact.size_bytes, *map(len, texts.values()))))
-        if needed > self.limit_bytes:
-            return  # ``takes`` says so, unless the header is large.
+        if needed > self.limit_bytes:  # ``takes`` says so, unless the header is large.
+            raise TierUnavailable("the host store takes no artifact with so large a header")
         *above, path = _steps(options, key)
         with self.directory.room(self.shelf, needed):
             aside = _fresh(options)
@@ -656,6 +702,23 @@ class HostStore:
         self._written = document
 
 
+class _File:
+    """The file of an artifact, for all calls that it is sent to; closed after the last."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+    def frame(self, at: int, size_bytes: int) -> bytes:
+        """Read a frame, in a thread. Raises OSError, TierUnavailable if somebody cut the file."""
+        chunk = os.pread(self._descriptor, size_bytes, at)
+        if len(chunk) != size_bytes:
+            raise TierUnavailable("the host store has an artifact that was cut")
+        return model.frame(chunk)
+
+
 class Entry:
     """An entry as it is at one moment. Its methods raise ValueRejected and OSError.
 
@@ -664,6 +727,11 @@ class Entry:
 
     def __init__(self, path: Path, key: CacheKey) -> None:
         self.path, self.key, self.files = path, key, _ids_of(path)
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of the artifact's file; 0 where it is gone."""
+        return self.files[ARTIFACT][2] if ARTIFACT in self.files else 0
 
     def described(self) -> Artifact:
         """Return what the header says, which nobody has vouched for yet, without frames."""

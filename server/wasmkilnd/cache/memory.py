@@ -73,11 +73,15 @@ class MemoryTier:
         entry = self._free.get(key) or self._kept.get(key)
         return entry[0] if entry else None
 
-    def put(self, value: Item) -> None:
-        """Store ``value``, unless it is larger than the whole tier."""
+    def fits(self, size_bytes: int) -> bool:
+        """Return whether there can be room for so much, whatever else goes. Any thread may ask."""
+        return size_bytes <= self._limit_bytes - self._kept.bytes
+
+    def put(self, value: Item) -> bool:
+        """Store ``value``; return False for one that is larger than the whole tier."""
         key, size_bytes = value.key, _size_of(value)
-        if size_bytes > self._limit_bytes - self._kept.bytes:
-            return  # It will never fit.
+        if not self.fits(size_bytes):
+            return False  # It will never fit.
         if self.peek(key):
             self._remove(key)  # First, so that an overwrite makes room for the difference only.
         self._make_room(size_bytes)
@@ -85,6 +89,7 @@ class MemoryTier:
         (self._kept if keeps else self._free).add(key, (value, size_bytes))
         self._keys_of.setdefault(value.module_sha256, {})[key] = None
         self._let_some_go()
+        return True
 
     async def evict(self, scope: model.EvictScope) -> Evicted:
         """Remove all in ``scope`` that is here now, in slices between which other tasks run."""

@@ -7,8 +7,9 @@ bytes (``cache.value``):
 - ``3/compiled/<module>/<engine>/<fingerprint>`` is an artifact, ``3/module/<module>`` a module.
 
 An object is created once and never changed, so two daemons that write one do no harm, and a reader
-gets it whole by one request. Nobody asks what is there: a look-up is a GET, and ``held`` goes by
-what this daemon has seen. Ages are the business of the bucket's own rules. ``Bucket`` is what all
+gets it whole by one request. A large one, sent to a bucket in parts, may take the place of an equal
+one that came meanwhile. Nobody asks what is there: a look-up is a GET, and ``held`` goes by what
+this daemon has seen. Ages are the business of the bucket's own rules. ``Bucket`` is what all
 namespaces share: ``Files`` or ``Remote``, its threads, time-outs and breaker.
 """
 
@@ -34,7 +35,7 @@ from urllib.parse import unquote, urlsplit
 
 import structlog
 
-from wasmkilnd.cache import value
+from wasmkilnd.cache import shared_tier, value
 from wasmkilnd.cache.breaker import Breaker
 from wasmkilnd.cache.shared_tier import READS_AT_ONCE, Key, SharedTier, checked, module_of
 from wasmkilnd.cache.value import ValueRejected
@@ -47,8 +48,8 @@ T = TypeVar("T")
 # Names of objects and their sizes, a part of a listing.
 Page: TypeAlias = "list[tuple[str, int]]"
 
-# A call may take longer for a large value, but no longer than this rate allows.
-_LEAST_BYTES_PER_S = 8 * 1024 * 1024
+# Larger objects are sent in parts.
+_ONE_REQUEST_BYTES = 8 * 1024 * 1024
 _LISTING_S = 30.0  # The same for a page of a listing, and for deleting what is on it.
 _PAGE = 1000
 _REFUSED_S = 10.0  # How long nothing more is asked of a store that refuses it.
@@ -139,17 +140,19 @@ class Files:
                 raise ValueRejected(Cause.FORMAT, "it is no plain file") from None
             raise
 
-    def put(self, name: str, chunks: Iterable[bytes]) -> bool:
-        """Write an object, unless it is there; return whether it was not."""
+    def put(self, name: str, chunks: Iterable[bytes], size_bytes: int) -> bool:
+        """Write an object, unless it is there; return whether it was not.
+
+        So many bytes are in it before they are packed.
+        """
         if self.size(name) is not None:
             return False
         *above, last = name.split("/")
-        data = list(chunks)
         for _ in range(5):
             # Who evicts may remove the folder meanwhile: then make it again. Where there is
             # something else in its place, that harms this object and no other.
             with contextlib.suppress(FileNotFoundError), self._folder(above, make=True) as folder:
-                return _create(folder, last, data)
+                return _create(folder, last, chunks)
         raise TierUnavailable("the object's folder is no folder, or removed again and again")
 
     def size(self, name: str) -> int | None:
@@ -223,6 +226,8 @@ def _create(folder: int, name: str, chunks: Iterable[bytes]) -> bool:
         os.fsync(folder)
     except FileExistsError:
         return False
+    except FileNotFoundError:  # The chunks are gone, too: do not write the rest for the whole.
+        raise TierUnavailable("the object was removed while it was written") from None
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(aside, dir_fd=folder)
@@ -261,8 +266,8 @@ class Remote:
     Its asynchronous calls can abort the interpreter at its end: so all are synchronous.
     """
 
-    def __init__(self, url: str, timeout_s: float, longest_s: float) -> None:
-        """``longest_s`` bounds each request, ``timeout_s`` a silence while one is read.
+    def __init__(self, url: str, timeout_s: float, largest_bytes: int) -> None:
+        """``timeout_s`` bounds a silence while a request is read.
 
         Raise AccessUnusable.
         """
@@ -275,15 +280,19 @@ class Remote:
             os.environ.get(f"{each}_ALLOW_HTTP", "").lower() in ("true", "1")
             for each in ("AWS", "GOOGLE", "AZURE")
         )
-        options: Any = {"timeout": timedelta(seconds=longest_s), "allow_http": plain}
+
+        def options(bytes_per_s: int, **more: Any) -> Any:
+            longest_s = timeout_s + _LISTING_S + largest_bytes / bytes_per_s
+            return {"timeout": timedelta(seconds=longest_s), "allow_http": plain, **more}
+
         # Who reads holds a thread until nobody is to be waited for, and probes need one. The same
         # for who writes would end what takes long to send.
-        reading: Any = {**options, "read_timeout": timedelta(seconds=timeout_s)}
+        reading = options(shared_tier.READ_BYTES_PER_S, read_timeout=timedelta(seconds=timeout_s))
         try:
             # Retries are ours: the breaker's, and those of writes.
             self._reading, self._store = (
                 store.from_url(url, client_options=each, retry_config={"max_retries": 0})
-                for each in (reading, options)
+                for each in (reading, options(shared_tier.WRITTEN_BYTES_PER_S))
             )
         except (exceptions.BaseError, ValueError) as failure:
             why = str(failure).partition("\n")[0]
@@ -302,16 +311,24 @@ class Remote:
             return memoryview(found.bytes())
         return None
 
-    def put(self, name: str, chunks: Iterable[bytes]) -> bool:
+    def put(self, name: str, chunks: Iterable[bytes], size_bytes: int) -> bool:
         """Write an object as ``Files.put``."""
         try:
-            data = b"".join(chunks)
-            self._obstore.put(self._store, name, data, mode="create", use_multipart=False)
+            if size_bytes > _ONE_REQUEST_BYTES:
+                if self.size(name) is not None:
+                    return False
+                # In parts of 5 MiB. Another daemon that does the same now writes an equal value.
+                self._obstore.put(self._store, name, chunks, use_multipart=True, max_concurrency=2)
+            else:
+                data = b"".join(chunks)
+                self._obstore.put(self._store, name, data, mode="create", use_multipart=False)
         except (self._kinds.AlreadyExistsError, self._kinds.PreconditionError):
             return False
         except self._kinds.GenericError as failure:
-            if _status(failure) == "409":  # Another daemon writes it now.
+            if (status := _status(failure)) == "409":  # Another daemon writes it now.
                 return False
+            if status == "413" or "<Code>EntityTooLarge</Code>" in str(failure):
+                raise DoesNotFit("the object store takes no object of its size") from None
             raise
         return True
 
@@ -408,8 +425,7 @@ class Bucket(Breaker):
         super().__init__(timeout_s=timeout_s)
         self.url, path = url, urlsplit(url)
         is_here = path.scheme == "file"
-        longest_s = timeout_s + _LISTING_S + largest_bytes / _LEAST_BYTES_PER_S
-        self.store = Files(unquote(path.path)) if is_here else Remote(url, timeout_s, longest_s)
+        self.store = Files(unquote(path.path)) if is_here else Remote(url, timeout_s, largest_bytes)
         self._readers = _Threads(READS_AT_ONCE, "wasmkiln-object-read")
         self._writers = _Threads(4, "wasmkiln-object-write")
         # By whether it is a write: why the store refuses it, and until when it is not asked.
@@ -552,15 +568,16 @@ class ObjectStore(SharedTier[Bucket]):
             outcome = "ok"
         except DoesNotFit as failure:
             outcome = "too_large"
-            log.warning("value not shared: no reader would take it", why=str(failure))
+            why = str(failure)
+            log.warning("value not shared: the tier does not take one of its size", why=why)
             raise
         finally:
             self._metrics.tier_store(self.name, outcome, time.perf_counter() - began)
 
     async def store(self, key: Key, chunks: Iterable[bytes], size_bytes: int) -> bool:
         """Store the bytes of a value, unless one is there; return whether it did."""
-        moving = Allowance(size_bytes / _LEAST_BYTES_PER_S)
-        work = partial(self.link.store.put, self.name_of(key), chunks)
+        moving = Allowance(size_bytes / shared_tier.WRITTEN_BYTES_PER_S)
+        work = partial(self.link.store.put, self.name_of(key), chunks, size_bytes)
         return await self.link.run(work, writes=True, more=moving)
 
     async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
@@ -629,7 +646,7 @@ class ObjectStore(SharedTier[Bucket]):
 
     async def whole(self, key: Key, limit_bytes: int) -> value.Payload | None:
         """Return the bytes of a stored value, unverified. Raise ValueRejected and TooLarge."""
-        more = Allowance(limit_bytes / _LEAST_BYTES_PER_S)
+        more = Allowance(limit_bytes / shared_tier.READ_BYTES_PER_S)
         read = partial(self.link.store.get, self.name_of(key), limit_bytes, lambda _: None)
         return await self.link.run(read, more=more)
 
@@ -653,7 +670,7 @@ class ObjectStore(SharedTier[Bucket]):
         limit_bytes = (self.module_bytes if isinstance(key, str) else self.artifact_bytes)()
 
         def starts(size_bytes: int) -> None:
-            moving.seconds = size_bytes / _LEAST_BYTES_PER_S
+            moving.seconds = size_bytes / shared_tier.READ_BYTES_PER_S
             allowance.seconds += moving.seconds
 
         def look() -> Artifact | Module | None:

@@ -54,7 +54,8 @@ Node: TypeAlias = tuple[str, int]
 # Slots, and the nodes that have them, the primary first.
 Shards: TypeAlias = dict[range, list[Node]]
 
-# How long all steps of a write may take together (a connection, sending, the reply).
+# How long all steps of a write may take together (a connection, sending, the reply); a large value
+# is written by many.
 WRITE_TIMEOUT_S = 10.0
 
 _log = structlog.get_logger("wasmkilnd.cache")
@@ -606,7 +607,6 @@ _SENTENCES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str, str]
     (exceptions.ClusterDownError, "", _CLUSTER_DOWN),
     # https://upstash.com/docs/redis/troubleshooting: for the rest of the day or month.
     (exceptions.ResponseError, "max (daily )?requests? limit exceeded", _USED_UP),
-    (exceptions.ResponseError, "max request size", "Redis refuses: the request is too large"),
     (exceptions.ResponseError, "unknown command", "Redis refuses: it has no such command{command}"),
     (exceptions.ResponseError, "MISCONF|NOREPL", "Redis refuses: it cannot save or replicate now"),
     (exceptions.ResponseError, "No such master", "Redis refuses: it knows no primary of that name"),
@@ -618,6 +618,10 @@ _SENTENCES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str, str]
     ((exceptions.ConnectionError, OSError), "", "cannot reach Redis ({why})"),
     (Exception, "", "the server does not speak the Redis protocol ({why})"),
 )
+
+
+# Of Redis for a string (proto-max-bulk-len), and of Upstash for a record or a request.
+_TOO_LARGE = re.compile("string exceeds maximum allowed size|max (single record|request) size")
 
 
 def described(error: Exception) -> TierUnavailable:
@@ -639,6 +643,8 @@ def described(error: Exception) -> TierUnavailable:
             return link  # Described already.
     if isinstance(error, exceptions.ResponseError) and "WRONGTYPE" in str(error):
         return WrongType("a key holds another type of value than this command is for")
+    if isinstance(error, exceptions.ResponseError) and _TOO_LARGE.search(str(error)):
+        return errors.DoesNotFit("Redis refuses: the value is larger than a value may be there")
     command = "".join(f" ({name})" for name in getattr(error, "__notes__", ()))
     return next(
         TierUnavailable(sentence.format(error=link, why=type(link).__name__, command=command))

@@ -34,7 +34,7 @@ from typing import Any, TypeAlias, TypeVar
 import structlog
 
 from wasmkilnd import model
-from wasmkilnd.cache import value
+from wasmkilnd.cache import shared_tier, value
 from wasmkilnd.cache.redis_link import RedisLink
 from wasmkilnd.cache.redis_servers import WRITE_TIMEOUT_S, Command
 from wasmkilnd.cache.shared_tier import Key, SharedTier, checked, in_thread, module_of
@@ -56,10 +56,8 @@ _TAIL_BYTES = 1280 * 1024
 _RANGE_BYTES = 960 * 1024
 # Enough for the head of nearly every artifact.
 _HEAD_BYTES = 8192
-# Longer than any write may take: no command renews it meanwhile.
+# No write takes longer: no command renews it meanwhile.
 _WRITING_S = 600
-# A look-up may take longer for a large value, but no longer than this rate allows.
-_LEAST_BYTES_PER_S = 32 * 1024 * 1024
 _BATCH = 500
 _LOST = b"lost"  # A member of a set that was not whole.
 _LOOK_EVERY_S, _RENEWALS_PER_LIFE = 5.0, 10
@@ -126,8 +124,10 @@ class RedisStore(SharedTier[RedisLink]):
         Raise DoesNotFit for one that the server does not take for its size.
         """
         began, outcome = time.perf_counter(), "error"
+        moving_s = what.size_bytes / shared_tier.WRITTEN_BYTES_PER_S
+        most_s = min(max(WRITE_TIMEOUT_S, self.link.timeout_s) + moving_s, _WRITING_S)
         try:
-            async with asyncio.timeout(max(WRITE_TIMEOUT_S, self.link.timeout_s)):
+            async with asyncio.timeout(most_s):
                 await self.store(what.key, value.written(what, self._sealer), what.size_bytes)
             outcome = "ok"
             self._note_refusal(b"", "")
@@ -264,13 +264,14 @@ class RedisStore(SharedTier[RedisLink]):
         opened, frames = await in_thread(len(tail), begin)
         if self._is_too_large(opened, name.decode()):
             return None
-        moving_s = opened.stored_bytes / _LEAST_BYTES_PER_S
+        moving_s = opened.stored_bytes / shared_tier.READ_BYTES_PER_S
         allowance.seconds += moving_s
         try:
             async with asyncio.timeout(self.link.timeout_s + moving_s):
                 left = await self._frames(name, opened, len(opened.frames) - len(frames))
         except TimeoutError:
             # Not an outage: the server answered each command in time.
+            log.warning("value not read: it takes too long", key=name.decode(), seconds=moving_s)
             raise TierUnavailable("Redis takes too long for a value of this size") from None
         size_bytes = 0 if isinstance(opened.what, Artifact) else opened.size_bytes
         return await in_thread(size_bytes, value.with_frames, opened, [*left, *frames])
@@ -355,13 +356,17 @@ class RedisStore(SharedTier[RedisLink]):
     ) -> bool:
         """Write a value, and give it its name unless that is taken; return whether it was not."""
         sent_bytes = 0
-        while chunk := await in_thread(size_bytes, next, chunks, b""):
-            first: Command = ("SET", temporary, chunk, "EX", _WRITING_S)
-            [done] = await self._send(("APPEND", temporary, chunk) if sent_bytes else first)
-            sent_bytes += len(chunk)
-            if done not in (b"OK", sent_bytes):
-                await self._send(("UNLINK", temporary))  # APPEND began another, for ever.
-                raise TierUnavailable("Redis lost the beginning of a value that was written")
+        try:
+            while chunk := await in_thread(size_bytes, next, chunks, b""):
+                first: Command = ("SET", temporary, chunk, "EX", _WRITING_S)
+                [done] = await self._send(("APPEND", temporary, chunk) if sent_bytes else first)
+                sent_bytes += len(chunk)
+                if done not in (b"OK", sent_bytes):
+                    raise TierUnavailable("Redis lost the beginning of a value that was written")
+        except TierUnavailable:  # A part of a value takes room, one that APPEND began for ever.
+            with contextlib.suppress(TierUnavailable):
+                await self._send(("UNLINK", temporary))
+            raise
         stored, _ = await self._send(("RENAMENX", temporary, name), ("UNLINK", temporary))
         return bool(stored)
 

@@ -33,6 +33,9 @@ Key: TypeAlias = "CacheKey | str"
 
 # More look-ups than this wait: answers would seem late because this daemon is busy.
 READS_AT_ONCE = 8
+# Moving a large value may take longer than a time-out, but no longer than this rate allows; a
+# caller waits for a read, and nobody for a write.
+READ_BYTES_PER_S, WRITTEN_BYTES_PER_S = 8 * 1024 * 1024, 1024 * 1024
 # Below this, handing bytes to a thread costs more than checking them.
 _INLINE_BYTES = 64 * 1024
 # A fleet whose daemons do not trust each other's keys rejects every value for one of these. A

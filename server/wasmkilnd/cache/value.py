@@ -30,7 +30,7 @@ import os
 import secrets
 import struct
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -291,11 +291,13 @@ def written(what: Artifact | Module, sealer: Sealer) -> Iterator[bytes]:
     no reader would accept.
     """
     if isinstance(what, Artifact):
-        payload, size_bytes, encoding = payload_views(what.frames), what.size_bytes, what.encoding
+        views, size_bytes, encoding = payload_views(what.frames), what.size_bytes, what.encoding
+        first: Payload = views[0] if views else b""
+        payload: Iterable[Payload] = views
     else:
-        view, size_bytes, encoding = memoryview(what.wasm), len(what.wasm), ""
-        payload = [view[at : at + FRAME_BYTES] for at in range(0, size_bytes, FRAME_BYTES)]
-    codec, packer, frames = encoding or _codec_for(payload), zstandard.ZstdCompressor(_LEVEL), []
+        first, payload = what.wasm[:FRAME_BYTES], model.pieces(what.wasm)
+        size_bytes, encoding = what.size_bytes, ""
+    codec, packer, frames = encoding or _codec_for(first), zstandard.ZstdCompressor(_LEVEL), []
     for piece in payload:
         stored = bytes(piece) if encoding or codec == RAW else packer.compress(piece)
         frames.append((len(stored), hashlib.sha256(stored).hexdigest()))
@@ -347,11 +349,11 @@ def unpacked(stored: Payload, size_bytes: int) -> bytes:
         raise ValueRejected(Cause.FORMAT, "cannot unpack a frame") from None
 
 
-def _codec_for(payload: Sequence[Payload]) -> str:
-    if not payload or len(payload[0]) < _LEAST_BYTES:
+def _codec_for(first: Payload) -> str:
+    if len(first) < _LEAST_BYTES:
         return RAW
-    shrunk = len(zstandard.ZstdCompressor(_LEVEL).compress(payload[0]))
-    return ZSTD if shrunk < _PAYS_BELOW * len(payload[0]) else RAW
+    shrunk = len(zstandard.ZstdCompressor(_LEVEL).compress(first))
+    return ZSTD if shrunk < _PAYS_BELOW * len(first) else RAW
 
 
 def _header(what: Artifact | Module, body: _Body) -> _ArtifactHeader | _ModuleHeader:

@@ -336,7 +336,8 @@ class _Objects(_Values):
         except ValueRejected as bad:
             return found._replace(what=ValueRejected(bad.cause, bad.why))
         except TooLarge:
-            return found._replace(what=ValueRejected(Cause.FORMAT, "it is above the limit"))
+            why = "it is above max_artifact_bytes"  # Daemons with a higher limit use it.
+            return found._replace(what=ValueRejected(Cause.VERSION, why))
 
     async def has(self, key: Key) -> bool:
         """Return whether a value is there."""

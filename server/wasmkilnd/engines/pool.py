@@ -11,9 +11,13 @@ There are three cases for a job that asks for a worker:
    may be the new one. A caller that floods the queue fills what the others leave free, and keeps
    no other caller out.
 
+A worker is not all that a job needs: it reserves memory too (``memory``). Where too little is free
+for the job whose turn it is, it waits although a worker is idle, and others of its pool may pass.
+
 A job that waits and that all callers have left is dropped. One that has begun is finished. A job
 that lost its worker goes before all others: once, or, where it could not be set up, until a worker
-has tried it that is newer than all that there were.
+has tried it that is newer than all that there were. So does a job that broke and may need more
+memory: no caller learns of its first end.
 
 A worker that ends is replaced, with a delay that doubles while workers die young.
 """
@@ -25,13 +29,14 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import structlog
 
 from wasmkilnd import errors
-from wasmkilnd.engines import process
+from wasmkilnd.engines import process, verdict
+from wasmkilnd.engines.memory import Memory
 from wasmkilnd.engines.process import JobOrder, JobReport, Worker
 from wasmkilnd.flights import Waiter, Waiters
 from wasmkilnd.model import Limits, Reloadable, for_callers
@@ -95,8 +100,11 @@ class Job:
     # How long it waited for the worker that it got last.
     queued_s: float | None = None
     worker: Worker | None = None
-    # Whether it lost a worker.
+    # Whether it lost a worker, or broke and needs more memory.
     again: bool = False
+    # How much memory it has at most; and how much it needs, once it broke with less.
+    memory_bytes: int = 0
+    needs_bytes: int = 0
     # None once there is a worker, or why it gets none.
     granted: asyncio.Future[errors.WasmkilnError | None] = field(default_factory=asyncio.Future)
 
@@ -119,7 +127,8 @@ class WorkerPool:
     size: int
     limits: Reloadable[Limits]
     metrics: Metrics
-    # The jobs of all engines.
+    # What the jobs of all engines share.
+    memory: Memory
     neighbours: Neighbours = field(default_factory=Neighbours)
 
     def __post_init__(self) -> None:
@@ -151,6 +160,7 @@ class WorkerPool:
             workers=self.alive,
             busy=self.busy,
             queued=self.waiting,
+            queued_for_memory=min(self.waiting, len(self._idle)),
             queued_in_background=sum(job.lines[0].background for job in self._waiting),
             queued_callers=len({line.caller for job in self._waiting for line in job.lines}),
             queued_bytes=self._waiting_bytes(),
@@ -163,12 +173,18 @@ class WorkerPool:
 
     def _expected_wait_s(self) -> float:
         """Return how long one more job would wait, by the mean of recent jobs: a rule of thumb."""
-        return 0.0 if self._idle else (self.waiting + 1) * self._mean_s / self.size
+        idle = self._idle and not self._waiting
+        return 0.0 if idle else (self.waiting + 1) * self._mean_s / self.size
 
     @property
     def why_no_worker(self) -> str:
         """Why the engine has no worker; empty if it has one or one is starting."""
         return "" if self.alive else self._cause
+
+    @property
+    def is_held_up(self) -> bool:
+        """Whether its jobs wait for memory that other jobs have."""
+        return self.memory.is_awaited(self.fill)
 
     async def start(self) -> None:
         """Start all workers. Raises WorkerDied when the first does not come up."""
@@ -198,6 +214,7 @@ class WorkerPool:
         two workers died under it; SERVER_DRAINING; and what ``ready`` and ``unless`` raise.
         """
         tries = self.size + 1  # All present workers may be damaged; a new one is not.
+        self._waiting[job] = None
         while True:
             try:
                 worker = await self._wait(job, unless)
@@ -207,7 +224,11 @@ class WorkerPool:
                 if worker is None:
                     return JobReport(needless=True)
                 ready = unless = None
-                return await self._work(job, worker)
+                report = await self._work(job, worker)
+                if not self._needs_more(job, report):
+                    return report
+                self._wait_again(job)  # Before its worker is given to another job.
+                continue
             except process.JobNotSetUp as failure:
                 cause, event = str(failure), "worker cannot set up a job and is replaced"
                 tries -= 1
@@ -224,19 +245,23 @@ class WorkerPool:
             log.warning(event, engine=self.engine_id, cause=cause)
             if not tries:
                 raise refusal
-            job.granted, job.again = asyncio.Future(), True
+            self._wait_again(job)
+
+    def _wait_again(self, job: Job) -> None:
+        job.granted, job.again = asyncio.Future(), True
+        self._waiting[job] = None
 
     async def _wait(self, job: Job, unless: Unless | None) -> Worker | None:
         """Wait for a worker; return None if ``unless`` returns before there is one."""
-        if self._closed:
-            raise errors.server_draining()
-        if self.why_no_worker:
+        if self._closed or self.why_no_worker:
+            self._waiting.pop(job, None)
+            if self._closed:
+                raise errors.server_draining()
             raise errors.worker_unavailable(self.engine_id, for_callers(self._cause))
-        if self._idle:
-            self._start(job, self._idle.pop())
+        self.fill()
+        if job.worker:
             return job.worker
         watching: list[asyncio.Future[Any]] = [asyncio.create_task(unless())] if unless else []
-        self._waiting[job] = None
         try:
             if not job.again:
                 self._make_room(job)
@@ -249,6 +274,8 @@ class WorkerPool:
             self._waiting.pop(job, None)
             for each in watching:
                 each.cancel()
+            if not job.worker:  # Others may have waited behind it.
+                self.memory.settle(self.fill)
         if not job.granted.done():
             watching[0].result()  # It may have failed.
         elif refusal := job.granted.result():
@@ -256,12 +283,31 @@ class WorkerPool:
         return job.worker
 
     async def _work(self, job: Job, worker: Worker) -> JobReport:
-        report = await self.neighbours.run(worker.run(job.order))
+        limits = replace(job.order.limits, compile_memory_bytes=job.memory_bytes)
+        report = await self.neighbours.run(worker.run(replace(job.order, limits=limits)))
+        report.memory_bytes = job.memory_bytes
         self._mean_s += (report.elapsed_s - self._mean_s) * _WEIGHT
         if report.signal == signal.SIGSYS:
             event, module = _REFUSED_CALL, job.order.module_sha256
             log.error(event, engine=self.engine_id, module=module, pid=report.pid)
         return report
+
+    def _needs_more(self, job: Job, report: JobReport) -> bool:
+        """Return whether a job that has ended is to run again with more memory.
+
+        Learn from one that succeeded.
+        """
+        limits, before, more = job.order.limits, job.needs_bytes, 0
+        found = verdict.ending(report, self.engine_id, limits)
+        if isinstance(found, errors.WasmkilnError):
+            job.needs_bytes = more = verdict.more_memory(report, found, limits)
+        elif found.outcome is verdict.Outcome.VALID:
+            self.memory.learn(self.engine_id, job.order, report.peak_memory_bytes)
+        if before:
+            memory = "retry" if before > limits.compile_memory_bytes else "limit"
+            ok = isinstance(found, verdict.Verdict)
+            self.metrics.count("jobs_run_again", memory, "ok" if ok else "failed")
+        return more > 0
 
     def _make_room(self, newcomer: Job) -> None:
         """Refuse jobs that wait until there is room for the one that came last.
@@ -293,17 +339,39 @@ class WorkerPool:
             gone.granted.set_result(full)
 
     def _next(self) -> Job | None:
-        """Take the job whose turn it is out of the queue: of the line served longest ago."""
+        """Take the job whose turn it is out of the queue: of the line served longest ago.
+
+        If there is too little memory for it, take the first one that may pass it.
+        """
         standing = [(job, line) for job in self._waiting for line in job.lines]
         # A line that is new goes behind all that have waited for their turn.
         self._turns = {line: self._turns.get(line, self._turn) for _, line in standing}
-        if not standing:
-            return None
-        job, line = min(standing, key=lambda at: (not at[0].again, at[1].rank, self._turns[at[1]]))
-        self._turn += 1
-        self._turns[line] = self._turn
-        del self._waiting[job]
-        return job
+        standing.sort(key=lambda at: (not at[0].again, at[1].rank, self._turns[at[1]]))
+        for job, line in standing:
+            if self._reserve(job, is_next=job is standing[0][0]):
+                self._turn += 1
+                self._turns[line] = self._turn
+                del self._waiting[job]
+                return job
+        return None
+
+    def _reserve(self, job: Job, *, is_next: bool) -> bool:
+        """Reserve memory for a job if its turn allows: all that there is, for one alone."""
+        wanted = job.needs_bytes or self.memory.wanted(self.engine_id, job.order)
+        job.memory_bytes = wanted
+        if wanted > job.order.limits.compile_memory_bytes:
+            wanted = max(wanted, self.memory.total)
+        return self.memory.take(self.fill, job, wanted, is_next=is_next)
+
+    def fill(self) -> bool:
+        """Start the jobs that there are workers and memory for; return whether any started."""
+        started = False
+        while self._idle and (job := self._next()):
+            self._start(job, self._idle.pop())
+            started = True
+        if not (self._idle and self._waiting):
+            self.memory.leave(self.fill)
+        return started
 
     def _start(self, job: Job, worker: Worker) -> None:
         self.busy += 1
@@ -314,15 +382,15 @@ class WorkerPool:
     def _give_back(self, job: Job, worker: Worker) -> None:
         self.busy -= 1
         job.worker = None
+        self.memory.give(job)
         if worker.process.returncode is None:  # A keeper replaces one that has ended.
-            self.offer(worker)
+            self._idle.append(worker)
+        self.memory.settle(self.fill)
 
     def offer(self, worker: Worker) -> None:
         """Give a worker that is free to the job whose turn it is."""
-        if job := self._next():
-            self._start(job, worker)
-        else:
-            self._idle.append(worker)
+        self._idle.append(worker)
+        self.fill()
 
     def _refuse_waiting(self, refusal: errors.WasmkilnError) -> None:
         for job in self._waiting:

@@ -56,7 +56,9 @@ from wasmkilnd.model import (
     Limits,
     Module,
     Packed,
+    Wasm,
     frame,
+    pieces,
 )
 
 log = structlog.get_logger("wasmkilnd.engines")
@@ -74,6 +76,8 @@ _WORKER_GRACE_S = 10.0
 # Reads all that a full pipe can hold.
 _WHOLE_PIPE_BYTES = 2 * 1024 * 1024
 _LAST_WORDS_BYTES = 4096
+# How many heaps the threads of a job share, where it has more threads.
+ARENAS = 8
 _GONE = "the worker ended, or was killed"
 _BOOT = (
     "import sys; sys.path.append(sys.argv[3]);"
@@ -102,7 +106,7 @@ class JobOrder:
     order: Mapping[str, Any]
     limits: Limits
     # The module; None where there is none.
-    wasm: bytes | None = None
+    wasm: Wasm | None = None
     # The module's name in the log; empty where there is no module.
     module_sha256: str = ""
 
@@ -152,6 +156,8 @@ class JobReport:
     waited_s: float = math.inf
     # Whether it ran beside no other job, and beside no busy daemon.
     alone: bool = False
+    # How much memory it might use; 0 for as much as its order says.
+    memory_bytes: int = 0
     # Its peak resident memory; 0 where the kernel does not tell.
     peak_memory_bytes: int = 0
 
@@ -161,12 +167,14 @@ async def exchange(sock: socket.socket, job: JobOrder, report: JobReport) -> Non
     sizes = {"module_bytes": job.size_bytes, "artifact_limit_bytes": job.limits.artifact_bytes}
     order = json.dumps({**job.order, **sizes}).encode()
     loop = asyncio.get_running_loop()
-    # Of a job that has ended already, what it sent and how it ended tell why.
-    with contextlib.suppress(OSError):
+    # Of a job that has ended already, what it sent and how it ended tell why. But a module that
+    # cannot be read from its file is no failure of the job.
+    with contextlib.suppress(ConnectionError):
         await loop.sock_sendall(sock, HEADER.pack(Type.ORDER, len(order)) + order)
         if job.wasm is not None:
             await loop.sock_sendall(sock, HEADER.pack(Type.MODULE, job.size_bytes))
-            await loop.sock_sendall(sock, job.wasm)
+            for piece in pieces(job.wasm):
+                await loop.sock_sendall(sock, piece)
     expected = iter(_FRAMES_OF_JOBS)
     try:
         while True:
@@ -387,6 +395,8 @@ async def start_worker(interpreter: Path, engine: str, threads: int) -> Worker:
                 "LC_ALL": "C.UTF-8",
                 # To count CPUs, wasmtime looks at files that a confined job does not have.
                 "RAYON_NUM_THREADS": str(threads),
+                # Each thread's heap takes 64 MiB of the address space that a job has.
+                "MALLOC_ARENA_MAX": str(ARENAS),
                 "RUST_BACKTRACE": "0",  # Resolving a backtrace takes longer than many a compile.
                 "PYTHONDONTWRITEBYTECODE": "1",
             },

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 from wasmkilnd import errors, model
 from wasmkilnd.engines import verdict
-from wasmkilnd.engines.child.cpu import NATIVE
+from wasmkilnd.engines.child.cpu import NATIVE, PORTABLE
 from wasmkilnd.engines.names import NameChoices, resolve
 from wasmkilnd.engines.pool import Job, Ready, Unless, WorkerPool
 from wasmkilnd.engines.process import order_on
@@ -101,7 +101,10 @@ class ServedEngine:
         name, value = FAST_SETTINGS.get(self.name, ("", ""))
         if not self.has_fast or name in settings:
             return None
-        return self.spec(spec.target, spec.cpu, {**spec.changed_settings, name: value})
+        try:
+            return self.spec(spec.target, spec.cpu, {**spec.changed_settings, name: value})
+        except WasmkilnError:  # SETTING_UNKNOWN: not for this target
+            return None
 
 
 def _resolve(
@@ -115,14 +118,16 @@ def _resolve(
     cpu = cpu or chosen.cpus[0]
     if cpu not in chosen.cpus:
         raise errors.cpu_unsupported(engine_id, chosen.triple, cpu, chosen.cpus)
-    in_force = {setting.name: setting.default for setting in capabilities.settings}
-    allowed = {setting.name: setting.allowed for setting in capabilities.settings}
+    offered = (*capabilities.settings, *chosen.settings)  # a target's own come last, and count
+    in_force = {setting.name: setting.default for setting in offered}
+    allowed = {setting.name: setting.allowed for setting in offered}
     changed = {}
     for name, value in settings:
         if name not in in_force:
             raise errors.setting_unknown(engine_id, name, in_force)
         if value not in allowed[name]:
-            raise errors.setting_value_unknown(engine_id, name, value, allowed[name])
+            target = "" if chosen.host else chosen.triple
+            raise errors.setting_value_unknown(engine_id, name, value, allowed[name], target)
         if value != in_force[name]:
             in_force[name] = changed[name] = value
     features = capabilities.host_cpu_features if cpu == NATIVE else ()
@@ -248,7 +253,7 @@ class EngineRegistry:
             steps.close()
             needed = await ready(queued_s)
             if needed:
-                step = tracing.step("compile", engine=engine.id, module_bytes=len(module.wasm))
+                step = tracing.step("compile", engine=engine.id, module_bytes=module.size_bytes)
                 about = steps.enter_context(step)
             return needed
 
@@ -291,7 +296,7 @@ class EngineRegistry:
         quarantine and records strikes.
         """
         engine, found = self._known[engine_id], _NO_SUCH_KIND
-        with tracing.step("validate", engine=engine.id, module_bytes=len(module.wasm)) as about:
+        with tracing.step("validate", engine=engine.id, module_bytes=module.size_bytes) as about:
             if engine.takes(module.kind):
                 async with watch if module.kind in _VALIDATED_BY_COMPILING else nullcontext():
                     limits = self._limits.current
@@ -311,18 +316,23 @@ class EngineRegistry:
         """Return MODULE_INVALID, or ENGINE_LACKS_FEATURE if another engine accepts the module.
 
         Ask no engine about what a fast compiler lacks: it says nothing about the module, and the
-        caller may be waiting for the optimised artifact instead. Settings that were changed may
+        caller may be waiting for the optimised artifact instead. Nor about what the portable target
+        lacks: the engine has validated the module by its native one. Settings that were changed may
         switch a proposal off: then the engine itself is asked too, with its defaults.
 
         Raises COMPILE_QUEUE_FULL or SERVER_DRAINING where no engine accepts the module and one
         could not be asked: a verdict without it could be wrong.
         """
         takes_kind, unsupported = engine.takes(module.kind), refused.outcome is Outcome.UNSUPPORTED
-        if spec and spec.is_fast and takes_kind and unsupported:
+        portable = spec.target if spec and spec.target == PORTABLE else ""
+        if spec and (spec.is_fast or portable) and takes_kind and unsupported:
             # An engine that validates components by compiling them has not validated it.
-            by = [] if module.kind in _VALIDATED_BY_COMPILING else [engine.id]
-            need = refused.offset, refused.feature or None
-            return errors.engine_lacks_feature(engine.id, refused.message, by, *need, fast=True)
+            by = [] if spec.is_fast and module.kind in _VALIDATED_BY_COMPILING else [engine.id]
+            return errors.engine_lacks_feature(
+                *(engine.id, refused.message, by, refused.offset, refused.feature or None),
+                compiled_for=portable,
+                fast=spec.is_fast,
+            )
         # A refusal is not stored, so stop if no caller waits any more.
         waiters.release()
         if not waiters.waiting:

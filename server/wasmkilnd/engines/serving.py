@@ -41,6 +41,7 @@ async def serve_engine(
     async def start() -> Worker:
         worker = await process.start_worker(engine.interpreter, engine.name, cpu_count())
         try:
+            pool.memory.group.enter(worker.pid)
             guard.admit(engine.id, worker.isolation)
             await worker.run(JobOrder({"op": "nothing"}, pool.limits.current))
         except BaseException as failure:

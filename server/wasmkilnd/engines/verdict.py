@@ -36,7 +36,7 @@ from pydantic import BaseModel, Field, ValidationError
 from wasmkilnd import errors
 from wasmkilnd.engines.child.job import MAX_TYPES
 from wasmkilnd.engines.process import MAX_NUMBER, JobReport
-from wasmkilnd.errors import Fault, WasmkilnError
+from wasmkilnd.errors import Fault, Reason, WasmkilnError
 from wasmkilnd.model import Limits, Packed
 
 # Signals by which a process ends through its own doing, rather than by another process.
@@ -128,7 +128,7 @@ def read(report: JobReport, engine_id: str, what: str, limits: Limits) -> Verdic
         raise errors.settings_refused(engine_id, one_sentence(result.message))
     if result.outcome == "too_large":
         size_bytes, limit_bytes = result.size_bytes, limits.artifact_bytes
-        if limit_bytes < size_bytes <= limits.compile_memory_bytes:
+        if limit_bytes < size_bytes <= _memory_of(report, limits):
             raise errors.artifact_too_large(engine_id, size_bytes, limit_bytes)
         raise _taken_over(engine_id, f"an artifact of {size_bytes} bytes is not too large")
     # A message with an offset comes from a validator, and never tells that memory ran out.
@@ -138,6 +138,32 @@ def read(report: JobReport, engine_id: str, what: str, limits: Limits) -> Verdic
         raise _no_memory(report, result.message, engine_id, limits)
     words, feature = one_sentence(result.message), missing_feature(result.message)
     return Verdict(Outcome(result.outcome), words, result.offset, feature)
+
+
+def ending(report: JobReport, engine_id: str, limits: Limits) -> Verdict | WasmkilnError:
+    """Return what ``read`` returns, or raises."""
+    try:
+        return read(report, engine_id, "compiling", limits)
+    except WasmkilnError as failure:
+        return failure
+
+
+def more_memory(report: JobReport, failure: WasmkilnError, limits: Limits) -> int:
+    """Return with how much memory a job that ended in ``failure`` is to run again; 0 for not again.
+
+    Short of memory, engines end in any way: a job that had less than its limit gets that, unless
+    its engine decided or its time ran out. One that had its limit gets more only where it ran out
+    of memory, or was killed as the kernel does then.
+    """
+    given, limit_bytes = _memory_of(report, limits), limits.compile_memory_bytes
+    is_broken = failure.reason is Reason.COMPILER_CRASHED
+    is_killed = is_broken and report.signal == signal.SIGKILL and not report.protocol_error
+    if failure.reason is Reason.COMPILE_MEMORY_LIMIT or is_killed:
+        more = limits.compile_memory_retry_bytes if given >= limit_bytes else limit_bytes
+        return more if more > given else 0
+    # An engine that dies of its settings may have died of memory.
+    is_broken |= failure.reason is Reason.SETTING_UNKNOWN and report.result is None
+    return limit_bytes if is_broken and given < limit_bytes else 0
 
 
 def compiled_code(report: JobReport, engine_id: str, queued_s: float) -> CompiledCode:
@@ -194,12 +220,18 @@ def _no_result(report: JobReport, engine_id: str, limits: Limits) -> WasmkilnErr
 
 
 def _no_memory(report: JobReport, words: str, engine_id: str, limits: Limits) -> WasmkilnError:
-    limit_bytes = limits.compile_memory_bytes
+    limit_bytes = _memory_of(report, limits)
     wanted_bytes = report.peak_memory_bytes + refused_bytes(words)
     # A job that needed much less than its limit failed because the machine, or a control group,
     # had no more memory or threads.
     fault = Fault.MODULE if wanted_bytes >= limit_bytes / 2 else _unsure(report)
-    return errors.compile_memory_limit(engine_id, limit_bytes, fault)
+    setting = f"compile_memory{'_retry' * (limit_bytes > limits.compile_memory_bytes)}_bytes"
+    return errors.compile_memory_limit(engine_id, limit_bytes, fault, setting=setting)
+
+
+def _memory_of(report: JobReport, limits: Limits) -> int:
+    """Return how much memory a job might use."""
+    return report.memory_bytes or limits.compile_memory_bytes
 
 
 def _fault_of_timeout(report: JobReport, limit_s: float) -> Fault:

@@ -31,6 +31,7 @@ from wasmkilnd import errors, model
 from wasmkilnd.compile import THE_DAEMON, Request
 from wasmkilnd.engines import advisories, names, pool, process, serving
 from wasmkilnd.engines.install import KINDS, EngineStore, InstalledEngine
+from wasmkilnd.engines.memory import Memory
 from wasmkilnd.engines.registry import EngineRegistry, ServedEngine
 from wasmkilnd.errors import Reason
 from wasmkilnd.lifecycle.preflight import CannotStart
@@ -180,9 +181,15 @@ class Serving:
         # Which engines have a known vulnerability.
         self.advisories = Reloadable(open_advisories(settings))
         self.isolation = process.IsolationGuard(settings.isolation)
-        size, jobs = settings.effective_workers, pool.Neighbours()
+        self.memory = Memory(limits)
+        self.memory.group.open(limits.current.compile_memory_total_bytes)
         self._new_pool = partial(
-            pool.WorkerPool, size=size, limits=limits, metrics=metrics, neighbours=jobs
+            pool.WorkerPool,
+            size=settings.effective_workers,
+            limits=limits,
+            metrics=metrics,
+            memory=self.memory,
+            neighbours=pool.Neighbours(),
         )
         self.registry = EngineRegistry(limits)
         self.unserved: Sequence[model.UnservedEngine] = ()
@@ -196,6 +203,8 @@ class Serving:
         # Every warm-up since the daemon started, by the new engine.
         self._warm_ups: dict[str, EngineWarmUp] = {}
         gauges, registry = metrics.gauges, self.registry
+        gauges.jobs_reserved_bytes = lambda: self.memory.reserved
+        gauges.jobs_limit_bytes = lambda: self.memory.total
         gauges.engine_states = lambda: (
             {each.id: False for each in self.unserved} | {each.id: True for each in registry.served}
         )
@@ -299,7 +308,12 @@ class Serving:
         Engines follow after all else (``look``), and names with them. Raises CannotReload and
         AccessUnusable.
         """
-        apply = partial(setattr, self.advisories, "current", open_advisories(new))
+        found = open_advisories(new)
+
+        def apply() -> None:
+            self.advisories.current = found
+            self.memory.group.limit(new.effective_compile_memory_total_bytes)
+
         if why := refusal(new):
             raise CannotReload(why, apply)
         return apply
@@ -435,6 +449,10 @@ class Serving:
         return Capabilities(version, served, *told, self.limits.current, self.isolation.required)
 
 
+def _defaults(offers: model.EngineCapabilities | model.TargetInfo) -> dict[str, str]:
+    return {setting.name: setting.default for setting in offers.settings}
+
+
 def served_engines(engines: EngineRegistry) -> dict[str, Any]:
     """Return the document that the host store keeps as ``engines.json``.
 
@@ -445,13 +463,13 @@ def served_engines(engines: EngineRegistry) -> dict[str, Any]:
 
     def listed(engine: ServedEngine) -> dict[str, Any]:
         known = engine.capabilities
-        defaults = {setting.name: setting.default for setting in known.settings}
+        defaults = _defaults(known)
         return {
             "id": engine.id,
             **asdict(known.identity),
             "default": engine.id == engines.default,
             "kinds": sorted(kind.value for kind in known.kinds),
-            "targets": [asdict(target) for target in known.targets],
+            "targets": [{**asdict(each), "settings": _defaults(each)} for each in known.targets],
             "native_cpu_features": sorted(known.host_cpu_features),
             "settings": defaults,
             # Settings that enter the fingerprint only where they differ from their default.

@@ -36,8 +36,9 @@ _KEPT_BYTES = 64 * 1024 * 1024
 _WORKER = 8
 # The connection pools of a cluster's six primaries: those of a larger one are not all busy at once.
 _REDIS = 6 * 32
-# Files, listening sockets, what gRPC and threads use for themselves, and a reserve.
-_OTHERS = 96
+# Files, 64 uploads and as many large modules, listening sockets, what gRPC and threads use for
+# themselves, and a reserve.
+_OTHERS = 224
 # Of a call to the object store at a time, and of a connection that it keeps.
 _OBJECTS = 32
 _LEAST_CONNECTIONS = 16
@@ -73,7 +74,8 @@ def trim_memory() -> None:
 def limits_too_low(settings: Settings) -> str:
     """Return why the limits of this process rule out any job; empty if they do not."""
     cpu_s = max(1, round(settings.effective_compile_cpu_s))
-    why = sandbox.too_low(settings.effective_compile_memory_bytes, cpu_s, cpu_count())
+    most = max(settings.effective_compile_memory_bytes, settings.compile_memory_retry_bytes)
+    why = sandbox.too_low(most, cpu_s, cpu_count())
     return why and f"cannot run jobs: {why}"
 
 

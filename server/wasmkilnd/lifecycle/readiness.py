@@ -75,8 +75,9 @@ class Readiness:
     def look(self, report: Callable[[bool], None]) -> bool:
         """Report a change since the last look, and return whether the daemon gets on.
 
-        While jobs wait, workers are busy or the engine says why it has none. Where neither holds
-        for minutes, what hands out workers has died, and only a restart helps.
+        While jobs wait, workers are busy, or the engine says why it has none, or other engines'
+        jobs have all memory. Where none of that holds for minutes, what hands out workers has died,
+        and only a restart helps.
         """
         ready, why = self.now()
         if ready != self._reported and not self._phase:
@@ -87,7 +88,8 @@ class Readiness:
                 log.error("not serving", cause=why)
             report(ready)
         pools = [each.pool for each in self._serving.registry.served] if self._serving else []
-        if not any(each.waiting and not each.busy and not each.why_no_worker for each in pools):
+        waiting = [each for each in pools if each.waiting]
+        if all(each.busy or each.why_no_worker or each.is_held_up for each in waiting):
             self._got_on_s = self._clock()
         return self._clock() - self._got_on_s < STUCK_S
 

@@ -39,7 +39,11 @@ log = structlog.get_logger("wasmkilnd.rpc")
 
 _MODULES = "/wasmkiln.v1.ModuleService/"
 _COMPILE = f"{_MODULES}Compile"
-_EVENTS: dict[str, Event] = {_COMPILE: "compile", f"{_MODULES}Load": "upload"}
+_EVENTS: dict[str, Event] = {
+    _COMPILE: "compile",
+    f"{_MODULES}Load": "upload",
+    f"{_MODULES}Upload": "upload",
+}
 _REFUSALS = (
     *(Reason.CREDENTIALS_MISSING, Reason.CREDENTIALS_INVALID, Reason.ROLE_MISSING),
     Reason.QUOTA_EXCEEDED,
@@ -67,7 +71,8 @@ class Entry:
 
 Answer: TypeAlias = Message | messages.SerializedAnswer | bytes
 # One RPC of a servicer: takes a request, and returns an answer. One of bytes is a message
-# that is serialized already.
+# that is serialized already. An RPC with many requests takes what reads the next, None after the
+# last; the one before counts no more then.
 Behavior: TypeAlias = Callable[[Any, Call], Awaitable[Answer]]
 
 
@@ -78,25 +83,34 @@ def unary(
     entry: Entry,
     *,
     probe: bool = False,
+    streams: bool = False,
 ) -> Any:
-    """Return grpc's handler of an RPC whose calls have one request.
+    """Return grpc's handler of an RPC whose calls have one request, or with ``streams`` many.
 
-    To gRPC they have a stream of requests; on the wire there is no difference. A stream lets the
+    To gRPC all have a stream of requests; on the wire there is no difference. A stream lets the
     daemon read a request only when there is room for it. And they have a single answer: the last
     message. ``probe`` calls do not count among those of ``max_calls``.
     """
     traffic, build = entry.traffic, messages.reader(path, parse)
     most_bytes = traffic.most_bytes(path)
 
+    async def following(call: Call) -> Any:
+        call.release_request()
+        raw = await traffic.read(call, most_bytes)
+        return None if raw is None else build(raw)
+
     async def answer(call: Call) -> bytes:
         # No variable here keeps the request: it may be megabytes, and the call may wait long.
-        found = await act(build(await traffic.read(call, most_bytes) or b""), call)
+        if streams:
+            found = await behavior(partial(following, call), call)
+        else:
+            found = await act(build(await traffic.read(call, most_bytes) or b""), call)
         if entry.auditor.on:
             rpc.audit(call, "OK")
         if not isinstance(found, messages.SerializedAnswer):
             message = found if isinstance(found, bytes) else found.SerializeToString()
             return await traffic.send(call, message)
-        last = await traffic.send(call, found.first, found.artifact)
+        last = await traffic.send(call, found.first, found.artifact, found.offset_bytes)
         if found.artifact_bytes:
             entry.metrics.count("sent_bytes", by=found.artifact_bytes)
         return last

@@ -29,11 +29,12 @@ import json
 import math
 import os
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, closing
 from dataclasses import replace
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NamedTuple, TypeAlias
+from typing import Any, BinaryIO, Final, NamedTuple, TypeAlias, cast
 
 from aiohttp import web
 from wasmkiln.artifact import header_text
@@ -47,6 +48,7 @@ from wasmkilnd.rpc.calls import Entry, Rpc
 from wasmkilnd.rpc.messages import header_of
 from wasmkilnd.rpc.server import CannotListen, open_socket
 from wasmkilnd.rpc.traffic import Call
+from wasmkilnd.spooled import Spooled
 from wasmkilnd.web import COMMON, STRANGE_NAME, Door, challenge, credentials_of, peer_of
 
 METHODS: Final = tuple(ARTIFACTS)
@@ -84,7 +86,7 @@ _SIZES: Final[Any] = {"max_line_size": 4096, "max_field_size": 8192, "max_header
 
 
 # Each of them, or what it will be as the wire of gRPC carries it.
-_Frames: TypeAlias = Sequence["memoryview | asyncio.Future[bytes]"]
+_Frames: TypeAlias = Iterable["memoryview | Awaitable[bytes]"]
 
 
 class _Found(NamedTuple):
@@ -328,7 +330,11 @@ class HttpServer:
             raise errors.module_not_loaded(sha256)
         module, origin = found
         self._describe(call, "application/wasm", _FOREVER, f'"{sha256}"', origin)
-        await self._send(call, len(module.wasm), _pieces_of(module.wasm), module)
+        if isinstance(module.wasm, Spooled):
+            with module.wasm.open() as file:
+                await self._send(call, module.size_bytes, file)
+        else:
+            await self._send(call, module.size_bytes, _pieces_of(module.wasm), module)
 
     async def _artifact(self, call: Call) -> None:
         """Send an artifact, or a range of it."""
@@ -435,10 +441,10 @@ class HttpServer:
         if not await exchange.begin(206 if span else 200, stop - start):
             return
         call.bytes = stop - start
-        if isinstance(body, Sequence):
-            await self._send_frames(call, body, start, stop)
-        else:
+        if isinstance(body, BufferedReader):
             await self._send_file(call, body, start, stop)
+        else:
+            await self._send_frames(call, cast("_Frames", body), start, stop)
 
     async def _send_frames(self, call: Call, frames: _Frames, start: int, stop: int) -> None:
         at, traffic = 0, self._entry.traffic
@@ -468,6 +474,8 @@ class HttpServer:
 
 def _frames_of(artifact: Artifact) -> _Frames:
     """Return the bytes of an artifact, or those that are being unpacked, frame by frame."""
+    if artifact.pieces:
+        return artifact.pieces(0)
     return model.payload_views(artifact.frames) or artifact.coming
 
 

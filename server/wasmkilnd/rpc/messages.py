@@ -66,8 +66,13 @@ MAX_CACHED_ARTIFACTS = 1000
 
 # What a request may have, modules and keys apart.
 SMALL_BYTES = 64 * 1024
+# What one message of an upload may bring.
+UPLOADED_BYTES = 1024 * 1024
 # What a request of a method may have, if not SMALL_BYTES; those with a module are not here.
-REQUEST_BYTES = {"/wasmkiln.v1.ModuleService/FindMissing": 2 * 1024 * 1024}
+REQUEST_BYTES = {
+    "/wasmkiln.v1.ModuleService/FindMissing": 2 * 1024 * 1024,
+    "/wasmkiln.v1.ModuleService/Upload": UPLOADED_BYTES + SMALL_BYTES,
+}
 # What each other field counts at least, so that looking for modules and keys takes little time.
 _LEAST_BYTES = 64
 # Of one request: the last counts.
@@ -97,7 +102,7 @@ _FIXED_BYTES = {1: 8, 5: 4}
 # The fields of a header that a call has, and one that no daemon sets any more.
 _NOT_OF_ARTIFACT = (
     *("origin", "queue_time", "host_file", "inline_artifact", "content_encoding"),
-    "signer_certificate",
+    *("signer_certificate", "offset_bytes"),
 )
 _SUMMARY = ("sum", "p50", "p90", "p99")
 _HEADER_TAG = b"\x0a"  # field 1 of CompileResponse, length-delimited
@@ -207,7 +212,7 @@ def bound(
 class CompileCall:
     """A CompileRequest as it came: translated once, however many calls send the same bytes."""
 
-    __slots__ = ("inline_limit_bytes", "omit_artifact", "request")
+    __slots__ = ("inline_limit_bytes", "omit_artifact", "request", "resume")
 
     def __init__(self, raw: bytes) -> None:
         """Raise INVALID_REQUEST, or DecodeError for bytes that are no CompileRequest."""
@@ -218,13 +223,18 @@ class CompileCall:
             )
         if sent.HasField("sha256"):
             check_sha256(sent.sha256, "sha256")
+        # Of which artifact the caller has how many bytes, if any: what follows is not encoded.
+        self.resume = sha256, offset_bytes = sent.artifact_sha256, sent.offset_bytes
+        if any(self.resume) and not (check_sha256(sha256, "artifact_sha256") and offset_bytes):
+            raise invalid_request("cannot resume: offset_bytes is not set", "offset_bytes")
+        encodings = frozenset(() if offset_bytes else sent.accept_encodings)
         self.omit_artifact = sent.omit_artifact
         self.inline_limit_bytes = sent.inline_limit_bytes
         # Return the request with a call's terms.
         self.request: Callable[[Terms], Request] = partial(
             Request,
             *(sent.sha256, sent.module, sent.engine, sent.target, sent.cpu, _settings(sent)),
-            *(sent.skip_cache_lookup, sent.accept_host_file, frozenset(sent.accept_encodings)),
+            *(sent.skip_cache_lookup, sent.accept_host_file, encodings),
             *(sent.accept_fast, False),
         )
 
@@ -310,8 +320,9 @@ class SerializedAnswer:
     first: bytes
     # The artifact whose frames follow; None if no message follows.
     artifact: model.Artifact | None = None
-    # How many bytes of the artifact the answer has, as they are encoded.
+    # How many bytes of the artifact the answer has, as they are encoded, and where they begin.
     artifact_bytes: int = 0
+    offset_bytes: int = 0
 
 
 class Headers:
@@ -321,12 +332,18 @@ class Headers:
         self._kept: weakref.WeakKeyDictionary[model.Artifact, bytes] = weakref.WeakKeyDictionary()
 
     def answer(
-        self, served: Served, *, omit_artifact: bool = False, inline_limit_bytes: int = 0
+        self,
+        served: Served,
+        *,
+        omit_artifact: bool = False,
+        inline_limit_bytes: int = 0,
+        resume: tuple[str, int] = ("", 0),
     ) -> SerializedAnswer:
         """Return the answer of a Compile call.
 
         The artifact is in the first message if it is small and not encoded. No byte of it is
-        sent to a caller that gets a file's name.
+        sent to a caller that gets a file's name. To ``resume`` is to begin behind so many bytes, if
+        this is the artifact with that digest and has more.
         """
         artifact, size_bytes = served.artifact, served.artifact.size_bytes
         if omit_artifact or served.host_file:
@@ -336,6 +353,11 @@ class Headers:
             encoded = types_pb2.ArtifactHeader(content_encoding=artifact.encoding)
             first = self._message(served, encoded.SerializeToString())
             return SerializedAnswer(first, artifact, size_bytes)
+        sha256, offset_bytes = resume
+        if sha256 == artifact.sha256 and offset_bytes < size_bytes:
+            begins = types_pb2.ArtifactHeader(offset_bytes=offset_bytes).SerializeToString()
+            first, left_bytes = self._message(served, begins), size_bytes - offset_bytes
+            return SerializedAnswer(first, artifact, left_bytes, offset_bytes)
         limit_bytes = min(inline_limit_bytes, model.ONE_MESSAGE_BYTES)
         if size_bytes <= limit_bytes and len(artifact.frames) == 1:
             # The same length and bytes under another tag.
@@ -389,7 +411,7 @@ def load_response(loaded: LoadResult) -> pb.LoadResponse:
         pb.LoadResponse,
         loaded,
         sha256=loaded.module.sha256,
-        size_bytes=len(loaded.module.wasm),
+        size_bytes=loaded.module.size_bytes,
         kind=f"KIND_{loaded.module.kind.name}",
         engine=loaded.engine_id,
         artifacts=[
@@ -470,11 +492,11 @@ def _capabilities(
         known,
         engine=filled(types_pb2.Engine, known.identity),
         fingerprint=engine.spec("", "", {}).fingerprint,
-        targets=[filled(pb.Target, target) for target in known.targets],
-        settings=[
-            filled(pb.Setting, each, default_value=each.default, allowed_values=each.allowed)
-            for each in known.settings
+        targets=[
+            filled(pb.Target, target, settings=_offered(target.settings))
+            for target in known.targets
         ],
+        settings=_offered(known.settings),
         kinds=sorted(types_pb2.Kind.Value(f"KIND_{kind.name}") for kind in known.kinds),
         default=engine.id == default,
         advisories=[filled(pb.Advisory, each) for each in advisories],
@@ -492,12 +514,20 @@ def _capabilities(
     )
 
 
-def caller(identity: model.Identity) -> pb.Caller:
-    """Return who the caller is to the daemon."""
+def _offered(known: Sequence[model.SettingInfo]) -> list[pb.Setting]:
+    return [
+        filled(pb.Setting, each, default_value=each.default, allowed_values=each.allowed)
+        for each in known
+    ]
+
+
+def caller(identity: model.Identity, module_bytes: int) -> pb.Caller:
+    """Return who the caller is to the daemon, which takes modules of ``module_bytes`` from most."""
     return pb.Caller(
         identity=identity.name,
         roles=[role.value for role in model.Role if role in identity.roles],
         namespace=identity.namespace,
+        module_bytes=identity.module_bytes or module_bytes,
     )
 
 

@@ -9,6 +9,7 @@ caller has to know. Counting, logging, limits and errors are those of ``rpc.call
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from wasmkiln.v1 import module_service_pb2 as pb
 
@@ -16,6 +17,7 @@ from wasmkilnd.compile import Request, Tenant, Terms
 from wasmkilnd.model import CacheKey, Role
 from wasmkilnd.rpc import messages
 from wasmkilnd.rpc.traffic import Call
+from wasmkilnd.rpc.upload import Read, Uploads
 
 
 class ModuleServicer:
@@ -26,6 +28,7 @@ class ModuleServicer:
         tenant_of: Callable[[str], Tenant],
         stats: Callable[[str], pb.StatsResponse],
         capabilities: Callable[[], messages.Capabilities],
+        uploads: Uploads,
     ) -> None:
         """``tenant_of`` and ``stats`` take the namespace of a caller.
 
@@ -34,6 +37,7 @@ class ModuleServicer:
         self._tenant_of = tenant_of
         self._stats = stats
         self._capabilities = capabilities
+        self._uploads = uploads
         self._told: messages.Capabilities | None = None
         # The serialized response of GetCapabilities for what was ``told`` last.
         self._answer = b""
@@ -43,9 +47,28 @@ class ModuleServicer:
         """Admit, validate and store a module."""
         messages.bound("engine", len(request.engine.encode()), messages.MAX_NAME_BYTES)
         call.engine = request.engine
-        terms = Terms(call.waiter, call.release_request, call.quota)
-        wanted = Request(request.expected_sha256, request.module, request.engine, terms=terms)
-        del request  # The call may wait long, and one copy of the module is enough.
+        sent = request.expected_sha256, request.module, request.engine
+        wanted = Request(*sent, terms=_terms(call))
+        del request, sent  # The call may wait long, and one copy of the module is enough.
+        return await self._load(wanted, call)
+
+    async def upload(self, read: Read, call: Call) -> pb.UploadResponse:
+        """Take a module in pieces, then do what ``load`` does."""
+        compiler, terms = self._tenant_of(call.identity.namespace).compiler, _terms(call)
+        expect = partial(compiler.expect, terms=terms)
+        async with self._uploads.take(read, call, expect) as (sha256, wasm):
+            wanted = Request(sha256, wasm, call.engine, terms=terms)
+            return pb.UploadResponse(loaded=await self._load(wanted, call))
+
+    async def query_upload(
+        self, request: pb.QueryUploadRequest, call: Call
+    ) -> pb.QueryUploadResponse:
+        """Return how much the daemon holds of a module that is being uploaded."""
+        held_bytes = self._uploads.held_bytes(request.sha256, call)
+        call.module = request.sha256
+        return pb.QueryUploadResponse(held_bytes=held_bytes)
+
+    async def _load(self, wanted: Request, call: Call) -> pb.LoadResponse:
         try:
             loaded = await self._tenant_of(call.identity.namespace).compiler.load(wanted)
         finally:
@@ -56,7 +79,8 @@ class ModuleServicer:
     async def compile(self, request: messages.CompileCall, call: Call) -> messages.SerializedAnswer:
         """Return the header and the artifact, both serialized."""
         omit_artifact, inline_limit_bytes = request.omit_artifact, request.inline_limit_bytes
-        wanted = request.request(Terms(call.waiter, call.release_request, call.quota))
+        resume = request.resume
+        wanted = request.request(_terms(call))
         del request  # The call may wait long, and one copy of the module is enough.
         call.engine, call.about["uploaded"] = wanted.engine, bool(wanted.wasm)
         wanted.hits_only = Role.COMPILE not in call.identity.roles
@@ -74,7 +98,10 @@ class ModuleServicer:
             call.queue_ms = round(served.queue_time_s * 1e3, 3)
         call.compile_ms = round(artifact.compile_time_s * 1e3, 3)
         return self._headers.answer(
-            served, omit_artifact=omit_artifact, inline_limit_bytes=inline_limit_bytes
+            served,
+            omit_artifact=omit_artifact,
+            inline_limit_bytes=inline_limit_bytes,
+            resume=resume,
         )
 
     async def stats(self, request: pb.StatsRequest, call: Call) -> pb.StatsResponse:
@@ -86,7 +113,8 @@ class ModuleServicer:
         told = self._capabilities()
         if told != self._told:
             self._told, self._answer = told, messages.capabilities(told).SerializeToString()
-        caller = pb.GetCapabilitiesResponse(caller=messages.caller(call.identity))
+        who = messages.caller(call.identity, told.limits.module_bytes)
+        caller = pb.GetCapabilitiesResponse(caller=who)
         return self._answer + caller.SerializeToString()
 
     async def find_missing(self, request: bytes, call: Call) -> bytes:
@@ -104,3 +132,7 @@ class ModuleServicer:
         missing = await self._tenant_of(call.identity.namespace).compiler.find_missing(wanted())
         # Keys have the same number in the answer.
         return b"".join(request[sent[index]] for index in missing)
+
+
+def _terms(call: Call) -> Terms:
+    return Terms(call.waiter, call.release_request, call.quota, call.identity.module_bytes)

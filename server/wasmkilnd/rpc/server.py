@@ -179,6 +179,7 @@ class RpcServer:
                 behavior,
                 replace(entry, quota_of=unlimited) if name == "Drain" else entry,
                 probe=name in _WHILE_DRAINING,
+                streams=method.client_streaming,
             )
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
 

@@ -16,7 +16,9 @@ answers             a caller that does not read makes gRPC hold one message for 
                     are whole frames in an eighth of ``receive_bytes``, and so small beyond it that
                     all calls together fit into as much again
 artifacts           ``receive_bytes`` for those that are being sent, whether the memory tier
-                    holds them or not; each counts once, and one without room is refused
+                    holds them or not; each counts once, and one without room is refused. Of one
+                    that is sent from its file, a frame counts for each call
+uploads             each message is a request; what is kept has the limits of ``rpc.upload``
 time                ``caller_timeout_s`` for each read and each write, ten times that for a whole
                     answer. Who does not read the refusal either has its call cut off
 ==================  ==========================================================================
@@ -32,7 +34,7 @@ import math
 import os
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -82,6 +84,13 @@ _REQUEST_ID = re.compile(r"[0-9A-Za-z._:/+=-]{1,128}")
 
 
 @dataclass(slots=True, eq=False)
+class _Piece:
+    """What a call holds of an artifact that is sent from its file."""
+
+    size_bytes: int = model.CHUNK_BYTES
+
+
+@dataclass(slots=True, eq=False)
 class Call:
     """A call under way: who makes it, what its log line tells, and what it holds of the limits."""
 
@@ -102,7 +111,7 @@ class Call:
     # Whether a gate let the call in.
     entered: bool = False
     trace: CallTrace | None = None
-    # Whether the daemon has its request, or the first of them.
+    # Whether the daemon has its request, or that of many which it read last.
     arrived: bool = False
     module: str = ""
     engine: str = ""
@@ -132,7 +141,7 @@ class Call:
     # When the caller must have read the whole answer.
     answer_due_s: float = math.inf
     # The artifact, or the module, that is being sent.
-    sent: model.Item | None = None
+    sent: model.Item | _Piece | None = None
     # What the caller sent beside the request, each a name and a value.
     metadata: tuple[Any, ...] = field(init=False)
     _first: dict[str, str] = field(init=False)
@@ -290,6 +299,7 @@ class Traffic:
 
         Raises INVALID_REQUEST if it is too large.
         """
+        call.arrived = False
         try:
             while self.requests.room(call.caller) <= 0:
                 if call not in self._waiting:
@@ -304,12 +314,12 @@ class Traffic:
             self._waiting.pop(call, None)
             if call.arriving_bytes:
                 self._count_slow(call, -call.arriving_bytes)
+        call.arrived = True
         if message is aio.EOF:
             return None
         size_bytes = len(message)
         if size_bytes > most_bytes:
             bound("", size_bytes, most_bytes)
-        call.arrived = True
         if size_bytes > SMALL_BYTES:
             size_bytes *= 2  # protobuf copies the module.
         call.traffic, call.request_bytes = self, size_bytes
@@ -335,20 +345,37 @@ class Traffic:
         self._unread.add(call.caller, -call.unread_bytes)
         call.unread_bytes = 0
 
-    async def send(self, call: Call, first: bytes, artifact: model.Artifact | None = None) -> bytes:
+    async def send(
+        self,
+        call: Call,
+        first: bytes,
+        artifact: model.Artifact | None = None,
+        offset_bytes: int = 0,
+    ) -> bytes:
         """Send ``first`` and the artifact's frames but for the last message; return that one.
+
+        The frames begin ``offset_bytes`` into the artifact, which is not encoded then.
 
         The handler returns it to gRPC, which sends it together with the status. This saves the
         caller one turn of the event loop. The message counts until the call has ended.
         """
         if artifact:
+            frames: Iterable[bytes | Awaitable[bytes]] = artifact.frames or artifact.coming
+            if artifact.pieces:
+                frames, offset_bytes = artifact.pieces(offset_bytes), 0
+            elif offset_bytes:
+                frames = (artifact.frames or artifact.coming)[offset_bytes // model.CHUNK_BYTES :]
+                offset_bytes %= model.CHUNK_BYTES
             self.begin_answer(call, artifact)
-            for following in artifact.frames or artifact.coming:
+            for following in frames:
                 await self.write(call, first)
                 if isinstance(following, bytes):
                     first = following
                 else:  # Other calls may wait for it too.
                     first = await asyncio.shield(following)
+                if offset_bytes:
+                    [chunk] = model.payload_views((first,))
+                    first, offset_bytes = model.frame(chunk[offset_bytes:]), 0
                 if piece_bytes := self.piece_bytes(call, len(first)):
                     pieces = model.cut(first, piece_bytes)
                     first = next(pieces)
@@ -358,15 +385,16 @@ class Traffic:
         self._hold_unread(call, first)
         return first
 
-    def begin_answer(self, call: Call, sent: model.Item | None = None) -> None:
-        """Give the caller its time for a whole answer; count ``sent``. Raises COMPILE_QUEUE_FULL.
+    def begin_answer(self, call: Call, item: model.Item | None = None) -> None:
+        """Give the caller its time for a whole answer; count ``item``. Raises COMPILE_QUEUE_FULL.
 
         An artifact alone may be sent, however large.
         """
         limit_s = self._limits.current.caller_timeout_s
         call.answer_due_s = time.monotonic() + _WHOLE_ANSWER * limit_s
-        if sent is None:
+        if item is None:
             return
+        sent = _Piece() if isinstance(item, model.Artifact) and item.pieces else item
         if id(sent) not in self._sent:
             total = self._pinned.total
             if total and not self._pinned.fits(call.caller, sent.size_bytes):
@@ -440,14 +468,14 @@ class Traffic:
                 if call.reading and waited_s >= _SLOW_S and not call.arriving_bytes:
                     self._make_room(call)
             elif call.refusal:  # Its caller does not read that either.
-                self._cancel(call, call.refusal)
+                self.cancel(call, call.refusal)
             elif call.arrived:
                 had_s = limit_s if waited_s >= limit_s else _WHOLE_ANSWER * limit_s
-                self._cancel(call, errors.reader_too_slow(had_s))
+                self.cancel(call, errors.reader_too_slow(had_s))
             elif call.reading:
-                self._cancel(call, errors.request_too_slow(limit_s))
+                self.cancel(call, errors.request_too_slow(limit_s))
             else:
-                self._cancel(call, errors.receiving_too_much(self.receive_bytes))
+                self.cancel(call, errors.receiving_too_much(self.receive_bytes))
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(_LOOK_S, self._look) if self._waiting else None
 
@@ -459,13 +487,14 @@ class Traffic:
             slow = (each for each in self._waiting if each.arriving_bytes)
             most = max(slow, key=lambda each: (held[each.caller], each is call))
             self._count_slow(most, -most.arriving_bytes)
-            self._cancel(most, errors.receiving_too_much(self._arriving.total))
+            self.cancel(most, errors.receiving_too_much(self._arriving.total))
 
     def _count_slow(self, call: Call, size_bytes: int) -> None:
         call.arriving_bytes += size_bytes
         self._arriving.add(call.caller, size_bytes)
 
-    def _cancel(self, call: Call, refusal: WasmkilnError) -> None:
+    def cancel(self, call: Call, refusal: WasmkilnError) -> None:
+        """End a call with ``refusal``."""
         call.refusal, call.answer_due_s = refusal, math.inf
         self._waiting.pop(call, None)
         if call.task:

@@ -7,6 +7,7 @@
 ``tier_*``, ``values_rejected``, ``redis_*``   what do the caches hold, how fast are they
 ``compiles``, ``compile_duration``             how many compiles fail, how long do they take
 ``queue_*``, ``workers*``, ``abandoned``       are there enough workers
+``jobs_*``                                     is there enough memory for jobs
 ``rpcs``, ``rpc_duration``, ``sent_bytes``     what do callers get, and how fast
 ``calls``, ``receive_*``, ``send_*``           how much memory do calls hold
 ``refused``                                    which limits protect callers from others
@@ -80,8 +81,9 @@ tier_stores  counter tier,outcome=ok|error|too_large  counted Artifacts and modu
 values_rejected    counter tier,cause          counted Values that did not verify, so were deleted.
 compiles           counter engine,outcome      counted Compilations that ended.
 workers_replaced   counter engine              counted Workers that died and were replaced.
+jobs_run_again counter memory=limit|retry,outcome=ok|failed counted Jobs run again with more memory.
 abandoned          counter engine,stage=queued counted Jobs dropped: no caller waited any more.
-refused counter limit=queue|calls|receive|send|descriptors counted Calls that a limit refused.
+refused counter limit=queue|calls|receive|send|descriptors|uploads counted Calls refused by it.
 served             counter origin              counted Compile calls answered, by artifact's origin.
 flights_joined     counter -                   counted Calls that shared another call's compilation.
 compiled_behind counter outcome=compiled|found|failed|dropped counted Compiles behind fast code.
@@ -118,9 +120,12 @@ workers                     gauge engine engines.workers              Worker pro
 workers_busy                gauge engine engines.busy                 Workers that run a job.
 queue_depth                 gauge engine engines.queued               Jobs that wait for a worker.
 queue_background            gauge engine engines.queued_in_background Background jobs that wait.
+queue_for_memory            gauge engine engines.queued_for_memory    Jobs waiting for memory only.
 queue_callers               gauge engine engines.queued_callers       Callers that share the queue.
 queue_bytes                 gauge engine engines.queued_bytes         Size of the modules that wait.
 queue_expected_wait_seconds gauge engine engines.expected_wait_s      What one more would wait.
+jobs_memory_reserved_bytes gauge - jobs_reserved_bytes Memory that running jobs may use.
+jobs_memory_limit_bytes    gauge - jobs_limit_bytes    Memory that all jobs together may use.
 engine_state             gauge   engine,state -               1 for its state, 0 for the other.
 isolation_confined       gauge   engine       isolation.holds Whether no break-out succeeded.
 isolation_layer          gauge   engine,layer -               1 in force, 0.5 in part, 0 not.
@@ -132,6 +137,8 @@ calls               gauge - traffic.calls         Calls under way.
 receive_bytes       gauge - traffic.receive_bytes Requests in memory; a slow one counts in full.
 send_bytes          gauge - traffic.send_bytes    Bytes of responses that are not read yet.
 send_pinned_bytes   gauge - traffic.pinned_bytes  Bytes of artifacts that are being sent.
+uploads             gauge - uploads               Uploads that have not ended.
+upload_bytes        gauge - upload_bytes          Bytes that those have when they are whole.
 quarantined_modules gauge - quarantined           Modules in quarantine that are known here.
 pins                gauge - pins                  Modules that are pinned.
 tls_not_after_seconds gauge   file tls.not_after_s   When a TLS file expires, since 1970.
@@ -225,6 +232,8 @@ class EngineUsage:
     busy: int = 0
     # Jobs that wait for a worker.
     queued: int = 0
+    # Those of them that have a worker, and wait for memory alone.
+    queued_for_memory: int = 0
     # Those of them that no caller waits for.
     queued_in_background: int = 0
     # Callers whose jobs share the queue.
@@ -284,10 +293,15 @@ class Readings:
     tiers: Mapping[str, model.TierUsage]
     # In the order in which the engines were added.
     engines: Mapping[str, EngineUsage]
+    # Memory: what the jobs that run have reserved, and all may reserve.
+    jobs_reserved_bytes: int = 0
+    jobs_limit_bytes: int = 0
     flights: int = 0
     quarantined: int = 0
     pins: int = 0
     traffic: TrafficUsage = TrafficUsage()
+    uploads: int = 0
+    upload_bytes: int = 0
     remote: model.RemoteStatus = _NOT_YET
     objects: model.RemoteStatus = _NOT_YET
     host: model.HostStatus = field(default_factory=model.HostStatus)

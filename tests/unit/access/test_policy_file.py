@@ -99,6 +99,8 @@ TOKEN = '[[rule]]\nidentity = "token:a"\n'
         (f"{TOKEN}namespace = 'A'", "rule 1 namespace: it should match pattern"),
         (f"{TOKEN}namespace = '../a'", "rule 1 namespace: it should match pattern"),
         (f"{TOKEN}quota = 'q'\n[quota.r]", "rule 1: there is no \\[quota.q\\]; there is r"),
+        (f"{TOKEN}max_module_bytes = '2GiB'", "rule 1 max_module_bytes: it should be less than"),
+        (f"{TOKEN}max_module_bytes = 'x'", "rule 1 max_module_bytes: 'x' is not a size"),
         (f"{TOKEN}role = ['read']", "rule 1 role: the daemon knows no such key"),
         (f"{TOKEN}claims = {{ a = 1 }}", "rule 1: claims are those of jwt: identities"),
         (

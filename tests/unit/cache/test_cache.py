@@ -377,7 +377,9 @@ class Packing(SharedTier):
         self.removed: list[CacheKey] = []
         self.stored = packed()
 
-    async def get(self, key: CacheKey, allowance: Allowance | None = None) -> Artifact | None:
+    async def get(
+        self, key: CacheKey, allowance: Allowance | None = None, fits: Any = None
+    ) -> Artifact | None:
         await self._answer()
         return None if self.removed else self.stored
 

@@ -12,15 +12,18 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 from wasmkiln.shared import ENGINES, entry_path
 from wasmkiln.v1.types_pb2 import ArtifactHeader
+from wasmkilnd import model
 from wasmkilnd.cache import host_store as module
 from wasmkilnd.cache.host_store import HostStore, measure
-from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
 from wasmkilnd.flights import Allowance
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope
 from wasmkilnd.rpc.messages import header_of
@@ -28,7 +31,7 @@ from wasmkilnd.rpc.messages import header_of
 from tests.contract.host_store import host_store
 from tests.contract.sealing import sealer
 from tests.contract.values import artifact as unsigned
-from tests.contract.values import same
+from tests.contract.values import payload_of, same
 from tests.doubles.notes import Notes
 from tests.doubles.until import until
 from tests.faults_host.stores import tidied
@@ -344,6 +347,59 @@ async def test_a_disk_that_hangs_costs_one_look_up_its_time_and_others_nothing(
         await until(lambda: tier.is_well)
         assert same(await tier.get(one.key), one)
         assert notes.lookups == [("artifact", "error")] * 3 + [("artifact", "hit")]
+
+
+async def test_what_does_not_fit_is_read_as_it_is_sent(tmp_path: Path) -> None:
+    """All calls read the file that was checked, whatever becomes of the entry."""
+    one, notes = artifact(1, 1_300_000), Notes()
+    async with started(host_store(tmp_path, SEALER, notes)) as tier:
+        await tier.put(one)
+        await tier.put(artifact(2, model.CHUNK_BYTES))
+        assert same(await tier.get(one.key, None, lambda size_bytes: size_bytes == 1_300_000), one)
+        found = await tier.get(one.key, None, lambda size_bytes: False)
+        assert found
+        assert found.pieces
+        assert same(replace(found, pieces=None), replace(one, frames=()))
+        # A frame is a piece.
+        small = await tier.get(artifact(2).key, None, lambda size_bytes: False)
+        assert small
+        assert len(small.frames) == 1
+        assert await tier.evict(EvictScope())
+        for offset_bytes in (0, 1, 600_000, 1_299_999):
+            got = [await each for each in found.pieces(offset_bytes)]
+            assert payload_of(got) == payload_of(one.frames)[offset_bytes:]
+            assert len(got) == -(-(1_300_000 - offset_bytes) // model.CHUNK_BYTES)
+
+
+async def test_a_file_that_is_cut_while_it_is_sent_ends_the_answer(tmp_path: Path) -> None:
+    one = artifact(1, 1_300_000)
+    async with started(host_store(tmp_path, SEALER)) as tier:
+        await tier.put(one)
+        found = await tier.get(one.key, None, lambda size_bytes: False)
+        assert found
+        assert found.pieces
+        os.truncate(folder_of(tmp_path, one) / "artifact", 700_000)
+        first, second, third = found.pieces(0)
+        assert payload_of([await first]) == payload_of(one.frames[:1])
+        for each in (second, third):
+            with pytest.raises(WasmkilnError, match="was cut") as failure:
+                await each
+            assert failure.value.reason is Reason.COMPILE_QUEUE_FULL
+        # Nobody gets any of it again.
+        assert await tier.get(one.key, None, lambda size_bytes: False) is None
+
+
+async def test_what_is_larger_than_the_store_is_counted_each_time_and_told_once(
+    tmp_path: Path,
+) -> None:
+    notes = Notes()
+    async with started(host_store(tmp_path, SEALER, notes, limit_bytes=1_000_000)) as tier:
+        with capture_logs() as lines:
+            assert [tier.takes(artifact(tag, 1_000_000)) for tag in (1, 1, 2)] == [False] * 3
+        told = [line["module"] for line in lines if line["log_level"] == "warning"]
+        assert told == [artifact(tag, 1_000_000).module_sha256 for tag in (1, 2)]
+        assert (notes.stores, tier.skipped) == (["too_large"] * 3, 3)
+        assert tier.takes(artifact(3, 900_000))
 
 
 def refuse_writes(patch: pytest.MonkeyPatch) -> None:

@@ -11,15 +11,16 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from structlog.testing import capture_logs
-from wasmkilnd.cache import object_store
+from wasmkilnd.cache import object_store, shared_tier
 from wasmkilnd.cache.cache import Cache, Writes
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.object_store import Bucket, Files, GoesOn, ObjectStore, Remote, prefix_of
-from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.errors import DoesNotFit, TierUnavailable
 from wasmkilnd.flights import Allowance
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Kind, nothing_pinned
 
@@ -147,10 +148,32 @@ async def test_a_store_that_hangs_costs_callers_one_time_out(site: Site) -> None
 
 async def test_a_large_value_has_more_time(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     await site.store.put(one := sealed(1))
-    monkeypatch.setattr(object_store, "_LEAST_BYTES_PER_S", 10)
+    monkeypatch.setattr(shared_tier, "READ_BYTES_PER_S", 10)
     allowance = Allowance()
     assert await site.store.get(one.key, allowance)
     assert allowance.seconds > 10
+
+
+@pytest.mark.parametrize(
+    "told", ["status code: 413 Payload Too Large", "status code: 400: <Code>EntityTooLarge</Code>"]
+)
+async def test_an_object_above_the_limit_of_the_store_is_told_and_no_refusal(
+    site: Site, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote = Remote("s3://bucket/prefix", 1.0, 1)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise remote._kinds.GenericError(told)
+
+    monkeypatch.setattr(remote, "_obstore", SimpleNamespace(put=refuse))
+    monkeypatch.setattr(site.bucket, "store", remote)
+    with capture_logs() as lines, pytest.raises(DoesNotFit):
+        await site.store.put(sealed(1))
+    assert [line["event"] for line in lines] == [
+        "value not shared: the tier does not take one of its size"
+    ]
+    assert site.notes.stores == ["too_large"]
+    assert site.store.refusal == ""
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
@@ -268,7 +291,7 @@ def test_prefixes_are_paths() -> None:
 def test_an_error_of_a_bucket_is_told_without_its_request(
     text: str, why: str, refuses: bool
 ) -> None:
-    remote = Remote("s3://bucket/prefix", 1.0, 1.0)
+    remote = Remote("s3://bucket/prefix", 1.0, 1)
     told, does = remote.why(remote._kinds.GenericError(f"{text} Authorization: secret"))
     assert why in told
     assert does is refuses

@@ -49,7 +49,8 @@ TLS = ssl.SSLError(1, "[SSL] wrong version")
         (exceptions.ClusterDownError("hunter2"), f"{NO}the cluster, or the", True),
         (Reply("ERR max requests limit exceeded."), f"{NO}the requests", True),
         (Reply("ERR max daily request limit exceeded"), f"{NO}the req", True),
-        (Reply("ERR max request size exceeded"), f"{NO}the request is too", False),
+        (Reply("ERR max request size exceeded"), f"{NO}the value is larger", False),
+        (Reply("ERR max single record size exceeded"), f"{NO}the value is", False),
         (Reply(AUTH), "Redis refuses the user or password", True),
         (
             to("EVAL", Reply("unknown command 'EVAL', with args: 'hunter2'")),

@@ -35,8 +35,10 @@ class Refusal:
     retry_after_s: float | None = None
     violations: tuple[tuple[str, str], ...] = ()
     domain: str = "wasmkiln"
+    also: Callable[[], Any] = lambda: None
 
     def abort(self, context: Any) -> None:
+        self.also()
         status = status_pb2.Status(code=self.code.value[0], message=self.message)
         if self.reason:
             info = {"domain": self.domain, "reason": self.reason, "metadata": self.metadata}
@@ -148,6 +150,14 @@ class FakeDaemon(grpc.GenericRpcHandler):  # type: ignore[misc]
         self.tamper: Callable[[list[Any]], list[Any]] = lambda messages: messages
         # Ends the next streams after two messages.
         self.cuts: deque[Refusal] = deque()
+        # Ends the next uploads once a call has brought so many bytes.
+        self.upload_cuts: deque[tuple[int, Refusal]] = deque()
+        # What has arrived of modules, whose uploads have not ended; None for a daemon without.
+        self.uploads: dict[str, bytearray] | None = {}
+        # Bytes of modules, and of artifacts, on the wire.
+        self.arrived_bytes = self.sent_bytes = 0
+        # Whether a call may ask for the rest of an artifact.
+        self.resumes = True
         self.refuse_module: dict[bytes, Refusal] = {}
         self.unreachable_tiers: list[str] = []
         self.hang = threading.Event()
@@ -207,6 +217,13 @@ class FakeDaemon(grpc.GenericRpcHandler):  # type: ignore[misc]
         if kind is None:  # of the health service
             return None
 
+        if method in ("Upload", "QueryUpload") and self.uploads is None:
+            return None
+        if method == "Upload":
+            return grpc.stream_unary_rpc_method_handler(
+                self._upload, kind.FromString, lambda answer: answer.SerializeToString()
+            )
+
         def run(request: Any, context: Any) -> Iterator[Message]:
             self._begin(method, request, context)
             if method == "Compile":
@@ -234,6 +251,36 @@ class FakeDaemon(grpc.GenericRpcHandler):  # type: ignore[misc]
             engine=request.engine or "wasmer-1.1.0",
         )
 
+    def _queryupload(self, request: Any, _context: Any) -> modules.QueryUploadResponse:
+        held = (self.uploads or {}).get(request.sha256, b"")
+        return modules.QueryUploadResponse(held_bytes=len(held))
+
+    def _upload(self, requests: Iterator[modules.UploadRequest], context: Any) -> Message:
+        first = next(requests)
+        self._begin("Upload", first, context)
+        if self.uploads is None:
+            raise AssertionError("nobody asks")
+        held = self.uploads.setdefault(first.sha256, bytearray())
+        most, cut = self.upload_cuts.popleft() if self.upload_cuts else (2**63, None)
+        came_bytes = 0
+        for piece in requests:
+            self.arrived_bytes += len(piece.data)
+            came_bytes += len(piece.data)
+            assert len(piece.data) <= 2**20
+            assert piece.offset <= len(held), "a hole"
+            held[piece.offset :] = piece.data
+            if came_bytes >= most and cut:
+                cut.abort(context)
+        if len(held) < first.size_bytes:
+            metadata = {"held_bytes": f"{len(held)}"}
+            code = grpc.StatusCode.ABORTED
+            Refusal(code, "UPLOAD_INTERRUPTED", metadata=metadata).abort(context)
+        module = bytes(self.uploads.pop(first.sha256))
+        if hashlib.sha256(module).hexdigest() != first.sha256:
+            Refusal(grpc.StatusCode.INVALID_ARGUMENT, "DIGEST_MISMATCH").abort(context)
+        load = modules.LoadRequest(module=module, engine=first.engine)
+        return modules.UploadResponse(loaded=self._load(load, context))
+
     def _compile(self, request: modules.CompileRequest, context: Any) -> Iterator[Message]:
         if request.WhichOneof("source") == "module":
             sha256 = hashlib.sha256(request.module).hexdigest()
@@ -251,19 +298,27 @@ class FakeDaemon(grpc.GenericRpcHandler):  # type: ignore[misc]
         if is_fast:
             header.is_fast = True
             header.settings["strategy"] = header.changed_settings["strategy"] = "winch"
+        assert bool(request.offset_bytes) == bool(request.artifact_sha256)
+        begin = request.offset_bytes if self.resumes else 0
+        if begin and request.artifact_sha256 == header.artifact_sha256:
+            header.offset_bytes = begin
         messages = [modules.CompileResponse(header=header)]
         if self.host_file is not None and request.accept_host_file:
             messages[0].header.host_file.CopyFrom(self.host_file)
         elif not request.omit_artifact:
             messages += [
                 modules.CompileResponse(chunk=artifact[at : at + self.chunk_bytes])
-                for at in range(0, len(artifact), self.chunk_bytes)
+                for at in range(header.offset_bytes, len(artifact), self.chunk_bytes)
             ]
         sent = self.tamper(messages)
+        cut = None
         if self.cuts:
-            yield from sent[:2]
-            self.cuts.popleft().abort(context)
-        yield from sent
+            cut, sent = self.cuts.popleft(), sent[:2]
+        for message in sent:
+            self.sent_bytes += len(message.chunk)
+            yield message
+        if cut:
+            cut.abort(context)
 
     def _findmissing(self, request: Any, _context: Any) -> modules.FindMissingResponse:
         return modules.FindMissingResponse(

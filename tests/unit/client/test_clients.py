@@ -290,7 +290,7 @@ def test_a_draining_daemon_is_tried_again_up_to_max_attempts(
 
 def test_nothing_else_is_tried_again(daemon: FakeDaemon, client: Any) -> None:
     for reason, kind in errors.BY_REASON.items():
-        if kind.CODE is not grpc.StatusCode.UNAVAILABLE:
+        if kind is not errors.UploadInterrupted and kind.CODE is not grpc.StatusCode.UNAVAILABLE:
             daemon.calls.clear()
             daemon.refuse(Refusal(kind.CODE, reason))
             with pytest.raises(kind) as caught:
@@ -300,13 +300,6 @@ def test_nothing_else_is_tried_again(daemon: FakeDaemon, client: Any) -> None:
             # No error of gRPC hangs on what is raised.
             assert caught.value.__cause__ is None
             assert caught.value.__context__ is None
-
-
-def test_a_stream_that_broke_starts_again_from_nothing(daemon: FakeDaemon, client: Any) -> None:
-    daemon.modules[DIGEST] = WASM
-    daemon.cuts.append(Refusal(grpc.StatusCode.UNAVAILABLE))
-    assert client.compile(WASM).bytes == daemon.artifact
-    assert len(daemon.calls) == 2
 
 
 @pytest.mark.parametrize("chance", [0.0, 0.5, 1.0])
@@ -321,6 +314,7 @@ def test_how_long_a_pause_is(monkeypatch: pytest.MonkeyPatch, chance: float) -> 
         told = errors.CompileQueueFull("full", retry_after_s=told_s)
         pauses = [max(0, told_s) + pause for pause in backoff]
         assert [pause_s(told, n) for n in range(1, 9)] == pytest.approx(pauses)
+    assert pause_s(errors.UploadInterrupted("taken over"), 1) == pytest.approx(10 * backoff[0])
     assert pause_s(errors.CompileQueueFull("without saying for how long"), 1) is None
 
 

@@ -54,6 +54,7 @@ FIELDS: Mapping[str, Basis] = {
     "fingerprint": Basis.ATTESTED,
     "inline_artifact": Basis.CALL | Basis.BYTES,
     "content_encoding": Basis.CALL,
+    "offset_bytes": Basis.CALL,
     # The client compares the file that it opens with these, and with size_bytes.
     "host_file.path": Basis.CALL,
     "host_file.device": Basis.CALL,

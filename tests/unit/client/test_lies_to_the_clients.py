@@ -22,6 +22,8 @@ KEYS = [honest.MISSING, types.ArtifactKey(module_sha256="b" * 64, engine="wasmer
 METHODS: dict[str, Callable[[Any], Any]] = {
     "Load": lambda client: client.load(honest.WASM),
     "Compile": lambda client: client.compile(honest.WASM),
+    "Upload": lambda client: client.load(honest.LARGE),
+    "QueryUpload": lambda client: client.load(honest.LARGE),
     "Stats": lambda client: client.stats(),
     "GetCapabilities": lambda client: client.capabilities(),
     "FindMissing": lambda client: client.find_missing(KEYS),
@@ -37,7 +39,10 @@ METHODS: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.fixture
-def client(server: LyingServer, make_client: Callable[..., Any]) -> Any:
+def client(
+    server: LyingServer, make_client: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> Any:
+    monkeypatch.setattr("wasmkiln.upload.ONE_MESSAGE_BYTES", len(honest.WASM))
     server.answers.clear()
     server.sent = 0
     server.calls.clear()
@@ -60,6 +65,8 @@ def test_every_field_lied_about(server: LyingServer, client: Any, method: str) -
         got = outcome(lambda: METHODS[method](client))
         if method == "Load" and not isinstance(got, wasmkiln.WasmkilnError):
             assert (got.sha256, got.size_bytes) == (honest.DIGEST, len(honest.WASM)), name
+        if method in ("Upload", "QueryUpload") and not isinstance(got, wasmkiln.WasmkilnError):
+            assert (got.sha256, got.size_bytes) == (honest.LARGE_DIGEST, len(honest.LARGE)), name
         if method == "FindMissing" and not isinstance(got, wasmkiln.WasmkilnError):
             assert all(key in KEYS for key in got), name
         if method == "Compile" and not isinstance(got, wasmkiln.WasmkilnError):

@@ -26,6 +26,7 @@ from wasmkiln.v1 import module_service_pb2 as modules
 from tests.attesting import Attester
 from tests.lying import honest, lies
 from tests.lying.server import LyingServer
+from tests.unit.client.fake_daemon import FakeDaemon
 
 Run = Callable[..., Result]
 # A command, the RPC that is lied about, and the exit code when nobody lies.
@@ -387,7 +388,7 @@ def test_a_file_s_name_steers_no_terminal(run: Run, command: str, there: bool) -
                 json.loads(line)
 
 
-def on_a_terminal(server: LyingServer, *arguments: str) -> tuple[str, int]:
+def on_a_terminal(server: LyingServer | FakeDaemon, *arguments: str) -> tuple[str, int]:
     """What a command writes to a terminal, and its exit code."""
     ours, theirs = pty.openpty()
     running = subprocess.Popen(

@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -135,12 +136,12 @@ def test_a_file_that_changes_meanwhile_is_told(
     file = tmp_path / "m.wasm"
     file.write_bytes(OTHER)
 
-    def changed_first(source: Any, *, with_bytes: bool = False) -> Any:
-        if with_bytes:
-            file.write_bytes(ADDER)
-        return identify(source, with_bytes=with_bytes)
+    def then_changed(source: Any) -> Any:
+        identified = identify(source)
+        file.write_bytes(ADDER)
+        return identified
 
-    monkeypatch.setattr("wasmkiln._header_fields.identify", changed_first)
+    monkeypatch.setattr("wasmkiln.client.identify", then_changed)
     client = host.asking()
     with pytest.raises(OSError, match="changed during a call: ask again"):
         client.module(file)
@@ -332,6 +333,100 @@ def test_whoever_compiles_here_is_warned(
     [record] = caplog.records
     assert f"compiling module {DIGEST} here: " in record.message
     assert len(host.daemon.requests("Compile")) == 1, "one attempt"
+
+
+# --- portable code --------------------------------------------------------------------------
+
+NO_TARGET = Refusal(
+    *(grpc.StatusCode.INVALID_ARGUMENT, "TARGET_UNSUPPORTED", "no such target"),
+    {"target": "riscv64gc-unknown-linux-gnu", "targets": "x86_64-unknown-linux-gnu"},
+)
+
+
+def another_machine(patch: pytest.MonkeyPatch, host: Host) -> None:
+    patch.setattr(loading, "ARCHITECTURE", "aarch64")
+
+
+def a_lesser_cpu(patch: pytest.MonkeyPatch, host: Host) -> None:
+    patch.setattr(loading, "cpu_features", lambda: frozenset({"sse2"}))
+    host.daemon.header_changes = {"cpu": "x86-64-v3"}
+
+
+def a_feature_that_only_the_engine_knows_of(patch: pytest.MonkeyPatch, host: Host) -> None:
+    real = wasmtime.Module.deserialize
+
+    def deserialize(engine: Any, code: Any) -> Any:
+        if engine is loading._engine_for("wasmtime", {}):
+            lacks = 'compilation setting "has_avx" is enabled, but not available on the host'
+            raise wasmtime.WasmtimeError(lacks)
+        return real(engine, code)
+
+    patch.setattr(wasmtime.Module, "deserialize", deserialize)
+
+
+def no_such_target(patch: pytest.MonkeyPatch, host: Host) -> None:
+    host.daemon.refuse(NO_TARGET)
+
+
+UNFIT = [another_machine, a_lesser_cpu, a_feature_that_only_the_engine_knows_of, no_such_target]
+
+
+@pytest.mark.parametrize("unfit", UNFIT)
+def test_portable_code_where_no_native_code_fits(
+    host: Host,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    unfit: Callable[[pytest.MonkeyPatch, Host], None],
+) -> None:
+    unfit(monkeypatch, host)
+    host.daemon.artifact = code(target="pulley64")
+    client = host.asking()
+    with caplog.at_level(logging.WARNING, "wasmkiln"):
+        module = client.module(ADDER, engine="wasmtime", fallback="portable")
+    assert add(module) == 42
+    [record] = caplog.records
+    assert f"loading portable code of module {DIGEST}: " in record.message
+    native, portable = host.daemon.requests("Compile")
+    assert (native.target, portable.target, portable.cpu) == ("", "pulley64", "")
+    assert client.module(ADDER, engine="wasmtime", fallback="portable") is module
+    assert len(host.daemon.requests("Compile")) == 2
+
+
+def test_portable_code_is_for_nothing_else(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = host.asking()
+    with pytest.raises(ValueError, match="fallback='portable' the engine depends"):
+        client.module(ADDER, fallback="portable", into=wasmtime.Engine())
+    with monkeypatch.context() as other:
+        other.setattr(loading, "installed", lambda _: "51.0.0")
+        with pytest.raises(errors.IncompatibleEngine, match=r"51\.0"):
+            client.module(ADDER, engine="wasmtime", fallback="portable")
+    host.daemon.refuse(Refusal(grpc.StatusCode.PERMISSION_DENIED, "ROLE_MISSING", "not you"))
+    with pytest.raises(errors.RoleMissing):
+        client.module(ADDER, engine="wasmtime", fallback="portable")
+    monkeypatch.setattr(loading, "ARCHITECTURE", "aarch64")
+    with pytest.raises(errors.IncompatibleEngine, match="this machine is aarch64"):
+        client.module(ADDER, engine="wasmtime")
+    assert {each.target for each in host.daemon.requests("Compile")} == {""}
+
+
+def test_machines_that_run_portable_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "ARCHITECTURE", "loongarch64")
+    loading.check_machine("pulley64", "baseline")
+    for unfit in ("pulley32", "pulley64be"):
+        with pytest.raises(errors.IncompatibleEngine):
+            loading.check_machine(unfit, "baseline")
+    for name, value in (("byteorder", "big"), ("maxsize", 2**31 - 1)):
+        with monkeypatch.context() as other:
+            other.setattr(sys, name, value)
+            with pytest.raises(errors.IncompatibleEngine, match="pulley64"):
+                loading.check_machine("pulley64", "baseline")
+
+
+def test_the_engine_in_this_process_interprets_too(host: Host) -> None:
+    client = host.alone(host_store_dir="none", timeout_s=20)
+    module = client.module(ADDER, fallback="compile", target="pulley64")
+    assert add(module) == 42
+    assert b"pulley64" in module.serialize()
 
 
 # --- engines --------------------------------------------------------------------------------

@@ -243,6 +243,27 @@ def test_zero_means_what_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> Non
     assert settings.effective_compile_memory_bytes == 9 * 2**30
 
 
+def test_all_jobs_have_at_least_what_one_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wasmkilnd.settings.memory_bytes", lambda: 8 * 2**30)
+
+    def limits(**given: FlagValue) -> tuple[int, int]:
+        settings = load(given, HOME).settings
+        one = settings.effective_compile_memory_bytes
+        return one // 2**20, settings.effective_compile_memory_total_bytes // 2**20
+
+    assert limits() == (4096, 6144)
+    assert limits(compile_memory_total_bytes="1GiB") == (1024, 1024)
+    assert limits(compile_memory_bytes="7GiB") == (7168, 7168)
+    assert limits(compile_memory_retry_bytes="7GiB") == (4096, 7168)
+    [line] = problems({"compile_memory_bytes": "2GiB", "compile_memory_total_bytes": "1GiB"})
+    assert "it is 1,073,741,824, below compile_memory_bytes, 2,147,483,648" in line
+    [line] = problems({"compile_memory_retry_bytes": "2GiB"})
+    assert "compile_memory_retry_bytes" in line
+    assert "it is below compile_memory_bytes, 4,294,967,296" in line
+    [line] = problems({"compile_memory_retry_bytes": "5GiB", "compile_memory_total_bytes": "4GiB"})
+    assert "below compile_memory_retry_bytes" in line
+
+
 # Where a daemon may listen: TLS and identities on a network, and settings that go together
 
 

@@ -244,3 +244,52 @@ async def test_only_what_broke_without_the_files_is_a_removal() -> None:
         removed = failure is crashed
         assert told.reason is (Reason.ENGINE_REMOVED if removed else failure.reason)
         assert told.metadata.get("engines") == ("new-1" if removed else None)
+
+
+# --- The portable target ------------------------------------------------------------------
+
+
+def on(host: str, *native: SettingInfo) -> ServedEngine:
+    """An engine on a machine of its own, with what it has for every machine."""
+    threads = SettingInfo("wasm_threads", "true", ("true", "false"), "")
+    strategy = SettingInfo("strategy", "cranelift", ("cranelift", "winch"), "")
+    own = (
+        SettingInfo("wasm_threads", "false", ("false",), ""),
+        SettingInfo("strategy", "cranelift", ("cranelift",), ""),
+    )
+    known = EngineCapabilities(
+        identity=EngineIdentity("wasmtime", "1", "1", "cranelift"),
+        interpreter=f"CPython on {host}",
+        host_triple=host,
+        host_cpu_features=(host,),
+        targets=(
+            TargetInfo(host, ("native",), True),
+            TargetInfo("pulley64", ("baseline",), False, own),
+        ),
+        settings=(threads, strategy, *native),
+        wasm_features=(),
+        kinds=frozenset({Kind.CORE_MODULE}),
+    )
+    pool: Any = Pool(VALID, {"outcome": "unsupported", "message": "threads must be enabled"})
+    return ServedEngine(known, pool)
+
+
+def test_an_artifact_for_every_machine_has_one_fingerprint() -> None:
+    one, other = on(HOST), on("aarch64-unknown-linux-gnu")
+    portable, there = one.spec("pulley64", "", {}), other.spec("pulley64", "", {})
+    assert portable.fingerprint == there.fingerprint
+    assert one.spec("", "", {}).fingerprint != other.spec("", "", {}).fingerprint
+    assert (portable.settings["wasm_threads"], portable.changed_settings) == ("false", {})
+    assert one.spec("pulley64", "", {"wasm_threads": "false"}) == portable
+    assert one.spec("", "", {}).settings["wasm_threads"] == "true"
+
+
+def test_a_target_s_own_values_are_checked() -> None:
+    engine = on(HOST)
+    for name, value in (("wasm_threads", "true"), ("strategy", "winch")):
+        assert engine.spec("", "", {name: value})
+        with pytest.raises(WasmkilnError, match=f"for setting {name} for target pulley64") as no:
+            engine.spec("pulley64", "", {name: value})
+        assert no.value.reason is Reason.SETTING_UNKNOWN
+    assert engine.fast(engine.spec("", "", {}), {})
+    assert engine.fast(engine.spec("pulley64", "", {}), {}) is None

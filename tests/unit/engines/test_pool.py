@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from wasmkilnd.engines.memory import Memory
 from wasmkilnd.engines.pool import Job, Neighbours, Unless, WorkerPool
 from wasmkilnd.engines.process import JobOrder, JobReport, Worker, WorkerDied
 from wasmkilnd.errors import WasmkilnError
@@ -65,7 +66,12 @@ class Rig:
         self.began: list[JobOrder] = []
         self.limits = Reloadable(Limits(1, 1, 1, 1, 1, length, limit_bytes))
         self.pool = WorkerPool(
-            "engine-1", self.start, size=workers, limits=self.limits, metrics=self.metrics
+            "engine-1",
+            self.start,
+            size=workers,
+            limits=self.limits,
+            metrics=self.metrics,
+            memory=Memory(self.limits),
         )
         self.workers = [self.new() for _ in range(workers)]
 

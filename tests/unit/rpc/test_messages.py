@@ -137,6 +137,26 @@ def test_a_first_message_is_the_one_that_protobuf_makes() -> None:
         assert answer.artifact is (ARTIFACT if follows else None)
 
 
+@pytest.mark.parametrize(
+    ("offset_bytes", "sha256", "begins"),
+    [(1, "b", 1), (8, "b", 8), (9, "b", 0), (10, "b", 0), (2**64 - 1, "b", 0), (1, "c", 0)],
+)
+def test_what_follows_begins_where_the_caller_has_the_artifact_of_the_answer(
+    offset_bytes: int, sha256: str, begins: int
+) -> None:
+    served, resume = Served(of_size(9), Origin.MEMORY), (sha256 * 64, offset_bytes)
+    answer = Headers().answer(served, inline_limit_bytes=64 * KIB, resume=resume)
+    header = header_in(answer)
+    assert header.offset_bytes == answer.offset_bytes == begins
+    if begins:
+        assert (answer.artifact, answer.artifact_bytes) == (served.artifact, 9 - begins)
+        assert not header.inline_artifact
+    else:
+        assert len(header.inline_artifact) == 9
+    header = header_in(Headers().answer(served, omit_artifact=True, resume=resume))
+    assert not header.offset_bytes
+
+
 def test_encoded_bytes_are_in_no_header_and_it_names_the_encoding() -> None:
     encoded = replace(of_size(9, "zstd"), size_bytes=4000)
     served = Served(encoded, Origin.REDIS)

@@ -31,7 +31,7 @@ async def test_a_module_is_hashed_once_in_a_thread_and_only_if_it_can_be_one(
     monkeypatch.setattr(services, "LIMITS", Limits(2_000_000, 1000, 1, 1, 1, 1, 10**9))
     rig, hashed = Rig(), list[tuple[int, bool]]()
     rig.engines.failure = errors.module_invalid("usual-1", "bad", 8)
-    servicer = ModuleServicer(rig.tenant_of, rig.stats, rig.capabilities)
+    servicer = ModuleServicer(rig.tenant_of, rig.stats, rig.capabilities, rig.uploads)
 
     def sha256(data: bytes) -> Any:
         hashed.append((len(data), threading.current_thread() is threading.main_thread()))
@@ -67,7 +67,7 @@ async def test_what_is_pinned_is_named_by_its_digest(call: str) -> None:
 async def test_background_calls_count_as_no_use(background: bool) -> None:
     rig = Rig()
     tenant = rig.tenant_of("")
-    servicer = ModuleServicer(lambda _: tenant, rig.stats, rig.capabilities)
+    servicer = ModuleServicer(lambda _: tenant, rig.stats, rig.capabilities, rig.uploads)
     request = pb.CompileRequest(module=CORE).SerializeToString()
     usual, behind = Context(), Context((PRIORITY_KEY, "background"))
     for context in (usual, behind if background else usual):

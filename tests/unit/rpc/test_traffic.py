@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -79,13 +79,15 @@ class Rig:
 
         return self._begin(caller, name, act)
 
-    def send(self, caller: Caller, one: Artifact, name: str = "a") -> asyncio.Task[None]:
+    def send(
+        self, caller: Caller, one: Artifact, name: str = "a", offset_bytes: int = 0
+    ) -> asyncio.Task[None]:
         """Send an artifact."""
 
         async def act(call: Call) -> None:
             try:
                 # gRPC sends the last message with the status, in the call's task.
-                await caller.write(await self.traffic.send(call, HEADER, one))
+                await caller.write(await self.traffic.send(call, HEADER, one, offset_bytes))
             finally:
                 self.traffic.end(call)
 
@@ -329,6 +331,50 @@ async def test_one_artifact_alone_may_be_larger_than_all() -> None:
     caller = Caller()
     await rig.send(caller, sized(bytes(2 * MIB)))
     assert payload_of(caller.got) == bytes(2 * MIB)
+
+
+@pytest.mark.parametrize("offset_bytes", [0, 1, model.CHUNK_BYTES, model.CHUNK_BYTES + 1])
+async def test_of_one_that_is_read_as_it_is_sent_a_frame_counts_for_each_call(
+    offset_bytes: int,
+) -> None:
+    payload, read = bytes(range(256)) * 8 * 1024, list[int]()
+
+    async def frame(at: int) -> bytes:
+        read.append(at)
+        return model.frame(payload[at : at + model.CHUNK_BYTES])
+
+    def pieces(offset_bytes: int) -> Iterator[Awaitable[bytes]]:
+        return map(frame, range(offset_bytes, len(payload), model.CHUNK_BYTES))
+
+    one = replace(artifact(), size_bytes=len(payload), pieces=pieces, frames=())
+    rig = Rig(receive_bytes=16 * MIB)
+    callers = [Caller(reads=False), Caller(reads=False)]
+    calls = [rig.send(each, one, str(each), offset_bytes) for each in callers]
+    await until(lambda: len(read) == 2)
+    await asyncio.sleep(0)
+    assert rig.traffic.pinned_bytes == 2 * model.CHUNK_BYTES
+    assert read == [offset_bytes] * 2  # The next frame is read when this one has gone.
+    for each in callers:
+        each.reads.set()
+    await asyncio.gather(*calls)
+    assert all(payload_of(each.got) == payload[offset_bytes:] for each in callers)
+    await rig.close()
+
+
+@pytest.mark.parametrize("is_coming", [False, True])
+async def test_what_the_caller_has_is_neither_copied_nor_sent(is_coming: bool) -> None:
+    whole = sized(bytes(range(256)) * 8 * 1024)
+    frames, loop = whole.frames, asyncio.get_running_loop()
+    if is_coming:
+        whole = replace(whole, frames=(), coming=[loop.create_future() for _ in frames])
+        for future, each in zip(whole.coming, frames, strict=True):
+            future.set_result(each)
+    caller, rig = Caller(), Rig()
+    offset_bytes = model.CHUNK_BYTES + 7
+    await rig.send(caller, whole, offset_bytes=offset_bytes)
+    assert payload_of(caller.got) == payload_of(frames)[offset_bytes:]
+    assert [any(got is each for each in frames) for got in caller.got] == [False, True, True]
+    await rig.close()
 
 
 # Whose turn a call takes

@@ -90,7 +90,8 @@ struct Artifact {
 };
 
 // May be used by many threads at once. Each call throws a WasmkilnError; arguments that make no
-// sense are a std::invalid_argument. There are no retries: every call may be repeated.
+// sense are a std::invalid_argument. There are no retries: every call may be repeated. Only what
+// was cut, a download or the upload of a module above 8 MiB, goes on while each call gets further.
 class Client {
  public:
   // An address: host:port, unix:/path, or any name that gRPC resolves.

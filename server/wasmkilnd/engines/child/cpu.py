@@ -11,6 +11,10 @@ from functools import lru_cache
 BASELINE = "baseline"
 NATIVE = "native"
 
+# The target of wasmtime's interpreter: its code runs on every 64-bit little-endian machine, this
+# one too.
+PORTABLE = "pulley64"
+
 _V2 = ("sse3", "ssse3", "sse4_1", "sse4_2", "popcnt", "cx16")
 _V3 = (*_V2, "avx", "avx2", "fma", "bmi1", "bmi2", "lzcnt")
 _V4 = (*_V3, "avx512f", "avx512dq", "avx512vl")

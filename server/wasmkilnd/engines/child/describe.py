@@ -2,8 +2,10 @@
 
 There is no table of capabilities: for each target, CPU level, setting value and proposal, the
 engine compiles or validates a tiny module; where a setting chooses the compiler, the code has to
-load and run as well. Engines abort the whole process for what they lack, so each attempt is made
-in a process of its own, confined as a compile is; to fork one costs about a millisecond.
+load and run as well. Values of settings are tried for this machine, and for the portable target.
+Engines abort the whole process for what they lack, so attempts are made in processes of their own,
+confined as a compile is. To fork one costs some milliseconds, to compile a tiny module 0.1: so one
+process tries values until one ends it.
 
 The self-test compiles a module of each kind with the default target, CPU level and settings. Then
 another process loads the artifact as a host would, and calls its function, which has to return the
@@ -15,11 +17,13 @@ for each proposal: an engine that validates it has the proposal.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from . import cpu, rows
@@ -43,29 +47,45 @@ _PROPOSALS = dict(rows("proposals.txt"))
 
 # A target, a CPU level, and settings.
 _Where = tuple[str, str, dict[str, str]]
+_DIGEST_BYTES = 32
+_NO_ARTIFACT = bytes(_DIGEST_BYTES)
 
 
 def describe(engine: Engine, sandbox: Sandbox) -> dict[str, Any]:
     """Return the engine's capabilities as JSON-ready data; ``broken`` says why it does not work."""
-    output, status = sandbox.attempt(lambda: json.dumps(engine.describe()).encode())
+    output, status = sandbox.attempt(lambda: [json.dumps(engine.describe()).encode()])
     if status:
         raise RuntimeError("the engine could not compile an empty module")
     said = json.loads(output)
     trials = _Trials(engine, sandbox, said["host_triple"])
+    chooses = said["compiler_setting"]
+    tried = trials.settings(trials.host, cpu.NATIVE, said["candidate_settings"], chooses)
+    # Not a compiler that there is no choice of.
+    settings = [each for each in tried if each["name"] != chooses or len(each["allowed"]) > 1]
+
+    names = {each["name"] for each in settings}
+
+    def own(triple: str) -> list[dict[str, Any]]:
+        if triple != cpu.PORTABLE:
+            return []
+        tried = trials.settings(triple, cpu.BASELINE, said["candidate_settings"], chooses)
+        return [each for each in tried if each["name"] in names and each not in settings]
+
     return {
         **said,
         "broken": next(filter(None, map(trials.broken, said["kinds"])), ""),
         "interpreter": f"{platform.python_implementation()} {platform.python_version()}",
         "targets": [
-            {"triple": triple, "cpus": levels, "host": triple == trials.host}
+            {
+                "triple": triple,
+                "cpus": levels,
+                "host": triple == trials.host,
+                "settings": own(triple),
+            }
             for triple in said["candidate_targets"]
             if (levels := trials.levels(triple))
         ],
-        "settings": [
-            {**setting, "description": text}
-            for name, (text, values) in said["candidate_settings"].items()
-            if (setting := trials.setting(name, values, name == said["compiler_setting"]))
-        ],
+        "settings": settings,
         "wasm_features": [name for name, body in _PROPOSALS.items() if trials.validates(body)]
         + ["component-model"] * ("component" in said["kinds"]),
     }
@@ -78,7 +98,6 @@ class _Trials:
         self._engine = engine
         self._sandbox = sandbox
         self.host = host
-        self._by_default = self._artifact((host, cpu.NATIVE, {}))
 
     def broken(self, kind: str) -> str:
         """Return why the engine does not compile and run a module of a kind; empty if it does."""
@@ -92,26 +111,36 @@ class _Trials:
         architecture, is_host = triple.partition("-")[0], triple == self.host
         default = cpu.default_level(architecture, is_host, cpu.host_features())
         offered = cpu.offered_levels(architecture, is_host)
-        levels = [level for level in offered if self._artifact((triple, level, {}))]
+        made = iter(self._artifacts([(triple, level, {}) for level in offered]))
+        levels = [level for level in offered if next(made) != _NO_ARTIFACT]
         return sorted(levels, key=lambda level: level != default)
 
-    def setting(self, name: str, candidates: list[str], chooses: bool) -> dict[str, Any]:
-        """Find the values that the engine takes, and which of them is its default.
+    def settings(
+        self, target: str, level: str, candidates: dict[str, Any], chooses: str
+    ) -> list[dict[str, Any]]:
+        """Find the values of settings that the engine takes for a target, and its defaults.
 
-        Empty if its default is no candidate, and for a compiler that there is no choice of: a
-        setting that ``chooses`` it has the values whose code runs here.
+        Leave out a setting whose default is no candidate. The one that ``chooses`` the compiler has
+        the values whose code runs here.
         """
-        tried = {one: (self.host, cpu.NATIVE, {name: one}) for one in candidates}
-        made = {one: code for one, where in tried.items() if (code := self._artifact(where))}
-        default = next((one for one in made if made[one] == self._by_default), None)
-        allowed = [
-            one
-            for one in made
-            if not chooses or one == default or self._run(tried[one], "core")[0] == b"5"
-        ]
-        if default is None or (chooses and len(allowed) == 1):
-            return {}
-        return {"name": name, "default": default, "allowed": allowed}
+        changes = [{name: one} for name, (_, values) in candidates.items() for one in values]
+        codes = iter(self._artifacts([(target, level, change) for change in ({}, *changes)]))
+        by_default, found = next(codes), []
+        for name, (text, values) in candidates.items():
+            tried = {one: next(codes) for one in values}
+            made = {one: code for one, code in tried.items() if code != _NO_ARTIFACT}
+            default = next((one for one in made if made[one] == by_default), None)
+            allowed = [
+                one
+                for one in made
+                if name != chooses
+                or one == default
+                or self._run((target, level, {name: one}), "core")[0] == b"5"
+            ]
+            if default is not None:
+                about = {"name": name, "default": default, "allowed": allowed}
+                found.append({**about, "description": text})
+        return found
 
     def validates(self, body: str) -> bool:
         """Return whether the engine finds a core module valid."""
@@ -123,19 +152,33 @@ class _Trials:
 
         return self._try((self.host, cpu.NATIVE, {}), validate_it)[0] == b"valid"
 
-    def _artifact(self, where: _Where) -> bytes:
-        return self._compile(where, CORE_PREAMBLE, "core")[0]
+    def _artifacts(self, wheres: Sequence[_Where]) -> list[bytes]:
+        """Compile an empty module in each way; return the digests of the artifacts.
 
-    def _compile(self, where: _Where, wasm: bytes, kind: str) -> tuple[bytes, str]:
-        def compile_it(configured: Any) -> bytes:
-            module = self._engine.compile(configured, bytearray(wasm), kind)
-            return bytes(self._engine.serialize(module))
+        One process tries one way after the other. Where that ends it, another goes on behind.
+        """
+        found: list[bytes] = []
 
-        return self._try(where, compile_it)
+        def others() -> Iterator[bytes]:
+            for where in wheres[len(found) :]:
+                code = self._taken(where, partial(self._compile, CORE_PREAMBLE, "core"))
+                yield hashlib.sha256(code).digest() if code[:1] == b"+" else _NO_ARTIFACT
+
+        while len(found) < len(wheres):
+            output, _ = self._sandbox.attempt(others)
+            found += [output[at:][:_DIGEST_BYTES] for at in range(0, len(output), _DIGEST_BYTES)]
+            if len(found) < len(wheres):
+                found.append(_NO_ARTIFACT)
+        return found
+
+    def _compile(self, wasm: bytes, kind: str, configured: Any) -> bytes:
+        return bytes(
+            self._engine.serialize(self._engine.compile(configured, bytearray(wasm), kind))
+        )
 
     def _run(self, where: _Where, kind: str) -> tuple[bytes, str]:
         """Return what code that adds 2 and 3 returns, and why there is none."""
-        artifact, why = self._compile(where, bytes.fromhex(_ADDERS[kind]), kind)
+        artifact, why = self._try(where, partial(self._compile, bytes.fromhex(_ADDERS[kind]), kind))
 
         def call_it(configured: Any) -> bytes:
             code = bytearray(artifact)
@@ -145,16 +188,16 @@ class _Trials:
 
     def _try(self, where: _Where, step: Callable[[Any], bytes]) -> tuple[bytes, str]:
         """Return what a step returns, and why it failed; one of both is empty."""
-
-        def taken() -> bytes:
-            try:
-                return b"+" + step(self._engine.configure(*where))
-            except BaseException as failure:  # A panic derives from BaseException.
-                return f"-{type(failure).__name__}: {failure}".encode(errors="replace")
-
-        output, status = self._sandbox.attempt(taken)
+        output, status = self._sandbox.attempt(lambda: [self._taken(where, step)])
         if os.WIFSIGNALED(status):
             return b"", f"it was ended by {signal.Signals(os.WTERMSIG(status)).name}"
         if output[:1] == b"+" and not status:
             return output[1:], ""
         return b"", " ".join(output[1:500].decode(errors="replace").split()) or "it failed"
+
+    def _taken(self, where: _Where, step: Callable[[Any], bytes]) -> bytes:
+        """Take a step in this process; return "+" and what it returns, or "-" and why it failed."""
+        try:
+            return b"+" + step(self._engine.configure(*where))
+        except BaseException as failure:  # A panic derives from BaseException.
+            return f"-{type(failure).__name__}: {failure}".encode(errors="replace")

@@ -36,7 +36,7 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -197,8 +197,8 @@ class Sandbox:
         if self._sealed:
             install_filter(seccomp.job_program(seccomp.machine(), os.getpid()))
 
-    def attempt(self, step: Callable[[], bytes]) -> tuple[bytes, int]:
-        """Return what ``step`` returns in a process confined as a job, and how that process ended.
+    def attempt(self, step: Callable[[], Iterable[bytes]]) -> tuple[bytes, int]:
+        """Return what ``step`` yields in a process confined as a job, and how that process ended.
 
         Without any error the second is 0, as of ``os.waitpid``.
         """
@@ -211,9 +211,9 @@ class Sandbox:
                 signal.alarm(_ATTEMPT_SECONDS)
                 out = self.enter_job(writable, _NULL)  # What it says of an error is discarded.
                 self.seal()
-                output = step()
-                while output:
-                    output = output[os.write(out, output) :]
+                for output in step():
+                    while output:
+                        output = output[os.write(out, output) :]
                 os._exit(0)
             finally:  # A panic derives from BaseException.
                 os._exit(1)
@@ -230,7 +230,7 @@ class Sandbox:
 
     def _refuses(self, attempts: Sequence[Callable[[], Any]]) -> bool:
         """Return whether the kernel refuses attempts to a job, or kills it."""
-        said, status = self.attempt(lambda: b"\0" if all(map(_is_refused, attempts)) else b"\1")
+        said, status = self.attempt(lambda: [b"\0" if all(map(_is_refused, attempts)) else b"\1"])
         return said == b"\0" or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGSYS)
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import wasmtime
 from wasmtime import _bindings, component
 
-from .cpu import NATIVE, X86_64_LEVELS
+from .cpu import NATIVE, PORTABLE, X86_64_LEVELS
 from .describe import CORE_PREAMBLE
 from .engine import Extern, FeatureLacking, ModuleRefused, SettingsRefused, offset_in
 
@@ -59,7 +59,7 @@ _VALUES = {
     "memory_reservation": ["0", "4294967296"],
     "memory_guard_size": ["0", "65536", "33554432"],
 }
-_TARGETS = ("x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu")
+_TARGETS = ("x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", PORTABLE)
 
 # In an artifact the engine lists the CPU features it compiled for, each a name and a true byte.
 _CPU_FLAG = re.compile(rb"has_([a-z0-9_]+)\x02\x01")
@@ -79,11 +79,13 @@ _LACKING = re.compile(
 class Configured(NamedTuple):
     """An engine that compiles, and one that decides whether a module is valid.
 
-    They differ for Winch, whose engine calls modules invalid that need a proposal it lacks.
+    They differ for Winch and for Pulley, the interpreter: their engines call modules invalid that
+    need a proposal which they lack.
     """
 
     engine: wasmtime.Engine
     validator: wasmtime.Engine
+    is_portable: bool = False
 
 
 class WasmtimeEngine:
@@ -124,10 +126,12 @@ class WasmtimeEngine:
 
     def configure(self, target: str, cpu: str, settings: dict[str, str]) -> Configured:
         """Return an engine. Raises SettingsRefused; wasmtime aborts if it refuses them later."""
-        validator = self._engine(target, cpu, {**settings, _STRATEGY: "cranelift"})
-        if settings.get(_STRATEGY, "cranelift") == "cranelift":
+        portable = target == PORTABLE
+        where = ("", NATIVE) if portable else (target, cpu)
+        validator = self._engine(*where, {**settings, _STRATEGY: "cranelift"})
+        if settings.get(_STRATEGY, "cranelift") == "cranelift" and not portable:
             return Configured(validator, validator)
-        return Configured(self._engine(target, cpu, settings), validator)
+        return Configured(self._engine(target, cpu, settings), validator, portable)
 
     def _engine(self, target: str, cpu: str, settings: dict[str, str]) -> wasmtime.Engine:
         config = wasmtime.Config()
@@ -177,6 +181,8 @@ class WasmtimeEngine:
             return wasmtime.Module(configured.engine, wasm)
         except wasmtime.WasmtimeError as failure:
             message = _plain(str(failure))
+        if configured.is_portable:
+            self.validate(configured, wasm, kind)
         if kind == "core" or configured.engine is not configured.validator:
             # Winch calls valid components invalid. Only a compile by cranelift could tell which
             # are, so do not say that any is.

@@ -1,17 +1,17 @@
 package com.wasmkiln.client;
 
 import com.google.protobuf.ByteString;
+import com.google.protobuf.UnsafeByteOperations;
 import com.wasmkiln.v1.*;
 import com.wasmkiln.v1.ModuleServiceGrpc.ModuleServiceBlockingStub;
 import io.grpc.*;
+import io.grpc.stub.ClientCalls;
 import io.grpc.stub.MetadataUtils;
 import java.time.Duration;
-import java.util.HashMap;
-import java.util.Iterator;
-import java.util.List;
-import java.util.Map;
+import java.util.*;
 import java.util.concurrent.ThreadLocalRandom;
 import java.util.concurrent.TimeUnit;
+import java.util.concurrent.locks.LockSupport;
 import java.util.function.Function;
 
 /**
@@ -19,11 +19,18 @@ import java.util.function.Function;
  *
  * <p>{@link #compile} asks by the module's SHA-256 first and uploads the module only if the daemon
  * lacks it. What it returns was checked: size and SHA-256, the header against the call and, with
- * trusted keys, a signature. The client retries nothing by itself, apart from the upload.
+ * trusted keys, a signature. The client retries nothing by itself, apart from the upload and from
+ * what was cut: a download, or the upload of a module above 8 MiB, goes on where it stood, as long
+ * as each further call gets further.
  */
 public final class WasmkilnClient implements AutoCloseable {
   // A daemon puts no larger artifact into its header's message.
   private static final int INLINE_LIMIT_BYTES = 65_536;
+  // Larger modules go in pieces, of which a cut costs one.
+  private static final int UPLOAD_ABOVE_BYTES = 8 << 20;
+  private static final int PIECE_BYTES = 256 << 10;
+  // How long the client leaves an upload to the call that took it over.
+  private static final Duration OTHER_UPLOAD = Duration.ofSeconds(1);
   // Settings that artifacts of earlier daemons do not state, and what these artifacts have.
   private static final Map<String, String> UNSTATED =
       Map.of("strategy", "cranelift", "compiler", "cranelift", "collector", "drc");
@@ -56,13 +63,20 @@ public final class WasmkilnClient implements AutoCloseable {
   public Artifact compile(byte[] module, CompileOptions options) {
     Call call = new Call(TrustedKeys.sha256(module), options);
     CompileRequest.Builder request = request(call.module, options);
-    try {
-      return ask(call, request.build());
-    } catch (WasmkilnException refused) {
-      if (!refused.reason().equals("MODULE_NOT_LOADED")) {
-        throw refused;
+    for (boolean isSent = false; ; ) {
+      try {
+        return ask(call, request);
+      } catch (WasmkilnException refused) {
+        if (isSent || !refused.reason().equals("MODULE_NOT_LOADED")) {
+          throw refused;
+        }
       }
-      return ask(call, request.setModule(ByteString.copyFrom(module)).build());
+      isSent = module.length <= UPLOAD_ABOVE_BYTES;
+      if (isSent) {
+        request.setModule(UnsafeByteOperations.unsafeWrap(module));
+      } else {
+        isSent = load(call, module, options.engine()) != null;
+      }
     }
   }
 
@@ -76,29 +90,22 @@ public final class WasmkilnClient implements AutoCloseable {
     if (!sha256.matches("[0-9a-f]{64}")) {
       throw new IllegalArgumentException("a digest is 64 lowercase hexadecimal digits");
     }
-    return ask(new Call(sha256, options), request(sha256, options).build());
+    return ask(new Call(sha256, options), request(sha256, options));
   }
 
   /** Validate a module with an engine, and store it in the daemon. */
   public LoadResponse load(byte[] module, CompileOptions options) {
     Call call = new Call(TrustedKeys.sha256(module), options);
-    LoadRequest request =
-        LoadRequest.newBuilder()
-            .setModule(ByteString.copyFrom(module))
-            .setEngine(options.engine())
-            .build();
-    return call.make(
-        stub -> {
-          LoadResponse answer = stub.load(request);
-          if (!answer.getSha256().equals(call.module) || answer.getSizeBytes() != module.length) {
-            throw new WasmkilnException(
-                Status.Code.DATA_LOSS,
-                "UNEXPECTED_ANSWER",
-                "loaded module " + call.module + ", and the answer is about another",
-                Map.of());
-          }
-          return answer;
-        });
+    LoadResponse answer = null;
+    while (answer == null) {
+      answer = load(call, module, options.engine());
+    }
+    if (!answer.getSha256().equals(call.module) || answer.getSizeBytes() != module.length) {
+      String text = "loaded module " + call.module + ", and the answer is about another";
+      throw new WasmkilnException(Status.Code.DATA_LOSS, "UNEXPECTED_ANSWER", text, Map.of())
+          .ofRequest(call.requestId);
+    }
+    return answer;
   }
 
   /** Return the daemon's counters. */
@@ -116,6 +123,9 @@ public final class WasmkilnClient implements AutoCloseable {
   /** One call, or several for one purpose, which share an id and a deadline. */
   private final class Call {
     final String module;
+    // What came of the artifact, in one answer to Compile or several.
+    ArtifactHeader header = ArtifactHeader.getDefaultInstance();
+    ByteString bytes = ByteString.EMPTY;
     private final Duration timeout;
     private final Deadline deadline;
     private final String requestId =
@@ -167,6 +177,63 @@ public final class WasmkilnClient implements AutoCloseable {
     }
   }
 
+  /**
+   * Have the daemon take a module: a large one in pieces, if the daemon knows that, and others in
+   * one message. An upload that is cut goes on until a try begins where the one before began.
+   * Return null where another call has taken it over, and may have ended it.
+   */
+  private LoadResponse load(Call call, byte[] module, String engine) {
+    var query = QueryUploadRequest.newBuilder().setSha256(call.module).build();
+    var first = UploadRequest.newBuilder().setSha256(call.module).setEngine(engine);
+    try {
+      for (long before = -1, begin; module.length > UPLOAD_ABOVE_BYTES; before = begin) {
+        long held = call.make(stub -> stub.queryUpload(query)).getHeldBytes();
+        begin = Math.min(held & Long.MAX_VALUE, module.length);
+        first.setSizeBytes(module.length).setOffset(begin);
+        try {
+          return call.make(stub -> send(stub, first.build(), module));
+        } catch (WasmkilnException cut) {
+          if (cut.code() != Status.Code.UNAVAILABLE || begin <= before) {
+            throw cut;
+          }
+        }
+      }
+    } catch (WasmkilnException refused) {
+      if (refused.reason().equals("UPLOAD_INTERRUPTED")) {
+        LockSupport.parkNanos(OTHER_UPLOAD.toNanos());
+        return null;
+      }
+      if (refused.code() != Status.Code.UNIMPLEMENTED) {
+        throw refused;
+      }
+    }
+    ByteString bytes = UnsafeByteOperations.unsafeWrap(module);
+    LoadRequest request = LoadRequest.newBuilder().setModule(bytes).setEngine(engine).build();
+    return call.make(stub -> stub.load(request));
+  }
+
+  /** Make an Upload call. As of one message, gRPC holds what the daemon has not taken yet. */
+  private static LoadResponse send(
+      ModuleServiceBlockingStub stub, UploadRequest first, byte[] module) {
+    var one = stub.getChannel().newCall(ModuleServiceGrpc.getUploadMethod(), stub.getCallOptions());
+    var inPieces =
+        new ForwardingClientCall.SimpleForwardingClientCall<>(one) {
+          @Override
+          public void sendMessage(UploadRequest message) {
+            int at = (int) message.getOffset();
+            var next = message.toBuilder();
+            do {
+              int size = Math.min(PIECE_BYTES, module.length - at);
+              next.setOffset(at).setData(UnsafeByteOperations.unsafeWrap(module, at, size));
+              super.sendMessage(next.build());
+              next = UploadRequest.newBuilder();
+              at += size;
+            } while (at < module.length);
+          }
+        };
+    return ClientCalls.blockingUnaryCall(inPieces, first).getLoaded();
+  }
+
   private static CompileRequest.Builder request(String sha256, CompileOptions options) {
     return CompileRequest.newBuilder()
         .setSha256(sha256)
@@ -177,29 +244,41 @@ public final class WasmkilnClient implements AutoCloseable {
         .setInlineLimitBytes(INLINE_LIMIT_BYTES);
   }
 
-  private Artifact ask(Call call, CompileRequest request) {
-    return call.make(stub -> receive(stub.compile(request), request, call.module));
+  /** Make a Compile call. If it is cut, go on behind what came, as long as more comes each time. */
+  private Artifact ask(Call call, CompileRequest.Builder request) {
+    while (true) {
+      request.setOffsetBytes(call.bytes.size()).setArtifactSha256(call.header.getArtifactSha256());
+      CompileRequest asked = request.build();
+      try {
+        return call.make(stub -> receive(stub.compile(asked), asked, call));
+      } catch (WasmkilnException cut) {
+        boolean isMore = call.bytes.size() > asked.getOffsetBytes();
+        if (cut.code() != Status.Code.UNAVAILABLE || !isMore) {
+          throw cut;
+        }
+      }
+    }
   }
 
-  private Artifact receive(
-      Iterator<CompileResponse> answers, CompileRequest request, String digest) {
+  private Artifact receive(Iterator<CompileResponse> answers, CompileRequest request, Call got) {
     ArtifactHeader header = null;
-    ByteString received = ByteString.EMPTY;
     while (answers.hasNext()) {
       CompileResponse answer = answers.next();
       ByteString part = answer.getChunk();
       if (answer.hasHeader()) {
         require(header == null, "the daemon's answer has two headers");
         header = answer.getHeader();
-        check(request, digest, header);
+        check(request, got.module, header);
+        got.header = header;
+        got.bytes = header.getOffsetBytes() == 0 ? ByteString.EMPTY : got.bytes;
         part = header.getInlineArtifact();
       }
-      long room = header == null ? 0 : header.getSizeBytes() - received.size();
+      long room = header == null ? 0 : header.getSizeBytes() - got.bytes.size();
       require(part.size() <= room, "the artifact is longer than its header says, or before it");
-      received = received.concat(part);
+      got.bytes = got.bytes.concat(part);
     }
     require(header != null, "the daemon's answer ended without a header");
-    byte[] bytes = received.toByteArray();
+    byte[] bytes = got.bytes.toByteArray();
     require(bytes.length == header.getSizeBytes(), "the artifact ended before its last byte");
     String actual = TrustedKeys.sha256(bytes);
     require(
@@ -231,6 +310,10 @@ public final class WasmkilnClient implements AutoCloseable {
     same("changed setting", asked.containsAll(changed));
     same("compiler", !header.getIsFast() || !changed.isEmpty());
     same("encoding", header.getContentEncoding().isEmpty());
+    boolean isRest =
+        header.getOffsetBytes() == request.getOffsetBytes()
+            && header.getArtifactSha256().equals(request.getArtifactSha256());
+    same("beginning", header.getOffsetBytes() == 0 || isRest);
     long size = header.getSizeBytes();
     if (Long.compareUnsigned(size, options.maxArtifactBytes) > 0) {
       String bytes = Long.toUnsignedString(size);

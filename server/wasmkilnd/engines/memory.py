@@ -1,0 +1,189 @@
+"""How much memory each job gets, so that the jobs of all engines together stay within a bound.
+
+Before a job gets a worker it reserves memory, and its address space is limited to that. So the sum
+of the reservations bounds what jobs use, whatever modules do and however wrong an estimate is.
+
+**How much.** A job first gets what modules of its size needed before, and as much again. One that
+breaks is run again by its pool, with ``compile_memory_bytes``, and only that counts. One that needs
+more than those is run once more with ``compile_memory_retry_bytes``, if that is set: alone, as it
+then reserves all that there is.
+
+**When.** A pool whose next job finds too little memory stands in a line with other pools. There are
+two cases for a job that asks:
+
+1. It is the next one of the first pool in the line, or no pool stands there: it starts as soon as
+   its memory is free.
+2. It is behind that one, in its pool or in another: it starts now, before it, if it fits in beside
+   it: if both, and all that have passed it so far, are no more than there is. So the validation of
+   a small module does not wait for the memory of a large one, and the large one waits for no other
+   jobs than ran when its turn came.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict, deque
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TypeAlias
+
+import structlog
+
+from wasmkilnd.engines.process import ARENAS, JobOrder
+from wasmkilnd.machine import cpu_count
+from wasmkilnd.model import FAST_SETTINGS, Limits, Reloadable
+
+log = structlog.get_logger("wasmkilnd.engines")
+
+# Has a pool start the jobs that there are workers and memory for; returns whether any started.
+Fill: TypeAlias = "Callable[[], bool]"
+
+_MIB = 2**20
+# What a job maps and hardly touches: the heap of each thread takes 64 MiB of address space, its
+# stack 2 MiB. Of 2 to 64 threads, 60 to 80 % of it was mapped.
+_UNUSED_BYTES = 128 * _MIB + min(ARENAS, cpu_count()) * 64 * _MIB + cpu_count() * 2 * _MIB
+# A first guess: of 19 real modules up to 14 MB none touched more, with 64 threads either.
+_FIRST_GUESS, _FIRST_GUESS_BYTES = 128, 128 * _MIB
+# How many jobs of a class are remembered: a module that needed much counts until as many others
+# came.
+_RECENT = 32
+
+
+class JobsGroup:
+    """A control group for jobs, beside the daemon's: it bounds their memory, and they never swap.
+
+    It is made where the daemon's own group is named ``daemon``, which says that the one above was
+    given to the daemon (systemd: ``Delegate=memory``, ``DelegateSubgroup=daemon``). Elsewhere, and
+    where the kernel refuses, nothing is done: the log says so, and jobs have their own limits.
+    """
+
+    _folder: Path | None = None
+
+    def open(self, memory_bytes: int, root: Path = Path("/")) -> None:
+        """Make the group. ``root`` holds /proc and /sys."""
+        try:
+            told = (root / "proc/self/cgroup").read_text()
+            if not (own := re.search(r"^0::/(.+)/daemon$", told, re.MULTILINE)):
+                log.debug("jobs have no control group: the daemon was not given one")
+                return
+            given = root / "sys/fs/cgroup" / own[1]
+            self._write(given / "cgroup.subtree_control", "+memory")
+            (group := given / "jobs").mkdir(exist_ok=True)
+            self._write(group / "memory.swap.max", "0")
+            self._write(group / "memory.max", str(memory_bytes))
+        except OSError as refusal:
+            log.info("jobs have no control group", cause=str(refusal))
+        else:
+            self._folder = group
+            log.info("jobs have a control group", group=str(group), limit=memory_bytes)
+
+    def limit(self, memory_bytes: int) -> None:
+        """Change how much memory jobs have together."""
+        self._tell("memory.max", memory_bytes)
+
+    def enter(self, pid: int) -> None:
+        """Move a worker there; what it starts follows."""
+        self._tell("cgroup.procs", pid)
+
+    def _tell(self, file: str, number: int) -> None:
+        try:
+            if self._folder:
+                self._write(self._folder / file, str(number))
+        except OSError as refusal:
+            log.warning("cannot use the control group of jobs", file=file, cause=str(refusal))
+
+    def _write(self, file: Path, text: str) -> None:
+        with file.open("r+", encoding="ascii") as there:  # The kernel makes them.
+            there.write(text)
+
+
+@dataclass(eq=False)
+class Memory:
+    """What all jobs of all engines may use, and what they have reserved. For one event loop."""
+
+    limits: Reloadable[Limits]
+    # Bounds the same, where there is one, and keeps jobs from swapping.
+    group: JobsGroup = field(default_factory=JobsGroup)
+
+    def __post_init__(self) -> None:
+        # By job.
+        self._reserved: dict[Hashable, int] = {}
+        # What the next job of each pool needs, in the order in which they began to wait for it.
+        self._line: dict[Fill, int] = {}
+        # What jobs reserved that passed the first in the line, while it stands there.
+        self._passed: dict[Hashable, int] = {}
+        # The peaks of recent jobs, by what they did and the size of their modules.
+        self._peaks: dict[Hashable, deque[int]] = defaultdict(partial(deque, maxlen=_RECENT))
+
+    @property
+    def total(self) -> int:
+        """What all jobs may reserve."""
+        return self.limits.current.compile_memory_total_bytes
+
+    @property
+    def reserved(self) -> int:
+        """What jobs have reserved."""
+        return sum(self._reserved.values())
+
+    def is_awaited(self, pool: Fill) -> bool:
+        """Return whether a pool waits for the memory that other jobs have."""
+        return pool in self._line and bool(self._reserved)
+
+    def take(self, pool: Fill, job: Hashable, wanted: int, *, is_next: bool) -> bool:
+        """Reserve memory for a job, if its turn allows; else its pool waits in the line.
+
+        ``is_next``: whether no other job of its pool goes before it.
+        """
+        front, taken = next(iter(self._line), pool), self.reserved
+        passes = not is_next or front != pool
+        # A job that is alone gets whatever it needs: a reload may have lowered the total.
+        fits = taken + wanted <= self.total or not taken
+        if fits and passes:
+            beside = self._line[front] + sum(self._passed.values())
+            fits = wanted + beside <= self.total
+        if fits:
+            self._reserved[job] = wanted
+            if passes:
+                self._passed[job] = wanted
+            if is_next:
+                self.leave(pool)
+        elif is_next:
+            self._line[pool] = wanted
+        return fits
+
+    def leave(self, pool: Fill) -> None:
+        """Take a pool out of the line: it needs no memory, or has no worker for it."""
+        if pool == next(iter(self._line), None):
+            self._passed.clear()
+        self._line.pop(pool, None)
+
+    def give(self, job: Hashable) -> None:
+        """Free what a job has reserved."""
+        self._reserved.pop(job, None)
+        self._passed.pop(job, None)
+
+    def settle(self, pool: Fill) -> None:
+        """Have pools start what they can: those in the line in its order, then ``pool``."""
+        while any(fill() for fill in (*self._line, pool)):
+            pass
+
+    def wanted(self, engine_id: str, order: JobOrder) -> int:
+        """Return how much a job needs at first, by its like: never more than its limit."""
+        guess = _FIRST_GUESS_BYTES + _FIRST_GUESS * order.size_bytes
+        peaks = self._peaks.get(_class_of(engine_id, order))
+        needs = 2 * max(peaks) if peaks else guess
+        return min(order.limits.compile_memory_bytes, needs + _UNUSED_BYTES)
+
+    def learn(self, engine_id: str, order: JobOrder, peak_bytes: int) -> None:
+        """Take down how much a job needed that an engine has done to its end."""
+        if order.wasm is not None and peak_bytes:
+            self._peaks[_class_of(engine_id, order)].append(peak_bytes)
+
+
+def _class_of(engine_id: str, order: JobOrder) -> Hashable:
+    """Return what decides how much memory a job needs: of each engine there are some hundred."""
+    told, name = order.order, engine_id.partition("-")[0]
+    is_fast = FAST_SETTINGS.get(name) in told.get("settings", {}).items()
+    return engine_id, told["op"], told.get("kind"), is_fast, order.size_bytes.bit_length()

@@ -1,0 +1,242 @@
+"""Uploads: what is kept, for how long, where it lies, and what a full disk does to it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from wasmkiln.v1 import module_service_pb2 as pb
+from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.model import ALL_ROLES, Identity, Reloadable
+from wasmkilnd.rpc import upload
+from wasmkilnd.rpc.traffic import Call, Traffic
+from wasmkilnd.rpc.upload import Uploads
+from wasmkilnd.spooled import Spooled
+
+from tests.doubles.context import Context
+from tests.doubles.until import until
+from tests.unit.services import refused
+
+MIB = 1024 * 1024
+LARGE = os.urandom(9 * MIB + 5)
+DIGEST = hashlib.sha256(LARGE).hexdigest()
+
+
+def first(content: bytes = LARGE, **fields: Any) -> pb.UploadRequest:
+    digest = hashlib.sha256(content).hexdigest()
+    return pb.UploadRequest(sha256=digest, size_bytes=len(content), **fields)
+
+
+def pieces(content: bytes = LARGE, start: int = 0) -> Iterator[pb.UploadRequest]:
+    yield first(content)
+    for at in range(start, len(content), MIB):
+        yield pb.UploadRequest(offset=at, data=content[at : at + MIB])
+
+
+class Rig:
+    """Uploads, and calls that bring them."""
+
+    def __init__(self, folder: Path, limit_bytes: int = 100 * MIB) -> None:
+        self.traffic = Traffic(Reloadable[Any](None), MIB)
+        self.uploads = Uploads(lambda: limit_bytes, folder, self.traffic)
+
+    def call(self, caller: str = "a", **identity: Any) -> Call:
+        call = Call(Context())
+        call.caller, call.task = caller, asyncio.current_task()
+        call.identity = Identity(identity.pop("name", ""), ALL_ROLES, **identity)
+        return call
+
+    async def take(
+        self, messages: Iterator[pb.UploadRequest], call: Call | None = None, end: Any = None
+    ) -> bytes | Spooled:
+        """Bring messages, then wait for ``end``; return the module."""
+
+        async def read() -> pb.UploadRequest | None:
+            await asyncio.sleep(0)
+            if (message := next(messages, None)) is None and end:
+                await end.wait()
+            return message
+
+        call = call or self.call()
+        async with self.uploads.take(read, call, lambda *_: None) as (digest, module):
+            assert digest == call.module
+            return module
+
+    def held(self, content: bytes = LARGE, **identity: Any) -> int:
+        digest = hashlib.sha256(content).hexdigest()
+        return self.uploads.held_bytes(digest, self.call(**identity))
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Rig:
+    return Rig(tmp_path)
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1, MIB, MIB + 1, 8 * MIB, 8 * MIB + 1])
+async def test_what_comes_whole_is_handed_on(rig: Rig, size_bytes: int) -> None:
+    content = LARGE[:size_bytes]
+    module = await rig.take(pieces(content))
+    assert isinstance(module, Spooled if size_bytes > 8 * MIB else bytes)
+    assert (len(module), module[:]) == (size_bytes, content)
+    assert rig.uploads.counts.total == rig.uploads.sizes.total == 0
+
+
+async def test_a_spooled_module_knows_its_digest_and_reads_pieces(rig: Rig) -> None:
+    module = await rig.take(pieces())
+    assert isinstance(module, Spooled)
+    assert module.sha256 == DIGEST
+    assert module[:8] == LARGE[:8]
+    assert module[-5:] == LARGE[-5:]
+    assert module[len(LARGE) :] == b""
+    with module.open() as one, module.open() as other:
+        assert one.read(10) == other.read(10) == LARGE[:10]
+
+
+async def test_it_is_kept_ten_minutes_after_the_last_call(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert upload.KEPT_S == 600
+    monkeypatch.setattr(upload, "KEPT_S", 0.2)
+    for content in (LARGE, LARGE[:100]):
+        failed = await refused(rig.take(iter([first(content, data=content[:50])])))
+        assert (failed.reason, failed.metadata) == (
+            *(Reason.UPLOAD_INTERRUPTED, {"held_bytes": "50"}),
+        )
+        assert rig.held(content) == 50
+        await until(lambda: rig.uploads.counts.total == 0)
+        assert rig.held(content) == 0
+
+
+async def test_it_is_not_thrown_away_while_a_call_brings_it(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upload, "KEPT_S", 0.0)
+    end, messages = asyncio.Event(), list(pieces())
+    bringing = asyncio.create_task(rig.take(iter(messages), end=end))
+    await until(lambda: rig.held() == len(LARGE))
+    await asyncio.sleep(0.1)
+    assert rig.held() == len(LARGE)
+    end.set()
+    assert len(await bringing) == len(LARGE)
+
+
+async def test_who_takes_over_waits_for_what_is_being_written(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writing, go_on, append = threading.Event(), threading.Event(), Spooled.append
+
+    def slow(self: Spooled, data: bytes) -> None:
+        writing.set()
+        assert go_on.wait(60)
+        append(self, data)
+
+    monkeypatch.setattr(Spooled, "append", slow)
+    one, other = rig.call(), rig.call("b")
+
+    async def run(call: Call, messages: Iterator[pb.UploadRequest]) -> Any:
+        call.task = asyncio.current_task()
+        return await rig.take(messages, call)
+
+    cut = asyncio.create_task(run(one, pieces()))
+    await until(writing.is_set)
+    second = asyncio.create_task(run(other, pieces()))
+    with pytest.raises(asyncio.CancelledError):
+        await cut
+    assert one.refusal
+    assert one.refusal.reason is Reason.UPLOAD_INTERRUPTED
+    go_on.set()
+    module = await second
+    assert module.sha256 == DIGEST
+
+
+async def test_a_full_disk_refuses_and_keeps_what_there_is(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pwrite, left = os.pwrite, [2 * MIB + 100]
+
+    def limited(file: int, data: Any, at: int) -> int:
+        if not left[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        some = data[: left[0]]
+        left[0] -= len(some)
+        return pwrite(file, some, at)
+
+    monkeypatch.setattr(os, "pwrite", limited)
+    failed = await refused(rig.take(pieces()))
+    assert (failed.reason, failed.metadata["limit"]) == (Reason.COMPILE_QUEUE_FULL, "uploads")
+    assert failed.retry_after_s
+    assert "No space left" in failed.message
+    assert rig.held() == 2 * MIB
+    left[0] = len(LARGE)
+    module = await rig.take(pieces(start=2 * MIB))
+    assert isinstance(module, Spooled)
+    assert (module.sha256, module[:]) == (DIGEST, LARGE)
+
+
+async def test_a_folder_that_cannot_be_made_refuses(tmp_path: Path) -> None:
+    (tmp_path / "uploads").write_text("")
+    failed = await refused(Rig(tmp_path).take(pieces()))
+    assert (failed.reason, failed.metadata["limit"]) == (Reason.COMPILE_QUEUE_FULL, "uploads")
+
+
+async def test_another_size_begins_anew(rig: Rig) -> None:
+    await refused(rig.take(iter([first(data=LARGE[:MIB])])))
+    other = pb.UploadRequest(sha256=DIGEST, size_bytes=MIB, data=b"x")
+    failed = await refused(rig.take(iter([other])))
+    assert failed.metadata["held_bytes"] == "1"
+    assert rig.uploads.sizes.total == MIB
+
+
+@pytest.mark.parametrize(
+    ("failure", "kept"),
+    [
+        (WasmkilnError(Reason.DIGEST_MISMATCH, ""), False),
+        (WasmkilnError(Reason.MODULE_INVALID, ""), False),
+        (WasmkilnError(Reason.COMPILE_QUEUE_FULL, ""), True),
+        (WasmkilnError(Reason.WORKER_UNAVAILABLE, ""), True),
+    ],
+)
+async def test_what_may_be_loaded_later_is_kept(
+    rig: Rig, failure: WasmkilnError, kept: bool
+) -> None:
+    messages = pieces()
+
+    async def read() -> pb.UploadRequest | None:
+        return next(messages, None)
+
+    with pytest.raises(WasmkilnError):
+        async with rig.uploads.take(read, rig.call(), lambda *_: None):
+            raise failure
+    assert rig.held() == (len(LARGE) if kept else 0)
+
+
+async def test_each_identity_of_each_namespace_has_its_own(rig: Rig) -> None:
+    mine: Any = {"name": "token:a", "namespace": "team"}
+    await refused(rig.take(iter([first(data=b"x")]), rig.call(**mine)))
+    assert rig.held(**mine) == 1
+    assert rig.held(name="token:b", namespace="team") == 0
+    assert rig.held(name="token:a") == 0
+    assert rig.held() == 0
+
+
+async def test_what_goes_on_counts_for_who_brings_it(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, limit_bytes=40 * MIB)
+    await refused(rig.take(iter([first(data=b"x")]), rig.call("one")))
+    other = LARGE[:-1]
+    await refused(rig.take(iter([first(other, data=b"x")]), rig.call("one")))
+    # A third of one connection would take more than it leaves free.
+    third = LARGE[:-2]
+    failed = await refused(rig.take(iter([first(third)]), rig.call("one")))
+    assert failed.metadata["limit"] == "uploads"
+    # Once both go on by another connection, that is another caller's share.
+    for content in (LARGE, other):
+        await refused(rig.take(iter([first(content, offset=1)]), rig.call("two")))
+    failed = await refused(rig.take(iter([first(third)]), rig.call("one")))
+    assert failed.reason is Reason.UPLOAD_INTERRUPTED
