@@ -363,7 +363,7 @@ func (c *Client) ask(ctx context.Context, request *pb.CompileRequest, digest str
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the stream where its rest is of no use
 	var got Artifact
-	request.OffsetBytes = 0
+	request.OffsetBytes, request.ArtifactSha256 = 0, ""
 	stream, err := c.modules.Compile(ctx, request)
 	for isBegun := false; ; {
 		var message *pb.CompileResponse

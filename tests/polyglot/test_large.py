@@ -205,3 +205,20 @@ def test_the_rest_of_an_artifact(asks: Asks, large: Path) -> None:
         said = asks(liar.address, large, "--times", str(len(rests)))
     assert [each.what for each in said] == [due for *_, due in rests]
     assert asked == [(0, ""), (HALF, honest.header().artifact_sha256)] * len(rests)
+
+
+def test_a_module_that_is_gone_when_a_download_goes_on(
+    liar: LyingServer, asks: Asks, large: Path
+) -> None:
+    asked: list[CompileRequest] = []
+
+    def answer(message: bytes, context: Any) -> Iterator[bytes]:
+        asked.append(request := CompileRequest.FromString(message))
+        lacking = _refusing(grpc.StatusCode.NOT_FOUND, "MODULE_NOT_LOADED")
+        answers = [_part(request, 0, HALF), lacking, honest.HONEST["Compile"]]
+        return answers[len(asked) - 1](message, context)
+
+    liar.answers["Compile"] = answer
+    assert asks.once(liar.address, large).what == "compiled"
+    assert all(bool(each.offset_bytes) == bool(each.artifact_sha256) for each in asked)
+    assert [bool(each.offset_bytes) for each in asked[:2]] == [False, True]
