@@ -141,6 +141,16 @@ def test_a_daemon_without_uploads(liar: LyingServer, asks: Asks, large: Path, me
     assert asks.once(liar.address, large, "--load", "yes").what == "loaded"
 
 
+def test_a_module_that_no_tier_keeps_comes_with_the_request(
+    liar: LyingServer, asks: Asks, large: Path
+) -> None:
+    lacking = _refusing(grpc.StatusCode.NOT_FOUND, "MODULE_NOT_LOADED")
+    upcoming = iter([lacking, lacking, honest.HONEST["Compile"]])
+    liar.answers["Compile"] = lambda *call: next(upcoming)(*call)
+    assert asks.once(liar.address, large).what == "compiled"
+    assert liar.calls == ["Compile", "QueryUpload", "Upload", "Compile", "Compile"]
+
+
 def test_an_upload_ends_when_nothing_more_arrives(
     liar: LyingServer, asks: Asks, large: Path
 ) -> None:
