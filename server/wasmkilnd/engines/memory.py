@@ -15,8 +15,9 @@ two cases for a job that asks:
    its memory is free.
 2. It is behind that one, in its pool or in another: it starts now, before it, if it fits in beside
    it: if both, and all that have passed it so far, are no more than there is. So the validation of
-   a small module does not wait for the memory of a large one, and the large one waits for no other
-   jobs than ran when its turn came.
+   a small module does not wait for the memory of a large one, and the large one waits for no
+   memory but of jobs that ran when its turn came. Its pool keeps its place where one that passed
+   took the last worker.
 """
 
 from __future__ import annotations
@@ -110,8 +111,8 @@ class Memory:
     def __post_init__(self) -> None:
         # By job.
         self._reserved: dict[Hashable, int] = {}
-        # What the next job of each pool needs, in the order in which they began to wait for it.
-        self._line: dict[Fill, int] = {}
+        # The next job of each pool and what it needs, in the order in which pools began to wait.
+        self._line: dict[Fill, tuple[Hashable, int]] = {}
         # What jobs reserved that passed the first in the line, while it stands there.
         self._passed: dict[Hashable, int] = {}
         # The peaks of recent jobs, by what they did and the size of their modules.
@@ -141,7 +142,7 @@ class Memory:
         # A job that is alone gets whatever it needs: a reload may have lowered the total.
         fits = taken + wanted <= self.total or not taken
         if fits and passes:
-            beside = self._line[front] + sum(self._passed.values())
+            beside = self._line[front][1] + sum(self._passed.values())
             fits = wanted + beside <= self.total
         if fits:
             self._reserved[job] = wanted
@@ -150,11 +151,13 @@ class Memory:
             if is_next:
                 self.leave(pool)
         elif is_next:
-            self._line[pool] = wanted
+            self._line[pool] = job, wanted
         return fits
 
-    def leave(self, pool: Fill) -> None:
-        """Take a pool out of the line: it needs no memory, or has no worker for it."""
+    def leave(self, pool: Fill, job: Hashable = None) -> None:
+        """Take a pool out of the line; with ``job``, only if it stands there for that one."""
+        if job and self._line.get(pool, (None,))[0] is not job:
+            return
         if pool == next(iter(self._line), None):
             self._passed.clear()
         self._line.pop(pool, None)

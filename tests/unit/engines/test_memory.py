@@ -169,6 +169,39 @@ async def test_a_large_job_waits_for_no_other_jobs_than_ran_before_however_many_
     assert len(machine.jobs) == 8
 
 
+@pytest.mark.parametrize("is_cancelled", [False, True])
+async def test_a_large_job_keeps_its_turn_where_one_that_passes_takes_the_last_worker(
+    is_cancelled: bool,
+) -> None:
+    machine = Machine(total=250, most=150)
+    machine.ask("b", limits=machine.limited(100))
+    for _ in range(3):
+        machine.ask(limits=machine.limited(10))
+    await settled()
+    large = machine.ask()
+    passes = machine.ask(limits=machine.limited(10))
+    await settled()
+    assert machine.given == [100, 10, 10, 10, 10]
+    behind = machine.ask("b", limits=machine.limited(100))
+    await settled()
+    # There is memory for it, which the large one would then wait for.
+    assert machine.given == [100, 10, 10, 10, 10]
+    if is_cancelled:
+        large.cancel()
+        await settled()
+        assert machine.given == [100, 10, 10, 10, 10, 100]
+        return
+    await machine.jobs[0].end()
+    assert machine.given == [10, 10, 10, 10]
+    await machine.jobs[3].end()
+    assert passes.done()
+    assert machine.given == [10, 10, 10, 150]
+    await machine.jobs[3].end()
+    assert large.done()
+    assert machine.given == [10, 10, 10, 100]
+    assert not behind.done()
+
+
 async def test_what_waited_behind_a_job_that_is_gone_goes_on_at_once() -> None:
     machine = Machine(total=250, most=240)
     machine.ask(limits=machine.limited(100))
