@@ -284,11 +284,13 @@ func (c *Client) compile(ctx context.Context, digest string, module []byte, opti
 	}
 	return run(ctx, c, options.Background, digest, func(ctx context.Context) (*Artifact, error) {
 		artifact, err := c.ask(ctx, request, digest)
+		// Where no tier takes so large a module, it has to come with the request.
+		isLoaded := len(module) <= uploadAboveBytes
 		for module != nil && c.is(ctx, err, ErrModuleNotLoaded) {
-			if len(module) <= uploadAboveBytes {
+			if isLoaded {
 				request.Source, module = &pb.CompileRequest_Module{Module: module}, nil
 			} else if _, err := c.load(ctx, digest, module, options.Engine); err == nil {
-				module = nil
+				isLoaded = true
 			} else if !c.is(ctx, err, ErrUploadInterrupted) {
 				return nil, err
 			}
@@ -363,7 +365,7 @@ func (c *Client) ask(ctx context.Context, request *pb.CompileRequest, digest str
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the stream where its rest is of no use
 	var got Artifact
-	request.OffsetBytes = 0
+	request.OffsetBytes, request.ArtifactSha256 = 0, ""
 	stream, err := c.modules.Compile(ctx, request)
 	for isBegun := false; ; {
 		var message *pb.CompileResponse

@@ -605,9 +605,12 @@ class Methods(ABC):
             except errors.ModuleNotLoaded:
                 if wanted.size_bytes is None:
                     raise
-            if not await self._upload(upload, deadline, about):
-                wasm: bytes | None = await self._away(wanted.read)
-                request.module = wasm or b""
+            if await self._upload(upload, deadline, about):
+                # Where no tier takes so large a module, it has to come with the request.
+                with suppress(errors.ModuleNotLoaded):
+                    return await ask()
+            wasm: bytes | None = await self._away(wanted.read)
+            request.module = wasm or b""
             return await ask()
 
         return await self._again(once, deadline, max_attempts, upload, artifact)

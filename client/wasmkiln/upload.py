@@ -49,6 +49,7 @@ class Upload(One[UploadResponse]):
 
     def messages(self, tell: Tell) -> Iterator[bytes]:
         """Yield the messages of a call. Tell how far they are, and why no more can be read."""
+        self._message = None  # of a call before: the daemon may have lost the module since
         sha256, engine = self.call.module_sha256, self.call.engine
         first = UploadRequest(sha256=sha256, size_bytes=self._size_bytes, engine=engine)
         try:

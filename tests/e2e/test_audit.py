@@ -98,6 +98,27 @@ def test_each_act_has_its_line_and_a_hit_has_none(lean_state_dir: Path, path: Pa
     assert all("identity" in line and "time" in line for line in lines(path))
 
 
+def test_an_upload_has_one_line_however_many_calls_it_takes(
+    lean_state_dir: Path, path: Path
+) -> None:
+    module = wasm.adder(next(_tags))
+    sha256, size_bytes = wasm.digest(module), len(module)
+    with audited(lean_state_dir, path) as daemon, Caller(daemon) as caller:
+
+        def upload(offset: int, data: bytes) -> grpc.StatusCode:
+            message = pb.UploadRequest(
+                sha256=sha256, size_bytes=size_bytes, offset=offset, data=data
+            )
+            code: grpc.StatusCode = caller.stub.Upload.future(iter([message])).code()
+            return code
+
+        for at in (9, 0):  # It does not begin there, and it ends before all has come.
+            assert upload(at, module[at : at + 4]) is grpc.StatusCode.ABORTED
+        assert upload(4, module[4:]) is grpc.StatusCode.OK
+    [line] = acts(path)
+    assert (line["event"], line["code"], line["module"]) == ("upload", "OK", sha256)
+
+
 def test_callers_who_share_a_compile_or_leave_it_have_lines(
     lean_state_dir: Path, path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -107,7 +108,7 @@ def go_program(folder: Path) -> Asks:
     source = go.folder / "workspace" / "src" / "readme" / "readme.go"
     source.parent.mkdir(exist_ok=True)
     source.write_text(readme(ROOT / "client" / "go", "go"))
-    go("go", "build", "readme")
+    go("go", "build", "-o", os.devnull, "readme")
     return Asks("go", [go.build("asks", str(HERE / "asks.go"))])
 
 

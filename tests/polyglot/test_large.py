@@ -141,6 +141,16 @@ def test_a_daemon_without_uploads(liar: LyingServer, asks: Asks, large: Path, me
     assert asks.once(liar.address, large, "--load", "yes").what == "loaded"
 
 
+def test_a_module_that_no_tier_keeps_comes_with_the_request(
+    liar: LyingServer, asks: Asks, large: Path
+) -> None:
+    lacking = _refusing(grpc.StatusCode.NOT_FOUND, "MODULE_NOT_LOADED")
+    upcoming = iter([lacking, lacking, honest.HONEST["Compile"]])
+    liar.answers["Compile"] = lambda *call: next(upcoming)(*call)
+    assert asks.once(liar.address, large).what == "compiled"
+    assert liar.calls == ["Compile", "QueryUpload", "Upload", "Compile", "Compile"]
+
+
 def test_an_upload_ends_when_nothing_more_arrives(
     liar: LyingServer, asks: Asks, large: Path
 ) -> None:
@@ -205,3 +215,20 @@ def test_the_rest_of_an_artifact(asks: Asks, large: Path) -> None:
         said = asks(liar.address, large, "--times", str(len(rests)))
     assert [each.what for each in said] == [due for *_, due in rests]
     assert asked == [(0, ""), (HALF, honest.header().artifact_sha256)] * len(rests)
+
+
+def test_a_module_that_is_gone_when_a_download_goes_on(
+    liar: LyingServer, asks: Asks, large: Path
+) -> None:
+    asked: list[CompileRequest] = []
+
+    def answer(message: bytes, context: Any) -> Iterator[bytes]:
+        asked.append(request := CompileRequest.FromString(message))
+        lacking = _refusing(grpc.StatusCode.NOT_FOUND, "MODULE_NOT_LOADED")
+        answers = [_part(request, 0, HALF), lacking, honest.HONEST["Compile"]]
+        return answers[len(asked) - 1](message, context)
+
+    liar.answers["Compile"] = answer
+    assert asks.once(liar.address, large).what == "compiled"
+    assert all(bool(each.offset_bytes) == bool(each.artifact_sha256) for each in asked)
+    assert [bool(each.offset_bytes) for each in asked[:2]] == [False, True]

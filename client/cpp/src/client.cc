@@ -329,15 +329,20 @@ struct Client::State {
     request.set_cpu(how.cpu);
     request.mutable_settings()->insert(how.settings.begin(), how.settings.end());
     request.set_inline_limit_bytes(kInlineBytes);
+    // Where no tier takes so large a module, it has to come with the request.
+    bool is_loaded = module && module->size() <= kUploadAboveBytes;
     while (true) {
       try {
         return ask(request, shared);
       } catch (const WasmkilnError& error) {
         if (!module || error.details().reason != "MODULE_NOT_LOADED") throw;
       }
-      bool is_large = module->size() > kUploadAboveBytes;
-      if (!is_large) request.set_module(module->data(), module->size());
-      if (!is_large || load(*module, shared)) module = nullptr;
+      if (is_loaded) {
+        request.set_module(module->data(), module->size());
+        module = nullptr;
+      } else {
+        is_loaded = load(*module, shared).has_value();
+      }
     }
   }
 };

@@ -129,14 +129,17 @@ class Client {
     return this.#call(options, digest, async (call) => {
       const ask = (source) => this.#answer({ ...asked, ...source }, digest, call)
       let header
+      let isLoaded = module?.length <= UPLOAD_ABOVE_BYTES
       for (let source = { sha256: digest }; !header; ) {
         try {
           header = await ask({ acceptHostFile, ...source })
         } catch (error) {
           if (!module || !(error instanceof errors.ModuleNotLoaded)) throw error
-          const isLarge = module.length > UPLOAD_ABOVE_BYTES
-          if (!isLarge) source = { module }
-          if (!isLarge || (await this.#load(digest, module, engine, call))) module = undefined
+          // Where no tier takes so large a module, it has to come with the request.
+          if (isLoaded) {
+            source = { module }
+            module = undefined
+          } else isLoaded = Boolean(await this.#load(digest, module, engine, call))
         }
       }
       if (header.hostFile) {

@@ -34,6 +34,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, TypeVar
+from weakref import WeakValueDictionary
 
 import structlog
 from google.protobuf import json_format
@@ -371,6 +372,7 @@ class HostStore:
         self.shelf.store, self._options = self, self.shelf.options
         self._served = self._written = dict[str, Any]()
         self._too_large = deque[CacheKey](maxlen=100)
+        self._sent = WeakValueDictionary[tuple[int, ...], _File]()
 
     async def start(self) -> None:
         """Make the store ready, in the background if its disk takes long; never raise."""
@@ -572,11 +574,14 @@ class HostStore:
             return replace(artifact, frames=tuple(frames))
         artifact, opened = self._open(more, entry)
         with opened:
-            file = _File(os.dup(opened.fileno()))
+            which = entry.files[ARTIFACT]
+            file = self._sent.get(which) or _File(os.dup(opened.fileno()))
+            self._sent[which] = file
 
         def pieces(offset_bytes: int) -> Iterator[Awaitable[bytes]]:
             for at in range(offset_bytes, size_bytes, model.CHUNK_BYTES):
-                yield self._piece(partial(file.frame, at, min(model.CHUNK_BYTES, size_bytes - at)))
+                read = partial(file.frame, at, min(model.CHUNK_BYTES, size_bytes - at))
+                yield _Later(partial(self._piece, read))
 
         return replace(artifact, pieces=pieces)
 
@@ -717,6 +722,16 @@ class _File:
         if len(chunk) != size_bytes:
             raise TierUnavailable("the host store has an artifact that was cut")
         return model.frame(chunk)
+
+
+@dataclass(frozen=True)
+class _Later:
+    """What begins only when it is awaited: a caller may go before."""
+
+    begin: Callable[[], Awaitable[bytes]]
+
+    def __await__(self) -> Any:
+        return self.begin().__await__()
 
 
 class Entry:

@@ -259,8 +259,8 @@ class Rpc:
         if reason in _REFUSALS:
             event = "refusal"
         elif code != "OK":
-            if call.origin or reason is Reason.MODULE_NOT_LOADED:
-                return  # It was served, and could not be sent; or there was nothing to compile.
+            if call.origin or reason in (Reason.MODULE_NOT_LOADED, Reason.UPLOAD_INTERRUPTED):
+                return  # It was served, and could not be sent; or there was nothing to work on.
         elif event == "compile" and call.origin not in _MADE:
             return
         if not event:

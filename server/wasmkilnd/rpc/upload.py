@@ -203,4 +203,4 @@ def _key(sha256: str, call: Call) -> _Key:
 def _no_disk(failure: OSError) -> WasmkilnError:
     why = failure.strerror or "it fails"
     log.warning("cannot keep an upload on disk", cause=why)
-    return errors.uploads_full(f"the disk for uploads takes no more ({why})")
+    return errors.uploads_full(f"cannot keep the upload on disk ({why})")

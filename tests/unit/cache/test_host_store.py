@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import math
 import os
@@ -369,6 +370,27 @@ async def test_what_does_not_fit_is_read_as_it_is_sent(tmp_path: Path) -> None:
             got = [await each for each in found.pieces(offset_bytes)]
             assert payload_of(got) == payload_of(one.frames)[offset_bytes:]
             assert len(got) == -(-(1_300_000 - offset_bytes) // model.CHUNK_BYTES)
+
+
+async def test_all_calls_share_the_file_that_they_are_sent(tmp_path: Path) -> None:
+    one = artifact(1, 1_300_000)
+
+    def opened() -> int:
+        file = folder_of(tmp_path, one) / "artifact"
+        descriptors = map(str, Path("/proc/self/fd").iterdir())
+        return sum(os.path.realpath(each) == os.fspath(file) for each in descriptors)
+
+    async with started(host_store(tmp_path, SEALER)) as tier:
+        await tier.put(one)
+        found = [await tier.get(one.key, None, lambda _: False) for _ in range(9)]
+        assert opened() == 1
+        # A caller who goes before he is sent a frame leaves nothing: warnings are errors.
+        assert found[0]
+        assert found[0].pieces
+        assert next(found[0].pieces(0))
+        found.clear()
+        gc.collect()
+        assert opened() == 0
 
 
 async def test_a_file_that_is_cut_while_it_is_sent_ends_the_answer(tmp_path: Path) -> None:

@@ -195,6 +195,38 @@ def test_an_answer_that_was_lost_is_not_paid_for_twice(
     assert daemon.arrived_bytes == len(WASM)
 
 
+def test_a_daemon_that_loses_a_module_gets_it_again(
+    daemon: FakeDaemon, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, lost = daemon._load, Refusal(LOST.code, also=daemon.modules.clear)
+
+    def end_once(request: Any, context: Any) -> Any:
+        if not daemon.requests("Compile")[1:]:
+            daemon.refuse(lost)
+        return load(request, context)
+
+    monkeypatch.setattr(daemon, "_load", end_once)
+    assert client.compile(WASM).bytes == daemon.artifact
+    once = ["Compile", "QueryUpload", "Upload", "Compile"]
+    assert asked(daemon) == once * 2
+
+
+def test_a_module_that_no_tier_keeps_comes_with_the_request(
+    daemon: FakeDaemon, client: Any, source: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = daemon._load
+
+    def forget(request: Any, context: Any) -> Any:
+        answer = load(request, context)
+        daemon.modules.clear()
+        return answer
+
+    monkeypatch.setattr(daemon, "_load", forget)
+    assert client.compile(source).bytes == daemon.artifact
+    assert asked(daemon) == ["Compile", "QueryUpload", "Upload", "Compile", "Compile"]
+    assert [request.module for request in daemon.requests("Compile")] == [b"", b"", WASM]
+
+
 def test_a_deadline_ends_an_upload(daemon: FakeDaemon, client: Any) -> None:
     daemon.upload_cuts.extend([(PIECE_BYTES, LOST)] * 1000)
     with pytest.raises(wasmkiln.WasmkilnError) as caught:

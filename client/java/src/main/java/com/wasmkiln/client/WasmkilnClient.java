@@ -63,6 +63,8 @@ public final class WasmkilnClient implements AutoCloseable {
   public Artifact compile(byte[] module, CompileOptions options) {
     Call call = new Call(TrustedKeys.sha256(module), options);
     CompileRequest.Builder request = request(call.module, options);
+    // Where no tier takes so large a module, it has to come with the request.
+    boolean isLoaded = module.length <= UPLOAD_ABOVE_BYTES;
     for (boolean isSent = false; ; ) {
       try {
         return ask(call, request);
@@ -71,11 +73,11 @@ public final class WasmkilnClient implements AutoCloseable {
           throw refused;
         }
       }
-      isSent = module.length <= UPLOAD_ABOVE_BYTES;
+      isSent = isLoaded;
       if (isSent) {
         request.setModule(UnsafeByteOperations.unsafeWrap(module));
       } else {
-        isSent = load(call, module, options.engine()) != null;
+        isLoaded = load(call, module, options.engine()) != null;
       }
     }
   }
