@@ -459,7 +459,8 @@ class Settings(BaseModel):
     machine's or control group's memory, or compile_memory_total_bytes, if that is less."""
     compile_memory_total_bytes: Size = _live(0, ge=0)
     """Memory that all compilations and validations of all engines may use together: others wait; 0
-    for three quarters of the machine's or control group's memory."""
+    for three quarters of the machine's or control group's memory, or compile_memory_bytes if that
+    is more."""
     compile_memory_retry_bytes: Size = _live(0, ge=0)
     """Memory with which a module is tried once more, alone, that needs more than
     compile_memory_bytes. Meanwhile nothing else is compiled or validated. With 0 it fails."""
@@ -538,7 +539,7 @@ class Settings(BaseModel):
     @property
     def effective_compile_memory_total_bytes(self) -> int:
         """Bytes of memory of all compilations and validations together."""
-        one = max(self.effective_compile_memory_bytes, self.compile_memory_retry_bytes)
+        one = self.effective_compile_memory_bytes
         return self.compile_memory_total_bytes or max(memory_bytes() * 3 // 4, one)
 
     @property

@@ -21,11 +21,11 @@ from tests.sizes import size
 MIB = 2**20
 # The machine, all of its jobs, and a job, at first and alone. Where the machine is small, a job
 # needs relatively more: the address space that no thread of its touches does not shrink with it.
-MACHINE, ALL, ONE = size(8192, 2048) * MIB, size(6144, 1536) * MIB, size(2048, 512) * MIB
+MACHINE, ALL, ONE = size(8192, 1536) * MIB, size(6144, 1152) * MIB, size(2048, 384) * MIB
 RETRY = 2 * ONE
 # wasmtime touches 5.6 KB for each empty function: the first has most of what one job may have, the
 # second more than that, and the third more than it may have alone.
-NEEDED = size(0.85, 0.65) * ONE, 1.5 * ONE, 1.25 * RETRY
+NEEDED = size(0.85, 0.45) * ONE, 1.1 * ONE, 1.05 * RETRY
 FITS, LARGE, TOO_LARGE = (int(each / 5700) for each in NEEDED)
 # Two processors, however many there are: each thread takes address space. The group comes last, so
 # that the interpreter is in it with all that it maps from then on.

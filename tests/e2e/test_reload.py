@@ -9,6 +9,7 @@ import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from wasmkiln import (
     AttestationInvalid,
     Client,
+    CompilerCrashed,
     CompileTimeout,
     ModuleQuarantined,
     ModuleTooLarge,
@@ -25,7 +27,7 @@ from wasmkiln.v1 import module_service_pb2 as pb
 from tests.e2e import wasm
 from tests.e2e.callers import COMPILE, RawCaller
 from tests.e2e.daemon import FAILED, Configured, fresh_state
-from tests.e2e.processes import eventually
+from tests.e2e.processes import busy_job, eventually, send, stopped
 from tests.e2e.programs import Installed, begin_to_serve
 from tests.e2e.signing_keys import KeyDirectory, KeyPair
 from tests.e2e.test_cache import REDIS, settled
@@ -158,6 +160,34 @@ def test_limits_on_traffic_and_the_quarantine_are_taken_over(configured: Configu
         configured.reload()
         with pytest.raises(CompileTimeout):
             client.compile(harmful)
+
+
+def test_jobs_that_wait_for_memory_start_when_a_reload_grants_it(
+    engines: Installed, tmp_path: Path
+) -> None:
+    little = {"compile_memory_bytes": "600MiB", "compile_memory_total_bytes": "600MiB"}
+    configured = with_settings(tmp_path, "--workers", "2", compile_timeout_s=600, **little)
+    daemon = configured.daemon
+    with (
+        daemon,
+        daemon.client(timeout_s=300, max_attempts=1) as client,
+        ThreadPoolExecutor(2) as threads,
+    ):
+        first = threads.submit(client.compile, wasm.nested_blocks(1_000_000))
+        job = busy_job(daemon.process.pid)
+        assert stopped(job)
+        try:
+            second = threads.submit(client.compile, wasm.adder(2))
+            waiting = partial(daemon.metric, "queue_for_memory", engine="wasmer-1.1.0")
+            eventually(lambda: waiting() == 1, "it does not wait")
+            configured.write(compile_memory_total_bytes="2GiB")
+            configured.reload()
+            assert second.result(60).header.size_bytes > 0
+            assert not first.done()
+        finally:
+            send(signal.SIGKILL, job)
+        with pytest.raises(CompilerCrashed):
+            first.result()
 
 
 BROKEN = {

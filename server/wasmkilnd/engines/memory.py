@@ -3,10 +3,10 @@
 Before a job gets a worker it reserves memory, and its address space is limited to that. So the sum
 of the reservations bounds what jobs use, whatever modules do and however wrong an estimate is.
 
-**How much.** A job first gets what modules of its size needed before, and as much again. One that
-breaks is run again by its pool, with ``compile_memory_bytes``, and only that counts. One that needs
-more than those is run once more with ``compile_memory_retry_bytes``, if that is set: alone, as it
-then reserves all that there is.
+**How much.** A job first gets what modules of its size needed before, and as much again; one that
+compiles no less than a guess by the size. One that breaks is run again by its pool, with
+``compile_memory_bytes``, and only that counts. One that needs more than those is run once more with
+``compile_memory_retry_bytes``, if that is set: alone, as it then reserves all that there is.
 
 **When.** A pool whose next job finds too little memory stands in a line with other pools. There are
 two cases for a job that asks:
@@ -15,8 +15,9 @@ two cases for a job that asks:
    its memory is free.
 2. It is behind that one, in its pool or in another: it starts now, before it, if it fits in beside
    it: if both, and all that have passed it so far, are no more than there is. So the validation of
-   a small module does not wait for the memory of a large one, and the large one waits for no other
-   jobs than ran when its turn came.
+   a small module does not wait for the memory of a large one, and the large one waits for no
+   memory but of jobs that ran when its turn came. Its pool keeps its place where one that passed
+   took the last worker.
 """
 
 from __future__ import annotations
@@ -44,8 +45,9 @@ _MIB = 2**20
 # What a job maps and hardly touches: the heap of each thread takes 64 MiB of address space, its
 # stack 2 MiB. Of 2 to 64 threads, 60 to 80 % of it was mapped.
 _UNUSED_BYTES = 128 * _MIB + min(ARENAS, cpu_count()) * 64 * _MIB + cpu_count() * 2 * _MIB
-# A first guess: of 19 real modules up to 14 MB none touched more, with 64 threads either.
-_FIRST_GUESS, _FIRST_GUESS_BYTES = 128, 128 * _MIB
+# What a module needs, and for each of its bytes: of 36 real modules up to 69 MB none touched more,
+# with 64 threads either (docs/reference/large.md). That most need a quarter says nothing of others.
+_GUESS_BYTES, _GUESS = 128 * _MIB, 160
 # How many jobs of a class are remembered: a module that needed much counts until as many others
 # came.
 _RECENT = 32
@@ -110,8 +112,8 @@ class Memory:
     def __post_init__(self) -> None:
         # By job.
         self._reserved: dict[Hashable, int] = {}
-        # What the next job of each pool needs, in the order in which they began to wait for it.
-        self._line: dict[Fill, int] = {}
+        # The next job of each pool and what it needs, in the order in which pools began to wait.
+        self._line: dict[Fill, tuple[Hashable, int]] = {}
         # What jobs reserved that passed the first in the line, while it stands there.
         self._passed: dict[Hashable, int] = {}
         # The peaks of recent jobs, by what they did and the size of their modules.
@@ -141,7 +143,7 @@ class Memory:
         # A job that is alone gets whatever it needs: a reload may have lowered the total.
         fits = taken + wanted <= self.total or not taken
         if fits and passes:
-            beside = self._line[front] + sum(self._passed.values())
+            beside = self._line[front][1] + sum(self._passed.values())
             fits = wanted + beside <= self.total
         if fits:
             self._reserved[job] = wanted
@@ -150,11 +152,13 @@ class Memory:
             if is_next:
                 self.leave(pool)
         elif is_next:
-            self._line[pool] = wanted
+            self._line[pool] = job, wanted
         return fits
 
-    def leave(self, pool: Fill) -> None:
-        """Take a pool out of the line: it needs no memory, or has no worker for it."""
+    def leave(self, pool: Fill, job: Hashable = None) -> None:
+        """Take a pool out of the line; with ``job``, only if it stands there for that one."""
+        if job and self._line.get(pool, (None,))[0] is not job:
+            return
         if pool == next(iter(self._line), None):
             self._passed.clear()
         self._line.pop(pool, None)
@@ -171,9 +175,11 @@ class Memory:
 
     def wanted(self, engine_id: str, order: JobOrder) -> int:
         """Return how much a job needs at first, by its like: never more than its limit."""
-        guess = _FIRST_GUESS_BYTES + _FIRST_GUESS * order.size_bytes
+        guess = _GUESS_BYTES + _GUESS * order.size_bytes
         peaks = self._peaks.get(_class_of(engine_id, order))
         needs = 2 * max(peaks) if peaks else guess
+        if order.order["op"] == "compile":
+            needs = max(needs, guess)
         return min(order.limits.compile_memory_bytes, needs + _UNUSED_BYTES)
 
     def learn(self, engine_id: str, order: JobOrder, peak_bytes: int) -> None:

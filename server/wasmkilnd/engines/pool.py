@@ -275,6 +275,7 @@ class WorkerPool:
             for each in watching:
                 each.cancel()
             if not job.worker:  # Others may have waited behind it.
+                self.memory.leave(self.fill, job)
                 self.memory.settle(self.fill)
         if not job.granted.done():
             watching[0].result()  # It may have failed.
@@ -369,7 +370,7 @@ class WorkerPool:
         while self._idle and (job := self._next()):
             self._start(job, self._idle.pop())
             started = True
-        if not (self._idle and self._waiting):
+        if not (self._waiting and self.alive):
             self.memory.leave(self.fill)
         return started
 

@@ -323,6 +323,8 @@ class Serving:
 
         The log says what changed. An engine that failed at its last start is tried again.
         """
+        for engine in self.registry.served:  # The reload may have raised what jobs may have.
+            engine.pool.fill()
         # Other daemons that are told of the same engine want to know what is hot here.
         await self._tenants.save_uses()
         try:

@@ -254,7 +254,7 @@ def test_all_jobs_have_at_least_what_one_may_have(monkeypatch: pytest.MonkeyPatc
     assert limits() == (4096, 6144)
     assert limits(compile_memory_total_bytes="1GiB") == (1024, 1024)
     assert limits(compile_memory_bytes="7GiB") == (7168, 7168)
-    assert limits(compile_memory_retry_bytes="7GiB") == (4096, 7168)
+    assert limits(compile_memory_retry_bytes="6GiB") == (4096, 6144)
     [line] = problems({"compile_memory_bytes": "2GiB", "compile_memory_total_bytes": "1GiB"})
     assert "it is 1,073,741,824, below compile_memory_bytes, 2,147,483,648" in line
     [line] = problems({"compile_memory_retry_bytes": "2GiB"})
@@ -262,6 +262,9 @@ def test_all_jobs_have_at_least_what_one_may_have(monkeypatch: pytest.MonkeyPatc
     assert "it is below compile_memory_bytes, 4,294,967,296" in line
     [line] = problems({"compile_memory_retry_bytes": "5GiB", "compile_memory_total_bytes": "4GiB"})
     assert "below compile_memory_retry_bytes" in line
+    # What is tried alone does not raise what all together may have.
+    [line] = problems({"compile_memory_retry_bytes": "7GiB"})
+    assert "it is 6,442,450,944, below compile_memory_retry_bytes, 7,516,192,768" in line
 
 
 # Where a daemon may listen: TLS and identities on a network, and settings that go together

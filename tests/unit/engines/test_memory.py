@@ -169,6 +169,39 @@ async def test_a_large_job_waits_for_no_other_jobs_than_ran_before_however_many_
     assert len(machine.jobs) == 8
 
 
+@pytest.mark.parametrize("is_cancelled", [False, True])
+async def test_a_large_job_keeps_its_turn_where_one_that_passes_takes_the_last_worker(
+    is_cancelled: bool,
+) -> None:
+    machine = Machine(total=250, most=150)
+    machine.ask("b", limits=machine.limited(100))
+    for _ in range(3):
+        machine.ask(limits=machine.limited(10))
+    await settled()
+    large = machine.ask()
+    passes = machine.ask(limits=machine.limited(10))
+    await settled()
+    assert machine.given == [100, 10, 10, 10, 10]
+    behind = machine.ask("b", limits=machine.limited(100))
+    await settled()
+    # There is memory for it, which the large one would then wait for.
+    assert machine.given == [100, 10, 10, 10, 10]
+    if is_cancelled:
+        large.cancel()
+        await settled()
+        assert machine.given == [100, 10, 10, 10, 10, 100]
+        return
+    await machine.jobs[0].end()
+    assert machine.given == [10, 10, 10, 10]
+    await machine.jobs[3].end()
+    assert passes.done()
+    assert machine.given == [10, 10, 10, 150]
+    await machine.jobs[3].end()
+    assert large.done()
+    assert machine.given == [10, 10, 10, 100]
+    assert not behind.done()
+
+
 async def test_what_waited_behind_a_job_that_is_gone_goes_on_at_once() -> None:
     machine = Machine(total=250, most=240)
     machine.ask(limits=machine.limited(100))
@@ -274,22 +307,23 @@ async def learned(machine: Machine, *peaks: int, size: int = 100, **report: Any)
 
 async def test_a_job_gets_twice_what_its_like_needed_and_room_for_what_is_not_used() -> None:
     machine = Machine(total=10**5, most=10**4)
-    room = await learned(machine, 1) - 2
+    room = await learned(machine) - 128
     assert await learned(machine, 100) == 200 + room
     assert await learned(machine, 10) == 200 + room
-    # Of another size, and the first of its size.
-    assert await learned(machine, 50, size=10_000) == 100 + room
-    assert await learned(machine, size=2**23) == 128 + 128 * 8 + room
+    # Of another size; and the first of its size, or one whose like needed little.
+    assert await learned(machine, 75, size=10_000) == 150 + room
+    assert await learned(machine, size=2**23) == 128 + 160 * 8 + room
+    assert await learned(machine, 10, size=2**23) == 128 + 160 * 8 + room
     # Never more than the limit.
     assert await learned(machine, 10**4) == 10**4
 
 
 async def test_a_module_that_needed_much_counts_until_32_others_came() -> None:
     machine = Machine(total=10**5, most=10**4)
-    room = await learned(machine, 1) - 2
+    room = await learned(machine) - 128
     assert await learned(machine, 1000) == 2000 + room
-    assert await learned(machine, *[10] * 31) == 2000 + room
-    assert await learned(machine, 10) == 20 + room
+    assert await learned(machine, *[70] * 31) == 2000 + room
+    assert await learned(machine, 70) == 140 + room
 
 
 async def test_what_breaks_or_is_refused_teaches_nothing() -> None:

@@ -394,9 +394,10 @@ def too_low(memory_bytes: int, cpu_s: int, threads: int) -> str:
 
 def _needs(memory_bytes: int, cpu_s: int, threads: int) -> dict[str, tuple[int, str, str]]:
     """Return how high a limit has to be for a job, its flag of ``ulimit``, and the setting."""
+    setting = "COMPILE_MEMORY_BYTES and WASMKILN_COMPILE_MEMORY_RETRY_BYTES"
     return {
-        "AS": (memory_bytes, "v", "COMPILE_MEMORY_BYTES"),
-        "DATA": (memory_bytes, "d", "COMPILE_MEMORY_BYTES"),
+        "AS": (memory_bytes, "v", setting),
+        "DATA": (memory_bytes, "d", setting),
         "CPU": (cpu_s + 1, "t", "COMPILE_CPU_S"),
         # The kernel's default, which compilers need because they recurse.
         "STACK": (8 * 1024**2, "s", ""),
