@@ -33,7 +33,7 @@ from tests.e2e.callers import (
     stopped_job,
 )
 from tests.e2e.daemon import TWO_ENGINES, RedisDaemon, fresh_state
-from tests.e2e.processes import cpu_s_of, eventually, jobs_of, parent_of
+from tests.e2e.processes import cpu_s_of, eventually, jobs_of, kill_job, parent_of
 from tests.e2e.programs import installed_engines
 from tests.memory.watched import Watched
 from tests.servers.redis_server import RedisServer, binary_of, redis_server
@@ -170,15 +170,16 @@ def test_a_compile_that_loses_its_process_or_takes_too_long(
 ) -> None:
     engine = "wasmer-1.1.0" if victim == "time" else ENGINE
     call = caller.compile(wasm.many_functions(60_000, tag=len(victim)), engine=engine)
-    for _ in range(2 if victim == "worker" else 1):
+    if victim == "job":
+        kill_job(kiln.pid)
+    elif victim == "time":
+        # The kernel sends SIGXCPU to a job that has used up its CPU time.
+        os.kill(job_of(kiln), signal.SIGXCPU)
+    for _ in range(2 if victim == "worker" else 0):
         job = job_of(kiln)
-        if victim == "worker":
-            os.kill(job, signal.SIGSTOP)
-            os.kill(parent_of(job), signal.SIGKILL)
-            eventually(lambda job=job: parent_of(job) == 0, "the job is left")  # type: ignore[misc]
-        else:
-            # The kernel sends SIGXCPU to a job that has used up its CPU time.
-            os.kill(job, signal.SIGXCPU if victim == "time" else signal.SIGKILL)
+        os.kill(job, signal.SIGSTOP)
+        os.kill(parent_of(job), signal.SIGKILL)
+        eventually(lambda job=job: parent_of(job) == 0, "the job is left")  # type: ignore[misc]
     assert failure_of(call)[1] == ("COMPILE_TIMEOUT" if victim == "time" else "COMPILER_CRASHED")
 
 
@@ -374,8 +375,10 @@ def test_calls_that_wait_for_another_daemon_and_take_over(
     states: Path, sharing: Watched, valkey: RedisServer
 ) -> None:
     state = fresh_state(states / "other", engines=(ENGINE,))
+    # So little that a job has all of it from the start: one that is killed does not run again.
+    flags = [*SHARED, "--compile-memory-bytes", "350MiB"]
     with (
-        RedisDaemon(state, SHARED, {"WASMKILN_REDIS_URL": valkey.url}) as other,
+        RedisDaemon(state, flags, {"WASMKILN_REDIS_URL": valkey.url}) as other,
         Caller(other) as others,
         Caller(sharing) as caller,
     ):
