@@ -4,6 +4,7 @@ Everything is imported now, and called by number where Python has no function fo
 a job there is no file to import from. Harmless even where it succeeds.
 """
 
+import _thread
 import ctypes
 import errno
 import fcntl
@@ -306,15 +307,24 @@ def exhaust_descriptors(wanted):
 def exhaust_threads(wanted):
     threading.stack_size(64 * 1024)
     done = threading.Event()
-    threads = []
+    living = []
+
+    def live():
+        living.append(True)
+        done.wait()
+
     try:
+        # Not Thread.start: it waits for ever for a thread that dies at once for want of memory.
         for _ in range(wanted):
-            thread = threading.Thread(target=done.wait, daemon=True)
-            thread.start()
-            threads.append(thread)
+            _thread.start_new_thread(live, ())
+        until = time.monotonic() + 5
+        while len(living) < wanted and time.monotonic() < until:
+            done.wait(0.01)
     finally:
         done.set()
-    return len(threads)
+    if len(living) < wanted:
+        raise MemoryError("threads die as they begin")
+    return len(living)
 
 
 def lock_memory(size):
