@@ -318,7 +318,7 @@ class Remote:
                 if self.size(name) is not None:
                     return False
                 # In parts of 5 MiB. Another daemon that does the same now writes an equal value.
-                self._obstore.put(self._store, name, chunks, use_multipart=True, max_concurrency=2)
+                self._obstore.put(self._store, name, chunks, use_multipart=True, max_concurrency=1)
             else:
                 data = b"".join(chunks)
                 self._obstore.put(self._store, name, data, mode="create", use_multipart=False)
