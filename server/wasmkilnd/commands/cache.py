@@ -157,12 +157,23 @@ def _command(*own: Decorator, verifies: bool = False, makes: bool = False) -> Ca
 # ---- Open a tier
 
 
+_interrupts: list[int] = []
+
+
+def _interrupt(number: int, _: object) -> None:
+    """Raise KeyboardInterrupt at once, so that unfinished work is undone; and note it.
+
+    Python ignores what is raised while it frees an object: so who may wait for ever looks first.
+    """
+    _interrupts.append(number)
+    raise KeyboardInterrupt
+
+
 def _sealer(settings: Settings, *, verifies: bool) -> Sealer:
     # Only errors: the command prints what an operator needs.
     logs.configure("text", "error", sys.stderr)
     for number in (signal.SIGINT, signal.SIGTERM):
-        # Raises KeyboardInterrupt at once, so that unfinished work is undone.
-        signal.signal(number, signal.default_int_handler)
+        signal.signal(number, _interrupt)
     keys = read_keys(settings)
     if verifies and not keys.trusted:
         why = f"no key is trusted here, and there is none in {settings.effective_keys_dir}"
@@ -749,6 +760,8 @@ def _values_in(archive: IO[bytes], limit_bytes: int) -> Iterator[bytes]:
     """Return the values in an archive."""
 
     def read(size_bytes: int) -> bytes:
+        if _interrupts:
+            raise KeyboardInterrupt
         if len(found := archive.read(size_bytes)) < size_bytes:
             raise CommandFailed("it is cut off")
         return found
