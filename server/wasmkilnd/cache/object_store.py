@@ -24,12 +24,9 @@ import secrets
 import stat
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from queue import SimpleQueue
-from threading import Thread
 from typing import Any, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -43,6 +40,7 @@ from wasmkilnd.errors import AccessUnusable, DoesNotFit, TierUnavailable, forget
 from wasmkilnd.flights import Allowance
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Kind, Module, TierUsage
 from wasmkilnd.model import RejectionCause as Cause
+from wasmkilnd.threads import Threads
 
 T = TypeVar("T")
 # Names of objects and their sizes, a part of a listing.
@@ -388,33 +386,6 @@ def _status(failure: Exception) -> str:
     return found[1] if found else ""
 
 
-class _Threads(Executor):
-    """Threads that do not keep the daemon from ending while a store does not answer."""
-
-    def __init__(self, count: int, name: str) -> None:
-        self._jobs = SimpleQueue[tuple[Future[Any], Callable[[], Any]]]()
-        for number in range(count):
-            Thread(target=self._work, name=f"{name}-{number}", daemon=True).start()
-
-    def submit(self, fn: Callable[..., T], /, *args: Any, **named: Any) -> Future[T]:
-        """Call ``fn`` in a thread."""
-        future = Future[T]()
-        self._jobs.put((future, partial(fn, *args, **named)))
-        return future
-
-    def _work(self) -> None:
-        while True:
-            future, work = self._jobs.get()
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(work())
-                except Exception as failure:
-                    future.set_exception(failure)
-                except BaseException as panic:  # Of Rust: it would end whoever waits.
-                    future.set_exception(RuntimeError(f"{type(panic).__name__}: {panic}"))
-            del future, work
-
-
 class Bucket(Breaker):
     """The way to the store, for all namespaces. For one event loop."""
 
@@ -426,8 +397,8 @@ class Bucket(Breaker):
         self.url, path = url, urlsplit(url)
         is_here = path.scheme == "file"
         self.store = Files(unquote(path.path)) if is_here else Remote(url, timeout_s, largest_bytes)
-        self._readers = _Threads(READS_AT_ONCE, "wasmkiln-object-read")
-        self._writers = _Threads(4, "wasmkiln-object-write")
+        self._readers = Threads(READS_AT_ONCE, "wasmkiln-object-read")
+        self._writers = Threads(4, "wasmkiln-object-write")
         # By whether it is a write: why the store refuses it, and until when it is not asked.
         self._refusals = {False: ("", 0.0), True: ("", 0.0)}
         self._jobs = set[asyncio.Future[Any]]()
@@ -501,7 +472,7 @@ class Bucket(Breaker):
             await asyncio.wait(self._jobs, timeout=_PATIENCE_S)
 
     async def _wait(
-        self, work: Callable[[], T], threads: _Threads, more: Allowance | None = None
+        self, work: Callable[[], T], threads: Threads, more: Allowance | None = None
     ) -> T:
         """Wait for ``work`` in a thread, which goes on if it takes too long. TimeoutError."""
         more, until_s = more or Allowance(), time.monotonic() + self.timeout_s
