@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from wasmkilnd.engines import process
-from wasmkilnd.engines.process import NOBODY, Worker, pick_user
+from wasmkilnd.engines import process, users
+from wasmkilnd.engines.process import Worker
+from wasmkilnd.engines.users import NOBODY, pick_user
 from wasmkilnd.model import LayerState
 
 from tests.confinement import workers
@@ -42,14 +43,14 @@ async def test_a_user_that_somebody_else_has_is_told(
 ) -> None:
     async with workers.running(confined_engine) as one, workers.running(confined_engine) as other:
         assert user_of(one.pid) != user_of(other.pid)
-        assert str(one.pid) in process._owner_of(user_of(one.pid))
+        assert str(one.pid) in users._owner_of(user_of(one.pid))
         assert privileges_of(one) == (
             LayerState.ENFORCED,
             f"user {user_of(one.pid)}, no capabilities, no core dumps",
         )
-    assert process._owner_of(NOBODY) == "the user nobody"
+    assert users._owner_of(NOBODY) == "the user nobody"
     user = unused_user()
-    monkeypatch.setattr(process, "pick_user", lambda: (user, process._owner_of(user)))
+    monkeypatch.setattr(process, "pick_user", lambda: (user, users._owner_of(user)))
     with service_of(user) as pid:
         async with workers.running(confined_engine) as worker:
             state, detail = privileges_of(worker)
@@ -80,7 +81,7 @@ async def test_a_user_that_only_a_zombie_has_is_free() -> None:
     pids = dict(launched.stdout.readline().split() for _ in range(2))
     try:
         assert state_of(int(pids["zombie"])) == "Z"
-        assert process._owner_of(user) == ""
+        assert users._owner_of(user) == ""
     finally:
         os.kill(int(pids["parent"]), signal.SIGKILL)
         launched.wait()

@@ -8,8 +8,9 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
+from wasmkilnd.engines.job import JobOrder
 from wasmkilnd.engines.pool import Job, WorkerPool
-from wasmkilnd.engines.process import JobNotSetUp, JobOrder, Worker
+from wasmkilnd.engines.process import JobNotSetUp, Worker
 from wasmkilnd.errors import Fault, Reason, WasmkilnError
 
 from tests.confinement import workers

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from wasmkilnd.engines.job import JobOrder, JobReport
 from wasmkilnd.engines.memory import Memory
 from wasmkilnd.engines.pool import WorkerPool
-from wasmkilnd.engines.process import JobOrder, JobReport, Worker, start_worker
+from wasmkilnd.engines.process import Worker, start_worker
 from wasmkilnd.model import Limits, Reloadable
 from wasmkilnd.telemetry.metrics import Metrics
 

@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from wasmkiln.v1.types_pb2 import ImportType
-from wasmkilnd.engines import process, verdict
+from wasmkilnd.engines import job, verdict
 from wasmkilnd.engines.child import frames
 from wasmkilnd.engines.child.frames import HEADER, Type
-from wasmkilnd.engines.process import Ended, JobOrder, JobReport, Worker, WorkerDied
+from wasmkilnd.engines.job import JobOrder, JobReport
+from wasmkilnd.engines.process import Ended, Worker, WorkerDied
 from wasmkilnd.engines.verdict import Outcome
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import ExternType, Limits
@@ -86,7 +87,7 @@ async def with_peer(stream: bytes, hear: Callable[[socket.socket], Awaitable[obj
 def what_comes_of(stream: bytes, ended: dict[str, int | None]) -> JobReport:
     """Have the daemon exchange with a job that sends ``stream`` and goes."""
     report = JobReport(**ended)  # type: ignore[arg-type]
-    asyncio.run(with_peer(stream, lambda ours: process.exchange(ours, ORDER, report)))
+    asyncio.run(with_peer(stream, lambda ours: job.exchange(ours, ORDER, report)))
     return report
 
 

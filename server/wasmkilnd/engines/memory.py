@@ -32,7 +32,8 @@ from typing import TypeAlias
 
 import structlog
 
-from wasmkilnd.engines.process import ARENAS, JobOrder
+from wasmkilnd.engines.job import JobOrder
+from wasmkilnd.engines.process import ARENAS
 from wasmkilnd.machine import cpu_count
 from wasmkilnd.model import FAST_SETTINGS, Limits, Reloadable
 

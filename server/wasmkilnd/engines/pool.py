@@ -36,8 +36,9 @@ import structlog
 
 from wasmkilnd import errors
 from wasmkilnd.engines import process, verdict
+from wasmkilnd.engines.job import JobOrder, JobReport
 from wasmkilnd.engines.memory import Memory
-from wasmkilnd.engines.process import JobOrder, JobReport, Worker
+from wasmkilnd.engines.process import Worker
 from wasmkilnd.flights import Waiter, Waiters
 from wasmkilnd.model import Limits, Reloadable, for_callers
 from wasmkilnd.telemetry.metrics import EngineUsage, Metrics

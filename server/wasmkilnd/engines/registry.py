@@ -21,9 +21,9 @@ from typing import Any, TypeAlias
 from wasmkilnd import errors, model
 from wasmkilnd.engines import verdict
 from wasmkilnd.engines.child.cpu import NATIVE, PORTABLE
+from wasmkilnd.engines.job import order_on
 from wasmkilnd.engines.names import NameChoices, resolve
 from wasmkilnd.engines.pool import Job, Ready, Unless, WorkerPool
-from wasmkilnd.engines.process import order_on
 from wasmkilnd.engines.verdict import CompiledCode, Outcome, Verdict
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.flights import Waiters

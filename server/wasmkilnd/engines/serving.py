@@ -14,11 +14,12 @@ from dataclasses import replace
 from pydantic import TypeAdapter
 
 from wasmkilnd import model
-from wasmkilnd.engines import process
+from wasmkilnd.engines import isolation, process
 from wasmkilnd.engines.child import sandbox
 from wasmkilnd.engines.install import InstalledEngine
+from wasmkilnd.engines.job import JobOrder
 from wasmkilnd.engines.pool import Job, WorkerPool
-from wasmkilnd.engines.process import JobOrder, Worker, WorkerDied
+from wasmkilnd.engines.process import Worker, WorkerDied
 from wasmkilnd.engines.registry import ServedEngine
 from wasmkilnd.engines.verdict import cause_line
 from wasmkilnd.errors import WasmkilnError
@@ -34,7 +35,7 @@ class EngineUnusable(Exception):  # noqa: N818 - says what the engine is
 
 
 async def serve_engine(
-    engine: InstalledEngine, guard: process.IsolationGuard, new_pool: Callable[..., WorkerPool]
+    engine: InstalledEngine, guard: isolation.IsolationGuard, new_pool: Callable[..., WorkerPool]
 ) -> ServedEngine | model.UnservedEngine:
     """Start an engine's workers, ask it what it can do, and test it."""
 
@@ -46,7 +47,7 @@ async def serve_engine(
             await worker.run(JobOrder({"op": "nothing"}, pool.limits.current))
         except BaseException as failure:
             await worker.kill()
-            if isinstance(failure, process.NotConfined | WasmkilnError):
+            if isinstance(failure, isolation.NotConfined | WasmkilnError):
                 raise WorkerDied(str(failure)) from None
             raise
         return worker

@@ -35,7 +35,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from wasmkilnd import errors
 from wasmkilnd.engines.child.job import MAX_TYPES
-from wasmkilnd.engines.process import MAX_NUMBER, JobReport
+from wasmkilnd.engines.job import MAX_NUMBER, JobReport
 from wasmkilnd.errors import Fault, Reason, WasmkilnError
 from wasmkilnd.model import Limits, Packed
 

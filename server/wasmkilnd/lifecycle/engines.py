@@ -29,7 +29,7 @@ import structlog
 
 from wasmkilnd import errors, model
 from wasmkilnd.compile import THE_DAEMON, Request
-from wasmkilnd.engines import advisories, names, pool, process, serving
+from wasmkilnd.engines import advisories, isolation, names, pool, serving
 from wasmkilnd.engines.install import KINDS, EngineStore, InstalledEngine
 from wasmkilnd.engines.memory import Memory
 from wasmkilnd.engines.registry import EngineRegistry, ServedEngine
@@ -180,7 +180,7 @@ class Serving:
         settings, limits, metrics = self.settings.current, self.limits, self.metrics
         # Which engines have a known vulnerability.
         self.advisories = Reloadable(open_advisories(settings))
-        self.isolation = process.IsolationGuard(settings.isolation)
+        self.isolation = isolation.IsolationGuard(settings.isolation)
         self.memory = Memory(limits)
         self.memory.group.open(limits.current.compile_memory_total_bytes)
         self._new_pool = partial(

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from wasmkilnd import errors
+from wasmkilnd.engines.job import JobReport
 from wasmkilnd.engines.names import NameChoices
 from wasmkilnd.engines.pool import Job, Ready, Unless
-from wasmkilnd.engines.process import JobReport
 from wasmkilnd.engines.registry import EngineRegistry, ServedEngine
 from wasmkilnd.engines.verdict import CompiledCode
 from wasmkilnd.errors import Reason, WasmkilnError

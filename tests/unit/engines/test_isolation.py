@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from wasmkilnd.engines.process import IsolationGuard
+from wasmkilnd.engines.isolation import IsolationGuard
 from wasmkilnd.model import Isolation, IsolationLayer, LayerState
 
 SECCOMP = IsolationLayer("seccomp", LayerState.ENFORCED, "")

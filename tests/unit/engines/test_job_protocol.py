@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 from wasmkilnd.engines.child.frames import HEADER, Type
-from wasmkilnd.engines.process import JobOrder, JobReport, exchange
+from wasmkilnd.engines.job import JobOrder, JobReport, exchange
 
 from tests.unit.engines.limits import LIMITS
 

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from wasmkilnd.engines import verdict
+from wasmkilnd.engines.job import JobOrder, JobReport
 from wasmkilnd.engines.memory import JobsGroup, Memory
 from wasmkilnd.engines.pool import Job, WorkerPool
-from wasmkilnd.engines.process import JobOrder, JobReport, Worker
+from wasmkilnd.engines.process import Worker
 from wasmkilnd.errors import Fault, WasmkilnError
 from wasmkilnd.flights import Waiter, Waiters
 from wasmkilnd.model import Limits, Reloadable

@@ -9,9 +9,10 @@ from typing import Any, cast
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from wasmkilnd.engines.job import JobOrder, JobReport
 from wasmkilnd.engines.memory import Memory
 from wasmkilnd.engines.pool import Job, Neighbours, Unless, WorkerPool
-from wasmkilnd.engines.process import JobOrder, JobReport, Worker, WorkerDied
+from wasmkilnd.engines.process import Worker, WorkerDied
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.flights import Waiter, Waiters
 from wasmkilnd.model import Limits, Reloadable

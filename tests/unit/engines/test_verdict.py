@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from wasmkilnd.engines import verdict
-from wasmkilnd.engines.process import JobReport
+from wasmkilnd.engines.job import JobReport
 from wasmkilnd.engines.verdict import Outcome, missing_feature, tells_out_of_memory
 from wasmkilnd.errors import Fault, Reason, WasmkilnError
 from wasmkilnd.model import pack
