@@ -18,7 +18,7 @@ from wasmkilnd import errors
 from wasmkilnd.engines.install import InstalledEngine
 from wasmkilnd.engines.names import DEFAULT, NameRecord, WarmOrder, name_of
 from wasmkilnd.errors import TierUnavailable
-from wasmkilnd.lifecycle import engines
+from wasmkilnd.lifecycle import warm_ups
 from wasmkilnd.lifecycle.engines import Serving
 from wasmkilnd.model import Reloadable
 from wasmkilnd.settings_loader import load
@@ -203,7 +203,7 @@ async def test_a_defect_at_one_artifact_does_not_stop_the_others(rig: Rig) -> No
 async def test_a_server_that_is_gone_for_good_does_not_keep_names_back(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, patience_s: float, asked: int
 ) -> None:
-    monkeypatch.setattr(engines, "_PATIENCE_S", patience_s)
+    monkeypatch.setattr(warm_ups, "_PATIENCE_S", patience_s)
     site = Dead()
     status = await warm(rig, site)
     assert (status.ended, status.total, status.failed, site.asked) == (True, 1, 1, asked)

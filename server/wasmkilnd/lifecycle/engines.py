@@ -3,21 +3,14 @@
 A reload serves new engines, takes out those that are gone or that an advisory refuses, and resolves
 names anew. While an order of a warm-up waits for an engine, a name stands for it only if there is
 no other: what is used most is still being compiled for it.
-
-Every daemon of a fleet goes through the same artifacts of a warm-up, in an order of its own. The
-fleet's leases let each be compiled once; the daemon that finds it stored fetches it into its
-memory. So whatever daemon is killed, the others go on, and one that is restarted begins again and
-finds most of the work done.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import random
 import signal
 import sys
-import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, dataclass, replace
@@ -28,12 +21,11 @@ from typing import Any, cast
 import structlog
 
 from wasmkilnd import errors, model
-from wasmkilnd.compile import THE_DAEMON, Request
 from wasmkilnd.engines import advisories, isolation, names, pool, serving
 from wasmkilnd.engines.install import KINDS, EngineStore, InstalledEngine
 from wasmkilnd.engines.memory import Memory
 from wasmkilnd.engines.registry import EngineRegistry, ServedEngine
-from wasmkilnd.errors import Reason
+from wasmkilnd.lifecycle import warm_ups
 from wasmkilnd.lifecycle.preflight import CannotStart
 from wasmkilnd.lifecycle.reload import CannotReload
 from wasmkilnd.lifecycle.systemd import long_step
@@ -43,8 +35,7 @@ from wasmkilnd.rpc.messages import Capabilities
 from wasmkilnd.settings import Settings
 from wasmkilnd.telemetry.audit import Audit, audit_change
 from wasmkilnd.telemetry.metrics import Metrics
-from wasmkilnd.tenants import OpenTenant, Tenants
-from wasmkilnd.usage import Use
+from wasmkilnd.tenants import Tenants
 
 log = structlog.get_logger("wasmkilnd.engines")
 
@@ -55,12 +46,6 @@ LIST_VERSION = 1
 _INSTALL_MOST_S = 1800.0
 _TEST_MOST_S = 600.0
 _LOOK_S = 0.25
-# The tier or the workers may be back soon: none of these says anything about the module.
-_AGAIN = frozenset({Reason.COMPILE_QUEUE_FULL, Reason.WORKER_UNAVAILABLE, Reason.QUOTA_EXCEEDED})
-_PAUSE_S = 1.0
-# How long a warm-up waits for what only the shared tier knows: a server that is gone for good must
-# not keep names from the new engine for ever.
-_PATIENCE_S = 600.0
 
 
 def _no_engine(settings: Settings, why: str = "") -> CannotStart:
@@ -355,70 +340,14 @@ class Serving:
 
     async def _warm(self, order: names.WarmOrder, state: EngineWarmUp) -> None:
         """Compile what is used most with the old engine, then let names stand for the new one."""
-        until_s = time.monotonic() + _PATIENCE_S
-        about = {"engine": order.engine_id, "from": order.from_engine_id}
-
-        async def work() -> None:
-            for opened, (sha256, (_, target, cpu, settings)) in rest:
-                asked = sha256, b"", order.engine_id, target, cpu, dict(settings)
-                why = await self._compile(opened, Request(*asked, terms=THE_DAEMON), until_s)
-                state.done += not why
-                state.failed += bool(why)
-                if why:
-                    what = {"engine": order.engine_id, "module": sha256, "cause": why}
-                    log.warning("artifact not made ahead", **what)
-
-        try:
-            hot = await self._hot(order)
-            state.total = len(hot)
-            log.info("engine warm-up began", artifacts=len(hot), **about)
-            random.shuffle(hot)
-            rest = iter(hot)
-            at_once = max(1, self.settings.current.effective_workers // 2)
-            await asyncio.gather(*(work() for _ in range(at_once)))
-        except Exception:
-            log.exception("engine warm-up failed: a defect of the daemon", **about)
+        at_once = max(1, self.settings.current.effective_workers // 2)
+        await warm_ups.compile_hot(order, state, self._tenants, at_once)
         before = self.registry.resolved
         await self._resolve(warmed=order.engine_id)
         await self._tell(before, (), ())
         state.ended = True
+        about = {"engine": order.engine_id, "from": order.from_engine_id}
         log.info("engine warm-up ended", done=state.done, failed=state.failed, **about)
-
-    async def _hot(self, order: names.WarmOrder) -> list[tuple[OpenTenant, Use]]:
-        """Return what is used most with the old engine, each with its namespace.
-
-        What this daemon counted decides where the shared tier does not answer.
-        """
-        counted: list[tuple[float, OpenTenant, Use]] = []
-        for opened in [*self._tenants.opened.values()]:
-            uses = opened.usage.own
-            with suppress(errors.TierUnavailable):
-                uses = await opened.usage.of_fleet()
-            most = uses.most(order.top, order.from_engine_id)
-            counted += [(count, opened, use) for use, count in most]
-        counted.sort(key=lambda each: (-each[0], each[2][0]))
-        return [(opened, use) for _, opened, use in counted[: order.top]]
-
-    async def _compile(self, opened: OpenTenant, asked: Request, until_s: float) -> str:
-        """Have one artifact in memory and in the tiers; return why that is not possible."""
-        while True:
-            try:
-                await opened.tenant.compiler.ahead(asked)
-                return ""
-            except errors.WasmkilnError as failure:
-                tiers, reason = (opened.remote_status(), opened.object_status()), failure.reason
-                if reason is Reason.SERVER_DRAINING and opened in self._tenants.opened.values():
-                    # The daemon ends, and the order stays for the next start.
-                    raise asyncio.CancelledError from None
-                # It may be in a tier that does not answer now.
-                down = any(not (each.up or each.switched_off) for each in tiers)
-                lost = reason is Reason.MODULE_NOT_LOADED and down
-                if reason not in _AGAIN and not (lost and time.monotonic() < until_s):
-                    return failure.message
-                await asyncio.sleep(max(_PAUSE_S, failure.retry_after_s or 0.0))
-            except Exception:
-                log.exception("cannot make an artifact ahead", engine=asked.engine)
-                return "a defect of the daemon"
 
     async def _tell(self, before: names.Names, added: Sequence[str], gone: Sequence[str]) -> None:
         """Tell clients, the audit and the log what is served now, and what names stand for."""
