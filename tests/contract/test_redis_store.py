@@ -152,6 +152,7 @@ async def test_a_use_mends_the_set_that_a_server_evicted(
 ) -> None:
     pins = {module(1).sha256} if pinned else set[str]()
     async with site(deployment.url, deployment.access, is_pinned=pins.__contains__) as at:
+        await at.store.start()  # It renews what was used.
         engines = ("cranelift", "wasmer", "wasmtime")
         artifacts = [artifact(1, engine=name, of=module(1)) for name in engines]
         for what in artifacts:

@@ -60,8 +60,8 @@ _HEAD_BYTES = 8192
 _WRITING_S = 600
 _BATCH = 500
 _LOST = b"lost"  # A member of a set that was not whole.
-_LOOK_EVERY_S, _RENEWALS_PER_LIFE = 5.0, 10
-_MAX_REMEMBERED, _MAX_RENEWING = 100_000, 16
+_RENEW_EVERY_S, _LOOK_EVERY_S, _RENEWALS_PER_LIFE = 1.0, 5.0, 10
+_MAX_REMEMBERED, _MAX_RENEWING = 100_000, 10_000
 _NO_TTL, _GONE = -1, -2
 
 _GLOB = re.compile(r"[][*?\\^-]")
@@ -101,18 +101,20 @@ class RedisStore(SharedTier[RedisLink]):
         self._usage = model.TierUsage()
         self._refused = b""
         self._renewed = dict[Key, float]()
-        self._tasks = set[asyncio.Task[None]]()
+        # Used since the last renewal, and due.
+        self._due = set[Key]()
+        self._watcher: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Begin to watch the server; wait until it is known whether it answers."""
         await self._look()
-        self._tasks.add(asyncio.create_task(self._watch()))
+        self._watcher = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
         """Stop watching; never raise. The link stays open."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._watcher:
+            self._watcher.cancel()
+            await asyncio.gather(self._watcher, return_exceptions=True)
 
     def usage(self) -> model.TierUsage:
         """Return what the server reported last, the keys of other clients included."""
@@ -189,19 +191,18 @@ class RedisStore(SharedTier[RedisLink]):
         """Note a use, also one from memory, which restarts the time to live.
 
         What every daemon has in memory must still be here when a daemon restarts, and the set of
-        its module must name it. Each value is renewed ten times in its life, and a few more if
-        there are very many. Return at once; never raise.
+        its module must name it. Each value is renewed ten times in its life, all that are due
+        together within a second, and a few more often if there are very many. Return at once; never
+        raise.
         """
         now_s = time.monotonic()
         due_s = self._renewed.get(key, -math.inf) + self.ttl_s / _RENEWALS_PER_LIFE
-        if now_s < due_s or len(self._tasks) > _MAX_RENEWING:
+        if now_s < due_s or len(self._due) >= _MAX_RENEWING:
             return
         if len(self._renewed) >= _MAX_REMEMBERED:
             self._renewed.clear()
         self._renewed[key] = now_s
-        renewing = asyncio.create_task(self._renew(key))
-        self._tasks.add(renewing)
-        renewing.add_done_callback(self._tasks.discard)
+        self._due.add(key)
 
     async def measure(self, modules: Collection[str], *, keep: bool) -> dict[str, Held]:
         """Return what is here of each of ``modules``; with ``keep``, let none of it expire."""
@@ -340,7 +341,7 @@ class RedisStore(SharedTier[RedisLink]):
             stored = await self._write(name, self._temporary(module_sha256), chunks, size_bytes)
         if isinstance(key, CacheKey):
             names.append(self._named("of", module_sha256))
-            add: Command = ("SADD", names[1], f"{key.engine_id}:{key.fingerprint}")
+            add: Command = ("SADD", names[1], _member(key))
             try:
                 await self._send(add)
             except WrongType:
@@ -384,9 +385,14 @@ class RedisStore(SharedTier[RedisLink]):
     # Watching
 
     async def _watch(self) -> None:
+        look_at_s = time.monotonic() + _LOOK_EVERY_S
         while True:
-            await asyncio.sleep(_LOOK_EVERY_S)
-            await self._look()
+            await asyncio.sleep(_RENEW_EVERY_S)
+            if self._due:
+                await self._renew()
+            if time.monotonic() >= look_at_s:
+                look_at_s = time.monotonic() + _LOOK_EVERY_S
+                await self._look()
 
     async def _look(self) -> None:
         # If the server is down, the link has logged it and asks again by itself.
@@ -397,18 +403,24 @@ class RedisStore(SharedTier[RedisLink]):
                 await self.link.run(("SET", self._refused, b"", "EX", 1))
                 self._note_refusal(b"", "")
 
-    async def _renew(self, key: Key) -> None:
-        module_sha256 = module_of(key)
-        of = self._named("of", module_sha256)
+    async def _renew(self) -> None:
+        """Restart the time to live of what was used, and have the sets of its modules name it."""
+        due, self._due = self._due, set()
         with contextlib.suppress(TierUnavailable):  # A tenth of its life later, it is tried again.
-            if isinstance(key, CacheKey) and key.engine_id:
-                member = f"{key.engine_id}:{key.fingerprint}"
-                there = ("EXISTS", self.name_of(key))
-                if all(await self.link.run(there, ("SADD", of, member))):
-                    await self.link.run(("SADD", of, _LOST))
-            if not self.is_pinned(module_sha256):
-                every = (await self._names({key, module_sha256})).values()
-                await self.link.run(*(("EXPIRE", name, self.ttl_s) for name in (*every, of)))
+            known = [key for key in due if isinstance(key, CacheKey) and key.engine_id]
+            asked = list[Command]()
+            for key in known:
+                of, member = self._named("of", key.module_sha256), _member(key)
+                asked += ("EXISTS", self.name_of(key)), ("SADD", of, member)
+            found = iter(await self._each(asked))
+            mended = zip(known, found, found, strict=True)
+            lost = {key.module_sha256 for key, there, added in mended if there and added}
+            await self._each([("SADD", self._named("of", each), _LOST) for each in lost])
+            expire = [key for key in due if not self.is_pinned(module_of(key))]
+            modules = {module_of(key) for key in expire}
+            names = [*(await self._names({*expire, *modules})).values()]
+            names += [self._named("of", each) for each in modules]
+            await self._each([("EXPIRE", name, self.ttl_s) for name in names])
 
     # What ``wasmkilnd cache`` asks for
 
@@ -530,6 +542,11 @@ class RedisStore(SharedTier[RedisLink]):
                 each = [await self._each([one]) for one in some] if len(some) > 1 else [none]
                 answers += itertools.chain(*each)
         return answers
+
+
+def _member(key: CacheKey) -> str:
+    """Return the name of an artifact in the set of its module."""
+    return f"{key.engine_id}:{key.fingerprint}"
 
 
 def _literal(text: str) -> str:
