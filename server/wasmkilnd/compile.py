@@ -22,8 +22,8 @@ where the first case that fits counts:
 7. The fast compile fails for a reason that concerns both, such as a full queue or an invalid
    module: that error.
 
-An optimised compile that fails behind, or that the quarantine refuses, costs no caller anything:
-the fast artifact goes on serving. It is not tried again for a while.
+An optimised compile that fails behind, or that the quarantine refuses, fails no call: the fast
+artifact continues to serve. It is not tried again for a while.
 
 **Admission.** The compile calls of engines accept WebAssembly *text* too, at a cost of seconds and
 gigabytes for a few megabytes: so only bytes with the preamble of a binary get that far.

@@ -1,7 +1,8 @@
 """The values that the daemon's parts hand to each other.
 
-All but one are frozen dataclasses and enums: they hold no connection, no lock and no behaviour
-beyond what follows from their fields. Every room may import them.
+Nearly all are frozen dataclasses and enums: they hold no connection, no lock and no behaviour
+beyond what follows from their fields. ``EngineWarmUp`` and ``Reloadable`` change. Every room may
+import them.
 
 The three that matter most: a ``Module`` and a ``CompileSpec`` go into a compilation, an
 ``Artifact`` comes out. ``CacheKey`` (the module's SHA-256 and the spec's fingerprint) is under
@@ -587,7 +588,8 @@ SWITCHED_OFF = "switched off"
 class RemoteStatus:
     """Whether the shared tier answers, in words that hold no secret.
 
-    - ``mode``: ``embedded``, ``external`` or ``none``.
+    - ``mode``: of Redis ``embedded``, ``external`` or ``none``; of the object store what
+      ``object_store_mode`` says, or ``none``.
     """
 
     mode: str

@@ -8,10 +8,15 @@ a job for each module; the job is confined, does its one piece of work, and ends
 |---|---|
 | ``registry`` | what is served and what a request means; compiles, and says what a refusal means |
 | ``pool`` | which job gets the next free worker; replaces workers that end |
-| ``process`` | one worker and its jobs, seen from the daemon; how well they are confined |
+| ``memory`` | how much memory each job gets |
+| ``process`` | one worker process, seen from the daemon |
+| ``job`` | what a job is told, and what it tells |
+| ``users`` | a user for each worker |
+| ``isolation`` | how well a worker has to be confined before it gets a job |
 | ``verdict`` | what the end of a job says about the module |
 | ``install`` | installs engines: environments, pinned wheels, a CPython that fits |
 | ``serving`` | starts an engine's workers, and tests it before it is served |
+| ``advisories`` | which engines have a known vulnerability |
 | ``names`` | which engine a name stands for; orders of warm-ups |
 | ``child`` | the code that runs inside an engine's interpreter |
 

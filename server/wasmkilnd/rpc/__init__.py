@@ -1,4 +1,4 @@
-"""The front of the daemon, gRPC and HTTP: translates between wire and domain, decides nothing.
+"""The front of the daemon, gRPC and HTTP: lets calls in within their limits, and translates.
 
 One call goes down these files and back: ``calls`` (the guard, request id, log line, errors) →
 ``traffic`` and ``messages`` (read within the limits, check, build the request) →
@@ -12,6 +12,7 @@ One call goes down these files and back: ``calls`` (the guard, request id, log l
 ``module_service``    the RPCs of ModuleService; ``admin_service`` those of AdminService
 ``messages``          all translation: requests, answers, the status of an error
 ``http``              artifacts and modules over HTTP, whose requests are calls like any other
+``upload``            modules that arrive in pieces
 ====================  =======================================================================
 
 What the room promises: each request is admitted, read within a budget, and checked against the

@@ -31,8 +31,9 @@ _NO_COLLECTOR = "none"
 
 # The attributes of wasmtime.Config that change an artifact or decide which hosts can load it.
 # Those that only change how this process works (cache, profiler, parallel_compilation,
-# max_wasm_stack, memory_init_cow, mach ports) are left out on purpose, and so is debug_info,
-# which puts paths and sources into artifacts.
+# max_wasm_stack, mach ports) are left out on purpose, and so is debug_info, which puts paths and
+# sources into artifacts. memory_init_cow is missing: a host that switches it off cannot load these
+# artifacts.
 _SETTINGS = {
     _STRATEGY: "The compiler. Winch takes a fifth of cranelift's time, and its code runs slower;"
     " it lacks some proposals. A host needs an engine with the same strategy.",
