@@ -420,15 +420,12 @@ def _signed_bytes(payload: bytes) -> bytes:
     return b"DSSEv1 %d %b %d %b" % (len(PAYLOAD_TYPE), PAYLOAD_TYPE.encode(), len(payload), payload)
 
 
-def open_envelope(
-    envelope: bytes, trusted: KeyLookup, *, stamped: bool = False
-) -> tuple[Statement, str]:
+def open_envelope(envelope: bytes, trusted: KeyLookup) -> tuple[Statement, str]:
     """Return the statement that a trusted key signed, and the key's id.
 
     Accept only an envelope that is byte for byte as `sign` writes it, with one signature, and
-    parse the payload only after its signature was verified. With `stamped`, something else
-    vouches for the envelope: all holds but that its signature is verified. Raise
-    AttestationInvalid, and VerificationNotInstalled where cryptography is missing.
+    parse the payload only after its signature was verified. Raise AttestationInvalid, and
+    VerificationNotInstalled where cryptography is missing.
     """
     if not envelope:
         _refuse(UNSIGNED, "the artifact has no attestation")
@@ -451,7 +448,7 @@ def open_envelope(
         _refuse(STRANGER, why, key_id)
     if payload_type != PAYLOAD_TYPE:
         _refuse(MISMATCH, "the attestation's payload is of another type", key_id)
-    if not (stamped or key.signed(_signed_bytes(payload), signature)):
+    if not key.signed(_signed_bytes(payload), signature):
         why = "the attestation's signature is not by the key that it names"
         _refuse(MISMATCH, why, key_id)
     try:
@@ -460,15 +457,13 @@ def open_envelope(
         _refuse(MISMATCH, "the attestation's statement is not about an artifact", key_id)
 
 
-def verify(
-    envelope: bytes, known: Claims, trusted: KeyLookup, *, stamped: bool = False
-) -> Statement:
+def verify(envelope: bytes, known: Claims, trusted: KeyLookup) -> Statement:
     """Return the statement that a trusted key signed about exactly this artifact.
 
-    The caller has to check that the artifact's bytes have the digest in `known`. Raise, and take
-    `stamped`, as `open_envelope`; AttestationInvalid names the claim that differs.
+    The caller has to check that the artifact's bytes have the digest in `known`. Raise as
+    `open_envelope`; AttestationInvalid names the claim that differs.
     """
-    statement, _ = open_envelope(envelope, trusted, stamped=stamped)
+    statement, _ = open_envelope(envelope, trusted)
     for field in fields(Claims):
         if getattr(statement.claims, field.name) != getattr(known, field.name):
             _refuse(MISMATCH, f"the attestation is about another {field.name.replace('_', ' ')}")

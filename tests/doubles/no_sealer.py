@@ -18,7 +18,7 @@ class NoSealer(Sealer):
         """Return ``artifact`` as it is."""
         return artifact
 
-    def verify(self, artifact: Artifact, key: CacheKey, *, stamped: bool = False) -> Refusal | None:
+    def verify(self, artifact: Artifact, key: CacheKey) -> Refusal | None:
         """Find nothing wrong."""
         return None
 

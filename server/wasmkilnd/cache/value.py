@@ -243,13 +243,8 @@ def open_value(tail: Payload, key: model.CacheKey | str, sealer: Sealer) -> Open
 
 
 def check_attestation(what: Artifact | Module, sealer: Sealer) -> None:
-    """Raise ValueRejected unless an artifact, which is stamped, has the attestation of a key
-    that is trusted now.
-
-    The stamp covers the attestation as it is: so its signature was verified by a daemon that is
-    trusted, and is not verified again. Its key may have been revoked since.
-    """
-    if isinstance(what, Artifact) and (refusal := sealer.verify(what, what.key, stamped=True)):
+    """Raise ValueRejected unless a key that is trusted now attested an artifact."""
+    if isinstance(what, Artifact) and (refusal := sealer.verify(what, what.key)):
         raise ValueRejected(Cause(refusal.cause), refusal.why)
 
 

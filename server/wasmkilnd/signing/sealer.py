@@ -109,17 +109,15 @@ class Sealer:
         signing = self._signing
         return bytes.fromhex(signing.public.id) + signing.sign(message)
 
-    def verify(self, artifact: Artifact, key: CacheKey, *, stamped: bool = False) -> Refusal | None:
+    def verify(self, artifact: Artifact, key: CacheKey) -> Refusal | None:
         """Return why no trusted key vouches for ``artifact`` under ``key``, None if one does.
 
-        Believe ``artifact.sha256``: the stamp covers it, and the bytes were hashed as they came.
-        With ``stamped``, a stamp that was verified covers the attestation too: its key must be
-        trusted and it must state what the artifact is, but its signature is not verified again.
+        The caller has to check that the artifact's bytes have the digest ``artifact.sha256``.
         """
         if artifact.key != key:
             return Refusal(MISMATCH, "the artifact belongs to another cache key")
         try:
-            statement = verify(artifact.attestation, _claims(artifact), self, stamped=stamped)
+            statement = verify(artifact.attestation, _claims(artifact), self)
         except AttestationInvalid as error:
             cause = error.metadata["cause"]
             advice = _ADVICE.get(cause)
