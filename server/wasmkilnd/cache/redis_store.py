@@ -274,8 +274,7 @@ class RedisStore(SharedTier[RedisLink]):
             # Not an outage: the server answered each command in time.
             log.warning("value not read: it takes too long", key=name.decode(), seconds=moving_s)
             raise TierUnavailable("Redis takes too long for a value of this size") from None
-        size_bytes = 0 if isinstance(opened.what, Artifact) else opened.size_bytes
-        return await in_thread(size_bytes, value.with_frames, opened, [*left, *frames])
+        return await in_thread(opened.hashed_bytes, value.with_frames, opened, [*left, *frames])
 
     async def _frames(self, name: bytes, opened: Opened, count: int) -> list[bytes]:
         """Return the first ``count`` frames, each range checked while the next one is read."""

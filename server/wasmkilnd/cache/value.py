@@ -14,8 +14,12 @@ The head, header and what follows, stands at the end: so a writer sends one fram
 and holds none, and a reader gets the head and the last frames by one GETRANGE. The stamp covers
 every byte of the value. A reader checks, in this order: magic, version, bounds, the digest (which
 tells damage from forgery), the stamp, the header's shape, that it is about the key that was asked
-for, the attestation, and then each frame before it is unpacked. What fails raises ValueRejected,
-and nothing else, whatever the bytes.
+for, the attestation with its signature, and then each frame before it is unpacked. What fails
+raises ValueRejected, and nothing else, whatever the bytes.
+
+The stamp of a revoked key must not live on in a copy. A daemon that copies a value from one tier to
+another stamps the copy with its own key. So no stamp vouches for an artifact that another key
+attested: its reader also hashes the whole payload and compares that with the attested digest.
 
 The same bytes are what ``wasmkilnd cache export`` writes. Raise ``CACHE_FORMAT`` when they change:
 it stands in the names of all keys, so daemons of both versions share a server, and neither reads
@@ -158,7 +162,7 @@ class Opened:
     """A value whose head is verified and whose frames are not.
 
     ``what`` is without its payload, of which ``size_bytes`` is the size when it is unpacked;
-    ``stored_bytes`` is the size of the whole value.
+    ``stored_bytes`` is the size of the whole value, and ``signed_by`` the id of the stamp's key.
     """
 
     what: Artifact | Module
@@ -166,6 +170,15 @@ class Opened:
     size_bytes: int
     frames: tuple[Frame, ...]
     stored_bytes: int
+    signed_by: str
+
+    @property
+    def hashed_bytes(self) -> int:
+        """How many bytes ``with_frames`` unpacks and hashes: none if one key signed all of it."""
+        # An attestation that is verified has these bytes in no other place.
+        attester = f'"keyid":"{self.signed_by}"'.encode()
+        is_by_one = isinstance(self.what, Artifact) and attester in self.what.attestation
+        return 0 if is_by_one else self.size_bytes
 
     def check(self, index: int, stored: Payload) -> Payload:
         """Return a frame as it is stored. Raise ValueRejected unless it is the one that it was."""
@@ -229,7 +242,8 @@ def open_head(tail: Payload, sealer: Sealer) -> Opened:
     if not is_whole or (body.codec == RAW and offset != body.size_bytes):
         raise ValueRejected(Cause.FORMAT, "the value has too few or too many frames")
     stored_bytes = offset + needed_bytes
-    return Opened(_what(read), body.codec, body.size_bytes, tuple(frames), stored_bytes)
+    what, signed_by = _what(read), stamped_by(tail)
+    return Opened(what, body.codec, body.size_bytes, tuple(frames), stored_bytes, signed_by)
 
 
 def open_value(tail: Payload, key: model.CacheKey | str, sealer: Sealer) -> Opened:
@@ -256,16 +270,28 @@ def stamped_by(tail: Payload) -> str:
 def with_frames(opened: Opened, frames: Sequence[bytes]) -> Artifact | Module:
     """Return what was opened with all of its frames, which were checked, as the wire carries them.
 
-    Those of a module are unpacked: take a large one in a thread. Raise ValueRejected for a module
-    with another digest.
+    Those of a module are unpacked. Where ``hashed_bytes`` are many, call it in a thread. Raise
+    ValueRejected for a payload with another digest.
     """
     encoding = ZSTD if opened.codec == ZSTD else ""
     if isinstance(opened.what, Artifact):
+        if opened.hashed_bytes:
+            check_frames(opened, payload_views(frames))
         return dataclasses.replace(opened.what, frames=tuple(frames), encoding=encoding)
     stored, sizes = payload_views(frames), (one.size_bytes for one in opened.frames)
     wasm = b"".join(map(unpacked, stored, sizes) if encoding else stored)
     check_payload(opened.what, hashlib.sha256(wasm).hexdigest(), wasm[:8])
     return dataclasses.replace(opened.what, wasm=wasm)
+
+
+def check_frames(opened: Opened, stored: Iterable[Payload]) -> None:
+    """Raise ValueRejected unless all frames, as they are stored, make up the whole payload."""
+    digest, beginning = hashlib.sha256(), b""
+    for index, each in enumerate(stored):
+        raw = opened.unpack(index, each)
+        digest.update(raw)
+        beginning = beginning or raw[:8]
+    check_payload(opened.what, digest.hexdigest(), beginning)
 
 
 def check_payload(what: Artifact | Module, sha256: str, beginning: bytes) -> None:

@@ -3,7 +3,7 @@
 Redis is not trusted. Every artifact carries an attestation that one daemon signed, and a daemon
 serves an artifact from Redis only if a key that it trusts signed it: a key in its set, less those
 that are revoked. What a key signed that is taken out of the set, or revoked, is refused after the
-next reload, in memory, host store and Redis.
+next reload, in all tiers.
 
 | file | what it holds |
 |---|---|

@@ -24,7 +24,7 @@ from wasmkilnd.cache.value import (
 )
 from wasmkilnd.model import Artifact, CacheKey, Kind, Module, to_frames
 
-from tests.contract.sealing import OURS, sealer
+from tests.contract.sealing import OURS, THEIRS, sealer
 from tests.contract.values import artifact, module, same, shrinking
 from tests.doubles.shelf import decoded, name_of, opened, read, stored
 
@@ -83,6 +83,19 @@ def test_a_value_comes_out_whole_and_under_its_own_key_alone(name: str) -> None:
     for other in ALL.keys() - {name}:
         values = {name_of(ALL[name]): value_of(other)}
         assert read(values, key_of(name), SEALER) == (None, ["wrong_key"])
+
+
+@pytest.mark.parametrize("name", ["small", "large", "shrunk"])
+def test_a_copy_by_another_key_has_the_bytes_that_were_attested(name: str) -> None:
+    both, theirs, one = sealer(OURS, THEIRS), sealer(THEIRS), ALL[name]
+    assert isinstance(one, Artifact)
+    for copy in (one, opened(value_of(name), one.key, SEALER, PACKED)):
+        found = opened(b"".join(written(copy, theirs)), one.key, both)
+        assert isinstance(found, Artifact)
+        assert same(found, one)
+    other = dataclasses.replace(one, frames=(*one.frames[:-1], to_frames(b"x" * 300)[0]))
+    values = {name_of(one): b"".join(written(other, theirs))}
+    assert read(values, one.key, both) == (None, ["mismatch"])
 
 
 @settings(max_examples=50)
@@ -200,7 +213,7 @@ def test_what_a_stamped_header_may_say(
 def one_frame(stored_frame: bytes, size_bytes: int, codec: str = ZSTD) -> Opened:
     digest = hashlib.sha256(stored_frame).hexdigest()
     frame = Frame(0, len(stored_frame), digest, size_bytes)
-    return Opened(SMALL, codec, size_bytes, (frame,), len(stored_frame))
+    return Opened(SMALL, codec, size_bytes, (frame,), len(stored_frame), OURS.public.id)
 
 
 @pytest.mark.parametrize(
