@@ -32,7 +32,6 @@ gigabytes for a few megabytes: so only bytes with the preamble of a binary get t
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -265,22 +264,16 @@ class Compiler:
     async def find_missing(self, wanted: Iterable[CacheKey | Request]) -> list[int]:
         """Return the indices of those ``wanted`` that no tier holds, in ascending order.
 
-        There may be many: they are parsed and looked up in slices, so other calls go on.
+        There may be many: they are parsed and looked up in slices, so other calls continue. Of a
+        module for which no engine is named, the key is that of a core module.
         """
         budget = self.cache.wait_budget()
-        candidates = await in_slices(map(self._keys_of, wanted))
+        keys = await in_slices(map(self._key_of, wanted))
         missing: list[int] = []
-        for start in range(0, len(candidates), _LOOKED_UP_AT_ONCE):
-            some = candidates[start : start + _LOOKED_UP_AT_ONCE]
-            held = await self.cache.held([usual for usual, *_ in some], budget)
-            # Only the stored artifact tells whether its module is a component.
-            unsure = [key for usual, *others in some if usual not in held for key in others]
-            kinds = await self.cache.held(unsure, budget, kinds=True)
-            missing += [
-                index
-                for index, (usual, *others) in enumerate(some, start)
-                if usual not in held and Kind.COMPONENT not in map(kinds.get, others)
-            ]
+        for start in range(0, len(keys), _LOOKED_UP_AT_ONCE):
+            some = keys[start : start + _LOOKED_UP_AT_ONCE]
+            held = await self.cache.held(some, budget)
+            missing += [index for index, key in enumerate(some, start) if key not in held]
             await asyncio.sleep(0)
         return missing
 
@@ -565,15 +558,10 @@ class Compiler:
         """Return the spec of the fast compiler, if the caller accepts it and there is one."""
         return self.engines.fast(spec, request.settings) if request.accept_fast else None
 
-    def _keys_of(self, wanted: CacheKey | Request) -> list[CacheKey]:
-        """Return the usual key and, if a component would have another one, also that."""
+    def _key_of(self, wanted: CacheKey | Request) -> CacheKey:
         if isinstance(wanted, CacheKey):
-            return [wanted]
-        keys = [self._spec(wanted, None).key_for(wanted.sha256)]
-        # A target or setting that only the usual engine has rules out a component.
-        with contextlib.suppress(WasmkilnError):
-            keys.append(self._spec(wanted, Kind.COMPONENT).key_for(wanted.sha256))
-        return list(dict.fromkeys(keys))
+            return wanted
+        return self._spec(wanted, None).key_for(wanted.sha256)
 
 
 @dataclass(frozen=True, slots=True)

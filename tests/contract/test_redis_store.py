@@ -22,7 +22,6 @@ from wasmkilnd.model import (
     CacheKey,
     Evicted,
     EvictScope,
-    Kind,
     Module,
 )
 from wasmkilnd.signing.sealer import Sealer
@@ -120,9 +119,7 @@ async def test_what_is_held_and_is_evicted_by_engine(at: Site) -> None:
         [CacheKey(one.module_sha256, one.spec.fingerprint) for one in every],
     ):
         assert await at.store.held(keys) == frozenset(keys[::2])
-        assert await at.store.kinds_of(keys) == dict.fromkeys(keys[::2], Kind.CORE_MODULE)
     assert await at.store.held([]) == frozenset()
-    assert await at.store.kinds_of([]) == {}
     asked = at.link.calls("GETRANGE")
     gone = await at.store.evict(EvictScope(engine_id="wasmer-1.0"))
     assert (gone.artifacts, gone.modules) == (5, 0)
@@ -443,8 +440,6 @@ async def test_headers_of_any_length_but_too_long_ones(here: Site) -> None:
         await here.store.put(one)
         assert same(await get(here, one.key), one)
     assert len(await here.value(long[-1])) > 1_200_000
-    keys = [one.key for one in long]
-    assert await here.store.kinds_of(keys) == dict.fromkeys(keys, Kind.CORE_MODULE)
     too_long = SEALER.seal(dataclasses.replace(unsigned(9), imports=(row,) * 200_000))
     with pytest.raises(DoesNotFit):
         await here.store.put(too_long)
@@ -507,16 +502,6 @@ async def test_a_large_value_has_the_time_of_a_slow_line(
         assert [line["event"] for line in lines] == ["value not read: it takes too long"]
         monkeypatch.setattr(shared_tier, "READ_BYTES_PER_S", 100_000)
         assert same(await get(at, large.key), large)
-
-
-async def test_kinds_are_told_by_verified_heads_only(here: Site) -> None:
-    good, bad, wrong = artifact(1), STRANGER.seal(unsigned(2)), artifact(3)
-    await here.store.put(good)
-    await here.run("SET", here.name(bad), bytes_of(bad, STRANGER))
-    await here.run("SADD", here.name(wrong), "x")
-    await here.run("SET", here.name(artifact(4)), await here.value(good))
-    keys = [one.key for one in (good, bad, wrong, artifact(4))]
-    assert await here.store.kinds_of(keys) == {good.key: Kind.CORE_MODULE}
 
 
 async def test_eviction_reads_prefix_and_engine_as_text(valkey: RedisServer) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,6 @@ from wasmkilnd.model import (
     Evicted,
     EvictScope,
     HostFile,
-    Kind,
     Module,
     TierUsage,
 )
@@ -44,11 +43,8 @@ class _Gated:
         return found
 
     async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
-        return frozenset(await self.kinds_of(keys))
-
-    async def kinds_of(self, keys: Sequence[CacheKey]) -> Mapping[CacheKey, Kind]:
         await self._answer()
-        return {key: found.kind for key in keys if (found := self.kept.peek(key))}
+        return frozenset(filter(self.kept.peek, keys))
 
     async def evict(self, scope: EvictScope) -> Evicted:
         await self._answer()

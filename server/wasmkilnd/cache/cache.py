@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from functools import partial
 from typing import Any, BinaryIO, TypeAlias, TypeVar, cast
 from weakref import WeakValueDictionary
@@ -202,30 +202,24 @@ class Cache:
             self._renews.used(sha256)
         return (module, origin) if module else None
 
-    async def held(
-        self, keys: Sequence[CacheKey], budget: WaitBudget, *, kinds: bool = False
-    ) -> Mapping[CacheKey, model.Kind | None]:
-        """Return those of ``keys`` that a tier holds; with ``kinds``, each module's kind.
+    async def held(self, keys: Sequence[CacheKey], budget: WaitBudget) -> frozenset[CacheKey]:
+        """Return those of ``keys`` that a tier holds.
 
-        Ask memory, and one tier after the other for the rest; pass over one that fails. Kinds cost
-        more: the tiers read them from what is stored.
+        Ask memory, and one tier after the other for the rest; pass over one that fails.
         """
-        found: dict[CacheKey, Any] = {key: item.kind for key in keys if (item := self.peek(key))}
-        rest = frozenset(keys).difference(found)
+        found = frozenset(filter(self.peek, keys))
+        rest = frozenset(keys) - found
 
-        async def look_up(_: Allowance) -> dict[CacheKey, Any]:
-            below: dict[CacheKey, Any] = {}
+        async def look_up(_: Allowance) -> frozenset[CacheKey]:
+            below = frozenset[CacheKey]()
             for tier in (self._host, *self._read):
-                if tier and (left := [key for key in rest if key not in below]):
+                if tier and (left := rest - below):
                     with contextlib.suppress(TierUnavailable):
-                        if kinds:
-                            below |= await tier.kinds_of(left)
-                        else:
-                            below |= dict.fromkeys(await tier.held(left))
+                        below |= await tier.held([*left])
             return below
 
         if rest:
-            found |= await self._shared(("held", kinds, rest), look_up, budget) or {}
+            found |= await self._shared(("held", rest), look_up, budget) or frozenset()
         return found
 
     async def evict(self, scope: model.EvictScope, tier: str) -> tuple[Evicted, Sequence[str]]:

@@ -464,11 +464,6 @@ class HostStore:
         paths = {key: _steps(self._options, key)[-1] / ARTIFACT for key in keys if _is_digest(key)}
         return await self._look(lambda: frozenset(each for each in paths if paths[each].is_file()))
 
-    async def kinds_of(self, keys: Collection[CacheKey]) -> Mapping[CacheKey, Kind]:
-        """Return the kinds of the modules behind artifacts, from the entries' headers alone."""
-        found = await self._look(lambda: {key: self._described(key) for key in keys})
-        return {key: artifact.kind for key, artifact in found.items() if artifact}
-
     async def evict(self, scope: EvictScope) -> Evicted:
         """Remove all in ``scope``, for all daemons of the host. Raises TierUnavailable.
 

@@ -38,7 +38,7 @@ from wasmkilnd.cache.shared_tier import READS_AT_ONCE, Key, SharedTier, checked,
 from wasmkilnd.cache.value import ValueRejected
 from wasmkilnd.errors import AccessUnusable, DoesNotFit, TierUnavailable, forget_frames
 from wasmkilnd.flights import Allowance
-from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Kind, Module, TierUsage
+from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Module, TierUsage
 from wasmkilnd.model import RejectionCause as Cause
 from wasmkilnd.threads import Threads
 
@@ -513,7 +513,7 @@ class ObjectStore(SharedTier[Bucket]):
     def __post_init__(self) -> None:
         super().__post_init__()
         # What this daemon read or wrote, the kind of its module, and when.
-        self._seen = dict[Key, tuple[Kind, float]]()
+        self._seen = dict[Key, float]()
         # Until when bad values are not read again.
         self._rejected = dict[Key, float]()
         # What is being evicted: nothing of it is read.
@@ -532,7 +532,7 @@ class ObjectStore(SharedTier[Bucket]):
         """Store a value, unless it is there, or was within the last hour."""
         began, outcome = time.perf_counter(), "error"
         try:
-            _, seen_s = self._seen.get(what.key, (None, -_SEEN_S))
+            seen_s = self._seen.get(what.key, -_SEEN_S)
             if time.monotonic() >= seen_s + _SEEN_S:
                 await self.store(what.key, value.written(what, self._sealer), what.size_bytes)
                 self._see(what)
@@ -554,10 +554,6 @@ class ObjectStore(SharedTier[Bucket]):
     async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
         """Return which of ``keys`` this daemon has seen there."""
         return frozenset(key for key in keys if key in self._seen)
-
-    async def kinds_of(self, keys: Sequence[CacheKey]) -> dict[CacheKey, Kind]:
-        """Return the kind of module behind each artifact that this daemon has seen."""
-        return {key: self._seen[key][0] for key in keys if key in self._seen}
 
     async def evict(self, scope: EvictScope) -> Evicted:
         """Delete what is in ``scope`` and not pinned, a listing's page at a time.
@@ -721,7 +717,7 @@ class ObjectStore(SharedTier[Bucket]):
         self._seen.pop(what.key, None)
         if len(self._seen) >= _MAX_REMEMBERED:
             del self._seen[next(iter(self._seen))]
-        self._seen[what.key] = what.kind, time.monotonic()
+        self._seen[what.key] = time.monotonic()
 
 
 def prefix_of(prefix: str) -> str:

@@ -153,21 +153,6 @@ class RedisStore(SharedTier[RedisLink]):
         found = await self._each([("EXISTS", name) for name in names.values()])
         return frozenset(itertools.compress(names, found))
 
-    async def kinds_of(self, keys: Sequence[CacheKey]) -> dict[CacheKey, model.Kind]:
-        """Return the kind of module behind each artifact that is stored, by its head alone."""
-        kinds = dict[CacheKey, model.Kind]()
-        names = await self._names(keys)
-        for some in _batches(list(names.items()), 128):
-            tails = await self._each([("GETRANGE", name, -_HEAD_BYTES, -1) for _, name in some])
-            for (key, name), tail in zip(some, tails, strict=True):
-                with contextlib.suppress(ValueRejected):
-                    tail = await self._whole_head(name, tail or b"")
-                    opened = value.open_head(tail, self._sealer).what
-                    if isinstance(opened, Artifact) and opened.key == key:
-                        kinds[key] = opened.kind
-            await asyncio.sleep(0)
-        return kinds
-
     async def evict(self, scope: model.EvictScope) -> Evicted:
         """Delete what is in ``scope`` and not pinned; a module in time linear in its artifacts."""
         self.check_writes()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, cast
 
 import pytest
@@ -15,7 +15,7 @@ from wasmkilnd.cache.cache import Cache
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.value import ZSTD, ValueRejected, unpacked_frames
 from wasmkilnd.flights import Allowance, WaitBudget
-from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Kind, Origin, frame
+from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Origin, frame
 
 from tests.contract.sealing import OURS, THEIRS, sealer
 from tests.contract.values import arrived, artifact, module, same, shrinking
@@ -56,10 +56,7 @@ class Tiers:
         return len(self.cache.host_writes.items()) + len(self.cache.redis_writes.items())
 
     async def missing(self, *keys: CacheKey) -> set[CacheKey]:
-        return {*keys} - (await self.cache.held(keys, WaitBudget())).keys()
-
-    async def kinds(self, *keys: CacheKey) -> Mapping[CacheKey, Kind | None]:
-        return await self.cache.held(keys, WaitBudget(), kinds=True)
+        return {*keys} - await self.cache.held(keys, WaitBudget())
 
 
 @pytest.fixture
@@ -87,8 +84,7 @@ async def test_the_nearest_tier_is_asked_first_and_memory_keeps_what_is_found(
         assert await tiers.get(each.key) == (each, Origin.MEMORY)
         assert tiers.cache.peek(each.key)
         assert tiers.cache.hit(each.key, frozenset()) is each
-    kinds = await tiers.kinds(one.key, two.key)
-    assert kinds == dict.fromkeys([one.key, two.key], Kind.CORE_MODULE)
+    assert await tiers.missing(one.key, two.key) == set()
     assert (tiers.host.gets, tiers.far.gets) == asked
     assert tiers.near.artifacts_of(one.module_sha256) == [one]
 
@@ -151,7 +147,6 @@ async def test_a_tier_that_fails_is_passed_over(tiers: Tiers) -> None:
     assert await tiers.get(one.key) is None
     assert await tiers.cache.get_module(module().sha256, WaitBudget()) is None
     assert await tiers.missing(one.key) == {one.key}
-    assert await tiers.kinds(one.key) == {}
     tiers.cache.put(two)
     await tiers.cache.flush(5)
     assert await tiers.get(two.key) == (two, Origin.MEMORY)
@@ -167,8 +162,6 @@ async def test_one_tier_s_answer_counts_though_the_other_fails(tiers: Tiers) -> 
     tiers.far.kept.put(two)
     keys = [one.key, two.key, three.key]
     assert await tiers.missing(*keys) == {three.key}
-    kinds = await tiers.kinds(*keys)
-    assert kinds == dict.fromkeys(keys[:2], Kind.CORE_MODULE)
     tiers.far.down = True
     assert await tiers.missing(*keys) == {two.key, three.key}
     tiers.far.down, tiers.host.down = False, True
@@ -289,7 +282,6 @@ async def test_a_write_that_waits_is_served_though_memory_had_no_room_for_it(
     await tiers.near.evict(EvictScope())
     assert tiers.cache.peek(one.key)
     assert tiers.near.usage().entries == 0
-    assert await tiers.kinds(one.key) == {one.key: Kind.CORE_MODULE}
     assert await tiers.missing(one.key) == set()
     assert await tiers.get(one.key) == (one, Origin.MEMORY)
     assert tiers.far.gets == 1  # The write.
@@ -309,8 +301,7 @@ async def test_a_slow_tier_costs_a_call_one_time_out_in_all(tiers: Tiers) -> Non
         assert await cache.get(one.key, budget) is None
         assert await cache.get(artifact(2).key, budget) is None
         assert await cache.get_module(one.module_sha256, budget) is None
-        assert await cache.held([one.key, artifact(3).key], budget) == {}
-        assert await cache.held([one.key, artifact(3).key], budget, kinds=True) == {}
+        assert await cache.held([one.key, artifact(3).key], budget) == frozenset()
 
     await asyncio.gather(*(asyncio.create_task(call()) for _ in range(20)))
     assert asyncio.get_running_loop().time() - began < 10

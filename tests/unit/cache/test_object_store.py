@@ -22,7 +22,7 @@ from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.object_store import Bucket, Files, GoesOn, ObjectStore, Remote, prefix_of
 from wasmkilnd.errors import DoesNotFit, TierUnavailable
 from wasmkilnd.flights import Allowance
-from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Kind, nothing_pinned
+from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, nothing_pinned
 
 from tests.contract.sealing import OURS, sealer
 from tests.contract.values import artifact, module
@@ -119,7 +119,6 @@ async def test_values_come_back_and_what_is_seen_is_held(site: Site) -> None:
     # Also where only the fingerprint is known.
     alone = replace(one.key, engine_id="")
     assert await reader.held([alone]) == {one.key}
-    assert await reader.kinds_of([alone]) == {one.key: Kind.CORE_MODULE}
     assert await site.again().get(alone, Allowance()) is None
     # What was seen is not written again.
     before = site.files.asked.count("put")
