@@ -17,9 +17,10 @@ from typing import Any, cast
 import pytest
 from structlog.testing import capture_logs
 from wasmkilnd.cache import object_store, shared_tier
-from wasmkilnd.cache.cache import Cache, Writes
+from wasmkilnd.cache.cache import Cache
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.object_store import Bucket, Files, GoesOn, ObjectStore, Remote, prefix_of
+from wasmkilnd.cache.writes import Writes
 from wasmkilnd.errors import DoesNotFit, TierUnavailable
 from wasmkilnd.flights import Allowance
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, nothing_pinned

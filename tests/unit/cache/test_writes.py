@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 from structlog.testing import capture_logs
-from wasmkilnd.cache.cache import Writes
+from wasmkilnd.cache.writes import Writes
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import Artifact, CacheKey, EvictScope, Item
 from wasmkilnd.telemetry import tracing
@@ -104,7 +104,7 @@ async def test_what_a_full_queue_drops(slow: Tier, added: list[Item], kept: list
 
 
 async def test_bounds_of_the_queue(slow: Tier, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wasmkilnd.cache.cache._MAX_ITEMS", 100)
+    monkeypatch.setattr("wasmkilnd.cache.writes._MAX_ITEMS", 100)
     writes = writes_to(slow, 10**9)
     for tag in range(110):
         writes.add(module(tag))
