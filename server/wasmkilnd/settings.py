@@ -354,6 +354,9 @@ class Settings(BaseModel):
     0660). Empty for the daemon's own user alone (0600)."""
     policy_file: OptionalPath = _live("")
     """The TOML file that says who may do what, and whose JSON Web Tokens count."""
+    tokens_file: OptionalPath = _live("")
+    """The file of the tokens of callers, such as a file that daemons share or a mounted secret;
+    empty for access/tokens.json below the state directory. A file that is set has to exist."""
     audit_file: Annotated[str, _path_or("log")] = _live("")
     """Where each compile, upload, act of an operator, refusal and change of keys is written, as a
     line of JSON: the path of a file, `log` for the daemon's log, or empty for no audit."""
@@ -486,15 +489,16 @@ class Settings(BaseModel):
         return Path(self.keys_dir) if self.keys_dir else self.state_dir / "keys"
 
     @property
-    def tokens_file(self) -> Path:
+    def effective_tokens_file(self) -> Path:
         """The file of the tokens. Where it exists, the daemon asks callers for an identity."""
-        return self.state_dir / "access" / "tokens.json"
+        default = self.state_dir / "access" / "tokens.json"
+        return Path(self.tokens_file) if self.tokens_file else default
 
     @property
     def has_tokens_file(self) -> bool:
         """Whether there is a file of tokens, or may be one where this user cannot look."""
         try:
-            return bool(self.tokens_file.stat())
+            return bool(self.effective_tokens_file.stat())
         except OSError as failure:
             return not isinstance(failure, FileNotFoundError | NotADirectoryError)
 
@@ -568,7 +572,8 @@ class Settings(BaseModel):
     @property
     def needs_identities(self) -> bool:
         """Whether calls need an identity: as soon as there is any source of them."""
-        return bool(self.policy_file or self.tls_client_ca_file or self.has_tokens_file)
+        sources = (self.policy_file, self.tls_client_ca_file, self.tokens_file)
+        return any(sources) or self.has_tokens_file
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Yield each setting that cannot be as it is beside the others, and why."""

@@ -61,6 +61,17 @@ UNUSABLE: dict[str, tuple[str, dict[str, str], str]] = {
     ),
     "collector": ("", OTEL, "cannot send traces: one of the variables OTEL_*: "),
     "policy": ("--policy-file {tmp}/none", {}, "cannot use policy {tmp}/none: there is no such"),
+    "tokens": (
+        "--tokens-file {tmp}/none",
+        {},
+        "cannot use tokens file {tmp}/none: there is no such file; put it there, or make its first"
+        " token with `wasmkilnd token add`",
+    ),
+    "tokens that others may read": (
+        "--tokens-file {tmp}/open.json",
+        {},
+        "cannot use {tmp}/open.json: other users may read it; `chmod o= {tmp}/open.json`",
+    ),
     "namespaces": (
         "--policy-file {tmp}/greedy.toml",
         {},
@@ -80,6 +91,8 @@ def test_both_say_the_same_before_any_engine_starts(
     state: Path, tmp_path: Path, flags: str, environ: dict[str, str], says: str
 ) -> None:
     (tmp_path / "greedy.toml").write_text('[namespace.a]\nmemory_bytes = "1000GiB"\n')
+    (tmp_path / "open.json").write_text('{"version": 1, "tokens": []}')
+    (tmp_path / "open.json").chmod(0o644)
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o707)
     revoked = KeyDirectory(tmp_path / "revoked")

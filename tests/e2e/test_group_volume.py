@@ -12,8 +12,11 @@ import pytest
 from wasmkiln.v1.types_pb2 import Origin
 
 from tests.e2e import wasm
+from tests.e2e.bearers import Metadata, bearer, token_command
 from tests.e2e.daemon import Daemon
+from tests.e2e.processes import eventually
 from tests.e2e.programs import WASMKILND, installed_engines, run, why_not_as
+from tests.e2e.test_access import Stubs
 
 USER, GROUP = 54321, 54322
 """Neither has a name, as in containers."""
@@ -54,9 +57,12 @@ def volumes() -> Iterator[Path]:
         yield folder
 
 
-def daemon(volumes: Path, host_store: str = "host/artifacts") -> Daemon:
+def daemon(
+    volumes: Path, host_store: str = "host/artifacts", tokens_file: Path | None = None
+) -> Daemon:
     command = ["env", "--unset=HOME", *BECOME, WASMKILND]
     flags = ["--host-store-dir", str(volumes / host_store)]
+    flags += ["--tokens-file", str(tokens_file)] if tokens_file else []
     return Daemon(volumes / "state", flags, command=command)
 
 
@@ -98,6 +104,45 @@ def test_it_starts_again_after_the_group_was_let_into_everything(volumes: Path) 
         # What the first daemon compiled is found on the host: nobody else could change it.
         assert compiled(again, 1) != Origin.ORIGIN_COMPILED
         assert "foreign" not in again.log
+
+
+def test_the_tokens_of_a_secret_are_read_as_the_kubelet_replaces_it(volumes: Path) -> None:
+    """It belongs to root and the group, and files are links to links that the kubelet renames."""
+    made, secret = volumes / "made" / "tokens.json", volumes / "secret"
+    secret.mkdir()
+    os.chown(secret, 0, GROUP)
+    secret.chmod(0o3777)
+
+    def token(name: str) -> Metadata:
+        """Make a token outside, and put it into the Secret."""
+        words = ("--role", "read", "--tokens-file", str(made))
+        text = token_command(volumes / "made", "add", name, *words)
+        version = secret / f"..{name}"
+        version.mkdir()
+        content = version / "tokens.json"
+        content.write_bytes(made.read_bytes())
+        content.chmod(0o440)
+        for path, mode in ((content, 0o440), (version, 0o2755)):
+            os.chown(path, 0, GROUP)
+            path.chmod(mode)
+        (secret / "..new").symlink_to(version.name)
+        (secret / "..new").rename(secret / "..data")
+        return bearer(text)
+
+    first, mounted = token("first"), secret / "tokens.json"
+    mounted.symlink_to("..data/tokens.json")
+    with (
+        daemon(volumes, tokens_file=mounted) as one,
+        Stubs(one.address) as stubs,
+    ):
+        assert stubs.capabilities() == "CREDENTIALS_MISSING"
+        assert stubs.capabilities(first) == ""
+        second = token("second")
+        eventually(lambda: stubs.capabilities(second) == "", "the new version is not read")
+    words = ("token", "revoke", "first", "--tokens-file", mounted)
+    done = run(*BECOME, WASMKILND, *words, "--state-dir", volumes / "state")
+    assert done.returncode == 1
+    assert f"cannot change {mounted}: its folder is read-only for this user" in done.stderr
 
 
 @pytest.mark.parametrize("command", ["keys ls", "config --listen 127.0.0.1:0"])

@@ -25,11 +25,13 @@ from wasmkiln import (
 from wasmkiln.v1 import module_service_pb2 as pb
 
 from tests.e2e import wasm
+from tests.e2e.bearers import bearer, token_command
 from tests.e2e.callers import COMPILE, RawCaller
 from tests.e2e.daemon import FAILED, Configured, fresh_state
 from tests.e2e.processes import busy_job, eventually, send, stopped
 from tests.e2e.programs import Installed, begin_to_serve
 from tests.e2e.signing_keys import KeyDirectory, KeyPair
+from tests.e2e.test_access import Stubs
 from tests.e2e.test_cache import REDIS, settled
 from tests.servers.certificates import Certificates, certificates
 from tests.servers.redis_server import RedisServer, binary_of, free_ports, redis_server
@@ -188,6 +190,25 @@ def test_jobs_that_wait_for_memory_start_when_a_reload_grants_it(
             send(signal.SIGKILL, job)
         with pytest.raises(CompilerCrashed):
             first.result()
+
+
+def test_a_file_of_tokens_is_taken_over_and_a_missing_one_opens_nothing(
+    configured: Configured, tmp_path: Path
+) -> None:
+    file = tmp_path / "tokens.json"
+    with Stubs(configured.daemon.address) as stubs:
+        assert stubs.capabilities() == ""
+        configured.write(tokens_file=str(file))
+        [failed] = [line for line in configured.reload() if line["event"] == FAILED]
+        assert f"cannot use tokens file {file}: there is no such file" in failed["cause"]
+        assert stubs.capabilities() == "CREDENTIALS_MISSING"
+        state = configured.daemon.state_dir
+        text = token_command(state, "add", "ci", "--role", "read", "--tokens-file", str(file))
+        eventually(lambda: stubs.capabilities(bearer(text)) == "", "it is not read")
+        file.unlink()
+        configured.daemon.wait_for_log("cannot read changed files")
+        assert stubs.capabilities(bearer(text)) == ""
+        assert stubs.capabilities() == "CREDENTIALS_MISSING"
 
 
 BROKEN = {

@@ -141,7 +141,9 @@ def read_access(settings: Settings, before: Access | None = None) -> tuple[Acces
     causes: list[str] = []
     parts: Mapping[str, Callable[[], Any]] = {
         "policy": lambda: _policy(settings),
-        "tokens": lambda: read_tokens(settings.tokens_file),
+        "tokens": lambda: read_tokens(
+            settings.effective_tokens_file, required=bool(settings.tokens_file)
+        ),
         "issuer": lambda: read_issuer(found["policy"].jwt),
     }
     for what, read in parts.items():
@@ -160,7 +162,8 @@ def read_access(settings: Settings, before: Access | None = None) -> tuple[Acces
     policy = replace(policy, namespaces={**named, **policy.namespaces})
     if before and policy == before.policy:
         policy = before.policy  # What identities have used is shown while it is the same object.
-    on = bool(settings.policy_file or settings.tls_client_ca_file) or tokens is not None
+    sources = (settings.policy_file, settings.tls_client_ca_file, settings.tokens_file)
+    on = any(sources) or tokens is not None
     return Access(policy, tokens, on, found["issuer"]), causes
 
 
@@ -168,7 +171,7 @@ def files_of(settings: Settings, access: Access) -> Sequence[Path]:
     """Return the files that ``read_access`` reads, whether or not they exist."""
     policy = Path(settings.policy_file) if settings.policy_file else None
     keys = access.policy.jwt.file if access.policy.jwt else None
-    return [path for path in (settings.tokens_file, policy, keys) if path]
+    return [path for path in (settings.effective_tokens_file, policy, keys) if path]
 
 
 class AccessGuard:

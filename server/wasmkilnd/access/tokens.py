@@ -7,7 +7,7 @@ needed.
 ::
 
     <state_dir>/access/              0700
-    <state_dir>/access/tokens.json   0600  written whole and renamed
+    <state_dir>/access/tokens.json   0600  written whole and renamed; or what tokens_file names
     <state_dir>/access/.lock         0600  held by the process that changes something
 
 A running daemon reads the file again when it changes. Format: ``version`` 1; raise it for what an
@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import hmac
+import os
 import re
 import secrets
 import time
@@ -90,12 +91,18 @@ def new_token(
     return text, Token.model_validate({**about, **times, "sha256": _digest(text)})
 
 
-def read_tokens(path: Path) -> Tokens | None:
-    """Return the tokens of a file, None if there is none. Raises AccessUnusable."""
+def read_tokens(path: Path, *, required: bool = False) -> Tokens | None:
+    """Return the tokens of a file; None if it is missing, unless it is required.
+
+    Raises AccessUnusable.
+    """
     try:
         return Tokens.model_validate_json(read("tokens file", path, secret=True))
-    except NoSuchFile:
-        return None
+    except NoSuchFile as missing:
+        if not required:
+            return None
+        remedy = "put it there, or make its first token with `wasmkilnd token add`"
+        raise AccessUnusable(f"{missing}; {remedy}") from None
     except ValidationError as error:
         # From None: the cause holds the file's content.
         raise AccessUnusable(
@@ -145,13 +152,20 @@ class TokenStore:
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[list[Token]]:
+        # Behind links: other daemons may read the file there, and no link would lead to it.
+        file = Path(os.path.realpath(self.file))
         try:
-            make_folder(self.file.parent, private=True)
-            with locked(self.file.parent):
+            if os.access(file.parent, os.F_OK) and not os.access(file.parent, os.W_OK):
+                raise AccessUnusable(
+                    f"cannot change {self.file}: its folder is read-only for this user; change a"
+                    " copy of the file with --tokens-file, and put the copy in its place"
+                )
+            make_folder(file.parent, private=True)
+            with locked(file.parent):
                 tokens = list(self.tokens())
                 yield tokens
                 # A file without tokens stays: without it, the daemon would let everybody in.
-                write_whole(self.file, as_file(tokens))
+                write_whole(file, as_file(tokens))
         except NotOurs as refusal:
             raise AccessUnusable(str(refusal)) from None
         except OSError as failure:

@@ -26,13 +26,13 @@ class CommandFailed(Exception):  # noqa: N818 - says what happened
     """The command failed; the message says why and what to do."""
 
 
-def with_settings(*folders: str) -> Decorator:
-    """Give a command the settings that `serve` has, and a flag for each of ``folders``."""
+def with_settings(*paths: str) -> Decorator:
+    """Give a command the settings that `serve` has, and a flag for each of ``paths``."""
 
     def decorate(work: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(work)
         def run(**given: Any) -> None:
-            flags = {name: value for name in folders if (value := given.pop(name))}
+            flags = {name: value for name in paths if (value := given.pop(name))}
             try:
                 work(ready(load(flags, os.environ).settings), **given)
             except BrokenPipeError:
@@ -42,9 +42,10 @@ def with_settings(*folders: str) -> Decorator:
                 raise CommandFailed(f"cannot use {what}: {failure.strerror}") from None
 
         command: Callable[..., None] = run
-        for name in reversed(folders):
+        for name in reversed(paths):
             text = f"{Settings.model_fields[name].description}  [env: {env_name(name)}]"
-            command = click.option(flag_name(name), metavar="DIR", help=text)(command)
+            metavar = "FILE" if name.endswith("_file") else "DIR"
+            command = click.option(flag_name(name), metavar=metavar, help=text)(command)
         return command
 
     return decorate

@@ -18,7 +18,7 @@ from wasmkilnd.commands.shared import (
 from wasmkilnd.model import DEFAULT_NAMESPACE, Role
 from wasmkilnd.settings import Settings, parse_seconds
 
-_settings = with_settings("state_dir")
+_settings = with_settings("state_dir", "tokens_file")
 _ROLE = click.Choice([role.value for role in Role])
 
 
@@ -60,7 +60,7 @@ def add(
     token without a gap: add the new one, hand it out, and revoke the old one by its id.
     """
     is_first = not settings.has_tokens_file
-    text, made = TokenStore(settings.tokens_file).add(name, map(Role, roles), namespace, expires)
+    text, made = _store(settings).add(name, map(Role, roles), namespace, expires)
     ends = as_time(made.expires) if made.expires else "never"
     of, told = ", ".join(_roles(made)), {"token": made.name, "id": made.id}
     audit_change(settings, "token_added", **told, roles=of, namespace=namespace)
@@ -71,8 +71,9 @@ def add(
     )
     if is_first:
         say(
-            f"this is the first token in {settings.tokens_file}: from now on the daemon of this"
-            " state directory lets in nobody without an identity"
+            f"this is the first token in {settings.effective_tokens_file}: from now on daemons that"
+            " read this file let in nobody without an identity; other daemons of a fleet need it"
+            " as their tokens_file"
         )
 
 
@@ -84,9 +85,9 @@ def ls(settings: Settings, as_json: bool) -> None:
     rows = [
         {"id": each.id, "name": each.name, "roles": _roles(each), "namespace": each.namespace}
         | {"created": each.created, "expires": each.expires}
-        for each in TokenStore(settings.tokens_file).tokens()
+        for each in _store(settings).tokens()
     ]
-    none = f"there is no token in {settings.tokens_file}; make one with `token add`"
+    none = f"there is no token in {settings.effective_tokens_file}; make one with `token add`"
     print_rows(rows, none, as_json=as_json)
 
 
@@ -98,9 +99,13 @@ def revoke(settings: Settings, name_or_id: str) -> None:
 
     A running daemon notices within seconds; send it SIGHUP to have it do so at once.
     """
-    for gone in TokenStore(settings.tokens_file).revoke(name_or_id):
+    for gone in _store(settings).revoke(name_or_id):
         audit_change(settings, "token_revoked", token=gone.name, id=gone.id)
         click.echo(f"token {gone.name} (id {gone.id}) is revoked")
+
+
+def _store(settings: Settings) -> TokenStore:
+    return TokenStore(settings.effective_tokens_file)
 
 
 def _roles(kept: Token) -> list[str]:

@@ -23,7 +23,7 @@ def settings(tmp_path: Path) -> Settings:
     keys = write(tmp_path / "keys.json", TestIssuer(key_id="old").key_set().decode())
     policy = write(tmp_path / "policy.toml", jwt_table(keys))
     one = Settings(state_dir=tmp_path / "state", policy_file=str(policy))
-    TokenStore(one.tokens_file).add("old", [Role.READ], "", None)
+    TokenStore(one.effective_tokens_file).add("old", [Role.READ], "", None)
     return one
 
 
@@ -38,13 +38,13 @@ def test_a_part_that_cannot_be_used_stays_and_the_others_are_read(
     settings: Settings, broken: str
 ) -> None:
     before, _ = read_access(settings)
-    TokenStore(settings.tokens_file).revoke("old")
-    TokenStore(settings.tokens_file).add("new", [Role.READ], "", None)
+    TokenStore(settings.effective_tokens_file).revoke("old")
+    TokenStore(settings.effective_tokens_file).add("new", [Role.READ], "", None)
     keys = Path(settings.policy_file).with_name("keys.json")
     rule = '[[rule]]\nidentity = "token:new"\nroles = ["read"]'
     files = {
         "policy": (Path(settings.policy_file), jwt_table(keys) + rule),
-        "tokens": (settings.tokens_file, settings.tokens_file.read_text()),
+        "tokens": (settings.effective_tokens_file, settings.effective_tokens_file.read_text()),
         "keys": (keys, TestIssuer(key_id="new").key_set().decode()),
     }
     for name, (file, text) in files.items():
@@ -66,7 +66,7 @@ def test_a_part_that_cannot_be_used_stays_and_the_others_are_read(
 def test_each_file_is_watched(settings: Settings) -> None:
     access, _ = read_access(settings)
     policy = Path(settings.policy_file)
-    watched = {settings.tokens_file, policy, policy.with_name("keys.json")}
+    watched = {settings.effective_tokens_file, policy, policy.with_name("keys.json")}
     assert set(files_of(settings, access)) == watched
 
 

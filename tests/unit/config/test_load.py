@@ -289,7 +289,7 @@ def test_a_network_needs_tls_and_identities(field: str, tmp_path: Path) -> None:
     [line] = problems({**given, "policy_file": "/p"})
     assert "needs TLS (" in line
     assert "identities" not in line
-    for source in ("policy_file", "tls_client_ca_file"):
+    for source in ("policy_file", "tls_client_ca_file", "tokens_file"):
         load({**given, **TLS, source: "/x"}, HOME)
     load({**given, "allow_remote": True}, HOME)
     (tmp_path / "access").mkdir()
@@ -350,8 +350,8 @@ def test_what_does_not_go_together_is_one_line(given: dict[str, FlagValue], prob
 def test_a_tokens_file_that_cannot_be_looked_at_may_be_there(tmp_path: Path) -> None:
     settings = Settings(state_dir=tmp_path)
     assert not settings.has_tokens_file
-    settings.tokens_file.parent.mkdir()
-    settings.tokens_file.symlink_to(settings.tokens_file)
+    settings.effective_tokens_file.parent.mkdir()
+    settings.effective_tokens_file.symlink_to(settings.effective_tokens_file)
     assert settings.has_tokens_file
     assert settings.needs_identities
     (tmp_path / "file").touch()
