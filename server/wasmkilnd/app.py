@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 
 from wasmkilnd import options
-from wasmkilnd.access.guard import Access
+from wasmkilnd.access.guard import Access, open_fleet
 from wasmkilnd.access.tls import TlsFiles, TlsMaterial, server_credentials
 from wasmkilnd.cache.embedded import EmbeddedServer, SharedServer
 from wasmkilnd.cache.host_store import HostDirectory
@@ -224,7 +224,10 @@ class Daemon:
         if now.admin_listen != NONE:
             admin = AdminServer(
                 *(now.admin_listen, metrics.registry),
-                partial(status_json, metrics, readiness, serving, tenants),
+                lambda: status_json(
+                    *(metrics, readiness, serving, tenants),
+                    open_fleet(settings.current, access.guard.access),
+                ),
                 readiness.now,
                 access.guard.admit,
                 audit,
@@ -280,7 +283,9 @@ class Daemon:
         for listener, address in zip(wanted, bound, strict=True):
             serves.setdefault(listener.setting, []).append(address)
         serves["http_listen"] = files
-        self.banner = self._banner(serves, admin_address, tenants, asks=access.guard.access.on)
+        if advice := open_fleet(now, access.guard.access):
+            log.warning("no identities in a fleet", advice=advice)
+        self.banner = self._banner(serves, admin_address, tenants, access.guard.access)
         ids = [engine.id for engine in served.served]
         log.info("ready", addresses=[*bound, *files], metrics=admin_address, engines=ids)
 
@@ -348,7 +353,7 @@ class Daemon:
         await until(self._shutdown.hurried, work(*arguments))
 
     def _banner(
-        self, serves: Mapping[str, Sequence[str]], admin: str, tenants: Tenants, *, asks: bool
+        self, serves: Mapping[str, Sequence[str]], admin: str, tenants: Tenants, access: Access
     ) -> str:
         """Return the addresses, who may call, engines, tiers, and a command for another shell."""
         settings, serving = self.settings.current, self._serving
@@ -372,7 +377,8 @@ class Daemon:
             "tokens": ", ".join(serves.get("token_listen", ())),
             "operator": ", ".join(serves.get("operator_listen", ())),
             "http": ", ".join(f"{at}/v1" for at in serves.get("http_listen", ())),
-            "callers": "need an identity" if asks else "everybody may do everything",
+            "callers": "need an identity" if access.on else "everybody may do everything",
+            "warning": open_fleet(settings, access),
             "metrics": admin and f"{admin}/metrics, /healthz, /readyz",
             "status": admin and not admin.startswith("unix:") and page,
             "engines": f"\n{'':11}".join(served),

@@ -207,6 +207,7 @@ def test_what_needs_attention_is_said_first(visiting: Visiting) -> None:
         "wasmer-1.1.0 is not served: the daemon's log says why.",
         "wasmer-1.0.0 is not served: it calls itself wasmtime.",
         f"{ENGINE} has a known vulnerability: see Engines.",
+        "No identities in a fleet: set one.",
         "Jobs are not confined: they could open a file.",
         "Redis does not answer: refused. Calls go on without it.",
         "The last reload of the settings failed: see the log.",
@@ -228,6 +229,7 @@ def wrong_in(route: Route) -> None:
     told |= {
         "ready": False,
         "state": "draining",
+        "open_fleet": "set one",
         "unserved": {"wasmer-1.1.0": "", "wasmer-1.0.0": "it calls itself wasmtime"},
         "isolation": {"required": True, "summary": "not confined: they could open a file"},
         "failed_reloads": ["settings"],

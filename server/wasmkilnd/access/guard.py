@@ -28,7 +28,7 @@ from wasmkilnd.access.tls import Certificates, certificate_name
 from wasmkilnd.access.tokens import PREFIX, Tokens, read_tokens
 from wasmkilnd.access.unusable import AccessUnusable, defect_in
 from wasmkilnd.model import Identity, Role, Transport
-from wasmkilnd.settings import Settings
+from wasmkilnd.settings import EMBEDDED, NONE, Settings
 
 log = structlog.get_logger("wasmkilnd")
 
@@ -165,6 +165,17 @@ def read_access(settings: Settings, before: Access | None = None) -> tuple[Acces
     sources = (settings.policy_file, settings.tls_client_ca_file, settings.tokens_file)
     on = any(sources) or tokens is not None
     return Access(policy, tokens, on, found["issuer"]), causes
+
+
+def open_fleet(settings: Settings, access: Access) -> str:
+    """Return what to do where everybody may use what daemons share; empty where nobody may."""
+    redis = settings.redis_url.get_secret_value() not in (EMBEDDED, NONE)
+    if access.on or not (redis or settings.object_store_url):
+        return ""
+    return (
+        "everybody may use this daemon, and so what it shares with others: set tokens_file,"
+        " policy_file or tls_client_ca_file for each of them"
+    )
 
 
 def files_of(settings: Settings, access: Access) -> Sequence[Path]:

@@ -95,7 +95,7 @@ class Readiness:
 
 
 def status_json(
-    metrics: Metrics, readiness: Readiness, started: Serving, tenants: Tenants
+    metrics: Metrics, readiness: Readiness, started: Serving, tenants: Tenants, open_fleet: str
 ) -> bytes:
     """Return how the daemon is now."""
     (ready, why), now = readiness.now(), metrics.gauges.read()
@@ -110,6 +110,7 @@ def status_json(
         "ready": ready,
         # Causes, which follow, may name a path.
         "state": why.partition(";")[0],
+        "open_fleet": open_fleet,
         "stats": stats,
         "served": {origin: count for (origin,), count in metrics.counts["served"].items()},
         "calls": now.traffic.calls,

@@ -60,7 +60,7 @@ class Parts:
 
     def raw(self) -> bytes:
         tenants: Any = SimpleNamespace(opened={"": None}, known_in_quarantine=lambda: self.strikes)
-        return status_json(self.metrics, self.readiness, self.serving, tenants)
+        return status_json(self.metrics, self.readiness, self.serving, tenants, "")
 
     def told(self) -> dict[str, Any]:
         told: dict[str, Any] = json.loads(self.raw())

@@ -243,6 +243,7 @@ function attention({ stats, engines, isolation, host_store: host, ...told }) {
       ["bad", true, `${id} is not served: ${cause || "the daemon's log says why"}.`]),
     ...engines.map(({ id, advisories }) =>
       ["warn", advisories.length, `${id} has a known vulnerability: see Engines.`]),
+    ["warn", told.open_fleet, `No identities in a fleet: ${told.open_fleet}.`],
     ["bad", open && isolation.required, `Jobs are ${isolation.summary}.`],
     ["warn", !stats.redis_up && !told.redis_off,
       `Redis does not answer${redis}. Calls go on without it.`],
