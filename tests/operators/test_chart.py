@@ -116,6 +116,22 @@ def test_secrets_stay_out_of_files_and_arguments() -> None:
     assert variables["WASMKILN_REDIS_URL"]["valueFrom"]["secretKeyRef"]["key"] == "url"
 
 
+@pytest.mark.parametrize("tls", [{}, {"tls": {"existingSecret": "kiln-tls"}}], ids=["plain", "tls"])
+def test_all_daemons_read_the_tokens_of_one_secret(tls: Mapping[str, Any]) -> None:
+    """With or without TLS they are identities enough; the kubelet's probes need none."""
+    tokens = {"existingSecret": "kiln-tokens", "key": "all.json"}
+    rendered = render({"replicas": 3, "tokens": tokens, **tls})
+    assert (rendered.error, rendered.lint, rendered.invalid) == ("", [], [])
+    [mount] = [each for each in rendered.container["volumeMounts"] if each["name"] == "tokens"]
+    assert mount["readOnly"] is True
+    [volume] = [each for each in rendered.pod["spec"]["volumes"] if each["name"] == "tokens"]
+    assert volume["secret"] == {"secretName": "kiln-tokens", "defaultMode": 0o440}
+    config = rendered.one("ConfigMap")["data"]
+    assert f'tokens_file = "{mount["mountPath"]}/all.json"\n' in config["wasmkilnd.toml"]
+    assert config["policy.toml"].startswith("open_health = true\n")
+    assert "do everything" not in rendered.notes
+
+
 def test_numbers_stay_whole() -> None:
     """Helm reads them as floating-point numbers, and would write 2.68435456e+08."""
     text = render_file("fleet").one("ConfigMap")["data"]["wasmkilnd.toml"]
@@ -151,6 +167,7 @@ def test_numbers_stay_whole() -> None:
         ({"tls": {"existingSecret": "a"}}, "cannot tell callers apart: set tls.clientCASecret"),
         ({"tls": {"clientCASecret": "a"}}, "cannot ask callers for certificates without TLS"),
         ({"ports": {"grpc": 9464}}, "ports.grpc and ports.admin are both 9464"),
+        ({"settings": {"tokens_file": "/t"}}, "cannot set settings.tokens_file"),
         ({"settings": {"listen": "[::]:1"}}, "cannot set settings.listen: the chart decides it"),
         # The schema of the values.
         ({"replica": 3}, "replica"),
@@ -217,7 +234,7 @@ def _released(file: str) -> str:
 def test_the_values_of_the_documentation_work() -> None:
     page = (ROOT / "docs" / "how-to" / "kubernetes.md").read_text()
     examples = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    assert len(examples) == 4
+    assert len(examples) == 5
     for example in examples:
         rendered = render_text(example)
         assert (rendered.error, rendered.lint, rendered.invalid) == ("", [], [])

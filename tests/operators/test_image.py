@@ -154,6 +154,7 @@ def secrets(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Files]:
     pair = authority.server("kiln")
     return {
         "kiln-key": {"key": signing_key()},
+        "kiln-tokens": {"tokens.json": b'{"version": 1, "tokens": []}\n'},
         "kiln-trusted": {},
         "kiln-tls": {"tls.crt": pair.cert, "tls.key": pair.key},
         "kiln-clients": {"ca.crt": authority.ca_file.read_bytes()},

@@ -80,6 +80,9 @@ trusted_keys: /etc/wasmkiln/trusted-keys
 {{- if include "wasmkiln.policy" . }}
 policy_file: /etc/wasmkiln/config/policy.toml
 {{- end }}
+{{- if .Values.tokens.existingSecret }}
+tokens_file: /etc/wasmkiln/tokens/{{ .Values.tokens.key }}
+{{- end }}
 {{- if .Values.tls.existingSecret }}
 tls_cert_file: /etc/wasmkiln/tls/tls.crt
 tls_key_file: /etc/wasmkiln/tls/tls.key
@@ -91,7 +94,7 @@ tls_client_ca_file: /etc/wasmkiln/client-ca/{{ .Values.tls.clientCAKey }}
 
 {{- /* The kubelet has no identity: health is open wherever callers need one. */ -}}
 {{- define "wasmkiln.policy" -}}
-{{- if or .Values.policy .Values.tls.clientCASecret -}}
+{{- if or .Values.policy .Values.tls.clientCASecret .Values.tokens.existingSecret -}}
 {{- if not (regexMatch "(?m)^ *open_health *=" .Values.policy) -}}
 open_health = true
 {{ end -}}
@@ -146,15 +149,15 @@ follows them. Their own templates are for Prometheus and Grafana: nothing here e
 {{- if and .Values.tls.clientCASecret (not .Values.tls.existingSecret) -}}
 {{- fail "\ncannot ask callers for certificates without TLS: set tls.existingSecret too" -}}
 {{- end -}}
-{{- if and .Values.tls.existingSecret (not (or .Values.tls.allowAnonymous .Values.tls.clientCASecret .Values.policy)) -}}
-{{- fail "\ncannot tell callers apart: set tls.clientCASecret or policy, or let in everybody who reaches the port by tls.allowAnonymous" -}}
+{{- if and .Values.tls.existingSecret (not (or .Values.tls.allowAnonymous .Values.tls.clientCASecret .Values.tokens.existingSecret .Values.policy)) -}}
+{{- fail "\ncannot tell callers apart: set tls.clientCASecret, tokens.existingSecret or policy, or let in everybody who reaches the port by tls.allowAnonymous" -}}
 {{- end -}}
 {{- if eq (int .Values.ports.grpc) (int .Values.ports.admin) -}}
 {{- fail (printf "\ncannot serve gRPC and the admin pages at one port: ports.grpc and ports.admin are both %d" (int .Values.ports.grpc)) -}}
 {{- end -}}
-{{- range $name := list "listen" "admin_listen" "state_dir" "host_store_dir" "install_engines" "allow_remote" "redis_url" "redis_password" "redis_password_file" "redis_ca_file" "signing_key" "trusted_keys" "keys_dir" "policy_file" "tls_cert_file" "tls_key_file" "tls_client_ca_file" "config" -}}
+{{- range $name := list "listen" "admin_listen" "state_dir" "host_store_dir" "install_engines" "allow_remote" "redis_url" "redis_password" "redis_password_file" "redis_ca_file" "signing_key" "trusted_keys" "keys_dir" "policy_file" "tokens_file" "tls_cert_file" "tls_key_file" "tls_client_ca_file" "config" -}}
 {{- if hasKey $.Values.settings $name -}}
-{{- fail (printf "\ncannot set settings.%s: the chart decides it from its other values (ports, redis, tls, signingKey, trustedKeys, policy, engines, hostStore)" $name) -}}
+{{- fail (printf "\ncannot set settings.%s: the chart decides it from its other values (ports, redis, tls, signingKey, trustedKeys, policy, tokens, engines, hostStore)" $name) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
