@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from wasmkiln.client import Methods
-from wasmkiln.credentials import Connection
 from wasmkiln.errors import WasmkilnError
 
 if TYPE_CHECKING:
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# So many uploads in pieces go at once; the others wait for one of them.
+_MOST_THREADS = 32
 # How often a pause between two attempts looks whether the client was closed.
 _LOOK_S = 0.1
 
@@ -27,16 +28,16 @@ class AsyncClient(Methods):
     """A client of a wasmkiln daemon from one event loop; safe for use by many of its tasks at once.
 
     Its arguments, methods and errors are those of `Client`; each method is awaited.
-    Make it inside or outside of the loop. It reads and hashes files in a thread. Cancelling a task
-    ends its call; the daemon finishes what it is compiling for it, and caches the artifact.
+    Make it inside or outside of the loop. It reads and hashes files in threads of its own, and
+    waits there for an upload in pieces. Cancelling a task ends its call and that wait; the daemon
+    finishes what it is compiling for it, and caches the artifact.
     """
 
     async def close(self) -> None:
         """Close the connection and end running calls. May be called twice."""
         for channel in self._connection.close():
-            await channel.close()
-        for channel in self._uploads.close():
-            channel.close()
+            if (closing := channel.close()) is not None:  # of grpc.aio
+                await closing
 
     async def __aenter__(self) -> Self:
         return self
@@ -46,19 +47,6 @@ class AsyncClient(Methods):
 
     def _run(self, flow: Coroutine[Any, Any, Any]) -> Any:
         return flow
-
-    @cached_property
-    def _uploads(self) -> Connection:
-        return Connection(self._access)
-
-    def _threads(self, api: Any) -> Any:
-        letters, loop = asyncio.Queue[Any](), asyncio.get_running_loop()
-
-        def tell(news: Any) -> None:
-            with suppress(RuntimeError):  # the loop was closed meanwhile
-                loop.call_soon_threadsafe(letters.put_nowait, news)
-
-        return self._uploads.channel(api), tell, letters.get
 
     async def _send(self, path: str, wire: bytes, sink: Sink, **call: Any) -> None:
         import grpc.aio
@@ -83,5 +71,10 @@ class AsyncClient(Methods):
             await asyncio.sleep(min(pause_s, _LOOK_S))
             pause_s -= _LOOK_S
 
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        """Threads of its own: what waits for an upload must not hold those of the program."""
+        return ThreadPoolExecutor(_MOST_THREADS, "wasmkiln")
+
     async def _away(self, work: Callable[[], T]) -> T:
-        return await asyncio.to_thread(work)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)

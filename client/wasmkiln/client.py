@@ -41,7 +41,7 @@ from wasmkiln.host_store import HostStore
 from wasmkiln.host_store import Refused as FileRefused
 from wasmkiln.loading import Loaded, LoadedModules, compile_within, load_verified
 from wasmkiln.shared import parse_bytes
-from wasmkiln.upload import Messages, Tell, Upload
+from wasmkiln.upload import Messages, Upload
 from wasmkiln.v1 import admin_service_pb2 as admin
 from wasmkiln.v1 import module_service_pb2 as modules
 from wasmkiln.v1.types_pb2 import ArtifactKey
@@ -524,7 +524,7 @@ class Methods(ABC):
         call["timeout"] = deadline.remaining_s()  # with no time left, grpc fails at once
         try:
             if callable(request):
-                await self._send_by_threads(path, request, sink, **call)
+                await self._send_in_pieces(path, request, sink, **call)
             else:
                 wire = request.SerializeToString()
                 await self._send(path or _path_of(type(request)), wire, sink, **call)
@@ -745,27 +745,24 @@ class Methods(ABC):
             self._store.check(entry)
             return entry.path
 
-    async def _send_by_threads(self, path: str, messages: Messages, sink: Any, **call: Any) -> None:
-        """Call a method that takes messages and answers once, by threads of gRPC.
+    async def _send_in_pieces(self, path: str, messages: Messages, sink: Any, **call: Any) -> None:
+        """Call a method that takes messages and answers once, which gRPC's own threads send.
 
         grpc.aio loses the reason why a daemon refuses a stream that still is being sent.
         """
         import grpc
 
-        channel, tell, hear = self._threads(grpc)
-        running = channel.stream_unary(path).future(messages(tell), **call)
-        running.add_done_callback(tell)
+        letters: SimpleQueue[Any] = SimpleQueue()
+        channel = self._connection.channel(grpc)  # kept until the call ends: see Connection
+        running = channel.stream_unary(path).future(messages(letters.put), **call)
+        running.add_done_callback(letters.put)
         try:
-            while (news := await hear()) is not running:
+            while (news := await self._away(letters.get)) is not running:
                 sink.told(news)
             if (wire := running.result()) is not None:
                 sink.add(wire)
         finally:
-            running.cancel()  # no effect once it has ended
-
-    @abstractmethod
-    def _threads(self, api: Any) -> tuple[Any, Tell, Callable[[], Coroutine[Any, Any, Any]]]:
-        """Return a channel, what its threads call to tell something, and what waits for that."""
+            running.cancel()  # which also ends a thread that still waits for a letter
 
     @abstractmethod
     async def _send(self, path: str, wire: bytes, sink: Sink, **call: Any) -> None:
@@ -780,7 +777,7 @@ class Methods(ABC):
 
     @abstractmethod
     async def _away(self, work: Callable[[], T]) -> T:
-        """Do what reads files or uses the CPU."""
+        """Do what blocks: it reads files, uses the CPU, or waits for gRPC's threads."""
 
 
 class Client(Methods):
@@ -849,10 +846,6 @@ class Client(Methods):
                 sink.add(message)
         finally:
             running.cancel()  # no effect once it has ended
-
-    def _threads(self, api: Any) -> Any:
-        letters: SimpleQueue[Any] = SimpleQueue()
-        return self._connection.channel(api), letters.put, partial(self._away, letters.get)
 
     async def _pause(self, pause_s: float) -> None:
         self._connection.closed.wait(pause_s)

@@ -338,8 +338,8 @@ class Connection:
         self._tls = access.tls and Watched(
             access.tls.authorities + access.tls.own_files, access.tls.credentials
         )
-        self._latest: tuple[Any, Any] = None, None
-        """The channel for new calls, and its credentials."""
+        self._latest: dict[Any, tuple[Any, Any]] = {}
+        """The channel for new calls of each API, and its credentials."""
         self._open: weakref.WeakSet[Any] = weakref.WeakSet()
         self.closed = threading.Event()
 
@@ -348,7 +348,7 @@ class Connection:
         with self._lock:
             if self.closed.is_set():
                 raise RuntimeError("this client is closed")
-            channel, known = self._latest
+            channel, known = self._latest.get(api, (None, None))
             credentials = self._tls.value() if self._tls else None
             if channel is None or credentials is not known:
                 address, options = self._access.address, _CHANNEL_OPTIONS
@@ -361,7 +361,7 @@ class Connection:
                     channel = api.insecure_channel(address, options)
                 else:
                     channel = api.secure_channel(address, credentials, options)
-                self._latest = channel, credentials
+                self._latest[api] = channel, credentials
                 self._open.add(channel)
             return channel
 

@@ -280,7 +280,9 @@ async def test_closing_ends_an_upload_of_a_task(daemon: FakeDaemon) -> None:
     assert caught.value.code is grpc.StatusCode.CANCELLED
 
 
-async def test_a_cancelled_task_ends_its_upload(daemon: FakeDaemon) -> None:
+async def test_a_cancelled_task_ends_its_upload_and_the_thread_that_waits_for_it(
+    daemon: FakeDaemon,
+) -> None:
     async with wasmkiln.AsyncClient(daemon.address) as client:
         with held_upload(daemon) as stands:
             task = asyncio.create_task(client.load(WASM))
@@ -289,6 +291,22 @@ async def test_a_cancelled_task_ends_its_upload(daemon: FakeDaemon) -> None:
             with pytest.raises(asyncio.CancelledError):
                 await task
             assert await asyncio.to_thread(daemon.cancelled.wait, 5)
+            # The thread that waited for the upload has ended too: this waits for all of them.
+            await asyncio.wait_for(asyncio.to_thread(client._pool.shutdown), 5)
+
+
+async def test_an_upload_that_hangs_holds_no_thread_of_the_program(daemon: FakeDaemon) -> None:
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(1))
+    daemon.hang.clear()
+    async with wasmkiln.AsyncClient(daemon.address) as client:
+        task = asyncio.create_task(client.load(WASM))
+        with ThreadPoolExecutor(1) as elsewhere:
+            assert await loop.run_in_executor(elsewhere, daemon.entered.wait, 5)
+        assert await asyncio.wait_for(asyncio.to_thread(int), 5) == 0
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
 
 
 def test_the_command_shows_how_far_an_upload_is(
