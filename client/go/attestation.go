@@ -5,7 +5,6 @@ import (
 	"crypto/ed25519"
 	"crypto/sha256"
 	"crypto/x509"
-	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
@@ -110,18 +109,10 @@ func untrusted(cause, keyID, message string) *Error {
 }
 
 // errNoKey does not quote the text: it may be a private key, pasted by mistake.
-var errNoKey = errors.New("not an Ed25519 public key: expected 64 hex digits, base64 of 32 bytes, or PEM")
+var errNoKey = errors.New("not an Ed25519 public key: expected PEM")
 
-// ParseKeys reads Ed25519 public keys: PEM, one or several, or a single key of 32 bytes in hex or
-// base64, as `wasmkilnd keys show` prints it.
+// ParseKeys reads Ed25519 public keys in PEM, as `wasmkilnd keys show --pem` prints one.
 func ParseKeys(text string) ([]ed25519.PublicKey, error) {
-	text = strings.TrimSpace(text)
-	decoders := []func(string) ([]byte, error){hex.DecodeString, base64.StdEncoding.DecodeString}
-	for _, decode := range decoders {
-		if raw, err := decode(text); err == nil && len(raw) == ed25519.PublicKeySize {
-			return []ed25519.PublicKey{raw}, nil
-		}
-	}
 	var keys []ed25519.PublicKey
 	for block, rest := pem.Decode([]byte(text)); block != nil; block, rest = pem.Decode(rest) {
 		parsed, err := x509.ParsePKIXPublicKey(block.Bytes)

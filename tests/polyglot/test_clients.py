@@ -91,17 +91,18 @@ def test_it_refuses_another_signer(kiln: Kiln, asks: Asks) -> None:
         assert re.fullmatch("[0-9a-f]{16}", said.origin_or_id), "it names no request"
 
 
-def test_it_reads_keys_in_each_form(kiln: Kiln, asks: Asks, tmp_path: Path) -> None:
-    raw, file = raw_key(kiln), tmp_path / "key"
-    for text in (raw.hex(), base64.b64encode(raw).decode(), kiln.key_file.read_text()):
-        file.write_text(f"{text}\n")
+def test_it_reads_keys_in_pem_and_in_no_other_form(kiln: Kiln, asks: Asks, tmp_path: Path) -> None:
+    raw, file, pem = raw_key(kiln), tmp_path / "key", kiln.key_file.read_text()
+    for text in (pem, f"\n{pem}\n", pem + kiln.wrong_key_file.read_text()):
+        file.write_text(text)
         assert asks.once(kiln.address, kiln.module, "--key", file).what == "compiled"
     secret = "-----BEGIN PRIVATE KEY-----\nMC4CAQ\n-----END PRIVATE KEY-----"
-    for wrong in ("", "abc", raw.hex()[1:], secret):
+    for wrong in ("", "abc", raw.hex(), base64.b64encode(raw).decode(), secret, pem.lower()):
         file.write_text(wrong)
         said = asks.once(kiln.address, kiln.module, "--key", file)
         assert said.what == "unusable"
         assert "PRIVATE" not in said.text
+        assert raw.hex() not in said.text
 
 
 def raw_key(kiln: Kiln) -> bytes:

@@ -56,6 +56,13 @@ std::string hex(std::string_view bytes) {
   return text;
 }
 
+std::string pem_of(const std::string& key) {
+  std::string der = kPrefix + key, text(2 * der.size(), '\0');
+  auto* out = reinterpret_cast<unsigned char*>(text.data());
+  text.resize(EVP_EncodeBlock(out, raw(der), static_cast<int>(der.size())));
+  return kBegin + ("\n" + text) + "\n-----END PUBLIC KEY-----\n";
+}
+
 bool is_signed(const std::string& key, const std::string& message, const std::string& signature) {
   EVP_PKEY* loaded =
       EVP_PKEY_new_raw_public_key(EVP_PKEY_ED25519, nullptr, raw(key), key.size());
@@ -167,21 +174,12 @@ TrustedKeys parse_keys(const std::string& text) {
     std::string der = from_base64(text.substr(start, text.find('-', start) - start));
     found.push_back(der.substr(0, kPrefix.size()) == kPrefix ? der.substr(kPrefix.size()) : "");
   }
-  std::string bare = text.substr(0, text.find_last_not_of(" \r\n") + 1);
-  if (found.empty() && bare.size() == 2 * kKeyBytes) {
-    std::string key(kKeyBytes, '\0');
-    std::size_t size = 0;
-    auto* out = reinterpret_cast<unsigned char*>(key.data());
-    found.push_back(OPENSSL_hexstr2buf_ex(out, kKeyBytes, &size, bare.c_str(), '\0') ? key : "");
-  } else if (found.empty()) {
-    found.push_back(from_base64(bare));
-  }
+  if (found.empty()) found.emplace_back();  // no key at all
   TrustedKeys keys;
   for (const std::string& key : found) {
     if (key.size() != kKeyBytes) {
       // It does not quote what may be a private key.
-      throw std::invalid_argument(
-          "not an Ed25519 public key: expected 64 hex digits, base64 of 32 bytes, or PEM");
+      throw std::invalid_argument("not an Ed25519 public key: expected PEM");
     }
     keys[sha256_hex(key)] = key;
   }
@@ -211,7 +209,7 @@ std::vector<std::string> read_keys(const std::string& path) {
     keys.erase(id);
   }
   std::vector<std::string> found;
-  for (const auto& [id, key] : keys) found.push_back(hex(key));
+  for (const auto& [id, key] : keys) found.push_back(pem_of(key));
   // With no key nothing would be checked.
   if (found.empty()) throw std::invalid_argument("there is no key that counts in " + path);
   return found;

@@ -11,11 +11,11 @@ const { AttestationInvalid } = require('./errors')
 
 const PAYLOAD_TYPE = 'application/vnd.in-toto+json'
 const KINDS = { KIND_CORE_MODULE: 'core', KIND_COMPONENT: 'component' }
-// The start of every Ed25519 public key in DER (RFC 8410); the key's 32 bytes follow.
-const PREFIX = Buffer.from('302a300506032b6570032100', 'hex')
+// Of an Ed25519 public key, at the end of its DER.
+const KEY_BYTES = 32
 const PEM = /-----BEGIN PUBLIC KEY-----[^-]*-----END PUBLIC KEY-----/g
 const EXPECTED =
-  'a trusted key is 64 hex digits, base64 of 32 bytes, PEM, or a file or folder of such keys'
+  'a trusted key is an Ed25519 public key in PEM, or a file or folder of such keys'
 
 /**
  * Throw AttestationInvalid unless a trusted key signed exactly what the header says.
@@ -77,9 +77,9 @@ function refuse(cause, why, signer) {
 /**
  * Return the keys that count, by their ids, the SHA-256 of each key's 32 bytes in hex.
  *
- * A source is a key (hex, base64, PEM), a file of one, or a folder of `*.pem` files. With a folder,
- * the ids in `revoked/` do not count; it is in the folder or, where that is called `trusted`,
- * beside it. Throw an Error for anything else.
+ * A source is PEM, a file of it, or a folder of `*.pem` files. With a folder, the ids in `revoked/`
+ * do not count; it is in the folder or, where that is called `trusted`, beside it. Throw an Error
+ * for anything else.
  */
 function readTrustedKeys(sources) {
   const keys = new Map()
@@ -87,7 +87,7 @@ function readTrustedKeys(sources) {
   if (sources === undefined || sources === null) return keys
   for (const key of [sources].flat().flatMap((source) => keysOf(source, revoked))) {
     if (key.asymmetricKeyType !== 'ed25519') throw new Error(EXPECTED)
-    const raw = key.export({ format: 'der', type: 'spki' }).subarray(PREFIX.length)
+    const raw = key.export({ format: 'der', type: 'spki' }).subarray(-KEY_BYTES)
     keys.set(crypto.createHash('sha256').update(raw).digest('hex'), key)
   }
   for (const id of revoked) keys.delete(id)
@@ -127,15 +127,8 @@ function textsIn(folder, end) {
   return wanted.map((name) => fs.readFileSync(path.join(folder, name), 'latin1'))
 }
 
-/** Return the keys in a text: PEM, or one in hex or base64. */
 function inText(text) {
-  const blocks = text.match(PEM)
-  if (blocks) return blocks.map((block) => crypto.createPublicKey(block))
-  const bare = text.trim()
-  const isHex = /^[0-9a-f]{64}$/i.test(bare)
-  if (!isHex && !/^[A-Za-z0-9+/]{43}=$/.test(bare)) return []
-  const key = Buffer.concat([PREFIX, Buffer.from(bare, isHex ? 'hex' : 'base64')])
-  return [crypto.createPublicKey({ key, format: 'der', type: 'spki' })]
+  return (text.match(PEM) ?? []).map((block) => crypto.createPublicKey(block))
 }
 
 module.exports = { readTrustedKeys, verifyAttestation }

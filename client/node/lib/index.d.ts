@@ -21,7 +21,7 @@ export interface ClientOptions {
   /** The same in a file, which is read for each call. */
   tokenFile?: string | URL
   /**
-   * Ed25519 public keys of daemons: files or folders, or the keys in hex, base64 or PEM. With
+   * Ed25519 public keys of daemons: PEM, or files or folders of it. With
    * them, each artifact has to be signed by one of them, and keys in the folder `revoked/` of a
    * folder do not count. Without them only digests are checked.
    */

@@ -23,7 +23,7 @@ test('arguments of no use', async () => {
   for (const wrong of [{ timeoutMs: 0 }, { maxArtifactBytes: 1.5 }, { tls: { cert: 'no/file' } }]) {
     assert.throws(() => new Client(LOCAL, wrong), Error)
   }
-  for (const wrong of [[], 7, 'no/file']) {
+  for (const wrong of [[], 7, 'no/file', '00'.repeat(32), `${'A'.repeat(43)}=`]) {
     assert.throws(() => new Client(LOCAL, { trustedKeys: wrong }), /trusted ?[kK]ey/)
   }
   assert.throws(() => new Client(LOCAL, { trustedKeys: 'no.pem' }), /there is no file no\.pem/)

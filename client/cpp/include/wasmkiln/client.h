@@ -37,8 +37,8 @@ struct ClientOptions {
   std::string token;
   // Instead: a file that is read for each call, so that a new token counts at once.
   std::string token_file;
-  // Public keys of daemons: PEM, or 32 bytes in hex or base64; read_keys() has those of a file or
-  // folder. With none, the client checks digests only.
+  // Public keys of daemons in PEM; read_keys() has those of a file or folder. With none, the client
+  // checks digests only.
   std::vector<std::string> trusted_keys;
   // Of each call that gives no other.
   std::chrono::milliseconds timeout{60000};

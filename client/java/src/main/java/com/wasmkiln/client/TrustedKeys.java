@@ -18,9 +18,8 @@ import java.util.stream.Stream;
 
 /** The Ed25519 public keys that a caller trusts, and what they have to have signed. Immutable. */
 public final class TrustedKeys {
+  // Of an Ed25519 public key, at the end of its DER.
   private static final int KEY_BYTES = 32;
-  // The start of every Ed25519 public key in DER (RFC 8410); the key follows.
-  private static final String PREFIX = "302a300506032b6570032100";
   private static final Pattern PEM =
       Pattern.compile("-----BEGIN PUBLIC KEY-----([^-]*)-----END PUBLIC KEY-----");
   private static final Pattern REVOKED = Pattern.compile("\"key_id\"\\s*:\\s*\"([0-9a-f]{64})\"");
@@ -46,30 +45,22 @@ public final class TrustedKeys {
   }
 
   /**
-   * Read keys: PEM, one or several, or a single key of 32 bytes in hex or base64.
+   * Read keys in PEM, one or several.
    *
    * @throws IllegalArgumentException if the text holds no key
    */
   public static TrustedKeys parse(String text) {
     Map<String, PublicKey> keys = new HashMap<>();
-    HexFormat hex = HexFormat.of();
-    String bare = text.strip();
     try {
-      for (Matcher blocks = PEM.matcher(bare); blocks.find(); ) {
+      for (Matcher blocks = PEM.matcher(text); blocks.find(); ) {
         add(keys, Base64.getMimeDecoder().decode(blocks.group(1)));
       }
-      if (keys.isEmpty()) {
-        boolean isHex = bare.length() == 2 * KEY_BYTES;
-        String raw = isHex ? bare : hex.formatHex(Base64.getDecoder().decode(bare));
-        if (raw.length() != 2 * KEY_BYTES) {
-          throw new IllegalArgumentException("it has another length");
-        }
-        add(keys, hex.parseHex(PREFIX + raw));
-      }
     } catch (GeneralSecurityException | IllegalArgumentException none) {
+      keys.clear();
+    }
+    if (keys.isEmpty()) {
       // Without a cause, which may quote a private key.
-      throw new IllegalArgumentException(
-          "not an Ed25519 public key: expected 64 hex digits, base64 of 32 bytes, or PEM");
+      throw new IllegalArgumentException("not an Ed25519 public key: expected PEM");
     }
     return new TrustedKeys(keys);
   }
