@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import stat
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wasmkiln.errors import ModuleTooLarge
-from wasmkiln.shared import identity, is_racy
+from wasmkiln.shared import MAX_MODULE_BYTES, identity, is_digest, is_racy
 from wasmkiln.v1.types_pb2 import KIND_COMPONENT, KIND_CORE_MODULE
 
 if TYPE_CHECKING:
@@ -19,10 +18,6 @@ if TYPE_CHECKING:
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview
 
-# The highest limit that a daemon can be configured to have. A larger file is not read.
-MAX_MODULE_BYTES = 1024**3
-
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 # A module's first eight bytes: magic number, version, and layer, which marks a component.
 _PREAMBLES = {
     b"\0asm\x01\0\0\0": KIND_CORE_MODULE,
@@ -33,11 +28,6 @@ _REMEMBERED = 4096
 # The SHA-256 and the first bytes of files, as this process has read them.
 _lock = threading.Lock()
 _digests: dict[tuple[int, ...], tuple[str, bytes]] = {}
-
-
-def is_digest(text: str) -> bool:
-    """Return whether a text is 64 lowercase hexadecimal digits."""
-    return _DIGEST.fullmatch(text) is not None
 
 
 def kind_of(module: bytes) -> Kind | None:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from wasmkiln.errors import AttestationInvalid, VerificationNotInstalled
+from wasmkiln.shared import is_digest
 from wasmkiln.v1.types_pb2 import KIND_COMPONENT, KIND_CORE_MODULE
 
 if TYPE_CHECKING:
@@ -54,7 +55,6 @@ _KEY_BYTES = 32
 _SPKI_PREFIX = bytes.fromhex("302a300506032b6570032100")
 _PEM = re.compile(r"-----BEGIN PUBLIC KEY-----(.*?)-----END PUBLIC KEY-----", re.DOTALL)
 _HEX = re.compile(r"[0-9a-fA-F]{64}")
-_KEY_ID = re.compile(r"[0-9a-f]{64}")
 _MAX_REVOCATION_BYTES = 4096
 _MALFORMED = "cannot read the attestation: it is not a DSSE envelope as wasmkiln writes it"
 # What reading JSON of another shape raises.
@@ -225,7 +225,7 @@ def _revoked_by(file: Path) -> str:
         text = opened.read(_MAX_REVOCATION_BYTES)
     with suppress(*UNREADABLE):
         key_id = json.loads(text)["key_id"]
-        if _KEY_ID.fullmatch(key_id):
+        if is_digest(key_id):
             return as_text(key_id)
     raise ValueError(f"cannot read {file}: it does not say which key is revoked, as key_id")
 
@@ -438,7 +438,7 @@ def open_envelope(envelope: bytes, trusted: KeyLookup) -> tuple[Statement, str]:
         canonical = envelope == _envelope(payload_type, payload, key_id, signature)
     except UNREADABLE:
         canonical = False
-    if not (canonical and _KEY_ID.fullmatch(key_id)):
+    if not (canonical and is_digest(key_id)):
         _refuse(UNSIGNED, _MALFORMED)
     if key_id in trusted.revoked:
         _refuse(REVOKED, f"the attestation is signed by a key that is revoked: {key_id}", key_id)

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec,
 
 from wasmkiln import errors, loading, rpc
 from wasmkiln._header_fields import Call
-from wasmkiln._source import identify, is_digest
+from wasmkiln._source import identify
 from wasmkiln._untrusted import one_line, quoted
 from wasmkiln.assembly import ZSTD, Assembly, package
 from wasmkiln.attestation import TrustedKeys
@@ -40,7 +40,7 @@ from wasmkiln.credentials import Access, Connection, choose_switch, explained, i
 from wasmkiln.host_store import HostStore
 from wasmkiln.host_store import Refused as FileRefused
 from wasmkiln.loading import Loaded, LoadedModules, compile_within, load_verified
-from wasmkiln.shared import parse_bytes
+from wasmkiln.shared import is_digest, parse_bytes
 from wasmkiln.upload import Messages, Upload
 from wasmkiln.v1 import admin_service_pb2 as admin
 from wasmkiln.v1 import module_service_pb2 as modules
@@ -862,10 +862,8 @@ def choose_timeout_s(argument: float | None) -> float:
     name, value = "timeout_s", argument
     if argument is None:
         name = "WASMKILN_TIMEOUT_S"
-        try:
+        with suppress(ValueError):
             value = float(os.environ.get(name) or 60)
-        except ValueError:
-            value = None
     if value is None or not 0 < value < float("inf"):
         raise ValueError(f"{name} has to be a positive number of seconds")
     return min(float(value), MAX_TIMEOUT_S)

@@ -32,10 +32,10 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from wasmkiln import _header_fields, attestation, shared
-from wasmkiln._source import file_digest, is_digest
+from wasmkiln._source import file_digest
 from wasmkiln.attestation import KINDS, UNREADABLE, TrustedKeys, verify_header
 from wasmkiln.errors import ArtifactMismatch, AttestationInvalid
-from wasmkiln.shared import identity, is_racy
+from wasmkiln.shared import identity, is_digest, is_racy
 from wasmkiln.v1.types_pb2 import KIND_COMPONENT, KIND_CORE_MODULE
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What daemon and client both know, once: fingerprints, the host store's layout, sizes, durations.
+"""What daemon and client both know, once: digests, fingerprints, the host store's layout, sizes.
 
 It needs the standard library only.
 """
@@ -17,7 +17,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fractions import Fraction
 
-# What identifies an artifact.
+# What identifies a module, a key or an artifact.
+
+MAX_MODULE_BYTES = 1024**3
+"""The highest limit that a daemon can be configured to have."""
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def is_digest(text: str) -> bool:
+    """Return whether a text is 64 lowercase hexadecimal digits. Raise TypeError for no text."""
+    return _DIGEST.fullmatch(text) is not None
+
+
+# Of an artifact.
 
 FAST_SETTINGS: Mapping[str, tuple[str, str]] = {
     "wasmtime": ("strategy", "winch"),

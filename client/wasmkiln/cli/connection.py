@@ -10,13 +10,9 @@ from typing import Any
 
 import click
 
+from wasmkiln.shared import is_digest
+
 _YEAR_S = 365 * 24 * 3600
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-
-
-def is_digest(text: str) -> bool:
-    """Return whether a text is 64 lowercase hexadecimal digits."""
-    return _DIGEST.fullmatch(text) is not None
 
 
 def _seconds(text: str) -> float:

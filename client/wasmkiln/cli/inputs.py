@@ -15,12 +15,11 @@ from typing import Any, TypeVar
 
 from wasmkiln.cli.app import Exit, Session, error_document, exit_for
 from wasmkiln.cli.text import table
+from wasmkiln.shared import MAX_MODULE_BYTES
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-# The highest limit that a daemon can be configured to have.
-MAX_MODULE_BYTES = 1024**3
 _LOOK_S = 0.25
 
 

@@ -36,9 +36,9 @@ from typing import Any, NamedTuple
 from urllib.error import URLError
 from urllib.parse import urlencode, urljoin, urlsplit
 
-from wasmkiln.cli.connection import is_digest
-from wasmkiln.cli.inputs import MAX_MODULE_BYTES, TimeLimit, in_parallel, read_file
+from wasmkiln.cli.inputs import TimeLimit, in_parallel, read_file
 from wasmkiln.cli.text import quoted
+from wasmkiln.shared import MAX_MODULE_BYTES, is_digest
 
 SCHEME = "oci://"
 MANIFEST_TYPES = (

@@ -19,10 +19,11 @@ import click
 
 from wasmkiln.cli import inputs
 from wasmkiln.cli.app import Exit, Session, exit_for, to_document
-from wasmkiln.cli.connection import command, is_digest, usage
+from wasmkiln.cli.connection import command, usage
 from wasmkiln.cli.inputs import Done, attempt, digest_of, in_parallel, read_file, results_of
 from wasmkiln.cli.oci import SCHEME, Module, Repository, SourceUnusable, is_layout, modules_in
 from wasmkiln.cli.text import Progress, elapsed, quoted, seconds, size, table
+from wasmkiln.shared import is_digest
 
 if TYPE_CHECKING:
     from wasmkiln import ArtifactHeader, Client
