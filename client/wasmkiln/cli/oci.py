@@ -17,20 +17,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import http.client
 import ipaddress
 import json
 import os
 import re
-import socket
 import ssl
 import subprocess
 import threading
 import urllib.request
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.error import URLError
@@ -201,7 +198,7 @@ class Repository:
         found = _REFERENCE.fullmatch(text.removeprefix(SCHEME))
         try:
             parts = urlsplit(f"//{found[1]}" if found else "")
-            self._is_here = _is_loopback(parts.hostname)
+            is_here = _is_loopback(parts.hostname)
             valid = parts.port != 0
         except ValueError:
             valid = False
@@ -216,7 +213,8 @@ class Repository:
             if "/" not in self.repository:
                 self.repository = f"library/{self.repository}"
         self.manifest = f"sha256:{sha256}" if sha256 else tag or "latest"
-        self._plain_http, self._limit_s, self._authorization = plain_http, limit_s, ""
+        self._plain = is_here if plain_http is None else plain_http
+        self._plain_anywhere, self._limit_s, self._authorization = plain_http, limit_s, ""
 
     def modules(self) -> list[Module]:
         """Return the modules of the image. Raise SourceUnusable."""
@@ -228,17 +226,17 @@ class Repository:
         )
 
     def _fetched(self, kind: str, name: str, limit_bytes: int) -> bytes:
-        """Return what has a name, within the limit of time for all that it takes."""
-        plain = self._is_here if self._plain_http is None else self._plain_http
-        scheme, (_, _, sha256) = "http" if plain else "https", name.partition(":")
+        """Return what has a name, within the limit of time for all that it takes.
+
+        A thread that comes too late is left to itself: it ends with the process at last.
+        """
+        scheme, (_, _, sha256) = "http" if self._plain else "https", name.partition(":")
         url = f"{scheme}://{self.host}/v2/{self.repository}/{kind}/{name}"
-        fetch = _Fetch(plain, self._plain_http is True)
-        work = partial(self._content, fetch, limit_bytes=limit_bytes)
+        work = partial(self._content, limit_bytes=limit_bytes)
         try:
             [content] = in_parallel(1, [url], work, self._limit_s)
             return _checked(content, sha256, f"a part of {self.name}") if sha256 else content
         except (TimeLimit, subprocess.TimeoutExpired):  # the latter of who keeps a password
-            fetch.end()
             late = f"takes longer than {self._limit_s:g} s: try again, or raise --fetch-timeout"
             raise SourceUnusable(f"{quoted(url)} {late}") from None
         except SourceUnusable:
@@ -251,12 +249,11 @@ class Repository:
             why = quoted(str(cause)) if isinstance(cause, OSError) else other
             raise SourceUnusable(f"cannot read {quoted(url)}: {why}") from None
 
-    def _content(self, fetch: _Fetch, url: str, limit_bytes: int) -> bytes:
-        headers = {"Accept": ", ".join(MANIFEST_TYPES) if "/manifests/" in url else "*/*"}
-        status, asked, content = fetch.get(url, headers, self._authorization, limit_bytes)
+    def _content(self, url: str, limit_bytes: int) -> bytes:
+        status, asked, content = self._get(url, self._authorization, limit_bytes)
         if status == 401:
-            self._authorization = self._authorized(fetch, asked)
-            status, _, content = fetch.get(url, headers, self._authorization, limit_bytes)
+            self._authorization = self._authorized(asked)
+            status, _, content = self._get(url, self._authorization, limit_bytes)
         if status == 200:
             return content
         why = {
@@ -265,7 +262,7 @@ class Repository:
         }.get(status, f"answers with status {status}")
         raise SourceUnusable(f"cannot read {self.name}: {self.host} {why}")
 
-    def _authorized(self, fetch: _Fetch, challenge: str) -> str:
+    def _authorized(self, challenge: str) -> str:
         """Return the header that the registry asks for; "" if there is none to send."""
         login = _login(_HUB_LOGIN if self.host == _HUB_HOST else self.host, self._limit_s)
         kind, _, rest = challenge.partition(" ")
@@ -276,10 +273,48 @@ class Repository:
             return ""
         query = urlencode({name: fields[name] for name in ("service", "scope") if name in fields})
         url = f"{fields['realm']}?{query}"
-        status, _, content = fetch.get(url, {}, login, _MOST_ANSWER_BYTES)
+        status, _, content = self._get(url, login, _MOST_ANSWER_BYTES)
         document = json.loads(content) if status == 200 else {}
         token = document.get("token") or document.get("access_token") or ""
         return f"Bearer {token}" if re.fullmatch(r"[\x21-\x7e]+", token) else ""
+
+    @cached_property
+    def _opener(self) -> urllib.request.OpenerDirector:
+        """What follows no redirect, and takes the proxies that the environment names."""
+        opener = urllib.request.OpenerDirector()
+        tls = ssl.create_default_context(cafile=os.environ.get("REQUESTS_CA_BUNDLE") or None)
+        opener.add_handler(urllib.request.HTTPHandler())
+        opener.add_handler(urllib.request.HTTPSHandler(context=tls))
+        opener.add_handler(urllib.request.ProxyHandler())
+        return opener
+
+    def _get(self, url: str, authorization: str, limit_bytes: int) -> tuple[int, str, bytes]:
+        """Return the status of an answer after redirects, its challenge, and its body."""
+        headers = {"Accept": ", ".join(MANIFEST_TYPES) if "/manifests/" in url else "*/*"}
+        for _ in range(_MOST_REDIRECTS + 1):
+            here = self._allowed(url)
+            sent = headers | ({"Authorization": authorization} if authorization else {})
+            request = urllib.request.Request(url, headers=sent)  # noqa: S310 - is checked
+            with self._opener.open(request, timeout=_SILENT_S) as response:
+                location = response.headers.get("Location")
+                if response.status not in _REDIRECTS or not location:
+                    challenge = response.headers.get("WWW-Authenticate", "")
+                    limit = limit_bytes if response.status == 200 else _MOST_ANSWER_BYTES
+                    return response.status, challenge, _read(response, limit, url)
+            url = urljoin(url, location)
+            if self._allowed(url) != here:
+                authorization = ""
+        raise SourceUnusable(f"{_bare(url)}: more than {_MOST_REDIRECTS} redirects")
+
+    def _allowed(self, url: str) -> str:
+        """Return where a URL leads. Raise SourceUnusable where nothing may be sent."""
+        parts = urlsplit(url)
+        plain = self._plain and (self._plain_anywhere or _is_loopback(parts.hostname))
+        if not parts.hostname or parts.port == 0 or parts.username is not None:
+            raise SourceUnusable(f"the registry sends us to no valid address: {_bare(url)}")
+        if parts.scheme == "https" or (parts.scheme == "http" and plain):
+            return f"{parts.scheme}://{parts.netloc}"
+        raise SourceUnusable(f"{_bare(url)} is not reached over https: not asked")
 
 
 def _login(registry: str, limit_s: float) -> str:
@@ -310,75 +345,14 @@ def _is_loopback(host: str | None) -> bool:
         return False
 
 
-# --- HTTP ----------------------------------------------------------------------------------------
-
-
-class _Fetch(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
-    """Requests within one limit of time; who waits for them ends what is left by `end`."""
-
-    def __init__(self, plain: bool, plain_anywhere: bool) -> None:
-        ca_file = os.environ.get("REQUESTS_CA_BUNDLE") or None
-        super().__init__(context=ssl.create_default_context(cafile=ca_file))
-        self._plain, self._plain_anywhere, self._has_ended = plain, plain_anywhere, False
-        self._connection: http.client.HTTPConnection | None = None
-        self._opener = urllib.request.OpenerDirector()  # without what follows redirects
-        self._opener.add_handler(self)
-        # The proxies are those that the environment names.
-        self._opener.add_handler(urllib.request.ProxyHandler())
-
-    def end(self) -> None:
-        """End what is running: a thread that reads heads without end would go on reading."""
-        self._has_ended = True
-        if self._connection and self._connection.sock:
-            with suppress(OSError):
-                self._connection.sock.shutdown(socket.SHUT_RDWR)
-
-    def do_open(self, http_class: Any, req: Any, **http_conn_args: Any) -> http.client.HTTPResponse:
-        """Open a connection, as urllib asks for, and keep it for `end`."""
-
-        def connection(*where: Any, **how: Any) -> Any:
-            self._connection = http_class(*where, **how)
-            return self._connection
-
-        return super().do_open(connection, req, **http_conn_args)
-
-    def get(
-        self, url: str, headers: dict[str, str], authorization: str, limit_bytes: int
-    ) -> tuple[int, str, bytes]:
-        """Return the status of an answer after redirects, its challenge, and its body."""
-        for _ in range(_MOST_REDIRECTS + 1):
-            here = self._checked(url)
-            sent = headers | ({"Authorization": authorization} if authorization else {})
-            request = urllib.request.Request(url, headers=sent)  # noqa: S310 - is checked
-            with self._opener.open(request, timeout=_SILENT_S) as response:
-                location = response.headers.get("Location")
-                if response.status not in _REDIRECTS or not location:
-                    challenge = response.headers.get("WWW-Authenticate", "")
-                    return response.status, challenge, self._read(response, limit_bytes, url)
-            url = urljoin(url, location)
-            if self._checked(url) != here:
-                authorization = ""
-        raise SourceUnusable(f"{_bare(url)}: more than {_MOST_REDIRECTS} redirects")
-
-    def _read(self, response: http.client.HTTPResponse, limit_bytes: int, url: str) -> bytes:
-        """Read the body as it was sent: nothing is unpacked before its digest is checked."""
-        limit = limit_bytes if response.status == 200 else _MOST_ANSWER_BYTES
-        content = bytearray()
-        while not self._has_ended and (piece := response.read1(_PIECE)):
-            content += piece
-            if len(content) > limit:
-                raise SourceUnusable(f"{_bare(url)} sends more than {limit:,} bytes: not read")
-        return bytes(content)
-
-    def _checked(self, url: str) -> str:
-        """Return where a URL leads. Raise SourceUnusable where nothing may be sent."""
-        parts = urlsplit(url)
-        plain = self._plain and (self._plain_anywhere or _is_loopback(parts.hostname))
-        if not parts.hostname or parts.port == 0 or parts.username is not None or self._has_ended:
-            raise SourceUnusable(f"the registry sends us to no valid address: {_bare(url)}")
-        if parts.scheme == "https" or (parts.scheme == "http" and plain):
-            return f"{parts.scheme}://{parts.netloc}"
-        raise SourceUnusable(f"{_bare(url)} is not reached over https: not asked")
+def _read(response: Any, limit_bytes: int, url: str) -> bytes:
+    """Read a body as it was sent: nothing is unpacked before its digest is checked."""
+    content = bytearray()
+    while piece := response.read1(_PIECE):
+        content += piece
+        if len(content) > limit_bytes:
+            raise SourceUnusable(f"{_bare(url)} sends more than {limit_bytes:,} bytes: not read")
+    return bytes(content)
 
 
 def _bare(url: str) -> str:

@@ -6,11 +6,12 @@ import base64
 import gzip
 import hashlib
 import json
+import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,13 @@ class Registry(ThreadingHTTPServer):
         # The path and the Authorization of each request.
         self.seen: list[tuple[str, str | None]] = []
         self.over = threading.Event()
+        self.connections: list[socket.socket] = []
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Keep the connection: what came too late for the command still reads from it."""
+        connection, address = super().get_request()
+        self.connections.append(connection)
+        return connection, address
 
     def handle_error(self, *_: object) -> None:
         """Say nothing: a caller who ends a handshake would seem to have a traceback."""
@@ -85,6 +93,9 @@ def running(tls: ssl.SSLContext | None = None) -> Iterator[Registry]:
         yield registry
         registry.over.set()
         registry.shutdown()
+        for connection in registry.connections:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.fixture
