@@ -21,6 +21,7 @@ from tests.e2e.console import sessions
 DOCS = ROOT / "docs"
 NOT_RUN = ' title="not run by a test"'
 RUN = {
+    "how-to/cache.md": (1, "tests/e2e/test_cache_tools.py"),
     "how-to/call-with-credentials.md": (5, "tests/e2e/test_access_clients.py"),
     "how-to/fast-first.md": (1, "tests/e2e/test_api_examples.py"),
     "how-to/deploy.md": (2, "tests/operators/test_systemd.py"),

@@ -1,4 +1,4 @@
-"""`wasmkilnd cache` on a real server: what it believes of what it reads there, and in archives.
+"""`wasmkilnd cache` on a real server: what it believes of what it reads there, and in a store.
 
 What people do with it every day is in tests/e2e/test_cache_tools.py.
 """
@@ -6,17 +6,17 @@ What people do with it every day is in tests/e2e/test_cache_tools.py.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import click
 import pytest
 import redis
-from click.testing import CliRunner
 from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.cache.value import written
-from wasmkilnd.cli import command
 from wasmkilnd.commands.cache import BadValuesFound
 from wasmkilnd.model import CHUNK_BYTES, Artifact, ExternType, Module
 from wasmkilnd.signing.sealer import Sealer
@@ -219,7 +219,7 @@ def test_another_version_of_the_format_is_left_alone(
     findings, summary = cache.scrub()
     assert (findings, summary["other_format"], summary["modules"]) == ({}, 1, 1)
     assert "other_format=1" in cache.good("scrub").stdout
-    result = cache.good("export", str(tmp_path / "x"))
+    result = cache.good("export", folder(tmp_path / "x"))
     assert "left out" in result.stderr
     assert "exported: artifacts=2, modules=1, stored_bytes=" in result.stdout
 
@@ -227,30 +227,42 @@ def test_another_version_of_the_format_is_left_alone(
 # ---- Export and import
 
 
-def length(size_bytes: int) -> bytes:
-    return size_bytes.to_bytes(8)
+def folder(path: Path) -> str:
+    """Make a directory, and return it as the URL of an object store."""
+    path.mkdir()
+    return path.as_uri()
 
 
-def archive(*values: bytes, end: bytes = length(0)) -> bytes:
-    """Write an archive by hand."""
-    records = b"".join(length(len(value)) + value for value in values)
-    return b"wasmkiln cache archive 2\n" + records + end
+def files_in(path: Path) -> dict[str, bytes]:
+    """Return every file below a directory, by its name in Redis."""
+    found = (each for each in path.rglob("*") if each.is_file())
+    return {"/".join(each.relative_to(path).parts): each.read_bytes() for each in found}
 
 
-def test_an_archive_goes_out_and_comes_in(
+def object_of(what: Artifact | Module) -> str:
+    """Return the name of a value in an object store."""
+    if isinstance(what, Module):
+        return f"wasm/3/module/{what.sha256}"
+    return f"wasm/3/compiled/{what.module_sha256}/{what.spec.engine.id}/{what.spec.fingerprint}"
+
+
+OBJECTS = {object_of(what): VALUES[name_of(what)] for what in (MODULE, LARGE, WASMER, WASMTIME)}
+
+
+def test_a_directory_goes_out_and_comes_in(
     cache: Command, server: redis.Redis, tmp_path: Path
 ) -> None:
-    file = tmp_path / "warm"
-    cache.good("export", str(file), "--module", LARGE.sha256)
-    assert file.read_bytes() == archive(VALUES[name_of(LARGE)])
-    assert f"cannot write {file}: File exists" in cache.refusal("export", str(file))
-    file.unlink()
-    assert json.loads(cache.good("export", "--json", str(file)).stdout)["exported"]["modules"] == 2
+    url = folder(tmp_path / "warm")
+    cache.good("export", url, "--module", LARGE.sha256)
+    assert files_in(tmp_path / "warm") == {object_of(LARGE): VALUES[name_of(LARGE)]}
+    done = json.loads(cache.good("export", "--json", url).stdout)["exported"]
+    assert (done["modules"], done["artifacts"], done["kept"]) == (1, 2, 1)
+    assert files_in(tmp_path / "warm") == OBJECTS
     assert [path.name for path in tmp_path.iterdir()] == ["warm"]
-    assert cache.good("import", str(file)).stdout == "imported: kept=4\n"
+    assert cache.good("import", url).stdout == "imported: kept=4\n"
     for words, ttl_s in (([], 7 * 86400), (["--cache-ttl-s", "90"], 90)):
         server.flushall()
-        cache.good("import", *words, str(file))
+        cache.good("import", *words, url)
         assert values_in(server) == VALUES
         assert all(ttl_s - 60 < server.ttl(name) <= ttl_s for name in server.scan_iter())
         assert server.scard(SET) == 2
@@ -259,7 +271,7 @@ def test_an_archive_goes_out_and_comes_in(
     pinned = (name_of(MODULE), name_of(WASMTIME), SET)
     for name in pinned:
         server.persist(name)
-    cache.good("import", "--cache-ttl-s", "90", str(file))
+    cache.good("import", "--cache-ttl-s", "90", url)
     assert {server.ttl(name) for name in (*pinned, name_of(WASMER))} == {-1}
     assert server.ttl(name_of(LARGE)) <= 90
 
@@ -267,72 +279,62 @@ def test_an_archive_goes_out_and_comes_in(
 def test_a_server_that_is_full_is_told_with_what_was_done(
     cache: Command, server: redis.Redis, tmp_path: Path
 ) -> None:
-    file = tmp_path / "warm"
-    cache.good("export", str(file))
+    url = folder(tmp_path / "warm")
+    cache.good("export", url)
     server.flushall()
     server.config_set("maxmemory", "1mb")
     try:
-        told = cache.refusal("import", str(file))
+        told = cache.refusal("import", url)
     finally:
         server.config_set("maxmemory", "0")
+    assert told.startswith(f"cannot import {url}: ")
     assert "Redis refuses: it is full: it has reached its maxmemory" in told
     assert told.endswith("0 values were imported before")
 
 
-def test_what_in_an_archive_does_not_verify_is_never_stored(
+def test_what_in_a_store_does_not_verify_is_never_stored(
     cache: Command, server: redis.Redis, tmp_path: Path
 ) -> None:
-    value, good = VALUES[name_of(WASMTIME)], VALUES[name_of(MODULE)]
+    name, value = object_of(WASMTIME), VALUES[name_of(WASMTIME)]
     by_stranger = bytes_of(STRANGER.seal(artifact(8)), STRANGER)
     relabelled = bytes_of(replace(SEALER.seal(artifact(15)), frames=artifact(16).frames))
     bad = [flipped(value, at) for at in (0, CHUNK_BYTES, -150, -130, -97, -1)]
-    bad += [value[:-1], value[1:], value + b"x", b"x", b"hello" * 99, by_stranger, relabelled]
-    bad.append(bytes(3_000_000))
-    file = tmp_path / "bad"
-    # A bad first copy does not hide the good one.
-    file.write_bytes(archive(*bad, good, good, value))
-    for name in ("-", str(file)):
+    bad += [value[:-1], value[1:], value + b"x", b"", b"x", b"hello" * 99, by_stranger, relabelled]
+    bad += [VALUES[name_of(WASMER)], bytes(3_000_000)]
+    url = folder(tmp_path / "bad")
+    cache.good("export", url)
+    good = {each: of for each, of in VALUES.items() if each != name_of(WASMTIME)}
+    for each in bad:
         server.flushall()
-        result = CliRunner().invoke(
-            command,
-            ["cache", "import", name, "--json"],
-            env=cache.environ,
-            input=file.read_bytes(),
-            standalone_mode=False,
-        )
+        (tmp_path / "bad" / name).write_bytes(each)
+        result = cache("import", url, "--json")
         assert isinstance(result.exception, BadValuesFound)
         done = json.loads(result.stdout)["imported"]
-        assert sum(done["refused"].values()) == len(bad)
-        assert (done["modules"], done["artifacts"], done["duplicates"]) == (1, 1, 1)
-        assert values_in(server) == {name_of(MODULE): good, name_of(WASMTIME): value}
-    file.write_bytes(archive(*[b"x" * 200] * 100))
-    result = cache("import", str(file))
+        assert (sum(done["refused"].values()), done["modules"], done["artifacts"]) == (1, 2, 1)
+        assert result.stderr.startswith(f"left out: {name}: ")
+        assert values_in(server) == good
+    (tmp_path / "bad" / name).unlink()
+    for tag in range(100):
+        (tmp_path / "bad" / object_of(module(tag))).write_bytes(b"x" * 200)
+    result = cache("import", url)
     assert str(result.exception) == "bad values: 100 format"
-    assert result.stderr.count("left out: value") == 20
+    assert result.stderr.count("left out: wasm/3/module/") == 20
 
 
-def test_whatever_is_wrong_with_a_file_is_one_sentence(
-    cache: Command, server: redis.Redis, tmp_path: Path
+@pytest.mark.parametrize("command", ["export", "import"])
+@pytest.mark.parametrize("name", ["-", "warm.cache"])
+def test_who_names_an_archive_hears_what_to_use_instead(
+    cache: Command, tmp_path: Path, command: str, name: str
 ) -> None:
-    good = archive(*VALUES.values())
-    server.flushall()
-    hostile: dict[bytes, str] = {
-        b"": "`wasmkilnd cache export` of this version has not",
-        b"PK" * 5000: "`wasmkilnd cache export` of this version has not",
-        good.replace(b" 2\n", b" 3\n", 1): "of this version has not written it",
-        good[:25]: "it is cut off; 0 values were imported before",
-        good[:30]: "it is cut off; 0 values were imported before",
-        good[:-5]: "it is cut off; 4 values were imported before",
-        good[:-500]: "it is cut off; ",
-        good[:25] + length(2**64 - 1) + b"x" * 100: "it has a value of 18446744073709551615 bytes",
-        good[:25] + length(10**8) + b"x" * 10**6: "it is cut off",
-    }
-    file = tmp_path / "hostile"
-    for content, sentence in hostile.items():
-        file.write_bytes(content)
-        told = cache.refusal("import", str(file))
-        assert told.startswith(f"cannot import {file}: ")
-        assert sentence in told
+    refused = cache(command, name)
+    assert isinstance(refused.exception, click.UsageError)
+    told = refused.exception.format_message()
+    assert "\n" not in told
+    assert "archives" in told
+    assert "`tar`" in told
+    # What it says works.
+    [url] = re.findall(r"file:///DIR", told)
+    cache.good(command, url.replace("/DIR", str(tmp_path)))
 
 
 def test_heads_of_any_length_are_read(cache: Command, server: redis.Redis, tmp_path: Path) -> None:
@@ -344,10 +346,10 @@ def test_heads_of_any_length_are_read(cache: Command, server: redis.Redis, tmp_p
     [row] = cache.rows("--module", long.module_sha256)
     assert (row["trust"], row["raw_bytes"]) == ("trusted", long.size_bytes)
     assert cache.scrub()[1]["artifacts"] == 3
-    file = tmp_path / "long"
-    cache.good("export", "--module", long.module_sha256, str(file))
+    url = folder(tmp_path / "long")
+    cache.good("export", "--module", long.module_sha256, url)
     server.flushall()
-    cache.good("import", str(file))
+    cache.good("import", url)
     assert values_in(server) == {name_of(long): value}
 
 
@@ -371,15 +373,15 @@ def test_what_is_replaced_or_goes_meanwhile_is_nothing_bad(
 ) -> None:
     name, value, delete = name_of(WASMTIME), VALUES[name_of(WASMTIME)], RedisStore.delete_if
     for number, words in enumerate((["scrub"], ["export"])):
-        file = [str(tmp_path / f"{number}")] if words == ["export"] else []
+        urls = [folder(tmp_path / f"{number}")] if words == ["export"] else []
         put_all(server)
         server.set(name, value[:-1])
         with monkeypatch.context() as patched:
             between(patched, 1, lambda: server.set(name, value))
-            cache.good(*words, *file)
+            cache.good(*words, *urls)
         with monkeypatch.context() as patched:
             between(patched, 0, server.flushall)
-            told = cache.good(*words, *(each + "again" for each in file), "--json").stdout
+            told = cache.good(*words, *urls, "--json").stdout
         [summary] = json.loads(told).values()
         assert summary["gone"] == 4
 
@@ -401,17 +403,18 @@ def test_what_is_replaced_or_goes_meanwhile_is_nothing_bad(
 
 def test_whatever_is_wrong_is_one_sentence(cache: Command, tmp_path: Path) -> None:
     for words, sentence in (
-        (["export", f"{tmp_path}/no/where"], f"cannot write {tmp_path}/no/where: No such file"),
-        (["import", f"{tmp_path}/nothing"], f"cannot import {tmp_path}/nothing: No such file"),
-        (["import", str(tmp_path)], f"cannot import {tmp_path}: Is a directory"),
+        (["export", f"file://{tmp_path}/no"], f"{tmp_path}/no: there is no such directory"),
+        (["import", f"file://{tmp_path}/no"], f"{tmp_path}/no: there is no such directory"),
+        (["import", "ftp://there/"], "it has no known scheme: write one of s3://"),
         (["ls", "--redis-url", "none"], "WASMKILN_REDIS_URL is none"),
     ):
         assert sentence in cache.refusal(*words)
-    for words in (["scrub"], ["export", "-"], ["import", "-"]):
+    url = f"file://{tmp_path}"
+    for words in (["scrub"], ["export", url], ["import", url]):
         assert "no key is trusted here" in cache.refusal(*words, WASMKILN_TRUSTED_KEYS="")
-    for words in (["ls"], ["rm", "--engine", "x"], ["scrub"], ["export", "-"]):
-        url = f"unix://:hidden@{tmp_path}/nobody.sock"
-        told = cache.refusal(*words, "--redis-url", url)
+    for words in (["ls"], ["rm", "--engine", "x"], ["scrub"], ["export", url]):
+        nobody = f"unix://:hidden@{tmp_path}/nobody.sock"
+        told = cache.refusal(*words, "--redis-url", nobody)
         assert "cannot reach Redis" in told
         assert "hidden" not in told
 

@@ -48,7 +48,7 @@ COMMANDS = (
     ("engine", "remove", "wasmtime-50.0.1"),
     ("cache", "ls"),
     ("cache", "scrub", "--tier", "host_store"),
-    ("cache", "export", "-"),
+    ("cache", "export", "file:///tmp"),
     ("reload",),
     ("serve", "--redis-url", "none"),
 )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -16,13 +18,16 @@ import pytest
 import redis
 from wasmkiln import Artifact
 
+from tests.architecture.imports import ROOT
 from tests.e2e import wasm
+from tests.e2e.console import Shell
 from tests.e2e.daemon import TWO_ENGINES, RedisDaemon, fresh_state
 from tests.e2e.processes import embedded, eventually
 from tests.e2e.programs import WASMKILND, Installed, without_settings
 from tests.e2e.signing_keys import KeyDirectory
 from tests.e2e.stored_values import flipped, names_of, value_of
 from tests.e2e.test_cache import REDIS, settled
+from tests.faults.proxy import Line, Proxy
 from tests.servers.redis_server import binary_of, redis_server
 
 ONE, TWO = wasm.adder(1), wasm.adder(2)
@@ -156,37 +161,52 @@ def test_the_embedded_cache_is_seen_whether_a_daemon_runs_or_not(state_dir: Path
         assert client.compile(ONE, engine="wasmtime").header.origin == REDIS
 
 
+PAGE = (ROOT / "docs" / "how-to" / "cache.md").read_text()
+
+
+def shell_at(site: Site, there: Site, folder: Path) -> Shell:
+    """Return a terminal at a site, where `ssh there` runs in a folder ``far`` of the other one."""
+    ssh, far = folder / "bin" / "ssh", folder / "far"
+    for each in (ssh.parent, far):
+        each.mkdir()
+    state = f"WASMKILN_STATE_DIR={there.state}"
+    ssh.write_text(f'#!/bin/sh\nshift; cd {far}; exec env -u WASMKILN_REDIS_URL {state} sh -c "$*"')
+    ssh.chmod(0o755)
+    path = f"{ssh.parent}:{Path(WASMKILND).parent}:{os.environ['PATH']}"
+    return Shell(folder, {**site.environ, "PATH": path})
+
+
 def test_a_warm_cache_moves_to_another_site(site: Site, warm: Warm, tmp_path: Path) -> None:
-    """By a file, and through a pipe what is not damaged."""
-    file = tmp_path / "warm.tar"
-    done = site(0, "export", str(file))
-    assert b"exported: artifacts=4, modules=3, " in done.stdout
-    assert site.keys.public.hex.encode() in done.stderr
+    """As docs/how-to/cache.md shows it, and once more without what is damaged."""
     there = Site(fresh_state(tmp_path / "there", own_keys=True, engines=TWO_ENGINES))
-    own = there.keys.public
-    refused = there(3, "import", str(file)).stderr
+    own, far = there.keys.public, (tmp_path / "far" / "warm").as_uri()
+    [block] = re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    export, pipe, trust, move_in = block.strip().replace("\\\n", "").split("\n")
+    shell = shell_at(site, there, tmp_path)
+    told = shell.run(export)
+    assert "exported: artifacts=4, modules=3, " in told
+    assert site.keys.public.hex in told
+    assert shell.run(pipe) == ""
+    refused = there(3, "import", far).stderr
     for words in (b"7 stranger", b"wasmkilnd keys trust", site.keys.public.id.encode()):
         assert words in refused
-    there.keys.run("trust", site.keys.public.hex)
+    shell.run(trust.replace("PUBLIC_KEY", site.keys.public.hex))
     with site.direct() as client:
         damaged = names_of(client, wasm.digest(TWO))
         for name in damaged:
             client.set(name, flipped(value_of(client, name), -1))
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with site.begin("export", "-", "--engine", "wasmtime", **pipes) as take:
-        put = there.begin("import", "-", stdin=take.stdout)
-        assert take.stdout
-        take.stdout.close()
-        assert (take.wait(60), put.wait(60)) == (3, 0)
+    part = tmp_path / "part"
+    part.mkdir()
+    site(3, "export", part.as_uri(), "--engine", "wasmtime")
+    there(0, "import", part.as_uri())
     assert {(row["what"], row["module"]) for row in there.rows()} == {
         (what, wasm.digest(made)) for what in ("module", "artifact") for made in (ONE, LARGE)
     }
     findings, summary = site.scrub(3)
     assert {each["name"].encode() for each in findings} == damaged
     assert summary["deleted"] == 2
-    done = there(0, "import", str(file), "--json")
-    imported = json.loads(done.stdout)["imported"]
-    assert (imported["artifacts"], imported["kept"]) == (2, 4)
+    assert "imported: artifacts=2, modules=1, " in shell.run(move_in)
+    assert b"kept=7" in there(0, "import", far).stdout
     assert {row["signed_by"] for row in there.rows()} == {site.keys.public.id} != {own.id}
     with there.daemon() as daemon, daemon.client() as client:
         for module, engine in MADE[:3]:
@@ -198,48 +218,60 @@ def test_a_warm_cache_moves_to_another_site(site: Site, warm: Warm, tmp_path: Pa
         assert made.header.size_bytes
 
 
-def test_an_interrupted_export_leaves_no_file(site: Site, tmp_path: Path) -> None:
-    file = tmp_path / "x.tar"
-    with site.direct() as client:
-        server: int = client.info()["process_id"]
-    os.kill(server, signal.SIGSTOP)
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            running = site.begin("export", str(file))
-            eventually(file.exists, "the export does not begin")
-            running.send_signal(number)
-            assert running.wait(60) == 130
-            assert not file.exists()
-    finally:
-        os.kill(server, signal.SIGCONT)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_export_leaves_whole_values_and_goes_on(
+    site: Site, tmp_path: Path, number: signal.Signals
+) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    with behind(site) as (slow, proxy):
+        # What is small comes at once, and what is large does not.
+        proxy.set(Line(bytes_per_s=50_000))
+        running = slow.begin("export", store.as_uri())
+        eventually(lambda: files_in(store), "the export does not begin")
+        running.send_signal(number)
+        assert running.wait(60) == 130
+    assert 0 < len(files_in(store)) < 7
+    where = ("--tier", "object_store", "--object-store-url", store.as_uri())
+    assert site.scrub(0, *where)[1]["bad"] == {}
+    site(0, "export", store.as_uri())
+    assert site.scrub(0, *where)[1]["artifacts"] == 4
 
 
 def test_an_interrupted_import_leaves_whole_values_only(site: Site, tmp_path: Path) -> None:
-    file = tmp_path / "warm.tar"
-    site(0, "export", str(file))
-    with site.direct() as client:
+    store = tmp_path / "store"
+    store.mkdir()
+    site(0, "export", store.as_uri())
+    with site.direct() as client, behind(site) as (slow, proxy):
         client.flushall()
-        running = site.begin("import", "-", stdin=subprocess.PIPE)
-        assert running.stdin
         # The last value is not whole, and the rest of it never comes.
-        running.stdin.write(file.read_bytes()[:-1000])
-        running.stdin.flush()
+        size_bytes = sum(path.stat().st_size for path in files_in(store))
+        proxy.set(Line(stall_after_sent_bytes=size_bytes - 1000))
+        running = slow.begin("import", store.as_uri())
         eventually(client.dbsize, "the import does not begin")
         running.send_signal(signal.SIGINT)
         assert running.wait(120) == 130
-        running.stdin.close()
         assert client.dbsize()
     assert site.scrub(0)[1]["bad"] == {}
-    site(0, "import", str(file))
+    site(0, "import", store.as_uri())
     assert site.scrub(0)[1]["artifacts"] == 4
 
 
-def test_an_export_whose_reader_is_gone_has_failed_and_a_list_s_has_not(site: Site) -> None:
-    running = site.begin("export", "-", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert running.stdout
-    running.stdout.close()
-    _, told = running.communicate(timeout=60)
-    assert (running.returncode, told) == (1, b"error: cannot write -: Broken pipe\n")
+def files_in(folder: Path) -> list[Path]:
+    """Return the values in a directory."""
+    return [path for path in folder.rglob("*") if path.is_file() and path.name[0] != "."]
+
+
+@contextlib.contextmanager
+def behind(site: Site) -> Iterator[tuple[Site, Proxy]]:
+    """Yield the site with its server behind a proxy."""
+    with site.direct() as client:
+        socket = Path(client.config_get("unixsocket")["unixsocket"])
+    with Proxy(socket) as proxy:
+        yield Site(site.state, f"redis://127.0.0.1:{proxy.port}"), proxy
+
+
+def test_a_list_whose_reader_is_gone_has_not_failed(site: Site) -> None:
     done = subprocess.run(
         ["/bin/sh", "-c", f"{WASMKILND} cache ls --json | head -c 10"],
         env=site.environ,

@@ -370,11 +370,9 @@ def test_commands_list_remove_verify_and_move_its_values(store: Path) -> None:
     words = "rm", "--module", wasm.digest(ONE), "--tier", "object_store"
     assert "artifacts=1, modules=1" in cache_command(0, *words, **about)
     assert not objects_of(store, ONE)
-    archive = str(store.parent / "archive")
-    cache_command(0, "export", archive, "--tier", "object_store", **about)
     cache_command(0, "rm", "--all", "--yes", "--tier", "object_store", **about)
-    cache_command(0, "import", archive, "--tier", "object_store", **about)
-    assert [path.name for path in objects_of(store, TWO)] == [good.name]
+    cache_command(0, "import", url, "--tier", "object_store", **about)
+    assert [path.name for path in objects_of(store, TWO)] == [bad.name, good.name]
 
 
 @pytest.mark.parametrize(

@@ -341,23 +341,19 @@ def test_the_cache_command_works_on_it(site: Site, tmp_path: Path) -> None:
     [removed] = cache("rm", "--engine", "wasmer")
     assert removed["removed"]["artifacts"] == len(MODULES)
     assert not site.store.names(WASMER)
-    values, file = site.store.values(), tmp_path / "warm"
-    cache("export", file)
-    cache("rm", "--all", "--yes")
-    assert site.store.names() == []
-    cache("import", file)
-    assert site.store.values() == values
-    copy = f"{site.store.url}-copy"
-    cache("export", copy)
-    cache("rm", "--all", "--yes")
-    cache("import", copy)
-    assert site.store.values() == values
+    values, folder = site.store.values(), tmp_path.as_uri()
+    for copy in (folder, f"{site.store.url}-copy"):
+        cache("export", copy)
+        cache("rm", "--all", "--yes")
+        assert site.store.names() == []
+        cache("import", copy)
+        assert site.store.values() == values
     bad = site.store.names("compiled")[0]
     site.store.put({bad: flipped(values[bad], -1)})
     *found, _ = cache("scrub", code=3)
     assert [each["deleted"] for each in found] == [True]
     assert site.store.names() == [name for name in values if name != bad]
-    cache("import", file)
+    cache("import", folder)
     site.flush()
     with site.daemon(WASMTIME) as (_, client):
         for digest, artifact in made[WASMTIME].items():

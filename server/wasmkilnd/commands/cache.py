@@ -4,10 +4,8 @@ Each command finds the cache as ``serve`` does, by the same settings, and runs t
 if no daemon does. All work beside running daemons. Values are taken as they are stored: nothing is
 signed or packed again. One value at a time is in memory, and only if its head verifies.
 
-``export`` and ``import`` move values between a shared tier and an archive, or an object store at a
-URL. An archive is a line with its version; then, for each value, its length and its bytes as Redis
-has them (``cache.value``); then a length of 0. A reader trusts nothing in it: a value is verified
-whole before any of it is stored. Raise the version with the layout or with ``CACHE_FORMAT``.
+``export`` and ``import`` move values between a shared tier and an object store at a URL, which may
+be a directory. Each value is verified whole before any of it is stored.
 
 What ``--json`` prints is a public interface: add fields, never rename or remove one.
 """
@@ -28,7 +26,7 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import click
 from wasmkiln.attestation import peek
@@ -70,9 +68,7 @@ _HEAD_BYTES = 8192  # Enough for the head of nearly every artifact.
 _BATCH, _PAGE = 128, 1000
 _TIMEOUT_S = 10.0  # Longer than in a daemon: no caller waits for the reply.
 _LOADING_S = 60.0  # The embedded server listens before it has loaded its data.
-_MAX_REPORTED = 20  # Values that are reported one by one: an archive may hold any number.
-_ARCHIVE = b"wasmkiln cache archive 2\n"
-_LENGTH_BYTES = 8
+_MAX_REPORTED = 20  # Values that are reported one by one: a store may hold any number.
 _ADVICE = "; trust their key with `wasmkilnd keys trust`, or check that these are the right keys"
 
 
@@ -96,9 +92,20 @@ def _shaped(pattern: str, words: str) -> Callable[[click.Context, click.Paramete
 
 _text: Callable[..., Decorator] = functools.partial(click.option, default="")
 _flag: Callable[..., Decorator] = functools.partial(click.option, is_flag=True)
+
+
+def _url(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    if "://" not in value:
+        raise click.BadParameter(
+            "there are no archives any more: name an existing directory as file:///DIR, or a"
+            " bucket; `tar` packs and pipes a directory, as docs/how-to/cache.md shows"
+        )
+    return value
+
+
 _HEX = _shaped("[0-9a-f]{4,64}", "4 to 64 hexadecimal digits")
 _NAME = _shaped(NAMESPACE_NAME.pattern, "1 to 63 lowercase letters, digits and hyphens")
-_FILE = click.argument("file", metavar="FILE|URL")
+_URL = click.argument("url", callback=_url)
 _ENGINE = _text("--engine", help="Of an engine: wasmtime-50.0.1, or wasmtime for all.")
 _MODULE = _text("--module", callback=_HEX, help="Of a module: the beginning of its SHA-256.")
 _SHARED = ["redis", "object_store"]
@@ -156,15 +163,8 @@ def _command(*own: Decorator, verifies: bool = False, makes: bool = False) -> Ca
 # ---- Open a tier
 
 
-_interrupts: list[int] = []
-
-
-def _interrupt(number: int, _: object) -> None:
-    """Raise KeyboardInterrupt at once, so that unfinished work is undone; and note it.
-
-    Python ignores what is raised while it frees an object: so who may wait for ever looks first.
-    """
-    _interrupts.append(number)
+def _interrupt(*_: object) -> None:
+    """Raise KeyboardInterrupt at once: asyncio's own handler would wait for the next await."""
     raise KeyboardInterrupt
 
 
@@ -279,21 +279,17 @@ class _Values(ABC):
         for key in await self.keys():
             yield await self.read(key)
 
-    async def take(self, value: bytes, seen: set[Key]) -> str:
-        """Store a value, unless it is there; return what to count it as. Raise ValueRejected."""
-        opened = self._open(value, len(value))
-        key = opened.what.key
-        if key in seen or await self.has(key):
-            return "duplicates" if key in seen else "kept"
-        kind = _check(opened, value)
-        seen.add(key)
+    async def take(self, key: Key, value: bytes) -> bool:
+        """Store a verified value, unless it is there; return whether it was not."""
+        if await self.has(key):
+            return False
         chunks = (value[at : at + _CHUNK_BYTES] for at in range(0, len(value), _CHUNK_BYTES))
-        return kind if await self.store.store(key, chunks, len(value)) else "kept"
+        return await self.store.store(key, chunks, len(value))
 
-    def _open(self, tail: values.Payload, size_bytes: int, key: Key | None = None) -> Opened:
-        """Verify the head of a value, and that it is about ``key`` if that is given."""
+    def _open(self, tail: values.Payload, size_bytes: int, key: Key) -> Opened:
+        """Verify the head of a value, and that it is about ``key``."""
         opened = values.open_head(tail, self.sealer)
-        if key and self.store.name_of(opened.what.key) != self.store.name_of(key):
+        if self.store.name_of(opened.what.key) != self.store.name_of(key):
             raise ValueRejected(Cause.WRONG_KEY, "the value belongs to another key")
         values.check_attestation(opened.what, self.sealer)
         if opened.stored_bytes != size_bytes:
@@ -661,28 +657,19 @@ async def scrub(tier: Tier, dry_run: bool, as_json: bool) -> None:
 # ---- export and import
 
 
-@_command(_FILE, _ENGINE, _MODULE, _SHARED_TIER, verifies=True)
-async def export_values(tier: Shared, file: str, engine: str, module: str, as_json: bool) -> None:
-    """Write all values that verify to the new FILE, or to standard output if that is "-".
+@_command(_URL, _ENGINE, _MODULE, _SHARED_TIER, verifies=True)
+async def export_values(tier: Shared, url: str, engine: str, module: str, as_json: bool) -> None:
+    """Write all values that verify to URL: a bucket, or a directory as file:///DIR.
 
-    A URL is that of an object store, as for `serve`: it gets each value that it lacks, under the
-    name by which daemons look for it. With --engine, write the engine's artifacts and their
-    modules. Exits with 3 if it left out bad values.
+    Existing values stay. Each gets the name by which daemons look for it. With --engine, write the
+    engine's artifacts and their modules. Exits with 3 if it left out bad values.
     """
     moved = _moved()
-    if "://" in file:
-        async with _objects(*tier.where, url=file) as target:
-            await _move(tier, await _chosen(tier, engine, module), target, moved)
-    else:
-        with _written(file) as archive:
-            archive.write(_ARCHIVE)
-            for key in await _chosen(tier, engine, module):
-                _add(archive, await tier.read(key), moved)
-            archive.write(bytes(_LENGTH_BYTES))
+    async with _objects(*tier.where, url=url) as target:
+        await _move(tier, await _chosen(tier, engine, module), target, moved)
     for signer in filter(None, map(tier.sealer.get, moved["signers"])):
-        click.echo(f"trust this key where you import the file: {signer.hex}", err=True)
-    # Standard output may be the archive.
-    _end("exported", moved, as_json=as_json, err=file == "-")
+        click.echo(f"trust this key where you import the values: {signer.hex}", err=True)
+    _end("exported", moved, as_json=as_json)
 
 
 async def _chosen(tier: Shared, engine: str, module: str) -> list[Key]:
@@ -692,109 +679,54 @@ async def _chosen(tier: Shared, engine: str, module: str) -> list[Key]:
     return [key for key in keys if key in modules or _is_of(_engine_of(key), engine)]
 
 
-async def _move(source: Shared, keys: Sequence[Key], target: Shared, moved: Row) -> None:
-    """Store what verifies of ``keys``, unless it is there."""
-    for key in keys:
-        found = await source.read(key)
-        what = await target.take(found.value, set()) if found.value else found.what
-        _count(moved, os.fsdecode(found.name), what, found.value)
+@_command(_URL, _SHARED_TIER, verifies=True, makes=True)
+async def import_values(tier: Shared, url: str, as_json: bool) -> None:
+    """Store all values of URL, a bucket or a directory, as if they were made now.
 
-
-def _add(archive: IO[bytes], found: _Found, moved: Row) -> None:
-    _count(moved, os.fsdecode(found.name), found.what, found.value)
-    if found.value:
-        archive.write(len(found.value).to_bytes(_LENGTH_BYTES) + found.value)
-
-
-@contextlib.contextmanager
-def _written(file: str) -> Iterator[IO[bytes]]:
-    """Yield a new file, which is deleted again if an error is raised."""
-    try:
-        with click.open_file(file, "xb") as opened, contextlib.ExitStack() as undo:
-            if file != "-":
-                undo.callback(Path(file).unlink)
-            yield opened
-            opened.flush()
-            undo.pop_all()
-    except OSError as failure:
-        if file == "-":
-            # Else Python reports the error again when it flushes standard output at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise CommandFailed(f"cannot write {file}: {failure.strerror}") from None
-
-
-@_command(_FILE, _SHARED_TIER, verifies=True, makes=True)
-async def import_values(tier: Shared, file: str, as_json: bool) -> None:
-    """Store the values in FILE, or on standard input if that is "-", as if they were made now.
-
-    A URL is that of an object store, as for `serve`: all of its values are stored.
     Each value is verified completely before it is stored, and keeps its signature. So first trust
     the key of the site that it comes from, with `wasmkilnd keys trust`. Exits with 3 if it left
     out bad values.
     """
-    moved, seen = _moved(), set[Key]()
+    moved = _moved()
     try:
-        if "://" in file:
-            async with _objects(*tier.where, url=file) as source:
-                await _move(source, await source.keys(), tier, moved)
-        else:
-            with click.open_file(file, "rb") as archive:
-                for number, value in enumerate(_values_in(archive, tier.limit_bytes), 1):
-                    try:
-                        _count(moved, f"value {number}", await tier.take(value, seen), value)
-                    except ValueRejected as rejected:
-                        _count(moved, f"value {number}", rejected, value)
-    except (OSError, TierUnavailable, CommandFailed) as failure:
-        why = getattr(failure, "strerror", failure)
+        async with _objects(*tier.where, url=url) as source:
+            await _move(source, await source.keys(), tier, moved)
+    except CommandFailed as failure:
         before = f"{moved['artifacts'] + moved['modules']} values were imported before"
-        raise CommandFailed(f"cannot import {file}: {why}; {before}") from None
+        raise CommandFailed(f"cannot import {url}: {failure}; {before}") from None
     _end("imported", moved, as_json=as_json)
 
 
-def _values_in(archive: IO[bytes], limit_bytes: int) -> Iterator[bytes]:
-    """Return the values in an archive."""
-
-    def read(size_bytes: int) -> bytes:
-        if _interrupts:
-            raise KeyboardInterrupt
-        if len(found := archive.read(size_bytes)) < size_bytes:
-            raise CommandFailed("it is cut off")
-        return found
-
-    if archive.read(len(_ARCHIVE)) != _ARCHIVE:
-        raise CommandFailed("`wasmkilnd cache export` of this version has not written it")
-    while size_bytes := int.from_bytes(read(_LENGTH_BYTES)):
-        # A value whose payload is within the limit has no more bytes than this.
-        if size_bytes > limit_bytes * 65 // 64 + 2 * values.MAX_HEADER_BYTES:
-            raise CommandFailed(f"it has a value of {size_bytes} bytes (--max-artifact-bytes)")
-        yield read(size_bytes)
+async def _move(source: Shared, keys: Sequence[Key], target: Shared, moved: Row) -> None:
+    """Store what verifies of ``keys``, unless it is there, and count what became of each."""
+    for key in keys:
+        name, _, what, value = await source.read(key)
+        if isinstance(what, ValueRejected):
+            moved["refused"][what.cause.value] += 1
+            if moved["refused"].total() <= _MAX_REPORTED:
+                click.echo(one_line(f"left out: {os.fsdecode(name)}: {what}"), err=True)
+            continue
+        if value and not await target.take(key, value):
+            what = "kept"
+        moved[what] += 1
+        if what in ("artifacts", "modules"):
+            moved["stored_bytes"] += len(value)
+            moved["signers"][values.stamped_by(value)] += 1
 
 
 # ---- Count and print
 
 
 def _moved() -> Row:
+    # Only archives had duplicates.
     names = ("artifacts", "modules", "stored_bytes", "gone", "kept", "duplicates")
     return {**dict.fromkeys(names, 0), "signers": Counter(), "refused": Counter()}
 
 
-def _count(moved: Row, name: str, what: str | ValueRejected, value: bytes) -> None:
-    """Count what became of a value; say of the first that are bad why."""
-    if isinstance(what, ValueRejected):
-        moved["refused"][what.cause.value] += 1
-        if moved["refused"].total() <= _MAX_REPORTED:
-            click.echo(one_line(f"left out: {name}: {what}"), err=True)
-        return
-    moved[what] += 1
-    if what in ("artifacts", "modules"):
-        moved["stored_bytes"] += len(value)
-        moved["signers"][values.stamped_by(value)] += 1
-
-
-def _end(done: str, counts: Row, *, as_json: bool, err: bool = False) -> None:
+def _end(done: str, counts: Row, *, as_json: bool) -> None:
     """Print a summary. Raise BadValuesFound if there are bad values."""
     text = json.dumps({done: counts}) if as_json else f"{done}: {_cell(done, counts) or 'nothing'}"
-    click.echo(text, err=err)
+    click.echo(text)
     bad: Counter[str] = counts.get("bad") or counts.get("refused") or Counter()
     # Values in another format are no bad values: other daemons can read them.
     if bad.total() > bad[Cause.VERSION.value]:
