@@ -19,8 +19,10 @@ from typing import Any, Final, Literal, get_args, get_origin
 
 import click
 from pydantic import SecretStr, ValidationError
+from pydantic_core import ErrorDetails
 
 from wasmkilnd import settings as schema
+from wasmkilnd.mistakes import by_place, in_words
 from wasmkilnd.settings import AUTO, ENV_PREFIX, RedisUrl, Settings, env_name, flag_name, written
 
 CONFIG_ENV: Final = ENV_PREFIX + "CONFIG"
@@ -131,11 +133,7 @@ def load(
     except RuntimeError:
         wrong = {"state_dir": f"this user has no home directory: set {env_name('state_dir')}"}
     except ValidationError as error:
-        # Of a value that may have several types, the first problem is enough.
-        wrong = {}
-        for detail in error.errors(include_input=False, include_url=False):
-            field = str(detail["loc"][0])
-            wrong.setdefault(field, _why(field, values[field], detail))
+        wrong = by_place(error, steps=1, why=functools.partial(_why, values))
     problems += [f"{field} ({origins[field]}): {why}" for field, why in wrong.items()]
     if problems or settings is None:
         failure = ConfigError("\n".join(problems))
@@ -194,17 +192,16 @@ def _from_upstash(given: Mapping[str, Any], environ: Mapping[str, str]) -> dict[
     return taken
 
 
-def _why(field: str, value: object, detail: Any) -> str:
+def _why(values: Mapping[str, object], detail: ErrorDetails) -> str:
     """Return what is wrong with a value, which is shown if it is no secret."""
-    if detail["type"] == "value_error":
-        return str(detail["ctx"]["error"])
-    what = re.sub("^(Input|String|Tuple) should", "it should", detail["msg"])
-    if Settings.model_fields[field].annotation in (RedisUrl, SecretStr):
-        return str(what)
-    for bound in {"gt", "ge", "le"} & detail.get("ctx", {}).keys():
-        limit = detail["ctx"][bound]
-        what = what.replace(str(limit), str(written(field, limit)))
-    return f"{value!r} is not allowed: {what}"
+    field, what = str(detail["loc"][0]), in_words(detail)
+    is_secret = Settings.model_fields[field].annotation in (RedisUrl, SecretStr)
+    if is_secret or detail["type"] == "value_error":
+        return what
+    about = detail.get("ctx", {})
+    for bound in {"gt", "ge", "le"} & about.keys():
+        what = what.replace(str(about[bound]), str(written(field, about[bound])))
+    return f"{values[field]!r} is not allowed: {what}"
 
 
 # What a reload finds.

@@ -6,7 +6,6 @@ the file is said in words, a line for each problem.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from pydantic_core import ErrorDetails
 
 from wasmkilnd import model
 from wasmkilnd.access.unusable import AccessUnusable, read
+from wasmkilnd.mistakes import in_words, sentences
 from wasmkilnd.quota import Limits
 from wasmkilnd.settings import GIB, Size, expanded, parse_toml
 
@@ -197,11 +197,7 @@ def read_policy(path: Path) -> Policy:
         found = _File.model_validate(parse_toml(read("policy", path).decode()))
         problems = list(_disagreements(found))
     except ValidationError as error:
-        # Of a value that may have several types, the first problem is enough.
-        wrong: dict[str, str] = {}
-        for detail in error.errors(include_input=False, include_url=False):
-            wrong.setdefault(_where(detail["loc"]), _why(detail))
-        problems = [where + why for where, why in wrong.items()]
+        problems = sentences(error, _why)
     except UnicodeDecodeError:
         problems = ["it is not UTF-8 text"]
     except ValueError as mistake:
@@ -258,19 +254,8 @@ def _disagreements(found: _File) -> Iterator[str]:
         yield "namespace: the default namespace has the sizes of the settings"
 
 
-def _where(loc: Sequence[int | str]) -> str:
-    """Return the place of a problem: "rule 2 roles 1: "."""
-    # Beyond these, it is the type that was tried.
-    steps = [step + 1 if isinstance(step, int) else step for step in loc[:4] if step != "[key]"]
-    return f"{' '.join(map(str, steps))}: " if steps else ""
-
-
 def _why(detail: ErrorDetails) -> str:
-    if detail["type"] == "value_error":
-        return str(detail.get("ctx", {})["error"])
-    if detail["type"] == "extra_forbidden":
-        gone = _GONE.get(str(detail["loc"][-1])) if detail["loc"][0] == "quota" else None
-        return (
-            f"there is no such quota any more: {gone}" if gone else "the daemon knows no such key"
-        )
-    return re.sub("(Input|String) should", "it should", detail["msg"])
+    is_unknown_quota = detail["type"] == "extra_forbidden" and detail["loc"][0] == "quota"
+    if is_unknown_quota and (gone := _GONE.get(str(detail["loc"][-1]))):
+        return f"there is no such quota any more: {gone}"
+    return in_words(detail)

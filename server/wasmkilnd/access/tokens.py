@@ -31,6 +31,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from wasmkilnd.access.unusable import AccessUnusable, NoSuchFile, read
+from wasmkilnd.mistakes import sentences
 from wasmkilnd.model import NAMESPACE_NAME, Role
 from wasmkilnd.ownership import NotOurs, make_folder
 from wasmkilnd.whole_files import locked, write_whole
@@ -106,8 +107,8 @@ def read_tokens(path: Path, *, required: bool = False) -> Tokens | None:
     except ValidationError as error:
         # From None: the cause holds the file's content.
         raise AccessUnusable(
-            f"cannot use tokens file {path}: {_first(error)}; put back a copy, or delete it and"
-            " make the tokens again"
+            f"cannot use tokens file {path}: {sentences(error)[0]}; put back a copy, or delete it"
+            " and make the tokens again"
         ) from None
 
 
@@ -135,7 +136,9 @@ class TokenStore:
             with self._changing() as tokens:
                 tokens.append(token)
         except ValidationError as error:
-            raise AccessUnusable(f"cannot make a token {name[:100]!r}: {_first(error)}") from None
+            raise AccessUnusable(
+                f"cannot make a token {name[:100]!r}: {sentences(error)[0]}"
+            ) from None
         return text, token
 
     def revoke(self, name_or_id: str) -> Sequence[Token]:
@@ -176,11 +179,6 @@ class TokenStore:
 def as_file(tokens: list[Token]) -> bytes:
     """Return the content of a tokens file."""
     return Tokens(tokens=tokens).model_dump_json(indent=1, by_alias=True).encode() + b"\n"
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors(include_input=False, include_url=False)[0]
-    return ": ".join((*map(str, first["loc"]), first["msg"]))
 
 
 def _digest(text: str) -> str:

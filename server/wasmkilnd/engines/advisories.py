@@ -19,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from wasmkilnd.access.unusable import AccessUnusable, read
 from wasmkilnd.engines.registry import ServedEngine
+from wasmkilnd.mistakes import sentences
 from wasmkilnd.settings import parse_toml
 
 log = structlog.get_logger("wasmkilnd.engines")
@@ -132,7 +133,4 @@ def _rows(content: bytes) -> Sequence[Advisory]:
     try:
         return _File.model_validate(parse_toml(content.decode())).advisory
     except ValidationError as error:
-        wrong = error.errors(include_input=False, include_url=False)[0]
-        place = [str(step + 1) if isinstance(step, int) else step for step in wrong["loc"]]
-        why = wrong["msg"].removeprefix("Value error, ")
-        raise ValueError(f"{' '.join(place)}: {why}") from None
+        raise ValueError(sentences(error)[0]) from None

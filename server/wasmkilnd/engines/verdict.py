@@ -37,6 +37,7 @@ from wasmkilnd import errors
 from wasmkilnd.engines.child.job import MAX_TYPES
 from wasmkilnd.engines.job import MAX_NUMBER, JobReport
 from wasmkilnd.errors import Fault, Reason, WasmkilnError
+from wasmkilnd.mistakes import sentences
 from wasmkilnd.model import Limits, Packed
 
 # Signals by which a process ends through its own doing, rather than by another process.
@@ -183,9 +184,7 @@ def _result(report: JobReport, engine_id: str) -> JobResult | None:
     try:
         result = JobResult.model_validate(report.result)
     except ValidationError as failure:
-        first = failure.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise _taken_over(engine_id, f"{where}: {first['msg']}") from None
+        raise _taken_over(engine_id, sentences(failure)[0]) from None
     if result.seconds > report.elapsed_s or (result.offset or 0) > report.module_bytes:
         raise _taken_over(engine_id, "seconds or offset: more than there can be")
     return result
