@@ -128,6 +128,7 @@ def test_the_table_is_for_people(cache: Command, server: redis.Redis) -> None:
     assert totals.splitlines()[0].split() == ["WHAT", "KIND", "VALUES", "RAW", "STORED"]
     assert totals.splitlines()[-1].split()[:3] == ["total", "-", "7"]
     assert "\n\n" not in cache.good("ls", "--totals").stdout
+    assert len(cache.good("ls", "--engine", "none").stdout.splitlines()) == 2
     added = json.loads(cache.good("ls", "--totals", "--json").stdout)["values"]
     assert ("unreadable", "truncated") in [(row["what"], row["kind"]) for row in added]
 

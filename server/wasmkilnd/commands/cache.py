@@ -30,7 +30,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import click
 from wasmkiln.attestation import peek
-from wasmkiln.cli.text import elapsed, one_line, size
+from wasmkiln.cli.text import one_line
 
 from wasmkilnd import model
 from wasmkilnd.cache import embedded, host_store
@@ -40,7 +40,7 @@ from wasmkilnd.cache.redis_link import RedisLink
 from wasmkilnd.cache.redis_servers import NO_ANSWER
 from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.cache.value import Opened, ValueRejected
-from wasmkilnd.commands.shared import CommandFailed, json_option, print_table, ready
+from wasmkilnd.commands.shared import CommandFailed, cell, json_option, print_table, ready
 from wasmkilnd.errors import AccessUnusable, TierUnavailable
 from wasmkilnd.model import NAMESPACE_NAME, Artifact, CacheKey, Evicted, Module
 from wasmkilnd.model import RejectionCause as Cause
@@ -541,10 +541,10 @@ async def ls(tier: Tier, engine: str, module: str, totals: bool, as_json: bool) 
         for document in [{"values": kinds, "total": total}] if totals else rows:
             click.echo(json.dumps(document))
         return
-    if not totals:
-        _print_table(rows)
+    if rows and not totals:
+        print_table(rows)
         click.echo()
-    _print_table([*kinds, {"what": "total", "kind": None, **total}])
+    print_table([*kinds, {"what": "total", "kind": None, **total}])
 
 
 class _Anyone(Sealer):
@@ -584,22 +584,6 @@ def _blank(key: Key, stored_bytes: int, ttl_s: int | None) -> Row:
     row |= {"what": "module" if isinstance(key, str) else "artifact", "module": _module_of(key)}
     row |= {"fingerprint": getattr(key, "fingerprint", None), "engine": _engine_of(key) or None}
     return row | {"stored_bytes": stored_bytes, "expires_in_s": ttl_s}
-
-
-def _print_table(rows: list[Row]) -> None:
-    print_table([{name: _cell(name, value) for name, value in row.items()} for row in rows])
-
-
-def _cell(name: str, value: Any) -> str:
-    """Return a value of a row as people read it; of a dict, what is not zero or false."""
-    if not value:
-        return "-"
-    if isinstance(value, dict):
-        return one_line(", ".join(f"{each}={_cell(each, of)}" for each, of in value.items() if of))
-    if isinstance(value, int) and ("bytes" in name or name.endswith("_s")):
-        return size(value) if "bytes" in name else elapsed(value)
-    text = one_line(str(value))
-    return text[:12] if model.SHA256_HEX.fullmatch(text) else text
 
 
 # ---- rm
@@ -649,7 +633,7 @@ async def scrub(tier: Tier, dry_run: bool, as_json: bool) -> None:
         done["deleted"] += deleted
         why = "signed by an untrusted key, as all values are: kept" if keep else rejected.why
         told = {"name": name, "cause": cause, "why": why, "deleted": deleted}
-        click.echo(json.dumps(told) if as_json else f"bad: {_cell('bad', told)}")
+        click.echo(json.dumps(told) if as_json else f"bad: {cell('bad', told)}")
     done["bytes_read"] = tier.bytes_read
     _end("summary", done, as_json=as_json)
 
@@ -725,7 +709,7 @@ def _moved() -> Row:
 
 def _end(done: str, counts: Row, *, as_json: bool) -> None:
     """Print a summary. Raise BadValuesFound if there are bad values."""
-    text = json.dumps({done: counts}) if as_json else f"{done}: {_cell(done, counts) or 'nothing'}"
+    text = json.dumps({done: counts}) if as_json else f"{done}: {cell(done, counts) or 'nothing'}"
     click.echo(text)
     bad: Counter[str] = counts.get("bad") or counts.get("refused") or Counter()
     # Values in another format are no bad values: other daemons can read them.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from wasmkiln.cli.text import elapsed, one_line, size
 
 from wasmkilnd.lifecycle.running import take_back_private
 from wasmkilnd.ownership import refuse_root
@@ -20,6 +21,8 @@ from wasmkilnd.telemetry.audit import TO_LOG, append, line_of
 
 json_option: Decorator = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 say = functools.partial(click.echo, err=True)
+# Fields of which the beginning is enough for people.
+_SHORT = ("module", "fingerprint", "signed_by")
 
 
 class CommandFailed(Exception):  # noqa: N818 - says what happened
@@ -64,34 +67,44 @@ def ready(settings: Settings) -> Settings:
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], none: str, *, as_json: bool) -> None:
-    """Print rows as JSON, or as a table where numbers are times; or say that there is none."""
+    """Print rows as JSON or as a table, or say that there is none."""
     if as_json:
         click.echo(json.dumps(rows, indent=2))
     elif rows:
-        columns = dict.fromkeys(name for row in rows for name in row)
-        print_table([{name: _cell(row.get(name)) for name in columns} for row in rows])
+        print_table(rows)
     else:
         say(none)
 
 
-def _cell(value: Any) -> str:
+def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print rows, and the columns' names above."""
+    columns = dict.fromkeys(name for row in rows for name in row)
+    shown = [[name.partition("_")[0].upper() for name in columns]]
+    shown += ([cell(name, row.get(name)) for name in columns] for row in rows)
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    for row in shown:
+        click.echo("  ".join(map(str.ljust, row, widths)).rstrip())
+
+
+def cell(name: str, value: Any) -> str:
+    """Return a field as people read it; of a dict, what is not zero or false."""
+    if not value:
+        return "-"
+    if isinstance(value, dict):
+        return one_line(", ".join(f"{each}={cell(each, of)}" for each, of in value.items() if of))
+    if isinstance(value, list):
+        return ", ".join(value)
     if isinstance(value, int):
-        return as_time(value)
-    return (", ".join(value) if isinstance(value, list) else value) or "-"
+        if "bytes" in name or name.endswith("_s"):
+            return size(value) if "bytes" in name else elapsed(value)
+        return as_time(value) if name in ("created", "expires") else str(value)
+    text = one_line(str(value))
+    return text[:12] if name in _SHORT else text
 
 
 def as_time(seconds: int) -> str:
     """Return a time, which is given in seconds since 1970."""
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M}Z"
-
-
-def print_table(rows: Sequence[Mapping[str, str]]) -> None:
-    """Print rows of the same columns, and the columns' names above."""
-    heads = [{name: name.partition("_")[0].upper() for name in row} for row in rows[:1]]
-    shown = [[*row.values()] for row in (*heads, *rows)]
-    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-    for row in shown:
-        click.echo("  ".join(map(str.ljust, row, widths)).rstrip())
 
 
 def audit_change(settings: Settings, what: str, **about: str) -> None:
