@@ -323,7 +323,7 @@ def test_what_in_a_store_does_not_verify_is_never_stored(
 
 
 @pytest.mark.parametrize("command", ["export", "import"])
-@pytest.mark.parametrize("name", ["-", "warm.cache"])
+@pytest.mark.parametrize("name", ["-", "warm.cache", ""])
 def test_who_names_an_archive_hears_what_to_use_instead(
     cache: Command, tmp_path: Path, command: str, name: str
 ) -> None:

@@ -83,7 +83,7 @@ class BadValuesFound(Exception):  # noqa: N818 - an answer
 
 def _shaped(pattern: str, words: str) -> Callable[[click.Context, click.Parameter, str], str]:
     def check(context: click.Context, parameter: click.Parameter, value: str) -> str:
-        if value and not re.fullmatch(pattern, value):
+        if (value or parameter.required) and not re.fullmatch(pattern, value):
             raise click.BadParameter(f"expected {words}")
         return value
 
@@ -92,20 +92,14 @@ def _shaped(pattern: str, words: str) -> Callable[[click.Context, click.Paramete
 
 _text: Callable[..., Decorator] = functools.partial(click.option, default="")
 _flag: Callable[..., Decorator] = functools.partial(click.option, is_flag=True)
-
-
-def _url(context: click.Context, parameter: click.Parameter, value: str) -> str:
-    if "://" not in value:
-        raise click.BadParameter(
-            "there are no archives any more: name an existing directory as file:///DIR, or a"
-            " bucket; `tar` packs and pipes a directory, as docs/how-to/cache.md shows"
-        )
-    return value
-
-
 _HEX = _shaped("[0-9a-f]{4,64}", "4 to 64 hexadecimal digits")
 _NAME = _shaped(NAMESPACE_NAME.pattern, "1 to 63 lowercase letters, digits and hyphens")
-_URL = click.argument("url", callback=_url)
+_URL = _shaped(
+    "[a-z0-9]+://.*",
+    "a URL, since there are no archives any more: name an existing directory as file:///DIR, or a"
+    " bucket; `tar` packs and pipes a directory, as docs/how-to/cache.md shows",
+)
+_PLACE = click.argument("url", callback=_URL)
 _ENGINE = _text("--engine", help="Of an engine: wasmtime-50.0.1, or wasmtime for all.")
 _MODULE = _text("--module", callback=_HEX, help="Of a module: the beginning of its SHA-256.")
 _SHARED = ["redis", "object_store"]
@@ -641,12 +635,12 @@ async def scrub(tier: Tier, dry_run: bool, as_json: bool) -> None:
 # ---- export and import
 
 
-@_command(_URL, _ENGINE, _MODULE, _SHARED_TIER, verifies=True)
+@_command(_PLACE, _ENGINE, _MODULE, _SHARED_TIER, verifies=True)
 async def export_values(tier: Shared, url: str, engine: str, module: str, as_json: bool) -> None:
     """Write all values that verify to URL: a bucket, or a directory as file:///DIR.
 
-    Existing values stay. Each gets the name by which daemons look for it. With --engine, write the
-    engine's artifacts and their modules. Exits with 3 if it left out bad values.
+    Existing values stay. New ones get the names by which daemons look for them. With --engine,
+    write the engine's artifacts and their modules. Exits with 3 if it left out bad values.
     """
     moved = _moved()
     async with _objects(*tier.where, url=url) as target:
@@ -663,7 +657,7 @@ async def _chosen(tier: Shared, engine: str, module: str) -> list[Key]:
     return [key for key in keys if key in modules or _is_of(_engine_of(key), engine)]
 
 
-@_command(_URL, _SHARED_TIER, verifies=True, makes=True)
+@_command(_PLACE, _SHARED_TIER, verifies=True, makes=True)
 async def import_values(tier: Shared, url: str, as_json: bool) -> None:
     """Store all values of URL, a bucket or a directory, as if they were made now.
 
