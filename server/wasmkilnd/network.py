@@ -1,12 +1,30 @@
-"""Addresses: which count as one host, and who listens on a Unix socket."""
+"""Addresses: which count as one host, who listens there, and why the daemon cannot."""
 
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 from pathlib import Path
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+IN_USE = "it is in use, or not an address of this machine"
+
+
+class CannotListen(Exception):  # noqa: N818 - says what the daemon cannot do
+    """The daemon cannot listen on an address; the message says which, why and what to do."""
+
+
+def cannot_listen(address: object, setting: str, why: OSError | str) -> CannotListen:
+    """Return the error for the address that a setting names."""
+    if isinstance(why, OSError):
+        code = why.errno or 0  # Below 0 of a name server.
+        why = os.strerror(code) if code > 0 else str(why.strerror)
+    name = setting.replace("_", "-")
+    return CannotListen(
+        f"cannot listen on {address}: {why}; choose another with --{name} or"
+        f" WASMKILN_{setting.upper()}"
+    )
 
 
 def address_of(text: str) -> Address:

@@ -15,6 +15,7 @@ from wasmkilnd import options, ownership, tenants
 from wasmkilnd.access import guard, policy, tls, unusable
 from wasmkilnd.cache.redis_servers import check_files
 from wasmkilnd.lifecycle import engines, preflight, running
+from wasmkilnd.network import IN_USE, cannot_listen
 from wasmkilnd.settings import EMBEDDED, NONE, Address, Settings
 from wasmkilnd.signing import keys
 from wasmkilnd.telemetry import audit, tracing
@@ -75,7 +76,7 @@ def _check_audit(settings: Settings) -> None:
 
 
 def _check_address(setting: str, address: Address) -> None:
-    folder, why = Path(address.path).parent, "it is in use, or not an address of this machine"
+    folder, why = Path(address.path).parent, IN_USE
     if address.path:
         why = f"{folder} is not a directory"
     try:
@@ -87,7 +88,4 @@ def _check_address(setting: str, address: Address) -> None:
                 # gRPC servers share a port by SO_REUSEPORT; what listens already shows here.
                 socket.create_server(where[:2], family=family).close()
     except OSError:
-        raise preflight.CannotStart(
-            f"cannot listen on {address}: {why}; choose another with --{setting.replace('_', '-')}"
-            f" or WASMKILN_{setting.upper()}"
-        ) from None
+        raise cannot_listen(address, setting, why) from None

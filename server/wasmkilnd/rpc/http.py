@@ -27,7 +27,6 @@ import asyncio
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, closing
@@ -44,9 +43,10 @@ from wasmkilnd.access.guard import ARTIFACTS
 from wasmkilnd.compile import Tenant, check_sha256
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import Artifact, CacheKey, Origin
+from wasmkilnd.network import cannot_listen
 from wasmkilnd.rpc.calls import Entry, Rpc
 from wasmkilnd.rpc.messages import header_of
-from wasmkilnd.rpc.server import CannotListen, open_socket
+from wasmkilnd.rpc.server import open_socket
 from wasmkilnd.rpc.traffic import Call
 from wasmkilnd.spooled import Spooled
 from wasmkilnd.web import COMMON, STRANGE_NAME, Door, challenge, credentials_of, peer_of
@@ -244,12 +244,7 @@ class HttpServer:
             try:
                 bound.append(await door.open(runner))
             except OSError as failure:
-                code = failure.errno or 0  # Below 0 of a name server.
-                why = os.strerror(code) if code > 0 else failure.strerror
-                raise CannotListen(
-                    f"cannot listen on {door.address}: {why}; choose another with"
-                    " --http-listen or WASMKILN_HTTP_LISTEN"
-                ) from None
+                raise cannot_listen(door.address, "http_listen", failure) from None
             if door.address.startswith("unix:"):
                 open_socket(door.address, Path(door.address.removeprefix("unix:")), group)
         return bound

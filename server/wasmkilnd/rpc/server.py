@@ -18,7 +18,7 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc import aio
 
 from wasmkilnd.model import PLAINTEXT, Entrance
-from wasmkilnd.network import is_listening
+from wasmkilnd.network import IN_USE, CannotListen, cannot_listen, is_listening
 from wasmkilnd.quota import unlimited
 from wasmkilnd.rpc.admin_service import AdminServicer
 from wasmkilnd.rpc.calls import Entry, unary
@@ -77,10 +77,6 @@ _OPTIONS = (
 logging.getLogger("grpc._cython.cygrpc").addFilter(
     lambda line: not line.getMessage().startswith("ExecuteBatchError")
 )
-
-
-class CannotListen(Exception):  # noqa: N818 - says what the daemon cannot do
-    """The daemon cannot listen on an address; the message says which and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +195,7 @@ def open_socket(address: str, path: Path, group: int | None) -> None:
 def _bind(server: Any, at: Listener, group: int | None) -> str:
     """Bind an address; return it with the real port. Raises CannotListen."""
     path: Path | None = None
-    why = "it is in use, or not an address of this machine"
+    why = IN_USE
     # Nobody else can connect to a Unix socket before the file has its mode.
     before = os.umask(0o177)
     try:
@@ -213,11 +209,7 @@ def _bind(server: Any, at: Listener, group: int | None) -> str:
         else:
             port = server.add_insecure_port(at.address)
     except RuntimeError:
-        flag = at.setting.replace("_", "-")
-        raise CannotListen(
-            f"cannot listen on {at.address}: {why}; choose another with --{flag} or"
-            f" WASMKILN_{at.setting.upper()}"
-        ) from None
+        raise cannot_listen(at.address, at.setting, why) from None
     finally:
         os.umask(before)
     if path:

@@ -29,6 +29,7 @@ from prometheus_client.exposition import choose_encoder
 from wasmkilnd import web as door
 from wasmkilnd.errors import Reason, WasmkilnError, forget_frames
 from wasmkilnd.model import Credentials, Entrance, Identity
+from wasmkilnd.network import cannot_listen
 from wasmkilnd.telemetry import status
 from wasmkilnd.telemetry.audit import Audit
 
@@ -49,10 +50,6 @@ _TIMES: Final[Any] = {"keepalive_timeout": 75.0, "shutdown_timeout": 1.0}
 _SIZES: Final[Any] = {"max_line_size": 4096, "max_field_size": 4096, "max_headers": 64}
 # A browser cannot send a token of its own accord: it asks a person for a name and a password.
 _BROWSER_CHALLENGE = 'Basic realm="wasmkiln: any name, and a token as password", charset="UTF-8"'
-
-
-class AddressInUse(Exception):  # noqa: N818 - the name says what is wrong
-    """The server cannot listen on its address; the message says which, why, and what to do."""
 
 
 class SharedPage:
@@ -115,15 +112,12 @@ class AdminServer:
         self._runner = web.AppRunner(app, **door.COMMON, **_TIMES, **_SIZES)
 
     async def start(self) -> str:
-        """Serve; return the address with its real port. Raise AddressInUse."""
+        """Serve; return the address with its real port. Raise CannotListen."""
         try:
             return await self._door.open(self._runner)
         except OSError as failure:
             await self.stop()
-            raise AddressInUse(
-                f"cannot serve metrics on {self.address}: {failure.strerror}; set admin_listen"
-                " (WASMKILN_ADMIN_LISTEN) to another address, or to none"
-            ) from None
+            raise cannot_listen(self.address, "admin_listen", failure) from None
 
     async def stop(self) -> None:
         """Accept no more, close every connection, and remove the socket's file."""

@@ -21,9 +21,10 @@ from wasmkilnd import errors
 from wasmkilnd.access.guard import AccessGuard
 from wasmkilnd.app import checks_host
 from wasmkilnd.model import ANYBODY, Credentials, Entrance, Identity
+from wasmkilnd.network import CannotListen
 from wasmkilnd.settings import Settings
 from wasmkilnd.telemetry import admin, status
-from wasmkilnd.telemetry.admin import AddressInUse, AdminServer, SharedPage
+from wasmkilnd.telemetry.admin import AdminServer, SharedPage
 from wasmkilnd.telemetry.audit import Audit
 from wasmkilnd.telemetry.metrics import Metrics
 
@@ -279,7 +280,7 @@ async def test_a_unix_socket_is_its_owners_until_he_stops_and_no_other_daemon_ta
     first, second = server(f"unix:{path}"), server(f"unix:{path}")
     assert await first.start() == f"unix:{path}"
     assert path.stat().st_mode & 0o777 == 0o600
-    with pytest.raises(AddressInUse, match="in use"):
+    with pytest.raises(CannotListen, match="in use"):
         await server(f"unix:{path}").start()
     async with (
         aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))) as session,
@@ -295,7 +296,7 @@ async def test_a_unix_socket_is_its_owners_until_he_stops_and_no_other_daemon_ta
     await second.stop()
     assert not path.exists()
     path.write_text("precious")
-    with pytest.raises(AddressInUse):
+    with pytest.raises(CannotListen):
         await server(f"unix:{path}").start()
     assert path.read_text() == "precious"
 
