@@ -20,7 +20,6 @@ import itertools
 import logging
 import os
 import random
-import re
 import resource
 import statistics
 import sys
@@ -51,6 +50,7 @@ from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.tenants import Tenants
 
 from bench.lab import ROOT
+from bench.plot import drawn
 from tests.servers.redis_server import binary_of, redis_server
 
 PICTURE = ROOT / "docs" / "how-to" / "fleet.svg"
@@ -303,7 +303,7 @@ class Simulation:
         """Have the calls of a phase; ``events`` happen one after the other meanwhile."""
         chosen, random_ = self._chosen, self._random
         origins, moved = Counter[Origin](), Counter[Origin]()
-        before, told = Counter(self._site.compiled), self._info()
+        before, commands = Counter(self._site.compiled), self._commands()
         hits = list[bool]()
         left = iter(range(calls))
         every = calls // max(1, len(events))
@@ -322,7 +322,6 @@ class Simulation:
                 self.wrong += served.artifact.module_sha256 != made.sha256
 
         await asyncio.gather(*(caller() for _ in range(chosen.callers)))
-        after = self._info()
         windows = [statistics.fmean(hits[at : at + 1000]) for at in range(0, len(hits), 1000)]
         as_before = (at for at, share in enumerate(windows) if share >= self._usual - 0.01)
         self._usual = statistics.fmean(windows[-5:])
@@ -333,14 +332,14 @@ class Simulation:
             origins,
             (made - before).total() - len(made.keys() - known),
             moved,
-            after[0] - told[0],
+            self._commands() - commands,
             *self._held(),
             1000 * next(as_before, len(windows)),
         )
 
-    def _info(self) -> tuple[int, int]:
+    def _commands(self) -> int:
         told: Any = self._redis.info()
-        return told["total_commands_processed"], told["used_memory"]
+        return int(told["total_commands_processed"])
 
     def _held(self) -> tuple[int, int]:
         """Return how many entries Redis has, and their bytes if the artifacts were real."""
@@ -427,29 +426,19 @@ def markdown(phases: Sequence[Phase]) -> str:
 
 def picture(phases: Sequence[Phase]) -> bytes:
     """Return who answered the calls of each phase, as stacked bars."""
-    import pygal
-    from pygal.style import Style
-
-    grey, colours = "#818b98", ("#2da44e", "#7cc08f", "#4493f8", "#8b6fd6", "#d4a72c", "#e5534b")
-    texts = {"foreground": grey, "foreground_strong": grey, "foreground_subtle": grey}
-    style = Style(colors=colours, background="transparent", plot_background="transparent", **texts)
-    chart = pygal.HorizontalStackedBar(
-        no_prefix=True,
-        js=(),
-        style=style,
-        width=1100,
+    return drawn(
+        "HorizontalStackedBar",
+        "Who answered the calls of each phase, in per cent",
+        [each.name for each in phases],
+        {
+            tier.value.replace("_", " "): [100 * each.share(tier) for each in phases]
+            for tier in _TIERS
+        },
+        colors=("#2da44e", "#7cc08f", "#4493f8", "#8b6fd6", "#d4a72c", "#e5534b"),
         height=420,
-        legend_at_bottom=True,
-        title="Who answered the calls of each phase, in per cent",
         truncate_legend=-1,
         range=(0, 100),
     )
-    chart.x_labels = [each.name for each in phases]
-    for tier in _TIERS:
-        chart.add(tier.value.replace("_", " "), [100 * each.share(tier) for each in phases])
-    drawn: str = chart.render(is_unicode=True)
-    # What serves pygal's tooltips: a picture in a page runs no script.
-    return f"{re.sub('<script.*?</script>', '', drawn, flags=re.DOTALL)}\n".encode()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

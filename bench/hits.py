@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-import secrets
-import subprocess
-import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from http.client import HTTPConnection
@@ -23,9 +20,10 @@ from wasmkiln import Client, HostFileUnavailable
 from wasmkiln.v1 import types_pb2
 from wasmkilnd.access.guard import Access, AccessGuard
 from wasmkilnd.access.policy import Policy, Rule
+from wasmkilnd.access.tokens import TokenStore
 from wasmkilnd.cache.value import open_value
-from wasmkilnd.model import PLAINTEXT, CacheKey, Credentials, Role
-from wasmkilnd.settings_loader import load
+from wasmkilnd.model import DEFAULT_NAMESPACE, PLAINTEXT, CacheKey, Credentials, Role
+from wasmkilnd.settings import Settings
 from wasmkilnd.signing.keys import read_keys
 from wasmkilnd.signing.sealer import Sealer
 
@@ -34,7 +32,7 @@ from bench.bare import METHOD
 from bench.lab import Setting
 from bench.rows import Action, Row, compare, in_turns
 from tests.servers.certificates import certificates
-from tests.servers.object_stores import KINDS_OF_OBJECT_STORES, ObjectStore
+from tests.servers.object_stores import KINDS_OF_OBJECT_STORES
 
 INLINE_BYTES = 64 * 1024
 """The largest artifact that an answer may hold in its one message."""
@@ -136,11 +134,9 @@ def rates(given: Setting) -> Iterator[Row]:
                     found[name].append(asyncio.run(calls))
             wall, cpu = ({n: [each[at] for each in found[n]] for n in servers} for at in (0, 1))
             group = f"hits of {held.what}, {callers} caller{'s' if callers > 1 else ''}"
-            best = [1 / min(wall[name]) for name in servers]
-            note = f"at best {best[0]:,.0f} hits per second, the bare server {best[1]:,.0f}"
-            for what, by, said in (("time", wall, note), ("CPU time of the server", cpu, "")):
+            for what, by in (("time", wall), ("CPU time of the server", cpu)):
                 pair = (by["daemon"], "bare grpcio (asyncio)", by["bare"])
-                yield compare(group, f"{what} per hit", *pair, note=said)
+                yield compare(group, f"{what} per hit", *pair)
 
 
 async def _per_hit(
@@ -224,20 +220,12 @@ def _sites(
         flags, with_token, how = kinds[kind]
         state = given.state(f"{folder.name}/{len(sites)}")
         if with_token:
-            how["metadata"] = [("authorization", f"Bearer {_token(state)}")]
+            tokens = TokenStore(Settings(state_dir=state).effective_tokens_file)
+            token, _ = tokens.add("bench", [Role.COMPILE], DEFAULT_NAMESPACE, None)
+            how["metadata"] = [("authorization", f"Bearer {token}")]
         daemon = stack.enter_context(lab.Daemon(state, "--redis-url", "none", *flags))
         sites[kind] = (daemon, how)
     return sites
-
-
-def _token(state: Path) -> str:
-    command = [sys.executable, "-m", "wasmkilnd", "token", "add", "bench", "--role", "compile"]
-    done = subprocess.run(
-        [*command, "--state-dir", str(state)], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise lab.BenchError(done.stderr.strip())
-    return done.stdout.strip()
 
 
 def _guard_s() -> float:
@@ -334,7 +322,7 @@ def in_redis(given: Setting) -> Iterator[Row]:
         flags = ("--redis-url", url, "--host-store-bytes", "0")
         daemon = stack.enter_context(lab.Daemon(state, *flags))
         direct = stack.enter_context(redis.Redis.from_url(url))
-        sealer = Sealer(read_keys(load({"state_dir": str(state)}, {}).settings))
+        sealer = Sealer(read_keys(Settings(state_dir=state)))
         for module, goal in ((given.medium, 2.0), (given.small, 1.8)):
             held = Held(stack, given, module, daemon)
             lab.come_to_rest(held.client)
@@ -375,57 +363,21 @@ def _redis_rows(
 
 
 def in_object_store(given: Setting) -> Iterator[Row]:
-    """Hits in an object store beside a GET from the same server, and what a fleet has after a loss.
-
-    That is the first hit of a daemon whose other tiers are empty, beside a compile.
-    """
+    """Hits in an object store beside a GET from the same server."""
     with ExitStack() as stack:
         store = stack.enter_context(KINDS_OF_OBJECT_STORES["seaweedfs"](given.folder / "objects"))
-        state, keys = given.state("objects-state"), given.folder / "objects-keys"
-        flags = ("--redis-url", "none", "--host-store-bytes", "0", "--keys-dir", str(keys))
+        flags = ("--redis-url", "none", "--host-store-bytes", "0")
+        state = given.state("objects-state")
         daemon = stack.enter_context(lab.Daemon(state, *flags, environ=store.environment))
         for module in (given.medium, given.small):
             held = Held(stack, given, module, daemon)
             lab.come_to_rest(held.client)
-            yield from _object_rows(given, held, store)
-        lost = partial(_after_a_loss, given, flags)
-        actions: dict[str, Action] = {
-            "first": partial(lost, types_pb2.ORIGIN_OBJECT_STORE, store.environment),
-            "compile": partial(lost, types_pb2.ORIGIN_COMPILED, {}),
-        }
-        series = in_turns(actions, given.rounds(5))
-        what, against = f"first hit of a daemon, {given.medium.name}", "the same daemon compiles it"
-        pair = (series["first"], against, series["compile"])
-        yield compare("all lost but the object store", what, *pair)
-
-
-def _object_rows(given: Setting, held: Held, store: ObjectStore) -> Iterator[Row]:
-    [name] = store.names(f"compiled/{held.module.sha256}")
-    size = len(store.get(name))
-    store.put({"plain": held.file.read_bytes()})
-    actions: dict[str, Action] = {
-        "objects": partial(held.hit_below, types_pb2.ORIGIN_OBJECT_STORE),
-        "packed": partial(held.hit_below, types_pb2.ORIGIN_OBJECT_STORE, "zstd"),
-        "plain": partial(store.get, "plain"),
-        "stored": partial(store.get, name),
-    }
-    series = in_turns(actions, given.rounds(100), warm_up=5)
-    group, hit = "object store hit", series["objects"]
-    against = f"obstore GET of {lab.size_of(held.size_bytes)}, SeaweedFS"
-    goal = 1.5 if held.is_large else None
-    yield compare(group, held.what, hit, against, series["plain"], goal)
-    packed = f"{held.what}, zstd accepted"
-    yield compare(group, packed, series["packed"], against, series["plain"])
-    against = f"obstore GET of the {lab.size_of(size)} stored"
-    yield compare(group, held.what, hit, against, series["stored"])
-
-
-def _after_a_loss(
-    given: Setting, flags: Sequence[str], origin: int, environ: Mapping[str, str]
-) -> float:
-    """Return the seconds of the first call to a new daemon."""
-    with ExitStack() as stack:
-        state = given.state(f"lost-{secrets.token_hex(4)}")
-        daemon = stack.enter_context(lab.Daemon(state, *flags, environ=environ))
-        stream = lab.RawStream(stack, daemon.address)
-        return stream.timed(lab.request(given.wasmtime.id, given.medium, upload=True), origin)
+            store.put({"plain": held.file.read_bytes()})
+            actions: dict[str, Action] = {
+                "objects": partial(held.hit_below, types_pb2.ORIGIN_OBJECT_STORE),
+                "plain": partial(store.get, "plain"),
+            }
+            series = in_turns(actions, given.rounds(100), warm_up=5)
+            against = f"obstore GET of {lab.size_of(held.size_bytes)}, SeaweedFS"
+            pair = (series["objects"], against, series["plain"])
+            yield compare("object store hit", held.what, *pair, 1.5 if held.is_large else None)

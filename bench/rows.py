@@ -203,11 +203,7 @@ class Run:
 
     def page(self) -> str:
         """Return docs/reference/performance.md."""
-        lines: list[tuple[str, ...]] = [
-            _HEADINGS,
-            ("---", "--:", "---", "--:", "--:", "--:", "---"),
-        ]
-        lines += [row.cells for row in self.rows]
+        lines = [_HEADINGS, _ALIGNED, *(row.cells for row in self.rows)]
         table = [f"| {' | '.join(cells)} |" for cells in lines]
         notes = [_wrapped(note, "  ") for note in self._notes()]
         return "\n".join([_HEAD, _wrapped(str(self)), "", *table, "", *notes, ""])
