@@ -81,7 +81,7 @@ check: $(VENV)/.dev ## format, lint, types, imports, contract, fresh generated f
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
 	@told="$$($(BIN)/lint-imports --no-cache --no-logo)" || { echo "$$told" >&2; exit 1; }
-	@$(BIN)/python -m scripts.version
+	@$(BIN)/bump-my-version bump --dry-run --new-version 0.0.0
 	@cd protos && ../$(BIN)/buf lint
 	@cd protos && ../$(BIN)/buf breaking --against $(RELEASED)
 	@$(MAKE) --no-print-directory protos
