@@ -85,6 +85,8 @@ _LOOKED_UP_AT_ONCE = 500
 # Below this size, hashing takes less time than handing the bytes to a thread and back.
 HASH_INLINE_BYTES = 256 * 1024
 
+# How many bytes tell a binary from text.
+_BEGINNING = 64
 # The magic, two bytes of version, two of layer.
 _KINDS = {b"\0asm\x01\0\0\0": Kind.CORE_MODULE, b"\0asm\x0d\0\x01\0": Kind.COMPONENT}
 
@@ -544,8 +546,11 @@ class Compiler:
     async def _admit(self, request: Request) -> Module:
         """Put the module's digest in place of its bytes; hash a large one in a thread."""
         wasm, limit_bytes = request.wasm, request.terms.module_bytes or self.module_bytes()
+        beginning = (
+            await wasm.read(0, _BEGINNING) if isinstance(wasm, Spooled) else wasm[:_BEGINNING]
+        )
         large = HASH_INLINE_BYTES < len(wasm) <= limit_bytes
-        sent = wasm, limit_bytes
+        sent = wasm, beginning, limit_bytes
         module = await asyncio.to_thread(admit, *sent) if large else admit(*sent)
         request.sha256, request.wasm = module.sha256, b""
         return self._copies.setdefault(module.sha256, module)
@@ -577,12 +582,15 @@ class Tenant:
     tally: Tally
 
 
-def admit(wasm: model.Wasm, limit_bytes: int) -> Module:
-    """Check size and preamble of ``wasm``. Raises NOT_WASM and MODULE_TOO_LARGE."""
-    if not (kind := _KINDS.get(wasm[:8])):
+def admit(wasm: model.Wasm, beginning: bytes, limit_bytes: int) -> Module:
+    """Check size and preamble of ``wasm``. Raises NOT_WASM and MODULE_TOO_LARGE.
+
+    One that is in a file is not read here, and was hashed as it came.
+    """
+    if not (kind := _KINDS.get(beginning[:8])):
         what = "these bytes are not a WebAssembly binary, which begins with \\0asm and its version"
         what += ": they are empty, already compiled, or something else"
-        if wasm[:64].lstrip().startswith((b"(", b";;")):
+        if beginning.lstrip().startswith((b"(", b";;")):
             what = "these bytes are WebAssembly text: convert them to a binary first, with wat2wasm"
         raise errors.not_wasm(what)
     if len(wasm) > limit_bytes:

@@ -18,7 +18,15 @@ import hashlib
 import operator
 import re
 from asyncio import Future
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import astuple, dataclass, field
 from enum import Enum
 from typing import Any, Final, Generic, NamedTuple, Self, TypeAlias, TypeVar
@@ -728,9 +736,18 @@ def to_frames(payload: bytes | bytearray | memoryview) -> tuple[bytes, ...]:
 
 
 def pieces(wasm: Wasm) -> Iterator[bytes | memoryview]:
-    """Cut a module into pieces of ``CHUNK_BYTES``; those that are spooled are read one by one."""
+    """Cut a module into pieces of ``CHUNK_BYTES``; take those that are spooled in a thread."""
     whole = wasm if isinstance(wasm, Spooled) else memoryview(wasm)
     return (whole[at : at + CHUNK_BYTES] for at in range(0, len(whole), CHUNK_BYTES))
+
+
+async def read_pieces(wasm: Wasm, start: int = 0) -> AsyncGenerator[memoryview]:
+    """Read a module from ``start`` on, in pieces of ``CHUNK_BYTES``. Raises COMPILE_QUEUE_FULL."""
+    for at in range(start, len(wasm), CHUNK_BYTES):
+        if isinstance(wasm, Spooled):
+            yield memoryview(await wasm.read(at, CHUNK_BYTES))
+        else:
+            yield memoryview(wasm)[at : at + CHUNK_BYTES]
 
 
 def frame(chunk: bytes | memoryview) -> bytes:

@@ -32,6 +32,7 @@ from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.model import MAX_PINS, Held, PinTimes
 from wasmkilnd.signing.sealer import Sealer
+from wasmkilnd.threads import on_disk
 from wasmkilnd.whole_files import SharedFile
 
 _PURPOSE = b"wasmkiln pins"
@@ -206,7 +207,7 @@ class Pins:
                 await fleet.store(redis.link, name, record, _LIST_TTL_S)
 
     async def _exchange_with_file(self) -> None:
-        text = await asyncio.to_thread(self.file.add, self._added)
+        text = await on_disk(self.file.add, self._added)
         if (said := _parse(text)) or not text:
             self._learn(said)
         else:

@@ -1,17 +1,21 @@
 """Threads that wait for disks and stores, and never hold up the end of the daemon.
 
 The standard library's executors are joined when the interpreter ends, so that one read of a disk
-that hangs would keep the daemon from ending.
+that hangs would keep the daemon from ending. So whatever touches a disk runs in ``Threads``:
+``on_disk`` for the files of the state directory and of settings. ``asyncio.to_thread`` is for work
+that waits for nothing.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from contextlib import suppress
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 
@@ -20,19 +24,35 @@ class Threads(Executor):
     """Threads that do not keep the daemon from ending while a disk or a store does not answer."""
 
     def __init__(self, count: int, name: str) -> None:
-        self._jobs = SimpleQueue[tuple[Future[Any], Callable[[], Any]]]()
-        for number in range(count):
-            Thread(target=self._work, name=f"{name}-{number}", daemon=True).start()
+        """Start ``count`` threads with the first job."""
+        self._jobs = SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]()
+        names = (f"{name}-{number}" for number in range(count))
+        self._idle = [Thread(target=self._work, name=each, daemon=True) for each in names]
+        self._count = count
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **named: Any) -> Future[T]:
         """Call ``fn`` in a thread."""
         future = Future[T]()
         self._jobs.put((future, partial(fn, *args, **named)))
+        with suppress(IndexError):
+            while True:
+                self._idle.pop().start()
         return future
 
+    def shutdown(self, wait: bool = False, *, cancel_futures: bool = False) -> None:
+        """End each thread after the jobs that wait, which are dropped with ``cancel_futures``.
+
+        Wait for none.
+        """
+        with suppress(Empty):
+            while cancel_futures and (job := self._jobs.get_nowait()):
+                job[0].cancel()
+        for _ in range(self._count):
+            self._jobs.put(None)
+
     def _work(self) -> None:
-        while True:
-            future, work = self._jobs.get()
+        while job := self._jobs.get():
+            future, work = job
             if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(work())
@@ -40,4 +60,13 @@ class Threads(Executor):
                     future.set_exception(failure)
                 except BaseException as panic:  # Of Rust: it would end whoever waits.
                     future.set_exception(RuntimeError(f"{type(panic).__name__}: {panic}"))
-            del future, work
+            del job, future, work
+
+
+DISK: Final = Threads(8, "wasmkiln-disk")
+
+
+async def on_disk(work: Callable[..., T], /, *args: Any, **named: Any) -> T:
+    """Return what ``work`` returns, which may wait for a disk. Once cancelled, leave it behind."""
+    job = partial(work, *args, **named)
+    return await asyncio.get_running_loop().run_in_executor(DISK, job)

@@ -29,6 +29,7 @@ from wasmkilnd import errors, model
 from wasmkilnd.cache import fleet
 from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.signing.sealer import Sealer
+from wasmkilnd.threads import on_disk
 from wasmkilnd.whole_files import SharedFile
 
 # How many artifacts have a count.
@@ -144,7 +145,7 @@ class Usage:
                 return _text(there + unsaved if there.counts else self.own)
 
             if self._redis is None:
-                await asyncio.to_thread(self._file.add, lambda text: added(_parse(text)))
+                await on_disk(self._file.add, lambda text: added(_parse(text)))
                 self._unsaved = unsaved if self._file.trouble else Uses()
                 return
             with contextlib.suppress(errors.TierUnavailable):  # The breaker has logged it.
@@ -185,7 +186,7 @@ class Usage:
                 return _parse(self._file.read())
             return Uses()
 
-        return await asyncio.to_thread(read)
+        return await on_disk(read)
 
 
 class _Document(BaseModel):

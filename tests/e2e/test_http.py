@@ -824,6 +824,28 @@ def test_readers_that_do_not_read_are_cut_off_and_hold_little(
     assert found.body == artifact.bytes
 
 
+def test_a_part_of_a_file_costs_no_more_than_that_part(large: tuple[Daemon, Artifact]) -> None:
+    daemon, artifact = large
+    site, path, etag = Site(daemon.http), path_of(artifact), etag_of(artifact.bytes)
+
+    def read_bytes() -> int:
+        return int(Path(f"/proc/{daemon.pid}/io").read_text().split()[1])
+
+    eventually(lambda: not daemon.metric("host_store_pending_writes"), "a write waits")
+    forget(daemon, artifact)
+    before = read_bytes()
+    for found in (
+        site.get(path, "HEAD"),
+        site.get(path, If_None_Match=etag),
+        site.get(f"{path}/header"),
+        site.get(f"{path}/attestation"),
+        site.get(path, Range="bytes=9000000-9000999"),
+    ):
+        assert found.headers["Wasmkiln-Origin"] == "host_store"
+    assert found.body == artifact.bytes[9_000_000:9_001_000]
+    assert read_bytes() - before < 4 * 2**20 < len(artifact.bytes)
+
+
 def rest_of_one(sock: socket.socket, size_bytes: int) -> bytes:
     """Return the body of one answer."""
     head, _, body = sock.recv(1 << 16).partition(b"\r\n\r\n")

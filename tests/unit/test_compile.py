@@ -173,14 +173,14 @@ def test_other_bytes_are_refused(data: bytes) -> None:
     """Of others, tests/verdicts/cases.py and tests/e2e/error_rows.py have some."""
     words = "WebAssembly text" if b"module" in data else "not a WebAssembly binary"
     with pytest.raises(WasmkilnError, match=words) as refusal:
-        admit(data, 100)
+        admit(data, data, 100)
     assert refusal.value.reason is Reason.NOT_WASM
 
 
 def test_size_limit_is_inclusive() -> None:
-    assert admit(CORE + bytes(92), 100).sha256
+    assert admit(CORE + bytes(92), CORE, 100).sha256
     with pytest.raises(WasmkilnError) as refusal:
-        admit(CORE + bytes(93), 100)
+        admit(CORE + bytes(93), CORE, 100)
     assert refusal.value.reason is Reason.MODULE_TOO_LARGE
     assert refusal.value.metadata == {"size_bytes": "101", "limit_bytes": "100"}
 

@@ -13,7 +13,7 @@ import contextlib
 import time
 from collections.abc import Callable, Coroutine, Hashable, Sequence
 from functools import partial
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, TypeVar, cast
 from weakref import WeakValueDictionary
 
 import structlog
@@ -102,16 +102,22 @@ class Cache:
         return artifact
 
     async def get(
-        self, key: CacheKey, budget: WaitBudget, accept: frozenset[str] = frozenset()
+        self,
+        key: CacheKey,
+        budget: WaitBudget,
+        accept: frozenset[str] = frozenset(),
+        *,
+        whole: bool = True,
     ) -> tuple[Artifact, Origin] | None:
         """Return the artifact from the nearest tier that has it, and keep it in memory.
 
-        Its encoding is empty or one of ``accept``. Its frames may be ``coming``.
+        Its encoding is empty or one of ``accept``. Its frames may be ``coming``. Unless it is
+        wanted ``whole``, what the host store has is not read now: see ``Artifact.pieces``.
         """
         artifact, origin = cast("Artifact | None", self._in_memory(key)), Origin.MEMORY
         if artifact:
             artifact = await self._decoder.as_accepted(artifact, accept)
-        if artifact is None and (found := await self._look_up(key, budget)):
+        if artifact is None and (found := await self._look_up(key, budget, whole=whole)):
             artifact, origin = await self._decoder.as_accepted(found[0], accept), found[1]
         if artifact and self._renews:
             self._renews.used(key)
@@ -156,20 +162,6 @@ class Cache:
         if self._renews:
             self._renews.used(key)
         return *found, origin
-
-    async def open_file(
-        self, key: CacheKey, budget: WaitBudget
-    ) -> tuple[Artifact, BinaryIO] | None:
-        """Return the artifact without its bytes, and the file of the host store that has them.
-
-        The caller closes it. Nothing is written there for it.
-        """
-        if (host := self._host) is None:
-            return None
-        allowance = Allowance()
-        with contextlib.suppress(TierUnavailable):
-            return await budget.spend_on(host.open(key, allowance), allowance)
-        return None
 
     def put(self, item: Item) -> None:
         """Store in memory now, and in the other tiers after the call."""
@@ -346,13 +338,15 @@ class Cache:
         outcome = "ok" if self.memory.put(value) else "too_large"
         self._metrics.tier_store("memory", outcome, time.perf_counter() - began)
 
-    async def _look_up(self, key: CacheKey, budget: WaitBudget) -> tuple[Artifact, Origin] | None:
+    async def _look_up(
+        self, key: CacheKey, budget: WaitBudget, *, whole: bool = True
+    ) -> tuple[Artifact, Origin] | None:
         """Return the artifact from the nearest tier below memory, in one look-up for all callers.
 
         It is encoded as it is stored there. A key without its engine may miss what another finds.
         """
-        what = "artifact", key, key.engine_id
-        return await self._shared(what, partial(self._fetch, key), budget)
+        what = "artifact", key, key.engine_id, whole
+        return await self._shared(what, partial(self._fetch, key, whole), budget)
 
     async def _shared(
         self,
@@ -383,11 +377,14 @@ class Cache:
     async def _join(self, what: Hashable, work: Callable[[Waiters], Coroutine[Any, Any, V]]) -> V:
         return await self._lookups.join(what, Waiter(), work).wait()
 
-    async def _fetch(self, key: CacheKey, allowance: Allowance) -> tuple[Artifact, Origin] | None:
+    async def _fetch(
+        self, key: CacheKey, whole: bool, allowance: Allowance
+    ) -> tuple[Artifact, Origin] | None:
         evictions = self._evictions
+        fits = self.memory.fits if whole else lambda size_bytes: False
         if self._host:
             with contextlib.suppress(TierUnavailable):
-                if artifact := await self._host.get(key, allowance, self.memory.fits):
+                if artifact := await self._host.get(key, allowance, fits):
                     if not artifact.pieces and self._may_fill(evictions):
                         self._keep(artifact)
                     return artifact, Origin.HOST_STORE

@@ -58,6 +58,7 @@ from wasmkilnd.cache.redis_servers import Command, RedisAccess, RedisServer, con
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.ownership import NotOurs, check_path, make_folder
 from wasmkilnd.redis_address import RedisAddress
+from wasmkilnd.threads import on_disk
 from wasmkilnd.whole_files import write_whole
 
 _log = structlog.get_logger("wasmkilnd.cache")
@@ -136,11 +137,13 @@ class EmbeddedServer(RedisServer):
     async def stop(self) -> None:
         """Stop using the server; if this daemon keeps it, wait until it has ended.
 
-        If the call is cancelled, the server ends all the same. Raises nothing.
+        Its disk may hang: then leave it. If the call is cancelled, the server ends all the same.
+        Raises nothing.
         """
         self._stopping.set()
         # Not in a thread, which would hold up the end of a daemon that does not wait.
-        while self._keeper.is_alive():  # noqa: ASYNC110
+        until_s = time.monotonic() + _STOP_TIMEOUT_S + _RETRY_WAIT_S
+        while self._keeper.is_alive() and time.monotonic() < until_s:  # noqa: ASYNC110
             await asyncio.sleep(_POLL_S)
 
     async def ask(self, commands: Sequence[Command], timeout_s: float) -> list[Any]:
@@ -148,7 +151,8 @@ class EmbeddedServer(RedisServer):
         if self.why_not:
             raise TierUnavailable(f"the embedded server does not start: {self.why_not}")
         if self._connected is None:
-            self._connected = connect(self.url(), timeout_s=timeout_s)
+            url = await on_disk(self.url)
+            self._connected = self._connected or connect(url, timeout_s=timeout_s)
         return await self._connected.ask(commands, timeout_s)
 
     async def close(self) -> None:

@@ -29,7 +29,6 @@ import stat
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -52,6 +51,7 @@ from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, HostFile, K
 from wasmkilnd.model import RejectionCause as Cause
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.metrics import Metrics
+from wasmkilnd.threads import DISK, Threads
 
 T = TypeVar("T")
 # Translates an artifact into the header that the daemon sends, without what depends on a call.
@@ -158,10 +158,10 @@ class HostDirectory:
         self.checked: Checked = {}
         self.rounds = 0
         self._checked_bytes = 0
-        self._readers = ThreadPoolExecutor(4, "wasmkiln-host-read")
+        self._readers = Threads(4, "wasmkiln-host-read")
         # As many: whoever waits for a thread does not wait for the disk.
         self.reading = asyncio.Semaphore(4)
-        self._writer = ThreadPoolExecutor(1, "wasmkiln-host-write")
+        self._writer = Threads(1, "wasmkiln-host-write")
         self._keeper: asyncio.Task[None] | None = None
         self._jobs = set[asyncio.Future[Any]]()
         self._closed = False
@@ -191,7 +191,7 @@ class HostDirectory:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
         for pool in (self._readers, self._writer):
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
         if self._jobs:
             await asyncio.wait(self._jobs, timeout=_PATIENCE_S)
 
@@ -439,15 +439,6 @@ class HostStore:
         more = allowance or Allowance()
         return await self._look(partial(self._find, key, partial(self._use, more, None)), more)
 
-    async def open(self, key: CacheKey, allowance: Allowance) -> tuple[Artifact, BinaryIO] | None:
-        """Return the artifact without frames, and its file, checked and open.
-
-        What the descriptor reads is what was checked, whatever becomes of the entry. Raises
-        TierUnavailable.
-        """
-        work = partial(self._at_hand, allowance)
-        return await self._look(partial(self._find, key, work), allowance)
-
     async def put(self, artifact: Artifact) -> None:
         """Store ``artifact``, unless it is there or too large. Raises TierUnavailable."""
         began_s = time.perf_counter()
@@ -567,11 +558,13 @@ class HostStore:
         if size_bytes <= model.CHUNK_BYTES or fits(size_bytes):
             artifact, _ = self._use(more, frames, entry)
             return replace(artifact, frames=tuple(frames))
-        artifact, opened = self._open(more, entry)
-        with opened:
-            which = entry.files[ARTIFACT]
-            file = self._sent.get(which) or _File(os.dup(opened.fileno()))
-            self._sent[which] = file
+        artifact, _ = self._use(more, None, entry)
+        which = entry.files[ARTIFACT]
+        if (file := self._sent.get(which)) is None:
+            with _opened(entry.path / ARTIFACT) as opened:
+                if _id_of(os.fstat(opened.fileno())) != which:
+                    raise ValueRejected(Cause.INCOMPLETE, f"{ARTIFACT} was replaced")
+                self._sent[which] = file = _File(os.dup(opened.fileno()))
 
         def pieces(offset_bytes: int) -> Iterator[Awaitable[bytes]]:
             for at in range(offset_bytes, size_bytes, model.CHUNK_BYTES):
@@ -584,37 +577,14 @@ class HostStore:
         """Check an entry, unless it was; add its bytes to ``frames``."""
         checked = self.directory.checked
         artifact, files = checked.get(entry.path, (None, None))
-        is_old = artifact and self.verifier.outdated(artifact)
-        if artifact is None or is_old or files != entry.files or frames is not None:
-            artifact = entry.verified(self.verifier)
+        if artifact is None or files != entry.files or self.verifier.outdated(artifact):
+            artifact, files = entry.verified(self.verifier), None
+        if files is None or frames is not None:
             more.seconds += artifact.size_bytes / _LEAST_BYTES_PER_S
             entry.check(artifact, frames)
             self.directory.remember(checked, entry.path, artifact, entry.files)
         _note_use(entry.path)
         return artifact, HostFile(os.fspath(entry.path / ARTIFACT), *entry.files[ARTIFACT][:2])
-
-    def _open(self, more: Allowance, entry: Entry) -> tuple[Artifact, BinaryIO]:
-        """Check an entry, unless it was, and open its file."""
-        artifact, _ = self._use(more, None, entry)
-        file = _opened(entry.path / ARTIFACT)
-        if _id_of(os.fstat(file.fileno())) != entry.files[ARTIFACT]:
-            file.close()
-            raise ValueRejected(Cause.INCOMPLETE, f"{ARTIFACT} was replaced")
-        return artifact, file
-
-    def _at_hand(self, more: Allowance, entry: Entry) -> tuple[Artifact, BinaryIO]:
-        """Open an entry, and have its bytes at hand: sendfile runs in the loop."""
-        artifact, file = self._open(more, entry)
-        more.seconds += artifact.size_bytes / _LEAST_BYTES_PER_S
-        try:
-            with Path(os.devnull).open("wb") as null:
-                at = 0
-                while sent := os.sendfile(null.fileno(), file.fileno(), at, artifact.size_bytes):
-                    at += sent
-        except BaseException:
-            file.close()
-            raise
-        return artifact, file
 
     def _write(self, artifact: Artifact) -> None:
         """Write an entry, if it fits. Raises ValueRejected.
@@ -703,13 +673,16 @@ class HostStore:
 
 
 class _File:
-    """The file of an artifact, for all calls that it is sent to; closed after the last."""
+    """The file of an artifact, for all calls that it is sent to; closed after the last.
+
+    What it reads is what was checked, whatever becomes of the entry.
+    """
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
 
     def __del__(self) -> None:
-        os.close(self._descriptor)
+        DISK.submit(os.close, self._descriptor)
 
     def frame(self, at: int, size_bytes: int) -> bytes:
         """Read a frame, in a thread. Raises OSError, TierUnavailable if somebody cut the file."""

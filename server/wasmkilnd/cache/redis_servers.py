@@ -44,6 +44,7 @@ from wasmkilnd import errors
 from wasmkilnd.errors import PartUnavailable, TierUnavailable, WrongType, forget_frames
 from wasmkilnd.model import TierUsage
 from wasmkilnd.redis_address import RedisAddress, RedisKind
+from wasmkilnd.threads import on_disk
 
 # A command and its arguments, for example ``("SET", name, value, "EX", 60)``.
 Command: TypeAlias = tuple[bytes | str | int, ...]
@@ -559,7 +560,8 @@ class _Credentials:
         return self._password
 
     async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
-        return (self._user, self.password()) if self._user else (self.password(),)
+        password = await on_disk(self.password)
+        return (self._user, password) if self._user else (password,)
 
 
 def check_files(access: RedisAccess) -> None:

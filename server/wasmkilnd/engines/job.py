@@ -21,7 +21,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from wasmkilnd.engines.child.frames import HEADER, FrameError, Type, parse_header
-from wasmkilnd.model import CHUNK_BYTES, Limits, Module, Packed, Wasm, frame, pieces
+from wasmkilnd.model import CHUNK_BYTES, Limits, Module, Packed, Wasm, frame, read_pieces
 
 # The frames that a job may send: each at most once and in this order, so a job cannot send without
 # end.
@@ -99,13 +99,12 @@ async def exchange(sock: socket.socket, job: JobOrder, report: JobReport) -> Non
     sizes = {"module_bytes": job.size_bytes, "artifact_limit_bytes": job.limits.artifact_bytes}
     order = json.dumps({**job.order, **sizes}).encode()
     loop = asyncio.get_running_loop()
-    # Of a job that has ended already, what it sent and how it ended tell why. But a module that
-    # cannot be read from its file is no failure of the job.
+    # Of a job that has ended already, what it sent and how it ended tell why.
     with contextlib.suppress(ConnectionError):
         await loop.sock_sendall(sock, HEADER.pack(Type.ORDER, len(order)) + order)
         if job.wasm is not None:
             await loop.sock_sendall(sock, HEADER.pack(Type.MODULE, job.size_bytes))
-            for piece in pieces(job.wasm):
+            async for piece in read_pieces(job.wasm):
                 await loop.sock_sendall(sock, piece)
     expected = iter(_FRAMES_OF_JOBS)
     try:

@@ -49,6 +49,7 @@ from wasmkilnd.engines.job import (
 )
 from wasmkilnd.engines.users import pick_user
 from wasmkilnd.model import Isolation, IsolationLayer
+from wasmkilnd.threads import on_disk
 
 log = structlog.get_logger("wasmkilnd.engines")
 
@@ -219,6 +220,11 @@ async def start_worker(interpreter: Path, engine: str, threads: int) -> Worker:
     root, the worker becomes a user of its own.
     """
     uid, shared_with = await asyncio.to_thread(pick_user)
+    try:
+        # To start a program from a disk that hangs would hang the event loop.
+        await asyncio.wait_for(on_disk(_read_first, interpreter), _START_TIMEOUT_S)
+    except TimeoutError:
+        raise WorkerDied(f"a {engine} worker did not start: its disk does not answer") from None
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     words = (engine, str(theirs.fileno()), str(Path(child.__path__[0]).parent))
@@ -262,6 +268,11 @@ async def start_worker(interpreter: Path, engine: str, threads: int) -> Worker:
         raise
     worker.isolation = Isolation(ready.layers, ready.attempts)
     return worker
+
+
+def _read_first(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return opened.read(1)
 
 
 def last_line(words: str) -> str:

@@ -30,6 +30,7 @@ from wasmkilnd.flights import Waiters
 from wasmkilnd.model import FAST_SETTINGS, CompileSpec, EngineCapabilities, Kind, Limits, Module
 from wasmkilnd.telemetry import tracing
 from wasmkilnd.telemetry.metrics import Metrics
+from wasmkilnd.threads import on_disk
 
 _RECORDED = {
     Outcome.VALID: "ok",
@@ -196,11 +197,11 @@ class EngineRegistry:
         error = errors.engine_removed if engine in before else errors.engine_unknown
         return error(engine, self._served)
 
-    def _explained(self, engine_id: str, failure: WasmkilnError) -> WasmkilnError:
+    async def _explained(self, engine_id: str, failure: WasmkilnError) -> WasmkilnError:
         """Return ENGINE_REMOVED for what broke because the engine's files or workers are gone."""
         ended = failure.reason is Reason.SERVER_DRAINING and engine_id not in self._served
-        broken = failure.reason in _BY_REMOVAL and not self._known[engine_id].is_installed()
-        if not (ended or broken):
+        broken = failure.reason in _BY_REMOVAL
+        if not ended and (not broken or await on_disk(self._known[engine_id].is_installed)):
             return failure
         others = [each.id for each in self.served if each.id != engine_id]
         return errors.engine_removed(engine_id, others)
@@ -273,7 +274,7 @@ class EngineRegistry:
                     about["artifact_bytes"] = code.code.size_bytes
                 about["outcome"] = "ok" if code else "refused"
         except WasmkilnError as failure:
-            failure = self._explained(engine.id, failure)
+            failure = await self._explained(engine.id, failure)
             if failure.reason is not Reason.MODULE_QUARANTINED:  # ``ready`` said that.
                 record(failure.reason.value.lower())
             raise failure from None
@@ -388,7 +389,7 @@ class EngineRegistry:
                 await engine.pool.run(Job(order, waiters)), engine.id, "validating", limits
             )
         except WasmkilnError as failure:
-            raise self._explained(engine.id, failure) from None
+            raise await self._explained(engine.id, failure) from None
 
     async def close(self) -> None:
         """End every worker."""

@@ -7,7 +7,6 @@ not stop the others.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -25,6 +24,7 @@ from wasmkilnd.engines.verdict import cause_line
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.machine import cpu_count
 from wasmkilnd.ownership import NotOurs
+from wasmkilnd.threads import on_disk
 
 # Limits of its own: an engine is not broken because the operator grants callers little.
 _TRY_S, _TRY_BYTES = 60.0, 4 * 1024**3
@@ -55,7 +55,7 @@ async def serve_engine(
     pool = new_pool(engine.id, start)
     try:
         # Before the first worker, which would run what it finds there as the daemon's user.
-        await asyncio.to_thread(engine.check)
+        await on_disk(engine.check)
         await pool.start()
         return ServedEngine(await _ask(pool, engine.id, pool.limits.current), pool, engine.is_there)
     except BaseException as failure:

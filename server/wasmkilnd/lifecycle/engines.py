@@ -36,6 +36,7 @@ from wasmkilnd.settings import Settings
 from wasmkilnd.telemetry.audit import Audit, audit_change
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.tenants import Tenants
+from wasmkilnd.threads import on_disk
 
 log = structlog.get_logger("wasmkilnd.engines")
 
@@ -214,8 +215,8 @@ class Serving:
 
         Raises NotOurs, and changes nothing then.
         """
-        damaged = [folder.name for folder in await asyncio.to_thread(self._store.damaged)]
-        self._recorded = await asyncio.to_thread(self._record.read)
+        damaged = [folder.name for folder in await on_disk(self._store.damaged)]
+        self._recorded = await on_disk(self._record.read)
         before, refused = self.registry.served, self.advisories.current
         now: dict[str, ServedEngine | model.UnservedEngine] = {each.id: each for each in before}
         new = [each for each in installed if each.id not in now]
@@ -257,7 +258,7 @@ class Serving:
         registry, settings = self.registry, self.settings.current
         async with self._naming:
             with suppress(NotOurs):  # An operator may have changed it while engines started.
-                self._recorded = await asyncio.to_thread(self._record.read)
+                self._recorded = await on_disk(self._record.read)
             before, served = self._recorded, registry.served if served is None else served
             ids, recorded = [each.id for each in served], before.names
             warming = {order.engine_id for order in before.warm_ups}
@@ -277,7 +278,7 @@ class Serving:
             self._recorded = change(before)
             try:
                 if self._recorded != before:
-                    await asyncio.to_thread(self._record.change, change)
+                    await on_disk(self._record.change, change)
             except (OSError, NotOurs) as failure:
                 # Names may move at the next start.
                 log.warning("cannot record what engines' names stand for", cause=str(failure))
@@ -313,7 +314,7 @@ class Serving:
         # Other daemons that are told of the same engine want to know what is hot here.
         await self._tenants.save_uses()
         try:
-            installed = await asyncio.to_thread(self._store.installed)
+            installed = await on_disk(self._store.installed)
             before = self.registry.resolved
             if not installed:
                 log.error("no engine is installed: those that are served stay")

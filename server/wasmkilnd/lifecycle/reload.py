@@ -33,6 +33,7 @@ from wasmkilnd.telemetry import logs
 from wasmkilnd.telemetry.audit import Audit, audit_change
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.tenants import Tenants
+from wasmkilnd.threads import on_disk
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
@@ -97,13 +98,13 @@ class Reloader:
             keys, age_s = self.sealer.keys, self.sealer.max_age_s
             differ, refused = [], {}
             try:
-                wanted = (await asyncio.to_thread(read)).settings
+                wanted = (await on_disk(read)).settings
                 found = [
                     replace(each, live=self._is_live(each.field, wanted, live=each.live))
                     for each in changes(old, wanted)
                 ]
                 taken = take_over(old, wanted, [each.field for each in found if each.live])
-                if why := await asyncio.to_thread(self.refusal, taken):
+                if why := await on_disk(self.refusal, taken):
                     raise ConfigError(why)
                 new, differ = taken, found
             except Exception as failure:
@@ -184,7 +185,7 @@ class Reloader:
         def read() -> dict[str, Any]:
             return {name: tried(name, partial(prepare, new)) for name, prepare in parts.items()}
 
-        prepared = await asyncio.to_thread(read)
+        prepared = await on_disk(read)
         self.settings.current = new
         for name, apply in prepared.items():
             if apply:

@@ -24,11 +24,13 @@ import structlog
 
 from wasmkilnd.lifecycle import running
 from wasmkilnd.lifecycle.reload import ReloadResult
+from wasmkilnd.threads import on_disk
 
 log = structlog.get_logger("wasmkilnd")
 
 _LOOK_S = 5.0
 _ASK_S, _EXTEND_S = 15.0, 60.0
+_REMOVE_S = 2.0  # How long a disk may delay the end.
 
 
 def notify(*state: str) -> None:
@@ -95,7 +97,7 @@ class Service:
 
     async def begin(self) -> None:
         """Say that the daemon serves, and go on telling how it is."""
-        await asyncio.to_thread(running.running, self._state_dir, tidy=True)
+        await on_disk(running.running, self._state_dir, tidy=True)
         await self._write(status=self._status())
         self._ready()
         self._keeping = asyncio.create_task(self._keep_told())
@@ -122,11 +124,12 @@ class Service:
         if self._keeping:
             self._keeping.cancel()
             await asyncio.gather(self._keeping, return_exceptions=True)
-            await asyncio.to_thread(running.remove, self._state_dir)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(on_disk(running.remove, self._state_dir), _REMOVE_S)
 
     async def _write(self, **changed: object) -> None:
         self._me = replace(self._me, **changed)  # type: ignore[arg-type]
-        await asyncio.to_thread(running.write, self._state_dir, self._me)
+        await on_disk(running.write, self._state_dir, self._me)
 
     def _ready(self) -> None:
         self._told = self._text()

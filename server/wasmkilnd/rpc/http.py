@@ -16,9 +16,9 @@ frames may differ from daemon to daemon: so that representation has a weak ETag 
 ranges. The header and the attestation have the digests of their own bytes. aiohttp's ETags are
 times of files, and its If-Range takes any.
 
-**Where bytes come from.** Memory's frames, cut where many wait; a file of the host store by
-sendfile, from the descriptor that was checked; frames of Redis as they are unpacked. Who reads
-nothing for ``caller_timeout_s`` is cut off, and holds a piece of a frame until then.
+**Where bytes come from.** Memory's frames, cut where many wait; frames of Redis as they are
+unpacked; frames of a file, each read in a thread, and of a range or a HEAD no others. A caller that
+reads nothing for ``caller_timeout_s`` is cut off, and holds a piece of a frame until then.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, closing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
-from io import BufferedReader
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NamedTuple, TypeAlias, cast
+from typing import Any, Final
 
 from aiohttp import web
 from wasmkiln.artifact import header_text
@@ -47,8 +47,7 @@ from wasmkilnd.network import cannot_listen
 from wasmkilnd.rpc.calls import Entry, Rpc
 from wasmkilnd.rpc.messages import header_of
 from wasmkilnd.rpc.server import open_socket
-from wasmkilnd.rpc.traffic import Call
-from wasmkilnd.spooled import Spooled
+from wasmkilnd.rpc.traffic import Call, frames_from
 from wasmkilnd.web import COMMON, STRANGE_NAME, Door, challenge, credentials_of, peer_of
 
 METHODS: Final = tuple(ARTIFACTS)
@@ -76,29 +75,11 @@ _STATUS = {
     "DEADLINE_EXCEEDED": 504,
 }
 _TLS_BYTES: Final = 64 * 1024
-# What a caller has to read within ``caller_timeout_s``, and what sendfile gets at a time.
-_SLICE_BYTES: Final = 4 * 1024 * 1024
 _ALWAYS: Final = {"Server": "wasmkilnd", "X-Content-Type-Options": "nosniff"}
 # A connection is idle, or sends a request, for so long.
 _IDLE_S: Final = 60.0
 _STOP_S: Final = 1.0
 _SIZES: Final[Any] = {"max_line_size": 4096, "max_field_size": 8192, "max_headers": 64}
-
-
-# Each of them, or what it will be as the wire of gRPC carries it.
-_Frames: TypeAlias = Iterable["memoryview | Awaitable[bytes]"]
-
-
-class _Found(NamedTuple):
-    """An artifact, where it is from, and its file if the bytes are there."""
-
-    artifact: Artifact
-    origin: Origin
-    file: BinaryIO | None = None
-
-    def close(self) -> None:
-        if self.file:
-            self.file.close()
 
 
 class _Exchange:
@@ -325,32 +306,29 @@ class HttpServer:
             raise errors.module_not_loaded(sha256)
         module, origin = found
         self._describe(call, "application/wasm", _FOREVER, f'"{sha256}"', origin)
-        if isinstance(module.wasm, Spooled):
-            with module.wasm.open() as file:
-                await self._send(call, module.size_bytes, file)
-        else:
-            await self._send(call, module.size_bytes, _pieces_of(module.wasm), module)
+        await self._send(call, module.size_bytes, partial(model.read_pieces, module.wasm), module)
 
     async def _artifact(self, call: Call) -> None:
         """Send an artifact, or a range of it."""
         exchange: _Exchange = call.context
-        is_get, takes = exchange.request.method == "GET", _takes_zstd(exchange.request.headers)
-        with closing(await self._find(call, takes or not is_get)) as found:
-            artifact, size_bytes = found.artifact, found.artifact.size_bytes
-            etag, is_zstd = f'"{artifact.sha256}"', takes and artifact.encoding == _ZSTD
-            if is_zstd:
-                etag = f'W/"{artifact.sha256};{_ZSTD}"'
-                size_bytes = sum(map(len, model.payload_views(artifact.frames)))
-            self._describe(call, "application/octet-stream", _DAY, etag, found.origin)
-            exchange.headers["Vary"] = "Accept-Encoding"
-            if is_zstd:
-                exchange.headers |= {"Content-Encoding": _ZSTD, "Accept-Ranges": "none"}
-            body = found.file or _frames_of(artifact)
-            await self._send(call, size_bytes, body, None if found.file else artifact)
-            if is_get:
-                self._entry.metrics.count("served", found.origin.value)
-                self._entry.metrics.count("sent_bytes", by=call.bytes or 0)
-                self._tenant_of(call.identity.namespace).tally.count(artifact)
+        headers, is_get = exchange.request.headers, exchange.request.method == "GET"
+        takes = _takes_zstd(headers)
+        whole = is_get and not {"Range", "If-None-Match"} & headers.keys()
+        artifact, origin = await self._find(call, zstd=takes or not is_get, whole=whole)
+        etag, size_bytes = f'"{artifact.sha256}"', artifact.size_bytes
+        is_zstd = takes and artifact.encoding == _ZSTD
+        if is_zstd:
+            etag = f'W/"{artifact.sha256};{_ZSTD}"'
+            size_bytes = sum(map(len, model.payload_views(artifact.frames)))
+        self._describe(call, "application/octet-stream", _DAY, etag, origin)
+        exchange.headers["Vary"] = "Accept-Encoding"
+        if is_zstd:
+            exchange.headers |= {"Content-Encoding": _ZSTD, "Accept-Ranges": "none"}
+        await self._send(call, size_bytes, partial(_read_pieces, artifact), artifact)
+        if is_get:
+            self._entry.metrics.count("served", origin.value)
+            self._entry.metrics.count("sent_bytes", by=call.bytes or 0)
+            self._tenant_of(call.identity.namespace).tally.count(artifact)
 
     async def _attestation(self, call: Call) -> None:
         """Send the DSSE envelope of an artifact."""
@@ -362,46 +340,35 @@ class HttpServer:
         await self._send_text(call, "application/json", lambda each: header_text(header_of(each)))
 
     async def _send_text(self, call: Call, kind: str, text_of: Callable[[Artifact], bytes]) -> None:
-        with closing(await self._find(call, True)) as found:
-            # A header may have ten thousand imports.
-            async with self._entry.traffic.turns((call.caller, False)):
-                text = await asyncio.to_thread(text_of, found.artifact)
-        etag = f'"{hashlib.sha256(text).hexdigest()}"'
-        self._describe(call, kind, _AGAIN, etag, found.origin)
-        await self._send(call, len(text), [memoryview(text)])
+        artifact, origin = await self._find(call, zstd=True, whole=False)
+        # A header may have ten thousand imports.
+        async with self._entry.traffic.turns((call.caller, False)):
+            text = await asyncio.to_thread(text_of, artifact)
+        self._describe(call, kind, _AGAIN, f'"{hashlib.sha256(text).hexdigest()}"', origin)
+        await self._send(call, len(text), partial(model.read_pieces, text))
 
-    async def _find(self, call: Call, zstd: bool) -> _Found:
+    async def _find(self, call: Call, *, zstd: bool, whole: bool) -> tuple[Artifact, Origin]:
         """Return the artifact that a path names, of an engine that is served.
 
-        It may be encoded with ``zstd``. Raises ARTIFACT_NOT_STORED.
+        It may be encoded with ``zstd``. Unless ``whole``, it may be in its file still. Raises
+        ARTIFACT_NOT_STORED.
         """
         module, fingerprint = call.context.names
         call.module = check_sha256(module, "sha256")
+        check_sha256(fingerprint, "fingerprint")
         compiler = self._tenant_of(call.identity.namespace).compiler
-        cache, key = compiler.cache, CacheKey(module, check_sha256(fingerprint, "fingerprint"))
-        accept, budget = frozenset({_ZSTD} if zstd else ()), cache.wait_budget()
-        served = compiler.engines.served
-        found = None
-        if artifact := cache.hit(key, accept):
-            found = _Found(artifact, Origin.MEMORY)
-        elif opened := await cache.open_file(key, budget):
-            found = _Found(opened[0], Origin.HOST_STORE, opened[1])
-        else:
-            # Below, names have the engine's id: first the one whose usual fingerprint this is.
-            for each in sorted(
-                served, key=lambda one: one.spec("", "", {}).fingerprint != fingerprint
-            ):
-                named = replace(key, engine_id=each.id)
-                if got := await cache.get(named, budget, accept):
-                    found = _Found(*got)
-                    break
-        is_served = found and any(each.id == found.artifact.spec.engine.id for each in served)
-        if not (found and is_served):
-            if found:
-                found.close()
+        accept, budget = frozenset({_ZSTD} if zstd else ()), compiler.cache.wait_budget()
+        served, found = compiler.engines.served, None
+        # Shared tiers have names with the engine's id: first the one whose usual fingerprint this
+        # is.
+        for each in sorted(served, key=lambda one: one.spec("", "", {}).fingerprint != fingerprint):
+            key = CacheKey(module, fingerprint, each.id)
+            if found := await compiler.cache.get(key, budget, accept, whole=whole):
+                break
+        if found is None or found[0].spec.engine.id not in {each.id for each in served}:
             raise errors.artifact_not_stored(module, fingerprint)
-        call.engine = found.artifact.spec.engine.id
-        call.compile_ms = round(found.artifact.compile_time_s * 1e3, 3)
+        call.engine = found[0].spec.engine.id
+        call.compile_ms = round(found[0].compile_time_s * 1e3, 3)
         return found
 
     def _describe(self, call: Call, kind: str, keep: str, etag: str, origin: Origin) -> None:
@@ -420,63 +387,43 @@ class HttpServer:
         self,
         call: Call,
         size_bytes: int,
-        body: BinaryIO | _Frames,
+        read: Callable[[int], AsyncGenerator[memoryview]],
         held: model.Item | None = None,
     ) -> None:
-        """Send ``body``, a part of it, or that the client has it. ``held`` holds its bytes."""
+        """Send what ``read`` returns from an offset on, a part of it, or that the client has it.
+
+        ``held`` is what counts as held meanwhile.
+        """
         exchange: _Exchange = call.context
-        etag = exchange.headers["ETag"]
+        etag, traffic = exchange.headers["ETag"], self._entry.traffic
         if exchange.is_current(etag):
             exchange.answer = web.Response(status=304, headers=exchange.headers)
             return
         span = exchange.span(etag, size_bytes)
         start, stop = span or (0, size_bytes)
         if exchange.request.method == "GET":
-            self._entry.traffic.begin_answer(call, held)
+            traffic.begin_answer(call, held)
         if not await exchange.begin(206 if span else 200, stop - start):
             return
-        call.bytes = stop - start
-        if isinstance(body, BufferedReader):
-            await self._send_file(call, body, start, stop)
-        else:
-            await self._send_frames(call, cast("_Frames", body), start, stop)
-
-    async def _send_frames(self, call: Call, frames: _Frames, start: int, stop: int) -> None:
-        at, traffic = 0, self._entry.traffic
-        for each in frames:
-            if isinstance(each, memoryview):
-                frame = each
-            else:  # Other calls may wait for it too.
-                [frame] = model.payload_views((await asyncio.shield(each),))
-            part = frame[max(0, start - at) : stop - at]
-            step = traffic.piece_bytes(call, len(part)) or max(1, len(part))
-            for begins in range(0, len(part), step):
-                await traffic.write(call, part[begins : begins + step])
-            at += len(frame)
-            if at >= stop:
-                break
-
-    async def _send_file(self, call: Call, file: BinaryIO, start: int, stop: int) -> None:
-        loop, transport = asyncio.get_running_loop(), call.context.request.transport
-        for at in range(start, stop, _SLICE_BYTES):
-            if call.context.done():
-                raise ConnectionResetError
-            self._entry.traffic.await_caller(call)
-            size_bytes = min(_SLICE_BYTES, stop - at)
-            if await loop.sendfile(transport, file, at, size_bytes) != size_bytes:
-                raise ConnectionResetError  # Somebody has cut the file.
+        call.bytes = left = stop - start
+        async with aclosing(read(start)) as pieces:
+            async for each in pieces:
+                piece = each[:left]
+                step = traffic.piece_bytes(call, len(piece)) or len(piece)
+                for at in range(0, len(piece), step):
+                    await traffic.write(call, piece[at : at + step])
+                if not (left := left - len(piece)):
+                    break
 
 
-def _frames_of(artifact: Artifact) -> _Frames:
-    """Return the bytes of an artifact, or those that are being unpacked, frame by frame."""
-    if artifact.pieces:
-        return artifact.pieces(0)
-    return model.payload_views(artifact.frames) or artifact.coming
-
-
-def _pieces_of(wasm: bytes) -> _Frames:
-    view = memoryview(wasm)
-    return [view[at : at + model.CHUNK_BYTES] for at in range(0, len(view), model.CHUNK_BYTES)]
+async def _read_pieces(artifact: Artifact, start: int) -> AsyncGenerator[memoryview]:
+    """Read an artifact from ``start`` on, as it is encoded, frame by frame."""
+    frames, skipped = frames_from(artifact, start)
+    for each in frames:
+        frame = each if isinstance(each, bytes) else await asyncio.shield(each)
+        [view] = model.payload_views((frame,))
+        yield view[skipped:]
+        skipped = 0
 
 
 def _takes_zstd(headers: Mapping[str, str]) -> bool:

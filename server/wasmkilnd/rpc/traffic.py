@@ -17,7 +17,8 @@ answers             a caller that does not read makes gRPC hold one message for 
                     all calls together fit into as much again
 artifacts           ``receive_bytes`` for those that are being sent, whether the memory tier
                     holds them or not; each counts once, and one without room is refused. Of one
-                    that is sent from its file, a frame counts for each call
+                    that is sent from its file, a frame counts for each call. So do modules, over
+                    HTTP
 uploads             each message is a request; what is kept has the limits of ``rpc.upload``
 time                ``caller_timeout_s`` for each read and each write, ten times that for a whole
                     answer. Who does not read the refusal either has its call cut off
@@ -52,6 +53,7 @@ from wasmkilnd.network import address_of, host_of
 from wasmkilnd.quota import UNLIMITED, FairShare, Quota
 from wasmkilnd.rpc.messages import MODULE_FIELDS, REQUEST_BYTES, SMALL_BYTES, bound
 from wasmkilnd.settings import Settings
+from wasmkilnd.spooled import Spooled
 from wasmkilnd.telemetry.metrics import TrafficUsage
 from wasmkilnd.telemetry.tracing import CallTrace
 
@@ -85,7 +87,7 @@ _REQUEST_ID = re.compile(r"[0-9A-Za-z._:/+=-]{1,128}")
 
 @dataclass(slots=True, eq=False)
 class _Piece:
-    """What a call holds of an artifact that is sent from its file."""
+    """What a call holds of an artifact or a module that is sent from its file."""
 
     size_bytes: int = model.CHUNK_BYTES
 
@@ -221,6 +223,19 @@ def caller_of(peer: str) -> str:
     except ValueError:
         return peer
     return peer if address.is_loopback else host_of(address)
+
+
+def frames_from(
+    artifact: model.Artifact, offset_bytes: int
+) -> tuple[Iterable[bytes | Awaitable[bytes]], int]:
+    """Return the frames that have what follows ``offset_bytes``, and how much the first has before.
+
+    Shield those that are awaited: other calls may wait for them too.
+    """
+    if artifact.pieces:
+        return artifact.pieces(offset_bytes), 0
+    frames = artifact.frames or artifact.coming
+    return frames[offset_bytes // model.CHUNK_BYTES :], offset_bytes % model.CHUNK_BYTES
 
 
 def message_bytes_for(module_bytes: int) -> int:
@@ -360,12 +375,7 @@ class Traffic:
         caller one turn of the event loop. The message counts until the call has ended.
         """
         if artifact:
-            frames: Iterable[bytes | Awaitable[bytes]] = artifact.frames or artifact.coming
-            if artifact.pieces:
-                frames, offset_bytes = artifact.pieces(offset_bytes), 0
-            elif offset_bytes:
-                frames = (artifact.frames or artifact.coming)[offset_bytes // model.CHUNK_BYTES :]
-                offset_bytes %= model.CHUNK_BYTES
+            frames, offset_bytes = frames_from(artifact, offset_bytes)
             self.begin_answer(call, artifact)
             for following in frames:
                 await self.write(call, first)
@@ -394,7 +404,10 @@ class Traffic:
         call.answer_due_s = time.monotonic() + _WHOLE_ANSWER * limit_s
         if item is None:
             return
-        sent = _Piece() if isinstance(item, model.Artifact) and item.pieces else item
+        in_file = (
+            item.pieces if isinstance(item, model.Artifact) else isinstance(item.wasm, Spooled)
+        )
+        sent = _Piece() if in_file else item
         if id(sent) not in self._sent:
             total = self._pinned.total
             if total and not self._pinned.fits(call.caller, sent.size_bytes):

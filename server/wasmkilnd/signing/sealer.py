@@ -41,6 +41,7 @@ from wasmkiln.errors import AttestationInvalid
 
 from wasmkilnd.model import Artifact, CacheKey, ExternType, Refusal
 from wasmkilnd.signing.keys import Keys, KeysUnusable, PrivateKey
+from wasmkilnd.threads import DISK, on_disk
 
 log = structlog.get_logger("wasmkilnd.keys")
 
@@ -89,7 +90,7 @@ class Sealer:
     async def meet(self, key_id: str) -> None:
         """Learn a key that another daemon may have begun to sign with; ``get`` returns it then."""
         if key_id not in self.keys.trusted and time.monotonic() >= self._next_look_s:
-            await asyncio.to_thread(self._look)
+            await on_disk(self._look)
 
     def seal(self, artifact: Artifact) -> Artifact:
         """Return ``artifact`` with an attestation that binds it to its key."""
@@ -159,7 +160,7 @@ class Sealer:
         except RuntimeError:
             self._look()
         else:
-            loop.run_in_executor(None, self._look)
+            loop.run_in_executor(DISK, self._look)
         return self.keys.trusted.get(key_id)
 
     def _look(self) -> None:

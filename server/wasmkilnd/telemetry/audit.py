@@ -14,7 +14,7 @@ What succeeds always gets its line. Failures cost a caller little and strangers 
 of one reason and one identity 100 in a minute are written, and then one line with ``left_out``,
 the number of the others.
 
-A full disk does not stop the daemon: it logs "cannot write the audit" once, counts
+A disk that is full or hangs does not stop the daemon: it logs "cannot write the audit" once, counts
 ``wasmkiln_audit_lost_total``, and begins the next line that it can write with how many are lost.
 With ``audit_file=log``, lines go to the daemon's log instead, as the event ``audit``.
 """
@@ -28,6 +28,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
@@ -36,6 +37,7 @@ import structlog
 
 from wasmkilnd.telemetry import logs
 from wasmkilnd.telemetry.logs import Repeats
+from wasmkilnd.threads import Threads
 
 log = structlog.get_logger("wasmkilnd.audit")
 
@@ -47,6 +49,7 @@ INTERVAL_S: Final = 60.0
 OTHERS: Final = "(others)"
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_PATIENCE_S = 2.0  # How long a disk that hangs may hold up the daemon.
 _IDENTITY_LENGTH = 400
 _TEXT_LENGTH = 200
 
@@ -93,6 +96,8 @@ class Audit:
         self._count_lost, self._lost = lost, 0
         self._failures = Repeats(self._tell_left_out, INTERVAL_S, kinds=1024)
         self._lock = threading.RLock()
+        self._thread, self._last = Threads(1, "wasmkiln-audit"), Future[None]()
+        self._last.set_result(None)
 
     def prepare(self, where: str) -> Callable[[], None]:
         """Return what sends lines to ``where``, the setting ``audit_file``. May block.
@@ -108,7 +113,7 @@ class Audit:
         except OSError as failure:
             if failure.errno not in _FULL:
                 raise CannotAudit(cannot_write_audit(path, failure)) from None
-        return partial(self._use, partial(append, path))
+        return partial(self._use, partial(self._append_in_time, path))
 
     def write(self, event: Event, identity: str = "", code: str = "OK", **told: Told) -> None:
         """Write the ``line_of`` these before returning; never raise. Safe from any thread.
@@ -126,11 +131,21 @@ class Audit:
         """Write that the daemon ends and what was left out, and no more."""
         self.write("stop")
         self._use(None)
+        self._thread.shutdown()
 
     def _use(self, append_to: Callable[[Line], None] | None) -> None:
         self._failures.flush()
         with self._lock:
             self._append, self.on = append_to, append_to is not None
+
+    def _append_in_time(self, path: Path, line: Line) -> None:
+        """Append a line. Raises OSError, also if the disk hangs, for which this waits once."""
+        if self._last.done():
+            self._last = self._thread.submit(append, path, line)
+            wait((self._last,), _PATIENCE_S)
+        if not self._last.done():
+            raise OSError(0, "the disk does not answer")
+        self._last.result()
 
     def _tell_left_out(self, kind: object, last: Line, count: int) -> None:
         known = {

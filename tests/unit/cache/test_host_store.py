@@ -439,6 +439,7 @@ async def test_a_defect_of_the_store_is_no_failure_of_a_call(
 
     async with started(host_store(tmp_path, SEALER)) as tier:
         await tier.put(artifact(1))
+        tier.directory.recheck()
         monkeypatch.setattr(module, "_artifact_of", broken)
         with pytest.raises(TierUnavailable, match="defect"):
             await tier.get(artifact(1).key)

@@ -1,0 +1,69 @@
+"""Threads for disks: what they do, and that they keep nothing from ending."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+
+import pytest
+from wasmkilnd.threads import Threads
+
+from tests.doubles.until import until
+
+HANGS = """
+import asyncio, threading
+from wasmkilnd.threads import Threads, on_disk
+
+async def main():
+    begun, never = threading.Event(), threading.Event()
+    hanging = asyncio.create_task(on_disk(lambda: begun.set() or never.wait()))
+    job = Threads(1, "own").submit(never.wait)
+    while not begun.is_set():
+        await asyncio.sleep(0.01)
+
+asyncio.run(main())
+"""
+
+
+def test_a_job_that_hangs_does_not_keep_a_program_from_ending() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HANGS], check=False, timeout=60, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+async def test_they_end_after_what_waits() -> None:
+    before, threads = set(threading.enumerate()), Threads(2, "two")
+    assert set(threading.enumerate()) == before
+    go_on = threading.Event()
+    waiting = [threads.submit(go_on.wait), *(threads.submit(bool, n) for n in range(3))]
+    threads.shutdown()
+    go_on.set()
+    assert [await asyncio.wrap_future(each) for each in waiting] == [True, False, True, True]
+    await until(lambda: set(threading.enumerate()) == before)
+
+
+async def test_what_waits_can_be_dropped_and_what_runs_ends() -> None:
+    threads, begun, go_on = Threads(1, "one"), threading.Event(), threading.Event()
+
+    def hang() -> str:
+        begun.set()
+        go_on.wait()
+        return "done"
+
+    running = threads.submit(hang)
+    await until(begun.is_set)
+    waiting = threads.submit(int)
+    threads.shutdown(cancel_futures=True)
+    assert waiting.cancelled()
+    go_on.set()
+    assert await asyncio.wrap_future(running) == "done"
+
+
+async def test_a_failure_is_that_of_the_job() -> None:
+    threads = Threads(1, "one")
+    with pytest.raises(ZeroDivisionError):
+        await asyncio.wrap_future(threads.submit(divmod, 1, 0))
+    threads.shutdown()
