@@ -1,20 +1,27 @@
-"""Eight jobs want a quarter of the machine's memory each, all at once: none brings it down.
+"""Memory of jobs: what many of them want at once brings nothing down and holds nobody up.
 
-The machine is a control group. ``FULL=1`` has it as large as a small machine.
+Where eight jobs want a quarter of the machine's memory each, the machine is a control group.
+``FULL=1`` has it as large as a small machine.
 """
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 from wasmkiln import CompileMemoryLimit, WasmkilnError
 
 from tests.e2e import wasm
+from tests.e2e.callers import ENGINE, Caller, failure_of, header_of
 from tests.e2e.control_groups import ControlGroup, control_group
 from tests.e2e.daemon import Daemon, fresh_state
+from tests.e2e.processes import eventually, jobs_of, send, stopped
 from tests.e2e.programs import WASMKILND, Installed
 from tests.sizes import size
 
@@ -37,12 +44,13 @@ _ENTER = """if True:
 """
 
 
-def on(group: ControlGroup, folder: Path, *flags: str) -> Daemon:
-    """Start a daemon in the group, with eight workers of one engine."""
+def on(group: ControlGroup | None, folder: Path, *flags: str) -> Daemon:
+    """Start a daemon in the group, if there is one, with eight workers of one engine."""
     state = fresh_state(folder / "state", own_keys=True, engines=("wasmtime-50.0.1",))
     tiers = "--redis-url", "none", "--host-store-dir", "none", "--memory-bytes", "16MiB"
     sizes = "--max-module-bytes", "8MiB"
-    enter = sys.executable, "-c", _ENTER, str(group.path / "cgroup.procs"), WASMKILND
+    entered = str(group.path / "cgroup.procs") if group else os.devnull
+    enter = sys.executable, "-c", _ENTER, entered, WASMKILND
     own = {"WASMKILN_WORKERS": "8", "WASMKILN_COMPILE_TIMEOUT_S": "900"}
     limits = "--compile-memory-bytes", str(ONE), "--compile-memory-total-bytes", str(ALL)
     return Daemon(state, [*tiers, *sizes, *limits, *flags], own, enter)
@@ -88,3 +96,42 @@ def test_with_every_job_at_its_limit_nothing_is_killed_and_all_are_answered(
             assert again["retry", "failed"] == 1
             assert (replaced, group.killed) == (0, 0)
             assert daemon.metric("jobs_memory_reserved_bytes") == 0
+
+
+def test_a_caller_waits_for_one_job_of_another_whose_jobs_run_out_of_memory_twice(
+    engines: Installed, tmp_path: Path
+) -> None:
+    """Those that run again, alone, take turns with the callers who came after them."""
+    one, hogs = 320 * MIB, 5
+    total, retry = hogs * one + MIB, one + MIB
+    flags = "--compile-memory-bytes", str(one), "--compile-memory-total-bytes", str(total)
+    more = "--compile-memory-retry-bytes", str(retry)
+    with (
+        on(None, tmp_path, *flags, *more) as daemon,
+        Caller(daemon) as hog,
+        Caller(daemon) as honest,
+    ):
+        too_large = [wasm.many_functions(retry // 5700, tag=1 + number) for number in range(hogs)]
+        tried = [hog.compile(each, name="hog") for each in too_large]
+        held: list[int] = []
+
+        def holds_the_first() -> bool:
+            """Stop the job that has all the memory; it is the first that runs again."""
+            if daemon.metric("jobs_memory_reserved_bytes") == total:
+                held.extend(filter(stopped, jobs_of(daemon.pid)))
+            return bool(held)
+
+        eventually(holds_the_first, "no job runs again")
+        done = sum(call.done() for call in tried)
+        call = honest.compile(wasm.adder(1), name="honest")
+        waits = partial(daemon.metric, "queue_callers", engine=ENGINE)
+        eventually(lambda: waits() == 2, "the other caller does not wait")
+        send(signal.SIGCONT, *held)
+        assert header_of(call).size_bytes
+        assert {failure_of(each)[1] for each in tried} == {"COMPILE_MEMORY_LIMIT"}
+        words = re.compile(r'"request_id": "(hog|honest)"')
+        eventually(lambda: len(words.findall(daemon.log)) == hogs + 1, "a call has no line")
+        ended = words.findall(daemon.log)
+    print(f"{done} had ended, then {ended[done:]}")
+    # The one that ran, and perhaps one whose turn came at the same time.
+    assert ended.index("honest") <= done + 2 < hogs

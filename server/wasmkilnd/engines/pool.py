@@ -15,9 +15,9 @@ A worker is not all that a job needs: it reserves memory too (``memory``). Where
 for the job whose turn it is, it waits although a worker is idle, and others of its pool may pass.
 
 A job that waits and that all callers have left is dropped. One that has begun is finished. A job
-that lost its worker goes before all others: once, or, where it could not be set up, until a worker
-has tried it that is newer than all that there were. So does a job that broke and may need more
-memory: no caller learns of its first end.
+that lost its worker runs again: once, or, where it could not be set up, until a worker has tried it
+that is newer than all that there were. So does a job that broke and may need more memory: no caller
+learns of its first end. It waits for its caller's turn, and is the first job of that line.
 
 A worker that ends is replaced, with a delay that doubles while workers die young.
 """
@@ -317,7 +317,8 @@ class WorkerPool:
         There is room for ``queue_length`` jobs and ``queue_bytes``, or for one job of any size. A
         line is as long as it has jobs, or bytes where these are short. The last job of the longest
         line goes, but one that other callers wait for too only if there is no other; background
-        work goes before any other, and the newcomer where lines are equally long.
+        work goes before any other, and the newcomer where lines are equally long. Of a line, a job
+        that runs again goes last.
         """
         limits = self.limits.current
         while (many := (length := len(self._waiting)) > limits.queue_length) or (
@@ -328,9 +329,12 @@ class WorkerPool:
                 for line in job.lines:
                     fills[line] += 1 if many else job.order.size_bytes
             *_, place = max(
-                (line.rank, fills[line], line in newcomer.lines, len(job.lines) == 1, number)
+                (
+                    *(line.rank, fills[line], line in newcomer.lines),
+                    *(len(job.lines) == 1, not job.again, number),
+                )
                 for number, job in enumerate(waiting)
-                for line in (job.lines if not job.again else ())
+                for line in job.lines
             )
             gone = waiting[place]
             del self._waiting[gone]
@@ -343,12 +347,14 @@ class WorkerPool:
     def _next(self) -> Job | None:
         """Take the job whose turn it is out of the queue: of the line served longest ago.
 
+        What runs again goes before others of its line alone: a caller may send such jobs for ever.
+
         If there is too little memory for it, take the first one that may pass it.
         """
         standing = [(job, line) for job in self._waiting for line in job.lines]
         # A line that is new goes behind all that have waited for their turn.
         self._turns = {line: self._turns.get(line, self._turn) for _, line in standing}
-        standing.sort(key=lambda at: (not at[0].again, at[1].rank, self._turns[at[1]]))
+        standing.sort(key=lambda at: (at[1].rank, self._turns[at[1]], not at[0].again))
         for job, line in standing:
             if self._reserve(job, is_next=job is standing[0][0]):
                 self._turn += 1

@@ -425,6 +425,19 @@ async def test_a_job_that_exceeds_its_limit_is_tried_once_more_alone(how: str) -
     assert all(each.done() for each in waiting)
 
 
+async def test_jobs_that_run_again_take_turns_with_those_of_other_callers() -> None:
+    machine = Machine(total=400, most=100, retry=200)
+    hogs = [machine.ask(caller="hog") for _ in range(4)]
+    await settled()
+    for _ in hogs:
+        await machine.jobs[0].end(**broken("out of memory"))
+    assert machine.given == [200]
+    machine.ask(caller="other")
+    for memory in (200, 100, 200):
+        await machine.jobs[0].end(**broken("out of memory") if machine.given == [200] else {})
+        assert machine.given == [memory]
+
+
 @pytest.mark.parametrize("how", sorted({*BROKEN} - {"out of memory", "aborts", "is killed"}))
 async def test_what_is_no_want_of_memory_is_not_tried_with_more_than_the_limit(how: str) -> None:
     machine = Machine(total=300, most=100, retry=200)

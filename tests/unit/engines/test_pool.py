@@ -13,7 +13,7 @@ from wasmkilnd.engines.job import JobOrder, JobReport
 from wasmkilnd.engines.memory import Memory
 from wasmkilnd.engines.pool import Job, Neighbours, Unless, WorkerPool
 from wasmkilnd.engines.process import Worker, WorkerDied
-from wasmkilnd.errors import WasmkilnError
+from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.flights import Waiter, Waiters
 from wasmkilnd.model import Limits, Reloadable
 
@@ -170,6 +170,20 @@ async def test_a_job_that_goes_on_for_nobody_goes_last_and_makes_room_first() ->
     await refusal(rig.ask(waiters=Waiters()))
     rig.ask(A)
     await refusal(nobodys)
+
+
+async def test_jobs_that_run_again_keep_no_other_caller_out() -> None:
+    rig = Rig(workers=2, length=2)
+    again = [rig.ask(A) for _ in range(2)]
+    await settled()
+    for _ in again:
+        await rig.end(WorkerDied("it is gone"))
+    assert rig.pool.waiting == 2
+    other = rig.ask(B)
+    await settled()
+    assert not other.done()
+    [gone] = [each for each in again if each.done()]
+    assert (await refusal(gone)).reason is Reason.COMPILE_QUEUE_FULL
 
 
 async def test_bytes_are_bounded_too_and_whoever_holds_most_yields() -> None:
