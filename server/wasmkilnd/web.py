@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import structlog
-from aiohttp import web
+from aiohttp import web, web_protocol
 
 from wasmkilnd.model import Credentials, Entrance, Transport
 from wasmkilnd.network import address_of, host_of, is_listening
@@ -45,6 +45,11 @@ _BACKLOG: Final = 512
 # more of one than came with the request, and unpack none.
 COMMON: Final[Any] = {"access_log": None, "lingering_time": 0.0, "auto_decompress": False}
 STRANGE_NAME: Final = "ask for localhost or an IP address: websites could take any other name"
+# While a client leaves an answer unread, aiohttp reads on until this many requests wait behind it,
+# or pieces of what is no HTTP: 32 by default.
+web_protocol.MAX_MSG_QUEUE_SIZE = 1
+# How large such a piece is, about: what a socket holds that nobody reads.
+_RECEIVE_BYTES: Final = 16 * 1024
 # aiohttp logs a traceback for every byte that is not HTTP, and any scanner sends some.
 logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
 
@@ -95,6 +100,7 @@ class Door:
             raise
         for sock in self._sockets:
             sock.setblocking(False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BYTES)
             self._in_background(self._accept(sock, runner))
         if self._path:
             return self.address
@@ -111,11 +117,18 @@ class Door:
             with suppress(OSError):
                 _remove_dead(self._path)
 
-    def asked(self, request: web.BaseRequest, *, at_work: bool = False) -> None:
-        """Note that a connection has sent a request, and whether its answer is under way."""
+    def asked(self, request: web.BaseRequest, *, at_work: bool = False) -> bool:
+        """Note that a connection has sent a request, and whether its answer is under way.
+
+        Return whether it ends with that answer: what may follow on a connection after a body or an
+        upgrade is not clear to everybody between, so nothing of it is read.
+        """
+        if ends := request.body_exists or "Upgrade" in request.headers:
+            request.protocol.close()
         if known := self._open.pop(request.protocol, None):
             state = _State.AT_WORK if at_work else _State.IDLE
             self._open[request.protocol] = *known[:2], state
+        return ends
 
     def is_strange(self, request: web.BaseRequest) -> bool:
         """Return whether a request calls this machine by a name that a website may have taken.

@@ -256,6 +256,20 @@ def over_tcp(address: str) -> Connect:
     return lambda: socket.create_connection((host.strip("[]"), int(port)), timeout=2)
 
 
+def with_little_room(address: str) -> Connect:
+    """Return what connects to ``host:port``, with little room for answers."""
+    host, _, port = address.rpartition(":")
+
+    def connect() -> socket.socket:
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.settimeout(60)
+        sock.connect((host, int(port)))
+        return sock
+
+    return connect
+
+
 def hold_open(
     connect: Connect,
     openings: Sequence[bytes],
@@ -318,6 +332,49 @@ def strangers(
         finally:
             over.set()
     assert holding.result()
+
+
+UPGRADE = b"Connection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
+_FILLERS = b"".join(b"X-%d: %s\r\n" % (number, b"a" * 4_000) for number in range(60))
+BEHIND = {
+    "an upgrade": (UPGRADE, bytes(2**20)),
+    "bytes": (b"\r\n", bytes(2**20)),
+    "requests": (b"\r\n", b"GET / HTTP/1.1\r\nHost: localhost\r\n" + _FILLERS + b"\r\n"),
+}
+"""What ends a request, and what a client may go on to send to an HTTP port, by name."""
+
+
+@contextlib.contextmanager
+def stuffed(connect: Connect, opening: bytes, more: bytes, count: int) -> Iterator[None]:
+    """Hold ``count`` connections: ``opening``, and behind it ``more`` as often as it is taken.
+
+    Each sends 6 MiB at most, until none has been taken for a second. No answer is read.
+    """
+    with contextlib.ExitStack() as stack:
+        left: dict[socket.socket, memoryview] = {}
+        behind = memoryview(more * (6 * 2**20 // len(more)))
+        for _ in range(count):
+            one = stack.enter_context(connect())
+            one.sendall(opening)
+            left[one] = behind
+        for one in left:
+            one.recv(1, socket.MSG_PEEK)  # Its answer has begun.
+            one.setblocking(False)
+        taken_s = time.monotonic()
+        while left and time.monotonic() < taken_s + 1:
+            for one, rest in list(left.items()):
+                try:
+                    left[one] = rest[one.send(rest) :]
+                    taken_s = time.monotonic()
+                except BlockingIOError:
+                    continue
+                except OSError:  # The daemon has closed it.
+                    del left[one]
+                    continue
+                if not left[one]:
+                    del left[one]
+            time.sleep(0.05)
+        yield
 
 
 def _is_closed(sock: socket.socket, *, reads: bool) -> bool:

@@ -10,7 +10,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
@@ -20,9 +20,19 @@ from tests.authority import Authority, Pair
 from tests.e2e.bearers import add_token
 from tests.e2e.callers import Caller
 from tests.e2e.daemon import Daemon, fresh_state
-from tests.e2e.floods import HALF, STRANGE, Connect, over_tcp, strangers
+from tests.e2e.floods import (
+    BEHIND,
+    HALF,
+    STRANGE,
+    UPGRADE,
+    Connect,
+    over_tcp,
+    strangers,
+    stuffed,
+    with_little_room,
+)
 from tests.e2e.over_tls import TlsSite, ask
-from tests.e2e.processes import eventually
+from tests.e2e.processes import eventually, memory_of
 from tests.e2e.programs import WASMKILND
 from tests.e2e.wasm import constant
 from tests.sizes import FULL, size
@@ -136,6 +146,33 @@ def test_strangers_by_the_thousand_take_nothing_from_the_honest(
             stack.enter_context(strangers(over_tcp(address), STRANGE[what], count))
         all_are_served(daemon, [*calls(daemon), *scrapes(page)])
     all_is_as_before(daemon, *before)
+
+
+@pytest.mark.parametrize("behind", BEHIND)
+def test_bytes_behind_an_unread_answer_fill_no_memory(daemon: Daemon, behind: str) -> None:
+    asked, (end, more) = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n", BEHIND[behind]
+    opening, before = (asked + b"\r\n") * 20 + asked + end, memory_of(daemon.pid)
+    with stuffed(with_little_room(admin_of(daemon)), opening, more, 128):
+        grown = memory_of(daemon.pid) - before
+        assert daemon.metrics()  # Others are served.
+    print(f"{grown / 2**20:.0f} MiB more")
+    assert grown < 128 * 2**20
+
+
+@pytest.mark.parametrize("end", [UPGRADE, b"Content-Length: 5\r\n\r\nhello"])
+def test_a_connection_ends_after_a_body_or_an_upgrade(daemon: Daemon, end: bytes) -> None:
+    """What may follow on it is a request to some proxies, and none to others."""
+    asked = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
+    with over_tcp(admin_of(daemon))() as sock:
+        sock.sendall(asked + end)
+        time.sleep(0.1)
+        with suppress(ConnectionError):
+            sock.sendall(asked + b"Connection: close\r\n\r\n")
+        got = b""
+        with suppress(ConnectionError):
+            while part := sock.recv(4096):
+                got += part
+    assert got.count(b"HTTP/1.1 200 OK") == 1
 
 
 def test_a_unix_socket_is_as_hard_to_take(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from tests.e2e import wasm
 from tests.e2e.bearers import add_token, reload, token_command
 from tests.e2e.console import Command, Shell, same, sessions
 from tests.e2e.daemon import ONE_ENGINE, TWO_ENGINES, Daemon, fresh_state
+from tests.e2e.floods import BEHIND, stuffed, with_little_room
 from tests.e2e.over_tls import TlsSite
 from tests.e2e.processes import eventually, memory_of
 from tests.e2e.programs import ROOT, Installed, run
@@ -555,7 +556,7 @@ def hostile(path: str) -> dict[str, tuple[bytes, set[int]]]:
             {400, 501},
         ),
         "the preface of HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", {400, 404, 405, 505}),
-        "HTTP/0.9": (b"GET " + path.encode() + b"\r\n\r\n", {400}),
+        "HTTP/0.9": (b"GET " + path.encode() + b"\r\n\r\n", {200, 400}),
         "HTTP/9.9": (line.replace(b"1.1", b"9.9") + host + b"\r\n", {400, 505}),
         "CONNECT": (b"CONNECT localhost:22 HTTP/1.1\r\n" + host + b"\r\n", {400, 404, 405}),
         "a proxy's request": (
@@ -577,7 +578,9 @@ def test_hostile_requests_get_one_answer_and_harm_nobody(daemon: Daemon, made: A
     last = f"{request}Connection: close\r\n\r\n".encode()
     for name, (sent, statuses) in hostile(path).items():
         got = said(daemon.http, sent + last)
-        found = [int(each) for each in re.findall(rb"^HTTP/1\.[01] (\d+)", got, re.MULTILINE)]
+        found = [
+            int(each) for each in re.findall(rb"^HTTP/(?:0\.9|1\.[01]) (\d+)", got, re.MULTILINE)
+        ]
         assert found, name
         assert found[0] in statuses, (name, got[:300])
         # What hides in a body is no request of its own.
@@ -758,14 +761,30 @@ def large(lean_state_dir: Path) -> Iterator[tuple[Daemon, Artifact]]:
     assert "Traceback" not in daemon.log
 
 
+@pytest.mark.parametrize("behind", BEHIND)
+def test_bytes_behind_an_unread_answer_fill_no_memory(lean_state_dir: Path, behind: str) -> None:
+    """Not those of a caller who may do no more than read an artifact."""
+    tokens = {role: add_token(lean_state_dir, role, role) for role in ("compile", "read")}
+    with Daemon(lean_state_dir, [*HTTP, *ALONE, *LARGE_FLAGS]) as daemon:
+        with daemon.client(token=tokens["compile"]) as client:
+            artifact = client.compile(LARGE)
+        end, more = BEHIND[behind]
+        line = f"GET {path_of(artifact)} HTTP/1.1\r\nHost: localhost\r\n"
+        asked = f"{line}Authorization: Bearer {tokens['read']}\r\n".encode() + end
+        before = memory_of(daemon.pid)
+        with stuffed(with_little_room(daemon.http), asked, more, 128):
+            grown = memory_of(daemon.pid) - before
+            # Others are served.
+            found = Site(daemon.http, tokens["read"]).get(f"{path_of(artifact)}/header")
+            assert found.status == 200
+        print(f"{grown / 2**20:.0f} MiB more")
+        assert grown < 128 * 2**20
+    assert "Traceback" not in daemon.log
+
+
 def connected(daemon: Daemon) -> socket.socket:
     """Connect, with little room for answers."""
-    host, _, port = daemon.http.rpartition(":")
-    sock = socket.socket()
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    sock.settimeout(60)
-    sock.connect((host, int(port)))
-    return sock
+    return with_little_room(daemon.http)()
 
 
 def begun(daemon: Daemon, artifact: Artifact) -> socket.socket:

@@ -244,13 +244,13 @@ class HttpServer:
         }
 
         async def handle(request: web.BaseRequest) -> web.StreamResponse:
-            door.asked(request, at_work=True)
             try:
                 return await answered(request)
             finally:
                 door.asked(request)
 
         async def answered(request: web.BaseRequest) -> web.StreamResponse:
+            ends = door.asked(request, at_work=True)
             # Requests that came together on one connection must not hold up the others.
             await asyncio.sleep(0)
             if door.is_strange(request):
@@ -264,9 +264,7 @@ class HttpServer:
                 request.transport.set_write_buffer_limits(_TLS_BYTES if door.tls else 0)
             await paths[path].handle(None, exchange)
             answer = exchange.answer or web.Response(status=500)
-            # What may follow on a connection after those is not clear to everybody between.
-            odd = request.body_exists or "Upgrade" in request.headers
-            if odd or entry.traffic.calls.closed:
+            if ends or entry.traffic.calls.closed:
                 answer.force_close()
             return answer
 
@@ -337,6 +335,7 @@ class HttpServer:
 
     async def _header(self, call: Call) -> None:
         """Send what an artifact says of itself, as the host store has it."""
+
         await self._send_text(call, "application/json", lambda each: header_text(header_of(each)))
 
     async def _send_text(self, call: Call, kind: str, text_of: Callable[[Artifact], bytes]) -> None:
