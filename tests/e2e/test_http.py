@@ -30,7 +30,7 @@ from tests.e2e.console import Command, Shell, same, sessions
 from tests.e2e.daemon import ONE_ENGINE, TWO_ENGINES, Daemon, fresh_state
 from tests.e2e.floods import BEHIND, stuffed, with_little_room
 from tests.e2e.over_tls import TlsSite
-from tests.e2e.processes import eventually, memory_of
+from tests.e2e.processes import cpu_s_of, eventually, memory_of
 from tests.e2e.programs import ROOT, Installed, run
 from tests.e2e.signing_keys import KeyDirectory
 from tests.e2e.tenancy import NAMESPACES, house
@@ -780,6 +780,26 @@ def test_bytes_behind_an_unread_answer_fill_no_memory(lean_state_dir: Path, behi
         print(f"{grown / 2**20:.0f} MiB more")
         assert grown < 128 * 2**20
     assert "Traceback" not in daemon.log
+
+
+def test_a_header_of_a_thousand_exports_is_put_into_words_once(daemon: Daemon) -> None:
+    exports = "".join(f'(export "function-{number}" (func 0))' for number in range(1_000))
+    with daemon.client() as client:
+        path = path_of(client.compile(wasm.from_text(f"(module (func) {exports})")))
+
+    def cpu_s(more: str) -> float:
+        with closing(Site(daemon.http).connect()) as connection:
+            etag = ask(connection, path + more).headers["ETag"]
+            before_s = cpu_s_of(daemon.pid)
+            for _ in range(150):
+                assert ask(connection, path + more, "HEAD").status == 200
+                assert ask(connection, path + more, If_None_Match=etag).status == 304
+            return cpu_s_of(daemon.pid) - before_s
+
+    assert len(json.loads(Site(daemon.http).get(f"{path}/header").body)["exports"]) == 1_000
+    took_s = cpu_s("/header"), cpu_s("/attestation")
+    print(f"{took_s[0]:.2f} s of CPU, and {took_s[1]:.2f} s for the attestation")
+    assert took_s[0] < 4 * took_s[1]
 
 
 def connected(daemon: Daemon) -> socket.socket:
