@@ -26,6 +26,7 @@ FILES = sorted(path.name.removesuffix("-values.yaml") for path in (CHART / "ci")
 ALERTS = ROOT / "deploy" / "prometheus-alerts.yml"
 DASHBOARD = ROOT / "deploy" / "grafana" / "wasmkiln.json"
 BOTH = {"prometheusRule": {"enabled": True}, "dashboard": {"enabled": True}}
+READS = {"object_store_mode": "read-only"}
 RENAMED = {**BOTH, "nameOverride": "kilns", "serviceMonitor": {"enabled": True}}
 
 
@@ -157,6 +158,10 @@ def test_numbers_stay_whole() -> None:
             "cannot share one Redis between 2 daemons that sign with keys of their own",
         ),
         (
+            {"replicas": 2, "settings": {"object_store_url": "s3://builds/kiln"}},
+            "cannot share one object store between 2 daemons that sign with keys of their own",
+        ),
+        (
             {"redis": {"url": "redis://r:6379", "existingSecret": "r"}},
             "cannot use two Redis URLs",
         ),
@@ -187,6 +192,11 @@ def test_values_that_cannot_work_are_refused(values: Mapping[str, Any], words: s
     [
         ({}, "TLS is off", "share nothing"),
         ({"replicas": 2}, "The daemons share nothing: set redis.url", "two Redis"),
+        (
+            {"replicas": 2, "settings": {"object_store_url": "s3://b", **READS}},
+            "Each daemon signs with a key of its own",
+            "share nothing",
+        ),
         ({"hostStore": {"hostPath": "/srv/k"}}, "install -d -o 10001 -g 10001 -m 0750 /srv/k", "@"),
         (
             {"tls": {"existingSecret": "t", "allowAnonymous": True}},

@@ -136,12 +136,18 @@ follows them. Their own templates are for Prometheus and Grafana: nothing here e
 {{- end -}}
 
 {{- define "wasmkiln.check" -}}
-{{- $shared := or .Values.redis.existingSecret (and .Values.redis.url (ne .Values.redis.url "none")) -}}
+{{- $tier := "" -}}
+{{- if and (ne (default "none" .Values.settings.object_store_url) "none") (ne .Values.settings.object_store_mode "read-only") -}}
+{{- $tier = "one object store" -}}
+{{- end -}}
+{{- if or .Values.redis.existingSecret (and .Values.redis.url (ne .Values.redis.url "none")) -}}
+{{- $tier = "one Redis" -}}
+{{- end -}}
 {{- if and .Values.redis.url .Values.redis.existingSecret -}}
 {{- fail "\ncannot use two Redis URLs: set redis.url or redis.existingSecret, not both" -}}
 {{- end -}}
-{{- if and $shared (gt (int .Values.replicas) 1) (not .Values.signingKey.existingSecret) -}}
-{{- fail (printf "\ncannot share one Redis between %d daemons that sign with keys of their own: each would reject what the others stored; make one key (wasmkilnd keys generate --print), put it into a Secret, and name that in signingKey.existingSecret" (int .Values.replicas)) -}}
+{{- if and $tier (gt (int .Values.replicas) 1) (not .Values.signingKey.existingSecret) -}}
+{{- fail (printf "\ncannot share %s between %d daemons that sign with keys of their own: each would reject what the others stored; make one key (wasmkilnd keys generate --print), put it into a Secret, and name that in signingKey.existingSecret" $tier (int .Values.replicas)) -}}
 {{- end -}}
 {{- if and .Values.trustedKeys.existingSecret .Values.trustedKeys.existingConfigMap -}}
 {{- fail "\ncannot mount two sources of trusted keys: set trustedKeys.existingSecret or trustedKeys.existingConfigMap, not both" -}}
