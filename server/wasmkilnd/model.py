@@ -598,6 +598,7 @@ class RemoteStatus:
 
     - ``mode``: of Redis ``embedded``, ``external`` or ``none``; of the object store what
       ``object_store_mode`` says, or ``none``.
+    - ``strangers``: how many values stay there that keys signed which are not trusted here.
     """
 
     mode: str
@@ -605,6 +606,7 @@ class RemoteStatus:
     detail: str = ""
     pending_writes: int = 0
     dropped_writes: int = 0
+    strangers: int = 0
 
     @property
     def switched_off(self) -> bool:
@@ -750,9 +752,9 @@ async def read_pieces(wasm: Wasm, start: int = 0) -> AsyncGenerator[memoryview]:
             yield memoryview(wasm)[at : at + CHUNK_BYTES]
 
 
-def frame(chunk: bytes | memoryview) -> bytes:
-    """Serialize one chunk message."""
-    return b"".join((_CHUNK_TAG, varint(len(chunk)), chunk))
+def frame(*parts: bytes | memoryview) -> bytes:
+    """Serialize one chunk message, whose chunk may come in parts."""
+    return b"".join((_CHUNK_TAG, varint(sum(map(len, parts))), *parts))
 
 
 def cut(message: bytes, limit_bytes: int) -> Iterator[bytes]:

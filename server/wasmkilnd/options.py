@@ -24,8 +24,12 @@ def open_bucket(settings: Settings, url: str = "") -> Bucket | None:
     """
     if not (url := url or settings.object_store_url):
         return None
-    largest_bytes = max(settings.max_artifact_bytes, GIB)  # No policy allows larger modules.
-    return Bucket(url, timeout_s=settings.object_store_timeout_s, largest_bytes=largest_bytes)
+    return Bucket(
+        url,
+        timeout_s=settings.object_store_timeout_s,
+        largest_bytes=max(settings.max_artifact_bytes, GIB),  # No policy allows larger modules.
+        artifact_bytes=settings.max_artifact_bytes,
+    )
 
 
 def redis_access(settings: Settings) -> RedisAccess:

@@ -431,6 +431,7 @@ def _sum(each: Sequence[model.RemoteStatus]) -> model.RemoteStatus:
         detail=next((one.detail for one in each if one.detail), ""),
         pending_writes=sum(one.pending_writes for one in each),
         dropped_writes=sum(one.dropped_writes for one in each),
+        strangers=sum(one.strangers for one in each),
     )
 
 

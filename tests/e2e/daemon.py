@@ -134,6 +134,13 @@ class Daemon:
         """The daemon's own process."""
         return self.process.pid
 
+    def memory(self, what: str) -> int:
+        """Return a size in bytes that the kernel tells of its own process, such as VmRSS."""
+        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+            if line.startswith(f"{what}:"):
+                return int(line.split()[1]) * 1024
+        raise AssertionError("the daemon has ended")
+
     @property
     def log(self) -> str:
         """What it has written to standard error."""

@@ -22,6 +22,7 @@ from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, TWO_ENGINES, Daemon, fresh_state
 from tests.e2e.processes import eventually
 from tests.e2e.programs import WASMKILND, Installed, without_settings
+from tests.e2e.signing_keys import KeyDirectory
 from tests.e2e.stored_values import flipped, names_of, rejected
 from tests.e2e.tenancy import house
 from tests.servers.redis_server import binary_of, redis_server
@@ -277,20 +278,25 @@ def test_what_was_altered_or_swapped_is_a_miss_and_goes(store: Path) -> None:
         assert others[1].exists()
 
 
-def test_what_a_stranger_signed_is_a_miss(store: Path) -> None:
+def test_what_a_stranger_signed_stays_until_its_key_is_revoked(store: Path) -> None:
     filled(store, ONE)
-    _, artifact = objects_of(store, ONE)
-    replayed = artifact.read_bytes()
-    with running(store, keys_dir=store.parent / "others") as (daemon, client):
-        assert client.compile(ONE).header.origin == COMPILED
+    values = {path: path.read_bytes() for path in objects_of(store, ONE)}
+    ours, others = (KeyDirectory(store.parent / name) for name in ("keys", "others"))
+    with running(store, keys_dir=others.folder) as (daemon, client):
+        for _ in range(2):
+            assert client.compile(ONE).header.origin == COMPILED
+            settled(client)
+            client.evict(everything=True, tier="memory")
         assert rejected(daemon) == {"stranger": 2}
+        assert not [path for path in values if path.read_bytes() != values[path]]
+    others.run("revoke", ours.public.id)
+    with running(store, keys_dir=others.folder) as (daemon, client):
+        assert client.compile(ONE).header.origin == COMPILED
+        assert rejected(daemon) == {"revoked": 2}
         settled(client)
-        assert artifact.read_bytes() != replayed
+        assert not [path for path in values if path.read_bytes() == values[path]]
         client.evict(everything=True, tier="memory")
         assert client.compile(ONE).header.origin == OBJECTS
-        client.evict(everything=True, tier="memory")
-        artifact.write_bytes(replayed)
-        assert client.compile(ONE).header.origin == COMPILED
 
 
 def test_a_directory_that_goes_and_comes_back_fails_no_call(store: Path) -> None:

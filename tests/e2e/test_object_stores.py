@@ -12,6 +12,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 import redis
@@ -26,6 +27,7 @@ from tests.e2e.programs import WASMKILND, Installed, run
 from tests.e2e.signing_keys import KeyDirectory
 from tests.e2e.stored_values import flipped, rejected
 from tests.e2e.tenancy import House, give_tokens
+from tests.faults.proxy import Line, Proxy
 from tests.servers.object_stores import KINDS_OF_OBJECT_STORES, PREFIX, SECRET, ObjectStore
 from tests.servers.redis_server import RedisServer, binary_of, redis_server
 
@@ -294,12 +296,83 @@ def test_what_does_not_verify_is_counted_deleted_and_made_again(site: Site) -> N
         for digest, artifact in made.items():
             assert client.compile(digest).bytes == artifact
         assert (made_compiles(daemon), rejected(daemon)) == (len(made), {})
-    site.flush()
-    site.store.put(values)
+
+
+def test_daemons_with_other_keys_or_another_age_leave_the_fleet_its_values(site: Site) -> None:
+    alone = {"REDIS_URL": "none", "HOST_STORE_DIR": "none"}
+    digests = list(map(wasm.digest, MODULES))
+    with site.daemon(**alone) as (_, client):
+        made = stored(client, *MODULES)
+    values, artifacts = site.store.values(), site.store.names("compiled")
     strange = site.state(own_keys=True)
-    with Daemon(strange, environ=site.environ()) as daemon, daemon.client() as client:
-        assert client.compile(MODULES[0]).header.origin == COMPILED
-        assert rejected(daemon).keys() == {"stranger"}
+    with Daemon(strange, environ=site.environ(**alone)) as daemon, daemon.client() as client:
+        for _ in range(2):
+            assert [client.compile(each).header.origin for each in MODULES] == [COMPILED] * 3
+            settled(client)
+            client.evict(everything=True, tier="memory")
+        # Its own artifacts are nowhere, so it does not say that it has them.
+        assert len(client.find_missing(digests)) == len(digests)
+        assert rejected(daemon) == {"stranger": len(values)}
+        assert daemon.metric("object_store_strangers") == len(values)
+        with urlopen(f"{daemon.admin_url}/status.json") as told:
+            assert json.load(told)["objects_strangers"] == len(values)
+    assert site.store.values() == values
+    time.sleep(3)
+    # Whether one request or several bring the new value.
+    for mode in ("read-only", "read-write"):
+        about = {"VALUE_MAX_AGE_S": "3", "OBJECT_STORE_MODE": mode, **alone}
+        with site.daemon(**about) as (daemon, client):
+            for digest in digests:
+                assert client.compile(digest).header.origin == COMPILED
+                settled(client)
+            assert rejected(daemon) == {"too_old": len(artifacts)}
+        now = site.store.values()
+        assert now.keys() == values.keys()
+        changed = [name for name in artifacts if now[name] != values[name]]
+        assert changed == ([] if mode == "read-only" else artifacts)
+        assert all(now[name] == values[name] for name in values if name not in artifacts)
+    with site.daemon(**alone) as (daemon, client):
+        for digest, artifact in made.items():
+            found = client.compile(digest)
+            assert (found.header.origin, found.bytes) == (OBJECTS, artifact)
+        assert rejected(daemon) == {}
+
+
+@in_buckets
+def test_a_bit_that_is_flipped_on_the_way_costs_nothing(site: Site) -> None:
+    with site.daemon(REDIS_URL="none") as (_, client):
+        stored(client, MODULES[0])
+    values = site.store.values()
+    with Proxy(site.store.port) as proxy:
+        environ = {**site.environ(REDIS_URL="none"), **site.store.behind(proxy.port)}
+        for value in values.values():
+            for marker in (value[:8], value[-8:]):
+                with Daemon(site.state(), environ=environ) as daemon, daemon.client() as client:
+                    proxy.set(Line(flip_once=marker))
+                    assert client.compile(wasm.digest(MODULES[0])).header.origin == OBJECTS
+                    client.compile(MODULES[0], cpu="baseline")  # Reads the module.
+                    assert rejected(daemon) == {}
+                assert values.items() <= site.store.values().items()
+
+
+@pytest.mark.parametrize("running", ["directory", "seaweedfs"], indirect=True)
+def test_large_values_of_a_stranger_take_the_memory_of_one(site: Site) -> None:
+    modules = [wasm.adder(tag) for tag in range(30, 38)]
+    with site.daemon(REDIS_URL="none") as (_, client):
+        stored(client, *modules)
+    size_bytes = 64 * 2**20
+    for name, value in site.store.values("compiled").items():
+        site.store.put({name: bytes(size_bytes - len(value)) + value})
+    about = site.environ(REDIS_URL="none", MAX_ARTIFACT_BYTES="64MiB")
+    with Daemon(site.state(own_keys=True), environ=about) as daemon, daemon.client() as client:
+        client.compile(wasm.adder(38))
+        before = daemon.memory("VmHWM")
+        with ThreadPoolExecutor(len(modules)) as callers:
+            found = callers.map(client.compile, modules)
+            assert {each.header.origin for each in found} == {COMPILED}
+        more = daemon.memory("VmHWM") - before
+        print(f"\n{site.kind}: 8 values of 64 MiB, at most {more / 2**20:.0f} MiB more")
+        assert more < 2 * size_bytes
 
 
 @in_buckets

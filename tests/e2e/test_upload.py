@@ -390,7 +390,7 @@ def test_a_module_of_100_mb_is_never_whole_in_memory(tmp_path: Path, kind: str) 
         Uploader(daemon) as caller,
     ):
         caller.upload(pieces(wasm.adder(next(_tags)))).result()  # What is made at first use is.
-        idle = _memory(daemon, "VmRSS")
+        idle = daemon.memory("VmRSS")
         Path(f"/proc/{daemon.pid}/clear_refs").write_text("5")  # VmHWM begins anew.
         caller.upload(pieces(module)).result()
 
@@ -407,15 +407,8 @@ def test_a_module_of_100_mb_is_never_whole_in_memory(tmp_path: Path, kind: str) 
         ) as got:
             while piece := got.read(MIB):
                 digest.update(piece)
-        more = _memory(daemon, "VmHWM") - idle
+        more = daemon.memory("VmHWM") - idle
         assert digest.hexdigest() == wasm.digest(module)
         assert header_of(caller.compile(wasm.digest(module))).size_bytes
         print(f"100 MB uploaded, with {kind}: at most {more / MIB:.1f} MiB more than idle")
         assert more <= 32 * MIB
-
-
-def _memory(daemon: Daemon, what: str) -> int:
-    for line in Path(f"/proc/{daemon.pid}/status").read_text().splitlines():
-        if line.startswith(f"{what}:"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError("the daemon has ended")

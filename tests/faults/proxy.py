@@ -33,6 +33,8 @@ class Line:
     """What requests begin with that are answered so; the server answers the others."""
     flip_one_in: int = 0
     """One of so many bytes is changed; 0 for none."""
+    flip_once: bytes = b""
+    """The next time that these bytes come, one bit of them is changed."""
     cut_after_bytes: int = 0
     """The connection ends after so many; 0 for never."""
     stall_after_sent_bytes: int = 0
@@ -169,6 +171,10 @@ class Proxy:
                 continue
             if line.flip_one_in:
                 chunk = self._flipped(chunk, line.flip_one_in)
+            if line.flip_once and line.flip_once in chunk:
+                changed = bytes((line.flip_once[0] ^ 1, *line.flip_once[1:]))
+                chunk = chunk.replace(line.flip_once, changed, 1)
+                self._line = GOOD
             carried, self.received_bytes = carried + len(chunk), self.received_bytes + len(chunk)
             if line.cut_after_bytes and carried > line.cut_after_bytes:
                 self.cuts += 1

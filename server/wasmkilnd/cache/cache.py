@@ -301,7 +301,8 @@ class Cache:
         if tier is None or isinstance(tier, HostStore):
             return model.RemoteStatus(mode=mode, up=False, detail=model.SWITCHED_OFF)
         detail, pending = tier.link.why_down or tier.refusal, len(queue.items())
-        return model.RemoteStatus(mode, tier.link.up, detail, pending, queue.dropped)
+        kept = tier.strangers if isinstance(tier, ObjectStore) else 0
+        return model.RemoteStatus(mode, tier.link.up, detail, pending, queue.dropped, kept)
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

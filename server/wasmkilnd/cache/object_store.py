@@ -6,11 +6,18 @@ bytes (``cache.value``):
 
 - ``3/compiled/<module>/<engine>/<fingerprint>`` is an artifact, ``3/module/<module>`` a module.
 
-An object is created once and never changed, so two daemons that write one do no harm, and a reader
-gets it whole by one request. A large one, sent to a bucket in parts, may take the place of an equal
-one that came meanwhile. Nobody asks what is there: a look-up is a GET, and ``held`` goes by what
-this daemon has seen. Ages are the business of the bucket's own rules. ``Bucket`` is what all
-namespaces share: ``Files`` or ``Remote``, its threads, time-outs and breaker.
+An object is created once, so two daemons that write one do no harm, and a reader gets it whole by
+one request. A large one, sent to a bucket in parts, may take the place of an equal one that came
+meanwhile. Nobody asks what is there: a look-up is a GET, and ``held`` goes by what this daemon has
+seen. Ages are the business of the bucket's own rules. ``Bucket`` is what all namespaces share:
+``Files`` or ``Remote``, its threads, time-outs and breaker, and the room for bytes that are not
+verified yet.
+
+Other daemons may have other keys and another ``value_max_age_s``. So of what does not verify here:
+
+- damaged, twice in a row, or signed by a revoked key: it is deleted;
+- too old: it stays until this daemon has a new one, which replaces that very object;
+- a stranger's: it stays, and is counted. Nothing is stored in its place.
 """
 
 from __future__ import annotations
@@ -23,6 +30,7 @@ import re
 import secrets
 import stat
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -32,19 +40,24 @@ from urllib.parse import unquote, urlsplit
 
 import structlog
 
+from wasmkilnd import model
 from wasmkilnd.cache import shared_tier, value
 from wasmkilnd.cache.breaker import Breaker
-from wasmkilnd.cache.shared_tier import READS_AT_ONCE, Key, SharedTier, checked, module_of
-from wasmkilnd.cache.value import ValueRejected
-from wasmkilnd.errors import AccessUnusable, DoesNotFit, TierUnavailable, forget_frames
+from wasmkilnd.cache.shared_tier import READS_AT_ONCE, Key, SharedTier, module_of
+from wasmkilnd.cache.value import Opened, ValueRejected
+from wasmkilnd.errors import AccessUnusable, DoesNotFit, TierUnavailable
 from wasmkilnd.flights import Allowance
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Module, TierUsage
 from wasmkilnd.model import RejectionCause as Cause
+from wasmkilnd.quota import FairShare
+from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.threads import Threads
 
 T = TypeVar("T")
 # Names of objects and their sizes, a part of a listing.
 Page: TypeAlias = "list[tuple[str, int]]"
+# What tells an object from the one that takes its place.
+Version: TypeAlias = "tuple[Any, ...]"
 
 # Larger objects are sent in parts.
 _ONE_REQUEST_BYTES = 8 * 1024 * 1024
@@ -54,6 +67,8 @@ _REFUSED_S = 10.0  # How long nothing more is asked of a store that refuses it.
 _MAX_REMEMBERED, _MAX_REJECTED = 100_000, 10_000
 _SEEN_S = 3600.0  # Something else may have deleted what was seen earlier: write it again.
 _REJECTED_S = 600.0  # How long a bad value that stays there is not read again.
+# Good for daemons with other keys, or another ``value_max_age_s``.
+_STAY = frozenset({Cause.STRANGER, Cause.TOO_OLD})
 _EVICT_WAIT_S = 10.0  # How long an eviction keeps its caller waiting.
 _PATIENCE_S = 2.0  # How long calls under way may delay the end of the daemon.
 _STALE_S = 3600.0  # Nobody writes one file for so long.
@@ -76,10 +91,6 @@ _NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound|bucket does not exist")
 log = structlog.get_logger("wasmkilnd.cache")
 
 
-class TooLarge(Exception):  # noqa: N818 - says what the object is
-    """An object is larger than any value of the limit."""
-
-
 class _NoFolder(FileNotFoundError):  # noqa: N818 - says what is there
     """Something else is in the place of a folder, such as a link: nothing is looked for there."""
 
@@ -95,6 +106,62 @@ class GoesOn(TierUnavailable):
         self.gone, self.task = gone, task
 
 
+class Stored:
+    """An object that was found. Its end is had first, then all of it, once and in order.
+
+    The end is the last that arrives: all before it is in memory until it is taken.
+    """
+
+    def __init__(self, size_bytes: int, version: Version, chunks: Iterator[Any]) -> None:
+        self.size_bytes, self.version, self._coming = size_bytes, version, chunks
+        self._held, self._missing_bytes = deque[memoryview](), size_bytes
+
+    def end(self, size_bytes: int) -> bytes:
+        """Return the last bytes, or all if there are fewer. Block; raise ValueRejected."""
+        for chunk in self._coming:
+            self._held.append(memoryview(chunk))
+            self._missing_bytes -= len(chunk)
+            if self._missing_bytes < 0:
+                raise ValueRejected(Cause.FORMAT, "the value is longer than its store said")
+        parts = list[memoryview]()
+        for chunk in reversed(self._held):
+            if not size_bytes:
+                break
+            parts.append(chunk[-size_bytes:])
+            size_bytes -= len(parts[-1])
+        return b"".join(reversed(parts))
+
+    def take(self, size_bytes: int) -> Iterator[memoryview]:
+        """Return the next bytes, in pieces; fewer where the object ends."""
+        while size_bytes and self._held:
+            chunk = self._held.popleft()
+            if rest := chunk[size_bytes:]:
+                self._held.appendleft(rest)
+            size_bytes -= len(chunk) - len(rest)
+            yield chunk[: len(chunk) - len(rest)]
+
+    def verified(
+        self, key: Key, sealer: Sealer, is_too_large: Callable[[Opened], bool]
+    ) -> Artifact | Module | None:
+        """Return the value, each frame checked as it is taken; None for one that is too large.
+
+        Raise ValueRejected.
+        """
+        try:
+            head_bytes = value.head_bytes(self.end(value.TRAILER_BYTES))
+            opened, frames = value.open_value(self.end(head_bytes), key, sealer), list[bytes]()
+            if opened.stored_bytes != self.size_bytes:
+                raise ValueRejected(Cause.FORMAT, "the value's length is not what its head says")
+            if is_too_large(opened):
+                return None
+            for index, one in enumerate(opened.frames):
+                frames.append(model.frame(*self.take(one.stored_bytes)))
+                opened.check(index, *model.payload_views(frames[-1:]))
+            return value.with_frames(opened, frames)
+        finally:
+            self._held.clear()  # Its bytes do not count any more.
+
+
 class Files:
     """Objects as plain files of a directory, which has to be there: a mount may be missing.
 
@@ -107,58 +174,45 @@ class Files:
     def __init__(self, root: str) -> None:
         self._root = root
 
-    def get(
-        self, name: str, limit_bytes: int, starts: Callable[[int], None]
-    ) -> value.Payload | None:
-        """Return an object; None if there is none. Tell ``starts`` its size before its bytes.
-
-        Raise TooLarge, and ValueRejected for what is no plain file.
-        """
+    def get(self, name: str) -> Stored | None:
+        """Return an object; None if there is none. Raise ValueRejected if it is no plain file."""
         *above, last = name.split("/")
         try:
             with self._folder(above) as folder:
-                descriptor = os.open(last, _READ, dir_fd=folder)
-            try:
-                found = os.fstat(descriptor)
-                if not stat.S_ISREG(found.st_mode):
-                    raise ValueRejected(Cause.FORMAT, "it is no plain file")
-                if found.st_size > limit_bytes:
-                    raise TooLarge
-                starts(found.st_size)
-                with open(descriptor, "rb", closefd=False) as file:
-                    return file.read(found.st_size)
-            finally:
-                os.close(descriptor)
+                chunks = _chunks(os.open(last, _READ, dir_fd=folder))
+            found = next(chunks)
         except _NoFolder:
-            raise ValueRejected(Cause.FORMAT, "it is no plain file") from None
+            raise _no_file() from None
         except FileNotFoundError:
             return None
         except OSError as failure:
-            if failure.errno in _NO_FILE:
-                raise ValueRejected(Cause.FORMAT, "it is no plain file") from None
-            raise
+            raise (_no_file() if failure.errno in _NO_FILE else failure) from None
+        if not stat.S_ISREG(found.st_mode):
+            raise _no_file()
+        return Stored(found.st_size, _version_of(found), chunks)
 
-    def put(self, name: str, chunks: Iterable[bytes], size_bytes: int) -> bool:
-        """Write an object, unless it is there; return whether it was not.
+    def put(self, name: str, chunks: Iterable[bytes], size_bytes: int, over: Version = ()) -> bool:
+        """Write an object in the place of ``over``, or of nothing; return whether it did.
 
         So many bytes are in it before they are packed.
         """
-        if self.size(name) is not None:
+        if self.look(name)[1] != over:
             return False
         *above, last = name.split("/")
         for _ in range(5):
             # Who evicts may remove the folder meanwhile: then make it again. Where there is
             # something else in its place, that harms this object and no other.
             with contextlib.suppress(FileNotFoundError), self._folder(above, make=True) as folder:
-                return _create(folder, last, chunks)
+                return _create(folder, last, chunks, over)
         raise TierUnavailable("the object's folder is no folder, or removed again and again")
 
-    def size(self, name: str) -> int | None:
-        """Return the size of an object; None if there is none."""
+    def look(self, name: str) -> tuple[int | None, Version]:
+        """Return size and version of an object; None and nothing if there is none."""
         *above, last = name.split("/")
         with contextlib.suppress(FileNotFoundError), self._folder(above) as folder:
-            return os.stat(last, dir_fd=folder, follow_symlinks=False).st_size
-        return None
+            found = os.stat(last, dir_fd=folder, follow_symlinks=False)
+            return found.st_size, _version_of(found)
+        return None, ()
 
     def delete(self, names: Iterable[str]) -> None:
         """Delete objects, of which some may not be there, and folders that are empty then."""
@@ -211,8 +265,29 @@ class Files:
         return f"the object store in {self._root}: {reason}", refuses
 
 
-def _create(folder: int, name: str, chunks: Iterable[bytes]) -> bool:
-    """Write a file aside, and give it its name unless that is taken; return whether it was not."""
+def _chunks(descriptor: int) -> Iterator[Any]:
+    """Return what a file is, then its bytes; close it when nobody takes any more."""
+    try:
+        yield os.fstat(descriptor)
+        while chunk := os.read(descriptor, value.FRAME_BYTES):
+            yield chunk
+    finally:
+        os.close(descriptor)
+
+
+def _no_file() -> ValueRejected:
+    return ValueRejected(Cause.FORMAT, "it is no plain file")
+
+
+def _version_of(found: os.stat_result) -> Version:
+    return found.st_dev, found.st_ino, found.st_mtime_ns
+
+
+def _create(folder: int, name: str, chunks: Iterable[bytes], over: Version) -> bool:
+    """Write a file aside, and give it its name if that is still ``over``'s, or nobody's.
+
+    Return whether it was.
+    """
     aside = f".{secrets.token_hex(8)}"
     descriptor = os.open(aside, _WRITE, 0o640, dir_fd=folder)
     try:
@@ -220,7 +295,12 @@ def _create(folder: int, name: str, chunks: Iterable[bytes]) -> bool:
             file.writelines(chunks)
             file.flush()
             os.fsync(descriptor)
-        os.link(aside, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+        if not over:
+            os.link(aside, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+        elif _version_of(os.stat(name, dir_fd=folder, follow_symlinks=False)) == over:
+            os.rename(aside, name, src_dir_fd=folder, dst_dir_fd=folder)
+        else:
+            return False
         os.fsync(folder)
     except FileExistsError:
         return False
@@ -296,30 +376,26 @@ class Remote:
             why = str(failure).partition("\n")[0]
             raise AccessUnusable(f"cannot use object_store_url: {why}") from None
 
-    def get(
-        self, name: str, limit_bytes: int, starts: Callable[[int], None]
-    ) -> value.Payload | None:
+    def get(self, name: str) -> Stored | None:
         """Return an object as ``Files.get``."""
         with self._absent():
             found = self._obstore.get(self._reading, name)
-            size_bytes = found.meta["size"]
-            if size_bytes > limit_bytes:
-                raise TooLarge
-            starts(size_bytes)
-            return memoryview(found.bytes())
+            chunks = iter(found.stream(min_chunk_size=value.FRAME_BYTES))
+            return Stored(found.meta["size"], _version_in(found.meta), chunks)
         return None
 
-    def put(self, name: str, chunks: Iterable[bytes], size_bytes: int) -> bool:
+    def put(self, name: str, chunks: Iterable[bytes], size_bytes: int, over: Version = ()) -> bool:
         """Write an object as ``Files.put``."""
         try:
             if size_bytes > _ONE_REQUEST_BYTES:
-                if self.size(name) is not None:
+                if self.look(name)[1] != over:
                     return False
                 # In parts of 5 MiB. Another daemon that does the same now writes an equal value.
                 self._obstore.put(self._store, name, chunks, use_multipart=True, max_concurrency=1)
             else:
                 data = b"".join(chunks)
-                self._obstore.put(self._store, name, data, mode="create", use_multipart=False)
+                mode: Any = dict(over) or "create"
+                self._obstore.put(self._store, name, data, mode=mode, use_multipart=False)
         except (self._kinds.AlreadyExistsError, self._kinds.PreconditionError):
             return False
         except self._kinds.GenericError as failure:
@@ -330,11 +406,12 @@ class Remote:
             raise
         return True
 
-    def size(self, name: str) -> int | None:
-        """Return the size of an object; None if there is none."""
+    def look(self, name: str) -> tuple[int | None, Version]:
+        """Return size and version as ``Files.look``."""
         with self._absent():
-            return int(self._obstore.head(self._reading, name)["size"])
-        return None
+            found = self._obstore.head(self._reading, name)
+            return found["size"], _version_in(found)
+        return None, ()
 
     def delete(self, names: Sequence[str]) -> None:
         """Delete objects, of which some may not be there."""
@@ -381,6 +458,11 @@ class Remote:
         return f"the object store{where} does not answer{late}", False
 
 
+def _version_in(meta: Any) -> Version:
+    """Return what a bucket says of an object, and takes back as a condition."""
+    return tuple((each, meta[each]) for each in ("e_tag", "version") if meta[each])
+
+
 def _status(failure: Exception) -> str:
     found = re.search(r"status code: (\d{3})", str(failure))
     return found[1] if found else ""
@@ -391,9 +473,16 @@ class Bucket(Breaker):
 
     tier = "object_store"
 
-    def __init__(self, url: str, *, timeout_s: float, largest_bytes: int) -> None:
-        """Make ready, which may take a second. Raise AccessUnusable."""
+    def __init__(
+        self, url: str, *, timeout_s: float, largest_bytes: int, artifact_bytes: int
+    ) -> None:
+        """Make ready, which may take a second. Raise AccessUnusable.
+
+        One namespace reads one artifact of ``artifact_bytes`` at a time, or more smaller ones.
+        """
         super().__init__(timeout_s=timeout_s)
+        self._unverified = FairShare(lambda: 2 * value.most_stored_bytes(artifact_bytes))
+        self._freed = asyncio.Event()
         self.url, path = url, urlsplit(url)
         is_here = path.scheme == "file"
         self.store = Files(unquote(path.path)) if is_here else Remote(url, timeout_s, largest_bytes)
@@ -417,26 +506,45 @@ class Bucket(Breaker):
     async def start(self) -> None:
         """Wait until it is known whether the store answers."""
         with contextlib.suppress(TierUnavailable):
-            await self.run(partial(self.store.size, _PROBE))
+            await self.run(partial(self.store.look, _PROBE))
+
+    async def has_room(self, namespace: str, size_bytes: int) -> bool:
+        """Wait until so much may be read, but no longer than the time-out; return whether it may.
+
+        Any value may be read while no other is.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.timeout_s):
+                while self._unverified.total and not self._unverified.fits(namespace, size_bytes):
+                    self._freed.clear()
+                    await self._freed.wait()
+                return True
+        return False
 
     async def run(
-        self, work: Callable[[], T], *, writes: bool = False, more: Allowance | None = None
+        self,
+        work: Callable[[], T],
+        *,
+        writes: bool = False,
+        more: Allowance | None = None,
+        holds: tuple[str, int] | None = None,
     ) -> T:
         """Return what ``work`` returns in a thread, within the time-out and ``more``.
 
-        Raise TierUnavailable, and what ``work`` says of a value: ValueRejected and TooLarge.
+        Until the thread is done, a namespace ``holds`` so many bytes that are not verified. Raise
+        TierUnavailable, and ValueRejected if ``work`` does.
         """
         self.check()
         why, until_s = self._refusals[writes]
         if time.monotonic() < until_s:
             raise TierUnavailable(why)
         try:
-            found = await self._wait(work, self._writers if writes else self._readers, more)
+            found = await self._wait(work, self._writers if writes else self._readers, more, holds)
         except TimeoutError:
             why = f"the object store does not answer within {self.timeout_s:g} s"
             self.failed(why, late=True)
             raise TierUnavailable(why) from None
-        except (ValueRejected, TooLarge, TierUnavailable):
+        except (ValueRejected, TierUnavailable):
             self.answered()
             raise
         except Exception as failure:
@@ -457,7 +565,7 @@ class Bucket(Breaker):
     async def probe(self) -> None:
         """Ask the store anything."""
         try:
-            await self._wait(partial(self.store.size, _PROBE), self._readers)
+            await self._wait(partial(self.store.look, _PROBE), self._readers)
         except TimeoutError:
             raise TierUnavailable(self.why_down) from None
         except Exception as failure:
@@ -472,11 +580,19 @@ class Bucket(Breaker):
             await asyncio.wait(self._jobs, timeout=_PATIENCE_S)
 
     async def _wait(
-        self, work: Callable[[], T], threads: Threads, more: Allowance | None = None
+        self,
+        work: Callable[[], T],
+        threads: Threads,
+        more: Allowance | None = None,
+        holds: tuple[str, int] | None = None,
     ) -> T:
         """Wait for ``work`` in a thread, which goes on if it takes too long. TimeoutError."""
         more, until_s = more or Allowance(), time.monotonic() + self.timeout_s
-        job = asyncio.get_running_loop().run_in_executor(threads, work)
+        loop, thread = asyncio.get_running_loop(), threads.submit(work)
+        if holds:
+            self._unverified.add(*holds)
+            thread.add_done_callback(partial(self._verified, loop, *holds))
+        job = asyncio.wrap_future(thread)
         self._jobs.add(job)
         job.add_done_callback(self._ended)
         try:
@@ -488,6 +604,14 @@ class Bucket(Breaker):
             return job.result()
         finally:
             del job  # A failed job holds its traceback, which holds this frame.
+
+    def _verified(
+        self, loop: asyncio.AbstractEventLoop, namespace: str, size_bytes: int, _: object
+    ) -> None:
+        """Give back what a thread held, which may end after the daemon's loop."""
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(self._unverified.add, namespace, -size_bytes)
+            loop.call_soon_threadsafe(self._freed.set)
 
     def _ended(self, job: asyncio.Future[Any]) -> None:
         self._jobs.discard(job)
@@ -512,10 +636,10 @@ class ObjectStore(SharedTier[Bucket]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # What this daemon read or wrote, the kind of its module, and when.
+        # What this daemon read or wrote, and when.
         self._seen = dict[Key, float]()
-        # Until when bad values are not read again.
-        self._rejected = dict[Key, float]()
+        # What is bad and there, and until when it is not read again.
+        self._rejected = dict[Key, tuple[Cause, Version, float]]()
         # What is being evicted: nothing of it is read.
         self._going = dict[asyncio.Task[None], EvictScope]()
 
@@ -524,18 +648,28 @@ class ObjectStore(SharedTier[Bucket]):
         """What the store, which answers, refuses; empty if nothing."""
         return self.link.refusal
 
+    @property
+    def strangers(self) -> int:
+        """How many values that strangers signed this daemon has met there."""
+        return sum(cause is Cause.STRANGER for cause, *_ in self._rejected.values())
+
     def usage(self) -> TierUsage:
         """Return zeros: nobody counts the objects."""
         return TierUsage()
 
     async def put(self, what: Artifact | Module) -> None:
-        """Store a value, unless it is there, or was within the last hour."""
+        """Store a value, unless one is there, or was within the last hour; replace an old one."""
         began, outcome = time.perf_counter(), "error"
         try:
             seen_s = self._seen.get(what.key, -_SEEN_S)
             if time.monotonic() >= seen_s + _SEEN_S:
-                await self.store(what.key, value.written(what, self._sealer), what.size_bytes)
-                self._see(what)
+                cause, version, _ = self._rejected.get(what.key, (None, (), 0.0))
+                over = version if cause is Cause.TOO_OLD else ()
+                chunks = value.written(what, self._sealer)
+                # Else what is there may be the bad one.
+                if await self.store(what.key, chunks, what.size_bytes, over) or not cause:
+                    self._rejected.pop(what.key, None)
+                    self._see(what)
             outcome = "ok"
         except DoesNotFit as failure:
             outcome = "too_large"
@@ -545,10 +679,12 @@ class ObjectStore(SharedTier[Bucket]):
         finally:
             self._metrics.tier_store(self.name, outcome, time.perf_counter() - began)
 
-    async def store(self, key: Key, chunks: Iterable[bytes], size_bytes: int) -> bool:
-        """Store the bytes of a value, unless one is there; return whether it did."""
+    async def store(
+        self, key: Key, chunks: Iterable[bytes], size_bytes: int, over: Version = ()
+    ) -> bool:
+        """Store a value's bytes in the place of ``over``, or of nothing; return whether it did."""
         moving = Allowance(size_bytes / shared_tier.WRITTEN_BYTES_PER_S)
-        work = partial(self.link.store.put, self.name_of(key), chunks, size_bytes)
+        work = partial(self.link.store.put, self.name_of(key), chunks, size_bytes, over)
         return await self.link.run(work, writes=True, more=moving)
 
     async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
@@ -582,6 +718,7 @@ class ObjectStore(SharedTier[Bucket]):
         """Delete a value."""
         self._seen.pop(key, None)
         await self.link.run(partial(self.link.store.delete, [self.name_of(key)]), writes=True)
+        self._rejected.pop(key, None)
 
     async def close(self) -> None:
         """End evictions; never raise. The bucket stays open."""
@@ -609,13 +746,17 @@ class ObjectStore(SharedTier[Bucket]):
 
     async def size(self, key: Key) -> int | None:
         """Return the size of a stored value; None if there is none."""
-        return await self.link.run(partial(self.link.store.size, self.name_of(key)))
+        return (await self.link.run(partial(self.link.store.look, self.name_of(key))))[0]
 
-    async def whole(self, key: Key, limit_bytes: int) -> value.Payload | None:
-        """Return the bytes of a stored value, unverified. Raise ValueRejected and TooLarge."""
-        more = Allowance(limit_bytes / shared_tier.READ_BYTES_PER_S)
-        read = partial(self.link.store.get, self.name_of(key), limit_bytes, lambda _: None)
-        return await self.link.run(read, more=more)
+    async def whole(self, key: Key, limit_bytes: int) -> bytes | None:
+        """Return the bytes of a stored value, unverified. Raise ValueRejected."""
+        stored = await self.link.run(partial(self.link.store.get, self.name_of(key)))
+        if stored is None:
+            return None
+        if stored.size_bytes > limit_bytes:  # Daemons with a higher limit use it.
+            raise ValueRejected(Cause.VERSION, "it is above max_artifact_bytes")
+        more = Allowance(stored.size_bytes / shared_tier.READ_BYTES_PER_S)
+        return await self.link.run(partial(stored.end, stored.size_bytes), more=more)
 
     async def delete(self, page: Sequence[tuple[Key, int]], scope: EvictScope) -> Evicted:
         """Delete values whose sizes are given, but for what ``scope`` leaves."""
@@ -628,70 +769,64 @@ class ObjectStore(SharedTier[Bucket]):
         sizes = sum(size_bytes for _, size_bytes in go)
         return Evicted(artifacts, len(go) - artifacts, sizes, pinned=len(page) - len(go))
 
-    async def _read(self, key: Key, allowance: Allowance) -> Artifact | Module | None:
-        """Read a value by one request, and verify it in the same thread."""
+    async def _find(self, key: Key) -> Stored | None:
         is_known = isinstance(key, str) or key.engine_id
-        if not is_known or self._is_going(key) or time.monotonic() < self._rejected.get(key, 0):
+        *_, until_s = self._rejected.get(key, (0.0,))
+        if not is_known or self._is_going(key) or time.monotonic() < until_s:
             return None
-        name, moving = self.name_of(key), Allowance()
+        stored = await self.link.run(partial(self.link.store.get, self.name_of(key)))
+        if stored is None:
+            self._forget(key)
+        return stored
+
+    async def _open(
+        self, key: Key, stored: Stored, allowance: Allowance
+    ) -> Artifact | Module | None:
+        """Read a value, and verify it in the same thread."""
+        name, size_bytes, found = self.name_of(key), stored.size_bytes, None
         limit_bytes = (self.module_bytes if isinstance(key, str) else self.artifact_bytes)()
-
-        def starts(size_bytes: int) -> None:
-            moving.seconds = size_bytes / shared_tier.READ_BYTES_PER_S
-            allowance.seconds += moving.seconds
-
-        def look() -> Artifact | Module | None:
-            data = self.link.store.get(name, value.most_stored_bytes(limit_bytes), starts)
-            return None if data is None else self._verified(name, key, data)
-
-        found = None
-        try:
-            found = await self.link.run(look, more=moving)
-        except ValueRejected as failure:
-            forget_frames(failure)  # They hold the value.
-            await self._discard(name, key, failure)
-        except TooLarge:
+        if size_bytes > value.most_stored_bytes(limit_bytes):
             log.info("stored value is larger than the limit", key=name)
-        if found is None:
-            self._seen.pop(key, None)
-        elif not self._is_going(key):
-            self._see(found)
-            return found
-        return None
-
-    def _verified(self, name: str, key: Key, data: value.Payload) -> Artifact | Module | None:
-        opened = value.open_value(data, key, self._sealer)
-        if opened.stored_bytes != len(data):
-            raise ValueRejected(Cause.FORMAT, "the value's length is not what its head says")
-        if self._is_too_large(opened, name):
+        elif not await self.link.has_room(self.prefix, size_bytes):
+            log.info("stored value not read: others take all room", key=name)
+        else:
+            moving = Allowance(size_bytes / shared_tier.READ_BYTES_PER_S)
+            allowance.seconds += moving.seconds
+            is_too_large = partial(self._is_too_large, name=name)
+            work = partial(stored.verified, key, self._sealer, is_too_large)
+            found = await self.link.run(work, more=moving, holds=(self.prefix, size_bytes))
+        self._forget(key)
+        if found is None or self._is_going(key):
             return None
-        return value.with_frames(opened, checked(opened, 0, len(opened.frames), data, 0))
+        self._see(found)
+        return found
 
-    async def _discard(self, name: str, key: Key, rejected: ValueRejected) -> None:
-        """Delete a bad value; where that is not possible, do not read it for some minutes.
+    async def _discard(self, key: Key, stored: Stored | None, rejected: ValueRejected) -> None:
+        """Delete a bad value, or let it stay, and do not read it for some minutes.
 
         If another daemon has replaced it meanwhile, a good one goes, which costs a compile.
         """
-        self._count_rejected(name, rejected)
-        self._rejected = {each: at for each, at in self._rejected.items() if at > time.monotonic()}
-        if len(self._rejected) < _MAX_REJECTED:
-            self._rejected[key] = time.monotonic() + _REJECTED_S
-        if self.writes:
+        self._count_rejected(self.name_of(key), rejected)
+        self._forget(key)
+        if len(self._rejected) >= _MAX_REJECTED:
+            del self._rejected[next(iter(self._rejected))]
+        until_s, version = time.monotonic() + _REJECTED_S, stored.version if stored else ()
+        self._rejected[key] = rejected.cause, version, until_s
+        if self.writes and rejected.cause not in _STAY:
             with contextlib.suppress(TierUnavailable):
                 await self.remove(key)
-                self._rejected.pop(key, None)
 
     async def _evict(self, scope: EvictScope, gone: list[Evicted]) -> None:
         """Evict ``scope``; add what is removed to ``gone``."""
         module_sha256 = scope.module_sha256
-        self._forget(scope)
+        self._forget_all(scope)
         if module_sha256 and (size_bytes := await self.size(module_sha256)) is not None:
             gone[0] += await self.delete([(module_sha256, size_bytes)], scope)
         for kind in ("compiled",) if module_sha256 or scope.engine_id else ("compiled", "module"):
             async for page in self.pages(kind, module_sha256):
                 meant = [each for each in page if _is_in(scope, each[0])]
                 gone[0] += await self.delete(meant, scope)
-        self._forget(scope)  # What was written meanwhile may be gone.
+        self._forget_all(scope)  # What was written meanwhile may be gone.
 
     def _tell(self, about: dict[str, str], gone: list[Evicted], task: asyncio.Task[None]) -> None:
         if task.cancelled() or task.exception():
@@ -708,9 +843,13 @@ class ObjectStore(SharedTier[Bucket]):
             for scope in self._going.values()
         )
 
-    def _forget(self, scope: EvictScope) -> None:
-        for key in [each for each in self._seen if _is_in(scope, each)]:
-            del self._seen[key]
+    def _forget_all(self, scope: EvictScope) -> None:
+        for key in [each for each in (*self._seen, *self._rejected) if _is_in(scope, each)]:
+            self._forget(key)
+
+    def _forget(self, key: Key) -> None:
+        self._seen.pop(key, None)
+        self._rejected.pop(key, None)
 
     def _see(self, what: Artifact | Module) -> None:
         """Remember that it is there; forget what was seen first where there is too much."""

@@ -39,7 +39,7 @@ from wasmkilnd.cache.redis_link import RedisLink
 from wasmkilnd.cache.redis_servers import WRITE_TIMEOUT_S, Command
 from wasmkilnd.cache.shared_tier import Key, SharedTier, checked, in_thread, module_of
 from wasmkilnd.cache.value import Opened, ValueRejected
-from wasmkilnd.errors import DoesNotFit, PartUnavailable, TierUnavailable, WrongType, forget_frames
+from wasmkilnd.errors import DoesNotFit, PartUnavailable, TierUnavailable, WrongType
 from wasmkilnd.flights import Allowance
 from wasmkilnd.model import Artifact, CacheKey, Evicted, Held, Module
 from wasmkilnd.model import RejectionCause as Cause
@@ -212,29 +212,22 @@ class RedisStore(SharedTier[RedisLink]):
 
     # Reading
 
-    async def _read(self, key: Key, allowance: Allowance) -> Artifact | Module | None:
-        name = (await self._names([key])).get(key)
-        if name is None:
+    async def _find(self, key: Key) -> tuple[bytes, bytes] | None:
+        """Return the name and the end of a value. A list or the like has no end."""
+        if (name := (await self._names([key])).get(key)) is None:
             return None
-        for last in (False, True):
-            tail = b""
-            try:
-                [tail] = await self.link.run(("GETRANGE", name, -_TAIL_BYTES, -1))
-                if not tail:
-                    return None
-                return await self._open(name, tail, key, allowance)
-            except WrongType:
-                rejected = ValueRejected(Cause.FORMAT, "the key holds a list or the like")
-            except ValueRejected as failure:
-                forget_frames(failure)  # They hold the value, and this frame.
-                rejected = failure
-            if last:
-                await self._discard(name, tail, rejected)
-        return None
+        try:
+            [tail] = await self.link.run(("GETRANGE", name, -_TAIL_BYTES, -1))
+        except WrongType:
+            return name, b""
+        return (name, tail) if tail else None
 
     async def _open(
-        self, name: bytes, tail: bytes, key: Key, allowance: Allowance
+        self, key: Key, stored: tuple[bytes, bytes], allowance: Allowance
     ) -> Artifact | Module | None:
+        name, tail = stored
+        if not tail:
+            raise ValueRejected(Cause.FORMAT, "the key holds a list or the like")
         tail = await self._whole_head(name, tail)
         await self._sealer.meet(value.stamped_by(tail))
 
@@ -287,7 +280,10 @@ class RedisStore(SharedTier[RedisLink]):
             [tail] = await self.link.run(("GETRANGE", name, -size_bytes, -1))
         return tail
 
-    async def _discard(self, name: bytes, tail: bytes, rejected: ValueRejected) -> None:
+    async def _discard(
+        self, key: Key, stored: tuple[bytes, bytes], rejected: ValueRejected
+    ) -> None:
+        name, tail = stored
         self._count_rejected(name.decode(), rejected)
         if not self.writes:
             return

@@ -1,7 +1,8 @@
 """What the tiers that daemons share have in common: Redis and the object store.
 
-Nothing that they return is trusted. A value that does not verify is counted by its cause, deleted
-where this daemon may write, and a miss.
+Nothing that they return is trusted. A value that does not verify is read once more, for a bit may
+have changed on the way, and other bytes may be there by now. Then it is counted by its cause, and a
+miss. Each tier says which are deleted, where this daemon may write.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from wasmkilnd import model
 from wasmkilnd.cache import value
 from wasmkilnd.cache.breaker import Breaker
 from wasmkilnd.cache.value import Opened, ValueRejected
-from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.errors import TierUnavailable, forget_frames
 from wasmkilnd.flights import Allowance
 from wasmkilnd.model import Artifact, CacheKey, Module, frame
 from wasmkilnd.model import RejectionCause as Cause
@@ -42,6 +43,8 @@ _INLINE_BYTES = 64 * 1024
 # writer to the tier can make up any number of reasons.
 _LOGGED_ONCE = frozenset({Cause.UNSIGNED, Cause.STRANGER})
 _MAX_LOGGED = 64
+# Of these a verified signature, or a key's id, tells that nothing changed on the way.
+_SURE = frozenset({Cause.STRANGER, Cause.REVOKED, Cause.TOO_OLD})
 
 log = structlog.get_logger("wasmkilnd.cache")
 
@@ -94,9 +97,33 @@ class SharedTier(ABC, Generic[L]):
             what = "module" if isinstance(key, str) else "artifact"
             self._metrics.tier_lookup(self.name, what, outcome, time.perf_counter() - began)
 
-    @abstractmethod
     async def _read(self, key: Key, allowance: Allowance) -> Artifact | Module | None:
-        """Return a value, verified; None if there is none."""
+        """Return a value, verified; None if there is none, or no good one."""
+        for enough in (_SURE, frozenset(Cause)):
+            stored = None
+            try:
+                if (stored := await self._find(key)) is None:
+                    return None
+                return await self._open(key, stored, allowance)
+            except ValueRejected as failure:
+                forget_frames(failure)  # They hold the value, and this frame.
+                rejected = failure
+            if rejected.cause in enough:
+                await self._discard(key, stored, rejected)
+                break
+        return None
+
+    @abstractmethod
+    async def _find(self, key: Key) -> Any:
+        """Return what is stored under ``key``, unverified; None if nothing is."""
+
+    @abstractmethod
+    async def _open(self, key: Key, stored: Any, allowance: Allowance) -> Artifact | Module | None:
+        """Return the value, verified; None if it is too large. Raise ValueRejected."""
+
+    @abstractmethod
+    async def _discard(self, key: Key, stored: Any, rejected: ValueRejected) -> None:
+        """Count a value that does not verify, and delete it unless it is to stay."""
 
     @property
     def refusal(self) -> str:

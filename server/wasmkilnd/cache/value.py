@@ -86,7 +86,7 @@ _Pairs: TypeAlias = tuple[tuple[str, str], ...]
 
 
 class ValueRejected(Exception):  # noqa: N818 - says what happened to the value
-    """A stored value does not verify: delete it, and never use it."""
+    """A stored value does not verify: never use it."""
 
     def __init__(self, cause: Cause, why: str) -> None:
         super().__init__(f"{cause.value}: {why}")

@@ -35,7 +35,7 @@ from wasmkiln.cli.text import one_line
 from wasmkilnd import model
 from wasmkilnd.cache import embedded, host_store
 from wasmkilnd.cache import value as values
-from wasmkilnd.cache.object_store import Bucket, ObjectStore, TooLarge, prefix_of
+from wasmkilnd.cache.object_store import Bucket, ObjectStore, prefix_of
 from wasmkilnd.cache.redis_link import RedisLink
 from wasmkilnd.cache.redis_servers import NO_ANSWER
 from wasmkilnd.cache.redis_store import RedisStore
@@ -335,9 +335,6 @@ class _Objects(_Values):
             return found._replace(what=_check(opened, data), value=bytes(data))
         except ValueRejected as bad:
             return found._replace(what=ValueRejected(bad.cause, bad.why))
-        except TooLarge:
-            why = "it is above max_artifact_bytes"  # Daemons with a higher limit use it.
-            return found._replace(what=ValueRejected(Cause.VERSION, why))
 
     async def has(self, key: Key) -> bool:
         """Return whether a value is there."""

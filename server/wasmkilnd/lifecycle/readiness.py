@@ -117,6 +117,7 @@ def status_json(
         "namespaces": len(tenants.opened),
         "redis_off": now.remote.switched_off,
         "objects_off": now.objects.switched_off,
+        "objects_strangers": now.objects.strangers,
         "host_store": asdict(now.host),
         "tls_failures": now.tls.failures,
         "failed_reloads": [

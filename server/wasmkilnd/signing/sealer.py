@@ -52,7 +52,7 @@ _KEY_ID_BYTES = 32
 
 _ADVICE = {
     UNSIGNED: "an older version of the daemon or another program wrote it",
-    STRANGER: "daemons on one Redis have to share keys: see `wasmkilnd keys trust`,"
+    STRANGER: "daemons that share a tier have to share keys: see `wasmkilnd keys trust`,"
     " WASMKILN_KEYS_DIR and WASMKILN_SIGNING_KEY",
 }
 

@@ -78,7 +78,7 @@ build_info         gauge   version           -       Always 1, with the version.
 uptime_seconds     gauge   -                 -       Since the daemon's start.
 tier_lookups counter tier,what,outcome=hit|miss|error counted Look-ups in a cache tier.
 tier_stores  counter tier,outcome=ok|error|too_large  counted Artifacts and modules written to it.
-values_rejected    counter tier,cause          counted Values that did not verify, so were deleted.
+values_rejected    counter tier,cause          counted Values that did not verify.
 compiles           counter engine,outcome      counted Compilations that ended.
 workers_replaced   counter engine              counted Workers that died and were replaced.
 jobs_run_again counter memory=limit|retry,outcome=ok|failed counted Jobs run again with more memory.
@@ -113,6 +113,7 @@ redis_dropped_writes      counter - remote.dropped_writes Writes to Redis that w
 object_store_up             gauge   - objects.up             Whether the object store answers.
 object_store_pending_writes gauge   - objects.pending_writes Writes that wait to go to it.
 object_store_dropped_writes counter - objects.dropped_writes Writes to it that were given up.
+object_store_strangers      gauge   - objects.strangers      Values there of unknown keys.
 host_store_up             gauge   - host.up               Whether the host store can be used.
 host_store_pending_writes gauge   - host.pending_writes   Writes that wait to go to it.
 host_store_dropped_writes counter - host.dropped_writes   Writes to it that were given up.
@@ -423,7 +424,7 @@ class Metrics(Collector):
             call.tier_step("store", tier, outcome, seconds)
 
     def value_rejected(self, tier: str, cause: str) -> None:
-        """Record that a stored value did not verify and was deleted.
+        """Record that a stored value did not verify.
 
         ``cause`` is one of a small set.
         """

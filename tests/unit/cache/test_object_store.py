@@ -20,15 +20,18 @@ from wasmkilnd.cache import object_store, shared_tier
 from wasmkilnd.cache.cache import Cache
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.object_store import Bucket, Files, GoesOn, ObjectStore, Remote, prefix_of
+from wasmkilnd.cache.value import ValueRejected
 from wasmkilnd.cache.writes import Writes
 from wasmkilnd.errors import DoesNotFit, TierUnavailable
 from wasmkilnd.flights import Allowance
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, nothing_pinned
+from wasmkilnd.quota import FairShare
 
 from tests.contract.sealing import OURS, sealer
 from tests.contract.values import artifact, module
 from tests.doubles.notes import Notes
 from tests.doubles.tiers import SharedTier
+from tests.doubles.until import until
 
 LIMIT_BYTES = 1_000_000
 TIMEOUT_S = 60.0
@@ -45,19 +48,29 @@ class Slow(Files):
         self.failure: OSError | None = None
 
     def get(self, *asked: Any) -> Any:
-        self._pass("get")
-        return super().get(*asked)
+        self.hold("get")
+        found = super().get(*asked)
+        if found and "read" in self.gates:
+            end = found.end
+
+            def held(size_bytes: int) -> Any:
+                self.hold("read")
+                return end(size_bytes)
+
+            found.end = held  # type: ignore[method-assign]
+        return found
 
     def put(self, *asked: Any) -> bool:
-        self._pass("put")
+        self.hold("put")
         return super().put(*asked)
 
     def pages(self, prefix: str) -> Iterator[list[tuple[str, int]]]:
         for page in super().pages(prefix):
-            self._pass("pages")
+            self.hold("pages")
             yield page
 
-    def _pass(self, what: str) -> None:
+    def hold(self, what: str) -> None:
+        """Note that the store is asked, and wait where a test has closed the gate."""
         self.asked.append(what)
         self.begun.release()
         if gate := self.gates.get(what):
@@ -71,16 +84,17 @@ class Site:
 
     def __init__(self, root: Path) -> None:
         url = f"file://{root}"
-        self.bucket = Bucket(url, timeout_s=TIMEOUT_S, largest_bytes=LIMIT_BYTES)
+        sizes = dict.fromkeys(("largest_bytes", "artifact_bytes"), LIMIT_BYTES)
+        self.bucket = Bucket(url, timeout_s=TIMEOUT_S, **sizes)
         self.files = self.bucket.store = Slow(str(root))
         self.notes = Notes()
         self.store = self.again()
 
-    def again(self, **other: Any) -> ObjectStore:
+    def again(self, prefix: str = "wasm/", **other: Any) -> ObjectStore:
         """Return another store over the same bucket."""
         limits: dict[str, Any] = dict.fromkeys(("artifact_bytes", "module_bytes"), limit)
         given = {**limits, "is_pinned": nothing_pinned, **other}
-        return ObjectStore(self.bucket, "wasm/", sealer(OURS), self.notes, **given)
+        return ObjectStore(self.bucket, prefix, sealer(OURS), self.notes, **given)
 
     def close_gate(self, what: str) -> threading.Event:
         """Have the store wait before it does ``what``, until the gate that is returned is set."""
@@ -94,8 +108,8 @@ def limit() -> int:
     return LIMIT_BYTES
 
 
-def sealed(tag: int) -> Artifact:
-    return sealer(OURS).seal(artifact(tag))
+def sealed(tag: int, size_bytes: int = 100) -> Artifact:
+    return sealer(OURS).seal(artifact(tag, size_bytes))
 
 
 @pytest.fixture
@@ -152,6 +166,46 @@ async def test_a_large_value_has_more_time(site: Site, monkeypatch: pytest.Monke
     allowance = Allowance()
     assert await site.store.get(one.key, allowance)
     assert allowance.seconds > 10
+
+
+def test_no_more_is_read_than_the_store_said() -> None:
+    found = object_store.Stored(10, (), iter([bytes(5)] * 4))
+    with pytest.raises(ValueRejected, match="longer than its store said"):
+        found.end(5)
+    assert len(list(found._coming)) == 1
+
+
+async def test_no_namespace_takes_all_room_for_what_is_not_verified(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One large value of each is read at a time, and small ones beside it."""
+    large, small = [sealed(tag, 3_000_000) for tag in (1, 2)], sealed(3)
+    monkeypatch.setattr(shared_tier, "READ_BYTES_PER_S", 10**12)
+    limits: dict[str, Any] = dict.fromkeys(("artifact_bytes", "module_bytes"), lambda: 10**7)
+    one, two = (site.again(f"{name}/", **limits) for name in ("one", "two"))
+    for each in large:
+        await one.put(each)
+    await two.put(small)
+    stored_bytes = await one.size(large[0].key)
+    assert stored_bytes
+    monkeypatch.setattr(site.bucket, "_unverified", FairShare(lambda: 2 * stored_bytes))
+    gate = site.close_gate("read")
+    first = asyncio.create_task(one.get(large[0].key, Allowance()))
+    await until(lambda: site.files.asked.count("read") == 1)
+    other = asyncio.create_task(two.get(small.key, Allowance()))
+    await until(lambda: site.files.asked.count("read") == 2)
+    # What waits is not read, and fails no caller where it waits for too long.
+    site.bucket.timeout_s, before = 1.0, site.bucket.timeout_s
+    assert await one.get(large[1].key, Allowance()) is None
+    assert site.bucket.up
+    assert site.files.asked.count("read") == 2
+    site.bucket.timeout_s = before
+    second = asyncio.create_task(one.get(large[1].key, Allowance()))
+    await until(lambda: site.files.asked.count("get") == 4)
+    gate.set()
+    found = await asyncio.gather(first, second, other)
+    assert [each and each.sha256 for each in found] == [each.sha256 for each in (*large, small)]
+    assert site.bucket._unverified.total == 0
 
 
 @pytest.mark.parametrize(

@@ -249,6 +249,8 @@ function attention({ stats, engines, isolation, host_store: host, ...told }) {
       `Redis does not answer${redis}. Calls go on without it.`],
     ["warn", !stats.object_store_up && !told.objects_off,
       `The object store does not answer${objects}. Calls go on without it.`],
+    ["warn", told.objects_strangers,
+      `The object store has values of keys that are not trusted here: ${told.objects_strangers}.`],
     ["warn", host.is_on && !host.up, "The host store cannot be used. Calls go on without it."],
     ["warn", told.tls_failures, "Changed TLS files could not be used; the old ones count."],
     ...told.failed_reloads.map((what) =>
