@@ -588,16 +588,17 @@ class TierUsage(_Sums):
     let_go: int = 0
 
 
-# The detail of a shared tier that the settings switch off.
+# The detail of a tier that the settings switch off.
 SWITCHED_OFF = "switched off"
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteStatus:
-    """Whether the shared tier answers, in words that hold no secret.
+    """Whether a shared tier answers, and the writes to it, in words that hold no secret.
 
     - ``mode``: of Redis ``embedded``, ``external`` or ``none``; of the object store what
-      ``object_store_mode`` says, or ``none``.
+      ``object_store_mode`` says, or ``none``; of the host store ``none`` where it is off.
+    - ``up``: of the host store whether its directory can be used, and its disk answers.
     - ``strangers``: how many values stay there that keys signed which are not trusted here.
     """
 
@@ -610,22 +611,8 @@ class RemoteStatus:
 
     @property
     def switched_off(self) -> bool:
-        """Whether the settings switch the shared tier off."""
+        """Whether the settings switch the tier off."""
         return self.mode == "none" and self.detail == SWITCHED_OFF
-
-
-@dataclass(frozen=True, slots=True)
-class HostStatus:
-    """Whether the host store can be used, and the writes to it.
-
-    - ``is_on``: whether the settings switch it on.
-    - ``up``: whether its directory can be used, and its disk answers.
-    """
-
-    pending_writes: int = 0
-    dropped_writes: int = 0
-    is_on: bool = False
-    up: bool = False
 
 
 @dataclass(frozen=True, slots=True)

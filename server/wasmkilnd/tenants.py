@@ -441,13 +441,15 @@ def _show(gauges: Gauges, opened: Callable[[], Collection[OpenTenant]]) -> None:
     def usage(of: Callable[[OpenTenant], model.TierUsage]) -> Callable[[], model.TierUsage]:
         return lambda: sum(map(of, opened()), model.TierUsage())
 
-    def host_status() -> model.HostStatus:
+    def host_status() -> model.RemoteStatus:
         on = [each for each in opened() if each.host.is_on]
-        return model.HostStatus(
-            sum(len(each.cache.host_writes.items()) for each in on),
-            sum(each.cache.host_writes.dropped + each.host.skipped for each in on),
-            is_on=bool(on),
-            up=bool(on) and all(each.host.is_well for each in on),
+        if not on:
+            return model.RemoteStatus("none", up=False, detail=model.SWITCHED_OFF)
+        return model.RemoteStatus(
+            mode="",
+            up=all(each.host.is_well for each in on),
+            pending_writes=sum(len(each.cache.host_writes.items()) for each in on),
+            dropped_writes=sum(each.cache.host_writes.dropped + each.host.skipped for each in on),
         )
 
     gauges.tiers["memory"] = usage(lambda each: each.memory.usage())

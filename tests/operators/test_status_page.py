@@ -243,7 +243,8 @@ def wrong_in(route: Route) -> None:
             }
         ],
     }
-    told["stats"] |= {"redis_up": False, "redis_detail": "refused", "quarantined_modules": 1}
+    told["shared"]["redis"] |= {"up": False, "detail": "refused"}
+    told["stats"] |= {"quarantined_modules": 1}
     route.fulfill(response=answer, json=told)
 
 

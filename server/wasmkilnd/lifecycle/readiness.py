@@ -101,6 +101,7 @@ def status_json(
     (ready, why), now = readiness.now(), metrics.gauges.read()
     strikes = sorted(tenants.known_in_quarantine(), key=lambda strike: -strike.left_s)
     registry, isolation = started.registry, started.isolation
+    shared = {"redis": now.remote, "object_store": now.objects, "host_store": now.host}
     stats = MessageToDict(stats_response(metrics), preserving_proto_field_name=True)
     stats["redis_detail"] = for_callers(now.remote.detail, "")
     stats["object_store_detail"] = for_callers(now.objects.detail, "")
@@ -115,10 +116,10 @@ def status_json(
         "served": {origin: count for (origin,), count in metrics.counts["served"].items()},
         "calls": now.traffic.calls,
         "namespaces": len(tenants.opened),
-        "redis_off": now.remote.switched_off,
-        "objects_off": now.objects.switched_off,
-        "objects_strangers": now.objects.strangers,
-        "host_store": asdict(now.host),
+        "shared": {
+            tier: {**asdict(each), "off": each.switched_off, "detail": for_callers(each.detail, "")}
+            for tier, each in shared.items()
+        },
         "tls_failures": now.tls.failures,
         "failed_reloads": [
             what for (what,), good in metrics.counts["last_reload_successful"].items() if not good

@@ -305,7 +305,7 @@ class Readings:
     upload_bytes: int = 0
     remote: model.RemoteStatus = _NOT_YET
     objects: model.RemoteStatus = _NOT_YET
-    host: model.HostStatus = field(default_factory=model.HostStatus)
+    host: model.RemoteStatus = _NOT_YET
     # By kind: the largest part of a limit that an identity uses, and all refusals.
     quotas: Mapping[str, tuple[float, int]] = field(default_factory=lambda: _UNUSED)
     tls: TlsStatus = TlsStatus()
@@ -520,8 +520,8 @@ class Metrics(Collector):
 
     def _worked_out(self, now: Readings) -> Mapping[str, Mapping[Any, float]]:
         """Return what no field of ``now`` has as it is shown."""
-        remote, objects = now.remote, now.objects
-        in_use = (True, now.host.is_on, not remote.switched_off, not objects.switched_off)
+        shared = (now.host, now.remote, now.objects)
+        in_use = (True, *(not each.switched_off for each in shared))
         states = now.engine_states.items()
         return {
             "build_info": {(self.version,): 1},

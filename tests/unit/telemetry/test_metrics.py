@@ -25,7 +25,6 @@ from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkilnd.model import (
     SWITCHED_OFF,
     EngineWarmUp,
-    HostStatus,
     Isolation,
     IsolationLayer,
     LayerState,
@@ -139,7 +138,7 @@ def test_what_parts_say_is_read_at_each_scrape_and_one_that_fails_costs_no_other
     gauges.tiers["memory"], gauges.tiers["redis"] = lambda: TierUsage(3, 30, 99, 7), broken
     gauges.engines[ENGINE] = lambda: EngineUsage(workers=4, busy=2, queued=5)
     gauges.flights = lambda: 9
-    gauges.host = lambda: HostStatus(is_on=True)
+    gauges.host = lambda: RemoteStatus("", up=False)
     gauges.remote = lambda: RemoteStatus("external", True, "", 6, 8)
     gauges.engine_states = lambda: {ENGINE: True, "wasmer-1.1.0": False}
     layers = zip(("seccomp", "landlock", "root"), LayerState, strict=True)

@@ -18,9 +18,6 @@ const ORIGINS = {
   compiled: ["compiled", "c5"],
 };
 const FROM = Object.keys(ORIGINS);
-const TIERS = {
-  memory: "Memory", host_store: "Host store", redis: "Redis", object_store: "Object store",
-};
 
 const byId = (id) => document.getElementById(id);
 const sum = (numbers) => numbers.reduce((total, each) => total + each, 0);
@@ -232,11 +229,9 @@ function draw(chart) {
 
 // Sections
 
-function attention({ stats, engines, isolation, host_store: host, ...told }) {
+function attention({ stats, engines, isolation, shared, ...told }) {
   const open = engines.some((each) => !each.confined);
   const quarantined = num(stats.quarantined_modules);
-  const [redis, objects] = [stats.redis_detail, stats.object_store_detail].map((each) =>
-    each ? `: ${each}` : "");
   const wrong = [
     ["bad", !told.ready, `The daemon serves no call: ${told.state}.`],
     ...Object.entries(told.unserved).map(([id, cause]) =>
@@ -245,13 +240,11 @@ function attention({ stats, engines, isolation, host_store: host, ...told }) {
       ["warn", advisories.length, `${id} has a known vulnerability: see Engines.`]),
     ["warn", told.open_fleet, `No identities in a fleet: ${told.open_fleet}.`],
     ["bad", open && isolation.required, `Jobs are ${isolation.summary}.`],
-    ["warn", !stats.redis_up && !told.redis_off,
-      `Redis does not answer${redis}. Calls go on without it.`],
-    ["warn", !stats.object_store_up && !told.objects_off,
-      `The object store does not answer${objects}. Calls go on without it.`],
-    ["warn", told.objects_strangers,
-      `The object store has values of keys that are not trusted here: ${told.objects_strangers}.`],
-    ["warn", host.is_on && !host.up, "The host store cannot be used. Calls go on without it."],
+    ...Object.entries(shared).map(([tier, { off, up, detail }]) =>
+      ["warn", !off && !up, [tier === "redis" ? "" : "The ", ORIGINS[tier][0], " does not answer",
+        detail && `: ${detail}`, ". Calls go on without it."]]),
+    ["warn", shared.object_store.strangers,
+      `The object store has values of keys that are not trusted here: ${shared.object_store.strangers}.`],
     ["warn", told.tls_failures, "Changed TLS files could not be used; the old ones count."],
     ...told.failed_reloads.map((what) =>
       ["warn", true, `The last reload of the ${what} failed: see the log.`]),
@@ -291,19 +284,12 @@ function figures({ stats, served, ...told }, { all }) {
 const takes = (took) =>
   num(took?.count) ? `${duration(num(took.p50))}, 99 % ${duration(num(took.p99))}` : NONE;
 
-function tierRow(each, { stats, host_store: host, ...told }) {
+function tierRow(each, { off, up, mode } = { up: true }) {
   const [used, limit, pinned] = [each.bytes, each.limit_bytes, each.pinned_entries].map(num);
-  const off = {
-    redis: told.redis_off, host_store: !host.is_on, object_store: told.objects_off,
-  }[each.tier];
-  const up = {
-    redis: stats.redis_up, host_store: host.up, memory: true, object_store: stats.object_store_up,
-  }[each.tier];
-  const mode = { redis: stats.redis_mode, object_store: stats.object_store_mode }[each.tier];
   const state = mode ? `${mode}, up` : "up";
   const filled = used / limit;
   return [
-    TIERS[each.tier],
+    ORIGINS[each.tier][0].replace(/^./, (first) => first.toUpperCase()),
     off ? mark("quiet", "off") : up ? mark("good", state) : mark("bad", "down"),
     [limit ? bar(filled, `${percent(filled)} filled`) : "", size(used),
       limit ? ` of ${size(limit)}` : ""],
@@ -313,14 +299,11 @@ function tierRow(each, { stats, host_store: host, ...told }) {
   ];
 }
 
-function tierRemark({ stats, host_store: host, namespaces }) {
-  const waiting = [stats.pending_writes, host.pending_writes, stats.pending_object_writes];
-  const [redis, store, objects] = waiting.map((each) => count(num(each)));
-  const given = [stats.dropped_writes, host.dropped_writes, stats.dropped_object_writes];
-  const lost = given.map((each) => count(num(each))).join(", ");
+function tierRemark({ stats, shared, namespaces }) {
+  const writes = Object.entries(shared).map(([tier, { pending_writes, dropped_writes }]) =>
+    `${count(pending_writes)} to ${ORIGINS[tier][0]} (${count(dropped_writes)} given up)`);
   return remark(
-    `Writes that wait: ${redis} to Redis, ${store} to the host store, ${objects} to the object`,
-    ` store; given up: ${lost}.`,
+    `Writes that wait: ${writes.join(", ")}.`,
     ` Pins: ${count(stats.pins ?? 0)}.`,
     namespaces > 1 ? ` Figures are sums over ${count(namespaces)} namespaces.` : "");
 }
@@ -367,7 +350,7 @@ function compileRow(each, ago_s) {
 
 function show(told) {
   remember(told);
-  const { stats, engines, isolation, quarantine } = told;
+  const { stats, engines, isolation, quarantine, shared } = told;
   const tables = document.querySelectorAll("main table");
   byId("host").textContent = `on ${plain(told.host)}`;
   document.title = `wasmkiln ${byId("host").textContent}`;
@@ -376,7 +359,8 @@ function show(told) {
   fill(byId("attention"), attention(told));
   fill(byId("numbers"), figures(told, minutes));
   CHARTS.forEach(draw);
-  fillTable(tables[0], (stats.tiers ?? []).map((each) => tierRow(each, told)), tierRemark(told));
+  const tiers = (stats.tiers ?? []).map((each) => tierRow(each, shared[each.tier]));
+  fillTable(tables[0], tiers, tierRemark(told));
   const unserved = Object.entries(told.unserved).map(([id, cause]) =>
     [id, mark("bad", "not served"), cause || NONE, NONE, NONE, NONE, NONE]);
   const known = engines.flatMap(({ id, advisories }) =>
