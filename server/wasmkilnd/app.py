@@ -36,7 +36,7 @@ from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.admin import AdminServer
 from wasmkilnd.telemetry.audit import Audit, audit_change
 from wasmkilnd.telemetry.logs import dropped_lines
-from wasmkilnd.telemetry.metrics import Metrics, TlsStatus
+from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.telemetry.tracing import open_tracing
 from wasmkilnd.tenants import Tenants, why_not
 from wasmkilnd.web import Door
@@ -210,7 +210,10 @@ class Daemon:
         gauges.upload_bytes = lambda: uploads.sizes.total
 
         if tls:
-            gauges.tls = partial(_tls_status, tls)
+            gauges.tls_not_after_s = lambda: {
+                file: ends.timestamp() for file, ends in tls.current.not_after.items()
+            }
+            gauges.tls_failures = lambda: tls.failures
             tls.on_change(partial(_audit_tls, audit))
         http_tls = (lambda: tls.current.http_context) if tls else None
         # asyncio keeps a quarter of a MiB for each connection of TLS.
@@ -391,19 +394,10 @@ class Daemon:
         return f"wasmkilnd {self.version} is ready\n{body}"
 
 
-def _tls_status(files: TlsFiles) -> TlsStatus:
-    """Return when the files expire, for the metrics."""
-    current = files.current
-    expiry = {"cert": current.not_after.timestamp()}
-    if current.client_ca_not_after:
-        expiry["client_ca"] = current.client_ca_not_after.timestamp()
-    return TlsStatus(expiry, files.failures)
-
-
 def _audit_tls(audit: Audit, before: TlsMaterial, now: TlsMaterial) -> None:
     """Write whether the certificate or the CAs of callers were replaced."""
     if now.chain_pem != before.chain_pem:
-        audit_change(audit, "certificate", not_after=now.not_after.isoformat())
+        audit_change(audit, "certificate", not_after=now.not_after["cert"].isoformat())
     if now.client_ca_pem != before.client_ca_pem:
         audit_change(audit, "client_cas", count=len(now.client_cas))
 

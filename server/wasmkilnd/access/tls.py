@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import re
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -60,8 +60,7 @@ class TlsMaterial:
 
     - ``chain_pem``: the certificate, and those between it and its CA.
     - ``client_cas``: the CAs that sign callers' certificates; empty where callers need none.
-    - ``not_after``: when the certificate, or one of its chain, expires.
-    - ``client_ca_not_after``: when the first of the client CAs expires.
+    - ``not_after``: when the first certificate of each file expires: ``cert``, ``client_ca``.
     - ``http_context``: that for HTTP: callers may show a certificate, and need not.
     """
 
@@ -69,8 +68,7 @@ class TlsMaterial:
     key_pem: bytes = field(repr=False)
     client_cas: Certificates
     client_ca_pem: bytes
-    not_after: datetime
-    client_ca_not_after: datetime | None
+    not_after: Mapping[str, datetime]
     http_context: ssl.SSLContext = field(repr=False)
 
 
@@ -104,7 +102,7 @@ class TlsFiles:
         for call in self._on_change:
             call(old, new)
         if (old.chain_pem, old.client_ca_pem) != (new.chain_pem, new.client_ca_pem):
-            log.info("TLS files reloaded", not_after=new.not_after.isoformat())
+            log.info("TLS files reloaded", not_after=new.not_after["cert"].isoformat())
 
 
 def server_credentials(files: TlsFiles, *, client_certificates: bool) -> Any:
@@ -151,9 +149,12 @@ def load(settings: Settings) -> TlsMaterial:
         context = _context(key_pem + chain_pem, cas_pem.decode(), settings.tls_min_version)
     except ssl.SSLError as failure:
         raise _refused(settings, "tls_cert_file", failure.reason or "TLS refuses it") from None
-    not_after = min(each.not_valid_after_utc for each in chain)
-    cas_not_after = min((each.not_valid_after_utc for each in cas), default=None)
-    return TlsMaterial(chain_pem, key_pem, cas, cas_pem, not_after, cas_not_after, context)
+    not_after = {
+        file: min(each.not_valid_after_utc for each in found)
+        for file, found in (("cert", chain), ("client_ca", cas))
+        if found
+    }
+    return TlsMaterial(chain_pem, key_pem, cas, cas_pem, not_after, context)
 
 
 def certificate_name(pem: bytes, cas: Certificates) -> tuple[str, float]:

@@ -120,7 +120,7 @@ def status_json(
             tier: {**asdict(each), "off": each.switched_off, "detail": for_callers(each.detail, "")}
             for tier, each in shared.items()
         },
-        "tls_failures": now.tls.failures,
+        "tls_failures": now.tls_failures,
         "failed_reloads": [
             what for (what,), good in metrics.counts["last_reload_successful"].items() if not good
         ],

@@ -142,8 +142,8 @@ uploads             gauge - uploads               Uploads that have not ended.
 upload_bytes        gauge - upload_bytes          Bytes that those have when they are whole.
 quarantined_modules gauge - quarantined           Modules in quarantine that are known here.
 pins                gauge - pins                  Modules that are pinned.
-tls_not_after_seconds gauge   file tls.not_after_s   When a TLS file expires, since 1970.
-tls_reload_failures   counter -    tls.failures      Changed TLS files that were of no use.
+tls_not_after_seconds gauge   file tls_not_after_s   When a TLS file expires, since 1970.
+tls_reload_failures   counter -    tls_failures      Changed TLS files that were of no use.
 log_lines_dropped     counter -    log_lines_dropped Lines that could not be written.
 last_reload_successful                gauge what - Whether it could be applied.
 last_reload_success_timestamp_seconds gauge what - When what is in force was read.
@@ -258,16 +258,6 @@ class TrafficUsage:
     pinned_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class TlsStatus:
-    """The files of TLS that are in force."""
-
-    # When each expires, by ``cert`` and ``client_ca``; empty where TLS is off.
-    not_after_s: Mapping[str, float] = field(default_factory=dict)
-    # How often changed files could not be used.
-    failures: int = 0
-
-
 class RecentCompile(NamedTuple):
     """How a compile ended, or several of one module that ended alike, one after the other."""
 
@@ -308,7 +298,10 @@ class Readings:
     host: model.RemoteStatus = _NOT_YET
     # By kind: the largest part of a limit that an identity uses, and all refusals.
     quotas: Mapping[str, tuple[float, int]] = field(default_factory=lambda: _UNUSED)
-    tls: TlsStatus = TlsStatus()
+    # When each file of TLS that is in force expires, by ``cert`` and ``client_ca``.
+    tls_not_after_s: Mapping[str, float] = field(default_factory=dict)
+    # How often changed files of TLS could not be used.
+    tls_failures: int = 0
     warm_ups: Sequence[model.EngineWarmUp] = ()
     # By engine that is installed: whether it is served.
     engine_states: Mapping[str, bool] = field(default_factory=dict)

@@ -32,7 +32,7 @@ from wasmkilnd.model import (
     TierUsage,
 )
 from wasmkilnd.rpc.messages import stats_response
-from wasmkilnd.telemetry.metrics import SAMPLES, EngineUsage, Latency, Metrics, TlsStatus
+from wasmkilnd.telemetry.metrics import SAMPLES, EngineUsage, Latency, Metrics
 
 ENGINE = "wasmtime-50.0.1"
 METHOD = "/wasmkiln.v1.ModuleService/Compile"
@@ -230,7 +230,7 @@ def served() -> Metrics:
     """Return the metrics of a daemon with one engine and one RPC, before the first call."""
     metrics = Metrics("1.2.3", ["/a.B/C"])
     metrics.add_engine("engine-1.0.0")
-    metrics.gauges.tls = lambda: TlsStatus({"cert": 1.0, "client_ca": 1.0})
+    metrics.gauges.tls_not_after_s = lambda: {"cert": 1.0, "client_ca": 1.0}
     metrics.gauges.engine_states = lambda: {"engine-1.0.0": True}
     metrics.gauges.isolation = lambda: {
         "engine-1.0.0": Isolation(
