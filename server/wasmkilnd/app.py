@@ -216,10 +216,8 @@ class Daemon:
             gauges.tls_failures = lambda: tls.failures
             tls.on_change(partial(_audit_tls, audit))
         http_tls = (lambda: tls.current.http_context) if tls else None
-        # asyncio keeps a quarter of a MiB for each connection of TLS.
-        most = connections // 4 if tls else connections
         doors = [
-            Door(address, lambda: most, http_tls, checks_host(now, address))
+            Door(address, connections, http_tls, checks_host(now, address))
             for address in now.http_listen
         ]
         artifacts = http.HttpServer(tenants.of, entry, doors)

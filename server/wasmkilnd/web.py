@@ -68,8 +68,9 @@ class Door:
 
     # Where: host:port, [v6]:port or unix:/path.
     address: str
-    # Returns how many connections may be open at once.
-    limit: Callable[[], int]
+    # How many connections may be open at once. With TLS a quarter of them: asyncio keeps a quarter
+    # of a MiB for each.
+    limit: int
     # Returns what new TCP connections are made with; None for plaintext.
     tls: Callable[[], ssl.SSLContext] | None = None
     # Whether a request has to name this machine by an IP address or as localhost.
@@ -173,7 +174,7 @@ class Door:
 
     def _make_room(self) -> None:
         self._open = {at: each for at, each in self._open.items() if each[0].fileno() >= 0}
-        if len(self._open) < self.limit():
+        if len(self._open) < (self.limit // 4 if self.tls else self.limit):
             return
         held = Counter(host for _, host, _ in self._open.values())
         # Of those that are equal, the first.

@@ -40,10 +40,8 @@ log = structlog.get_logger("wasmkilnd.telemetry")
 # Takes the path, the way in, and what reads the caller's credentials if they are needed.
 Admit: TypeAlias = Callable[[str, Entrance, Callable[[], Credentials]], Identity]
 
-# Connections that are open at once.
+# Connections that are open at once, and a quarter of them with TLS.
 LIMIT: Final = 512
-# The same with TLS: asyncio keeps a quarter of a MiB for each.
-TLS_LIMIT: Final = 128
 # Idle for longer than between two scrapes of Prometheus, so that they share a connection.
 _TIMES: Final[Any] = {"keepalive_timeout": 75.0, "shutdown_timeout": 1.0}
 # Scrapers and probes send far less.
@@ -100,7 +98,7 @@ class AdminServer:
     checks_host: bool = False
 
     def __post_init__(self) -> None:
-        self._door = door.Door(self.address, self._limit, self.tls, self.checks_host)
+        self._door = door.Door(self.address, LIMIT, self.tls, self.checks_host)
         self._shared = SharedPage()
         app = web.Application(client_max_size=1024, middlewares=[self._check])
         # aiohttp answers 405 to methods other than GET and HEAD, and 404 for other paths.
@@ -123,9 +121,6 @@ class AdminServer:
         """Accept no more, close every connection, and remove the socket's file."""
         await self._door.close()
         await self._runner.cleanup()
-
-    def _limit(self) -> int:
-        return TLS_LIMIT if self._door.tls else LIMIT
 
     @web.middleware
     async def _check(self, request: web.Request, handler: Any) -> web.StreamResponse:

@@ -322,9 +322,11 @@ async def ends(sock: socket.socket) -> bool:
 
 
 async def test_when_all_have_asked_the_one_idle_for_longest_makes_way(
-    url: str, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(admin, "LIMIT", 2)
+    running = server()
+    url = await running.start()
     request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with connect(url) as first, connect(url) as second:
         for sock in (first, second, first):
@@ -336,3 +338,4 @@ async def test_when_all_have_asked_the_one_idle_for_longest_makes_way(
             assert await ends(second)
             first.sendall(request)
             assert b"200 OK" in await asyncio.to_thread(first.recv, 65536)
+    await running.stop()
