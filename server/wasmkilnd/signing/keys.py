@@ -21,7 +21,6 @@ replaced: so rotation loses no value. Several daemons, on several machines, may 
 from __future__ import annotations
 
 import base64
-import binascii
 import contextlib
 import re
 import stat
@@ -47,7 +46,6 @@ from wasmkilnd.whole_files import locked, write_whole
 
 log = structlog.get_logger("wasmkilnd.keys")
 
-_SEED_BYTES = 32
 _HEX = re.compile(r"[0-9a-fA-F]{64}")
 
 
@@ -75,12 +73,16 @@ class PrivateKey:
         comes. Raises ValueError, which holds nothing of the text.
         """
         text = text.strip().replace("\\n", "\n")
-        if "-----BEGIN" in text:
-            key = _from_pem(text)
-        else:
-            seed = _seed(text)
-            key = Ed25519PrivateKey.from_private_bytes(seed) if len(seed) == _SEED_BYTES else None
-        if key is None:
+        key = None
+        with contextlib.suppress(ValueError, TypeError, UnsupportedAlgorithm):
+            if "-----BEGIN" in text:
+                key = serialization.load_pem_private_key(text.encode(), password=None)
+            else:
+                is_hex = _HEX.fullmatch(text)
+                seed = bytes.fromhex(text) if is_hex else base64.b64decode(text, validate=True)
+                key = Ed25519PrivateKey.from_private_bytes(seed)
+        # Not from the library's error: its message may quote what it read.
+        if not isinstance(key, Ed25519PrivateKey):
             raise ValueError(
                 "it is not an Ed25519 private key: write unencrypted PKCS #8 PEM, or base64 of its"
                 " 32 bytes"
@@ -393,21 +395,3 @@ def _as_keys_unusable(path: Path) -> Iterator[None]:
         raise KeysUnusable(str(refusal)) from None
     except OSError as error:
         raise KeysUnusable(f"{error.filename or path}: {error.strerror}") from None
-
-
-def _from_pem(text: str) -> Ed25519PrivateKey | None:
-    # Raise nothing from the library: its messages may quote what they read.
-    try:
-        key = serialization.load_pem_private_key(text.encode(), password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        return None
-    return key if isinstance(key, Ed25519PrivateKey) else None
-
-
-def _seed(text: str) -> bytes:
-    if _HEX.fullmatch(text):
-        return bytes.fromhex(text)
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        return b""
