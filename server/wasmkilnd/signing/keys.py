@@ -149,13 +149,8 @@ class KeyStore:
 
     def generate(self) -> PrivateKey:
         """Make the signing key. Raises KeysUnusable, also if there is one."""
-        with self._locked():
-            if self.signing_key():
-                raise KeysUnusable(
-                    f"cannot make a signing key: {self._signing} exists; replace it with"
-                    " `wasmkilnd keys rotate`"
-                )
-            return self._make(self._signing)
+        remedy = "replace it with `wasmkilnd keys rotate`"
+        return self._make_first(self._signing, "a signing key", remedy)
 
     def rotate(self) -> PrivateKey:
         """Replace the signing key; the old one stays trusted. Raises KeysUnusable."""
@@ -166,13 +161,8 @@ class KeyStore:
 
     def generate_next(self) -> PrivateKey:
         """Make the key to sign with later. Raises KeysUnusable, also if there is one."""
-        with self._locked():
-            if self.next_key():
-                raise KeysUnusable(
-                    f"cannot make a next key: {self._next} exists; sign with it by `wasmkilnd keys"
-                    " activate`, or delete the file"
-                )
-            return self._make(self._next)
+        remedy = "sign with it by `wasmkilnd keys activate`, or delete the file"
+        return self._make_first(self._next, "a next key", remedy)
 
     def activate(self) -> PrivateKey:
         """Sign with the next key from now on; the old one stays trusted. Raises KeysUnusable."""
@@ -198,26 +188,22 @@ class KeyStore:
         """Stop trusting a key. Raises KeysUnusable, also for a key that is not trusted here."""
         with self._locked():
             signing, later = self.signing_key(), self.next_key()
-            if signing and signing.public.id == key_id:
-                raise KeysUnusable(
-                    f"cannot distrust {key_id}: this daemon signs with it; run"
-                    " `wasmkilnd keys rotate` first"
-                )
-            if later and later.public.id == key_id:
-                raise KeysUnusable(
-                    f"cannot distrust {key_id}: it is the next key; delete {self._next} first"
-                )
             # By content and not by name: an operator may have put a file there by hand.
             held = {file: read_public(file) for file in self._trusted.glob("*.pem")}
             files = [file for file, keys in held.items() if key_id in keys]
-            if not files:
-                raise KeysUnusable(
-                    f"cannot distrust {key_id}: it is not the id of a key in {self._trusted};"
-                    " `wasmkilnd keys ls` shows the keys. Take a key that WASMKILN_TRUSTED_KEYS"
-                    " names out of that variable"
+            why = ""
+            if signing and signing.public.id == key_id:
+                why = "this daemon signs with it; run `wasmkilnd keys rotate` first"
+            elif later and later.public.id == key_id:
+                why = f"it is the next key; delete {self._next} first"
+            elif not files:
+                why = (
+                    f"it is not the id of a key in {self._trusted}; `wasmkilnd keys ls` shows the"
+                    " keys. Take a key that WASMKILN_TRUSTED_KEYS names out of that variable"
                 )
-            if crowded := [file for file in files if len(held[file]) > 1]:
+            elif crowded := [file for file in files if len(held[file]) > 1]:
                 why = f"{crowded[0]} holds other keys too; take it out by hand"
+            if why:
                 raise KeysUnusable(f"cannot distrust {key_id}: {why}")
             for file in files:
                 file.unlink()
@@ -255,6 +241,12 @@ class KeyStore:
                 return None
             except ValueError as error:
                 raise KeysUnusable(f"{path}: {error}") from None
+
+    def _make_first(self, path: Path, what: str, remedy: str) -> PrivateKey:
+        with self._locked():
+            if self._private(path):
+                raise KeysUnusable(f"cannot make {what}: {path} exists; {remedy}")
+            return self._make(path)
 
     def _make(self, path: Path) -> PrivateKey:
         key = PrivateKey.generate()
