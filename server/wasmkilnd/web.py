@@ -91,14 +91,10 @@ class Door:
     async def open(self, runner: web.BaseRunner) -> str:
         """Let ``runner`` serve all who come; return the address with its real port.
 
-        Raises OSError.
+        Raises OSError; see ``close``.
         """
         await runner.setup()
-        try:
-            await self._listen()
-        except OSError:
-            await self.close()
-            raise
+        await self._listen()
         for sock in self._sockets:
             sock.setblocking(False)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BYTES)
