@@ -214,7 +214,7 @@ class Daemon:
                 file: ends.timestamp() for file, ends in tls.current.not_after.items()
             }
             gauges.tls_failures = lambda: tls.failures
-            tls.on_change(partial(_audit_tls, audit))
+            tls.on_change = partial(_audit_tls, audit)
         http_tls = (lambda: tls.current.http_context) if tls else None
         doors = [
             Door(address, connections, http_tls, checks_host(now, address))

@@ -79,11 +79,8 @@ class TlsFiles:
         """Read and check the files. Raises TlsUnusable."""
         self.current: TlsMaterial = load(settings)  # What new connections are made with.
         self.failures = 0  # How often changed files could not be used.
-        self._on_change: list[Callable[[TlsMaterial, TlsMaterial], None]] = []
-
-    def on_change(self, call: Callable[[TlsMaterial, TlsMaterial], None]) -> None:
-        """Have ``call`` called with the old and the new, right after ``current`` was replaced."""
-        self._on_change.append(call)
+        # Called with the old and the new, right after ``current`` was replaced.
+        self.on_change: Callable[[TlsMaterial, TlsMaterial], object] = lambda _old, _new: None
 
     def prepare(self, settings: Settings) -> Callable[[], None]:
         """Read the files again; return what puts them in force, to be called in the event loop.
@@ -99,8 +96,7 @@ class TlsFiles:
 
     def _apply(self, new: TlsMaterial) -> None:
         old, self.current = self.current, new
-        for call in self._on_change:
-            call(old, new)
+        self.on_change(old, new)
         if (old.chain_pem, old.client_ca_pem) != (new.chain_pem, new.client_ca_pem):
             log.info("TLS files reloaded", not_after=new.not_after["cert"].isoformat())
 

@@ -128,7 +128,7 @@ def test_tls_1_2_is_spoken_only_if_asked(site: Site) -> None:
 
 def test_a_reload_takes_files_whole_or_not_at_all(site: Site) -> None:
     files, changed = TlsFiles(site.options), []
-    files.on_change(lambda _old, _new: changed.append(files.current.chain_pem))
+    files.on_change = lambda _old, _new: changed.append(files.current.chain_pem)
     before = files.current
     new = site.authority.server()
     apply = files.prepare(site.options)
