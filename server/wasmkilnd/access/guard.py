@@ -19,18 +19,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from wasmkilnd import errors, model
-from wasmkilnd.access.jwt import CannotFetch, Issuer, fetch_keys, read_issuer, refused
+from wasmkilnd.access.jwt import Issuer, fetch_keys, read_issuer, refused
 from wasmkilnd.access.policy import ANONYMOUS, NamespaceLimits, Policy, default_policy, read_policy
 from wasmkilnd.access.tls import Certificates, certificate_name
 from wasmkilnd.access.tokens import PREFIX, Tokens, read_tokens
 from wasmkilnd.access.unusable import AccessUnusable, defect_in
 from wasmkilnd.model import Identity, Role, Transport
 from wasmkilnd.settings import EMBEDDED, NONE, Settings
-
-log = structlog.get_logger("wasmkilnd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,12 +281,9 @@ class AccessGuard:
         if issuer is None or not issuer.url:
             return
         self._fetched_s = time.monotonic()
-        try:
-            fetched = replace(issuer, keys=await fetch_keys(issuer.url))
-            if self.access.issuer is issuer:
-                self.replace(replace(self.access, issuer=fetched))
-        except CannotFetch as failure:
-            log.error("cannot fetch jwt keys: the old ones stay", cause=str(failure))
+        keys = await fetch_keys(issuer.url)
+        if keys and self.access.issuer is issuer:
+            self.replace(replace(self.access, issuer=replace(issuer, keys=keys)))
 
     def _once(
         self, kind: str, sent: bytes, check: Callable[[bytes], tuple[Identity, float]]

@@ -12,12 +12,15 @@ from typing import TypeAlias
 
 import aiohttp
 import jwt
+import structlog
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from wasmkilnd import errors
 from wasmkilnd.access.policy import Claims, Jwt
 from wasmkilnd.access.unusable import AccessUnusable, defect_in, read
 from wasmkilnd.errors import WasmkilnError
+
+log = structlog.get_logger("wasmkilnd")
 
 # How far the clocks of issuer and daemon may differ.
 LEEWAY_S = 30
@@ -36,10 +39,6 @@ _OF_ISSUER = (
 
 # By id.
 Keys: TypeAlias = Mapping[str, jwt.PyJWK]
-
-
-class CannotFetch(Exception):  # noqa: N818 - says what happened
-    """The keys cannot be fetched now; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +143,10 @@ def _is_safe(key: jwt.PyJWK) -> bool:
 
 
 async def fetch_keys(url: str) -> Keys:
-    """Return the keys that a URL has now. Raises CannotFetch after 10 seconds at the latest."""
+    """Return the keys that a URL has now, after 10 seconds at the latest.
+
+    If it has none, or cannot be read, log why and return none.
+    """
     try:
         async with (
             aiohttp.ClientSession(timeout=_TIMEOUT) as session,
@@ -163,7 +165,9 @@ async def fetch_keys(url: str) -> Keys:
         why = str(failure) or "it took more than 10 seconds"
     except Exception as defect:  # the next fetch must not depend on it
         why = defect_in(defect)
-    raise CannotFetch(f"cannot fetch jwt keys {url.partition('?')[0]}: {why}")
+    why = f"cannot fetch jwt keys {url.partition('?')[0]}: {why}"
+    log.error("cannot fetch jwt keys: the old ones stay", cause=why)
+    return {}
 
 
 def refused(cause: str, why: str) -> WasmkilnError:
