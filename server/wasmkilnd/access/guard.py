@@ -209,7 +209,7 @@ class AccessGuard:
         self.access = access
         # By the SHA-256 of what was sent: a token never stays in memory, and equal ones are found
         # in a time that tells nothing.
-        self._known: dict[tuple[str, bytes], tuple[Identity, float]] = {}
+        self._known: dict[tuple[object, bytes], tuple[Identity, float]] = {}
         by_rule = access.policy.names(ANONYMOUS)
         self._anonymous = access.policy.identity(ANONYMOUS) if by_rule else None
 
@@ -246,17 +246,15 @@ class AccessGuard:
         if credentials.certificate:
             # Also beside a token: a connection whose certificate does not count any more carries
             # no calls.
-            of_certificate = self._once(
-                "certificate", credentials.certificate, self._of_certificate
-            )
+            of_certificate = self._once(self._of_certificate, credentials.certificate)
         elif entrance.transport is Transport.MTLS:
             raise errors.credentials_missing()
         if sent := credentials.authorization:
-            return self._once("token", sent.encode("utf-8", "replace"), self._of_authorization)
+            return self._once(self._of_authorization, sent.encode("utf-8", "replace"))
         if of_certificate:
             return of_certificate
         if entrance.transport is Transport.UNIX:
-            return self._once("unix", entrance.address.encode(), self._of_socket)
+            return self._once(self._of_socket, entrance.address.encode())
         if self._anonymous:
             return self._anonymous
         raise errors.credentials_missing(certificates=bool(self._client_cas()))
@@ -285,14 +283,12 @@ class AccessGuard:
         if keys and self.access.issuer is issuer:
             self.replace(replace(self.access, issuer=replace(issuer, keys=keys)))
 
-    def _once(
-        self, kind: str, sent: bytes, check: Callable[[bytes], tuple[Identity, float]]
-    ) -> Identity:
+    def _once(self, check: Callable[[bytes], tuple[Identity, float]], sent: bytes) -> Identity:
         """Return whom ``check`` finds, and remember that until it expires."""
         if (cas := self._client_cas()) is not self._cas:
             self._cas = cas
             self._known.clear()
-        key = kind, hashlib.sha256(sent).digest()
+        key = check, hashlib.sha256(sent).digest()
         known = self._known.get(key)
         if known is None or time.time() >= known[1]:
             known = check(sent)
