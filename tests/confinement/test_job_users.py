@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 from wasmkilnd.engines import process, users
+from wasmkilnd.engines.child.sandbox import NOBODY
 from wasmkilnd.engines.process import Worker
-from wasmkilnd.engines.users import NOBODY, pick_user
+from wasmkilnd.engines.users import pick_user
 from wasmkilnd.model import LayerState
 
 from tests.confinement import workers
@@ -38,25 +39,30 @@ def service_of(user: int) -> Iterator[int]:
         eventually(lambda: state_of(pid) in ("", "Z", "X"), "it does not end")
 
 
-async def test_a_user_that_somebody_else_has_is_told(
-    confined_engine: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_user_that_somebody_else_has_is_taken(confined_engine: Path) -> None:
     async with workers.running(confined_engine) as one, workers.running(confined_engine) as other:
         assert user_of(one.pid) != user_of(other.pid)
-        assert str(one.pid) in users._owner_of(user_of(one.pid))
+        assert users._is_taken(user_of(one.pid))
         assert privileges_of(one) == (
             LayerState.ENFORCED,
             f"user {user_of(one.pid)}, no capabilities, no core dumps",
         )
-    assert users._owner_of(NOBODY) == "the user nobody"
+    assert users._is_taken(NOBODY)
     user = unused_user()
-    monkeypatch.setattr(process, "pick_user", lambda: (user, users._owner_of(user)))
-    with service_of(user) as pid:
-        async with workers.running(confined_engine) as worker:
-            state, detail = privileges_of(worker)
-            assert state is LayerState.PARTIAL
-            assert detail.startswith(f"user {user} is also that of process {pid} (")
-            assert worker.isolation.holds
+    assert not users._is_taken(user)
+    with service_of(user):
+        assert users._is_taken(user)
+
+
+async def test_a_worker_that_shares_its_user_says_so(
+    confined_engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "pick_user", lambda: NOBODY)
+    async with workers.running(confined_engine) as worker:
+        state, detail = privileges_of(worker)
+        assert state is LayerState.PARTIAL
+        assert detail.startswith(f"user {NOBODY} is also that of other processes")
+        assert worker.isolation.holds
 
 
 async def test_a_user_that_only_a_zombie_has_is_free() -> None:
@@ -81,7 +87,7 @@ async def test_a_user_that_only_a_zombie_has_is_free() -> None:
     pids = dict(launched.stdout.readline().split() for _ in range(2))
     try:
         assert state_of(int(pids["zombie"])) == "Z"
-        assert users._owner_of(user) == ""
+        assert not users._is_taken(user)
     finally:
         os.kill(int(pids["parent"]), signal.SIGKILL)
         launched.wait()
@@ -91,24 +97,21 @@ async def test_a_user_that_only_a_zombie_has_is_free() -> None:
 def test_workers_that_start_at_once_get_different_users(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there are few users, too: none of these has its user yet."""
     few = range(60_578, 60_600)
-    monkeypatch.setattr(process, "_RANGES", (few,))
-    assert {pick_user()[0] for _ in few} == {*few}
+    monkeypatch.setattr(users, "_RANGES", (few,))
+    assert {pick_user() for _ in few} == {*few}
 
 
 @pytest.mark.parametrize(
-    ("mapped", "range_", "shared"),
+    ("mapped", "range_"),
     [
-        (("--map-users", "0,0,65536", "--map-groups", "0,0,65536"), range(60_578, 61_184), False),
-        (("--map-root-user",), range(NOBODY, NOBODY + 1), True),
+        (("--map-users", "0,0,65536", "--map-groups", "0,0,65536"), range(60_578, 61_184)),
+        (("--map-root-user",), range(NOBODY, NOBODY + 1)),
     ],
     ids=["65,536 users", "one user"],
 )
-def test_in_a_container(mapped: tuple[str, ...], range_: range, *, shared: bool) -> None:
-    """If not every user exists, the daemon takes another range; if there is none, it says so."""
-    program = (
-        "from wasmkilnd.engines.process import pick_user;"
-        " uid, shared_with = pick_user(); print(uid, bool(shared_with))"
-    )
+def test_in_a_container(mapped: tuple[str, ...], range_: range) -> None:
+    """If not every user exists, the daemon takes another range; if there is none, nobody."""
+    program = "from wasmkilnd.engines.users import pick_user; print(pick_user())"
     done = subprocess.run(
         ["unshare", "--user", *mapped, sys.executable, "-c", program],
         capture_output=True,
@@ -117,9 +120,7 @@ def test_in_a_container(mapped: tuple[str, ...], range_: range, *, shared: bool)
     )
     if done.returncode and "unshare" in done.stderr:
         pytest.skip(f"no such container can be made here: {done.stderr}")
-    uid, is_shared = done.stdout.split()
-    assert int(uid) in range_
-    assert is_shared == str(shared)
+    assert int(done.stdout) in range_
 
 
 def privileges_of(worker: Worker) -> tuple[LayerState, str]:

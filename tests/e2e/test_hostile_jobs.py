@@ -156,7 +156,7 @@ def test_the_next_job_finds_no_state_of_the_last(site: Site, engine: str) -> Non
     assert environ.keys() <= {
         *("WASMKILN_DAEMON_PID", "LC_ALL", "RUST_BACKTRACE", "PYTHONDONTWRITEBYTECODE"),
         "MALLOC_ARENA_MAX",
-        *("RAYON_NUM_THREADS", "WASMKILN_JOB_UID", "WASMKILN_JOB_UID_SHARED_WITH"),
+        *("RAYON_NUM_THREADS", "WASMKILN_JOB_UID"),
     }
 
 

@@ -219,7 +219,7 @@ async def start_worker(interpreter: Path, engine: str, threads: int) -> Worker:
     Its engine compiles with at most ``threads`` threads, if it uses threads. If the daemon is
     root, the worker becomes a user of its own.
     """
-    uid, shared_with = await asyncio.to_thread(pick_user)
+    uid = await asyncio.to_thread(pick_user)
     try:
         # To start a program from a disk that hangs would hang the event loop.
         await asyncio.wait_for(on_disk(_read_first, interpreter), _START_TIMEOUT_S)
@@ -241,7 +241,6 @@ async def start_worker(interpreter: Path, engine: str, threads: int) -> Worker:
             env={
                 "WASMKILN_DAEMON_PID": str(os.getpid()),
                 "WASMKILN_JOB_UID": str(uid),
-                "WASMKILN_JOB_UID_SHARED_WITH": shared_with,
                 "LC_ALL": "C.UTF-8",
                 # To count CPUs, wasmtime looks at files that a confined job does not have.
                 "RAYON_NUM_THREADS": str(threads),

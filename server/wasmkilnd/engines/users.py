@@ -16,7 +16,8 @@ import re
 import secrets
 from pathlib import Path
 
-NOBODY = 65534  # the user that owns nothing, by the kernel's own convention; services share it
+from wasmkilnd.engines.child.sandbox import NOBODY
+
 # Ranges that no convention assigns, by systemd's table (UIDS-GIDS.md), shadow's (/etc/subuid) and
 # SSSD's defaults. The first is so large that two daemons that cannot see each other hardly choose
 # the same user. The second is for containers that have 65,536 users.
@@ -26,43 +27,37 @@ _USER_ATTEMPTS = 100
 _next_user = itertools.count(secrets.randbelow(2**31))
 
 
-def pick_user() -> tuple[int, str]:
-    """Return the user for a worker that starts now, and what else has it, in words. May block.
+def pick_user() -> int:
+    """Return the user for a worker that starts now. May block.
 
-    Each has its own, if there is a free one. The words are empty if nothing else has it.
+    Each has its own, or NOBODY where none is free.
     """
     if os.geteuid() != 0:
-        return NOBODY, ""  # A worker keeps the daemon's user.
+        return NOBODY  # A worker keeps the daemon's user.
     for candidates in _RANGES:
         if all(_all_exist(candidates, file) for file in ("uid_map", "gid_map")):
             for number in itertools.islice(_next_user, _USER_ATTEMPTS):
-                if not _owner_of(uid := candidates[number % len(candidates)]):
-                    return uid, ""
-    return NOBODY, "other processes of nobody: there is no free user in this container"
+                if not _is_taken(uid := candidates[number % len(candidates)]):
+                    return uid
+    return NOBODY
 
 
-def _owner_of(uid: int) -> str:
-    """Return what has a user or the group of its number, in words; empty for a free one."""
-    with contextlib.suppress(KeyError):
-        return f"the user {pwd.getpwuid(uid).pw_name}"
-    with contextlib.suppress(KeyError):
-        return f"the group {grp.getgrgid(uid).gr_name}"
-    return _process_of(uid)
-
-
-def _process_of(uid: int) -> str:
-    """Return a process that has a user or group, in words; empty if there is none.
+def _is_taken(uid: int) -> bool:
+    """Return whether a user or the group of its number has a name, or a process.
 
     Zombies count as having no user: they run no code, and stay where init reaps no processes.
     """
+    for named in (pwd.getpwuid, grp.getgrgid):
+        with contextlib.suppress(KeyError):
+            return bool(named(uid))
     for file in Path("/proc").glob("[0-9]*/status"):
         with contextlib.suppress(OSError):  # The process has ended.
             fields = re.findall(r"^(\w+):\t(.*)$", file.read_text(errors="replace"), re.MULTILINE)
             status = dict(fields)
             ids = f"{status['Uid']} {status['Gid']} {status['Groups']}".split()
             if str(uid) in ids and status["State"][0] not in "ZX":
-                return f"process {file.parent.name} ({status['Name']})"
-    return ""
+                return True
+    return False
 
 
 def _all_exist(ids: range, file: str) -> bool:

@@ -46,8 +46,7 @@ def main(engine_name: str, control_fd: int) -> None:
     if (threads := len(os.listdir("/proc/self/task"))) != 1:
         raise SystemExit(f"it has {threads} threads: forking is unsafe")
     cpu.host_features()  # Read and remember them now: a confined worker cannot open files.
-    user, shared_with = (os.environ[f"WASMKILN_JOB_UID{of}"] for of in ("", "_SHARED_WITH"))
-    confined = Sandbox(int(user), shared_with)
+    confined = Sandbox(int(os.environ["WASMKILN_JOB_UID"]))
     sandbox.die_with_parent(daemon)
     attempts = confined.try_to_break_out()
     _send(control, frames.Type.READY, layers=confined.layers, attempts=attempts)

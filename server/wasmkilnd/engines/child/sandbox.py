@@ -21,7 +21,7 @@ Before its first job, a worker has test jobs try to break out. What succeeds is 
 decides whether all that is enough (``engines.process``).
 
 No path is allowed and so none is configured: what an engine needs of its environment it has read
-before. The daemon imports this module for the limits only.
+before. The daemon imports this module for the limits and NOBODY only.
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ _FILE_RIGHTS = (13, 14, 15, 15, 16)
 _CAPABILITY_HEAD = struct.pack("=Ii", 0x20080522, 0)
 _PTRACE_SEIZE, _IPC_CREAT = 0x4206, 0o1000
 
+# The user that owns nothing, by the kernel's own convention; services share it.
+NOBODY = 65534
 _NULL = 0  # the worker's standard input, which is /dev/null
 _ATTEMPT_SECONDS = 10
 _PIPE_BYTES = 64 * 1024
@@ -82,10 +84,10 @@ class Sandbox:
     _still_root = ""  # why this is still the user root
     _sealed = False
 
-    def __init__(self, user: int, shared_with: str) -> None:
+    def __init__(self, user: int) -> None:
         """Put up every layer that the kernel has. For a process with one thread.
 
-        Root becomes ``user``. ``shared_with`` tells what else has that user, if that is known.
+        Root becomes ``user``.
         """
         with open("/proc/self/statm", encoding="ascii") as statm:
             # What a job has mapped when it starts.
@@ -99,7 +101,7 @@ class Sandbox:
             _layer("namespaces", partial(self._namespaces, user)),
             _layer("root", self._root),
             _layer("landlock", self._landlock),
-            _layer("privileges", partial(self._privileges, shared_with)),
+            _layer("privileges", partial(self._privileges, is_root and user == NOBODY)),
             _layer("limits", self._limits),
             _layer("seccomp", self._seccomp),
         ]
@@ -147,12 +149,13 @@ class Sandbox:
         gap = " and ".join(what for since, what in gaps.items() if abi < since)
         return f"ABI {abi}", f"ABI {abi} does not cover {gap}" if gap else ""
 
-    def _privileges(self, shared_with: str) -> tuple[str, str]:
+    def _privileges(self, is_shared: bool) -> tuple[str, str]:
         _drop_capabilities()
         # RLIMIT_CORE has no effect where /proc/sys/kernel/core_pattern names a program. Nor may
         # processes of the same user read the memory of one that leaves no dumps.
         _prctl(_PR_SET_DUMPABLE, 0)
-        lacking = f"{self._user} is also that of {shared_with}" if shared_with else ""
+        is_nobody = f"{self._user} is also that of other processes: no user is free here"
+        lacking = is_nobody if is_shared else ""
         if self._still_root:
             lacking = f"kept: the user root ({self._still_root})"
         return f"{self._user}, no capabilities, no core dumps", lacking
