@@ -40,5 +40,6 @@ if __name__ == "__main__":
     defaults = {f"{name}=={kind.default_version}" for name, kind in KINDS.items()}
     for name, version in map(parse_spec, sorted(defaults | {*pinned_versions()})):
         kind = KINDS[name]
-        wanted = "".join(f"{each}=={version}\n" for each in (*kind.packages, *kind.optional))
+        # For every machine, not for those alone that use a package.
+        wanted = "".join(f"{each.partition(' ;')[0]}\n" for each in kind.at(version))
         lock(PINS / f"{name}-{version}.txt", f"3.{kind.minors[0]}", "-", *WHEELS, wanted=wanted)

@@ -16,7 +16,8 @@ from tests.e2e.wheel_index import serve_wheels, wheel
 TESTED = "50.0.1"
 # Of one of the files of that version on the package index.
 PINNED = "13fe813b922712a9e10fe0f48b2c56da06432eea4b24269bb7cd3a6b2720560b"
-PACKAGES = {"wasmtime": ("wasmtime",), "wasmer": ("wasmer", "wasmer-compiler-cranelift")}
+COMPILERS = ("wasmer-compiler-cranelift", "wasmer-compiler-singlepass")
+PACKAGES = {"wasmtime": ("wasmtime",), "wasmer": ("wasmer", *COMPILERS)}
 RUN_ME = "raise SystemExit('the code of a wheel ran')"
 
 

@@ -86,7 +86,7 @@ class EngineInstallError(Exception):
 class EngineKind:
     """The packages of an engine and the interpreters that they run in."""
 
-    # Installed at the same version; the version of the first is the engine's.
+    # What uv is asked for, at the engine's version. The package of the engine's name comes first.
     packages: tuple[str, ...]
     # The versions of CPython, in words.
     needs: str
@@ -94,8 +94,10 @@ class EngineKind:
     minors: range
     # The version to install when none is named: the one that this release was tested with.
     default_version: str
-    # Installed at the same version too, where there are wheels; without them the engine works.
-    optional: tuple[str, ...] = ()
+
+    def at(self, version: str) -> Sequence[str]:
+        """Return the requirements of one version."""
+        return [each.format(version) for each in self.packages]
 
 
 # In the order in which engines are listed; the first that is served is the default.
@@ -103,13 +105,16 @@ class EngineKind:
 # to 3.10 only; the workers' own code needs 3.9.
 KINDS = {
     "wasmer": EngineKind(
-        ("wasmer", "wasmer-compiler-cranelift"),
+        (
+            "wasmer=={}",
+            "wasmer-compiler-cranelift=={}",
+            "wasmer-compiler-singlepass=={} ; platform_machine == 'x86_64'",
+        ),
         "CPython 3.9 to 3.10",
         range(9, 11),
         "1.1.0",
-        ("wasmer-compiler-singlepass",),  # for x86-64 only
     ),
-    "wasmtime": EngineKind(("wasmtime",), "CPython 3.9 or newer", range(9, 100), "50.0.1"),
+    "wasmtime": EngineKind(("wasmtime=={}",), "CPython 3.9 or newer", range(9, 100), "50.0.1"),
 }
 
 
@@ -208,8 +213,8 @@ class EngineStore:
                 if sha256:
                     hashes = "".join(f" --hash=sha256:{digest}" for digest in sha256)
                     pins = Path(folder, "pins.txt")
-                    wanted = [*KINDS[name].packages, *KINDS[name].optional]
-                    pins.write_text("".join(f"{each}=={version}{hashes}\n" for each in wanted))
+                    wanted = KINDS[name].at(version)
+                    pins.write_text("".join(f"{each}{hashes}\n" for each in wanted))
                 elif not pins.exists():
                     report(
                         f"warning: {name}=={version} is not pinned: whatever the package index"
@@ -223,11 +228,9 @@ class EngineStore:
     ) -> InstalledEngine:
         # Not by uv, which runs an interpreter with the packages beside its library.
         _run([str(found.path), "-I", "-S", "-m", "venv", "--without-pip", str(folder)])
-        python, kind, marker = folder / "bin" / "python", KINDS[name], folder / _MARKER
-        _install_wheels(python, [f"{each}=={version}" for each in kind.packages], pins, report)
-        for each in kind.optional:
-            _install_wheels(python, [f"{each}=={version}"], pins, report, optional=True)
-        version = _run([str(python), "-I", "-c", _VERSION_PROBE, kind.packages[0]]).strip()
+        python, marker = folder / "bin" / "python", folder / _MARKER
+        _install_wheels(python, KINDS[name].at(version), pins, report)
+        version = _run([str(python), "-I", "-c", _VERSION_PROBE, name]).strip()
         engine = InstalledEngine(name, version, found.name, self._root / f"{name}-{version}")
         marker.write_text(json.dumps({"name": name, "version": version, "python": found.name}))
         # Whatever the umask is, nobody else may write to it; uv lets everybody write to its lock.
@@ -402,15 +405,12 @@ def _check_interpreter(executable: Path, prefixes: Sequence[Path] = ()) -> None:
                 check_path(loaded)
 
 
-def _install_wheels(
-    python: Path, packages: Sequence[str], pins: Path, report: Report, *, optional: bool = False
-) -> None:
-    """Install ``package==version``s into the environment of ``python``, if they are there.
+def _install_wheels(python: Path, packages: Sequence[str], pins: Path, report: Report) -> None:
+    """Install ``package==version``s into the environment of ``python``.
 
     Where the file ``pins`` exists, it lists the SHA-256 of the files that are good.
     """
-    names = ", ".join(packages)
-    report(f"installing {names}")
+    report(f"installing {packages[0]}")
     hashes = ["--require-hashes", "--constraints", str(pins)] if pins.exists() else []
     words = ["pip", "install", "--python", str(python), "--only-binary", ":all:"]
     try:
@@ -419,12 +419,10 @@ def _install_wheels(
         if "Hash mismatch" in str(failure):
             whose = "this release" if pins.parent == PINS else "--sha256"
             raise EngineInstallError(
-                f"cannot install {names}: the package index served a file with another SHA-256"
+                f"cannot install {packages[0]}: the package index served a file with another SHA-256"
                 f" than those that {whose} allows; find out who changed it"
             ) from None
-        if not optional:
-            raise
-        report(f"going on without: {failure}")
+        raise
 
 
 def _uv(words: Sequence[str], environ: dict[str, str]) -> None:

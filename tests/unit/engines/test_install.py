@@ -124,22 +124,24 @@ def use_uv(monkeypatch: pytest.MonkeyPatch, uv: FakeUv) -> None:
     monkeypatch.setattr(install, "find_python", lambda *_: OLD_PYTHON)
 
 
-@pytest.mark.parametrize("missing", [(), ("wasmer-compiler-singlepass",)])
-def test_an_engine_is_installed_without_what_is_optional(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: tuple[str, ...]
+def test_an_engine_is_installed_with_all_its_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uv, steps = FakeUv(*missing), list[str]()
+    uv = FakeUv()
     use_uv(monkeypatch, uv)
     link = tmp_path / "engines" / "wasmer-1.1.0"
     link.parent.mkdir()
     link.symlink_to(tmp_path / "gone")  # What is damaged is replaced.
     before = os.umask(0)
     try:
-        engine = EngineStore(tmp_path).install("wasmer", report=steps.append)
+        engine = EngineStore(tmp_path).install("wasmer")
     finally:
         os.umask(before)
-    assert ("wasmer-compiler-singlepass==1.1.0" in uv.installed) is not bool(missing)
-    assert any("going on without" in step for step in steps) is bool(missing)
+    assert uv.installed == [
+        "wasmer==1.1.0",
+        "wasmer-compiler-cranelift==1.1.0",
+        "wasmer-compiler-singlepass==1.1.0 ; platform_machine == 'x86_64'",
+    ]
     # Whatever the umask is, nobody else may write to what an engine is known by.
     assert (engine.path / "engine.json").stat().st_mode & 0o777 == 0o644
     assert EngineStore(tmp_path).installed() == [engine]
