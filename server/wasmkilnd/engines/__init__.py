@@ -24,10 +24,10 @@ Where limits are enforced: the wall clock by the daemon (``process`` kills the j
 group); CPU time and memory by the kernel (``child.sandbox`` sets them in each job); the queue by
 ``pool``; the size of an artifact by the job itself, and by ``child.frames`` for a job that lies.
 
-To add an engine: ``child/<name>_engine.py`` with a class for the protocol
-``child.engine.Engine``; its line in the table there; its packages and its range of Python
-versions in ``KINDS`` in ``install.py``, whose order decides which engine is the default. Beside
-``model.FAST_SETTINGS`` and ``advisories``, no other code chooses by an engine's name: the daemon
-asks each engine what it can do (``child/describe.py``). The messages with which an engine says that
-a proposal or memory is missing belong in ``verdict.py``. CONTRIBUTING.md has the whole list.
+To add an engine: ``child/<name>_engine.py`` with the functions of the protocol
+``child.engine.Engine``; its packages and its range of Python versions in ``KINDS`` in
+``install.py``, whose order decides which engine is the default. Beside ``model.FAST_SETTINGS`` and
+``advisories``, no other code chooses by an engine's name: the daemon asks each engine what it can
+do (``child/describe.py``). The messages with which an engine says that a proposal or memory is
+missing belong in ``verdict.py``. CONTRIBUTING.md has the whole list.
 """

@@ -419,8 +419,8 @@ def _install_wheels(python: Path, packages: Sequence[str], pins: Path, report: R
         if "Hash mismatch" in str(failure):
             whose = "this release" if pins.parent == PINS else "--sha256"
             raise EngineInstallError(
-                f"cannot install {packages[0]}: the package index served a file with another SHA-256"
-                f" than those that {whose} allows; find out who changed it"
+                f"cannot install {packages[0]}: the package index served a file with another"
+                f" SHA-256 than those that {whose} allows; find out who changed it"
             ) from None
         raise
 

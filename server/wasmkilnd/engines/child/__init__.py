@@ -11,8 +11,8 @@ starts ``job.main``.
 - ``sandbox``: what confines a worker and its jobs, with their limits; ``seccomp`` has the system
   calls that they may make.
 - ``frames``: the format of both sockets, with the most that a frame may hold.
-- ``engine``: the protocol that each engine implements, and their table; ``wasmer_engine`` and
-  ``wasmtime_engine`` implement it.
+- ``engine``: the protocol that each engine implements; ``wasmer_engine`` and ``wasmtime_engine``
+  are the engines.
 - ``describe``: asks an engine what it can do, by trying: each target, CPU level, setting and
   proposal in a process of its own, since engines abort for what they lack; and whether it works.
   ``cpu`` has the levels of CPU features.

@@ -172,9 +172,7 @@ class _Trials:
         return found
 
     def _compile(self, wasm: bytes, kind: str, configured: Any) -> bytes:
-        return bytes(
-            self._engine.serialize(self._engine.compile(configured, bytearray(wasm), kind))
-        )
+        return bytes(self._engine.compile_module(configured, bytearray(wasm), kind).serialize())
 
     def _run(self, where: _Where, kind: str) -> tuple[bytes, str]:
         """Return what code that adds 2 and 3 returns, and why there is none."""

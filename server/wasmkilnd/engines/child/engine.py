@@ -1,13 +1,10 @@
-"""What each engine implements for its jobs, and the table of engines by name."""
+"""What each engine implements for its jobs."""
 
 from __future__ import annotations
 
 import importlib
 import re
 from typing import Any, Protocol
-
-# Each class is in a module of its own, since importing it imports the engine's package.
-_CLASSES = {"wasmer": "WasmerEngine", "wasmtime": "WasmtimeEngine"}
 
 
 class Refused(Exception):  # noqa: N818 - a verdict
@@ -39,7 +36,7 @@ Extern = tuple[str, str, str, str]
 
 
 class Engine(Protocol):
-    """One engine, imported. Single-threaded until something is compiled."""
+    """A module of this package that imports an engine. One thread until something is compiled."""
 
     # Return what the engine reports about itself, as JSON-ready data: name, version, core_version,
     # compiler, host_triple, host_cpu_features, kinds; candidate_targets, the triples to try, the
@@ -53,12 +50,10 @@ class Engine(Protocol):
     # Raise ModuleRefused unless ``wasm`` is valid; FeatureLacking where that takes a compile.
     def validate(self, configured: Any, wasm: bytearray, kind: str) -> None: ...
 
-    # Return the engine's own module. Raises ModuleRefused or FeatureLacking. A core module is
-    # validated as a whole first: an invalid one costs no compile.
-    def compile(self, configured: Any, wasm: bytearray, kind: str) -> Any: ...
-
-    # Return the artifact.
-    def serialize(self, module: Any) -> bytes | bytearray: ...
+    # Return the engine's own module, whose method ``serialize`` returns the artifact. Raises
+    # ModuleRefused or FeatureLacking. A core module is validated as a whole first: an invalid one
+    # costs no compile.
+    def compile_module(self, configured: Any, wasm: bytearray, kind: str) -> Any: ...
 
     # List imports and exports in the module's order. May abort: call it last.
     def externs(self, configured: Any, module: Any) -> tuple[list[Extern], list[Extern]]: ...
@@ -70,10 +65,9 @@ class Engine(Protocol):
 
 
 def load(name: str) -> Engine:
-    """Import the engine called ``name``. Raises ImportError or KeyError."""
-    module = importlib.import_module(f".{name}_engine", __package__)
-    engine: Engine = getattr(module, _CLASSES[name])()
-    return engine
+    """Import the engine called ``name``. Raises ImportError."""
+    engine: Any = importlib.import_module(f".{name}_engine", __package__)
+    return engine  # type: ignore[no-any-return]
 
 
 # The last match counts: a message quotes names of the module before it tells the offset.

@@ -133,9 +133,9 @@ def _carry_out(
     if order["op"] == "validate":
         engine.validate(configured, wasm, kind)
         return {"outcome": "ok", "seconds": time.perf_counter() - started}
-    module = engine.compile(configured, wasm, kind)
+    module = engine.compile_module(configured, wasm, kind)
     frames.send(sock, frames.Type.COMPILED)
-    artifact = engine.serialize(module)
+    artifact = module.serialize()
     seconds = time.perf_counter() - started
     if len(artifact) > int(order["artifact_limit_bytes"]):
         return {"outcome": "too_large", "size_bytes": len(artifact)}

@@ -1,7 +1,8 @@
 """wasmer by its Python package of version 1.x: core modules only.
 
 It compiles with cranelift, or with singlepass, its fast compiler, where that package is installed
-too. singlepass compiles for CPUs with AVX only, and no SIMD.
+too. singlepass compiles for CPUs with AVX only, and no SIMD. The engine is Universal: any process
+with the same wasmer can map and run its code.
 """
 
 from __future__ import annotations
@@ -55,88 +56,82 @@ _EXTERN_KINDS = {
 }
 
 
-class WasmerEngine:
-    """The Universal engine: code that any process with the same wasmer can map and run."""
+def describe() -> dict[str, Any]:
+    """Return a description."""
+    host = str(wasmer_targets.Triple.host())
+    return {
+        "name": "wasmer",
+        "version": wasmer.__version__,
+        "core_version": wasmer.__core_version__,
+        "compiler": "cranelift",
+        "host_triple": host,
+        "host_cpu_features": sorted(
+            _FEATURE_NAMES[name] for name in _FEATURE_NAMES.keys() & host_features()
+        ),
+        "candidate_targets": [host, *(target for target in _TARGETS if target != host)],
+        "candidate_settings": {
+            "engine": (_LAYOUT, ["universal"]),
+            **({_COMPILER: (_SPEED, list(_COMPILERS))} if Singlepass else {}),
+        },
+        "kinds": ["core"],
+        "compiler_setting": _COMPILER,
+    }
 
-    name = "wasmer"
 
-    def describe(self) -> dict[str, Any]:
-        """Return a description."""
-        host = str(wasmer_targets.Triple.host())
-        return {
-            "name": self.name,
-            "version": wasmer.__version__,
-            "core_version": wasmer.__core_version__,
-            "compiler": "cranelift",
-            "host_triple": host,
-            "host_cpu_features": sorted(
-                _FEATURE_NAMES[name] for name in _FEATURE_NAMES.keys() & host_features()
-            ),
-            "candidate_targets": [host, *(target for target in _TARGETS if target != host)],
-            "candidate_settings": {
-                "engine": (_LAYOUT, ["universal"]),
-                **({_COMPILER: (_SPEED, list(_COMPILERS))} if Singlepass else {}),
-            },
-            "kinds": ["core"],
-            "compiler_setting": _COMPILER,
-        }
+def configure(target: str, cpu: str, settings: dict[str, str]) -> wasmer.Store:
+    """Return a store for the target. Raises SettingsRefused."""
+    compiler = _COMPILERS.get(settings.get(_COMPILER, "cranelift"))
+    if compiler is None:
+        raise SettingsRefused("wasmer-compiler-singlepass is not installed")
+    try:
+        chosen = () if cpu == NATIVE else (_target(target, cpu),)
+        store = wasmer.Store(wasmer_engines.Universal(compiler, *chosen))
+        if compiler is not Compiler:
+            # singlepass tells only when it compiles that it does not know the target.
+            wasmer.Module(store, CORE_PREAMBLE)
+    except BaseException as refusal:  # A panic derives from BaseException.
+        raise SettingsRefused(str(refusal)) from None
+    return store
 
-    def configure(self, target: str, cpu: str, settings: dict[str, str]) -> wasmer.Store:
-        """Return a store for the target. Raises SettingsRefused."""
-        compiler = _COMPILERS.get(settings.get(_COMPILER, "cranelift"))
-        if compiler is None:
-            raise SettingsRefused("wasmer-compiler-singlepass is not installed")
-        try:
-            chosen = () if cpu == NATIVE else (_target(target, cpu),)
-            store = wasmer.Store(wasmer_engines.Universal(compiler, *chosen))
-            if compiler is not Compiler:
-                # singlepass tells only when it compiles that it does not know the target.
-                wasmer.Module(store, CORE_PREAMBLE)
-        except BaseException as refusal:  # A panic derives from BaseException.
-            raise SettingsRefused(str(refusal)) from None
-        return store
 
-    def validate(self, configured: wasmer.Store, wasm: bytearray, kind: str) -> None:
-        """Raise ModuleRefused unless ``wasm`` is valid."""
-        if not wasmer.Module.validate(configured, bytes(wasm)):
-            # That returns only yes or no; compiling stops at the same place, with a message.
-            self.compile(configured, wasm, kind)
-            raise ModuleRefused("not a valid module")
+def validate(configured: wasmer.Store, wasm: bytearray, kind: str) -> None:
+    """Raise ModuleRefused unless ``wasm`` is valid."""
+    if not wasmer.Module.validate(configured, bytes(wasm)):
+        # That returns only yes or no; compiling stops at the same place, with a message.
+        compile_module(configured, wasm, kind)
+        raise ModuleRefused("not a valid module")
 
-    def compile(self, configured: wasmer.Store, wasm: bytearray, kind: str) -> wasmer.Module:
-        """Compile. Raises ModuleRefused, or FeatureLacking where wasmer validates but gives up.
 
-        wasmer itself validates all of a module before it compiles the first function.
-        """
-        data = bytes(wasm)
-        try:
-            return wasmer.Module(configured, data)
-        except MemoryError:
-            raise
-        except BaseException as failure:  # A panic derives from BaseException.
-            message = str(failure)
-        # A panic leaves locks of its store poisoned, so validate in a new one.
-        if wasmer.Module.validate(wasmer.Store(wasmer_engines.Universal(Compiler)), data):
-            raise FeatureLacking(message)
-        raise ModuleRefused(message.removeprefix("Validation error: "))
+def compile_module(configured: wasmer.Store, wasm: bytearray, kind: str) -> wasmer.Module:
+    """Compile. Raises ModuleRefused, or FeatureLacking where wasmer validates but gives up.
 
-    def serialize(self, module: wasmer.Module) -> Any:
-        """Return the artifact."""
-        return module.serialize()
+    wasmer itself validates all of a module before it compiles the first function.
+    """
+    data = bytes(wasm)
+    try:
+        return wasmer.Module(configured, data)
+    except MemoryError:
+        raise
+    except BaseException as failure:  # A panic derives from BaseException.
+        message = str(failure)
+    # A panic leaves locks of its store poisoned, so validate in a new one.
+    if wasmer.Module.validate(wasmer.Store(wasmer_engines.Universal(Compiler)), data):
+        raise FeatureLacking(message)
+    raise ModuleRefused(message.removeprefix("Validation error: "))
 
-    def externs(self, configured: Any, module: Any) -> tuple[list[Extern], list[Extern]]:
-        """List imports and exports in the module's order."""
-        return (
-            [(i.module, i.name, *_kind_and_type(i.type)) for i in module.imports],
-            [("", e.name, *_kind_and_type(e.type)) for e in module.exports],
-        )
 
-    def call(
-        self, configured: Any, artifact: bytearray, kind: str, export: str, args: list[int]
-    ) -> Any:
-        """Load an artifact; return what its function returns."""
-        module = wasmer.Module.deserialize(configured, bytes(artifact))
-        return getattr(wasmer.Instance(module).exports, export)(*args)
+def externs(configured: Any, module: Any) -> tuple[list[Extern], list[Extern]]:
+    """List imports and exports in the module's order."""
+    return (
+        [(i.module, i.name, *_kind_and_type(i.type)) for i in module.imports],
+        [("", e.name, *_kind_and_type(e.type)) for e in module.exports],
+    )
+
+
+def call(configured: Any, artifact: bytearray, kind: str, export: str, args: list[int]) -> Any:
+    """Load an artifact; return what its function returns."""
+    module = wasmer.Module.deserialize(configured, bytes(artifact))
+    return getattr(wasmer.Instance(module).exports, export)(*args)
 
 
 def _target(triple: str, cpu: str) -> wasmer_targets.Target:

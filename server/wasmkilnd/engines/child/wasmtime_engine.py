@@ -1,4 +1,4 @@
-"""wasmtime with cranelift, or with Winch, its fast compiler: core modules and components.
+"""PyPI's wasmtime with cranelift, or with Winch, its fast compiler: core modules and components.
 
 Settings carry the names of ``wasmtime.Config``'s own attributes, so that a host can apply
 ``changed_settings`` one by one to load the artifact. The attribute ``strategy`` takes no
@@ -19,6 +19,8 @@ from .cpu import NATIVE, PORTABLE, X86_64_LEVELS
 from .describe import CORE_PREAMBLE
 from .engine import Extern, FeatureLacking, ModuleRefused, SettingsRefused, offset_in
 
+# Read it now: a job cannot open files.
+_VERSION = importlib.metadata.version("wasmtime")
 _BOOL = ["false", "true"]
 _STRATEGY = "strategy"
 # The values of wasmtime_strategy_enum in wasmtime/config.h.
@@ -89,137 +91,130 @@ class Configured(NamedTuple):
     is_portable: bool = False
 
 
-class WasmtimeEngine:
-    """PyPI's wasmtime, of whatever version is imported."""
+def describe() -> dict[str, Any]:
+    """Return a description; read the triple and the CPU features from a compiled module."""
+    probe = bytes(wasmtime.Module(wasmtime.Engine(), CORE_PREAMBLE).serialize())
+    triple = _TRIPLE.search(probe)
+    host = triple.group().decode() if triple else ""
+    # The version that the engine writes before its triple, which a loader compares.
+    core = re.search(rb"\x02?([0-9]+(?:\.[0-9]+)*)[\x00-\x7f]" + host.encode(), probe)
+    collector = collector_of(probe, host)
+    has = [*dir(wasmtime.Config), *([_COLLECTOR] if collector else [])]
+    texts = {name: text for name, text in _SETTINGS.items() if name in has}
+    texts.update((name, _PROPOSAL) for name in has if name.startswith("wasm_"))
+    values = {**_VALUES, _COLLECTOR: [collector, _NO_COLLECTOR]}
+    return {
+        "name": "wasmtime",
+        "version": _VERSION,
+        "core_version": core.group(1).decode() if core and host else _VERSION,
+        "compiler": "cranelift",
+        "host_triple": host,
+        "host_cpu_features": sorted({flag.decode() for flag in _CPU_FLAG.findall(probe)}),
+        "candidate_targets": [host, *(target for target in _TARGETS if target != host)],
+        "candidate_settings": {
+            name: (text, values.get(name, _BOOL)) for name, text in texts.items()
+        },
+        "kinds": ["core", "component"],
+        "compiler_setting": _STRATEGY,
+    }
 
-    name = "wasmtime"
 
-    def __init__(self) -> None:
-        # Read it now: a job cannot open files.
-        self._version = importlib.metadata.version("wasmtime")
+def configure(target: str, cpu: str, settings: dict[str, str]) -> Configured:
+    """Return an engine. Raises SettingsRefused; wasmtime aborts if it refuses them later."""
+    portable = target == PORTABLE
+    where = ("", NATIVE) if portable else (target, cpu)
+    validator = _engine(*where, {**settings, _STRATEGY: "cranelift"})
+    if settings.get(_STRATEGY, "cranelift") == "cranelift" and not portable:
+        return Configured(validator, validator)
+    return Configured(_engine(target, cpu, settings), validator, portable)
 
-    def describe(self) -> dict[str, Any]:
-        """Return a description; read the triple and the CPU features from a compiled module."""
-        probe = bytes(wasmtime.Module(wasmtime.Engine(), CORE_PREAMBLE).serialize())
-        triple = _TRIPLE.search(probe)
-        host = triple.group().decode() if triple else ""
-        # The version that the engine writes before its triple, which a loader compares.
-        core = re.search(rb"\x02?([0-9]+(?:\.[0-9]+)*)[\x00-\x7f]" + host.encode(), probe)
-        collector = collector_of(probe, host)
-        has = [*dir(wasmtime.Config), *([_COLLECTOR] if collector else [])]
-        texts = {name: text for name, text in _SETTINGS.items() if name in has}
-        texts.update((name, _PROPOSAL) for name in has if name.startswith("wasm_"))
-        values = {**_VALUES, _COLLECTOR: [collector, _NO_COLLECTOR]}
-        return {
-            "name": self.name,
-            "version": self._version,
-            "core_version": core.group(1).decode() if core and host else self._version,
-            "compiler": "cranelift",
-            "host_triple": host,
-            "host_cpu_features": sorted({flag.decode() for flag in _CPU_FLAG.findall(probe)}),
-            "candidate_targets": [host, *(target for target in _TARGETS if target != host)],
-            "candidate_settings": {
-                name: (text, values.get(name, _BOOL)) for name, text in texts.items()
-            },
-            "kinds": ["core", "component"],
-            "compiler_setting": _STRATEGY,
-        }
 
-    def configure(self, target: str, cpu: str, settings: dict[str, str]) -> Configured:
-        """Return an engine. Raises SettingsRefused; wasmtime aborts if it refuses them later."""
-        portable = target == PORTABLE
-        where = ("", NATIVE) if portable else (target, cpu)
-        validator = self._engine(*where, {**settings, _STRATEGY: "cranelift"})
-        if settings.get(_STRATEGY, "cranelift") == "cranelift" and not portable:
-            return Configured(validator, validator)
-        return Configured(self._engine(target, cpu, settings), validator, portable)
+def _engine(target: str, cpu: str, settings: dict[str, str]) -> wasmtime.Engine:
+    config = wasmtime.Config()
+    try:
+        if cpu != NATIVE:
+            # Naming even the host's own triple turns the detection of CPU features off.
+            config.target = target
+            for feature in X86_64_LEVELS[cpu] if target.startswith("x86_64") else ():
+                config.cranelift_flag_enable(f"has_{_FLAG_NAMES.get(feature, feature)}")
+        for name, value in settings.items():
+            if name not in (_COLLECTOR, _STRATEGY):
+                setattr(config, name, _as_config_value(value))
+            elif value in _STRATEGIES and value != "cranelift":
+                # By the C function: the package's own setter refuses ``winch``. A library that
+                # was built without it aborts below, when the engine is made.
+                _bindings.wasmtime_config_strategy_set(config.ptr(), _STRATEGIES[value])
+        if settings.get(_COLLECTOR) == _NO_COLLECTOR:
+            config.gc_support = False
+        return wasmtime.Engine(config)
+    except (wasmtime.WasmtimeError, TypeError) as refusal:
+        raise SettingsRefused(str(refusal)) from None
 
-    def _engine(self, target: str, cpu: str, settings: dict[str, str]) -> wasmtime.Engine:
-        config = wasmtime.Config()
-        try:
-            if cpu != NATIVE:
-                # Naming even the host's own triple turns the detection of CPU features off.
-                config.target = target
-                for feature in X86_64_LEVELS[cpu] if target.startswith("x86_64") else ():
-                    config.cranelift_flag_enable(f"has_{_FLAG_NAMES.get(feature, feature)}")
-            for name, value in settings.items():
-                if name not in (_COLLECTOR, _STRATEGY):
-                    setattr(config, name, _as_config_value(value))
-                elif value in _STRATEGIES and value != "cranelift":
-                    # By the C function: the package's own setter refuses ``winch``. A library that
-                    # was built without it aborts below, when the engine is made.
-                    _bindings.wasmtime_config_strategy_set(config.ptr(), _STRATEGIES[value])
-            if settings.get(_COLLECTOR) == _NO_COLLECTOR:
-                config.gc_support = False
-            return wasmtime.Engine(config)
-        except (wasmtime.WasmtimeError, TypeError) as refusal:
-            raise SettingsRefused(str(refusal)) from None
 
-    def validate(self, configured: Configured, wasm: bytearray, kind: str) -> None:
-        """Raise ModuleRefused unless ``wasm`` is valid; FeatureLacking too, for a component.
+def validate(configured: Configured, wasm: bytearray, kind: str) -> None:
+    """Raise ModuleRefused unless ``wasm`` is valid; FeatureLacking too, for a component.
 
-        The package validates core modules only; to validate a component, compile it.
-        """
-        try:
-            if kind == "core":
-                wasmtime.Module.validate(configured.validator, wasm)
-            else:
-                component.Component(configured.validator, wasm)
-        except wasmtime.WasmtimeError as refusal:
-            raise _refusal(_plain(str(refusal)), kind) from None
-
-    def compile(self, configured: Configured, wasm: bytearray, kind: str) -> Any:
-        """Compile. Raises ModuleRefused, or FeatureLacking for a module that is valid.
-
-        wasmtime validates each function just before it compiles it, so a module with an error at
-        its end would cost a whole compile. Validating a core module first costs 1 to 2 % of that.
-        The package cannot validate a component without compiling it.
-        """
-        try:
-            if kind != "core":
-                return component.Component(configured.engine, wasm)
-            self.validate(configured, wasm, kind)
-            return wasmtime.Module(configured.engine, wasm)
-        except wasmtime.WasmtimeError as failure:
-            message = _plain(str(failure))
-        if configured.is_portable:
-            self.validate(configured, wasm, kind)
-        if kind == "core" or configured.engine is not configured.validator:
-            # Winch calls valid components invalid. Only a compile by cranelift could tell which
-            # are, so do not say that any is.
-            raise FeatureLacking(message)
-        raise _refusal(message, kind)
-
-    def serialize(self, module: Any) -> Any:
-        """Return the artifact."""
-        return module.serialize()
-
-    def externs(self, configured: Configured, module: Any) -> tuple[list[Extern], list[Extern]]:
-        """List imports and exports in the module's order."""
-        if isinstance(module, component.Component):
-            both = module.type.imports(configured.engine), module.type.exports(configured.engine)
-            imports, exports = ([("", name, *_item(of)) for name, of in o.items()] for o in both)
-            return imports, exports
-        return (
-            [(i.module, i.name or "", *_kind_and_type(i.type)) for i in module.imports],
-            [("", e.name, *_kind_and_type(e.type)) for e in module.exports],
-        )
-
-    def call(
-        self, configured: Configured, artifact: bytearray, kind: str, export: str, args: list[int]
-    ) -> Any:
-        """Load an artifact; return what its function returns."""
-        engine = configured.engine
-        store = wasmtime.Store(engine)
-        function: Any
+    The package validates core modules only; to validate a component, compile it.
+    """
+    try:
         if kind == "core":
-            module = wasmtime.Module.deserialize(engine, artifact)
-            function = wasmtime.Instance(store, module, []).exports(store)[export]
+            wasmtime.Module.validate(configured.validator, wasm)
         else:
-            loaded = component.Component.deserialize(engine, artifact)
-            instance = component.Linker(engine).instantiate(store, loaded)
-            function = instance.get_func(store, export)
-        return function(store, *args)
+            component.Component(configured.validator, wasm)
+    except wasmtime.WasmtimeError as refusal:
+        raise _refusal(_plain(str(refusal)), kind) from None
+
+
+def compile_module(configured: Configured, wasm: bytearray, kind: str) -> Any:
+    """Compile. Raises ModuleRefused, or FeatureLacking for a module that is valid.
+
+    wasmtime validates each function just before it compiles it, so a module with an error at
+    its end would cost a whole compile. Validating a core module first costs 1 to 2 % of that.
+    The package cannot validate a component without compiling it.
+    """
+    try:
+        if kind != "core":
+            return component.Component(configured.engine, wasm)
+        validate(configured, wasm, kind)
+        return wasmtime.Module(configured.engine, wasm)
+    except wasmtime.WasmtimeError as failure:
+        message = _plain(str(failure))
+    if configured.is_portable:
+        validate(configured, wasm, kind)
+    if kind == "core" or configured.engine is not configured.validator:
+        # Winch calls valid components invalid. Only a compile by cranelift could tell which
+        # are, so do not say that any is.
+        raise FeatureLacking(message)
+    raise _refusal(message, kind)
+
+
+def externs(configured: Configured, module: Any) -> tuple[list[Extern], list[Extern]]:
+    """List imports and exports in the module's order."""
+    if isinstance(module, component.Component):
+        both = module.type.imports(configured.engine), module.type.exports(configured.engine)
+        imports, exports = ([("", name, *_item(of)) for name, of in o.items()] for o in both)
+        return imports, exports
+    return (
+        [(i.module, i.name or "", *_kind_and_type(i.type)) for i in module.imports],
+        [("", e.name, *_kind_and_type(e.type)) for e in module.exports],
+    )
+
+
+def call(
+    configured: Configured, artifact: bytearray, kind: str, export: str, args: list[int]
+) -> Any:
+    """Load an artifact; return what its function returns."""
+    engine = configured.engine
+    store = wasmtime.Store(engine)
+    function: Any
+    if kind == "core":
+        module = wasmtime.Module.deserialize(engine, artifact)
+        function = wasmtime.Instance(store, module, []).exports(store)[export]
+    else:
+        loaded = component.Component.deserialize(engine, artifact)
+        instance = component.Linker(engine).instantiate(store, loaded)
+        function = instance.get_func(store, export)
+    return function(store, *args)
 
 
 def _refusal(message: str, kind: str) -> Exception:
