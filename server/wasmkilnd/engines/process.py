@@ -26,7 +26,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from io import FileIO
@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import structlog
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, TypeAdapter
 
 from wasmkilnd import errors
 from wasmkilnd.engines import child
@@ -48,7 +48,7 @@ from wasmkilnd.engines.job import (
     receive_header,
 )
 from wasmkilnd.engines.users import pick_user
-from wasmkilnd.model import Isolation, IsolationLayer
+from wasmkilnd.model import Isolation
 from wasmkilnd.threads import on_disk
 
 log = structlog.get_logger("wasmkilnd.engines")
@@ -83,13 +83,6 @@ class JobNotSetUp(WorkerDied):
 _Number = Annotated[int, Field(ge=0, le=MAX_NUMBER, strict=True)]
 
 
-class Ready(BaseModel):
-    """A worker's first frame: how it is confined, and which attempts to break out failed."""
-
-    layers: tuple[IsolationLayer, ...]
-    attempts: dict[str, bool]
-
-
 class Started(BaseModel):
     """A job has been forked."""
 
@@ -105,7 +98,9 @@ class Ended(BaseModel):
     peak_memory_bytes: _Number
 
 
-_Content = TypeVar("_Content", bound=BaseModel)
+# A worker's first frame: how it is confined, and which attempts to break out failed.
+_READY = TypeAdapter(Isolation)
+_Content = TypeVar("_Content")
 
 
 @dataclass(slots=True)
@@ -161,17 +156,19 @@ class Worker:
     async def _follow(self, job: JobOrder, sock: socket.socket, report: JobReport) -> None:
         """Wait for the begin and the end of a job; fill its report."""
         began_s = time.monotonic()
-        report.pid = pid = (await self.frame(Type.STARTED, Started, _WORKER_GRACE_S)).pid
+        report.pid = pid = (
+            await self.frame(Type.STARTED, Started.model_validate_json, _WORKER_GRACE_S)
+        ).pid
         try:
             async with asyncio.timeout(job.limits.compile_timeout_s):
                 await exchange(sock, job, report)
                 if report.protocol_error:
                     _kill_group(pid)
-                ended = await self.frame(Type.ENDED, Ended)
+                ended = await self.frame(Type.ENDED, Ended.model_validate_json)
         except TimeoutError:
             report.timed_out, report.waited_s = True, cpu_wait_s(pid)
             _kill_group(pid)
-            ended = await self.frame(Type.ENDED, Ended, _WORKER_GRACE_S)
+            ended = await self.frame(Type.ENDED, Ended.model_validate_json, _WORKER_GRACE_S)
         # Kill threads and children that the job left behind, before its pid is free again.
         _kill_group(pid)
         report.elapsed_s = time.monotonic() - began_s
@@ -188,7 +185,7 @@ class Worker:
             raise WorkerDied(_GONE) from None
 
     async def frame(
-        self, kind: Type, content: type[_Content], within_s: float | None = None
+        self, kind: Type, parse: Callable[[bytearray], _Content], within_s: float | None = None
     ) -> _Content:
         """Wait for a frame on the control socket; return its content. Raises WorkerDied."""
         try:
@@ -197,7 +194,7 @@ class Worker:
                 payload = await receive_exactly(self.control, size)
             if found is not kind:
                 raise FrameError(f"it is a {found.name} frame")
-            return content.model_validate_json(payload)
+            return parse(payload)
         except TimeoutError:
             raise WorkerDied(f"no {kind.name} frame within {within_s:g} s") from None
         except (EOFError, OSError):
@@ -254,7 +251,9 @@ async def start_worker(interpreter: Path, engine: str, threads: int) -> Worker:
     worker = Worker(process, ours, process.pid)
     try:
         try:
-            ready = await worker.frame(Type.READY, Ready, _START_TIMEOUT_S)
+            worker.isolation = await worker.frame(
+                Type.READY, _READY.validate_json, _START_TIMEOUT_S
+            )
         except WorkerDied as failure:
             why, said = str(failure), b""
             with contextlib.suppress(TimeoutError):  # It is about to end, and to tell why.
@@ -265,7 +264,6 @@ async def start_worker(interpreter: Path, engine: str, threads: int) -> Worker:
     except BaseException:
         await worker.kill()
         raise
-    worker.isolation = Isolation(ready.layers, ready.attempts)
     return worker
 
 
