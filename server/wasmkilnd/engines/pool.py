@@ -188,7 +188,7 @@ class WorkerPool:
         return self.memory.is_awaited(self.fill)
 
     async def start(self) -> None:
-        """Start all workers. Raises WorkerDied when the first does not come up."""
+        """Start all workers. Raises what keeps the first from coming up."""
         first = await self.start_worker()
         self._keepers = [asyncio.create_task(self._keep_filled(first))]
         self._keepers += [asyncio.create_task(self._keep_filled()) for _ in range(1, self.size)]

@@ -45,10 +45,8 @@ async def serve_engine(
             pool.memory.group.enter(worker.pid)
             guard.admit(engine.id, worker.isolation)
             await worker.run(JobOrder({"op": "nothing"}, pool.limits.current))
-        except BaseException as failure:
+        except BaseException:
             await worker.kill()
-            if isinstance(failure, isolation.NotConfined | WasmkilnError):
-                raise WorkerDied(str(failure)) from None
             raise
         return worker
 
@@ -68,7 +66,8 @@ async def serve_engine(
 def _in_words(failure: Exception) -> str:
     if isinstance(failure, FileNotFoundError):
         return f"it is incomplete, without {failure.filename}: remove it, and install it again"
-    if isinstance(failure, EngineUnusable | WorkerDied | WasmkilnError | OSError | NotOurs):
+    told = EngineUnusable, WorkerDied, isolation.NotConfined, WasmkilnError, OSError, NotOurs
+    if isinstance(failure, told):
         return str(failure)
     # Capabilities that the daemon cannot read, for example.
     words = " ".join(str(failure).split())
