@@ -73,8 +73,9 @@ class ServedEngine:
         self.id, self.name = self.capabilities.identity.id, self.capabilities.identity.name
         name, value = FAST_SETTINGS.get(self.name, ("", ""))
         offered = self.capabilities.settings
-        # Whether the engine has a fast compiler that works here.
+        # Whether the engine has a fast compiler that works here, and all that a request can choose.
         self.has_fast = any(each.name == name and value in each.allowed for each in offered)
+        self.compilers = {self.capabilities.identity.compiler, *([value] * self.has_fast)}
         self.completed = lru_cache(_REMEMBERED_SPECS)(partial(_resolve, self.capabilities))
 
     def takes(self, kind: Kind) -> bool:
@@ -87,12 +88,6 @@ class ServedEngine:
         Raises TARGET_UNSUPPORTED or SETTING_UNKNOWN.
         """
         return self.completed(target, cpu, tuple(sorted(settings.items())))
-
-    @property
-    def compilers(self) -> frozenset[str]:
-        """The compilers that a request can choose."""
-        fast = [FAST_SETTINGS[self.name][1]] if self.has_fast else []
-        return frozenset({self.capabilities.identity.compiler, *fast})
 
     def fast(self, spec: CompileSpec, settings: Mapping[str, str]) -> CompileSpec | None:
         """Return ``spec`` with the engine's fast compiler; None if there is no such choice.
