@@ -86,7 +86,7 @@ async def with_peer(stream: bytes, hear: Callable[[socket.socket], Awaitable[obj
 
 def what_comes_of(stream: bytes, ended: dict[str, int | None]) -> JobReport:
     """Have the daemon exchange with a job that sends ``stream`` and goes."""
-    report = JobReport(**ended)  # type: ignore[arg-type]
+    report = JobReport(memory_bytes=LIMITS.compile_memory_bytes, **ended)  # type: ignore[arg-type]
     asyncio.run(with_peer(stream, lambda ours: job.exchange(ours, ORDER, report)))
     return report
 
@@ -137,7 +137,7 @@ def test_whatever_a_worker_sends_it_is_understood_or_given_up(stream: bytes) -> 
         worker = Worker(process=None, control=ours, pid=1)  # type: ignore[arg-type]
         with pytest.raises(WorkerDied):
             while True:
-                await worker.frame(Type.ENDED, Ended)
+                await worker.frame(Type.ENDED, Ended.model_validate_json)
 
     asyncio.run(with_peer(stream, listen))
 

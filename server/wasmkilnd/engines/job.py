@@ -88,7 +88,7 @@ class JobReport:
     waited_s: float = math.inf
     # Whether it ran beside no other job, and beside no busy daemon.
     alone: bool = False
-    # How much memory it might use; 0 for as much as its order says.
+    # How much memory it might use.
     memory_bytes: int = 0
     # Its peak resident memory; 0 where the kernel does not tell.
     peak_memory_bytes: int = 0

@@ -129,7 +129,7 @@ def read(report: JobReport, engine_id: str, what: str, limits: Limits) -> Verdic
         raise errors.settings_refused(engine_id, one_sentence(result.message))
     if result.outcome == "too_large":
         size_bytes, limit_bytes = result.size_bytes, limits.artifact_bytes
-        if limit_bytes < size_bytes <= _memory_of(report, limits):
+        if limit_bytes < size_bytes <= report.memory_bytes:
             raise errors.artifact_too_large(engine_id, size_bytes, limit_bytes)
         raise _taken_over(engine_id, f"an artifact of {size_bytes} bytes is not too large")
     # A message with an offset comes from a validator, and never tells that memory ran out.
@@ -156,7 +156,7 @@ def more_memory(report: JobReport, failure: WasmkilnError, limits: Limits) -> in
     its engine decided or its time ran out. One that had its limit gets more only where it ran out
     of memory, or was killed as the kernel does then.
     """
-    given, limit_bytes = _memory_of(report, limits), limits.compile_memory_bytes
+    given, limit_bytes = report.memory_bytes, limits.compile_memory_bytes
     is_broken = failure.reason is Reason.COMPILER_CRASHED
     is_killed = is_broken and report.signal == signal.SIGKILL and not report.protocol_error
     if failure.reason is Reason.COMPILE_MEMORY_LIMIT or is_killed:
@@ -219,18 +219,13 @@ def _no_result(report: JobReport, engine_id: str, limits: Limits) -> WasmkilnErr
 
 
 def _no_memory(report: JobReport, words: str, engine_id: str, limits: Limits) -> WasmkilnError:
-    limit_bytes = _memory_of(report, limits)
+    limit_bytes = report.memory_bytes
     wanted_bytes = report.peak_memory_bytes + refused_bytes(words)
     # A job that needed much less than its limit failed because the machine, or a control group,
     # had no more memory or threads.
     fault = Fault.MODULE if wanted_bytes >= limit_bytes / 2 else _unsure(report)
     setting = f"compile_memory{'_retry' * (limit_bytes > limits.compile_memory_bytes)}_bytes"
     return errors.compile_memory_limit(engine_id, limit_bytes, fault, setting=setting)
-
-
-def _memory_of(report: JobReport, limits: Limits) -> int:
-    """Return how much memory a job might use."""
-    return report.memory_bytes or limits.compile_memory_bytes
 
 
 def _fault_of_timeout(report: JobReport, limit_s: float) -> Fault:

@@ -71,6 +71,7 @@ class Pool:
         if isinstance(said, str):  # Killed at its limit.
             return JobReport(configured=True, timed_out=True, signal=9)
         report = JobReport(configured=True, result=dict(said))
+        report.memory_bytes = job.order.limits.compile_memory_bytes
         if op == "compile" and said is VALID:
             report.packed = pack(b"code")
         return report

@@ -20,7 +20,7 @@ LIMITS = replace(limits.LIMITS, compile_memory_bytes=4096)
 
 
 def read(**report: Any) -> verdict.Verdict:
-    report.setdefault("configured", True)
+    report = {"configured": True, "memory_bytes": LIMITS.compile_memory_bytes, **report}
     return verdict.read(JobReport(**report), "wasmtime-1", "compiling", LIMITS)
 
 
