@@ -15,7 +15,7 @@ import json
 import math
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic_core import from_json
@@ -63,12 +63,9 @@ class JobReport:
     result: dict[str, Any] | None = None
     # The artifact as it is stored and sent to callers.
     packed: Packed | None = None
-    # Whether the job was confined and had its limits before it ended.
-    set_up: bool = False
-    # Whether the engine took the settings before the job ended.
-    configured: bool = False
-    # Whether the engine had made the code before the job ended.
-    compiled: bool = False
+    # How far it came: SET_UP once it was confined and had its limits, CONFIGURED once the engine
+    # had taken the settings, COMPILED once the engine had made the code.
+    sent: set[Type] = field(default_factory=set)
     timed_out: bool = False
     signal: int | None = None
     exit_code: int | None = None
@@ -116,9 +113,7 @@ async def exchange(sock: socket.socket, job: JobOrder, report: JobReport) -> Non
                 report.packed = await receive_packed(sock, size)
                 continue
             payload = await receive_exactly(sock, size)
-            report.set_up |= kind is Type.SET_UP
-            report.configured |= kind is Type.CONFIGURED
-            report.compiled |= kind is Type.COMPILED
+            report.sent.add(kind)
             if kind is Type.RESULT:
                 # What it means depends on the order: ``engines.verdict`` reads it.
                 report.result = from_json(payload)

@@ -48,6 +48,7 @@ from wasmkilnd.engines.job import (
     receive_header,
 )
 from wasmkilnd.engines.users import pick_user
+from wasmkilnd.engines.verdict import cause_line
 from wasmkilnd.model import Isolation
 from wasmkilnd.threads import on_disk
 
@@ -140,14 +141,14 @@ class Worker:
                 jobs_sock.close()
                 jobs_stderr.close()
                 await self._follow(job, sock, report)
-                if not (report.set_up or report.timed_out):
+                if not (Type.SET_UP in report.sent or report.timed_out):
                     by_signal = report.signal and signal.strsignal(report.signal)
                     raise WorkerDied(f"it ended: {by_signal or report.exit_code}")
             except BaseException as failure:
                 # After any exception the worker's state is unknown.
                 await self.kill()
-                if isinstance(failure, WorkerDied) and not report.set_up:
-                    why = last_line(_words(stderr)) or failure
+                if isinstance(failure, WorkerDied) and Type.SET_UP not in report.sent:
+                    why = cause_line(_words(stderr)) or failure
                     raise JobNotSetUp(f"a job cannot be set up: {why}") from None
                 raise
             report.last_words = _words(stderr)
@@ -259,7 +260,7 @@ async def start_worker(interpreter: Path, engine: str, threads: int) -> Worker:
             with contextlib.suppress(TimeoutError):  # It is about to end, and to tell why.
                 _, said = await asyncio.wait_for(process.communicate(), _LAST_MOMENTS_S)
                 why = f"it ended with status {process.returncode}"
-            why = last_line(said.decode(errors="replace")) or why
+            why = cause_line(said.decode(errors="replace")) or why
             raise WorkerDied(f"a {engine} worker did not start: {why}") from None
     except BaseException:
         await worker.kill()
@@ -270,11 +271,6 @@ async def start_worker(interpreter: Path, engine: str, threads: int) -> Worker:
 def _read_first(file: Path) -> bytes:
     with file.open("rb") as opened:
         return opened.read(1)
-
-
-def last_line(words: str) -> str:
-    """Return the last line of what a process wrote."""
-    return (words.strip().splitlines() or [""])[-1]
 
 
 def cpu_wait_s(pid: int) -> float:

@@ -34,6 +34,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from wasmkilnd import errors
+from wasmkilnd.engines.child.frames import Type
 from wasmkilnd.engines.child.job import MAX_TYPES
 from wasmkilnd.engines.job import MAX_NUMBER, JobReport
 from wasmkilnd.errors import Fault, Reason, WasmkilnError
@@ -202,10 +203,10 @@ def _no_result(report: JobReport, engine_id: str, limits: Limits) -> WasmkilnErr
     ran_out = any(map(tells_out_of_memory, report.last_words.splitlines()))
     # Once the code is made, all that is left is to copy it. Where memory runs out then, wasmer
     # ends by SIGSEGV, because it reads the copy that it did not get.
-    if ran_out or (own_end and report.compiled):
+    if ran_out or (own_end and Type.COMPILED in report.sent):
         return _no_memory(report, report.last_words, engine_id, limits)
     words = cause_line(report.last_words)
-    if own_end and not report.configured:
+    if own_end and Type.CONFIGURED not in report.sent:
         # An engine that dies before it took the settings dies of them: engines abort on
         # combinations that they do not support.
         return errors.settings_refused(engine_id, words)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from wasmkilnd import errors
+from wasmkilnd.engines.child.frames import Type
 from wasmkilnd.engines.job import JobReport
 from wasmkilnd.engines.names import NameChoices
 from wasmkilnd.engines.pool import Job, Ready, Unless
@@ -69,8 +70,8 @@ class Pool:
         if isinstance(said, WasmkilnError):
             raise said
         if isinstance(said, str):  # Killed at its limit.
-            return JobReport(configured=True, timed_out=True, signal=9)
-        report = JobReport(configured=True, result=dict(said))
+            return JobReport(sent={Type.CONFIGURED}, timed_out=True, signal=9)
+        report = JobReport(sent={Type.CONFIGURED}, result=dict(said))
         report.memory_bytes = job.order.limits.compile_memory_bytes
         if op == "compile" and said is VALID:
             report.packed = pack(b"code")

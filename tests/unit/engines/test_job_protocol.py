@@ -66,4 +66,4 @@ async def test_anything_else_is_an_error(said: Sequence[bytes], named: str) -> N
 async def test_an_end_in_the_middle_of_a_frame_is_an_end(cut: int) -> None:
     """An engine may be killed at any moment, and how it ended tells why."""
     report = await report_of(CONFIGURED + ARTIFACT[:cut])
-    assert report == JobReport(configured=True)
+    assert report == JobReport(sent={Type.CONFIGURED})

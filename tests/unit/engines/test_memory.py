@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from wasmkilnd.engines import verdict
+from wasmkilnd.engines.child.frames import Type
 from wasmkilnd.engines.job import JobOrder, JobReport
 from wasmkilnd.engines.memory import JobsGroup, Memory
 from wasmkilnd.engines.pool import Job, WorkerPool
@@ -340,7 +341,7 @@ async def test_what_breaks_or_is_refused_teaches_nothing() -> None:
 BROKEN: dict[str, dict[str, Any]] = {
     "out of memory": {"result": {"outcome": "out_of_memory"}},
     "aborts": {"signal": 6, "last_words": "memory allocation of 9 bytes failed"},
-    "crashes": {"signal": 11, "configured": True},
+    "crashes": {"signal": 11, "sent": {Type.CONFIGURED}},
     "dies of its settings": {"signal": 6},
     "exits": {"exit_code": 70},
     "is killed": {"signal": 9},

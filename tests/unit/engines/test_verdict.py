@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from wasmkilnd.engines import verdict
+from wasmkilnd.engines.child.frames import Type
 from wasmkilnd.engines.job import JobReport
 from wasmkilnd.engines.verdict import Outcome, missing_feature, tells_out_of_memory
 from wasmkilnd.errors import Fault, Reason, WasmkilnError
@@ -20,7 +21,7 @@ LIMITS = replace(limits.LIMITS, compile_memory_bytes=4096)
 
 
 def read(**report: Any) -> verdict.Verdict:
-    report = {"configured": True, "memory_bytes": LIMITS.compile_memory_bytes, **report}
+    report = {"sent": {Type.CONFIGURED}, "memory_bytes": LIMITS.compile_memory_bytes, **report}
     return verdict.read(JobReport(**report), "wasmtime-1", "compiling", LIMITS)
 
 
@@ -67,7 +68,10 @@ ENDS: dict[Reason, list[tuple[dict[str, Any], Fault]]] = {
         ({**said(NO_THREAD), "peak_memory_bytes": 100, "alone": True}, Fault.UNSURE),
         ({**said(NO_THREAD), "peak_memory_bytes": 100}, Fault.NONE),
         ({**said(NO_THREAD), "peak_memory_bytes": 4000}, Fault.MODULE),
-        ({"signal": 11, "compiled": True, "peak_memory_bytes": 4000}, Fault.MODULE),
+        (
+            {"signal": 11, "sent": {Type.CONFIGURED, Type.COMPILED}, "peak_memory_bytes": 4000},
+            Fault.MODULE,
+        ),
         ({**OUT_OF_MEMORY, "peak_memory_bytes": 4000}, Fault.MODULE),
         ({**OUT_OF_MEMORY, "peak_memory_bytes": 100, "alone": True}, Fault.UNSURE),
         ({**OUT_OF_MEMORY, "peak_memory_bytes": 100}, Fault.NONE),
@@ -85,7 +89,7 @@ ENDS: dict[Reason, list[tuple[dict[str, Any], Fault]]] = {
     ],
     Reason.SETTING_UNKNOWN: [
         ({"result": {"outcome": "settings_refused", "message": "no gc"}}, Fault.NONE),
-        ({"configured": False, **said("gc needs reference types")}, Fault.NONE),
+        ({"sent": set(), **said("gc needs reference types")}, Fault.NONE),
     ],
     Reason.ARTIFACT_TOO_LARGE: [
         ({"result": {"outcome": "too_large", "size_bytes": 3000}}, Fault.NONE),
@@ -226,7 +230,7 @@ def test_a_number_that_cannot_be_is_no_result(name: str, number: str) -> None:
     result = {"outcome": OUTCOMES[name], name: json.loads(number)}
     code = pack(b"code") if name == "seconds" else None
     with pytest.raises(WasmkilnError) as failure:
-        read(set_up=True, result=result, packed=code, module_bytes=100, elapsed_s=2.5)
+        read(result=result, packed=code, module_bytes=100, elapsed_s=2.5)
     assert (failure.value.reason, failure.value.fault) == (Reason.COMPILER_CRASHED, Fault.MODULE)
     assert name in failure.value.message or "not too large" in failure.value.message
     assert len(failure.value.message) < 300
