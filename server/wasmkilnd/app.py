@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 
 from wasmkilnd import options
-from wasmkilnd.access.guard import Access, open_fleet
+from wasmkilnd.access.guard import Access, AccessGuard, open_fleet, read_access
 from wasmkilnd.access.tls import TlsFiles, TlsMaterial, server_credentials
 from wasmkilnd.cache.embedded import EmbeddedServer, SharedServer
 from wasmkilnd.cache.host_store import HostDirectory
@@ -137,10 +137,9 @@ class Daemon:
             on_stop.push_async_callback(asyncio.to_thread, tracing.close)
         tls = await asyncio.to_thread(TlsFiles, now) if now.tls_cert_file else None
 
-        access = await asyncio.to_thread(
-            reloads.OpenAccess, now, audit, lambda: tls.current.client_cas if tls else ()
-        )
-        fetching = self._in_the_background(access.guard.fetch_keys())
+        access, _ = await asyncio.to_thread(read_access, now)
+        guard = AccessGuard(access, lambda: tls.current.client_cas if tls else ())
+        fetching = self._in_the_background(guard.fetch_keys())
         keys = await asyncio.to_thread(open_keys, now)
         sealer = Sealer(keys, self.version, max_age_s=now.value_max_age_s)
         about: dict[str, Any] = {"key_id": keys.own_id, "trusted_keys": len(keys.trusted)}
@@ -176,7 +175,7 @@ class Daemon:
                 slots=asyncio.Semaphore(max(1, now.effective_workers // 2)),
                 sealer=sealer,
                 module_bytes=lambda: max(
-                    settings.current.max_module_bytes, access.policy.module_bytes
+                    settings.current.max_module_bytes, guard.access.policy.module_bytes
                 ),
             )
             on_stop.push_async_callback(tenants.close)
@@ -184,7 +183,7 @@ class Daemon:
             await tenants.start()
 
         # The calls.
-        quotas = Quotas(lambda: access.policy.quotas)
+        quotas = Quotas(lambda: guard.access.policy.quotas)
         traffic = Traffic(settings, message_bytes_for(now.max_module_bytes))
 
         def stats(namespace: str) -> Any:
@@ -192,7 +191,7 @@ class Daemon:
             return messages.stats_response(counted, namespace, spent, served.names)
 
         uploads = Uploads(lambda: settings.current.upload_bytes, now.state_dir, traffic)
-        entry = calls.Entry(traffic, metrics, access.guard, audit, quotas.of, tracing)
+        entry = calls.Entry(traffic, metrics, guard, audit, quotas.of, tracing)
         rpc = server.RpcServer(
             module_service.ModuleServicer(
                 tenants.of, stats, partial(serving.capabilities, self.version), uploads
@@ -227,10 +226,10 @@ class Daemon:
                 *(now.admin_listen, metrics.registry),
                 lambda: status_json(
                     *(metrics, readiness, serving, tenants),
-                    open_fleet(settings.current, access.guard.access),
+                    open_fleet(settings.current, guard.access),
                 ),
                 readiness.now,
-                access.guard.admit,
+                guard.admit,
                 audit,
                 http_tls,
                 checks_host=checks_host(now, now.admin_listen),
@@ -245,15 +244,12 @@ class Daemon:
         # What changes while it runs.
         self._serving = serving
         self._reloader = reloads.Reloader(
-            *(settings, limits, access, sealer, tenants, audit, metrics),
+            *(settings, limits, guard, sealer, tenants, audit, metrics),
             largest_module_bytes=traffic.message_bytes - MESSAGE_OVERHEAD_BYTES,
             refusal=lambda new: preflight.limits_too_low(new) or engines.refusal(new),
             files={
                 **({"TLS": tls.prepare} if tls else {}),
-                "access": access.prepare,
-                "namespaces": lambda new: tenants.prepare(
-                    new, access.next_policy, lambda: access.policy
-                ),
+                "access": partial(reloads.prepare_access, guard, tenants, audit),
                 "audit": lambda new: audit.prepare(new.audit_file),
                 "pins": lambda _: tenants.look_at_pins,
             },
@@ -262,8 +258,14 @@ class Daemon:
                 "Redis": lambda new: shared.prepare_reconnect(options.redis_access(new)),
             },
         )
-        self._in_the_background(access.guard.follow_keys())
-        on_stop.callback(self._reloader.follow(seen))
+        self._in_the_background(guard.follow_keys())
+        self._in_the_background(
+            reloads.follow(
+                lambda: reloads.watched_files(settings.current, guard.access),
+                seen,
+                self._reloader.refresh,
+            )
+        )
         serving.follow(tenants)
 
         # What listens. Most issuers have answered long since; for another nobody waits.
@@ -284,9 +286,9 @@ class Daemon:
         for listener, address in zip(wanted, bound, strict=True):
             serves.setdefault(listener.setting, []).append(address)
         serves["http_listen"] = files
-        if advice := open_fleet(now, access.guard.access):
+        if advice := open_fleet(now, guard.access):
             log.warning("no identities in a fleet", advice=advice)
-        self.banner = self._banner(serves, admin_address, tenants, access.guard.access)
+        self.banner = self._banner(serves, admin_address, tenants, guard.access)
         ids = [engine.id for engine in served.served]
         log.info("ready", addresses=[*bound, *files], metrics=admin_address, engines=ids)
 

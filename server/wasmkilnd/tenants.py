@@ -33,7 +33,7 @@ from typing import Any
 import structlog
 
 from wasmkilnd import errors, model, quarantine, quota, usage
-from wasmkilnd.access.policy import NamespaceLimits, Policy
+from wasmkilnd.access.policy import NamespaceLimits
 from wasmkilnd.cache import embedded, fleet, host_store, memory, object_store, redis_store
 from wasmkilnd.cache.cache import Cache
 from wasmkilnd.compile import Compiler, Tenant
@@ -297,17 +297,6 @@ class Tenants:
             gone = "cannot serve this call: its caller's namespace was just removed; call again"
             raise errors.credentials_invalid("unknown", gone)
         return self.opened[namespace].tenant
-
-    def prepare(
-        self, settings: Settings, read: Policy, in_force: Callable[[], Policy]
-    ) -> Callable[[], None]:
-        """Return what serves the namespaces of the policy that is ``in_force`` by then.
-
-        Another part may have refused the one that was ``read``. Raises AccessUnusable.
-        """
-        if why := why_not(settings, read.namespaces):
-            raise errors.AccessUnusable(why)
-        return lambda: self.serve(in_force().namespaces, settings)
 
     def serve(self, namespaces: Mapping[str, NamespaceLimits], settings: Settings) -> None:
         """Serve ``namespaces`` and the default one from now on, and no others.

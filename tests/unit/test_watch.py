@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -20,22 +19,20 @@ from wasmkilnd.lifecycle.reload import (
 LOOK_S = 0.01
 
 
-@contextmanager
-def following(
-    files: Callable[[], Iterable[Path]], seen: Stamps, changed: Callable[[], bool]
-) -> Iterator[None]:
-    stop = threading.Event()
-    thread = threading.Thread(target=follow, args=(files, seen, changed, stop, LOOK_S))
-    thread.start()
+@asynccontextmanager
+async def following(
+    files: Callable[[], Iterable[Path]], seen: Stamps, changed: Callable[[], Awaitable[bool]]
+) -> AsyncIterator[None]:
+    task = asyncio.create_task(follow(files, seen, changed, LOOK_S))
     try:
         yield
     finally:
-        stop.set()
-        thread.join(30)
-        assert not thread.is_alive()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(task, 30)
 
 
-def test_files_that_still_change_are_left_alone(tmp_path: Path) -> None:
+async def test_files_that_still_change_are_left_alone(tmp_path: Path) -> None:
     """A certificate and its key are not replaced in one moment."""
     file = tmp_path / "file"
     file.write_text("0")
@@ -47,24 +44,24 @@ def test_files_that_still_change_are_left_alone(tmp_path: Path) -> None:
         return (file,)
 
     found: list[str] = []
-    noticed = threading.Event()
+    noticed = asyncio.Event()
 
-    def changed() -> bool:
+    async def changed() -> bool:
         found.append(file.read_text())
         noticed.set()
         return True
 
-    with following(growing, stamps_of([file]), changed):
-        assert noticed.wait(30)
+    async with following(growing, stamps_of([file]), changed):
+        await asyncio.wait_for(noticed.wait(), 30)
     assert found == ["0" * 6]
 
 
 @pytest.mark.parametrize("failing", ["files", "changed", "nothing"])
-def test_whatever_fails_is_tried_again(tmp_path: Path, failing: str) -> None:
+async def test_whatever_fails_is_tried_again(tmp_path: Path, failing: str) -> None:
     """Also what could not be used, as a file that revokes a token where no descriptor was left."""
     file = tmp_path / "file"
     left = 3
-    noticed = threading.Event()
+    noticed = asyncio.Event()
 
     def fail(what: str) -> bool:
         nonlocal left
@@ -78,7 +75,7 @@ def test_whatever_fails_is_tried_again(tmp_path: Path, failing: str) -> None:
         fail("files")
         return [file]
 
-    def changed() -> bool:
+    async def changed() -> bool:
         fail("changed")
         assert not noticed.is_set(), "it was read again"
         if not fail("nothing"):
@@ -87,9 +84,10 @@ def test_whatever_fails_is_tried_again(tmp_path: Path, failing: str) -> None:
 
     seen = stamps_of([file])
     file.write_text("new")
-    with capture_logs() as log, following(files, seen, changed):
-        assert noticed.wait(30)
-        time.sleep(10 * LOOK_S)
+    with capture_logs() as log:
+        async with following(files, seen, changed):
+            await asyncio.wait_for(noticed.wait(), 30)
+            await asyncio.sleep(10 * LOOK_S)
     assert left == 0
     defects = {"a defect keeps changed files from being read"}
     assert {line["event"] for line in log} == (set() if failing == "nothing" else defects)

@@ -11,17 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import structlog
 
 from wasmkilnd.access.guard import Access, AccessGuard, files_of, read_access
-from wasmkilnd.access.policy import Policy
 from wasmkilnd.access.unusable import defect_in
 from wasmkilnd.model import Limits, Reloadable
 from wasmkilnd.settings import Settings
@@ -32,11 +30,8 @@ from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry import logs
 from wasmkilnd.telemetry.audit import Audit, audit_change
 from wasmkilnd.telemetry.metrics import Metrics
-from wasmkilnd.tenants import Tenants
-from wasmkilnd.threads import on_disk
-
-if TYPE_CHECKING:
-    from cryptography.x509 import Certificate
+from wasmkilnd.tenants import Tenants, why_not
+from wasmkilnd.threads import Threads, on_disk
 
 log = structlog.get_logger("wasmkilnd")
 
@@ -78,7 +73,7 @@ class Reloader:
 
     settings: Reloadable[Settings]
     limits: Reloadable[Limits]
-    access: OpenAccess
+    guard: AccessGuard
     sealer: Sealer
     tenants: Tenants
     auditor: Audit
@@ -120,7 +115,7 @@ class Reloader:
             refused |= await self._apply(new, {**self.files, **self.parts, "keys": self._use_keys})
             self.limits.current = new.limits
             logs.configure(new.log_format, new.log_level, sys.stderr)
-            await self.access.guard.fetch_keys()
+            await self.guard.fetch_keys()
             changed = key_changes(keys, self.sealer.keys)
             for what, about in changed:
                 audit_change(self.auditor, what, **about)
@@ -146,9 +141,9 @@ class Reloader:
         """
         async with self._one_at_a_time:
             before, refused = self._refused, await self._apply(self.settings.current, self.files)
-            issuer = self.access.guard.access.issuer
+            issuer = self.guard.access.issuer
             if issuer and not issuer.keys:
-                await self.access.guard.fetch_keys()
+                await self.guard.fetch_keys()
             if refused and refused != before:
                 cause = "; ".join(dict.fromkeys(refused.values()))
                 log.error("cannot read changed files: they change nothing", cause=cause)
@@ -158,18 +153,6 @@ class Reloader:
                 log.info("files read again")
             self._refused = refused
             return not refused
-
-    def follow(self, seen: Stamps) -> Callable[[], None]:
-        """Read files again that have changed since ``seen``; return what ends that."""
-        loop, stop = asyncio.get_running_loop(), threading.Event()
-        about = (
-            lambda: watched_files(self.settings.current, self.access.guard.access),
-            seen,
-            lambda: asyncio.run_coroutine_threadsafe(self.refresh(), loop).result(),
-            stop,
-        )
-        threading.Thread(target=follow, args=about, name="files", daemon=True).start()
-        return stop.set
 
     async def _apply(self, new: Settings, parts: Mapping[str, Prepare]) -> dict[str, str]:
         """Apply ``new`` and what the files say to each part; return why not, by part."""
@@ -221,59 +204,44 @@ def _why(what: str, failure: Exception) -> str:
     return f"cannot read the {what}: {defect_in(failure)}"  # Its own text may quote a secret.
 
 
-class OpenAccess:
-    """The guard, and what it decides by. For one event loop."""
+def prepare_access(
+    guard: AccessGuard, tenants: Tenants, auditor: Audit, new: Settings
+) -> Callable[[], None]:
+    """Read again who may do what, but the keys of a URL; see ``Prepare``.
 
-    def __init__(
-        self,
-        settings: Settings,
-        auditor: Audit,
-        client_cas: Callable[[], Sequence[Certificate]] = tuple,
-    ) -> None:
-        """Read who may do what. It may block: call it in a thread. Raises AccessUnusable.
+    Too many namespaces keep no policy from being in force: those that are served stay.
+    """
+    after, causes = read_access(new, guard.access)
+    why = why_not(new, after.policy.namespaces)
 
-        ``client_cas`` returns the CAs of callers' certificates that are in force now.
-        """
-        self._auditor = auditor
-        self.guard = AccessGuard(read_access(settings)[0], client_cas)
-        self.next_policy = self.policy
-        """What ``prepare`` has read last: parts that are prepared after it find it here."""
+    def apply() -> None:
+        before = guard.access
+        old, issuer = before.issuer, after.issuer
+        if old and issuer and issuer.url and issuer.url == old.url:
+            guard.replace(replace(after, issuer=replace(issuer, keys=old.keys)))
+        else:
+            guard.replace(after)
+        if not why:
+            tenants.serve(guard.access.policy.namespaces, new)
+        # Last, since whatever fails here must not keep anybody's access.
+        _audit_access(auditor, before, guard.access)
 
-    @property
-    def policy(self) -> Policy:
-        """The policy in force."""
-        return self.guard.access.policy
+    if causes or why:
+        raise CannotReload("\n".join(filter(None, (*causes, why))), apply)
+    return apply
 
-    def prepare(self, settings: Settings) -> Callable[[], None]:
-        """Read everything again but the keys of a URL; see ``Prepare``."""
-        after, causes = read_access(settings, self.guard.access)
-        self.next_policy = after.policy
 
-        def apply() -> None:
-            before = self.guard.access
-            old, new = before.issuer, after.issuer
-            if old and new and new.url and new.url == old.url:
-                self.guard.replace(replace(after, issuer=replace(new, keys=old.keys)))
-            else:
-                self.guard.replace(after)
-            # Last, since whatever fails here must not keep anybody's access.
-            self._audit(before, self.guard.access)
-
-        if causes:
-            raise CannotReload("\n".join(causes), apply)
-        return apply
-
-    def _audit(self, before: Access, after: Access) -> None:
-        if before.on != after.on:
-            audit_change(self._auditor, "access", on=after.on)
-        if before.policy != after.policy:
-            audit_change(self._auditor, "policy", rules=len(after.policy.rules))
-        old, new = (
-            {each.id for each in it.tokens.all} if it.tokens else set() for it in (before, after)
-        )
-        if old != new:
-            accepted, dropped = ",".join(sorted(new - old)), ",".join(sorted(old - new))
-            audit_change(self._auditor, "tokens", accepted=accepted, dropped=dropped)
+def _audit_access(auditor: Audit, before: Access, after: Access) -> None:
+    if before.on != after.on:
+        audit_change(auditor, "access", on=after.on)
+    if before.policy != after.policy:
+        audit_change(auditor, "policy", rules=len(after.policy.rules))
+    old, new = (
+        {each.id for each in it.tokens.all} if it.tokens else set() for it in (before, after)
+    )
+    if old != new:
+        accepted, dropped = ",".join(sorted(new - old)), ",".join(sorted(old - new))
+        audit_change(auditor, "tokens", accepted=accepted, dropped=dropped)
 
 
 # Files that change are read without SIGHUP.
@@ -301,29 +269,29 @@ def _stamp(file: Path) -> object:
     return it.st_dev, it.st_ino, it.st_mtime_ns, it.st_ctime_ns, it.st_size
 
 
-def follow(
+async def follow(
     files: Callable[[], Iterable[Path]],
     seen: Stamps,
-    changed: Callable[[], bool],
-    stop: threading.Event,
+    changed: Callable[[], Awaitable[bool]],
     look_s: float = _LOOK_S,
 ) -> None:
-    """Call ``changed`` whenever ``files`` have changed since ``seen``, until ``stop``.
+    """Call ``changed`` whenever ``files`` have changed since ``seen``, until cancelled.
 
-    For a thread of its own: a file system that hangs holds up nothing else. ``changed`` returns
-    whether it could use all of them. Files may be written in several steps: so wait until two looks
-    find them the same. Whatever fails is tried again at the next look: a revoked token counts until
-    this has read that it is.
+    It looks in a thread of its own: a file system that hangs holds up nothing else. ``changed``
+    returns whether it could use all of them. Files may be written in several steps: so wait until
+    two looks find them the same. Whatever fails is tried again at the next look: a revoked token
+    counts until this has read that it is.
     """
+    loop, thread = asyncio.get_running_loop(), Threads(1, "files")
     looked, whole, pause_s = seen, True, look_s
-    while not stop.wait(pause_s):
+    while True:
+        await asyncio.sleep(pause_s)
         try:
-            now = stamps_of(files())
+            now = await loop.run_in_executor(thread, lambda: stamps_of(files()))
             stable, looked = now == looked, now
             pause_s = look_s if stable else look_s / 2
             if stable and (now != seen or not whole):
-                whole = changed()
+                whole = await changed()
                 seen = now
         except Exception:
-            if not stop.is_set():
-                log.exception("a defect keeps changed files from being read")
+            log.exception("a defect keeps changed files from being read")
