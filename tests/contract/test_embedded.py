@@ -25,7 +25,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 from structlog.testing import capture_logs
 from wasmkilnd.cache import embedded
-from wasmkilnd.cache.embedded import EmbeddedServer, EmbeddedUnavailable
+from wasmkilnd.cache.embedded import EmbeddedServer
 from wasmkilnd.errors import TierUnavailable
 
 from tests.servers.redis_server import wait_until
@@ -225,7 +225,7 @@ async def test_the_socket_of_a_long_or_strange_path(
     digest = hashlib.sha256(os.fsencode((folder / "redis").resolve())).hexdigest()
     (shared / f"wasmkiln-{os.geteuid()}-{digest[:16]}").chmod(0o777)
     server = EmbeddedServer(folder, LIMIT_BYTES)
-    with pytest.raises(EmbeddedUnavailable, match="other users may write"):
+    with pytest.raises(TierUnavailable, match="other users may write"):
         await server.start()
     with pytest.raises(TierUnavailable, match="other users may write"):
         await server.ask([("PING",)], 1.0)
@@ -247,7 +247,7 @@ async def test_a_server_that_cannot_run_is_reported_and_leaves_nothing(
         why = "File exists"
     monkeypatch.setattr(embedded, "_FIRST_WAIT_S", 0.02)
     server = EmbeddedServer(state, LIMIT_BYTES)
-    with pytest.raises(EmbeddedUnavailable, match=why):
+    with pytest.raises(TierUnavailable, match=why):
         await server.start()
     await server.stop()
     assert not (state / "redis" / "broken").exists()  # The data was not to blame.

@@ -137,11 +137,11 @@ def test_a_signal_while_starting_is_heard(lean_state_dir: Path) -> None:
     """The embedded server waits for a lock that the test holds."""
     folder = lean_state_dir / "redis"
     folder.mkdir(mode=0o700)
-    with (folder / "users.lock").open("w") as held:
+    with (folder / "guardian.lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         process = begin_to_serve(lean_state_dir)
         # Past the engines, into the wait for the server.
-        eventually(lambda: has_open(process.pid, "users.lock"), "it does not wait")
+        eventually(lambda: has_open(process.pid, "guardian.lock"), "it does not wait")
         process.send_signal(signal.SIGHUP)  # Which would end a process that does not expect it.
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=20)

