@@ -37,6 +37,26 @@ V = TypeVar("V")
 Run: TypeAlias = "Callable[[Waiters], Coroutine[Any, Any, V]]"
 
 
+class Background:
+    """Work that goes on beside calls. For one event loop."""
+
+    def __init__(self) -> None:
+        self.tasks: set[asyncio.Task[Any]] = set()
+
+    def begin(self, work: Coroutine[Any, Any, V]) -> asyncio.Task[V]:
+        """Do ``work`` in the background, until ``stop``."""
+        task = asyncio.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+    async def stop(self) -> None:
+        """Cancel what is under way; never raise."""
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+
 @dataclass(frozen=True, slots=True)
 class Waiter:
     """One caller's interest in a piece of work.
@@ -134,7 +154,7 @@ class Flights:
 
     def __init__(self) -> None:
         self._flights: dict[Hashable, tuple[asyncio.Task[Any], Waiters]] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._background = Background()
 
     def __len__(self) -> int:
         """Return how many flights are under way."""
@@ -155,13 +175,11 @@ class Flights:
         if not (joined := key in self._flights):
             # At once: a caller that comes now must not join a flight that is ending.
             waiters = Waiters(quota, lambda: self._free(key, task) and task.cancel())
-            task = asyncio.create_task(_outcome(work(waiters)))
+            task = self._background.begin(_outcome(work(waiters)))
             self._flights[key] = task, waiters
-            self._tasks.add(task)
             # A callback frees the key whatever happens, and only after the work's last step (its
             # write to the cache): a later caller finds either the flight or what it stored.
             task.add_done_callback(lambda done: self._free(key, done))
-            task.add_done_callback(self._tasks.discard)
         task, waiters = self._flights[key]
         waiters.waiting[waiter] += 1
         return Ticket(joined, task, waiters, waiter)
@@ -176,9 +194,9 @@ class Flights:
 
         Without ``timeout_s``, wait as long as it takes.
         """
-        if not self._tasks:
+        if not self._background.tasks:
             return 0
-        _, late = await asyncio.wait(self._tasks, timeout=timeout_s)
+        _, late = await asyncio.wait(self._background.tasks, timeout=timeout_s)
         for flight in late:
             flight.cancel()
         await asyncio.gather(*late, return_exceptions=True)

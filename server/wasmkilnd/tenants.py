@@ -25,7 +25,7 @@ in Redis and on the disk until they expire or make room.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import InitVar, dataclass, field, replace
 from typing import Any
@@ -38,6 +38,7 @@ from wasmkilnd.cache import embedded, fleet, host_store, memory, object_store, r
 from wasmkilnd.cache.cache import Cache
 from wasmkilnd.compile import Compiler, Tenant
 from wasmkilnd.engines.registry import EngineRegistry
+from wasmkilnd.flights import Background
 from wasmkilnd.pins import Pins, file_of
 from wasmkilnd.rpc.messages import header_of
 from wasmkilnd.settings import NONE, Settings
@@ -257,7 +258,7 @@ class Tenants:
     module_bytes: Callable[[], int]
     opened: dict[str, OpenTenant] = field(default_factory=dict)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
-    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _background: Background = field(default_factory=Background)
     # Those that are served no more, and whose calls have not ended.
     _closing: set[OpenTenant] = field(default_factory=set)
 
@@ -275,8 +276,8 @@ class Tenants:
 
     async def start(self) -> None:
         """Wait until the host stores are ready and the server has answered, or takes too long."""
-        await asyncio.gather(*self._tasks)
-        self._in_the_background(self._look_for_ever())
+        await asyncio.gather(*self._background.tasks)
+        self._background.begin(self._look_for_ever())
 
     @property
     def default(self) -> OpenTenant:
@@ -304,7 +305,7 @@ class Tenants:
         They divide the memory and the host store that ``settings`` give.
         """
         for namespace in self.opened.keys() - {model.DEFAULT_NAMESPACE, *namespaces}:
-            self._in_the_background(self._retire(self.opened.pop(namespace)))
+            self._background.begin(self._retire(self.opened.pop(namespace)))
             log.info("namespace closed", namespace=namespace)
         if host_bytes := settings.effective_host_store_bytes:
             self.host.limit_bytes = host_bytes
@@ -313,7 +314,7 @@ class Tenants:
                 opened.resize(*share)
                 continue
             opened = self.opened[namespace] = OpenTenant(namespace, *share, self)
-            self._in_the_background(self._start(opened))
+            self._background.begin(self._start(opened))
             if namespace:
                 log.info("namespace opened", namespace=namespace)
 
@@ -350,9 +351,7 @@ class Tenants:
 
     async def close(self) -> None:
         """Drop the writes that wait, and close all, without waiting; see flush."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._background.stop()
         await asyncio.gather(*(each.close() for each in self._all()))
         await self.host.close()
 
@@ -407,11 +406,6 @@ class Tenants:
             with suppress(TimeoutError):
                 pause_s = max(1.0, min(LOOK_EVERY_S, part_of_age_s))
                 await asyncio.wait_for(self._wake.wait(), pause_s)
-
-    def _in_the_background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 def _sum(each: Sequence[model.RemoteStatus]) -> model.RemoteStatus:

@@ -101,7 +101,9 @@ def open_link(
 ) -> Any:
     """Return a link that is quick to come back, of which tests may replace methods."""
     server = connect(url, RedisAccess(**asdict(access)), timeout_s=timeout_s)
-    return kind(server, timeout_s=timeout_s, retry_max_s=retry_max_s)
+    link = kind(server, timeout_s=timeout_s)
+    link.retry_max_s = retry_max_s
+    return link
 
 
 def open_store(

@@ -200,7 +200,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
 
 @pytest.fixture
 async def guarded(scripted: Scripted) -> AsyncIterator[RedisLink]:
-    link = RedisLink(scripted, timeout_s=0.5, retry_max_s=2.0)
+    link = RedisLink(scripted, timeout_s=0.5)
     yield link
     await link.close()
 

@@ -11,34 +11,32 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine
-from typing import Any
 
 import structlog
 
 from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.flights import Background
 
 _log = structlog.get_logger("wasmkilnd.cache")
 
 _FIRST_WAIT_S = 0.25
 
 
-class Breaker(ABC):
+class Breaker(Background, ABC):
     """Fails the calls to a ``tier`` while it does not answer. For one event loop."""
 
     tier: str
+    # The longest wait before the tier is asked again.
+    retry_max_s = 2.0
 
-    def __init__(self, *, timeout_s: float, retry_max_s: float = 2.0) -> None:
-        """``retry_max_s`` is the longest wait before the tier is asked again."""
+    def __init__(self, *, timeout_s: float) -> None:
+        super().__init__()
         self.timeout_s = timeout_s
         # What is wrong, without secrets; empty while the tier is up.
         self.why_down = "not asked yet"
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._retry_max_s = retry_max_s
         self._closed = asyncio.Event()
         self._closed.set()
-        self._closed_at_s = -retry_max_s
-        self._first_wait_s = self._wait_s = min(_FIRST_WAIT_S, retry_max_s)
+        self._closed_at_s, self._wait_s = -self.retry_max_s, _FIRST_WAIT_S
         self._answered_at_s = -timeout_s
 
     @property
@@ -64,18 +62,6 @@ class Breaker(ABC):
     async def probe(self) -> None:
         """Ask the tier anything. Raise TierUnavailable if it does not answer."""
 
-    def begin(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do ``work`` in the background, until ``stop``."""
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def stop(self) -> None:
-        """Ask no more; never raise."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
     def answered(self, *, done: bool = True) -> None:
         """Note an answer; without ``done``, one that refuses."""
         if not self.is_down:  # Else the call began before.
@@ -92,8 +78,8 @@ class Breaker(ABC):
             return
         if self.is_down:
             return  # A call that began before; the first one has logged it.
-        if time.monotonic() - self._closed_at_s > self._retry_max_s:
-            self._wait_s = self._first_wait_s
+        if time.monotonic() - self._closed_at_s > self.retry_max_s:
+            self._wait_s = _FIRST_WAIT_S
         # Else it flaps: it answers when it is asked, and nothing more. Keep the waits growing.
         self.why_down = why
         self._closed.clear()
@@ -103,7 +89,7 @@ class Breaker(ABC):
     async def _ask_until_it_answers(self) -> None:
         while True:
             await asyncio.sleep(self._wait_s)
-            self._wait_s = min(2 * self._wait_s, self._retry_max_s)
+            self._wait_s = min(2 * self._wait_s, self.retry_max_s)
             try:
                 await self.probe()
                 break

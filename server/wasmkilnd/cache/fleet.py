@@ -39,9 +39,9 @@ import random
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated
 
 import structlog
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -49,7 +49,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from wasmkilnd.cache.redis_link import RedisLink
 from wasmkilnd.cache.redis_servers import WRITE_TIMEOUT_S
 from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError, WrongType
-from wasmkilnd.flights import WaitBudget
+from wasmkilnd.flights import Background, WaitBudget
 from wasmkilnd.model import STAMP_BYTES, CacheKey, Strike
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry import tracing
@@ -105,7 +105,7 @@ class Fleet:
     max_wait_s: Callable[[], float]
     # Held for a moment before each look of a job that waits for a worker.
     looking: asyncio.Lock = field(default_factory=asyncio.Lock)
-    _background: set[asyncio.Task[None]] = field(default_factory=set)
+    background: Background = field(default_factory=Background)
 
     @contextlib.asynccontextmanager
     async def claim(
@@ -130,14 +130,8 @@ class Fleet:
 
     async def close(self) -> None:
         """Wait until every lease is released, but not for long; never raises."""
-        if self._background:
-            await asyncio.wait(self._background, timeout=_CLOSE_TIMEOUT_S)
-
-    def in_background(self, work: Coroutine[Any, Any, Any]) -> None:
-        """Run ``work`` without letting the call wait for it."""
-        task = asyncio.create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        if self.background.tasks:
+            await asyncio.wait(self.background.tasks, timeout=_CLOSE_TIMEOUT_S)
 
     async def look(self, key: CacheKey, budget: WaitBudget, token: bytes = b"") -> str:
         """Return what becomes of the artifact: ``stored``, ``held``, ``failed`` or ``free``.
@@ -223,9 +217,9 @@ class Claim:
         finally:
             if found in ("", "alone", "stored"):
                 # The server may have taken it all the same, and then all would wait for nothing.
-                self._fleet.in_background(self._fleet.replace(self._key, token, b""))
+                self._fleet.background.begin(self._fleet.replace(self._key, token, b""))
         if found == "taken":
-            self._fleet.in_background(self._hold(token))
+            self._fleet.background.begin(self._hold(token))
         elif found in ("stored", "held", "free"):
             if self._believes_others and (found == "stored" or not self._why_compile):
                 return False
@@ -349,8 +343,7 @@ class Strikes:
     async def _scan(self, pattern: str) -> AsyncIterator[list[bytes]]:
         """Return the names of strikes in pages; some may come twice."""
         if self._link:
-            prefix = re.sub(r"[*?\[\]\\]", r"\\\g<0>", self._prefix)
-            async for page in self._link.scan((prefix + pattern).encode()):
+            async for page in self._link.scan((self._prefix + pattern).encode()):
                 yield page
 
     async def _read(self, names: Sequence[bytes]) -> list[Strike]:

@@ -46,10 +46,8 @@ class RedisLink(Breaker):
 
     tier = "redis"
 
-    def __init__(
-        self, server: RedisServer, *, timeout_s: float = 2.0, retry_max_s: float = 2.0
-    ) -> None:
-        super().__init__(timeout_s=timeout_s, retry_max_s=retry_max_s)
+    def __init__(self, server: RedisServer, *, timeout_s: float = 2.0) -> None:
+        super().__init__(timeout_s=timeout_s)
         self._server = server
 
     async def run(self, *commands: Command, timeout_s: float | None = None) -> list[Any]:
