@@ -23,7 +23,7 @@ import heapq
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from wasmkilnd import errors
@@ -57,7 +57,6 @@ class Quota:
 
     limits: Limits
     refusals: Counter[str] = field(default_factory=Counter)
-    clock: Callable[[], float] = time.monotonic
     policy: object = None
     refused: Counter[str] = field(default_factory=Counter)
     _taken: dict[str, tuple[float, float]] = field(default_factory=dict)  # how many by when
@@ -89,11 +88,11 @@ class Quota:
     def used(self, kind: str) -> float:
         """Return how many tokens have not come back yet."""
         taken, when_s = self._taken.get(kind, (0.0, 0.0))
-        return max(0.0, taken - (self.clock() - when_s) * self.limits[kind] / _PERIOD_S[kind])
+        return max(0.0, taken - (time.monotonic() - when_s) * self.limits[kind] / _PERIOD_S[kind])
 
     def _take(self, kind: str, tokens: float) -> None:
         if kind in self.limits:
-            self._taken[kind] = self.used(kind) + tokens, self.clock()
+            self._taken[kind] = self.used(kind) + tokens, time.monotonic()
 
     def _missing(self, kind: str) -> float:
         """Return how much of a token is missing, 0 for nothing."""
@@ -133,9 +132,6 @@ class Quotas:
     """
 
     in_force: Callable[[], Mapping[str, Limits]]
-    _: KW_ONLY
-    clock: Callable[[], float] = time.monotonic
-    most: int = MOST_IDENTITIES
     known: dict[tuple[str, str], Quota] = field(default_factory=dict)
     refused: Counter[str] = field(default_factory=Counter)
 
@@ -145,9 +141,9 @@ class Quotas:
         if not identity.quota or (limits := policy.get(identity.quota)) is None:
             return UNLIMITED
         key = identity.namespace, identity.name
-        quota = self.known.pop(key, None) or Quota(limits, self.refused, self.clock)
+        quota = self.known.pop(key, None) or Quota(limits, self.refused)
         self.known[key] = quota  # As the last one: that which was seen longest ago is the first.
-        if len(self.known) > self.most:
+        if len(self.known) > MOST_IDENTITIES:
             del self.known[next(iter(self.known))]
         quota.limits, quota.policy = limits, policy
         return quota

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -24,10 +25,13 @@ CI = Identity("token:ci", ALL_ROLES, quota="small")
 class Site:
     """Quotas under a policy that a test changes, and a clock that it moves."""
 
-    def __init__(self, most: int = 100) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, most: int = 100) -> None:
         self.clock = Clock()
+        clock = SimpleNamespace(monotonic=self.clock)
+        monkeypatch.setattr("wasmkilnd.quota.time", clock)
+        monkeypatch.setattr("wasmkilnd.quota.MOST_IDENTITIES", most)
         self.policy: dict[str, Limits] = {}
-        self.quotas = Quotas(lambda: self.policy, clock=self.clock, most=most)
+        self.quotas = Quotas(lambda: self.policy)
 
     def allow(self, identity: Identity = CI, **limits: float) -> Quota:
         """Put a policy in force that gives ``identity`` so much, and have it call."""
@@ -39,8 +43,8 @@ class Site:
 
 
 @pytest.fixture
-def site() -> Site:
-    return Site()
+def site(monkeypatch: pytest.MonkeyPatch) -> Site:
+    return Site(monkeypatch)
 
 
 def refused(kind: str, act: Callable[[], None]) -> float:
@@ -101,8 +105,10 @@ def test_tokens_of_one_name_in_two_namespaces_count_apart(site: Site) -> None:
     assert len(site.quotas.readings()) == 2
 
 
-def test_memory_is_bounded_and_who_called_last_is_remembered() -> None:
-    site = Site(most=10)
+def test_memory_is_bounded_and_who_called_last_is_remembered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    site = Site(monkeypatch, most=10)
     site.allow(calls_per_minute=1).call()
     for index in range(1000):
         site.quotas.of(replace(CI, name=f"jwt:{index}")).call()
@@ -112,7 +118,9 @@ def test_memory_is_bounded_and_who_called_last_is_remembered() -> None:
     site.quotas.of(replace(CI, name="jwt:0")).call()
 
 
-def test_readings_are_those_of_a_namespace_and_bounded(site: Site) -> None:
+def test_readings_are_those_of_a_namespace_and_bounded(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ours = replace(CI, name="token:ours", namespace="ours")
     site.allow(ours, calls_per_minute=4).call()
     site.quotas.of(replace(ours, name="token:silent"))
@@ -122,7 +130,7 @@ def test_readings_are_those_of_a_namespace_and_bounded(site: Site) -> None:
     ]
     assert len(site.quotas.readings()) == 2
     assert site.quotas.by_kind()["calls_per_minute"] == (0.25, 0)
-    site = Site(most=2 * MOST_READINGS)
+    site = Site(monkeypatch, most=2 * MOST_READINGS)
     quota = site.allow(calls_per_minute=5)
     for index in range(MOST_READINGS + 50):
         site.quotas.of(replace(CI, name=f"jwt:{index}")).call()
