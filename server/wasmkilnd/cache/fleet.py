@@ -323,9 +323,9 @@ class Strikes:
 
     async def all(self) -> Sequence[Strike]:
         """Return all strikes, 10,000 at most."""
-        _open(self._link)
         found: dict[CacheKey, Strike] = {}
-        async for names in self._scan("*"):
+        # In pages; some may come twice.
+        async for names in _open(self._link).scan(f"{self._prefix}*".encode()):
             found |= {strike.key: strike for strike in await self._read(names)}
             if len(found) >= _MAX_LISTED:
                 break
@@ -334,17 +334,14 @@ class Strikes:
     async def remove(self, module_sha256: str) -> Sequence[CacheKey]:
         """Delete the strikes against a module, or against all modules for an empty digest."""
         removed: list[CacheKey] = []
-        async for names in self._scan(f"{{{module_sha256}}}:*" if module_sha256 else "*"):
-            existed = await _open(self._link).run(*(("UNLINK", name) for name in names))
+        if self._link is None:
+            return removed
+        pattern = f"{self._prefix}{{{module_sha256}}}:*" if module_sha256 else f"{self._prefix}*"
+        async for names in self._link.scan(pattern.encode()):
+            existed = await self._link.run(*(("UNLINK", name) for name in names))
             found = zip(names, existed, strict=True)
             removed += [key for name, did in found if did and (key := self._key_of(name))]
         return removed
-
-    async def _scan(self, pattern: str) -> AsyncIterator[list[bytes]]:
-        """Return the names of strikes in pages; some may come twice."""
-        if self._link:
-            async for page in self._link.scan((self._prefix + pattern).encode()):
-                yield page
 
     async def _read(self, names: Sequence[bytes]) -> list[Strike]:
         """Return the strikes that count under ``names``."""
