@@ -190,7 +190,7 @@ class Daemon:
             counted, spent = tenants.of(namespace).compiler.metrics, quotas.readings(namespace)
             return messages.stats_response(counted, namespace, spent, served.names)
 
-        uploads = Uploads(lambda: settings.current.upload_bytes, now.state_dir, traffic)
+        uploads = Uploads(settings, traffic)
         entry = calls.Entry(traffic, metrics, guard, audit, quotas.of, tracing)
         rpc = server.RpcServer(
             module_service.ModuleServicer(

@@ -82,6 +82,9 @@ MAX_BEHIND = 1000
 _PAUSE_S = 60.0
 # How many keys FindMissing looks up at once: this holds the event loop for milliseconds.
 _LOOKED_UP_AT_ONCE = 500
+# A larger module that was uploaded stays in its file, in the memory tier too. Smaller ones would
+# take too many descriptors.
+_KEPT_IN_FILE_BYTES = 8 * 1024 * 1024
 # Below this size, hashing takes less time than handing the bytes to a thread and back.
 HASH_INLINE_BYTES = 256 * 1024
 
@@ -247,7 +250,7 @@ class Compiler:
             watch = self.quarantine.watch(key, spec, budget)
             await self.engines.validate(engine_id, module, waiters, watch)
             # Also where it is here already: Redis, where others look, may have lost it.
-            self.cache.put(module)
+            await self._put(module)
             if not already_loaded:
                 waiters.quota.stored(module.size_bytes)
 
@@ -492,11 +495,17 @@ class Compiler:
         artifact = self.sealer.seal(Artifact(*key, *packed, code.compile_time_s, *types))
         if work.uploaded:
             # The engine accepted the module, which is all that Load would have asked.
-            self.cache.put(work.module)
+            await self._put(work.module)
         self.cache.put(artifact)
         stored_bytes = artifact.size_bytes + (work.module.size_bytes if work.uploaded else 0)
         waiters.quota.stored(stored_bytes)
         return Served(artifact, Origin.COMPILED, code.queue_time_s)
+
+    async def _put(self, module: Module) -> None:
+        """Store a module; read a small one from its file first."""
+        if isinstance(module.wasm, Spooled) and module.size_bytes <= _KEPT_IN_FILE_BYTES:
+            module = replace(module, wasm=await module.wasm.read(0, module.size_bytes))
+        self.cache.put(module)
 
     async def _behind(self, request: Request, flight: Hashable) -> Served:
         """Have optimised code made; note how that ended."""

@@ -156,6 +156,11 @@ class RawCaller:
             self.receive(0.0 if part > 0 else 0.05)
         return sent
 
+    def end(self, stream: int) -> None:
+        """Say that no message follows."""
+        self.connection.end_stream(stream)
+        self._flush()
+
     def ping(self) -> None:
         """Ping once."""
         self.connection.ping(bytes(8))

@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import os
 import random
+import resource
+import struct
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,14 +21,16 @@ import pytest
 from wasmkiln.v1 import module_service_pb2 as pb
 
 from tests.e2e import wasm
-from tests.e2e.callers import ENGINE, Caller, failure_of, header_of
+from tests.e2e.callers import ENGINE, Caller, RawCaller, failure_of, header_of, held_worker
 from tests.e2e.daemon import Configured, Daemon, state_with
 from tests.e2e.fixtures import serving
 from tests.e2e.processes import eventually
+from tests.e2e.programs import inside
 from tests.e2e.tenancy import house
 from tests.servers.object_stores import KINDS_OF_OBJECT_STORES
 
 MIB = 1024 * 1024
+UPLOAD = "/wasmkiln.v1.ModuleService/Upload"
 ABORTED = grpc.StatusCode.ABORTED
 FLAGS = ["--redis-url", "none", "--max-module-bytes", "20MiB"]
 _tags = itertools.count(1)
@@ -248,18 +254,187 @@ def test_nobody_fills_the_disk_of_others(own: Daemon) -> None:
     assert own.metric("refused_total", limit="uploads") == 2
 
 
+def left(caller: Uploader, number: int) -> str:
+    """Begin an upload of 200 bytes, and leave it; return its digest."""
+    digest = hashlib.sha256(bytes([number])).hexdigest()
+    message = pb.UploadRequest(sha256=digest, size_bytes=200, data=bytes(100))
+    assert refused(caller.upload(iter([message])))[1] == "UPLOAD_INTERRUPTED"
+    return digest
+
+
 @pytest.mark.parametrize("own", [[]], indirect=True)
 def test_nobody_has_all_uploads(own: Daemon) -> None:
-    with Uploader(own) as one, Uploader(own) as other:
-        digests = [hashlib.sha256(bytes([n])).hexdigest() for n in range(33)]
-        for number, each in enumerate(digests):
-            message = pb.UploadRequest(sha256=each, size_bytes=2, data=b"x")
-            reason = refused(one.upload(iter([message])))[1]
-            assert reason == ("COMPILE_QUEUE_FULL" if number == 32 else "UPLOAD_INTERRUPTED")
-        assert own.metric("uploads") == 32
+    with Uploader(own) as one, Uploader(own) as other, contextlib.ExitStack() as stack:
+        calls = []
+        for number in range(32):
+            message = pb.UploadRequest(sha256=f"{number:064}", size_bytes=2, data=b"x")
+            line = Line(iter([message]))
+            stack.callback(line.end)
+            calls.append(one.upload(line))
+        eventually(lambda: own.metric("uploads") == 32, "they do not begin")
         assert own.metric("upload_bytes") == 64
+        message = pb.UploadRequest(sha256="a" * 64, size_bytes=2, data=b"x")
+        assert refused(one.upload(iter([message])))[1] == "COMPILE_QUEUE_FULL"
         module = large()
         assert other.upload(pieces(module)).result().loaded.sha256 == wasm.digest(module)
+        assert not any(call.done() for call in calls)
+
+
+@pytest.mark.parametrize("own", [[]], indirect=True)
+def test_uploads_that_were_left_give_way_to_who_comes_the_oldest_first(own: Daemon) -> None:
+    digests = []
+    for number in range(70):
+        with Uploader(own) as caller:  # Each has a new connection, and hangs up.
+            digests.append(left(caller, number))
+    module = large()
+    with Uploader(own) as caller:
+        assert caller.upload(pieces(module)).result().loaded.sha256 == wasm.digest(module)
+        held = [caller.held(digest) for digest in digests]
+        # No caller may have the last one of the 64; another gave way to the module.
+        assert held == [0] * 8 + [100] * 62
+
+
+@pytest.mark.parametrize("own", [["--upload-bytes", "14MiB"]], indirect=True)
+def test_another_size_for_a_digest_does_not_pass_the_limit(own: Daemon) -> None:
+    module = large(4 * MIB)
+    with contextlib.ExitStack() as stack:
+        callers = [stack.enter_context(Uploader(own)) for _ in range(3)]
+        with held_worker(own):
+            loading = callers[0].upload(pieces(module))
+            eventually(lambda: callers[0].held(module) == len(module), "it is not taken")
+            line = Line(pieces(module, 0, MIB, size=len(module) + 1))
+            stack.callback(line.end)
+            second = callers[1].upload(line)
+            eventually(lambda: callers[1].held(module) == MIB, "it is not taken")
+            assert own.metric("upload_bytes") == 2 * len(module) + 1
+            third = callers[2].upload(pieces(module, size=len(module) + 2))
+            assert refused(third)[2]["limit"] == "uploads"
+            assert refused(second)[1] == "UPLOAD_INTERRUPTED"
+        assert loading.result().loaded.sha256 == wasm.digest(module)
+    eventually(lambda: own.metric("upload_bytes") == 0, "something of it counts")
+    eventually(lambda: open_uploads(own) == 0, "a file stays open")
+
+
+@pytest.mark.parametrize("own", [[]], indirect=True)
+@pytest.mark.parametrize(("calls", "size_bytes"), [(60, 7 * MIB), (1024, MIB - 1000)])
+def test_all_calls_for_one_upload_hold_one_file(own: Daemon, calls: int, size_bytes: int) -> None:
+    module = large(size_bytes)
+    with contextlib.ExitStack() as stack:
+        callers = [stack.enter_context(Uploader(own)) for _ in range(calls // 250 + 1)]
+        with cut_at(callers[0], module, 0, len(module)):
+            pass
+        with held_worker(own):
+            idle = own.memory("VmRSS")
+            Path(f"/proc/{own.pid}/clear_refs").write_text("5")  # VmHWM begins anew.
+            named = [
+                callers[number % len(callers)].upload(pieces(module, len(module)))
+                for number in range(calls)
+            ]
+            eventually(lambda: own.metric("calls") == calls + 1, "they do not begin")
+            more = own.memory("VmHWM") - idle
+            print(f"{calls} calls for {len(module) / MIB:.0f} MiB: {more / MIB:.1f} MiB more")
+            assert open_uploads(own) == own.metric("uploads") == 1
+            assert own.metric("upload_bytes") == len(module)
+            assert more <= 8 * MIB + calls * 64 * 1024
+        assert all(call.result().loaded.sha256 == wasm.digest(module) for call in named)
+    eventually(lambda: open_uploads(own) == 0, "the file stays open")
+
+
+def test_24_uploads_of_400_kb_over_slow_lines_all_pass(tmp_path: Path) -> None:
+    """Each is a message of which a half arrives at first."""
+    with (
+        Daemon(state_with(tmp_path / "state", ENGINE), ["--redis-url", "none"]) as daemon,
+        contextlib.ExitStack() as stack,
+    ):
+        slow = []
+        for _ in range(24):
+            module = large(400_000)
+            first, second = (each.SerializeToString() for each in pieces(module))
+            caller = stack.enter_context(RawCaller(daemon))
+            stream = caller.begin(UPLOAD, len(first))
+            begun = first + struct.pack(">BI", 0, len(second)) + second[: len(second) // 2]
+            assert caller.send(stream, begun) == len(begun)
+            slow.append((caller, stream, second[len(second) // 2 :]))
+        eventually(lambda: daemon.metric("receive_bytes") >= 24 * MIB, "they are not slow")
+        for caller, stream, rest in slow:
+            assert caller.send(stream, rest) == len(rest)
+            caller.end(stream)
+            assert caller.wait(stream)["grpc-status"] == "0"
+
+
+@pytest.mark.parametrize("own", [["--caller-timeout-s", "1"]], indirect=True)
+def test_messages_without_new_bytes_do_not_keep_an_upload_alive(own: Daemon) -> None:
+    def messages(module: bytes) -> Iterator[pb.UploadRequest]:
+        yield from pieces(module, 0, MIB)
+        for number in range(300):
+            time.sleep(0.1)
+            yield pb.UploadRequest(offset=number, data=bytes(number % 2))
+
+    module = large()
+    with Uploader(own) as caller:
+        _, reason, told, _ = refused(caller.upload(messages(module)))
+        assert (reason, told["limit"]) == ("COMPILE_QUEUE_FULL", "receive")
+        caller.upload(pieces(module, MIB)).result()
+
+
+@pytest.mark.parametrize("own", [[]], indirect=True)
+def test_a_full_disk_refuses_an_upload_and_keeps_nothing_of_it(own: Daemon) -> None:
+    module, limit = large(6 * MIB), resource.RLIMIT_FSIZE
+    before = resource.prlimit(own.pid, limit)
+    with Uploader(own) as caller:
+        resource.prlimit(own.pid, limit, (4 * MIB, before[1]))
+        _, reason, told, retry_s = refused(caller.upload(pieces(module)))
+        assert (reason, told["limit"], retry_s > 0) == ("COMPILE_QUEUE_FULL", "uploads", True)
+        assert caller.held(module) == own.metric("uploads") == own.metric("upload_bytes") == 0
+        eventually(lambda: open_uploads(own) == 0, "the file stays open")
+        resource.prlimit(own.pid, limit, before)
+        caller.upload(pieces(module)).result()
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Iterator[tuple[Daemon, Path]]:
+    """A daemon of ``odd_uploads``, and the file that makes its disk hang."""
+    hangs = tmp_path / "hangs"
+    command = inside("tests.e2e.odd_uploads", str(hangs))
+    flags = [*FLAGS, "--caller-timeout-s", "2"]
+    with Daemon(state_with(tmp_path / "state", ENGINE), flags, command=command) as daemon:
+        yield daemon, hangs
+
+
+def test_the_files_of_expired_uploads_are_closed_without_the_collector(
+    odd: tuple[Daemon, Path],
+) -> None:
+    daemon, _ = odd
+    with Uploader(daemon) as caller:
+        for _ in range(5):
+            with cut_at(caller, large(), 0, MIB):
+                assert open_uploads(daemon)
+    eventually(lambda: daemon.metric("uploads") == 0, "they do not expire")
+    eventually(lambda: open_uploads(daemon) == 0, "files stay open")
+
+
+def test_a_disk_that_hangs_ends_uploads_in_time_and_nothing_else(odd: tuple[Daemon, Path]) -> None:
+    daemon, hangs = odd
+    modules = [large() for _ in range(3)]  # One more than there are threads.
+    with Uploader(daemon) as caller:
+        os.mkfifo(hangs)
+        calls = [caller.upload(pieces(module)) for module in modules]
+        for call in calls:
+            _, reason, told, _ = refused(call)
+            assert (reason, told["limit"]) == ("COMPILE_QUEUE_FULL", "uploads")
+            assert "no answer within 2 s" in call.details()
+        assert header_of(caller.compile(wasm.adder(next(_tags)))).size_bytes
+        # What hangs counts, and does not expire.
+        time.sleep(1.5)
+        assert daemon.metric("uploads") == 3
+        with hangs.open("r+b", buffering=0):
+            hangs.unlink()
+        eventually(lambda: daemon.metric("uploads") == 0, "they do not expire")
+        caller.upload(pieces(modules[0])).result()
+        os.mkfifo(hangs)
+        refused(caller.upload(pieces(large())))
+    daemon.end()
+    assert daemon.process.returncode == 0
 
 
 @pytest.mark.parametrize("own", [["--caller-timeout-s", "1"]], indirect=True)
@@ -412,3 +587,12 @@ def test_a_module_of_100_mb_is_never_whole_in_memory(tmp_path: Path, kind: str) 
         assert header_of(caller.compile(wasm.digest(module))).size_bytes
         print(f"100 MB uploaded, with {kind}: at most {more / MIB:.1f} MiB more than idle")
         assert more <= 32 * MIB
+
+
+def open_uploads(daemon: Daemon) -> int:
+    """Return how many files of uploads the daemon has open."""
+    found = 0
+    for each in Path(f"/proc/{daemon.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found += f"{daemon.state_dir}/uploads/" in str(each.readlink())
+    return found

@@ -96,7 +96,7 @@ def unary(
 
     async def following(call: Call) -> Any:
         call.release_request()
-        raw = await traffic.read(call, most_bytes)
+        raw = await traffic.read(call, most_bytes, piece=call.arrived)
         return None if raw is None else build(raw)
 
     async def answer(call: Call) -> bytes:

@@ -8,7 +8,8 @@ requests            half of ``receive_bytes`` for those that have arrived, until
                     whoever holds as much as it leaves free waits before the daemon reads more.
                     The other half for those that arrive slowly, each as large as a message may
                     be, since gRPC does not tell how much has come: where there is no room for
-                    one more, the caller that has most of them loses one
+                    one more, the caller that has most of them loses one. A piece of an upload
+                    counts as large as one may be; there are few, but gRPC lets larger ones in
 turns               of questions, which are all RPCs without a module: a caller's wait for each
                     other, so that the event loop goes on with other callers between them
 size                of a request, for each method (``most_bytes``)
@@ -133,11 +134,14 @@ class Call:
     waits_since_s: float = 0.0
     # Whether it waits for a request.
     reading: bool = False
+    # Whether the one before brought nothing new.
+    in_vain: bool = False
     # Where a request counts that has arrived, and how much.
     traffic: Traffic | None = None
     request_bytes: int = 0
-    # What its request counts while it arrives slowly.
+    # What its request counts while it arrives slowly, and would count.
     arriving_bytes: int = 0
+    slow_bytes: int = 0
     # The size of the message that gRPC holds until the caller reads.
     unread_bytes: int = 0
     # When the caller must have read the whole answer.
@@ -309,12 +313,14 @@ class Traffic:
             return self.message_bytes
         return REQUEST_BYTES.get(method, SMALL_BYTES)
 
-    async def read(self, call: Call, most_bytes: int) -> bytes | None:
+    async def read(self, call: Call, most_bytes: int, *, piece: bool = False) -> bytes | None:
         """Return the next message, None after the last; it counts until ``release_request``.
 
-        Raises INVALID_REQUEST if it is too large.
+        It is a ``piece`` of an upload that has its place. Raises INVALID_REQUEST if it is too
+        large.
         """
-        call.arrived = False
+        call.slow_bytes = most_bytes if piece else self.message_bytes
+        call.arrived, since_s = False, call.waits_since_s
         try:
             while self.requests.room(call.caller) <= 0:
                 if call not in self._waiting:
@@ -322,6 +328,8 @@ class Traffic:
                 self.freed.clear()
                 await self.freed.wait()
             self.await_caller(call)
+            if call.in_vain:
+                call.waits_since_s = since_s
             call.reading = True
             message = await call.context.read()
         finally:
@@ -494,7 +502,7 @@ class Traffic:
 
     def _make_room(self, call: Call) -> None:
         """Count a request that arrives slowly; without room for it, end one of who has most."""
-        self._count_slow(call, self.message_bytes)
+        self._count_slow(call, call.slow_bytes)
         if self._arriving.free < 0:
             held = self._arriving.held
             slow = (each for each in self._waiting if each.arriving_bytes)

@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,8 +45,12 @@ class Rig:
     """Uploads, and calls that bring them."""
 
     def __init__(self, folder: Path, limit_bytes: int = 100 * MIB) -> None:
-        self.traffic = Traffic(Reloadable[Any](None), MIB)
-        self.uploads = Uploads(lambda: limit_bytes, folder, self.traffic)
+        self.limits = SimpleNamespace(
+            upload_bytes=limit_bytes, state_dir=folder, caller_timeout_s=60.0
+        )
+        limits = Reloadable[Any](self.limits)
+        self.traffic = Traffic(limits, MIB)
+        self.uploads = Uploads(limits, self.traffic)
 
     def call(self, caller: str = "a", **identity: Any) -> Call:
         call = Call(Context())
@@ -55,7 +60,7 @@ class Rig:
 
     async def take(
         self, messages: Iterator[pb.UploadRequest], call: Call | None = None, end: Any = None
-    ) -> bytes | Spooled:
+    ) -> Spooled:
         """Bring messages, then wait for ``end``; return the module."""
 
         async def read() -> pb.UploadRequest | None:
@@ -83,14 +88,12 @@ def rig(tmp_path: Path) -> Rig:
 async def test_what_comes_whole_is_handed_on(rig: Rig, size_bytes: int) -> None:
     content = LARGE[:size_bytes]
     module = await rig.take(pieces(content))
-    assert isinstance(module, Spooled if size_bytes > 8 * MIB else bytes)
     assert (len(module), module[:]) == (size_bytes, content)
     assert rig.uploads.counts.total == rig.uploads.sizes.total == 0
 
 
 async def test_a_spooled_module_knows_its_digest_and_reads_pieces(rig: Rig) -> None:
     module = await rig.take(pieces())
-    assert isinstance(module, Spooled)
     assert module.sha256 == DIGEST
     assert module[:8] == LARGE[:8]
     assert module[-5:] == LARGE[-5:]
@@ -155,28 +158,60 @@ async def test_who_takes_over_waits_for_what_is_being_written(
     assert module.sha256 == DIGEST
 
 
-async def test_a_full_disk_refuses_and_keeps_what_there_is(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("reserves", [True, False])
+async def test_a_full_disk_refuses_and_gets_its_room_back(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, reserves: bool
 ) -> None:
     pwrite, left = os.pwrite, [2 * MIB + 100]
 
+    def reserve(_file: int, _at: int, size_bytes: int) -> None:
+        if not reserves:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        if size_bytes > left[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     def limited(file: int, data: Any, at: int) -> int:
+        assert not reserves
         if not left[0]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         some = data[: left[0]]
         left[0] -= len(some)
         return pwrite(file, some, at)
 
+    monkeypatch.setattr(os, "posix_fallocate", reserve)
     monkeypatch.setattr(os, "pwrite", limited)
     failed = await refused(rig.take(pieces()))
     assert (failed.reason, failed.metadata["limit"]) == (Reason.COMPILE_QUEUE_FULL, "uploads")
     assert failed.retry_after_s
     assert "No space left" in failed.message
-    assert rig.held() == 2 * MIB
-    left[0] = len(LARGE)
-    module = await rig.take(pieces(start=2 * MIB))
-    assert isinstance(module, Spooled)
+    assert rig.held() == rig.uploads.sizes.total == 0
+    monkeypatch.undo()
+    module = await rig.take(pieces())
     assert (module.sha256, module[:]) == (DIGEST, LARGE)
+
+
+async def test_a_disk_that_hangs_fails_the_call_in_time_and_keeps_the_upload(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, append = threading.Event(), Spooled.append
+
+    def hangs(self: Spooled, data: bytes) -> None:
+        assert go_on.wait(60)
+        append(self, data)
+
+    monkeypatch.setattr(Spooled, "append", hangs)
+    rig.limits.caller_timeout_s = 0.2
+    # As many as there are threads, one that waits for a thread, and one that goes on.
+    contents = [LARGE, LARGE[1:], LARGE[2:], LARGE]
+    for content in contents:
+        failed = await refused(rig.take(pieces(content)))
+        assert (failed.reason, failed.metadata["limit"]) == (Reason.COMPILE_QUEUE_FULL, "uploads")
+        assert "no answer within 0.2 s" in failed.message
+    assert rig.uploads.counts.total == 3
+    go_on.set()
+    await until(lambda: all(rig.held(content) == MIB for content in contents))
+    rig.limits.caller_timeout_s = 60.0
+    assert (await rig.take(pieces(start=MIB))).sha256 == DIGEST
 
 
 async def test_a_folder_that_cannot_be_made_refuses(tmp_path: Path) -> None:
@@ -191,6 +226,50 @@ async def test_another_size_begins_anew(rig: Rig) -> None:
     failed = await refused(rig.take(iter([other])))
     assert failed.metadata["held_bytes"] == "1"
     assert rig.uploads.sizes.total == MIB
+
+
+async def test_another_size_does_not_pass_the_limit(tmp_path: Path) -> None:
+    """What was thrown away counts for as long as a call works on its file."""
+    rig, content, go_on = Rig(tmp_path, limit_bytes=3 * MIB), LARGE[:MIB], asyncio.Event()
+
+    async def load(caller: str) -> None:
+        messages = pieces(content)
+
+        async def read() -> pb.UploadRequest | None:
+            return next(messages, None)
+
+        async with rig.uploads.take(read, rig.call(caller), lambda *_: None):
+            await go_on.wait()
+
+    loading = asyncio.create_task(load("a"))
+    await until(lambda: rig.held(content) == MIB)
+    digest = hashlib.sha256(content).hexdigest()
+    other = pb.UploadRequest(sha256=digest, size_bytes=MIB - 1, data=b"x")
+    assert (await refused(rig.take(iter([other]), rig.call("b")))).metadata["held_bytes"] == "1"
+    assert (rig.uploads.counts.total, rig.uploads.sizes.total) == (2, 2 * MIB - 1)
+    other.size_bytes = 2 * MIB
+    assert (await refused(rig.take(iter([other]), rig.call("c")))).metadata["limit"] == "uploads"
+    go_on.set()
+    await loading
+    assert rig.uploads.counts.total == rig.uploads.sizes.total == 0
+
+
+async def test_what_is_left_gives_way_the_callers_own_first_and_the_oldest(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, limit_bytes=4 * MIB - 1)
+    old, own, end = LARGE[:MIB], LARGE[1 : MIB + 1], asyncio.Event()
+    await refused(rig.take(iter([first(old, data=b"x")]), rig.call("a")))
+    await refused(rig.take(iter([first(own, data=b"x")]), rig.call("b")))
+    # One that goes on is not the oldest any more.
+    await refused(rig.take(iter([first(old, offset=1)]), rig.call("a")))
+    new = LARGE[2 : MIB + 2]
+    bringing = asyncio.create_task(rig.take(pieces(new), rig.call("b"), end))
+    await until(lambda: rig.held(new) == MIB)
+    assert (rig.held(old), rig.held(own)) == (1, 0)
+    newest = LARGE[3 : MIB + 3]
+    await refused(rig.take(iter([first(newest, data=b"x")]), rig.call("c")))
+    assert (rig.held(old), rig.held(new), rig.held(newest)) == (0, MIB, 1)
+    end.set()
+    await bringing
 
 
 @pytest.mark.parametrize(
@@ -230,12 +309,12 @@ async def test_what_goes_on_counts_for_who_brings_it(tmp_path: Path) -> None:
     await refused(rig.take(iter([first(data=b"x")]), rig.call("one")))
     other = LARGE[:-1]
     await refused(rig.take(iter([first(other, data=b"x")]), rig.call("one")))
-    # A third of one connection would take more than it leaves free.
-    third = LARGE[:-2]
-    failed = await refused(rig.take(iter([first(third)]), rig.call("one")))
-    assert failed.metadata["limit"] == "uploads"
-    # Once both go on by another connection, that is another caller's share.
+    # Once both go on by another connection, they are no part of its share.
     for content in (LARGE, other):
         await refused(rig.take(iter([first(content, offset=1)]), rig.call("two")))
-    failed = await refused(rig.take(iter([first(third)]), rig.call("one")))
+    failed = await refused(rig.take(iter([first(LARGE[:-2])]), rig.call("one")))
     assert failed.reason is Reason.UPLOAD_INTERRUPTED
+    assert rig.held() == rig.held(other) == 1
+    # With that one, another of its own would take more than it leaves free.
+    await refused(rig.take(iter([first(LARGE[:-3])]), rig.call("one")))
+    assert rig.uploads.counts.total == 3
