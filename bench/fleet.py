@@ -36,13 +36,13 @@ import redis
 import structlog
 from wasmkiln import TrustedKeys
 from wasmkilnd import model, options
-from wasmkilnd.cache.embedded import EmbeddedServer, SharedServer
 from wasmkilnd.cache.host_store import HostDirectory
 from wasmkilnd.compile import Request, Served
 from wasmkilnd.engines.verdict import CompiledCode
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import CompileSpec, EngineIdentity, Module, Origin
 from wasmkilnd.quota import FairShare
+from wasmkilnd.redis.embedded import EmbeddedServer, SharedServer
 from wasmkilnd.settings import RedisUrl, Settings
 from wasmkilnd.signing.keys import Keys, PrivateKey
 from wasmkilnd.signing.sealer import Sealer

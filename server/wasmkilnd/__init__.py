@@ -10,7 +10,7 @@ memory hit only the first of them:
       cache/cache           memory first, then the host store, then Redis
       flights               one compilation for all callers that want the same artifact; who waits
       quarantine            refuses a module that broke this compiler before
-      cache/fleet           one compilation among all daemons on one Redis
+      redis/fleet           one compilation among all daemons on one Redis
       engines/registry      chooses the engine of a request
       engines/pool          a worker for the job; engines/process is one worker
 

@@ -18,7 +18,6 @@ import structlog
 from wasmkilnd import options
 from wasmkilnd.access.guard import Access, AccessGuard, open_fleet, read_access
 from wasmkilnd.access.tls import TlsFiles, TlsMaterial, server_credentials
-from wasmkilnd.cache.embedded import EmbeddedServer, SharedServer
 from wasmkilnd.cache.host_store import HostDirectory
 from wasmkilnd.lifecycle import engines, preflight
 from wasmkilnd.lifecycle import reload as reloads
@@ -26,6 +25,7 @@ from wasmkilnd.lifecycle.readiness import Readiness, status_json
 from wasmkilnd.lifecycle.systemd import long_step
 from wasmkilnd.model import DrainState, Entrance, Reloadable, Transport
 from wasmkilnd.quota import FairShare, Quotas
+from wasmkilnd.redis.embedded import EmbeddedServer, SharedServer
 from wasmkilnd.rpc import admin_service, calls, http, messages, module_service, server
 from wasmkilnd.rpc.traffic import MESSAGE_OVERHEAD_BYTES, Traffic, message_bytes_for
 from wasmkilnd.rpc.upload import Uploads

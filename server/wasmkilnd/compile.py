@@ -44,19 +44,20 @@ import structlog
 
 from wasmkilnd import errors, model
 from wasmkilnd.cache.cache import Cache
-from wasmkilnd.cache.fleet import Fleet
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.engines.verdict import CompiledCode
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.flights import Flights, Run, Ticket, WaitBudget, Waiter, Waiters, in_slices
+from wasmkilnd.flights import Flights, Run, Ticket, Waiter, Waiters, in_slices
 from wasmkilnd.model import Artifact, CacheKey, CompileSpec, Kind, Module, Origin
 from wasmkilnd.pins import Pins
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.quota import UNLIMITED, FairShare, Quota
+from wasmkilnd.redis.fleet import Fleet
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.spooled import Spooled
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.usage import Tally
+from wasmkilnd.waiting import WaitBudget
 
 log = structlog.get_logger("wasmkilnd")
 

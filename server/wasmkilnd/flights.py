@@ -1,4 +1,4 @@
-"""Work that many calls wait for: one flight for each key, who waits for it, and for how long.
+"""Work that many calls wait for: one flight for each key, and who waits for it.
 
 A flight is a task of its own that belongs to Flights, not to a caller: a caller that is
 cancelled or times out does not stop the other callers. When the last caller leaves, the flight is
@@ -8,28 +8,21 @@ The task never fails: a failure is a value that it returns, and each caller rais
 A failed task refers to its traceback, which refers to the task: a cycle that only the garbage
 collector frees.
 
-A call looks for an artifact, perhaps for the module and for strikes against it, and then for a
-lease. Each of these requests to the tiers below memory has a time-out, but a server that answers
-each just in time would cost the call their sum, and no circuit breaker would ever open. So each
-call has one ``WaitBudget``, and passes it on with every request.
-
 Long work on the event loop is cut into slices (``in_slices``), between which other tasks run.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import math
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Hashable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Generic, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
-from wasmkilnd.errors import TierUnavailable, WasmkilnError, forget_frames, server_draining
+from wasmkilnd.errors import WasmkilnError, forget_frames, server_draining
 from wasmkilnd.quota import UNLIMITED, Quota
 
 V = TypeVar("V")
@@ -225,54 +218,6 @@ async def _outcome(work: Coroutine[Any, Any, V]) -> V | Exception:
 
 def _result(flight: asyncio.Task[V | Exception]) -> V | Exception:
     return server_draining() if flight.cancelled() else flight.result()
-
-
-@dataclass(eq=False)
-class Allowance:
-    """How much longer a look-up may take than the budgets of the calls that wait for it.
-
-    A tier adds the time for which it is not to blame: to move a large value over a slow line, or
-    to wait for this daemon's own work.
-    """
-
-    seconds: float = 0.0
-
-    @contextlib.contextmanager
-    def free(self) -> Iterator[None]:
-        """Add the time that this context takes."""
-        before_s, began_s = self.seconds, time.monotonic()
-        self.seconds = math.inf
-        try:
-            yield
-        finally:
-            self.seconds = before_s + time.monotonic() - began_s
-
-
-class WaitBudget:
-    """What is left of a call's time-out. For the tasks of one call."""
-
-    def __init__(self, seconds: float = math.inf) -> None:
-        self.left_s = seconds
-
-    async def spend_on(self, work: Awaitable[V], allowance: Allowance | None = None) -> V:
-        """Return what ``work`` returns, and charge the time that it took.
-
-        ``allowance`` is free. If the budget ends first, cancel ``work`` and raise TierUnavailable.
-        """
-        more, began_s = allowance or Allowance(), time.monotonic()
-        task = asyncio.ensure_future(work)
-        try:
-            while not task.done():
-                left_s = self.left_s + more.seconds - (time.monotonic() - began_s)
-                if left_s <= 0:
-                    raise TierUnavailable("the tiers took longer than one call may wait for them")
-                # Not for ever: the time that is free may end.
-                await asyncio.wait((task,), timeout=min(left_s, 0.25))
-            return task.result()
-        finally:
-            task.cancel()
-            self.left_s -= max(0.0, time.monotonic() - began_s - more.seconds)
-            del task  # A failed task holds its traceback, which holds this frame.
 
 
 # How long one slice holds the loop: a caller with little work waits for a few slices.

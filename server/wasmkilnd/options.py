@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from wasmkilnd.cache.host_store import HostOptions
 from wasmkilnd.cache.object_store import Bucket
-from wasmkilnd.cache.redis_servers import RedisAccess
+from wasmkilnd.redis.servers import RedisAccess
 from wasmkilnd.settings import GIB, Settings, group_id
 
 

@@ -25,12 +25,12 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from wasmkilnd import errors, model
-from wasmkilnd.cache import fleet
 from wasmkilnd.cache.cache import Cache
 from wasmkilnd.cache.host_store import HostStore
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.model import MAX_PINS, Held, PinTimes
+from wasmkilnd.redis import records
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.threads import on_disk
 from wasmkilnd.whole_files import SharedFile
@@ -196,15 +196,15 @@ class Pins:
         finds at its next look that its pin is missing. Write a list again that has no valid stamp.
         """
         names = {f"{digit:x}": f"{redis.prefix}pins:{digit:x}".encode() for digit in range(16)}
-        records = await fleet.fetch(redis.link, [*names.values()])
-        for (digit, name), record in zip(names.items(), records, strict=True):
+        found = await records.fetch(redis.link, [*names.values()])
+        for (digit, name), record in zip(names.items(), found, strict=True):
             await asyncio.sleep(0)  # 10,000 pins at once would make every caller wait.
-            theirs = _parse(fleet.text_of(_PURPOSE, name, record, self.sealer))
+            theirs = _parse(records.text_of(_PURPOSE, name, record, self.sealer))
             self._learn(theirs)
             known = {each: at for each, at in self._times.items() if each[0] == digit}
             if known != theirs:
-                record = fleet.written(_PURPOSE, name, _text(known), self.sealer)
-                await fleet.store(redis.link, name, record, _LIST_TTL_S)
+                record = records.written(_PURPOSE, name, _text(known), self.sealer)
+                await records.store(redis.link, name, record, _LIST_TTL_S)
 
     async def _exchange_with_file(self) -> None:
         text = await on_disk(self.file.add, self._added)

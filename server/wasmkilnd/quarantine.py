@@ -16,10 +16,10 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from wasmkilnd import errors
-from wasmkilnd.cache.fleet import Strikes
-from wasmkilnd.flights import WaitBudget
 from wasmkilnd.model import CacheKey, CompileSpec, Strike
+from wasmkilnd.redis.records import Strikes
 from wasmkilnd.telemetry.metrics import Metrics
+from wasmkilnd.waiting import WaitBudget
 
 log = structlog.get_logger("wasmkilnd")
 

@@ -34,12 +34,13 @@ import structlog
 
 from wasmkilnd import errors, model, quarantine, quota, usage
 from wasmkilnd.access.policy import NamespaceLimits
-from wasmkilnd.cache import embedded, fleet, host_store, memory, object_store, redis_store
+from wasmkilnd.cache import host_store, memory, object_store, redis_store
 from wasmkilnd.cache.cache import Cache
 from wasmkilnd.compile import Compiler, Tenant
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.flights import Background
 from wasmkilnd.pins import Pins, file_of
+from wasmkilnd.redis import embedded, fleet, records
 from wasmkilnd.rpc.messages import header_of
 from wasmkilnd.settings import NONE, Settings
 from wasmkilnd.signing.sealer import Sealer
@@ -167,7 +168,7 @@ class OpenTenant:
             # The daemon that compiles has succeeded or failed by then.
             max_wait_s=lambda: now.current.compile_timeout_s + _LEASE_S,
         )
-        strikes = fleet.Strikes(told, prefix, sealer)
+        strikes = records.Strikes(told, prefix, sealer)
         refused = quarantine.Quarantine(strikes, metrics, lambda: now.current.quarantine_s)
         compiler = Compiler(
             *(self.cache, self.fleet, common.engines, sealer, refused, metrics),

@@ -26,8 +26,8 @@ from typing import Literal, NamedTuple, TypeAlias
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from wasmkilnd import errors, model
-from wasmkilnd.cache import fleet
 from wasmkilnd.cache.redis_store import RedisStore
+from wasmkilnd.redis import records
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.threads import on_disk
 from wasmkilnd.whole_files import SharedFile
@@ -150,8 +150,8 @@ class Usage:
                 return
             with contextlib.suppress(errors.TierUnavailable):  # The breaker has logged it.
                 text = await asyncio.to_thread(added, await self._read(self._place))
-                record = fleet.written(_PURPOSE, self._names, self._owner + text, self._sealer)
-                await fleet.store(self._redis.link, self._place, record, _RECORD_TTL_S)
+                record = records.written(_PURPOSE, self._names, self._owner + text, self._sealer)
+                await records.store(self._redis.link, self._place, record, _RECORD_TTL_S)
                 self._unsaved = Uses()
 
     async def of_fleet(self) -> Uses:
@@ -177,11 +177,11 @@ class Usage:
         Raises TierUnavailable.
         """
         names, redis = self._names, self._redis
-        [record] = await fleet.fetch(redis.link, [place]) if redis else [b""]
+        [record] = await records.fetch(redis.link, [place]) if redis else [b""]
 
         def read() -> Uses:
             if redis:
-                return _parse(fleet.text_of(_PURPOSE, names, record, self._sealer)[_OWNER_BYTES:])
+                return _parse(records.text_of(_PURPOSE, names, record, self._sealer)[_OWNER_BYTES:])
             with contextlib.suppress(OSError):
                 return _parse(self._file.read())
             return Uses()

@@ -24,9 +24,9 @@ import pytest
 from redis import Redis
 from redis.exceptions import RedisError
 from structlog.testing import capture_logs
-from wasmkilnd.cache import embedded
-from wasmkilnd.cache.embedded import EmbeddedServer
 from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.redis import embedded
+from wasmkilnd.redis.embedded import EmbeddedServer
 
 from tests.servers.redis_server import wait_until
 
@@ -34,7 +34,7 @@ LIMIT_BYTES = 64 * 1024 * 1024
 KEEPER = """
 import asyncio, sys
 from pathlib import Path
-from wasmkilnd.cache.embedded import EmbeddedServer
+from wasmkilnd.redis.embedded import EmbeddedServer
 print(asyncio.run(EmbeddedServer(Path(sys.argv[1]), 1 << 26).start()), flush=True)
 sys.stdin.read()
 """

@@ -12,14 +12,15 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
-from wasmkilnd.cache.fleet import Claim, Fleet, Strikes
 from wasmkilnd.errors import (
     TierUnavailable,
     WasmkilnError,
     module_invalid,
 )
-from wasmkilnd.flights import WaitBudget
 from wasmkilnd.model import CacheKey, Strike
+from wasmkilnd.redis.fleet import Claim, Fleet
+from wasmkilnd.redis.records import Strikes
+from wasmkilnd.waiting import WaitBudget
 
 from tests.contract.redis_stores import open_link
 from tests.contract.sealing import sealer

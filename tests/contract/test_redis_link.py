@@ -21,16 +21,16 @@ import redis
 from structlog.testing import capture_logs
 from upstash_redis.asyncio import Redis as UpstashRedis
 from upstash_redis.errors import UpstashError
-from wasmkilnd.cache.redis_link import RedisLink
-from wasmkilnd.cache.redis_servers import (
+from wasmkilnd.errors import PartUnavailable, TierUnavailable
+from wasmkilnd.model import TierUsage
+from wasmkilnd.redis.link import RedisLink
+from wasmkilnd.redis.servers import (
     WRITE_TIMEOUT_S,
     Command,
     RedisAccess,
     RedisServer,
     connect,
 )
-from wasmkilnd.errors import PartUnavailable, TierUnavailable
-from wasmkilnd.model import TierUsage
 
 from tests.contract.redis_stores import open_link
 from tests.servers.certificates import certificates
@@ -286,7 +286,7 @@ async def test_a_scan_may_take_longer_than_one_answer_but_not_for_ever(
     link = RedisLink(Slow(), timeout_s=0.2)
     assert [key async for page in link.scan(b"*") for key in page] == [b"the only one"]
     await link.close()
-    monkeypatch.setattr("wasmkilnd.cache.redis_link._MOST_PAGES", 50)
+    monkeypatch.setattr("wasmkilnd.redis.link._MOST_PAGES", 50)
     server = Endless()
     link = RedisLink(server)
     with pytest.raises(TierUnavailable, match="does not end"):

@@ -13,10 +13,8 @@ import pytest
 import redis
 from structlog.testing import capture_logs
 from wasmkilnd.cache import redis_store, shared_tier
-from wasmkilnd.cache.redis_servers import WRITE_TIMEOUT_S, Command
 from wasmkilnd.cache.value import TRAILER_BYTES, ZSTD, written
 from wasmkilnd.errors import DoesNotFit, TierUnavailable
-from wasmkilnd.flights import Allowance
 from wasmkilnd.model import (
     Artifact,
     CacheKey,
@@ -24,7 +22,9 @@ from wasmkilnd.model import (
     EvictScope,
     Module,
 )
+from wasmkilnd.redis.servers import WRITE_TIMEOUT_S, Command
 from wasmkilnd.signing.sealer import Sealer
+from wasmkilnd.waiting import Allowance
 
 from tests.contract.redis_stores import SEALER, TTL_S, Site, site
 from tests.contract.sealing import THEIRS, sealer

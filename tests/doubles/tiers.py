@@ -9,7 +9,6 @@ from typing import Any
 
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.errors import TierUnavailable
-from wasmkilnd.flights import Allowance
 from wasmkilnd.model import (
     Artifact,
     CacheKey,
@@ -19,6 +18,7 @@ from wasmkilnd.model import (
     Module,
     TierUsage,
 )
+from wasmkilnd.waiting import Allowance
 
 
 class _Gated:

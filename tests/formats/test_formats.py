@@ -19,12 +19,12 @@ from unittest import mock
 
 import pytest
 from wasmkiln import Artifact as SavedArtifact
-from wasmkilnd.cache.fleet import Strikes
 from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.cache.value import TRAILER_BYTES, head_bytes
-from wasmkilnd.flights import Allowance, WaitBudget
 from wasmkilnd.model import Artifact, Module, Strike, nothing_pinned
+from wasmkilnd.redis.records import Strikes
 from wasmkilnd.usage import Usage, UsedSpec
+from wasmkilnd.waiting import Allowance, WaitBudget
 from wasmkilnd.whole_files import SharedFile
 
 from tests.contract.values import same

@@ -20,9 +20,7 @@ from wasmkiln import Artifact as SavedArtifact
 from wasmkiln.attestation import TrustedKeys
 from wasmkiln.v1.module_service_pb2 import CompileResponse
 from wasmkilnd import model
-from wasmkilnd.cache.fleet import Strikes
 from wasmkilnd.compile import Served
-from wasmkilnd.flights import WaitBudget
 from wasmkilnd.model import (
     Artifact,
     CompileSpec,
@@ -34,9 +32,11 @@ from wasmkilnd.model import (
     Strike,
     fingerprint,
 )
+from wasmkilnd.redis.records import Strikes
 from wasmkilnd.rpc.messages import Headers
 from wasmkilnd.signing.keys import Keys, PrivateKey
 from wasmkilnd.signing.sealer import Sealer
+from wasmkilnd.waiting import WaitBudget
 
 from tests.doubles import shelf
 

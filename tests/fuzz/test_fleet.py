@@ -14,11 +14,11 @@ from unittest import mock
 from hypothesis import given
 from hypothesis import strategies as st
 from wasmkilnd import errors
-from wasmkilnd.cache.fleet import Strikes
-from wasmkilnd.flights import WaitBudget
 from wasmkilnd.model import STAMP_BYTES, CacheKey, Strike
+from wasmkilnd.redis.records import Strikes
 from wasmkilnd.rpc import messages
 from wasmkilnd.rpc.messages import to_status
+from wasmkilnd.waiting import WaitBudget
 
 from tests.contract.sealing import OURS, sealer
 from tests.fuzz.bytes_from_outside import changed, corpus, json_values, kept

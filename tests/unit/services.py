@@ -14,7 +14,6 @@ from typing import Any, cast
 import pytest
 from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkilnd.cache.cache import Cache
-from wasmkilnd.cache.fleet import Fleet, Strikes
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.compile import Compiler, Tenant
@@ -35,6 +34,8 @@ from wasmkilnd.model import (
 from wasmkilnd.pins import Pins, file_of
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.quota import FairShare
+from wasmkilnd.redis.fleet import Fleet
+from wasmkilnd.redis.records import Strikes
 from wasmkilnd.rpc.messages import Capabilities
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.metrics import Metrics

@@ -11,8 +11,9 @@ import pytest
 from wasmkilnd import errors
 from wasmkilnd.compile import Request, Served, Terms, admit, check_sha256
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.flights import WaitBudget, Waiter
+from wasmkilnd.flights import Waiter
 from wasmkilnd.model import CacheKey, Origin
+from wasmkilnd.waiting import WaitBudget
 
 from tests.doubles.until import until
 from tests.unit.services import CORE, A, Rig, refused

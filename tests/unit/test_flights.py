@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable, Iterator
 import pytest
 from wasmkilnd import flights
 from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
-from wasmkilnd.flights import SLICE_S, Allowance, Flights, WaitBudget, Waiter, Waiters, in_slices
+from wasmkilnd.flights import SLICE_S, Flights, Waiter, Waiters, in_slices
+from wasmkilnd.waiting import Allowance, WaitBudget
 
 
 class Work:

@@ -9,9 +9,9 @@ from typing import Any, cast
 import pytest
 from wasmkilnd import errors
 from wasmkilnd.errors import Fault, Reason, TierUnavailable, WasmkilnError
-from wasmkilnd.flights import WaitBudget
 from wasmkilnd.model import CacheKey, Strike
 from wasmkilnd.quarantine import MEMORY_S, Quarantine
+from wasmkilnd.waiting import WaitBudget
 
 from tests.contract.values import artifact
 from tests.doubles.clock import Clock

@@ -13,20 +13,17 @@ call. No call fails because a tier fails. ``tenants.py`` builds one for each nam
 | ``value`` | the bytes under a key, and how they are checked |
 | ``object_store`` | the same in a bucket, or in a directory that hosts share |
 | ``shared_tier`` | what the tiers that daemons share have in common |
-| ``breaker`` | keeps callers from a tier that does not answer |
-| ``redis_link`` | the way to Redis: time-outs |
-| ``redis_servers`` | each kind of Redis: one server, Sentinel, Cluster, REST |
-| ``embedded`` | the one server of all namespaces, and the Valkey that daemons run |
-| ``fleet`` | what daemons agree on: who compiles, which modules do harm; their signed records |
 
+The way to Redis, and what else daemons keep there, is ``wasmkilnd.redis``.
 ``wasmkilnd.pins`` says what no tier evicts, ``wasmkilnd.usage`` how often each artifact is served.
 
 **Waiting.** A call waits for all tiers below memory no longer than ``redis_timeout_s`` together,
-and ``object_store_timeout_s`` more if there is such a store (``flights.WaitBudget``), apart from
+and ``object_store_timeout_s`` more if there is such a store (``waiting.WaitBudget``), apart from
 moving large values and waiting while another daemon compiles. Calls for the same entry share one
 look-up.
 
 **Trust.** Every value that daemons share and every entry of the host store is verified before
-anything else reads it. What fails is deleted, counted and a miss. A value in memory was verified
+anything else reads it. What fails is counted and a miss. Damaged values and those of revoked
+keys are deleted. A value in memory was verified
 when it came, and again only when a key loses its trust (``Cache.recheck``).
 """

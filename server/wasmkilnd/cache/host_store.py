@@ -46,12 +46,12 @@ from wasmkiln.v1 import types_pb2
 from wasmkilnd import errors, model, ownership
 from wasmkilnd.cache.value import ValueRejected, unpacked_frames
 from wasmkilnd.errors import TierUnavailable
-from wasmkilnd.flights import Allowance
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, HostFile, Kind, TierUsage
 from wasmkilnd.model import RejectionCause as Cause
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.threads import DISK, Threads
+from wasmkilnd.waiting import Allowance
 
 T = TypeVar("T")
 # Translates an artifact into the header that the daemon sends, without what depends on a call.

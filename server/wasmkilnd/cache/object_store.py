@@ -42,16 +42,15 @@ import structlog
 
 from wasmkilnd import model
 from wasmkilnd.cache import shared_tier, value
-from wasmkilnd.cache.breaker import Breaker
 from wasmkilnd.cache.shared_tier import READS_AT_ONCE, Key, SharedTier, module_of
 from wasmkilnd.cache.value import Opened, ValueRejected
 from wasmkilnd.errors import AccessUnusable, DoesNotFit, TierUnavailable
-from wasmkilnd.flights import Allowance
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Module, TierUsage
 from wasmkilnd.model import RejectionCause as Cause
 from wasmkilnd.quota import FairShare
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.threads import Threads
+from wasmkilnd.waiting import Allowance, Breaker
 
 T = TypeVar("T")
 # Names of objects and their sizes, a part of a listing.

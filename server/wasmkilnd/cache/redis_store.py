@@ -35,14 +35,14 @@ import structlog
 
 from wasmkilnd import model
 from wasmkilnd.cache import shared_tier, value
-from wasmkilnd.cache.redis_link import RedisLink
-from wasmkilnd.cache.redis_servers import WRITE_TIMEOUT_S, Command
 from wasmkilnd.cache.shared_tier import Key, SharedTier, checked, in_thread, module_of
 from wasmkilnd.cache.value import Opened, ValueRejected
 from wasmkilnd.errors import DoesNotFit, PartUnavailable, TierUnavailable, WrongType
-from wasmkilnd.flights import Allowance
 from wasmkilnd.model import Artifact, CacheKey, Evicted, Held, Module
 from wasmkilnd.model import RejectionCause as Cause
+from wasmkilnd.redis.link import RedisLink
+from wasmkilnd.redis.servers import WRITE_TIMEOUT_S, Command
+from wasmkilnd.waiting import Allowance
 
 T = TypeVar("T")
 K = TypeVar("K", bound="CacheKey | str")

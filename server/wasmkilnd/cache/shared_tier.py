@@ -18,14 +18,13 @@ import structlog
 
 from wasmkilnd import model
 from wasmkilnd.cache import value
-from wasmkilnd.cache.breaker import Breaker
 from wasmkilnd.cache.value import Opened, ValueRejected
 from wasmkilnd.errors import TierUnavailable, forget_frames
-from wasmkilnd.flights import Allowance
 from wasmkilnd.model import Artifact, CacheKey, Module, frame
 from wasmkilnd.model import RejectionCause as Cause
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.metrics import Metrics
+from wasmkilnd.waiting import Allowance, Breaker
 
 T = TypeVar("T")
 L = TypeVar("L", bound=Breaker)

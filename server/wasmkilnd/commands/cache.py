@@ -33,11 +33,9 @@ from wasmkiln.attestation import peek
 from wasmkiln.cli.text import one_line
 
 from wasmkilnd import model
-from wasmkilnd.cache import embedded, host_store
+from wasmkilnd.cache import host_store
 from wasmkilnd.cache import value as values
 from wasmkilnd.cache.object_store import Bucket, ObjectStore, prefix_of
-from wasmkilnd.cache.redis_link import RedisLink
-from wasmkilnd.cache.redis_servers import NO_ANSWER
 from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.cache.value import Opened, ValueRejected
 from wasmkilnd.commands.shared import CommandFailed, cell, json_option, print_table, ready
@@ -46,6 +44,9 @@ from wasmkilnd.model import NAMESPACE_NAME, Artifact, CacheKey, Evicted, Module
 from wasmkilnd.model import RejectionCause as Cause
 from wasmkilnd.options import host_options, open_bucket, redis_access
 from wasmkilnd.pins import pinned_in
+from wasmkilnd.redis import embedded
+from wasmkilnd.redis.link import RedisLink
+from wasmkilnd.redis.servers import NO_ANSWER
 from wasmkilnd.redis_address import RedisAddress
 from wasmkilnd.settings import Settings, object_store_url
 from wasmkilnd.settings_loader import Decorator, load, options

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from wasmkilnd import options, ownership, tenants
 from wasmkilnd.access import guard, policy, tls, unusable
-from wasmkilnd.cache.redis_servers import check_files
 from wasmkilnd.lifecycle import engines, preflight, running
 from wasmkilnd.network import IN_USE, cannot_listen
+from wasmkilnd.redis.servers import check_files
 from wasmkilnd.settings import EMBEDDED, NONE, Address, Settings
 from wasmkilnd.signing import keys
 from wasmkilnd.telemetry import audit, tracing

@@ -14,8 +14,8 @@ from wasmkilnd.cache import decoding
 from wasmkilnd.cache.cache import Cache
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.value import ZSTD, ValueRejected, unpacked_frames
-from wasmkilnd.flights import Allowance, WaitBudget
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Origin, frame
+from wasmkilnd.waiting import Allowance, WaitBudget
 
 from tests.contract.sealing import OURS, THEIRS, sealer
 from tests.contract.values import arrived, artifact, module, same, shrinking

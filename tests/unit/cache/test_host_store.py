@@ -25,9 +25,9 @@ from wasmkilnd import model
 from wasmkilnd.cache import host_store as module
 from wasmkilnd.cache.host_store import HostStore, measure
 from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
-from wasmkilnd.flights import Allowance
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope
 from wasmkilnd.rpc.messages import header_of
+from wasmkilnd.waiting import Allowance
 
 from tests.contract.host_store import host_store
 from tests.contract.sealing import sealer

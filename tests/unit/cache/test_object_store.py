@@ -23,9 +23,9 @@ from wasmkilnd.cache.object_store import Bucket, Files, GoesOn, ObjectStore, Rem
 from wasmkilnd.cache.value import ValueRejected
 from wasmkilnd.cache.writes import Writes
 from wasmkilnd.errors import DoesNotFit, TierUnavailable
-from wasmkilnd.flights import Allowance
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, nothing_pinned
 from wasmkilnd.quota import FairShare
+from wasmkilnd.waiting import Allowance
 
 from tests.contract.sealing import OURS, sealer
 from tests.contract.values import artifact, module

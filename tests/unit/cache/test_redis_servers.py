@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from redis import exceptions
-from wasmkilnd.cache.redis_servers import (
+from wasmkilnd.errors import AccessUnusable, PartUnavailable, TierUnavailable, WrongType
+from wasmkilnd.redis.servers import (
     RedisAccess,
     RedisServer,
     SingleServer,
@@ -16,7 +17,6 @@ from wasmkilnd.cache.redis_servers import (
     described,
     is_outage,
 )
-from wasmkilnd.errors import AccessUnusable, PartUnavailable, TierUnavailable, WrongType
 from wasmkilnd.redis_address import BadRedisUrl
 
 NO, AWAY = "Redis refuses: ", "cannot reach Redis: "

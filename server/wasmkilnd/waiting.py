@@ -1,5 +1,11 @@
-"""A circuit breaker: what keeps callers from waiting for a tier that does not answer.
+"""How long a call waits for tiers: a budget for each call, and a breaker for each tier.
 
+**A budget.** A call looks for an artifact, perhaps for the module and for strikes against it, and
+then for a lease. Each of these requests to the tiers below memory has a time-out. But a server that
+answers each just in time would cost the call their sum, and no breaker would ever open. So each
+call has one ``WaitBudget``, and passes it on with every request.
+
+**A breaker** keeps callers from waiting for a tier that does not answer.
 While it is closed, calls go through. The first outage opens it: then calls fail at once without
 touching the network, and a background task, never a caller, asks again, waiting longer each time,
 until it is answered. So an outage costs the callers of that moment one time-out at most, and later
@@ -9,13 +15,20 @@ callers nothing. A refusal (full, read-only, no permission) is an answer and ope
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
 
 import structlog
 
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.flights import Background
+
+V = TypeVar("V")
 
 _log = structlog.get_logger("wasmkilnd.cache")
 
@@ -99,3 +112,51 @@ class Breaker(Background, ABC):
         self._closed.set()
         self.why_down = ""
         _log.info("tier is up again", tier=self.tier)
+
+
+@dataclass(eq=False)
+class Allowance:
+    """How much longer a look-up may take than the budgets of the calls that wait for it.
+
+    A tier adds the time for which it is not to blame: to move a large value over a slow line, or
+    to wait for this daemon's own work.
+    """
+
+    seconds: float = 0.0
+
+    @contextlib.contextmanager
+    def free(self) -> Iterator[None]:
+        """Add the time that this context takes."""
+        before_s, began_s = self.seconds, time.monotonic()
+        self.seconds = math.inf
+        try:
+            yield
+        finally:
+            self.seconds = before_s + time.monotonic() - began_s
+
+
+class WaitBudget:
+    """What is left of a call's time-out. For the tasks of one call."""
+
+    def __init__(self, seconds: float = math.inf) -> None:
+        self.left_s = seconds
+
+    async def spend_on(self, work: Awaitable[V], allowance: Allowance | None = None) -> V:
+        """Return what ``work`` returns, and charge the time that it took.
+
+        ``allowance`` is free. If the budget ends first, cancel ``work`` and raise TierUnavailable.
+        """
+        more, began_s = allowance or Allowance(), time.monotonic()
+        task = asyncio.ensure_future(work)
+        try:
+            while not task.done():
+                left_s = self.left_s + more.seconds - (time.monotonic() - began_s)
+                if left_s <= 0:
+                    raise TierUnavailable("the tiers took longer than one call may wait for them")
+                # Not for ever: the time that is free may end.
+                await asyncio.wait((task,), timeout=min(left_s, 0.25))
+            return task.result()
+        finally:
+            task.cancel()
+            self.left_s -= max(0.0, time.monotonic() - began_s - more.seconds)
+            del task  # A failed task holds its traceback, which holds this frame.

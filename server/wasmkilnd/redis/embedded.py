@@ -46,10 +46,10 @@ from typing import IO, Any
 
 import structlog
 
-from wasmkilnd.cache.redis_link import RedisLink
-from wasmkilnd.cache.redis_servers import Command, RedisAccess, RedisServer, connect
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.ownership import NotOurs, check_path, make_folder
+from wasmkilnd.redis.link import RedisLink
+from wasmkilnd.redis.servers import Command, RedisAccess, RedisServer, connect
 from wasmkilnd.redis_address import RedisAddress
 from wasmkilnd.threads import on_disk
 from wasmkilnd.whole_files import write_whole

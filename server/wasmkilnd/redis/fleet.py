@@ -1,8 +1,7 @@
-"""What the daemons on one Redis agree on: who compiles an artifact, and which modules do harm.
+"""What the daemons on one Redis agree on: who compiles an artifact.
 
 Redis decides here, and nothing depends on it. When it does not answer, a daemon goes on alone: at
-worst an artifact is compiled twice, or each daemon learns for itself that a module breaks its
-compiler.
+worst an artifact is compiled twice.
 
 **A lease** (``<prefix>3:lease:{<module>}:<fingerprint>``) names the daemon that compiles, by a
 random token. It lives for ``lease_s``, and that daemon renews it three times as often, so a daemon
@@ -10,15 +9,6 @@ that dies frees it. It is taken when a worker is free, not before: a job that wa
 queue keeps no other daemon from compiling. The others look until the artifact is stored, for
 ``max_wait_s`` at most in all waits of one call together; then they compile alone. Who can write to
 Redis can delay a call within that bound, and no more.
-
-**A strike** (``<prefix>3:strike:{<module>}:<fingerprint>``) is signed, and says when it was written
-and for how long: whoever writes one back can make it count until then. ``quarantine.py`` decides
-what it means.
-
-**A record** is a stamp, then the text that it signs. Strikes, lists of pins and records of uses are
-records. Other programs may write to the server, too. So no more is read than a record may have, a
-key of another type is deleted, and a text counts only if a trusted key signed it for this purpose
-and this name.
 
 The metric ``fleet_turns`` counts how claims end:
 
@@ -36,24 +26,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Annotated
 
 import structlog
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from wasmkilnd.cache.redis_link import RedisLink
-from wasmkilnd.cache.redis_servers import WRITE_TIMEOUT_S
-from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError, WrongType
-from wasmkilnd.flights import Background, WaitBudget
-from wasmkilnd.model import STAMP_BYTES, CacheKey, Strike
-from wasmkilnd.signing.sealer import Sealer
+from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
+from wasmkilnd.flights import Background
+from wasmkilnd.model import CacheKey
+from wasmkilnd.redis.link import RedisLink
+from wasmkilnd.redis.records import name_of, opened
 from wasmkilnd.telemetry import tracing
 from wasmkilnd.telemetry.metrics import Metrics
+from wasmkilnd.waiting import WaitBudget
 
 _RENEWALS_PER_LEASE = 3
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.25
@@ -81,9 +68,6 @@ redis.call('set', KEYS[1], ARGV[2], 'PX', ARGV[3])
 return 1
 """
 
-_MAX_LISTED, _MAX_BYTES, _MAX_STRIKE_BYTES = 10_000, 2 * 1024**2, 16 * 1024
-_PURPOSE = b"wasmkiln strike 3"
-_LONGEST_S = 100 * 365 * 24 * 3600
 
 _log = structlog.get_logger("wasmkilnd.cache")
 
@@ -139,13 +123,13 @@ class Fleet:
         With a token, take the lease if it is free: ``taken``, or ``stored``, which counts first.
         ``alone`` if Redis does not answer.
         """
-        lease, module = _name(f"{self.prefix}3:lease:", key), key.module_sha256
+        lease, module = name_of(f"{self.prefix}3:lease:", key), key.module_sha256
         artifact = f"{self.prefix}3:compiled:{{{module}}}:{key.engine_id}:{key.fingerprint}"
         # Before the looks: a holder stores the artifact before it releases the lease.
         take = ("SET", lease, token, "NX", "PX", int(self.lease_s * 1000) + 1)
         looks = ("EXISTS", artifact.encode()), ("GETRANGE", lease, 0, 31), ("TTL", lease)
         try:
-            asking = _open(self.link).run(*((take, *looks) if token else looks))
+            asking = opened(self.link).run(*((take, *looks) if token else looks))
             *taken, stored, held, ttl_s = await budget.spend_on(asking)
         except TierUnavailable:
             return "alone"
@@ -161,10 +145,10 @@ class Fleet:
         Return whether it is: it may be if Redis does not answer, as it outlasts a short outage.
         """
         ttl_s = self.lease_s if value == token else _FAILED_S
-        lease, ttl_ms = _name(f"{self.prefix}3:lease:", key), int(ttl_s * 1000) + 1
+        lease, ttl_ms = name_of(f"{self.prefix}3:lease:", key), int(ttl_s * 1000) + 1
         command = ("EVAL", _REPLACE, 1, lease, token, value, ttl_ms)
         try:
-            [replaced] = await _open(self.link).run(command)
+            [replaced] = await opened(self.link).run(command)
         except TierUnavailable:
             return True
         return bool(replaced)
@@ -294,144 +278,3 @@ class Claim:
                 if await fleet.look(key, WaitBudget()) != "stored":
                     note = _FAILED  # It was dropped, as it would be for the next daemon.
         await fleet.replace(key, token, note or b"")
-
-
-class Strikes:
-    """Strikes against modules, which daemons share. Every method raises TierUnavailable.
-
-    A daemon believes what a trusted key signed for this very key. A released strike is deleted;
-    one that somebody writes back counts until its own time ends, by the clock of the reader.
-    """
-
-    def __init__(self, link: RedisLink | None, prefix: str, sealer: Sealer) -> None:
-        self._link = link
-        self._prefix = f"{prefix}3:strike:"
-        self._sealer = sealer
-
-    async def get(self, key: CacheKey, budget: WaitBudget) -> Strike | None:
-        """Return the strike against ``key``, with the time that its quarantine has left."""
-        found = await budget.spend_on(self._read([_name(self._prefix, key)]))
-        return found[0] if found else None
-
-    async def put(self, strike: Strike, ttl_s: float, budget: WaitBudget) -> None:
-        """Store ``strike``, over what is there, for ``ttl_s`` seconds."""
-        name = _name(self._prefix, strike.key)
-        said = (strike.engine_id, strike.reason, strike.message, strike.count, strike.left_s)
-        record = _Record(*said, max(1, round(ttl_s)), time.time())  # Who reads it checks it.
-        stored = written(_PURPOSE, name, _RECORDS.dump_json(record), self._sealer)
-        await budget.spend_on(store(_open(self._link), name, stored, record.ttl_s))
-
-    async def all(self) -> Sequence[Strike]:
-        """Return all strikes, 10,000 at most."""
-        found: dict[CacheKey, Strike] = {}
-        # In pages; some may come twice.
-        async for names in _open(self._link).scan(f"{self._prefix}*".encode()):
-            found |= {strike.key: strike for strike in await self._read(names)}
-            if len(found) >= _MAX_LISTED:
-                break
-        return list(found.values())[:_MAX_LISTED]
-
-    async def remove(self, module_sha256: str) -> Sequence[CacheKey]:
-        """Delete the strikes against a module, or against all modules for an empty digest."""
-        removed: list[CacheKey] = []
-        if self._link is None:
-            return removed
-        pattern = f"{self._prefix}{{{module_sha256}}}:*" if module_sha256 else f"{self._prefix}*"
-        async for names in self._link.scan(pattern.encode()):
-            existed = await self._link.run(*(("UNLINK", name) for name in names))
-            found = zip(names, existed, strict=True)
-            removed += [key for name, did in found if did and (key := self._key_of(name))]
-        return removed
-
-    async def _read(self, names: Sequence[bytes]) -> list[Strike]:
-        """Return the strikes that count under ``names``."""
-        records = await fetch(_open(self._link), names, _MAX_STRIKE_BYTES)
-        return [strike for strike in map(self._strike, names, records) if strike]
-
-    def _strike(self, name: bytes, stored: bytes) -> Strike | None:
-        key = self._key_of(name)
-        if not stored or key is None:
-            return None
-        try:
-            text = text_of(_PURPOSE, name, stored, self._sealer)
-            record = _RECORDS.validate_json(text)
-        except ValidationError:
-            module = key.module_sha256
-            _log.warning("ignored a quarantine record without a valid stamp", module=module)
-            return None
-        age_s = max(0.0, time.time() - record.written_s)
-        if age_s > record.ttl_s:
-            return None  # Somebody has written it back.
-        left_s = max(0.0, record.quarantine_s - age_s)
-        return Strike(key, record.engine, record.reason, record.message, record.count, left_s)
-
-    def _key_of(self, name: bytes) -> CacheKey | None:
-        found = _KEY.fullmatch(name.decode(errors="replace").removeprefix(self._prefix))
-        return CacheKey(*found.groups()) if found else None
-
-
-_KEY = re.compile(r"\{([0-9a-f]{64})\}:([0-9a-f]{64})")
-# What can be told to callers and operators: nothing that moves a cursor or hides text.
-_Text = Annotated[str, Field(pattern=r"^[^\p{C}\p{Zl}\p{Zp}]*$")]
-
-
-@dataclass
-class _Record:
-    """What a strike's key holds behind its stamp, as JSON."""
-
-    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-
-    engine: _Text
-    reason: _Text
-    message: _Text
-    count: int = Field(ge=1, le=1_000_000)
-    quarantine_s: float = Field(ge=0, le=_LONGEST_S)
-    ttl_s: int = Field(ge=1, le=_LONGEST_S)
-    written_s: float = Field(ge=0, le=1e11)
-
-
-_RECORDS = TypeAdapter(_Record)
-
-
-def _open(link: RedisLink | None) -> RedisLink:
-    if link is None:
-        raise TierUnavailable("there is no shared tier")
-    return link
-
-
-def _name(prefix: str, key: CacheKey) -> bytes:
-    return f"{prefix}{{{key.module_sha256}}}:{key.fingerprint}".encode()
-
-
-def written(purpose: bytes, name: bytes, text: bytes, sealer: Sealer) -> bytes:
-    """Return the bytes to store for ``text``."""
-    return sealer.stamp(b"\0".join((purpose, name, text))) + text
-
-
-def text_of(purpose: bytes, name: bytes, record: bytes, sealer: Sealer) -> bytes:
-    """Return the text of a stored record; nothing if no trusted key signed it for ``name``."""
-    stamp, text = record[:STAMP_BYTES], record[STAMP_BYTES:]
-    if len(record) > _MAX_BYTES or not text:
-        return b""
-    return b"" if sealer.check_stamp(b"\0".join((purpose, name, text)), stamp) else text
-
-
-async def store(link: RedisLink, name: bytes, record: bytes, ttl_s: int) -> None:
-    """Store a record for ``ttl_s`` seconds. Raises TierUnavailable."""
-    await link.run(("SET", name, record, "EX", ttl_s), timeout_s=WRITE_TIMEOUT_S)
-
-
-async def fetch(
-    link: RedisLink, names: Sequence[bytes], length: int = _MAX_BYTES + 1
-) -> list[bytes]:
-    """Return the first bytes under each name, empty for none; delete what is of another type.
-
-    Raises TierUnavailable.
-    """
-    try:
-        return await link.run(*(("GETRANGE", name, 0, length - 1) for name in names))
-    except WrongType:
-        if len(names) == 1:
-            await link.run(("UNLINK", names[0]))
-            return [b""]
-    return [found for name in names for found in await fetch(link, [name], length)]

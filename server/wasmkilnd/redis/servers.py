@@ -12,7 +12,7 @@ server was sent, even a password.
 
 from __future__ import annotations
 
-import wasmkilnd.cache.redis_library  # noqa: F401 - before anything loads redis-py
+import wasmkilnd.redis.library  # noqa: F401 - before anything loads redis-py
 
 # isort: split
 

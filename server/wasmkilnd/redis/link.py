@@ -1,4 +1,4 @@
-"""The way to Redis: commands with a time-out, behind a circuit breaker (``breaker``).
+"""The way to Redis: commands with a time-out, behind a circuit breaker (``wasmkilnd.waiting``).
 
 A write has more time, but ends when the server is asked again, which closes its connection: its
 reply may be lost, and other writes wait behind it. One dead node of a cluster opens nothing, nor
@@ -11,11 +11,11 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar, cast
 
-from wasmkilnd.cache import redis_servers
-from wasmkilnd.cache.breaker import Breaker
-from wasmkilnd.cache.redis_servers import WRITE_TIMEOUT_S, Ask, Command, RedisServer
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import TierUsage
+from wasmkilnd.redis import servers
+from wasmkilnd.redis.servers import WRITE_TIMEOUT_S, Ask, Command, RedisServer
+from wasmkilnd.waiting import Breaker
 
 T = TypeVar("T")
 
@@ -95,7 +95,7 @@ class RedisLink(Breaker):
             async with asyncio.timeout(self.timeout_s):
                 await self._server.probe(self.timeout_s)
         except Exception as error:
-            raise redis_servers.described(error) from None
+            raise servers.described(error) from None
 
     async def _retire(self, server: RedisServer) -> None:
         try:
@@ -106,7 +106,7 @@ class RedisLink(Breaker):
 
     async def _ask(self, ask: Ask, commands: Sequence[Command], timeout_s: float) -> list[Any]:
         async def replies() -> list[Any]:
-            told = redis_servers.without_errors(await ask(commands, timeout_s))
+            told = servers.without_errors(await ask(commands, timeout_s))
             if len(told) != len(commands) or not all(map(_fits, commands, told)):
                 raise TypeError("the server returned a reply of another type")
             return told
@@ -125,9 +125,9 @@ class RedisLink(Breaker):
         return answer
 
     def _described(self, error: Exception) -> TierUnavailable:
-        failure = redis_servers.described(error)
-        if redis_servers.is_outage(error):
-            self.failed(str(failure), late=str(failure) == redis_servers.NO_ANSWER)
+        failure = servers.described(error)
+        if servers.is_outage(error):
+            self.failed(str(failure), late=str(failure) == servers.NO_ANSWER)
         else:
             self.answered(done=False)  # A refusal is an answer.
         return failure
