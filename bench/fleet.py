@@ -35,15 +35,15 @@ from typing import Any
 import redis
 import structlog
 from wasmkiln import TrustedKeys
-from wasmkilnd import model, options
+from wasmkilnd import model, options, wire
 from wasmkilnd.cache.host_store import HostDirectory
 from wasmkilnd.compile import Request, Served
 from wasmkilnd.engines.verdict import CompiledCode
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import CompileSpec, EngineIdentity, Module, Origin
-from wasmkilnd.quota import FairShare
 from wasmkilnd.redis.embedded import EmbeddedServer, SharedServer
 from wasmkilnd.settings import RedisUrl, Settings
+from wasmkilnd.shares import FairShare
 from wasmkilnd.signing.keys import Keys, PrivateKey
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.metrics import Metrics
@@ -155,7 +155,7 @@ class Engines:
             made = Made.of(int.from_bytes(module.wasm[8:]))
             await asyncio.sleep(made.compile_s / self._speed)
             self._compiled[spec.key_for(module.sha256)] += 1
-            code = model.pack(os.urandom(max(16, int(made.artifact_bytes / SHRINK))))
+            code = wire.pack(os.urandom(max(16, int(made.artifact_bytes / SHRINK))))
             return CompiledCode(code, made.compile_s, queued_s, (), (), types_truncated=False)
         finally:
             stored.cancel()

@@ -24,13 +24,14 @@ from wasmkilnd.lifecycle import reload as reloads
 from wasmkilnd.lifecycle.readiness import Readiness, status_json
 from wasmkilnd.lifecycle.systemd import long_step
 from wasmkilnd.model import DrainState, Entrance, Reloadable, Transport
-from wasmkilnd.quota import FairShare, Quotas
+from wasmkilnd.quota import Quotas
 from wasmkilnd.redis.embedded import EmbeddedServer, SharedServer
 from wasmkilnd.rpc import admin_service, calls, http, messages, module_service, server
 from wasmkilnd.rpc.traffic import MESSAGE_OVERHEAD_BYTES, Traffic, message_bytes_for
 from wasmkilnd.rpc.upload import Uploads
 from wasmkilnd.settings import GRPC, NONE, Address, Settings, group_id, written
 from wasmkilnd.settings_loader import LoadedSettings
+from wasmkilnd.shares import FairShare
 from wasmkilnd.signing.keys import open_keys
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.admin import AdminServer

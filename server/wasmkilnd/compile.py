@@ -51,8 +51,9 @@ from wasmkilnd.flights import Flights, Run, Ticket, Waiter, Waiters, in_slices
 from wasmkilnd.model import Artifact, CacheKey, CompileSpec, Kind, Module, Origin
 from wasmkilnd.pins import Pins
 from wasmkilnd.quarantine import Quarantine
-from wasmkilnd.quota import UNLIMITED, FairShare, Quota
+from wasmkilnd.quota import UNLIMITED, Quota
 from wasmkilnd.redis.fleet import Fleet
+from wasmkilnd.shares import FairShare
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.spooled import Spooled
 from wasmkilnd.telemetry.metrics import Metrics

@@ -563,8 +563,8 @@ def too_many_pins(limit: int) -> str:
 # What stops a start or a reload. Never reaches a caller.
 
 
-class AccessUnusable(Exception):  # noqa: N818 - says what the files are
-    """A file that says who may do what, or that opens Redis, cannot be used; no secret is told."""
+class CannotUse(Exception):  # noqa: N818 - says what the files are
+    """What a setting names, such as a file or a bucket, cannot be used; no secret is told."""
 
 
 # What a cache tier raises. Never reaches a caller.

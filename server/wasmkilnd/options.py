@@ -20,7 +20,7 @@ def host_options(settings: Settings) -> HostOptions:
 def open_bucket(settings: Settings, url: str = "") -> Bucket | None:
     """Return the way to the object store at ``url``, or that of the settings; None for none.
 
-    It may take a second: call it in a thread, where one is wanted. Raises AccessUnusable.
+    It may take a second: call it in a thread, where one is wanted. Raises CannotUse.
     """
     if not (url := url or settings.object_store_url):
         return None

@@ -1,6 +1,4 @@
-"""How much one caller may have: quotas over time, and fair shares of what there is at a time.
-
-**Quotas** say how much work one identity may have the daemon do, as buckets of tokens.
+"""How much work one identity may have the daemon do over time: quotas, as buckets of tokens.
 
 The policy names quotas and gives them to identities. Each identity with one has buckets of its own:
 a bucket holds as many tokens as its limit says, and gets as many back, evenly, in each period.
@@ -21,7 +19,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
@@ -178,38 +176,3 @@ class Quotas:
                 for kind, limit in quota.limits.items():
                     used, refused = quota.used(kind), quota.refused[kind]
                     yield namespace, QuotaReading(name, kind, used, limit, refused)
-
-
-class FairShare:
-    """Shares a limit among callers: each may hold as much as is left free.
-
-    One caller alone gets half of the limit, two get a third each, and there is always room
-    for a new caller: dynamic queue length thresholds, as in switches with a shared memory
-    (Choudhury and Hahne, 1998). A caller that holds nothing is forgotten.
-    """
-
-    def __init__(self, limit: Callable[[], int]) -> None:
-        """``limit`` is read at each use; while more than it is held, no caller has room."""
-        self._limit = limit
-        self.total = 0
-        self.held = defaultdict[str, int](int)
-
-    @property
-    def free(self) -> int:
-        """How much is left; negative after the limit was lowered below the total."""
-        return self._limit() - self.total
-
-    def room(self, caller: str) -> int:
-        """Return how much more ``caller`` may hold; negative if it holds too much."""
-        return self._limit() - self.total - self.held.get(caller, 0)
-
-    def fits(self, caller: str, amount: int) -> bool:
-        """Return whether ``caller`` with ``amount`` more would hold no more than is left free."""
-        return 2 * amount <= self.room(caller)
-
-    def add(self, caller: str, amount: int) -> None:
-        """Add ``amount`` to what ``caller`` holds; a negative amount gives back."""
-        self.total += amount
-        self.held[caller] += amount
-        if not self.held[caller]:
-            del self.held[caller]

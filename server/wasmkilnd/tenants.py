@@ -32,7 +32,7 @@ from typing import Any
 
 import structlog
 
-from wasmkilnd import errors, model, quarantine, quota, usage
+from wasmkilnd import errors, model, quarantine, usage
 from wasmkilnd.access.policy import NamespaceLimits
 from wasmkilnd.cache import host_store, memory, object_store, redis_store
 from wasmkilnd.cache.cache import Cache
@@ -43,6 +43,7 @@ from wasmkilnd.pins import Pins, file_of
 from wasmkilnd.redis import embedded, fleet, records
 from wasmkilnd.rpc.messages import header_of
 from wasmkilnd.settings import NONE, Settings
+from wasmkilnd.shares import FairShare
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.metrics import Gauges, Metrics
 from wasmkilnd.whole_files import SharedFile
@@ -253,7 +254,7 @@ class Tenants:
     engines: EngineRegistry
     namespaces: InitVar[Mapping[str, NamespaceLimits]]
     served_engines: Callable[[], Mapping[str, Any]]
-    held: quota.FairShare
+    held: FairShare
     slots: asyncio.Semaphore
     sealer: Sealer
     module_bytes: Callable[[], int]

@@ -18,8 +18,9 @@ import redis
 from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.cache.value import written
 from wasmkilnd.commands.cache import BadValuesFound
-from wasmkilnd.model import CHUNK_BYTES, Artifact, ExternType, Module
+from wasmkilnd.model import Artifact, ExternType, Module
 from wasmkilnd.signing.sealer import Sealer
+from wasmkilnd.wire import CHUNK_BYTES
 
 from tests.contract.cache_command import (
     MODULE,

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from wasmkilnd.cache.redis_store import RedisStore
-from wasmkilnd.model import CHUNK_BYTES, Artifact, Module
+from wasmkilnd.model import Artifact, Module
+from wasmkilnd.wire import CHUNK_BYTES
 
 from tests.contract.cache_command import SEALER, Command, removed
 from tests.contract.redis_stores import TTL_S, site

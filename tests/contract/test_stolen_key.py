@@ -18,9 +18,10 @@ import redis
 from wasmkiln import ArtifactMismatch, Client
 from wasmkiln.shared import ARTIFACT, entry_path
 from wasmkilnd.cache.value import open_head, with_frames, written
-from wasmkilnd.model import Artifact, frame, payload_views, to_frames
+from wasmkilnd.model import Artifact
 from wasmkilnd.signing.keys import PrivateKey
 from wasmkilnd.signing.sealer import Sealer
+from wasmkilnd.wire import frame, payload_views, to_frames
 
 from tests.contract.host_store import host_store
 from tests.contract.sealing import sealer

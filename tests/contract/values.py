@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
 
-from wasmkilnd import model
+from wasmkilnd import wire
 from wasmkilnd.model import Artifact, CompileSpec, EngineIdentity, ExternType, Kind, Module
 
 WASM = b"\0asm\x01\0\0\0"
@@ -38,7 +38,7 @@ def artifact(
         spec=spec,
         sha256=hashlib.sha256(payload).hexdigest(),
         size_bytes=len(payload),
-        frames=model.to_frames(payload),
+        frames=wire.to_frames(payload),
         compile_time_s=0.25,
         imports=(ExternType("env", "log", "function", "(i32) -> ()"),),
         exports=(ExternType("", "größe", "memory", "pages 1.."),),
@@ -52,13 +52,13 @@ def shrinking(tag: int = 0, size_bytes: int = 100_000) -> Artifact:
         artifact(tag),
         sha256=hashlib.sha256(payload).hexdigest(),
         size_bytes=size_bytes,
-        frames=model.to_frames(payload),
+        frames=wire.to_frames(payload),
     )
 
 
 def payload_of(frames: Iterable[bytes]) -> bytes:
     """Join the payload inside ``frames``."""
-    return b"".join(model.payload_views(frames))
+    return b"".join(wire.payload_views(frames))
 
 
 def same(one: Artifact | None, other: Artifact) -> bool:

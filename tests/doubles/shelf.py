@@ -12,8 +12,9 @@ from wasmkilnd.cache.value import (
     with_frames,
     written,
 )
-from wasmkilnd.model import Artifact, CacheKey, Module, RejectionCause, frame
+from wasmkilnd.model import Artifact, CacheKey, Module, RejectionCause
 from wasmkilnd.signing.sealer import Sealer
+from wasmkilnd.wire import frame
 
 
 def stored(what: Artifact | Module, sealer: Sealer) -> dict[bytes, bytes]:

@@ -19,7 +19,7 @@ from unittest import mock
 from wasmkiln import Artifact as SavedArtifact
 from wasmkiln.attestation import TrustedKeys
 from wasmkiln.v1.module_service_pb2 import CompileResponse
-from wasmkilnd import model
+from wasmkilnd import wire
 from wasmkilnd.compile import Served
 from wasmkilnd.model import (
     Artifact,
@@ -68,7 +68,7 @@ def _artifact(of: Module, payload: bytes) -> Artifact:
         spec=SPEC,
         sha256=hashlib.sha256(payload).hexdigest(),
         size_bytes=len(payload),
-        frames=model.to_frames(payload),
+        frames=wire.to_frames(payload),
         compile_time_s=0.25,
         imports=(ExternType("env", "log", "function", "(i32) -> ()"),),
         exports=(ExternType("", "größe", "memory", "pages 1.."),),
@@ -144,7 +144,7 @@ def stored() -> dict[bytes, bytes]:
 
 def saved(artifact: Artifact) -> dict[str, bytes]:
     """Return the files that a caller saves of ``artifact``, by name."""
-    payload = b"".join(model.payload_views(artifact.frames))
+    payload = b"".join(wire.payload_views(artifact.frames))
     answer = Headers().answer(Served(artifact, Origin.REDIS, 0.5))
     header = CompileResponse.FromString(answer.first).header
     with tempfile.TemporaryDirectory() as folder:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from wasmkilnd.access.tokens import as_file, new_token, read_tokens
-from wasmkilnd.access.unusable import AccessUnusable
 from wasmkilnd.model import Role
+from wasmkilnd.operator_files import CannotUse
 from wasmkilnd.settings_loader import load
 from wasmkilnd.signing.keys import Keys, KeysUnusable, PrivateKey, read_keys
 
@@ -64,7 +64,7 @@ def test_a_tokens_file_that_all_may_read_is_refused_with_what_kubernetes_needs(
 ) -> None:
     """0644 is what Kubernetes makes where nobody says otherwise; the daemon cannot change it."""
     path = mounted("tokens.json", as_file([TOKEN]), 0o644)
-    with pytest.raises(AccessUnusable, match=r"other users may read it.*`defaultMode: 0440`"):
+    with pytest.raises(CannotUse, match=r"other users may read it.*`defaultMode: 0440`"):
         read_tokens(path)
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from securesystemslib.dsse import Envelope
 from securesystemslib.signer import SSlibKey
 from wasmkiln.attestation import peek
-from wasmkilnd import model
+from wasmkilnd import wire
 from wasmkilnd.model import STAMP_BYTES, Artifact, CacheKey, ExternType, Kind, Refusal
 
 from tests.contract.sealing import OURS, THEIRS, sealer
@@ -50,7 +50,7 @@ def with_payload(one: Artifact, payload: bytes) -> Artifact:
         one,
         sha256=hashlib.sha256(payload).hexdigest(),
         size_bytes=len(payload),
-        frames=model.to_frames(payload),
+        frames=wire.to_frames(payload),
     )
 
 

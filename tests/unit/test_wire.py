@@ -8,18 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from wasmkiln.v1 import module_service_pb2
-from wasmkilnd import model
+from wasmkilnd import wire
 
 from tests.contract.values import payload_of
 
-CHUNK = model.CHUNK_BYTES
+CHUNK = wire.CHUNK_BYTES
 SIZES = [0, 1, 127, 128, 16383, 16384, CHUNK, CHUNK + 1, 3 * CHUNK]
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_frames_are_serialized_compile_responses(size: int) -> None:
     payload = hashlib.shake_128(b"payload").digest(size)
-    frames = model.to_frames(payload)
+    frames = wire.to_frames(payload)
     chunks = [module_service_pb2.CompileResponse.FromString(frame).chunk for frame in frames]
     assert b"".join(chunks) == payload_of(frames) == payload
     assert all(0 < len(chunk) <= 1024 * 1024 for chunk in chunks)
@@ -32,16 +32,16 @@ def test_frames_are_serialized_compile_responses(size: int) -> None:
 def test_varint_is_protobufs(number: int) -> None:
     message = module_service_pb2.LoadResponse(size_bytes=number)
     serialized = message.SerializeToString()
-    assert serialized[1:] == (model.varint(number) if number else b"")
+    assert serialized[1:] == (wire.varint(number) if number else b"")
 
 
-@pytest.mark.parametrize("limit", [1, 1000, model.CHUNK_BYTES - 1, model.CHUNK_BYTES])
+@pytest.mark.parametrize("limit", [1, 1000, wire.CHUNK_BYTES - 1, wire.CHUNK_BYTES])
 def test_a_frame_cut_smaller_is_the_same_bytes(limit: int) -> None:
     payload = hashlib.shake_128(b"payload").digest(3000)
-    (whole,) = model.to_frames(payload)
-    pieces = list(model.cut(whole, limit))
+    (whole,) = wire.to_frames(payload)
+    pieces = list(wire.cut(whole, limit))
     assert payload_of(pieces) == payload
-    assert all(len(view) <= limit for view in model.payload_views(pieces))
+    assert all(len(view) <= limit for view in wire.payload_views(pieces))
     assert [
         module_service_pb2.CompileResponse.FromString(p).WhichOneof("part") for p in pieces
     ] == ["chunk"] * len(pieces)

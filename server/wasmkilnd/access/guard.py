@@ -24,8 +24,8 @@ from wasmkilnd.access.jwt import Issuer, fetch_keys, read_issuer, refused
 from wasmkilnd.access.policy import ANONYMOUS, NamespaceLimits, Policy, default_policy, read_policy
 from wasmkilnd.access.tls import Certificates, certificate_name
 from wasmkilnd.access.tokens import PREFIX, Tokens, read_tokens
-from wasmkilnd.access.unusable import AccessUnusable, defect_in
 from wasmkilnd.model import Identity, Role, Transport
+from wasmkilnd.operator_files import CannotUse, defect_in
 from wasmkilnd.settings import EMBEDDED, NONE, Settings
 
 
@@ -129,7 +129,7 @@ def _policy(settings: Settings) -> Policy:
 
 
 def read_access(settings: Settings, before: Access | None = None) -> tuple[Access, Sequence[str]]:
-    """Read everything but the keys of a URL. It may block. Raises AccessUnusable.
+    """Read everything but the keys of a URL. It may block. Raises CannotUse.
 
     With ``before``, keep its part where one cannot be used, and return why: a text for each.
     """
@@ -148,7 +148,7 @@ def read_access(settings: Settings, before: Access | None = None) -> tuple[Acces
         except Exception as failure:  # a revoked token must not count on because of a defect
             if before is None:
                 raise
-            unusable = isinstance(failure, AccessUnusable)
+            unusable = isinstance(failure, CannotUse)
             why = str(failure) if unusable else f"cannot read the {what}: {defect_in(failure)}"
             causes.append(why)
             found[what] = getattr(before, what)

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from wasmkilnd import errors
 from wasmkilnd.access.policy import Claims, Jwt
-from wasmkilnd.access.unusable import AccessUnusable, defect_in, read
 from wasmkilnd.errors import WasmkilnError
+from wasmkilnd.operator_files import CannotUse, defect_in, read
 
 log = structlog.get_logger("wasmkilnd")
 
@@ -96,7 +96,7 @@ class Issuer:
 
 
 def read_issuer(jwt: Jwt | None) -> Issuer | None:
-    """Return whose tokens count, without the keys of a URL. Raises AccessUnusable."""
+    """Return whose tokens count, without the keys of a URL. Raises CannotUse."""
     if jwt is None:
         return None
     if not (file := jwt.file):
@@ -104,7 +104,7 @@ def read_issuer(jwt: Jwt | None) -> Issuer | None:
     try:
         return Issuer(jwt.issuer, jwt.audience, parse_keys(read("jwt keys", file)))
     except ValueError as mistake:
-        raise AccessUnusable(f"cannot use jwt keys {file}: {mistake}") from None
+        raise CannotUse(f"cannot use jwt keys {file}: {mistake}") from None
 
 
 def parse_keys(content: bytes) -> Keys:

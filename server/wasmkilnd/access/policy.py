@@ -17,8 +17,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import ErrorDetails
 
 from wasmkilnd import model
-from wasmkilnd.access.unusable import AccessUnusable, read
 from wasmkilnd.mistakes import in_words, sentences
+from wasmkilnd.operator_files import CannotUse, read
 from wasmkilnd.quota import Limits
 from wasmkilnd.settings import GIB, Size, expanded, parse_toml
 
@@ -192,7 +192,7 @@ def default_policy() -> Policy:
 
 
 def read_policy(path: Path) -> Policy:
-    """Return the policy of a file. Raises AccessUnusable with a line for each problem."""
+    """Return the policy of a file. Raises CannotUse with a line for each problem."""
     try:
         found = _File.model_validate(parse_toml(read("policy", path).decode()))
         problems = list(_disagreements(found))
@@ -204,7 +204,7 @@ def read_policy(path: Path) -> Policy:
         problems = [str(mistake)]
     if problems:
         said = [f"cannot use policy {path}: {why}" for why in problems[:20]]
-        raise AccessUnusable("\n".join(said)) from None
+        raise CannotUse("\n".join(said)) from None
     namespaces = {rule.namespace: NamespaceLimits() for rule in found.rule if rule.namespace}
     quotas = {name: table.model_dump(exclude_none=True) for name, table in found.quota.items()}
     return Policy(found.rule, namespaces | found.namespace, quotas, found.open_health, found.jwt)

@@ -35,7 +35,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509 import Certificate
 
 from wasmkilnd import errors
-from wasmkilnd.access.unusable import AccessUnusable, read
+from wasmkilnd.operator_files import CannotUse, read
 from wasmkilnd.settings import Settings
 
 log = structlog.get_logger("wasmkilnd")
@@ -43,7 +43,7 @@ log = structlog.get_logger("wasmkilnd")
 Certificates: TypeAlias = Sequence[Certificate]
 PrivateKey: TypeAlias = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 # A file cannot be used for TLS. The message names setting, file and cause; never a secret.
-TlsUnusable = AccessUnusable
+TlsUnusable = CannotUse
 
 _LONGEST_CHAIN = 5
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")  # gRPC takes no others.

@@ -30,9 +30,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from wasmkilnd.access.unusable import AccessUnusable, NoSuchFile, read
 from wasmkilnd.mistakes import sentences
 from wasmkilnd.model import NAMESPACE_NAME, Role
+from wasmkilnd.operator_files import CannotUse, NoSuchFile, read
 from wasmkilnd.ownership import NotOurs, make_folder
 from wasmkilnd.whole_files import locked, write_whole
 
@@ -95,7 +95,7 @@ def new_token(
 def read_tokens(path: Path, *, required: bool = False) -> Tokens | None:
     """Return the tokens of a file; None if it is missing, unless it is required.
 
-    Raises AccessUnusable.
+    Raises CannotUse.
     """
     try:
         return Tokens.model_validate_json(read("tokens file", path, secret=True))
@@ -103,10 +103,10 @@ def read_tokens(path: Path, *, required: bool = False) -> Tokens | None:
         if not required:
             return None
         remedy = "put it there, or make its first token with `wasmkilnd token add`"
-        raise AccessUnusable(f"{missing}; {remedy}") from None
+        raise CannotUse(f"{missing}; {remedy}") from None
     except ValidationError as error:
         # From None: the cause holds the file's content.
-        raise AccessUnusable(
+        raise CannotUse(
             f"cannot use tokens file {path}: {sentences(error)[0]}; put back a copy, or delete it"
             " and make the tokens again"
         ) from None
@@ -119,13 +119,13 @@ class TokenStore:
         self.file = file
 
     def tokens(self) -> Sequence[Token]:
-        """Return all tokens, the oldest first. Raises AccessUnusable."""
+        """Return all tokens, the oldest first. Raises CannotUse."""
         return (read_tokens(self.file) or Tokens()).all
 
     def add(
         self, name: str, roles: Iterable[Role], namespace: str, lifetime_s: float | None
     ) -> tuple[str, Token]:
-        """Make a token; return its text, which is kept nowhere. Raises AccessUnusable.
+        """Make a token; return its text, which is kept nowhere. Raises CannotUse.
 
         Several tokens may have one name: so one can replace another without a gap.
         """
@@ -136,17 +136,15 @@ class TokenStore:
             with self._changing() as tokens:
                 tokens.append(token)
         except ValidationError as error:
-            raise AccessUnusable(
-                f"cannot make a token {name[:100]!r}: {sentences(error)[0]}"
-            ) from None
+            raise CannotUse(f"cannot make a token {name[:100]!r}: {sentences(error)[0]}") from None
         return text, token
 
     def revoke(self, name_or_id: str) -> Sequence[Token]:
-        """Forget the token of this id, or all of this name; return them. Raises AccessUnusable."""
+        """Forget the token of this id, or all of this name; return them. Raises CannotUse."""
         with self._changing() as tokens:
             gone = [token for token in tokens if name_or_id in (token.id, token.name)]
             if not gone:
-                raise AccessUnusable(
+                raise CannotUse(
                     f"cannot revoke {name_or_id[:100]!r}: no token has this name or id;"
                     " `wasmkilnd token ls` shows them"
                 )
@@ -159,7 +157,7 @@ class TokenStore:
         file = Path(os.path.realpath(self.file))
         try:
             if os.access(file.parent, os.F_OK) and not os.access(file.parent, os.W_OK):
-                raise AccessUnusable(
+                raise CannotUse(
                     f"cannot change {self.file}: its folder is read-only for this user; change a"
                     " copy of the file with --tokens-file, and put the copy in its place"
                 )
@@ -170,10 +168,10 @@ class TokenStore:
                 # A file without tokens stays: without it, the daemon would let everybody in.
                 write_whole(file, as_file(tokens))
         except NotOurs as refusal:
-            raise AccessUnusable(str(refusal)) from None
+            raise CannotUse(str(refusal)) from None
         except OSError as failure:
             where = failure.filename or self.file
-            raise AccessUnusable(f"cannot change {where}: {failure.strerror}") from None
+            raise CannotUse(f"cannot change {where}: {failure.strerror}") from None
 
 
 def as_file(tokens: list[Token]) -> bytes:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
-from wasmkilnd import model
+from wasmkilnd import wire
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.value import ValueRejected, unpacked_frames
 from wasmkilnd.model import Artifact, RejectionCause
@@ -45,7 +45,7 @@ class Decoder:
             self._decoding[artifact] = plain, loop.create_task(self._decode(artifact, coming))
         plain, decoding = self._decoding[artifact]
         with contextlib.suppress(ValueRejected):
-            if artifact.size_bytes <= model.ONE_MESSAGE_BYTES:  # Which has all of it, or nothing.
+            if artifact.size_bytes <= wire.ONE_MESSAGE_BYTES:  # Which has all of it, or nothing.
                 return await asyncio.shield(decoding)
             await asyncio.shield(plain.coming[0])
             return plain
@@ -66,7 +66,7 @@ class Decoder:
                 call(one.set_result, decoded)
 
         try:
-            if artifact.size_bytes > model.ONE_MESSAGE_BYTES:
+            if artifact.size_bytes > wire.ONE_MESSAGE_BYTES:
                 await asyncio.to_thread(decode)
             else:
                 decode()

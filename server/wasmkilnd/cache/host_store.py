@@ -43,7 +43,7 @@ from wasmkiln.attestation import KINDS, peek
 from wasmkiln.shared import ARTIFACT, ATTESTATION, ENGINES, HEADER
 from wasmkiln.v1 import types_pb2
 
-from wasmkilnd import errors, model, ownership
+from wasmkilnd import errors, model, ownership, wire
 from wasmkilnd.cache.value import ValueRejected, unpacked_frames
 from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, HostFile, Kind, TierUsage
@@ -555,7 +555,7 @@ class HostStore:
         size_bytes, frames = entry.size_bytes, list[bytes]()
         if size_bytes > self.artifact_bytes():
             return None  # Not removed: daemons with a higher limit use it.
-        if size_bytes <= model.CHUNK_BYTES or fits(size_bytes):
+        if size_bytes <= wire.CHUNK_BYTES or fits(size_bytes):
             artifact, _ = self._use(more, frames, entry)
             return replace(artifact, frames=tuple(frames))
         artifact, _ = self._use(more, None, entry)
@@ -567,8 +567,8 @@ class HostStore:
                 self._sent[which] = file = _File(os.dup(opened.fileno()))
 
         def pieces(offset_bytes: int) -> Iterator[Awaitable[bytes]]:
-            for at in range(offset_bytes, size_bytes, model.CHUNK_BYTES):
-                read = partial(file.frame, at, min(model.CHUNK_BYTES, size_bytes - at))
+            for at in range(offset_bytes, size_bytes, wire.CHUNK_BYTES):
+                read = partial(file.frame, at, min(wire.CHUNK_BYTES, size_bytes - at))
                 yield _Later(partial(self._piece, read))
 
         return replace(artifact, pieces=pieces)
@@ -608,7 +608,7 @@ class HostStore:
             try:
                 aside.mkdir(mode=0o700)
                 frames = unpacked_frames(artifact) if artifact.encoding else artifact.frames
-                chunks = (view for each in frames for view in model.payload_views((each,)))
+                chunks = (view for each in frames for view in wire.payload_views((each,)))
                 _write_file(aside / ARTIFACT, chunks, options)
                 for name, text in texts.items():
                     _write_file(aside / name, [text], options)
@@ -689,7 +689,7 @@ class _File:
         chunk = os.pread(self._descriptor, size_bytes, at)
         if len(chunk) != size_bytes:
             raise TierUnavailable("the host store has an artifact that was cut")
-        return model.frame(chunk)
+        return wire.frame(chunk)
 
 
 @dataclass(frozen=True)
@@ -743,11 +743,11 @@ class Entry:
         digest = hashlib.sha256()
         with _opened(self.path / ARTIFACT) as file:
             # One more than there are.
-            for _ in range(0, artifact.size_bytes + 1, model.CHUNK_BYTES):
-                chunk = file.read(model.CHUNK_BYTES)
+            for _ in range(0, artifact.size_bytes + 1, wire.CHUNK_BYTES):
+                chunk = file.read(wire.CHUNK_BYTES)
                 digest.update(chunk)
                 if frames is not None and chunk:
-                    frames.append(model.frame(chunk))
+                    frames.append(wire.frame(chunk))
         if digest.hexdigest() != artifact.sha256:
             raise ValueRejected(Cause.DIGEST, f"{ARTIFACT} is damaged")
 

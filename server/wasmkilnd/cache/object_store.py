@@ -40,14 +40,14 @@ from urllib.parse import unquote, urlsplit
 
 import structlog
 
-from wasmkilnd import model
+from wasmkilnd import wire
 from wasmkilnd.cache import shared_tier, value
 from wasmkilnd.cache.shared_tier import READS_AT_ONCE, Key, SharedTier, module_of
 from wasmkilnd.cache.value import Opened, ValueRejected
-from wasmkilnd.errors import AccessUnusable, DoesNotFit, TierUnavailable
+from wasmkilnd.errors import CannotUse, DoesNotFit, TierUnavailable
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Module, TierUsage
 from wasmkilnd.model import RejectionCause as Cause
-from wasmkilnd.quota import FairShare
+from wasmkilnd.shares import FairShare
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.threads import Threads
 from wasmkilnd.waiting import Allowance, Breaker
@@ -154,8 +154,8 @@ class Stored:
             if is_too_large(opened):
                 return None
             for index, one in enumerate(opened.frames):
-                frames.append(model.frame(*self.take(one.stored_bytes)))
-                opened.check(index, *model.payload_views(frames[-1:]))
+                frames.append(wire.frame(*self.take(one.stored_bytes)))
+                opened.check(index, *wire.payload_views(frames[-1:]))
             return value.with_frames(opened, frames)
         finally:
             self._held.clear()  # Its bytes do not count any more.
@@ -346,7 +346,7 @@ class Remote:
     def __init__(self, url: str, timeout_s: float, largest_bytes: int) -> None:
         """``timeout_s`` bounds a silence while a request is read.
 
-        Raise AccessUnusable.
+        Raise CannotUse.
         """
         import obstore  # It takes time, and most daemons have no bucket.
         from obstore import exceptions, store
@@ -373,7 +373,7 @@ class Remote:
             )
         except (exceptions.BaseError, ValueError) as failure:
             why = str(failure).partition("\n")[0]
-            raise AccessUnusable(f"cannot use object_store_url: {why}") from None
+            raise CannotUse(f"cannot use object_store_url: {why}") from None
 
     def get(self, name: str) -> Stored | None:
         """Return an object as ``Files.get``."""
@@ -475,7 +475,7 @@ class Bucket(Breaker):
     def __init__(
         self, url: str, *, timeout_s: float, largest_bytes: int, artifact_bytes: int
     ) -> None:
-        """Make ready, which may take a second. Raise AccessUnusable.
+        """Make ready, which may take a second. Raise CannotUse.
 
         One namespace reads one artifact of ``artifact_bytes`` at a time, or more smaller ones.
         """

@@ -20,11 +20,12 @@ from wasmkilnd import model
 from wasmkilnd.cache import value
 from wasmkilnd.cache.value import Opened, ValueRejected
 from wasmkilnd.errors import TierUnavailable, forget_frames
-from wasmkilnd.model import Artifact, CacheKey, Module, frame
+from wasmkilnd.model import Artifact, CacheKey, Module
 from wasmkilnd.model import RejectionCause as Cause
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.waiting import Allowance, Breaker
+from wasmkilnd.wire import frame
 
 T = TypeVar("T")
 L = TypeVar("L", bound=Breaker)

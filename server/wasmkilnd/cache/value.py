@@ -43,11 +43,12 @@ from typing import Annotated, Any, Literal, TypeAlias
 import zstandard
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from wasmkilnd import model
+from wasmkilnd import model, wire
 from wasmkilnd.errors import DoesNotFit
-from wasmkilnd.model import CHUNK_BYTES, Artifact, EngineIdentity, Module, frame, payload_views
+from wasmkilnd.model import Artifact, EngineIdentity, Module
 from wasmkilnd.model import RejectionCause as Cause
 from wasmkilnd.signing.sealer import Sealer
+from wasmkilnd.wire import CHUNK_BYTES, frame, payload_views
 
 # The version of this format.
 CACHE_FORMAT = 3
@@ -316,7 +317,7 @@ def written(what: Artifact | Module, sealer: Sealer) -> Iterator[bytes]:
         first: Payload = views[0] if views else b""
         payload: Iterable[Payload] = views
     else:
-        first, payload = what.wasm[:FRAME_BYTES], model.pieces(what.wasm)
+        first, payload = what.wasm[:FRAME_BYTES], wire.pieces(what.wasm)
         size_bytes, encoding = what.size_bytes, ""
     codec, packer, frames = encoding or _codec_for(first), zstandard.ZstdCompressor(_LEVEL), []
     for piece in payload:

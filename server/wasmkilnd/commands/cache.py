@@ -39,7 +39,7 @@ from wasmkilnd.cache.object_store import Bucket, ObjectStore, prefix_of
 from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.cache.value import Opened, ValueRejected
 from wasmkilnd.commands.shared import CommandFailed, cell, json_option, print_table, ready
-from wasmkilnd.errors import AccessUnusable, TierUnavailable
+from wasmkilnd.errors import CannotUse, TierUnavailable
 from wasmkilnd.model import NAMESPACE_NAME, Artifact, CacheKey, Evicted, Module
 from wasmkilnd.model import RejectionCause as Cause
 from wasmkilnd.options import host_options, open_bucket, redis_access
@@ -204,7 +204,7 @@ async def _redis(
                     ready_again = asyncio.create_task(shared.link.ready())
                     await asyncio.wait([ready_again], timeout=_LOADING_S)
             yield _Redis(settings, namespace, sealer, shared.link)
-        except (AccessUnusable, TierUnavailable) as failure:
+        except (CannotUse, TierUnavailable) as failure:
             where = f"Redis at {RedisAddress.parse(url)}" if url else "embedded Valkey"
             raise CommandFailed(f"{where}: {failure}") from None
 
@@ -226,7 +226,7 @@ async def _objects(
                 raise CommandFailed("there is no object store: WASMKILN_OBJECT_STORE_URL is none")
             opened.push_async_callback(bucket.close)
             yield _Objects(settings, namespace, sealer, bucket)
-        except (AccessUnusable, TierUnavailable) as failure:
+        except (CannotUse, TierUnavailable) as failure:
             raise CommandFailed(str(failure)) from None
 
 

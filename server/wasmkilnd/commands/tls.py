@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from wasmkilnd.access.tls import as_pem, peer_name, private_pem
-from wasmkilnd.access.unusable import AccessUnusable
 from wasmkilnd.commands.shared import with_settings
+from wasmkilnd.operator_files import CannotUse
 from wasmkilnd.ownership import make_folder
 from wasmkilnd.settings import Settings
 
@@ -108,11 +108,11 @@ def _host(text: str) -> x509.GeneralName:
 
 
 def _name(text: str) -> x509.GeneralName:
-    """Return the name of a certificate. Raises AccessUnusable for one that the guard refuses."""
+    """Return the name of a certificate. Raises CannotUse for one that the guard refuses."""
     try:
         kind, _, host = peer_name(text).partition(":")
     except ValueError:
-        raise AccessUnusable(
+        raise CannotUse(
             f"cannot make a certificate for {text!r}: write a DNS name, an IP address, or a SPIFFE"
             " id such as spiffe://example.org/builder"
         ) from None

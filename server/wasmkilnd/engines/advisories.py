@@ -17,9 +17,9 @@ import structlog
 from packaging.specifiers import SpecifierSet
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from wasmkilnd.access.unusable import AccessUnusable, read
 from wasmkilnd.engines.registry import ServedEngine
 from wasmkilnd.mistakes import sentences
+from wasmkilnd.operator_files import CannotUse, read
 from wasmkilnd.settings import parse_toml
 
 log = structlog.get_logger("wasmkilnd.engines")
@@ -119,13 +119,13 @@ class Advisories:
 def read_advisories(file: str, *, refuse: bool) -> Advisories:
     """Return the built-in table and the rows of ``file``, if it is not empty. May block.
 
-    Raises AccessUnusable if the file cannot be used.
+    Raises CannotUse if the file cannot be used.
     """
     try:
         rows = _rows(read("advisories_file", Path(file))) if file else ()
         return Advisories([*_rows(BUILT_IN.read_bytes()), *rows], refuse)
     except ValueError as mistake:
-        raise AccessUnusable(f"cannot use advisories_file {file}: {mistake}") from None
+        raise CannotUse(f"cannot use advisories_file {file}: {mistake}") from None
 
 
 def _rows(content: bytes) -> Sequence[Advisory]:

@@ -21,7 +21,8 @@ from typing import Any
 from pydantic_core import from_json
 
 from wasmkilnd.engines.child.frames import HEADER, FrameError, Type, parse_header
-from wasmkilnd.model import CHUNK_BYTES, Limits, Module, Packed, Wasm, frame, read_pieces
+from wasmkilnd.model import Limits, Module, Wasm
+from wasmkilnd.wire import CHUNK_BYTES, Packed, frame, read_pieces
 
 # The frames that a job may send: each at most once and in this order, so a job cannot send without
 # end.

@@ -39,7 +39,8 @@ from wasmkilnd.engines.child.job import MAX_TYPES
 from wasmkilnd.engines.job import MAX_NUMBER, JobReport
 from wasmkilnd.errors import Fault, Reason, WasmkilnError
 from wasmkilnd.mistakes import sentences
-from wasmkilnd.model import Limits, Packed
+from wasmkilnd.model import Limits
+from wasmkilnd.wire import Packed
 
 # Signals by which a process ends through its own doing, rather than by another process.
 _OWN_ENDS = frozenset(

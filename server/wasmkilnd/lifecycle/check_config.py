@@ -11,8 +11,8 @@ import os
 import socket
 from pathlib import Path
 
-from wasmkilnd import options, ownership, tenants
-from wasmkilnd.access import guard, policy, tls, unusable
+from wasmkilnd import operator_files, options, ownership, tenants
+from wasmkilnd.access import guard, policy, tls
 from wasmkilnd.lifecycle import engines, preflight, running
 from wasmkilnd.network import IN_USE, cannot_listen
 from wasmkilnd.redis.servers import check_files
@@ -58,7 +58,7 @@ def with_policy(failure: Exception) -> str:
     if settings and settings.policy_file:
         try:
             policy.read_policy(Path(settings.policy_file))
-        except unusable.AccessUnusable as refusal:
+        except operator_files.CannotUse as refusal:
             problems.append(str(refusal))
     return "\n".join(problems)
 

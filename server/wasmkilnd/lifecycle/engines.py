@@ -142,7 +142,7 @@ def refusal(settings: Settings) -> str:
 
 
 def open_advisories(settings: Settings) -> advisories.Advisories:
-    """Return the advisories that ``settings`` ask for. May block. Raises AccessUnusable."""
+    """Return the advisories that ``settings`` ask for. May block. Raises CannotUse."""
     refuse = settings.vulnerable_engines == "refuse"
     return advisories.read_advisories(settings.advisories_file, refuse=refuse)
 
@@ -162,7 +162,7 @@ class Serving:
     in_background: Callable[[Coroutine[Any, Any, None]], object]
 
     def __post_init__(self) -> None:
-        """Serve nothing yet. Raises AccessUnusable."""
+        """Serve nothing yet. Raises CannotUse."""
         settings, limits, metrics = self.settings.current, self.limits, self.metrics
         # Which engines have a known vulnerability.
         self.advisories = Reloadable(open_advisories(settings))
@@ -292,7 +292,7 @@ class Serving:
         """Refuse a reload that names an engine which is not there; read the advisories again.
 
         Engines follow after all else (``look``), and names with them. Raises CannotReload and
-        AccessUnusable.
+        CannotUse.
         """
         found = open_advisories(new)
 

@@ -20,8 +20,8 @@ from typing import Any, TypeAlias
 import structlog
 
 from wasmkilnd.access.guard import Access, AccessGuard, files_of, read_access
-from wasmkilnd.access.unusable import defect_in
 from wasmkilnd.model import Limits, Reloadable
+from wasmkilnd.operator_files import defect_in
 from wasmkilnd.settings import Settings
 from wasmkilnd.settings_loader import ConfigError, LoadedSettings, changes, is_foreseen, take_over
 from wasmkilnd.signing.keys import changes as key_changes

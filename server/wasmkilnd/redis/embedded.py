@@ -319,7 +319,7 @@ def _quoted(path: Path) -> str:
 class SharedServer:
     """The server at ``url``, or none for ``none``, or ``embedded`` for an empty one.
 
-    Makes ready to connect; see ``start``. Raises AccessUnusable.
+    Makes ready to connect; see ``start``. Raises CannotUse.
     """
 
     url: str
@@ -354,7 +354,7 @@ class SharedServer:
         """Read ``access`` and the files that it names; return what starts using them.
 
         A connection keeps the certificates that were read when it was made. So every connection
-        is made again, even if only the content of a file changed. Raises AccessUnusable.
+        is made again, even if only the content of a file changed. Raises CannotUse.
         """
         if self.link is None or not self.url:
             return lambda: None

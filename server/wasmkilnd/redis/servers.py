@@ -499,7 +499,7 @@ NO_ACCESS = RedisAccess()
 def connect(url: str, access: RedisAccess = NO_ACCESS, *, timeout_s: float = 2.0) -> RedisServer:
     """Return a server for ``url``; it connects when it is first used.
 
-    ``timeout_s`` is how long a connection may take. Raises BadRedisUrl and AccessUnusable.
+    ``timeout_s`` is how long a connection may take. Raises BadRedisUrl and CannotUse.
     """
     address = RedisAddress.parse(url)
     check_files(access)
@@ -575,7 +575,7 @@ def check_files(access: RedisAccess) -> None:
     except OSError as failure:
         is_other = isinstance(failure, ssl.SSLError)
         why = "it is not a PEM certificate" if is_other else failure.strerror
-        raise errors.AccessUnusable(f"{setting}: {path}: {why}") from None
+        raise errors.CannotUse(f"{setting}: {path}: {why}") from None
 
 
 async def _introduce(connection: redis_py.AbstractConnection) -> None:

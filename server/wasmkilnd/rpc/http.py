@@ -39,7 +39,7 @@ from aiohttp import web
 from wasmkiln.artifact import header_text
 from wasmkiln.v1.types_pb2 import ArtifactHeader
 
-from wasmkilnd import errors, model
+from wasmkilnd import errors, model, wire
 from wasmkilnd.access.guard import ARTIFACTS
 from wasmkilnd.compile import Tenant, check_sha256
 from wasmkilnd.errors import Reason, WasmkilnError
@@ -305,7 +305,7 @@ class HttpServer:
             raise errors.module_not_loaded(sha256)
         module, origin = found
         self._describe(call, "application/wasm", _FOREVER, f'"{sha256}"', origin)
-        await self._send(call, module.size_bytes, partial(model.read_pieces, module.wasm), module)
+        await self._send(call, module.size_bytes, partial(wire.read_pieces, module.wasm), module)
 
     async def _artifact(self, call: Call) -> None:
         """Send an artifact, or a range of it."""
@@ -318,7 +318,7 @@ class HttpServer:
         is_zstd = takes and artifact.encoding == _ZSTD
         if is_zstd:
             etag = f'W/"{artifact.sha256};{_ZSTD}"'
-            size_bytes = sum(map(len, model.payload_views(artifact.frames)))
+            size_bytes = sum(map(len, wire.payload_views(artifact.frames)))
         self._describe(call, "application/octet-stream", _DAY, etag, origin)
         exchange.headers["Vary"] = "Accept-Encoding"
         if is_zstd:
@@ -348,7 +348,7 @@ class HttpServer:
         async with self._entry.traffic.turns((call.caller, False)):
             text = await asyncio.to_thread(text_of, artifact)
         self._describe(call, kind, _AGAIN, f'"{hashlib.sha256(text).hexdigest()}"', origin)
-        await self._send(call, len(text), partial(model.read_pieces, text))
+        await self._send(call, len(text), partial(wire.read_pieces, text))
 
     async def _find(self, call: Call, *, zstd: bool, whole: bool) -> tuple[Artifact, Origin]:
         """Return the artifact that a path names, of an engine that is served.
@@ -424,7 +424,7 @@ async def _read_pieces(artifact: Artifact, start: int) -> AsyncGenerator[memoryv
     frames, skipped = frames_from(artifact, start)
     for each in frames:
         frame = each if isinstance(each, bytes) else await asyncio.shield(each)
-        [view] = model.payload_views((frame,))
+        [view] = wire.payload_views((frame,))
         yield view[skipped:]
         skipped = 0
 

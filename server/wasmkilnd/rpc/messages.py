@@ -34,7 +34,7 @@ from wasmkiln.v1 import admin_service_pb2 as admin
 from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkiln.v1 import types_pb2
 
-from wasmkilnd import model
+from wasmkilnd import model, wire
 from wasmkilnd.compile import LoadResult, Request, Served, Terms, check_sha256
 from wasmkilnd.engines.advisories import Advisory
 from wasmkilnd.engines.registry import ServedEngine
@@ -165,12 +165,12 @@ def fields(raw: bytes, number: int, name: str, times: int) -> Iterator[tuple[int
     try:
         while at < len(raw):
             start = at
-            tag, at = model.read_varint(raw, at)
+            tag, at = wire.read_varint(raw, at)
             if tag & 7 == 2:
-                size, value = model.read_varint(raw, at)
+                size, value = wire.read_varint(raw, at)
                 at = value + size
             elif tag & 7 == 0:
-                _, at = model.read_varint(raw, at)
+                _, at = wire.read_varint(raw, at)
             else:
                 at += _FIXED_BYTES[tag & 7]
             if at > len(raw):
@@ -308,7 +308,7 @@ async def repeated(values: Iterable[Message]) -> bytes:
     They are built in slices.
     """
     serialized = (value.SerializeToString() for value in values)
-    pieces = (b"\x0a" + model.varint(len(value)) + value for value in serialized)
+    pieces = (b"\x0a" + wire.varint(len(value)) + value for value in serialized)
     return b"".join(await in_slices(pieces))
 
 
@@ -349,7 +349,7 @@ class Headers:
         if omit_artifact or served.host_file:
             return SerializedAnswer(self._message(served))
         if artifact.encoding:
-            size_bytes = sum(map(len, model.payload_views(artifact.frames)))
+            size_bytes = sum(map(len, wire.payload_views(artifact.frames)))
             encoded = types_pb2.ArtifactHeader(content_encoding=artifact.encoding)
             first = self._message(served, encoded.SerializeToString())
             return SerializedAnswer(first, artifact, size_bytes)
@@ -358,7 +358,7 @@ class Headers:
             begins = types_pb2.ArtifactHeader(offset_bytes=offset_bytes).SerializeToString()
             first, left_bytes = self._message(served, begins), size_bytes - offset_bytes
             return SerializedAnswer(first, artifact, left_bytes, offset_bytes)
-        limit_bytes = min(inline_limit_bytes, model.ONE_MESSAGE_BYTES)
+        limit_bytes = min(inline_limit_bytes, wire.ONE_MESSAGE_BYTES)
         if size_bytes <= limit_bytes and len(artifact.frames) == 1:
             # The same length and bytes under another tag.
             first = self._message(served, _INLINE_TAG, memoryview(artifact.frames[0])[1:])
@@ -371,7 +371,7 @@ class Headers:
         if kept is None:
             kept = self._kept[served.artifact] = header_of(served.artifact).SerializeToString()
         parts = (kept, _of_call(served.origin, served.queue_time_s, served.host_file), *more)
-        return b"".join((_HEADER_TAG, model.varint(sum(map(len, parts))), *parts))
+        return b"".join((_HEADER_TAG, wire.varint(sum(map(len, parts))), *parts))
 
 
 def header_of(artifact: model.Artifact) -> types_pb2.ArtifactHeader:
@@ -471,7 +471,7 @@ def capabilities(told: Capabilities) -> pb.GetCapabilitiesResponse:
             limits,
             compile_time=duration(limits.compile_timeout_s),
             compile_cpu_time=duration(limits.compile_cpu_s),
-            chunk_bytes=model.CHUNK_BYTES,
+            chunk_bytes=wire.CHUNK_BYTES,
             find_missing_keys=MAX_FIND_MISSING_KEYS,
         ),
         unserved_engines=[

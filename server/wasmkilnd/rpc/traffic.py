@@ -46,14 +46,15 @@ from weakref import WeakValueDictionary
 
 from grpc import aio
 
-from wasmkilnd import errors, model
+from wasmkilnd import errors, model, wire
 from wasmkilnd.access.policy import ANONYMOUS
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.flights import Waiter
 from wasmkilnd.network import address_of, host_of
-from wasmkilnd.quota import UNLIMITED, FairShare, Quota
+from wasmkilnd.quota import UNLIMITED, Quota
 from wasmkilnd.rpc.messages import MODULE_FIELDS, REQUEST_BYTES, SMALL_BYTES, bound
 from wasmkilnd.settings import Settings
+from wasmkilnd.shares import FairShare
 from wasmkilnd.spooled import Spooled
 from wasmkilnd.telemetry.metrics import TrafficUsage
 from wasmkilnd.telemetry.tracing import CallTrace
@@ -90,7 +91,7 @@ _REQUEST_ID = re.compile(r"[0-9A-Za-z._:/+=-]{1,128}")
 class _Piece:
     """What a call holds of an artifact or a module that is sent from its file."""
 
-    size_bytes: int = model.CHUNK_BYTES
+    size_bytes: int = wire.CHUNK_BYTES
 
 
 @dataclass(slots=True, eq=False)
@@ -239,7 +240,7 @@ def frames_from(
     if artifact.pieces:
         return artifact.pieces(offset_bytes), 0
     frames = artifact.frames or artifact.coming
-    return frames[offset_bytes // model.CHUNK_BYTES :], offset_bytes % model.CHUNK_BYTES
+    return frames[offset_bytes // wire.CHUNK_BYTES :], offset_bytes % wire.CHUNK_BYTES
 
 
 def message_bytes_for(module_bytes: int) -> int:
@@ -392,10 +393,10 @@ class Traffic:
                 else:  # Other calls may wait for it too.
                     first = await asyncio.shield(following)
                 if offset_bytes:
-                    [chunk] = model.payload_views((first,))
-                    first, offset_bytes = model.frame(chunk[offset_bytes:]), 0
+                    [chunk] = wire.payload_views((first,))
+                    first, offset_bytes = wire.frame(chunk[offset_bytes:]), 0
                 if piece_bytes := self.piece_bytes(call, len(first)):
-                    pieces = model.cut(first, piece_bytes)
+                    pieces = wire.cut(first, piece_bytes)
                     first = next(pieces)
                     for piece in pieces:
                         await self.write(call, first)

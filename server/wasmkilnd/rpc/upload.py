@@ -31,10 +31,10 @@ from wasmkilnd import errors
 from wasmkilnd.compile import check_sha256
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.model import Reloadable
-from wasmkilnd.quota import FairShare
 from wasmkilnd.rpc.messages import MAX_NAME_BYTES, UPLOADED_BYTES, bound
 from wasmkilnd.rpc.traffic import Call, Traffic
 from wasmkilnd.settings import Settings
+from wasmkilnd.shares import FairShare
 from wasmkilnd.spooled import Spooled
 
 # Returns a call's next message; None after the last.

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from wasmkilnd.access.policy import NamespaceLimits, read_policy
-from wasmkilnd.access.unusable import AccessUnusable
 from wasmkilnd.model import Role
+from wasmkilnd.operator_files import CannotUse
 
 from tests.web_tokens import AUDIENCE, ISSUER, jwt_table
 
@@ -146,14 +146,14 @@ TOKEN = '[[rule]]\nidentity = "token:a"\n'
 )
 def test_what_is_wrong_is_said_with_its_place(tmp_path: Path, text: str, problem: str) -> None:
     path = policy(tmp_path, text)
-    with pytest.raises(AccessUnusable, match=f"cannot use policy {path}: {problem}") as refused:
+    with pytest.raises(CannotUse, match=f"cannot use policy {path}: {problem}") as refused:
         read_policy(path)
     assert len(str(refused.value).splitlines()) == 1
 
 
 def test_each_problem_has_a_line_and_there_are_few(tmp_path: Path) -> None:
     path = policy(tmp_path, f"{TOKEN}roles = ['x']\n" * 100)
-    with pytest.raises(AccessUnusable) as refused:
+    with pytest.raises(CannotUse) as refused:
         read_policy(path)
     assert len(str(refused.value).splitlines()) == 20
 
@@ -161,9 +161,9 @@ def test_each_problem_has_a_line_and_there_are_few(tmp_path: Path) -> None:
 def test_a_file_that_others_can_change_or_that_is_not_there_is_refused(tmp_path: Path) -> None:
     path = policy(tmp_path, "")
     path.chmod(0o666)
-    with pytest.raises(AccessUnusable, match="other users may write to it"):
+    with pytest.raises(CannotUse, match="other users may write to it"):
         read_policy(path)
-    with pytest.raises(AccessUnusable, match="there is no such file"):
+    with pytest.raises(CannotUse, match="there is no such file"):
         read_policy(tmp_path / "none.toml")
-    with pytest.raises(AccessUnusable, match="Is a directory"):
+    with pytest.raises(CannotUse, match="Is a directory"):
         read_policy(tmp_path)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from wasmkilnd.access.tokens import Tokens, TokenStore, as_file, new_token, read_tokens
-from wasmkilnd.access.unusable import AccessUnusable
 from wasmkilnd.model import Role
+from wasmkilnd.operator_files import CannotUse
 
 READ = frozenset({Role.READ})
 
@@ -35,7 +35,7 @@ def test_a_token_is_found_again_and_only_its_digest_is_kept(store: TokenStore) -
     assert stat.S_IMODE(store.file.stat().st_mode) == 0o600
     assert stat.S_IMODE(store.file.parent.stat().st_mode) == 0o700
     store.file.chmod(0o644)
-    with pytest.raises(AccessUnusable, match="other users may read it"):
+    with pytest.raises(CannotUse, match="other users may read it"):
         read_tokens(store.file)
 
 
@@ -59,7 +59,7 @@ def test_revoking_leaves_the_file_so_that_access_stays_on(store: TokenStore) -> 
     found = read_tokens(store.file)
     assert found is not None
     assert not found.all
-    with pytest.raises(AccessUnusable, match="no token has this name or id"):
+    with pytest.raises(CannotUse, match="no token has this name or id"):
         store.revoke("ci")
 
 
@@ -77,7 +77,7 @@ NO_NAMES += [("a", namespace, "namespace") for namespace in ("Team", "a/b", "a\n
 
 @pytest.mark.parametrize(("name", "namespace", "why"), NO_NAMES)
 def test_names_are_plain(store: TokenStore, name: str, namespace: str, why: str) -> None:
-    with pytest.raises(AccessUnusable, match=f"cannot make a token .*{why}: "):
+    with pytest.raises(CannotUse, match=f"cannot make a token .*{why}: "):
         store.add(name, READ, namespace, None)
 
 
@@ -95,10 +95,10 @@ def test_a_broken_file_is_refused_without_its_content(tmp_path: Path) -> None:
     ):
         file.write_text(json.dumps({**good, **change}))
         file.chmod(0o600)
-        with pytest.raises(AccessUnusable, match="cannot use tokens file") as refused:
+        with pytest.raises(CannotUse, match="cannot use tokens file") as refused:
             read_tokens(file)
         assert kept.sha256 not in str(refused.value)
         assert refused.value.__suppress_context__
     file.write_text("{")
-    with pytest.raises(AccessUnusable, match="cannot use tokens file"):
+    with pytest.raises(CannotUse, match="cannot use tokens file"):
         read_tokens(file)

@@ -18,9 +18,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from wasmkilnd.access.guard import Access, AccessGuard
 from wasmkilnd.access.jwt import Issuer, Keys, parse_keys, read_issuer
 from wasmkilnd.access.policy import Claims, Jwt
-from wasmkilnd.access.unusable import AccessUnusable
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import PLAINTEXT, Credentials
+from wasmkilnd.operator_files import CannotUse
 
 from tests.web_tokens import AUDIENCE, ISSUER, PrivateKey, TestIssuer, part
 
@@ -228,5 +228,5 @@ def test_only_safe_keys_are_used() -> None:
 def test_a_file_without_keys_is_refused(tmp_path: Path, content: bytes, why: str) -> None:
     file = tmp_path / "keys.json"
     file.write_bytes(content)
-    with pytest.raises(AccessUnusable, match=f"cannot use jwt keys {file}: .*{why}"):
+    with pytest.raises(CannotUse, match=f"cannot use jwt keys {file}: .*{why}"):
         read_issuer(Jwt(issuer=ISSUER, audience=(AUDIENCE,), keys=str(file)))

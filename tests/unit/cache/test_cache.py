@@ -14,8 +14,9 @@ from wasmkilnd.cache import decoding
 from wasmkilnd.cache.cache import Cache
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.value import ZSTD, ValueRejected, unpacked_frames
-from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Origin, frame
+from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Origin
 from wasmkilnd.waiting import Allowance, WaitBudget
+from wasmkilnd.wire import frame
 
 from tests.contract.sealing import OURS, THEIRS, sealer
 from tests.contract.values import arrived, artifact, module, same, shrinking

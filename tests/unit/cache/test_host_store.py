@@ -21,7 +21,7 @@ import pytest
 from structlog.testing import capture_logs
 from wasmkiln.shared import ENGINES, entry_path
 from wasmkiln.v1.types_pb2 import ArtifactHeader
-from wasmkilnd import model
+from wasmkilnd import wire
 from wasmkilnd.cache import host_store as module
 from wasmkilnd.cache.host_store import HostStore, measure
 from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
@@ -355,7 +355,7 @@ async def test_what_does_not_fit_is_read_as_it_is_sent(tmp_path: Path) -> None:
     one, notes = artifact(1, 1_300_000), Notes()
     async with started(host_store(tmp_path, SEALER, notes)) as tier:
         await tier.put(one)
-        await tier.put(artifact(2, model.CHUNK_BYTES))
+        await tier.put(artifact(2, wire.CHUNK_BYTES))
         assert same(await tier.get(one.key, None, lambda size_bytes: size_bytes == 1_300_000), one)
         found = await tier.get(one.key, None, lambda size_bytes: False)
         assert found
@@ -369,7 +369,7 @@ async def test_what_does_not_fit_is_read_as_it_is_sent(tmp_path: Path) -> None:
         for offset_bytes in (0, 1, 600_000, 1_299_999):
             got = [await each for each in found.pieces(offset_bytes)]
             assert payload_of(got) == payload_of(one.frames)[offset_bytes:]
-            assert len(got) == -(-(1_300_000 - offset_bytes) // model.CHUNK_BYTES)
+            assert len(got) == -(-(1_300_000 - offset_bytes) // wire.CHUNK_BYTES)
 
 
 async def test_all_calls_share_the_file_that_they_are_sent(tmp_path: Path) -> None:

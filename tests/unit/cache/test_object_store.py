@@ -24,7 +24,7 @@ from wasmkilnd.cache.value import ValueRejected
 from wasmkilnd.cache.writes import Writes
 from wasmkilnd.errors import DoesNotFit, TierUnavailable
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, nothing_pinned
-from wasmkilnd.quota import FairShare
+from wasmkilnd.shares import FairShare
 from wasmkilnd.waiting import Allowance
 
 from tests.contract.sealing import OURS, sealer

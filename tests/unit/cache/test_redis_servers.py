@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from redis import exceptions
-from wasmkilnd.errors import AccessUnusable, PartUnavailable, TierUnavailable, WrongType
+from wasmkilnd.errors import CannotUse, PartUnavailable, TierUnavailable, WrongType
 from wasmkilnd.redis.servers import (
     RedisAccess,
     RedisServer,
@@ -119,11 +119,11 @@ async def test_a_password_file_is_read_each_time(tmp_path: Path) -> None:
 def test_what_cannot_be_used_is_refused_by_name(tmp_path: Path) -> None:
     for setting in ("redis_ca_file", "redis_password_file"):
         access = RedisAccess(**{setting.removeprefix("redis_"): str(tmp_path / "missing")})
-        with pytest.raises(AccessUnusable, match=f"^{setting}: .*/missing: No such file"):
+        with pytest.raises(CannotUse, match=f"^{setting}: .*/missing: No such file"):
             connect("rediss://h", access)
     file = tmp_path / "ca.pem"
     file.write_text("not a certificate")
-    with pytest.raises(AccessUnusable, match=r"redis_ca_file: .* is not a PEM certificate"):
+    with pytest.raises(CannotUse, match=r"redis_ca_file: .* is not a PEM certificate"):
         connect("rediss://h", RedisAccess(ca_file=str(file)))
     with pytest.raises(BadRedisUrl):
         connect("redis://:hunter/2@h")

@@ -22,7 +22,8 @@ from wasmkilnd.cache.value import (
     ValueRejected,
     written,
 )
-from wasmkilnd.model import Artifact, CacheKey, Kind, Module, to_frames
+from wasmkilnd.model import Artifact, CacheKey, Kind, Module
+from wasmkilnd.wire import to_frames
 
 from tests.contract.sealing import OURS, THEIRS, sealer
 from tests.contract.values import artifact, module, same, shrinking

@@ -9,10 +9,10 @@ from typing import Any, cast
 
 import pytest
 from packaging.version import Version
-from wasmkilnd.access.unusable import AccessUnusable
 from wasmkilnd.engines.advisories import BUILT_IN, Advisories, Advisory, read_advisories
 from wasmkilnd.engines.registry import ServedEngine
 from wasmkilnd.model import EngineCapabilities, EngineIdentity, Kind, SettingInfo, TargetInfo
+from wasmkilnd.operator_files import CannotUse
 
 ROOT = Path(__file__).resolve().parents[3]
 X86_64, AARCH64 = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"
@@ -126,16 +126,16 @@ def test_a_file_that_cannot_be_used_says_why_in_one_sentence(
     tmp_path: Path, content: str | bytes, why: str
 ) -> None:
     file = write(tmp_path, content)
-    with pytest.raises(AccessUnusable, match="cannot use advisories_file") as refused:
+    with pytest.raises(CannotUse, match="cannot use advisories_file") as refused:
         read_advisories(file, refuse=False)
     assert str(refused.value).startswith(f"cannot use advisories_file {file}: {why}")
     assert "\n" not in str(refused.value)
 
 
 def test_a_file_that_is_not_there_or_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(AccessUnusable, match="none: there is no such file"):
+    with pytest.raises(CannotUse, match="none: there is no such file"):
         read_advisories(str(tmp_path / "none"), refuse=False)
     file = write(tmp_path, ROW)
     Path(file).chmod(0o666)
-    with pytest.raises(AccessUnusable, match=r"other users may write .* \(advisories_file\)"):
+    with pytest.raises(CannotUse, match=r"other users may write .* \(advisories_file\)"):
         read_advisories(file, refuse=False)

@@ -27,8 +27,8 @@ from wasmkilnd.model import (
     Reloadable,
     SettingInfo,
     TargetInfo,
-    pack,
 )
+from wasmkilnd.wire import pack
 
 from tests.doubles.notes import Notes
 from tests.doubles.until import until

@@ -13,7 +13,7 @@ from wasmkilnd.engines.child.frames import Type
 from wasmkilnd.engines.job import JobReport
 from wasmkilnd.engines.verdict import Outcome, missing_feature, tells_out_of_memory
 from wasmkilnd.errors import Fault, Reason, WasmkilnError
-from wasmkilnd.model import pack
+from wasmkilnd.wire import pack
 
 from tests.unit.engines import limits
 

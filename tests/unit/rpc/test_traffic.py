@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 from grpc import aio
-from wasmkilnd import model
+from wasmkilnd import wire
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import ANYBODY, Artifact, Reloadable
 from wasmkilnd.rpc import traffic
@@ -118,7 +118,7 @@ class Rig:
 
 
 def sized(payload: bytes) -> Artifact:
-    return replace(artifact(), size_bytes=len(payload), frames=model.to_frames(payload))
+    return replace(artifact(), size_bytes=len(payload), frames=wire.to_frames(payload))
 
 
 @pytest.fixture(autouse=True)
@@ -333,7 +333,7 @@ async def test_one_artifact_alone_may_be_larger_than_all() -> None:
     assert payload_of(caller.got) == bytes(2 * MIB)
 
 
-@pytest.mark.parametrize("offset_bytes", [0, 1, model.CHUNK_BYTES, model.CHUNK_BYTES + 1])
+@pytest.mark.parametrize("offset_bytes", [0, 1, wire.CHUNK_BYTES, wire.CHUNK_BYTES + 1])
 async def test_of_one_that_is_read_as_it_is_sent_a_frame_counts_for_each_call(
     offset_bytes: int,
 ) -> None:
@@ -341,10 +341,10 @@ async def test_of_one_that_is_read_as_it_is_sent_a_frame_counts_for_each_call(
 
     async def frame(at: int) -> bytes:
         read.append(at)
-        return model.frame(payload[at : at + model.CHUNK_BYTES])
+        return wire.frame(payload[at : at + wire.CHUNK_BYTES])
 
     def pieces(offset_bytes: int) -> Iterator[Awaitable[bytes]]:
-        return map(frame, range(offset_bytes, len(payload), model.CHUNK_BYTES))
+        return map(frame, range(offset_bytes, len(payload), wire.CHUNK_BYTES))
 
     one = replace(artifact(), size_bytes=len(payload), pieces=pieces, frames=())
     rig = Rig(receive_bytes=16 * MIB)
@@ -352,7 +352,7 @@ async def test_of_one_that_is_read_as_it_is_sent_a_frame_counts_for_each_call(
     calls = [rig.send(each, one, str(each), offset_bytes) for each in callers]
     await until(lambda: len(read) == 2)
     await asyncio.sleep(0)
-    assert rig.traffic.pinned_bytes == 2 * model.CHUNK_BYTES
+    assert rig.traffic.pinned_bytes == 2 * wire.CHUNK_BYTES
     assert read == [offset_bytes] * 2  # The next frame is read when this one has gone.
     for each in callers:
         each.reads.set()
@@ -370,7 +370,7 @@ async def test_what_the_caller_has_is_neither_copied_nor_sent(is_coming: bool) -
         for future, each in zip(whole.coming, frames, strict=True):
             future.set_result(each)
     caller, rig = Caller(), Rig()
-    offset_bytes = model.CHUNK_BYTES + 7
+    offset_bytes = wire.CHUNK_BYTES + 7
     await rig.send(caller, whole, offset_bytes=offset_bytes)
     assert payload_of(caller.got) == payload_of(frames)[offset_bytes:]
     assert [any(got is each for each in frames) for got in caller.got] == [False, True, True]

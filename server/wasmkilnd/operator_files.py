@@ -1,4 +1,4 @@
-"""Read the files that say who may do what, and the error for those that cannot be used."""
+"""Read the files that settings name, such as tokens, keys and advisories, within bounds."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from wasmkilnd import errors
 from wasmkilnd.ownership import NotOurs, check_path
 
-AccessUnusable = errors.AccessUnusable
+CannotUse = errors.CannotUse
 # Thousands of rules, tokens or keys.
 _MOST_BYTES = 4 * 1024 * 1024
 
 
-class NoSuchFile(AccessUnusable):
+class NoSuchFile(CannotUse):
     """There is no such file."""
 
 
@@ -29,7 +29,7 @@ def defect_in(failure: Exception) -> str:
 def read(
     what: str, path: Path, *, secret: bool = False, ours: bool = True, closed: bool = False
 ) -> bytes:
-    """Return a file's content; ``what`` says what the file is. Raises AccessUnusable.
+    """Return a file's content; ``what`` says what the file is. Raises CannotUse.
 
     Where whoever can change the file decides who may do what, it must be ``ours``: refuse it if
     another user can change it. With ``secret``, refuse it if another user can read it, and if
@@ -41,19 +41,19 @@ def read(
         with open(path, "rb", opener=_open) as file:
             mode = os.fstat(file.fileno()).st_mode
             if not stat.S_ISREG(mode):
-                raise AccessUnusable(f"cannot use {what} {path}: it is not a file")
+                raise CannotUse(f"cannot use {what} {path}: it is not a file")
             if closed and mode & stat.S_IRWXO:
                 why = f"other users may read it; run `chmod o= {path}`"
-                raise AccessUnusable(f"cannot use {what} {path}: {why}")
+                raise CannotUse(f"cannot use {what} {path}: {why}")
             content = file.read(_MOST_BYTES + 1)
     except FileNotFoundError:
         raise NoSuchFile(f"cannot use {what} {path}: there is no such file") from None
     except NotOurs as refusal:
-        raise AccessUnusable(f"{refusal} ({what})") from None
+        raise CannotUse(f"{refusal} ({what})") from None
     except OSError as failure:
-        raise AccessUnusable(f"cannot use {what} {path}: {failure.strerror}") from None
+        raise CannotUse(f"cannot use {what} {path}: {failure.strerror}") from None
     if len(content) > _MOST_BYTES:
-        raise AccessUnusable(f"cannot use {what} {path}: it is larger than 4 MiB")
+        raise CannotUse(f"cannot use {what} {path}: it is larger than 4 MiB")
     return content
 
 
