@@ -8,7 +8,7 @@ The three that matter most: a ``Module`` and a ``CompileSpec`` go into a compila
 ``Artifact`` comes out. ``CacheKey`` (the module's SHA-256 and the spec's fingerprint) is under
 what every tier stores it.
 
-But for the frames of artifacts, none of them is written to Redis or the wire as it is:
+None of them is written to Redis or the wire as it is:
 ``cache/value`` and ``rpc/messages`` hold the formats.
 """
 

@@ -7,7 +7,6 @@
 | ``tokens`` | bearer tokens: known again by their digest; made and revoked |
 | ``jwt`` | JSON Web Tokens: verified with the public keys of their issuer, from a file or a URL |
 | ``tls`` | certificates and keys of TLS; whom a client certificate names, and who vouches for it |
-| ``unusable`` | reads the files of all these; the error for those that cannot be used |
 
 A daemon without any source of identities (tokens, client certificates, JSON Web Tokens, a policy)
 asks for none, and everybody may do everything. With one, a call without an identity gets
