@@ -791,7 +791,7 @@ def test_a_header_of_a_thousand_exports_is_put_into_words_once(daemon: Daemon) -
         with closing(Site(daemon.http).connect()) as connection:
             etag = ask(connection, path + more).headers["ETag"]
             before_s = cpu_s_of(daemon.pid)
-            for _ in range(150):
+            for _ in range(300):
                 assert ask(connection, path + more, "HEAD").status == 200
                 assert ask(connection, path + more, If_None_Match=etag).status == 304
             return cpu_s_of(daemon.pid) - before_s
@@ -799,7 +799,7 @@ def test_a_header_of_a_thousand_exports_is_put_into_words_once(daemon: Daemon) -
     assert len(json.loads(Site(daemon.http).get(f"{path}/header").body)["exports"]) == 1_000
     took_s = cpu_s("/header"), cpu_s("/attestation")
     print(f"{took_s[0]:.2f} s of CPU, and {took_s[1]:.2f} s for the attestation")
-    assert took_s[0] < 4 * took_s[1]
+    assert took_s[0] < 8 * took_s[1]
 
 
 def connected(daemon: Daemon) -> socket.socket:

@@ -65,9 +65,10 @@ type ModuleServiceClient interface {
 	//	                                          RetryInfo; metadata: engine.
 	Load(ctx context.Context, in *LoadRequest, opts ...grpc.CallOption) (*LoadResponse, error)
 	// Takes a module of any size in pieces, then does what Load does: for modules that are larger than
-	// a message. The daemon keeps what has arrived for 10 minutes, whatever becomes of the call; so a
-	// call that was cut can go on where it stood, at the same daemon: see QueryUpload. What one caller
-	// sends of one module is one upload: a second call takes it over from the first.
+	// a message. The daemon keeps what has arrived for 10 minutes after the last call, unless another
+	// upload needs the room. So a call that was cut can go on where it stood, at the same daemon: see
+	// QueryUpload. What one caller sends of one module is one upload: a second call takes it over from
+	// the first.
 	//
 	// Errors: those of Load, where MODULE_TOO_LARGE comes before the first piece is taken, and
 	// DIGEST_MISMATCH throws the upload away; and
@@ -79,7 +80,8 @@ type ModuleServiceClient interface {
 	//	                                          took the upload over: go on at held_bytes;
 	//	                                          metadata: held_bytes.
 	//	RESOURCE_EXHAUSTED  COMPILE_QUEUE_FULL    with the limit uploads: too many uploads are under
-	//	                                          way, or too large ones.
+	//	                                          way, or too large ones, or the disk is full or
+	//	                                          does not answer.
 	Upload(ctx context.Context, opts ...grpc.CallOption) (ModuleService_UploadClient, error)
 	// Returns how much of a module the daemon holds of an upload of this caller that has not ended.
 	//
@@ -298,9 +300,10 @@ type ModuleServiceServer interface {
 	//	                                          RetryInfo; metadata: engine.
 	Load(context.Context, *LoadRequest) (*LoadResponse, error)
 	// Takes a module of any size in pieces, then does what Load does: for modules that are larger than
-	// a message. The daemon keeps what has arrived for 10 minutes, whatever becomes of the call; so a
-	// call that was cut can go on where it stood, at the same daemon: see QueryUpload. What one caller
-	// sends of one module is one upload: a second call takes it over from the first.
+	// a message. The daemon keeps what has arrived for 10 minutes after the last call, unless another
+	// upload needs the room. So a call that was cut can go on where it stood, at the same daemon: see
+	// QueryUpload. What one caller sends of one module is one upload: a second call takes it over from
+	// the first.
 	//
 	// Errors: those of Load, where MODULE_TOO_LARGE comes before the first piece is taken, and
 	// DIGEST_MISMATCH throws the upload away; and
@@ -312,7 +315,8 @@ type ModuleServiceServer interface {
 	//	                                          took the upload over: go on at held_bytes;
 	//	                                          metadata: held_bytes.
 	//	RESOURCE_EXHAUSTED  COMPILE_QUEUE_FULL    with the limit uploads: too many uploads are under
-	//	                                          way, or too large ones.
+	//	                                          way, or too large ones, or the disk is full or
+	//	                                          does not answer.
 	Upload(ModuleService_UploadServer) error
 	// Returns how much of a module the daemon holds of an upload of this caller that has not ended.
 	//

@@ -50,7 +50,8 @@ class ModuleServiceStub(object):
     was not read in time;
     descriptors  the daemon has too many open files and connections to begin a
     job;
-    uploads   too many or too large uploads have not ended.
+    uploads   too many or too large uploads have not ended, or their disk is full
+    or does not answer.
     Daemons before 0.7 also had the limit deadline, for calls whose deadline
     would have passed before their turn.
     Do not compress requests (UNIMPLEMENTED), nor send more than 16 KiB of
@@ -146,7 +147,8 @@ class ModuleServiceServicer(object):
     was not read in time;
     descriptors  the daemon has too many open files and connections to begin a
     job;
-    uploads   too many or too large uploads have not ended.
+    uploads   too many or too large uploads have not ended, or their disk is full
+    or does not answer.
     Daemons before 0.7 also had the limit deadline, for calls whose deadline
     would have passed before their turn.
     Do not compress requests (UNIMPLEMENTED), nor send more than 16 KiB of
@@ -212,9 +214,10 @@ class ModuleServiceServicer(object):
 
     def Upload(self, request_iterator, context):
         """Takes a module of any size in pieces, then does what Load does: for modules that are larger than
-        a message. The daemon keeps what has arrived for 10 minutes, whatever becomes of the call; so a
-        call that was cut can go on where it stood, at the same daemon: see QueryUpload. What one caller
-        sends of one module is one upload: a second call takes it over from the first.
+        a message. The daemon keeps what has arrived for 10 minutes after the last call, unless another
+        upload needs the room. So a call that was cut can go on where it stood, at the same daemon: see
+        QueryUpload. What one caller sends of one module is one upload: a second call takes it over from
+        the first.
 
         Errors: those of Load, where MODULE_TOO_LARGE comes before the first piece is taken, and
         DIGEST_MISMATCH throws the upload away; and
@@ -225,7 +228,8 @@ class ModuleServiceServicer(object):
         took the upload over: go on at held_bytes;
         metadata: held_bytes.
         RESOURCE_EXHAUSTED  COMPILE_QUEUE_FULL    with the limit uploads: too many uploads are under
-        way, or too large ones.
+        way, or too large ones, or the disk is full or
+        does not answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -376,7 +380,8 @@ class ModuleService(object):
     was not read in time;
     descriptors  the daemon has too many open files and connections to begin a
     job;
-    uploads   too many or too large uploads have not ended.
+    uploads   too many or too large uploads have not ended, or their disk is full
+    or does not answer.
     Daemons before 0.7 also had the limit deadline, for calls whose deadline
     would have passed before their turn.
     Do not compress requests (UNIMPLEMENTED), nor send more than 16 KiB of
