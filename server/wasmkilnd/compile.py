@@ -268,6 +268,24 @@ class Compiler:
             raise errors.module_too_large(size_bytes, limit_bytes)
         self.engines.choose(engine, None)
 
+    async def stored(
+        self, sha256: str, fingerprint: str, accept: frozenset[str], *, whole: bool
+    ) -> tuple[Artifact, Origin]:
+        """Return the artifact that a tier holds, of an engine that is served. Compile nothing.
+
+        It may have one of the encodings to ``accept``; unless ``whole``, it may be in its file
+        still. Raises ARTIFACT_NOT_STORED.
+        """
+        budget, served = self.cache.wait_budget(), self.engines.served
+        # Shared tiers have names with the engine's id: first the one whose usual fingerprint this
+        # is.
+        for each in sorted(served, key=lambda one: one.spec("", "", {}).fingerprint != fingerprint):
+            key = CacheKey(sha256, fingerprint, each.id)
+            found = await self.cache.get(key, budget, accept, whole=whole)
+            if found and found[0].spec.engine.id in {one.id for one in served}:
+                return found
+        raise errors.artifact_not_stored(sha256, fingerprint)
+
     async def find_missing(self, wanted: Iterable[CacheKey | Request]) -> list[int]:
         """Return the indices of those ``wanted`` that no tier holds, in ascending order.
 

@@ -35,7 +35,8 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Final
 
-from aiohttp import web
+from aiohttp import ETag, web
+from aiohttp.helpers import ETAG_ANY
 from wasmkiln.artifact import header_text
 from wasmkiln.v1.types_pb2 import ArtifactHeader
 
@@ -43,7 +44,7 @@ from wasmkilnd import errors, model, wire
 from wasmkilnd.access.guard import ARTIFACTS
 from wasmkilnd.compile import Tenant, check_sha256
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.model import Artifact, CacheKey, Origin
+from wasmkilnd.model import Artifact, Origin
 from wasmkilnd.network import cannot_listen
 from wasmkilnd.rpc.calls import Entry, Rpc
 from wasmkilnd.rpc.messages import header_of
@@ -121,14 +122,12 @@ class _Exchange:
 
         Raises ETAG_DIFFERS where it wants another one: If-Match.
         """
-        wanted, known = self._etags("If-Match"), self._etags("If-None-Match")
-        if wanted and not (wanted & {"*", etag} and not etag.startswith("W/")):
+        is_strong, value = not etag.startswith("W/"), etag.removeprefix("W/").strip('"')
+        wanted, known = self.request.if_match, self.request.if_none_match
+        fits = is_strong and any(each in (ETag(ETAG_ANY), ETag(value)) for each in wanted or ())
+        if wanted is not None and not fits:
             raise errors.etag_differs(etag)
-        return bool({"*", etag.removeprefix("W/")} & {each.removeprefix("W/") for each in known})
-
-    def _etags(self, name: str) -> set[str]:
-        sent = ",".join(self.request.headers.getall(name, ()))
-        return {each.strip() for each in sent.split(",")} - {""}
+        return any(each.value in (ETAG_ANY, value) for each in known or ())
 
     def span(self, etag: str, size_bytes: int) -> tuple[int, int] | None:
         """Return the range to send; None for all. Raises RANGE_NOT_SATISFIABLE.
@@ -360,16 +359,8 @@ class HttpServer:
         call.module = check_sha256(module, "sha256")
         check_sha256(fingerprint, "fingerprint")
         compiler = self._tenant_of(call.identity.namespace).compiler
-        accept, budget = frozenset({_ZSTD} if zstd else ()), compiler.cache.wait_budget()
-        served, found = compiler.engines.served, None
-        # Shared tiers have names with the engine's id: first the one whose usual fingerprint this
-        # is.
-        for each in sorted(served, key=lambda one: one.spec("", "", {}).fingerprint != fingerprint):
-            key = CacheKey(module, fingerprint, each.id)
-            if found := await compiler.cache.get(key, budget, accept, whole=whole):
-                break
-        if found is None or found[0].spec.engine.id not in {each.id for each in served}:
-            raise errors.artifact_not_stored(module, fingerprint)
+        accept = frozenset({_ZSTD} if zstd else ())
+        found = await compiler.stored(module, fingerprint, accept, whole=whole)
         call.engine = found[0].spec.engine.id
         call.compile_ms = round(found[0].compile_time_s * 1e3, 3)
         return found
