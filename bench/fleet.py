@@ -35,7 +35,7 @@ from typing import Any
 import redis
 import structlog
 from wasmkiln import TrustedKeys
-from wasmkilnd import model, options, wire
+from wasmkilnd import model, options
 from wasmkilnd.cache.host_store import HostDirectory
 from wasmkilnd.compile import Request, Served
 from wasmkilnd.engines.verdict import CompiledCode
@@ -51,6 +51,7 @@ from wasmkilnd.tenants import Tenants
 
 from bench.lab import ROOT
 from bench.plot import drawn
+from tests.frames import pack
 from tests.servers.redis_server import binary_of, redis_server
 
 PICTURE = ROOT / "docs" / "how-to" / "fleet.svg"
@@ -155,7 +156,7 @@ class Engines:
             made = Made.of(int.from_bytes(module.wasm[8:]))
             await asyncio.sleep(made.compile_s / self._speed)
             self._compiled[spec.key_for(module.sha256)] += 1
-            code = wire.pack(os.urandom(max(16, int(made.artifact_bytes / SHRINK))))
+            code = pack(os.urandom(max(16, int(made.artifact_bytes / SHRINK))))
             return CompiledCode(code, made.compile_s, queued_s, (), (), types_truncated=False)
         finally:
             stored.cancel()

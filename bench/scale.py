@@ -25,12 +25,12 @@ from wasmkilnd.redis.servers import connect
 from wasmkilnd.signing.keys import Keys, PrivateKey
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.metrics import Metrics
-from wasmkilnd.wire import to_frames
 
 from bench import lab
 from bench.hits import wait_for_file
 from bench.lab import Setting
 from bench.rows import Row, compare, figure, in_turns
+from tests.frames import to_frames
 
 GOAL = 1.2
 SPARE_BYTES = 150_000_000

@@ -26,7 +26,7 @@ from collections.abc import (
 )
 from dataclasses import astuple, dataclass, field
 from enum import Enum
-from typing import Any, Final, Generic, NamedTuple, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Self, TypeAlias, TypeVar
 
 # What identifies an artifact, and the names of namespaces: the client's rules are the daemon's.
 from wasmkiln.shared import FAST_SETTINGS as FAST_SETTINGS
@@ -35,7 +35,8 @@ from wasmkiln.shared import NAMESPACE_NAME as NAMESPACE_NAME
 from wasmkiln.shared import UNHASHED_DEFAULTS as UNHASHED_DEFAULTS
 from wasmkiln.shared import fingerprint as fingerprint
 
-from wasmkilnd.spooled import Spooled
+if TYPE_CHECKING:
+    from wasmkilnd.spooled import Spooled
 
 T = TypeVar("T")
 # A module's bytes.
@@ -254,7 +255,7 @@ class Artifact:
     Two artifacts are equal only if they are the same object: no code compares megabytes by
     accident.
 
-    - ``frames``: the bytes, cut and framed as the wire carries them: see ``to_frames``.
+    - ``frames``: the bytes, cut and framed as the wire carries them: see ``wire``.
     - ``encoding``: how the bytes in ``frames`` are encoded: empty for not at all, or ``zstd``.
       ``sha256``, ``size_bytes`` and ``attestation`` are of the decoded artifact.
     - ``coming``: in place of ``frames``, while they are being decoded: each as soon as it is.

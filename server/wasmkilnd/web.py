@@ -23,7 +23,7 @@ import re
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -33,6 +33,7 @@ from typing import Any, Final
 import structlog
 from aiohttp import web, web_protocol
 
+from wasmkilnd.flights import Background
 from wasmkilnd.model import Credentials, Entrance, Transport
 from wasmkilnd.network import address_of, host_of, is_listening
 
@@ -79,7 +80,7 @@ class Door:
     # By aiohttp's protocol, whose host is at the other end, and its state. The one that asked last
     # is the last; some are closed.
     _open: dict[Any, tuple[socket.socket, str, _State]] = field(default_factory=dict)
-    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _background: Background = field(default_factory=Background)
 
     def __post_init__(self) -> None:
         unix = self.address.startswith("unix:")
@@ -98,16 +99,14 @@ class Door:
         for sock in self._sockets:
             sock.setblocking(False)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BYTES)
-            self._in_background(self._accept(sock, runner))
+            self._background.begin(self._accept(sock, runner))
         if self._path:
             return self.address
         return f"{self.address.rpartition(':')[0]}:{self._sockets[0].getsockname()[1]}"
 
     async def close(self) -> None:
         """Accept no more, and remove the socket's file. Connections are the runner's to close."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._background.stop()
         for sock in self._sockets:
             sock.close()
         if self._path and self._sockets:
@@ -166,7 +165,7 @@ class Door:
             handler: Any = runner.server()  # type: ignore[misc]
             host = "unix" if self._path else host_of(address_of(address[0]))
             self._open[handler] = sock, host, _State.SILENT
-            self._in_background(self._serve(sock, handler))
+            self._background.begin(self._serve(sock, handler))
 
     def _make_room(self) -> None:
         self._open = {at: each for at, each in self._open.items() if each[0].fileno() >= 0}
@@ -184,11 +183,6 @@ class Door:
             await loop.connect_accepted_socket(lambda: handler, sock, ssl=tls)
         except OSError:  # of which those of TLS are some
             sock.close()
-
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 def credentials_of(request: web.BaseRequest) -> Credentials:

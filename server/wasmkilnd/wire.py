@@ -7,7 +7,6 @@ costs no more than sending bytes.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -32,11 +31,6 @@ class Packed:
     frames: tuple[bytes, ...] = field(repr=False)
 
 
-def pack(payload: bytes | bytearray) -> Packed:
-    """Hash ``payload`` and cut it into frames."""
-    return Packed(hashlib.sha256(payload).hexdigest(), len(payload), to_frames(payload))
-
-
 def varint(number: int) -> bytes:
     """Encode a non-negative number as a protobuf varint."""
     out = bytearray()
@@ -59,14 +53,6 @@ def read_varint(raw: bytes, at: int) -> tuple[int, int]:
         if shift > 63:
             raise OverflowError
     return value | byte << shift, at + 1
-
-
-def to_frames(payload: bytes | bytearray | memoryview) -> tuple[bytes, ...]:
-    """Cut ``payload`` into serialized chunk messages; none for an empty one."""
-    view = memoryview(payload)
-    return tuple(
-        frame(view[start : start + CHUNK_BYTES]) for start in range(0, len(view), CHUNK_BYTES)
-    )
 
 
 def pieces(wasm: bytes | Spooled) -> Iterator[bytes | memoryview]:

@@ -21,7 +21,7 @@ from wasmkilnd.cache.value import open_head, with_frames, written
 from wasmkilnd.model import Artifact
 from wasmkilnd.signing.keys import PrivateKey
 from wasmkilnd.signing.sealer import Sealer
-from wasmkilnd.wire import frame, payload_views, to_frames
+from wasmkilnd.wire import frame, payload_views
 
 from tests.contract.host_store import host_store
 from tests.contract.sealing import sealer
@@ -33,6 +33,7 @@ from tests.e2e.signing_keys import KeyDirectory
 from tests.e2e.stored_values import names_of, rejected, value_of
 from tests.e2e.test_cache import COMPILED, HOST_STORE, MEMORY, REDIS
 from tests.e2e.test_object_store import OBJECTS, cache_command, objects_of, settled
+from tests.frames import to_frames
 from tests.servers.redis_server import binary_of, redis_server
 
 MODULE = wasm.adder(1)

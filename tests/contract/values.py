@@ -10,6 +10,8 @@ from dataclasses import replace
 from wasmkilnd import wire
 from wasmkilnd.model import Artifact, CompileSpec, EngineIdentity, ExternType, Kind, Module
 
+from tests.frames import to_frames
+
 WASM = b"\0asm\x01\0\0\0"
 
 
@@ -38,7 +40,7 @@ def artifact(
         spec=spec,
         sha256=hashlib.sha256(payload).hexdigest(),
         size_bytes=len(payload),
-        frames=wire.to_frames(payload),
+        frames=to_frames(payload),
         compile_time_s=0.25,
         imports=(ExternType("env", "log", "function", "(i32) -> ()"),),
         exports=(ExternType("", "größe", "memory", "pages 1.."),),
@@ -52,7 +54,7 @@ def shrinking(tag: int = 0, size_bytes: int = 100_000) -> Artifact:
         artifact(tag),
         sha256=hashlib.sha256(payload).hexdigest(),
         size_bytes=size_bytes,
-        frames=wire.to_frames(payload),
+        frames=to_frames(payload),
     )
 
 

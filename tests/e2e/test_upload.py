@@ -395,7 +395,7 @@ def test_a_full_disk_refuses_an_upload_and_keeps_nothing_of_it(own: Daemon) -> N
 def odd(tmp_path: Path) -> Iterator[tuple[Daemon, Path]]:
     """A daemon of ``odd_uploads``, and the file that makes its disk hang."""
     hangs = tmp_path / "hangs"
-    command = inside("tests.e2e.odd_uploads", str(hangs))
+    command = inside("tests.doubles.odd_uploads", str(hangs))
     flags = [*FLAGS, "--caller-timeout-s", "2"]
     with Daemon(state_with(tmp_path / "state", ENGINE), flags, command=command) as daemon:
         yield daemon, hangs

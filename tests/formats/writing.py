@@ -39,6 +39,7 @@ from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.waiting import WaitBudget
 
 from tests.doubles import shelf
+from tests.frames import to_frames
 
 NOW_S = 1_700_000_000.25
 KEY = PrivateKey.parse(hashlib.sha256(b"the key of wasmkiln's samples").hexdigest())
@@ -68,7 +69,7 @@ def _artifact(of: Module, payload: bytes) -> Artifact:
         spec=SPEC,
         sha256=hashlib.sha256(payload).hexdigest(),
         size_bytes=len(payload),
-        frames=wire.to_frames(payload),
+        frames=to_frames(payload),
         compile_time_s=0.25,
         imports=(ExternType("env", "log", "function", "(i32) -> ()"),),
         exports=(ExternType("", "größe", "memory", "pages 1.."),),

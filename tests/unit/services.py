@@ -32,11 +32,11 @@ from wasmkilnd.shares import FairShare
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.usage import Tally
-from wasmkilnd.wire import pack
 
 from tests.doubles.no_sealer import NoSealer
 from tests.doubles.notes import Notes
 from tests.doubles.tiers import HostFiles
+from tests.frames import pack
 
 CORE = b"\0asm\x01\0\0\0"
 LIMITS = Limits(1000, 1000, 1, 1, 1, 1, 100)

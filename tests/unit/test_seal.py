@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from securesystemslib.dsse import Envelope
 from securesystemslib.signer import SSlibKey
 from wasmkiln.attestation import peek
-from wasmkilnd import wire
 from wasmkilnd.model import STAMP_BYTES, Artifact, CacheKey, ExternType, Kind, Refusal
 
 from tests.contract.sealing import OURS, THEIRS, sealer
 from tests.contract.values import artifact
 from tests.doubles.shelf import read, stored
+from tests.frames import to_frames
 
 SEALER, STRANGER = sealer(OURS), sealer(THEIRS)
 ONE, OTHER = SEALER.seal(artifact(1, 300)), SEALER.seal(artifact(2, 300))
@@ -50,7 +50,7 @@ def with_payload(one: Artifact, payload: bytes) -> Artifact:
         one,
         sha256=hashlib.sha256(payload).hexdigest(),
         size_bytes=len(payload),
-        frames=wire.to_frames(payload),
+        frames=to_frames(payload),
     )
 
 

@@ -26,7 +26,7 @@ from wasmkilnd.cache.object_store import GoesOn, ObjectStore
 from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.cache.writes import Below, Writes
 from wasmkilnd.errors import TierUnavailable
-from wasmkilnd.flights import Flights, Waiter, Waiters
+from wasmkilnd.flights import Background, Flights, Waiter, Waiters
 from wasmkilnd.model import Artifact, CacheKey, Evicted, Item, Module, Origin
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.metrics import Metrics
@@ -82,7 +82,7 @@ class Cache:
         self._decoder = Decoder(memory, self._keep, self._forget)
         # How many began or ended, and how many are under way.
         self._evictions = self._evicting = 0
-        self._tasks = set[asyncio.Task[None]]()
+        self._background = Background()
 
     def wait_budget(self) -> WaitBudget:
         """Return how long one call may wait for the tiers below memory in all, from now on."""
@@ -228,7 +228,7 @@ class Cache:
                         if isinstance(failure, GoesOn):
                             removed += failure.gone
                             if not tier:
-                                self._in_background(self._evict_again(scope, failure.task))
+                                self._background.begin(self._evict_again(scope, failure.task))
         finally:
             self._evictions, self._evicting = self._evictions + 1, self._evicting - 1
         return removed, unreachable
@@ -286,9 +286,7 @@ class Cache:
 
     async def close(self) -> None:
         """Drop the writes that wait, and close all tiers, without waiting; see ``flush``."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._background.stop()
         for queue in self._queues.values():
             await queue.close()
         await self._lookups.settle(0)
@@ -304,11 +302,6 @@ class Cache:
         detail, pending = tier.link.why_down or tier.refusal, len(queue.items())
         kept = tier.strangers if isinstance(tier, ObjectStore) else 0
         return model.RemoteStatus(mode, tier.link.up, detail, pending, queue.dropped, kept)
-
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     def _may_fill(self, evictions: int) -> bool:
         """Return whether what was found since there were ``evictions`` may be kept elsewhere.

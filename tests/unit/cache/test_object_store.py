@@ -423,7 +423,7 @@ async def test_what_another_daemon_puts_back_during_a_large_eviction_is_evicted_
     redis.kept.put(one)
     assert await cache.get(one.key, cache.wait_budget())
     gate.set()
-    await asyncio.wait(list(cache._tasks), timeout=60)
+    await asyncio.wait(list(cache._background.tasks), timeout=60)
     assert not memory.usage().entries + redis.kept.usage().entries
     assert await cache.get(one.key, cache.wait_budget()) is None
     await cache.close()

@@ -23,11 +23,11 @@ from wasmkilnd.cache.value import (
     written,
 )
 from wasmkilnd.model import Artifact, CacheKey, Kind, Module
-from wasmkilnd.wire import to_frames
 
 from tests.contract.sealing import OURS, THEIRS, sealer
 from tests.contract.values import artifact, module, same, shrinking
 from tests.doubles.shelf import decoded, name_of, opened, read, stored
+from tests.frames import to_frames
 
 SEALER = sealer(OURS)
 PACKED = frozenset({ZSTD})

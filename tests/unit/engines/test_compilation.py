@@ -28,10 +28,10 @@ from wasmkilnd.model import (
     SettingInfo,
     TargetInfo,
 )
-from wasmkilnd.wire import pack
 
 from tests.doubles.notes import Notes
 from tests.doubles.until import until
+from tests.frames import pack
 
 HOST = "x86_64-unknown-linux-gnu"
 LIMITS = Limits(1000, 1000, 30, 60, 8192, 10, 10_000)

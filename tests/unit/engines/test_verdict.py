@@ -13,8 +13,8 @@ from wasmkilnd.engines.child.frames import Type
 from wasmkilnd.engines.job import JobReport
 from wasmkilnd.engines.verdict import Outcome, missing_feature, tells_out_of_memory
 from wasmkilnd.errors import Fault, Reason, WasmkilnError
-from wasmkilnd.wire import pack
 
+from tests.frames import pack
 from tests.unit.engines import limits
 
 LIMITS = replace(limits.LIMITS, compile_memory_bytes=4096)

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wasmkiln.v1 import admin_service_pb2, module_service_pb2, types_pb2
 from wasmkiln.v1.module_service_pb2 import CompileResponse
-from wasmkilnd import wire
 from wasmkilnd.compile import LoadResult, Served
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import (
@@ -27,6 +26,8 @@ from wasmkilnd.model import (
 )
 from wasmkilnd.rpc import messages
 from wasmkilnd.rpc.messages import Headers, SerializedAnswer, header_of
+
+from tests.frames import to_frames
 
 
 def test_an_eviction_needs_a_scope_and_an_order_a_source() -> None:
@@ -92,7 +93,7 @@ ARTIFACT = Artifact(
     ),
     sha256="b" * 64,
     size_bytes=4,
-    frames=wire.to_frames(b"code"),
+    frames=to_frames(b"code"),
     compile_time_s=1.25,
     imports=(ExternType("env", "log", "function", "() -> ()"),),
     exports=(ExternType("", "run", "tag", ""), ExternType("", "x", "unheard of", "")),
@@ -102,9 +103,7 @@ FILE = HostFile("/var/cache/wasmkiln/f/aa/a/artifact", 2049, 2**40)
 
 def of_size(size_bytes: int, encoding: str = "") -> Artifact:
     payload = bytes(at % 251 for at in range(size_bytes))
-    return replace(
-        ARTIFACT, size_bytes=size_bytes, frames=wire.to_frames(payload), encoding=encoding
-    )
+    return replace(ARTIFACT, size_bytes=size_bytes, frames=to_frames(payload), encoding=encoding)
 
 
 def header_in(answer: SerializedAnswer) -> types_pb2.ArtifactHeader:

@@ -21,6 +21,7 @@ from wasmkilnd.rpc.traffic import Call, Traffic, caller_of
 from tests.contract.values import artifact, payload_of
 from tests.doubles.context import Context
 from tests.doubles.until import until
+from tests.frames import to_frames
 
 KIB, MIB = 1024, 1024 * 1024
 MESSAGE = 1000
@@ -118,7 +119,7 @@ class Rig:
 
 
 def sized(payload: bytes) -> Artifact:
-    return replace(artifact(), size_bytes=len(payload), frames=wire.to_frames(payload))
+    return replace(artifact(), size_bytes=len(payload), frames=to_frames(payload))
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""``python -m tests.e2e.odd_uploads FILE …``: a wasmkilnd whose uploads end soon and may hang.
+"""``python -m tests.doubles.odd_uploads FILE …``: a wasmkilnd whose uploads end soon and may hang.
 
 It keeps what no call brings for a second, and has no garbage collector. While FILE is there, a pipe
 that nobody writes to, the disk does not take what uploads write.
