@@ -348,17 +348,11 @@ def probe(python: str | Path) -> Interpreter | None:
     Raises NotOurs, and runs nothing, where another user could change it or its library.
     """
     _check_interpreter(Path(shutil.which(python) or python))
+    # -S: without the packages beside its library, which another user may own.
+    command = [str(python), "-I", "-S", "-c", _PYTHON_PROBE]
     try:
-        path, name = subprocess.run(
-            # -S: without the packages beside its library, which another user may own.
-            [str(python), "-I", "-S", "-c", _PYTHON_PROBE],
-            capture_output=True,
-            text=True,
-            timeout=_PROBE_TIMEOUT_S,
-            check=True,
-            stdin=subprocess.DEVNULL,
-        ).stdout.splitlines()
-    except (OSError, subprocess.SubprocessError, ValueError):
+        path, name = _run(command, timeout_s=_PROBE_TIMEOUT_S).splitlines()
+    except (EngineInstallError, ValueError):
         return None
     _check_interpreter(Path(path))  # A version manager may have run another one than ``python``.
     return Interpreter(Path(path), name)
@@ -471,14 +465,16 @@ def _pip_settings() -> dict[str, str]:
     return found
 
 
-def _run(command: Sequence[str], environ: dict[str, str] | None = None) -> str:
+def _run(
+    command: Sequence[str], environ: dict[str, str] | None = None, timeout_s: float = _TIMEOUT_S
+) -> str:
     """Run a command; return its output. Raises EngineInstallError with what it says of an error."""
     try:
         done = subprocess.run(
             command,
             capture_output=True,
             text=True,
-            timeout=_TIMEOUT_S,
+            timeout=timeout_s,
             stdin=subprocess.DEVNULL,
             umask=0o022,  # Whatever the caller's is, no other user may write to an engine.
             env={k: v for k, v in (environ or os.environ).items() if not k.startswith("PYTHON")},
