@@ -42,7 +42,7 @@ from weakref import WeakValueDictionary
 
 import structlog
 
-from wasmkilnd import errors, model
+from wasmkilnd import errors, model, wire
 from wasmkilnd.cache.cache import Cache
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.engines.verdict import CompiledCode
@@ -448,7 +448,7 @@ class Compiler:
         caller alone may hold as many bytes as the queue of an engine. Raises COMPILE_QUEUE_FULL
         or QUOTA_EXCEEDED.
         """
-        waiter, size_bytes = terms.waiter, module.size_bytes
+        waiter, held_bytes = terms.waiter, wire.held_bytes(module.wasm)
         if flight in self.flights:
             ticket = self.flights.join(flight, waiter, work)
         else:
@@ -456,8 +456,8 @@ class Compiler:
                 raise errors.modules_held(engine_id, self.held.total)
             terms.quota.compile()
             ticket = self.flights.join(flight, waiter, work, terms.quota)
-            self.held.add(waiter.caller, size_bytes)
-            ticket.on_end(lambda _: self.held.add(waiter.caller, -size_bytes))
+            self.held.add(waiter.caller, held_bytes)
+            ticket.on_end(lambda _: self.held.add(waiter.caller, -held_bytes))
         terms.release()
         return ticket
 

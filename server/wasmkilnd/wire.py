@@ -70,6 +70,11 @@ async def read_pieces(wasm: bytes | Spooled, start: int = 0) -> AsyncGenerator[m
             yield memoryview(wasm)[at : at + CHUNK_BYTES]
 
 
+def held_bytes(wasm: bytes | Spooled) -> int:
+    """Return how much memory a module takes: one that is in a file, a piece at a time."""
+    return min(len(wasm), CHUNK_BYTES) if isinstance(wasm, Spooled) else len(wasm)
+
+
 def frame(*parts: bytes | memoryview) -> bytes:
     """Serialize one chunk message, whose chunk may come in parts."""
     return b"".join((_CHUNK_TAG, varint(sum(map(len, parts))), *parts))

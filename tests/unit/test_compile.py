@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from wasmkilnd import errors
@@ -13,7 +14,10 @@ from wasmkilnd.compile import Request, Served, Terms, admit, check_sha256
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.flights import Waiter
 from wasmkilnd.model import CacheKey, Origin
+from wasmkilnd.shares import FairShare
+from wasmkilnd.spooled import Spooled
 from wasmkilnd.waiting import WaitBudget
+from wasmkilnd.wire import CHUNK_BYTES
 
 from tests.doubles.until import until
 from tests.unit.services import CORE, A, Rig, refused
@@ -127,6 +131,23 @@ async def test_the_modules_of_all_work_under_way_have_one_limit(rig: Rig) -> Non
         ).reason is Reason.MODULE_INVALID
         order = Request(wasm=sized(4))
         assert (await refused(rig.compiler.compile(order))).reason is Reason.MODULE_INVALID
+
+
+async def test_a_module_in_a_file_leaves_memory_to_others(rig: Rig, tmp_path: Path) -> None:
+    """It counts with the piece that is in memory, not with its size."""
+    rig.engines.release.clear()
+    rig.compiler.held = FairShare(lambda: 4 * CHUNK_BYTES)
+    rig.compiler.module_bytes = lambda: 8 * CHUNK_BYTES
+    wasm = sized(1, 6 * CHUNK_BYTES)
+    large = Spooled(tmp_path, len(wasm))
+    large.append(wasm)
+    calls = [asyncio.create_task(rig.compiler.compile(Request(wasm=large, terms=Terms(A))))]
+    await working(rig, compiles=1, validating=0)
+    other = Request(wasm=sized(2), terms=Terms(Waiter("b")))
+    calls.append(asyncio.create_task(rig.compiler.compile(other)))
+    await working(rig, compiles=2, validating=0)
+    rig.engines.release.set()
+    await asyncio.gather(*calls)
 
 
 async def test_a_call_cancelled_at_any_moment_holds_nothing(rig: Rig) -> None:

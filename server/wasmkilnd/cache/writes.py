@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, cast
 
 import structlog
 
-from wasmkilnd import model
+from wasmkilnd import model, wire
 from wasmkilnd.cache.host_store import HostStore
 from wasmkilnd.cache.object_store import ObjectStore
 from wasmkilnd.cache.redis_store import RedisStore
@@ -66,8 +66,8 @@ class Writes:
         if self._tier is None:
             return
         self._take(item.key)
-        under_way_bytes = sum(each[0].size_bytes for each in self._under_way)
-        limit_bytes = self._limit_bytes() + under_way_bytes - item.size_bytes
+        under_way_bytes = sum(_held(each[0]) for each in self._under_way)
+        limit_bytes = self._limit_bytes() + under_way_bytes - _held(item)
         while self._bytes > limit_bytes or len(self._queue) >= _MAX_ITEMS:
             # Not the other one of a module and its artifact: both are to be written.
             others = (
@@ -83,7 +83,7 @@ class Writes:
             self._take(first.key)
             self._drop(first, "newer writes need the room")
         self._queue[item.key] = item, True, tracing.carried()
-        self._bytes += item.size_bytes
+        self._bytes += _held(item)
         asyncio.get_running_loop().call_later(_HEAD_START_S, self._work.set)
         while len(self._writers) < self._at_once:
             self._writers.append(asyncio.create_task(self._run()))
@@ -161,7 +161,7 @@ class Writes:
         busy = self._under_way
         first = next((each for each in self._queue.values() if each not in busy), None)
         if first and busy:
-            size_bytes = sum(each[0].size_bytes for each in (first, *busy))
+            size_bytes = sum(_held(each[0]) for each in (first, *busy))
             return first if size_bytes <= _TOGETHER_BYTES else None
         return first
 
@@ -192,7 +192,7 @@ class Writes:
 
     def _take(self, key: CacheKey | str) -> None:
         if key in self._queue:
-            self._bytes -= self._queue.pop(key)[0].size_bytes
+            self._bytes -= _held(self._queue.pop(key)[0])
             self._tell()
 
     def _drop(self, item: Item, why: str) -> None:
@@ -206,3 +206,7 @@ class Writes:
     def _tell(self) -> None:
         self._change.set()
         self._change = asyncio.Event()
+
+
+def _held(item: Item) -> int:
+    return wire.held_bytes(item.wasm) if isinstance(item, Module) else item.size_bytes

@@ -20,6 +20,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from wasmkilnd import wire
 from wasmkilnd.engines.child.frames import HEADER, FrameError, Type, parse_header
 from wasmkilnd.model import Limits, Module, Wasm
 from wasmkilnd.wire import CHUNK_BYTES, Packed, frame, read_pieces
@@ -47,6 +48,11 @@ class JobOrder:
     def size_bytes(self) -> int:
         """The size of its module; 0 where there is none."""
         return len(self.wasm or b"")
+
+    @property
+    def held_bytes(self) -> int:
+        """How much memory its module takes while it waits."""
+        return wire.held_bytes(self.wasm or b"")
 
 
 def order_on(module: Module, limits: Limits, **order: Any) -> JobOrder:

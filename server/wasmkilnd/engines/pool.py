@@ -170,7 +170,7 @@ class WorkerPool:
 
     def _waiting_bytes(self) -> int:
         """Return the size of the modules that wait."""
-        return sum(job.order.size_bytes for job in self._waiting)
+        return sum(job.order.held_bytes for job in self._waiting)
 
     def _expected_wait_s(self) -> float:
         """Return how long one more job would wait, by the mean of recent jobs: a rule of thumb."""
@@ -327,7 +327,7 @@ class WorkerPool:
             waiting, fills = list(self._waiting), Counter[Waiter]()
             for job in waiting:
                 for line in job.lines:
-                    fills[line] += 1 if many else job.order.size_bytes
+                    fills[line] += 1 if many else job.order.held_bytes
             *_, place = max(
                 (
                     *(line.rank, fills[line], line in newcomer.lines),
