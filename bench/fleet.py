@@ -43,11 +43,11 @@ from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import CompileSpec, EngineIdentity, Module, Origin
 from wasmkilnd.redis.embedded import EmbeddedServer, SharedServer
 from wasmkilnd.settings import RedisUrl, Settings
-from wasmkilnd.shares import FairShare
 from wasmkilnd.signing.keys import Keys, PrivateKey
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.tenants import Tenants
+from wasmkilnd.waits.shares import FairShare
 
 from bench.lab import ROOT
 from bench.plot import drawn

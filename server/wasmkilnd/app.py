@@ -31,7 +31,6 @@ from wasmkilnd.rpc.traffic import MESSAGE_OVERHEAD_BYTES, Traffic, message_bytes
 from wasmkilnd.rpc.upload import Uploads
 from wasmkilnd.settings import GRPC, NONE, Address, Settings, group_id, written
 from wasmkilnd.settings_loader import LoadedSettings
-from wasmkilnd.shares import FairShare
 from wasmkilnd.signing.keys import open_keys
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.admin import AdminServer
@@ -40,6 +39,7 @@ from wasmkilnd.telemetry.logs import dropped_lines
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.telemetry.tracing import open_tracing
 from wasmkilnd.tenants import Tenants, why_not
+from wasmkilnd.waits.shares import FairShare
 from wasmkilnd.web import Door
 
 # Calls at a time on one connection.

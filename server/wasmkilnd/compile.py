@@ -47,18 +47,18 @@ from wasmkilnd.cache.cache import Cache
 from wasmkilnd.engines.registry import EngineRegistry
 from wasmkilnd.engines.verdict import CompiledCode
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.flights import Flights, Run, Ticket, Waiter, Waiters, in_slices
+from wasmkilnd.files.spooled import Spooled
 from wasmkilnd.model import Artifact, CacheKey, CompileSpec, Kind, Module, Origin
 from wasmkilnd.pins import Pins
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.quota import UNLIMITED, Quota
 from wasmkilnd.redis.fleet import Fleet
-from wasmkilnd.shares import FairShare
 from wasmkilnd.signing.sealer import Sealer
-from wasmkilnd.spooled import Spooled
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.usage import Tally
-from wasmkilnd.waiting import WaitBudget
+from wasmkilnd.waits.budgets import WaitBudget
+from wasmkilnd.waits.flights import Flights, Run, Ticket, Waiter, Waiters, in_slices
+from wasmkilnd.waits.shares import FairShare
 
 log = structlog.get_logger("wasmkilnd")
 

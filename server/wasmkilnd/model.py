@@ -36,7 +36,7 @@ from wasmkiln.shared import UNHASHED_DEFAULTS as UNHASHED_DEFAULTS
 from wasmkiln.shared import fingerprint as fingerprint
 
 if TYPE_CHECKING:
-    from wasmkilnd.spooled import Spooled
+    from wasmkilnd.files.spooled import Spooled
 
 T = TypeVar("T")
 # A module's bytes.

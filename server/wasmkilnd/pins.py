@@ -29,11 +29,11 @@ from wasmkilnd.cache.cache import Cache
 from wasmkilnd.cache.host_store import HostStore
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.redis_store import RedisStore
+from wasmkilnd.files.threads import on_disk
+from wasmkilnd.files.whole_files import SharedFile
 from wasmkilnd.model import MAX_PINS, Held, PinTimes
 from wasmkilnd.redis import records
 from wasmkilnd.signing.sealer import Sealer
-from wasmkilnd.threads import on_disk
-from wasmkilnd.whole_files import SharedFile
 
 _PURPOSE = b"wasmkiln pins"
 _LIST_TTL_S = 400 * 24 * 3600

@@ -19,7 +19,7 @@ from wasmkilnd import errors
 from wasmkilnd.model import CacheKey, CompileSpec, Strike
 from wasmkilnd.redis.records import Strikes
 from wasmkilnd.telemetry.metrics import Metrics
-from wasmkilnd.waiting import WaitBudget
+from wasmkilnd.waits.budgets import WaitBudget
 
 log = structlog.get_logger("wasmkilnd")
 

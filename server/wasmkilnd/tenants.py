@@ -38,15 +38,15 @@ from wasmkilnd.cache import host_store, memory, object_store, redis_store
 from wasmkilnd.cache.cache import Cache
 from wasmkilnd.compile import Compiler, Tenant
 from wasmkilnd.engines.registry import EngineRegistry
-from wasmkilnd.flights import Background
+from wasmkilnd.files.whole_files import SharedFile
 from wasmkilnd.pins import Pins, file_of
 from wasmkilnd.redis import embedded, fleet, records
 from wasmkilnd.rpc.messages import header_of
 from wasmkilnd.settings import NONE, Settings
-from wasmkilnd.shares import FairShare
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.metrics import Gauges, Metrics
-from wasmkilnd.whole_files import SharedFile
+from wasmkilnd.waits.flights import Background
+from wasmkilnd.waits.shares import FairShare
 
 # How many may be open at once: each has tasks and tables of its own.
 MAX_NAMESPACES = 256

@@ -27,10 +27,10 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from wasmkilnd import errors, model
 from wasmkilnd.cache.redis_store import RedisStore
+from wasmkilnd.files.threads import on_disk
+from wasmkilnd.files.whole_files import SharedFile
 from wasmkilnd.redis import records
 from wasmkilnd.signing.sealer import Sealer
-from wasmkilnd.threads import on_disk
-from wasmkilnd.whole_files import SharedFile
 
 # How many artifacts have a count.
 MAX_USES = 10_000

@@ -33,9 +33,9 @@ from typing import Any, Final
 import structlog
 from aiohttp import web, web_protocol
 
-from wasmkilnd.flights import Background
 from wasmkilnd.model import Credentials, Entrance, Transport
 from wasmkilnd.network import address_of, host_of, is_listening
+from wasmkilnd.waits.flights import Background
 
 log = structlog.get_logger("wasmkilnd")
 

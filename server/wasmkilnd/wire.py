@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from wasmkilnd.spooled import Spooled
+from wasmkilnd.files.spooled import Spooled
 
 # grpcio streams fastest in messages of 512 KiB to 1 MiB (docs/explanation/performance.md);
 # the contract allows 1 MiB.

@@ -20,7 +20,7 @@ SPINE = (
     "engines/registry.py",
     "engines/pool.py",
     "engines/process.py",
-    "flights.py",  # which all share
+    "waits/flights.py",  # which all share
 )
 
 # The exceptions that the spine may catch: each says what went wrong. Do not add an exception that

@@ -10,8 +10,8 @@ import pytest
 import redis
 from structlog.testing import capture_logs
 from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.files.whole_files import SharedFile
 from wasmkilnd.usage import Usage
-from wasmkilnd.whole_files import SharedFile
 
 from tests.contract.redis_stores import SEALER, Site, site
 from tests.contract.values import artifact, module

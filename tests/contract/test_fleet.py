@@ -20,7 +20,7 @@ from wasmkilnd.errors import (
 from wasmkilnd.model import CacheKey, Strike
 from wasmkilnd.redis.fleet import Claim, Fleet
 from wasmkilnd.redis.records import Strikes
-from wasmkilnd.waiting import WaitBudget
+from wasmkilnd.waits.budgets import WaitBudget
 
 from tests.contract.redis_stores import open_link
 from tests.contract.sealing import sealer

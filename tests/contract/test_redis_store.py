@@ -24,7 +24,7 @@ from wasmkilnd.model import (
 )
 from wasmkilnd.redis.servers import WRITE_TIMEOUT_S, Command
 from wasmkilnd.signing.sealer import Sealer
-from wasmkilnd.waiting import Allowance
+from wasmkilnd.waits.budgets import Allowance
 
 from tests.contract.redis_stores import SEALER, TTL_S, Site, site
 from tests.contract.sealing import THEIRS, sealer

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import redis
 from structlog.testing import capture_logs
+from wasmkilnd.files.whole_files import SharedFile
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.usage import HALF_LIFE_S, MAX_USES, PLACES, Usage, UsedSpec, Uses
-from wasmkilnd.whole_files import SharedFile
 
 from tests.contract.redis_stores import open_link, open_store
 from tests.contract.sealing import THEIRS, sealer

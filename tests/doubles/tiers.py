@@ -18,7 +18,7 @@ from wasmkilnd.model import (
     Module,
     TierUsage,
 )
-from wasmkilnd.waiting import Allowance
+from wasmkilnd.waits.budgets import Allowance
 
 
 class _Gated:

@@ -36,7 +36,7 @@ async def test_a_directory_below_a_folder_that_is_closed_is_named_with_it(
         raise PermissionError(13, "Permission denied", str(path))
 
     closed.mkdir()
-    monkeypatch.setattr("wasmkilnd.ownership.make_folder", refused)
+    monkeypatch.setattr("wasmkilnd.files.ownership.make_folder", refused)
     async with store(closed / "store") as tier:
         assert tier.trouble.endswith(f"{closed / 'store'}: Permission denied: {closed}")
 

@@ -21,11 +21,11 @@ import pytest
 from wasmkiln import Artifact as SavedArtifact
 from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.cache.value import TRAILER_BYTES, head_bytes
+from wasmkilnd.files.whole_files import SharedFile
 from wasmkilnd.model import Artifact, Module, Strike, nothing_pinned
 from wasmkilnd.redis.records import Strikes
 from wasmkilnd.usage import Usage, UsedSpec
-from wasmkilnd.waiting import Allowance, WaitBudget
-from wasmkilnd.whole_files import SharedFile
+from wasmkilnd.waits.budgets import Allowance, WaitBudget
 
 from tests.contract.values import same
 from tests.doubles.notes import Notes

@@ -36,7 +36,7 @@ from wasmkilnd.redis.records import Strikes
 from wasmkilnd.rpc.messages import Headers
 from wasmkilnd.signing.keys import Keys, PrivateKey
 from wasmkilnd.signing.sealer import Sealer
-from wasmkilnd.waiting import WaitBudget
+from wasmkilnd.waits.budgets import WaitBudget
 
 from tests.doubles import shelf
 from tests.frames import to_frames

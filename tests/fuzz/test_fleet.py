@@ -18,7 +18,7 @@ from wasmkilnd.model import STAMP_BYTES, CacheKey, Strike
 from wasmkilnd.redis.records import Strikes
 from wasmkilnd.rpc import messages
 from wasmkilnd.rpc.messages import to_status
-from wasmkilnd.waiting import WaitBudget
+from wasmkilnd.waits.budgets import WaitBudget
 
 from tests.contract.sealing import OURS, sealer
 from tests.fuzz.bytes_from_outside import changed, corpus, json_values, kept

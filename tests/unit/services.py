@@ -21,17 +21,17 @@ from wasmkilnd.engines.pool import Unless
 from wasmkilnd.engines.registry import Refused
 from wasmkilnd.engines.verdict import CompiledCode
 from wasmkilnd.errors import WasmkilnError
-from wasmkilnd.flights import Waiter, Waiters
 from wasmkilnd.model import FAST_SETTINGS, CompileSpec, EngineIdentity, Kind, Limits, Module
 from wasmkilnd.pins import Pins, file_of
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.redis.fleet import Fleet
 from wasmkilnd.redis.records import Strikes
 from wasmkilnd.rpc.messages import Capabilities
-from wasmkilnd.shares import FairShare
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.usage import Tally
+from wasmkilnd.waits.flights import Waiter, Waiters
+from wasmkilnd.waits.shares import FairShare
 
 from tests.doubles.no_sealer import NoSealer
 from tests.doubles.notes import Notes

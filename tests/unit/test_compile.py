@@ -12,11 +12,11 @@ import pytest
 from wasmkilnd import errors
 from wasmkilnd.compile import Request, Served, Terms, admit, check_sha256
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.flights import Waiter
+from wasmkilnd.files.spooled import Spooled
 from wasmkilnd.model import CacheKey, Origin
-from wasmkilnd.shares import FairShare
-from wasmkilnd.spooled import Spooled
-from wasmkilnd.waiting import WaitBudget
+from wasmkilnd.waits.budgets import WaitBudget
+from wasmkilnd.waits.flights import Waiter
+from wasmkilnd.waits.shares import FairShare
 from wasmkilnd.wire import CHUNK_BYTES
 
 from tests.doubles.until import until

@@ -10,9 +10,9 @@ from structlog.testing import capture_logs
 from wasmkilnd import errors
 from wasmkilnd.compile import THE_DAEMON, Request, Served
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.flights import Waiter
 from wasmkilnd.model import CacheKey, CompileSpec, Origin
-from wasmkilnd.waiting import WaitBudget
+from wasmkilnd.waits.budgets import WaitBudget
+from wasmkilnd.waits.flights import Waiter
 
 from tests.doubles.until import until
 from tests.unit.services import CORE, Rig, refused

@@ -7,10 +7,10 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
-from wasmkilnd import flights
 from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
-from wasmkilnd.flights import SLICE_S, Flights, Waiter, Waiters, in_slices
-from wasmkilnd.waiting import Allowance, WaitBudget
+from wasmkilnd.waits import flights
+from wasmkilnd.waits.budgets import Allowance, WaitBudget
+from wasmkilnd.waits.flights import SLICE_S, Flights, Waiter, Waiters, in_slices
 
 
 class Work:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from wasmkilnd.access.tokens import as_file, new_token, read_tokens
+from wasmkilnd.files.operator_files import CannotUse
 from wasmkilnd.model import Role
-from wasmkilnd.operator_files import CannotUse
 from wasmkilnd.settings_loader import load
 from wasmkilnd.signing.keys import Keys, KeysUnusable, PrivateKey, read_keys
 

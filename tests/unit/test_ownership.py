@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from wasmkilnd import ownership
-from wasmkilnd.ownership import NotOurs, check_path, check_tree, make_folder, take_back
+from wasmkilnd.files import ownership
+from wasmkilnd.files.ownership import NotOurs, check_path, check_tree, make_folder, take_back
 
 OTHERS = 54321
 ME = os.geteuid()

@@ -11,7 +11,7 @@ from wasmkilnd import errors
 from wasmkilnd.errors import Fault, Reason, TierUnavailable, WasmkilnError
 from wasmkilnd.model import CacheKey, Strike
 from wasmkilnd.quarantine import MEMORY_S, Quarantine
-from wasmkilnd.waiting import WaitBudget
+from wasmkilnd.waits.budgets import WaitBudget
 
 from tests.contract.values import artifact
 from tests.doubles.clock import Clock

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wasmkilnd.compile import Request, Terms
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.flights import Waiter
 from wasmkilnd.model import ALL_ROLES, Identity
 from wasmkilnd.quota import MOST_READINGS, Limits, Quota, Quotas
-from wasmkilnd.shares import FairShare
+from wasmkilnd.waits.flights import Waiter
+from wasmkilnd.waits.shares import FairShare
 
 from tests.doubles.clock import Clock
 from tests.unit.engines.test_pool import settled

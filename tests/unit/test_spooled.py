@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from wasmkilnd import spooled, wire
+from wasmkilnd import wire
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.spooled import Spooled
+from wasmkilnd.files import spooled
+from wasmkilnd.files.spooled import Spooled
 
 from tests.doubles.until import until
 

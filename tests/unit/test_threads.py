@@ -8,13 +8,13 @@ import sys
 import threading
 
 import pytest
-from wasmkilnd.threads import Threads
+from wasmkilnd.files.threads import Threads
 
 from tests.doubles.until import until
 
 HANGS = """
 import asyncio, threading
-from wasmkilnd.threads import Threads, on_disk
+from wasmkilnd.files.threads import Threads, on_disk
 
 async def main():
     begun, never = threading.Event(), threading.Event()

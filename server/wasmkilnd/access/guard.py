@@ -24,8 +24,8 @@ from wasmkilnd.access.jwt import Issuer, fetch_keys, read_issuer, refused
 from wasmkilnd.access.policy import ANONYMOUS, NamespaceLimits, Policy, default_policy, read_policy
 from wasmkilnd.access.tls import Certificates, certificate_name
 from wasmkilnd.access.tokens import PREFIX, Tokens, read_tokens
+from wasmkilnd.files.operator_files import CannotUse, defect_in
 from wasmkilnd.model import Identity, Role, Transport
-from wasmkilnd.operator_files import CannotUse, defect_in
 from wasmkilnd.settings import EMBEDDED, NONE, Settings
 
 

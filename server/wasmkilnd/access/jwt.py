@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from wasmkilnd import errors
 from wasmkilnd.access.policy import Claims, Jwt
 from wasmkilnd.errors import WasmkilnError
-from wasmkilnd.operator_files import CannotUse, defect_in, read
+from wasmkilnd.files.operator_files import CannotUse, defect_in, read
 
 log = structlog.get_logger("wasmkilnd")
 

@@ -17,8 +17,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import ErrorDetails
 
 from wasmkilnd import model
+from wasmkilnd.files.operator_files import CannotUse, read
 from wasmkilnd.mistakes import in_words, sentences
-from wasmkilnd.operator_files import CannotUse, read
 from wasmkilnd.quota import Limits
 from wasmkilnd.settings import GIB, Size, expanded, parse_toml
 

@@ -35,7 +35,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509 import Certificate
 
 from wasmkilnd import errors
-from wasmkilnd.operator_files import CannotUse, read
+from wasmkilnd.files.operator_files import CannotUse, read
 from wasmkilnd.settings import Settings
 
 log = structlog.get_logger("wasmkilnd")

@@ -30,11 +30,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from wasmkilnd.files.operator_files import CannotUse, NoSuchFile, read
+from wasmkilnd.files.ownership import NotOurs, make_folder
+from wasmkilnd.files.whole_files import locked, write_whole
 from wasmkilnd.mistakes import sentences
 from wasmkilnd.model import NAMESPACE_NAME, Role
-from wasmkilnd.operator_files import CannotUse, NoSuchFile, read
-from wasmkilnd.ownership import NotOurs, make_folder
-from wasmkilnd.whole_files import locked, write_whole
 
 PREFIX = "wk_"
 _TOKEN = re.compile(r"wk_([0-9a-f]{12})_[0-9a-f]{48}")

@@ -26,11 +26,11 @@ from wasmkilnd.cache.object_store import GoesOn, ObjectStore
 from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.cache.writes import Below, Writes
 from wasmkilnd.errors import TierUnavailable
-from wasmkilnd.flights import Background, Flights, Waiter, Waiters
 from wasmkilnd.model import Artifact, CacheKey, Evicted, Item, Module, Origin
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.metrics import Metrics
-from wasmkilnd.waiting import Allowance, WaitBudget
+from wasmkilnd.waits.budgets import Allowance, WaitBudget
+from wasmkilnd.waits.flights import Background, Flights, Waiter, Waiters
 
 V = TypeVar("V")
 

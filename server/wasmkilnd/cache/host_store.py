@@ -43,15 +43,16 @@ from wasmkiln.attestation import KINDS, peek
 from wasmkiln.shared import ARTIFACT, ATTESTATION, ENGINES, HEADER
 from wasmkiln.v1 import types_pb2
 
-from wasmkilnd import errors, model, ownership, wire
+from wasmkilnd import errors, model, wire
 from wasmkilnd.cache.value import ValueRejected, unpacked_frames
 from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.files import ownership
+from wasmkilnd.files.threads import DISK, Threads
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, HostFile, Kind, TierUsage
 from wasmkilnd.model import RejectionCause as Cause
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.metrics import Metrics
-from wasmkilnd.threads import DISK, Threads
-from wasmkilnd.waiting import Allowance
+from wasmkilnd.waits.budgets import Allowance
 
 T = TypeVar("T")
 # Translates an artifact into the header that the daemon sends, without what depends on a call.

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 from wasmkilnd import model
-from wasmkilnd.flights import in_slices
 from wasmkilnd.model import Artifact, CacheKey, Evicted, Held, Item, Module
+from wasmkilnd.waits.flights import in_slices
 
 # What an entry costs on top of its bytes: objects, digests, the tier's tables.
 _ENTRY_BYTES = 1024

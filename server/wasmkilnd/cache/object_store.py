@@ -45,12 +45,12 @@ from wasmkilnd.cache import shared_tier, value
 from wasmkilnd.cache.shared_tier import READS_AT_ONCE, Key, SharedTier, module_of
 from wasmkilnd.cache.value import Opened, ValueRejected
 from wasmkilnd.errors import CannotUse, DoesNotFit, TierUnavailable
+from wasmkilnd.files.threads import Threads
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Module, TierUsage
 from wasmkilnd.model import RejectionCause as Cause
-from wasmkilnd.shares import FairShare
 from wasmkilnd.signing.sealer import Sealer
-from wasmkilnd.threads import Threads
-from wasmkilnd.waiting import Allowance, Breaker
+from wasmkilnd.waits.budgets import Allowance, Breaker
+from wasmkilnd.waits.shares import FairShare
 
 T = TypeVar("T")
 # Names of objects and their sizes, a part of a listing.

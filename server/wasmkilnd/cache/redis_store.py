@@ -42,7 +42,7 @@ from wasmkilnd.model import Artifact, CacheKey, Evicted, Held, Module
 from wasmkilnd.model import RejectionCause as Cause
 from wasmkilnd.redis.link import RedisLink
 from wasmkilnd.redis.servers import WRITE_TIMEOUT_S, Command
-from wasmkilnd.waiting import Allowance
+from wasmkilnd.waits.budgets import Allowance
 
 T = TypeVar("T")
 K = TypeVar("K", bound="CacheKey | str")

@@ -24,7 +24,7 @@ from wasmkilnd.model import Artifact, CacheKey, Module
 from wasmkilnd.model import RejectionCause as Cause
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.metrics import Metrics
-from wasmkilnd.waiting import Allowance, Breaker
+from wasmkilnd.waits.budgets import Allowance, Breaker
 from wasmkilnd.wire import frame
 
 T = TypeVar("T")

@@ -13,8 +13,8 @@ from wasmkilnd.commands.reload import processes, reload_option, take_in
 from wasmkilnd.commands.shared import json_option, print_rows, say, with_settings
 from wasmkilnd.engines import names as naming
 from wasmkilnd.engines.install import EngineInstallError, EngineStore, InstalledEngine
+from wasmkilnd.files.ownership import NotOurs
 from wasmkilnd.lifecycle.running import running
-from wasmkilnd.ownership import NotOurs
 from wasmkilnd.settings import Settings
 from wasmkilnd.usage import MAX_USES
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import click
 
 from wasmkilnd.commands.shared import CommandFailed, say
+from wasmkilnd.files.ownership import refuse_root
 from wasmkilnd.lifecycle.running import RunningDaemon, began, running
-from wasmkilnd.ownership import refuse_root
 from wasmkilnd.settings_loader import load
 
 _TIMEOUT_S = 60.0

@@ -13,8 +13,8 @@ from typing import Any
 import click
 from wasmkiln.cli.text import elapsed, one_line, size
 
+from wasmkilnd.files.ownership import refuse_root
 from wasmkilnd.lifecycle.running import take_back_private
-from wasmkilnd.ownership import refuse_root
 from wasmkilnd.settings import Settings, env_name, flag_name
 from wasmkilnd.settings_loader import Decorator, load
 from wasmkilnd.telemetry.audit import TO_LOG, append, line_of

@@ -20,8 +20,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from wasmkilnd.access.tls import as_pem, peer_name, private_pem
 from wasmkilnd.commands.shared import with_settings
-from wasmkilnd.operator_files import CannotUse
-from wasmkilnd.ownership import make_folder
+from wasmkilnd.files.operator_files import CannotUse
+from wasmkilnd.files.ownership import make_folder
 from wasmkilnd.settings import Settings
 
 _HERE = ("localhost", "127.0.0.1", "::1")

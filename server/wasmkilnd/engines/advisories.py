@@ -18,8 +18,8 @@ from packaging.specifiers import SpecifierSet
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from wasmkilnd.engines.registry import ServedEngine
+from wasmkilnd.files.operator_files import CannotUse, read
 from wasmkilnd.mistakes import sentences
-from wasmkilnd.operator_files import CannotUse, read
 from wasmkilnd.settings import parse_toml
 
 log = structlog.get_logger("wasmkilnd.engines")

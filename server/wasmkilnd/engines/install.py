@@ -39,8 +39,8 @@ from typing import NamedTuple, TypeAlias
 
 from packaging.version import Version
 
+from wasmkilnd.files.ownership import NotOurs, check_path, check_tree, make_folder
 from wasmkilnd.model import SHA256_HEX
-from wasmkilnd.ownership import NotOurs, check_path, check_tree, make_folder
 
 PINS = Path(__file__).parent / "pins"
 # What is called with each step of an installation.

@@ -15,9 +15,9 @@ from typing import Annotated, Literal
 import structlog
 from pydantic import Field, TypeAdapter
 
-from wasmkilnd.ownership import check_path
+from wasmkilnd.files.ownership import check_path
+from wasmkilnd.files.whole_files import locked, write_whole
 from wasmkilnd.usage import MAX_USES
-from wasmkilnd.whole_files import locked, write_whole
 
 log = structlog.get_logger("wasmkilnd.engines")
 

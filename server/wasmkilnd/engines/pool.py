@@ -39,9 +39,9 @@ from wasmkilnd.engines import process, verdict
 from wasmkilnd.engines.job import JobOrder, JobReport
 from wasmkilnd.engines.memory import Memory
 from wasmkilnd.engines.process import Worker
-from wasmkilnd.flights import Waiter, Waiters
 from wasmkilnd.model import Limits, Reloadable, for_callers
 from wasmkilnd.telemetry.metrics import EngineUsage, Metrics
+from wasmkilnd.waits.flights import Waiter, Waiters
 
 log = structlog.get_logger("wasmkilnd.engines")
 

@@ -49,8 +49,8 @@ from wasmkilnd.engines.job import (
 )
 from wasmkilnd.engines.users import pick_user
 from wasmkilnd.engines.verdict import cause_line
+from wasmkilnd.files.threads import on_disk
 from wasmkilnd.model import Isolation
-from wasmkilnd.threads import on_disk
 
 log = structlog.get_logger("wasmkilnd.engines")
 

@@ -26,11 +26,11 @@ from wasmkilnd.engines.names import NameChoices, resolve
 from wasmkilnd.engines.pool import Job, Ready, Unless, WorkerPool
 from wasmkilnd.engines.verdict import CompiledCode, Outcome, Verdict
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.flights import Waiters
+from wasmkilnd.files.threads import on_disk
 from wasmkilnd.model import FAST_SETTINGS, CompileSpec, EngineCapabilities, Kind, Limits, Module
 from wasmkilnd.telemetry import tracing
 from wasmkilnd.telemetry.metrics import Metrics
-from wasmkilnd.threads import on_disk
+from wasmkilnd.waits.flights import Waiters
 
 _RECORDED = {
     Outcome.VALID: "ok",

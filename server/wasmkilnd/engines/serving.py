@@ -22,9 +22,9 @@ from wasmkilnd.engines.process import Worker, WorkerDied
 from wasmkilnd.engines.registry import ServedEngine
 from wasmkilnd.engines.verdict import cause_line
 from wasmkilnd.errors import WasmkilnError
+from wasmkilnd.files.ownership import NotOurs
+from wasmkilnd.files.threads import on_disk
 from wasmkilnd.machine import cpu_count
-from wasmkilnd.ownership import NotOurs
-from wasmkilnd.threads import on_disk
 
 # Limits of its own: an engine is not broken because the operator grants callers little.
 _TRY_S, _TRY_BYTES = 60.0, 4 * 1024**3

@@ -11,8 +11,9 @@ import os
 import socket
 from pathlib import Path
 
-from wasmkilnd import operator_files, options, ownership, tenants
+from wasmkilnd import options, tenants
 from wasmkilnd.access import guard, policy, tls
+from wasmkilnd.files import operator_files, ownership
 from wasmkilnd.lifecycle import engines, preflight, running
 from wasmkilnd.network import IN_USE, cannot_listen
 from wasmkilnd.redis.servers import check_files

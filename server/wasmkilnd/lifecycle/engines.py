@@ -25,18 +25,18 @@ from wasmkilnd.engines import advisories, isolation, names, pool, serving
 from wasmkilnd.engines.install import KINDS, EngineStore, InstalledEngine
 from wasmkilnd.engines.memory import Memory
 from wasmkilnd.engines.registry import EngineRegistry, ServedEngine
+from wasmkilnd.files.ownership import NotOurs
+from wasmkilnd.files.threads import on_disk
 from wasmkilnd.lifecycle import warm_ups
 from wasmkilnd.lifecycle.preflight import CannotStart
 from wasmkilnd.lifecycle.reload import CannotReload
 from wasmkilnd.lifecycle.systemd import long_step
 from wasmkilnd.model import EngineWarmUp, Reloadable
-from wasmkilnd.ownership import NotOurs
 from wasmkilnd.rpc.messages import Capabilities
 from wasmkilnd.settings import Settings
 from wasmkilnd.telemetry.audit import Audit, audit_change
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.tenants import Tenants
-from wasmkilnd.threads import on_disk
 
 log = structlog.get_logger("wasmkilnd.engines")
 

@@ -17,9 +17,9 @@ import resource
 import structlog
 
 from wasmkilnd.engines.child import sandbox
+from wasmkilnd.files.ownership import make_folder, refuse_root
 from wasmkilnd.lifecycle.running import take_back_private
 from wasmkilnd.machine import cpu_count
-from wasmkilnd.ownership import make_folder, refuse_root
 from wasmkilnd.settings import GRPC, Settings
 from wasmkilnd.telemetry import admin
 

@@ -20,8 +20,9 @@ from typing import Any, TypeAlias
 import structlog
 
 from wasmkilnd.access.guard import Access, AccessGuard, files_of, read_access
+from wasmkilnd.files.operator_files import defect_in
+from wasmkilnd.files.threads import Threads, on_disk
 from wasmkilnd.model import Limits, Reloadable
-from wasmkilnd.operator_files import defect_in
 from wasmkilnd.settings import Settings
 from wasmkilnd.settings_loader import ConfigError, LoadedSettings, changes, is_foreseen, take_over
 from wasmkilnd.signing.keys import changes as key_changes
@@ -31,7 +32,6 @@ from wasmkilnd.telemetry import logs
 from wasmkilnd.telemetry.audit import Audit, audit_change
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.tenants import Tenants, why_not
-from wasmkilnd.threads import Threads, on_disk
 
 log = structlog.get_logger("wasmkilnd")
 

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import structlog
 
-from wasmkilnd.ownership import NotOurs, make_folder, take_back
+from wasmkilnd.files.ownership import NotOurs, make_folder, take_back
+from wasmkilnd.files.whole_files import write_whole
 from wasmkilnd.settings import Settings
-from wasmkilnd.whole_files import write_whole
 
 log = structlog.get_logger("wasmkilnd")
 

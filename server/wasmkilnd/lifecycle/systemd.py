@@ -22,9 +22,9 @@ from pathlib import Path
 
 import structlog
 
+from wasmkilnd.files.threads import on_disk
 from wasmkilnd.lifecycle import running
 from wasmkilnd.lifecycle.reload import ReloadResult
-from wasmkilnd.threads import on_disk
 
 log = structlog.get_logger("wasmkilnd")
 

@@ -47,12 +47,12 @@ from typing import IO, Any
 import structlog
 
 from wasmkilnd.errors import TierUnavailable
-from wasmkilnd.ownership import NotOurs, check_path, make_folder
+from wasmkilnd.files.ownership import NotOurs, check_path, make_folder
+from wasmkilnd.files.threads import on_disk
+from wasmkilnd.files.whole_files import write_whole
 from wasmkilnd.redis.link import RedisLink
 from wasmkilnd.redis.servers import Command, RedisAccess, RedisServer, connect
 from wasmkilnd.redis_address import RedisAddress
-from wasmkilnd.threads import on_disk
-from wasmkilnd.whole_files import write_whole
 
 _log = structlog.get_logger("wasmkilnd.cache")
 

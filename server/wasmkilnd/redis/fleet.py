@@ -34,13 +34,13 @@ from dataclasses import dataclass, field
 import structlog
 
 from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
-from wasmkilnd.flights import Background
 from wasmkilnd.model import CacheKey
 from wasmkilnd.redis.link import RedisLink
 from wasmkilnd.redis.records import name_of, opened
 from wasmkilnd.telemetry import tracing
 from wasmkilnd.telemetry.metrics import Metrics
-from wasmkilnd.waiting import WaitBudget
+from wasmkilnd.waits.budgets import WaitBudget
+from wasmkilnd.waits.flights import Background
 
 _RENEWALS_PER_LEASE = 3
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.25

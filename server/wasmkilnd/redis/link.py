@@ -1,4 +1,4 @@
-"""The way to Redis: commands with a time-out, behind a circuit breaker (``wasmkilnd.waiting``).
+"""The way to Redis: commands with a time-out, behind a breaker (``wasmkilnd.waits.budgets``).
 
 A write has more time, but ends when the server is asked again, which closes its connection: its
 reply may be lost, and other writes wait behind it. One dead node of a cluster opens nothing, nor
@@ -15,7 +15,7 @@ from wasmkilnd.errors import TierUnavailable
 from wasmkilnd.model import TierUsage
 from wasmkilnd.redis import servers
 from wasmkilnd.redis.servers import WRITE_TIMEOUT_S, Ask, Command, RedisServer
-from wasmkilnd.waiting import Breaker
+from wasmkilnd.waits.budgets import Breaker
 
 T = TypeVar("T")
 

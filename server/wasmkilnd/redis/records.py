@@ -25,7 +25,7 @@ from wasmkilnd.model import STAMP_BYTES, CacheKey, Strike
 from wasmkilnd.redis.link import RedisLink
 from wasmkilnd.redis.servers import WRITE_TIMEOUT_S
 from wasmkilnd.signing.sealer import Sealer
-from wasmkilnd.waiting import WaitBudget
+from wasmkilnd.waits.budgets import WaitBudget
 
 _MAX_LISTED, _MAX_BYTES, _MAX_STRIKE_BYTES = 10_000, 2 * 1024**2, 16 * 1024
 _PURPOSE = b"wasmkiln strike 3"

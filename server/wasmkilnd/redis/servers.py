@@ -42,9 +42,9 @@ from yarl import URL
 
 from wasmkilnd import errors
 from wasmkilnd.errors import PartUnavailable, TierUnavailable, WrongType, forget_frames
+from wasmkilnd.files.threads import on_disk
 from wasmkilnd.model import TierUsage
 from wasmkilnd.redis_address import RedisAddress, RedisKind
-from wasmkilnd.threads import on_disk
 
 # A command and its arguments, for example ``("SET", name, value, "EX", 60)``.
 Command: TypeAlias = tuple[bytes | str | int, ...]

@@ -39,8 +39,8 @@ from wasmkilnd.compile import LoadResult, Request, Served, Terms, check_sha256
 from wasmkilnd.engines.advisories import Advisory
 from wasmkilnd.engines.registry import ServedEngine
 from wasmkilnd.errors import AnyReason, Reason, WasmkilnError, invalid_request, quoted
-from wasmkilnd.flights import in_slices
 from wasmkilnd.telemetry.metrics import LatencySummary, Metrics
+from wasmkilnd.waits.flights import in_slices
 
 M = TypeVar("M", bound=Message)
 

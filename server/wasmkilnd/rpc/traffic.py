@@ -49,15 +49,15 @@ from grpc import aio
 from wasmkilnd import errors, model, wire
 from wasmkilnd.access.policy import ANONYMOUS
 from wasmkilnd.errors import WasmkilnError
-from wasmkilnd.flights import Waiter
+from wasmkilnd.files.spooled import Spooled
 from wasmkilnd.network import address_of, host_of
 from wasmkilnd.quota import UNLIMITED, Quota
 from wasmkilnd.rpc.messages import MODULE_FIELDS, REQUEST_BYTES, SMALL_BYTES, bound
 from wasmkilnd.settings import Settings
-from wasmkilnd.shares import FairShare
-from wasmkilnd.spooled import Spooled
 from wasmkilnd.telemetry.metrics import TrafficUsage
 from wasmkilnd.telemetry.tracing import CallTrace
+from wasmkilnd.waits.flights import Waiter
+from wasmkilnd.waits.shares import FairShare
 
 Context: TypeAlias = Any  # a grpc.aio.ServicerContext; grpcio ships no types
 

@@ -30,12 +30,12 @@ from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkilnd import errors
 from wasmkilnd.compile import check_sha256
 from wasmkilnd.errors import WasmkilnError
+from wasmkilnd.files.spooled import Spooled
 from wasmkilnd.model import Reloadable
 from wasmkilnd.rpc.messages import MAX_NAME_BYTES, UPLOADED_BYTES, bound
 from wasmkilnd.rpc.traffic import Call, Traffic
 from wasmkilnd.settings import Settings
-from wasmkilnd.shares import FairShare
-from wasmkilnd.spooled import Spooled
+from wasmkilnd.waits.shares import FairShare
 
 # Returns a call's next message; None after the last.
 Read: TypeAlias = Callable[[], Awaitable["pb.UploadRequest | None"]]

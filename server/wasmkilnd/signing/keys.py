@@ -40,9 +40,9 @@ from wasmkiln.attestation import (
     write_revocation,
 )
 
-from wasmkilnd.ownership import NotOurs, check_path, make_folder
+from wasmkilnd.files.ownership import NotOurs, check_path, make_folder
+from wasmkilnd.files.whole_files import locked, write_whole
 from wasmkilnd.settings import Settings
-from wasmkilnd.whole_files import locked, write_whole
 
 log = structlog.get_logger("wasmkilnd.keys")
 

@@ -39,9 +39,9 @@ from wasmkiln.attestation import (
 )
 from wasmkiln.errors import AttestationInvalid
 
+from wasmkilnd.files.threads import DISK, on_disk
 from wasmkilnd.model import Artifact, CacheKey, ExternType, Refusal
 from wasmkilnd.signing.keys import Keys, KeysUnusable, PrivateKey
-from wasmkilnd.threads import DISK, on_disk
 
 log = structlog.get_logger("wasmkilnd.keys")
 

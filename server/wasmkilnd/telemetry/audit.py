@@ -35,9 +35,9 @@ from typing import Final, Literal, TypeAlias
 
 import structlog
 
+from wasmkilnd.files.threads import Threads
 from wasmkilnd.telemetry import logs
 from wasmkilnd.telemetry.logs import Repeats
-from wasmkilnd.threads import Threads
 
 log = structlog.get_logger("wasmkilnd.audit")
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from wasmkilnd.access.policy import NamespaceLimits, read_policy
+from wasmkilnd.files.operator_files import CannotUse
 from wasmkilnd.model import Role
-from wasmkilnd.operator_files import CannotUse
 
 from tests.web_tokens import AUDIENCE, ISSUER, jwt_table
 

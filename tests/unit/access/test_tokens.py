@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from wasmkilnd.access.tokens import Tokens, TokenStore, as_file, new_token, read_tokens
+from wasmkilnd.files.operator_files import CannotUse
 from wasmkilnd.model import Role
-from wasmkilnd.operator_files import CannotUse
 
 READ = frozenset({Role.READ})
 

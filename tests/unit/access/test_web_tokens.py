@@ -19,8 +19,8 @@ from wasmkilnd.access.guard import Access, AccessGuard
 from wasmkilnd.access.jwt import Issuer, Keys, parse_keys, read_issuer
 from wasmkilnd.access.policy import Claims, Jwt
 from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.files.operator_files import CannotUse
 from wasmkilnd.model import PLAINTEXT, Credentials
-from wasmkilnd.operator_files import CannotUse
 
 from tests.web_tokens import AUDIENCE, ISSUER, PrivateKey, TestIssuer, part
 

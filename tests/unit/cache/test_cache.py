@@ -15,7 +15,7 @@ from wasmkilnd.cache.cache import Cache
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.value import ZSTD, ValueRejected, unpacked_frames
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Origin
-from wasmkilnd.waiting import Allowance, WaitBudget
+from wasmkilnd.waits.budgets import Allowance, WaitBudget
 from wasmkilnd.wire import frame
 
 from tests.contract.sealing import OURS, THEIRS, sealer

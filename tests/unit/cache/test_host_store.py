@@ -27,7 +27,7 @@ from wasmkilnd.cache.host_store import HostStore, measure
 from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope
 from wasmkilnd.rpc.messages import header_of
-from wasmkilnd.waiting import Allowance
+from wasmkilnd.waits.budgets import Allowance
 
 from tests.contract.host_store import host_store
 from tests.contract.sealing import sealer

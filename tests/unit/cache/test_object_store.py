@@ -24,8 +24,8 @@ from wasmkilnd.cache.value import ValueRejected
 from wasmkilnd.cache.writes import Writes
 from wasmkilnd.errors import DoesNotFit, TierUnavailable
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, nothing_pinned
-from wasmkilnd.shares import FairShare
-from wasmkilnd.waiting import Allowance
+from wasmkilnd.waits.budgets import Allowance
+from wasmkilnd.waits.shares import FairShare
 
 from tests.contract.sealing import OURS, sealer
 from tests.contract.values import artifact, module

@@ -11,8 +11,8 @@ import pytest
 from packaging.version import Version
 from wasmkilnd.engines.advisories import BUILT_IN, Advisories, Advisory, read_advisories
 from wasmkilnd.engines.registry import ServedEngine
+from wasmkilnd.files.operator_files import CannotUse
 from wasmkilnd.model import EngineCapabilities, EngineIdentity, Kind, SettingInfo, TargetInfo
-from wasmkilnd.operator_files import CannotUse
 
 ROOT = Path(__file__).resolve().parents[3]
 X86_64, AARCH64 = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"

@@ -17,7 +17,6 @@ from wasmkilnd.engines.pool import Job, Ready, Unless
 from wasmkilnd.engines.registry import EngineRegistry, ServedEngine
 from wasmkilnd.engines.verdict import CompiledCode
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.flights import Waiter, Waiters
 from wasmkilnd.model import (
     EngineCapabilities,
     EngineIdentity,
@@ -28,6 +27,7 @@ from wasmkilnd.model import (
     SettingInfo,
     TargetInfo,
 )
+from wasmkilnd.waits.flights import Waiter, Waiters
 
 from tests.doubles.notes import Notes
 from tests.doubles.until import until

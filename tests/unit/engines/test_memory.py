@@ -17,9 +17,9 @@ from wasmkilnd.engines.memory import JobsGroup, Memory
 from wasmkilnd.engines.pool import Job, WorkerPool
 from wasmkilnd.engines.process import Worker
 from wasmkilnd.errors import Fault, WasmkilnError
-from wasmkilnd.flights import Waiter, Waiters
 from wasmkilnd.model import Limits, Reloadable
 from wasmkilnd.telemetry.metrics import Metrics
+from wasmkilnd.waits.flights import Waiter, Waiters
 
 from tests.unit.engines.limits import LIMITS
 from tests.unit.engines.test_pool import FakeProcess, settled

@@ -19,7 +19,7 @@ from wasmkilnd.engines.names import (
     resolve,
     to_record,
 )
-from wasmkilnd.ownership import NotOurs
+from wasmkilnd.files.ownership import NotOurs
 
 NEW, OLD, OTHER = "wasmtime-50.0.1", "wasmtime-49.0.0", "wasmer-1.1.0"
 

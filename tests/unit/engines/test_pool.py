@@ -14,8 +14,8 @@ from wasmkilnd.engines.memory import Memory
 from wasmkilnd.engines.pool import Job, Neighbours, Unless, WorkerPool
 from wasmkilnd.engines.process import Worker, WorkerDied
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.flights import Waiter, Waiters
 from wasmkilnd.model import Limits, Reloadable
+from wasmkilnd.waits.flights import Waiter, Waiters
 
 from tests.doubles.notes import Notes
 from tests.unit.engines.limits import LIMITS

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkilnd.errors import Reason, WasmkilnError
+from wasmkilnd.files.spooled import Spooled
 from wasmkilnd.model import ALL_ROLES, Identity, Reloadable
 from wasmkilnd.rpc import upload
 from wasmkilnd.rpc.traffic import Call, Traffic
 from wasmkilnd.rpc.upload import Uploads
-from wasmkilnd.spooled import Spooled
 
 from tests.doubles.context import Context
 from tests.doubles.until import until

@@ -14,7 +14,7 @@ from typing import Final
 import structlog
 
 from wasmkilnd import errors
-from wasmkilnd.threads import DISK, Threads, on_disk
+from wasmkilnd.files.threads import DISK, Threads, on_disk
 
 _READ_S = 10.0
 _WRITERS: Final = Threads(2, "wasmkiln-upload")

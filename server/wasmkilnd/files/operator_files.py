@@ -8,7 +8,7 @@ import traceback
 from pathlib import Path
 
 from wasmkilnd import errors
-from wasmkilnd.ownership import NotOurs, check_path
+from wasmkilnd.files.ownership import NotOurs, check_path
 
 CannotUse = errors.CannotUse
 # Thousands of rules, tokens or keys.

@@ -26,7 +26,7 @@ from typing import TypeVar
 import structlog
 
 from wasmkilnd.errors import TierUnavailable
-from wasmkilnd.flights import Background
+from wasmkilnd.waits.flights import Background
 
 V = TypeVar("V")
 
