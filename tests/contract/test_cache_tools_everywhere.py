@@ -79,12 +79,14 @@ def test_values_are_listed_verified_moved_and_removed(
     assert (summary["artifacts"], summary["modules"], summary["deleted"]) == (4, 4, 2)
     before = on_it(deployment, everything)
     assert len(before) == 8
-    file = tmp_path / "warm"
-    assert json.loads(cache.good("export", "--json", str(file)).stdout)["exported"]["refused"] == {}
+    folder = tmp_path / "warm"
+    folder.mkdir()
+    url = folder.as_uri()
+    assert json.loads(cache.good("export", "--json", url).stdout)["exported"]["refused"] == {}
     gone = removed(cache.good("rm", "--all", "--yes", "--json"))
     assert (gone["artifacts"], gone["modules"]) == (4, 4)
     assert cache.rows() == []
-    assert "imported: artifacts=4, modules=4, " in cache.good("import", str(file)).stdout
+    assert "imported: artifacts=4, modules=4, " in cache.good("import", url).stdout
     assert on_it(deployment, everything) == before
     assert removed(cache.good("rm", "--engine", "wasmtime-1.0", "--json"))["artifacts"] == 4
     digest = module(1).sha256

@@ -81,8 +81,8 @@ async def _compare(rig: Rig) -> None:
     await rig.memory.evict(EvictScope())
     origin, work = await call(by_digest)
     assert origin == types_pb2.ORIGIN_REDIS
-    # The stamp, the header, and the one frame.
-    assert work["verify"] == 1
+    # The stamp and the attestation; the header and the one frame.
+    assert work["verify"] == 2
     assert work["openssl_sha256"] >= 2
     for _ in range(3):
         origin, work = await call(by_digest)
