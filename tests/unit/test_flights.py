@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 from wasmkilnd.errors import Reason, TierUnavailable, WasmkilnError
-from wasmkilnd.waits import flights
+from wasmkilnd.waits import budgets
 from wasmkilnd.waits.budgets import Allowance, WaitBudget
 from wasmkilnd.waits.flights import SLICE_S, Flights, Waiter, Waiters, in_slices
 
@@ -152,7 +152,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(flights, "time", clock)
+    monkeypatch.setattr(budgets, "time", clock)
     return clock
 
 
