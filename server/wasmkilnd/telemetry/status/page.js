@@ -243,8 +243,8 @@ function attention({ stats, engines, isolation, shared, ...told }) {
     ...Object.entries(shared).map(([tier, { off, up, detail }]) =>
       ["warn", !off && !up, [tier === "redis" ? "" : "The ", ORIGINS[tier][0], " does not answer",
         detail && `: ${detail}`, ". Calls go on without it."]]),
-    ["warn", shared.object_store.strangers,
-      `The object store has values of keys that are not trusted here: ${shared.object_store.strangers}.`],
+    ["warn", shared.object_store.strangers, ["The object store has values of keys that are not",
+      ` trusted here: ${shared.object_store.strangers}.`]],
     ["warn", told.tls_failures, "Changed TLS files could not be used; the old ones count."],
     ...told.failed_reloads.map((what) =>
       ["warn", true, `The last reload of the ${what} failed: see the log.`]),
