@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3.14 python3 /usr/bin/python3; do \
 	"$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo "$$p" && break; done)
-ENGINES ?= wasmer wasmtime
+ENGINES ?= wasmtime wasmer
 # Files of tests that run side by side; each starts its own servers. A third of their time they
 # wait for timers and servers, so that three keep two processors busy.
 PROCESSES ?= 3

@@ -58,9 +58,11 @@ def _is(manifest: Mapping[str, Any], kind: str, name: str) -> bool:
     return bool(manifest["kind"] == kind and manifest["metadata"]["name"] == name)
 
 
-def render(values: Mapping[str, Any] | None = None, chart: Path = CHART) -> Rendered:
+def render(
+    values: Mapping[str, Any] | None = None, chart: Path = CHART, *, is_upgrade: bool = False
+) -> Rendered:
     """Lint and render the chart with ``values``, and validate what comes out."""
-    return _render(json.dumps(values or {}), chart)
+    return _render(json.dumps(values or {}), chart, is_upgrade=is_upgrade)
 
 
 def render_file(name: str) -> Rendered:
@@ -74,7 +76,7 @@ def render_text(text: str) -> Rendered:
 
 
 @cache
-def _render(text: str, chart: Path) -> Rendered:
+def _render(text: str, chart: Path, *, is_upgrade: bool = False) -> Rendered:
     import helm_python  # it takes a second to load
 
     values = yaml.load(text, _Strict)
@@ -86,7 +88,7 @@ def _render(text: str, chart: Path) -> Rendered:
     ]
     with helm_python.Chart.load(str(chart)) as loaded:
         try:
-            files = loaded.render(values, name="kiln", namespace="prod")
+            files = loaded.render(values, name="kiln", namespace="prod", is_upgrade=is_upgrade)
         except helm_python.HelmError as error:
             return Rendered(str(error), lint)
     notes = files.pop("wasmkiln/templates/NOTES.txt", "")

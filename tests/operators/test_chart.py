@@ -187,6 +187,16 @@ def test_values_that_cannot_work_are_refused(values: Mapping[str, Any], words: s
     assert words in re.sub(r"\s+", " ", render(values).error)
 
 
+def test_an_upgrade_of_several_daemons_names_their_default_engine() -> None:
+    """A new daemon would choose wasmtime where those that are left of 0.6.0 chose wasmer."""
+    refused = "cannot upgrade several daemons without settings.default_engine"
+    chosen = {"replicas": 2, "settings": {"default_engine": "wasmer"}}
+    assert refused in render({"replicas": 2}, is_upgrade=True).error
+    assert not render(chosen, is_upgrade=True).error
+    assert not render({"replicas": 2}).error
+    assert not render(is_upgrade=True).error
+
+
 @pytest.mark.parametrize(
     ("values", "said", "not_said"),
     [

@@ -100,10 +100,12 @@ class EngineKind:
         return [each.format(version) for each in self.packages]
 
 
-# In the order in which engines are listed; the first that is served is the default.
-# wasmer 1.1.0, of January 2022, is its last release on PyPI and has wheels for CPython 3.7
-# to 3.10 only; the workers' own code needs 3.9.
+# In the order in which engines are listed; the first that is served is the default, where a state
+# directory has none yet.
 KINDS = {
+    "wasmtime": EngineKind(("wasmtime=={}",), "CPython 3.9 or newer", range(9, 100), "50.0.1"),
+    # 1.1.0, of January 2022, is its last release on PyPI and has wheels for CPython 3.7 to 3.10
+    # only; the workers' own code needs 3.9.
     "wasmer": EngineKind(
         (
             "wasmer=={}",
@@ -114,7 +116,6 @@ KINDS = {
         range(9, 11),
         "1.1.0",
     ),
-    "wasmtime": EngineKind(("wasmtime=={}",), "CPython 3.9 or newer", range(9, 100), "50.0.1"),
 }
 
 
