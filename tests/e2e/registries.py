@@ -1,8 +1,7 @@
-"""Debian's docker-registry, started by tests, and images pushed to it with oras."""
+"""Debian's docker-registry, started by tests, and images copied to it and from it by skopeo."""
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import subprocess
@@ -11,16 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import oras.container
-import oras.provider
 import pytest
 
-from tests.oci import INDEX, Image, descriptor
-from tests.servers.debian import DebianUnavailable, docker_registry_binary
-
-USER, PASSWORD = "builder", "of-the-tests"
-# The password, by bcrypt.
-_HTPASSWD = f"{USER}:$2b$04$abcdefghijklmnopqrstuu8m01/OKKeqe.KVCwALriSagTRDKwHHe\n"
+from tests.oci import Image, layout
+from tests.servers.debian import DebianUnavailable, docker_registry_binary, skopeo_binary
 
 
 @dataclass
@@ -28,57 +21,42 @@ class Registry:
     """A running registry."""
 
     host: str
-    log: Path
+    skopeo: str
     folder: Path
-    password: bool = False
 
     def push(self, name: str, image: Image) -> str:
-        """Push an image as REPOSITORY:TAG; return its reference."""
-        kind = "basic" if self.password else "token"
-        client = oras.provider.Registry(self.host, insecure=True, auth_backend=kind)
-        client.auth.set_basic_auth(USER, PASSWORD)
-        repository, _, tag = name.partition(":")
-        container = oras.container.Container(name, registry=self.host)
-        for number, content in enumerate(image.all_blobs()):
-            file = self.folder / f"blob-{number}"
-            file.write_bytes(content)
-            pushed = client.upload_blob(str(file), container, descriptor(content, "any"))
-            assert pushed.status_code in (200, 201), pushed.text
-        for one in image.all_manifests():
-            at = tag if one is image else descriptor(one.content, "any")["digest"]
-            # Not upload_manifest: it encodes the JSON again, and knows no index.
-            pushed = client.do_request(
-                f"http://{self.host}/v2/{repository}/manifests/{at}",
-                "PUT",
-                data=one.content,
-                headers={"Content-Type": one.media_type},
-            )
-            assert pushed.status_code == 201, (one.media_type == INDEX, pushed.text)
-        client.session.close()
-        return f"oci://{self.host}/{name}"
+        """Push an image as REPOSITORY:TAG; return skopeo's reference of it."""
+        reference = f"docker://{self.host}/{name}"
+        self._copy(f"oci:{layout(self.folder / name.replace(':', '-'), image)}", reference)
+        return reference
 
-    def downloads(self) -> list[str]:
-        """Return the path of each blob that was read so far."""
-        return re.findall(r'"GET (/v2/\S+/blobs/sha256:[0-9a-f]{64}) HTTP', self.log.read_text())
+    def pull(self, reference: str, folder: Path) -> Path:
+        """Copy what a reference stands for into a folder in OCI's layout."""
+        self._copy(reference, f"oci:{folder}")
+        return folder
+
+    def _copy(self, source: str, target: str) -> None:
+        # There is no policy of the machine's own that says whose images it takes.
+        words = ["--insecure-policy", "copy", "--all", "--preserve-digests"]
+        words += ["--src-tls-verify=false", "--dest-tls-verify=false", source, target]
+        done = subprocess.run([self.skopeo, *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
 
 
 @contextmanager
-def docker_registry(folder: Path, *, password: bool = False) -> Iterator[Registry]:
-    """Run a registry in a folder. Skip the test where it cannot be had."""
+def docker_registry(folder: Path) -> Iterator[Registry]:
+    """Run a registry in a folder. Skip the test where it or skopeo cannot be had."""
     try:
-        binary = docker_registry_binary()
+        binary, skopeo = docker_registry_binary(), skopeo_binary()
     except DebianUnavailable as why:
         pytest.skip(str(why))
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "htpasswd").write_text(_HTPASSWD)
     config = {
         "version": 0.1,
         "log": {"level": "info"},
         "storage": {"filesystem": {"rootdirectory": str(folder / "data")}},
         "http": {"addr": "127.0.0.1:0"},
     }
-    if password:
-        config["auth"] = {"htpasswd": {"realm": "tests", "path": str(folder / "htpasswd")}}
     (folder / "config.yml").write_text(json.dumps(config))  # JSON is YAML
     log = folder / "log"
     with (
@@ -92,7 +70,7 @@ def docker_registry(folder: Path, *, password: bool = False) -> Iterator[Registr
         ) as process,
     ):
         try:
-            yield Registry(_host(process, log), log, folder, password)
+            yield Registry(_host(process, log), skopeo, folder)
         finally:
             process.terminate()
 
@@ -107,10 +85,3 @@ def _host(process: subprocess.Popen[bytes], log: Path) -> str:
         except subprocess.TimeoutExpired:
             continue
     raise AssertionError(f"the registry ended: {log.read_text()}")
-
-
-def logged_in(home: Path, host: str) -> None:
-    """Leave credentials in a home directory, as `docker login` does."""
-    auth = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
-    (home / ".docker").mkdir(parents=True)
-    (home / ".docker" / "config.json").write_text(json.dumps({"auths": {host: {"auth": auth}}}))

@@ -60,6 +60,12 @@ def docker_registry_binary() -> str:
 
 
 @cache
+def skopeo_binary() -> str:
+    """Return the path of a skopeo that runs. Raises DebianUnavailable."""
+    return _alone("skopeo", "--version")
+
+
+@cache
 def qemu_binary(machine: str = "x86_64") -> str:
     """Return the path of a qemu that runs programs of a machine. Raises DebianUnavailable."""
     return _alone(f"qemu-{machine}", "--version", "qemu-user")

@@ -4,7 +4,7 @@
     connection   options: those of every command, those that choose an artifact, types of values
     inputs       several inputs in one run: one that fails does not stop the others
     commands     all commands but `warm`; `place`: where `compile -o` writes
-    warm, oci    `warm`, and modules in images: folders in OCI's layout, registries
+    warm, oci    `warm`, and modules in images: folders in OCI's layout
     text         what people read: tables, sentences, numbers, progress
 
 What scripts can rely on: a result goes to stdout, as tables or as one JSON document, and all

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, suppress
@@ -37,10 +36,6 @@ def digest_of(source: str) -> str:
     from wasmkiln._source import identify
 
     return identify(source)[0]
-
-
-class TimeLimit(Exception):  # noqa: N818
-    """What runs in parallel takes too long."""
 
 
 @dataclass(frozen=True)
@@ -103,17 +98,14 @@ def report_failures(session: Session, done: Iterable[Done]) -> Exit:
     return exit_for(failed[0][0]) if failed else Exit.OK
 
 
-def in_parallel(
-    jobs: int, items: Sequence[T], work: Callable[[T], R], limit_s: float = float("inf")
-) -> list[R]:
+def in_parallel(jobs: int, items: Sequence[T], work: Callable[[T], R]) -> list[R]:
     """Return what `work` returns for each item, in their order, with many threads at once.
 
-    Raise what it raises, and TimeLimit once that is over. Then, and on an interrupt, what
-    has not begun is dropped, and what has is left to itself: it ends with the process at last.
+    Raise what it raises. Then, and on an interrupt, what has not begun is dropped, and what has
+    is left to itself: it ends with the process at last.
     """
     from concurrent.futures import Future, wait  # and logging, which few commands need
 
-    until_s = time.monotonic() + limit_s
     futures = [Future[R]() for _ in items]
     waiting = deque(zip(futures, items, strict=True))
 
@@ -132,9 +124,8 @@ def in_parallel(
         for future in futures:
             # Not without a limit: an interrupt that comes just before the wait begins is not
             # seen until it ends.
-            while not wait([future], min(_LOOK_S, limit_s)).done:
-                if time.monotonic() > until_s:
-                    raise TimeLimit
+            while not wait([future], _LOOK_S).done:
+                pass
     finally:
         waiting.clear()
     return [future.result() for future in futures]

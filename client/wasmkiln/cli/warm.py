@@ -19,9 +19,9 @@ import click
 
 from wasmkiln.cli import inputs
 from wasmkiln.cli.app import Exit, Session, exit_for, to_document
-from wasmkiln.cli.connection import command, usage
+from wasmkiln.cli.connection import command
 from wasmkiln.cli.inputs import Done, attempt, digest_of, in_parallel, read_file, results_of
-from wasmkiln.cli.oci import SCHEME, Module, Repository, SourceUnusable, is_layout, modules_in
+from wasmkiln.cli.oci import Module, SourceUnusable, is_layout, modules_in
 from wasmkiln.cli.text import Progress, elapsed, quoted, seconds, size, table
 from wasmkiln.shared import is_digest
 
@@ -45,21 +45,17 @@ sources SOURCE...
 --jobs N                  Calls at the same time.
 --pin pins                Pin the modules that are warm then; needs the role admin.
 --recursive/--no-recursive  Go into the folders of a folder, or not.
---plain-http/--no-plain-http  Ask registries over http, or never.
-                          [default: those of this machine only]
---fetch-timeout SECONDS   Time limit of each download from a registry.
 """,
     jobs={"type": click.IntRange(1, 1_000), "default": 4, "show_default": True},
     recursive={"default": True},
-    fetch_timeout={"default": 300.0, "show_default": True},
 )
 def warm(session: Session, sources: Sequence[str], jobs: int, pins: bool, **how: Any) -> Exit:
     """Compile what is missing of many modules, so that no caller has to wait for it.
 
     A SOURCE is a module's file, a folder (its *.wasm files), a digest, a folder in OCI's image
-    layout, oci://HOST/REPOSITORY[:TAG][@sha256:DIGEST], @FILE with a source on each line, or -
-    for such a list on standard input. Each module is compiled for each engine, target, cpu and
-    value of a setting. What the daemon has is neither compiled nor read again.
+    layout, @FILE with a source on each line, or - for such a list on standard input. Each module
+    is compiled for each engine, target, cpu and value of a setting. What the daemon has is neither
+    compiled nor read again.
     """
     named = ("engines", "targets", "cpus", "settings")
     variants = _variants(*(how.pop(name) for name in named))
@@ -148,19 +144,12 @@ def _expanded(arguments: Sequence[str]) -> Iterator[str]:
                 yield line
 
 
-def _readers(
-    source: str, recursive: bool, plain_http: bool | None, fetch_timeout: float
-) -> Iterator[tuple[str, Callable[[], list[Module]]]]:
+def _readers(source: str, recursive: bool) -> Iterator[tuple[str, Callable[[], list[Module]]]]:
     """Yield what a source names, and what reads the modules of each.
 
     A folder becomes its files. Raise click.UsageError for what is no source, before anything is
     sent.
     """
-    if source.startswith(SCHEME):
-        with usage():
-            reference = Repository(source, plain_http, fetch_timeout)
-        yield source, reference.modules
-        return
     path, digest = Path(source), source.removeprefix("sha256:")
     if is_layout(path):
         yield source, partial(modules_in, path)
@@ -170,7 +159,13 @@ def _readers(
     elif is_digest(digest):
         yield source, lambda: [Module(digest, digest)]
     else:
-        why = f"does not exist: give files, folders, SHA-256 digests or {SCHEME} references"
+        why = "does not exist: give files, folders or SHA-256 digests"
+        if source.startswith("oci://"):
+            image = source.removeprefix("oci://")
+            why = (
+                f"is in a registry: `skopeo copy --all docker://{quoted(image)} oci:FOLDER` makes a"
+                " folder of it, which is a source"
+            )
         raise click.UsageError(f"{quoted(source)} {why}")
 
 
