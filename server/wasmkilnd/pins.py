@@ -149,7 +149,10 @@ class Pins:
             raise errors.too_many_pins(MAX_PINS)
         [pin] = await self._shown([module_sha256])
         if all(held == Held() for held in pin.tiers.values()):
-            raise errors.nothing_to_pin(module_sha256)
+            # Nobody lists the object store: what only it has, memory has from here on.
+            if not await self.cache.get_module(module_sha256, self.cache.wait_budget()):
+                raise errors.nothing_to_pin(module_sha256)
+            [pin] = await self._shown([module_sha256])
         usages = {tier.name: tier.usage() for tier in (self.memory, self.host) if tier}
         for name, held in pin.tiers.items():
             usage = usages.get(name, self.redis_usage)

@@ -129,6 +129,19 @@ async def test_what_is_held_and_is_evicted_by_engine(at: Site) -> None:
     assert await get_module(at, module(1).sha256)
 
 
+async def test_a_module_with_many_artifacts_is_evicted_as_a_whole(at: Site) -> None:
+    wasm, one = module(1), artifact(1, of=module(1))
+    await at.store.put(wasm)
+    members = [f"wasmtime-{each}.0:{one.spec.fingerprint}" for each in range(1200)]
+    prefix = at.name(one).rpartition(b"wasmtime")[0]
+    await at.run("SADD", at.set_of(wasm.sha256), *members)
+    for each in members:  # Nobody looks at their bytes.
+        await at.run("SET", prefix + each.encode(), "x")
+    gone = await at.store.evict(EvictScope(module_sha256=wasm.sha256))
+    assert (gone.artifacts, gone.modules) == (len(members), 1)
+    assert await at.names() == []
+
+
 async def eventually(holds: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(TIMEOUT_S):
         while not await holds():  # noqa: ASYNC110 - the server does it

@@ -138,11 +138,25 @@ def test_a_fleet_that_lost_redis_and_its_host_stores_compiles_nothing(store: Pat
                 assert client.compile(wasm.digest(ONE)).header.origin == REDIS
 
 
+def test_what_redis_has_and_a_bucket_lost_is_written_there_again(store: Path) -> None:
+    with redis_server(binary_of("valkey"), store.parent / "server") as server:
+        fleet = {"redis_url": server.url, "host_store_dir": "none"}
+        filled(store, ONE, **fleet)
+        for path in objects_of(store, ONE):
+            path.unlink()
+        with running(store, "b", **fleet) as (_, client):
+            assert client.compile(wasm.digest(ONE)).header.origin == REDIS
+            assert client.load(ONE).already_loaded
+            settled(client)
+            assert len(objects_of(store, ONE)) == 2
+
+
 def test_a_daemon_alone_with_it_finds_all_after_a_restart(store: Path) -> None:
     made = filled(store, ONE, LARGE)
     assert len(objects_of(store, ONE)) == 2
     with running(store) as (daemon, client):
-        # What nobody here has seen, it does not look for.
+        # It pins what nothing else has, and what nobody here has seen, it does not look for.
+        assert client.pin(wasm.digest(LARGE)).pin.module_sha256 == wasm.digest(LARGE)
         assert len(client.find_missing([wasm.digest(ONE)])) == 1
         for module, first in made.items():
             assert client.compile(wasm.digest(module)).bytes == first.bytes

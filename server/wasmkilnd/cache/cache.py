@@ -389,7 +389,7 @@ class Cache:
     async def _fetch_shared(
         self, key: CacheKey | str, allowance: Allowance
     ) -> tuple[Item, Origin] | None:
-        """Return what the nearest tier has that daemons share, and keep it in those before it."""
+        """Return what the nearest tier has that daemons share, and keep it in all others."""
         evictions = self._evictions
         for tier in self._read:
             with contextlib.suppress(TierUnavailable):
@@ -398,7 +398,8 @@ class Cache:
                         self._keep(found)
                         if isinstance(found, Artifact):
                             self.write_to_host(found)
-                        if isinstance(tier, ObjectStore):
-                            self.redis_writes.add(found)
+                        # The other one lacks it, or its write was dropped.
+                        is_far = isinstance(tier, ObjectStore)
+                        (self.redis_writes if is_far else self.object_writes).add(found)
                     return found, Origin(tier.name)
         return None

@@ -64,7 +64,7 @@ _LISTING_S = 30.0  # The same for a page of a listing, and for deleting what is 
 _PAGE = 1000
 _REFUSED_S = 10.0  # How long nothing more is asked of a store that refuses it.
 _MAX_REMEMBERED, _MAX_REJECTED = 100_000, 10_000
-_SEEN_S = 3600.0  # Something else may have deleted what was seen earlier: write it again.
+_SEEN_S = 3600.0  # Something else may have deleted what was seen earlier.
 _REJECTED_S = 600.0  # How long a bad value that stays there is not read again.
 # Good for daemons with other keys, or another ``value_max_age_s``.
 _STAY = frozenset({Cause.STRANGER, Cause.TOO_OLD})
@@ -217,9 +217,9 @@ class Files:
         """Delete objects, of which some may not be there, and folders that are empty then."""
         for name in names:
             *above, last = name.split("/")
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 with self._folder(above) as folder:
-                    os.unlink(last, dir_fd=folder)
+                    _remove(folder, last)
                 while above[-3:-2] == ["compiled"] or above[-2:-1] == ["compiled"]:
                     *above, last = above
                     with self._folder(above) as folder, contextlib.suppress(OSError):
@@ -309,6 +309,14 @@ def _create(folder: int, name: str, chunks: Iterable[bytes], over: Version) -> b
         with contextlib.suppress(FileNotFoundError):
             os.unlink(aside, dir_fd=folder)
     return True
+
+
+def _remove(folder: int, name: str) -> None:
+    """Remove a file. A directory in its place gets another name, with all that is in it."""
+    try:
+        os.unlink(name, dir_fd=folder)
+    except IsADirectoryError:
+        os.rename(name, f".{secrets.token_hex(8)}", src_dir_fd=folder, dst_dir_fd=folder)
 
 
 def _walk(folder: int, levels: int = 2) -> Iterator[tuple[str, int]]:
@@ -660,8 +668,7 @@ class ObjectStore(SharedTier[Bucket]):
         """Store a value, unless one is there, or was within the last hour; replace an old one."""
         began, outcome = time.perf_counter(), "error"
         try:
-            seen_s = self._seen.get(what.key, -_SEEN_S)
-            if time.monotonic() >= seen_s + _SEEN_S:
+            if not self._saw(what.key):
                 cause, version, _ = self._rejected.get(what.key, (None, (), 0.0))
                 over = version if cause is Cause.TOO_OLD else ()
                 chunks = value.written(what, self._sealer)
@@ -687,8 +694,8 @@ class ObjectStore(SharedTier[Bucket]):
         return await self.link.run(work, writes=True, more=moving)
 
     async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
-        """Return which of ``keys`` this daemon has seen there."""
-        return frozenset(key for key in keys if key in self._seen)
+        """Return which of ``keys`` this daemon has seen there within the last hour."""
+        return frozenset(filter(self._saw, keys))
 
     async def evict(self, scope: EvictScope) -> Evicted:
         """Delete what is in ``scope`` and not pinned, a listing's page at a time.
@@ -849,6 +856,10 @@ class ObjectStore(SharedTier[Bucket]):
     def _forget(self, key: Key) -> None:
         self._seen.pop(key, None)
         self._rejected.pop(key, None)
+
+    def _saw(self, key: Key) -> bool:
+        """Return whether this daemon knows that it is there, and nothing will have deleted it."""
+        return time.monotonic() < self._seen.get(key, -_SEEN_S) + _SEEN_S
 
     def _see(self, what: Artifact | Module) -> None:
         """Remember that it is there; forget what was seen first where there is too much."""

@@ -59,6 +59,7 @@ _HEAD_BYTES = 8192
 # No write takes longer: no command renews it meanwhile.
 _WRITING_S = 600
 _BATCH = 500
+_MOST_NAMED = 1000  # Artifacts of a module: few have more.
 _LOST = b"lost"  # A member of a set that was not whole.
 _RENEW_EVERY_S, _LOOK_EVERY_S, _RENEWALS_PER_LIFE = 1.0, 5.0, 10
 _MAX_REMEMBERED, _MAX_RENEWING = 100_000, 10_000
@@ -159,8 +160,9 @@ class RedisStore(SharedTier[RedisLink]):
         gone = Evicted()
         if module_sha256 := scope.module_sha256:
             [names] = [some async for some in self._of_modules([module_sha256])]
-            # Nothing but a scan finds what the set does not name.
-            is_whole = len(names) > 2 and not any(name.endswith(_LOST) for *_, name in names)
+            # Nothing but a scan finds what the set does not name, or what is not asked for.
+            is_lost = any(name.endswith(_LOST) for *_, name in names)
+            is_whole = 2 < len(names) < _MOST_NAMED and not is_lost
             patterns = [] if is_whole else [("compiled", f"{{{module_sha256}}}:*")]
             gone += await self._delete([name for *_, name in names], scope)
         elif scope.engine_id:
@@ -488,10 +490,8 @@ class RedisStore(SharedTier[RedisLink]):
 
     async def _sets(self, modules: Collection[str]) -> list[tuple[str, list[bytes]]]:
         """Return modules with the names of their artifacts, as far as the sets know them."""
-        # No module has a thousand artifacts.
-        sets = await self._each(
-            [("SRANDMEMBER", self._named("of", each), 1000) for each in modules]
-        )
+        asked = [("SRANDMEMBER", self._named("of", each), _MOST_NAMED) for each in modules]
+        sets = await self._each(asked)
         return [
             (each, [self._named("compiled", each, ":") + member for member in members])
             for each, members in zip(modules, sets, strict=True)

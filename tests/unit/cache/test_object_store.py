@@ -141,6 +141,25 @@ async def test_values_come_back_and_what_is_seen_is_held(site: Site) -> None:
     assert site.files.asked.count("put") == before
 
 
+async def test_what_was_seen_long_ago_may_be_gone(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await site.store.put(one := sealed(1))
+    assert await site.store.held([one.key]) == {one.key}
+    monkeypatch.setattr(object_store, "_SEEN_S", 0.0)
+    assert await site.store.held([one.key]) == frozenset()
+
+
+async def test_a_directory_in_the_place_of_an_object_makes_room(site: Site, tmp_path: Path) -> None:
+    one = sealed(1)
+    place = tmp_path / site.store.name_of(one.key)
+    (place / "somebody's").mkdir(parents=True)
+    assert await site.get(one.key) is None
+    await site.store.put(one)
+    assert (await site.again().get(one.key, Allowance())).sha256 == one.sha256
+    assert list(place.parent.glob(".*/somebody's"))  # Nothing of it is deleted.
+
+
 async def test_a_store_that_hangs_costs_callers_one_time_out(site: Site) -> None:
     await site.store.put(one := sealed(1))
     gate = site.close_gate("get")
