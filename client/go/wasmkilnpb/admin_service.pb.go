@@ -534,8 +534,8 @@ type EvictResponse struct {
 	// How many bytes those had.
 	Bytes uint64 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	// Tiers whose entries may still be there: those that did not answer, those that the daemon may
-	// only read, and the object store while a large eviction goes on in the background. Of that one,
-	// the daemon reads nothing back meanwhile, and its log says how it ends.
+	// only read, and those where the eviction takes longer than 10 s and goes on in the background.
+	// Nothing of those is counted here: the daemon's log says how it ends.
 	UnreachableTiers []string `protobuf:"bytes,4,rep,name=unreachable_tiers,json=unreachableTiers,proto3" json:"unreachable_tiers,omitempty"`
 	// How many artifacts and modules of the scope stayed, because they are pinned.
 	Pinned uint64 `protobuf:"varint,5,opt,name=pinned,proto3" json:"pinned,omitempty"`

@@ -22,7 +22,7 @@ from wasmkilnd import model
 from wasmkilnd.cache.decoding import Decoder
 from wasmkilnd.cache.host_store import HostStore
 from wasmkilnd.cache.memory import MemoryTier
-from wasmkilnd.cache.object_store import GoesOn, ObjectStore
+from wasmkilnd.cache.object_store import ObjectStore
 from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.cache.writes import Below, Writes
 from wasmkilnd.errors import TierUnavailable
@@ -37,6 +37,8 @@ V = TypeVar("V")
 
 # To a bucket, which takes tens of milliseconds for each.
 _WRITES_AT_ONCE = 4
+# How long an eviction keeps its caller waiting for one tier, and hits from being kept.
+_EVICT_WAIT_S = 10.0
 
 log = structlog.get_logger("wasmkilnd.cache")
 
@@ -61,7 +63,7 @@ class Cache:
         be written to each.
         """
         self.memory, self._host, self._redis = memory, host, redis
-        self._metrics, self._call_wait_s = metrics, call_wait_s
+        self._objects, self._metrics, self._call_wait_s = objects, metrics, call_wait_s
         # Those that daemons share, the nearest first; those that are read; who hears of uses.
         self._shared_tiers = [tier for tier in (redis, objects) if tier]
         self._read = [tier for tier in self._shared_tiers if tier.reads]
@@ -217,31 +219,53 @@ class Cache:
         removed, unreachable = Evicted(), list[str]()
         self._evictions, self._evicting = self._evictions + 1, self._evicting + 1
         try:
-            for name, candidate in {**self._below, "memory": self.memory}.items():
-                if tier in ("", name):
-                    if writes := self._queues.get(name):
-                        await writes.forget(scope)
-                    try:
-                        removed += await candidate.evict(scope)
-                    except TierUnavailable as failure:
-                        unreachable.append(name)
-                        if isinstance(failure, GoesOn):
-                            removed += failure.gone
-                            if not tier:
-                                self._background.begin(self._evict_again(scope, failure.task))
+            for name in (tier,) if tier else (*self._below, self.memory.name):
+                work = self._background.begin(self._evict_from(name, scope))
+                await asyncio.wait((work,), timeout=_EVICT_WAIT_S)
+                if work.done() and (gone := work.result()):
+                    removed += gone
+                    continue
+                unreachable.append(name)
+                if not work.done():
+                    self._background.begin(self._evict_again(scope, name, work, all_tiers=not tier))
         finally:
             self._evictions, self._evicting = self._evictions + 1, self._evicting - 1
         return removed, unreachable
 
-    async def _evict_again(self, scope: model.EvictScope, rest: asyncio.Task[None]) -> None:
-        """Evict from the nearer tiers again once the object store has evicted all.
+    async def _evict_from(self, name: str, scope: model.EvictScope) -> Evicted | None:
+        """Return what was removed from a tier; None if it does not answer.
 
-        Until then other daemons read what it still has, and put it back into Redis.
+        A write that is under way there ends first, or it would undo the eviction. It may hang.
         """
-        await asyncio.wait((rest,))
-        for name in (*self._below, "memory"):
-            if name != ObjectStore.name:
-                await self.evict(scope, name)
+        if writes := self._queues.get(name):
+            await writes.forget(scope)
+        tiers = {**self._below, self.memory.name: self.memory}
+        with contextlib.suppress(TierUnavailable):
+            return await tiers[name].evict(scope) if name in tiers else Evicted()
+        return None
+
+    async def _evict_again(
+        self,
+        scope: model.EvictScope,
+        name: str,
+        work: asyncio.Task[Evicted | None],
+        *,
+        all_tiers: bool,
+    ) -> None:
+        """Once a tier has evicted all, evict from the nearer tiers again.
+
+        Until then daemons read what it still has, and put it back into those.
+        """
+        about = {"tier": name, "module": scope.module_sha256, "engine": scope.engine_id}
+        log.info("an eviction goes on in the background", **about)
+        await asyncio.wait((work,))
+        if work.cancelled() or (gone := work.result()) is None:
+            log.warning("an eviction is not complete: evict again", **about)
+            return
+        log.info("an eviction has ended", **about, artifacts=gone.artifacts, modules=gone.modules)
+        tiers = [*self._below, self.memory.name]
+        for nearer in tiers[tiers.index(name) + 1 :] if all_tiers else ():
+            await self.evict(scope, nearer)
 
     async def recheck(self, sealer: Sealer) -> int:
         """Drop artifacts that ``sealer`` does not vouch for; return how many memory held.
@@ -290,8 +314,8 @@ class Cache:
         for queue in self._queues.values():
             await queue.close()
         await self._lookups.settle(0)
-        for tier in self._shared_tiers:
-            await tier.close()
+        if self._redis:
+            await self._redis.close()
         self.memory.close()
 
     def remote_status(self, mode: str, name: str = "redis") -> model.RemoteStatus:
@@ -399,7 +423,9 @@ class Cache:
                         if isinstance(found, Artifact):
                             self.write_to_host(found)
                         # The other one lacks it, or its write was dropped.
-                        is_far = isinstance(tier, ObjectStore)
-                        (self.redis_writes if is_far else self.object_writes).add(found)
+                        if isinstance(tier, ObjectStore):
+                            self.redis_writes.add(found)
+                        elif self._objects and not self._objects.is_going(key):
+                            self.object_writes.add(found)
                     return found, Origin(tier.name)
         return None

@@ -25,6 +25,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import math
 import os
 import re
 import secrets
@@ -68,7 +69,6 @@ _SEEN_S = 3600.0  # Something else may have deleted what was seen earlier.
 _REJECTED_S = 600.0  # How long a bad value that stays there is not read again.
 # Good for daemons with other keys, or another ``value_max_age_s``.
 _STAY = frozenset({Cause.STRANGER, Cause.TOO_OLD})
-_EVICT_WAIT_S = 10.0  # How long an eviction keeps its caller waiting.
 _PATIENCE_S = 2.0  # How long calls under way may delay the end of the daemon.
 _STALE_S = 3600.0  # Nobody writes one file for so long.
 _PROBE = "3/nothing"
@@ -92,17 +92,6 @@ log = structlog.get_logger("wasmkilnd.cache")
 
 class _NoFolder(FileNotFoundError):  # noqa: N818 - says what is there
     """Something else is in the place of a folder, such as a link: nothing is looked for there."""
-
-
-class GoesOn(TierUnavailable):
-    """An eviction takes longer than its caller waits.
-
-    ``gone`` is what it has removed so far, and ``task`` removes the rest.
-    """
-
-    def __init__(self, gone: Evicted, task: asyncio.Task[None]) -> None:
-        super().__init__("the eviction goes on in the background")
-        self.gone, self.task = gone, task
 
 
 class Stored:
@@ -538,6 +527,7 @@ class Bucket(Breaker):
     ) -> T:
         """Return what ``work`` returns in a thread, within the time-out and ``more``.
 
+        A write that is late, or fails, is no outage while reads are answered.
         Until the thread is done, a namespace ``holds`` so many bytes that are not verified. Raise
         TierUnavailable, and ValueRejected if ``work`` does.
         """
@@ -549,7 +539,8 @@ class Bucket(Breaker):
             found = await self._wait(work, self._writers if writes else self._readers, more, holds)
         except TimeoutError:
             why = f"the object store does not answer within {self.timeout_s:g} s"
-            self.failed(why, late=True)
+            if not writes:
+                self.failed(why, late=True)
             raise TierUnavailable(why) from None
         except (ValueRejected, TierUnavailable):
             self.answered()
@@ -563,7 +554,7 @@ class Bucket(Breaker):
                 self.answered(done=False)
                 self._note_refusal(why, writes=writes)
             else:
-                self.failed(why, late=False)
+                self.failed(why, late=writes)
             raise TierUnavailable(why) from None
         self.answered()
         self._note_refusal("", writes=writes)
@@ -648,7 +639,7 @@ class ObjectStore(SharedTier[Bucket]):
         # What is bad and there, and until when it is not read again.
         self._rejected = dict[Key, tuple[Cause, Version, float]]()
         # What is being evicted: nothing of it is read.
-        self._going = dict[asyncio.Task[None], EvictScope]()
+        self._going = list[EvictScope]()
 
     @property
     def refusal(self) -> str:
@@ -689,9 +680,8 @@ class ObjectStore(SharedTier[Bucket]):
         self, key: Key, chunks: Iterable[bytes], size_bytes: int, over: Version = ()
     ) -> bool:
         """Store a value's bytes in the place of ``over``, or of nothing; return whether it did."""
-        moving = Allowance(size_bytes / shared_tier.WRITTEN_BYTES_PER_S)
         work = partial(self.link.store.put, self.name_of(key), chunks, size_bytes, over)
-        return await self.link.run(work, writes=True, more=moving)
+        return await self.link.run(work, writes=True, more=Allowance(math.inf))
 
     async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
         """Return which of ``keys`` this daemon has seen there within the last hour."""
@@ -700,38 +690,20 @@ class ObjectStore(SharedTier[Bucket]):
     async def evict(self, scope: EvictScope) -> Evicted:
         """Delete what is in ``scope`` and not pinned, a listing's page at a time.
 
-        Return what is gone after some seconds; all else goes in the background, and is read no
-        more.
+        Nothing of it is read meanwhile.
         """
         self.check_writes()
-        gone = [Evicted()]
-        task = asyncio.create_task(self._evict(scope, gone))
-        self._going[task] = scope
-        task.add_done_callback(self._going.pop)
+        self._going.append(scope)
         try:
-            await asyncio.wait((task,), timeout=_EVICT_WAIT_S)
-        finally:  # Also where the caller has left.
-            if not task.done():
-                about = {"module": scope.module_sha256, "engine": scope.engine_id}
-                log.info("an eviction goes on in the background", tier=self.name, **about)
-                task.add_done_callback(partial(self._tell, about, gone))
-        if not task.done():
-            raise GoesOn(gone[0], task)
-        task.result()
-        return gone[0]
+            return await self._evict(scope)
+        finally:
+            self._going.remove(scope)
 
     async def remove(self, key: Key) -> None:
         """Delete a value."""
         self._seen.pop(key, None)
         await self.link.run(partial(self.link.store.delete, [self.name_of(key)]), writes=True)
         self._rejected.pop(key, None)
-
-    async def close(self) -> None:
-        """End evictions; never raise. The bucket stays open."""
-        tasks = list(self._going)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def pages(self, kind: str, beginning: str = "") -> AsyncIterator[list[tuple[Key, int]]]:
         """Return keys and sizes of all values of a ``kind``, or of those of one module."""
@@ -778,7 +750,7 @@ class ObjectStore(SharedTier[Bucket]):
     async def _find(self, key: Key) -> Stored | None:
         is_known = isinstance(key, str) or key.engine_id
         *_, until_s = self._rejected.get(key, (0.0,))
-        if not is_known or self._is_going(key) or time.monotonic() < until_s:
+        if not is_known or self.is_going(key) or time.monotonic() < until_s:
             return None
         stored = await self.link.run(partial(self.link.store.get, self.name_of(key)))
         if stored is None:
@@ -802,7 +774,7 @@ class ObjectStore(SharedTier[Bucket]):
             work = partial(stored.verified, key, self._sealer, is_too_large)
             found = await self.link.run(work, more=moving, holds=(self.prefix, size_bytes))
         self._forget(key)
-        if found is None or self._is_going(key):
+        if found is None or self.is_going(key):
             return None
         self._see(found)
         return found
@@ -822,32 +794,21 @@ class ObjectStore(SharedTier[Bucket]):
             with contextlib.suppress(TierUnavailable):
                 await self.remove(key)
 
-    async def _evict(self, scope: EvictScope, gone: list[Evicted]) -> None:
-        """Evict ``scope``; add what is removed to ``gone``."""
-        module_sha256 = scope.module_sha256
+    async def _evict(self, scope: EvictScope) -> Evicted:
+        module_sha256, gone = scope.module_sha256, Evicted()
         self._forget_all(scope)
         if module_sha256 and (size_bytes := await self.size(module_sha256)) is not None:
-            gone[0] += await self.delete([(module_sha256, size_bytes)], scope)
+            gone += await self.delete([(module_sha256, size_bytes)], scope)
         for kind in ("compiled",) if module_sha256 or scope.engine_id else ("compiled", "module"):
             async for page in self.pages(kind, module_sha256):
                 meant = [each for each in page if _is_in(scope, each[0])]
-                gone[0] += await self.delete(meant, scope)
+                gone += await self.delete(meant, scope)
         self._forget_all(scope)  # What was written meanwhile may be gone.
+        return gone
 
-    def _tell(self, about: dict[str, str], gone: list[Evicted], task: asyncio.Task[None]) -> None:
-        if task.cancelled() or task.exception():
-            cause = "the daemon ends" if task.cancelled() else str(task.exception())
-            log.warning("an eviction is not complete: evict again", cause=cause, **about)
-        else:
-            counts = {"artifacts": gone[0].artifacts, "modules": gone[0].modules}
-            log.info("an eviction has ended", tier=self.name, **about, **counts)
-
-    def _is_going(self, key: Key) -> bool:
+    def is_going(self, key: Key) -> bool:
         """Return whether ``key`` is being evicted."""
-        return any(
-            _is_in(scope, key) and not scope.leaves(module_of(key))
-            for scope in self._going.values()
-        )
+        return any(_is_in(scope, key) and not scope.leaves(module_of(key)) for scope in self._going)
 
     def _forget_all(self, scope: EvictScope) -> None:
         for key in [each for each in (*self._seen, *self._rejected) if _is_in(scope, each)]:

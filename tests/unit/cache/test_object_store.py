@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import gc
 import os
 import subprocess
 import sys
@@ -19,7 +21,7 @@ from structlog.testing import capture_logs
 from wasmkilnd.cache import object_store, shared_tier
 from wasmkilnd.cache.cache import Cache
 from wasmkilnd.cache.memory import MemoryTier
-from wasmkilnd.cache.object_store import Bucket, Files, GoesOn, ObjectStore, Remote, prefix_of
+from wasmkilnd.cache.object_store import Bucket, Files, ObjectStore, Remote, prefix_of
 from wasmkilnd.cache.value import ValueRejected
 from wasmkilnd.cache.writes import Writes
 from wasmkilnd.errors import DoesNotFit, TierUnavailable
@@ -96,6 +98,15 @@ class Site:
         given = {**limits, "is_pinned": nothing_pinned, **other}
         return ObjectStore(self.bucket, prefix, sealer(OURS), self.notes, **given)
 
+    def cache(self, redis: SharedTier | None = None) -> Cache:
+        """Return all tiers: memory, this one, and perhaps a Redis."""
+        return Cache(
+            *(MemoryTier(LIMIT_BYTES), None, cast("Any", redis), self.notes),
+            call_wait_s=60.0,
+            write_queue_bytes=limit,
+            objects=self.store,
+        )
+
     def close_gate(self, what: str) -> threading.Event:
         """Have the store wait before it does ``what``, until the gate that is returned is set."""
         return self.files.gates.setdefault(what, threading.Event())
@@ -118,7 +129,6 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
     yield made
     for gate in made.files.gates.values():
         gate.set()
-    await made.store.close()
     await made.bucket.close()
 
 
@@ -282,23 +292,68 @@ async def test_a_large_eviction_goes_on_and_nothing_of_it_is_read_meanwhile(
     for each in made:
         await site.store.put(each)
     await site.store.put(module(0))
-    monkeypatch.setattr(object_store, "_EVICT_WAIT_S", 0.01)
+    monkeypatch.setattr("wasmkilnd.cache.cache._EVICT_WAIT_S", 0.01)
+    cache = site.cache()
     gate, engine = site.close_gate("pages"), made[0].spec.engine.id
     with capture_logs() as lines:
-        with pytest.raises(GoesOn) as raised:
-            await site.store.evict(EvictScope(engine_id=engine))
-        assert raised.value.gone == Evicted()
+        gone, unreachable = await cache.evict(EvictScope(engine_id=engine), "object_store")
+        assert (gone, unreachable) == (Evicted(), ["object_store"])
         assert await site.get(made[1].key) is None
         assert await site.get(module(0).sha256) == module(0)
         assert not await site.store.held([each.key for each in (*made, other)])
         gate.set()
-        await asyncio.wait(list(site.store._going), timeout=60)
+        await asyncio.wait(list(cache._background.tasks), timeout=60)
     assert [line["event"] for line in lines] == [
         "an eviction goes on in the background",
         "an eviction has ended",
     ]
     assert lines[-1]["artifacts"] == 5
     assert await site.again().get(made[1].key, Allowance()) is None
+
+
+async def test_an_eviction_does_not_wait_for_a_write_that_hangs_nor_is_undone_by_it(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wasmkilnd.cache.cache._EVICT_WAIT_S", 0.01)
+    site.bucket.timeout_s = 0.1
+    redis, one = SharedTier(), sealed(1)
+    cache = site.cache(redis)
+    gate = site.close_gate("put")
+    cache.put(one)
+    assert await asyncio.to_thread(site.files.begun.acquire, timeout=60)
+    _, unreachable = await asyncio.wait_for(cache.evict(EvictScope(), ""), 30)
+    assert unreachable == ["object_store"]
+    # A hit is kept again, though the write still hangs after its time-out.
+    redis.kept.put(two := sealed(2))
+    assert await cache.get(two.key, cache.wait_budget())
+    assert cache.memory.peek(two.key)
+    await asyncio.sleep(0.3)
+    gate.set()
+    await asyncio.wait(list(cache._background.tasks), timeout=60)
+    assert await site.get(one.key) is None
+    await cache.close()
+
+
+async def test_writes_that_hang_hold_no_more_than_their_queue_and_stop_no_reads(
+    site: Site,
+) -> None:
+    await site.store.put(kept := sealed(100))
+    site.bucket.timeout_s = 0.1
+    gate = site.close_gate("put")
+    writes = Writes(site.store, lambda: 50_000, at_once=4)
+    for tag in range(60):
+        writes.add(sealed(tag, 20_000))
+        await asyncio.sleep(0.05)
+        with contextlib.suppress(TierUnavailable):
+            await site.get(kept.key)
+    gc.collect()
+    alive = [x for x in gc.get_objects() if isinstance(x, Artifact) and x.size_bytes == 20_000]
+    assert len(alive) <= 4 + 2  # Under way, and waiting.
+    assert site.bucket.up
+    assert (await site.get(kept.key)).sha256 == kept.sha256
+    gate.set()
+    await writes.flush(60)
+    await writes.close()
 
 
 async def test_what_a_killed_writer_left_goes_at_the_next_listing(
@@ -426,14 +481,9 @@ async def test_a_listing_goes_no_deeper_than_names_and_needs_no_right_to_delete(
 async def test_what_another_daemon_puts_back_during_a_large_eviction_is_evicted_too(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(object_store, "_EVICT_WAIT_S", 0.01)
-    memory, redis, one = MemoryTier(LIMIT_BYTES), SharedTier(), sealed(1)
-    cache = Cache(
-        *(memory, None, cast("Any", redis), site.notes),
-        call_wait_s=60.0,
-        write_queue_bytes=limit,
-        objects=site.store,
-    )
+    monkeypatch.setattr("wasmkilnd.cache.cache._EVICT_WAIT_S", 0.01)
+    redis, one = SharedTier(), sealed(1)
+    cache = site.cache(redis)
     await site.store.put(one)
     gate = site.close_gate("pages")
     engine = EvictScope(engine_id=one.spec.engine.id)
@@ -443,7 +493,7 @@ async def test_what_another_daemon_puts_back_during_a_large_eviction_is_evicted_
     assert await cache.get(one.key, cache.wait_budget())
     gate.set()
     await asyncio.wait(list(cache._background.tasks), timeout=60)
-    assert not memory.usage().entries + redis.kept.usage().entries
+    assert not cache.memory.usage().entries + redis.kept.usage().entries
     assert await cache.get(one.key, cache.wait_budget()) is None
     await cache.close()
 
