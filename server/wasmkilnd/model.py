@@ -321,6 +321,7 @@ class Strike:
     - ``message``: the first failure's message.
     - ``count``: how many failures there were.
     - ``left_s``: seconds for which the daemon refuses the module from now on; 0 for not at all.
+    - ``limits``: what the compilations had and reached; empty if no limit ended them.
     """
 
     key: CacheKey
@@ -329,6 +330,7 @@ class Strike:
     message: str
     count: int
     left_s: float
+    limits: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

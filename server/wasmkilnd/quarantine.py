@@ -3,7 +3,8 @@
 A compile that crashed, or exceeded its time or memory, would do so again at the same cost. So
 the daemon records a strike against the module and the fingerprint; another engine, version or
 setting starts without strikes. A strike starts a quarantine, and each further strike doubles its
-length. Where the machine may be to blame, the first strike starts none.
+length. Where the machine may be to blame, the first strike starts none. A strike for a limit names
+it, and counts only at daemons whose own limit is no higher: others may compile the module.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from wasmkilnd import errors
-from wasmkilnd.model import CacheKey, CompileSpec, Strike
+from wasmkilnd.model import CacheKey, CompileSpec, Limits, Strike
 from wasmkilnd.redis.records import Strikes
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.waits.budgets import WaitBudget
@@ -27,6 +28,11 @@ log = structlog.get_logger("wasmkilnd")
 MEMORY_S = 24 * 3600
 _LONGEST_S = 24 * 3600
 _MAX_KNOWN = 10_000
+# What a compile that failed for this reason had too little of.
+_REACHED: dict[errors.AnyReason, tuple[str, ...]] = {
+    errors.Reason.COMPILE_MEMORY_LIMIT: ("memory_bytes",),
+    errors.Reason.COMPILE_TIMEOUT: ("timeout_s", "cpu_s"),
+}
 
 
 @dataclass(eq=False, repr=False)
@@ -37,18 +43,20 @@ class Quarantine:
     that could not be stored counts until the store answers again.
 
     - ``first_s``: returns how long a module's first quarantine lasts; 0 for none at all.
+    - ``limits``: returns what this daemon gives to a compile.
     """
 
     store: Strikes
     metrics: Metrics
     first_s: Callable[[], float]
+    limits: Callable[[], Limits]
     clock: Callable[[], float] = time.monotonic
     # By the end of the quarantine. The newest strike comes last.
     _known: dict[CacheKey, tuple[Strike, float]] = field(default_factory=dict)
 
     def known(self) -> Sequence[Strike]:
         """Return the modules in quarantine that this daemon knows of, without asking the store."""
-        return [strike for key in list(self._known) if (strike := self._now(key)).left_s > 0]
+        return [one for key in list(self._known) if self._refuses(one := self._now(key))]
 
     @asynccontextmanager
     async def watch(
@@ -68,7 +76,7 @@ class Quarantine:
     async def check(self, key: CacheKey, budget: WaitBudget) -> None:
         """Raise MODULE_QUARANTINED if ``key`` is in quarantine."""
         strike = await self._find(key, budget) if self.first_s() else None
-        if strike and strike.left_s > 0:
+        if strike and self._refuses(strike):
             self.metrics.count("quarantine_refused")
             first = strike.engine_id, strike.reason, strike.message
             raise errors.module_quarantined(*first, round(strike.left_s, 1))
@@ -80,16 +88,22 @@ class Quarantine:
         first_s, engine_id, left_s = self.first_s(), spec.engine.id, 0.0
         if not first_s or failure.fault is errors.Fault.NONE:
             return
+        before, own = await self._find(key, budget), self._own_limits()
+        limits = {name: own[name] for name in _REACHED.get(failure.reason, ())}
+        if before:
+            # Each may have more of another: what counts is the most that did not help.
+            names = {*limits, *before.limits} if limits and before.limits else ()
+            limits = {name: max(own[name], before.limits.get(name, 0.0)) for name in names}
         # The first failure tells most: later ones come from callers that tried again.
-        strike = await self._find(key, budget) or Strike(
-            key, engine_id, failure.reason.value, failure.message, count=0, left_s=0.0
-        )
+        strike = Strike(key, engine_id, failure.reason.value, failure.message, 0, 0.0)
+        if before and self._counts(before):
+            strike = before
         strikes = strike.count + 1
         if times := strike.count + (failure.fault is errors.Fault.MODULE):
             left_s = float(min(first_s * 2 ** min(times - 1, 32), max(_LONGEST_S, first_s)))
             about = {"module": key.module_sha256, "engine": engine_id, "reason": strike.reason}
             log.warning("module quarantined", **about, strikes=strikes, seconds=left_s)
-        strike = replace(strike, engine_id=engine_id, count=strikes, left_s=left_s)
+        strike = replace(strike, engine_id=engine_id, count=strikes, left_s=left_s, limits=limits)
         self._keep(strike)
         with suppress(errors.TierUnavailable):
             await self.store.put(strike, left_s + MEMORY_S, budget)
@@ -124,6 +138,19 @@ class Quarantine:
         if key in self._known and self._known[key][1] + MEMORY_S <= self.clock():
             del self._known[key]
         return self._now(key) if key in self._known else None
+
+    def _own_limits(self) -> dict[str, float]:
+        own = self.limits()
+        memory_bytes = max(own.compile_memory_bytes, own.compile_memory_retry_bytes)
+        times = {"timeout_s": own.compile_timeout_s, "cpu_s": own.compile_cpu_s}
+        return {"memory_bytes": memory_bytes, **times}
+
+    def _counts(self, strike: Strike) -> bool:
+        own = self._own_limits() if strike.limits else {}
+        return all(own[name] <= limit for name, limit in strike.limits.items())
+
+    def _refuses(self, strike: Strike) -> bool:
+        return strike.left_s > 0 and self._counts(strike)
 
     def _now(self, key: CacheKey) -> Strike:
         strike, until_s = self._known[key]

@@ -46,6 +46,8 @@ GRPC: Final = ("listen", "token_listen", "operator_listen")
 """The settings of the addresses of gRPC."""
 KIB, MIB, GIB, DAY_S = 2**10, 2**20, 2**30, 86400
 _MAX_SIZE, _YEARS_S = 2**50, 10 * 366 * DAY_S
+# With less, wasmtime and wasmer refuse modules of 40 KB.
+_LEAST_JOB_BYTES = 128 * MIB
 
 
 def env_name(field: str) -> str:
@@ -448,7 +450,7 @@ class Settings(BaseModel):
     artifact it has ten times as long. The daemon then ends the call."""
 
     # What one compilation may use and reach, and what follows when it breaks a limit.
-    compile_timeout_s: Seconds = _live(30.0, gt=0)
+    compile_timeout_s: Seconds = _live(30.0, ge=1)
     """How long one compilation may take before the daemon kills it."""
     compile_cpu_s: Seconds = _live(0.0, ge=0)
     """CPU time that all threads of one compilation may use together before the kernel kills it; 0
@@ -591,6 +593,9 @@ class Settings(BaseModel):
     def _memory_conflicts(self) -> Iterator[tuple[str, str]]:
         one, retry = self.effective_compile_memory_bytes, self.compile_memory_retry_bytes
         total = self.effective_compile_memory_total_bytes
+        if one < _LEAST_JOB_BYTES:
+            why = f"it is {one:,}: most modules need {_LEAST_JOB_BYTES:,} to compile; raise it, or"
+            yield "compile_memory_bytes", f"{why} give the daemon more memory"
         if 0 < retry < one:
             yield "compile_memory_retry_bytes", f"it is below compile_memory_bytes, {one:,}"
         for setting, least in (("", one), ("retry_", retry)):

@@ -170,7 +170,10 @@ class OpenTenant:
             max_wait_s=lambda: now.current.compile_timeout_s + _LEASE_S,
         )
         strikes = records.Strikes(told, prefix, sealer)
-        refused = quarantine.Quarantine(strikes, metrics, lambda: now.current.quarantine_s)
+        refused = quarantine.Quarantine(
+            *(strikes, metrics),
+            *(lambda: now.current.quarantine_s, lambda: now.current.limits),
+        )
         compiler = Compiler(
             *(self.cache, self.fleet, common.engines, sealer, refused, metrics),
             *(lambda: now.current.max_module_bytes, common.held, common.slots),

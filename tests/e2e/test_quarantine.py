@@ -9,7 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from wasmkiln import Client, CompilerCrashed, CompileTimeout, ModuleQuarantined
+from wasmkiln import (
+    Client,
+    CompileMemoryLimit,
+    CompilerCrashed,
+    CompileTimeout,
+    ModuleQuarantined,
+)
 
 from tests.e2e import wasm
 from tests.e2e.daemon import ONE_ENGINE, TWO_ENGINES, Daemon, fresh_state
@@ -114,6 +120,38 @@ def test_a_component_that_breaks_its_engine_is_refused_by_load_everywhere(
         there.compile(SLOW_COMPONENT)
     with pytest.raises(ModuleQuarantined):
         here.load(SLOW_COMPONENT)
+
+
+@pytest.mark.parametrize(
+    ("little", "module", "failure"),
+    [
+        ({"COMPILE_MEMORY_BYTES": "128MiB"}, wasm.many_functions(60_000), CompileMemoryLimit),
+        ({"COMPILE_CPU_S": "1"}, wasm.nested_blocks(60_000), CompileTimeout),
+    ],
+    ids=["memory", "time"],
+)
+def test_a_daemon_that_grants_less_has_no_module_refused_by_one_that_grants_more(
+    tmp_path: Path,
+    valkey: RedisServer,
+    little: dict[str, str],
+    module: bytes,
+    failure: type[Exception],
+) -> None:
+    with (
+        daemon(tmp_path / "less", valkey.url, **little) as less,
+        daemon(tmp_path / "same", valkey.url, **little) as same,
+        daemon(tmp_path / "more", valkey.url) as more,
+        less.client(max_attempts=1) as first,
+        same.client(max_attempts=1) as second,
+        more.client(max_attempts=1) as third,
+    ):
+        with pytest.raises(failure):
+            first.compile(module, engine=ENGINE)
+        for client in (first, second):
+            with pytest.raises(ModuleQuarantined):
+                client.compile(module, engine=ENGINE)
+        assert third.compile(module, engine=ENGINE).bytes
+        assert third.stats().quarantined_modules == 0
 
 
 def test_a_job_that_is_stopped_past_its_time_condemns_nobody_at_once(

@@ -162,7 +162,9 @@ class Rig:
             write_queue_bytes=lambda: 100_000,
         )
         self.pins = Pins(file_of(Path("unused"), ""), sealer, cache, self.memory, None, None)
-        self.quarantine = Quarantine(Strikes(None, "", sealer), self.metrics, lambda: 600.0)
+        self.quarantine = Quarantine(
+            *(Strikes(None, "", sealer), self.metrics, lambda: 600.0, lambda: LIMITS)
+        )
         self.fleet = Fleet(
             None, "", self.metrics, cache.redis_writes.settled, lease_s=0, max_wait_s=lambda: 0.0
         )

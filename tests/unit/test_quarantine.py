@@ -9,13 +9,14 @@ from typing import Any, cast
 import pytest
 from wasmkilnd import errors
 from wasmkilnd.errors import Fault, Reason, TierUnavailable, WasmkilnError
-from wasmkilnd.model import CacheKey, Strike
+from wasmkilnd.model import CacheKey, Limits, Strike
 from wasmkilnd.quarantine import MEMORY_S, Quarantine
 from wasmkilnd.waits.budgets import WaitBudget
 
 from tests.contract.values import artifact
 from tests.doubles.clock import Clock
 from tests.doubles.notes import Notes
+from tests.unit.engines.limits import LIMITS
 
 SPEC = artifact(1).spec
 KEY = CacheKey("a" * 64, SPEC.fingerprint)
@@ -69,13 +70,18 @@ class Store:
 
 
 class Fleet:
-    def __init__(self) -> None:
+    """Two daemons on one store; the second may have limits of its own."""
+
+    def __init__(self, limits: Limits | None = None) -> None:
         self.clock = Clock()
         self.store = Store(self.clock)
         self.first_s = 600.0
         self.one, self.two = (
-            Quarantine(cast(Any, self.store), Notes(), lambda: self.first_s, self.clock)
-            for _ in range(2)
+            Quarantine(
+                *(cast(Any, self.store), Notes(), lambda: self.first_s),
+                *(lambda limits=limits: limits, self.clock),
+            )
+            for limits in (LIMITS, limits or LIMITS)
         )
 
 
@@ -199,3 +205,45 @@ async def test_memory_is_bounded(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) 
     for number in range(110):
         await fleet.one.report(CacheKey(str(number), "f"), SPEC, CRASH, WaitBudget())
     assert len(fleet.one.known()) == 100
+
+
+@pytest.mark.parametrize(
+    ("failure", "limit", "counts"),
+    [
+        (MEMORY, {"compile_memory_bytes": 1_000_001}, False),
+        (MEMORY, {"compile_memory_retry_bytes": 1_000_001}, False),
+        (MEMORY, {"compile_memory_bytes": 999_999}, True),
+        (MEMORY, {"compile_timeout_s": 31, "compile_cpu_s": 61}, True),
+        (TIMEOUT, {"compile_timeout_s": 31}, False),
+        (TIMEOUT, {"compile_cpu_s": 61}, False),
+        (TIMEOUT, {"compile_memory_bytes": 1_000_001}, True),
+        (CRASH, {"compile_memory_bytes": 1_000_001, "compile_timeout_s": 31}, True),
+    ],
+)
+async def test_a_strike_for_a_limit_counts_where_the_limit_is_no_higher(
+    failure: WasmkilnError, limit: dict[str, int], counts: bool
+) -> None:
+    fleet = Fleet(replace(LIMITS, **limit))
+    await fleet.one.report(KEY, SPEC, failure, WaitBudget())
+    assert await refusal(fleet.one)
+    assert bool(await refusal(fleet.two)) == bool(fleet.two.known()) == counts
+    assert len(await fleet.two.listed()) == 1
+
+
+async def test_daemons_that_each_have_more_of_something_do_not_undo_each_other_s_strikes() -> None:
+    """One has less memory, the other less time. Each tries once more at most."""
+    fleet = Fleet(replace(LIMITS, compile_memory_bytes=2_000_000, compile_timeout_s=10))
+    tries = 0
+    for quarantine, failure in [(fleet.one, MEMORY), (fleet.two, TIMEOUT)] * 5:
+        if not await refusal(quarantine):
+            tries += 1
+            await quarantine.report(KEY, SPEC, failure, WaitBudget())
+    assert tries == 3
+    # What each of them says of the module is what it met itself.
+    refused = await refusal(fleet.two)
+    assert refused
+    assert refused.metadata["first_reason"] == "COMPILE_MEMORY_LIMIT"
+    await fleet.two.report(KEY, SPEC, CRASH, WaitBudget())
+    await fleet.two.report(KEY, SPEC, TIMEOUT, WaitBudget())
+    [strike] = await fleet.one.listed()
+    assert strike.limits == {}

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import structlog
@@ -67,8 +67,10 @@ class Strikes:
         """Store ``strike``, over what is there, for ``ttl_s`` seconds."""
         name = name_of(self._prefix, strike.key)
         said = (strike.engine_id, strike.reason, strike.message, strike.count, strike.left_s)
-        record = _Record(*said, max(1, round(ttl_s)), time.time())  # Who reads it checks it.
-        stored = written(_PURPOSE, name, _RECORDS.dump_json(record), self._sealer)
+        # Who reads it checks it.
+        record = _Record(*said, max(1, round(ttl_s)), time.time(), dict(strike.limits))
+        text = _RECORDS.dump_json(record, exclude_defaults=True)
+        stored = written(_PURPOSE, name, text, self._sealer)
         await budget.spend_on(store(opened(self._link), name, stored, record.ttl_s))
 
     async def all(self) -> Sequence[Strike]:
@@ -113,7 +115,8 @@ class Strikes:
         if age_s > record.ttl_s:
             return None  # Somebody has written it back.
         left_s = max(0.0, record.quarantine_s - age_s)
-        return Strike(key, record.engine, record.reason, record.message, record.count, left_s)
+        said = (record.engine, record.reason, record.message, record.count, left_s)
+        return Strike(key, *said, record.limits)
 
     def _key_of(self, name: bytes) -> CacheKey | None:
         found = _KEY.fullmatch(name.decode(errors="replace").removeprefix(self._prefix))
@@ -123,6 +126,7 @@ class Strikes:
 _KEY = re.compile(r"\{([0-9a-f]{64})\}:([0-9a-f]{64})")
 # What can be told to callers and operators: nothing that moves a cursor or hides text.
 _Text = Annotated[str, Field(pattern=r"^[^\p{C}\p{Zl}\p{Zp}]*$")]
+_Limit = Annotated[str, Field(pattern="^(memory_bytes|timeout_s|cpu_s)$")]
 
 
 @dataclass
@@ -138,6 +142,7 @@ class _Record:
     quarantine_s: float = Field(ge=0, le=_LONGEST_S)
     ttl_s: int = Field(ge=1, le=_LONGEST_S)
     written_s: float = Field(ge=0, le=1e11)
+    limits: dict[_Limit, float] = field(default_factory=dict)
 
 
 _RECORDS = TypeAdapter(_Record)

@@ -262,6 +262,10 @@ def test_all_jobs_have_at_least_what_one_may_have(monkeypatch: pytest.MonkeyPatc
     assert "it is below compile_memory_bytes, 4,294,967,296" in line
     [line] = problems({"compile_memory_retry_bytes": "5GiB", "compile_memory_total_bytes": "4GiB"})
     assert "below compile_memory_retry_bytes" in line
+    for setting in ("compile_memory_bytes", "compile_memory_total_bytes"):
+        [line] = problems({setting: "127MiB"})
+        assert "most modules need 134,217,728 to compile" in line
+    assert limits(compile_memory_bytes="128MiB") == (128, 6144)
     # What is tried alone does not raise what all together may have.
     [line] = problems({"compile_memory_retry_bytes": "7GiB"})
     assert "it is 6,442,450,944, below compile_memory_retry_bytes, 7,516,192,768" in line
