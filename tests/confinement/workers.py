@@ -90,7 +90,7 @@ async def attempt(
     worker: Worker,
     name: str,
     *arguments: object,
-    **limits: float,
+    **limits: Any,
 ) -> Outcome:
     """Have the code in a job try something."""
     return Outcome(await worker.run(order(name, *arguments, **limits)))
@@ -101,9 +101,11 @@ def order(
     *arguments: object,
     cpu_s: float = 20,
     timeout_s: float = 30,
+    memory_bytes: int = LIMITS.compile_memory_bytes,
 ) -> JobOrder:
     """Return the order of a job whose code is to try something."""
     limits = replace(LIMITS, compile_timeout_s=timeout_s, compile_cpu_s=cpu_s)
+    limits = replace(limits, compile_memory_bytes=memory_bytes)
     wishes = {"op": "compile", "kind": "core", "target": TRIPLE, "cpu": "native", "settings": {}}
     return JobOrder(wishes, limits, module(name, *arguments))
 

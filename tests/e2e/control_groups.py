@@ -25,6 +25,7 @@ class ControlGroup:
     """A group that a test has made."""
 
     path: Path
+    limit_file: str
     peak_file: str
     events_file: str
 
@@ -60,7 +61,7 @@ def control_group(limit_bytes: int) -> Iterator[ControlGroup]:
         try:
             if (path / limit).exists():
                 (path / limit).write_text(str(limit_bytes))
-                yield ControlGroup(path, peak, events)
+                yield ControlGroup(path, limit, peak, events)
                 return
         finally:
             path.rmdir()

@@ -25,6 +25,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict, deque
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -49,6 +50,9 @@ _UNUSED_BYTES = 128 * _MIB + min(ARENAS, cpu_count()) * 64 * _MIB + cpu_count() 
 # What a module needs, and for each of its bytes: of 36 real modules up to 69 MB none touched more,
 # with 64 threads either (docs/reference/large.md). That most need a quarter says nothing of others.
 _GUESS_BYTES, _GUESS = 128 * _MIB, 160
+# What a worker and its job take of the group's memory beyond what the job has reserved: what the
+# kernel keeps for them, page tables apart, and the worker's pages that the job changes.
+_BESIDE_BYTES = 32 * _MIB
 # How many jobs of a class are remembered: a module that needed much counts until as many others
 # came.
 _RECENT = 32
@@ -63,6 +67,8 @@ class JobsGroup:
     """
 
     _folder: Path | None = None
+    # What jobs have together, without what they take beside.
+    _bytes = 0
 
     def open(self, memory_bytes: int, root: Path = Path("/")) -> None:
         """Make the group. ``root`` holds /proc and /sys."""
@@ -74,21 +80,34 @@ class JobsGroup:
             given = root / "sys/fs/cgroup" / own[1]
             self._write(given / "cgroup.subtree_control", "+memory")
             (group := given / "jobs").mkdir(exist_ok=True)
-            self._write(group / "memory.swap.max", "0")
             self._write(group / "memory.max", str(memory_bytes))
         except OSError as refusal:
             log.info("jobs have no control group", cause=str(refusal))
         else:
-            self._folder = group
+            self._folder, self._bytes = group, memory_bytes
+            # There is no such file where the kernel does not count swap.
+            self._tell("memory.swap.max", 0)
             log.info("jobs have a control group", group=str(group), limit=memory_bytes)
 
     def limit(self, memory_bytes: int) -> None:
         """Change how much memory jobs have together."""
-        self._tell("memory.max", memory_bytes)
+        if memory_bytes != self._bytes:
+            self._bytes = memory_bytes
+            self._set_limit()
 
     def enter(self, pid: int) -> None:
         """Move a worker there; what it starts follows."""
         self._tell("cgroup.procs", pid)
+        self._set_limit()
+
+    def _set_limit(self) -> None:
+        """Leave room for what jobs do not reserve: else the kernel kills one that may have more."""
+        with suppress(OSError):
+            if self._folder:
+                processes = (self._folder / "cgroup.procs").read_text().split()
+                # Page tables take 1/512 of what they map.
+                beside = self._bytes // 256 + len(processes) * _BESIDE_BYTES
+                self._tell("memory.max", self._bytes + beside)
 
     def _tell(self, file: str, number: int) -> None:
         try:
@@ -148,6 +167,7 @@ class Memory:
             fits = wanted + beside <= self.total
         if fits:
             self._reserved[job] = wanted
+            self.bound()
             if passes:
                 self._passed[job] = wanted
             if is_next:
@@ -168,6 +188,11 @@ class Memory:
         """Free what a job has reserved."""
         self._reserved.pop(job, None)
         self._passed.pop(job, None)
+        self.bound()
+
+    def bound(self) -> None:
+        """Let the group have what there is, and what jobs had before a reload lowered that."""
+        self.group.limit(max(self.total, self.reserved))
 
     def settle(self, pool: Fill) -> None:
         """Have pools start what they can: those in the line in its order, then ``pool``."""

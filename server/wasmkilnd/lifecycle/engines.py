@@ -298,7 +298,6 @@ class Serving:
 
         def apply() -> None:
             self.advisories.current = found
-            self.memory.group.limit(new.effective_compile_memory_total_bytes)
 
         if why := refusal(new):
             raise CannotReload(why, apply)
@@ -309,6 +308,7 @@ class Serving:
 
         The log says what changed. An engine that failed at its last start is tried again.
         """
+        self.memory.bound()
         for engine in self.registry.served:  # The reload may have raised what jobs may have.
             engine.pool.fill()
         # Other daemons that are told of the same engine want to know what is hot here.

@@ -468,16 +468,49 @@ def unit(root: Path, *missing: str, own: str = "daemon") -> Path:
     return folder
 
 
+def limit_of(folder: Path) -> float:
+    """Return what the kernel lets the group have, in MiB."""
+    return int((folder / "jobs/memory.max").read_text()) / MIB
+
+
 def test_a_daemon_that_was_given_a_group_puts_jobs_into_one_of_their_own(tmp_path: Path) -> None:
     folder, group = unit(tmp_path), JobsGroup()
     group.open(6000 * MIB, tmp_path)
     assert (folder / "cgroup.subtree_control").read_text() == "+memory"
-    assert (folder / "jobs/memory.max").read_text() == f"{6000 * MIB}"
+    assert limit_of(folder) == 6000
     assert (folder / "jobs/memory.swap.max").read_text() == "0"
     group.enter(77)
     assert (folder / "jobs/cgroup.procs").read_text() == "77"
+    # There is room for the worker, and for the page tables of jobs.
+    assert limit_of(folder) > 6000 + 20 + 6000 / 512
     group.limit(7000 * MIB)  # A reload.
-    assert (folder / "jobs/memory.max").read_text() == f"{7000 * MIB}"
+    assert limit_of(folder) > 7000 + 20 + 7000 / 512
+
+
+async def test_the_group_shrinks_after_a_reload_when_jobs_have_given_back_what_they_had(
+    tmp_path: Path,
+) -> None:
+    machine, folder = Machine(total=2000, most=380), unit(tmp_path)
+    machine.memory.group.open(2000 * MIB, tmp_path)
+    tasks = [machine.ask() for _ in range(4)]
+    await settled()
+    machine.now.current = replace(machine.limits, compile_memory_total_bytes=1000 * MIB)
+    machine.memory.bound()
+    for running in (4, 3):
+        assert running * 380 < limit_of(folder) < running * 390
+        await machine.jobs[0].end()
+    assert 1000 < limit_of(folder) < 1010
+    while machine.jobs:
+        await machine.jobs[0].end()
+    assert all(task.done() for task in tasks)
+
+
+def test_a_kernel_that_does_not_count_swap_has_a_group_too(tmp_path: Path) -> None:
+    folder, group = unit(tmp_path, "jobs/memory.swap.max"), JobsGroup()
+    group.open(1000 * MIB, tmp_path)
+    group.enter(77)
+    assert (folder / "jobs/cgroup.procs").read_text() == "77"
+    assert limit_of(folder) > 1000
 
 
 @pytest.mark.parametrize("own", ["", "kiln", "daemon/below"])

@@ -339,6 +339,16 @@ def fill_memory(size):
     return len(bytearray(size))
 
 
+def fill_all_memory():
+    """Use all that there is; return how many MiB that were."""
+    kept = []
+    try:
+        while True:
+            kept.append(b"x" * 2**20)
+    except MemoryError:
+        return len(kept)
+
+
 def burn_cpu():
     while True:
         pass
