@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,30 @@ def test_requests_that_arrive_slowly_take_no_more_than_their_budget(kiln: Daemon
         assert most < 128 * MIB
         refused = [caller.wait(stream) for caller, stream in calls]
         assert {trailers["grpc-status"] for trailers in refused} == {str(EXHAUSTED.value[0])}
+    eventually(lambda: quiet(kiln), "something is held for nobody")
+
+
+def test_what_is_sent_behind_a_request_that_waits_takes_little_memory(kiln: Daemon) -> None:
+    """Twelve calls wait for a worker. Their caller sends 8 MiB more on each, which nobody reads."""
+    more, count = bytes(8 * MIB), 12
+
+    def messages() -> Iterator[bytes]:
+        yield pb.LoadRequest(module=modules(1)[0]).SerializeToString()
+        yield more
+
+    with held_worker(kiln), Caller(kiln) as caller:
+        load = caller.channel.stream_unary("/wasmkiln.v1.ModuleService/Load")
+        before, most = memory_of(kiln.pid), 0
+        calls = [load.future(messages(), timeout=60) for _ in range(count)]
+        waits = partial(kiln.metric, "queue_depth", engine=ENGINE)
+        eventually(lambda: waits() == count, "the calls do not wait")
+        until = time.monotonic() + 2
+        while time.monotonic() < until:
+            most = max(most, memory_of(kiln.pid) - before)
+        for call in calls:
+            call.cancel()
+        print(f"{most / MIB:.1f} MiB more memory at most")
+        assert most < 16 * MIB
     eventually(lambda: quiet(kiln), "something is held for nobody")
 
 

@@ -81,7 +81,7 @@ _ALWAYS: Final = {"Server": "wasmkilnd", "X-Content-Type-Options": "nosniff"}
 # A connection is idle, or sends a request, for so long.
 _IDLE_S: Final = 60.0
 _STOP_S: Final = 1.0
-_SIZES: Final[Any] = {"max_line_size": 4096, "max_field_size": 8192, "max_headers": 64}
+_SIZES: Final[Any] = {"max_line_size": 4096, "max_field_size": 8192, "max_headers": 32}
 
 
 class _Exchange:

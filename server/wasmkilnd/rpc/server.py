@@ -66,6 +66,9 @@ _OPTIONS = (
     # A connection without a handshake, that of TLS included, or idle for long, is closed.
     ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.max_connection_idle_ms", _HOUR_MS // 4),
+    # A stream that nobody reads takes its first 64 KiB: gRPC would let fast callers send 8 MiB more
+    # behind each request that waits.
+    ("grpc.http2.bdp_probe", 0),
     # Every other one gets a GOAWAY in time, and is closed when the longest call must have ended.
     ("grpc.max_connection_age_ms", _HOUR_MS),
     ("grpc.max_connection_age_grace_ms", _HOUR_MS),

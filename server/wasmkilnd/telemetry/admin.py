@@ -45,7 +45,7 @@ LIMIT: Final = 512
 # Idle for longer than between two scrapes of Prometheus, so that they share a connection.
 _TIMES: Final[Any] = {"keepalive_timeout": 75.0, "shutdown_timeout": 1.0}
 # Scrapers and probes send far less.
-_SIZES: Final[Any] = {"max_line_size": 4096, "max_field_size": 4096, "max_headers": 64}
+_SIZES: Final[Any] = {"max_line_size": 4096, "max_field_size": 4096, "max_headers": 32}
 # A browser cannot send a token of its own accord: it asks a person for a name and a password.
 _BROWSER_CHALLENGE = 'Basic realm="wasmkiln: any name, and a token as password", charset="UTF-8"'
 
