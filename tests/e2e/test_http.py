@@ -142,6 +142,14 @@ def site(daemon: Daemon) -> Site:
 # What is fetched.
 
 
+def test_a_request_may_have_32_headers(made: Artifact, site: Site) -> None:
+    """More of the largest would take the daemon a MiB for each connection."""
+    for more, status in ((29, 200), (40, 400)):
+        assert (
+            site.get(path_of(made), **{f"x_{n}": "y" * 8000 for n in range(more)}).status == status
+        )
+
+
 def test_an_artifact_comes_with_all_that_verifies_it(
     daemon: Daemon, made: Artifact, site: Site
 ) -> None:
