@@ -80,8 +80,10 @@ _MAY_SUCCEED_OPTIMISED = frozenset(
 _RECHECK_QUARANTINE_AFTER_S = 0.1
 # How many compiles may wait behind; of each, a digest and a spec are kept, and no module.
 MAX_BEHIND = 1000
-# How long an artifact that could not be made behind is not tried again.
-_PAUSE_S = 60.0
+# How long an artifact that could not be made behind is not tried again, and how long hits of fast
+# code do not look below memory for an optimised artifact that was in no tier.
+_FAILED_S, _MISSING_S = 60.0, 10.0
+_MAX_PAUSES = 10_000
 # How many keys FindMissing looks up at once: this holds the event loop for milliseconds.
 _LOOKED_UP_AT_ONCE = 500
 # A larger module that was uploaded stays in its file, in the memory tier too. Smaller ones would
@@ -220,7 +222,8 @@ class Compiler:
     slots: asyncio.Semaphore
     flights: Flights = field(default_factory=Flights)
     background: Flights = field(default_factory=Flights)
-    _failed_behind: dict[Hashable, float] = field(default_factory=dict)  # Until when each pauses.
+    # Until when an artifact, or a flight behind, is not tried again.
+    _paused: dict[Hashable, float] = field(default_factory=dict)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     _ends: bool = False
     # A call holds its module until it is served; all calls with one module hold one copy.
@@ -244,7 +247,7 @@ class Compiler:
         if expected not in ("", module.sha256):
             raise errors.digest_mismatch(expected, module.sha256)
         engine_id = self.engines.choose(request.engine, module.kind)
-        already_loaded = await self.cache.get_module(module.sha256, budget) is not None
+        already_loaded = await self.cache.has_module(module.sha256, budget)
         spec = self.engines.spec(engine_id, "", "", {})
         key = spec.key_for(module.sha256)
 
@@ -277,14 +280,16 @@ class Compiler:
         still. Raises ARTIFACT_NOT_STORED.
         """
         budget, served = self.cache.wait_budget(), self.engines.served
-        # Shared tiers have names with the engine's id: first the one whose usual fingerprint this
-        # is.
-        for each in sorted(served, key=lambda one: one.spec("", "", {}).fingerprint != fingerprint):
-            key = CacheKey(sha256, fingerprint, each.id)
-            found = await self.cache.get(key, budget, accept, whole=whole)
-            if found and found[0].spec.engine.id in {one.id for one in served}:
-                return found
-        raise errors.artifact_not_stored(sha256, fingerprint)
+        ids = [each.id for each in served]
+        # A fingerprint is of one engine. Shared tiers, whose names have the engine's id, are asked
+        # under each only if it is no engine's usual one.
+        usual = [each.id for each in served if each.spec("", "", {}).fingerprint == fingerprint]
+        found = await self.cache.get(
+            *(CacheKey(sha256, fingerprint), budget, accept), whole=whole, engines=usual or ids
+        )
+        if not found or found[0].spec.engine.id not in ids:
+            raise errors.artifact_not_stored(sha256, fingerprint)
+        return found
 
     async def find_missing(self, wanted: Iterable[CacheKey | Request]) -> list[int]:
         """Return the indices of those ``wanted`` that no tier holds, in ascending order.
@@ -311,8 +316,8 @@ class Compiler:
         is not compiled while that is used up.
         """
         flight = spec.key_for(sha256), anew
-        paused = time.monotonic() < self._failed_behind.get(flight, 0.0)
-        if self._ends or flight in self.background or paused or not quota.may_compile():
+        is_under_way = flight in self.background
+        if self._ends or is_under_way or self._pauses(flight) or not quota.may_compile():
             return
         if len(self.background) > MAX_BEHIND:
             self.metrics.count("compiled_behind", "dropped")
@@ -395,16 +400,21 @@ class Compiler:
         """Return what a tier has: the optimised artifact, else the fast one if that will do."""
         if request.skip_cache_lookup:
             return None
-        fast = self._fast(spec, request)
-        for each in filter(None, (spec, fast)):
+        fast, optimised = self._fast(spec, request), spec.key_for(request.sha256)
+        # It was missing a moment ago: then a hit of fast code ends at memory.
+        missing = self._pauses(optimised) and not self.cache.peek(optimised)
+        for each in filter(None, (fast, spec) if missing else (spec, fast)):
             key, served = each.key_for(request.sha256), None
             if request.accept_host_file and (mapped := await self.cache.host_file(key, budget)):
                 served = Served(mapped[0], mapped[2], host_file=mapped[1])
             elif found := await self.cache.get(key, budget, request.accept_encodings):
                 served = Served(*found)
             if served:
-                if each is fast and not request.hits_only:
-                    self.behind(request.sha256, spec, request.terms.quota)
+                if each is fast:
+                    if not missing:
+                        self._pause(optimised, _MISSING_S)
+                    if not request.hits_only:
+                        self.behind(request.sha256, spec, request.terms.quota)
                 return served
         return None
 
@@ -517,6 +527,7 @@ class Compiler:
             # The engine accepted the module, which is all that Load would have asked.
             await self._put(work.module)
         self.cache.put(artifact)
+        self._paused.pop(artifact.key, None)
         stored_bytes = artifact.size_bytes + (work.module.size_bytes if work.uploaded else 0)
         waiters.quota.stored(stored_bytes)
         return Served(artifact, Origin.COMPILED, code.queue_time_s)
@@ -544,9 +555,7 @@ class Compiler:
                 log.info("optimised artifact not made", reason=reason.value, cause=cause, **about)
             if outcome == "failed" and reason is not Reason.QUOTA_EXCEEDED:
                 # Of a quota that is used up, another caller may have it made.
-                if len(self._failed_behind) > MAX_BEHIND:
-                    self._failed_behind.clear()
-                self._failed_behind[flight] = time.monotonic() + _PAUSE_S
+                self._pause(flight, _FAILED_S)
             raise
         finally:
             self.metrics.count("compiled_behind", outcome)
@@ -591,6 +600,15 @@ class Compiler:
     def _fast(self, spec: CompileSpec, request: Request) -> CompileSpec | None:
         """Return the spec of the fast compiler, if the caller accepts it and there is one."""
         return self.engines.fast(spec, request.settings) if request.accept_fast else None
+
+    def _pauses(self, what: Hashable) -> bool:
+        return time.monotonic() < self._paused.get(what, 0.0)
+
+    def _pause(self, what: Hashable, seconds: float) -> None:
+        self._paused.pop(what, None)
+        if len(self._paused) >= _MAX_PAUSES:
+            del self._paused[next(iter(self._paused))]
+        self._paused[what] = time.monotonic() + seconds
 
     def _key_of(self, wanted: CacheKey | Request) -> CacheKey:
         if isinstance(wanted, CacheKey):

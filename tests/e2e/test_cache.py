@@ -124,6 +124,19 @@ def test_values_carry_prefix_and_digest_and_what_is_used_lives_on(site: Site) ->
     eventually(lambda: names_of(site.server, wasm.digest(alone)) == unused, "it is not put back")
 
 
+def test_load_asks_whether_a_module_is_there_and_reads_none(site: Site) -> None:
+    def reads() -> int:
+        return int(site.server.info("commandstats").get("cmdstat_getrange", {"calls": 0})["calls"])
+
+    module = wasm.adder(7)
+    site.client.load(module)
+    settled(site.client)
+    site.client.evict(everything=True, tier="memory")
+    before = reads()
+    assert site.client.load(module).already_loaded
+    assert reads() == before
+
+
 def test_callers_of_one_value_share_one_look_up(site: Site) -> None:
     site.stored(wasm.adder(2))
     site.client.evict(everything=True, tier="memory")

@@ -46,6 +46,7 @@ SEVERAL = wasm.many_functions(6_000, tag=11)
 LARGE = wasm.with_data(16_000_000, tag=12)
 LARGE_FLAGS = ("--max-module-bytes", "20MiB", "--memory-bytes", "1GiB")
 DIGEST = "0" * 64
+TIERS = ("memory", "host_store", "redis")
 
 
 @dataclass
@@ -420,6 +421,23 @@ def test_who_resumes_what_was_made_anew_gets_all_of_it(fleet: tuple[Daemon, Daem
     site = Site(one.http)
     gone = site.get(path_of(first), Range="bytes=100-", If_Range=etag_of(first.bytes))
     assert (gone.status, gone.error["reason"]) == (404, "ARTIFACT_NOT_STORED")
+
+
+def test_what_no_tier_has_is_looked_for_once(engines: Installed, tmp_path: Path) -> None:
+    state = fresh_state(tmp_path / "state", engines=TWO_ENGINES)
+    about = {"outcome": "miss", "what": "artifact"}
+    with Daemon(state, HTTP) as daemon, daemon.client() as client:
+        for engine, unusual in itertools.product(TWO_ENGINES, ("", DIGEST)):
+            made = client.compile(wasm.adder(19), engine=engine)
+            client.evict(module_sha256=made.header.module_sha256)
+            usual = made.header.fingerprint
+            before = [daemon.metric("tier_lookups_total", tier=tier, **about) for tier in TIERS]
+            path = path_of(made).replace(usual, unusual or usual)
+            assert Site(daemon.http).get(path).status == 404
+            after = [daemon.metric("tier_lookups_total", tier=tier, **about) for tier in TIERS]
+            # Names in Redis have the engine in them, and such a fingerprint tells none.
+            asked = [1, 1, len(TWO_ENGINES) if unusual else 1]
+            assert [now - then for now, then in zip(after, before, strict=True)] == asked
 
 
 def test_a_file_that_was_changed_is_not_sent(fleet: tuple[Daemon, Daemon]) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from dataclasses import replace
 
 import pytest
 from structlog.testing import capture_logs
 from wasmkilnd import errors
 from wasmkilnd.compile import THE_DAEMON, Request, Served
 from wasmkilnd.errors import Reason, WasmkilnError
-from wasmkilnd.model import CacheKey, CompileSpec, Origin
+from wasmkilnd.model import CacheKey, CompileSpec, EvictScope, Origin
 from wasmkilnd.waits.budgets import WaitBudget
 from wasmkilnd.waits.flights import Waiter
 
+from tests.doubles.tiers import HostFiles
 from tests.doubles.until import until
 from tests.unit.services import CORE, Rig, refused
 
@@ -62,6 +64,27 @@ async def test_for_a_caller_of_hits_alone_nothing_is_compiled_behind(rig: Rig) -
     again = await compile_fast(rig, wasm=b"", sha256=SHA256, hits_only=True)
     assert again.artifact is first.artifact
     assert len(rig.compiler.background) == 0
+
+
+async def test_hits_of_fast_code_end_at_memory_while_there_is_no_other() -> None:
+    host = HostFiles()
+    rig = Rig(host=host)
+    spec = spec_of(rig)
+    key = CacheKey(SHA256, spec.fingerprint)
+    await rig.quarantine.report(key, spec, CRASH, WaitBudget())
+    first = await compile_fast(rig)
+    await behind_ended(rig)
+    asked = host.gets
+    for _ in range(100):
+        again = await compile_fast(rig, wasm=b"", sha256=SHA256)
+        assert (again.artifact, again.origin) == (first.artifact, Origin.MEMORY)
+        await behind_ended(rig)
+    assert host.gets <= asked + 1
+    # What memory lost is looked for in all tiers.
+    await rig.cache.evict(EvictScope(), "")
+    await host.put(replace(first.artifact, spec=spec))
+    again = await compile_fast(rig, wasm=b"", sha256=SHA256)
+    assert (again.artifact.spec, again.origin) == (spec, Origin.HOST_STORE)
 
 
 @pytest.mark.parametrize(

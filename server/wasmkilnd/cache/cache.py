@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Coroutine, Hashable, Sequence
 from functools import partial
@@ -111,19 +112,23 @@ class Cache:
         accept: frozenset[str] = frozenset(),
         *,
         whole: bool = True,
+        engines: Sequence[str] = (),
     ) -> tuple[Artifact, Origin] | None:
         """Return the artifact from the nearest tier that has it, and keep it in memory.
 
         Its encoding is empty or one of ``accept``. Its frames may be ``coming``. Unless it is
         wanted ``whole``, what the host store has is not read now: see ``Artifact.pieces``.
+        Of a ``key`` without its engine, shared tiers look under the names of ``engines``.
         """
         artifact, origin = cast("Artifact | None", self._in_memory(key)), Origin.MEMORY
         if artifact:
             artifact = await self._decoder.as_accepted(artifact, accept)
-        if artifact is None and (found := await self._look_up(key, budget, whole=whole)):
+        if artifact is None and (
+            found := await self._look_up(key, budget, whole=whole, engines=engines)
+        ):
             artifact, origin = await self._decoder.as_accepted(found[0], accept), found[1]
         if artifact and self._renews:
-            self._renews.used(key)
+            self._renews.used(artifact.key)
         return (artifact, origin) if artifact else None
 
     def peek(self, key: CacheKey | str) -> Item | None:
@@ -183,12 +188,26 @@ class Cache:
         """Return the module as ``get_module`` does, and the tier that had it."""
         module, origin = cast("Module | None", self._in_memory(sha256)), Origin.MEMORY
         if module is None and self._read:
-            look_up = partial(self._fetch_shared, sha256)
+            look_up = partial(self._fetch_shared, [sha256])
             if found := await self._shared(("module", sha256), look_up, budget):
                 module, origin = cast("Module", found[0]), found[1]
         if module and self._renews:
             self._renews.used(sha256)
         return (module, origin) if module else None
+
+    async def has_module(self, sha256: str, budget: WaitBudget) -> bool:
+        """Return whether a tier has the module; fetch and verify nothing."""
+
+        async def look_up(_: Allowance) -> bool:
+            for tier in self._read:
+                with contextlib.suppress(TierUnavailable):
+                    if await tier.size(sha256) is not None:
+                        return True
+            return False
+
+        if self.peek(sha256):
+            return True
+        return bool(await self._shared(("has", sha256), look_up, budget))
 
     async def held(self, keys: Sequence[CacheKey], budget: WaitBudget) -> frozenset[CacheKey]:
         """Return those of ``keys`` that a tier holds.
@@ -358,14 +377,22 @@ class Cache:
         self._metrics.tier_store("memory", outcome, time.perf_counter() - began)
 
     async def _look_up(
-        self, key: CacheKey, budget: WaitBudget, *, whole: bool = True
+        self,
+        key: CacheKey,
+        budget: WaitBudget,
+        *,
+        whole: bool = True,
+        engines: Sequence[str] = (),
     ) -> tuple[Artifact, Origin] | None:
         """Return the artifact from the nearest tier below memory, in one look-up for all callers.
 
         It is encoded as it is stored there. A key without its engine may miss what another finds.
         """
-        what = "artifact", key, key.engine_id, whole
-        return await self._shared(what, partial(self._fetch, key, whole), budget)
+        names = tuple(engines) or (key.engine_id,)
+        keys = [CacheKey(key.module_sha256, key.fingerprint, name) for name in names]
+        return await self._shared(
+            ("artifact", key, names, whole), partial(self._fetch, keys, whole), budget
+        )
 
     async def _shared(
         self,
@@ -397,25 +424,28 @@ class Cache:
         return await self._lookups.join(what, Waiter(), work).wait()
 
     async def _fetch(
-        self, key: CacheKey, whole: bool, allowance: Allowance
+        self, keys: Sequence[CacheKey], whole: bool, allowance: Allowance
     ) -> tuple[Artifact, Origin] | None:
         evictions = self._evictions
         fits = self.memory.fits if whole else lambda size_bytes: False
         if self._host:
             with contextlib.suppress(TierUnavailable):
-                if artifact := await self._host.get(key, allowance, fits):
+                if artifact := await self._host.get(keys[0], allowance, fits):
                     if not artifact.pieces and self._may_fill(evictions):
                         self._keep(artifact)
                     return artifact, Origin.HOST_STORE
-        found = await self._fetch_shared(key, allowance)
+        found = await self._fetch_shared(keys, allowance)
         return cast("tuple[Artifact, Origin] | None", found)
 
     async def _fetch_shared(
-        self, key: CacheKey | str, allowance: Allowance
+        self, keys: Sequence[CacheKey | str], allowance: Allowance
     ) -> tuple[Item, Origin] | None:
-        """Return what the nearest tier has that daemons share, and keep it in all others."""
+        """Return what the nearest tier has that daemons share, and keep it in all others.
+
+        ``keys`` are names of one item.
+        """
         evictions = self._evictions
-        for tier in self._read:
+        for tier, key in itertools.product(self._read, keys):
             with contextlib.suppress(TierUnavailable):
                 if found := await tier.get(key, allowance):
                     if self._may_fill(evictions):

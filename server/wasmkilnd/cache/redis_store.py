@@ -154,6 +154,11 @@ class RedisStore(SharedTier[RedisLink]):
         found = await self._each([("EXISTS", name) for name in names.values()])
         return frozenset(itertools.compress(names, found))
 
+    async def size(self, key: Key) -> int | None:
+        """Return the size of a stored value; None if there is none."""
+        [size_bytes] = await self._each([("STRLEN", self.name_of(key))])
+        return size_bytes or None
+
     async def evict(self, scope: model.EvictScope) -> Evicted:
         """Delete what is in ``scope`` and not pinned; a module in time linear in its artifacts."""
         self.check_writes()
