@@ -34,6 +34,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -55,7 +56,6 @@ from wasmkilnd.quota import UNLIMITED, Quota
 from wasmkilnd.redis.fleet import Fleet
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.metrics import Metrics
-from wasmkilnd.usage import Tally
 from wasmkilnd.waits.budgets import WaitBudget
 from wasmkilnd.waits.flights import Flights, Run, Ticket, Waiter, Waiters, in_slices
 from wasmkilnd.waits.shares import FairShare
@@ -620,13 +620,13 @@ class Compiler:
 class Tenant:
     """The services of one namespace: nothing of another's is reachable from here.
 
-    - ``tally``: counts how often each artifact is served.
+    - ``tally``: how often each artifact was served since ``usage`` looked.
     """
 
     compiler: Compiler
     quarantine: Quarantine
     pins: Pins
-    tally: Tally
+    tally: Counter[tuple[str, CompileSpec]]
 
 
 def admit(wasm: model.Wasm, beginning: bytes, limit_bytes: int) -> Module:

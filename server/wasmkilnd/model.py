@@ -200,17 +200,17 @@ class EngineIdentity:
 
 @dataclass(frozen=True, slots=True)
 class CompileSpec:
-    """All that decides an artifact besides the module: the fingerprint stands for it.
+    """All that decides an artifact besides the module: the fingerprint stands for it, and compares.
 
     - ``settings``: every setting with its value, defaults included.
     - ``changed_settings``: the settings that differ from the engine's defaults.
     """
 
-    engine: EngineIdentity
-    target: str
-    cpu: str
-    settings: Mapping[str, str]
-    changed_settings: Mapping[str, str]
+    engine: EngineIdentity = field(compare=False)
+    target: str = field(compare=False)
+    cpu: str = field(compare=False)
+    settings: Mapping[str, str] = field(compare=False)
+    changed_settings: Mapping[str, str] = field(compare=False)
     fingerprint: str
 
     @property

@@ -384,8 +384,8 @@ class Tenants:
 
         The newest module and artifact are queued even where they are larger than that.
         """
-        both_bytes = self.module_bytes() + self.settings.current.max_artifact_bytes
-        return both_bytes // len(self.opened)
+        now = self.settings.current
+        return (now.max_module_bytes + now.max_artifact_bytes) // len(self.opened)
 
     async def _start(self, opened: OpenTenant) -> None:
         await opened.start()

@@ -19,6 +19,7 @@ import heapq
 import json
 import secrets
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
@@ -69,28 +70,6 @@ class UsedSpec(NamedTuple):
 Use: TypeAlias = tuple[str, UsedSpec]
 
 
-class Tally:
-    """The uses since the last look. For one event loop."""
-
-    def __init__(self) -> None:
-        self.counts: dict[tuple[str, str], int] = {}  # By module and fingerprint.
-        self._specs: dict[str, UsedSpec] = {}
-
-    def count(self, artifact: model.Artifact) -> None:
-        """Count one use of an artifact. It is called for each memory hit."""
-        fingerprint = artifact.spec.fingerprint
-        use = artifact.module_sha256, fingerprint
-        self.counts[use] = self.counts.get(use, 0) + 1
-        if fingerprint not in self._specs:
-            self._specs[fingerprint] = UsedSpec.of(artifact.spec)
-
-    def take(self) -> dict[Use, float]:
-        """Return what was counted, and begin anew."""
-        counts, specs = self.counts, self._specs
-        self.counts, self._specs = {}, {}
-        return {(module, specs[fingerprint]): n for (module, fingerprint), n in counts.items()}
-
-
 @dataclass(frozen=True, slots=True)
 class Uses:
     """Sums of uses as of a moment, in seconds since 1970: what lies back counts less."""
@@ -118,7 +97,8 @@ class Usage:
 
     def __init__(self, file: SharedFile, sealer: Sealer, redis: RedisStore | None) -> None:
         """Save to ``redis``, or without one to ``file``."""
-        self.tally = Tally()
+        # Since the last look, by module and spec: the request path counts here.
+        self.tally = Counter[tuple[str, model.CompileSpec]]()
         self.own = Uses()  # What this daemon counted since it started.
         self._unsaved = Uses()
         self._file = file
@@ -167,7 +147,9 @@ class Usage:
             return whole
 
     def _look_at_tally(self) -> None:
-        counted = Uses(self.tally.take(), time.time())
+        uses = {(module, UsedSpec.of(spec)): n for (module, spec), n in self.tally.items()}
+        self.tally.clear()
+        counted = Uses(uses, time.time())
         self.own += counted
         self._unsaved += counted
 

@@ -22,7 +22,7 @@ from wasmkiln import Artifact as SavedArtifact
 from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.cache.value import TRAILER_BYTES, head_bytes
 from wasmkilnd.files.whole_files import SharedFile
-from wasmkilnd.model import Artifact, Module, Strike, nothing_pinned
+from wasmkilnd.model import Artifact, CompileSpec, EngineIdentity, Module, Strike, nothing_pinned
 from wasmkilnd.redis.records import Strikes
 from wasmkilnd.usage import Usage, UsedSpec
 from wasmkilnd.waits.budgets import Allowance, WaitBudget
@@ -163,8 +163,12 @@ async def test_uses_of_0_6_0_are_read_and_written_alike(tmp_path: Path) -> None:
             for server in (Redis(record), redis)
         )
         assert (await before.of_fleet()).counts == counts
-        with mock.patch.object(now.tally, "take", return_value=counts):
-            await now.save()
+        for number, ((module, used), count) in enumerate(counts.items()):
+            name, version = used.engine_id.split("-")
+            engine = EngineIdentity(name, version, "", "")
+            spec = CompileSpec(engine, *used[1:3], {}, dict(used.settings), f"{number}")
+            now.tally[module, spec] = count
+        await now.save()
     # Under which of some names is left to chance.
     assert [*redis.values.values()] == [*record.values()]
 

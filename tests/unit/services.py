@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
@@ -29,7 +30,6 @@ from wasmkilnd.redis.records import Strikes
 from wasmkilnd.rpc.messages import Capabilities
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.metrics import Metrics
-from wasmkilnd.usage import Tally
 from wasmkilnd.waits.flights import Waiter, Waiters
 from wasmkilnd.waits.shares import FairShare
 
@@ -177,7 +177,7 @@ class Rig:
 
     def tenant_of(self, namespace: str) -> Tenant:
         """Return the services, which are those of every namespace."""
-        return Tenant(self.compiler, self.quarantine, self.pins, Tally())
+        return Tenant(self.compiler, self.quarantine, self.pins, Counter())
 
     def stats(self, namespace: str) -> pb.StatsResponse:
         """Return an empty response."""

@@ -326,7 +326,9 @@ class HttpServer:
         if is_get:
             self._entry.metrics.count("served", origin.value)
             self._entry.metrics.count("sent_bytes", by=call.bytes or 0)
-            self._tenant_of(call.identity.namespace).tally.count(artifact)
+            self._tenant_of(call.identity.namespace).tally[
+                artifact.module_sha256, artifact.spec
+            ] += 1
 
     async def _attestation(self, call: Call) -> None:
         """Send the DSSE envelope of an artifact."""

@@ -91,7 +91,7 @@ class ModuleServicer:
             call.module = wanted.sha256
         artifact = served.artifact
         if not wanted.terms.waiter.background:
-            tenant.tally.count(artifact)
+            tenant.tally[artifact.module_sha256, artifact.spec] += 1
         call.engine = artifact.spec.engine.id
         call.origin, call.bytes = served.origin.value, artifact.size_bytes
         if served.queue_time_s:
