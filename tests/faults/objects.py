@@ -53,7 +53,7 @@ def _running(folder: Path) -> Iterator[ObjectSite]:
         yield ObjectSite(store, proxy)
 
 
-def _answers(*statuses: str, only_to: bytes = b"") -> Sickness:
+def answers(*statuses: str, only_to: bytes = b"") -> Sickness:
     """Return a fault: somebody on the way answers requests so."""
     body = b"<Error><Code>SlowDown</Code></Error>"
     head = f"Content-Type: application/xml\r\nContent-Length: {len(body)}\r\nConnection: close"
@@ -122,14 +122,14 @@ OBJECTS = Tier(
         Kind("accepts and never answers", line(lambda: Line(swallow=True)), 3 * TIMEOUT_S),
         Kind("the same for 12 s", line(lambda: Line(swallow=True)), 12.0, takes_long=True),
         Kind("refuses connections", line(lambda: Line(refuse=True))),
-        Kind("refuses the credentials, 403", _answers("403 Forbidden", "401 Unauthorized")),
+        Kind("refuses the credentials, 403", answers("403 Forbidden", "401 Unauthorized")),
         Kind(
             "answers 500, 503 or 429",
-            _answers("500 Internal Server Error", "503 Slow Down", "429 Too Many Requests"),
+            answers("500 Internal Server Error", "503 Slow Down", "429 Too Many Requests"),
         ),
         Kind(
             "full: answers writes with 507 or 500",
-            _answers("507 Insufficient Storage", "500 Internal Server Error", only_to=b"PUT "),
+            answers("507 Insufficient Storage", "500 Internal Server Error", only_to=b"PUT "),
             takes_reads=True,
         ),
         Kind("answers garbage", line(lambda: Line(garbage=_chance.randbytes(200)))),

@@ -78,9 +78,9 @@ class Site:
 
 
 @contextmanager
-def running_site(folder: Path) -> Iterator[Site]:
+def running_site(folder: Path, settings: Sequence[str] = ()) -> Iterator[Site]:
     """Start a Redis and a proxy, which end with the context."""
-    with contextlib.closing(Server(folder)) as server, Proxy(server.socket) as proxy:
+    with contextlib.closing(Server(folder, settings)) as server, Proxy(server.socket) as proxy:
         yield Site(server, proxy)
 
 

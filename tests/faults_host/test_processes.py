@@ -141,16 +141,3 @@ def test_two_processes_that_write_stay_within_the_limit(tmp_path: Path) -> None:
     assert most > LIMIT_BYTES / 2
     asyncio.run(check_limit(directory, LIMIT_BYTES))
     assert asyncio.run(check_whole_store(directory)) > 1
-
-
-def test_processes_that_evict_under_each_other(tmp_path: Path) -> None:
-    directory = tmp_path / "store"
-    with ExitStack() as stack:
-        processes = [
-            stack.enter_context(running(directory, seed, size(4.0, 2.0))) for seed in (3, 4, 5)
-        ]
-        for process in processes:
-            process.join()
-        assert [process.exitcode for process in processes] == [0, 0, 0]
-    asyncio.run(check_limit(directory, LIMIT_BYTES))
-    asyncio.run(check_whole_store(directory))

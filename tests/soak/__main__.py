@@ -17,7 +17,7 @@ from tests.soak.run import Plan, run
 def main() -> int:
     """Run as long as the command line says."""
     parser = argparse.ArgumentParser(prog="make soak", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=300, help="of load (300)")
+    parser.add_argument("--seconds", type=float, default=600, help="of load (600)")
     parser.add_argument("--seed", type=int, help="of all that is drawn by lot (another each time)")
     parser.add_argument("--small", action="store_true", help="no large modules")
     options, tell = parser.parse_args(), teller("soak")

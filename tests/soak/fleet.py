@@ -1,13 +1,14 @@
-"""Daemons on one Valkey, which die and come back again and again."""
+"""Daemons on one Valkey, disk and bucket, which die and come back again and again."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from grpc import aio
@@ -16,16 +17,17 @@ from wasmkiln.attestation import TrustedKeys
 from wasmkiln.v1 import module_service_pb2_grpc
 
 from tests.e2e.daemon import Daemon, state_with
+from tests.e2e.programs import WASMKILND
 from tests.e2e.signing_keys import KeyDirectory
-from tests.faults.site import PASSWORD, Server
 from tests.soak.modules import ENGINES
+from tests.soak.site import AS_ANYBODY, Ground, running_ground
 
-DAEMONS = 2
+DAEMONS = 3
 WORKERS = 2
 LEASE_S = 5.0
 MODULE_LIMIT_BYTES = 4 * 2**20
 SETTINGS = {
-    "WASMKILN_REDIS_TIMEOUT_S": "0.5",
+    "WASMKILN_HTTP_LISTEN": "127.0.0.1:0",
     # Less than the artifacts of all modules: some are always evicted, and fetched from below.
     "WASMKILN_MEMORY_BYTES": "32MiB",
     "WASMKILN_HOST_STORE_BYTES": "32MiB",
@@ -43,7 +45,6 @@ SETTINGS = {
 }
 # How often a caller tries a daemon without looking whether it is there.
 _STUBBORN = 0.05
-_VALKEY_SETTINGS = ("--maxmemory", "128mb", "--maxmemory-policy", "allkeys-lru")
 
 
 @dataclass(eq=False)
@@ -68,20 +69,19 @@ class Life:
         return self.doomed_s == float("inf")
 
 
+@dataclass
 class Member:
     """One place in the fleet: a state directory, and one process after the other."""
 
-    def __init__(
-        self, number: int, state: Path, environ: Mapping[str, str], trusted: TrustedKeys
-    ) -> None:
-        self.number = number
-        self.lives: list[Life] = []
-        self.exit_codes: list[int] = []
-        """The exit codes of processes that were ended with SIGTERM."""
-        self._state = state
-        self._environ = environ
-        self._trusted = trusted
-        self._known = AsyncExitStack()
+    state: Path
+    trusted: TrustedKeys
+    begin: Callable[..., Daemon]
+    """Starts a daemon with more flags."""
+    lives: list[Life] = field(default_factory=list)
+    exit_codes: list[int] = field(default_factory=list)
+    """The exit codes of processes that were ended with SIGTERM."""
+    known: AsyncExitStack = field(default_factory=AsyncExitStack)
+    """Its clients."""
 
     @property
     def life(self) -> Life:
@@ -90,9 +90,8 @@ class Member:
 
     async def start(self) -> Life:
         """Start a process, and connect to it."""
-        path = self._state / f"{len(self.lives)}.sock"
-        flags = ["--listen", f"unix:{path}"]
-        life = Life(await asyncio.to_thread(Daemon, self._state, flags, self._environ), path)
+        path = self.state / f"{len(self.lives)}.sock"
+        life = Life(await asyncio.to_thread(self.begin, ["--listen", f"unix:{path}"]), path)
         await self._meet(life)
         self.lives.append(life)
         return life
@@ -109,7 +108,7 @@ class Member:
         channel = aio.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)])
         life.slow = module_service_pb2_grpc.ModuleServiceStub(channel)
         for each in (life.regulars, life.strangers, channel):
-            await self._known.enter_async_context(each)
+            await self.known.enter_async_context(each)
 
     async def kill(self) -> None:
         """End the process with SIGKILL."""
@@ -123,7 +122,7 @@ class Member:
 
     async def hang_up(self) -> None:
         """Close all connections to all processes."""
-        await self._known.aclose()
+        await self.known.aclose()
 
     async def end(self) -> None:
         """End whatever is left, whatever its state."""
@@ -133,14 +132,14 @@ class Member:
 
     def _client(self, address: str) -> AsyncClient:
         # A second attempt would hide what became of the first.
-        return AsyncClient(address, max_attempts=1, trusted_keys=self._trusted)
+        return AsyncClient(address, max_attempts=1, trusted_keys=self.trusted)
 
 
 @dataclass(frozen=True)
 class Fleet:
     """All of it, running."""
 
-    server: Server
+    ground: Ground
     members: list[Member]
     trusted: TrustedKeys
 
@@ -161,19 +160,22 @@ class Fleet:
 async def running_fleet(folder: Path) -> AsyncIterator[Fleet]:
     """Start everything; it ends with the context."""
     async with AsyncExitStack() as stack:
-        server = await asyncio.to_thread(Server, folder / "redis", _VALKEY_SETTINGS)
-        stack.callback(server.close)
+        ground = await asyncio.to_thread(stack.enter_context, running_ground(folder))
         trusted = TrustedKeys([KeyDirectory.of(folder).public])
+        (folder / "tmp").mkdir()
         environ = {
             **SETTINGS,
-            "WASMKILN_REDIS_URL": f"unix://:{PASSWORD}@{server.socket}",
+            **ground.environment,
             "WASMKILN_KEYS_DIR": str(folder / "keys"),
+            "TMPDIR": str(folder / "tmp"),
         }
+        command = ground.disk.enter(*AS_ANYBODY, WASMKILND)
+        states = [state_with(folder / f"d{number}", *ENGINES) for number in range(DAEMONS)]
         members = [
-            Member(number, state_with(folder / f"d{number}", *ENGINES), environ, trusted)
-            for number in range(DAEMONS)
+            Member(state, trusted, partial(Daemon, state, environ=environ, command=command))
+            for state in states
         ]
         for member in members:
             stack.push_async_callback(member.end)
         await asyncio.gather(*(member.start() for member in members))
-        yield Fleet(server, members, trusted)
+        yield Fleet(ground, members, trusted)

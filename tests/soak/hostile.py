@@ -9,7 +9,7 @@ from functools import cache, partial
 
 from tests.e2e import wasm
 from tests.soak.fleet import MODULE_LIMIT_BYTES
-from tests.soak.modules import WASMER, WASMTIME, Mould
+from tests.soak.modules import AT_LEAST, WASMER, WASMTIME, Mould
 
 # By design: there is no room for it, or no time.
 _NOT_NOW = frozenset({"COMPILE_QUEUE_FULL", "DEADLINE_EXCEEDED"})
@@ -35,16 +35,7 @@ class Hostile:
 
 def cheap(moulds: Sequence[Mould]) -> list[Hostile]:
     """Return those that a daemon refuses at hardly any cost."""
-    real = {mould.name: mould for mould in moulds}
     both = (WASMER, WASMTIME)
-    victim = real["itk-downsample-sigma"]
-
-    def truncated(dice: random.Random) -> bytes:
-        module = victim.cast(_tag(dice)).wasm
-        return module[: dice.randrange(len(module) // 8, len(module) // 2)]
-
-    def artifact(dice: random.Random) -> bytes:
-        return real["rabin"].cast(_tag(dice)).artifacts[dice.choice(both)]
 
     def too_large(dice: random.Random) -> bytes:
         return wasm.CORE_PREAMBLE + bytes(MODULE_LIMIT_BYTES + dice.randrange(1, 100_000))
@@ -52,16 +43,15 @@ def cheap(moulds: Sequence[Mould]) -> list[Hostile]:
     return [
         Hostile("garbage", "NOT_WASM", both, lambda dice: dice.randbytes(dice.randrange(1, 9999))),
         Hostile("text", "NOT_WASM", both, lambda dice: b"(module)" * dice.randrange(1, 99_999)),
-        Hostile("an artifact", "NOT_WASM", both, artifact),
-        Hostile("truncated", "MODULE_INVALID", both, truncated),
+        Hostile("truncated", "MODULE_INVALID", both, lambda dice: _truncated(dice, moulds)),
         Hostile("too large", "MODULE_TOO_LARGE", both, too_large),
-        Hostile(
-            "component for wasmer",
-            "ENGINE_LACKS_FEATURE",
-            [WASMER],
-            lambda dice: real["component"].cast(_tag(dice)).wasm,
-        ),
     ]
+
+
+def _truncated(dice: random.Random, moulds: Sequence[Mould]) -> bytes:
+    [victim] = (mould for mould in moulds if mould.name == AT_LEAST)
+    module = victim.cast(dice.randrange(10**15)).wasm
+    return module[: dice.randrange(len(module) // 8, len(module) // 2)]
 
 
 @cache
@@ -83,7 +73,3 @@ def costly() -> list[Hostile]:
 
 def _tagged(module: bytes, dice: random.Random) -> bytes:
     return module + wasm.section(0, b"\x03tag" + dice.randbytes(16))
-
-
-def _tag(dice: random.Random) -> int:
-    return dice.randrange(10**15)

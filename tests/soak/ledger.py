@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import aiohttp
 from grpc import aio
 from wasmkiln import ArtifactMismatch, AttestationInvalid, WasmkilnError
 from wasmkiln.rpc import error_from_rpc
@@ -96,6 +97,9 @@ class Ledger:
             _note(call, error_from_rpc(failure, address="the daemon", timeout_s=timeout_s))
         except WasmkilnError as failure:
             _note(call, failure)
+        except (aiohttp.ClientError, TimeoutError) as failure:
+            late = isinstance(failure, TimeoutError)
+            call.outcome, call.said = "DEADLINE_EXCEEDED" if late else "CUT", str(failure)
         finally:
             call.ended_s = time.monotonic()
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+import wasmtime
+from wasmtime.component import Component
 
 from tests.corpus.fetch import CorpusUnavailable, fetch
 from tests.corpus.modules import BY_NAME
 from tests.e2e import wasm
-from tests.e2e.in_engine import interpreter
+from tests.e2e.in_engine import run_script
 from tests.e2e.programs import Installed
 
 WASMER, WASMTIME = "wasmer-1.1.0", "wasmtime-50.0.1"
@@ -27,15 +28,20 @@ _LARGE = (
     *("itk-parse-string-decompress-2", "itk-compress-stringify-2", "quickjs-wasi", "resvg"),
 )
 _SMALL = ("as-sha256", "rabin", "as-sha256-simd", "source-map", "zig-fmt", "gofmt")
-_WASMTIME_ONLY = frozenset({"resvg"})
+_WASMTIME_ONLY = frozenset({"resvg", "component"})
 # The one of these that needs no npm.
-_AT_LEAST = "itk-downsample-sigma"
+AT_LEAST = "itk-downsample-sigma"
 
 _COMPONENT = '(component (core module (func (export "f") (result i32) i32.const 7)))'
 _TAG_BYTES = 16
 _PLACE_FOR_TAG = b"soak-tag-goes-!!"
-_DIRECT = Path(__file__).with_name("direct.py")
-_TIMEOUT_S = 600
+_BY_WASMER = """
+import pathlib, sys, wasmer, wasmer_compiler_cranelift
+store = wasmer.Store(wasmer.engine.Universal(wasmer_compiler_cranelift.Compiler))
+for path in map(pathlib.Path, sys.argv[1:]):
+    module = wasmer.Module(store, path.read_bytes())
+    path.with_suffix(".wasmer").write_bytes(module.serialize())
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,45 +86,28 @@ def make_moulds(engines: Installed, folder: Path, *, small: bool) -> list[Mould]
     """Get the modules, ``small`` ones for a short run, and compile each with each engine."""
     modules = {name: module + _tag_section() for name, module in _fetched(small).items()}
     modules["component"] = wasm.from_text(_COMPONENT) + _tag_section()
-    for engine in ENGINES:
-        (folder / engine).mkdir(parents=True)
-    for name, module in modules.items():
-        (folder / name).write_bytes(module)
+    artifacts = {name: {WASMTIME: _by_wasmtime(module)} for name, module in modules.items()}
+    folder.mkdir()
+    for name in modules.keys() - _WASMTIME_ONLY:
+        (folder / name).write_bytes(modules[name])
+    run_script(engines, WASMER, _BY_WASMER, *folder.iterdir())
+    for path in folder.glob("*.wasmer"):
+        artifacts[path.stem][WASMER] = path.read_bytes()
+    return [Mould(name, module, artifacts[name]) for name, module in modules.items()]
 
-    def compiled(engine: str) -> dict[str, bytes]:
-        left_out = {"component", *_WASMTIME_ONLY} if engine == WASMER else set()
-        names = [name for name in modules if name not in left_out]
-        subprocess.run(
-            [
-                *(str(interpreter(engines, engine)), "-I", "-B"),
-                *(str(_DIRECT), engine.split("-")[0], str(folder / engine)),
-            ],
-            input="\n".join(str(folder / name) for name in names),
-            text=True,
-            check=True,
-            timeout=_TIMEOUT_S,
-        )
-        return {name: (folder / engine / name).read_bytes() for name in names}
 
-    with ThreadPoolExecutor() as threads:
-        artifacts = dict(zip(ENGINES, threads.map(compiled, ENGINES), strict=True))
-    return [
-        Mould(
-            name,
-            module,
-            {engine: made[name] for engine, made in artifacts.items() if name in made},
-        )
-        for name, module in modules.items()
-    ]
+def _by_wasmtime(module: bytes) -> bytes:
+    kind = Component if module[6:8] == b"\1\0" else wasmtime.Module
+    return bytes(kind(wasmtime.Engine(), module).serialize())
 
 
 def _fetched(small: bool) -> dict[str, bytes]:
     modules = {}
-    for name in (*_SMALL, _AT_LEAST) if small else (*_SMALL, *_LARGE):
+    for name in (*_SMALL, AT_LEAST) if small else (*_SMALL, *_LARGE):
         try:
             modules[name] = fetch(BY_NAME[name]).read_bytes()
         except CorpusUnavailable:
-            if name == _AT_LEAST:
+            if name == AT_LEAST:
                 raise
     return modules
 

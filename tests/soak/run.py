@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple
 
 from wasmkiln.v1 import module_service_pb2 as pb
 from wasmkiln.v1 import types_pb2
@@ -25,20 +26,16 @@ from tests.soak.stage import TIMEOUT_S, Stage
 from tests.soak.verdict import judge, markdown
 
 # On a busy machine it takes more time until all that is planned has happened.
-_LONGER = 4
+_LONGER = 8
 _SETTLE_S = 60.0
 MIB = 2**20
-# What daemons keep connected to Redis, once many calls at once have needed it.
-_CONNECTIONS = 32
+# What daemons keep connected to Redis and the bucket, once many calls at once have needed them.
+_CONNECTIONS = 32 + 8
 # Beside what allocators keep for the next time, nothing may grow.
 _MEMORY_SLACK_BYTES = 32 * MIB
 _LEAST_SAMPLES = 5
 # gRPC and the kernel close connections behind the caller's back.
 _CLOSED_BY_S = 10.0
-# The fleet has no object store: tests/faults has one that fails.
-_NEVER = (types_pb2.ORIGIN_UNSPECIFIED, types_pb2.ORIGIN_OBJECT_STORE)
-
-Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -52,22 +49,19 @@ class Plan:
     """Only modules that compile in no time."""
 
 
-@dataclass(frozen=True)
-class Holdings:
+class Holdings(NamedTuple):
     """What an idle daemon holds."""
 
     processes: int
     """Its workers, and the processes that belong to them."""
     descriptors: int
-    """The daemon's own descriptors, idle connections to Redis included."""
-    memory_bytes: int
-    """Its own resident memory."""
+    """The daemon's own descriptors, idle connections to stores included."""
 
-
-def holdings(pid: int) -> Holdings:
-    """Return what a daemon holds now."""
-    descriptors = len(list(Path(f"/proc/{pid}/fd").iterdir()))
-    return Holdings(len(workers_and_jobs(pid)), descriptors, memory_of(pid))
+    @classmethod
+    def of(cls, member: Member) -> Holdings:
+        """Return what a daemon holds now."""
+        pid = member.life.daemon.pid
+        return cls(len(workers_and_jobs(pid)), len(list(Path(f"/proc/{pid}/fd").iterdir())))
 
 
 async def run(folder: Path, plan: Plan, tell: Tell = lambda _: None) -> tuple[list[Check], str]:
@@ -78,46 +72,48 @@ async def run(folder: Path, plan: Plan, tell: Tell = lambda _: None) -> tuple[li
     ledger = Ledger()
     tell("starting the fleet")
     async with running_fleet(folder) as fleet:
-        stage = Stage(fleet, moulds, ledger)
-        before = [await _warmed_up(stage, member) for member in fleet.members]
+        stage, members = Stage(fleet, moulds, ledger), fleet.members
+        before = [await _warmed_up(stage, member) for member in members]
+        files = await asyncio.to_thread(_files, folder, fleet)
         chaos = Chaos(fleet, plan.seed, plan.seconds, stage.over)
         await _load(stage, chaos, plan, tell)
-        _check_alive(fleet)
         tell("asking once more for everything")
         await _audit(stage)
-        unsettled = [what for member in fleet.members if (what := await _settled(member))]
+        unsettled = [what for member in members if (what := await _settled(member))]
         leases = await asyncio.to_thread(_leases, fleet)
-        for member in fleet.members:
+        for member in members:
             await member.hang_up()
-        after = [
-            await _freed(member, held) for member, held in zip(fleet.members, before, strict=True)
+        pairs = [
+            (then, await _freed(each, then)) for each, then in zip(members, before, strict=True)
         ]
-        tell("ending the fleet")
-        await asyncio.gather(*(member.stop() for member in fleet.members))
-        left = await asyncio.to_thread(_left_behind, fleet)
-        codes = [code for member in fleet.members for code in member.exit_codes]
-        unmet = missing(ledger.calls, chaos.missing)
-        pairs = list(zip(before, after, strict=True))
         # At a fourth of its life under load it has all that it needs.
         warm = [
-            (now.memory_bytes, held[len(held) // 4])
-            for now, held in zip(after, (member.life.held for member in fleet.members), strict=True)
-            if len(held) >= _LEAST_SAMPLES
+            (memory_of(each.daemon.pid), each.held[len(each.held) // 4])
+            for each in (member.life for member in members)
+            if len(each.held) >= _LEAST_SAMPLES
         ]
+        tell("ending the fleet")
+        await asyncio.gather(*(member.stop() for member in members))
+        left = await asyncio.to_thread(_left_behind, fleet)
+        litter = sorted(await asyncio.to_thread(_files, folder, fleet) - files)
+        complaints = [
+            line for life in fleet.lives for line in life.daemon.log_lines if "Traceback" in line
+        ]
+        codes = [code for member in members for code in member.exit_codes]
+        unmet = missing(ledger.calls, chaos.missing)
         checks = [
             *judge(ledger.calls, chaos.blows),
             Check("each daemon settles", "; ".join(unsettled) or "yes", not unsettled),
             Check(
-                "processes of each daemon: as before",
-                ", ".join(f"{now.processes} (before {then.processes})" for then, now in pairs),
-                all(now.processes == then.processes for then, now in pairs),
-            ),
-            Check(
-                "descriptors of each daemon: as before, but for idle connections to Redis",
-                ", ".join(f"{now.descriptors} (before {then.descriptors})" for then, now in pairs),
-                all(now.descriptors <= then.descriptors + _CONNECTIONS for then, now in pairs),
+                "processes and descriptors of each daemon: as before, with idle connections",
+                ", ".join(
+                    f"{now[0]}, {now[1]} (before {then[0]}, {then[1]})" for then, now in pairs
+                ),
+                all(n[0] == m[0] and n[1] <= m[1] + _CONNECTIONS for m, n in pairs),
             ),
             Check("processes left by daemons that ended: 0", str(left), not left),
+            _nothing("temporary files, locks and uploads left", litter),
+            _nothing("tracebacks in the logs", complaints),
             Check("leases left in Redis: 0", str(leases), not leases),
             Check("exit codes after SIGTERM: 0", ", ".join(map(str, codes)), not any(codes)),
             Check(
@@ -130,10 +126,8 @@ async def run(folder: Path, plan: Plan, tell: Tell = lambda _: None) -> tuple[li
         return checks, markdown(checks, ledger.calls, chaos.blows)
 
 
-def _check_alive(fleet: Fleet) -> None:
-    for daemon in (member.life.daemon for member in fleet.members):
-        code = daemon.process.poll()
-        assert code is None, f"a daemon ended by itself, with {code}: {daemon.log[-4000:]}"
+def _nothing(what: str, found: Sequence[str]) -> Check:
+    return Check(f"{what}: 0", "; ".join([str(len(found)), *found[:3]])[:3000], not found)
 
 
 async def _warmed_up(stage: Stage, member: Member) -> Holdings:
@@ -148,7 +142,7 @@ async def _warmed_up(stage: Stage, member: Member) -> Holdings:
         await life.strangers.compile(b"(module)", timeout_s=TIMEOUT_S)
     await member.hang_up()
     await asyncio.sleep(1)
-    held = await asyncio.to_thread(holdings, life.daemon.pid)
+    held = Holdings.of(member)
     await member.meet_again()
     return held
 
@@ -180,7 +174,7 @@ def missing(calls: Sequence[Call], blows: Sequence[str]) -> list[str]:
     origins = {call.origin for call in good}
     return [
         *blows,
-        *(name for name, value in types_pb2.Origin.items() if value not in {*origins, *_NEVER}),
+        *(name for name, value in types_pb2.Origin.items() if value not in {0, *origins}),
         *sorted({call.group for call in calls} - {call.group for call in good}),
     ]
 
@@ -206,26 +200,14 @@ async def _audit(stage: Stage) -> None:
             )
 
 
-async def _until(
-    look: Callable[[], Awaitable[Found]], good: Callable[[Found], bool], within_s: float
-) -> Found:
-    """Look again and again until it is good, or the time is over; return what was seen last."""
-    deadline = time.monotonic() + within_s
-    while True:
-        found = await look()
-        if good(found) or time.monotonic() > deadline:
-            return found
-        await asyncio.sleep(0.2)
-
-
 async def _settled(member: Member) -> str:
     """Wait until a daemon has nothing to do; return what it still does after a while."""
-
-    async def look() -> str:
-        return _busy(await member.life.regulars.stats(timeout_s=TIMEOUT_S))
-
-    busy = await _until(look, lambda busy: not busy, _SETTLE_S)
-    return f"daemon {member.number}: {busy}" if busy else ""
+    deadline = time.monotonic() + _SETTLE_S
+    while busy := _busy(await member.life.regulars.stats(timeout_s=TIMEOUT_S)):
+        if time.monotonic() > deadline:
+            return f"{member.state.name}: {busy}"
+        await asyncio.sleep(0.2)
+    return ""
 
 
 def _busy(stats: pb.StatsResponse) -> str:
@@ -235,6 +217,7 @@ def _busy(stats: pb.StatsResponse) -> str:
         "busy workers": stats.busy_workers,
         "writes that wait": stats.pending_writes,
         "Redis is not up": int(not stats.redis_up),
+        "the bucket is not up": int(not stats.object_store_up),
         "workers away": sum(WORKERS - each.workers for each in stats.workers),
     }
     return ", ".join(f"{name} {count}" for name, count in found.items() if count)
@@ -243,18 +226,26 @@ def _busy(stats: pb.StatsResponse) -> str:
 def _leases(fleet: Fleet) -> int:
     """Return how many leases are left once all have had the time to expire."""
     time.sleep(2 * LEASE_S)
-    with fleet.server.admin() as admin:
+    with fleet.ground.redis.server.admin() as admin:
         return sum(1 for _ in admin.scan_iter("wasm:3:lease:*", count=1000))
 
 
 async def _freed(member: Member, before: Holdings) -> Holdings:
     """Return what a daemon holds once the connections of its former callers are closed."""
-
-    async def look() -> Holdings:
-        return await asyncio.to_thread(holdings, member.life.daemon.pid)
-
-    return await _until(look, lambda held: held.descriptors <= before.descriptors, _CLOSED_BY_S)
+    deadline = time.monotonic() + _CLOSED_BY_S
+    while (held := Holdings.of(member)).descriptors > before.descriptors:
+        if time.monotonic() > deadline:
+            break
+        await asyncio.sleep(0.2)
+    return held
 
 
 def _left_behind(fleet: Fleet) -> int:
     return sum(len(workers_and_jobs(life.daemon.pid)) for life in fleet.lives)
+
+
+def _files(folder: Path, fleet: Fleet) -> set[str]:
+    """Return the files of daemons but for entries of the store, pins and sockets."""
+    places = [folder / "tmp", fleet.ground.disk.seen, *(each.state for each in fleet.members)]
+    found = {str(path) for place in places for path in place.rglob("*") if path.is_file()}
+    return {path for path in found if not re.search(r"/store/[0-9a-f]{64}/|/pins/", path)}

@@ -15,7 +15,7 @@ from tests.soak.fleet import Fleet, Life
 from tests.soak.ledger import OK, ONLY_OK, Ledger
 from tests.soak.modules import CPU, Known, Mould
 
-TIMEOUT_S = 120.0
+TIMEOUT_S = 60.0
 """The deadline of a call that is in no hurry."""
 _HOT_BYTES = 150_000
 
@@ -33,6 +33,8 @@ class Stage:
     """The regular modules that callers ask for so often that they stay in memory."""
     over: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when callers must begin no more calls."""
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    """By engine: what its artifacts are stored under."""
     _tags: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def __post_init__(self) -> None:
@@ -45,6 +47,11 @@ class Stage:
         [mould] = dice.choices(self.moulds, weights)
         return mould.cast(next(self._tags))
 
+    def some(self, dice: random.Random) -> tuple[Life, Known, str]:
+        """Return a random daemon, a regular module, and an engine for it."""
+        known = dice.choice(self.regulars)
+        return self.fleet.any_life(dice), known, dice.choice(list(known.artifacts))
+
     async def ask(
         self,
         kind: str,
@@ -53,6 +60,7 @@ class Stage:
         *,
         life: Life | None = None,
         engine: str = "",
+        by_digest: bool = False,
         timeout_s: float = TIMEOUT_S,
         expected: frozenset[str] = ONLY_OK,
         **options: Any,
@@ -64,10 +72,12 @@ class Stage:
         life = life or self.fleet.any_life(dice)
         engine = engine or dice.choice(list(module.artifacts))
         with self.ledger.call(kind, life, timeout_s, expected) as call:
+            source = module.sha256 if by_digest else module.wasm
             answer = await life.regulars.compile(
-                module.wasm, engine=engine, cpu=CPU, timeout_s=timeout_s, **options
+                source, engine=engine, cpu=CPU, timeout_s=timeout_s, **options
             )
             call.origin = answer.header.origin
+            self.fingerprints[engine] = answer.header.fingerprint
         if call.outcome == OK:
             call.wrong = difference(answer, module, engine)
 

@@ -19,7 +19,12 @@ LEAST_SHARE = 0.999
 def judge(calls: Sequence[Call], blows: Sequence[Blow]) -> list[Check]:
     """Return a check for each promise about calls."""
     wrong = [call.wrong for call in calls if call.wrong]
-    outlived = [call for call in calls if call.ended_s > call.deadline_s + GRACE_S]
+    outlived = [
+        call
+        for call in calls
+        if call.ended_s > call.deadline_s + GRACE_S
+        or (call.outcome == "DEADLINE_EXCEEDED" and call.unaffected and not call.as_expected)
+    ]
     late_s = max(call.ended_s - call.deadline_s for call in calls)
     judged = [call for call in calls if call.unaffected and not is_excused(call, blows)]
     well = sum(call.as_expected for call in judged)
@@ -34,7 +39,7 @@ def judge(calls: Sequence[Call], blows: Sequence[Blow]) -> list[Check]:
             not wrong,
         ),
         Check(
-            f"calls that outlived their deadline by more than {GRACE_S:g} s: 0",
+            f"calls past their deadline by {GRACE_S:g} s, or cut by one of a minute: 0",
             f"{len(outlived)}; the latest end was {late_s:+.2f} s from the deadline",
             not outlived,
         ),
