@@ -71,6 +71,7 @@ _REJECTED_S = 600.0  # How long a bad value that stays there is not read again.
 _STAY = frozenset({Cause.STRANGER, Cause.TOO_OLD})
 _PATIENCE_S = 2.0  # How long calls under way may delay the end of the daemon.
 _STALE_S = 3600.0  # Nobody writes one file for so long.
+_ASIDE = ".new"  # Where files are until they are whole.
 _PROBE = "3/nothing"
 
 _HEX = "[0-9a-f]{64}"
@@ -190,8 +191,12 @@ class Files:
         for _ in range(5):
             # Who evicts may remove the folder meanwhile: then make it again. Where there is
             # something else in its place, that harms this object and no other.
-            with contextlib.suppress(FileNotFoundError), self._folder(above, make=True) as folder:
-                return _create(folder, last, chunks, over)
+            with (
+                contextlib.suppress(FileNotFoundError),
+                self._folder((above[0], _ASIDE), make=True) as asides,
+                self._folder(above, make=True) as folder,
+            ):
+                return _create(asides, folder, last, chunks, over)
         raise TierUnavailable("the object's folder is no folder, or removed again and again")
 
     def look(self, name: str) -> tuple[int | None, Version]:
@@ -215,7 +220,7 @@ class Files:
                         os.rmdir(last, dir_fd=folder)
 
     def pages(self, prefix: str) -> Iterator[Page]:
-        """Return all objects below ``prefix``; delete what writers left that were killed."""
+        """Return all objects below ``prefix``."""
         page: Page = []
         with contextlib.suppress(FileNotFoundError), self._folder(prefix.split("/")) as folder:
             for name, size_bytes in _walk(folder):
@@ -271,22 +276,27 @@ def _version_of(found: os.stat_result) -> Version:
     return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
-def _create(folder: int, name: str, chunks: Iterable[bytes], over: Version) -> bool:
+def _create(asides: int, folder: int, name: str, chunks: Iterable[bytes], over: Version) -> bool:
     """Write a file aside, and give it its name if that is still ``over``'s, or nobody's.
 
-    Return whether it was.
+    Return whether it was. Delete what writers left there that were killed.
     """
-    aside = f".{secrets.token_hex(8)}"
-    descriptor = os.open(aside, _WRITE, 0o640, dir_fd=folder)
+    with os.scandir(asides) as left:
+        for each in left:
+            with contextlib.suppress(OSError):  # Another daemon does the same.
+                if each.stat(follow_symlinks=False).st_mtime < time.time() - _STALE_S:
+                    os.unlink(each.name, dir_fd=asides)
+    aside = secrets.token_hex(8)
+    descriptor = os.open(aside, _WRITE, 0o640, dir_fd=asides)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.writelines(chunks)
             file.flush()
             os.fsync(descriptor)
         if not over:
-            os.link(aside, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+            os.link(aside, name, src_dir_fd=asides, dst_dir_fd=folder, follow_symlinks=False)
         elif _version_of(os.stat(name, dir_fd=folder, follow_symlinks=False)) == over:
-            os.rename(aside, name, src_dir_fd=folder, dst_dir_fd=folder)
+            os.rename(aside, name, src_dir_fd=asides, dst_dir_fd=folder)
         else:
             return False
         os.fsync(folder)
@@ -296,7 +306,7 @@ def _create(folder: int, name: str, chunks: Iterable[bytes], over: Version) -> b
         raise TierUnavailable("the object was removed while it was written") from None
     finally:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(aside, dir_fd=folder)
+            os.unlink(aside, dir_fd=asides)
     return True
 
 
@@ -326,12 +336,7 @@ def _walk(folder: int, levels: int = 2) -> Iterator[tuple[str, int]]:
                     finally:
                         os.close(below)
                     continue
-                found = entry.stat(follow_symlinks=False)
-                if not entry.name.startswith("."):
-                    yield entry.name, found.st_size
-                elif found.st_mtime < time.time() - _STALE_S:
-                    with contextlib.suppress(OSError):  # Who may only read lists all the same.
-                        os.unlink(entry.name, dir_fd=folder)
+                yield entry.name, entry.stat(follow_symlinks=False).st_size
 
 
 class Remote:
