@@ -190,6 +190,19 @@ def test_reads_writes_and_downloads_that_hang_hold_up_nobody_else(under: Under, 
     assert "Traceback" not in under.daemon.log
 
 
+def test_an_evict_ends_though_the_disk_hangs_and_goes_on_behind_it(
+    under: Under, disk: Disk
+) -> None:
+    disk.hang()
+    gone = under.client.evict(everything=True, timeout_s=PATIENT_S)
+    assert (gone.unreachable_tiers, gone.modules) == (["host_store"], 1)
+    under.client.compile(SMALL)
+    under.check_others()
+    disk.go_on()
+    under.daemon.wait_for_log("an eviction has ended")
+    assert not list(disk.folder.rglob(wasm.digest(LARGE)))
+
+
 def test_a_daemon_whose_disk_hangs_ends(under: Under, disk: Disk) -> None:
     stored = under.client.compile(LARGE)
     with ExitStack() as stack:

@@ -238,15 +238,17 @@ class Cache:
         removed, unreachable = Evicted(), list[str]()
         self._evictions, self._evicting = self._evictions + 1, self._evicting + 1
         try:
-            for name in (tier,) if tier else (*self._below, self.memory.name):
-                work = self._background.begin(self._evict_from(name, scope))
+            left = [tier] if tier else [*self._below, self.memory.name]
+            while left:
+                work = self._background.begin(self._evict_from(left[0], scope))
                 await asyncio.wait((work,), timeout=_EVICT_WAIT_S)
                 if work.done() and (gone := work.result()):
                     removed += gone
-                    continue
-                unreachable.append(name)
+                else:
+                    unreachable.append(left[0])
                 if not work.done():
-                    self._background.begin(self._evict_again(scope, name, work, all_tiers=not tier))
+                    self._background.begin(self._evict_again(scope, work, left))
+                left = left[1:]
         finally:
             self._evictions, self._evicting = self._evictions + 1, self._evicting - 1
         return removed, unreachable
@@ -264,26 +266,20 @@ class Cache:
         return None
 
     async def _evict_again(
-        self,
-        scope: model.EvictScope,
-        name: str,
-        work: asyncio.Task[Evicted | None],
-        *,
-        all_tiers: bool,
+        self, scope: model.EvictScope, work: asyncio.Task[Evicted | None], tiers: list[str]
     ) -> None:
-        """Once a tier has evicted all, evict from the nearer tiers again.
+        """Once the first of ``tiers`` has evicted all, evict from the others again.
 
         Until then daemons read what it still has, and put it back into those.
         """
-        about = {"tier": name, "module": scope.module_sha256, "engine": scope.engine_id}
+        about = {"tier": tiers[0], "module": scope.module_sha256, "engine": scope.engine_id}
         log.info("an eviction goes on in the background", **about)
         await asyncio.wait((work,))
         if work.cancelled() or (gone := work.result()) is None:
             log.warning("an eviction is not complete: evict again", **about)
             return
         log.info("an eviction has ended", **about, artifacts=gone.artifacts, modules=gone.modules)
-        tiers = [*self._below, self.memory.name]
-        for nearer in tiers[tiers.index(name) + 1 :] if all_tiers else ():
+        for nearer in tiers[1:]:
             await self.evict(scope, nearer)
 
     async def recheck(self, sealer: Sealer) -> int:

@@ -698,10 +698,20 @@ class ObjectStore(SharedTier[Bucket]):
         Nothing of it is read meanwhile.
         """
         self.check_writes()
+        module_sha256, gone = scope.module_sha256, Evicted()
         self._going.append(scope)
         try:
-            return await self._evict(scope)
+            self._forget_all(scope)
+            if module_sha256 and (size_bytes := await self.size(module_sha256)) is not None:
+                gone += await self.delete([(module_sha256, size_bytes)], scope)
+            is_some = module_sha256 or scope.engine_id
+            for kind in ("compiled",) if is_some else ("compiled", "module"):
+                async for page in self.pages(kind, module_sha256):
+                    meant = [each for each in page if _is_in(scope, each[0])]
+                    gone += await self.delete(meant, scope)
+            return gone
         finally:
+            self._forget_all(scope)  # What was written meanwhile may be gone.
             self._going.remove(scope)
 
     async def remove(self, key: Key) -> None:
@@ -798,18 +808,6 @@ class ObjectStore(SharedTier[Bucket]):
         if self.writes and rejected.cause not in _STAY:
             with contextlib.suppress(TierUnavailable):
                 await self.remove(key)
-
-    async def _evict(self, scope: EvictScope) -> Evicted:
-        module_sha256, gone = scope.module_sha256, Evicted()
-        self._forget_all(scope)
-        if module_sha256 and (size_bytes := await self.size(module_sha256)) is not None:
-            gone += await self.delete([(module_sha256, size_bytes)], scope)
-        for kind in ("compiled",) if module_sha256 or scope.engine_id else ("compiled", "module"):
-            async for page in self.pages(kind, module_sha256):
-                meant = [each for each in page if _is_in(scope, each[0])]
-                gone += await self.delete(meant, scope)
-        self._forget_all(scope)  # What was written meanwhile may be gone.
-        return gone
 
     def is_going(self, key: Key) -> bool:
         """Return whether ``key`` is being evicted."""
