@@ -195,7 +195,7 @@ def test_an_evict_ends_though_the_disk_hangs_and_goes_on_behind_it(
 ) -> None:
     disk.hang()
     gone = under.client.evict(everything=True, timeout_s=PATIENT_S)
-    assert (gone.unreachable_tiers, gone.modules) == (["host_store"], 1)
+    assert (list(gone.unreachable_tiers), gone.modules) == (["host_store"], 1)
     under.client.compile(SMALL)
     under.check_others()
     disk.go_on()

@@ -238,17 +238,16 @@ class Cache:
         removed, unreachable = Evicted(), list[str]()
         self._evictions, self._evicting = self._evictions + 1, self._evicting + 1
         try:
-            left = [tier] if tier else [*self._below, self.memory.name]
-            while left:
-                work = self._background.begin(self._evict_from(left[0], scope))
+            names = [tier] if tier else [*self._below, self.memory.name]
+            for place, name in enumerate(names):
+                work = self._background.begin(self._evict_from(name, scope))
                 await asyncio.wait((work,), timeout=_EVICT_WAIT_S)
                 if work.done() and (gone := work.result()):
                     removed += gone
                 else:
-                    unreachable.append(left[0])
+                    unreachable.append(name)
                 if not work.done():
-                    self._background.begin(self._evict_again(scope, work, left))
-                left = left[1:]
+                    self._background.begin(self._evict_again(scope, work, names[place:]))
         finally:
             self._evictions, self._evicting = self._evictions + 1, self._evicting - 1
         return removed, unreachable

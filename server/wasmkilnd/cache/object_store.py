@@ -698,14 +698,13 @@ class ObjectStore(SharedTier[Bucket]):
         Nothing of it is read meanwhile.
         """
         self.check_writes()
-        module_sha256, gone = scope.module_sha256, Evicted()
+        module_sha256, engine_id, gone = scope.module_sha256, scope.engine_id, Evicted()
         self._going.append(scope)
         try:
             self._forget_all(scope)
             if module_sha256 and (size_bytes := await self.size(module_sha256)) is not None:
                 gone += await self.delete([(module_sha256, size_bytes)], scope)
-            is_some = module_sha256 or scope.engine_id
-            for kind in ("compiled",) if is_some else ("compiled", "module"):
+            for kind in ("compiled",) if module_sha256 or engine_id else ("compiled", "module"):
                 async for page in self.pages(kind, module_sha256):
                     meant = [each for each in page if _is_in(scope, each[0])]
                     gone += await self.delete(meant, scope)
