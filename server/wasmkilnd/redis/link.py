@@ -22,8 +22,8 @@ T = TypeVar("T")
 _NUMBERS = "APPEND EXISTS EXPIRE PERSIST RENAMENX SADD STRLEN TTL UNLINK"
 # What the replies to a command are. Those to a script, and to any other command, may be anything.
 _TYPES: dict[Any, type] = dict.fromkeys(_NUMBERS.split(), int) | {"GETRANGE": bytes}
-# Of one scan of one server: of a hundred million keys.
-_MOST_PAGES = 100_000
+# At a time: each needs a connection to each server that it asks.
+_MOST_CALLS = 32
 
 
 def _fits(command: Command, reply: Any) -> bool:
@@ -49,6 +49,7 @@ class RedisLink(Breaker):
     def __init__(self, server: RedisServer, *, timeout_s: float = 2.0) -> None:
         super().__init__(timeout_s=timeout_s)
         self._server = server
+        self._calls = asyncio.Semaphore(_MOST_CALLS)
 
     async def run(self, *commands: Command, timeout_s: float | None = None) -> list[Any]:
         """Run ``commands``, in one round trip where the server allows it; return their replies.
@@ -64,13 +65,11 @@ class RedisLink(Breaker):
         """Return the keys that match ``pattern``, in pages; a page may be empty.
 
         Includes each key that exists during the whole scan; some may come twice. Each page has
-        its own time-out, and there are no more than any honest server has.
+        its own time-out.
         """
         for ask in await self._call(self._server.parts, self.timeout_s):
-            cursor, pages = cast("Any", None), 0
+            cursor = cast("Any", None)
             while cursor is None or int(cursor):
-                if (pages := pages + 1) > _MOST_PAGES:
-                    raise TierUnavailable("Redis does not end a scan")
                 command: Command = ("SCAN", cursor or 0, "MATCH", pattern, "COUNT", 1000)
                 [(cursor, page)] = await self._ask(ask, [command], self.timeout_s)
                 yield page
@@ -115,12 +114,14 @@ class RedisLink(Breaker):
 
     async def _call(self, work: Callable[[], Awaitable[T]], timeout_s: float) -> T:
         self.check()
-        try:
-            async with asyncio.timeout(timeout_s):
-                answer = await work()
-        except Exception as error:
-            # Not `from error`: a traceback in a log would contain its secrets.
-            raise self._described(error) from None
+        async with self._calls:  # Such a wait says nothing of the server.
+            self.check()
+            try:
+                async with asyncio.timeout(timeout_s):
+                    answer = await work()
+            except Exception as error:
+                # Not `from error`: a traceback in a log would contain its secrets.
+                raise self._described(error) from None
         self.answered()
         return answer
 

@@ -4,10 +4,10 @@ Single servers (TCP, TLS, Unix socket), primaries that Sentinels name, and the n
 are reached with redis-py's connections; Upstash over REST with aiohttp. Replies are as the server
 sends them: strings as bytes, whole numbers as int, OK as ``b"OK"``, nothing as None.
 
-No command is retried, and nothing here bounds the time of a whole call: ``RedisLink``, above, does
-both, and is the only caller. Errors are those of the libraries; ``described`` turns each into a
-TierUnavailable with a fixed sentence, which never repeats a server's text: it may quote what the
-server was sent, even a password.
+No command is retried, and nothing here bounds the time of a whole call, or how many connections
+there are: ``RedisLink``, above, does, and is the only caller. Errors are those of the libraries;
+``described`` turns each into a TierUnavailable with a fixed sentence, which never repeats a
+server's text: it may quote what the server was sent, even a password.
 """
 
 from __future__ import annotations
@@ -60,8 +60,6 @@ Shards: TypeAlias = dict[range, list[Node]]
 WRITE_TIMEOUT_S = 10.0
 
 _log = structlog.get_logger("wasmkilnd.cache")
-
-_MAX_CONNECTIONS = 32
 
 
 class RedisServer(ABC):
@@ -386,8 +384,6 @@ class UpstashRestServer(RedisServer):
     """
 
     _USAGE_AGE_S = 300.0
-    # Far more than anybody asks for at once.
-    _MOST_BYTES = 32 * 1024 * 1024
 
     def __init__(self, url: str, token: Callable[[], str], tls: ssl.SSLContext) -> None:
         self._url, self._token, self._tls = url.rstrip("/"), token, tls
@@ -406,7 +402,7 @@ class UpstashRestServer(RedisServer):
 
     @cached_property
     def _session(self) -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(limit=_MAX_CONNECTIONS, ssl=self._tls)
+        connector = aiohttp.TCPConnector(limit=0, ssl=self._tls)
         return aiohttp.ClientSession(connector=connector, auto_decompress=False)
 
     async def usage(self, timeout_s: float) -> TierUsage:
@@ -440,11 +436,7 @@ class UpstashRestServer(RedisServer):
                 raise exceptions.AuthenticationError("the token is refused")
             if response.status not in (200, 400):  # 400 carries the error that Redis returned.
                 raise TierUnavailable(f"Redis over REST fails with HTTP status {response.status}")
-            answer = bytearray()
-            async for part in response.content.iter_any():
-                answer += part
-                if len(answer) > self._MOST_BYTES:
-                    raise exceptions.InvalidResponse("more than was asked for")
+            answer = await response.read()
         replies = await asyncio.to_thread(json.loads, answer, object_hook=_reply)
         return replies if isinstance(replies, list) else [replies]
 
@@ -508,7 +500,6 @@ def connect(url: str, access: RedisAccess = NO_ACCESS, *, timeout_s: float = 2.0
         tls = ssl.create_default_context(cafile=access.ca_file or None)
         return UpstashRestServer(f"{address.origin}{address.path}", ours.password, tls)
     options: dict[str, Any] = {
-        "max_connections": _MAX_CONNECTIONS,
         "socket_connect_timeout": timeout_s,
         # The link bounds a call; this is for Python 3.11, where asyncio can lose a cancellation
         # that meets the end of a write.
@@ -531,7 +522,7 @@ def connect(url: str, access: RedisAccess = NO_ACCESS, *, timeout_s: float = 2.0
     def server(node: Node | None = None, find: Any = None, **more: Any) -> SingleServer:
         ours = type("Connection", (_OurConnection, kind), {"find": staticmethod(find)})
         where = {"host": node[0], "port": node[1]} if node else {}
-        pool = redis_py.BlockingConnectionPool(connection_class=ours, **options | where | more)
+        pool = redis_py.ConnectionPool(connection_class=ours, **options | where | more)
         return SingleServer(pool)
 
     if address.kind is RedisKind.CLUSTER:
