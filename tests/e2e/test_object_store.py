@@ -352,7 +352,7 @@ def test_a_directory_that_takes_no_writes_fails_no_call(
         pytest.skip("this user cannot make a mount namespace")
     with running(store, command=(*apart, WASMKILND)) as (daemon, client):
         assert client.compile(LARGE).header.origin == COMPILED
-        line = daemon.wait_for_log("tier takes no writes")
+        line = daemon.wait_for_log("tier refuses writes")
         assert words in line
         stats = client.stats()
         # A full one may have room for the module.

@@ -54,8 +54,9 @@ from wasmkilnd.waits.budgets import Allowance, Breaker
 from wasmkilnd.waits.shares import FairShare
 
 T = TypeVar("T")
+E = TypeVar("E", bound=Exception)
 # Names of objects and their sizes, a part of a listing.
-Page: TypeAlias = "list[tuple[str, int]]"
+Page: TypeAlias = list[tuple[str, int]]
 # What tells an object from the one that takes its place.
 Version: TypeAlias = "tuple[Any, ...]"
 
@@ -63,7 +64,8 @@ Version: TypeAlias = "tuple[Any, ...]"
 _ONE_REQUEST_BYTES = 8 * 1024 * 1024
 _LISTING_S = 30.0  # The same for a page of a listing, and for deleting what is on it.
 _PAGE = 1000
-_REFUSED_S = 10.0  # How long nothing more is asked of a store that refuses it.
+_REFUSED_S = 10.0  # How long writes wait after the store has refused one.
+_TOLD_S = 600.0  # How often the log tells of refusals of one kind.
 _MAX_REMEMBERED, _MAX_REJECTED = 100_000, 10_000
 _SEEN_S = 3600.0  # Something else may have deleted what was seen earlier.
 _REJECTED_S = 600.0  # How long a bad value that stays there is not read again.
@@ -93,6 +95,14 @@ log = structlog.get_logger("wasmkilnd.cache")
 
 class _NoFolder(FileNotFoundError):  # noqa: N818 - says what is there
     """Something else is in the place of a folder, such as a link: nothing is looked for there."""
+
+
+class Refused(TierUnavailable):
+    """The store answers, and refuses this operation. That says nothing of any other."""
+
+
+class _Busy(TimeoutError):  # noqa: N818 - says how the threads are
+    """All threads had other work."""
 
 
 class Stored:
@@ -132,7 +142,9 @@ class Stored:
     def verified(
         self, key: Key, sealer: Sealer, is_too_large: Callable[[Opened], bool]
     ) -> Artifact | Module | None:
-        """Return the value, each frame checked as it is taken; None for one that is too large.
+        """Return the value, each frame checked as it is taken.
+
+        Return None for one that is too large, or that is deleted meanwhile.
 
         Raise ValueRejected.
         """
@@ -147,6 +159,8 @@ class Stored:
                 frames.append(wire.frame(*self.take(one.stored_bytes)))
                 opened.check(index, *wire.payload_views(frames[-1:]))
             return value.with_frames(opened, frames)
+        except FileNotFoundError:
+            return None
         finally:
             self._held.clear()  # Its bytes do not count any more.
 
@@ -208,27 +222,36 @@ class Files:
         return None, ()
 
     def delete(self, names: Iterable[str]) -> None:
-        """Delete objects, of which some may not be there, and folders that are empty then."""
+        """Delete objects, of which some may not be there, and folders that are empty then.
+
+        Raise PermissionError after all the others are deleted.
+        """
+        refused = list[PermissionError]()
         for name in names:
             *above, last = name.split("/")
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            absent = FileNotFoundError, NotADirectoryError
+            with _noted(refused, PermissionError), contextlib.suppress(*absent):
                 with self._folder(above) as folder:
                     _remove(folder, last)
                 while above[-3:-2] == ["compiled"] or above[-2:-1] == ["compiled"]:
                     *above, last = above
                     with self._folder(above) as folder, contextlib.suppress(OSError):
                         os.rmdir(last, dir_fd=folder)
+        for refusal in refused:
+            raise refusal
 
     def pages(self, prefix: str) -> Iterator[Page]:
-        """Return all objects below ``prefix``."""
-        page: Page = []
+        """Return all objects below ``prefix``. Raise PermissionError after all the others."""
+        page, refused = Page(), list[PermissionError]()
         with contextlib.suppress(FileNotFoundError), self._folder(prefix.split("/")) as folder:
-            for name, size_bytes in _walk(folder):
+            for name, size_bytes in _walk(folder, refused):
                 page.append((f"{prefix}/{name}", size_bytes))
                 if len(page) == _PAGE:
                     yield page
                     page = []
         yield page
+        for refusal in refused:
+            raise refusal
 
     @contextlib.contextmanager
     def _folder(self, parts: Iterable[str], *, make: bool = False) -> Iterator[int]:
@@ -248,6 +271,8 @@ class Files:
                 above, folder = folder, below
                 os.close(above)
             yield folder
+        except OSError as failure:
+            raise _absent(failure) from None
         finally:
             os.close(folder)
 
@@ -264,8 +289,15 @@ def _chunks(descriptor: int) -> Iterator[Any]:
         yield os.fstat(descriptor)
         while chunk := os.read(descriptor, value.FRAME_BYTES):
             yield chunk
+    except OSError as failure:
+        raise _absent(failure) from None
     finally:
         os.close(descriptor)
+
+
+def _absent(failure: OSError) -> OSError:
+    """Return ``failure``; that nothing is there for one of NFS, where another host deleted it."""
+    return FileNotFoundError(failure.strerror) if failure.errno == errno.ESTALE else failure
 
 
 def _no_file() -> ValueRejected:
@@ -318,25 +350,37 @@ def _remove(folder: int, name: str) -> None:
         os.rename(name, f".{secrets.token_hex(8)}", src_dir_fd=folder, dst_dir_fd=folder)
 
 
-def _walk(folder: int, levels: int = 2) -> Iterator[tuple[str, int]]:
+def _walk(
+    folder: int, refused: list[PermissionError], levels: int = 2
+) -> Iterator[tuple[str, int]]:
     """Return all files below a folder. Folders that are gone by then have none.
 
-    Nor have those below as many ``levels`` as names have: a stranger's may have no end.
+    Nor have those that nobody here may read, which are noted as ``refused``, and those below as
+    many ``levels`` as names have: a stranger's may have no end.
     """
     with os.scandir(folder) as entries:
         for entry in entries:
-            with contextlib.suppress(FileNotFoundError):
+            with _noted(refused, PermissionError), contextlib.suppress(FileNotFoundError):
                 if entry.is_dir(follow_symlinks=False):
                     if not levels:
                         continue
                     below = os.open(entry.name, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
                     try:
-                        for name, size_bytes in _walk(below, levels - 1):
+                        for name, size_bytes in _walk(below, refused, levels - 1):
                             yield f"{entry.name}/{name}", size_bytes
                     finally:
                         os.close(below)
                     continue
                 yield entry.name, entry.stat(follow_symlinks=False).st_size
+
+
+@contextlib.contextmanager
+def _noted(failures: list[E], kind: type[E]) -> Iterator[None]:
+    """Go on after a failure of this kind, which is added to ``failures``."""
+    try:
+        yield
+    except kind as failure:
+        failures.append(failure)
 
 
 class Remote:
@@ -389,8 +433,10 @@ class Remote:
         """Write an object as ``Files.put``."""
         try:
             if size_bytes > _ONE_REQUEST_BYTES:
-                if self.look(name)[1] != over:
-                    return False
+                # A policy without ListBucket refuses to say that nothing is there.
+                with contextlib.suppress(self._kinds.PermissionDeniedError):
+                    if self.look(name)[1] != over:
+                        return False
                 # In parts of 5 MiB. Another daemon that does the same now writes an equal value.
                 self._obstore.put(self._store, name, chunks, use_multipart=True, max_concurrency=1)
             else:
@@ -489,15 +535,26 @@ class Bucket(Breaker):
         self.store = Files(unquote(path.path)) if is_here else Remote(url, timeout_s, largest_bytes)
         self._readers = Threads(READS_AT_ONCE, "wasmkiln-object-read")
         self._writers = Threads(4, "wasmkiln-object-write")
-        # By whether it is a write: why the store refuses it, and until when it is not asked.
-        self._refusals = {False: ("", 0.0), True: ("", 0.0)}
+        # Why the store refuses reads, writes, deletions and listings, and when the log told it.
+        self._refusals, self._told_s = dict[str, str](), dict[str, float]()
+        self._writes_again_s = 0.0
         self._jobs = set[asyncio.Future[Any]]()
 
     @property
     def refusal(self) -> str:
         """What the store, which answers, refuses; empty if nothing."""
-        (reads, _), (writes, _) = self._refusals.values()
-        return f"refuses reads: {reads}" if reads else writes and f"takes no writes: {writes}"
+        return "; ".join(f"refuses {kind}: {why}" for kind, why in self._refusals.items())
+
+    @property
+    def is_down(self) -> bool:
+        """Whether writes wait: while no call goes through, or writes were just refused."""
+        return super().is_down or time.monotonic() < self._writes_again_s
+
+    async def ready(self) -> None:
+        """Return when writes go through."""
+        while self.is_down:
+            await super().ready()
+            await asyncio.sleep(self._writes_again_s - time.monotonic())
 
     @property
     def description(self) -> str:
@@ -526,25 +583,27 @@ class Bucket(Breaker):
         self,
         work: Callable[[], T],
         *,
-        writes: bool = False,
+        kind: str = "reads",
         more: Allowance | None = None,
         holds: tuple[str, int] | None = None,
     ) -> T:
         """Return what ``work`` returns in a thread, within the time-out and ``more``.
 
-        A write that is late, or fails, is no outage while reads are answered.
+        Its ``kind`` is also ``writes``, ``deletions`` or ``listings``. Each is asked of the store
+        though it refused another one: a refusal may be about one object. A write that is late, or
+        fails, is no outage while reads are answered.
         Until the thread is done, a namespace ``holds`` so many bytes that are not verified. Raise
-        TierUnavailable, and ValueRejected if ``work`` does.
+        TierUnavailable, Refused by the store, and ValueRejected if ``work`` does.
         """
         self.check()
-        why, until_s = self._refusals[writes]
-        if time.monotonic() < until_s:
-            raise TierUnavailable(why)
+        threads = self._writers if kind in ("writes", "deletions") else self._readers
         try:
-            found = await self._wait(work, self._writers if writes else self._readers, more, holds)
+            found = await self._wait(work, threads, more, holds)
+        except _Busy:
+            raise TierUnavailable("all threads of this daemon wait for the object store") from None
         except TimeoutError:
             why = f"the object store does not answer within {self.timeout_s:g} s"
-            if not writes:
+            if threads is self._readers:
                 self.failed(why, late=True)
             raise TierUnavailable(why) from None
         except (ValueRejected, TierUnavailable):
@@ -557,12 +616,12 @@ class Bucket(Breaker):
             why, refuses = self.store.why(failure)
             if refuses:
                 self.answered(done=False)
-                self._note_refusal(why, writes=writes)
-            else:
-                self.failed(why, late=writes)
+                self._note_refusal(kind, why)
+                raise Refused(why) from None
+            self.failed(why, late=threads is self._writers)
             raise TierUnavailable(why) from None
         self.answered()
-        self._note_refusal("", writes=writes)
+        self._refusals.pop(kind, None)
         return found
 
     async def probe(self) -> None:
@@ -589,9 +648,17 @@ class Bucket(Breaker):
         more: Allowance | None = None,
         holds: tuple[str, int] | None = None,
     ) -> T:
-        """Wait for ``work`` in a thread, which goes on if it takes too long. TimeoutError."""
-        more, until_s = more or Allowance(), time.monotonic() + self.timeout_s
-        loop, thread = asyncio.get_running_loop(), threads.submit(work)
+        """Wait for ``work`` in a thread, which goes on if it takes too long. TimeoutError.
+
+        The wait for a thread has a time-out of its own, which says nothing of the store.
+        """
+        more, began_s = more or Allowance(), [time.monotonic()]
+
+        def begin() -> T:
+            began_s.append(time.monotonic())
+            return work()
+
+        loop, thread = asyncio.get_running_loop(), threads.submit(begin)
         if holds:
             self._unverified.add(*holds)
             thread.add_done_callback(partial(self._verified, loop, *holds))
@@ -600,8 +667,11 @@ class Bucket(Breaker):
         job.add_done_callback(self._ended)
         try:
             while not job.done():
-                if (left_s := until_s + more.seconds - time.monotonic()) <= 0:
-                    job.cancel()  # Unless it has begun.
+                left_s = began_s[-1] + self.timeout_s + more.seconds - time.monotonic()
+                if left_s <= 0 and thread.cancel():
+                    raise _Busy
+                if left_s <= 0 and len(began_s) > 1:
+                    job.cancel()
                     raise TimeoutError
                 await asyncio.wait((job,), timeout=left_s)
             return job.result()
@@ -621,14 +691,15 @@ class Bucket(Breaker):
         if not job.cancelled():
             job.exception()  # Nobody else reads it, if its caller is gone.
 
-    def _note_refusal(self, why: str, *, writes: bool) -> None:
-        before, _ = self._refusals[writes]
-        self._refusals[writes] = why, time.monotonic() + _REFUSED_S if why else 0.0
-        what = "writes" if writes else "reads"
-        if why and why != before:
-            log.warning(f"tier takes no {what}", tier=self.tier, detail=why)
-        elif before and not why:
-            log.info(f"tier takes {what} again", tier=self.tier)
+    def _note_refusal(self, kind: str, why: str) -> None:
+        """Remember a refusal until one of its kind succeeds; reads may do so in turns."""
+        now_s = time.monotonic()
+        self._refusals[kind] = why
+        if kind == "writes":
+            self._writes_again_s = now_s + _REFUSED_S
+        if now_s - self._told_s.get(kind, -_TOLD_S) >= _TOLD_S:
+            self._told_s[kind] = now_s
+            log.warning(f"tier refuses {kind}", tier=self.tier, detail=why)
 
 
 @dataclass(eq=False)
@@ -686,7 +757,7 @@ class ObjectStore(SharedTier[Bucket]):
     ) -> bool:
         """Store a value's bytes in the place of ``over``, or of nothing; return whether it did."""
         work = partial(self.link.store.put, self.name_of(key), chunks, size_bytes, over)
-        return await self.link.run(work, writes=True, more=Allowance(math.inf))
+        return await self.link.run(work, kind="writes", more=Allowance(math.inf))
 
     async def held(self, keys: Sequence[CacheKey]) -> frozenset[CacheKey]:
         """Return which of ``keys`` this daemon has seen there within the last hour."""
@@ -699,15 +770,21 @@ class ObjectStore(SharedTier[Bucket]):
         """
         self.check_writes()
         module_sha256, engine_id, gone = scope.module_sha256, scope.engine_id, Evicted()
+        refused = list[Refused]()
         self._going.append(scope)
         try:
             self._forget_all(scope)
-            if module_sha256 and (size_bytes := await self.size(module_sha256)) is not None:
-                gone += await self.delete([(module_sha256, size_bytes)], scope)
+            with _noted(refused, Refused):
+                if module_sha256 and (size_bytes := await self.size(module_sha256)) is not None:
+                    gone += await self.delete([(module_sha256, size_bytes)], scope)
             for kind in ("compiled",) if module_sha256 or engine_id else ("compiled", "module"):
-                async for page in self.pages(kind, module_sha256):
-                    meant = [each for each in page if _is_in(scope, each[0])]
-                    gone += await self.delete(meant, scope)
+                with _noted(refused, Refused):
+                    async for page in self.pages(kind, module_sha256):
+                        meant = [each for each in page if _is_in(scope, each[0])]
+                        with _noted(refused, Refused):
+                            gone += await self.delete(meant, scope)
+            for refusal in refused:
+                raise refusal
             return gone
         finally:
             self._forget_all(scope)  # What was written meanwhile may be gone.
@@ -716,7 +793,8 @@ class ObjectStore(SharedTier[Bucket]):
     async def remove(self, key: Key) -> None:
         """Delete a value."""
         self._seen.pop(key, None)
-        await self.link.run(partial(self.link.store.delete, [self.name_of(key)]), writes=True)
+        delete = partial(self.link.store.delete, [self.name_of(key)])
+        await self.link.run(delete, kind="deletions")
         self._rejected.pop(key, None)
 
     async def pages(self, kind: str, beginning: str = "") -> AsyncIterator[list[tuple[Key, int]]]:
@@ -725,7 +803,7 @@ class ObjectStore(SharedTier[Bucket]):
         prefix = f"{self.prefix}3/{kind}" + (f"/{beginning}" if is_whole else "")
         listing, start = self.link.store.pages(prefix), len(self.prefix)
         step, more = partial(next, listing, None), Allowance(_LISTING_S)
-        while page := await self.link.run(step, more=more):
+        while page := await self.link.run(step, kind="listings", more=more):
             found = ((_NAME.fullmatch(name, start), size_bytes) for name, size_bytes in page)
             keys = ((_key(*name.groups("")), size_bytes) for name, size_bytes in found if name)
             yield [each for each in keys if module_of(each[0]).startswith(beginning)]
@@ -756,7 +834,7 @@ class ObjectStore(SharedTier[Bucket]):
         if go:
             names = [self.name_of(key) for key, _ in go]
             delete = partial(self.link.store.delete, names)
-            await self.link.run(delete, writes=True, more=Allowance(_LISTING_S))
+            await self.link.run(delete, kind="deletions", more=Allowance(_LISTING_S))
         artifacts = sum(isinstance(key, CacheKey) for key, _ in go)
         sizes = sum(size_bytes for _, size_bytes in go)
         return Evicted(artifacts, len(go) - artifacts, sizes, pinned=len(page) - len(go))

@@ -68,7 +68,7 @@ class Breaker(Background, ABC):
 
     def check(self) -> None:
         """Raise TierUnavailable if calls fail at once now."""
-        if self.is_down:
+        if not self._closed.is_set():
             raise TierUnavailable(self.why_down)
 
     @abstractmethod
@@ -77,7 +77,7 @@ class Breaker(Background, ABC):
 
     def answered(self, *, done: bool = True) -> None:
         """Note an answer; without ``done``, one that refuses."""
-        if not self.is_down:  # Else the call began before.
+        if self._closed.is_set():  # Else the call began before.
             self.why_down = ""
         if done:
             self._answered_at_s = time.monotonic()
@@ -89,7 +89,7 @@ class Breaker(Background, ABC):
         """
         if late and time.monotonic() - self._answered_at_s < self.timeout_s / 2:
             return
-        if self.is_down:
+        if not self._closed.is_set():
             return  # A call that began before; the first one has logged it.
         if time.monotonic() - self._closed_at_s > self.retry_max_s:
             self._wait_s = _FIRST_WAIT_S

@@ -48,9 +48,10 @@ class Slow(Files):
         self.asked: list[str] = []
         self.begun = threading.Semaphore(0)
         self.failure: OSError | None = None
+        self.refused = self.refused_name = ""
 
     def get(self, *asked: Any) -> Any:
-        self.hold("get")
+        self.hold("get", *asked)
         found = super().get(*asked)
         if found and "read" in self.gates:
             end = found.end
@@ -71,13 +72,17 @@ class Slow(Files):
             self.hold("pages")
             yield page
 
-    def hold(self, what: str) -> None:
+    def delete(self, *asked: Any) -> None:
+        self.hold("delete")
+        super().delete(*asked)
+
+    def hold(self, what: str, name: str = "") -> None:
         """Note that the store is asked, and wait where a test has closed the gate."""
         self.asked.append(what)
         self.begun.release()
         if gate := self.gates.get(what):
             gate.wait(60)
-        if self.failure:
+        if self.failure and self.refused == what and name.startswith(self.refused_name):
             raise self.failure
 
 
@@ -110,6 +115,11 @@ class Site:
     def close_gate(self, what: str) -> threading.Event:
         """Have the store wait before it does ``what``, until the gate that is returned is set."""
         return self.files.gates.setdefault(what, threading.Event())
+
+    def refuse(self, number: int, what: str = "", name: str = "") -> None:
+        """Have the store refuse to do ``what`` to objects of this name, or to all; 0 ends it."""
+        self.files.failure = OSError(number, "no") if number else None
+        self.files.refused, self.files.refused_name = what, name
 
     async def get(self, key: CacheKey | str) -> Any:
         return await self.store.get(key, Allowance())
@@ -260,28 +270,164 @@ async def test_an_object_above_the_limit_of_the_store_is_told_and_no_refusal(
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
-async def test_a_refusal_is_no_outage_and_is_not_tried_for_a_while(
+async def test_a_refusal_is_no_outage_and_stops_nothing_else(
     site: Site, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    site.files.failure = OSError(number, "no")
     monkeypatch.setattr(object_store, "_REFUSED_S", 600.0)
+    await site.store.put(one := sealed(1))
+    site.refuse(number, "put")
     with capture_logs() as lines:
-        for tag in range(3):
+        for tag in range(2, 5):
             with pytest.raises(TierUnavailable, match="no"):
                 await site.store.put(sealed(tag))
-    assert [line["event"] for line in lines] == ["tier takes no writes"]
-    assert site.files.asked == ["put"]
+    assert [line["event"] for line in lines] == ["tier refuses writes"]
     assert site.bucket.up
-    assert site.store.refusal.startswith("takes no writes: the object store in /")
-    site.files.failure = None
-    # It is read meanwhile.
-    assert await site.get(sealed(1).key) is None
-    monkeypatch.setattr(object_store, "_REFUSED_S", 0.0)
-    site.bucket._refusals[True] = "no", 0.0
-    with capture_logs() as lines:
-        await site.store.put(sealed(1))
-    assert [line["event"] for line in lines] == ["tier takes writes again"]
+    assert site.store.refusal.startswith("refuses writes: the object store in /")
+    # It is read and evicted meanwhile, which may make room.
+    assert (await site.again().get(one.key, Allowance())).sha256 == one.sha256
+    assert (await site.store.evict(EvictScope())).artifacts == 1
+    site.refuse(0)
+    await site.store.put(sealed(1))
     assert site.store.refusal == ""
+
+
+@pytest.mark.parametrize("what", ["get", "delete", "pages"])
+async def test_a_refused_read_deletion_or_listing_stops_nothing_else(site: Site, what: str) -> None:
+    one, two = sealed(1), sealed(2)
+    await site.store.put(one)
+    name = site.store.name_of(one.key) if what == "get" else ""
+    site.refuse(errno.EACCES, what, name)
+    with capture_logs() as lines:
+        for _ in range(3):
+            if what == "get":
+                with pytest.raises(TierUnavailable):
+                    await site.get(one.key)
+            else:
+                with pytest.raises(TierUnavailable):
+                    await site.store.evict(EvictScope())
+            await site.store.put(two)
+            found = await site.again().get(two.key, Allowance())
+            assert found.sha256 == two.sha256
+    kinds = {"get": "reads", "delete": "deletions", "pages": "listings"}
+    assert [line["event"] for line in lines if "refuses" in line["event"]] == [
+        f"tier refuses {kinds[what]}"
+    ]
+    assert site.bucket.up
+    refused = site.notes.lookups.count(("artifact", "error"))
+    assert refused == (3 if what == "get" else 0)
+
+
+async def test_writes_that_wait_are_kept_while_the_store_refuses(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_store, "_REFUSED_S", 0.5)
+    writes = Writes(site.store, lambda: 10**9)
+    site.refuse(errno.ENOSPC, "put")
+    for tag in range(6):
+        writes.add(sealed(tag))
+    await until(lambda: site.files.asked.count("put") == 1)
+    site.refuse(0)
+    await until(lambda: not writes.items())
+    assert writes.dropped == 0
+    assert [await site.get(sealed(tag).key) is not None for tag in range(6)] == [True] * 6
+    await writes.close()
+
+
+@pytest.mark.parametrize("call", ["open", "unlink"])
+async def test_an_eviction_removes_all_but_what_nobody_may_open_or_delete(
+    site: Site, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [sealed(tag) for tag in range(3)]
+    for tag, each in enumerate(made):
+        await site.store.put(each)
+        await site.store.put(module(tag))
+    shut = made[0].module_sha256 if call == "open" else made[0].key.fingerprint
+    usual = getattr(os, call)
+
+    def refuse(path: Any, *asked: Any, **named: Any) -> Any:
+        if path == shut:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return usual(path, *asked, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, refuse)
+        # The caller reads that something may be left.
+        with pytest.raises(TierUnavailable, match="Permission denied"):
+            await site.store.evict(EvictScope())
+    kinds = ("compiled", "module")
+    left = [key for kind in kinds async for page in site.store.pages(kind) for key, _ in page]
+    assert left == [made[0].key]
+
+
+async def test_a_caller_who_leaves_an_eviction_that_fails_leaves_no_traceback(site: Site) -> None:
+    site.refuse(errno.EACCES, "pages")
+    await site.store.put(sealed(1))
+    told = list[dict[str, Any]]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, what: told.append(what))
+
+    async def leave() -> None:
+        gate = site.close_gate("pages")
+        caller = asyncio.create_task(site.cache().evict(EvictScope(), "object_store"))
+        await until(lambda: "pages" in site.files.asked)
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        gate.set()
+        await until(lambda: not site.store._going)
+
+    await leave()
+    gc.collect()
+    await asyncio.sleep(0)
+    assert told == []
+
+
+async def test_the_wait_for_threads_is_no_silence_of_the_store(site: Site) -> None:
+    """Eight reads that are answered in time hold up sixteen more for longer than a time-out."""
+    await site.store.put(sealed(1))
+    namespaces = [site.again(f"{tag}/") for tag in range(3)]
+    for tag, each in enumerate(namespaces):
+        await each.put(sealed(tag))
+    gate, site.bucket.timeout_s = site.close_gate("get"), 4.0
+    reads = [
+        asyncio.create_task(each.get(sealed(tag + 10 * number).key, Allowance()))
+        for tag, each in enumerate(namespaces)
+        for number in range(8)
+    ]
+    await until(lambda: site.files.asked.count("get") == 8)
+    await asyncio.sleep(2.8)
+    gate.set()
+    with capture_logs() as lines:
+        await asyncio.gather(*reads)
+    assert lines == []
+    gate.clear()
+    # Threads that a test holds for good are no silence either, while nothing has begun there.
+    hold = threading.Event()
+    held = [site.bucket._readers.submit(hold.wait, 60) for _ in range(8)]
+    with pytest.raises(TierUnavailable, match="all threads"):
+        await site.get(sealed(9).key)
+    assert site.bucket.up
+    hold.set()
+    assert held
+
+
+@pytest.mark.parametrize("call", ["open", "fstat", "read", "stat"])
+async def test_a_stale_handle_of_nfs_is_absence(
+    site: Site, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await site.store.put(one := sealed(1))
+    usual = getattr(os, call)
+
+    def stale(*asked: Any, **named: Any) -> Any:
+        if call != "open" or asked[0] == one.key.fingerprint:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return usual(*asked, **named)
+
+    with monkeypatch.context() as patched, capture_logs() as lines:
+        patched.setattr(os, call, stale)
+        assert await site.get(one.key) is None or call == "stat"
+        assert await site.store.size(one.key) is None or call != "stat"
+    assert lines == []
+    assert site.bucket.up
 
 
 async def test_a_large_eviction_goes_on_and_nothing_of_it_is_read_meanwhile(
