@@ -94,9 +94,7 @@ class HttpReason(AnyReason):
 class Fault(Enum):
     """Who caused a failure, and so how much it counts against the module."""
 
-    NONE = "none"  # No job on the module broke, or other work on the machine may have broken it.
-    # A job broke while it ran alone. The machine or an operator may have caused it.
-    UNSURE = "unsure"
+    NONE = "none"  # No job on the module broke, or the machine may have broken it.
     MODULE = "module"  # The module broke the job.
 
 
@@ -343,11 +341,11 @@ def engine_lacks_feature(
 def compile_timeout(engine: str, what: str, limit_s: float, fault: Fault = Fault.MODULE) -> str:
     """The job reached its time limit, and the daemon killed it.
 
-    A ``fault`` other than the module's: the job spent part of that time without a CPU.
+    A ``fault`` other than the module's: the job spent most of that time without a CPU.
     """
     advice = "simplify the module"
     if fault is not Fault.MODULE:
-        what, advice = f"{what}, part of it without a CPU,", "try again"
+        what, advice = f"{what}, most of it without a CPU,", "try again"
     stopped = f"{engine} did not finish within {limit_s:g} s of {what} and was stopped"
     return f"{stopped}: {advice}, or raise WASMKILN_COMPILE_TIMEOUT_S"
 
@@ -391,7 +389,7 @@ def compiler_crashed(
 
     Without ``fault``, the signal decides.
     """
-    fault = fault or (Fault.UNSURE if signal in FROM_OUTSIDE else Fault.MODULE)
+    fault = fault or (Fault.NONE if signal in FROM_OUTSIDE else Fault.MODULE)
     text = f"{engine} {how} while it worked on this module"
     text += f": {last_words}" if last_words else ""
     return WasmkilnError(Reason.COMPILER_CRASHED, text, fault=fault, engine=engine, signal=signal)

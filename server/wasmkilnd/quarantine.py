@@ -3,8 +3,8 @@
 A compile that crashed, or exceeded its time or memory, would do so again at the same cost. So
 the daemon records a strike against the module and the fingerprint; another engine, version or
 setting starts without strikes. A strike starts a quarantine, and each further strike doubles its
-length. Where the machine may be to blame, the first strike starts none. A strike for a limit names
-it, and counts only at daemons whose own limit is no higher: others may compile the module.
+length. Where the machine may be to blame, there is no strike. A strike for a limit names it, and
+counts only at daemons whose own limit is no higher: others may compile the module.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from wasmkilnd.waits.budgets import WaitBudget
 
 log = structlog.get_logger("wasmkilnd")
 
-# How long a strike counts after its quarantine has ended, or at all if it started none.
+# How long a strike counts after its quarantine has ended.
 MEMORY_S = 24 * 3600
 _LONGEST_S = 24 * 3600
 _MAX_KNOWN = 10_000
@@ -85,8 +85,8 @@ class Quarantine:
         self, key: CacheKey, spec: CompileSpec, failure: errors.WasmkilnError, budget: WaitBudget
     ) -> None:
         """Record a strike if ``failure`` is one that a compile of ``key`` is to blame for."""
-        first_s, engine_id, left_s = self.first_s(), spec.engine.id, 0.0
-        if not first_s or failure.fault is errors.Fault.NONE:
+        first_s, engine_id = self.first_s(), spec.engine.id
+        if not first_s or failure.fault is not errors.Fault.MODULE:
             return
         before, own = await self._find(key, budget), self._own_limits()
         limits = {name: own[name] for name in _REACHED.get(failure.reason, ())}
@@ -99,10 +99,9 @@ class Quarantine:
         if before and self._counts(before):
             strike = before
         strikes = strike.count + 1
-        if times := strike.count + (failure.fault is errors.Fault.MODULE):
-            left_s = float(min(first_s * 2 ** min(times - 1, 32), max(_LONGEST_S, first_s)))
-            about = {"module": key.module_sha256, "engine": engine_id, "reason": strike.reason}
-            log.warning("module quarantined", **about, strikes=strikes, seconds=left_s)
+        left_s = float(min(first_s * 2 ** min(strike.count, 32), max(_LONGEST_S, first_s)))
+        about = {"module": key.module_sha256, "engine": engine_id, "reason": strike.reason}
+        log.warning("module quarantined", **about, strikes=strikes, seconds=left_s)
         strike = replace(strike, engine_id=engine_id, count=strikes, left_s=left_s, limits=limits)
         self._keep(strike)
         with suppress(errors.TierUnavailable):

@@ -87,7 +87,7 @@ def test_a_timeout_here_is_a_refusal_everywhere_until_it_is_released(
 
 
 @pytest.mark.parametrize("call", ["compile", "load"])
-def test_a_job_that_an_operator_kills_condemns_nobody_at_once(
+def test_a_job_that_an_operator_kills_condemns_nobody(
     two: tuple[Daemon, Daemon], clients: tuple[Client, Client], call: str
 ) -> None:
     killed = wasm.nested_blocks(1_000_000, tag=1), wasm.component(wasm.many_functions(600_001))
@@ -99,8 +99,7 @@ def test_a_job_that_an_operator_kills_condemns_nobody_at_once(
             kill_job(two[0].pid)
             with pytest.raises(CompilerCrashed):
                 slow.result()
-    with pytest.raises(ModuleQuarantined, match="SIGKILL"):
-        ask(module, engine=engine)
+    assert not clients[0].quarantined().modules
 
 
 def test_a_component_that_breaks_its_engine_is_refused_by_load_everywhere(
@@ -154,7 +153,7 @@ def test_a_daemon_that_grants_less_has_no_module_refused_by_one_that_grants_more
         assert third.stats().quarantined_modules == 0
 
 
-def test_a_job_that_is_stopped_past_its_time_condemns_nobody_at_once(
+def test_a_job_that_is_stopped_past_its_time_condemns_nobody(
     tmp_path: Path, valkey: RedisServer
 ) -> None:
     with (
@@ -172,8 +171,7 @@ def test_a_job_that_is_stopped_past_its_time_condemns_nobody_at_once(
             # It is killed all the same, and its worker goes on.
             eventually(lambda: not parent_of(stopped), "the job is still there")
             assert client.compile(wasm.adder(1), engine=ENGINE).bytes
-        with pytest.raises(ModuleQuarantined, match="COMPILE_TIMEOUT"):
-            client.compile(module, engine=ENGINE)
+        assert not client.quarantined().modules
 
 
 def test_jobs_that_get_no_cpu_beside_each_other_condemn_nobody(

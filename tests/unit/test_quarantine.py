@@ -26,8 +26,8 @@ TIMEOUT = errors.compile_timeout("e-1", "compiling", 30)
 MEMORY = errors.compile_memory_limit("e-1", 1000)
 CRASH = errors.compiler_crashed("e-1", "was ended by SIGSEGV", "", "SIGSEGV")
 KILLED = errors.compiler_crashed("e-1", "was ended by SIGKILL", "", "SIGKILL")
-STARVED = errors.compile_timeout("e-1", "compiling", 30, Fault.UNSURE)
-REFUSED = errors.compile_memory_limit("e-1", 1000, Fault.UNSURE)
+STARVED = errors.compile_timeout("e-1", "compiling", 30, Fault.NONE)
+REFUSED = errors.compile_memory_limit("e-1", 1000, Fault.NONE)
 LOST = errors.compiler_crashed("e-1", "lost its worker process twice", "", fault=Fault.NONE)
 
 
@@ -129,6 +129,9 @@ async def test_a_module_that_broke_a_compiler_is_refused_by_every_daemon_for_a_w
         errors.engine_lacks_feature("e-1", "simd", []),
         errors.worker_unavailable("e-1", "its interpreter is gone"),
         LOST,
+        KILLED,
+        STARVED,
+        REFUSED,
     ],
 )
 async def test_other_failures_are_no_strikes(fleet: Fleet, failure: WasmkilnError) -> None:
@@ -158,19 +161,6 @@ async def test_each_repeat_doubles_the_time_up_to_a_day_until_it_is_forgotten(
     await fleet.one.report(KEY, SPEC, CRASH, WaitBudget())
     [strike] = await fleet.one.listed()
     assert (strike.count, strike.left_s) == (1, 600)
-
-
-@pytest.mark.parametrize("failure", [KILLED, STARVED, REFUSED])
-async def test_a_failure_that_may_be_the_machine_s_starts_no_quarantine_at_first(
-    fleet: Fleet, failure: WasmkilnError
-) -> None:
-    await fleet.one.report(KEY, SPEC, failure, WaitBudget())
-    assert await refusal(fleet.one) is None
-    assert await fleet.two.listed() == []
-    await fleet.two.report(KEY, SPEC, failure, WaitBudget())
-    assert await refusal(fleet.one)
-    [strike] = await fleet.two.listed()
-    assert (strike.count, strike.left_s) == (2, 600)
 
 
 async def test_during_an_outage_each_keeps_its_own_strikes_and_after_it_the_store_counts(

@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import hashlib
 import json
-import math
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -87,11 +86,6 @@ class JobReport:
     elapsed_s: float = MAX_NUMBER
     # CPU time that all its threads used; 0 where the kernel does not tell.
     cpu_s: float = 0.0
-    # How long its threads were ready and had no CPU, if it ran past its time; infinite where the
-    # kernel does not tell.
-    waited_s: float = math.inf
-    # Whether it ran beside no other job, and beside no busy daemon.
-    alone: bool = False
     # How much memory it might use.
     memory_bytes: int = 0
     # Its peak resident memory; 0 where the kernel does not tell.

@@ -50,8 +50,6 @@ Unless: TypeAlias = "Callable[[], Coroutine[Any, Any, None]]"
 # Returns whether a job that has a worker is still to be done; is told how long it waited.
 Ready: TypeAlias = "Callable[[float], Coroutine[Any, Any, bool]]"
 
-# A daemon that used more of a CPU than this has taken it from its jobs for other calls.
-_BUSY = 0.1
 _LEAST_RETRY_S = 0.1
 _FIRST_GUESS_S = 0.5
 # How much the newest job counts in the mean time of jobs.
@@ -64,28 +62,6 @@ _SHORT_DELAY_S = 1.0
 # The kernel's log says which call it was.
 _REFUSED_CALL = "a job was killed for a system call that no compiler makes"
 _NOBODY = Waiter(background=True, last=True)
-
-
-@dataclass(slots=True)
-class Neighbours:
-    """The jobs of all engines: tells whether one ran beside others."""
-
-    running: int = 0
-    started: int = 0
-
-    async def run(self, job: Coroutine[Any, Any, JobReport]) -> JobReport:
-        """Run ``job``; note whether it ran beside no other one, and beside no busy daemon."""
-        self.running += 1
-        self.started += 1
-        nth, alone = self.started, self.running == 1
-        began_s, used_s = time.monotonic(), time.process_time()
-        try:
-            report = await job
-        finally:
-            self.running -= 1
-        busy = time.process_time() - used_s > _BUSY * (time.monotonic() - began_s)
-        report.alone = alone and nth == self.started and not busy
-        return report
 
 
 @dataclass(eq=False, slots=True)
@@ -130,7 +106,6 @@ class WorkerPool:
     metrics: Metrics
     # What the jobs of all engines share.
     memory: Memory
-    neighbours: Neighbours = field(default_factory=Neighbours)
 
     def __post_init__(self) -> None:
         # How many workers have a job.
@@ -286,7 +261,7 @@ class WorkerPool:
 
     async def _work(self, job: Job, worker: Worker) -> JobReport:
         limits = replace(job.order.limits, compile_memory_bytes=job.memory_bytes)
-        report = await self.neighbours.run(worker.run(replace(job.order, limits=limits)))
+        report = await worker.run(replace(job.order, limits=limits))
         report.memory_bytes = job.memory_bytes
         self._mean_s += (report.elapsed_s - self._mean_s) * _WEIGHT
         if report.signal == signal.SIGSYS:

@@ -21,7 +21,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import math
 import os
 import signal
 import socket
@@ -167,7 +166,7 @@ class Worker:
                     _kill_group(pid)
                 ended = await self.frame(Type.ENDED, Ended.model_validate_json)
         except TimeoutError:
-            report.timed_out, report.waited_s = True, cpu_wait_s(pid)
+            report.timed_out = True
             _kill_group(pid)
             ended = await self.frame(Type.ENDED, Ended.model_validate_json, _WORKER_GRACE_S)
         # Kill threads and children that the job left behind, before its pid is free again.
@@ -271,20 +270,6 @@ async def start_worker(interpreter: Path, engine: str, threads: int) -> Worker:
 def _read_first(file: Path) -> bytes:
     with file.open("rb") as opened:
         return opened.read(1)
-
-
-def cpu_wait_s(pid: int) -> float:
-    """Return how long the threads of a living process were ready and had no CPU, added up.
-
-    Threads that have ended do not count. Infinite where the kernel does not tell.
-    """
-    try:
-        # Of each thread, its time on a CPU, its time in a run queue, and the number of turns.
-        threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
-        waits_ns = [int(each.read_text().split()[1]) for each in threads]
-        return sum(waits_ns) / 1e9 if waits_ns else math.inf
-    except (OSError, ValueError, IndexError):
-        return math.inf
 
 
 def _words(stderr: FileIO) -> str:

@@ -6,9 +6,9 @@ A job ends in one of three ways:
    not compile it). That is a ``Verdict``.
 2. The job used up a limit or broke: COMPILE_TIMEOUT, COMPILE_MEMORY_LIMIT, COMPILER_CRASHED,
    ARTIFACT_TOO_LARGE, SETTING_UNKNOWN. That is no verdict. Each error carries a ``Fault``, which
-   decides whether the module gets a strike (see ``quarantine``): the module's own doing, the
-   machine's, or unsure. CPU time used up is the module's doing. A timeout on a crowded machine
-   must not put a stranger's module into quarantine.
+   decides whether the module gets a strike (see ``quarantine``): the module's own doing, or the
+   machine's. A time-out is the module's doing if its job used CPU time for half of its limit. On
+   a crowded machine it must not put a stranger's module into quarantine.
 3. The job broke the protocol, or sent a result that its own code never sends. The module has
    taken the compiler over: COMPILER_CRASHED, and the module is to blame.
 
@@ -48,8 +48,6 @@ _OWN_ENDS = frozenset(
 )
 
 _SIGNALS = {int(each): each.name for each in signal.Signals}
-# A job that got at least this part of the CPU time that it wanted was not held up by others.
-_FAIR_SHARE = 0.9
 
 
 _Row = Annotated[list[str], Field(min_length=4, max_length=4)]
@@ -116,7 +114,8 @@ def read(report: JobReport, engine_id: str, what: str, limits: Limits) -> Verdic
     for a job that reached no verdict.
     """
     if report.timed_out:
-        fault = _fault_of_timeout(report, limits.compile_timeout_s)
+        # What one thread can use is the same with many: they share the CPUs with other jobs.
+        fault = _fault_where(report.cpu_s >= limits.compile_timeout_s / 2)
         raise errors.compile_timeout(engine_id, what, limits.compile_timeout_s, fault)
     if report.signal == signal.SIGXCPU:
         raise errors.compile_cpu_timeout(engine_id, what, limits.compile_cpu_s)
@@ -172,8 +171,8 @@ def more_memory(report: JobReport, failure: WasmkilnError, limits: Limits) -> in
 def compiled_code(report: JobReport, engine_id: str, queued_s: float) -> CompiledCode:
     """Return the code that a job with the verdict VALID has made. Raises COMPILER_CRASHED."""
     if report.packed is None:
-        words, fault = cause_line(report.last_words), _unsure(report)
-        raise errors.compiler_crashed(engine_id, "sent no artifact", words, fault=fault)
+        words = cause_line(report.last_words)
+        raise errors.compiler_crashed(engine_id, "sent no artifact", words, fault=Fault.NONE)
     # Without a result the engine died while it named the types of a complete artifact.
     said = _result(report, engine_id) or JobResult(outcome="ok", types_truncated=True)
     types = said.imports, said.exports, said.types_truncated
@@ -216,8 +215,7 @@ def _no_result(report: JobReport, engine_id: str, limits: Limits) -> WasmkilnErr
         # Real-time signals, which a job can send to itself, have no name.
         name = _SIGNALS.get(report.signal, f"signal {report.signal}")
         how = f"was ended by {name}"
-    fault = _unsure(report) if name in errors.FROM_OUTSIDE else Fault.MODULE
-    return errors.compiler_crashed(engine_id, how, words, name, fault)
+    return errors.compiler_crashed(engine_id, how, words, name)
 
 
 def _no_memory(report: JobReport, words: str, engine_id: str, limits: Limits) -> WasmkilnError:
@@ -225,27 +223,14 @@ def _no_memory(report: JobReport, words: str, engine_id: str, limits: Limits) ->
     wanted_bytes = report.peak_memory_bytes + refused_bytes(words)
     # A job that needed much less than its limit failed because the machine, or a control group,
     # had no more memory or threads.
-    fault = Fault.MODULE if wanted_bytes >= limit_bytes / 2 else _unsure(report)
+    fault = _fault_where(wanted_bytes >= limit_bytes / 2)
     setting = f"compile_memory{'_retry' * (limit_bytes > limits.compile_memory_bytes)}_bytes"
     return errors.compile_memory_limit(engine_id, limit_bytes, fault, setting=setting)
 
 
-def _fault_of_timeout(report: JobReport, limit_s: float) -> Fault:
-    """Blame the module only if its job got the time that the limit grants.
-
-    Compilers do not sleep: a job that wanted a CPU for less than half of its time was stopped,
-    or its machine was. A job that waited for a CPU might have been in time on a machine without
-    the other jobs; if it were blamed, callers that send much work could have strangers' modules
-    quarantined.
-    """
-    wanted_s = report.cpu_s + report.waited_s
-    had_its_time = wanted_s >= limit_s / 2 and report.cpu_s >= _FAIR_SHARE * wanted_s
-    return Fault.MODULE if had_its_time else _unsure(report)
-
-
-def _unsure(report: JobReport) -> Fault:
-    """Blame a module a little for what the machine may have done; not for other jobs."""
-    return Fault.UNSURE if report.alone else Fault.NONE
+def _fault_where(used_a_lot: bool) -> Fault:
+    """Blame the module where its job used a lot of what it had, else the machine."""
+    return Fault.MODULE if used_a_lot else Fault.NONE
 
 
 # --- Engines' own messages ------------------------------------------------------------------

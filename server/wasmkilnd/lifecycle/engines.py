@@ -175,7 +175,6 @@ class Serving:
             limits=limits,
             metrics=metrics,
             memory=self.memory,
-            neighbours=pool.Neighbours(),
         )
         self.registry = EngineRegistry(limits)
         self.unserved: Sequence[model.UnservedEngine] = ()

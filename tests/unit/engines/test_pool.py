@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wasmkilnd.engines.job import JobOrder, JobReport
 from wasmkilnd.engines.memory import Memory
-from wasmkilnd.engines.pool import Job, Neighbours, Unless, WorkerPool
+from wasmkilnd.engines.pool import Job, Unless, WorkerPool
 from wasmkilnd.engines.process import Worker, WorkerDied
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import Limits, Reloadable
@@ -203,23 +203,6 @@ async def test_bytes_are_bounded_too_and_whoever_holds_most_yields() -> None:
 
 
 # --- What needs no worker any more ---------------------------------------------------------
-
-
-async def test_a_job_knows_whether_it_ran_alone() -> None:
-    neighbours = Neighbours()
-
-    async def job(ends: asyncio.Event | None = None) -> JobReport:
-        await (ends.wait() if ends else asyncio.sleep(0.05))
-        return JobReport()
-
-    assert (await neighbours.run(job())).alone
-    ends = asyncio.Event()
-    beside = asyncio.create_task(neighbours.run(job(ends)))
-    await asyncio.sleep(0)
-    assert not (await neighbours.run(job())).alone
-    await asyncio.sleep(0.05)
-    ends.set()
-    assert not (await beside).alone
 
 
 class Elsewhere:
