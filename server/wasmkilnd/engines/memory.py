@@ -8,11 +8,11 @@ compiles no less than a guess by the size. One that breaks is run again by its p
 ``compile_memory_bytes``, and only that counts. One that needs more than those is run once more with
 ``compile_memory_retry_bytes``, if that is set: alone, as it then reserves all that there is.
 
-**When.** A pool whose next job finds too little memory stands in a line with other pools. There are
-two cases for a job that asks:
+**When.** A pool whose next job finds too little memory stands in a line with other pools, behind
+those whose jobs are more urgent. There are two cases for a job that asks:
 
-1. It is the next one of the first pool in the line, or no pool stands there: it starts as soon as
-   its memory is free.
+1. It is the next one of the first pool in the line, or more urgent than that one, or no pool stands
+   there: it starts as soon as its memory is free.
 2. It is behind that one, in its pool or in another: it starts now, before it, if it fits in beside
    it: if both, and all that have passed it so far, are no more than there is. So the validation of
    a small module does not wait for the memory of a large one, and the large one waits for no
@@ -132,8 +132,8 @@ class Memory:
     def __post_init__(self) -> None:
         # By job.
         self._reserved: dict[Hashable, int] = {}
-        # The next job of each pool and what it needs, in the order in which pools began to wait.
-        self._line: dict[Fill, tuple[Hashable, int]] = {}
+        # The next job of each pool, its rank and what it needs, as pools began to wait.
+        self._line: dict[Fill, tuple[Hashable, int, int]] = {}
         # What jobs reserved that passed the first in the line, while it stands there.
         self._passed: dict[Hashable, int] = {}
         # The peaks of recent jobs, by what they did and the size of their modules.
@@ -153,17 +153,21 @@ class Memory:
         """Return whether a pool waits for the memory that other jobs have."""
         return pool in self._line and bool(self._reserved)
 
-    def take(self, pool: Fill, job: Hashable, wanted: int, *, is_next: bool) -> bool:
+    def _in_order(self) -> list[Fill]:
+        """The pools in the line, the one with the most urgent job first."""
+        return sorted(self._line, key=lambda pool: self._line[pool][1])
+
+    def take(self, pool: Fill, job: Hashable, rank: int, wanted: int, *, is_next: bool) -> bool:
         """Reserve memory for a job, if its turn allows; else its pool waits in the line.
 
         ``is_next``: whether no other job of its pool goes before it.
         """
-        front, taken = next(iter(self._line), pool), self.reserved
-        passes = not is_next or front != pool
+        front, taken = next(iter(self._in_order()), pool), self.reserved
+        passes = not is_next or (front != pool and self._line[front][1] <= rank)
         # A job that is alone gets whatever it needs: a reload may have lowered the total.
         fits = taken + wanted <= self.total or not taken
         if fits and passes:
-            beside = self._line[front][1] + sum(self._passed.values())
+            beside = self._line[front][2] + sum(self._passed.values())
             fits = wanted + beside <= self.total
         if fits:
             self._reserved[job] = wanted
@@ -173,14 +177,16 @@ class Memory:
             if is_next:
                 self.leave(pool)
         elif is_next:
-            self._line[pool] = job, wanted
+            self._line[pool] = job, rank, wanted
+            if self._in_order()[0] != front:
+                self._passed.clear()
         return fits
 
     def leave(self, pool: Fill, job: Hashable = None) -> None:
         """Take a pool out of the line; with ``job``, only if it stands there for that one."""
         if job and self._line.get(pool, (None,))[0] is not job:
             return
-        if pool == next(iter(self._line), None):
+        if pool in self._in_order()[:1]:
             self._passed.clear()
         self._line.pop(pool, None)
 
@@ -196,7 +202,7 @@ class Memory:
 
     def settle(self, pool: Fill) -> None:
         """Have pools start what they can: those in the line in its order, then ``pool``."""
-        while any(fill() for fill in (*self._line, pool)):
+        while any(fill() for fill in (*self._in_order(), pool)):
             pass
 
     def wanted(self, engine_id: str, order: JobOrder) -> int:

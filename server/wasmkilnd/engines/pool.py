@@ -14,10 +14,11 @@ There are three cases for a job that asks for a worker:
 A worker is not all that a job needs: it reserves memory too (``memory``). Where too little is free
 for the job whose turn it is, it waits although a worker is idle, and others of its pool may pass.
 
-A job that waits and that all callers have left is dropped. One that has begun is finished. A job
-that lost its worker runs again: once, or, where it could not be set up, until a worker has tried it
-that is newer than all that there were. So does a job that broke and may need more memory: no caller
-learns of its first end. It waits for its caller's turn, and is the first job of that line.
+A job that waits and that all callers have left is dropped, the second time too. One that has begun
+is finished. A job that lost its worker runs again: once, or, where it could not be set up, until a
+worker has tried it that is newer than all that there were. So does a job that broke and may need
+more memory: no caller learns of its first end. It waits for its caller's turn, and is the first job
+of that line.
 
 A worker that ends is replaced, with a delay that doubles while workers die young.
 """
@@ -224,6 +225,10 @@ class WorkerPool:
             self._wait_again(job)
 
     def _wait_again(self, job: Job) -> None:
+        """Have a job wait once more; drop it if all callers have left."""
+        job.waiters.release()
+        if not job.waiters.waiting:
+            raise errors.server_draining()
         job.granted, job.again = asyncio.Future(), True
         self._waiting[job] = None
 
@@ -331,20 +336,20 @@ class WorkerPool:
         self._turns = {line: self._turns.get(line, self._turn) for _, line in standing}
         standing.sort(key=lambda at: (at[1].rank, self._turns[at[1]], not at[0].again))
         for job, line in standing:
-            if self._reserve(job, is_next=job is standing[0][0]):
+            if self._reserve(job, line.rank, is_next=job is standing[0][0]):
                 self._turn += 1
                 self._turns[line] = self._turn
                 del self._waiting[job]
                 return job
         return None
 
-    def _reserve(self, job: Job, *, is_next: bool) -> bool:
+    def _reserve(self, job: Job, rank: int, *, is_next: bool) -> bool:
         """Reserve memory for a job if its turn allows: all that there is, for one alone."""
         wanted = job.needs_bytes or self.memory.wanted(self.engine_id, job.order)
         job.memory_bytes = wanted
         if wanted > job.order.limits.compile_memory_bytes:
             wanted = max(wanted, self.memory.total)
-        return self.memory.take(self.fill, job, wanted, is_next=is_next)
+        return self.memory.take(self.fill, job, rank, wanted, is_next=is_next)
 
     def fill(self) -> bool:
         """Start the jobs that there are workers and memory for; return whether any started."""

@@ -363,7 +363,9 @@ class EngineRegistry:
     ) -> Verdict | WasmkilnError | None:
         """Return another engine's verdict; None if it has none, an error if it was not asked."""
         limits, op = self._limits.current, "compile" if other.name == by_compiling else "validate"
-        limits = replace(limits, compile_cpu_s=min(limits.compile_cpu_s, _SECOND_OPINION_CPU_S))
+        cpu_s = min(limits.compile_cpu_s, _SECOND_OPINION_CPU_S)
+        # Nor does it run again alone, for which all engines would have to stop.
+        limits = replace(limits, compile_cpu_s=cpu_s, compile_memory_retry_bytes=0)
         waiters.quota.opinion()
         try:
             return await self._ask(other, op, module, waiters, limits)

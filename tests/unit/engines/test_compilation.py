@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -52,6 +53,7 @@ class Pool:
         self.says: dict[str, Said] = {"validate": validate, "compile": compile_}
         self.orders: Counter[str] = Counter()
         self.limits: list[float] = []
+        self.retries: list[int] = []
         self.asked: list[Waiters] = []
         self.free = asyncio.Event()
         self.free.set()
@@ -63,6 +65,7 @@ class Pool:
         op = job.order.order["op"]
         self.orders[op] += 1
         self.limits.append(job.order.limits.compile_cpu_s)
+        self.retries.append(job.order.limits.compile_memory_retry_bytes)
         self.asked.append(job.waiters)
         await asyncio.sleep(0.001)
         await self.free.wait()
@@ -197,6 +200,7 @@ async def test_settings_that_switch_a_feature_off_hide_no_mistake() -> None:
 
 async def test_a_second_opinion_is_a_job_of_the_same_callers_with_little_time() -> None:
     rig = Rig({"old-1": (INVALID, INVALID), "new-1": ("killed at its limit", VALID)})
+    rig.limits.current = replace(LIMITS, compile_memory_retry_bytes=9000)
     waiters = Waiters.of(Waiter("a"))
     failure = await refused(rig.compile("old-1", waiters=waiters))
     assert failure.reason is Reason.MODULE_INVALID
@@ -205,6 +209,8 @@ async def test_a_second_opinion_is_a_job_of_the_same_callers_with_little_time() 
     assert rig.pools["new-1"].limits == [2.0]
     await refused(rig.load("new-1"))  # Who asks for the engine itself is given all its time.
     assert rig.pools["new-1"].limits == [2.0, 60]
+    # Nor is it tried again alone, for which all engines stop.
+    assert rig.pools["new-1"].retries == [0, 9000]
 
 
 async def test_nobody_else_is_asked_about_what_everybody_has_left() -> None:

@@ -100,10 +100,15 @@ class Machine:
         return {at: many for at, many in self.metrics.counts["jobs_run_again"].items() if many}
 
     def ask(
-        self, engine: str = "a", size: int = 1, caller: str = "c", limits: Limits | None = None
+        self,
+        engine: str = "a",
+        size: int = 1,
+        caller: str = "c",
+        limits: Limits | None = None,
+        waiters: Waiters | None = None,
     ) -> asyncio.Task[JobReport]:
         order = JobOrder({"op": "compile"}, limits or self.limits, bytes(size))
-        job = Job(order, Waiters.of(Waiter(caller)))
+        job = Job(order, waiters or Waiters.of(Waiter(caller)))
         return asyncio.create_task(self.pools[engine].run(job))
 
     def limited(self, most: int) -> Limits:
@@ -214,6 +219,44 @@ async def test_what_waited_behind_a_job_that_is_gone_goes_on_at_once() -> None:
     large.cancel()
     await settled()
     assert machine.given == [100, 100]
+
+
+async def test_a_caller_waits_for_no_memory_that_background_work_of_another_engine_wants() -> None:
+    machine = Machine(total=250, most=250)
+    machine.ask(limits=machine.limited(100))
+    await settled()
+    behind = machine.ask(waiters=Waiters.of(Waiter("c", background=True)))
+    await settled()
+    machine.ask("b", limits=machine.limited(150))
+    await settled()
+    assert machine.given == [100, 150]
+    machine.ask("b", limits=machine.limited(200))
+    await settled()
+    # More urgent than what came before it, and next as soon as there is memory.
+    await machine.jobs[0].end()
+    await machine.jobs[0].end()
+    assert machine.given == [200]
+    await machine.jobs[0].end()
+    assert machine.given == [250]
+    await machine.jobs[0].end()
+    assert behind.done()
+
+
+@pytest.mark.parametrize("how", ["out of memory", "is killed"])
+async def test_a_job_that_all_callers_have_left_is_not_tried_again(how: str) -> None:
+    machine = Machine(total=300, most=100, retry=200)
+    caller = Waiter("c")
+    waiters = Waiters.of(caller)
+    task = machine.ask(waiters=waiters)
+    waiters.drop = task.cancel
+    await settled()
+    waiters.leave(caller)
+    await settled()
+    assert machine.given == [100]
+    await machine.jobs[0].end(**broken(how))
+    assert task.done()
+    assert not machine.jobs
+    assert machine.pools["a"].alive == 4
 
 
 async def test_where_all_wait_for_memory_of_other_engines_nothing_is_stuck() -> None:
