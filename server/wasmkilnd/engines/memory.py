@@ -55,7 +55,7 @@ _GUESS_BYTES, _GUESS = 128 * _MIB, 160
 _BESIDE_BYTES = 32 * _MIB
 # How many jobs of a class are remembered: a module that needed much counts until as many others
 # came.
-_RECENT = 32
+_RECENT = 8
 
 
 class JobsGroup:

@@ -230,6 +230,8 @@ class WorkerPool:
         if not job.waiters.waiting:
             raise errors.server_draining()
         job.granted, job.again = asyncio.Future(), True
+        # The run that failed is no time in the queue.
+        job.asked_s = time.monotonic() - (job.queued_s or 0.0)
         self._waiting[job] = None
 
     async def _wait(self, job: Job, unless: Unless | None) -> Worker | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +22,7 @@ from wasmkilnd.model import Limits, Reloadable
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.waits.flights import Waiter, Waiters
 
+from tests.doubles.clock import Clock
 from tests.unit.engines.limits import LIMITS
 from tests.unit.engines.test_pool import FakeProcess, settled
 
@@ -254,7 +256,7 @@ async def test_a_job_that_all_callers_have_left_is_not_tried_again(how: str) -> 
     await settled()
     assert machine.given == [100]
     await machine.jobs[0].end(**broken(how))
-    assert task.done()
+    await asyncio.gather(task, return_exceptions=True)
     assert not machine.jobs
     assert machine.pools["a"].alive == 4
 
@@ -363,11 +365,11 @@ async def test_a_job_gets_twice_what_its_like_needed_and_room_for_what_is_not_us
     assert await learned(machine, 10**4) == 10**4
 
 
-async def test_a_module_that_needed_much_counts_until_32_others_came() -> None:
+async def test_a_module_that_needed_much_counts_until_8_others_came() -> None:
     machine = Machine(total=10**5, most=10**4)
     room = await learned(machine) - 128
     assert await learned(machine, 1000) == 2000 + room
-    assert await learned(machine, *[70] * 31) == 2000 + room
+    assert await learned(machine, *[70] * 7) == 2000 + room
     assert await learned(machine, 70) == 140 + room
 
 
@@ -421,6 +423,25 @@ async def test_a_job_that_broke_with_less_runs_again_with_its_limit_before_other
     assert (await task).result == OK
     assert machine.ran_again == {("limit", "ok"): 1}
     assert sum(each.done() for each in others) == 3
+
+
+async def test_a_run_that_broke_is_no_time_in_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(now_s=100)
+    monkeypatch.setattr(time, "monotonic", clock)
+    machine = Machine(total=10**4, most=10**4)
+    job = Job(JobOrder({"op": "compile"}, machine.limits, b"0"), asked_s=clock())
+    task = asyncio.create_task(machine.pools["a"].run(job))
+    await settled()
+    clock.now_s += 20
+    beside = machine.ask("b", limits=machine.limited(1000))
+    await settled()
+    await machine.jobs[0].end(**broken("out of memory"))
+    clock.now_s += 3
+    await machine.jobs[0].end()
+    assert beside.done()
+    await machine.jobs[0].end()
+    assert task.done()
+    assert job.queued_s == 3
 
 
 @pytest.mark.parametrize("how", FINAL)
