@@ -195,6 +195,21 @@ def test_an_alias_holds_a_new_engine_back_and_removing_what_a_name_stands_for_ne
     assert engine(state, "remove", NEW).returncode == 0  # The last one.
 
 
+def test_what_an_operator_chooses_is_not_undone_by_an_older_warm_up(tmp_path: Path) -> None:
+    state = state_with(tmp_path / "state", OLD, NEW)
+    record = state / "engine-names.json"
+    ordered = [
+        {"engine_id": NEW, "from_engine_id": OLD, "top": 9},
+        {"engine_id": "wasmer-1.1.0", "from_engine_id": "wasmer-1.0.0", "top": 9},
+    ]
+    record.write_text(json.dumps({"names": {"wasmtime": NEW}, "warm_ups": ordered}))
+    done = engine(state, "use", OLD)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(record.read_text())
+    assert told["names"]["wasmtime"] == OLD
+    assert told["warm_ups"] == ordered[1:]
+
+
 def test_installing_says_which_names_stay(daemon: Daemon) -> None:
     # It is there already: nothing is fetched.
     done = engine(daemon, "install", NEW.replace("-", "==", 1))

@@ -11,6 +11,7 @@ from wasmkiln import EngineRemoved, EngineUnknown
 
 from tests.e2e import wasm
 from tests.e2e.daemon import FAILED, Configured, state_with
+from tests.e2e.hostile_engine import at_import, environment
 from tests.e2e.processes import eventually, workers_of
 from tests.e2e.programs import WASMKILN, Installed, run
 from tests.e2e.test_daemon import get
@@ -151,3 +152,19 @@ def test_a_start_and_a_reload_refuse_and_what_it_made_is_evicted(
         assert int(evicted["artifacts"]) > 0
         # That of the other stays.
         assert client.compile(module, engine=GOOD).header.origin == 1
+
+
+def test_a_reload_starts_no_engine_that_is_refused(engines: Installed, tmp_path: Path) -> None:
+    starts = tmp_path / "starts"
+    with Warned(tmp_path, GOOD, vulnerable_engines="refuse") as one:
+        row = ROW.replace(">= 50.0.1", ">= 0.0.1").replace('compilers = ["winch"]\n', "")
+        one.advisories.write_text(row)
+        made = environment(tmp_path / "state" / "engines")
+        at_import(made, f"with open({str(starts)!r}, 'a') as file:", "    file.write('started ')")
+        for _ in range(2):
+            one.reload()
+            assert starts.read_text() == "started "
+            assert f"{made.name} its code has" in " ".join(one.shown("engines").split())
+        one.write(vulnerable_engines="warn")
+        one.reload()
+        assert starts.read_text() == "started started "

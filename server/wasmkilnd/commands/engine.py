@@ -145,7 +145,8 @@ def remove(settings: Settings, engine_id: str, force: bool, and_reload: bool) ->
 def use(settings: Settings, engine_id: str, as_default: bool, and_reload: bool) -> None:
     """Let an engine's name stand for ENGINE, for example wasmtime-50.0.1.
 
-    Requests that name no engine follow, if they got another version of it before.
+    Requests that name no engine follow, if they got another version of it before. A warm-up of
+    another version that is under way does not change that any more.
     """
     state = _State(settings)
     found = state.find("use", engine_id)
@@ -159,7 +160,12 @@ def use(settings: Settings, engine_id: str, as_default: bool, and_reload: bool) 
     names = naming.moved_to(now, found.id)
     if as_default:
         names[naming.DEFAULT] = found.id
-    state.record.change(lambda record: replace(record, names=names))
+
+    def change(record: naming.Record) -> naming.Record:
+        orders = [each for each in record.warm_ups if naming.name_of(each.engine_id) != found.name]
+        return replace(record, names=names, warm_ups=orders)
+
+    state.record.change(change)
     also = " and requests that name no engine" if names.get(naming.DEFAULT) == found.id else ""
     say(f"{found.name}{also} will stand for {found.id}")
     take_in(settings.state_dir, "takes that over", and_reload=and_reload)

@@ -178,6 +178,8 @@ class Serving:
         )
         self.registry = EngineRegistry(limits)
         self.unserved: Sequence[model.UnservedEngine] = ()
+        # Those of them that advisories refuse; their workers have ended.
+        self._refused: Sequence[ServedEngine] = ()
         # Held from reading the record of names until it is written.
         self._naming = asyncio.Lock()
         state_dir = settings.state_dir
@@ -217,24 +219,29 @@ class Serving:
         damaged = [folder.name for folder in await on_disk(self._store.damaged)]
         self._recorded = await on_disk(self._record.read)
         before, refused = self.registry.served, self.advisories.current
-        now: dict[str, ServedEngine | model.UnservedEngine] = {each.id: each for each in before}
-        new = [each for each in installed if each.id not in now]
-        starts = (serving.serve_engine(each, self.isolation, self._new_pool) for each in new)
-        now |= {each.id: each for each in await asyncio.gather(*starts)}
-        served, damage = list[ServedEngine](), "it is damaged: install it again"
+        now: dict[str, ServedEngine | model.UnservedEngine] = {
+            each.id: each for each in (*filter(refused.why, self._refused), *before)
+        }
+        new = {each.id: each for each in installed if each.id not in now}
+        start = partial(serving.serve_engine, guard=self.isolation, new_pool=self._new_pool)
+        now |= {each.id: each for each in await asyncio.gather(*map(start, new.values()))}
+        served, still_refused = list[ServedEngine](), list[ServedEngine]()
+        damage = "it is damaged: install it again"
         unserved = [model.UnservedEngine(each, damage) for each in damaged]
         for engine in [now[each.id] for each in installed]:
             if isinstance(engine, model.UnservedEngine):
                 unserved.append(engine)
             elif not (why := refused.why(engine)):
                 served.append(engine)
-            else:  # It had to start all the same: they depend on what it can do.
+            else:  # It had to start once all the same: they depend on what it can do.
                 unserved.append(model.UnservedEngine(engine.id, why))
-                if engine not in before:
+                still_refused.append(engine)
+                if engine.id in new:
                     await engine.pool.close()
         for one in unserved:
             if one not in self.unserved:
                 log.error("engine is not served", engine=one.id, cause=one.cause)
+        self._refused = still_refused
         self.unserved, self._ids = unserved, [*(each.id for each in installed), *damaged]
         added = [each for each in served if each not in before]
         for engine in added:
