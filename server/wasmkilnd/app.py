@@ -10,7 +10,6 @@ from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -33,7 +32,7 @@ from wasmkilnd.settings import GRPC, NONE, Address, Settings, group_id, written
 from wasmkilnd.settings_loader import LoadedSettings
 from wasmkilnd.signing.keys import open_keys
 from wasmkilnd.signing.sealer import Sealer
-from wasmkilnd.telemetry.admin import AdminServer
+from wasmkilnd.telemetry.admin import LIMIT, AdminServer
 from wasmkilnd.telemetry.audit import Audit, audit_change
 from wasmkilnd.telemetry.logs import dropped_lines
 from wasmkilnd.telemetry.metrics import Metrics
@@ -215,16 +214,19 @@ class Daemon:
             }
             gauges.tls_failures = lambda: tls.failures
             tls.on_change = partial(_audit_tls, audit)
+        group = group_id(now.socket_group)
         http_tls = (lambda: tls.current.http_context) if tls else None
         doors = [
-            Door(address, connections, http_tls, checks_host(now, address))
+            Door(address, connections, "http_listen", http_tls, checks_host(now, address), group)
             for address in now.http_listen
         ]
         artifacts = http.HttpServer(tenants.of, entry, doors)
         admin_address = ""
         if now.admin_listen != NONE:
+            at, local = now.admin_listen, checks_host(now, now.admin_listen)
             admin = AdminServer(
-                *(now.admin_listen, metrics.registry),
+                Door(at, LIMIT, "admin_listen", http_tls, local, group),
+                metrics.registry,
                 lambda: status_json(
                     *(metrics, readiness, serving, tenants),
                     open_fleet(settings.current, guard.access),
@@ -232,11 +234,9 @@ class Daemon:
                 readiness.now,
                 guard.admit,
                 audit,
-                http_tls,
-                checks_host=checks_host(now, now.admin_listen),
             )
-            admin_address = await admin.start()
             on_stop.push_async_callback(admin.stop)
+            admin_address = await admin.start()
         self._rpc = rpc
         on_stop.push_async_callback(rpc.stop)
         on_stop.push_async_callback(artifacts.stop)
@@ -271,12 +271,9 @@ class Daemon:
 
         # What listens. Most issuers have answered long since; for another nobody waits.
         await asyncio.wait([fetching], timeout=_KEYS_S)
-        group = group_id(now.socket_group)
         wanted = _listeners(now, tls)
         bound = await rpc.start(wanted, group)
-        files = await artifacts.start(group)
-        if path := Address.parse(admin_address).path if admin_address else "":
-            server.open_socket(admin_address, Path(path), group)
+        files = await artifacts.start()
         readiness.started(serving, lambda: (tenants.remote_status(), tenants.object_status()))
         rpc.set_health(readiness.now()[0])
         # All that is there now stays: a full collection of it would make every caller wait.

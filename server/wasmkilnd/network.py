@@ -42,6 +42,18 @@ def host_of(address: Address) -> str:
     return str(address)
 
 
+def open_socket(address: str, path: Path, group: int | None) -> None:
+    """Let ``group`` connect to a Unix socket that is bound, if any. Raises CannotListen."""
+    try:
+        if group is not None:
+            os.chown(path, -1, group)
+        path.chmod(0o600 if group is None else 0o660)
+    except OSError as failure:
+        raise CannotListen(
+            f"cannot set mode and group of {address} (socket_group): {failure.strerror}"
+        ) from None
+
+
 def is_listening(path: Path) -> bool:
     """Return whether a process listens on the Unix socket at ``path``. Takes up to a second."""
     with socket.socket(socket.AF_UNIX) as probe:

@@ -34,7 +34,7 @@ import structlog
 from aiohttp import web, web_protocol
 
 from wasmkilnd.model import Credentials, Entrance, Transport
-from wasmkilnd.network import address_of, host_of, is_listening
+from wasmkilnd.network import address_of, cannot_listen, host_of, is_listening, open_socket
 from wasmkilnd.waits.flights import Background
 
 log = structlog.get_logger("wasmkilnd")
@@ -72,10 +72,14 @@ class Door:
     # How many connections may be open at once. With TLS a quarter of them: asyncio keeps a quarter
     # of a MiB for each.
     limit: int
+    # The setting that names the address.
+    setting: str
     # Returns what new TCP connections are made with; None for plaintext.
     tls: Callable[[], ssl.SSLContext] | None = None
     # Whether a request has to name this machine by an IP address or as localhost.
     checks_host: bool = False
+    # Who may connect to a Unix socket beside its owner.
+    group: int | None = None
     _sockets: list[socket.socket] = field(default_factory=list)
     # By aiohttp's protocol, whose host is at the other end, and its state. The one that asked last
     # is the last; some are closed.
@@ -92,10 +96,15 @@ class Door:
     async def open(self, runner: web.BaseRunner) -> str:
         """Let ``runner`` serve all who come; return the address with its real port.
 
-        Raises OSError; see ``close``.
+        Raises CannotListen; see ``close``.
         """
         await runner.setup()
-        await self._listen()
+        try:
+            await self._listen()
+        except OSError as failure:
+            raise cannot_listen(self.address, self.setting, failure) from None
+        if self._path:
+            open_socket(self.address, self._path, self.group)
         for sock in self._sockets:
             sock.setblocking(False)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BYTES)

@@ -32,7 +32,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any, Final
 
 from aiohttp import ETag, web
@@ -45,10 +44,8 @@ from wasmkilnd.access.guard import ARTIFACTS
 from wasmkilnd.compile import Tenant, check_sha256
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import Artifact, Origin
-from wasmkilnd.network import cannot_listen
 from wasmkilnd.rpc.calls import Entry, Rpc
 from wasmkilnd.rpc.messages import header_of
-from wasmkilnd.rpc.server import open_socket
 from wasmkilnd.rpc.traffic import Call, frames_from
 from wasmkilnd.web import COMMON, STRANGE_NAME, Door, challenge, credentials_of, peer_of
 
@@ -213,7 +210,7 @@ class HttpServer:
         self._tenant_of, self._entry, self._doors = tenant_of, entry, doors
         self._on_stop = AsyncExitStack()
 
-    async def start(self, group: int | None) -> list[str]:
+    async def start(self) -> list[str]:
         """Listen and serve; return the addresses with their real ports. Raises CannotListen."""
         bound = []
         for door in self._doors:
@@ -222,12 +219,7 @@ class HttpServer:
             runner = web.ServerRunner(server, shutdown_timeout=_STOP_S)
             self._on_stop.push_async_callback(runner.cleanup)
             self._on_stop.push_async_callback(door.close)
-            try:
-                bound.append(await door.open(runner))
-            except OSError as failure:
-                raise cannot_listen(door.address, "http_listen", failure) from None
-            if door.address.startswith("unix:"):
-                open_socket(door.address, Path(door.address.removeprefix("unix:")), group)
+            bound.append(await door.open(runner))
         return bound
 
     async def stop(self) -> None:
@@ -326,9 +318,8 @@ class HttpServer:
         if is_get:
             self._entry.metrics.count("served", origin.value)
             self._entry.metrics.count("sent_bytes", by=call.bytes or 0)
-            self._tenant_of(call.identity.namespace).tally[
-                artifact.module_sha256, artifact.spec
-            ] += 1
+            tenant = self._tenant_of(call.identity.namespace)
+            tenant.tally[artifact.module_sha256, artifact.spec] += 1
 
     async def _attestation(self, call: Call) -> None:
         """Send the DSSE envelope of an artifact."""

@@ -18,7 +18,7 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc import aio
 
 from wasmkilnd.model import PLAINTEXT, Entrance
-from wasmkilnd.network import IN_USE, CannotListen, cannot_listen, is_listening
+from wasmkilnd.network import IN_USE, cannot_listen, is_listening, open_socket
 from wasmkilnd.quota import unlimited
 from wasmkilnd.rpc.admin_service import AdminServicer
 from wasmkilnd.rpc.calls import Entry, unary
@@ -181,18 +181,6 @@ class RpcServer:
                 streams=method.client_streaming,
             )
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
-
-
-def open_socket(address: str, path: Path, group: int | None) -> None:
-    """Let ``group`` connect to a Unix socket that is bound, if any. Raises CannotListen."""
-    try:
-        if group is not None:
-            os.chown(path, -1, group)
-        path.chmod(0o600 if group is None else 0o660)
-    except OSError as failure:
-        raise CannotListen(
-            f"cannot set mode and group of {address} (socket_group): {failure.strerror}"
-        ) from None
 
 
 def _bind(server: Any, at: Listener, group: int | None) -> str:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import ssl
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -26,12 +25,11 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from wasmkilnd import web as door
 from wasmkilnd.errors import Reason, WasmkilnError, forget_frames
 from wasmkilnd.model import Credentials, Entrance, Identity
-from wasmkilnd.network import cannot_listen
 from wasmkilnd.telemetry import status
 from wasmkilnd.telemetry.audit import Audit
+from wasmkilnd.web import COMMON, STRANGE_NAME, Door, challenge, credentials_of, peer_of
 
 log = structlog.get_logger("wasmkilnd.telemetry")
 
@@ -83,8 +81,7 @@ class SharedPage:
 class AdminServer:
     """Serves metrics, health and the status page, for GET and HEAD alone."""
 
-    # Where: host:port, [v6]:port or unix:/path.
-    address: str
+    door: Door
     registry: CollectorRegistry
     # Makes /status.json.
     status_json: Callable[[], bytes]
@@ -92,13 +89,8 @@ class AdminServer:
     ready: Callable[[], tuple[bool, str]]
     admit: Admit
     auditor: Audit
-    # Returns what new TCP connections are made with; None for plaintext.
-    tls: Callable[[], ssl.SSLContext] | None = None
-    # Whether a request has to name this machine by an IP address or as localhost.
-    checks_host: bool = False
 
     def __post_init__(self) -> None:
-        self._door = door.Door(self.address, LIMIT, self.tls, self.checks_host)
         self._shared = SharedPage()
         app = web.Application(client_max_size=1024, middlewares=[self._check])
         # aiohttp answers 405 to methods other than GET and HEAD, and 404 for other paths.
@@ -107,33 +99,29 @@ class AdminServer:
         for name in ("metrics", "healthz", "readyz"):
             app.router.add_get(f"/{name}", getattr(self, f"_{name}"))
         app.on_response_prepare.append(_remove_banner)
-        self._runner = web.AppRunner(app, **door.COMMON, **_TIMES, **_SIZES)
+        self._runner = web.AppRunner(app, **COMMON, **_TIMES, **_SIZES)
 
     async def start(self) -> str:
         """Serve; return the address with its real port. Raise CannotListen."""
-        try:
-            return await self._door.open(self._runner)
-        except OSError as failure:
-            await self.stop()
-            raise cannot_listen(self.address, "admin_listen", failure) from None
+        return await self.door.open(self._runner)
 
     async def stop(self) -> None:
         """Accept no more, close every connection, and remove the socket's file."""
-        await self._door.close()
+        await self.door.close()
         await self._runner.cleanup()
 
     @web.middleware
     async def _check(self, request: web.Request, handler: Any) -> web.StreamResponse:
-        self._door.asked(request)
+        self.door.asked(request)
         # Requests that came together on one connection must not hold up the others.
         await asyncio.sleep(0)
-        if self._door.is_strange(request):
-            return web.Response(text=f"{door.STRANGE_NAME}\n", status=421)
+        if self.door.is_strange(request):
+            return web.Response(text=f"{STRANGE_NAME}\n", status=421)
         # Of no page, the path that was sent: whom the guard refuses learns nothing from that.
         resource = request.match_info.route.resource
         page = resource.canonical if resource else request.path
         try:
-            self.admit(page, self._door.entrance, partial(_credentials, request, page))
+            self.admit(page, self.door.entrance, partial(_credentials, request, page))
             answer: web.StreamResponse = await handler(request)
         except WasmkilnError as refusal:
             forget_frames(refusal)
@@ -148,13 +136,13 @@ class AdminServer:
     def _refused(self, request: web.Request, page: str, refusal: WasmkilnError) -> web.Response:
         invalid = refusal.reason is Reason.CREDENTIALS_INVALID
         code = 401 if invalid or refusal.reason is Reason.CREDENTIALS_MISSING else 403
-        about = {"peer": door.peer_of(request), "method": page, "reason": refusal.reason.value}
+        about = {"peer": peer_of(request), "method": page, "reason": refusal.reason.value}
         self.auditor.write("refusal", refusal.identity, str(code), **about)
         answer = web.Response(text=f"{refusal.message}\n", status=code)
         if code == 401:
             browser = [_BROWSER_CHALLENGE] if page in status.PATHS else []
-            for challenge in (door.challenge(invalid), *browser):
-                answer.headers.add("WWW-Authenticate", challenge)
+            for told in (challenge(invalid), *browser):
+                answer.headers.add("WWW-Authenticate", told)
         return answer
 
     async def _metrics(self, request: web.Request) -> web.Response:
@@ -182,7 +170,7 @@ async def _remove_banner(_request: web.Request, response: web.StreamResponse) ->
 
 
 def _credentials(request: web.Request, page: str) -> Credentials:
-    found = door.credentials_of(request)
+    found = credentials_of(request)
     if page in status.PATHS and found.authorization.lower().startswith("basic "):
         # What a browser sends for a person counts as a token.
         with suppress(ValueError):

@@ -23,10 +23,11 @@ from wasmkilnd.app import checks_host
 from wasmkilnd.model import ANYBODY, Credentials, Entrance, Identity
 from wasmkilnd.network import CannotListen
 from wasmkilnd.settings import Settings
-from wasmkilnd.telemetry import admin, status
-from wasmkilnd.telemetry.admin import AdminServer, SharedPage
+from wasmkilnd.telemetry import status
+from wasmkilnd.telemetry.admin import LIMIT, AdminServer, SharedPage
 from wasmkilnd.telemetry.audit import Audit
 from wasmkilnd.telemetry.metrics import Metrics
+from wasmkilnd.web import Door
 
 POLICY = {
     "default-src": "'none'",
@@ -65,11 +66,14 @@ def readiness() -> Readiness:
     return Readiness()
 
 
-def server(address: str = "127.0.0.1:0", **options: Any) -> AdminServer:
+def server(
+    address: str = "127.0.0.1:0", *, limit: int = LIMIT, checks_host: bool = False, **options: Any
+) -> AdminServer:
+    door = Door(address, limit, "admin_listen", checks_host=checks_host)
     guard = options.pop("admit", AccessGuard(None).admit)
     ready = options.pop("ready", lambda: (True, "ready"))
     registry = Metrics("1.2.3").registry
-    return AdminServer(address, registry, lambda: b"{}", ready, guard, Audit(), **options)
+    return AdminServer(door, registry, lambda: b"{}", ready, guard, Audit(), **options)
 
 
 @pytest.fixture
@@ -321,11 +325,8 @@ async def ends(sock: socket.socket) -> bool:
     return True
 
 
-async def test_when_all_have_asked_the_one_idle_for_longest_makes_way(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(admin, "LIMIT", 2)
-    running = server()
+async def test_when_all_have_asked_the_one_idle_for_longest_makes_way() -> None:
+    running = server(limit=2)
     url = await running.start()
     request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with connect(url) as first, connect(url) as second:
