@@ -203,7 +203,7 @@ class Daemon:
             *(model.Reloadable(settings), Metrics("bench"), self._server, self._bucket),
             *(HostDirectory(options.host_options(settings)), self.engines, {}),  # type: ignore[arg-type]
             served_engines=dict,
-            held=FairShare(lambda: 1 << 30),
+            in_progress=FairShare(lambda: 1 << 30),
             slots=asyncio.Semaphore(1),
             module_bytes=lambda: settings.max_module_bytes,
             sealer=site.sealer,

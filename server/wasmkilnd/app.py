@@ -170,7 +170,7 @@ class Daemon:
             tenants = self._tenants = Tenants(
                 *(settings, metrics, shared, bucket, host, served, namespaces),
                 served_engines=partial(engines.served_engines, served),
-                held=FairShare(lambda: 2 * limits.current.queue_bytes),
+                in_progress=FairShare(lambda: 2 * limits.current.queue_bytes),
                 # So that most workers stay free for callers.
                 slots=asyncio.Semaphore(max(1, now.effective_workers // 2)),
                 sealer=sealer,

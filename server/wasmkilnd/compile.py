@@ -200,8 +200,8 @@ class Compiler:
     """Serves Compile, Load and FindMissing for one namespace. For one event loop.
 
     - ``module_bytes``: returns how large a module may be, where the terms do not say.
-    - ``held``: the bytes of all modules being worked on in all namespaces, whatever that work waits
-      for: another daemon's lease, a worker, or another caller's job.
+    - ``in_progress``: the bytes of all modules being worked on in all namespaces, whatever that
+      work waits for: another daemon's lease, a worker, or another caller's job.
     - ``slots``: how many compiles that no caller waits for may run at once, those of all namespaces
       together. It should leave workers for callers.
     - ``flights``: the compilations and validations that wait for a worker or run. By key and
@@ -218,7 +218,7 @@ class Compiler:
     quarantine: Quarantine
     metrics: Metrics
     module_bytes: Callable[[], int]
-    held: FairShare
+    in_progress: FairShare
     slots: asyncio.Semaphore
     flights: Flights = field(default_factory=Flights)
     background: Flights = field(default_factory=Flights)
@@ -462,12 +462,12 @@ class Compiler:
         if flight in self.flights:
             ticket = self.flights.join(flight, waiter, work)
         else:
-            if self.held.room(waiter.caller) <= 0:
-                raise errors.modules_held(engine_id, self.held.total)
+            if self.in_progress.room(waiter.caller) <= 0:
+                raise errors.modules_held(engine_id, self.in_progress.total)
             terms.quota.compile()
             ticket = self.flights.join(flight, waiter, work, terms.quota)
-            self.held.add(waiter.caller, held_bytes)
-            ticket.on_end(lambda _: self.held.add(waiter.caller, -held_bytes))
+            self.in_progress.add(waiter.caller, held_bytes)
+            ticket.on_end(lambda _: self.in_progress.add(waiter.caller, -held_bytes))
         terms.release()
         return ticket
 

@@ -176,7 +176,7 @@ class OpenTenant:
         )
         compiler = Compiler(
             *(self.cache, self.fleet, common.engines, sealer, refused, metrics),
-            *(lambda: now.current.max_module_bytes, common.held, common.slots),
+            *(lambda: now.current.max_module_bytes, common.in_progress, common.slots),
         )
         uses = SharedFile(settings.state_dir / "uses", namespace, "cannot save uses")
         self.usage = usage.Usage(uses, sealer, self.redis if told else None)
@@ -242,7 +242,7 @@ class Tenants:
     - ``server``: the connection to the shared tier.
     - ``bucket``: the way to the object store, if there is one.
     - ``served_engines``: returns what each host store keeps as ``engines.json``.
-    - ``held``: the bytes of all modules that are being worked on.
+    - ``in_progress``: the bytes of all modules that are being worked on.
     - ``slots``: for compiles that no caller waits for.
     - ``module_bytes``: returns how large the module of any caller may be.
 
@@ -257,7 +257,7 @@ class Tenants:
     engines: EngineRegistry
     namespaces: InitVar[Mapping[str, NamespaceLimits]]
     served_engines: Callable[[], Mapping[str, Any]]
-    held: FairShare
+    in_progress: FairShare
     slots: asyncio.Semaphore
     sealer: Sealer
     module_bytes: Callable[[], int]

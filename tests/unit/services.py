@@ -171,7 +171,7 @@ class Rig:
         self.compiler = Compiler(
             *(cache, self.fleet, engines, sealer, self.quarantine, self.metrics),
             module_bytes=lambda: LIMITS.module_bytes,
-            held=FairShare(lambda: 2 * LIMITS.queue_bytes),
+            in_progress=FairShare(lambda: 2 * LIMITS.queue_bytes),
             slots=asyncio.Semaphore(1),
         )
 

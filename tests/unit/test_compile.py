@@ -136,7 +136,7 @@ async def test_the_modules_of_all_work_under_way_have_one_limit(rig: Rig) -> Non
 async def test_a_module_in_a_file_leaves_memory_to_others(rig: Rig, tmp_path: Path) -> None:
     """It counts with the piece that is in memory, not with its size."""
     rig.engines.release.clear()
-    rig.compiler.held = FairShare(lambda: 4 * CHUNK_BYTES)
+    rig.compiler.in_progress = FairShare(lambda: 4 * CHUNK_BYTES)
     rig.compiler.module_bytes = lambda: 8 * CHUNK_BYTES
     wasm = sized(1, 6 * CHUNK_BYTES)
     large = Spooled(tmp_path, len(wasm))
