@@ -113,7 +113,8 @@ class Pins:
             await self._exchange()
             if not self.is_pinned(module_sha256):
                 await self._refuse_if_there_is_no_room(module_sha256)
-                self._learn({module_sha256: PinTimes(pinned_ms=self._now_ms(module_sha256))})
+            # Another daemon may have unpinned it, and not told this one yet: this call is later.
+            self._learn({module_sha256: PinTimes(pinned_ms=self._now_ms(module_sha256))})
             reached_redis = await self._exchange()
             return (await self._shown([module_sha256]))[0], reached_redis
 
