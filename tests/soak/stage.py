@@ -15,7 +15,7 @@ from tests.soak.fleet import Fleet, Life
 from tests.soak.ledger import OK, ONLY_OK, Ledger
 from tests.soak.modules import CPU, Known, Mould
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 120.0
 """The deadline of a call that is in no hurry."""
 _HOT_BYTES = 150_000
 

@@ -11,7 +11,7 @@ from tests.promises import Check, percentile_s, promises, table
 from tests.soak.chaos import JOB_KILLED, Blow
 from tests.soak.ledger import Call
 
-GRACE_S = 1.0
+GRACE_S = 3.0
 """How late a call may end after its deadline: the client has work to do on a busy machine."""
 LEAST_SHARE = 0.999
 
@@ -39,8 +39,8 @@ def judge(calls: Sequence[Call], blows: Sequence[Blow]) -> list[Check]:
             not wrong,
         ),
         Check(
-            f"calls past their deadline by {GRACE_S:g} s, or cut by one of a minute: 0",
-            f"{len(outlived)}; the latest end was {late_s:+.2f} s from the deadline",
+            f"calls past their deadline by {GRACE_S:g} s, or cut by one of two minutes: 0",
+            f"{[call.kind for call in outlived]}; the latest end: {late_s:+.2f} s",
             not outlived,
         ),
         Check(
