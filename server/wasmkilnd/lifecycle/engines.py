@@ -223,8 +223,9 @@ class Serving:
             each.id: each for each in (*filter(refused.why, self._refused), *before)
         }
         new = {each.id: each for each in installed if each.id not in now}
-        start = partial(serving.serve_engine, guard=self.isolation, new_pool=self._new_pool)
-        now |= {each.id: each for each in await asyncio.gather(*map(start, new.values()))}
+        told = self.isolation, self._new_pool
+        starts = (serving.serve_engine(each, *told) for each in new.values())
+        now |= {each.id: each for each in await asyncio.gather(*starts)}
         served, still_refused = list[ServedEngine](), list[ServedEngine]()
         damage = "it is damaged: install it again"
         unserved = [model.UnservedEngine(each, damage) for each in damaged]
