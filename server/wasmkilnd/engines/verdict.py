@@ -215,7 +215,10 @@ def _no_result(report: JobReport, engine_id: str, limits: Limits) -> WasmkilnErr
         # Real-time signals, which a job can send to itself, have no name.
         name = _SIGNALS.get(report.signal, f"signal {report.signal}")
         how = f"was ended by {name}"
-    return errors.compiler_crashed(engine_id, how, words, name)
+    # The kernel kills as an operator does. It had a reason where the job took much memory.
+    killed = name == "SIGKILL" and report.peak_memory_bytes >= report.memory_bytes / 2
+    fault = Fault.MODULE if killed else None
+    return errors.compiler_crashed(engine_id, how, words, name, fault)
 
 
 def _no_memory(report: JobReport, words: str, engine_id: str, limits: Limits) -> WasmkilnError:

@@ -69,6 +69,7 @@ ENDS: dict[Reason, list[tuple[dict[str, Any], Fault]]] = {
         ({"signal": 11}, Fault.MODULE),
         (said("panicked\nat x.rs:1"), Fault.MODULE),
         ({"signal": 9}, Fault.NONE),
+        ({"signal": 9, "peak_memory_bytes": 3000}, Fault.MODULE),
         ({"exit_code": 70}, Fault.NONE),
         ({"exit_code": 0}, Fault.NONE),
         ({"protocol_error": "unknown frame type 9", "signal": 9}, Fault.MODULE),
