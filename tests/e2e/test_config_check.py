@@ -169,3 +169,23 @@ def test_what_serve_meets_after_its_engines_is_found_too(state: Path, tmp_path: 
             assert done.returncode == 2, done.stdout
             assert says in done.stderr
             assert "Traceback" not in done.stderr
+
+
+def test_rights_in_the_object_store_are_proved(state: Path, tmp_path: Path) -> None:
+    """A directory in which a stranger's folder stands, and one that is not there."""
+    store = tmp_path / "objects"
+    store.mkdir()
+    flags = ("--object-store-url", f"file://{store}")
+    assert run("config", state, *flags).returncode == 0
+    assert not [path for path in store.rglob("*") if path.is_file()]
+    [folder] = store.glob("wasm/3/compiled")
+    folder.rmdir()
+    folder.symlink_to(tmp_path)  # Root may write anywhere else.
+    done = run("config", state, *flags)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: object_store_url: cannot write an object: ")
+    assert run("config", state, *flags, "--object-store-mode", "read-only").returncode == 2
+    done = run("config", state, "--object-store-url", f"file://{tmp_path}/none")
+    assert done.returncode == 2
+    assert "there is no such directory" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -383,7 +383,13 @@ def test_who_is_not_let_in_serves_and_says_why_and_no_secret(site: Site) -> None
         eventually(lambda: client.stats().object_store_detail, "Stats do not say why")
         stats = client.stats()
         told = daemon.banner + daemon.log + MessageToJson(stats)
-        told += run(WASMKILND, "config", "--json", HOME="/h", **environ).stdout
+        checked = run(WASMKILND, "config", "--json", "--state-dir", daemon.state_dir, **environ)
+        told += checked.stdout + checked.stderr
+        for what in ("write", "read", "delete"):
+            assert f"cannot {what} an object: the object store " in checked.stderr
+        let_in = run(WASMKILND, "config", "--state-dir", daemon.state_dir, **site.environ())
+        assert let_in.returncode == 0, let_in.stderr
+        assert not site.store.names("probe")
     assert stats.object_store_detail.count("\n") == 0
     secrets = [SECRET, *(v for k, v in environ.items() if k.endswith("KEY"))]
     assert not [secret for secret in secrets if secret in told]

@@ -635,6 +635,24 @@ class Bucket(Breaker):
             if not refuses:
                 raise TierUnavailable(why) from None
 
+    async def missing_rights(self, prefix: str, *, reads: bool, writes: bool) -> str:
+        """Write, read and delete an object that nobody looks for; return what does not work."""
+        name = f"{prefix}3/compiled/{'0' * 64}/probe/{secrets.token_hex(32)}"
+        steps: list[tuple[str, bool, Callable[[], object]]] = [
+            ("write", writes, partial(self.store.put, name, [b"probe"], 5)),
+            ("read", reads, partial(self.store.get, name)),
+            ("delete", writes, partial(self.store.delete, [name])),
+        ]
+        missing = dict[str, str]()
+        for what, _, work in (step for step in steps if step[1]):
+            try:
+                await self._wait(work, self._writers)
+            except TimeoutError:
+                missing["reach the object store"] = "it does not answer in time"
+            except Exception as failure:
+                missing[f"{what} an object"] = self.store.why(failure)[0]
+        return "; ".join(f"cannot {what}: {why}" for what, why in missing.items())
+
     async def close(self) -> None:
         """Ask no more; give calls under way a moment to end."""
         await self.stop()

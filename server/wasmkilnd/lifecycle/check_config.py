@@ -1,18 +1,20 @@
 """Check, without starting anything, what ``serve`` would refuse: ``wasmkilnd config``.
 
-Nothing is made and nothing is left: a key that the first start makes is not missed here. Each
-failure is the one that ``serve`` would end with. What a start takes back of a volume's group, the
-command has taken back before (``running``).
+Nothing is left: a key that the first start makes is not missed here. Each failure is the one that
+``serve`` would end with, but for rights in the object store, without which it serves. What a start
+takes back of a volume's group, the command has taken back before (``running``).
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from pathlib import Path
 
 from wasmkilnd import options, tenants
 from wasmkilnd.access import guard, policy, tls
+from wasmkilnd.cache.object_store import prefix_of
 from wasmkilnd.files import operator_files, ownership
 from wasmkilnd.lifecycle import engines, preflight, running
 from wasmkilnd.network import IN_USE, cannot_listen
@@ -45,7 +47,7 @@ def check(settings: Settings) -> guard.Access:
     engines.open_advisories(settings)
     if settings.redis_url.get_secret_value() not in (EMBEDDED, NONE):
         check_files(options.redis_access(settings))
-    options.open_bucket(settings)
+    _check_objects(settings)
     # A daemon that runs here has the addresses itself.
     if not running.running(settings.state_dir):
         for setting, address in settings.addresses:
@@ -74,6 +76,15 @@ def _check_audit(settings: Settings) -> None:
         os.close(os.open(path if there else path.parent, flags))
     except OSError as failure:
         raise preflight.CannotStart(audit.cannot_write_audit(path, failure)) from None
+
+
+def _check_objects(settings: Settings) -> None:
+    if not (bucket := options.open_bucket(settings)):
+        return
+    mode, prefix = settings.object_store_mode, prefix_of(settings.redis_prefix)
+    reads, writes = mode != "write-only", mode != "read-only"
+    if why := asyncio.run(bucket.missing_rights(prefix, reads=reads, writes=writes)):
+        raise preflight.CannotStart(f"object_store_url: {why}")
 
 
 def _check_address(setting: str, address: Address) -> None:
