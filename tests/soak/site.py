@@ -65,9 +65,12 @@ def _full(disk: Disk) -> Iterator[None]:
 
 @contextmanager
 def _read_only(disk: Disk) -> Iterator[None]:
-    for script in ('mount --bind "$0" "$0" && mount -o remount,bind,ro "$0"', 'umount -l "$0"'):
-        subprocess.run(disk.enter("sh", "-ec", script, str(disk.folder)), check=True)
-        if script.startswith("mount"):
+    # Who opens a file to write it just before it is read-only makes it busy for a moment.
+    shut = 'mount --bind "$0" "$0"; until mount -o remount,bind,ro "$0"; do sleep 0.05; done'
+    for script in (shut, 'umount -l "$0"'):
+        command = disk.enter("sh", "-ec", script, str(disk.folder))
+        subprocess.run(command, check=True, timeout=60, stderr=subprocess.DEVNULL)
+        if script is shut:
             yield
 
 
