@@ -6,8 +6,10 @@ the file is said in words, a line for each problem.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, TypeAlias
@@ -211,21 +213,11 @@ def read_policy(path: Path) -> Policy:
 
 
 def _fits(pattern: str, name: str) -> bool:
-    """Return whether ``name`` is one that ``pattern`` stands for.
-
-    The time is linear in both: callers choose names.
-    """
-    first, *others = pattern.split("*")
-    if not others:
-        return name == first
-    *middle, last = others
-    at, end = len(first), len(name) - len(last)
-    for part in middle:
-        found = name.find(part, at, max(at, end))
-        if found < 0:
-            return False
-        at = found + len(part)
-    return name.startswith(first) and at <= end and name.endswith(last)
+    """Return whether ``name`` is one that ``pattern`` stands for; only ``*`` is special in it."""
+    if "*" not in pattern:
+        return name == pattern
+    # It never goes back to an earlier star, so callers cannot choose names that take long.
+    return fnmatchcase(name, re.sub(r"([?[])", r"[\1]", pattern))
 
 
 def _says(said: object, wanted: str | int | bool, *, in_words: bool) -> bool:

@@ -231,27 +231,23 @@ def _vouched_until(
 
 def _issued(certificate: Certificate, ca: Certificate, between: int) -> bool:
     """Return whether a CA issued a certificate; ``between`` other CAs stand below it."""
-    basic = _basic_constraints(ca)
-    if basic is None or basic.path_length is None or basic.path_length >= between:
+    if _is_ca(ca, between):
         with suppress(ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
             certificate.verify_directly_issued_by(ca)
             return True
     return False
 
 
-def _is_ca(certificate: Certificate) -> bool:
-    basic = _basic_constraints(certificate)
-    return basic is not None and basic.ca
+def _is_ca(certificate: Certificate, between: int = 0) -> bool:
+    """Return whether a certificate is that of a CA that may have ``between`` CAs below it."""
+    with suppress(Exception):  # It has no constraints, or some that cannot be read.
+        basic = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+        return basic.ca and (basic.path_length is None or basic.path_length >= between)
+    return False
 
 
 def _is_valid(certificate: Certificate, now: datetime) -> bool:
     return certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc
-
-
-def _basic_constraints(certificate: Certificate) -> x509.BasicConstraints | None:
-    with suppress(Exception):  # It has none, or one that cannot be read.
-        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
-    return None
 
 
 def _certificates(settings: Settings, setting: str, *, ours: bool = False) -> Certificates:

@@ -83,8 +83,7 @@ def add(
 def ls(settings: Settings, as_json: bool) -> None:
     """List the tokens, without their secrets."""
     rows = [
-        {"id": each.id, "name": each.name, "roles": _roles(each), "namespace": each.namespace}
-        | {"created": each.created, "expires": each.expires}
+        {**each.model_dump(exclude={"sha256"}), "roles": _roles(each)}
         for each in _store(settings).tokens()
     ]
     none = f"there is no token in {settings.effective_tokens_file}; make one with `token add`"
