@@ -11,7 +11,8 @@ import random
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -135,20 +136,25 @@ def error_from_rpc(failure: Any, address: str, timeout_s: float) -> errors.Wasmk
 
     `address` and `timeout_s` (of the whole call, in seconds) appear in messages.
     """
-    from google.rpc import error_details_pb2
+    from google.rpc import error_details_pb2 as details
+    from google.rpc import status_pb2
 
     code, text = failure.code(), failure.details() or ""
     told: dict[str, Any] = {"code": code, "reason": "", "metadata": {}}
-    for detail in _details(failure):
-        if isinstance(detail, error_details_pb2.ErrorInfo) and detail.domain == "wasmkiln":
-            told["reason"], told["metadata"] = detail.reason, detail.metadata
-        elif isinstance(detail, error_details_pb2.RetryInfo):
-            told["retry_after_s"] = max(0.0, seconds(detail.retry_delay))
-        elif isinstance(detail, error_details_pb2.BadRequest):
-            told["field_violations"] = [
-                errors.FieldViolation(each.field, each.description)
-                for each in detail.field_violations
-            ]
+    info, retry, bad = details.ErrorInfo(), details.RetryInfo(), details.BadRequest()
+    with suppress(DecodeError):  # damaged, or of another server: code and text still count
+        trailers = dict(failure.trailing_metadata() or ())
+        sent = trailers.get("grpc-status-details-bin", b"")
+        for item in status_pb2.Status.FromString(sent).details:
+            if item.Unpack(info) and info.domain == "wasmkiln":
+                told["reason"], told["metadata"] = info.reason, dict(info.metadata)
+            elif item.Unpack(retry):
+                told["retry_after_s"] = max(0.0, seconds(retry.retry_delay))
+            elif item.Unpack(bad):
+                told["field_violations"] = [
+                    errors.FieldViolation(each.field, each.description)
+                    for each in bad.field_violations
+                ]
     kind = errors.BY_REASON.get(told["reason"], errors.WasmkilnError)
     if not told["reason"]:
         kind, text, told["metadata"] = _without_reason(code.name, text, address, timeout_s)
@@ -185,23 +191,6 @@ def _without_reason(
         message = f"cannot read the answer of {address}: its metadata is above gRPC's limit"
         return errors.UnexpectedAnswer, message, metadata
     return errors.WasmkilnError, text, {}
-
-
-def _details(failure: Any) -> Iterator[Message]:
-    """Yield the rich-error details in a failure's trailers, as far as they can be read."""
-    from google.rpc import error_details_pb2 as details
-    from google.rpc import status_pb2
-
-    for key, value in failure.trailing_metadata() or ():
-        if key == "grpc-status-details-bin":
-            try:
-                for item in status_pb2.Status.FromString(value).details:
-                    for kind in (details.ErrorInfo, details.RetryInfo, details.BadRequest):
-                        message = kind()
-                        if item.Unpack(message):
-                            yield message
-            except DecodeError:  # damaged, or of another server: code and text still count
-                return
 
 
 def traced() -> Metadata:
