@@ -21,7 +21,6 @@ import os
 import re
 import signal
 import sys
-from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -243,7 +242,7 @@ class _Found(NamedTuple):
     value: bytes = b""
 
 
-class _Values(ABC):
+class _Values:
     """What a namespace has in a tier that daemons share."""
 
     store: RedisStore | ObjectStore
@@ -256,30 +255,6 @@ class _Values(ABC):
         unused = "_metrics artifact_bytes module_bytes"  # By commands.
         self._more: Any = dict.fromkeys(unused.split())
         self._more["is_pinned"] = self._pinned.__contains__
-
-    @abstractmethod
-    async def keys(self, engine: str = "", module: str = "") -> list[Key]:
-        """Return the keys of chosen values, modules first, each once."""
-
-    @abstractmethod
-    async def read(self, key: Key) -> _Found:
-        """Read a value and verify it."""
-
-    @abstractmethod
-    async def has(self, key: Key) -> bool:
-        """Return whether a value is there. If its module is pinned, what is stored stays."""
-
-    async def check_all(self) -> AsyncIterator[_Found]:
-        """Verify all values that there are now."""
-        for key in await self.keys():
-            yield await self.read(key)
-
-    async def take(self, key: Key, value: bytes) -> bool:
-        """Store a verified value, unless it is there; return whether it was not."""
-        if await self.has(key):
-            return False
-        chunks = (value[at : at + _CHUNK_BYTES] for at in range(0, len(value), _CHUNK_BYTES))
-        return await self.store.store(key, chunks, len(value))
 
     def _open(self, tail: values.Payload, size_bytes: int, key: Key) -> Opened:
         """Verify the head of a value, and that it is about ``key``."""
@@ -311,10 +286,8 @@ class _Objects(_Values):
     async def remove(self, engine: str, module: str, *, pinned: bool) -> Evicted:
         """Remove what one of ``engine`` and ``module`` chooses, or everything."""
         stay, gone = set() if pinned else pinned_in(*self._pins), Evicted()
-        scope, listed = (
-            model.EvictScope(spares=stay.__contains__),
-            await self._listed(engine, module),
-        )
+        scope = model.EvictScope(spares=stay.__contains__)
+        listed = await self._listed(engine, module)
         for start in range(0, len(listed), _PAGE):
             gone += await self.store.delete(listed[start : start + _PAGE], scope)
         return gone
@@ -606,7 +579,11 @@ async def scrub(tier: Tier, dry_run: bool, as_json: bool) -> None:
     bad = list[tuple[_Found, ValueRejected]]()
     done: Row = dict.fromkeys(("artifacts", "modules", "deleted", "gone", "other_format"), 0)
     done |= {"bad": Counter(), "dry_run": dry_run}
-    async for found in tier.check_all():
+    if isinstance(tier, _Host):
+        each = tier.check_all()
+    else:
+        each = (await tier.read(key) for key in await tier.keys())
+    async for found in each:
         if isinstance(found.what, str):
             done[found.what] += 1
         elif found.what.cause is Cause.VERSION:
@@ -642,17 +619,13 @@ async def export_values(tier: Shared, url: str, engine: str, module: str, as_jso
     """
     moved = _moved()
     async with _objects(*tier.where, url=url) as target:
-        await _move(tier, await _chosen(tier, engine, module), target, moved)
+        keys = await tier.keys(module=module)
+        modules = {_module_of(key) for key in keys if _is_of(_engine_of(key), engine)}
+        chosen = [key for key in keys if key in modules or _is_of(_engine_of(key), engine)]
+        await _move(tier, chosen, target, moved)
     for signer in filter(None, map(tier.sealer.get, moved["signers"])):
         click.echo(f"trust this key where you import the values: {signer.hex}", err=True)
     _end("exported", moved, as_json=as_json)
-
-
-async def _chosen(tier: Shared, engine: str, module: str) -> list[Key]:
-    """Return the keys of an engine's artifacts and of their modules; of all, without one."""
-    keys = await tier.keys(module=module)
-    modules = {_module_of(key) for key in keys if _is_of(_engine_of(key), engine)}
-    return [key for key in keys if key in modules or _is_of(_engine_of(key), engine)]
 
 
 @_command(_PLACE, _SHARED_TIER, verifies=True, makes=True)
@@ -682,8 +655,11 @@ async def _move(source: Shared, keys: Sequence[Key], target: Shared, moved: Row)
             if moved["refused"].total() <= _MAX_REPORTED:
                 click.echo(one_line(f"left out: {os.fsdecode(name)}: {what}"), err=True)
             continue
-        if value and not await target.take(key, value):
+        if value and await target.has(key):
             what = "kept"
+        elif value:
+            chunks = (value[at : at + _CHUNK_BYTES] for at in range(0, len(value), _CHUNK_BYTES))
+            what = what if await target.store.store(key, chunks, len(value)) else "kept"
         moved[what] += 1
         if what in ("artifacts", "modules"):
             moved["stored_bytes"] += len(value)
