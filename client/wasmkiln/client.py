@@ -305,7 +305,8 @@ class Methods(ABC):
             try:
                 loaded = await self._from_daemon(wanted, deadline)
             except (errors.TargetUnsupported, errors.IncompatibleEngine) as failure:
-                if fallback is None or not _is_of_machine(failure):
+                # Where versions or settings differ, portable code would not help.
+                if fallback is None or not {"target", "cpu"} & failure.metadata.keys():
                     raise
                 loaded = await self._portable(wanted, deadline, failure)
         return self._loaded.put(key, into, loaded)
@@ -695,7 +696,9 @@ class Methods(ABC):
         try:
             return await self._from_daemon(wanted, half, 1)
         except errors.WasmkilnError as failure:
-            if not _is_away(failure):
+            # A daemon that answers, and refuses this caller or fails, is not away.
+            is_late = isinstance(failure, errors.DeadlineExceeded)
+            if not is_late and failure.code.name != "UNAVAILABLE":
                 raise
             error = failure
         wasm = await self._away(wanted.read)
@@ -954,16 +957,3 @@ def _digest(module_sha256: str) -> str:
     if not is_digest(module_sha256):
         raise ValueError("module_sha256 is 64 lowercase hexadecimal digits")
     return module_sha256
-
-
-def _is_of_machine(error: errors.WasmkilnError) -> bool:
-    """Return whether target or cpu is at fault; not where versions or settings differ."""
-    return bool({"target", "cpu"} & error.metadata.keys())
-
-
-def _is_away(error: errors.WasmkilnError) -> bool:
-    """Return whether a daemon cannot be reached, does not answer or shuts down.
-
-    One that answers and refuses this caller, or fails, is not away.
-    """
-    return isinstance(error, errors.DeadlineExceeded) or error.code.name == "UNAVAILABLE"

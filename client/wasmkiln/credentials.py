@@ -501,9 +501,8 @@ def _from_environment() -> Access:
 
 def _access(name: str, given: dict[str, Any]) -> Access:
     """Return what is given, by the names of a profile's keys."""
-    files = {key: given.pop(key) for key in _FOR_TLS if key in given}
+    files = {key: value for key in _FOR_TLS if (value := given.pop(key, None))}
     wanted = given.pop("tls", None)
-    files = {key: value for key, value in files.items() if value}
     tls = TLS(**files) if wanted or (files and wanted is None) else None
     return Access(name=name, tls=tls, **given)
 
