@@ -224,10 +224,7 @@ class KeyStore:
             for file in (*self._trusted.rglob("*.pem"), *self._revoked.glob("*.json")):
                 check_path(file, private=True)
             keys = read_public(self._trusted) if self._trusted.is_dir() else TrustedKeys()
-            try:
-                return TrustedKeys(keys.values(), read_revocations(self._revoked))
-            except ValueError as error:
-                raise KeysUnusable(str(error)) from None
+            return TrustedKeys(keys.values(), read_revocations(self._revoked))
 
     def _private(self, path: Path) -> PrivateKey | None:
         with _as_keys_unusable(self.folder):
@@ -383,7 +380,7 @@ def read_public(sources: Path | Sequence[str], named_by: str = "") -> TrustedKey
 def _as_keys_unusable(path: Path) -> Iterator[None]:
     try:
         yield
-    except NotOurs as refusal:
+    except (NotOurs, ValueError) as refusal:
         raise KeysUnusable(str(refusal)) from None
     except OSError as error:
         raise KeysUnusable(f"{error.filename or path}: {error.strerror}") from None
