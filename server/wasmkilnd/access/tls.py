@@ -42,8 +42,6 @@ log = structlog.get_logger("wasmkilnd")
 
 Certificates: TypeAlias = Sequence[Certificate]
 PrivateKey: TypeAlias = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
-# A file cannot be used for TLS. The message names setting, file and cause; never a secret.
-TlsUnusable = CannotUse
 
 _LONGEST_CHAIN = 5
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")  # gRPC takes no others.
@@ -76,7 +74,7 @@ class TlsFiles:
     """Holds the material in force. For one event loop; ``current`` may be read from any thread."""
 
     def __init__(self, settings: Settings) -> None:
-        """Read and check the files. Raises TlsUnusable."""
+        """Read and check the files. Raises CannotUse."""
         self.current: TlsMaterial = load(settings)  # What new connections are made with.
         self.failures = 0  # How often changed files could not be used.
         # Called with the old and the new, right after ``current`` was replaced.
@@ -85,7 +83,7 @@ class TlsFiles:
     def prepare(self, settings: Settings) -> Callable[[], None]:
         """Read the files again; return what puts them in force, to be called in the event loop.
 
-        It may block: call it in a thread. Raises TlsUnusable.
+        It may block: call it in a thread. Raises CannotUse.
         """
         try:
             material = load(settings)
@@ -127,7 +125,7 @@ def server_credentials(files: TlsFiles, *, client_certificates: bool) -> Any:
 
 
 def load(settings: Settings) -> TlsMaterial:
-    """Read and check all files. Raises TlsUnusable. It may block: call it in a thread."""
+    """Read and check all files. Raises CannotUse. It may block: call it in a thread."""
     now = datetime.now(UTC)
     chain = _certificates(settings, "tls_cert_file")
     key = _private_key(settings)
@@ -319,5 +317,5 @@ def as_pem(found: Certificates) -> bytes:
     return b"".join(each.public_bytes(serialization.Encoding.PEM) for each in found)
 
 
-def _refused(settings: Settings, setting: str, why: str) -> TlsUnusable:
-    return TlsUnusable(f"cannot use {setting} {getattr(settings, setting)}: {why}")
+def _refused(settings: Settings, setting: str, why: str) -> CannotUse:
+    return CannotUse(f"cannot use {setting} {getattr(settings, setting)}: {why}")

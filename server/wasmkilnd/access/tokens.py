@@ -31,7 +31,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from wasmkilnd.files.operator_files import CannotUse, NoSuchFile, read
-from wasmkilnd.files.ownership import NotOurs, make_folder
+from wasmkilnd.files.ownership import make_folder
 from wasmkilnd.files.whole_files import locked, write_whole
 from wasmkilnd.mistakes import sentences
 from wasmkilnd.model import NAMESPACE_NAME, Role
@@ -167,8 +167,6 @@ class TokenStore:
                 yield tokens
                 # A file without tokens stays: without it, the daemon would let everybody in.
                 write_whole(file, as_file(tokens))
-        except NotOurs as refusal:
-            raise CannotUse(str(refusal)) from None
         except OSError as failure:
             where = failure.filename or self.file
             raise CannotUse(f"cannot change {where}: {failure.strerror}") from None

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from wasmkilnd.access.tls import TlsFiles, TlsUnusable, load
+from wasmkilnd.access.tls import TlsFiles, load
+from wasmkilnd.errors import CannotUse
 from wasmkilnd.settings import Settings
 
 from tests.authority import DAY, Authority, write_key
@@ -92,7 +93,7 @@ def test_files_that_cannot_be_used(site: Site, how: str) -> None:
     spoil, file, why = UNUSABLE[how]
     secret = site.key.read_text().splitlines()[1]
     spoil(site)
-    with pytest.raises(TlsUnusable) as refusal:
+    with pytest.raises(CannotUse) as refusal:
         load(site.options)
     message = str(refusal.value)
     assert message.startswith(f"cannot use {file} {site.authority.folder}/")
@@ -104,7 +105,7 @@ def test_cas_of_callers_that_others_can_write_are_refused(site: Site) -> None:
     for path in (site.ca, site.authority.folder):
         mode = path.stat().st_mode
         path.chmod(mode | 0o002)
-        with pytest.raises(TlsUnusable, match=r"other users may write .* \(tls_client_ca_file\)"):
+        with pytest.raises(CannotUse, match=r"other users may write .* \(tls_client_ca_file\)"):
             load(site.options)
         path.chmod(mode)
     load(site.options)
@@ -137,7 +138,7 @@ def test_a_reload_takes_files_whole_or_not_at_all(site: Site) -> None:
     apply()
     assert changed == [new.cert]
     site.key.write_text("broken")
-    with pytest.raises(TlsUnusable, match="cannot use tls_key_file"):
+    with pytest.raises(CannotUse, match="cannot use tls_key_file"):
         files.prepare(site.options)
     assert files.current.chain_pem == new.cert
     assert files.failures == 1
