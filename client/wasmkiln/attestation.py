@@ -90,11 +90,14 @@ class PublicKey:
     def parse(cls, text: str) -> PublicKey:
         """Read hex, base64 or PEM. Raise ValueError."""
         text, raw = text.strip(), b""
-        if pem := _PEM.fullmatch(text):
-            der = _base64("".join(pem[1].split()))
-            raw = der.removeprefix(_SPKI_PREFIX) if der.startswith(_SPKI_PREFIX) else b""
-        else:
-            raw = bytes.fromhex(text) if _HEX.fullmatch(text) else _base64(text)
+        pem = _PEM.fullmatch(text)
+        with suppress(ValueError):
+            if _HEX.fullmatch(text):
+                raw = bytes.fromhex(text)
+            else:
+                raw = base64.b64decode("".join(pem[1].split()) if pem else text, validate=True)
+        if pem:
+            raw = raw.removeprefix(_SPKI_PREFIX) if raw.startswith(_SPKI_PREFIX) else b""
         if len(raw) != _KEY_BYTES:
             # The message does not quote the text: it may be a private key, pasted by mistake.
             raise ValueError(
@@ -228,13 +231,6 @@ def _revoked_by(file: Path) -> str:
         if is_digest(key_id):
             return as_text(key_id)
     raise ValueError(f"cannot read {file}: it does not say which key is revoked, as key_id")
-
-
-def _base64(text: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except ValueError:
-        return b""
 
 
 # Statements.
