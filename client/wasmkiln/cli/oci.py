@@ -78,17 +78,11 @@ def modules_in(folder: Path) -> list[Module]:
         types = quoted(", ".join(sorted({one.media_type for one in found})) or "none")
         raise SourceUnusable(f"{name} holds no module; the types of its layers: {types}")
 
-    def read_layer(layer: _Descriptor) -> bytes:
-        if (size := layer.size_bytes) > MAX_MODULE_BYTES:
-            most = f"at most {MAX_MODULE_BYTES:,} are read"
-            raise SourceUnusable(f"{name} has a layer of {size:,} bytes: {most}")
-        return _blob(folder, layer.sha256, layer.size_bytes)
-
     return [
         Module(
             f"{name}#{sha256[:12]}" if layers.keys() != {sha256} else name,
             sha256,
-            partial(read_layer, layer),
+            partial(_blob, folder, sha256, min(layer.size_bytes, MAX_MODULE_BYTES)),
         )
         for sha256, layer in layers.items()
     ]
