@@ -152,8 +152,7 @@ class TLS:
 
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         roots = chain = key = None
-        if self.authorities:
-            [ca_file] = self.authorities
+        for ca_file in self.authorities:
             roots = _read(ca_file)
             try:
                 context.load_verify_locations(ca_file)
