@@ -113,7 +113,10 @@ def read_tokens(path: Path, *, required: bool = False) -> Tokens | None:
 
 
 class TokenStore:
-    """Makes and revokes tokens. Safe for use by several processes; every method may block."""
+    """Makes and revokes tokens. Safe for use by several processes; every method may block.
+
+    What changes tokens raises NotOurs where another user could change their folder.
+    """
 
     def __init__(self, file: Path) -> None:
         self.file = file
