@@ -60,6 +60,10 @@ def flag_name(field: str) -> str:
     return "--" + field.replace("_", "-")
 
 
+def _part(of: int, most: int) -> int:
+    return min(memory_bytes() // of, most)
+
+
 def written(field: str, value: object) -> object:
     """Return a setting's value as a person writes it: the field's name says the unit."""
     units = {"d": DAY_S, "h": 3600, "m": 60} if field.endswith("_s") else {}
@@ -382,8 +386,9 @@ class Settings(BaseModel):
     redis_mode: TierMode = "read-write"
     """What the daemon does with values in Redis: read-write, read-only or write-only. In other
     modes than read-write it shares no leases, quarantine, pins and uses with other daemons."""
-    embedded_redis_bytes: Size = Field(default=GIB, ge=4 * MIB)
-    """Memory that the embedded server may fill; it then drops the least recently used."""
+    embedded_redis_bytes: Size = Field(default_factory=lambda: _part(8, GIB), ge=4 * MIB)
+    """Memory that the embedded server may fill; it then drops the least recently used. By default
+    1 GiB, or an eighth of the machine's or control group's memory if that is less."""
     cache_ttl_s: WholeSeconds = Field(default=7 * DAY_S, gt=0)
     """How long an entry stays in Redis after its last use."""
     memory_bytes: Size = _live(256 * MIB, ge=0)
@@ -439,9 +444,12 @@ class Settings(BaseModel):
     """Calls in progress, in any phase. No caller may have more of them than it leaves to others."""
     max_connections: Count = Field(default=1024, gt=0, le=1000000)
     """Connections, for each address of listen; the daemon closes others at once."""
-    receive_bytes: Size = _live(512 * MIB, ge=MIB)
-    """Memory for requests. Artifacts that are being sent may take as much, modules that wait for a
-    worker half, copies of unread answers a quarter; all work in progress twice that."""
+    receive_bytes: Size = Field(
+        default_factory=lambda: _part(16, 512 * MIB), ge=MIB, json_schema_extra={"live": True}
+    )
+    """Memory for requests. Artifacts that are being sent may take as much, modules of all work too,
+    of those half may wait for a worker; copies of unread answers a quarter. By default 512 MiB, or
+    a sixteenth of the machine's or control group's memory if that is less."""
     upload_bytes: Size = _live(2 * GIB, gt=0)
     """Disk, below the state directory, for uploads that have not ended, each as large as its caller
     says at first. No caller may have more than it leaves to others; one upload alone always may."""
@@ -456,12 +464,12 @@ class Settings(BaseModel):
     """CPU time that all threads of one compilation may use together before the kernel kills it; 0
     for compile_timeout_s times the number of CPUs."""
     compile_memory_bytes: Size = _live(0, ge=0)
-    """Memory that one compilation may use before it is killed; 0 for 4 GiB, or for half of the
-    machine's or control group's memory, or compile_memory_total_bytes, if that is less."""
+    """Memory that one compilation may use before it is killed; 0 for 4 GiB, or for
+    compile_memory_total_bytes if that is less."""
     compile_memory_total_bytes: Size = _live(0, ge=0)
     """Memory that all compilations and validations of all engines may use together: others wait; 0
-    for three quarters of the machine's or control group's memory, or compile_memory_bytes if that
-    is more."""
+    for what the daemon and the embedded server leave of the machine's or control group's memory,
+    and a quarter of that at least."""
     compile_memory_retry_bytes: Size = _live(0, ge=0)
     """Memory with which a module is tried once more, alone, that needs more than
     compile_memory_bytes. Meanwhile nothing else is compiled or validated. With 0 it fails."""
@@ -535,14 +543,34 @@ class Settings(BaseModel):
     def effective_compile_memory_bytes(self) -> int:
         """Bytes of memory of one compilation."""
         # 4 GiB is enough for the largest honest module measured: tree-sitter-cpp, 2.4 GB.
-        most = self.compile_memory_total_bytes or 4 * GIB
-        return self.compile_memory_bytes or min(4 * GIB, memory_bytes() // 2, most)
+        most = self.compile_memory_total_bytes or self._left_for_jobs_bytes
+        return self.compile_memory_bytes or min(4 * GIB, most)
 
     @property
     def effective_compile_memory_total_bytes(self) -> int:
         """Bytes of memory of all compilations and validations together."""
-        one = self.effective_compile_memory_bytes
-        return self.compile_memory_total_bytes or max(memory_bytes() * 3 // 4, one)
+        most = max(self._left_for_jobs_bytes, self.compile_memory_bytes)
+        return self.compile_memory_total_bytes or most
+
+    @property
+    def _left_for_jobs_bytes(self) -> int:
+        return max(memory_bytes() // 4, memory_bytes() - self.beside_jobs_bytes)
+
+    @property
+    def beside_jobs_bytes(self) -> int:
+        """What all but jobs may hold: docs/reference/limits.md has the sum."""
+        embedded = self.redis_url.get_secret_value() == EMBEDDED
+        return (
+            (96 + 64 * self.effective_workers) * MIB
+            + 128 * KIB * self.max_connections
+            + 64 * KIB * self.max_calls
+            + self.memory_bytes
+            + self.receive_bytes * 13 // 4
+            + self.max_module_bytes
+            + self.max_artifact_bytes
+            # Its memory is in pieces; and while it writes its file anew, it has old pages twice.
+            + (self.embedded_redis_bytes * 3 // 2 if embedded else 0)
+        )
 
     @property
     def limits(self) -> Limits:

@@ -321,7 +321,9 @@ def _default(field: str) -> str:
     """Return a setting's default as the documentation writes it, the same on every machine."""
     if field == "state_dir":
         return "$XDG_STATE_HOME/wasmkiln, else ~/.local/state/wasmkiln"
-    value = Settings.model_fields[field].default
+    if (info := Settings.model_fields[field]).default_factory:
+        return "by the machine"
+    value = info.default
     text = ",".join(value) if isinstance(value, tuple) else str(written(field, value))
     return text.lower() if isinstance(value, bool) else text
 

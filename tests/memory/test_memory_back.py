@@ -32,7 +32,7 @@ CALLS = 18
 LARGEST = 21 * MIB
 """The limit of a module and of an artifact, which is a little larger than its module."""
 RECEIVE, QUEUE, SEND, PINNED = 96 * MIB, 48 * MIB, 24 * MIB, 96 * MIB
-# docs/how-to/size.md has the sum.
+# docs/reference/limits.md has the sum.
 MOST = (
     RECEIVE
     + 2 * LARGEST  # The request that is being parsed, in gRPC's copy and in ours.

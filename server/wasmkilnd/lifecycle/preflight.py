@@ -19,7 +19,7 @@ import structlog
 from wasmkilnd.engines.child import sandbox
 from wasmkilnd.files.ownership import make_folder, refuse_root
 from wasmkilnd.lifecycle.running import take_back_private
-from wasmkilnd.machine import cpu_count
+from wasmkilnd.machine import cpu_count, memory_bytes
 from wasmkilnd.settings import GRPC, Settings
 from wasmkilnd.telemetry import admin
 
@@ -86,6 +86,12 @@ def check_host(settings: Settings) -> None:
             raise CannotStart(why)
         refuse_root(settings.state_dir)
         make_folder(settings.state_dir)
+        jobs, beside = settings.effective_compile_memory_total_bytes, settings.beside_jobs_bytes
+        if jobs + beside > memory_bytes():
+            advice = "lower compile_memory_total_bytes, memory_bytes, receive_bytes, or"
+            advice += " embedded_redis_bytes; or give the daemon more memory"
+            about = {"jobs": jobs, "all_else": beside, "memory": memory_bytes(), "advice": advice}
+            log.warning("the daemon may use more memory than there is", **about)
     except OSError as failure:
         raise CannotStart(
             f"cannot make the state directory {settings.state_dir}: {failure.strerror};"

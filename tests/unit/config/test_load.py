@@ -233,7 +233,7 @@ def test_zero_means_what_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> Non
     settings = load({"compile_timeout_s": "10s"}, HOME).settings
     assert settings.effective_workers == 6
     assert settings.effective_compile_cpu_s == 60
-    assert settings.effective_compile_memory_bytes == 2**30
+    assert settings.effective_compile_memory_bytes == 2**29
     monkeypatch.setattr("wasmkilnd.settings.memory_bytes", lambda: 64 * 2**30)
     assert settings.effective_compile_memory_bytes == 4 * 2**30
     given = {"workers": "1", "compile_cpu_s": "7", "compile_memory_bytes": "9GiB"}
@@ -243,7 +243,27 @@ def test_zero_means_what_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> Non
     assert settings.effective_compile_memory_bytes == 9 * 2**30
 
 
+@pytest.mark.parametrize("redis", ["", "none"])
+@pytest.mark.parametrize("gib", [0.5, 1, 2, 4, 8, 24, 1024])
+def test_jobs_leave_room_for_all_else(
+    monkeypatch: pytest.MonkeyPatch, gib: float, redis: str
+) -> None:
+    machine = int(gib * 2**30)
+    monkeypatch.setattr("wasmkilnd.settings.cpu_count", lambda: 2)
+    monkeypatch.setattr("wasmkilnd.settings.memory_bytes", lambda: machine)
+    settings = load({"redis_url": redis}, HOME).settings
+    budgets = [settings.memory_bytes, *(settings.receive_bytes for _ in range(3))]
+    if not redis:
+        budgets.append(settings.embedded_redis_bytes)
+    assert sum(budgets) < settings.beside_jobs_bytes
+    jobs = settings.effective_compile_memory_total_bytes
+    assert jobs >= settings.effective_compile_memory_bytes >= 2**27
+    # A smaller machine gives them a quarter, and the daemon says that there is too little.
+    assert jobs + settings.beside_jobs_bytes <= machine or (gib < 4 and jobs == machine // 4)
+
+
 def test_all_jobs_have_at_least_what_one_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wasmkilnd.settings.cpu_count", lambda: 2)
     monkeypatch.setattr("wasmkilnd.settings.memory_bytes", lambda: 8 * 2**30)
 
     def limits(**given: FlagValue) -> tuple[int, int]:
@@ -251,24 +271,27 @@ def test_all_jobs_have_at_least_what_one_may_have(monkeypatch: pytest.MonkeyPatc
         one = settings.effective_compile_memory_bytes
         return one // 2**20, settings.effective_compile_memory_total_bytes // 2**20
 
-    assert limits() == (4096, 6144)
+    # The daemon, workers, connections, calls; the tiers, requests and what follows, one value.
+    left = 8192 - 96 - 2 * 64 - 128 - 128 - 256 - 1536 - 1664 - 261
+    assert limits() == (left, left)
     assert limits(compile_memory_total_bytes="1GiB") == (1024, 1024)
     assert limits(compile_memory_bytes="7GiB") == (7168, 7168)
-    assert limits(compile_memory_retry_bytes="6GiB") == (4096, 6144)
+    one = {"compile_memory_bytes": "2GiB", "compile_memory_retry_bytes": "3GiB"}
+    assert limits(**one) == (2048, left)
     [line] = problems({"compile_memory_bytes": "2GiB", "compile_memory_total_bytes": "1GiB"})
     assert "it is 1,073,741,824, below compile_memory_bytes, 2,147,483,648" in line
     [line] = problems({"compile_memory_retry_bytes": "2GiB"})
     assert "compile_memory_retry_bytes" in line
-    assert "it is below compile_memory_bytes, 4,294,967,296" in line
+    assert f"it is below compile_memory_bytes, {left * 2**20:,}" in line
     [line] = problems({"compile_memory_retry_bytes": "5GiB", "compile_memory_total_bytes": "4GiB"})
     assert "below compile_memory_retry_bytes" in line
     for setting in ("compile_memory_bytes", "compile_memory_total_bytes"):
         [line] = problems({setting: "127MiB"})
         assert "most modules need 134,217,728 to compile" in line
-    assert limits(compile_memory_bytes="128MiB") == (128, 6144)
+    assert limits(compile_memory_bytes="128MiB") == (128, left)
     # What is tried alone does not raise what all together may have.
     [line] = problems({"compile_memory_retry_bytes": "7GiB"})
-    assert "it is 6,442,450,944, below compile_memory_retry_bytes, 7,516,192,768" in line
+    assert f"it is {left * 2**20:,}, below compile_memory_retry_bytes, 7,516,192,768" in line
 
 
 # Where a daemon may listen: TLS and identities on a network, and settings that go together
