@@ -33,7 +33,7 @@ from wasmkilnd.settings_loader import LoadedSettings
 from wasmkilnd.signing.keys import open_keys
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.admin import LIMIT, AdminServer
-from wasmkilnd.telemetry.audit import Audit, audit_change
+from wasmkilnd.telemetry.audit import Audit
 from wasmkilnd.telemetry.logs import dropped_lines
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.telemetry.tracing import open_tracing
@@ -395,9 +395,9 @@ class Daemon:
 def _audit_tls(audit: Audit, before: TlsMaterial, now: TlsMaterial) -> None:
     """Write whether the certificate or the CAs of callers were replaced."""
     if now.chain_pem != before.chain_pem:
-        audit_change(audit, "certificate", not_after=now.not_after["cert"].isoformat())
+        audit.write("change", what="certificate", not_after=now.not_after["cert"].isoformat())
     if now.client_ca_pem != before.client_ca_pem:
-        audit_change(audit, "client_cas", count=len(now.client_cas))
+        audit.write("change", what="client_cas", count=len(now.client_cas))
 
 
 def checks_host(settings: Settings, listens: str) -> bool:

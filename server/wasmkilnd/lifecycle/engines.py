@@ -34,7 +34,7 @@ from wasmkilnd.lifecycle.systemd import long_step
 from wasmkilnd.model import EngineWarmUp, Reloadable
 from wasmkilnd.rpc.messages import Capabilities
 from wasmkilnd.settings import Settings
-from wasmkilnd.telemetry.audit import Audit, audit_change
+from wasmkilnd.telemetry.audit import Audit
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.tenants import Tenants
 
@@ -365,7 +365,7 @@ class Serving:
         await self._tenants.write_engines()
         for event, ids in (("engine_served", added), ("engine_removed", gone)):
             for each in ids:
-                audit_change(self.auditor, event, engine=each)
+                self.auditor.write("change", what=event, engine=each)
         event = "engines changed" if added or gone else "names stand for another engine"
         now = {"default": registry.default, "names": registry.names}
         log.info(event, served=added, removed=gone, **now)

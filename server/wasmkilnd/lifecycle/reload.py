@@ -29,7 +29,7 @@ from wasmkilnd.signing.keys import changes as key_changes
 from wasmkilnd.signing.keys import open_keys
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry import logs
-from wasmkilnd.telemetry.audit import Audit, audit_change
+from wasmkilnd.telemetry.audit import Audit
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.tenants import Tenants, why_not
 
@@ -108,7 +108,8 @@ class Reloader:
                 values = {"setting": each.field, "old": each.old, "new": each.new}
                 if each.live:
                     log.info("setting changed", **values)
-                    audit_change(self.auditor, "setting", setting=each.field)  # The log has values.
+                    # Without its values, which the log has.
+                    self.auditor.write("change", what="setting", setting=each.field)
                 else:
                     log.warning("setting needs a restart", **values)
             restart = [each.field for each in differ if not each.live]
@@ -118,7 +119,7 @@ class Reloader:
             await self.guard.fetch_keys()
             changed = key_changes(keys, self.sealer.keys)
             for what, about in changed:
-                audit_change(self.auditor, what, **about)
+                self.auditor.write("change", what=what, **about)
             stale = changed or age_s != self.sealer.max_age_s
             if stale and (dropped := await self.tenants.recheck(self.sealer)):
                 log.info("artifacts dropped from memory: their key is not trusted", count=dropped)
@@ -233,15 +234,15 @@ def prepare_access(
 
 def _audit_access(auditor: Audit, before: Access, after: Access) -> None:
     if before.on != after.on:
-        audit_change(auditor, "access", on=after.on)
+        auditor.write("change", what="access", on=after.on)
     if before.policy != after.policy:
-        audit_change(auditor, "policy", rules=len(after.policy.rules))
+        auditor.write("change", what="policy", rules=len(after.policy.rules))
     old, new = (
         {each.id for each in it.tokens.all} if it.tokens else set() for it in (before, after)
     )
     if old != new:
         accepted, dropped = ",".join(sorted(new - old)), ",".join(sorted(old - new))
-        audit_change(auditor, "tokens", accepted=accepted, dropped=dropped)
+        auditor.write("change", what="tokens", accepted=accepted, dropped=dropped)
 
 
 # Files that change are read without SIGHUP.

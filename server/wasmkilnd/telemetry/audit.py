@@ -172,11 +172,6 @@ class Audit:
                 self._count_lost(1)
 
 
-def audit_change(auditor: Audit, what: str, **about: Told) -> None:
-    """Write that something was read again and differs."""
-    auditor.write("change", "", "OK", what=what, **about)
-
-
 def append(path: Path, line: Line) -> None:
     """Write a line to a file. Raises OSError if not all of it was written.
 
