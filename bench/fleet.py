@@ -38,7 +38,7 @@ from wasmkiln import TrustedKeys
 from wasmkilnd import model, options
 from wasmkilnd.cache.host_store import HostDirectory
 from wasmkilnd.compile import Request, Served
-from wasmkilnd.engines.verdict import CompiledCode
+from wasmkilnd.engines.verdict import CompiledCode, JobResult
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import CompileSpec, EngineIdentity, Module, Origin
 from wasmkilnd.redis.embedded import EmbeddedServer, SharedServer
@@ -157,7 +157,7 @@ class Engines:
             await asyncio.sleep(made.compile_s / self._speed)
             self._compiled[spec.key_for(module.sha256)] += 1
             code = pack(os.urandom(max(16, int(made.artifact_bytes / SHRINK))))
-            return CompiledCode(code, made.compile_s, queued_s, (), (), types_truncated=False)
+            return CompiledCode(code, JobResult(outcome="ok", seconds=made.compile_s), queued_s)
         finally:
             stored.cancel()
             if not turn.cancel() and not turn.cancelled():

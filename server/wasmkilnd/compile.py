@@ -517,12 +517,12 @@ class Compiler:
         return Served(*found) if found else None
 
     async def _store(self, work: Work, code: CompiledCode, waiters: Waiters) -> Served:
-        key, made = (work.module.sha256, work.module.kind, work.spec), code.code
+        key, made, said = (work.module.sha256, work.module.kind, work.spec), code.code, code.result
         packed = made.sha256, made.size_bytes, made.frames
-        imports = tuple(model.ExternType(*row) for row in code.imports)
-        exports = tuple(model.ExternType(*row) for row in code.exports)
-        types = imports, exports, code.types_truncated
-        artifact = self.sealer.seal(Artifact(*key, *packed, code.compile_time_s, *types))
+        imports = tuple(model.ExternType(*row) for row in said.imports)
+        exports = tuple(model.ExternType(*row) for row in said.exports)
+        types = imports, exports, said.types_truncated
+        artifact = self.sealer.seal(Artifact(*key, *packed, said.seconds, *types))
         if work.uploaded:
             # The engine accepted the module, which is all that Load would have asked.
             await self._put(work.module)

@@ -106,7 +106,7 @@ def check(report: JobReport) -> None:
     assert said.message.isprintable()
     if code:
         assert code.code.size_bytes <= ARTIFACT_LIMIT
-        for row in [*code.imports, *code.exports]:
+        for row in [*code.result.imports, *code.result.exports]:
             ImportType(**messages._export(ExternType(*row))).SerializeToString()
 
 

@@ -20,7 +20,7 @@ from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.compile import Compiler, Tenant
 from wasmkilnd.engines.pool import Unless
 from wasmkilnd.engines.registry import Refused
-from wasmkilnd.engines.verdict import CompiledCode
+from wasmkilnd.engines.verdict import CompiledCode, JobResult
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.model import FAST_SETTINGS, CompileSpec, EngineIdentity, Kind, Limits, Module
 from wasmkilnd.pins import Pins, file_of
@@ -119,7 +119,7 @@ class Engines:
         if self.refusal:
             return self.refusal
         code = pack(b"code of " + spec.engine.name.encode())
-        return CompiledCode(code, 0.5, 0.1, [], [], False)
+        return CompiledCode(code, JobResult(outcome="ok", seconds=0.5), 0.1)
 
     async def validate(
         self,

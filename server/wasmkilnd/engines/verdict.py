@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated, Literal
@@ -77,12 +76,9 @@ class CompiledCode:
     """The result of a compilation that succeeded."""
 
     code: Packed
-    compile_time_s: float
+    # How long it took, and the module's imports and exports.
+    result: JobResult
     queue_time_s: float
-    imports: Sequence[Sequence[str]]
-    """Each as module, name, kind, type."""
-    exports: Sequence[Sequence[str]]
-    types_truncated: bool
 
 
 class Outcome(Enum):
@@ -175,8 +171,7 @@ def compiled_code(report: JobReport, engine_id: str, queued_s: float) -> Compile
         raise errors.compiler_crashed(engine_id, "sent no artifact", words, fault=Fault.NONE)
     # Without a result the engine died while it named the types of a complete artifact.
     said = _result(report, engine_id) or JobResult(outcome="ok", types_truncated=True)
-    types = said.imports, said.exports, said.types_truncated
-    return CompiledCode(report.packed, said.seconds, queued_s, *types)
+    return CompiledCode(report.packed, said, queued_s)
 
 
 def _result(report: JobReport, engine_id: str) -> JobResult | None:
