@@ -70,6 +70,11 @@ def load(name: str) -> Engine:
     return engine  # type: ignore[no-any-return]
 
 
+def bounds(minimum: int, maximum: int | None) -> str:
+    """Return the limits of a table or memory as the list of imports and exports has them."""
+    return f"{minimum}..{'' if maximum is None else maximum}"
+
+
 # The last match counts: a message quotes names of the module before it tells the offset.
 _OFFSET = re.compile(r".*\bat offset (0x[0-9a-fA-F]{1,16}|[0-9]{1,19})\b", re.DOTALL)
 

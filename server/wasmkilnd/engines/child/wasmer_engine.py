@@ -21,7 +21,7 @@ except ImportError:
 
 from .cpu import NATIVE, X86_64_LEVELS, host_features
 from .describe import CORE_PREAMBLE
-from .engine import Extern, FeatureLacking, ModuleRefused, SettingsRefused
+from .engine import Extern, FeatureLacking, ModuleRefused, SettingsRefused, bounds
 
 _COMPILER = "compiler"
 _COMPILERS = {"cranelift": Compiler, "singlepass": Singlepass}
@@ -152,16 +152,12 @@ def _kind_and_type(item: Any) -> tuple[str, str]:
     if kind == "global":
         return kind, f"{'mut ' if item.mutable else ''}{_type(item.type)}"
     if kind == "table":
-        return kind, f"{_type(item.type)} {_range(item.minimum, item.maximum)}"
+        return kind, f"{_type(item.type)} {bounds(item.minimum, item.maximum)}"
     if kind == "memory":
         shared = " shared" if item.shared else ""
-        return kind, f"pages {_range(item.minimum, item.maximum)}{shared}"
+        return kind, f"pages {bounds(item.minimum, item.maximum)}{shared}"
     return kind, str(item)
 
 
 def _type(value: Any) -> str:
     return _VALUE_TYPES.get(int(value), str(value))
-
-
-def _range(minimum: int, maximum: int | None) -> str:
-    return f"{minimum}..{'' if maximum is None else maximum}"

@@ -17,7 +17,7 @@ from wasmtime import _bindings, component
 
 from .cpu import NATIVE, PORTABLE, X86_64_LEVELS
 from .describe import CORE_PREAMBLE
-from .engine import Extern, FeatureLacking, ModuleRefused, SettingsRefused, offset_in
+from .engine import Extern, FeatureLacking, ModuleRefused, SettingsRefused, bounds, offset_in
 
 # Read it now: a job cannot open files.
 _VERSION = importlib.metadata.version("wasmtime")
@@ -243,15 +243,11 @@ def _kind_and_type(item: Any) -> tuple[str, str]:
     if isinstance(item, wasmtime.GlobalType):
         return "global", f"{'mut ' if item.mutable else ''}{item.content}"
     if isinstance(item, wasmtime.TableType):
-        return "table", f"{item.element} {_range(item.limits)}"
+        return "table", f"{item.element} {bounds(item.limits.min, item.limits.max)}"
     if isinstance(item, wasmtime.MemoryType):
         shared = " shared" if getattr(item, "is_shared", False) else ""
-        return "memory", f"pages {_range(item.limits)}{shared}"
+        return "memory", f"pages {bounds(item.limits.min, item.limits.max)}{shared}"
     return ("tag" if type(item).__name__ == "TagType" else "other"), type(item).__name__
-
-
-def _range(limits: wasmtime.Limits) -> str:
-    return f"{limits.min}..{'' if limits.max is None else limits.max}"
 
 
 def _item(item: Any) -> tuple[str, str]:
