@@ -357,17 +357,14 @@ class WorkerPool:
         """Start the jobs that there are workers and memory for; return whether any started."""
         started = False
         while self._idle and (job := self._next()):
-            self._start(job, self._idle.pop())
+            self.busy += 1
+            job.worker, job.queued_s = self._idle.pop(), time.monotonic() - job.asked_s
+            job.waiters.kept = True
+            job.granted.set_result(None)
             started = True
         if not (self._waiting and self.alive):
             self.memory.leave(self.fill)
         return started
-
-    def _start(self, job: Job, worker: Worker) -> None:
-        self.busy += 1
-        job.worker, job.queued_s = worker, time.monotonic() - job.asked_s
-        job.waiters.kept = True
-        job.granted.set_result(None)
 
     def _give_back(self, job: Job, worker: Worker) -> None:
         self.busy -= 1
