@@ -406,15 +406,13 @@ class Metrics(Collector):
         # how fast the tier is.
         took = () if outcome == "error" else (("tier_lookup_duration_seconds", 2, seconds),)
         self.count("tier_lookups", tier, what, outcome, took=took)
-        if call := tracing.CALL.get():
-            call.tier_step("lookup", tier, outcome, seconds, what=what)
+        tracing.tier_step("lookup", tier, outcome, seconds, what=what)
 
     def tier_store(self, tier: str, outcome: str, seconds: float) -> None:
         """Record a write to a tier; ``outcome`` is ``ok``, ``error`` or ``too_large``."""
         took = (("tier_store_duration_seconds", 1, seconds),) if outcome == "ok" else ()
         self.count("tier_stores", tier, outcome, took=took)
-        if call := tracing.CALL.get():
-            call.tier_step("store", tier, outcome, seconds)
+        tracing.tier_step("store", tier, outcome, seconds)
 
     def value_rejected(self, tier: str, cause: str) -> None:
         """Record that a stored value did not verify.
@@ -422,8 +420,7 @@ class Metrics(Collector):
         ``cause`` is one of a small set.
         """
         self.count("values_rejected", tier, cause)
-        if call := tracing.CALL.get():
-            call.tier_step("reject", tier, cause, 0.0)
+        tracing.tier_step("reject", tier, cause, 0.0)
 
     def compiled(self, engine_id: str, outcome: str, seconds: float, queued_s: float) -> None:
         """Record a compilation; ``outcome`` is ``ok`` or an error's reason in lower case."""

@@ -79,11 +79,6 @@ class CallTrace:
         if self._is_sent and (not self.ended_ns or began_ns < self.ended_ns):
             _end(self._tracer.start_span(name, self._below, start_time=began_ns), about, failed)
 
-    def tier_step(self, did: str, tier: str, outcome: str, seconds: float, **about: Value) -> None:
-        """Add a step in a tier."""
-        failed = "" if outcome in _FINE else outcome
-        self.step(f"{did} {tier}", seconds, {"tier": tier, "outcome": outcome, **about}, failed)
-
     def end(self, code: str, reason: str, about: Mapping[str, Value]) -> None:
         """Note that the call has ended with a gRPC code; what is None or empty is left out."""
         self.ended_ns = time.time_ns()
@@ -119,6 +114,13 @@ def step(name: str, **about: Value) -> Iterator[dict[str, Value]]:
     finally:
         if call := CALL.get():
             call.step(name, time.perf_counter() - began_s, about, failed)
+
+
+def tier_step(did: str, tier: str, outcome: str, seconds: float, **about: Value) -> None:
+    """Add a step in a tier that ends now, if the running task works for a call that is traced."""
+    if call := CALL.get():
+        failed = "" if outcome in _FINE else outcome
+        call.step(f"{did} {tier}", seconds, {"tier": tier, "outcome": outcome, **about}, failed)
 
 
 def carried() -> CallTrace | None:
