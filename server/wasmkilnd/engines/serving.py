@@ -18,13 +18,12 @@ from wasmkilnd.engines.child import sandbox
 from wasmkilnd.engines.install import InstalledEngine
 from wasmkilnd.engines.job import JobOrder
 from wasmkilnd.engines.pool import Job, WorkerPool
-from wasmkilnd.engines.process import Worker, WorkerDied
+from wasmkilnd.engines.process import Worker
 from wasmkilnd.engines.registry import ServedEngine
 from wasmkilnd.engines.verdict import cause_line
-from wasmkilnd.errors import WasmkilnError
-from wasmkilnd.files.ownership import NotOurs
 from wasmkilnd.files.threads import on_disk
 from wasmkilnd.machine import cpu_count
+from wasmkilnd.settings_loader import is_foreseen
 
 # Limits of its own: an engine is not broken because the operator grants callers little.
 _TRY_S, _TRY_BYTES = 60.0, 4 * 1024**3
@@ -66,8 +65,7 @@ async def serve_engine(
 def _in_words(failure: Exception) -> str:
     if isinstance(failure, FileNotFoundError):
         return f"it is incomplete, without {failure.filename}: remove it, and install it again"
-    told = EngineUnusable, WorkerDied, isolation.NotConfined, WasmkilnError, OSError, NotOurs
-    if isinstance(failure, told):
+    if is_foreseen(failure) or isinstance(failure, OSError):
         return str(failure)
     # Capabilities that the daemon cannot read, for example.
     words = " ".join(str(failure).split())
