@@ -821,7 +821,7 @@ class ObjectStore(SharedTier[Bucket]):
         prefix = f"{self.prefix}3/{kind}" + (f"/{beginning}" if is_whole else "")
         listing, start = self.link.store.pages(prefix), len(self.prefix)
         step, more = partial(next, listing, None), Allowance(_LISTING_S)
-        while page := await self.link.run(step, kind="listings", more=more):
+        while (page := await self.link.run(step, kind="listings", more=more)) is not None:
             found = ((_NAME.fullmatch(name, start), size_bytes) for name, size_bytes in page)
             keys = ((_key(*name.groups("")), size_bytes) for name, size_bytes in found if name)
             yield [each for each in keys if module_of(each[0]).startswith(beginning)]

@@ -351,9 +351,10 @@ async def test_an_eviction_removes_all_but_what_nobody_may_open_or_delete(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, call, refuse)
-        # The caller reads that something may be left.
-        with pytest.raises(TierUnavailable, match="Permission denied"):
-            await site.store.evict(EvictScope())
+        # The caller reads that something may be left, also when that is all there is.
+        for _ in range(2):
+            with pytest.raises(TierUnavailable, match="Permission denied"):
+                await site.store.evict(EvictScope())
     kinds = ("compiled", "module")
     left = [key for kind in kinds async for page in site.store.pages(kind) for key, _ in page]
     assert left == [made[0].key]
