@@ -235,7 +235,8 @@ class RedisStore(SharedTier[RedisLink]):
         name, tail = stored
         if not tail:
             raise ValueRejected(Cause.FORMAT, "the key holds a list or the like")
-        tail = await self._whole_head(name, tail)
+        if (head_bytes := value.head_bytes(tail)) > len(tail):
+            [tail] = await self.link.run(("GETRANGE", name, -head_bytes, -1))
         await self._sealer.meet(value.stamped_by(tail))
 
         def begin() -> tuple[Opened, list[bytes]]:
@@ -279,13 +280,6 @@ class RedisStore(SharedTier[RedisLink]):
         finally:
             if checking:
                 checking.cancel()
-
-    async def _whole_head(self, name: bytes, tail: bytes) -> bytes:
-        """Return ``tail``, or more of the value's end if its head is longer."""
-        size_bytes = value.head_bytes(tail)
-        if size_bytes > len(tail):
-            [tail] = await self.link.run(("GETRANGE", name, -size_bytes, -1))
-        return tail
 
     async def _discard(
         self, key: Key, stored: tuple[bytes, bytes], rejected: ValueRejected
