@@ -324,12 +324,9 @@ def written(what: Artifact | Module, sealer: Sealer) -> Iterator[bytes]:
         stored = bytes(piece) if encoding or codec == RAW else packer.compress(piece)
         frames.append((len(stored), hashlib.sha256(stored).hexdigest()))
         yield stored
-    of: dict[str, Any] = {
-        "nonce": secrets.token_hex(8),
-        "size_bytes": size_bytes,
-        "frames": tuple(frames),
-    }
-    body = _Body.model_construct(**of, codec=codec)
+    body = _Body.model_construct(
+        nonce=secrets.token_hex(8), codec=codec, size_bytes=size_bytes, frames=tuple(frames)
+    )
     header = _header(what, body).model_dump_json().encode()
     if len(header) > MAX_HEADER_BYTES:
         raise DoesNotFit(f"its header has {len(header)} bytes, more than {MAX_HEADER_BYTES}")
