@@ -379,7 +379,8 @@ class Compiler:
         spec = self._spec(request, module.kind if module else None)
         if served := await self._look_up(spec, request, budget):
             return served
-        if module is None and (module := await self.cache.get_module(sha256, budget)):
+        if module is None and (found := await self.cache.get_module(sha256, budget)):
+            module, _ = found
             # Only the module tells whether it is a component. For a component, a request that
             # names no engine may mean another engine than the default.
             usual, spec = spec, self._spec(request, module.kind)

@@ -179,13 +179,8 @@ class Cache:
         self.redis_writes.add(item)
         self.object_writes.add(item)
 
-    async def get_module(self, sha256: str, budget: WaitBudget) -> Module | None:
+    async def get_module(self, sha256: str, budget: WaitBudget) -> tuple[Module, Origin] | None:
         """Return the module from the nearest tier that has it, and keep it in memory."""
-        found = await self.find_module(sha256, budget)
-        return found[0] if found else None
-
-    async def find_module(self, sha256: str, budget: WaitBudget) -> tuple[Module, Origin] | None:
-        """Return the module as ``get_module`` does, and the tier that had it."""
         module, origin = cast("Module | None", self._in_memory(sha256)), Origin.MEMORY
         if module is None and self._read:
             look_up = partial(self._fetch_shared, [sha256])

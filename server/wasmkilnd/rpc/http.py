@@ -292,7 +292,7 @@ class HttpServer:
         """Send a module."""
         call.module = sha256 = check_sha256(call.context.names[0], "sha256")
         cache = self._tenant_of(call.identity.namespace).compiler.cache
-        if (found := await cache.find_module(sha256, cache.wait_budget())) is None:
+        if (found := await cache.get_module(sha256, cache.wait_budget())) is None:
             raise errors.module_not_loaded(sha256)
         module, origin = found
         self._describe(call, "application/wasm", _FOREVER, f'"{sha256}"', origin)

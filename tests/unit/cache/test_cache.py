@@ -114,8 +114,8 @@ async def test_a_put_is_in_memory_at_once_and_in_the_others_later(tiers: Tiers) 
     await tiers.host.kept.evict(EvictScope())
     asked = tiers.far.gets
     assert await tiers.get(one.key) == (one, Origin.REDIS)
-    for _ in range(2):
-        assert await tiers.cache.get_module(wasm.sha256, WaitBudget()) is wasm
+    for origin in (Origin.REDIS, Origin.MEMORY):
+        assert await tiers.cache.get_module(wasm.sha256, WaitBudget()) == (wasm, origin)
     await tiers.cache.flush(5)
     assert tiers.host.kept.get(one.key) is one
     assert tiers.far.gets == asked + 2
@@ -194,7 +194,7 @@ async def test_a_look_up_under_way_undoes_no_eviction_and_no_change_of_keys(
     await asyncio.sleep(0.01)
     tiers.far.gate.set()
     assert await look == (one, Origin.REDIS)
-    assert await asyncio.gather(*others) == [wasm, None]
+    assert await asyncio.gather(*others) == [(wasm, Origin.REDIS), None]
     assert await after is None
     await tiers.cache.flush(5)
     assert tiers.host.usage().entries == tiers.near.usage().entries == 0
@@ -279,7 +279,7 @@ async def test_a_write_that_waits_is_served_though_memory_had_no_room_for_it(
     await begun(tiers.far)  # One of them is under way now.
     await tiers.near.evict(EvictScope())
     assert await tiers.get(one.key) == (one, Origin.MEMORY)
-    assert await tiers.cache.get_module(wasm.sha256, WaitBudget()) is wasm
+    assert await tiers.cache.get_module(wasm.sha256, WaitBudget()) == (wasm, Origin.MEMORY)
     await tiers.near.evict(EvictScope())
     assert tiers.cache.peek(one.key)
     assert tiers.near.usage().entries == 0
