@@ -1,4 +1,4 @@
-"""With every budget full at once, a daemon stays within the memory of its machine.
+"""With the largest budgets in use at once, a daemon stays within the memory of its machine.
 
 The machine is a control group of the chart's size, whose memory the daemon takes for that of the
 machine. A container dies at the first process that the kernel kills in it (``memory.oom.group``),
@@ -27,6 +27,9 @@ from tests.e2e.programs import WASMKILND
 
 MIB = 2**20
 MACHINE, ONE = 4096 * MIB, 640 * MIB
+# What is not full here: requests, artifacts and answers on their way, what waits to be written, and
+# of 1,371 MiB for jobs what two of them leave.
+UNFILLED = int(2.25 * MACHINE / 16) + (261 + 411) * MIB
 ENGINE = "wasmtime-50.0.1"
 # In a mount namespace of its own, with two processors. The group comes last, so that the
 # interpreter is in it with all that it maps from then on.
@@ -95,7 +98,7 @@ def fill_server(state: Path) -> int:
 
 
 @pytest.mark.timeout(1800)
-def test_with_every_budget_full_no_process_is_killed(tmp_path: Path) -> None:
+def test_with_the_largest_budgets_in_use_no_process_is_killed(tmp_path: Path) -> None:
     with (
         control_group(MACHINE) as group,
         on(group, tmp_path) as daemon,
@@ -107,7 +110,7 @@ def test_with_every_budget_full_no_process_is_killed(tmp_path: Path) -> None:
         for number in range(70):  # The memory tier.
             client.compile(wasm.with_data(4 * MIB, number), engine=ENGINE)
         fill_server(daemon.state_dir)
-        # Jobs take all that they may have together, 5.6 KB for each function.
+        # Jobs reserve all that fits, and touch three quarters: 5.6 KB for each function.
         functions = int(0.75 * ONE / 5700)
         large = [
             threads.submit(tried, client, wasm.many_functions(functions + n)) for n in range(8)
@@ -125,7 +128,7 @@ def test_with_every_budget_full_no_process_is_killed(tmp_path: Path) -> None:
         for call in calls:
             call.cancel()
         assert group.killed == 0
-        assert most.bytes < MACHINE
+        assert most.bytes < MACHINE - UNFILLED
 
 
 def tried(client: Client, module: bytes) -> int | str:
