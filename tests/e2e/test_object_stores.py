@@ -27,7 +27,7 @@ from tests.e2e.programs import WASMKILND, Installed, run
 from tests.e2e.signing_keys import KeyDirectory
 from tests.e2e.stored_values import flipped, rejected
 from tests.e2e.tenancy import House, give_tokens
-from tests.faults.proxy import Line, Proxy
+from tests.faults.proxy import GOOD, Line, Proxy
 from tests.servers.object_stores import KINDS_OF_OBJECT_STORES, PREFIX, SECRET, ObjectStore
 from tests.servers.redis_server import RedisServer, binary_of, redis_server
 
@@ -353,6 +353,26 @@ def test_a_bit_that_is_flipped_on_the_way_costs_nothing(site: Site) -> None:
                     client.compile(MODULES[0], cpu="baseline")  # Reads the module.
                     assert rejected(daemon) == {}
                 assert values.items() <= site.store.values().items()
+
+
+@pytest.mark.parametrize("running", ["seaweedfs"], indirect=True)
+def test_writes_that_nobody_answers_do_not_hold_up_others_for_minutes(site: Site) -> None:
+    with Proxy(site.store.port) as proxy:
+        alone = site.environ(REDIS_URL="none", OBJECT_STORE_TIMEOUT_S="1")
+        environ = {**alone, **site.store.behind(proxy.port)}
+        with Daemon(site.state(), environ=environ) as daemon, daemon.client() as client:
+            proxy.set(Line(swallow=True, only_to=b"PUT "))
+            for module in MODULES:
+                client.compile(module)
+            time.sleep(1)  # They are sent.
+            proxy.set(GOOD)
+            later = wasm.adder(2)
+            client.compile(later)
+
+            def is_there() -> bool:
+                return any(f"compiled/{wasm.digest(later)}" in name for name in site.store.values())
+
+            eventually(is_there, "writes that nobody answers hold up all others")
 
 
 @pytest.mark.parametrize("running", ["directory", "seaweedfs"], indirect=True)

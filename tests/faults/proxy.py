@@ -30,7 +30,7 @@ class Line:
     garbage: bytes = b""
     """Sent instead of the server's reply."""
     only_to: bytes = b""
-    """What requests begin with that are answered so; the server answers the others."""
+    """What requests begin with that are answered so, or swallowed; the server has the others."""
     flip_one_in: int = 0
     """One of so many bytes is changed; 0 for none."""
     flip_once: bytes = b""
@@ -151,12 +151,12 @@ class Proxy:
             sent, self.sent_bytes = sent + len(chunk), self.sent_bytes + len(chunk)
             if line.stall_after_sent_bytes and sent > line.stall_after_sent_bytes:
                 await asyncio.Event().wait()
-            if line.garbage and chunk.startswith(line.only_to):
+            if (line.garbage or line.swallow) and chunk.startswith(line.only_to):
                 writer.write(line.garbage)
                 await writer.drain()
                 while line.only_to and await reader.read(_READ_BYTES):
                     pass  # The server is to see nothing of what follows.
-            elif not line.swallow:
+            else:
                 forth.write(chunk)
                 await forth.drain()
 
@@ -167,7 +167,7 @@ class Proxy:
             if line.delay_s or line.bytes_per_s:
                 thin_s = len(chunk) / line.bytes_per_s if line.bytes_per_s else 0.0
                 await asyncio.sleep(min(line.delay_s + thin_s, _LONGEST_PAUSE_S))
-            if line.swallow or (line.garbage and not line.only_to):
+            if (line.swallow or line.garbage) and not line.only_to:
                 continue
             if line.flip_one_in:
                 chunk = self._flipped(chunk, line.flip_one_in)

@@ -404,18 +404,24 @@ class Remote:
             for each in ("AWS", "GOOGLE", "AZURE")
         )
 
-        def options(bytes_per_s: int, **more: Any) -> Any:
-            longest_s = timeout_s + _LISTING_S + largest_bytes / bytes_per_s
+        def options(longest_s: float, **more: Any) -> Any:
             return {"timeout": timedelta(seconds=longest_s), "allow_http": plain, **more}
 
-        # Who reads holds a thread until nobody is to be waited for, and probes need one. The same
-        # for who writes would end what takes long to send.
-        reading = options(shared_tier.READ_BYTES_PER_S, read_timeout=timedelta(seconds=timeout_s))
+        # A request that nobody answers holds a thread until it ends, and a write its place in the
+        # queue: no request writes more than ``_ONE_REQUEST_BYTES``. A time-out of silence would
+        # also end what takes long to send.
+        read_s = timeout_s + _LISTING_S + largest_bytes / shared_tier.READ_BYTES_PER_S
+        written_s = timeout_s + _ONE_REQUEST_BYTES / shared_tier.WRITTEN_BYTES_PER_S
+        clients = (
+            options(read_s, read_timeout=timedelta(seconds=timeout_s)),
+            options(written_s),
+            options(timeout_s + _LISTING_S),
+        )
         try:
             # Retries are ours: the breaker's, and those of writes.
-            self._reading, self._store = (
+            self._reading, self._writing, self._listing = (
                 store.from_url(url, client_options=each, retry_config={"max_retries": 0})
-                for each in (reading, options(shared_tier.WRITTEN_BYTES_PER_S))
+                for each in clients
             )
         except (exceptions.BaseError, ValueError) as failure:
             why = str(failure).partition("\n")[0]
@@ -438,11 +444,13 @@ class Remote:
                     if self.look(name)[1] != over:
                         return False
                 # In parts of 5 MiB. Another daemon that does the same now writes an equal value.
-                self._obstore.put(self._store, name, chunks, use_multipart=True, max_concurrency=1)
+                self._obstore.put(
+                    self._writing, name, chunks, use_multipart=True, max_concurrency=1
+                )
             else:
                 data = b"".join(chunks)
                 mode: Any = dict(over) or "create"
-                self._obstore.put(self._store, name, data, mode=mode, use_multipart=False)
+                self._obstore.put(self._writing, name, data, mode=mode, use_multipart=False)
         except (self._kinds.AlreadyExistsError, self._kinds.PreconditionError):
             return False
         except self._kinds.GenericError as failure:
@@ -463,15 +471,15 @@ class Remote:
     def delete(self, names: Sequence[str]) -> None:
         """Delete objects, of which some may not be there."""
         try:
-            self._obstore.delete(self._store, names)
+            self._obstore.delete(self._listing, names)
         except FileNotFoundError:  # Not all stores tell it apart; some stop there.
             for name in names:
                 with self._absent():
-                    self._obstore.delete(self._store, name)
+                    self._obstore.delete(self._listing, name)
 
     def pages(self, prefix: str) -> Iterator[Page]:
         """Return all objects below ``prefix``."""
-        for page in self._obstore.list(self._store, prefix=prefix, chunk_size=_PAGE):
+        for page in self._obstore.list(self._listing, prefix=prefix, chunk_size=_PAGE):
             yield [(each["path"], each["size"]) for each in page]
 
     @contextlib.contextmanager
