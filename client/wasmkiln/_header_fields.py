@@ -47,6 +47,8 @@ class Call:
     """None for a digest."""
     into: Any = None
     """The engine that loads it."""
+    compatibility: bytes = b""
+    """What that engine says of itself: the daemon then chooses what is not named here."""
 
     @cached_property
     def request(self) -> CompileRequest:
@@ -62,7 +64,13 @@ class Call:
             settings=self.settings,
             inline_limit_bytes=_INLINE_LIMIT_BYTES,
             accept_fast=self.accept_fast,
+            compatibility=self.compatibility_key or None,
         )
+
+    @property
+    def compatibility_key(self) -> bytes:
+        """What daemons and host stores know `compatibility` by; empty without."""
+        return hashlib.sha256(self.compatibility).digest() if self.compatibility else b""
 
     def read(self) -> bytes | None:
         """Return the module's bytes; None for a digest. Raise OSError if they changed."""
@@ -112,6 +120,8 @@ def _differences(call: Call, header: Any) -> Iterator[str]:
     ):
         if wanted and wanted != got:
             yield f"asked for {what} {quoted(wanted)}, got {quoted(got) or 'none'}"
+    if call.kind is not None and header.kind != call.kind:
+        yield f"asked for an artifact of kind {call.kind}, got one of kind {header.kind}"
     # Attestations do not have the id, and callers name files after it.
     if engine.id != full:
         yield f"the header calls the engine {quoted(full)} {quoted(engine.id) or 'nothing'}"
@@ -119,6 +129,8 @@ def _differences(call: Call, header: Any) -> Iterator[str]:
     is_fast = bool(fast) and changed.get(fast) == value
     if header.is_fast != is_fast:
         yield f"the header says is_fast={header.is_fast}, and its settings say the opposite"
+    if call.compatibility:  # The engine compares the rest itself.
+        return
     if is_fast and not (call.accept_fast or asked.get(fast) == value):
         yield "asked for optimised code, got a fast compiler's"
     # A setting that the call did not name has to have the engine's default, apart from the one
@@ -128,5 +140,3 @@ def _differences(call: Call, header: Any) -> Iterator[str]:
         if got != asked.get(name) and not (is_fast and name == fast):
             default = quoted(asked.get(name, "as the engine has it"))
             yield f"asked for setting {quoted(name)} {default}, got {quoted(got) or 'none'}"
-    if call.kind is not None and header.kind != call.kind:
-        yield f"asked for an artifact of kind {call.kind}, got one of kind {header.kind}"

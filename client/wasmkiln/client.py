@@ -210,6 +210,7 @@ class Methods(ABC):
         target: str | None = None,
         cpu: str | None = None,
         settings: Settings = None,
+        into: Any = None,
         skip_cache_lookup: bool = False,
         omit_artifact: bool = False,
         accept_fast: bool = False,
@@ -236,7 +237,8 @@ class Methods(ABC):
         ArtifactTooLarge (the limit of the daemon, or `max_artifact_bytes`).
         """
         deadline = self._deadline(timeout_s)
-        wanted = await self._wanted(source, engine, target, cpu, settings, accept_fast=accept_fast)
+        asked = engine, target, cpu, settings, into
+        wanted = await self._wanted(source, *asked, accept_fast=accept_fast)
         request = wanted.request
         request.skip_cache_lookup, request.omit_artifact = skip_cache_lookup, omit_artifact
         return await self._obtain(wanted, deadline, None, background, on_progress)
@@ -286,18 +288,19 @@ class Methods(ABC):
                 f"with {what} the engine depends on the artifact: leave out `into`, and use "
                 "wasmkiln.engine_of(module)"
             )
-        engine = engine or loading.engine_name(into)
+        # The engine of `into` says itself which version and settings it needs.
+        named, engine = engine, engine or loading.engine_name(into)
         deadline = self._deadline(timeout_s)
-        wanted = await self._wanted(
-            source, engine, target, cpu, settings, into, accept_fast=accept_fast
-        )
+        asked = named if loading.shown_by(into) else engine, target, cpu, settings, into
+        wanted = await self._wanted(source, *asked, accept_fast=accept_fast)
         key = (wanted.module_sha256, engine, target, cpu, *sorted(wanted.settings.items()))
         held = self._loaded.get(key, into)
         if held and (accept_fast or not held.is_fast) and not held.look_again():
             return held.module
         loaded = await self._from_store(wanted)
         if loaded is None:
-            wanted.engine = self._store.engine_id(engine, loading.fits)
+            if not wanted.compatibility:
+                wanted.engine = self._store.engine_id(engine, loading.fits)
             loaded = await self._fast(wanted, deadline, held) if accept_fast else None
         if loaded is None and fallback == "compile":
             loaded = await self._from_daemon_or_here(wanted, deadline, engine)
@@ -579,7 +582,8 @@ class Methods(ABC):
         """Hash the source, unless it is a file whose digest this process knows."""
         sha256, module, kind, size_bytes = await self._away(partial(identify, source))
         asked = (engine or "", target or "", cpu or "", dict(settings or {}))
-        return Call(sha256, kind, *asked, accept_fast, source, module, size_bytes, into)
+        shown = loading.shown_by(into)
+        return Call(sha256, kind, *asked, accept_fast, source, module, size_bytes, into, shown)
 
     async def _obtain(
         self,
@@ -597,6 +601,12 @@ class Methods(ABC):
 
         async def ask() -> Artifact:
             artifact.begin()
+            try:
+                return (await self._once(request, artifact, deadline, about)).finish()
+            except errors.CompatibilityUnknown:
+                if request.compatibility == wanted.compatibility:
+                    raise
+            request.compatibility = wanted.compatibility
             return (await self._once(request, artifact, deadline, about)).finish()
 
         async def once() -> Artifact:

@@ -126,6 +126,14 @@ class SettingUnknown(_Sent, code="INVALID_ARGUMENT"):
     """The engine has no such setting or value. `metadata`: setting, allowed."""
 
 
+class CompatibilityUnknown(_Sent, code="NOT_FOUND"):
+    """The daemon does not know this compatibility key: the client sends what it stands for."""
+
+
+class CompatibilityUnsupported(_Sent, code="FAILED_PRECONDITION"):
+    """The engine of `into` loads no code that the daemon makes. `metadata`: differences."""
+
+
 class EngineLacksFeature(_Sent, code="FAILED_PRECONDITION"):
     """The engine lacks what the module needs. `metadata`: accepted_by, feature, offset."""
 

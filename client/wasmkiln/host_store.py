@@ -101,6 +101,8 @@ class Engines:
 
     cache_format: int
     rows: tuple[Mapping[str, Any], ...]
+    fits: Mapping[str, Any] = field(default_factory=dict)
+    """What engines load that hosts have shown, by compatibility key."""
 
     @classmethod
     def parse(cls, text: bytes) -> Engines:
@@ -110,7 +112,7 @@ class Engines:
             if document["version"] != _ENGINES_VERSION:
                 raise Refused(f"engines.json has the version {document['version']!r:.20}")
             rows = tuple(row for row in document["engines"] if row["id"] and row["name"])
-            return cls(document["cache_format"], rows)
+            return cls(document["cache_format"], rows, dict(document.get("fits", {})))
         except UNREADABLE as error:
             raise Refused("cannot read engines.json") from error
 
@@ -137,6 +139,13 @@ class Engines:
             raise Refused("only the daemon knows its engine for this module")
         able = (row for row in (*default, *self.rows) if kind in row["kinds"])
         return next(able, default[0])
+
+    def fingerprint_of(self, key: str) -> str:
+        """Return the fingerprint of what an engine loads that was shown. Raise Refused."""
+        try:
+            return str(self.fits[key]["fingerprint"])
+        except UNREADABLE as error:
+            raise Refused("the daemon does not know this engine yet") from error
 
     def fingerprint(
         self, row: Mapping[str, Any], target: str, cpu: str, settings: Mapping[str, str]
@@ -419,6 +428,8 @@ class HostStore:
         settings = dict(call.settings)
         with closing(self._found()) as folders:
             engines = self._read_engines(folders)
+            if key := call.compatibility_key.hex():
+                return self._entry_for(folders, call, engines.fingerprint_of(key))
             row = engines.choose(call.engine, KINDS[call.kind] if call.kind else "", fits)
             if fast:
                 name, value = shared.FAST_SETTINGS.get(row["name"], ("", ""))
@@ -426,15 +437,18 @@ class HostStore:
                     raise Refused("the call names its compiler, or the engine has one only")
                 settings[name] = value
             digest = engines.fingerprint(row, call.target, call.cpu, settings)
-            folders.enter(digest, call.module_sha256)
-            header = parse_header(folders.read(shared.HEADER, _MAX_HEADER_BYTES)[1])
-            try:
-                _header_fields.check(call, header)
-            except ArtifactMismatch as error:
-                raise Refused(f"the entry is about something else: {error}") from error
-            if header.fingerprint != digest:
-                raise Refused("the entry is about another fingerprint")
-            return _entry(folders, header, call.settings)
+            return self._entry_for(folders, call, digest)
+
+    def _entry_for(self, folders: _Folders, call: Call, digest: str) -> Entry:
+        folders.enter(digest, call.module_sha256)
+        header = parse_header(folders.read(shared.HEADER, _MAX_HEADER_BYTES)[1])
+        try:
+            _header_fields.check(call, header)
+        except ArtifactMismatch as error:
+            raise Refused(f"the entry is about something else: {error}") from error
+        if header.fingerprint != digest:
+            raise Refused("the entry is about another fingerprint")
+        return _entry(folders, header, call.settings)
 
     def engine_id(self, engine: str, fits: Fits) -> str:
         """Return what to ask the daemon for instead of an engine's name.

@@ -134,6 +134,8 @@ class Request:
     - ``accept_fast``: whether the caller takes a fast compiler's artifact until the optimised one
       is there.
     - ``hits_only``: whether the caller may have what a tier holds, and nothing compiled for it.
+    - ``compatibility``: what the caller's engine shows, in place of ``engine``, ``target``, ``cpu``
+      and ``settings``: see ``engines.fits``.
     """
 
     sha256: str = ""
@@ -147,6 +149,7 @@ class Request:
     accept_encodings: frozenset[str] = frozenset()
     accept_fast: bool = False
     hits_only: bool = False
+    compatibility: bytes = b""
     terms: Terms = field(default_factory=Terms)
 
 
@@ -231,6 +234,7 @@ class Compiler:
 
     async def compile(self, request: Request) -> Served:
         """Return the artifact from the nearest place that has it. Raises the errors of Compile."""
+        self._fit(request)
         served = self._hit(request) or await self._serve(request)
         if served.origin is Origin.JOINED_FLIGHT:
             self.metrics.count("flights_joined")
@@ -598,6 +602,17 @@ class Compiler:
         engine_id = self.engines.choose(request.engine, kind)
         return self.engines.spec(engine_id, request.target, request.cpu, request.settings)
 
+    def _fit(self, request: Request) -> None:
+        """Put code that the caller's engine loads in place of what that engine shows."""
+        if not request.compatibility:
+            return
+        given = request.engine, request.target, request.cpu, request.settings
+        caller = request.terms.waiter.caller
+        spec = self.engines.fitting(request.compatibility, caller, *given)
+        request.engine, request.target, request.cpu = spec.engine.id, spec.target, spec.cpu
+        request.settings, request.compatibility = spec.changed_settings, b""
+        request.accept_fast = False  # Its code loads where the settings choose it.
+
     def _fast(self, spec: CompileSpec, request: Request) -> CompileSpec | None:
         """Return the spec of the fast compiler, if the caller accepts it and there is one."""
         return self.engines.fast(spec, request.settings) if request.accept_fast else None
@@ -614,6 +629,7 @@ class Compiler:
     def _key_of(self, wanted: CacheKey | Request) -> CacheKey:
         if isinstance(wanted, CacheKey):
             return wanted
+        self._fit(wanted)
         return self._spec(wanted, None).key_for(wanted.sha256)
 
 

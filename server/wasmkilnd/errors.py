@@ -59,6 +59,11 @@ class Reason(AnyReason):
     ENGINE_REMOVED = "ENGINE_REMOVED", _REFUSED, "engine: engine engines"
     TARGET_UNSUPPORTED = "TARGET_UNSUPPORTED", _INVALID, "target: engine target targets cpu cpus"
     SETTING_UNKNOWN = "SETTING_UNKNOWN", _INVALID, "settings: engine setting value allowed"
+    COMPATIBILITY_UNKNOWN = "COMPATIBILITY_UNKNOWN", "NOT_FOUND", "compatibility:"
+    COMPATIBILITY_UNSUPPORTED = (
+        *("COMPATIBILITY_UNSUPPORTED", _REFUSED),
+        "compatibility: engine differences",
+    )
     ENGINE_LACKS_FEATURE = (
         *("ENGINE_LACKS_FEATURE", _REFUSED),
         "engine: engine accepted_by feature offset",
@@ -255,6 +260,19 @@ def setting_value_unknown(
 def settings_refused(engine: str, message: str) -> str:
     """Each setting is known, but the engine refuses them together."""
     return f"{engine} refuses this combination of settings: {message}"
+
+
+@_sentence(Reason.COMPATIBILITY_UNKNOWN)
+def compatibility_unknown() -> str:
+    """No section with this SHA-256 was sent, or it was forgotten."""
+    return "this daemon does not know this compatibility key: send the section that it stands for"
+
+
+@_sentence(Reason.COMPATIBILITY_UNSUPPORTED)
+def compatibility_unsupported(engine: str, differences: Collection[str]) -> str:
+    """The host's engine would refuse all code that an engine here makes."""
+    why = "; ".join(differences)
+    return f"cannot make code that this host's engine loads: {why}; configure it otherwise"
 
 
 @_sentence(Reason.MODULE_NOT_LOADED)

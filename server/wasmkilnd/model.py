@@ -447,6 +447,36 @@ class TargetInfo:
     settings: Sequence[SettingInfo] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What settings of an engine change in its section, beside the defaults: see ``Compared``.
+
+    - ``loads``: whether its code runs in an engine with the defaults.
+    - ``takes``: whether it runs the code of an engine with the defaults.
+    """
+
+    settings: Mapping[str, str]
+    changed: Mapping[str, int | str]
+    loads: bool
+    takes: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What an engine version's loaders may compare, learned for a target: see ``engines.fits``.
+
+    - ``triple``, ``version``, ``rest``: what its section says with the defaults.
+    - ``levels``: the CPU's flags by level, the default level first.
+    """
+
+    target: str
+    triple: str
+    version: str
+    rest: Mapping[str, int | str]
+    levels: Mapping[str, Mapping[str, int | str]]
+    samples: Sequence[Sample]
+
+
 class LayerState(Enum):
     """Whether a layer of isolation works on this machine."""
 
@@ -505,6 +535,7 @@ class EngineCapabilities:
     settings: Sequence[SettingInfo]
     wasm_features: Sequence[str]
     kinds: frozenset[Kind]
+    compared: Sequence[Compared] = ()
 
 
 @dataclass(slots=True)

@@ -71,7 +71,7 @@ class QueryUploadResponse(_message.Message):
     def __init__(self, held_bytes: _Optional[int] = ...) -> None: ...
 
 class CompileRequest(_message.Message):
-    __slots__ = ("sha256", "module", "engine", "target", "cpu", "settings", "omit_artifact", "skip_cache_lookup", "accept_host_file", "inline_limit_bytes", "accept_encodings", "accept_fast", "offset_bytes", "artifact_sha256")
+    __slots__ = ("sha256", "module", "engine", "target", "cpu", "settings", "omit_artifact", "skip_cache_lookup", "accept_host_file", "inline_limit_bytes", "accept_encodings", "accept_fast", "offset_bytes", "artifact_sha256", "compatibility")
     class SettingsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -93,6 +93,7 @@ class CompileRequest(_message.Message):
     ACCEPT_FAST_FIELD_NUMBER: _ClassVar[int]
     OFFSET_BYTES_FIELD_NUMBER: _ClassVar[int]
     ARTIFACT_SHA256_FIELD_NUMBER: _ClassVar[int]
+    COMPATIBILITY_FIELD_NUMBER: _ClassVar[int]
     sha256: str
     module: bytes
     engine: str
@@ -107,7 +108,8 @@ class CompileRequest(_message.Message):
     accept_fast: bool
     offset_bytes: int
     artifact_sha256: str
-    def __init__(self, sha256: _Optional[str] = ..., module: _Optional[bytes] = ..., engine: _Optional[str] = ..., target: _Optional[str] = ..., cpu: _Optional[str] = ..., settings: _Optional[_Mapping[str, str]] = ..., omit_artifact: bool = ..., skip_cache_lookup: bool = ..., accept_host_file: bool = ..., inline_limit_bytes: _Optional[int] = ..., accept_encodings: _Optional[_Iterable[str]] = ..., accept_fast: bool = ..., offset_bytes: _Optional[int] = ..., artifact_sha256: _Optional[str] = ...) -> None: ...
+    compatibility: bytes
+    def __init__(self, sha256: _Optional[str] = ..., module: _Optional[bytes] = ..., engine: _Optional[str] = ..., target: _Optional[str] = ..., cpu: _Optional[str] = ..., settings: _Optional[_Mapping[str, str]] = ..., omit_artifact: bool = ..., skip_cache_lookup: bool = ..., accept_host_file: bool = ..., inline_limit_bytes: _Optional[int] = ..., accept_encodings: _Optional[_Iterable[str]] = ..., accept_fast: bool = ..., offset_bytes: _Optional[int] = ..., artifact_sha256: _Optional[str] = ..., compatibility: _Optional[bytes] = ...) -> None: ...
 
 class CompileResponse(_message.Message):
     __slots__ = ("header", "chunk")

@@ -264,6 +264,11 @@ class ModuleServiceServicer(object):
         have; metadata: targets or cpus.
         INVALID_ARGUMENT    SETTING_UNKNOWN       a setting or value that the engine does not
         have; metadata: setting, allowed.
+        NOT_FOUND           COMPATIBILITY_UNKNOWN  the daemon does not know this compatibility key:
+        send the section.
+        FAILED_PRECONDITION COMPATIBILITY_UNSUPPORTED  the caller's engine loads no code that an
+        engine here makes; metadata: engine (the nearest),
+        differences.
         NOT_FOUND           MODULE_NOT_LOADED     no module with this digest here, in Redis or in
         the object store.
         RESOURCE_EXHAUSTED  ARTIFACT_TOO_LARGE    metadata: size_bytes, limit_bytes.
@@ -303,7 +308,8 @@ class ModuleServiceServicer(object):
         INVALID_ARGUMENT INVALID_REQUEST      a malformed digest or fingerprint, or more than
         10,000 keys or 2 MiB.
         INVALID_ARGUMENT ENGINE_UNKNOWN, TARGET_UNSUPPORTED, SETTING_UNKNOWN  as in Compile.
-        FAILED_PRECONDITION ENGINE_REMOVED    as in Compile.
+        FAILED_PRECONDITION ENGINE_REMOVED, COMPATIBILITY_UNSUPPORTED  as in Compile.
+        NOT_FOUND        COMPATIBILITY_UNKNOWN  as in Compile.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17wasmkiln/v1/types.proto\x12\x0bwasmkiln.v1\x1a\x1egoogle/protobuf/duration.proto\"[\n\x06\x45ngine\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x14\n\x0c\x63ore_version\x18\x04 \x01(\t\x12\x10\n\x08\x63ompiler\x18\x05 \x01(\t\"_\n\nImportType\x12\x0e\n\x06module\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12%\n\x04kind\x18\x03 \x01(\x0e\x32\x17.wasmkiln.v1.ExternKind\x12\x0c\n\x04type\x18\x04 \x01(\t\"O\n\nExportType\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x04kind\x18\x02 \x01(\x0e\x32\x17.wasmkiln.v1.ExternKind\x12\x0c\n\x04type\x18\x03 \x01(\t\"\xd1\x01\n\x0b\x41rtifactKey\x12\x15\n\rmodule_sha256\x18\x01 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\x0e\n\x06target\x18\x03 \x01(\t\x12\x0b\n\x03\x63pu\x18\x04 \x01(\t\x12\x38\n\x08settings\x18\x05 \x03(\x0b\x32&.wasmkiln.v1.ArtifactKey.SettingsEntry\x12\x13\n\x0b\x66ingerprint\x18\x06 \x01(\t\x1a/\n\rSettingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xd4\x01\n\x0e\x43\x61\x63hedArtifact\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x0e\n\x06target\x18\x03 \x01(\t\x12\x0b\n\x03\x63pu\x18\x04 \x01(\t\x12\x12\n\nsize_bytes\x18\x05 \x01(\x04\x12;\n\x08settings\x18\x06 \x03(\x0b\x32).wasmkiln.v1.CachedArtifact.SettingsEntry\x1a/\n\rSettingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"7\n\x08HostFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\x04\x12\r\n\x05inode\x18\x03 \x01(\x04\"\xe5\x06\n\x0e\x41rtifactHeader\x12\x15\n\rmodule_sha256\x18\x01 \x01(\t\x12\x17\n\x0f\x61rtifact_sha256\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12#\n\x06\x65ngine\x18\x04 \x01(\x0b\x32\x13.wasmkiln.v1.Engine\x12\x0e\n\x06target\x18\x05 \x01(\t\x12\x0b\n\x03\x63pu\x18\x06 \x01(\t\x12;\n\x08settings\x18\x07 \x03(\x0b\x32).wasmkiln.v1.ArtifactHeader.SettingsEntry\x12\x13\n\x0b\x66ingerprint\x18\x08 \x01(\t\x12#\n\x06origin\x18\t \x01(\x0e\x32\x13.wasmkiln.v1.Origin\x12-\n\nqueue_time\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0c\x63ompile_time\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0b\x61ttestation\x18\x0c \x01(\x0c\x12\x1f\n\x04kind\x18\r \x01(\x0e\x32\x11.wasmkiln.v1.Kind\x12(\n\x07imports\x18\x0e \x03(\x0b\x32\x17.wasmkiln.v1.ImportType\x12(\n\x07\x65xports\x18\x0f \x03(\x0b\x32\x17.wasmkiln.v1.ExportType\x12\x17\n\x0ftypes_truncated\x18\x10 \x01(\x08\x12J\n\x10\x63hanged_settings\x18\x11 \x03(\x0b\x32\x30.wasmkiln.v1.ArtifactHeader.ChangedSettingsEntry\x12(\n\thost_file\x18\x12 \x01(\x0b\x32\x15.wasmkiln.v1.HostFile\x12\x17\n\x0finline_artifact\x18\x13 \x01(\x0c\x12\x18\n\x10\x63ontent_encoding\x18\x14 \x01(\t\x12\x0f\n\x07is_fast\x18\x15 \x01(\x08\x12\x1a\n\x12signer_certificate\x18\x16 \x01(\x0c\x12\x14\n\x0coffset_bytes\x18\x17 \x01(\x04\x1a/\n\rSettingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x36\n\x14\x43hangedSettingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*F\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10KIND_CORE_MODULE\x10\x01\x12\x12\n\x0eKIND_COMPONENT\x10\x02*\xa4\x01\n\x06Origin\x12\x16\n\x12ORIGIN_UNSPECIFIED\x10\x00\x12\x11\n\rORIGIN_MEMORY\x10\x01\x12\x10\n\x0cORIGIN_REDIS\x10\x02\x12\x13\n\x0fORIGIN_COMPILED\x10\x03\x12\x18\n\x14ORIGIN_JOINED_FLIGHT\x10\x04\x12\x15\n\x11ORIGIN_HOST_STORE\x10\x05\x12\x17\n\x13ORIGIN_OBJECT_STORE\x10\x06*\xb6\x01\n\nExternKind\x12\x1b\n\x17\x45XTERN_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14\x45XTERN_KIND_FUNCTION\x10\x01\x12\x16\n\x12\x45XTERN_KIND_GLOBAL\x10\x02\x12\x15\n\x11\x45XTERN_KIND_TABLE\x10\x03\x12\x16\n\x12\x45XTERN_KIND_MEMORY\x10\x04\x12\x13\n\x0f\x45XTERN_KIND_TAG\x10\x05\x12\x15\n\x11\x45XTERN_KIND_OTHER\x10\x06\x42\xa8\x01\n\x0f\x63om.wasmkiln.v1B\nTypesProtoP\x01Z<github.com/wasmkiln/wasmkiln/client/go/wasmkilnpb;wasmkilnpb\xa2\x02\x03WKV\xaa\x02\x0bWasmkiln.V1\xca\x02\x0bWasmkiln\\V1\xe2\x02\x17Wasmkiln\\V1\\GPBMetadata\xea\x02\x0cWasmkiln::V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17wasmkiln/v1/types.proto\x12\x0bwasmkiln.v1\x1a\x1egoogle/protobuf/duration.proto\"[\n\x06\x45ngine\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x14\n\x0c\x63ore_version\x18\x04 \x01(\t\x12\x10\n\x08\x63ompiler\x18\x05 \x01(\t\"_\n\nImportType\x12\x0e\n\x06module\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12%\n\x04kind\x18\x03 \x01(\x0e\x32\x17.wasmkiln.v1.ExternKind\x12\x0c\n\x04type\x18\x04 \x01(\t\"O\n\nExportType\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x04kind\x18\x02 \x01(\x0e\x32\x17.wasmkiln.v1.ExternKind\x12\x0c\n\x04type\x18\x03 \x01(\t\"\xe8\x01\n\x0b\x41rtifactKey\x12\x15\n\rmodule_sha256\x18\x01 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\x0e\n\x06target\x18\x03 \x01(\t\x12\x0b\n\x03\x63pu\x18\x04 \x01(\t\x12\x38\n\x08settings\x18\x05 \x03(\x0b\x32&.wasmkiln.v1.ArtifactKey.SettingsEntry\x12\x13\n\x0b\x66ingerprint\x18\x06 \x01(\t\x12\x15\n\rcompatibility\x18\x07 \x01(\x0c\x1a/\n\rSettingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xd4\x01\n\x0e\x43\x61\x63hedArtifact\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x0e\n\x06target\x18\x03 \x01(\t\x12\x0b\n\x03\x63pu\x18\x04 \x01(\t\x12\x12\n\nsize_bytes\x18\x05 \x01(\x04\x12;\n\x08settings\x18\x06 \x03(\x0b\x32).wasmkiln.v1.CachedArtifact.SettingsEntry\x1a/\n\rSettingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"7\n\x08HostFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\x04\x12\r\n\x05inode\x18\x03 \x01(\x04\"\xe5\x06\n\x0e\x41rtifactHeader\x12\x15\n\rmodule_sha256\x18\x01 \x01(\t\x12\x17\n\x0f\x61rtifact_sha256\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12#\n\x06\x65ngine\x18\x04 \x01(\x0b\x32\x13.wasmkiln.v1.Engine\x12\x0e\n\x06target\x18\x05 \x01(\t\x12\x0b\n\x03\x63pu\x18\x06 \x01(\t\x12;\n\x08settings\x18\x07 \x03(\x0b\x32).wasmkiln.v1.ArtifactHeader.SettingsEntry\x12\x13\n\x0b\x66ingerprint\x18\x08 \x01(\t\x12#\n\x06origin\x18\t \x01(\x0e\x32\x13.wasmkiln.v1.Origin\x12-\n\nqueue_time\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0c\x63ompile_time\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0b\x61ttestation\x18\x0c \x01(\x0c\x12\x1f\n\x04kind\x18\r \x01(\x0e\x32\x11.wasmkiln.v1.Kind\x12(\n\x07imports\x18\x0e \x03(\x0b\x32\x17.wasmkiln.v1.ImportType\x12(\n\x07\x65xports\x18\x0f \x03(\x0b\x32\x17.wasmkiln.v1.ExportType\x12\x17\n\x0ftypes_truncated\x18\x10 \x01(\x08\x12J\n\x10\x63hanged_settings\x18\x11 \x03(\x0b\x32\x30.wasmkiln.v1.ArtifactHeader.ChangedSettingsEntry\x12(\n\thost_file\x18\x12 \x01(\x0b\x32\x15.wasmkiln.v1.HostFile\x12\x17\n\x0finline_artifact\x18\x13 \x01(\x0c\x12\x18\n\x10\x63ontent_encoding\x18\x14 \x01(\t\x12\x0f\n\x07is_fast\x18\x15 \x01(\x08\x12\x1a\n\x12signer_certificate\x18\x16 \x01(\x0c\x12\x14\n\x0coffset_bytes\x18\x17 \x01(\x04\x1a/\n\rSettingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x36\n\x14\x43hangedSettingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*F\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10KIND_CORE_MODULE\x10\x01\x12\x12\n\x0eKIND_COMPONENT\x10\x02*\xa4\x01\n\x06Origin\x12\x16\n\x12ORIGIN_UNSPECIFIED\x10\x00\x12\x11\n\rORIGIN_MEMORY\x10\x01\x12\x10\n\x0cORIGIN_REDIS\x10\x02\x12\x13\n\x0fORIGIN_COMPILED\x10\x03\x12\x18\n\x14ORIGIN_JOINED_FLIGHT\x10\x04\x12\x15\n\x11ORIGIN_HOST_STORE\x10\x05\x12\x17\n\x13ORIGIN_OBJECT_STORE\x10\x06*\xb6\x01\n\nExternKind\x12\x1b\n\x17\x45XTERN_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14\x45XTERN_KIND_FUNCTION\x10\x01\x12\x16\n\x12\x45XTERN_KIND_GLOBAL\x10\x02\x12\x15\n\x11\x45XTERN_KIND_TABLE\x10\x03\x12\x16\n\x12\x45XTERN_KIND_MEMORY\x10\x04\x12\x13\n\x0f\x45XTERN_KIND_TAG\x10\x05\x12\x15\n\x11\x45XTERN_KIND_OTHER\x10\x06\x42\xa8\x01\n\x0f\x63om.wasmkiln.v1B\nTypesProtoP\x01Z<github.com/wasmkiln/wasmkiln/client/go/wasmkilnpb;wasmkilnpb\xa2\x02\x03WKV\xaa\x02\x0bWasmkiln.V1\xca\x02\x0bWasmkiln\\V1\xe2\x02\x17Wasmkiln\\V1\\GPBMetadata\xea\x02\x0cWasmkiln::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,12 +41,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ARTIFACTHEADER_SETTINGSENTRY']._serialized_options = b'8\001'
   _globals['_ARTIFACTHEADER_CHANGEDSETTINGSENTRY']._loaded_options = None
   _globals['_ARTIFACTHEADER_CHANGEDSETTINGSENTRY']._serialized_options = b'8\001'
-  _globals['_KIND']._serialized_start=1699
-  _globals['_KIND']._serialized_end=1769
-  _globals['_ORIGIN']._serialized_start=1772
-  _globals['_ORIGIN']._serialized_end=1936
-  _globals['_EXTERNKIND']._serialized_start=1939
-  _globals['_EXTERNKIND']._serialized_end=2121
+  _globals['_KIND']._serialized_start=1722
+  _globals['_KIND']._serialized_end=1792
+  _globals['_ORIGIN']._serialized_start=1795
+  _globals['_ORIGIN']._serialized_end=1959
+  _globals['_EXTERNKIND']._serialized_start=1962
+  _globals['_EXTERNKIND']._serialized_end=2144
   _globals['_ENGINE']._serialized_start=72
   _globals['_ENGINE']._serialized_end=163
   _globals['_IMPORTTYPE']._serialized_start=165
@@ -54,19 +54,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXPORTTYPE']._serialized_start=262
   _globals['_EXPORTTYPE']._serialized_end=341
   _globals['_ARTIFACTKEY']._serialized_start=344
-  _globals['_ARTIFACTKEY']._serialized_end=553
-  _globals['_ARTIFACTKEY_SETTINGSENTRY']._serialized_start=506
-  _globals['_ARTIFACTKEY_SETTINGSENTRY']._serialized_end=553
-  _globals['_CACHEDARTIFACT']._serialized_start=556
-  _globals['_CACHEDARTIFACT']._serialized_end=768
-  _globals['_CACHEDARTIFACT_SETTINGSENTRY']._serialized_start=506
-  _globals['_CACHEDARTIFACT_SETTINGSENTRY']._serialized_end=553
-  _globals['_HOSTFILE']._serialized_start=770
-  _globals['_HOSTFILE']._serialized_end=825
-  _globals['_ARTIFACTHEADER']._serialized_start=828
-  _globals['_ARTIFACTHEADER']._serialized_end=1697
-  _globals['_ARTIFACTHEADER_SETTINGSENTRY']._serialized_start=506
-  _globals['_ARTIFACTHEADER_SETTINGSENTRY']._serialized_end=553
-  _globals['_ARTIFACTHEADER_CHANGEDSETTINGSENTRY']._serialized_start=1643
-  _globals['_ARTIFACTHEADER_CHANGEDSETTINGSENTRY']._serialized_end=1697
+  _globals['_ARTIFACTKEY']._serialized_end=576
+  _globals['_ARTIFACTKEY_SETTINGSENTRY']._serialized_start=529
+  _globals['_ARTIFACTKEY_SETTINGSENTRY']._serialized_end=576
+  _globals['_CACHEDARTIFACT']._serialized_start=579
+  _globals['_CACHEDARTIFACT']._serialized_end=791
+  _globals['_CACHEDARTIFACT_SETTINGSENTRY']._serialized_start=529
+  _globals['_CACHEDARTIFACT_SETTINGSENTRY']._serialized_end=576
+  _globals['_HOSTFILE']._serialized_start=793
+  _globals['_HOSTFILE']._serialized_end=848
+  _globals['_ARTIFACTHEADER']._serialized_start=851
+  _globals['_ARTIFACTHEADER']._serialized_end=1720
+  _globals['_ARTIFACTHEADER_SETTINGSENTRY']._serialized_start=529
+  _globals['_ARTIFACTHEADER_SETTINGSENTRY']._serialized_end=576
+  _globals['_ARTIFACTHEADER_CHANGEDSETTINGSENTRY']._serialized_start=1666
+  _globals['_ARTIFACTHEADER_CHANGEDSETTINGSENTRY']._serialized_end=1720
 # @@protoc_insertion_point(module_scope)

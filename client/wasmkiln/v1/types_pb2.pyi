@@ -90,7 +90,7 @@ class ExportType(_message.Message):
     def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[ExternKind, str]] = ..., type: _Optional[str] = ...) -> None: ...
 
 class ArtifactKey(_message.Message):
-    __slots__ = ("module_sha256", "engine", "target", "cpu", "settings", "fingerprint")
+    __slots__ = ("module_sha256", "engine", "target", "cpu", "settings", "fingerprint", "compatibility")
     class SettingsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -104,13 +104,15 @@ class ArtifactKey(_message.Message):
     CPU_FIELD_NUMBER: _ClassVar[int]
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    COMPATIBILITY_FIELD_NUMBER: _ClassVar[int]
     module_sha256: str
     engine: str
     target: str
     cpu: str
     settings: _containers.ScalarMap[str, str]
     fingerprint: str
-    def __init__(self, module_sha256: _Optional[str] = ..., engine: _Optional[str] = ..., target: _Optional[str] = ..., cpu: _Optional[str] = ..., settings: _Optional[_Mapping[str, str]] = ..., fingerprint: _Optional[str] = ...) -> None: ...
+    compatibility: bytes
+    def __init__(self, module_sha256: _Optional[str] = ..., engine: _Optional[str] = ..., target: _Optional[str] = ..., cpu: _Optional[str] = ..., settings: _Optional[_Mapping[str, str]] = ..., fingerprint: _Optional[str] = ..., compatibility: _Optional[bytes] = ...) -> None: ...
 
 class CachedArtifact(_message.Message):
     __slots__ = ("engine", "fingerprint", "target", "cpu", "size_bytes", "settings")

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 import structlog
 from pydantic import Field, TypeAdapter
 
+from wasmkilnd.engines.fits import Fit
 from wasmkilnd.files.ownership import check_path
 from wasmkilnd.files.whole_files import locked, write_whole
 from wasmkilnd.usage import MAX_USES
@@ -125,6 +126,8 @@ class Record:
     removed: list[str] = field(default_factory=list)
     # Orders that are not done yet: a daemon that is restarted in the middle goes on.
     warm_ups: list[WarmOrder] = field(default_factory=list)
+    # What hosts' engines load, by compatibility key.
+    fits: dict[str, Fit] = field(default_factory=dict)
 
     def ordered(self, engine_id: str, *orders: WarmOrder) -> Record:
         """Return this with these orders for an engine, and no others."""

@@ -19,8 +19,9 @@ from functools import lru_cache, partial
 from typing import Any, TypeAlias
 
 from wasmkilnd import errors, model
-from wasmkilnd.engines import verdict
+from wasmkilnd.engines import fits, verdict
 from wasmkilnd.engines.child.cpu import NATIVE, PORTABLE
+from wasmkilnd.engines.child.section import Section
 from wasmkilnd.engines.job import order_on
 from wasmkilnd.engines.names import NameChoices, resolve
 from wasmkilnd.engines.pool import Job, Ready, Unless, WorkerPool
@@ -143,6 +144,8 @@ class EngineRegistry:
         self._limits = limits
         # By id, also those that are served no more: work that chose one of them goes on.
         self._known: dict[str, ServedEngine] = {}
+        # What hosts' engines load.
+        self.fits = fits.Fits()
         self.serve([], NameChoices())
 
     def serve(self, served: Sequence[ServedEngine], choices: NameChoices) -> None:
@@ -160,6 +163,9 @@ class EngineRegistry:
         self._served = {each.id: each for each in order}
         self._known |= self._served
         named = {name: each for name, each in names.by_name.items() if each in self._served}
+        # Of engines of one version, the one that hosts get code of.
+        learned = [(one.version, each.id) for each in order for one in each.capabilities.compared]
+        self._nearest = frozenset(dict(reversed(learned)).values())
         # The id of what is served by each word that a request may name it by: id or name.
         self._ids = named | {each: each for each in self._served}
 
@@ -181,6 +187,67 @@ class EngineRegistry:
         if kind is None or self._served[default].takes(kind):
             return default
         return next((each.id for each in self.served if each.takes(kind)), default)
+
+    def fitting(
+        self,
+        shown: bytes,
+        caller: str,
+        engine: str,
+        target: str,
+        cpu: str,
+        settings: Mapping[str, str],
+    ) -> CompileSpec:
+        """Return what to compile for a host whose engine shows a section, or a key of one.
+
+        The rest of the request may be empty. Raises INVALID_REQUEST where it contradicts, and for
+        what is no section; COMPATIBILITY_UNKNOWN and COMPATIBILITY_UNSUPPORTED; ENGINE_UNKNOWN.
+        """
+        fit = self.fits.get(shown)
+        if not fit or not self.serves(fit):
+            if len(shown) == fits.KEY_BYTES:
+                raise errors.compatibility_unknown()
+            fit = self._fit(fits.read(shown), engine)
+            self.fits.keep(shown, caller, fit)
+        spec = self.spec(*fit.code)
+        if not (engine or target or cpu or settings):
+            return spec
+        compared = self._served[fit.engine_id].capabilities.compared
+        mine = next(each for each in compared if each.target == fit.target)
+        wrong = {
+            "engine": engine and self.choose(engine, None) != fit.engine_id,
+            "target": target and target != fit.target,
+            "cpu": cpu and cpu not in fit.cpus,
+            "settings": any(fits.contradicts(mine, *each, spec) for each in settings.items()),
+        }
+        for field in (name for name, is_wrong in wrong.items() if is_wrong):
+            what = f"cannot compile: {field} contradicts compatibility, which is of an engine that"
+            gets = f"gets code of {fit.engine_id}, {fit.target}, {'/'.join(fit.cpus)}"
+            gets += "".join(f", {name}={value}" for name, value in fit.settings.items())
+            raise errors.invalid_request(f"{what} {gets}: leave {field} out", field)
+        chosen = {**fit.settings, **settings}
+        return self.spec(fit.engine_id, fit.target, cpu or fit.cpus[0], chosen)
+
+    def serves(self, fit: fits.Fit) -> bool:
+        """Return whether hosts get this code now."""
+        return fit.engine_id in self._nearest
+
+    def _fit(self, host: Section, engine: str) -> fits.Fit:
+        """Return the code for a host. Raises COMPATIBILITY_UNSUPPORTED, or ENGINE_UNKNOWN."""
+        asked = [self._served[self.choose(engine, None)]] if engine else self.served
+        compared = [(each, mine) for each in asked for mine in each.capabilities.compared]
+        if not compared:
+            here = ", ".join(each.id for each in asked)
+            raise errors.compatibility_unsupported(here, [f"{here} does not say what it compares"])
+        nearest, mine = max(compared, key=lambda each: fits.nearness(each[1], host))
+        fit, why = fits.fit(nearest.id, mine, host)
+        if not why:
+            try:
+                self.spec(*fit.code)
+            except WasmkilnError as unknown:
+                why = [unknown.message]
+        if why:
+            raise errors.compatibility_unsupported(nearest.id, why)
+        return fit
 
     def _not_served(self, engine: str) -> WasmkilnError:
         """Return ENGINE_UNKNOWN for an id or a name; ENGINE_REMOVED for what was served before.

@@ -47,6 +47,8 @@ LIST_VERSION = 1
 _INSTALL_MOST_S = 1800.0
 _TEST_MOST_S = 600.0
 _LOOK_S = 0.25
+# How long what one host's engine loads waits to be recorded with that of others.
+_LEARNING_S = 0.5
 
 
 def _no_engine(settings: Settings, why: str = "") -> CannotStart:
@@ -177,6 +179,7 @@ class Serving:
             memory=self.memory,
         )
         self.registry = EngineRegistry(limits)
+        self.registry.fits.changed, self._keeps_fits = self._fits_changed, False
         self.unserved: Sequence[model.UnservedEngine] = ()
         # Those of them that advisories refuse; their workers have ended.
         self._refused: Sequence[ServedEngine] = ()
@@ -205,6 +208,7 @@ class Serving:
         # Each kind of module is compiled and run, and a broken engine is given a minute a job.
         async with long_step(f"testing {ids}", _TEST_MOST_S):
             await self._take(installed)
+        self.registry.fits.known |= self._recorded.fits
         if self.isolation.level == "strict" and self.isolation.refused:
             engine_id, why = next(iter(self.isolation.refused.items()))
             raise CannotStart(f"cannot serve {engine_id} (isolation = strict): {why}")
@@ -370,6 +374,23 @@ class Serving:
         now = {"default": registry.default, "names": registry.names}
         log.info(event, served=added, removed=gone, **now)
 
+    def _fits_changed(self) -> None:
+        if not self._keeps_fits:
+            self._keeps_fits = True
+            self.in_background(self._keep_fits())
+
+    async def _keep_fits(self) -> None:
+        """Record what was learned of hosts' engines, and tell clients; of many engines at once."""
+        await asyncio.sleep(_LEARNING_S)
+        self._keeps_fits, known = False, dict(self.registry.fits.known)
+        async with self._naming:
+            try:
+                await on_disk(self._record.change, lambda now: replace(now, fits=known))
+            except (OSError, NotOurs) as failure:
+                # Clients send it again to the next daemon.
+                log.warning("cannot record what hosts' engines load", cause=str(failure))
+        await self._tenants.write_engines()
+
     async def _end(self, engine: ServedEngine) -> None:
         """End an engine that is served no more, after the jobs that it has."""
         await asyncio.sleep(_LOOK_S)  # A call that chose it may be about to ask for a worker.
@@ -417,4 +438,11 @@ def served_engines(engines: EngineRegistry) -> dict[str, Any]:
         }
 
     listing = [listed(engine) for engine in engines.served]
-    return {"version": LIST_VERSION, "cache_format": model.HASHED_FORMAT, "engines": listing}
+    # By compatibility key.
+    fits = {
+        key: {"id": fit.engine_id, "fingerprint": engines.spec(*fit.code).fingerprint}
+        for key, fit in engines.fits.known.items()
+        if engines.serves(fit)
+    }
+    told = {"version": LIST_VERSION, "cache_format": model.HASHED_FORMAT}
+    return {**told, "engines": listing, "fits": fits}

@@ -58,6 +58,7 @@ _MAX_METADATA_BYTES = 1500
 MAX_FIND_MISSING_KEYS = 10_000
 # Of one artifact. Today's engines have at most 30.
 _MAX_SETTINGS = 64
+_MAX_SECTION_BYTES = 16 * 1024
 # Of engines, targets and CPUs: logs and errors have them.
 MAX_NAME_BYTES = 128
 # Of one module, in the response of Load. With their settings they fit into the 4 MiB that gRPC's
@@ -235,7 +236,7 @@ class CompileCall:
             Request,
             *(sent.sha256, sent.module, sent.engine, sent.target, sent.cpu, _settings(sent)),
             *(sent.skip_cache_lookup, sent.accept_host_file, encodings),
-            *(sent.accept_fast, False),
+            *(sent.accept_fast, False, _compatibility(sent)),
         )
 
 
@@ -250,7 +251,8 @@ def wanted(raw: bytes) -> model.CacheKey | Request:
     sha256 = check_sha256(key.module_sha256, "keys.module_sha256")
     if key.fingerprint:
         return model.CacheKey(sha256, check_sha256(key.fingerprint, "keys.fingerprint"))
-    return Request(sha256, b"", key.engine, key.target, key.cpu, settings)
+    shown = _compatibility(key, "keys.")
+    return Request(sha256, b"", key.engine, key.target, key.cpu, settings, compatibility=shown)
 
 
 def _settings(sent: pb.CompileRequest | types_pb2.ArtifactKey, where: str = "") -> dict[str, str]:
@@ -259,6 +261,12 @@ def _settings(sent: pb.CompileRequest | types_pb2.ArtifactKey, where: str = "") 
     for field in ("engine", "target", "cpu"):
         bound(f"{where}{field}", len(getattr(sent, field).encode()), MAX_NAME_BYTES)
     return dict(sent.settings)
+
+
+def _compatibility(sent: pb.CompileRequest | types_pb2.ArtifactKey, where: str = "") -> bytes:
+    """Return what the caller's engine shows. Raises INVALID_REQUEST where it is too large."""
+    bound(f"{where}compatibility", len(sent.compatibility), _MAX_SECTION_BYTES)
+    return bytes(sent.compatibility)
 
 
 def evict_scope(request: admin.EvictRequest) -> tuple[model.EvictScope, str]:

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from . import cpu, rows
+from . import cpu, rows, section
 from .engine import Engine
 from .sandbox import Sandbox
 
@@ -47,8 +47,6 @@ _PROPOSALS = dict(rows("proposals.txt"))
 
 # A target, a CPU level, and settings.
 _Where = tuple[str, str, dict[str, str]]
-_DIGEST_BYTES = 32
-_NO_ARTIFACT = bytes(_DIGEST_BYTES)
 
 
 def describe(engine: Engine, sandbox: Sandbox) -> dict[str, Any]:
@@ -57,7 +55,7 @@ def describe(engine: Engine, sandbox: Sandbox) -> dict[str, Any]:
     if status:
         raise RuntimeError("the engine could not compile an empty module")
     said = json.loads(output)
-    trials = _Trials(engine, sandbox, said["host_triple"])
+    trials = _Trials(engine, sandbox, said["host_triple"], said.get("needs", {}))
     chooses = said["compiler_setting"]
     tried = trials.settings(trials.host, cpu.NATIVE, said["candidate_settings"], chooses)
     # Not a compiler that there is no choice of.
@@ -88,16 +86,28 @@ def describe(engine: Engine, sandbox: Sandbox) -> dict[str, Any]:
         "settings": settings,
         "wasm_features": [name for name, body in _PROPOSALS.items() if trials.validates(body)]
         + ["component-model"] * ("component" in said["kinds"]),
+        "compared": [
+            found
+            for target in {trials.host: None, cpu.PORTABLE: None}
+            if (found := trials.compared(target, settings))
+        ],
     }
 
 
 class _Trials:
     """Attempts with one engine."""
 
-    def __init__(self, engine: Engine, sandbox: Sandbox, host: str) -> None:
+    def __init__(
+        self, engine: Engine, sandbox: Sandbox, host: str, needs: dict[str, dict[str, str]]
+    ) -> None:
         self._engine = engine
         self._sandbox = sandbox
         self.host = host
+        self._needs = needs
+
+    def _change(self, name: str, value: str) -> dict[str, str]:
+        """Return a setting with those without which the engine refuses its value."""
+        return {name: value, **self._needs.get(f"{name}={value}", {})}
 
     def broken(self, kind: str) -> str:
         """Return why the engine does not compile and run a module of a kind; empty if it does."""
@@ -112,7 +122,7 @@ class _Trials:
         default = cpu.default_level(architecture, is_host, cpu.host_features())
         offered = cpu.offered_levels(architecture, is_host)
         made = iter(self._artifacts([(triple, level, {}) for level in offered]))
-        levels = [level for level in offered if next(made) != _NO_ARTIFACT]
+        levels = [level for level in offered if next(made)]
         return sorted(levels, key=lambda level: level != default)
 
     def settings(
@@ -123,24 +133,73 @@ class _Trials:
         Leave out a setting whose default is no candidate. The one that ``chooses`` the compiler has
         the values whose code runs here.
         """
-        changes = [{name: one} for name, (_, values) in candidates.items() for one in values]
+        changes = [self._change(name, o) for name, (_, each) in candidates.items() for o in each]
         codes = iter(self._artifacts([(target, level, change) for change in ({}, *changes)]))
         by_default, found = next(codes), []
         for name, (text, values) in candidates.items():
             tried = {one: next(codes) for one in values}
-            made = {one: code for one, code in tried.items() if code != _NO_ARTIFACT}
+            made = {one: code for one, code in tried.items() if code}
             default = next((one for one in made if made[one] == by_default), None)
             allowed = [
                 one
                 for one in made
                 if name != chooses
                 or one == default
-                or self._run((target, level, {name: one}), "core")[0] == b"5"
+                or self._run((target, level, self._change(name, one)), "core")[0] == b"5"
             ]
             if default is not None:
                 about = {"name": name, "default": default, "allowed": allowed}
                 found.append({**about, "description": text})
         return found
+
+    def compared(self, target: str, settings: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return what engines compare when they load code for a target; empty if nothing is known.
+
+        Each value of a setting is tried beside the defaults: what it changes in the engine's
+        section, whether its code runs by default, and whether it takes the default's code.
+        """
+        level = cpu.NATIVE if target == self.host else cpu.BASELINE
+        adder = partial(self._compile, bytes.fromhex(_ADDERS["core"]))
+        base: _Where = target, level, {}
+        code, _ = self._try(base, partial(adder, "core"))
+        try:
+            usual = section.parse(section.in_artifact(code))
+        except section.Unreadable:
+            return {}
+
+        def runs(configured: Any, code: bytes) -> bool:
+            try:
+                called = self._engine.call(configured, bytearray(code), "core", "add", [2, 3])
+            except BaseException:  # A panic derives from it.
+                return False
+            return bool(called == 5)
+
+        def shown(configured: Any) -> bytes:
+            own = adder("core", configured)
+            shows = section.parse(section.in_artifact(own))
+            names = usual.rest.keys() | shows.rest.keys()
+            both = {each: (shows.rest.get(each, 0), usual.rest.get(each, 0)) for each in names}
+            changed = {each: pair[0] for each, pair in both.items() if pair[0] != pair[1]}
+            loads = runs(self._engine.configure(*base), own)
+            said = {"changed": changed, "loads": loads, "takes": runs(configured, code)}
+            return json.dumps({**said, "cpu": shows.cpu}).encode()
+
+        levels = self.levels(target)
+        tries: list[_Where] = [(target, each, {}) for each in levels]
+        tries += [
+            (target, level, self._change(each["name"], value))
+            for each in settings
+            for value in each["allowed"]
+        ]
+        shown_by = [json.loads(line or "{}") for line in self._each(tries, shown)]
+        found = list(zip(tries, shown_by))  # noqa: B905 - CPython 3.9 has no strict
+        samples = [
+            {"settings": where[2], **{each: one[each] for each in ("changed", "loads", "takes")}}
+            for where, one in found
+            if one.get("changed")
+        ]
+        cpus = {where[1]: one["cpu"] for where, one in found if not where[2] and one}
+        return {"target": target, **usual._asdict(), "levels": cpus, "samples": samples}
 
     def validates(self, body: str) -> bool:
         """Return whether the engine finds a core module valid."""
@@ -153,7 +212,16 @@ class _Trials:
         return self._try((self.host, cpu.NATIVE, {}), validate_it)[0] == b"valid"
 
     def _artifacts(self, wheres: Sequence[_Where]) -> list[bytes]:
-        """Compile an empty module in each way; return the digests of the artifacts.
+        """Compile an empty module in each way; return the digests of the artifacts."""
+
+        def digest(configured: Any) -> bytes:
+            code = self._compile(CORE_PREAMBLE, "core", configured)
+            return hashlib.sha256(code).hexdigest().encode()
+
+        return self._each(wheres, digest)
+
+    def _each(self, wheres: Sequence[_Where], step: Callable[[Any], bytes]) -> list[bytes]:
+        """Take a step in each way; return what it returns, a line each, empty where it failed.
 
         One process tries one way after the other. Where that ends it, another goes on behind.
         """
@@ -161,14 +229,14 @@ class _Trials:
 
         def others() -> Iterator[bytes]:
             for where in wheres[len(found) :]:
-                code = self._taken(where, partial(self._compile, CORE_PREAMBLE, "core"))
-                yield hashlib.sha256(code).digest() if code[:1] == b"+" else _NO_ARTIFACT
+                said = self._taken(where, step)
+                yield (said[1:] if said[:1] == b"+" else b"") + b"\n"
 
         while len(found) < len(wheres):
             output, _ = self._sandbox.attempt(others)
-            found += [output[at:][:_DIGEST_BYTES] for at in range(0, len(output), _DIGEST_BYTES)]
+            found += output.split(b"\n")[:-1]
             if len(found) < len(wheres):
-                found.append(_NO_ARTIFACT)
+                found.append(b"")
         return found
 
     def _compile(self, wasm: bytes, kind: str, configured: Any) -> bytes:

@@ -62,6 +62,8 @@ _VALUES = {
     "memory_reservation": ["0", "4294967296"],
     "memory_guard_size": ["0", "65536", "33554432"],
 }
+# The engine aborts for the one without the other.
+_NEEDS = {"wasm_simd=false": {"wasm_relaxed_simd": "false"}}
 _TARGETS = ("x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", PORTABLE)
 
 # In an artifact the engine lists the CPU features it compiled for, each a name and a true byte.
@@ -114,6 +116,7 @@ def describe() -> dict[str, Any]:
         "candidate_settings": {
             name: (text, values.get(name, _BOOL)) for name, text in texts.items()
         },
+        "needs": _NEEDS,
         "kinds": ["core", "component"],
         "compiler_setting": _STRATEGY,
     }
@@ -130,6 +133,11 @@ def configure(target: str, cpu: str, settings: dict[str, str]) -> Configured:
 
 
 def _engine(target: str, cpu: str, settings: dict[str, str]) -> wasmtime.Engine:
+    for setting, needed in _NEEDS.items():
+        name, _, value = setting.partition("=")
+        if settings.get(name) == value and needed.items() - settings.items():
+            wanted = ", ".join(map("=".join, needed.items()))
+            raise SettingsRefused(f"{setting} needs {wanted}")
     config = wasmtime.Config()
     try:
         if cpu != NATIVE:
