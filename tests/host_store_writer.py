@@ -12,6 +12,7 @@ from typing import Any
 import wasmtime
 from wasmkiln import Artifact, ArtifactHeader
 from wasmkiln.host_store import Engines
+from wasmkiln.loading import shown_by
 from wasmkiln.shared import ARTIFACT, ENGINES, entry_path
 from wasmkiln.v1 import types_pb2 as types
 
@@ -60,7 +61,9 @@ class StoreWriter:
         engines = Engines(2, tuple(self.rows))
         for row in self.rows:
             row["fingerprint"] = engines.fingerprint(row, "", "", {})
-        document = {"version": 1, "cache_format": 2, "engines": self.rows}
+        key = hashlib.sha256(shown_by(wasmtime.Engine())).hexdigest()
+        first = {name: self.rows[0][name] for name in ("id", "fingerprint")}
+        document = {"version": 1, "cache_format": 2, "engines": self.rows, "fits": {key: first}}
         (self.directory / ENGINES).write_text(json.dumps(document))
 
     def engines(self) -> Engines:

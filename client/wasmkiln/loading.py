@@ -322,7 +322,7 @@ def section_of(artifact: bytes) -> bytes:
         for name, _, _, _, start, length in rows:
             if artifact[rows[names][4] + name :][: len(_SECTION)] == _SECTION:
                 return artifact[start : start + length]
-    except (ValueError, struct.error, IndexError):
+    except (ValueError, struct.error, IndexError, OverflowError):
         pass
     raise ValueError("these bytes are nothing that wasmtime compiled")
 

@@ -465,13 +465,15 @@ class Sample:
 class Compared:
     """What an engine version's loaders may compare, learned for a target: see ``engines.fits``.
 
-    - ``triple``, ``version``, ``rest``: what its section says with the defaults.
+    - ``key``, ``triple``, ``version``, ``cpu``, ``rest``: of its section with the defaults.
     - ``levels``: the CPU's flags by level, the default level first.
     """
 
     target: str
+    key: str
     triple: str
     version: str
+    cpu: Mapping[str, int | str]
     rest: Mapping[str, int | str]
     levels: Mapping[str, Mapping[str, int | str]]
     samples: Sequence[Sample]

@@ -67,7 +67,7 @@ class Rig:
             has_fast=True,
             pool=SimpleNamespace(close=close, usage=EngineUsage),
             compilers=frozenset(),
-            capabilities=SimpleNamespace(identity=identity, targets=()),
+            capabilities=SimpleNamespace(identity=identity, targets=(), compared=()),
         )
 
     def _order(self, order: WarmOrder) -> None:

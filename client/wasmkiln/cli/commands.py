@@ -59,6 +59,8 @@ sources FILE|SHA256...
                                 [default: $WASMKILN_MAX_ARTIFACT_BYTES, else 1GiB]
 --compression/--no-compression  Whether the daemon may send compressed artifacts.
                                 [default: $WASMKILN_COMPRESSION, else only from another machine]
+--into FILE                    Get code for the engine that compiled this, say an empty module as
+                                .cwasm: the daemon chooses engine, target, cpu and settings.
 --no-cache skip_cache_lookup    Compile even when a tier holds the artifact.
 --fast accept_fast              Take an artifact of the engine's fast compiler if the optimised one
                                 is not there yet; the daemon then compiles that behind.
@@ -72,6 +74,8 @@ def compile(  # noqa: A001 - the command's name
     from wasmkiln.cli.place import Place
 
     chosen["omit_artifact"] = output is None
+    if chosen["into"] is not None:
+        chosen["into"] = _shown_by(chosen["into"])
     place = Place(output, sources)
     client = session.client(**{k: chosen.pop(k) for k in ("max_artifact_bytes", "compression")})
     with client, Progress() as progress:
@@ -86,6 +90,14 @@ def compile(  # noqa: A001 - the command's name
         columns = "source:module engine.id:engine target cpu origin is_fast:fast size_bytes:size"
         columns += " compile_time_s:compile call_s:call saved_to"
         return each(session, "artifacts", sources, compile_one, columns)
+
+
+def _shown_by(file: str) -> bytes:
+    """Return what the engine says of itself that compiled a file."""
+    from wasmkiln.loading import section_of
+
+    with usage():
+        return section_of(read_file(file))
 
 
 @command("source FILE|SHA256", *ARTIFACT)
@@ -131,9 +143,20 @@ def find_missing(
 @command("""
 --settings   List settings and their allowed values instead.
 --isolation  List what confines the engines' jobs instead.
+--of FILE    Show what the engine needs that compiled this .cwasm, and whether the daemon has it.
 """)
-def engines(session: Session, settings: bool, isolation: bool) -> None:
+def engines(session: Session, settings: bool, isolation: bool, of: str | None) -> None:
     """Show the daemon's engines, targets, cpus, settings and limits."""
+    if of is not None:
+        from wasmkiln.loading import EMPTY
+
+        made = session.call("compile", EMPTY, into=_shown_by(of), omit_artifact=True).header
+        code = {each: to_document(made)[each] for each in ("engine", "target", "cpu")}
+        document = {**code, "settings": dict(made.changed_settings)}
+        chosen = " ".join(f"{name}={value}" for name, value in made.changed_settings.items())
+        row = {**document, "settings": chosen or "the defaults"}
+        session.emit(document, table([row], "engine.id:engine target cpu settings"))
+        return
     document = to_document(session.call("capabilities"))
     rows = document["engines"]
     shown = {

@@ -85,6 +85,11 @@ def read(shown: bytes) -> Section:
         raise errors.invalid_request(f"cannot read compatibility: {why}", "compatibility") from None
 
 
+def usual(mine: Compared) -> Section:
+    """Return what an engine says of itself with the defaults."""
+    return Section(mine.version, mine.triple, dict(mine.cpu), dict(mine.rest))
+
+
 def nearness(mine: Compared, host: Section) -> tuple[bool, bool]:
     """Return by what to choose among what was learned of engines: the largest is nearest."""
     return mine.version == host.version, _machine(mine.triple) == _machine(host.triple)

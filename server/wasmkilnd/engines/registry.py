@@ -164,8 +164,11 @@ class EngineRegistry:
         self._known |= self._served
         named = {name: each for name, each in names.by_name.items() if each in self._served}
         # Of engines of one version, the one that hosts get code of.
-        learned = [(one.version, each.id) for each in order for one in each.capabilities.compared]
-        self._nearest = frozenset(dict(reversed(learned)).values())
+        learned = [(each.id, one) for each in order for one in each.capabilities.compared]
+        self._nearest = frozenset({one.version: each for each, one in reversed(learned)}.values())
+        for engine_id, mine in learned:
+            if engine_id in self._nearest:  # A host with the defaults, on such a machine.
+                self.fits.known[mine.key], _ = fits.fit(engine_id, mine, fits.usual(mine))
         # The id of what is served by each word that a request may name it by: id or name.
         self._ids = named | {each: each for each in self._served}
 

@@ -163,7 +163,8 @@ class _Trials:
         base: _Where = target, level, {}
         code, _ = self._try(base, partial(adder, "core"))
         try:
-            usual = section.parse(section.in_artifact(code))
+            own_section = section.in_artifact(code)
+            usual = section.parse(own_section)
         except section.Unreadable:
             return {}
 
@@ -199,7 +200,14 @@ class _Trials:
             if one.get("changed")
         ]
         cpus = {where[1]: one["cpu"] for where, one in found if not where[2] and one}
-        return {"target": target, **usual._asdict(), "levels": cpus, "samples": samples}
+        key = hashlib.sha256(own_section).hexdigest()
+        return {
+            "target": target,
+            "key": key,
+            "levels": cpus,
+            "samples": samples,
+            **usual._asdict(),
+        }
 
     def validates(self, body: str) -> bool:
         """Return whether the engine finds a core module valid."""

@@ -54,7 +54,7 @@ def in_artifact(artifact: bytes) -> bytes:
         for name, _, _, _, start, length in rows:
             if artifact[rows[names][4] + name :][: len(_NAME)] == _NAME:
                 return artifact[start : start + length]
-    except (struct.error, IndexError):
+    except (struct.error, IndexError, OverflowError):
         raise Unreadable("it is a damaged artifact") from None
     raise Unreadable("it is an artifact without an engine's section")
 

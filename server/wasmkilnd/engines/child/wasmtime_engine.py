@@ -9,12 +9,14 @@ Settings carry the names of ``wasmtime.Config``'s own attributes, so that a host
 from __future__ import annotations
 
 import importlib.metadata
+import platform
 import re
 from typing import Any, NamedTuple
 
 import wasmtime
 from wasmtime import _bindings, component
 
+from . import section
 from .cpu import NATIVE, PORTABLE, X86_64_LEVELS
 from .describe import CORE_PREAMBLE
 from .engine import Extern, FeatureLacking, ModuleRefused, SettingsRefused, bounds, offset_in
@@ -66,11 +68,6 @@ _VALUES = {
 _NEEDS = {"wasm_simd=false": {"wasm_relaxed_simd": "false"}}
 _TARGETS = ("x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", PORTABLE)
 
-# In an artifact the engine lists the CPU features it compiled for, each a name and a true byte.
-_CPU_FLAG = re.compile(rb"has_([a-z0-9_]+)\x02\x01")
-# A flag of its compiler: a name, and a text, a number or a truth value.
-_FLAG = rb"[\x01-\x2f][a-z0-9_]+(?:\x00[\x01-\x2f][a-z0-9_]+|\x01.|\x02[\x00\x01])"
-_TRIPLE = re.compile(rb"(?:x86_64|aarch64|riscv64gc|s390x)(?:-[a-z0-9_]+){2,3}")
 # Cranelift's names for the features of /proc/cpuinfo, where they differ.
 _FLAG_NAMES = {"sse4_1": "sse41", "sse4_2": "sse42", "cx16": "cmpxchg16b"}
 
@@ -96,11 +93,12 @@ class Configured(NamedTuple):
 def describe() -> dict[str, Any]:
     """Return a description; read the triple and the CPU features from a compiled module."""
     probe = bytes(wasmtime.Module(wasmtime.Engine(), CORE_PREAMBLE).serialize())
-    triple = _TRIPLE.search(probe)
-    host = triple.group().decode() if triple else ""
-    # The version that the engine writes before its triple, which a loader compares.
-    core = re.search(rb"\x02?([0-9]+(?:\.[0-9]+)*)[\x00-\x7f]" + host.encode(), probe)
-    collector = collector_of(probe, host)
+    try:
+        shown = section.parse(section.in_artifact(probe))
+    except section.Unreadable:  # A version that writes it otherwise.
+        shown = section.Section(_VERSION, f"{platform.machine()}-unknown-linux-gnu", {}, {})
+    host, number = shown.triple, int(shown.rest.get("collector", len(_COLLECTORS)))
+    collector = "".join(_COLLECTORS[number : number + 1])
     has = [*dir(wasmtime.Config), *([_COLLECTOR] if collector else [])]
     texts = {name: text for name, text in _SETTINGS.items() if name in has}
     texts.update((name, _PROPOSAL) for name in has if name.startswith("wasm_"))
@@ -108,10 +106,12 @@ def describe() -> dict[str, Any]:
     return {
         "name": "wasmtime",
         "version": _VERSION,
-        "core_version": core.group(1).decode() if core and host else _VERSION,
+        "core_version": shown.version,
         "compiler": "cranelift",
         "host_triple": host,
-        "host_cpu_features": sorted({flag.decode() for flag in _CPU_FLAG.findall(probe)}),
+        "host_cpu_features": sorted(
+            name.removeprefix("has_") for name, has in shown.cpu.items() if has
+        ),
         "candidate_targets": [host, *(target for target in _TARGETS if target != host)],
         "candidate_settings": {
             name: (text, values.get(name, _BOOL)) for name, text in texts.items()
@@ -263,19 +263,3 @@ def _item(item: Any) -> tuple[str, str]:
     item = getattr(item, "ty", item)
     name = type(item).__name__.removesuffix("Type").removeprefix("Component").lower()
     return ("function", "func") if name == "func" else ("other", name)
-
-
-def collector_of(artifact: bytes, triple: str) -> str:
-    """Return for which garbage collector an artifact's code is: its name, ``none``, "" if unknown.
-
-    An artifact has a section in which the engine writes what a loader compares: its version, then,
-    in postcard's encoding, the target, the compiler's flags for all targets, those for this one,
-    and the tunables, which begin with the collector. Their layout is no promise of wasmtime's, so
-    what does not look as expected is taken for unknown.
-    """
-    flags = rb"(?:%s)*" % _FLAG
-    what = re.escape(bytes([len(triple)]) + triple.encode()) + b"." + flags + b"." + flags
-    found = re.search(what + rb"(?:(\x00)|\x01(.))", artifact, re.DOTALL)
-    if not triple or not found:
-        return ""
-    return _NO_COLLECTOR if found[1] else "".join(_COLLECTORS[found[2][0] : found[2][0] + 1])
