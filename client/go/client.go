@@ -84,7 +84,22 @@ var (
 	isLocal = regexp.MustCompile(
 		`^unix(-abstract)?:|^((dns|passthrough):(///)?)?(localhost|127(\.\d+){3}|\[::1\]):\d+$`)
 	// Settings that artifacts of earlier daemons do not state, and what these artifacts have.
-	unstated = map[string]string{"strategy": "cranelift", "compiler": "cranelift", "collector": "drc"}
+	unstated = map[string]string{
+		"strategy":                                 "cranelift",
+		"compiler":                                 "cranelift",
+		"collector":                                "drc",
+		"memory_init_cow":                          "true",
+		"memory_reservation_for_growth":            "2147483648",
+		"debug_info":                               "false",
+		"concurrency_support":                      "true",
+		"wasm_branch_hinting":                      "false",
+		"wasm_compact_imports":                     "false",
+		"wasm_component_model_accessors":           "false",
+		"wasm_component_model_async":               "true",
+		"wasm_component_model_async_stackful":      "false",
+		"wasm_component_model_canonical_names":     "false",
+		"wasm_component_model_more_async_builtins": "false",
+	}
 )
 
 // Options say how a client reaches its daemon and what it trusts. The zero value is for a daemon

@@ -238,16 +238,17 @@ def _engine(changed_settings: Mapping[str, str]) -> Any:
     for name, text in changed_settings.items():
         value = int(text) if text.isdecimal() else {"true": True, "false": False}.get(text, text)
         try:
-            if (name, text) == ("strategy", "winch"):
-                # The package's own setter refuses it, though its library has it.
-                wasmtime._bindings.wasmtime_config_strategy_set(config.ptr(), _WINCH)
-            elif name == "collector":
+            if name == "collector":
                 # The package's library has one collector, and compares it when it loads.
                 if text == "none":
                     config.gc_support = False
-            # Properties only: the names come from a daemon.
-            elif isinstance(getattr(wasmtime.Config, name, None), property):
+            # Properties, and truth values only: the names come from a daemon.
+            elif text != "winch" and isinstance(getattr(wasmtime.Config, name, None), property):
                 setattr(config, name, value)
+            elif text in ("winch", "true", "false"):
+                # The package's library has settings that its class lacks, and Winch.
+                setter = getattr(wasmtime._bindings, f"wasmtime_config_{name}_set")
+                setter(config.ptr(), _WINCH if text == "winch" else value)
             else:
                 raise LookupError("it does not have this setting")
         except Exception as error:

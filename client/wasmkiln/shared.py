@@ -38,7 +38,22 @@ FAST_SETTINGS: Mapping[str, tuple[str, str]] = {
 }
 """By an engine's name: the setting, and its value, that chooses the engine's fast compiler."""
 
-UNHASHED_DEFAULTS = {"strategy": "cranelift", "compiler": "cranelift", "collector": "drc"}
+UNHASHED_DEFAULTS = {
+    "strategy": "cranelift",
+    "compiler": "cranelift",
+    "collector": "drc",
+    "memory_init_cow": "true",
+    "memory_reservation_for_growth": "2147483648",
+    "debug_info": "false",
+    "concurrency_support": "true",
+    "wasm_branch_hinting": "false",
+    "wasm_compact_imports": "false",
+    "wasm_component_model_accessors": "false",
+    "wasm_component_model_async": "true",
+    "wasm_component_model_async_stackful": "false",
+    "wasm_component_model_canonical_names": "false",
+    "wasm_component_model_more_async_builtins": "false",
+}
 """Settings that earlier versions did not have, with what their artifacts were made with.
 
 They enter a fingerprint only where they differ from these: so the artifacts of 0.2.0 are found.

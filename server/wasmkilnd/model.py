@@ -425,12 +425,23 @@ class Pin:
 
 @dataclass(frozen=True, slots=True)
 class SettingInfo:
-    """One engine option that changes the artifact."""
+    """One engine option that changes the artifact.
+
+    ``allowed``: its values, the last of a number ``FIRST..LAST``, for all between.
+    """
 
     name: str
     default: str
     allowed: Sequence[str]
     description: str
+
+    def takes(self, value: str) -> bool:
+        """Return whether a request may give it a value. A number has one way to be written."""
+        first, is_range, last = self.allowed[-1].partition("..")
+        if not is_range:
+            return value in self.allowed
+        is_number = value.isdecimal() and len(value) <= len(last) and value == str(int(value))
+        return is_number and int(first) <= int(value) <= int(last)
 
 
 @dataclass(frozen=True, slots=True)

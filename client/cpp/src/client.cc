@@ -93,7 +93,20 @@ void check_header(const v1::CompileRequest& asked, const std::string& sha256,
   Settings changed(got.changed_settings().begin(), got.changed_settings().end());
   Settings stated(got.settings().begin(), got.settings().end());
   // Settings that artifacts of earlier daemons do not state, and what these artifacts have.
-  stated.insert({{"strategy", "cranelift"}, {"compiler", "cranelift"}, {"collector", "drc"}});
+  stated.insert({{"strategy", "cranelift"},
+                 {"compiler", "cranelift"},
+                 {"collector", "drc"},
+                 {"memory_init_cow", "true"},
+                 {"memory_reservation_for_growth", "2147483648"},
+                 {"debug_info", "false"},
+                 {"concurrency_support", "true"},
+                 {"wasm_branch_hinting", "false"},
+                 {"wasm_compact_imports", "false"},
+                 {"wasm_component_model_accessors", "false"},
+                 {"wasm_component_model_async", "true"},
+                 {"wasm_component_model_async_stackful", "false"},
+                 {"wasm_component_model_canonical_names", "false"},
+                 {"wasm_component_model_more_async_builtins", "false"}});
   auto is_none_or = [](const std::string& named, const std::string& other) {
     return named.empty() || named == other;
   };

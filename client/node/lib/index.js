@@ -23,7 +23,22 @@ const PIECE_BYTES = 256 * 1024
 // How long the client leaves an upload to the call that took it over.
 const OTHER_UPLOAD_MS = 1_000
 // Settings that artifacts of earlier daemons do not state, and what these artifacts have.
-const UNSTATED = { strategy: 'cranelift', compiler: 'cranelift', collector: 'drc' }
+const UNSTATED = {
+  strategy: 'cranelift',
+  compiler: 'cranelift',
+  collector: 'drc',
+  memory_init_cow: 'true',
+  memory_reservation_for_growth: '2147483648',
+  debug_info: 'false',
+  concurrency_support: 'true',
+  wasm_branch_hinting: 'false',
+  wasm_compact_imports: 'false',
+  wasm_component_model_accessors: 'false',
+  wasm_component_model_async: 'true',
+  wasm_component_model_async_stackful: 'false',
+  wasm_component_model_canonical_names: 'false',
+  wasm_component_model_more_async_builtins: 'false'
+}
 const ADDRESS = /^(unix|unix-abstract|dns|ipv4|ipv6|xds):|^[^/]+:[1-9][0-9]{0,4}$/
 const LOCAL =
   /^unix(-abstract)?:|^((dns|ipv4|ipv6):(\/\/\/)?)?(localhost|127(\.\d+){3}|\[::1\]):\d+$/

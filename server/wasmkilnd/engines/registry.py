@@ -116,15 +116,15 @@ def _resolve(
     if cpu not in chosen.cpus:
         raise errors.cpu_unsupported(engine_id, chosen.triple, cpu, chosen.cpus)
     offered = (*capabilities.settings, *chosen.settings)  # a target's own come last, and count
-    in_force = {setting.name: setting.default for setting in offered}
-    allowed = {setting.name: setting.allowed for setting in offered}
+    known = {setting.name: setting for setting in offered}
+    in_force = {name: setting.default for name, setting in known.items()}
     changed = {}
     for name, value in settings:
         if name not in in_force:
             raise errors.setting_unknown(engine_id, name, in_force)
-        if value not in allowed[name]:
-            target = "" if chosen.host else chosen.triple
-            raise errors.setting_value_unknown(engine_id, name, value, allowed[name], target)
+        if not known[name].takes(value):
+            target, allowed = "" if chosen.host else chosen.triple, known[name].allowed
+            raise errors.setting_value_unknown(engine_id, name, value, allowed, target)
         if value != in_force[name]:
             in_force[name] = changed[name] = value
     features = capabilities.host_cpu_features if cpu == NATIVE else ()

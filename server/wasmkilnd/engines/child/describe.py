@@ -55,7 +55,7 @@ def describe(engine: Engine, sandbox: Sandbox) -> dict[str, Any]:
     if status:
         raise RuntimeError("the engine could not compile an empty module")
     said = json.loads(output)
-    trials = _Trials(engine, sandbox, said["host_triple"], said.get("needs", {}))
+    trials = _Trials(engine, sandbox, said["host_triple"])
     chooses = said["compiler_setting"]
     tried = trials.settings(trials.host, cpu.NATIVE, said["candidate_settings"], chooses)
     # Not a compiler that there is no choice of.
@@ -89,7 +89,7 @@ def describe(engine: Engine, sandbox: Sandbox) -> dict[str, Any]:
         "compared": [
             found
             for target in {trials.host: None, cpu.PORTABLE: None}
-            if (found := trials.compared(target, settings))
+            if (found := trials.compared(target, settings, said["candidate_settings"]))
         ],
     }
 
@@ -97,17 +97,10 @@ def describe(engine: Engine, sandbox: Sandbox) -> dict[str, Any]:
 class _Trials:
     """Attempts with one engine."""
 
-    def __init__(
-        self, engine: Engine, sandbox: Sandbox, host: str, needs: dict[str, dict[str, str]]
-    ) -> None:
+    def __init__(self, engine: Engine, sandbox: Sandbox, host: str) -> None:
         self._engine = engine
         self._sandbox = sandbox
         self.host = host
-        self._needs = needs
-
-    def _change(self, name: str, value: str) -> dict[str, str]:
-        """Return a setting with those without which the engine refuses its value."""
-        return {name: value, **self._needs.get(f"{name}={value}", {})}
 
     def broken(self, kind: str) -> str:
         """Return why the engine does not compile and run a module of a kind; empty if it does."""
@@ -133,7 +126,7 @@ class _Trials:
         Leave out a setting whose default is no candidate. The one that ``chooses`` the compiler has
         the values whose code runs here.
         """
-        changes = [self._change(name, o) for name, (_, each) in candidates.items() for o in each]
+        changes = [change for _, values in candidates.values() for change in values.values()]
         codes = iter(self._artifacts([(target, level, change) for change in ({}, *changes)]))
         by_default, found = next(codes), []
         for name, (text, values) in candidates.items():
@@ -145,14 +138,19 @@ class _Trials:
                 for one in made
                 if name != chooses
                 or one == default
-                or self._run((target, level, self._change(name, one)), "core")[0] == b"5"
+                or self._run((target, level, values[one]), "core")[0] == b"5"
             ]
+            if default and default.isdecimal():
+                # A number. Engines take all between two that they take.
+                allowed.append(f"{allowed[0]}..{allowed[-1]}")
             if default is not None:
                 about = {"name": name, "default": default, "allowed": allowed}
                 found.append({**about, "description": text})
         return found
 
-    def compared(self, target: str, settings: list[dict[str, Any]]) -> dict[str, Any]:
+    def compared(
+        self, target: str, settings: list[dict[str, Any]], candidates: dict[str, Any]
+    ) -> dict[str, Any]:
         """Return what engines compare when they load code for a target; empty if nothing is known.
 
         Each value of a setting is tried beside the defaults: what it changes in the engine's
@@ -187,10 +185,12 @@ class _Trials:
 
         levels = self.levels(target)
         tries: list[_Where] = [(target, each, {}) for each in levels]
+        names = {each["name"] for each in settings}
         tries += [
-            (target, level, self._change(each["name"], value))
-            for each in settings
-            for value in each["allowed"]
+            (target, level, change)
+            for name, (_, values) in candidates.items()
+            for change in values.values()
+            if name in names
         ]
         shown_by = [json.loads(line or "{}") for line in self._each(tries, shown)]
         found = list(zip(tries, shown_by))  # noqa: B905 - CPython 3.9 has no strict

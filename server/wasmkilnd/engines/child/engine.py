@@ -40,9 +40,9 @@ class Engine(Protocol):
 
     # Return what the engine reports about itself, as JSON-ready data: name, version, core_version,
     # compiler, host_triple, host_cpu_features, kinds; candidate_targets, the triples to try, the
-    # host's first; candidate_settings, by name a sentence and the values to try; compiler_setting,
-    # the one that chooses the compiler; and, if there are any, needs: by "NAME=VALUE" the settings
-    # without which the engine refuses that value. May compile: call it in a job only.
+    # host's first; candidate_settings, by name a sentence, and by value the settings to try it
+    # with; and compiler_setting, the one that chooses the compiler. May compile: call it in a job
+    # only.
     def describe(self) -> dict[str, Any]: ...
 
     # Return the engine's own configuration object. Raises SettingsRefused, or aborts.

@@ -70,8 +70,8 @@ def describe() -> dict[str, Any]:
         ),
         "candidate_targets": [host, *(target for target in _TARGETS if target != host)],
         "candidate_settings": {
-            "engine": (_LAYOUT, ["universal"]),
-            **({_COMPILER: (_SPEED, list(_COMPILERS))} if Singlepass else {}),
+            "engine": (_LAYOUT, {"universal": {"engine": "universal"}}),
+            _COMPILER: (_SPEED, {one: {_COMPILER: one} for one in _COMPILERS if Singlepass}),
         },
         "kinds": ["core"],
         "compiler_setting": _COMPILER,

@@ -1,9 +1,9 @@
 """PyPI's wasmtime with cranelift, or with Winch, its fast compiler: core modules and components.
 
-Settings carry the names of ``wasmtime.Config``'s own attributes, so that a host can apply
-``changed_settings`` one by one to load the artifact. The attribute ``strategy`` takes no
-``winch``, although the package's library has it: see ``_set_strategy``. There is no attribute
-``collector``, and the library cannot choose one: it is read from an artifact, or left out.
+A setting NAME is set by the function ``wasmtime_config_NAME_set`` of the C API, so that a host can
+apply ``changed_settings`` one by one to load the artifact. ``wasmtime.Config`` has an attribute of
+the same name for most of them. No function chooses the setting ``collector``: it is read from an
+artifact, or left out.
 """
 
 from __future__ import annotations
@@ -23,21 +23,15 @@ from .engine import Extern, FeatureLacking, ModuleRefused, SettingsRefused, boun
 
 # Read it now: a job cannot open files.
 _VERSION = importlib.metadata.version("wasmtime")
-_BOOL = ["false", "true"]
 _STRATEGY = "strategy"
-# The values of wasmtime_strategy_enum in wasmtime/config.h.
-_STRATEGIES = {"cranelift": 1, "winch": 2}
 _COLLECTOR = "collector"
 # The collectors, by the numbers that artifacts have for them, and as the command's -C collector
 # calls them.
 _COLLECTORS = ("drc", "null", "copying")
 _NO_COLLECTOR = "none"
 
-# The attributes of wasmtime.Config that change an artifact or decide which hosts can load it.
-# Those that only change how this process works (cache, profiler, parallel_compilation,
-# max_wasm_stack, mach ports) are left out on purpose, and so is debug_info, which puts paths and
-# sources into artifacts. memory_init_cow is missing: a host that switches it off cannot load these
-# artifacts.
+# What changes an artifact or decides which hosts can load it. A test says of each other function of
+# the C API why it is no setting.
 _SETTINGS = {
     _STRATEGY: "The compiler. Winch takes a fifth of cranelift's time, and its code runs slower;"
     " it lacks some proposals. A host needs an engine with the same strategy.",
@@ -49,23 +43,47 @@ _SETTINGS = {
     " Code for none loads with any, and cannot use collected types; gc_support=false means the"
     " same.",
     "gc_support": "Whether the garbage collector is there at all.",
-    "signals_based_traps": "Traps by signal handlers rather than by explicit checks.",
+    "signals_based_traps": "Traps by signal handlers rather than by explicit checks. Without, code"
+    " lacks wasmtime's mitigations of Spectre.",
     "native_unwind_info": "Whether unwind tables are part of the artifact.",
     "memory_may_move": "Whether linear memories may move when they grow.",
     "memory_reservation": "Virtual memory reserved for each linear memory, bytes.",
+    "memory_reservation_for_growth": "Virtual memory reserved behind one that moved, bytes.",
     "memory_guard_size": "Guard region behind each linear memory, bytes.",
+    "memory_init_cow": "Whether memories start as copy-on-write images of their data.",
     "shared_memory": "Whether shared memories can be created.",
+    "debug_info": "Whether the artifact has native debug information, with what the module's own"
+    " says of names, paths and sources.",
+    "concurrency_support": "Whether components can run tasks at once. Without,"
+    " wasm_component_model_async is off, too.",
 }
+# Besides those that are attributes of wasmtime.Config.
+_MORE_PROPOSALS = (
+    "wasm_branch_hinting",
+    "wasm_compact_imports",
+    "wasm_component_model_accessors",
+    "wasm_component_model_async",
+    "wasm_component_model_async_stackful",
+    "wasm_component_model_canonical_names",
+    "wasm_component_model_more_async_builtins",
+)
 _PROPOSAL = "Whether modules may use this proposal."
-# What the settings that are not true or false may be.
-_VALUES = {
-    _STRATEGY: list(_STRATEGIES),
-    "cranelift_opt_level": ["none", "speed", "speed_and_size"],
-    "memory_reservation": ["0", "4294967296"],
-    "memory_guard_size": ["0", "65536", "33554432"],
+# What the C API calls the values of settings.
+_BOOL = {"false": 0, "true": 1}
+_CHOICES = {
+    _STRATEGY: {"cranelift": 1, "winch": 2},
+    "cranelift_opt_level": {"none": 0, "speed": 1, "speed_and_size": 2},
 }
-# The engine aborts for the one without the other.
-_NEEDS = {"wasm_simd=false": {"wasm_relaxed_simd": "false"}}
+# Numbers: the ends of their range, between them the defaults and what hosts choose. A job reserves
+# nothing; in a host the largest, 1 TiB, still fits into the address space.
+_MOST = str(2**40)
+_SIZES = {
+    "memory_reservation": ["0", "4294967296", _MOST],
+    "memory_reservation_for_growth": ["0", "2147483648", _MOST],
+    "memory_guard_size": ["0", "65536", "33554432", _MOST],
+}
+# Values that an engine takes only together with another setting: it aborts for one alone.
+_TOGETHER = {("wasm_simd", "false"): {"wasm_relaxed_simd": "false"}}
 _TARGETS = ("x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", PORTABLE)
 
 # Cranelift's names for the features of /proc/cpuinfo, where they differ.
@@ -99,10 +117,10 @@ def describe() -> dict[str, Any]:
         shown = section.Section(_VERSION, f"{platform.machine()}-unknown-linux-gnu", {}, {})
     host, number = shown.triple, int(shown.rest.get("collector", len(_COLLECTORS)))
     collector = "".join(_COLLECTORS[number : number + 1])
-    has = [*dir(wasmtime.Config), *([_COLLECTOR] if collector else [])]
-    texts = {name: text for name, text in _SETTINGS.items() if name in has}
-    texts.update((name, _PROPOSAL) for name in has if name.startswith("wasm_"))
-    values = {**_VALUES, _COLLECTOR: [collector, _NO_COLLECTOR]}
+    proposals = [name for name in dir(wasmtime.Config) if name.startswith("wasm_")]
+    names = dict.fromkeys([*_SETTINGS, *proposals, *_MORE_PROPOSALS])
+    has = [name for name in names if hasattr(_bindings, _setter(name))]
+    values = {**_CHOICES, **_SIZES, _COLLECTOR: [collector, _NO_COLLECTOR]}
     return {
         "name": "wasmtime",
         "version": _VERSION,
@@ -114,9 +132,15 @@ def describe() -> dict[str, Any]:
         ),
         "candidate_targets": [host, *(target for target in _TARGETS if target != host)],
         "candidate_settings": {
-            name: (text, values.get(name, _BOOL)) for name, text in texts.items()
+            name: (
+                _SETTINGS.get(name, _PROPOSAL),
+                {
+                    value: {name: value, **_TOGETHER.get((name, value), {})}
+                    for value in values.get(name, _BOOL)
+                },
+            )
+            for name in [*has, *([_COLLECTOR] if collector else [])]
         },
-        "needs": _NEEDS,
         "kinds": ["core", "component"],
         "compiler_setting": _STRATEGY,
     }
@@ -133,11 +157,10 @@ def configure(target: str, cpu: str, settings: dict[str, str]) -> Configured:
 
 
 def _engine(target: str, cpu: str, settings: dict[str, str]) -> wasmtime.Engine:
-    for setting, needed in _NEEDS.items():
-        name, _, value = setting.partition("=")
+    for (name, value), needed in _TOGETHER.items():
         if settings.get(name) == value and needed.items() - settings.items():
             wanted = ", ".join(map("=".join, needed.items()))
-            raise SettingsRefused(f"{setting} needs {wanted}")
+            raise SettingsRefused(f"{name}={value} needs {wanted}")
     config = wasmtime.Config()
     try:
         if cpu != NATIVE:
@@ -146,16 +169,13 @@ def _engine(target: str, cpu: str, settings: dict[str, str]) -> wasmtime.Engine:
             for feature in X86_64_LEVELS[cpu] if target.startswith("x86_64") else ():
                 config.cranelift_flag_enable(f"has_{_FLAG_NAMES.get(feature, feature)}")
         for name, value in settings.items():
-            if name not in (_COLLECTOR, _STRATEGY):
-                setattr(config, name, _as_config_value(value))
-            elif value in _STRATEGIES and value != "cranelift":
-                # By the C function: the package's own setter refuses ``winch``. A library that
-                # was built without it aborts below, when the engine is made.
-                _bindings.wasmtime_config_strategy_set(config.ptr(), _STRATEGIES[value])
+            if name != _COLLECTOR:
+                number = int(value) if name in _SIZES else _CHOICES.get(name, _BOOL)[value]
+                getattr(_bindings, _setter(name))(config.ptr(), number)
         if settings.get(_COLLECTOR) == _NO_COLLECTOR:
             config.gc_support = False
         return wasmtime.Engine(config)
-    except (wasmtime.WasmtimeError, TypeError) as refusal:
+    except wasmtime.WasmtimeError as refusal:
         raise SettingsRefused(str(refusal)) from None
 
 
@@ -238,10 +258,8 @@ def _plain(message: str) -> str:
     return _CAUSE_NUMBER.split(causes)[-1].strip()
 
 
-def _as_config_value(value: str) -> bool | int | str:
-    if value in _BOOL:
-        return value == "true"
-    return int(value) if value.isdigit() else value
+def _setter(name: str) -> str:
+    return f"wasmtime_config_{name}_set"
 
 
 def _kind_and_type(item: Any) -> tuple[str, str]:

@@ -33,7 +33,21 @@ public final class WasmkilnClient implements AutoCloseable {
   private static final Duration OTHER_UPLOAD = Duration.ofSeconds(1);
   // Settings that artifacts of earlier daemons do not state, and what these artifacts have.
   private static final Map<String, String> UNSTATED =
-      Map.of("strategy", "cranelift", "compiler", "cranelift", "collector", "drc");
+      Map.ofEntries(
+          Map.entry("strategy", "cranelift"),
+          Map.entry("compiler", "cranelift"),
+          Map.entry("collector", "drc"),
+          Map.entry("memory_init_cow", "true"),
+          Map.entry("memory_reservation_for_growth", "2147483648"),
+          Map.entry("debug_info", "false"),
+          Map.entry("concurrency_support", "true"),
+          Map.entry("wasm_branch_hinting", "false"),
+          Map.entry("wasm_compact_imports", "false"),
+          Map.entry("wasm_component_model_accessors", "false"),
+          Map.entry("wasm_component_model_async", "true"),
+          Map.entry("wasm_component_model_async_stackful", "false"),
+          Map.entry("wasm_component_model_canonical_names", "false"),
+          Map.entry("wasm_component_model_more_async_builtins", "false"));
 
   private final ManagedChannel channel;
   private final ClientBuilder options;
