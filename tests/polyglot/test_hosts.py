@@ -20,6 +20,14 @@ LIBRARIES = ["wasmtime-49.0.0", "wasmtime-50.0.1"]
 # By the version of PyPI's package, which lags behind once: 49.0.4 has the command 49.0.3.
 COMMANDS = {"49.0.0": "wasmtime 49.0.0 ", "49.0.4": "wasmtime 49.0.3 "}
 PORTABLE = "pulley64"
+# Settings that a host of another build has to have, too, and its flags.
+FLAGS = {
+    "memory_init_cow=false": "-O memory-init-cow=n",
+    "debug_info=true": "-D debug-info=y",
+    "concurrency_support=false": "-W concurrency-support=n",
+    "memory_reservation=3145728": "-O memory-reservation=3145728",
+    "memory_guard_size=3145728": "-O memory-guard-size=3145728",
+}
 DRC = "deferred reference-counting collector"
 
 
@@ -132,12 +140,29 @@ def test_the_command(kiln: Kiln, command: Path) -> None:
             kiln.run(argv),
             "42",
         )
+    for setting, flag in FLAGS.items():
+        key, _, value = setting.partition("=")
+        path = artifact(kiln, engine, **{key: value})
+        show(
+            f"{name} with {flag}", kiln.run([*drc[:-2], *flag.split(), *add, path, "40", "2"]), "42"
+        )
+        refused(kiln.run([*drc, path, "40", "2"]), "failed deserialization")
     portable = artifact(kiln, engine, target=PORTABLE)
     argv = [*words, "--target", PORTABLE, "-C", "collector=drc", *add, portable, "40", "2"]
     show(f"{name} and portable code", kiln.run(argv), "42")
     # The setting decides, and the message names both collectors.
     refused(kiln.run([*words, *add, plain, "40", "2"]), f"{DRC} but the host")
     refused(kiln.run([*drc, artifact(kiln, "wasmtime-50.0.1"), "40", "2"]), "version '50'")
+
+
+def test_no_daemon_compiles_for_these(kiln: Kiln, command: Path) -> None:
+    path = artifact(kiln, "wasmtime-49.0.0")
+    host: Argv = [command, "run", "--allow-precompiled", "-C", "collector=drc"]
+    flags = re.findall(r"^\| .* \| `(-[COD] [^`]+)` \|$", PAGE.read_text(), re.MULTILINE)
+    assert len(flags) == 6
+    for flag in flags:
+        done = kiln.run([*host, *flag.split(), "--invoke", "add", path, "40", "2"])
+        refused(done, "failed deserialization")
 
 
 @pytest.mark.parametrize("engine", [*LIBRARIES, "wasmer-1.1.0"])
@@ -151,6 +176,10 @@ def test_python(kiln: Kiln, engine: str) -> None:
         path = artifact(kiln, engine, collector="none")
         done = kiln.run([python, script, path, "collector=none"])
         show(f"Python with {engine} and collector=none", done, "42")
+        settings = {"concurrency_support": "false", "strategy": "winch", "memory_guard_size": "0"}
+        path = artifact(kiln, engine, **settings)
+        words = [f"{key}={value}" for key, value in settings.items()]
+        show(f"Python with {engine} and {words}", kiln.run([python, script, path, *words]), "42")
         portable = artifact(kiln, engine, target=PORTABLE)
         done = kiln.run([python, script, portable, f"target={PORTABLE}"])
         show(f"Python with {engine} and portable code", done, "42")

@@ -1714,7 +1714,9 @@ type Setting struct {
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// The value of requests that do not name it.
 	DefaultValue string `protobuf:"bytes,2,opt,name=default_value,json=defaultValue,proto3" json:"default_value,omitempty"`
-	// The values that a request may give it.
+	// The values that a request may give it. Of a number the last one is a range, such as
+	// "0..1099511627776": a request may give any whole number from the first to the last, in
+	// decimal digits without leading zeros. Those before it are what hosts use most.
 	AllowedValues []string `protobuf:"bytes,3,rep,name=allowed_values,json=allowedValues,proto3" json:"allowed_values,omitempty"`
 	// A sentence for people.
 	Description string `protobuf:"bytes,4,opt,name=description,proto3" json:"description,omitempty"`
