@@ -24,7 +24,7 @@ def shown(**settings: bool | str) -> section.Section:
 
 def test_an_artifact_says_for_which_collector_it_is() -> None:
     ours = wasmtime_engine.describe()["candidate_settings"]["collector"][1]
-    assert ours == [UNHASHED_DEFAULTS["collector"], "none"]
+    assert list(ours) == [UNHASHED_DEFAULTS["collector"], "none"]
     assert shown().rest["collector"] == shown(consume_fuel=True).rest["collector"] == 0
     assert shown(gc_support=False).rest["collector"] == section.NO_COLLECTOR
 

@@ -82,7 +82,7 @@ _SIZES = {
     "memory_reservation_for_growth": ["0", "2147483648", _MOST],
     "memory_guard_size": ["0", "65536", "33554432", _MOST],
 }
-# Values that an engine takes only together with another setting: it aborts for one alone.
+# Values that an engine takes only together with another setting.
 _TOGETHER = {("wasm_simd", "false"): {"wasm_relaxed_simd": "false"}}
 _TARGETS = ("x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", PORTABLE)
 
@@ -157,10 +157,6 @@ def configure(target: str, cpu: str, settings: dict[str, str]) -> Configured:
 
 
 def _engine(target: str, cpu: str, settings: dict[str, str]) -> wasmtime.Engine:
-    for (name, value), needed in _TOGETHER.items():
-        if settings.get(name) == value and needed.items() - settings.items():
-            wanted = ", ".join(map("=".join, needed.items()))
-            raise SettingsRefused(f"{name}={value} needs {wanted}")
     config = wasmtime.Config()
     try:
         if cpu != NATIVE:
