@@ -35,7 +35,7 @@ from wasmkilnd.tenants import Tenants, why_not
 
 log = structlog.get_logger("wasmkilnd")
 
-_LOOK_S = 3.0
+_LOOK_S = 2.0
 _TLS_FILES = ("tls_cert_file", "tls_key_file", "tls_client_ca_file")
 
 # Reads all that a part takes from settings and the files that they name; returns what applies it.
@@ -284,15 +284,13 @@ async def follow(
     counts until this has read that it is.
     """
     loop, thread = asyncio.get_running_loop(), Threads(1, "files")
-    looked, whole, pause_s = seen, True, look_s
+    looked, whole = seen, True
     while True:
-        await asyncio.sleep(pause_s)
+        await asyncio.sleep(look_s)
         try:
             now = await loop.run_in_executor(thread, lambda: stamps_of(files()))
             stable, looked = now == looked, now
-            pause_s = look_s if stable else look_s / 2
             if stable and (now != seen or not whole):
-                whole = await changed()
-                seen = now
+                whole, seen = await changed(), now
         except Exception:
             log.exception("a defect keeps changed files from being read")
