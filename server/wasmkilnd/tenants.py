@@ -38,7 +38,6 @@ from wasmkilnd.cache import host_store, memory, object_store, redis_store
 from wasmkilnd.cache.cache import Cache
 from wasmkilnd.compile import Compiler, Tenant
 from wasmkilnd.engines.registry import EngineRegistry
-from wasmkilnd.files.whole_files import SharedFile
 from wasmkilnd.pins import Pins, file_of
 from wasmkilnd.redis import embedded, fleet, records
 from wasmkilnd.rpc.messages import header_of
@@ -178,8 +177,7 @@ class OpenTenant:
             *(self.cache, self.fleet, common.engines, sealer, refused, metrics),
             *(lambda: now.current.max_module_bytes, common.in_progress, common.slots),
         )
-        uses = SharedFile(settings.state_dir / "uses", namespace, "cannot save uses")
-        self.usage = usage.Usage(uses, sealer, self.redis if told else None)
+        self.usage = usage.Usage(sealer, self.redis if told else None)
         self.tenant = Tenant(compiler, refused, pins, self.usage.tally)
         if namespace:
             for engine in common.engines.served:

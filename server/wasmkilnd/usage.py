@@ -3,12 +3,12 @@
 The request path adds one to a number for each Compile call that is answered, and does nothing else.
 Every 30 s (``tenants.LOOK_EVERY_S``), and when the daemon ends, the numbers go into sums that fade
 with a half-life of a day. With Redis, each daemon adds to the sums in one of PLACES places there,
-and the fleet's sums are those of all places; without Redis, the daemons on one state directory add
-to a file in it. A daemon that is killed loses what it counted since it last saved. Of two daemons
-that add to one place at the same moment, one's numbers since its last save are lost.
+and the fleet's sums are those of all places. Without Redis, they are those of one daemon since its
+start. A daemon that is killed loses what it counted since it last saved. Of two daemons that add to
+one place at the same moment, one's numbers since its last save are lost.
 
 Uses decide nothing but the order of work that is done ahead of time. At most MAX_USES artifacts
-have a count: those used least are forgotten. A server or a disk that fails costs no call anything.
+have a count: those used least are forgotten. A server that fails costs no call anything.
 """
 
 from __future__ import annotations
@@ -28,8 +28,6 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from wasmkilnd import errors, model
 from wasmkilnd.cache.redis_store import RedisStore
-from wasmkilnd.files.threads import on_disk
-from wasmkilnd.files.whole_files import SharedFile
 from wasmkilnd.redis import records
 from wasmkilnd.signing.sealer import Sealer
 
@@ -95,20 +93,17 @@ class Uses:
 class Usage:
     """The uses in one namespace. For one event loop."""
 
-    def __init__(self, file: SharedFile, sealer: Sealer, redis: RedisStore | None) -> None:
-        """Save to ``redis``, or without one to ``file``."""
+    def __init__(self, sealer: Sealer, redis: RedisStore | None) -> None:
+        """Save to ``redis``; without one, uses end with the daemon."""
         # Since the last look, by module and spec: the request path counts here.
         self.tally = Counter[tuple[str, model.CompileSpec]]()
         self.own = Uses()  # What this daemon counted since it started.
         self._unsaved = Uses()
-        self._file = file
         self._sealer = sealer
         self._redis = redis
         # The names of all places begin with this: a record counts in any place of its namespace.
         self._names = f"{redis.prefix}uses:".encode() if redis else b""
-        # Without Redis, the file is the one place.
-        count = PLACES if redis else 1
-        self._places = [b"%b%d" % (self._names, place) for place in range(count)]
+        self._places = [b"%b%d" % (self._names, place) for place in range(PLACES)]
         self._place = secrets.choice(self._places)
         self._owner = secrets.token_hex(_OWNER_BYTES // 2).encode()
         self._one_at_a_time = asyncio.Lock()
@@ -117,21 +112,18 @@ class Usage:
         """Save what was counted; never raise."""
         async with self._one_at_a_time:
             self._look_at_tally()
-            if not (unsaved := self._unsaved).counts:
+            redis, unsaved = self._redis, self._unsaved
+            if redis is None or not unsaved.counts:
                 return
 
             def added(there: Uses) -> bytes:  # Of ten thousand it takes as long as many calls.
                 # A record that was lost is written again as far as this daemon knows it.
                 return _text(there + unsaved if there.counts else self.own)
 
-            if self._redis is None:
-                await on_disk(self._file.add, lambda text: added(_parse(text)))
-                self._unsaved = unsaved if self._file.trouble else Uses()
-                return
             with contextlib.suppress(errors.TierUnavailable):  # The breaker has logged it.
-                text = await asyncio.to_thread(added, await self._read(self._place))
+                text = await asyncio.to_thread(added, await self._read(redis, self._place))
                 record = records.written(_PURPOSE, self._names, self._owner + text, self._sealer)
-                await records.store(self._redis.link, self._place, record, _RECORD_TTL_S)
+                await records.store(redis.link, self._place, record, _RECORD_TTL_S)
                 self._unsaved = Uses()
 
     async def of_fleet(self) -> Uses:
@@ -142,8 +134,9 @@ class Usage:
         async with self._one_at_a_time:
             self._look_at_tally()
             whole = self._unsaved
-            for place in self._places:
-                whole += await self._read(place)
+            if redis := self._redis:
+                for place in self._places:
+                    whole += await self._read(redis, place)
             return whole
 
     def _look_at_tally(self) -> None:
@@ -153,22 +146,18 @@ class Usage:
         self.own += counted
         self._unsaved += counted
 
-    async def _read(self, place: bytes) -> Uses:
-        """Return what a place of Redis has, or the file; nothing if no daemon of the fleet signed.
+    async def _read(self, redis: RedisStore, place: bytes) -> Uses:
+        """Return what a place has; nothing if no daemon of the fleet signed it.
 
         Raises TierUnavailable.
         """
-        names, redis = self._names, self._redis
-        [record] = await records.fetch(redis.link, [place]) if redis else [b""]
+        [record] = await records.fetch(redis.link, [place])
 
         def read() -> Uses:
-            if redis:
-                return _parse(records.text_of(_PURPOSE, names, record, self._sealer)[_OWNER_BYTES:])
-            with contextlib.suppress(OSError):
-                return _parse(self._file.read())
-            return Uses()
+            text = records.text_of(_PURPOSE, self._names, record, self._sealer)
+            return _parse(text[_OWNER_BYTES:])
 
-        return await on_disk(read)
+        return await asyncio.to_thread(read)
 
 
 class _Document(BaseModel):

@@ -10,7 +10,6 @@ import pytest
 import redis
 from structlog.testing import capture_logs
 from wasmkilnd.errors import TierUnavailable
-from wasmkilnd.files.whole_files import SharedFile
 from wasmkilnd.usage import Usage
 
 from tests.contract.redis_stores import SEALER, Site, site
@@ -45,11 +44,11 @@ async def why_down(at: Site) -> str:
 
 
 @pytest.mark.parametrize("deployment", KINDS_OF_REDIS, indirect=True, scope="session")
-async def test_the_documented_commands_are_enough(deployment: Deployment, tmp_path: Path) -> None:
+async def test_the_documented_commands_are_enough(deployment: Deployment) -> None:
     """For uses, and for all that other files of this folder ask each kind of Redis for."""
     async with site(deployment.url, deployment.access) as at:
         for _ in range(2):
-            usage = Usage(SharedFile(tmp_path, "", ""), SEALER, at.store)
+            usage = Usage(SEALER, at.store)
             made = SEALER.seal(artifact(1))
             usage.tally[made.module_sha256, made.spec] += 1
             await usage.save()

@@ -9,13 +9,10 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
-from structlog.testing import capture_logs
-from wasmkilnd.files.whole_files import SharedFile
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.usage import HALF_LIFE_S, MAX_USES, PLACES, Usage, UsedSpec, Uses
 
@@ -46,8 +43,10 @@ def document(ago_s: float = 0.0, **counts: float) -> dict[str, Any]:
     }
 
 
-def record(said: dict[str, Any], by: Sealer = SEALER) -> bytes:
-    text = OWNER + json.dumps(said, separators=(",", ":")).encode()
+def record(said: dict[str, Any] | bytes, by: Sealer = SEALER) -> bytes:
+    if isinstance(said, dict):
+        said = json.dumps(said, separators=(",", ":")).encode()
+    text = OWNER + said
     return by.stamp(b"wasmkiln uses\0" + NAMES + b"\0" + text) + text
 
 
@@ -67,26 +66,16 @@ def count(into: Usage, **counts: int) -> None:
 
 
 @pytest.fixture
-async def daemon(
-    server: redis.Redis, valkey: RedisServer, tmp_path: Path
-) -> AsyncIterator[Callable[..., Usage]]:
+async def daemon(server: redis.Redis, valkey: RedisServer) -> AsyncIterator[Callable[..., Usage]]:
     stores = []
 
     def begin(by: Sealer = SEALER, *, url: str = valkey.url, prefix: str = "wasm:") -> Usage:
         stores.append(open_store(open_link(url), prefix))
-        return Usage(file_in(tmp_path), by, stores[-1])
+        return Usage(by, stores[-1])
 
     yield begin
     for each in stores:
         await each.link.close()
-
-
-def on_disk(folder: Path, namespace: str = "") -> Usage:
-    return Usage(file_in(folder, namespace), SEALER, None)
-
-
-def file_in(folder: Path, namespace: str = "") -> SharedFile:
-    return SharedFile(folder / "uses", namespace, "cannot save uses")
 
 
 Daemon = Callable[..., Usage]
@@ -125,58 +114,42 @@ async def test_what_others_saved_stays_and_fades(daemon: Daemon, server: redis.R
     assert rounded(await daemon().of_fleet()) == {"1": 1.0, "2": round(PLACES * 3.668, 1)}
 
 
-async def test_daemons_on_one_state_directory_add_to_one_file(tmp_path: Path) -> None:
-    one, other = on_disk(tmp_path), on_disk(tmp_path)
-    assert rounded(await one.of_fleet()) == {}
-    count(one, m1=1)
-    await one.save()
-    count(other, m1=2, m2=1)
-    await other.save()
+async def test_without_a_shared_tier_each_counts_for_itself() -> None:
+    one, other = Usage(SEALER, None), Usage(SEALER, None)
+    for _ in range(2):
+        count(one, m1=1, m2=1)
+        await one.save()
     count(one, m2=1)
-    assert rounded(await one.of_fleet()) == {"1": 3.0, "2": 2.0}
-    assert rounded(await other.of_fleet()) == {"1": 3.0, "2": 1.0}
-    assert rounded(await on_disk(tmp_path, "team").of_fleet()) == {}
-    file = tmp_path / "uses" / "default.json"
-    assert file.stat().st_mode & 0o077 == 0
-    assert [row[2] for row in json.loads(file.read_text())["uses"]] == [3.0, 1.0]
+    for uses in (await one.of_fleet(), one.own):
+        assert rounded(uses) == {"1": 2.0, "2": 3.0}
+    assert rounded(await other.of_fleet()) == {}
 
 
-async def test_a_file_that_cannot_be_written_costs_nothing(tmp_path: Path) -> None:
-    (tmp_path / "uses").write_text("a file")
-    ours = on_disk(tmp_path)
-    with capture_logs() as logs:
-        for _ in range(2):
-            count(ours, m1=1)
-            await ours.save()
-    assert [line["event"] for line in logs] == ["cannot save uses"]
-    assert rounded(await ours.of_fleet()) == {"1": 2.0}
-    (tmp_path / "uses").unlink()
+async def test_what_lies_back_counts_less_and_then_nothing(
+    daemon: Daemon, server: redis.Redis
+) -> None:
+    for place in range(PLACES):
+        server.set(f"wasm:uses:{place}", record(document(HALF_LIFE_S, m1=8.0, m2=0.015)))
+    ours = daemon()
     count(ours, m1=1)
+    whole = 1.0 + PLACES * 4.0
+    assert rounded(await ours.of_fleet()) == {"1": whole}
     await ours.save()
-    assert rounded(await on_disk(tmp_path).of_fleet()) == {"1": 3.0}
+    assert rounded(await daemon().of_fleet()) == {"1": whole}
 
 
-async def test_what_lies_back_counts_less_and_then_nothing(tmp_path: Path) -> None:
-    ours, file = on_disk(tmp_path), tmp_path / "uses" / "default.json"
-    file.parent.mkdir()
-    said = document(m1=8.0, m2=0.015)
-    file.write_text(json.dumps(said | {"at": said["at"] - HALF_LIFE_S}))
-    count(ours, m1=1)
-    assert rounded(await ours.of_fleet()) == {"1": 5.0}
-    await ours.save()
-    assert rounded(await on_disk(tmp_path).of_fleet()) == {"1": 5.0}
-
-
-async def test_of_too_many_those_used_least_are_forgotten(tmp_path: Path) -> None:
-    ours, file = on_disk(tmp_path), tmp_path / "uses" / "default.json"
-    file.parent.mkdir()
+async def test_of_too_many_those_used_least_are_forgotten(
+    daemon: Daemon, server: redis.Redis
+) -> None:
+    ours = daemon()
     said = document()
     said["uses"] = [[digest(number), 0, float(number)] for number in range(1, MAX_USES + 1)]
-    file.write_text(json.dumps(said))
+    for place in range(PLACES):
+        server.set(f"wasm:uses:{place}", record(said))
     made = replace(artifact(), module_sha256=digest(0))
     ours.tally[made.module_sha256, made.spec] = 10**6
     await ours.save()
-    whole = await on_disk(tmp_path).of_fleet()
+    whole = await daemon().of_fleet()
     assert len(whole.counts) == MAX_USES
     assert (digest(1), SPEC) not in whole.counts
     [(hottest, _)] = whole.most(1)
@@ -213,8 +186,8 @@ async def test_records_that_nobody_of_this_fleet_wrote_for_it_do_not_count(
     assert rounded(await daemon().of_fleet()) == {"1": 3.0, "2": 2.0}
 
 
-async def test_other_texts_are_no_uses(daemon: Daemon, server: redis.Redis, tmp_path: Path) -> None:
-    ours, file = daemon(), tmp_path / "uses" / "default.json"
+async def test_other_texts_are_no_uses(daemon: Daemon, server: redis.Redis) -> None:
+    ours = daemon()
     server.set("wasm:uses:0", record(document(m1=1.0)))
     assert rounded(await ours.of_fleet()) == {"1": 1.0}
     changes: list[dict[str, Any]] = [
@@ -227,11 +200,9 @@ async def test_other_texts_are_no_uses(daemon: Daemon, server: redis.Redis, tmp_
     for change in changes:
         server.set("wasm:uses:0", record(document(m1=1.0) | change))
         assert rounded(await ours.of_fleet()) == {}, change
-    file.parent.mkdir()
     for text in (b"", b"[]", b"{}", b"\xff", b"[" * 100_000, b"null", b"NaN"):
-        file.write_bytes(text)
-        assert rounded(await on_disk(tmp_path).of_fleet()) == {}, text
-    mended = on_disk(tmp_path)
-    count(mended, m3=1)
-    await mended.save()
-    assert rounded(await on_disk(tmp_path).of_fleet()) == {"3": 1.0}
+        server.set("wasm:uses:0", record(text))
+        assert rounded(await ours.of_fleet()) == {}, text
+    count(ours, m3=1)
+    await ours.save()
+    assert rounded(await daemon().of_fleet()) == {"3": 1.0}

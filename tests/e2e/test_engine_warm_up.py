@@ -168,7 +168,7 @@ def test_until_the_end_names_stand_for_what_they_did(fleet: Fleet, valkey: Redis
         assert progress(client).done == TOP
 
 
-def test_without_a_shared_tier_uses_are_in_the_state_directory(
+def test_without_a_shared_tier_a_daemon_goes_by_what_it_served_itself(
     engines: Installed, tmp_path: Path
 ) -> None:
     state, flags = state_with(tmp_path / "state", OLD), ["--redis-url", "none"]
@@ -177,9 +177,6 @@ def test_without_a_shared_tier_uses_are_in_the_state_directory(
             client.compile(module)
         for _ in range(3):
             client.compile(wasm.digest(MODULES[2]))
-    assert (state / "uses" / "default.json").stat().st_size < 2000
-    with RedisDaemon(state, flags) as daemon, daemon.client() as client:
-        client.load(MODULES[2])
         install(daemon, NEW)
         order(state, 1)
         daemon.process.send_signal(signal.SIGHUP)

@@ -21,7 +21,6 @@ import pytest
 from wasmkiln import Artifact as SavedArtifact
 from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.cache.value import TRAILER_BYTES, head_bytes
-from wasmkilnd.files.whole_files import SharedFile
 from wasmkilnd.model import Artifact, CompileSpec, EngineIdentity, Module, Strike, nothing_pinned
 from wasmkilnd.redis.records import Strikes
 from wasmkilnd.usage import Usage, UsedSpec
@@ -146,7 +145,7 @@ def test_the_same_bytes_are_written() -> None:
     assert writing.saved(SMALL) == files
 
 
-async def test_uses_of_0_6_0_are_read_and_written_alike(tmp_path: Path) -> None:
+async def test_uses_of_0_6_0_are_read_and_written_alike() -> None:
     said = json.loads((SAMPLES / "v0.6.0-uses.json").read_text())
     record = {name.encode(): base64.b64decode(each) for name, each in said["redis"].items()}
     counts = {
@@ -159,7 +158,7 @@ async def test_uses_of_0_6_0_are_read_and_written_alike(tmp_path: Path) -> None:
         mock.patch("time.time", return_value=NOW_S),
     ):
         before, now = (
-            Usage(SharedFile(tmp_path, "", ""), SEALER, server)  # type: ignore[arg-type]
+            Usage(SEALER, server)  # type: ignore[arg-type]
             for server in (Redis(record), redis)
         )
         assert (await before.of_fleet()).counts == counts

@@ -27,7 +27,7 @@ from wasmkilnd.settings import Settings
 
 log = structlog.get_logger("wasmkilnd")
 
-_PRIVATE = ("access", "daemons", "keys", "pins", "redis", "tls", "uses")
+_PRIVATE = ("access", "daemons", "keys", "pins", "redis", "tls")
 
 
 @dataclass(frozen=True, slots=True)
