@@ -435,14 +435,10 @@ def worker_unavailable(engine: str, why: str, retry_after_s: float = 1.0) -> str
 
 
 @_sentence(Reason.CREDENTIALS_MISSING)
-def credentials_missing(*, certificates: bool = True) -> str:
-    """The call says nothing about who makes it.
-
-    ``certificates``: whether the daemon knows callers by certificates too.
-    """
-    send = "cannot tell who calls: send a token as the metadata `authorization: Bearer TOKEN`"
-    more = ", or a client certificate to an address that asks for one"
-    return send + more if certificates else send
+def credentials_missing() -> str:
+    """The call says nothing about who makes it."""
+    send = "send a token as the metadata `authorization: Bearer TOKEN`"
+    return f"cannot tell who calls: {send}, or a client certificate to an address that asks for one"
 
 
 @_sentence(Reason.CREDENTIALS_INVALID)

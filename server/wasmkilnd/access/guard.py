@@ -257,7 +257,7 @@ class AccessGuard:
             return self._once(self._of_socket, entrance.address.encode())
         if self._anonymous:
             return self._anonymous
-        raise errors.credentials_missing(certificates=bool(self._client_cas()))
+        raise errors.credentials_missing()
 
     async def follow_keys(self) -> None:
         """Fetch the keys of JSON Web Tokens now and then, until cancelled.
