@@ -28,7 +28,7 @@ from wasmkilnd.redis.embedded import EmbeddedServer, SharedServer
 from wasmkilnd.rpc import admin_service, calls, http, messages, module_service, server
 from wasmkilnd.rpc.traffic import MESSAGE_OVERHEAD_BYTES, Traffic, message_bytes_for
 from wasmkilnd.rpc.upload import Uploads
-from wasmkilnd.settings import GRPC, NONE, Address, Settings, group_id, written
+from wasmkilnd.settings import GRPC, NONE, Settings, group_id, written
 from wasmkilnd.settings_loader import LoadedSettings
 from wasmkilnd.signing.keys import open_keys
 from wasmkilnd.signing.sealer import Sealer
@@ -217,15 +217,14 @@ class Daemon:
         group = group_id(now.socket_group)
         http_tls = (lambda: tls.current.http_context) if tls else None
         doors = [
-            Door(address, connections, "http_listen", http_tls, checks_host(now, address), group)
+            Door(address, connections, "http_listen", http_tls, group)
             for address in now.http_listen
         ]
         artifacts = http.HttpServer(tenants.of, entry, doors)
         admin_address = ""
         if now.admin_listen != NONE:
-            at, local = now.admin_listen, checks_host(now, now.admin_listen)
             admin = AdminServer(
-                Door(at, LIMIT, "admin_listen", http_tls, local, group),
+                Door(now.admin_listen, LIMIT, "admin_listen", http_tls, group),
                 metrics.registry,
                 lambda: status_json(
                     *(metrics, readiness, serving, tenants),
@@ -274,7 +273,7 @@ class Daemon:
         wanted = _listeners(now, tls)
         bound = await rpc.start(wanted, group)
         files = await artifacts.start()
-        readiness.started(serving, lambda: (tenants.remote_status(), tenants.object_status()))
+        readiness.started(serving, tenants.shared)
         rpc.set_health(readiness.now()[0])
         # All that is there now stays: a full collection of it would make every caller wait.
         gc.collect()
@@ -398,15 +397,6 @@ def _audit_tls(audit: Audit, before: TlsMaterial, now: TlsMaterial) -> None:
         audit.write("change", what="certificate", not_after=now.not_after["cert"].isoformat())
     if now.client_ca_pem != before.client_ca_pem:
         audit.write("change", what="client_cas", count=len(now.client_cas))
-
-
-def checks_host(settings: Settings, listens: str) -> bool:
-    """Return whether a website could have browsers ask an HTTP server under its own name.
-
-    TLS names the server, and a port that other machines reach can be asked without a browser.
-    """
-    address = Address.parse(listens)
-    return address.local and not address.path and not settings.tls_cert_file
 
 
 def _listeners(settings: Settings, tls: TlsFiles | None) -> Sequence[server.Listener]:

@@ -184,8 +184,8 @@ class OpenTenant:
                 self.metrics.add_engine(engine.id)
             _show(self.metrics.gauges, lambda: [self])
             # The detail may name the server, which is the operators' alone.
-            self.metrics.gauges.remote = lambda: replace(self.remote_status(), detail="")
-            self.metrics.gauges.objects = lambda: replace(self.object_status(), detail="")
+            self.metrics.gauges.remote = lambda: replace(self.shared()[0], detail="")
+            self.metrics.gauges.objects = lambda: replace(self.shared()[1], detail="")
 
     async def start(self) -> None:
         """Make the host store ready, and begin to watch Redis; never raise."""
@@ -198,13 +198,10 @@ class OpenTenant:
         if host_store_bytes:
             self.host.limit_bytes = host_store_bytes
 
-    def remote_status(self) -> model.RemoteStatus:
-        """Return whether Redis answers, and how many writes to it wait."""
-        return self.cache.remote_status(self.mode)
-
-    def object_status(self) -> model.RemoteStatus:
-        """Return whether the object store answers, and how many writes to it wait."""
-        return self.cache.remote_status(self.object_mode, "object_store")
+    def shared(self) -> tuple[model.RemoteStatus, model.RemoteStatus]:
+        """Return whether Redis and the object store answer, and how many writes to each wait."""
+        status = self.cache.remote_status
+        return status(self.mode), status(self.object_mode, "object_store")
 
     async def look(self) -> None:
         """Look after pins, uses, and what memory has that grows too old; never raise."""
@@ -270,7 +267,7 @@ class Tenants:
         self.serve(namespaces, self.settings.current)
         gauges = self.metrics.gauges
         _show(gauges, self._all)
-        gauges.remote, gauges.objects = self.remote_status, self.object_status
+        gauges.remote, gauges.objects = lambda: self.shared()[0], lambda: self.shared()[1]
         # Those of namespaces that are served, and of others.
         gauges.tiers["host_store"] = self.host.usage
         # The server's own figures, which are those of all its keys, and what of them is pinned.
@@ -366,13 +363,9 @@ class Tenants:
         """Return the modules in quarantine that this daemon knows of, those of all namespaces."""
         return [strike for each in self._all() for strike in each.tenant.quarantine.known()]
 
-    def remote_status(self) -> model.RemoteStatus:
-        """Return whether the shared tier answers, and how many writes of all namespaces wait."""
-        return _sum([one.remote_status() for one in self._all()])
-
-    def object_status(self) -> model.RemoteStatus:
-        """Return the same of the object store."""
-        return _sum([one.object_status() for one in self._all()])
+    def shared(self) -> Sequence[model.RemoteStatus]:
+        """Return the same of all namespaces together."""
+        return [*map(_sum, zip(*(each.shared() for each in self._all()), strict=True))]
 
     def _all(self) -> list[OpenTenant]:
         return [*self.opened.values(), *self._closing]

@@ -35,6 +35,7 @@ from aiohttp import web, web_protocol
 
 from wasmkilnd.model import Credentials, Entrance, Transport
 from wasmkilnd.network import address_of, cannot_listen, host_of, is_listening, open_socket
+from wasmkilnd.redis_address import is_local
 from wasmkilnd.waits.flights import Background
 
 log = structlog.get_logger("wasmkilnd")
@@ -76,8 +77,6 @@ class Door:
     setting: str
     # Returns what new TCP connections are made with; None for plaintext.
     tls: Callable[[], ssl.SSLContext] | None = None
-    # Whether a request has to name this machine by an IP address or as localhost.
-    checks_host: bool = False
     # Who may connect to a Unix socket beside its owner.
     group: int | None = None
     _sockets: list[socket.socket] = field(default_factory=list)
@@ -87,9 +86,11 @@ class Door:
     _background: Background = field(default_factory=Background)
 
     def __post_init__(self) -> None:
-        unix = self.address.startswith("unix:")
+        unix, host = self.address.startswith("unix:"), self.address.rpartition(":")[0].strip("[]")
         self._path = Path(self.address.removeprefix("unix:")) if unix else None
         self.tls = None if unix else self.tls
+        # TLS names the server, and a port that others reach can be asked without a browser.
+        self._checks_host = not (unix or self.tls) and is_local(host)
         transport = Transport.TLS if self.tls else Transport.PLAINTEXT
         self.entrance = Entrance(Transport.UNIX, self.address) if unix else Entrance(transport)
 
@@ -142,7 +143,7 @@ class Door:
         takes this port for a part of that website, whose scripts read what it answers. Browsers
         always send ``Host``: a request without it comes from none.
         """
-        return self.checks_host and not all(map(_is_ours, request.headers.getall("Host", ())))
+        return self._checks_host and not all(map(_is_ours, request.headers.getall("Host", ())))
 
     async def _listen(self) -> None:
         if self._path:

@@ -156,11 +156,11 @@ class Dead:
         self.asked += 1
         raise errors.module_not_loaded(MODULE)
 
-    def remote_status(self) -> object:
-        return SimpleNamespace(up=False, switched_off=False)
-
-    def object_status(self) -> object:
-        return SimpleNamespace(up=False, switched_off=True)
+    def shared(self) -> list[object]:
+        return [
+            SimpleNamespace(up=False, switched_off=False),
+            SimpleNamespace(up=False, switched_off=True),
+        ]
 
 
 class Defective(Dead):

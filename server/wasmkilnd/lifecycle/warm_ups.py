@@ -88,12 +88,12 @@ async def _compile(tenants: Tenants, opened: OpenTenant, asked: Request, until_s
             await opened.tenant.compiler.ahead(asked)
             return ""
         except errors.WasmkilnError as failure:
-            tiers, reason = (opened.remote_status(), opened.object_status()), failure.reason
+            reason = failure.reason
             if reason is Reason.SERVER_DRAINING and opened in tenants.opened.values():
                 # The daemon ends, and the order stays for the next start.
                 raise asyncio.CancelledError from None
             # It may be in a tier that does not answer now.
-            down = any(not (each.up or each.switched_off) for each in tiers)
+            down = any(not (each.up or each.switched_off) for each in opened.shared())
             lost = reason is Reason.MODULE_NOT_LOADED and down
             if reason not in _AGAIN and not (lost and time.monotonic() < until_s):
                 return failure.message

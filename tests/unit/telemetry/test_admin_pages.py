@@ -9,6 +9,7 @@ import asyncio
 import base64
 import re
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable
 from itertools import pairwise
@@ -17,12 +18,11 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp.test_utils import make_mocked_request
 from wasmkilnd import errors
 from wasmkilnd.access.guard import AccessGuard
-from wasmkilnd.app import checks_host
 from wasmkilnd.model import ANYBODY, Credentials, Entrance, Identity
 from wasmkilnd.network import CannotListen
-from wasmkilnd.settings import Settings
 from wasmkilnd.telemetry import status
 from wasmkilnd.telemetry.admin import LIMIT, AdminServer, SharedPage
 from wasmkilnd.telemetry.audit import Audit
@@ -66,10 +66,8 @@ def readiness() -> Readiness:
     return Readiness()
 
 
-def server(
-    address: str = "127.0.0.1:0", *, limit: int = LIMIT, checks_host: bool = False, **options: Any
-) -> AdminServer:
-    door = Door(address, limit, "admin_listen", checks_host=checks_host)
+def server(address: str = "127.0.0.1:0", *, limit: int = LIMIT, **options: Any) -> AdminServer:
+    door = Door(address, limit, "admin_listen")
     guard = options.pop("admit", AccessGuard(None).admit)
     ready = options.pop("ready", lambda: (True, "ready"))
     registry = Metrics("1.2.3").registry
@@ -79,7 +77,7 @@ def server(
 @pytest.fixture
 async def url(readiness: Readiness) -> AsyncIterator[str]:
     """Where a server is that lets everybody in who calls it by a name of this machine."""
-    running = server(ready=readiness, checks_host=True)
+    running = server(ready=readiness)
     yield f"http://{await running.start()}"
     await running.stop()
 
@@ -211,21 +209,24 @@ async def test_of_several_names_none_is_strange(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "checked"),
+    ("address", "tls", "checked"),
     [
-        ({}, True),
-        ({"admin_listen": "[::1]:1"}, True),
-        ({"admin_listen": "localhost:1"}, True),
-        ({"admin_listen": "unix:/run/kiln.sock"}, False),
-        ({"admin_listen": "0.0.0.0:1", "allow_remote": True}, False),
-        ({"tls_cert_file": "/cert", "tls_key_file": "/key"}, False),
+        ("127.0.0.1:1", False, True),
+        ("[::1]:1", False, True),
+        ("localhost:1", False, True),
+        ("unix:/run/kiln.sock", False, False),
+        ("unix:/run/kiln.sock", True, False),
+        ("0.0.0.0:1", False, False),
+        ("[::]:1", False, False),
+        ("127.0.0.1:1", True, False),
     ],
 )
 def test_names_are_checked_where_a_browser_would_not(
-    settings: dict[str, object], checked: bool
+    address: str, tls: bool, checked: bool
 ) -> None:
-    found = Settings.model_validate(settings)
-    assert checks_host(found, found.admin_listen) is checked
+    door = Door(address, 1, "admin_listen", ssl.create_default_context if tls else None)
+    request = make_mocked_request("GET", "/", headers={"Host": "evil.example"})
+    assert door.is_strange(request) is checked
 
 
 async def test_readyz_says_what_the_readiness_check_says(
