@@ -207,29 +207,14 @@ def _why(values: Mapping[str, object], detail: ErrorDetails) -> str:
 # What a reload finds.
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A setting that differs; its values are as a person writes them, with secrets masked.
+def changes(old: Settings, new: Settings) -> dict[str, tuple[object, object]]:
+    """Return the settings that differ, in the schema's order, with their old and new values.
 
-    If it is not ``live``, it needs a restart.
+    These are as a person writes them, with secrets masked.
     """
-
-    field: str
-    old: object
-    new: object
-    live: bool
-
-
-def changes(old: Settings, new: Settings) -> list[Change]:
-    """Return each setting whose value differs, in the schema's order."""
     differ = [each for each in Settings.model_fields if getattr(old, each) != getattr(new, each)]
     was, now = ([written(each, _plain(it, each)) for each in differ] for it in (old, new))
-    return [*map(Change, differ, was, now, map(schema.is_live, differ))]
-
-
-def take_over(old: Settings, new: Settings, fields: list[str]) -> Settings:
-    """Return the settings ``old`` with ``fields`` replaced by those of ``new``."""
-    return old.model_copy(update={field: getattr(new, field) for field in fields})
+    return dict(zip(differ, zip(was, now, strict=True), strict=True))
 
 
 # The command line flags.

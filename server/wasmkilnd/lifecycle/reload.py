@@ -23,8 +23,8 @@ from wasmkilnd.access.guard import Access, AccessGuard, files_of, read_access
 from wasmkilnd.files.operator_files import defect_in
 from wasmkilnd.files.threads import Threads, on_disk
 from wasmkilnd.model import Limits, Reloadable
-from wasmkilnd.settings import Settings
-from wasmkilnd.settings_loader import ConfigError, LoadedSettings, changes, is_foreseen, take_over
+from wasmkilnd.settings import Settings, is_live
+from wasmkilnd.settings_loader import ConfigError, LoadedSettings, changes, is_foreseen
 from wasmkilnd.signing.keys import changes as key_changes
 from wasmkilnd.signing.keys import open_keys
 from wasmkilnd.signing.sealer import Sealer
@@ -91,28 +91,26 @@ class Reloader:
         async with self._one_at_a_time:
             new = old = self.settings.current
             keys, age_s = self.sealer.keys, self.sealer.max_age_s
-            differ, refused = [], {}
+            differ, refused = {}, {}
             try:
                 wanted = (await on_disk(read)).settings
-                found = [
-                    replace(each, live=self._is_live(each.field, wanted, live=each.live))
-                    for each in changes(old, wanted)
-                ]
-                taken = take_over(old, wanted, [each.field for each in found if each.live])
+                found = changes(old, wanted)
+                live = [each for each in found if self._is_live(each, wanted)]
+                taken = old.model_copy(update={each: getattr(wanted, each) for each in live})
                 if why := await on_disk(self.refusal, taken):
                     raise ConfigError(why)
                 new, differ = taken, found
             except Exception as failure:
                 refused["settings"] = _why("settings", failure)
-            for each in differ:
-                values = {"setting": each.field, "old": each.old, "new": each.new}
-                if each.live:
+            restart = [each for each in differ if getattr(new, each) == getattr(old, each)]
+            for setting, (before, after) in differ.items():
+                values = {"setting": setting, "old": before, "new": after}
+                if setting in restart:
+                    log.warning("setting needs a restart", **values)
+                else:
                     log.info("setting changed", **values)
                     # Without its values, which the log has.
-                    self.auditor.write("change", what="setting", setting=each.field)
-                else:
-                    log.warning("setting needs a restart", **values)
-            restart = [each.field for each in differ if not each.live]
+                    self.auditor.write("change", what="setting", setting=setting)
             refused |= await self._apply(new, {**self.files, **self.parts, "keys": self._use_keys})
             self.limits.current = new.limits
             logs.configure(new.log_format, new.log_level, sys.stderr)
@@ -131,8 +129,8 @@ class Reloader:
             else:  # It read the files too.
                 self._refused = {}
                 self.metrics.reloaded("files", succeeded=True)
-                live = len(differ) - len(restart)
-                log.info("reloaded", changed=live, need_restart=len(restart))
+                count = len(differ) - len(restart)
+                log.info("reloaded", changed=count, need_restart=len(restart))
             return ReloadResult(cause, restart, "settings" in refused)
 
     async def refresh(self) -> bool:
@@ -185,7 +183,7 @@ class Reloader:
             self.sealer.use(keys, new.value_max_age_s)
         return lambda: None
 
-    def _is_live(self, name: str, wanted: Settings, *, live: bool) -> bool:
+    def _is_live(self, name: str, wanted: Settings) -> bool:
         if name == "max_module_bytes":
             # The gRPC server was created with a largest message size.
             return wanted.max_module_bytes <= self.largest_module_bytes
@@ -196,7 +194,7 @@ class Reloader:
         if name in _TLS_FILES:
             # The addresses that are open speak TLS, and ask callers for certificates, or do not.
             return bool(getattr(self.settings.current, name)) == bool(getattr(wanted, name))
-        return live
+        return is_live(name)
 
 
 def _why(what: str, failure: Exception) -> str:
