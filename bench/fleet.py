@@ -47,7 +47,7 @@ from wasmkilnd.signing.keys import Keys, PrivateKey
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.tenants import Tenants
-from wasmkilnd.waits.shares import FairShare
+from wasmkilnd.waits.flights import FairShare
 
 from bench.lab import ROOT
 from bench.plot import drawn

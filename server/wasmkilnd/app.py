@@ -38,7 +38,7 @@ from wasmkilnd.telemetry.logs import dropped_lines
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.telemetry.tracing import open_tracing
 from wasmkilnd.tenants import Tenants, why_not
-from wasmkilnd.waits.shares import FairShare
+from wasmkilnd.waits.flights import Background, FairShare
 from wasmkilnd.web import Door
 
 # Calls at a time on one connection.
@@ -123,7 +123,8 @@ class Daemon:
         """
         now = self.settings.current
         settings, metrics = self.settings, self._metrics
-        readiness, on_stop = self._readiness, self._on_stop
+        readiness, on_stop, background = self._readiness, self._on_stop, Background()
+        on_stop.push_async_callback(background.stop)
         limits = Reloadable(now.limits)
         preflight.check_host(now)
         # Without the keys of JSON Web Tokens, which the policy names: they are read once more.
@@ -139,7 +140,7 @@ class Daemon:
 
         access, _ = await asyncio.to_thread(read_access, now)
         guard = AccessGuard(access, lambda: tls.current.client_cas if tls else ())
-        fetching = self._in_the_background(guard.fetch_keys())
+        fetching = background.begin(guard.fetch_keys())
         keys = await asyncio.to_thread(open_keys, now)
         sealer = Sealer(keys, self.version, max_age_s=now.value_max_age_s)
         about: dict[str, Any] = {"key_id": keys.own_id, "trusted_keys": len(keys.trusted)}
@@ -149,7 +150,7 @@ class Daemon:
         # The engines.
         found = await engines.find_engines(now)
         connections = preflight.connections_per_address(now, len(found))
-        serving = engines.Serving(settings, limits, metrics, audit, self._in_the_background)
+        serving = engines.Serving(settings, limits, metrics, audit, background.begin)
         await serving.start(found, on_stop)
         served = serving.registry
 
@@ -240,6 +241,7 @@ class Daemon:
         on_stop.push_async_callback(rpc.stop)
         on_stop.push_async_callback(artifacts.stop)
         on_stop.push_async_callback(self._finish, rpc, tenants, serving)
+        on_stop.push_async_callback(background.stop)  # First: nothing changes while it ends.
 
         # What changes while it runs.
         self._serving = serving
@@ -258,8 +260,8 @@ class Daemon:
                 "Redis": lambda new: shared.prepare_reconnect(options.redis_access(new)),
             },
         )
-        self._in_the_background(guard.follow_keys())
-        self._in_the_background(
+        background.begin(guard.follow_keys())
+        background.begin(
             reloads.follow(
                 lambda: reloads.watched_files(settings.current, guard.access),
                 seen,
@@ -279,10 +281,10 @@ class Daemon:
         gc.collect()
         gc.freeze()
         gc.enable()
-        serves: dict[str, list[str]] = {}
+        serves: dict[str, list[str]] = {listener.setting: [] for listener in wanted}
         for listener, address in zip(wanted, bound, strict=True):
-            serves.setdefault(listener.setting, []).append(address)
-        serves["http_listen"] = files
+            serves[listener.setting].append(address)
+        serves["http"] = [f"{at}/v1" for at in files]
         if advice := open_fleet(now, guard.access):
             log.warning("no identities in a fleet", advice=advice)
         self.banner = self._banner(serves, admin_address, tenants, guard.access)
@@ -342,13 +344,6 @@ class Daemon:
         # While connections are open, so that callers who wait for a worker learn why they fail.
         await serving.registry.close()
 
-    def _in_the_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        # Waits until it has ended.
-        self._on_stop.push_async_callback(asyncio.wait, [task])
-        self._on_stop.callback(task.cancel)
-        return task
-
     async def _unless_hurried(self, work: Callable[..., Any], *arguments: Any) -> None:
         await until(self._shutdown.hurried, work(*arguments))
 
@@ -372,11 +367,9 @@ class Daemon:
         served += [f"{one.id} is not served: {one.cause}" for one in serving.unserved]
         flag = "" if address == "127.0.0.1:50051" else f"--address {address} "
         memory = written("memory_bytes", settings.memory_bytes)
+        names = {"listen": "serving", "token_listen": "tokens", "operator_listen": "operator"}
         rows = {
-            "serving": ", ".join(serves["listen"]),
-            "tokens": ", ".join(serves.get("token_listen", ())),
-            "operator": ", ".join(serves.get("operator_listen", ())),
-            "http": ", ".join(f"{at}/v1" for at in serves.get("http_listen", ())),
+            **{names.get(each, each): ", ".join(there) for each, there in serves.items()},
             "callers": "need an identity" if access.on else "everybody may do everything",
             "warning": open_fleet(settings, access),
             "metrics": admin and f"{admin}/metrics, /healthz, /readyz",

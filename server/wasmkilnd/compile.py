@@ -57,8 +57,7 @@ from wasmkilnd.redis.fleet import Fleet
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.waits.budgets import WaitBudget
-from wasmkilnd.waits.flights import Flights, Run, Ticket, Waiter, Waiters, in_slices
-from wasmkilnd.waits.shares import FairShare
+from wasmkilnd.waits.flights import FairShare, Flights, Run, Ticket, Waiter, Waiters, in_slices
 
 log = structlog.get_logger("wasmkilnd")
 

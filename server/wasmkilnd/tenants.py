@@ -44,8 +44,7 @@ from wasmkilnd.rpc.messages import header_of
 from wasmkilnd.settings import NONE, Settings
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.metrics import Gauges, Metrics
-from wasmkilnd.waits.flights import Background
-from wasmkilnd.waits.shares import FairShare
+from wasmkilnd.waits.flights import Background, FairShare
 
 # How many may be open at once: each has tasks and tables of its own.
 MAX_NAMESPACES = 256

@@ -30,8 +30,7 @@ from wasmkilnd.redis.records import Strikes
 from wasmkilnd.rpc.messages import Capabilities
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.telemetry.metrics import Metrics
-from wasmkilnd.waits.flights import Waiter, Waiters
-from wasmkilnd.waits.shares import FairShare
+from wasmkilnd.waits.flights import FairShare, Waiter, Waiters
 
 from tests.doubles.no_sealer import NoSealer
 from tests.doubles.notes import Notes

@@ -15,8 +15,7 @@ from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.files.spooled import Spooled
 from wasmkilnd.model import CacheKey, Origin
 from wasmkilnd.waits.budgets import WaitBudget
-from wasmkilnd.waits.flights import Waiter
-from wasmkilnd.waits.shares import FairShare
+from wasmkilnd.waits.flights import FairShare, Waiter
 from wasmkilnd.wire import CHUNK_BYTES
 
 from tests.doubles.until import until

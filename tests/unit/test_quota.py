@@ -13,8 +13,7 @@ from wasmkilnd.compile import Request, Terms
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import ALL_ROLES, Identity
 from wasmkilnd.quota import MOST_READINGS, Limits, Quota, Quotas
-from wasmkilnd.waits.flights import Waiter
-from wasmkilnd.waits.shares import FairShare
+from wasmkilnd.waits.flights import FairShare, Waiter
 
 from tests.doubles.clock import Clock
 from tests.unit.engines.test_pool import settled

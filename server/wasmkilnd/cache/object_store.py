@@ -51,7 +51,7 @@ from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, Module, Tie
 from wasmkilnd.model import RejectionCause as Cause
 from wasmkilnd.signing.sealer import Sealer
 from wasmkilnd.waits.budgets import Allowance, Breaker
-from wasmkilnd.waits.shares import FairShare
+from wasmkilnd.waits.flights import FairShare
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Exception)

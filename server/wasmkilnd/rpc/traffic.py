@@ -56,8 +56,7 @@ from wasmkilnd.rpc.messages import MODULE_FIELDS, REQUEST_BYTES, SMALL_BYTES, bo
 from wasmkilnd.settings import Settings
 from wasmkilnd.telemetry.metrics import TrafficUsage
 from wasmkilnd.telemetry.tracing import CallTrace
-from wasmkilnd.waits.flights import Waiter
-from wasmkilnd.waits.shares import FairShare
+from wasmkilnd.waits.flights import FairShare, Waiter
 
 Context: TypeAlias = Any  # a grpc.aio.ServicerContext; grpcio ships no types
 

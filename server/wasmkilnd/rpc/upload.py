@@ -35,7 +35,7 @@ from wasmkilnd.model import Reloadable
 from wasmkilnd.rpc.messages import MAX_NAME_BYTES, UPLOADED_BYTES, bound
 from wasmkilnd.rpc.traffic import Call, Traffic
 from wasmkilnd.settings import Settings
-from wasmkilnd.waits.shares import FairShare
+from wasmkilnd.waits.flights import FairShare
 
 # Returns a call's next message; None after the last.
 Read: TypeAlias = Callable[[], Awaitable["pb.UploadRequest | None"]]

@@ -2,9 +2,8 @@
 
 | file | what it is |
 |---|---|
-| ``flights`` | work that many calls wait for, and work behind calls |
+| ``flights`` | work that many calls wait for, and work behind calls; how much one caller may hold |
 | ``budgets`` | how long a call waits for tiers: a budget for each call, a breaker for each tier |
-| ``shares`` | how much one caller may hold of what is short, such as memory or the queue |
 
 **Nobody shares another caller's fate.** Work belongs to its flight: a caller that leaves ends its
 own wait only. A tier that does not answer costs a call one time-out at most, and later calls

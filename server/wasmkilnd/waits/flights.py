@@ -1,5 +1,7 @@
 """Work that many calls wait for: one flight for each key, and who waits for it.
 
+And ``FairShare``: how much of what is short, such as memory, one who waits may hold.
+
 A flight is a task of its own that belongs to Flights, not to a caller: a caller that is
 cancelled or times out does not stop the other callers. When the last caller leaves, the flight is
 cancelled, unless its waiters are ``kept``: its job has begun, or its artifact is being stored.
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Coroutine, Hashable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
@@ -140,6 +142,41 @@ class Ticket(Generic[V]):
     def on_end(self, call: Callable[[V | Exception], object]) -> None:
         """Hand ``call`` the result or the failure when the flight ends, whoever still waits."""
         self._flight.add_done_callback(lambda flight: call(_result(flight)))
+
+
+class FairShare:
+    """Shares a limit among callers: each may hold as much as is left free.
+
+    One caller alone gets half of the limit, two get a third each, and there is always room
+    for a new caller: dynamic queue length thresholds, as in switches with a shared memory
+    (Choudhury and Hahne, 1998). A caller that holds nothing is forgotten.
+    """
+
+    def __init__(self, limit: Callable[[], int]) -> None:
+        """``limit`` is read at each use; while more than it is held, no caller has room."""
+        self._limit = limit
+        self.total = 0
+        self.held = defaultdict[str, int](int)
+
+    @property
+    def free(self) -> int:
+        """How much is left; negative after the limit was lowered below the total."""
+        return self._limit() - self.total
+
+    def room(self, caller: str) -> int:
+        """Return how much more ``caller`` may hold; negative if it holds too much."""
+        return self._limit() - self.total - self.held.get(caller, 0)
+
+    def fits(self, caller: str, amount: int) -> bool:
+        """Return whether ``caller`` with ``amount`` more would hold no more than is left free."""
+        return 2 * amount <= self.room(caller)
+
+    def add(self, caller: str, amount: int) -> None:
+        """Add ``amount`` to what ``caller`` holds; a negative amount gives back."""
+        self.total += amount
+        self.held[caller] += amount
+        if not self.held[caller]:
+            del self.held[caller]
 
 
 class Flights:

@@ -27,7 +27,7 @@ from wasmkilnd.cache.writes import Writes
 from wasmkilnd.errors import DoesNotFit, TierUnavailable
 from wasmkilnd.model import Artifact, CacheKey, Evicted, EvictScope, nothing_pinned
 from wasmkilnd.waits.budgets import Allowance
-from wasmkilnd.waits.shares import FairShare
+from wasmkilnd.waits.flights import FairShare
 
 from tests.contract.sealing import OURS, sealer
 from tests.contract.values import artifact, module
