@@ -138,7 +138,7 @@ async def test_a_module_in_a_file_leaves_memory_to_others(rig: Rig, tmp_path: Pa
     rig.compiler.in_progress = FairShare(lambda: 4 * CHUNK_BYTES)
     rig.compiler.module_bytes = lambda: 8 * CHUNK_BYTES
     wasm = sized(1, 6 * CHUNK_BYTES)
-    large = Spooled(tmp_path, len(wasm))
+    large = Spooled(tmp_path)
     large.append(wasm)
     calls = [asyncio.create_task(rig.compiler.compile(Request(wasm=large, terms=Terms(A))))]
     await working(rig, compiles=1, validating=0)

@@ -21,7 +21,7 @@ CONTENT = bytes(range(256)) * 5000
 
 @pytest.fixture
 def file(tmp_path: Path) -> Spooled:
-    made = Spooled(tmp_path / "uploads", len(CONTENT))
+    made = Spooled(tmp_path / "uploads")
     made.append(CONTENT)
     return made
 
@@ -65,7 +65,7 @@ async def test_a_disk_that_fails_is_told(file: Spooled, monkeypatch: pytest.Monk
 
 
 async def test_nothing_of_it_is_left_after_its_last_reader(tmp_path: Path) -> None:
-    made = Spooled(tmp_path / "uploads", len(CONTENT))
+    made = Spooled(tmp_path / "uploads")
     made.append(CONTENT)
 
     def is_open() -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import hashlib
 import os
 from collections.abc import Callable
@@ -34,9 +33,9 @@ class Spooled:
     # Returns why the disk did not take what was written last, "" if it did.
     _writing: asyncio.Future[str] | None = None
 
-    def __init__(self, folder: Path, reserved_bytes: int) -> None:
-        """Begin empty. The first bytes make ``folder`` and the file, with room for so many."""
-        self._folder, self._reserved_bytes = folder, reserved_bytes
+    def __init__(self, folder: Path) -> None:
+        """Begin empty. The first bytes make ``folder`` and the file."""
+        self._folder = folder
         self._digest, self._size_bytes = hashlib.sha256(), 0
 
     def __del__(self) -> None:
@@ -49,7 +48,6 @@ class Spooled:
             self._folder.mkdir(mode=0o700, exist_ok=True)
             with TemporaryFile(buffering=0, dir=self._folder) as file:
                 self._file = os.dup(file.fileno())
-            _reserve(self._file, self._reserved_bytes)
         done = 0
         while done < len(data):
             at = self._size_bytes + done
@@ -105,12 +103,3 @@ class Spooled:
         except OSError as failure:
             why = failure.strerror or "it does not answer"
             raise errors.uploads_full(f"cannot read an upload from disk ({why})") from None
-
-
-def _reserve(file: int, size_bytes: int) -> None:
-    """Take room on the disk where the file system can reserve it."""
-    try:
-        os.posix_fallocate(file, 0, size_bytes)
-    except OSError as failure:
-        if failure.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-            raise

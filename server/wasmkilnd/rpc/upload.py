@@ -9,7 +9,7 @@ behind, and a module of any size is never whole in its memory.
 ==========  ======================================================================================
 number      64, and no caller has more of them than it leaves for others. Each has one descriptor
 disk        ``upload_bytes`` for all together; each counts as a whole from its first message on,
-            while a call or a write uses it too. Its first bytes reserve that much
+            while a call or a write uses it too
 time        ``caller_timeout_s`` for each message with new bytes, and for each write. One that no
             call brings is thrown away after 10 minutes, or sooner when another needs the room
 memory      of each call one message: HTTP/2's flow control holds back what follows
@@ -134,7 +134,7 @@ class Uploads:
             upload = None
         if upload is None:
             self._make_room(size_bytes, call.caller)
-            upload = _Upload(key, size_bytes, Spooled(self._folder, size_bytes))
+            upload = _Upload(key, size_bytes, Spooled(self._folder))
             self._under_way[key] = upload
         else:
             self._charge(upload, -1)
