@@ -30,7 +30,7 @@ from wasmkilnd.cache.host_store import HostStore
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.files.threads import on_disk
-from wasmkilnd.files.whole_files import SharedFile
+from wasmkilnd.files.whole_files import locked, write_whole
 from wasmkilnd.model import MAX_PINS, Held, PinTimes
 from wasmkilnd.redis import records
 from wasmkilnd.signing.sealer import Sealer
@@ -55,6 +55,40 @@ class _PinList(BaseModel):
     pins: dict[_Sha256, Annotated[list[_Ms], Field(min_length=2)]]
 
 
+class PinFile:
+    """The file that keeps the pins of a namespace, to which daemons add in turns. It blocks."""
+
+    def __init__(self, state_dir: Path, namespace: str) -> None:
+        # A namespace may have the name "default", and is another one.
+        self._path = state_dir / "pins" / (f"ns-{namespace}.json" if namespace else "default.json")
+        self._trouble = ""
+
+    def read(self) -> bytes:
+        """Return what is in the file; nothing if there is none. Raises OSError."""
+        with contextlib.suppress(FileNotFoundError):
+            return self._path.read_bytes()
+        return b""
+
+    def add(self, added: Callable[[bytes], bytes]) -> bytes:
+        """Return what is in the file, and write what ``added`` makes of it, if that differs.
+
+        If that fails, return nothing, and log each cause once.
+        """
+        found, trouble = b"", ""
+        try:
+            found = self.read()
+            if added(found) != found:
+                self._path.parent.mkdir(mode=0o700, exist_ok=True)
+                with locked(self._path.parent):
+                    write_whole(self._path, added(self.read()))
+        except OSError as failure:
+            trouble = failure.strerror or str(failure)
+            if trouble != self._trouble:
+                log.warning("cannot keep pins in the state directory", cause=trouble)
+        self._trouble = trouble
+        return found
+
+
 @dataclass(eq=False, repr=False)
 class Pins:
     """What is pinned in the tiers of ``cache``, and all that a daemon does for it.
@@ -67,7 +101,7 @@ class Pins:
     - ``redis_usage``: what Redis keeps for pins in this namespace, and its limit; no more.
     """
 
-    file: SharedFile
+    file: PinFile
     sealer: Sealer
     cache: Cache
     memory: MemoryTier
@@ -290,14 +324,9 @@ class Pins:
                     self.cache.redis_writes.add(found)
 
 
-def file_of(state_dir: Path, namespace: str) -> SharedFile:
-    """Return the file that keeps the pins of a namespace."""
-    return SharedFile(state_dir / "pins", namespace, "cannot keep pins in the state directory")
-
-
 def pinned_in(state_dir: Path, namespace: str) -> set[str]:
     """Return what is pinned by the file in the state directory. Raise OSError."""
-    found = _parse(file_of(state_dir, namespace).read())
+    found = _parse(PinFile(state_dir, namespace).read())
     return {module for module, times in found.items() if times.is_pinned}
 
 

@@ -38,7 +38,7 @@ from wasmkilnd.cache import host_store, memory, object_store, redis_store
 from wasmkilnd.cache.cache import Cache
 from wasmkilnd.compile import Compiler, Tenant
 from wasmkilnd.engines.registry import EngineRegistry
-from wasmkilnd.pins import Pins, file_of
+from wasmkilnd.pins import PinFile, Pins
 from wasmkilnd.redis import embedded, fleet, records
 from wasmkilnd.rpc.messages import header_of
 from wasmkilnd.settings import NONE, Settings
@@ -157,7 +157,7 @@ class OpenTenant:
             objects=objects,
         )
         pins = Pins(
-            file_of(settings.state_dir, namespace),
+            PinFile(settings.state_dir, namespace),
             *(sealer, self.cache, self.memory, host, self.redis if told else None),
             namespaces=lambda: len(common.opened),
         )

@@ -21,7 +21,7 @@ from wasmkilnd.cache.cache import Cache
 from wasmkilnd.cache.memory import MemoryTier
 from wasmkilnd.errors import Reason, WasmkilnError
 from wasmkilnd.model import MAX_PINS, Artifact, EvictScope, Held, Module
-from wasmkilnd.pins import Pins, file_of
+from wasmkilnd.pins import PinFile, Pins
 from wasmkilnd.signing.keys import PrivateKey
 from wasmkilnd.signing.sealer import Sealer
 
@@ -67,7 +67,7 @@ class Daemon:
             write_queue_bytes=lambda: 100 * MIB,
         )
         self.pins = Pins(
-            file_of(folder, namespace), sealer, self.cache, self.memory, self.host, self.redis
+            PinFile(folder, namespace), sealer, self.cache, self.memory, self.host, self.redis
         )
 
     def is_pinned(self, module_sha256: str) -> bool:

@@ -23,7 +23,7 @@ from wasmkilnd.engines.registry import Refused
 from wasmkilnd.engines.verdict import CompiledCode, JobResult
 from wasmkilnd.errors import WasmkilnError
 from wasmkilnd.model import FAST_SETTINGS, CompileSpec, EngineIdentity, Kind, Limits, Module
-from wasmkilnd.pins import Pins, file_of
+from wasmkilnd.pins import PinFile, Pins
 from wasmkilnd.quarantine import Quarantine
 from wasmkilnd.redis.fleet import Fleet
 from wasmkilnd.redis.records import Strikes
@@ -160,7 +160,7 @@ class Rig:
             call_wait_s=60,
             write_queue_bytes=lambda: 100_000,
         )
-        self.pins = Pins(file_of(Path("unused"), ""), sealer, cache, self.memory, None, None)
+        self.pins = Pins(PinFile(Path("unused"), ""), sealer, cache, self.memory, None, None)
         self.quarantine = Quarantine(
             *(Strikes(None, "", sealer), self.metrics, lambda: 600.0, lambda: LIMITS)
         )

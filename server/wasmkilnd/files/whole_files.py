@@ -6,12 +6,8 @@ import contextlib
 import fcntl
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-
-import structlog
-
-log = structlog.get_logger("wasmkilnd.state")
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -38,40 +34,3 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
-
-
-class SharedFile:
-    """A small file of one namespace to which daemons add in turns. Its methods block."""
-
-    def __init__(self, folder: Path, namespace: str, complaint: str) -> None:
-        """``complaint`` is logged once for each cause why nothing can be added."""
-        # A namespace may have the name "default", and is another one.
-        self._path = folder / (f"ns-{namespace}.json" if namespace else "default.json")
-        self._complaint = complaint
-        self.trouble = ""
-        """Why nothing could be added; empty if that was possible last."""
-
-    def read(self) -> bytes:
-        """Return what is in the file; nothing if there is none. Raises OSError."""
-        with contextlib.suppress(FileNotFoundError):
-            return self._path.read_bytes()
-        return b""
-
-    def add(self, added: Callable[[bytes], bytes]) -> bytes:
-        """Return what is in the file, and write what ``added`` makes of it, if that differs.
-
-        If that fails, return nothing; see ``trouble``.
-        """
-        found, trouble = b"", ""
-        try:
-            found = self.read()
-            if added(found) != found:
-                self._path.parent.mkdir(mode=0o700, exist_ok=True)
-                with locked(self._path.parent):
-                    write_whole(self._path, added(self.read()))
-        except OSError as failure:
-            trouble = failure.strerror or str(failure)
-            if trouble != self.trouble:
-                log.warning(self._complaint, cause=trouble)
-        self.trouble = trouble
-        return found
