@@ -1,6 +1,6 @@
 """The wasmkiln daemon: it validates, compiles and caches WebAssembly modules.
 
-``cli`` parses the command line, ``run`` handles signals, ``app`` builds all parts and ends them.
+``cli`` parses the command line, ``app`` builds all parts, handles signals, and ends them.
 One Compile call goes through these files in this order; ``compile`` calls the indented ones, and a
 memory hit only the first of them:
 

@@ -1,10 +1,13 @@
-"""The composition root: build every part, start them, and end them in order."""
+"""The life of a daemon: build every part, start them, handle signals, end in order."""
 
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import gc
 import math
+import signal
+import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
@@ -21,7 +24,7 @@ from wasmkilnd.cache.host_store import HostDirectory
 from wasmkilnd.lifecycle import engines, preflight
 from wasmkilnd.lifecycle import reload as reloads
 from wasmkilnd.lifecycle.readiness import Readiness, status_json
-from wasmkilnd.lifecycle.systemd import long_step
+from wasmkilnd.lifecycle.systemd import Service, long_step, notify
 from wasmkilnd.model import DrainState, Entrance, Reloadable, Transport
 from wasmkilnd.quota import Quotas
 from wasmkilnd.redis.embedded import EmbeddedServer, SharedServer
@@ -32,9 +35,9 @@ from wasmkilnd.settings import GRPC, NONE, Settings, group_id, written
 from wasmkilnd.settings_loader import LoadedSettings
 from wasmkilnd.signing.keys import open_keys
 from wasmkilnd.signing.sealer import Sealer
+from wasmkilnd.telemetry import logs
 from wasmkilnd.telemetry.admin import LIMIT, AdminServer
 from wasmkilnd.telemetry.audit import Audit
-from wasmkilnd.telemetry.logs import dropped_lines
 from wasmkilnd.telemetry.metrics import Metrics
 from wasmkilnd.telemetry.tracing import open_tracing
 from wasmkilnd.tenants import Tenants, why_not
@@ -46,6 +49,8 @@ _MAX_STREAMS = 256
 _FLUSH_S = 5.0
 # How long a start waits at the end for the keys of JSON Web Tokens.
 _KEYS_S = 1.0
+# How long the banner waits for somebody who reads it.
+_SHOW_S = 2.0
 
 log = structlog.get_logger("wasmkilnd")
 
@@ -204,7 +209,7 @@ class Daemon:
         )
         gauges = metrics.gauges
         gauges.ready = lambda: readiness.now()[0]
-        gauges.log_lines_dropped, gauges.quotas = dropped_lines, quotas.by_kind
+        gauges.log_lines_dropped, gauges.quotas = logs.dropped_lines, quotas.by_kind
         gauges.traffic = traffic.usage
         gauges.uploads = lambda: uploads.counts.total
         gauges.upload_bytes = lambda: uploads.sizes.total
@@ -407,3 +412,78 @@ def _listeners(settings: Settings, tls: TlsFiles | None) -> Sequence[server.List
             at = replace(at, entrance=entrance, credentials=credentials)
         found += [at] if setting in GRPC else []
     return found
+
+
+# From the first signal that counts to the last.
+
+
+async def run(loaded: LoadedSettings, read: Callable[[], LoadedSettings]) -> None:
+    """Serve until SIGTERM, SIGINT or Drain, then drain and end.
+
+    ``read`` returns the configuration at each SIGHUP. Raises as ``Daemon.start``.
+    """
+    preflight.configure_malloc()
+    with logs.standard_error(loaded.settings.log_format, loaded.settings.log_level):
+        # On a fatal signal, Python prints its stack here and nowhere else.
+        faulthandler.enable(file=2)
+        await _live(loaded, read)
+
+
+async def _live(loaded: LoadedSettings, read: Callable[[], LoadedSettings]) -> None:
+    shutdown, hung_up = Shutdown(), asyncio.Event()
+    daemon = Daemon(loaded, shutdown)
+    service = Service(loaded.settings.state_dir, daemon.version, daemon.status, daemon.look)
+    stops = 0
+
+    def stop(name: str) -> None:
+        nonlocal stops
+        stops += 1
+        # Drain does not count as a first signal: a container's supervisor sends SIGTERM right
+        # after the hook that called Drain, and does not mean to hurry the daemon.
+        if stops == 1:
+            log.info("stopping", signal=name)
+            daemon.drain()
+        else:
+            log.info("stopping at once", signal=name)
+            shutdown.hurry()
+
+    async def reload_at_each_hang_up() -> None:
+        while True:
+            await hung_up.wait()
+            hung_up.clear()
+            await service.reload(lambda: daemon.reload(read))
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, number.name)
+    loop.add_signal_handler(signal.SIGHUP, hung_up.set)
+    # Since ``entry``, one that came has waited: the daemon reloads once it has started.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])
+    try:
+        if await until(shutdown.asked, daemon.start()):
+            if is_banner_wanted(loaded.settings):
+                await asyncio.to_thread(_show, daemon.banner)
+            await service.begin()
+            await until(shutdown.asked, reload_at_each_hang_up())
+    finally:
+        notify("STOPPING=1", "STATUS=draining")
+        await daemon.stop()
+        await service.end()
+        # The event loop removes its handlers as it closes, before the interpreter ends: a signal
+        # that comes in between would kill a daemon that has stopped cleanly.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
+
+
+def is_banner_wanted(settings: Settings) -> bool:
+    """Return whether somebody reads the banner: not a program that reads JSON."""
+    return bool(sys.stdout and (sys.stdout.isatty() or settings.log_format == "text"))
+
+
+def _show(text: str) -> None:
+    """Print the banner; give up after 2 s if nobody reads it."""
+    if sys.stdout:  # the daemon may have been started without one
+        writer = logs.Writer(sys.stdout.fileno())
+        writer.put(lambda _: text, {})
+        writer.end(_SHOW_S)

@@ -91,7 +91,7 @@ def serve(flags: Mapping[str, FlagValue], config: Path | None) -> None:
     # What is imported stays, so there is nothing to collect until the daemon is built: looking
     # takes a sixth of the time.
     gc.disable()
-    from wasmkilnd.run import run
+    from wasmkilnd.app import run
 
     asyncio.run(run(loaded, read))
 

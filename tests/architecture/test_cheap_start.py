@@ -27,7 +27,7 @@ def test_settings_are_read_before_grpc_is_there() -> None:
     program = """
 import os, sys
 from wasmkilnd.cli import command
-sys.modules["wasmkilnd.run"] = None
+sys.modules["wasmkilnd.app"] = None
 words = "serve --tls-cert-file x --tls-key-file y --tls-min-version 1.3 --listen 127.0.0.1:0"
 try:
     command(words.split(), standalone_mode=False)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from wasmkilnd.run import is_banner_wanted
+from wasmkilnd.app import is_banner_wanted
 from wasmkilnd.settings import Settings
 
 

@@ -1,6 +1,6 @@
 """The life of a daemon: what it checks, starts, reloads, reports and ends.
 
-``app`` calls the parts of this room in order; ``run`` tells it about signals.
+``app`` calls the parts of this room in order.
 
 | phase | file | what it does |
 |---|---|---|

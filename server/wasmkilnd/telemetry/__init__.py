@@ -11,7 +11,7 @@
 
 Nothing here decides anything: a daemon without telemetry would serve the same. Its parts log with
 structlog, count by the methods of ``Metrics``, and put what takes time into a ``tracing.step``;
-``app`` builds the metrics and the admin server, ``run`` starts the log.
+``app`` starts the log, and builds the metrics and the admin server.
 
 No part of telemetry fails a call, nor lets a caller fill memory or the disk. Metric names and log
 fields are a contract with operators (docs/reference/logs.md); the words of log events may change.
