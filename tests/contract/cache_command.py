@@ -10,8 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 from wasmkilnd.cli import command
 from wasmkilnd.commands.cache import BadValuesFound
-from wasmkilnd.commands.shared import CommandFailed
-from wasmkilnd.errors import TierUnavailable
+from wasmkilnd.errors import CannotUse, TierUnavailable
 from wasmkilnd.model import Artifact
 
 from tests.contract.sealing import OURS, THEIRS, sealer
@@ -50,7 +49,7 @@ class Command:
 
     def refusal(self, *words: str, **environ: str) -> str:
         """Run it, and return the one sentence why it did not do its work."""
-        with pytest.raises((CommandFailed, TierUnavailable)) as failure:
+        with pytest.raises((CannotUse, TierUnavailable)) as failure:
             raise self(*words, **environ).exception or AssertionError
         assert "\n" not in str(failure.value)
         return str(failure.value)

@@ -37,7 +37,7 @@ from wasmkilnd.cache import value as values
 from wasmkilnd.cache.object_store import Bucket, ObjectStore, prefix_of
 from wasmkilnd.cache.redis_store import RedisStore
 from wasmkilnd.cache.value import Opened, ValueRejected
-from wasmkilnd.commands.shared import CommandFailed, cell, json_option, print_table, ready
+from wasmkilnd.commands.shared import cell, json_option, print_table, ready
 from wasmkilnd.errors import CannotUse, TierUnavailable
 from wasmkilnd.model import NAMESPACE_NAME, Artifact, CacheKey, Evicted, Module
 from wasmkilnd.model import RejectionCause as Cause
@@ -170,7 +170,7 @@ def _sealer(settings: Settings, *, verifies: bool) -> Sealer:
     keys = read_keys(settings)
     if verifies and not keys.trusted:
         why = f"no key is trusted here, and there is none in {settings.effective_keys_dir}"
-        raise CommandFailed(f"{why} (set --keys-dir or WASMKILN_TRUSTED_KEYS)")
+        raise CannotUse(f"{why} (set --keys-dir or WASMKILN_TRUSTED_KEYS)")
     return Sealer(keys)
 
 
@@ -186,7 +186,7 @@ async def _redis(
         try:
             shared = embedded.SharedServer(url, redis_access(settings), server, timeout_s)
             if shared.link is None:
-                raise CommandFailed("there is no shared cache: WASMKILN_REDIS_URL is none")
+                raise CannotUse("there is no shared cache: WASMKILN_REDIS_URL is none")
             # Before the start, since an interrupted start has to be undone too.
             opened.push_async_callback(server.stop)
             opened.push_async_callback(shared.close)
@@ -205,7 +205,7 @@ async def _redis(
             yield _Redis(settings, namespace, sealer, shared.link)
         except (CannotUse, TierUnavailable) as failure:
             where = f"Redis at {RedisAddress.parse(url)}" if url else "embedded Valkey"
-            raise CommandFailed(f"{where}: {failure}") from None
+            raise CannotUse(f"{where}: {failure}") from None
 
 
 @contextlib.asynccontextmanager
@@ -216,17 +216,14 @@ async def _objects(
     try:
         url = object_store_url(url)
     except ValueError as failure:
-        raise CommandFailed(f"cannot use the URL of an object store: {failure}") from None
+        raise CannotUse(f"cannot use the URL of an object store: {failure}") from None
     timeout_s = max(settings.object_store_timeout_s, _TIMEOUT_S)
     patient = settings.model_copy(update={"object_store_timeout_s": timeout_s})
     async with contextlib.AsyncExitStack() as opened:
-        try:
-            if (bucket := open_bucket(patient, url)) is None:
-                raise CommandFailed("there is no object store: WASMKILN_OBJECT_STORE_URL is none")
-            opened.push_async_callback(bucket.close)
-            yield _Objects(settings, namespace, sealer, bucket)
-        except (CannotUse, TierUnavailable) as failure:
-            raise CommandFailed(str(failure)) from None
+        if (bucket := open_bucket(patient, url)) is None:
+            raise CannotUse("there is no object store: WASMKILN_OBJECT_STORE_URL is none")
+        opened.push_async_callback(bucket.close)
+        yield _Objects(settings, namespace, sealer, bucket)
 
 
 # ---- What a tier does for the commands
@@ -402,7 +399,7 @@ class _Host:
     def __init__(self, settings: Settings, namespace: str, sealer: Sealer) -> None:
         options, self.bytes_read = host_options(settings), 0
         if not options.limit_bytes:
-            raise CommandFailed("host_store_dir is none, or host_store_bytes is 0")
+            raise CannotUse("host_store_dir is none, or host_store_bytes is 0")
         self._options = replace(options, namespace=namespace)
         self._sealer, self._pins = sealer, (settings.state_dir, namespace)
         host_store.check_root(self._options.directory)
@@ -640,9 +637,9 @@ async def import_values(tier: Shared, url: str, as_json: bool) -> None:
     try:
         async with _objects(*tier.where, url=url) as source:
             await _move(source, await source.keys(), tier, moved)
-    except CommandFailed as failure:
+    except (CannotUse, TierUnavailable) as failure:
         before = f"{moved['artifacts'] + moved['modules']} values were imported before"
-        raise CommandFailed(f"cannot import {url}: {failure}; {before}") from None
+        raise CannotUse(f"cannot import {url}: {failure}; {before}") from None
     _end("imported", moved, as_json=as_json)
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import click
 
-from wasmkilnd.commands.shared import CommandFailed, say
+from wasmkilnd.commands.shared import say
+from wasmkilnd.errors import CannotUse
 from wasmkilnd.files.ownership import refuse_root
 from wasmkilnd.lifecycle.running import RunningDaemon, began, running
 from wasmkilnd.settings_loader import load
@@ -37,7 +38,7 @@ def reload(state_dir: str | None) -> None:
 def take_in(folder: Path, then: str, *, and_reload: bool) -> None:
     """Reload the daemons of a state directory, or say how to; ``then`` is what they do at that.
 
-    Raises CommandFailed.
+    Raises CannotUse.
     """
     if and_reload:
         _reload_each(folder)
@@ -55,16 +56,16 @@ def processes(daemons: Sequence[RunningDaemon]) -> str:
 
 
 def _reload_each(folder: Path) -> None:
-    """Raise CommandFailed for daemons that went on with what they had, or did not answer."""
+    """Raise CannotUse for daemons that went on with what they had, or did not answer."""
     daemons = running(folder)
     if not daemons:
-        raise CommandFailed(
+        raise CannotUse(
             f"cannot reload: no daemon serves from {folder}; name the state directory of one with"
             " --state-dir or WASMKILN_STATE_DIR"
         )
     failures = [_reload(folder, daemon) for daemon in daemons]
     if any(failures):
-        raise CommandFailed("; ".join(filter(None, failures)))
+        raise CannotUse("; ".join(filter(None, failures)))
 
 
 def _reload(folder: Path, before: RunningDaemon) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import click
 from wasmkiln.cli.text import elapsed, one_line, size
 
+from wasmkilnd.errors import CannotUse
 from wasmkilnd.files.ownership import refuse_root
 from wasmkilnd.lifecycle.running import take_back_private
 from wasmkilnd.settings import Settings, env_name, flag_name
@@ -23,10 +24,6 @@ json_option: Decorator = click.option("--json", "as_json", is_flag=True, help="P
 say = functools.partial(click.echo, err=True)
 # Fields of which the beginning is enough for people.
 _SHORT = ("module", "fingerprint", "signed_by")
-
-
-class CommandFailed(Exception):  # noqa: N818 - says what happened
-    """The command failed; the message says why and what to do."""
 
 
 def with_settings(*paths: str) -> Decorator:
@@ -42,7 +39,7 @@ def with_settings(*paths: str) -> Decorator:
                 raise
             except OSError as failure:
                 what = failure.filename or "a file"
-                raise CommandFailed(f"cannot use {what}: {failure.strerror}") from None
+                raise CannotUse(f"cannot use {what}: {failure.strerror}") from None
 
         command: Callable[..., None] = run
         for name in reversed(paths):

@@ -23,6 +23,8 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
+from wasmkilnd.errors import CannotUse
+
 _OTHERS_READ = stat.S_IROTH | stat.S_IXOTH
 # More than any path has, links followed: a link may lead to itself.
 _MOST_STEPS = 1000
@@ -30,7 +32,7 @@ _MOST_STEPS = 1000
 _OUT_OF_REACH = (FileNotFoundError, NotADirectoryError, PermissionError)
 
 
-class NotOurs(Exception):  # noqa: N818 - says what it is
+class NotOurs(CannotUse):
     """Another user could change what the daemon runs or trusts; the message says what to do."""
 
 

@@ -35,6 +35,7 @@ from typing import Final, Literal, TypeAlias
 
 import structlog
 
+from wasmkilnd.errors import CannotUse
 from wasmkilnd.files.threads import Threads
 from wasmkilnd.telemetry import logs
 from wasmkilnd.telemetry.logs import Repeats
@@ -73,10 +74,6 @@ def line_of(event: Event, identity: str = "", code: str = "OK", **told: Told) ->
     return {"time": logs.now(), "event": event, "identity": who, "code": code, **cut}
 
 
-class CannotAudit(Exception):  # noqa: N818 - says what the daemon cannot do
-    """The audit file cannot be used; the message says why and what to do."""
-
-
 def cannot_write_audit(path: Path, failure: OSError) -> str:
     """Return why the audit cannot go to ``path``, and what to do."""
     return (
@@ -103,7 +100,7 @@ class Audit:
         """Return what sends lines to ``where``, the setting ``audit_file``. May block.
 
         On a full disk the daemon serves: it counts the lines that are lost until there is room.
-        Raises CannotAudit.
+        Raises CannotUse.
         """
         if where in ("", TO_LOG):
             return partial(self._use, _append_to_log if where else None)
@@ -112,7 +109,7 @@ class Audit:
             os.close(_open(path))
         except OSError as failure:
             if failure.errno not in _FULL:
-                raise CannotAudit(cannot_write_audit(path, failure)) from None
+                raise CannotUse(cannot_write_audit(path, failure)) from None
         return partial(self._use, partial(self._append_in_time, path))
 
     def write(self, event: Event, identity: str = "", code: str = "OK", **told: Told) -> None:

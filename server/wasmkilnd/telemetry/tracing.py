@@ -39,7 +39,7 @@ from typing import Any, TypeAlias
 import grpc
 import structlog
 
-from wasmkilnd.errors import WasmkilnError
+from wasmkilnd.errors import CannotUse, WasmkilnError
 from wasmkilnd.settings import mask
 from wasmkilnd.telemetry import logs
 
@@ -57,10 +57,6 @@ _FAULTS = {"UNKNOWN", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "
 _FINE = {"hit", "miss", "ok", "too_large"}
 
 log = structlog.get_logger("wasmkilnd.traces")
-
-
-class TracingUnusable(Exception):  # noqa: N818 - a state, shown to the operator
-    """Traces are switched on, and cannot be sent; the message says why and what to do."""
 
 
 class CallTrace:
@@ -250,18 +246,18 @@ def _variable(name: str) -> str:
 
 
 def open_tracing(version: str) -> Tracing | None:
-    """Return the traces; None if they are switched off. May block. Raises TracingUnusable."""
+    """Return the traces; None if they are switched off. May block. Raises CannotUse."""
     if not _variable("ENDPOINT"):
         return None
     try:
         tracing = Tracing(Collector(), version)
     except ImportError:
-        raise TracingUnusable(
+        raise CannotUse(
             "cannot send traces to the collector of OTEL_EXPORTER_OTLP_ENDPOINT: OpenTelemetry is"
             " not installed: pip install 'wasmkiln[server,trace]'"
         ) from None
     except Exception as failure:  # the library has many, for each variable
         why = f"cannot send traces: one of the variables OTEL_*: {failure}"
-        raise TracingUnusable(why) from None
+        raise CannotUse(why) from None
     logs.context = of_line
     return tracing

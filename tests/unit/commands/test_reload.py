@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 from wasmkilnd.cli import command
 from wasmkilnd.commands import reload
-from wasmkilnd.commands.shared import CommandFailed
+from wasmkilnd.errors import CannotUse
 from wasmkilnd.lifecycle.running import RunningDaemon, began
 
 
@@ -37,7 +37,7 @@ def process(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
 def refusal(state: Path) -> str:
     words = ["reload", "--state-dir", str(state)]
     result = CliRunner().invoke(command, words, standalone_mode=False)
-    assert isinstance(result.exception, CommandFailed)
+    assert isinstance(result.exception, CannotUse)
     return str(result.exception)
 
 

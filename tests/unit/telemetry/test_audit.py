@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from wasmkilnd.errors import CannotUse
 from wasmkilnd.telemetry import logs
 from wasmkilnd.telemetry.audit import (
     FAILURES,
     INTERVAL_S,
     OTHERS,
     Audit,
-    CannotAudit,
     append,
     line_of,
 )
@@ -118,7 +118,7 @@ def test_half_a_line_does_not_swallow_the_next(path: Path, monkeypatch: pytest.M
 def test_what_is_no_file_is_refused(path: Path) -> None:
     os.mkfifo(path)
     for wrong in (path, path.parent, path.parent / "x" / "y"):
-        with pytest.raises(CannotAudit, match="cannot write the audit to"):
+        with pytest.raises(CannotUse, match="cannot write the audit to"):
             Audit().prepare(str(wrong))
         with pytest.raises(OSError):
             append(wrong, line_of(**DONE))

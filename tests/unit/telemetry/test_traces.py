@@ -20,9 +20,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 from structlog.testing import capture_logs
 from wasmkilnd import errors
+from wasmkilnd.errors import CannotUse
 from wasmkilnd.telemetry import tracing
 from wasmkilnd.telemetry.metrics import Metrics
-from wasmkilnd.telemetry.tracing import Collector, Tracing, TracingUnusable, open_tracing
+from wasmkilnd.telemetry.tracing import Collector, Tracing, open_tracing
 
 COMPILE = "/wasmkiln.v1.ModuleService/Compile"
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -275,7 +276,7 @@ def test_a_variable_that_is_wrong_is_refused_without_what_the_headers_say(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     wrong = rf"cannot send traces: one of the variables OTEL_\*: .*{says}"
-    with pytest.raises(TracingUnusable, match=wrong) as refused:
+    with pytest.raises(CannotUse, match=wrong) as refused:
         open_tracing("1")
     assert "hunter2" not in f"{refused.value} {caplog.text}"
 
