@@ -179,8 +179,6 @@ def _keys_of(source: KeySource, revoked: set[str]) -> list[PublicKey]:
         with suppress(ValueError):
             return [PublicKey.parse(text)]
         path = Path(text).expanduser()
-        if text.endswith(".pem") and "\n" not in text and not path.exists():
-            raise ValueError(f"there is no file {text}")
         if "\n" in text or not path.exists():
             raise ValueError(
                 "a trusted key is 64 hex digits, base64 of 32 bytes, PEM, or the path of a file or"
@@ -198,15 +196,12 @@ def _keys_in(file: Path) -> list[PublicKey]:
         text = file.read_text()
         blocks = [block[0] for block in _PEM.finditer(text)]
         lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-        keys = [PublicKey.parse(each) for each in blocks or lines]
+        return [PublicKey.parse(each) for each in blocks or lines or [""]]
     except ValueError as error:  # UnicodeDecodeError too
         raise ValueError(
             f"cannot read {file}: expected Ed25519 public keys in hex, base64 or PEM, and no"
             " certificates"
         ) from error
-    if not keys:
-        raise ValueError(f"cannot read {file}: there is no key in it")
-    return keys
 
 
 def write_revocation(key_id: str) -> bytes:

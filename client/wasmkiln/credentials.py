@@ -378,11 +378,6 @@ def choose_address(argument: str) -> str:
     from 1 to 65535: gRPC would use another one.
     """
     address = argument or os.environ.get("WASMKILN_ADDRESS") or DEFAULT_ADDRESS
-    if address.startswith("ring:"):
-        raise ValueError(
-            "no address begins with ring: any more: name a proxy that routes by the metadata "
-            "wasmkiln-module, as docs/how-to/fleet.md says"
-        )
     place = _PLACE.fullmatch(address)
     if not _SCHEME.match(address) and not (place and 0 < int(place[1]) < 65536):
         raise ValueError(
@@ -466,8 +461,6 @@ def _checked(table: Any, folder: Path) -> dict[str, Any]:
     """Return what a profile's table says, with whole paths. Raise ValueError."""
     if not isinstance(table, dict) or not table.get("address"):
         raise ValueError("expected a table with an address")
-    if "token" in table:
-        raise ValueError("put the token into a file of its own, and name that as token_file")
     for key, value in table.items():
         if key not in _KINDS:
             raise ValueError(f"unknown key {quoted(key)}: it may have {', '.join(_KINDS)}")
@@ -530,8 +523,6 @@ def _credentials(text: str | None, file: PathLike | None) -> Watched[Metadata] |
 def _authorization(text: str, what: str) -> Metadata:
     """Return the metadata that carries a token. Raise ValueError, which does not quote it."""
     token = re.sub(r"\Abearer\s+", "", text.strip(), flags=re.IGNORECASE)
-    if not token:
-        raise ValueError(f"cannot use {what}: it is empty")
     if not re.fullmatch(rf"[!-~]{{1,{_MAX_TOKEN_BYTES}}}", token):
         raise ValueError(
             f"cannot use {what}: expected one token of at most {_MAX_TOKEN_BYTES:,} visible ASCII "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 import time
 from dataclasses import asdict
 from functools import partial
@@ -182,27 +181,10 @@ def engines(session: Session, settings: bool, isolation: bool, of: str | None) -
     session.emit(document, *(table(some, columns) for columns, some in shown.items()))
 
 
-@command(
-    """
---watch             Repeat until interrupted; with --json, one line each time.
---interval SECONDS  Time between two updates of --watch.
-""",
-    interval={"default": 2.0, "show_default": True},
-)
-def stats(session: Session, watch: bool, interval: float) -> None:
+@command()
+def stats(session: Session) -> None:
     """Show counters and latencies of tiers, compiles and workers."""
-    with session.client() as client:
-        while True:
-            shown = _stats(document := to_document(client.stats()))
-            if watch and not session.get("as_json"):
-                click.clear()  # nothing, unless stdout is a terminal
-            session.emit(document, *shown)
-            if not watch:
-                return
-            time.sleep(max(0.1, interval))
-
-
-def _stats(document: dict[str, Any]) -> list[str]:
+    document = to_document(session.call("stats"))
     of = "p50_s:{0}p50 {1}.p90_s:p90 {1}.p99_s:p99"
     compiles = [one for one in document["compiles"] if one["count"]]
     names = [{"name": name, "is": engine} for name, engine in document["engine_names"].items()]
@@ -212,7 +194,8 @@ def _stats(document: dict[str, Any]) -> list[str]:
     now += "dropped_object_writes "
     tiers = "tier entries bytes pinned_bytes:pinned limit_bytes:limit hits misses evictions errors "
     warm_ups = "engine:new_engine from_engine:warm_from total:artifacts done failed ended:moved"
-    return [
+    session.emit(
+        document,
         table([document], head),
         table([document], f"{now} quarantined_modules:quarantined pins"),
         table(document["tiers"], f"{tiers} get_latency.{of.format('get_', 'get_latency')}"),
@@ -221,7 +204,7 @@ def _stats(document: dict[str, Any]) -> list[str]:
         table(names, "name is:engine_that_it_stands_for"),
         table(document["quotas"], "identity quota used limit refused"),
         table(document["engine_warm_ups"], warm_ups),
-    ]
+    )
 
 
 @command("service [SERVICE]")
@@ -268,21 +251,16 @@ def profiles(session: Session) -> None:
 --engine ENGINE           Every artifact of one engine version.
 --all everything          Everything.
 --tier TIER               This tier only.  [default: all tiers]
---yes                     Do not ask for confirmation.
+--yes                     Yes, of more than one module.
 """,
     tier={"type": click.Choice(_TIERS), "metavar": None},
 )
 def evict(session: Session, module: str | None, yes: bool, **scope: Any) -> Exit:
     """Remove artifacts from the caches: of a module, of an engine, or all."""
-    engine, everything, tier = scope["engine"], scope["everything"], scope["tier"]
-    if (module is not None) + (engine is not None) + everything != 1:
+    if (module is not None) + (scope["engine"] is not None) + scope["everything"] != 1:
         raise click.UsageError("give one of --module, --engine and --all")
     if module is None and not yes:
-        if not sys.stdin.isatty():
-            raise click.UsageError("cannot ask for confirmation without a terminal: give --yes")
-        what = f"every artifact of {engine}" if engine else "everything"
-        where = f"the {tier} tier" if tier else "all tiers"
-        click.confirm(f"Evict {what} from {where}?", abort=True, err=True)
+        raise click.UsageError("--engine and --all need --yes")
     digest = digest_of(module) if module is not None else None
     answer = session.call("evict", module_sha256=digest, **scope)
     gone = f"evicted {answer.artifacts} artifacts, {answer.modules} modules, {size(answer.bytes)}"

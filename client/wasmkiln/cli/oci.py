@@ -38,7 +38,7 @@ MODULE_TYPES = (
 )
 _MOST_MANIFEST_BYTES = 4 * 2**20
 # Registries allow some hundred layers.
-_MOST = {"layers": 2_000, "manifests": 200}
+_MOST_LAYERS, _MOST_MANIFESTS = 2_000, 200
 # index.json, an image's own index, and no further.
 _MOST_INDEXES = 2
 
@@ -108,13 +108,12 @@ def _parsed(name: str, content: bytes) -> tuple[str, list[_Descriptor]]:
         document = json.loads(content)
     except (ValueError, RecursionError):
         document = None
-    if not isinstance(document, dict):
-        raise SourceUnusable(f"{name} has a manifest that is no JSON object")
-    key = "manifests" if "manifests" in document else "layers"
-    found, most = document.get(key), _MOST[key]
-    if not isinstance(found, list) or len(found) > most:
-        raise SourceUnusable(f"{name} has a manifest whose {key} are no list of {most:,} at most")
-    return key, [_descriptor(name, one) for one in found]
+    match document:
+        case {"manifests": list(found)} if len(found) <= _MOST_MANIFESTS:
+            return "manifests", [_descriptor(name, one) for one in found]
+        case {"layers": list(found)} if len(found) <= _MOST_LAYERS:
+            return "layers", [_descriptor(name, one) for one in found]
+    raise _malformed(name)
 
 
 def _descriptor(name: str, one: Any) -> _Descriptor:
@@ -122,8 +121,12 @@ def _descriptor(name: str, one: Any) -> _Descriptor:
         case {"mediaType": str(kind), "digest": str(digest), "size": int(size)} if size >= 0:
             if is_digest(sha256 := digest.removeprefix("sha256:")):
                 return _Descriptor(kind, sha256, size)
-            raise SourceUnusable(f"{name} names a digest that is no SHA-256: {quoted(digest)}")
-    raise SourceUnusable(f"{name} has a manifest with a malformed descriptor")
+    raise _malformed(name)
+
+
+def _malformed(name: str) -> SourceUnusable:
+    most = f"{_MOST_LAYERS:,} layers or {_MOST_MANIFESTS} manifests at most"
+    return SourceUnusable(f"{name} has a malformed manifest: expected {most}, each by its SHA-256")
 
 
 def _blob(folder: Path, sha256: str, limit_bytes: int) -> bytes:

@@ -159,13 +159,7 @@ def _readers(source: str, recursive: bool) -> Iterator[tuple[str, Callable[[], l
     elif is_digest(digest):
         yield source, lambda: [Module(digest, digest)]
     else:
-        why = "does not exist: give files, folders or SHA-256 digests"
-        if source.startswith("oci://"):
-            image = source.removeprefix("oci://")
-            why = (
-                f"is in a registry: `skopeo copy --all docker://{quoted(image)} oci:FOLDER` makes a"
-                " folder of it, which is a source"
-            )
+        why = "does not exist: give files, folders, SHA-256 digests, or images that skopeo copied"
         raise click.UsageError(f"{quoted(source)} {why}")
 
 

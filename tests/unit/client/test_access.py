@@ -116,7 +116,10 @@ def test_a_profile_wins_over_the_environment_and_an_argument_over_it(
             "[profile.prod]\naddress = 'a:1'\ntrusted_keys = [1]\n",
             "trusted_keys has the wrong type",
         ),
-        (f"[profile.prod]\naddress = 'a:1'\ntoken = '{SECRET}'\n", "put the token into a file"),
+        (
+            f"[profile.prod]\naddress = 'a:1'\ntoken = '{SECRET}'\n",
+            "unknown key token: it may have address",
+        ),
         ("[profile.prod]\naddress = 'a:1'\ncert_file = 'c'\n", "key_file is missing"),
         ("[profile.prod", "it is not TOML"),
     ],
@@ -241,11 +244,8 @@ def test_an_address_is_grpc_s_and_has_a_port() -> None:
     for address in ("[::1]:50051", "dns:///kiln", "ipv4:127.0.0.1:1", "kiln:65535", "unix:///k.s"):
         assert choose_address(address) == address
     bad = ("localhost", "10.0.0.1", "h:0", "h:99999", "h:http", ":1", "http://h:50051")
-    for address, says in (
-        *((each, "with a port from 1 to 65535") for each in bad),
-        ("ring:a:1,b:2", "proxy that routes by"),
-    ):
-        with pytest.raises(ValueError, match=says):
+    for address in (*bad, "ring:a:1,b:2"):
+        with pytest.raises(ValueError, match="with a port from 1 to 65535"):
             choose_address(address)
 
 

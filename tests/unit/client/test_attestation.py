@@ -195,13 +195,11 @@ def test_what_is_no_key_is_refused_without_quoting_it(tmp_path: Path) -> None:
     ).decode()
     (tmp_path / "signing.pem").write_text(private)
     secret = private.splitlines()[1]
-    for text in ("hunter2", "ab" * 31, "/no/such/file", "-----BEGIN hunter2", private):
+    for text in ("hunter2", "ab" * 31, "/no/such/file", "no.pem", "-----BEGIN hunter2", private):
         with pytest.raises(ValueError, match="a trusted key is") as caught:
             TrustedKeys.read(text)
         assert text not in str(caught.value)
         assert secret not in str(caught.value)
-    with pytest.raises(ValueError, match=r"there is no file no\.pem"):
-        TrustedKeys.read("no.pem")
     with pytest.raises(ValueError, match="expected Ed25519 public keys") as caught:
         TrustedKeys.read(tmp_path / "signing.pem")
     assert secret not in str(caught.value)
@@ -210,7 +208,7 @@ def test_what_is_no_key_is_refused_without_quoting_it(tmp_path: Path) -> None:
 def test_an_empty_source_trusts_nobody_rather_than_everybody(tmp_path: Path) -> None:
     (tmp_path / "keys").touch()
     (tmp_path / "folder").mkdir()
-    with pytest.raises(ValueError, match="there is no key in it"):
+    with pytest.raises(ValueError, match="expected Ed25519 public keys"):
         Client(trusted_keys=tmp_path / "keys")
     for nothing in ("", (), " , ", tmp_path / "folder"):
         with pytest.raises(ValueError, match="has no key in it"):
