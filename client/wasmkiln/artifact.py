@@ -7,15 +7,14 @@ import hashlib
 import os
 import secrets
 from collections.abc import Iterable, Mapping
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wasmkiln.attestation import MISMATCH, TrustedKeys, verify_header
 from wasmkiln.errors import ArtifactMismatch, AttestationInvalid, IncompatibleEngine
-from wasmkiln.shared import engine_id, is_racy
+from wasmkiln.shared import engine_id
 from wasmkiln.v1.types_pb2 import ArtifactHeader
 
 if TYPE_CHECKING:
@@ -38,8 +37,6 @@ class Artifact:
     header: ArtifactHeader = field(repr=False)
     trusted_keys: TrustedKeys = field(default_factory=TrustedKeys, repr=False, compare=False)
     requested_settings: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
-    file: tuple[Path, os.stat_result] | None = field(default=None, repr=False, compare=False)
-    """Where `open` read it, and the file's status then: `load` maps a file of the host store."""
 
     def __repr__(self) -> str:
         return (
@@ -120,11 +117,7 @@ class Artifact:
             raise ArtifactMismatch(
                 f"cannot read {header_path(source)}: it is not an artifact's header"
             ) from error
-        with source.open("rb") as file:
-            status = os.fstat(file.fileno())
-            content = file.read()
-        known = None if is_racy(status) else (source.absolute(), status)
-        artifact = cls(content, header, keys, file=known)
+        artifact = cls(source.read_bytes(), header, keys)
         if not artifact.intact():
             raise ArtifactMismatch(f"{source} does not hold the artifact that its header describes")
         return artifact
@@ -146,7 +139,6 @@ class Artifact:
 
         Return a `wasmtime.Module`, a `wasmtime.component.Component` or a `wasmer.Module`.
         `engine` is a `wasmtime.Engine` or a `wasmer.Store`; without one, it is `engine()`.
-        wasmtime maps a file of the host store that `open` read, and copies all other bytes.
 
         Loading an artifact is running its code. Without trusted keys, load only what comes from
         a daemon that you trust; with them, raise AttestationInvalid unless one of them signed
@@ -156,7 +148,6 @@ class Artifact:
         engine's version, its settings or this machine, or when the bytes are no longer those of
         the header. Check all of that before the engine sees a byte, as far as it can be known.
         """
-        from wasmkiln.host_store import Refused, open_saved
         from wasmkiln.loading import load_verified
 
         if not self.bytes:
@@ -166,15 +157,7 @@ class Artifact:
         # Without keys, `compile` only compared the header.
         if self.trusted_keys:
             verify_header(self.header, self.trusted_keys)
-        load = partial(
-            load_verified, engine=engine, advice="artifact.engine() is an engine that fits"
-        )
-        if self.file is not None:
-            with suppress(Refused), closing(open_saved(*self.file, self.header)) as entry:
-                module = load(entry)
-                entry.check_unchanged()
-                return module
-        return load(self)
+        return load_verified(self, engine, advice="artifact.engine() is an engine that fits")
 
 
 def attestation_path(path: Path) -> Path:

@@ -325,30 +325,6 @@ class Entry:
         os.close(self.file)
 
 
-def open_saved(path: Path, status: os.stat_result, header: ArtifactHeader) -> Entry:
-    """Open the file that an artifact was read from, which had this status. Raise Refused.
-
-    Only a file of a host store: of others nobody promises that they are not written to in their
-    place, which would change, or kill, a process that has them mapped.
-    """
-    entry = _open_named(path, header, {})
-    if identity(entry.status) != identity(status):
-        entry.close()
-        raise Refused("the file changed since its bytes were read")
-    return entry
-
-
-def _open_named(path: Path, header: Any, settings: Mapping[str, str]) -> Entry:
-    """Open the artifact of a header at a path, which has to be one of a host store's layout."""
-    directory = path.parents[3] if len(path.parts) > 5 else path
-    named = shared.entry_path(directory, header.fingerprint, header.module_sha256) / shared.ARTIFACT
-    if not path.is_absolute() or ".." in path.parts or path != named:
-        raise Refused("the path is not one of a host store")
-    with closing(_Folders(str(directory))) as folders:
-        folders.enter(header.fingerprint, header.module_sha256)
-        return _entry(folders, header, settings)
-
-
 def _entry(folders: _Folders, header: Any, settings: Mapping[str, str]) -> Entry:
     """Open the artifact in the innermost folder."""
     descriptor, status = folders.file(shared.ARTIFACT)
@@ -471,8 +447,14 @@ class HostStore:
         puts this artifact, and to have the device and the inode that the daemon sees: a process
         in another mount namespace may find another file under this path.
         """
-        named = header.host_file
-        entry = _open_named(Path(named.path), header, call.settings)
+        named, path = header.host_file, Path(header.host_file.path)
+        directory = path.parents[3] if len(path.parts) > 5 else path
+        folder = shared.entry_path(directory, header.fingerprint, header.module_sha256)
+        if not path.is_absolute() or ".." in path.parts or path != folder / shared.ARTIFACT:
+            raise Refused("the path is not one of a host store")
+        with closing(_Folders(str(directory))) as folders:
+            folders.enter(header.fingerprint, header.module_sha256)
+            entry = _entry(folders, header, call.settings)
         if (entry.status.st_dev, entry.status.st_ino) != (named.device, named.inode):
             entry.close()
             raise Refused("the path leads to another file here than the daemon's")

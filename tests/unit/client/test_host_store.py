@@ -18,7 +18,7 @@ import wasmtime
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from wasmkiln import Artifact, Client, engine_of, errors, host_store
+from wasmkiln import Client, engine_of, errors, host_store
 from wasmkiln._header_fields import Call
 from wasmkiln.attestation import TrustedKeys
 from wasmkiln.cli.app import app
@@ -310,25 +310,6 @@ def test_a_store_may_appear_later(
     assert client.host_file(adder) == path, "the default engine, since the kind is known"
     with pytest.raises(errors.ConnectionFailed):
         client.host_file(hashlib.sha256(adder).hexdigest())
-
-
-def test_an_artifact_that_was_opened_there_is_mapped(store: StoreWriter, adder: bytes) -> None:
-    path = store.add(adder)
-    young = Artifact.open(path)
-    assert young.file is None, "it was written a moment ago, and might change without a trace"
-    age(path)
-    artifact = Artifact.open(path)
-    before = descriptors()
-    modules = [artifact.load(), young.load()]
-    assert descriptors() - before == {path: 1}, "what wasmtime itself keeps"
-    assert artifact.bytes == path.read_bytes()
-    path.chmod(0o600)  # another ctime, so maybe another content
-    modules.append(artifact.load())
-    assert descriptors() - before == {path: 1}
-    saved = artifact.save(path.parents[3] / "saved")
-    modules.append(Artifact.open(saved).load())  # Others may be written to in their place.
-    assert descriptors() - before == {path: 1}
-    assert all(isinstance(each, wasmtime.Module) for each in modules)
 
 
 def test_the_command_prints_the_path(
