@@ -139,8 +139,6 @@ class Assembly:
         return Artifact(self._file.getvalue(), header, self._trusted_keys, self._call.settings)
 
     def _check_bytes(self, header: ArtifactHeader) -> None:
-        if self._decoder is not None and self._received_bytes == header.size_bytes:
-            self._decoder.finish()
         if self._received_bytes != header.size_bytes:
             raise ArtifactMismatch(
                 f"the artifact ended after {self._received_bytes} of {header.size_bytes} bytes"
@@ -252,10 +250,10 @@ def package() -> Any:
 
 
 class Decoder:
-    """Decodes the chunks of one artifact: `feed` each, then `finish`.
+    """Decodes the chunks of one artifact, of which each may begin and end anywhere in a frame.
 
-    A chunk may begin and end anywhere in a frame. `take` gets the decoded bytes, piece by
-    piece; what it raises ends the decoding.
+    `take` gets the decoded bytes, piece by piece; what it raises ends the decoding. Whether the
+    last frame is complete, the digest of all bytes tells as far as it matters.
     """
 
     def __init__(self, encoding: str, size_bytes: int, take: Callable[[bytes], None]) -> None:
@@ -264,10 +262,7 @@ class Decoder:
             raise ArtifactMismatch(f"cannot decode bytes in the encoding {quoted(encoding)}")
         self._left_bytes = size_bytes + size_bytes // _MOST_ADDED + _ADDED_BYTES
         self._take = take
-        self._end = b""
         self._error: type[Exception] = zstandard.ZstdError
-        self._mark = zstandard.ZstdCompressor().compress(b"\0")
-        self._ended = False
         decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES)
         self._writer = decompressor.stream_writer(self, write_size=_OUTPUT_BYTES)
 
@@ -283,22 +278,7 @@ class Decoder:
                 f"cannot decode the artifact as zstd: {quoted(str(error))}"
             ) from None
 
-    def finish(self) -> None:
-        """Raise ArtifactMismatch unless the last frame is complete, with nothing behind it."""
-        # The library does not tell whether a frame has ended. A frame of our own that follows
-        # is decoded as such only if it has.
-        self._ended = True
-        try:
-            self._writer.write(self._mark)
-        except self._error:
-            self._end = b""
-        if self._end != b"\0":
-            raise ArtifactMismatch("the encoded artifact ends within a zstd frame")
-
     def write(self, piece: bytes) -> int:
         """Take decoded bytes: the library calls this."""
-        if self._ended:
-            self._end += piece[:2]
-        else:
-            self._take(piece)
+        self._take(piece)
         return len(piece)
