@@ -32,30 +32,29 @@ if TYPE_CHECKING:
 
 
 class Exit(IntEnum):
-    """The exit codes, and what --help says of them."""
+    """The exit codes."""
 
-    meaning: str
+    OK = 0
+    REFUSED = 1
+    USAGE = 2
+    UNREACHABLE = 3
+    DEADLINE = 4
+    NOT_NOW = 5
+    DENIED = 6
+    INTERRUPTED = 130
 
-    def __new__(cls, code: int, meaning: str) -> Exit:
-        """Return a member: a number that has a meaning."""
-        member = int.__new__(cls, code)
-        member._value_ = code
-        member.meaning = meaning
-        return member
 
-    OK = 0, "done"
-    REFUSED = 1, "refused: a bad module, file or attestation, or a failure of the daemon"
-    USAGE = 2, "wrong usage"
-    UNREACHABLE = 3, "cannot connect to a daemon"
-    DEADLINE = 4, "no answer within --timeout"
-    NOT_NOW = (
-        5,
-        "not now: queue full, no worker, draining, quarantined, unhealthy, a tier down, a quota "
-        "used up",
-    )
-    DENIED = 6, "not let in: credentials are missing or do not count, or a role is missing"
-    INTERRUPTED = 130, "interrupted"
-
+# \b: click does not wrap this paragraph.
+_EPILOG = """\b
+Exit codes:
+  0    done
+  1    refused: a bad module, file or attestation, or a failure of the daemon
+  2    wrong usage
+  3    cannot connect to a daemon
+  4    no answer within --timeout
+  5    not now: queue full, no worker, draining, quarantined, unhealthy, a tier down, quota used up
+  6    not let in: credentials are missing or do not count, or a role is missing
+  130  interrupted"""
 
 # By the names of classes in wasmkiln.errors, whose import takes as long as all else.
 _CODES = {
@@ -246,8 +245,7 @@ app = click.version_option(package_name="wasmkiln", prog_name="wasmkiln")(
         "wasmkiln",
         params=EVERYWHERE[:],
         help="Compile WebAssembly modules once, in a wasmkiln daemon, and load them everywhere.",
-        # \b: click does not wrap this paragraph.
-        epilog="\b\nExit codes:\n" + "\n".join(f"  {code:<4} {code.meaning}" for code in Exit),
+        epilog=_EPILOG,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
 )

@@ -146,7 +146,7 @@ def test_no_folder_that_it_may_not_read_is_passed_over(
         ("oci://r.io/a:1", "or images that skopeo copied"),
         ("@gone.txt", "cannot read the list gone.txt: No such file"),
         # The bytes of a list.
-        (b"@other", "names another list"),
+        (b"@other", "@other does not exist"),
         (b"\xff\xfe", "codec can't decode"),
         (b"gone.wasm", "gone.wasm does not exist"),
         (b"#" * 17_000_000, "16,777,216 bytes"),
@@ -192,13 +192,6 @@ def test_a_variant_that_the_daemon_does_not_have_leaves_the_others_alone(
     assert result.exit_code == Exit.REFUSED
     assert counts(result, "compiled", "failed") == [1, 1]
     assert errors(result)[0]["source"] == "mips"
-
-
-def test_a_thousand_variants_are_a_mistake(run: Run, daemon: FakeDaemon) -> None:
-    many = [word for n in range(40) for word in ("--engine", f"e-{n}", "--cpu", f"c{n}")]
-    result = run("a.wasm", *many)
-    assert (result.exit_code, daemon.calls) == (Exit.USAGE, [])
-    assert "1,600 variants of each module" in result.stderr
 
 
 def test_pinned_are_the_modules_that_are_warm(run: Run, daemon: FakeDaemon) -> None:
