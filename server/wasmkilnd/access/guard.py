@@ -115,12 +115,6 @@ class Access:
             lines.append(f"#   {number}. {rule.model_dump_json(exclude_defaults=True)}")
         if self.tokens:
             lines.append(f"# tokens: {len(self.tokens.all):,}, with their own roles besides")
-        if self.policy.jwt:
-            lines.append(f"# JSON Web Tokens of {self.policy.jwt.issuer}")
-        if self.policy.open_health:
-            lines.append("# health: everybody may ask for it")
-        if self.policy.namespaces:
-            lines.append(f"# namespaces: {', '.join(sorted(self.policy.namespaces))}")
         return "\n".join(lines)
 
 

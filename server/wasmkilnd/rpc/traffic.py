@@ -289,23 +289,13 @@ class Traffic:
 
     def usage(self) -> TrafficUsage:
         """Return what calls hold, for the metrics."""
-        held = self.receive_bytes, self.send_bytes, self.pinned_bytes
+        held = self.receive_bytes, self._unread.total, self._pinned.total
         return TrafficUsage(self.calls.total, *held)
 
     @property
     def receive_bytes(self) -> int:
         """The size of all requests, where one that arrives slowly counts as a whole message."""
         return self.requests.total + self._arriving.total
-
-    @property
-    def send_bytes(self) -> int:
-        """The size of the messages that gRPC holds until callers read."""
-        return self._unread.total
-
-    @property
-    def pinned_bytes(self) -> int:
-        """The size of the artifacts that are being sent, those in the memory tier included."""
-        return self._pinned.total
 
     def most_bytes(self, method: str) -> int:
         """Return how large a request of ``method`` may be."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from wasmkilnd.access.guard import Access
-from wasmkilnd.access.policy import NamespaceLimits, Policy, Rule, default_policy
+from wasmkilnd.access.policy import Policy, Rule, default_policy
 from wasmkilnd.cli import command
 from wasmkilnd.model import ALL_ROLES, Identity, Role
 
@@ -110,12 +110,11 @@ def test_config_has_a_line_for_each_rule() -> None:
         quota="small",
     )
     rules = (jwt, Rule(identity=("anonymous",)))
-    text = str(Access(Policy(rules, {"team": NamespaceLimits()}), on=True))
+    text = str(Access(Policy(rules), on=True))
     assert text.splitlines()[1:] == [
         '#   1. {"identity":["jwt:*"],"claims":{"groups":"a\\nb"},"roles":["read"],'
         '"namespace":"team","quota":"small"}',
         '#   2. {"identity":["anonymous"]}',
-        "# namespaces: team",
     ]
 
 

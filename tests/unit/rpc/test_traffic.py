@@ -99,7 +99,7 @@ class Rig:
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
-        held = self.traffic
+        held = self.traffic.usage()
         assert held.send_bytes == held.pinned_bytes == 0
 
     def _begin(self, caller: Caller, name: str, act: Callable[[Call], Any]) -> asyncio.Task[Any]:
@@ -233,19 +233,19 @@ async def test_who_waits_too_long_to_be_read_is_refused() -> None:
 async def test_the_last_message_counts_until_the_call_has_ended() -> None:
     rig, caller = Rig(), Caller(reads=False)
     call = rig.send(caller, sized(bytes(20_000)))
-    await until(lambda: rig.traffic.send_bytes)
-    assert 20_000 < rig.traffic.send_bytes < 20_010
-    assert rig.traffic.pinned_bytes == 20_000
+    await until(lambda: rig.traffic.usage().send_bytes)
+    assert 20_000 < rig.traffic.usage().send_bytes < 20_010
+    assert rig.traffic.usage().pinned_bytes == 20_000
     caller.reads.set()
     await call
-    assert rig.traffic.send_bytes == rig.traffic.pinned_bytes == 0
+    assert rig.traffic.usage().send_bytes == rig.traffic.usage().pinned_bytes == 0
 
 
 async def test_a_caller_with_many_unread_answers_leaves_whole_frames_to_others() -> None:
     rig, one = Rig(receive_bytes=256 * MIB), sized(bytes(MIB))
     for _ in range(300):
         rig.send(Caller(reads=False), one, "flood")
-    await until(lambda: rig.traffic.send_bytes > 16 * MIB)
+    await until(lambda: rig.traffic.usage().send_bytes > 16 * MIB)
     caller = Caller()
     await rig.send(caller, one, "other")
     assert payload_of(caller.got) == bytes(MIB)
@@ -268,7 +268,7 @@ async def test_a_message_that_cannot_be_cut_is_refused_where_there_is_no_room() 
     with pytest.raises(WasmkilnError) as failure:
         rig.traffic._hold_unread(one, bytes(256 * KIB))
     assert failure.value.metadata["limit"] == "send"
-    assert rig.traffic.send_bytes == 2 * MIB
+    assert rig.traffic.usage().send_bytes == 2 * MIB
     rig.traffic._hold_unread(one, bytes(64 * KIB))
     for call in (*held, one):
         rig.traffic.end(call)
@@ -318,7 +318,7 @@ async def test_an_artifact_counts_for_a_caller_that_it_is_sent_to() -> None:
     rig, one = Rig(receive_bytes=4 * MIB), sized(bytes(2 * MIB))
     first, second = Caller(reads=False), Caller(reads=False)
     calls = [rig.send(first, one, "first"), rig.send(second, one, "second")]
-    await until(lambda: rig.traffic.send_bytes > MIB)
+    await until(lambda: rig.traffic.usage().send_bytes > MIB)
     first.reads.set()
     await calls[0]
     await rig.send(Caller(), sized(b"1" * MIB), "first")
@@ -353,7 +353,7 @@ async def test_of_one_that_is_read_as_it_is_sent_a_frame_counts_for_each_call(
     calls = [rig.send(each, one, str(each), offset_bytes) for each in callers]
     await until(lambda: len(read) == 2)
     await asyncio.sleep(0)
-    assert rig.traffic.pinned_bytes == 2 * wire.CHUNK_BYTES
+    assert rig.traffic.usage().pinned_bytes == 2 * wire.CHUNK_BYTES
     assert read == [offset_bytes] * 2  # The next frame is read when this one has gone.
     for each in callers:
         each.reads.set()
