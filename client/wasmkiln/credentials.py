@@ -186,7 +186,6 @@ class Access:
     token_over_plaintext: bool = False
     trusted_keys: tuple[str, ...] = ()
     namespace: str = ""
-    name: str = ""
     credentials: Watched[Metadata] | None = None
 
     @classmethod
@@ -397,24 +396,19 @@ def profiles_file() -> Path:
 
 def read_profile(name: str) -> Access:
     """Return a profile. Raise ValueError where there is none, or it is wrong, and OSError."""
-    path, found = profiles_file(), _tables()
+    path = profiles_file()
+    found = _tables(path)
     if name not in found:
         known = ", ".join(sorted(found)) or "none"
         raise ValueError(f"{path} has no [profile.{quoted(name)}]: it has {quoted(known)}")
     try:
-        return _access(name, _checked(found[name], path.parent))
+        return _access(_checked(found[name], path.parent))
     except ValueError as error:
         raise ValueError(f"cannot use profile {quoted(name)} of {path}: {error}") from None
 
 
-def read_profiles() -> list[Access]:
-    """Return all profiles, by name. Raise ValueError where one is wrong, and OSError."""
-    return [read_profile(name) for name in sorted(_tables())]
-
-
-def _tables() -> dict[str, Any]:
+def _tables(path: Path) -> dict[str, Any]:
     """Return what the file with profiles has, by name."""
-    path = profiles_file()
     try:
         import tomllib
 
@@ -475,15 +469,15 @@ def _from_environment() -> Access:
         "token_file": os.environ.get("WASMKILN_TOKEN_FILE", ""),
         "token_over_plaintext": bool(choose_switch("WASMKILN_TOKEN_OVER_PLAINTEXT")),
     }
-    return _access("", given)
+    return _access(given)
 
 
-def _access(name: str, given: dict[str, Any]) -> Access:
+def _access(given: dict[str, Any]) -> Access:
     """Return what is given, by the names of a profile's keys."""
     files = {key: value for key in _FOR_TLS if (value := given.pop(key, None))}
     wanted = given.pop("tls", None)
     tls = TLS(**files) if wanted or (files and wanted is None) else None
-    return Access(name=name, tls=tls, **given)
+    return Access(tls=tls, **given)
 
 
 def _credentials(text: str | None, file: PathLike | None) -> Watched[Metadata] | None:

@@ -182,7 +182,7 @@ def _dumps(document: Any) -> str:
 
 _COMMANDS = [
     *("compile", "drain", "engines", "evict", "find-missing", "health", "load", "path", "pin"),
-    *("profiles", "quarantine", "stats", "verify", "warm", "whoami"),
+    *("quarantine", "stats", "verify", "warm", "whoami"),
 ]
 
 

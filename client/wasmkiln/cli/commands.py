@@ -226,22 +226,6 @@ def whoami(session: Session) -> None:
     session.emit(document, table([document], "address:daemon identity roles namespace"))
 
 
-@command()
-def profiles(session: Session) -> None:
-    """List the profiles that --profile takes. Calls no daemon."""
-    from wasmkiln.credentials import profiles_file, read_profiles
-
-    with usage():
-        found = read_profiles()
-    rows = [
-        {name: getattr(one, name) for name in ("name", "address", "token_file", "namespace")}
-        | {"tls": one.tls is not None, "cert_file": str(one.tls.cert_file) if one.tls else ""}
-        for one in found
-    ]
-    shown = table(rows, "name:profile address:daemon tls cert_file token_file namespace")
-    session.emit({"file": str(profiles_file()), "profiles": rows}, shown)
-
-
 # --- operate a daemon --------------------------------------------------------------------------
 
 

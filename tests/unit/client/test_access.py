@@ -15,7 +15,6 @@ from wasmkiln.credentials import (
     choose_address,
     profiles_file,
     read_profile,
-    read_profiles,
 )
 
 from tests.authority import Authority
@@ -94,11 +93,10 @@ def test_a_profile_wins_over_the_environment_and_an_argument_over_it(
     assert access.metadata() == (("authorization", f"Bearer {SECRET}"),)
     assert (access.namespace, access.trusted_keys) == ("team-a", ("ab" * 32,))
     monkeypatch.setenv("WASMKILN_PROFILE", "local")
-    local = Access("unix:/run/kiln.sock", name="local")
+    local = Access("unix:/run/kiln.sock")
     assert Access.choose() == local  # without the token for another daemon
     other = Access.choose("unix:/else", namespace="b")
     assert (other.address, other.namespace, other.credentials) == ("unix:/else", "b", None)
-    assert [each.name for each in read_profiles()] == ["local", "prod"]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
 import socket
@@ -256,13 +255,9 @@ def test_a_profile_says_all_that_a_call_needs(world: SimpleNamespace, tmp_path: 
         with Client(profile="ci") as client:
             assert client.capabilities().version == "9.9.9"
         assert daemon.tokens == ["Bearer good"] * 2
-    [listed] = json.loads(run(app, ["profiles", "--json"]).stdout)["profiles"]
-    said = {"name": "ci", "address": daemon.address, "tls": True, "token_file": str(token_file)}
-    assert listed == {**said, "cert_file": "", "namespace": ""}
-    assert str(token_file) in run(app, ["profiles"]).stdout
 
 
 def test_without_profiles_the_command_says_where_they_would_be(tmp_path: Path) -> None:
-    done = CliRunner().invoke(app, ["profiles"])
+    done = CliRunner().invoke(app, ["--profile", "ci", "whoami"])
     assert done.exit_code == 2
     assert f"{tmp_path}/config/wasmkiln/profiles.toml does not exist" in done.stderr
