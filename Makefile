@@ -101,8 +101,8 @@ audit: $(VENV)/.dev ## ask for known vulnerabilities of what the lock files name
 	@mkdir -p .work && $(BIN)/pip-audit --strict --progress-spinner off --disable-pip --require-hashes -r requirements/dev.txt 2>.work/audit; \
 	code=$$?; cat .work/audit >&2; test $$code -eq 0 || ! grep -Eq "$(NO_DATA)" .work/audit && exit $$code; echo "audit: skipped: the index here has no data on vulnerabilities"
 
-dist publish: $(VENV)/.dev ## build a release in dist/; publish it (ARGS=--dry-run)
-	@$(BIN)/python -m scripts.$(if $(filter dist,$@),release,publish) $(ARGS)
+dist publish: $(VENV)/.dev ## build a release in dist/; check that it may be published
+	@$(BIN)/python -m scripts.$(if $(filter dist,$@),release,publish)
 
 bench: $(VENV)/.dev ## measure each figure beside its yardstick, in one run
 	@$(BIN)/python -m bench $(ARGS)

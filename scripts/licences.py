@@ -1,8 +1,8 @@
-"""Collect the licences of all that wasmkiln installs, and refuse those that nobody has agreed to.
+"""Refuse the licences of what wasmkiln installs that nobody has agreed to.
 
-`python -m scripts.licences` prints the report. The packages are those of requirements/server.txt,
-of the engines' pins and of the Node client. The wheel carries none of them: whoever installs it
-gets them from the registry.
+The packages are those of requirements/server.txt, of the engines' pins and of the Node client. The
+wheel carries none of them: whoever installs it gets them, and the texts of their licences, from
+the registry.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, distribution
-from pathlib import Path
+from importlib.metadata import distribution
 from typing import NamedTuple
 
 from scripts.sbom import LOCKED
@@ -36,17 +35,15 @@ STATED = {
     "wasmer-compiler-cranelift": "MIT",
     "wasmer-compiler-singlepass": "MIT",
 }
-_TEXT = re.compile(r"\.dist-info/(.*/)?(LICEN[CS]E|COPYING|NOTICE)[^/]*$")
 
 
 class Package(NamedTuple):
-    """A package, where it comes from, its licence as it states it, and the texts of it."""
+    """A package, where it comes from, and its licence as it states it."""
 
     source: str
     name: str
     version: str
     licence: str
-    texts: tuple[str, ...] = ()
 
 
 def packages() -> Iterator[Package]:
@@ -55,7 +52,7 @@ def packages() -> Iterator[Package]:
     locks = {"daemon": ROOT / "requirements" / "server.txt"}
     for source, lock in (locks | {f"engine {each.stem}": each for each in pins}).items():
         for name, version, _ in LOCKED.findall(lock.read_text()):
-            yield Package(source, name, version, *_stated(name))
+            yield Package(source, name, version, _stated(name))
     node = json.loads((ROOT / "client" / "node" / "package-lock.json").read_text())
     for path, entry in node["packages"].items():
         if path and not entry.get("dev"):
@@ -63,18 +60,14 @@ def packages() -> Iterator[Package]:
             yield Package("Node client", name, entry["version"], entry.get("license", ""))
 
 
-def _stated(name: str) -> tuple[str, tuple[str, ...]]:
-    """Return the licence that a Python package states, and the texts that it brings."""
-    try:
-        found = distribution(name)
-    except PackageNotFoundError:
-        return STATED.get(name, ""), ()
-    said = found.metadata.json
+def _stated(name: str) -> str:
+    """Return the licence that a Python package states."""
+    if name in STATED:
+        return STATED[name]
+    said = distribution(name).metadata.json
     marked = [each for each in said.get("classifier", ()) if "License :: OSI Approved ::" in each]
     names = " AND ".join(each.rpartition(" :: ")[2] for each in marked)
-    licence = STATED.get(name) or said.get("license_expression") or names or said.get("license")
-    texts = [Path(str(each.locate())) for each in found.files or () if _TEXT.search(str(each))]
-    return str(licence or ""), tuple(text.read_text(errors="replace") for text in texts)
+    return str(said.get("license_expression") or names or said.get("license") or "")
 
 
 def refused(found: Package) -> str:
@@ -87,19 +80,3 @@ def refused(found: Package) -> str:
         return ""
     agree = "use another package, or have the licence agreed to and add it"
     return f"{what} {found.licence!r} is not in PERMISSIVE: {agree}"
-
-
-def report(found: list[Package]) -> str:
-    """Return the report: a table, then the texts that the packages bring."""
-    lines = ["# Licences of what wasmkiln installs", ""]
-    lines += ["| package | version | licence | for |", "|---|---|---|---|"]
-    lines += [f"| {p.name} | {p.version} | {p.licence} | {p.source} |" for p in found]
-    for package in {p.name: p for p in found if p.texts}.values():
-        lines += ["", f"## {package.name} {package.version}"]
-        for text in package.texts:
-            lines += ["", "```text", text.replace("```", "'''").rstrip(), "```"]
-    return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    print(report(list(packages())), end="")

@@ -3,8 +3,6 @@
 wasmkiln-VERSION-py3-none-any.whl     the wheel
 wasmkiln-VERSION.tar.gz               the sources; the same wheel can be built from them
 wasmkiln-VERSION-requirements.txt     the daemon and all that it needs, each by its SHA-256
-wasmkiln-VERSION.cdx.json             the bill of materials, as it lies in the wheel
-wasmkiln-VERSION-licences.md          the licences of what is installed with it
 wasmkiln-VERSION-changes.md           this version's section of CHANGELOG.md
 wasmkiln-chart-VERSION.tgz            the Helm chart
 wasmkiln-protos-VERSION.tar.gz        the contract: protos/ without buf's own files
@@ -26,10 +24,8 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import zipfile
 from pathlib import Path
 
-from scripts import licences
 from scripts.sbom import bill
 from scripts.version import ROOT, version_of
 
@@ -38,8 +34,8 @@ CHART = ROOT / "deploy" / "helm" / "wasmkiln"
 SUMS = "SHA256SUMS"
 
 
-class NotReadyError(Exception):
-    """The sources are not ready for a release; the text says why and what to do."""
+class NotReadyError(SystemExit):
+    """The sources are not ready for a release; the text, which ends the program, says why."""
 
 
 def changes(changelog: str, version: str) -> str:
@@ -58,19 +54,11 @@ def build(folder: Path) -> list[Path]:
     """Write all files into `folder`, and remove what else lies there; return them, sums last."""
     version = version_of(ROOT)
     text = changes((ROOT / "CHANGELOG.md").read_text(), version)
-    found = list(licences.packages())
-    if wrong := [why for each in found if (why := licences.refused(each))]:
-        raise NotReadyError("; ".join(wrong))
     shutil.rmtree(folder, ignore_errors=True)
     wheel, sources = build_packages(folder, version)
     name, lock = f"wasmkiln-{version}", (ROOT / "requirements" / "server.txt").read_text()
-    with zipfile.ZipFile(wheel) as archive:
-        [inside] = [each for each in archive.namelist() if each.endswith(".cdx.json")]
-        materials = archive.read(inside)
     written = {
         f"{name}-requirements.txt": requirements(version, lock, [wheel, sources]).encode(),
-        f"{name}.cdx.json": materials,
-        f"{name}-licences.md": licences.report(found).encode(),
         f"{name}-changes.md": text.encode(),
         f"wasmkiln-chart-{version}.tgz": chart(),
         **contract(version),
@@ -139,12 +127,9 @@ def packed(folder: str, files: dict[str, bytes]) -> bytes:
 
 
 def git(root: Path, *words: str) -> str:
-    """Return what git prints; nothing if it fails or is missing."""
-    try:
-        command = ["git", "-C", str(root), *words]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return ""
+    """Return what git prints; nothing if it fails."""
+    command = ["git", "-C", str(root), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip()
 
 
@@ -153,7 +138,4 @@ def _sha256(file: Path) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        print(*build(ROOT / "dist"), sep="\n")
-    except NotReadyError as problem:
-        sys.exit(f"cannot build the release: {problem}")
+    print(*build(ROOT / "dist"), sep="\n")

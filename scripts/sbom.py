@@ -28,15 +28,12 @@ class SbomHook(BuildHookInterface[BuilderConfig]):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Write the file before the wheel is packed."""
         lock = (Path(self.root) / "requirements" / "server.txt").read_text()
+        # Until the build has ended.
         self._folder = tempfile.TemporaryDirectory(prefix="sbom-")
         file = Path(self._folder.name) / "wasmkiln.cdx.json"
         file.write_text(json.dumps(bill(self.metadata.version, lock), indent=1) + "\n")
         if version == "standard":
             build_data["sbom_files"].append(str(file))
-
-    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
-        """Remove the file that was packed."""
-        self._folder.cleanup()
 
 
 def bill(version: str, lock: str) -> dict[str, Any]:

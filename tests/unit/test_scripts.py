@@ -1,4 +1,4 @@
-"""scripts/: what a release, its versions and licences, and the site are checked for."""
+"""scripts/: what a release, its versions and licences are checked for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import licences, publish, release, site, version
+from scripts import licences, publish, release, version
 from tests.architecture.test_locks import locked
 
 ROOT = version.ROOT
@@ -140,20 +140,18 @@ def test_what_is_not_ready_is_refused(
     if content is not None:
         (tree / file).write_text(content)
     _commit(tree)
-    found = list(publish.problems(tree, []))
+    found = list(publish.problems(tree))
     assert len(found) == (words is not None)
     assert not words or words in found[0]
 
 
 def test_what_others_cannot_see_is_refused(tree: Path) -> None:
-    _git(tree, "tag", f"client/go/v{VERSION}")
     _git(tree, "switch", "--quiet", "--create", "topic")
     _commit(tree)
     (tree / "new.py").touch()
-    errors = publish.main(tree, ["--dry-run"])
-    assert "the work tree has changes: commit them\n?? new.py" in errors
-    assert "this is not the branch main" in errors
-    assert f"the tag client/go/v{VERSION} is another commit: raise the version" in errors
+    changed, branch = publish.problems(tree)
+    assert changed == "the work tree has changes: commit them\n?? new.py"
+    assert "this is not the branch main" in branch
 
 
 def test_a_section_of_the_changelog_is_found() -> None:
@@ -216,8 +214,6 @@ def test_everything_that_is_installed_has_a_licence_that_was_agreed_to() -> None
     assert [why for each in found if (why := licences.refused(each))] == []
     assert {each.source for each in found} >= {"daemon", "engine wasmtime-50.0.1", "Node client"}
     assert {"grpcio", "wasmer", "@grpc/grpc-js"} <= {each.name for each in found}
-    [grpcio] = (each for each in found if each.name == "grpcio")
-    assert "Apache License" in grpcio.texts[0]
 
 
 def test_a_refusal_of_a_licence_says_what_to_do() -> None:
@@ -256,23 +252,3 @@ def test_an_audit_fails_for_what_is_known_and_is_skipped_without_data(
     assert (done.returncode == 0) is passes
     assert says in done.stdout + done.stderr
     assert passes or "skipped" not in done.stdout
-
-
-# --- the site ----------------------------------------------------------------------------------
-
-
-def test_what_leads_nowhere_or_elsewhere_is_found(tmp_path: Path) -> None:
-    (tmp_path / "b").mkdir()
-    good = '<a href="https://example.org/">out</a><img src="b/there.svg"><p>url(//no</p>'
-    bad = '<script src="//cdn.example.org/x.js"></script><img alt="" src="b/gone.svg">'
-    (tmp_path / "a.html").write_text(good + bad)
-    (tmp_path / "b" / "there.svg").touch()
-    (tmp_path / "s.css").write_text(
-        'a{background:url("data:image/png;base64,AA")} '
-        "@font-face{src:url(https://fonts.example.org/x.woff2)}"
-    )
-    assert site.mistakes(tmp_path) == [
-        "a.html: shows //cdn.example.org/x.js",
-        "a.html: shows b/gone.svg",
-        "s.css: shows https://fonts.example.org/x.woff2",
-    ]
