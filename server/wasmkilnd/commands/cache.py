@@ -203,7 +203,7 @@ async def _redis(
                     ready_again = asyncio.create_task(shared.link.ready())
                     await asyncio.wait([ready_again], timeout=_LOADING_S)
             yield _Redis(settings, namespace, sealer, shared.link)
-        except (CannotUse, TierUnavailable) as failure:
+        except TierUnavailable as failure:
             where = f"Redis at {RedisAddress.parse(url)}" if url else "embedded Valkey"
             raise CannotUse(f"{where}: {failure}") from None
 
@@ -223,7 +223,10 @@ async def _objects(
         if (bucket := open_bucket(patient, url)) is None:
             raise CannotUse("there is no object store: WASMKILN_OBJECT_STORE_URL is none")
         opened.push_async_callback(bucket.close)
-        yield _Objects(settings, namespace, sealer, bucket)
+        try:
+            yield _Objects(settings, namespace, sealer, bucket)
+        except TierUnavailable as failure:  # Not of the tier that it is copied from or to.
+            raise CannotUse(str(failure)) from None
 
 
 # ---- What a tier does for the commands
@@ -637,7 +640,7 @@ async def import_values(tier: Shared, url: str, as_json: bool) -> None:
     try:
         async with _objects(*tier.where, url=url) as source:
             await _move(source, await source.keys(), tier, moved)
-    except (CannotUse, TierUnavailable) as failure:
+    except CannotUse as failure:
         before = f"{moved['artifacts'] + moved['modules']} values were imported before"
         raise CannotUse(f"cannot import {url}: {failure}; {before}") from None
     _end("imported", moved, as_json=as_json)
