@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None, measurements: Measurements = ME
                 for name in options.only or measurements:
                     run.measure(name, measurements[name](given), options.file)
             finally:
-                run.show()  # Now: to remove what was made takes a minute.
+                print(run.page())  # Now: to remove what was made takes a minute.
     except BenchError as failure:
         print(f"bench: {failure}", file=sys.stderr)
         return 2

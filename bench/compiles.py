@@ -152,4 +152,3 @@ def stalls(given: Setting) -> Iterator[Row]:
                 series["loaded" if turn % 2 else "idle"] += found["hit"]
         group, pair = "hits while every worker compiles", (series["loaded"], "idle", series["idle"])
         yield compare(group, f"{held.what}: p99", *pair, goal, by=p99)
-        yield compare(group, f"{held.what}: longest", *pair, by=max)

@@ -52,30 +52,11 @@ _ESBUILD = RealModule(
 
 PORTABLE = "pulley64"
 RUNNING = """(module
-  (memory 32)
   (func $fib (export "fib") (param $n i32) (result i32)
     (if (result i32) (i32.lt_u (local.get $n) (i32.const 2))
       (then (local.get $n))
       (else (i32.add (call $fib (i32.sub (local.get $n) (i32.const 1)))
-                     (call $fib (i32.sub (local.get $n) (i32.const 2)))))))
-  (func (export "primes") (param $below i32) (result i32)
-    (local $i i32) (local $j i32) (local $count i32)
-    (memory.fill (i32.const 0) (i32.const 0) (local.get $below))
-    (local.set $i (i32.const 2))
-    (loop $next
-      (if (i32.eqz (i32.load8_u (local.get $i)))
-        (then
-          (local.set $count (i32.add (local.get $count) (i32.const 1)))
-          (local.set $j (i32.shl (local.get $i) (i32.const 1)))
-          (block $done
-            (loop $cross
-              (br_if $done (i32.ge_u (local.get $j) (local.get $below)))
-              (i32.store8 (local.get $j) (i32.const 1))
-              (local.set $j (i32.add (local.get $j) (local.get $i)))
-              (br $cross)))))
-      (local.set $i (i32.add (local.get $i) (i32.const 1)))
-      (br_if $next (i32.lt_u (local.get $i) (local.get $below))))
-    (local.get $count)))"""
+                     (call $fib (i32.sub (local.get $n) (i32.const 2))))))))"""
 
 
 class BenchError(Exception):
@@ -144,7 +125,7 @@ class Setting:
         return self.targets["wasmtime"]
 
     def running(self) -> Module:
-        """Make a module whose functions compute for a while."""
+        """Make a module whose function computes for a while."""
         file = self.folder / "running.wasm"
         file.write_bytes(from_text(RUNNING))
         return _module("running", file)

@@ -18,11 +18,6 @@ from bench.rows import Row, compare, in_turns
 
 Pair = tuple[list[float], str, list[float]]
 
-# Functions of `lab.RUNNING`, and for which number each is called.
-RUNS = (
-    ("primes", 2_000_000, "a sieve of primes in memory"),
-    ("fib", 27, "recursive calls"),
-)
 _CACHE = "its own local cache"
 _ROUNDS = 40
 _BUDGET_S = 40.0  # For one module.
@@ -162,9 +157,7 @@ def portable(given: Setting) -> Iterator[Row]:
         yield Row(group, about, sizes[0], native, sizes[1], ratio, (ratio, ratio), unit="B")
         yield compare(group, f"{what}: deserialize_file", *measure(_ROUNDS, order, op="mapped"))
         order = {how: saved(made, it) for how, it in targets.items()}
-        for function, argument, doing in RUNS:
-            series = measure(7, order, op="run", function=function, argument=argument)
-            yield compare(group, f"run {doing}", *series)
+        yield compare(group, "run recursive calls", *measure(7, order, op="run", argument=27))
 
 
 def _start(

@@ -17,9 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import grpc
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from bench.lab import ROOT, BenchError, describe_machine
 
@@ -190,16 +187,6 @@ class Run:
             f"wasmkiln {self.version}, {self.date}: one run of {sum(self.seconds.values()):,.0f} s"
             f" on {self.machine}."
         )
-
-    def show(self) -> None:
-        """Print the table, what has to be said about single rows, and what was not measured."""
-        console = Console() if sys.stdout.isatty() else Console(width=160)
-        table = Table(*_HEADINGS, box=box.SIMPLE_HEAD, title="wasmkiln beside its yardsticks")
-        for row in self.rows:
-            table.add_row(*(cell.replace("**", "") for cell in row.cells))
-        console.print(table)
-        for line in [*self._notes(), f"{self} Medians, measured in turns."]:
-            console.print(line, highlight=False, markup=False)
 
     def page(self) -> str:
         """Return docs/reference/performance.md."""

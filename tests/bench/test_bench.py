@@ -122,5 +122,5 @@ def test_a_run_that_is_interrupted_shows_its_rows(
     file = tmp_path / "run.json"
     measurements = {"first": _good, "second": lambda _: _half(KeyboardInterrupt())}
     assert main(["--file", str(file)], measurements) == 130
-    assert capsys.readouterr().out.partition("beside its yardsticks")[2].count("yardstick") >= 2
+    assert capsys.readouterr().out.partition("# Performance figures")[2].count("yardstick") >= 2
     assert len(json.loads(file.read_text())["rows"]) == 2
