@@ -44,8 +44,6 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ModuleNotFoundError:
         raise  # ``entry`` says which extra brings what is missing.
-    except ConfigError as mistake:
-        _fail(str(mistake), EXIT_USAGE)
     except Exception as failure:
         if is_foreseen(failure):
             _fail(str(failure), getattr(failure, "exit_code", EXIT_FAILED))

@@ -26,7 +26,7 @@ from collections.abc import (
 )
 from dataclasses import astuple, dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, NamedTuple, Self, TypeAlias, TypeVar
 
 # What identifies an artifact, and the names of namespaces: the client's rules are the daemon's.
 from wasmkiln.shared import FAST_SETTINGS as FAST_SETTINGS
@@ -49,9 +49,7 @@ class _Sums:
     __slots__ = ()
 
     def __add__(self, other: Self) -> Self:
-        kind: Any = type(self)
-        added: Self = kind(*map(operator.add, astuple(self), astuple(other)))  # type: ignore[call-overload]
-        return added
+        return type(self)(*map(operator.add, astuple(self), astuple(other)))  # type: ignore[call-overload]
 
 
 # Who calls, through which entrance, and what they may do.

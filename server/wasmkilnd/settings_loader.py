@@ -81,6 +81,7 @@ class ConfigError(Exception):
     """
 
     settings: Settings | None = None
+    exit_code = 2
 
 
 def is_foreseen(failure: Exception) -> bool:
