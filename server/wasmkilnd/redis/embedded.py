@@ -25,7 +25,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import hashlib
 import os
 import re
 import secrets
@@ -34,40 +33,33 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-import urllib.parse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import InitVar, dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import structlog
 
 from wasmkilnd.errors import TierUnavailable
-from wasmkilnd.files.ownership import NotOurs, check_path, make_folder
-from wasmkilnd.files.threads import on_disk
+from wasmkilnd.files.ownership import make_folder
 from wasmkilnd.files.whole_files import write_whole
 from wasmkilnd.redis.link import RedisLink
-from wasmkilnd.redis.servers import Command, RedisAccess, RedisServer, connect
+from wasmkilnd.redis.servers import RedisAccess, RedisServer, connect
 from wasmkilnd.redis_address import RedisAddress
 
 _log = structlog.get_logger("wasmkilnd.cache")
 
 _POLL_S, _START_TIMEOUT_S, _STOP_TIMEOUT_S = 0.05, 30.0, 20.0
 # How often its keeper looks after the server, and others whether there is a keeper.
-_LOOK_S, _LOCK_S = 5.0, 0.25
-# The server creates its socket before it loads its data.
-_SOCKET_TIMEOUT_S = 3.0
-_FIRST_WAIT_S, _RETRY_WAIT_S = 0.25, 5.0
+_LOOK_S = 0.25
+_RESTART_S, _RETRY_WAIT_S = 1.0, 5.0
 # A server that dies so soon after its start may do so because of its data. Loading takes less.
 _EARLY_S = 600.0
 _DEATHS_UNTIL_DATA_IS_SUSPECT = 2
 _MAX_LOG_BYTES = 1024 * 1024
-# sockaddr_un holds 108 bytes, the terminating zero included.
-_MAX_SOCKET_PATH_BYTES = 100
 
 # Becomes the server, which the kernel kills when the daemon ends, however that ends, and even if
 # the server hangs. It loses two seconds of writes at most. A program of its own, since Python must
@@ -87,7 +79,7 @@ def server_folder(state_dir: Path) -> Path:
     return state_dir.absolute() / "redis"
 
 
-class EmbeddedServer(RedisServer):
+class EmbeddedServer:
     """The embedded server of a state directory, as one daemon uses it, once.
 
     The daemon that keeps the server decides ``limit_bytes``, the memory that it may use.
@@ -95,33 +87,32 @@ class EmbeddedServer(RedisServer):
 
     def __init__(self, state_dir: Path, limit_bytes: int) -> None:
         # Why this daemon could not join or start the server the last time that it tried.
-        self.why_not = ""
-        self._connected: RedisServer | None = None
+        self._why_not = ""
         self._folder = server_folder(state_dir)
+        # A descriptor of that folder, for good: one that is deleted later is not made again.
+        self._opened: int | None = None
         self._limit_bytes = limit_bytes
         self._stopping = threading.Event()
         # One thread for as long as the server may run: a child's parent is the thread.
         self._keeper = threading.Thread(target=self._keep, daemon=True)
 
-    async def start(self) -> str:
-        """Join or start the server; return its URL, which holds the password, when it listens.
+    async def start(self) -> None:
+        """Join or start the server; return when it listens.
 
         Raises TierUnavailable, but tries again until ``stop``.
         """
         self._keeper.start()
         deadline = time.monotonic() + _START_TIMEOUT_S
-        while not self.why_not and time.monotonic() < deadline:
-            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+        while not self._why_not and time.monotonic() < deadline:
+            with (
+                contextlib.suppress(OSError, TierUnavailable),
+                socket.socket(socket.AF_UNIX) as probe,
+            ):
                 probe.setblocking(False)
-                probe.connect(str(self._socket()))
-                return self.url()
+                probe.connect((await self._place())["path"])
+                return
             await asyncio.sleep(_POLL_S)
-        raise TierUnavailable(self.why_not or "valkey-server has not started in time")
-
-    def url(self) -> str:
-        """Return the URL of a server that has been started. Raises OSError."""
-        address = urllib.parse.quote(str(self._socket()))
-        return f"unix://:{(self._folder / 'password').read_text(errors='replace')}@{address}"
+        raise TierUnavailable(self._why_not or "valkey-server has not started in time")
 
     async def stop(self) -> None:
         """Stop using the server; if this daemon keeps it, wait until it has ended.
@@ -135,40 +126,34 @@ class EmbeddedServer(RedisServer):
         while self._keeper.is_alive() and time.monotonic() < until_s:  # noqa: ASYNC110
             await asyncio.sleep(_POLL_S)
 
-    async def ask(self, commands: Sequence[Command], timeout_s: float) -> list[Any]:
-        """As RedisServer. The server may start at any time."""
-        if self.why_not:
-            raise TierUnavailable(f"the embedded server does not start: {self.why_not}")
-        if self._connected is None:
-            url = await on_disk(self.url)
-            self._connected = self._connected or connect(url, timeout_s=timeout_s)
-        return await self._connected.ask(commands, timeout_s)
+    def connect(self, timeout_s: float) -> RedisServer:
+        """Return the way to the server, which may start at any time."""
+        access = RedisAccess(password_file=str(self._folder / "password"))
+        return connect("unix:///embedded", access, timeout_s=timeout_s, find=self._place)
 
-    async def close(self) -> None:
-        """As RedisServer: a later command connects anew, by the password as of then.
-
-        The server goes on; see stop.
-        """
-        connected, self._connected = self._connected, None
-        if connected:
-            await connected.close()
+    async def _place(self) -> dict[str, str]:
+        """Return where the server's socket is: never too long a path for one."""
+        if self._opened is None or self._why_not:
+            why = f"does not start: {self._why_not}" if self._why_not else "has not started yet"
+            raise TierUnavailable(f"the embedded server {why}")
+        return {"path": f"/proc/self/fd/{self._opened}/valkey.sock"}
 
     def _keep(self) -> None:
         """Keep the server whenever nobody else does, until ``stop``."""
-        told, made_folder = "", False
+        told = ""
         while not self._stopping.is_set():
-            self.why_not = ""
+            self._why_not = ""
             try:
-                if not made_folder:  # One that is deleted later is not made again.
+                if self._opened is None:
                     make_folder(self._folder)
                     self._folder.chmod(0o700)  # It may be one that this user's group may write.
-                    made_folder = True
+                    self._opened = os.open(self._folder, os.O_PATH | os.O_CLOEXEC)
                 with self._lock() as lock:
                     self._keep_running(lock)
             except Exception as failure:
-                self.why_not = str(failure)
-                if self.why_not != told:  # Log each cause once.
-                    told = self.why_not
+                self._why_not = str(failure)
+                if self._why_not != told:  # Log each cause once.
+                    told = self._why_not
                     _log.warning("the embedded server does not start", cause=told)
             self._stopping.wait(_RETRY_WAIT_S)
 
@@ -180,21 +165,18 @@ class EmbeddedServer(RedisServer):
                 with contextlib.suppress(BlockingIOError):
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
-                self._stopping.wait(_LOCK_S)
+                self._stopping.wait(_LOOK_S)
             yield file
 
     def _keep_running(self, lock: IO[str]) -> None:
         """Start the server whenever it is dead, until ``stop``. OSError, TierUnavailable."""
         data, aside, early_deaths = self._folder / "data", self._folder / "broken", 0
-        wait_s = _FIRST_WAIT_S
         while not self._stopping.is_set():
             started_s, status = time.monotonic(), self._run(lock)
             if self._stopping.is_set():
                 return
-            lived_s = time.monotonic() - started_s
-            wait_s = min(2 * wait_s, _RETRY_WAIT_S) if lived_s < _RETRY_WAIT_S else _FIRST_WAIT_S
-            _log.warning("the embedded server died", status=status, restart_in_s=wait_s)
-            if lived_s > _EARLY_S:
+            _log.warning("the embedded server died", status=status, restart_in_s=_RESTART_S)
+            if time.monotonic() - started_s > _EARLY_S:
                 early_deaths = 0
             elif status not in (0, -signal.SIGKILL, -signal.SIGTERM):
                 # One that was killed or told to stop says nothing about its data.
@@ -207,13 +189,13 @@ class EmbeddedServer(RedisServer):
                     aside.rename(data)
                     log = self._folder / "valkey.log"
                     raise TierUnavailable(f"valkey-server does not start; see {log}")
-            self._stopping.wait(wait_s)
+            self._stopping.wait(_RESTART_S)
 
     def _run(self, lock: IO[str]) -> int:
         """Run the server until it ends, or ``stop``; return its status."""
         self._write_config()
-        address = self._socket()
-        address.unlink(missing_ok=True)  # So that only the new server can answer there.
+        # So that only the new server can answer there.
+        (self._folder / "valkey.sock").unlink(missing_ok=True)
         process = subprocess.Popen(
             [
                 *(sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid())),
@@ -228,18 +210,11 @@ class EmbeddedServer(RedisServer):
             # As long as the server lives, the lock is held, also when its keeper was killed.
             pass_fds=[lock.fileno()],
         )
-        began_s = seen_s = time.monotonic()
-        gone, look_s = False, _POLL_S
-        while process.poll() is None and not self._stopping.wait(look_s):
-            if time.monotonic() - began_s > _RETRY_WAIT_S:
-                look_s = _LOOK_S  # One that dies at its start is told of at once.
-            if not gone and not self._folder.is_dir():
+        gone = False
+        while process.poll() is None and not self._stopping.wait(_LOOK_S):
+            if not gone and not self._folder.is_dir():  # Connections that are open still work.
                 gone = True
                 _log.warning("the folder of the embedded server is gone", folder=str(self._folder))
-            if gone or address.exists():  # Without a folder, connections that are open still work.
-                seen_s = time.monotonic()
-            elif time.monotonic() - seen_s > _SOCKET_TIMEOUT_S:
-                process.terminate()  # Its socket was deleted, perhaps as a temporary file.
         process.terminate()  # So that it finishes its writes, if it has not ended already.
         try:
             process.wait(_STOP_TIMEOUT_S)
@@ -247,25 +222,6 @@ class EmbeddedServer(RedisServer):
             _log.warning("the embedded server did not end in time", folder=str(self._folder))
             process.kill()
         return process.wait()
-
-    def _socket(self) -> Path:
-        """Return the path of the socket, the same for every daemon of the state directory.
-
-        The kernel limits the length of a socket's path. If the state directory's path is too
-        long, use a folder under the temporary directory. Raises OSError, TierUnavailable.
-        """
-        path = self._folder / "valkey.sock"
-        if len(os.fsencode(path)) <= _MAX_SOCKET_PATH_BYTES:
-            return path
-        name = hashlib.sha256(os.fsencode(self._folder.resolve())).hexdigest()[:16]
-        folder = Path(tempfile.gettempdir()) / f"wasmkiln-{os.geteuid()}-{name}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        try:  # Another user may have created it first, or put a symbolic link there.
-            check_path(folder, private=True)
-        except NotOurs as refusal:
-            raise TierUnavailable(str(refusal)) from None
-        folder.chmod(0o700)
-        return folder / "valkey.sock"
 
     def _write_config(self) -> None:
         """Write the server's configuration; start a new log if the old one is long. OSError."""
@@ -282,8 +238,11 @@ class EmbeddedServer(RedisServer):
             write_whole(path, password.encode())
         settings = {
             "port": "0",
-            "unixsocket": _quoted(self._socket()),
+            # From "dir". Of a socket's path, unlike a folder's, the kernel limits the length.
+            "unixsocket": "../valkey.sock",
             "unixsocketperm": "700",
+            # So that operators see whose it is.
+            "proc-title-template": '"{title} {config-file}"',
             "requirepass": password,
             "dir": _quoted(data),
             "logfile": _quoted(log),
@@ -333,7 +292,7 @@ class SharedServer:
         # None if the shared tier is switched off.
         self.link: RedisLink | None = None
         if self.mode != "none":
-            server = self._connect(access) if self.url else self.embedded
+            server = self._connect(access) if self.url else self.embedded.connect(self.timeout_s)
             self.link = RedisLink(server, timeout_s=self.timeout_s)
 
     async def start(self) -> None:

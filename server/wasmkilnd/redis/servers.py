@@ -52,6 +52,8 @@ Command: TypeAlias = tuple[bytes | str | int, ...]
 Ask: TypeAlias = Callable[[Sequence[Command], float], Awaitable[list[Any]]]
 # Host and port.
 Node: TypeAlias = tuple[str, int]
+# Returns where a connection goes, by the names that redis-py has for it.
+Find: TypeAlias = Callable[[], Awaitable[dict[str, Any]]]
 # Slots, and the nodes that have them, the primary first.
 Shards: TypeAlias = dict[range, list[Node]]
 
@@ -160,17 +162,17 @@ class SingleServer(RedisServer):
 
 
 class _OurConnection(redis_py.AbstractConnection):
-    """A connection to the server that ``find`` names at that moment, or else to the usual one.
+    """A connection to where ``find`` says at that moment, or else to the usual server.
 
     It always closes, even where the server hangs or the caller is cancelled: redis-py waits until
     all is sent, and with TLS until the server says goodbye.
     """
 
-    find: Callable[[], Awaitable[Node]] | None = None
+    find: Find | None = None
 
     async def _connect(self) -> None:
         if self.find:
-            self.host, self.port = await self.find()
+            vars(self).update(await self.find())
         await super()._connect()  # type: ignore[no-untyped-call, safe-super]
 
     async def disconnect(self, *args: Any, **options: Any) -> None:
@@ -180,7 +182,9 @@ class _OurConnection(redis_py.AbstractConnection):
         await super().disconnect(*args, **options)
 
 
-async def _primary_of(service: str, sentinels: Sequence[Callable[[], SingleServer]]) -> Node:
+async def _primary_of(
+    service: str, sentinels: Sequence[Callable[[], SingleServer]]
+) -> dict[str, str | int]:
     """Return where the primary is, by the Sentinel that tells it first: others may hang.
 
     Each new connection asks, so those to a primary that died or was demoted are replaced by
@@ -197,7 +201,7 @@ async def _primary_of(service: str, sentinels: Sequence[Callable[[], SingleServe
                 state = dict(zip(reply[::2], reply[1::2], strict=True))
                 # A Sentinel that lost its peers still names the primary that died.
                 if b"down" not in state[b"flags"]:
-                    return state[b"ip"].decode(), int(state[b"port"])
+                    return {"host": state[b"ip"].decode(), "port": int(state[b"port"])}
                 why = "the primary is down"
             except Exception as failure:
                 why = str(described(failure))
@@ -488,13 +492,17 @@ class RedisAccess:
 NO_ACCESS = RedisAccess()
 
 
-def connect(url: str, access: RedisAccess = NO_ACCESS, *, timeout_s: float = 2.0) -> RedisServer:
-    """Return a server for ``url``; it connects when it is first used.
+def connect(
+    url: str, access: RedisAccess = NO_ACCESS, *, timeout_s: float = 2.0, find: Find | None = None
+) -> RedisServer:
+    """Return a server for ``url``, or for where ``find`` says; it connects when it is first used.
 
-    ``timeout_s`` is how long a connection may take. Raises BadRedisUrl and CannotUse.
+    ``timeout_s`` is how long a connection may take. Raises BadRedisUrl, and CannotUse for files
+    that have to be there by now: not those of a server that is still to be found.
     """
     address = RedisAddress.parse(url)
-    check_files(access)
+    if not find:
+        check_files(access)
     ours = _Credentials(address.user, address.password or access.password, access.password_file)
     if address.kind is RedisKind.REST:
         tls = ssl.create_default_context(cafile=access.ca_file or None)
@@ -519,8 +527,8 @@ def connect(url: str, access: RedisAccess = NO_ACCESS, *, timeout_s: float = 2.0
     if address.kind is RedisKind.SOCKET:
         kind, options["path"] = redis_py.UnixDomainSocketConnection, address.path
 
-    def server(node: Node | None = None, find: Any = None, **more: Any) -> SingleServer:
-        ours = type("Connection", (_OurConnection, kind), {"find": staticmethod(find)})
+    def server(node: Node | None = None, find: Find | None = None, **more: Any) -> SingleServer:
+        ours = type("Connection", (_OurConnection, kind), {"find": find and staticmethod(find)})
         where = {"host": node[0], "port": node[1]} if node else {}
         pool = redis_py.ConnectionPool(connection_class=ours, **options | where | more)
         return SingleServer(pool)
@@ -530,8 +538,9 @@ def connect(url: str, access: RedisAccess = NO_ACCESS, *, timeout_s: float = 2.0
     if address.kind is RedisKind.SENTINEL:
         theirs = _Credentials(*address.sentinel)
         sentinels = [partial(server, node, credential_provider=theirs) for node in address.hosts]
-        return server(find=partial(_primary_of, address.service, sentinels), db=address.db)
-    return server(*address.hosts, db=address.db)
+        find = partial(_primary_of, address.service, sentinels)
+        return server(find=find, db=address.db)
+    return server(next(iter(address.hosts), None), find, db=address.db)
 
 
 class _Credentials:
