@@ -12,10 +12,6 @@ server's text: it may quote what the server was sent, even a password.
 
 from __future__ import annotations
 
-import wasmkilnd.redis.library  # noqa: F401 - before anything loads redis-py
-
-# isort: split
-
 import asyncio
 import base64
 import contextlib
