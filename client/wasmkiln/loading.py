@@ -247,7 +247,9 @@ def _engine(changed_settings: Mapping[str, str]) -> Any:
                 setattr(config, name, value)
             elif text in ("winch", "true", "false"):
                 # The package's library has settings that its class lacks, and Winch.
-                setter = getattr(wasmtime._bindings, f"wasmtime_config_{name}_set")
+                setter = getattr(wasmtime._bindings, f"wasmtime_config_{name}_set", None)
+                if setter is None:
+                    raise LookupError("it does not have this setting")
                 setter(config.ptr(), _WINCH if text == "winch" else value)
             else:
                 raise LookupError("it does not have this setting")

@@ -158,27 +158,18 @@ async def test_who_takes_over_waits_for_what_is_being_written(
     assert module.sha256 == DIGEST
 
 
-@pytest.mark.parametrize("reserves", [True, False])
 async def test_a_full_disk_refuses_and_gets_its_room_back(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch, reserves: bool
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pwrite, left = os.pwrite, [2 * MIB + 100]
 
-    def reserve(_file: int, _at: int, size_bytes: int) -> None:
-        if not reserves:
-            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-        if size_bytes > left[0]:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     def limited(file: int, data: Any, at: int) -> int:
-        assert not reserves
         if not left[0]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         some = data[: left[0]]
         left[0] -= len(some)
         return pwrite(file, some, at)
 
-    monkeypatch.setattr(os, "posix_fallocate", reserve)
     monkeypatch.setattr(os, "pwrite", limited)
     failed = await refused(rig.take(pieces()))
     assert (failed.reason, failed.metadata["limit"]) == (Reason.COMPILE_QUEUE_FULL, "uploads")

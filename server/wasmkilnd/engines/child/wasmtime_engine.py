@@ -150,7 +150,7 @@ def configure(target: str, cpu: str, settings: dict[str, str]) -> Configured:
     """Return an engine. Raises SettingsRefused; wasmtime aborts if it refuses them later."""
     portable = target == PORTABLE
     where = ("", NATIVE) if portable else (target, cpu)
-    validator = _engine(*where, {**settings, _STRATEGY: "cranelift"})
+    validator = _engine(*where, {n: v for n, v in settings.items() if n != _STRATEGY})
     if settings.get(_STRATEGY, "cranelift") == "cranelift" and not portable:
         return Configured(validator, validator)
     return Configured(_engine(target, cpu, settings), validator, portable)
