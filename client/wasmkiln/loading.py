@@ -237,6 +237,7 @@ def _engine(changed_settings: Mapping[str, str]) -> Any:
     config = wasmtime.Config()
     for name, text in changed_settings.items():
         value = int(text) if text.isdecimal() else {"true": True, "false": False}.get(text, text)
+        setter = getattr(wasmtime._bindings, f"wasmtime_config_{name}_set", None)
         try:
             if name == "collector":
                 # The package's library has one collector, and compares it when it loads.
@@ -245,11 +246,8 @@ def _engine(changed_settings: Mapping[str, str]) -> Any:
             # Properties, and truth values only: the names come from a daemon.
             elif text != "winch" and isinstance(getattr(wasmtime.Config, name, None), property):
                 setattr(config, name, value)
-            elif text in ("winch", "true", "false"):
+            elif setter and text in ("winch", "true", "false"):
                 # The package's library has settings that its class lacks, and Winch.
-                setter = getattr(wasmtime._bindings, f"wasmtime_config_{name}_set", None)
-                if setter is None:
-                    raise LookupError("it does not have this setting")
                 setter(config.ptr(), _WINCH if text == "winch" else value)
             else:
                 raise LookupError("it does not have this setting")
