@@ -26,6 +26,10 @@ KEY_BYTES = 32
 # How many keys are known at most, and of one caller.
 _MOST, _MOST_OF_ONE = 256, 64
 _PROPOSAL, _COLLECTOR = "proposal ", "collector"
+# A setting that changes more, such as the compiler, is no name for one of its changes.
+_FEW = 3
+# Loaders take code with another value, but a host that sets it means what its code computes.
+_MEANT = "cranelift_nan_canonicalization"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +117,7 @@ def fit(engine_id: str, mine: Compared, host: Section) -> tuple[Fit, list[str]]:
         return Fit(engine_id, "", (), {}), why
     code, settings = dict(mine.rest), dict[str, str]()
     for sample in mine.samples:
-        if not (sample.loads and sample.takes):
+        if not (sample.loads and sample.takes) or _MEANT in sample.settings:
             changed, named = _as_shown(sample, host.rest)
             if any(code.get(each, 0) != value for each, value in changed.items()):
                 code |= changed
@@ -132,8 +136,13 @@ def contradicts(mine: Compared, name: str, value: str, spec: CompileSpec) -> boo
     in_force = spec.settings.get(name, value)
     if value == in_force:
         return False
-    tried = {tuple(each.settings.items()): each for each in mine.samples}
-    ours, theirs = tried.get(((name, value),)), tried.get(((name, in_force),))
+    # The first setting of a sample is what was tried, others are what it needs.
+    tried = {
+        each.settings[name]: each for each in mine.samples if next(iter(each.settings)) == name
+    }
+    if value.isdecimal():  # Of numbers only a few were tried.
+        return not all(each.loads and each.takes for each in tried.values())
+    ours, theirs = tried.get(value), tried.get(in_force)
     # A value that was not tried is the default, or changes nothing.
     return not ((not ours or ours.loads) and (not theirs or theirs.takes))
 
@@ -159,8 +168,8 @@ def _differences(mine: Compared, code: Mapping[str, Value], host: Mapping[str, V
     """Say for what a host's engine refuses code."""
     # Which setting changes a value, for people, and what loaders do not compare.
     names, free = dict[str, str](), set[str]()
-    for sample in mine.samples:
-        if len(sample.changed) == 1 or len(sample.settings) == 1:
+    for sample in sorted(mine.samples, key=lambda each: len(each.changed)):
+        if len(sample.settings) == 1 and len(sample.changed) <= _FEW:
             names = {each: next(iter(sample.settings)) for each in sample.changed} | names
         if sample.loads and sample.takes:
             free |= sample.changed.keys()

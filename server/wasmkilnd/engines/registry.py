@@ -209,15 +209,17 @@ class EngineRegistry:
         if not fit or not self.serves(fit):
             if len(shown) == fits.KEY_BYTES:
                 raise errors.compatibility_unknown()
-            fit = self._fit(fits.read(shown), engine)
+            fit = self._fit(fits.read(shown))
             self.fits.keep(shown, caller, fit)
         spec = self.spec(*fit.code)
         if not (engine or target or cpu or settings):
             return spec
+        engine_id = self.choose(engine, None) if engine else fit.engine_id
         compared = self._served[fit.engine_id].capabilities.compared
         mine = next(each for each in compared if each.target == fit.target)
+        versions = {each.version for each in self._served[engine_id].capabilities.compared}
         wrong = {
-            "engine": engine and self.choose(engine, None) != fit.engine_id,
+            "engine": mine.version not in versions,
             "target": target and target != fit.target,
             "cpu": cpu and cpu not in fit.cpus,
             "settings": any(fits.contradicts(mine, *each, spec) for each in settings.items()),
@@ -228,18 +230,17 @@ class EngineRegistry:
             gets += "".join(f", {name}={value}" for name, value in fit.settings.items())
             raise errors.invalid_request(f"{what} {gets}: leave {field} out", field)
         chosen = {**fit.settings, **settings}
-        return self.spec(fit.engine_id, fit.target, cpu or fit.cpus[0], chosen)
+        return self.spec(engine_id, fit.target, cpu or fit.cpus[0], chosen)
 
     def serves(self, fit: fits.Fit) -> bool:
         """Return whether hosts get this code now."""
         return fit.engine_id in self._nearest
 
-    def _fit(self, host: Section, engine: str) -> fits.Fit:
-        """Return the code for a host. Raises COMPATIBILITY_UNSUPPORTED, or ENGINE_UNKNOWN."""
-        asked = [self._served[self.choose(engine, None)]] if engine else self.served
-        compared = [(each, mine) for each in asked for mine in each.capabilities.compared]
+    def _fit(self, host: Section) -> fits.Fit:
+        """Return the code for a host. Raises COMPATIBILITY_UNSUPPORTED."""
+        compared = [(each, mine) for each in self.served for mine in each.capabilities.compared]
         if not compared:
-            here = ", ".join(each.id for each in asked)
+            here = ", ".join(each.id for each in self.served)
             raise errors.compatibility_unsupported(here, [f"{here} does not say what it compares"])
         nearest, mine = max(compared, key=lambda each: fits.nearness(each[1], host))
         fit, why = fits.fit(nearest.id, mine, host)
